@@ -27,7 +27,7 @@ from s2robot.deployment.deploy import DeploySettings, LiveSession
 from s2robot.deployment.session import Rig
 from s2robot.deployment.trace import percentiles
 from s2robot.envs.cube_config import CubePickConfig
-from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.emulator.emulator import launch
 from s2robot.evaluation.planners import LearnedPlanner
 from s2robot.evaluation.records import wilson
 from s2robot.evaluation.rollouts import run_episodes

@@ -24,10 +24,10 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmLimits
 from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.control.interpolate import Interpolator
+from s2robot.envs.real.control.motion import Interpolator
 from s2robot.envs.real.control.safety import Safe, SafetyConfig, SafetyFilter, Verdict
 from s2robot.envs.real.emulator.controller import COLLISION_FORCE, COLLISION_TIME
-from s2robot.envs.real.emulator.motion import Motion, Plan
+from s2robot.envs.real.emulator.motion import Motion
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
 from s2robot.loading import load_policy
 
@@ -142,7 +142,7 @@ class Online(Motion):
     """The box in mode 6: it plans to every set point."""
 
     def servo(self, target: np.ndarray) -> None:
-        self.plan(Plan(np.array(target, float), 0.8, 4.0), replace=True)  # bridge.arm's, of mode online
+        self.plan(target, 0.8, 4.0)  # bridge.arm's, of mode online
 
 
 def parsed(setting: str) -> tuple[float, ArmLimits]:

@@ -24,8 +24,8 @@ from s2robot.envs.real.arms.driver import OK, XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.loop import ControlLoop
 from s2robot.envs.real.control.watchdog import State
-from s2robot.envs.real.emulator.camera import FrameClient
-from s2robot.envs.real.emulator.launch import Launched
+from s2robot.envs.real.emulator.emulator import Launched
+from s2robot.envs.real.emulator.frames import EmulatedCamera
 
 START = np.array((-0.4, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))  # rad, 0.4 to the right of home
 STILL = 0.01  # rad/s
@@ -110,9 +110,7 @@ class Bench:
         self.server: Any = None
         self.notes: dict[str, Any] = {}
         if scene:  # the first picture waits for the renderer
-            client = FrameClient(emulator.ports.frames, "hand", PATIENCE_S)
-            client.read()
-            client.close()
+            EmulatedCamera(emulator.ports.side, "hand", PATIENCE_S).close()
         EpisodeStore.create(self.path, ATTRIBUTES).close()
         none = Case("none", "", "IDLE", "", lambda bench: time.monotonic(), watch_s=0.3)
         tries = [self.run(none)]

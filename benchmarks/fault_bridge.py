@@ -19,16 +19,14 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import REFUSED
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.xarm import XArmDriver
-from s2robot.envs.real.cameras.camera import CameraReader
-from s2robot.envs.real.cameras.sources import ReplayCamera
+from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
 from s2robot.envs.real.control.loop import LoopConfig
-from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.subscriber import Subscriber
+from s2robot.envs.real.control.subscriber import EpisodeRecorder, Subscriber
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
-from s2robot.envs.real.emulator.camera import EmulatedCamera
-from s2robot.envs.real.emulator.ports import Ports
+from s2robot.envs.real.emulator.frames import EmulatedCamera
+from s2robot.envs.real.emulator.side import Ports
 from s2robot.envs.real.runtime import ArmRuntime
 
 SWING = np.array((0.05, 0.0, 0.0, 0.0, 0.03, 0.0, 0.06, 1.0))  # an action: up to 0.6 rad/s
@@ -147,7 +145,7 @@ def assemble(
     noise = np.random.default_rng(0).integers(0, 256, (20, SIZE, SIZE, 3), np.uint8)
     camera = CameraReader(
         "hand",
-        (lambda: EmulatedCamera(ports.frames, "hand")) if scene else (lambda: ReplayCamera(noise, 30)),
+        (lambda: EmulatedCamera(ports.side, "hand")) if scene else (lambda: ReplayCamera(noise, 30)),
     )
     camera.start(PATIENCE_S)
     stack.callback(camera.close)

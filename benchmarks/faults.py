@@ -107,7 +107,7 @@ def measure(cases: list, repeat: int, folder: Path) -> list[dict[str, Any]]:
     """All runs; one emulator for those without cameras, one with the scene for the others."""
     from benchmarks.fault_bench import Bench
     from benchmarks.fault_server import make_checkpoint, served
-    from s2robot.envs.real.emulator.launch import launch
+    from s2robot.envs.real.emulator.emulator import launch
 
     server = None
     if any(case.server for case in cases):

@@ -20,14 +20,13 @@ from s2robot.envs.real.arms.driver import ArmDriver, Array
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.clock import REAL, Clock
-from s2robot.envs.real.control.interpolate import SHARE, Interpolator
 from s2robot.envs.real.control.loop import PRESSES, ControlLoop, LoopConfig, Result
+from s2robot.envs.real.control.motion import SHARE, Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.subscriber import Subscriber, Subscribers
 from s2robot.envs.real.control.supervisor import UNCONFIRMED, Supervisor, WatchedArm
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
-from s2robot.envs.real.operator.prompts import Operator, Placing
-from s2robot.envs.real.operator.stop import Stop
+from s2robot.envs.real.operator.prompts import Operator, Placing, Stop
 
 AT = 0.02  # rad; within this the arm is where it is to be
 OPEN = 0.9  # of the gripper, likewise
@@ -103,8 +102,7 @@ class ArmRuntime(Subscriber):
     def _check_watched(self) -> None:
         if self.live and self._supervisor is None:
             raise EnvError(
-                "supervisor: found none, expected a process that stops the arm when this one cannot (`watched`, or "
-                "`supervisor=`)"
+                "supervisor: found none, expected a process that stops the arm when this one cannot (`watched`)"
             )
 
     def rest(self) -> None:
@@ -112,8 +110,6 @@ class ArmRuntime(Subscriber):
         if self._supervisor is not None:
             with suppress(EnvError):  # the next heartbeat raises it, before the next motion
                 self._supervisor.rest()
-
-    # ---------------------------------------------------------------- between episodes
 
     @property
     def fault(self) -> tuple[str, ...]:
@@ -145,7 +141,7 @@ class ArmRuntime(Subscriber):
         Raises EnvError: an error is pending, or there is no supervisor.
         """
         self._check_watched()
-        self.loop.clear_stop()
+        self.loop.stop_requested = False
         if self.live:
             try:
                 self.driver.arm()
@@ -182,9 +178,14 @@ class ArmRuntime(Subscriber):
                     move.request_end()
             return np.append(left * min(1.0, config.max_delta / max(float(np.abs(left).max()), 1e-9)), 0.0)
 
-        move = ControlLoop(
-            self.driver, {}, act, main.safety, config, main.watchdog.limits, _OnBeat(lambda: self._beat(move)), self.clock
-        )  # fmt: skip
+        def beat() -> None:
+            main.subscriber.on_beat()
+            if self.stop.asked() or main.stop_requested:
+                move.request_stop()
+
+        beats = Subscriber()
+        beats.on_beat = beat  # type: ignore[method-assign]
+        move = ControlLoop(self.driver, {}, act, main.safety, config, main.watchdog.limits, beats, self.clock)
         # its own speed limit, so that what a busy machine delays is not made up for in a hurry
         limits = self.driver.limits
         move.stream.path = Interpolator(
@@ -203,11 +204,6 @@ class ArmRuntime(Subscriber):
             raise EnvError(f"move: found the arm {off:.3f} rad from its goal, expected {_ARRIVED} at most")
         return result.cause != "stopped"
 
-    def _beat(self, move: ControlLoop) -> None:
-        self.loop.subscriber.on_beat()
-        if self.stop.asked() or self.loop.stop_requested:
-            move.request_stop()
-
     def ready(self, operator: Operator, placing: Placing) -> None:
         """Bring the arm to the start of an episode and have the cube placed; the arm is stopped afterwards.
 
@@ -215,14 +211,15 @@ class ArmRuntime(Subscriber):
         """
         if not self.confirmed:
             self.stand("before the operator comes near")
-        fault = self.fault
-        if fault or (self.live and not self.at(placing.start_joints)):
-            if not operator.free(fault):
-                raise EnvError("start: the operator said no, expected a yes before the arm moves")
+        fault, goal = self.fault, placing.start_joints
+        moves = self.live and (bool(fault) or not self.at(goal))
+        willing = operator.free(fault) if fault or moves else True
+        if willing:
             self.clear()
-            if self.live:
-                self._start_at(placing.start_joints)
-        if not operator.place(placing):
+            if moves:
+                self._start_at(goal)
+            willing = operator.place(placing)
+        if not willing:
             raise EnvError("start: the operator said no, expected a yes before the arm moves")
 
     def _start_at(self, goal: Array) -> None:
@@ -233,8 +230,6 @@ class ArmRuntime(Subscriber):
             self.stand("at the start")  # hands come near while the cube is placed
         if not there:
             raise EnvError("start: stopped on the way")
-
-    # ---------------------------------------------------------------- episodes
 
     def run(self, max_steps: int) -> Result:
         """Run one episode, see `ControlLoop.run`."""
@@ -266,8 +261,3 @@ class ArmRuntime(Subscriber):
                 left = True
                 done.notify_all()
             thread.join(5.0)
-
-
-class _OnBeat(Subscriber):
-    def __init__(self, beat: Callable[[], None]):
-        self.on_beat = beat  # type: ignore[method-assign]

@@ -19,8 +19,14 @@ from s2robot.deployment.preflight import STOP, Camera, Finding
 from s2robot.deployment.settings import Bridge, CameraSettings
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, size_of
-from s2robot.envs.real.cameras.camera import CameraReader, Source, part_seen
-from s2robot.envs.real.cameras.sources import OpenCVCamera, RealSenseCamera, ReplayCamera
+from s2robot.envs.real.cameras.camera import (
+    CameraReader,
+    OpenCVCamera,
+    RealSenseCamera,
+    ReplayCamera,
+    Source,
+    part_seen,
+)
 
 STAND_IN = "s2robot.envs.real.emulator.stand_in"
 Scene = Any  # its `StandIn`: an emulated arm with cameras, table and operator

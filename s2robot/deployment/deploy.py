@@ -29,8 +29,7 @@ from s2robot.deployment.store import CAUSES, open_store
 from s2robot.deployment.trace import EpisodeLog
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.loop import Result
-from s2robot.envs.real.control.recorder import EpisodeRecorder
-from s2robot.envs.real.control.subscriber import Subscriber
+from s2robot.envs.real.control.subscriber import EpisodeRecorder, Subscriber
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.operator.prompts import ask
 

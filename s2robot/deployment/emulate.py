@@ -14,7 +14,7 @@ from s2robot.core.errors import UserError
 from s2robot.core.settings import from_yaml, plain, read
 from s2robot.envs.gl import require_simulator
 from s2robot.envs.real.emulator.emulator import EmulatorConfig, serve
-from s2robot.envs.real.emulator.ports import HOST, Ports, free_ports
+from s2robot.envs.real.emulator.side import HOST, Ports, free_ports
 
 
 class EmulateSettings(EmulatorConfig):

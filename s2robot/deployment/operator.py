@@ -12,8 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from s2robot.core.errors import UserError
 from s2robot.deployment.settings import Bridge
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.operator.prompts import Operator, OperatorProxy, Placing
-from s2robot.envs.real.operator.stop import Stop
+from s2robot.envs.real.operator.prompts import Operator, OperatorProxy, Placing, Stop
 
 Keys = Callable[[Callable[[str], None]], AbstractContextManager[None]]  # reads keys while its context lasts
 KEYS_HELP = "y: success, n: failure (both end the episode); space, q or Ctrl-C: brake and end the session"

@@ -38,24 +38,19 @@ from s2robot.deployment.store import CAUSES, open_corrections, open_store
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.frames import as_image_size
 from s2robot.envs.real.arms.driver import OK
-from s2robot.envs.real.arms.kinematics import ToolIK
+from s2robot.envs.real.arms.geometry import ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
-from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import Verdict
-from s2robot.envs.real.operator.handover import (
-    HANDOVER_HELP,
-    Handover,
-    LedControls,
-    SharedControl,
-    SpaceMouseControls,
-)
+from s2robot.envs.real.control.subscriber import EpisodeRecorder
 from s2robot.envs.real.operator.prompts import Operator
 from s2robot.envs.real.operator.teach import teach
 from s2robot.envs.real.operator.teleop import (
     CONTROLS_HELP,
+    HANDOVER_HELP,
     HELP,
     Controls,
     Keyboard,
+    SharedControl,
     SpaceMouse,
     Teleoperator,
 )
@@ -101,8 +96,8 @@ class ArmRecording:
     def __init__(self, cfg: DictConfig, operator: Operator | None = None, read_keys: Keys = keys):
         self.settings, self.person = read_some(RecordingSettings, cfg), _read_person(cfg)
         self.bench = read_bench(cfg)
-        self.handover = Handover() if self.settings.kind == "dagger" else None
-        self.controls: Controls = self.handover or Controls()
+        self.controls = Controls(shared=self.settings.kind == "dagger")
+        self.handover = self.controls if self.settings.kind == "dagger" else None
         self.demos = self._open_demos(cfg) if self.handover else None
         self.world = task_settings(cfg, max_steps=self.person.max_steps)
         if operator is None:
@@ -197,11 +192,11 @@ class ArmRecording:
         keyboard = Keyboard(controls)
         mover: Keyboard | SpaceMouse = keyboard
         if person.device == "spacemouse":
-            mover = SpaceMouse(SpaceMouseControls(self.handover) if self.handover else controls)
+            mover = SpaceMouse(controls)
             stack.callback(mover.close)
         pace = arm.bridge.speed if self.handover else 1.0
         teleoperator = Teleoperator(
-            mover, controls, ToolIK(arm.bench.robot.name), arm.limits, loop.policy_hz, person.speed * pace,
+            mover, controls, ToolIK(), arm.limits, loop.policy_hz, person.speed * pace,
             person.turn_speed * pace, loop.max_delta,
         )  # fmt: skip
         return teleoperator, keyboard.on_key if mover is keyboard else controls.on_key
@@ -294,7 +289,7 @@ class ArmRecording:
             return teach(session.runtime, self.controls, steps, recorder)
         self.shared.take()
         before = len(recorder)
-        broken = teach(session.runtime, LedControls(self.handover), steps, recorder)
+        broken = teach(session.runtime, self.controls, steps, recorder)
         self.shared.led(len(recorder) - before)
         return broken
 

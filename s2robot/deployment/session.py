@@ -35,8 +35,7 @@ from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.loop import LoopConfig, Result
 from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import State
-from s2robot.envs.real.operator.prompts import Operator, Placing, TerminalOperator
-from s2robot.envs.real.operator.stop import Stop
+from s2robot.envs.real.operator.prompts import Operator, Placing, Stop, TerminalOperator
 from s2robot.envs.real.runtime import ArmRuntime
 
 

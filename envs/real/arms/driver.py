@@ -32,15 +32,10 @@ def _rising(ends: tuple[float, float]) -> tuple[float, float]:
     return ends
 
 
-def _seven(value: Any) -> Any:
-    """One number for all joints, or seven."""
-    return (value,) * 7 if isinstance(value, int | float) else value
-
-
-Joints = Annotated[tuple[float, ...], Field(min_length=7, max_length=7)]
-Rates = Annotated[
-    tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_seven), Field(min_length=7, max_length=7)
-]
+_SEVEN = Field(min_length=7, max_length=7)
+Joints = Annotated[tuple[float, ...], _SEVEN]
+_One = BeforeValidator(lambda v: (v,) * 7 if isinstance(v, int | float) else v)  # one number for all joints
+Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], _One, _SEVEN]
 _Ends = Annotated[tuple[float, float], AfterValidator(_rising)]
 Box = tuple[_Ends, _Ends, _Ends]  # (low, high) of x, y, z
 
@@ -91,10 +86,10 @@ class ArmState:
 
 @dataclass(frozen=True)
 class CommandResult:
-    """The outcome of one command."""
+    """The outcome of one command. Times are those of the host's clock."""
 
     code: int  # OK, REFUSED, or the arm's own number
-    t_sent: float  # s, host's clock
+    t_sent: float  # s
     t_ack: float  # s
 
     @property
@@ -117,7 +112,7 @@ class ArmDriver(ABC):
     """An arm with a gripper. Only `stop` may be called from another thread than the rest.
 
     `command` refuses before `arm`, after `stop`, joints that are not 7 finite numbers or out of range, a step beyond
-    `step_max` (rad) from the last, and an opening that is not within 0 to 1: see `_sendable`.
+    `step_max` (rad) from the last, and an opening that is not within 0 to 1.
     """
 
     def __init__(self, limits: ArmLimits, step_max: Any):

@@ -60,7 +60,6 @@ class FrankaDriver(ArmDriver):
     Args:
         ip: the arm's address.
         limits: `command` never exceeds their range and step.
-        stiffness: of the impedance controller, N m/rad.
         realtime: require a realtime kernel, as libfranka does.
         gripper: False for an arm without a hand; its opening is NaN.
     """
@@ -69,13 +68,11 @@ class FrankaDriver(ArmDriver):
         self,
         ip: str,
         limits: ArmLimits = FRANKA_LIMITS,
-        stiffness: tuple[float, ...] = STIFFNESS,
         realtime: bool = True,
         gripper: bool = True,
     ):
         super().__init__(limits, limits.step_max)
-        self.ip, self.stiffness = ip, stiffness
-        self._realtime, self._has_gripper = realtime, gripper
+        self.ip, self._realtime, self._has_gripper = ip, realtime, gripper
         self._robot: Any = None
         self._hand: Any = None
         self._tracker: Any = None
@@ -87,13 +84,7 @@ class FrankaDriver(ArmDriver):
         self._thread: threading.Thread | None = None
 
     def connect(self, timeout_s: float) -> None:
-        """Reach arm and hand; moves nothing and recovers from no error.
-
-        Raises:
-            EnvError: no franky, no arm, or no answer within `timeout_s`.
-        """
-        if self._robot is not None:
-            raise EnvError(f"franka {self.ip}: found it connected already, expected one connect")
+        """Reach arm and hand; moves nothing and recovers from no error. Raises EnvError: no franky, no arm, no answer."""
         try:
             import franky
         except ImportError as error:
@@ -130,14 +121,11 @@ class FrankaDriver(ArmDriver):
             self._thread.join(2.0)
         self._robot = self._hand = self._tracker = self._thread = None
 
-    # ---------------------------------------------------------------- arm
-
     def arm(self) -> None:
         """Start the controller at the measured joints; the arm stands still.
 
-        Raises:
-            EnvError: an error is pending (recover in Desk, after looking at the arm), the controller does not start, or
-                `stop` was called meanwhile. The arm is stopped then.
+        Raises EnvError, with the arm stopped: an error is pending (recover in Desk, after looking at the arm), the
+        controller does not start, or `stop` was called meanwhile.
         """
         if self.read().error:
             errors = self._robot.state.current_errors
@@ -154,7 +142,7 @@ class FrankaDriver(ArmDriver):
                 self._robot.join_motion(2.0)
             self._tracker = franky.JointImpedanceTracker(
                 self._robot,
-                stiffness=np.array(self.stiffness),
+                stiffness=np.array(STIFFNESS),
                 lower_joint_limits=np.array(self.limits.q_min),
                 upper_joint_limits=np.array(self.limits.q_max),
             )
@@ -169,8 +157,7 @@ class FrankaDriver(ArmDriver):
     def read(self) -> ArmState:
         """Return the measured joints; the hand's opening is up to 0.2 s old.
 
-        Raises:
-            EnvError: no answer, one that is no number, or no answer from the hand for 2 s.
+        Raises EnvError: no answer, one that is no number, or no answer from the hand for 2 s.
         """
         if self._robot is None:
             raise EnvError(f"franka {self.ip}: found no connection, expected connect first")
@@ -192,10 +179,7 @@ class FrankaDriver(ArmDriver):
         return DriverStatus(self._robot is not None and age < 1.0, self._error, self._mode, age)
 
     def command(self, q: Array, gripper: float | None) -> CommandResult:
-        """Set the controller's target, joints (7,) rad, and an opening; see `ArmDriver`.
-
-        REFUSED, and nothing is sent: see there. GONE: the controller has ended.
-        """
+        """Set the controller's target, joints (7,) rad, and an opening; see `ArmDriver`. GONE: the controller has ended."""
         begin = now()
         with self._lock:
             if (target := self._sendable(q, gripper)) is None:
@@ -209,10 +193,7 @@ class FrankaDriver(ArmDriver):
         return CommandResult(OK, begin, now())
 
     def stop(self, reason: str) -> bool:
-        """Brake and end the controller; does not wait for rest, never raises. Until `arm`, `command` refuses.
-
-        Returns: whether the arm took it, or no controller was running.
-        """
+        """Brake and end the controller; True also where none was running. See `ArmDriver`; does not wait for rest."""
         self._last_stop = object()
         with self._lock:
             self.stopped, self._wanted = reason or "stopped", None
@@ -229,8 +210,6 @@ class FrankaDriver(ArmDriver):
             robot.stop()
             return True
         return False
-
-    # ---------------------------------------------------------------- hand
 
     def _read_hand(self) -> None:
         state = self._hand.state

@@ -1,17 +1,106 @@
-"""Where an arm's points are at given joints: TCP, finger tips, knuckles, wrist and elbow, in the base's frame.
+"""The xArm7's kinematics, from its published modified Denavit-Hartenberg parameters, and its points that are watched.
 
-The fingers are points fixed to the hand, where they are open and where they reach lowest while closing, so that
-the answer holds for every opening.
+Metres and radians in the frame of the arm's base; the tool centre point is the flange (no tool offset), as the box
+reports it. The fingers are points fixed to the hand, where they are open and where they reach lowest while closing, so
+that the answer holds for every opening.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms.driver import Array
-from s2robot.envs.real.arms.kinematics import HAND, LINKS, TOOL
+from s2robot.envs.real.arms.driver import XARM7_LIMITS, Array
+from s2robot.envs.robots import robot_spec
+
+# per joint: twist (rad) and length (m) before the joint, offset (m) along it
+_ALPHA = np.array([0, -1, 1, 1, 1, 1, -1]) * np.pi / 2
+_A = np.array([0, 0, 0, 0.0525, 0.0775, 0, 0.076])
+_D = np.array([0.267, 0, 0.293, 0, 0.3425, 0, 0.097])
+# the hand in the flange's frame: its base plate is behind the flange, and it is turned by half a turn
+HAND = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, 1, -0.027], [0, 0, 0, 1]])
+TOOL = (0.0, 0.0, 0.147)  # m, on the hand: between the finger tips
+_DAMPING = 1e-4  # m² and rad²; keeps steps small near a singularity
+_POSTURE = 0.05  # share of the way to the home joints that the redundant joint takes in an iteration
+_ITERATIONS = 8
+
+
+def _links() -> tuple[Array, Array, Array]:
+    """Each link's pose in the one before is fixed + cos q · turning + sin q · crossing.  # 3 times (7, 4, 4)"""
+    fixed, turning, crossing = np.zeros((3, 7, 4, 4))
+    ca, sa = np.round(np.cos(_ALPHA)), np.round(np.sin(_ALPHA))  # all twists are quarter turns
+    turning[:, 0, 0], turning[:, 1, 1], turning[:, 2, 1] = 1, ca, sa
+    crossing[:, 0, 1], crossing[:, 1, 0], crossing[:, 2, 0] = -1, ca, sa
+    fixed[:, 1, 2], fixed[:, 2, 2] = -sa, ca
+    fixed[:, :, 3] = np.stack([_A, -sa * _D, ca * _D, np.ones(7)], 1)
+    return fixed, turning, crossing
+
+
+_FIXED, _TURNING, _CROSSING = _links()
+LINKS = np.stack([_FIXED, _TURNING, _CROSSING], 1)  # (7, 3, 4, 4): of 1, cos q and sin q of each joint
+
+
+def frames(joints: Array) -> Array:
+    """The frame after each joint; the last is the flange.  # (7,) -> (7, 4, 4)"""
+    q = np.asarray(joints, float)[:, None, None]
+    result = _FIXED + np.cos(q) * _TURNING + np.sin(q) * _CROSSING  # each in the frame of the link before
+    for i in range(1, 7):
+        result[i] = result[i - 1] @ result[i]
+    return result
+
+
+def jacobian(all_frames: Array, point: Array) -> Array:
+    """Velocity of a point (3,) m on the last link (m/s, rad/s) per joint velocity.  # (7, 4, 4) -> (6, 7)"""
+    axes = all_frames[:, :3, 2]  # (7, 3)
+    arms = point - all_frames[:, :3, 3]
+    return np.concatenate([np.cross(axes, arms).T, axes.T])
+
+
+def forward(joints: Array) -> Array:
+    """x, y, z (m), roll, pitch, yaw (rad) about the fixed axes of the flange.  # (7,) -> (6,)"""
+    flange = frames(joints)[-1]
+    return np.concatenate([flange[:3, 3], Rotation.from_matrix(flange[:3, :3]).as_euler("xyz")])
+
+
+class ToolIK:
+    """Inverse kinematics of the tool: damped least squares from the commanded joints, close to the home pose.
+
+    Positions are of the point between the finger tips.
+    """
+
+    def __init__(self) -> None:
+        room = (
+            XARM7_LIMITS.margin + 1e-3
+        )  # the filter starts from nowhere nearer to the end of a joint's range
+        self._low, self._high = (
+            np.array(XARM7_LIMITS.q_min) + room,
+            np.array(XARM7_LIMITS.q_max) - room,
+        )  # (7,) rad
+        self._home = np.array(robot_spec("xarm7").home)
+        self._tool = HAND @ [*TOOL, 1.0]  # (4,) in the flange's frame
+
+    def pose(self, q: Array) -> tuple[Array, Array]:
+        """Position (3,) m and rotation (3, 3) at joints (7,) rad."""
+        return self._pose(frames(q)[-1])
+
+    def _pose(self, flange: Array) -> tuple[Array, Array]:
+        return (flange @ self._tool)[:3], flange[:3, :3] @ HAND[:3, :3]
+
+    def solve(self, q: Array, position: Array, rotation: Array) -> Array:
+        """Joints (7,) near `q` that bring the tool as close to a pose as a few steps can."""
+        q = np.array(q, float)
+        for _ in range(_ITERATIONS):
+            arm = frames(q)
+            here, turned = self._pose(arm[-1])
+            error = np.concatenate([position - here, Rotation.from_matrix(rotation @ turned.T).as_rotvec()])
+            slopes = jacobian(arm, here)
+            inverse = slopes.T @ np.linalg.inv(slopes @ slopes.T + _DAMPING * np.eye(6))  # (7, 6)
+            free = np.eye(7) - inverse @ slopes
+            q = q + inverse @ error + free @ (_POSTURE * (self._home - q))
+            q = np.clip(q, self._low, self._high)
+        return q
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The vendor's SDK of the xArm: where it is imported, how it connects, its ports, and where it prints.
+"""The vendor's SDK of the xArm: import, connection, ports, where it prints, the box's own settings, and the gripper.
 
     sdk = import_sdk()                    # the module xarm.wrapper, with XArmAPI
     with client_ports(ports):             # a control box at other ports: behind a tunnel, or emulated
@@ -15,20 +15,34 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms.driver import made_within
+from s2robot.envs.real.arms.driver import ArmLimits, made_within
+from s2robot.envs.real.control.clock import now
 
 LOG_FILE = "xarm_sdk.log"  # in a run's folder
 _VERSION_REQUEST = bytes([0, 1, 0, 2, 0, 1, 1])  # transaction, protocol 2, length, function 1
-_REPORT_NUMBERS = {"report_normal": 30001, "report_rich": 30002, "report_real": 30003}
+DONE = (0, 1, 2, 9)  # codes of an answer: errors or warnings pending and "not ready" are answers, too
+HAND_REACH = 0.2  # m from the flange to the farthest that the box's limits leave to the hand
+_PAYLOAD_OFF, _OFFSET_OFF = 0.1, 2e-3  # kg; m and rad
+_REPORT_S = 0.5  # s until a report says what the box has; five come a second
+
+PULSES = 850  # the gripper's, open
+PERIOD = 0.1  # s between two requests to it
+STROKE_S = 1.0  # s after a target in which fingers that stand may be about to move
+# the SDK's calls that arming takes, with their arguments; the speed is the highest of its register, pulses/s
+GRIPPER_STEPS = (("set_gripper_enable", True), ("set_gripper_mode", 0), ("set_gripper_speed", 5000))
+Calls = tuple[tuple[Any, ...], ...]  # names of the SDK's calls, each with its arguments
 
 
 @dataclass(frozen=True)
@@ -36,14 +50,12 @@ class BoxPorts:
     """TCP ports of a control box; the defaults are the box's own."""
 
     control: int = 502
-    gripper: int = 503  # the SDK takes the control port plus one
-    report_normal: int = 30001  # 5 Hz
-    report_rich: int = 30002  # 5 Hz
-    report_real: int = 30003  # 100 Hz
+    report: int = 30002  # 5 Hz
 
-    def __post_init__(self) -> None:
-        if self.gripper != self.control + 1:
-            raise EnvError(f"ports.gripper: expected control + 1 (the SDK adds one), got {self.gripper}")
+    @property
+    def gripper(self) -> int:
+        """The second control port: the SDK adds one."""
+        return self.control + 1
 
 
 def import_sdk(module: str = "xarm.wrapper") -> Any:
@@ -59,14 +71,11 @@ def import_sdk(module: str = "xarm.wrapper") -> Any:
 
 
 def log_to(path: Path) -> None:
-    """Append what the SDK prints from now on to a file; does nothing without the SDK, as connecting raises then."""
+    """Append what the SDK prints from now on to a file. Raises EnvError without the SDK."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a", buffering=1)
-    try:
-        with redirect_stdout(file):  # for its import only, before anything is drawn
-            import_sdk()
-    except EnvError:
-        return
+    with redirect_stdout(file):  # for its import only, before anything is drawn
+        import_sdk()
     loggers = import_sdk("xarm.core.utils.log")
     handler = logging.StreamHandler(file)  # the supervisor, a process of its own, writes to the same file
     handler.setFormatter(logging.Formatter("%(asctime)s %(processName)s %(levelname)s %(message)s"))
@@ -110,41 +119,150 @@ def connect(ip: str, timeout_s: float, end: float, **settings: Any) -> Any:
 
 @contextmanager
 def client_ports(ports: BoxPorts) -> Iterator[None]:
-    """Send the SDK's connections of this process to ``ports``.
-
-    Raises:
-        EnvError: the SDK is not installed, is another version, or is redirected already.
-    """
+    """Send the SDK's connections of this process to `ports`. Raises EnvError: no SDK, or redirected already."""
     conf = import_sdk("xarm.core.config.x_config").XCONF.SocketConf
     report = import_sdk("xarm.x3.report").ReportDataStructure
-    wanted = {
-        "TCP_CONTROL_PORT": ports.control,
-        "TCP_REPORT_NORM_PORT": ports.report_normal,
-        "TCP_REPORT_RICH_PORT": ports.report_rich,
-        "TCP_REPORT_REAL_PORT": ports.report_real,
-    }
-    try:
-        before = {name: getattr(conf, name) for name in wanted}
-        create = vars(report)["create"]
-    except (AttributeError, KeyError) as error:
-        raise EnvError(f"xarm: found an SDK without {error}, expected xarm-python-sdk 1.18") from None
-    if before["TCP_CONTROL_PORT"] != BoxPorts.control:
-        raise EnvError(
-            f"xarm: found the SDK redirected to port {before['TCP_CONTROL_PORT']} already; one emulator a process"
-        )
-    numbers = {getattr(ports, name): number for name, number in _REPORT_NUMBERS.items()}
+    before, create = (conf.TCP_CONTROL_PORT, conf.TCP_REPORT_RICH_PORT), vars(report)["create"]
+    if before != (BoxPorts.control, BoxPorts.report):
+        raise EnvError(f"xarm: found the SDK redirected to port {before[0]} already; one emulator a process")
 
     def create_by_port(
         sock_port: int, **kwargs: Any
-    ) -> Any:  # the original compares with the box's own numbers
-        return create.__get__(None, report)(numbers.get(sock_port, sock_port), **kwargs)
+    ) -> Any:  # the original compares with the box's own number
+        return create.__get__(None, report)(
+            BoxPorts.report if sock_port == ports.report else sock_port, **kwargs
+        )
 
     try:
-        for name, port in wanted.items():
-            setattr(conf, name, port)
+        conf.TCP_CONTROL_PORT, conf.TCP_REPORT_RICH_PORT = ports.control, ports.report
         report.create = staticmethod(create_by_port)
         yield
     finally:
-        for name, port in before.items():
-            setattr(conf, name, port)
+        conf.TCP_CONTROL_PORT, conf.TCP_REPORT_RICH_PORT = before
         report.create = create
+
+
+def call(sdk: Any, name: str, *args: Any) -> int:
+    """Call the SDK by name; return its code."""
+    if name == "set_collision_sensitivity":  # its own would wait for motion and set the state by the way
+        answer = sdk._arm.arm_cmd.set_collis_sens(*args)
+    else:
+        answer = getattr(sdk, name)(*args)
+    return int(answer[0] if isinstance(answer, list | tuple) else answer)  # some return what the bus returned
+
+
+def check_tool(ip: str, sdk: Any, payload: float | None, tcp_offset: tuple[float, ...] | None) -> None:
+    """Compare payload (kg) and TCP offset (m and rad) with the box's; None is not compared.
+
+    Raises EnvError if they differ: the box's collision detection, its fence and an arm led by hand depend on them.
+    """
+    end = time.monotonic() + _REPORT_S
+    while True:
+        weight, offset = float(sdk.tcp_load[0]), np.array(sdk.tcp_offset, float)
+        offset[:3] /= 1000
+        wrong = ""
+        if payload is not None and abs(weight - payload) > _PAYLOAD_OFF:
+            wrong = f"bridge.arm.payload: expected the box's {weight:g} kg, got {payload:g}"
+        if tcp_offset is not None and np.abs(offset - tcp_offset).max() > _OFFSET_OFF:
+            wrong = f"bridge.arm.tcp_offset: expected the box's {offset.tolist()}, got {list(tcp_offset)}"
+        if not wrong:
+            return
+        if time.monotonic() > end:
+            raise EnvError(f"xarm {ip}: {wrong}; set it in UFACTORY Studio, or give the box's value here")
+        time.sleep(0.01)
+
+
+def present_limits(sdk: Any) -> Calls:
+    """Return the calls that put back the limits that the box has now; none for old firmware, which knows fewer."""
+    code, states = sdk.get_reduced_states()
+    if code != 0 or len(states) <= 5:
+        return ()
+    return _limit_calls(states[:6], int(sdk.collision_sensitivity), bool(sdk.self_collision_params[0]))
+
+
+def wanted_limits(limits: ArmLimits, sensitivity: int) -> Calls:
+    """Return the calls that set the box's own limits."""
+    joints = np.stack([limits.q_min, limits.q_max], 1).ravel().tolist()
+    fence = np.array(limits.box)[:, ::-1] + [HAND_REACH, -HAND_REACH]  # m, (high, low), of the flange
+    boundary, speed = (1000 * fence).ravel().tolist(), limits.point_speed * 1000
+    return _limit_calls([True, boundary, speed, max(limits.dq_max), joints, True], sensitivity, True)
+
+
+def _limit_calls(reduced: list[Any], sensitivity: int, self_collision: bool) -> Calls:
+    """`reduced`: on, boundary in mm, tool speed in mm/s, joint speed in rad/s, joint ranges in rad, fence on."""
+    on, boundary, tool_speed, joint_speed, ranges, fence = reduced
+    return (
+        ("set_collision_sensitivity", sensitivity), ("set_self_collision_detection", self_collision),
+        ("set_reduced_max_joint_speed", joint_speed), ("set_reduced_max_tcp_speed", tool_speed),
+        ("set_reduced_joint_range", ranges), ("set_reduced_tcp_boundary", boundary), ("set_reduced_mode", on),
+        ("set_fence_mode", fence),
+    )  # fmt: skip
+
+
+class XArmGripper:
+    """Sends a changed target and reads the opening, ten times a second, on a connection that never holds up the arm's.
+
+    Args:
+        sdk: the arm's connection, whose second port this opens.
+        ours: whether the gripper may move now.
+        timeout_s, end: for an answer; s, monotonic, when the first one must be there (EnvError).
+
+    Attributes: `opening` (measured, 0 closed to 1 open), `heard` (s, when it was), `code` (of the last answer).
+    """
+
+    def __init__(self, ip: str, sdk: Any, ours: Callable[[], bool], timeout_s: float, end: float):
+        self._sdk, self._ours = sdk, ours
+        self._wanted: int | None = None  # pulses
+        self.opening, self.heard, self.code = np.nan, -np.inf, 0
+        self._closing, self._news = threading.Event(), threading.Event()
+        if sdk.set_rs485_use_503_port() != 0:
+            raise EnvError(f"xarm {ip}: found no second port for the gripper, expected one (502 + 1)")
+        sdk._arm.arm_cmd_503.set_timeout(timeout_s)
+        self._thread = threading.Thread(target=self._tend, daemon=True, name="xarm gripper")
+        self._thread.start()
+        while not np.isfinite(self.opening):
+            if time.monotonic() > end:
+                self.close()
+                raise EnvError(
+                    f"xarm {ip}: found no answer from the gripper (code {self.code}), expected its opening; is it "
+                    "plugged in, and its bus at 2 Mbaud?"
+                )
+            time.sleep(0.01)
+
+    def want(self, opening: float | None) -> None:
+        """The target, 0 closed to 1 open; None: none, and fingers under way halt (those that hold something stay)."""
+        self._wanted = None if opening is None else round(float(opening) * PULSES)
+        self._news.set()
+
+    def close(self) -> None:
+        """End the thread; may be repeated."""
+        self._closing.set()
+        self._news.set()
+        self._thread.join(2.0)
+
+    def _tend(self) -> None:
+        sdk, sent, sent_at, before = self._sdk, None, -np.inf, None
+        closing = False
+        while not closing:
+            self._news.wait(PERIOD)
+            self._news.clear()
+            closing = self._closing.is_set()  # a stop that came before is still obeyed
+            try:
+                wanted, ours = self._wanted, self._ours()
+                if wanted != sent and wanted is not None and ours and self._go_to(wanted):
+                    sent, sent_at = wanted, time.monotonic()
+                code, pulses = sdk.get_gripper_position(check_baud=False)
+                if not ours and sent is not None and code == 0 and pulses is not None:
+                    under_way = pulses != before or time.monotonic() - sent_at < STROKE_S
+                    # fingers under way halt where they are
+                    if pulses == sent or not under_way or self._go_to(pulses):
+                        sent = None
+            except Exception:  # whatever the SDK makes of a broken answer
+                code, pulses = -1, None
+            self.code, before = code, pulses
+            if code == 0 and pulses is not None:
+                self.opening = float(np.clip(pulses / PULSES, 0.0, 1.0))
+                self.heard = now()
+
+    def _go_to(self, pulses: int) -> bool:
+        return self._sdk.set_gripper_position(pulses, wait=False, no_check=True) == 0

@@ -37,8 +37,22 @@ from s2robot.envs.real.arms.driver import (
     DriverStatus,
     measured,
 )
-from s2robot.envs.real.arms.sdk import BoxPorts, client_ports, connect, import_sdk, log_to, probe
-from s2robot.envs.real.arms.xarm_box import GRIPPER_STEPS, BoxSettings, XArmGripper, call
+from s2robot.envs.real.arms.sdk import (
+    DONE,
+    GRIPPER_STEPS,
+    BoxPorts,
+    Calls,
+    XArmGripper,
+    call,
+    check_tool,
+    client_ports,
+    connect,
+    import_sdk,
+    log_to,
+    present_limits,
+    probe,
+    wanted_limits,
+)
 from s2robot.envs.real.control.clock import now
 
 SERVO, ONLINE = 1, 6  # modes: stream of set points; planned by the box with limited speed and acceleration
@@ -98,16 +112,13 @@ class XArmDriver(ArmDriver):
         self._stop_lock = threading.Lock()
         self._redirected = ExitStack()
         self._gripper: XArmGripper | None = None
-
-    # ---------------------------------------------------------------- connect
+        self._limits_before: Calls | None = None  # put back the limits that the box had
 
     def connect(self, timeout_s: float) -> None:
         """Reach the box over three connections; moves, enables and clears nothing.
 
         Raises EnvError: no SDK, no box, no answer within `timeout_s`, or another arm than an xArm7.
         """
-        if self._sdk is not None:
-            raise EnvError(f"xarm {self.ip}: found it connected already, expected one connect")
         if self._log is not None:
             log_to(self._log)
         end = time.monotonic() + timeout_s
@@ -118,7 +129,6 @@ class XArmDriver(ArmDriver):
                 self._redirected.enter_context(client_ports(self.ports))
             probe(self.ip, config.TCP_CONTROL_PORT, end)
             self._sdk = connect(self.ip, WIRE_TIMEOUT, end, report_type="rich")
-            self._box = BoxSettings(self.ip, self._sdk)
             if self._sdk.axis != 7:
                 raise EnvError(f"xarm {self.ip}: found an arm of {self._sdk.axis} joints, expected 7")
             self._stopper = connect(self.ip, WIRE_TIMEOUT, end, enable_report=False)
@@ -136,16 +146,17 @@ class XArmDriver(ArmDriver):
             self.stop("closed")
         if self._gripper is not None:
             self._gripper.close()
-        if self._sdk is not None:
-            self._box.restore()
+        with suppress(Exception):  # the connection may be gone
+            for step in self._limits_before or ():
+                if call(self._sdk, *step) not in DONE:
+                    break
+        self._limits_before = None
         for arm in (self._sdk, self._stopper):
             if arm is not None:
                 with suppress(Exception):
                     arm.disconnect()
         self._sdk = self._stopper = self._gripper = None
         self._redirected.close()
-
-    # ---------------------------------------------------------------- arm
 
     def arm(self) -> None:
         """Motors on, native limits, mode, ready; the arm stands still.
@@ -182,11 +193,13 @@ class XArmDriver(ArmDriver):
             raise EnvError(
                 f"xarm {self.ip}: found error {error} pending; look at the arm, then clear it in UFACTORY Studio"
             )
-        self._box.check_tool(self.settings.payload, self.settings.tcp_offset)
+        check_tool(self.ip, sdk, self.settings.payload, self.settings.tcp_offset)
+        if self._limits_before is None:
+            self._limits_before = present_limits(sdk)
         for name, *args in (
             ("set_state", STOPPED),
             ("motion_enable", True),
-            *self._box.steps(self.limits, self.settings.sensitivity),
+            *wanted_limits(self.limits, self.settings.sensitivity),
             *(GRIPPER_STEPS if self._gripper is not None else ()),
             ("set_mode", mode),
             ("set_state", 0),
@@ -213,8 +226,6 @@ class XArmDriver(ArmDriver):
         if self._sdk is None:
             raise EnvError(f"xarm {self.ip}: found no connection, expected connect first")
         return self._sdk
-
-    # ---------------------------------------------------------------- read
 
     def read(self) -> ArmState:
         """Return the measured joints and the error, asked for now; the gripper's opening is up to 0.2 s old.
@@ -248,8 +259,6 @@ class XArmDriver(ArmDriver):
         age = time.monotonic() - sdk._arm._last_report_time
         return DriverStatus(bool(sdk.connected), int(sdk.error_code), int(sdk.mode), age)
 
-    # ---------------------------------------------------------------- move
-
     def command(self, q: Array, gripper: float | None) -> CommandResult:
         """Send joints (7,) rad and an opening; see `ArmDriver`."""
         begin, target = now(), self._sendable(q, gripper)
@@ -282,7 +291,6 @@ class XArmDriver(ArmDriver):
                 if arm is None or not arm.connected:
                     continue
                 with suppress(Exception):
-                    # errors and warnings pending (1, 2) and "not ready" (9) are answers: the box has stopped
-                    if arm._arm.arm_cmd.set_state(STOPPED)[0] in (0, 1, 2, 9):
+                    if arm._arm.arm_cmd.set_state(STOPPED)[0] in DONE:
                         return True
         return False

@@ -1,16 +1,17 @@
-"""One reader thread per camera; the newest frame and its age are always at hand.
+"""One reader thread per camera, with the newest frame and its age always at hand; and what the frames come from.
 
     camera = CameraReader("hand", lambda: OpenCVCamera("/dev/v4l/by-id/usb-...", 640, 480, 30))
     camera.start(10.0)
     frame = camera.latest()        # never waits
 
-A source has `read()` -> (time of capture, image), which waits for the next frame, and `close()`. It is made and used in
-the reader's thread. Images are uint8 (H, W, 3), RGB and upright; times are those of `control.clock.now`, s.
+Sources: V4L2 cameras through OpenCV, Intel RealSense (`pip install 's2robot[realsense]'`), recordings. A source is made
+and used in the reader's thread. Images are uint8 (H, W, 3), RGB and upright; times are those of `control.clock.now`, s.
 """
 
 import threading
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.control.clock import now
 
 _SINCE_S = 0.1  # s by which a frame may be newer than the time at which its age is asked for
 _PROBE = 16  # every 16th row and column tells whether two pictures are the same
@@ -41,7 +43,7 @@ class Source(Protocol):
     """Where frames come from."""
 
     def read(self) -> tuple[float, np.ndarray]:
-        """Wait for the next frame. Raises EnvError where there is none any more."""
+        """Wait for the next frame; its time of capture and image. Raises EnvError where there is none any more."""
 
     def close(self) -> None: ...
 
@@ -52,12 +54,14 @@ class CameraReader:
     Args:
         source: makes the source; called in the reader's thread.
         rotate: quarter turns counterclockwise, for a camera that is mounted turned.
+
+    Attributes: `error`, why reading has ended; empty while it goes on.
     """
 
     def __init__(self, name: str, source: Callable[[], Source], rotate: int = 0):
         self.name, self._make, self._rotate = name, source, rotate
         self._frame: Frame | None = None
-        self._error = ""
+        self.error = ""
         self._news = threading.Condition()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"camera {name}")
@@ -66,9 +70,9 @@ class CameraReader:
         """Begin to read and wait for the first frame. Raises EnvError if there is none in time."""
         self._thread.start()
         with self._news:
-            came = self._news.wait_for(lambda: self._frame is not None or self._error, timeout_s)
-        if not came or self._error:
-            reason = self._error or f"no frame within {timeout_s:g} s"
+            came = self._news.wait_for(lambda: self._frame is not None or self.error, timeout_s)
+        if not came or self.error:
+            reason = self.error or f"no frame within {timeout_s:g} s"
             self.close()
             raise EnvError(f"camera {self.name}: found {reason}, expected frames")
 
@@ -81,11 +85,6 @@ class CameraReader:
         frame = self._frame
         age = np.inf if frame is None else frame.age(now)
         return 0.0 if -_SINCE_S < age < 0 else age
-
-    @property
-    def error(self) -> str:
-        """Why reading has ended; empty while it goes on."""
-        return self._error
 
     def close(self) -> None:
         """End reading; may be repeated. Waits 2 s at most for a source that hangs."""
@@ -100,42 +99,25 @@ class CameraReader:
             mark = None
             while not self._ended.is_set():
                 captured, image = source.read()
-                _check(self.name, image)
+                if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                    raise EnvError(f"a picture {getattr(image, 'shape', image)}, expected uint8 (H, W, 3)")
                 image = np.ascontiguousarray(np.rot90(image, self._rotate))
                 image.flags.writeable = False
                 last, now_mark = self._frame, zlib.crc32(image[::_PROBE, ::_PROBE].tobytes())
                 same = last is not None and now_mark == mark and np.array_equal(image, last.image)
                 changed = last.t_change if last is not None and same else captured
-                frame = Frame(last.seq + 1 if last else 1, captured, image, changed)
                 mark = now_mark
                 with self._news:
-                    self._frame = frame
+                    self._frame = Frame(last.seq + 1 if last else 1, captured, image, changed)
                     self._news.notify_all()
         except Exception as error:  # of any driver: the last frame's age tells the rest
             with self._news:
-                self._error = str(error) or type(error).__name__
+                self.error = str(error) or type(error).__name__
                 self._news.notify_all()
         finally:
             if source is not None:
                 with suppress(Exception):
                     source.close()
-
-
-def _check(name: str, image: Any) -> None:
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        found = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
-        raise EnvError(f"camera {name}: found a picture {found}, expected uint8 (H, W, 3)")
-
-
-def load_cv2() -> Any:
-    """The package cv2. Raises EnvError where it is not installed."""
-    try:
-        import cv2
-    except ImportError:
-        raise EnvError(
-            "camera: found no opencv-python, expected it (pip install 's2robot[opencv]')"
-        ) from None
-    return cv2
 
 
 def fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -149,7 +131,7 @@ def fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     image = image[top : top + h, left : left + w]
     if (h, w) == size:
         return image
-    cv2 = load_cv2()
+    cv2 = _load_cv2()
     how = cv2.INTER_AREA if h > size[0] else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=how))
 
@@ -159,3 +141,148 @@ def part_seen(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int
     scale = min(found / wanted for found, wanted in zip(picture, size, strict=True))
     h, w = (min(found, round(wanted * scale)) for found, wanted in zip(picture, size, strict=True))
     return h, w
+
+
+def _load_cv2() -> Any:
+    try:
+        import cv2
+    except ImportError:
+        raise EnvError(
+            "camera: found no opencv-python, expected it (pip install 's2robot[opencv]')"
+        ) from None
+    return cv2
+
+
+class OpenCVCamera:
+    """A V4L2 camera through OpenCV. Raises EnvError: no camera, or another format than requested.
+
+    V4L2 stamps frames on the monotonic clock. A driver whose first stamp is on no such clock gives no times of capture:
+    its frames count as old as the receipt of the frame before, so that one that waited in a queue is never new.
+
+    Args:
+        device: path, best one of /dev/v4l/by-id, which survives replugging.
+        exposure, white_balance: fixed values in the driver's own units; None: automatic, and images change with the scene.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        width: int,
+        height: int,
+        fps: float,
+        fourcc: str = "MJPG",
+        exposure: float | None = None,
+        white_balance: float | None = None,
+    ):
+        self._cv2 = cv2 = _load_cv2()
+        self.device = device
+        cv2.setNumThreads(1)  # decoding must not take the cores from the control loop
+        self._stamped: bool | None = None  # whether stamps are on the monotonic clock; None before the first
+        self._received = now()
+        self._offset = self._received - time.monotonic()
+        self._capture = cv2.VideoCapture(device, cv2.CAP_V4L2)
+        if not self._capture.isOpened():
+            raise EnvError(f"camera {device}: found none, expected a V4L2 device (ls /dev/v4l/by-id)")
+        wanted = {
+            "fourcc": (cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*fourcc)),
+            "width": (cv2.CAP_PROP_FRAME_WIDTH, width),
+            "height": (cv2.CAP_PROP_FRAME_HEIGHT, height),
+            "fps": (cv2.CAP_PROP_FPS, fps),
+        }
+        self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, not the oldest of a queue
+        if exposure is not None:
+            self._capture.set(cv2.CAP_PROP_AUTO_EXPOSURE, 1)  # V4L2's number for manual
+            wanted["exposure"] = (cv2.CAP_PROP_EXPOSURE, exposure)
+        if white_balance is not None:
+            self._capture.set(cv2.CAP_PROP_AUTO_WB, 0)
+            wanted["white_balance"] = (cv2.CAP_PROP_WB_TEMPERATURE, white_balance)
+        for prop, value in wanted.values():
+            self._capture.set(prop, float(value))  # its answer says little: what was set is read back
+        for name, (prop, value) in wanted.items():
+            found = self._capture.get(prop)
+            if not abs(found - value) <= 0.01 * abs(value):  # NaN is as good as nothing
+                self.close()
+                shown = f"{found:g}"
+                if name == "fourcc":
+                    shown, value = int(found).to_bytes(4, "little", signed=True).decode("latin1"), fourcc
+                raise EnvError(f"camera {device}: found {name} {shown} after setting it, expected {value}")
+
+    def read(self) -> tuple[float, np.ndarray]:
+        """The next frame. Raises EnvError where the camera gives none."""
+        good, image = self._capture.read()
+        if not good or image is None:
+            raise EnvError(f"camera {self.device}: gave no frame")
+        stamp = self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
+        if self._stamped is None:  # the first frame is fresh
+            self._stamped = 0 <= time.monotonic() - stamp < 1
+        # the clocks' distance is that before this frame came: a machine that has slept since makes it older, not newer
+        captured = stamp + self._offset if self._stamped else self._received
+        self._received = now()
+        self._offset = self._received - time.monotonic()
+        return captured, self._cv2.cvtColor(image, self._cv2.COLOR_BGR2RGB)
+
+    def close(self) -> None:
+        self._capture.release()
+
+
+class RealSenseCamera:
+    """The colour stream of an Intel RealSense camera, through `pyrealsense2`. Not tested on a camera.
+
+    Raises EnvError: no library, no camera of that serial number, or no such format.
+    """
+
+    def __init__(self, serial: str, width: int, height: int, fps: int):
+        try:
+            import pyrealsense2 as rs
+        except ImportError:
+            raise EnvError(
+                f"camera {serial}: found no pyrealsense2, expected it (pip install 's2robot[realsense]')"
+            ) from None
+        self.serial, self._rs = serial, rs
+        self._received = now()
+        self._pipeline, config = rs.pipeline(), rs.config()
+        config.enable_device(serial)
+        config.enable_stream(rs.stream.color, width, height, rs.format.rgb8, fps)  # this format or an error
+        try:
+            sensor = self._pipeline.start(config).get_device().first_color_sensor()
+            if sensor.supports(rs.option.global_time_enabled):
+                sensor.set_option(rs.option.global_time_enabled, 1)  # stamps on the host's clock
+        except RuntimeError as error:
+            self.close()
+            raise EnvError(
+                f"camera {serial}: cannot start {width} x {height} at {fps} Hz ({error})"
+            ) from None
+
+    def read(self) -> tuple[float, np.ndarray]:
+        """The next frame; EnvError if none comes within a second."""
+        try:
+            frame = self._pipeline.wait_for_frames(1000).get_color_frame()
+        except RuntimeError as error:
+            raise EnvError(f"camera {self.serial}: gave no frame ({error})") from None
+        before, self._received = self._received, now()
+        if frame.get_frame_timestamp_domain() == self._rs.timestamp_domain.global_time:
+            captured = self._received - max(time.time() - frame.get_timestamp() / 1000, 0.0)
+        else:  # the camera's own clock: no older than the receipt of the frame before
+            captured = before
+        return captured, np.array(frame.get_data())
+
+    def close(self) -> None:
+        with suppress(RuntimeError):
+            self._pipeline.stop()
+
+
+class ReplayCamera:
+    """Recorded images (T, H, W, 3) at a fixed rate, from the first again after the last."""
+
+    def __init__(self, images: Sequence[np.ndarray] | np.ndarray, fps: float):
+        self._images, self._period, self._next, self._due = images, 1 / fps, 0, time.monotonic()
+
+    def read(self) -> tuple[float, np.ndarray]:
+        """The next picture when it is due."""
+        time.sleep(max(0.0, self._due - time.monotonic()))
+        self._due = max(self._due + self._period, time.monotonic())
+        image = self._images[self._next % len(self._images)]
+        self._next += 1
+        return now(), np.asarray(image)
+
+    def close(self) -> None: ...

@@ -25,7 +25,6 @@ class Clock:
     """Time in s that never runs backwards and counts a machine's sleep, and all waiting."""
 
     def now(self) -> float:
-        """See `now`."""
         return now()
 
     def sleep(self, seconds: float) -> None:
@@ -33,11 +32,9 @@ class Clock:
         time.sleep(max(0.0, seconds))
 
     def condition(self) -> threading.Condition:
-        """Return a lock that can be waited on."""
         return threading.Condition()
 
     def spawn(self, target: Callable[[], None], name: str) -> threading.Thread:
-        """Start a daemon thread."""
         thread = threading.Thread(target=target, daemon=True, name=name)
         thread.start()
         return thread

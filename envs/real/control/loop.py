@@ -26,9 +26,8 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, ArmDriver, ArmState, Array
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.clock import REAL, Clock
-from s2robot.envs.real.control.policy_worker import Answer, PolicyWorker
 from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
-from s2robot.envs.real.control.sensors import Sensors
+from s2robot.envs.real.control.sensors import Answer, PolicyWorker, Sensors
 from s2robot.envs.real.control.stream import CommandStream, LoopConfig
 from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import UNSURE, State, Watchdog, WatchdogLimits
@@ -108,7 +107,7 @@ class ControlLoop:
         self._free = clock.condition()
         self._acting = False  # a policy that hung in an earlier episode may still be running
         # a plain value: an Event's lock could be held by the code that a signal interrupts
-        self._stop = False
+        self.stop_requested = False  # until whoever arms the arm again drops it
         self._end = threading.Event()
         self.period = 1 / self.config.policy_hz
         # of the episode under way
@@ -119,18 +118,9 @@ class ControlLoop:
     def request_stop(self) -> None:
         """End the episode with the arm braked and stopped; from any thread, or a signal handler.
 
-        It stays requested: every further episode ends before anything moves, until `clear_stop`.
+        It stays requested: every further episode ends before anything moves, until `stop_requested` is reset.
         """
-        self._stop = True
-
-    @property
-    def stop_requested(self) -> bool:
-        """Whether a stop was requested since the last `clear_stop`."""
-        return self._stop
-
-    def clear_stop(self) -> None:
-        """Drop the request; for whoever arms the arm again."""
-        self._stop = False
+        self.stop_requested = True
 
     def request_end(self) -> None:
         """End the episode as after its last step: the arm brakes and stays ready; from any thread."""
@@ -140,8 +130,6 @@ class ControlLoop:
     def commanded(self) -> Array:
         """See `CommandStream.commanded`."""
         return self.stream.commanded
-
-    # ---------------------------------------------------------------- an episode
 
     def run(self, max_steps: int) -> Result:
         """Run one episode. The arm is at rest afterwards; after a fault or a stop it is stopped as well.
@@ -154,7 +142,18 @@ class ControlLoop:
         worker = PolicyWorker(self._act_alone, self.clock)
         try:
             self._prepare(worker)
-            return self._run(worker, max_steps)
+            now = self.clock.now()
+            episode = _Episode(max_steps, now, now, now, now)
+            self.watchdog.start(now)
+            while not episode.cause:
+                self._period(episode, worker)
+            self._come_to_rest(episode)
+            self._finish_step()
+            self.subscriber.on_period(self.clock.now(), self.watchdog.state, None)
+            return Result(
+                self.watchdog.state, self.watchdog.reasons, episode.cause, self.steps, dict(episode.verdicts),
+                np.diff(episode.sent), np.array(episode.latencies),
+            )  # fmt: skip
         except BaseException as error:
             if isinstance(error, Exception) and self.watchdog.state in (State.RUNNING, State.HOLD):
                 self.watchdog.fault(self.clock.now(), str(error))
@@ -181,30 +180,14 @@ class ControlLoop:
     def _wait_ready(self, worker: PolicyWorker) -> ArmState:
         return self.sensors.wait_ready(lambda: self._watch(worker), self.config.ready_s, "loop")
 
-    def _run(self, worker: PolicyWorker, max_steps: int) -> Result:
-        now = self.clock.now()
-        self.watchdog.start(now)
-        episode = _Episode(max_steps, void_before=now, next_tick=now, acted=now, alive=now)
-        while not episode.cause:
-            self._period(episode, worker)
-        self._come_to_rest(episode)
-        self._finish_step()
-        self.subscriber.on_period(self.clock.now(), self.watchdog.state, None)
-        return Result(
-            self.watchdog.state, self.watchdog.reasons, episode.cause, self.steps, dict(episode.verdicts),
-            np.diff(episode.sent), np.array(episode.latencies),
-        )  # fmt: skip
-
-    # ---------------------------------------------------------------- a period
-
     def _period(self, episode: _Episode, worker: PolicyWorker) -> None:
         """Wait for its begin, look, decide, send; or find the cause of the episode's end."""
         dt, clock = self.safety.dt, self.clock
         clock.sleep(episode.sent_last + dt - episode.work - clock.now())
         begin = clock.now()
         self.subscriber.on_beat()
-        if self._stop or self._end.is_set():
-            episode.cause = "stopped" if self._stop else "ended"
+        if self.stop_requested or self._end.is_set():
+            episode.cause = "stopped" if self.stop_requested else "ended"
             return
         answer = worker.take()
         if answer is not None and answer.error:
@@ -213,7 +196,12 @@ class ControlLoop:
         now = clock.now()
         if now - episode.sent_last > STOOD_S:
             self.stream.stood()
-        state = self._still_acting(episode, now, state)
+        limit = self.watchdog.limits.hold_fault
+        if self.steps < episode.max_steps and now - episode.acted > limit:
+            # a policy that is always a little late: each answer comes in a HOLD of its own, and is void
+            why = f": {UNSURE}" if self.watchdog.reasons == (UNSURE,) else ""
+            self.watchdog.fault(now, f"no action for {limit:g} s{why}")
+            state = self.watchdog.state
         if state == State.FAULT:
             episode.cause = "fault"
             return
@@ -241,16 +229,6 @@ class ControlLoop:
         if still:
             self.watchdog.fault(now, f"the control loop stood still for {gap:.1f} s")
         return still
-
-    def _still_acting(self, episode: _Episode, now: float, state: State) -> State:
-        """The state; a fault where no action comes for too long."""
-        limit = self.watchdog.limits.hold_fault
-        if self.steps < episode.max_steps and now - episode.acted > limit:
-            # a policy that is always a little late: each answer comes in a HOLD of its own, and is void
-            why = f": {UNSURE}" if self.watchdog.reasons == (UNSURE,) else ""
-            self.watchdog.fault(now, f"no action for {limit:g} s{why}")
-            return self.watchdog.state
-        return state
 
     def _decide(
         self, episode: _Episode, now: float, state: State, answer: Answer | None, worker: PolicyWorker
@@ -318,8 +296,6 @@ class ControlLoop:
                 self._acting = False
                 self._free.notify_all()
 
-    # ---------------------------------------------------------------- its end
-
     def _come_to_rest(self, episode: _Episode) -> None:
         """Stop after a fault; brake otherwise, and stop if that was requested."""
         live = self.config.live
@@ -328,9 +304,9 @@ class ControlLoop:
                 self.driver.stop("; ".join(self.watchdog.reasons))
             return
         self._brake(episode)
-        if live and episode.sent and not self._stop and self.watchdog.state != State.FAULT:
+        if live and episode.sent and not self.stop_requested and self.watchdog.state != State.FAULT:
             self._release(episode)
-        if self._stop:  # also one that came in the last moment
+        if self.stop_requested:  # also one that came in the last moment
             episode.cause = "stopped"
         if live and episode.cause == "stopped":
             self.driver.stop("operator")
@@ -351,7 +327,7 @@ class ControlLoop:
         begin = self.clock.now()
         arrived = bool(np.abs(state.q - self.safety.q_last).max() < PRESSES)
         self.stream.release(begin, state.q)
-        while not (arrived or self._stop or self.clock.now() - begin > RELEASE_S):
+        while not (arrived or self.stop_requested or self.clock.now() - begin > RELEASE_S):
             with suppress(EnvError):  # the filter holds when the last state is old
                 state = self.driver.read()
             safe, arrived = self.stream.next(self.clock.now(), state)

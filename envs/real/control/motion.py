@@ -1,13 +1,27 @@
-"""The one law behind every speed limit here: how fast may a joint be, so that it can still stop in time?
+"""How fast a joint may be so that it can still stop in time, and the stream of joints that follows from it.
 
-Time is discrete. A joint at speed v that brakes with a moves (v - a dt) dt in the next step, (v - 2 a dt) dt in
-the one after, and so on to rest.
+Time is discrete. A joint at speed v that brakes with a moves (v - a dt) dt in the next step, (v - 2 a dt) dt in the one
+after, and so on to rest.
+
+    path = Interpolator(limits)
+    path.reset(state.q)
+    path.push(now, now + 0.1, target)     # when a target is decided: be there at that time
+    q, late = path.step(now)              # once a period of the stream
+
+Between two waypoints the reference is a straight line in joint space. The stream pursues it: a corner costs at most v²/2a
+of lag, made up for without overshoot. After the last waypoint the reference rests, so a waypoint that comes late means
+that the arm holds where it was told to go last.
 """
+
+from collections import deque
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from s2robot.envs.real.arms.driver import Array
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import ArmLimits, Array
+
+SHARE = 0.95  # of the limits' speed and acceleration, so that the filter behind has nothing to clamp
 
 
 def stopping_speed(distance: ArrayLike, acceleration: ArrayLike, dt: float) -> Array:
@@ -41,3 +55,83 @@ def braking_steps(speed: ArrayLike, acceleration: ArrayLike, dt: float) -> Array
     count = int(np.ceil(np.max(np.abs(speed) / loss)))
     steps = np.arange(1, count + 1)[:, None]
     return np.sign(speed) * np.maximum(np.abs(speed) - steps * loss, 0.0)
+
+
+class Interpolator:
+    """A path of timed waypoints and the stream that follows it.
+
+    `q` (7,) rad and `dq` (7,) rad/s are the stream's last.
+    """
+
+    def __init__(self, limits: ArmLimits, grace_s: float = 0.02):
+        self.dt = 1 / limits.rate_hz
+        self.grace_s = grace_s  # s past the last waypoint's time before the stream counts as late
+        self._dq = np.array(limits.dq_max) * SHARE
+        self._ddq = np.array(limits.ddq_max) * SHARE
+        self._points: deque[tuple[float, Array]] = deque()
+        self.q, self.dq = np.full(7, np.nan), np.zeros(7)
+        self._reference = self.q
+        self._asked = -np.inf  # s, when the last waypoint was asked to be reached
+
+    def reset(self, q: Array) -> None:
+        """Rest at `q` (7,), with no waypoints."""
+        self.q, self.dq = _finite(q), np.zeros(7)
+        self._reference = self.q
+        self._points.clear()
+        self._asked = -np.inf
+
+    def push(self, now: float, due: float, q: Array) -> None:
+        """Be at `q` (7,), rad, at the time `due`, s; later if that would be too fast.
+
+        Raises EnvError: not 7 finite numbers, or a time not after the waypoint pushed before.
+        """
+        target = _finite(q)
+        self._drop_passed(now)
+        if not self._points or now > self._points[-1][0] + self.grace_s:
+            # nothing is under way: the line starts here and now, not at the time of a waypoint long ago
+            self._points.clear()
+            self._points.append((now, self._reference))
+            self._asked = -np.inf
+        if not due > self._asked:
+            raise EnvError(
+                f"waypoint: found one due at {due:.3f} s, expected after the last, {self._asked:.3f} s"
+            )
+        self._asked = due
+        since, origin = self._points[-1]
+        shortest = float(np.max(np.abs(target - origin) / self._dq))
+        self._points.append((max(due, since + max(shortest, self.dt)), target))
+
+    def step(self, now: float) -> tuple[Array, bool]:
+        """The stream's next joints (7,), rad, and whether the next waypoint is late."""
+        before, self._reference = self._reference, self._at(now)
+        wanted = pursuit_speed(self.q, before, self._reference, self._dq, self._ddq, self.dt)
+        change = self._ddq * self.dt
+        self.dq = np.clip(np.clip(wanted, -self._dq, self._dq), self.dq - change, self.dq + change)
+        self.q = self.q + self.dq * self.dt
+        return self.q, not self._points or now > self._points[-1][0] + self.grace_s
+
+    def follow(self, q: Array, dq: Array) -> None:
+        """Go on from what was sent, where that differs from the stream: what the filter made of it."""
+        self.q, self.dq = q, dq
+
+    def _at(self, now: float) -> Array:
+        """The reference at a time, (7,)."""
+        self._drop_passed(now)
+        if not self._points:
+            return self._reference
+        (start, origin), *rest = self._points
+        if not rest or now <= start:
+            return origin
+        end, target = rest[0]
+        return origin + (target - origin) * ((now - start) / (end - start))
+
+    def _drop_passed(self, now: float) -> None:
+        while len(self._points) > 1 and self._points[1][0] <= now:
+            self._points.popleft()
+
+
+def _finite(q: Array) -> Array:
+    array = np.asarray(q, float)
+    if array.shape != (7,) or not np.isfinite(array).all():
+        raise EnvError(f"waypoint: found {array.tolist()}, expected 7 finite joints")
+    return array

@@ -195,8 +195,6 @@ class SafetyFilter:
         """No command was sent for so long that the arm has come to rest at the last one: go on from there, at rest."""
         self.dq_last, self._target_last = np.zeros(7), self.q_last
 
-    # ---------------------------------------------------------------- inside
-
     def _lag(self, measured: Array, places: Array) -> str | None:
         """What of the measured joints (7,) and their points (P, 3) is too far behind the last command."""
         lag = np.abs(self.q_last - measured)

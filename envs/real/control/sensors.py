@@ -1,4 +1,4 @@
-"""The readings of arm and cameras, and the watchdog's state that follows from them.
+"""The readings of arm and cameras, the watchdog's state that follows from them, and the policy's answers.
 
 sensors = Sensors(driver, cameras, watchdog)
 state = sensors.watch()                  # every period: reads the arm, asks the watchdog
@@ -7,6 +7,8 @@ observation = sensors.observe(256)       # for the policy, or the record
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,13 +39,12 @@ class Sensors:
     ):
         self.driver, self.cameras, self.watchdog, self.clock = driver, dict(cameras), watchdog, clock
         self._frozen_s, self._frozen_motion = frozen_s, frozen_motion
-        self.state: ArmState | None = None
-        self._moves: deque[tuple[float, Array]] = deque()  # measured joints of the last seconds
+        self.forget()
 
     def forget(self) -> None:
         """Drop all readings of the arm."""
-        self.state = None
-        self._moves.clear()
+        self.state: ArmState | None = None
+        self._moves: deque[tuple[float, Array]] = deque()  # measured joints of the last seconds
 
     def watch(
         self,
@@ -67,24 +68,25 @@ class Sensors:
         except EnvError:  # its age tells how long that has been so
             failed = True
         now, state, status = self.clock.now(), self.state, self.driver.status()
-        if state is not None and not failed:
-            self._remember(now, state.q)
-        return self.watchdog.update(
-            now,
-            Inputs(
-                camera_age={name: reader.age(now) for name, reader in self.cameras.items()},
-                state_age=np.inf if state is None else now - state.t_mono,
-                policy_late=late(now),
-                policy_error=error,
-                code=code,
-                error=(state.error if state is not None else 0) or status.error,
-                mode=status.mode if live else self.watchdog.mode,
-                connected=status.connected,
-                report_age=status.report_age_s,
-                frozen_cameras=self._frozen(),
-                disagreement=disagreement,
-            ),
+        if state is not None and not failed and self._frozen_s < np.inf:
+            if not self._moves or now - self._moves[-1][0] >= 0.05:
+                self._moves.append((now, state.q))
+                while now - self._moves[0][0] > 2 * self._frozen_s:
+                    self._moves.popleft()
+        inputs = Inputs(
+            camera_age={name: reader.age(now) for name, reader in self.cameras.items()},
+            state_age=np.inf if state is None else now - state.t_mono,
+            policy_late=late(now),
+            policy_error=error,
+            code=code,
+            error=(state.error if state is not None else 0) or status.error,
+            mode=status.mode if live else self.watchdog.mode,
+            connected=status.connected,
+            report_age=status.report_age_s,
+            frozen_cameras=tuple(filter(self._frozen, self.cameras)),
+            disagreement=disagreement,
         )
+        return self.watchdog.update(now, inputs)
 
     def wait_ready(self, watch: Callable[[], State], seconds: float, who: str) -> ArmState:
         """Wait until `watch` returns READY; return the arm's state then.
@@ -117,24 +119,90 @@ class Sensors:
         """Ages of the newest frames, s.  # float32 (cameras,)"""
         return np.array([reader.age(now) for reader in self.cameras.values()], np.float32)
 
-    # ---------------------------------------------------------------- inside
+    def _frozen(self, camera: str) -> bool:
+        """Whether its picture has stayed the same although the arm has moved."""
+        frame = self.cameras[camera].latest()
+        if frame is None or frame.t_capture - frame.t_change < self._frozen_s:
+            return False
+        joints = [q for t, q in self._moves if t >= frame.t_capture - self._frozen_s]
+        return bool(joints) and bool(np.ptp(joints, axis=0).max() > self._frozen_motion)
 
-    def _remember(self, now: float, q: Array) -> None:
-        if self._frozen_s == np.inf:
-            return
-        if not self._moves or now - self._moves[-1][0] >= 0.05:
-            self._moves.append((now, q))
-            while now - self._moves[0][0] > 2 * self._frozen_s:
-                self._moves.popleft()
 
-    def _frozen(self) -> tuple[str, ...]:
-        """Cameras whose picture has stayed the same although the arm has moved."""
-        found = []
-        for name, reader in self.cameras.items():
-            frame = reader.latest()
-            if frame is None or frame.t_capture - frame.t_change < self._frozen_s:
-                continue
-            joints = [q for t, q in self._moves if t >= frame.t_capture - self._frozen_s]
-            if joints and np.ptp(joints, axis=0).max() > self._frozen_motion:
-                found.append(name)
-        return tuple(found)
+@dataclass(frozen=True)
+class Answer:
+    """The policy's answer to one observation. Times in s."""
+
+    t_observed: float
+    t_answered: float
+    action: np.ndarray | None  # float64 (8,), finite; None with an error
+    error: str  # one line; empty with an action
+
+
+class PolicyWorker:
+    """Runs `act(observation) -> action (8,)` for one observation at a time: the stream to the arm never waits for it.
+
+    A policy that hangs keeps its thread (a daemon) and nothing else.
+    """
+
+    def __init__(self, act: Callable[[dict], Any], clock: Clock = REAL):
+        self._act, self._clock = act, clock
+        self._changed = clock.condition()
+        self._request: tuple[float, dict] | None = None
+        self._since: float | None = None  # of the request under way
+        self._answer: Answer | None = None
+        self._ended = False
+        clock.spawn(self._run, "policy")
+
+    def submit(self, t_observed: float, observation: dict) -> None:
+        """Hand over an observation; ignored while `busy`."""
+        with self._changed:
+            if self._since is None and self._answer is None:
+                self._request, self._since = (t_observed, observation), t_observed
+                self._changed.notify_all()
+
+    def take(self, timeout_s: float = 0.0) -> Answer | None:
+        """Return the answer, once, after waiting for it; None if there is none."""
+        with self._changed:
+            if timeout_s:
+                self._changed.wait_for(lambda: self._answer is not None, timeout_s)
+            answer, self._answer = self._answer, None
+            return answer
+
+    def busy_for(self, now: float) -> float:
+        """How long the observation under way has been with the policy, s; 0 if there is none."""
+        since = self._since
+        return 0.0 if since is None else max(0.0, now - since)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an observation is under way, or an answer waits to be taken."""
+        with self._changed:
+            return self._since is not None or self._answer is not None
+
+    def close(self) -> None:
+        """End the thread as soon as the policy returns."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._request is not None or self._ended)
+                if self._ended:
+                    return
+                assert self._request is not None
+                (t_observed, observation), self._request = self._request, None
+            action, error = None, ""
+            try:
+                action = np.asarray(self._act(observation))
+                if action.shape != (8,) or action.dtype.kind not in "fiu":
+                    error = f"found an action {action.dtype} {action.shape}, expected 8 numbers"
+                elif not np.isfinite(action := action.astype(float)).all():
+                    error = f"found action {action.tolist()}, expected finite numbers"
+            except BaseException as failure:  # whatever a policy raises must stop the arm, not this thread
+                error = (f"{type(failure).__name__}: {failure}".splitlines() or ["crashed"])[0]
+            with self._changed:
+                self._answer = Answer(t_observed, self._clock.now(), None if error else action, error)
+                self._since = None
+                self._changed.notify_all()

@@ -12,7 +12,7 @@ from pydantic import Field
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import OK, ArmLimits, ArmState, Array
-from s2robot.envs.real.control.interpolate import Interpolator
+from s2robot.envs.real.control.motion import Interpolator
 from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
 
 
@@ -57,8 +57,7 @@ class CommandStream:
         """Begin at rest at measured joints (7,). Raises EnvError outside the limits."""
         self.safety.reset(q)
         self._rest_at(q)
-        self._opening, self._clamped, self.step = None, False, None
-        self._turned = 0
+        self._opening, self._turned, self._clamped, self.step = None, 0, False, None
 
     def stood(self) -> None:
         """The arm has come to rest, because nothing was sent: the stream goes on from rest."""
@@ -98,7 +97,10 @@ class CommandStream:
         elif self._clamped:  # what the filter did not let through is not owed
             self._commanded = self.path.q
         delta = np.clip(action[:7], -self.config.max_delta, self.config.max_delta)
-        self._grip(0.0 if action[7] >= 0.5 else 1.0)
+        opening, self._turned = 0.0 if action[7] >= 0.5 else 1.0, self._turned + 1
+        if opening != self._opening and (self._opening is None or self._turned > self.config.gripper_hold):
+            # sooner, it would be judged by fingers that have not moved yet, and be reversed to and fro
+            self._opening, self._turned = opening, 0
         wanted = self.safety.above_table(np.clip(self._commanded + delta, self._low, self._high))
         before, self._commanded = self._commanded, wanted
         self.path.push(now, now + self._period, self._commanded)
@@ -141,14 +143,6 @@ class CommandStream:
         moved = self.safety.q_last - step.pop("start")
         step["action_sent"] = np.append(moved, step["action"][7]).astype(np.float32)
         return step
-
-    # ---------------------------------------------------------------- inside
-
-    def _grip(self, opening: float) -> None:
-        self._turned += 1
-        if opening != self._opening and (self._opening is None or self._turned > self.config.gripper_hold):
-            # sooner, it would be judged by fingers that have not moved yet, and be reversed to and fro
-            self._opening, self._turned = opening, 0
 
     def _rest_at(self, q: Array) -> None:
         self.path.reset(q)

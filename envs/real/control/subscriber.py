@@ -1,5 +1,16 @@
-"""Events of a control loop, and who receives them: recorder, trace, panel, supervisor."""
+"""Events of a control loop, who receives them, and the recorder of an episode in the demos' format.
 
+Beyond the demos' own keys (`action`, `proprio`, `images_<camera>`) a recorded step has `action_raw` (the policy's),
+`action_sent` (how far the stream went in that step, and the gripper), `time` and `time_action` (s, monotonic: of the
+observation, and when its action was taken up), `verdict` (the worst of `safety.Verdict`), `code` (the arm's last that
+was not 0) and `camera_age` (s, in the cameras' order).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.safety import Safe
 from s2robot.envs.real.control.watchdog import State
 
@@ -20,7 +31,7 @@ class Subscriber:
         """A period is over (s, monotonic): the watchdog's state and the filter's answer. None: the last one."""
 
     def on_step(self, step: dict) -> None:
-        """An action has been executed: arrays by name, see `s2robot.envs.real.control.recorder`."""
+        """An action has been executed: arrays by name, see the module."""
 
 
 class Subscribers(Subscriber):
@@ -44,3 +55,45 @@ class Subscribers(Subscriber):
     def on_step(self, step: dict) -> None:
         for one in self._subscribers:
             one.on_step(step)
+
+
+class EpisodeRecorder(Subscriber):
+    """Collects the steps of one episode in memory, and appends them to a store when it is finished.
+
+    recorder = EpisodeRecorder(store)           # an `EpisodeStore`, or anything with its `append`
+    ControlLoop(..., subscriber=recorder).run(80)
+    recorder.finish(success=True, seed=0)       # or recorder.discard()
+    """
+
+    def __init__(self, sink: Any):
+        self._sink = sink
+        self._steps: list[dict] = []
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def on_step(self, step: dict) -> None:
+        """Take one step, key -> number or array."""
+        if self._steps and step.keys() != self._steps[0].keys():
+            found, expected = ", ".join(sorted(step)), ", ".join(sorted(self._steps[0]))
+            raise EnvError(f"recorder: found a step of {found}, expected {expected}")
+        self._steps.append(step)
+
+    def finish(self, **meta: Any) -> int:
+        """Append the episode with values such as `success` and `seed`; how many steps it has (0: not written).
+
+        What the sink raises goes through, and the steps are kept.
+        """
+        if not (count := len(self)):
+            return 0
+        episode = {key: np.stack([np.asarray(step[key]) for step in self._steps]) for key in self._steps[0]}
+        for key in ("time", "time_action", "camera_age"):  # a store takes finite numbers only
+            if key in episode:
+                episode[key] = np.nan_to_num(episode[key], posinf=1e6)
+        self._sink.append(episode, meta)
+        self.discard()
+        return count
+
+    def discard(self) -> None:
+        """Forget the steps."""
+        self._steps = []

@@ -94,10 +94,7 @@ class Watchdog:
         if self.state == State.FAULT:
             return self.state
         started = self.state in (State.RUNNING, State.HOLD)
-        faults = self._faults(inputs, started)
-        holds = self._holds(inputs)
-        if started and self.unsure(inputs.disagreement):  # before the start, it was of another episode
-            holds += (UNSURE,)
+        faults, holds = self._faults(inputs, started), self._holds(inputs, started)
         if faults:
             return self._enter(now, State.FAULT, faults)
         if not started:
@@ -133,50 +130,33 @@ class Watchdog:
         if self.state == State.FAULT:
             self._enter(now, State.IDLE, ())
 
-    def unsure(self, disagreement: float) -> bool:
-        """Whether the members of the policy differ by more than they may."""
-        limit = self.limits.disagreement
-        return limit is not None and not disagreement <= limit
-
-    # ---------------------------------------------------------------- inside
-
     def _faults(self, x: Inputs, started: bool) -> tuple[str, ...]:
-        limits, found = self.limits, []
-        if not x.connected:
-            found.append("connection lost")
-        if x.error:
-            found.append(f"arm error {x.error}")
-        if x.code not in (0, WARNING):
-            found.append(f"command code {x.code}")
-        if x.policy_error:
-            found.append(f"policy: {x.policy_error}")
-        if started:
-            if x.mode != self.mode:
-                found.append(f"mode {x.mode}, expected {self.mode}")
-            found += [
-                f"camera {name} is gone"
-                for name, age in x.camera_age.items()
-                if _over(age, limits.camera_fault)
-            ]
-            if _over(x.state_age, limits.state_fault):
-                found.append("joint state is gone")
-            if _over(x.policy_late, limits.policy_fault):
-                found.append("policy is gone")
-            if _over(x.report_age, limits.report_fault):
-                found.append("arm reports nothing")
-            found += [f"camera {name} is frozen" for name in x.frozen_cameras]
-        return tuple(found)
-
-    def _holds(self, x: Inputs) -> tuple[str, ...]:
         limits = self.limits
-        found = [
-            f"camera {name} is stale" for name, age in x.camera_age.items() if _over(age, limits.camera_hold)
-        ]
-        if _over(x.state_age, limits.state_hold):
-            found.append("joint state is stale")
-        if _over(x.policy_late, limits.policy_hold):
-            found.append("policy is late")
-        return tuple(found)
+        found = {
+            "connection lost": not x.connected,
+            f"arm error {x.error}": x.error != 0,
+            f"command code {x.code}": x.code not in (0, WARNING),
+            f"policy: {x.policy_error}": x.policy_error != "",
+        }
+        if started:
+            found[f"mode {x.mode}, expected {self.mode}"] = x.mode != self.mode
+            found |= {
+                f"camera {n} is gone": _over(age, limits.camera_fault) for n, age in x.camera_age.items()
+            }
+            found["joint state is gone"] = _over(x.state_age, limits.state_fault)
+            found["policy is gone"] = _over(x.policy_late, limits.policy_fault)
+            found["arm reports nothing"] = _over(x.report_age, limits.report_fault)
+            found |= {f"camera {name} is frozen": True for name in x.frozen_cameras}
+        return tuple(text for text, wrong in found.items() if wrong)
+
+    def _holds(self, x: Inputs, started: bool) -> tuple[str, ...]:
+        limits, most = self.limits, self.limits.disagreement
+        found = {f"camera {n} is stale": _over(age, limits.camera_hold) for n, age in x.camera_age.items()}
+        found["joint state is stale"] = _over(x.state_age, limits.state_hold)
+        found["policy is late"] = _over(x.policy_late, limits.policy_hold)
+        # before the start, it was of another episode
+        found[UNSURE] = started and most is not None and not x.disagreement <= most
+        return tuple(text for text, waits in found.items() if waits)
 
     def _enter(self, now: float, state: State, reasons: tuple[str, ...]) -> State:
         if state == State.HOLD and self.state != State.HOLD:

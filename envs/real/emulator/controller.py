@@ -1,17 +1,22 @@
-"""The box's state machine: enabling, modes and states, errors, and what it watches while the arm moves.
+"""The box's state machine: enabling, modes and states, errors, its gripper, and what it watches while the arm moves.
 
 States as the box reports them: 1 moving, 2 ready, 4 stopped, 5 stopped because the mode was changed. A client must
 clear errors, enable, set the mode and set state 0, in this order. The reduced mode limits joint speed and joint range;
 its tool speed is only reported. Position mode (0) is emulated without motion.
 """
 
+import struct
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+
 import numpy as np
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms import kinematics as kin
-from s2robot.envs.real.emulator.gripper import Gripper
-from s2robot.envs.real.emulator.journal import Journal
-from s2robot.envs.real.emulator.motion import MAX_ACCELERATION, MAX_SPEED, Motion, Plan, Plant
+from s2robot.envs.real.arms import geometry as kin
+from s2robot.envs.real.emulator.motion import MAX_ACCELERATION, MAX_SPEED, Motion, Plant
 from s2robot.envs.real.emulator.wire import Report
 
 POSITION, SERVO, MANUAL, ONLINE_JOINT = MODES = 0, 1, 2, 6
@@ -32,32 +37,117 @@ JOINT_LOW = np.array([-2 * np.pi, -2.059488, -2 * np.pi, -0.191986, -2 * np.pi, 
 JOINT_HIGH = np.array([2 * np.pi, 2.094395, 2 * np.pi, 3.92699, 2 * np.pi, np.pi, 2 * np.pi])
 
 
-class Controller:
-    """Obeys commands, moves the plant and stops it on errors.
+class Journal:
+    """What reached the box, obeyed or not, and two minutes of motion: the evidence behind every fault test."""
 
-    Args:
-        plant: the body to move.
-        journal: takes note of all motion.
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self.commands: deque[dict] = deque(maxlen=100_000)
+        self._motion: deque[dict] = deque(maxlen=30_000)  # at 250 Hz
+
+    def command(
+        self,
+        kind: str,
+        name: str,
+        values: Sequence[float],
+        client: int,
+        accepted: bool,
+        flags: Sequence[str] = (),
+    ) -> None:
+        """Note a command that has just arrived.
+
+        Args:
+            kind: motion, gripper, stop or state.
+            flags: nonfinite, limit, jump (the three that could harm the arm), error, not_ready, mode.
+        """
+        self.commands.append(
+            {
+                "time": self._clock(), "kind": kind, "name": name, "values": tuple(map(float, values)), "client": client,
+                "accepted": accepted, "flags": tuple(flags), "unsafe": bool({"nonfinite", "limit", "jump"} & set(flags)),
+            }
+        )  # fmt: skip
+
+    def moved(self, joints: np.ndarray, velocities: np.ndarray) -> None:
+        """Note where the arm is, rad and rad/s; the arrays are not copied."""
+        self._motion.append({"time": self._clock(), "joints": joints, "velocities": velocities})
+
+    def motion_since(self, time_s: float) -> list[dict]:
+        """Joints and velocities of each tick from `time_s` on."""
+        first = bisect_left(self._motion, time_s, key=lambda row: row["time"])
+        return list(islice(self._motion, first, None))
+
+
+class Gripper:
+    """The xArm gripper as a Modbus slave on the tool's RS485 bus; frames have no checksum.
+
+    Positions are the box's pulses, 0 closed to 850 open.
     """
+
+    STROKE, FULL_SPEED = 850, 5000  # pulses; the speed register's highest value
+    PULSES_PER_SPEED = 2 * STROKE / FULL_SPEED  # per s: at full speed the stroke takes 0.5 s, as in CubePick
+    SLAVE, READ, WRITE = 8, 0x03, 0x10
+    ERROR, ENABLE, MODE, SPEED, TARGET, POSITION = 0x000F, 0x0100, 0x0101, 0x0303, 0x0700, 0x0702
+
+    def __init__(self) -> None:
+        self.enabled = False
+        self.speed, self.target = self.FULL_SPEED, self.STROKE
+        self.commanded = self.measured = float(self.STROKE)  # on its way to the target
+
+    def advance(self, dt: float) -> float:
+        """The commanded opening `dt` later, 0 closed to 1 open."""
+        step = self.speed * self.PULSES_PER_SPEED * dt
+        self.commanded += min(max(self.target - self.commanded, -step), step)
+        return self.commanded / self.STROKE
+
+    def stop(self) -> None:
+        """Hold the present position."""
+        self.target = round(self.commanded)
+        self.commanded = float(self.target)
+
+    def answer(self, frame: bytes) -> bytes | None:
+        """The reply to one RTU frame; None if no slave of that address is on the bus."""
+        if len(frame) < 2 or frame[0] != self.SLAVE:
+            return None
+        function, size = frame[1], len(frame)
+        if function not in (self.READ, self.WRITE):
+            return bytes([self.SLAVE, function | 0x80, 1])  # illegal function
+        address, count = struct.unpack_from(">HH", frame, 2) if size >= 6 else (0, 0)
+        if function == self.READ:
+            position = round(self.measured)
+            held = {self.ERROR: 0, self.POSITION: position >> 16, self.POSITION + 1: position & 0xFFFF}
+            if 1 <= count <= 2 and all(address + i in held for i in range(count)):
+                values = struct.pack(f">{count}H", *(held[address + i] for i in range(count)))
+                return bytes([self.SLAVE, self.READ, len(values)]) + values
+        elif size >= 9 and frame[6] == 2 * count == size - 7:
+            if (address, count) == (self.TARGET, 2):
+                (target,) = struct.unpack_from(">i", frame, 7)
+                self.target = min(max(target, 0), self.STROKE) if self.enabled else self.target
+                return frame[:6]
+            if count == 1 and address in (self.ENABLE, self.MODE, self.SPEED):
+                (value,) = struct.unpack_from(">H", frame, 7)
+                self.enabled = bool(value) if address == self.ENABLE else self.enabled
+                if address == self.SPEED:
+                    self.speed = min(max(value, 1), self.FULL_SPEED)
+                return frame[:6]
+        return bytes([self.SLAVE, function | 0x80, 2])  # illegal address
+
+
+class Controller:
+    """Obeys commands, moves the plant and stops it on errors; the journal notes all motion."""
 
     def __init__(self, plant: Plant, journal: Journal):
         self.plant, self.journal = plant, journal
         self.gripper = Gripper()
         self.motion = Motion(plant.joints)
         self.settings = Report()  # what clients configure, under the names of the report
-        self.settings.load = np.array([0.82, 0.0, 0.0, 48.0])  # its own gripper
-        self.settings.boundary = (10000, -10000, 10000, -10000, 10000, -10000)
         self.settings.reduced_ranges = np.stack([JOINT_LOW, JOINT_HIGH], axis=1).reshape(-1)
         self.mode, self.error, self.warning = POSITION, 0, 0
         self.enabled = 0  # bit per joint; its brake is released with it
-        self.frames = kin.frames(plant.joints)
         self.tcp_speed = 0.0
         self._base_state = STOPPED
-        self._held_error = 0
         self._pushed = 0.0  # s
-        self._frozen: Report | None = None
-
-    # ---------------------------------------------------------------------------------------------- state
+        self._frozen: dict | None = None  # what is reported in place of the arm's motion
+        self._look()
 
     @property
     def state(self) -> int:
@@ -70,26 +160,21 @@ class Controller:
         """Whether motion commands are obeyed."""
         return self.enabled == ALL_JOINTS and self._base_state == READY and not self.error
 
-    def tool_pose(self) -> np.ndarray:
-        """x, y, z (m), roll, pitch, yaw (rad) of the flange, as they are.  # (6,)"""
-        return np.concatenate([self.frames[-1][:3, 3], kin.to_rpy(self.frames[-1][:3, :3])])
-
     def report(self) -> Report:
-        """Return the present report; joints as they are, or were when the fault ``freeze_joints`` began."""
-        frozen, plant, s = self._frozen, self.plant, self.settings
-        if frozen is None:
-            pose, joints, velocities = self.tool_pose(), plant.joints, plant.velocities
-            torques, speed = plant.torques, self.tcp_speed
-        else:
-            pose, joints, velocities = frozen.pose, frozen.joints, frozen.velocities
-            torques, speed = frozen.torques, frozen.tcp_speed
+        """Return the present report; joints as they are, or were when the fault `freeze_joints` began."""
+        s, present = self.settings, self._frozen or self._measured()
+        for name, value in present.items():
+            setattr(s, name, value)
         s.mode, s.state, s.commands = self.mode, self.state, int(self.motion.kind == "plan")
-        s.joints, s.velocities, s.torques, s.pose, s.tcp_speed = joints, velocities, torques, pose, speed
-        s.brakes = s.enabled = self.enabled
-        s.error, s.warning = self.error, self.warning
+        s.enabled, s.error, s.warning = self.enabled, self.error, self.warning
         return s
 
-    # -------------------------------------------------------------------------------------------- clients
+    def _measured(self) -> dict:
+        plant = self.plant
+        return {
+            "pose": kin.forward(plant.joints), "joints": plant.joints, "velocities": plant.velocities,
+            "torques": plant.torques, "tcp_speed": self.tcp_speed,
+        }  # fmt: skip
 
     def enable(self, joint: int, on: bool) -> bool:
         """Motor power of joint 1 to 7, or of all (8). False for another number."""
@@ -123,15 +208,22 @@ class Controller:
         return True
 
     def clean_error(self) -> None:
-        """Forget the error; its cause, if it lasts, brings it back. The arm stays stopped."""
-        self.error = self._held_error
+        """Forget the error; the arm stays stopped."""
+        self.error = 0
 
     def limit_flags(self, target: np.ndarray) -> list[str]:
         """What is wrong with a joint target (7,)."""
         if not np.isfinite(target).all():
             return ["nonfinite"]
-        low, high = self._joint_range()
-        return ["limit"] if (target < low).any() or (target > high).any() else []
+        low, high = JOINT_LOW, JOINT_HIGH
+        if self.settings.reduced:
+            reduced = self.settings.reduced_ranges.reshape(7, 2)
+            low, high = np.maximum(low, reduced[:, 0]), np.minimum(high, reduced[:, 1])
+        return (
+            []
+            if ((target >= low - JOINT_TOLERANCE) & (target <= high + JOINT_TOLERANCE)).all()
+            else ["limit"]
+        )
 
     def servo(self, target: np.ndarray) -> None:
         """Mode 1: the newest target, at full speed."""
@@ -141,81 +233,57 @@ class Controller:
     def plan(self, target: np.ndarray, speed: float, acceleration: float) -> None:
         """Mode 6: a planned joint motion, in place of the one before."""
         if self._allowed(target):
-            speed = float(np.clip(speed, 0.01, MAX_SPEED))
-            self.motion.plan(Plan(target, speed, float(np.clip(acceleration, 0.01, MAX_ACCELERATION))))
+            speed, acceleration = np.clip([speed, acceleration], 0.01, [MAX_SPEED, MAX_ACCELERATION])
+            self.motion.plan(target, float(speed), float(acceleration))
 
-    # --------------------------------------------------------------------------------------------- faults
-
-    def raise_error(self, code: int, hold: bool = False) -> None:
-        """Stop the arm with an error; ``hold`` makes it come back after cleaning, whatever errors come between."""
+    def raise_error(self, code: int) -> None:
+        """Stop the arm with an error."""
         self.error = code
-        if hold:
-            self._held_error = code
         self._halt(STOPPED)
         if code in _UNPOWERING:
             self.enabled = 0
             self.gripper.stop()
 
-    def release_error(self) -> None:
-        """End the cause of a held error and report joints as they are again; the error stays."""
-        self._held_error, self._frozen = 0, None
-
-    def force_mode(self, mode: int, state: int) -> None:
-        """Another client changed the mode, and the state to 2 (ready) or 5."""
-        if mode not in MODES or state not in (READY, MODE_CHANGED):
-            raise EnvError(f"fault mode: expected one of {MODES} and state 2 or 5, got {mode} and {state}")
+    def force_mode(self, mode: int) -> None:
+        """Another client changed the mode and made the arm ready again."""
+        if mode not in MODES:
+            raise EnvError(f"fault mode: expected one of {MODES}, got {mode}")
         self._halt(MODE_CHANGED)
         self.mode = mode
-        if state == READY:
-            self.set_state(0)
+        self.set_state(0)
 
-    def freeze_report(self) -> None:
-        """Tell the present joints from now on, until :meth:`release_error`."""
-        r = self.report()
-        self._frozen = Report(
-            joints=r.joints, velocities=r.velocities, torques=r.torques, pose=r.pose, tcp_speed=r.tcp_speed
-        )
+    def freeze_report(self, frozen: bool = True) -> None:
+        """Report the present joints from now on, or those measured again."""
+        self._frozen = self._measured() if frozen else None
 
     def hand(self, target: np.ndarray) -> bool:
-        """A person leads the arm towards ``target`` (7,); only manual mode lets them."""
+        """A person leads the arm towards `target` (7,); only manual mode lets them."""
         if not self.ready or self.mode != MANUAL or self.limit_flags(target):
             return False
         self.motion.hand(target)
         return True
 
-    # ----------------------------------------------------------------------------------------------- time
-
     def tick(self, dt: float) -> None:
-        """Let ``dt`` seconds pass."""
-        set_point = self.motion.advance(dt)
-        grip = self.gripper.advance(dt)
-        before = self.frames[-1][:3, 3]
-        plant = self.plant
-        plant.step(set_point, grip, dt)
-        self.gripper.observe(plant.opening, dt)
-        self.frames = kin.frames(plant.joints)
-        speed = float(np.linalg.norm(self.frames[-1][:3, 3] - before)) / dt
+        """Let `dt` seconds pass."""
+        plant, before = self.plant, self._flange[:3, 3]
+        plant.step(self.motion.advance(dt), self.gripper.advance(dt), dt)
+        self._look()
+        speed = float(np.linalg.norm(self._flange[:3, 3] - before)) / dt
         self.tcp_speed += (speed - self.tcp_speed) * min(1.0, dt / 0.012)
-        self.journal.moved(plant.joints, plant.velocities, set_point)
+        self.journal.moved(plant.joints, plant.velocities)
         if not self.error and self.enabled:
             self._watch(dt)
 
     def place(self, joints: np.ndarray) -> None:
-        """The arm stands at ``joints`` (7,) at once, as when a scene is set up; its state is kept."""
+        """The arm stands at `joints` (7,) at once, as when a scene is set up; its state is kept."""
         self.plant.place(joints)
         self.motion.place(joints)
-        self.frames = kin.frames(joints)
+        self._look()
         self.tcp_speed = 0.0
 
-    # --------------------------------------------------------------------------------------------- inside
-
-    def _joint_range(self) -> tuple[np.ndarray, np.ndarray]:
-        """Least and greatest joint angles that are no error.  # (7,), (7,)"""
-        low, high = JOINT_LOW, JOINT_HIGH
-        if self.settings.reduced:
-            reduced = self.settings.reduced_ranges.reshape(7, 2)
-            low, high = np.maximum(low, reduced[:, 0]), np.minimum(high, reduced[:, 1])
-        return low - JOINT_TOLERANCE, high + JOINT_TOLERANCE
+    def _look(self) -> None:
+        self._flange = kin.frames(self.plant.joints)[-1]
+        self.gripper.measured = self.plant.opening * Gripper.STROKE
 
     def _allowed(self, target: np.ndarray) -> bool:
         if "limit" in self.limit_flags(target):
@@ -230,11 +298,9 @@ class Controller:
     def _watch(self, dt: float) -> None:
         """Raise the error of whatever has gone wrong."""
         s = self.settings
-        s_limit = s.reduced_joint_speed if s.reduced else MAX_SPEED
-        self.motion.speed_limit = min(MAX_SPEED, max(s_limit, 0.01))
-        self._pushed = (
-            self._pushed + dt if self.plant.contact > COLLISION_FORCE[s.collision_sensitivity] else 0.0
-        )
+        self.motion.speed_limit = min(MAX_SPEED, max(s.reduced_joint_speed if s.reduced else MAX_SPEED, 0.01))
+        pushes = self.plant.contact > COLLISION_FORCE[s.collision_sensitivity]
+        self._pushed = self._pushed + dt if pushes else 0.0
         if np.abs(self.plant.velocities).max() > 1.1 * MAX_SPEED or self.tcp_speed > MAX_TCP_SPEED:
             self.raise_error(OVERSPEED)
         elif self._pushed > COLLISION_TIME:
@@ -243,6 +309,5 @@ class Controller:
             self.raise_error(BOUNDARY)
 
     def _outside_boundary(self) -> bool:
-        x = self.frames[-1][:3, 3] * 1000
-        high, low = np.array(self.settings.boundary[::2]), np.array(self.settings.boundary[1::2])
-        return bool((x > high).any() or (x < low).any())
+        x, boundary = self._flange[:3, 3] * 1000, self.settings.boundary
+        return bool((x > boundary[::2]).any() or (x < boundary[1::2]).any())

@@ -1,10 +1,21 @@
-"""All parts of the emulator put together: plant, controller, sockets, side channel, cameras."""
+"""All parts of the emulator put together, and a process of its own for it.
+
+with launch("kinematic") as emulator, client_ports(emulator.ports):      # users have `s2robot emulate`
+    arm = XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
+    emulator.side.fault("error", code=31)
+"""
 
 import asyncio
+import json
+import os
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,14 +23,12 @@ from pydantic import Field
 
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.emulator.controller import Controller
+from s2robot.envs.real.emulator.controller import Controller, Journal
 from s2robot.envs.real.emulator.faults import Faults
 from s2robot.envs.real.emulator.frames import FrameServer
-from s2robot.envs.real.emulator.journal import Journal
 from s2robot.envs.real.emulator.motion import KinematicPlant, Plant
-from s2robot.envs.real.emulator.ports import Ports
-from s2robot.envs.real.emulator.server import Handler, Server
-from s2robot.envs.real.emulator.side import Operation, side_handler
+from s2robot.envs.real.emulator.server import Server
+from s2robot.envs.real.emulator.side import Operation, Ports, SideChannel, free_ports, side_handler
 from s2robot.envs.robots import robot_spec
 
 Small = Annotated[float, Field(gt=-10, lt=10)]
@@ -38,80 +47,55 @@ class EmulatorConfig(Settings, at="emulator", file="emulate"):
 
 
 class Emulator:
-    """One emulated box on ``ports``; to be made inside a running event loop."""
+    """One emulated box on `ports`; to be made inside a running event loop."""
 
     def __init__(self, config: EmulatorConfig, ports: Ports):
-        self.config, self.ports = config, ports
-        self.faults = Faults()
-        self.journal = Journal()
-        self.scene = self.frames = None
+        self.scene: Any = None
+        self.frames: FrameServer | None = None
         plant: Plant = KinematicPlant(np.array(robot_spec("xarm7").home))
-        services: dict[int, Handler] = {}
         if config.plant == "mujoco":
             # mujoco and robosuite take seconds to import
             from s2robot.envs.cube_config import CubePickConfig
             from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
 
             plant = self.scene = scene = ScenePlant(CubePickConfig(**config.env), config.seed)
+        self.journal = Journal()
+        self.controller = box = Controller(plant, self.journal)
+        cameras = tuple(self.scene.env.config.cameras) if self.scene else ()
+        faults = Faults(box, cameras)
+        operations: dict[str, Operation] = {
+            "ports": lambda: asdict(ports), "cameras": lambda: {"fps": config.fps}, "status": self._status,
+            "fault": faults.inject, "clear": faults.clear, "clear_error": box.clean_error,  # as in UFACTORY Studio
+            "commands": self._commands, "motion": self._motion, "hand": self._hand, "place_arm": self._place_arm,
+            "scene": lambda: self._need_scene().describe(), "reset_scene": self._reset_scene,
+        }  # fmt: skip
+        if self.scene:
             self.frames = FrameServer(
-                scene.env.config.cameras,
-                lambda: scene.positions,
-                lambda: SceneRenderer(scene),
-                config.fps,
-                self.faults,
+                cameras, lambda: scene.positions, lambda: SceneRenderer(scene), config.fps, faults
             )
-            self.faults.known_cameras = self.frames.cameras
-            services[ports.frames] = self.frames.serve
-        self.controller = Controller(plant, self.journal)
-        services[ports.side] = side_handler(self._operations())
-        self.server = Server(self.controller, self.faults, ports, services)
+            operations["frame"] = self.frames.frame
+        self.server = Server(box, faults, ports, side_handler(operations))
 
-    async def run(self, started: Callable[[], None] = lambda: None) -> None:
-        """Serve until :meth:`stop`; see :meth:`Server.run`."""
-        if self.frames is not None:
-            self.frames.start()
+    async def run(self, started: Callable[[], None]) -> None:
+        """Serve until `stop`; see `Server.run`."""
         try:
             await self.server.run(started)
         finally:
             if self.frames is not None:
                 self.frames.close()
 
-    def stop(self) -> None:
-        """End :meth:`run`."""
-        self.server.stop()
-
-    # --------------------------------------------------------------------------------------- side channel
-
-    def _operations(self) -> dict[str, Operation]:
-        return {
-            "ports": lambda: asdict(self.ports),
-            "cameras": lambda: {"fps": self.config.fps},
-            "status": self._status,
-            "fault": self.faults.inject,
-            "clear": self.faults.clear,
-            "clear_error": self.controller.clean_error,  # as a person does in UFACTORY Studio
-            "commands": self._commands,
-            "motion": self._motion,
-            "hand": self._hand,
-            "place_arm": self._place_arm,
-            "scene": lambda: self._need_scene().describe(),
-            "reset_scene": self._reset_scene,
-            "shutdown": self.stop,
-        }
-
     def _status(self) -> dict:
         box, server = self.controller, self.server
         return {
-            "mode": box.mode, "state": box.state, "error": box.error, "warning": box.warning,
-            "enabled": box.enabled, "ready": box.ready,
+            "mode": box.mode, "state": box.state, "error": box.error, "ready": box.ready,
             "joints": box.plant.joints.tolist(), "velocities": box.plant.velocities.tolist(),
-            "opening": box.plant.opening, "tcp": box.tool_pose().tolist(), "contact": box.plant.contact,
-            "tcp_speed": box.tcp_speed, "slipped_s": server.slipped_s, "connections": server.connections(),
+            "opening": box.plant.opening, "connections": server.connections(),
             "unsupported": server.commands.unsupported,
         }  # fmt: skip
 
-    def _commands(self, since: float = 0.0, number: int = 0) -> dict:
-        return {"commands": self.journal.commands_since(since, number)}
+    def _commands(self, since: float = 0.0) -> dict:
+        """What has reached the box since a time, s, see `Journal.command`."""
+        return {"commands": [c for c in self.journal.commands if c["time"] >= since]}
 
     def _motion(self, since: float) -> dict:
         return {"motion": self.journal.motion_since(since)}
@@ -121,12 +105,12 @@ class Emulator:
         return {"led": self.controller.hand(np.array(joints))}
 
     def _place_arm(self, joints: Joints) -> None:
-        """The arm stands at ``joints`` at once: for setting up, not for a running deployment."""
+        """The arm stands at `joints` at once: for setting up, not for a running deployment."""
         if self.controller.limit_flags(np.array(joints)):
             raise EnvError(f"joints: expected them within their limits, got {joints}")
         self.controller.place(np.array(joints))
 
-    def _need_scene(self):
+    def _need_scene(self) -> Any:
         if self.scene is None:
             raise EnvError("scene: expected plant mujoco, got kinematic")
         return self.scene
@@ -139,7 +123,7 @@ class Emulator:
     ) -> dict:
         """A new cube position, as CubePick's reset samples or as given, m and rad; the arm stays where it is.
 
-        The answer's ``start_joints`` are those of the simulated episode.
+        The answer's `start_joints` are those of the simulated episode.
         """
         scene, given = self._need_scene(), {"cube_xy": cube_xy, "cube_yaw": cube_yaw}
         start = scene.reset(seed, **{name: value for name, value in given.items() if value is not None})
@@ -152,15 +136,63 @@ async def serve(
     started: Callable[[], None],
     ended: Callable[[], None] | None = None,
 ) -> None:
-    """Serve an emulator until SIGINT, SIGTERM, the op "shutdown", or ``ended`` returns in a thread of its own."""
+    """Serve an emulator until SIGINT, SIGTERM, or `ended` returns in a thread of its own."""
     loop, emulator = asyncio.get_running_loop(), Emulator(config, ports)
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, emulator.stop)
+        loop.add_signal_handler(number, emulator.server.stop)
     if ended is not None:
 
         def watch() -> None:
             ended()
-            loop.call_soon_threadsafe(emulator.stop)
+            loop.call_soon_threadsafe(emulator.server.stop)
 
         threading.Thread(target=watch, daemon=True).start()
     await emulator.run(started)
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A running emulator."""
+
+    process: subprocess.Popen
+    ports: Ports
+    side: SideChannel
+
+
+@contextmanager
+def launch(plant: str = "mujoco", **settings: Any) -> Iterator[Launched]:
+    """A running emulator on free ports; it ends with the context, and with this process if that is killed.
+
+    Args:
+        plant: "mujoco" or "kinematic".
+        settings: more of `EmulatorConfig`.
+    """
+    root = str(Path(__file__).parents[4])  # not resolved: a link in a clone
+    paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    with subprocess.Popen(
+        [sys.executable, "-m", __name__, json.dumps({"plant": plant, **settings})],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths},
+    ) as process:  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            if not (line := process.stdout.readline()):
+                raise EnvError(f"emulator: expected its ports, got an end with status {process.wait()}")
+            ports = Ports.from_json(line)
+            with SideChannel(ports.side) as side:
+                yield Launched(process, ports, side)
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _stdin_closes() -> None:
+    while os.read(0, 4096):  # sys.stdin's lock, held at exit, would abort the interpreter
+        pass
+
+
+if __name__ == "__main__":
+    chosen, wanted = free_ports(), EmulatorConfig(**json.loads(sys.argv[1]))
+    asyncio.run(serve(wanted, chosen, lambda: print(chosen.to_json(), flush=True), _stdin_closes))

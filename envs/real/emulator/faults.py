@@ -12,48 +12,41 @@ from s2robot.envs.errors import EnvError
 if TYPE_CHECKING:
     from s2robot.envs.real.emulator.controller import Controller
 
-NAMES = (
-    "drop", "hang", "stall", "half_open", "silent_reports", "delay", "error", "mode", "freeze_joints",
-    "camera_freeze", "camera_stale", "camera_slow",
-)  # fmt: skip
 Seconds = Annotated[float, Field(ge=0, le=3600)]
 
 
 class Faults:
-    """The active faults; a method for each of ``NAMES`` injects it.
+    """The active faults; `inject` calls the method of a name in `NAMES`.
 
-    Every fault lasts until :meth:`clear`, but ``drop`` and ``error`` (unless held), which happen once, and ``stall``.
+    Every fault lasts until `clear`, but `drop` and `error`, which happen once, and `stall`.
     """
 
-    def __init__(self) -> None:
-        self.controller: Controller | None = None
-        self.known_cameras: tuple[str, ...] = ()  # set by the emulator
+    NAMES = (
+        "drop", "hang", "stall", "half_open", "silent_reports", "delay", "error", "mode", "freeze_joints",
+        "camera_freeze", "camera_stale",
+    )  # fmt: skip
+
+    def __init__(self, controller: "Controller", cameras: tuple[str, ...] = ()):
+        self._controller, self._known = controller, cameras
         self.close_connections: Callable[[list[int] | None], None] = lambda clients: None  # set by the server
         self.clear()
 
     def clear(self) -> None:
         """End all faults; an error of the controller stays until a client cleans it."""
         self._hung_until = -math.inf  # s, monotonic
-        self.answers_new = True
-        self.accepts = True
-        self.reports = True
+        self.answers_new = self.reports = True
         self.delay_s = 0.0
-        self.cameras: dict[str, dict] = {}  # fault -> its settings
-        if self.controller is not None:
-            self.controller.release_error()
+        self._cameras: dict[str, tuple[str, ...]] = {}  # fault -> whom it strikes
+        self._controller.freeze_report(False)
 
     def inject(self, name: str, **settings) -> None:
-        """Inject the fault ``name``; EnvError or ValueError for an unknown one or wrong settings."""
-        if name not in NAMES:
-            raise EnvError(f"fault: expected one of {', '.join(NAMES)}, got '{name}'")
+        """Inject the fault `name`; EnvError or ValueError for an unknown one or wrong settings."""
+        if name not in self.NAMES:
+            raise EnvError(f"fault: expected one of {', '.join(self.NAMES)}, got '{name}'")
         validate_call(getattr(self, name))(**settings)
 
-    # --------------------------------------------------------------------------------------------- network
-
-    def drop(self, refuse: bool = False, clients: list[int] | None = None) -> None:
-        """Close every connection, or those that clients have made from the ports ``clients``; with ``refuse``, new
-        ones too until cleared."""
-        self.accepts = not refuse
+    def drop(self, clients: list[int] | None = None) -> None:
+        """Close every connection, or those that clients have made from the ports `clients`."""
         self.close_connections(clients)
 
     def hang(self) -> None:
@@ -64,7 +57,7 @@ class Faults:
         self._hung_until = math.inf
 
     def stall(self, seconds: Seconds) -> None:
-        """As ``hang``, and it goes on by itself after so long."""
+        """As `hang`, and it goes on by itself after so long."""
         self._hung_until = time.monotonic() + seconds
 
     @property
@@ -84,46 +77,33 @@ class Faults:
         """Each reply comes so much later."""
         self.delay_s = seconds
 
-    # ---------------------------------------------------------------------------------------------- the arm
+    def error(self, code: Annotated[StrictInt, Field(ge=1, le=255)]) -> None:
+        """The controller raises an error now: 1 emergency stop, 23 joint limit, 24 overspeed, 31 collision, ..."""
+        self._controller.raise_error(code)
 
-    def error(self, code: Annotated[StrictInt, Field(ge=1, le=255)], hold: bool = False) -> None:
-        """The controller raises an error now: 1 emergency stop, 22 self-collision, 23 joint limit, 24 overspeed,
-        31 collision, 35 safety boundary. With ``hold`` it comes back until the fault is cleared."""
-        self._arm().raise_error(code, hold)
-
-    def mode(self, mode: StrictInt = 0, state: StrictInt = 2) -> None:
-        """Another client changed the mode behind our back, and made the arm ready again (``state`` 2) or not (5)."""
-        self._arm().force_mode(mode, state)
+    def mode(self, mode: StrictInt = 0) -> None:
+        """Another client changed the mode behind our back, and made the arm ready again."""
+        self._controller.force_mode(mode)
 
     def freeze_joints(self) -> None:
         """The reported joint angles, velocities and poses stay as they are; the arm moves."""
-        self._arm().freeze_report()
-
-    # ---------------------------------------------------------------------------------------------- cameras
+        self._controller.freeze_report()
 
     def camera_freeze(self, camera: str | None = None) -> None:
-        """Frames keep coming with new numbers and times and the same picture. ``camera``: one, or all (None)."""
+        """Frames keep coming with new numbers and times and the same picture. `camera`: one, or all (None)."""
         self._strike("camera_freeze", camera)
 
     def camera_stale(self, camera: str | None = None) -> None:
         """No new frames."""
         self._strike("camera_stale", camera)
 
-    def camera_slow(self, seconds: Seconds, camera: str | None = None) -> None:
-        """Frames come so much later, with the time at which they were taken."""
-        self._strike("camera_slow", camera, seconds=seconds)
+    def strikes(self, fault: str, camera: str) -> bool:
+        """Whether a camera's fault is active."""
+        return camera in self._cameras.get(fault, ())
 
-    def camera(self, fault: str, camera: str) -> dict | None:
-        """The settings of a camera fault if it strikes ``camera``."""
-        settings = self.cameras.get(fault)
-        return settings if settings is not None and settings["camera"] in (None, camera) else None
-
-    def _strike(self, fault: str, camera: str | None, **settings) -> None:
-        if camera not in (None, *self.known_cameras) or not self.known_cameras:
-            known = ", ".join(self.known_cameras) or "cameras, which the plant mujoco has"
+    def _strike(self, fault: str, camera: str | None) -> None:
+        struck = self._known if camera is None else (camera,)
+        if not struck or not set(struck) <= set(self._known):
+            known = ", ".join(self._known) or "cameras, which the plant mujoco has"
             raise EnvError(f"fault {fault}: expected one of {known}, got {camera!r}")
-        self.cameras[fault] = {"camera": camera, **settings}
-
-    def _arm(self) -> "Controller":
-        assert self.controller is not None
-        return self.controller
+        self._cameras[fault] = struck

@@ -4,7 +4,6 @@ Servo: the newest target at full speed. Plan: the newest target with a speed and
 person leads the arm. Stop: brake and hold.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,48 +15,36 @@ HAND_SPEED = 0.8  # rad/s, of a person who leads the arm in manual mode
 _ARRIVED = 1e-5  # rad
 
 
-@dataclass
-class Plan:
-    """One planned target."""
-
-    target: np.ndarray  # (7,)
-    speed: float
-    acceleration: float
-
-
 class Motion:
-    """Set point ``joints`` and its velocity, advanced in small steps."""
+    """Set point `joints` (7,) and its `velocity`, advanced in small steps."""
 
     def __init__(self, joints: np.ndarray):
         self.speed_limit = MAX_SPEED  # lower in the box's reduced mode
-        self._share = np.ones(7)  # of speed and acceleration, so that all joints arrive together
         self.place(joints)
 
-    # ------------------------------------------------------------------------------------------- commands
-
     def servo(self, target: np.ndarray) -> None:
-        """Go to ``target`` (7,) at full speed, from now."""
+        """Go to `target` (7,) at full speed, from now."""
         self.kind, self.goal = "servo", np.array(target, float)
 
-    def plan(self, plan: Plan) -> None:
-        """Go to a planned target, from now."""
-        self.kind, self.goal, self._plan, self._share = "plan", np.array(plan.target), plan, np.ones(7)
+    def plan(self, target: np.ndarray, speed: float, acceleration: float) -> None:
+        """Go to a planned target (7,), from now, in place of the one before."""
+        self.kind, self.goal = "plan", np.array(target, float)
+        self._speed, self._acceleration = speed, min(acceleration, MAX_ACCELERATION)
+        self._share = np.ones(7)  # of both, so that all joints arrive together
 
     def hand(self, target: np.ndarray) -> None:
-        """A person leads the arm to ``target`` (7,)."""
+        """A person leads the arm to `target` (7,)."""
         self.kind, self.goal = "hand", np.array(target, float)
 
     def stop(self, joints: np.ndarray, velocity: np.ndarray) -> None:
-        """Brake and hold, from the measured ``joints`` and ``velocity`` (7,); forget the target."""
+        """Brake and hold, from the measured `joints` and `velocity` (7,); forget the target."""
         if self.kind not in ("hold", "stop"):
             self.joints, self.velocity, self.kind = np.array(joints, float), np.array(velocity, float), "stop"
 
     def place(self, joints: np.ndarray) -> None:
-        """The arm stands still at ``joints`` (7,): no motion on the way there."""
+        """The arm stands still at `joints` (7,): no motion on the way there."""
         self.joints, self.velocity = np.array(joints, float), np.zeros(7)
         self.kind, self.goal = "hold", self.joints.copy()  # hold, servo, plan, stop, hand
-
-    # ---------------------------------------------------------------------------------------------- state
 
     @property
     def moving(self) -> bool:
@@ -67,21 +54,18 @@ class Motion:
         return self.kind != "hold"
 
     def advance(self, dt: float) -> np.ndarray:
-        """The set point ``dt`` later.  # (7,)"""
-        before = self.joints
+        """The set point `dt` later.  # (7,)"""
         if self.kind in ("servo", "hand"):
             speed = HAND_SPEED if self.kind == "hand" else self.speed_limit
-            step = np.clip(self.goal - before, -speed * dt, speed * dt)
-            self.joints, self.velocity = before + step, step / dt
+            step = np.clip(self.goal - self.joints, -speed * dt, speed * dt)
+            self.joints, self.velocity = self.joints + step, step / dt
         elif self.kind == "plan":
             self._follow_plan(dt)
         elif self.kind == "stop":
             self._change_velocity(np.zeros(7), STOP_DECELERATION, dt)
             if not self.velocity.any():
-                self.kind, self.goal = "hold", self.joints.copy()
+                self.place(self.joints)
         return self.joints
-
-    # --------------------------------------------------------------------------------------------- inside
 
     def _change_velocity(self, wanted: np.ndarray, acceleration: np.ndarray | float, dt: float) -> None:
         change = np.clip(wanted - self.velocity, -acceleration * dt, acceleration * dt)
@@ -89,21 +73,17 @@ class Motion:
         self.joints = self.joints + self.velocity * dt
 
     def _follow_plan(self, dt: float) -> None:
-        plan = self._plan
-        error = plan.target - self.joints
+        error = self.goal - self.joints
         distance = np.abs(error)
         if not self.velocity.any():  # from rest, the joints arrive together
             self._share = np.maximum(distance / max(distance.max(), _ARRIVED), 0.02)
-        speed = min(plan.speed, self.speed_limit) * self._share
-        acceleration = min(plan.acceleration, MAX_ACCELERATION) * self._share
+        speed, gain = min(self._speed, self.speed_limit) * self._share, self._acceleration * self._share
         # the fastest from which the joint can still stop at the target, less what one step adds
-        stoppable = (
-            np.sqrt(2 * acceleration * distance + (acceleration * dt / 2) ** 2) - acceleration * dt / 2
-        )
+        stoppable = np.sqrt(2 * gain * distance + (gain * dt / 2) ** 2) - gain * dt / 2
         wanted = np.sign(error) * np.minimum(np.minimum(speed, stoppable), distance / dt)
-        self._change_velocity(wanted, acceleration, dt)
-        if (np.abs(plan.target - self.joints) < 1e-4).all() and (np.abs(self.velocity) < 2e-2).all():
-            self.place(plan.target)
+        self._change_velocity(wanted, gain, dt)
+        if (np.abs(self.goal - self.joints) < 1e-4).all() and (np.abs(self.velocity) < 2e-2).all():
+            self.place(self.goal)
 
 
 class Plant(Protocol):
@@ -116,31 +96,26 @@ class Plant(Protocol):
     contact: float  # N, the strongest push on the arm by anything but what it holds
 
     def step(self, set_point: np.ndarray, grip: float, dt: float) -> None:
-        """Move for ``dt`` towards ``set_point`` (7,) with the gripper going to opening ``grip``."""
+        """Move for `dt` towards `set_point` (7,) with the gripper going to opening `grip`."""
 
     def place(self, joints: np.ndarray) -> None:
-        """Stand still at ``joints`` (7,)."""
+        """Stand still at `joints` (7,)."""
 
 
 class KinematicPlant:
-    """No physics: each joint is a critically damped spring to its set point, the gripper follows at once.
+    """No physics: each joint is a critically damped spring to its set point, the gripper follows at once."""
 
-    Args:
-        joints: (7,) where it starts.
-        stiffness: 1/s²; the lag behind a moving set point is 2 / sqrt(stiffness).
-    """
+    joints: np.ndarray
+    velocities: np.ndarray
+    stiffness = 4000.0  # 1/s²; the lag behind a moving set point is 2 / sqrt(stiffness)
 
-    joints: np.ndarray  # (7,) rad
-    velocities: np.ndarray  # (7,) rad/s
-
-    def __init__(self, joints: np.ndarray, stiffness: float = 4000.0):
-        self._stiffness, self._damping = stiffness, 2 * np.sqrt(stiffness)
+    def __init__(self, joints: np.ndarray):
         self.torques, self.opening, self.contact = np.zeros(7), 1.0, 0.0
         self.place(joints)
 
     def step(self, set_point: np.ndarray, grip: float, dt: float) -> None:
         for _ in range(2):  # stable for steps of 4 ms
-            pull = self._stiffness * (set_point - self.joints) - self._damping * self.velocities
+            pull = self.stiffness * (set_point - self.joints) - 2 * self.stiffness**0.5 * self.velocities
             self.velocities = self.velocities + pull * dt / 2
             self.joints = self.joints + self.velocities * dt / 2
         self.opening = grip

@@ -7,30 +7,22 @@ import numpy as np
 
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
-from s2robot.envs.errors import EnvError
+from s2robot.envs.real.emulator.motion import KinematicPlant
 from s2robot.envs.renderer import OffscreenRenderer
 
 
 class ScenePlant:
-    """A :class:`~s2robot.envs.real.emulator.motion.Plant` in the CubePick scene.
+    """A `Plant` in the CubePick scene of an xArm7.
 
     The joints follow their set point as CubePick's own controller lets them (inverse dynamics, critically damped),
     only stiffer: the bridge's interpolation adds half a period of lag that the simulated env does not have.
-
-    Args:
-        config: of the scene; the robot has to be the xArm7.
-        seed: of the first scene.
-        stiffness: 1/s²; the lag behind a moving set point is 2 / sqrt(stiffness).
     """
 
-    def __init__(self, config: CubePickConfig, seed: int = 0, stiffness: float = 4000.0):
-        if config.robot != "xarm7":
-            raise EnvError(
-                f"robot: found '{config.robot}', expected 'xarm7': the control box emulated is its own"
-            )
+    stiffness = KinematicPlant.stiffness
+
+    def __init__(self, config: CubePickConfig, seed: int = 0):
         self.env = CubePick(config, draw=False)
         self.model, self.data = self.env.model, self.env.data
-        self._stiffness, self._damping = stiffness, 2 * np.sqrt(stiffness)
         self._find_parts()
         self.env.reset(seed=seed)
         self._measure()
@@ -58,10 +50,7 @@ class ScenePlant:
         self._cube_geom = model.geom_bodyid == model.jnt_bodyid[cube.id]
         self._mass = np.zeros((model.nv, model.nv))
 
-    # ---------------------------------------------------------------------------------------------- plant
-
     def step(self, set_point: np.ndarray, grip: float, dt: float) -> None:
-        """See :class:`~s2robot.envs.real.emulator.motion.Plant`."""
         model, data = self.model, self.data
         low, high = model.actuator_ctrlrange[self._finger_motor]
         data.ctrl[self._finger_motor] = low + (1 - grip) * (high - low)
@@ -69,7 +58,7 @@ class ScenePlant:
         for _ in range(round(dt / model.opt.timestep)):
             mujoco.mj_step1(model, data)
             mujoco.mj_fullM(model, self._mass, data.qM)
-            pull = self._stiffness * (set_point - data.qpos[q]) - self._damping * data.qvel[dof]
+            pull = self.stiffness * (set_point - data.qpos[q]) - 2 * self.stiffness**0.5 * data.qvel[dof]
             torque = self._mass[np.ix_(dof, dof)] @ pull + data.qfrc_bias[dof]
             data.ctrl[self._motors] = np.clip(torque, *self._torque_limit)
             mujoco.mj_step2(model, data)
@@ -81,7 +70,6 @@ class ScenePlant:
             self.env._judge()
 
     def place(self, joints: np.ndarray) -> None:
-        """The arm stands still at ``joints`` (7,)."""
         self.data.qpos[self.env.joint_index] = joints
         self.data.qvel[self._robot_v] = 0
         mujoco.mj_forward(self.model, self.data)
@@ -106,10 +94,8 @@ class ScenePlant:
                 strongest = max(strongest, float(force[0]))
         return strongest
 
-    # ---------------------------------------------------------------------------------------------- scene
-
     def reset(self, seed: int | None = None, **options) -> np.ndarray:
-        """Put the cube where ``CubePick.reset(seed=seed, options=options)`` puts it; the arm stays where it is.
+        """Put the cube where `CubePick.reset(seed=seed, options=options)` puts it; the arm stays where it is.
 
         Returns the joints at which the simulated episode of that seed starts.  # (7,)
         """
@@ -125,13 +111,8 @@ class ScenePlant:
     def describe(self) -> dict:
         """Cube, progress and success, as JSON types."""
         info = self.env.info()
-        return {
-            "cube_pose": info["cube_pose"].tolist(),
-            "is_success": info["is_success"],
-            "stage": info["stage"],
-            "distance": info["distance"],
-            "env": self.env.describe(),
-        }
+        told = {name: info[name] for name in ("is_success", "stage", "distance")}
+        return {"cube_pose": info["cube_pose"].tolist(), **told, "env": self.env.describe()}
 
 
 class SceneRenderer:
@@ -147,7 +128,7 @@ class SceneRenderer:
         self._renderer = OffscreenRenderer(self._model, *self._sizes.values())
 
     def draw(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """One frame per camera of the scene at ``positions`` (nq,).  # {camera: uint8 (H, W, 3)}"""
+        """One frame per camera of the scene at `positions` (nq,).  # {camera: uint8 (H, W, 3)}"""
         self._data.qpos[:] = positions
         self._model.geom_pos[self._plant.env._clutter] = self._plant.clutter
         mujoco.mj_kinematics(self._model, self._data)

@@ -8,61 +8,42 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator import wire
 from s2robot.envs.real.emulator.commands import Commands
 from s2robot.envs.real.emulator.controller import Controller
 from s2robot.envs.real.emulator.faults import Faults
-from s2robot.envs.real.emulator.ports import HOST, Ports
+from s2robot.envs.real.emulator.side import HOST, Handler, Ports
 
-TICK = 0.004  # s
+TICK, REPORT_S = 0.004, 0.2  # s
 MAX_BEHIND = 0.2  # s; a computer that falls further behind real time loses the rest
 MAX_CONNECTIONS = 64  # per port
 MAX_UNSENT = 1 << 16  # bytes; reports to a client that does not read are left out
 
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
 
 class Server:
-    """Serves one controller on ``ports`` of loopback until :meth:`stop`.
+    """Serves one controller, and its side channel, on `ports` of loopback until `stop`."""
 
-    Args:
-        controller: the emulated box.
-        faults: consulted by all sockets.
-        ports: where to listen.
-        extra: port -> handler, of further services (side channel, frames).
-    """
-
-    def __init__(
-        self,
-        controller: Controller,
-        faults: Faults,
-        ports: Ports,
-        extra: dict[int, Handler] | None = None,
-    ):
-        self.controller, self.faults, self.ports = controller, faults, ports
+    def __init__(self, controller: Controller, faults: Faults, ports: Ports, side: Handler):
+        self.controller, self.faults, self.ports, self._side = controller, faults, ports, side
         self.commands = Commands(controller)
-        self.slipped_s = 0.0  # time that could not be emulated in real time
-        self._extra = extra or {}
         self._writers: dict[int, set[asyncio.StreamWriter]] = {}
         self._half_open: set[asyncio.StreamWriter] = set()  # of those, who gets neither answers nor reports
         self._clients = 0
         self._stop = asyncio.Event()
-        faults.controller = controller
-        faults.close_connections = self.close_connections
+        faults.close_connections = self._reset
 
-    async def run(self, started: Callable[[], None] = lambda: None) -> None:
-        """Serve until :meth:`stop`; ``started`` is called once all ports listen.
-
-        Raises:
-            EnvError: a port is taken.
-        """
+    async def run(self, started: Callable[[], None]) -> None:
+        """Serve until `stop`; `started` is called once all ports listen. EnvError: a port is taken."""
         p = self.ports
-        handlers: dict[int, Handler] = {p.control: self._control, p.gripper: self._control}
-        handlers |= {port: self._reports_only for port in (p.report_normal, p.report_rich, p.report_real)}
-        handlers |= self._extra
+        handlers = {
+            p.control: self._control,
+            p.gripper: self._control,
+            p.report: self._ignore,
+            p.side: self._side,
+        }
         servers = []
         try:
             for port, handler in handlers.items():
@@ -72,14 +53,7 @@ class Server:
                     raise EnvError(
                         f"port {port}: {error.strerror or error}, expected it to be free"
                     ) from None
-            loops = [
-                self._tick_forever(),
-                self._report_forever(
-                    {p.report_normal: wire.report_normal, p.report_rich: wire.report_rich}, 0.2
-                ),
-                self._report_forever({p.report_real: wire.report_real}, 0.01),
-            ]
-            tasks = [asyncio.ensure_future(loop) for loop in loops]
+            tasks = [asyncio.ensure_future(loop) for loop in (self._tick_forever(), self._report_forever())]
             stopped = asyncio.ensure_future(self._stop.wait())
             started()
             await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -91,32 +65,27 @@ class Server:
             self._stop.set()
             for server in servers:
                 server.close()
-            self._close(everything=True)
+            for writers in self._writers.values():
+                for writer in list(writers):
+                    writer.transport.abort()
 
     def stop(self) -> None:
-        """End :meth:`run`."""
+        """End `run`."""
         self._stop.set()
-
-    def close_connections(self, clients: list[int] | None = None) -> None:
-        """Reset the connections of the box itself, at once; all, or those from the ports ``clients``."""
-        self._close(everything=False, clients=clients)
 
     def connections(self) -> dict[int, int]:
         """Open connections by port."""
         return {port: len(writers) for port, writers in self._writers.items()}
 
-    # -------------------------------------------------------------------------------------------- sockets
-
-    def _close(self, everything: bool, clients: list[int] | None = None) -> None:
-        for port, writers in self._writers.items():
-            if everything or port not in self._extra:
-                for writer in list(writers):
-                    if clients is not None and writer.get_extra_info("peername")[1] not in clients:
-                        continue
-                    with contextlib.suppress(OSError):  # linger 0: a reset, as when a cable is pulled
-                        option = struct.pack("ii", 1, 0)
+    def _reset(self, clients: list[int] | None = None) -> None:
+        """Reset the connections of the box itself, at once; all, or those from the ports `clients`."""
+        for port in self._writers.keys() - {self.ports.side}:
+            for writer in list(self._writers[port]):
+                if clients is None or writer.get_extra_info("peername")[1] in clients:
+                    linger = struct.pack("ii", 1, 0)  # a reset, as when a cable is pulled
+                    with contextlib.suppress(OSError):
                         writer.get_extra_info("socket").setsockopt(
-                            socket.SOL_SOCKET, socket.SO_LINGER, option
+                            socket.SOL_SOCKET, socket.SO_LINGER, linger
                         )
                     writer.transport.abort()
 
@@ -124,13 +93,12 @@ class Server:
         writers = self._writers.setdefault(port, set())
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            box = port not in self._extra
-            if len(writers) >= MAX_CONNECTIONS or (box and not self.faults.accepts):
+            if len(writers) >= MAX_CONNECTIONS:
                 writer.transport.abort()
                 return
             writers.add(writer)
             try:
-                if box and not self.faults.answers_new:
+                if port != self.ports.side and not self.faults.answers_new:
                     self._half_open.add(writer)
                     await self._unanswered(reader)  # and then closed: its handshake is long over
                 else:
@@ -175,32 +143,25 @@ class Server:
         while self.faults.hung and not writer.is_closing():
             await asyncio.sleep(0.005)
 
-    async def _reports_only(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _ignore(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(4096):
-            pass  # what a client says on a report port is ignored
+            pass  # on the report port
 
-    # ----------------------------------------------------------------------------------------------- time
-
-    async def _report_forever(self, ports: dict[int, Callable[[wire.Report], bytes]], period: float) -> None:
-        due = time.monotonic()
+    async def _report_forever(self) -> None:
         while True:
-            due = max(due + period, time.monotonic())
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            await asyncio.sleep(REPORT_S)
             if self.faults.hung or not self.faults.reports:
                 continue
-            for port, pack in ports.items():
-                writers = [w for w in self._writers[port] - self._half_open if not w.is_closing()]
-                frame = pack(self.controller.report()) if writers else b""
-                for writer in writers:
-                    if writer.transport.get_write_buffer_size() < MAX_UNSENT:
-                        writer.write(frame)
+            frame = wire.report_rich(self.controller.report())
+            for writer in self._writers[self.ports.report] - self._half_open:
+                if not writer.is_closing() and writer.transport.get_write_buffer_size() < MAX_UNSENT:
+                    writer.write(frame)
 
     async def _tick_forever(self) -> None:
         emulated = time.monotonic()
         while True:
             behind = time.monotonic() - emulated
             if behind > MAX_BEHIND:
-                self.slipped_s += behind - TICK
                 emulated, behind = time.monotonic() - TICK, TICK
             for _ in range(min(int(behind / TICK), 5)):
                 self.controller.tick(TICK)

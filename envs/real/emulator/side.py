@@ -1,54 +1,97 @@
-"""The side channel: inject faults, read the journal and set up the scene, as JSON lines on loopback.
+"""The emulator's ports, and its side channel: faults, journal, scene and camera frames, as JSON lines on loopback.
 
-{"op": "fault", "name": "error", "code": 31}   ->   {"ok": true, "time": 1234.5}
+    {"op": "fault", "name": "error", "code": 31}   ->   {"ok": true, "time": 1234.5}
 
-``SideChannel`` is the client, for tests and for deployments that rehearse against the emulator.
+`SideChannel` is the client, for tests and for deployments that rehearse against the emulator.
 """
 
 import asyncio
+import inspect
 import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError, validate_call
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.emulator.ports import HOST
+from s2robot.envs.real.arms.sdk import BoxPorts
 
-Operation = Callable[..., dict | None]
+HOST = "127.0.0.1"
+Operation = Callable[..., Any]  # returns a dict, None, or what to await for one
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-def side_handler(operations: dict[str, Operation]):
-    """A connection handler that calls ``operations[op](**rest)`` per line and answers with a line.
+@dataclass(frozen=True)
+class Ports(BoxPorts):
+    """Where the emulator listens on loopback; the defaults need no privilege. The gripper's is `control` + 1."""
 
-    An answer holds ``ok``, the monotonic ``time`` before the operation began, and what the operation returned; or
-    ``error``, one line, for anything that is no such request.
+    control: int = 15502  # the box's 502
+    report: int = 15302  # its 30002, 5 Hz
+    side: int = 15800  # see the module
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> "Ports":
+        return cls(**json.loads(line))
+
+
+def free_ports() -> Ports:
+    """Return ports that are free now."""
+    while True:
+        with ExitStack() as held:
+            numbers = [_hold(held, 0) for _ in range(3)]
+            try:
+                _hold(held, numbers[0] + 1)
+            except (OSError, OverflowError):
+                continue
+            return Ports(*numbers)
+
+
+def _hold(held: ExitStack, port: int) -> int:
+    s = held.enter_context(socket.socket())
+    s.bind((HOST, port))
+    return s.getsockname()[1]
+
+
+def side_handler(operations: dict[str, Operation]) -> Handler:
+    """A connection handler that calls `operations[op](**rest)` per line and answers with a line.
+
+    An answer holds `ok`, the monotonic `time` before the operation began, and what the operation returned (`data`: so many
+    bytes follow the line); or `error`, one line, for anything that is no such request.
     """
-
     checked = {name: validate_call(operation) for name, operation in operations.items()}
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
-            answer = _answer(checked, line)
+            answer = await _answer(checked, line)
+            data = answer.pop("data", b"")
+            answer |= {"data": len(data)} if data else {}
             # in a thread: minutes of motion are seconds of work, in which the box has to go on
             text = await asyncio.to_thread(json.dumps, answer, default=np.ndarray.tolist)
-            writer.write(text.encode() + b"\n")
+            writer.write(text.encode() + b"\n" + data)
             await writer.drain()
 
     return serve
 
 
-def _answer(operations: dict[str, Operation], line: bytes) -> dict:
+async def _answer(operations: dict[str, Operation], line: bytes) -> dict:
     now = time.monotonic()
     try:
         request = json.loads(line)
         name = request.pop("op")
         if name not in operations:
             raise EnvError(f"op: expected one of {', '.join(operations)}, got {name!r}")
-        return {"ok": True, "time": now} | (operations[name](**request) or {})
+        found = operations[name](**request)
+        found = await found if inspect.isawaitable(found) else found
+        return {"ok": True, "time": now} | (found or {})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -70,17 +113,17 @@ class SideChannel:
     def __init__(self, port: int, timeout_s: float = 10.0):
         self._port, self._timeout_s = port, timeout_s
         self._turn = threading.Lock()  # a question and its answer
-        self._socket: socket.socket | None = self._connect()
+        self._connect()
 
     def __call__(self, op: str, **settings) -> dict:
-        """Do ``op`` and return its answer; EnvError if the emulator rejects it, is gone, or is something else."""
+        """Do `op` and return its answer; EnvError if the emulator rejects it, is gone, or is something else."""
         question = json.dumps({"op": op, **settings}).encode() + b"\n"
         try:
             with self._turn:
                 answer = self._ask(question)
         except OSError as error:
             raise EnvError(f"emulator: found no answer to '{op}' ({error}), expected one") from None
-        except ValueError:
+        except (ValueError, KeyError):
             raise EnvError(
                 f"found no emulator's side channel at {HOST}:{self._port}, expected a running `s2robot emulate`"
             ) from None
@@ -89,34 +132,37 @@ class SideChannel:
         return answer
 
     def fault(self, name: str, **settings) -> float:
-        """Inject a fault (``s2robot.envs.real.emulator.faults.NAMES``); its monotonic time, s."""
+        """Inject a fault, see `emulator.faults`; its monotonic time, s."""
         return self("fault", name=name, **settings)["time"]
 
     def close(self) -> None:
         if self._socket is not None:
+            self._stream.close()
             self._socket.close()
             self._socket = None
 
-    def _connect(self) -> socket.socket:
-        return socket.create_connection((HOST, self._port), timeout=self._timeout_s)
+    def _connect(self) -> None:
+        self._socket: socket.socket | None = socket.create_connection((HOST, self._port), self._timeout_s)
+        self._stream = self._socket.makefile("rb")
 
     def _ask(self, question: bytes) -> dict:
-        """Return the answer; ValueError for one of something else."""
-        end = time.monotonic() + self._timeout_s
+        """Return the answer; ValueError or KeyError for one of something else."""
         try:
-            self._socket = self._socket or self._connect()
-            self._socket.settimeout(self._timeout_s)
+            if self._socket is None:
+                self._connect()
+            assert self._socket is not None
             self._socket.sendall(question)
-            line = bytearray()
-            while not line.endswith(b"\n") and line[:1] in (b"", b"{"):  # a report would never end
-                self._socket.settimeout(max(end - time.monotonic(), 1e-3))
-                data = self._socket.recv(1 << 16)
-                if not data:
+            first = self._stream.read(1)
+            if not first:
+                raise OSError("it closed the side channel")
+            answer = json.loads(
+                first + self._stream.readline() if first == b"{" else b""
+            )  # reports never end
+            answer["ok"]
+            if "data" in answer:
+                size, answer["data"] = answer["data"], self._stream.read(answer["data"])
+                if len(answer["data"]) < size:
                     raise OSError("it closed the side channel")
-                line += data
-            answer = json.loads(line)
-            if "ok" not in answer:
-                raise ValueError("an answer without ok")
             return answer
         except BaseException:
             self.close()  # the answer may come yet, and is not the next one's

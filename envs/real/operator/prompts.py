@@ -1,13 +1,16 @@
-"""Who stands beside the arm: says when it may move, where the cube lies, and whether an episode succeeded.
+"""Who stands beside the arm: says when it may move, where the cube lies, whether an episode succeeded, and stops it.
 
 A program never clears a fault and never decides that the bench is free: it asks. `TerminalOperator` asks a person;
 `s2robot.envs.real.emulator.stand_in.EmulatedOperator` answers for the emulator, which has nobody beside it.
 """
 
+import os
 import select
+import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -20,7 +23,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import Array
 from s2robot.envs.robots import robot_spec
 
-_YES_NO = {"y": "y", "yes": "y", "n": "n", "no": "n"}
+_YES_NO = {"y": True, "yes": True, "n": False, "no": False}
 _LISTEN_S = 0.2  # s that a Ctrl-C may wait while a question stands
 
 
@@ -44,21 +47,22 @@ class Placing:
 
 
 class Operator(Protocol):
-    """What the bridge asks between two motions. Every `no` ends the matter: nothing moves."""
+    """What the bridge asks between two motions. Every `no` ends the matter: nothing moves.
 
-    @property
-    def person(self) -> bool:
-        """Whether somebody is there who may press keys while the arm moves."""
+    Attributes: `person`, whether somebody is there who may press keys while the arm moves; `closest`, m, the least distance
+    of grip and cube since the cube was placed, where somebody measures it.
+    """
 
-    @property
-    def closest(self) -> float | None:
-        """m, least distance of grip and cube since the cube was placed, where somebody measures it."""
+    person = False
+    closest: float | None = None
 
     def wait_to_start(self, episode: int, episodes: int) -> bool:
         """Before episode `episode` (from 0) of a session, the arm stopped: may it begin? A no ends the session."""
+        return True
 
     def lay(self, seed: int) -> Array | None:
         """The cube laid where the scene of `seed` has it: joints (7,) at which that starts; None: a person lays it."""
+        return None
 
     def free(self, fault: tuple[str, ...]) -> bool:
         """May the arm open its gripper and go to its start? With `fault`: and is that fault looked at and cleared?"""
@@ -68,6 +72,7 @@ class Operator(Protocol):
 
     def ended(self) -> bool:
         """Asked once a step: is the episode over? Must not wait."""
+        return False
 
     def success(self) -> bool:
         """Asked after an episode that ended without a fault: did it succeed?"""
@@ -77,6 +82,7 @@ class Operator(Protocol):
 
     def keep(self) -> bool:
         """Asked after a demonstration: is it to be kept?"""
+        return True
 
 
 def ask(question: str, none: str | None = "") -> str:
@@ -84,7 +90,12 @@ def ask(question: str, none: str | None = "") -> str:
 
     What was typed before the question is dropped: it answers something else, and an arm may move upon it.
     """
-    terminal = _flushed()
+    terminal: int | None = None
+    with suppress(Exception):  # no terminal
+        import termios
+
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+        terminal = sys.stdin.fileno()
     print(question, end="", flush=True)
     while terminal is not None and not select.select([terminal], [], [], _LISTEN_S)[0]:
         pass  # a Ctrl-C that came just before the call is heard here; `input` would keep it for after the next line
@@ -97,24 +108,13 @@ def ask(question: str, none: str | None = "") -> str:
         return none
 
 
-def _flushed() -> int | None:
-    """The terminal's descriptor, what was typed ahead thrown away; None without a terminal."""
-    with suppress(Exception):
-        import termios
-
-        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
-        return sys.stdin.fileno()
-    return None
-
-
 _ask = partial(ask, none=None)
 
 
-class TerminalOperator:
+class TerminalOperator(Operator):
     """Asks on the terminal. Before a motion anything but `y` is a no; an outcome is asked for until it is told."""
 
     person = True
-    closest: float | None = None
 
     def __init__(self, ask: Callable[[str], str] = _ask):
         self._ask = ask
@@ -125,7 +125,7 @@ class TerminalOperator:
         except EOFError:
             return False
 
-    def _one_of(self, question: str, answers: dict[str, str]) -> str:
+    def _one_of(self, question: str, answers: dict[str, Any]) -> Any:
         """Return the meaning of the answer. Raises EnvError at the end of standard input."""
         while True:
             try:
@@ -144,9 +144,6 @@ class TerminalOperator:
         except EOFError:
             return False
 
-    def lay(self, seed: int) -> None:
-        """See `Operator`: done, by hand."""
-
     def free(self, fault: tuple[str, ...]) -> bool:
         if fault and not self._yes(f"FAULT: {'; '.join(fault)}. Look at the arm and the bench. Cleared?"):
             return False
@@ -160,21 +157,15 @@ class TerminalOperator:
             "degrees. Is it there, and everybody clear of the arm?"
         )
 
-    def ended(self) -> bool:
-        """Never: an episode takes its time."""
-        return False
-
     def success(self) -> bool:
-        return self._one_of("Did the episode succeed? [y/n]", _YES_NO) == "y"
+        return self._one_of("Did the episode succeed? [y/n]", _YES_NO)
 
     def stage(self) -> str:
-        """The furthest stage of a failed episode, as the simulated world names them."""
         question = "How far did it come? 0: not grasped, 1: grasped, 2: lifted [0/1/2]"
         return self._one_of(question, {"0": "approach", "1": "grasp", "2": "lift"})
 
-    def keep(self) -> bool:
-        """See `Operator`: asked until it is answered, for a no throws the demonstration away."""
-        return self._one_of("Keep it? [y/n]", _YES_NO) == "y"
+    def keep(self) -> bool:  # a no throws the demonstration away
+        return self._one_of("Keep it? [y/n]", _YES_NO)
 
 
 class OperatorProxy:
@@ -185,3 +176,58 @@ class OperatorProxy:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._operator, name)
+
+
+class Stop:
+    """Asked for once, it stays asked for."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self.interrupted = False  # by a signal
+        self.moving = False  # whether a stop is a matter of braking, not of ending at once
+        self.stop: Callable[[], None] = lambda: None  # called when it is asked for
+
+    def ask(self) -> None:
+        """Brake and stop; from any thread."""
+        self._asked.set()
+        self.stop()
+
+    def asked(self) -> bool:
+        """Whether it was."""
+        return self._asked.is_set()
+
+    def check(self) -> None:
+        """Raise a signal's KeyboardInterrupt anew if it was lost: the vendor's SDK swallows what is raised in its calls."""
+        lost = self.interrupted and not self.asked()
+        if lost and threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Ctrl-C, SIGTERM, SIGHUP: the first brakes the arm, the second one, or one while it stands, ends at once.
+
+        After SIGHUP nobody reads the terminal: what is printed to it is dropped, or printing would raise.
+        """
+        shown = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+
+        def handle(number: int, frame: object) -> None:
+            if number == signal.SIGHUP:
+                for descriptor in shown:
+                    with open(os.devnull, "w") as nowhere:
+                        os.dup2(nowhere.fileno(), descriptor)
+            again = self.interrupted and number != signal.SIGHUP  # a terminal that closes may send two
+            self.interrupted = True
+            if again or not self.moving:
+                raise KeyboardInterrupt
+            self.ask()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, old in before.items():
+                signal.signal(number, old)

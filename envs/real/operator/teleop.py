@@ -1,29 +1,43 @@
-"""Teleoperation: a person moves the gripper with keys or a SpaceMouse, as if they were the policy.
+"""Teleoperation: a person moves the gripper with keys or a SpaceMouse, as if they were the policy, or beside one.
 
     controls = Controls()
     teleoperator = Teleoperator(Keyboard(controls), controls, ToolIK(), XARM7_LIMITS)
     action = teleoperator.act(q)        # float32 (8,), as a policy's: through loop, interpolator and safety filter
 
+    controls = Controls(shared=True)    # beside a policy
+    shared = SharedControl(policy.act, policy.reset, controls, teleoperator, lambda: loop.commanded)
+    loop = ControlLoop(driver, cameras, shared.act, ..., subscriber=Subscribers(recorder, shared))
+    shared.persons                      # who acted in each executed step
+
 Velocities are those of the point between the finger tips in the base's frame: x forward, y to the left, z up, and the
-turn about the vertical. The gripper keeps pointing where it pointed at the start.
+turn about the vertical. The gripper keeps pointing where it pointed at the start. Nothing jumps at a handover: the
+person's motion starts at the commanded joints, the gripper keeps its last command, and both act through the same loop,
+filter and watchdog.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmLimits, Array
-from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.arms.kinematics import ToolIK
+from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK
+from s2robot.envs.real.control.subscriber import Subscriber
 
 HELP = "w s: forward, back   a d: left, right   r f: up, down   q e: turn"
 CONTROLS_HELP = "space: gripper   Enter: end   x: end and discard"
+HANDOVER_HELP = "space: take over, give back   g: gripper   Enter: end   x: end and discard"
 _AHEAD = (0.04, 0.3)  # m and rad that the wish may be ahead of the arm; the rest is forgotten
 _EDGE = 0.005  # m kept from where the safety filter would stop the gripper
+_HOLD_S = (
+    0.15  # s for which a key moves: a held one repeats before that ends, after the terminal's first pause
+)
+_DEAD = 0.1  # readings of a cap up to this count as 0
+_STALE_S = 0.2  # s without a report, after which a cap counts as released: a moved one reports about 100 times a second
 _KEYS = {
     "w": (1, 0, 0, 0), "s": (-1, 0, 0, 0), "a": (0, 1, 0, 0), "d": (0, -1, 0, 0),
     "r": (0, 0, 1, 0), "f": (0, 0, -1, 0), "q": (0, 0, 0, 1), "e": (0, 0, 0, -1),
@@ -31,31 +45,45 @@ _KEYS = {
 
 
 class Controls:
-    """What a demonstrator says besides motion. `on_key` may be called from any thread."""
+    """What a demonstrator says besides motion, from any thread.
 
-    def __init__(self) -> None:
+    Attributes: `closed`, the gripper; `ended`, the episode; `discarded`, it is not kept; `person`, whether the person acts:
+    always, unless the controls are `shared` with a policy.
+    """
+
+    def __init__(self, shared: bool = False) -> None:
+        self._shared, self._gripper = shared, "g" if shared else " "
         self.reset()
 
     def reset(self) -> None:
-        """Prepare the next episode: the gripper open, nothing ended."""
+        """Prepare the next episode: the gripper open, nothing ended, the policy acts."""
         self.closed = self.ended = self.discarded = False
+        self.person = not self._shared
 
     def on_key(self, key: str) -> None:
-        """Space: the gripper. Enter: the end. x: the end, and the episode is not kept."""
-        if key == " ":
-            self.closed = not self.closed
+        """Enter: the end. x: the end, and the episode is not kept. Space: the gripper; shared: who acts, and g the gripper."""
+        if key == self._gripper:
+            self.closed ^= self.person
+        elif key == " ":
+            self.person = not self.person
         elif key in "\r\nx":
             self.discarded, self.ended = self.discarded or key == "x", True
 
+    def on_button(self, button: int) -> None:
+        """Take a SpaceMouse's button: 0 is the gripper, 1 the end."""
+        self.on_key((self._gripper, "\n")[button])
+
+    @property
+    def part_ended(self) -> bool:
+        """Whether the person's part of the episode is over."""
+        return self.ended or not self.person
+
 
 class Keyboard:
-    """Motion by keys (`HELP`): a terminal reports presses only, so each one moves for `hold_s`.
+    """Motion by keys (`HELP`): a terminal reports presses only, so each one moves for a while. Others go to `controls`."""
 
-    A held key repeats before that ends, after the terminal's first pause. Other keys go to `controls`.
-    """
-
-    def __init__(self, controls: Controls, hold_s: float = 0.15, clock: Callable[[], float] = time.monotonic):
-        self._controls, self._hold, self._clock = controls, hold_s, clock
+    def __init__(self, controls: Controls, clock: Callable[[], float] = time.monotonic):
+        self._controls, self._clock = controls, clock
         self._pressed: dict[str, float] = {}
 
     def on_key(self, key: str) -> None:
@@ -67,7 +95,7 @@ class Keyboard:
 
     def velocity(self) -> Array:
         now = self._clock()
-        held = [_KEYS[key] for key, since in self._pressed.copy().items() if now - since <= self._hold]
+        held = [_KEYS[key] for key, since in self._pressed.copy().items() if now - since <= _HOLD_S]
         return np.clip(np.sum([(0, 0, 0, 0), *held], 0).astype(float), -1, 1)
 
 
@@ -77,12 +105,10 @@ class SpaceMouse:
     Args:
         device: its `read()` returns the newest state (x, y, z, yaw from -1 to 1, buttons, and `t`, another number with
             each report); the first SpaceMouse on USB if not given (EnvError: no library, or no device).
-        dead: readings up to this count as 0.
-        stale_s: without a report for so long the cap counts as released: a moved one reports about 100 times a second.
     """
 
-    def __init__(self, controls: Controls, device: Any = None, dead: float = 0.1, stale_s: float = 0.2):
-        self._controls, self._dead, self._stale = controls, dead, stale_s
+    def __init__(self, controls: Controls, device: Any = None):
+        self._controls = controls
         self._device = device or _open_spacemouse()
         self._buttons: tuple[int, ...] = ()
         self._velocity = np.zeros(4)
@@ -96,7 +122,7 @@ class SpaceMouse:
         """Return the deflection. Raises EnvError when the device has gone: a cap that is stuck must not go on moving."""
         if self._error:
             raise EnvError(f"spacemouse: {self._error}")
-        return self._velocity if time.monotonic() - self._heard <= self._stale else np.zeros(4)
+        return self._velocity if time.monotonic() - self._heard <= _STALE_S else np.zeros(4)
 
     def close(self) -> None:
         """Let go of the device."""
@@ -108,22 +134,21 @@ class SpaceMouse:
         # one call takes one report, and hundreds come a second
         while not self._ended.wait(0.001):
             try:
-                self.take(self._device.read())
+                self._take(self._device.read())
             except Exception as error:  # of whatever library is beneath
                 self._error = str(error) or type(error).__name__
                 return
 
-    def take(self, state: Any) -> None:
-        """Take one state of the device."""
+    def _take(self, state: Any) -> None:
         if state.t != self._report:
             self._report, self._heard = state.t, time.monotonic()
         axes = np.clip([state.x, state.y, state.z, state.yaw], -1, 1).astype(float)
-        beyond = np.maximum(np.abs(axes) - self._dead, 0) / (1 - self._dead)
+        beyond = np.maximum(np.abs(axes) - _DEAD, 0) / (1 - _DEAD)
         self._velocity = np.sign(axes) * beyond
         buttons = tuple(state.buttons)
-        for key, now, before in zip(" \n", buttons, self._buttons or (0, 0), strict=False):
+        for button, (now, before) in enumerate(zip(buttons[:2], self._buttons or (0, 0), strict=False)):
             if now and not before:
-                self._controls.on_key(key)
+                self._controls.on_button(button)
         self._buttons = buttons
 
 
@@ -212,3 +237,70 @@ class Teleoperator:
 def _about_z(rotation: Array) -> float:
     """How far a rotation (3, 3) turns about the vertical, rad."""
     return float(np.arctan2(rotation[1, 0] - rotation[0, 1], rotation[0, 0] + rotation[1, 1]))
+
+
+class SharedControl(Subscriber):
+    """The policy of a loop in which a person may take over.
+
+    Args:
+        policy: observation -> action (8,).
+        forget: makes the policy start anew; called before it acts again, since it planned from another state.
+        teleoperator: the person's actions; None where the person leads the arm by hand, outside the loop.
+        commanded: the joints (7,) rad that the next action is added to.
+    """
+
+    def __init__(
+        self,
+        policy: Callable[[Mapping[str, Any]], Array],
+        forget: Callable[[], None],
+        controls: Controls,
+        teleoperator: Teleoperator | None,
+        commanded: Callable[[], Array],
+    ):
+        self._policy, self._forget, self._controls = policy, forget, controls
+        self._teleoperator, self._commanded = teleoperator, commanded
+        self.begin()
+
+    def begin(self) -> None:
+        """Start an episode, with the policy."""
+        self._person = self._closed = False
+        self.persons: list[bool] = []  # of each executed step
+        self._acts: deque[tuple[Any, bool]] = deque(maxlen=8)  # proprio of an observation, who acted upon it
+
+    def act(self, observation: Mapping[str, Any]) -> Array:
+        """Return the next action (8,) of whoever acts; the other one's part ends here."""
+        person = self._controls.person and self._teleoperator is not None
+        if person != self._person:
+            self._person = person
+            if person:
+                self.take()
+            else:
+                self._forget()
+        if person:
+            assert self._teleoperator is not None
+            action = self._teleoperator.act(self._commanded())
+        else:
+            action = np.asarray(self._policy(observation), np.float32)
+        self._closed = action.shape == (8,) and bool(action[7] >= 0.5)
+        self._acts.append((observation["proprio"], person))
+        return action
+
+    def on_begin(self) -> None:
+        """Start anew after the warm-up."""
+        self._forget()
+        self._person = False
+
+    def on_step(self, step: dict) -> None:
+        """Note who acted: answers that came while the arm was held were not executed."""
+        self.persons.append(next(person for seen, person in self._acts if seen is step["proprio"]))
+
+    def take(self) -> None:
+        """Begin the person's part where the policy's ended."""
+        self._controls.closed = self._closed
+        if self._teleoperator is not None:
+            self._teleoperator.reset()
+
+    def led(self, steps: int) -> None:
+        """Note steps in which the person led the arm by hand; the policy acts next."""
+        self.persons += [True] * steps
+        self._closed = self._controls.closed

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from s2robot.envs.real.arms.xarm import XArmDriver
-from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.emulator.emulator import launch
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import PATIENCE
 from tests.envs.real.virtual import FakeArm, VirtualClock

@@ -17,8 +17,7 @@ from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.subscriber import Subscribers
 from s2robot.envs.real.control.supervisor import _BEAT, _BYE, _REST, UNCONFIRMED, _watch
 from s2robot.envs.real.emulator.stand_in import EmulatedOperator
-from s2robot.envs.real.operator.prompts import Placing
-from s2robot.envs.real.operator.stop import Stop
+from s2robot.envs.real.operator.prompts import Placing, Stop
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
 from tests.envs.real.virtual import NOISE, SLOWLY, Calls, FakeArm, Film, VirtualClock, Watch, episode
@@ -31,7 +30,7 @@ class Nodding(EmulatedOperator):
     """Says yes, or not, and notes each question."""
 
     def __init__(self):
-        super().__init__(None, scene=False)
+        super().__init__(None)
         self.asked, self.willing = [], True
 
     def free(self, fault):
@@ -55,9 +54,6 @@ def made(arm, act=None, loop=LIVE, **settings):
         "home_speed": 0.5,
     } | settings
     return ArmRuntime(arm, cameras, act or slowly, ArmPoints("xarm7"), loop, clock=arm.clock, **settings)
-
-
-# ---------------------------------------------------------------- the way to the start
 
 
 @pytest.fixture
@@ -163,9 +159,6 @@ def test_no_beat_is_due_while_the_loop_rests(far):
     assert _watch(pipe, 0.3, far) == "no heartbeat for 0.3 s"
     assert pipe.waits == [0.5, 0.3, 0.5, 0.3]
     assert _watch(Pipe(_BEAT, _REST, _BYE), 0.3, far) == ""
-
-
-# ---------------------------------------------------------------- episodes
 
 
 def test_to_the_start_and_an_episode(arm):
@@ -292,9 +285,6 @@ def test_a_lost_supervisor_in_mid_episode_is_a_fault_that_stays(arm):
     assert arm.stopped and "found it gone" in runtime.fault[0]
 
 
-# ---------------------------------------------------------------- between episodes
-
-
 def test_the_start_of_an_episode_is_that_of_the_simulated_one():
     simulated = CubePick(WORLD, draw=False)
     for seed in (0, 7):
@@ -358,7 +348,7 @@ def test_a_stop_on_the_way_to_the_start_ends_the_session(arm):
 
 @pytest.mark.realtime
 def test_the_emulated_operator_clears_a_fault_as_a_person_would(emulator, driver):
-    operator = EmulatedOperator(emulator.side, scene=False)
+    operator = EmulatedOperator(emulator.side)
     emulator.side("place_arm", joints=(HOME + 0.2).tolist())
     emulator.side.fault("error", code=31)
     assert (
@@ -368,7 +358,6 @@ def test_the_emulated_operator_clears_a_fault_as_a_person_would(emulator, driver
     np.testing.assert_allclose(emulator.side("status")["joints"], HOME, atol=1e-3)
     driver.arm()
     assert driver.read().error == 0
-    assert not operator.ended() and operator.stage() == "approach" and operator.closest is None
 
 
 def test_several_hear_in_their_order():

@@ -23,7 +23,7 @@ from s2robot.core.files import configs_dir
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
 from s2robot.deployment.arm import driver_maker
-from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.emulator.emulator import launch
 from tests import forks
 from tests.s2robot.pictures import scene
 
@@ -37,7 +37,7 @@ HOME = np.array([0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0])
 DEPLOY = """
 import sys
 from functools import partial
-from s2robot.envs.real.emulator.ports import Ports
+from s2robot.envs.real.emulator.side import Ports
 from s2robot.deployment import arm
 from s2robot.cli import main
 ports, make = Ports.from_json(sys.argv[1]), arm.driver_maker

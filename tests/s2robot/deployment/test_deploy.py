@@ -21,7 +21,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
 from s2robot.envs.real.control.supervisor import UNCONFIRMED
 from s2robot.envs.real.control.watchdog import State
-from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.emulator.emulator import launch
 from s2robot.envs.real.emulator.side import SideChannel
 from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 
@@ -48,7 +48,7 @@ def commands(emulator, begin):
 def healthy(emulator):
     """Whatever an earlier test left behind, the box is ready to be armed again."""
     from s2robot.envs.real.arms.xarm import XArmDriver
-    from s2robot.envs.real.emulator.ports import Ports
+    from s2robot.envs.real.emulator.side import Ports
 
     names = Ports.__dataclass_fields__
     with XArmDriver("127.0.0.1", ports=Ports(**{n: emulator("ports")[n] for n in names})) as driver:

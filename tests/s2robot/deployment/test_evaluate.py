@@ -23,8 +23,7 @@ from s2robot.deployment.session import Rig
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator.stand_in import EmulatedOperator
-from s2robot.envs.real.operator.prompts import Placing, TerminalOperator
-from s2robot.envs.real.operator.stop import Stop
+from s2robot.envs.real.operator.prompts import Placing, Stop, TerminalOperator
 from s2robot.evaluation.records import read_records
 
 pytest.importorskip("xarm")

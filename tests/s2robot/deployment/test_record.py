@@ -25,7 +25,7 @@ from s2robot.deployment.store import CAUSES, open_corrections, open_store
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION, CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
-from s2robot.envs.real.arms.kinematics import ToolIK
+from s2robot.envs.real.arms.geometry import ToolIK
 from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from tests import forks
 from tests.envs.real.patience import PATIENCE, wait_for

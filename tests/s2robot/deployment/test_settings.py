@@ -15,12 +15,12 @@ from s2robot.deployment.preflight import WARNING
 from s2robot.deployment.settings import Bridge, CameraSettings, HomeSettings
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT, ArmSettings
-from s2robot.envs.real.control.interpolate import Interpolator
 from s2robot.envs.real.control.loop import LoopConfig
+from s2robot.envs.real.control.motion import Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import WatchdogLimits
-from s2robot.envs.real.emulator.motion import Motion, Plan
+from s2robot.envs.real.emulator.motion import Motion
 
 
 def configured(*overrides):
@@ -59,7 +59,7 @@ def lag(limits, bridge, episode):
             goal = goal + episode["action"][i // periods, :7]
             path.push(now, now + periods / 100, goal)
         target = path.step(now)[0]
-        box.plan(Plan(target, bridge.arm.speed, bridge.arm.acceleration))
+        box.plan(target, bridge.arm.speed, bridge.arm.acceleration)
         box.advance(0.005)
         box.advance(0.005)
         most = max(most, float(np.abs(target - box.joints).max()))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.cameras.camera import CameraReader, fitted
-from s2robot.envs.real.cameras.sources import OpenCVCamera, RealSenseCamera, ReplayCamera
+from s2robot.envs.real.cameras.camera import CameraReader, OpenCVCamera, RealSenseCamera, ReplayCamera, fitted
 from s2robot.envs.real.control.clock import REAL, from_monotonic, now
 from tests.envs.real.patience import PATIENCE, wait_for
 
@@ -144,9 +143,6 @@ def test_the_middle_of_a_picture(picture, size, part):
     assert np.shares_memory(out, image) == (part == size)
 
 
-# ---------------------------------------------------------------- OpenCV
-
-
 class FakeCapture:
     """A camera that keeps what is set, but for the properties that it insists on."""
 
@@ -173,17 +169,24 @@ class FakeCapture:
         self.released = True
 
 
-def opened(fake, **settings):
-    return OpenCVCamera("/dev/video9", 640, 480, 30, capture=lambda device: fake, **settings)
+@pytest.fixture
+def opened(monkeypatch):
+    """Opens a camera on a fake capture."""
+
+    def open_camera(fake, **settings):
+        monkeypatch.setattr(cv2, "VideoCapture", lambda device, api: fake)
+        return OpenCVCamera("/dev/video9", 640, 480, 30, **settings)
+
+    return open_camera
 
 
-def test_opencv_frames_are_rgb_with_their_time_of_capture():
+def test_opencv_frames_are_rgb_with_their_time_of_capture(opened):
     captured, image = opened(FakeCapture()).read()
     np.testing.assert_array_equal(image, NOISE[0])
     assert 0.01 < now() - captured < PATIENCE
 
 
-def test_a_frame_that_waited_is_as_old_as_its_stamp_says():
+def test_a_frame_that_waited_is_as_old_as_its_stamp_says(opened):
     """However long ago: after a stall or a machine's sleep a queue gives what was taken before it."""
     fake = FakeCapture()
     camera = opened(fake)
@@ -195,10 +198,10 @@ def test_a_frame_that_waited_is_as_old_as_its_stamp_says():
     assert not 0 <= now() - camera.read()[0]
 
 
-def test_a_frame_from_before_the_machine_slept_is_old(monkeypatch):
+def test_a_frame_from_before_the_machine_slept_is_old(opened, monkeypatch):
     """The monotonic clock stands still while a machine sleeps; the one that ages are counted on does not."""
     slept = [0.0]
-    monkeypatch.setattr("s2robot.envs.real.cameras.sources.now", lambda: time.monotonic() + slept[0])
+    monkeypatch.setattr("s2robot.envs.real.cameras.camera.now", lambda: time.monotonic() + slept[0])
     camera = opened(FakeCapture())
     camera.read()
     slept[0] = 30.0
@@ -207,7 +210,7 @@ def test_a_frame_from_before_the_machine_slept_is_old(monkeypatch):
 
 
 @pytest.mark.parametrize("stamp", [1.0e9, 0.001])
-def test_a_frame_stamped_by_another_clock_is_as_old_as_the_receipt_of_the_one_before(stamp):
+def test_a_frame_stamped_by_another_clock_is_as_old_as_the_receipt_of_the_one_before(opened, stamp):
     before = now()
     camera = opened(FakeCapture(stamp=stamp))
     assert camera.read()[0] >= before - 0.1
@@ -225,50 +228,37 @@ def test_a_frame_stamped_by_another_clock_is_as_old_as_the_receipt_of_the_one_be
         (cv2.CAP_PROP_EXPOSURE, 77.0, "found exposure 77 after setting it, expected 100"),
     ],
 )
-def test_a_format_that_was_not_taken_is_refused(prop, value, words):
+def test_a_format_that_was_not_taken_is_refused(opened, prop, value, words):
     fake = FakeCapture({prop: value})
     with pytest.raises(EnvError, match=words):
         opened(fake, exposure=100.0, white_balance=4600.0)
     assert fake.released
 
 
-def test_what_no_camera_can_be_set_to_is_refused():
-    fake = FakeCapture()
-    with pytest.raises(EnvError, match="found exposure 100 after setting it, expected nan"):
-        opened(FakeCapture({cv2.CAP_PROP_EXPOSURE: 100.0}), exposure=float("nan"))
-    for fourcc in ("MJP", "MJPEG", "Mä4€"):
-        with pytest.raises(EnvError, match=f"found fourcc '{fourcc}', expected four letters"):
-            opened(fake, fourcc=fourcc)
-    assert not fake.values
-
-
-def test_a_real_capture_is_verified_and_read(tmp_path):
+def test_a_real_capture_is_verified_and_read(tmp_path, monkeypatch):
     path = str(tmp_path / "film.avi")
     writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"MJPG"), 20, (96, 72))
     pictures = [cv2.resize(image, (96, 72), interpolation=cv2.INTER_LINEAR) for image in NOISE[:, :4, :6]]
     for image in pictures:
         writer.write(image[..., ::-1])
     writer.release()
+    with pytest.raises(EnvError, match="found none, expected a V4L2 device"):
+        OpenCVCamera(path, 96, 72, 20)  # a film is no device
+    capture = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda device, api: capture(device))
     begin = now()
-    camera = OpenCVCamera(path, 96, 72, 20, capture=cv2.VideoCapture)
+    camera = OpenCVCamera(path, 96, 72, 20)
     for expected in pictures:
         captured, image = camera.read()
         assert np.abs(image.astype(float) - expected).mean() < 6 and begin <= captured <= now()
     with pytest.raises(EnvError, match="gave no frame"):
         camera.read()
     camera.close()
-    for settings, words in (
-        ({"width": 64}, "found width 96"),
-        ({"fps": 30}, "found fps 20"),
-        ({"fourcc": "YUYV"}, "found fourcc MJPG"),
-    ):
-        with pytest.raises(EnvError, match=words):
-            OpenCVCamera(path, **{"width": 96, "height": 72, "fps": 20} | settings, capture=cv2.VideoCapture)
-    with pytest.raises(EnvError, match="found none, expected a V4L2 device"):
-        OpenCVCamera(path, 96, 72, 20)  # a film is no device
+    with pytest.raises(EnvError, match="found width 96"):
+        OpenCVCamera(path, 64, 72, 20)
 
 
-def test_a_camera_or_library_that_is_missing_is_one_line(monkeypatch):
+def test_a_camera_or_library_that_is_missing_is_one_line(opened, monkeypatch):
     with pytest.raises(EnvError, match="camera /dev/video9: found none"):
         opened(FakeCapture(opened=False))
     monkeypatch.setitem(sys.modules, "pyrealsense2", None)
@@ -297,12 +287,9 @@ def test_realsense_frames_are_rgb_with_their_time_of_capture(realsense):
     assert not realsense.running
 
 
-def test_a_realsense_of_another_number_or_format_is_one_clear_line(realsense):
+def test_a_realsense_of_another_number_or_without_colour_is_one_clear_line(realsense):
     with pytest.raises(EnvError, match=r"camera 0043: cannot start 96 x 72 at 20 Hz \(No device connected\)"):
         RealSenseCamera("0043", 96, 72, 20)
-    with pytest.raises(EnvError, match=r"camera 0042: found \(96, 72, 20\) .* expected \(640, 72, 20\)"):
-        RealSenseCamera("0042", 640, 72, 20)
-    assert not realsense.running
     realsense.colour = False
     with pytest.raises(EnvError, match=r"camera 0042: cannot start .* \(Could not find requested sensor"):
         RealSenseCamera("0042", 96, 72, 20)

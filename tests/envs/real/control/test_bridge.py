@@ -14,8 +14,8 @@ from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
-from s2robot.envs.real.emulator.camera import EmulatedCamera
-from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.emulator.emulator import launch
+from s2robot.envs.real.emulator.frames import EmulatedCamera
 from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from s2robot.envs.real.operator.prompts import Placing
 from s2robot.envs.real.runtime import ArmRuntime
@@ -42,7 +42,7 @@ def test_actions_that_lift_the_cube_in_simulation_lift_it_over_the_bridge(monkey
     actions += [actions[-1] * np.eye(8)[7]] * 10  # the emulated arm lags: hold it up a little longer
     looks = {"cameras": ["hand"], "image_size": 32}
     with launch(env=looks, fps=10) as emulator, ExitStack() as stack:
-        camera = CameraReader("hand", lambda: EmulatedCamera(emulator.ports.frames, "hand", 30.0))
+        camera = CameraReader("hand", lambda: EmulatedCamera(emulator.ports.side, "hand", 30.0))
         camera.start(PATIENCE)
         stack.callback(camera.close)
         make = partial(XArmDriver, "127.0.0.1", ports=emulator.ports)

@@ -15,7 +15,7 @@ from benchmarks.fault_server import make_checkpoint, served
 from benchmarks.faults import SCENE, attempt, cells, main, markdown, row
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.emulator.emulator import launch
 
 KNOWN = {case.name: case for case in CASES}
 # of a fault that is run
@@ -69,9 +69,6 @@ def test_the_arm_stops_as_designed(bench, name):
 @pytest.mark.parametrize("name", [c.name for c in CASES if c.scene])
 def test_a_camera_fault_stops_the_arm_as_designed(scene_bench, name):
     as_designed(scene_bench, KNOWN[name])
-
-
-# ---------------------------------------------------------------- does the bench notice?
 
 
 def test_a_driver_without_its_check_is_found_out(bench, monkeypatch):

@@ -10,9 +10,8 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
-from s2robot.envs.real.control.recorder import EpisodeRecorder
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.subscriber import Subscribers
+from s2robot.envs.real.control.subscriber import EpisodeRecorder, Subscribers
 from s2robot.envs.real.control.watchdog import UNSURE, State, WatchdogLimits
 from tests.envs.real.home import HOME
 from tests.envs.real.virtual import SLOWLY, Calls, FakeArm, Film, Stalling
@@ -35,9 +34,6 @@ def made(arm, cameras, act, limits=CALM, live=True, subscriber=None, config=None
     safety = SafetyFilter(arm.limits, POINTS, SafetyConfig(state_age_max=1.0))
     settings = LoopConfig(live=live, image_size=16, **{"policy_hz": 20.0} | (config or {}))
     return ControlLoop(arm, cameras, act, safety, settings, limits, subscriber, arm.clock, disagreement)
-
-
-# ---------------------------------------------------------------- a regular episode
 
 
 def test_actions_move_the_arm_and_are_recorded(arm, cameras, tmp_path):
@@ -136,7 +132,8 @@ def test_a_stop_between_two_episodes_is_not_lost(arm, cameras):
     assert len(arm.sent) == sent and arm.stops == ["operator"]
     arm.arm()
     assert loop.run(max_steps=5).cause == "stopped" and len(arm.sent) == sent  # until it is cleared
-    arm.arm(), loop.clear_stop()
+    arm.arm()
+    loop.stop_requested = False
     assert loop.run(max_steps=1).cause == "steps"
 
 
@@ -230,9 +227,6 @@ def test_a_stop_in_an_episode_s_last_moment_counts(arm, cameras):
     loop.stream.next = last
     assert loop.run(max_steps=1).cause == "stopped"
     assert arm.stops == ["operator"] and len(taken) == 1
-
-
-# ---------------------------------------------------------------- faults
 
 
 def after(calls, what, then=lambda: SLOWLY):

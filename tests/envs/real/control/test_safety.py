@@ -10,7 +10,7 @@ from s2robot.core.errors import UserError
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.control.interpolate import Interpolator
+from s2robot.envs.real.control.motion import Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
 
 POINTS = ArmPoints("xarm7")
@@ -25,9 +25,6 @@ def started(q=HOME, limits=XARM7_LIMITS, **settings) -> SafetyFilter:
 
 def send(safety, target, gripper=0.5, measured=None, age=0.0):
     return safety(target, gripper, safety.q_last if measured is None else measured, age)
-
-
-# ---------------------------------------------------------------- targets
 
 
 @settings(max_examples=60, deadline=None)
@@ -47,9 +44,6 @@ def test_a_target_below_the_table_is_raised_and_neither_turned_nor_shifted(offse
     moved = (after - before)[hand]  # (P, 3)
     assert np.ptp(moved, axis=0).max() < 5e-3  # all points of the hand alike
     assert np.abs(moved[:, :2]).max() < 5e-3 and moved[:, 2].min() > 0
-
-
-# ---------------------------------------------------------------- the guarantee
 
 
 @settings(max_examples=60, deadline=None)
@@ -147,9 +141,6 @@ def test_the_interpolator_never_jumps(seed, limits, faults, period):
             clamped = True
 
 
-# ---------------------------------------------------------------- what it lets through
-
-
 def test_a_lawful_stream_passes_unchanged():
     safety = started()
     for t in np.arange(1, 60) * safety.dt:
@@ -244,9 +235,6 @@ def test_walls_around_the_rest_of_the_arm(walls):
 def test_the_gripper_is_clipped(given, sent):
     safe = send(started(), HOME, given)
     assert (safe.gripper, safe.verdict == Verdict.CLAMP) == (sent, given is not None)
-
-
-# ---------------------------------------------------------------- hold and stop
 
 
 def moving() -> SafetyFilter:

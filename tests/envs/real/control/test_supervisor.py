@@ -15,7 +15,7 @@ import pytest
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.control.supervisor import UNCONFIRMED, Supervisor, WatchedArm
-from s2robot.envs.real.emulator.ports import free_ports
+from s2robot.envs.real.emulator.side import free_ports
 from tests.envs.real.patience import PATIENCE, wait_for
 
 pytest.importorskip("xarm")
@@ -24,7 +24,7 @@ ROOT = str(Path(__file__).resolve().parents[4])
 VICTIM = """
 import sys
 from functools import partial
-from s2robot.envs.real.emulator.ports import Ports
+from s2robot.envs.real.emulator.side import Ports
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.arms.xarm import XArmDriver
 if __name__ == "__main__":

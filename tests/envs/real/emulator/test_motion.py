@@ -6,24 +6,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scipy.spatial.transform import Rotation
 
-from s2robot.envs.real.arms import kinematics as kin
+from s2robot.envs.real.arms import geometry as kin
 from s2robot.envs.real.emulator import controller as box
 from s2robot.envs.real.emulator import wire
 from s2robot.envs.real.emulator.commands import Commands
-from s2robot.envs.real.emulator.controller import JOINT_HIGH, JOINT_LOW, Controller
-from s2robot.envs.real.emulator.gripper import Gripper
-from s2robot.envs.real.emulator.journal import Journal
-from s2robot.envs.real.emulator.motion import MAX_SPEED, KinematicPlant, Motion, Plan
+from s2robot.envs.real.emulator.controller import JOINT_HIGH, JOINT_LOW, Controller, Gripper, Journal
+from s2robot.envs.real.emulator.motion import MAX_SPEED, KinematicPlant, Motion
 from s2robot.envs.real.emulator.wire import Fn
 from tests.envs.real.home import HOME
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=25)
 DT = 0.004
-joints = st.lists(st.floats(0, 1), min_size=7, max_size=7).map(
-    lambda x: JOINT_LOW + np.array(x) * (JOINT_HIGH - JOINT_LOW)
-)
 
 
 class Bench:
@@ -41,8 +35,7 @@ class Bench:
 
     def __call__(self, function, payload=b"", data=False):
         """The status byte, or the data, of the answer."""
-        (request,) = wire.split_frames(bytearray(wire.request(7, function, payload)))
-        answer = self.commands.answer(request, 1)
+        answer = self.commands.answer(wire.Request(7, 2, function, payload), 1)
         assert answer[:4] == bytes([0, 7, 0, 2]) and answer[6] == function
         return answer[8:] if data else answer[7]
 
@@ -58,33 +51,8 @@ class Bench:
             self.box.tick(DT)
 
 
-# ----------------------------------------------------------------------------------------------- kinematics
-
-
 def test_forward_at_zero_is_the_published_pose():
     np.testing.assert_allclose(kin.forward(np.zeros(7)), [0.206, 0, 0.1205, np.pi, 0, 0], atol=1e-9)
-
-
-@patient
-@given(joints)
-def test_jacobian_is_the_derivative_of_forward(q):
-    dq = np.linspace(-1, 1, 7) * 1e-6
-    step = kin.frames(q + dq)[-1][:3, 3] - kin.frames(q - dq)[-1][:3, 3]
-    np.testing.assert_allclose(
-        kin.jacobian(kin.frames(q), kin.frames(q)[-1][:3, 3])[:3] @ dq * 2, step, atol=1e-10
-    )
-
-
-@patient
-@given(joints)
-def test_roll_pitch_yaw_round_trip(q):
-    rotation = kin.frames(q)[-1][:3, :3]
-    np.testing.assert_allclose(
-        Rotation.from_euler("xyz", kin.to_rpy(rotation)).as_matrix(), rotation, atol=2e-6
-    )
-
-
-# --------------------------------------------------------------------------------------------------- motion
 
 
 @patient
@@ -92,7 +60,7 @@ def test_roll_pitch_yaw_round_trip(q):
 def test_plans_keep_speed_and_acceleration_and_arrive(offset, speed, acceleration):
     target = HOME + offset
     motion, before = Motion(HOME), np.zeros(7)
-    motion.plan(Plan(target, speed, acceleration))
+    motion.plan(target, speed, acceleration)
     distance = np.abs(target - HOME).max()
     for _ in range(int((distance / speed + 2 * speed / acceleration + 1) / DT)):
         motion.advance(DT)
@@ -114,9 +82,6 @@ def test_servo_goes_at_full_speed_to_the_newest_target_only():
     assert motion.moving
 
 
-# -------------------------------------------------------------------------------------------- state machine
-
-
 def test_nothing_moves_before_the_arm_is_made_ready():
     b = Bench()
     assert b(Fn.GET_STATE, data=True) == b"\x04"
@@ -128,7 +93,7 @@ def test_nothing_moves_before_the_arm_is_made_ready():
     assert b.servo(HOME + 0.05) & wire.STATUS_NOT_READY
     b.run(0.1)
     np.testing.assert_allclose(b.box.plant.joints, HOME)
-    assert [c.accepted for c in b.journal.commands if c.kind == "motion"] == [False, False]
+    assert [c["accepted"] for c in b.journal.commands if c["kind"] == "motion"] == [False, False]
 
 
 def test_servo_stream_is_followed_and_read_back():
@@ -143,7 +108,7 @@ def test_servo_stream_is_followed_and_read_back():
     told = wire.floats(b(Fn.JOINTS, b"\x03", data=True), 21)
     np.testing.assert_allclose(told[:7], target, atol=1e-4)
     np.testing.assert_allclose(told[7:14], 0, atol=1e-3)
-    assert not any(c.unsafe for c in b.journal.commands)
+    assert not any(c["unsafe"] for c in b.journal.commands)
 
 
 @pytest.mark.parametrize("mode", [0, 2, 6])
@@ -152,12 +117,7 @@ def test_servo_in_another_mode_is_invalid_and_moves_nothing(mode):
     assert b.servo(HOME + 0.05) & wire.STATUS_INVALID
     b.run(0.1)
     np.testing.assert_allclose(b.box.plant.joints, HOME)
-    assert b.journal.commands[-1].flags == ("mode",)
-
-
-@pytest.mark.parametrize("mode", [3, 4, 7, 255])
-def test_a_mode_that_is_not_emulated_is_invalid(mode):
-    assert Bench()(Fn.SET_MODE, bytes([mode, 0])) & wire.STATUS_INVALID
+    assert b.journal.commands[-1]["flags"] == ("mode",)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -166,7 +126,7 @@ def test_numbers_that_are_none_never_move_the_arm(value):
     assert b.servo([value, *HOME[1:]]) & wire.STATUS_INVALID
     b.run(0.1)
     np.testing.assert_allclose(b.box.plant.joints, HOME)
-    assert b.journal.commands[-1].unsafe and "nonfinite" in b.journal.commands[-1].flags
+    assert b.journal.commands[-1]["unsafe"] and "nonfinite" in b.journal.commands[-1]["flags"]
 
 
 def test_target_out_of_limits_is_error_23():
@@ -176,7 +136,7 @@ def test_target_out_of_limits_is_error_23():
     assert b.servo(HOME) & wire.STATUS_ERROR
     b.run(0.2)
     np.testing.assert_allclose(b.box.plant.joints, HOME, atol=1e-6)
-    assert [c.flags for c in b.journal.commands if c.kind == "motion"][0] == ("limit", "jump")
+    assert [c["flags"] for c in b.journal.commands if c["kind"] == "motion"][0] == ("limit", "jump")
 
 
 def test_a_jump_of_one_radian_is_obeyed_at_full_speed_until_error_24():
@@ -185,7 +145,7 @@ def test_a_jump_of_one_radian_is_obeyed_at_full_speed_until_error_24():
     b.run(1.0)
     assert b.box.error == box.OVERSPEED and b.box.state == box.STOPPED
     assert 0.05 < b.box.plant.joints[0] < 1.0
-    assert b.journal.commands[-1].unsafe
+    assert b.journal.commands[-1]["unsafe"]
 
 
 def test_errors_stop_the_arm_and_last_until_cleaned():
@@ -204,16 +164,13 @@ def test_errors_stop_the_arm_and_last_until_cleaned():
     assert b(Fn.SET_STATE, b"\0") == 0
 
 
-def test_emergency_stop_takes_power_and_returns_while_held():
+def test_emergency_stop_takes_power():
     b = Bench(mode=1)
-    b.box.raise_error(box.EMERGENCY_STOP, hold=True)
-    b.box.raise_error(31)  # another one meanwhile
-    b(Fn.CLEAN_ERROR)
+    b.box.raise_error(box.EMERGENCY_STOP)
     assert b.box.error == 1 and b.box.enabled == 0
     assert b(Fn.ENABLE, bytes([8, 1])) & wire.STATUS_ERROR and b.box.enabled == 0
-    b.box.release_error()
     b(Fn.CLEAN_ERROR)
-    assert b.box.error == 0
+    assert b.box.error == 0 and b.box.enabled == 0
 
 
 def test_a_planned_target_replaces_the_one_before():
@@ -267,8 +224,10 @@ def test_manual_mode_is_led_by_hand():
 
 def test_unknown_functions_are_invalid_and_counted():
     b = Bench()
-    assert b(77 + 128) & wire.STATUS_INVALID and b(21, bytes(36)) & wire.STATUS_INVALID
+    assert b(205) & wire.STATUS_INVALID and b(21, bytes(36)) & wire.STATUS_INVALID
     assert b.commands.unsupported == {205: 1, 21: 1}
+    for mode in (3, 4, 7, 255):  # not emulated
+        assert b(Fn.SET_MODE, bytes([mode, 0])) & wire.STATUS_INVALID
 
 
 @patient
@@ -279,8 +238,7 @@ def test_any_request_gets_an_answer(function, payload):
     assert status & ~(0x40 | 0x20 | 0x10 | 0x08) == 0
     b.run(0.02)
     assert np.isfinite(b.box.plant.joints).all()
-    for pack in (wire.report_normal, wire.report_rich, wire.report_real):
-        pack(b.box.report())
+    assert len(wire.report_rich(b.box.report())) == 587
 
 
 @patient
@@ -293,9 +251,6 @@ def test_no_joint_target_takes_the_arm_out_of_its_limits(function, numbers):
     assert (q > JOINT_LOW - 0.01).all() and (q < JOINT_HIGH + 0.01).all()
 
 
-# -------------------------------------------------------------------------------------------------- journal
-
-
 def test_motion_is_told_from_the_moment_asked_for():
     b = Bench(mode=1)
     b.run(1.0)
@@ -304,19 +259,15 @@ def test_motion_is_told_from_the_moment_asked_for():
     assert b.journal.motion_since(2.0) == [] and len(b.journal.motion_since(0.0)) == 250
 
 
-# -------------------------------------------------------------------------------------------------- gripper
-
-
 def test_gripper_registers():
     g = Gripper()
     assert g.answer(bytes.fromhex("08 10 0100 0001 02 0001")) == bytes.fromhex("08 10 0100 0001")
     assert g.enabled
     assert g.answer(bytes.fromhex("08 10 0700 0002 04 000000c8")) == bytes.fromhex("08 10 0700 0002")
-    assert g.target == 200 and g.moving
+    assert g.target == 200
     for _ in range(200):
-        g.observe(g.advance(DT), DT)
+        g.measured = 850 * g.advance(DT)
     assert g.answer(bytes.fromhex("08 03 0702 0002")) == bytes.fromhex("08 03 04 000000c8")
-    assert g.answer(bytes.fromhex("08 03 0000 0001")) == bytes.fromhex("08 03 02 0000")
     assert g.answer(bytes.fromhex("09 03 0000 0001")) is None
     assert g.answer(bytes.fromhex("08 06 0000 0001")) == bytes.fromhex("08 86 01")
     assert g.answer(bytes.fromhex("08 03 9000 0001")) == bytes.fromhex("08 83 02")

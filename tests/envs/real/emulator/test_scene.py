@@ -1,20 +1,16 @@
 """The MuJoCo scene behind the emulator: kinematics agree, the cube lies where CubePick puts it, cameras see it."""
 
-import time
-
 import numpy as np
 import pytest
 
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms import kinematics as kin
-from s2robot.envs.real.arms.kinematics import ToolIK
-from s2robot.envs.real.emulator.camera import FrameClient
-from s2robot.envs.real.emulator.controller import JOINT_HIGH, JOINT_LOW
-from s2robot.envs.real.emulator.launch import launch
+from s2robot.envs.real.arms.geometry import ToolIK
+from s2robot.envs.real.control.clock import now
+from s2robot.envs.real.emulator.emulator import launch
+from s2robot.envs.real.emulator.frames import EmulatedCamera
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
-from s2robot.envs.real.emulator.stand_in import StandIn
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import PATIENCE
 
@@ -30,22 +26,6 @@ def plant():
 def emulator():
     with launch(env=ENV, seed=3, fps=10) as emulator:
         yield emulator
-
-
-def test_our_kinematics_are_the_models(plant):
-    model, data = plant.model, plant.data
-    base, flange = model.body("robot0_link1").id, model.body("robot0_link7").id
-    rng = np.random.default_rng(0)
-    keep = data.qpos.copy()
-    for _ in range(5):
-        joints = rng.uniform(JOINT_LOW, JOINT_HIGH)
-        plant.place(joints)
-        frame = kin.frames(joints)[-1]
-        position = data.xpos[flange] - (data.xpos[base] - [0, 0, 0.267])
-        np.testing.assert_allclose(position, frame[:3, 3], atol=1e-3)
-        np.testing.assert_allclose(data.xmat[flange].reshape(3, 3), frame[:3, :3], atol=1e-3)
-    data.qpos[:] = keep
-    plant.place(keep[plant.env.joint_index])
 
 
 def test_follows_a_slow_set_point(plant):
@@ -117,46 +97,30 @@ def test_each_scene_has_its_clutter():
     plant.env.close()
 
 
-def test_other_robots_are_refused():
-    with pytest.raises(EnvError, match="found 'panda', expected 'xarm7'"):
-        ScenePlant(CubePickConfig(robot="panda"))
-
-
 def test_frames_come_over_loopback_and_go_wrong_on_demand(emulator):
     side = emulator.side
-    camera = FrameClient(emulator.ports.frames, "hand", PATIENCE)
-    first = camera.read()
-    assert first.image.shape == (64, 64, 3) and first.image.std() > 5
-    second = camera.read(after=first.seq)
-    assert second.seq > first.seq and second.time > first.time
+    camera = EmulatedCamera(emulator.ports.side, "hand", PATIENCE)
+    (first, image), (second, _) = camera.read(), camera.read()
+    assert image.shape == (64, 64, 3) and image.std() > 5 and 0 < second - first and now() - second < PATIENCE
 
     with pytest.raises(EnvError, match="camera_stale: expected one of hand, left"):
         side.fault("camera_stale", camera="front")
-    with pytest.raises(EnvError, match="found no emulator's side channel at .*expected"):
-        StandIn(emulator.ports.frames)
+    with pytest.raises(EnvError, match="expected one of hand, left, got 'front'"):
+        EmulatedCamera(emulator.ports.side, "front", PATIENCE)
     side.fault("camera_freeze", camera="hand")
-    frozen = camera.read(after=camera.read(after=second.seq).seq)
+    frozen = [camera.read()[1] for _ in range(2)][1]
     side("reset_scene", seed=5, cube_xy=[0, 0])
-    later = camera.read(after=frozen.seq + 1)
-    np.testing.assert_array_equal(later.image, frozen.image)
+    np.testing.assert_array_equal([camera.read()[1] for _ in range(2)], [frozen] * 2)
     side("clear")
-    thawed = camera.read(after=camera.read().seq)
-    assert np.abs(thawed.image.astype(int) - frozen.image).max() > 20
-
-    side.fault("camera_slow", seconds=1.0)
-    slow = camera.read(after=camera.read().seq + 1)
-    assert time.monotonic() - slow.time >= 1.0
+    thawed = [camera.read()[1] for _ in range(2)][1]
+    assert np.abs(thawed.astype(int) - frozen).max() > 20
 
     side.fault("camera_stale")
-    stale = FrameClient(emulator.ports.frames, "left", timeout_s=2.0)
-    newest = stale.read().seq
-    with pytest.raises(TimeoutError):
-        stale.read(after=newest + 1)
+    with pytest.raises(EnvError, match="no answer to 'frame'"):
+        for _ in range(3):
+            camera.read()
     side("clear")
-    stale.close()
     camera.close()
-    with pytest.raises(EnvError, match="expected one of hand, left, got 'front'"):
-        FrameClient(emulator.ports.frames, "front", PATIENCE).read()
 
 
 def test_scene_over_the_side_channel(emulator):

@@ -1,34 +1,52 @@
-"""The vendor's unmodified SDK against the emulator in its own process. Waits are long: machines are busy."""
+"""The vendor's unmodified SDK against the emulator in its own process, and each of its faults. Waits are long."""
 
+import logging
+import socket
 import time
 
 import numpy as np
 import pytest
 
-from s2robot.envs.real.arms import kinematics as kin
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms import geometry as kin
+from s2robot.envs.real.arms.sdk import client_ports
 from tests.envs.real import home
 from tests.envs.real.patience import wait_for
 
-pytest.importorskip("xarm")
+wrapper = pytest.importorskip("xarm.wrapper")
 
 HOME = home.HOME.tolist()  # JSON and the SDK want lists
 
 
+@pytest.fixture(scope="module")
+def connect(emulator):
+    """Connects the SDK to the emulator: `connect()`."""
+    logging.getLogger("xarm.core.utils.log").setLevel(logging.CRITICAL)
+
+    def connect():
+        arm = wrapper.XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
+        arm.set_timeout(10)
+        return arm
+
+    with client_ports(emulator.ports):
+        yield connect
+
+
 @pytest.fixture
 def arm(emulator, connect):
+    """Ready for a stream of joints."""
     emulator.side("clear")
     arm = connect()
-    arm.set_state(4)
     arm.clean_error()
     emulator.side("place_arm", joints=HOME)
+    make_ready(arm)
     yield arm
+    emulator.side("clear")
     arm.disconnect()
 
 
-def make_ready(arm, mode):
-    assert arm.motion_enable(True) == 0
-    assert arm.set_mode(mode) == 0
-    assert arm.set_state(0) == 0
+def make_ready(arm, mode=1):
+    assert (arm.motion_enable(True), arm.set_mode(mode), arm.set_state(0)) == (0, 0, 0)
 
 
 def joints(arm):
@@ -37,17 +55,18 @@ def joints(arm):
     return np.array(states[0])
 
 
-def stands_at(arm, target, tolerance=1e-3):
-    return lambda: np.abs(joints(arm) - target).max() < tolerance
+def at(arm, target, tolerance=1e-3):
+    wait_for(lambda: np.abs(joints(arm) - target).max() < tolerance, "the motion")
 
 
-def motion_commands(emulator, since=0.0):
+def arrived(emulator, since=0.0):
+    """Motion commands that have reached the box."""
     return [c for c in emulator.side("commands", since=since)["commands"] if c["kind"] == "motion"]
 
 
 def test_connects_and_tells_who_and_where_it_is(arm):
     assert arm.connected and arm.axis == 7 and arm.version_number == (2, 5, 5)
-    assert arm.get_state() == (0, 4) and arm.get_err_warn_code() == (0, [0, 0])
+    assert arm.get_state() == (0, 2) and arm.get_err_warn_code() == (0, [0, 0])
     np.testing.assert_allclose(arm.get_servo_angle(is_real=True)[1], HOME, atol=1e-6)
     pose = kin.forward(np.array(HOME))
     np.testing.assert_allclose(arm.get_position()[1][:3], pose[:3] * 1000, atol=1e-3)
@@ -55,41 +74,39 @@ def test_connects_and_tells_who_and_where_it_is(arm):
 
 
 def test_servo_stream_at_100_hz_reaches_the_wire_and_the_joints(arm, emulator):
-    make_ready(arm, 1)
     began = time.monotonic()
-    targets = [np.array(HOME) + 0.001 * k for k in range(1, 101)]
+    targets = [np.array(HOME) + 0.001 * k for k in range(1, 51)]
     for k, target in enumerate(targets):
         assert arm.set_servo_angle_j(list(target)) == 0
         time.sleep(max(0.0, began + 0.01 * (k + 1) - time.monotonic()))
-    wait_for(stands_at(arm, targets[-1]), "the last target")
-    sent = motion_commands(emulator, began)
-    assert [c["name"] for c in sent] == ["SERVO_J"] * 100
+    at(arm, targets[-1])
+    sent = arrived(emulator, began)
+    assert [c["name"] for c in sent] == ["SERVO_J"] * 50
     np.testing.assert_allclose([c["values"][:7] for c in sent], targets, atol=1e-6)
     assert all(c["accepted"] and not c["unsafe"] for c in sent)
 
 
 def test_what_the_sdk_lets_through(arm, emulator):
-    make_ready(arm, 1)
     began = time.monotonic()
     assert arm.set_servo_angle_j([0, 0, 0, -0.5, 0, 0, 0]) == -8  # its own range check
-    assert motion_commands(emulator, began) == []
+    assert arrived(emulator, began) == []
     for value in (float("nan"), float("inf")):  # it compares with neither
         assert arm.set_servo_angle_j([value, *HOME[1:]]) == 10
-    assert [c["flags"] for c in motion_commands(emulator, began)] == [["nonfinite"]] * 2
+    assert [c["flags"] for c in arrived(emulator, began)] == [["nonfinite"]] * 2
     np.testing.assert_allclose(joints(arm), HOME, atol=1e-6)
 
 
-@pytest.mark.parametrize("use_503", [False, True])
-def test_gripper(arm, use_503):
-    if use_503:
-        arm.set_rs485_use_503_port()
-    assert arm.set_gripper_mode(0) == 0
-    assert arm.set_gripper_enable(True) == 0
-    assert arm.set_gripper_speed(5000) == 0
+def test_gripper(arm):
     for target in (200, 850):
+        assert (arm.set_gripper_mode(0), arm.set_gripper_enable(True), arm.set_gripper_speed(5000)) == (
+            0,
+            0,
+            0,
+        )
         assert arm.set_gripper_position(target, wait=False) == 0
         wait_for(lambda target=target: arm.get_gripper_position() == (0, target), f"gripper at {target}")
-    assert arm.get_gripper_err_code() == (0, 0)
+        assert arm.get_gripper_err_code() == (0, 0)
+        arm.set_rs485_use_503_port()
 
 
 def test_limits_of_the_box_can_be_set_and_read(arm):
@@ -105,22 +122,19 @@ def test_limits_of_the_box_can_be_set_and_read(arm):
 
 
 def test_errors_stop_the_arm_until_the_operator_clears_them(arm, emulator):
-    code = 31
-    make_ready(arm, 1)
     errors = []
     arm.register_error_warn_changed_callback(lambda item: errors.append(item["error_code"]))
-    emulator.side.fault("error", code=code)
+    emulator.side.fault("error", code=31)
     assert arm.set_servo_angle_j(HOME) == 1
-    wait_for(lambda: code in errors, "the report of the error")
-    assert arm.get_err_warn_code() == (0, [code, 0])
+    wait_for(lambda: 31 in errors, "the report of the error")
+    assert arm.get_err_warn_code() == (0, [31, 0])
     assert arm.set_state(0) == 0 and arm.get_state()[1] == 4  # the SDK says 0; the arm stays stopped
     arm.clean_error()
-    make_ready(arm, 1)
+    make_ready(arm)
     assert arm.set_servo_angle_j(HOME) == 0
 
 
-def test_a_second_connection_can_stop_the_arm(arm, emulator, connect):
-    make_ready(arm, 1)
+def test_a_second_connection_can_stop_the_arm(arm, connect):
     second = connect()
     try:
         assert arm.set_servo_angle_j(HOME) == 0
@@ -128,3 +142,110 @@ def test_a_second_connection_can_stop_the_arm(arm, emulator, connect):
         assert arm.set_servo_angle_j(HOME) == 9
     finally:
         second.disconnect()
+
+
+@pytest.mark.parametrize(
+    "name, settings, said",
+    [
+        ("no", {}, "fault: expected one of drop, hang"), ("delay", {}, "seconds"), ("delay", {"seconds": -1}, "seconds"),
+        ("error", {"code": 0}, "code"), ("mode", {"mode": 9}, "mode"), ("mode", {"mode": 6.0}, "mode"),
+        ("camera_stale", {"camera": "hand"}, "camera_stale: expected"), ("drop", {"clients": 1}, "clients"),
+    ],
+)  # fmt: skip
+def test_unknown_faults_and_settings_are_one_clear_line(emulator, name, settings, said):
+    with pytest.raises(EnvError, match=said) as caught:
+        emulator.side.fault(name, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_drop(arm, emulator):
+    arm.set_timeout(0.5)
+    when = emulator.side.fault("drop")
+    wait_for(lambda: arm.set_servo_angle_j(HOME) == -1, "the loss of the connection")
+    assert not arm.connected
+    assert not any(c["accepted"] for c in arrived(emulator, when))
+
+
+def test_hang_blocks_and_what_was_sent_is_obeyed_late(arm, emulator):
+    arm.set_timeout(0.3)
+    when = emulator.side.fault("hang")
+    assert arm.set_servo_angle_j([0.01, *HOME[1:]]) == 3
+    assert not arrived(emulator, when)
+    emulator.side("clear")
+    wait_for(lambda: any(c["accepted"] for c in arrived(emulator, when)), "the late command")
+
+
+def test_what_a_dropped_connection_sent_to_a_hung_box_is_never_obeyed(arm, emulator):
+    arm.set_timeout(0.3)
+    when = emulator.side.fault("hang")
+    assert arm.set_servo_angle_j([0.01, *HOME[1:]]) == 3
+    emulator.side.fault("drop")
+    control = str(emulator.ports.control)
+    wait_for(lambda: emulator.side("status")["connections"][control] == 0, "the end of the connection")
+    assert not arrived(emulator, when)
+
+
+def test_a_stall_ends_by_itself_and_what_was_sent_is_obeyed_then(arm, emulator):
+    target, begin = [0.01, *HOME[1:]], time.monotonic()
+    when = emulator.side.fault("stall", seconds=0.4)
+    assert arm.set_servo_angle_j(target) == 0  # the SDK waits for 10 s here
+    assert time.monotonic() - begin >= 0.4
+    (first,) = arrived(emulator, when)
+    assert first["time"] - when >= 0.4
+    arm.set_timeout(0.1)
+    emulator.side.fault("stall", seconds=0.3)
+    assert arm.set_servo_angle_j([0.02, *HOME[1:]]) == 3
+    arm.set_timeout(10)  # a late answer is not taken for a later request's
+    at(arm, [0.02, *HOME[1:]])
+
+
+def test_half_open_connections_get_no_answer_and_no_reports_and_end_with_their_client(arm, emulator):
+    control, report = str(emulator.ports.control), str(emulator.ports.report)
+    before = emulator.side("status")["connections"]
+    emulator.side.fault("half_open")
+    for port, data in (
+        (emulator.ports.report, b""),
+        (emulator.ports.control, bytes.fromhex("0001 0002 0001 0d")),
+    ):
+        with socket.create_connection(("127.0.0.1", port), timeout=0.5) as s:
+            s.sendall(data)
+            with pytest.raises(TimeoutError):
+                s.recv(16)
+            assert emulator.side("status")["connections"][str(port)] == before[str(port)] + 1
+    assert arm.set_servo_angle_j(HOME) == 0  # those from before go on
+    ports = {control: before[control], report: before[report]}
+    wait_for(lambda: ports.items() <= emulator.side("status")["connections"].items(), "their end")
+
+
+def test_silent_reports_leave_the_sdk_with_stale_joints(arm, emulator):
+    wait_for(lambda: abs(arm.angles[3] - HOME[3]) < 1e-5, "a report")
+    emulator.side.fault("silent_reports")
+    target = [0.05, *HOME[1:]]
+    assert arm.set_servo_angle_j(target) == 0
+    at(arm, target)
+    assert abs(arm.angles[0]) < 1e-3
+    emulator.side("clear")
+    wait_for(lambda: abs(arm.angles[0] - 0.05) < 1e-3, "reports again")
+
+
+def test_delay(arm, emulator):
+    emulator.side.fault("delay", seconds=0.3)
+    began = time.monotonic()
+    assert arm.set_servo_angle_j(HOME) == 0
+    assert time.monotonic() - began >= 0.3
+
+
+def test_mode_changed_behind_our_back(arm, emulator):
+    when = emulator.side.fault("mode", mode=0)
+    assert arm.set_servo_angle_j([0.02, *HOME[1:]]) == 10
+    wait_for(lambda: arm.mode == 0, "the report of the mode")
+    assert not any(c["accepted"] for c in arrived(emulator, when))
+
+
+def test_frozen_joints_are_told_while_the_arm_moves(arm, emulator):
+    emulator.side.fault("freeze_joints")
+    assert arm.set_servo_angle_j([0.05, *HOME[1:]]) == 0
+    wait_for(lambda: abs(emulator.side("status")["joints"][0] - 0.05) < 1e-3, "the motion")
+    assert joints(arm)[0] == 0
+    emulator.side("clear")
+    assert abs(joints(arm)[0] - 0.05) < 1e-3

@@ -3,12 +3,10 @@
 import numpy as np
 
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.arms.kinematics import ToolIK
+from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
-from s2robot.envs.real.operator.handover import Handover, LedControls, SharedControl, SpaceMouseControls
-from s2robot.envs.real.operator.teleop import Teleoperator
+from s2robot.envs.real.operator.teleop import Controls, SharedControl, Teleoperator
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.patience import CALM
 from tests.envs.real.virtual import NOISE, SLOWLY, Calls, Film, Watch, episode
@@ -24,7 +22,7 @@ class Wish:
 
 
 def test_keys_say_who_acts():
-    hand = Handover()
+    hand = Controls(shared=True)
     for key, person, closed in (
         ("g", False, False),
         (" ", True, False),
@@ -33,12 +31,11 @@ def test_keys_say_who_acts():
     ):
         hand.on_key(key)
         assert (hand.person, hand.closed, hand.ended) == (person, closed, False)
-    buttons, led = SpaceMouseControls(hand), LedControls(hand)
-    buttons.on_key(" ")  # the first button of a SpaceMouse is the gripper
-    assert hand.person and hand.closed and led.closed and not led.ended
+    hand.on_button(0)  # the first button of a SpaceMouse is the gripper
+    assert hand.person and hand.closed and not hand.part_ended
     hand.on_key(" ")
-    assert led.ended and not hand.ended  # giving back ends the person's part alone
-    buttons.on_key("\n")
+    assert hand.part_ended and not hand.ended  # giving back ends the person's part alone
+    hand.on_button(1)
     assert hand.ended and not hand.discarded
     hand.reset()
     assert not (hand.person or hand.closed or hand.ended)
@@ -46,7 +43,7 @@ def test_keys_say_who_acts():
 
 def shared(arm, policy, steps, device=None):
     """A runtime in which a person may take over, and its `SharedControl`; the executed steps go to `steps`."""
-    hand = Handover()
+    hand = Controls(shared=True)
     control = SharedControl(
         policy, lambda: None, hand, device and device(hand), lambda: runtime.loop.commanded
     )
@@ -99,10 +96,10 @@ def test_an_episode_goes_on_where_the_arm_was_led_to(arm):
     steps = []
     runtime, control, hand = shared(arm, lambda o: SLOWLY, steps)
     arm.clock.at(0.6, lambda: hand.on_key(" "))
-    with runtime.ends_when(lambda: control.leads):
+    with runtime.ends_when(lambda: hand.person):
         assert episode(runtime, 20).cause == "ended"
     before = len(steps)
-    assert control.leads and control.persons == [False] * before and arm.stopped
+    assert hand.person and control.persons == [False] * before and arm.stopped
     control.take()
     assert hand.closed  # as the policy left the gripper
     arm.q = arm.q + 0.1  # by hand

@@ -8,8 +8,7 @@ import pytest
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import REFUSED
 from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.cameras.camera import CameraReader
-from s2robot.envs.real.cameras.sources import ReplayCamera
+from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.operator.teach import teach

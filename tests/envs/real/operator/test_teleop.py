@@ -12,8 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.arms.kinematics import ToolIK
+from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
 from s2robot.envs.real.operator.teleop import Controls, Keyboard, SpaceMouse, Teleoperator
@@ -38,9 +37,6 @@ def made(mover, **settings):
     return Teleoperator(mover, Controls(), IK, XARM7_LIMITS, points=POINTS, **settings)
 
 
-# ---------------------------------------------------------------- inverse kinematics
-
-
 def test_the_tool_is_the_filter_s_tcp_and_points_down_at_home():
     for q in (HOME, HOME + 0.3, HOME - 0.1):
         np.testing.assert_allclose(IK.pose(q)[0], POINTS.at(q)[POINTS.names.index("TCP")], atol=1e-9)
@@ -56,9 +52,6 @@ def test_a_pose_nearby_is_reached(move, turn):
     found, turned = IK.pose(IK.solve(HOME, position, rotation))
     np.testing.assert_allclose(found, position, atol=1e-3)
     np.testing.assert_allclose(turned, rotation, atol=5e-3)
-
-
-# ---------------------------------------------------------------- actions
 
 
 @settings(max_examples=40, deadline=None)
@@ -117,12 +110,9 @@ def test_the_turn_and_the_gripper():
     assert np.arctan2(turn[1, 0], turn[0, 0]) == pytest.approx(0.6, abs=0.02)
 
 
-# ---------------------------------------------------------------- devices
-
-
 def test_keys():
     clock, controls = [0.0], Controls()
-    keyboard = Keyboard(controls, 0.15, lambda: clock[0])
+    keyboard = Keyboard(controls, lambda: clock[0])
     assert not keyboard.velocity().any()
     for key in "wAr":
         keyboard.on_key(key)
@@ -197,9 +187,6 @@ def test_no_spacemouse_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyspacemouse", library)
     with pytest.raises(EnvError, match=r"found no device \(No connected .*expected one on USB"):
         SpaceMouse(Controls())
-
-
-# ---------------------------------------------------------------- through the loop
 
 
 def test_an_arm_goes_where_it_is_wished():
