@@ -91,6 +91,9 @@ class RemotePolicy:
         RemoteError: no policy server accepts this client by `connect_s`.
     """
 
+    disagreement: float = 0.0  # of members, as of an `Actor`
+    mean_disagreement: float | None = None
+
     def __init__(
         self,
         url: str,

@@ -89,7 +89,7 @@ class EmulatedOperator:
 
 
 class StandIn:
-    """An `s2robot.deployment.cameras.Scene`. Its operator may be asked from any thread.
+    """An `s2robot.deployment.arm.Scene`. Its operator may be asked from any thread.
 
     Args:
         port: the emulator's side port on this machine.
