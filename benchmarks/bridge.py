@@ -56,7 +56,7 @@ def bridged(overrides: list[str], episodes: int, out: Path) -> LiveSession:
         live = LiveSession(rig, read_some(DeploySettings, cfg), out)
         done, session = 0, live.session
         while done < episodes and not session.stop.asked():
-            with live.started():  # after a fault again: a supervisor that has stopped the arm is gone
+            with session.started():  # after a fault again: a supervisor that has stopped the arm is gone
                 fault = ""
                 while done < episodes and not session.stop.asked() and not fault:
                     fault = live.episode(done)

@@ -161,7 +161,7 @@ def main() -> int:
     args = parser.parse_args()
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # the bad server breaks its connections
     rng, turns, failure = random.Random(args.seed), 0, ""
-    with start(args.checkpoint, "serve.open_s=1", "serve.idle_s=20", "serve.send_s=1") as (process, url):
+    with start(args.checkpoint, "serve.open_s=1", "serve.idle_s=20") as (process, url):
         with connect(url, additional_headers=HEADERS, proxy=None) as ws:
             metadata = ws.recv(timeout=PATIENCE)
         images = {name: np.full((*size, 3), 90, np.uint8) for name, size in unpack(metadata)["sizes"].items()}

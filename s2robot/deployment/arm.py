@@ -1,33 +1,81 @@
-"""The arm of a deployment with its cameras: a real one, or the emulator where the config asks for it."""
+"""The arm of a deployment with its cameras: real ones, or the emulator's where the config asks for them.
 
-from collections.abc import Callable, Iterable
+Nothing that drives an arm imports the emulator: `find_scene` does, where the config asks for it.
+"""
+
+import importlib
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
+
+import numpy as np
 
 from s2robot.core.errors import UserError
-from s2robot.deployment.cameras import Cameras, Scene, find_scene, start_cameras
-from s2robot.deployment.settings import Bench, Bridge
-from s2robot.envs.frames import ImageSize
+from s2robot.demos.store import EpisodeStore
+from s2robot.deployment.settings import Bench, Bridge, CameraSettings
+from s2robot.envs.errors import EnvError
+from s2robot.envs.frames import ImageSize, size_of
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.arms.sdk import LOG_FILE
 from s2robot.envs.real.arms.xarm import XArmDriver
-from s2robot.envs.real.cameras.camera import CameraReader
+from s2robot.envs.real.cameras.camera import (
+    CameraReader,
+    OpenCVCamera,
+    RealSenseCamera,
+    ReplayCamera,
+    Source,
+    part_seen,
+)
 
 JOINT_NAMES = tuple(f"joint{i}" for i in range(1, 8))
+STAND_IN = "s2robot.envs.real.emulator.stand_in"
+Scene = Any  # its `StandIn`: an emulated arm with cameras, table and operator
+DEVICES = {
+    "opencv": "a path such as /dev/v4l/by-id/...",
+    "realsense": "a serial number",
+    "replay": "the folder of a dataset",
+}
+START_S = 30.0  # s until a camera's first frame
+EXPOSURE_S = 1.0  # s that automatic exposure takes after a camera's first frame, which may be black
+OK, WARNING, STOP = "ok", "warning", "stop"
 
 
-def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callable[..., XArmDriver]:
-    """Return what makes unconnected drivers, with `gripper=False` for one that only stops; it can be pickled.
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one check: `ok`, `warning` or `stop`, and a line about it."""
 
-    In each process the SDK's own lines go to `LOG_FILE` in the run's folder.
-    """
-    ip = bench.robot.ip or (scene.host if scene is not None else None)
-    if scene is not None and ip != scene.host:
-        raise UserError(f"robot.ip: expected {scene.host} with bridge.emulator.port, got {ip}")
-    arm, log = bench.bridge.arm, bench.run_dir / LOG_FILE
-    print(f"log of the arm's SDK: {log}", flush=True)
-    return partial(XArmDriver, str(ip), limits, arm, ports=scene.ports if scene else None, log=log)
+    level: str
+    check: str
+    text: str
+
+    @property
+    def stops(self) -> bool:
+        return self.level == STOP
+
+    def __str__(self) -> str:
+        return f"{self.level:<8}{self.check}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera after set-up: as the device says, not as requested."""
+
+    width: int  # pixels, of the frames that the policy gets, after cropping
+    height: int
+    fps: float
+    fovy: float | None = None  # degrees, vertical field of view of those frames; None = not known
+
+
+@dataclass
+class Cameras:
+    """The cameras that give frames, by name, and why the others do not."""
+
+    readers: dict[str, CameraReader] = field(default_factory=dict)
+    facts: dict[str, Camera] = field(default_factory=dict)  # of the readers' frames
+    failed: list[Finding] = field(default_factory=list)
 
 
 @dataclass
@@ -46,8 +94,7 @@ class ConnectedArm:
         cls, bench: Bench, cameras: Iterable[str], stack: ExitStack, image_size: ImageSize
     ) -> "ConnectedArm":
         """Connect arm and cameras, move nothing; `stack` closes them. UserError or EnvError: no arm."""
-        limits = bench.bridge.arm_limits()
-        scene = find_scene(bench.bridge, stack)
+        limits, scene = bench.bridge.arm_limits(), find_scene(bench.bridge, stack)
         make_driver = driver_maker(bench, limits, scene)
         driver = make_driver()
         stack.callback(driver.close)
@@ -63,3 +110,98 @@ class ConnectedArm:
     def readers(self) -> dict[str, CameraReader]:
         """The cameras that give frames."""
         return self.cameras.readers
+
+
+def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callable[..., XArmDriver]:
+    """Return what makes unconnected drivers, with `gripper=False` for one that only stops; it can be pickled.
+
+    In each process the SDK's own lines go to `LOG_FILE` in the run's folder.
+    """
+    ip = bench.ip or (scene.host if scene is not None else None)
+    if scene is not None and ip != scene.host:
+        raise UserError(f"robot.ip: expected {scene.host} with bridge.emulator.port, got {ip}")
+    arm, log = bench.bridge.arm, bench.run_dir / LOG_FILE
+    print(f"log of the arm's SDK: {log}", flush=True)
+    return partial(XArmDriver, str(ip), limits, arm, ports=scene.ports if scene else None, log=log)
+
+
+def find_scene(bridge: Bridge, stack: ExitStack) -> Scene | None:
+    """Return the emulator that stands in for the arm, closed with `stack`; None for a real arm."""
+    if not bridge.emulated:
+        return None
+    try:
+        scene = importlib.import_module(STAND_IN).StandIn(bridge.emulator["port"])
+    except EnvError as error:
+        raise UserError(f"bridge.emulator.port: {error}") from None
+    stack.callback(scene.close)
+    return scene
+
+
+def start_cameras(
+    bridge: Bridge, names: Iterable[str], scene: Scene | None, stack: ExitStack, image_size: ImageSize = 256
+) -> Cameras:
+    """Start the cameras `names`, to be closed with `stack`; return a finding for each one that gives no frames.
+
+    image_size: of the frames that the policy gets; it sees the middle of a frame that has their shape.
+    """
+    found = Cameras()
+    for name in names:
+        try:
+            if name not in bridge.cameras:
+                raise UserError(
+                    f"bridge.cameras: expected '{name}', got {', '.join(bridge.cameras)} "
+                    f"(+bridge.cameras.{name}.kind=opencv +bridge.cameras.{name}.device=<path>)"
+                )
+            camera = bridge.cameras[name]
+            reader = CameraReader(name, _source(name, camera, scene), camera.rotate)
+            stack.callback(reader.close)
+            reader.start(START_S)
+            found.readers[name] = reader
+        except ValueError as error:  # UserError, EnvError, DatasetError
+            found.failed.append(Finding(STOP, f"camera {name}", str(error)))
+    if any(bridge.cameras[name].kind in ("opencv", "realsense") for name in found.readers):
+        time.sleep(EXPOSURE_S)
+    for name, reader in found.readers.items():
+        frame, camera = reader.latest(), bridge.cameras[name]
+        assert frame is not None  # start has waited for it
+        height, width = part_seen((frame.image.shape[0], frame.image.shape[1]), size_of(image_size, name))
+        fps, fovy = float(camera.fps), camera.fovy
+        if camera.kind == "emulator":
+            assert scene is not None
+            fps, geometry = scene.cameras()
+            fovy = geometry[name]["fovy"]
+        found.facts[name] = Camera(width, height, fps, fovy)
+    return found
+
+
+def _source(name: str, camera: CameraSettings, scene: Scene | None) -> Callable[[], Source]:
+    kind, device, where = camera.kind, camera.device, f"bridge.cameras.{name}"
+    if kind == "emulator":
+        if scene is None:
+            raise UserError(f"{where}.kind: expected bridge.emulator.port beside '{kind}'")
+        return scene.camera(name)
+    if device is None:
+        raise UserError(f"{where}.device: expected {DEVICES[kind]}, got none")
+    if kind == "opencv":
+        return partial(
+            OpenCVCamera, device, camera.width, camera.height, camera.fps, camera.fourcc, camera.exposure,
+            camera.white_balance,
+        )  # fmt: skip
+    if kind == "realsense":
+        return partial(RealSenseCamera, device, camera.width, camera.height, camera.fps)
+    store = EpisodeStore.open(device)
+    store.read(f"images_{name}", 0, 1)  # raises DatasetError if there are none
+    return partial(ReplayCamera, _Images(store, f"images_{name}"), camera.fps)
+
+
+class _Images(Sequence[np.ndarray]):
+    """The images of a dataset, read one by one: all of them may exceed the memory."""
+
+    def __init__(self, store: EpisodeStore, key: str):
+        self._store, self._key = store, key
+
+    def __len__(self) -> int:
+        return self._store.num_steps
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._store.read(self._key, i, i + 1)[0]

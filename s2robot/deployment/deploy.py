@@ -8,8 +8,7 @@ Space, q and Ctrl-C brake and stop the arm; so does everything that goes wrong, 
 that watches it. All of that is software: a hardware emergency stop has to be within reach.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,8 +27,7 @@ from s2robot.deployment.settings import Bridge
 from s2robot.deployment.store import CAUSES, open_store
 from s2robot.deployment.trace import EpisodeLog
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.control.loop import Result
-from s2robot.envs.real.control.subscriber import EpisodeRecorder, Subscriber
+from s2robot.envs.real.control.subscriber import EpisodeRecorder
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.operator.prompts import ask
 
@@ -77,20 +75,12 @@ def deploy(cfg: DictConfig) -> int:
             print("this policy fits this robot")
             return 0
         if settings.live and settings.confirm:
-            _confirm(rig)
+            where = f"[bold]The arm at {rig.arm.driver.ip} is about to move.[/]"
+            Console().print(f"{where} Is its space clear, and the emergency stop within reach?")
+            if (answer := ask(f"Type '{WORD}' to go on: ")) != WORD:
+                raise UserError(f"confirmation: expected '{WORD}', got '{answer}'; nothing has moved")
         good = LiveSession(rig, settings, out).run() if settings.live else dry_run(rig, settings, out)
         return 0 if good else FAULT_EXIT
-
-
-def _confirm(rig: Rig) -> None:
-    """Raise UserError unless the operator says that the arm may move."""
-    Console().print(
-        f"[bold]The arm at {rig.arm.driver.ip} is about to move.[/] Is its space clear, and the emergency stop within "
-        "reach?"
-    )
-    answer = ask(f"Type '{WORD}' to go on: ")
-    if answer != WORD:
-        raise UserError(f"confirmation: expected '{WORD}', got '{answer}'; nothing has moved")
 
 
 def dry_run(rig: Rig, settings: DeploySettings, out: Path) -> bool:
@@ -99,20 +89,13 @@ def dry_run(rig: Rig, settings: DeploySettings, out: Path) -> bool:
     log, board = EpisodeLog(arm.limits), Board(arm.readers, False, 1, arm.limits.rate_hz)
     board.episode, board.max_steps, board.doing = 1, steps, WAITING
     session = rig.session([board, log], live=False)
-    stop, runtime = session.stop, session.runtime
+    stop = session.stop
     with stop.on_signals(), board.shown(), keys(lambda key: stop.ask() if key in " q" else None):
         stop.moving = True  # Ctrl-C ends the loop in order
-        result = runtime.run(steps)
+        result = session.runtime.run(steps)
         stop.moving = False
     title = f"dry run of {result.steps} decisions, each from where the arm stands: what would have been sent"
     log.write(out / "dry_run", title)
-    _print_dry_run(result, log, out)
-    if stop.interrupted:
-        raise KeyboardInterrupt
-    return result.state != State.FAULT
-
-
-def _print_dry_run(result: Result, log: EpisodeLog, out: Path) -> None:
     found = log.summary()
     verdicts = ", ".join(f"{name} {count}" for name, count in found["verdicts"].items())
     print(f"dry run: {result.steps} decisions, {found['periods']} commands not sent ({verdicts})")
@@ -125,6 +108,9 @@ def _print_dry_run(result: Result, log: EpisodeLog, out: Path) -> None:
         )
     if result.state == State.FAULT:
         print(f"FAULT: {'; '.join(result.reasons)}")
+    if stop.interrupted:
+        raise KeyboardInterrupt
+    return result.state != State.FAULT
 
 
 class LiveSession:
@@ -143,17 +129,19 @@ class LiveSession:
         self.board.max_steps = self.max_steps
         self.log = EpisodeLog(rig.arm.limits)
         self.records: list[dict[str, Any]] = []
-        self.store = self._open_store()
+        self.store = self._open_store(settings.record) if settings.record else None
         self.recorder = EpisodeRecorder(self.store) if self.store is not None else None
-        subscribers: list[Subscriber] = [self.board, self.log]
-        if self.recorder is not None:
-            subscribers.append(self.recorder)
-        self.session = rig.session(subscribers)
+        recorders = [] if self.recorder is None else [self.recorder]
+        self.session = rig.session([self.board, self.log, *recorders])
 
     def run(self) -> bool:
         """Run all episodes; False after a fault. Raises KeyboardInterrupt after Ctrl-C, with the arm stopped."""
-        stop, fault = self.session.stop, ""
-        with nullcontext() if self.store is None else self.store, self.started():
+        stop, fault, summary = self.session.stop, "", self.out / "summary.json"
+        with ExitStack() as stack:
+            if self.store is not None:
+                stack.enter_context(self.store)
+            stack.callback(self._write_summary, summary)
+            stack.enter_context(self.session.started())
             for i in range(self.settings.episodes):
                 fault = self.episode(i)
                 if fault or stop.asked():
@@ -162,20 +150,10 @@ class LiveSession:
             print(
                 f"FAULT: {fault}\n{self.session.runtime.known} Look at it before anything else.", flush=True
             )
-        done, summary = len(self.records), self.out / "summary.json"
-        print(f"{self.board.successes} of {done} episodes succeeded: {summary}", flush=True)
+        print(f"{self.board.successes} of {len(self.records)} episodes succeeded: {summary}", flush=True)
         if stop.interrupted:
             raise KeyboardInterrupt
         return not fault
-
-    @contextmanager
-    def started(self) -> Iterator[None]:
-        """As of `ArmSession`; writes `summary.json` at the end."""
-        try:
-            with self.session.started():
-                yield
-        finally:
-            self._write_summary()
 
     def episode(self, i: int) -> str:
         """Run one episode; return its fault, if there was one."""
@@ -205,7 +183,7 @@ class LiveSession:
             with board.shown():
                 operator.watch()
                 board.doing = "moving to the start"
-                there = session.go_to(self.rig.arm.bench.robot.home)
+                there = session.go_to(self.rig.arm.bench.home)
                 if there and (start := operator.lay(seed)) is not None:  # on the emulator
                     there = session.go_to(start)
                 board.doing = WAITING
@@ -216,22 +194,21 @@ class LiveSession:
             operator.rest()
 
     def _note(self, i: int, seed: int, success: bool, outcome: Outcome) -> None:
-        log, policy, watchdog = self.log, self.rig.policy, self.session.runtime.loop.watchdog
+        log, actor, watchdog = self.log, self.rig.policy.actor, self.session.runtime.loop.watchdog
         self.board.judged += 1
         self.board.successes += success
         if self.recorder is not None:
             self.recorder.finish(success=success, seed=seed, cause=CAUSES.index(outcome.cause))
         log.write(self.out / "episodes" / f"episode_{i:04d}", f"episode {i}, {outcome.cause}")
-        found = log.summary()
+        found, disagreement = log.summary(), actor.mean_disagreement
         record: dict[str, Any] = {
             "episode": i, "seed": seed, "success": success, "cause": outcome.cause, "fault": outcome.fault,
             "steps": len(log.actions), "verdicts": found["verdicts"], "reasons": found["reasons"],
-            "changes": [[s.value, list(why)] for _, s, why in watchdog.history], "policy_seed": policy.seed(),
+            "changes": [[s.value, list(why)] for _, s, why in watchdog.history], "policy_seed": actor.seed,
             **(log.timing(outcome.result) if outcome.result is not None else {}),
+            **({} if disagreement is None else {"disagreement": round(disagreement, 6)}),
         }  # fmt: skip
         watchdog.history.clear()
-        if (disagreement := policy.mean_disagreement()) is not None:
-            record["disagreement"] = round(disagreement, 6)
         self.records.append(record)
         print(
             f"episode {i + 1} of {self.settings.episodes} (seed {seed}): {'success' if success else 'no success'}, "
@@ -239,26 +216,21 @@ class LiveSession:
             flush=True,
         )
 
-    def _open_store(self) -> EpisodeStore | None:
-        """Open the store of `record`, which every episode is appended to. DatasetError, UserError: another dataset."""
-        if self.settings.record is None:
-            return None
+    def _open_store(self, path: str) -> EpisodeStore:
+        """Open the store that every episode is appended to. DatasetError, UserError: another dataset."""
         arm, contract = self.rig.arm, self.rig.policy.contract
-        own = {
-            "source": "emulator" if arm.scene else "arm", "causes": list(CAUSES),
-            "policy": contract["encoder"]["fingerprint"],
-        }  # fmt: skip
         # rate_hz is that of the steps at full speed, as in the demos
         return open_store(
-            Path(self.settings.record), contract["rate_hz"], arm.cameras.facts, self.rig.policy.image_size,
-            self.settings.seed, {"speed": arm.bridge.speed}, own,
+            Path(path), contract["rate_hz"], arm.cameras.facts, self.rig.policy.image_size, {"speed": arm.bridge.speed},
+            seed=self.settings.seed, source="emulator" if arm.scene else "arm", causes=list(CAUSES),
+            policy=contract["encoder"]["fingerprint"],
         )  # fmt: skip
 
-    def _write_summary(self) -> None:
+    def _write_summary(self, path: Path) -> None:
         arm = self.rig.arm
         value = {
-            "robot": arm.bench.robot.name, "checkpoint": self.rig.source.name, "emulated": arm.scene is not None,
+            "robot": arm.bench.name, "checkpoint": self.rig.source.name, "emulated": arm.scene is not None,
             "speed": arm.bridge.speed, "episodes": len(self.records), "successes": self.board.successes,
             "records": self.records,
         }  # fmt: skip
-        write_json(self.out / "summary.json", value)
+        write_json(path, value)

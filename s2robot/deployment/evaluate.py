@@ -25,14 +25,13 @@ from s2robot.core.files import read_json, write_json
 from s2robot.core.provenance import policy_sha256
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.demos.lineage import Lineage
-from s2robot.deployment.cameras import Scene
+from s2robot.deployment.arm import Scene
 from s2robot.deployment.operator import KEYS_HELP, check_operator
-from s2robot.deployment.session import Outcome, Rig
+from s2robot.deployment.session import Rig
 from s2robot.deployment.settings import Bridge
 from s2robot.deployment.trace import EpisodeLog
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.operator.prompts import Placing
 from s2robot.evaluation.journal import Journal, write_records
 from s2robot.evaluation.records import summarise
 from s2robot.evaluation.summary import facts, world_changes
@@ -40,8 +39,8 @@ from s2robot.evaluation.video import write_video
 from s2robot.policies import check_contract
 
 ARM, EMULATED = "arm", "emulated arm"  # where an episode took place
-TRIES = 3  # attempts at bringing the arm to the start of an episode
 # settings of a scene that is drawn; and what the emulator's own scene decides
+VIDEO = "videos/episode_{:04d}.mp4"
 _LOOKS: tuple[str, ...] = ("camera_distance", "camera_shift", "lighting", "clutter")
 _JUDGED: tuple[str, ...] = ("cube_size", "success_height", "success_hold")
 
@@ -66,10 +65,8 @@ def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
         KeyboardInterrupt: the operator stopped the arm; likewise.
     """
     if not cfg.live:
-        raise UserError(
-            "live: expected true (`--live`), since an evaluation moves the arm (`s2robot deploy` has a dry run), got "
-            "false"
-        )
+        why = "an evaluation moves the arm (`s2robot deploy` has a dry run)"
+        raise UserError(f"live: expected true (`--live`), since {why}, got false")
     settings = read(ArmEvaluationSettings, cfg.evaluate)
     check_operator(read(Bridge, cfg.bridge))
     with ExitStack() as stack:
@@ -104,6 +101,9 @@ class ArmEvaluation:
             print(f"note: {lineage.note}")
         self.changes = world_changes(contract.get("env_config", {}), self.config)
         self.world = EMULATED if arm.scene else ARM
+        # the policy's; None where another machine has it
+        own = rig.source.checkpoint
+        self.spec = read_json(Path(own) / "policy.json")["spec"] if own else None
         self.log = EpisodeLog(arm.limits, settings.videos)
         self.session = rig.session([self.log], **asked)
         self.journal = Journal(out / "episodes.jsonl", self._identity() if settings.resume else None)
@@ -133,21 +133,30 @@ class ArmEvaluation:
         write_json(self.out / "summary.json", summary)
         return summary
 
-    # ---------------------------------------------------------------- an episode
-
     def _episode(self, episode: int) -> None:
         """One position, from the operator's yes to the record on disk."""
         session, log, seed = self.session, self.log, self.settings.seed + episode
-        operator, policy = session.operator, self.rig.policy
-        placing, outcome = self._attempts(seed)
+        operator, actor, start = session.operator, self.rig.policy.actor, time.monotonic()
+        session.begin()
+        log.begin()
+        try:
+            placing = session.ready(self.config, seed)
+            if operator.person:
+                print(f"The policy acts. {KEYS_HELP}", flush=True)
+            outcome = session.act(self.config.max_steps)
+        except EnvError:
+            session.check_stop()
+            raise
         ended = operator.t_end or time.monotonic()
         operator.rest()
         session.check_stop()  # neither a success nor a failure
+        self.timing["reset"] += session.begun - start
         self.timing["acting"] += ended - session.begun
         if outcome.result is not None:
             self.timing["policy"] += float(outcome.result.latencies.sum())
-        success = not outcome.fault and operator.success()
-        record = {
+        success, disagreement = not outcome.fault and operator.success(), actor.mean_disagreement
+        operator.trouble = outcome.fault
+        self._write({
             "episode": episode, "seed": seed, "cube_xy": [round(float(v), 5) for v in placing.cube_xy],
             "cube_yaw": round(float(placing.cube_yaw), 5), "success": success,
             "stage": "held" if success else operator.stage(), "steps": len(log.actions),
@@ -155,35 +164,9 @@ class ArmEvaluation:
             "time_to_success_s": round(ended - session.begun, 3) if success and operator.t_end else None,
             "closest_m": None if operator.closest is None else round(operator.closest, 5), "video": None,
             "world": self.world, "speed": self.rig.arm.bridge.speed, "fault": outcome.fault, "holds": log.holds,
-            "verdicts": dict(log.verdicts), "policy_seed": policy.seed(),
-        }  # fmt: skip
-        if (disagreement := policy.mean_disagreement()) is not None:
-            record["disagreement"] = round(disagreement, 6)
-        operator.trouble = outcome.fault
-        self._write(record)
-
-    def _attempts(self, seed: int) -> tuple[Placing, Outcome]:
-        """Ready the scene and let the policy act; retry what goes wrong before motion."""
-        session = self.session
-        for attempt in range(1, TRIES + 1):
-            start = time.monotonic()
-            session.begin()
-            self.log.begin()
-            try:
-                placing = session.ready(self.config, seed)
-                if session.operator.person:
-                    print(f"The policy acts. {KEYS_HELP}", flush=True)
-                return placing, session.act(self.config.max_steps)
-            except EnvError as error:
-                session.operator.rest()
-                session.check_stop()
-                if attempt == TRIES:
-                    raise
-                print(f"attempt {attempt} of {TRIES} at the start of seed {seed}: {error}", flush=True)
-                session.operator.trouble = str(error)
-            finally:
-                self.timing["reset"] += (session.begun or time.monotonic()) - start
-        raise AssertionError("the last attempt returns or raises")
+            "verdicts": dict(log.verdicts), "policy_seed": actor.seed,
+            **({} if disagreement is None else {"disagreement": round(disagreement, 6)}),
+        })  # fmt: skip
 
     def _write(self, record: dict[str, Any]) -> None:
         """The record on disk, with its actions, and the video."""
@@ -200,33 +183,24 @@ class ArmEvaluation:
         if settings.videos:
             loop = self.session.runtime.loop
             last = loop.sensors.observe(self.config.image_size)["images"]
-            path, frames = self.out / _video_of(record["episode"]), [*log.frames, last]
+            path, frames = self.out / VIDEO.format(record["episode"]), [*log.frames, last]
             write_video(path, frames, record, rate=loop.config.policy_hz, height=settings.video_size)
 
-    # ---------------------------------------------------------------- files
-
     def _filmed(self, record: dict[str, Any]) -> dict[str, Any]:
-        name = _video_of(record["episode"])
+        name = VIDEO.format(record["episode"])
         return {**record, "video": name if (self.out / name).exists() else None}
-
-    @property
-    def _spec(self) -> dict[str, Any] | None:
-        """The policy's; None where another machine has it."""
-        checkpoint = self.rig.source.checkpoint
-        return read_json(Path(checkpoint) / "policy.json")["spec"] if checkpoint else None
 
     def _identity(self) -> dict[str, Any]:
         """Everything that decides an episode besides its number."""
         source, contract, arm = self.rig.source, self.rig.policy.contract, self.rig.arm
-        if source.checkpoint:
-            policy = policy_sha256(Path(source.checkpoint))
-        else:
-            policy = hashlib.sha256(json.dumps(contract, sort_keys=True).encode()).hexdigest()
+        text = json.dumps(contract, sort_keys=True).encode()
         return {
             "world": self.world,
-            "robot.ip": arm.bench.robot.ip if self.world == ARM else None,
-            "policy": policy,
-            "policy.spec": self._spec,  # execute, ensemble and steps of a head leave the weights as they are
+            "robot.ip": arm.bench.ip if self.world == ARM else None,
+            "policy": policy_sha256(Path(source.checkpoint))
+            if source.checkpoint
+            else hashlib.sha256(text).hexdigest(),
+            "policy.spec": self.spec,  # execute, ensemble and steps of a head leave the weights as they are
             "encoder": contract["encoder"]["fingerprint"],
             "evaluate.seed": self.settings.seed,
             "env": self.config.model_dump(),
@@ -234,22 +208,17 @@ class ArmEvaluation:
         }
 
     def _summary(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        source, contract = self.rig.source, self.rig.policy.contract
         return {
             **summarise(records),
-            **facts(self.config, contract, self.changes, self.settings.seed),
+            **facts(self.config, self.rig.policy.contract, self.changes, self.settings.seed),
             **({"success_rule": "the operator's judgement"} if self.world == ARM else {}),
             "world": self.world,
             "faults": sum(bool(r["fault"]) for r in records),
             "holds": sum(r["holds"] for r in records),
-            "policy": self._spec or {"url": source.host.url},
+            "policy": self.spec or {"url": self.rig.source.url},
             "bridge": self.rig.arm.bridge.described(),
             "timing": {f"{name}_s": round(seconds, 2) for name, seconds in self.timing.items()},
         }
-
-
-def _video_of(episode: int) -> str:
-    return f"videos/episode_{episode:04d}.mp4"
 
 
 def check_world(config: CubePickConfig, scene: Scene | None) -> None:

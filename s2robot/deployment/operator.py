@@ -144,13 +144,10 @@ class WatchingOperator(OperatorProxy):
     # ---------------------------------------------------------------- Operator
 
     def free(self, fault: tuple[str, ...]) -> bool:
-        """See `Operator`."""
-        return self._before_motion(
-            lambda: self._operator.free(fault or ((self.trouble,) if self.trouble else ()))
-        )
+        trouble = (self.trouble,) if self.trouble else ()
+        return self._before_motion(lambda: self._operator.free(fault or trouble))
 
     def place(self, placing: Placing) -> bool:
-        """See `Operator`."""
         return self._before_motion(lambda: self._operator.place(placing))
 
     def ended(self) -> bool:

@@ -43,7 +43,7 @@ class Board(Subscriber):
         self.doing = ""
         self._state = State.IDLE
         self._verdict: Verdict | None = None  # of this period
-        self._changed: tuple[float, Verdict, tuple[str, ...]] | None = None  # s, the last other than PASS
+        self._changed: tuple[float, str] | None = None  # s, the last verdict other than PASS, with reasons
         self._beats: deque[float] = deque(maxlen=round(rate_hz) + 1)  # s, begins of the last second's periods
 
     def on_begin(self) -> None:
@@ -55,7 +55,7 @@ class Board(Subscriber):
     def on_period(self, now: float, state: State, safe: Safe | None) -> None:
         self._state, self._verdict = state, safe.verdict if safe is not None else None
         if safe is not None and safe.verdict != Verdict.PASS:
-            self._changed = now, safe.verdict, safe.reasons
+            self._changed = now, f"{safe.verdict.name}: {'; '.join(safe.reasons)}"
 
     def on_beat(self) -> None:
         now = REAL.now()
@@ -69,25 +69,20 @@ class Board(Subscriber):
         beats, rate = self._beats.copy(), "pauses"
         if len(beats) >= 10 and now - beats[-1] <= _PAUSE_S:
             rate = f"{(len(beats) - 1) / max(beats[-1] - beats[0], 1e-9):.0f} of {self._rate:g} Hz"
-        ages = {name: reader.age(now) for name, reader in self._readers.items()}
+        verdict, changed = self._verdict, self._changed
+        text = "none" if self.doing or verdict is None else verdict.name
+        if text != "none" and changed and now - changed[0] <= _RECENT_S:
+            text = (
+                f"PASS ({now - changed[0]:.1f} s ago {changed[1]})" if verdict == Verdict.PASS else changed[1]
+            )
         rows = {
             "state": self.doing or self._state.value,
             "episode": f"{self.episode} of {self._episodes}, step {self.step} of {self.max_steps}",
             "loop": rate,
-            "frames": ", ".join(f"{name} {1000 * age:.0f} ms" for name, age in ages.items()),
-            "verdict": self._verdict_at(now),
+            "frames": ", ".join(f"{name} {1000 * r.age(now):.0f} ms" for name, r in self._readers.items()),
+            "verdict": text,
         }
         return rows | ({"successes": f"{self.successes} of {self.judged}"} if self._live else {})
-
-    def _verdict_at(self, now: float) -> str:
-        """The filter's present verdict, and one of the last seconds that was no PASS, with reasons and age."""
-        if self.doing or self._verdict is None:
-            return "none"
-        if self._changed is None or now - self._changed[0] > _RECENT_S:
-            return self._verdict.name
-        then, verdict, reasons = self._changed
-        text = f"{verdict.name}: {'; '.join(reasons)}"
-        return text if self._verdict != Verdict.PASS else f"PASS ({now - then:.1f} s ago {text})"
 
     @contextmanager
     def shown(self, console: Console | None = None) -> Iterator[None]:
@@ -117,8 +112,7 @@ class Board(Subscriber):
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold")
         for name, value in self.rows().items():
-            style = _STYLES.get(value, "") if name == "state" else ""
-            table.add_row(name, escape(value), style=style)
+            table.add_row(name, escape(value), style=_STYLES.get(value, "") if name == "state" else "")
         title = "LIVE: the arm may move" if self._live else "dry run: nothing is sent"
         colour = "red" if self._live else "blue"
         return Panel(table, title=title, subtitle="space, q or Ctrl-C: stop", border_style=colour)

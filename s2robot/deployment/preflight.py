@@ -1,229 +1,333 @@
-"""Does this policy fit this robot? Pure checks of a checkpoint's contract, before anything moves; no I/O.
+"""The pre-flight of a deployment: does this policy fit this arm? A line for each check, and a picture; nothing moves.
 
-    findings = check_contract(contract, robot, cameras, image_size)
-    findings += check_observation(contract, robot, observation) + check_latency(seconds, contract["rate_hz"])
+    findings = check_all(policy, arm, demos, picture, live)
     ready = not any(finding.stops for finding in findings)
 
-`contract` is that of `load_checkpoint`, or of a `RemotePolicy`. Every check gives its line, also where all is well,
-and none ends the others. What a check cannot know is a warning, never an "ok".
+No check ends the others. What a check cannot know is a warning, never an "ok". The views of the cameras are compared
+with the demos' by the correlation of blurred images. That finds flips and exchanged cameras, and says little about a
+camera that moved by centimetres: for that there is the picture.
 """
 
 import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from s2robot.core.parts import default_parts, read_parts, same_parts, words
+from s2robot.config import DemosSettings
+from s2robot.core.errors import UserError
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.replay import world_of_demos
+from s2robot.demos.store import EpisodeStore
+from s2robot.deployment.arm import JOINT_NAMES, OK, STOP, WARNING, Camera, ConnectedArm, Finding
+from s2robot.deployment.policy import Policy
+from s2robot.deployment.settings import Bridge
+from s2robot.envs.cube_config import ACTION_FRAME
+from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, size_of
+from s2robot.envs.gl import require_simulator
+from s2robot.envs.real.arms.driver import ArmLimits, ArmState
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.cameras.camera import fitted
+from s2robot.envs.real.control.safety import SafetyFilter
+from s2robot.reporting.style import save_figure
 
-OK, WARNING, STOP = "ok", "warning", "stop"
 FOVY_TOLERANCE = 0.05  # relative; 5 % of 45 degrees move a point at the frame's border by 2.5 % of its height
 ASPECT_TOLERANCE = 0.01  # relative; of the shape of frames, which a camera cuts to whole pixels
 DARK, BRIGHT = 8, 247  # mean grey value of a frame below or above which nothing can be seen
+PLANS = 20  # measured for the latency
+SIDE = 24  # pixels, of the images that are correlated: blurred enough for another cube and start pose
+MARGIN = 0.1  # by how much another reading of the image has to fit better
+LOW = 0.5  # a correlation below this is no resemblance
+_TURNS = {  # how an image looks, and what corrects it
+    "upside down (rotate: 2 mends it)": lambda x: np.rot90(x, 2),
+    "turned by a quarter (rotate: 1 mends it)": lambda x: np.rot90(x, 1),
+    "turned by a quarter (rotate: 3 mends it)": lambda x: np.rot90(x, 3),
+    "flipped top to bottom": lambda x: x[::-1],
+    "mirrored left to right": lambda x: x[:, ::-1],
+    "like red and blue are exchanged": lambda x: x[..., ::-1],
+}
 
 
-@dataclass(frozen=True)
-class Robot:
-    """An arm as the bridge drives it."""
+def check_all(
+    policy: Policy, arm: ConnectedArm, demos: DemosSettings, picture: Path, live: bool = False
+) -> list[Finding]:
+    """Check contract, arm, observation, views and latency; write `picture`.
 
-    name: str
-    joint_names: tuple[str, ...]  # in the order of the joints in proprio and actions
-    rate_hz: float  # policy steps a second
-    action_frame: str  # what the bridge takes an action to mean
-    q_min: tuple[float, ...] = ()  # rad, each joint's limits; () = not known
-    q_max: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A camera after set-up: as the device says, not as requested."""
-
-    width: int  # pixels, of the frames that the policy gets, after cropping
-    height: int
-    fps: float
-    channels: str = "rgb"  # order of the colours in its frames
-    fovy: float | None = None  # degrees, vertical field of view of those frames; None = not known
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of one check: `ok`, `warning` or `stop`, and a line about it."""
-
-    level: str
-    check: str
-    text: str
-
-    @property
-    def stops(self) -> bool:
-        return self.level == STOP
-
-    def __str__(self) -> str:
-        return f"{self.level:<8}{self.check}: {self.text}"
+    Args:
+        arm: read now.
+        demos: whose images the cameras' are compared with.
+        live: whether the arm is to move: exchanged cameras then stop it.
+    """
+    failed, limits, size = arm.cameras.failed, arm.limits, policy.image_size
+    state, speed = arm.driver.read(), arm.bridge.speed
+    # fewer than two commands between two decisions are no path
+    rate = min(policy.rate_hz, limits.rate_hz / 2)
+    findings = check_contract(policy.contract, rate, arm.cameras.facts, size, policy.encoder) + failed
+    findings += check_pace(arm.bridge, limits, rate) + _check_arm(limits, state)
+    latest = {name: reader.latest() for name, reader in arm.readers.items()}
+    images = {name: fitted(f.image, size_of(size, name)) for name, f in latest.items() if f is not None}
+    observation = {"images": images, "proprio": np.append(state.q, state.gripper).astype(np.float32)}
+    findings += check_observation(observation, limits)
+    findings += check_views(demos, policy, images, picture, live)
+    if not any(f.stops for f in findings):  # a policy does not plan from what it cannot see
+        findings.append(_check_latency(policy, observation, rate * speed))
+    return findings
 
 
 def check_contract(
-    contract: Mapping[str, Any],
-    robot: Robot,
-    cameras: Mapping[str, Camera],
-    image_size: ImageSize,
+    contract: Mapping[str, Any], rate_hz: float, cameras: Mapping[str, Camera], image_size: ImageSize,
     encoder: str | None = None,
-) -> list[Finding]:
+) -> list[Finding]:  # fmt: skip
     """Check a checkpoint against an arm and its cameras.
 
     Args:
         contract: of the checkpoint.
+        rate_hz: decisions a second that the arm can follow.
         cameras: by the policy's names.
         image_size: of the frames that the policy expects, pixels.
         encoder: the fingerprint of the encoder that will compute; None = the server's, which checks it itself.
     """
-    rate_hz = float(contract["rate_hz"])
+    # the simulator puts the number of the robot in front of its names
+    joints = [str(name).removeprefix("robot0_") for name in contract["joint_names"]]
+    compared = {
+        "robot": (contract["robot"], "xarm7"),
+        "joints": (", ".join(joints), ", ".join(JOINT_NAMES)),
+        "rate": (f"{float(contract['rate_hz']):g} Hz", f"{rate_hz:g} Hz"),
+        "action frame": (contract["action_frame"], ACTION_FRAME),
+        "encoder": (contract["encoder"]["fingerprint"], encoder or contract["encoder"]["fingerprint"]),
+    }
     findings = [
-        _equal("robot", contract["robot"], robot.name),
-        _joints(contract["joint_names"], robot),
-        _equal("rate", f"{rate_hz:g} Hz", f"{robot.rate_hz:g} Hz"),
-        _equal("action frame", contract["action_frame"], robot.action_frame),
-        *check_parts(contract, len(robot.joint_names)),
+        Finding(OK, check, str(found))
+        if wanted == found
+        else Finding(STOP, check, f"the policy expects '{wanted}', got '{found}'")
+        for check, (wanted, found) in compared.items()
     ]
-    if encoder is not None:
-        findings.append(_equal("encoder", contract["encoder"]["fingerprint"], encoder))
     geometry = contract.get("camera_geometry") or {}
     for name in contract["cameras"]:
-        if name in cameras:
+        if name in cameras:  # one that failed has a finding already
             size = size_of(image_size, name)
-            findings += _camera(name, cameras[name], geometry.get(name) or {}, size, rate_hz)
-        else:
-            found = ", ".join(cameras) or "none"
-            findings.append(Finding(STOP, f"camera {name}", f"expected by the policy, got {found}"))
-    if unused := [name for name in cameras if name not in contract["cameras"]]:
-        findings.append(Finding(OK, "cameras", f"not used by this policy: {', '.join(unused)}"))
+            findings += _camera(
+                name, cameras[name], geometry.get(name) or {}, size, float(contract["rate_hz"])
+            )
     return findings
-
-
-def check_parts(contract: Mapping[str, Any], joints: int) -> list[Finding]:
-    """Check that actions and states are those of an arm with a gripper, where the policy says it."""
-    findings = []
-    for key, what in (("action_parts", "actions"), ("proprio_parts", "proprio")):
-        if contract.get(key) is not None:
-            given, own = read_parts(contract[key], key), default_parts(key, joints)
-            if not same_parts(given, own):
-                text = f"the policy's are {words(given)}, the arm's {words(own)}"
-                findings.append(Finding(STOP, what, text))
-    return findings
-
-
-def check_observation(
-    contract: Mapping[str, Any], robot: Robot, observation: Mapping[str, Any]
-) -> list[Finding]:
-    """Check a first real observation: frames that show something, and possible joints."""
-    findings, frames = [], {}
-    for name in contract["cameras"]:
-        frame, check = observation["images"].get(name), f"frame {name}"
-        if not isinstance(frame, np.ndarray):
-            findings.append(Finding(STOP, check, "there is none"))
-        elif frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
-            text = f"expected uint8 (H, W, 3), got {frame.dtype} {frame.shape}"
-            findings.append(Finding(STOP, check, text))
-        else:
-            frames[name] = frame
-            findings.append(_frame(check, frame))
-    for a, b in combinations(frames, 2):
-        if np.array_equal(frames[a], frames[b]):
-            findings.append(Finding(STOP, f"frames {a} and {b}", "equal: one device under two names"))
-    return [*findings, _proprio(np.asarray(observation["proprio"]), robot)]
-
-
-def check_latency(seconds: Sequence[float], rate_hz: float) -> Finding:
-    """Check the times of single plans (at least 20, s) against the period in which each has to be there."""
-    period = 1000 / rate_hz
-    if len(seconds) < 20:
-        return Finding(WARNING, "latency", f"measured on {len(seconds)} plans, expected at least 20")
-    p50, p99 = np.percentile(np.asarray(seconds, np.float64) * 1000, (50, 99))
-    text = f"a plan takes {p50:.1f} ms (p99 {p99:.1f} ms) of the period of {period:.0f} ms"
-    if not p99 < period:  # NaN, a plan that never came, stops too
-        return Finding(STOP, "latency", text)
-    return Finding(WARNING if p99 > period / 2 else OK, "latency", text)
-
-
-# ---------------------------------------------------------------- single checks
-
-
-def _equal(check: str, wanted: Any, found: Any) -> Finding:
-    if wanted == found:
-        return Finding(OK, check, f"{found}")
-    return Finding(STOP, check, f"the policy expects '{wanted}', got '{found}'")
-
-
-def _joints(wanted: Sequence[str], robot: Robot) -> Finding:
-    # the simulator puts the number of the robot in front of its names
-    ours, theirs = (
-        [str(name).removeprefix("robot0_") for name in names] for names in (robot.joint_names, wanted)
-    )
-    if len(ours) != len(theirs):
-        return Finding(STOP, "joints", f"the policy moves {len(theirs)} joints, the robot has {len(ours)}")
-    for i, (a, b) in enumerate(zip(theirs, ours, strict=True), 1):
-        if a != b:
-            return Finding(STOP, "joints", f"joint {i} is '{a}' to the policy and '{b}' to the robot")
-    return Finding(OK, "joints", f"{len(ours)}, in the same order")
 
 
 def _camera(
     name: str, camera: Camera, trained: Mapping[str, Any], wanted: tuple[int, int], rate_hz: float
 ) -> list[Finding]:
-    stop, warn = (partial(Finding, level, f"camera {name}") for level in (STOP, WARNING))
     size, found = f"{camera.width} x {camera.height}", []
-    if camera.width < 1 or camera.height < 1:
-        return [stop(f"its frames are {size}")]
-    if camera.channels != "rgb":
-        found.append(stop(f"expected colours as rgb, got {camera.channels}"))
     if not camera.fps >= rate_hz:
-        found.append(stop(f"{camera.fps:g} frames a second are less than {rate_hz:g} steps"))
+        found.append((STOP, f"{camera.fps:g} frames a second are less than {rate_hz:g} steps"))
     if "size" in trained:
         # from demos whose frames were cut to squares, the policy knows squares
         height, width = wanted if wanted[0] == wanted[1] else trained["size"]
         if not math.isclose(camera.width / camera.height, width / height, rel_tol=ASPECT_TOLERANCE):
             width, height = trained["size"][::-1]
-            found.append(
-                stop(f"frames of {size} have another shape than the demos' {width} x {height}; crop them")
-            )
+            text = f"frames of {size} have another shape than the demos' {width} x {height}; crop them"
+            found.append((STOP, text))
     else:
-        found.append(warn("the size of its frames in the demos is not known; compare the pictures"))
+        found.append((WARNING, "the size of its frames in the demos is not known; compare the pictures"))
     if camera.height < wanted[0] or camera.width < wanted[1]:
-        text = f"the encoder's {wanted[1]} x {wanted[0]} pixels and would be enlarged"
-        found.append(warn(f"frames of {size} are smaller than {text}"))
+        text = f"frames of {size} are smaller than the encoder's {wanted[1]} x {wanted[0]} pixels and would be enlarged"
+        found.append((WARNING, text))
     if camera.fovy is None or "fovy" not in trained:
         whose = "the camera's" if camera.fovy is None else "the demos'"
-        found.append(warn(f"{whose} field of view is not known; compare the pictures"))
+        found.append((WARNING, f"{whose} field of view is not known; compare the pictures"))
     elif not math.isclose(camera.fovy, trained["fovy"], rel_tol=FOVY_TOLERANCE):
         text = f"a vertical field of view of {camera.fovy:g} degrees, the demos' is {trained['fovy']:g}"
-        found.append(stop(text))
-    return found or [Finding(OK, f"camera {name}", f"{size} at {camera.fps:g} Hz")]
+        found.append((STOP, text))
+    return [
+        Finding(lv, f"camera {name}", text) for lv, text in found or [(OK, f"{size} at {camera.fps:g} Hz")]
+    ]
 
 
-def _frame(check: str, frame: np.ndarray) -> Finding:
-    mean = float(frame.mean())
-    if frame.min() == frame.max():
-        return Finding(STOP, check, f"every pixel is {frame.min()}: no picture")
-    if mean < DARK or mean > BRIGHT:
-        what = "dark" if mean < DARK else "bright"
-        return Finding(STOP, check, f"too {what} to see anything (mean {mean:.0f} of 255)")
-    return Finding(OK, check, f"{frame.shape[1]} x {frame.shape[0]}, mean {mean:.0f} of 255")
+def check_pace(bridge: Bridge, limits: ArmLimits, rate_hz: float) -> list[Finding]:
+    """Warn where an action may ask for more than the arm does in a period: it would fall behind the policy."""
+    findings, speed = [], bridge.speed
+    if speed < 1:
+        text = f"{speed:g} of the demos': a decision every {1000 / rate_hz / speed:.0f} ms"
+        findings.append(Finding(OK, "speed", text))
+    asked, allowed = bridge.loop.max_delta * rate_hz * speed, min(limits.dq_max)
+    if asked > allowed:
+        enough = np.floor(100 * speed * allowed / asked) / 100
+        text = f"actions may ask for {asked:.2f} rad/s, the limits allow {allowed:.2f}; bridge.speed={enough:g} keeps up"
+        findings.append(Finding(WARNING, "pace", text))
+    return findings
 
 
-def _proprio(proprio: np.ndarray, robot: Robot) -> Finding:
-    stop, joints = partial(Finding, STOP, "proprio"), len(robot.joint_names)
-    if proprio.shape != (joints + 1,) or proprio.dtype.kind != "f":
-        return stop(f"expected floats ({joints + 1},), got {proprio.dtype} {proprio.shape}")
-    if not np.isfinite(proprio).all():
-        return stop("holds NaN or infinity")
-    if not -0.05 <= proprio[-1] <= 1.05:  # measured, so a little beyond 0 and 1 is right
-        return stop(f"the gripper's opening: expected 0 to 1, got {proprio[-1]:.2f}")
-    if not robot.q_min or not robot.q_max:
-        return Finding(WARNING, "proprio", "the joints' limits are not known")
-    for i, (q, low, high) in enumerate(zip(proprio, robot.q_min, robot.q_max, strict=False), 1):
-        if not low <= q <= high:
-            return stop(f"joint {i}: expected {low:.3f} to {high:.3f} rad, got {q:.3f}; degrees?")
-    return Finding(OK, "proprio", "joints within their limits")
+def _check_arm(limits: ArmLimits, state: ArmState) -> list[Finding]:
+    findings = []
+    if state.error:
+        text = f"reports error {state.error}; look at it, then clear it in UFACTORY Studio"
+        findings.append(Finding(STOP, "arm", text))
+    try:
+        SafetyFilter(limits, ArmPoints("xarm7")).reset(state.q)
+        findings.append(Finding(OK, "arm", "stands within joint limits, workspace and above the table"))
+    except EnvError as error:
+        findings.append(Finding(STOP, "arm", str(error)))
+    return findings
+
+
+def check_observation(observation: Mapping[str, Any], limits: ArmLimits) -> list[Finding]:
+    """Check a first real observation: frames that show something, and possible joints."""
+    findings, frames = [], observation["images"]
+    for name, frame in frames.items():
+        mean, level, text = float(frame.mean()), STOP, ""
+        if frame.min() == frame.max():
+            text = f"every pixel is {frame.min()}: no picture"
+        elif not DARK <= mean <= BRIGHT:
+            text = f"too {'dark' if mean < DARK else 'bright'} to see anything (mean {mean:.0f} of 255)"
+        else:
+            level, text = OK, f"{frame.shape[1]} x {frame.shape[0]}, mean {mean:.0f} of 255"
+        findings.append(Finding(level, f"frame {name}", text))
+    for a, b in combinations(frames, 2):
+        if np.array_equal(frames[a], frames[b]):
+            findings.append(Finding(STOP, f"frames {a} and {b}", "equal: one device under two names"))
+    names = *(f"joint {i}" for i in range(1, 8)), "the gripper's opening"
+    low, high = (*limits.q_min, -0.05), (*limits.q_max, 1.05)  # measured, so a little beyond 0 and 1 is right
+    wrong = [
+        f"{name}: expected {least:.3f} to {most:.3f}, got {found:.3f}; degrees?"
+        for name, found, least, most in zip(names, observation["proprio"], low, high, strict=True)
+        if not least <= found <= most
+    ]
+    return [
+        *findings,
+        Finding(STOP if wrong else OK, "proprio", "; ".join(wrong) or "joints within their limits"),
+    ]
+
+
+def _check_latency(policy: Policy, observation: Mapping, rate_hz: float) -> Finding:
+    seconds = []
+    policy.actor.reset()
+    try:
+        for i in range(PLANS + 2):
+            begin = time.monotonic()
+            policy.actor.plan(observation)
+            if i >= 2:  # warm
+                seconds.append(time.monotonic() - begin)
+    except Exception as error:  # whatever a policy raises: it will not act
+        text = " ".join(f"the policy fails: {type(error).__name__}: {error}".split())
+        return Finding(STOP, "latency", text)
+    finally:
+        policy.actor.reset()
+    return check_latency(seconds, rate_hz)
+
+
+def check_latency(seconds: Sequence[float], rate_hz: float) -> Finding:
+    """Check the times of single plans (s) against the period in which each has to be there."""
+    period = 1000 / rate_hz
+    p50, p99 = np.percentile(np.asarray(seconds, np.float64) * 1000, (50, 99))
+    text = f"a plan takes {p50:.1f} ms (p99 {p99:.1f} ms) of the period of {period:.0f} ms"
+    return Finding(STOP if not p99 < period else WARNING if p99 > period / 2 else OK, "latency", text)
+
+
+# ---------------------------------------------------------------- views
+
+
+def check_views(
+    demos: DemosSettings, policy: Policy, frames: Mapping[str, np.ndarray], picture: Path, live: bool
+) -> list[Finding]:
+    """Compare the cameras' frames with the demos'; write `picture`."""
+    findings: list[Finding] = []
+    images: dict[str, np.ndarray] = {}
+    try:
+        store = EpisodeStore.open(demos.folder())
+        if (policy.contract.get("dataset") or {}).get("fingerprint") != store.fingerprint:
+            text = f"{store.path.name} is not what this policy was trained on; compare with care (demos.path=<folder>)"
+            findings.append(Finding(WARNING, "demos", text))
+        images = demo_images(store, tuple(n for n in frames if n in store.cameras), policy.image_size)
+    except (UserError, DatasetError, EnvError) as error:
+        findings.append(Finding(WARNING, "demos", f"no images to compare with: {error}"))
+    if frames:
+        draw_views(frames, images, picture)
+        findings += compare_views(frames, images, live)
+    return findings
+
+
+def demo_images(
+    store: EpisodeStore, cameras: tuple[str, ...], image_size: ImageSize, episodes: int = 6
+) -> dict[str, np.ndarray]:
+    """Return first frames of some episodes, drawn again where the demos hold states.  # {camera: uint8 (n, H, W, 3)}
+
+    Raises:
+        UserError: they have to be drawn, and the simulator is not installed.
+    """
+    chosen = np.linspace(0, len(store) - 1, min(episodes, len(store))).round().astype(int)
+    starts = [store.episode_slice(int(i)).start for i in chosen]
+    if store.attrs["kind"] == "images":
+        read = lambda c, i: fitted(store.read(f"images_{c}", i, i + 1)[0], size_of(image_size, c))  # noqa: E731
+        return {c: np.stack([read(c, i) for i in starts]) for c in cameras}
+    require_simulator()
+    from s2robot.envs.tasks import make
+
+    env: Any = make(world_of_demos(store, cameras=cameras, image_size=image_size))
+    try:
+        drawn = []
+        for i in starts:
+            env.set_state(store.read("state", i, i + 1)[0])
+            drawn.append(env.render_cameras())
+    finally:
+        env.close()
+    return {c: np.stack([images[c] for images in drawn]) for c in cameras}
+
+
+def compare_views(
+    frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray], live: bool = False
+) -> list[Finding]:
+    """Compare a camera's frame (H, W, 3) with the demos' images of all cameras; a finding each.
+
+    live: the arm is to move; a camera that looks like another one is then no warning but a stop.
+    """
+    means = {name: np.mean([_small(x) for x in images], 0) for name, images in demos.items()}
+    findings = []
+    for name in [name for name in frames if name in means]:
+        check, small = f"view {name}", _small(frames[name])
+        plain = _correlation(small, means[name])
+        others = {f"what '{o}' saw": _correlation(small, mean) for o, mean in means.items() if o != name}
+        turned = {what: _correlation(turn(small), means[name]) for what, turn in _TURNS.items()}
+        what, best = max((others | turned).items(), key=lambda item: item[1])
+        if best > plain + MARGIN:
+            text = f"looks {'like ' if what in others else ''}{what} (correlation {best:.2f}, as it is {plain:.2f})"
+            exchanged = what in others and best >= LOW
+            findings.append(Finding(STOP if live and exchanged else WARNING, check, text))
+        elif plain < LOW:
+            text = f"looks unlike the demos (correlation {plain:.2f}); compare the pictures"
+            findings.append(Finding(WARNING, check, text))
+        else:
+            findings.append(Finding(OK, check, f"looks like the demos (correlation {plain:.2f})"))
+    return findings
+
+
+def draw_views(frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray], path: Path) -> None:
+    """Draw a row for each camera: its frame, a demo's, and both over each other."""
+    figure = Figure(figsize=(9, 3.1 * len(frames)), layout="constrained", dpi=90)
+    rows = figure.subplots(len(frames), 3, squeeze=False)
+    for row, (name, frame) in zip(rows, frames.items(), strict=True):
+        images = {f"{name}, now": frame}
+        if name in demos:
+            demo = fitted(demos[name][0], (frame.shape[0], frame.shape[1]))
+            both = ((frame.astype(np.uint16) + demo) // 2).astype(np.uint8)
+            images |= {f"{name}, in a demo": demo, "both: edges should meet": both}
+        for axes in row:
+            axes.set_axis_off()
+        for axes, (title, image) in zip(row, images.items(), strict=False):
+            axes.set_title(title, fontsize=10)
+            axes.imshow(image)
+    save_figure(figure, path)
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> float (SIDE, SIDE, 3)."""
+    return fitted(image, (SIDE, SIDE)).astype(float)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two images (S, S, 3), each colour about its own mean: brightness and tint do not count."""
+    a, b = (x - x.mean((0, 1)) for x in (a, b))
+    scale = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / scale) if scale > 0 else 0.0

@@ -14,7 +14,7 @@ policy's demos, with the policy's own steps marked as `perturbed`, which are nev
 hand-over: the person starts at the commanded joints, and the gripper stays as it was.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import ConnectedArm
 from s2robot.deployment.operator import Keys, check_operator, keys
 from s2robot.deployment.session import ArmSession, Rig
-from s2robot.deployment.settings import Host, PolicySettings, read_bench
+from s2robot.deployment.settings import PolicySettings, read_bench
 from s2robot.deployment.store import CAUSES, open_corrections, open_store
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.frames import as_image_size
@@ -78,7 +78,7 @@ class RecordingSettings(Settings):
     kind: Literal["teach", "teleop", "dagger"]
     episodes: int = Field(ge=1)
     seed: int = Field(ge=0)
-    out: str
+    out: Path
 
 
 class ArmRecording:
@@ -111,16 +111,14 @@ class ArmRecording:
             UserError, EnvError, PolicyError, DatasetError: a wrong setting, no arm, no camera, another dataset, a
                 policy that does not fit, or a fault of the arm, which is stopped; earlier episodes are on disk.
         """
+        world = self.world
         with ExitStack() as stack:
             rig = self._connect_rig(stack) if self.handover else None
-            arm = rig.arm if rig else ConnectedArm.connect(
-                self.bench, self.world.cameras, stack, self.world.image_size
-            )  # fmt: skip
-            arm.cameras.check()
+            arm = rig.arm if rig else ConnectedArm.connect(self.bench, world.cameras, stack, world.image_size)
+            for failed in arm.cameras.failed:
+                raise UserError(f"{failed.check}: {failed.text}")
             store = stack.enter_context(self._open_store(arm))
-            self.recorder: EpisodeRecorder = (
-                CorrectionRecorder(store, arm.bridge.speed) if self.handover else EpisodeRecorder(store)
-            )
+            self.recorder = CorrectionRecorder(store, arm.bridge.speed) if rig else EpisodeRecorder(store)
             self._start_session(arm, rig, stack)
             kept = 0
             for seed in self._seeds(store):
@@ -140,18 +138,16 @@ class ArmRecording:
         settings = read(DemosSettings, cfg.demos)
         demos, self.first = EpisodeStore.open(settings.folder()), settings.first()
         if (kind := demos.attrs["kind"]) != "images":
-            raise UserError(
-                f"{demos.path}: expected demos of images, to append an arm's episodes to (s2robot record "
-                f"recording=teleop records them), got {kind}"
-            )
+            hint = "to append an arm's episodes to (s2robot record recording=teleop records them)"
+            raise UserError(f"{demos.path}: expected demos of images, {hint}, got {kind}")
         return demos
 
     def _connect_rig(self, stack: ExitStack) -> Rig:
         """Connect policy and arm for demos, and check them."""
         cfg, demos = self._cfg, self.demos
         assert demos is not None
-        host = Host(url=None, device=cfg.device, threads=None)
-        rig = Rig.connect(cfg, stack, PolicySettings(cfg.checkpoint, cfg.weights, host))
+        own = {"checkpoint": cfg.checkpoint, "weights": cfg.weights, "device": cfg.device}
+        rig = Rig.connect(cfg, stack, PolicySettings(**own, url=None, threads=None))
         check_contract(
             rig.policy.contract, robot=demos.robot, action_frame=ACTION_FRAME, cameras=list(demos.cameras),
             rate_hz=demos.attrs["rate_hz"],
@@ -161,40 +157,41 @@ class ArmRecording:
 
     def _start_session(self, arm: ConnectedArm, rig: Rig | None, stack: ExitStack) -> None:
         """Start the session, and what moves the arm in it."""
-        demos = self.demos
+        world, demos, controls = self.world, self.demos, self.controls
         if rig is None or demos is None:
             # a person who reverses the gripper means it
-            loop = arm.bridge.loop_config(
-                self.world.rate_hz, self.world.image_size, live=True, gripper_hold=0
-            )
+            loop = arm.bridge.loop_config(world.rate_hz, world.image_size, live=True, gripper_hold=0)
         else:  # slower than the demos where the bridge is; an action is what it was
             loop = rig.loop_config(True, as_image_size(camera_sizes(demos, demos.cameras)))
-        self.teleoperator, on_key = self._make_teleoperator(arm, loop, stack)
-        asked: dict[str, Any] = {**self._asked, "take_key": on_key, "over": self._over}
+        self.teleoperator, on_key = None, controls.on_key
+        if self.person.device != "hand":
+            self.teleoperator, on_key = self._make_teleoperator(arm, loop, stack)
+        asked: dict[str, Any] = {
+            **self._asked,
+            "take_key": on_key,
+            "over": lambda: controls.ended or self._leads,
+        }
         if rig is None or self.handover is None:
             self.session = ArmSession(arm, self._act, loop, [self.recorder], **asked)
         else:
+            policy = rig.policy
             self.shared = SharedControl(
-                rig.policy.act, rig.policy.reset, self.handover, self.teleoperator, self._commanded
+                policy.act, policy.actor.reset, self.handover, self.teleoperator, self._commanded
             )
-            self.session = rig.session(
-                [self.recorder, self.shared], act=self.shared.act, loop=loop, disagreement=None, **asked
-            )
+            asked |= {"act": self.shared.act, "loop": loop, "disagreement": None}
+            self.session = rig.session([self.recorder, self.shared], **asked)
         stack.enter_context(self.session.started())
 
     def _make_teleoperator(
         self, arm: ConnectedArm, loop: LoopConfig, stack: ExitStack
-    ) -> tuple[Teleoperator | None, Callable[[str], None]]:
-        """Return the teleoperator, if the person does not lead the arm by hand, and what takes keys."""
-        person, controls = self.person, self.controls
-        if person.device == "hand":
-            return None, controls.on_key
+    ) -> tuple[Teleoperator, Any]:
+        """Return the teleoperator, and what takes keys."""
+        person, controls, pace = self.person, self.controls, arm.bridge.speed if self.handover else 1.0
         keyboard = Keyboard(controls)
         mover: Keyboard | SpaceMouse = keyboard
         if person.device == "spacemouse":
             mover = SpaceMouse(controls)
             stack.callback(mover.close)
-        pace = arm.bridge.speed if self.handover else 1.0
         teleoperator = Teleoperator(
             mover, controls, ToolIK(), arm.limits, loop.policy_hz, person.speed * pace,
             person.turn_speed * pace, loop.max_delta,
@@ -208,10 +205,6 @@ class ArmRecording:
     def _commanded(self) -> np.ndarray:
         return self.session.runtime.loop.commanded
 
-    def _over(self) -> bool:
-        """Whether the control loop's part of the episode is over."""
-        return self.controls.ended or self._leads
-
     @property
     def _leads(self) -> bool:
         """Whether the person has the arm in hand."""
@@ -221,17 +214,21 @@ class ArmRecording:
         """Open the dataset `out`. DatasetError, UserError: one that holds something else."""
         wanted, world = self.settings, self.world
         if self.demos is not None:
-            return open_corrections(Path(wanted.out), self.demos, self.first)
-        source = f"{wanted.kind}, {'emulator' if arm.scene else 'arm'}"
+            return open_corrections(wanted.out, self.demos, self.first)
+        same = {"source": f"{wanted.kind}, {'emulator' if arm.scene else 'arm'}"}
         return open_store(
-            Path(wanted.out), world.rate_hz, arm.cameras.facts, world.image_size, wanted.seed, {"source": source}
-        )  # fmt: skip
+            wanted.out, world.rate_hz, arm.cameras.facts, world.image_size, same, seed=wanted.seed
+        )
 
     def _seeds(self, store: EpisodeStore) -> Iterable[int]:
         wanted = self.settings
         if self.demos is not None:
             positions = range(wanted.seed, wanted.seed + wanted.episodes)
-            _note_positions(store, positions)
+            # store beside the episodes which positions are tried, whether or not they need help
+            file, now = store.path / CORRECTIONS, {"positions": [positions.start, positions.stop]}
+            before = read_json(file) if file.exists() else []
+            if now not in before:
+                write_json(file, [*before, now])
             return left_to_try(store, began_with(self.demos, self.first), positions)[0]
         # a new place for each attempt, in this session, and behind those kept in the ones before
         known = [int(seed) + 1 for seed in store.meta("seed")] if len(store) else []
@@ -254,13 +251,16 @@ class ArmRecording:
         motion = "Lead the arm by hand." if self.person.device == "hand" else HELP
         print(f"{motion}   {HANDOVER_HELP if self.handover else CONTROLS_HELP}", flush=True)
         session.operator.watch()
+        broken, most = "", self.person.max_steps
         try:
-            broken = self._run()
+            while not (broken or controls.ended or len(recorder) >= most):
+                left = most - len(recorder)
+                broken = self._lead(left) if self._leads else session.act(left).fault
+                session.check_stop()
         finally:
             session.operator.rest()
-        steps = len(recorder)
-        if broken or controls.discarded or not steps:
-            return f"{steps} steps, {broken or 'discarded'}"
+        if broken or controls.discarded or not len(recorder):
+            return f"{len(recorder)} steps, {broken or 'discarded'}"
         if self.handover and not any(self.shared.persons):
             return "the policy needed no help"
         success = session.operator.success()
@@ -269,16 +269,6 @@ class ArmRecording:
         meta: dict[str, Any] = {"persons": self.shared.persons} if self.handover else {}
         recorder.finish(success=success, seed=seed, **meta)
         return ""
-
-    def _run(self) -> str:
-        """Run all steps of an episode; return why it broke off."""
-        session = self.session
-        while True:
-            left = self.person.max_steps - len(self.recorder)
-            broken = self._lead(left) if self._leads else session.act(left).fault
-            session.check_stop()
-            if broken or self.controls.ended or len(self.recorder) >= self.person.max_steps:
-                return broken
 
     def _lead(self, steps: int) -> str:
         """Let the person lead the arm until it is given back; return why that broke off."""
@@ -334,11 +324,3 @@ def _read_person(cfg: DictConfig) -> PersonSettings:
     if cfg.device == "hand":
         raise UserError("device: expected keyboard or spacemouse, got hand (recording=teach leads by hand)")
     return read_some(PersonSettings, cfg, "")
-
-
-def _note_positions(store: EpisodeStore, positions: range) -> None:
-    """Store beside the episodes which positions are tried, whether or not they need help."""
-    file, now = store.path / CORRECTIONS, {"positions": [positions.start, positions.stop]}
-    before = read_json(file) if file.exists() else []
-    if now not in before:
-        write_json(file, [*before, now])

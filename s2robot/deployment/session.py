@@ -11,7 +11,7 @@ with session.started():                          # supervised; signals stop the 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from s2robot.config import DemosSettings
 from s2robot.core.errors import UserError
 from s2robot.core.settings import read
 from s2robot.deployment.arm import ConnectedArm
-from s2robot.deployment.check import check_all
 from s2robot.deployment.operator import Keys, WatchingOperator, keys
 from s2robot.deployment.policy import Policy, make_policy
+from s2robot.deployment.preflight import check_all
 from s2robot.deployment.settings import PolicySettings, read_bench, read_policy
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
@@ -82,8 +82,8 @@ class ArmSession(Subscriber):
         if disagreement is None and (found := bridge.watchdog.disagreement) is not None:
             raise UserError(f"bridge.watchdog.disagreement: expected null where a person acts, got {found}")
         self.runtime = ArmRuntime(
-            arm.driver, arm.readers, act, ArmPoints(arm.bench.robot.name), loop, bridge.watchdog, bridge.safety,
-            [self, *subscribers], self.stop, home_speed=bridge.home.speed, disagreement=disagreement or (lambda: 0.0),
+            arm.driver, arm.readers, act, ArmPoints(arm.bench.name), loop, bridge.watchdog, bridge.safety,
+            [self, *subscribers], self.stop, home_speed=bridge.home["speed"], disagreement=disagreement or (lambda: 0.0),
         )  # fmt: skip
         if operator is None:
             operator = TerminalOperator() if arm.scene is None else arm.scene.operator()
@@ -97,8 +97,8 @@ class ArmSession(Subscriber):
     @contextmanager
     def started(self) -> Iterator[None]:
         """A supervisor watches and signals stop the arm; it is stopped at the end."""
-        make_driver = partial(self.arm.make_driver, gripper=False)
-        with self.runtime.watched(make_driver, self.arm.bridge.supervisor_s):
+        stopping = partial(self.arm.make_driver, gripper=False)
+        with self.runtime.watched(stopping, self.arm.bridge.supervisor_s):
             try:
                 yield
             finally:
@@ -141,7 +141,7 @@ class ArmSession(Subscriber):
         self.operator.watch()
         try:
             self.runtime.arm()
-            with self._seen_end():
+            with nullcontext() if self._over is None else self.runtime.ends_when(self._over):
                 result = self.runtime.run(max_steps)
         except EnvError as error:
             if not self.begun:
@@ -163,9 +163,6 @@ class ArmSession(Subscriber):
         """Raise KeyboardInterrupt if the operator has asked for a stop."""
         if self.stop.asked():
             raise KeyboardInterrupt
-
-    def _seen_end(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._over is None else self.runtime.ends_when(self._over)
 
 
 @dataclass
@@ -202,18 +199,11 @@ class Rig:
 
     def loop_config(self, live: bool, image_size: ImageSize | None = None) -> LoopConfig:
         """Return the settings of the control loop for this policy."""
-        bridge = self.arm.bridge
-        return bridge.loop_config(
-            self.policy.rate_hz * bridge.speed, image_size or self.policy.image_size, live
-        )
+        bridge, policy = self.arm.bridge, self.policy
+        return bridge.loop_config(policy.rate_hz * bridge.speed, image_size or policy.image_size, live)
 
     def session(self, subscribers: Sequence[Subscriber], live: bool = True, **settings: Any) -> ArmSession:
         """Return a session in which the policy acts; `settings` as of `ArmSession`."""
-        policy = self.policy
-        given = {
-            "act": policy.act,
-            "loop": self.loop_config(live),
-            "disagreement": policy.disagreement,
-            **settings,
-        }
-        return ArmSession(self.arm, subscribers=subscribers, forget=policy.reset, **given)
+        act, actor = self.policy.act, self.policy.actor
+        own = {"act": act, "loop": self.loop_config(live), "disagreement": lambda: actor.disagreement}
+        return ArmSession(self.arm, subscribers=subscribers, forget=actor.reset, **(own | settings))

@@ -7,13 +7,14 @@ configs/bridge/default.yaml, configs/host and configs/robot document each value 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from omegaconf import DictConfig
+from pydantic import Field
 
+from s2robot.config import plain
 from s2robot.core.errors import UserError
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.envs.frames import ImageSize
@@ -23,18 +24,6 @@ from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.watchdog import WatchdogLimits
 from s2robot.envs.robots import robot_spec
-
-
-class RobotSettings(Settings, at="robot", file="robot/xarm7"):
-    """`robot`: an arm that there is a driver for."""
-
-    name: Literal["xarm7"] = from_yaml()
-    ip: str | None = from_yaml()
-
-    @property
-    def home(self) -> np.ndarray:
-        """Joints at which an episode starts, rad.  # (7,)"""
-        return np.array(robot_spec(self.name).home)
 
 
 class CameraSettings(Settings, at="bridge.cameras.hand", file="bridge/default"):
@@ -52,18 +41,6 @@ class CameraSettings(Settings, at="bridge.cameras.hand", file="bridge/default"):
     fovy: float | None = from_yaml(ge=1, le=179)
 
 
-class HomeSettings(Settings, at="bridge.home", file="bridge/default"):
-    """`bridge.home`."""
-
-    speed: float = from_yaml(gt=0)
-
-
-class EmulatorSettings(Settings, at="bridge.emulator", file="bridge/default"):
-    """`bridge.emulator`."""
-
-    port: int | None = from_yaml(ge=1, le=65535)
-
-
 class Bridge(Settings, at="bridge", file="bridge/default"):
     """`bridge`: what stands between a policy and an arm."""
 
@@ -74,14 +51,14 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
     safety: SafetyConfig = from_yaml()
     watchdog: WatchdogLimits = from_yaml()
     loop: LoopConfig = from_yaml()
-    home: HomeSettings = from_yaml()
+    home: Mapping[Literal["speed"], Annotated[float, Field(gt=0)]] = from_yaml()
     cameras: Mapping[str, CameraSettings] = from_yaml()
-    emulator: EmulatorSettings = from_yaml()
+    emulator: Mapping[Literal["port"], Annotated[int, Field(ge=1, le=65535)] | None] = from_yaml()
 
     @property
     def emulated(self) -> bool:
         """Whether an emulator stands in for the arm."""
-        return self.emulator.port is not None
+        return self.emulator["port"] is not None
 
     def arm_limits(self) -> ArmLimits:
         """Return the limits; in mode online the stream is never faster than the box plans.
@@ -112,18 +89,25 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
         return self.model_dump(mode="json", exclude={"emulator"})
 
 
-@dataclass(frozen=True)
-class Bench:
-    """An arm, its bridge and the run folder."""
+class Bench(Settings, at="robot", file="robot/xarm7"):
+    """`robot`, an arm that there is a driver for, with its bridge and the run folder."""
 
-    robot: RobotSettings
+    name: Literal["xarm7"] = from_yaml()
+    ip: str | None = from_yaml()
     bridge: Bridge
     run_dir: Path
 
+    @property
+    def home(self) -> np.ndarray:
+        """Joints at which an episode starts, rad.  # (7,)"""
+        return np.array(robot_spec(self.name).home)
 
-class Host(Settings, at="policy", file="host/default"):
-    """`policy`: where the policy computes."""
 
+class PolicySettings(Settings, at="policy", file="host/default"):
+    """Which policy acts, and `policy`: where it computes."""
+
+    checkpoint: str | None = None
+    weights: str | None = None  # of the encoder, if they lie elsewhere than at training time
     url: str | None = from_yaml()
     token_file: str | None = from_yaml()
     ca_file: str | None = from_yaml()
@@ -132,34 +116,27 @@ class Host(Settings, at="policy", file="host/default"):
     device: str = from_yaml()
     threads: int | None = from_yaml(ge=1)
 
-
-@dataclass(frozen=True)
-class PolicySettings:
-    """Which policy acts."""
-
-    checkpoint: str | None
-    weights: str | None  # of the encoder, if they lie elsewhere than at training time
-    host: Host
-
-    def __post_init__(self) -> None:
-        if (self.checkpoint is None) == (self.host.url is None):
-            found = "neither" if self.checkpoint is None else "both"
-            raise UserError(f"checkpoint: expected either it or policy.url, got {found}")
-
     @property
     def name(self) -> str:
         """Checkpoint or URL."""
-        return self.checkpoint or str(self.host.url)
+        return self.checkpoint or str(self.url)
 
 
 def read_bench(cfg: DictConfig) -> Bench:
     """Return robot, bridge and run folder of a config; UserError or EnvError for a wrong value."""
-    bench = Bench(read(RobotSettings, cfg.robot), read(Bridge, cfg.bridge), Path(cfg.run_dir))
-    if bench.robot.ip is None and not bench.bridge.emulated:
+    bench = read(
+        Bench, {**plain(cfg.robot), "bridge": read(Bridge, cfg.bridge), "run_dir": Path(cfg.run_dir)}
+    )
+    if bench.ip is None and not bench.bridge.emulated:
         raise UserError("robot.ip: expected the control box's address, such as 192.168.1.200, got null")
     return bench
 
 
 def read_policy(cfg: DictConfig) -> PolicySettings:
     """Return `checkpoint`, `encoder.checkpoint` and `policy` of a config; UserError for a wrong value."""
-    return PolicySettings(cfg.checkpoint, cfg.encoder.checkpoint, read(Host, cfg.policy))
+    own = {"checkpoint": cfg.checkpoint, "weights": cfg.encoder.checkpoint}
+    source = read(PolicySettings, {**plain(cfg.policy), **own})
+    if (source.checkpoint is None) == (source.url is None):
+        found = "neither" if source.checkpoint is None else "both"
+        raise UserError(f"checkpoint: expected either it or policy.url, got {found}")
+    return source

@@ -11,8 +11,7 @@ import numpy as np
 from s2robot.core.errors import UserError
 from s2robot.demos.lineage import began_with
 from s2robot.demos.store import EpisodeStore
-from s2robot.deployment.arm import JOINT_NAMES
-from s2robot.deployment.preflight import Camera
+from s2robot.deployment.arm import JOINT_NAMES, Camera
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 from s2robot.envs.frames import ImageSize, size_of
 
@@ -20,16 +19,14 @@ CAUSES = ("steps", "ended", "stopped", "fault")  # how an episode ended; stored 
 
 
 def open_store(
-    path: Path, rate_hz: float, cameras: Mapping[str, Camera], image_size: ImageSize, seed: int, same: Mapping[str, Any],
-    own: Mapping[str, Any] | None = None,
+    path: Path, rate_hz: float, cameras: Mapping[str, Camera], image_size: ImageSize, same: Mapping[str, Any], **own: Any
 ) -> EpisodeStore:  # fmt: skip
     """Return the store at `path`, made if there is none.
 
     Args:
-        rate_hz, cameras: attributes of a new one, which an old one must have too.
+        rate_hz, cameras, same: attributes of a new one, which an old one must have too.
         image_size: of the images, pixels.
-        seed, own: more attributes of a new one.
-        same: likewise, which an old one must have too.
+        own: more attributes of a new one, `seed` among them.
 
     Raises:
         DatasetError, UserError: an old one that holds something else.
@@ -43,17 +40,17 @@ def open_store(
                 name: {"size": list(sizes[name])} | ({"fovy": camera.fovy} if camera and camera.fovy else {})
                 for name, camera in cameras.items()
             },
-            "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, "seed": seed,
+            "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {},
         }  # fmt: skip
-        return EpisodeStore.create(path, {**attributes, **same, **(own or {})})
+        return EpisodeStore.create(path, {**attributes, **same, **own})
     store = EpisodeStore.open(path, "a")
     try:
         store.check("xarm7", ACTION_FRAME, names, rate_hz)
         found = {key: store.attrs.get(key) for key in same} | {"cameras": sorted(store.cameras)}
         expected = {**same, "cameras": sorted(names)}
-        for name in names if len(store) and found == expected else ():
-            key = f"images_{name}"
-            found[key], expected[key] = tuple(store.shape(key)[:2]), tuple(sizes[name])
+        if len(store) and found == expected:
+            found |= {f"images_{name}": tuple(store.shape(f"images_{name}")[:2]) for name in names}
+            expected |= {f"images_{name}": tuple(sizes[name]) for name in names}
         for key, value in expected.items():
             if found[key] != value:
                 raise UserError(f"{path}: {key}: expected {value}, got {found[key]}")

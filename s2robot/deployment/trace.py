@@ -37,6 +37,7 @@ class EpisodeLog(Subscriber):
 
     def __init__(self, limits: ArmLimits, frames: bool = False):
         self.limits, self._keeps_frames = limits, frames
+        self._low, self._high = np.array(limits.q_min) + limits.margin, np.array(limits.q_max) - limits.margin
         self.begin()
 
     def begin(self) -> None:
@@ -69,12 +70,11 @@ class EpisodeLog(Subscriber):
 
     def summary(self) -> dict[str, Any]:
         """Return counts and extremes: verdicts, reasons, fastest speed and shortest way to a limit."""
-        limits, q = self.limits, self.joints
-        low, high = np.array(limits.q_min) + limits.margin, np.array(limits.q_max) - limits.margin
-        room = np.minimum(q - low, high - q)  # (T, 7)
+        q = self.joints
+        room = np.minimum(q - self._low, self._high - q)  # (T, 7)
         # (T - 1, 7) rad/s; a dry run jumps back between actions
-        steps = np.abs(np.diff(q, axis=0)) * limits.rate_hz
-        resumed = steps.max(1, initial=0) > 1.01 * max(limits.dq_max)
+        steps = np.abs(np.diff(q, axis=0)) * self.limits.rate_hz
+        resumed = steps.max(1, initial=0) > 1.01 * max(self.limits.dq_max)
         return {
             "periods": len(q),
             "seconds": self._rows[-1][0] - self._rows[0][0] if self._rows else 0.0,
@@ -99,42 +99,41 @@ class EpisodeLog(Subscriber):
         """Write `path`.json and `path`.png; nothing if there were no periods."""
         if not self._rows:
             return
-        limits, begin = self.limits, self._rows[0][0]
+        times, states, safes = zip(*self._rows, strict=True)
+        time = np.array(times) - times[0]
         value = {
             "title": title,
             **self.summary(),
-            **{name: getattr(limits, name) for name in ("rate_hz", "q_min", "q_max", "margin", "dq_max")},
-            "time": [round(t - begin, 4) for t, _, _ in self._rows],
-            "state": [state.value for _, state, _ in self._rows],
-            "verdict": [safe.verdict.name for _, _, safe in self._rows],
+            **{
+                name: getattr(self.limits, name) for name in ("rate_hz", "q_min", "q_max", "margin", "dq_max")
+            },
+            "time": time.round(4).tolist(),
+            "state": [state.value for state in states],
+            "verdict": [safe.verdict.name for safe in safes],
             "joints": self.joints.round(5).tolist(),
-            "gripper": [safe.gripper for _, _, safe in self._rows],
+            "gripper": [safe.gripper for safe in safes],
         }
         write_json(path.with_suffix(".json"), value)
-        save_figure(self._draw(title), path.with_suffix(".png"))
+        save_figure(self._draw(title, time), path.with_suffix(".png"))
 
-    def _draw(self, title: str) -> Figure:
+    def _draw(self, title: str, time: np.ndarray) -> Figure:
         """Draw each joint between its limits, and the gripper; dots where the filter changed the command."""
         figure = Figure(figsize=(10, 9), layout="constrained", dpi=80)
         figure.suptitle(title, fontsize=11)
-        time = np.array([t for t, _, _ in self._rows]) - self._rows[0][0]
         verdicts = np.array([safe.verdict for _, _, safe in self._rows])
-        opening = np.array([np.nan if safe.gripper is None else safe.gripper for _, _, safe in self._rows])
-        limits = self.limits
+        opening = [np.nan if safe.gripper is None else safe.gripper for _, _, safe in self._rows]
+        ways = np.column_stack([self.joints, opening])  # (T, 8)
         for i, axes in enumerate((grid := figure.subplots(4, 2, sharex=True)).ravel()):
-            y = self.joints[:, i] if i < 7 else opening
-            axes.plot(time, y, color=INK, lw=1)
+            axes.plot(time, ways[:, i], color=INK, lw=1)
             for verdict, colour in _COLOURS.items():
                 at = verdicts == verdict
-                axes.plot(time[at], y[at], ".", ms=4, color=colour, label=f"{verdict.name} {at.sum()}")
+                axes.plot(time[at], ways[at, i], ".", ms=4, color=colour, label=f"{verdict.name} {at.sum()}")
             text = "gripper, 1 = open, and verdicts of the safety filter"
             if i < 7:
-                low, high = limits.q_min[i] + limits.margin, limits.q_max[i] - limits.margin
-                bottom, top = y.min() - _ROOM, y.max() + _ROOM
-                for limit in (low, high):
+                for limit in (self._low[i], self._high[i]):
                     axes.axhline(limit, color=VERMILLION, lw=1.5)
-                axes.set_ylim(bottom, top)
-                text = f"joint {i + 1} (rad): limits {low:.2f} to {high:.2f}"
+                axes.set_ylim(ways[:, i].min() - _ROOM, ways[:, i].max() + _ROOM)
+                text = f"joint {i + 1} (rad): limits {self._low[i]:.2f} to {self._high[i]:.2f}"
             else:
                 axes.legend(fontsize=7)
             axes.set_title(text, fontsize=9, loc="left")
@@ -147,5 +146,5 @@ def percentiles(seconds: np.ndarray) -> dict[str, float] | None:
     """Return p50, p99 and max in ms; None for an empty array."""
     if not len(seconds):
         return None
-    p50, p99, most = np.percentile(seconds * 1000, (50, 99, 100))
-    return {"p50": round(float(p50), 2), "p99": round(float(p99), 2), "max": round(float(most), 2)}
+    found = np.percentile(seconds * 1000, (50, 99, 100))
+    return {name: round(float(ms), 2) for name, ms in zip(("p50", "p99", "max"), found, strict=True)}

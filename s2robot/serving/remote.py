@@ -9,21 +9,22 @@ at every step if the policy must see every observation. After a failed call, the
 the client received. The client needs neither torch nor a simulator.
 """
 
-import asyncio
 import logging
 import math
+import queue
 import secrets
+import socket
 import ssl
 import threading
 import time
-from collections.abc import Coroutine, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from pydantic import Field, Json
-from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.sync.client import connect
 from websockets.uri import parse_uri
 
 from s2robot.core.errors import UserError
@@ -33,19 +34,10 @@ from s2robot.serving.wire import PROTOCOL, WireError, pack, unpack
 
 MAX_ANSWER = 1 << 22  # bytes of a message from the server; the metadata lists every training episode
 CONTRACT_KEYS = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz")  # for deployment
-_CLOSE_S = 0.2  # for the server to acknowledge the end of a connection
 _TRY_LATER = 1013  # websocket close code of a busy server
-T = TypeVar("T")
 
 _quiet = logging.getLogger("s2robot.serving.remote.websockets")
 _quiet.setLevel(logging.CRITICAL)  # its errors are raised
-
-
-class _NoRedirect(connect):
-    """A connection that follows no redirect, which would show the token to another host."""
-
-    def process_redirect(self, exc: Exception) -> Exception:
-        return exc
 
 
 class RemoteError(RuntimeError):
@@ -99,6 +91,9 @@ class RemotePolicy:
         RemoteError: no policy server accepts this client by `connect_s`.
     """
 
+    disagreement: float = 0.0  # of members, as of an `Actor`
+    mean_disagreement: float | None = None
+
     def __init__(
         self,
         url: str,
@@ -110,21 +105,23 @@ class RemotePolicy:
         if not token:
             raise UserError("no token: set $S2ROBOT_TOKEN to the server's, or copy its token file")
         until = _until("connect_s", connect_s)
-        self.deadline_s, self.server_s = deadline_s, math.nan
+        self._url, self.deadline_s, self.server_s = url, deadline_s, math.nan
         _until("deadline_s", deadline_s)
         self._asked = 0  # number of the last request
         self.reset()
-        self._connection = _Connection(url)
+        self._ws = _connected(url, token, until, ca_file)
+        self._requests: queue.Queue[bytes | None] = queue.Queue(1)
+        self._sender = threading.Thread(target=self._send, daemon=True)
+        self._sender.start()
         try:
-            metadata = self._connection.open(token, until, ca_file)
+            known = self._metadata(until)
         except BaseException:
             self.close()
             raise
-        self.contract: dict[str, Any] = metadata.contract
-        self.cameras = tuple(metadata.sizes)
-        self.image_size: ImageSize = as_image_size(metadata.sizes)
-        self.actions, self._action_dim = metadata.actions, metadata.action_dim
-        self._max_bytes = metadata.max_bytes
+        self.contract: dict[str, Any] = known.contract
+        self.cameras = tuple(known.sizes)
+        self.image_size: ImageSize = as_image_size(known.sizes)
+        self.actions, self._action_dim, self._max_bytes = known.actions, known.action_dim, known.max_bytes
 
     def __enter__(self) -> "RemotePolicy":
         return self
@@ -134,7 +131,11 @@ class RemotePolicy:
 
     def close(self) -> None:
         """End the connection; safe to call twice."""
-        self._connection.close()
+        with suppress(OSError):
+            self._ws.socket.shutdown(socket.SHUT_RDWR)  # ends what the other threads wait for
+        if self._sender.is_alive():
+            self._requests.put(None)
+            self._sender.join()
 
     def reset(self) -> None:
         """Begin an episode. The next call tells the server, so this one cannot fail."""
@@ -179,160 +180,138 @@ class RemotePolicy:
             raise UserError(f"observation: {error}") from error
         if len(data) > self._max_bytes:
             raise UserError(f"observation: expected at most {self._max_bytes} bytes, got {len(data)}")
-        answer = self._connection.ask(data, self._asked, until)
+        answer = self._exchange(data, until)
         actions: Any = answer.get("actions")
         array = isinstance(actions, np.ndarray) and actions.dtype == np.float32 and actions.ndim == 2
         if not array or not 1 <= len(actions) <= self.actions or actions.shape[1] != self._action_dim:
             found = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else "none"
             expected = f"actions, float32 of 1 to {self.actions} by {self._action_dim}"
-            raise PolicyMalformed(f"{self._connection.url}: expected {expected}, got {found}")
+            raise PolicyMalformed(f"{self._url}: expected {expected}, got {found}")
         if not np.isfinite(actions).all():
-            raise PolicyMalformed(f"{self._connection.url}: expected finite actions, got NaN or infinity")
+            raise PolicyMalformed(f"{self._url}: expected finite actions, got NaN or infinity")
         timing = answer.get("server_timing")
         took = timing.get("infer_ms") if isinstance(timing, dict) else None
         self.server_s = took / 1000 if isinstance(took, float) else math.nan
         self._used = self._asked
         return actions
 
+    # ---------------------------------------------------------------- the connection
 
-class _Connection:
-    """websockets' asyncio client in a thread of its own. Every call ends by its deadline, as of `time.monotonic`."""
+    def _send(self) -> None:
+        """Send requests: a server that does not read blocks this thread, and not the caller."""
+        while (data := self._requests.get()) is not None:
+            with suppress(ConnectionClosed):  # the caller sees it when it receives
+                self._ws.send(data)
 
-    def __init__(self, url: str) -> None:
+    def _exchange(self, data: bytes, until: float) -> dict[str, Any]:
+        """Send the request and return its answer. Answers to earlier requests are dropped."""
         try:
-            uri = parse_uri(url)
-        except (InvalidURI, ValueError) as error:
-            raise UserError(f"policy url: expected ws://<host>:<port> or wss://, got '{url}'") from error
-        if uri.user_info:
-            raise UserError("policy url: expected ws://<host>:<port> without a password, got one with")
-        self.url, self._secure = url, uri.secure
-        self._ws: Any = None
-        self._sending: asyncio.Future | None = None
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-
-    def open(self, token: str, until: float, ca_file: str | Path | None) -> _Metadata:
-        """Connect, and return the server's metadata."""
-        options: dict[str, Any] = {"ssl": _trust(ca_file)} if self._secure else {}
-
-        async def made() -> Any:
-            return await _NoRedirect(
-                self.url,
-                additional_headers={"Authorization": f"Api-Key {token}"},
-                compression=None,
-                proxy=None,
-                open_timeout=None,  # each call has a deadline
-                ping_interval=None,
-                max_size=MAX_ANSWER,
-                logger=_quiet,
-                **options,
-            )
-
-        self._ws = self._run(made(), until, "the server did not open the connection")
-        message = self._run(self._receive(), until, "no metadata")
-        ours = message.get("s2robot")
-        if not isinstance(ours, dict) or ours.get("protocol") != PROTOCOL:
-            raise PolicyRefused(f"{self.url}: expected protocol {PROTOCOL} of s2robot, got {str(ours)[:80]}")
-        try:
-            metadata = read(_Metadata, message, "metadata")
-        except UserError as error:
-            raise PolicyMalformed(f"{self.url}: {_text(error)}") from None
-        if missing := [key for key in CONTRACT_KEYS if key not in metadata.contract]:
-            raise PolicyMalformed(f"{self.url}: metadata.contract: expected {missing[0]}, got none")
-        return metadata
-
-    def ask(self, data: bytes, number: int, until: float) -> dict[str, Any]:
-        """Send a request and return the answer with its number. Answers to earlier requests are dropped."""
-        answer = self._run(self._exchange(data, number), until, "no answer")
-        if "error" in answer:
-            raise PolicyRefused(f"{self.url}: {_text(answer['error'])}")
-        return answer
-
-    async def _exchange(self, data: bytes, number: int) -> dict[str, Any]:
-        # websockets must not be interrupted while it sends: after a deadline, the next call waits for the rest
-        if self._sending is not None:
-            await asyncio.shield(self._sending)
-        self._sending = asyncio.ensure_future(self._ws.send(data))
-        await asyncio.shield(self._sending)
-        while True:
-            answer = await self._receive()
+            self._requests.put(data, timeout=max(0.0, until - time.monotonic()))
+        except queue.Full:
+            raise PolicyLate(f"{self._url}: earlier requests not sent by the deadline") from None
+        found = 0
+        while found != self._asked:
+            answer = self._receive(until, "no answer")
             ours = answer.get("s2robot")
             found = ours.get("id") if isinstance(ours, dict) else None
-            if type(found) is not int or not 0 < found <= number:
-                raise PolicyMalformed(f"{self.url}: expected an answer to request {number}, got another one")
-            if found == number:
-                return answer
-            await asyncio.sleep(0)  # a flood of old answers must not delay the deadline
+            if type(found) is not int or not 0 < found <= self._asked:
+                expected = f"an answer to request {self._asked}"
+                raise PolicyMalformed(f"{self._url}: expected {expected}, got another one")
+        if "error" in answer:
+            raise PolicyRefused(f"{self._url}: {_text(answer['error'])}")
+        return answer
 
-    async def _receive(self) -> dict[str, Any]:
-        data = await self._ws.recv()
+    def _receive(self, until: float, late: str) -> dict[str, Any]:
+        left = until - time.monotonic()
+        try:
+            data = self._ws.recv(left) if left > 0 else None
+        except TimeoutError:
+            data = None
+        except ConnectionClosed as error:
+            raise _failure(self._url, error) from error
+        if data is None:
+            raise PolicyLate(f"{self._url}: {late} by the deadline")
         if isinstance(data, str):  # how openpi's servers report an error
-            raise PolicyRefused(f"{self.url}: {_text(data)}")
+            raise PolicyRefused(f"{self._url}: {_text(data)}")
         try:
             return unpack(data)
         except WireError as error:
-            raise PolicyMalformed(f"{self.url}: {error}") from error
+            raise PolicyMalformed(f"{self._url}: {error}") from error
 
-    def close(self) -> None:
-        """End the connection; safe to call twice."""
-        if not self._thread.is_alive():
-            return
+    def _metadata(self, until: float) -> _Metadata:
+        message = self._receive(until, "no metadata")
+        ours = message.get("s2robot")
+        if not isinstance(ours, dict) or ours.get("protocol") != PROTOCOL:
+            raise PolicyRefused(f"{self._url}: expected protocol {PROTOCOL} of s2robot, got {str(ours)[:80]}")
         try:
-            if self._ws is not None:
-                self._run(self._ws.close(), time.monotonic() + _CLOSE_S, "not closed")
-        except PolicyLate:
-            self._loop.call_soon_threadsafe(self._ws.transport.abort)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+            metadata = read(_Metadata, message, "metadata")
+        except UserError as error:
+            raise PolicyMalformed(f"{self._url}: {_text(error)}") from None
+        if missing := [key for key in CONTRACT_KEYS if key not in metadata.contract]:
+            raise PolicyMalformed(f"{self._url}: metadata.contract: expected {missing[0]}, got none")
+        return metadata
 
-    def _run(self, coroutine: Coroutine[Any, Any, T], until: float, late: str) -> T:
-        if not self._thread.is_alive():
-            coroutine.close()
-            raise PolicyLost(f"{self.url}: closed by this side")
 
-        async def bounded() -> T:
-            async with asyncio.timeout(until - time.monotonic()):
-                return await coroutine
-
-        future = asyncio.run_coroutine_threadsafe(bounded(), self._loop)
+def _connected(url: str, token: str, until: float, ca_file: Any) -> Any:
+    """Return an open websocket."""
+    try:
+        uri = parse_uri(url)
+        if uri.user_info:
+            raise ValueError(url)
+    except (InvalidURI, ValueError):
+        shown = _text(url.rpartition("@")[2])  # no password
+        raise UserError(f"policy url: expected ws://<host>:<port> or wss://, got '{shown}'") from None
+    options: dict[str, Any] = {}
+    if uri.secure:
         try:
-            return future.result()
-        except TimeoutError:
-            raise PolicyLate(f"{self.url}: {late} by the deadline") from None
-        except (OSError, InvalidHandshake, ConnectionClosed) as error:
-            kind, why = _explained(error)
-            raise kind(f"{self.url}: {_text(why) or 'the server ended the connection'}") from error
-        finally:
-            future.cancel()  # Ctrl-C ends the wait, not the call
+            options["ssl"] = ssl.create_default_context(cafile=ca_file)
+        except (OSError, ValueError) as error:
+            text = "not found" if isinstance(error, FileNotFoundError) else "no certificate in it"
+            raise UserError(
+                f"ca_file: expected a PEM file of certificates, got {ca_file} ({text})"
+            ) from error
+    try:
+        # with a socket of ours, no redirect is followed
+        sock = socket.create_connection((uri.host, uri.port), max(0.01, until - time.monotonic()))
+        sock.settimeout(None)
+        return connect(
+            url,
+            sock=sock,
+            additional_headers={"Authorization": f"Api-Key {token}"},
+            compression=None,
+            proxy=None,
+            open_timeout=max(0.01, until - time.monotonic()),
+            ping_interval=None,
+            max_size=MAX_ANSWER,
+            logger=_quiet,
+            **options,
+        ).__enter__()
+    except TimeoutError:
+        raise PolicyLate(f"{url}: the server did not open the connection by the deadline") from None
+    except (OSError, ValueError, InvalidHandshake) as error:
+        raise _failure(url, error) from error
 
 
-def _explained(error: Exception) -> tuple[type[RemoteError], object]:
+def _failure(url: str, error: Exception) -> RemoteError:
     """Return what happened to a connection, and why."""
+    kind: type[RemoteError] = PolicyLost
+    words: object = ""
+    if type(error) is ValueError and isinstance(error.__cause__, InvalidStatus):
+        error = error.__cause__  # a redirect
     if isinstance(error, InvalidStatus):
         body = bytes(error.response.body or b"").decode("utf-8", "replace")
-        return PolicyRefused, f"HTTP {error.response.status_code}: {body}"
-    if isinstance(error, ConnectionClosed):
+        kind, words = PolicyRefused, f"HTTP {error.response.status_code}: {body}"
+    elif isinstance(error, ConnectionClosed):
         if error.sent and not error.rcvd_then_sent:  # websockets rejected what it received
-            return PolicyMalformed, f"not a message of a policy server: {error.sent.reason}"
-        received = error.rcvd
-        busy = received is not None and received.code == _TRY_LATER
-        return PolicyRefused if busy else PolicyLost, received.reason if received else ""
-    if isinstance(error, OSError):
-        return PolicyLost, getattr(error, "verify_message", "") or error.strerror or error
-    if isinstance(error.__cause__, EOFError | ConnectionError):
-        return PolicyLost, ""
-    return PolicyMalformed, f"not the websocket of a policy server: {error}"
-
-
-def _trust(ca_file: str | Path | None) -> ssl.SSLContext:
-    """Return what checks a server's certificate and name."""
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except (OSError, ValueError) as error:
-        text = "not found" if isinstance(error, FileNotFoundError) else "no certificate in it"
-        raise UserError(f"ca_file: expected a PEM file of certificates, got {ca_file} ({text})") from error
+            kind, words = PolicyMalformed, f"not a message of a policy server: {error.sent.reason}"
+        elif error.rcvd:
+            kind = PolicyRefused if error.rcvd.code == _TRY_LATER else PolicyLost
+            words = error.rcvd.reason
+    elif isinstance(error, OSError):
+        words = getattr(error, "verify_message", "") or error.strerror or error
+    elif not isinstance(error.__cause__, EOFError | ConnectionError):
+        kind, words = PolicyMalformed, f"not the websocket of a policy server: {error}"
+    return kind(f"{url}: {_text(words) or 'the server ended the connection'}")
 
 
 def _text(words: object) -> str:

@@ -8,40 +8,41 @@ A client opens a websocket with the header `Authorization: Api-Key <token>`, rec
 If several requests wait, only the newest is answered. The server accepts one client at a time and tells others who is connected.
 """
 
-import asyncio
+import errno
 import hmac
 import json
 import logging
 import signal
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import ExitStack, suppress
 from http import HTTPStatus
-from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from pydantic import model_validator
-from websockets.asyncio.server import ServerConnection
-from websockets.asyncio.server import serve as listen
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+from websockets.sync.server import ServerConnection
+from websockets.sync.server import serve as listen
 
 from s2robot import __version__
 from s2robot.config import path_of
 from s2robot.core.errors import UserError
-from s2robot.core.settings import Settings, from_yaml, invalid, read
+from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.loading import image_size_of, load_policy
 from s2robot.policies import Actor
-from s2robot.serving.gate import Gate, gates, tls_of
 from s2robot.serving.session import Session
 from s2robot.serving.token import token_for
 from s2robot.serving.wire import PROTOCOL, WireError, pack
 
+PER_ADDRESS, ALL = 16, 64  # connections without the token
 _GOING, _UNSUPPORTED, _INTERNAL, _TRY_LATER = 1001, 1003, 1011, 1013  # websocket close codes
+_NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _log = logging.getLogger("s2robot.serving.server.websockets")
 _log.setLevel(logging.CRITICAL)  # scanners and their broken handshakes would fill the log
 
@@ -57,17 +58,59 @@ class ServeSettings(Settings, at="serve", file="serve"):
     keys: dict[str, str] = from_yaml()
     max_message_mb: float = from_yaml(gt=0)
     open_s: float = from_yaml(gt=0)
-    send_s: float = from_yaml(gt=0)
     idle_s: float = from_yaml(gt=0)
     call_s: float = from_yaml(gt=0)
     device: str = from_yaml()
     threads: int | None = from_yaml(ge=1)
 
-    @model_validator(mode="after")
-    def _key_needs_certificate(self) -> "ServeSettings":
-        if self.key and not self.certificate:
-            raise invalid("certificate", "the file that belongs to serve.key", None)
-        return self
+
+class Gate(socket.socket):
+    """A listening socket for websockets' server, which calls `accept`.
+
+    A connection is pending from then until `admit`. If too many are pending, the oldest one ends: a client needs
+    milliseconds, and a flood never finishes. The TLS handshake takes place as the first bytes are read.
+    """
+
+    def __init__(self, family: int, tls: ssl.SSLContext | None, limit_s: float) -> None:
+        super().__init__(family, socket.SOCK_STREAM)
+        self._tls, self._limit_s = tls, limit_s  # of the handshake and of each write
+        self.pending: dict[tuple, socket.socket] = {}  # by the other side's address, oldest first
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            self.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+    def accept(self) -> tuple[socket.socket, tuple]:
+        """Return the next connection. If the process can open no more files, the pending connections end first."""
+        while True:
+            try:
+                made, address = super().accept()
+                made.settimeout(self._limit_s)
+                if self._tls:
+                    made = self._tls.wrap_socket(made, server_side=True, do_handshake_on_connect=False)
+                break
+            except OSError as error:
+                if self.fileno() < 0:
+                    raise
+                if error.errno in _NO_RESOURCES:
+                    for at in list(self.pending):
+                        self._end(at)
+                    time.sleep(0.01)  # their threads close them
+        self.pending = {at: one for at, one in self.pending.items() if one.fileno() >= 0}
+        same = [at for at in self.pending if at[0] == address[0]]
+        if len(same) >= PER_ADDRESS:
+            self._end(same[0])
+        if len(self.pending) >= ALL:
+            self._end(next(iter(self.pending)))
+        self.pending[address] = made
+        return made, address
+
+    def admit(self, address: tuple) -> None:
+        """Stop counting a connection that has sent the token."""
+        self.pending.pop(address, None)
+
+    def _end(self, address: tuple) -> None:
+        with suppress(OSError):  # it is gone
+            self.pending.pop(address).shutdown(socket.SHUT_RDWR)  # its thread closes it then
 
 
 class PolicyServer:
@@ -101,66 +144,50 @@ class PolicyServer:
         )
         self.skipped = 0  # requests that a newer one replaced
         self.session = Session(actor, settings.keys)
-        self._worker = (
-            asyncio.new_event_loop()
-        )  # computes in a daemon thread, which Ctrl-C ends even if it hangs
-        threading.Thread(target=self._worker.run_forever, daemon=True).start()
-        self._client: tuple[str, float] | None = None  # address and time of connection
-        self._task: asyncio.Task | None = None  # of the client
-        self._failure: UserError | None = None
-        self._gates: list[Gate] = []
+        self.client: tuple[ServerConnection, str, float] | None = None  # name and time of connection
+        self.stop = threading.Event()  # ends `run`
+        self._lock, self._gates = threading.Lock(), list[Gate]()
+        self._began = 0.0  # s, monotonic, of the plan under way; 0: none
 
-    def warm_up(self) -> None:
-        """Plan once on black frames, so that the first client waits no longer than later ones."""
-        images = {name: np.zeros((*size, 3), np.uint8) for name, size in self._sizes.items()}
-        proprio = self.actor.batch.policy.spec.proprio.zeros().numpy()
-        self.actor.plan({"images": images, "proprio": proprio})
-
-    async def run(self, ready: Callable[[int], None] = lambda port: None) -> None:
-        """Serve until SIGTERM or cancelled; `ready` is called with the port.
+    def run(self, ready: Callable[[int], None] = lambda port: None) -> None:
+        """Serve until SIGTERM, Ctrl-C or `stop`; `ready` is called with the port.
 
         Raises:
             UserError: the address is not available, or the policy hangs.
         """
         s = self.settings
-        self._stop = asyncio.Event()
         if threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop)
-        await self._compute(self.warm_up)
+            signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
+        images = {name: np.zeros((*size, 3), np.uint8) for name, size in self._sizes.items()}
+        proprio = self.actor.batch.policy.spec.proprio.zeros().numpy()
+        self.actor.plan({"images": images, "proprio": proprio})  # warm: the first client waits no longer
         tls = tls_of(s.certificate, s.key)
-        times = {"ssl_handshake_timeout": s.open_s, "ssl_shutdown_timeout": 1} if tls else {}
-        async with AsyncExitStack() as listeners:
+        code, reason = _GOING, "the server was stopped"
+        with ExitStack() as stack:
             try:
-                self._gates = gates(s.host, s.port)  # their servers close them
-                for gate in self._gates:
-                    await listeners.enter_async_context(self._listen(gate, ssl=tls, **times))
+                flags = socket.AI_PASSIVE
+                found = socket.getaddrinfo(s.host or None, s.port, type=socket.SOCK_STREAM, flags=flags)
+                for family, _, _, _, address in dict.fromkeys(found):
+                    self._gates.append(stack.enter_context(Gate(family, tls, s.open_s)))
+                    self._gates[-1].bind(address)
+                    self._gates[-1].listen(128)
             except OSError as error:
                 raise UserError(f"serve: {s.host} port {s.port}: {error.strerror or error}") from error
+            for gate in self._gates:
+                self._listen(gate, stack)
             ready(self._gates[0].getsockname()[1])
             try:
-                await self._stop.wait()
+                while not self.stop.wait(0.05):
+                    if self._began and time.monotonic() - self._began > s.call_s:
+                        code, reason = _INTERNAL, "the policy hangs"
+                        raise UserError(f"the policy gave no plan in {s.call_s:g} s; stopped")
             finally:
-                if (task := self._task) is not None:  # do not wait for its plan
-                    task.cancel()
-                    await asyncio.wait({task}, timeout=3)  # it sends its client the reason
-        if self._failure:
-            raise self._failure
+                if client := self.client:  # do not wait for its plan
+                    client[0].close(code, reason)
 
-    def _compute(self, function: Callable[..., Any], *args: Any) -> asyncio.Future:
-        """Return the function's result, to be awaited while the worker computes it."""
-
-        async def call() -> Any:
-            return function(*args)
-
-        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call(), self._worker))
-
-    def stop(self) -> None:
-        """End `run`; call it in the event loop of `run`."""
-        self._stop.set()
-
-    def _listen(self, gate: Gate, **tls: Any) -> Any:
+    def _listen(self, gate: Gate, stack: ExitStack) -> None:
         s = self.settings
-        return listen(
+        server = listen(
             self._serve_client,
             sock=gate,
             process_request=self._admit,
@@ -171,11 +198,12 @@ class PolicyServer:
             ping_interval=10,  # finds a client whose machine died
             ping_timeout=15,
             max_size=int(s.max_message_mb * 1e6),
-            max_queue=2,
             server_header=None,
             logger=_log,
-            **tls,
         )
+        # its threads are daemons, too: the process ends even if a plan hangs
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        stack.callback(threading.Thread(target=server.shutdown, daemon=True).start)
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Reject a client without the token before any message is read."""
@@ -188,85 +216,69 @@ class PolicyServer:
             gate.admit(connection.remote_address)
         return None
 
-    async def _serve_client(self, ws: ServerConnection) -> None:
-        if self._client is not None:
-            who, since = self._client
-            await ws.close(_TRY_LATER, f"busy: {who} is connected for {time.monotonic() - since:.0f} s")
-            return
-        who = "{} port {}".format(*ws.remote_address) if ws.remote_address else "a client"
-        self._client, self._task = (who, time.monotonic()), asyncio.current_task()
+    def _serve_client(self, ws: ServerConnection) -> None:
+        who = "{} port {}".format(*ws.remote_address)
+        with self._lock:
+            before, self.client = self.client, self.client or (ws, who, time.monotonic())
+        if before:
+            text = f"busy: {before[1]} is connected for {time.monotonic() - before[2]:.0f} s"
+            return ws.close(_TRY_LATER, text)
         calls, skipped = self.session.calls, self.skipped
-        code, reason = _GOING, "the server was stopped"
+        code, reason = _GOING, "gone"
         print(f"{who}: connected", flush=True)
         try:
             self.session.begin()
-            code, reason = await self._converse(ws)
-        except ConnectionClosed:
-            reason = "gone"
-        except TimeoutError:
-            code, reason = _INTERNAL, f"read nothing for {self.settings.send_s:g} s"
+            code, reason = self._converse(ws)
+        except ConnectionClosed as error:
+            if isinstance(error.__cause__, TimeoutError):
+                reason = f"read nothing for {self.settings.open_s:g} s"
         finally:
-            self._client = self._task = None
+            self.client, self._began = None, 0.0
             counts = f"{self.session.calls - calls} plans, {self.skipped - skipped} requests skipped"
             print(f"{who}: {reason}; {counts}", flush=True)
-            await ws.close(code, reason)
+            ws.close(code, reason)
 
-    async def _converse(self, ws: ServerConnection) -> tuple[int, str]:
+    def _converse(self, ws: ServerConnection) -> tuple[int, str]:
         """Answer until there is a reason to end: its websocket code and text."""
-        s = self.settings
-        # asyncio.timeout, as Python 3.11's wait_for loses a cancellation that arrives when its task ends
-        async with asyncio.timeout(s.open_s):
-            await ws.send(self._metadata)
-        newest: asyncio.Queue[bytes | str | None] = asyncio.Queue(1)
-        reader = asyncio.create_task(self._read(ws, newest))
-        try:
-            while True:
-                try:
-                    async with asyncio.timeout(s.idle_s):
-                        data = await newest.get()
-                except TimeoutError:
-                    return _GOING, f"idle for {s.idle_s:g} s"
-                if data is None:
-                    return _GOING, "gone"
-                try:
-                    async with asyncio.timeout(s.call_s):
-                        answer = await self._compute(self.session.answer, data)
-                except WireError as error:
-                    return _UNSUPPORTED, str(error).encode("ascii", "replace")[:100].decode()
-                except TimeoutError:
-                    self._failure = UserError(f"the policy gave no plan in {s.call_s:g} s; stopped")
-                    self.stop()
-                    return _INTERNAL, "the policy hangs"
-                async with asyncio.timeout(s.send_s):
-                    await ws.send(answer)
-        finally:
-            reader.cancel()
-
-    async def _read(self, ws: ServerConnection, newest: asyncio.Queue) -> None:
-        """Keep the newest message in the queue; None at the end."""
-        data: bytes | str | None = b""
-        while data is not None:
+        ws.send(self._metadata)
+        while True:
             try:
-                data = await ws.recv()
-            except ConnectionClosed:
-                data = None
-            if newest.full():
-                newest.get_nowait()
-                self.skipped += 1
-            newest.put_nowait(data)
+                data = ws.recv(self.settings.idle_s)
+            except TimeoutError:
+                return _GOING, f"idle for {self.settings.idle_s:g} s"
+            with suppress(TimeoutError):
+                while True:
+                    data = ws.recv(0)
+                    self.skipped += 1
+            self._began = time.monotonic()
+            try:
+                answer = self.session.answer(data)
+            except WireError as error:
+                return _UNSUPPORTED, str(error).encode("ascii", "replace")[:100].decode()
+            self._began = 0.0
+            ws.send(answer)
 
 
-def contract_text(node: Mapping[str, Any]) -> str:
+def contract_text(node: Mapping) -> str:
     """Return a contract as JSON. The hashes of episodes are left out: only a dataset is compared with them."""
     lineage = {key: value for key, value in node.get("lineage", {}).items() if key != "episode_hashes"}
     return json.dumps({**node, **({"lineage": lineage} if lineage else {})}, separators=(",", ":"))
 
 
-def _open_logs() -> None:
-    """Open the log file of the run now: at a flood, when no file can be opened, a message to it would end the server."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(logging.makeLogRecord({"name": __name__, "levelname": "INFO", "msg": "serving"}))
+def tls_of(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
+    """Return what encrypts connections; None without files. Raises UserError for files that are no PEM pair."""
+    if not certificate and not key:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # without the empty password, a key with a passphrase would ask for it on the terminal
+        context.load_cert_chain(certificate, key, password=lambda: "")  # type: ignore[arg-type]
+    except (OSError, TypeError, ValueError) as error:
+        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        expected = "PEM files of a certificate and its key, without a passphrase"
+        got = f"{certificate} and {key}" if key else certificate
+        raise UserError(f"serve.certificate: expected {expected}, got {got} ({why})") from error
+    return context
 
 
 def run_serve(cfg: DictConfig) -> None:
@@ -289,6 +301,5 @@ def run_serve(cfg: DictConfig) -> None:
         print(f"{cfg.checkpoint}: {contract['robot']} policy at {scheme}://{host}:{port}", flush=True)
         print(f"token: {place}", flush=True)
 
-    _open_logs()
-    asyncio.run(server.run(ready))
+    server.run(ready)
     print(f"stopped after {server.session.calls} plans")

@@ -24,7 +24,7 @@ from s2robot.serving.wire import WireError, pack, unpack
 
 STATES = ("proprio", "state", "observation/state", "observation.state", "observation/proprio")
 MAX_PIXELS = 4096  # of one side of a frame
-_PREFIXES = ("observation/images/", "observation.images.", "observation/", "observation.", "images/", "")
+_PREFIXES = ("", "observation/images/", "observation.images.", "observation/", "observation.", "images/")
 
 
 class _Numbers(Stored):
@@ -41,11 +41,12 @@ class Session:
     Args:
         actor: the policy.
         keys: see `observation_of`.
+
+    Attributes: `calls`, plans so far.
     """
 
     def __init__(self, actor: Actor, keys: Mapping[str, str]):
-        self.actor, self._keys = actor, keys
-        self.calls = 0  # plans so far
+        self.actor, self._keys, self.calls = actor, keys, 0
         self.begin()
 
     def begin(self) -> None:
@@ -58,46 +59,40 @@ class Session:
         Raises:
             WireError: the bytes are no message, or its numbers are wrong: not a client of ours.
         """
-        message, numbers = unpack(data), None
+        message, used, seed, number = unpack(data), None, None, {}
         if "s2robot" in message:
             try:
                 numbers = read(_Numbers, message["s2robot"], "s2robot")
             except UserError as error:
                 raise WireError(str(error)[:200]) from None
-        begin = time.perf_counter()
+            used, seed, number = numbers.used, numbers.seed, {"s2robot": {"id": numbers.id}}
+        begin, before = time.perf_counter(), None
         try:
-            actions = self._plan(message, numbers)
+            if self._memories is None or message.get("reset") is True:
+                self.actor.reset(seed)
+                self._memories, used = {}, None
+            elif used is not None:
+                if used not in self._memories:
+                    raise WireError(f"s2robot.used: expected one of the last two answers, got {used}")
+                self.actor.restore(self._memories[used])
+            before = self.actor.remember()
+            actions = self.actor.plan(observation_of(message, self.actor.cameras, self._keys))
         except (WireError, PolicyError) as error:
             text = str(error)
         except Exception as error:
             traceback.print_exc()
             text = f"the policy failed: {type(error).__name__}: {error}"[:400]
         else:
-            self.calls, text = self.calls + 1, ""
-        number = {"s2robot": {"id": numbers.id}} if numbers else {}
-        if text:
-            return pack({"error": text} | number) if number else text
-        timing = {"infer_ms": 1000 * (time.perf_counter() - begin)}
-        return pack({"actions": actions, "server_timing": timing} | number)
-
-    def _plan(self, message: Mapping[str, Any], numbers: _Numbers | None) -> Any:
-        used = numbers.used if numbers else None
-        if self._memories is None or message.get("reset") is True:
-            self.actor.reset(numbers.seed if numbers else None)
-            self._memories, used = {}, None
-        elif used is not None:
-            if used not in self._memories:
-                raise WireError(f"s2robot.used: expected one of the last two answers, got {used}")
-            self.actor.restore(self._memories[used])
-        observation = observation_of(message, self.actor.cameras, self._keys)
-        before = self.actor.remember()
-        try:
-            actions = self.actor.plan(observation)
-        except BaseException:
+            self.calls += 1
+            self._memories = {
+                used: before,
+                number["s2robot"]["id"] if number else None: self.actor.remember(),
+            }
+            timing = {"infer_ms": 1000 * (time.perf_counter() - begin)}
+            return pack({"actions": actions, "server_timing": timing} | number)
+        if before is not None:
             self.actor.restore(before)
-            raise
-        self._memories = {used: before, numbers.id if numbers else None: self.actor.remember()}
-        return actions
+        return pack({"error": text} | number) if number else text
 
 
 def observation_of(
@@ -121,23 +116,21 @@ def observation_of(
     renamed = {camera: key for key, camera in keys.items()}
     images = {}
     for camera in cameras:
-        names = [renamed[camera]] if camera in renamed else _names(camera, len(cameras) == 1)
-        key = next((key for key in names if isinstance(flat.get(key), np.ndarray)), camera)
-        image = flat.get(key) if key in names else nested.get(camera)
-        if not isinstance(image, np.ndarray):
-            expected = f"an image '{names[0]}', or serve.keys to name it"
+        if camera in renamed:
+            found = {renamed[camera]: flat.get(renamed[camera]), camera: nested.get(camera)}
+        else:
+            names = [f"{prefix}{camera}{suffix}" for prefix in _PREFIXES for suffix in ("", "_image")]
+            names += ["observation/image", "observation.image", "image"] * (len(cameras) == 1)
+            found = {name: flat.get(name) for name in names}
+        arrays = [(name, value) for name, value in found.items() if isinstance(value, np.ndarray)]
+        if not arrays:
+            expected = f"an image '{next(iter(found))}', or serve.keys to name it"
             raise WireError(f"camera '{camera}': expected {expected}, got {_keys(flat)}")
-        images[camera] = _image(key, image)
+        images[camera] = _image(*arrays[0])
     for key in STATES:
         if key in message:
             return {"images": images, "proprio": _state(key, message[key])}
     raise WireError(f"state: expected one of the keys {', '.join(STATES)}, got {_keys(message)}")
-
-
-def _names(camera: str, only: bool) -> list[str]:
-    """What a client may call a camera's image."""
-    names = [camera, *(f"{p}{camera}{s}" for p in _PREFIXES for s in ("", "_image"))]
-    return names + ["observation/image", "observation.image", "image"] * only
 
 
 def _image(key: str, image: np.ndarray) -> np.ndarray:
@@ -154,7 +147,7 @@ def _state(key: str, value: Any) -> np.ndarray:
     try:
         state = np.asarray(value)
     except ValueError:  # lists of different lengths, or nested too deep
-        raise WireError(f"{key}: expected numbers (P,), got lists in lists") from None
+        state = np.array("lists in lists")
     if state.ndim != 1 or state.dtype.kind not in "fiu":
         raise WireError(f"{key}: expected numbers (P,), got {state.dtype} {state.shape}")
     with np.errstate(over="ignore"):  # the policy rejects a number that becomes infinite

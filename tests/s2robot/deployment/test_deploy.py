@@ -99,7 +99,7 @@ def test_the_preflight_refuses_with_a_line_for_each_finding(
     assert len(stops) == 4
     for text in (
         "robot: the policy expects 'panda'",
-        "joint 1 is 'joint2'",
+        "joints: the policy expects 'joint2, joint1, ",
         "60",
         "left.device: expected",
     ):

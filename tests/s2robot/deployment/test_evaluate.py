@@ -193,8 +193,7 @@ def test_an_arm_that_does_not_come_to_the_start_ends_the_session(
         with pytest.raises(EnvError, match="error 31 pending"):
             found.run()
     emulator("clear_error")
-    out = capsys.readouterr().out
-    assert "attempt 2 of 3 at the start of seed 10000: " in out and "0 of 2 episodes are done" in out
+    assert "0 of 2 episodes are done" in capsys.readouterr().out
     assert not (tmp_path / "summary.json").exists()
 
 

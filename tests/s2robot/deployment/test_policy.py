@@ -2,7 +2,6 @@
 
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,13 +47,13 @@ def test_an_unsure_plan_is_not_gone_on_with(pair, look):
     sure, unsure = made(pair), made(pair, "bridge.watchdog.disagreement=1e-9")
     for policy in (sure, unsure):
         policy.act(first)
-    assert sure.disagreement() == unsure.disagreement() > 1e-9
+    assert sure.actor.disagreement == unsure.actor.disagreement > 1e-9
     plan = made(pair)
     np.testing.assert_array_equal(unsure.act(second), plan.act(second))  # a plan of what is seen now
     assert not np.array_equal(sure.act(second), plan.act(second))
-    assert sure.mean_disagreement() == pytest.approx(sure.disagreement())  # one plan so far
-    sure.reset()
-    assert sure.mean_disagreement() is None and sure.disagreement() == 0
+    assert sure.actor.mean_disagreement == pytest.approx(sure.actor.disagreement)  # one plan so far
+    sure.actor.reset()
+    assert sure.actor.mean_disagreement is None and sure.actor.disagreement == 0
 
 
 def test_a_limit_needs_members_in_this_process(slow_policy, pair):
@@ -62,7 +61,7 @@ def test_a_limit_needs_members_in_this_process(slow_policy, pair):
     with pytest.raises(UserError, match="^bridge.watchdog.disagreement: expected null for a policy of one"):
         made(slow_policy, limit)
     source, bridge = settings(pair, limit)
-    served = replace(source, checkpoint=None, host=source.host.replace(url="ws://nowhere:1"))
+    served = source.replace(checkpoint=None, url="ws://nowhere:1")
     with (
         ExitStack() as stack,
         pytest.raises(UserError, match="^bridge.watchdog.disagreement: expected null with policy.url"),

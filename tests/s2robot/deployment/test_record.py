@@ -428,13 +428,13 @@ def test_demos_that_a_deployment_recorded_are_corrected_and_others_rejected(demo
 def test_other_images_are_rejected_before_an_episode(demos):
     path = demos()
     eyes = dict.fromkeys(("hand", "left"))  # what is known of them is for a new one
-    open_store(path, 10, eyes, SIZE, 0, {}).close()
+    open_store(path, 10, eyes, SIZE, {}).close()
     for cameras, size, key in (
         (eyes, 2 * SIZE, "images_hand"),
         (dict.fromkeys(("hand",)), SIZE, "cameras"),
     ):
         with pytest.raises(UserError, match=f"{key}: expected"):
-            open_store(path, 10, cameras, size, 0, {})
+            open_store(path, 10, cameras, size, {})
 
 
 def test_a_dataset_that_begins_otherwise_is_rejected(demos, tmp_path):

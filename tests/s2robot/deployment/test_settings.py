@@ -9,10 +9,9 @@ from hydra import compose, initialize_config_dir
 from s2robot.core.files import configs_dir, shipped_demos
 from s2robot.core.settings import read
 from s2robot.demos.store import EpisodeStore
-from s2robot.deployment.cameras import start_cameras
-from s2robot.deployment.check import check_pace
-from s2robot.deployment.preflight import WARNING
-from s2robot.deployment.settings import Bridge, CameraSettings, HomeSettings
+from s2robot.deployment.arm import WARNING, start_cameras
+from s2robot.deployment.preflight import check_pace
+from s2robot.deployment.settings import Bridge, CameraSettings
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT, ArmSettings
 from s2robot.envs.real.control.loop import LoopConfig
@@ -36,7 +35,7 @@ def test_defaults_are_the_same_in_code_and_config():
     assert bridge.loop_config(10.0, 256, live=False) == LoopConfig()
     assert set(bridge.cameras) == {"hand", "left", "right"}
     assert all(camera == CameraSettings() for camera in bridge.cameras.values())
-    assert bridge.arm == ArmSettings() and bridge.home == HomeSettings() and bridge == Bridge()
+    assert bridge.arm == ArmSettings() and bridge == Bridge()
     assert inspect.signature(Supervisor).parameters["limit_s"].default == bridge.supervisor_s
 
 
@@ -79,7 +78,7 @@ def test_a_box_that_plans_keeps_up_with_the_stream():
 def test_a_policy_that_asks_for_more_speed_than_is_allowed_is_told():
     def found(*overrides):
         bridge = configured(*overrides)
-        return [str(f) for f in check_pace(bridge, bridge.arm_limits(), 10 * bridge.speed)]
+        return [str(f) for f in check_pace(bridge, bridge.arm_limits(), 10) if f.check == "pace"]
 
     assert found() == found("bridge.arm.mode=online", "bridge.speed=0.32") == []
     (line,) = found("bridge.arm.mode=online")

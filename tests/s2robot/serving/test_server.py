@@ -1,6 +1,5 @@
 """A policy behind a real websocket: the local policy's actions, and after any fault a typed error by the deadline."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -18,9 +17,9 @@ import numpy as np
 import pytest
 from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
-from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as plain_connect
+from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as plain_serve
 
 from s2robot.core.errors import UserError
@@ -47,7 +46,6 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def checkpoints(save_untrained, tmp_path_factory):
-    """A checkpoint of each kind of policy."""
     folder = tmp_path_factory.mktemp("checkpoints")
     return {kind: save_untrained(folder / kind, **changes) for kind, changes in KINDS.items()}
 
@@ -91,11 +89,11 @@ def serving(checkpoint: Path, actor=None, **settings):
     own, encoder, contract = load_policy(checkpoint, "cpu")
     size, settings = image_size_of(contract, encoder), ServeSettings(port=0, **settings)
     server = PolicyServer(actor or own, contract, size, TOKEN, settings)
-    ports, loop, errors = queue.Queue(), asyncio.new_event_loop(), []
+    ports, errors = queue.Queue(), []
 
     def work():
         try:
-            loop.run_until_complete(server.run(ports.put))
+            server.run(ports.put)
         except Exception as error:
             errors.append(error)
 
@@ -104,8 +102,7 @@ def serving(checkpoint: Path, actor=None, **settings):
     try:
         yield server, f"ws://127.0.0.1:{ports.get(timeout=60)}", errors
     finally:
-        if thread.is_alive():
-            loop.call_soon_threadsafe(server.stop)
+        server.stop.set()
         thread.join(20)
         assert not thread.is_alive()
 
@@ -196,11 +193,11 @@ def test_a_call_that_failed_leaves_no_trace(checkpoints, kind, capsys):
     with serving(checkpoints[kind], slow) as (server, url, _), connect(url) as policy:
         first, unseen, *later = observations(6)
         assert np.array_equal(policy.plan(first), local.plan(first))
-        slow.seconds.put(0.6)
+        slow.seconds.put(0.3)
         begin = time.monotonic()
         with pytest.raises(PolicyLate, match="no answer by the deadline"):
-            policy.plan(unseen, deadline_s=0.1)
-        assert 0.099 < time.monotonic() - begin < 0.5
+            policy.plan(unseen, deadline_s=0.05)
+        assert 0.049 < time.monotonic() - begin < 0.3
         assert np.array_equal(policy.plan(later[0]), local.plan(later[0]))
         slow.fail = True
         with pytest.raises(PolicyRefused, match="the policy failed: ZeroDivisionError: "):
@@ -215,7 +212,7 @@ def test_a_call_that_failed_leaves_no_trace(checkpoints, kind, capsys):
 def test_of_waiting_requests_only_the_newest_is_answered(checkpoint):
     slow = Slow(load_policy(checkpoint, "cpu")[0])
     with serving(checkpoint, slow) as (server, url, _), connect(url) as policy:
-        slow.seconds.put(2.0)
+        slow.seconds.put(1.0)
         for observation in observations(4):
             with pytest.raises(PolicyLate):
                 policy.plan(observation, deadline_s=0.1)
@@ -242,23 +239,21 @@ def test_openpis_client_gets_the_same_chunks(checkpoint):
         known = client.get_server_metadata()
         assert known["sizes"] == {name: [64, 64] for name in CAMERAS}
         assert (known["actions"], known["action_dim"], known["rate_hz"]) == (3, 8, 10)
-        for observation in observations(3):
-            answer = client.infer(as_openpi(observation))
-            expected = local.plan(observation)
-            assert answer["actions"].dtype == np.float32 and np.array_equal(answer["actions"], expected)
-            assert answer["server_timing"]["infer_ms"] > 0
-        good = as_openpi(observations(1)[0])
-        assert ActionChunkBroker(client, action_horizon=3).infer(good)["actions"].shape == (8,)
+        good = observations(1)[0]
+        answer = client.infer(as_openpi(good))
+        assert answer["actions"].dtype == np.float32 and np.array_equal(answer["actions"], local.plan(good))
+        assert answer["server_timing"]["infer_ms"] > 0
+        assert ActionChunkBroker(client, action_horizon=3).infer(as_openpi(good))["actions"].shape == (8,)
         for change, words in [
             ({"observation/left_image": None}, "camera 'left'.*serve.keys"),
             ({"observation/state": np.zeros(5)}, "proprio"),
             ({"observation/hand_image": np.zeros((4, 6, 3), np.uint8)}, "camera 'hand' has 4 x 6 px"),
         ]:
             with pytest.raises(RuntimeError, match=words):
-                client.infer(good | change)
-        assert client.infer(good)["actions"].shape == (3, 8)  # the session continues
+                client.infer(as_openpi(good) | change)
+        assert client.infer(as_openpi(good))["actions"].shape == (3, 8)  # the session continues
         client._ws.close()
-        assert server.session.calls == 5
+        assert server.session.calls == 3
 
 
 def test_openpis_client_begins_an_episode_with_reset_and_a_failure_leaves_no_trace(checkpoints):
@@ -308,35 +303,35 @@ def test_a_server_of_another_protocol_is_refused(checkpoint, monkeypatch):
 
 
 def test_one_client_at_a_time_and_an_idle_one_makes_way(checkpoint):
-    with serving(checkpoint, idle_s=1) as (server, url, _):
+    with serving(checkpoint, idle_s=0.5) as (server, url, _):
         observation = observations(1)[0]
         with connect(url) as first:
             with pytest.raises(PolicyRefused, match="busy: 127.0.0.1 port [0-9]+ is connected for [0-9]+ s"):
                 connect(url)
             first.act(observation)
         first.reset()
-        with pytest.raises(PolicyLost, match="closed"):
+        with pytest.raises(PolicyLost, match="ended the connection"):
             first.plan(observation)
-        wait_until(lambda: server._client is None)
+        wait_until(lambda: server.client is None)
         with connect(url) as policy:
-            wait_until(lambda: server._client is None)
+            wait_until(lambda: server.client is None)
             for _ in range(2):
-                with pytest.raises(PolicyLost, match="idle for 1 s"):
+                with pytest.raises(PolicyLost, match="idle for 0.5 s"):
                     policy.act(observation)
 
 
 def test_a_client_that_does_not_read_is_dropped(checkpoint):
-    """Its answers fill the buffers; the server waits `send_s`, not for ever."""
-    with serving(checkpoint, send_s=0.3) as (server, url, _):
+    """Its answers fill the buffers; the server waits `open_s`, not for ever."""
+    with serving(checkpoint, open_s=0.3) as (server, url, _):
         ours = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
         with plain(url, sock=ours, max_queue=1) as ws:
-            wait_until(lambda: server._client is not None)
+            wait_until(lambda: server.client is not None)
             server.actor.plan = lambda observation: np.zeros((1_000_000, 8), np.float32)
             for number in range(1, 9):
                 with contextlib.suppress(Exception):
                     ws.send(pack(request(number)))
                 time.sleep(0.1)
-            wait_until(lambda: server._client is None)
+            wait_until(lambda: server.client is None)
 
 
 # ---------------------------------------------------------------- bad requests
@@ -363,20 +358,24 @@ def test_bad_observations_are_answered_with_the_reason(checkpoint):
         assert ask(ws, request(3, reset=False, s2robot={"id": 3, "used": 2}))["s2robot"] == {"id": 3}
 
 
-@pytest.mark.parametrize(
-    "message",
-    [b"", b"\xc1", b"garbage", "text", b"\x90", pack({"s2robot": 1}), pack({"s2robot": {"id": 0}}),
-     pack({"s2robot": {"id": True}}), pack({"s2robot": {"id": 1.5}}), pack({"s2robot": {"id": 1, "used": -1}}),
-     pack({"s2robot": {"used": 1}}), b"\x00" * 1_200_000],
-    ids=range(12),
-)  # fmt: skip
-def test_what_is_no_request_ends_the_session_and_not_the_server(checkpoint, message):
+def test_what_is_no_request_ends_the_session_and_not_the_server(checkpoint):
+    numbers = 1, {"id": 0}, {"id": True}, {"id": 1.5}, {"id": 1, "used": -1}, {"used": 1}
+    wrong = [
+        b"",
+        b"\xc1",
+        b"garbage",
+        "text",
+        b"\x90",
+        *(pack({"s2robot": n}) for n in numbers),
+        b"\x00" * 1_200_000,
+    ]
     with serving(checkpoint, max_message_mb=1) as (server, url, _):
-        with plain(url) as ws:
-            with pytest.raises(ConnectionClosed) as caught:
-                ask(ws, message)
-            assert caught.value.rcvd is None or caught.value.rcvd.code in (1003, 1009)
-        wait_until(lambda: server._client is None)
+        for message in wrong:
+            with plain(url) as ws:
+                with pytest.raises(ConnectionClosed) as caught:
+                    ask(ws, message)
+                assert caught.value.rcvd is None or caught.value.rcvd.code in (1003, 1009)
+            wait_until(lambda: server.client is None)
         with connect(url) as policy:
             assert policy.act(observations(1)[0]).shape == (8,)
 
@@ -432,6 +431,8 @@ def answer(actions=ACTIONS, number=1, **more) -> bytes:
 def answering(*messages, read: bool = True):
     """A server that greets with the first message and then answers each request with the next, then ends."""
 
+    over = threading.Event()
+
     def handle(ws):
         with contextlib.suppress(Exception):
             for number, message in enumerate(messages):
@@ -441,12 +442,15 @@ def answering(*messages, read: bool = True):
                     ws.send(part)
             while read:
                 ws.recv()
-            time.sleep(5)
+            over.wait(20)
 
-    with plain_serve(handle, "127.0.0.1", 0, compression=None, max_size=None, max_queue=1) as server:
+    with plain_serve(
+        handle, "127.0.0.1", 0, compression=None, max_size=None, max_queue=1, close_timeout=0.1
+    ) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        over.set()
         server.shutdown()
         thread.join(10)
 
@@ -550,10 +554,8 @@ def test_a_server_that_does_not_read_delays_no_call_beyond_its_deadline():
         for _ in range(3):
             begin = time.monotonic()
             with pytest.raises(PolicyLate, match="by the deadline"):
-                policy.act(observation, deadline_s=0.3)
+                policy.act(observation, deadline_s=0.2)
             assert time.monotonic() - begin < 1.5
-        transport = policy._connection._ws.transport
-        assert transport.get_write_buffer_size() < 3e7  # one request waits, not three
         begin = time.monotonic()
         policy.close()
         policy.close()
@@ -570,7 +572,7 @@ def test_a_token_file_is_made_once_and_is_its_owner_s(tmp_path, monkeypatch):
     token, place = token_for("127.0.0.1", None)
     assert place == str(tmp_path / "s2robot/token") and len(token) >= 32
     assert os.stat(place).st_mode & 0o777 == 0o600 and os.listdir(Path(place).parent) == ["token"]
-    shared_secret.make_token()
+    shared_secret.make_token(Path(place))
     assert token_for("localhost", None)[0] == token == shared_secret.read_token()
     os.chmod(place, 0o644)
     with pytest.raises(UserError, match="0644"):
@@ -602,15 +604,16 @@ def test_no_token_is_made_for_an_address_that_others_reach(tmp_path, monkeypatch
 
 
 @contextlib.contextmanager
-def command(checkpoint: Path, folder: Path, *overrides: str, **settings):
+def command(checkpoint: Path, folder: Path, *overrides: str, background: bool = False):
     """`s2robot serve` in a process of its own: the process, its URL, its token."""
     env = {k: v for k, v in os.environ.items() if k != "S2ROBOT_TOKEN"}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(folder)}
-    start = subprocess.Popen if settings else forks.Popen
-    process = start(
+    # what a shell does before a job behind `&`
+    ignored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)} if background else {}
+    process = (subprocess.Popen if background else forks.Popen)(
         [sys.executable, "-m", "s2robot", "serve", f"checkpoint={checkpoint}", "serve.port=0", "serve.device=cpu",
          *overrides],
-        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings,
+        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **ignored,
     )  # fmt: skip
     try:
         line = process.stdout.readline()
@@ -626,7 +629,7 @@ def command(checkpoint: Path, folder: Path, *overrides: str, **settings):
 
 def test_a_hung_server_process_and_ctrl_c(checkpoint, tmp_path):
     local, _, _ = load_policy(checkpoint, "cpu")
-    with command(checkpoint, tmp_path) as (process, url, token):
+    with command(checkpoint, tmp_path, background=True) as (process, url, token):
         with RemotePolicy(url, token, PATIENT, PATIENT) as policy:
             first, second, third = observations(3)
             assert np.array_equal(policy.plan(first), local.plan(first))
@@ -651,9 +654,9 @@ def test_a_stop_as_an_answer_leaves_is_no_later_than_any(checkpoint, monkeypatch
     with serving(checkpoint) as (server, url, _), connect(url) as policy:
         sent = ServerConnection.send
 
-        async def send(ws, data):
-            await sent(ws, data)
-            server._task.cancel()
+        def send(ws, data):
+            sent(ws, data)
+            server.stop.set()
 
         monkeypatch.setattr(ServerConnection, "send", send)
         with pytest.raises(PolicyLost, match="the server was stopped"):
@@ -661,19 +664,9 @@ def test_a_stop_as_an_answer_leaves_is_no_later_than_any(checkpoint, monkeypatch
                 policy.plan(observation)
 
 
-def test_started_in_the_background_of_a_script_it_ends_by_ctrl_c_s_signal(checkpoint, tmp_path):
-    def background():  # what a shell does before a job behind `&`
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    with command(checkpoint, tmp_path, preexec_fn=background) as (process, _, _):
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
-        assert process.stderr.read().strip() == "s2robot serve: interrupted"
-
-
 def test_a_fuzzed_server_neither_crashes_nor_hangs(checkpoint):
     result = forks.run(
-        [sys.executable, "-m", "benchmarks.serve_fuzz", str(checkpoint), "--seconds", "5"],
+        [sys.executable, "-m", "benchmarks.serve_fuzz", str(checkpoint), "--seconds", "2"],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr

@@ -55,7 +55,7 @@ def test_round_trips_also_with_openpis_packer(value):
 @pytest.mark.parametrize(
     "value",
     [np.array([object()]), np.array(["text"]), np.zeros(3, [("x", "f4")]), np.zeros(3, "M8[s]"), np.zeros(3, "c8"),
-     np.zeros((1,) * 9, np.uint8), object(), 2**70],
+     object(), 2**70],
 )  # fmt: skip
 def test_what_cannot_be_sent(value):
     with pytest.raises(WireError, match="^cannot be sent: ") as caught:
@@ -69,12 +69,12 @@ def test_what_cannot_be_sent(value):
         b"", b"\xc1", b"\x93NUMPY", "text", msgpack.packb([1]), msgpack.packb({1: 2}), b"\x81\xc0\xc0", b"\x80\x80",
         array("<f4", [1], b"abc"), array("<f4", [1], b"x" * 5), array("|O", [0], b""), array("|O", [1], b"x" * 8),
         array("<f4", [-1, 0], b""), array("<f4", [-2, -3], b"x" * 24), array(["<f4"], 3, b""), array("<f4", [True], b"x" * 4),
-        array("|u1", [2**31, 2**31, 4], b""), array("|u1", [0, 2**30, 2**30, 2**30], b""), array("|u1", [1] * 9, b"x"),
+        array("|u1", [2**31, 2**31, 4], b""), array("|u1", [0, 2**30, 2**30, 2**30], b""),
         array("|u1", [1], "x"), msgpack.packb({"x": msgpack.ExtType(1, b"x")}),
         b"\xdd\xff\xff\xff\xff", b"\x91" * 5000 + b"\xc0", b"\x81\xa1x\xdc\x10\x00" + b"\x91\x90" * MAX_ITEMS,
         msgpack.packb({"x": [{}] * 4000, "y": [{}] * 4000}),
     ],
-    ids=range(25),
+    ids=range(24),
 )  # fmt: skip
 def test_bytes_that_are_no_message(data):
     with pytest.raises(WireError) as caught:
