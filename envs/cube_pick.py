@@ -15,7 +15,6 @@ import numpy as np
 from s2robot.core.parts import MAX_DELTA
 from s2robot.envs.cube_config import SHUT, STAGES, CubePickConfig
 from s2robot.envs.errors import EnvError
-from s2robot.envs.frames import sizes_of
 from s2robot.envs.mujoco_task import MujocoTask, geoms_of, touching
 from s2robot.envs.robots import robot_spec
 from s2robot.envs.world import CLUTTER, TABLE_HEIGHT, CubeWorld
@@ -64,7 +63,6 @@ class CubePick(MujocoTask):
         self.model, self.data = self.world.sim.model._model, self.world.sim.data._data
         self._resolve_names()
         self._change_looks()
-        self.sizes = sizes_of(c.image_size, c.cameras)
         self._picker: Any = None
         self.spaces([-MAX_DELTA] * 7 + [0], [MAX_DELTA] * 7 + [1], 8)
         self.commanded = np.array(self.spec_robot.home)  # (7,)

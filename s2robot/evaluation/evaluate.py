@@ -18,7 +18,6 @@ from s2robot.common.errors import UserError
 from s2robot.common.files import write_json
 from s2robot.common.progress import bar
 from s2robot.common.settings import open_demos, task_settings
-from s2robot.core.parts import default_parts, plain
 from s2robot.core.provenance import policy_sha256
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.demos.lineage import TRAINING, USES, Lineage
@@ -143,12 +142,10 @@ def world_for(
     own = {key: getattr(given, key) for key in ("robot", "action_frame", "rate_hz")}
     check_contract(contract, cameras=list(given.cameras), **own)
     config = given.replace(cameras=tuple(contract["cameras"]), image_size=image_size)
-    ours = make(config, draw=False).describe()
-    parts = ("action_parts", "proprio_parts")  # a world that names none has its arm's
-    usual = {key: plain(default_parts(key, len(ours["joint_names"]))) for key in parts}
-    check_contract(contract, **{key: ours.get(key) or usual[key] for key in parts})
+    env = make(config, draw=False)
+    check_contract(contract, action_parts=env.action_parts, proprio_parts=env.proprio_parts)
     changes = world_changes(contract["env_config"], config)
-    return config, changes + camera_changes(contract.get("camera_geometry") or {}, ours["camera_geometry"])
+    return config, changes + camera_changes(contract.get("camera_geometry") or {}, env.camera_geometry())
 
 
 def _planner(

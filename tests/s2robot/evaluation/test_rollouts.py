@@ -21,7 +21,7 @@ from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import PickerConfig
-from s2robot.envs.gym_config import GymSettings
+from s2robot.envs.gym_task import GymSettings
 from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.evaluation.evaluate import evaluate_policy, world_for
 from s2robot.evaluation.film import film, film_some
