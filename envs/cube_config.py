@@ -58,15 +58,6 @@ class PickerConfig(PushSettings):
     habit: Literal["nearest", "left", "right", "either"] = from_yaml()
 
 
-def _farther(view: View, factor: float) -> View:
-    """Return a side camera at ``factor`` times its distance from the target."""
-    position, target, fovy = view
-    if factor == 1:  # to the last bit: recorded states are drawn again with the same bytes
-        return view
-    x, y, z = (t + factor * (p - t) for p, t in zip(position, target, strict=True))
-    return (x, y, z), target, fovy
-
-
 class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
     """All that decides an episode besides its seed; configs/env/cube_pick.yaml documents each value."""
 
@@ -123,7 +114,13 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
 
     def views(self) -> dict[str, tuple]:
         """Return the side cameras, at the distance that the settings ask for."""
-        return {name: _farther(view, self.camera_distance) for name, view in self.side_cameras.items()}
+        factor = self.camera_distance
+        if factor == 1:  # to the last bit: recorded states are drawn again with the same bytes
+            return dict(self.side_cameras)
+        return {
+            name: (tuple(t + factor * (p - t) for p, t in zip(position, target, strict=True)), target, fovy)
+            for name, (position, target, fovy) in self.side_cameras.items()
+        }
 
     def placement(self) -> dict[str, Any]:
         return {"cube_box": [list(self.box_x), list(self.box_y)]}
@@ -140,7 +137,7 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
             return {"x": x, "y": y, "yaw": 2 * np.arctan2(z, w)}
         if "cube_xy" not in record:
             return {}
-        return {"x": record["cube_xy"][0], "y": record["cube_xy"][1], "yaw": record["cube_yaw"]}
+        return dict(zip(("x", "y", "yaw"), (*record["cube_xy"], record["cube_yaw"]), strict=True))
 
     @classmethod
     def placing(cls, layout: Mapping[str, float]) -> np.ndarray:

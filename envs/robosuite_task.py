@@ -10,12 +10,15 @@ sizes of the objects, so resets are soft, and sizes are those of the first compi
 actions are scaled to -1..1, here they are in m, rad and 0..1 (a gripper's), so that rotations can be composed.
 """
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 import mujoco
 import numpy as np
+import robosuite
+from robosuite.controllers import load_part_controller_config
+from robosuite.environments.base import REGISTERED_ENVS
+from robosuite.robots import ROBOT_CLASS_MAPPING, FixedBaseRobot
 
 from s2robot.envs.errors import EnvError, check_known
 from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
@@ -23,14 +26,6 @@ from s2robot.envs.experts.worlds import TaskExpert
 from s2robot.envs.mujoco_task import MujocoTask, geoms_of, touching
 from s2robot.envs.robosuite_config import GRASPED, RobosuiteSettings
 from s2robot.envs.robots import ROBOTS
-
-logging.disable(logging.WARNING)  # robosuite warns at import about optional parts
-import robosuite  # noqa: E402
-from robosuite.controllers import load_part_controller_config  # noqa: E402
-from robosuite.environments.base import REGISTERED_ENVS  # noqa: E402
-from robosuite.robots import ROBOT_CLASS_MAPPING, FixedBaseRobot  # noqa: E402
-
-logging.disable(logging.NOTSET)
 
 VERSION = robosuite.__version__
 # arguments of robosuite.make that task.kwargs must not give, and what is expected in their place: a hard reset would leave
@@ -193,9 +188,8 @@ class RobosuiteTask(MujocoTask):
             self.raw.reset_from_xml_string(self.raw.edit_model_xml(xml))
         except Exception as error:  # of many types: other names of joints, sites and meshes; XML that is none
             text = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            raise EnvError(
-                f"expected a scene of robosuite {VERSION}, got one that it cannot load ({text})"
-            ) from None
+            found = f"found a scene that robosuite {VERSION} cannot load ({text})"
+            raise EnvError(f"{found}, expected one of its own") from None
         self.close()  # the renderer is of the scene before
         self._look_at_scene()
 

@@ -4,8 +4,8 @@ Way-points are no list: what it does follows from what the world shows (a funnel
 goal) and from whether it closed the gripper last. So it can be asked from any state, wherever a policy or a push has
 led, and a policy has a function to imitate instead of a clock.
 
-    expert = Stack(env, np.random.default_rng(0))      # env: robosuite's Stack, an arm with OSC_POSE
-    env.step(expert.act())                             # (7,): position, axis-angle, gripper, each -1 to 1
+    expert = Stack(env, np.random.default_rng(0), None)   # env: robosuite's Stack, an arm with OSC_POSE
+    env.step(expert.act())                                # (7,): position, axis-angle, gripper, each -1 to 1
 """
 
 from dataclasses import dataclass
@@ -129,13 +129,10 @@ class Expert:
     gain = 1.0  # of the distance to where it should be, what a step asks for: the arm lags
     speed = 0.6  # farthest that a step asks for, as a share of REACH; a policy that was taught to hurry overshoots
 
-    def __init__(
-        self, env: Any, rng: np.random.Generator | None = None, settings: ExpertSettings | None = None
-    ):
-        self.env, self.settings = env, settings or ExpertSettings()
-        self.hand = Hand(env)
+    def __init__(self, env: Any, rng: np.random.Generator | None, settings: ExpertSettings | None):
+        c = self.settings = settings or ExpertSettings()
+        self.env, self.hand = env, Hand(env)
         self.object = geoms_of(self.hand.model, self.body)
-        c = self.settings
         self.gain, self.speed = c.gain or self.gain, c.speed or self.speed
         self.closed, self.push = False, ""
         self._step, self._kick_left, self._miss_left = -1, 0, 0
@@ -169,7 +166,7 @@ class Expert:
 
     def place(self) -> tuple[Target, bool] | None:
         """Where the gripper is to bring what it holds, and whether that is near enough to let go; None: just up."""
-        raise NotImplementedError
+        return None
 
     def placed(self) -> bool:
         """Whether the object lies where it is to lie, held or not."""
@@ -177,11 +174,9 @@ class Expert:
 
     def remaining(self) -> float:
         """How far the object still has to go, and the gripper to it, m: falls wherever something is gained."""
-        hand = self.hand
-        if not all(hand.touches(self.object)):
-            away = float(np.linalg.norm(self.grasp().position - hand.position))
-            return self.to_go() if self.placed() else self.to_go() + away
-        return self.to_go()
+        if all(self.hand.touches(self.object)) or self.placed():
+            return self.to_go()
+        return self.to_go() + float(np.linalg.norm(self.grasp().position - self.hand.position))
 
     def to_go(self) -> float:
         """How far the object still has to go, m."""
@@ -232,8 +227,7 @@ class Expert:
 
     def _carry(self) -> np.ndarray:
         hand = self.hand
-        goal = self.place()
-        if goal is None:
+        if (goal := self.place()) is None:
             return self._action(hand.position + [0, 0, 0.06], hand.yaw, True)
         target, there = goal
         if there:
@@ -260,16 +254,15 @@ class Expert:
         """One step of the gripper towards a pose, pointing down.  # float32 (7,)"""
         hand = self.hand
         yaw = nearest(yaw, hand.yaw, 2 * np.pi)
-        turn = np.zeros(3)
-        quaternion = np.zeros(4)
+        turn, quaternion = np.zeros(3), np.zeros(4)
         mujoco.mju_mat2Quat(quaternion, (hand.level(yaw) @ hand.rotation.T).ravel())
         mujoco.mju_quat2Vel(turn, quaternion, 1.0)
         away = position - hand.position
         # friction holds a far-reaching arm that is asked for a few millimetres: ask for some more
         away = self.gain * away + _NUDGE * np.tanh(away / _NUDGE)
         step = np.concatenate([away, self.gain * turn]) / REACH
-        for part, most in ((slice(0, 3), self.speed), (slice(3, 6), 1.0)):
-            step[part] /= max(1.0, float(np.abs(step[part]).max()) / most)
+        for part, most in ((step[:3], self.speed), (step[3:], 1.0)):
+            part /= max(1.0, float(np.abs(part).max()) / most)
         return np.append(step, 1.0 if closed else -1.0).astype(np.float32)
 
     # ---------------------------------------------------------------- perturbations
@@ -282,20 +275,14 @@ class Expert:
         if self._will_miss and not self.closed and abs(above - self._miss_at) < 0.02:
             self._will_miss = False
             self._miss_left = int(rng.integers(c.miss_steps[0], c.miss_steps[1] + 1))
-        if (self._wrong is not None or self._askew is not None) and not self.closed:
-            push = self._grasped_askew(grasp, above)
-            if push is not None:
-                return push
+        if not self.closed and (push := self._grasped_askew(grasp, above)) is not None:
+            return push
         if self._miss_left:  # closes on nothing, over the object
             self._miss_left -= 1
             self.push, self.closed = "miss", True
             return self._action(hand.position, hand.yaw, True)
-        if (
-            self._kick_left == self._slip_left == 0
-            and self._step in self._kick_at
-            and (holds or not self.closed)
-            and not self.placed()
-        ):
+        due = self._kick_left == self._slip_left == 0 and self._step in self._kick_at
+        if due and (holds or not self.closed) and not self.placed():
             self._kick_left = int(rng.integers(c.kick_steps[0], c.kick_steps[1] + 1))
             push = rng.uniform(-1, 1, 3) * c.kick_size
             if not self.low:
@@ -309,8 +296,7 @@ class Expert:
             return self._action(hand.position, hand.yaw, False)
         if self._kick_left:
             self._kick_left -= 1
-            self.push = "kick"
-            push, turn = self._kick
+            self.push, (push, turn) = "kick", self._kick
             if self.low:
                 push = self._kept_over(push, above, holds)
             return self._action(hand.position + push, hand.yaw + turn, self.closed)
@@ -322,14 +308,12 @@ class Expert:
         hand = self.hand
         off = float(np.linalg.norm((grasp.position - hand.position)[:2]))
         if self._askew is None:
-            if off > _ASKEW_NEAR or above > 0.06 or hand.gap < 0.85 * hand.widest:
+            if self._wrong is None or off > _ASKEW_NEAR or above > 0.06 or hand.gap < 0.85 * hand.widest:
                 return None
-            assert self._wrong is not None
             self._askew, self._wrong = (grasp.yaw + self._wrong, _ASKEW_STEPS), None
-        wrong, left = self._askew[0], self._askew[1] - 1
-        self._askew = wrong, left
-        self.push = "askew"
-        yaw = nearest(wrong, hand.yaw, np.pi)
+        left = self._askew[1] - 1
+        self._askew, self.push = (self._askew[0], left), "askew"
+        yaw = nearest(self._askew[0], hand.yaw, np.pi)
         if left and abs(hand.yaw - yaw) > 0.1:
             return self._action(grasp.position + [0, 0, max(above, _OVER)], yaw, False)
         if left and (above > self.close_z or off > self._close_xy):

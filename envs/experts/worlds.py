@@ -50,9 +50,6 @@ class Lift(Expert):
         position, rotation = self.hand.pose(self.body)
         return Target(position, nearest(angle_of(rotation[:, 0]), self.home, np.pi / 2))
 
-    def place(self) -> None:
-        return None
-
     def to_go(self) -> float:
         position, _ = self.hand.pose(self.body)
         return max(0.0, float(self.env.model.mujoco_arena.table_offset[2] + 0.1 - position[2]))
@@ -98,21 +95,21 @@ class Stack(Expert):
         )
 
     def place(self) -> tuple[Target, bool]:
-        a, _ = self.hand.pose(self.body)
-        b, _ = self.hand.pose(self.env.cubeB_body_id)
+        a, b = self._cubes()
         off = b + [0, 0, 0.047] - a
         there = float(np.linalg.norm(off[:2])) < 0.017 and abs(off[2]) < 0.008
         return Target(self.hand.position + off, self.hand.yaw), there
 
     def to_go(self) -> float:
-        a, _ = self.hand.pose(self.body)
-        b, _ = self.hand.pose(self.env.cubeB_body_id)
+        a, b = self._cubes()
         return float(np.linalg.norm(b + [0, 0, 0.045] - a))
 
     def placed(self) -> bool:
-        a, _ = self.hand.pose(self.body)
-        b, _ = self.hand.pose(self.env.cubeB_body_id)
+        a, b = self._cubes()
         return bool(np.linalg.norm((a - b)[:2]) < 0.025 and abs(a[2] - b[2] - 0.045) < 0.012)
+
+    def _cubes(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.hand.pose(self.body)[0], self.hand.pose(self.env.cubeB_body_id)[0]
 
 
 class PickPlaceCan(Expert):
@@ -147,12 +144,10 @@ class PickPlaceCan(Expert):
         return Target(self.hand.position + off, self.home), there
 
     def to_go(self) -> float:
-        position, _ = self.hand.pose(self.body)
-        return float(np.linalg.norm(self._goal() + [0, 0, 0.06] - position))
+        return float(np.linalg.norm(self._goal() + [0, 0, 0.06] - self.hand.pose(self.body)[0]))
 
     def placed(self) -> bool:
-        position, _ = self.hand.pose(self.body)
-        off = position - self._goal()
+        off = self.hand.pose(self.body)[0] - self._goal()
         return bool(np.abs(off[:2]).max() < 0.045 and off[2] < 0.1)
 
 
@@ -167,27 +162,19 @@ class NutAssemblySquare(Expert):
     slips, askew = True, 0.3
 
     @property
-    def _nut(self):
-        return self.env.nuts[self.env.nut_id]
-
-    @property
     def body(self) -> int:
-        return self.env.obj_body_id[self._nut.name]
-
-    def _handle(self) -> np.ndarray:
-        return self.hand.data.site_xpos[self.env.object_site_ids[self.env.nut_id]].copy()
+        return self.env.obj_body_id[self.env.nuts[self.env.nut_id].name]
 
     def _peg(self) -> np.ndarray:
         return self.hand.pose(self.env.peg1_body_id)[0]
 
     def grasp(self) -> Target:
         _, rotation = self.hand.pose(self.body)
+        handle = self.hand.data.site_xpos[self.env.object_site_ids[self.env.nut_id]]
         # towards the handle's end, for beside its middle the fingers would stand on the nut; and a little over it, for
         # their tips reach 15 mm further down, and there is the table
-        return Target(
-            self._handle() + 0.011 * rotation[:, 0] + [0, 0, 0.007],
-            nearest(angle_of(rotation[:, 1]), self.hand.yaw, np.pi),
-        )
+        over = handle + 0.011 * rotation[:, 0] + [0, 0, 0.007]
+        return Target(over, nearest(angle_of(rotation[:, 1]), self.hand.yaw, np.pi))
 
     def place(self) -> tuple[Target, bool]:
         position, rotation = self.hand.pose(self.body)
@@ -197,15 +184,13 @@ class NutAssemblySquare(Expert):
         handle = angle_of(rotation[:, 0])  # from the nut to the gripper
         turns = [nearest(i * np.pi / 2 - handle, 0.0, 2 * np.pi) for i in (1, 2, 3)]
         now = nearest(hand.yaw, self.home, 2 * np.pi) - self.home
-        turn = min(
-            turns, key=lambda turn: abs(now + turn) + 0.2 * abs(turn)
-        )  # of two alike the one that is begun
+        # of two alike the one that is begun
+        turn = min(turns, key=lambda turn: abs(now + turn) + 0.2 * abs(turn))
         cos, sin = np.cos(turn), np.sin(turn)
         arm = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ (hand.position - position)
-        goal = self._goal()
-        off = position - goal
+        off = position - self._goal()
         there = float(np.linalg.norm(off[:2])) < 0.02 and off[2] < 0.015
-        return Target(goal + arm, hand.yaw + turn), there
+        return Target(self._goal() + arm, hand.yaw + turn), there
 
     def height(self, off: float) -> float:
         position, _ = self.hand.pose(self.body)
@@ -214,8 +199,7 @@ class NutAssemblySquare(Expert):
         return 0.0 if around else super().height(off)
 
     def to_go(self) -> float:
-        position, _ = self.hand.pose(self.body)
-        return float(np.linalg.norm(self._goal() - position))
+        return float(np.linalg.norm(self._goal() - self.hand.pose(self.body)[0]))
 
     def _goal(self) -> np.ndarray:
         return self._peg() * [1, 1, 0] + [0, 0, self.env.table_offset[2] + 0.012]
