@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import AfterValidator, Field
 
 from s2robot.core.errors import UserError
-from s2robot.core.parts import Part, check_values, default_parts, read_parts, size_of, words
+from s2robot.core.parts import check_values, parts_of, read_parts, size_of, words
 from s2robot.core.settings import Stored, read
 from s2robot.demos.bounds import number_type
 from s2robot.demos.errors import DatasetError, mismatch
@@ -77,12 +77,6 @@ def check_joints(path: Path, about: Mapping[str, Any]) -> None:
     if not all(key in about for key in PARTS.values()) and (found := len(about["joint_names"])) != JOINTS:
         expected = f"{JOINTS}, without the gripper's"
         raise mismatch(f"{path}: joint_names", f"{found} names", expected)
-
-
-def parts_of(about: Mapping[str, Any], key: str) -> tuple[Part, ...]:
-    """What the numbers of `action` or `proprio` (the key) are."""
-    given = about.get(PARTS[key])
-    return read_parts(given, PARTS[key]) if given else default_parts(PARTS[key], len(about["joint_names"]))
 
 
 def checked_episode(

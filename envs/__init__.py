@@ -1,5 +1,6 @@
 """The worlds a policy acts in, behind one gymnasium interface."""
 
+import logging
 from contextlib import suppress
 
 from gymnasium.envs.registration import register
@@ -11,5 +12,8 @@ from s2robot.envs.gl import choose_gl
 # user's only where there is a world: `check_gl` says so there
 with suppress(EnvError):
     choose_gl()
+
+# robosuite warns at import about optional parts
+logging.getLogger("robosuite_logs").addFilter(lambda record: record.module not in ("macros", "__init__"))
 
 register(id="s2robot/CubePick-v0", entry_point="s2robot.envs.cube_pick:CubePick")

@@ -1,8 +1,8 @@
 """Settings of CubePick; read and written where no simulator is installed, too."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -11,7 +11,10 @@ from s2robot.core.settings import from_yaml, invalid
 from s2robot.envs.experts.settings import Lengths, PushSettings, Range
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.robots import MOST_HZ, robot_spec
-from s2robot.envs.task_settings import TaskSettings
+from s2robot.envs.task_settings import Group, TaskSettings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STAGES = ("approach", "grasp", "lift", "held")
 ACTION_FRAME = "joint_delta_commanded"  # deltas against the last *commanded* joints
@@ -30,9 +33,10 @@ SHUT = 0.15  # opening below which a gripper that touches nothing has closed on 
 GRIPPERS_OPEN = 0.08  # m, the smaller opening of the two robots' grippers
 
 Point = tuple[float, float, float]
-View = tuple[
-    Point, Point, Annotated[float, Field(gt=0, lt=180)]
-]  # position, target, vertical field of view (degrees)
+# position, target, vertical field of view (degrees)
+View = tuple[Point, Point, Annotated[float, Field(gt=0, lt=180)]]
+_TICK = 2.0  # cm, of the line that shows a cube's yaw in a plot: half a cube
+_DASHED: dict[str, Any] = {"ls": (0, (5, 4)), "lw": 1, "alpha": 0.6}
 
 
 class PickerConfig(PushSettings):
@@ -52,15 +56,6 @@ class PickerConfig(PushSettings):
     open_enough: float = 0.85  # the gripper goes down on the cube only when opened further than this
     lift: float = 0.15  # height to lift the cube to
     habit: Literal["nearest", "left", "right", "either"] = from_yaml()
-
-
-def _farther(view: View, factor: float) -> View:
-    """Return a side camera at ``factor`` times its distance from the target."""
-    position, target, fovy = view
-    if factor == 1:  # to the last bit: recorded states are drawn again with the same bytes
-        return view
-    x, y, z = (t + factor * (p - t) for p, t in zip(position, target, strict=True))
-    return (x, y, z), target, fovy
 
 
 class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
@@ -84,7 +79,6 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
         'x points away from the robot, y to its left, from the centre of the table. "Closest" is the least distance '
         "between the gripper and the cube's centre."
     )
-    plot_layout = "s2robot.envs.cube_plot:plot_cubes"
 
     robot: str = "xarm7"  # configs/robot
     rate_hz: int | float = from_yaml(ge=1, le=MOST_HZ)  # an arm may be driven at a fraction
@@ -120,7 +114,13 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
 
     def views(self) -> dict[str, tuple]:
         """Return the side cameras, at the distance that the settings ask for."""
-        return {name: _farther(view, self.camera_distance) for name, view in self.side_cameras.items()}
+        factor = self.camera_distance
+        if factor == 1:  # to the last bit: recorded states are drawn again with the same bytes
+            return dict(self.side_cameras)
+        return {
+            name: (tuple(t + factor * (p - t) for p, t in zip(position, target, strict=True)), target, fovy)
+            for name, (position, target, fovy) in self.side_cameras.items()
+        }
 
     def placement(self) -> dict[str, Any]:
         return {"cube_box": [list(self.box_x), list(self.box_y)]}
@@ -137,13 +137,72 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
             return {"x": x, "y": y, "yaw": 2 * np.arctan2(z, w)}
         if "cube_xy" not in record:
             return {}
-        return {"x": record["cube_xy"][0], "y": record["cube_xy"][1], "yaw": record["cube_yaw"]}
+        return dict(zip(("x", "y", "yaw"), (*record["cube_xy"], record["cube_yaw"]), strict=True))
 
     @classmethod
     def placing(cls, layout: Mapping[str, float]) -> np.ndarray:
         """Return x, y, and the yaw (modulo a quarter turn) as a point on a circle of 5 cm, m.  # (4,)"""
         yaw = 4 * layout["yaw"]
         return np.array([layout["x"], layout["y"], 0.05 * np.cos(yaw), 0.05 * np.sin(yaw)])
+
+    @classmethod
+    def draw_layout(
+        cls, axes: "Axes", groups: Sequence[Group], about: Mapping[str, Any], small: bool = False
+    ) -> None:
+        """Draw the table and the groups' cubes, as seen from behind the robot, which stands at the lower edge.
+
+        x (away from the robot) points up and y (to its left) points left; the line in each mark is half a cube long and shows
+        the cube's yaw. Without `cube_box` in the summary the default box is drawn if every cube lies inside. `small`: without
+        box and yaw.
+        """
+        import matplotlib
+        from matplotlib.patches import Rectangle
+
+        ink = matplotlib.rcParams["text.color"]
+        given, usual = about.get("cube_box"), cls()
+        box = 100 * np.array(given or (usual.box_x, usual.box_y), float)  # cm  # (2, 2): x and y, from and to
+        low, high = box.T  # (2,) of all that is drawn
+        for group in (group for group in groups if group.records):
+            found = [cls.layout_of(record) for record in group.records]
+            x, y, yaw = (np.array([at[name] for at in found], float) for name in ("x", "y", "yaw"))  # (n,)
+            x, y = 100 * x, 100 * y
+            if not small:
+                ends = np.stack([y, y + _TICK * np.sin(yaw)]), np.stack([x, x + _TICK * np.cos(yaw)])
+                look = {"color": group.colour, "lw": 1.1, "alpha": group.tick_alpha}
+                axes.plot(*ends, **look, solid_capstyle="round", zorder=2)
+            group.scatter(axes, y, x)
+            low, high = np.minimum(low, [x.min(), y.min()]), np.maximum(high, [x.max(), y.max()])
+        edge, below = (2.0, 4.0) if small else (2.5, 5.5)
+        least, most = low - [below, edge], high + edge
+        if small and axes.xaxis_inverted():  # a panel beside this one has widened the view already
+            (right, left), (bottom, top) = sorted(axes.get_xlim()), sorted(axes.get_ylim())
+            least, most = np.minimum(least, [bottom, right]), np.maximum(most, [top, left])
+        axes.set_xlim(most[1], least[1])  # the robot's left is the picture's
+        axes.set_ylim(least[0], most[0])
+        axes.set_aspect("equal")
+        font = {
+            "ha": "center",
+            "va": "center",
+            "fontsize": 8 if small else 9,
+            "fontweight": "bold",
+            "color": ink,
+        }
+        axes.annotate("robot", (0, low[0] - (2.7 if small else 4.4)), **font)
+        axes.grid(alpha=0.12, color=ink, lw=0.8)
+        if small:
+            axes.set_xlabel("← left   y (cm)   right →")
+            axes.set_ylabel("x (cm)")
+            return
+        axes.set_xlabel("← robot's left      y (cm)      robot's right →")
+        axes.set_ylabel("x (cm)  away from the robot →")
+        axes.add_patch(Rectangle((-3, low[0] - 5.5), 6, 2.2, fc=ink, alpha=0.25, lw=0))
+        inside = bool((low >= box[:, 0] - 0.1).all() and (high <= box[:, 1] + 0.1).all())
+        if given is not None or inside:
+            depth, width = box[:, 1] - box[:, 0]
+            axes.add_patch(Rectangle((box[1, 0], box[0, 0]), width, depth, fill=False, ec=ink, **_DASHED))
+            label = f"cubes are placed in {depth:.0f} × {width:.0f} cm"
+            axes.plot([], [], color=ink, label=label, **_DASHED)
+        axes.plot([], [], color=ink, lw=1.1, label="line: the cube's yaw")
 
     @classmethod
     def table(cls, record: Mapping[str, Any]) -> dict[str, str]:
@@ -168,8 +227,6 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
         """Return why one of the cameras cannot be drawn, or ""."""
         known = ("hand", *self.side_cameras)
         for name in (camera for camera in self.cameras if camera not in known):
-            return (
-                f"env.cameras: expected some of {', '.join(known)}, got '{name}'; place another camera with "
-                f"'+env.side_cameras.{name}=[[x,y,z],[x,y,z],45]' (position and target, m; vertical field of view, degrees)"
-            )
+            hint = f"'+env.side_cameras.{name}=[[x,y,z],[x,y,z],45]' (position and target, m; vertical field of view, degrees)"
+            return f"env.cameras: expected some of {', '.join(known)}, got '{name}'; place another camera with {hint}"
         return ""

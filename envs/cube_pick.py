@@ -15,7 +15,6 @@ import numpy as np
 from s2robot.core.parts import MAX_DELTA
 from s2robot.envs.cube_config import SHUT, STAGES, CubePickConfig
 from s2robot.envs.errors import EnvError
-from s2robot.envs.frames import sizes_of
 from s2robot.envs.mujoco_task import MujocoTask, geoms_of, touching
 from s2robot.envs.robots import robot_spec
 from s2robot.envs.world import CLUTTER, TABLE_HEIGHT, CubeWorld
@@ -24,17 +23,13 @@ _CLEAR = 0.09  # m, from the centre of the cube or of another object to that of 
 
 
 class CubePick(MujocoTask):
-    """A gymnasium environment over :class:`s2robot.envs.world.CubeWorld`.
+    """A gymnasium environment over :class:`s2robot.envs.world.CubeWorld`, as described in :class:`Task`.
 
-    Observation: ``{"images": {camera: uint8 (H, W, 3) RGB upright}, "proprio": float32 (8,)}`` with
-    proprio = 7 measured joints (rad) + gripper opening (0 closed, 1 open).
-    Action: float32 (8,) = 7 joint deltas (rad, at most 0.25) against the last commanded joints + gripper command
-    (0 open, 1 close; 0.5 and above closes).
-    ``info``: ``is_success``, ``stage`` (the furthest reached of approach, grasp, lift, held), ``cube_pose``
-    (x, y, z, qw, qx, qy, qz in the table's frame), ``distance`` (m, grip centre to cube centre), ``grip_points``
-    (camera -> where its image shows the grip centre, see :meth:`project`).
-
-    With ``draw=False`` observations hold no images (:meth:`render_cameras` still draws): for recording states.
+    Proprioception: 7 measured joints (rad) + gripper opening (0 closed, 1 open).
+    Action: 7 joint deltas (rad, at most 0.25) against the last commanded joints + gripper command (0.5 and above closes).
+    ``info`` also has ``cube_pose`` (x, y, z, qw, qx, qy, qz in the table's frame) and ``distance`` (m, grip centre to cube
+    centre). Options of a reset: ``cube_xy`` (m, table frame), ``cube_yaw`` (rad) and ``start_joints`` (7,) override the
+    sampled values; the random stream is the same either way.
 
     Raises:
         EnvError: an unknown robot, camera or setting.
@@ -52,8 +47,7 @@ class CubePick(MujocoTask):
         draw: bool = True,
         **settings,
     ):
-        self.config = config or CubePickConfig(**settings)
-        c = self.settings = self.config
+        c = self.settings = self.config = config or CubePickConfig(**settings)
         self.spec_robot = robot_spec(c.robot)
         if why := c.camera_problem():
             raise EnvError(why)
@@ -64,13 +58,11 @@ class CubePick(MujocoTask):
         self.model, self.data = self.world.sim.model._model, self.world.sim.data._data
         self._resolve_names()
         self._change_looks()
-        self.sizes = sizes_of(c.image_size, c.cameras)
         self._picker: Any = None
         self.spaces([-MAX_DELTA] * 7 + [0], [MAX_DELTA] * 7 + [1], 8)
         self.commanded = np.array(self.spec_robot.home)  # (7,)
         self._open_gripper()
-        self._furthest = 0
-        self._held_steps = 0
+        self._furthest = self._held_steps = 0
         self._closed = False
 
     def _resolve_names(self) -> None:
@@ -109,24 +101,14 @@ class CubePick(MujocoTask):
             taken.append(place)
             self.model.geom_pos[geom, :2] = place
 
-    # ---------------------------------------------------------------- gymnasium
-
-    def reset(self, *, seed=None, options=None):
-        """Start an episode; the seed alone decides it.
-
-        ``options``: ``cube_xy`` (m, table frame), ``cube_yaw`` (rad) and ``start_joints`` (7,) override the
-        sampled values; the random stream is the same either way.
-        """
-        return super().reset(seed=seed, options=options)
-
     def begin(self, rng, options) -> None:
         c = self.config
         cube_xy = np.array([rng.uniform(*c.box_x), rng.uniform(*c.box_y)])
         yaw = rng.uniform(*c.yaw)
         noise = rng.uniform(-c.start_noise, c.start_noise, 7)
-        if self._clutter:  # after all other draws, which are the same without it
-            self._scatter(rng, np.asarray(options.get("cube_xy", cube_xy), float))
         cube_xy = np.asarray(options.get("cube_xy", cube_xy), float)
+        if self._clutter:  # after all other draws, which are the same without it
+            self._scatter(rng, cube_xy)
         yaw = float(options.get("cube_yaw", yaw))
         start = np.asarray(options.get("start_joints", np.array(self.spec_robot.home) + noise), float)
 
@@ -143,7 +125,7 @@ class CubePick(MujocoTask):
         for _ in range(3):  # the cube settles and the gripper opens
             self._apply(close=False)
         self._cube_rest = self.cube_pose[2]
-        self._layout = self.config.layout_of({"cube_pose": self.cube_pose})
+        self._layout = c.layout_of({"cube_pose": self.cube_pose})
 
     def apply(self, action) -> None:
         delta = np.clip(action[:7], -MAX_DELTA, MAX_DELTA)
@@ -196,9 +178,7 @@ class CubePick(MujocoTask):
         upright frame, at its border if outside, NaN if behind the camera.  # {camera: float32 (2,)}"""
         return self._projected(np.asarray(position) + [0, 0, TABLE_HEIGHT])
 
-    @property
-    def layout(self) -> dict[str, float]:
-        return self._layout
+    layout = property(lambda self: self._layout)
 
     @property
     def distance(self) -> float:  # m, from the grip centre to the cube's
@@ -206,9 +186,7 @@ class CubePick(MujocoTask):
 
     progress = property(lambda self: -self.distance)
 
-    @property
-    def grip_points(self) -> dict[str, np.ndarray]:
-        return self.project(self.grip_position)
+    grip_points = property(lambda self: self.project(self.grip_position))
 
     def info(self) -> dict:
         return super().info() | {"cube_pose": self.cube_pose, "distance": self.distance}
@@ -255,23 +233,12 @@ class CubePick(MujocoTask):
         return all(touching(self.data, self._finger_geoms, self._cube_geoms))
 
     def _judge(self) -> None:
-        raised = self.cube_pose[2] - self._cube_rest
-        gripped = self._touching()
-        stage = 0
-        if gripped:
-            stage = 2 if raised >= 0.02 else 1
-        held = gripped and raised >= self.config.success_height
-        self._held_steps = self._held_steps + 1 if held else 0
-        if self._held_steps >= max(1, round(self.config.success_hold * self.config.rate_hz)):
+        c, raised, gripped = self.config, self.cube_pose[2] - self._cube_rest, self._touching()
+        self._held_steps = self._held_steps + 1 if gripped and raised >= c.success_height else 0
+        stage = (2 if raised >= 0.02 else 1) if gripped else 0
+        if self._held_steps >= max(1, round(c.success_hold * c.rate_hz)):
             stage = 3
         self._furthest = max(self._furthest, stage)
 
-    @property
-    def is_success(self) -> bool:
-        """The cube has been held at the success height for the success time."""
-        return self._furthest == len(STAGES) - 1
-
-    @property
-    def stage(self) -> str:
-        """The furthest stage reached in this episode."""
-        return STAGES[self._furthest]
+    is_success = property(lambda self: self._furthest == len(STAGES) - 1)
+    stage = property(lambda self: STAGES[self._furthest])

@@ -8,29 +8,98 @@ entries of its observation, (H, W, 3) uint8. Its own limit of steps (``max_episo
 """
 
 import math
+import re
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.error import Error
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.error import Error, NamespaceNotFound
 from gymnasium.spaces import Box, flatten, flatten_space
 from PIL import Image, ImageOps
+from pydantic import Field, field_validator, model_validator
 
-from s2robot.envs.errors import EnvError
-from s2robot.envs.gym_config import GymSettings, spec_of
-from s2robot.envs.task import Task
+from s2robot.core.settings import from_yaml, invalid
+from s2robot.envs.errors import EnvError, check_known
+from s2robot.envs.frames import ImageSize
+from s2robot.envs.task import CommonSettings, Task
 
 _RENDER = "render"  # the camera that is the environment's own image
 _MOST = 1e3  # a limit beyond is none
+_RULE = re.compile(r"\s*reward\s*>=\s*(?P<least>[-+]?[\d.]+([eE][-+]?\d+)?)\s*|[^>]+")
+
+
+class GymSettings(CommonSettings, at="task", file="task/gym"):
+    """`task=gym task.id=FetchPickAndPlace-v4 task.success=is_success`; configs/task/gym.yaml documents each value."""
+
+    task: str = from_yaml(alias="name")
+    target: str = Field(default="s2robot.envs.gym_task:GymTask", alias="class")
+    robot: str = from_yaml()
+    rate_hz: float = from_yaml(gt=0)
+    cameras: tuple[str, ...] = from_yaml()
+    image_size: ImageSize = from_yaml()
+    max_steps: int | None = from_yaml(ge=1)  # type: ignore[assignment]  # replaced by the environment's limit
+    id: str = from_yaml(min_length=1)
+    success: str = from_yaml()
+    proprio: tuple[str, ...] | None = from_yaml()
+    kwargs: dict[str, Any] = from_yaml()
+
+    failures = {"start": "did not get there"}
+
+    @field_validator("success")
+    @classmethod
+    def _is_a_rule(cls, success: str) -> str:
+        if not _RULE.fullmatch(success):
+            rules = "an entry of its info such as is_success, terminated, or 'task.success=\"reward>=1\"' in both quotes"
+            raise ValueError(f"expected {rules}, got '{success}'")
+        return success
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> "GymSettings":
+        if self.max_steps is None:
+            limit = spec_of(self.id).max_episode_steps
+            if limit is None:
+                raise invalid("max_steps", f"a number, as {self.id} has no limit of its own", None)
+            object.__setattr__(self, "max_steps", limit)
+        return self
+
+    @property
+    def version(self) -> str:
+        return f"gym:{self.id}"
+
+    action_frame = version
+
+    @property
+    def success_text(self) -> str:
+        return f"solved {self.id}"
+
+    @property
+    def success_rule(self) -> str:
+        return self.success
+
+
+def spec_of(env_id: str) -> EnvSpec:
+    """Return what gymnasium has registered for an id, gymnasium-robotics included; EnvError if it is not installed."""
+    package, _, name = env_id.rpartition(":")
+    namespace = name.partition("/")[0] if "/" in name else ""
+    try:
+        if package:
+            import_module(package)  # registers its own
+        if env_id.startswith(("Fetch", "Hand", "Adroit", "PointMaze", "AntMaze", "FrankaKitchen")):
+            gymnasium.register_envs(import_module("gymnasium_robotics"))
+        try:
+            return gymnasium.spec(name)
+        except NamespaceNotFound:
+            import_module(namespace)  # most packages have the name of their namespace
+            return gymnasium.spec(name)
+    except (Error, ImportError, TypeError, ValueError) as error:  # the last two: it begins with a dot
+        raise EnvError(f"task.id: '{env_id}' is not installed: {' '.join(str(error).split())}") from None
 
 
 class GymTask(Task):
-    """One gymnasium environment; :attr:`inner` is it.
-
-    Raises:
-        EnvError: an id that is not installed, actions that are not continuous, a camera or entry that it lacks.
-    """
+    """One gymnasium environment; :attr:`inner` is it. EnvError for what it lacks, and for actions that are not continuous."""
 
     Settings = GymSettings
     settings: GymSettings
@@ -40,48 +109,34 @@ class GymTask(Task):
         self.inner = _made(settings)
         space: Any = self.inner.action_space
         if not isinstance(space, Box) or len(space.shape) != 1:
-            raise EnvError(
-                f"task.id: {settings.id} takes {space}, expected continuous actions: a Box of one axis"
-            )
+            raise EnvError(f"task.id: expected continuous actions, a Box of one axis, got {space}")
         self._seen: dict[str, Any] = {}
-        self._check_observation()
-        self.action_parts = [_part("action", space)]
-        spaces: list[tuple[str, Any]] = [(key, flatten_space(self._space(key))) for key in self._felt]
-        self.proprio_parts = [
-            {"name": _name(key), "size": int(box.shape[0]), "kind": "absolute"} for key, box in spaces
-        ]
-        if not self.proprio_parts:
-            raise EnvError(
-                f"task.proprio: {settings.id} observes pictures alone, expected numbers beside them"
-            )
-        self.spaces(space.low, space.high, sum(part["size"] for part in self.proprio_parts))
+        self._felt = self._entries()
+        self.action_parts = [_part(space)]
+        sizes: list[int] = [flatten_space(self._space(key)).shape[0] for key in self._felt]  # type: ignore[index]
+        named = zip(map(_name, self._felt), sizes, strict=True)
+        self.proprio_parts = [{"name": name, "size": size, "kind": "absolute"} for name, size in named]
+        self.spaces(space.low, space.high, sum(sizes))
         self._success = self._ended = False
         self._reward = math.nan
 
-    def _check_observation(self) -> None:
-        space = self.inner.observation_space
+    def _entries(self) -> list[str]:
+        """Check the cameras; return the entries of its observation that are proprioception ("": all of it)."""
+        space, s = self.inner.observation_space, self.settings
         known = list(space) if isinstance(space, gymnasium.spaces.Dict) else []
         pictures = [key for key in known if len(self._space(key).shape or ()) == 3]
-        for name in self.settings.cameras:
-            if name != _RENDER and name not in pictures:
-                raise EnvError(
-                    f"task.cameras: found '{name}', expected some of {', '.join([_RENDER, *pictures])}"
-                )
-            if name != _RENDER:
-                _check_picture(name, self._space(name))
-        self._felt = list(self.settings.proprio or [key for key in known if key not in pictures] or [""])
-        if not known and len(space.shape or ()) == 3:
-            self._felt = []
-        for key in self.settings.proprio or ():
-            if key not in known:
-                raise EnvError(
-                    f"task.proprio: found '{key}', expected some of {', '.join(known) or 'no keys'}"
-                )
-        for key in self._felt:
-            if not isinstance(flatten_space(self._space(key)), Box):
-                raise EnvError(
-                    f"task.proprio: '{key}' is {self._space(key)}, expected numbers of a fixed count"
-                )
+        check_known("task.cameras", s.cameras, [_RENDER, *pictures])
+        check_known("task.proprio", s.proprio or (), known)
+        for name in (name for name in s.cameras if name != _RENDER):
+            _check_picture(name, self._space(name))
+        felt = list(s.proprio or [key for key in known if key not in pictures])
+        if not known and len(space.shape or ()) != 3:
+            felt = [""]
+        if not felt or not all(isinstance(flatten_space(self._space(key)), Box) for key in felt):
+            raise EnvError(
+                f"task.proprio: expected numbers of a fixed count beside pictures, got {space} in {s.id}"
+            )
+        return felt
 
     def _space(self, key: str) -> gymnasium.Space:
         space: Any = self.inner.observation_space
@@ -110,14 +165,9 @@ class GymTask(Task):
         rule = self.settings.success
         if rule == "terminated":
             return bool(terminated)
-        name, sign, least = rule.partition(">=")
-        if sign and name.strip() == "reward":
-            return self._reward >= float(least)
-        if rule not in info:
-            raise EnvError(
-                f"task.success: found '{rule}', expected reward>=<number>, terminated, or an entry of the info of "
-                f"{self.settings.id}: {', '.join(info) or 'it has none'}"
-            )
+        if (found := _RULE.fullmatch(rule)) and found["least"]:
+            return self._reward >= float(found["least"])
+        check_known("task.success", [rule], ["reward>=<number>", "terminated", *info])
         return bool(info[rule])
 
     @property
@@ -154,9 +204,9 @@ class GymTask(Task):
 
 
 def _check_picture(name: str, found: Any) -> None:
-    """Refuse an image, or the space of one, that is no uint8 (H, W, 3): cast to it, floats would be black."""
+    """Reject an image, or the space of one, that is no uint8 (H, W, 3): cast to it, floats would be black."""
     shape = tuple(found.shape or ())
-    if found.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
+    if found.dtype != np.uint8 or shape[2:] != (3,):
         raise EnvError(f"task.cameras: '{name}' is {found.dtype} {shape}, expected uint8 (H, W, 3)")
 
 
@@ -166,13 +216,12 @@ def _made(s: GymSettings) -> Any:
     try:
         return gymnasium.make(s.id, max_episode_steps=-1, **render, **s.kwargs)
     except (Error, ImportError, TypeError, ValueError) as error:
-        words = " ".join(str(error).split())
-        raise EnvError(f"task.id: '{s.id}' cannot be made here: {words}") from None
+        raise EnvError(f"task.id: '{s.id}' cannot be made here: {' '.join(str(error).split())}") from None
 
 
-def _part(name: str, space: Box) -> dict[str, Any]:
+def _part(space: Box) -> dict[str, Any]:
     """An action as one part; what its numbers mean is the environment's affair, so they are values."""
-    part: dict[str, Any] = {"name": name, "size": int(space.shape[0]), "kind": "absolute"}
+    part: dict[str, Any] = {"name": "action", "size": int(space.shape[0]), "kind": "absolute"}
     if np.abs([space.low, space.high]).max() <= _MOST:
         part |= {"low": space.low.astype(float).tolist(), "high": space.high.astype(float).tolist()}
     return part
@@ -183,7 +232,5 @@ def _name(key: str) -> str:
 
 
 def _numbers(seen: Any) -> dict[str, float]:
-    goal = seen.get("desired_goal") if isinstance(seen, Mapping) else None
-    if goal is None:
-        return {}
+    goal = seen.get("desired_goal", ()) if isinstance(seen, Mapping) else ()
     return {f"goal_{i}": float(value) for i, value in enumerate(np.ravel(goal))}

@@ -14,21 +14,20 @@ from s2robot.envs.task import Task
 
 
 class MujocoTask(Task):
-    """A task in ``model`` and ``data``, whose cameras ``camera_ids`` have frames of ``sizes``."""
+    """A task in ``model`` and ``data``, whose cameras have the ids ``camera_ids``."""
 
     model: mujoco.MjModel
     data: mujoco.MjData
     camera_ids: dict[str, int]
-    sizes: dict[str, tuple[int, int]]  # (H, W)
     keeps_contacts = False  # whether its recordings followed the contacts that a step leaves
     _renderer: OffscreenRenderer | None = None
 
     def render_cameras(self) -> dict[str, np.ndarray]:
-        """One frame per camera of the present state.  # {camera: uint8 (H, W, 3)}"""
+        sizes = self.camera_sizes
         if self._renderer is None:
-            self._renderer = OffscreenRenderer(self.model, *self.sizes.values())
+            self._renderer = OffscreenRenderer(self.model, *sizes.values())
         draw = self._renderer.render
-        return {name: draw(self.data, i, self.sizes[name]) for name, i in self.camera_ids.items()}
+        return {name: draw(self.data, i, sizes[name]) for name, i in self.camera_ids.items()}
 
     def close(self) -> None:
         if self._renderer is not None:
@@ -36,29 +35,28 @@ class MujocoTask(Task):
             self._renderer = None
 
     def camera_geometry(self) -> dict[str, dict[str, Any]]:
+        known, model = super().camera_geometry(), self.model
         return {
             name: {
-                **about,
-                "fovy": float(self.model.cam_fovy[i]),
-                "position": [float(x) for x in self.model.cam_pos[i]],
-                "quaternion": [float(x) for x in self.model.cam_quat[i]],
-                "body": self.model.body(self.model.cam_bodyid[i]).name,
+                **known[name],
+                "fovy": float(model.cam_fovy[i]),
+                "position": model.cam_pos[i].tolist(),
+                "quaternion": model.cam_quat[i].tolist(),
+                "body": model.body(model.cam_bodyid[i]).name,
             }
-            for (name, about), i in zip(
-                super().camera_geometry().items(), self.camera_ids.values(), strict=True
-            )
+            for name, i in self.camera_ids.items()
         }
 
     def _projected(self, position: np.ndarray) -> dict[str, np.ndarray]:
         """Where each camera sees a point of the world (3,), m: x to the right and y downwards in 0..1 of the upright frame,
         at its border if outside, NaN if behind the camera.  # {camera: float32 (2,)}"""
-        points = {}
+        points, sizes = {}, self.camera_sizes
         for name, i in self.camera_ids.items():
             offset = position - self.data.cam_xpos[i]
             right, up, backward = offset @ self.data.cam_xmat[i].reshape(3, 3)
             # half the picture's height there, m
             half = -backward * np.tan(np.radians(self.model.cam_fovy[i]) / 2)
-            height, width = self.sizes[name]
+            height, width = sizes[name]
             seen = np.array([right * (height / width), -up]) / half if half > 0 else np.full(2, np.nan)
             points[name] = np.clip(0.5 + 0.5 * seen, 0, 1).astype(np.float32)
         return points
@@ -77,7 +75,6 @@ class MujocoTask(Task):
         """Drop what controllers have stored of another state."""
 
     def get_state(self) -> np.ndarray:
-        """All that decides the future and the image.  # float64 (S,)"""
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         physics = np.empty(mujoco.mj_stateSize(self.model, kind))
         mujoco.mj_getState(self.model, self.data, physics, kind)

@@ -10,25 +10,20 @@ does not. Clutter are plain primitives, which belong to no class. Nothing is sim
 its lowest point on the table.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from xml.etree import ElementTree
 
 import mujoco
 import numpy as np
+from robosuite.models import objects
+from robosuite.models.arenas import TableArena
+from robosuite.models.tasks import Task
+from robosuite.utils.mjcf_utils import CustomMaterial
 
-logging.disable(logging.WARNING)  # robosuite warns at import about optional parts
-
-from robosuite.models import objects  # noqa: E402
-from robosuite.models.arenas import TableArena  # noqa: E402
-from robosuite.models.tasks import Task  # noqa: E402
-from robosuite.utils.mjcf_utils import CustomMaterial  # noqa: E402
-
-logging.disable(logging.NOTSET)
-
-from s2robot.envs.renderer import OffscreenRenderer  # noqa: E402
-from s2robot.envs.world import TABLE_HEIGHT, look_at  # noqa: E402
+from s2robot.envs.renderer import OffscreenRenderer
+from s2robot.envs.world import TABLE_HEIGHT, look_at
 
 LOOK = 1  # of the images: to be raised with any change after which a seed looks different
 OBJECTS = {
@@ -61,10 +56,7 @@ class LabelledImage:
 
 
 class ObjectScene:
-    """All things in one model; those that an image does not show wait far below it.
-
-    Args:
-        size: pixels along a side.
+    """All things in one model, drawn `size` px wide and high; those that an image does not show wait far below it.
 
     Raises:
         EnvError: no offscreen OpenGL library is installed.
@@ -79,16 +71,15 @@ class ObjectScene:
         ElementTree.SubElement(task.worldbody, "camera", name="still", pos="0 0 2")
         self.model = m = mujoco.MjModel.from_xml_string(task.get_xml())
         self.data = mujoco.MjData(m)
-        self.camera = _id(m, "CAMERA", "still")
-        bodies = [_id(m, "BODY", thing.root_body) for thing in things]
+        self.camera = m.camera("still").id
+        bodies = [m.body(thing.root_body).id for thing in things]
         self.places = [int(m.jnt_qposadr[m.body_jntadr[body]]) for body in bodies]
         seen, owner = m.geom_group == 1, m.body_rootid[m.geom_bodyid]
         self.geoms = [np.flatnonzero(seen & (owner == body)) for body in bodies]
         labels = np.zeros(m.ngeom + 1, np.uint8)  # of each geom; the last is -1, where nothing is drawn
         for i, geoms in enumerate(self.geoms):
             labels[geoms] = LABELS.index(CLASSES[i]) if i < len(CLASSES) else _CLUTTER
-        self.table = _id(m, "GEOM", "table_visual")
-        labels[self.table] = _TABLE
+        labels[m.geom("table_visual").id] = _TABLE
         self.labels = labels
         self.points = [_outline(m, body, geoms) for body, geoms in zip(bodies, self.geoms, strict=True)]
         m.qpos0[[place + 2 for place in self.places]] = _AWAY
@@ -98,16 +89,12 @@ class ObjectScene:
         self.renderer = OffscreenRenderer(m, (size, size), coarse=False)  # the objects are what is looked at
 
     def draw(self, kind: int, seed: int, small: bool) -> LabelledImage:
-        """A image of an object of class CLASSES[kind]; all of it is decided by the arguments.
-
-        Drawn again until something of the object is to be seen.
-        """
-        attempt = 0
-        while True:
+        """An image of an object of class CLASSES[kind], decided by the arguments; drawn again until the object is seen."""
+        for attempt in count():
             share, found = self._attempt(kind, np.random.default_rng([seed, kind, attempt, 23]), small)
             if (found.mask == LABELS.index(CLASSES[kind])).mean() > _VISIBLE * share**2:
-                return found
-            attempt += 1
+                break
+        return found
 
     def _attempt(self, kind: int, rng: np.random.Generator, small: bool) -> tuple[float, LabelledImage]:
         """An image, and the share of its side that the object was to take."""
@@ -123,8 +110,8 @@ class ObjectScene:
         self._light(kind, rng)
         self._look(target, distance, fovy, share, rng)
         # poses alone: what waits below would cost a fifth of a second of collisions
-        for place in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight):
-            place(self.model, self.data)
+        for derive in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight):
+            derive(self.model, self.data)
         depth, geoms = self.renderer.truth(self.data, self.camera)
         return share, LabelledImage(self.renderer.render(self.data, self.camera), self.labels[geoms], depth)
 
@@ -139,8 +126,7 @@ class ObjectScene:
         rotation = np.empty(9)
         mujoco.mju_quat2Mat(rotation, quat)
         turned = self.points[thing] @ rotation.reshape(3, 3).T  # (n, 3)
-        middle = (turned.max(0) + turned.min(0)) / 2
-        at = self.places[thing]
+        middle, at = (turned.max(0) + turned.min(0)) / 2, self.places[thing]
         height = TABLE_HEIGHT - turned[:, 2].min()
         self.data.qpos[at : at + 7] = [*(place - middle[:2]), height, *quat]
         return float(np.linalg.norm(turned - middle, axis=1).max())
@@ -171,9 +157,7 @@ class ObjectScene:
             for material in np.unique(m.geom_matid[self.geoms[kind]]):
                 m.mat_rgba[material, :3] = rng.uniform(0.35, 1, 3)
 
-    def _look(
-        self, target: np.ndarray, distance: float, fovy: float, share: float, rng: np.random.Generator
-    ) -> None:
+    def _look(self, target: np.ndarray, distance: float, fovy: float, share: float, rng: np.random.Generator):
         """The camera, so that the object is somewhere in the image, whole as far as nothing stands before it."""
         m = self.model
         up, around = np.radians(rng.uniform(20, 75)), rng.uniform(0, 2 * np.pi)
@@ -203,19 +187,14 @@ def _things() -> Iterator[objects.MujocoObject]:
         yield getattr(objects, made)(name, **fixed.get(name, {}))
     for shape, size in SHAPES.items():
         for name, texture in TEXTURES.items():
-            yield _shape(
-                f"{shape}-{name}", shape, size, material=CustomMaterial(texture, name, f"{name}_mat")
-            )
+            wood = CustomMaterial(texture, name, f"{name}_mat")
+            yield _shape(f"{shape}-{name}", shape, size, material=wood)
     for i, (shape, size) in enumerate(_PLAIN):
         yield _shape(f"clutter{i}", shape, size, rgba=[1, 1, 1, 1])
 
 
 def _shape(name: str, shape: str, size: tuple[float, ...], **look: object) -> objects.MujocoObject:
     return getattr(objects, f"{shape.capitalize()}Object")(name, size=list(size), **look)
-
-
-def _id(model: mujoco.MjModel, kind: str, name: str) -> int:
-    return mujoco.mj_name2id(model, getattr(mujoco.mjtObj, f"mjOBJ_{kind}"), name)
 
 
 def _outline(model: mujoco.MjModel, body: int, geoms: np.ndarray) -> np.ndarray:
@@ -228,21 +207,17 @@ def _outline(model: mujoco.MjModel, body: int, geoms: np.ndarray) -> np.ndarray:
     ring = ball[:, :2] / np.linalg.norm(ball[:, :2], axis=1, keepdims=True)
     found = []
     for geom in geoms:
-        size = model.geom_size[geom]
-        shape = mujoco.mjtGeom(model.geom_type[geom])
-        if shape == mujoco.mjtGeom.mjGEOM_MESH:
+        size, kind = model.geom_size[geom], mujoco.mjtGeom(model.geom_type[geom])
+        if kind == mujoco.mjtGeom.mjGEOM_MESH:
             mesh = model.geom_dataid[geom]
-            start, count = model.mesh_vertadr[mesh], model.mesh_vertnum[mesh]
-            local = model.mesh_vert[start : start + count]
-        elif shape == mujoco.mjtGeom.mjGEOM_CYLINDER:
-            ends = np.sign(ball[:, 2:]) * size[1]
-            local = np.concatenate([ring * size[0], ends], 1)
-        elif shape == mujoco.mjtGeom.mjGEOM_BOX:
+            local = model.mesh_vert[model.mesh_vertadr[mesh] :][: model.mesh_vertnum[mesh]]
+        elif kind == mujoco.mjtGeom.mjGEOM_CYLINDER:
+            local = np.concatenate([ring * size[0], np.sign(ball[:, 2:]) * size[1]], 1)
+        elif kind == mujoco.mjtGeom.mjGEOM_BOX:
             local = corners * size
         else:  # a ball, or a capsule: a ball at each end
-            local = ball * size[0]
-            if shape == mujoco.mjtGeom.mjGEOM_CAPSULE:
-                local = local + np.sign(ball[:, 2:]) * [0, 0, size[1]]
+            half = size[1] if kind == mujoco.mjtGeom.mjGEOM_CAPSULE else 0.0
+            local = ball * size[0] + np.sign(ball[:, 2:]) * [0, 0, half]
         turned = local @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom]
         found.append((turned - data.xpos[body]) @ data.xmat[body].reshape(3, 3))
     return np.concatenate(found)

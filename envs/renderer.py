@@ -10,7 +10,9 @@ Meshes that move have an eighth of their triangles (`s2robot.envs.meshes`).
 
 import atexit
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import mujoco
 import numpy as np
@@ -31,11 +33,9 @@ def outside_view(
     """True for each geom that cannot touch the camera's image, by bounding sphere.  # (ngeom,)"""
     rotation = data.cam_xmat[camera_id].reshape(3, 3)
     centre = (data.geom_xpos - data.cam_xpos[camera_id]) @ rotation  # (ngeom, 3): right, up, backward
-    radius = model.geom_rbound
-    half_y = np.radians(model.cam_fovy[camera_id]) / 2
-    half_x = np.arctan(np.tan(half_y) * aspect)
+    radius, half_y = model.geom_rbound, np.radians(model.cam_fovy[camera_id]) / 2
     outside = centre[:, 2] > radius  # behind the camera
-    for axis, half in ((0, half_x), (1, half_y)):
+    for axis, half in ((0, np.arctan(np.tan(half_y) * aspect)), (1, half_y)):
         # signed distance to the two side planes through the eye
         outside |= np.abs(centre[:, axis]) * np.cos(half) + centre[:, 2] * np.sin(half) > radius
     return outside & (radius > 0)  # planes have no bounding sphere and are always drawn
@@ -106,21 +106,11 @@ class OffscreenRenderer:
         return pixels[::-1].copy()  # OpenGL's first row is the bottom one
 
     def truth(self, data: mujoco.MjData, camera_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """What each pixel of that frame shows: how far it is along the camera's axis, and the geom.
-
-        Returns depth float64 (H, W) in m, and geom ids int (H, W), -1 where there is none.
-        """
-        flags = mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR
-        for flag in flags:
-            self._scene.flags[flag] = True
-        try:
-            pixels, raw = self._read(data, camera_id, *self.size)
-        finally:
-            for flag in flags:
-                self._scene.flags[flag] = False
-        near, far = (
-            edge * self.model.stat.extent for edge in (self.model.vis.map.znear, self.model.vis.map.zfar)
-        )
+        """Each pixel's distance along the camera's axis, m, float64 (H, W), and its geom, int (H, W), -1 for none."""
+        flags = {mujoco.mjtRndFlag.mjRND_SEGMENT: True, mujoco.mjtRndFlag.mjRND_IDCOLOR: True}
+        pixels, raw = self._read(data, camera_id, *self.size, flags=flags)
+        planes = self.model.vis.map
+        near, far = (edge * self.model.stat.extent for edge in (planes.znear, planes.zfar))
         depth = near * far / (near + raw[::-1].astype(np.float64) * (far - near))
         colours = pixels[::-1].astype(np.int64)
         segments = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]  # 0: nothing drawn
@@ -144,23 +134,16 @@ class OffscreenRenderer:
                 still.pixels, still.depth = self._read(data, camera_id, height, width, ~self._fixed)
         if still.mixed:
             return None
-        sky = self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX]
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = False
-        try:
-            pixels, depth = self._read(data, camera_id, height, width, self._fixed)
-        finally:
-            self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = sky
+        no_sky = {mujoco.mjtRndFlag.mjRND_SKYBOX: False}
+        pixels, depth = self._read(data, camera_id, height, width, self._fixed, no_sky)
         assert still.pixels is not None and still.depth is not None
-        rows = np.flatnonzero(depth.any(axis=1))
-        out = still.pixels.copy()
-        if not len(rows):
-            return out
-        part = slice(rows[0], rows[-1] + 1)
-        depth, behind = depth[part], still.depth[part]
-        if np.any((depth == behind) & (depth > 0)):  # OpenGL takes the one that it draws last
-            return None
-        nearer = depth > behind
-        out[part][nearer] = pixels[part][nearer]
+        rows, out = np.flatnonzero(depth.any(axis=1)), still.pixels.copy()
+        if len(rows):
+            part = slice(rows[0], rows[-1] + 1)
+            depth, behind = depth[part], still.depth[part]
+            if np.any((depth == behind) & (depth > 0)):  # OpenGL takes the one that it draws last
+                return None
+            out[part][depth > behind] = pixels[part][depth > behind]
         return out
 
     def _scene_bytes(self, data: mujoco.MjData, camera_id: int) -> bytes:
@@ -182,10 +165,21 @@ class OffscreenRenderer:
         return geoms and not self._scene.nskin and not self._scene.nflex
 
     def _read(
-        self, data: mujoco.MjData, camera_id: int, height: int, width: int, hidden: np.ndarray | None = None
+        self,
+        data: mujoco.MjData,
+        camera_id: int,
+        height: int,
+        width: int,
+        hidden: np.ndarray | None = None,
+        flags: Mapping[int, bool] = MappingProxyType({}),
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels and depths of the scene without the hidden geoms, bottom row first."""
+        """Pixels and depths of the scene without the hidden geoms, drawn with other flags, bottom row first."""
+        before = {flag: self._scene.flags[flag] for flag in flags}
+        for flag, value in flags.items():
+            self._scene.flags[flag] = value
         rect = self._draw(data, camera_id, height, width, hidden)
+        for flag, value in before.items():
+            self._scene.flags[flag] = value
         pixels, depth = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.float32)
         # far counted as 0: that is how it is kept, and the only way that rounds far things finely
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
@@ -207,11 +201,9 @@ class OffscreenRenderer:
     def _update(self, data: mujoco.MjData, camera_id: int, hidden: np.ndarray) -> None:
         """The scene of a camera without the hidden geoms."""
         self._camera.fixedcamid = camera_id
-        groups = self.model.geom_group.copy()
+        groups, everything = self.model.geom_group.copy(), mujoco.mjtCatBit.mjCAT_ALL
         self.model.geom_group[hidden] = _HIDDEN_GROUP
-        mujoco.mjv_updateScene(
-            self.model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
-        )
+        mujoco.mjv_updateScene(self.model, data, self._option, None, self._camera, everything, self._scene)
         self.model.geom_group[:] = groups
 
     def close(self) -> None:
@@ -221,11 +213,7 @@ class OffscreenRenderer:
 
 
 def opengl() -> str:
-    """Who draws: OpenGL's own name of renderer and version, such as `llvmpipe (LLVM 15.0.6, 256 bits), 4.5 ...`.
-
-    Raises:
-        EnvError: as of :class:`OffscreenRenderer`.
-    """
+    """OpenGL's own name of renderer and version, such as `llvmpipe (LLVM 15.0.6, 256 bits), 4.5 ...`."""
     context = _gl_context(1, 1)
     from OpenGL import GL  # MuJoCo brings it; imported late, when the platform is chosen
 
@@ -243,9 +231,7 @@ def _gl_context(width: int, height: int) -> "mujoco.GLContext":
     return mujoco.GLContext(width, height)
 
 
-def _free(
-    context: mujoco.MjrContext, gl: "mujoco.GLContext"
-) -> None:  # a string: not there with MUJOCO_GL=disable
+def _free(context: mujoco.MjrContext, gl: "mujoco.GLContext") -> None:  # a string: MUJOCO_GL=disable has none
     gl.make_current()  # else the buffers of these names in another renderer's context are deleted
     context.free()
     gl.free()

@@ -1,5 +1,6 @@
 """Settings of any robosuite world; read and written where robosuite is not installed, too."""
 
+from types import new_class
 from typing import Any
 
 from pydantic import Field
@@ -67,17 +68,11 @@ class RobosuiteSettings(CommonSettings, at="task", file="task/robosuite"):
         return ExpertSettings if known else None
 
 
-class LiftSettings(RobosuiteSettings, at="task", file="task/lift"):
-    """`task=lift`"""
+def _named(task: str) -> type[RobosuiteSettings]:
+    """The class of `task=<task>`, whose defaults are in configs/task/<task>.yaml."""
+    where = {"at": "task", "file": f"task/{task}"}
+    name = f"{task.capitalize()}Settings"
+    return new_class(name, (RobosuiteSettings,), where, lambda own: own.update(__module__=__name__))
 
 
-class StackSettings(RobosuiteSettings, at="task", file="task/stack"):
-    """`task=stack`"""
-
-
-class CanSettings(RobosuiteSettings, at="task", file="task/can"):
-    """`task=can`"""
-
-
-class SquareSettings(RobosuiteSettings, at="task", file="task/square"):
-    """`task=square`"""
+LiftSettings, StackSettings, CanSettings, SquareSettings = map(_named, ("lift", "stack", "can", "square"))

@@ -15,16 +15,25 @@ from typing import Any
 
 import mujoco
 import numpy as np
+import robosuite
+from robosuite.controllers import load_part_controller_config
+from robosuite.environments.base import REGISTERED_ENVS
+from robosuite.robots import ROBOT_CLASS_MAPPING, FixedBaseRobot
 
-from s2robot.envs.errors import EnvError
-from s2robot.envs.experts.in_task import TaskExpert
+from s2robot.envs.errors import EnvError, check_known
 from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
-from s2robot.envs.frames import sizes_of
+from s2robot.envs.experts.worlds import TaskExpert
 from s2robot.envs.mujoco_task import MujocoTask, geoms_of, touching
 from s2robot.envs.robosuite_config import GRASPED, RobosuiteSettings
-from s2robot.envs.robosuite_make import VERSION, arguments, made
 from s2robot.envs.robots import ROBOTS
 
+VERSION = robosuite.__version__
+# arguments of robosuite.make that task.kwargs must not give, and what is expected in their place: a hard reset would leave
+# us the old scene, and an episode that robosuite ends cannot be stepped on
+_RESERVED = {
+    "robots": "task.robot", "controller_configs": "task.controller", "control_freq": "task.rate_hz",
+    "horizon": "task.max_steps", "ignore_done": "task.max_steps", "hard_reset": "none: resets are soft",
+}  # fmt: skip
 # arrays of an arm's controller that the next step depends on; all others are set anew by it. A redundant arm is drawn
 # to the joints in which the episode began.
 _GOALS = ("goal_pos", "goal_ori", "goal_qpos", "initial_joint")
@@ -32,20 +41,15 @@ _FAR = 5.0  # m: robosuite puts away what an episode does not need
 
 
 class RobosuiteTask(MujocoTask):
-    """One robosuite environment; see the module for what is done to it.
-
-    Raises:
-        EnvError: an environment, robot, controller, camera or observable that robosuite lacks.
-    """
+    """One robosuite environment; EnvError for a name that robosuite lacks."""
 
     Settings = RobosuiteSettings
     settings: RobosuiteSettings
 
     def __init__(self, settings: RobosuiteSettings | None = None, draw: bool = True):
         self.settings, self.draw = settings or RobosuiteSettings(), draw
-        self.raw = made(self.settings)
+        self.raw = _made(self.settings)
         self._reset_raw()
-        self.sizes = sizes_of(self.settings.image_size, self.settings.cameras)
         self._look_at_scene()
         self.action_parts, low, high, self._scale, self._offset = _actions(self.raw)
         self.proprio_parts = self._proprio_parts()
@@ -56,29 +60,21 @@ class RobosuiteTask(MujocoTask):
 
     def _look_at_scene(self) -> None:
         self.model, self.data = self.raw.sim.model._model, self.raw.sim.data._data
-        self.camera_ids = {name: self._camera(name) for name in self.settings.cameras}
-        self._fingers = self._own_fingers()
-
-    def _camera(self, name: str) -> int:
         known = [self.model.camera(i).name for i in range(self.model.ncam)]
-        if name not in known:
-            raise EnvError(f"task.cameras: found '{name}', expected some of {', '.join(known)}")
-        return known.index(name)
+        check_known("task.cameras", self.settings.cameras, known)
+        self.camera_ids = {name: known.index(name) for name in self.settings.cameras}
+        self._fingers = self._own_fingers()
 
     def _proprio_parts(self) -> list[dict]:
         seen = self._observed()
-        parts = []
-        for key in self.settings.proprio:
-            if key not in seen:
-                known = ", ".join(k for k in seen if not k.endswith("-state"))
-                raise EnvError(f"task.proprio: found '{key}', expected some of {known}")
-            if key.endswith("_quat"):
-                parts.append(
-                    {"name": key.removesuffix("_quat"), "size": 6, "kind": "rotation", "form": "rot6d"}
-                )
-            else:
-                parts.append({"name": key, "size": int(np.size(seen[key])), "kind": "absolute"})
-        return parts
+        known = [key for key in seen if not key.endswith("-state")]
+        check_known("task.proprio", self.settings.proprio, known)
+        return [
+            {"name": key.removesuffix("_quat"), "size": 6, "kind": "rotation", "form": "rot6d"}
+            if key.endswith("_quat")
+            else {"name": key, "size": int(np.size(seen[key])), "kind": "absolute"}
+            for key in self.settings.proprio
+        ]
 
     def _observed(self) -> dict[str, Any]:
         """robosuite's observables, and `robot0_gripper_command`: the commanded opening, -1..1, which takes some steps from one
@@ -147,11 +143,10 @@ class RobosuiteTask(MujocoTask):
         return self._guide is not None and self._guide.grasp_missed()
 
     def expert(self, rng: np.random.Generator, settings: ExpertSettings | None = None) -> Any:
-        if not self.settings.Expert:
-            raise EnvError(
-                f"task.env: found {self.settings.env} with {self.settings.robot} and {self.settings.controller}, "
-                f"expected one of {', '.join(EXPERTS)} with Panda and OSC_POSE: no other has a scripted expert"
-            )
+        s = self.settings
+        if not s.Expert:
+            expected = f"one of {', '.join(EXPERTS)} with Panda and OSC_POSE, which have a scripted expert"
+            raise EnvError(f"task.env: expected {expected}, got {s.env} with {s.robot} and {s.controller}")
         return TaskExpert(self, rng, settings)
 
     @property
@@ -161,9 +156,8 @@ class RobosuiteTask(MujocoTask):
     @property
     def grip_points(self) -> dict[str, np.ndarray]:
         """Of the first arm."""
-        sites = self.raw.robots[0].eef_site_id
-        at = self.data.site_xpos[next(iter(sites.values()))]
-        return self._projected(at)
+        site = next(iter(self.raw.robots[0].eef_site_id.values()))
+        return self._projected(self.data.site_xpos[site])
 
     # ---------------------------------------------------------------- state
 
@@ -174,10 +168,9 @@ class RobosuiteTask(MujocoTask):
             found += [(gripper, "current_action") for gripper in robot.gripper.values()]
             composite = robot.composite_controller
             for part, controller in composite.part_controllers.items():
-                names = _GOALS if part not in composite.grippers else ()
-                found += [
-                    (controller, n) for n in names if isinstance(getattr(controller, n, None), np.ndarray)
-                ]
+                if part not in composite.grippers:
+                    arrays = (n for n in _GOALS if isinstance(getattr(controller, n, None), np.ndarray))
+                    found += [(controller, name) for name in arrays]
         return found
 
     def _counters(self) -> list[tuple[Any, str]]:
@@ -187,23 +180,16 @@ class RobosuiteTask(MujocoTask):
 
     def arguments(self) -> dict[str, Any]:
         """What makes this world in `robosuite.make` and in robomimic, as JSON types."""
-        return {"env_version": VERSION, "env_kwargs": arguments(self.settings)}
+        return {"env_version": VERSION, "env_kwargs": _arguments(self.settings)}
 
     def load_scene(self, xml: str) -> None:
-        """Take the scene that a recording keeps in the place of one's own, until the next is loaded.
-
-        Raises:
-            EnvError: one that this robosuite cannot read; another version's, most often.
-        """
+        """Load the scene that a recording stores; EnvError for one that this robosuite cannot read, such as another version's."""
         try:
             self.raw.reset_from_xml_string(self.raw.edit_model_xml(xml))
-        except (
-            Exception
-        ) as error:  # names that another version gave to joints, sites and meshes; XML that is none
+        except Exception as error:  # of many types: other names of joints, sites and meshes; XML that is none
             text = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            raise EnvError(
-                f"found a scene that robosuite {VERSION} cannot load ({text}), expected one of its own"
-            ) from None
+            found = f"found a scene that robosuite {VERSION} cannot load ({text})"
+            raise EnvError(f"{found}, expected one of its own") from None
         self.close()  # the renderer is of the scene before
         self._look_at_scene()
 
@@ -230,13 +216,10 @@ class RobosuiteTask(MujocoTask):
                 controller.new_update = True
 
     def _judge(self) -> None:
-        last = len(self.settings.stages) - 1
-        reached = 0
         if self.raw._check_success():
-            reached = last
-        elif last == 2 and (thing := self.grasped_thing()) is not None:
-            reached = int(self._grasps(thing))
-        self._furthest = max(self._furthest, reached)
+            self._furthest = len(self.settings.stages) - 1
+        elif (thing := self._thing_to_grasp()) is not None and self._grasps(thing):
+            self._furthest = max(self._furthest, 1)
 
     def _grasps(self, thing: Any) -> bool:
         if not self._fingers:
@@ -259,17 +242,14 @@ class RobosuiteTask(MujocoTask):
         known = (spec.finger_bodies for spec in ROBOTS.values() if bodies.issuperset(spec.finger_bodies))
         return [geoms_of(self.model, self.model.body(name).id) for name in next(known, ())]
 
-    def grasped_thing(self) -> Any:
-        """The object that is to be grasped, where it is known: robosuite's own object."""
+    def _thing_to_grasp(self) -> Any:
+        """robosuite's own object, where it is known which."""
+        raw = self.raw
         if self.settings.env not in GRASPED:
             return None
-        raw = self.raw
         if hasattr(raw, "object_id") and hasattr(raw, "objects"):
             return raw.objects[raw.object_id]
-        if hasattr(raw, "nut_id"):
-            return raw.nuts[raw.nut_id]
-        things = raw.model.mujoco_objects
-        return things[0] if things else None
+        return raw.nuts[raw.nut_id] if hasattr(raw, "nut_id") else next(iter(raw.model.mujoco_objects), None)
 
     def _places(self) -> dict[str, float]:
         """x, y (m, world) and yaw (rad) of all that lies about, by its body's name."""
@@ -284,53 +264,84 @@ class RobosuiteTask(MujocoTask):
         return places
 
 
+def _made(s: RobosuiteSettings) -> Any:
+    """robosuite's environment; EnvError for a name or an argument that robosuite lacks, or that is not to be given."""
+    ours = {name for name, world in REGISTERED_ENVS.items() if world.__module__.startswith("robosuite.")}
+    check_known("task.env", [s.env], sorted(ours))
+    # the others have a second arm, a base or legs, and of the parts of a robot an arm alone has a controller here
+    arms = [name for name, kind in ROBOT_CLASS_MAPPING.items() if kind is FixedBaseRobot and name != "Baxter"]
+    check_known("task.robot", s.robot.split("+"), sorted(arms))
+    controllers = set(robosuite.ALL_PART_CONTROLLERS) - {"IK_POSE"}  # whose limits are those of joints
+    check_known("task.controller", [s.controller], sorted(controllers))
+    for key in (key for key in s.kwargs if key in _RESERVED):
+        raise EnvError(f"task.kwargs.{key}: found {s.kwargs[key]}, expected {_RESERVED[key]}")
+    try:
+        return robosuite.make(s.env, **{"seed": 0, **_arguments(s)})
+    except Exception as error:  # of many types, from any depth
+        raise EnvError(f"task: robosuite refuses {s.env} with {s.robot} and {s.kwargs}: {error}") from None
+
+
+def _arguments(s: RobosuiteSettings) -> dict[str, Any]:
+    """Of `robosuite.make`, beside the environment and the seed."""
+    robots = s.robot.split("+")
+    part = load_part_controller_config(default_controller=s.controller)
+    config = {"type": "BASIC", "body_parts": {"right": {**part, "gripper": {"type": "GRIP"}}}}
+    usual = {
+        "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False, "use_object_obs": False,
+        "reward_shaping": True, "hard_reset": False, "ignore_done": True,
+    }  # fmt: skip
+    return {
+        "robots": robots if len(robots) > 1 else robots[0],
+        "controller_configs": [config] * len(robots) if len(robots) > 1 else config,
+        "control_freq": s.rate_hz,
+        **usual,
+        **s.kwargs,
+    }
+
+
 def _actions(raw: Any) -> tuple[list[dict], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The parts of an action, its limits, and what makes ours of robosuite's -1..1: times scale, plus offset."""
-    parts: list[dict] = []
-    scales: list[np.ndarray] = []
-    offsets: list[np.ndarray] = []
-    several = len(raw.robots) > 1
+    found: list[tuple[dict, np.ndarray, np.ndarray]] = []
     for number, robot in enumerate(raw.robots):
         composite = robot.composite_controller
         for name, controller in composite.part_controllers.items():
             first, last = composite._action_split_indexes[name]
-            if first == last:
-                continue
-            prefix = f"robot{number}_" if several else ""
+            prefix = f"robot{number}_" if len(raw.robots) > 1 else ""
             prefix += f"{name}_" if len(robot.arms) > 1 else ""
-            for part, scale, offset in _parts(prefix, name, controller, last - first, composite):
-                parts.append(part)
-                scales.append(scale)
-                offsets.append(offset)
+            if name in composite.grippers and last > first:
+                size, half = last - first, np.full(last - first, 0.5)
+                limits = {"low": [0.0] * size, "high": [1.0] * size}
+                found.append(
+                    ({"name": f"{prefix}gripper", "size": size, "kind": "binary", **limits}, half, half)
+                )
+            elif last > first:
+                found += _arm_parts(prefix, controller, last - first)
+    parts, scales, offsets = zip(*found, strict=True)
     scale, offset = np.concatenate(scales), np.concatenate(offsets)
-    return parts, offset - scale, offset + scale, scale, offset
+    return list(parts), offset - scale, offset + scale, scale, offset
 
 
-def _parts(prefix: str, name: str, controller: Any, size: int, composite: Any) -> list[tuple]:
-    """(part, scale, offset) of one of robosuite's controllers."""
-    if name in composite.grippers:
-        half = np.full(size, 0.5)
-        return [({"name": f"{prefix}gripper", "size": size, "kind": "binary", "low": [0.0] * size, "high": [1.0] * size},
-                 half, half)]  # fmt: skip
-    kind = controller.name
+def _arm_parts(prefix: str, controller: Any, size: int) -> list[tuple[dict, np.ndarray, np.ndarray]]:
+    """(part, scale, offset) of one of robosuite's controllers of an arm."""
     moves = getattr(controller, "input_type", "") == "delta"
-    if kind.startswith(("OSC", "IK", "JOINT_POSITION")) and moves:
+    kind = "delta" if moves else "absolute"
+    if controller.name.startswith(("OSC", "IK", "JOINT_POSITION")) and moves:
         most = np.broadcast_to(np.asarray(controller.output_max, float), (size,))
     else:  # velocities, torques, and targets in robosuite's own units
         most = np.ones(size)
-    if kind.startswith("JOINT"):
-        words: list[tuple] = [(f"{prefix}joints", size, "delta" if moves else "absolute", {})]
+    if controller.name.startswith("JOINT"):
+        labels: list[tuple[str, int, dict]] = [("joints", size, {"kind": kind})]
     else:
-        turn = {"form": "axis_angle", "relative": moves}
-        words = [(f"{prefix}position", 3, "delta" if moves else "absolute", {})]
-        words += [(f"{prefix}rotation", 3, "rotation", turn)] if size >= 6 else []
-        words += [(f"{prefix}other", size % 3, "absolute", {})] if size % 3 else []
+        labels = [("position", 3, {"kind": kind})]
+        turn = {"kind": "rotation", "form": "axis_angle", "relative": moves}
+        labels += [("rotation", 3, turn)] if size >= 6 else []
+        labels += [("other", size % 3, {"kind": "absolute"})] if size % 3 else []
     found, at = [], 0
-    for label, count, what, more in words:
-        scale = most[at : at + count]
+    for label, count, about in labels:
+        scale, at = most[at : at + count], at + count
         limits = {"low": (-scale).tolist(), "high": scale.tolist()}
-        found.append(({"name": label, "size": count, "kind": what, **limits, **more}, scale, np.zeros(count)))
-        at += count
+        part = {"name": f"{prefix}{label}", "size": count, **about, **limits}
+        found.append((part, scale, np.zeros(count)))
     return found
 
 

@@ -6,7 +6,7 @@ table's centre, the joint of the gripper's opening, and the two finger bodies.
 
 from dataclasses import dataclass
 
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import check_known
 
 MOST_HZ = 500  # robosuite steps its physics by 2 ms, so at a higher control rate none would fit and the world stand still
 
@@ -15,7 +15,6 @@ MOST_HZ = 500  # robosuite steps its physics by 2 ms, so at a higher control rat
 class RobotSpec:
     """One arm with a parallel gripper. Lengths in m, angles in rad, frames as in MuJoCo."""
 
-    name: str
     robosuite_name: str
     base_x: float  # the base's distance from the table's centre along x (negative: behind the table)
     home: tuple[float, ...]  # (7,) start joints, gripper straight down
@@ -32,7 +31,6 @@ class RobotSpec:
 
 ROBOTS = {
     "xarm7": RobotSpec(
-        name="xarm7",
         robosuite_name="XArm7",
         base_x=-0.46,
         home=(0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0),
@@ -47,7 +45,6 @@ ROBOTS = {
         camera_fovy=75.0,
     ),
     "panda": RobotSpec(
-        name="panda",
         robosuite_name="Panda",
         base_x=-0.5,
         home=(0.0, 0.1094, 0.0, -2.5686, 0.0, 2.6781, 0.7859),
@@ -66,6 +63,5 @@ ROBOTS = {
 
 def robot_spec(name: str) -> RobotSpec:
     """The spec of ``name``; an unknown one raises EnvError with the names that exist."""
-    if name not in ROBOTS:
-        raise EnvError(f"robot: found '{name}', expected one of {', '.join(ROBOTS)}")
+    check_known("robot", [name], ROBOTS)
     return ROBOTS[name]

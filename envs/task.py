@@ -11,26 +11,19 @@ A task is a gymnasium environment: ``check_env`` passes. Its settings (task_sett
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 import gymnasium
 import numpy as np
 
-from s2robot.core.parts import read_parts
+from s2robot.core.parts import default_parts, plain, read_parts
 from s2robot.envs.errors import EnvError
-from s2robot.envs.frames import image_space, side_by_side, sizes_of
+from s2robot.envs.frames import sizes_of
 from s2robot.envs.task_settings import CommonSettings, Group, TaskSettings
 
-__all__ = [
-    "CommonSettings",
-    "Expert",
-    "Group",
-    "Task",
-    "TaskSettings",
-    "next_action",
-]
+__all__ = ["CommonSettings", "Expert", "Group", "Task", "TaskSettings", "next_action"]
 
 
 class Expert(Protocol):
@@ -78,19 +71,15 @@ class AskedExpert:
         """
         present = self.remember()
         with self.world.rehearsal():
-            self.recall(memory or present)
+            vars(self.holder).update(memory or present)
             self.calm()
             actions = next_actions(self.world, self, steps)
-        self.recall(present)
+        vars(self.holder).update(present)
         return actions
 
     def remember(self) -> dict[str, Any]:
-        """Its memory of the episode, for `recall`."""
+        """Its memory of the episode."""
         return {name: getattr(self.holder, name) for name in self.memory}
-
-    def recall(self, memory: dict[str, Any]) -> None:
-        """Go back to what `remember` returned."""
-        vars(self.holder).update(memory)
 
 
 class Task(gymnasium.Env):
@@ -107,8 +96,8 @@ class Task(gymnasium.Env):
     Settings: ClassVar[type] = CommonSettings
     settings: Any
     joint_names: tuple[str, ...] = ()
-    action_parts: list[dict] | None = None
-    proprio_parts: list[dict] | None = None
+    action_parts: Sequence[dict] = ()  # by default the joints (deltas) and the gripper of an arm,
+    proprio_parts: Sequence[dict] = ()  # and its joints and its gripper's opening
     render_mode: str | None = None
     draw: bool = True
     _steps = 0
@@ -140,8 +129,7 @@ class Task(gymnasium.Env):
     @property
     def stage(self) -> str:
         """The furthest stage reached in this episode."""
-        stages = self.settings.stages
-        return stages[-1] if self.is_success else stages[0]
+        return self.settings.stages[-1 if self.is_success else 0]
 
     @property
     def progress(self) -> float:
@@ -169,15 +157,9 @@ class Task(gymnasium.Env):
         return False
 
     def expert(self, rng: np.random.Generator, settings: Any = None) -> Expert:
-        """A scripted expert for the episode that has just begun.
-
-        Raises:
-            EnvError: the task has none.
-        """
-        raise EnvError(
-            f"task {self.settings.task}: it has no scripted expert, so there is nothing to record from; demos come "
-            "from elsewhere (demos.path=<dataset>)"
-        )
+        """A scripted expert for the episode that has just begun; EnvError if the task has none."""
+        hint = "nothing to record from; use demos from elsewhere (demos.path=<dataset>)"
+        raise EnvError(f"task {self.settings.task}: it has no scripted expert, so there is {hint}")
 
     # Recordings of states need these, and frames are drawn later; without them, demos hold the frames.
 
@@ -213,8 +195,7 @@ class Task(gymnasium.Env):
     @property
     def camera_sizes(self) -> dict[str, tuple[int, int]]:
         """(H, W) of each camera's frames, in the policy's order."""
-        images: Any = self.observation_space["images"]  # type: ignore[index]
-        return {name: images[name].shape[:2] for name in self.settings.cameras}
+        return sizes_of(self.settings.image_size, self.settings.cameras)
 
     def spaces(self, action_low, action_high, proprio_size: int) -> None:
         """Declare the spaces: actions within limits (A,), frames of the settings' sizes, proprioception.
@@ -222,20 +203,20 @@ class Task(gymnasium.Env):
         Raises:
             UserError: parts that are none, or do not add up to them.
         """
-        sizes = sizes_of(self.settings.image_size, self.settings.cameras)
-        self.observation_space = gymnasium.spaces.Dict(
-            {
-                "images": image_space(sizes),
-                "proprio": gymnasium.spaces.Box(-np.inf, np.inf, (proprio_size,), np.float32),
-            }
-        )
-        self.action_space = gymnasium.spaces.Box(
+        spaces = gymnasium.spaces
+        images = {name: spaces.Box(0, 255, (*size, 3), np.uint8) for name, size in self.camera_sizes.items()}
+        proprio = spaces.Box(-np.inf, np.inf, (proprio_size,), np.float32)
+        self.observation_space = spaces.Dict({"images": spaces.Dict(images), "proprio": proprio})
+        self.action_space = spaces.Box(
             np.asarray(action_low, np.float32), np.asarray(action_high, np.float32)
         )
-        sizes_of_parts = {"action_parts": len(action_low), "proprio_parts": proprio_size}
-        for key, size in sizes_of_parts.items():
-            if (parts := getattr(self, key)) is not None:
-                read_parts(parts, f"task {self.settings.task}: {key}", size)
+        for key, size in (("action_parts", len(action_low)), ("proprio_parts", proprio_size)):
+            if not getattr(self, key):
+                setattr(self, key, self._usual(key))
+            read_parts(getattr(self, key), f"task {self.settings.task}: {key}", size)
+
+    def _usual(self, key: str) -> list[dict]:
+        return plain(default_parts(key, len(self.joint_names)))
 
     def reset(self, *, seed=None, options=None):
         """Start an episode; the seed alone decides it."""
@@ -254,11 +235,9 @@ class Task(gymnasium.Env):
 
     def step_physics(self, action) -> None:
         """:meth:`step` without an observation: what a rollout needs between two decisions of a policy."""
-        action, size = np.asarray(action, float), self.action_space.shape[0]  # type: ignore[index]
-        if action.shape != (size,):
-            raise EnvError(f"action: found shape {action.shape}, expected {size} finite numbers")
-        if not np.isfinite(action).all():
-            raise EnvError(f"action: found {action.tolist()}, expected {size} finite numbers")
+        action, shape = np.asarray(action, float), self.action_space.shape
+        if action.shape != shape or not np.isfinite(action).all():
+            raise EnvError(f"action: found {action.tolist()}, expected finite numbers of shape {shape}")
         self.apply(action)
         self._steps += 1
 
@@ -267,37 +246,29 @@ class Task(gymnasium.Env):
         return {"images": self.frames() if self.draw else {}, "proprio": self.proprio}
 
     def frames(self) -> dict[str, np.ndarray]:
-        """:meth:`render_cameras`, checked.
-
-        Raises:
-            EnvError: a camera is missing, or its frame is of another type or size than the settings say.
-        """
+        """:meth:`render_cameras`; EnvError where a frame is missing, or of another type or size than the settings say."""
         frames = self.render_cameras()
-        spaces: Any = self.observation_space["images"] if frames else {}  # type: ignore[index]
-        for name, box in spaces.items():
+        for name, size in self.camera_sizes.items() if frames else ():
             found = frames.get(name)
-            if found is None or found.dtype != np.uint8 or found.shape != box.shape:
+            if found is None or found.dtype != np.uint8 or found.shape != (*size, 3):
                 got = "none" if found is None else f"{found.dtype} {found.shape}"
-                raise EnvError(
-                    f"task {self.settings.task}: render_cameras: '{name}': expected uint8 {box.shape}, got {got}"
-                )
+                what = f"task {self.settings.task}: render_cameras: '{name}'"
+                raise EnvError(f"{what}: expected uint8 {(*size, 3)}, got {got}")
         return frames
 
     def info(self) -> dict[str, Any]:
         """The facts about the episode so far."""
-        known = {
-            "is_success": self.is_success,
-            "stage": self.stage,
-            "progress": self.progress,
-            "layout": dict(self.layout),
-        }
-        return known | ({"grip_points": points} if (points := self.grip_points) else {})
+        facts = {"is_success": self.is_success, "stage": self.stage, "progress": self.progress}
+        points = self.grip_points
+        return facts | {"layout": dict(self.layout)} | ({"grip_points": points} if points else {})
 
     def render(self):
-        """The cameras side by side.  # uint8 (max H, sum of W, 3)"""
-        if self.render_mode == "rgb_array":
-            return side_by_side(self.render_cameras().values())
-        return None
+        """The cameras side by side, black below the lower ones.  # uint8 (max H, sum of W, 3)"""
+        if self.render_mode != "rgb_array":
+            return None
+        frames = list(self.render_cameras().values())
+        height = max(map(len, frames))
+        return np.concatenate([np.pad(f, ((0, height - len(f)), (0, 0), (0, 0))) for f in frames], axis=1)
 
     def record_fields(self, layout: Mapping[str, float], progress: float) -> tuple[dict, dict]:
         """The fields of an episode's record for its start and its best progress; JSON types.
@@ -314,9 +285,8 @@ class Task(gymnasium.Env):
         return {name: {"size": list(size)} for name, size in self.camera_sizes.items()}
 
     def describe(self) -> dict[str, Any]:
-        """The attributes that datasets and checkpoints store of this world; JSON types."""
+        """The attributes that datasets and checkpoints store of this world; JSON types. An arm's usual parts are left out."""
         s = self.settings
-        values = s.model_dump()
         about = {
             "robot": s.robot,
             "joint_names": list(self.joint_names),
@@ -325,7 +295,7 @@ class Task(gymnasium.Env):
             "camera_geometry": self.camera_geometry(),
             "action_frame": s.action_frame,
             "env_version": s.version,
-            "env_config": {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
+            "env_config": {k: list(v) if isinstance(v, tuple) else v for k, v in s.model_dump().items()},
         }
         parts = {"action_parts": self.action_parts, "proprio_parts": self.proprio_parts}
-        return about | {name: value for name, value in parts.items() if value is not None}
+        return about | {key: value for key, value in parts.items() if value != self._usual(key)}

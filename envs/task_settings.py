@@ -1,7 +1,7 @@
-"""Settings of a task, with the facts about it that need no simulator: stages, messages, records."""
+"""Settings of a task, with the facts about it that need no simulator: stages, messages, records, the plot of a layout."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -9,6 +9,9 @@ from pydantic import Field, field_validator
 
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.frames import ImageSize, as_image_size, sizes_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Record = Mapping[str, Any]  # of an episode: one line of episodes.jsonl
 
@@ -26,7 +29,7 @@ class Group:
     alpha: float = 1.0
     tick_alpha: float = 1.0
 
-    def scatter(self, axes: Any, x: np.ndarray, y: np.ndarray) -> None:
+    def scatter(self, axes: "Axes", x: np.ndarray, y: np.ndarray) -> None:
         """Draw the markers at x and y (n,)."""
         axes.scatter(
             x, y, s=self.size, marker=self.marker, color=self.colour, alpha=self.alpha, edgecolors="white",
@@ -60,12 +63,11 @@ class TaskSettings(Settings):
     stages: ClassVar[Any] = ("start", "success")
     success_text: ClassVar[Any] = "succeeded"
     failures: ClassVar[Mapping[str, str]] = {}  # stage -> description of an episode that ended there
-    # "module:function" of (axes, groups, summary, small) that draws a marker for each record; "": one line per number
-    plot_layout: ClassVar[str] = ""
     placing_keys: ClassVar[tuple[str, ...]] = ()  # keys of :meth:`placement` that the plot shows
     columns_text: ClassVar[str] = ""  # describes the columns of :meth:`table`
-
-    Expert: ClassVar[Any] = None  # class of the scripted expert's settings; None: they are a plain dict
+    Expert: ClassVar[Any] = (
+        None  # class of the scripted expert's settings; None: there is no expert with settings
+    )
 
     @field_validator("cameras", check_fields=False)
     @classmethod
@@ -93,10 +95,8 @@ class TaskSettings(Settings):
 
     def about(self) -> dict[str, Any]:
         """Return what a summary stores of the task, for readers that lack the task."""
-        return {
-            "name": self.task, "version": self.version, "stages": list(self.stages), "success_text": self.success_text,
-            "failures": dict(self.failures),
-        }  # fmt: skip
+        keys = {"version": self.version, "stages": list(self.stages), "success_text": self.success_text}
+        return {"name": self.task, **keys, "failures": dict(self.failures)}
 
     def placement(self) -> dict[str, Any]:
         """Return what a summary stores of where objects are placed, by key."""
@@ -123,6 +123,35 @@ class TaskSettings(Settings):
         cells = {name: f"{value:+z.3g}" for name, value in cls.layout_of(record).items()}
         best = record.get("progress")
         return cells | ({} if best is None else {"best progress": f"{best:.3g}"})
+
+    @classmethod
+    def draw_layout(
+        cls, axes: "Axes", groups: Sequence[Group], about: Mapping[str, Any], small: bool = False
+    ) -> None:
+        """Plot where episodes began, here with a line for each number of the layout.
+
+        Args:
+            about: an evaluation's summary.
+            small: a plot beside others.
+        """
+        layouts = [[cls.layout_of(record) for record in group.records] for group in groups]
+        names = sorted({name for group in layouts for layout in group for name in layout})
+        for row, name in enumerate(names):
+            values = [np.array([layout.get(name, np.nan) for layout in group]) for group in layouts]
+            low, high = (f(np.concatenate(values)) for f in (np.nanmin, np.nanmax))
+            for i, (group, found) in enumerate(zip(groups, values, strict=True)):
+                if len(found):  # side by side, a little apart
+                    shift = 0.5 * (i + 0.5) / len(groups) - 0.25
+                    place = (found - low) / max(high - low, 1e-12)
+                    shown = group if row == 0 else replace(group, label="_")
+                    shown.scatter(axes, place, np.full(len(found), row + shift))
+            axes.text(1.02, row, f"{low:.3g} to {high:.3g}", va="center", fontsize=8)
+        if not names:
+            axes.text(0.5, 0.5, "this task has no layout", ha="center", va="center", transform=axes.transAxes)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set_xlim(-0.05, 1.3)
+        axes.set_xticks([])
+        axes.set_xlabel("least → most")
 
 
 class CommonSettings(TaskSettings, at="task"):

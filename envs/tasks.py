@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from s2robot.core.settings import read
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gl import check_gl
 from s2robot.envs.task_settings import TaskSettings
@@ -29,17 +30,13 @@ SETTINGS = {
     "stack": "s2robot.envs.robosuite_config:StackSettings",
     "can": "s2robot.envs.robosuite_config:CanSettings",
     "square": "s2robot.envs.robosuite_config:SquareSettings",
-    "gym": "s2robot.envs.gym_config:GymSettings",
+    "gym": "s2robot.envs.gym_task:GymSettings",
 }
 _USER_TASKS: dict[str, type[TaskSettings]] = {}  # registered by :func:`register_user_task`
 
 
 def settings_class(name: str) -> type[TaskSettings]:
-    """Return the class of the settings of the task ``name``.
-
-    Raises:
-        EnvError: an unknown name.
-    """
+    """Return the class of the settings of the task ``name``; EnvError for an unknown one."""
     if name in _USER_TASKS:
         return _USER_TASKS[name]
     if name not in SETTINGS:
@@ -60,15 +57,20 @@ def register_user_task(name: str, target: str) -> type[TaskSettings]:
     """
     from s2robot.envs.task import Task
 
-    if name in SETTINGS:
-        raise EnvError(f"task.name: found '{name}', which is a task of this package; expected another name")
     check_gl()
     world = _import_class(target, "task.class")
-    if not (isinstance(world, type) and issubclass(world, Task)):
-        raise EnvError(f"task.class: found {target}, which is no subclass of s2robot.envs.task.Task")
     lacking = [n for n in dir(world) if getattr(getattr(world, n), "__isabstractmethod__", False)]
-    if lacking:
-        raise EnvError(f"task.class: {target} lacks {', '.join(lacking)}, which every task defines")
+    own = isinstance(world, type) and issubclass(world, Task)
+    for wrong, why in (
+        (
+            name in SETTINGS,
+            f"task.name: found '{name}', which is a task of this package; expected another name",
+        ),
+        (not own, f"task.class: found {target}, which is no subclass of s2robot.envs.task.Task"),
+        (lacking, f"task.class: {target} lacks {', '.join(lacking)}, which every task defines"),
+    ):
+        if wrong:
+            raise EnvError(why)
     _USER_TASKS[name] = world.Settings
     return world.Settings
 
@@ -86,19 +88,12 @@ def settings_of(stored: Mapping[str, Any], where: str = "env_config", **changes:
         UserError: an unknown task or key, or a wrong value. A user's task is known once its class was named
             (``task.class``): a dataset cannot name code to run.
     """
-    cls = settings_class(stored.get("task", DEFAULT))
     values = {**stored, **changes}
-    if unknown := sorted(set(values) - set(cls.model_fields)):
-        raise EnvError(f"{where} holds {unknown}, expected keys of the task {stored.get('task', DEFAULT)}")
-    return cls(**values)
+    return read(settings_class(values.get("task", DEFAULT)), values, where)
 
 
 def make(settings: TaskSettings, draw: bool = True) -> "Task":
-    """Return the world of these settings; without ``draw`` its observations hold no frames.
-
-    Raises:
-        EnvError: the world cannot be made.
-    """
+    """Return the world of these settings (EnvError if it cannot be made); without ``draw`` it observes no frames."""
     check_gl()
     return _import_class(settings.target)(settings, draw=draw)
 
@@ -120,13 +115,11 @@ def _import_class(target: str, where: str = "task") -> Any:
         sys.path.append(os.getcwd())  # a console script leaves it out
     try:
         # ".pusher" would be relative to a package, and there is none
-        found = importlib.import_module(module) if module and name and module[0] != "." else None
-    except ImportError as error:
-        if not (isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")):
-            raise EnvError(f"{where}: {module} cannot be imported: {error}") from None
-        found = None
-    if found is None:
-        raise EnvError(f"{where}: found '{target}', expected module:Class that Python finds from here")
+        found = importlib.import_module(module if name and module[:1] != "." else "")
+    except (ImportError, ValueError) as error:
+        raise EnvError(
+            f"{where}: expected module:Class, got '{target}', which cannot be imported: {error}"
+        ) from None
     if not hasattr(found, name):
         raise EnvError(f"{where}: found '{target}', but {found.__file__} defines no {name}")
     return getattr(found, name)

@@ -5,24 +5,18 @@ controller is spelled out; the gripper moves a fixed increment per control *step
 control rate; stock placement is within 3 cm, so CubePick places the cube itself.
 """
 
-import logging
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import mujoco
 import numpy as np
+from robosuite.environments.manipulation.lift import Lift
+from robosuite.models.arenas import TableArena
+from robosuite.models.objects import BoxObject
+from robosuite.models.tasks import ManipulationTask
+from robosuite.utils.mjcf_utils import CustomMaterial, array_to_string, find_elements
 
 from s2robot.envs.robots import RobotSpec
-
-logging.disable(logging.WARNING)  # robosuite warns at import about optional parts
-
-from robosuite.environments.manipulation.lift import Lift  # noqa: E402
-from robosuite.models.arenas import TableArena  # noqa: E402
-from robosuite.models.objects import BoxObject  # noqa: E402
-from robosuite.models.tasks import ManipulationTask  # noqa: E402
-from robosuite.utils.mjcf_utils import CustomMaterial, array_to_string, find_elements  # noqa: E402
-
-logging.disable(logging.NOTSET)
 
 TABLE_HEIGHT = 0.8  # m, the table's top
 # (shape, MuJoCo size in m, colour) of what may lie about; none is red as the cube is

@@ -4,7 +4,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from s2robot.policies.errors import PolicyError
+from s2robot.core.errors import UserError as PolicyError
 
 if TYPE_CHECKING:
     from s2robot.policies.actor import Actor, BatchActor

@@ -23,13 +23,15 @@ import math
 import secrets
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from s2robot.policies.errors import PolicyError
+from s2robot.core.errors import UserError
+from s2robot.core.parts import check_values
 from s2robot.policies.policy import ChunkPolicy
 
 FAR = 25.0  # spreads from the middle of the demos' states; radians taken for degrees are beyond it
@@ -42,41 +44,34 @@ class BatchActor:
         self.policy = policy.eval()
         self.n = n
         spec = policy.spec
-        t, k, a = spec.context, spec.chunk, spec.action_dim
-        width = spec.action.width  # rotations are averaged as rot6d
+        t, k = spec.context, spec.chunk
         self.every_step = t > 1  # whether `observe` and `record_actions` matter
         self.execute = spec.execute if spec.ensemble is None else 1  # actions that a plan returns
         self.device = next(policy.parameters()).device
-        self._pooled = torch.zeros(n, t, len(spec.cameras), policy.width, device=self.device)
-        self._proprio = torch.zeros(n, t, spec.proprio_dim, device=self.device)
-        self._actions = torch.zeros(n, t, a, device=self.device)
-        self._pad = torch.ones(n, t, dtype=torch.bool, device=self.device)
-        self._sum = torch.zeros(n, k, width, device=self.device)  # ensembling: weighted plans
-        self._weight = torch.zeros(n, k, 1, device=self.device)
-        self._plans = torch.zeros(n, k, 1, device=self.device)  # how many plans are in the sum
-        self.disagreement = torch.zeros(n, device=self.device)  # of the newest plans, rad
-        # of an episode: the sum over its plans, and how many
-        self._doubts = torch.zeros(n, 2, device=self.device)
+        zeros = partial(torch.zeros, n, device=self.device)
+        self._context = (  # pooled features, states, actions, and where there is no step yet
+            zeros(t, len(spec.cameras), policy.width), zeros(t, spec.proprio_dim), zeros(t, spec.action_dim),
+            torch.ones(n, t, dtype=torch.bool, device=self.device),
+        )  # fmt: skip
+        # ensembling: the weighted sum of plans (rotations as rot6d), its weights, and how many plans are in it
+        self._votes = (zeros(k, spec.action.width), zeros(k, 1), zeros(k, 1))
+        self.disagreement = zeros()  # of the newest plans, rad
+        self._doubts = zeros(2)  # of an episode: the sum over its plans, and how many
         self._generators = [torch.Generator() for _ in range(n)]
 
     def reset(self, indices: Iterable[int], seeds: Iterable[int] | None = None) -> None:
-        """Forget the episodes with these indices.
-
-        seeds: one for each, of all that a head draws in its episode; 0 without them.
-        """
-        rows = self._rows(indices)
-        places = rows.tolist()
-        for place, seed in zip(places, [0] * len(places) if seeds is None else seeds, strict=True):
-            self._generators[place].manual_seed(seed)
+        """Forget the episodes with these indices; seeds: of all that a head draws in each (0 by default)."""
+        rows = list(indices)
+        for row, seed in zip(rows, [0] * len(rows) if seeds is None else seeds, strict=True):
+            self._generators[row].manual_seed(seed)
         for memory in self.memory:
             memory[rows] = 0
-        self._pad[rows] = True
+        self._context[-1][rows] = True
 
     @property
     def memory(self) -> tuple[Tensor, ...]:
         """The tensors, not copies, that later plans depend on besides their observations."""
-        context = (self._pooled, self._proprio, self._actions, self._pad)
-        return (*context, self._sum, self._weight, self._plans, self.disagreement, self._doubts)
+        return (*self._context, *self._votes, self.disagreement, self._doubts)
 
     def mean_disagreement(self, index: int) -> float | None:
         """Over the plans of an episode so far, rad; None for a policy of one member, and before the first plan."""
@@ -96,65 +91,48 @@ class BatchActor:
     @torch.no_grad()
     def observe(self, indices: Iterable[int], features: Any, proprio: Any) -> None:
         """Add a step to the context: features (n_i, C, N, D), proprio (n_i, P); arrays or tensors."""
-        rows = self._rows(indices)
+        rows = list(indices)
         state = torch.as_tensor(proprio, dtype=torch.float32, device=self.device)
         pooled = self.policy.pool(torch.as_tensor(features, device=self.device)[:, None])[:, 0]  # (n_i, C, E)
-        want = (len(rows), self.policy.spec.proprio_dim)
-        if len(pooled) != len(rows) or tuple(state.shape) != want:
-            raise PolicyError(
-                f"{len(rows)} episodes observed, but features are {len(pooled)} and proprio has shape "
-                f"{tuple(state.shape)}, expected {want}"
-            )
-        if not bool(torch.isfinite(state).all()):
-            raise PolicyError("observation: proprio holds NaN or infinity")
-        self.policy.spec.proprio.check_rotations(state, "observation: proprio")
         unknown = torch.zeros(len(rows), self.policy.spec.action_dim, device=self.device)
         real = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
-        memories = (self._pooled, self._proprio, self._actions, self._pad)
-        for memory, new in zip(memories, (pooled, state, unknown, real), strict=True):
+        for memory, new in zip(self._context, (pooled, state, unknown, real), strict=True):
             memory[rows] = torch.cat([memory[rows, 1:], new[:, None].to(memory.dtype)], 1)
 
     def record_actions(self, indices: Iterable[int], actions: Any) -> None:
-        """Say which action (n_i, A) followed the step observed last."""
-        self._actions[self._rows(indices), -1] = torch.as_tensor(
-            actions, dtype=torch.float32, device=self.device
-        )
+        """Store which action (n_i, A) followed the step observed last."""
+        done = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
+        self._context[2][list(indices), -1] = done
 
     def plan(self, indices: Iterable[int], features: Any, proprio: Any) -> np.ndarray:
-        """Observe (n_i, C, N, D) and (n_i, P), then give the next k actions, float32 (n_i, k, A)."""
-        rows = self._rows(indices)
+        """Observe (n_i, C, N, D) and (n_i, P), then return the next k actions, float32 (n_i, k, A)."""
+        rows = list(indices)
         self.observe(rows, features, proprio)
-        generators = [self._generators[place] for place in rows.tolist()]
-        context = (self._pooled[rows], self._proprio[rows], self._actions[rows], self._pad[rows])
-        plans = self.policy.plan_members(*context, generators)  # (M, n_i, K, A)
+        generators = [self._generators[row] for row in rows]
+        pooled, *others = (memory[rows] for memory in self._context)
+        plans = self.policy.plan_members(pooled, *others, generators=generators)  # (M, n_i, K, A)
         self.disagreement[rows] = self.policy.disagreement(plans)
-        self._doubts[rows] += torch.stack([self.disagreement[rows], torch.ones_like(rows)], 1)
+        self._doubts[rows] += torch.stack(
+            [self.disagreement[rows], torch.ones_like(self.disagreement[rows])], 1
+        )
         soft = self.policy.combine(plans)  # (n_i, K, A)
         if self.policy.spec.ensemble is not None:
             soft = self._ensemble(rows, soft, self.policy.spec.ensemble)
-        out = self.policy.harden(soft)[:, : self.execute].cpu().numpy()
+        out = self.policy.clip(soft)[:, : self.execute].cpu().numpy()
         if not np.isfinite(out).all():
-            raise PolicyError("policy: the planned action holds NaN or infinity")
+            raise UserError("policy: the planned action holds NaN or infinity")
         return out
 
-    def _ensemble(self, rows: Tensor, plan: Tensor, rate: float) -> Tensor:
+    def _ensemble(self, rows: list[int], plan: Tensor, rate: float) -> Tensor:
         """ACT's weights: the i-th plan made for a step counts exp(-rate * i), the oldest (i = 0) most."""
-        for memory in (self._sum, self._weight, self._plans):
+        for memory in self._votes:
             memory[rows] = torch.cat([memory[rows, 1:], torch.zeros_like(memory[rows, :1])], 1)
-        weight = torch.exp(-rate * self._plans[rows])
-        parts = self.policy.spec.action
-        self._sum[rows] += weight * parts.inner(plan)
-        self._weight[rows] += weight
-        self._plans[rows] += 1
-        return parts.outer(self._sum[rows] / self._weight[rows])
-
-    def _rows(self, indices: Iterable[int] | Tensor) -> Tensor:
-        if isinstance(indices, Tensor):
-            return indices
-        rows = torch.as_tensor(list(indices), dtype=torch.long, device=self.device)
-        if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self.n):
-            raise PolicyError(f"episode indices {rows.tolist()} do not lie in 0..{self.n - 1}")
-        return rows
+        total, weights, plans = self._votes
+        weight, parts = torch.exp(-rate * plans[rows]), self.policy.spec.action
+        total[rows] += weight * parts.inner(plan)
+        weights[rows] += weight
+        plans[rows] += 1
+        return parts.outer(total[rows] / weights[rows])
 
 
 class Actor:
@@ -187,7 +165,7 @@ class Actor:
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
-        """Begin an episode, whose heads draw from `seed`; None draws one. `self.seed` stores it."""
+        """Begin an episode, whose heads draw from `seed`; None draws one, which `self.seed` stores."""
         self.seed = secrets.randbits(32) if seed is None else seed
         self.batch.reset([0], [self.seed])
         self._queue = []
@@ -210,7 +188,7 @@ class Actor:
         """Return the next action from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}.
 
         Raises:
-            PolicyError: at every call, whatever is missing, of another shape or type, or not finite.
+            UserError: at every call, whatever is missing, of another shape or type, or not finite.
         """
         for key in ("images", "proprio"):
             if observation.get(key) is None:
@@ -250,15 +228,16 @@ class Actor:
         """The proprioception (P,), checked; warns of one that is far from all that the normalisation was fitted on."""
         policy = self.batch.policy
         scaler, parts = policy.normaliser.proprio, policy.spec.proprio
+        expected = f"{parts.size} numbers"
         try:
             proprio = np.asarray(given, np.float32)
         except (TypeError, ValueError):
-            raise _wrong("proprio", f"{parts.size} numbers", type(given).__name__) from None
+            raise _wrong("proprio", expected, type(given).__name__) from None
         if proprio.shape != (parts.size,):
-            raise _wrong("proprio", f"{parts.size} numbers", f"shape {proprio.shape}")
+            raise _wrong("proprio", expected, f"shape {proprio.shape}")
         if not np.isfinite(proprio).all():
-            raise PolicyError("observation: proprio holds NaN or infinity")
-        parts.check_rotations(torch.from_numpy(proprio)[None], "observation: proprio")
+            raise UserError("observation: proprio holds NaN or infinity")
+        check_values(parts.parts, proprio[None], "observation: proprio", limits=False)
         if "proprio" not in self._warned:
             state = parts.inner(torch.from_numpy(proprio))
             middle, spread = scaler.offset.cpu(), scaler.scale.cpu()
@@ -266,27 +245,25 @@ class Actor:
             if away[i := int(away.argmax())] > FAR:
                 usual = "joints are in rad, the gripper's opening is 0..1"
                 units = usual if policy.spec.proprio_parts is None else f"the policy's state is {parts}"
+                demos = f"{middle[i]:.3g} ± {spread[i]:.2g}"
                 self._warn(
                     "proprio",
-                    f"observation: proprio[{i}] is {state[i]:.4g}, in the policy's demos it was "
-                    f"{middle[i]:.3g} ± {spread[i]:.2g}; {units}",
+                    f"proprio[{i}] is {state[i]:.4g}, in the policy's demos it was {demos}; {units}",
                 )
         return proprio
 
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(f"observation: {message}", stacklevel=4)
 
     def _frames(self, images: Any) -> list[np.ndarray]:
         """The cameras' frames in the policy's order, checked."""
         if not isinstance(images, Mapping):
             raise _wrong("images", "camera -> frame", type(images).__name__)
         if missing := [name for name in self.cameras if name not in images]:
-            needed = f"the policy needs {', '.join(self.cameras)}"
-            raise PolicyError(
-                f"observation: camera '{missing[0]}' is missing, found {', '.join(images)}, {needed}"
-            )
+            found = f"{', '.join(images)}; the policy needs {', '.join(self.cameras)}"
+            raise _wrong(f"camera '{missing[0]}'", "a frame", found)
         frames = [np.asarray(images[name]) for name in self.cameras]
         for i, (name, frame) in enumerate(zip(self.cameras, frames, strict=True)):
             if (i, frame.dtype, frame.shape) in self._accepted:
@@ -297,8 +274,8 @@ class Actor:
             self._accepted.add((i, frame.dtype, frame.shape))
             found, wanted = frame.shape[:2], tuple(self.sizes.get(name, frame.shape[:2]))
             if found != wanted:
-                sizes = f"{found[0]} x {found[1]} px, the policy's demos had {wanted[0]} x {wanted[1]}"
-                self._warn("size", f"observation: camera '{name}' has {sizes}")
+                demos = f"the policy's demos had {wanted[0]} x {wanted[1]}"
+                self._warn("size", f"camera '{name}' has {found[0]} x {found[1]} px, {demos}")
         return frames
 
     @torch.no_grad()
@@ -316,11 +293,11 @@ class Actor:
         wanted = (math.isqrt(maps),) * 2 if isinstance(maps, int) else maps[i]
         found, (height, width) = self._map_of(*frame.shape[:2]), frame.shape[:2]
         if found != wanted and math.prod(wanted) > 1:
-            raise PolicyError(
-                f"observation: camera '{name}' has {height} x {width} px, {found[0]} x {found[1]} tokens; "
-                f"the policy wants {wanted[0]} x {wanted[1]}: frames of the shape of its demos"
+            expected = f"frames of {wanted[0]} x {wanted[1]} tokens, as in the policy's demos"
+            raise _wrong(
+                f"camera '{name}'", expected, f"{height} x {width} px, {found[0]} x {found[1]} tokens"
             )
 
 
-def _wrong(what: str, expected: str, got: str) -> PolicyError:
-    return PolicyError(f"observation: {what}: expected {expected}, got {got}")
+def _wrong(what: str, expected: str, got: str) -> UserError:
+    return UserError(f"observation: {what}: expected {expected}, got {got}")

@@ -2,8 +2,8 @@
 
 policy.json holds the schema, spec (PolicySpec), contract (encoder, cameras, camera geometry, robot, joint names, action
 frame, rate, dataset, versions, training summary) and the sha256 of the tensors. The normalisation is among the tensors.
-No pickle anywhere. README.md beside them is the model card, which nothing reads. encoder.safetensors holds the blocks of
-the encoder that were trained too, if any.
+No pickle anywhere. encoder.safetensors holds the blocks of the encoder that were trained too, if any. README.md is the model
+card: it follows from the rest and an evaluation's summary, and nothing reads it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,17 +26,43 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
-from s2robot.core.parts import same_parts
+from s2robot.core.errors import UserError
+from s2robot.core.parts import parts_of, same_parts, words
 from s2robot.core.settings import Stored, read
-from s2robot.policies.card import CARD, RECORD, card
-from s2robot.policies.errors import PolicyError
-from s2robot.policies.parts import Parts
 from s2robot.policies.policy import ChunkPolicy, PolicySpec
 
-SCHEMA = 2
-TENSORS = "policy.safetensors"
+RECORD, CARD, TENSORS = "policy.json", "README.md", "policy.safetensors"
 ENCODER = "encoder.safetensors"
-PARTS = {"action_parts": "action", "proprio_parts": "proprio"}  # of a contract and a spec: what numbers are
+PARTS = {"action_parts": "action", "proprio_parts": "proprio"}  # of a contract: what numbers are
+
+_TEXT = """---
+library_name: s2robot
+pipeline_tag: robotics
+license: mit
+tags: {tags}
+---
+
+# {contract[robot]} policy, trained on {demos}
+
+A policy of s2robot. It needs no simulator to act:
+
+```python
+from s2robot import load_policy
+
+policy = load_policy("<this folder>")
+policy.reset()  # before each episode
+action = policy.act(observation)
+```
+
+`observation` is `{{"images": {{camera: uint8 (H, W, 3) RGB, upright}}, "proprio": float32 ({spec.proprio_dim},)}}`, the \
+action float32 ({spec.action_dim},) as `{contract[action_frame]}`, {contract[rate_hz]:g} times a second.
+
+| | |
+|---|---|
+{facts}
+
+The licence in the head is s2robot's own: change it where demos or encoder have another.
+"""
 
 
 class _Encoder(Stored):
@@ -62,9 +89,6 @@ class _Record(Stored):
     encoder_sha256: str | None = None
 
 
-CHECKED = (*(key for key in Contract.model_fields if key != "dataset"), *PARTS)
-
-
 def save_checkpoint(
     folder: str | Path,
     policy: ChunkPolicy,
@@ -80,35 +104,26 @@ def save_checkpoint(
             with them.
 
     Raises:
-        PolicyError: a missing key, parts or cameras that are not the policy's, a policy without normalisation, or a
-            folder that is something else.
+        UserError: a missing key, parts or cameras that are not the policy's, or a folder that is something else.
     """
     folder, contract = Path(folder), dict(contract)
     _check(contract, policy.spec, "contract")
-    if not bool(policy.normaliser.fitted):
-        raise PolicyError("the policy's normaliser was never fitted; call fit_normaliser before saving")
     if folder.exists() and not (folder / RECORD).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PolicyError(f"{folder} exists and is no checkpoint (it has no {RECORD}); nothing was written")
+        raise UserError(f"{folder} exists and is no checkpoint (it has no {RECORD}); nothing was written")
     contract.setdefault(
         "versions", {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     )
     files = {TENSORS: _bytes_of(policy.state_dict())} | ({ENCODER: _bytes_of(tuned)} if tuned else {})
-    record = {
-        "schema": SCHEMA,
-        "spec": policy.spec.to_dict(),
-        "contract": contract,
-        **{f"{Path(name).stem}_sha256": hashlib.sha256(data).hexdigest() for name, data in files.items()},
-    }
-    record["tensors_sha256"] = record.pop("policy_sha256")
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    record = {"schema": 2, "spec": policy.spec.to_dict(), "contract": contract}
+    record |= {"encoder_sha256": sums[ENCODER]} if tuned else {}
+    record["tensors_sha256"] = sums[TENSORS]
+    files[RECORD] = (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()
+    files[CARD] = _card(policy.spec, contract, sum(p.numel() for p in policy.parameters())).encode()
     try:
-        text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise PolicyError(f"contract: not plain JSON ({error}); nothing was written") from error
-    about = card(policy.spec, contract, sum(parameter.numel() for parameter in policy.parameters()))
-    try:
-        _replace(folder, files | {RECORD: text.encode(), CARD: about.encode()})
+        _replace(folder, files)
     except OSError as error:  # a full or read-only disk
-        raise PolicyError(f"checkpoint {folder}: cannot be written: {error.strerror or error}") from error
+        raise UserError(f"checkpoint {folder}: cannot be written: {error.strerror or error}") from error
     return folder
 
 
@@ -118,14 +133,18 @@ def load_checkpoint(
     """Return the policy, in eval mode on `device`, and its contract. Weights load strictly.
 
     Raises:
-        PolicyError: a missing folder, file, key or tensor, a truncated file, a wrong shape, or another schema.
+        UserError: a missing folder, file, key or tensor, a truncated file, a wrong shape, or another schema.
     """
     place, record = _record_of(Path(folder))
     state = _tensors_of(place / TENSORS, record.tensors_sha256)
     spec = PolicySpec.from_dict(record.spec, f"{place / RECORD}: spec")
     _check(record.contract, spec, f"{place / RECORD}: contract")
     policy = ChunkPolicy(spec)
-    _check_tensors(policy, state, place / TENSORS)
+    expected, found = ({name: tuple(x.shape) for name, x in s.items()} for s in (policy.state_dict(), state))
+    for name in sorted(expected.keys() | found.keys()):
+        want, got = expected.get(name, "none"), found.get(name, "none")
+        if want != got:
+            raise UserError(f"{place / TENSORS}: tensor '{name}': expected shape {want}, got {got}")
     policy.load_state_dict(state, strict=True)
     return policy.to(device).eval(), record.contract
 
@@ -134,7 +153,7 @@ def load_tuned(folder: str | Path) -> dict[str, torch.Tensor]:
     """Return the weights of the encoder that were trained with a policy, by the model's names; {} if it was frozen.
 
     Raises:
-        PolicyError: as `load_checkpoint`.
+        UserError: as `load_checkpoint`.
     """
     place, record = _record_of(Path(folder))
     return _tensors_of(place / ENCODER, record.encoder_sha256) if record.encoder_sha256 else {}
@@ -146,15 +165,18 @@ def _record_of(folder: Path) -> tuple[Path, _Record]:
     path = place / RECORD
     if not place.is_dir():
         problem = f"a file, expected its folder {place.parent}" if place.is_file() else "no such folder"
-        raise PolicyError(f"checkpoint {folder}: {problem}")
-    for name in (RECORD, TENSORS):
-        if not (place / name).is_file():
-            raise PolicyError(f"checkpoint {folder}: {name} is missing")
+        raise UserError(f"checkpoint {folder}: {problem}")
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(_read(path))
     except ValueError as error:
-        raise PolicyError(f"{path}: not valid JSON, the file is truncated or damaged") from error
+        raise UserError(f"{path}: not valid JSON, the file is truncated or damaged") from error
     return place, read(_Record, record, f"{path}: ")
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise UserError(f"checkpoint {path.parent}: {path.name} is missing")
+    return path.read_bytes()
 
 
 def _bytes_of(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -162,22 +184,19 @@ def _bytes_of(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def _tensors_of(path: Path, sha256: str) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise PolicyError(f"checkpoint {path.parent}: {path.name} is missing")
-    data = path.read_bytes()
-    if (found := hashlib.sha256(data).hexdigest()) != sha256:
-        raise PolicyError(
-            f"{path}: sha256 is {found[:12]}…, {RECORD} says {sha256[:12]}…; "
-            "the file is truncated or of another checkpoint"
-        )
+    data = _read(path)
     try:
+        if (found := hashlib.sha256(data).hexdigest()) != sha256:
+            raise SafetensorError(f"sha256 is {found[:12]}…, {RECORD} says {sha256[:12]}…")
         return tensors_from_bytes(data)
     except SafetensorError as error:
-        raise PolicyError(f"{path}: not a safetensors file ({error})") from error
+        raise UserError(
+            f"{path}: truncated, of another checkpoint, or no safetensors file: {error}"
+        ) from error
 
 
 def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
-    """Reject the use of a policy with something it was not made for; PolicyError names both sides.
+    """Reject the use of a policy with something it was not made for; UserError names both sides.
 
     Args:
         actual: any of encoder (its fingerprint, or a dict that holds it), cameras (those at hand, of which the policy's
@@ -185,63 +204,39 @@ def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
             What is not given is not checked.
     """
     for key, value in actual.items():
-        if key not in CHECKED:
-            raise PolicyError(f"check_contract: unknown key '{key}', expected one of {', '.join(CHECKED)}")
-        wanted: Any = contract.get(key) if key in PARTS else contract[key]
+        wanted: Any = contract.get(key)
         if key in PARTS:
-            trained, given = (_parts_of(parts, key, contract) for parts in (wanted, value))
-            if not same_parts(trained.parts, given.parts):
-                raise PolicyError(f"the policy's {PARTS[key]} is {trained}, given is {given}")
+            trained, given = (parts_of({**contract, key: parts}, PARTS[key]) for parts in (wanted, value))
+            same = same_parts(trained, given)
+            why = f"the policy's {PARTS[key]} is {words(trained)}, given is {words(given)}"
         elif key == "encoder":
-            other = value if isinstance(value, Mapping) else {"fingerprint": value}
-            if other["fingerprint"] != wanted["fingerprint"]:
-                ours, theirs = (f"{e.get('name', '')} {e['fingerprint'][:12]}" for e in (wanted, other))
-                raise PolicyError(
-                    f"the policy was trained on encoder {ours.strip()}, the one given is {theirs.strip()}: "
-                    "its weights or settings differ"
-                )
+            both = (wanted, value if isinstance(value, Mapping) else {"fingerprint": value})
+            same = both[0]["fingerprint"] == both[1]["fingerprint"]
+            ours, theirs = (f"{e.get('name', '')} {e['fingerprint'][:12]}".strip() for e in both)
+            why = f"the policy was trained on encoder {ours}, the one given is {theirs}: its weights or settings differ"
         elif key == "cameras":
-            if missing := [camera for camera in wanted if camera not in value]:
-                raise PolicyError(
-                    f"the policy needs cameras {', '.join(wanted)}, given are {', '.join(value)}: "
-                    f"'{missing[0]}' is missing"
-                )
+            missing = ", ".join(f"'{camera}'" for camera in wanted if camera not in value)
+            same = not missing
+            why = f"the policy needs cameras {', '.join(wanted)}, given are {', '.join(value)}: {missing} is missing"
         elif key == "rate_hz":
-            if not math.isclose(float(value), float(wanted), rel_tol=1e-6):
-                raise PolicyError(f"the policy acts at {wanted} Hz, given are {value} Hz")
-        elif (list(value) != list(wanted)) if key == "joint_names" else (value != wanted):
-            raise PolicyError(f"the policy was trained for {key} '{wanted}', given is '{value}'")
+            same = math.isclose(float(value), float(wanted), rel_tol=1e-6)
+            why = f"the policy acts at {wanted} Hz, given are {value} Hz"
+        else:
+            same = wanted == (list(value) if key == "joint_names" else value)
+            why = f"the policy was trained for {key} '{wanted}', given is '{value}'"
+        if not same:
+            raise UserError(why)
 
 
 def _check(contract: Mapping[str, Any], spec: PolicySpec, where: str) -> None:
     """Reject a contract that lacks a key, or has other cameras or parts than the policy."""
     known = read(Contract, contract, f"{where}: ")
     if known.cameras != list(spec.cameras):
-        raise PolicyError(f"{where}: cameras are {known.cameras}, the policy's are {list(spec.cameras)}")
-    for key, usual in PARTS.items():
-        own: Parts = getattr(spec, usual)
-        found = Parts.read(contract.get(key), own.size, f"{where}: {key}", usual)
-        if found != own:
-            raise PolicyError(f"{where}: {key} are {found}, the policy's are {own}")
-
-
-def _parts_of(parts: Any, key: str, contract: Mapping[str, Any]) -> Parts:
-    """Plain parts as such; None is an arm of the contract's joints."""
-    size = sum(int(part["size"]) for part in parts) if parts else len(contract["joint_names"]) + 1
-    return Parts.read(parts or None, size, key, PARTS[key])
-
-
-def _check_tensors(policy: ChunkPolicy, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    expected = policy.state_dict()
-    for name in sorted(expected.keys() - state.keys()):
-        raise PolicyError(f"{path}: tensor '{name}' is missing")
-    for name in sorted(state.keys() - expected.keys()):
-        raise PolicyError(f"{path}: tensor '{name}' is not part of the policy that {RECORD} describes")
-    for name, tensor in state.items():
-        if tensor.shape != (want := expected[name].shape):
-            raise PolicyError(
-                f"{path}: tensor '{name}' has shape {tuple(tensor.shape)}, expected {tuple(want)}"
-            )
+        raise UserError(f"{where}: cameras: expected {list(spec.cameras)}, got {known.cameras}")
+    for key in PARTS.values():
+        own, found = getattr(spec, key).parts, parts_of(contract, key)
+        if not same_parts(own, found):
+            raise UserError(f"{where}: {key}_parts: expected {words(own)}, got {words(found)}")
 
 
 def _old(folder: Path) -> Path:
@@ -269,3 +264,41 @@ def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_card(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write a checkpoint's card again with an evaluation's summary; a folder that cannot be written to keeps its card."""
+    record = json.loads((folder / RECORD).read_text())
+    spec = PolicySpec.from_dict(record["spec"], f"{folder / RECORD}: spec")
+    text = _card(spec, record["contract"], summary["policy"]["parameters"], summary)
+    with suppress(OSError):
+        (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def _card(
+    spec: PolicySpec, contract: Mapping[str, Any], parameters: int, summary: Mapping[str, Any] | None = None
+) -> str:
+    """The text of a card; parameters: without the encoder's; summary: success, low, high (shares), episodes."""
+    encoder, dataset = contract["encoder"], contract["dataset"]
+    weights = "frozen, not part of these weights"
+    if tuned := encoder.get("tuned"):
+        how = f" by LoRA of rank {tuned['lora']}" if tuned["lora"] else ""
+        weights = f"its last {tuned['blocks']} blocks fine-tuned{how} (encoder.safetensors)"
+    plan = f"{spec.execute} of {spec.chunk} actions a plan"
+    facts = {
+        "cameras": ", ".join(spec.cameras),
+        "encoder": f"{encoder.get('name', '')} `{encoder['fingerprint'][:12]}`, {weights}",
+        "policy": f"{spec.kind}, {spec.head.kind}, {parameters / 1e6:.2f} M parameters; {plan}",
+        "demos": f"{dataset.get('episodes', '?')} episodes `{str(dataset.get('fingerprint', ''))[:12]}`",
+        "training": f"{(contract.get('training') or {}).get('step', '?')} steps",
+    }
+    facts |= {key: str(getattr(spec, key)) for key in ("action", "proprio") if getattr(spec, f"{key}_parts")}
+    if summary:
+        success, low, high = (100 * summary[key] for key in ("success", "low", "high"))
+        count = summary["episodes"]
+        facts["success"] = f"{success:.1f} % of {count} episodes (95 % interval {low:.1f}–{high:.1f} %)"
+    tags = json.dumps(["s2robot", "robotics", "imitation-learning", str(contract["robot"])])
+    table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    return _TEXT.format(
+        tags=tags, contract=contract, demos=dataset.get("name", "demos"), spec=spec, facts=table
+    )

@@ -32,10 +32,10 @@ class Network(nn.Module):
 
     def __init__(self, spec: PolicySpec):
         super().__init__()
-        sizes = (len(spec.cameras), spec.context, spec.chunk, spec.proprio.width, spec.action.width)
+        sizes = spec.context, spec.proprio.width, spec.action.width
         self.body: MlpBody | TransformerBody
         if isinstance(spec.network, MlpSettings):
-            self.body = MlpBody(spec.network, *sizes)
+            self.body = MlpBody(spec.network, len(spec.cameras), *sizes)
         else:
             self.body = TransformerBody(spec.network, *sizes)
         self.pooling = CameraPooling(
@@ -46,11 +46,10 @@ class Network(nn.Module):
         self.pooling.blind = spec.zero_features
 
     def forward(self, what: str, *arguments: Any) -> Any:
-        """One of `pool`, `loss` and `sample`, by name: the one door that torch.func can call through."""
+        """Call `pool`, `loss` or `sample` by name: torch.func and DDP call nothing but `forward`."""
         return getattr(self, what)(*arguments)
 
     def set_moments(self, mean: Tensor, std: Tensor) -> None:
-        """Training moments (C, D) of the feature channels."""
         self.pooling.set_moments(mean, std)
 
     def pool(self, features: Tensor, means: Tensor | None = None) -> Tensor:
@@ -60,11 +59,12 @@ class Network(nn.Module):
     def loss(
         self, pooled: Tensor, state: Tensor, past: Tensor, pad: Tensor, target: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """See `HeadLoss`; with target (B, T, K, A) and weight (B, T, K), every step of the context is asked."""
-        every = target.ndim == 4
-        context = self.body(pooled, state, past, pad, True) if every else self.body(pooled, state, past, pad)
-        if every:
+        """See `HeadLoss`; with target (B, T, K, A) and weight (B, T, K), every step of the context predicts."""
+        if target.ndim == 4:
+            context = self.body(pooled, state, past, pad, True)
             context, target, weight = (x.flatten(0, 1) for x in (context, target, weight))
+        else:
+            context = self.body(pooled, state, past, pad)
         result: HeadLoss = self.head.loss(context, target, weight)
         return result.loss, result.estimate, result.scalars
 
@@ -108,7 +108,6 @@ class Members(nn.Module):
         return self._template[0].pooling
 
     def forward(self, what: str, *arguments: Any) -> Any:
-        """As a network's."""
         return getattr(self, what)(*arguments)
 
     def train(self, mode: bool = True) -> Members:
@@ -117,7 +116,6 @@ class Members(nn.Module):
 
     @torch.no_grad()
     def set_moments(self, mean: Tensor, std: Tensor) -> None:
-        """As a network's; all members have the same."""
         self.pooling.set_moments(mean, std)
         for name, value in self.pooling.named_buffers(prefix="pooling"):
             self.get_buffer(name.replace(".", "/")).copy_(value)
@@ -133,24 +131,19 @@ class Members(nn.Module):
 
         return torch.vmap(one, in_dims=(0, *dims), randomness="different")(state, *given)
 
-    def pool(self, features: Tensor, means: Tensor | None = None) -> Tensor:
+    def pool(self, *given: Tensor | None) -> Tensor:
         """(B, C, N, D) -> (B, C, M * E)."""
-        return self._each("pool", (features, means), (None, None)).movedim(0, -2).flatten(-2)
+        return self._each("pool", given, (None,) * len(given)).movedim(0, -2).flatten(-2)
 
-    def _apart(self, pooled: Tensor) -> Tensor:
-        return pooled.unflatten(-1, (self.count, -1))  # (B, T, C, M, E)
-
-    def loss(
-        self, pooled: Tensor, state: Tensor, past: Tensor, pad: Tensor, target: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def loss(self, *context: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The members' mean. A member learns as fast as alone: AdamW's steps do not depend on a loss's size."""
-        given = (self._apart(pooled), state, past, pad, target, weight)
-        loss, estimate, scalars = self._each("loss", given, (-2, None, None, None, None, None))
+        loss, estimate, scalars = self._over_members("loss", *context)
         return loss.mean(0), estimate.mean(0), {name: value.mean(0) for name, value in scalars.items()}
 
-    def sample(
-        self, pooled: Tensor, state: Tensor, past: Tensor, pad: Tensor, noise: Tensor | None
-    ) -> Tensor:
+    def sample(self, *context: Tensor | None) -> Tensor:
         """Normalised chunks of all members (M, B, K, A); all start from the same noise."""
-        given = (self._apart(pooled), state, past, pad, noise)
-        return self._each("sample", given, (-2, None, None, None, None))
+        return self._over_members("sample", *context)
+
+    def _over_members(self, what: str, pooled: Any, *shared: Tensor | None) -> Any:
+        own = pooled.unflatten(-1, (self.count, -1))  # (B, T, C, M, E)
+        return self._each(what, (own, *shared), (-2, *[None] * len(shared)))

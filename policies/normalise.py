@@ -16,10 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from s2robot.policies.errors import PolicyError
+from s2robot.core.errors import UserError
 from s2robot.policies.parts import Parts
 
 Mode = Literal["standard", "minmax", "quantile"]
@@ -79,14 +78,14 @@ class Normaliser(nn.Module):
 
     def fit(
         self,
-        proprio: ArrayLike,
-        actions: ArrayLike,
-        chunks: ArrayLike,
-        chunk_pad: ArrayLike | None = None,
+        proprio: np.ndarray,
+        actions: np.ndarray,
+        chunks: np.ndarray,
+        chunk_pad: np.ndarray | None = None,
         weights: Weights | None = None,
         starts: np.ndarray | None = None,
     ) -> None:
-        """Set all scales from training data.
+        """Set all scales from training data, which a dataset has checked.
 
         Args:
             proprio: states to learn from (M, P).
@@ -95,35 +94,18 @@ class Normaliser(nn.Module):
             chunk_pad: True beyond the end of an episode (W, K).
             weights: how often each state, action and chunk counts, (M,), (N,) and (W,).
             starts: values that targets are relative to (W, width inside).
-
-        Raises:
-            PolicyError: a wrong shape, values that are not finite, or that their parts exclude.
         """
-        states, parts = self.parts["proprio"], self.parts["action"]
-        p = _table(proprio, "proprio", states)
-        a = _table(actions, "actions", parts)
-        wanted = np.ascontiguousarray(chunks, np.float64)
-        if wanted.ndim != 3 or wanted.shape[1] != self.chunk or not len(wanted):
-            raise PolicyError(
-                f"normaliser: chunks have shape {wanted.shape}, expected (windows, {self.chunk}, {a.shape[1]})"
-            )
-        pad = np.zeros(wanted.shape[:2], bool) if chunk_pad is None else np.asarray(chunk_pad, bool)
-        _table(wanted[~pad], "chunks", parts)
         often_p, often_a, often = weights or (None, None, None)
-        self.proprio.set(
-            *self._spread(states.inner(torch.from_numpy(p)).numpy(), states, PROPRIO_FLOOR, often_p)
-        )
-        offset, scale = self._spread(parts.inner(torch.from_numpy(a)).numpy(), parts, ACTION_FLOOR, often_a)
+        self.proprio.set(*self._spread(self._inner("proprio", proprio), "proprio", often_p))
+        offset, scale = self._spread(self._inner("action", actions), "action", often_a)
         self.action.set(offset, scale)
-        # what is beyond an end comes after all that counts
-        targets = self._targets(wanted, starts)
+        targets, pad = self._targets(chunks, starts), _pad(chunks, chunk_pad)
         offsets, scales = np.tile(offset, (self.chunk, 1)), np.tile(scale, (self.chunk, 1))  # (K, W)
         for step in range(self.chunk):
             real = ~pad[:, step]
             if real.any():  # else as the step before: no episode is that long
-                offsets[step:], scales[step:] = self._spread(
-                    targets[real, step], parts, ACTION_FLOOR, None if often is None else often[real]
-                )
+                counts = None if often is None else often[real]
+                offsets[step:], scales[step:] = self._spread(targets[real, step], "action", counts)
         self.target.set(offsets, scales)
         self.fitted.fill_(True)
 
@@ -134,28 +116,29 @@ class Normaliser(nn.Module):
 
         Shapes: (K, W) each.
         """
-        pad = np.zeros(chunks.shape[:2], bool) if chunk_pad is None else np.asarray(chunk_pad, bool)
-        targets = self.target(torch.from_numpy(self._targets(np.asarray(chunks, np.float64), starts)).float())
-        low, high = (
-            targets.masked_fill(torch.from_numpy(pad)[..., None], sign * math.inf) for sign in (1, -1)
-        )
-        low, high = low.amin(0), high.amax(0)
+        pad = torch.from_numpy(_pad(chunks, chunk_pad))
+        targets = self.target(torch.from_numpy(self._targets(chunks, starts)).float())
+        low = targets.masked_fill(pad[..., None], math.inf).amin(0)
+        high = targets.masked_fill(pad[..., None], -math.inf).amax(0)
         for step in range(1, self.chunk):
             if pad[:, step].all():
                 low[step], high[step] = low[step - 1], high[step - 1]
         return low, high
 
+    def _inner(self, key: str, values: np.ndarray) -> np.ndarray:
+        return self.parts[key].inner(torch.from_numpy(np.ascontiguousarray(values, np.float64))).numpy()
+
     def _targets(self, chunks: np.ndarray, starts: np.ndarray | None) -> np.ndarray:
         """Convert chunks (W, K, A) to targets in real units, relative to the starts.  # (W, K, width inside)"""
-        targets = self.parts["action"].targets(torch.from_numpy(chunks), self.cumulative).numpy()
+        actions = torch.from_numpy(np.ascontiguousarray(chunks, np.float64))
+        targets = self.parts["action"].targets(actions, self.cumulative).numpy()
         return targets if starts is None else targets - starts[:, None]
 
-    def _spread(
-        self, x: np.ndarray, parts: Parts, floor: float, often: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _spread(self, x: np.ndarray, key: str, often: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Offset and scale of each number of x (N, W), whose rows count `often` (N,)."""
+        floor = PROPRIO_FLOOR if key == "proprio" else ACTION_FLOOR
         offset, scale = _moments(x, self.mode, often, floor)
-        for part, at in parts.inside:
+        for part, at in self.parts[key].inside:
             if part.kind == "binary":
                 offset[at], scale[at] = 0.0, 1.0
                 continue
@@ -163,6 +146,10 @@ class Normaliser(nn.Module):
                 offset[at], scale[at] = _moments(x[:, at], mode, often, floor)
             scale[at] = np.maximum(scale[at], floor)
         return offset, scale
+
+
+def _pad(chunks: np.ndarray, chunk_pad: np.ndarray | None) -> np.ndarray:
+    return np.zeros(chunks.shape[:2], bool) if chunk_pad is None else np.asarray(chunk_pad, bool)
 
 
 def _moments(
@@ -206,9 +193,13 @@ def channel_moments(
     features (M, C, N, D): an array, or what is indexed like one (memory map, zarr), of which only those frames are read.
     rows: the frames that count, as numbers; all without it.
     tokens: how many of each camera's N are its own, the first ones; all without it.
+
+    Raises:
+        UserError: no frame, or values that are not finite, as a network in half precision may give.
     """
     count = len(features if rows is None else rows)
-    total = square = None
+    total: Any = 0.0
+    square: Any = 0.0
     seen: Any = 0
     block = 64
     for begin in range(0, count, block * max(1, -(-count // max(frames, block)))):
@@ -218,39 +209,25 @@ def channel_moments(
         for camera, count_of_it in enumerate(own):
             x[:, camera, count_of_it:] = 0
         with np.errstate(invalid="ignore"):  # infinity is reported below
-            sums, squares = x.sum((0, 2)), (x * x).sum((0, 2))  # (C, D)
-        total, square = (sums, squares) if total is None else (total + sums, square + squares)
+            total, square = total + x.sum((0, 2)), square + (x * x).sum((0, 2))  # (C, D)
         seen = seen + len(x) * own[:, None]  # (C, 1)
-    if total is None or square is None or not np.isfinite(square).all():
-        raise PolicyError(f"features: {count} frames with values that are not finite, or no frame at all")
-    mean = total / seen
-    std = np.sqrt(np.maximum(square / seen - mean**2, 0))
-    return mean.astype(np.float32), np.maximum(std, FEATURE_FLOOR).astype(np.float32)
+    if not count or not np.isfinite(square).all():
+        raise UserError(f"features: expected frames of finite values, got {count} frames")
+    return _mean_and_std(total / seen, square / seen)
 
 
 def mixed_moments(
     moments: Sequence[tuple[np.ndarray, np.ndarray]], shares: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and std of a mix, from those of its parts and the share of each (they add up to 1)."""
-    mean = sum(share * m.astype(np.float64) for share, (m, _) in zip(shares, moments, strict=True))
-    square = sum(
-        share * (m.astype(np.float64) ** 2 + s.astype(np.float64) ** 2)
+    parts = [
+        (share, m.astype(np.float64), s.astype(np.float64))
         for share, (m, s) in zip(shares, moments, strict=True)
-    )
+    ]
+    return _mean_and_std(sum(p * m for p, m, _ in parts), sum(p * (m**2 + s**2) for p, m, s in parts))
+
+
+def _mean_and_std(mean: Any, square: Any) -> tuple[np.ndarray, np.ndarray]:
+    """In float32, from the means of values and of their squares."""
     std = np.sqrt(np.maximum(square - mean**2, 0))
     return np.asarray(mean, np.float32), np.maximum(std, FEATURE_FLOOR).astype(np.float32)
-
-
-def _table(values: ArrayLike, name: str, parts: Parts) -> np.ndarray:
-    """The values (N, A) as float64, checked."""
-    x = np.ascontiguousarray(values, np.float64)  # as torch needs it
-    if x.ndim != 2 or x.shape[1] != parts.size or len(x) == 0:
-        raise PolicyError(f"normaliser: {name} has shape {x.shape}, expected (steps, {parts.size})")
-    bad = ~np.isfinite(x).all(1)
-    if bad.any():
-        raise PolicyError(
-            f"normaliser: {name} holds NaN or infinity in {bad.sum()} of {len(x)} steps, "
-            f"first in step {bad.argmax()}"
-        )
-    parts.check(torch.from_numpy(x), f"normaliser: {name}")
-    return x

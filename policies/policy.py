@@ -21,11 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from s2robot.policies.errors import PolicyError
+from s2robot.core.errors import UserError
 from s2robot.policies.heads.head import signed
 from s2robot.policies.network import Members, Network
 from s2robot.policies.normalise import Normaliser, Weights
 from s2robot.policies.spec import PolicySpec
+
+Before = tuple[np.ndarray, np.ndarray]  # actions (W, A), and where there is none (W,)
 
 
 class ChunkPolicy(nn.Module):
@@ -57,10 +59,10 @@ class ChunkPolicy(nn.Module):
         proprio: np.ndarray,
         actions: np.ndarray,
         chunks: np.ndarray,
-        chunk_pad: np.ndarray | None = None,
-        feature_moments: tuple[np.ndarray, np.ndarray] | None = None,
+        chunk_pad: np.ndarray | None,
+        feature_moments: tuple[np.ndarray, np.ndarray],
         weights: Weights | None = None,
-        before: tuple[np.ndarray, np.ndarray] | None = None,
+        before: Before | None = None,
     ) -> None:
         """Set normalisation from the training data.
 
@@ -70,17 +72,10 @@ class ChunkPolicy(nn.Module):
             before: with `from_last` the action before each chunk (W, A), and where there is none (W,).
         """
         self.normaliser.fit(proprio, actions, chunks, chunk_pad, weights)
-        if self.spec.from_last:
-            starts = self._starts_of(proprio, before)
+        if (starts := self._starts_of(proprio, before)) is not None:
             self.normaliser.fit(proprio, actions, chunks, chunk_pad, weights, starts)
         self.fit_range(proprio, chunks, chunk_pad, before)
-        want = (len(self.spec.cameras), self.spec.dim)
-        if feature_moments is None:
-            raise PolicyError("feature_moments: expected channel_moments(features), got nothing")
-        mean, std = (torch.as_tensor(x, dtype=torch.float32) for x in feature_moments)
-        if tuple(mean.shape) != want or tuple(std.shape) != want:
-            raise _shape("feature_moments", mean, want)
-        self.network.set_moments(mean, std)
+        self.network.set_moments(*(torch.as_tensor(x, dtype=torch.float32) for x in feature_moments))
 
     @torch.no_grad()
     def fit_range(
@@ -88,23 +83,25 @@ class ChunkPolicy(nn.Module):
         proprio: np.ndarray,
         chunks: np.ndarray,
         chunk_pad: np.ndarray | None = None,
-        before: tuple[np.ndarray, np.ndarray] | None = None,
+        before: Before | None = None,
     ) -> None:
         """Widen the range that a head clips its chunks to by these, in the normalisation that is set; as `fit_normaliser`."""
         bounds = {name.replace("/", "."): x for name, x in self.network.named_buffers()}
         if "head.low" not in bounds:
             return
-        starts = self._starts_of(proprio, before) if self.spec.from_last else None
-        ends = self.normaliser.range_of(chunks, chunk_pad, starts)
-        low, high = (signed(x.to(bounds["head.low"]), self.spec.action.slots) for x in ends)
-        for name, found, wider in (("head.low", low, torch.minimum), ("head.high", high, torch.maximum)):
+        ends = self.normaliser.range_of(chunks, chunk_pad, self._starts_of(proprio, before))
+        for name, end, wider in zip(
+            ("head.low", "head.high"), ends, (torch.minimum, torch.maximum), strict=True
+        ):
             bound = bounds[name]
+            found = signed(end.to(bound), self.spec.action.slots)
             bound.copy_(torch.where(bound.isfinite(), wider(bound, found), found))
 
-    def _starts_of(self, proprio: np.ndarray, before: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
-        """Return the start of each chunk's targets (W, width inside), see `_start`."""
-        if before is None:
-            raise PolicyError("policy.from_last needs the action before each chunk: give before=")
+    def _starts_of(self, proprio: np.ndarray, before: Before | None) -> np.ndarray | None:
+        """Return the start of each chunk's targets (W, width inside), see `_start`; None without `from_last`."""
+        if not self.spec.from_last:
+            return None
+        assert before is not None, "from_last needs the action before each chunk"
         last, first, state = (torch.as_tensor(np.ascontiguousarray(x)) for x in (*before, proprio))
         return self._start(last.float(), first, state.float()).double().numpy()
 
@@ -116,18 +113,13 @@ class ChunkPolicy(nn.Module):
 
         Steps with action_pad True count nothing; see the module for `target_counts`.
         """
-        spec = self.spec
-        for key in ("features", "proprio", "actions"):
-            if key not in batch:
-                raise PolicyError(f"batch: key '{key}' is missing, found {', '.join(sorted(batch))}")
+        spec, past, pad = self.spec, batch.get("past_actions"), batch.get("pad")
         actions = batch["actions"].float()  # (B, K, A), or (B, T, K, A)
-        every = (spec.context,) if actions.ndim == 4 and self.network.body.causal else ()
-        if tuple(actions.shape[1:]) != (*every, spec.chunk, spec.action_dim):
-            raise _shape("batch: actions", actions, f"(B, {spec.chunk}, {spec.action_dim})")
+        every = actions.ndim == 4
         action_pad = batch.get("action_pad")
         if action_pad is None:
             action_pad = actions.new_zeros(actions.shape[:-1], dtype=torch.bool)
-        start = self._starts(batch["proprio"], batch.get("past_actions"), batch.get("pad"), bool(every))
+        start = self._starts(batch["proprio"], past, pad, every)
         if every and start is not None:  # what came before the first step of a context is not seen
             action_pad = torch.cat([torch.ones_like(action_pad[:, :1]), action_pad[:, 1:]], 1)
         actions = actions.masked_fill(action_pad[..., None], 0)
@@ -137,17 +129,14 @@ class ChunkPolicy(nn.Module):
             if every and start is not None:
                 counts = torch.cat([torch.zeros_like(counts[:1]), counts[1:]])
         weight = weight / counts.sum().clamp(min=1e-8)
-        context = self._context(
-            self._pooled(batch), batch["proprio"], batch.get("past_actions"), batch.get("pad")
-        )
+        context = self._context(self._pooled(batch), batch["proprio"], past, pad)
         target = self.normaliser.target(self._to_target(actions, start))  # as the actions
         loss, estimate, scalars = self.network("loss", *context, target, weight)
         with torch.no_grad():
             real = self._to_actions(estimate.reshape(*actions.shape[:-1], spec.action.width), start)
-            errors = {
-                name: (error * weight).sum() for name, error in spec.action.errors(real, actions).items()
-            }
-        return loss, scalars | {"loss": loss.detach()} | errors
+            errors = spec.action.errors(real, actions).items()
+            sums = {name: (error * weight).sum() for name, error in errors}
+        return loss, scalars | {"loss": loss.detach()} | sums
 
     def _pooled(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, T, C, E); a frame that several windows show is pooled once where the batch says which."""
@@ -165,12 +154,12 @@ class ChunkPolicy(nn.Module):
         pad: Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
-        """Actions (B, K, A) in real units, by default joint deltas in rad and the gripper 0 or 1, see `harden`.
+        """Actions (B, K, A) in real units, by default joint deltas in rad and the gripper 0 or 1, see `clip`.
 
         generators: one for each row, for a head that samples; none seeds them with 0.
         """
         plans = self.plan_members(self.pool(features), proprio, past_actions, pad, generators)
-        return self.harden(self.combine(plans))
+        return self.clip(self.combine(plans))
 
     def pool(self, features: Tensor, means: Tensor | None = None) -> Tensor:
         """Features (B, T, C, N, D) -> (B, T, C, E), what a context of earlier steps has to remember.
@@ -179,8 +168,8 @@ class ChunkPolicy(nn.Module):
         """
         spec = self.spec
         want = (len(spec.cameras), spec.tokens, spec.dim)
-        if features.ndim != 5 or tuple(features.shape[2:]) != want:
-            raise _shape("features", features, f"(B, T, cameras, tokens, dim) with the last three {want}")
+        if tuple(features.shape[2:]) != want:
+            raise UserError(f"features: expected shape (B, T, *{want}), got {tuple(features.shape)}")
         flat = None if means is None else means.flatten(0, 1)
         return self.network("pool", features.flatten(0, 1), flat).unflatten(0, features.shape[:2])
 
@@ -227,26 +216,18 @@ class ChunkPolicy(nn.Module):
             return plans.new_zeros(plans.shape[1])
         return reached.std(0, correction=0).amax(-1)
 
-    def harden(self, actions: Tensor) -> Tensor:
+    def clip(self, actions: Tensor) -> Tensor:
         """Actions within the limits of their parts; the gripper command as 0 or 1 where binary_gripper says so."""
-        return self.spec.action.harden(actions, self.spec.binary_gripper)
+        return self.spec.action.clip(actions, self.spec.binary_gripper)
 
     def _context(
         self, pooled: Tensor, proprio: Tensor, past_actions: Tensor | None, pad: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Check and normalise the network's input: pooled, state, past actions, pad."""
+        """Normalise the network's input: pooled, state, past actions, pad."""
         spec = self.spec
         b, t = pooled.shape[:2]
-        if t != spec.context:
-            raise PolicyError(f"features hold {t} steps of context, expected {spec.context}")
-        if tuple(proprio.shape) != (b, t, spec.proprio_dim):
-            raise _shape("proprio", proprio, (b, t, spec.proprio_dim))
         if past_actions is None:
-            if t > 1 and self.network.body.settings.action_history:
-                raise PolicyError("past_actions are missing, and the policy's network has action_history on")
             past_actions = pooled.new_zeros(b, t, spec.action_dim)
-        if tuple(past_actions.shape) != (b, t, spec.action_dim):
-            raise _shape("past_actions", past_actions, (b, t, spec.action_dim))
         if pad is None:
             pad = torch.zeros(b, t, dtype=torch.bool, device=pooled.device)
         # A window that begins before its episode repeats the first step there, whose action is what the policy is to find:
@@ -260,15 +241,11 @@ class ChunkPolicy(nn.Module):
     def _starts(
         self, proprio: Tensor, past_actions: Tensor | None, pad: Tensor | None, every: bool
     ) -> Tensor | None:
-        """What `_start` gives for the last step of a context (B, W), or for `every` one (B, T, W); None without `from_last`.
-
-        Raises:
-            PolicyError: no past actions.
-        """
+        """What `_start` gives for the last step of a context (B, W), or for `every` one (B, T, W); None without `from_last`."""
         if not self.spec.from_last:
             return None
         if past_actions is None:
-            raise PolicyError("past_actions are missing, expected them with policy.from_last")
+            raise UserError("policy.from_last: expected past actions, got none")
         first = torch.zeros_like(proprio[..., 0], dtype=torch.bool) if pad is None else pad
         # (B, T, A) of the step before; the present one's, in front, counts as none
         last = past_actions.roll(1, 1)
@@ -301,7 +278,3 @@ class ChunkPolicy(nn.Module):
         if start is not None:
             targets = targets + start[..., None, :]
         return parts.outer(parts.actions(targets, self.cumulative))
-
-
-def _shape(what: str, found: Tensor, expected: object) -> PolicyError:
-    return PolicyError(f"{what}: expected shape {expected}, got {tuple(found.shape)}")

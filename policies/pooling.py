@@ -1,7 +1,7 @@
 """From a camera's token map to one vector: mean, spatial softmax or attention.
 
-    pool = build_pooling(PoolingSettings(kind="spatial_softmax"), dim=384, tokens=64, out_dim=128)
-    pool(torch.randn(5, 64, 384)).shape          # (5, 128)
+    pool = CameraPooling(PoolingSettings(kind="spatial_softmax"), cameras=2, dim=384, tokens=64, out_dim=128)
+    pool(torch.randn(5, 2, 64, 384)).shape       # (5, 2, 128)
 
 "mean" is what MVP and RPT do, and it loses where a thing is. Spatial softmax (Levine et al., 2016) computes the expected
 place of each learned heat map; here every heat map also pools a small feature, and the mean stands beside it.
@@ -16,21 +16,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2robot.core.errors import UserError
 from s2robot.core.settings import from_yaml
-from s2robot.policies.dense import AttentionSettings, Dense
-from s2robot.policies.errors import PolicyError
+from s2robot.policies.bodies.mlp import Dense
+from s2robot.policies.bodies.transformer import AttentionSettings
 
 Tokens = int | tuple[int, int]  # how many form a square map, or its rows and columns
 
 
 class PoolingSettings(AttentionSettings, at="policy.pooling", file="policy/common/policy"):
-    """Settings of the pooling of a camera's token map; configs/policy/common/policy.yaml documents each value."""
+    """configs/policy/common/policy.yaml documents each value."""
 
     kind: Literal["mean", "spatial_softmax", "attention"] = from_yaml()
     shared: bool = from_yaml()
@@ -42,14 +43,10 @@ class PoolingSettings(AttentionSettings, at="policy.pooling", file="policy/commo
 
 
 def map_places(tokens: Tokens) -> Tensor:
-    """Places (N, 2) of the tokens, row by row: x to the right and y down, both -1..1 over the image.
-
-    Raises:
-        PolicyError: a count that forms no square.
-    """
+    """Places (N, 2) of the tokens, row by row: x to the right and y down, both -1..1 over the image."""
     if isinstance(tokens, int):
         if math.isqrt(tokens) ** 2 != tokens:
-            raise PolicyError(
+            raise UserError(
                 f"{tokens} tokens do not form a square map: expected its rows and columns (policy.grids)"
             )
         tokens = (math.isqrt(tokens),) * 2
@@ -78,7 +75,7 @@ class FeatureNorm(nn.Module):
         x = x if x.dtype == torch.bfloat16 else x.float()  # rounded for the product already
         shift: Tensor | float = 0.0
         if self.blind:
-            x = self(x)
+            x = torch.zeros_like(x)
         else:
             weight = weight * self.inverse_std
             shift = -(weight @ self.mean)
@@ -161,17 +158,14 @@ class AttentionPool(nn.Module):
         return self.out(pooled.flatten(1))
 
 
-def build_pooling(settings: PoolingSettings, dim: int, tokens: Tokens, out_dim: int) -> nn.Module:
-    """Module that maps tokens (M, N, D) and their norm to (M, out_dim)."""
-    kinds = {"mean": MeanPool, "spatial_softmax": SpatialSoftmax, "attention": AttentionPool}
-    return kinds[settings.kind](settings, dim, tokens, out_dim)
+POOLINGS = {"mean": MeanPool, "spatial_softmax": SpatialSoftmax, "attention": AttentionPool}
 
 
 class CameraPooling(nn.Module):
     """Pools every camera of every frame: (M, C, N, D) -> (M, C, out_dim).
 
     tokens: how many each camera's square map has, or each one's rows and columns. Of a camera with fewer than N only
-    its own are read.
+    its own are read. `blind` is the control: every normalised feature is zero.
     """
 
     def __init__(
@@ -185,21 +179,17 @@ class CameraPooling(nn.Module):
         super().__init__()
         maps: list[Tokens] = [tokens] * cameras if isinstance(tokens, int) else list(tokens)
         if settings.shared and len(set(maps)) > 1:
-            raise PolicyError(
+            raise UserError(
                 f"policy.pooling.shared: expected false with token maps of several shapes, {maps}"
             )
         self.settings, self.counts = settings, [n if isinstance(n, int) else math.prod(n) for n in maps]
-        count = 1 if settings.shared else cameras
+        pool, count = POOLINGS[settings.kind], 1 if settings.shared else cameras
         self.norms = nn.ModuleList(FeatureNorm(dim) for _ in range(cameras))
-        self.pools = nn.ModuleList(build_pooling(settings, dim, maps[i], out_dim) for i in range(count))
-        self.out_dim = out_dim
+        self.pools = nn.ModuleList(pool(settings, dim, maps[i], out_dim) for i in range(count))
         self.camera = nn.Parameter(torch.randn(cameras, out_dim) * 0.02) if settings.shared else None
 
     def multiply_in(self, dtype: torch.dtype) -> torch.dtype | None:
-        """Set the number format of the product with the tokens in a training; acting multiplies in float32.
-
-        Returns `token_dtype`.
-        """
+        """Set the number format of the product with the tokens in a training (acting: float32); return `token_dtype`."""
         for norm in self.norms:
             norm.product = dtype  # type: ignore[assignment]
         return self.token_dtype
@@ -213,7 +203,6 @@ class CameraPooling(nn.Module):
 
     @property
     def blind(self) -> bool:
-        """The control: every normalised feature is zero."""
         return self.norms[0].blind  # type: ignore[return-value]
 
     @blind.setter
@@ -230,11 +219,11 @@ class CameraPooling(nn.Module):
 
     def forward(self, features: Tensor, means: Tensor | None = None) -> Tensor:
         """means (M, C, D): of the tokens, where `token_dtype` is set."""
-        pools = [self.pools[i % len(self.pools)] for i in range(len(self.norms))]
-        seen: list[Any] = [(features[:, i, : self.counts[i]], norm) for i, norm in enumerate(self.norms)]
-        if means is not None and self.settings.kind == "spatial_softmax":
-            seen = [(*of, means[:, i]) for i, of in enumerate(seen)]
-        out = torch.stack([pool(*of) for pool, of in zip(pools, seen, strict=True)], 1)  # (M, C, out)
+        pooled = []
+        for i, norm in enumerate(self.norms):
+            known = (means[:, i],) if means is not None and self.settings.kind == "spatial_softmax" else ()
+            pooled.append(self.pools[i % len(self.pools)](features[:, i, : self.counts[i]], norm, *known))
+        out = torch.stack(pooled, 1)  # (M, C, out)
         return out if self.camera is None else out + self.camera
 
 

@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FORMS = {"axis_angle": 3, "rot6d": 6}  # and how many numbers each has
-FLAT = 1e-4  # sine of the angle between two columns, and a column's length, below which they span no frame
-
 
 def matrices(values: Tensor, form: str) -> Tensor:
-    """(..., 3 or 6) -> (..., 3, 3); six numbers that span no frame give something finite, see `broken`."""
+    """(..., 3 or 6) -> (..., 3, 3); six numbers that span no frame give something finite."""
     if form == "axis_angle":
         half = torch.linalg.vector_norm(values, dim=-1, keepdim=True) / 2  # rad
         scaled = values * torch.sinc(half / torch.pi) / 2  # sin(angle / 2) times the axis
@@ -65,17 +62,6 @@ def between(total: Tensor) -> Tensor:
 def angle(one: Tensor, other: Tensor) -> Tensor:
     """Return the angle between two rotations (..., 3, 3), rad.  # (...)"""
     return torch.linalg.vector_norm(numbers(compose(one, other.transpose(-1, -2)), "axis_angle"), dim=-1)
-
-
-def broken(values: Tensor, form: str) -> Tensor:
-    """Mark (..., 3 or 6) numbers that form no rotation: not finite, or two parallel or zero columns.  # (...)"""
-    bad = ~torch.isfinite(values).all(-1)
-    if form == "axis_angle":
-        return bad
-    first, second = values[..., :3], values[..., 3:]
-    lengths = torch.linalg.vector_norm(values.unflatten(-1, (2, 3)), dim=-1)  # (..., 2)
-    across = torch.linalg.vector_norm(torch.linalg.cross(first, second), dim=-1)
-    return bad | (lengths < FLAT).any(-1) | (across < FLAT * lengths.prod(-1))
 
 
 def _of_quaternion(q: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from s2robot.core.settings import Settings, from_yaml, invalid, read
 from s2robot.policies.bodies.mlp import MlpSettings
@@ -21,7 +21,7 @@ _NETWORKS: dict[str, type[Settings]] = {"mlp": MlpSettings, "transformer": Trans
 
 
 class PolicySettings(Settings, at="policy", file="policy/mlp"):
-    """The settings of a policy in a config; configs/policy/common/policy.yaml and mlp.yaml document each value."""
+    """configs/policy/common/policy.yaml and mlp.yaml document each value."""
 
     kind: Literal["mlp", "transformer"] = from_yaml()
     network: MlpSettings | TransformerSettings
@@ -58,14 +58,11 @@ class PolicySettings(Settings, at="policy", file="policy/mlp"):
         if self.execute > self.chunk:
             raise invalid("execute", f"<= policy.chunk, which is {self.chunk}", self.execute)
         if self.from_last and self.context < 2:
-            raise invalid(
-                "context", ">= 2 with policy.from_last, which reads the action before", self.context
-            )
+            raise invalid("context", ">= 2 with policy.from_last", self.context)
         # beyond this, float32 cannot hold the weights of plans
         if self.ensemble is not None and self.ensemble * self.chunk < -80:
-            raise invalid(
-                "ensemble", f">= {-80 / self.chunk:g} with {self.chunk} actions a plan", self.ensemble
-            )
+            expected = f">= {-80 / self.chunk:g} with {self.chunk} actions a plan"
+            raise invalid("ensemble", expected, self.ensemble)
         return self
 
 
@@ -74,13 +71,11 @@ class PolicySpec(PolicySettings):
 
     cameras: tuple[str, ...] = Field(min_length=1)  # in the order of the feature axis
     dim: int = Field(ge=1)  # channels of a token, all S² scales together
-    tokens: int = Field(
-        ge=1
-    )  # tokens of a camera, the most where they differ; 1 where features are mean-pooled
+    tokens: int = Field(ge=1)  # of a camera, the most where they differ; 1 for features that are mean-pooled
     action_dim: int = Field(default=8, ge=1)  # numbers of an action
     proprio_dim: int = Field(default=8, ge=1)  # numbers of a state
     # (rows, columns) of each camera's token map, where they are not all squares of `tokens`; the largest has `tokens`
-    grids: tuple[tuple[int, int], ...] = ()
+    grids: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
     # Plain dicts, see `Parts.read`. None: joints (action: delta; state: absolute) and the gripper, which is last.
     action_parts: tuple[dict[str, Any], ...] | None = None
     proprio_parts: tuple[dict[str, Any], ...] | None = None
@@ -93,23 +88,14 @@ class PolicySpec(PolicySettings):
         return {**values, "action_target": "cumulative"} if auto else values
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
-        for key, usual in (("action_parts", "action"), ("proprio_parts", "proprio")):
-            size = getattr(self, f"{usual}_dim")
-            found = Parts.read(getattr(self, key), size, f"policy.{key}", usual)
-            if found == Parts.read(None, size, "", usual):
-                object.__setattr__(self, key, None)  # one way to say it
+    def _data_fits(self) -> Self:
+        for key in ("action", "proprio"):
+            if getattr(self, key) == Parts.read(None, getattr(self, f"{key}_dim"), "", key):
+                object.__setattr__(self, f"{key}_parts", None)  # one way to say it
         names = {part.name for parts in (self.action, self.proprio) for part in parts.parts}
         if unknown := [name for name in self.normalise_parts if name not in names]:
             raise invalid("normalise_parts", f"some of {', '.join(sorted(names))}", unknown[0])
-        return self
-
-    @model_validator(mode="after")
-    def _cameras_fit(self) -> Self:
-        if len(set(self.cameras)) != len(self.cameras):
-            raise invalid("cameras", "different names", list(self.cameras))
-        wrong = len(self.grids) != len(self.cameras) or min(map(min, self.grids), default=1) < 1
-        if self.grids and (wrong or max(self.counts) != self.tokens):
+        if self.grids and (len(self.grids) != len(self.cameras) or max(self.counts) != self.tokens):
             expected = f"rows and columns of {len(self.cameras)} cameras, the largest of {self.tokens} tokens"
             raise invalid("grids", expected, [list(grid) for grid in self.grids])
         return self
@@ -127,22 +113,22 @@ class PolicySpec(PolicySettings):
     @cached_property
     def measured(self) -> dict[int, int]:
         """Numbers of an action that the state measures, by their names: place in the action -> place in the state."""
-        places = {}
-        for parts in (self.proprio, self.action):
-            places[parts] = {
+        action, state = (
+            {
                 name: at.start + i
                 for part, at in parts.outside
-                if part.kind == "absolute" and part.names
-                for i, name in enumerate(part.names)
+                if part.kind == "absolute"
+                for i, name in enumerate(part.names or ())
             }
-        state = places[self.proprio]
-        return {place: state[name] for name, place in places[self.action].items() if name in state}
+            for parts in (self.action, self.proprio)
+        )
+        return {place: state[name] for name, place in action.items() if name in state}
 
     @classmethod
     def from_dict(
         cls, values: Mapping[str, Any], where: str = "policy", action_frame: str = ""
     ) -> PolicySpec:
-        """From plain values (a config or policy.json); PolicyError names the key that is wrong.
+        """Read plain values (a config or policy.json); UserError names the key that is wrong.
 
         action_frame: of the demos. With an `action_target` of `auto`, robosuite's controllers have single deltas: they begin
             each step at the pose that they measure then, so that their commands do not add up to a way.

@@ -42,7 +42,7 @@ from s2robot.evaluation.report import write_report
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, non_square
 from s2robot.overrides import key_of
 from s2robot.policies import PolicyError, PolicySpec, load_checkpoint
-from s2robot.policies.card import write_card
+from s2robot.policies.checkpoint import write_card
 from s2robot.policies.spec import PolicySettings
 from s2robot.training.settings import TrainSettings
 from s2robot.training.train import train

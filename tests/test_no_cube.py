@@ -5,13 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # CubePick's own; those of envs/experts are of robosuite's tasks
-OWN = {
-    "envs/cube_pick.py",
-    "envs/cube_config.py",
-    "envs/cube_picker.py",
-    "envs/cube_plot.py",
-    "envs/world.py",
-}
+OWN = {"envs/cube_pick.py", "envs/cube_config.py", "envs/cube_picker.py", "envs/world.py"}
 # What else may say it, and why; a folder stands for all in it.
 EXCEPTIONS = {
     "envs/__init__.py": "registers CubePick with gymnasium",

@@ -43,7 +43,7 @@ class RobosuiteStates(DemoFile):
         self._version = str(args.get("env_version") or "an unknown version")
         self._world, self._scene = _world(self.path, args, self.choice, self._version), ""
         s, world = self._world.settings, self._world
-        self.describe_world(first, args, s.env, s.robot, s.rate_hz, world.sizes, world.proprio_parts)
+        self.describe_world(first, args, s.env, s.robot, s.rate_hz, world.camera_sizes, world.proprio_parts)
 
     def pieces_of(self, number: int) -> Iterator[Piece]:
         where, count = self.name_of(number), self._lengths[number]
@@ -53,7 +53,7 @@ class RobosuiteStates(DemoFile):
             check_finite(f"{where}: states", states)
             self._load_scene(demo, where)
             actions = self.scaled([array_of(demo, k, self.path, count)[:] for k in self.keys["action"]])
-        row = sum(height * width * 3 for height, width in self._world.sizes.values())
+        row = sum(height * width * 3 for height, width in self._world.camera_sizes.values())
         for rows in piece_slices(0, count, row):
             steps = [self._observe(state, where) for state in states[rows]]
             piece = {key: np.stack([step[key] for step in steps]) for key in steps[0]}

@@ -4,8 +4,8 @@ Way-points are no list: what it does follows from what the world shows (a funnel
 goal) and from whether it closed the gripper last. So it can be asked from any state, wherever a policy or a push has
 led, and a policy has a function to imitate instead of a clock.
 
-    expert = Stack(env, np.random.default_rng(0))      # env: robosuite's Stack, an arm with OSC_POSE
-    env.step(expert.act())                             # (7,): position, axis-angle, gripper, each -1 to 1
+    expert = Stack(env, np.random.default_rng(0), None)   # env: robosuite's Stack, an arm with OSC_POSE
+    env.step(expert.act())                                # (7,): position, axis-angle, gripper, each -1 to 1
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from s2robot.envs.experts.hand import Hand, nearest
 from s2robot.envs.experts.settings import ExpertSettings
+from s2robot.envs.mujoco_task import geoms_of, touching
 
 SHUT = 0.006  # m between the fingers, below which they hold nothing
 _NUDGE = 0.005  # m
@@ -26,6 +26,75 @@ _ASKEW_STEPS = 16  # after which it closes wherever it is
 _SLIP = 1, 5  # steps, the second excluded: the fingers part after about five
 # m and rad that an action of 1 stands for, robosuite's own
 REACH = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])
+
+
+def angle_of(vector: np.ndarray) -> float:
+    """Of a vector's shadow on the table, rad."""
+    return float(np.arctan2(vector[1], vector[0]))
+
+
+def nearest(angle: float, to: float, period: float) -> float:
+    """The one of ``angle + n * period`` that is nearest to ``to``."""
+    return to + (angle - to + period / 2) % period - period / 2
+
+
+class Hand:
+    """The parallel gripper of a one-armed robosuite environment. Lengths in m, angles in rad, world frame."""
+
+    def __init__(self, env: Any):
+        robot = env.robots[0]
+        self.env = env
+        self.model: mujoco.MjModel = env.sim.model._model
+        self.data: mujoco.MjData = env.sim.data._data
+        self.site = robot.eef_site_id["right"]
+        gripper = robot.gripper["right"]
+        self._joints = [self.model.joint(name).qposadr[0] for name in gripper.joints]
+        geoms = {
+            side: [self.model.geom(name).id for name in names]
+            for side, names in gripper.important_geoms.items()
+        }
+        self._fingers = [set(geoms[side]) for side in ("left_finger", "right_finger")]
+        pads = [geoms[side][0] for side in ("left_fingerpad", "right_fingerpad")]
+        # constant in the gripper's frame; taken in it, for the arm may stand anywhere
+        apart = self.rotation.T @ (self.data.geom_xpos[pads[0]] - self.data.geom_xpos[pads[1]])
+        self._axis = np.eye(3)[np.argmax(np.abs(apart))]
+        ranges = [self.model.jnt_range[self.model.joint(name).id] for name in gripper.joints]
+        self.widest = float(sum(np.abs(r).max() for r in ranges))
+
+    @property
+    def position(self) -> np.ndarray:
+        """The centre between the finger tips.  # (3,)"""
+        return self.data.site_xpos[self.site].copy()
+
+    @property
+    def rotation(self) -> np.ndarray:
+        """Of the gripper.  # (3, 3)"""
+        return self.data.site_xmat[self.site].reshape(3, 3).copy()
+
+    @property
+    def yaw(self) -> float:
+        """The direction in which the fingers close, in the table's plane."""
+        return angle_of(self.rotation @ self._axis)
+
+    def level(self, yaw: float) -> np.ndarray:
+        """The gripper's rotation when it points straight down and closes along ``yaw``.  # (3, 3)"""
+        down, along = np.array([0.0, 0.0, -1.0]), np.array([np.cos(yaw), np.sin(yaw), 0.0])
+        if self._axis[0]:  # the column of the rotation that the fingers close along
+            return np.stack([along, np.cross(down, along), down], axis=1)
+        return np.stack([np.cross(along, down), along, down], axis=1)
+
+    @property
+    def gap(self) -> float:
+        """Between the fingers."""
+        return float(np.abs(self.data.qpos[self._joints]).sum())
+
+    def pose(self, body: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of a body.  # (3,), (3, 3)"""
+        return self.data.xpos[body].copy(), self.data.xmat[body].reshape(3, 3).copy()
+
+    def touches(self, geoms: set[int]) -> list[bool]:
+        """Whether the left and the right finger touch one of these."""
+        return touching(self.data, self._fingers, geoms)
 
 
 @dataclass(frozen=True)
@@ -60,13 +129,10 @@ class Expert:
     gain = 1.0  # of the distance to where it should be, what a step asks for: the arm lags
     speed = 0.6  # farthest that a step asks for, as a share of REACH; a policy that was taught to hurry overshoots
 
-    def __init__(
-        self, env: Any, rng: np.random.Generator | None = None, settings: ExpertSettings | None = None
-    ):
-        self.env, self.settings = env, settings or ExpertSettings()
-        self.hand = Hand(env)
-        self.object = self.hand.geoms(self.body)
-        c = self.settings
+    def __init__(self, env: Any, rng: np.random.Generator | None, settings: ExpertSettings | None):
+        c = self.settings = settings or ExpertSettings()
+        self.env, self.hand = env, Hand(env)
+        self.object = geoms_of(self.hand.model, self.body)
         self.gain, self.speed = c.gain or self.gain, c.speed or self.speed
         self.closed, self.push = False, ""
         self._step, self._kick_left, self._miss_left = -1, 0, 0
@@ -100,7 +166,7 @@ class Expert:
 
     def place(self) -> tuple[Target, bool] | None:
         """Where the gripper is to bring what it holds, and whether that is near enough to let go; None: just up."""
-        raise NotImplementedError
+        return None
 
     def placed(self) -> bool:
         """Whether the object lies where it is to lie, held or not."""
@@ -108,11 +174,9 @@ class Expert:
 
     def remaining(self) -> float:
         """How far the object still has to go, and the gripper to it, m: falls wherever something is gained."""
-        hand = self.hand
-        if not all(hand.touches(self.object)):
-            away = float(np.linalg.norm(self.grasp().position - hand.position))
-            return self.to_go() if self.placed() else self.to_go() + away
-        return self.to_go()
+        if all(self.hand.touches(self.object)) or self.placed():
+            return self.to_go()
+        return self.to_go() + float(np.linalg.norm(self.grasp().position - self.hand.position))
 
     def to_go(self) -> float:
         """How far the object still has to go, m."""
@@ -163,8 +227,7 @@ class Expert:
 
     def _carry(self) -> np.ndarray:
         hand = self.hand
-        goal = self.place()
-        if goal is None:
+        if (goal := self.place()) is None:
             return self._action(hand.position + [0, 0, 0.06], hand.yaw, True)
         target, there = goal
         if there:
@@ -191,16 +254,15 @@ class Expert:
         """One step of the gripper towards a pose, pointing down.  # float32 (7,)"""
         hand = self.hand
         yaw = nearest(yaw, hand.yaw, 2 * np.pi)
-        turn = np.zeros(3)
-        quaternion = np.zeros(4)
+        turn, quaternion = np.zeros(3), np.zeros(4)
         mujoco.mju_mat2Quat(quaternion, (hand.level(yaw) @ hand.rotation.T).ravel())
         mujoco.mju_quat2Vel(turn, quaternion, 1.0)
         away = position - hand.position
         # friction holds a far-reaching arm that is asked for a few millimetres: ask for some more
         away = self.gain * away + _NUDGE * np.tanh(away / _NUDGE)
         step = np.concatenate([away, self.gain * turn]) / REACH
-        for part, most in ((slice(0, 3), self.speed), (slice(3, 6), 1.0)):
-            step[part] /= max(1.0, float(np.abs(step[part]).max()) / most)
+        for part, most in ((step[:3], self.speed), (step[3:], 1.0)):
+            part /= max(1.0, float(np.abs(part).max()) / most)
         return np.append(step, 1.0 if closed else -1.0).astype(np.float32)
 
     # ---------------------------------------------------------------- perturbations
@@ -213,20 +275,14 @@ class Expert:
         if self._will_miss and not self.closed and abs(above - self._miss_at) < 0.02:
             self._will_miss = False
             self._miss_left = int(rng.integers(c.miss_steps[0], c.miss_steps[1] + 1))
-        if (self._wrong is not None or self._askew is not None) and not self.closed:
-            push = self._grasped_askew(grasp, above)
-            if push is not None:
-                return push
+        if not self.closed and (push := self._grasped_askew(grasp, above)) is not None:
+            return push
         if self._miss_left:  # closes on nothing, over the object
             self._miss_left -= 1
             self.push, self.closed = "miss", True
             return self._action(hand.position, hand.yaw, True)
-        if (
-            self._kick_left == self._slip_left == 0
-            and self._step in self._kick_at
-            and (holds or not self.closed)
-            and not self.placed()
-        ):
+        due = self._kick_left == self._slip_left == 0 and self._step in self._kick_at
+        if due and (holds or not self.closed) and not self.placed():
             self._kick_left = int(rng.integers(c.kick_steps[0], c.kick_steps[1] + 1))
             push = rng.uniform(-1, 1, 3) * c.kick_size
             if not self.low:
@@ -240,8 +296,7 @@ class Expert:
             return self._action(hand.position, hand.yaw, False)
         if self._kick_left:
             self._kick_left -= 1
-            self.push = "kick"
-            push, turn = self._kick
+            self.push, (push, turn) = "kick", self._kick
             if self.low:
                 push = self._kept_over(push, above, holds)
             return self._action(hand.position + push, hand.yaw + turn, self.closed)
@@ -253,14 +308,12 @@ class Expert:
         hand = self.hand
         off = float(np.linalg.norm((grasp.position - hand.position)[:2]))
         if self._askew is None:
-            if off > _ASKEW_NEAR or above > 0.06 or hand.gap < 0.85 * hand.widest:
+            if self._wrong is None or off > _ASKEW_NEAR or above > 0.06 or hand.gap < 0.85 * hand.widest:
                 return None
-            assert self._wrong is not None
             self._askew, self._wrong = (grasp.yaw + self._wrong, _ASKEW_STEPS), None
-        wrong, left = self._askew[0], self._askew[1] - 1
-        self._askew = wrong, left
-        self.push = "askew"
-        yaw = nearest(wrong, hand.yaw, np.pi)
+        left = self._askew[1] - 1
+        self._askew, self.push = (self._askew[0], left), "askew"
+        yaw = nearest(self._askew[0], hand.yaw, np.pi)
         if left and abs(hand.yaw - yaw) > 0.1:
             return self._action(grasp.position + [0, 0, max(above, _OVER)], yaw, False)
         if left and (above > self.close_z or off > self._close_xy):

@@ -23,13 +23,8 @@ _Step = Annotated[int, Field(ge=1)]
 Steps = Annotated[tuple[_Step, _Step], Ordered]
 Share = Annotated[float, Field(ge=0, le=1)]
 
-# robosuite's name of a world -> its expert, "module:Class"
-EXPERTS = {
-    "Lift": "s2robot.envs.experts.lift:Lift",
-    "Stack": "s2robot.envs.experts.stack:Stack",
-    "PickPlaceCan": "s2robot.envs.experts.can:Can",
-    "NutAssemblySquare": "s2robot.envs.experts.square:Square",
-}
+# robosuite's names of the worlds that have an expert, a class of that name in `s2robot.envs.experts.worlds`
+EXPERTS = ("Lift", "Stack", "PickPlaceCan", "NutAssemblySquare")
 
 
 class PushSettings(Settings, at="recording.picker", file="recording/default"):

@@ -12,9 +12,21 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.policies.dense import Dense
 
 ACTIVATIONS = {"selu": nn.SELU, "gelu": nn.GELU, "relu": nn.ReLU}
+
+
+class Dense(nn.Linear):
+    """nn.Linear of rows (B, I) that are each member's own, where members are side by side (torch.vmap).
+
+    torch's own rule for it gives the gradient of the transposed weights, which is then copied into the order of the weights:
+    more memory moved than the product itself.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and torch._C._functorch.is_batchedtensor(self.weight) and x.ndim == 2):
+            return super().forward(x)
+        return (self.weight @ x.T).T + self.bias
 
 
 class MlpSettings(Settings, at="policy.network", file="policy/mlp"):
@@ -35,9 +47,7 @@ class MlpBody(nn.Module):
 
     causal = False  # it sees one window at a time
 
-    def __init__(
-        self, settings: MlpSettings, cameras: int, context: int, chunk: int, proprio_dim: int, action_dim: int
-    ):
+    def __init__(self, settings: MlpSettings, cameras: int, context: int, proprio_dim: int, action_dim: int):
         super().__init__()
         s = self.settings = settings
         self.embed_dim = s.image_dim

@@ -3,23 +3,36 @@
 Each step of the context gives C image tokens, a state token and an action token. A mask token stands in the
 place of the next action; its output is what the head makes the next K actions from.
 
-With `causal` (the default) every step sees itself and the steps before it, with a learned bias for how long ago
-they are, and has a mask token of its own: one pass over T steps trains T targets, with contexts of 1 to T steps.
-Without it, as in the papers, all steps see each other, each has a position
-embedding, and a pass trains the last step alone.
+With `causal` (the default) every step sees itself and the steps before it, with a learned bias for how long ago they are,
+and has a mask token of its own: one pass over T steps trains T targets, with contexts of 1 to T steps. Without it, as in the
+papers, all steps see each other, each has a position embedding, and a pass trains the last step alone.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from s2robot.core.settings import from_yaml
-from s2robot.policies.dense import AttentionSettings
+from s2robot.core.settings import Settings, from_yaml, invalid
+
+
+class AttentionSettings(Settings):
+    """Channels of attention, split over its heads."""
+
+    width: int = from_yaml(ge=1)
+    heads: int = from_yaml(ge=1)
+
+    @model_validator(mode="after")
+    def _even_heads(self) -> Self:
+        if self.width % self.heads:
+            raise invalid("width", f"a multiple of {self.heads} heads", self.width)
+        return self
 
 
 class TransformerSettings(AttentionSettings, at="policy.network", file="policy/transformer"):
@@ -66,15 +79,7 @@ class Block(nn.Module):
 class TransformerBody(nn.Module):
     """Tokens of the whole context in, one vector out; padded steps are not seen."""
 
-    def __init__(
-        self,
-        settings: TransformerSettings,
-        cameras: int,
-        context: int,
-        chunk: int,
-        proprio_dim: int,
-        action_dim: int,
-    ):
+    def __init__(self, settings: TransformerSettings, context: int, proprio_dim: int, action_dim: int):
         super().__init__()
         s = self.settings = settings
         self.causal = s.causal
@@ -133,9 +138,7 @@ class TransformerBody(nn.Module):
         # a padded step sees itself, or its softmax would be over nothing
         padded = pad.repeat_interleave(size, 1)[:, None, None] & (ago != 0)  # (B, 1, T * S, T * S)
         visible = bias[None].masked_fill(padded, -torch.inf)
-        asked: slice | Tensor = slice(-1, None)
-        if every:
-            asked = token.view(t, size)[:, -1]
+        asked: slice | Tensor = token.view(t, size)[:, -1] if every else slice(-1, None)
         out = self._attend(x, visible, asked)  # (B, T or 1, W)
         return out.reshape(b, t, self.width) if every else out.flatten(1)
 

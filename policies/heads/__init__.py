@@ -1,16 +1,21 @@
-"""Heads: what turns the context into a chunk of actions. One file each behind the signature of `head.py`."""
+"""Heads turn the context into a chunk of actions, behind the signature of `head.py`."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from s2robot.core.errors import UserError
 from s2robot.core.settings import Settings, read
-from s2robot.policies.errors import PolicyError
 from s2robot.policies.heads.act import ActHead, ActSettings
-from s2robot.policies.heads.diffusion import DiffusionHead, DiffusionSettings
-from s2robot.policies.heads.flow import FlowHead, FlowSettings
+from s2robot.policies.heads.denoising import (
+    DiffusionHead,
+    DiffusionSettings,
+    FlowHead,
+    FlowSettings,
+    MipHead,
+    MipSettings,
+)
 from s2robot.policies.heads.gmm import GmmHead, GmmSettings
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes
-from s2robot.policies.heads.mip import MipHead, MipSettings
 from s2robot.policies.heads.regression import RegressionHead, RegressionSettings
 
 HEADS: dict[str, tuple[type[Settings], type[Head]]] = {
@@ -24,14 +29,10 @@ HEADS: dict[str, tuple[type[Settings], type[Head]]] = {
 
 
 def read_head(given: Any) -> Settings:
-    """The settings of a head from `{"kind": ..., its own keys}`.
-
-    Raises:
-        PolicyError: names an unknown kind or key.
-    """
+    """The settings of a head from `{"kind": ..., its own keys}`; UserError names an unknown kind or key."""
     kind = given.get("kind", "regression") if isinstance(given, Mapping) else given
     if not isinstance(kind, str) or kind not in HEADS:
-        raise PolicyError(f"policy.head.kind: expected one of {', '.join(HEADS)}, got {kind!r}")
+        raise UserError(f"policy.head.kind: expected one of {', '.join(HEADS)}, got {kind!r}")
     return read(HEADS[kind][0], given)
 
 

@@ -8,14 +8,13 @@ come up. Here the decoder reads the body's vector in place of image tokens, and 
 joints. The averaging of overlapping plans is `policy.ensemble`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from s2robot.core.settings import from_yaml
-from s2robot.policies.bodies.transformer import Block, TransformerSettings
-from s2robot.policies.dense import AttentionSettings
+from s2robot.policies.bodies.transformer import AttentionSettings, Block, TransformerSettings
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
 
 
@@ -63,9 +62,9 @@ class ActHead(Head):
             loss + self.settings.kl_weight * divergence, estimate, {**parts, "kl": divergence.detach()}
         )
 
-    def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
+    def sample(self, context: Tensor, noise: Any = None) -> Tensor:
         if self.settings.draw:
-            style = self.given(noise)
+            style = noise
         else:
             style = context.new_zeros(len(context), self.settings.style, dtype=torch.float32)
         return unsigned(self._decode(context, style), self.slots)

@@ -1,8 +1,4 @@
-"""The network inside heads that refine a chunk: (noisy chunk, time, context) -> chunk.
-
-net = FlowSettings(width=256, layers=3).build(HeadSizes(context=512, chunk=8, action_dim=8))
-net(noisy, time, context).shape       # (B, K, A); time (B,) in 0..1
-"""
+"""The networks inside heads that refine a chunk: noisy chunk (B, K, A), time (B,) in 0..1, context (B, H) -> (B, K, A)."""
 
 from __future__ import annotations
 

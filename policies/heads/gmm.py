@@ -7,7 +7,8 @@ two values has no width. The component is drawn from the noise handed in; around
 (`spread`), which robomimic calls low-noise evaluation.
 """
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ class GmmHead(Head):
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
         share, means, std = self._mixture(context)
         away = (self._of(target[..., None, :, :], False) - self._of(means, False)) / std  # (B, M, K, G)
-        joints = (-0.5 * (away.square() + LOG_2PI) - std.log()).sum(-1)  # (B, M, K)
+        joints = (-0.5 * (away.square() + math.log(2 * math.pi)) - std.log()).sum(-1)  # (B, M, K)
         logits = self._of(means, True)  # (B, M, K, A - G)
         closed = self._of(target[..., None, :, :], True).expand(logits.shape)
         gripper = -F.binary_cross_entropy_with_logits(logits, closed, reduction="none").sum(-1)
@@ -52,8 +53,7 @@ class GmmHead(Head):
         loss = -(each.logsumexp(-1) * chunks).sum()
         return HeadLoss(loss, self._component(means.detach(), share.argmax(-1)), {"nll": loss.detach()})
 
-    def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
-        noise = self.given(noise)
+    def sample(self, context: Tensor, noise: Any = None) -> Tensor:
         share, means, std = self._mixture(context)
         drawn = torch.special.ndtr(noise[..., :1])  # (B, 1) from 0 to 1
         chosen = (drawn > share.exp().cumsum(-1)).sum(-1).clamp(max=self.shape[0] - 1)  # (B,)
@@ -61,7 +61,7 @@ class GmmHead(Head):
         if not self.settings.spread:
             return actions
         around = noise[..., 1:].unflatten(-1, (self.shape[1], -1)) * self.settings.spread
-        moved, at, pieces = around * pick(std, chosen), 0, []  # (B, K, G)
+        moved, at, pieces = around * _pick(std, chosen), 0, []  # (B, K, G)
         for slot in self.slots:
             x = actions[..., slot.at]
             if not slot.binary:
@@ -78,8 +78,8 @@ class GmmHead(Head):
         return share, means.unflatten(-1, (m, k, a)), std.unflatten(-1, (m, k, self.moving))
 
     def _component(self, means: Tensor, chosen: Tensor) -> Tensor:
-        """The mean chunk (B, K, A) of these components (B,), what is binary 0..1."""
-        return on_binary(pick(means, chosen), self.slots, Tensor.sigmoid)
+        """The mean chunk (B, K, A) of these components (B,), with binary numbers 0..1."""
+        return on_binary(_pick(means, chosen), self.slots, Tensor.sigmoid)
 
     def _of(self, x: Tensor, binary: bool) -> Tensor:
         """The numbers of x (..., A) that are binary, or the others."""
@@ -87,10 +87,7 @@ class GmmHead(Head):
         return torch.cat(pieces, -1) if pieces else x[..., :0]
 
 
-LOG_2PI = 1.8378770664093453
-
-
-def pick(values: Tensor, chosen: Tensor) -> Tensor:
+def _pick(values: Tensor, chosen: Tensor) -> Tensor:
     """values (B, M, ...) at these places (B,) -> (B, ...)."""
     places = chosen.reshape(-1, *[1] * (values.ndim - 1)).expand(-1, 1, *values.shape[2:])
     return values.gather(1, places).squeeze(1)

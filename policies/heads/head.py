@@ -13,11 +13,11 @@ which every step seeds.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from s2robot.policies.errors import PolicyError
 from s2robot.policies.parts import Slot
 
 
@@ -57,15 +57,9 @@ class Head(nn.Module):
         """context (B, H), target (B, K, A), weight (B, K), which adds up to 1."""
         raise NotImplementedError
 
-    def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Actions (B, K, A) from context (B, H) and noise (B, *noise_shape)."""
+    def sample(self, context: Tensor, noise: Any = None) -> Tensor:
+        """Actions (B, K, A) from context (B, H) and noise (B, *noise_shape), None where a head takes none."""
         raise NotImplementedError
-
-    def given(self, noise: Tensor | None) -> Tensor:
-        """The noise of a sample that needs some; PolicyError where none was handed in."""
-        if noise is None:
-            raise PolicyError(f"policy: {type(self).__name__} samples from noise, and none was given")
-        return noise
 
 
 def signed(actions: Tensor, slots: Sequence[Slot]) -> Tensor:

@@ -1,7 +1,7 @@
 """Regression: one linear layer gives the chunk. Fast and exact where there is one right way to go."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class RegressionHead(Head):
         ]
         return HeadLoss(both[0] + both[1] if len(both) > 1 else both[0], self._actions(out.detach()), parts)
 
-    def sample(self, context: Tensor, noise: Tensor | None = None) -> Tensor:
+    def sample(self, context: Tensor, noise: Any = None) -> Tensor:
         return self._actions(self._raw(context))
 
     def _part(self, binary: bool, found: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ default). Where a dataset or a policy has no parts, it has an arm's joints and i
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -107,6 +107,12 @@ def default_parts(key: str, joints: int) -> tuple[Part, ...]:
     return (*first, Part(name=name, size=1, kind=kind))  # type: ignore[arg-type]  # a Literal
 
 
+def parts_of(about: Mapping[str, Any], key: str) -> tuple[Part, ...]:
+    """The parts of `action` or `proprio` (the key) of a dataset, a world or a contract; by default its arm's."""
+    given = about.get(name := f"{key}_parts")
+    return default_parts(name, len(about["joint_names"])) if given is None else read_parts(given, name)
+
+
 def plain(parts: Sequence[Part]) -> list[dict[str, Any]]:
     """What :func:`read_parts` reads, JSON types."""
     return [part.model_dump(mode="json", exclude_defaults=True) for part in parts]
@@ -142,17 +148,16 @@ def slices(parts: Sequence[Part]) -> list[slice]:
     return [slice(end - part.size, end) for part, end in zip(parts, ends, strict=True)]
 
 
-def check_values(parts: Sequence[Part], values: np.ndarray, where: str) -> None:
-    """Reject values (T, ..., A) that their parts exclude: beyond limits, or a rotation that is none.
+def check_values(parts: Sequence[Part], values: np.ndarray, where: str, limits: bool = True) -> None:
+    """Reject values (T, ..., A) that their parts exclude: a rotation that is none, or (`limits`) beyond limits.
 
-    Raises:
-        UserError: names `where`, the part, the step, what was found and what was expected.
+    The UserError names `where`, the part, the step, what was found and what was expected.
     """
     for part, at in zip(parts, slices(parts), strict=True):
         x = values[..., at]
         if part.form == "rot6d":
             _check(_no_rotation(x), x, where, part, "a rotation: two columns that are not parallel")
-        if part.low is not None or part.kind == "binary":
+        if limits and (part.low is not None or part.kind == "binary"):
             low, high = part.limits
             room = BEYOND * (high - low)
             beyond = ((x < low - room) | (x > high + room)).any(-1)

@@ -144,7 +144,7 @@ def _labels(
 def _closed(env: Task, actions: Any) -> bool:
     """Whether the last action closes a gripper: a binary part, else the last number."""
     binary, at = [-1], 0
-    for part in env.action_parts or ():
+    for part in env.action_parts:
         binary += [at] if part["kind"] == "binary" else []
         at += part["size"]
     return len(actions) > 0 and bool(actions[-1][binary[-1]] >= 0.5)

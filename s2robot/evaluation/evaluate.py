@@ -17,7 +17,6 @@ from omegaconf import DictConfig
 from s2robot.config import open_demos, task_settings
 from s2robot.core.errors import UserError
 from s2robot.core.files import write_json
-from s2robot.core.parts import default_parts, plain
 from s2robot.core.progress import bar
 from s2robot.core.provenance import policy_sha256
 from s2robot.core.settings import Settings, from_yaml, read
@@ -146,12 +145,10 @@ def world_for(
     own = {key: getattr(given, key) for key in ("robot", "action_frame", "rate_hz")}
     check_contract(contract, cameras=list(given.cameras), **own)
     config = given.replace(cameras=tuple(contract["cameras"]), image_size=image_size)
-    ours = make(config, draw=False).describe()
-    parts = ("action_parts", "proprio_parts")  # a world that names none has its arm's
-    usual = {key: plain(default_parts(key, len(ours["joint_names"]))) for key in parts}
-    check_contract(contract, **{key: ours.get(key) or usual[key] for key in parts})
+    env = make(config, draw=False)
+    check_contract(contract, action_parts=env.action_parts, proprio_parts=env.proprio_parts)
     changes = world_changes(contract["env_config"], config)
-    return config, changes + camera_changes(contract.get("camera_geometry") or {}, ours["camera_geometry"])
+    return config, changes + camera_changes(contract.get("camera_geometry") or {}, env.camera_geometry())
 
 
 def _planner(

@@ -21,7 +21,6 @@ from s2robot.demos.errors import DatasetError
 from s2robot.demos.layouts import starts, task_of
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.layout_plot import draw_layout
 from s2robot.envs.task_settings import Group
 from s2robot.inspection.films import Tiles
 from s2robot.inspection.findings import KINDS, Finding
@@ -199,5 +198,5 @@ def _starts(store: EpisodeStore, records: Sequence[dict[str, Any]]) -> Figure:
     except DatasetError:
         about = {}
     shown = [group for group in groups if group.records]
-    draw_layout(figure.add_subplot(), shown, task_of(store), about)
+    task_of(store).draw_layout(figure.add_subplot(), shown, about)
     return figure

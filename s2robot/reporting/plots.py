@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from s2robot.envs.layout_plot import draw_layout
 from s2robot.envs.task import Group, TaskSettings
 from s2robot.reporting.style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, VERMILLION, styled
 
@@ -173,7 +172,7 @@ def layouts(
     small = len(panels) > 1
     figure, places = _grid(len(panels), 3, (3.5, 3.4) if small else (6.4, 6.2))
     for axes, (title, groups) in zip(places, panels, strict=True):
-        draw_layout(axes, groups, task, about, small)
+        task.draw_layout(axes, groups, about, small)
         axes.set_title(title, fontsize=9.5, fontweight="normal")
     handles: list[Any]
     if legend:

@@ -82,10 +82,8 @@ def test_what_moves_is_coarse_in_a_copy_alone(env):
         assert whole > 1500 and count <= max(1500, whole / 8 + 1)
         rows = slice(drawn.mesh_faceadr[mesh], drawn.mesh_faceadr[mesh] + count)
         assert 0 <= drawn.mesh_face[rows].min() and drawn.mesh_face[rows].max() < drawn.mesh_vertnum[mesh]
-        assert (
-            0 <= drawn.mesh_facenormal[rows].min()
-            and drawn.mesh_facenormal[rows].max() < drawn.mesh_normalnum[mesh]
-        )
+        normals = drawn.mesh_facenormal[rows]
+        assert 0 <= normals.min() and normals.max() < drawn.mesh_normalnum[mesh]
 
 
 SCENE = """
@@ -116,7 +114,7 @@ def test_what_stands_still_is_drawn_once_and_again_when_anything_of_it_changes()
             *rng.uniform(-0.6, 0.6, (6, 2)),
             (0.2, 0.1),
             (9.0, 9.0),
-        ):  # in the post, and out of the picture
+        ):  # in the post, out of the picture
             data.qpos[:] = place
             mujoco.mj_forward(model, data)
             assert np.array_equal(renderer.render(data, 0), whole.render(data, 0)), place
@@ -236,8 +234,7 @@ def test_egl_comes_before_osmesa_and_the_users_choice_stays(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system brings OpenGL")
-@pytest.mark.parametrize("asked", ["foo", "osmesa"])
-def test_a_wrong_choice_is_one_line_where_a_world_is_made_and_nowhere_before(tmp_path, asked):
+def test_a_wrong_choice_is_one_line_where_a_world_is_made_and_nowhere_before(tmp_path):
     script = """
 import ctypes.util, sys
 ctypes.util.find_library = lambda name: None
@@ -252,14 +249,10 @@ for world in (lambda: make(CubePickConfig(), draw=False), lambda: register_user_
         print(error)
 print(main(["record", "episodes=1", "workers=1"]), "mujoco" in sys.modules)
 """
-    env = os.environ | {"MUJOCO_GL": asked, "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"MUJOCO_GL": "foo", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     *lines, last = done.stdout.splitlines()
-    assert (
-        len(set(lines)) == 1
-        and len(lines) == 2
-        and lines[0].startswith("MUJOCO_GL" if asked == "foo" else "no off")
-    )
+    assert len(lines) == 2 and len(set(lines)) == 1 and lines[0].startswith("MUJOCO_GL: ")
     assert last == "2 False" and done.stderr == f"s2robot record: error: {lines[0]}\n"

@@ -70,9 +70,8 @@ def test_actions_are_in_metres_radians_and_0_to_1(pair):
     assert [(p["name"], p["size"], p["kind"]) for p in world.action_parts] == [
         ("position", 3, "delta"), ("rotation", 3, "rotation"), ("gripper", 1, "binary"),
     ]  # fmt: skip
-    np.testing.assert_allclose(
-        world.from_raw(np.array([1, -1, 0, 0, 0, 1, -1])), [0.05, -0.05, 0, 0, 0, 0.5, 0]
-    )
+    ours = world.from_raw(np.array([1, -1, 0, 0, 0, 1, -1]))
+    np.testing.assert_allclose(ours, [0.05, -0.05, 0, 0, 0, 0.5, 0])
     raw = np.random.default_rng(0).uniform(-1, 1, 7)
     np.testing.assert_allclose(world.to_raw(world.from_raw(raw)), raw, atol=1e-6)
     world.reset(seed=0)
@@ -85,9 +84,7 @@ def test_actions_are_in_metres_radians_and_0_to_1(pair):
 def test_a_policy_may_feel_where_the_gripper_was_told_to_go():
     """A cube between the fingers hides it: they do not part until some steps after they were told to."""
     task = make(RobosuiteSettings(env="Lift", proprio=("robot0_gripper_command",), image_size=24), draw=False)
-    assert [(p["name"], p["size"], p["kind"]) for p in task.proprio_parts] == [
-        ("robot0_gripper_command", 2, "absolute")
-    ]
+    assert list(task.proprio_parts) == [{"name": "robot0_gripper_command", "size": 2, "kind": "absolute"}]
     task.reset(seed=0)
     np.testing.assert_array_equal(task.proprio, [0, 0])
     told = []
@@ -104,9 +101,7 @@ def test_a_policy_may_feel_where_the_gripper_was_told_to_go():
 def test_success_is_robosuites(pair, monkeypatch):
     world = pair[0]
     assert world.reset(seed=0)[1]["stage"] == "approach"
-    monkeypatch.setattr(
-        world.raw, "_check_grasp", lambda gripper, object_geoms: object_geoms is world.raw.cubeA
-    )
+    monkeypatch.setattr(world.raw, "_check_grasp", lambda gripper, thing: thing is world.raw.cubeA)
     assert world.step(np.zeros(7))[4]["stage"] == "grasp"
     monkeypatch.setattr(world.raw, "_check_success", lambda: True)
     _, reward, over, truncated, info = world.step(np.zeros(7))
@@ -136,29 +131,19 @@ def test_a_grasp_is_seen_of_every_gripper(robot):
     ("changes", "words"),
     [
         ({"env": "Lft"}, "task.env: found 'Lft', expected one of Door, Lift"),
-        ({"robot": "Pandora"}, "task.robot: found 'Pandora', expected one of"),
-        ({"controller": "OSC"}, "task.controller: found 'OSC', expected one of"),
-        ({"cameras": ("wrist",)}, "task.cameras: found 'wrist', expected some of frontview"),
-        ({"proprio": ("eef",)}, "task.proprio: found 'eef', expected some of robot0_joint_pos"),
-        ({"kwargs": {"table": 3}}, "robosuite refuses Lift"),
-        ({"max_steps": 0}, "task.max_steps: expected >= 1, got 0"),
-        (
-            {"robot": "Baxter"},
-            "task.robot: found 'Baxter', expected one of IIWA, .*, XArm7: one arm on a fixed base$",
-        ),
         ({"robot": "Panda+GR1"}, "task.robot: found 'GR1', expected one of IIWA, Jaco, Kinova3, Panda, "),
+        ({"robot": "Baxter"}, "task.robot: found 'Baxter'"),
+        ({"controller": "IK_POSE"}, "task.controller: found 'IK_POSE', expected one of"),
+        ({"controller": "JOINT_VELOCITY"}, "robosuite refuses Lift"),  # fails deep inside robosuite 1.5.2
+        ({"kwargs": {"table": 3}}, "robosuite refuses Lift"),
+        ({"cameras": ("wrist",)}, "task.cameras: found 'wrist', expected one of frontview"),
+        ({"proprio": ("eef",)}, "task.proprio: found 'eef', expected one of robot0_joint_pos"),
         (
             {"kwargs": {"hard_reset": True}},
             "^task.kwargs.hard_reset: found True, expected none: resets are soft$",
         ),
-        ({"kwargs": {"horizon": 5}}, "^task.kwargs.horizon: found 5, expected task.max_steps$"),
-        (
-            {"kwargs": {"ignore_done": False}},
-            "^task.kwargs.ignore_done: found False, expected task.max_steps$",
-        ),
         ({"kwargs": {"robots": "Sawyer"}}, "^task.kwargs.robots: found Sawyer, expected task.robot$"),
         ({"rate_hz": 501}, "^task.rate_hz: expected <= 500, got 501$"),
-        ({"rate_hz": float("inf")}, "^task.rate_hz: expected a finite number"),
     ],
 )
 def test_what_robosuite_lacks_is_one_line(changes, words):

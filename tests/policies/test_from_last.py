@@ -1,10 +1,9 @@
 """Absolute parts predicted as their change since the action before: where they start, and that levels do not matter."""
 
 import numpy as np
-import pytest
 import torch
 
-from s2robot.policies import BatchActor, ChunkPolicy, PolicyError
+from s2robot.policies import BatchActor, ChunkPolicy
 from tests.policies.small import small_spec
 
 ACTION = [
@@ -41,15 +40,8 @@ def fitted(policy: ChunkPolicy) -> ChunkPolicy:
         chunks += [a[t : t + K] for t in range(1, 20 - K)]
         last += [a[t - 1] for t in range(1, 20 - K)]
     state = np.zeros((len(last), 3), np.float32)
-    policy.fit_normaliser(
-        state,
-        np.concatenate(actions),
-        np.stack(chunks),
-        None,
-        (np.zeros((1, 2)), np.ones((1, 2))),
-        None,
-        (np.stack(last), np.zeros(len(last), bool)),
-    )
+    moments, before = (np.zeros((1, 2)), np.ones((1, 2))), (np.stack(last), np.zeros(len(last), bool))
+    policy.fit_normaliser(state, np.concatenate(actions), np.stack(chunks), None, moments, before=before)
     torch.nn.init.zeros_(policy.network.head.out.weight)
     torch.nn.init.zeros_(policy.network.head.out.bias)
     return policy
@@ -97,11 +89,3 @@ def test_a_causal_context_asks_no_step_whose_past_it_does_not_see():
     assert torch.equal(policy.loss(batch | {"actions": other})[0], loss)
     other[:, 1] += 3
     assert not torch.equal(policy.loss(batch | {"actions": other})[0], loss)
-
-
-def test_it_needs_a_past():
-    policy = make_policy()
-    with pytest.raises(PolicyError, match="past_actions are missing"):
-        policy.plan(torch.zeros(1, 2, 1, 1, 2), torch.zeros(1, 2, 3))
-    with pytest.raises(PolicyError, match="give before="):
-        policy.fit_normaliser(np.zeros((4, 3)), ramp(0.0), np.stack([ramp(0.0)[:K]] * 4))

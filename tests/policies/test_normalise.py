@@ -60,29 +60,6 @@ def test_cumulative_scales_are_those_of_the_targets_that_count():
     assert n.target.offset[:, 1].tolist() == [0] * 4 and n.target.scale[:, 1].tolist() == [1] * 4
 
 
-def test_errors():
-    n = Normaliser("standard", *parts(2, 2), 3)
-    good, chunks = np.zeros((4, 2)), np.zeros((4, 3, 2))
-    bad = good.copy()
-    bad[2, 1] = np.nan
-    with pytest.raises(PolicyError, match="actions holds NaN or infinity in 1 of 4 steps, first in step 2"):
-        n.fit(good, bad, chunks)
-    with pytest.raises(PolicyError, match=r"proprio has shape \(4, 3\), expected \(steps, 2\)"):
-        n.fit(np.zeros((4, 3)), good, chunks)
-    for wrong in (chunks[:0], chunks[:, :2], good):
-        with pytest.raises(PolicyError, match=r"chunks have shape .*, expected \(windows, 3, 2\)"):
-            n.fit(good, good, wrong)
-    with pytest.raises(PolicyError, match="chunks holds NaN"):
-        n.fit(good, good, chunks * np.nan)
-    n.fit(
-        good,
-        good,
-        np.where([[[False], [False], [True]]], np.nan, chunks),
-        np.tile([False, False, True], (4, 1)),
-    )
-    assert not Normaliser("standard", *parts(2, 2), 3).fitted
-
-
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
 def test_channel_moments(count):
     x = np.random.default_rng(0).normal(3, 2, (count, 2, 4, 5)).astype(np.float16)
@@ -92,10 +69,9 @@ def test_channel_moments(count):
     assert mean.shape == std.shape == (2, 5)
     mean, _ = channel_moments(x, frames=64)
     np.testing.assert_allclose(mean, 3, atol=6 / np.sqrt(min(count, 64) * 4) * 2)
-    with pytest.raises(PolicyError, match="not finite"):
-        channel_moments(x * np.inf)
-    with pytest.raises(PolicyError, match="no frame"):
-        channel_moments(x[:0])
+    for bad in (x * np.inf, x[:0]):
+        with pytest.raises(PolicyError, match="^features: expected frames of finite values"):
+            channel_moments(bad)
 
 
 def test_what_the_quantiles_cut_off_is_not_blown_up():

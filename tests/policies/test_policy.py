@@ -1,10 +1,14 @@
+"""A policy's networks: shapes, padding, the loss to the last term, and settings that are refused."""
+
 import math
 
-import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.func import functional_call, stack_module_state
 
 from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec
+from s2robot.policies.bodies.mlp import Dense
 
 KINDS = ["mlp", "transformer"]
 
@@ -135,7 +139,6 @@ def test_zero_features_is_blind(make_policy, make_batch):
         ("policy.chunks", {"chunks": 3}),
         ("policy.execute", {"execute": 9}),
         ("policy.cameras", {"cameras": []}),
-        ("policy.cameras", {"cameras": ["hand", "hand"]}),
         ("policy.dim", {"dim": True}),
         ("policy.context", {"context": 0}),
         ("policy.context", {"from_last": True}),
@@ -167,36 +170,13 @@ def test_wrong_settings(key, wrong):
         ChunkPolicy(PolicySpec.from_dict({"cameras": ["hand"], "dim": 5, "tokens": 9, **wrong}))
 
 
-def test_wrong_batches(make_policy, make_batch):
-    policy = make_policy(context=2, network={"action_history": True})
-    for key, words in [
-        ("features", r"features: .*\(3, 2, 2, 9, 4\)"),
-        ("proprio", r"proprio: .*\(3, 2, 7\)"),
-        ("past_actions", r"past_actions: .*\(3, 2, 7\)"),
-        ("actions", r"actions: .*\(3, 4, 7\)"),
-    ]:
-        batch = make_batch(policy)
-        batch[key] = batch[key][..., :-1]
-        with pytest.raises(PolicyError, match=words):
-            policy.loss(batch)
-    batch = make_batch(policy)
-    with pytest.raises(PolicyError, match="features hold 1 steps of context, expected 2"):
-        policy.plan(batch["features"][:, :1], batch["proprio"])
-    del batch["past_actions"]
-    with pytest.raises(PolicyError, match="past_actions are missing"):
-        policy.loss(batch)
-    del batch["proprio"]
-    with pytest.raises(PolicyError, match="key 'proprio' is missing"):
-        policy.loss(batch)
-
-
-def test_moments_of_the_features_are_needed(make_policy):
+def test_features_of_another_shape_are_refused(make_policy, make_batch):
     policy = make_policy()
-    table, chunks = np.zeros((4, 8)), np.zeros((4, 4, 8))
-    with pytest.raises(PolicyError, match="feature_moments: "):
-        policy.fit_normaliser(table, table, chunks)
-    with pytest.raises(PolicyError, match=r"feature_moments: .*\(1, 5\)"):
-        policy.fit_normaliser(table, table, chunks, None, (np.ones((1, 5)), np.ones((1, 5))))
+    batch = make_batch(policy)
+    with pytest.raises(
+        PolicyError, match=r"^features: expected shape \(B, T, \*\(2, 9, 5\)\), got \(3, 1, 2, 9, 4\)$"
+    ):
+        policy.plan(batch["features"][..., :-1], batch["proprio"])
 
 
 @pytest.mark.parametrize(
@@ -211,3 +191,76 @@ def test_what_steps_from_the_measured_pose_are_no_sum(frame, target):
         assert (
             PolicySpec.from_dict({"action_target": told, **sizes}, action_frame=frame).action_target == told
         )
+
+
+# ---------------------------------------------------------------- a causal transformer
+
+CAUSAL = {"causal": True, "action_history": True}
+
+
+def test_every_step_is_asked_as_if_it_were_the_last(make_policy, make_batch):
+    policy = make_policy(kind="transformer", context=4, network=CAUSAL)
+    torch.nn.init.normal_(policy.network.body.distance)
+    batch = make_batch(policy)
+    batch["pad"][1, :2] = True
+    pooled, state, past, pad = policy._context(
+        policy.pool(batch["features"]), batch["proprio"], batch["past_actions"], batch["pad"]
+    )
+    every = policy.network.body(pooled, state, past, pad, True)  # (B, T, W)
+    assert every.shape == (3, 4, 16)
+    torch.testing.assert_close(every[:, -1], policy.network.body(pooled, state, past, pad))
+    for last in range(
+        4
+    ):  # what stands after a step plays no part, and neither does how much room is before it
+        seen, unknown = slice(0, last + 1), past[:, : last + 1].clone()
+        unknown[:, -1] = 0
+        alone = policy.network.body(pooled[:, seen], state[:, seen], unknown, pad[:, seen])
+        rows = ~pad[:, last]
+        torch.testing.assert_close(alone[rows], every[rows, last], atol=1e-5, rtol=1e-4)
+
+
+def test_the_loss_of_every_step_is_that_of_each(make_policy, make_batch):
+    policy = make_policy(kind="transformer", context=3, network=CAUSAL)
+    batch = make_batch(policy)
+    one, _ = policy.loss(batch)
+    actions, pad = batch["actions"], batch["action_pad"]
+    batch["actions"] = actions[:, None].expand(-1, 3, -1, -1).clone()
+    batch["actions"][:, :2] = torch.nan
+    batch["action_pad"] = pad[:, None].expand(-1, 3, -1).clone()
+    batch["action_pad"][:, :2] = True
+    torch.testing.assert_close(policy.loss(batch)[0], one)
+
+
+def test_members_of_a_causal_network_have_the_gradients_of_each_alone(make_policy, make_batch, alone):
+    policy = make_policy(kind="transformer", context=3, network=CAUSAL, members=2).train()
+    batch = make_batch(policy)
+    policy.loss(batch)[0].backward()
+    found = {name.replace("/", "."): value.grad for name, value in policy.named_parameters()}
+    assert found["network.body.distance"].any()
+    for member in range(2):
+        single = alone(policy, member)
+        single.loss(batch)[0].backward()
+        for name, value in single.named_parameters():
+            torch.testing.assert_close(2 * found[name][member], value.grad, atol=1e-5, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- members side by side
+
+
+def outcome(kind: type[nn.Linear], members: int, rows: int, sizes: tuple[int, int], training: bool) -> list:
+    """Result, and gradients of rows, weights and biases."""
+    torch.manual_seed(0)
+    layers = [kind(*sizes).train(training) for _ in range(members)]
+    x = torch.randn(members, rows, sizes[0], requires_grad=True)
+    parameters, _ = stack_module_state(layers)
+    out = torch.vmap(lambda state, x: functional_call(layers[0], state, (x,)))(parameters, x)
+    (out * torch.randn(out.shape)).sum().backward()
+    return [out, x.grad, parameters["weight"].grad, parameters["bias"].grad]
+
+
+@pytest.mark.parametrize("members", [1, 4])
+@pytest.mark.parametrize(("rows", "sizes"), [(1, (3, 5)), (64, (960, 128))])
+def test_dense_has_the_values_of_linear_and_gradients_in_the_order_of_the_weights(members, rows, sizes):
+    ours, torchs = (outcome(kind, members, rows, sizes, True) for kind in (Dense, nn.Linear))
+    torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-4)
+    assert ours[2].is_contiguous()

@@ -1,14 +1,15 @@
 import pytest
 import torch
 
-from s2robot.policies.pooling import CameraPooling, FeatureNorm, PoolingSettings, build_pooling, map_places
+from s2robot.policies.pooling import POOLINGS, CameraPooling, FeatureNorm, PoolingSettings, map_places
 
-KINDS = ("mean", "spatial_softmax", "attention")
+KINDS = tuple(POOLINGS)
 
 
 def pooling(kind, dim, tokens, out_dim, **settings):
     """A pooling of one camera, whose norm changes nothing."""
-    pool, norm = build_pooling(PoolingSettings(kind=kind, **settings), dim, tokens, out_dim), FeatureNorm(dim)
+    pool = POOLINGS[kind](PoolingSettings(kind=kind, **settings), dim, tokens, out_dim)
+    norm = FeatureNorm(dim)
     forward = pool.forward
     pool.forward = lambda x: forward(x, norm)
     return pool

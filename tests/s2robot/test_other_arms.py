@@ -70,7 +70,7 @@ def test_it_acts_as_its_parts_say_also_behind_a_server(checkpoint):
             )
             assert policy.act(observation(seed)).tobytes() == action.tobytes()
         policy.reset()
-        with pytest.raises(PolicyRefused, match="'pose' of step 0 is .* no rotation"):
+        with pytest.raises(PolicyRefused, match="'pose' of step 0 is .* expected a rotation"):
             policy.act(observation(0, pose=(1, 0, 0, 2, 0, 0)))
 
 

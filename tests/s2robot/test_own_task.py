@@ -67,10 +67,7 @@ def test_demos_policy_evaluation_and_report(run):
     assert [set(record["layout"]) for record in records] == [{"x", "y"}] * 2
     assert all(record["progress"] < 0 and "cube_xy" not in record for record in records)
     summary = json.loads((run / "summary.json").read_text())
-    assert (
-        summary["task"]["name"] == "pusher"
-        and summary["task"]["success_text"] == "pushed the puck onto the mark"
-    )
+    assert summary["task"]["name"] == "pusher"
     assert "pushed the puck onto the mark" in (run / "report.html").read_text()
     assert len(list((run / "videos").glob("*.mp4"))) == 1
 
@@ -96,18 +93,14 @@ def test_demos_of_a_task_that_can_be_asked_are_relabelled(tmp_path, monkeypatch)
     do_inline(monkeypatch)
     task = ["--config-dir", str(tmp_path / "configs"), "task=asked", "workers=1"]
     demos, out = tmp_path / "demos.zarr", tmp_path / "relabelled.zarr"
-    assert (
-        main(["record", *task, "episodes=1", "expert=0", f"out={demos}", f"hydra.run.dir={tmp_path / 'a'}"])
-        == 0
-    )
+    words = ["episodes=1", "expert=0", f"out={demos}", f"hydra.run.dir={tmp_path / 'a'}"]
+    assert main(["record", *task, *words]) == 0
     tasks._USER_TASKS.clear()  # as a process that has read nothing but the dataset
     words = [f"data={demos}", "expert=3", f"out={out}", f"hydra.run.dir={tmp_path / 'b'}"]
     assert main(["convert", *task, *words]) == 0
     relabelled = EpisodeStore.open(out)
-    assert (relabelled["expert"][:, 0] == relabelled["action"]).all() and relabelled["expert"].shape[1:] == (
-        3,
-        2,
-    )
+    assert (relabelled["expert"][:, 0] == relabelled["action"]).all()
+    assert relabelled["expert"].shape[1:] == (3, 2)
     assert relabelled.lengths.tolist() == EpisodeStore.open(demos).lengths.tolist()
     tasks._USER_TASKS.clear()
     for name in ("asked", "pusher"):
@@ -117,19 +110,11 @@ def test_demos_of_a_task_that_can_be_asked_are_relabelled(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        (
-            "import mujoco",
-            "import notinstalled",
-            "cannot be imported: No module named 'notinstalled'",
-        ),
+        ("import mujoco", "import notinstalled", "cannot be imported: No module named 'notinstalled'"),
         ("import mujoco", "from mujoco import Nothing", "cannot be imported: cannot import name"),
         ("def apply(", "def applied(", "lacks apply"),
         ("is_success = property", "succeeded = property", "lacks is_success"),
-        (
-            'self.camera_sizes["top"]',
-            "(32, 32)",
-            "'top': expected uint8 (64, 64, 3), got uint8 (32, 32, 3)",
-        ),
+        ('self.camera_sizes["top"]', "(32, 32)", "'top': expected uint8 (64, 64, 3), got uint8 (32, 32, 3)"),
         ('{"top": self._r', '{"front": self._r', "'top': expected uint8 (64, 64, 3), got none"),
     ],
 )

@@ -124,7 +124,7 @@ class SceneRenderer:
     def __init__(self, plant: ScenePlant):
         self._plant, self._model = plant, copy.deepcopy(plant.model)  # culling writes to it
         self._data = mujoco.MjData(self._model)
-        self._cameras, self._sizes = dict(plant.env.camera_ids), dict(plant.env.sizes)
+        self._cameras, self._sizes = dict(plant.env.camera_ids), plant.env.camera_sizes
         self._renderer = OffscreenRenderer(self._model, *self._sizes.values())
 
     def draw(self, positions: np.ndarray) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import PickerConfig
-from s2robot.envs.gym_config import GymSettings
+from s2robot.envs.gym_task import GymSettings
 from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.evaluation.evaluate import evaluate_policy, world_for
 from s2robot.evaluation.film import film, film_some
@@ -29,8 +29,7 @@ from s2robot.evaluation.planners import LearnedPlanner, NearestDemo
 from s2robot.evaluation.records import read_records, summarise
 from s2robot.evaluation.rollouts import run_episodes
 from s2robot.evaluation.summary import camera_changes, world_changes
-from s2robot.policies import BatchActor, ChunkPolicy, save_checkpoint
-from s2robot.policies.errors import PolicyError
+from s2robot.policies import BatchActor, ChunkPolicy, PolicyError, save_checkpoint
 from tests.inline import do_inline
 
 CAMERAS, SEED = ("hand", "left"), 9000

@@ -1,0 +1,249 @@
+"""The experts of Lift, Stack, PickPlaceCan and NutAssemblySquare, each under robosuite's name of its world."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from s2robot.envs.experts.expert import Expert, Target, angle_of, nearest
+from s2robot.envs.experts.settings import ExpertSettings
+from s2robot.envs.task import AskedExpert
+
+_ROOM = 0.10  # m to a wall, below which the fingers turn away from it,
+_RAMP = 0.04  # m, over which they do so
+PEG = 0.1  # m, half its length
+# Where the open fingers' pads are: from and to along their direction, and half their width, with some room, m.
+_INNER, _OUTER, _WIDE = 0.038, 0.053, 0.012
+_OTHER = 0.026  # half of the other cube's side, with some room, m
+
+
+def _ahead(direction: float) -> np.ndarray:
+    """A unit of length that way on the table.  # (2,)"""
+    return np.array([np.cos(direction), np.sin(direction)])
+
+
+def _corners(centre: np.ndarray, direction: float, along: float, across: float) -> np.ndarray:
+    """Of a rectangle on the table, half its sides given.  # (4, 2)"""
+    ahead = _ahead(direction)
+    aside = np.array([-ahead[1], ahead[0]])
+    return np.array([centre + i * along * ahead + j * across * aside for i in (-1, 1) for j in (-1, 1)])
+
+
+def _apart(a: np.ndarray, b: np.ndarray, directions: tuple[float, float]) -> bool:
+    """Whether a line along a side of one of two rectangles (4, 2), turned by `directions`, lies between them."""
+    for axis in (turn + quarter for turn in directions for quarter in (0.0, np.pi / 2)):
+        one, two = a @ _ahead(axis), b @ _ahead(axis)
+        if one.max() < two.min() or two.max() < one.min():
+            return True
+    return False
+
+
+class Lift(Expert):
+    busy = 14
+    gain, speed = 1.5, 1.0
+
+    @property
+    def body(self) -> int:
+        return self.env.cube_body_id
+
+    def grasp(self) -> Target:
+        position, rotation = self.hand.pose(self.body)
+        return Target(position, nearest(angle_of(rotation[:, 0]), self.home, np.pi / 2))
+
+    def to_go(self) -> float:
+        position, _ = self.hand.pose(self.body)
+        return max(0.0, float(self.env.model.mujoco_arena.table_offset[2] + 0.1 - position[2]))
+
+
+class Stack(Expert):
+    busy = 60
+    # Six to ten kicks by default: with two to six a policy rises and turns where none of them has led
+    rough, extra, low = 2, 4, True
+    # What a policy does that no expert would: it grasps by the corners, and begins to let go beside its goal. It has to be shown that
+    # it carries on; else it opened and closed until the time was over
+    slips, askew = True, 0.4
+    # Far less exact than the expert could be: the lower cube's edge is 25 mm from its middle, and how far beside it a cube is held
+    # is hard to see
+    place_mouth = 0.015
+    # The task is done when the cube is let go, and a hand that rises from a cube looks like one that comes to one.
+    leave = 0.0
+
+    @property
+    def body(self) -> int:
+        return self.env.cubeA_body_id
+
+    def grasp(self) -> Target:
+        """On the faces that are nearest to how the fingers are turned now: what was begun is gone on with, so a policy that
+        has turned a little knows where to. Where the other cube is in their way, on the next ones, always to the same side.
+        """
+        position, rotation = self.hand.pose(self.body)
+        yaw = nearest(angle_of(rotation[:, 0]), self.hand.yaw, np.pi / 2)
+        if self._in_the_way(position, yaw) and not self._in_the_way(position, yaw + np.pi / 2):
+            yaw += np.pi / 2
+        return Target(position + [0, 0, 0.004], yaw)
+
+    def _in_the_way(self, position: np.ndarray, yaw: float) -> bool:
+        """Whether fingers that close along ``yaw`` around the red cube come down on the other one."""
+        other, rotation = self.hand.pose(self.env.cubeB_body_id)
+        direction = angle_of(rotation[:, 0])
+        cube = _corners(other[:2], direction, _OTHER, _OTHER)
+        ahead = (_INNER + _OUTER) / 2 * _ahead(yaw)
+        half = (_OUTER - _INNER) / 2, _WIDE
+        return any(
+            not _apart(_corners(position[:2] + side * ahead, yaw, *half), cube, (yaw, direction))
+            for side in (-1, 1)
+        )
+
+    def place(self) -> tuple[Target, bool]:
+        a, b = self._cubes()
+        off = b + [0, 0, 0.047] - a
+        there = float(np.linalg.norm(off[:2])) < 0.017 and abs(off[2]) < 0.008
+        return Target(self.hand.position + off, self.hand.yaw), there
+
+    def to_go(self) -> float:
+        a, b = self._cubes()
+        return float(np.linalg.norm(b + [0, 0, 0.045] - a))
+
+    def placed(self) -> bool:
+        a, b = self._cubes()
+        return bool(np.linalg.norm((a - b)[:2]) < 0.025 and abs(a[2] - b[2] - 0.045) < 0.012)
+
+    def _cubes(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.hand.pose(self.body)[0], self.hand.pose(self.env.cubeB_body_id)[0]
+
+
+class PickPlaceCan(Expert):
+    clear = 0.11
+    close_z = 0.015
+    easy = 1.7
+    busy = 40
+
+    @property
+    def body(self) -> int:
+        return self.env.obj_body_id[self.env.obj_to_use]
+
+    def grasp(self) -> Target:
+        position, _ = self.hand.pose(self.body)
+        return Target(position + [0, 0, 0.005], self._yaw(position))
+
+    def _yaw(self, position: np.ndarray) -> float:
+        """A can is round: as at home, which needs room in y, turned the more the nearer a wall is there, up to along it, or
+        in a corner to half of that. Nothing flips from one place to the next, so there is no line where a policy errs."""
+        room = np.array(self.env.bin_size[:2]) / 2 - np.abs(position - self.env.bin1_pos)[:2]  # to the walls
+        near = np.clip((_ROOM - room) / _RAMP, 0.0, 1.0)  # (2,)
+        return self.home + np.pi / 2 * float(near[1] * (1.0 - near[0] / 2))
+
+    def _goal(self) -> np.ndarray:
+        """In the can's quarter of the bin, where the arm still reaches over the wall."""
+        return self.env.target_bin_placements[self.env.object_id] - [0.045, 0.05, 0]
+
+    def place(self) -> tuple[Target, bool]:
+        position, _ = self.hand.pose(self.body)
+        off = self._goal() + [0, 0, 0.075] - position
+        there = float(np.linalg.norm(off[:2])) < 0.03 and off[2] > -0.015
+        return Target(self.hand.position + off, self.home), there
+
+    def to_go(self) -> float:
+        return float(np.linalg.norm(self._goal() + [0, 0, 0.06] - self.hand.pose(self.body)[0]))
+
+    def placed(self) -> bool:
+        off = self.hand.pose(self.body)[0] - self._goal()
+        return bool(np.abs(off[:2]).max() < 0.045 and off[2] < 0.1)
+
+
+class NutAssemblySquare(Expert):
+    clear = 0.15
+    close_z = 0.005
+    easy = 0.5
+    place_slope = 20.0
+    place_mouth = 0.004
+    busy = 75
+    rough, extra, low = 2, 4, True
+    slips, askew = True, 0.3
+
+    @property
+    def body(self) -> int:
+        return self.env.obj_body_id[self.env.nuts[self.env.nut_id].name]
+
+    def _peg(self) -> np.ndarray:
+        return self.hand.pose(self.env.peg1_body_id)[0]
+
+    def grasp(self) -> Target:
+        _, rotation = self.hand.pose(self.body)
+        handle = self.hand.data.site_xpos[self.env.object_site_ids[self.env.nut_id]]
+        # towards the handle's end, for beside its middle the fingers would stand on the nut; and a little over it, for
+        # their tips reach 15 mm further down, and there is the table
+        over = handle + 0.011 * rotation[:, 0] + [0, 0, 0.007]
+        return Target(over, nearest(angle_of(rotation[:, 1]), self.hand.yaw, np.pi))
+
+    def place(self) -> tuple[Target, bool]:
+        position, rotation = self.hand.pose(self.body)
+        hand = self.hand
+        # a square peg: of the quarter turns that do not leave the arm beyond the peg, out of its reach, the one after
+        # which the gripper hangs most as at home
+        handle = angle_of(rotation[:, 0])  # from the nut to the gripper
+        turns = [nearest(i * np.pi / 2 - handle, 0.0, 2 * np.pi) for i in (1, 2, 3)]
+        now = nearest(hand.yaw, self.home, 2 * np.pi) - self.home
+        # of two alike the one that is begun
+        turn = min(turns, key=lambda turn: abs(now + turn) + 0.2 * abs(turn))
+        cos, sin = np.cos(turn), np.sin(turn)
+        arm = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ (hand.position - position)
+        off = position - self._goal()
+        there = float(np.linalg.norm(off[:2])) < 0.02 and off[2] < 0.015
+        return Target(self._goal() + arm, hand.yaw + turn), there
+
+    def height(self, off: float) -> float:
+        position, _ = self.hand.pose(self.body)
+        away = position - self._peg() - [0, 0, PEG]
+        around = float(np.abs(away[:2]).max()) < 0.012 and away[2] < 0.0  # the peg holds it: nothing but down
+        return 0.0 if around else super().height(off)
+
+    def to_go(self) -> float:
+        return float(np.linalg.norm(self._goal() - self.hand.pose(self.body)[0]))
+
+    def _goal(self) -> np.ndarray:
+        return self._peg() * [1, 1, 0] + [0, 0, self.env.table_offset[2] + 0.012]
+
+    def placed(self) -> bool:
+        position, _ = self.hand.pose(self.body)
+        off = position - self._peg() * [1, 1, 0]
+        return bool(np.abs(off[:2]).max() < 0.03 and off[2] < self.env.table_offset[2] + 0.05)
+
+
+_EXPERTS = {kind.__name__: kind for kind in (Lift, Stack, PickPlaceCan, NutAssemblySquare)}
+_PUSHES = ("_kick", "_kick_left", "_slip_left", "_will_miss", "_miss_left", "_wrong", "_askew")
+
+
+class TaskExpert(AskedExpert):
+    """The expert of a robosuite world, for the episode that has begun.
+
+    Args:
+        task: a `RobosuiteTask` with one Panda that takes OSC_POSE.
+        rng: of the perturbations; None: none.
+        settings: how it moves.
+    """
+
+    memory = ("closed", "push", "_step", "_rng", *_PUSHES)
+    world: Any
+    failed = False  # it never gives up
+
+    def __init__(self, task: Any, rng: np.random.Generator | None, settings: ExpertSettings | None = None):
+        self.world = task
+        self.inner = self.holder = _EXPERTS[task.settings.env](task.raw, rng, settings)
+
+    @property
+    def push(self) -> str:
+        """Of the last action: `kick`, `miss`, or none."""
+        return self.inner.push
+
+    def act(self) -> np.ndarray:
+        """The next action in the task's units.  # float32 (7,)"""
+        return self.world.from_raw(self.inner.act())
+
+    def calm(self) -> None:
+        self.inner.calm()
+
+    def take_over(self, actions: Sequence[np.ndarray]) -> None:
+        """Continue without perturbations after the actions of a policy (T, 7)."""
+        self.inner.calm()
+        self.inner.closed = len(actions) > 0 and bool(actions[-1][-1] >= 0.5)
