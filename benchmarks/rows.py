@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.common.files import write_json
-from s2robot.comparison.intervals import success_interval
-from s2robot.comparison.paired import difference
+from s2robot.comparison.paired import difference, success_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 
