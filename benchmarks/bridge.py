@@ -28,9 +28,8 @@ from s2robot.deployment.session import Rig
 from s2robot.deployment.trace import percentiles
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.real.emulator.emulator import launch
-from s2robot.evaluation.planners import LearnedPlanner
 from s2robot.evaluation.records import wilson
-from s2robot.evaluation.rollouts import run_episodes
+from s2robot.evaluation.rollouts import LearnedPlanner, run_episodes
 from s2robot.loading import load_networks
 
 

@@ -16,9 +16,8 @@ import numpy as np
 from scipy import stats
 from scipy.special import ndtri
 
-from s2robot.comparison.intervals import bounds
-from s2robot.comparison.paired import estimate
-from s2robot.comparison.sequential import _log_evidence
+from s2robot.comparison.paired import bounds, estimate
+from s2robot.comparison.sequential import log_evidence
 from s2robot.probing.report import resample, seeds_interval
 
 RATES = (0.5, 0.9, 0.95, 0.98, 0.99)
@@ -70,7 +69,7 @@ def looks(rng: Any, runs: int, seeds: int, rate: float, hard: float) -> tuple[fl
     values = np.unique(means)
     counts = np.cumsum(means[..., None] == values, 1)[:, LOOK - 1 :: LOOK]  # (runs, looks, values)
     truth, limit = 2 * rate - 1, math.log(20)
-    lost = [any(_log_evidence(values, n, truth) >= limit for n in run) for run in counts]
+    lost = [any(log_evidence(values, n, truth) >= limit for n in run) for run in counts]
     inside = np.ones(runs, bool)
     for n in range(LOOK, POSITIONS + 1, LOOK):
         low, high, *_ = bounds(x[..., :n])

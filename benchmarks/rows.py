@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.comparison.intervals import success_interval
-from s2robot.comparison.paired import difference
+from s2robot.comparison.paired import difference, success_interval
 from s2robot.core.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from docs.results_page import PAGE, page
-from s2robot.comparison.intervals import success_interval
-from s2robot.comparison.paired import difference, holm
+from s2robot.comparison.paired import difference, holm, success_interval
 
 RESULTS = Path(__file__).parents[1] / "docs/results"
 ARM = {"name", "encoder", "scales", "seeds", "success", "low", "high", "gflops_per_frame", "parameters", "ms_per_action"}  # fmt: skip

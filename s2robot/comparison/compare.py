@@ -9,36 +9,46 @@ holds compare.json (all figures), summary.json (the table), episodes.csv, report
 evaluate` for each arm and training seed.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from itertools import product, zip_longest
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from s2robot.comparison import statistics as figures
-from s2robot.comparison.arms import demos_of
-from s2robot.comparison.cost import ms_per_action
-from s2robot.comparison.film import film_disagreements
 from s2robot.comparison.jobs import Job, run_jobs, with_needs
 from s2robot.comparison.paired import outcomes_of
 from s2robot.comparison.plan import (
     Plan,
-    Point,
     Policies,
     Runs,
+    World,
+    demos_of,
     evaluation,
     make_plan,
-    points_of,
     read_runs,
     training,
+    worlds_of,
 )
 from s2robot.comparison.report import write_compare_report
-from s2robot.comparison.settings import Axis, Compare, read_compare
+from s2robot.comparison.settings import Axis, Compare, Stopping
 from s2robot.config import only_simulated
 from s2robot.core.files import read_json, write_csv, write_json
 from s2robot.core.provenance import command, versions
 from s2robot.core.run_folder import locked
+from s2robot.core.settings import read_some
+from s2robot.core.workers import worker_pool
+from s2robot.demos.replay import episode_frames
+from s2robot.evaluation.records import read_actions
+from s2robot.evaluation.rollouts import LearnedPlanner
+from s2robot.evaluation.video import film
+from s2robot.loading import image_size_of, load_networks
+
+_ROUNDS, _STEPS = 3, 12  # of measuring the cost: passes, after one that warms up, over the first frames
 
 
 def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, Any]:
@@ -49,7 +59,7 @@ def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, An
     if typed is None:
         typed = list(HydraConfig.get().overrides.task)
     only_simulated(cfg)
-    settings = read_compare(cfg)
+    settings = read_some(Compare, cfg, "")
     plan = make_plan(settings, typed)
     with locked(plan.out):
         result = _run(settings, plan)
@@ -59,56 +69,40 @@ def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, An
     return result
 
 
-@dataclass
-class Runner:
-    """Runs stages, and remembers them for compare.json."""
-
-    parallel: int
-    threads: int
-    ran: dict[str, Job] = field(default_factory=dict)  # by name, in order
-
-    def __call__(self, jobs: Sequence[Job]) -> None:
-        self.ran = {job.name: job for job in with_needs(jobs)} | self.ran
-        run_jobs(jobs, self.parallel, self.threads)
-
-
-@dataclass(frozen=True)
-class Tried:
-    """How the main comparison ended."""
-
-    episodes: int  # positions
-    stopping: dict[str, Any] | None  # the looks, for compare.json
-    looked: float | None  # their alpha if they ended it early: such figures need intervals of their own
-
-
 def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
-    experiment, run = settings.experiment, Runner(plan.parallel, plan.threads)
+    experiment = settings.experiment
     power, lines = figures.power_figures(experiment.power, len(plan.seeds), plan.episodes)
     print("\n".join(lines))
-    axes = {name: points_of(plan, name, experiment.axes[name]) for name in settings.axes or ()}
+    axes = {name: worlds_of(plan, name, experiment.axes[name]) for name in settings.axes or ()}
     policies = training(plan, plan.main)
-    tried = _evaluate(settings, plan, policies, run)
-    runs = read_runs(plan, plan.main, tried.episodes)
-    episodes = experiment.axis_episodes or tried.episodes
-    for _, points in axes.values():
-        run([job for point in points for job in _stages(plan, point, policies, episodes, tried.episodes)])
-    looked = tried.looked if episodes == tried.episodes else None
+    jobs, tried, stopping = _evaluate(experiment.stopping, plan, policies)
+    looked = experiment.stopping.alpha if tried < plan.episodes else None  # stopped early
+    runs, episodes = read_runs(plan, plan.main, tried), experiment.axis_episodes or tried
+    for _, worlds in axes.values():
+        more = [job for world in worlds for job in _stages(plan, world, policies, episodes, tried)]
+        run_jobs(more, plan.parallel, plan.threads)
+        jobs += more
+    outcomes, cost = outcomes_of(runs), _cost(plan)
     entries, rows = [], figures.csv_rows(runs)
-    for name, (default, points) in axes.items():
-        entry, more = _curves(plan, name, experiment.axes[name], points, episodes, looked)
+    for name, (default, worlds) in axes.items():
+        entry, found = _curves(
+            plan, name, experiment.axes[name], worlds, episodes, looked if episodes == tried else None
+        )
         entries.append(entry | {"default": default})
-        rows += more
+        rows += found
+    positions = range(plan.position_seed, plan.position_seed + tried)
     result = {
         "title": experiment.title,
         "question": experiment.question,
-        **_figures(plan, runs, tried),
-        "stopping": tried.stopping,
+        "arms": [_arm(plan, name, outcomes[name], looked) | {"ms_per_action": cost[name]} for name in runs],
+        "pairs": figures.all_pairs(outcomes, positions, plan.pairs, looked),
+        "stopping": stopping,
         "power": power,
         "axes": entries,
-        "positions": {"seed": plan.position_seed, "episodes": tried.episodes},
+        "positions": {"seed": plan.position_seed, "episodes": tried},
         "versions": versions(),
         "command": command(),
-        "commands": [job.command for job in run.ran.values()],
+        "commands": [job.command for job in with_needs(jobs)],
         "videos": [],
     }
     write_csv(plan.out / "episodes.csv", figures.COLUMNS, rows)
@@ -120,74 +114,129 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     return result
 
 
-def _evaluate(settings: Compare, plan: Plan, policies: Policies, run: Runner) -> Tried:
-    """Train, and evaluate all positions, or batches until every pair is decided."""
-    stopping = settings.experiment.stopping
+def _evaluate(
+    stopping: Stopping, plan: Plan, policies: Policies
+) -> tuple[list[Job], int, dict[str, Any] | None]:
+    """Train, and evaluate all positions, or batches until every pair is decided.
+
+    Returns the jobs, the number of positions, and for compare.json the looks.
+    """
     if not stopping.enabled:
-        run(evaluation(plan, plan.main, policies, plan.episodes))
-        return Tried(plan.episodes, None, None)
-    looks: list[dict[str, Any]] = []
+        jobs = evaluation(plan, plan.main, policies, plan.episodes)
+        run_jobs(jobs, plan.parallel, plan.threads)
+        return jobs, plan.episodes, None
+    looks, jobs = list[dict[str, Any]](), list[Job]()
     for episodes in [*range(stopping.batch, plan.episodes, stopping.batch), plan.episodes]:
-        run(evaluation(plan, plan.main, policies, episodes))
+        jobs += (batch := evaluation(plan, plan.main, policies, episodes))
+        run_jobs(batch, plan.parallel, plan.threads)
         outcomes = outcomes_of(read_runs(plan, plan.main, episodes))
         looks.append(figures.look_at(outcomes, plan.pairs, stopping.alpha))
         if looks[-1]["stop"]:
             break
-    early = looks[-1]["stop"] and episodes < plan.episodes
-    method = f"confidence sequences by betting, alpha {stopping.alpha:g} over {len(plan.pairs)} pairs"
-    reason = "every pair is decided" if looks[-1]["stop"] else "all planned positions were tried"
-    found = {"method": method, "looks": looks, "stopped_at": episodes if early else None, "reason": reason}
-    return Tried(episodes, found, stopping.alpha if early else None)
-
-
-def _figures(plan: Plan, runs: Runs, tried: Tried) -> dict[str, Any]:
-    """The figures of arms and pairs."""
-    outcomes, cost = outcomes_of(runs), _cost(plan)
-    arms = []
-    for arm in plan.arms:
-        folders = [plan.folder(plan.main, arm, seed).relative_to(plan.out).as_posix() for seed in plan.seeds]
-        found = figures.arm_figures(outcomes[arm.name], plan.seeds, folders, tried.looked)
-        arms.append({**plan.known[arm.name].about, **found, "ms_per_action": cost[arm.name]})
-    return {
-        "arms": arms,
-        "pairs": figures.all_pairs(outcomes, figures.positions_of(runs), plan.pairs, tried.looked),
+    decided = looks[-1]["stop"]
+    found = {
+        "method": f"confidence sequences by betting, alpha {stopping.alpha:g} over {len(plan.pairs)} pairs",
+        "looks": looks,
+        "stopped_at": episodes if decided and episodes < plan.episodes else None,
+        "reason": "every pair is decided" if decided else "all planned positions were tried",
     }
+    return jobs, episodes, found
 
 
-def _cost(plan: Plan) -> dict[str, float]:
-    """Milliseconds per action of each arm, measured once for a run directory."""
-    path = plan.out / "cost.json"
-    identity = {arm.name: list(arm.overrides) for arm in plan.arms}
-    if path.exists() and (found := read_json(path)).get("arms") == identity:
-        return found["ms_per_action"]
-    checkpoints = {arm.name: plan.folder(plan.main, arm, plan.seeds[0]) / "checkpoint" for arm in plan.arms}
-    first, store = plan.known[plan.arms[0].name], demos_of(plan.arms[0], plan.common)
-    cost = ms_per_action(checkpoints, store, first.device, threads=first.threads)
-    write_json(path, {"arms": identity, "ms_per_action": cost})
-    return cost
+def _stages(plan: Plan, world: World, main: Policies, episodes: int, tried: int) -> list[Job]:
+    """The evaluations at a value of an axis; ``tried``: positions of the main comparison, which are not cut."""
+    policies = training(plan, world) if world.trains else main
+    return evaluation(plan, world, policies, max(episodes, tried) if world.root == plan.out else episodes)
 
 
-def _stages(plan: Plan, point: Point, main: Policies, episodes: int, tried: int) -> list[Job]:
-    """The evaluations of a point of an axis; ``tried``: positions of the main comparison, which are not cut."""
-    policies = training(plan, point.world) if point.trains else main
-    wanted = max(episodes, tried) if point.world is plan.main else episodes
-    return evaluation(plan, point.world, policies, wanted)
+def _arm(plan: Plan, name: str, outcomes: Any, looked: float | None) -> dict[str, Any]:
+    """An arm's facts and figures; ``looked`` as in `statistics.arm_interval`."""
+    (arm,) = (arm for arm in plan.arms if arm.name == name)
+    folders = [plan.folder(plan.main, arm, seed).relative_to(plan.out).as_posix() for seed in plan.seeds]
+    return {**plan.known[name].about, **figures.arm_figures(outcomes, plan.seeds, folders, looked)}
 
 
 def _curves(
-    plan: Plan, name: str, axis: Axis, points: Sequence[Point], episodes: int, looked: float | None
+    plan: Plan, name: str, axis: Axis, worlds: Sequence[World], episodes: int, looked: float | None
 ) -> tuple[dict[str, Any], list[list[Any]]]:
     """The axis's entry in compare.json, and its rows of episodes.csv; ``looked`` as in `statistics.arm_interval`."""
     arms: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in plan.arms}
     rows: list[list[Any]] = []
-    for point in points:
-        runs = read_runs(plan, point.world, episodes)
-        if point.world is not plan.main:
-            rows += figures.csv_rows(runs, name, point.value)
+    for world in worlds:
+        runs = read_runs(plan, world, episodes)
+        if world.root != plan.out:
+            rows += figures.csv_rows(runs, name, world.value)
         for arm, outcomes in outcomes_of(runs).items():
-            low, high, _ = figures.arm_interval(outcomes, looked)
             counts = {"episodes": int(outcomes.size), "successes": int(outcomes.sum())}
-            success = {"value": point.value, "success": float(outcomes.mean()), "low": low, "high": high}
-            arms[arm].append(success | counts)
+            arms[arm].append({"value": world.value, **figures.arm_interval(outcomes, looked), **counts})
     about = {"name": name, "label": axis.label, "unit": axis.unit}
-    return about | {"values": [point.value for point in points], "arms": arms}, rows
+    return about | {"values": [world.value for world in worlds], "arms": arms}, rows
+
+
+def _cost(plan: Plan) -> dict[str, float]:
+    """Milliseconds per action of each arm, measured once for a run directory."""
+    path, names = plan.out / "cost.json", [arm.name for arm in plan.arms]
+    cost: dict[str, float] = read_json(path) if path.exists() else {}
+    if not cost.keys() >= {*names}:
+        cost = ms_per_action(plan)
+        write_json(path, cost)
+    return cost
+
+
+def ms_per_action(plan: Plan) -> dict[str, float]:
+    """Return the median time from the frames of all cameras to the next action, by arm.
+
+    Measured over the first frames of the first demo, in one process and in turns, so that a machine that slows down
+    slows all arms.
+    """
+    store, known = demos_of(plan.arms[0], plan.common), plan.known[plan.arms[0].name]
+    before, planners, seen = torch.get_num_threads(), {}, {}
+    if known.threads:
+        torch.set_num_threads(known.threads)
+    for arm in plan.arms:
+        folder = plan.folder(plan.main, arm, plan.seeds[0]) / "checkpoint"
+        policy, encoder, contract = load_networks(folder, torch.device("cpu"))
+        cameras = tuple(contract["cameras"])
+        planners[arm.name] = LearnedPlanner(policy, encoder, cameras, device=known.device)
+        frames = episode_frames(
+            store.path, 0, cameras, image_size_of(contract, encoder)
+        )  # (T, H, W, 3) a camera
+        images = ({c: f[t][None] for c, f in zip(cameras, frames, strict=True)} for t in range(_STEPS))
+        states = store.episode(0)["proprio"][:_STEPS]
+        seen[arm.name] = [
+            {"images": image, "proprio": state[None], "count": 1}
+            for state, image in zip(states, images, strict=False)
+        ]
+    times: dict[str, list[float]] = {name: [] for name in planners}
+    for turn, (name, planner) in product(range(_ROUNDS + 1), planners.items()):
+        planner.reset({"seed": 0})
+        for observation in seen[name]:
+            start = time.perf_counter()
+            planner.plan(observation)
+            if turn:
+                times[name].append(1000 * (time.perf_counter() - start))
+    torch.set_num_threads(before)
+    return {name: round(statistics.median(found), 2) for name, found in times.items()}
+
+
+def film_disagreements(plan: Plan, runs: Runs, pair: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Film up to `count` positions that only one arm of the pair solves, for both; wins and losses of the first in turns.
+
+    Each by the first training seed with the outcome that most have. Returns the entries of compare.json. Videos that exist are not written again.
+    """
+    arms = {arm.name: arm for arm in plan.arms}
+    turns = zip_longest(pair["only_a"], pair["only_b"])
+    videos, tasks = [], []
+    for position in [position for turn in turns for position in turn if position is not None][:count]:
+        for name in (pair["a"], pair["b"]):
+            wanted = (name == pair["a"]) == (position in pair["only_a"])
+            tries = ((s, r) for s, records in runs[name].items() for r in records if r["seed"] == position)
+            seed, record = next((s, r) for s, r in tries if r["success"] == wanted)
+            path = plan.out / "videos" / f"{position}_{name}-{seed}.mp4"
+            videos.append({"path": f"videos/{path.name}", "position": position, "arm": name, "seed": seed})
+            if not path.exists():  # it appears whole
+                actions = read_actions(plan.folder(plan.main, arms[name], seed), record["episode"])
+                tasks.append((plan.known[name].world, record, actions, path))
+    with worker_pool(plan.parallel) as pool:
+        list(pool.in_order(film, tasks))
+    return videos

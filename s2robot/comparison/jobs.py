@@ -3,27 +3,25 @@
     encode = Job("base: encode", "encode", ["s2=single"], folder / "encode")
     run_jobs([Job("base: train", "train", ["s2=single"], folder / "train", needs=[encode])], parallel=2, threads=1)
 
-Each job is an ordinary `s2robot <verb> ...` with a log of its own. `<stamp>.json` stores the settings of a job and whether
-it is done. Each job ends with this process, because its standard input is a pipe that this process holds open.
+Each job is an ordinary `s2robot <verb> ...`. `<stamp>.json` stores what identifies it, `<stamp>.log` its output, and
+`<stamp>.done` exists once it is done. Each job ends with this process, because its standard input is a pipe that this
+process holds open.
 """
 
-import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
 from s2robot.core.errors import UserError
-from s2robot.core.files import write_json
+from s2robot.core.files import claim
 from s2robot.core.run_folder import held
 from s2robot.core.workers import engine_in_use
 
@@ -35,11 +33,10 @@ class Job:
     Args:
         name: for people; two jobs of a comparison with the same one are the same job.
         verb, overrides: of `s2robot`.
-        stamp: `<stamp>.json` and `<stamp>.log` are written.
+        stamp: path of its files, without their suffixes.
         needs: jobs that have to be done before; they are run too.
         threads: keys that get the number of threads; they are not part of the identity, and neither is the engine.
         inputs: fingerprints of what the job reads.
-        fresh: removed before the job begins, if an unfinished try left it.
         lines: a file and how many lines it has when the job is done: a shorter evaluation may have come after it.
     """
 
@@ -50,7 +47,6 @@ class Job:
     needs: Sequence["Job"] = ()
     threads: Sequence[str] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
-    fresh: Path | None = None
     lines: tuple[Path, int] | None = None
 
     @property
@@ -58,36 +54,23 @@ class Job:
         """The command as a user would type it."""
         return shlex.join(["s2robot", self.verb, *_own_configs(), *self.overrides])
 
-    @property
-    def log(self) -> Path:
-        return self.stamp.with_name(self.stamp.name + ".log")
+    def file(self, suffix: str) -> Path:
+        """Return one of the job's files."""
+        return self.stamp.with_name(f"{self.stamp.name}.{suffix}")
 
-    @property
-    def state_file(self) -> Path:
-        return self.stamp.with_name(self.stamp.name + ".json")
+    def claim(self) -> None:
+        """Store the job's identity; UserError if the stamp is that of another job."""
+        identity = {"command": self.command, "inputs": dict(self.inputs)}
+        claim(self.file("json"), identity, "choose another folder with hydra.run.dir=<folder>")
 
     def is_done(self) -> bool:
         """Raises UserError if the stamp is that of another job."""
-        state = None
-        with suppress(OSError, ValueError):
-            state = json.loads(self.state_file.read_text(encoding="utf-8"))
-        if not isinstance(state, dict):
-            return False
-        for key, value in {"command": self.command, "inputs": dict(self.inputs)}.items():
-            if state.get(key) != value:
-                raise UserError(
-                    f"{self.state_file}: expected {key} {state.get(key)} as when the run began, got {value}; choose "
-                    "another folder with hydra.run.dir=<folder>"
-                )
-        if not state.get("done") or self.lines is None:
-            return bool(state.get("done"))
+        if self.file("json").exists():
+            self.claim()
+        if not self.file("done").exists() or self.lines is None:
+            return self.file("done").exists()
         file, count = self.lines
         return file.exists() and file.read_bytes().count(b"\n") >= count
-
-    def note(self, done: bool, seconds: float | None = None) -> None:
-        """Write the stamp."""
-        state = {"command": self.command, "inputs": dict(self.inputs), "done": done, "seconds": seconds}
-        write_json(self.state_file, state)
 
 
 def with_needs(jobs: Iterable[Job]) -> list[Job]:
@@ -99,9 +82,7 @@ def with_needs(jobs: Iterable[Job]) -> list[Job]:
     return list(found.values())
 
 
-def run_jobs(
-    jobs: Iterable[Job], parallel: int, threads: int, say: Callable[[str], None] = lambda text: print(text)
-) -> None:
+def run_jobs(jobs: Iterable[Job], parallel: int, threads: int) -> None:
     """Run what is not done yet, at most ``parallel`` at once, each after those that it needs.
 
     Raises:
@@ -115,7 +96,7 @@ def run_jobs(
     try:
         while waiting or running:
             ready = [job for job in waiting if done.issuperset(need.name for need in job.needs)]
-            for job in ready[: max(1, parallel) - len(running)]:
+            for job in ready[: parallel - len(running)]:
                 waiting.remove(job)
                 running[_start(job, threads)] = job, time.monotonic()
             for process in [p for p in running if p.poll() is not None]:
@@ -123,11 +104,11 @@ def run_jobs(
                 if process.stdin is not None:
                     process.stdin.close()
                 if process.returncode:
-                    raise UserError(f"{job.name}: {_reason(job, process.returncode)}; see {job.log}")
-                seconds = round(time.monotonic() - start, 1)
-                job.note(True, seconds)
+                    raise UserError(f"{job.name}: {_reason(job, process.returncode)}; see {job.file('log')}")
+                job.file("done").touch()
                 done.add(job.name)
-                say(f"{total - len(waiting) - len(running)}/{total}  {job.name}: {seconds:.0f} s")
+                seconds = time.monotonic() - start
+                print(f"{total - len(waiting) - len(running)}/{total}  {job.name}: {seconds:.0f} s")
             time.sleep(0.05)
     finally:
         for process in running:
@@ -137,18 +118,13 @@ def run_jobs(
 
 
 def _start(job: Job, threads: int) -> subprocess.Popen:
-    job.stamp.parent.mkdir(parents=True, exist_ok=True)
-    if job.fresh is not None and job.fresh.exists():
-        if not job.state_file.exists():  # no try of this job has left it
-            raise UserError(f"{job.fresh}: exists already, expected a new path; nothing was overwritten")
-        shutil.rmtree(job.fresh)
-    job.note(False)
+    job.claim()
+    job.file("done").unlink(missing_ok=True)
     given = [*job.overrides, *(f"{key}={threads}" for key in job.threads), *engine_in_use().overrides()]
-    words = [job.verb, *_own_configs(), *given]
-    with job.log.open("a", encoding="utf-8") as log:
+    with job.file("log").open("a", encoding="utf-8") as log:
         print(f"$ {job.command}", file=log, flush=True)
         return subprocess.Popen(
-            [sys.executable, "-m", "s2robot", *words],
+            [sys.executable, "-m", "s2robot", job.verb, *_own_configs(), *given],
             stdin=subprocess.PIPE,  # never written to: it closes when this process ends, however that may be
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -168,7 +144,6 @@ def _reason(job: Job, code: int) -> str:
     """The signal that ended a job, else the error in its log, else the last line there."""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
-    lines = [line.strip() for line in job.log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    mark = f"s2robot {job.verb}: error: "
+    lines, mark = job.file("log").read_text("utf-8", "replace").split("\n"), f"s2robot {job.verb}: error: "
     errors = [line.removeprefix(mark) for line in lines if line.startswith(mark)]
-    return (errors or [line for line in lines if line] or ["no output"])[-1]
+    return (errors or [line for line in lines if line.strip()])[-1]

@@ -1,9 +1,11 @@
-"""Arm against arm on the same positions, with several training seeds an arm.
+"""Success of arms on the same positions, with several training seeds an arm.
 
-outcomes = outcomes_of({"base + S²": {0: records, 1: records, 2: records}, "base": {0: ..., 1: ..., 2: ...}})
-difference(outcomes["base + S²"], outcomes["base"])           # difference, low, high, p, scope
+    outcomes = outcomes_of({"base + S²": {0: records, 1: records, 2: records}, "base": {0: ..., 1: ..., 2: ...}})
+    difference(outcomes["base + S²"], outcomes["base"])      # difference, low, high, p, scope
+    success_interval(outcomes["base"])                       # low, high, method: for new seeds and new positions
 
 Outcomes are bool (seeds, positions); differences are fractions, first arm minus second.
+`python -m benchmarks.interval_coverage` prints how often the intervals hold.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,25 +32,21 @@ def outcomes_of(records: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]
         Arm -> bool (seeds, positions), both sorted.
 
     Raises:
-        UserError: no episodes, or positions that differ between two evaluations.
+        UserError: positions that differ between two evaluations.
     """
-    found = {arm: {s: {e["seed"]: e["success"] for e in es} for s, es in by_seed.items()} for arm, by_seed in records.items()}  # fmt: skip
-    runs = [
-        (f"arm {arm!r} seed {seed}", run) for arm, by_seed in found.items() for seed, run in by_seed.items()
-    ]
-    if not runs or not all(found.values()) or not runs[0][1]:
-        raise UserError(
-            "expected one or more training seeds of each arm, with one or more episodes, got none"
-        )
-    first, expected = runs[0]
-    for where, run in runs:
-        if odd := expected.keys() ^ run.keys():
-            state = "no" if min(odd) in expected else "another"
-            raise UserError(f"{where}: expected the positions of {first}, got {state} position {min(odd)}")
-    return {
-        arm: np.array([[by_seed[seed][p] for p in sorted(expected)] for seed in sorted(by_seed)])
-        for arm, by_seed in found.items()
-    }
+    found: dict[str, list[list[bool]]] = {}
+    first, expected = "", dict[int, bool]()
+    for arm, by_seed in records.items():
+        for seed in sorted(by_seed):
+            run = {episode["seed"]: episode["success"] for episode in by_seed[seed]}
+            first, expected = (first, expected) if first else (f"arm {arm!r} seed {seed}", run)
+            if odd := expected.keys() ^ run.keys():
+                state = "no" if min(odd) in expected else "another"
+                raise UserError(
+                    f"arm {arm!r} seed {seed}: expected the positions of {first}, got {state} position {min(odd)}"
+                )
+            found.setdefault(arm, []).append([run[position] for position in sorted(expected)])
+    return {arm: np.array(rows) for arm, rows in found.items()}
 
 
 @dataclass(frozen=True)
@@ -60,24 +58,20 @@ class Difference:
     high: float
     p: float  # two-sided, of no difference, for `scope`
     p_positions: float  # the same for POSITIONS: exact sign-flip test, with one seed an arm McNemar's
-    scope: str  # what low, high and p speak about: SEEDS_AND_POSITIONS or POSITIONS
-    seeds: tuple[int, int]
+    scope: str  # what low, high and p are about: SEEDS_AND_POSITIONS or POSITIONS
     positions: int
 
 
 def difference(a: Array, b: Array, confidence: float = 0.95) -> Difference:
-    """Difference in success of arms a and b (seeds, positions), whose columns are the same positions.
+    """Return the difference in success of arms a and b (seeds, positions), whose columns are the same positions.
 
-    Two seeds or more an arm: t interval and test in which seeds and positions are both random (`estimate`):
-    they hold for SEEDS_AND_POSITIONS. One seed in either arm: how much training varies cannot be known; they
-    hold for POSITIONS: Agresti & Min 2005 (adjusted Wald, half an episode added to each cell of the paired
-    table) and the sign-flip test. Raises UserError for arrays that do not fit.
+    Two seeds or more an arm: t interval and test in which seeds and positions are both random (`estimate`), for
+    SEEDS_AND_POSITIONS. One seed in either arm: how much training varies is unknown, and they hold for POSITIONS:
+    Agresti & Min 2005 (adjusted Wald, half an episode added to each cell of the paired table) and the sign-flip test.
     """
-    a, b = checked(a, b)
-    fraction("confidence", confidence)
+    a, b = np.asarray(a, float), np.asarray(b, float)
     both = min(len(a), len(b)) > 1
-    arms = [a, b] if both else []
-    centre, error, df = (float(v) for v in estimate(a.mean(0) - b.mean(0), arms))
+    centre, error, df = (float(v) for v in estimate(a.mean(0) - b.mean(0), [a, b] if both else []))
     half = float(stats.t.ppf(0.5 + confidence / 2, df)) * error
     flips = sign_flip(a, b)
     return Difference(
@@ -87,13 +81,12 @@ def difference(a: Array, b: Array, confidence: float = 0.95) -> Difference:
         p=float(2 * stats.t.sf(abs(centre) / error, df)) if both else flips,
         p_positions=flips,
         scope=SEEDS_AND_POSITIONS if both else POSITIONS,
-        seeds=(len(a), len(b)),
         positions=a.shape[1],
     )
 
 
 def estimate(d: Any, arms: Sequence[Any]) -> tuple[Any, Any, Any]:
-    """Centre, standard error, degrees of freedom (...) of differences d (..., positions).
+    """Return centre, standard error, degrees of freedom (...) of differences d (..., positions).
 
     `arms`: outcomes (..., seeds, positions) whose seeds are random; none: the seeds are taken as they are.
     Variance = that of d, kept above zero by Agresti & Min's two added positions (half a win, half a loss, one
@@ -116,41 +109,67 @@ def estimate(d: Any, arms: Sequence[Any]) -> tuple[Any, Any, Any]:
 
 
 def noise(x: Any) -> Any:
-    """Mean square (...) of x (..., seeds, positions) that neither seed nor position explains."""
+    """Return the mean square (...) of x (..., seeds, positions) that neither seed nor position explains."""
     rest = x - x.mean(-1, keepdims=True) - x.mean(-2, keepdims=True) + x.mean((-2, -1), keepdims=True)
     return (rest**2).sum((-2, -1)) / ((x.shape[-2] - 1) * max(1, x.shape[-1] - 1))
 
 
-def mcnemar(b: int, c: int) -> float:
-    """Exact two-sided p value of McNemar's test: b positions won by one arm only, c by the other only.
+def success_interval(outcomes: Array, confidence: float = 0.95) -> tuple[float, float, str]:
+    """Return an arm's interval of success for new training seeds and new positions, and its method in words.
 
-    mcnemar(3, 0) -> 0.25. Raises UserError for a count below 0. Source: McNemar 1947, binomial form.
+    Wilson 1927; with two seeds or more as of so many independent episodes as would give the same variance
+    (Kish 1965, design effect) and with Student's quantile, see `bounds`.
     """
-    if b < 0 or c < 0:
-        raise UserError(f"discordant counts must be 0 or more, found {b} and {c}")
-    return float(min(1.0, 2 * stats.binom.cdf(min(b, c), b + c, 0.5)))
+    low, high, episodes = (float(v) for v in bounds(np.asarray(outcomes, float), confidence))
+    if len(outcomes) == 1:
+        return low, high, "Wilson"
+    return low, high, f"Wilson, as of {episodes:.0f} independent episodes, with Student's quantile"
+
+
+def bounds(x: Any, confidence: float = 0.95) -> tuple[Any, Any, Any]:
+    """Return low, high and effective episodes (...) of outcomes x (..., seeds, positions) in 0 and 1.
+
+    Variance of the mean = that of the positions' means + what seeds add, as in `estimate`; degrees of freedom by
+    Satterthwaite 1946. Unlike `difference` no pseudo-counts: Wilson's form keeps its width at 0 and 1.
+    """
+    k, positions = x.shape[-2:]
+    p, most = x.mean((-2, -1)), float(k * positions)
+    episodes, quantile = np.full_like(p, most), np.full_like(p, stats.norm.ppf(0.5 + confidence / 2))
+    if k > 1:
+        between = x.mean(-1).var(-1, ddof=1) / k
+        variance = x.mean(-2).var(-1, ddof=1 if positions > 1 else 0) / positions
+        variance = np.maximum(variance + np.maximum(between - noise(x) / most, 0), 1e-12)
+        chance = p * (1 - p)
+        episodes = np.where(chance > 0, np.clip(chance / variance, 1e-9, most), most)
+        df = np.maximum((k - 1) * (variance / np.maximum(between, 1e-12)) ** 2, k - 1)
+        quantile = stats.t.ppf(0.5 + confidence / 2, df)
+    z = quantile**2 / episodes
+    centre = (p + z / 2) / (1 + z)
+    half = quantile * np.sqrt(p * (1 - p) / episodes + z / (4 * episodes)) / (1 + z)
+    return np.maximum(0, np.minimum(p, centre - half)), np.minimum(1, np.maximum(p, centre + half)), episodes
+
+
+def mcnemar(b: int, c: int) -> float:
+    """Return the exact two-sided p of McNemar's test: b positions won by one arm only, c by the other only."""
+    return float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """The p values of a family of tests, adjusted so that any false positive is as rare as one test's (Holm 1979).
+    """Return the p values of a family of tests, adjusted so that any false positive is as rare as one test's.
 
-    holm([0.01, 0.04, 0.03]) -> [0.03, 0.06, 0.06]. Valid for p values of any dependence, at every look if they are.
+    holm([0.01, 0.04, 0.03]) -> [0.03, 0.06, 0.06]. Holm 1979: for p values of any dependence, at every look if they are.
     """
     order = np.argsort(p)
     stepped = np.maximum.accumulate(np.asarray(p, float)[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(stepped, 1)
-    return adjusted.tolist()
+    return np.minimum(stepped, 1)[np.argsort(order)].tolist()
 
 
 def sign_flip(a: Array, b: Array) -> float:
-    """Exact two-sided p value of the sign-flip test over positions; with one seed an arm it is McNemar's.
+    """Return the exact two-sided p of the sign-flip test over positions; with one seed an arm it is McNemar's.
 
-    A position with all its seeds is one unit: with no difference, its mean difference is as likely reversed.
-    Holds for POSITIONS: other training seeds may fall otherwise. Convolution counts all 2^N flips, none are
-    drawn. Source: Fisher 1935, "The Design of Experiments", section 21.
+    A position with all its seeds is one unit: with no difference, its mean difference is as likely reversed. Holds
+    for POSITIONS. Convolution counts all 2^N flips. Source: Fisher 1935, "The Design of Experiments", section 21.
     """
-    a, b = checked(a, b)
     d = np.rint(len(b) * a.sum(0) - len(a) * b.sum(0)).astype(int)  # (positions,), whole numbers
     d //= max(1, int(np.gcd.reduce(d)))
     chances = np.ones(1)  # of the sums -total .. total
@@ -160,20 +179,3 @@ def sign_flip(a: Array, b: Array) -> float:
         chances = np.convolve(chances, step)
     total = len(chances) // 2
     return float(min(1.0, chances[np.abs(np.arange(-total, total + 1)) >= abs(int(d.sum()))].sum()))
-
-
-def checked(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Both arms as float (seeds, positions); UserError with the shapes or the value that does not fit."""
-    a, b = (np.asarray(x) for x in (a, b))
-    found = f"found outcomes of shape {a.shape} and {b.shape}"
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or 0 in (*a.shape, *b.shape):
-        raise UserError(f"{found}, expected (seeds, positions) with the same positions")
-    for x in (a, b):
-        if (wrong := x[~np.isin(x, (0, 1))]).size:
-            raise UserError(f"found an outcome of {wrong[0]}, expected true or false")
-    return a.astype(float), b.astype(float)
-
-
-def fraction(name: str, value: float) -> None:
-    if not 0.0 < value < 1.0:
-        raise UserError(f"{name} must lie between 0 and 1, found {value}")

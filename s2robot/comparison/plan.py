@@ -4,33 +4,35 @@ plan = make_plan(settings, ["train.steps=500"])   # what all arms share, as it w
 policies = training(plan, plan.main)              # (arm, training seed) -> the job that trains it
 evaluation(plan, plan.main, policies, 128)        # jobs that need these
 read_runs(plan, plan.main, 128)                   # arm -> training seed -> episode records
-points_of(plan, "demos", axis)                    # the values of an axis, each with a world of its own
+worlds_of(plan, "demos", axis)                    # a world for each value of an axis
 """
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from s2robot.comparison.arms import (
-    GROUPS,
-    Arm,
-    Known,
-    about,
-    demos_of,
-    group_of,
-    look_up,
-    read_by,
-    settings_of,
-    value_of,
-)
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from s2robot.comparison.jobs import Job
-from s2robot.comparison.settings import Axis, Compare
+from s2robot.comparison.settings import GROUPS, READS, Arm, Axis, Compare, group_of
+from s2robot.config import encoder_settings, open_demos, task_settings
 from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.store import EpisodeStore
+from s2robot.encoders.build import build_encoder
+from s2robot.envs.frames import at_height
+from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import read_records
-from s2robot.overrides import key_of
+from s2robot.overrides import key_of, of_record
 
 Policies = Mapping[tuple[str, int], Job]  # (arm, training seed) -> its training
 Runs = dict[str, dict[int, list[dict[str, Any]]]]  # arm -> training seed -> episode records
@@ -39,9 +41,19 @@ _THREADS: dict[str, tuple[str, ...]] = {  # keys that get a job's share of the c
     "train": ("train.threads",),
     "evaluate": ("evaluate.workers",),
 }
-_RECORDED = (
-    "recorded by this comparison"  # in place of the fingerprint of demos that are recorded for one value
-)
+_RECORDED = "recorded by this comparison"  # in place of the fingerprint of such demos
+_NOTHING = object()
+
+
+@dataclass(frozen=True)
+class Known:
+    """An arm before it runs, from the settings that its stages will get."""
+
+    about: Mapping[str, Any]  # for compare.json
+    encoder: str  # fingerprint
+    world: TaskSettings  # of its evaluation, at the size of a video
+    device: str
+    threads: int | None
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,8 @@ class World:
     words: tuple[str, ...] = ()  # its own overrides, beside those of all arms
     recording: Job | None = None  # of its demos, if it has its own
     demos: str | None = None  # fingerprint, for the stages that read them; None: not recorded yet
+    value: Any = None  # of the axis
+    trains: bool = False  # policies of its own; else those of the main comparison act in it
 
 
 @dataclass(frozen=True)
@@ -76,13 +90,71 @@ class Plan:
         return (world.root / "arms" if world.root == self.out else world.root) / arm.name / f"seed-{seed}"
 
 
-@dataclass(frozen=True)
-class Point:
-    """One value of an axis. `trains`: with policies of its own, else with those of the main comparison."""
+# ---------------------------------------------------------------- settings of the stages
 
-    value: Any
-    world: World
-    trains: bool
+
+@contextmanager
+def _about(where: str) -> Iterator[None]:
+    """Turn a user's errors into one line that begins with what they are about."""
+    try:
+        yield
+    except (UserError, DatasetError) as error:
+        raise UserError(f"{where}: {error}") from None
+    except (HydraException, OmegaConfBaseException) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(f"{where}: {' '.join(lines[:2])}") from None
+
+
+def read_by(verb: str, overrides: Sequence[str]) -> list[str]:
+    """Return those of the overrides that the verb has a key for, in the verb's own words; of one key the last."""
+    last = {key_of(override): override for override in overrides}
+    found = [o for o in overrides if last[key_of(o)] is o and group_of(o) in READS[verb]]
+    if verb == "record":  # has the group at its top level
+        found = [of_record(o) for o in found if key_of(o) != "recording"]
+    return found
+
+
+def settings_of(verb: str, overrides: Sequence[str]) -> DictConfig:
+    """Return the config that the verb would get. Raises UserError for a value that is missing, Hydra's for others."""
+    checkpoint = ["checkpoint=unused"] if verb == "evaluate" else []
+    words = ["run_dir=unused", *checkpoint, *read_by(verb, overrides)]
+    if GlobalHydra.instance().is_initialized():
+        cfg = compose(verb, words)
+    else:
+        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+            cfg = compose(verb, words)
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"no value for {', '.join(missing)}; give one with {missing[0]}=<value>")
+    return cfg
+
+
+def _look_up(arm: Arm, common: Sequence[str]) -> Known:
+    """Check an arm's settings and weights. Raises UserError that names the arm."""
+    with _about(f"arm '{arm.name}'"):
+        words = [*common, *arm.overrides]
+        train, e = settings_of("train", words), settings_of("evaluate", words)
+        encoder, world = build_encoder(encoder_settings(train)), task_settings(e)
+        world = world.replace(image_size=at_height(world.image_size, world.cameras, e.evaluate.video_size))
+    facts = {
+        "name": arm.name,
+        "label": arm.label,
+        "encoder": encoder.name,
+        "scales": [float(s) if s % 1 else int(s) for s in train.s2.scales],
+        "policy": f"{train.policy.kind}, {train.policy.pooling.kind}, {train.policy.head.kind}",
+        "overrides": list(arm.overrides),
+        "parameters": encoder.num_parameters,
+        "gflops_per_frame": round(encoder.gflops_per_image, 3),
+    }
+    return Known(facts, encoder.fingerprint, world, e.evaluate.device, e.evaluate.threads)
+
+
+def demos_of(arm: Arm, common: Sequence[str]) -> EpisodeStore:
+    """Return the demos that all arms learn from."""
+    with _about("all arms"):
+        return open_demos(settings_of("train", [*common, *arm.overrides]))
+
+
+# ---------------------------------------------------------------- the plan
 
 
 def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
@@ -95,12 +167,13 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     Raises:
         UserError: names the arm.
     """
-    experiment, out, arms = settings.experiment, settings.out, settings.chosen
+    experiment, out = settings.experiment, settings.out
+    arms = tuple(experiment.arms[name] for name in settings.arms or experiment.arms)
     for_arms = [word for word in typed if group_of(word) in GROUPS and not word.startswith("-")]
     common = [*experiment.overrides, *for_arms]
     if settings.record:
         common.append(f"demos.path={word(out / 'demos.zarr')}")
-    with about("all arms"):
+    with _about("all arms"):
         positions = settings_of("evaluate", common).evaluate
         if settings.record:
             settings_of("record", common)
@@ -110,7 +183,7 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     pairs = tuple(pair for pair in chosen if {*pair} <= {*names})
     if experiment.stopping.enabled and not pairs:
         raise UserError("experiment.pairs: expected one or more with experiment.stopping.enabled, got none")
-    known = {arm.name: look_up(arm, common) for arm in arms}
+    known = {arm.name: _look_up(arm, common) for arm in arms}
     demos = None if settings.record else demos_of(arms[0], common).fingerprint
     recording = _recording(out, "", common) if settings.record else None
     cores = os.cpu_count() or 1
@@ -123,13 +196,13 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     )  # fmt: skip
 
 
-def points_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, tuple[Point, ...]]:
-    """Return the default of an axis and its points; the point at the default is the main comparison's world.
+def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
+    """Return the default of an axis and a world for each value; at the default it is the main comparison's.
 
     Raises:
         UserError: a key of no stage, or counts of demos that do not exist.
     """
-    values = [value_of(arm, plan.common, axis.key) for arm in plan.arms]
+    values = [_value_of(arm, plan.common, axis.key) for arm in plan.arms]
     default = values[0] if values.count(values[0]) == len(values) else None  # else an arm has another value
     if axis.key == "demos.episodes":
         if plan.main.recording is not None:
@@ -141,26 +214,37 @@ def points_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, tuple[Point, ...]
             raise UserError(
                 f"experiment.axes.{name}.values: expected integers from 1 to {most}, got {wrong[0]}"
             )
-    points = []
+    worlds = []
     for value in axis.values:
         if value == default:
-            points.append(Point(value, plan.main, trains=False))
+            worlds.append(replace(plan.main, value=value))
             continue
         root, label = plan.out / "axes" / name / str(value), f"{name} {value}, "
         words, recording = [f"{axis.key}={value}"], None
         if axis.record:
             recording = _recording(root, label, [*plan.common, *words])
             words.append(f"demos.path={word(root / 'demos.zarr')}")
-        world = World(root, label, tuple(words), recording, _RECORDED if axis.record else plan.main.demos)
-        points.append(Point(value, world, trains=axis.record or axis.train))
-    return default, tuple(points)
+        demos = _RECORDED if axis.record else plan.main.demos
+        worlds.append(
+            World(root, label, tuple(words), recording, demos, value, trains=axis.record or axis.train)
+        )
+    return default, worlds
+
+
+def _value_of(arm: Arm, common: Sequence[str], key: str) -> Any:
+    """The main comparison's value of an axis's key; UserError for a key that no stage has."""
+    with _about("axes"):
+        cfg = settings_of("evaluate" if key.startswith("evaluate.") else "train", [*common, *arm.overrides])
+        found = OmegaConf.select(cfg, key, default=_NOTHING)
+    if found is _NOTHING:
+        raise UserError(f"axes: expected a key that training or evaluation has, got {key}")
+    return found
 
 
 def _recording(root: Path, label: str, words: Sequence[str]) -> Job:
     """Record `demos.zarr` in the world of ``words``."""
-    demos = root / "demos.zarr"
-    own = (*read_by("record", words), f"out={word(demos)}", *_hydra(root, "record"))
-    return Job(f"{label}demos: record", "record", own, root / "record", fresh=demos)
+    own = (*read_by("record", words), f"out={word(root / 'demos.zarr')}", *_hydra(root, "record"))
+    return Job(f"{label}demos: record", "record", own, root / "record")
 
 
 def training(plan: Plan, world: World) -> Policies:
@@ -190,10 +274,9 @@ def evaluation(plan: Plan, world: World, policies: Policies, episodes: int) -> l
     for arm in plan.arms:
         for seed in plan.seeds:
             folder, policy = plan.folder(world, arm, seed), policies[arm.name, seed]
-            own = [*plan.common, *arm.overrides, *world.words, f"evaluate.episodes={episodes}"]
-            if not any(key_of(word) == "evaluate.videos" for word in own):
-                own.append("evaluate.videos=0")
-            words = (f"checkpoint={word(policy.stamp.parent / 'checkpoint')}", *read_by("evaluate", own))
+            own = ["evaluate.videos=0", *plan.common, *arm.overrides, *world.words]
+            own = read_by("evaluate", [*own, f"evaluate.episodes={episodes}"])
+            words = (f"checkpoint={word(policy.stamp.parent / 'checkpoint')}", *own)
             name = f"{world.label}{arm.name} seed {seed}: evaluate {episodes} positions"
             inputs = {"encoder": plan.known[arm.name].encoder}
             job = _job(name, "evaluate", words, folder / f"evaluate-{episodes}", (policy,), inputs)
@@ -209,13 +292,13 @@ def _job(name: str, verb: str, words: Sequence[str], stamp: Path, needs: tuple[J
 
 def read_runs(plan: Plan, world: World, episodes: int) -> Runs:
     """Return the records of the first so many positions of every arm and training seed."""
-    runs: Runs = {arm.name: {} for arm in plan.arms}
-    for arm in plan.arms:
-        for seed in plan.seeds:
-            records = read_records(plan.folder(world, arm, seed) / "episodes.jsonl")
-            first = (r for r in records if r["episode"] < episodes)
-            runs[arm.name][seed] = sorted(first, key=lambda r: r["episode"])
-    return runs
+    return {
+        arm.name: {
+            seed: read_records(plan.folder(world, arm, seed) / "episodes.jsonl", episodes)
+            for seed in plan.seeds
+        }
+        for arm in plan.arms
+    }
 
 
 def _hydra(folder: Path, verb: str) -> tuple[str, str]:

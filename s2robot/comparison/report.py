@@ -16,9 +16,9 @@ from s2robot.comparison.statistics import MINUS, headline, p_text, verdict
 from s2robot.core.errors import UserError
 from s2robot.core.files import read_json
 from s2robot.envs.task import Group
-from s2robot.evaluation.records import known_of, read_records
+from s2robot.evaluation.records import check_counts, known_of, read_records
 from s2robot.reporting import page, plots
-from s2robot.reporting.page import Block, Film, Section, as_text
+from s2robot.reporting.page import Block, Section, as_text
 from s2robot.reporting.style import BLUE, INK, ORANGE, VERMILLION, page_colours
 
 _COSTS = {"gflops_per_frame": "GFLOPs per frame", "ms_per_action": "ms per action"}
@@ -37,10 +37,10 @@ def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> 
         UserError: compare.json is missing or broken, or the episodes are not those that it counts; an earlier report
             stays.
     """
-    path = Path(run_dir) / "compare.json"
+    path = run_dir / "compare.json"
     facts = read_json(path)
     try:
-        return _write(path.parent, facts, video_bytes)
+        return _write(run_dir, facts, video_bytes)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         found = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: expected what `s2robot compare` writes, got {found}") from error
@@ -48,22 +48,22 @@ def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> 
 
 def _write(run_dir: Path, facts: _Facts, video_bytes: int) -> Path:
     arms, pairs, labels = facts["arms"], facts["pairs"], {arm["name"]: arm["label"] for arm in facts["arms"]}
-    captions = [f"position {video['position']}: {labels[video['arm']]}" for video in facts["videos"]]
-    videos = zip(facts["videos"], captions, strict=True)
-    films = [Film(f"video-{i}", video["path"], caption) for i, (video, caption) in enumerate(videos)]
-    embedded = page.embed(run_dir, films, video_bytes)
+    films = [
+        (f"video-{i}", video["path"], f"position {video['position']}: {labels[video['arm']]}")
+        for i, video in enumerate(facts["videos"])
+    ]
     lines = [headline(pair, labels) for pair in pairs] or [f"{arm['label']}: {_result(arm)}" for arm in arms]
     counts = {
         "training seeds an arm": sorted({len(arm["seeds"]) for arm in arms}),
         "positions": facts["positions"]["episodes"],
         "first position": facts["positions"]["seed"],
     }
-    question = f"Question: {facts['question']}"
     head: list[Block] = [
         ("text", facts["title"]),
         ("headline", lines[0]),
         ("bullets", lines[1:]),
-        ("text", question),
+        ("text", f"Question: {facts['question']}"),
+        ("facts", counts.items()),
     ]
     runs = [[arm["label"], str(run["seed"]), run["run"]] for arm in arms for run in arm["seeds"]]
     reproduce = [
@@ -75,14 +75,13 @@ def _write(run_dir: Path, facts: _Facts, video_bytes: int) -> Path:
     sections = [
         Section("Success of each arm", _arms(arms)),
         Section("Arm against arm", _pairs(pairs, labels) if pairs else []),
-        Section("Success against cost", _cost(arms), "wide"),
+        Section("Success against cost", [_cost(arms)], "wide"),
         Section("Where each arm succeeds", [_places(run_dir, facts, labels)], "wide"),
         *(_axis(axis, labels, number) for number, axis in enumerate(facts["axes"])),
-        Section("Power", [*_power(facts["power"]), *_stopping(facts["stopping"])]),
-        Section("Where the arms disagree", [("videos", embedded) if embedded else None]),
+        Section("Power", [*_power(facts["power"]), _stopping(facts["stopping"])]),
+        Section("Where the arms disagree", [page.videos(run_dir, films, video_bytes)[0]]),
         Section("Commands and versions", reproduce),
     ]
-    head.append(("facts", counts.items()))
     return page.write_report_page(run_dir / "report.html", facts["title"], head, sections)
 
 
@@ -90,12 +89,11 @@ def _arms(arms: Sequence[_Facts]) -> list[Block]:
     rows, plotted, marks = [], [], []
     for i, arm in enumerate(arms):
         seeds = " · ".join(f"{run['successes']}/{run['episodes']}" for run in arm["seeds"])
-        parameters = None if arm["parameters"] is None else arm["parameters"] / 1e6
-        costs = (arm["gflops_per_frame"], parameters, arm["ms_per_action"])
+        costs = (arm["gflops_per_frame"], arm["parameters"] / 1e6, arm["ms_per_action"])
         texts = [as_text(arm[key]) for key in ("label", "encoder", "scales", "policy")]
         rows.append([*texts, _percent(arm["success"]), _span(arm), seeds, *map(_cell, costs)])
         look = plots.look(i)
-        parts = [100 * run["successes"] / run["episodes"] for run in arm["seeds"] if run["episodes"]]
+        parts = [100 * run["successes"] / run["episodes"] for run in arm["seeds"]]
         value, low, high = (100 * arm[key] for key in ("success", "low", "high"))
         plotted.append(plots.Row(arm["label"], value, low, high, look.colour, look.marker, parts=parts))
         marks.append((page_colours(look.colour), look.glyph))
@@ -118,8 +116,7 @@ def _pairs(pairs: Sequence[_Facts], labels: Mapping[str, str]) -> list[Block]:
         counts = [str(pair["episodes"]), f"{test['wins']} / {test['losses']}", p_text(test["p"])]
         rows.append([name, *results, *counts])
         clear = pair["low"] > 0 or pair["high"] < 0
-        value, low, high = points
-        plotted.append(plots.Row(name, value, low, high, BLUE if clear else INK, filled=clear))
+        plotted.append(plots.Row(name, *points, BLUE if clear else INK, filled=clear))
     heads = ("first arm − second", "verdict", "points", "95 % interval", "test", "episodes")
     about = dict.fromkeys(f"They hold for {pair['scope']}. Method: {pair['method']}." for pair in pairs)
     note = (
@@ -142,20 +139,16 @@ def _line(arm: int, x: Sequence[Any], points: Sequence[_Facts], label: str, **st
     return plots.Line(x, success, label, look.colour, low, high, own)
 
 
-def _cost(arms: Sequence[_Facts]) -> list[Block]:
+def _cost(arms: Sequence[_Facts]) -> Block:
     panels = []
     for key, title in _COSTS.items():
-        known = [(i, arm) for i, arm in enumerate(arms) if arm[key] is not None]
-        lines = [_line(i, [arm[key]], [arm], arm["label"], ls="none") for i, arm in known]
-        log = _log([arm[key] for _, arm in known])
-        panels += [plots.Panel("", lines, title, "success (%)", log)] if lines else []
-    return (
-        [page.figure(plots.curves(panels, 2, (5.2, 3.8)), "cost", "Success against cost")] if panels else []
-    )
+        lines = [_line(i, [arm[key]], [arm], arm["label"], ls="none") for i, arm in enumerate(arms)]
+        panels.append(plots.Panel("", lines, title, "success (%)", _log([arm[key] for arm in arms])))
+    return page.figure(plots.curves(panels, 2, (5.2, 3.8)), "cost", "Success against cost")
 
 
 def _log(values: Sequence[Any]) -> str:
-    numbers = bool(values) and all(isinstance(value, int | float) for value in values)
+    numbers = all(isinstance(value, int | float) for value in values)
     return "x" if numbers and min(values) > 0 and max(values) / min(values) >= _SPAN else ""
 
 
@@ -165,14 +158,8 @@ def _places(run_dir: Path, facts: _Facts, labels: Mapping[str, str]) -> Block:
     for arm in facts["arms"]:
         for run in arm["seeds"]:
             file = run_dir / run["run"] / "episodes.jsonl"
-            # an axis may have tried more positions
-            found = [r for r in read_records(file) if r["episode"] < facts["positions"]["episodes"]]
-            counted = (len(found), sum(record["success"] for record in found))
-            if counted != (run["episodes"], run["successes"]):
-                raise UserError(
-                    f"{file}: expected {run['episodes']} episodes with {run['successes']} successes as in "
-                    f"compare.json, got {counted[0]} with {counted[1]}"
-                )
+            found = read_records(file, facts["positions"]["episodes"])  # an axis may have tried more
+            check_counts(file, found, run, "compare.json")
             records[arm["name"]][run["seed"]] = found
     summary = file.with_name("summary.json")
     about = read_json(summary) if summary.exists() else {}
@@ -192,10 +179,9 @@ def _places(run_dir: Path, facts: _Facts, labels: Mapping[str, str]) -> Block:
 
 
 def _axis(axis: _Facts, labels: Mapping[str, str], number: int) -> Section:
-    values, arms = axis["values"], axis["arms"]
+    values, arms, lines = axis["values"], axis["arms"], []
     numeric = all(isinstance(value, int | float) for value in values)
     place = {value: value if numeric else i for i, value in enumerate(values)}
-    lines = []
     for i, (name, label) in enumerate(labels.items()):
         points = sorted(arms[name], key=lambda point: place[point["value"]])
         lines.append(_line(i, [place[point["value"]] for point in points], points, label))
@@ -203,23 +189,16 @@ def _axis(axis: _Facts, labels: Mapping[str, str], number: int) -> Section:
         ends = [min(y for line in lines for y in line.low), max(y for line in lines for y in line.high)]
         style = {"lw": 1, "ls": (0, (1, 2)), "marker": None}
         lines.append(plots.Line([place[default]] * 2, ends, "default", INK, style=style))
-    rows = [
-        [
-            as_text(value),
-            *(_result(point) for name in labels for point in arms[name] if point["value"] == value),
-        ]
-        for value in values
-    ]
+    results = {(name, point["value"]): _result(point) for name in labels for point in arms[name]}
+    rows = [[as_text(value), *(results[name, value] for name in labels)] for value in values]
     name = axis["label"] + (f" ({axis['unit']})" if axis["unit"] else "")
     ticks = {place[value]: as_text(value) for value in values}
-    panel = plots.Panel("", lines, name, "success (%)", _log(values), ticks=ticks)
+    panel = plots.Panel("", lines, name, "success (%)", _log(values), ticks)
     figure = page.figure(plots.curves([panel], 1, (6, 4)), f"axis{number}", f"Success by {axis['label']}")
     return Section(f"Axis: {axis['label']}", [figure, ("table", (name, *labels.values()), rows, 1)])
 
 
-def _power(power: _Facts | None) -> list[Block]:
-    if power is None:
-        return []
+def _power(power: _Facts) -> list[Block]:
     rows = [[f"{100 * row['gap']:g}", _cell(row["needed"])] for row in power["table"]]
     enough = power["needed"] is not None and power["planned"] >= power["needed"]
     text = (
@@ -229,14 +208,12 @@ def _power(power: _Facts | None) -> list[Block]:
     return [("text", text), ("table", ("gap (points)", "positions needed"), rows, 0)]
 
 
-def _stopping(stopping: _Facts | None) -> list[Block]:
+def _stopping(stopping: _Facts | None) -> Block | None:
     if stopping is None:
-        return []
+        return None
     at, looks = stopping["stopped_at"], len(stopping["looks"])
     end = "It ran to its planned end" if at is None else f"It stopped after {at} positions"
-    return [
-        ("text", f"Sequential analysis ({stopping['method']}), looks: {looks}. {end}: {stopping['reason']}.")
-    ]
+    return "text", f"Sequential analysis ({stopping['method']}), looks: {looks}. {end}: {stopping['reason']}."
 
 
 def _result(row: _Facts) -> str:

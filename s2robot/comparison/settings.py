@@ -1,19 +1,35 @@
 """The settings of `s2robot compare`; configs/compare.yaml and configs/experiment/default.yaml document each value.
 
-settings = read_compare(cfg)
+settings = read_some(Compare, cfg, "")
 settings.experiment.axes["demos"].values      # (15, 30, 60, 120)
 """
 
+import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
-from omegaconf import DictConfig
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
-from s2robot.comparison.arms import Arm
-from s2robot.core.settings import Settings, from_yaml, invalid, read_some
+from s2robot.core.settings import Settings, from_yaml, invalid
+from s2robot.overrides import key_of
 
 EXPERIMENT = "experiment/default"
+# the groups of settings that each verb of a comparison reads
+READS = {
+    "record": ("task", "robot", "env", "recording"),
+    "encode": ("task", "robot", "env", "demos", "encoder", "s2", "features"),
+    "train": ("task", "robot", "env", "demos", "encoder", "s2", "features", "policy", "train"),
+    "evaluate": ("task", "robot", "env", "demos", "evaluate"),
+}
+GROUPS = tuple(dict.fromkeys(group for groups in READS.values() for group in groups))
+# what is the same for all arms, or they could not be compared
+_COMMON = ("task", "robot", "demos", "recording", "train.seed", "evaluate.seed", "evaluate.episodes")
+
+
+def group_of(override: str) -> str:
+    """`train` of `train.seed=0`."""
+    return re.split(r"[./]", key_of(override))[0]
 
 
 def _all_different(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -25,8 +41,32 @@ def _all_different(values: tuple[Any, ...]) -> tuple[Any, ...]:
 Different = AfterValidator(_all_different)
 
 
+class Arm(Settings):
+    """One of the things compared: overrides of `s2robot train` and `s2robot evaluate`, as a list or as typed."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[\w.+-]+$")]  # of its folder
+    label: str  # for people
+    overrides: tuple[str, ...] = ()
+
+    @field_validator("overrides", mode="before")
+    @classmethod
+    def _as_typed(cls, overrides: Any) -> Any:
+        return tuple(shlex.split(overrides)) if isinstance(overrides, str) else overrides
+
+    @field_validator("overrides")
+    @classmethod
+    def _differ_between_arms(cls, overrides: tuple[str, ...]) -> tuple[str, ...]:
+        for override in overrides:
+            key = key_of(override)
+            if f"{key}.".startswith(tuple(f"{common}." for common in _COMMON)):
+                raise ValueError(f"expected the same {key} for all arms, got {override}")
+            if group_of(override) not in GROUPS:
+                raise ValueError(f"expected overrides of {', '.join(GROUPS)}, got {override}")
+        return overrides
+
+
 class Power(Settings, at="experiment.power", file=EXPERIMENT):
-    """What the planned positions should see; see `power.Design`."""
+    """What the planned positions should see, and what that assumes."""
 
     gap: float = from_yaml(gt=0, lt=1)
     power: float = from_yaml(gt=0, lt=1)
@@ -122,13 +162,3 @@ class Compare(Settings, file="compare"):
                 if name not in known:
                     raise invalid(key, f"some of {', '.join(known)}", name)
         return self
-
-    @property
-    def chosen(self) -> tuple[Arm, ...]:
-        """The arms that run, in their order."""
-        return tuple(self.experiment.arms[name] for name in self.arms or self.experiment.arms)
-
-
-def read_compare(cfg: DictConfig) -> Compare:
-    """Return the settings of a composed config; UserError names the first wrong key."""
-    return read_some(Compare, cfg, "")

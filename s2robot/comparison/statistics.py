@@ -1,68 +1,162 @@
-"""From the episodes of all arms to the figures of compare.json, summary.json and episodes.csv.
+"""Figures of a comparison: positions needed before it runs, then those of compare.json, summary.json and episodes.csv.
 
+needed(0.10, Power(base=0.5), seeds=3)                            # positions for 80 % power
 runs = {"base": {0: records, 1: records}, "base-s2": {0: records, 1: records}}   # arm -> training seed
-pair_figures(outcomes_of(runs), positions_of(runs), "base-s2", "base")  # difference, low, high, p, mcnemar ...
+all_pairs(outcomes_of(runs), [10000, 10001], [("base-s2", "base")])   # difference, low, high, p, mcnemar ...
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
-from s2robot.comparison.intervals import success_interval, success_sequence
-from s2robot.comparison.paired import POSITIONS, difference, holm, mcnemar
-from s2robot.comparison.power import Design, needed, power_text
-from s2robot.comparison.sequential import sequential, tally
+from s2robot.comparison.paired import (
+    POSITIONS,
+    SEEDS_AND_POSITIONS,
+    difference,
+    holm,
+    mcnemar,
+    success_interval,
+)
+from s2robot.comparison.sequential import sequential, success_sequence, tally
 from s2robot.comparison.settings import Power
 from s2robot.core.errors import UserError
 from s2robot.evaluation.records import where_of
 
 Runs = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]  # arm -> training seed -> episode records
+Outcomes = Mapping[str, np.ndarray]  # arm -> bool (seeds, positions)
+Pair = Mapping[str, Any]  # one of compare.json's pairs
 
 MINUS, LEVEL = "\N{MINUS SIGN}", 0.05  # of p and of the intervals (95 %)
 GAPS = (0.03, 0.05, 0.08, 0.10, 0.15, 0.20, 0.30)  # of the power table
 COLUMNS = ("arm", "training_seed", "axis", "value", "position", "layout", "success", "stage", "steps", "time_to_success_s")  # fmt: skip
+_MOST_POSITIONS = 1_000_000  # beyond this an evaluation is out of reach, and the search for N ends
+
+
+# ---------------------------------------------------------------- before the run
+
+
+def power_at(gap: float, positions: int, design: Power, seeds: int = 1) -> float:
+    """Return the chance to find the better arm better (p < alpha in `difference`) when it is `gap` above the base.
+
+    One seed: exact power of McNemar's exact test, summed over the number of discordant positions. More seeds:
+    chance that the estimate passes the limit of `difference`, averaged over the mean squares that few seeds
+    may show. Sources: Miettinen 1968, Connor 1987 (paired table).
+    """
+    p, q = design.base, min(design.base + gap, 1.0)
+    v, w = p * (1 - p), max(q * (1 - q), 1e-9)
+    least, most = max(0.0, p + q - 1) - p * q, min(p, q) - p * q  # all that a 2 × 2 table can hold
+    covariance = min(max(design.correlation * math.sqrt(v * w), least), most)
+    if seeds == 1:
+        return _mcnemar_power(gap, p + q - 2 * (covariance + p * q), positions, design.alpha)
+    k, n = seeds, positions + 2
+    rho = covariance / math.sqrt(v * w)
+    of_mean = max(0.0, (v + w) * (1 + (k - 1) * rho) / k - 2 * covariance)  # of a position's mean difference
+    of_positions = (positions * (of_mean + 2 * gap**2 / n) + 1) / n**2
+    quantiles = stats.chi2.ppf((np.arange(40) + 0.5) / 40, k - 1) / (k - 1)
+    within = [x * (1 - rho) / (k * positions) for x in (v, w)]
+    x, y = np.meshgrid(*((design.seed_sd**2 / k + part) * quantiles for part in within))
+    error = np.sqrt(of_positions + np.maximum(x + y - sum(within), 0))  # what `estimate` would find
+    df = np.maximum(error**4 * (k - 1) / (x**2 + y**2), k - 1)
+    true_error = math.sqrt(positions * of_mean / n**2 + 2 * design.seed_sd**2 / k + 1e-12)
+    limit = stats.t.ppf(1 - design.alpha / 2, df) * error
+    return float(stats.norm.sf((limit - gap * positions / n) / true_error).mean())
+
+
+def _mcnemar_power(gap: float, discordant: float, positions: int, alpha: float) -> float:
+    mean, sd = positions * discordant, math.sqrt(positions * discordant * (1 - discordant))
+    m = np.arange(max(0, int(mean - 9 * sd)), min(positions, int(mean + 9 * sd) + 1) + 1)  # discordant
+    limit = stats.binom.ppf(alpha / 2, m, 0.5)
+    limit -= stats.binom.cdf(limit, m, 0.5) > alpha / 2  # the most losses that still reject; -1: none
+    losses = np.clip((1 - gap / discordant) / 2, 0, 1)
+    return float((stats.binom.pmf(m, positions, discordant) * stats.binom.cdf(limit, m, losses)).sum())
+
+
+def needed(gap: float, design: Power, seeds: int = 1) -> int | None:
+    """Return the positions needed to see `gap` (fraction) with the power of the design.
+
+    None if no number of positions is enough with so few training seeds.
+    """
+    if power_at(gap, _MOST_POSITIONS, design, seeds) < design.power:
+        return None
+    low, high = 1, 2  # power at low < wanted <= power at high
+    while power_at(gap, high, design, seeds) < design.power:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = power_at(gap, middle, design, seeds) >= design.power
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def power_figures(design: Power, seeds: int, planned: int) -> tuple[dict[str, Any], list[str]]:
+    """Return what the planned positions can see: for compare.json, and as lines to print before the run.
+
+    Raises:
+        UserError: too few positions, if ``design.strict`` is set.
+    """
+    table = [{"gap": gap, "needed": needed(gap, design, seeds)} for gap in GAPS if gap <= 1 - design.base]
+    enough = needed(design.gap, design, seeds)
+    goal = f"to see a gap of {100 * design.gap:g} points with {100 * design.power:g} % power"
+    wanted = f"more than {seeds} training seeds an arm" if enough is None else f"{enough} positions"
+    spread = f"spread {100 * design.seed_sd:g} points, " if seeds > 1 else ""
+    lines = [
+        f"You need {wanted} {goal} (training seeds an arm: {seeds}, {spread}base {100 * design.base:g} %, alpha "
+        f"{100 * design.alpha:g} %); it holds for {SEEDS_AND_POSITIONS if seeds > 1 else POSITIONS}."
+    ]
+    if enough is None or planned < enough:
+        few = f"evaluate.episodes: expected {wanted if enough is None else f'>= {enough}'} {goal}, got {planned}"
+        if design.strict:
+            raise UserError(f"{few}; experiment.power.strict=false runs anyway")
+        lines.append(f"warning: {few}")
+    about = {"gap": design.gap, "power": design.power, "needed": enough, "planned": planned, "table": table}
+    return about, lines
+
+
+# ---------------------------------------------------------------- afterwards
+
+
+def arm_interval(outcomes: np.ndarray, looked: float | None = None) -> dict[str, Any]:
+    """Return an arm's success with its interval, and the interval's method.
+
+    ``looked``: the alpha of a comparison that was stopped early, for an interval that holds then.
+    """
+    found = success_interval(outcomes) if looked is None else success_sequence(outcomes, looked)
+    return {"success": float(outcomes.mean()), "low": found[0], "high": found[1], "interval": found[2]}
 
 
 def arm_figures(
     outcomes: np.ndarray, seeds: Sequence[int], runs: Sequence[str], looked: float | None = None
 ) -> dict[str, Any]:
-    """Successes by training seed, pooled success and its interval; ``runs`` are the folders.
-
-    ``looked``: the alpha of a comparison that was stopped early, for an interval that holds then.
-    """
-    low, high, method = arm_interval(outcomes, looked)
+    """Return successes by training seed and :func:`arm_interval`; ``runs`` are the folders."""
     rows = [
         {"seed": int(seed), "episodes": int(row.size), "successes": int(row.sum()), "run": run}
         for seed, row, run in zip(seeds, outcomes, runs, strict=True)
     ]
-    return {"seeds": rows, "success": float(outcomes.mean()), "low": low, "high": high, "interval": method}
-
-
-def arm_interval(outcomes: np.ndarray, looked: float | None = None) -> tuple[float, float, str]:
-    """Low, high and method of an arm's success: for a fixed number of positions, or one that looks decided."""
-    return success_interval(outcomes) if looked is None else success_sequence(outcomes, looked)
+    return {"seeds": rows, **arm_interval(outcomes, looked)}
 
 
 def pair_figures(
-    outcomes: Mapping[str, np.ndarray], positions: Sequence[int], a: str, b: str, looked: float | None = None
+    outcomes: Outcomes, positions: Sequence[int], a: str, b: str, looked: float | None = None
 ) -> dict[str, Any]:
-    """Success of arm a minus that of arm b, (seeds, positions) each.
+    """Return success of arm a minus that of arm b.
 
     ``looked``: the alpha with which the comparison was stopped early, for the interval and the p value that hold
     then. ``only_a`` and McNemar's wins: positions that more than half of a's training seeds, and not of b's, did.
     """
     x, y = outcomes[a], outcomes[b]
     found = difference(x, y)
-    method = "t interval, training seeds and positions random" if min(len(x), len(y)) > 1 else (
-        "adjusted Wald interval, exact sign-flip test over positions"
-    )  # fmt: skip
     low, high, p, scope = found.low, found.high, found.p, found.scope
     if looked is not None:
-        look = sequential(tally(x, y), looked)
-        low, high, p = look.low, look.high, look.p
+        p, low, high = sequential(*tally(x, y), looked)
         scope, method = POSITIONS, "confidence sequence (sequential)"
+    elif scope == SEEDS_AND_POSITIONS:
+        method = "t interval, training seeds and positions random"
+    else:
+        method = "adjusted Wald interval, exact sign-flip test over positions"
     did_a, did_b = x.mean(0) > 0.5, y.mean(0) > 0.5
     only_a, only_b = np.flatnonzero(did_a & ~did_b), np.flatnonzero(did_b & ~did_a)
     return {
@@ -76,54 +170,24 @@ def pair_figures(
 
 
 def all_pairs(
-    outcomes: Mapping[str, np.ndarray],
+    outcomes: Outcomes,
     positions: Sequence[int],
     pairs: Sequence[tuple[str, str]],
     looked: float | None = None,
 ) -> list[dict[str, Any]]:
-    """`pair_figures` of a family of pairs, each with `p_holm`, by which it is decided; ``looked`` is their common alpha."""
+    """Return `pair_figures` of a family of pairs, each with `p_holm`, by which it is decided; ``looked`` is their common
+    alpha."""
     share = None if looked is None else looked / len(pairs)  # of intervals that hold together
     rows = [pair_figures(outcomes, positions, a, b, share) for a, b in pairs]
     return [row | {"p_holm": p} for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True)]
 
 
-def positions_of(runs: Runs) -> list[int]:
-    """Seeds of the positions, rising, as the columns of `outcomes_of`."""
-    episodes = next(iter(next(iter(runs.values())).values()))
-    return sorted(int(e["seed"]) for e in episodes)
-
-
-def power_figures(settings: Power, seeds: int, planned: int) -> tuple[dict[str, Any], list[str]]:
-    """Return what the planned positions can see: for compare.json, and as lines to print before the run.
-
-    Raises:
-        UserError: too few positions, if ``settings.strict`` is set.
-    """
-    gap, power = settings.gap, settings.power
-    spread = settings.seed_sd if seeds > 1 else 0.0
-    design = Design(settings.base, settings.correlation, seeds, spread, settings.alpha)
-    table = [{"gap": g, "needed": needed(g, design, power)} for g in GAPS if g <= 1 - design.base]
-    enough, lines = needed(gap, design, power), [power_text(gap, design, power)]
-    if enough is None or planned < enough:
-        few = (
-            f"evaluate.episodes: expected {'more training seeds' if enough is None else f'>= {enough}'} to see a gap of "
-            f"{100 * gap:g} points with {100 * power:g} % power, got {planned}"
-        )
-        if settings.strict:
-            raise UserError(f"{few}; experiment.power.strict=false runs anyway")
-        lines.append(f"warning: {few}")
-    return {"gap": gap, "power": power, "needed": enough, "planned": planned, "table": table}, lines
-
-
-def look_at(
-    outcomes: Mapping[str, np.ndarray], pairs: Iterable[tuple[str, str]], alpha: float
-) -> dict[str, Any]:
-    """One look of a sequential comparison; ``stop`` if every pair is decided, by Holm's rule on p values that hold at
-    every look. The intervals hold together, each at alpha / number of pairs."""
-    pairs = list(pairs)
-    looks = [sequential(tally(outcomes[a], outcomes[b]), alpha / len(pairs)) for a, b in pairs]
+def look_at(outcomes: Outcomes, pairs: Sequence[tuple[str, str]], alpha: float) -> dict[str, Any]:
+    """Return one look of a sequential comparison; ``stop`` if every pair is decided, by Holm's rule on p values that hold
+    at every look. The intervals hold together, each at alpha / number of pairs."""
+    looks = [sequential(*tally(outcomes[a], outcomes[b]), alpha / len(pairs)) for a, b in pairs]
     rows = [
-        {"a": a, "b": b, "p": look.p, "p_holm": p, "low": look.low, "high": look.high, "stop": p <= alpha}
+        {"a": a, "b": b, **look._asdict(), "p_holm": p, "stop": p <= alpha}
         for (a, b), look, p in zip(pairs, looks, holm([look.p for look in looks]), strict=True)
     ]
     positions = next(iter(outcomes.values())).shape[1]
@@ -131,7 +195,7 @@ def look_at(
 
 
 def csv_rows(runs: Runs, axis: str = "", value: Any = "") -> list[list[Any]]:
-    """Rows of episodes.csv; ``axis`` and ``value`` stay empty for the main comparison."""
+    """Return rows of episodes.csv; ``axis`` and ``value`` stay empty for the main comparison."""
     return [
         [arm, seed, axis, value, e["seed"], json.dumps(where_of(e)), int(e["success"]), e["stage"], e["steps"], e["time_to_success_s"]]
         for arm, by_seed in runs.items()
@@ -140,14 +204,14 @@ def csv_rows(runs: Runs, axis: str = "", value: Any = "") -> list[list[Any]]:
     ]  # fmt: skip
 
 
-def verdict(pair: Mapping[str, Any]) -> bool | None:
+def verdict(pair: Pair) -> bool | None:
     """Return whether the arms differ: True if interval and test agree on it, False if neither does, None otherwise."""
     outside = pair["low"] > 0 or pair["high"] < 0
     return outside if outside == (pair["p_holm"] < LEVEL) else None
 
 
-def headline(pair: Mapping[str, Any], labels: Mapping[str, str]) -> str:
-    """ "Base + S²: +9.4 points [2.1, 16.6] against Base, p = 0.012, N = 128 positions." """
+def headline(pair: Pair, labels: Mapping[str, str]) -> str:
+    """Return "Base + S²: +9.4 points [2.1, 16.6] against Base, p = 0.012, N = 128 positions"."""
     sign = "+" if pair["difference"] >= 0 else MINUS
     points = [f"{100 * pair[k]:.1f}".replace("-", MINUS) for k in ("low", "high")]
     words = {True: "", False: "No clear difference: ", None: "Borderline: "}[verdict(pair)]

@@ -24,7 +24,7 @@ from s2robot.demos.lineage import CORRECTIONS, began_with, left_to_try
 from s2robot.demos.relabel import picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import TaskSettings
-from s2robot.evaluation.summary import world_changes
+from s2robot.evaluation.evaluate import world_changes
 from s2robot.loading import image_size_of, load_networks
 from s2robot.policies import check_contract
 

@@ -4,9 +4,11 @@ summary = evaluate_checkpoint(Path("runs/run/<date>/checkpoint"), Path("out"), E
 summary["success"], summary["low"], summary["high"]
 """
 
+import json
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,22 +20,21 @@ from s2robot.config import open_demos, task_settings
 from s2robot.core.errors import UserError
 from s2robot.core.files import write_json
 from s2robot.core.progress import bar
-from s2robot.core.provenance import policy_sha256
+from s2robot.core.provenance import command, policy_sha256, versions
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.demos.lineage import TRAINING, USES, Lineage
 from s2robot.demos.store import EpisodeStore
-from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT, make, settings_of
-from s2robot.evaluation.film import film_some
-from s2robot.evaluation.journal import write_records
-from s2robot.evaluation.planners import LearnedPlanner, NearestDemo, Planner
-from s2robot.evaluation.records import summarise
-from s2robot.evaluation.rollouts import Rollouts, run_episodes
-from s2robot.evaluation.summary import camera_changes, facts, world_changes
+from s2robot.evaluation.records import summarise, write_records
+from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, Planner, Rollouts, run_episodes
+from s2robot.evaluation.video import film_some
 from s2robot.loading import image_size_of, load_networks
-from s2robot.policies import ChunkPolicy, check_contract
+from s2robot.policies import check_contract
+
+# cameras closer than this are the same: rounding of an angle's cosine alone gives some 1e-6 degrees
+_LEAST_M, _LEAST_DEGREES = 1e-4, 0.01
 
 
 class EvaluateSettings(Settings, at="evaluate", file="evaluate/default"):
@@ -84,9 +85,7 @@ def evaluate_checkpoint(
     """Evaluate a checkpoint; writes episodes.jsonl, videos/ and summary.json into `out`, and returns the summary.
 
     Args:
-        checkpoint: the folder that `s2robot train` wrote.
-        out: run directory; an unfinished evaluation there is resumed.
-        settings: the defaults if not given.
+        checkpoint, out: what `s2robot train` wrote; run directory, in which an unfinished evaluation is resumed.
         world: its cameras at least the policy's; the world of the policy's demos if not given.
         weights: the encoder's weights file, if it lies elsewhere than at training time.
         demos: for control `nearest_demo`.
@@ -106,21 +105,25 @@ def evaluate_checkpoint(
     lineage.refuse(e.positions, checkpoint, "evaluate.seed", TRAINING if selects else tuple(USES))
     if lineage.note and not selects:
         print(f"note: {lineage.note}")
-    planner = _planner(e, policy, encoder, contract, demos, config)
     spec = policy.spec.to_dict()  # execute, ensemble and steps of a head do not change the weights
+    dtype = contract["encoder"]["features_dtype"]
     identity = {
         "policy": policy_sha256(checkpoint),
         "policy.spec": spec,
         "encoder": contract["encoder"]["fingerprint"],
-        "features_dtype": contract["encoder"]["features_dtype"],
+        "features_dtype": dtype,
         "evaluate.seed": e.seed,
         "evaluate.control": e.control,
         "env": config.model_dump(),
         **({"demos": demos.fingerprint} if demos is not None else {}),
     }
+    planner: Planner = LearnedPlanner(policy, encoder, contract["cameras"], dtype, e.device, e.threads)
+    if e.control == "blind":
+        policy.network.pooling.blind = True
+    elif e.control:
+        planner = NearestDemo(demos, type(config))
     rollouts = _roll_out(e, config, planner, identity, out)
-    seconds = {name: value for name, value in rollouts.spent.items() if name.endswith("_s")}
-    seconds["wall_s"] = time.monotonic() - start
+    seconds = rollouts.spent | {"wall_s": time.monotonic() - start}
     summary = {
         **summarise(rollouts.records, config.stages),
         "policy": {**spec, "parameters": sum(p.numel() for p in policy.parameters())},
@@ -130,6 +133,27 @@ def evaluate_checkpoint(
     }
     write_json(out / "summary.json", summary)
     return summary
+
+
+def _roll_out(
+    e: EvaluateSettings, config: TaskSettings, planner: Planner, identity: Mapping[str, Any], out: Path
+) -> Rollouts:
+    """Run and film what is missing; episodes.jsonl is whole and in order afterwards."""
+    journal = out / "episodes.jsonl"
+    with bar("evaluating") as update:
+        found = run_episodes(
+            config, planner, e.episodes, e.seed, e.processes, journal,
+            lambda done, good: update(done, e.episodes, f"{good} successes"), identity if e.resume else None,
+        )  # fmt: skip
+    if e.videos:
+        with bar("filming") as update:
+            names = film_some(config, found, e.videos, e.video_size, out, e.processes, update)
+        found = replace(found, records=[{**r, "video": names.get(r["episode"])} for r in found.records])
+    write_records(found.records, journal)
+    return found
+
+
+# ---------------------------------------------------------------- the world, and what a summary stores of it
 
 
 def world_for(
@@ -151,37 +175,55 @@ def world_for(
     return config, changes + camera_changes(contract.get("camera_geometry") or {}, env.camera_geometry())
 
 
-def _planner(
-    e: EvaluateSettings,
-    policy: ChunkPolicy,
-    encoder: S2Encoder,
-    contract: Mapping[str, Any],
-    demos: EpisodeStore | None,
-    config: TaskSettings,
-) -> Planner:
-    if e.control == "nearest_demo":
-        if demos is None:
-            raise UserError("evaluate.control: expected demos for nearest_demo, got none")
-        return NearestDemo(demos, type(config))
-    pooling = policy.network.pooling
-    pooling.blind = pooling.blind or e.control == "blind"
-    dtype = contract["encoder"]["features_dtype"]
-    return LearnedPlanner(policy, encoder, contract["cameras"], dtype, e.device, e.threads)
+def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str], seed: int) -> dict[str, Any]:
+    """Return what a summary stores of policy, world and program."""
+    return {
+        **({} if config.task == DEFAULT else {"task": config.about()}),
+        "encoder": contract["encoder"],
+        "robot": config.robot,
+        "cameras": list(config.cameras),
+        **config.placement(),
+        "world_changes": changes,
+        "success_rule": config.success_rule,
+        "seed": seed,
+        "dataset": {k: v for k, v in contract.get("dataset", {}).items() if k != "seeds"},
+        "training": contract.get("training") or {},
+        "versions": versions(),
+        "command": command(),
+    }
 
 
-def _roll_out(
-    e: EvaluateSettings, config: TaskSettings, planner: Planner, identity: Mapping[str, Any], out: Path
-) -> Rollouts:
-    """Run and film what is missing; episodes.jsonl is whole and in order afterwards."""
-    journal = out / "episodes.jsonl"
-    resumed = identity if e.resume else None
-    with bar("evaluating") as update:
-        tell = lambda done, good: update(done, e.episodes, f"{good} successes")  # noqa: E731
-        found = run_episodes(config, planner, e.episodes, e.seed, e.processes, journal, tell, resumed)
-    if e.videos:
-        with bar("filming") as update:
-            names = film_some(config, found, e.videos, e.video_size, out, e.processes, update)
-        records = [{**r, "video": names.get(r["episode"])} for r in found.records]
-        found = replace(found, records=records)
-    write_records(found.records, journal)
-    return found
+def world_changes(trained: Mapping[str, Any], config: TaskSettings) -> list[str]:
+    """Return how the evaluated world differs from the one that the demos were recorded in, a text each."""
+    newer = {key: value for key, value in config.defaults().items() if key not in trained}  # than the dataset
+    ours, before = (json.loads(json.dumps(w.model_dump())) for w in (config, config.replace(**newer)))
+    trained = {**before, **trained}
+    ignored = ("cameras", "image_size")  # checked by name, and drawn as the encoder needs them
+    return [f"{k} {trained[k]} -> {v}" for k, v in ours.items() if k not in ignored and trained[k] != v]
+
+
+def camera_changes(trained: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Return how the evaluated cameras differ from those of the demos, a text each.
+
+    Both: camera -> `body` that carries it, `position` on that (m), `quaternion` (w, x, y, z), `fovy` (degrees). Facts
+    that one side lacks are not compared; nor is `size`, because frames are drawn as the encoder needs them.
+    """
+    changes = []
+    for name, now in ours.items():
+        was = now | (trained.get(name) or {})
+        if "body" in now and was["body"] != now["body"]:
+            changes.append(f"camera {name} on {was['body']} -> {now['body']}")
+            continue  # places on two bodies cannot be compared
+        moved = math.dist(was["position"], now["position"]) if "position" in now else 0.0
+        turned = _angle(was["quaternion"], now["quaternion"]) if "quaternion" in now else 0.0
+        if moved > _LEAST_M or turned > _LEAST_DEGREES:
+            changes.append(f"camera {name} moved by {100 * moved:.3g} cm and {turned:.3g} degrees")
+        if "fovy" in now and abs(was["fovy"] - now["fovy"]) > _LEAST_DEGREES:
+            changes.append(f"camera {name} field of view {was['fovy']:g} -> {now['fovy']:g} degrees")
+    return changes
+
+
+def _angle(one: Sequence[float], other: Sequence[float]) -> float:
+    """Between two rotations given as quaternions, in degrees."""
+    together = abs(sum(a * b for a, b in zip(one, other, strict=True)))
+    return math.degrees(2 * math.acos(min(1.0, together / (math.hypot(*one) * math.hypot(*other)))))

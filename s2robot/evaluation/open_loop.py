@@ -6,9 +6,6 @@
 
 Two baselines are measured beside it: `repeat`, the action before a step again and again, and `mean`, always the same
 action. A step counts if training would learn from it and an action precedes it.
-
-Intervals are for new episodes: jackknife over the measured ones, with Student's quantile (for a mean that is the t
-interval; a ratio is taken by its logarithm). One episode has none.
 """
 
 import math
@@ -43,7 +40,7 @@ def predict(
     """
     actor.execute = actor.policy.spec.chunk  # all of a plan, not only what is executed
     states, actions = store["proprio"], store["action"]
-    plans, done = dict[int, np.ndarray](), 0
+    plans = dict[int, np.ndarray]()
     for begin in range(0, len(episodes), actor.n):
         group = episodes[begin : begin + actor.n]
         at = [store.episode_slice(i) for i in group]
@@ -57,8 +54,7 @@ def predict(
             for place, plan in zip(running, found, strict=True):
                 rows[place].append(plan)
         plans |= {i: np.stack(row) for i, row in zip(group, rows, strict=True)}
-        done += len(group)
-        progress(done, len(episodes))
+        progress(len(plans), len(episodes))
     return plans
 
 
@@ -68,24 +64,13 @@ def mean_action(policy: ChunkPolicy, actions: np.ndarray) -> np.ndarray:
     return parts.outer(parts.inner(torch.from_numpy(actions).double()).mean(0)).float().numpy()
 
 
-def remembered_mean(policy: ChunkPolicy, actions: np.ndarray) -> np.ndarray:
-    """Return the mean action (A,) that the checkpoint's normalisation stores; for binary parts, that of `actions`."""
-    parts = policy.spec.action
-    inner = policy.normaliser.action.offset.detach().cpu().clone()
-    given = parts.inner(torch.from_numpy(actions)).mean(0)
-    for part, at in parts.inside:
-        if part.kind == "binary":
-            inner[at] = given[at]
-    return parts.outer(inner).numpy()
-
-
 @dataclass(frozen=True)
 class Measured:
     """Errors by episode and step of the chunk.
 
     errors: method -> measure -> (E, K), means over an episode's steps, NaN where no step counts. Measures:
-    `<part>_error` and `<part>_accuracy` as `Parts.errors` has them, `<part>_normalised` and `normalised`: mean absolute
-    difference over the spread in the policy's normalisation.
+    `<part>_error` and `<part>_accuracy` as `Parts.errors` has them, and `normalised`: mean absolute difference over the
+    spread in the policy's normalisation.
     counts: (E, K) how many steps each is of.
     """
 
@@ -105,7 +90,7 @@ class Measured:
 
     @property
     def measures(self) -> list[str]:
-        return list(self.errors[METHODS[0]])
+        return list(self.errors["policy"])
 
     @property
     def ranking(self) -> str:
@@ -163,19 +148,15 @@ def measure(
 def _errors(policy: ChunkPolicy, found: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
     """Errors (n, K) by measure, of actions (n, K, A)."""
     parts = policy.spec.action
-    errors = parts.errors(found, wanted)
     away = (parts.inner(found) - parts.inner(wanted)).abs() / policy.normaliser.action.scale.cpu()
-    scaled = [(part, at) for part, at in parts.inside if part.kind != "binary"]
-    errors |= {f"{part.label}_normalised": away[..., at].mean(-1) for part, at in scaled}
-    if scaled:
-        errors[OVERALL] = torch.cat([away[..., at] for _, at in scaled], -1).mean(-1)
-    return errors
+    scaled = [away[..., at] for part, at in parts.inside if part.kind != "binary"]
+    overall = {OVERALL: torch.cat(scaled, -1).mean(-1)} if scaled else {}
+    return parts.errors(found, wanted) | overall
 
 
 def summarise(policy: ChunkPolicy, measured: Measured) -> dict[str, Any]:
     """Return the figures by part as JSON types, and whether the policy is better than both baselines."""
-    usual = policy.spec.action_parts is None
-    parts = [_part(part, measured, usual) for part in policy.spec.action.parts]
+    parts = [_part(part, measured, policy.spec.action_parts is None) for part in policy.spec.action.parts]
     judged = [part for part in parts if part["measure"] == "error"] or parts
     worse = {m: [part["part"] for part in judged if not part["better_than"][m]] for m in METHODS[1:]}
     failed = [f"NOT better than {WORDS[m]} in {', '.join(names)}" for m, names in worse.items() if names]
@@ -192,8 +173,7 @@ def summarise(policy: ChunkPolicy, measured: Measured) -> dict[str, Any]:
 
 
 def _part(part: Part, measured: Measured, usual: bool) -> dict[str, Any]:
-    binary = part.kind == "binary"
-    kind, sign = ("accuracy", -1) if binary else ("error", 1)
+    kind, sign = ("accuracy", -1) if part.kind == "binary" else ("error", 1)
     name = f"{part.label}_{kind}"
     figures = _figures(measured, name)
     by_step = {m: [None if np.isnan(v) else float(v) for v in measured.by_step(m, name)] for m in METHODS}
@@ -208,6 +188,12 @@ def _part(part: Part, measured: Measured, usual: bool) -> dict[str, Any]:
     }
 
 
+def _words(part: Mapping[str, Any]) -> str:
+    ours, repeating, mean = (f"{part[m]['value']:.3g}" for m in METHODS)
+    unit = f" {part['unit']}" if part["unit"] else ""
+    return f"{part['part']} {part['measure']} {ours}{unit} (repeating {repeating}, mean {mean})"
+
+
 def _figures(measured: Measured, name: str) -> dict[str, Any]:
     """The value of each method with its interval; for errors also the policy's share of each baseline's."""
     values = {method: measured.values(method, name) for method in METHODS}  # (E,) each
@@ -217,39 +203,26 @@ def _figures(measured: Measured, name: str) -> dict[str, Any]:
     return found | {f"of_{m}": interval(values["policy"], values[m]) for m in METHODS[1:]}
 
 
-def interval(
-    values: np.ndarray, of: np.ndarray | None = None, confidence: float = 0.95, most: float = math.inf
-) -> dict[str, Any]:
-    """Return the mean of values (E,), or its ratio to the mean of others, as value, low and high; None if undefined.
+def interval(values: np.ndarray, of: np.ndarray | None = None, most: float = math.inf) -> dict[str, Any]:
+    """Return the mean of values (E,), or its ratio to the mean of others, with its 95 % interval; None if undefined.
+
+    For new episodes: jackknife with Student's quantile; for a mean that is the t interval, and a ratio is taken by its
+    logarithm. One episode has none.
 
     most: upper bound of the interval, 1 of a share.
     """
     from scipy.stats import t  # half a second, which readers of settings need not wait for
 
-    def figure(x: np.ndarray, y: np.ndarray | None) -> float:
-        if y is None:
-            return float(x.mean())
-        return math.log(x.mean() / y.mean()) if x.mean() > 0 and y.mean() > 0 else math.nan
-
-    count, whole = len(values), figure(values, of)
-    back = float if of is None else math.exp
-    if of is not None and not math.isfinite(whole):  # one of the two errors is 0
-        return {"value": 0.0 if of.mean() > 0 else None, "low": None, "high": None}
-    half = math.nan
-    if count > 1:
-        without = ~np.eye(count, dtype=bool)
-        each = np.array([figure(values[w], None if of is None else of[w]) for w in without])
-        sd = math.sqrt((count - 1) / count * ((each - each.mean()) ** 2).sum())
-        half = float(t.ppf(0.5 + confidence / 2, count - 1)) * sd
+    count = len(values)
+    if of is not None and not (values.any() and of.any()):  # one of the two errors is 0
+        return {"value": 0.0 if of.any() else None, "low": None, "high": None}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if of is None:
+            back, whole, others = float, values.mean(), (values.sum() - values) / (count - 1)
+        else:
+            back, whole = math.exp, np.log(values.sum() / of.sum())
+            others = np.log((values.sum() - values) / (of.sum() - of))
+        half = t.ppf(0.975, count - 1) * np.sqrt((count - 1) * others.var())
     if not math.isfinite(half):
         return {"value": back(whole), "low": None, "high": None}
-    low, high = back(whole - half), back(whole + half)
-    return {"value": back(whole), "low": max(0.0, low), "high": min(most, high)}
-
-
-def _words(part: Mapping[str, Any]) -> str:
-    ours, others = part["policy"]["value"], [part[m]["value"] for m in METHODS[1:]]
-    unit = f" {part['unit']}" if part["unit"] else ""
-    return (
-        f"{part['part']} {part['measure']} {ours:.3g}{unit} (repeating {others[0]:.3g}, mean {others[1]:.3g})"
-    )
+    return {"value": back(whole), "low": max(0.0, back(whole - half)), "high": min(most, back(whole + half))}

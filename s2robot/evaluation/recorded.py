@@ -25,16 +25,7 @@ from s2robot.demos.selection import numbers
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.evaluation.open_loop import (
-    METHODS,
-    WORDS,
-    Measured,
-    mean_action,
-    measure,
-    predict,
-    remembered_mean,
-)
-from s2robot.evaluation.open_loop import summarise as summarise_errors
+from s2robot.evaluation.open_loop import METHODS, WORDS, Measured, mean_action, measure, predict, summarise
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes
 from s2robot.loading import device_of, load_networks
 from s2robot.policies import BatchActor, ChunkPolicy, PolicyError, check_contract
@@ -42,8 +33,12 @@ from s2robot.policies.parts import Parts
 from s2robot.reporting import page, plots
 from s2robot.reporting.style import BLUE, GREEN, INK, ORANGE
 
-Plans = Mapping[int, np.ndarray]  # episode -> (T, K, A)
 _LOOK = {"policy": (BLUE, "-"), "repeat": (ORANGE, (0, (4, 2))), "mean": (GREEN, (0, (1, 1.5)))}
+_ABOUT = (
+    "Over the {} actions of a plan that are executed. Error: mean absolute difference in the part's own unit, of a rotation "
+    "the angle. Normalised: over the spread in the training demos. Of repeating, of the mean: the policy's error as a share "
+    "of that baseline's. Intervals are over episodes (jackknife, Student's t)."
+)
 
 
 class RecordedSettings(Settings, at="evaluate", file="evaluate/recorded"):
@@ -75,9 +70,11 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
     actor = BatchActor(policy, min(settings.parallel, len(chosen)))
     with bar("predicting") as update:
         plans = predict(actor, store, encoded, chosen, lambda done, total: update(done, total, "episodes"))
-    measured = measure(policy, store, plans, _mean_action(policy, store, trained, chosen, contract))
+    actions = store["action"]  # the baseline: the mean of what was trained on, else of all that is predicted
+    rows = np.concatenate([actions[store.episode_slice(i)] for i in trained or chosen])
+    measured = measure(policy, store, plans, mean_action(policy, rows))
     summary = {
-        **summarise_errors(policy, measured),
+        **summarise(policy, measured),
         "dataset": {
             "path": str(store.path),
             "fingerprint": store.fingerprint,
@@ -93,8 +90,8 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
     }
     write_json(out / "open_loop.json", summary)
     worst = [measured.episodes[i] for i in measured.worst_first()[: settings.plots]]
-    shown = {i: plans[i] for i in worst}
-    _write_report(out / "report.html", summary, measured, policy.spec.action, store, shown)
+    shown = [_episode(i, plans[i], policy.spec.action, store) for i in worst]
+    _write_report(out / "report.html", summary, measured, shown)
     note = f"note: {lineage.note}\n" if lineage.unknown else ""
     print(f"{note}\n{summary['verdict']}\nreport: {(out / 'report.html').resolve()}")
     return summary
@@ -116,20 +113,6 @@ def _chosen(episodes: Any, trained: list[int], store: EpisodeStore, checkpoint: 
             "train.validation=0.1 or demos.split=<file>, or name other data with demos.path"
         )
     return wanted
-
-
-def _mean_action(
-    policy: ChunkPolicy,
-    store: EpisodeStore,
-    trained: list[int],
-    chosen: list[int],
-    contract: Mapping[str, Any],
-) -> np.ndarray:
-    """The mean action of the training, if all of its episodes are here; else that of its normalisation.  # (A,)"""
-    whole = len(trained) >= (contract.get("training") or {}).get("demos", 1)
-    actions = store["action"]
-    rows = np.concatenate([actions[store.episode_slice(i)] for i in (trained if whole else chosen)])
-    return mean_action(policy, rows) if whole else remembered_mean(policy, rows)
 
 
 def _of_training(checkpoint: Path) -> DemosSettings:
@@ -162,9 +145,8 @@ def _check(store: EpisodeStore, contract: Mapping[str, Any], policy: ChunkPolicy
         check_contract(contract, cameras=store.cameras, **{key: about.get(key) for key in keys}, **ours)
     except PolicyError as error:
         raise UserError(f"{store.path}: {error}") from None
-    sizes = frame_sizes(store, encoder, policy.spec.cameras)
+    sizes, maps = frame_sizes(store, encoder, policy.spec.cameras), policy.spec.maps
     for i, (name, found) in enumerate(zip(sizes, token_maps(encoder, sizes), strict=True)):
-        maps = policy.spec.maps
         own = (round(maps**0.5),) * 2 if isinstance(maps, int) else tuple(maps[i])
         if tuple(found) != own:
             raise UserError(
@@ -177,53 +159,39 @@ def _check(store: EpisodeStore, contract: Mapping[str, Any], policy: ChunkPolicy
 
 
 def _write_report(
-    path: Path,
-    summary: Mapping[str, Any],
-    measured: Measured,
-    parts: Parts,
-    store: EpisodeStore,
-    plans: Plans,
+    path: Path, summary: Mapping[str, Any], measured: Measured, shown: list[page.Section]
 ) -> None:
-    about = (
-        f"Over the {summary['execute']} actions of a plan that are executed. Error: mean absolute difference in the part's "
-        "own unit, of a rotation the angle. Normalised: over the spread in the training demos. Of repeating, of the mean: "
-        "the policy's error as a share of that baseline's. Intervals are over episodes (jackknife, Student's t)."
-    )
     heads = ("part", "", "policy", "[95 %]", "of repeating", "[95 %]", "of the mean", "[95 %]")
     overall = {"part": "all", "measure": "normalised", "unit": "", **(summary["overall"] or {})}
-    rows = [_part_row(part) for part in [*summary["parts"], *([overall] if summary["overall"] else [])]]
+    rows = [_row(part) for part in [*summary["parts"], *([overall] if summary["overall"] else [])]]
     values = {method: measured.values(method, measured.ranking) for method in METHODS}
     episodes = [
         [str(measured.episodes[i]), str(measured.counts[i, 0]), *(f"{values[m][i]:.3f}" for m in METHODS)]
         for i in measured.worst_first()
     ]
-    facts = [(key, summary["dataset"][key]) for key in ("unseen", "path", "rate_hz")]
     steps = plots.curves([_by_step(part, summary["execute"]) for part in summary["parts"]])
     settings = [row for key in ("policy", "dataset", "versions") for row in page.flatten(key, summary[key])]
     reproduce = [("code", summary["command"]), ("settings", "All settings", settings)]
-    shown = {f"Episode {i}": _curves(i, plan, parts, store) for i, plan in plans.items()}
     sections = [
-        page.Section("By part", [("table", heads, rows, 2), ("note", about)]),
+        page.Section("By part", [("table", heads, rows, 2), ("note", _ABOUT.format(summary["execute"]))]),
         page.Section("By step of the chunk", [page.figure(steps, "chunk", "Errors by step")], "wide"),
         page.Section("Episodes", [("table", ("episode", "steps", *WORDS.values()), episodes, 0)]),
-        *(page.Section(title, [block], "wide") for title, block in shown.items()),
+        *shown,
         page.Section("Settings and versions", reproduce),
     ]
+    facts = [(key, summary["dataset"][key]) for key in ("unseen", "path", "rate_hz")]
     head: list[page.Block] = [("headline", "Open loop:", summary["verdict"]), ("facts", facts)]
     page.write_report_page(path, f"open loop: {summary['verdict']}", head, sections)
 
 
-def _part_row(part: Mapping[str, Any]) -> list[str]:
-    cells = [part["policy"], *(part.get(f"of_{m}") for m in METHODS[1:])]  # accuracies have no ratios
-    texts = [text for cell in cells for text in _texts(cell)]
-    return [part["part"], f"{part['measure']} {part['unit']}", *texts]
-
-
-def _texts(figure: Mapping[str, Any] | None) -> tuple[str, str]:
-    if figure is None or figure["value"] is None:
-        return "–", "–"
-    interval = "–" if figure["low"] is None else f"{figure['low']:.3g}–{figure['high']:.3g}"
-    return f"{figure['value']:.3g}", interval
+def _row(part: Mapping[str, Any]) -> list[str]:
+    cells = [part["part"], f"{part['measure']} {part['unit']}"]
+    for figure in (
+        part.get(name) for name in ("policy", "of_repeat", "of_mean")
+    ):  # accuracies have no ratios
+        value, low, high = (None if figure is None else figure[key] for key in ("value", "low", "high"))
+        cells += ["–" if value is None else f"{value:.3g}", "–" if low is None else f"{low:.3g}–{high:.3g}"]
+    return cells
 
 
 def _by_step(part: Mapping[str, Any], execute: int) -> plots.Panel:
@@ -235,7 +203,7 @@ def _by_step(part: Mapping[str, Any], execute: int) -> plots.Panel:
     return plots.Panel(title, lines, "step of the chunk; shaded: executed", shaded=(0.5, execute + 0.5))
 
 
-def _curves(number: int, plan: np.ndarray, parts: Parts, store: EpisodeStore) -> page.Block:
+def _episode(number: int, plan: np.ndarray, parts: Parts, store: EpisodeStore) -> page.Section:
     """Every number of the action over time: recorded, the first action of each plan, and now and then a whole plan."""
     steps, chunk = plan.shape[:2]
     time, actions = np.arange(steps) / store.attrs["rate_hz"], store["action"][store.episode_slice(number)]
@@ -252,4 +220,5 @@ def _curves(number: int, plan: np.ndarray, parts: Parts, store: EpisodeStore) ->
             lines.append(plots.Line(time[t : t + chunk], y, "a whole plan", ORANGE, style=thin))
         lines.append(plots.Line(time, plan[:, 0, place], "predicted", BLUE, style=thin))
         panels.append(plots.Panel(name, lines, "time (s)"))
-    return page.figure(plots.curves(panels), f"episode{number}", "Recorded and predicted actions over time")
+    figure = page.figure(plots.curves(panels), f"episode{number}", "Recorded and predicted actions over time")
+    return page.Section(f"Episode {number}", [figure], "wide")

@@ -1,27 +1,37 @@
-"""Figures of an evaluation: success with its Wilson interval, stages reached, time to success.
+"""Episodes of an evaluation: the files that hold them, and their figures.
 
-records = read_records(run / "episodes.jsonl")
-summarise(records)  # {"success": 0.921875, "low": 0.862..., "high": 0.957..., "episodes": 128, ...}
+    journal = Journal(run / "episodes.jsonl", settings={"seed": 10000, "policy": sha256})
+    journal.records, journal.actions   # what an earlier process has finished, by episode
+    journal.append(record, actions)    # on disk when it returns
+
+    records = read_records(run / "episodes.jsonl")
+    summarise(records)  # {"success": 0.921875, "low": 0.862..., "high": 0.957..., "episodes": 128, ...}
+
+Beside `episodes.jsonl` lie `episodes.settings.json` (all that decides an episode but its number) and
+`actions/episode_0000.npy` (float32 (steps, A), to film it later).
 """
 
 import json
 import math
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import Field
 
 from s2robot.core.errors import UserError
-from s2robot.core.files import read_json, read_text
+from s2robot.core.files import claim, read_json, read_text, replacing, write_text
 from s2robot.core.settings import Stored, read
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT, settings_class_or_base
 
 Record = Mapping[str, Any]  # one line of episodes.jsonl
 Fraction = Annotated[float, Field(ge=0, le=1)]
+_REMEDY = "choose another run folder, or start again with evaluate.resume=false"
 
 
 class _Record(Stored):
@@ -51,16 +61,123 @@ class _Summary(Stored):
 _COMMON = {*_Record.model_fields, "progress", "fault"}
 
 
-def wilson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval of a success probability, without continuity correction.
+# ---------------------------------------------------------------- files
 
-    wilson(118, 128) -> (0.8622..., 0.9570...). Source: Wilson 1927, as computed by scipy.stats.binomtest.
+
+class Journal:
+    """Finished episodes on disk.
+
+    Args:
+        path: `episodes.jsonl`.
+        settings: JSON types, of everything that decides an episode; None: whatever is there is written over.
+
+    Opening drops a last line that a kill has cut off, and any episode whose actions are not on disk.
 
     Raises:
-        UserError: impossible counts.
+        UserError: episodes made with other settings are there, or a broken line before the last.
     """
-    if episodes < 1 or not 0 <= successes <= episodes:
-        raise UserError(f"expected 0 <= successes <= episodes and an episode, got {successes} of {episodes}")
+
+    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None):
+        self.path = path
+        self.records: dict[int, dict[str, Any]] = {}
+        self.actions: dict[int, np.ndarray] = {}  # episode -> float32 (steps, A)
+        (path.parent / "actions").mkdir(parents=True, exist_ok=True)
+        known, found = path.with_suffix(".settings.json"), path.exists() and path.stat().st_size > 0
+        if settings is not None:
+            if found and not known.exists():
+                raise UserError(f"{path}: expected {known.name} beside it, got none; {_REMEDY}")
+            if not found:
+                known.unlink(missing_ok=True)
+            claim(known, settings, _REMEDY)  # before the journal: a kill leaves no episodes of unknown origin
+            if found:
+                self._read()
+        write_records(list(self.records.values()), path)
+        if settings is None:
+            known.unlink(missing_ok=True)
+
+    def append(self, record: Record, actions: np.ndarray) -> None:
+        """Store one ended episode: its actions first, so that every line of the journal has them."""
+        with replacing(_actions_file(self.path.parent, record["episode"])) as part:
+            np.save(part, actions, allow_pickle=False)
+        with self.path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+        self.records[record["episode"]], self.actions[record["episode"]] = dict(record), actions
+
+    def _read(self) -> None:
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        if not text.endswith("\n"):  # a whole line ends with one
+            write_text(self.path, text[: text.rfind("\n") + 1])
+        for record in read_records(self.path):
+            try:
+                actions = read_actions(self.path.parent, record["episode"])
+            except (OSError, ValueError, EOFError):
+                continue
+            if len(actions) == record["steps"]:
+                self.records[record["episode"]] = {**record, "video": None}
+                self.actions[record["episode"]] = actions
+
+
+def write_records(records: Sequence[Record], path: Path) -> None:
+    """Write all records in order, replacing the journal at once."""
+    write_text(path, "".join(json.dumps(r) + "\n" for r in records))
+
+
+def read_records(path: Path, first: int | None = None) -> list[dict[str, Any]]:
+    """Return the episodes of an evaluation (one JSON object a line), in order; only those below ``first`` if it is given.
+
+    Raises:
+        UserError: names file and line for a missing file, a broken line, a wrong key or an episode that is there twice.
+    """
+    records: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        where = f"{path} line {number}: "
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}broken JSON: {error.msg} at column {error.colno}") from None
+        episode = read(_Record, record, where).episode
+        if episode in records:
+            raise UserError(f"{where}expected every episode once, got episode {episode} again")
+        records[episode] = record
+    return [records[episode] for episode in sorted(records) if first is None or episode < first]
+
+
+def check_counts(path: Path, records: Sequence[Record], stored: Mapping[str, Any], where: str) -> None:
+    """Check that a journal holds as many `episodes` and `successes` as another file stores (UserError)."""
+    found, expected = (
+        (len(records), sum(r["success"] for r in records)),
+        (stored["episodes"], stored["successes"]),
+    )
+    if found != expected:
+        raise UserError(
+            f"{path}: expected {expected[0]} episodes with {expected[1]} successes as in {where}, got {found[0]} with "
+            f"{found[1]}"
+        )
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Return summary.json of an evaluation; UserError if it is missing, broken or incomplete."""
+    summary = read_json(path)
+    read(_Summary, summary, f"{path}: ")
+    return summary
+
+
+def read_actions(run_dir: Path, episode: int) -> np.ndarray:
+    """Return the actions of an episode of a run directory, float32 (steps, A)."""
+    return np.load(_actions_file(run_dir, episode), allow_pickle=False)
+
+
+def _actions_file(run_dir: Path, episode: int) -> Path:
+    return run_dir / "actions" / f"episode_{episode:04d}.npy"
+
+
+# ---------------------------------------------------------------- figures
+
+
+def wilson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson score interval of a success probability: wilson(118, 128) -> (0.8622..., 0.9570...)."""
     from scipy.stats import binomtest  # takes half a second to import
 
     interval = binomtest(int(successes), int(episodes)).proportion_ci(confidence, method="wilson")
@@ -92,17 +209,13 @@ def known_of(summary: Mapping[str, Any]) -> Known:
 def summarise(records: Sequence[Record], stages: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the part of summary.json that follows from the episode records.
 
-    low and high are Wilson's at 95 %, by_stage counts episodes by their furthest stage. UserError for no records or an
-    unknown stage.
+    low and high are Wilson's at 95 %, by_stage counts episodes by their furthest stage. UserError for an unknown one.
     """
-    if not records:
-        raise UserError("no episodes to summarise: an evaluation needs at least 1 episode")
     by_stage = dict.fromkeys(known_of({}).stages if stages is None else stages, 0)
     for record in records:
-        if record["stage"] not in by_stage:
-            raise UserError(
-                f"episode {record['episode']}: expected a stage of {', '.join(by_stage)}, got {record['stage']!r}"
-            )
+        if record["stage"] not in by_stage:  # a mistake in a user's own task
+            found = f"expected a stage of {', '.join(by_stage)}, got {record['stage']!r}"
+            raise UserError(f"episode {record['episode']}: {found}")
         by_stage[record["stage"]] += 1
     successes = sum(bool(record["success"]) for record in records)
     low, high = wilson(successes, len(records))
@@ -121,8 +234,8 @@ def summarise(records: Sequence[Record], stages: Sequence[str] | None = None) ->
 def disagreement_auc(records: Sequence[Record]) -> tuple[float, float, float] | None:
     """Return how well the members' disagreement predicts failure, with its 95 % interval.
 
-    The share of pairs of a failure and a success in which the failure has more of it, ties as half (the area under the
-    ROC curve). None unless there are records of both outcomes. Interval: Hanley and McNeil, 1982.
+    The area under the ROC curve: the share of pairs of a failure and a success in which the failure has more of it, ties
+    as half. None unless there are records of both outcomes. Interval: Hanley and McNeil, 1982.
     """
     failed, good = (
         [r["disagreement"] for r in records if r.get("disagreement") is not None and r["success"] == outcome]
@@ -130,8 +243,10 @@ def disagreement_auc(records: Sequence[Record]) -> tuple[float, float, float] | 
     )
     if not failed or not good:
         return None
+    from scipy.stats import mannwhitneyu
+
     n, m = len(failed), len(good)
-    area = sum((f > g) + 0.5 * (f == g) for f in failed for g in good) / (n * m)
+    area = float(mannwhitneyu(failed, good).statistic) / (n * m)
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
     variance = area * (1 - area) + (n - 1) * (q1 - area**2) + (m - 1) * (q2 - area**2)
     margin = 1.96 * math.sqrt(max(0.0, variance) / (n * m))
@@ -144,42 +259,10 @@ def where_of(record: Record) -> dict[str, Any]:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """Return the result as a sentence.
-
-    "The policy stacked the objects in 118 of 128 episodes: 92.2 % (95 % interval 86.2–95.7 %)"
-    """
+    """Return "The policy stacked the objects in 118 of 128 episodes: 92.2 % (95 % interval 86.2–95.7 %)"."""
     noun = "episode" if summary["episodes"] == 1 else "episodes"
     return (
         f"The policy {known_of(summary).success_text} in {summary['successes']} of {summary['episodes']} {noun}: "
         f"{100 * summary['success']:.1f} % "
         f"(95 % interval {100 * summary['low']:.1f}–{100 * summary['high']:.1f} %)"
     )
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """Return summary.json of an evaluation; UserError if it is missing, broken or incomplete."""
-    summary = read_json(path)
-    read(_Summary, summary, f"{path}: ")
-    return summary
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the episodes of an evaluation (one JSON object a line).
-
-    Raises:
-        UserError: names file and line for a missing file, a broken line, a wrong key or an episode that is there twice.
-    """
-    records: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}: "
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}broken JSON: {error.msg} at column {error.colno}") from None
-        found = read(_Record, record, where)
-        if found.episode in records:
-            raise UserError(f"{where}expected every episode once, got episode {found.episode} again")
-        records[found.episode] = record
-    return list(records.values())

@@ -19,6 +19,7 @@ from s2robot.envs.task import Group
 from s2robot.evaluation.records import (
     Known,
     Record,
+    check_counts,
     disagreement_auc,
     headline,
     known_of,
@@ -27,12 +28,16 @@ from s2robot.evaluation.records import (
     wilson,
 )
 from s2robot.reporting import page, plots
-from s2robot.reporting.page import Block, Film, Section
+from s2robot.reporting.page import Block, Section
 from s2robot.reporting.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION
 
 _FAILURES = (("X", VERMILLION), ("^", ORANGE), ("s", PURPLE), ("D", INK), ("v", GREEN))  # by stage
 _SETTINGS = ("policy", "encoder", "robot", "cameras", "seed", "versions")  # shown first
-_ELSEWHERE = {"task", "command", "success", "low", "high", "episodes", "successes", "by_stage"}
+_ELSEWHERE = {"task", "command", "success", "low", "high", "episodes", "successes", "by_stage", "median_time_to_success_s"}  # fmt: skip
+_TRAINING = (
+    "Solid: means since the last point, of the current weights, with dropout. Dashed: held-out demos, with the averaged "
+    "weights that act. Success of a try: with its 95 % interval (Wilson)."
+)
 
 
 def write_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
@@ -44,27 +49,23 @@ def write_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
         UserError: summary.json or episodes.jsonl is missing, broken or contradicts the other, or an optional file is
             broken; an earlier report stays.
     """
-    run_dir = Path(run_dir)
-    summary = read_summary(run_dir / "summary.json")
-    known, records = known_of(summary), read_records(run_dir / "episodes.jsonl")
-    counted = (len(records), sum(record["success"] for record in records))
-    if counted != (summary["episodes"], summary["successes"]):
-        raise UserError(
-            f"{run_dir / 'episodes.jsonl'}: expected {summary['episodes']} episodes with {summary['successes']} "
-            f"successes as in summary.json, got {counted[0]} with {counted[1]}"
-        )
-    films = page.embed(run_dir, _films(records, known), video_bytes)
-    title = f"{summary['successes']} of {summary['episodes']} {known.success_text}"
+    summary, file = read_summary(run_dir / "summary.json"), run_dir / "episodes.jsonl"
+    known, records = known_of(summary), read_records(file)
+    check_counts(file, records, summary, "summary.json")
+    films, shown = page.videos(run_dir, _films(records, known), video_bytes)
+    stages = _rows(run_dir / "stages.json", "stage", "seconds")
+    bars = [(row["stage"], row["seconds"], _cores(row)) for row in stages]
+    whole = sum(row["seconds"] for row in stages)
+    command = [("text", "Made by"), ("code", summary["command"])] if summary.get("command") else []
     sections = [
-        Section("", list(_outcome_plots(records, known, summary)), "pictures"),
-        _failures(records, known, films),
-        Section("Videos", [("videos", films) if films else None]),
-        _durations(_rows(run_dir / "stages.json", "stage", "seconds")),
-        _training(run_dir, summary),
-        Section(
-            "Settings and versions", [*_command(summary), ("settings", "All settings", _settings(summary))]
-        ),
+        Section("", list(_outcomes(records, known, summary)), "pictures"),
+        _failures(records, known, shown),
+        Section("Videos", [films]),
+        Section("Time", [("bars", "From start to report", bars, whole, True) if bars else None]),
+        Section("Training", _training(run_dir, summary), "wide"),
+        Section("Settings and versions", [*command, ("settings", "All settings", _settings(summary, known))]),
     ]
+    title = f"{summary['successes']} of {summary['episodes']} {known.success_text}"
     return page.write_report_page(run_dir / "report.html", title, _head(summary), sections)
 
 
@@ -93,67 +94,51 @@ def _fitted(summary: Mapping[str, Any]) -> str | None:
     return f"{training['demos']} demos, {training.get('held_out') or 'none'} held out"
 
 
-def _outcome_plots(records: Sequence[Record], known: Known, summary: Mapping[str, Any]) -> Iterator[Block]:
-    size = plots.mark_size(len(records))
-    good = [record for record in records if record["success"]]
+def _outcomes(records: Sequence[Record], known: Known, summary: Mapping[str, Any]) -> Iterator[Block]:
+    size, good, rows = plots.mark_size(len(records)), [record for record in records if record["success"]], []
     groups = [Group(good, f"success: {len(good)}", "o", BLUE, size, 3, tick_alpha=0.6)] if good else []
     for i, stage in enumerate(known.stages):
-        failed = [record for record in records if not record["success"] and record["stage"] == stage]
+        lost = [record for record in records if not record["success"] and record["stage"] == stage]
         marker, colour = _FAILURES[i % len(_FAILURES)]
-        label = f"failure, {known.failure(stage)}: {len(failed)}"
-        groups += [Group(failed, label, marker, colour, 2 * size, 4)] if failed else []
+        label = f"failure, {known.failure(stage)}: {len(lost)}"
+        groups += [Group(lost, label, marker, colour, 2 * size, 4)] if lost else []
+        later = [r for r in records if r["success"] or known.stages.index(r["stage"]) >= i]
+        rows.append([stage, str(len(later)), str(len(lost))])
     places = plots.layouts([("", groups)], known.settings, summary)
     yield page.figure(places, "table", "Outcomes by layout", "Where episodes succeeded and failed")
-    rows = []
-    for i, stage in enumerate(known.stages):
-        later = [r for r in records if r["success"] or known.stages.index(r["stage"]) >= i]
-        lost = sum(not r["success"] and r["stage"] == stage for r in records)
-        rows.append([stage, str(len(later)), str(lost)])
     yield "table", ("stage", "reached", "failed there"), rows, 1
 
 
-def _failures(records: Sequence[Record], known: Known, films: page.Films) -> Section:
+def _failures(records: Sequence[Record], known: Known, shown: Sequence[str]) -> Section:
     failed = [record for record in records if not record["success"]]
-    cells = [known.settings.table(record) for record in failed]
-    columns = list(dict.fromkeys(name for row in cells for name in row))
-    rows = []
-    for record, row in zip(failed, cells, strict=True):
-        name = f"video-{record['episode']}"
-        link = Markup('<a href="#{}">{}</a>').format(name, record["episode"])
-        stage = [f"{record['stage']} ({known.failure(record['stage'])})"]
-        if record.get("fault"):
-            stage.append(f"FAULT: {record['fault']}")
-        numbers = [row.get(column, "–").replace("-", "\N{MINUS SIGN}") for column in columns]
-        number = link if name in films.names else str(record["episode"])
-        rows.append([number, stage, str(record["seed"]), *numbers, str(record["steps"])])
-    if not rows:
+    if not failed:
         return Section("Failures", [("text", "None: every episode succeeded.")])
-    about = known.settings.columns_text
-    table = ("table", ["episode", "furthest stage", "seed", *columns, "steps"], rows, 2)
-    return Section(
-        f"Failures ({len(rows)})", [("text", about) if about else None, table, _disagreement(records)]
-    )
+    cells = [known.settings.table(record) for record in failed]
+    columns, rows = list(dict.fromkeys(name for row in cells for name in row)), []
+    for record, row in zip(failed, cells, strict=True):
+        name, number = f"video-{record['episode']}", str(record["episode"])
+        link = Markup('<a href="#{}">{}</a>').format(name, number) if name in shown else number
+        fault = [f"FAULT: {record['fault']}"] if record.get("fault") else []
+        stage = [f"{record['stage']} ({known.failure(record['stage'])})", *fault]
+        numbers = [row.get(column, "–").replace("-", "\N{MINUS SIGN}") for column in columns]
+        rows.append([link, stage, str(record["seed"]), *numbers, str(record["steps"])])
+    about, area = known.settings.columns_text, disagreement_auc(records)
+    blocks: list[Block | None] = [
+        ("text", about) if about else None,
+        ("table", ["episode", "furthest stage", "seed", *columns, "steps"], rows, 2),
+    ]
+    if area is not None:
+        words = f"AUC {area[0]:.2f} (95 % interval {area[1]:.2f}–{area[2]:.2f}); 0.5 is chance."
+        blocks.append(("text", f"Disagreement of the policy's members, as a predictor of failure: {words}"))
+    return Section(f"Failures ({len(rows)})", blocks)
 
 
-def _disagreement(records: Sequence[Record]) -> Block | None:
-    if (area := disagreement_auc(records)) is None:
-        return None
-    words = f"AUC {area[0]:.2f} (95 % interval {area[1]:.2f}–{area[2]:.2f}); 0.5 is chance."
-    return "text", f"Disagreement of the policy's members, as a predictor of failure: {words}"
-
-
-def _films(records: Sequence[Record], known: Known) -> Iterator[Film]:
+def _films(records: Sequence[Record], known: Known) -> Iterator[tuple[str, str, str]]:
     """The videos to embed, failures first."""
     for record in sorted((r for r in records if r["video"] is not None), key=lambda r: r["success"]):
         outcome = "success" if record["success"] else f"failure, {known.failure(record['stage'])}"
         number = record["episode"]
-        yield Film(f"video-{number}", record["video"], f"episode {number}: {outcome}")
-
-
-def _durations(stages: Sequence[Mapping[str, Any]]) -> Section:
-    rows = [(row["stage"], row["seconds"], _cores(row)) for row in stages]
-    bars = ("bars", "From start to report", rows, sum(row["seconds"] for row in stages), True)
-    return Section("Time", [bars if rows else None])
+        yield f"video-{number}", record["video"], f"episode {number}: {outcome}"
 
 
 def _cores(row: Mapping[str, Any]) -> str:
@@ -162,22 +147,14 @@ def _cores(row: Mapping[str, Any]) -> str:
     return f"{row['processor_s']:.0f} s of processor time, {row['unused_s']:.0f} s unused"
 
 
-def _training(run_dir: Path, summary: Mapping[str, Any]) -> Section:
+def _training(run_dir: Path, summary: Mapping[str, Any]) -> list[Block]:
     files = [path for path in (run_dir / "metrics.json", run_dir / "train/metrics.json") if path.exists()]
-    rows = _rows(files[0], "step") if files else []
+    rows, fitted = _rows(files[0], "step") if files else [], _fitted(summary)
     if not rows:
-        return Section("", [])
-    about = (
-        "Solid: means since the last point, of the current weights, with dropout. Dashed: held-out demos, with the "
-        "averaged weights that act. Success of a try: with its 95 % interval (Wilson)."
-    )
-    fitted = _fitted(summary)
-    blocks = [
-        ("text", f"The policy was fitted on {fitted}.") if fitted else None,
-        page.figure(plots.curves(training_panels(rows)), "training", "Metrics by gradient step"),
-        ("note", about),
-    ]
-    return Section("Training", blocks, "wide")
+        return []
+    figure = page.figure(plots.curves(training_panels(rows)), "training", "Metrics by gradient step")
+    text: list[Block] = [("text", f"The policy was fitted on {fitted}.")] if fitted else []
+    return [*text, figure, ("note", _TRAINING)]
 
 
 def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[plots.Panel]:
@@ -185,9 +162,7 @@ def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[plots.Panel]:
     lines: dict[str, list[plots.Line]] = {}
     for column in dict.fromkeys(key for row in rows for key in row):
         name = column.removeprefix("train_").removeprefix("val_").removesuffix("_rad")
-        points = [
-            row for row in rows if isinstance(row.get(column), int | float) and np.isfinite(row[column])
-        ]
+        points = [r for r in rows if isinstance(r.get(column), int | float) and np.isfinite(r[column])]
         if name in ("step", "tried", "seconds", "passes") or not points:
             continue
         tries = points if name == "success" else []
@@ -203,25 +178,16 @@ def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[plots.Panel]:
             {"ls": (0, (3, 2))} if held_out else {},
         )
         lines.setdefault(name, []).append(line)
-    logarithmic = ("loss", "error", "grad_norm")
+    log = {name: "y" if name.endswith(("loss", "error", "grad_norm")) else "" for name in lines}
     return [
-        plots.Panel(
-            name.replace("_", " "), found, "gradient step", log="y" if name.endswith(logarithmic) else ""
-        )
-        for name, found in lines.items()
+        plots.Panel(n.replace("_", " "), found, "gradient step", log=log[n]) for n, found in lines.items()
     ]
 
 
-def _command(summary: Mapping[str, Any]) -> list[Block]:
-    return [("text", "Made by"), ("code", summary["command"])] if summary.get("command") else []
-
-
-def _settings(summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    hidden = {*_ELSEWHERE, "median_time_to_success_s", *known_of(summary).settings.placing_keys}
-    keys = [*_SETTINGS, *(key for key in summary if key not in _SETTINGS)]
-    return [
-        row for key in keys if key in summary and key not in hidden for row in page.flatten(key, summary[key])
-    ]
+def _settings(summary: Mapping[str, Any], known: Known) -> list[tuple[str, Any]]:
+    keys = [key for key in dict.fromkeys([*_SETTINGS, *summary]) if key in summary]
+    hidden = {*_ELSEWHERE, *known.settings.placing_keys}
+    return [row for key in keys if key not in hidden for row in page.flatten(key, summary[key])]
 
 
 def _rows(path: Path, *keys: str) -> list[dict[str, Any]]:

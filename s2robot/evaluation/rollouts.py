@@ -1,4 +1,4 @@
-"""Success of a policy over a fixed, seeded list of positions.
+"""Success of a policy over a fixed, seeded list of positions, and the planners that act there.
 
 An episode is a task for a worker, which simulates, draws, encodes and plans in one process. Episode i has the seed
 ``evaluate.seed + i``, which alone decides its layout, start and course: every policy meets the same positions. Each record
@@ -8,20 +8,149 @@ is on disk when its episode ends: after a kill the same command resumes, and los
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 
+from s2robot.core.errors import UserError
 from s2robot.core.timing import span
 from s2robot.core.workers import worker_pool
+from s2robot.demos.layouts import starts
+from s2robot.demos.store import EpisodeStore
+from s2robot.encoders.cache import as_stored
+from s2robot.encoders.cameras import encode_cameras
+from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.chunk import in_chunks
 from s2robot.envs.task import TaskSettings
-from s2robot.evaluation.journal import Journal
-from s2robot.evaluation.planners import Planner
+from s2robot.evaluation.records import Journal
+from s2robot.loading import device_of
+from s2robot.policies import BatchActor, ChunkPolicy
+
+
+class Planner(Protocol):
+    """Plans the next ``execute`` actions of an episode, one episode after another."""
+
+    execute: int  # actions that a plan holds
+    every_step: bool  # whether it also needs the observations between two plans
+    seconds: Mapping[str, float]  # spent so far
+
+    def reset(self, info: Mapping) -> None:
+        """Begin an episode with a ``seed`` and a ``layout``."""
+
+    def plan(self, observation: Mapping) -> np.ndarray:
+        """Return actions (execute, A) after the new observations."""
+
+    def about(self) -> dict[str, float]:
+        """Return what a record stores of how the episode was planned."""
+        return {}
+
+
+class LearnedPlanner(Planner):
+    """A trained policy and its encoder, put on the device at the first episode.
+
+    Args:
+        policy: its own.
+        encoder: the encoder it was trained with.
+        cameras: in the policy's order.
+        dtype: to which features are rounded.
+        device: as :func:`device_of` takes it, where the episodes run.
+        threads: of torch there; None leaves them.
+    """
+
+    def __init__(
+        self,
+        policy: ChunkPolicy,
+        encoder: S2Encoder,
+        cameras: Sequence[str],
+        dtype: str = "float16",
+        device: str = "cpu",
+        threads: int | None = None,
+    ):
+        self.policy, self.encoder, self.cameras, self.dtype = policy, encoder, tuple(cameras), dtype
+        self.device, self.threads = device, threads
+        self._actor: BatchActor | None = None
+        memory = BatchActor(policy, 1)
+        self.execute, self.every_step = memory.execute, memory.every_step
+        self.seconds = {"encode_s": 0.0, "policy_s": 0.0}
+        self._last: np.ndarray | None = None
+
+    @property
+    def actor(self) -> BatchActor:
+        """The policy's memory of the episode, created where the episodes run."""
+        if self._actor is None:
+            if self.threads:
+                torch.set_num_threads(self.threads)
+            device = device_of(self.device)
+            self.encoder.to(device)
+            self._actor = BatchActor(self.policy.to(device), 1)
+        return self._actor
+
+    def reset(self, info: Mapping) -> None:
+        self.actor.reset([0], [info["seed"]])
+        self._last = None
+
+    def about(self) -> dict[str, float]:
+        found = self.actor.mean_disagreement(0)
+        return {} if found is None else {"disagreement": round(found, 6)}
+
+    def plan(self, observation: Mapping) -> np.ndarray:
+        start, count = time.monotonic(), observation["count"]
+        frames = [observation["images"][camera][:count] for camera in self.cameras]  # (count, H, W, 3) each
+        tokens = as_stored(encode_cameras(self.encoder.encode, frames), self.dtype)  # (count, C, N, D)
+        encoded = time.monotonic()
+        self.seconds["encode_s"] += encoded - start
+        if self.every_step and self._last is not None:
+            # the steps between two plans enter the context, each after the action that led to it
+            for j, action in enumerate(self._last[:count]):
+                self.actor.record_actions([0], action[None])
+                if j < count - 1:
+                    self.actor.observe([0], tokens[j][None], observation["proprio"][j][None])
+        self._last = self.actor.plan([0], tokens[-1:], observation["proprio"][count - 1][None])[0]
+        self.seconds["policy_s"] += time.monotonic() - encoded
+        return self._last
+
+
+class NearestDemo(Planner):
+    """A control without vision: knows the layout and replays the nearest demo open loop."""
+
+    every_step = False
+    seconds: Mapping[str, float] = {}
+
+    def __init__(self, store: EpisodeStore | None, settings: type[TaskSettings], execute: int = 4):
+        layouts = [settings.layout_of(start) for start in starts(store)] if store else []
+        if store is None or not all(layouts):
+            raise UserError(
+                "evaluate.control: nearest_demo: expected demos that hold their layouts, got none"
+            )
+        self.execute, self.settings = execute, settings
+        self.actions = [store.episode(i)["action"] for i in range(len(store))]
+        self.starts = np.stack([settings.placing(layout) for layout in layouts])  # (episodes, n)
+        self.moves = _moves(store.attrs.get("action_parts"), self.actions[0].shape[1])
+
+    def reset(self, info: Mapping) -> None:
+        distance = np.linalg.norm(self.starts - self.settings.placing(info["layout"]), axis=1)
+        self._queue = self.actions[int(distance.argmin())]
+        self._last = self._queue[-1]
+
+    def plan(self, observation: Mapping) -> np.ndarray:
+        out = np.zeros((self.execute, len(self.moves)), np.float32)
+        now, self._queue = self._queue[: self.execute], self._queue[self.execute :]
+        out[: len(now)] = now
+        out[len(now) :] = np.where(self.moves, 0, self._last)  # the demo is over: hold still
+        return out
+
+
+def _moves(parts: list[dict] | None, size: int) -> np.ndarray:
+    """Whether 0 means not to move, by number of the action.  # bool (A,)"""
+    if parts is None:  # joints and a gripper
+        return np.arange(size) < size - 1
+    still = [part["kind"] == "delta" or bool(part.get("relative")) for part in parts]
+    return np.repeat(still, [part["size"] for part in parts])
 
 
 @dataclass(frozen=True)
@@ -30,7 +159,7 @@ class Rollouts:
 
     records: list[dict[str, Any]]  # sorted by episode
     actions: dict[int, np.ndarray]  # episode -> float32 (steps, A)
-    spent: dict[str, float]  # seconds of all workers together and counts, of the episodes that ran now
+    spent: dict[str, float]  # seconds of all workers together, of the episodes that ran now
 
 
 def run_episodes(
@@ -48,24 +177,24 @@ def run_episodes(
     ``settings``: all that decides an episode, as JSON types. With them, episodes in the journal are not run again
     (UserError if it has other settings); without, the journal is emptied.
     """
-    kept = Journal(journal, settings)
-
-    def tell() -> None:
-        done = [record for episode, record in kept.records.items() if episode < episodes]
-        progress(len(done), sum(record["success"] for record in done))
-
+    known = Journal(journal, settings)
     spent = Counter({"simulate_s": 0.0})
-    todo = [(e, seed + e) for e in range(episodes) if e not in kept.records]
+    todo = [(e, seed + e) for e in range(episodes) if e not in known.records]
+
+    def report() -> None:
+        done = [record["success"] for episode, record in known.records.items() if episode < episodes]
+        progress(len(done), sum(done))
+
     if not todo:
-        tell()
+        report()
     state = partial(World, env_config, planner)
     with worker_pool(min(workers, len(todo)), state, encodes=True, anywhere=True) as pool:
         for _, (record, actions, costs) in pool.as_done(World.run, todo):
-            kept.append(record, actions)
+            known.append(record, actions)
             spent.update(costs)
-            tell()
-    records = [kept.records[e] for e in range(episodes)]
-    return Rollouts(records, {e: kept.actions[e] for e in range(episodes)}, dict(spent))
+            report()
+    records = [known.records[e] for e in range(episodes)]
+    return Rollouts(records, {e: known.actions[e] for e in range(episodes)}, dict(spent))
 
 
 class World:
@@ -76,25 +205,22 @@ class World:
         self.env = in_chunks(config, planner.execute, planner.every_step)
 
     def run(self, episode: int, seed: int) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:
-        """Return an episode's record, its actions, float32 (steps, A), and what it cost."""
-        with span("episode", episode=episode, seed=seed):
-            return self._run(episode, seed)
-
-    def _run(self, episode: int, seed: int) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:
-        before, start, planning = self.planner.spent(), time.monotonic(), 0.0
-        observation, info = self.env.reset(seed=seed)
-        self.planner.reset({"layout": json.loads(info["layout"]), "seed": seed})
+        """Return an episode's record, its actions, float32 (steps, A), and the seconds it took."""
+        before, start, planning = dict(self.planner.seconds), time.monotonic(), 0.0
         executed: list[np.ndarray] = []  # (execute, A) each
-        over = False
-        while not over:
-            began = time.monotonic()
-            with span("plan"):
-                executed.append(self.planner.plan(observation))
-            planning += time.monotonic() - began
-            observation, _, success, late, info = self.env.step(executed[-1])
-            over = success or late
+        with span("episode", episode=episode, seed=seed):
+            observation, info = self.env.reset(seed=seed)
+            self.planner.reset({"layout": json.loads(info["layout"]), "seed": seed})
+            over = False
+            while not over:
+                began = time.monotonic()
+                with span("plan"):
+                    executed.append(self.planner.plan(observation))
+                planning += time.monotonic() - began
+                observation, _, success, late, info = self.env.step(executed[-1])
+                over = success or late
         record = _record(episode, seed, info, self.rate) | self.planner.about()
-        costs = {key: value - before[key] for key, value in self.planner.spent().items()}
+        costs = {key: value - before[key] for key, value in self.planner.seconds.items()}
         costs["simulate_s"] = time.monotonic() - start - planning
         return record, np.concatenate(executed)[: record["steps"]], costs
 

@@ -1,13 +1,16 @@
 """Episodes as videos that every browser plays: cameras side by side below a caption bar.
 
-write_video(run / "videos/episode_012.mp4", frames, record, stages=stages)
+    write_video(run / "videos/episode_012.mp4", frames, record, stages=stages)
+    film(world, record, actions, path)        # of an episode that is run again from its seed and its actions
+
+Each process that films imports this module, and no torch with it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -15,7 +18,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import replacing
+from s2robot.core.workers import worker_pool
+from s2robot.envs.frames import at_height
+from s2robot.envs.task import TaskSettings
+from s2robot.envs.tasks import make
 from s2robot.reporting.h264 import encode
+
+if TYPE_CHECKING:  # it would load torch
+    from s2robot.evaluation.rollouts import Rollouts
 
 Frame = Mapping[str, np.ndarray]  # camera -> uint8 (H, W, 3)
 
@@ -25,6 +35,56 @@ _GOOD = (86, 180, 233)  # Okabe and Ito's sky blue and orange, both bright on th
 _BAD = (230, 159, 0)
 _LEAST_WIDTH = 24  # characters' heights; narrower images get a margin, so that the caption fits
 _GAP = 4  # px between cameras
+
+
+def film_some(
+    world: TaskSettings,
+    rollouts: "Rollouts",
+    count: int,
+    size: int,
+    out: Path,
+    workers: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[int, str]:
+    """Write videos of ``count`` episodes, failures first, into ``out/videos``: episode -> path relative to ``out``."""
+    chosen = sorted(rollouts.records, key=lambda r: (r["success"], r["episode"]))[:count]
+    config: Any = world.replace(image_size=at_height(world.image_size, world.cameras, size))
+    names = {r["episode"]: f"videos/episode_{r['episode']:04d}.mp4" for r in chosen}
+    tasks = [(config, r, rollouts.actions[r["episode"]], out / names[r["episode"]]) for r in chosen]
+    with worker_pool(workers) as pool:
+        for done, _ in enumerate(pool.in_order(film, tasks), 1):
+            progress(done, len(chosen))
+    return names
+
+
+def film(world: TaskSettings, record: Mapping[str, Any], actions: np.ndarray, path: Path) -> Path:
+    """Run an episode again and write it as a video at the image size of the world.
+
+    Raises:
+        UserError: the episode ends in another stage than its record says.
+    """
+    frames, stages = rerun(world, record, actions)
+    if stages[-1] != record["stage"]:
+        raise UserError(
+            f"{path}: seed {record['seed']}: expected stage {record['stage']} at the end, as recorded, got "
+            f"{stages[-1]}; the simulation is not repeatable here"
+        )
+    return write_video(path, frames, record, stages=stages, rate=world.rate_hz)
+
+
+def rerun(
+    world: TaskSettings, record: Mapping[str, Any], actions: np.ndarray
+) -> tuple[list[dict[str, np.ndarray]], list[str]]:
+    """Run an episode again from its seed and its actions (T, A): images by camera and stage, T + 1 of each."""
+    env = make(world)
+    observation, _ = env.reset(seed=record["seed"])
+    frames, stages = [observation["images"]], [env.stage]
+    for action in actions:
+        observation, *_ = env.step(action)
+        frames.append(observation["images"])
+        stages.append(env.stage)
+    env.close()
+    return frames, stages
 
 
 def write_video(
@@ -49,17 +109,15 @@ def write_video(
         hold_s: duration of the last frame.
 
     Raises:
-        UserError: no frames, or the video cannot be written (disk full, no ffmpeg).
+        UserError: the video cannot be written (disk full, no ffmpeg).
     """
-    if not frames:
-        raise UserError(f"{path}: expected one or more frames, got none")
     size = height or max(224, *(image.shape[0] for image in frames[0].values()))
-    pictures = (_picture(frames, step, record, stages, rate, size) for step in range(len(frames) - 1))
+    images = (_picture(frames, step, record, stages, rate, size) for step in range(len(frames) - 1))
     last = _picture(frames, len(frames) - 1, record, stages, rate, size)  # (H, W, 3)
     hold = [last] * (1 + max(round(hold_s * rate), 0))
     try:
         with replacing(path) as part:
-            encode(part, chain(pictures, hold), last.shape, rate)
+            encode(part, chain(images, hold), last.shape, rate)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()
         raise UserError(f"{path}: cannot be written: {reason[0] if reason else error!r}") from error
@@ -67,7 +125,7 @@ def write_video(
 
 
 def side_by_side(images: Frame, height: int) -> np.ndarray:
-    """All cameras in one row, each scaled to `height` px with its aspect kept and its name in the corner.
+    """Return all cameras in one row, each scaled to `height` px with its aspect kept and its name in the corner.
 
     images: camera -> uint8 (H, W, 3). Returns uint8 (height, sum of widths + gaps, 3).
     """
@@ -78,14 +136,8 @@ def side_by_side(images: Frame, height: int) -> np.ndarray:
         if tile.size != (width, height):
             tile = tile.resize((width, height), Image.Resampling.BICUBIC)
         # black rim: white letters stay readable on a bright table
-        ImageDraw.Draw(tile).text(
-            (6, 4),
-            camera,
-            font=_font(max(11, height // 18)),
-            fill=_TEXT,
-            stroke_width=2,
-            stroke_fill=(0, 0, 0),
-        )
+        style: dict[str, Any] = {"font": _font(max(11, height // 18)), "stroke_width": 2}
+        ImageDraw.Draw(tile).text((6, 4), camera, fill=_TEXT, stroke_fill=(0, 0, 0), **style)
         if tiles:
             tiles.append(np.full((height, _GAP, 3), _BAR, dtype=np.uint8))
         tiles.append(np.asarray(tile))
@@ -108,18 +160,16 @@ def _picture(
     font = _font(max(13, height // 16))
     width = max(_LEAST_WIDTH * round(font.size), views.shape[1])
     width += width % 2
-    final = len(frames) - 1
-    upper = f"episode {record['episode']} · seed {record['seed']}"
     outcome = "✓ success" if record["success"] else "✗ failure"
     stage = f"stage: {stages[step]}" if stages else f"furthest stage: {record['stage']}"
-    lower = f"step {step}/{final} · {step / rate:.1f} s · {stage}"
+    lower = f"step {step}/{len(frames) - 1} · {step / rate:.1f} s · {stage}"
     line = round(1.35 * font.size)
     bar = 2 * line + 8
     bar += (height + bar) % 2
     canvas = Image.new("RGB", (width, height + bar), _BAR)
     canvas.paste(Image.fromarray(views), ((width - views.shape[1]) // 2, bar))
     draw = ImageDraw.Draw(canvas)
-    draw.text((8, 4), upper, font=font, fill=_TEXT)
+    draw.text((8, 4), f"episode {record['episode']} · seed {record['seed']}", font=font, fill=_TEXT)
     draw.text((width - 8, 4), outcome, font=font, fill=_GOOD if record["success"] else _BAD, anchor="ra")
     draw.text((8, 4 + line), lower, font=font, fill=_TEXT)
     return np.asarray(canvas)

@@ -1,7 +1,7 @@
-"""Pictures as H.264 that every browser plays, through imageio's ffmpeg.
+"""Images as H.264 that every browser plays, through imageio's ffmpeg.
 
 with replacing(path) as part:
-    encode(part, pictures, (256, 256), rate=10.0)
+    encode(part, images, (256, 256), rate=10.0)
 """
 
 from collections.abc import Iterable
@@ -13,18 +13,18 @@ import numpy as np
 
 def encode(
     path: Path,
-    pictures: Iterable[np.ndarray],
+    images: Iterable[np.ndarray],
     shape: tuple[int, ...],
     rate: float,
     crf: int = 24,
     key_every: int | None = None,
 ) -> None:
-    """Write pictures, uint8 RGB and even in both sizes, as yuv420p with the index in front.
+    """Write images, uint8 RGB and even in both sizes, as yuv420p with the index in front.
 
     Args:
         path: a temporary name.
-        pictures: all of `shape`, (H, W) or (H, W, 3).
-        rate: pictures a second.
+        images: all of `shape`, (H, W) or (H, W, 3).
+        rate: images a second.
         crf: x264's constant quality, 0 to 51, smaller is better.
         key_every: distance of key frames, for players that seek; None: the encoder's choice.
 
@@ -34,15 +34,13 @@ def encode(
     seekable = [] if key_every is None else ["-g", str(key_every), "-bf", "0"]
     # one thread: the other cores are simulating
     options = ["-crf", str(crf), "-preset", "veryfast", "-threads", "1", *seekable, "-movflags", "+faststart"]
-    kind = {"codec": "libx264", "pix_fmt_in": "rgb24", "pix_fmt_out": "yuv420p", "macro_block_size": 2}
+    kind = {"codec": "libx264", "macro_block_size": 2, "ffmpeg_log_level": "error"}
     size = (shape[1], shape[0])
-    writer = imageio_ffmpeg.write_frames(
-        str(path), size, fps=rate, output_params=options, ffmpeg_log_level="error", **kind
-    )
+    writer = imageio_ffmpeg.write_frames(str(path), size, fps=rate, output_params=options, **kind)
     try:
         writer.send(None)
-        for picture in pictures:
-            writer.send(np.ascontiguousarray(picture))
+        for image in images:
+            writer.send(np.ascontiguousarray(image))
     finally:
         writer.close()
     # ffmpeg's exit status is not handed on, but the index (moov) is only there if it got to the end

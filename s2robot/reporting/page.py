@@ -1,6 +1,6 @@
 """report.html out of a template: one file, light, dark and print, nothing from elsewhere.
 
-    write_report_page(run / "report.html", "16 of 16", [("headline", "16 of 16")], [Section("Videos", [...])])
+    write_report_page(run / "report.html", "16 of 16", [("headline", "16 of 16")], [Section("Time", [("bars", ...)])])
 
 The templates and their stylesheet lie in `templates/`. All text that they show is escaped; only SVG of our own plots
 (:func:`drawing`), stylesheets and scripts go in as they are.
@@ -8,7 +8,7 @@ The templates and their stylesheet lie in `templates/`. All text that they show 
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,8 +23,6 @@ from s2robot.reporting.style import figure_svg
 
 TEMPLATES = Path(__file__).parent / "templates"
 VIDEO_BYTES = 15_000_000  # of base64 in a page: opens at once and can be sent by mail
-
-
 Block = tuple[Any, ...]  # a macro of macros.html.j2 and its arguments
 
 
@@ -63,13 +61,8 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    options: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, **options)
     environment.filters |= {"duration": duration, "text": as_text, "described": _described}
     environment.globals |= {"style": _as_it_is("style.css"), "as_it_is": _as_it_is}
     return environment
@@ -81,7 +74,7 @@ def _as_it_is(name: str) -> Markup:
 
 
 def drawing(figure: Figure, name: str) -> Markup:
-    """A plot for a page; `name` keeps its ids apart from other plots'."""
+    """Return a plot for a page; `name` keeps its ids apart from other plots'."""
     return Markup(figure_svg(figure, name))
 
 
@@ -96,54 +89,33 @@ def _described(svg: Markup, about: str) -> Markup:
     return Markup(str(svg).replace("<svg ", label, 1))  # str: Markup's own replace would escape the tag
 
 
-@dataclass(frozen=True)
-class Film:
-    """A video that a page should show: its id in the page, its path in the run folder, its caption as text."""
+def videos(
+    run_dir: Path, films: Iterable[tuple[str, str, str]], limit: int
+) -> tuple[Block | None, list[str]]:
+    """Return the films as a block, with their content up to about `limit` bytes of text, and the names of those shown.
 
-    name: str
-    path: str
-    caption: str
-    source: str = ""  # its content as a data address
-
-
-@dataclass
-class Films:
-    """The videos in a page, and path and reason of the others. False if there is neither."""
-
-    shown: list[Film] = field(default_factory=list)
-    omitted: list[tuple[str, str]] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.shown or self.omitted)
-
-    @property
-    def names(self) -> set[str]:
-        return {film.name for film in self.shown}
-
-
-def embed(run_dir: Path, films: Iterable[Film], limit: int) -> Films:
-    """Return the films with their content, in order, up to about `limit` bytes of text.
+    Args:
+        run_dir: run directory.
+        films: id in the page, path in the run directory and caption of each, in order.
+        limit: beyond it, the block has path and reason.
 
     Raises:
-        UserError: a path leads out of the run folder.
+        UserError: a path leads out of the run directory.
     """
-    found, used = Films(), 0
-    for film in films:
-        name = PurePosixPath(film.path)
-        if name.is_absolute() or ".." in name.parts:
-            raise UserError(
-                f"{run_dir}: {film.name}: expected a path inside the run folder, got {film.path!r}"
-            )
-        path = run_dir / name
-        if not path.is_file():
-            found.omitted.append((str(name), "the file is not there"))
-        elif used + path.stat().st_size * 4 / 3 > limit:
-            found.omitted.append((str(name), "too large for this page"))
+    shown, omitted, used = [], [], 0
+    for name, path, caption in films:
+        file = run_dir / path
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise UserError(f"{run_dir}: {name}: expected a path inside the run folder, got {path!r}")
+        if not file.is_file():
+            omitted.append((path, "the file is not there"))
+        elif used + file.stat().st_size * 4 / 3 > limit:
+            omitted.append((path, "too large for this page"))
         else:
-            content = base64.b64encode(path.read_bytes()).decode("ascii")
+            content = base64.b64encode(file.read_bytes()).decode("ascii")
             used += len(content)
-            found.shown.append(replace(film, source=f"data:video/mp4;base64,{content}"))
-    return found
+            shown.append((name, f"data:video/mp4;base64,{content}", caption))
+    return ("videos", shown, omitted) if shown or omitted else None, [name for name, *_ in shown]
 
 
 def duration(seconds: float) -> str:
@@ -151,13 +123,11 @@ def duration(seconds: float) -> str:
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def as_text(value: Any) -> str:
-    """A setting as people read it: lists with commas, true as yes, null as none."""
+    """Return a setting as people read it: lists with commas, true as yes, null as none."""
     if isinstance(value, (list, tuple)):
         return ", ".join(as_text(item) for item in value)
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The plots of all reports: intervals, curves, bars and layouts. Each takes numbers and returns a figure.
+"""The plots of all reports: intervals, curves and layouts. Each takes numbers and returns a figure.
 
 intervals([Row("base", 52.0, 44.1, 60.3)], "success (%)")
 curves([Panel("Loss", [Line(steps, losses, "trained on")], log="y")])
@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import fill
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,15 +22,15 @@ from s2robot.reporting.style import BLUE, GREEN, GRID, INK, ORANGE, PURPLE, VERM
 _COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, INK)
 _MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
 _DASHES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)))
+Values = Sequence[float] | np.ndarray
 
 
-@dataclass(frozen=True)
-class Look:
-    """How one of several series is drawn; `glyph` is its marker as a letter, for tables."""
+class Look(NamedTuple):
+    """How one of several series is drawn."""
 
     colour: str
     marker: str
-    glyph: str
+    glyph: str  # the marker as a letter, for tables
     dashes: Any
 
 
@@ -58,12 +58,12 @@ class Row:
 class Line:
     """Points of a curve; with `low` and `high` an interval at each. `style`: further keywords of `Axes.plot`."""
 
-    x: Sequence[float] | np.ndarray
-    y: Sequence[float] | np.ndarray
+    x: Values
+    y: Values
     label: str = ""
     colour: str = BLUE
-    low: Sequence[float] | np.ndarray = ()
-    high: Sequence[float] | np.ndarray = ()
+    low: Values = ()
+    high: Values = ()
     style: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -76,8 +76,6 @@ class Panel:
     xlabel: str = ""
     ylabel: str = ""
     log: str = ""
-    bottom: float | None = None
-    top: float | None = None
     ticks: Mapping[float, str] = field(default_factory=dict)
     shaded: tuple[float, float] | None = None
 
@@ -86,23 +84,20 @@ class Panel:
 def intervals(rows: Sequence[Row], xlabel: str, centre: float | None = None) -> Figure:
     """Draw a value with its interval a row; `centre` is marked by a vertical line."""
     figure = Figure(figsize=(6.4, 0.72 * len(rows) + 0.9), layout="constrained")
-    axes = figure.add_subplot()
+    axes, sign = figure.add_subplot(), "" if centre is None else "+"
     for y, row in enumerate(rows):
+        style: dict[str, Any] = {"color": row.colour, "marker": row.marker, "ls": "none"}
         axes.plot([row.low, row.high], [y, y], color=row.colour, lw=3, alpha=0.55, solid_capstyle="butt")
-        face = row.colour if row.filled else "none"
-        axes.plot(row.value, y, row.marker, color=row.colour, mfc=face, ms=9, mew=1.8)
-        sign = "" if centre is None else "+"
+        axes.plot(row.value, y, mfc=row.colour if row.filled else "none", ms=9, mew=1.8, **style)
         text = f"{row.value:{sign}.1f}".replace("-", "\N{MINUS SIGN}")
         axes.text(row.value, y - 0.2, text, ha="center", va="bottom", fontsize=9)
-        style: dict[str, Any] = {"color": row.colour, "mfc": "none", "ms": 5, "ls": "none"}
-        axes.plot(row.parts, [y + 0.25] * len(row.parts), marker=row.marker, **style)
+        axes.plot(row.parts, [y + 0.25] * len(row.parts), mfc="none", ms=5, **style)
     if centre is not None:
         axes.axvline(centre, color=INK, lw=1, ls=(0, (5, 4)))
     axes.set_yticks(range(len(rows)), [fill(row.label, 28) for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.6)
+    axes.set(ylim=(len(rows) - 0.5, -0.6), xlabel=xlabel)
     axes.margins(x=0.08)
     axes.grid(axis="x", **GRID)
-    axes.set_xlabel(xlabel)
     return figure
 
 
@@ -134,8 +129,6 @@ def _draw(axes: Axes, line: Line) -> None:
 
 
 def _dress(axes: Axes, panel: Panel) -> None:
-    if panel.title:
-        axes.set_title(panel.title, fontsize=9.5)
     if panel.shaded:
         axes.axvspan(*panel.shaded, color=INK, alpha=0.06, lw=0)
     for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
@@ -149,11 +142,10 @@ def _dress(axes: Axes, panel: Panel) -> None:
         axis.set_major_formatter("{x:g}")
     if panel.ticks:
         axes.set_xticks(list(panel.ticks), [fill(text, 14) for text in panel.ticks.values()])
-    axes.set_ylim(panel.bottom, panel.top)
     axes.tick_params(labelsize=8.5)
     axes.grid(**GRID)
-    axes.set_xlabel(panel.xlabel)
-    axes.set_ylabel(panel.ylabel)
+    axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+    axes.set_title(panel.title, fontsize=9.5)
 
 
 @styled
@@ -174,11 +166,10 @@ def layouts(
     for axes, (title, groups) in zip(places, panels, strict=True):
         task.draw_layout(axes, groups, about, small)
         axes.set_title(title, fontsize=9.5, fontweight="normal")
-    handles: list[Any]
-    if legend:
-        handles = [Line2D([], [], color=c, marker=m, ls="none", ms=7, label=label) for label, m, c in legend]
-    else:
-        handles = places[0].get_legend_handles_labels()[0]
+    handles: list[Any] = [
+        Line2D([], [], color=colour, marker=marker, ls="none", ms=7, label=label)
+        for label, marker, colour in legend
+    ] or places[0].get_legend_handles_labels()[0]
     figure.legend(handles=handles, loc="outside lower center", ncols=3 if small else 2, fontsize=9)
     return figure
 

@@ -14,17 +14,13 @@ Colours are Okabe and Ito's (safe for colour-blind readers). Figures are made wi
 
 import io
 import re
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from s2robot.core.files import replacing
-
-P = ParamSpec("P")
 
 BLUE, VERMILLION, ORANGE, PURPLE, GREEN = "#0072b2", "#d55e00", "#e69f00", "#cc79a7", "#009e73"
 _VARIABLES = {"blue": BLUE, "vermillion": VERMILLION, "orange": ORANGE, "purple": PURPLE, "green": GREEN}
@@ -36,24 +32,12 @@ _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same picture
     "font.size": 10,
     **{"axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left"},
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
     "legend.frameon": False,
     "svg.fonttype": "path",  # letters as outlines: the layout holds with any installed fonts
     **dict.fromkeys(_INKED, INK),
 }
-
-
-def styled(make: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Make a figure in this style and leave the caller's matplotlib settings alone."""
-
-    @wraps(make)
-    def made(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(_STYLE):
-            return make(*args, **kwargs)
-
-    return made
+styled = matplotlib.rc_context(_STYLE)  # decorates a function; the caller's settings are left alone
 
 
 def figure_svg(figure: Figure, name: str) -> str:
@@ -65,8 +49,7 @@ def figure_svg(figure: Figure, name: str) -> str:
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     for size in ("width", "height"):
         svg = re.sub(rf'<svg ([^>]*?){size}="[^"]*"', r"<svg \1", svg, count=1)
@@ -81,8 +64,7 @@ def page_colours(html: str) -> str:
     return html
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write the figure as an image (the format of the suffix, 150 dpi, white ground), whole or not at all."""
     with replacing(path) as part, matplotlib.rc_context(_STYLE):
         figure.savefig(part, dpi=150, facecolor="white")
-    return path

@@ -1,4 +1,4 @@
-"""A whole comparison on a tiny scale: killed in the middle and started again, its numbers are those of one that ran on."""
+"""Whole comparisons: killed at any of their writes and started again, their numbers are those of one that ran on."""
 
 import csv
 import json
@@ -9,18 +9,130 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 
+from s2robot.comparison import compare as comparing
+from s2robot.comparison import jobs
+from s2robot.comparison import statistics as figures
+from s2robot.comparison.plan import Plan, make_plan
+from s2robot.comparison.settings import Compare
+from s2robot.core.files import configs_dir
+from s2robot.core.run_folder import locked
+from s2robot.core.settings import read_some
+from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.records import read_records
+from tests.inline import do_inline
+from tests.kills import ROOT, kill_at_every_write
 
-ROOT = Path(__file__).resolve().parents[3]
-pytestmark = pytest.mark.slow
+STUB = Path(__file__).with_name("stub_stage.py")
+OUT = Path("out")  # relative, so that the commands of all runs are the same
+WORDS = ["arms=[one,two]", "evaluate.episodes=4", "experiment.videos=0", "jobs=2", "threads=1", "axes=[lighting]",
+         "experiment.axes.lighting.values=[0.5,1.0]", "experiment.stopping.enabled=true", "experiment.stopping.batch=3",
+         "+experiment.arms.one='encoder=mvp-tiny s2=single'", "+experiment.arms.two='encoder=mvp-tiny s2=single policy=rpt'"]  # fmt: skip
 SETTINGS = [
     "policy.network.hidden=[16]", "policy.network.image_dim=8", "policy.network.state_dim=8",
     "policy.pooling.keypoints=4", "policy.pooling.values=2", "train.steps=2", "train.batch_size=32",
     "evaluate.episodes=4", "evaluate.workers=2", "env.max_steps=8", "experiment.seeds=[0,1]", "jobs=2", "threads=1",
     "arms=[one,two]", "experiment.axis_episodes=2", "experiment.axes.lighting.values=[0.5,1.0]", "axes=[lighting]",
 ]  # fmt: skip
+
+
+def planned(words: list[str], typed: list[str]) -> tuple[Compare, Plan]:
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        settings = read_some(Compare, compose("compare", words), "")
+    return settings, make_plan(settings, typed)
+
+
+# ---------------------------------------------------------------- stages are stubs, all else is real
+
+
+PLANNED = (
+    planned([f"run_dir={OUT}", *WORDS], WORDS[1:2]) if os.environ.get("PLANNED") else None
+)  # before the forks
+
+
+class Stubbed:
+    """`subprocess` of the jobs, but for what it starts."""
+
+    PIPE, STDOUT = subprocess.PIPE, subprocess.STDOUT
+
+    @staticmethod
+    def Popen(command: list[str], **options) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-I", "-S", str(STUB), *command[3:]], **options)
+
+
+def job(folder: Path) -> None:
+    os.chdir(folder)
+    assert PLANNED is not None
+    figures.power_figures = lambda *_: ({}, [])  # arithmetic, which writes nothing
+    jobs.subprocess = Stubbed  # type: ignore[assignment]
+    comparing.ms_per_action = lambda plan: {arm.name: 1.0 for arm in plan.arms}
+    comparing.command = lambda: "s2robot compare"
+    with locked(PLANNED[1].out):
+        comparing._run(*PLANNED)
+
+
+def left(folder: Path) -> dict[str, object]:
+    names = ("episodes.csv", "summary.json", "compare.json")
+    stages = sorted(path.relative_to(folder) for path in folder.rglob("*.log"))
+    done = [path for path in stages if (folder / path).with_suffix(".done").exists()]
+    return {**{name: (folder / OUT / name).read_text() for name in names}, "stages": stages, "done": done}
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_write_of_compare_changes_no_figure(tmp_path):
+    killed = kill_at_every_write(job, tmp_path, PLANNED="1")
+    whole = left(tmp_path / "whole")
+    assert len(whole["stages"]) == 1 + 2 + 4 + 2 and whole["done"] == whole["stages"]
+    assert len(killed) > 40
+    for write, folder in killed.items():
+        assert left(folder) == whole, write
+
+
+# ---------------------------------------------------------------- the films of a comparison
+
+
+def test_positions_that_one_arm_solves_are_filmed_for_both_and_only_once(recorded, tmp_path, monkeypatch):
+    """Two arms and training seeds: who solves a position repeats its demo, who fails stands still for a moment."""
+    do_inline(monkeypatch)
+    solved = {"base-s2": {0: (500,), 1: (500, 501)}, "base": {0: (), 1: (501, 502)}}
+    store = EpisodeStore.open(recorded)
+    positions = {int(seed): store.episode(i)["action"] for i, seed in enumerate(store.meta("seed"))}
+    words = [
+        "arms=[base-s2,base]",
+        "experiment.seeds=[0,1]",
+        "jobs=1",
+        "evaluate.video_size=32",
+        "env.cameras=[hand]",
+    ]
+    _, plan = planned([f"run_dir={tmp_path}", *words], words[-2:])
+    runs: dict = {}
+    for arm in plan.arms:
+        for seed in plan.seeds:
+            folder = plan.folder(plan.main, arm, seed) / "actions"
+            folder.mkdir(parents=True)
+            records = runs.setdefault(arm.name, {})[seed] = []
+            for episode, (position, actions) in enumerate(positions.items()):
+                success = position in solved[arm.name][seed]
+                shown = actions if success else np.zeros_like(actions[:4])
+                np.save(folder / f"episode_{episode:04d}.npy", shown)
+                stage = "held" if success else "approach"
+                records.append({"episode": episode, "seed": position, "success": success, "stage": stage})
+    pair = {"a": "base-s2", "b": "base", "only_a": [500], "only_b": [502]}
+    videos = comparing.film_disagreements(plan, runs, pair, 3)
+    shown = [(video["position"], video["arm"], video["seed"]) for video in videos]
+    assert shown == [(500, "base-s2", 0), (500, "base", 0), (502, "base-s2", 0), (502, "base", 1)]
+    files = [plan.out / video["path"] for video in videos]
+    made = [file.stat().st_mtime_ns for file in files]
+    files[1].unlink()
+    assert comparing.film_disagreements(plan, runs, pair, 3) == videos
+    again = [file.stat().st_mtime_ns for file in files]
+    assert again[1] != made[1] and again[2:] == made[2:] and again[0] == made[0]
+
+
+# ---------------------------------------------------------------- all of it is real
 
 
 @pytest.fixture(scope="module")
@@ -57,46 +169,12 @@ def numbers(out: Path) -> dict:
     return {key: result[key] for key in ("arms", "pairs", "power", "axes", "positions")}
 
 
-@pytest.fixture(scope="module")
-def through(start, tmp_path_factory):
-    out = tmp_path_factory.mktemp("through") / "out"
-    return out, finish(start(out))
-
-
-def test_a_comparison_writes_all_its_figures(through):
-    out, said = through
-    result, summary = (json.loads((out / name).read_text()) for name in ("compare.json", "summary.json"))
-    assert [arm["name"] for arm in summary["arms"]] == ["one", "two"]
-    assert [s["episodes"] for arm in summary["arms"] for s in arm["seeds"]] == [4] * 4
-    assert all(arm["ms_per_action"] > 0 for arm in summary["arms"])
-    costs = [arm["gflops_per_frame"] for arm in summary["arms"]]
-    assert 0 < costs[0] < costs[1]
-    assert [(p["a"], p["b"]) for p in summary["pairs"]] == [("two", "one")]
-    assert "warning: 4 positions are too few" in said and "against one, p" in said
-    for arm in result["arms"]:
-        for seed in arm["seeds"]:
-            folder = out / seed["run"]
-            assert (folder / "checkpoint/policy.json").is_file() and (folder / "summary.json").is_file()
-            assert [r["seed"] for r in read_records(folder / "episodes.jsonl")] == [
-                10000,
-                10001,
-                10002,
-                10003,
-            ]
-    (axis,) = result["axes"]
-    assert axis["values"] == [0.5, 1.0] and axis["default"] == 1.0
-    assert [point["episodes"] for point in axis["arms"]["two"]] == [4, 4]  # two seeds, two positions
-    assert (out / "axes/lighting/0.5/two/seed-1/summary.json").is_file()
-    with (out / "episodes.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 2 * 4 + 2 * 2 * 2
-    assert len(result["commands"]) == 2 + 4 + 4 + 4
-    assert str(ROOT) not in json.dumps(result["commands"])
-
-
-def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(start, through, tmp_path):
+@pytest.mark.slow
+def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(start, tmp_path):
     """Twice: while policies train, and while they are evaluated. Its jobs end with it."""
-    out = tmp_path / "out"
+    through, out = tmp_path / "through", tmp_path / "out"
+    said = finish(start(through))
+    _whole(through, said)
     for mark in ("arms/one/seed-0/training_state.pt", "arms/*/seed-*/actions/*.npy"):
         process = start(out)
         until = time.monotonic() + 400
@@ -106,9 +184,32 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(start, through, tmp
         process.send_signal(signal.SIGKILL)
         process.communicate()
     finish(start(out))
-    assert numbers(out) == numbers(through[0])
-    for one in sorted((through[0] / "arms").glob("*/*/episodes.jsonl")):
-        assert read_records(out / one.relative_to(through[0])) == read_records(one)
+    assert numbers(out) == numbers(through)
+    for one in sorted((through / "arms").glob("*/*/episodes.jsonl")):
+        assert read_records(out / one.relative_to(through)) == read_records(one)
     again = finish(start(out))  # nothing is left to do
     assert "train:" not in again and "evaluate" not in again.replace("evaluate.episodes", "")
-    assert numbers(out) == numbers(through[0])
+    assert numbers(out) == numbers(through)
+
+
+def _whole(out: Path, said: str) -> None:
+    result, summary = (json.loads((out / name).read_text()) for name in ("compare.json", "summary.json"))
+    assert [arm["name"] for arm in summary["arms"]] == ["one", "two"]
+    assert [s["episodes"] for arm in summary["arms"] for s in arm["seeds"]] == [4] * 4
+    assert all(arm["ms_per_action"] > 0 for arm in summary["arms"])
+    assert [(p["a"], p["b"]) for p in summary["pairs"]] == [("two", "one")]
+    assert "warning: evaluate.episodes" in said and "against one, p" in said
+    for arm in result["arms"]:
+        for seed in arm["seeds"]:
+            folder = out / seed["run"]
+            assert (folder / "checkpoint/policy.json").is_file() and (folder / "summary.json").is_file()
+            assert [r["seed"] for r in read_records(folder / "episodes.jsonl")] == [*range(10000, 10004)]
+    (axis,) = result["axes"]
+    assert axis["values"] == [0.5, 1.0] and axis["default"] == 1.0
+    assert [point["episodes"] for point in axis["arms"]["two"]] == [4, 4]  # two seeds, two positions
+    assert (out / "axes/lighting/0.5/two/seed-1/summary.json").is_file()
+    with (out / "episodes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 4 + 2 * 2 * 2
+    assert len(result["commands"]) == 2 + 4 + 4 + 4
+    assert str(ROOT) not in json.dumps(result["commands"])

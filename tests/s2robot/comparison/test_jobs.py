@@ -18,46 +18,15 @@ from tests.kills import ROOT
 
 
 def test_a_failed_job_is_one_line_with_its_log(tmp_path):
-    job = Job("base seed 0: report", "inspect", [f"run={tmp_path / 'none'}", f"hydra.run.dir={tmp_path / 'out'}"], tmp_path / "jobs/report")  # fmt: skip
-    later = Job("later", "inspect", ["run=x"], tmp_path / "later", needs=[job])
-    with pytest.raises(
-        UserError,
-        match=r"^base seed 0: report: run: .*none; see .*report.log$",
-    ):
-        run_jobs([later, job], 2, 1, lambda text: None)
-    assert not later.state_file.exists() and not job.is_done()
-    assert job.log.read_text().startswith("$ s2robot inspect run=")
-
-
-def test_a_stamp_that_is_no_stamp_is_of_a_job_that_is_not_done(tmp_path):
-    job = Job("record", "inspect", ["run=none"], tmp_path / "record")
-    for text in ("[]", "{", "null"):
-        job.state_file.write_text(text)
-        assert not job.is_done()
-
-
-def test_what_no_try_of_a_job_has_left_is_not_removed(tmp_path):
-    demos = tmp_path / "demos.zarr"
-    demos.mkdir()
-    job = Job("record", "inspect", ["run=none"], tmp_path / "record", fresh=demos)
-    for _ in range(2):
-        with pytest.raises(
-            UserError, match="demos.zarr: exists already, expected a new path; nothing was overw"
-        ):
-            run_jobs([job], 1, 1)
-        assert demos.is_dir() and not job.state_file.exists()
-    job.note(False)  # a try of it was killed
-    with pytest.raises(UserError, match="run: .*none"):
-        run_jobs([job], 1, 1)
-    assert not demos.exists()
-
-
-def test_a_job_may_work_in_the_folder_that_the_comparison_holds(tmp_path):
-    """As the recording of its demos does; what it ran with stands beside what the comparison runs with."""
+    """It may work in the folder that the comparison holds, as the recording of its demos does."""
     out = tmp_path / "out"
-    words = ["run=none", f"hydra.run.dir={out}", "hydra.output_subdir=.hydra-report"]
-    with locked(out), pytest.raises(UserError, match="run: .*none"):
-        run_jobs([Job("report", "inspect", words, tmp_path / "report")], 1, 1)
+    words = [f"run={tmp_path / 'none'}", f"hydra.run.dir={out}", "hydra.output_subdir=.hydra-report"]
+    job = Job("base seed 0: report", "inspect", words, tmp_path / "jobs/report")
+    later = Job("later", "inspect", ["run=x"], tmp_path / "later", needs=[job])
+    with locked(out), pytest.raises(UserError, match="^base seed 0: report: run: .*none; see .*report.log$"):
+        run_jobs([later, job], 2, 1)
+    assert not later.file("json").exists() and not job.is_done()
+    assert job.file("log").read_text().startswith("$ s2robot inspect run=")
     assert (out / ".hydra-report/config.yaml").is_file() and not (out / ".hydra").exists()
 
 
@@ -75,7 +44,7 @@ def test_a_job_reads_the_users_own_configs_too(tmp_path, monkeypatch):
         assert job.command == f"s2robot train --config-dir={own} task=pusher --cfg job"
     finally:
         Singleton.set_state(state)
-    assert "pusher" in job.log.read_text().split("\n", 1)[1]
+    assert "pusher" in job.file("log").read_text().split("\n", 1)[1]
 
 
 def test_a_job_that_is_killed_says_so(tmp_path, monkeypatch):
@@ -88,9 +57,15 @@ def test_a_job_that_is_killed_says_so(tmp_path, monkeypatch):
 
 
 def test_a_finished_job_is_not_run_again_and_another_one_is_refused(tmp_path):
-    job = Job("j", "inspect", ["run=none"], tmp_path / "j", inputs={"encoder": "a"})
-    job.note(True)
+    lines = tmp_path / "episodes.jsonl"
+    job = Job("j", "inspect", ["run=none"], tmp_path / "j", inputs={"encoder": "a"}, lines=(lines, 2))
+    job.claim()
+    assert not job.is_done()
+    job.file("done").touch()
+    lines.write_text("1\n")
+    assert not job.is_done()  # a shorter evaluation came after it
+    lines.write_text("1\n2\n3\n")
     run_jobs([job], 1, 1)  # would fail
     other = Job("j", "inspect", ["run=none"], tmp_path / "j", inputs={"encoder": "b"})
-    with pytest.raises(UserError, match="expected inputs .*'a'.*, got .*'b'.*hydra.run.dir"):
+    with pytest.raises(UserError, match="j.json: inputs.encoder: expected a .*, got b; .*hydra.run.dir"):
         run_jobs([other], 1, 1)

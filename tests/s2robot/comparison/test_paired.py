@@ -1,4 +1,4 @@
-"""The paired comparison against closed forms, other libraries, full enumeration and planted differences."""
+"""Statistics of paired arms against closed forms, other libraries, full enumeration and simulations with a known truth."""
 
 import itertools
 import math
@@ -9,26 +9,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
+from statsmodels.stats import contingency_tables, multitest
 
+from benchmarks.interval_coverage import arms as coverage
+from benchmarks.interval_coverage import draw
 from s2robot.comparison.paired import (
     POSITIONS,
     SEEDS_AND_POSITIONS,
+    bounds,
     difference,
+    holm,
     mcnemar,
     outcomes_of,
     sign_flip,
+    success_interval,
 )
 from s2robot.comparison.sequential import sequential, tally
 from s2robot.core.errors import UserError
+from s2robot.evaluation.records import wilson
 from tests.s2robot.comparison.simulated import estimates, simulate
 
 
 def records(outcomes, order=None):
     chosen = range(len(outcomes)) if order is None else order
     return [{"seed": 100 + int(i), "success": bool(outcomes[i])} for i in chosen]
-
-
-# Records -> outcomes
 
 
 def test_outcomes_come_back_whatever_the_order():
@@ -46,28 +50,27 @@ def test_outcomes_come_back_whatever_the_order():
 @pytest.mark.parametrize(
     ("arms", "message"),
     [
-        ({}, "got none"),
-        ({"base": {}}, "got none"),
-        ({"base": {0: []}}, "got none"),
         ({"base": {0: records([1, 0])}, "s2": {4: records([1])}}, "arm 's2' seed 4: .* got no position 101"),
         ({"base": {0: records([1]), 1: records([1, 0])}}, "arm 'base' seed 1: .* got another position 101"),
     ],
 )
 def test_positions_that_disagree_are_named(arms, message):
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UserError, match=message):
         outcomes_of(arms)
-    assert "\n" not in str(error.value)
 
 
 # One seed an arm
 
 
-@pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (3, 0), (7, 1), (10, 7), (25, 11), (60, 90)])
-def test_mcnemar_is_the_binomial_test_and_statsmodels(b, c):
-    expected = stats.binomtest(b, b + c).pvalue if b + c else 1.0
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (3, 0), (7, 1), (25, 11), (60, 90)])
+def test_mcnemar_is_that_of_statsmodels(b, c):
+    expected = contingency_tables.mcnemar([[5, b], [c, 9]], exact=True).pvalue
     assert mcnemar(b, c) == mcnemar(c, b) == pytest.approx(expected, rel=1e-9)
-    tables = pytest.importorskip("statsmodels.stats.contingency_tables")
-    assert mcnemar(b, c) == pytest.approx(tables.mcnemar([[5, b], [c, 9]], exact=True).pvalue, rel=1e-9)
+
+
+@pytest.mark.parametrize("p", [[0.3], [0.01, 0.04, 0.03], [0.5, 0.5, 0.9, 0], [0.02, 0.02, 0.001, 1, 0.03]])
+def test_holm_is_that_of_statsmodels(p):
+    assert holm(p) == pytest.approx(multitest.multipletests(p, method="holm")[1].tolist(), abs=1e-12)
 
 
 def table(both, a_only, b_only, neither):
@@ -82,7 +85,7 @@ def test_one_seed_is_agresti_and_min_by_hand():
     assert (found.low, found.high) == pytest.approx((centre - half, centre + half), abs=1e-6)
     assert found.difference == pytest.approx(-6 / 21)
     assert found.p == found.p_positions == pytest.approx(mcnemar(1, 7))
-    assert (found.scope, found.seeds, found.positions) == (POSITIONS, (1, 1), 21)
+    assert (found.scope, found.positions) == (POSITIONS, 21)
 
 
 def test_arms_that_never_differ_still_have_a_width():
@@ -95,7 +98,7 @@ def test_arms_that_never_differ_still_have_a_width():
 # Several seeds
 
 
-@pytest.mark.parametrize(("seeds_a", "seeds_b"), [(1, 1), (3, 2), (2, 2), (1, 3)])
+@pytest.mark.parametrize(("seeds_a", "seeds_b"), [(1, 1), (3, 2), (1, 3)])
 def test_sign_flip_is_the_enumeration_of_all_flips(seeds_a, seeds_b):
     rng = np.random.default_rng(seeds_a)
     a, b = rng.random((seeds_a, 9)) < 0.8, rng.random((seeds_b, 9)) < 0.4
@@ -116,8 +119,8 @@ def test_a_planted_difference_is_recovered():
     assert one.p == pytest.approx(p[0]) and one.difference == pytest.approx(a[0].mean() - b[0].mean())
 
 
-@pytest.mark.parametrize("seed_sd", [0.0, 0.05, 0.12])
-@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("seed_sd", [0.0, 0.12])
+@pytest.mark.parametrize("seeds", [2, 5])
 def test_no_difference_is_rejected_at_the_nominal_rate(seeds, seed_sd):
     a, b = simulate(np.random.default_rng(2), 1000, seeds, 64, (0.6, 0.6), seed_sd)
     rejected = (estimates(a, b)[2] < 0.05).sum()
@@ -133,30 +136,10 @@ def test_seeds_that_differ_a_lot_are_covered_and_the_seed_blind_interval_is_not(
     assert (np.abs(centre) <= blind).mean() < 0.65
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "options", "message"),
-    [
-        (np.ones(4), np.ones((1, 4)), {}, r"shape \(4,\) and \(1, 4\), expected \(seeds, positions\)"),
-        (np.ones((1, 4)), np.ones((1, 5)), {}, "same positions"),
-        (np.ones((1, 0)), np.ones((1, 0)), {}, "expected"),
-        (np.full((1, 4), 0.5), np.ones((1, 4)), {}, "found an outcome of 0.5"),
-        (
-            np.ones((2, 4)),
-            np.ones((3, 4)),
-            {"confidence": 95},
-            "confidence must lie between 0 and 1, found 95",
-        ),
-    ],
-)
-def test_outcomes_that_do_not_fit_are_refused(a, b, options, message):
-    with pytest.raises(UserError, match=message):
-        difference(a, b, **options)
-
-
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 12))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(SHAPES, st.data())
 def test_swapping_arms_flips_signs_and_the_order_of_positions_and_seeds_is_nothing(shape, data):
     a, b = (data.draw(arrays(bool, (k, shape[2]))) for k in shape[:2])
@@ -169,7 +152,43 @@ def test_swapping_arms_flips_signs_and_the_order_of_positions_and_seeds_is_nothi
     order = data.draw(st.permutations(range(shape[2])))
     again = difference(a[::-1, order], b[:, order])
     assert (again.low, again.high, again.p) == pytest.approx((found.low, found.high, found.p))
-    look, other = sequential(tally(a, b)), sequential(tally(b[:, order], a[:, order]))
-    assert (look.e, look.low, look.high) == pytest.approx((other.e, -other.high, -other.low), abs=1e-9)
+    look, other = sequential(*tally(a, b)), sequential(*tally(b[:, order], a[:, order]))
+    assert look == pytest.approx((other.p, -other.high, -other.low), abs=1e-9)
     assert look.low <= found.difference <= look.high and 0 < look.p <= 1
-    assert look.stop == (not look.low <= 0 <= look.high)
+    assert (look.p <= 0.05) == (not look.low <= 0 <= look.high)
+
+
+# One arm
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.95])
+@pytest.mark.parametrize(("seeds", "spread", "hard"), [(3, 0.0, 0.0), (5, 0.0, 0.8), (3, 0.1, 0.3), (5, 0.2, 0.0)])  # fmt: skip
+def test_new_seeds_and_positions_are_covered(seeds, spread, hard, rate):
+    """All independent; positions dominate; both; seeds dominate."""
+    found = coverage(np.random.default_rng(0), 1500, seeds, rate, spread, hard)
+    assert found["covered"] > 0.93 - 0.008  # two standard errors
+
+
+def test_seeds_that_plainly_differ_get_students_quantile():
+    x = np.arange(128) < np.array([[125], [118], [111]])
+    low, high, method = success_interval(x)
+    pooled = wilson(354, 384)
+    assert high - low > 2.5 * (pooled[1] - pooled[0]) and "Student" in method
+    assert low < 354 / 384 < high
+
+
+def test_one_seed_is_wilson_and_odd_shapes_and_all_or_nothing_have_an_interval():
+    assert success_interval(np.arange(16)[None] < 11)[:2] == pytest.approx(wilson(11, 16))
+    for shape in ((1, 1), (2, 1), (1, 2), (2, 2), (7, 3)):
+        for x in (np.zeros(shape), np.ones(shape)):
+            low, high, _ = success_interval(x)
+            assert 0 <= low <= x.mean() <= high <= 1 and high - low > 0.05
+    low, high, _ = success_interval(np.array([[1], [0]]))
+    assert 0 <= low < 0.5 < high <= 1
+
+
+def test_many_arms_at_once_are_one_at_a_time():
+    x = draw(np.random.default_rng(3), 20, 3, 0.9, 0.05, 0.3)
+    low, high, *_ = bounds(x)
+    for i, one in enumerate(x):
+        assert success_interval(one.astype(bool))[:2] == pytest.approx((low[i], high[i]), abs=1e-12)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from s2robot.comparison.arms import read_by, settings_of
 from s2robot.comparison.compare import compare
 from s2robot.comparison.jobs import with_needs
-from s2robot.comparison.plan import evaluation, make_plan, points_of, training
-from s2robot.comparison.settings import Axis, read_compare
+from s2robot.comparison.plan import evaluation, make_plan, read_by, settings_of, training, worlds_of
+from s2robot.comparison.settings import Axis, Compare
 from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
+from s2robot.core.settings import read_some
 from s2robot.encoders import build as encoders
 
 
@@ -21,23 +21,20 @@ def config(*words: str):
         return compose("compare", list(words))
 
 
+def read(*words: str) -> Compare:
+    return read_some(Compare, config("run_dir=out", *words), "")
+
+
 def refused(*words: str) -> str:
-    cfg = config("run_dir=unused", *words)
     with pytest.raises(UserError) as caught:
-        make_plan(read_compare(cfg), [w for w in words if not w.startswith(("+", "experiment", "arms"))])
+        make_plan(read(*words), [w for w in words if not w.startswith(("+", "experiment", "arms"))])
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def chosen(*words: str) -> list[str]:
-    return [arm.name for arm in read_compare(config("run_dir=out", *words)).chosen]
-
-
-def test_arms_are_those_of_the_experiment_or_those_named():
-    assert chosen() == ["base", "base-s2", "base-s2-pretrained"]
-    assert chosen("arms=[base-s2,base]") == ["base-s2", "base"]
-    assert chosen("experiment.arms.base=null") == ["base-s2", "base-s2-pretrained"]
-    table10 = read_compare(config("run_dir=out", "experiment=table10")).experiment
+def test_an_experiment_may_lose_an_arm_and_table10_is_one():
+    assert list(read("experiment.arms.base=null").experiment.arms) == ["base-s2", "base-s2-pretrained"]
+    table10 = read("experiment=table10").experiment
     assert list(table10.arms) == ["base", "base-s2", "large"] and len(table10.seeds) >= 3
     assert "evaluate.episodes=128" in table10.overrides
 
@@ -54,14 +51,12 @@ def test_arms_are_those_of_the_experiment_or_those_named():
         (["+experiment.arms.x='jobs=3'", "arms=[base,x]"], "experiment.arms.x: expected overrides of task, robot, "),
         (["+experiment.arms.x='encoder.checkpoint=none.safetensors'", "arms=[base,x]"], f"arm 'x': {Path('none.safetensors').resolve()}: no such"),
         (["+experiment.arms.x='encoder=timm'", "arms=[base,x]"], "arm 'x': no value for encoder.checkpoint, encoder.name"),
-        (["experiment.seeds=[]", "arms=[base,base-s2]"], "experiment.seeds: expected one or more different values, got []"),
-        (["experiment.pairs=[[base,bass]]", "arms=[base,base-s2]"], "experiment.pairs: expected two different arms of base"),
+        (["experiment.seeds=[]"], "experiment.seeds: expected one or more different values, got []"),
+        (["experiment.pairs=[[base,bass]]"], "experiment.pairs: expected two different arms of base"),
         (["experiment.pairs=[]", "experiment.stopping.enabled=true"], "experiment.pairs: expected one or more with"),
-        (["experiment.stopping.batch=0"], "experiment.stopping.batch: expected >= 1, got 0"),
-        (["+experiment.arms.x='\"encoder=mvp-tiny'", "arms=[base,x]"], "experiment.arms.x: No closing quotation"),
+        (["+experiment.arms.x='\"encoder=mvp-tiny'", "arms=[base,x]"], "experiment.arms.x.overrides: No closing quotation"),
         (["axes=[demo]"], "axes: expected some of cube_size, demos"),
-        (["experiment.axes.demos.values=[]"], "experiment.axes.demos.values: expected one or more different values, got []"),
-        (["experiment.power.gap=10"], "experiment.power.gap: expected < 1, got 10"),
+        (["experiment.power.gap=0.3"], "experiment.power.gap: expected <= 0.25 with base=0.75, got 0.3"),
         (["demos.path=none.zarr", "arms=[base,base-s2]"], "none.zarr: does not exist"),
     ],
 )  # fmt: skip
@@ -81,40 +76,33 @@ def test_an_arm_whose_weights_did_not_come_along_is_named(tmp_path, monkeypatch)
 def test_too_few_positions_are_refused_before_anything_runs(tmp_path):
     out = tmp_path / "out"
     words = ["arms=[base,base-s2]", "evaluate.episodes=16", "experiment.power.strict=true"]
-    with pytest.raises(
-        UserError, match="^evaluate.episodes: expected >= [0-9]+ to see a gap of 10 points .*, got 16"
-    ) as caught:
+    with pytest.raises(UserError, match="^evaluate.episodes: expected >= [0-9]+ to see a gap of .*, got 16"):
         compare(config(f"run_dir={out}", *words), words[1:2])
-    assert "\n" not in str(caught.value)
     assert [path.name for path in out.iterdir()] == [".lock"]
 
 
-def test_an_axis_of_demos_goes_as_far_as_there_are_some():
-    for words, most in (([], 120), (["record=true", "recording.episodes=40"], 40)):
-        cfg = config("run_dir=out", "arms=[base,base-s2]", "axes=[demos]", *words)
-        settings = read_compare(cfg)
-        plan, (name,) = make_plan(settings, words), settings.axes
-        axis = settings.experiment.axes[name]
-        default, points = points_of(plan, name, axis.replace(values=(15, most)))
-        assert default == most and [point.trains for point in points] == [True, False]
-        for value in (121, None, 0, "all", 2.5):
-            expected = f"demos.values: expected integers from 1 to {most}, got {value}"
-            with pytest.raises(UserError, match=expected):
-                points_of(plan, name, axis.replace(values=(15, value)))
+@pytest.mark.parametrize(("words", "most"), [([], 120), (["record=true", "recording.episodes=40"], 40)])
+def test_an_axis_of_demos_goes_as_far_as_there_are_some(words, most):
+    settings = read("arms=[base,base-s2]", "axes=[demos]", *words)
+    plan, axis = make_plan(settings, words), settings.experiment.axes["demos"]
+    default, worlds = worlds_of(plan, "demos", axis.replace(values=(15, most)))
+    assert default == most and [world.trains for world in worlds] == [True, False]
+    for value in (121, None, "all"):
+        with pytest.raises(UserError, match=f"demos.values: expected integers from 1 to {most}, got {value}"):
+            worlds_of(plan, "demos", axis.replace(values=(15, value)))
 
 
-def test_a_value_that_an_arm_has_not_is_no_point_of_the_main_comparison():
+def test_a_value_that_an_arm_has_not_is_no_world_of_the_main_comparison():
     arm = "+experiment.arms.long={label: long, overrides: 'encoder=mvp-tiny s2=single train.steps=9'}"
-    settings = read_compare(config("run_dir=out", arm, "arms=[base,long]"))
-    plan = make_plan(settings, [])
+    plan = make_plan(read(arm, "arms=[base,long]"), [])
     assert plan.arms[1].overrides == ("encoder=mvp-tiny", "s2=single", "train.steps=9")
     axis = Axis(label="steps", key="train.steps", values=(9, 2000), train=True)
-    default, points = points_of(plan, "steps", axis)
-    assert default is None and [point.trains for point in points] == [True, True]
-    default, points = points_of(plan, "ema", axis.replace(key="train.ema", values=(0.9, 0.995)))
-    assert default == 0.995 and [point.trains for point in points] == [True, False]
+    default, worlds = worlds_of(plan, "steps", axis)
+    assert default is None and [world.trains for world in worlds] == [True, True]
+    default, worlds = worlds_of(plan, "ema", axis.replace(key="train.ema", values=(0.9, 0.995)))
+    assert default == 0.995 and [world.trains for world in worlds] == [True, False]
     with pytest.raises(UserError, match="axes: expected a key that .*, got train.stepz"):
-        points_of(plan, "steps", axis.replace(key="train.stepz"))
+        worlds_of(plan, "steps", axis.replace(key="train.stepz"))
 
 
 def test_each_verb_gets_its_own_words_and_of_a_key_the_last():
@@ -126,32 +114,26 @@ def test_each_verb_gets_its_own_words_and_of_a_key_the_last():
     assert settings_of("train", words).train.steps == 3
 
 
-def test_arms_of_one_encoder_are_encoded_once_and_scales_reach_the_encoder():
-    cfg = config("run_dir=out", "+experiment.arms.heads='encoder=mvp-tiny s2=single policy=rpt'", "arms=[base,heads,base-s2]", "experiment.seeds=[3,4]")  # fmt: skip
-    plan = make_plan(read_compare(cfg), [])
+def test_stages_encode_once_for_each_frozen_encoder_and_the_scales_reach_it():
+    heads = "+experiment.arms.heads='encoder=mvp-tiny s2=single policy=rpt'"
+    tuned = "+experiment.arms.tuned='s2=single train.tune.blocks=1'"
+    plan = make_plan(
+        read(heads, tuned, "arms=[base,heads,base-s2,tuned]", "experiment.seeds=[3,4]"),
+        ["evaluate.videos=2"],
+    )
+    assert [arm.name for arm in plan.arms] == ["base", "heads", "base-s2", "tuned"]
     policies = training(plan, plan.main)
     jobs = with_needs(policies.values())
     assert [job.name for job in jobs if job.verb == "encode"] == ["base: encode", "base-s2: encode"]
-    heads = policies["heads", 4]
-    assert (
-        heads.needs == (jobs[0],)
-        and jobs[0].name == "base: encode"
-        and "policy=rpt" in heads.overrides
-        and "train.seed=4" in heads.overrides
-    )
+    job = policies["heads", 4]
+    assert job.needs == (jobs[0],) and {"policy=rpt", "train.seed=4"} <= {*job.overrides}
     assert plan.known["base"].about["scales"] == [1] and plan.known["base-s2"].about["scales"] == [1, 2]
     cost = [plan.known[name].about["gflops_per_frame"] for name in ("base", "base-s2")]
     assert cost[1] == pytest.approx(5 * cost[0], rel=0.01)  # five tiles
+    assert plan.pairs[:3] == (("heads", "base"), ("base-s2", "base"), ("tuned", "base"))
     evaluations = evaluation(plan, plan.main, policies, 16)
-    assert all("evaluate.episodes=16" in job.overrides for job in evaluations) and len(evaluations) == 6
-    assert plan.pairs == (("heads", "base"), ("base-s2", "base"), ("base-s2", "heads"))
-
-
-def test_for_an_arm_that_trains_the_encoder_nothing_is_encoded_before():
-    cfg = config("run_dir=out", "+experiment.arms.tuned='s2=single train.tune.blocks=1'", "arms=[base,tuned]", "experiment.seeds=[3]")  # fmt: skip
-    plan = make_plan(read_compare(cfg), [])
-    policies = training(plan, plan.main)
-    assert [job.name for job in policies["base", 3].needs] == ["base: encode"]
-    assert policies["tuned", 3].needs == ()
-    recorded = replace(plan.main, recording=policies["base", 3])  # any job
-    assert training(plan, recorded)["tuned", 3].needs == (policies["base", 3],)
+    assert len(evaluations) == 8
+    assert all({"evaluate.episodes=16", "evaluate.videos=2"} <= {*job.overrides} for job in evaluations)
+    assert policies["tuned", 3].needs == ()  # a training reads what enters its blocks
+    recorded = replace(plan.main, recording=job)  # any job
+    assert training(plan, recorded)["tuned", 3].needs == (job,)

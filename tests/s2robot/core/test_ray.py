@@ -26,8 +26,7 @@ from s2robot.demos.record import record
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_picker import PickerConfig
-from s2robot.evaluation.planners import LearnedPlanner
-from s2robot.evaluation.rollouts import run_episodes
+from s2robot.evaluation.rollouts import LearnedPlanner, run_episodes
 from s2robot.features import FeaturesSettings, encode_demos
 from tests.inline import do_inline
 from tests.s2robot.core.test_workers import Made, raises

@@ -11,8 +11,7 @@ from s2robot.demos.record import record
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_picker import PickerConfig
-from s2robot.evaluation.planners import LearnedPlanner
-from s2robot.evaluation.rollouts import run_episodes
+from s2robot.evaluation.rollouts import LearnedPlanner, run_episodes
 from tests.s2robot.core.test_ray import ABOUT, CAMERAS, WORLD, bytes_of
 
 cluster_utils = pytest.importorskip("ray.cluster_utils")

@@ -1,5 +1,7 @@
 """Records as an evaluation writes them."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 
@@ -10,3 +12,9 @@ def record(episode: int, success: bool = True, stage: str = "held", **more: Any)
         "success": success, "stage": stage, "steps": 25 if success else 60,
         "time_to_success_s": 2.5 if success else None, "closest_m": 0.012, "video": None, **more,
     }  # fmt: skip
+
+
+def save_records(folder: Path, records: list[dict[str, Any]]) -> None:
+    """The journal of a run directory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))

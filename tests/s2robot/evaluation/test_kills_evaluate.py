@@ -12,7 +12,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
 from s2robot.envs.cube_config import CubePickConfig
-from s2robot.evaluation import evaluate, film, rollouts
+from s2robot.evaluation import evaluate, rollouts, video
 from tests.inline import do_inline
 from tests.kills import kill_at_every_write
 
@@ -81,7 +81,7 @@ def evaluation(folder: Path) -> None:
     rollouts.in_chunks = Toy
     do_inline(pytest.MonkeyPatch())
     evaluate.make = Described
-    film.rerun = noise
+    video.rerun = noise
     evaluate.evaluate_checkpoint(folder.parent / "checkpoint", folder / "run", SETTINGS, WORLD)
 
 

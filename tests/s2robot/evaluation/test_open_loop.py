@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from s2robot.demos.store import EpisodeStore
-from s2robot.evaluation.open_loop import interval, mean_action, measure, predict, remembered_mean, summarise
+from s2robot.evaluation.open_loop import interval, mean_action, measure, predict, summarise
 from s2robot.policies import BatchActor, ChunkPolicy, PolicySpec
 from tests.s2robot.training.small import make_data, make_spec
 
@@ -16,16 +16,6 @@ PARTS = [
     {"name": "grip", "size": 1, "kind": "binary", "low": [-1.0], "high": [1.0]},
 ]
 STATE = [{"name": "step", "size": 1, "kind": "absolute"}]
-
-
-def parts_spec(**changes) -> PolicySpec:
-    return PolicySpec.from_dict(
-        {
-            "cameras": ["top"], "dim": 2, "tokens": 1, "chunk": 2, "execute": 1, "members": 1, "action_dim": 5,
-            "proprio_dim": 1, "action_parts": PARTS, "proprio_parts": STATE, "pooling": {"kind": "mean"},
-            "network": {"image_dim": 4, "state_dim": 4, "hidden": [8]},
-        } | changes
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -50,41 +40,41 @@ def tiny(tmp_path):
 class Recorded(ChunkPolicy):
     """Plans what was recorded: its state is the row of the store, and it is given the actions."""
 
+    def __init__(self, store):
+        spec = {
+            "cameras": ["top"], "dim": 2, "tokens": 1, "chunk": 2, "execute": 1, "members": 1, "action_dim": 5,
+            "proprio_dim": 1, "action_parts": PARTS, "proprio_parts": STATE, "pooling": {"kind": "mean"},
+            "network": {"image_dim": 4, "state_dim": 4, "hidden": [8]},
+        }  # fmt: skip
+        super().__init__(PolicySpec.from_dict(spec))
+        self.actions = torch.from_numpy(store["action"])
+
     def plan_members(self, pooled, proprio, past_actions=None, pad=None, generators=None):
         rows = proprio[:, -1, 0].long()[:, None] + torch.arange(self.spec.chunk)
         return self.actions[rows.clamp(max=len(self.actions) - 1)][None]
 
-
-def recorded_policy(store, **changes) -> Recorded:
-    policy = Recorded(parts_spec(**changes))
-    policy.actions = torch.from_numpy(store["action"])
-    return policy
-
-
-def plans_of(policy, store, places=2):
-    features = np.zeros((store.num_steps, 1, 1, 2), np.float16)
-    return predict(BatchActor(policy, places), store, features, [0, 1])
+    def plans(self, store, places=2):
+        features = np.zeros((store.num_steps, 1, 1, 2), np.float16)
+        return predict(BatchActor(self, places), store, features, [0, 1])
 
 
 @pytest.mark.parametrize("places", [1, 2])
 def test_a_policy_that_knows_the_recorded_actions_has_no_error(tiny, places):
-    policy = recorded_policy(tiny)
-    plans = plans_of(policy, tiny, places)
+    policy = Recorded(tiny)
+    plans = policy.plans(tiny, places)
     assert [plan.shape for plan in plans.values()] == [(3, 2, 5), (2, 2, 5)]
     measured = measure(policy, tiny, plans, np.zeros(5, np.float32))
     for name in measured.measures:
-        right = 1.0 if name.endswith("_accuracy") else 0.0
-        assert np.all(measured.values("policy", name) == right), name
-    found = summarise(policy, measured)
-    assert found["better"]
+        assert np.all(measured.values("policy", name) == float(name.endswith("_accuracy"))), name
+    assert summarise(policy, measured)["better"]
 
 
 def test_both_baselines_as_by_hand(tiny):
-    policy = recorded_policy(tiny)
+    policy = Recorded(tiny)
     middle = mean_action(policy, tiny["action"][:3])  # of the first episode
     assert middle[0] == pytest.approx(4 / 3) and middle[3] == pytest.approx(np.arctan2(1, 2), abs=1e-6)
     assert middle[4] == pytest.approx(-1 / 3)  # two of three at -1
-    measured = measure(policy, tiny, plans_of(policy, tiny), middle)
+    measured = measure(policy, tiny, policy.plans(tiny), middle)
     assert measured.counts.tolist() == [[2, 1], [1, 0]]  # the first step of an episode has none before it
     # episode 0: from step 1 slides 1, 3 against 0, 0; from step 2 slide 3 against 1
     assert measured.errors["repeat"]["slide_error"][0].tolist() == [1.5, 3]
@@ -97,16 +87,14 @@ def test_both_baselines_as_by_hand(tiny):
 
 
 def test_normalised_is_over_the_spread_of_the_demos(tiny):
-    policy = recorded_policy(tiny)
-    actions = tiny["action"]
-    chunks = np.stack([actions, actions], 1)
+    policy, actions = Recorded(tiny), tiny["action"]
     moments = np.zeros((1, 2)), np.ones((1, 2))
-    policy.fit_normaliser(tiny["proprio"], actions, chunks, None, moments)
-    measured = measure(policy, tiny, plans_of(policy, tiny), np.zeros(5, np.float32))
-    spread = actions[:, 0].std()
-    assert measured.values("repeat", "slide_normalised") == pytest.approx([1.5 / spread, 0], rel=1e-5)
-    remembered = remembered_mean(policy, actions)
-    assert remembered[0] == pytest.approx(actions[:, 0].mean()) and remembered[4] == pytest.approx(0.2)
+    policy.fit_normaliser(tiny["proprio"], actions, np.stack([actions, actions], 1), None, moments)
+    plans, parts, scale = policy.plans(tiny), policy.spec.action, policy.normaliser.action.scale
+    measured = measure(policy, tiny, plans, np.zeros(5, np.float32))
+    moved = [(parts.inner(torch.from_numpy(a)) / scale)[..., :7] for a in (actions[1:3], actions[:2])]
+    away = (moved[0] - moved[1]).abs().mean(-1)  # of 1 + 6 numbers that are not binary, by step
+    assert measured.values("repeat", "normalised") == pytest.approx([float(away.mean()), 0], rel=1e-5)
 
 
 def test_an_episode_is_planned_as_it_would_be_alone(tmp_path):
@@ -115,22 +103,22 @@ def test_an_episode_is_planned_as_it_would_be_alone(tmp_path):
     network = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.1, "action_history": True}
     policy = ChunkPolicy(make_spec("transformer", network=network, head={"kind": "flow"}))
     together = predict(BatchActor(policy, 3), store, features, [1, 4, 6, 7])
-    for i in (1, 7):
-        alone = BatchActor(policy, 1)
-        alone.reset([0], [i])
-        rows = store.episode_slice(i)
-        for t, row in enumerate(range(rows.start, rows.stop)):
-            alone.execute = policy.spec.chunk
-            plan = alone.plan([0], features[row : row + 1], store["proprio"][row : row + 1])[0]
-            np.testing.assert_allclose(together[i][t], plan, atol=1e-6)
-            alone.record_actions([0], store["action"][row : row + 1])
+    alone = BatchActor(policy, 1)
+    alone.execute = policy.spec.chunk
+    alone.reset([0], [7])
+    rows = store.episode_slice(7)
+    for t, row in enumerate(range(rows.start, rows.stop)):
+        plan = alone.plan([0], features[row : row + 1], store["proprio"][row : row + 1])[0]
+        np.testing.assert_allclose(together[7][t], plan, atol=1e-6)
+        alone.record_actions([0], store["action"][row : row + 1])
 
 
-def test_the_interval_of_a_mean_is_the_t_interval():
+def test_the_interval_of_a_mean_is_the_t_interval_and_a_share_is_no_more_than_all():
     x = np.random.default_rng(0).normal(3, 1, 7)
-    found = interval(x)
     low, high = stats.t.interval(0.95, 6, x.mean(), stats.sem(x))
-    assert [found["value"], found["low"], found["high"]] == pytest.approx([x.mean(), low, high])
+    assert list(interval(x).values()) == pytest.approx([x.mean(), low, high])
+    found = interval(np.array([0.9, 1, 1]), most=1.0)
+    assert found["low"] < 0.9 and found["high"] == 1.0
 
 
 def test_the_interval_of_a_ratio_holds_as_often_as_it_says():
@@ -143,12 +131,9 @@ def test_the_interval_of_a_ratio_holds_as_often_as_it_says():
     assert 0.9 < np.mean(held) < 0.99
 
 
-def test_a_share_is_no_more_than_all():
-    found = interval(np.array([0.9, 1, 1]), most=1.0)
-    assert found["low"] < 0.9 and found["high"] == 1.0
-
-
 def test_one_episode_has_no_interval_and_a_baseline_without_error_no_ratio():
     assert interval(np.array([2.0]), np.array([4.0])) == {"value": 0.5, "low": None, "high": None}
+    assert interval(np.array([2.0])) == {"value": 2.0, "low": None, "high": None}
+    assert interval(np.array([2.0, 0]), np.ones(2)) == {"value": 1.0, "low": None, "high": None}
     assert interval(np.array([2.0, 1]), np.zeros(2))["value"] is None
     assert interval(np.zeros(2), np.ones(2))["value"] == 0

@@ -2,39 +2,22 @@
 
 import json
 from math import sqrt
-from statistics import NormalDist
 
 import pytest
+from statsmodels.stats.proportion import proportion_confint
 
 from s2robot.core.errors import UserError
 from s2robot.envs.cube_config import STAGES
 from s2robot.evaluation.records import disagreement_auc, read_records, read_summary, summarise, wilson
-from tests.s2robot.evaluation.made import record
+from tests.s2robot.evaluation.made import record, save_records
 
 
-def closed_form(successes: int, episodes: int, confidence: float) -> tuple[float, float]:
-    """Wilson's interval as statsmodels writes it: centre and half width, each over 1 + z²/n."""
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p = successes / episodes
-    denominator = 1 + z * z / episodes
-    centre = (p + z * z / (2 * episodes)) / denominator
-    half = z / denominator * sqrt(p * (1 - p) / episodes + z * z / (4 * episodes**2))
-    return centre - half, centre + half
-
-
-@pytest.mark.parametrize("episodes", [1, 2, 3, 5, 7, 11, 16, 128, 1000])
-@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
-def test_wilson_is_the_closed_form(episodes, confidence):
+@pytest.mark.parametrize("episodes", [1, 2, 5, 16, 128, 1000])
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_wilson_is_that_of_statsmodels(episodes, confidence):
     for successes in {0, 1, episodes // 3, episodes - 1, episodes}:
-        assert wilson(successes, episodes, confidence) == pytest.approx(
-            closed_form(successes, episodes, confidence), abs=1e-12
-        )
-
-
-@pytest.mark.parametrize(("successes", "episodes"), [(0, 0), (-1, 4), (5, 4)])
-def test_wilson_refuses_impossible_counts(successes, episodes):
-    with pytest.raises(UserError, match="got"):
-        wilson(successes, episodes)
+        expected = proportion_confint(successes, episodes, 1 - confidence, "wilson")
+        assert wilson(successes, episodes, confidence) == pytest.approx(expected, abs=1e-12)
 
 
 def test_summarise_counts_by_hand():
@@ -45,18 +28,11 @@ def test_summarise_counts_by_hand():
         record(3, False, "approach"),
     ]
     summary = summarise(records)
-    assert summary["success"] == 0.5
-    assert (summary["successes"], summary["episodes"]) == (2, 4)
-    assert summary["by_stage"] == {"approach": 1, "grasp": 1, "lift": 0, "held": 2}
-    assert list(summary["by_stage"]) == list(STAGES)
+    assert (summary["success"], summary["successes"], summary["episodes"]) == (0.5, 2, 4)
+    assert list(summary["by_stage"].items()) == [("approach", 1), ("grasp", 1), ("lift", 0), ("held", 2)]
     assert summary["median_time_to_success_s"] == 2.5
     assert (summary["low"], summary["high"]) == wilson(2, 4)
     json.dumps(summary, allow_nan=False)
-
-
-def test_summarise_refuses_nothing_and_unknown_stages():
-    with pytest.raises(UserError, match="at least 1"):
-        summarise([])
     with pytest.raises(UserError, match="episode 0.*approach, grasp, lift, held, got 'hover'"):
         summarise([record(0, False, "hover")])
 
@@ -83,12 +59,12 @@ def hanley(area, failures, successes):
     return sqrt(sum(terms) / (failures * successes))
 
 
-def test_records_come_back_as_written(tmp_path):
+def test_records_come_back_as_written_and_in_order(tmp_path):
     records = [record(n, n % 3 > 0, STAGES[n % 4]) for n in range(7)]
     records[0] |= {"closest_m": None, "fault": "", "world": "arm"}  # as an evaluation on an arm has them
-    path = tmp_path / "episodes.jsonl"
-    path.write_text("".join(json.dumps(each) + "\n" for each in records))
-    assert read_records(path) == records
+    save_records(tmp_path, records[::-1])
+    assert read_records(tmp_path / "episodes.jsonl") == records
+    assert read_records(tmp_path / "episodes.jsonl", 3) == records[:3]
 
 
 @pytest.mark.parametrize(
@@ -97,17 +73,15 @@ def test_records_come_back_as_written(tmp_path):
         ('{"episode": 0, "se', "line 2: broken JSON"),
         ("[1, 2]", "line 2: expected keys and values"),
         (json.dumps({**record(1), "stage": ["held"]}), "line 2: stage: expected a string"),
-        (
-            json.dumps({**record(1), "time_to_success_s": float("nan")}),
-            "line 2: time_to_success_s: expected a finite",
-        ),
+        (json.dumps(record(1, time_to_success_s=float("nan"))), "line 2: time_to_success_s: expected a fin"),
         (json.dumps({k: v for k, v in record(1).items() if k != "seed"}), "line 2: seed: expected a value"),
         (json.dumps(record(0)), "line 2: expected every episode once, got episode 0 again"),
     ],
 )
 def test_broken_records_are_named(tmp_path, text, message):
+    save_records(tmp_path, [record(0)])
     path = tmp_path / "episodes.jsonl"
-    path.write_text(json.dumps(record(0)) + "\n" + text)
+    path.write_text(path.read_text() + text)
     with pytest.raises(UserError, match=f"episodes.jsonl {message}"):
         read_records(path)
 
@@ -115,17 +89,14 @@ def test_broken_records_are_named(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such file"),
         (b'{"success": 0.5', "broken JSON at line 1"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"[]", "expected keys and values"),
-        (b"{}", "success: expected a value"),
         (json.dumps({**summarise([record(0)]), "success": 2}).encode(), "success: expected <= 1, got 2"),
     ],
 )
 def test_broken_summaries_are_named(tmp_path, content, message):
     path = tmp_path / "summary.json"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(UserError, match=f"summary.json: {message}"):
         read_summary(path)

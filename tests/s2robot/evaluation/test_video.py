@@ -1,4 +1,4 @@
-"""Videos: what a decoder gives back, how the caption lies, and frames that do not fit."""
+"""Videos: what a decoder gives back, how the caption lies, and an encoder that fails."""
 
 import imageio_ffmpeg
 import numpy as np
@@ -10,13 +10,11 @@ from s2robot.evaluation.video import side_by_side, write_video
 RECORD = {"episode": 12, "seed": 4012, "success": False, "stage": "grasp"}
 
 
-def frames_of(count: int, sizes: dict[str, tuple[int, int]], seed: int = 0) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(seed)
+def frames_of(count: int, sizes: dict[str, tuple[int, int]]) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
     plain = {camera: rng.integers(40, 200, 3) for camera in sizes}
-    return [
-        {camera: np.full((*size, 3), plain[camera], dtype=np.uint8) for camera, size in sizes.items()}
-        for _ in range(count)
-    ]
+    images = {camera: np.full((*size, 3), plain[camera], dtype=np.uint8) for camera, size in sizes.items()}
+    return [images] * count
 
 
 def decode(path) -> tuple[dict, list[np.ndarray]]:
@@ -29,28 +27,24 @@ def decode(path) -> tuple[dict, list[np.ndarray]]:
 def test_video_comes_back_with_every_frame(tmp_path):
     frames = frames_of(8, {"hand": (224, 224), "left": (224, 224)})
     path = write_video(tmp_path / "videos" / "episode.mp4", frames, RECORD, rate=10.0, hold_s=0.5)
-    meta, pictures = decode(path)
+    meta, images = decode(path)
     assert meta["codec"] == "h264" and meta["pix_fmt"].startswith("yuv420p") and meta["fps"] == 10.0
-    assert len(pictures) == 8 + 5
-    bar = pictures[0].shape[0] - 224
-    assert 20 < bar < 80 and pictures[0].shape[1] == 452  # 2 × 224 + 4
-    middle = pictures[3][bar + 100 : bar + 200, 50:200].reshape(-1, 3).mean(0)
+    assert len(images) == 8 + 5
+    bar = images[0].shape[0] - 224
+    assert 20 < bar < 80 and images[0].shape[1] == 452  # 2 × 224 + 4
+    middle = images[3][bar + 100 : bar + 200, 50:200].reshape(-1, 3).mean(0)
     assert middle == pytest.approx(frames[0]["hand"][0, 0], abs=6)
-    assert pictures[0][:bar].max() > 200  # letters on the dark bar
+    assert images[0][:bar].max() > 200  # letters on the dark bar
     content = path.read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")  # plays before it is loaded
     assert sorted(p.name for p in path.parent.iterdir()) == ["episode.mp4"]
 
 
-@pytest.mark.parametrize("size", [(1, 1), (37, 53), (64, 31), (113, 300)])
-@pytest.mark.parametrize("cameras", [1, 3])
+@pytest.mark.parametrize(("size", "cameras"), [((1, 1), 1), ((37, 53), 3), ((113, 300), 1)])
 def test_odd_sizes_become_even(tmp_path, size, cameras):
-    path = write_video(
-        tmp_path / "e.mp4", frames_of(1, {f"c{n}": size for n in range(cameras)}), RECORD, hold_s=0
-    )
-    _, pictures = decode(path)
-    assert len(pictures) == 1
-    assert pictures[0].shape[0] % 2 == 0 and pictures[0].shape[1] % 2 == 0
+    frames = frames_of(1, {f"c{n}": size for n in range(cameras)})
+    (image,) = decode(write_video(tmp_path / "e.mp4", frames, RECORD, hold_s=0))[1]
+    assert image.shape[0] % 2 == 0 and image.shape[1] % 2 == 0
 
 
 def test_cameras_of_different_sizes_stand_side_by_side():
@@ -68,8 +62,6 @@ def test_a_broken_encoder_leaves_the_earlier_video(tmp_path, monkeypatch):
     fake.write_text("#!/bin/sh\nexec cat >/dev/null\n")  # swallows the frames and writes nothing
     fake.chmod(0o755)
     monkeypatch.setattr(imageio_ffmpeg._io, "get_ffmpeg_exe", lambda: str(fake))
-    with pytest.raises(UserError, match="e.mp4: expected one or more frames"):
-        write_video(path, [], RECORD)
     with pytest.raises(UserError, match="e.mp4: cannot be written"):
         write_video(path, frames, RECORD)
     assert path.read_bytes() == before

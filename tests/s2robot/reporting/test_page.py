@@ -1,63 +1,49 @@
 """The frame of the pages: text is escaped wherever it comes from, and the stylesheet travels inside."""
 
 import tomllib
-from pathlib import Path
 
 import pytest
 from jinja2 import UndefinedError
 
-from s2robot.reporting.page import (
-    TEMPLATES,
-    Film,
-    Section,
-    as_text,
-    duration,
-    embed,
-    flatten,
-    write_report_page,
-)
+from s2robot.core.errors import UserError
+from s2robot.reporting.page import TEMPLATES, Section, as_text, duration, flatten, videos, write_report_page
+from tests.kills import ROOT
 from tests.s2robot.html_page import Page
 
-ROOT = Path(__file__).resolve().parents[3]
 EVIL = "<script>alert('1')</script>"
 
 
-def test_every_template_extends_the_frame_or_is_it_and_nothing_is_marked_safe():
+def test_every_template_extends_the_frame_or_is_it_and_a_wheel_holds_them():
     """`|safe` would undo the escaping; only SVG, stylesheets and scripts of ours go in as they are, by page.py."""
     pages = {path.name: path.read_text(encoding="utf-8") for path in TEMPLATES.glob("*.html.j2")}
     assert {"base.html.j2", "macros.html.j2", "report.html.j2"} <= set(pages)
     for name, text in pages.items():
         assert "safe" not in text and "autoescape" not in text, name
         assert name in ("base.html.j2", "macros.html.j2") or '{% extends "base.html.j2" %}' in text
-
-
-def test_a_wheel_holds_the_templates():
-    data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
-        "package-data"
-    ]
-    shipped = {path for pattern in data["s2robot.reporting"] for path in TEMPLATES.parent.glob(pattern)}
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    patterns = setuptools["package-data"]["s2robot.reporting"]
+    shipped = {path for pattern in patterns for path in TEMPLATES.parent.glob(pattern)}
     assert shipped == set(TEMPLATES.iterdir())
 
 
 def test_all_that_a_report_shows_is_escaped_and_nothing_empty_is_shown(tmp_path):
-    folder = tmp_path / EVIL.replace("/", "")
-    folder.mkdir()
-    films = embed(folder, [Film("video-0", EVIL.replace("/", ""), EVIL)], 1000)
-    assert films and not films.names and films.omitted[0][1] == "the file is not there"
+    films, shown = videos(tmp_path, [("video-0", EVIL.replace("/", ""), EVIL)], 1000)
+    assert not shown and films[2][0][1] == "the file is not there"
     blocks = [
         ("facts", [(EVIL, EVIL)]), ("text", EVIL), ("note", EVIL), ("bullets", [EVIL]), ("code", EVIL), ("commands", EVIL, [EVIL]),
         ("table", [EVIL], [[EVIL], [[EVIL, EVIL]]], 1), ("settings", EVIL, [(EVIL, [EVIL])]), ("bars", EVIL, [(EVIL, 1.0)], 1.0, True),
-        ("videos", films), ("scale", 1.0, 2.0, 3.0), None,
+        films, ("scale", 1.0, 2.0, 3.0), None,
     ]  # fmt: skip
     sections = [Section(EVIL, blocks, "wide"), Section("empty", [None])]
-    page = Page(write_report_page(folder / "report.html", EVIL, [("headline", EVIL, EVIL)], sections))
-    assert "script" not in page.tags and page.text.count(EVIL) == 21
-    assert (
-        "--vermillion: #d55e00" in page.source and "@media print" in page.source and "empty" not in page.text
-    )
+    page = Page(write_report_page(tmp_path / "report.html", EVIL, [("headline", EVIL, EVIL)], sections))
+    assert "script" not in page.tags and page.text.count(EVIL) == 21 and "empty" not in page.text
+    assert "--vermillion: #d55e00" in page.source and "@media print" in page.source
     with pytest.raises(UndefinedError):  # a macro that does not exist
-        write_report_page(folder / "other.html", EVIL, [("poem", EVIL)], [])
-    assert [path.name for path in folder.iterdir()] == ["report.html"]
+        write_report_page(tmp_path / "other.html", EVIL, [("poem", EVIL)], [])
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    for path in ("/etc/passwd", "../other/videos/a.mp4"):
+        with pytest.raises(UserError, match="film: expected a path inside"):
+            videos(tmp_path, [("film", path, "")], 1000)
 
 
 def test_numbers_and_settings_as_people_read_them():

@@ -1,45 +1,54 @@
-"""Plots: any numbers make a picture, at odd counts, and marks lie where the numbers say."""
+"""Plots: marks lie where the numbers say, SVG follows the page's colours, and the caller's settings stay."""
 
 import xml.etree.ElementTree as ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
 
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.task import Group
 from s2robot.reporting.plots import Line, Panel, Row, curves, intervals, layouts, mark_size
-from s2robot.reporting.style import figure_svg
+from s2robot.reporting.style import BLUE, VERMILLION, figure_svg, save_figure
 
 RECORD = {"cube_xy": [-0.10, 0.15], "cube_yaw": 0.0}
 
 
-def test_curves_share_a_legend_and_zero_has_no_logarithm():
+def test_curves_share_a_legend_and_zero_has_no_logarithm(tmp_path):
+    before = dict(matplotlib.rcParams)
     lines = [
         Line([1, 2, 3], [4.0, 2.0, 1.0], "a"),
-        Line([1], [3.0], "b", low=[2.0], high=[4.0], style={"ls": "none"}),
+        Line([1], [3.0], "b", VERMILLION, low=[2.0], high=[4.0], style={"ls": "none"}),
     ]
     zero = Line([1, 2], [0.0, 1.0], "a", low=[0.0, 0.5], high=[0.5, 1.0])
-    figure = curves([Panel("loss", lines, log="y"), Panel("zero", [zero], log="xy"), Panel("none", [])], 2)
+    panels = [Panel("loss", lines, log="y"), Panel("zero", [zero], log="xy"), Panel("none", [])]
+    figure = curves(panels, 2)
     first, second, *_ = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
     assert (first.get_yscale(), second.get_yscale(), second.get_xscale()) == ("log", "linear", "log")
     assert first.lines[0].get_xydata().tolist() == [[1, 4], [2, 2], [3, 1]]
     assert not figure.axes[3].axison
-    ElementTree.fromstring(figure_svg(figure, "curves"))
+    svgs = [figure_svg(curves(panels), name) for name in "aba"]
+    assert svgs[0] == svgs[2] and "currentColor" in svgs[0] and "#010203" not in svgs[0]
+    assert "var(--blue" in svgs[0] and "var(--vermillion" in svgs[0]
+    ids = [{e.get("id") for e in ElementTree.fromstring(svg).iter()} for svg in svgs[:2]]
+    assert ids[0] & ids[1] == {None}
+    save_figure(figure, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.width > 800
+    assert [p.name for p in tmp_path.iterdir()] == ["curves.png"] and dict(matplotlib.rcParams) == before
 
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_layouts_show_every_record_once(count):
     groups = [
-        Group([RECORD] * 3, "good", "o", "#0072b2", mark_size(3)),
-        Group([RECORD], "bad", "X", "#d55e00", 20.0),
+        Group([RECORD] * 3, "good", "o", BLUE, mark_size(3)),
+        Group([RECORD], "bad", "X", VERMILLION, 20.0),
     ]
-    figure = layouts(
-        [("title", groups)] * count, CubePickConfig, {}, [("good", "o", "#0072b2")] if count > 1 else ()
-    )
+    figure = layouts([("", groups)] * count, CubePickConfig, {}, [("good", "o", BLUE)] if count > 1 else ())
     drawn = [sum(len(np.asarray(c.get_offsets())) for c in axes.collections) for axes in figure.axes]
     assert drawn[:count] == [4] * count
-    ElementTree.fromstring(figure_svg(figure, "layouts"))
 
 
 def test_an_interval_a_row():
