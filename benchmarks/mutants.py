@@ -40,7 +40,7 @@ MODULES: dict[str, tuple[str, list[str]]] = {  # name -> file, its tests (those 
     "normalise": ("policies/normalise.py", ["tests/policies/test_normalise.py", "tests/policies/test_policy.py"]),
     "pooling": ("policies/pooling.py", ["tests/policies/test_pooling.py"]),
     "actor": ("policies/actor.py", ["tests/policies/test_actor.py"]),
-    "loop": ("s2robot/training/loop.py", ["tests/s2robot/training/test_parts.py"]),
+    "loop": ("s2robot/training/loop.py", ["tests/s2robot/training/test_loop.py"]),
     "paired": ("s2robot/comparison/paired.py", [f"{COMPARISON}/test_paired.py"]),
     "statistics": ("s2robot/comparison/statistics.py", [f"{COMPARISON}/test_statistics.py"]),
     "safety": ("envs/real/control/safety.py", [f"{CONTROL}/test_safety.py"]),

@@ -122,19 +122,16 @@ def _report(folder: Path) -> None:
 
 def pretrain(cfg: DictConfig) -> None:
     """`s2robot pretrain`: masked autoencoding, or with `kind` the images for it."""
-    from s2robot.pretraining.objects import ObjectsSettings, make_objects
+    from s2robot.pretraining.pretrain import PretrainSettings
     from s2robot.pretraining.pretrain import pretrain as run_pretraining
-    from s2robot.pretraining.scenes import ScenesSettings, make_scenes
-    from s2robot.pretraining.settings import PretrainSettings
+    from s2robot.pretraining.render import ObjectsSettings, ScenesSettings, make_objects, make_scenes
 
     if cfg.kind == "encoder":
         path = run_pretraining(read_some(PretrainSettings, cfg, ""))
     elif cfg.kind == "scenes":
-        with bar("rendering scenes") as update:
-            path = make_scenes(read(ScenesSettings, cfg.scenes, "scenes"), path_of(cfg, "out"), update)
+        path = make_scenes(read(ScenesSettings, cfg.scenes, "scenes"), path_of(cfg, "out"))
     elif cfg.kind == "objects":
-        with bar("rendering objects") as update:
-            path = make_objects(read(ObjectsSettings, cfg.objects, "objects"), path_of(cfg, "out"), update)
+        path = make_objects(read(ObjectsSettings, cfg.objects, "objects"), path_of(cfg, "out"))
     else:
         raise UserError(f"kind: expected encoder, scenes or objects, got {cfg.kind}")
     if is_first():

@@ -48,7 +48,6 @@ LONG = (
     "s2robot/deployment/test_bench.py",
     "s2robot/deployment/test_record.py",
     "s2robot/training/test_kills_train.py",
-    "s2robot/pretraining/test_kills_pretrain.py",
     "s2robot/comparison/test_report.py",
     "s2robot/pretraining/test_pretrain.py",
     "s2robot/test_examples.py",

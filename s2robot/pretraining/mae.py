@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 
 import torch
 from timm.models.vision_transformer import Block
@@ -24,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s2robot.backbones.vit import MVPViT, sincos_2d
-from s2robot.core.errors import UserError
 from s2robot.s2.pyramid import resize
 
 
@@ -71,26 +69,10 @@ class MAE(nn.Module):
         scales: Sequence[int] = (1,),
     ) -> None:
         super().__init__()
-        spec = vit.spec
-        if decoder_dim % 4 or decoder_dim % decoder_heads:
-            raise UserError(
-                f"pretrain.decoder.dim: expected a multiple of 4 and of {decoder_heads} (heads), got {decoder_dim}"
-            )
-        self.scales = tuple(int(scale) for scale in scales)
-        nested = all(b % a == 0 and b > a for a, b in pairwise(self.scales))
-        if self.scales[:1] != (1,) or not nested or spec.grid % self.scales[-1]:
-            raise UserError(
-                f"pretrain.scales: expected 1 first, each a divisor of the next, the last of the encoder's grid "
-                f"{spec.grid}, got {list(scales)}"
-            )
+        spec, self.scales = vit.spec, tuple(scales)
         self.patches = spec.grid**2
         self.blocks = self.scales[-1] ** 2  # tiles of the largest scale, each with as many visible cells
         self.visible = int(self.patches * (1 - mask_ratio))
-        if not 1 <= self.visible < self.patches or self.visible % self.blocks:
-            raise UserError(
-                f"pretrain.mask_ratio: expected a multiple of {self.blocks} visible patches from 1 to {self.patches - 1}, "
-                f"got {mask_ratio}, which leaves {self.visible}"
-            )
         self.vit = vit
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.decoder_embed = nn.Linear(spec.dim * len(self.scales), decoder_dim)
@@ -126,23 +108,19 @@ class MAE(nn.Module):
         Drawn on the CPU, so that every device hides the same cells.
         """
         noise = torch.rand(batch, self.patches, generator=generator)
-        if self.blocks > 1:  # rank the cells within their tile; the first ranks of all tiles are kept
-            block = self.get_buffer(f"block_{self.scales[-1]}").cpu()
-            by_block = (noise + block).argsort(dim=1)  # (B, N), tile by tile
-            rank = torch.arange(self.patches) % (self.patches // self.blocks)
-            noise = torch.empty_like(noise).scatter(1, by_block, rank.to(noise).expand(batch, -1))
-            order = noise.argsort(dim=1, stable=True)
-        else:
-            order = noise.argsort(dim=1)
+        # rank the cells within their tile; the first ranks of all tiles are kept
+        by_block = (noise + self.get_buffer(f"block_{self.scales[-1]}").cpu()).argsort(
+            dim=1
+        )  # (B, N), tile by tile
+        rank = torch.arange(self.patches) % (self.patches // self.blocks)
+        noise = torch.empty_like(noise).scatter(1, by_block, rank.to(noise).expand(batch, -1))
+        order = noise.argsort(dim=1, stable=True)
         keep = order[:, : self.visible].sort(dim=1).values
         return keep, order[:, self.visible :].sort(dim=1).values
 
     def cells(self, images: Tensor) -> list[Tensor]:
         """Return for every scale s the patches over each cell of the base grid, (B, N, s * s, P)."""
         spec = self.vit.spec
-        side = spec.img_size * self.scales[-1]
-        if images.shape[-2:] != (side, side):
-            raise UserError(f"images: expected {side} px a side, got {tuple(images.shape[-2:])}")
         out = []
         for scale in self.scales:
             level = resize(images, spec.img_size * scale)

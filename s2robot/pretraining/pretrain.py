@@ -14,57 +14,104 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import lightning_fabric
 import torch
 from lightning_fabric import Fabric
+from PIL import Image
+from pydantic import model_validator
 from timm.models.vision_transformer import Attention
 from torch import Tensor
+from torch.nn import functional as F
 
 from s2robot.backbones.device import moved
-from s2robot.backbones.vit import MVPViT, save_encoder
-from s2robot.core.errors import UserError
+from s2robot.backbones.facts import IMAGENET
+from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.core.progress import bar
+from s2robot.core.settings import from_yaml, invalid
 from s2robot.encoders.encoder import DTYPES
-from s2robot.pretraining.crops import make_batch, normalise, save_reconstruction
 from s2robot.pretraining.frames import FrameBank
 from s2robot.pretraining.mae import MAE
-from s2robot.pretraining.settings import PretrainSettings
 from s2robot.training.loggers import Loggers
 from s2robot.training.loop import Learner, cosine_with_warm_up, parameter_groups
-from s2robot.training.processes import check_shares, launch, mean_of_all, training_in
-from s2robot.training.run import Run
+from s2robot.training.run import Run, launch, mean_of_all
+from s2robot.training.settings import Machine
 
 # a checkpoint with another value of one of these belongs to another run
-_DECIDING = ("encoder", "decoder", "scales", "batch_size", "mask_ratio", "weight_decay", "crop", "flip", "jitter",
-             "seed", "precision")  # fmt: skip
+_DECIDING = ("encoder", "decoder_dim", "decoder_depth", "decoder_heads", "scales", "batch_size", "mask_ratio",
+             "weight_decay", "crop", "ratio", "flip", "jitter", "seed", "precision")  # fmt: skip
 _RECIPE = (*_DECIDING, "lr", "warmup_steps", "store")
-Update = Callable[[int, int, str], None]
+_MEAN, _STD = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
 
 
-def pretrain(settings: PretrainSettings, progress: bool = True) -> Path:
+class PretrainSettings(Machine, at="pretrain", file="pretrain/default"):
+    """One masked pre-training."""
+
+    data: str
+    out: str
+    encoder: ViTSpec = from_yaml()
+    decoder_dim: int = from_yaml(ge=1)
+    decoder_depth: int = from_yaml(ge=1)
+    decoder_heads: int = from_yaml(ge=1)
+    scales: tuple[int, ...] = from_yaml(min_length=1)
+    every: int = from_yaml(ge=1)
+    batch_size: int = from_yaml(ge=1)
+    steps: int = from_yaml(ge=1)
+    lr: float = from_yaml(gt=0)
+    warmup_steps: int = from_yaml(ge=0)
+    weight_decay: float = from_yaml(ge=0)
+    mask_ratio: float = from_yaml(ge=0, le=1)
+    crop: tuple[float, float] = from_yaml()
+    ratio: tuple[float, float] = from_yaml()
+    flip: float = from_yaml(ge=0, le=1)
+    jitter: float = from_yaml(ge=0, le=1)
+    seed: int = from_yaml(ge=0)
+    store: Literal["float32", "bfloat16"] = from_yaml()
+    checkpoint_every: int = from_yaml(ge=1)
+    picture_every: int = from_yaml(ge=1)
+    log_every: int = from_yaml(ge=1)
+    resume: bool = from_yaml()
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        grid, scales, heads = self.encoder.grid, self.scales, self.decoder_heads
+        nested = scales[0] == 1 and all(b % a == 0 and b > a for a, b in pairwise(scales))
+        blocks, visible = scales[-1] ** 2, int(grid**2 * (1 - self.mask_ratio))
+        for key, fits, expected in (
+            ("crop", 0 < self.crop[0] <= self.crop[1], "0 < least <= largest"),
+            ("ratio", 0 < self.ratio[0] <= self.ratio[1], "0 < least <= largest"),
+            ("decoder_dim", self.decoder_dim % math.lcm(4, heads) == 0, f"a multiple of 4 and of {heads} (heads)"),
+            ("scales", nested and grid % scales[-1] == 0,
+             f"1 first, each a divisor of the next, the last of the encoder's grid {grid}"),
+            ("mask_ratio", 1 <= visible < grid**2 and visible % blocks == 0,
+             f"a multiple of {blocks} visible patches from 1 to {grid**2 - 1}"),
+        ):  # fmt: skip
+            if not fits:
+                raise invalid(key, expected, getattr(self, key))
+        return self
+
+
+def pretrain(settings: PretrainSettings) -> Path:
     """Run or resume a pre-training; returns the path of the encoder, `out`/encoder.safetensors.
 
     Every checkpoint also writes the encoder. Raises UserError for unreadable data, a checkpoint of another run, another
-    pre-training in `out`, a loss that is not finite, a full disk and the end of one of several processes.
+    pre-training in `out`, a loss that is not finite and the end of one of several processes.
     """
     fabric = launch(settings, "pretrain")
-    progress = progress and fabric.is_global_zero
-    bank = FrameBank(settings.data, every=settings.every, progress=progress)
+    bank = FrameBank(settings.data, every=settings.every)
     fabric.seed_everything(settings.seed, verbose=False)
-    decoder = settings.decoder
-    sizes = (decoder.dim, decoder.depth, decoder.heads)
+    sizes = (settings.decoder_dim, settings.decoder_depth, settings.decoder_heads)
     mae = MAE(MVPViT(settings.encoder), *sizes, settings.mask_ratio, settings.scales)
     if fabric.device.type == "cpu":
         for module in mae.modules():
             if isinstance(module, Attention):
                 module.fused_attn = False  # slow on a CPU with few tokens: a third of a step
     with (
-        training_in(Path(settings.out), fabric, "pretrain"),
         ThreadPoolExecutor(torch.get_num_threads()) as pool,
-        bar("pre-training") if progress else nullcontext(lambda *args: None) as update,
+        bar("pre-training") if fabric.is_global_zero else nullcontext(lambda *args: None) as update,
     ):
         _Run(settings, bank, mae, fabric, pool, update).run()
     return Path(settings.out) / "encoder.safetensors"
@@ -73,7 +120,8 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> Path:
 class _Run(Run):
     """The steps of one pre-training: batches, scalars, reconstructions and the encoder."""
 
-    state_file = "checkpoint.pt"
+    verb, state_file = "pretrain", "checkpoint.pt"
+    settings: PretrainSettings
 
     def __init__(
         self,
@@ -82,36 +130,26 @@ class _Run(Run):
         mae: MAE,
         fabric: Fabric,
         pool: ThreadPoolExecutor,
-        update: Update,
+        update: Callable[[int, int, str], None],
     ) -> None:
-        self.settings, self.bank, self.mae, self.pool, self.update = settings, bank, mae, pool, update
+        self.bank, self.mae, self.pool, self.update = bank, mae, pool, update
         groups = parameter_groups(mae, settings.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
-        learner = Learner(
-            fabric,
-            mae,
-            optimizer,
-            lambda step: cosine_with_warm_up(step, settings.steps, settings.warmup_steps),
-        )
+        rate = lambda step: cosine_with_warm_up(step, settings.steps, settings.warmup_steps)  # noqa: E731
+        learner = Learner(fabric, mae, optimizer, rate)
         identity = settings.model_dump(include=set(_DECIDING))
         identity |= {"processes": fabric.world_size, "pictures": bank.describe()}
-        super().__init__(fabric, learner, settings.steps, Path(settings.out), identity)
+        super().__init__(fabric, learner, settings, settings.batch_size, Path(settings.out), identity)
         self.loss: float | None = None  # running mean
         self.images = torch.empty(0)
         self.ahead: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}  # batches that were drawn early
-        check_shares(fabric, "pretrain.batch_size", settings.batch_size, settings.batch_size)
-        self.share = settings.batch_size // fabric.world_size
         self.start = self.tick = time.monotonic()
         self.ticked, self.data_seconds, self.saved = 0, 0.0, -1
 
-    def resume(self) -> None:
-        elapsed = 0.0  # s, of earlier runs
-        if self.state_path.is_file():
-            if not self.settings.resume:
-                raise UserError(f"{self.state_path} exists: set resume=true or choose another out")
-            state = self.load_state()
-            elapsed, self.loss = state["seconds"], state["loss"]
-        self.start, self.ticked = time.monotonic() - elapsed, self.learner.step
+    def begin(self, state: dict[str, Any] | None) -> None:
+        if state:
+            self.start, self.loss = time.monotonic() - state["seconds"], state["loss"]
+        self.ticked = self.learner.step
         if self.fabric.is_global_zero:
             self.loggers = Loggers(("tensorboard",), self.out, self.learner.step)
 
@@ -124,11 +162,12 @@ class _Run(Run):
     def _draw(self, step: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Draw the crops and masks of a step, for all processes together."""
         clock, settings, rank = time.monotonic(), self.settings, self.fabric.global_rank
-        whole, mine = settings.batch_size, slice(rank * self.share, (rank + 1) * self.share)
+        each = settings.batch_size // self.fabric.world_size
+        mine = slice(rank * each, (rank + 1) * each)
         generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * 1024)
         crops = make_batch(self.bank, settings, generator, self.pool, mine)
-        images = normalise(crops, settings.jitter, generator, whole, mine)
-        keep, hidden = self.mae.draw_mask(whole, generator)
+        images = normalise(crops, settings.jitter, generator, settings.batch_size, mine)
+        keep, hidden = self.mae.draw_mask(settings.batch_size, generator)
         self.data_seconds += time.monotonic() - clock
         return images, (keep[mine], hidden[mine])
 
@@ -138,10 +177,7 @@ class _Run(Run):
         if self.fabric.device.type == "cuda" and step < settings.steps:
             self.ahead[step] = self._draw(step)  # while the GPU still computes
         value = mean_of_all(self.fabric, loss).item()
-        if not math.isfinite(value):
-            raise UserError(
-                f"the loss is {value} at step {step}; {self.state_path} is intact; lower lr {settings.lr}"
-            )
+        self.check_loss(value, settings.lr)
         self.loss = value if self.loss is None else 0.98 * self.loss + 0.02 * value
         if not self.fabric.is_global_zero:
             return
@@ -162,25 +198,20 @@ class _Run(Run):
         self.tick, self.ticked, self.data_seconds = now, step, 0.0
 
     def save(self) -> None:
-        """Write the encoder, then the state."""
-        seconds, dtype = time.monotonic() - self.start, DTYPES[self.settings.store]
-        save_encoder(self.mae.vit, self.out / "encoder.safetensors", self._recipe(seconds), dtype)
-        self.save_state(seconds=seconds, loss=self.loss)
-        self.saved = self.learner.step
-
-    def _recipe(self, seconds: float) -> dict[str, Any]:
-        """Describe how the encoder was made, for its file."""
-        settings, step = self.settings.model_dump(), self.learner.step
-        return {
-            "recipe": "masked autoencoding (MAE, as in MVP)" + " with S2" * (len(settings["scales"]) > 1),
-            "steps": step,
-            "images_seen": step * settings["batch_size"],
+        """Write the encoder with the description of how it was made, then the state."""
+        self.saved, seconds, settings = self.learner.step, time.monotonic() - self.start, self.settings
+        recipe = {
+            "recipe": "masked autoencoding (MAE, as in MVP)" + " with S2" * (len(settings.scales) > 1),
+            "steps": self.saved,
+            "images_seen": self.saved * settings.batch_size,
             "minutes": round(seconds / 60, 1),
             "loss": self.loss,
             "data": self.bank.describe(),
-            **{key: settings[key] for key in _RECIPE},
+            **settings.model_dump(include=set(_RECIPE), mode="json"),
             "versions": {"torch": torch.__version__, "lightning_fabric": lightning_fabric.__version__},
         }
+        save_encoder(self.mae.vit, self.out / "encoder.safetensors", recipe, DTYPES[settings.store])
+        self.save_state(seconds=seconds, loss=self.loss)
 
     def close(self) -> None:
         """Write the last reconstruction and checkpoint."""
@@ -191,3 +222,73 @@ class _Run(Run):
             if self.saved != self.learner.step:
                 self.save()
         super().close()
+
+
+def crop_box(height: int, width: int, u: Tensor, settings: PretrainSettings) -> tuple[int, int, int, int]:
+    """Map four uniform numbers u to (top, left, height, width) of a crop; side and ratio are log-uniform."""
+    size, aspect, y, x = u.tolist()
+    low, high = map(math.log, settings.crop)
+    side = min(height, width) * math.exp(low + size * (high - low))
+    low, high = map(math.log, settings.ratio)
+    ratio = math.exp(low + aspect * (high - low))
+    w = min(width, round(side * math.sqrt(ratio)))
+    h = min(height, round(side / math.sqrt(ratio)))
+    return round(y * (height - h)), round(x * (width - w)), h, w
+
+
+def make_batch(
+    bank: FrameBank,
+    settings: PretrainSettings,
+    generator: torch.Generator,
+    pool: ThreadPoolExecutor,
+    share: slice = slice(None),
+) -> Tensor:
+    """Return random crops as uint8 (B, 3, S, S), antialiased where they shrink.
+
+    S is the encoder's image size times the largest scale. Crops are drawn for the whole batch, whatever `share` of it
+    is returned.
+    """
+    size, batch = settings.encoder.img_size * max(settings.scales), settings.batch_size
+    rows = torch.randint(len(bank), (batch,), generator=generator).tolist()
+    draws = torch.rand(batch, 5, generator=generator)
+
+    def one(row: int, u: Tensor) -> Tensor:
+        frame = bank[row]
+        y, x, h, w = crop_box(frame.shape[0], frame.shape[1], u[:4], settings)
+        crop = torch.from_numpy(frame[y : y + h, x : x + w].copy())
+        crop = crop.permute(2, 0, 1)[None]  # channels last in memory: torch's fast uint8 path
+        if (h, w) != (size, size):
+            crop = F.interpolate(crop, (size, size), mode="bilinear", antialias=True)
+        return crop.flip(-1) if u[4] < settings.flip else crop
+
+    return torch.cat(list(pool.map(one, rows[share], draws[share])))
+
+
+def normalise(
+    images: Tensor,
+    jitter: float,
+    generator: torch.Generator,
+    whole: int | None = None,
+    share: slice = slice(None),
+) -> Tensor:
+    """Convert uint8 (B, 3, S, S) to float32 in ImageNet's units, after random brightness and contrast.
+
+    whole: the size of the batch, if the images are only a `share` of it.
+    """
+    x = images.contiguous().float().div_(255)
+    if jitter:
+        drawn = torch.rand(2, whole or len(x), 1, 1, 1, generator=generator)[:, share]
+        gain = 1 + jitter * (2 * drawn - 1)
+        mean = x.mean(dim=(1, 2, 3), keepdim=True)
+        x = ((x - mean) * gain[0] + mean * gain[1]).clamp_(0, 1)
+    return x.sub_(_MEAN).div_(_STD)
+
+
+def save_reconstruction(mae: MAE, images: Tensor, path: Path, rows: int = 8) -> None:
+    """Save an image with a row for each input: the input, its visible patches, the reconstruction."""
+    images = images[:rows]
+    masked, filled = mae.picture(images.to(mae.mask_token.device), torch.Generator().manual_seed(0))
+    strip = torch.cat([images, masked.cpu(), filled.cpu()], dim=3)  # (rows, 3, S, 3 * S)
+    strip = strip * _STD + _MEAN
+    sheet = torch.cat(list(strip), dim=1).clamp(0, 1).mul(255).round().byte()  # (3, rows * S, 3 * S)
+    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(path)

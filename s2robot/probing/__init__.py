@@ -41,7 +41,7 @@ def _on_frames(kind: str, node: dict[str, Any], cfg: "DictConfig") -> Any:
 
 def _on_images(kind: str, node: dict[str, Any], cfg: "DictConfig") -> Any:
     from s2robot.core.settings import read
-    from s2robot.pretraining.objects import ObjectsSettings
+    from s2robot.pretraining.render import ObjectsSettings
     from s2robot.probing.memorize import MemorizeSettings, memorize
     from s2robot.probing.scaling import ScalingSettings, scaling
 

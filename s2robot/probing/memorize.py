@@ -26,7 +26,7 @@ from s2robot.core.errors import UserError
 from s2robot.core.files import cache_dir
 from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.pretraining.objects import ObjectsSettings
+from s2robot.pretraining.render import ObjectsSettings
 from s2robot.probing.heads import Classify, stored
 from s2robot.probing.report import Outcome, Point, compare, earlier
 from s2robot.probing.scaling import gather, samples_of

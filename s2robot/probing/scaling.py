@@ -30,7 +30,7 @@ from s2robot.core.settings import Settings, from_yaml, invalid
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.loading import device_of
-from s2robot.pretraining.objects import ObjectsSettings, make_objects
+from s2robot.pretraining.render import ObjectsSettings, make_objects
 from s2robot.probing import heads as fitting
 from s2robot.probing.heads import FIT, TEST, VALIDATE, Classify, Data, Depth, HeadSettings, Segment, Task
 from s2robot.probing.images import Images, Rows, count_labels, encode_images, open_images, truth_rows
@@ -95,8 +95,7 @@ def gather(data: str | None, tasks: Sequence[str], objects: ObjectsSettings, roo
     if data is not None:
         return open_images(Path(data), tasks)
     key = hashlib.sha256(json.dumps(objects.recipe, sort_keys=True).encode()).hexdigest()[:12]
-    with bar("rendering objects") as update:
-        return open_images(make_objects(objects, root / "objects" / key, update), tasks)
+    return open_images(make_objects(objects, root / "objects" / key), tasks)
 
 
 def roles_of(images: Images, settings: ScalingSettings, seed: int) -> np.ndarray:

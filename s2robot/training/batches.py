@@ -20,14 +20,14 @@ _AT_ONCE = 2  # frames that are rounded together: they stay in the processor's c
 
 
 class Batches:
-    """All training data of one process, and batches of windows from it.
+    """Batches of windows; each reads the frames that it shows once, from a memory-mapped cache of any size.
 
-    Features stay in their memory-mapped cache, which may be larger than the memory; a batch reads each frame that it shows
-    once. What a step draws does not depend on how many processes share it.
+    What a step draws does not depend on how many processes share it.
 
     Args:
         every: a batch's windows have targets at every step of their context, which a causal body trains in one pass.
-        product: number format in which a step gives tokens, with their means beside them (the pooling's `token_dtype`).
+        product: number format in which a step returns tokens, with their means (the pooling's `token_dtype`); on the
+            CPU only, since another device does it faster itself.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Batches:
     ):
         self.device, self.every = device, every
         self._mix = store if isinstance(store, Mix) else None
-        self.product = product if device.type == "cpu" else None  # elsewhere the device does it
+        self.product = product if device.type == "cpu" else None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes
             # (M, C, N, D) float16; processes of one machine share the pages of a mapped file
@@ -56,8 +56,8 @@ class Batches:
         if self._mix is not None:
             which = torch.from_numpy(self._mix.member_of(windows.steps))
             found = [(share, torch.nonzero(which == i)[:, 0]) for i, share in enumerate(self._mix.shares)]
-            there = sum(share for share, group in found if len(group))  # a dataset may hold out none
-            self.groups = [(share / there, group) for share, group in found if len(group)]
+            present = sum(share for share, group in found if len(group))  # a dataset may hold out none
+            self.groups = [(share / present, group) for share, group in found if len(group)]
         self._tables = {
             name: torch.from_numpy(np.ascontiguousarray(getattr(windows, name)))
             for name in ("context", "pad", "actions", "action_pad")
@@ -75,9 +75,9 @@ class Batches:
         self, rows: Tensor, every: bool = False, product: torch.dtype | None = None
     ) -> dict[str, Tensor]:
         """Return the batch of these windows, with the keys that ChunkPolicy.loss reads."""
-        context, pad = self._tables["context"][rows], self._tables["pad"][rows]
+        context = self._tables["context"][rows]
         shown, frames = torch.unique(context, return_inverse=True)  # (F,), (B, T)
-        asked, action_pad = self._asked(rows, every)
+        starts, action_pad = self._targets(rows, every)
         past = self.action[context].clone()  # (B, T, A)
         past[:, -1] = 0  # the present step's action is what the policy has to predict
         features = {"features": self.features.index_select(0, shown)} if product is None else None
@@ -86,40 +86,41 @@ class Batches:
             "frames": frames,  # (B, T)
             "proprio": self.proprio[context],  # (B, T, P)
             "past_actions": past,
-            "pad": pad,  # (B, T)
-            "actions": self._tables["actions"][asked],  # (B, K, A), or (B, T, K, A) at every step
+            "pad": self._tables["pad"][rows],  # (B, T)
+            "actions": self._tables["actions"][starts],  # (B, K, A), or (B, T, K, A) at every step
             "action_pad": action_pad,  # (B, K), or (B, T, K)
         }
         return {name: moved(value, self.device) for name, value in batch.items()}
 
-    def _asked(self, rows: Tensor, every: bool) -> tuple[Tensor, Tensor]:
-        """Return the windows of the targets (B,), or at every step (B, T), and which of their steps count nothing."""
+    def _targets(self, rows: Tensor, every: bool) -> tuple[Tensor, Tensor]:
+        """Return the windows of the targets (B,), or at every step (B, T), and which of their steps do not count."""
         if not every:
             return rows, self._tables["action_pad"][rows]
-        asked = self._window_at[self._tables["context"][rows]]
-        known = (asked >= 0) & ~self._tables["pad"][rows]
-        return asked, self._tables["action_pad"][asked] | ~known[..., None]
+        starts = self._window_at[self._tables["context"][rows]]
+        known = (starts >= 0) & ~self._tables["pad"][rows]
+        return starts, self._tables["action_pad"][starts] | ~known[..., None]
 
     def step(self, step: int, size: int, seed: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
         """Return this process's share of a step's `size` targets: shuffled epochs, end to end; see `mixed`.
 
-        With several processes, `target_counts` (K,), or (T, K) at every step, is the mean number of targets of a process at each place
-        of a chunk, so that the mean of their losses is the loss of the whole.
+        With several processes, `target_counts` (K,), or (T, K) at every step, is the mean number of targets of a
+        process at each place of a chunk, so that the mean of their losses is the loss of the whole.
         """
         size = self.windows_of(size)
         places = range(step * size, (step + 1) * size)
         drawn = shuffled(self.count, seed, places) if self._mix is None else mixed(self.groups, seed, places)
         batch = self.take(drawn[rank * size // world : (rank + 1) * size // world], self.every, self.product)
         if world > 1:
-            batch["target_counts"] = moved((~self._asked(drawn, self.every)[1]).sum(0) / world, self.device)
+            counts = (~self._targets(drawn, self.every)[1]).sum(0) / world
+            batch["target_counts"] = moved(counts, self.device)
         return batch
 
     def windows_of(self, size: int) -> int:
-        """Windows in a batch of so many targets."""
+        """Return the number of windows in a batch of `size` targets."""
         return max(1, size // self._tables["context"].shape[1]) if self.every else size
 
     def _rounded(self, shown: Tensor, product: torch.dtype | None) -> dict[str, Tensor]:
-        """Features (F, C, N, D) in another number format, contiguous per camera, and their means (F, C, D)."""
+        """Return features (F, C, N, D) in another number format, contiguous per camera, and their means (F, C, D)."""
         c, n, d = self.features.shape[1:]
         features = torch.empty(c, len(shown), n, d, dtype=product).transpose(0, 1)  # (F, C, N, D)
         means, kept = torch.empty(len(shown), c, d), torch.empty(_AT_ONCE, c, n, d)
@@ -144,7 +145,7 @@ def _shuffle(count: int, seed: int) -> Tensor:
 
 
 def mixed(groups: Sequence[tuple[float, Tensor]], seed: int, places: Sequence[int]) -> Tensor:
-    """Return these places of an endless row of windows, of which each group has its share in every epoch.
+    """Return these places of an endless row of windows in which each group has its share of every epoch.
 
     An epoch is as long as all windows together, rounded so that no group is missing. A window is drawn again when all others
     of its group were; the order is shuffled.

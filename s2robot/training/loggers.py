@@ -18,7 +18,6 @@ from lightning_fabric.loggers import Logger, TensorBoardLogger
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import read_json, write_json
-from s2robot.training.settings import SERVICES
 
 
 class Loggers:
@@ -34,14 +33,22 @@ class Loggers:
         for name in names:
             if name == "tensorboard":
                 self._loggers[name] = TensorBoardLogger(out, name="", version="", purge_step=done + 1)
-            else:
-                self._loggers[name] = self._service(name, out, about or {})
+                continue
+            sent = self._sent.setdefault(name, {"run": None, "step": 0})
+            try:
+                self._loggers[name], sent["run"] = (_wandb if name == "wandb" else _mlflow)(out, sent["run"])
+                self._loggers[name].log_hyperparams(dict(about or {}))
+            except (
+                Exception
+            ) as error:  # each service has kinds of its own: no account, no network, no such run
+                raise UserError(f"train.loggers: {name}: {' '.join(str(error).split())}") from error
+            write_json(self._file, self._sent)
 
     def write(self, row: Mapping[str, float]) -> None:
         """Log a row of metrics, which has its `step`."""
         step = int(row["step"])
         for name, logger in self._loggers.items():
-            if name in SERVICES:
+            if name in self._sent:
                 if step <= self._sent[name]["step"]:
                     continue
                 self._sent[name]["step"] = step
@@ -53,17 +60,6 @@ class Loggers:
             logger.finalize("success")
             if name == "wandb":  # or the next training of this process would write into the same run
                 logger.experiment.finish()  # type: ignore[attr-defined]
-
-    def _service(self, name: str, out: Path, about: Mapping[str, Any]) -> Logger:
-        """Open a new run at a service, or the one that an earlier process began."""
-        sent = self._sent.setdefault(name, {"run": None, "step": 0})
-        try:
-            logger, sent["run"] = (_wandb if name == "wandb" else _mlflow)(out, sent["run"])
-            logger.log_hyperparams(dict(about))
-        except Exception as error:  # each service has kinds of its own: no account, no network, no such run
-            raise UserError(f"train.loggers: {name}: {' '.join(str(error).split())}") from error
-        write_json(self._file, self._sent)
-        return logger
 
 
 def _wandb(out: Path, run: str | None) -> tuple[Logger, str]:

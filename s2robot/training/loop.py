@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 
@@ -31,7 +30,7 @@ def cosine_with_warm_up(step: int, steps: int, warmup: int) -> float:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split trained parameters: weight decay for the weights of layers alone, which multiply what comes in.
+    """Split the trained parameters: weight decay for the weights of layers alone, which multiply their input.
 
     Biases, norms, temperatures, and the tables and tokens of places and queries have no reason to be small.
     """
@@ -46,7 +45,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """Average the weights over the steps; `.module` is the model with them.
 
-    After step i (from 0) the average moves 1 - min(decay, (1 + i) / (10 + i)) of the way to the new weights, as
+    After step i (from 0) the average moves 1 - min(decay, (1 + i) / (10 + i)) of the way to the new weights, as in
     TensorFlow's ExponentialMovingAverage. With decay 0 it is the model itself.
     """
 
@@ -60,7 +59,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
 
 
 @contextmanager
-def products_in(dtype: torch.dtype) -> Iterator[None]:
+def _products_in(dtype: torch.dtype) -> Iterator[None]:
     """With bfloat16, round float32 matrices to it when they are multiplied; sums stay float32."""
     before = torch.get_float32_matmul_precision()
     if dtype == torch.bfloat16:
@@ -91,32 +90,26 @@ class Learner:
         product: torch.dtype = torch.float32,
     ) -> None:
         self.fabric, self.grad_clip, self.step, self.product = fabric, grad_clip, 0, product
-        self.grad_norm: Tensor | None = None  # of the step done last, before clipping
+        self.grad_norm: Tensor | None = None  # of the last step, before clipping
         self._bare, self._optimizer, self._rate = model, optimizer, rate
         self._peaks = [group["lr"] for group in optimizer.param_groups]
-        self._start()
+        self.lr = 0.0  # of the last step, of the first group
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.average: AveragedModel | None = None if decay is None else averaged(model, decay)
 
-    def _start(self) -> None:
-        """Schedule from `step` on; the rate at a step depends on nothing before it."""
-        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
-            group["initial_lr"] = peak
-        self._schedule = LambdaLR(self._optimizer, self._rate, last_epoch=self.step - 1)
-        self.lr = float(self._optimizer.param_groups[0]["lr"])  # of the step done last
-
     def update(self, *batch: Any) -> tuple[Tensor, Any]:
         """Do one gradient step; return the loss, and what else the model returned."""
-        with products_in(self.product):
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * self._rate(self.step)
+        self.lr = float(self._optimizer.param_groups[0]["lr"])
+        with _products_in(self.product):
             loss, *rest = self.model(*batch)
             self.fabric.backward(loss)
         if self.grad_clip:
             self.grad_norm = self._clip(self.grad_clip).detach()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.lr = float(self._optimizer.param_groups[0]["lr"])
         self.step += 1
-        self._schedule.step()
         if self.average is not None:
             self.average.update_parameters(self._bare)
         return loss.detach(), rest
@@ -129,7 +122,7 @@ class Learner:
             )
             assert norm is not None
             return norm
-        # torch multiplies by 1 where nothing is to be clipped, so as not to wait for a GPU; here that costs a pass over memory
+        # Fabric would multiply by 1 where nothing is to be clipped, which costs a pass over memory on a CPU
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not most / (norm.item() + 1e-5) >= 1:
@@ -137,7 +130,7 @@ class Learner:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on besides their batches."""
+        """Return everything that the next steps depend on besides their batches."""
         state = {
             "model": self._bare.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -153,7 +146,6 @@ class Learner:
             self.average.load_state_dict(state["average"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.step = state["step"]
-        self._start()
 
 
 class _WithLoss(nn.Module):

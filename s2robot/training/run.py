@@ -1,7 +1,10 @@
-"""A training in a folder: resume from the state there, step, log, save, and stop between two steps.
+"""A training in a folder: start its processes, resume from the state there, step, log, save, stop between two steps.
 
-The state is one file, which appears whole or not at all. It is written last, after all that stands for the same step
+The state is one file, which appears whole or not at all. It is written last, after all that belongs to the same step
 (checkpoint, metrics), so a kill leaves it behind them, never ahead, and resuming writes them again.
+
+Lightning Fabric's processes all run the whole command: the first one comes to `launch`, which starts the others, and they
+come to the same place. Before that, `s2robot.core.run_folder.is_first()` says which one is the first.
 """
 
 import io
@@ -19,41 +22,128 @@ from torch import Tensor
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import replacing
+from s2robot.core.run_folder import locked
 from s2robot.core.timing import span
 from s2robot.training.loggers import Loggers
 from s2robot.training.loop import Learner
+from s2robot.training.settings import Machine
+
+
+def launch(machine: Machine, where: str) -> Fabric:
+    """Return Fabric with its processes started; UserError for a device, strategy or precision that is not there."""
+    try:
+        fabric = Fabric(
+            accelerator=machine.accelerator,
+            devices=machine.devices,
+            num_nodes=machine.num_nodes,
+            strategy=machine.strategy,
+            precision=precision_of(machine),  # type: ignore[arg-type]  # Fabric names those that it knows
+        )
+        fabric.launch()
+        if machine.threads:
+            torch.set_num_threads(machine.threads)
+    except (ValueError, RuntimeError, ImportError, TypeError) as error:  # of whatever a strategy needs
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+    return fabric
+
+
+def precision_of(machine: Machine) -> str:
+    """Return Fabric's name of the precision; `auto` is bf16-mixed on a GPU that has bfloat16, else 32-true."""
+    if machine.precision != "auto":
+        return machine.precision
+    # what a GPU emulates is slower than float32
+    fast = _on_gpu(machine) and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if fast else "32-true"
+
+
+def _on_gpu(machine: Machine) -> bool:
+    return machine.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+
+
+def product_of(machine: Machine) -> torch.dtype:
+    """Return the number format in which a step multiplies matrices: with `auto`, bfloat16 where the processor has it."""
+    auto = machine.precision == "auto" and not _on_gpu(machine) and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if auto or precision_of(machine).startswith("bf16") else torch.float32
+
+
+def mean_of_all(fabric: Fabric, value: Tensor) -> Tensor:
+    """Return the mean over all processes."""
+    return value if fabric.world_size == 1 else fabric.all_reduce(value, reduce_op="mean")  # type: ignore[return-value]
 
 
 class Run:
-    """The steps of a training; subclasses say what a batch is, and what is logged and saved."""
+    """The steps of a training; subclasses define what a batch is, and what is logged and saved.
 
+    Args:
+        settings: of the machine, with `steps`, `batch_size` and `resume`.
+        size: what a step divides among the processes, which all get as much.
+        identity: the settings and data that decide the result; a state with others is rejected.
+    """
+
+    verb: ClassVar[str]
     state_file: ClassVar[str]
 
     def __init__(
-        self, fabric: Fabric, learner: Learner, steps: int, out: Path, identity: Mapping[str, Any]
+        self,
+        fabric: Fabric,
+        learner: Learner,
+        settings: Any,
+        size: int,
+        out: Path,
+        identity: Mapping[str, Any],
     ) -> None:
-        """identity: the settings and data that decide the result; a state with others is rejected."""
-        self.fabric, self.learner, self.steps, self.out = fabric, learner, steps, out
+        if size % fabric.world_size:
+            raise UserError(
+                f"{self.verb}.batch_size: expected a multiple of {fabric.world_size} a step for as many processes, "
+                f"got {size}"
+            )
+        self.fabric, self.learner, self.settings, self.out = fabric, learner, settings, out
+        self.steps: int = settings.steps
         self.identity = dict(identity)
+        self.state_path = out / self.state_file
         self.loggers: Loggers | None = None  # of the process that writes
         self._in_step = self._stopped = False
 
     def run(self) -> None:
-        """Do the steps that are left. A process alone saves its state on Ctrl-C and SIGTERM before it ends."""
-        self.resume()
-        with self._signals() if self.fabric.world_size == 1 else nullcontext():
-            while self.learner.step < self.steps:
-                with span("step", step=self.learner.step):
-                    self._in_step = True
-                    with span("batch"):
-                        given = self.batch(self.learner.step)
-                    loss, rest = self.learner.update(*given)
-                    self._in_step = False
-                    self.after(loss, rest)
-                if self._stopped:
-                    self.save()
-                    raise KeyboardInterrupt
+        """Do the steps that are left, in a folder that is locked against a second training.
+
+        A process alone saves its state on Ctrl-C and SIGTERM before it ends; the loss of one of several is one line.
+        """
+        first, world = self.fabric.is_global_zero, self.fabric.world_size
+        with locked(self.out) if first else nullcontext(), self._signals() if world == 1 else nullcontext():
+            try:
+                self._run()
+            except RuntimeError as error:
+                words = ("gloo", "nccl", "connection")
+                lost = isinstance(error, torch.distributed.DistError) or any(
+                    w in str(error).lower() for w in words
+                )
+                if world == 1 or not lost:
+                    raise
+                raise UserError(
+                    f"{self.verb}: process {self.fabric.global_rank + 1} of {world} lost another, which was killed or "
+                    "says in a line of its own why it ended; the same command resumes from the last state"
+                ) from error
+
+    def _run(self) -> None:
+        resumes = self.settings.resume and self.state_path.exists()
+        self.begin(self._load_state() if resumes else None)
+        while self.learner.step < self.steps:
+            with span("step", step=self.learner.step):
+                self._in_step = True
+                with span("batch"):
+                    given = self.batch(self.learner.step)
+                loss, rest = self.learner.update(*given)
+                self._in_step = False
+                self.after(loss, rest)
+            if self._stopped:
+                self.save()
+                raise KeyboardInterrupt
         self.close()
+
+    def begin(self, state: dict[str, Any] | None) -> None:
+        """Take over what `save_state` stored, or start over, and open the loggers."""
+        raise NotImplementedError
 
     def batch(self, step: int) -> tuple:
         """Return the model's arguments at a step."""
@@ -63,12 +153,8 @@ class Run:
         """Log and save what is due after a step, given its loss and what else the model returned."""
         raise NotImplementedError
 
-    def resume(self) -> None:
-        """Load the state in the folder, if there is one, and open the loggers."""
-        raise NotImplementedError
-
     def save(self) -> None:
-        """Save what stands for this step, the state last."""
+        """Save what belongs to this step, the state last."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -76,16 +162,8 @@ class Run:
             self.loggers.close()
         self.fabric.barrier()
 
-    @property
-    def state_path(self) -> Path:
-        return self.out / self.state_file
-
-    def load_state(self) -> dict[str, Any]:
-        """Return the state in the folder and put the learner into it.
-
-        Raises:
-            UserError: a file that cannot be read, or of a run with other settings, data or encoder.
-        """
+    def _load_state(self) -> dict[str, Any]:
+        """Return the state in the folder and put the learner into it."""
         path = self.state_path
         try:
             state = torch.load(path, map_location=self.fabric.device, weights_only=True)
@@ -110,6 +188,12 @@ class Run:
             file.write(whole.getbuffer())
             file.flush()
             os.fsync(file.fileno())  # whole before it gets its name, also after a power cut
+
+    def check_loss(self, value: float, lr: float) -> None:
+        """Raise UserError for a loss that is not finite; nothing of its step is saved."""
+        if not abs(value) < float("inf"):
+            step = self.learner.step
+            raise UserError(f"{self.verb}: the loss is {value} at step {step}; lower {self.verb}.lr ({lr})")
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -139,9 +223,4 @@ def first_difference(key: str, was: Any, now: Any, free: Collection[str] = ()) -
         each = (first_difference(f"{key}.{k}", was.get(k), now.get(k), free) for k in {**was, **now})
         return next(filter(None, each), "")
     was, now = (list(value) if isinstance(value, tuple) else value for value in (was, now))
-    return "" if was == now else f"made with {key} {_short(was)}, this run has {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
+    return "" if was == now else f"made with {key} {was!s:.40}, this run has {now!s:.40}"

@@ -4,7 +4,6 @@ settings = read(TrainSettings, cfg.train)         # s2robot.core.settings
 TrainSettings(steps=500).batch_size               # 64
 """
 
-import math
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -89,9 +88,3 @@ class TrainSettings(Machine, at="train", file="train/default"):
             require(name, name)
             require("pytorch_lightning", name)
         return names
-
-    def over(self, windows: int) -> "TrainSettings":
-        """The same with `epochs` over so many windows as steps."""
-        if self.epochs is None:
-            return self
-        return self.replace(steps=math.ceil(self.epochs * windows / self.batch_size), epochs=None)

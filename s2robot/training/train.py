@@ -41,17 +41,9 @@ from s2robot.policies import (
 from s2robot.training.batches import Batches
 from s2robot.training.loggers import Loggers
 from s2robot.training.loop import Learner, warm_up_then_cosine
-from s2robot.training.processes import (
-    check_shares,
-    launch,
-    mean_of_all,
-    precision_of,
-    product_of,
-    training_in,
-)
-from s2robot.training.run import Run, first_difference
+from s2robot.training.run import Run, first_difference, launch, mean_of_all, precision_of, product_of
 from s2robot.training.settings import TrainSettings
-from s2robot.training.tuned import TunedFeatures, TunedPolicy, groups_of, policy_of, save
+from s2robot.training.tuned import TunedFeatures, TunedPolicy, groups_of, save
 
 Row = dict[str, float]
 _COLUMNS = {"joint_error": "train_joint_error_rad", "grad_norm": "grad_norm"}  # others: train_<name>
@@ -87,46 +79,42 @@ def train(
     best by their loss are in ``out/checkpoint_best``).
 
     Args:
-        settings: configs/train/default.yaml.
         features: (steps, cameras, tokens, dim), cameras in the spec's order.
         contract: what a checkpoint says of encoder, robot and dataset (see s2robot.policies.checkpoint).
         episodes: numbers of those to train on and of those held out; without it all, and `settings.validation` of them.
         progress: called every `log_every` steps with a row of metrics.
-        rollout: tries a checkpoint folder and gives its share of successes; called as `settings.rollouts` says.
+        rollout: evaluates a checkpoint folder and returns its success rate; called as `settings.rollouts` says.
         tail: of the encoder, trained too; `features` are what enters it.
 
     Raises:
-        UserError: a checkpoint to begin from that is none, or of another policy; a state file of another run, another
-            training in `out`, a loss that is not finite, a disk that is full, or a process of several that ended.
+        UserError: `train.from` does not fit; a state file of another run, another training in `out`, a loss that is not
+            finite, a full disk, or a process of several that ended.
     """
-    if settings.rollouts.every and rollout is None:
-        raise UserError(
-            f"train.rollouts.every: expected 0, since nothing was given that rolls out, got {settings.rollouts.every}"
-        )
+    assert rollout or not settings.rollouts.every
     fabric = launch(settings, "train")
     training, held_out = episodes or store.split(settings.validation or 0.0, settings.seed)
     torch.manual_seed(settings.seed)
     policy = ChunkPolicy(spec)
     windows = make_windows(store, training, spec.context, spec.chunk, settings.labels)
-    settings = settings.over(len(windows))
+    if settings.epochs:
+        steps = math.ceil(settings.epochs * len(windows) / settings.batch_size)
+        settings = settings.replace(steps=steps, epochs=None)
     if settings.from_:
-        begin_from(policy, settings.from_, contract)
+        _begin_from(policy, settings.from_, contract)
         policy.fit_range(*_chunks(policy, store, windows))
     elif fabric.is_global_zero:  # a pass over all features; DDP gives the others what the first has
         seen = TunedFeatures(features, tail.to(fabric.device)) if tail else features
         _fit(policy, store, training, windows, seen)
     token_dtype = policy.network.pooling.multiply_in(product_of(settings))
-    token_dtype = None if tail else token_dtype  # what the tail gives
-    causal = policy.network.body.causal
-    batches = Batches(store, features, windows, fabric.device, causal, token_dtype)
-    unseen = None
+    token_dtype = None if tail else token_dtype  # the tail's tokens keep their format
+    batches = Batches(store, features, windows, fabric.device, policy.network.body.causal, token_dtype)
+    validation = None
     if len(held_out):
         unseen = make_windows(store, held_out, spec.context, spec.chunk, settings.labels)
-    with training_in(out, fabric, "train"):
-        contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out)}}
-        model = TunedPolicy(policy, tail) if tail else policy
-        validation = None if unseen is None else batches.over(unseen)
-        _Run(settings, model, batches, validation, contract, out, fabric, progress, rollout).run()
+        validation = batches.over(unseen)
+    contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out)}}
+    model = TunedPolicy(policy, tail) if tail else policy
+    _Run(settings, policy, model, batches, validation, contract, out, fabric, progress, rollout).run()
     return out / "checkpoint"
 
 
@@ -143,10 +131,10 @@ def _fit(
     if isinstance(store, Mix):
         which, of_windows = store.member_of(rows), store.weights_of(windows.steps)
         weights = (of_windows, store.weights_of(rows), of_windows)
-        each = [
-            channel_moments(features, rows=rows[which == i], tokens=counts) for i in range(len(store.members))
-        ]
-        moments = mixed_moments(each, store.shares)
+        members = [rows[which == i] for i in range(len(store.members))]
+        moments = mixed_moments(
+            [channel_moments(features, rows=own, tokens=counts) for own in members], store.shares
+        )
     else:
         moments = channel_moments(features, rows=rows, tokens=counts)
     states, chunks, pad, before = _chunks(policy, store, windows)
@@ -172,12 +160,8 @@ _FREE = {
 }  # fmt: skip
 
 
-def begin_from(policy: ChunkPolicy, checkpoint: str, contract: Mapping[str, Any]) -> None:
-    """Give the policy the (averaged) weights and the normalisation of a checkpoint.
-
-    Raises:
-        UserError: no checkpoint, or one of other networks, encoder, cameras, robot, action frame or rate.
-    """
+def _begin_from(policy: ChunkPolicy, checkpoint: str, contract: Mapping[str, Any]) -> None:
+    """Give the policy the (averaged) weights and the normalisation of a checkpoint, which has to fit (UserError)."""
     try:
         other, theirs = load_checkpoint(checkpoint)
         if difference := first_difference("policy", other.spec.to_dict(), policy.spec.to_dict(), _FREE):
@@ -192,11 +176,13 @@ def begin_from(policy: ChunkPolicy, checkpoint: str, contract: Mapping[str, Any]
 class _Run(Run):
     """The steps of one training: batches, metrics, checkpoints."""
 
-    state_file = "training_state.pt"
+    verb, state_file = "train", "training_state.pt"
+    settings: TrainSettings
 
     def __init__(
         self,
         settings: TrainSettings,
+        policy: ChunkPolicy,
         model: ChunkPolicy | TunedPolicy,
         batches: Batches,
         validation: Batches | None,
@@ -206,14 +192,14 @@ class _Run(Run):
         progress: Callable[[int, int, Row], None],
         rollout: Callable[[Path], float] | None,
     ) -> None:
-        self.settings, self.batches, self.validation, self.contract = settings, batches, validation, contract
+        self.batches, self.validation, self.contract = batches, validation, contract
         self.progress, self.rollout = progress, rollout
-        check_shares(fabric, "train.batch_size", settings.batch_size, batches.windows_of(settings.batch_size))
+        precision, product = precision_of(settings), product_of(settings)
         optimizer = torch.optim.AdamW(
             groups_of(model, settings.lr, settings.weight_decay, settings.tune.rate),
             lr=settings.lr,
             # 16-mixed clips gradients after taking off their scale, which fused steps do themselves
-            fused=precision_of(settings) != "16-mixed",
+            fused=precision != "16-mixed",
         )
         warmup = round(settings.warmup * settings.steps)
         learner = Learner(
@@ -223,18 +209,18 @@ class _Run(Run):
             lambda step: warm_up_then_cosine(step, settings.steps, warmup),
             settings.ema,
             settings.grad_clip,
-            product_of(settings) if fabric.device.type == "cpu" else torch.float32,
+            product if fabric.device.type == "cpu" else torch.float32,
         )
         identity = {
-            "policy": policy_of(model).spec.to_dict(),
+            "policy": policy.spec.to_dict(),
             "dataset": contract["dataset"],
             "encoder": contract["encoder"],
             **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
             "train.from": policy_sha256(Path(settings.from_)) if settings.from_ else None,
-            "train.precision": f"{precision_of(settings)}, {product_of(settings)}",
+            "train.precision": f"{precision}, {product}",
             "processes": fabric.world_size,
         }
-        super().__init__(fabric, learner, settings.steps, out, identity)
+        super().__init__(fabric, learner, settings, batches.windows_of(settings.batch_size), out, identity)
         self.history: list[Row] = []
         self.best = math.inf
         self.totals: dict[str, Tensor] = {}
@@ -243,26 +229,23 @@ class _Run(Run):
 
     @property
     def averaged(self) -> ChunkPolicy | TunedPolicy:
-        """The model with its averaged weights: what is validated and saved."""
+        """The model with its averaged weights, which are validated and saved."""
         assert self.learner.average is not None
         return self.learner.average.module  # type: ignore[return-value]  # torch says Tensor or Module
 
-    def resume(self) -> None:
-        done = 0
-        if self.settings.resume and self.state_path.exists():
-            state = self.load_state()
-            self.history, self.best, done = state["history"], state["best"], state["step"]
-            self.since, self.saved, self.totals = state["since"], done, state["totals"]
+    def begin(self, state: dict[str, Any] | None) -> None:
+        if state:
+            self.history, self.best, self.saved = state["history"], state["best"], state["step"]
+            self.since, self.totals = state["since"], state["totals"]
         self.learner.model.train()
         if not self.fabric.is_global_zero:
             return
-        if done:
+        if state:
             self._save_checkpoint()  # that on disk may be newer than the state, or damaged
         else:  # nothing of an earlier training stays
             self.state_path.unlink(missing_ok=True)
             shutil.rmtree(self.out / "checkpoint_best", ignore_errors=True)
-        if self.settings.rollouts.every:
-            keep_best(self.out, self.history, self.settings.rollouts.keep)
+        self._keep_best()
         logged = int(self.history[-1]["step"]) if self.history else 0
         self.loggers = Loggers(self.settings.loggers, self.out, logged, self.identity)
 
@@ -285,23 +268,19 @@ class _Run(Run):
     def _end_row(self, step: int) -> None:
         """Log the means of the steps since the last row, validate, roll out and save."""
         count = step - self.since
-        mean = {name: mean_of_all(self.fabric, total / count).item() for name, total in self.totals.items()}
         row: Row = {"step": step, "passes": step * self.settings.batch_size / self.batches.count}
-        row |= {_COLUMNS.get(name, f"train_{name}"): value for name, value in mean.items()}
+        for name, total in self.totals.items():
+            row[_COLUMNS.get(name, f"train_{name}")] = mean_of_all(self.fabric, total / count).item()
         row |= {f"val_{name}": value for name, value in self._validate().items()}
         for value in (row["train_loss"], row.get("val_loss", 0.0)):
-            if not math.isfinite(value):  # nothing of these steps is saved
-                raise UserError(
-                    f"train: the loss is {value} at step {step}; lower train.lr ({self.settings.lr})"
-                )
+            self.check_loss(value, self.settings.lr)
         seconds = time.monotonic() - self.began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         row |= {"lr": self.learner.lr, "seconds": seconds, "steps_per_s": count / seconds, "memory_mb": peak}
         self.history.append(row)
         self.totals, self.since = {}, step
         if self.fabric.is_global_zero:
-            if self.settings.rollouts.due(step):
-                assert self.rollout is not None
+            if self.rollout and self.settings.rollouts.due(step):
                 self._save_checkpoint(f"checkpoint_{step}")
                 row["success"] = self.rollout(self.out / f"checkpoint_{step}")
                 row["tried"] = self.settings.rollouts.episodes
@@ -324,7 +303,7 @@ class _Run(Run):
         return {name: value.item() for name, value in totals.items()}
 
     def _write(self, step: int, row: Row) -> None:
-        """Write everything that stands for this step, the state last."""
+        """Write everything that belongs to this step, the state last."""
         assert self.loggers is not None
         self.loggers.write(row)
         if "val_loss" in row and row["val_loss"] < self.best:
@@ -332,8 +311,8 @@ class _Run(Run):
             self._save_checkpoint("checkpoint_best")
         if step == self.steps or "success" in row or step - self.saved >= self.settings.checkpoint_every:
             self.save()
-            if "success" in row:  # after the state: what it may go back to is never removed
-                keep_best(self.out, self.history, self.settings.rollouts.keep)
+            if "success" in row:  # after the state: a checkpoint that it may go back to is never removed
+                self._keep_best()
 
     def save(self) -> None:
         self.saved = self.learner.step
@@ -348,21 +327,15 @@ class _Run(Run):
         training = {**self.contract["training"], **summary}
         save(self.out / name, self.averaged, {**self.contract, "training": training})
 
-
-def best_rows(rows: Sequence[Row], keep: int) -> list[Row]:
-    """Return the rows of highest success, best first; of equals the later one."""
-    tried = [row for row in rows if "success" in row]
-    return sorted(tried, key=lambda row: (-row["success"], -row["step"]))[:keep]
-
-
-def keep_best(out: Path, rows: Sequence[Row], keep: int) -> None:
-    """Write checkpoints.json, the index of the best `checkpoint_<step>` by success, and remove the others."""
-    index = [
-        {"checkpoint": f"checkpoint_{r['step']:.0f}", "step": r["step"], "success": r["success"]}
-        for r in best_rows(rows, keep)
-    ]
-    write_json(out / "checkpoints.json", index)
-    kept = {entry["checkpoint"] for entry in index}
-    for folder in out.glob("checkpoint_*"):
-        if re.fullmatch(r"checkpoint_\d+", folder.name) and folder.name not in kept:
-            shutil.rmtree(folder)
+    def _keep_best(self) -> None:
+        """Write checkpoints.json, the `checkpoint_<step>` of highest success, and remove the others; of equals the later."""
+        if not self.settings.rollouts.every:
+            return
+        tried: Sequence[Row] = [row for row in self.history if "success" in row]
+        best = sorted(tried, key=lambda row: (-row["success"], -row["step"]))[: self.settings.rollouts.keep]
+        index = {f"checkpoint_{row['step']:.0f}": row for row in best}
+        rows = [{"checkpoint": k, "step": row["step"], "success": row["success"]} for k, row in index.items()]
+        write_json(self.out / "checkpoints.json", rows)
+        for folder in self.out.glob("checkpoint_*"):
+            if re.fullmatch(r"checkpoint_\d+", folder.name) and folder.name not in index:
+                shutil.rmtree(folder)

@@ -16,7 +16,7 @@ from s2robot.training.loop import parameter_groups
 
 
 class TunedPolicy(nn.Module):
-    """Takes a policy's batches, with features as `Entering` gives them."""
+    """Takes a policy's batches, with features as `Entering` returns them."""
 
     def __init__(self, policy: ChunkPolicy, tail: Tail) -> None:
         super().__init__()
@@ -46,20 +46,11 @@ def groups_of(model: nn.Module, lr: float, weight_decay: float, rate: float) -> 
     return parameter_groups(model.policy, weight_decay) + tail
 
 
-def policy_of(model: nn.Module) -> ChunkPolicy:
-    """Return the policy without the encoder."""
-    return model.policy if isinstance(model, TunedPolicy) else model  # type: ignore[return-value]
-
-
-def tuned_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return the encoder's trained weights, as a checkpoint stores them; {} if it is frozen."""
-    return model.tail.tuned() if isinstance(model, TunedPolicy) else {}
-
-
-def save(folder: Path, model: nn.Module, contract: Mapping[str, Any]) -> None:
-    """`save_checkpoint` of what was trained; its contract has the fingerprint of the tuned encoder."""
-    if tuned := tuned_of(model):
-        encoder = contract["encoder"]
-        fingerprint = build_encoder(encoder["settings"], tuned).fingerprint
-        contract = {**contract, "encoder": {**encoder, "fingerprint": fingerprint}}
-    save_checkpoint(folder, policy_of(model), contract, tuned)
+def save(folder: Path, model: ChunkPolicy | TunedPolicy, contract: Mapping[str, Any]) -> None:
+    """`save_checkpoint` of the trained model; of a tuned encoder the contract has the fingerprint."""
+    if isinstance(model, ChunkPolicy):
+        return save_checkpoint(folder, model, contract, {})
+    encoder, tuned = contract["encoder"], model.tail.tuned()
+    fingerprint = build_encoder(encoder["settings"], tuned).fingerprint
+    contract = {**contract, "encoder": {**encoder, "fingerprint": fingerprint}}
+    save_checkpoint(folder, model.policy, contract, tuned)

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from s2robot.core.files import configs_dir
 from s2robot.core.settings import read
-from s2robot.pretraining.settings import PretrainSettings
+from s2robot.pretraining.pretrain import PretrainSettings
 
 
 def make_frames(n: int, side: int) -> np.ndarray:
@@ -27,7 +27,9 @@ def make_settings(folder: Path, **changes) -> PretrainSettings:
     cfg = OmegaConf.load(configs_dir() / "pretrain" / "default.yaml")
     small = {
         "encoder": {"img_size": 16, "patch_size": 4, "dim": 24, "depth": 2, "heads": 3},
-        "decoder": {"dim": 16, "depth": 1, "heads": 2},
+        "decoder_dim": 16,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
         "data": str(folder),
         "out": str(folder / "out"),
         "batch_size": 8,

@@ -1,12 +1,9 @@
 """Masked autoencoding: the loss is MAE's, and only what is visible reaches the prediction."""
 
-import re
-
 import pytest
 import torch
 
 from s2robot.backbones.vit import MVPViT, ViTSpec
-from s2robot.core.errors import UserError
 from s2robot.pretraining.mae import MAE, patchify, unpatchify
 from s2robot.s2.engine import encode
 from s2robot.s2.layout import square
@@ -96,17 +93,6 @@ def test_hidden_pixels_do_not_reach_the_prediction(scales):
     assert not torch.equal(mae(unpatchify(patches, 4 * scale), drawn(mae, x))[1], pred)
 
 
-def test_scales_and_masks_that_do_not_fit_are_rejected():
-    for scales in ((2,), (1, 3), (1, 2, 3), (), (1, 1)):
-        with pytest.raises(UserError, match=rf"pretrain.scales: .* 4, got {re.escape(str(list(scales)))}"):
-            make_mae(scales=scales)
-    for ratio, scales, left in ((0.6, (1, 2), 6), (0.99, (1,), 0), (0.0, (1,), 16)):
-        with pytest.raises(UserError, match=f"pretrain.mask_ratio: .* got {ratio}, which leaves {left}"):
-            MAE(MVPViT(SPEC), 16, 1, 2, mask_ratio=ratio, scales=scales)
-    with pytest.raises(UserError, match=r"expected 32 px a side, got \(16, 16\)"):
-        make_mae(scales=(1, 2))(torch.randn(1, 3, 16, 16))
-
-
 def test_every_trained_parameter_gets_a_gradient_and_tables_stay():
     mae = make_mae()
     mae(torch.randn(2, 3, 16, 16))[0].backward()
@@ -116,7 +102,7 @@ def test_every_trained_parameter_gets_a_gradient_and_tables_stay():
 
 
 @pytest.mark.parametrize("scales", [(1,), (1, 2)])
-def test_picture_keeps_what_is_visible(scales):
+def test_the_reconstruction_keeps_what_is_visible(scales):
     mae, cell = make_mae(scales=scales), 4 * scales[-1]
     x = torch.randn(2, 3, 4 * cell, 4 * cell)
     masked, filled = mae.picture(x, torch.Generator().manual_seed(0))

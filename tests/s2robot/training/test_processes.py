@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,27 +12,35 @@ import torch
 from s2robot.backbones.vit import load_encoder
 from s2robot.core.errors import UserError
 from s2robot.policies import load_checkpoint, load_tuned
-from s2robot.training.processes import check_shares
+from s2robot.pretraining.pretrain import pretrain
 from tests import forks
 from tests.kills import ROOT
-from tests.s2robot.training.two_processes import prepare, whole_run
+from tests.s2robot.pretraining.small import make_settings
+from tests.s2robot.training import two_processes
 
-UNEVEN = "pretrain.batch_size: expected a multiple of 3 "
+NAMES = (
+    "RANK",
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "MASTER_PORT",
+)  # of a session that Lightning started before
 
 
-def run(
-    folder, job: str = "train", prefix: tuple[str, ...] = (), start=forks.run, **given
-) -> subprocess.CompletedProcess[str]:
-    # without these, or a session that Lightning started before would be gone on with
-    clean = {
-        k: v
-        for k, v in os.environ.items()
-        if k not in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
-    }
-    env = clean | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", forks.ALL: "1"}
-    words = ["-m", "tests.s2robot.training.two_processes", str(folder), job, json.dumps(given)]
+def run(folder, job: str = "train", prefix: tuple[str, ...] = (), start=forks.run, devices=2, **how):
+    env = {k: v for k, v in os.environ.items() if k not in NAMES}
+    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", forks.ALL: "1"}
+    words = [
+        "-m",
+        "tests.s2robot.training.two_processes",
+        str(folder),
+        job,
+        json.dumps(how | {"devices": devices}),
+    ]
     command = [*(prefix or (sys.executable,)), *words]
-    return start(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = start(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == (2 if "fails" in how else 0), result.stderr
+    return result
 
 
 def seen(folder) -> list[dict]:
@@ -45,24 +52,22 @@ def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
 
 
-def test_train(tmp_path):
-    result = run(tmp_path, start=subprocess.run)  # once as a user's processes start
-    assert result.returncode == 0, result.stderr
+# once as a user's processes start, which takes ten seconds
+@pytest.mark.parametrize("start", [forks.run, pytest.param(subprocess.run, marks=pytest.mark.slow)])
+def test_train(tmp_path, start):
+    run(tmp_path, start=start)
     first, second = seen(tmp_path)
-    assert first["first"] and not second["first"]
-    steps = len(first["losses"]) // 3
-    assert len(second["losses"]) == 3 * steps and not set(first["seeds"]) & set(second["seeds"])
+    assert first["first"] and not second["first"] and len(first["losses"]) == len(second["losses"]) == 15
+    assert not set(first["seeds"]) & set(second["seeds"]) and first["losses"] != second["losses"]
     rows = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    means = np.mean([first["losses"], second["losses"]], axis=0).reshape(3, steps).mean(1)
+    means = np.mean([first["losses"], second["losses"]], axis=0).reshape(3, 5).mean(1)
     assert [row["train_loss"] for row in rows] == pytest.approx(means.tolist(), rel=1e-6)
-    assert first["losses"] != second["losses"]
     assert len(list((tmp_path / "run").glob("events.*"))) == 1  # one process writes
     assert load_checkpoint(tmp_path / "run" / "checkpoint")[1]["training"]["step"] == 15
 
 
 def test_pretrain(tmp_path):
-    result = run(tmp_path, "pretrain")
-    assert result.returncode == 0, result.stderr
+    run(tmp_path, "pretrain")
     first, second = seen(tmp_path)
     assert len(first["losses"]) == len(second["losses"]) == 8 and first["losses"] != second["losses"]
     assert len(list((tmp_path / "run").glob("events.*"))) == 1
@@ -73,61 +78,50 @@ def test_pretrain(tmp_path):
         mean = loss if mean is None else 0.98 * mean + 0.02 * loss
     assert recipe["loss"] == pytest.approx(mean, rel=1e-6)
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["identity"]["processes"] == 2
-    whole_run(tmp_path, tmp_path / "alone", "pretrain", 1)
+    two_processes.run(tmp_path, tmp_path / "alone", "pretrain", 1)
     alone = load_encoder(tmp_path / "alone" / "encoder.safetensors")[1]
     assert recipe["loss"] == pytest.approx(alone["loss"], rel=1e-5)  # a running mean over all steps
 
 
-def like_one(folder, processes: int, prefix: tuple[str, ...] = (), **how) -> None:
-    """So many processes have the losses and gradients of one on the same batches, step by step to 1e-5."""
-    prepare(folder)
-    result = run(folder, "train", prefix, devices=processes, whole=how)
-    assert result.returncode == 0, result.stderr
-    whole_run(folder, folder / "alone", "train", 1, **how)
-    rows, wanted = (json.loads((folder / f / "metrics.json").read_text()) for f in ("run", "alone"))
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4")
+
+
+@pytest.mark.parametrize(
+    ("processes", "prefix", "tuned"),
+    [
+        (2, (), False),
+        pytest.param(2, (), True, marks=pytest.mark.slow),
+        pytest.param(4, TORCHRUN, False, marks=pytest.mark.slow),
+    ],
+)
+def test_processes_have_the_losses_and_gradients_of_one(tmp_path, processes, prefix, tuned):
+    two_processes.prepare(tmp_path)
+    run(tmp_path, "train", prefix, devices=processes, exact=True, tuned=tuned)
+    two_processes.run(tmp_path, tmp_path / "alone", "train", 1, exact=True, tuned=tuned)
+    rows, wanted = (json.loads((tmp_path / f / "metrics.json").read_text()) for f in ("run", "alone"))
     for key in ("train_loss", "train_joint_error_rad", "grad_norm"):
         assert [row[key] for row in rows] == pytest.approx([row[key] for row in wanted], rel=1e-5), key
     assert len(rows) == 15
+    if tuned:
+        each = [load_tuned(tmp_path / f / "checkpoint") for f in ("run", "alone")]
+        assert each[0] and all(torch.allclose(v, each[1][name], atol=1e-4) for name, v in each[0].items())
 
 
-def test_two_processes_have_the_loss_of_one(tmp_path):
-    like_one(tmp_path, 2)
+def test_a_batch_that_cannot_be_shared_evenly_is_rejected(tmp_path, monkeypatch):
+    from lightning_fabric import Fabric
+
+    monkeypatch.setattr(Fabric, "world_size", 3)
+    with pytest.raises(UserError, match="^pretrain.batch_size: expected a multiple of 3 "):
+        pretrain(make_settings(tmp_path))
 
 
-@pytest.mark.slow
-def test_two_processes_tune_an_encoder_as_one_does(tmp_path):
-    like_one(tmp_path, 2, kind="tuned")
-    each = [load_tuned(tmp_path / f / "checkpoint") for f in ("run", "alone")]
-    assert all(torch.allclose(value, each[1][name], atol=1e-4) for name, value in each[0].items()) and each[0]
-
-
-@pytest.mark.slow
-def test_torchrun_starts_four_processes(tmp_path):
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4")
-    like_one(tmp_path, 4, torchrun)
-
-
-def test_a_batch_that_cannot_be_shared_evenly_is_refused():
-    three = SimpleNamespace(world_size=3)
-    check_shares(three, "pretrain.batch_size", 9, 9)
-    with pytest.raises(UserError, match=f"^{UNEVEN}"):
-        check_shares(three, "pretrain.batch_size", 8, 8)
-
-
-# pretrain runs on train's loop and its ways out: once of the two is enough, but for `make slow`
+# pretrain shares train's loop and its exits: one of the two is enough, but for `make slow`
 @pytest.mark.parametrize("job", ["train", pytest.param("pretrain", marks=pytest.mark.slow)])
 def test_a_killed_process_is_one_line(tmp_path, job):
-    result = run(tmp_path, job, fails="killed")
-    assert result.returncode == 2
-    (line,) = errors(result)
-    assert line == (
-        f"error: {job}: process 1 of 2 lost another, which was killed or says in a line of its own why it ended; "
-        "the same command resumes from the last state"
-    )
+    (line,) = errors(run(tmp_path, job, fails="killed"))
+    assert line.startswith(f"error: {job}: process 1 of 2 lost another")
 
 
 def test_a_process_that_ends_says_why(tmp_path):
-    result = run(tmp_path, fails="first")
-    assert result.returncode == 2
-    why, lost = errors(result)
+    why, lost = errors(run(tmp_path, fails="first"))
     assert why == "error: no space left" and lost.startswith("error: train: process 2 of 2 lost another")

@@ -1,4 +1,4 @@
-"""Training: it learns, goes on exactly after a kill, and says what is wrong."""
+"""Training: it learns, resumes exactly after a stop, begins from other weights, and says what is wrong."""
 
 import errno
 import json
@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from s2robot.core.errors import UserError
 from s2robot.demos.windows import make_windows
-from s2robot.policies import ChunkPolicy, PolicyError, channel_moments, load_checkpoint
+from s2robot.policies import ChunkPolicy, PolicyError, load_checkpoint
 from s2robot.policies.checkpoint import Contract
 from s2robot.pretraining.pretrain import pretrain
-from s2robot.training.batches import Batches, shuffled
+from s2robot.training.batches import Batches
 from s2robot.training.train import train
 from tests.s2robot.pretraining import small as pretraining
 from tests.s2robot.training.small import CONTRACT, NETWORKS, TIMES, make_data, make_settings, make_spec
@@ -84,7 +84,7 @@ def test_a_stopped_run_has_saved_its_last_step_and_resumes_exactly(
 ):
     """Before any state is due, between two rows, and at a row; the signal comes in the middle of a step."""
     spec = make_spec(kind, proprio_noise=0.1)  # dropout and noise have to come again, too
-    whole = fit(data, tmp_path / "whole", spec=spec)
+    whole = fit(data, tmp_path / "whole", spec)
     usual, step = signal.getsignal(number), Batches.step
 
     def signalled(self, i, *rest):
@@ -94,62 +94,68 @@ def test_a_stopped_run_has_saved_its_last_step_and_resumes_exactly(
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Batches, "step", signalled)
-        fit(data, tmp_path / "cut", spec=spec)
+        fit(data, tmp_path / "cut", spec)
     assert signal.getsignal(number) is usual
     assert torch.load(tmp_path / "cut/training_state.pt", weights_only=True)["step"] == at + 1
     load_checkpoint(tmp_path / "cut/checkpoint")
     torch.manual_seed(99)  # the random state of a new process is another one
-    cut = fit(data, tmp_path / "cut", spec=spec)
-    assert same(weights(whole), weights(cut))
-    assert same(weights(tmp_path / "whole/checkpoint_best"), weights(tmp_path / "cut/checkpoint_best"))
+    cut = fit(data, tmp_path / "cut", spec)
+    for one, other in ((whole, cut), (tmp_path / "whole/checkpoint_best", tmp_path / "cut/checkpoint_best")):
+        assert same(weights(one), weights(other))
     history = [json.loads((p.parent / "metrics.json").read_text()) for p in (whole, cut)]
     bare = [[{k: v for k, v in row.items() if k not in TIMES} for row in rows] for rows in history]
     assert bare[0] == bare[1]
 
 
 def test_a_signal_between_steps_ends_a_training_at_once(data, tmp_path):
-    progress = lambda done, *_: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
     with pytest.raises(KeyboardInterrupt):
-        fit(data, tmp_path, progress=progress)
+        fit(data, tmp_path, progress=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert torch.load(tmp_path / "training_state.pt", weights_only=True)["step"] == 5
 
 
-@pytest.mark.parametrize("change", ["lr", "dataset", "spec", "precision"])
-def test_the_state_of_another_run_is_refused(data, tmp_path, change):
-    store, features = data
+@pytest.mark.parametrize(
+    ("change", "spec", "contract", "key"),
+    [
+        ({"lr": 1e-4}, {}, {}, "train.lr "),
+        ({"precision": "bf16-mixed"}, {}, {}, "train.precision "),
+        ({}, {}, {"dataset": {"fingerprint": "x"}}, "dataset.name random"),
+        ({}, {"chunk": 5}, {}, "policy.chunk 4"),
+    ],
+)
+def test_the_state_of_another_run_is_rejected(data, tmp_path, change, spec, contract, key):
     with pytest.raises(Killed):
         fit(data, tmp_path, progress=killed_after(5))
-    state = (tmp_path / "training_state.pt").read_bytes()
-    values = {"lr": 1e-4, "validation": 0.5, "grad_clip": None, "precision": "bf16-mixed"}
-    changes = {change: values[change]} if change in values else {}
-    contract = CONTRACT | ({"dataset": {"fingerprint": "x"}} if change == "dataset" else {})
-    spec = make_spec(chunk=5) if change == "spec" else make_spec()
-    key = {"dataset": "dataset.name random", "spec": "policy.chunk 4"}.get(change, f"train.{change} ")
-    words = rf"training_state.pt: found the state of another run; remove it .* \(made with {key}"
-    with pytest.raises(UserError, match=words):
-        fit(data, tmp_path, spec=spec, contract=contract, **changes)
+    state, other = (tmp_path / "training_state.pt").read_bytes(), (make_spec(**spec), CONTRACT | contract)
+    with pytest.raises(
+        UserError, match=rf"training_state.pt: found the state of another run.*\(made with {key}"
+    ):
+        fit(data, tmp_path, *other, **change)
     assert (tmp_path / "training_state.pt").read_bytes() == state
-    fit(data, tmp_path, spec, contract, **changes | {"resume": False, "validation": 0.0})
+    fit(data, tmp_path, *other, **change | {"resume": False, "validation": 0.0})
     assert not (tmp_path / "checkpoint_best").exists()  # of the run before
 
 
+@pytest.mark.parametrize("content", [b"", b"no state", {"policy": {}}])
+def test_a_state_that_cannot_be_read_is_one_line(data, tmp_path, content):
+    path = tmp_path / "training_state.pt"
+    torch.save(content, path) if isinstance(content, dict) else path.write_bytes(content)
+    with pytest.raises(UserError, match=r"training_state.pt: not a readable state"):
+        fit(data, tmp_path)
+
+
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "key"),
     [
-        (
-            {"precision": "64-true"},
-            "^train.precision: ",
-        ),
-        ({"strategy": "deepspeed"}, "^train: "),
-        ({"strategy": "ddp_spawn"}, "^train: "),
-        ({"accelerator": "tpu"}, "^train: "),
-        ({"threads": 10**12}, "^train: "),
+        ({"precision": "64-true"}, "train.precision"),
+        ({"strategy": "deepspeed"}, "train"),
+        ({"strategy": "ddp_spawn"}, "train"),
+        ({"accelerator": "tpu"}, "train"),
+        ({"threads": 10**12}, "train"),
     ],
 )
-def test_a_machine_that_cannot_train_is_one_line(data, tmp_path, change, words):
-    with pytest.raises(UserError, match=words) as caught:
+def test_a_machine_that_cannot_train_is_one_line(data, tmp_path, change, key):
+    with pytest.raises(UserError, match=rf"\A{key}: [^\n]*\Z"):
         fit(data, tmp_path, **change)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypatch):
@@ -169,101 +175,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypa
     assert same(before, weights(tmp_path / "checkpoint"))
 
 
-def test_every_process_takes_its_share_and_every_window_comes_once_an_epoch(data):
-    store, features = data
-    windows = make_windows(store, np.arange(8), 1, 4)
-    batches = Batches(store, features, windows, torch.device("cpu"))
-    assert batches.count == len(windows) == store.num_steps - 4  # four steps are pushed
-    for step in range(9):  # over the end of the first epoch
-        whole = batches.step(step, 16, seed=5)["actions"]
-        shares = [batches.step(step, 16, seed=5, rank=r, world=2) for r in range(2)]
-        assert torch.equal(whole, torch.cat([share["actions"] for share in shares]))
-        targets = torch.cat([~share["action_pad"] for share in shares]).sum(0)  # (K,)
-        assert all(torch.equal(share["target_counts"], targets / 2) for share in shares)
-    first = shuffled(batches.count, 5, range(batches.count))
-    second = shuffled(batches.count, 5, range(batches.count, 2 * batches.count))
-    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(batches.count))
-    assert not torch.equal(first, second)
-    across = shuffled(batches.count, 5, range(batches.count - 3, batches.count + 3))
-    assert torch.equal(across, torch.cat([first[-3:], second[:3]]))
-
-
-def test_a_frame_that_several_windows_show_is_read_once(data):
-    store, features = data
-    windows = make_windows(store, np.arange(8), 3, 4)
-    batch = Batches(store, features, windows, torch.device("cpu")).take(torch.arange(10))
-    assert len(batch["features"]) < 30 == batch["frames"].numel()
-    shown = batch["features"][batch["frames"]]  # (10, 3, C, N, D)
-    assert torch.equal(shown, torch.from_numpy(features[windows.context[:10]]))
-    policy = ChunkPolicy(make_spec("transformer")).eval()
-    policy.network.set_moments(torch.zeros(2, 6), torch.ones(2, 6))
-    once = policy.loss(batch)[0]
-    each = {k: v for k, v in batch.items() if k != "frames"} | {"features": shown}
-    torch.testing.assert_close(once, policy.loss(each)[0])
-
-
-@pytest.mark.parametrize("members", [1, 2])
-def test_a_step_that_rounds_its_frames_itself_is_the_same_to_the_bit(data, members):
-    store, features = data
-    windows = make_windows(store, np.arange(8), 1, 4)
-    losses = []
-    for rounds in (False, True):
-        torch.manual_seed(0)
-        policy = ChunkPolicy(make_spec(members=members)).train()
-        moments = channel_moments(features)
-        policy.fit_normaliser(store["proprio"], store["action"], windows.actions, windows.action_pad, moments)
-        policy.network.pooling.multiply_in(torch.bfloat16)
-        token_dtype = policy.network.pooling.token_dtype if rounds else None
-        assert token_dtype == (torch.bfloat16 if rounds else None)
-        batch = Batches(store, features, windows, torch.device("cpu"), False, token_dtype).step(3, 16, 0)
-        assert ("means" in batch) == rounds and batch["features"].dtype == (token_dtype or torch.float16)
-        torch.manual_seed(1)
-        loss, _ = policy(batch)
-        loss.backward()
-        losses.append([loss, *(p.grad for p in policy.parameters())])
-    assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True))
-
-
-def test_a_causal_body_asks_every_step_of_a_window(data):
-    store, features = data
-    windows = make_windows(store, np.arange(8), 3, 4)
-    batches = Batches(store, features, windows, torch.device("cpu"), every=True)
-    batch = batches.step(0, 16, seed=0)
-    assert batch["actions"].shape == (5, 3, 4, 8)  # 16 // 3 windows of three targets each
-    start_of = {int(row): i for i, row in enumerate(windows.steps)}
-    rows = shuffled(len(windows), 0, range(5))
-    for row, window in enumerate(rows.tolist()):
-        for place, step in enumerate(windows.context[window].tolist()):
-            other = start_of.get(step)
-            if other is None or windows.pad[window, place]:  # pushed, or before the episode
-                assert batch["action_pad"][row, place].all()
-            else:
-                assert torch.equal(batch["actions"][row, place], torch.from_numpy(windows.actions[other]))
-                assert batch["action_pad"][row, place].tolist() == windows.action_pad[other].tolist()
-
-
-def test_the_present_action_is_not_shown(data):
-    store, features = data
-    batches = Batches(store, features, make_windows(store, np.arange(8), 3, 4), torch.device("cpu"))
-    batch = batches.take(torch.arange(batches.count))
-    assert not batch["past_actions"][:, -1].any() and batch["past_actions"][:, :-1].any()
-    assert torch.equal(batches.action, torch.from_numpy(store["action"]))  # the data itself is unchanged
-
-
-@pytest.mark.parametrize("content", [b"", b"no state", None])
-def test_a_state_that_cannot_be_read_is_one_line(data, tmp_path, content):
-    path = tmp_path / "training_state.pt"
-    if content is None:  # as earlier versions wrote it
-        torch.save({"policy": {}}, path)
-    else:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match=r"training_state.pt: not a readable state"):
-        fit(data, tmp_path)
-
-
 @pytest.mark.parametrize("damage", ["gone", "broken"])
-def test_a_finished_run_gives_its_checkpoint_back(data, tmp_path, damage):
-    """Somebody removed or damaged the checkpoint, and left the last state."""
+def test_a_finished_run_restores_its_checkpoint(data, tmp_path, damage):
+    """The checkpoint was removed or damaged, and the last state is left."""
     folder = fit(data, tmp_path)
     want = weights(folder)
     if damage == "broken":
@@ -288,13 +202,11 @@ def test_without_validation_every_episode_is_trained_on_for_so_many_passes(data,
     assert all(set(row) == known and row["passes"] == done * 16 / windows for done, _, row in rows)
 
 
-@pytest.mark.parametrize("target", [".training_state.part", ".checkpoint_best.new", ".checkpoint.new"])
+@pytest.mark.parametrize("target", [".training_state.part", ".checkpoint_best.new"])
 def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(data, tmp_path, monkeypatch, target):
     with pytest.raises(Killed):
         fit(data, tmp_path, progress=killed_after(5))
-    before = {
-        path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix in (".pt", ".safetensors")
-    }
+    before = (tmp_path / "training_state.pt").read_bytes()
     sync = os.fsync
 
     def full(descriptor):
@@ -302,43 +214,74 @@ def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(data, tmp_pa
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises((OSError, PolicyError), match=r"No space left on device") as error:
-        fit(data, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises((OSError, PolicyError), match=r"No space left on device") as error:
+            fit(data, tmp_path)
     name = "training_state" if "state" in target else target[1:].removesuffix(".new")
     assert str(tmp_path) in str(error.value) and name in str(error.value)
     assert not list(tmp_path.rglob("*.new")) and not list(tmp_path.rglob("*.part*"))
-    assert (tmp_path / "training_state.pt").read_bytes() == before[tmp_path / "training_state.pt"]
-    monkeypatch.undo()
+    assert (tmp_path / "training_state.pt").read_bytes() == before
     whole = fit(data, tmp_path / "whole")
     assert same(weights(fit(data, tmp_path)), weights(whole))
 
 
 @pytest.mark.parametrize("job", ["train", "pretrain"])
-def test_a_second_training_in_one_folder_is_refused(data, tmp_path, monkeypatch, job):
+def test_a_second_training_in_one_folder_is_rejected(data, tmp_path, monkeypatch, job):
     monkeypatch.setattr("s2robot.core.run_folder._WAIT_S", 0.1)
-    folder = tmp_path / "out"
-    code = f"from pathlib import Path; from s2robot.core.run_folder import locked\nwith locked(Path({str(folder)!r})): print('held', flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
+    folder, locked = tmp_path / "out", "from s2robot.core.run_folder import locked"
+    code = f"from pathlib import Path; {locked}\nwith locked(Path({str(folder)!r})): print('held', flush=True); input()"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match="out: expected no other process"):
-            if job == "train":
-                train(make_settings(), make_spec(), *data, CONTRACT, folder)
-            else:
-                pretrain(pretraining.make_settings(tmp_path), progress=False)
+            fit(data, folder) if job == "train" else pretrain(pretraining.make_settings(tmp_path))
         other.communicate(b"\n")
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
+@pytest.fixture(scope="module")
+def first(data, tmp_path_factory):
+    """Another training, to begin from."""
+    out = tmp_path_factory.mktemp("first")
+    split = data[0].split(0.25, 3, 4)
+    return str(train(make_settings(seed=3, steps=5), make_spec(), *data, CONTRACT, out, episodes=split))
+
+
+def test_a_training_begins_from_weights_and_normalisation(data, first, tmp_path):
+    spec = make_spec(execute=1, proprio_noise=0.1)  # no weight depends on these
+    folder = fit(data, tmp_path, spec, from_=first, steps=1, lr=1e-9, weight_decay=0.0)
+    before, after = (load_checkpoint(f)[0] for f in (first, folder))
+    for name, value in after.state_dict().items():
+        torch.testing.assert_close(value, before.state_dict()[name], rtol=0, atol=1e-6)
+    assert torch.equal(before.normaliser.target.scale, after.normaliser.target.scale)
+    assert after.spec.execute == 1
+    with pytest.raises(UserError, match="another run.*train.from"):  # its state belongs to what it began from
+        fit(data, tmp_path, spec, steps=1, lr=1e-9, weight_decay=0.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "contract", "words"),
+    [
+        ({"chunk": 5}, {}, "made with policy.chunk 4, this run has 5"),
+        ({"pooling": {"kind": "mean"}}, {}, "policy.pooling.kind spatial_softmax, this run has mean"),
+        ({"cameras": ["left", "hand"]}, {"cameras": ["left", "hand"]}, r"policy.cameras \['hand', 'left'\]"),
+        ({}, {"encoder": {"name": "other", "fingerprint": "f"}}, "encoder random e.* is other f"),
+        ({}, {"robot": "panda"}, "robot 'xarm7', given is 'panda'"),
+    ],
+)
+def test_another_policy_is_no_start(data, first, tmp_path, changes, contract, words):
+    with pytest.raises(UserError, match=f"^train.from: {first}: .*{words}"):
+        fit(data, tmp_path, make_spec(**changes), CONTRACT | contract, from_=first)
+    with pytest.raises(UserError, match="^train.from: nowhere: "):
+        fit(data, tmp_path, from_="nowhere")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["auto", "bf16-mixed", "16-mixed", "32-true"])
-def test_a_gpu_trains_in_every_precision_and_goes_on_where_it_was(data, tmp_path, precision):
-    store, features = data
-    for steps in (10, 10):  # the second one finds the state of the first
-        settings = make_settings(steps=steps, accelerator="cuda", precision=precision)
-        train(settings, make_spec(), store, features, CONTRACT, tmp_path)
+def test_a_gpu_trains_in_every_precision_and_resumes(data, tmp_path, precision):
+    for _ in range(2):  # the second one finds the state of the first
+        fit(data, tmp_path, steps=10, accelerator="cuda", precision=precision)
     rows = json.loads((tmp_path / "metrics.json").read_text())
     state = torch.load(tmp_path / "training_state.pt", weights_only=True)
     assert rows[-1]["step"] == 10 and math.isfinite(rows[-1]["train_loss"])

@@ -1,0 +1,231 @@
+"""Batches, of one dataset and of a mix: every window once an epoch, exact shares, weighted statistics, targets."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from s2robot.config import DemosSettings
+from s2robot.core.errors import UserError
+from s2robot.demos.mix import Mix
+from s2robot.demos.store import EpisodeStore
+from s2robot.demos.windows import make_windows
+from s2robot.encoders.joined import Joined
+from s2robot.policies import ChunkPolicy, channel_moments, load_checkpoint, mixed_moments
+from s2robot.policies.normalise import Normaliser
+from s2robot.training.batches import Batches, mixed, shuffled
+from s2robot.training.train import train
+from tests.s2robot.training.small import CONTRACT, make_data, make_settings, make_spec
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("batches") / "a.zarr")
+
+
+@pytest.fixture(scope="module")
+def second(data, tmp_path_factory):
+    """Another dataset: the first's episodes 2 to 4 changed, with their features."""
+    store, features = data
+    rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.episode_slice, (2, 3, 4))])
+    path = tmp_path_factory.mktemp("mix") / "b.zarr"
+    with EpisodeStore.create(path, store.attrs | {"seed": 1}) as other:
+        for i in (2, 3, 4):
+            arrays = store.episode(i)
+            changed = {"action": -arrays["action"] / 2, "proprio": arrays["proprio"] + 1}
+            other.append({**arrays, **changed}, {"seed": i, "success": True})
+    return EpisodeStore.open(path), features[rows] * 2
+
+
+@pytest.fixture(scope="module")
+def mix(data, second):
+    return Mix([data[0], second[0]], [1, 3]), Joined([data[1], second[1]])
+
+
+def batches_of(data, context: int = 1, **how) -> Batches:
+    store, features = data
+    return Batches(store, features, make_windows(store, np.arange(8), context, 4), CPU, **how)
+
+
+def test_every_process_takes_its_share_and_every_window_comes_once_an_epoch(data):
+    batches = batches_of(data)
+    assert batches.count == data[0].num_steps - 4  # four steps are pushed
+    for step in range(9):  # over the end of the first epoch
+        whole = batches.step(step, 16, seed=5)["actions"]
+        shares = [batches.step(step, 16, seed=5, rank=r, world=2) for r in range(2)]
+        assert torch.equal(whole, torch.cat([share["actions"] for share in shares]))
+        targets = torch.cat([~share["action_pad"] for share in shares]).sum(0)  # (K,)
+        assert all(torch.equal(share["target_counts"], targets / 2) for share in shares)
+    first, other = (
+        shuffled(batches.count, 5, range(i * batches.count, (i + 1) * batches.count)) for i in (0, 1)
+    )
+    assert sorted(first.tolist()) == sorted(other.tolist()) == list(range(batches.count))
+    assert not torch.equal(first, other)
+    across = shuffled(batches.count, 5, range(batches.count - 3, batches.count + 3))
+    assert torch.equal(across, torch.cat([first[-3:], other[:3]]))
+
+
+def test_a_frame_that_several_windows_show_is_read_once_and_the_present_action_is_not_shown(data):
+    batches = batches_of(data, 3)
+    batch = batches.take(torch.arange(10))
+    assert len(batch["features"]) < 30 == batch["frames"].numel()
+    shown = batch["features"][batch["frames"]]  # (10, 3, C, N, D)
+    context = make_windows(data[0], np.arange(8), 3, 4).context
+    assert torch.equal(shown, torch.from_numpy(data[1][context[:10]]))
+    policy = ChunkPolicy(make_spec("transformer")).eval()
+    policy.network.set_moments(torch.zeros(2, 6), torch.ones(2, 6))
+    each = {k: v for k, v in batch.items() if k != "frames"} | {"features": shown}
+    torch.testing.assert_close(policy.loss(batch)[0], policy.loss(each)[0])
+    past = batches.take(torch.arange(batches.count))["past_actions"]
+    assert not past[:, -1].any() and past[:, :-1].any()
+    assert torch.equal(batches.action, torch.from_numpy(data[0]["action"]))  # the data itself is unchanged
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_step_that_rounds_its_frames_itself_is_the_same_to_the_bit(data, members):
+    store, features = data
+    windows = make_windows(store, np.arange(8), 1, 4)
+    losses = []
+    for rounds in (False, True):
+        torch.manual_seed(0)
+        policy = ChunkPolicy(make_spec(members=members)).train()
+        moments = channel_moments(features)
+        policy.fit_normaliser(store["proprio"], store["action"], windows.actions, windows.action_pad, moments)
+        policy.network.pooling.multiply_in(torch.bfloat16)
+        token_dtype = policy.network.pooling.token_dtype if rounds else None
+        assert token_dtype == (torch.bfloat16 if rounds else None)
+        batch = batches_of(data, product=token_dtype).step(3, 16, 0)
+        assert ("means" in batch) == rounds and batch["features"].dtype == (token_dtype or torch.float16)
+        torch.manual_seed(1)
+        loss, _ = policy(batch)
+        loss.backward()
+        losses.append([loss, *(p.grad for p in policy.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True))
+
+
+def test_a_causal_body_has_targets_at_every_step_of_a_window(data):
+    windows = make_windows(data[0], np.arange(8), 3, 4)
+    batch = batches_of(data, 3, every=True).step(0, 16, seed=0)
+    assert batch["actions"].shape == (5, 3, 4, 8)  # 16 // 3 windows of three targets each
+    start_of = {int(row): i for i, row in enumerate(windows.steps)}
+    for row, window in enumerate(shuffled(len(windows), 0, range(5)).tolist()):
+        for place, step in enumerate(windows.context[window].tolist()):
+            other = start_of.get(step)
+            if other is None or windows.pad[window, place]:  # pushed, or before the episode
+                assert batch["action_pad"][row, place].all()
+            else:
+                assert torch.equal(batch["actions"][row, place], torch.from_numpy(windows.actions[other]))
+                assert batch["action_pad"][row, place].tolist() == windows.action_pad[other].tolist()
+
+
+def test_a_mix_reads_as_its_datasets_end_to_end(data, second, mix):
+    (a, fa), (b, fb), (store, features) = data, second, mix
+    assert (len(store), store.num_steps) == (len(a) + len(b), a.num_steps + b.num_steps)
+    for key in ("action", "proprio"):
+        assert np.array_equal(store[key], np.concatenate([a[key], b[key]]))
+        edge = store.read(key, a.num_steps - 2, a.num_steps + 3)
+        assert np.array_equal(edge, store[key][a.num_steps - 2 :][:5])
+        assert np.array_equal(store.episode(9)[key], b.episode(1)[key])
+    assert store.meta("seed").tolist() == [*range(8), 2, 3, 4]
+    both = np.concatenate([fa, fb])
+    rows = [0, len(fa), len(fa) - 1, len(both) - 1, 0]
+    assert features.shape == both.shape and np.array_equal(features[60:120], both[60:120])
+    assert torch.equal(features.index_select(0, torch.tensor(rows)), torch.from_numpy(both[rows]))
+    windows = make_windows(store, np.array([3, 8, 10]), 2, 4)
+    alone = [make_windows(a, np.array([3]), 2, 4), make_windows(b, np.array([0, 2]), 2, 4)]
+    assert np.array_equal(windows.actions, np.concatenate([w.actions for w in alone]))
+    assert np.array_equal(windows.steps, np.concatenate([alone[0].steps, alone[1].steps + a.num_steps]))
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_shares_are_exact_in_every_epoch(seed):
+    groups = [(0.25, torch.arange(30)), (0.75, torch.arange(30, 50))]  # an epoch of 50: 12 and 38
+    for epoch in range(3):
+        assert (mixed(groups, seed, range(epoch * 50, (epoch + 1) * 50)) < 30).sum() == 12
+    # of each group every window as often as the others, to one: 36 of 30, 114 of 20
+    counts = Counter(mixed(groups, seed, range(150)).tolist())
+    assert {counts[i] for i in range(30)} == {1, 2} and {counts[i] for i in range(30, 50)} == {5, 6}
+    pieces = torch.cat([mixed(groups, seed, range(i, i + 16)) for i in range(0, 144, 16)])
+    assert torch.equal(pieces, mixed(groups, seed, range(144)))  # wherever a training resumes
+    assert not torch.equal(pieces, mixed(groups, seed + 1, range(144)))
+
+
+def repeated(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.concatenate([x] * 3 + [y] * 2)
+
+
+@pytest.mark.parametrize("mode", ["standard", "minmax", "quantile"])
+def test_weighted_statistics_are_those_of_the_weighted_concatenation(mode):
+    rng, spec = np.random.default_rng(3), make_spec()
+    parts = [rng.normal(size=(40, 8)), rng.normal(2, 3, size=(25, 8))]
+    parts = [np.append(x[:, :7], x[:, 7:] > 0, 1) for x in parts]
+    often, both = np.repeat([3.0, 2.0], [40, 25]), np.concatenate(parts)
+    weighted, plain = (Normaliser(mode, spec.proprio, spec.action, 4, cumulative=True) for _ in range(2))
+    weighted.fit(both, both, np.stack([both] * 4, 1), None, (often, often, often))
+    long = repeated(*parts)
+    for weights in [(np.ones(len(long)),) * 3] + [None] * (mode != "quantile"):  # unweighted ones interpolate
+        plain.fit(long, long, np.stack([long] * 4, 1), None, weights)
+        for name, tensor in plain.state_dict().items():
+            torch.testing.assert_close(weighted.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_moments_of_features_are_those_of_the_weighted_concatenation(data, second):
+    fa, fb = data[1], second[1]
+    shares = np.array([3 * len(fa), 2 * len(fb)]) / (3 * len(fa) + 2 * len(fb))
+    found = mixed_moments([channel_moments(fa), channel_moments(fb)], shares.tolist())
+    for x, y in zip(found, channel_moments(repeated(fa, fb)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
+
+
+def test_a_training_on_a_mix_resumes_and_its_held_out_loss_is_by_share(mix, tmp_path):
+    store, features = mix
+
+    def trained(store):
+        contract = {**CONTRACT, "dataset": {"fingerprint": store.fingerprint}}
+        split = (np.array([0, 1, 2, 8, 9]), np.array([3, 10]))
+        settings = make_settings(steps=6, checkpoint_every=1, log_every=6, ema=0.0)
+        return train(settings, make_spec(), store, features, contract, tmp_path, split)
+
+    policy, contract = load_checkpoint(trained(store))
+    assert contract["training"] | {"held_out": 2, "demos": 5} == contract["training"]
+    losses = []
+    for episode in (3, 10):
+        windows = make_windows(store, np.array([episode]), 1, 4)
+        batches = Batches(store, features, windows, CPU)
+        losses.append(policy.loss(batches.take(torch.arange(len(windows))))[1]["loss"].item())
+    logged = json.loads((tmp_path / "metrics.json").read_text())[-1]["val_loss"]
+    assert logged == pytest.approx(0.25 * losses[0] + 0.75 * losses[1], rel=1e-4)
+    again = load_checkpoint(trained(store))[0].state_dict()
+    assert all(torch.equal(again[k], v) for k, v in policy.state_dict().items())
+    with pytest.raises(UserError, match="state of another run.*dataset.fingerprint"):
+        trained(Mix(store.members, [1, 1]))
+
+
+def test_a_config_of_a_mix(data, second, tmp_path):
+    paths, split = [str(store.path) for store, _ in (data, second)], tmp_path / "split.json"
+    split.write_text('{"train": [0, 1], "validation": [2]}')
+    members = ({"path": paths[0], "weight": 1.0, "episodes": "1:5"}, {"path": paths[1], "split": str(split)})
+    demos = DemosSettings(mix=members)
+    store = demos.open()
+    assert isinstance(store, Mix) and store.shares == (0.5, 0.5)
+    trained, held_out = demos.select(store, 0.0, 0)
+    assert (trained.tolist(), held_out.tolist()) == ([1, 2, 3, 4, 8, 9], [10])
+    assert not demos.plain and DemosSettings(name="x", episodes=3).plain
+    for wrong, words in (
+        ({"mix": ()}, "demos.mix: "),
+        ({"mix": ({"weight": 2.0},)}, r"demos.mix\[0\].path: "),
+        ({"mix": ({"path": "a", "weight": 0},)}, r"demos.mix\[0\].weight: "),
+        ({"mix": ({"path": "a"},), "episodes": 3}, "demos.episodes: "),
+        ({"split": "a", "episodes": 3}, "demos.episodes: "),
+    ):
+        with pytest.raises(UserError, match=words):
+            DemosSettings(**wrong)
+    for settings in (demos, demos.replace(mix=None, path=paths[0], episodes="1:5")):
+        with pytest.raises(UserError, match="demos.episodes"):
+            settings.first()
+    with pytest.raises(UserError, match="one dataset"):
+        demos.folder()
