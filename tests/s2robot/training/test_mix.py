@@ -168,7 +168,6 @@ def test_what_a_config_may_say_of_a_mix(data, tmp_path):
     assert not demos.plain and DemosSettings(name="x", episodes=3).plain
     for wrong, words in (
         ({"mix": ()}, "demos.mix: "),
-        ({"mix": ({"weight": 2.0},)}, r"demos.mix\[0\].path: "),
         ({"mix": ({"path": "a", "weight": 0},)}, r"demos.mix\[0\].weight: "),
         ({"mix": ({"path": "a"},), "episodes": 3}, "demos.episodes: "),
         ({"split": "a", "episodes": 3}, "demos.episodes: "),
