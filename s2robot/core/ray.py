@@ -127,10 +127,12 @@ def _check_answers(address: str) -> None:
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         if parts.scheme not in ("", "ray") or parts.port is None:
-            raise ValueError("expected null, auto, <host>:<port> or ray://<host>:<port>")
+            raise ValueError("neither null, auto, <host>:<port> nor ray://<host>:<port>")
         socket.create_connection((parts.hostname, parts.port), _CONNECT_S).close()
     except (OSError, ValueError) as error:
-        raise UserError(f"engine.address: no Ray (ray start --head) at {address}: {error}") from None
+        raise UserError(
+            f"engine.address: expected a Ray (ray start --head), got {error}: {address}"
+        ) from None
 
 
 class Actor:

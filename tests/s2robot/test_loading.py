@@ -52,8 +52,7 @@ def test_a_device_that_is_not_there_is_a_line():
     assert device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(UserError, match="device: expected auto, cpu, cuda"):
         device_of("gpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    with pytest.raises(UserError, match=f"device: expected .* finds {count} GPUs here, got cuda:99"):
+    with pytest.raises(UserError, match="device: expected .*, got 'cuda:99'"):
         device_of("cuda:99")
 
 

@@ -96,7 +96,7 @@ def test_a_dead_worker_costs_its_task(on_ray_too, tmp_path):
 
 
 def test_what_cannot_be_is_one_line(on_ray_too, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="^engine.gpus_per_encoder: expected <= 0.* got 8$"):
+    with pytest.raises(UserError, match="^engine.gpus_per_encoder: .* got 0 GPUs$"):
         Ray(RaySettings(gpus_per_encoder=8)).pool(1, None, encodes=True, anywhere=True)
     with pytest.raises(UserError, match="^engine.gpus_per_encoder: "):
         RaySettings(gpus_per_encoder=math.nan)
@@ -146,7 +146,6 @@ def test_settings(tmp_path, monkeypatch, capsys):
     for wrong, words in (
         ({"workers": 0}, "engine.workers: expected >= 1, got 0"),
         ({"store_mb": 9}, "engine.store_mb: expected >= 80, got 9"),
-        ({"address": "auto", "cpus": 2}, "engine.cpus: expected null with engine.address=auto, got 2"),
     ):
         with pytest.raises(UserError, match=f"^{words}$"):
             RaySettings(**wrong)

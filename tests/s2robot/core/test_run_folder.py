@@ -51,37 +51,37 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
         assert room.held()["S2ROBOT_HELD_FOLDERS"].split(os.pathsep).count(str(tmp_path / "run")) == 1
 
 
+ABOUT = {".hydra/config.yaml": "a: 1", "about.txt": "b"}
+
+
+def fail(folder: Path, wrong: type[BaseException] = ValueError, writes: str = "") -> None:
+    with pytest.raises(wrong), run_folder(folder, ABOUT):
+        assert (folder / ".hydra/config.yaml").read_text() == "a: 1"
+        if writes:
+            (folder / writes).write_text("[]")
+        raise wrong
+
+
 def test_a_failed_run_that_wrote_nothing_leaves_no_folder(tmp_path):
-    about = {".hydra/config.yaml": "a: 1"}
     for wrong in (ValueError, KeyboardInterrupt):
-        with pytest.raises(wrong), run_folder(tmp_path / "run", about):
-            assert (tmp_path / "run/.hydra/config.yaml").read_text() == "a: 1"
-            raise wrong
+        fail(tmp_path / "run", wrong)
         assert not (tmp_path / "run").exists()
     for runs, left in (("runs", []), ("mine", ["verb"])):  # a folder of the user's stays
-        with pytest.raises(ValueError), run_folder(tmp_path / runs / "verb" / "date", about):
-            raise ValueError
+        fail(tmp_path / runs / "verb" / "date")
         assert [path.name for path in (tmp_path / runs).iterdir()] == left
-    with pytest.raises(ValueError), run_folder(tmp_path / "run", about):
-        (tmp_path / "run" / "metrics.json").write_text("[]")
-        raise ValueError
-    assert (tmp_path / "run" / "metrics.json").exists() and (tmp_path / "run" / ".hydra").exists()
+    fail(tmp_path / "run", writes="metrics.json")
+    assert (tmp_path / "run/metrics.json").exists() and (tmp_path / "run/.hydra").exists()
 
 
-def test_a_failed_run_keeps_what_was_there_before(tmp_path):
+def test_a_failed_run_keeps_the_folder_and_the_files_that_were_there_before(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError), run_folder(tmp_path / "run", {".hydra/config.yaml": "a: 1"}):
-        raise ValueError
-    assert (tmp_path / "run" / "mine.txt").exists()
-
-
-def test_a_failed_run_leaves_an_empty_folder_that_it_did_not_make(tmp_path, monkeypatch):
+    (tmp_path / "run/mine.txt").write_text("mine")
+    fail(tmp_path / "run")
+    assert (tmp_path / "run/mine.txt").exists()
     (tmp_path / "runs/train/mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "runs/train/mine")
     for folder in (tmp_path / "runs/train/mine", Path(".")):
-        with pytest.raises(ValueError), run_folder(folder, {".hydra/config.yaml": "a: 1", "about.txt": "b"}):
-            raise ValueError
+        fail(folder)
         assert not list((tmp_path / "runs/train/mine").iterdir())
     assert Path.cwd() == tmp_path / "runs/train/mine"
 
@@ -101,7 +101,7 @@ def test_other_processes_of_a_run_work_in_the_folder_of_the_first(tmp_path, hold
         (
             {"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"},
             True,
-        ),  # torchrun's first, wherever Slurm has put it
+        ),  # torchrun's first, wherever Slurm put it
         ({"RANK": "2", "LOCAL_RANK": "0"}, False),  # torchrun's second machine
         ({"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, False),  # srun's second machine
         ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # started by Fabric within a Slurm job
