@@ -235,29 +235,6 @@ def test_a_format_that_was_not_taken_is_refused(opened, prop, value, words):
     assert fake.released
 
 
-def test_a_real_capture_is_verified_and_read(tmp_path, monkeypatch):
-    path = str(tmp_path / "film.avi")
-    writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"MJPG"), 20, (96, 72))
-    pictures = [cv2.resize(image, (96, 72), interpolation=cv2.INTER_LINEAR) for image in NOISE[:, :4, :6]]
-    for image in pictures:
-        writer.write(image[..., ::-1])
-    writer.release()
-    with pytest.raises(EnvError, match="found none, expected a V4L2 device"):
-        OpenCVCamera(path, 96, 72, 20)  # a film is no device
-    capture = cv2.VideoCapture
-    monkeypatch.setattr(cv2, "VideoCapture", lambda device, api: capture(device))
-    begin = now()
-    camera = OpenCVCamera(path, 96, 72, 20)
-    for expected in pictures:
-        captured, image = camera.read()
-        assert np.abs(image.astype(float) - expected).mean() < 6 and begin <= captured <= now()
-    with pytest.raises(EnvError, match="gave no frame"):
-        camera.read()
-    camera.close()
-    with pytest.raises(EnvError, match="found width 96"):
-        OpenCVCamera(path, 64, 72, 20)
-
-
 def test_a_camera_or_library_that_is_missing_is_one_line(opened, monkeypatch):
     with pytest.raises(EnvError, match="camera /dev/video9: found none"):
         opened(FakeCapture(opened=False))

@@ -116,13 +116,6 @@ def test_a_dry_run_sends_nothing_and_says_what_it_would(arm, cameras):
     assert max(np.abs(safe.q - HOME).max() for safe in would if safe) > 0.002
 
 
-def test_a_large_action_is_cut_to_what_the_simulated_world_takes(arm, cameras):
-    steps = []
-    made(arm, cameras, lambda o: np.eye(8)[6] * 9, subscriber=Calls(step=steps.append)).run(1)
-    assert steps[0]["action"][6] == pytest.approx(0.25) and steps[0]["action_raw"][6] == 9.0
-    arm.lawful()
-
-
 def test_a_stop_between_two_episodes_is_not_lost(arm, cameras):
     loop = made(arm, cameras, lambda o: SLOWLY)
     assert loop.run(max_steps=1).cause == "steps"
@@ -211,22 +204,6 @@ def test_nothing_is_sent_at_the_end_after_a_gap(clock, cameras, blocked):
     result = loop.run(max_steps=100)
     assert at and len(arm.sent) == at[0] > 10
     assert result.state == State.FAULT and "stood still for 3" in result.reasons[0] and len(arm.stops) == 1
-
-
-def test_a_stop_in_an_episode_s_last_moment_counts(arm, cameras):
-    taken = []
-    loop = made(arm, cameras, lambda o: SLOWLY, subscriber=Calls(step=taken.append))
-    follow = loop.stream.next
-
-    def last(now, state):
-        safe, arrived = follow(now, state)
-        if arrived and loop.stream.step is not None:  # the only action is done: the loop ends after this
-            loop.request_stop()
-        return safe, arrived
-
-    loop.stream.next = last
-    assert loop.run(max_steps=1).cause == "stopped"
-    assert arm.stops == ["operator"] and len(taken) == 1
 
 
 def after(calls, what, then=lambda: SLOWLY):
@@ -474,12 +451,3 @@ def test_stale_frames_before_the_start_move_nothing(arm, cameras):
     with pytest.raises(EnvError, match="camera hand is stale"):
         made(arm, cameras, lambda o: SLOWLY, limits, config={"ready_s": 0.1}).run(1)
     assert arm.sent == []
-
-
-def test_steps_that_differ_are_refused_by_the_recorder():
-    recorder = EpisodeRecorder(None)
-    recorder.on_step({"action": np.zeros(8)})
-    with pytest.raises(EnvError, match="found a step of proprio, expected action"):
-        recorder.on_step({"proprio": np.zeros(8)})
-    recorder.discard()
-    assert recorder.finish() == 0
