@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms.driver import ArmLimits, Array
+from s2robot.envs.real.arms.driver import ArmLimits, Array, finite_joints
 
 SHARE = 0.95  # of the limits' speed and acceleration, so that the filter behind has nothing to clamp
 
@@ -75,8 +75,9 @@ class Interpolator:
 
     def reset(self, q: Array) -> None:
         """Rest at `q` (7,), with no waypoints."""
-        self.q, self.dq = _finite(q), np.zeros(7)
-        self._reference = self.q
+        if (start := finite_joints(q)) is None:
+            raise EnvError(f"path: found {q}, expected 7 finite joints")
+        self.q, self.dq, self._reference = start, np.zeros(7), start
         self._points.clear()
         self._asked = -np.inf
 
@@ -85,7 +86,8 @@ class Interpolator:
 
         Raises EnvError: not 7 finite numbers, or a time not after the waypoint pushed before.
         """
-        target = _finite(q)
+        if (target := finite_joints(q)) is None:
+            raise EnvError(f"waypoint: found {q}, expected 7 finite joints")
         self._drop_passed(now)
         if not self._points or now > self._points[-1][0] + self.grace_s:
             # nothing is under way: the line starts here and now, not at the time of a waypoint long ago
@@ -128,10 +130,3 @@ class Interpolator:
     def _drop_passed(self, now: float) -> None:
         while len(self._points) > 1 and self._points[1][0] <= now:
             self._points.popleft()
-
-
-def _finite(q: Array) -> Array:
-    array = np.asarray(q, float)
-    if array.shape != (7,) or not np.isfinite(array).all():
-        raise EnvError(f"waypoint: found {array.tolist()}, expected 7 finite joints")
-    return array
