@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.safety import Safe
 from s2robot.envs.real.control.watchdog import State
 
@@ -74,9 +73,6 @@ class EpisodeRecorder(Subscriber):
 
     def on_step(self, step: dict) -> None:
         """Take one step, key -> number or array."""
-        if self._steps and step.keys() != self._steps[0].keys():
-            found, expected = ", ".join(sorted(step)), ", ".join(sorted(self._steps[0]))
-            raise EnvError(f"recorder: found a step of {found}, expected {expected}")
         self._steps.append(step)
 
     def finish(self, **meta: Any) -> int:

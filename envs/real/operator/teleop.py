@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import EnvError, import_extra
 from s2robot.envs.real.arms.driver import ArmLimits, Array
 from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK
 from s2robot.envs.real.control.subscriber import Subscriber
@@ -153,14 +153,9 @@ class SpaceMouse:
 
 
 def _open_spacemouse() -> Any:
+    library = import_extra("pyspacemouse", "spacemouse")
     try:
-        import pyspacemouse
-    except Exception as error:  # without hidapi's library its import raises more than ImportError
-        raise EnvError(
-            f"spacemouse: found no pyspacemouse ({error}), expected it (pip install 's2robot[spacemouse]')"
-        ) from None
-    try:
-        return pyspacemouse.open(axis_convention=pyspacemouse.AxisConvention.ROS)
+        return library.open(axis_convention=library.AxisConvention.ROS)
     except Exception as error:
         raise EnvError(f"spacemouse: found no device ({error}), expected one on USB") from None
 

@@ -27,7 +27,7 @@ HOME = np.array([0.0, 0.1094, 0.0, -2.5686, 0.0, 2.6781, 0.7859])
 def test_without_franky_it_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "franky", None)
     driver = FrankaDriver("192.0.2.1")
-    with pytest.raises(EnvError, match=r"franka: found no franky-control .*pip install 's2robot\[franka\]'"):
+    with pytest.raises(EnvError, match=r"found no franky .*pip install 's2robot\[franka\]'"):
         driver.connect(1.0)
     with pytest.raises(EnvError, match="expected connect first"):
         driver.read()

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.control.motion import Interpolator, braking_steps, stopping_speed
 from tests.envs.real.home import HOME
@@ -118,17 +117,6 @@ def test_waypoints_behind_one_that_takes_longer_are_taken():
     q, _ = stream(path, 1.5)
     bounded(q)
     assert q[-1, 0] == pytest.approx(HOME[0] + 1.1, abs=1e-9)
-
-
-def test_what_is_no_waypoint_is_refused():
-    path = at_rest()
-    for wrong in (np.full(7, np.nan), np.full(7, np.inf), np.zeros(6)):
-        for take in (path.reset, lambda q: path.push(0.0, 0.1, q)):
-            with pytest.raises(EnvError, match="expected 7 finite joints"):
-                take(wrong)
-    path.push(0.0, 0.1, HOME)
-    with pytest.raises(EnvError, match="expected after the last"):
-        path.push(0.0, 0.1, HOME)
 
 
 def way_of(speed: float, acceleration: float) -> float:
