@@ -196,7 +196,7 @@ def test_the_fence_is_watched():
     b(Fn.FENCE, b"\x01")
     b.move(HOME + [0.5, 0, 0, 0, 0, 0, 0])
     b.run(2.0)
-    assert b.box.error == box.BOUNDARY and b.box.report().pose[1] < 0.15
+    assert b.box.error == box.BOUNDARY and b.box.reported()["pose"][1] < 0.15
 
 
 def test_reduced_mode_limits_speed_and_range():
@@ -238,7 +238,7 @@ def test_any_request_gets_an_answer(function, payload):
     assert status & ~(0x40 | 0x20 | 0x10 | 0x08) == 0
     b.run(0.02)
     assert np.isfinite(b.box.plant.joints).all()
-    assert len(wire.report_rich(b.box.report())) == 587
+    assert len(wire.report_rich(b.box)) == 587
 
 
 @patient
