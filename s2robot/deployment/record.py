@@ -206,7 +206,7 @@ class ArmRecording:
         return self.teleoperator.act(self._commanded())
 
     def _commanded(self) -> np.ndarray:
-        return self.session.runtime.loop.commanded
+        return self.session.runtime.loop.stream.commanded
 
     def _over(self) -> bool:
         """Whether the control loop's part of the episode is over."""

@@ -34,10 +34,6 @@ class Frame:
     image: np.ndarray  # uint8 (H, W, 3) RGB, upright; not to be written to
     t_change: float  # s, capture of the first of the equal pictures that this is the last of
 
-    def age(self, now: float) -> float:
-        """Seconds since it was taken."""
-        return now - self.t_capture
-
 
 class Source(Protocol):
     """Where frames come from."""
@@ -83,7 +79,7 @@ class CameraReader:
     def age(self, now: float) -> float:
         """Age of the newest frame, s; inf without one. One that has come since `now` was read is new."""
         frame = self._frame
-        age = np.inf if frame is None else frame.age(now)
+        age = np.inf if frame is None else now - frame.t_capture
         return 0.0 if -_SINCE_S < age < 0 else age
 
     def close(self) -> None:

@@ -33,34 +33,11 @@ class Subscriber:
         """An action has been executed: arrays by name, see the module."""
 
 
-class Subscribers(Subscriber):
-    """Forwards to several subscribers, in their order."""
-
-    def __init__(self, *subscribers: Subscriber):
-        self._subscribers = subscribers
-
-    def on_begin(self) -> None:
-        for one in self._subscribers:
-            one.on_begin()
-
-    def on_beat(self) -> None:
-        for one in self._subscribers:
-            one.on_beat()
-
-    def on_period(self, now: float, state: State, safe: Safe | None) -> None:
-        for one in self._subscribers:
-            one.on_period(now, state, safe)
-
-    def on_step(self, step: dict) -> None:
-        for one in self._subscribers:
-            one.on_step(step)
-
-
 class EpisodeRecorder(Subscriber):
     """Collects the steps of one episode in memory, and appends them to a store when it is finished.
 
     recorder = EpisodeRecorder(store)           # an `EpisodeStore`, or anything with its `append`
-    ControlLoop(..., subscriber=recorder).run(80)
+    ControlLoop(..., subscribers=[recorder]).run(80)
     recorder.finish(success=True, seed=0)       # or recorder.discard()
     """
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 import signal
 import socket
-import time
 
 import pytest
 
@@ -84,16 +83,6 @@ def test_another_port_of_the_emulator_is_one_clear_line(emulator, name):
     with pytest.raises(EnvError, match="found no .*expected") as found:
         StandIn(getattr(emulator.ports, name))
     assert "\n" not in str(found.value)
-
-
-def test_frames_cut_and_glued(emulator):
-    get_state, answer = bytes.fromhex("0001 0002 0001 0d"), bytes.fromhex("0001 0002 0003 0d 10 04")
-    assert ask(emulator.ports.control, get_state * 3, 27) == answer * 3
-    with socket.create_connection((HOST, emulator.ports.gripper), timeout=ANSWER_S) as s:
-        for byte in get_state:
-            s.sendall(bytes([byte]))
-            time.sleep(0.005)
-        assert s.recv(9) == answer
 
 
 @pytest.mark.parametrize("data", ["00010009000101", "0001000200000d", "0001 0002 ffff 0d", "ff" * 64])
