@@ -23,7 +23,7 @@ from s2robot.envs.real.control.clock import REAL, Clock
 from s2robot.envs.real.control.loop import PRESSES, ControlLoop, LoopConfig, Result
 from s2robot.envs.real.control.motion import SHARE, Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from s2robot.envs.real.control.subscriber import Subscriber, Subscribers
+from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.supervisor import UNCONFIRMED, Supervisor, WatchedArm
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from s2robot.envs.real.operator.prompts import Operator, Placing, Stop
@@ -67,7 +67,7 @@ class ArmRuntime(Subscriber):
         self.driver = cast(ArmDriver, self._arm)
         self.loop = ControlLoop(
             self.driver, cameras, act, SafetyFilter(driver.limits, points, safety), loop, watchdog,
-            Subscribers(self, *subscribers), clock, disagreement,
+            [self, *subscribers], clock, disagreement,
         )  # fmt: skip
         self.live = self.loop.config.live
         self.stop = stop or Stop()
@@ -167,7 +167,7 @@ class ArmRuntime(Subscriber):
         waited: list[int] = []  # a mark for each step at the goal: arm and fingers settle
 
         def act(observation: dict) -> Array:
-            left, state = goal - move.commanded, observation["proprio"]
+            left, state = goal - move.stream.commanded, observation["proprio"]
             if np.isnan(left).any():  # the warm-up
                 return np.zeros(8)
             off = np.abs(state[:7] - goal).max()
@@ -179,13 +179,15 @@ class ArmRuntime(Subscriber):
             return np.append(left * min(1.0, config.max_delta / max(float(np.abs(left).max()), 1e-9)), 0.0)
 
         def beat() -> None:
-            main.subscriber.on_beat()
+            main.tell("on_beat")
             if self.stop.asked() or main.stop_requested:
                 move.request_stop()
 
         beats = Subscriber()
         beats.on_beat = beat  # type: ignore[method-assign]
-        move = ControlLoop(self.driver, {}, act, main.safety, config, main.watchdog.limits, beats, self.clock)
+        move = ControlLoop(
+            self.driver, {}, act, main.safety, config, main.watchdog.limits, [beats], self.clock
+        )
         # its own speed limit, so that what a busy machine delays is not made up for in a hurry
         limits = self.driver.limits
         move.stream.path = Interpolator(

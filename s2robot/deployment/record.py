@@ -203,7 +203,7 @@ class ArmRecording:
         return self.teleoperator.act(self._commanded())
 
     def _commanded(self) -> np.ndarray:
-        return self.session.runtime.loop.commanded
+        return self.session.runtime.loop.stream.commanded
 
     @property
     def _leads(self) -> bool:

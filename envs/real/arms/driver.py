@@ -160,15 +160,14 @@ class ArmDriver(ABC):
 
     def _sendable(self, q: Any, gripper: Any) -> Array | None:
         """Return the joints to send; None for a command to refuse."""
+        target = finite_joints(q)
         try:
-            target = np.array(q, float)
             good = gripper is None or 0 <= gripper <= 1
-        except (TypeError, ValueError):
+        except TypeError:
             return None
-        low, high = np.array(self.limits.q_min), np.array(self.limits.q_max)
-        if self.stopped or not good or target.shape != (7,):
+        if self.stopped or not good or target is None:
             return None
-        inside = ((target >= low) & (target <= high)).all()  # NaN fails both
+        inside = ((target >= self.limits.q_min) & (target <= self.limits.q_max)).all()
         return target if inside and (np.abs(target - self._last) <= self._step_max).all() else None
 
     @contextmanager
@@ -183,6 +182,18 @@ class ArmDriver(ABC):
         if self._last_stop is not before:
             self.stop("stopped while it was armed")
             raise EnvError("arm: found a stop while it was armed, expected none")
+
+
+def finite_joints(value: Any) -> Array | None:
+    """`value` as (7,) finite float64, or None."""
+    try:
+        array = np.asarray(value)
+    except Exception:  # whatever an odd object raises: it is no target
+        return None
+    if array.shape != (7,) or array.dtype.kind not in "fiu":
+        return None
+    array = array.astype(float)
+    return array if np.isfinite(array).all() else None
 
 
 def measured(ip: str, q: Array) -> Array:

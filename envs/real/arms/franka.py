@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import EnvError, import_extra
 from s2robot.envs.real.arms.driver import (
     OK,
     REFUSED,
@@ -85,12 +85,7 @@ class FrankaDriver(ArmDriver):
 
     def connect(self, timeout_s: float) -> None:
         """Reach arm and hand; moves nothing and recovers from no error. Raises EnvError: no franky, no arm, no answer."""
-        try:
-            import franky
-        except ImportError as error:
-            raise EnvError(
-                f"franka: found no franky-control ({error}), expected it (pip install 's2robot[franka]')"
-            ) from None
+        franky = import_extra("franky", "franka")
 
         def build() -> tuple[Any, Any]:
             config = franky.RealtimeConfig

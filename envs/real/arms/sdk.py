@@ -10,7 +10,6 @@ ports, those of other arms included. It (1.18.4) writes to standard output throu
 it is imported; its threads do so in the middle of a panel that is being drawn.
 """
 
-import importlib
 import logging
 import os
 import socket
@@ -26,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import EnvError, import_extra
 from s2robot.envs.real.arms.driver import ArmLimits, made_within
 from s2robot.envs.real.control.clock import now
 
@@ -64,10 +63,7 @@ def import_sdk(module: str = "xarm.wrapper") -> Any:
     # that do so at once, the slower one would die of FileExistsError
     with suppress(OSError):
         os.makedirs(os.path.join(os.path.expanduser("~"), ".UFACTORY", "log", "xarm", "sdk"), exist_ok=True)
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise EnvError("xarm: found no xarm-python-sdk, expected it (pip install 's2robot[xarm]')") from None
+    return import_extra(module, "xarm")
 
 
 def log_to(path: Path) -> None:

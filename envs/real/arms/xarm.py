@@ -25,6 +25,7 @@ import numpy as np
 
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms import sdk as vendor
 from s2robot.envs.real.arms.driver import (
     OK,
     REFUSED,
@@ -36,22 +37,6 @@ from s2robot.envs.real.arms.driver import (
     CommandResult,
     DriverStatus,
     measured,
-)
-from s2robot.envs.real.arms.sdk import (
-    DONE,
-    GRIPPER_STEPS,
-    BoxPorts,
-    Calls,
-    XArmGripper,
-    call,
-    check_tool,
-    client_ports,
-    connect,
-    import_sdk,
-    log_to,
-    present_limits,
-    probe,
-    wanted_limits,
 )
 from s2robot.envs.real.control.clock import now
 
@@ -98,7 +83,7 @@ class XArmDriver(ArmDriver):
         ip: str,
         limits: ArmLimits = XARM7_LIMITS,
         settings: ArmSettings | None = None,
-        ports: BoxPorts | None = None,
+        ports: vendor.BoxPorts | None = None,
         gripper: bool = True,
         log: Path | None = None,
     ):
@@ -111,8 +96,8 @@ class XArmDriver(ArmDriver):
         self._led = False
         self._stop_lock = threading.Lock()
         self._redirected = ExitStack()
-        self._gripper: XArmGripper | None = None
-        self._limits_before: Calls | None = None  # put back the limits that the box had
+        self._gripper: vendor.XArmGripper | None = None
+        self._limits_before: vendor.Calls | None = None  # put back the limits that the box had
 
     def connect(self, timeout_s: float) -> None:
         """Reach the box over three connections; moves, enables and clears nothing.
@@ -120,20 +105,20 @@ class XArmDriver(ArmDriver):
         Raises EnvError: no SDK, no box, no answer within `timeout_s`, or another arm than an xArm7.
         """
         if self._log is not None:
-            log_to(self._log)
+            vendor.log_to(self._log)
         end = time.monotonic() + timeout_s
-        config = import_sdk("xarm.core.config.x_config").XCONF.SocketConf
+        config = vendor.import_sdk("xarm.core.config.x_config").XCONF.SocketConf
         default_timeout = socket.getdefaulttimeout()  # the SDK sets it for the whole process, and may again
         try:
             if self.ports is not None:
-                self._redirected.enter_context(client_ports(self.ports))
-            probe(self.ip, config.TCP_CONTROL_PORT, end)
-            self._sdk = connect(self.ip, WIRE_TIMEOUT, end, report_type="rich")
+                self._redirected.enter_context(vendor.client_ports(self.ports))
+            vendor.probe(self.ip, config.TCP_CONTROL_PORT, end)
+            self._sdk = vendor.connect(self.ip, WIRE_TIMEOUT, end, report_type="rich")
             if self._sdk.axis != 7:
                 raise EnvError(f"xarm {self.ip}: found an arm of {self._sdk.axis} joints, expected 7")
-            self._stopper = connect(self.ip, WIRE_TIMEOUT, end, enable_report=False)
+            self._stopper = vendor.connect(self.ip, WIRE_TIMEOUT, end, enable_report=False)
             if self._has_gripper:
-                self._gripper = XArmGripper(self.ip, self._sdk, self._may_grip, 2 * WIRE_TIMEOUT, end)
+                self._gripper = vendor.XArmGripper(self.ip, self._sdk, self._may_grip, 2 * WIRE_TIMEOUT, end)
         except BaseException:
             self.close()
             raise
@@ -148,7 +133,7 @@ class XArmDriver(ArmDriver):
             self._gripper.close()
         with suppress(Exception):  # the connection may be gone
             for step in self._limits_before or ():
-                if call(self._sdk, *step) not in DONE:
+                if vendor.call(self._sdk, *step) not in vendor.DONE:
                     break
         self._limits_before = None
         for arm in (self._sdk, self._stopper):
@@ -193,18 +178,18 @@ class XArmDriver(ArmDriver):
             raise EnvError(
                 f"xarm {self.ip}: found error {error} pending; look at the arm, then clear it in UFACTORY Studio"
             )
-        check_tool(self.ip, sdk, self.settings.payload, self.settings.tcp_offset)
+        vendor.check_tool(self.ip, sdk, self.settings.payload, self.settings.tcp_offset)
         if self._limits_before is None:
-            self._limits_before = present_limits(sdk)
+            self._limits_before = vendor.present_limits(sdk)
         for name, *args in (
             ("set_state", STOPPED),
             ("motion_enable", True),
-            *wanted_limits(self.limits, self.settings.sensitivity),
-            *(GRIPPER_STEPS if self._gripper is not None else ()),
+            *vendor.wanted_limits(self.limits, self.settings.sensitivity),
+            *(vendor.GRIPPER_STEPS if self._gripper is not None else ()),
             ("set_mode", mode),
             ("set_state", 0),
         ):
-            self._check(name, call(sdk, name, *args))
+            self._check(name, vendor.call(sdk, name, *args))
         code, state = sdk.get_state()
         self._check("get_state", code)
         if state >= STOPPED:
@@ -291,6 +276,6 @@ class XArmDriver(ArmDriver):
                 if arm is None or not arm.connected:
                     continue
                 with suppress(Exception):
-                    if arm._arm.arm_cmd.set_state(STOPPED)[0] in DONE:
+                    if arm._arm.arm_cmd.set_state(STOPPED)[0] in vendor.DONE:
                         return True
         return False

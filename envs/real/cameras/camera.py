@@ -14,11 +14,11 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import EnvError, import_extra
 from s2robot.envs.real.control.clock import now
 
 _SINCE_S = 0.1  # s by which a frame may be newer than the time at which its age is asked for
@@ -33,10 +33,6 @@ class Frame:
     t_capture: float  # s
     image: np.ndarray  # uint8 (H, W, 3) RGB, upright; not to be written to
     t_change: float  # s, capture of the first of the equal pictures that this is the last of
-
-    def age(self, now: float) -> float:
-        """Seconds since it was taken."""
-        return now - self.t_capture
 
 
 class Source(Protocol):
@@ -83,7 +79,7 @@ class CameraReader:
     def age(self, now: float) -> float:
         """Age of the newest frame, s; inf without one. One that has come since `now` was read is new."""
         frame = self._frame
-        age = np.inf if frame is None else frame.age(now)
+        age = np.inf if frame is None else now - frame.t_capture
         return 0.0 if -_SINCE_S < age < 0 else age
 
     def close(self) -> None:
@@ -131,7 +127,7 @@ def fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     image = image[top : top + h, left : left + w]
     if (h, w) == size:
         return image
-    cv2 = _load_cv2()
+    cv2 = import_extra("cv2", "opencv")
     how = cv2.INTER_AREA if h > size[0] else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=how))
 
@@ -141,16 +137,6 @@ def part_seen(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int
     scale = min(found / wanted for found, wanted in zip(picture, size, strict=True))
     h, w = (min(found, round(wanted * scale)) for found, wanted in zip(picture, size, strict=True))
     return h, w
-
-
-def _load_cv2() -> Any:
-    try:
-        import cv2
-    except ImportError:
-        raise EnvError(
-            "camera: found no opencv-python, expected it (pip install 's2robot[opencv]')"
-        ) from None
-    return cv2
 
 
 class OpenCVCamera:
@@ -174,7 +160,7 @@ class OpenCVCamera:
         exposure: float | None = None,
         white_balance: float | None = None,
     ):
-        self._cv2 = cv2 = _load_cv2()
+        self._cv2 = cv2 = import_extra("cv2", "opencv")
         self.device = device
         cv2.setNumThreads(1)  # decoding must not take the cores from the control loop
         self._stamped: bool | None = None  # whether stamps are on the monotonic clock; None before the first
@@ -232,12 +218,7 @@ class RealSenseCamera:
     """
 
     def __init__(self, serial: str, width: int, height: int, fps: int):
-        try:
-            import pyrealsense2 as rs
-        except ImportError:
-            raise EnvError(
-                f"camera {serial}: found no pyrealsense2, expected it (pip install 's2robot[realsense]')"
-            ) from None
+        rs = import_extra("pyrealsense2", "realsense")
         self.serial, self._rs = serial, rs
         self._received = now()
         self._pipeline, config = rs.pipeline(), rs.config()

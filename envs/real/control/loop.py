@@ -16,14 +16,15 @@ process was suspended or its machine slept: a fault, before the next command.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms.driver import OK, ArmDriver, ArmState, Array
+from s2robot.envs.real.arms.driver import OK, ArmDriver, ArmState
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.clock import REAL, Clock
 from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
@@ -90,7 +91,7 @@ class ControlLoop:
         safety: SafetyFilter,
         config: LoopConfig | None = None,
         limits: WatchdogLimits | None = None,
-        subscriber: Subscriber | None = None,
+        subscribers: Sequence[Subscriber] = (),
         clock: Clock = REAL,
         disagreement: Callable[[], float] = lambda: 0.0,
     ):
@@ -102,7 +103,7 @@ class ControlLoop:
             driver, cameras, self.watchdog, self.config.frozen_s, self.config.frozen_motion, clock
         )
         self.stream = CommandStream(driver.limits, safety, self.config)
-        self.subscriber = Subscriber() if subscriber is None else subscriber  # an empty recorder is false
+        self.subscribers = list(subscribers)  # each hears of an event in this order
         self._act = act
         self._free = clock.condition()
         self._acting = False  # a policy that hung in an earlier episode may still be running
@@ -126,11 +127,6 @@ class ControlLoop:
         """End the episode as after its last step: the arm brakes and stays ready; from any thread."""
         self._end.set()
 
-    @property
-    def commanded(self) -> Array:
-        """See `CommandStream.commanded`."""
-        return self.stream.commanded
-
     def run(self, max_steps: int) -> Result:
         """Run one episode. The arm is at rest afterwards; after a fault or a stop it is stopped as well.
 
@@ -149,7 +145,7 @@ class ControlLoop:
                 self._period(episode, worker)
             self._come_to_rest(episode)
             self._finish_step()
-            self.subscriber.on_period(self.clock.now(), self.watchdog.state, None)
+            self.tell("on_period", self.clock.now(), self.watchdog.state, None)
             return Result(
                 self.watchdog.state, self.watchdog.reasons, episode.cause, self.steps, dict(episode.verdicts),
                 np.diff(episode.sent), np.array(episode.latencies),
@@ -173,7 +169,7 @@ class ControlLoop:
         if answer is None or answer.error:
             why = answer.error if answer else f"no answer within {self.config.warm_up_s:g} s"
             raise EnvError(f"policy: {why}; nothing has moved")
-        self.subscriber.on_begin()
+        self.tell("on_begin")
         # again: what the first answer took from the computer may have made frames stale
         self.stream.start(self._wait_ready(worker).q)
 
@@ -185,7 +181,7 @@ class ControlLoop:
         dt, clock = self.safety.dt, self.clock
         clock.sleep(episode.sent_last + dt - episode.work - clock.now())
         begin = clock.now()
-        self.subscriber.on_beat()
+        self.tell("on_beat")
         if self.stop_requested or self._end.is_set():
             episode.cause = "stopped" if self.stop_requested else "ended"
             return
@@ -215,7 +211,7 @@ class ControlLoop:
             episode.cause = "fault"
             return
         self._send(episode, safe)
-        self.subscriber.on_period(now, state, safe)
+        self.tell("on_period", now, state, safe)
         if safe.verdict == Verdict.STOP:
             self.watchdog.fault(now, f"safety stop: {safe.reasons[0]}")
             episode.cause = "fault"
@@ -339,7 +335,7 @@ class ControlLoop:
     def _send_at_end(self, episode: _Episode, safe: Safe) -> None:
         """Send once more after the episode's last; a gap, a code or a stop of the filter is a fault."""
         self.clock.sleep(episode.sent_last + self.safety.dt - self.clock.now())
-        self.subscriber.on_beat()
+        self.tell("on_beat")
         now, why = self.clock.now(), ""
         gap, episode.sent_last = now - episode.sent_last, now
         if gap > self.watchdog.limits.gap:  # this process did not run: it must not move the arm now
@@ -355,4 +351,9 @@ class ControlLoop:
     def _finish_step(self) -> None:
         step = self.stream.finish()
         if step is not None:
-            self.subscriber.on_step(step)
+            self.tell("on_step", step)
+
+    def tell(self, event: str, *values: Any) -> None:
+        """Call a method of every subscriber, in their order."""
+        for subscriber in self.subscribers:
+            getattr(subscriber, event)(*values)

@@ -18,7 +18,6 @@ from collections import deque
 import numpy as np
 from numpy.typing import ArrayLike
 
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmLimits, Array
 
 SHARE = 0.95  # of the limits' speed and acceleration, so that the filter behind has nothing to clamp
@@ -71,35 +70,22 @@ class Interpolator:
         self._points: deque[tuple[float, Array]] = deque()
         self.q, self.dq = np.full(7, np.nan), np.zeros(7)
         self._reference = self.q
-        self._asked = -np.inf  # s, when the last waypoint was asked to be reached
 
     def reset(self, q: Array) -> None:
         """Rest at `q` (7,), with no waypoints."""
-        self.q, self.dq = _finite(q), np.zeros(7)
-        self._reference = self.q
+        self.q, self.dq, self._reference = np.array(q, float), np.zeros(7), np.array(q, float)
         self._points.clear()
-        self._asked = -np.inf
 
     def push(self, now: float, due: float, q: Array) -> None:
-        """Be at `q` (7,), rad, at the time `due`, s; later if that would be too fast.
-
-        Raises EnvError: not 7 finite numbers, or a time not after the waypoint pushed before.
-        """
-        target = _finite(q)
+        """Be at `q` (7,), rad, at the time `due`, s, after the waypoint pushed before; later if that would be too fast."""
         self._drop_passed(now)
         if not self._points or now > self._points[-1][0] + self.grace_s:
             # nothing is under way: the line starts here and now, not at the time of a waypoint long ago
             self._points.clear()
             self._points.append((now, self._reference))
-            self._asked = -np.inf
-        if not due > self._asked:
-            raise EnvError(
-                f"waypoint: found one due at {due:.3f} s, expected after the last, {self._asked:.3f} s"
-            )
-        self._asked = due
         since, origin = self._points[-1]
-        shortest = float(np.max(np.abs(target - origin) / self._dq))
-        self._points.append((max(due, since + max(shortest, self.dt)), target))
+        shortest = float(np.max(np.abs(q - origin) / self._dq))
+        self._points.append((max(due, since + max(shortest, self.dt)), np.array(q, float)))
 
     def step(self, now: float) -> tuple[Array, bool]:
         """The stream's next joints (7,), rad, and whether the next waypoint is late."""
@@ -128,10 +114,3 @@ class Interpolator:
     def _drop_passed(self, now: float) -> None:
         while len(self._points) > 1 and self._points[1][0] <= now:
             self._points.popleft()
-
-
-def _finite(q: Array) -> Array:
-    array = np.asarray(q, float)
-    if array.shape != (7,) or not np.isfinite(array).all():
-        raise EnvError(f"waypoint: found {array.tolist()}, expected 7 finite joints")
-    return array

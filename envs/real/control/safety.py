@@ -22,7 +22,7 @@ import numpy as np
 
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms.driver import ArmLimits, Array
+from s2robot.envs.real.arms.driver import ArmLimits, Array, finite_joints
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.motion import braking_steps, pursuit_speed, stopping_speed
 
@@ -98,7 +98,7 @@ class SafetyFilter:
         Raises:
             EnvError: the arm is outside its limits; it has to be moved by hand first.
         """
-        q = _joints(q_measured)
+        q = finite_joints(q_measured)
         if q is None:
             raise EnvError(f"safety: found measured joints {q_measured!r}, expected 7 finite numbers")
         if (q < self._low).any() or (q > self._high).any():
@@ -126,7 +126,7 @@ class SafetyFilter:
         if self._stopped:
             return self._brake(Verdict.STOP, *self._stopped)
         # what is no target at all
-        target, measured = _joints(q_target), _joints(q_measured)
+        target, measured = finite_joints(q_target), finite_joints(q_measured)
         if target is None:
             return self._stop("target is not 7 finite numbers")
         if measured is None:
@@ -297,18 +297,6 @@ class SafetyFilter:
     def _advance(self, q: Array, speed: Array, places: Array | None) -> None:
         self.q_last, self.dq_last = q, speed
         self._places_last = self.points.at(q) if places is None else places
-
-
-def _joints(value: Any) -> Array | None:
-    """`value` as (7,) finite float64, or None."""
-    try:
-        array = np.asarray(value)
-    except Exception:  # whatever an odd object raises: it is no target
-        return None
-    if array.shape != (7,) or array.dtype.kind not in "fiu":
-        return None
-    array = array.astype(float)
-    return array if np.isfinite(array).all() else None
 
 
 def _number(value: Any) -> float | None:

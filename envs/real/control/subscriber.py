@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.safety import Safe
 from s2robot.envs.real.control.watchdog import State
 
@@ -34,34 +33,11 @@ class Subscriber:
         """An action has been executed: arrays by name, see the module."""
 
 
-class Subscribers(Subscriber):
-    """Forwards to several subscribers, in their order."""
-
-    def __init__(self, *subscribers: Subscriber):
-        self._subscribers = subscribers
-
-    def on_begin(self) -> None:
-        for one in self._subscribers:
-            one.on_begin()
-
-    def on_beat(self) -> None:
-        for one in self._subscribers:
-            one.on_beat()
-
-    def on_period(self, now: float, state: State, safe: Safe | None) -> None:
-        for one in self._subscribers:
-            one.on_period(now, state, safe)
-
-    def on_step(self, step: dict) -> None:
-        for one in self._subscribers:
-            one.on_step(step)
-
-
 class EpisodeRecorder(Subscriber):
     """Collects the steps of one episode in memory, and appends them to a store when it is finished.
 
     recorder = EpisodeRecorder(store)           # an `EpisodeStore`, or anything with its `append`
-    ControlLoop(..., subscriber=recorder).run(80)
+    ControlLoop(..., subscribers=[recorder]).run(80)
     recorder.finish(success=True, seed=0)       # or recorder.discard()
     """
 
@@ -74,9 +50,6 @@ class EpisodeRecorder(Subscriber):
 
     def on_step(self, step: dict) -> None:
         """Take one step, key -> number or array."""
-        if self._steps and step.keys() != self._steps[0].keys():
-            found, expected = ", ".join(sorted(step)), ", ".join(sorted(self._steps[0]))
-            raise EnvError(f"recorder: found a step of {found}, expected {expected}")
         self._steps.append(step)
 
     def finish(self, **meta: Any) -> int:

@@ -14,7 +14,7 @@ TOOL_HOST = 9  # address of the tool's RS485 bus
 BAUD_REGISTER, BAUD_2M = b"\x0a\x0b", 11
 JUMP = 0.15  # rad from the last target: more than full speed covers in two periods at 50 Hz
 _MODES = {Fn.MOVE_JOINT: ONLINE_JOINT, Fn.SERVO_J: SERVO}
-# settings that are numbers, by their name in the report, with their count; likewise switches
+# settings that are numbers, by the controller's name for them, with their count; likewise switches
 _NUMBERS = {
     Fn.REDUCED_TCP_SPEED: ("reduced_tcp_speed", 1), Fn.REDUCED_JOINT_SPEED: ("reduced_joint_speed", 1),
     Fn.REDUCED_RANGES: ("reduced_ranges", 14),
@@ -61,24 +61,24 @@ class Commands:
 
     def _configure(self, fn: Fn, p: bytes) -> bool:
         """Obey a setting. False: invalid."""
-        box, s = self.box, self.box.settings
+        box = self.box
         if fn in _NUMBERS:
             name, count = _NUMBERS[fn]
             values = wire.floats(p, count)
             if not np.isfinite(values).all():
                 return False
-            setattr(s, name, float(values[0]) if count == 1 else values)
+            setattr(box, name, float(values[0]) if count == 1 else values)
         elif fn in _SWITCHES:
-            setattr(s, _SWITCHES[fn], bool(p[0]))
+            setattr(box, _SWITCHES[fn], bool(p[0]))
         elif fn == Fn.COLLISION_SENSITIVITY:
             if p[0] > 5:
                 return False
-            s.collision_sensitivity = p[0]
+            box.collision_sensitivity = p[0]
         elif fn == Fn.BOUNDARY:
             boundary = struct.unpack_from("<6i", p)
             if max(map(abs, boundary)) > 32767:
                 return False
-            s.boundary = boundary
+            box.boundary = boundary
         elif fn == Fn.ENABLE:
             return box.enable(p[0], bool(p[1]))
         elif fn == Fn.SET_STATE:
@@ -93,24 +93,24 @@ class Commands:
 
     def _read(self, fn: Fn, p: bytes, client: int) -> Answer | None:
         """Answer a question; None if `fn` is a setting."""
-        box, s = self.box, self.box.settings
+        box = self.box
         match fn:
             case Fn.VERSION:
                 return True, VERSION
             case Fn.GET_STATE:
                 return True, bytes([box.state])
             case Fn.COMMAND_COUNT:
-                return True, bytes([0, box.motion.kind == "plan"])
+                return True, bytes([0, box.queued])
             case Fn.ERROR:
                 return True, bytes([box.error, box.warning])
             case Fn.TCP_POSE:
-                return True, wire.pack_floats(wire.millimetres(box.report().pose))
+                return True, wire.pack_floats(wire.millimetres(box.reported()["pose"]))
             case Fn.JOINTS:
-                r = box.report()
-                count = min(max(p[0] & 0x0F, 1), 3) if p else 1
-                return True, wire.pack_floats(np.concatenate([r.joints, r.velocities, r.torques][:count]))
+                count, told = min(max(p[0] & 0x0F, 1), 3) if p else 1, box.reported()
+                parts = [told[name] for name in ("joints", "velocities", "torques")[:count]]
+                return True, wire.pack_floats(np.concatenate(parts))
             case Fn.REDUCED_STATES:
-                return True, bytes([s.reduced]) + wire.reduced_states(s)
+                return True, bytes([box.reduced]) + wire.reduced_states(box)
             case Fn.TOOL_READ16:
                 return True, struct.pack(">i", BAUD_2M if p[1:3] == BAUD_REGISTER else 0)
             case Fn.RS485:

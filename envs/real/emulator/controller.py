@@ -14,10 +14,8 @@ from itertools import islice
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms import geometry as kin
 from s2robot.envs.real.emulator.motion import MAX_ACCELERATION, MAX_SPEED, Motion, Plant
-from s2robot.envs.real.emulator.wire import Report
 
 POSITION, SERVO, MANUAL, ONLINE_JOINT = MODES = 0, 1, 2, 6
 MOVING, READY, STOPPED, MODE_CHANGED = 1, 2, 4, 5
@@ -139,8 +137,13 @@ class Controller:
         self.plant, self.journal = plant, journal
         self.gripper = Gripper()
         self.motion = Motion(plant.joints)
-        self.settings = Report()  # what clients configure, under the names of the report
-        self.settings.reduced_ranges = np.stack([JOINT_LOW, JOINT_HIGH], axis=1).reshape(-1)
+        # what clients configure
+        self.collision_sensitivity, self.reduced, self.fence, self.self_collision = 3, False, False, True
+        self.boundary: tuple[int, ...] = (10000, -10000) * 3  # mm: x max, x min, y max, y min, z max, z min
+        self.reduced_tcp_speed, self.reduced_joint_speed = 1000.0, np.pi  # mm/s, reported only; rad/s
+        self.reduced_ranges = np.stack([JOINT_LOW, JOINT_HIGH], axis=1).reshape(
+            -1
+        )  # rad: low, high per joint
         self.mode, self.error, self.warning = POSITION, 0, 0
         self.enabled = 0  # bit per joint; its brake is released with it
         self.tcp_speed = 0.0
@@ -160,14 +163,14 @@ class Controller:
         """Whether motion commands are obeyed."""
         return self.enabled == ALL_JOINTS and self._base_state == READY and not self.error
 
-    def report(self) -> Report:
-        """Return the present report; joints as they are, or were when the fault `freeze_joints` began."""
-        s, present = self.settings, self._frozen or self._measured()
-        for name, value in present.items():
-            setattr(s, name, value)
-        s.mode, s.state, s.commands = self.mode, self.state, int(self.motion.kind == "plan")
-        s.enabled, s.error, s.warning = self.enabled, self.error, self.warning
-        return s
+    @property
+    def queued(self) -> int:
+        """Planned motions under way."""
+        return int(self.motion.kind == "plan")
+
+    def reported(self) -> dict:
+        """The motion of the arm, rad, m, Nm and s; as it was when the fault `freeze_joints` began."""
+        return self._frozen or self._measured()
 
     def _measured(self) -> dict:
         plant = self.plant
@@ -216,8 +219,8 @@ class Controller:
         if not np.isfinite(target).all():
             return ["nonfinite"]
         low, high = JOINT_LOW, JOINT_HIGH
-        if self.settings.reduced:
-            reduced = self.settings.reduced_ranges.reshape(7, 2)
+        if self.reduced:
+            reduced = self.reduced_ranges.reshape(7, 2)
             low, high = np.maximum(low, reduced[:, 0]), np.minimum(high, reduced[:, 1])
         return (
             []
@@ -246,8 +249,6 @@ class Controller:
 
     def force_mode(self, mode: int) -> None:
         """Another client changed the mode and made the arm ready again."""
-        if mode not in MODES:
-            raise EnvError(f"fault mode: expected one of {MODES}, got {mode}")
         self._halt(MODE_CHANGED)
         self.mode = mode
         self.set_state(0)
@@ -297,17 +298,18 @@ class Controller:
 
     def _watch(self, dt: float) -> None:
         """Raise the error of whatever has gone wrong."""
-        s = self.settings
-        self.motion.speed_limit = min(MAX_SPEED, max(s.reduced_joint_speed if s.reduced else MAX_SPEED, 0.01))
-        pushes = self.plant.contact > COLLISION_FORCE[s.collision_sensitivity]
+        self.motion.speed_limit = min(
+            MAX_SPEED, max(self.reduced_joint_speed if self.reduced else MAX_SPEED, 0.01)
+        )
+        pushes = self.plant.contact > COLLISION_FORCE[self.collision_sensitivity]
         self._pushed = self._pushed + dt if pushes else 0.0
         if np.abs(self.plant.velocities).max() > 1.1 * MAX_SPEED or self.tcp_speed > MAX_TCP_SPEED:
             self.raise_error(OVERSPEED)
         elif self._pushed > COLLISION_TIME:
             self.raise_error(COLLISION)
-        elif s.fence and self.motion.moving and self._outside_boundary():
+        elif self.fence and self.motion.moving and self._outside_boundary():
             self.raise_error(BOUNDARY)
 
     def _outside_boundary(self) -> bool:
-        x, boundary = self._flange[:3, 3] * 1000, self.settings.boundary
+        x, boundary = self._flange[:3, 3] * 1000, self.boundary
         return bool((x > boundary[::2]).any() or (x < boundary[1::2]).any())

@@ -22,7 +22,6 @@ import numpy as np
 from pydantic import Field
 
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator.controller import Controller, Journal
 from s2robot.envs.real.emulator.faults import Faults
 from s2robot.envs.real.emulator.frames import FrameServer
@@ -67,13 +66,16 @@ class Emulator:
             "ports": lambda: asdict(ports), "cameras": lambda: {"fps": config.fps}, "status": self._status,
             "fault": faults.inject, "clear": faults.clear, "clear_error": box.clean_error,  # as in UFACTORY Studio
             "commands": self._commands, "motion": self._motion, "hand": self._hand, "place_arm": self._place_arm,
-            "scene": lambda: self._need_scene().describe(), "reset_scene": self._reset_scene,
         }  # fmt: skip
         if self.scene:
             self.frames = FrameServer(
                 cameras, lambda: scene.positions, lambda: SceneRenderer(scene), config.fps, faults
             )
-            operations["frame"] = self.frames.frame
+            operations |= {
+                "frame": self.frames.frame,
+                "scene": scene.describe,
+                "reset_scene": self._reset_scene,
+            }
         self.server = Server(box, faults, ports, side_handler(operations))
 
     async def run(self, started: Callable[[], None]) -> None:
@@ -106,14 +108,7 @@ class Emulator:
 
     def _place_arm(self, joints: Joints) -> None:
         """The arm stands at `joints` at once: for setting up, not for a running deployment."""
-        if self.controller.limit_flags(np.array(joints)):
-            raise EnvError(f"joints: expected them within their limits, got {joints}")
         self.controller.place(np.array(joints))
-
-    def _need_scene(self) -> Any:
-        if self.scene is None:
-            raise EnvError("scene: expected plant mujoco, got kinematic")
-        return self.scene
 
     def _reset_scene(
         self,
@@ -125,9 +120,9 @@ class Emulator:
 
         The answer's `start_joints` are those of the simulated episode.
         """
-        scene, given = self._need_scene(), {"cube_xy": cube_xy, "cube_yaw": cube_yaw}
-        start = scene.reset(seed, **{name: value for name, value in given.items() if value is not None})
-        return {"start_joints": start.tolist()} | scene.describe()
+        given = {"cube_xy": cube_xy, "cube_yaw": cube_yaw}
+        start = self.scene.reset(seed, **{name: value for name, value in given.items() if value is not None})
+        return {"start_joints": start.tolist()} | self.scene.describe()
 
 
 async def serve(
@@ -175,9 +170,7 @@ def launch(plant: str = "mujoco", **settings: Any) -> Iterator[Launched]:
     ) as process:  # fmt: skip
         assert process.stdin is not None and process.stdout is not None
         try:
-            if not (line := process.stdout.readline()):
-                raise EnvError(f"emulator: expected its ports, got an end with status {process.wait()}")
-            ports = Ports.from_json(line)
+            ports = Ports.from_json(process.stdout.readline())  # nothing after a traceback
             with SideChannel(ports.side) as side:
                 yield Launched(process, ports, side)
         finally:

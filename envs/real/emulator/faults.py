@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, StrictInt, validate_call
 
@@ -40,10 +40,8 @@ class Faults:
         self._controller.freeze_report(False)
 
     def inject(self, name: str, **settings) -> None:
-        """Inject the fault `name`; EnvError or ValueError for an unknown one or wrong settings."""
-        if name not in self.NAMES:
-            raise EnvError(f"fault: expected one of {', '.join(self.NAMES)}, got '{name}'")
-        validate_call(getattr(self, name))(**settings)
+        """Inject the fault `name`; KeyError, EnvError or ValueError for an unknown one or wrong settings."""
+        validate_call({known: getattr(self, known) for known in self.NAMES}[name])(**settings)
 
     def drop(self, clients: list[int] | None = None) -> None:
         """Close every connection, or those that clients have made from the ports `clients`."""
@@ -81,7 +79,7 @@ class Faults:
         """The controller raises an error now: 1 emergency stop, 23 joint limit, 24 overspeed, 31 collision, ..."""
         self._controller.raise_error(code)
 
-    def mode(self, mode: StrictInt = 0) -> None:
+    def mode(self, mode: Literal[0, 1, 2, 6] = 0) -> None:
         """Another client changed the mode behind our back, and made the arm ready again."""
         self._controller.force_mode(mode)
 

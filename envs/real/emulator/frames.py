@@ -37,9 +37,9 @@ class FrameServer:
         fps: float,
         faults: Faults,
     ):
-        self._cameras, self._positions, self._make_renderer = cameras, positions, renderer
+        self._positions, self._make_renderer = positions, renderer
         self._period, self._faults = 1 / fps, faults
-        self._newest: dict[str, Frame] = {}
+        self._newest: dict[str, Frame | None] = dict.fromkeys(cameras)
         self._wanted, self._ended, self._asked = threading.Event(), threading.Event(), 0.0
         self._event, self._loop = asyncio.Event(), asyncio.get_running_loop()
         self._failure: BaseException | None = None
@@ -53,15 +53,13 @@ class FrameServer:
         self._thread.join(10)
 
     async def frame(self, camera: str, after: int = 0) -> dict:
-        """The newest frame of a camera, as soon as one is newer than number `after`."""
-        if camera not in self._cameras:
-            raise EnvError(f"camera: expected one of {', '.join(self._cameras)}, got {camera!r}")
+        """The newest frame of a camera (KeyError for another), as soon as one is newer than number `after`."""
         while True:
             self._asked = time.monotonic()
             self._wanted.set()
             if self._failure:
                 raise EnvError(f"drawing: {self._failure}")
-            if (frame := self._newest.get(camera)) is not None and frame[0] > after:
+            if (frame := self._newest[camera]) is not None and frame[0] > after:
                 return {
                     "seq": frame[0],
                     "time": frame[1],
@@ -93,7 +91,7 @@ class FrameServer:
 
     def _publish(self, now: float, images: dict[str, np.ndarray]) -> None:
         for name, image in images.items():
-            last = self._newest.get(name)
+            last = self._newest[name]
             if self._faults.strikes("camera_stale", name):
                 continue
             if last is not None and self._faults.strikes("camera_freeze", name):

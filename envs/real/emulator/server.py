@@ -152,7 +152,7 @@ class Server:
             await asyncio.sleep(REPORT_S)
             if self.faults.hung or not self.faults.reports:
                 continue
-            frame = wire.report_rich(self.controller.report())
+            frame = wire.report_rich(self.controller)
             for writer in self._writers[self.ports.report] - self._half_open:
                 if not writer.is_closing() and writer.transport.get_write_buffer_size() < MAX_UNSENT:
                     writer.write(frame)

@@ -7,8 +7,9 @@ big-endian except where a comment says otherwise; radians and millimetres.
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -102,49 +103,25 @@ def floats(payload: bytes, count: int) -> np.ndarray:
         return np.frombuffer(payload, "<f4", count).astype(float)
 
 
-@dataclass
-class Report:
-    """What the box reports. SI units: joints rad, pose m and rad (x, y, z, roll, pitch, yaw)."""
-
-    mode: int = 0
-    state: int = 4
-    commands: int = 0  # queued
-    joints: np.ndarray = field(default_factory=lambda: np.zeros(7))
-    pose: np.ndarray = field(default_factory=lambda: np.zeros(6))
-    torques: np.ndarray = field(default_factory=lambda: np.zeros(7))  # Nm
-    velocities: np.ndarray = field(default_factory=lambda: np.zeros(7))  # rad/s
-    tcp_speed: float = 0.0  # m/s
-    enabled: int = 0  # bit per joint, its brake released
-    error: int = 0
-    warning: int = 0
-    collision_sensitivity: int = 3
-    reduced: bool = False
-    boundary: tuple[int, ...] = (10000, -10000) * 3  # mm: x max, x min, y max, y min, z max, z min
-    reduced_tcp_speed: float = 1000.0  # mm/s; reported, not enforced
-    reduced_joint_speed: float = np.pi  # rad/s
-    reduced_ranges: np.ndarray = field(default_factory=lambda: np.zeros(14))  # rad: low, high per joint
-    fence: bool = False
-    self_collision: bool = True
-
-
 def millimetres(pose: np.ndarray) -> np.ndarray:
     """A pose (6,) in m and rad, in mm and rad."""
     return np.concatenate([pose[:3] * 1000, pose[3:]])
 
 
-def reduced_states(r: Report) -> bytes:
-    """Boundary, speeds, ranges and switches of the reduced mode."""
+def reduced_states(r: Any) -> bytes:
+    """Boundary, speeds, ranges and switches of the reduced mode; see `report_rich`."""
     speeds = pack_floats([r.reduced_tcp_speed, r.reduced_joint_speed, *r.reduced_ranges])
     return struct.pack(">6h", *r.boundary) + speeds + bytes([r.fence, 0])
 
 
-def report_rich(r: Report) -> bytes:
-    """The frame of port 30002.  # 587 bytes"""
+def report_rich(r: Any) -> bytes:
+    """The frame of port 30002 for a `Controller`.  # 587 bytes"""
+    motion = r.reported()
     fault = 1 if 10 <= r.error <= 17 else 0
     return b"".join(
         [
-            struct.pack(">IBH", 587, (r.mode & 0x0F) << 4 | r.state & 0x0F, r.commands & 0xFFFF),
-            pack_floats(np.concatenate([r.joints, millimetres(r.pose), r.torques])),
+            struct.pack(">IBH", 587, (r.mode & 0x0F) << 4 | r.state & 0x0F, r.queued),
+            pack_floats(np.concatenate([motion["joints"], millimetres(motion["pose"]), motion["torques"]])),
             bytes([r.enabled, r.enabled, r.error & 0xFF, r.warning & 0xFF]),
             pack_floats(
                 [0] * 6 + [0.82, 0, 0, 48]
@@ -157,7 +134,7 @@ def report_rich(r: Report) -> bytes:
             pack_floats([2.3, 2.7]),  # rotation: jerk, most acceleration
             bytes([fault, r.error if fault else 0] * 7 + [0, 0]),
             bytes([35] * 7),  # temperatures, °C
-            pack_floats([r.tcp_speed * 1000, *r.velocities]),
+            pack_floats([motion["tcp_speed"] * 1000, *motion["velocities"]]),
             bytes(4 + 24 + 2),  # a counter; world offset; what resets the outputs
             bytes([0, r.self_collision, 0]) + bytes(24),  # simulation, self-collision check, tool model
             struct.pack(">7H", *[4800] * 7) + bytes(28),  # V/100 and A

@@ -5,8 +5,8 @@
     action = teleoperator.act(q)        # float32 (8,), as a policy's: through loop, interpolator and safety filter
 
     controls = Controls(shared=True)    # beside a policy
-    shared = SharedControl(policy.act, policy.reset, controls, teleoperator, lambda: loop.commanded)
-    loop = ControlLoop(driver, cameras, shared.act, ..., subscriber=Subscribers(recorder, shared))
+    shared = SharedControl(policy.act, policy.reset, controls, teleoperator, lambda: loop.stream.commanded)
+    loop = ControlLoop(driver, cameras, shared.act, ..., subscribers=[recorder, shared])
     shared.persons                      # who acted in each executed step
 
 Velocities are those of the point between the finger tips in the base's frame: x forward, y to the left, z up, and the
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import EnvError, import_extra
 from s2robot.envs.real.arms.driver import ArmLimits, Array
 from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK
 from s2robot.envs.real.control.subscriber import Subscriber
@@ -153,14 +153,9 @@ class SpaceMouse:
 
 
 def _open_spacemouse() -> Any:
+    library = import_extra("pyspacemouse", "spacemouse")
     try:
-        import pyspacemouse
-    except Exception as error:  # without hidapi's library its import raises more than ImportError
-        raise EnvError(
-            f"spacemouse: found no pyspacemouse ({error}), expected it (pip install 's2robot[spacemouse]')"
-        ) from None
-    try:
-        return pyspacemouse.open(axis_convention=pyspacemouse.AxisConvention.ROS)
+        return library.open(axis_convention=library.AxisConvention.ROS)
     except Exception as error:
         raise EnvError(f"spacemouse: found no device ({error}), expected one on USB") from None
 
@@ -198,7 +193,7 @@ class Teleoperator:
         self._position = None
 
     def act(self, q: Array) -> Array:
-        """Return the next action, to be added to commanded joints (7,) rad: `ControlLoop.commanded`.  # float32 (8,)"""
+        """Return the next action, to be added to commanded joints (7,) rad: `CommandStream.commanded`.  # float32 (8,)"""
         if np.isnan(q).any():  # the loop warms up: nothing is commanded yet, and nothing will be executed
             return np.zeros(8, np.float32)
         if self._position is None:

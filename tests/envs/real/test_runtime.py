@@ -1,7 +1,6 @@
 """What drives an arm, in virtual time: to the start, an episode, its early end, a stop, a fault."""
 
 import signal
-import threading
 from contextlib import suppress
 
 import numpy as np
@@ -14,8 +13,7 @@ from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
-from s2robot.envs.real.control.subscriber import Subscribers
-from s2robot.envs.real.control.supervisor import _BEAT, _BYE, _REST, UNCONFIRMED, _watch
+from s2robot.envs.real.control.supervisor import UNCONFIRMED
 from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from s2robot.envs.real.operator.prompts import Placing, Stop
 from s2robot.envs.real.runtime import ArmRuntime
@@ -137,43 +135,6 @@ def test_after_a_gap_the_move_does_not_go_on(far):
     assert len(far.sent) == 30 and far.stopped
 
 
-class Pipe:
-    """What a loop said, word by word; then silence."""
-
-    def __init__(self, *words):
-        self.words, self.waits = list(words), []
-
-    def poll(self, timeout):
-        self.waits.append(timeout)
-        return bool(self.words)
-
-    def recv_bytes(self):
-        return self.words.pop(0)
-
-    def send_bytes(self, word):
-        """The supervisor's answer."""
-
-
-def test_no_beat_is_due_while_the_loop_rests(far):
-    pipe = Pipe(_BEAT, _REST, _BEAT)
-    assert _watch(pipe, 0.3, far) == "no heartbeat for 0.3 s"
-    assert pipe.waits == [0.5, 0.3, 0.5, 0.3]
-    assert _watch(Pipe(_BEAT, _REST, _BYE), 0.3, far) == ""
-
-
-def test_to_the_start_and_an_episode(arm):
-    watch, heard = Watch(), []
-    runtime = made(arm, subscribers=[Calls(step=heard.append)], supervisor=watch)
-    assert not runtime.at(HOME + 0.1)
-    assert runtime.go_to(HOME + 0.1) and runtime.at(HOME + 0.1)
-    assert watch.heard[-1] == "rest" and watch.heard.count("rest") == 1
-    way = len(arm.sent)
-    assert np.abs(np.diff(arm.sent, axis=0)).max() * arm.limits.rate_hz <= 0.5 + 1e-9
-    assert runtime.run(5).cause == "steps" and len(heard) == 5
-    assert watch.heard[-1] == "rest" and watch.heard.count("beat") >= len(arm.sent) > way
-    arm.lawful()
-
-
 def test_an_episode_ends_as_soon_as_it_is_over(arm):
     begin = arm.clock.now()
     runtime = made(arm)
@@ -181,20 +142,6 @@ def test_an_episode_ends_as_soon_as_it_is_over(arm):
         result = runtime.run(1000)
     assert result.cause == "ended" and 8 <= result.steps <= 13
     assert not arm.stopped and runtime.fault == ()
-
-
-def test_whoever_says_when_it_is_over_may_vanish_without_a_word(arm, monkeypatch, capsys):
-    """The emulator killed in an episode: the arm's own fault is what is told, not a thread's traceback."""
-    broken = []
-    monkeypatch.setattr(threading, "excepthook", broken.append)
-
-    def over():
-        raise EnvError("emulator: found the side channel closed during 'scene', expected an answer")
-
-    runtime = made(arm)
-    with runtime.ends_when(over):
-        assert runtime.run(5).cause == "steps"
-    assert broken == [] and capsys.readouterr() == ("", "")
 
 
 def test_the_operators_stop_counts_in_an_episode(arm):
@@ -309,12 +256,6 @@ def test_the_operator_is_asked_before_the_arm_moves_and_while_it_is_stopped(arm)
     arm.lawful()
 
 
-def test_a_dry_run_only_has_the_cube_placed(arm):
-    operator = Nodding()
-    made(arm, loop=LoopConfig(image_size=16)).ready(operator, Placing.draw(WORLD, 3))
-    assert [name for name, _ in operator.asked] == ["place"] and arm.sent == []
-
-
 def test_a_fault_stays_until_the_operator_says_that_it_is_cleared(arm):
     runtime, operator = made(arm, act=lambda o: np.full(8, np.nan) if arm.sent else SLOWLY), Nodding()
     assert episode(runtime, 5).cause == "fault"
@@ -358,13 +299,3 @@ def test_the_emulated_operator_clears_a_fault_as_a_person_would(emulator, driver
     np.testing.assert_allclose(emulator.side("status")["joints"], HOME, atol=1e-3)
     driver.arm()
     assert driver.read().error == 0
-
-
-def test_several_hear_in_their_order():
-    heard, events = [], {"begin": (), "beat": (), "period": (1.5, None, None), "step": ({},)}
-    both = Subscribers(
-        *(Calls(**{e: lambda *_, i=i, e=e: heard.append((i, e)) for e in events}) for i in (0, 1))
-    )
-    for event, values in events.items():
-        getattr(both, f"on_{event}")(*values)
-    assert heard == [(i, event) for event in events for i in (0, 1)]

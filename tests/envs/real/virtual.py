@@ -232,7 +232,7 @@ class Film:
         return Frame(seq, captured, self._pictures[seq % len(self._pictures)], changed)
 
     def age(self, now):
-        return self.latest().age(now)
+        return now - self.latest().t_capture
 
 
 class Watch:

@@ -11,24 +11,11 @@ from s2robot.envs.real.arms.driver import XARM7_LIMITS
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"q_min": (0.0,) * 6},
-        {"q_max": (np.nan,) * 7},
-        {"dq_max": (0.0,) * 7},
-        {"dq_max": "fast"},
-        {"ddq_max": (-1.0,) * 7},
-        {"margin": 4.0},
-        {"margin": np.nan},
-        {"box": ((0.0, 1.0), (1.0, 0.0), (0.0, 1.0))},
-        {"box": ((0.0, np.nan), (0.0, 1.0), (0.0, 1.0))},
-        {"arm_box": ((0.0, 1.0), (1.0, 0.0), (0.0, 1.0))},
-        {"arm_box": (0.0, 1.0)},
-        {"table_z": np.inf},
-        {"rate_hz": 0.0},
-        {"lag_max": np.nan},
-        {"point_lag_max": 0.0},
+        {"q_min": (0.0,) * 6}, {"q_max": (np.nan,) * 7}, {"dq_max": (0.0,) * 7}, {"dq_max": "fast"}, {"margin": 4.0},
+        {"box": ((0.0, 1.0), (1.0, 0.0), (0.0, 1.0))}, {"arm_box": (0.0, 1.0)}, {"table_z": np.inf}, {"rate_hz": 0.0},
         {"step_max": 0.017},  # a stream at full speed would be stopped
     ],
-)
+)  # fmt: skip
 def test_senseless_limits_are_refused_by_name(wrong):
     with pytest.raises(UserError, match=f"^bridge.limits.{next(iter(wrong))}"):
         XARM7_LIMITS.replace(**wrong)

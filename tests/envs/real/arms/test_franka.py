@@ -18,7 +18,7 @@ import pytest
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED
-from s2robot.envs.real.arms.franka import FRANKA_LIMITS, GONE, MOVING, FrankaDriver
+from s2robot.envs.real.arms.franka import GONE, MOVING, FrankaDriver
 from tests.envs.real.patience import wait_for
 
 HOME = np.array([0.0, 0.1094, 0.0, -2.5686, 0.0, 2.6781, 0.7859])
@@ -27,7 +27,7 @@ HOME = np.array([0.0, 0.1094, 0.0, -2.5686, 0.0, 2.6781, 0.7859])
 def test_without_franky_it_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "franky", None)
     driver = FrankaDriver("192.0.2.1")
-    with pytest.raises(EnvError, match=r"franka: found no franky-control .*pip install 's2robot\[franka\]'"):
+    with pytest.raises(EnvError, match=r"found no franky .*pip install 's2robot\[franka\]'"):
         driver.connect(1.0)
     with pytest.raises(EnvError, match="expected connect first"):
         driver.read()
@@ -87,17 +87,6 @@ def test_a_stream_is_followed_and_a_stop_ends_it(arm):
 
 
 @pytest.mark.slow
-def test_bad_targets_are_not_sent(arm):
-    arm.arm()
-    q = arm.read().q
-    outside = np.array(FRANKA_LIMITS.q_max) + 0.01
-    for bad in (np.full(7, np.nan), q + np.inf, q[:6], "home", None, outside, q + 0.5):
-        assert arm.command(bad, None).code == REFUSED
-    for opening in (np.nan, -0.1, 1.1, "open"):
-        assert arm.command(q, opening).code == REFUSED
-
-
-@pytest.mark.slow
 def test_a_controller_or_a_hand_that_is_lost_is_told(arm, monkeypatch):
     class Lost:
         def __getattr__(self, name):
@@ -112,16 +101,6 @@ def test_a_controller_or_a_hand_that_is_lost_is_told(arm, monkeypatch):
     time.sleep(0.5)
     with pytest.raises(EnvError, match="found no answer from the hand for 0.3 s"):
         arm.read()
-
-
-@pytest.mark.slow
-def test_a_stop_while_it_is_armed_is_not_lost(arm, monkeypatch):
-    start = arm._start
-    monkeypatch.setattr(arm, "_start", lambda: (start(), arm.stop("operator")))
-    with pytest.raises(EnvError, match="found a stop while it was armed"):
-        arm.arm()
-    assert arm.stopped and arm.command(arm.read().q, None).code == REFUSED
-    wait_for(lambda: not arm._robot.is_in_control, "the controller's end")
 
 
 @pytest.mark.slow

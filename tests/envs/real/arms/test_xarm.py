@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from s2robot.core.errors import UserError
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS
 from s2robot.envs.real.arms.xarm import ArmSettings, XArmDriver
@@ -284,18 +283,3 @@ def test_a_box_that_accepts_and_never_answers_is_given_up_in_time():
 def test_no_box_or_no_address_is_one_line(ip):
     with pytest.raises(EnvError, match=f"^xarm {ip}:[0-9]+: found no control box "):
         XArmDriver(ip, ports=free_ports()).connect(2.0)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"mode": "fast"},
-        {"sensitivity": 0},
-        {"speed": np.nan},
-        {"acceleration": 50.0},
-        {"tcp_offset": (0, np.nan)},
-    ],
-)
-def test_senseless_settings_are_refused(wrong):
-    with pytest.raises(UserError, match=f"^bridge.arm.{next(iter(wrong))}"):
-        ArmSettings(**wrong)

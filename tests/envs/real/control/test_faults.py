@@ -12,16 +12,16 @@ from benchmarks.fault_bench import START, Bench, Case
 from benchmarks.fault_cases import CASES, _wire
 from benchmarks.fault_judge import digest, intact, unsafe
 from benchmarks.fault_server import make_checkpoint, served
-from benchmarks.faults import SCENE, attempt, cells, main, markdown, row
+from benchmarks.faults import SCENE, attempt, cells, markdown, row
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.emulator.emulator import launch
 
 KNOWN = {case.name: case for case in CASES}
-# of a fault that is run
-TWINS = (
-    "inf", "shape", "error_24", "error_31", "policy_crashed", "limit", "limit_wire", "table", "policy_hung", "group_int",
-    "group_term", "group_hup", "group_kill", "end_judged", "end_stop",
+# Those that need the wire, the box or a process; the others are run in virtual time (test_loop.py), or are their twins.
+RUN = (
+    "nan", "jump_wire", "workspace", "drop", "hang", "stall", "half_open", "error_1", "mode", "cut", "end_steps",
+    "end_raised", "sigint", "sigkill", "suspended", "terminal", "camera_frozen",
 )  # fmt: skip
 
 
@@ -51,24 +51,16 @@ def scene_bench(tmp_path_factory):
         yield Bench(emulator, tmp_path_factory.mktemp("scene"), patience=2.0, scene=True)
 
 
-def as_designed(bench: Bench, case: Case):
-    outcomes = attempt(bench, case)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(c.name, marks=() if c.name in RUN else pytest.mark.slow) for c in CASES],
+)
+def test_the_arm_stops_as_designed(request, name):
+    case = KNOWN[name]
+    outcomes = attempt(request.getfixturevalue("scene_bench" if case.scene else "bench"), case)
     assert sum(o.unsafe for o in outcomes) == 0 and all(o.record_intact for o in outcomes)
     assert outcomes[-1].valid and outcomes[-1].as_designed, outcomes[-1]
     assert outcomes[-1].speed > 0.2  # it was moving
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(c.name, marks=pytest.mark.slow if c.name in TWINS else ()) for c in CASES if not c.scene],
-)
-def test_the_arm_stops_as_designed(bench, name):
-    as_designed(bench, KNOWN[name])
-
-
-@pytest.mark.parametrize("name", [c.name for c in CASES if c.scene])
-def test_a_camera_fault_stops_the_arm_as_designed(scene_bench, name):
-    as_designed(scene_bench, KNOWN[name])
 
 
 def test_a_driver_without_its_check_is_found_out(bench, monkeypatch):
@@ -116,11 +108,3 @@ def test_a_changed_or_lost_record_is_noticed(bench, tmp_path):
     chunk = max((path / "data/action").rglob("*"), key=lambda file: file.stat().st_size)
     chunk.write_bytes(chunk.read_bytes()[:-3])
     assert not intact(path, before, grown=False)
-
-
-def test_bad_arguments_are_one_line(monkeypatch, capsys):
-    for words, expected in (("--faults=nan,x", "found x, expected some of nan"), ("--repeat=0", "1 or more")):
-        monkeypatch.setattr("sys.argv", ["faults.py", words])
-        with pytest.raises(SystemExit, match="2"):
-            main()
-        assert expected in capsys.readouterr().err.splitlines()[-1]

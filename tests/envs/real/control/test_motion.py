@@ -1,13 +1,122 @@
-"""The law of braking, against stepping it through."""
+"""Waypoints in, a bounded stream out; and the law of braking, against stepping it through."""
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2robot.envs.real.control.motion import braking_steps, stopping_speed
+from s2robot.envs.real.arms.driver import XARM7_LIMITS
+from s2robot.envs.real.control.motion import Interpolator, braking_steps, stopping_speed
+from tests.envs.real.home import HOME
 
 DT = 0.01
+
+
+def at_rest() -> Interpolator:
+    path = Interpolator(XARM7_LIMITS)
+    path.reset(HOME)
+    return path
+
+
+def stream(path, seconds, start=0.0, push=lambda now: None):
+    """Joints (N, 7) and lateness of each step; `push(now)` is called before every step."""
+    out, late = [], []
+    for i in range(round(seconds / DT)):
+        now = start + i * DT
+        push(now)
+        q, is_late = path.step(now)
+        out.append(q)
+        late.append(is_late)
+    return np.array(out), late
+
+
+def every(period, make):
+    """Pushes make(k) each period, due a period later."""
+
+    def push(now, state={"k": 0, "path": None}):  # noqa: B006 (one closure, one count)
+        if now >= state["k"] * period - 1e-9:
+            push.path.push(now, now + period, make(state["k"]))
+            state["k"] += 1
+
+    return push
+
+
+def bounded(q):
+    dq = np.diff(q, axis=0, prepend=HOME[None]) / DT
+    ddq = np.diff(dq, axis=0, prepend=0 * dq[:1]) / DT
+    assert (np.abs(dq) <= np.array(XARM7_LIMITS.dq_max) + 1e-9).all()
+    assert (np.abs(ddq) <= np.array(XARM7_LIMITS.ddq_max) + 1e-6).all()
+
+
+def test_a_steady_motion_is_followed_with_no_lag_once_under_way():
+    path, push = at_rest(), every(0.1, lambda k: HOME + 0.05 * (k + 1))
+    push.path = path
+    q, late = stream(path, 1.0, push=push)
+    bounded(q)
+    assert not any(late)
+    now = np.arange(50, 100) * DT  # 0.05 rad in 0.1 s: 0.5 rad/s
+    np.testing.assert_allclose(q[50:, 0], 0.5 * now, atol=1e-9)
+
+
+def test_a_waypoint_is_reached_in_time_and_held_without_overshoot():
+    path = at_rest()
+    path.push(0.0, 0.1, HOME + 0.05)
+    q, late = stream(path, 0.6)
+    bounded(q)
+    np.testing.assert_allclose(q[12:], np.broadcast_to(HOME + 0.05, q[12:].shape), atol=0.01)
+    np.testing.assert_allclose(q[-1], HOME + 0.05, atol=1e-9)
+    assert late == [i * DT > 0.12 for i in range(60)]
+
+
+def test_after_the_last_waypoint_the_arm_holds_there_however_late_the_next():
+    path, push = at_rest(), every(0.1, lambda k: HOME + 0.1 * (k + 1))
+    push.path = path
+    stream(path, 0.5, push=push)
+    q, late = stream(path, 1.0, start=0.5)
+    np.testing.assert_allclose(q[-1], HOME + 0.5, atol=1e-9)
+    assert (q - (HOME + 0.5)).max() <= 1.0**2 / (2 * 0.95 * 20) + 0.011  # the way of braking from 1 rad/s
+    assert late[-1] and not late[0]
+    path.push(1.5, 1.6, HOME + 0.55)  # it goes on from there
+    onward, late = stream(path, 0.5, start=1.5)
+    assert np.abs(np.diff(onward, axis=0)).max() <= 2.6 * DT and not late[0]
+    np.testing.assert_allclose(onward[-1], HOME + 0.55, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.floats(-2, 2), min_size=7, max_size=7), st.integers(1, 40)),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_the_stream_is_bounded_for_any_waypoints_at_any_times(waypoints):
+    path, out, now = at_rest(), [], 0.0
+    for target, wait in waypoints:
+        path.push(now, path._points[-1][0] + 0.1 if path._points else 0.1, HOME + target)
+        for _ in range(wait):
+            out.append(path.step(now)[0])
+            now += DT
+    bounded(np.array(out))
+
+
+def test_it_goes_on_from_what_was_sent_instead():
+    path = at_rest()
+    path.push(0.0, 0.1, HOME + 0.05)
+    stream(path, 0.05)
+    path.follow(HOME - 0.001, np.full(7, -0.1))
+    q, _ = stream(path, 0.5, start=0.05)
+    assert np.abs(q[0] - (HOME - 0.001)).max() < 0.01
+    np.testing.assert_allclose(q[-1], HOME + 0.05, atol=1e-9)
+
+
+def test_waypoints_behind_one_that_takes_longer_are_taken():
+    path = at_rest()
+    path.push(0.0, 0.1, HOME + np.eye(7)[0])  # takes 0.4 s
+    path.push(0.1, 0.2, HOME + 1.1 * np.eye(7)[0])
+    q, _ = stream(path, 1.5)
+    bounded(q)
+    assert q[-1, 0] == pytest.approx(HOME[0] + 1.1, abs=1e-9)
 
 
 def way_of(speed: float, acceleration: float) -> float:
@@ -25,9 +134,8 @@ def test_a_joint_at_stopping_speed_stops_at_the_distance(distance, acceleration)
     assert way_of(speed, acceleration) == pytest.approx(distance, rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("distance", [0.0, -1e-9, -3.0])
-def test_no_way_left_means_no_speed(distance):
-    assert stopping_speed(distance, 20.0, DT) == 0
+def test_no_way_left_means_no_speed():
+    assert not stopping_speed([0.0, -1e-9, -3.0], 20.0, DT).any()
 
 
 @given(st.lists(st.floats(-3, 3), min_size=7, max_size=7))

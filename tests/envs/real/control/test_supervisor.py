@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from s2robot.envs.errors import EnvError
@@ -160,12 +159,9 @@ def test_a_supervisor_outlives_the_request_to_end_that_everybody_gets(moving):
     supervisor.close()
 
 
-def test_no_arm_or_a_senseless_limit_is_one_line():
+def test_no_arm_is_one_line():
     with pytest.raises(EnvError, match="found xarm 127.0.0.1:.*no control box"):
         Supervisor(partial(XArmDriver, "127.0.0.1", ports=free_ports(), gripper=False))
-    for limit in (0.0, np.nan, 60.0):
-        with pytest.raises(EnvError, match="supervisor: found a limit"):
-            Supervisor(lambda: None, limit_s=limit)
 
 
 def test_its_process_loads_no_more_than_the_arm_needs():

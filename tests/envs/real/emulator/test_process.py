@@ -4,11 +4,9 @@ import asyncio
 import json
 import signal
 import socket
-import time
 
 import pytest
 
-from s2robot.core.errors import UserError
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.sdk import client_ports
 from s2robot.envs.real.emulator.emulator import EmulatorConfig, launch, serve
@@ -50,12 +48,6 @@ def test_a_taken_port_is_one_clear_line(emulator):
         asyncio.run(serve(EmulatorConfig(plant="kinematic"), emulator.ports, lambda: None))
 
 
-@pytest.mark.parametrize("settings", [{"plant": "clay"}, {"fps": 0}, {"seed": -1}, {"colour": 1}])
-def test_wrong_settings_are_one_clear_line(settings):
-    with pytest.raises(UserError, match="^emulator."):
-        EmulatorConfig(**settings)
-
-
 @pytest.mark.parametrize("how", ["SIGTERM", "stdin"])
 def test_ends_cleanly(how):
     with launch("kinematic") as emulator:
@@ -91,16 +83,6 @@ def test_another_port_of_the_emulator_is_one_clear_line(emulator, name):
     with pytest.raises(EnvError, match="found no .*expected") as found:
         StandIn(getattr(emulator.ports, name))
     assert "\n" not in str(found.value)
-
-
-def test_frames_cut_and_glued(emulator):
-    get_state, answer = bytes.fromhex("0001 0002 0001 0d"), bytes.fromhex("0001 0002 0003 0d 10 04")
-    assert ask(emulator.ports.control, get_state * 3, 27) == answer * 3
-    with socket.create_connection((HOST, emulator.ports.gripper), timeout=ANSWER_S) as s:
-        for byte in get_state:
-            s.sendall(bytes([byte]))
-            time.sleep(0.005)
-        assert s.recv(9) == answer
 
 
 @pytest.mark.parametrize("data", ["00010009000101", "0001000200000d", "0001 0002 ffff 0d", "ff" * 64])

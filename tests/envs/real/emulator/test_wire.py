@@ -1,5 +1,7 @@
 """Frames: own code against itself, and against the vendor SDK's own decoder."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -53,11 +55,14 @@ def test_reply_to_golden_bytes():
 def test_the_sdk_decodes_our_report():
     report = pytest.importorskip("xarm.x3.report").ReportDataStructure.create(30002, is_radian=True)
     rng = np.random.default_rng(0)
-    r = wire.Report(
-        mode=6, state=2, commands=3, error=31, warning=11, enabled=0x7F, joints=rng.normal(size=7),
-        pose=np.array([0.4, -0.1, 0.25, 3.1, 0.0, -0.2]), torques=rng.normal(size=7), velocities=rng.normal(size=7),
-        tcp_speed=0.25, collision_sensitivity=4, reduced=True, fence=True, boundary=(500, -500, 400, -400, 600, -10),
-        reduced_joint_speed=0.5, reduced_ranges=rng.normal(size=14),
+    motion = {
+        "joints": rng.normal(size=7), "pose": np.array([0.4, -0.1, 0.25, 3.1, 0.0, -0.2]), "torques": rng.normal(size=7),
+        "velocities": rng.normal(size=7), "tcp_speed": 0.25,
+    }  # fmt: skip
+    r = SimpleNamespace(
+        mode=6, state=2, queued=3, error=31, warning=11, enabled=0x7F, collision_sensitivity=4, reduced=True, fence=True,
+        boundary=(500, -500, 400, -400, 600, -10), reduced_tcp_speed=250.0, reduced_joint_speed=0.5,
+        reduced_ranges=rng.normal(size=14), self_collision=True, reported=lambda: motion,
     )  # fmt: skip
     frame = wire.report_rich(r)
     assert len(frame) == 587 == len(report)
@@ -69,8 +74,8 @@ def test_the_sdk_decodes_our_report():
     }  # fmt: skip
     assert {name: getattr(report, name) for name in exact} == exact
     close = {
-        "actual_joint_angle": r.joints, "actual_tcp_pose": [400, -100, 250, 3.1, 0, -0.2], "tcp_payload": [0.82, 0, 0, 48],
-        "estimated_joint_torque": r.torques, "target_joint_speed": r.velocities, "target_tcp_speed": 250,
+        "actual_joint_angle": motion["joints"], "actual_tcp_pose": [400, -100, 250, 3.1, 0, -0.2], "tcp_payload": [0.82, 0, 0, 48],
+        "estimated_joint_torque": motion["torques"], "target_joint_speed": motion["velocities"], "target_tcp_speed": 250,
         "reduced_joint_max_speed": 0.5, "reduced_joint_limits": r.reduced_ranges.reshape(7, 2),
     }  # fmt: skip
     for name, value in close.items():

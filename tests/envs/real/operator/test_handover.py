@@ -45,7 +45,7 @@ def shared(arm, policy, steps, device=None):
     """A runtime in which a person may take over, and its `SharedControl`; the executed steps go to `steps`."""
     hand = Controls(shared=True)
     control = SharedControl(
-        policy, lambda: None, hand, device and device(hand), lambda: runtime.loop.commanded
+        policy, lambda: None, hand, device and device(hand), lambda: runtime.loop.stream.commanded
     )
     runtime = ArmRuntime(
         arm, {"hand": Film(arm.clock, NOISE, 30)}, control.act, ArmPoints("xarm7"),
@@ -73,7 +73,7 @@ def test_a_person_takes_over_and_gives_back_without_a_jump(arm):
     runtime, control, hand = shared(arm, policy, steps, device)
     forgot = []
     control._forget = lambda: forgot.append(1)
-    runtime.loop.subscriber._subscribers += (Calls(beat=press),)
+    runtime.loop.subscribers.append(Calls(beat=press))
     assert episode(runtime, 12).cause == "steps"
     assert len(control.persons) == len(steps) == 12
     first, last = control.persons.index(True), 12 - control.persons[::-1].index(True)

@@ -197,12 +197,12 @@ def test_an_arm_goes_where_it_is_wished():
     def act(observation):
         if len(steps) > 8:  # two more are under way
             wish.now = np.zeros(4)
-        return teleoperator.act(loop.commanded)
+        return teleoperator.act(loop.stream.commanded)
 
     heard = Calls(begin=teleoperator.reset, step=steps.append)
     safety = SafetyFilter(XARM7_LIMITS, POINTS, SafetyConfig(state_age_max=3.0))
     config, film = LoopConfig(live=True, image_size=16), Film(arm.clock, NOISE, 30)
-    loop = ControlLoop(arm, {"hand": film}, act, safety, config, CALM, heard, arm.clock)
+    loop = ControlLoop(arm, {"hand": film}, act, safety, config, CALM, [heard], arm.clock)
     result = loop.run(15)
     assert result.cause == "steps" and max(step["verdict"] for step in steps) <= Verdict.CLAMP
     moved = IK.pose(arm.q)[0] - IK.pose(HOME)[0]
