@@ -52,7 +52,7 @@ def records(folder):
 def evaluation(stack, cfg, **asked):
     """An evaluation on a connected arm, past the pre-flight."""
     settings = read(ArmEvaluationSettings, cfg.evaluate)
-    return ArmEvaluation(Rig.connect(cfg, stack), settings, task_settings(cfg), Path(cfg.run_dir), **asked)
+    return ArmEvaluation(Rig(cfg, stack), settings, task_settings(cfg), Path(cfg.run_dir), **asked)
 
 
 # ---------------------------------------------------------------- end to end

@@ -43,8 +43,8 @@ def test_a_camera_of_another_name_needs_its_kind_and_device_alone():
     bridge = configured("+bridge.cameras.wrist.kind=opencv", "+bridge.cameras.wrist.device=/dev/none")
     assert bridge.cameras["wrist"] == bridge.cameras["hand"].replace(device="/dev/none")
     with ExitStack() as stack:
-        found = start_cameras(bridge, ["front"], None, stack)
-    assert "bridge.cameras: expected 'front'" in found.failed[0].text
+        _, _, failed = start_cameras(bridge, ["front"], None, stack)
+    assert "bridge.cameras: expected 'front'" in failed[0].text
 
 
 def lag(limits, bridge, episode):
