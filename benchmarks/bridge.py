@@ -50,7 +50,7 @@ def bridged(overrides: list[str], episodes: int, out: Path) -> LiveSession:
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         cfg = compose("deploy", [*overrides, f"run_dir='{out}'"])
     with ExitStack() as stack:
-        rig = Rig.connect(cfg, stack)
+        rig = Rig(cfg, stack)
         rig.check(out / "camera_check.png")
         live = LiveSession(rig, read_some(DeploySettings, cfg), out)
         done, session = 0, live.session

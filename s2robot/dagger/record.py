@@ -9,9 +9,11 @@ ends the episode, which is appended. Where the policy succeeds by itself there i
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from s2robot.core.errors import UserError
@@ -19,14 +21,26 @@ from s2robot.core.files import read_json, write_json
 from s2robot.core.provenance import policy_sha256
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
-from s2robot.dagger.episode import REASONS, Course, TakeoverSettings, Visited, corrected_episode
 from s2robot.demos.lineage import CORRECTIONS, began_with, left_to_try
+from s2robot.demos.record import expert_chunks, layout_of
 from s2robot.demos.relabel import picker_of
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.task import TaskSettings
+from s2robot.envs.task import Task, TaskSettings, next_action
+from s2robot.envs.tasks import make
 from s2robot.evaluation.evaluate import world_changes
-from s2robot.loading import image_size_of, load_networks
-from s2robot.policies import check_contract
+from s2robot.loading import image_size_of, load_networks, load_policy
+from s2robot.policies import Actor, check_contract
+
+REASONS = ("missed", "stalled", "late", "unsure")  # why the expert takes over
+_OPEN: dict[str, tuple[Task, Actor]] = {}
+
+
+class TakeoverSettings(Settings, at="recording.takeover", file="recording/dagger"):
+    """When the expert takes over; configs/recording/dagger.yaml documents each value."""
+
+    patience: int = from_yaml(ge=1)
+    progress: float = from_yaml(ge=0)
+    disagreement: float | None = from_yaml(gt=0)
 
 
 class DaggerSettings(Settings, at="recording", file="recording/dagger"):
@@ -37,10 +51,20 @@ class DaggerSettings(Settings, at="recording", file="recording/dagger"):
     episodes: int = from_yaml(ge=1)
     seed: int = from_yaml(ge=0)
     workers: int = from_yaml(ge=1)
-    imitate_visited: Visited = from_yaml()
+    imitate_visited: Literal["none", "open", "all"] = from_yaml()
     takeover: TakeoverSettings = from_yaml()
     weights: str | None = from_yaml()
     device: str = from_yaml()
+
+
+@dataclass(frozen=True)
+class Course:
+    """All that decides an episode besides its seed."""
+
+    settings: DaggerSettings
+    world: TaskSettings  # with the policy's cameras, at its encoder's image size
+    picker: Any
+    expert: int  # steps of the expert's chunks
 
 
 def record_corrections(
@@ -97,11 +121,9 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
     policy, encoder, contract = load_networks(settings.checkpoint, torch.device("cpu"), settings.weights)
     keys = ("robot", "action_frame", "rate_hz", "action_parts", "proprio_parts")
     check_contract(contract, cameras=list(demos.cameras), **{key: demos.attrs.get(key) for key in keys})
-    if settings.takeover.disagreement is not None and policy.spec.members == 1:
-        raise UserError(
-            f"recording.takeover.disagreement: expected null for the policy of {settings.checkpoint}, which has one "
-            f"member, got {settings.takeover.disagreement}"
-        )
+    if (limit := settings.takeover.disagreement) is not None and policy.spec.members == 1:
+        whose = f"for the policy of {settings.checkpoint}, which has one member"
+        raise UserError(f"recording.takeover.disagreement: expected null {whose}, got {limit}")
     picker = picker_of(demos)
     if not {"expert", "imitate"} <= set(demos.keys):
         raise UserError(
@@ -112,9 +134,7 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
     if other := [text for text in changes if not text.startswith("max_steps ")]:
         raise UserError(f"env: found a world that is not the demos' ({'; '.join(other)}), expected theirs")
     own = world.replace(cameras=tuple(contract["cameras"]), image_size=image_size_of(contract, encoder))
-    chunk = demos.read("expert", 0, 1).shape[1]
-    how = settings.takeover, chunk, settings.imitate_visited, settings.weights, settings.device
-    return Course(settings.checkpoint, own, picker, *how)
+    return Course(settings, own, picker, demos.read("expert", 0, 1).shape[1])
 
 
 def _same_as_before(out: Path, positions: range, settings: DaggerSettings) -> None:
@@ -148,7 +168,106 @@ def _begun(out: Path, demos: EpisodeStore, count: int) -> EpisodeStore:
         os.rename(part, out)
     store = EpisodeStore.open(out)
     if len(store) < count or store.fingerprint_of_first(count) != demos.fingerprint_of_first(count):
-        raise UserError(
-            f"{out}: found other episodes, expected a dataset that begins with the {count} of {demos.path}"
-        )
+        expected = f"a dataset that begins with the {count} of {demos.path}"
+        raise UserError(f"{out}: found other episodes, expected {expected}")
     return EpisodeStore.open(out, "a")
+
+
+# ---------------------------------------------------------------- an episode
+
+
+def corrected_episode(course: Course, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Run an episode of a policy under the eyes of the expert.
+
+    Returns:
+        Arrays over time if the expert ended the episode in success, else {}.
+        `seed`, `reason` of the takeover ("" if there was none), its `step`, final `success`, and `layout` if demos of the
+        task have it.
+    """
+    env, actor = _opened(course)
+    _, info = env.reset(seed=seed)
+    expert: Any = env.expert(np.random.default_rng([seed, 7]), course.picker)
+    actor.reset(seed)
+    steps: dict[str, list] = {}
+
+    def execute(action: np.ndarray) -> None:
+        seen = {"state": env.get_state(), "proprio": env.proprio, **env.demo_fields(), "action": action}
+        for name, value in seen.items():
+            steps.setdefault(name, []).append(value)
+        env.step_physics(action)
+
+    reason = _act(env, actor, course.settings.takeover, execute)
+    done = steps.get("action", [])
+    switch = len(done)
+    facts = {"seed": seed, "reason": reason, "step": switch, "success": env.is_success} | layout_of(env, info)
+    if not reason:
+        return {}, facts
+    expert.take_over(done)
+    for _ in range(env.settings.max_steps):
+        execute(next_action(expert)[0])
+        if env.is_success:
+            break
+    if not env.is_success:
+        return {}, facts
+    arrays = {name: np.stack(rows) for name, rows in steps.items()}
+    policy = np.arange(len(arrays["action"])) < switch
+    labels = _labels(env, expert, course, arrays, switch)
+    return arrays | {"perturbed": policy.astype(np.uint8)} | labels, {**facts, "success": True}
+
+
+def _act(env: Task, actor: Actor, settings: TakeoverSettings, execute: Callable) -> str:
+    """Let the policy act until it has succeeded, "", or until there is a reason to take over."""
+    most, limit = env.settings.max_steps, settings.disagreement
+    best, waited = float("inf"), 0
+    while env._steps < most:
+        actions = actor.plan({"images": env.render_cameras(), "proprio": env.proprio})  # (k, 8)
+        if limit is not None and actor.disagreement > limit:
+            return "unsure"
+        for action in actions[: most - env._steps]:
+            execute(action)
+            if env.is_success:
+                return ""
+            if env.grasp_missed:
+                return "missed"
+            left, waited = env.remaining, waited + 1
+            if left < best - settings.progress:
+                best, waited = left, 0
+            if waited >= settings.patience:
+                return "stalled"
+    return "late"
+
+
+def _labels(
+    env: Task, expert: Any, course: Course, arrays: dict[str, np.ndarray], switch: int
+) -> dict[str, np.ndarray]:
+    """`expert` and `imitate` of an episode in which the expert acts from step `switch` on and has just acted last."""
+    actions, k, visited = arrays["action"], course.expert, course.settings.imitate_visited
+    asked = {len(actions): expert.ask(k)}
+    imitate = np.arange(len(actions)) >= switch
+    for t in range(switch):
+        if visited == "none" or (visited == "open" and _closed(env, actions[:t])):
+            continue
+        env.set_state(arrays["state"][t])
+        expert.take_over(actions[:t])
+        asked[t], imitate[t] = expert.ask(k), True
+    return {"expert": expert_chunks(actions, asked), "imitate": imitate.astype(np.uint8)}
+
+
+def _closed(env: Task, actions: Any) -> bool:
+    """Whether the last action closes a gripper: a binary part, else the last number."""
+    binary, at = [-1], 0
+    for part in env.action_parts:
+        binary += [at] if part["kind"] == "binary" else []
+        at += part["size"]
+    return len(actions) > 0 and bool(actions[-1][binary[-1]] >= 0.5)
+
+
+def _opened(course: Course) -> tuple[Task, Actor]:
+    """A worker's world and policy, which its next episodes share."""
+    key, settings = repr(course), course.settings
+    if key not in _OPEN:
+        _OPEN.clear()
+        actor, _, _ = load_policy(str(settings.checkpoint), settings.device, settings.weights)
+        actor.sizes = {}  # frames are drawn as the encoder needs them, whatever the demos say
+        _OPEN[key] = make(course.world, draw=False), actor
+    return _OPEN[key]

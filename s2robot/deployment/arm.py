@@ -7,7 +7,7 @@ import importlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -69,47 +69,26 @@ class Camera:
     fovy: float | None = None  # degrees, vertical field of view of those frames; None = not known
 
 
-@dataclass
-class Cameras:
-    """The cameras that give frames, by name, and why the others do not."""
-
-    readers: dict[str, CameraReader] = field(default_factory=dict)
-    facts: dict[str, Camera] = field(default_factory=dict)  # of the readers' frames
-    failed: list[Finding] = field(default_factory=list)
-
-
-@dataclass
 class ConnectedArm:
-    """An arm and its cameras, or the emulator's."""
+    """An arm and its cameras, or the emulator's: connected, not armed; `stack` closes them.
 
-    bench: Bench
-    limits: ArmLimits
-    scene: Scene | None  # None: a real arm
-    make_driver: Callable[..., XArmDriver]
-    driver: XArmDriver  # connected, not armed
-    cameras: Cameras
+    Attributes: `scene` (None: a real arm), `readers` (the cameras that give frames), `cameras` (what is known of their
+    frames), `failed` (why the others give none).
 
-    @classmethod
-    def connect(
-        cls, bench: Bench, cameras: Iterable[str], stack: ExitStack, image_size: ImageSize
-    ) -> "ConnectedArm":
-        """Connect arm and cameras, move nothing; `stack` closes them. UserError or EnvError: no arm."""
-        limits, scene = bench.bridge.arm_limits(), find_scene(bench.bridge, stack)
-        make_driver = driver_maker(bench, limits, scene)
-        driver = make_driver()
-        stack.callback(driver.close)
-        driver.connect(bench.bridge.arm.connect_s)
-        started = start_cameras(bench.bridge, cameras, scene, stack, image_size)
-        return cls(bench, limits, scene, make_driver, driver, started)
+    Raises:
+        UserError, EnvError: no arm.
+    """
 
-    @property
-    def bridge(self) -> Bridge:
-        return self.bench.bridge
-
-    @property
-    def readers(self) -> dict[str, CameraReader]:
-        """The cameras that give frames."""
-        return self.cameras.readers
+    def __init__(self, bench: Bench, cameras: Iterable[str], stack: ExitStack, image_size: ImageSize):
+        self.bench, self.bridge, self.limits = bench, bench.bridge, bench.bridge.arm_limits()
+        self.scene = find_scene(bench.bridge, stack)
+        self.make_driver = driver_maker(bench, self.limits, self.scene)
+        self.driver = self.make_driver()
+        stack.callback(self.driver.close)
+        self.driver.connect(bench.bridge.arm.connect_s)
+        self.readers, self.cameras, self.failed = start_cameras(
+            bench.bridge, cameras, self.scene, stack, image_size
+        )
 
 
 def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callable[..., XArmDriver]:
@@ -139,12 +118,12 @@ def find_scene(bridge: Bridge, stack: ExitStack) -> Scene | None:
 
 def start_cameras(
     bridge: Bridge, names: Iterable[str], scene: Scene | None, stack: ExitStack, image_size: ImageSize = 256
-) -> Cameras:
-    """Start the cameras `names`, to be closed with `stack`; return a finding for each one that gives no frames.
+) -> tuple[dict[str, CameraReader], dict[str, Camera], list[Finding]]:
+    """Start the cameras `names`, to be closed with `stack`; return also a finding for each one that gives no frames.
 
     image_size: of the frames that the policy gets; it sees the middle of a frame that has their shape.
     """
-    found = Cameras()
+    readers, facts, failed = dict[str, CameraReader](), dict[str, Camera](), list[Finding]()
     for name in names:
         try:
             if name not in bridge.cameras:
@@ -156,12 +135,12 @@ def start_cameras(
             reader = CameraReader(name, _source(name, camera, scene), camera.rotate)
             stack.callback(reader.close)
             reader.start(START_S)
-            found.readers[name] = reader
+            readers[name] = reader
         except ValueError as error:  # UserError, EnvError, DatasetError
-            found.failed.append(Finding(STOP, f"camera {name}", str(error)))
-    if any(bridge.cameras[name].kind in ("opencv", "realsense") for name in found.readers):
+            failed.append(Finding(STOP, f"camera {name}", str(error)))
+    if any(bridge.cameras[name].kind in ("opencv", "realsense") for name in readers):
         time.sleep(EXPOSURE_S)
-    for name, reader in found.readers.items():
+    for name, reader in readers.items():
         frame, camera = reader.latest(), bridge.cameras[name]
         assert frame is not None  # start has waited for it
         height, width = part_seen((frame.image.shape[0], frame.image.shape[1]), size_of(image_size, name))
@@ -170,8 +149,8 @@ def start_cameras(
             assert scene is not None
             fps, geometry = scene.cameras()
             fovy = geometry[name]["fovy"]
-        found.facts[name] = Camera(width, height, fps, fovy)
-    return found
+        facts[name] = Camera(width, height, fps, fovy)
+    return readers, facts, failed
 
 
 def _source(name: str, camera: CameraSettings, scene: Scene | None) -> Callable[[], Source]:

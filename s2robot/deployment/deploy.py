@@ -69,7 +69,7 @@ def deploy(cfg: DictConfig) -> int:
             raise UserError("confirm: expected true on a real arm, got false: a person must allow it to move")
         check_operator(bridge, asked=settings.confirm)
     with ExitStack() as stack:
-        rig = Rig.connect(cfg, stack)
+        rig = Rig(cfg, stack)
         rig.check(out / "camera_check.png", settings.live)
         if settings.check:
             print("this policy fits this robot")
@@ -221,7 +221,7 @@ class LiveSession:
         arm, contract = self.rig.arm, self.rig.policy.contract
         # rate_hz is that of the steps at full speed, as in the demos
         return open_store(
-            Path(path), contract["rate_hz"], arm.cameras.facts, self.rig.policy.image_size, {"speed": arm.bridge.speed},
+            Path(path), contract["rate_hz"], arm.cameras, self.rig.policy.image_size, {"speed": arm.bridge.speed},
             seed=self.settings.seed, source="emulator" if arm.scene else "arm", causes=list(CAUSES),
             policy=contract["encoder"]["fingerprint"],
         )  # fmt: skip

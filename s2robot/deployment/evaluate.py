@@ -69,7 +69,7 @@ def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
     settings = read(ArmEvaluationSettings, cfg.evaluate)
     check_operator(read(Bridge, cfg.bridge))
     with ExitStack() as stack:
-        rig = Rig.connect(cfg, stack)
+        rig = Rig(cfg, stack)
         rig.check(out / "camera_check.png", live=True)
         return ArmEvaluation(rig, settings, task_settings(cfg), out).run()
 

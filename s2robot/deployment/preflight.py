@@ -63,11 +63,11 @@ def check_all(
         demos: whose images the cameras' are compared with.
         live: whether the arm is to move: exchanged cameras then stop it.
     """
-    failed, limits, size = arm.cameras.failed, arm.limits, policy.image_size
+    failed, limits, size = arm.failed, arm.limits, policy.image_size
     state, speed = arm.driver.read(), arm.bridge.speed
     # fewer than two commands between two decisions are no path
     rate = min(policy.rate_hz, limits.rate_hz / 2)
-    findings = check_contract(policy.contract, rate, arm.cameras.facts, size, policy.encoder) + failed
+    findings = check_contract(policy.contract, rate, arm.cameras, size, policy.encoder) + failed
     findings += check_pace(arm.bridge, limits, rate) + _check_arm(limits, state)
     latest = {name: reader.latest() for name, reader in arm.readers.items()}
     images = {name: fitted(f.image, size_of(size, name)) for name, f in latest.items() if f is not None}

@@ -1,6 +1,6 @@
 """A session on an arm: what deployment, evaluation, recording and correction do alike.
 
-rig = Rig.connect(cfg, stack)                    # policy and arm
+rig = Rig(cfg, stack)                    # policy and arm
 rig.check(folder / "camera_check.png", live=True)
 session = rig.session(subscribers)
 with session.started():                          # supervised; signals stop the arm; stopped at the end
@@ -25,7 +25,7 @@ from s2robot.core.errors import UserError
 from s2robot.core.settings import read
 from s2robot.deployment.arm import ConnectedArm
 from s2robot.deployment.operator import Keys, WatchingOperator, keys
-from s2robot.deployment.policy import Policy, make_policy
+from s2robot.deployment.policy import make_policy
 from s2robot.deployment.preflight import check_all
 from s2robot.deployment.settings import PolicySettings, read_bench, read_policy
 from s2robot.envs.cube_config import CubePickConfig
@@ -165,23 +165,14 @@ class ArmSession(Subscriber):
             raise KeyboardInterrupt
 
 
-@dataclass
 class Rig:
-    """A policy and an arm."""
+    """A policy and an arm, connected and not moved; `stack` closes them. UserError, EnvError: there is none."""
 
-    source: PolicySettings
-    policy: Policy
-    demos: DemosSettings
-    arm: ConnectedArm
-
-    @classmethod
-    def connect(cls, cfg: DictConfig, stack: ExitStack, source: PolicySettings | None = None) -> "Rig":
-        """Load the policy and connect the arm, move nothing; `stack` closes them. UserError, EnvError: no such."""
-        bench, source = read_bench(cfg), source or read_policy(cfg)
-        demos = read(DemosSettings, cfg.demos, "demos")
-        policy = make_policy(source, bench.bridge, stack)  # before the arm is looked for
-        arm = ConnectedArm.connect(bench, policy.contract["cameras"], stack, policy.image_size)
-        return cls(source, policy, demos, arm)
+    def __init__(self, cfg: DictConfig, stack: ExitStack, source: PolicySettings | None = None):
+        bench, self.source = read_bench(cfg), source or read_policy(cfg)
+        self.demos = read(DemosSettings, cfg.demos, "demos")
+        self.policy = make_policy(self.source, bench.bridge, stack)  # before the arm is looked for
+        self.arm = ConnectedArm(bench, self.policy.contract["cameras"], stack, self.policy.image_size)
 
     def check(self, picture: Path, live: bool = False) -> None:
         """Print the pre-flight and draw the cameras' frames in `picture`; `live`: before the arm moves.

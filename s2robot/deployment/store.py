@@ -86,6 +86,4 @@ def open_corrections(out: Path, demos: EpisodeStore, first: int | None = None) -
         raise UserError(
             f"{out}: expected a dataset that begins with the {count} episodes of {demos.path}, got other episodes"
         )
-    if "speed" not in store.meta_keys:
-        raise UserError(f"{out}: expected a speed of each episode, got none; choose another out")
     return EpisodeStore.open(out, "a")

@@ -68,7 +68,6 @@ class _Metadata(Stored):
     sizes: dict[str, tuple[int, int]]  # (H, W) of each camera's frames, in the policy's order
     actions: int = Field(gt=0)
     action_dim: int = Field(gt=0)
-    max_bytes: int = Field(gt=0)
     contract: Json[dict[str, Any]]
 
 
@@ -121,7 +120,7 @@ class RemotePolicy:
         self.contract: dict[str, Any] = known.contract
         self.cameras = tuple(known.sizes)
         self.image_size: ImageSize = as_image_size(known.sizes)
-        self.actions, self._action_dim, self._max_bytes = known.actions, known.action_dim, known.max_bytes
+        self.actions, self._action_dim = known.actions, known.action_dim
 
     def __enter__(self) -> "RemotePolicy":
         return self
@@ -178,8 +177,6 @@ class RemotePolicy:
             data = pack({"images": images, "state": state, "reset": self._used is None, "s2robot": numbers})
         except WireError as error:
             raise UserError(f"observation: {error}") from error
-        if len(data) > self._max_bytes:
-            raise UserError(f"observation: expected at most {self._max_bytes} bytes, got {len(data)}")
         answer = self._exchange(data, until)
         actions: Any = answer.get("actions")
         array = isinstance(actions, np.ndarray) and actions.dtype == np.float32 and actions.ndim == 2

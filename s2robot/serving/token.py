@@ -9,6 +9,7 @@ import secrets
 import socket
 import stat
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from s2robot.core.errors import UserError
@@ -32,20 +33,13 @@ def read_token(file: str | Path | None = None) -> str | None:
         UserError: a token that is too short or not visible ASCII, or a file that others can read.
     """
     path = token_path(file)
-    where, text = str(path), ""
     if not file and VARIABLE in os.environ:
         where, text = f"${VARIABLE}", os.environ[VARIABLE]
+    elif not path.exists():
+        return None
     else:
-        try:
-            mode, text = (
-                stat.S_IMODE(path.stat().st_mode),
-                path.read_bytes().decode("ascii", "replace").strip(),
-            )
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise UserError(f"{path}: expected a file that holds a token: {error.strerror}") from error
-        if mode & 0o077:
+        where, text = str(path), path.read_bytes().decode("ascii", "replace").strip()
+        if (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
             raise UserError(f"{path}: expected mode 0600 (`chmod 600`), got {mode:04o}: it holds a secret")
     if len(text) < MIN_LENGTH or not all("!" <= c <= "~" for c in text):
         expected = f"a token of at least {MIN_LENGTH} visible ASCII characters without spaces"
@@ -55,16 +49,9 @@ def read_token(file: str | Path | None = None) -> str | None:
 
 def make_token(path: Path) -> None:
     """Write a new random token that only its owner can read; an existing file is never replaced."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-            stream.write(secrets.token_urlsafe(32) + "\n")
-        with suppress(FileExistsError):
-            os.link(part, path)  # unlike a rename, this fails if another process was faster
-        os.unlink(part)
-    except OSError as error:
-        raise UserError(f"{path}: expected a place for the token: {error.strerror}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError), open(path, "x", opener=partial(os.open, mode=0o600)) as stream:
+        stream.write(secrets.token_urlsafe(32) + "\n")
 
 
 def is_loopback(host: str) -> bool:

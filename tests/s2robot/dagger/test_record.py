@@ -1,15 +1,21 @@
 """Corrections of a policy: what is appended, what is imitated of it, and what does not fit together."""
 
-from dataclasses import replace
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from s2robot.core.errors import UserError
-from s2robot.dagger import episode as rooms
-from s2robot.dagger.episode import REASONS, Course, TakeoverSettings, Watch, corrected_episode
-from s2robot.dagger.record import DaggerSettings, record_corrections
+from s2robot.dagger import record as dagger_record
+from s2robot.dagger.record import (
+    REASONS,
+    Course,
+    DaggerSettings,
+    TakeoverSettings,
+    corrected_episode,
+    record_corrections,
+)
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.record import record, record_episode
 from s2robot.demos.replay import replay_episode, world_of_demos
@@ -36,12 +42,8 @@ def in_this_process(monkeypatch):
 def demos(tmp_path_factory) -> EpisodeStore:
     """Two demos with an expert."""
     path, world = tmp_path_factory.mktemp("labelled") / "demos.zarr", CubePickConfig(cameras=CAMERAS)
-    about = {
-        **CubePick(world, draw=False).describe(),
-        "seed": 500,
-        "kind": "states",
-        "picker": vars(PickerConfig()),
-    }
+    own = {"seed": 500, "kind": "states", "picker": vars(PickerConfig())}
+    about = CubePick(world, draw=False).describe() | own
     with EpisodeStore.create(path, about) as store:
         for seed in (500, 503):
             store.append(*record_episode(world, PickerConfig(), seed, STEPS))
@@ -104,18 +106,10 @@ def test_a_correction_is_appended_to_a_copy(demos, settings, tmp_path):
     assert more.fingerprint == whole.fingerprint and len(more) == 3
 
 
-def course(demos: EpisodeStore, checkpoint: Path, visited: str = "none") -> Course:
-    world = world_of(demos).replace(image_size=64)
-    return Course(
-        str(checkpoint),
-        world,
-        PickerConfig(),
-        TakeoverSettings(patience=PATIENCE),
-        STEPS,
-        visited,
-        None,
-        "cpu",
-    )
+def course(demos: EpisodeStore, checkpoint: Path, patience: int = 30, steps: int = 100, **changes) -> Course:
+    world = world_of(demos).replace(image_size=64, max_steps=steps)
+    takeover = TakeoverSettings(patience=patience)
+    return Course(dagger(checkpoint, takeover=takeover, **changes), world, PickerConfig(), STEPS)
 
 
 class Script:
@@ -138,30 +132,22 @@ class Script:
 @pytest.fixture
 def scripted(monkeypatch):
     def use(actions: np.ndarray) -> None:
-        monkeypatch.setattr(rooms, "_OPEN", {})
-        monkeypatch.setattr(rooms, "load_policy", lambda *given: (Script(actions), None, None))
+        monkeypatch.setattr(dagger_record, "_OPEN", {})
+        monkeypatch.setattr(dagger_record, "load_policy", lambda *given: (Script(actions), None, None))
 
     return use
-
-
-class Still:
-    """Stands in for a policy that does nothing."""
-
-    disagreement = 0.0
-
-    def reset(self, seed: int) -> None: ...
-
-    def plan(self, observation: dict) -> np.ndarray:
-        return np.zeros((2, 7), np.float32)
 
 
 def test_corrections_of_a_task_with_layouts_have_theirs(checkpoint, tmp_path, monkeypatch):
     world, expert = settings_class("lift")(image_size=24), ExpertSettings(kicks=(0, 0), misses=0.0)
     demos = record(tmp_path / "demos.zarr", world, expert, 1, 500, 1, expert=STEPS)
-    asked = Course("", world, expert, TakeoverSettings(patience=PATIENCE), STEPS, "none", None, "cpu")
-    monkeypatch.setattr("s2robot.dagger.record._course", lambda *given: asked)
-    monkeypatch.setattr(rooms, "_OPEN", {})
-    monkeypatch.setattr(rooms, "load_policy", lambda *given: (Still(), None, None))
+    still = types.SimpleNamespace(
+        reset=lambda seed: None, plan=lambda seen: np.zeros((2, 7), np.float32), disagreement=0.0
+    )
+    asked = Course(dagger(checkpoint), world, expert, STEPS)
+    monkeypatch.setattr(dagger_record, "_course", lambda *given: asked)
+    monkeypatch.setattr(dagger_record, "_OPEN", {})
+    monkeypatch.setattr(dagger_record, "load_policy", lambda *given: (still, None, None))
     store, counts = record_corrections(dagger(checkpoint), demos, world, tmp_path / "out.zarr")
     assert ended(counts) == (0, 1, 0) and store.meta("seed").tolist() == [500, SEED]
     task = make(world, draw=False)
@@ -171,15 +157,9 @@ def test_corrections_of_a_task_with_layouts_have_theirs(checkpoint, tmp_path, mo
 
 def test_what_a_policy_does_alone_is_no_correction(demos, checkpoint, scripted):
     scripted(demos.episode(0)["action"])
-    arrays, facts = corrected_episode(
-        replace(course(demos, checkpoint), takeover=TakeoverSettings(patience=30)), 500
-    )
-    assert arrays == {} and facts == {
-        "seed": 500,
-        "reason": "",
-        "step": int(demos.lengths[0]),
-        "success": True,
-    }
+    arrays, facts = corrected_episode(course(demos, checkpoint), 500)
+    alone = {"seed": 500, "reason": "", "step": int(demos.lengths[0]), "success": True}
+    assert arrays == {} and facts == alone
 
 
 def test_from_which_of_its_states_the_picker_is_imitated(demos, checkpoint, scripted):
@@ -189,16 +169,13 @@ def test_from_which_of_its_states_the_picker_is_imitated(demos, checkpoint, scri
     env = CubePick(world_of(demos).replace(image_size=64), draw=False)
     for visited in ("none", "open", "all"):
         scripted(close)
-        how = replace(course(demos, checkpoint, visited), takeover=TakeoverSettings(patience=30))
-        arrays, facts = corrected_episode(how, SEED)
+        arrays, facts = corrected_episode(course(demos, checkpoint, imitate_visited=visited), SEED)
         switch = facts["step"]
-        assert (
-            facts == {"seed": SEED, "reason": "missed", "step": switch, "success": True} and 3 < switch < 12
-        )
+        missed = {"seed": SEED, "reason": "missed", "step": switch, "success": True}
+        assert facts == missed and 3 < switch < 12
         imitated = {"none": 0, "open": 2, "all": switch}[visited]  # open before steps 0 and 1
-        assert arrays["imitate"].tolist() == [1] * imitated + [0] * (switch - imitated) + [1] * (
-            len(arrays["action"]) - switch
-        )
+        after = [1] * (len(arrays["action"]) - switch)
+        assert arrays["imitate"].tolist() == [1] * imitated + [0] * (switch - imitated) + after
         picker = Picker(env, PickerConfig())
         env.reset(seed=SEED)
         picker.reset(SEED)
@@ -212,17 +189,12 @@ def test_from_which_of_its_states_the_picker_is_imitated(demos, checkpoint, scri
 def test_a_policy_that_nobody_can_save_and_one_that_takes_too_long(demos, checkpoint, scripted):
     still = np.zeros((40, 8), np.float32)
     scripted(still)
-    how = course(demos, checkpoint)
-    short = replace(how, world=how.world.replace(max_steps=5), takeover=TakeoverSettings(patience=30))
-    assert corrected_episode(short, SEED) == (
-        {},
-        {"seed": SEED, "reason": "late", "step": 5, "success": False},
-    )
+    late = {"seed": SEED, "reason": "late", "step": 5, "success": False}
+    assert corrected_episode(course(demos, checkpoint, steps=5), SEED) == ({}, late)
     scripted(still)
-    _, facts = corrected_episode(how, SEED)
-    assert (
-        facts["reason"] == "stalled" and facts["step"] == PATIENCE + 1
-    )  # the first step is progress on nothing
+    _, facts = corrected_episode(course(demos, checkpoint, PATIENCE), SEED)
+    # the first step is progress on nothing
+    assert facts["reason"] == "stalled" and facts["step"] == PATIENCE + 1
 
 
 def test_members_that_disagree_are_not_followed(demos, settings, save_untrained, tmp_path):
@@ -246,49 +218,32 @@ def changed(demos: EpisodeStore, path: Path, drop: tuple = (), **about) -> Episo
 
 
 def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
-    world = world_of(demos)
+    world, out = world_of(demos), tmp_path / "out.zarr"
     one_eye = changed(demos, tmp_path / "c.zarr", cameras=["hand"])
     blind = changed(demos, tmp_path / "e.zarr", drop=("expert", "imitate"))
     real = changed(demos, tmp_path / "r.zarr", env_version="RealCubePick-v0")
+    unknown = changed(demos, tmp_path / "p.zarr", picker=None)
     lift = world.replace(success_height=0.04, max_steps=9)
-    relabel = f"s2robot convert data={blind.path} .*expert="
     for error, how, source, where, text in (
-        (
-            PolicyError,
-            settings,
-            one_eye,
-            world,
-            "the policy needs cameras hand, left, given are hand: 'left' is missing",
-        ),
-        (UserError, settings, blind, world, relabel),
+        (PolicyError, settings, one_eye, world, "cameras hand, left, given are hand: 'left' is missing"),
+        (UserError, settings, blind, world, f"s2robot convert data={blind.path} .*expert="),
         (UserError, settings, real, world, "found the task RealCubePick-v0, expected CubePick-v0"),
         (
             UserError,
             settings,
             demos,
             lift,
-            "env: found a world that is not the demos' .success_height 0.1 -> 0.04., exp",
+            "env: found a world that is not the demos' .success_height 0.1 -> 0.04.",
         ),
-        (
-            UserError,
-            settings.replace(checkpoint=None),
-            demos,
-            world,
-            "checkpoint: found none, expected the folder",
-        ),
+        (UserError, settings.replace(checkpoint=None), demos, world, "checkpoint: found none"),
         (PolicyError, settings.replace(checkpoint=str(tmp_path / "no")), demos, world, "no such folder"),
+        (DatasetError, settings, unknown, world, "no simulated demos of a scripted expert"),
     ):
         with pytest.raises(error, match=text):
-            record_corrections(how, source, where, tmp_path / "out.zarr")
-    assert not (tmp_path / "out.zarr").exists()
-    with pytest.raises(
-        UserError, match="c.zarr: found other episodes, expected a dataset that begins with the 2 of"
-    ):
+            record_corrections(how, source, where, out)
+    assert not out.exists()
+    with pytest.raises(UserError, match="c.zarr: found other episodes, expected a dataset that begins with"):
         record_corrections(settings, demos, world, tmp_path / "c.zarr")
-    with pytest.raises(DatasetError, match="no simulated demos of a scripted expert"):
-        record_corrections(
-            settings, changed(demos, tmp_path / "p.zarr", picker=None), world, tmp_path / "out.zarr"
-        )
     for key, value in (("rounds", 0), ("imitate_visited", "some"), ("seed", -1), ("workers", 0)):
         with pytest.raises(UserError, match=f"^recording.{key}: expected "):
             settings.replace(**{key: value})
@@ -342,26 +297,40 @@ def test_a_copy_that_a_kill_left_half_done_is_made_again(demos, settings, tmp_pa
     assert store.fingerprint == demos.fingerprint and ended(counts) == (1, 0, 0) and not part.exists()
 
 
-def reasons(settings: TakeoverSettings, *left: float) -> list[str]:
-    watch = Watch(settings)
-    return [watch.reason(metres, missed=False) for metres in left]
+def taken_over(
+    settings: TakeoverSettings, *left: float, missed: bool = False, disagreement: float = 0.0
+) -> str:
+    """Why the expert takes over in a world from which the policy is `left` away after each step."""
+    ways = iter(left)
+    env = types.SimpleNamespace(
+        _steps=0, settings=types.SimpleNamespace(max_steps=len(left)), render_cameras=dict, proprio=None,
+        is_success=False, grasp_missed=missed,
+    )  # fmt: skip
+
+    def execute(action):
+        env._steps, env.remaining = env._steps + 1, next(ways)
+
+    actor = types.SimpleNamespace(plan=lambda seen: np.zeros((2, 8)), disagreement=disagreement)
+    return dagger_record._act(env, actor, settings, execute)
 
 
 def test_the_expert_waits_for_progress_and_no_longer():
     settings = TakeoverSettings(patience=2, progress=0.01)
     # 0.275 is too little, 0.269 is more than 1 cm below the best, 0.28; then nothing
-    near = (0.30, 0.28, 0.275, 0.269, 0.268, 0.30)
-    assert reasons(settings, *near) == ["", "", "", "", "", "stalled"]
+    near = (0.30, 0.28, 0.275, 0.269, 0.268)
+    assert taken_over(settings, *near) == "late" and taken_over(settings, *near, 0.30) == "stalled"
     lifted = (0.01, -0.01, -0.03)
-    assert reasons(settings, *lifted, lifted[-1]) == ["", "", "", ""]
-    assert reasons(settings, *lifted, lifted[1], lifted[0])[-1] == "stalled"  # it sinks again
-    assert Watch(settings).reason(0.3, missed=True) == "missed"
-    assert not Watch(settings).unsure(9.0)
-    watch = Watch(TakeoverSettings(disagreement=0.1))
-    assert watch.unsure(0.11) and not watch.unsure(0.1)
-
-
-@pytest.mark.parametrize(("key", "value"), [("patience", 0), ("progress", -0.1), ("disagreement", 0.0), ("progress", float("nan"))])  # fmt: skip
-def test_numbers_out_of_range_are_refused(key, value):
-    with pytest.raises(UserError, match=f"^recording.takeover.{key}: expected .*, got {value}"):
-        TakeoverSettings(**{key: value})
+    assert taken_over(settings, *lifted, lifted[-1]) == "late"
+    assert taken_over(settings, *lifted, lifted[1], lifted[0]) == "stalled"  # it sinks again
+    assert taken_over(settings, 0.3, missed=True) == "missed"
+    sure = TakeoverSettings(disagreement=0.1)
+    assert taken_over(settings, 0.3, disagreement=9.0) == taken_over(sure, 0.3, disagreement=0.1) == "late"
+    assert taken_over(sure, 0.3, disagreement=0.11) == "unsure"
+    for key, value in (
+        ("patience", 0),
+        ("progress", -0.1),
+        ("disagreement", 0.0),
+        ("progress", float("nan")),
+    ):
+        with pytest.raises(UserError, match=f"^recording.takeover.{key}: expected .*, got {value}"):
+            TakeoverSettings(**{key: value})

@@ -11,21 +11,14 @@ import select
 import signal
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
-from s2robot.core.files import configs_dir
 from s2robot.demos.store import EpisodeStore
-from s2robot.deployment import deploy
-from s2robot.deployment.arm import driver_maker
 from s2robot.envs.real.emulator.emulator import launch
 from tests import forks
-from tests.s2robot.pictures import scene
 
 pytest.importorskip("xarm")
 
@@ -59,7 +52,6 @@ class Terminal:
         self.said = ""  # since the last answer
 
     def until(self, words):
-        """Read until it says so."""
         end = time.monotonic() + PATIENCE
         while words not in self.said:
             assert time.monotonic() < end and self._read(), f"found {self.said[-2000:]!r}, expected {words!r}"
@@ -194,8 +186,8 @@ def test_the_box_plans_where_it_is_asked_to_and_ctrl_c_at_a_question_loses_nothi
 
 
 def test_whatever_ends_the_session_in_mid_episode_stops_the_arm(terminal, box, tmp_path):
-    """A dropped connection to the machine, a closed pane, Ctrl-\\, a service manager: long before a beat is missed."""
-    for way in ("closed terminal", "SIGTERM", "SIGQUIT"):
+    """A dropped connection to the machine, a closed pane, Ctrl-\\: long before a beat is missed."""
+    for way in ("closed terminal", "SIGQUIT"):
         deploy = terminal("bridge.loop.max_steps=1000", f"hydra.run.dir='{way}'")
         deploy.answer("to go on: ", "move\n")
         deploy.answer("Enter: go on, q: end. ", "\n")
@@ -230,76 +222,8 @@ def test_ctrl_c_is_heard_however_soon_it_is_pressed(tmp_path):
     """One in a hundred came while `input` had asked and not yet begun to read, and waited for the next line."""
     asking = Terminal([sys.executable, "-c", ASK], tmp_path)
     try:
-        for _ in range(600):
+        for _ in range(300):
             asking.answer("Well? ", "\x03")
             asking.until("heard")
     finally:
         asking.close()
-
-
-# ---------------------------------------------------------------- cameras
-
-
-class File:
-    """A film as a V4L2 device, but for its speed and its end."""
-
-    def __init__(self, device, backend):
-        assert backend == cv2.CAP_V4L2
-        self._device, self._film = device, _open(device)
-        self.isOpened, self.get, self.release = self._film.isOpened, self._film.get, self._film.release
-
-    def set(self, prop, value):
-        return False  # a film is as it is
-
-    def read(self):
-        time.sleep(0.05)
-        good, image = self._film.read()
-        if not good:
-            self._film.open(self._device)
-            good, image = self._film.read()
-        return good, image
-
-
-_open = cv2.VideoCapture
-
-
-@pytest.fixture
-def film(tmp_path, monkeypatch):
-    """A camera's place: a film of 96 x 72 at 20 Hz."""
-    path = tmp_path / "hand.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 20, (96, 72))
-    for image in scene(2):
-        writer.write(image[..., ::-1])
-    writer.release()
-    monkeypatch.setattr(cv2, "VideoCapture", File)
-    return path
-
-
-@pytest.fixture
-def config(box, words, film, realsense, tmp_path, monkeypatch):
-    """Makes a config of `s2robot deploy` with a film for the hand's camera and a RealSense for the left one."""
-    monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
-    monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", PATIENCE)
-    elsewhere = lambda *a: partial(driver_maker(*a), ports=box.ports)  # noqa: E731
-    monkeypatch.setattr("s2robot.deployment.arm.driver_maker", elsewhere)
-    realsense.pictures = scene(3)
-    box.side("clear")
-    box.side("place_arm", joints=HOME.tolist())
-    hand = ["kind=opencv", f"device='{film}'", "width=96", "height=72", "fps=20"]
-    left = ["kind=realsense", "device='0042'", "width=96", "height=72", "fps=20"]
-    overrides = [f"bridge.cameras.{n}.{key}" for n, c in (("hand", hand), ("left", left)) for key in c]
-
-    def make(*more):
-        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            return compose("deploy", [*words, f"run_dir='{tmp_path}'", *overrides, *more])
-
-    return make
-
-
-def test_a_dry_run_with_a_v4l2_device_and_a_realsense(config, box, tmp_path, capsys):
-    begin = time.monotonic()
-    assert deploy.deploy(config("dry_run_steps=2")) == 0
-    out = capsys.readouterr().out
-    assert "dry run: 2 decisions" in out and "\nstop" not in out, out
-    assert "frame hand: 64 x 64" in out and "frame left: 64 x 64" in out, out
-    assert (tmp_path / "camera_check.png").stat().st_size > 10_000 and not arrived(box, begin)

@@ -1,15 +1,18 @@
 """What a deployment is told, and what a box that plans makes of it."""
 
 import inspect
+import itertools
+import time
 from contextlib import ExitStack
 
+import cv2
 import numpy as np
 from hydra import compose, initialize_config_dir
 
 from s2robot.core.files import configs_dir, shipped_demos
 from s2robot.core.settings import read
 from s2robot.demos.store import EpisodeStore
-from s2robot.deployment.arm import WARNING, start_cameras
+from s2robot.deployment.arm import WARNING, Camera, start_cameras
 from s2robot.deployment.preflight import check_pace
 from s2robot.deployment.settings import Bridge, CameraSettings
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
@@ -20,6 +23,7 @@ from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import WatchdogLimits
 from s2robot.envs.real.emulator.motion import Motion
+from tests.s2robot.pictures import scene
 
 
 def configured(*overrides):
@@ -39,12 +43,51 @@ def test_defaults_are_the_same_in_code_and_config():
     assert inspect.signature(Supervisor).parameters["limit_s"].default == bridge.supervisor_s
 
 
-def test_a_camera_of_another_name_needs_its_kind_and_device_alone():
-    bridge = configured("+bridge.cameras.wrist.kind=opencv", "+bridge.cameras.wrist.device=/dev/none")
-    assert bridge.cameras["wrist"] == bridge.cameras["hand"].replace(device="/dev/none")
+class Film:
+    """Pictures of 96 x 72 at 20 Hz as a V4L2 device."""
+
+    def __init__(self, device, backend):
+        assert (device, backend) == ("/dev/v4l/by-id/hand", cv2.CAP_V4L2)
+        values = {}
+        self.set, self.get = values.__setitem__, lambda prop: values.get(prop, 0.0)
+        self.isOpened = self.release = lambda: True
+        self._images = itertools.cycle(scene(2))
+
+    def read(self):
+        time.sleep(0.05)
+        return True, next(self._images)[..., ::-1]
+
+
+def test_cameras_of_each_kind_and_why_others_give_no_frames(realsense, pictures, monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", Film)
+    monkeypatch.setattr("s2robot.deployment.arm.EXPOSURE_S", 0.1)
+    realsense.pictures = scene(3)
+    cameras = {
+        "hand": ("opencv", "/dev/v4l/by-id/hand"), "left": ("realsense", "0042"), "right": ("replay", pictures),
+        "wrist": ("opencv", "null"), "top": ("emulator", "null"),
+    }  # fmt: skip
+    words = []
+    for name, (kind, device) in cameras.items():
+        begin = f"{'+' * (name in ('wrist', 'top'))}bridge.cameras.{name}"
+        words += [
+            f"{begin}.kind={kind}",
+            f"{begin}.device={device}",
+            f"{begin}.width=96",
+            f"{begin}.height=72",
+        ]
+        words.append(f"{begin}.fps=20")
+    bridge = configured(*words)
+    assert bridge.cameras["wrist"] == CameraSettings(width=96, height=72, fps=20)
     with ExitStack() as stack:
-        found = start_cameras(bridge, ["front"], None, stack)
-    assert "bridge.cameras: expected 'front'" in found.failed[0].text
+        readers, facts, failed = start_cameras(bridge, [*cameras, "front"], None, stack, 64)
+        assert list(readers) == ["hand", "left"] and facts["hand"] == facts["left"] == Camera(72, 72, 20.0)
+        replay = bridge.replace(cameras={"left": bridge.cameras["right"]})
+        assert start_cameras(replay, ["left"], None, stack, {"left": (72, 96)})[1]["left"].width == 96
+    assert [f.check for f in failed] == [f"camera {name}" for name in ("right", "wrist", "top", "front")]
+    for finding, text in zip(
+        failed, ("images_right", "wrist.device: ", "top.kind: ", "'front'"), strict=True
+    ):
+        assert text in finding.text and finding.stops
 
 
 def lag(limits, bridge, episode):
