@@ -35,8 +35,7 @@ class Picker(AskedExpert):
     memory = ("_step", "_firm", "_closing", "_pushes", "_miss_left", "_kick_left", "_will_miss", "push")
 
     def __init__(self, env: Any, config: PickerConfig | None = None):
-        self.env, self.config = env, config or PickerConfig()
-        self.world, self.holder = env, self
+        self.world, self.env, self.config = env, env, config or PickerConfig()
         self._ik = _Arm(env.model)
         costs = {"position_cost": 1.0, "orientation_cost": 0.3, "lm_damping": 1e-6}
         self._task = mink.FrameTask(frame_name=env.model.site(env.grip_site).name, frame_type="site", **costs)

@@ -21,6 +21,10 @@ class MujocoTask(Task):
     camera_ids: dict[str, int]
     keeps_contacts = False  # whether its recordings followed the contacts that a step leaves
     _renderer: OffscreenRenderer | None = None
+    _furthest = 0  # of the stages, in this episode
+
+    is_success = property(lambda self: self._furthest == len(self.settings.stages) - 1)
+    stage = property(lambda self: self.settings.stages[self._furthest])
 
     def render_cameras(self) -> dict[str, np.ndarray]:
         sizes = self.camera_sizes

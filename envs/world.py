@@ -59,9 +59,7 @@ class CubeWorld(Lift):
     """One arm, a table and a cube, stepped at ``rate_hz`` with absolute joint targets.
 
     Args:
-        spec: the arm.
         cube_half: half the cube's edge, m.
-        rate_hz: control rate.
         side_cameras: name -> (position, target, fovy in degrees), in the table's frame (m, z from its top).
         stiffness: joint stiffness, 1/s² (robosuite scales it by the mass matrix).
         clutter: some of CLUTTER, placed at a reset; nothing collides with it.
@@ -91,9 +89,9 @@ class CubeWorld(Lift):
     def advance(self, action: np.ndarray) -> None:
         """What robosuite's ``step`` does to the physics, to the last bit, in a fraction of its time.
 
-        Of each physics step it computes poses, velocities and Jacobians of the hand, limits of the action and observations
-        that are not used here. Its own code sets the goals and makes the first step; what is left of the others is the joint
-        controller, in its own order of operations. The gripper's command stays that of the first.
+        robosuite computes poses, velocities and Jacobians of the hand, limits and observations in each physics step, which are
+        not used here. Its code sets the goals and makes the first step; the joint controller, in its own order of operations,
+        makes the others. The gripper's command stays that of the first.
         """
         model, data = self.sim.model._model, self.sim.data._data
         mujoco.mj_step1(model, data)

@@ -244,8 +244,7 @@ class ChunkPolicy(nn.Module):
         """What `_start` gives for the last step of a context (B, W), or for `every` one (B, T, W); None without `from_last`."""
         if not self.spec.from_last:
             return None
-        if past_actions is None:
-            raise UserError("policy.from_last: expected past actions, got none")
+        assert past_actions is not None, "from_last needs the past actions"
         first = torch.zeros_like(proprio[..., 0], dtype=torch.bool) if pad is None else pad
         # (B, T, A) of the step before; the present one's, in front, counts as none
         last = past_actions.roll(1, 1)
