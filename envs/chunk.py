@@ -33,8 +33,7 @@ class ActionChunk:
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """Execute up to k actions: observation, reward, success, whether the steps are used up, info."""
-        seen: list[dict] = []
-        world = self.world
+        seen, world = [], self.world
         for i, one in enumerate(action):
             if self._over:
                 break
@@ -45,13 +44,8 @@ class ActionChunk:
             if not self._over and (self.rows > 1 or i == len(action) - 1):
                 seen.append(world.observe())
         success = world.is_success
-        return (
-            self._stack(seen),
-            float(success),
-            success,
-            self._over and not success,
-            self._info(world.info()),
-        )
+        ended = float(success), success, self._over and not success
+        return self._stack(seen), *ended, self._info(world.info())
 
     def _info(self, info: dict) -> dict:
         where, best = self.world.record_fields(self._layout, self._best)

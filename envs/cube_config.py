@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from s2robot.core.settings import from_yaml, invalid
+from s2robot.core.settings import from_yaml
 from s2robot.envs.experts.settings import Lengths, PushSettings, Range
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.robots import MOST_HZ, robot_spec
@@ -106,10 +106,9 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
     @classmethod
     def _cameras_can_be_placed(cls, views: dict[str, View]) -> dict[str, View]:
         for name, (position, target, _) in views.items():
-            if name in _RESERVED:
-                raise ValueError(f"expected a name that the world has no camera of, got '{name}'")
-            if position == target:
-                raise invalid(name, "a target away from the position", list(target))
+            if name in _RESERVED or position == target:
+                expected = "a name that the world has no camera of, and a target away from the position"
+                raise ValueError(f"expected {expected}, got '{name}' at {list(position)}")
         return views
 
     def views(self) -> dict[str, tuple]:
@@ -149,11 +148,9 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
     def draw_layout(
         cls, axes: "Axes", groups: Sequence[Group], about: Mapping[str, Any], small: bool = False
     ) -> None:
-        """Draw the table and the groups' cubes, as seen from behind the robot, which stands at the lower edge.
+        """Draw the table and the groups' cubes, as seen from behind the robot: x points up and y left.
 
-        x (away from the robot) points up and y (to its left) points left; the line in each mark is half a cube long and shows
-        the cube's yaw. Without `cube_box` in the summary the default box is drawn if every cube lies inside. `small`: without
-        box and yaw.
+        Without `cube_box` in the summary the default box is drawn if every cube lies inside. `small`: without box and yaw.
         """
         import matplotlib
         from matplotlib.patches import Rectangle
@@ -207,13 +204,9 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
     @classmethod
     def table(cls, record: Mapping[str, Any]) -> dict[str, str]:
         x, y = (f"{100 * v:+z.1f}" for v in record["cube_xy"])
-        closest = record["closest_m"]
-        return {
-            "cube x (cm)": x,
-            "cube y (cm)": y,
-            "yaw (°)": f"{np.degrees(record['cube_yaw']):+z.0f}",
-            "closest (cm)": "–" if closest is None else f"{100 * closest:.1f}",
-        }
+        yaw, closest = f"{np.degrees(record['cube_yaw']):+z.0f}", record["closest_m"]
+        near = "–" if closest is None else f"{100 * closest:.1f}"
+        return {"cube x (cm)": x, "cube y (cm)": y, "yaw (°)": yaw, "closest (cm)": near}
 
     def recording_problem(self) -> str:
         # its places are no part of a state, so the frames could not be drawn again

@@ -8,12 +8,11 @@ observation["proprio"].shape          # (8,)
 
 from typing import Any
 
-import gymnasium
 import mujoco
 import numpy as np
 
 from s2robot.core.parts import MAX_DELTA
-from s2robot.envs.cube_config import SHUT, STAGES, CubePickConfig
+from s2robot.envs.cube_config import SHUT, CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.mujoco_task import MujocoTask, geoms_of, touching
 from s2robot.envs.robots import robot_spec
@@ -37,24 +36,15 @@ class CubePick(MujocoTask):
 
     Settings = CubePickConfig
     settings: CubePickConfig
-    observation_space: gymnasium.spaces.Dict
-    action_space: gymnasium.spaces.Box
 
-    def __init__(
-        self,
-        config: CubePickConfig | None = None,
-        render_mode: str | None = None,
-        draw: bool = True,
-        **settings,
-    ):
+    def __init__(self, config: CubePickConfig | None = None, render_mode=None, draw: bool = True, **settings):
         c = self.settings = self.config = config or CubePickConfig(**settings)
         self.spec_robot = robot_spec(c.robot)
         if why := c.camera_problem():
             raise EnvError(why)
         self.render_mode, self.draw = render_mode, draw
-        self.world = CubeWorld(
-            self.spec_robot, c.cube_size / 2, c.rate_hz, c.views(), c.stiffness, CLUTTER[: c.clutter]
-        )
+        sizes = c.cube_size / 2, c.rate_hz, c.views(), c.stiffness, CLUTTER[: c.clutter]
+        self.world = CubeWorld(self.spec_robot, *sizes)
         self.model, self.data = self.world.sim.model._model, self.world.sim.data._data
         self._resolve_names()
         self._change_looks()
@@ -62,8 +52,7 @@ class CubePick(MujocoTask):
         self.spaces([-MAX_DELTA] * 7 + [0], [MAX_DELTA] * 7 + [1], 8)
         self.commanded = np.array(self.spec_robot.home)  # (7,)
         self._open_gripper()
-        self._furthest = self._held_steps = 0
-        self._closed = False
+        self._held_steps, self._closed = 0, False
 
     def _resolve_names(self) -> None:
         model, robot = self.model, self.world.robots[0]
@@ -85,8 +74,9 @@ class CubePick(MujocoTask):
         for name, i in self.camera_ids.items():
             if name != "hand":
                 m.cam_pos[i] += c.camera_shift * m.cam_mat0[i].reshape(3, 3)[:, 0]
-        headlight = m.vis.headlight
-        for light in (m.light_ambient, m.light_diffuse, m.light_specular, headlight.ambient, headlight.diffuse, headlight.specular):  # fmt: skip
+        head = m.vis.headlight
+        lights = m.light_ambient, m.light_diffuse, m.light_specular, head.ambient, head.diffuse, head.specular
+        for light in lights:
             light[:] *= c.lighting
         self._clutter = [m.geom(f"clutter{i}").id for i in range(c.clutter)]
 
@@ -115,17 +105,15 @@ class CubePick(MujocoTask):
         self.world.reset()
         self._open_gripper()
         self.data.qpos[self.joint_index] = start
-        quaternion = [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
-        self.data.qpos[self._cube_index : self._cube_index + 7] = [
-            *cube_xy, TABLE_HEIGHT + c.cube_size / 2 + 1e-3, *quaternion,
-        ]  # fmt: skip
+        height, quaternion = TABLE_HEIGHT + c.cube_size / 2 + 1e-3, [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+        self.data.qpos[self._cube_index : self._cube_index + 7] = [*cube_xy, height, *quaternion]
         mujoco.mj_forward(self.model, self.data)
         self.commanded = start.copy()
         self._furthest = self._held_steps = 0
         for _ in range(3):  # the cube settles and the gripper opens
             self._apply(close=False)
         self._cube_rest = self.cube_pose[2]
-        self._layout = c.layout_of({"cube_pose": self.cube_pose})
+        self.layout = c.layout_of({"cube_pose": self.cube_pose})
 
     def apply(self, action) -> None:
         delta = np.clip(action[:7], -MAX_DELTA, MAX_DELTA)
@@ -177,8 +165,6 @@ class CubePick(MujocoTask):
         """Where each camera sees a point of the table's frame (3,), m: x to the right and y downwards in 0..1 of the
         upright frame, at its border if outside, NaN if behind the camera.  # {camera: float32 (2,)}"""
         return self._projected(np.asarray(position) + [0, 0, TABLE_HEIGHT])
-
-    layout = property(lambda self: self._layout)
 
     @property
     def distance(self) -> float:  # m, from the grip centre to the cube's
@@ -239,6 +225,3 @@ class CubePick(MujocoTask):
         if self._held_steps >= max(1, round(c.success_hold * c.rate_hz)):
             stage = 3
         self._furthest = max(self._furthest, stage)
-
-    is_success = property(lambda self: self._furthest == len(STAGES) - 1)
-    stage = property(lambda self: STAGES[self._furthest])

@@ -21,10 +21,8 @@ from s2robot.envs.world import TABLE_HEIGHT
 
 
 class _Arm(mink.Configuration):
-    """The solver keeps to the joints' limits; what it says of one that leans over them costs a tenth of a demo."""
-
     def check_limits(self, tol: float = 1e-6, safety_break: bool = True) -> None:
-        pass
+        """Say nothing of a joint that leans over its limits, which would take a tenth of a demo's time."""
 
 
 class Picker(AskedExpert):
@@ -37,16 +35,10 @@ class Picker(AskedExpert):
     memory = ("_step", "_firm", "_closing", "_pushes", "_miss_left", "_kick_left", "_will_miss", "push")
 
     def __init__(self, env: Any, config: PickerConfig | None = None):
-        self.env, self.config = env, config or PickerConfig()
-        self.world, self.holder = env, self
+        self.world, self.env, self.config = env, env, config or PickerConfig()
         self._ik = _Arm(env.model)
-        self._task = mink.FrameTask(
-            frame_name=env.model.site(env.grip_site).name,
-            frame_type="site",
-            position_cost=1.0,
-            orientation_cost=0.3,
-            lm_damping=1e-6,
-        )
+        costs = {"position_cost": 1.0, "orientation_cost": 0.3, "lm_damping": 1e-6}
+        self._task = mink.FrameTask(frame_name=env.model.site(env.grip_site).name, frame_type="site", **costs)
         self._posture = mink.PostureTask(env.model, cost=1e-4)
         self._limits = [mink.ConfigurationLimit(env.model)]
         limited = env.model.jnt_limited.astype(bool)
@@ -59,8 +51,7 @@ class Picker(AskedExpert):
 
     def begin(self, rng: np.random.Generator) -> None:
         """Start an episode; what is drawn decides the perturbations."""
-        env, c = self.env, self.config
-        self._rng = rng
+        env, c, self._rng = self.env, self.config, rng
         # loose and tight grasps, so that lifting follows from any firm grip and not from a perfect one
         self._close_xy, self._close_yaw = rng.uniform(*c.close_xy), rng.uniform(*c.close_yaw)
         # a kick starts at a step drawn over the usual length of the approach
@@ -76,13 +67,13 @@ class Picker(AskedExpert):
         home[env.joint_index] = env.spec_robot.home
         self._posture.set_target(home)
         self._ik.update(home)
-        self._yaw_home = self._yaw_of(self._ik.data.site_xmat[env.grip_site].reshape(3, 3))
+        self._yaw_home = self._grip_yaw(self._ik.data)
 
     def act(self) -> tuple[np.ndarray, bool]:
         """The next action and whether it is a push, `push` saying which.  # float32 (8,), bool"""
         env, c = self.env, self.config
         cube, grip = env.cube_pose, env.grip_position
-        yaw_error = self._yaw_error(cube, self._yaw_of(self._grip_rotation()))
+        yaw_error = self._yaw_error(cube, self._grip_yaw())
         far = float(np.linalg.norm(cube[:2] - grip[:2]))
         grasp_z = max(cube[2], env.config.cube_size / 2)
         self._step += 1
@@ -138,16 +129,14 @@ class Picker(AskedExpert):
             self._will_miss = False
             self._miss_left = int(rng.integers(c.miss_steps[0], c.miss_steps[1] + 1))
             angle, distance = rng.uniform(-np.pi, np.pi), rng.uniform(*c.miss_by)
-            self._miss_at = np.array(
-                [*(cube[:2] + distance * np.array([np.cos(angle), np.sin(angle)])), grasp_z]
-            )
+            beside = cube[:2] + distance * np.array([np.cos(angle), np.sin(angle)])
+            self._miss_at = np.array([*beside, grasp_z])
             self._miss_rise = int(rng.integers(0, 4))  # its last steps may lift nothing, as a policy would
         if self._miss_left:
             self._miss_left -= 1
             if self._miss_left == 0 and env._touching():
                 self._closing = True  # it has the cube after all
-            rising = self._miss_left < self._miss_rise
-            target = self._miss_at + [0, 0, 0.12 if rising else 0.0]
+            target = self._miss_at + [0, 0, 0.12 if self._miss_left < self._miss_rise else 0.0]
             down = abs(grip[2] - grasp_z) < 0.02 or env.opening < 0.9
             return self._move(target, 0.0, closed=bool(down)), "miss"
         if self._kick_left == 0 and self._step in self._kick_at:
@@ -166,11 +155,10 @@ class Picker(AskedExpert):
 
     # ---------------------------------------------------------------- inside
 
-    def _grip_rotation(self) -> np.ndarray:
-        return self.env.data.site_xmat[self.env.grip_site].reshape(3, 3).copy()
-
-    def _yaw_of(self, rotation: np.ndarray) -> float:
-        return float(np.arctan2(rotation[1, 1], rotation[0, 1]))  # of the site's y axis, in the table's plane
+    def _grip_yaw(self, data: Any = None) -> float:
+        """Of the grip site's y axis, in the table's plane, rad; data: of the solver instead of the world."""
+        rotation = (data or self.env.data).site_xmat[self.env.grip_site].reshape(3, 3)
+        return float(np.arctan2(rotation[1, 1], rotation[0, 1]))
 
     def _yaw_error(self, cube: np.ndarray, yaw: float) -> float:
         """The turn that sets the fingers on two faces: from home a quarter at most, to the side of the picker's habit, or
@@ -189,9 +177,8 @@ class Picker(AskedExpert):
         qpos[self._limited] = np.clip(qpos[self._limited], self._low, self._high)
         qpos[self.env.joint_index] = self.env.commanded
         self._ik.update(qpos)
-        data = self._ik.data
-        position = data.site_xpos[self.env.grip_site] - [0, 0, TABLE_HEIGHT]
-        return position, self._yaw_of(data.site_xmat[self.env.grip_site].reshape(3, 3))
+        position = self._ik.data.site_xpos[self.env.grip_site] - [0, 0, TABLE_HEIGHT]
+        return position, self._grip_yaw(self._ik.data)
 
     def _move(self, target: np.ndarray, turn: float, closed: bool, limit: bool = True) -> np.ndarray:
         """One step of the commanded pose towards ``target`` (table frame), turning by ``turn``."""
@@ -201,25 +188,15 @@ class Picker(AskedExpert):
         if limit:
             step[:2] *= min(1.0, c.step_xy / max(float(np.linalg.norm(step[:2])), 1e-9))
             step[2] = np.clip(step[2], -c.step_z, c.step_z)
-            measured_yaw = self._yaw_of(self._grip_rotation())
-            turn = np.clip(measured_yaw + turn - yaw if turn else 0.0, -c.step_yaw, c.step_yaw)
+            turn = np.clip(self._grip_yaw() + turn - yaw if turn else 0.0, -c.step_yaw, c.step_yaw)
         goal_yaw = yaw + turn - self._yaw_home
         cos, sin = np.cos(goal_yaw), np.sin(goal_yaw)
-        level = self._level()
-        rotation = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ level
-        goal = mink.SE3.from_rotation_and_translation(
-            mink.SO3.from_matrix(rotation), position + step + [0, 0, TABLE_HEIGHT]
-        )
-        self._task.set_target(goal)
+        rotation = mink.SO3.from_matrix(np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ self._level())
+        place = position + step + [0, 0, TABLE_HEIGHT]
+        self._task.set_target(mink.SE3.from_rotation_and_translation(rotation, place))
+        how = {"dt": 1.0, "solver": "quadprog", "limits": self._limits, "damping": 1e-5}
         for _ in range(4):
-            velocity = mink.solve_ik(
-                self._ik,
-                [self._task, self._posture],
-                dt=1.0,
-                solver="quadprog",
-                limits=self._limits,
-                damping=1e-5,
-            )
+            velocity = mink.solve_ik(self._ik, [self._task, self._posture], **how)
             self._ik.integrate_inplace(velocity, 1.0)
         delta = self._ik.q[self.env.joint_index] - self.env.commanded
         return np.append(np.clip(delta, -MAX_DELTA, MAX_DELTA), float(closed)).astype(np.float32)

@@ -35,26 +35,20 @@ def choose_gl() -> str:
     if asked and asked not in _LIBRARIES:  # glfw, wgl, cgl: the user's own screen
         return asked
     for name in [asked] if asked else list(_LIBRARIES):
-        library, _ = _LIBRARIES[name]
-        if sys.platform != "linux" or ctypes.util.find_library(library):
+        if sys.platform != "linux" or ctypes.util.find_library(_LIBRARIES[name][0]):
             if sys.platform == "linux":
                 os.environ["MUJOCO_GL"] = name
                 os.environ.setdefault("PYOPENGL_PLATFORM", name)
             return name
-    wanted = asked or "egl"
-    raise EnvError(
-        f"no offscreen OpenGL: MUJOCO_GL={wanted} needs {_LIBRARIES[wanted][0]}, found none; "
-        f"install it with: apt-get install {_LIBRARIES[wanted][1]}"
-    )
+    library, packages = _LIBRARIES[wanted := asked or "egl"]
+    needs = f"MUJOCO_GL={wanted} needs {library}, found none; install it with: apt-get install {packages}"
+    raise EnvError(f"no offscreen OpenGL: {needs}")
 
 
 def check_gl() -> None:
-    """Refuse a choice of the user's at which the import of mujoco would end in a traceback.
+    """Reject a choice of the user's (as :func:`choose_gl`) at which the import of mujoco would end in a traceback.
 
     Where nothing is chosen and no library is found, all that is never drawn still works.
-
-    Raises:
-        EnvError: as :func:`choose_gl`.
     """
     if os.environ.get("MUJOCO_GL") and "mujoco" not in sys.modules:
         choose_gl()

@@ -23,7 +23,6 @@ from pydantic import Field, field_validator, model_validator
 
 from s2robot.core.settings import from_yaml, invalid
 from s2robot.envs.errors import EnvError, check_known
-from s2robot.envs.frames import ImageSize
 from s2robot.envs.task import CommonSettings, Task
 
 _RENDER = "render"  # the camera that is the environment's own image
@@ -34,12 +33,7 @@ _RULE = re.compile(r"\s*reward\s*>=\s*(?P<least>[-+]?[\d.]+([eE][-+]?\d+)?)\s*|[
 class GymSettings(CommonSettings, at="task", file="task/gym"):
     """`task=gym task.id=FetchPickAndPlace-v4 task.success=is_success`; configs/task/gym.yaml documents each value."""
 
-    task: str = from_yaml(alias="name")
     target: str = Field(default="s2robot.envs.gym_task:GymTask", alias="class")
-    robot: str = from_yaml()
-    rate_hz: float = from_yaml(gt=0)
-    cameras: tuple[str, ...] = from_yaml()
-    image_size: ImageSize = from_yaml()
     max_steps: int | None = from_yaml(ge=1)  # type: ignore[assignment]  # replaced by the environment's limit
     id: str = from_yaml(min_length=1)
     success: str = from_yaml()
@@ -117,8 +111,7 @@ class GymTask(Task):
         named = zip(map(_name, self._felt), sizes, strict=True)
         self.proprio_parts = [{"name": name, "size": size, "kind": "absolute"} for name, size in named]
         self.spaces(space.low, space.high, sum(sizes))
-        self._success = self._ended = False
-        self._reward = math.nan
+        self._success, self._ended, self._reward = False, False, math.nan
 
     def _entries(self) -> list[str]:
         """Check the cameras; return the entries of its observation that are proprioception ("": all of it)."""
@@ -133,9 +126,7 @@ class GymTask(Task):
         if not known and len(space.shape or ()) != 3:
             felt = [""]
         if not felt or not all(isinstance(flatten_space(self._space(key)), Box) for key in felt):
-            raise EnvError(
-                f"task.proprio: expected numbers of a fixed count beside pictures, got {space} in {s.id}"
-            )
+            raise EnvError(f"task.proprio: expected numbers of a fixed count beside pictures, got {space}")
         return felt
 
     def _space(self, key: str) -> gymnasium.Space:
@@ -145,11 +136,10 @@ class GymTask(Task):
     # ---------------------------------------------------------------- an episode
 
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
-        seed = int(rng.integers(2**31))
-        seen, _ = self.inner.reset(seed=seed)
-        self._seen, self._success, self._ended = seen, False, False
-        self._reward = math.nan  # none was given yet
-        self._layout = _numbers(seen)
+        self._seen, _ = self.inner.reset(seed=int(rng.integers(2**31)))
+        self._success, self._ended, self._reward = False, False, math.nan  # none was given yet
+        goal = self._seen.get("desired_goal", ()) if isinstance(self._seen, Mapping) else ()
+        self.layout = {f"goal_{i}": float(value) for i, value in enumerate(np.ravel(goal))}
 
     def apply(self, action: np.ndarray) -> None:
         if self._ended:  # without success: nothing happens any more
@@ -157,8 +147,7 @@ class GymTask(Task):
         space: Any = self.inner.action_space
         action = np.clip(action, space.low, space.high).astype(space.dtype)
         self._seen, reward, terminated, truncated, info = self.inner.step(action)
-        self._ended = bool(terminated or truncated)
-        self._reward = float(reward)
+        self._ended, self._reward = bool(terminated or truncated), float(reward)
         self._success |= self._succeeded(terminated, info)
 
     def _succeeded(self, terminated: bool, info: Mapping[str, Any]) -> bool:
@@ -175,19 +164,8 @@ class GymTask(Task):
         rows: Any = [flatten(self._space(key), self._seen[key] if key else self._seen) for key in self._felt]
         return np.concatenate(rows).astype(np.float32)
 
-    @property
-    def is_success(self) -> bool:
-        return self._success
-
-    @property
-    def progress(self) -> float:
-        """Its reward."""
-        return self._reward
-
-    @property
-    def layout(self) -> dict[str, float]:
-        """The goals that it observes at the start; the meaning of its other numbers is unknown."""
-        return self._layout
+    is_success = property(lambda self: self._success)
+    progress = property(lambda self: self._reward)
 
     def render_cameras(self) -> dict[str, np.ndarray]:
         frames = {}
@@ -229,8 +207,3 @@ def _part(space: Box) -> dict[str, Any]:
 
 def _name(key: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in key) or "state"
-
-
-def _numbers(seen: Any) -> dict[str, float]:
-    goal = seen.get("desired_goal", ()) if isinstance(seen, Mapping) else ()
-    return {f"goal_{i}": float(value) for i, value in enumerate(np.ravel(goal))}

@@ -17,7 +17,7 @@ _NEAREST = 16  # of a mesh's old corners, among which a new one looks for its no
 
 
 def coarse_meshes(model: mujoco.MjModel) -> mujoco.MjModel:
-    """A copy to be handed to OpenGL, in which what moves has fewer triangles; physics keeps all of them.
+    """A copy for OpenGL, in which what moves has fewer triangles; physics keeps all of them.
 
     Triangles are merged where the surface moves least by it (quadric error, Garland and Heckbert 1997, as
     fast-simplification has it). Normals and texture coordinates are those of a near old corner, the one that faces most as the

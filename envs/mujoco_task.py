@@ -21,6 +21,10 @@ class MujocoTask(Task):
     camera_ids: dict[str, int]
     keeps_contacts = False  # whether its recordings followed the contacts that a step leaves
     _renderer: OffscreenRenderer | None = None
+    _furthest = 0  # of the stages, in this episode
+
+    is_success = property(lambda self: self._furthest == len(self.settings.stages) - 1)
+    stage = property(lambda self: self.settings.stages[self._furthest])
 
     def render_cameras(self) -> dict[str, np.ndarray]:
         sizes = self.camera_sizes
@@ -81,11 +85,8 @@ class MujocoTask(Task):
         return np.concatenate([physics, *(np.ravel(getattr(o, name)) for o, name in self._memory())])
 
     def set_state(self, state: np.ndarray, find_contacts: bool = True) -> None:
-        """Go to a state of :meth:`get_state`.
-
-        Contacts are found anew. Without, they stay those that the last step left, where a task keeps them: for a state
-        that this very step led to where it was recorded.
-        """
+        """Go to a state of :meth:`get_state`. Without ``find_contacts``, contacts stay those that the last step left, where a
+        task keeps them: for a state that this very step led to where it was recorded."""
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         memory, end = self._memory(), mujoco.mj_stateSize(self.model, kind)
         physics, size = state[:end], end + sum(np.size(getattr(o, name)) for o, name in memory)
@@ -105,10 +106,8 @@ class MujocoTask(Task):
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """What happens in here leaves no trace: contacts, poses and counters are back afterwards, to the last bit.
-
-        ``set_state`` finds contacts anew, and those that a step leaves are of its last but one moment.
-        """
+        """As a task's, to the last bit: ``set_state`` finds contacts anew, and a step leaves those of its last but one
+        moment."""
         physics = copy(self.data)
         before = [(o, name, np.copy(getattr(o, name))) for o, name in self._memory()]
         before += [(o, name, getattr(o, name)) for o, name in self._counters()]

@@ -7,7 +7,6 @@ from pydantic import Field
 
 from s2robot.core.settings import from_yaml
 from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
-from s2robot.envs.frames import ImageSize
 from s2robot.envs.robots import MOST_HZ
 from s2robot.envs.task_settings import CommonSettings
 
@@ -27,15 +26,10 @@ GRASPED = {
 class RobosuiteSettings(CommonSettings, at="task", file="task/robosuite"):
     """`task=robosuite task.env=Stack task.robot=Panda`; configs/task/robosuite.yaml documents each value."""
 
-    task: str = from_yaml(alias="name")
     target: str = Field(default="s2robot.envs.robosuite_task:RobosuiteTask", alias="class")
-    env: str = from_yaml()
-    robot: str = from_yaml()
-    controller: str = from_yaml()
     rate_hz: float = from_yaml(gt=0, le=MOST_HZ)
-    cameras: tuple[str, ...] = from_yaml()
-    image_size: ImageSize = from_yaml()
-    max_steps: int = from_yaml(ge=1)
+    env: str = from_yaml()
+    controller: str = from_yaml()
     proprio: tuple[str, ...] = from_yaml()
     kwargs: dict[str, Any] = from_yaml()
 

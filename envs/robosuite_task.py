@@ -4,10 +4,10 @@ env = make(RobosuiteSettings(env="Stack", robot="Panda", controller="OSC_POSE"))
 observation, info = env.reset(seed=0)
 env.raw                                       # the robosuite environment inside
 
-Facts about robosuite 1.5.2 that shape this file: all that it draws at a reset comes from ``env.rng``, which its
-samplers share, so an episode's seed is set in place; a hard reset compiles the scene anew (0.3 s) and may draw other
-sizes of the objects, so resets are soft, and sizes are those of the first compilation (seed 0) in every process;
-actions are scaled to -1..1, here they are in m, rad and 0..1 (a gripper's), so that rotations can be composed.
+Facts about robosuite 1.5.2 that shape this file: all that it draws at a reset comes from ``env.rng``, which its samplers share,
+so an episode's seed is set in place; a hard reset compiles the scene anew (0.3 s) and may draw other sizes of the objects, so
+resets are soft, and sizes are those of the first compilation (seed 0) in every process; actions are scaled to -1..1, here they
+are in m, rad and 0..1 (a gripper's), so that rotations can be composed.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ from robosuite.environments.base import REGISTERED_ENVS
 from robosuite.robots import ROBOT_CLASS_MAPPING, FixedBaseRobot
 
 from s2robot.envs.errors import EnvError, check_known
-from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
-from s2robot.envs.experts.worlds import TaskExpert
+from s2robot.envs.experts.settings import ExpertSettings
+from s2robot.envs.experts.worlds import EXPERT_OF
 from s2robot.envs.mujoco_task import MujocoTask, geoms_of, touching
 from s2robot.envs.robosuite_config import GRASPED, RobosuiteSettings
 from s2robot.envs.robots import ROBOTS
@@ -54,8 +54,6 @@ class RobosuiteTask(MujocoTask):
         self.action_parts, low, high, self._scale, self._offset = _actions(self.raw)
         self.proprio_parts = self._proprio_parts()
         self._guide: Any = None  # an expert that never acts, for the remaining distance
-        self._furthest = 0
-        self._layout: dict[str, float] = {}
         self.spaces(low, high, sum(part["size"] for part in self.proprio_parts))
 
     def _look_at_scene(self) -> None:
@@ -89,15 +87,14 @@ class RobosuiteTask(MujocoTask):
     # ---------------------------------------------------------------- an episode
 
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
-        """What robosuite draws at a reset, from a seed of its own."""
-        seed = int(rng.integers(2**63))
-        self.raw.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+        drawn = np.random.default_rng(int(rng.integers(2**63)))
+        self.raw.rng.bit_generator.state = drawn.bit_generator.state
         self._reset_raw()
         self._forget_poses()  # of before the noise on the start; else the first step would differ after a rehearsal
         self._refresh_poses()
-        self._guide = TaskExpert(self, None).inner if self.settings.Expert else None
+        self._guide = EXPERT_OF[self.settings.env](self, None) if self.settings.Expert else None
         self._furthest = 0
-        self._layout = self._places()
+        self.layout = self._places()
         self._judge()
 
     def apply(self, action: np.ndarray) -> None:
@@ -120,38 +117,17 @@ class RobosuiteTask(MujocoTask):
         rows = [_rot6d(seen[k]) if k.endswith("_quat") else np.ravel(seen[k]) for k in self.settings.proprio]
         return np.concatenate(rows).astype(np.float32)
 
-    @property
-    def is_success(self) -> bool:
-        return self._furthest == len(self.settings.stages) - 1
-
-    @property
-    def stage(self) -> str:
-        return self.settings.stages[self._furthest]
-
-    @property
-    def progress(self) -> float:
-        """robosuite's own reward, shaped where it knows how."""
-        return float(self.raw.reward(None))
-
-    @property
-    def remaining(self) -> float:
-        """m, where there is an expert that knows the way."""
-        return self._guide.remaining() if self._guide else -self.progress
-
-    @property
-    def grasp_missed(self) -> bool:
-        return self._guide is not None and self._guide.grasp_missed()
+    progress = property(
+        lambda self: float(self.raw.reward(None))
+    )  # robosuite's own, shaped where it knows how
+    # in m where there is an expert that knows the way
+    remaining = property(lambda self: self._guide.remaining() if self._guide else -self.progress)
+    grasp_missed = property(lambda self: self._guide is not None and self._guide.grasp_missed())
 
     def expert(self, rng: np.random.Generator, settings: ExpertSettings | None = None) -> Any:
-        s = self.settings
-        if not s.Expert:
-            expected = f"one of {', '.join(EXPERTS)} with Panda and OSC_POSE, which have a scripted expert"
-            raise EnvError(f"task.env: expected {expected}, got {s.env} with {s.robot} and {s.controller}")
-        return TaskExpert(self, rng, settings)
-
-    @property
-    def layout(self) -> dict[str, float]:
-        return self._layout
+        if not self.settings.Expert:  # the settings say which have one
+            return super().expert(rng)
+        return EXPERT_OF[self.settings.env](self, rng, settings)
 
     @property
     def grip_points(self) -> dict[str, np.ndarray]:
@@ -223,12 +199,10 @@ class RobosuiteTask(MujocoTask):
 
     def _grasps(self, thing: Any) -> bool:
         if not self._fingers:
-            return self.raw._check_grasp(self._gripper, thing)
+            return self.raw._check_grasp(self._first_gripper(), thing)
         return all(touching(self.data, self._fingers, {self.model.geom(n).id for n in thing.contact_geoms}))
 
-    @property
-    def _gripper(self) -> Any:
-        """Of the first arm."""
+    def _first_gripper(self) -> Any:
         return next(iter(self.raw.robots[0].gripper.values()))
 
     def _own_fingers(self) -> list[set[int]]:
@@ -236,7 +210,7 @@ class RobosuiteTask(MujocoTask):
         the scene (XArm7's); else none."""
         geoms = {self.model.geom(i).name for i in range(self.model.ngeom)}
         bodies = {self.model.body(i).name for i in range(self.model.nbody)}
-        pads = self._gripper.important_geoms
+        pads = self._first_gripper().important_geoms
         if geoms.issuperset([*pads.get("left_fingerpad", ()), *pads.get("right_fingerpad", ())]):
             return []
         known = (spec.finger_bodies for spec in ROBOTS.values() if bodies.issuperset(spec.finger_bodies))

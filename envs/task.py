@@ -13,6 +13,7 @@ A task is a gymnasium environment: ``check_env`` passes. Its settings (task_sett
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import gymnasium
@@ -60,36 +61,30 @@ class AskedExpert:
     """An expert whose next actions can be asked for; a subclass defines ``calm``, which ends perturbations."""
 
     world: "Task"
-    holder: Any  # of the attributes `memory`
-    memory: ClassVar[tuple[str, ...]]  # what decides its actions besides the world's state
+    memory: ClassVar[tuple[str, ...]]  # its attributes that decide its actions besides the world's state
     calm: Any
 
     def ask(self, steps: int, memory: dict[str, Any] | None = None) -> np.ndarray:
-        """Its next actions without perturbations; world and expert stay as they were.  # float32 (steps, A)
-
-        memory: of :meth:`remember`, to ask as of then; None: the present one.
-        """
+        """Its next actions without perturbations, as of a memory of :meth:`remember` or now; nothing else changes.
+        # float32 (steps, A)"""
         present = self.remember()
         with self.world.rehearsal():
-            vars(self.holder).update(memory or present)
+            vars(self).update(memory or present)
             self.calm()
             actions = next_actions(self.world, self, steps)
-        vars(self.holder).update(present)
+        vars(self).update(present)
         return actions
 
     def remember(self) -> dict[str, Any]:
         """Its memory of the episode."""
-        return {name: getattr(self.holder, name) for name in self.memory}
+        return {name: getattr(self, name) for name in self.memory}
 
 
 class Task(gymnasium.Env):
     """A world with images and proprioception, in which an episode is decided by its seed.
 
-    Observation: ``{"images": {camera: uint8 (H, W, 3) RGB upright}, "proprio": float32 (P,)}``; action: float32 (A,).
-    ``info``: ``is_success``, ``stage`` (the furthest reached), ``progress`` (larger is nearer to success, or NaN if
-    it is not measured), ``layout`` (numbers by name: where the episode began).
-
-    With ``draw=False`` observations hold no images (:meth:`render_cameras` still draws).
+    Observation: ``{"images": {camera: uint8 (H, W, 3) RGB upright}, "proprio": float32 (P,)}``, without images if ``draw`` is
+    false; action: float32 (A,); ``info``: the properties ``is_success``, ``stage``, ``progress`` and ``layout``.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
@@ -98,6 +93,7 @@ class Task(gymnasium.Env):
     joint_names: tuple[str, ...] = ()
     action_parts: Sequence[dict] = ()  # by default the joints (deltas) and the gripper of an arm,
     proprio_parts: Sequence[dict] = ()  # and its joints and its gripper's opening
+    layout: Mapping[str, float] = MappingProxyType({})  # where the episode began, by name
     render_mode: str | None = None
     draw: bool = True
     _steps = 0
@@ -135,11 +131,6 @@ class Task(gymnasium.Env):
     def progress(self) -> float:
         """Larger is nearer to success; NaN if it is not measured."""
         return float("nan")
-
-    @property
-    def layout(self) -> dict[str, float]:
-        """Where the episode began, by name."""
-        return {}
 
     @property
     def grip_points(self) -> dict[str, np.ndarray]:
@@ -198,11 +189,7 @@ class Task(gymnasium.Env):
         return sizes_of(self.settings.image_size, self.settings.cameras)
 
     def spaces(self, action_low, action_high, proprio_size: int) -> None:
-        """Declare the spaces: actions within limits (A,), frames of the settings' sizes, proprioception.
-
-        Raises:
-            UserError: parts that are none, or do not add up to them.
-        """
+        """Declare the spaces: actions within limits (A,), frames, proprioception; UserError if the parts do not fit."""
         spaces = gymnasium.spaces
         images = {name: spaces.Box(0, 255, (*size, 3), np.uint8) for name, size in self.camera_sizes.items()}
         proprio = spaces.Box(-np.inf, np.inf, (proprio_size,), np.float32)
@@ -271,12 +258,7 @@ class Task(gymnasium.Env):
         return np.concatenate([np.pad(f, ((0, height - len(f)), (0, 0), (0, 0))) for f in frames], axis=1)
 
     def record_fields(self, layout: Mapping[str, float], progress: float) -> tuple[dict, dict]:
-        """The fields of an episode's record for its start and its best progress; JSON types.
-
-        Args:
-            layout: of the first ``info``.
-            progress: the largest of the episode.
-        """
+        """The fields of an episode's record for its start (of the first ``info``) and its best progress; JSON types."""
         best = None if np.isnan(progress) else round(float(progress), 5)
         return {"layout": {k: round(float(v), 5) for k, v in layout.items()}}, {"progress": best}
 

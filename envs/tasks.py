@@ -47,13 +47,10 @@ def settings_class(name: str) -> type[TaskSettings]:
 
 
 def register_user_task(name: str, target: str) -> type[TaskSettings]:
-    """Make a user's task known and return the class of its settings.
-
-    Args:
-        target: "module:Class" of its world; the current folder is searched too.
+    """Make a user's task known by the "module:Class" of its world, and return the class of its settings.
 
     Raises:
-        EnvError: no such module or class, or one that is no task.
+        EnvError: no such module (the current folder is searched too) or class, or one that is no task.
     """
     from s2robot.envs.task import Task
 
@@ -84,9 +81,8 @@ def settings_class_or_base(name: str | None) -> type[TaskSettings]:
 def settings_of(stored: Mapping[str, Any], where: str = "env_config", **changes: Any) -> TaskSettings:
     """Return the settings that a dataset or a checkpoint stores of its world; ``changes`` win.
 
-    Raises:
-        UserError: an unknown task or key, or a wrong value. A user's task is known once its class was named
-            (``task.class``): a dataset cannot name code to run.
+    UserError for an unknown task or key, or a wrong value. A user's task is known once its class was named (``task.class``): a
+    dataset cannot name code to run.
     """
     values = {**stored, **changes}
     return read(settings_class(values.get("task", DEFAULT)), values, where)
@@ -115,11 +111,8 @@ def _import_class(target: str, where: str = "task") -> Any:
         sys.path.append(os.getcwd())  # a console script leaves it out
     try:
         # ".pusher" would be relative to a package, and there is none
-        found = importlib.import_module(module if name and module[:1] != "." else "")
-    except (ImportError, ValueError) as error:
+        return getattr(importlib.import_module(module if name and module[:1] != "." else ""), name)
+    except (ImportError, ValueError, AttributeError) as error:
         raise EnvError(
             f"{where}: expected module:Class, got '{target}', which cannot be imported: {error}"
         ) from None
-    if not hasattr(found, name):
-        raise EnvError(f"{where}: found '{target}', but {found.__file__} defines no {name}")
-    return getattr(found, name)

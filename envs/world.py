@@ -59,9 +59,7 @@ class CubeWorld(Lift):
     """One arm, a table and a cube, stepped at ``rate_hz`` with absolute joint targets.
 
     Args:
-        spec: the arm.
         cube_half: half the cube's edge, m.
-        rate_hz: control rate.
         side_cameras: name -> (position, target, fovy in degrees), in the table's frame (m, z from its top).
         stiffness: joint stiffness, 1/s² (robosuite scales it by the mass matrix).
         clutter: some of CLUTTER, placed at a reset; nothing collides with it.
@@ -76,20 +74,13 @@ class CubeWorld(Lift):
         stiffness: float,
         clutter: tuple = (),
     ):
-        self._spec, self._cube_half, self._side_cameras = spec, cube_half, side_cameras
-        self._clutter = clutter
+        self._spec, self._cube_half = spec, cube_half
+        self._side_cameras, self._clutter = side_cameras, clutter
         super().__init__(
-            robots=spec.robosuite_name,
-            controller_configs=_arm_controller(stiffness),
-            control_freq=rate_hz,
-            initialization_noise=None,
-            use_camera_obs=False,
-            use_object_obs=False,
-            has_renderer=False,
-            has_offscreen_renderer=False,
-            hard_reset=False,
-            ignore_done=True,
-        )
+            robots=spec.robosuite_name, controller_configs=_arm_controller(stiffness), control_freq=rate_hz,
+            initialization_noise=None, use_camera_obs=False, use_object_obs=False, has_renderer=False,
+            has_offscreen_renderer=False, hard_reset=False, ignore_done=True,
+        )  # fmt: skip
         gripper = self.robots[0].gripper["right"]
         # `speed` is a property without a setter: the one instance gets a class of its own
         speed = _GRIPPER_STEPS_PER_S / rate_hz
@@ -98,9 +89,9 @@ class CubeWorld(Lift):
     def advance(self, action: np.ndarray) -> None:
         """What robosuite's ``step`` does to the physics, to the last bit, in a fraction of its time.
 
-        Of each physics step it computes poses, velocities and Jacobians of the hand, limits of the action and observations
-        that are not used here. Its own code sets the goals and makes the first step; what is left of the others is the joint
-        controller, in its own order of operations. The gripper's command stays that of the first.
+        robosuite computes poses, velocities and Jacobians of the hand, limits and observations in each physics step, which are
+        not used here. Its code sets the goals and makes the first step; the joint controller, in its own order of operations,
+        makes the others. The gripper's command stays that of the first.
         """
         model, data = self.sim.model._model, self.sim.data._data
         mujoco.mj_step1(model, data)
@@ -127,8 +118,8 @@ class CubeWorld(Lift):
         robot = self.robots[0].robot_model
         base_z = robot.base_xpos_offset["table"](self.table_full_size[0])[2]
         robot.set_base_xpos((self._spec.base_x, 0.0, base_z))
-        hand = find_elements(robot.worldbody, "body", {"name": self._spec.camera_body})
         spec = self._spec
+        hand = find_elements(robot.worldbody, "body", {"name": spec.camera_body})
         view = look_at(spec.camera_pos, spec.camera_target, spec.camera_up)
         _add(hand, "camera", name="hand", pos=spec.camera_pos, xyaxes=view, fovy=str(spec.camera_fovy))
         arena = TableArena(self.table_full_size, self.table_friction, table_offset=self.table_offset)
@@ -139,12 +130,7 @@ class CubeWorld(Lift):
         for i, (shape, size, colour) in enumerate(self._clutter):
             height = size[0] if shape == "sphere" else size[-1]  # half of it: it stands on the table
             place = np.add((0, 0, height), self.table_offset)
-            look = {
-                "rgba": colour,
-                "group": "1",
-                "contype": "0",
-                "conaffinity": "0",
-            }  # 1: robosuite's visual group
+            look = {"rgba": colour, "group": "1", "contype": "0", "conaffinity": "0"}  # 1: the visual group
             _add(arena.worldbody, "geom", name=f"clutter{i}", type=shape, size=size, pos=place, **look)
         wood = CustomMaterial(
             texture="WoodRed", tex_name="redwood", mat_name="redwood_mat",

@@ -163,19 +163,20 @@ def _record_of(folder: Path) -> tuple[Path, _Record]:
     """Return where a checkpoint lies (a kill may have left the old one), and its policy.json."""
     place = folder if folder.exists() or not _old(folder).exists() else _old(folder)
     path = place / RECORD
-    if not place.is_dir():
-        problem = f"a file, expected its folder {place.parent}" if place.is_file() else "no such folder"
-        raise UserError(f"checkpoint {folder}: {problem}")
+    data = _read(path)
     try:
-        record = json.loads(_read(path))
+        record = json.loads(data)
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON, the file is truncated or damaged") from error
     return place, read(_Record, record, f"{path}: ")
 
 
 def _read(path: Path) -> bytes:
+    folder = path.parent
     if not path.is_file():
-        raise UserError(f"checkpoint {path.parent}: {path.name} is missing")
+        inside = f"{path.name} is missing" if folder.is_dir() else "no such folder"
+        problem = f"a file, expected its folder {folder.parent}" if folder.is_file() else inside
+        raise UserError(f"checkpoint {folder}: {problem}")
     return path.read_bytes()
 
 
@@ -230,13 +231,14 @@ def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
 
 def _check(contract: Mapping[str, Any], spec: PolicySpec, where: str) -> None:
     """Reject a contract that lacks a key, or has other cameras or parts than the policy."""
-    known = read(Contract, contract, f"{where}: ")
-    if known.cameras != list(spec.cameras):
-        raise UserError(f"{where}: cameras: expected {list(spec.cameras)}, got {known.cameras}")
+    cameras = read(Contract, contract, f"{where}: ").cameras
+    facts = {"cameras": (list(spec.cameras) == cameras, list(spec.cameras), cameras)}
     for key in PARTS.values():
         own, found = getattr(spec, key).parts, parts_of(contract, key)
-        if not same_parts(own, found):
-            raise UserError(f"{where}: {key}_parts: expected {words(own)}, got {words(found)}")
+        facts[f"{key}_parts"] = same_parts(own, found), words(own), words(found)
+    for key, (same, ours, theirs) in facts.items():
+        if not same:
+            raise UserError(f"{where}: {key}: expected {ours}, got {theirs}")
 
 
 def _old(folder: Path) -> Path:

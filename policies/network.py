@@ -6,7 +6,6 @@ All works in normalised units; `ChunkPolicy` puts a normaliser around it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,9 +37,8 @@ class Network(nn.Module):
             self.body = MlpBody(spec.network, len(spec.cameras), *sizes)
         else:
             self.body = TransformerBody(spec.network, *sizes)
-        self.pooling = CameraPooling(
-            spec.pooling, len(spec.cameras), spec.dim, spec.maps, self.body.embed_dim
-        )
+        images = len(spec.cameras), spec.dim, spec.maps, self.body.embed_dim
+        self.pooling = CameraPooling(spec.pooling, *images)
         losses = (spec.joint_loss, spec.huber_delta, spec.gripper_loss, spec.gripper_weight)
         self.head = build_head(spec.head, HeadSizes(self.body.width, spec.chunk, spec.action.slots, *losses))
         self.pooling.blind = spec.zero_features
@@ -68,9 +66,7 @@ class Network(nn.Module):
         result: HeadLoss = self.head.loss(context, target, weight)
         return result.loss, result.estimate, result.scalars
 
-    def sample(
-        self, pooled: Tensor, state: Tensor, past: Tensor, pad: Tensor, noise: Tensor | None
-    ) -> Tensor:
+    def sample(self, pooled: Tensor, state: Tensor, past: Tensor, pad: Tensor, noise: Any) -> Tensor:
         """Normalised chunks (B, K, A); noise (B, *head.noise_shape)."""
         return self.head.sample(self.body(pooled, state, past, pad), noise)
 
@@ -81,31 +77,22 @@ class Members(nn.Module):
     `pool` puts the members' vectors side by side, so that what a context remembers stays one tensor.
     """
 
-    def __init__(self, make: Callable[[], Network], count: int):
+    def __init__(self, spec: PolicySpec):
         super().__init__()
-        copies = [make() for _ in range(count)]
+        copies = [Network(spec) for _ in range(spec.members)]
         parameters, buffers = stack_module_state(copies)  # type: ignore[arg-type]
-        self.count = count
+        self.count, kept = spec.members, copies[0].state_dict()
         self._names = {name.replace(".", "/"): name for name in (*parameters, *buffers)}
-        for name, value in parameters.items():
-            stacked = nn.Parameter(value.detach(), requires_grad=value.requires_grad)
-            self.register_parameter(name.replace(".", "/"), stacked)
-        for name, value in buffers.items():
-            kept = name in copies[0].state_dict()
-            self.register_buffer(name.replace(".", "/"), value, persistent=kept)
+        for own, name in self._names.items():
+            if name in parameters:
+                self.register_parameter(own, nn.Parameter(parameters[name].detach()))
+            else:
+                self.register_buffer(own, buffers[name], persistent=name in kept)
         self._template = (copies[0],)  # a tuple, so that its weights are not registered a second time
 
-    @property
-    def body(self) -> Any:
-        return self._template[0].body
-
-    @property
-    def head(self) -> Any:
-        return self._template[0].head
-
-    @property
-    def pooling(self) -> CameraPooling:
-        return self._template[0].pooling
+    body = property(lambda self: self._template[0].body)
+    head = property(lambda self: self._template[0].head)
+    pooling = property(lambda self: self._template[0].pooling)
 
     def forward(self, what: str, *arguments: Any) -> Any:
         return getattr(self, what)(*arguments)

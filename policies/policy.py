@@ -3,7 +3,7 @@
     spec = PolicySpec(cameras=("hand", "left", "right"), dim=384, tokens=64)
     policy = ChunkPolicy(spec)
     policy.fit_normaliser(proprio, actions, chunks, None, channel_moments(features))
-    loss, scalars = policy(batch)                        # training; the same as policy.loss(batch)
+    loss, scalars = policy(batch)                        # training
     policy.plan(features, proprio, past_actions, pad)    # (B, K, 8) joint deltas in rad + gripper
 
 Shapes: features (B, T, C, N, D), proprio (B, T, P), past_actions (B, T, A) with the last step unknown,
@@ -36,23 +36,12 @@ class ChunkPolicy(nn.Module):
     def __init__(self, spec: PolicySpec):
         super().__init__()
         self.spec = spec
-        self.network: Network | Members = (
-            Network(spec) if spec.members == 1 else Members(lambda: Network(spec), spec.members)
-        )
+        self.network: Network | Members = Network(spec) if spec.members == 1 else Members(spec)
         self.cumulative = spec.action_target == "cumulative"
-        self.normaliser = Normaliser(
-            spec.normalise, spec.proprio, spec.action, spec.chunk, self.cumulative, spec.normalise_parts
-        )
-
-    @property
-    def width(self) -> int:
-        """Size of a camera's pooled vector, what a context remembers."""
-        return self.network.body.embed_dim * self.network.count
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """Shape of the noise of one plan; () if plans are deterministic."""
-        return self.network.head.noise_shape
+        parts = spec.proprio, spec.action, spec.chunk, self.cumulative, spec.normalise_parts
+        self.normaliser = Normaliser(spec.normalise, *parts)
+        self.width = self.network.body.embed_dim * self.network.count  # of a camera's pooled vector
+        self.noise_shape: tuple[int, ...] = self.network.head.noise_shape  # of one plan; (): deterministic
 
     def fit_normaliser(
         self,
@@ -90,9 +79,7 @@ class ChunkPolicy(nn.Module):
         if "head.low" not in bounds:
             return
         ends = self.normaliser.range_of(chunks, chunk_pad, self._starts_of(proprio, before))
-        for name, end, wider in zip(
-            ("head.low", "head.high"), ends, (torch.minimum, torch.maximum), strict=True
-        ):
+        for end, name, wider in ((ends[0], "head.low", torch.minimum), (ends[1], "head.high", torch.maximum)):
             bound = bounds[name]
             found = signed(end.to(bound), self.spec.action.slots)
             bound.copy_(torch.where(bound.isfinite(), wider(bound, found), found))
@@ -244,8 +231,7 @@ class ChunkPolicy(nn.Module):
         """What `_start` gives for the last step of a context (B, W), or for `every` one (B, T, W); None without `from_last`."""
         if not self.spec.from_last:
             return None
-        if past_actions is None:
-            raise UserError("policy.from_last: expected past actions, got none")
+        assert past_actions is not None, "from_last needs the past actions"
         first = torch.zeros_like(proprio[..., 0], dtype=torch.bool) if pad is None else pad
         # (B, T, A) of the step before; the present one's, in front, counts as none
         last = past_actions.roll(1, 1)

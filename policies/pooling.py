@@ -47,7 +47,7 @@ def map_places(tokens: Tokens) -> Tensor:
     if isinstance(tokens, int):
         if math.isqrt(tokens) ** 2 != tokens:
             raise UserError(
-                f"{tokens} tokens do not form a square map: expected its rows and columns (policy.grids)"
+                f"policy.grids: expected rows and columns, since {tokens} tokens form no square map"
             )
         tokens = (math.isqrt(tokens),) * 2
     rows, columns = (torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in tokens)
@@ -179,9 +179,7 @@ class CameraPooling(nn.Module):
         super().__init__()
         maps: list[Tokens] = [tokens] * cameras if isinstance(tokens, int) else list(tokens)
         if settings.shared and len(set(maps)) > 1:
-            raise UserError(
-                f"policy.pooling.shared: expected false with token maps of several shapes, {maps}"
-            )
+            raise UserError(f"policy.pooling.shared: expected false with maps of several shapes, {maps}")
         self.settings, self.counts = settings, [n if isinstance(n, int) else math.prod(n) for n in maps]
         pool, count = POOLINGS[settings.kind], 1 if settings.shared else cameras
         self.norms = nn.ModuleList(FeatureNorm(dim) for _ in range(cameras))

@@ -4,10 +4,11 @@ Way-points are no list: what it does follows from what the world shows (a funnel
 goal) and from whether it closed the gripper last. So it can be asked from any state, wherever a policy or a push has
 led, and a policy has a function to imitate instead of a clock.
 
-    expert = Stack(env, np.random.default_rng(0), None)   # env: robosuite's Stack, an arm with OSC_POSE
-    env.step(expert.act())                                # (7,): position, axis-angle, gripper, each -1 to 1
+    expert = Stack(task, np.random.default_rng(0))   # task: a RobosuiteTask with one Panda and OSC_POSE
+    task.step(expert.act())                          # (7,)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from s2robot.envs.experts.settings import ExpertSettings
 from s2robot.envs.mujoco_task import geoms_of, touching
+from s2robot.envs.task import AskedExpert
 
 SHUT = 0.006  # m between the fingers, below which they hold nothing
 _NUDGE = 0.005  # m
@@ -105,14 +107,20 @@ class Target:
     yaw: float
 
 
-class Expert:
+class Expert(AskedExpert):
     """What lift, stack, can and square have in common; each says where to grasp and where to put.
 
     Args:
-        env: the raw robosuite environment, after a reset.
+        task: a `RobosuiteTask` after a reset.
         rng: decides the perturbations and how exact this episode's grasps are; None: no perturbations.
+        settings: how it moves.
     """
 
+    memory = (
+        "closed", "push", "_step", "_rng", "_kick", "_kick_left", "_slip_left", "_will_miss", "_miss_left", "_wrong", "_askew",
+    )  # fmt: skip
+    failed = False  # it never gives up
+    push: str  # of the last action: a kick, a miss, a slip, askew, or none
     close_z = 0.008  # how near to the grasp's height the fingers close
     easy = 1.0  # how much less exact than a cube's its grasp may be
     clear = 0.08  # how high over its goal the object is carried
@@ -129,9 +137,9 @@ class Expert:
     gain = 1.0  # of the distance to where it should be, what a step asks for: the arm lags
     speed = 0.6  # farthest that a step asks for, as a share of REACH; a policy that was taught to hurry overshoots
 
-    def __init__(self, env: Any, rng: np.random.Generator | None, settings: ExpertSettings | None):
+    def __init__(self, task: Any, rng: np.random.Generator | None, settings: ExpertSettings | None = None):
         c = self.settings = settings or ExpertSettings()
-        self.env, self.hand = env, Hand(env)
+        self.world, self.env, self.hand = task, task.raw, Hand(task.raw)
         self.object = geoms_of(self.hand.model, self.body)
         self.gain, self.speed = c.gain or self.gain, c.speed or self.speed
         self.closed, self.push = False, ""
@@ -194,7 +202,15 @@ class Expert:
     # ---------------------------------------------------------------- acting
 
     def act(self) -> np.ndarray:
-        """The next action; ``push`` says whether it is a perturbation: a kick, a miss, or none.  # float32 (7,)"""
+        """The next action in the task's units.  # float32 (7,)"""
+        return self.world.from_raw(self._next())
+
+    def take_over(self, actions: Sequence[np.ndarray]) -> None:
+        """Continue without perturbations after the actions of a policy (T, 7)."""
+        self.calm()
+        self.closed = len(actions) > 0 and bool(actions[-1][-1] >= 0.5)
+
+    def _next(self) -> np.ndarray:
         self._step += 1
         self.push = ""
         hand = self.hand
@@ -251,7 +267,7 @@ class Expert:
         return self._action(hand.position + step, yaw, closed)
 
     def _action(self, position: np.ndarray, yaw: float, closed: bool) -> np.ndarray:
-        """One step of the gripper towards a pose, pointing down.  # float32 (7,)"""
+        """One step of the gripper towards a pose, pointing down, as robosuite takes it: each -1 to 1.  # float32 (7,)"""
         hand = self.hand
         yaw = nearest(yaw, hand.yaw, 2 * np.pi)
         turn, quaternion = np.zeros(3), np.zeros(4)

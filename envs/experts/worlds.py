@@ -1,13 +1,8 @@
 """The experts of Lift, Stack, PickPlaceCan and NutAssemblySquare, each under robosuite's name of its world."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 
 from s2robot.envs.experts.expert import Expert, Target, angle_of, nearest
-from s2robot.envs.experts.settings import ExpertSettings
-from s2robot.envs.task import AskedExpert
 
 _ROOM = 0.10  # m to a wall, below which the fingers turn away from it,
 _RAMP = 0.04  # m, over which they do so
@@ -59,12 +54,12 @@ class Stack(Expert):
     busy = 60
     # Six to ten kicks by default: with two to six a policy rises and turns where none of them has led
     rough, extra, low = 2, 4, True
-    # What a policy does that no expert would: it grasps by the corners, and begins to let go beside its goal. It has to be shown that
-    # it carries on; else it opened and closed until the time was over
+    # A policy grasps by the corners and begins to let go beside its goal: without examples of how to carry on, it opens and
+    # closes until the time is over.
     slips, askew = True, 0.4
-    # Far less exact than the expert could be: the lower cube's edge is 25 mm from its middle, and how far beside it a cube is held
-    # is hard to see
-    place_mouth = 0.015
+    place_mouth = (
+        0.015  # the lower cube's edge is 25 mm from its middle, and how a cube is held is hard to see
+    )
     # The task is done when the cube is let go, and a hand that rises from a cube looks like one that comes to one.
     leave = 0.0
 
@@ -73,9 +68,8 @@ class Stack(Expert):
         return self.env.cubeA_body_id
 
     def grasp(self) -> Target:
-        """On the faces that are nearest to how the fingers are turned now: what was begun is gone on with, so a policy that
-        has turned a little knows where to. Where the other cube is in their way, on the next ones, always to the same side.
-        """
+        """On the faces that are nearest to how the fingers are turned now, so that a turn that was begun is continued; if the
+        other cube is in their way, on the next ones, always to the same side."""
         position, rotation = self.hand.pose(self.body)
         yaw = nearest(angle_of(rotation[:, 0]), self.hand.yaw, np.pi / 2)
         if self._in_the_way(position, yaw) and not self._in_the_way(position, yaw + np.pi / 2):
@@ -87,12 +81,9 @@ class Stack(Expert):
         other, rotation = self.hand.pose(self.env.cubeB_body_id)
         direction = angle_of(rotation[:, 0])
         cube = _corners(other[:2], direction, _OTHER, _OTHER)
-        ahead = (_INNER + _OUTER) / 2 * _ahead(yaw)
-        half = (_OUTER - _INNER) / 2, _WIDE
-        return any(
-            not _apart(_corners(position[:2] + side * ahead, yaw, *half), cube, (yaw, direction))
-            for side in (-1, 1)
-        )
+        ahead, half = (_INNER + _OUTER) / 2 * _ahead(yaw), ((_OUTER - _INNER) / 2, _WIDE)
+        fingers = (_corners(position[:2] + side * ahead, yaw, *half) for side in (-1, 1))
+        return any(not _apart(finger, cube, (yaw, direction)) for finger in fingers)
 
     def place(self) -> tuple[Target, bool]:
         a, b = self._cubes()
@@ -113,10 +104,7 @@ class Stack(Expert):
 
 
 class PickPlaceCan(Expert):
-    clear = 0.11
-    close_z = 0.015
-    easy = 1.7
-    busy = 40
+    clear, close_z, easy, busy = 0.11, 0.015, 1.7, 40
 
     @property
     def body(self) -> int:
@@ -152,12 +140,8 @@ class PickPlaceCan(Expert):
 
 
 class NutAssemblySquare(Expert):
-    clear = 0.15
-    close_z = 0.005
-    easy = 0.5
-    place_slope = 20.0
-    place_mouth = 0.004
-    busy = 75
+    clear, close_z, easy, busy = 0.15, 0.005, 0.5, 75
+    place_slope, place_mouth = 20.0, 0.004
     rough, extra, low = 2, 4, True
     slips, askew = True, 0.3
 
@@ -210,40 +194,4 @@ class NutAssemblySquare(Expert):
         return bool(np.abs(off[:2]).max() < 0.03 and off[2] < self.env.table_offset[2] + 0.05)
 
 
-_EXPERTS = {kind.__name__: kind for kind in (Lift, Stack, PickPlaceCan, NutAssemblySquare)}
-_PUSHES = ("_kick", "_kick_left", "_slip_left", "_will_miss", "_miss_left", "_wrong", "_askew")
-
-
-class TaskExpert(AskedExpert):
-    """The expert of a robosuite world, for the episode that has begun.
-
-    Args:
-        task: a `RobosuiteTask` with one Panda that takes OSC_POSE.
-        rng: of the perturbations; None: none.
-        settings: how it moves.
-    """
-
-    memory = ("closed", "push", "_step", "_rng", *_PUSHES)
-    world: Any
-    failed = False  # it never gives up
-
-    def __init__(self, task: Any, rng: np.random.Generator | None, settings: ExpertSettings | None = None):
-        self.world = task
-        self.inner = self.holder = _EXPERTS[task.settings.env](task.raw, rng, settings)
-
-    @property
-    def push(self) -> str:
-        """Of the last action: `kick`, `miss`, or none."""
-        return self.inner.push
-
-    def act(self) -> np.ndarray:
-        """The next action in the task's units.  # float32 (7,)"""
-        return self.world.from_raw(self.inner.act())
-
-    def calm(self) -> None:
-        self.inner.calm()
-
-    def take_over(self, actions: Sequence[np.ndarray]) -> None:
-        """Continue without perturbations after the actions of a policy (T, 7)."""
-        self.inner.calm()
-        self.inner.closed = len(actions) > 0 and bool(actions[-1][-1] >= 0.5)
+EXPERT_OF = {kind.__name__: kind for kind in (Lift, Stack, PickPlaceCan, NutAssemblySquare)}

@@ -38,9 +38,7 @@ class ActHead(Head):
         self.slots = sizes.slots
         self.noise_shape = (s.style,) if s.draw else ()
         self.action = nn.Linear(sizes.action_dim, s.width)
-        self.places = nn.Parameter(
-            torch.randn(sizes.chunk + 1, s.width) * 0.02
-        )  # of the style's own token, too
+        self.places = nn.Parameter(torch.randn(sizes.chunk + 1, s.width) * 0.02)  # the style's token has one
         self.encoder = _Blocks(s)
         self.moments = nn.Linear(s.width, 2 * s.style)
         self.style = nn.Linear(s.style, s.width)
@@ -58,16 +56,12 @@ class ActHead(Head):
         away = (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1) / 2  # (B,)
         divergence = (away * weight.sum(-1)).sum()
         estimate = unsigned(found.detach(), self.slots)
-        return HeadLoss(
-            loss + self.settings.kl_weight * divergence, estimate, {**parts, "kl": divergence.detach()}
-        )
+        loss = loss + self.settings.kl_weight * divergence
+        return HeadLoss(loss, estimate, {**parts, "kl": divergence.detach()})
 
     def sample(self, context: Tensor, noise: Any = None) -> Tensor:
-        if self.settings.draw:
-            style = noise
-        else:
-            style = context.new_zeros(len(context), self.settings.style, dtype=torch.float32)
-        return unsigned(self._decode(context, style), self.slots)
+        middle = context.new_zeros(len(context), self.settings.style, dtype=torch.float32)
+        return unsigned(self._decode(context, noise if self.settings.draw else middle), self.slots)
 
     def _encode(self, target: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance (B, style) of the style of chunks (B, K, A) whose steps are real (B, K)."""

@@ -30,19 +30,18 @@ class RegressionHead(Head):
         sizes, out = self.sizes, self._raw(context)
         losses = {s: self._part(s.binary, out[..., s.at], target[..., s.at], weight) for s in sizes.slots}
         parts = {f"{s.label}_loss": loss.detach() for s, loss in losses.items()}
-        moving, binary = (mean({s: v for s, v in losses.items() if s.binary is b}) for b in (False, True))
-        both = [
-            x for x in (moving, None if binary is None else sizes.gripper_weight * binary) if x is not None
-        ]
-        return HeadLoss(both[0] + both[1] if len(both) > 1 else both[0], self._actions(out.detach()), parts)
+        total: Any = 0
+        for binary, share in ((False, 1.0), (True, sizes.gripper_weight)):
+            if group := {slot: loss for slot, loss in losses.items() if slot.binary is binary}:
+                total = total + share * _mean(group)
+        return HeadLoss(total, self._actions(out.detach()), parts)
 
     def sample(self, context: Tensor, noise: Any = None) -> Tensor:
         return self._actions(self._raw(context))
 
     def _part(self, binary: bool, found: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
         """The loss of a part's numbers (B, K, size), weighted by (B, K)."""
-        sizes = self.sizes
-        kind = sizes.gripper_loss if binary else sizes.joint_loss
+        sizes, kind = self.sizes, self.sizes.gripper_loss if binary else self.sizes.joint_loss
         if kind == "mse":
             each = F.mse_loss(found, wanted, reduction="none")
         elif kind == "huber":
@@ -61,9 +60,9 @@ class RegressionHead(Head):
         return on_binary(out, self.sizes.slots, soft)
 
 
-def mean(losses: Mapping[Slot, Tensor]) -> Tensor | None:
-    """Average the losses of parts, weighted by their numbers; None without parts."""
-    if len(losses) < 2:
-        return next(iter(losses.values()), None)
+def _mean(losses: Mapping[Slot, Tensor]) -> Tensor:
+    """Average the losses of parts, weighted by their numbers."""
+    if len(losses) == 1:
+        return next(iter(losses.values()))
     total = sum(slot.width for slot in losses)
     return torch.stack([loss * (slot.width / total) for slot, loss in losses.items()]).sum()

@@ -278,7 +278,7 @@ ABOVE, BELOW = (0.1, 0, 0.8), (0, 0, 0)
         ({"rate_hz": 501}, "env.rate_hz: expected <= 500, got 501"),
         ({"box_y": (0.1, -0.1)}, r"env.box_y: .*got \[0.1, -0.1\]"),
         ({"side_cameras": {"top": (ABOVE, BELOW, 180)}}, r"env.side_cameras.top\[2\]: expected < 180"),
-        ({"side_cameras": {"top": (ABOVE, ABOVE, 45)}}, "env.side_cameras.top: "),
+        ({"side_cameras": {"top": (ABOVE, ABOVE, 45)}}, "env.side_cameras: .*'top'"),
         ({"side_cameras": {"agentview": (ABOVE, BELOW, 45)}}, "env.side_cameras: .*'agentview'"),
     ],
 )

@@ -69,7 +69,7 @@ def turned(env: CubePick, habit: str, seed: int) -> float:
     home = picker._yaw_home
     while not env.is_success:
         env.step_physics(picker.act()[0])
-    return float((picker._yaw_of(picker._grip_rotation()) - home + np.pi) % (2 * np.pi) - np.pi)
+    return float((picker._grip_yaw() - home + np.pi) % (2 * np.pi) - np.pi)
 
 
 def test_a_picker_has_the_habit_that_is_asked_for():

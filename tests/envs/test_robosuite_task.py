@@ -101,7 +101,9 @@ def test_a_policy_may_feel_where_the_gripper_was_told_to_go():
 def test_success_is_robosuites(pair, monkeypatch):
     world = pair[0]
     assert world.reset(seed=0)[1]["stage"] == "approach"
-    monkeypatch.setattr(world.raw, "_check_grasp", lambda gripper, thing: thing is world.raw.cubeA)
+    monkeypatch.setattr(
+        world.raw, "_check_grasp", lambda gripper, object_geoms: object_geoms is world.raw.cubeA
+    )
     assert world.step(np.zeros(7))[4]["stage"] == "grasp"
     monkeypatch.setattr(world.raw, "_check_success", lambda: True)
     _, reward, over, truncated, info = world.step(np.zeros(7))

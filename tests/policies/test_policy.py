@@ -147,7 +147,7 @@ def test_zero_features_is_blind(make_policy, make_batch):
         (r"policy.network.hidden\[1\]", {"network": {"hidden": [3, "x"]}}),
         ("policy.pooling.kind", {"pooling": {"kind": "max"}}),
         ("policy.pooling.width", {"pooling": {"heads": 3}}),
-        ("6 tokens do not form a square", {"tokens": 6}),
+        ("policy.grids: .* 6 tokens", {"tokens": 6}),
         ("policy.head.kind", {"head": {"kind": "difusion"}}),
         ("policy.head.kind", {"head": {"kind": [1]}}),
         ("policy.head.steps", {"head": {"kind": "diffusion", "steps": 1}}),
