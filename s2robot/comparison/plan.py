@@ -98,9 +98,7 @@ def _about(where: str) -> Iterator[None]:
     """Turn a user's errors into one line that begins with what they are about."""
     try:
         yield
-    except (UserError, DatasetError) as error:
-        raise UserError(f"{where}: {error}") from None
-    except (HydraException, OmegaConfBaseException) as error:
+    except (UserError, DatasetError, HydraException, OmegaConfBaseException) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{where}: {' '.join(lines[:2])}") from None
 
@@ -115,17 +113,13 @@ def read_by(verb: str, overrides: Sequence[str]) -> list[str]:
 
 
 def settings_of(verb: str, overrides: Sequence[str]) -> DictConfig:
-    """Return the config that the verb would get. Raises UserError for a value that is missing, Hydra's for others."""
+    """Return the config that the verb would get; Hydra's errors for an unknown key or option."""
     checkpoint = ["checkpoint=unused"] if verb == "evaluate" else []
     words = ["run_dir=unused", *checkpoint, *read_by(verb, overrides)]
     if GlobalHydra.instance().is_initialized():
-        cfg = compose(verb, words)
-    else:
-        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            cfg = compose(verb, words)
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError(f"no value for {', '.join(missing)}; give one with {missing[0]}=<value>")
-    return cfg
+        return compose(verb, words)
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        return compose(verb, words)
 
 
 def _look_up(arm: Arm, common: Sequence[str]) -> Known:
@@ -180,9 +174,7 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     names = [arm.name for arm in arms]
     every_two = [(b, a) for i, a in enumerate(names) for b in names[i + 1 :]]
     chosen = every_two if experiment.pairs is None else experiment.pairs
-    pairs = tuple(pair for pair in chosen if {*pair} <= {*names})
-    if experiment.stopping.enabled and not pairs:
-        raise UserError("experiment.pairs: expected one or more with experiment.stopping.enabled, got none")
+    pairs = tuple(pair for pair in chosen if {*pair} <= {*names}) or tuple(every_two)
     known = {arm.name: _look_up(arm, common) for arm in arms}
     demos = None if settings.record else demos_of(arms[0], common).fingerprint
     recording = _recording(out, "", common) if settings.record else None

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.common.errors import UserError
 from s2robot.common.files import read_json
 from s2robot.comparison.paired import outcomes_of
 from s2robot.comparison.statistics import MINUS, headline, p_text, verdict
@@ -37,16 +36,7 @@ def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> 
         UserError: compare.json is missing or broken, or the episodes are not those that it counts; an earlier report
             stays.
     """
-    path = run_dir / "compare.json"
-    facts = read_json(path)
-    try:
-        return _write(run_dir, facts, video_bytes)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: expected what `s2robot compare` writes, got {found}") from error
-
-
-def _write(run_dir: Path, facts: _Facts, video_bytes: int) -> Path:
+    facts = read_json(run_dir / "compare.json")
     arms, pairs, labels = facts["arms"], facts["pairs"], {arm["name"]: arm["label"] for arm in facts["arms"]}
     films = [
         (f"video-{i}", video["path"], f"position {video['position']}: {labels[video['arm']]}")

@@ -105,7 +105,7 @@ class ArmEvaluation:
         self.world = EMULATED if arm.scene else ARM
         self.log = EpisodeLog(arm.limits, settings.videos)
         self.session = rig.session([self.log], **asked)
-        self.journal = Journal(out / "episodes.jsonl", self._identity() if settings.resume else None)
+        self.journal = Journal(out / "episodes.jsonl", self._identity(), settings.resume)
         self.timing: dict[str, float] = defaultdict(float)  # s
 
     def run(self) -> dict[str, Any]:

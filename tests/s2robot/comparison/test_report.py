@@ -178,7 +178,6 @@ def test_broken_files_are_refused_in_one_line_and_the_earlier_report_stays(tmp_p
     for file, text, message in (
         (episodes, "".join(lines[:3]), "expected 4 episodes with .*, got 3 with"),
         (episodes, "".join(moved), "arm 'large' seed 1: expected the positions of"),
-        (tmp_path / "compare.json", "[]", "compare.json: expected what `s2robot compare` writes"),
         (tmp_path / "compare.json", json.dumps(outside), "expected a path inside the run folder"),
     ):
         episodes.write_text("".join(lines))

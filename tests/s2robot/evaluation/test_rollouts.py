@@ -127,9 +127,9 @@ def test_an_evaluation_that_was_killed_goes_on(encoder, untrained, tmp_path, in_
     """The same records and actions as one that ran through; a torn line and lost actions are run again."""
     settings = {"policy": "p", "env": {"cube_size": 0.04}}
 
-    def run(folder, episodes=5, settings=settings, progress=lambda done, good: None):
-        planner = LearnedPlanner(untrained(encoder), encoder, CAMERAS)
-        return run_episodes(CONFIG, planner, episodes, SEED, 2, folder / "episodes.jsonl", progress, settings)
+    def run(folder, episodes=5, settings=settings, progress=lambda done, good: None, resume=True):
+        planner, journal = LearnedPlanner(untrained(encoder), encoder, CAMERAS), folder / "episodes.jsonl"
+        return run_episodes(CONFIG, planner, episodes, SEED, 2, journal, progress, settings, resume)
 
     def kill(done, good):
         if done == 3:
@@ -167,9 +167,11 @@ def test_an_evaluation_that_was_killed_goes_on(encoder, untrained, tmp_path, in_
     (cut / "episodes.settings.json").write_text("[]")
     with pytest.raises(UserError, match=r"episodes.settings.json: content: expected \[\]"):
         run(cut)
-    assert run(cut, settings=None, episodes=1).records == whole.records[:1]  # evaluate.resume=false
-    with pytest.raises(UserError, match="episodes.jsonl: expected episodes.settings.json beside it"):
-        run(cut)
+    ran.clear()  # evaluate.resume=false
+    assert (
+        run(cut, 1, progress=lambda done, good: ran.append(done), resume=False).records == whole.records[:1]
+    )
+    assert ran == [1] and run(cut).records == whole.records
 
 
 def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, untrained, tmp_path, in_process):
