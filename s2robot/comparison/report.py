@@ -42,7 +42,7 @@ def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> 
         (f"video-{i}", video["path"], f"position {video['position']}: {labels[video['arm']]}")
         for i, video in enumerate(facts["videos"])
     ]
-    lines = [headline(pair, labels) for pair in pairs] or [f"{arm['label']}: {_result(arm)}" for arm in arms]
+    lines = [headline(pair, labels) for pair in pairs]
     counts = {
         "training seeds an arm": sorted({len(arm["seeds"]) for arm in arms}),
         "positions": facts["positions"]["episodes"],
@@ -64,7 +64,7 @@ def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> 
     ]
     sections = [
         Section("Success of each arm", _arms(arms)),
-        Section("Arm against arm", _pairs(pairs, labels) if pairs else []),
+        Section("Arm against arm", _pairs(pairs, labels)),
         Section("Success against cost", [_cost(arms)], "wide"),
         Section("Where each arm succeeds", [_places(run_dir, facts, labels)], "wide"),
         *(_axis(axis, labels, number) for number, axis in enumerate(facts["axes"])),
@@ -106,7 +106,8 @@ def _pairs(pairs: Sequence[_Facts], labels: Mapping[str, str]) -> list[Block]:
         counts = [str(pair["episodes"]), f"{test['wins']} / {test['losses']}", p_text(test["p"])]
         rows.append([name, *results, *counts])
         clear = pair["low"] > 0 or pair["high"] < 0
-        plotted.append(plots.Row(name, *points, BLUE if clear else INK, filled=clear))
+        value, low, high = points
+        plotted.append(plots.Row(name, value, low, high, BLUE if clear else INK, filled=clear))
     heads = ("first arm − second", "verdict", "points", "95 % interval", "test", "episodes")
     about = dict.fromkeys(f"They hold for {pair['scope']}. Method: {pair['method']}." for pair in pairs)
     note = (
@@ -207,8 +208,7 @@ def _stopping(stopping: _Facts | None) -> Block | None:
 
 
 def _result(row: _Facts) -> str:
-    counts = f", {row['successes']}/{row['episodes']}" if "successes" in row else ""
-    return f"{_percent(row['success'])} [{_span(row)}]{counts}"
+    return f"{_percent(row['success'])} [{_span(row)}], {row['successes']}/{row['episodes']}"
 
 
 def _percent(fraction: float) -> str:

@@ -118,8 +118,7 @@ def test_stages_encode_once_for_each_frozen_encoder_and_the_scales_reach_it():
     heads = "+experiment.arms.heads='encoder=mvp-tiny s2=single policy=rpt'"
     tuned = "+experiment.arms.tuned='s2=single train.tune.blocks=1'"
     plan = make_plan(
-        read(heads, tuned, "arms=[base,heads,base-s2,tuned]", "experiment.seeds=[3,4]"),
-        ["evaluate.videos=2"],
+        read(heads, tuned, "arms=[base,heads,base-s2,tuned]", "experiment.seeds=[3,4]"), ["evaluate.videos=2"]
     )
     assert [arm.name for arm in plan.arms] == ["base", "heads", "base-s2", "tuned"]
     policies = training(plan, plan.main)

@@ -287,10 +287,7 @@ def test_another_encoder_is_refused(checkpoint, tmp_path):
         ("robot=panda", "trained for robot 'xarm7', given is 'panda'"),
         ("env.cameras=[hand]", "the policy needs cameras hand, left, given are hand: 'left' is missing"),
         ("env.rate_hz=20", "the policy acts at 10 Hz, given are 20 Hz"),
-        (
-            "evaluate.control=replay",
-            "evaluate.control: expected 'blind' or 'nearest_demo', got 'replay'",
-        ),
+        ("evaluate.control=replay", "evaluate.control: expected 'blind' or 'nearest_demo', got 'replay'"),
         ("evaluate.workers=0", "evaluate.workers: expected >= 1, got 0"),
         ("evaluate.episodes=0", "evaluate.episodes: expected >= 1, got 0"),
         ("evaluate.seed=-1", "evaluate.seed: expected >= 0, got -1"),
