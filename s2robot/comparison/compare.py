@@ -71,35 +71,37 @@ def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, An
 
 def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     experiment = settings.experiment
-    power, lines = figures.power_figures(experiment.power, len(plan.seeds), plan.episodes)
+    power, lines = figures.power_figures(experiment.power, len(plan.seeds), len(plan.positions))
     print("\n".join(lines))
     axes = {name: worlds_of(plan, name, experiment.axes[name]) for name in settings.axes or ()}
     policies = training(plan, plan.main)
     jobs, tried, stopping = _evaluate(experiment.stopping, plan, policies)
-    looked = experiment.stopping.alpha if tried < plan.episodes else None  # stopped early
+    looked = experiment.stopping.alpha if tried < len(plan.positions) else None  # stopped early
     runs, episodes = read_runs(plan, plan.main, tried), experiment.axis_episodes or tried
     for _, worlds in axes.values():
-        more = [job for world in worlds for job in _stages(plan, world, policies, episodes, tried)]
-        run_jobs(more, plan.parallel, plan.threads)
-        jobs += more
-    outcomes, cost = outcomes_of(runs), _cost(plan)
+        stages = [job for world in worlds for job in _stages(plan, world, policies, episodes, tried)]
+        run_jobs(stages, plan.parallel, plan.threads)
+        jobs += stages
+    outcomes, cost, arms = outcomes_of(runs), _cost(plan), []
+    for arm in plan.arms:
+        folders = [plan.folder(plan.main, arm, seed).relative_to(plan.out).as_posix() for seed in plan.seeds]
+        found = figures.arm_figures(outcomes[arm.name], plan.seeds, folders, looked)
+        arms.append({**plan.known[arm.name].about, **found, "ms_per_action": cost[arm.name]})
     entries, rows = [], figures.csv_rows(runs)
     for name, (default, worlds) in axes.items():
-        entry, found = _curves(
-            plan, name, experiment.axes[name], worlds, episodes, looked if episodes == tried else None
-        )
+        alpha = looked if episodes == tried else None
+        entry, more = _curves(plan, name, experiment.axes[name], worlds, episodes, alpha)
         entries.append(entry | {"default": default})
-        rows += found
-    positions = range(plan.position_seed, plan.position_seed + tried)
-    result = {
+        rows += more
+    result: dict[str, Any] = {
         "title": experiment.title,
         "question": experiment.question,
-        "arms": [_arm(plan, name, outcomes[name], looked) | {"ms_per_action": cost[name]} for name in runs],
-        "pairs": figures.all_pairs(outcomes, positions, plan.pairs, looked),
+        "arms": arms,
+        "pairs": figures.all_pairs(outcomes, plan.positions, plan.pairs, looked),
         "stopping": stopping,
         "power": power,
         "axes": entries,
-        "positions": {"seed": plan.position_seed, "episodes": tried},
+        "positions": {"seed": plan.positions.start, "episodes": tried},
         "versions": versions(),
         "command": command(),
         "commands": [job.command for job in with_needs(jobs)],
@@ -108,7 +110,7 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     write_csv(plan.out / "episodes.csv", figures.COLUMNS, rows)
     write_json(plan.out / "compare.json", result)
     write_json(plan.out / "summary.json", {key: result[key] for key in ("arms", "pairs")})
-    if experiment.videos and result["pairs"]:
+    if experiment.videos:
         result["videos"] = film_disagreements(plan, runs, result["pairs"][0], experiment.videos)
         write_json(plan.out / "compare.json", result)
     return result
@@ -122,11 +124,11 @@ def _evaluate(
     Returns the jobs, the number of positions, and for compare.json the looks.
     """
     if not stopping.enabled:
-        jobs = evaluation(plan, plan.main, policies, plan.episodes)
+        jobs = evaluation(plan, plan.main, policies, len(plan.positions))
         run_jobs(jobs, plan.parallel, plan.threads)
-        return jobs, plan.episodes, None
+        return jobs, len(plan.positions), None
     looks, jobs = list[dict[str, Any]](), list[Job]()
-    for episodes in [*range(stopping.batch, plan.episodes, stopping.batch), plan.episodes]:
+    for episodes in [*range(stopping.batch, len(plan.positions), stopping.batch), len(plan.positions)]:
         jobs += (batch := evaluation(plan, plan.main, policies, episodes))
         run_jobs(batch, plan.parallel, plan.threads)
         outcomes = outcomes_of(read_runs(plan, plan.main, episodes))
@@ -137,7 +139,7 @@ def _evaluate(
     found = {
         "method": f"confidence sequences by betting, alpha {stopping.alpha:g} over {len(plan.pairs)} pairs",
         "looks": looks,
-        "stopped_at": episodes if decided and episodes < plan.episodes else None,
+        "stopped_at": episodes if decided and episodes < len(plan.positions) else None,
         "reason": "every pair is decided" if decided else "all planned positions were tried",
     }
     return jobs, episodes, found
@@ -147,13 +149,6 @@ def _stages(plan: Plan, world: World, main: Policies, episodes: int, tried: int)
     """The evaluations at a value of an axis; ``tried``: positions of the main comparison, which are not cut."""
     policies = training(plan, world) if world.trains else main
     return evaluation(plan, world, policies, max(episodes, tried) if world.root == plan.out else episodes)
-
-
-def _arm(plan: Plan, name: str, outcomes: Any, looked: float | None) -> dict[str, Any]:
-    """An arm's facts and figures; ``looked`` as in `statistics.arm_interval`."""
-    (arm,) = (arm for arm in plan.arms if arm.name == name)
-    folders = [plan.folder(plan.main, arm, seed).relative_to(plan.out).as_posix() for seed in plan.seeds]
-    return {**plan.known[name].about, **figures.arm_figures(outcomes, plan.seeds, folders, looked)}
 
 
 def _curves(
@@ -189,15 +184,14 @@ def ms_per_action(plan: Plan) -> dict[str, float]:
     Measured over the first frames of the first demo, in one process and in turns, so that a machine that slows down
     slows all arms.
     """
-    store, known = demos_of(plan.arms[0], plan.common), plan.known[plan.arms[0].name]
+    store, settings = demos_of(plan), plan.known[plan.arms[0].name].evaluate
     before, planners, seen = torch.get_num_threads(), {}, {}
-    if known.threads:
-        torch.set_num_threads(known.threads)
+    torch.set_num_threads(settings.threads)
     for arm in plan.arms:
         folder = plan.folder(plan.main, arm, plan.seeds[0]) / "checkpoint"
         policy, encoder, contract = load_networks(folder, torch.device("cpu"))
         cameras = tuple(contract["cameras"])
-        planners[arm.name] = LearnedPlanner(policy, encoder, cameras, device=known.device)
+        planners[arm.name] = LearnedPlanner(policy, encoder, cameras, device=settings.device)
         frames = episode_frames(
             store.path, 0, cameras, image_size_of(contract, encoder)
         )  # (T, H, W, 3) a camera

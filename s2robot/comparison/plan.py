@@ -3,8 +3,6 @@
 plan = make_plan(settings, ["train.steps=500"])   # what all arms share, as it was typed
 policies = training(plan, plan.main)              # (arm, training seed) -> the job that trains it
 evaluation(plan, plan.main, policies, 128)        # jobs that need these
-read_runs(plan, plan.main, 128)                   # arm -> training seed -> episode records
-worlds_of(plan, "demos", axis)                    # a world for each value of an axis
 """
 
 import os
@@ -52,8 +50,7 @@ class Known:
     about: Mapping[str, Any]  # for compare.json
     encoder: str  # fingerprint
     world: TaskSettings  # of its evaluation, at the size of a video
-    device: str
-    threads: int | None
+    evaluate: DictConfig
 
 
 @dataclass(frozen=True)
@@ -80,8 +77,7 @@ class Plan:
     common: tuple[str, ...]  # settings of every arm
     known: Mapping[str, Known]  # by arm
     main: World
-    episodes: int
-    position_seed: int
+    positions: range
     parallel: int  # processes side by side
     threads: int  # of each
 
@@ -90,17 +86,12 @@ class Plan:
         return (world.root / "arms" if world.root == self.out else world.root) / arm.name / f"seed-{seed}"
 
 
-# ---------------------------------------------------------------- settings of the stages
-
-
 @contextmanager
 def _about(where: str) -> Iterator[None]:
     """Turn a user's errors into one line that begins with what they are about."""
     try:
         yield
-    except (UserError, DatasetError) as error:
-        raise UserError(f"{where}: {error}") from None
-    except (HydraException, OmegaConfBaseException) as error:
+    except (UserError, DatasetError, HydraException, OmegaConfBaseException) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{where}: {' '.join(lines[:2])}") from None
 
@@ -115,17 +106,13 @@ def read_by(verb: str, overrides: Sequence[str]) -> list[str]:
 
 
 def settings_of(verb: str, overrides: Sequence[str]) -> DictConfig:
-    """Return the config that the verb would get. Raises UserError for a value that is missing, Hydra's for others."""
+    """Return the config that the verb would get; Hydra's errors for an unknown key or option."""
     checkpoint = ["checkpoint=unused"] if verb == "evaluate" else []
     words = ["run_dir=unused", *checkpoint, *read_by(verb, overrides)]
     if GlobalHydra.instance().is_initialized():
-        cfg = compose(verb, words)
-    else:
-        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            cfg = compose(verb, words)
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError(f"no value for {', '.join(missing)}; give one with {missing[0]}=<value>")
-    return cfg
+        return compose(verb, words)
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        return compose(verb, words)
 
 
 def _look_up(arm: Arm, common: Sequence[str]) -> Known:
@@ -145,27 +132,13 @@ def _look_up(arm: Arm, common: Sequence[str]) -> Known:
         "parameters": encoder.num_parameters,
         "gflops_per_frame": round(encoder.gflops_per_image, 3),
     }
-    return Known(facts, encoder.fingerprint, world, e.evaluate.device, e.evaluate.threads)
-
-
-def demos_of(arm: Arm, common: Sequence[str]) -> EpisodeStore:
-    """Return the demos that all arms learn from."""
-    with _about("all arms"):
-        return open_demos(settings_of("train", [*common, *arm.overrides]))
-
-
-# ---------------------------------------------------------------- the plan
+    return Known(facts, encoder.fingerprint, world, e.evaluate)
 
 
 def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     """Do all checks that need no run: arms, encoders with their weights, demos, settings of every verb.
 
-    Args:
-        settings: of the comparison.
-        typed: overrides of all arms.
-
-    Raises:
-        UserError: names the arm.
+    ``typed``: overrides of all arms. Raises UserError that names the arm.
     """
     experiment, out = settings.experiment, settings.out
     arms = tuple(experiment.arms[name] for name in settings.arms or experiment.arms)
@@ -180,35 +153,40 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     names = [arm.name for arm in arms]
     every_two = [(b, a) for i, a in enumerate(names) for b in names[i + 1 :]]
     chosen = every_two if experiment.pairs is None else experiment.pairs
-    pairs = tuple(pair for pair in chosen if {*pair} <= {*names})
-    if experiment.stopping.enabled and not pairs:
-        raise UserError("experiment.pairs: expected one or more with experiment.stopping.enabled, got none")
+    pairs = tuple(pair for pair in chosen if {*pair} <= {*names}) or tuple(every_two)
     known = {arm.name: _look_up(arm, common) for arm in arms}
-    demos = None if settings.record else demos_of(arms[0], common).fingerprint
-    recording = _recording(out, "", common) if settings.record else None
     cores = os.cpu_count() or 1
     parallel = settings.jobs or min(cores, 8, len(arms) * len(experiment.seeds))
-    return Plan(
-        out=out, arms=arms, seeds=experiment.seeds, pairs=pairs,
-        common=tuple(common), known=known, main=World(out, recording=recording, demos=demos),
-        episodes=int(positions.episodes), position_seed=int(positions.seed),
+    plan = Plan(
+        out=out, arms=arms, seeds=experiment.seeds, pairs=pairs, common=tuple(common), known=known, main=World(out),
+        positions=range(positions.seed, positions.seed + positions.episodes),
         parallel=parallel, threads=settings.threads or max(1, cores // parallel),
     )  # fmt: skip
+    if settings.record:
+        return replace(plan, main=World(out, recording=_recording(out, "", common)))
+    with _about("all arms"):
+        return replace(plan, main=World(out, demos=demos_of(plan).fingerprint))
+
+
+def demos_of(plan: Plan) -> EpisodeStore:
+    """Return the demos that all arms learn from."""
+    return open_demos(settings_of("train", [*plan.common, *plan.arms[0].overrides]))
 
 
 def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
     """Return the default of an axis and a world for each value; at the default it is the main comparison's.
 
-    Raises:
-        UserError: a key of no stage, or counts of demos that do not exist.
+    Raises UserError for a key of no stage, or counts of demos that do not exist.
     """
-    values = [_value_of(arm, plan.common, axis.key) for arm in plan.arms]
+    verb = "evaluate" if axis.key.startswith("evaluate.") else "train"
+    settings = [settings_of(verb, [*plan.common, *arm.overrides]) for arm in plan.arms]
+    values = [OmegaConf.select(each, axis.key, default=_NOTHING) for each in settings]
+    if _NOTHING in values:
+        raise UserError(f"axes: expected a key that training or evaluation has, got {axis.key}")
     default = values[0] if values.count(values[0]) == len(values) else None  # else an arm has another value
     if axis.key == "demos.episodes":
-        if plan.main.recording is not None:
-            most = int(settings_of("record", plan.common).episodes)
-        else:
-            most = len(demos_of(plan.arms[0], plan.common))
+        own = plan.main.recording is None
+        most = len(demos_of(plan)) if own else int(settings_of("record", plan.common).episodes)
         default = most if default is None else default
         if wrong := [value for value in axis.values if type(value) is not int or not 1 <= value <= most]:
             raise UserError(
@@ -229,16 +207,6 @@ def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
             World(root, label, tuple(words), recording, demos, value, trains=axis.record or axis.train)
         )
     return default, worlds
-
-
-def _value_of(arm: Arm, common: Sequence[str], key: str) -> Any:
-    """The main comparison's value of an axis's key; UserError for a key that no stage has."""
-    with _about("axes"):
-        cfg = settings_of("evaluate" if key.startswith("evaluate.") else "train", [*common, *arm.overrides])
-        found = OmegaConf.select(cfg, key, default=_NOTHING)
-    if found is _NOTHING:
-        raise UserError(f"axes: expected a key that training or evaluation has, got {key}")
-    return found
 
 
 def _recording(root: Path, label: str, words: Sequence[str]) -> Job:

@@ -13,7 +13,6 @@ import numpy as np
 
 from s2robot.comparison.paired import outcomes_of
 from s2robot.comparison.statistics import MINUS, headline, p_text, verdict
-from s2robot.core.errors import UserError
 from s2robot.core.files import read_json
 from s2robot.envs.task import Group
 from s2robot.evaluation.records import check_counts, known_of, read_records
@@ -37,22 +36,13 @@ def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> 
         UserError: compare.json is missing or broken, or the episodes are not those that it counts; an earlier report
             stays.
     """
-    path = run_dir / "compare.json"
-    facts = read_json(path)
-    try:
-        return _write(run_dir, facts, video_bytes)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: expected what `s2robot compare` writes, got {found}") from error
-
-
-def _write(run_dir: Path, facts: _Facts, video_bytes: int) -> Path:
+    facts = read_json(run_dir / "compare.json")
     arms, pairs, labels = facts["arms"], facts["pairs"], {arm["name"]: arm["label"] for arm in facts["arms"]}
     films = [
         (f"video-{i}", video["path"], f"position {video['position']}: {labels[video['arm']]}")
         for i, video in enumerate(facts["videos"])
     ]
-    lines = [headline(pair, labels) for pair in pairs] or [f"{arm['label']}: {_result(arm)}" for arm in arms]
+    lines = [headline(pair, labels) for pair in pairs]
     counts = {
         "training seeds an arm": sorted({len(arm["seeds"]) for arm in arms}),
         "positions": facts["positions"]["episodes"],
@@ -74,7 +64,7 @@ def _write(run_dir: Path, facts: _Facts, video_bytes: int) -> Path:
     ]
     sections = [
         Section("Success of each arm", _arms(arms)),
-        Section("Arm against arm", _pairs(pairs, labels) if pairs else []),
+        Section("Arm against arm", _pairs(pairs, labels)),
         Section("Success against cost", [_cost(arms)], "wide"),
         Section("Where each arm succeeds", [_places(run_dir, facts, labels)], "wide"),
         *(_axis(axis, labels, number) for number, axis in enumerate(facts["axes"])),
@@ -116,7 +106,8 @@ def _pairs(pairs: Sequence[_Facts], labels: Mapping[str, str]) -> list[Block]:
         counts = [str(pair["episodes"]), f"{test['wins']} / {test['losses']}", p_text(test["p"])]
         rows.append([name, *results, *counts])
         clear = pair["low"] > 0 or pair["high"] < 0
-        plotted.append(plots.Row(name, *points, BLUE if clear else INK, filled=clear))
+        value, low, high = points
+        plotted.append(plots.Row(name, value, low, high, BLUE if clear else INK, filled=clear))
     heads = ("first arm − second", "verdict", "points", "95 % interval", "test", "episodes")
     about = dict.fromkeys(f"They hold for {pair['scope']}. Method: {pair['method']}." for pair in pairs)
     note = (
@@ -217,8 +208,7 @@ def _stopping(stopping: _Facts | None) -> Block | None:
 
 
 def _result(row: _Facts) -> str:
-    counts = f", {row['successes']}/{row['episodes']}" if "successes" in row else ""
-    return f"{_percent(row['success'])} [{_span(row)}]{counts}"
+    return f"{_percent(row['success'])} [{_span(row)}], {row['successes']}/{row['episodes']}"
 
 
 def _percent(fraction: float) -> str:

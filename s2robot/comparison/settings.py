@@ -113,7 +113,7 @@ class Experiment(Settings, at="experiment", file=EXPERIMENT):
     power: Power = from_yaml()
     stopping: Stopping = from_yaml()
     arms: dict[str, Arm] = from_yaml()
-    pairs: tuple[tuple[str, str], ...] | None = from_yaml()  # None: every two arms
+    pairs: Annotated[tuple[tuple[str, str], ...], Different] | None = from_yaml()  # None: every two arms
     axis_episodes: int | None = from_yaml(ge=1)
     axes: dict[str, Axis] = from_yaml()
 
@@ -128,13 +128,6 @@ class Experiment(Settings, at="experiment", file=EXPERIMENT):
             return found
         own = {n: value if isinstance(value, dict) else {"overrides": value} for n, value in found.items()}
         return {name: {"label": name, **value, "name": name} for name, value in own.items()}
-
-    @model_validator(mode="after")
-    def _pairs_are_of_arms(self) -> "Experiment":
-        for a, b in self.pairs or ():
-            if a == b or not {a, b} <= {*self.arms}:
-                raise invalid("pairs", f"two different arms of {', '.join(self.arms)}", [a, b])
-        return self
 
 
 class Compare(Settings, file="compare"):
@@ -157,8 +150,10 @@ class Compare(Settings, file="compare"):
 
     @model_validator(mode="after")
     def _axes_and_arms_exist(self) -> "Compare":
-        for key, known in (("axes", self.experiment.axes), ("arms", self.experiment.arms)):
-            for name in getattr(self, key) or ():
-                if name not in known:
-                    raise invalid(key, f"some of {', '.join(known)}", name)
+        arms, axes = self.experiment.arms, self.experiment.axes
+        chosen: list[tuple[str, Any, Any]] = [("axes", self.axes, axes), ("arms", self.arms, arms)]
+        chosen += [("experiment.pairs", pair, arms) for pair in self.experiment.pairs or ()]
+        for key, names, known in chosen:
+            if unknown := [name for name in names or () if name not in known]:
+                raise invalid(key, f"some of {', '.join(known)}", unknown[0])
         return self

@@ -36,9 +36,6 @@ COLUMNS = ("arm", "training_seed", "axis", "value", "position", "layout", "succe
 _MOST_POSITIONS = 1_000_000  # beyond this an evaluation is out of reach, and the search for N ends
 
 
-# ---------------------------------------------------------------- before the run
-
-
 def power_at(gap: float, positions: int, design: Power, seeds: int = 1) -> float:
     """Return the chance to find the better arm better (p < alpha in `difference`) when it is `gap` above the base.
 
@@ -76,10 +73,7 @@ def _mcnemar_power(gap: float, discordant: float, positions: int, alpha: float) 
 
 
 def needed(gap: float, design: Power, seeds: int = 1) -> int | None:
-    """Return the positions needed to see `gap` (fraction) with the power of the design.
-
-    None if no number of positions is enough with so few training seeds.
-    """
+    """Return the positions needed to see `gap` (fraction); None if no number is enough with so few training seeds."""
     if power_at(gap, _MOST_POSITIONS, design, seeds) < design.power:
         return None
     low, high = 1, 2  # power at low < wanted <= power at high
@@ -95,8 +89,7 @@ def needed(gap: float, design: Power, seeds: int = 1) -> int | None:
 def power_figures(design: Power, seeds: int, planned: int) -> tuple[dict[str, Any], list[str]]:
     """Return what the planned positions can see: for compare.json, and as lines to print before the run.
 
-    Raises:
-        UserError: too few positions, if ``design.strict`` is set.
+    Raises UserError for too few positions, if ``design.strict`` is set.
     """
     table = [{"gap": gap, "needed": needed(gap, design, seeds)} for gap in GAPS if gap <= 1 - design.base]
     enough = needed(design.gap, design, seeds)
@@ -116,14 +109,8 @@ def power_figures(design: Power, seeds: int, planned: int) -> tuple[dict[str, An
     return about, lines
 
 
-# ---------------------------------------------------------------- afterwards
-
-
 def arm_interval(outcomes: np.ndarray, looked: float | None = None) -> dict[str, Any]:
-    """Return an arm's success with its interval, and the interval's method.
-
-    ``looked``: the alpha of a comparison that was stopped early, for an interval that holds then.
-    """
+    """Return an arm's success and its interval; ``looked``: the alpha of a comparison that was stopped early."""
     found = success_interval(outcomes) if looked is None else success_sequence(outcomes, looked)
     return {"success": float(outcomes.mean()), "low": found[0], "high": found[1], "interval": found[2]}
 
@@ -142,10 +129,9 @@ def arm_figures(
 def pair_figures(
     outcomes: Outcomes, positions: Sequence[int], a: str, b: str, looked: float | None = None
 ) -> dict[str, Any]:
-    """Return success of arm a minus that of arm b.
+    """Return success of arm a minus that of arm b; ``looked`` as in :func:`arm_interval`.
 
-    ``looked``: the alpha with which the comparison was stopped early, for the interval and the p value that hold
-    then. ``only_a`` and McNemar's wins: positions that more than half of a's training seeds, and not of b's, did.
+    ``only_a`` and McNemar's wins: positions that more than half of a's training seeds, and not of b's, did.
     """
     x, y = outcomes[a], outcomes[b]
     found = difference(x, y)
@@ -160,9 +146,8 @@ def pair_figures(
     did_a, did_b = x.mean(0) > 0.5, y.mean(0) > 0.5
     only_a, only_b = np.flatnonzero(did_a & ~did_b), np.flatnonzero(did_b & ~did_a)
     return {
-        "a": a, "b": b, "difference": found.difference, "low": low, "high": high, "p": p,
-        "p_positions": found.p_positions, "episodes": int(x.size + y.size), "positions": int(x.shape[1]),
-        "scope": scope, "method": method,
+        "a": a, "b": b, "difference": found.difference, "low": low, "high": high, "p": p, "p_positions": found.p_positions,
+        "episodes": int(x.size + y.size), "positions": int(x.shape[1]), "scope": scope, "method": method,
         "mcnemar": {"wins": len(only_a), "losses": len(only_b), "p": mcnemar(len(only_a), len(only_b))},
         "only_a": [int(positions[i]) for i in only_a],
         "only_b": [int(positions[i]) for i in only_b],
@@ -175,16 +160,15 @@ def all_pairs(
     pairs: Sequence[tuple[str, str]],
     looked: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Return `pair_figures` of a family of pairs, each with `p_holm`, by which it is decided; ``looked`` is their common
-    alpha."""
+    """Return `pair_figures` of each pair, with `p_holm`, by which it is decided; ``looked`` is their common alpha."""
     share = None if looked is None else looked / len(pairs)  # of intervals that hold together
     rows = [pair_figures(outcomes, positions, a, b, share) for a, b in pairs]
     return [row | {"p_holm": p} for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True)]
 
 
 def look_at(outcomes: Outcomes, pairs: Sequence[tuple[str, str]], alpha: float) -> dict[str, Any]:
-    """Return one look of a sequential comparison; ``stop`` if every pair is decided, by Holm's rule on p values that hold
-    at every look. The intervals hold together, each at alpha / number of pairs."""
+    """Return one look of a sequential comparison: ``stop`` if every pair is decided, by Holm's rule; the intervals hold
+    together, each at alpha / number of pairs."""
     looks = [sequential(*tally(outcomes[a], outcomes[b]), alpha / len(pairs)) for a, b in pairs]
     rows = [
         {"a": a, "b": b, **look._asdict(), "p_holm": p, "stop": p <= alpha}

@@ -105,7 +105,7 @@ class ArmEvaluation:
         self.spec = read_json(Path(own) / "policy.json")["spec"] if own else None
         self.log = EpisodeLog(arm.limits, settings.videos)
         self.session = rig.session([self.log], **asked)
-        self.journal = Journal(out / "episodes.jsonl", self._identity() if settings.resume else None)
+        self.journal = Journal(out / "episodes.jsonl", self._identity(), settings.resume)
         self.timing: dict[str, float] = defaultdict(float)  # s
 
     def run(self) -> dict[str, Any]:

@@ -8,11 +8,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 
@@ -33,8 +34,7 @@ from s2robot.evaluation.video import film_some
 from s2robot.loading import image_size_of, load_networks
 from s2robot.policies import check_contract
 
-# cameras closer than this are the same: rounding of an angle's cosine alone gives some 1e-6 degrees
-_LEAST_M, _LEAST_DEGREES = 1e-4, 0.01
+_LEAST_M, _LEAST_DEGREES = 1e-4, 0.01  # cameras closer than this are the same: rounding
 
 
 class EvaluateSettings(Settings, at="evaluate", file="evaluate/default"):
@@ -143,7 +143,7 @@ def _roll_out(
     with bar("evaluating") as update:
         found = run_episodes(
             config, planner, e.episodes, e.seed, e.processes, journal,
-            lambda done, good: update(done, e.episodes, f"{good} successes"), identity if e.resume else None,
+            lambda done, good: update(done, e.episodes, f"{good} successes"), identity, e.resume,
         )  # fmt: skip
     if e.videos:
         with bar("filming") as update:
@@ -214,16 +214,12 @@ def camera_changes(trained: Mapping[str, Any], ours: Mapping[str, Any]) -> list[
         if "body" in now and was["body"] != now["body"]:
             changes.append(f"camera {name} on {was['body']} -> {now['body']}")
             continue  # places on two bodies cannot be compared
-        moved = math.dist(was["position"], now["position"]) if "position" in now else 0.0
-        turned = _angle(was["quaternion"], now["quaternion"]) if "quaternion" in now else 0.0
+        moved = math.dist(was.get("position", ()), now.get("position", ()))
+        one, other = (np.array(each.get("quaternion", [1])) for each in (was, now))
+        same = abs(one @ other) / np.sqrt((one @ one) * (other @ other))  # cosine of half the angle
+        turned = math.degrees(2 * math.acos(min(1.0, same)))
         if moved > _LEAST_M or turned > _LEAST_DEGREES:
             changes.append(f"camera {name} moved by {100 * moved:.3g} cm and {turned:.3g} degrees")
-        if "fovy" in now and abs(was["fovy"] - now["fovy"]) > _LEAST_DEGREES:
+        if abs(was.get("fovy", 0) - now.get("fovy", 0)) > _LEAST_DEGREES:
             changes.append(f"camera {name} field of view {was['fovy']:g} -> {now['fovy']:g} degrees")
     return changes
-
-
-def _angle(one: Sequence[float], other: Sequence[float]) -> float:
-    """Between two rotations given as quaternions, in degrees."""
-    together = abs(sum(a * b for a, b in zip(one, other, strict=True)))
-    return math.degrees(2 * math.acos(min(1.0, together / (math.hypot(*one) * math.hypot(*other)))))

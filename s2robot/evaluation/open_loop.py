@@ -217,11 +217,13 @@ def interval(values: np.ndarray, of: np.ndarray | None = None, most: float = mat
     if of is not None and not (values.any() and of.any()):  # one of the two errors is 0
         return {"value": 0.0 if of.any() else None, "low": None, "high": None}
     with np.errstate(divide="ignore", invalid="ignore"):
+        back: Callable[[float], float] = float if of is None else math.exp
         if of is None:
-            back, whole, others = float, values.mean(), (values.sum() - values) / (count - 1)
+            whole, others = values.mean(), (values.sum() - values) / (count - 1)
         else:
-            back, whole = math.exp, np.log(values.sum() / of.sum())
-            others = np.log((values.sum() - values) / (of.sum() - of))
+            whole, others = (
+                np.log(x) for x in (values.sum() / of.sum(), (values.sum() - values) / (of.sum() - of))
+            )
         half = t.ppf(0.975, count - 1) * np.sqrt((count - 1) * others.var())
     if not math.isfinite(half):
         return {"value": back(whole), "low": None, "high": None}

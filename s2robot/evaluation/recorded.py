@@ -28,7 +28,7 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.evaluation.open_loop import METHODS, WORDS, Measured, mean_action, measure, predict, summarise
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes
 from s2robot.loading import device_of, load_networks
-from s2robot.policies import BatchActor, ChunkPolicy, PolicyError, check_contract
+from s2robot.policies import BatchActor, ChunkPolicy, check_contract
 from s2robot.policies.parts import Parts
 from s2robot.reporting import page, plots
 from s2robot.reporting.style import BLUE, GREEN, INK, ORANGE
@@ -54,7 +54,7 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
     """Evaluate a checkpoint on a dataset's episodes that it was not trained on; writes into `out`.
 
     Raises:
-        UserError: no such episode, data of other parts, cameras or rate, and as `load_networks`.
+        UserError, PolicyError: no such episode, data of other parts, cameras or rate, and as `load_networks`.
     """
     settings = read(RecordedSettings, cfg.evaluate, "evaluate")
     given = read(DemosSettings, plain(cfg.demos) | {"episodes": None}, "demos")
@@ -141,10 +141,7 @@ def _check(store: EpisodeStore, contract: Mapping[str, Any], policy: ChunkPolicy
     about = store.attrs
     ours = {} if "source" in about else {"robot": store.robot}  # imported data have names of their own
     keys = ("action_frame", "rate_hz", "action_parts", "proprio_parts")
-    try:
-        check_contract(contract, cameras=store.cameras, **{key: about.get(key) for key in keys}, **ours)
-    except PolicyError as error:
-        raise UserError(f"{store.path}: {error}") from None
+    check_contract(contract, cameras=store.cameras, **{key: about.get(key) for key in keys}, **ours)
     sizes, maps = frame_sizes(store, encoder, policy.spec.cameras), policy.spec.maps
     for i, (name, found) in enumerate(zip(sizes, token_maps(encoder, sizes), strict=True)):
         own = (round(maps**0.5),) * 2 if isinstance(maps, int) else tuple(maps[i])

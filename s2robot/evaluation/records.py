@@ -12,7 +12,6 @@ Beside `episodes.jsonl` lie `episodes.settings.json` (all that decides an episod
 """
 
 import json
-import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -69,7 +68,8 @@ class Journal:
 
     Args:
         path: `episodes.jsonl`.
-        settings: JSON types, of everything that decides an episode; None: whatever is there is written over.
+        settings: JSON types, of everything that decides an episode; None: they are not stored.
+        resume: False, or without settings: whatever is there is written over.
 
     Opening drops a last line that a kill has cut off, and any episode whose actions are not on disk.
 
@@ -77,23 +77,19 @@ class Journal:
         UserError: episodes made with other settings are there, or a broken line before the last.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None):
+    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None, resume: bool = True):
         self.path = path
         self.records: dict[int, dict[str, Any]] = {}
         self.actions: dict[int, np.ndarray] = {}  # episode -> float32 (steps, A)
         (path.parent / "actions").mkdir(parents=True, exist_ok=True)
-        known, found = path.with_suffix(".settings.json"), path.exists() and path.stat().st_size > 0
-        if settings is not None:
-            if found and not known.exists():
-                raise UserError(f"{path}: expected {known.name} beside it, got none; {_REMEDY}")
-            if not found:
-                known.unlink(missing_ok=True)
-            claim(known, settings, _REMEDY)  # before the journal: a kill leaves no episodes of unknown origin
-            if found:
-                self._read()
-        write_records(list(self.records.values()), path)
-        if settings is None:
+        known = path.with_suffix(".settings.json")
+        if not (resume and settings and known.exists() and path.exists() and path.stat().st_size):
+            write_records([], path)  # before the settings: a kill leaves no episodes of unknown origin
             known.unlink(missing_ok=True)
+        if settings is not None:
+            claim(known, settings, _REMEDY)
+            self._read()
+        write_records(list(self.records.values()), path)
 
     def append(self, record: Record, actions: np.ndarray) -> None:
         """Store one ended episode: its actions first, so that every line of the journal has them."""
@@ -107,8 +103,7 @@ class Journal:
 
     def _read(self) -> None:
         text = self.path.read_text(encoding="utf-8", errors="replace")
-        if not text.endswith("\n"):  # a whole line ends with one
-            write_text(self.path, text[: text.rfind("\n") + 1])
+        write_text(self.path, text[: text.rfind("\n") + 1])  # a whole line ends with one
         for record in read_records(self.path):
             try:
                 actions = read_actions(self.path.parent, record["episode"])
@@ -128,7 +123,7 @@ def read_records(path: Path, first: int | None = None) -> list[dict[str, Any]]:
     """Return the episodes of an evaluation (one JSON object a line), in order; only those below ``first`` if it is given.
 
     Raises:
-        UserError: names file and line for a missing file, a broken line, a wrong key or an episode that is there twice.
+        UserError: names file and line for a missing file, a broken line or a wrong key.
     """
     records: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
@@ -137,10 +132,7 @@ def read_records(path: Path, first: int | None = None) -> list[dict[str, Any]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{where}broken JSON: {error.msg} at column {error.colno}") from None
-        episode = read(_Record, record, where).episode
-        if episode in records:
-            raise UserError(f"{where}expected every episode once, got episode {episode} again")
-        records[episode] = record
+        records[read(_Record, record, where).episode] = record
     return [records[episode] for episode in sorted(records) if first is None or episode < first]
 
 
@@ -189,7 +181,6 @@ class Known:
     """The task of an evaluation's records."""
 
     settings: type[TaskSettings]
-    stages: tuple[str, ...]  # in the order in which an episode can reach them
     success_text: str
     failures: Mapping[str, str]
 
@@ -202,21 +193,19 @@ def known_of(summary: Mapping[str, Any]) -> Known:
     """Return the task of a summary; the first task of this package if the summary names none."""
     about = summary.get("task") or {}
     cls = settings_class_or_base(about.get("name", DEFAULT))
-    found = {key: about.get(key) or getattr(cls, key) for key in ("stages", "success_text", "failures")}
-    return Known(cls, tuple(found.pop("stages")), **found)
+    return Known(cls, *(about.get(key) or getattr(cls, key) for key in ("success_text", "failures")))
 
 
 def summarise(records: Sequence[Record], stages: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the part of summary.json that follows from the episode records.
 
-    low and high are Wilson's at 95 %, by_stage counts episodes by their furthest stage. UserError for an unknown one.
+    low and high are Wilson's at 95 %, by_stage counts episodes by their furthest stage.
     """
-    by_stage = dict.fromkeys(known_of({}).stages if stages is None else stages, 0)
+    by_stage = dict.fromkeys(settings_class_or_base(DEFAULT).stages if stages is None else stages, 0)
     for record in records:
-        if record["stage"] not in by_stage:  # a mistake in a user's own task
-            found = f"expected a stage of {', '.join(by_stage)}, got {record['stage']!r}"
-            raise UserError(f"episode {record['episode']}: {found}")
-        by_stage[record["stage"]] += 1
+        by_stage[record["stage"]] = (
+            by_stage.get(record["stage"], 0) + 1
+        )  # a user's task may lack it in its `stages`
     successes = sum(bool(record["success"]) for record in records)
     low, high = wilson(successes, len(records))
     times = [r["time_to_success_s"] for r in records if r["success"] and r["time_to_success_s"] is not None]
@@ -229,28 +218,6 @@ def summarise(records: Sequence[Record], stages: Sequence[str] | None = None) ->
         "by_stage": by_stage,
         "median_time_to_success_s": statistics.median(times) if times else None,
     }
-
-
-def disagreement_auc(records: Sequence[Record]) -> tuple[float, float, float] | None:
-    """Return how well the members' disagreement predicts failure, with its 95 % interval.
-
-    The area under the ROC curve: the share of pairs of a failure and a success in which the failure has more of it, ties
-    as half. None unless there are records of both outcomes. Interval: Hanley and McNeil, 1982.
-    """
-    failed, good = (
-        [r["disagreement"] for r in records if r.get("disagreement") is not None and r["success"] == outcome]
-        for outcome in (False, True)
-    )
-    if not failed or not good:
-        return None
-    from scipy.stats import mannwhitneyu
-
-    n, m = len(failed), len(good)
-    area = float(mannwhitneyu(failed, good).statistic) / (n * m)
-    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    variance = area * (1 - area) + (n - 1) * (q1 - area**2) + (m - 1) * (q2 - area**2)
-    margin = 1.96 * math.sqrt(max(0.0, variance) / (n * m))
-    return area, max(0.0, area - margin), min(1.0, area + margin)
 
 
 def where_of(record: Record) -> dict[str, Any]:

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from s2robot.core.errors import UserError
 from s2robot.core.files import read_json
 from s2robot.envs.task import Group
 from s2robot.evaluation.records import (
     Known,
     Record,
     check_counts,
-    disagreement_auc,
     headline,
     known_of,
     read_records,
@@ -49,11 +47,11 @@ def write_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
         UserError: summary.json or episodes.jsonl is missing, broken or contradicts the other, or an optional file is
             broken; an earlier report stays.
     """
-    summary, file = read_summary(run_dir / "summary.json"), run_dir / "episodes.jsonl"
-    known, records = known_of(summary), read_records(file)
-    check_counts(file, records, summary, "summary.json")
+    summary, journal = read_summary(run_dir / "summary.json"), run_dir / "episodes.jsonl"
+    known, records = known_of(summary), read_records(journal)
+    check_counts(journal, records, summary, "summary.json")
     films, shown = page.videos(run_dir, _films(records, known), video_bytes)
-    stages = _rows(run_dir / "stages.json", "stage", "seconds")
+    stages = read_json(file) if (file := run_dir / "stages.json").exists() else []
     bars = [(row["stage"], row["seconds"], _cores(row)) for row in stages]
     whole = sum(row["seconds"] for row in stages)
     command = [("text", "Made by"), ("code", summary["command"])] if summary.get("command") else []
@@ -97,12 +95,13 @@ def _fitted(summary: Mapping[str, Any]) -> str | None:
 def _outcomes(records: Sequence[Record], known: Known, summary: Mapping[str, Any]) -> Iterator[Block]:
     size, good, rows = plots.mark_size(len(records)), [record for record in records if record["success"]], []
     groups = [Group(good, f"success: {len(good)}", "o", BLUE, size, 3, tick_alpha=0.6)] if good else []
-    for i, stage in enumerate(known.stages):
+    stages = list(summary["by_stage"])  # in the order in which an episode can reach them
+    for i, stage in enumerate(stages):
         lost = [record for record in records if not record["success"] and record["stage"] == stage]
         marker, colour = _FAILURES[i % len(_FAILURES)]
         label = f"failure, {known.failure(stage)}: {len(lost)}"
         groups += [Group(lost, label, marker, colour, 2 * size, 4)] if lost else []
-        later = [r for r in records if r["success"] or known.stages.index(r["stage"]) >= i]
+        later = [r for r in records if r["success"] or stages.index(r["stage"]) >= i]
         rows.append([stage, str(len(later)), str(len(lost))])
     places = plots.layouts([("", groups)], known.settings, summary)
     yield page.figure(places, "table", "Outcomes by layout", "Where episodes succeeded and failed")
@@ -122,15 +121,9 @@ def _failures(records: Sequence[Record], known: Known, shown: Sequence[str]) -> 
         stage = [f"{record['stage']} ({known.failure(record['stage'])})", *fault]
         numbers = [row.get(column, "–").replace("-", "\N{MINUS SIGN}") for column in columns]
         rows.append([link, stage, str(record["seed"]), *numbers, str(record["steps"])])
-    about, area = known.settings.columns_text, disagreement_auc(records)
-    blocks: list[Block | None] = [
-        ("text", about) if about else None,
-        ("table", ["episode", "furthest stage", "seed", *columns, "steps"], rows, 2),
-    ]
-    if area is not None:
-        words = f"AUC {area[0]:.2f} (95 % interval {area[1]:.2f}–{area[2]:.2f}); 0.5 is chance."
-        blocks.append(("text", f"Disagreement of the policy's members, as a predictor of failure: {words}"))
-    return Section(f"Failures ({len(rows)})", blocks)
+    about = known.settings.columns_text
+    table = ("table", ["episode", "furthest stage", "seed", *columns, "steps"], rows, 2)
+    return Section(f"Failures ({len(rows)})", [("text", about) if about else None, table])
 
 
 def _films(records: Sequence[Record], known: Known) -> Iterator[tuple[str, str, str]]:
@@ -149,7 +142,7 @@ def _cores(row: Mapping[str, Any]) -> str:
 
 def _training(run_dir: Path, summary: Mapping[str, Any]) -> list[Block]:
     files = [path for path in (run_dir / "metrics.json", run_dir / "train/metrics.json") if path.exists()]
-    rows, fitted = _rows(files[0], "step") if files else [], _fitted(summary)
+    rows, fitted = read_json(files[0]) if files else [], _fitted(summary)
     if not rows:
         return []
     figure = page.figure(plots.curves(training_panels(rows)), "training", "Metrics by gradient step")
@@ -188,11 +181,3 @@ def _settings(summary: Mapping[str, Any], known: Known) -> list[tuple[str, Any]]
     keys = [key for key in dict.fromkeys([*_SETTINGS, *summary]) if key in summary]
     hidden = {*_ELSEWHERE, *known.settings.placing_keys}
     return [row for key in keys if key not in hidden for row in page.flatten(key, summary[key])]
-
-
-def _rows(path: Path, *keys: str) -> list[dict[str, Any]]:
-    """The rows of an optional file: a list of objects with the given keys."""
-    rows = read_json(path) if path.exists() else []
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and {*keys} <= {*row} for row in rows):
-        raise UserError(f"{path}: expected a list of objects with {' and '.join(keys)}")
-    return rows

@@ -1,8 +1,8 @@
 """Success of a policy over a fixed, seeded list of positions, and the planners that act there.
 
-An episode is a task for a worker, which simulates, draws, encodes and plans in one process. Episode i has the seed
-``evaluate.seed + i``, which alone decides its layout, start and course: every policy meets the same positions. Each record
-is on disk when its episode ends: after a kill the same command resumes, and loses only the episodes in progress.
+A worker simulates, draws, encodes and plans an episode in one process. The seed of episode i is ``evaluate.seed + i``, which
+alone decides its layout, start and course: every policy meets the same positions. Each record is on disk when its episode
+ends: after a kill the same command resumes, and loses only the episodes in progress.
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,34 +32,14 @@ from s2robot.loading import device_of
 from s2robot.policies import BatchActor, ChunkPolicy
 
 
-class Planner(Protocol):
-    """Plans the next ``execute`` actions of an episode, one episode after another."""
-
-    execute: int  # actions that a plan holds
-    every_step: bool  # whether it also needs the observations between two plans
-    seconds: Mapping[str, float]  # spent so far
-
-    def reset(self, info: Mapping) -> None:
-        """Begin an episode with a ``seed`` and a ``layout``."""
-
-    def plan(self, observation: Mapping) -> np.ndarray:
-        """Return actions (execute, A) after the new observations."""
-
-    def about(self) -> dict[str, float]:
-        """Return what a record stores of how the episode was planned."""
-        return {}
-
-
-class LearnedPlanner(Planner):
-    """A trained policy and its encoder, put on the device at the first episode.
+class LearnedPlanner:
+    """Plans the next ``execute`` actions by a trained policy, one episode after another.
 
     Args:
-        policy: its own.
-        encoder: the encoder it was trained with.
+        policy, encoder: its own, and the encoder it was trained with; put on the device at the first episode.
         cameras: in the policy's order.
         dtype: to which features are rounded.
-        device: as :func:`device_of` takes it, where the episodes run.
-        threads: of torch there; None leaves them.
+        device, threads: as :func:`device_of` takes it, and of torch, where the episodes run; None leaves them.
     """
 
     def __init__(
@@ -81,7 +61,6 @@ class LearnedPlanner(Planner):
 
     @property
     def actor(self) -> BatchActor:
-        """The policy's memory of the episode, created where the episodes run."""
         if self._actor is None:
             if self.threads:
                 torch.set_num_threads(self.threads)
@@ -91,14 +70,17 @@ class LearnedPlanner(Planner):
         return self._actor
 
     def reset(self, info: Mapping) -> None:
+        """Begin an episode with a ``seed`` and a ``layout``."""
         self.actor.reset([0], [info["seed"]])
         self._last = None
 
     def about(self) -> dict[str, float]:
+        """Return what a record stores of how the episode was planned."""
         found = self.actor.mean_disagreement(0)
         return {} if found is None else {"disagreement": round(found, 6)}
 
     def plan(self, observation: Mapping) -> np.ndarray:
+        """Return actions (execute, A) after the new observations."""
         start, count = time.monotonic(), observation["count"]
         frames = [observation["images"][camera][:count] for camera in self.cameras]  # (count, H, W, 3) each
         tokens = as_stored(encode_cameras(self.encoder.encode, frames), self.dtype)  # (count, C, N, D)
@@ -115,8 +97,8 @@ class LearnedPlanner(Planner):
         return self._last
 
 
-class NearestDemo(Planner):
-    """A control without vision: knows the layout and replays the nearest demo open loop."""
+class NearestDemo:
+    """A planner without vision: knows the layout and replays the nearest demo open loop."""
 
     every_step = False
     seconds: Mapping[str, float] = {}
@@ -144,6 +126,9 @@ class NearestDemo(Planner):
         out[len(now) :] = np.where(self.moves, 0, self._last)  # the demo is over: hold still
         return out
 
+    def about(self) -> dict[str, float]:
+        return {}
+
 
 def _moves(parts: list[dict] | None, size: int) -> np.ndarray:
     """Whether 0 means not to move, by number of the action.  # bool (A,)"""
@@ -151,6 +136,9 @@ def _moves(parts: list[dict] | None, size: int) -> np.ndarray:
         return np.arange(size) < size - 1
     still = [part["kind"] == "delta" or bool(part.get("relative")) for part in parts]
     return np.repeat(still, [part["size"] for part in parts])
+
+
+Planner = LearnedPlanner | NearestDemo
 
 
 @dataclass(frozen=True)
@@ -171,13 +159,14 @@ def run_episodes(
     journal: Path,
     progress: Callable[[int, int], None] = lambda done, successes: None,
     settings: Mapping[str, Any] | None = None,
+    resume: bool = True,
 ) -> Rollouts:
     """Try every position once; each ended episode is appended to ``journal`` (JSON lines) at once.
 
-    ``settings``: all that decides an episode, as JSON types. With them, episodes in the journal are not run again
-    (UserError if it has other settings); without, the journal is emptied.
+    ``settings``: all that decides an episode, as JSON types. With them, and unless ``resume`` is False, episodes in the
+    journal are not run again (UserError if it has other settings); else the journal is emptied.
     """
-    known = Journal(journal, settings)
+    known = Journal(journal, settings, resume)
     spent = Counter({"simulate_s": 0.0})
     todo = [(e, seed + e) for e in range(episodes) if e not in known.records]
 

@@ -29,10 +29,11 @@ if TYPE_CHECKING:  # it would load torch
 
 Frame = Mapping[str, np.ndarray]  # camera -> uint8 (H, W, 3)
 
-_BAR = (24, 26, 30)
-_TEXT = (240, 240, 240)
-_GOOD = (86, 180, 233)  # Okabe and Ito's sky blue and orange, both bright on the dark bar
-_BAD = (230, 159, 0)
+_BAR, _TEXT = (24, 26, 30), (240, 240, 240)
+_GOOD, _BAD = (
+    (86, 180, 233),
+    (230, 159, 0),
+)  # Okabe and Ito's sky blue and orange, both bright on the dark bar
 _LEAST_WIDTH = 24  # characters' heights; narrower images get a margin, so that the caption fits
 _GAP = 4  # px between cameras
 
@@ -63,7 +64,7 @@ def film(world: TaskSettings, record: Mapping[str, Any], actions: np.ndarray, pa
     Raises:
         UserError: the episode ends in another stage than its record says.
     """
-    frames, stages = rerun(world, record, actions)
+    frames, stages = rerun(world, record["seed"], actions)
     if stages[-1] != record["stage"]:
         raise UserError(
             f"{path}: seed {record['seed']}: expected stage {record['stage']} at the end, as recorded, got "
@@ -72,16 +73,12 @@ def film(world: TaskSettings, record: Mapping[str, Any], actions: np.ndarray, pa
     return write_video(path, frames, record, stages=stages, rate=world.rate_hz)
 
 
-def rerun(
-    world: TaskSettings, record: Mapping[str, Any], actions: np.ndarray
-) -> tuple[list[dict[str, np.ndarray]], list[str]]:
+def rerun(world: TaskSettings, seed: int, actions: np.ndarray) -> tuple[list[Frame], list[str]]:
     """Run an episode again from its seed and its actions (T, A): images by camera and stage, T + 1 of each."""
     env = make(world)
-    observation, _ = env.reset(seed=record["seed"])
-    frames, stages = [observation["images"]], [env.stage]
+    frames, stages = [env.reset(seed=seed)[0]["images"]], [env.stage]
     for action in actions:
-        observation, *_ = env.step(action)
-        frames.append(observation["images"])
+        frames.append(env.step(action)[0]["images"])
         stages.append(env.stage)
     env.close()
     return frames, stages
@@ -103,7 +100,7 @@ def write_video(
         path: of the video, which appears whole or not at all.
         frames: camera -> uint8 (H, W, 3) RGB for each step, the first being the reset.
         record: with episode, seed, success and stage.
-        stages: the stage at each frame; without them the bar shows the furthest stage of the episode.
+        stages: at each frame; without them the bar shows the furthest stage of the episode.
         rate: steps a second, also of the video.
         height: to which cameras are scaled (px); None: that of the tallest, at least 224.
         hold_s: duration of the last frame.
@@ -112,65 +109,57 @@ def write_video(
         UserError: the video cannot be written (disk full, no ffmpeg).
     """
     size = height or max(224, *(image.shape[0] for image in frames[0].values()))
-    images = (_picture(frames, step, record, stages, rate, size) for step in range(len(frames) - 1))
-    last = _picture(frames, len(frames) - 1, record, stages, rate, size)  # (H, W, 3)
-    hold = [last] * (1 + max(round(hold_s * rate), 0))
+    upper, last = f"episode {record['episode']} · seed {record['seed']}", len(frames) - 1
+
+    def picture(step: int) -> np.ndarray:
+        views = side_by_side({camera: frames[step][camera] for camera in frames[0]}, size)
+        stage = f"stage: {stages[step]}" if stages else f"furthest stage: {record['stage']}"
+        lower = f"step {step}/{last} · {step / rate:.1f} s · {stage}"
+        return _picture(views, upper, record["success"], lower)
+
+    images = chain(map(picture, range(last)), [end := picture(last)] * (1 + round(hold_s * rate)))
     try:
         with replacing(path) as part:
-            encode(part, chain(images, hold), last.shape, rate)
+            encode(part, images, end.shape, rate)
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()
-        raise UserError(f"{path}: cannot be written: {reason[0] if reason else error!r}") from error
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(f"{path}: cannot be written: {reason}") from error
     return path
 
 
 def side_by_side(images: Frame, height: int) -> np.ndarray:
-    """Return all cameras in one row, each scaled to `height` px with its aspect kept and its name in the corner.
-
-    images: camera -> uint8 (H, W, 3). Returns uint8 (height, sum of widths + gaps, 3).
-    """
+    """Return all cameras in one row, scaled with their aspect and named in the corner.  # uint8 (height, W, 3)"""
     tiles: list[np.ndarray] = []
     for camera, image in images.items():
         width = max(1, round(image.shape[1] * height / image.shape[0]))
-        tile = Image.fromarray(image)
-        if tile.size != (width, height):
-            tile = tile.resize((width, height), Image.Resampling.BICUBIC)
+        tile = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
         # black rim: white letters stay readable on a bright table
         style: dict[str, Any] = {"font": _font(max(11, height // 18)), "stroke_width": 2}
         ImageDraw.Draw(tile).text((6, 4), camera, fill=_TEXT, stroke_fill=(0, 0, 0), **style)
         if tiles:
             tiles.append(np.full((height, _GAP, 3), _BAR, dtype=np.uint8))
         tiles.append(np.asarray(tile))
-    return np.concatenate(tiles, axis=1)  # (height, W, 3)
+    return np.concatenate(tiles, axis=1)
 
 
-def _picture(
-    frames: Sequence[Frame],
-    step: int,
-    record: Mapping[str, Any],
-    stages: Sequence[str] | None,
-    rate: float,
-    height: int,
-) -> np.ndarray:
+def _picture(views: np.ndarray, upper: str, success: bool, lower: str) -> np.ndarray:
     """The cameras of one step below the caption bar, even in both sizes as yuv420p requires. (H, W, 3)
 
     The bar is on top because browsers lay their controls over the lower edge.
     """
-    views = side_by_side({camera: frames[step][camera] for camera in frames[0]}, height)
+    height = len(views)
     font = _font(max(13, height // 16))
     width = max(_LEAST_WIDTH * round(font.size), views.shape[1])
     width += width % 2
-    outcome = "✓ success" if record["success"] else "✗ failure"
-    stage = f"stage: {stages[step]}" if stages else f"furthest stage: {record['stage']}"
-    lower = f"step {step}/{len(frames) - 1} · {step / rate:.1f} s · {stage}"
+    outcome, colour = ("✓ success", _GOOD) if success else ("✗ failure", _BAD)
     line = round(1.35 * font.size)
     bar = 2 * line + 8
     bar += (height + bar) % 2
     canvas = Image.new("RGB", (width, height + bar), _BAR)
     canvas.paste(Image.fromarray(views), ((width - views.shape[1]) // 2, bar))
     draw = ImageDraw.Draw(canvas)
-    draw.text((8, 4), f"episode {record['episode']} · seed {record['seed']}", font=font, fill=_TEXT)
-    draw.text((width - 8, 4), outcome, font=font, fill=_GOOD if record["success"] else _BAD, anchor="ra")
+    draw.text((8, 4), upper, font=font, fill=_TEXT)
+    draw.text((width - 8, 4), outcome, font=font, fill=colour, anchor="ra")
     draw.text((8, 4 + line), lower, font=font, fill=_TEXT)
     return np.asarray(canvas)
 

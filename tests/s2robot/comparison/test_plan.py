@@ -50,10 +50,10 @@ def test_an_experiment_may_lose_an_arm_and_table10_is_one():
         (["+experiment.arms.x='demos.episodes=3'", "arms=[base,x]"], "experiment.arms.x: expected the same demos.episodes for all arms"),
         (["+experiment.arms.x='jobs=3'", "arms=[base,x]"], "experiment.arms.x: expected overrides of task, robot, "),
         (["+experiment.arms.x='encoder.checkpoint=none.safetensors'", "arms=[base,x]"], f"arm 'x': {Path('none.safetensors').resolve()}: no such"),
-        (["+experiment.arms.x='encoder=timm'", "arms=[base,x]"], "arm 'x': no value for encoder.checkpoint, encoder.name"),
+        (["+experiment.arms.x='encoder=timm'", "arms=[base,x]"], "arm 'x': encoder.name: expected one of mvp-tiny, "),
         (["experiment.seeds=[]"], "experiment.seeds: expected one or more different values, got []"),
-        (["experiment.pairs=[[base,bass]]"], "experiment.pairs: expected two different arms of base"),
-        (["experiment.pairs=[]", "experiment.stopping.enabled=true"], "experiment.pairs: expected one or more with"),
+        (["experiment.pairs=[[base,bass]]"], "experiment.pairs: expected some of base, base-s2, base-s2-pretrained, got 'bass'"),
+        (["experiment.pairs=[]"], "experiment.pairs: expected one or more different values"),
         (["+experiment.arms.x='\"encoder=mvp-tiny'", "arms=[base,x]"], "experiment.arms.x.overrides: No closing quotation"),
         (["axes=[demo]"], "axes: expected some of cube_size, demos"),
         (["experiment.power.gap=0.3"], "experiment.power.gap: expected <= 0.25 with base=0.75, got 0.3"),
@@ -118,8 +118,7 @@ def test_stages_encode_once_for_each_frozen_encoder_and_the_scales_reach_it():
     heads = "+experiment.arms.heads='encoder=mvp-tiny s2=single policy=rpt'"
     tuned = "+experiment.arms.tuned='s2=single train.tune.blocks=1'"
     plan = make_plan(
-        read(heads, tuned, "arms=[base,heads,base-s2,tuned]", "experiment.seeds=[3,4]"),
-        ["evaluate.videos=2"],
+        read(heads, tuned, "arms=[base,heads,base-s2,tuned]", "experiment.seeds=[3,4]"), ["evaluate.videos=2"]
     )
     assert [arm.name for arm in plan.arms] == ["base", "heads", "base-s2", "tuned"]
     policies = training(plan, plan.main)

@@ -69,12 +69,10 @@ class Described:
         return {"camera_geometry": {}, "joint_names": [f"joint{i}" for i in range(7)]}
 
 
-def noise(config: CubePickConfig, record: dict, actions: np.ndarray) -> tuple[list[dict], list[str]]:
+def noise(config: CubePickConfig, seed: int, actions: np.ndarray) -> tuple[list[dict], list[str]]:
     """An episode run again: as many frames as steps, and the stage that the record has."""
-    drawn = np.random.default_rng(record["seed"]).integers(
-        0, 255, (len(actions) + 1, SIDE, SIDE, 3), dtype=np.uint8
-    )
-    return [{"hand": frame} for frame in drawn], [record["stage"]] * len(drawn)
+    drawn = np.random.default_rng(seed).integers(0, 255, (len(actions) + 1, SIDE, SIDE, 3), dtype=np.uint8)
+    return [{"hand": frame} for frame in drawn], ["approach" if seed % 2 else "held"] * len(drawn)
 
 
 def evaluation(folder: Path) -> None:

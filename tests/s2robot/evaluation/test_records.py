@@ -1,14 +1,13 @@
 """The figures of an evaluation against closed forms and hand-counted records."""
 
 import json
-from math import sqrt
 
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
 from s2robot.core.errors import UserError
 from s2robot.envs.cube_config import STAGES
-from s2robot.evaluation.records import disagreement_auc, read_records, read_summary, summarise, wilson
+from s2robot.evaluation.records import read_records, read_summary, summarise, wilson
 from tests.s2robot.evaluation.made import record, save_records
 
 
@@ -33,30 +32,7 @@ def test_summarise_counts_by_hand():
     assert summary["median_time_to_success_s"] == 2.5
     assert (summary["low"], summary["high"]) == wilson(2, 4)
     json.dumps(summary, allow_nan=False)
-    with pytest.raises(UserError, match="episode 0.*approach, grasp, lift, held, got 'hover'"):
-        summarise([record(0, False, "hover")])
-
-
-def test_disagreement_against_success_by_hand():
-    def of(failed, good):
-        told = [(value, False) for value in failed] + [(value, True) for value in good]
-        return [{"disagreement": value, "success": success} for value, success in told]
-
-    # 3 against 1, 2, 3: two and a half of three; 1 against them: half of three
-    area, low, high = disagreement_auc(of([3, 1], [1, 2, 3]))
-    assert area == 3 / 6 and low == pytest.approx(0.0) and high == pytest.approx(1.0)
-    assert disagreement_auc(of([5, 6], [1, 2])) == (1.0, 1.0, 1.0)
-    area, low, high = disagreement_auc(of([1] * 46 + [0] * 5, [0] * 51 + [1] * 7))
-    assert high - low == pytest.approx(2 * 1.96 * hanley(area, 51, 58))
-    for one_sided in (of([], [1, 2]), of([1], []), [{"success": True}, {"success": False}]):
-        assert disagreement_auc(one_sided) is None
-
-
-def hanley(area, failures, successes):
-    """Their equation (1), term by term."""
-    q1, q2 = area / (2 - area), 2 * area * area / (1 + area)
-    terms = area * (1 - area), (failures - 1) * (q1 - area * area), (successes - 1) * (q2 - area * area)
-    return sqrt(sum(terms) / (failures * successes))
+    assert summarise([record(0, False, "hover")])["by_stage"]["hover"] == 1  # a user's task may forget one
 
 
 def test_records_come_back_as_written_and_in_order(tmp_path):
@@ -75,7 +51,6 @@ def test_records_come_back_as_written_and_in_order(tmp_path):
         (json.dumps({**record(1), "stage": ["held"]}), "line 2: stage: expected a string"),
         (json.dumps(record(1, time_to_success_s=float("nan"))), "line 2: time_to_success_s: expected a fin"),
         (json.dumps({k: v for k, v in record(1).items() if k != "seed"}), "line 2: seed: expected a value"),
-        (json.dumps(record(0)), "line 2: expected every episode once, got episode 0 again"),
     ],
 )
 def test_broken_records_are_named(tmp_path, text, message):

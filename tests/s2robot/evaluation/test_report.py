@@ -86,15 +86,12 @@ def test_every_failure_has_its_row_and_text_is_escaped(tmp_path):
     records[0] |= {"cube_xy": [-0.0512, 0.1449], "cube_yaw": -np.pi / 2}
     # on an arm nobody measures the distance, and an episode may end with a fault
     records[1] |= {"closest_m": None, "fault": "arm <31>", "world": "arm"}
-    for each, value in zip(records, (0.9, 0.02, 0.03, 0.02, 0.01, 0.01, 0.03, 0.01), strict=True):
-        each["disagreement"] = value
     arm = {"world": "arm", "bridge": {"speed": 0.7}, "faults": 1, "training": {"demos": 120, "held_out": 12}}
     save(tmp_path, records, **arm, policy={"a<b": '"&'}, note="<script>alert(1)</script>")
     page = Page(write_report(tmp_path))
     assert page.row("0") == ["0", "approach (not grasped)", "10000", "−5.1", "+14.5", "−90", "1.2", "60"]
     assert "FAULT: arm <31>" in page.row("1")[1] and page.row("1")[6] == "–"
     assert "share of the demos' speed 0.7 · faults 1 · fitted on 120 demos, 12 held out" in page.text
-    assert "AUC 0.87" in page.text  # 13 of 15 pairs
     assert "script" not in page.tags and "policy.a<b" in page.text and '"&' in page.text
 
 
@@ -124,8 +121,7 @@ def test_videos_beyond_the_limit_are_named(tmp_path):
         ("summary.json", None, "summary.json: no such file"),
         ("episodes.jsonl", '{"episode": 0', "episodes.jsonl line 1: broken JSON"),
         ("episodes.jsonl", "", "episodes.jsonl: expected 4 episodes with 3 successes .* got 0 with 0"),
-        ("metrics.json", '[{"loss": 1}]', "metrics.json: expected a list of objects with step"),
-        ("stages.json", '{"stage": "a"}', "stages.json: expected .* with stage and seconds"),
+        ("metrics.json", "[{", "metrics.json: broken JSON"),
     ],
 )
 def test_broken_folders_are_refused_and_the_earlier_report_stays(tmp_path, name, text, message):

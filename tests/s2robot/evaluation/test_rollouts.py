@@ -126,9 +126,9 @@ def test_an_evaluation_that_was_killed_goes_on(encoder, untrained, tmp_path, in_
     """The same records and actions as one that ran through; a torn line and lost actions are run again."""
     settings = {"policy": "p", "env": {"cube_size": 0.04}}
 
-    def run(folder, episodes=5, settings=settings, progress=lambda done, good: None):
-        planner = LearnedPlanner(untrained(encoder), encoder, CAMERAS)
-        return run_episodes(CONFIG, planner, episodes, SEED, 2, folder / "episodes.jsonl", progress, settings)
+    def run(folder, episodes=5, settings=settings, progress=lambda done, good: None, resume=True):
+        planner, journal = LearnedPlanner(untrained(encoder), encoder, CAMERAS), folder / "episodes.jsonl"
+        return run_episodes(CONFIG, planner, episodes, SEED, 2, journal, progress, settings, resume)
 
     def kill(done, good):
         if done == 3:
@@ -166,9 +166,11 @@ def test_an_evaluation_that_was_killed_goes_on(encoder, untrained, tmp_path, in_
     (cut / "episodes.settings.json").write_text("[]")
     with pytest.raises(UserError, match=r"episodes.settings.json: content: expected \[\]"):
         run(cut)
-    assert run(cut, settings=None, episodes=1).records == whole.records[:1]  # evaluate.resume=false
-    with pytest.raises(UserError, match="episodes.jsonl: expected episodes.settings.json beside it"):
-        run(cut)
+    ran.clear()  # evaluate.resume=false
+    assert (
+        run(cut, 1, progress=lambda done, good: ran.append(done), resume=False).records == whole.records[:1]
+    )
+    assert ran == [1] and run(cut).records == whole.records
 
 
 def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, untrained, tmp_path, in_process):
@@ -284,10 +286,7 @@ def test_another_encoder_is_refused(checkpoint, tmp_path):
         ("robot=panda", "trained for robot 'xarm7', given is 'panda'"),
         ("env.cameras=[hand]", "the policy needs cameras hand, left, given are hand: 'left' is missing"),
         ("env.rate_hz=20", "the policy acts at 10 Hz, given are 20 Hz"),
-        (
-            "evaluate.control=replay",
-            "evaluate.control: expected 'blind' or 'nearest_demo', got 'replay'",
-        ),
+        ("evaluate.control=replay", "evaluate.control: expected 'blind' or 'nearest_demo', got 'replay'"),
         ("evaluate.workers=0", "evaluate.workers: expected >= 1, got 0"),
         ("evaluate.episodes=0", "evaluate.episodes: expected >= 1, got 0"),
         ("evaluate.seed=-1", "evaluate.seed: expected >= 0, got -1"),
