@@ -42,7 +42,6 @@ DRAWS = {
     "s2robot.envs.world",
     "s2robot.probing.frames",
     "s2robot.probing.readout",
-    "s2robot.probing.tokens",
 }
 # Modules whose classes derive from those of an extra; the module that imports them asks for it first.
 DERIVES = {"s2robot.vlm.tower"}

@@ -27,23 +27,24 @@ def _on_frames(kind: str, node: dict[str, Any], cfg: "DictConfig") -> Any:
     from s2robot.envs.gl import require_simulator
 
     require_simulator()
-    from s2robot.probing.readout import ReadoutSettings, readout
-    from s2robot.probing.tokens import InformationSettings, information
+    from s2robot.probing.frames import FrameSettings
+    from s2robot.probing.readout import information, readout
 
-    described, target = node.pop("encoders" if kind == "readout" else "sources"), node.pop("target", None)
-    settings: Any = read(ReadoutSettings if kind == "readout" else InformationSettings, node, "probe")
-    settings = settings.replace(world=task_settings(cfg))
+    described = node.pop("encoders" if kind == "readout" else "sources")
+    target, upper = node.pop("target", None), node.pop("upper", None)
+    settings = read(FrameSettings, node, "probe").replace(world=task_settings(cfg))
     encoders = {name: build_encoder(facts) for name, facts in described.items()}
-    if isinstance(settings, InformationSettings):
-        return information(build_encoder(target), encoders, settings)
-    return readout(encoders, settings)
+    if kind == "readout":
+        return readout(encoders, settings)
+    return information(build_encoder(target), encoders, upper, settings)
 
 
 def _on_images(kind: str, node: dict[str, Any], cfg: "DictConfig") -> Any:
     from s2robot.core.settings import read
     from s2robot.pretraining.render import ObjectsSettings
+    from s2robot.probing.heads import ScalingSettings
     from s2robot.probing.memorize import MemorizeSettings, memorize
-    from s2robot.probing.scaling import ScalingSettings, scaling
+    from s2robot.probing.scaling import scaling
 
     objects, out = read(ObjectsSettings, cfg.objects, "objects"), Path(cfg.run_dir)
     if kind == "memorize":

@@ -8,8 +8,7 @@ data.labels("train")["cube_pose"].shape            # (600, 7)
 import hashlib
 import json
 import os
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -17,50 +16,46 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from s2robot.core.errors import UserError
 from s2robot.core.files import cache_dir, replacing
 from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, from_yaml, invalid
 from s2robot.core.workers import worker_pool
-from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
-from s2robot.envs.renderer import OffscreenRenderer
 from s2robot.envs.tasks import make_cached
 from s2robot.loading import device_of
+from s2robot.probing.images import encoded
 from s2robot.probing.report import JOINED, resample
 
-# Lower seeds belong to evaluations (10000, 20000) and demos (100000), higher ones to pre-training scenes.
-FIRST_SEED, LAST_SEED = 200_000, 499_999_999
-CLASSES = ("background", "table", "arm", "gripper", "cube")
-_BODIES = {"table": "table", "robot": "arm", "fixed_mount": "arm", "gripper": "gripper"}  # prefix -> class
-_CELL_PIXELS = 16  # rendered along a side of a cell
-_VERSION = 2  # of what a file holds and how its frames are drawn
-_renderers: dict[str, tuple[CubePick, OffscreenRenderer]] = {}  # kept by a worker between episodes
+# Lower seeds belong to evaluations (10000, 20000) and demos (100000), those from 500,000,000 to pre-training scenes.
+_SEEDS, _EPISODES = {"ge": 200_000, "le": 490_000_000}, {"ge": 2, "le": 1_000_000}
+_VERSION = 3  # of what a file holds and how its frames are drawn
 
 
-def draw_episode(world: CubePickConfig, seed: int, count: int, grid: int) -> dict[str, np.ndarray]:
+def draw_episode(world: CubePickConfig, seed: int, count: int) -> dict[str, np.ndarray]:
     """Render one scripted pick, with its kicks and misses, at random moments.
 
     gripper (count, 6) is x, y, z (m, table frame), sin and cos of four times the yaw, opening; distance is in m.
     """
     rows = []
-    for env, step in moments(world, seed, count):
+    for env, step in _moments(world, seed, count):
         rotation = env.data.site_xmat[env.grip_site].reshape(3, 3)
         yaw = 4 * np.arctan2(rotation[1, 1], rotation[0, 1])
-        row = {"images": np.stack([*env.render_cameras().values()]), "cells": draw_cells(env, grid)}
-        row |= {"cube_pose": env.cube_pose, "distance": np.linalg.norm(env.grip_position - env.cube_pose[:3])}
-        row |= {
-            "gripper": np.array([*env.grip_position, np.sin(yaw), np.cos(yaw), env.opening]),
-            "step": step,
-        }
-        rows.append(row)
+        rows.append(
+            {
+                "images": np.stack([*env.render_cameras().values()]),
+                "cube_pose": env.cube_pose,
+                "distance": np.linalg.norm(env.grip_position - env.cube_pose[:3]),
+                "gripper": np.array([*env.grip_position, np.sin(yaw), np.cos(yaw), env.opening]),
+                "step": step,
+            }
+        )
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def moments(world: CubePickConfig, seed: int, count: int) -> Iterator[tuple[CubePick, int]]:
+def _moments(world: CubePickConfig, seed: int, count: int) -> Iterator[tuple[CubePick, int]]:
     """Yield a scripted pick's simulation at `count` of its steps, drawn without repetition, and the step."""
     env: Any = make_cached(world, draw=False)
     picker = Picker(env)
@@ -70,45 +65,15 @@ def moments(world: CubePickConfig, seed: int, count: int) -> Iterator[tuple[Cube
     while len(states) <= world.max_steps and not env.is_success:
         env.step_physics(picker.act()[0])
         states.append(env.get_state())
-    if count > len(states):
-        raise UserError(
-            f"probe.frames: expected at most {len(states)}, the steps of seed {seed}, got {count}"
-        )
     rng = np.random.default_rng([seed, 13])  # independent of the picker's own stream
     for step in np.sort(rng.choice(len(states), count, replace=False)):
         env.set_state(states[step])
         yield env, int(step)
 
 
-def draw_cells(env: CubePick, grid: int) -> np.ndarray:
-    """Return mean depth (m) and shares of CLASSES in each cell of the frames.  # (cameras, grid * grid, 6)"""
-    size, classes = grid * _CELL_PIXELS, geom_classes(env)
-    key = f"{size} {env.config!r}"
-    if key not in _renderers or _renderers[key][0] is not env:
-        _renderers[key] = env, OffscreenRenderer(env.model, (size, size))
-    cells = []
-    for camera in env.camera_ids.values():
-        depth, geoms = _renderers[key][1].truth(env.data, camera)
-        pixels = np.concatenate([depth[..., None], np.eye(len(CLASSES))[classes[geoms]]], -1)  # (S, S, 6)
-        blocks = pixels.reshape(grid, _CELL_PIXELS, grid, _CELL_PIXELS, -1).mean((1, 3))
-        cells.append(blocks.reshape(grid * grid, -1))
-    return np.stack(cells).astype(np.float32)
-
-
-def geom_classes(env: CubePick) -> np.ndarray:
-    """Return the class of each geom, and at index -1 that of no geom.  # (ngeom + 1,)"""
-    classes = np.zeros(env.model.ngeom + 1, int)
-    for geom in range(env.model.ngeom):
-        body = env.model.body(env.model.geom_bodyid[geom]).name
-        name = next((name for prefix, name in _BODIES.items() if body.startswith(prefix)), "background")
-        classes[geom] = CLASSES.index("cube" if geom in env._cube_geoms else name)
-    return classes
-
-
-def _draw_to(path: Path, world: CubePickConfig, seed: int, count: int, grid: int) -> None:
-    arrays = draw_episode(world, seed, count, grid)
+def _draw_to(path: Path, *episode: Any) -> None:
     with replacing(path, shared=True) as part:
-        np.savez_compressed(part, **arrays)
+        np.savez_compressed(part, **draw_episode(*episode))
 
 
 class FrameSettings(Settings, at="probe", file="probe/readout"):
@@ -116,23 +81,17 @@ class FrameSettings(Settings, at="probe", file="probe/readout"):
 
     world: CubePickConfig = Field(default_factory=CubePickConfig)
     image_size: int | None = from_yaml(ge=1)
-    train_episodes: int = from_yaml(ge=2)
-    test_episodes: int = from_yaml(ge=2)
-    frames: int = from_yaml(ge=1)
-    cells: int = from_yaml(ge=1)
-    train_seed: int = from_yaml(ge=FIRST_SEED)
-    test_seed: int = from_yaml(ge=FIRST_SEED)
+    train_episodes: int = from_yaml(**_EPISODES)
+    test_episodes: int = from_yaml(**_EPISODES)
+    frames: int = from_yaml(ge=1, le=20)
+    train_seed: int = from_yaml(**_SEEDS)
+    test_seed: int = from_yaml(**_SEEDS)
     resamples: int = from_yaml(ge=100)
-    cache: str | None = from_yaml()
     workers: int | None = from_yaml(ge=1)
     device: str = from_yaml()
 
     @model_validator(mode="after")
-    def _own_seeds(self) -> Self:
-        for part in ("train", "test"):
-            if self.seeds(part)[-1] > LAST_SEED:
-                last = LAST_SEED + 1 - len(self.seeds(part))
-                raise invalid(f"{part}_seed", f"<= {last}", self.seeds(part)[0])
+    def _test_on_other_episodes(self) -> Self:
         if set(self.seeds("train")) & set(self.seeds("test")):
             raise invalid("test_seed", "none of the training episodes", self.test_seed)
         return self
@@ -158,20 +117,26 @@ class FrameFeatures:
     """The frames of a probe, as large as the largest encoder takes, and features on them; later runs use them again."""
 
     def __init__(self, cfg: FrameSettings, encoders: Sequence[S2Encoder]) -> None:
-        self.root = Path(cfg.cache) if cfg.cache else cache_dir()
         size = cfg.image_size or max(encoder.image_size for encoder in encoders)
-        self.cfg = cfg.replace(image_size=size, cache=None)
+        self.cfg = cfg.replace(image_size=size)
         self.seeds = [*cfg.seeds("train"), *cfg.seeds("test")]
         world = cfg.world.replace(image_size=size)
-        facts = [_VERSION, repr(world), repr(PickerConfig()), cfg.frames, cfg.cells, version("mujoco")]
+        facts = [_VERSION, repr(world), repr(PickerConfig()), cfg.frames, version("mujoco")]
         self.key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-        missing = [seed for seed in self.seeds if not self._read(seed)]
-        jobs = [(self._file(seed), world, seed, cfg.frames, cfg.cells) for seed in missing]
+        missing = [seed for seed in self.seeds if not self.file(seed).is_file()]
+        jobs = [(self.file(seed), world, seed, cfg.frames) for seed in missing]
         if jobs:
             workers = min(cfg.workers or max(1, (os.cpu_count() or 1) // 2), len(jobs))
             with worker_pool(workers) as pool, bar("drawing frames") as update:
                 for done, _ in enumerate(pool.in_order(_draw_to, jobs), 1):
                     update(done, len(jobs))
+
+    def file(self, seed: int) -> Path:
+        return cache_dir() / "readout" / self.key / f"{seed}.npz"
+
+    def _read(self, seed: int) -> dict[str, np.ndarray]:
+        with np.load(self.file(seed), allow_pickle=False) as file:
+            return dict(file)
 
     def labels(self, part: str) -> dict[str, np.ndarray]:
         """Return `draw_episode`'s labels of a part's n frames, and "episode" (n,), its place in the part."""
@@ -182,37 +147,14 @@ class FrameFeatures:
     def encode(self, name: str, encoder: S2Encoder) -> np.ndarray:
         """Return features from the cache, or newly encoded.  # (T, cameras, N, D)"""
         dataset = hashlib.sha256(json.dumps([self.key, self.seeds]).encode()).hexdigest()
-        names, lengths = self.cfg.world.cameras, [self.cfg.frames] * len(self.seeds)
-        shape = encoder.num_tokens, encoder.dim
-        about = {"encoder": name, "sizes": list(encoder.sizes)}
-        cache = FeatureCache(
-            self.root / "features",
-            f"readout {dataset}",
-            encoder.fingerprint,
-            names,
-            lengths,
-            *shape,
-            about=about,
-        )
         encoder.to(device_of(self.cfg.device))
 
         def images(episodes: list[int]) -> Iterator[tuple[int, list[np.ndarray]]]:
             for i in episodes:
                 yield i, list(self._read(self.seeds[i])["images"].swapaxes(0, 1))
 
-        with bar(f"encoding {name}") as update:
-            return cache.build(images, encoder.encode, update)
-
-    def _file(self, seed: int) -> Path:
-        return self.root / "readout" / self.key / f"{seed}.npz"
-
-    def _read(self, seed: int) -> Mapping[str, np.ndarray]:
-        """Return an episode; {} if it is missing or damaged."""
-        try:
-            with np.load(self._file(seed), allow_pickle=False) as file:
-                return dict(file)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return {}
+        lengths = [self.cfg.frames] * len(self.seeds)
+        return encoded(name, encoder, f"readout {dataset}", self.cfg.world.cameras, lengths, images).features
 
 
 def columns_of(cameras: Sequence[str]) -> dict[str, list[int]]:

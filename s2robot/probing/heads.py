@@ -1,8 +1,8 @@
 """Heads on frozen features, trained in pieces, and what they get right: classes, segments, depth.
 
-    head, curve = fit_head(Classify(24), "linear", data, HeadSettings(), seed=0)
+    head, curve = fit_head(Classify(24), "linear", data, settings, seed=0)
     tallies = tally(Classify(24), head, data)                 # (held-out images, width), in order
-    Classify(24).scores(weights @ tallies, weights.sum(1))    # weights (B, n) -> {"accuracy": (B,), ...}
+    Classify(24).scores(weights @ tallies)                    # weights (B, n) -> {"accuracy": (B,), ...}
 
 A head sees features standardised by the training images. Of its states at `checks` even steps, the one with the
 least validation loss is used, so that a wider feature, which a head fits faster, is not penalised.
@@ -12,18 +12,20 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import replacing
-from s2robot.core.settings import Settings, from_yaml
+from s2robot.core.settings import Settings, from_yaml, invalid
 from s2robot.probing.images import Rows
 from s2robot.training.loop import optimise
 
@@ -32,12 +34,17 @@ _NEAR = 1e-3  # m, so that the logarithm of an unknown depth is finite
 _WIDTH = 32  # channels of the convolutional head
 _SEEN = 32  # points along a side at which a dense head is trained
 _BATCH = 32  # images judged at once
+Scales = Annotated[tuple[int | float, ...], Field(min_length=1)]
 Curve = list[tuple[int, float, float]]  # step, training loss since the last, validation loss
 
 
-class HeadSettings(Settings, at="probe.head", file="probe/scaling"):
+class ScalingSettings(Settings, at="probe", file="probe/scaling"):
     """configs/probe/scaling.yaml describes each."""
 
+    scales: tuple[Scales, ...] = from_yaml(min_length=1)
+    resize: tuple[Literal["upsample", "native"], ...] = from_yaml(min_length=1)
+    tasks: tuple[Literal["classify", "segment", "depth"], ...] = from_yaml(min_length=1)
+    heads: tuple[Literal["linear", "conv"], ...] = from_yaml(min_length=1)
     steps: int = from_yaml(ge=1)
     batch: int = from_yaml(ge=1)
     dense_batch: int = from_yaml(ge=1)
@@ -45,59 +52,68 @@ class HeadSettings(Settings, at="probe.head", file="probe/scaling"):
     lr_deep: float = from_yaml(gt=0)
     weight_decay: float = from_yaml(ge=0)
     checks: int = from_yaml(ge=1)
+    data: str | None = from_yaml()
+    ignore: int | None = from_yaml()
+    metre: float = from_yaml()
+    points: int = from_yaml(ge=8)
+    held_out: float = from_yaml(ge=0.01, le=0.99)
+    validation: float = from_yaml(ge=0, le=0.9)
+    seeds: tuple[int, ...] = from_yaml(min_length=1)
+    resamples: int = from_yaml(ge=100)
+    families: tuple[tuple[str, ...], ...] = from_yaml()
+    device: str = from_yaml()
+
+    @model_validator(mode="after")
+    def _smallest_scale_in_each(self) -> Self:
+        if any(self.all_scales[0] not in chosen for chosen in self.scales):
+            raise invalid("scales", "the smallest in each set", self.scales)
+        return self
+
+    @property
+    def all_scales(self) -> tuple[float, ...]:
+        return tuple(sorted({scale for chosen in self.scales for scale in chosen}))
 
 
 @dataclass(frozen=True)
 class Classify:
-    """One of `channels` classes; truth: their numbers (n,)."""
+    """One of `channels` classes; out (B, C), truth (B,)."""
 
     channels: int
     metrics: ClassVar = ("accuracy", "loss")
 
-    def loss(self, out: Tensor, truth: Tensor) -> Tensor:  # (B, C), (B,) -> ()
-        return F.cross_entropy(out, truth.long())
-
     def tally(self, out: Tensor, truth: Tensor) -> Tensor:
-        """Return whether each is right, and its loss: (B, C), (B,) -> (B, 2)."""
+        """Return whether each is right, its loss and 1: (B, C), (B,) -> (B, 3)."""
         losses = F.cross_entropy(out, truth.long(), reduction="none")
-        return torch.stack([(out.argmax(1) == truth).float(), losses], 1)
+        return torch.stack([(out.argmax(1) == truth).float(), losses, torch.ones_like(losses)], 1)
 
-    def scores(self, sums: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return metrics (B,) from weighted sums of tallies (B, width) of weights (B,) images."""
-        return {"accuracy": sums[:, 0] / weights, "loss": sums[:, 1] / weights}
+    def scores(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """Return metrics (B,) from weighted sums of tallies (B, width)."""
+        return {"accuracy": sums[:, 0] / sums[:, 2], "loss": sums[:, 1] / sums[:, 2]}
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Labels of points; truth (n, P, P), `ignore` where there is none."""
+    """Labels of points; out (B, C, h, w), truth (B, P, P), `ignore` where there is none."""
 
     channels: int
     ignore: int | None
     metrics: ClassVar = ("miou", "loss")
 
-    def loss(self, out: Tensor, truth: Tensor) -> Tensor:  # (B, C, h, w), (B, P, P) -> ()
-        losses, known = self._losses(out, _thinned(truth))
-        return losses.sum() / known.sum().clamp(min=1)
-
     def tally(self, out: Tensor, truth: Tensor) -> Tensor:
         """Return intersection and union of each label, the loss, labelled points: -> (B, 2 C + 2)."""
-        losses, known = self._losses(out, truth)
-        found = _resized(out, truth).argmax(1)  # (B, P, P)
+        out, known = _resized(out, truth), truth != (-1 if self.ignore is None else self.ignore)
+        losses = F.cross_entropy(out, truth.long() * known, reduction="none") * known
+        found = out.argmax(1)  # (B, P, P)
         both = self._count(truth, known & (found == truth))
         either = self._count(truth, known) + self._count(found, known) - both
         return torch.cat([both, either, losses.sum((1, 2))[:, None], known.sum((1, 2))[:, None]], 1)
-
-    def _losses(self, out: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        known = truth != (-1 if self.ignore is None else self.ignore)
-        losses = F.cross_entropy(_resized(out, truth), truth.long() * known, reduction="none")
-        return losses * known, known
 
     def _count(self, labels: Tensor, where: Tensor) -> Tensor:
         """Count the points of each label.  # (B, P, P) -> float (B, C)"""
         index = torch.where(where, labels, 0).flatten(1).long()
         return torch.zeros(len(labels), self.channels).scatter_add_(1, index, where.flatten(1).float())
 
-    def scores(self, sums: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    def scores(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """Return the mean IoU over labels that occur or are predicted, of all points of all images."""
         both, either = sums[:, : self.channels], sums[:, self.channels : -2]
         iou = np.where(either > 0, both / np.where(either > 0, either, 1), np.nan)
@@ -106,34 +122,32 @@ class Segment:
 
 @dataclass(frozen=True)
 class Depth:
-    """Depth of points; truth (n, P, P) in units of `metre` m, 0 = unknown. Heads predict its logarithm."""
+    """Logarithm of the depth of points; out (B, 1, h, w), truth (B, P, P) in units of `metre` m, 0 = unknown."""
 
     metre: float
     channels: ClassVar = 1
     metrics: ClassVar = ("rmse_m", "delta_1.25", "loss")
 
-    def loss(self, out: Tensor, truth: Tensor) -> Tensor:  # (B, 1, h, w), (B, P, P) -> ()
-        truth = _thinned(truth)
-        known, errors = truth > 0, (_resized(out, truth)[:, 0] - self._log(truth)) ** 2
-        return (errors * known).sum() / known.sum().clamp(min=1)
-
     def tally(self, out: Tensor, truth: Tensor) -> Tensor:
         """Return squared errors, points within 1.25, squared errors of the logarithm, known points: -> (B, 4)."""
-        known, logs, found = truth > 0, self._log(truth), _resized(out, truth)[:, 0]
+        known, found = truth > 0, _resized(out, truth)[:, 0]
+        logs = torch.log(truth.float() * self.metre + _NEAR * ~known)
         within, errors = (found - logs).abs() < np.log(1.25), (found.exp() - logs.exp()) ** 2
         counted = (errors, within, (found - logs) ** 2, torch.ones_like(found))
         return torch.stack([(x * known).sum((1, 2)) for x in counted], 1)
 
-    def _log(self, truth: Tensor) -> Tensor:
-        return torch.log(truth.float() * self.metre + _NEAR * (truth == 0))
-
-    def scores(self, sums: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    def scores(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """Return metrics over all known points of all images."""
         squared, within, logs, points = sums.T
         return {"rmse_m": np.sqrt(squared / points), "delta_1.25": within / points, "loss": logs / points}
 
 
-Task = Classify | Segment | Depth
+Task = Classify | Segment | Depth  # the last two columns of a tally are the loss and what it is the mean of
+
+
+def loss_of(task: Task, out: Tensor, truth: Tensor) -> Tensor:
+    losses, counts = task.tally(out, _thinned(truth))[:, -2:].sum(0)
+    return losses / counts.clamp(min=1)
 
 
 def _resized(out: Tensor, truth: Tensor) -> Tensor:  # (B, C, h, w) -> (B, C, P, P)
@@ -141,8 +155,8 @@ def _resized(out: Tensor, truth: Tensor) -> Tensor:  # (B, C, h, w) -> (B, C, P,
 
 
 def _thinned(truth: Tensor) -> Tensor:
-    """Return truth at the nearest of _SEEN x _SEEN points, or all where there are fewer.  # (B, P, P)"""
-    if truth.shape[-1] <= _SEEN:
+    """Return the truth of points at the nearest of _SEEN x _SEEN, or all where there are fewer.  # (B, P, P)"""
+    if truth.ndim == 1 or truth.shape[-1] <= _SEEN:
         return truth
     at = ((torch.arange(_SEEN) + 0.5) * truth.shape[-1] / _SEEN).long()
     return truth[:, at[:, None], at]
@@ -154,8 +168,6 @@ class Head(nn.Module):
     def __init__(self, task: Task, kind: str, tokens: int, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.dense, self.side = not isinstance(task, Classify), round(tokens**0.5)
-        if self.dense and self.side**2 != tokens:
-            raise UserError(f"probe.models: expected square token maps for dense tasks, got {tokens} tokens")
         self.mean: Tensor
         self.scale: Tensor
         self.register_buffer("mean", mean)
@@ -177,7 +189,10 @@ class Head(nn.Module):
 
 @dataclass(frozen=True)
 class Data:
-    """Features (n, N, D) of which a head sees `columns`, truth (n, ...), and roles FIT, VALIDATE or TEST (n,)."""
+    """Features (n, N, D) of which a head sees `columns`, truth (n, ...), and roles FIT, VALIDATE or TEST (n,).
+
+    For one truth an image, it sees the mean token.
+    """
 
     features: Rows
     columns: np.ndarray
@@ -197,6 +212,8 @@ class Data:
             rows = slice(starts[i], ends[i])
             if (chosen := keep[rows]).any():
                 x, y = self.features[rows][chosen][..., self.columns], self.truth[rows][chosen]
+                if y.ndim == 1:
+                    x = x.mean(1, dtype=np.float32, keepdims=True)
                 yield torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int32))
 
     def spread(self, size: int) -> tuple[Tensor, Tensor]:
@@ -210,36 +227,31 @@ class Data:
         return mean.float(), std.float()
 
 
-def fit_head(task: Task, kind: str, data: Data, settings: HeadSettings, seed: int) -> tuple[Head, Curve]:
+def fit_head(task: Task, kind: str, data: Data, settings: ScalingSettings, seed: int) -> tuple[Head, Curve]:
     """Train a head on the images of FIT; return its state with the least loss on those of VALIDATE, and its curve."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 31])
     size = settings.batch if isinstance(task, Classify) else settings.dense_batch
-    head = Head(task, kind, data.features[:1].shape[1], *data.spread(size))
+    head = Head(task, kind, data.features.shape[1], *data.spread(size))
     lr, steps = settings.lr if kind == "linear" else settings.lr_deep, settings.steps
     batches = chain.from_iterable(data.batches(FIT, size, rng) for _ in count())
+    judged = VALIDATE if (data.roles == VALIDATE).any() else FIT
     least, best = np.inf, {}
     curve: Curve = []
     losses: list[float] = []
-    trained = optimise(head, batches, task.loss, steps, lr, settings.weight_decay, steps // 20)
+    trained = optimise(head, batches, partial(loss_of, task), steps, lr, settings.weight_decay, steps // 20)
     for step, loss in enumerate(trained, 1):
         losses.append(loss)
         if step % max(1, steps // settings.checks) == 0 or step == steps:
-            training, losses = sum(losses) / len(losses), []
-            held_out = _mean_loss(task, head, data, size) if (data.roles == VALIDATE).any() else training
-            curve.append((step, training, held_out))
-            if held_out < least:
-                least, best = held_out, {k: v.clone() for k, v in head.state_dict().items()}
+            total, points = tally(task, head, data, judged)[:, -2:].sum(0, dtype=np.float64)
+            curve.append((step, sum(losses) / len(losses), total / points))
+            losses = []
+            if total / points < least:
+                least, best = total / points, {k: v.clone() for k, v in head.state_dict().items()}
     if not best:
-        raise UserError(f"probe.head: the loss of a {kind} head is not finite; lower its rate {lr}")
+        raise UserError(f"probe.lr: the loss of a {kind} head is not finite; lower its rate {lr}")
     head.load_state_dict(best)
     return head, curve
-
-
-@torch.no_grad()
-def _mean_loss(task: Task, head: Head, data: Data, size: int) -> float:
-    losses = [(task.loss(head(x), y).item(), len(x)) for x, y in data.batches(VALIDATE, size)]
-    return sum(loss * n for loss, n in losses) / sum(n for _, n in losses)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
     images = open_images(Path("photos"))             # photos/<class>/*.jpg, or photos/images/<class>/*.jpg
     images.frame(7, 224).shape                       # uint8 (224, 224, 3): the middle square, resized
     images.truth(7, "segment", 96).shape             # photos/masks/<class>/<same name>.png, at the nearest pixels
-    encode_images("tiny", encoder, images, root)[:64].shape    # (64, N, D)
+    encode_images("tiny", encoder, images)[:64].shape    # (64, N, D)
 
 Masks and depth lie beside `images` under the same relative names. A folder may hold `train` and `test` (or `val`), each
 such a folder. Images stand in an order mixed by a fixed seed, so that neighbours are a sample of all.
@@ -12,7 +12,7 @@ such a folder. Images stand in an order mixed by a fixed seed, so that neighbour
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +20,17 @@ import numpy as np
 from PIL import Image
 
 from s2robot.core.errors import UserError
-from s2robot.core.files import read_json, replacing
+from s2robot.core.files import cache_dir, read_json, replacing
 from s2robot.core.progress import bar
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.pretraining.frames import IMAGES, read_image
+from s2robot.pretraining.render import ObjectsSettings, make_objects
 
-HELD_OUT = ("test", "val", "validation")  # names of the folder beside `train`
-TRUTHS = {"segment": "masks", "depth": "depth"}  # task -> folder of its truth
+_HELD_OUT = ("test", "val", "validation")  # names of the folder beside `train`
+_TRUTHS = {"segment": "masks", "depth": "depth"}  # task -> folder of its truth
 _MODES = {"segment": ("L", "P", "1", "I", "I;16"), "depth": ("I", "I;16", "I;16B")}  # Pillow's, one channel
+_BITS = {"segment": "8 or 16", "depth": "16"}
 _KINDS = (*IMAGES, ".webp", ".bmp", ".tif", ".tiff")
 _FRAME_BYTES = 48_000_000  # of the frames that are in memory at once, about
 _VERSION = 2  # of how images become frames
@@ -39,7 +41,7 @@ class Images:
     """Images of one folder, in mixed order."""
 
     root: Path
-    names: np.ndarray  # (n,), paths below `root` as the file system's bytes
+    names: list[str]  # paths below `root`
     classes: tuple[str, ...]  # names of the class folders; empty where images lie in none
     labels: np.ndarray  # (n,), place in `classes`
     parts: np.ndarray  # (n,), 0 for `train`, 1 for `test`; -1 in a folder without parts
@@ -50,12 +52,10 @@ class Images:
 
     def path(self, i: int, task: str = "") -> Path:
         """Return the path of image i, or with a task of its mask or depth."""
-        name = Path(os.fsdecode(bytes(self.names[i])))
-        if not task:
-            return self.root / name
-        parts = list(name.parts)
-        parts[parts.index("images")] = TRUTHS[task]
-        return self.root.joinpath(*parts).with_suffix(".png")
+        name = Path(self.names[i])
+        if task:
+            name = Path(*(_TRUTHS[task] if p == "images" else p for p in name.parts)).with_suffix(".png")
+        return self.root / name
 
     def frame(self, i: int, side: int) -> np.ndarray:
         """Return the middle square, resized.  # uint8 (side, side, 3)"""
@@ -70,47 +70,48 @@ class Images:
         image = read_image(path)
         with Image.open(self.path(i)) as shown:  # reads the header only
             size = shown.size
-        if image.size != size:
-            raise UserError(f"{path}: expected {size[0]} x {size[1]} px as its image, got {image.size}")
-        if image.mode not in _MODES[task]:
-            bits = "16 bits" if task == "depth" else "8 or 16 bits"
-            raise UserError(f"{path}: expected one channel of {bits}, got Pillow's mode {image.mode}")
+        if image.size != size or image.mode not in _MODES[task]:
+            raise UserError(
+                f"{path}: expected one channel of {_BITS[task]} bits at {size[0]} x {size[1]} px as its image, got "
+                f"Pillow's mode {image.mode} at {image.size[0]} x {image.size[1]}"
+            )
         left, top, right, _ = _middle(size)
         steps = (np.arange(side) + 0.5) * (right - left) / side
         pixels = np.asarray(image)[(top + steps).astype(int)[:, None], (left + steps).astype(int)]
         return pixels.astype(np.uint16)
 
 
-def open_images(root: Path, tasks: Sequence[str] = ("classify",)) -> Images:
-    """Return the images of a folder; raise UserError where these tasks find no images, truths or classes in it."""
+def gather(data: str | None, objects: ObjectsSettings, classify: bool) -> Images:
+    """Return the images of a folder, or rendered ones from the user's cache; `classify`: their classes are learned."""
+    if data is not None:
+        return open_images(Path(data), classify)
+    key = hashlib.sha256(json.dumps(objects.recipe, sort_keys=True).encode()).hexdigest()[:12]
+    return open_images(make_objects(objects, cache_dir("objects", key)), classify)
+
+
+def open_images(root: Path, classify: bool = True) -> Images:
+    """Return the images of a folder; raise UserError where classes to learn have too few images."""
     folders = {-1: root}
     if (root / "train").is_dir():
-        held_out = next((root / name for name in HELD_OUT if (root / name).is_dir()), None)
-        if held_out is None:
-            raise UserError(f"{root}: expected one of {', '.join(HELD_OUT)} beside train, got none")
-        folders = {0: root / "train", 1: held_out}
+        held_out = [root / name for name in _HELD_OUT if (root / name).is_dir()]
+        folders = {0: root / "train"} | dict(enumerate(held_out[:1], 1))
     classes: dict[str, int] = {}
     rows, digest = [], hashlib.sha256()
     for part, folder in folders.items():
         images = folder / "images" if (folder / "images").is_dir() else folder
-        for truth in {*tasks} & {*TRUTHS}:
-            if images == folder or not (folder / TRUTHS[truth]).is_dir():
-                raise UserError(f"{folder}: expected the folders images and {TRUTHS[truth]} for {truth}")
         for path in _files(images):
-            name, (below, *rest) = os.fsencode(path.relative_to(root)), path.relative_to(images).parts
+            name, (below, *rest) = str(path.relative_to(root)), path.relative_to(images).parts
             rows.append((name, classes.setdefault(below if rest else "", len(classes)), part))
             info = path.stat()
-            digest.update(name + f" {info.st_size} {info.st_mtime_ns}\n".encode())
-    if not rows:
-        raise UserError(f"{root}: expected images ({' '.join(_KINDS)}), got none")
-    names, labels, parts = (np.array(column) for column in zip(*rows, strict=True))
-    learnt = np.bincount(labels[parts != 1], minlength=len(classes))
-    if "classify" in tasks and (len(classes) < 2 or "" in classes or min(learnt) < 2):
-        counts = dict(zip(classes, learnt.tolist(), strict=True))
+            digest.update(os.fsencode(name) + f" {info.st_size} {info.st_mtime_ns}\n".encode())
+    labels, parts = np.array([row[1:] for row in rows], int).reshape(-1, 2).T
+    learned = np.bincount(labels[parts != 1], minlength=len(classes))
+    if classify and (len(classes) < 2 or "" in classes or min(learned) < 2):
+        counts = dict(zip(classes, learned.tolist(), strict=True))
         raise UserError(f"{root}: expected class folders with 2 or more images to learn from, got {counts}")
-    order = np.random.default_rng(5).permutation(len(names))
+    order = np.random.default_rng(5).permutation(len(rows))
     known = () if set(classes) == {""} else tuple(classes)
-    return Images(root, names[order], known, labels[order], parts[order], digest.hexdigest())
+    return Images(root, [rows[i][0] for i in order], known, labels[order], parts[order], digest.hexdigest())
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -130,66 +131,74 @@ def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 @dataclass(frozen=True)
 class Rows:
-    """An array (n, ...) in a raw file, or with `pooled` the mean over its second axis; `rows[a:b]` reads a part."""
+    """An array (n, ...) in a raw file; `rows[a:b]` reads a part."""
 
     path: Path
     dtype: str
     shape: tuple[int, ...]
-    pooled: bool = False
-
-    def __len__(self) -> int:
-        return self.shape[0]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         # mapped anew each time: pages of a mapped file count as memory of the process
-        found = np.array(np.memmap(self.path, self.dtype, "r", shape=self.shape)[rows])
-        return found.mean(1, dtype=np.float32, keepdims=True) if self.pooled else found
+        return np.array(np.memmap(self.path, self.dtype, "r", shape=self.shape)[rows])
 
 
-def encode_images(name: str, encoder: S2Encoder, images: Images, root: Path) -> Rows:
-    """Return features of all images, from the cache below `root` or newly encoded.  # float16 (n, N, D)"""
-    side = encoder.image_size
-    count = int(np.clip(2 ** int(np.log2(_FRAME_BYTES / (3 * side**2))), 1, 1024))
-    lengths = [min(count, len(images) - start) for start in range(0, len(images), count)]
-    dataset = f"pictures {_VERSION} {images.fingerprint} by {count}"
-    shape = encoder.num_tokens, encoder.dim
-    about = {"encoder": name, "sizes": list(encoder.sizes), "images": str(images.root)}
+def encoded(
+    name: str,
+    encoder: S2Encoder,
+    dataset: str,
+    cameras: Sequence[str],
+    lengths: Sequence[int],
+    frames: Callable[[list[int]], Iterator[tuple[int, list[np.ndarray]]]],
+) -> FeatureCache:
+    """Return the user's cache of an encoder's features, complete; `frames` as in `FeatureCache.build`."""
     cache = FeatureCache(
-        root / "features", dataset, encoder.fingerprint, ["picture"], lengths, *shape, about=about
+        cache_dir("features"),
+        dataset,
+        encoder.fingerprint,
+        cameras,
+        lengths,
+        encoder.num_tokens,
+        encoder.dim,
+        about={"encoder": name, "sizes": list(encoder.sizes)},
     )
-
-    def frames(missing: list[int]) -> Iterator[tuple[int, list[np.ndarray]]]:
-        for chunk in missing:
-            places = range(chunk * count, chunk * count + lengths[chunk])
-            yield chunk, [np.stack([images.frame(i, side) for i in places])]
-
     with bar(f"encoding {name}") as update:
         cache.build(frames, encoder.encode, update)
-    return Rows(cache.path / "features.bin", cache.dtype.str, (len(images), *shape))
+    return cache
 
 
-def truth_rows(images: Images, task: str, side: int, root: Path) -> Rows:
-    """Return labels or depth of all images, made once and stored below `root`.  # uint16 (n, side, side)"""
+def encode_images(name: str, encoder: S2Encoder, images: Images) -> Rows:
+    """Return features of all images, from the user's cache or newly encoded.  # float16 (n, N, D)"""
+    side = encoder.image_size
+    count = int(np.clip(2 ** int(np.log2(_FRAME_BYTES / (3 * side**2))), 1, 1024))
+    pieces = [range(start, min(start + count, len(images))) for start in range(0, len(images), count)]
+
+    def frames(missing: list[int]) -> Iterator[tuple[int, list[np.ndarray]]]:
+        for piece in missing:
+            yield piece, [np.stack([images.frame(i, side) for i in pieces[piece]])]
+
+    dataset = f"pictures {_VERSION} {images.fingerprint} by {count}"
+    cache = encoded(name, encoder, dataset, ["picture"], [*map(len, pieces)], frames)
+    return Rows(cache.path / "features.bin", cache.dtype.str, (len(images), encoder.num_tokens, encoder.dim))
+
+
+def truth_rows(images: Images, task: str, side: int) -> Rows:
+    """Return labels or depth of all images, read once and stored in the user's cache.  # uint16 (n, side, side)"""
     digest = hashlib.sha256(json.dumps([images.fingerprint, task, side]).encode())
     for i in range(len(images)):
         if (path := images.path(i, task)).is_file():
             digest.update(f"{path.stat().st_size} {path.stat().st_mtime_ns} ".encode())
-    rows = Rows(root / "truths" / f"{digest.hexdigest()[:16]}.u2", "<u2", (len(images), side, side))
-    if not rows.path.is_file():
-        with (
-            replacing(rows.path, shared=True) as part,
-            part.open("wb") as file,
-            bar(f"reading {task}") as update,
-        ):
+    path = cache_dir("truths") / f"{digest.hexdigest()[:16]}.u2"
+    if not path.is_file():
+        with replacing(path, shared=True) as part, part.open("wb") as file, bar(f"reading {task}") as update:
             for i in range(len(images)):
                 file.write(images.truth(i, task, side).astype("<u2").tobytes())
                 update(i + 1, len(images))
-    return rows
+    return Rows(path, "<u2", (len(images), side, side))
 
 
 def count_labels(images: Images, truth: Rows, ignore: int | None) -> int:
     """Return how many labels masks hold: as meta.json says, but more than the largest."""
     about = read_json(images.root / "meta.json") if (images.root / "meta.json").is_file() else {}
-    blocks = (truth[start : start + 256] for start in range(0, len(truth), 256))
+    blocks = (truth[start : start + 256] for start in range(0, len(images), 256))
     largest = max(int(block[block != ignore].max(initial=0)) for block in blocks)
     return max(len(about.get("labels", ())), largest + 1)

@@ -10,6 +10,7 @@ t intervals over images and seeds, paired in differences.
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,21 +22,20 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from s2robot.backbones.facts import IMAGENET
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.core.errors import UserError
-from s2robot.core.files import cache_dir
 from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.pretraining.render import ObjectsSettings
-from s2robot.probing.heads import Classify, stored
-from s2robot.probing.report import Outcome, Point, compare, earlier
-from s2robot.probing.scaling import gather, samples_of
+from s2robot.probing.heads import Classify, loss_of, stored
+from s2robot.probing.images import gather
+from s2robot.probing.report import Outcome, Point, compare, earlier, resampled
 from s2robot.s2.module import S2
 from s2robot.training.loop import optimise
 
 BASE, S2_TRAINED, LARGE, S2_AFTER = "base", "base-s2", "large", "base-s2-after"
 ARMS = {"instances": (BASE, S2_TRAINED, LARGE), "classes": (BASE, S2_AFTER, S2_TRAINED, LARGE)}
-_COLOURS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _BATCH = 64  # images judged at once
 _VERSION = 1  # of the training
 Part = tuple[np.ndarray, np.ndarray]  # frames uint8 (n, S, S, 3), labels (n,)
@@ -58,7 +58,6 @@ class MemorizeSettings(Settings, at="probe", file="probe/memorize"):
     seeds: tuple[int, ...] = from_yaml(min_length=1)
     resamples: int = from_yaml(ge=100)
     data: str | None = from_yaml()
-    cache: str | None = from_yaml()
 
 
 class Classifier(nn.Module):
@@ -68,7 +67,14 @@ class Classifier(nn.Module):
         self, spec: ViTSpec, scales: tuple[int, ...], resize: str, classes: int, vit: nn.Module | None = None
     ) -> None:
         super().__init__()
-        facts: Any = {"tile": spec.img_size, "patch": spec.patch_size, "num_prefix_tokens": 1, **_COLOURS}
+        mean, std = IMAGENET
+        facts: Any = {
+            "tile": spec.img_size,
+            "patch": spec.patch_size,
+            "num_prefix_tokens": 1,
+            "mean": mean,
+            "std": std,
+        }
         self.vit = vit or MVPViT(spec)
         self.s2 = S2(self.vit, scales, output="pooled", resize=resize, frozen=vit is not None, **facts)
         self.norm = nn.LayerNorm(self.s2.dim)
@@ -91,7 +97,7 @@ def train(model: Classifier, part: Part, settings: MemorizeSettings, seed: int) 
             shown = _augmented(frames[chosen], rng) if settings.task == "classes" else frames[chosen]
             yield torch.from_numpy(shown), torch.from_numpy(labels[chosen])
 
-    loss, rate = Classify(model.head.out_features).loss, (settings.lr, settings.weight_decay)
+    loss, rate = partial(loss_of, Classify(model.head.out_features)), (settings.lr, settings.weight_decay)
     model.train()
     deque(optimise(model, batches(), loss, steps, *rate, steps // 10, clip=1.0), 0)
     model.eval()
@@ -118,37 +124,34 @@ def tallies_of(model: Classifier, part: Part) -> np.ndarray:
 
 def memorize(settings: MemorizeSettings, objects: ObjectsSettings, out: Path) -> Outcome:
     """Train every arm for every count and seed; each leaves its tallies in `out`/fits."""
-    root = Path(settings.cache) if settings.cache else cache_dir()
-    images = gather(settings.data, ("classify",), objects, root)
-    learnt, test = (np.flatnonzero(keep) for keep in (images.parts != 1, images.parts == 1))
-    if settings.task == "classes" and not len(test):
-        raise UserError(f"{images.root}: expected the folders train and test, got no held-out images")
-    if max(settings.counts) > len(learnt):
-        raise UserError(f"probe.counts: expected at most {len(learnt)} images, got {max(settings.counts)}")
+    images, by_class = gather(settings.data, objects, classify=True), settings.task == "classes"
+    learned, test = (np.flatnonzero(keep) for keep in (images.parts != 1, images.parts == 1))
+    if max(settings.counts) > len(learned) or (by_class and not len(test)):
+        raise UserError(
+            f"{images.root}: expected {max(settings.counts)} images to learn (probe.counts), and for task=classes "
+            f"a folder of test images, got {len(learned)} and {len(test)}"
+        )
     side = max(settings.base.img_size, settings.large.img_size) * max(settings.scales)
-    places = {"train": learnt[: max(settings.counts)], "test": test}
-    if settings.task == "instances":
-        del places["test"]
+    places = {"train": learned[: max(settings.counts)]} | ({"test": test} if by_class else {})
     parts = {k: (np.stack([images.frame(i, side) for i in p]), images.labels[p]) for k, p in places.items()}
     samples, facts = {}, {}
     jobs = [(n, arm) for n in settings.counts for arm in ARMS[settings.task]]
     with bar("training classifiers") as update:
         for done, (n, arm) in enumerate(jobs, 1):
             frames, labels = (x[:n] for x in parts["train"])
-            own, classes = parts | {"train": (frames, labels)}, len(images.classes)
-            if settings.task == "instances":
-                own, classes = {"train": (frames, np.arange(n))}, n
+            classes = len(images.classes) if by_class else n
+            own = parts | {"train": (frames, labels if by_class else np.arange(n))}
             fixed = (arm, classes, own, settings, out / "fits", images.fingerprint)
             found = [_trained(*fixed, seed) for seed in settings.seeds]
             for name in own:
                 tallies = [{"rows": np.arange(len(f[name])), "tallies": f[name]} for f in found]
                 key = (arm, n, name)
-                samples[key] = samples_of(tallies, Classify(classes), settings.resamples)
+                samples[key] = resampled(tallies, Classify(classes).scores, settings.resamples)
                 facts[key] = _cost(arm, settings)
             update(done, len(jobs), arm)
     results, differences = compare(samples, ("arm", "images", "part"), earlier(samples))
     report: dict[str, Any] = {
-        "settings": settings.model_dump(mode="json", exclude={"cache"}),
+        "settings": settings.model_dump(mode="json"),
         "objects": None if settings.data else objects.recipe,
         "results": [row | facts[key] for key, row in zip(samples, results, strict=True)],
         "differences": differences,
@@ -182,7 +185,7 @@ def _trained(
     arm: str, classes: int, parts: Parts, settings: MemorizeSettings, folder: Path, images: str, seed: int
 ) -> Mapping[str, np.ndarray]:
     """Return tallies on each part: read from `folder`, or trained and stored there."""
-    decides = settings.model_dump(mode="json", exclude={"counts", "seeds", "resamples", "cache", "data"})
+    decides = settings.model_dump(mode="json", exclude={"counts", "seeds", "resamples", "data"})
 
     def make() -> dict[str, np.ndarray]:
         torch.manual_seed(seed)

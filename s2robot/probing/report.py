@@ -1,29 +1,25 @@
-"""Shared by all probes: comparing rows, and writing JSON, CSV, plot and page.
+"""Shared by all probes: resampling, comparing rows, and writing JSON, CSV, plot and page.
 
 results, differences = compare(samples, ("encoder", "cameras"), earlier(samples))
-write_outcome(Outcome("readout", {"settings": ..., "results": results, "differences": differences}, points), run_dir)
+write_outcome(Outcome("readout", {"settings": ..., "results": results, "differences": differences}, points, 2), run_dir)
 """
 
-import csv
-import io
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from s2robot.core.files import write_json, write_text
+from s2robot.core.files import write_csv, write_json
 from s2robot.core.provenance import command, versions
 from s2robot.reporting.page import drawing, flatten, write_page
 from s2robot.reporting.style import BLUE, GREEN, GRID, ORANGE, PURPLE, VERMILLION, save_figure, styled
 
 _COLOURS, _MARKS, _LINES = (GREEN, BLUE, ORANGE, PURPLE, VERMILLION), "osD^v", ("-", "--", ":")
-JOINED, NO_POOL, PLACE = "all", "-", "no image"  # of a readout: all cameras, no image, the mean of each place
-READOUT_COLUMNS = 4  # panels side by side
+JOINED, NO_IMAGE = "all", "-"  # values of a row's cameras: all of them, none
 Samples = Mapping[tuple, Mapping[str, np.ndarray]]  # (name, ...) -> metric -> the value, then resamples
 Found = Mapping[str, float | None]  # {"value", "low", "high"}
 Point = tuple[str, str, Any, Found]  # panel, series, x, result
@@ -34,6 +30,26 @@ def resample(count: int, resamples: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng([seed, 17])
     drawn = rng.multinomial(count, np.full(count, 1 / count), resamples)
     return np.concatenate([np.ones((1, count)), drawn])
+
+
+def resampled(
+    found: Sequence[Mapping[str, np.ndarray]],
+    scores: Callable[[np.ndarray], dict[str, np.ndarray]],
+    resamples: int,
+) -> dict[str, np.ndarray]:
+    """Return the scores of every seed, resampled over the items, the first as they are.  # (1 + B, S)
+
+    Args:
+        found: for each seed "rows", numbers of its items (n,), and "tallies" of them (n, width).
+        scores: from weighted sums of tallies (1 + B, width).
+    """
+    items = np.unique(np.concatenate([result["rows"] for result in found]))
+    times, each = resample(len(items), resamples), []  # (1 + B, n)
+    for result in found:
+        weights = times[:, np.searchsorted(items, result["rows"])]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            each.append(scores(weights @ result["tallies"].astype(np.float64)))
+    return {metric: np.stack([one[metric] for one in each], 1) for metric in each[0]}
 
 
 def interval(samples: np.ndarray) -> dict[str, float | None]:
@@ -88,28 +104,36 @@ def earlier(samples: Samples, without: Collection[str] = ()) -> list[tuple[tuple
     return [(a, b) for i, a in enumerate(keys) for b in keys[:i] if a[1:] == b[1:]]
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The result of a probe."""
 
     kind: str
-    facts: dict[str, Any]  # "settings", rows of "results" and "differences", "cells" with the same, and more
+    facts: dict[str, Any]  # "settings", rows of "results" and "differences", and more
     points: Sequence[Point]
     columns: int  # of the plot's panels
-    shown: Callable[[Mapping[str, Any]], bool] = lambda row: True  # in tables; files hold all rows
 
 
 def write_outcome(outcome: Outcome, seconds: float, out: Path) -> str:
-    """Write <kind>.json, .csv, .png and .html into `out`; return the tables for a terminal."""
+    """Write <kind>.json, .csv, .png and .html into `out`; return the tables, without rows of single cameras, as text."""
     kind, about = outcome.kind, {"seconds": round(seconds, 1), "versions": versions(), "command": command()}
     report = json.loads(json.dumps(outcome.facts | about))
-    parts = [part for part in (report, report.get("cells")) if part]
-    rows = [row for part in parts for name in ("results", "differences") for row in part[name]]
-    tables = tables_of([row for row in rows if outcome.shown(row)])
+    rows = report["results"] + report["differences"]
     figure = plot(outcome.points, outcome.columns)
     write_json(out / f"{kind}.json", report)
-    write_text(out / f"{kind}.csv", csv_of(rows))
+    names = [*dict.fromkeys(name for row in rows for name in _split(row)[0])]
+    numbers = [
+        (*(facts.get(name, "") for name in names), metric, *found.values())
+        for facts, metrics in map(_split, rows)
+        for metric, found in metrics.items()
+    ]
+    write_csv(out / f"{kind}.csv", [*names, "metric", "value", "low", "high"], numbers)
     save_figure(figure, out / f"{kind}.png")
+    tables: list[list[list[str]]] = []  # one for all neighbouring rows with the same columns
+    for facts, metrics in map(_split, rows):
+        if facts.get("cameras", JOINED) in (JOINED, NO_IMAGE):
+            if not tables or tables[-1][0] != [*facts, *metrics]:
+                tables.append([[*facts, *metrics]])
+            tables[-1].append([*map(_text, facts.values()), *map(_text, metrics.values())])
     shown = {
         "title": f"s2robot probe: {kind}",
         "svg": drawing(figure, kind),
@@ -118,9 +142,9 @@ def write_outcome(outcome: Outcome, seconds: float, out: Path) -> str:
     }
     write_page(out / f"{kind}.html", "probe.html.j2", **shown, settings=flatten("probe", report["settings"]))
     texts = []
-    for heads, *lines in tables:
-        widths = [max(map(len, column)) + 2 for column in zip(heads, *lines, strict=True)]
-        texts += ["".join(map(str.ljust, line, widths)).rstrip() for line in (heads, *lines)]
+    for table in tables:
+        widths = [max(map(len, column)) + 2 for column in zip(*table, strict=True)]
+        texts += ["".join(map(str.ljust, line, widths)).rstrip() for line in table]
     return "\n".join(texts)
 
 
@@ -130,33 +154,12 @@ def _split(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Found]]:
     return facts, {k: v for k, v in row.items() if isinstance(v, Mapping) and "low" in v}
 
 
-def tables_of(rows: Sequence[Mapping[str, Any]]) -> list[list[list[str]]]:
-    """Return tables of text with a head line: one for all neighbouring rows with the same columns."""
-    tables: list[list[list[str]]] = []
-    for facts, metrics in map(_split, rows):
-        if not tables or tables[-1][0] != [*facts, *metrics]:
-            tables.append([[*facts, *metrics]])
-        texts = [f"{x:.3g}" if isinstance(x, float) else str(x) for x in facts.values()]
-        tables[-1].append(texts + [number(found) for found in metrics.values()])
-    return tables
-
-
-def number(found: Found) -> str:
-    """Return `1.73 [1.53, 1.94]`; the value alone without an interval."""
-    value, low, high = ("–" if x is None else f"{x:.3g}".replace("-", "−") for x in found.values())
-    return value if found["low"] is None else f"{value} [{low}, {high}]"
-
-
-def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return one line a number, after the facts of its row; `minus` names the other side of a difference."""
-    names = [*dict.fromkeys(name for row in rows for name in _split(row)[0])]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*names, "metric", "value", "low", "high"])
-    for facts, metrics in map(_split, rows):
-        for metric, found in metrics.items():
-            writer.writerow([*(facts.get(k, "") for k in names), metric, *found.values()])
-    return text.getvalue()
+def _text(value: Any) -> str:
+    """Return a fact, or a metric as `1.73 [1.53, 1.94]`; its value alone without an interval."""
+    if not isinstance(value, Mapping):
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+    middle, low, high = ("–" if x is None else f"{x:.3g}".replace("-", "−") for x in value.values())
+    return middle if value["low"] is None else f"{middle} [{low}, {high}]"
 
 
 @styled
@@ -166,14 +169,12 @@ def plot(points: Sequence[Point], columns: int) -> Figure:
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(4.4 * columns, 3.4 * lines + 0.6), layout="constrained")
     names = isinstance(places[0], str)
+    order: Callable[[Any], Any] = places.index if names else float
     for axes, panel in zip(figure.subplots(lines, columns, squeeze=False).flat, panels, strict=False):
         for i, name in enumerate(series):
-            own = sorted(
-                [p[2:] for p in points if p[:2] == (panel, name)],
-                key=lambda p: places.index(p[0]) if names else p[0],
-            )
-            shift = 0.16 * (i - (len(series) - 1) / 2)
-            x = [places.index(place) + shift if names else place for place, _ in own]
+            own = sorted([p[2:] for p in points if p[:2] == (panel, name)], key=lambda p: order(p[0]))
+            shift = 0.16 * (i - (len(series) - 1) / 2) if names else 0
+            x = [order(place) + shift for place, _ in own]
             value, low, high = np.array([[*found.values()] for _, found in own], float).reshape(-1, 3).T
             style = {"color": _COLOURS[i % 5], "label": name if panel == panels[0] else None}
             axes.vlines(x, low, high, color=style["color"], lw=1.4)
@@ -186,19 +187,3 @@ def plot(points: Sequence[Point], columns: int) -> Figure:
         axes.grid(**GRID)
     figure.legend(loc="outside lower center", ncols=4)
     return figure
-
-
-def is_joined(row: Mapping[str, Any]) -> bool:
-    """Return whether a row reads all cameras, or none."""
-    return row["cameras"] in (JOINED, NO_POOL)
-
-
-def readout_points(report: Mapping[str, Any]) -> list[Point]:
-    """Return position and yaw error by encoder, for `plot`: a panel a pool and subset, a series a camera."""
-    return [
-        (f"{m}, {row['subset']}, {pool}", row["cameras"].replace("-", PLACE), row["encoder"], row[m])
-        for pool in report["settings"]["pools"]
-        for m in ("position_mean_cm", "yaw_mean_deg")
-        for row in report["results"]
-        if row["pool"] in (pool, NO_POOL)
-    ]

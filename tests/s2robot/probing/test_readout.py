@@ -1,28 +1,48 @@
-"""Ridge regression and pose scores: planted features are found, noise is not, no episode helps its own frames."""
+"""Pose and features of another encoder: planted maps are found, noise holds nothing, figures follow the formulas."""
+
+import csv
+import json
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2robot.probing.frames import CLASSES
+from s2robot.cli import main
+from s2robot.core.errors import UserError
+from s2robot.core.settings import read
+from s2robot.encoders.build import build_encoder
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
+from s2robot.probing import frames as module
+from s2robot.probing.frames import FrameFeatures, FrameSettings, draw_episode
 from s2robot.probing.readout import (
+    ALL,
     GRIPPER,
     GROUPS,
     MEAN,
-    ReadoutSettings,
-    fit_frames,
-    kernels,
+    PLACE,
+    ZERO,
+    judge_information,
     pose_scores,
     pose_targets,
     read_poses,
+    reconstruct,
+    side_by_side,
     yaw_errors,
 )
 from s2robot.probing.report import interval, resample
-from s2robot.probing.tokens import PLACE, fit_tokens, read_cells
+from s2robot.probing.ridge import fit_frames, kernels
+from tests.inline import do_inline
+from tests.s2robot.probing.test_ridge import FRAMES, tokens
 
-POSE = [*GROUPS.values()]
-FRAMES, TRAIN, TEST = 3, 10, 6
+WORLD = CubePickConfig(image_size=64)
+
+
+def config(train: int = 10, test: int = 6) -> FrameSettings:
+    world = WORLD.replace(cameras=("hand", "left"))
+    return FrameSettings(world=world, train_episodes=train, test_episodes=test, frames=FRAMES, resamples=200)
 
 
 def poses(count: int, seed: int, turned: float = 0.0) -> np.ndarray:
@@ -34,119 +54,102 @@ def poses(count: int, seed: int, turned: float = 0.0) -> np.ndarray:
     return np.column_stack([place, np.cos(yaw / 2), zero, zero, np.sin(yaw / 2)])
 
 
-def tokens(episodes: int, dim: int, seed: int) -> np.ndarray:
-    """Tokens of unequal spread and mean, (T, 2, 4, D)."""
-    rng = np.random.default_rng(seed)
-    values = rng.normal(size=(episodes * FRAMES, 2, 4, dim))
-    return values * rng.uniform(0.1, 9, dim) + rng.normal(size=dim) * 5
+# ---------------------------------------------------------------- frames
+
+
+def test_the_seed_decides_the_frames():
+    drawn, again, other = (draw_episode(WORLD, seed, 4) for seed in (300_000, 300_000, 300_001))
+    assert all(np.array_equal(drawn[name], again[name]) for name in drawn)
+    assert not np.array_equal(drawn["cube_pose"], other["cube_pose"])
+    assert drawn["images"].shape == (4, 3, 64, 64, 3) and drawn["images"].dtype == np.uint8
+    assert len(set(drawn["step"])) == 4
+    _, info = CubePick(WORLD, draw=False).reset(seed=300_000)
+    np.testing.assert_allclose(drawn["cube_pose"][0, :2], info["cube_pose"][:2], atol=0.02)
+
+
+def test_missing_episodes_alone_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path))
+    do_inline(monkeypatch)
+    encoder = build_encoder({"name": "mvp-tiny", "scales": [1]})
+    cfg = config(2, 2).replace(world=WORLD, image_size=64, frames=2, workers=1)
+    data = FrameFeatures(cfg, [encoder])
+    labels = {part: data.labels(part) for part in ("train", "test")}
+    assert labels["train"]["episode"].tolist() == [0, 0, 1, 1]
+    expected = draw_episode(WORLD, 400_001, 2)
+    for name in ("cube_pose", "gripper"):
+        np.testing.assert_array_equal(labels["test"][name][2:], expected[name])
+    files = sorted(data.file(seed) for seed in data.seeds)
+    assert sorted(files[0].parent.iterdir()) == files
+    files[0].unlink()
+    drawn, draw = [], module._draw_to
+    monkeypatch.setattr(module, "_draw_to", lambda path, *rest: drawn.append(path) or draw(path, *rest))
+    again = FrameFeatures(cfg, [encoder]).labels("train")
+    assert drawn == files[:1] and np.array_equal(again["cube_pose"], labels["train"]["cube_pose"])
+    monkeypatch.setattr(module, "_draw_to", lambda *_: None)
+    for change in ({"frames": 3}, {"world": WORLD.replace(robot="panda")}, {"image_size": 32}):
+        assert FrameFeatures(cfg.replace(**change), [encoder]).key != data.key
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"train_seed": 100_000}, "probe.train_seed: "),
+        ({"test_seed": 499_999_980}, "probe.test_seed: "),
+        ({"test_seed": 300_090}, "probe.test_seed: .*training episodes"),
+        ({"frames": 500}, "probe.frames: "),
+        ({"pools": ["max"]}, "probe.pools: "),
+    ],
+)
+def test_wrong_settings_are_rejected(change, text):
+    with pytest.raises(UserError, match=text):
+        read(FrameSettings, change, "probe")
+
+
+# ---------------------------------------------------------------- pose
 
 
 def test_planted_linear_features_give_the_pose_back_and_noise_reads_nothing():
     rng = np.random.default_rng(2)
     targets, true, episodes = pose_targets(poses(300, 0)), pose_targets(poses(300, 1)), np.arange(300) // 6
 
-    def read(train, test):
-        fit = fit_frames(*kernels(train, test), targets, episodes, POSE)
-        return {
-            k: v[0] for k, v in pose_scores(fit.predictions, true, np.ones((1, 300))).items()
-        }, fit.penalties
+    def score(train, test):
+        found, penalties, _ = fit_frames(*kernels(train, test), targets, episodes, [*GROUPS.values()])
+        return {k: v[0] for k, v in pose_scores(found, true, np.ones((1, 300))).items()}, penalties
 
     for width in (9, 6000):  # fewer and more features than frames, and more than one block
         mix = rng.normal(size=(5, width))
-        found, _ = read(targets @ mix + 3, true @ mix + 3)
+        found, _ = score(targets @ mix + 3, true @ mix + 3)
         assert max(found["position_mean_cm"], found["height_mean_cm"], found["yaw_mean_deg"]) < 1e-3
-    found, penalties = read(*rng.normal(size=(2, 300, 900)))
-    constant, _ = read(np.ones((300, 1)), np.ones((300, 1)))
+    found, penalties = score(*rng.normal(size=(2, 300, 900)))
+    constant, _ = score(np.ones((300, 1)), np.ones((300, 1)))
     assert max(abs(found[f"{name}_r2"]) for name in GROUPS) < 0.05 and min(penalties) > 1
     assert found["position_mean_cm"] == pytest.approx(constant["position_mean_cm"], rel=0.05)
     assert 19 < found["yaw_mean_deg"] < 26  # 22.5 by chance
 
 
-@pytest.mark.parametrize("width", [4, 50])
-def test_left_out_episodes_and_predictions_match_plain_ridge(width):
-    rng = np.random.default_rng(6)
-    x, y = rng.normal(size=(30, width)) * rng.uniform(0.1, 9, width), rng.normal(size=(30, 2)) + 5
-    x_test = rng.normal(size=(9, width))
-    episodes = np.array([*([0] * 7), *([5] * 3), *([2] * 12), *([9] * 8)])
-    own, cross = kernels(x, x_test)
-    z, z_test = (x - x.mean(0)) / x.std(0), (x_test - x.mean(0)) / x.std(0)
-    penalties = np.array([1e-3, 1.0, 30.0])
-
-    def ridge(keep, penalty):
-        a, b = z[keep], y[keep]
-        centred = a - a.mean(0)
-        gram = centred.T @ centred + penalty * np.trace(own) / 30 * np.eye(width)
-        weights = np.linalg.solve(gram, centred.T @ (b - b.mean(0)))
-        return lambda rows: b.mean(0) + (rows - a.mean(0)) @ weights
-
-    expected = np.zeros((3, 2))
-    for p, penalty in enumerate(penalties):
-        for e in np.unique(episodes):
-            expected[p] += ((ridge(episodes != e, penalty)(z[episodes == e]) - y[episodes == e]) ** 2).sum(0)
-    fit = fit_frames(own, cross, y, episodes, [[0], [1]], penalties)
-    np.testing.assert_allclose(fit.left_out, expected, rtol=1e-8)
-    assert fit.penalties == penalties[expected.argmin(0)].tolist()
-    for column, penalty in enumerate(fit.penalties):
-        whole = ridge(np.ones(30, bool), penalty)(z_test)
-        np.testing.assert_allclose(fit.predictions[:, column], whole[:, column], rtol=1e-9)
-
-
-def test_an_episode_does_not_choose_its_own_penalty():
-    """Features that only tell episodes apart are perfect between frames of one, and worth nothing on another."""
-    rng = np.random.default_rng(9)
-    episodes = np.repeat(np.arange(40), 6)
-    code = rng.normal(size=(40, 80))[episodes] + 0.01 * rng.normal(size=(240, 80))
-    targets = pose_targets(poses(40, 10))[episodes]
-    variance = ((targets - targets.mean(0)) ** 2).sum(0)[:2].sum()
-    own, cross = kernels(code, code[:1])
-    apart, mixed = (fit_frames(own, cross, targets, e, POSE) for e in (episodes, np.arange(240)))
-    assert mixed.left_out[:, :2].sum(1).min() < 1e-3 * variance  # the leak that must not be
-    assert apart.left_out[:, :2].sum(1).min() > 0.9 * variance
-    assert apart.penalties[0] > 100 * mixed.penalties[0]
-    source, target = code.reshape(240, 1, 1, 80), targets.reshape(240, 1, 1, 5)
-    order = rng.permutation(240)
-    apart = fit_tokens(source, target, 6, range(40), 5, POSE)
-    mixed = fit_tokens(source[order], target[order], 1, range(240), 5, POSE)
-    assert (
-        mixed.left_out[:, :2].sum(1).min()
-        < 0.01 * variance
-        < 0.8 * variance
-        < apart.left_out[:, :2].sum(1).min()
-    )
-
-
 def test_cameras_pools_and_subsets_are_read_apart():
     """Each camera shows one half of the pose; the mean token shows nothing."""
-    cfg = ReadoutSettings(train_episodes=20, test_episodes=12, frames=FRAMES, resamples=100)
-    cfg = cfg.replace(world=cfg.world.replace(cameras=("hand", "left")))
-    pose = poses(32 * FRAMES, 0)
+    cfg = config(20, 12)
+    pose, n = poses(32 * FRAMES, 0), 20 * FRAMES
     targets = pose_targets(pose)
     features = np.zeros((len(pose), 2, 4, 6))
     features[:, 0, 0, :3], features[:, 1, 0, 3:5] = targets[:, :3], targets[:, 3:]
     features[:, :, 1] = -features[:, :, 0]
     gripper = np.random.default_rng(1).normal(size=(len(pose), 6))
     labels = {"cube_pose": pose, "gripper": gripper, "distance": np.tile([0.05, 0.2, 0.2], 32)}
-    n = 20 * FRAMES
     train, test = ({k: v[part] for k, v in labels.items()} for part in (slice(n), slice(n, None)))
     train["episode"], test["episode"] = np.arange(20).repeat(FRAMES), np.arange(12).repeat(FRAMES)
     found = read_poses({"a": features}, train, test, cfg)
     assert len(found) == (2 * 3 + 2) * 2
-    assert found["a", "tokens", "hand", "all"]["position_mean_cm"][0] < 0.01
-    assert (
-        found["a", "tokens", "left", "all"]["yaw_mean_deg"][0]
-        < 0.01
-        < 15
-        < found["a", "tokens", "hand", "all"]["yaw_mean_deg"][0]
-    )
-    joined = found["a", "tokens", "all", "all"]
+    hand, left, joined = (found["a", "tokens", camera, "all"] for camera in ("hand", "left", "all"))
+    assert hand["position_mean_cm"][0] < 0.01 and hand["yaw_mean_deg"][0] > 15
+    assert left["yaw_mean_deg"][0] < 0.01
     assert joined["position_mean_cm"][0] < 0.01 and joined["yaw_mean_deg"][0] < 0.01
-    blind = found[MEAN, "-", "-", "all"]
+    blind = found[MEAN, "-", "-", "all"]["position_mean_cm"][0]
     for key in (("a", "mean", "all", "all"), (GRIPPER, "-", "-", "all")):
-        assert found[key]["position_mean_cm"][0] == pytest.approx(blind["position_mean_cm"][0], rel=0.2)
-    far = test["distance"] > 0.1
-    expected = 100 * np.linalg.norm(
-        pose_targets(train["cube_pose"])[:, :2].mean(0) - targets[n:][far, :2], axis=1
-    )
+        assert found[key]["position_mean_cm"][0] == pytest.approx(blind, rel=0.2)
+    far = targets[n:][test["distance"] > 0.1, :2]
+    expected = 100 * np.linalg.norm(targets[:n, :2].mean(0) - far, axis=1)
     assert found[MEAN, "-", "-", "apart"]["position_mean_cm"][0] == pytest.approx(expected.mean())
 
 
@@ -194,80 +197,144 @@ def test_intervals_by_episode_cover_and_those_by_frame_do_not():
     assert (drawn[0] == 1).all() and (drawn.sum(1) == 9).all()
 
 
-def test_token_maps_match_plain_ridge_and_cross_validation():
-    """Every left-out error and the map, against normal equations written out for each fold."""
-    x, y = tokens(9, 6, 5), tokens(9, 3, 6)
-    y += x @ np.random.default_rng(7).normal(size=(6, 3)) * 0.1
-    x[..., 2] = 0.1  # a constant channel says nothing
-    penalties = np.array([1e-3, 0.3, 10.0])
-    fit = fit_tokens(x, y, FRAMES, range(9), 4, [[0, 2], [1]], penalties)
-    flat, wanted = x.reshape(-1, 6), y.reshape(-1, 3)
-    episodes = np.repeat(np.arange(9), FRAMES * 8)
-    scale = np.where(flat.std(0) > 1e-9, 1 / np.maximum(flat.std(0), 1e-9), 0)
-
-    def ridge(keep, penalty):
-        centre, middle = flat[keep].mean(0), wanted[keep].mean(0)
-        z = (flat[keep] - centre) * scale
-        gram = z.T @ z
-        a = np.linalg.solve(gram + penalty * np.trace(gram) / 6 * np.eye(6), z.T @ (wanted[keep] - middle))
-        return lambda rows: (rows - centre) * scale @ a + middle
-
-    expected = np.zeros((3, 3))
-    for p, penalty in enumerate(penalties):
-        for fold in range(4):
-            out = episodes % 4 == fold
-            expected[p] += ((ridge(~out, penalty)(flat[out]) - wanted[out]) ** 2).sum(0)
-    np.testing.assert_allclose(fit.left_out, expected, rtol=1e-9)
-    best = [penalties[expected[:, group].sum(1).argmin()] for group in ([0, 2], [1])]
-    assert fit.penalties == best
-    for column, penalty in ((0, best[0]), (1, best[1]), (2, best[0])):
-        whole = ridge(np.ones(len(flat), bool), penalty)(flat)
-        np.testing.assert_allclose(fit.predict(flat)[:, column], whole[:, column], rtol=1e-9, atol=1e-9)
+# ---------------------------------------------------------------- information
 
 
-def cells(count: int = 4) -> np.ndarray:
-    """Made-up cells of two cameras: depth of a place plus what varies, shares of a patch with an edge in it."""
-    rng = np.random.default_rng(0)
-    shape = ((TRAIN + TEST) * FRAMES, 2, count)
-    depth = 1 + rng.normal(size=(2, count)) + 0.1 * rng.normal(size=shape)
-    shares = rng.dirichlet(np.full(len(CLASSES), 0.3), shape)
-    return np.concatenate([depth[..., None], shares], -1).astype(np.float32)
+def judged(target, sources, cfg, upper=None) -> tuple[dict, dict]:
+    losses, penalties = reconstruct(target, sources, cfg)
+    rows = judge_information(losses, upper, cfg)["results"]
+    return {(row["source"], row["part"]): row for row in rows}, penalties
 
 
-def judged(features: dict[str, np.ndarray], targets: np.ndarray) -> dict:
-    cfg = ReadoutSettings(train_episodes=TRAIN, test_episodes=TEST, frames=FRAMES, resamples=100)
-    cfg = cfg.replace(world=cfg.world.replace(cameras=("hand", "left")))
-    return read_cells(features, targets, cfg)
+def test_planted_maps_leave_no_loss_and_parts_what_is_missing():
+    y, cfg = tokens(16, 6, 2), config()
+    linear = tokens(16, 7, 0) @ np.random.default_rng(1).normal(size=(7, 6)) + np.arange(6.0)
+    found, _ = judged(linear, {"planted": tokens(16, 7, 0)}, cfg)
+    assert found["planted", "test"]["info"]["value"] == pytest.approx(-math.log(1e-12))
+    found, penalties = judged(y, {"same": y, "half": y[..., :3]}, cfg)
+    spread = y.reshape(-1, 6).var(0)
+    assert found["same", "test"]["loss"]["value"] < 1e-12 * spread.mean() and penalties["same"] < 1e-6
+    assert found["half", "train"]["loss"]["value"] == pytest.approx(spread[3:].sum() / 6, rel=0.2)
 
 
-def test_planted_features_give_the_cells_back_and_noise_does_not():
-    targets, rng = cells(), np.random.default_rng(1)
-    noise = rng.normal(size=(*targets.shape[:3], 9))
-    found = judged({"planted": targets @ rng.normal(size=(6, 9)) + 3, "noise": noise}, targets)
-    rows = {(row["encoder"], row["cameras"]): row for row in found["results"]}
-    assert len(rows) == 3 * 3
-    for camera in ("hand", "left", "all"):
-        exact, blind, place = (rows[name, camera] for name in ("planted", "noise", PLACE))
-        assert exact["depth_mean_mm"]["value"] < 1 and exact["depth_r2"]["value"] > 0.999
-        for metric in ("class_accuracy", "class_miou", "cube_iou"):
-            assert exact[metric]["value"] > 0.99 > 0.6 > blind[metric]["value"]
-        assert place["depth_r2"]["value"] == pytest.approx(0, abs=1e-12) and blind["depth_r2"]["value"] < -1
-    (apart,) = [row for row in found["differences"] if row["cameras"] == "all"]
-    assert (apart["encoder"], apart["minus"]) == ("noise", "planted") and apart["class_miou"]["high"] < 0
-    difference = rows["noise", "all"]["class_miou"]["value"] - rows["planted", "all"]["class_miou"]["value"]
-    assert apart["class_miou"]["value"] == pytest.approx(difference)
+def test_noise_holds_nothing_on_held_out_frames():
+    found, penalties = judged(tokens(80, 5, 3), {"noise": tokens(80, 30, 4)}, config(40, 40), "noise")
+    assert abs(found["noise", "test"]["info"]["value"]) < 0.01 and penalties["noise"] > 0.1
+    assert -0.05 < found[PLACE, "test"]["info"]["value"] < 0.01
+    # nothing to divide by: no ratio, rather than any number
+    assert found["noise", "test"]["ratio"] == {"value": None, "low": None, "high": None}
 
 
-def test_cell_figures_match_a_plain_computation():
-    targets = cells()
-    rows = judged({}, targets)["results"]
-    found = next(row for row in rows if (row["encoder"], row["cameras"]) == (PLACE, "left"))
-    known, true = targets[: TRAIN * FRAMES, 1].astype(float), targets[TRAIN * FRAMES :, 1].astype(float)
-    predicted = np.broadcast_to(known.mean(0), true.shape)
-    assert found["depth_mean_mm"]["value"] == pytest.approx(1000 * np.abs(predicted - true)[..., 0].mean())
-    right = predicted[..., 1:].argmax(-1) == true[..., 1:].argmax(-1)
-    assert found["class_accuracy"]["value"] == pytest.approx(right.mean())
-    both, either = (f(predicted, true)[..., 1:].sum((0, 1)) for f in (np.minimum, np.maximum))
-    assert found["class_miou"]["value"] == pytest.approx((both / either).mean())
-    assert found["cube_iou"]["value"] == pytest.approx((both / either)[-1])
-    assert found["class_miou"]["low"] < found["class_miou"]["value"] < found["class_miou"]["high"]
+def test_held_out_frames_change_nothing_of_the_map():
+    x, y = tokens(16, 5, 9), tokens(16, 4, 10)
+    one, penalties = reconstruct(y, {"a": x}, config())
+    x[30:], y[30:] = 0.5, 7.0
+    other, same = reconstruct(y, {"a": x}, config())
+    assert penalties == same and not np.allclose(one["a"]["test"], other["a"]["test"])
+    for name in (ZERO, PLACE, "a"):
+        np.testing.assert_array_equal(one[name]["train"], other[name]["train"])
+
+
+def test_figures_follow_the_formulas():
+    cfg, bit = config(2, 3), math.log(2)
+    losses = {
+        ZERO: {"train": np.array([1.0, 3.0]), "test": np.array([4.0, 4.0, 4.0])},
+        "base": {"train": np.array([1.0, 1.0]), "test": np.array([2.0, 1.0, 3.0])},
+        "big": {"train": np.array([0.5, 0.5]), "test": np.array([0.5, 1.0, 1.5])},
+    }
+    found = judge_information(losses, "big", cfg)
+    rows = {(row["source"], row["part"]): row for row in found["results"]}
+    train, test = (rows["base", part] for part in ("train", "test"))
+    assert found["l0"]["train"]["value"] == 2 and train["info"]["value"] == pytest.approx(bit)
+    assert train["ratio"]["value"] == pytest.approx(0.5) and train["info"]["low"] is None
+    assert test["info"]["value"] == pytest.approx(bit) and rows["big", "test"]["ratio"]["low"] == 1
+    assert test["info"]["low"] == pytest.approx(math.log(4 / 3))  # all draws the worst episode
+    apart = {row["part"]: row for row in found["differences"]}["test"]
+    assert (apart["source"], apart["minus"]) == ("big", "base") and apart["info"]["value"] == pytest.approx(
+        bit
+    )
+    half = judge_information({**losses, "big": {k: v / 2 for k, v in losses["base"].items()}}, "big", cfg)
+    for key in ("value", "low", "high"):  # paired: always twice as good is so in every draw
+        assert half["differences"][1]["info"][key] == pytest.approx(bit)
+
+
+def test_all_sources_together_are_an_upper_bound():
+    """The target is one part from each source and noise: neither has it all, both together hold what there is."""
+    rng = np.random.default_rng(5)
+    a, b = tokens(16, 3, 0), tokens(16, 4, 1)
+    target = a @ rng.normal(size=(3, 6)) + b @ rng.normal(size=(4, 6)) + 0.5 * tokens(16, 6, 2)
+    found, _ = judged(target, {"a": a, "b": b, ALL: side_by_side([a, b], 4)}, config(), ALL)
+    for part in ("train", "test"):
+        ratios = {name: found[name, part]["ratio"]["value"] for name in ("a", "b", ALL)}
+        assert ratios[ALL] == 1 and 0 < ratios["a"] < 0.9 and 0 < ratios["b"] < 0.9
+    fine = np.repeat(np.repeat(b.reshape(-1, 2, 2, 2, 4), 2, 2), 2, 3).reshape(-1, 2, 16, 4)
+    np.testing.assert_allclose(side_by_side([a, fine], 4), np.concatenate([a, b], -1))
+
+
+# ---------------------------------------------------------------- the commands
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def probe(kind: str, out, *changes: str) -> dict:
+    counts = "train_episodes=2 test_episodes=2 frames=3 resamples=100 workers=1 image_size=256".split()
+    own = [f"probe.{count}" for count in counts]
+    assert (
+        main(["probe", f"probe={kind}", "env.cameras=[hand,left]", f"hydra.run.dir={out}", *own, *changes])
+        == 0
+    )
+    return json.loads((out / f"{kind}.json").read_text())
+
+
+def test_the_command_reads_poses_of_real_encoders(tmp_path, cache, monkeypatch, capsys):
+    """mvp-tiny at one scale and with S2; a second run draws and encodes nothing and gives the same."""
+    monkeypatch.setenv("S2ROBOT_CACHE", str(cache))
+    do_inline(monkeypatch)
+    report = probe("readout", tmp_path / "a", "~probe.encoders.s2-pretrained")
+    places = {(r["encoder"], r["pool"], r["cameras"], r["subset"]) for r in report["results"]}
+    assert len(report["results"]) == len(places) == (2 * 2 * 3 + 2) * 2
+    for found in (row["position_mean_cm"] for row in report["results"] if row["subset"] == "all"):
+        assert 0 < found["low"] <= found["value"] <= found["high"] < 40
+    assert len([d for d in report["differences"] if d["subset"] == "all"]) == 2 * 3
+    lines = list(csv.DictReader((tmp_path / "a/readout.csv").open()))
+    assert len(lines) == 6 * (len(places) + len(report["differences"]))
+    key = ("s2-added", "all")
+    line = next(x for x in lines if (x["encoder"], x["cameras"]) == key)
+    row = next(r for r in report["results"] if (r["encoder"], r["cameras"]) == key)
+    assert line["minus"] == "" and float(line["value"]) == row["position_mean_cm"]["value"]
+    assert (tmp_path / "a/readout.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "a/readout.html").read_text()
+    assert "<svg" in page and "s2-added" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert "gripper pose" in capsys.readouterr().out
+    monkeypatch.setattr(module, "worker_pool", None)
+    monkeypatch.setattr("s2robot.encoders.encoder.S2Encoder.encode", None)
+    again = probe("readout", tmp_path / "b", "~probe.encoders.s2-pretrained")
+    assert all(again[key] == report[key] for key in ("results", "differences"))
+
+
+def test_the_command_reconstructs_one_encoder_from_others(tmp_path, cache, monkeypatch, capsys):
+    monkeypatch.setenv("S2ROBOT_CACHE", str(cache))
+    do_inline(monkeypatch)
+    changes = (
+        "probe.target.name=mvp-tiny-s2 probe.target.dtype=float32 ~probe.sources.base-s2-pretrained".split()
+    )
+    changes += ["+probe.sources.itself={name: mvp-tiny-s2, scales: [1], dtype: float32}"]
+    report = probe("information", tmp_path, *changes, "probe.upper=base-s2")
+    found = {(row["source"], row["part"]): row for row in report["results"]}
+    assert [*found] == [(s, p) for s in ("no image", "base", "base-s2", "itself") for p in ("train", "test")]
+    for (source, part), row in found.items():
+        value = {metric: row[metric]["value"] for metric in ("loss", "info", "ratio")}
+        l0, best = report["l0"][part]["value"], found["base-s2", part]["info"]["value"]
+        assert value["info"] == pytest.approx(-math.log(max(value["loss"] / l0, 1e-12)))
+        assert value["ratio"] == pytest.approx(value["info"] / best)
+        assert value["loss"] < 1e-9 * l0 or source != "itself"
+    held_out = found["base", "test"]["info"]
+    assert 0 < held_out["low"] <= held_out["value"] <= held_out["high"] < 5
+    lines = list(csv.DictReader((tmp_path / "information.csv").open()))
+    assert [*lines[0]] == ["source", "part", "minus", "metric", "value", "low", "high"]
+    assert len(lines) == (4 + 6) * 2 * 3
+    assert main(["probe", "probe=information", "probe.upper=nobody", f"hydra.run.dir={tmp_path / 'x'}"]) == 2
+    assert "probe.upper: " in capsys.readouterr().err

@@ -10,6 +10,7 @@ from PIL import Image
 
 from s2robot.cli import main
 from s2robot.core.errors import UserError
+from s2robot.core.settings import read
 from s2robot.encoders.build import build_encoder
 from s2robot.probing.heads import (
     FIT,
@@ -18,15 +19,21 @@ from s2robot.probing.heads import (
     Classify,
     Data,
     Depth,
-    HeadSettings,
+    ScalingSettings,
     Segment,
     fit_head,
     tally,
 )
 from s2robot.probing.images import Rows, count_labels, encode_images, open_images, truth_rows
-from s2robot.probing.scaling import ScalingSettings, roles_of, truths_of
+from s2robot.probing.memorize import MemorizeSettings
+from s2robot.probing.scaling import roles_of, truths_of
 
 SIDE = 128
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
 
 
 def rows_of(array: np.ndarray, folder) -> Rows:
@@ -65,12 +72,12 @@ def test_a_linear_head_recovers_a_planted_linear_rule(tmp_path):
     order = np.sort(scores, 1)
     keep = order[:, 2] - order[:, 1] > 1.5  # a margin, so that the rule is learned to the last image
     x, labels = x[keep], scores[keep].argmax(1).astype(np.int32)
-    task, settings = Classify(3), HeadSettings(steps=600, batch=64, lr=0.02, weight_decay=0)
+    task, settings = Classify(3), ScalingSettings(steps=600, batch=64, lr=0.02, weight_decay=0)
 
     def accuracy(data: Data) -> float:
         head, _ = fit_head(task, "linear", data, settings, 0)
         found = tally(task, head, data)
-        assert found.shape == ((data.roles == TEST).sum(), 2)
+        assert found.shape == ((data.roles == TEST).sum(), 3)
         return found[:, 0].mean()
 
     assert accuracy(data_of(x, labels, tmp_path)) > 0.99
@@ -85,9 +92,11 @@ def test_a_dense_head_finds_a_depth_that_is_linear_in_its_token(kind, tmp_path):
     truth = np.rint(1000 * np.exp(logs)).astype(np.uint16).reshape(240, 8, 8)
     truth[:, 0, 0] = 0  # not known: counts nowhere
     task, data, steps = Depth(0.001), data_of(x, truth, tmp_path), 250 if kind == "linear" else 80
-    head, _ = fit_head(task, kind, data, HeadSettings(steps=steps, lr=0.03, lr_deep=0.03, weight_decay=0), 0)
+    head, _ = fit_head(
+        task, kind, data, ScalingSettings(steps=steps, lr=0.03, lr_deep=0.03, weight_decay=0), 0
+    )
     found = tally(task, head, data)
-    scores = task.scores(found.sum(0)[None].astype(float), np.ones(1))
+    scores = task.scores(found.sum(0)[None].astype(float))
     assert (found[:, 3] == 63).all() and scores["loss"][0] < 0.4 * logs.var()
     if kind == "linear":
         assert scores["rmse_m"][0] < 0.01 and scores["delta_1.25"][0] == 1
@@ -97,44 +106,38 @@ def test_the_state_that_did_best_on_validation_is_used(tmp_path):
     """Noise is learned by heart: the longer, the worse on others."""
     rng = np.random.default_rng(3)
     x, labels = rng.normal(size=(120, 1, 60)).astype(np.float32), rng.integers(0, 2, 120).astype(np.int32)
-    data, settings = (
-        data_of(x, labels, tmp_path),
-        HeadSettings(steps=300, batch=32, lr=0.02, weight_decay=0, checks=30),
-    )
+    data = data_of(x, labels, tmp_path)
+    settings = ScalingSettings(steps=300, batch=32, lr=0.02, weight_decay=0, checks=30)
     head, curve = fit_head(Classify(2), "linear", data, settings, 0)
     step, _, least = min(curve, key=lambda check: check[2])
-    assert step < 150 and tally(Classify(2), head, data, VALIDATE)[:, 1].mean() == pytest.approx(
-        least, rel=1e-4
-    )
+    assert step < 150
+    assert tally(Classify(2), head, data, VALIDATE)[:, 1].mean() == pytest.approx(least, rel=1e-4)
 
 
 def test_figures_by_hand():
     segment = Segment(3, ignore=255)
     truth = torch.tensor([[[0, 0], [1, 255]]])
     read_as = torch.tensor([[[0, 1], [1, 2]]])  # the last point is not labelled
-    found = segment.tally(
-        torch.nn.functional.one_hot(read_as, 3).permute(0, 3, 1, 2).float() * 9, truth
-    ).numpy()
+    out = torch.nn.functional.one_hot(read_as, 3).permute(0, 3, 1, 2).float() * 9
+    found = segment.tally(out, truth).numpy()
     assert found[0, :6].tolist() == [1, 1, 0, 2, 2, 0] and found[0, 7] == 3
-    assert segment.scores(found.astype(float), np.ones(1))["miou"][0] == pytest.approx(
-        0.5
-    )  # label 2 does not occur
+    assert segment.scores(found.astype(float))["miou"][0] == pytest.approx(0.5)  # label 2 does not occur
     depth, truth = Depth(0.001), torch.tensor([[[1000, 2000], [4000, 0]]])
     found = depth.tally(torch.log(torch.tensor([[[[1.2, 2.6], [4.0, 7.0]]]])), truth).numpy()
-    scores = depth.scores(found.astype(float), np.ones(1))
+    scores = depth.scores(found.astype(float))
     assert scores["rmse_m"][0] == pytest.approx(np.sqrt((0.04 + 0.36) / 3), rel=1e-5)
     assert scores["delta_1.25"][0] == pytest.approx(2 / 3)  # 1.2 and 1 are within, 1.3 is not
     out = torch.tensor([[0.0, 0.0], [np.log(3), 0.0]]).float()
     found = Classify(2).tally(out, torch.tensor([1, 0])).numpy()
-    scores = Classify(2).scores(found.sum(0)[None], np.array([2.0]))
+    scores = Classify(2).scores(found.sum(0)[None])
     assert found[:, 0].tolist() == [0, 1] and scores["loss"][0] == pytest.approx(np.log(8 / 3) / 2)
 
 
 def test_images_masks_and_depth_of_a_folder(tmp_path):
-    images = open_images(write_folder(tmp_path), ["classify", "segment", "depth"])
+    images = open_images(write_folder(tmp_path))
     assert len(images) == 18 and images.classes == ("ant", "bee", "cat") and {*images.parts} == {-1}
     assert len({images.path(i) for i in range(18)}) == 18 and images.labels.tolist() != sorted(images.labels)
-    truth, depth = (truth_rows(images, task, 16, tmp_path / "cache") for task in ("segment", "depth"))
+    truth, depth = (truth_rows(images, task, 16) for task in ("segment", "depth"))
     for i in range(18):
         assert images.path(i).parent.name == images.classes[images.labels[i]]
         exact = np.asarray(Image.open(images.path(i, "segment")))[4::8, 4::8]
@@ -151,7 +154,7 @@ def test_images_masks_and_depth_of_a_folder(tmp_path):
 def test_train_and_test_folders_and_splits_by_seed(tmp_path):
     for part in ("train", "val"):
         write_folder(tmp_path / "two" / part, count=5, truths=False)
-    images, settings = open_images(tmp_path / "two"), ScalingSettings(families=())
+    images, settings = open_images(tmp_path / "two"), ScalingSettings()
     for seed in (0, 1):
         roles = roles_of(images, settings, seed)
         assert np.array_equal(roles == TEST, images.parts == 1)
@@ -162,7 +165,7 @@ def test_train_and_test_folders_and_splits_by_seed(tmp_path):
     assert all(np.bincount(roles[whole.labels == label]).tolist() == [6, 1, 3] for label in range(3))
     few = open_images(write_folder(tmp_path / "few", count=2, truths=False))
     for share in (0.5, 0.75, 0.99):  # something of each class is learned, however much is held out
-        roles = roles_of(few, ScalingSettings(families=(), held_out=share), 0)
+        roles = roles_of(few, ScalingSettings(held_out=share), 0)
         assert all(sorted(roles[few.labels == label]) == [FIT, TEST] for label in range(3))
 
 
@@ -170,70 +173,79 @@ def test_scale_one_is_the_same_whatever_other_scales_there_are(tmp_path):
     images = open_images(write_folder(tmp_path, truths=False))
     facts = {"name": "mvp-tiny", "dtype": "float32", "resolution": "upsampled"}
     single, double = (build_encoder({**facts, "scales": scales}) for scales in ([1], [1, 2]))
-    one, both = (
-        encode_images("x", e, images, tmp_path / "cache")[:18].astype(np.float32) for e in (single, double)
-    )
+    one, both = (encode_images("x", e, images)[:18].astype(np.float32) for e in (single, double))
     assert both.shape == (18, 64, 384) and np.abs(both[..., :192] - one).max() < 4e-3 * np.abs(one).max()
     frames = np.stack([images.frame(i, 128) for i in range(18)])
     assert np.array_equal(double.encode(frames).numpy().astype(np.float16).astype(np.float32), both)
 
 
 def test_images_that_cannot_be_used_are_one_line(tmp_path):
-    root = write_folder(tmp_path / "data")
+    root = write_folder(tmp_path / "data", count=3)
 
-    def rejected(folder, *tasks) -> str:
-        with pytest.raises(UserError) as error:
-            images = open_images(folder, tasks or ("classify",))
-            truths_of(
-                images, ScalingSettings(tasks=tasks, families=()), tmp_path / "cache"
-            ) if tasks else None
+    def rejects(words: str, *tasks) -> None:
+        with pytest.raises(UserError, match=words) as error:
+            images = open_images(root)
+            truths_of(images, ScalingSettings(tasks=tasks or ("classify",)))
             [images.frame(i, 32) for i in range(len(images))]
         assert "\n" not in str(error.value)
-        return str(error.value)
 
-    mask, depth, broken = (
-        root / name for name in ("masks/bee/002.png", "depth/bee/002.png", "images/bee/003.png")
-    )
-    good = mask.read_bytes()
-    Image.fromarray(np.zeros((64, 128), np.uint8)).save(mask)
-    assert "masks/bee/002.png: expected 128 x 128 px" in rejected(root, "segment")
-    Image.fromarray(np.zeros((SIDE, SIDE, 3), np.uint8)).save(mask)
-    assert "masks/bee/002.png: expected one channel" in rejected(root, "segment")
-    mask.write_bytes(good)
+    mask, depth, image = (root / f"{name}/bee/002.png" for name in ("masks", "depth", "images"))
+    for pixels in (np.zeros((64, 128), np.uint8), np.zeros((SIDE, SIDE, 3), np.uint8)):
+        Image.fromarray(pixels).save(mask)
+        rejects("masks/bee/002.png: expected one channel .* at 128 x 128 px", "segment")
+    mask.unlink()
+    rejects("masks/bee/002.png: not a readable image", "segment")
     Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(depth)
-    assert "depth/bee/002.png: expected one channel of 16 bits" in rejected(root, "depth")
-    broken.write_bytes(broken.read_bytes()[:500])
-    assert "images/bee/003.png" in rejected(root)
+    rejects("depth/bee/002.png: expected one channel of 16 bits", "depth")
+    image.write_bytes(image.read_bytes()[:500])
+    rejects("images/bee/002.png")
+    for place in root.glob("images/ant/00[12].png"):
+        place.unlink()
+    rejects("data: expected class folders")
     for part in ("train", "val"):
         write_folder(tmp_path / "parts" / part, count=4)
     for image in (tmp_path / "parts/val/images").rglob("*.png"):
         image.unlink()
     with pytest.raises(UserError, match="parts: expected images to be judged on"):
-        roles_of(open_images(tmp_path / "parts", ("segment",)), ScalingSettings(families=()), 0)
-    (tmp_path / "parts/val").rename(tmp_path / "val")
-    assert "expected one of test, val" in rejected(tmp_path / "parts")
+        roles_of(open_images(tmp_path / "parts", classify=False), ScalingSettings(), 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "text"),
+    [
+        (ScalingSettings, {"resize": []}, "probe.resize: "),
+        (ScalingSettings, {"scales": [[1.0], [2.0, 3.0]]}, "probe.scales: expected the smallest in each set"),
+        (ScalingSettings, {"scales": [1, 2]}, r"probe.scales\[0\]: "),
+        (ScalingSettings, {"steps": 0}, "probe.steps: "),
+        (MemorizeSettings, {"counts": [1]}, r"probe.counts\[0\]: "),
+        (MemorizeSettings, {"base": {"img_size": 7}}, "probe.base"),
+    ],
+)
+def test_wrong_settings_are_rejected(settings, change, text):
+    with pytest.raises(UserError, match=text):
+        read(settings, change, "probe")
 
 
 def test_the_command_compares_arms_and_resumes(tmp_path, capsys, monkeypatch):
-    write_folder(tmp_path / "data")
+    write_folder(tmp_path / "data", count=5)
     words = [
-        "probe", "probe=scaling", f"probe.data={tmp_path / 'data'}", f"probe.cache={tmp_path / 'cache'}",
-        "+probe.models.twin={name: mvp-tiny, dtype: bfloat16}", "~probe.models.small", "probe.families=[[tiny,twin]]",
-        "probe.scales=[[1],[1,2]]", "probe.resize=[upsample]", "probe.seeds=[0,1]", "probe.head.steps=10",
-        "probe.head.batch=8", "probe.points=16", "probe.resamples=100", f"hydra.run.dir={tmp_path / 'run'}",
+        "probe", "probe=scaling", f"probe.data={tmp_path / 'data'}",
+        "+probe.models.twin={name: mvp-tiny, dtype: bfloat16}", "~probe.models.small",
+        "probe.scales=[[1],[1,2]]", "probe.resize=[upsample]", "probe.seeds=[0,1]", "probe.steps=4", "probe.heads=[conv]",
+        "probe.batch=8", "probe.points=16", "probe.resamples=100", f"hydra.run.dir={tmp_path / 'run'}",
     ]  # fmt: skip
     assert main(words) == 0
     report = json.loads((tmp_path / "run/scaling.json").read_text())
     rows = report["results"]
-    assert [row["arm"] for row in rows] == ["tiny 1", "tiny 1+2"] * 5 + ["twin 1", "twin 1+2"] * 5
+    assert [row["arm"] for row in rows] == ["tiny 1", "tiny 1+2"] * 3 + ["twin 1", "twin 1+2"] * 3
     assert rows[1]["gflops"] == pytest.approx(5 * rows[0]["gflops"], rel=1e-3)
     assert rows[1]["loss"]["low"] <= rows[1]["loss"]["value"] <= rows[1]["loss"]["high"]
-    assert all(rows[i]["loss"] == rows[i + 10]["loss"] for i in range(10))  # a twin has the same numbers
+    assert all(rows[i]["loss"] == rows[i + 6]["loss"] for i in range(6))  # a twin has the same numbers
     table = list(csv.DictReader((tmp_path / "run/scaling.csv").open()))
-    assert len(table) == (2 * 2 + 4 * 2 + 4 * 3) * 2 + (2 + 2 * 2 + 2 * 3) * 4
+    assert len(table) == (2 + 2 + 3) * (4 + 6)  # four arms and their pairs
     page = (tmp_path / "run/scaling.html").read_text()
     assert "<svg" in page and "tiny 1+2" in page and "tiny 1+2" in capsys.readouterr().out
-    monkeypatch.setattr("s2robot.probing.heads.fit_head", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr("s2robot.probing.scaling.fit_head", lambda *_: pytest.fail("fitted again"))
     assert main(words) == 0
     again = json.loads((tmp_path / "run/scaling.json").read_text())
     assert again["results"] == rows and again["differences"] == report["differences"]
