@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class FeaturesSettings(Settings, at="features", file="features/default"):
 
     cache: str | None = from_yaml()
     workers: int | None = from_yaml(ge=1)
-    dtype: str = from_yaml()
+    dtype: Literal["float16", "float32"] = from_yaml()
     device: str = from_yaml()
     threads: int | None = from_yaml(ge=1)
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from s2robot.backbones.facts import IMAGENET
+from s2robot.backbones.libraries import IMAGENET
 from s2robot.pretraining.frames import FrameBank
 from s2robot.pretraining.mae import MAE
 from s2robot.pretraining.settings import CropSettings, PretrainSettings

@@ -35,7 +35,7 @@ from s2robot.probing import heads as fitting
 from s2robot.probing.heads import FIT, TEST, VALIDATE, Classify, Data, Depth, HeadSettings, Segment, Task
 from s2robot.probing.images import Images, Rows, count_labels, encode_images, open_images, truth_rows
 from s2robot.probing.report import Outcome, Point, compare, resample
-from s2robot.s2.layout import square
+from s2robot.s2.tiling import square
 
 Scales = Annotated[tuple[int | float, ...], Field(min_length=1)]
 RESIZES = {"upsample": "upsampled", "native": "native"}  # here: encoder.resolution

@@ -188,7 +188,7 @@ def test_bad_datasets_are_one_line(here, recorded, tiny_encoder, tmp_path):
 def test_bad_encoders_and_checkpoints_are_one_line(here, recorded, tmp_path):
     demos = f"demos.path={recorded}"
     line = refused(here("encode", demos, "encoder.name=mvp-tine"), "encode")
-    assert "encoder.name: expected one of mvp-tiny, " in line and "nearest: mvp-tiny" in line
+    assert "encoder.name: expected one of mvp-tiny, " in line and "did you mean 'mvp-tiny'" in line
     line = refused(here("evaluate", f"checkpoint={tmp_path / 'none'}"), "evaluate")
     assert f"checkpoint {tmp_path / 'none'}: no such folder" in line
 

@@ -1,4 +1,4 @@
-"""Backbones: the facts found, the features against each library's own call, and what is refused.
+"""Backbones: the facts found, the features against each library's own call, and what is rejected.
 
 Small models with random weights; every expected feature comes from the library's public interface or a hook.
 """
@@ -18,9 +18,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from s2robot.backbones.backbone import Backbone, find_backbone
-from s2robot.backbones.libraries import CLIP, HALF, IMAGENET
+from s2robot.backbones.libraries import CLIP, HALF, IMAGENET, features
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.common.errors import UserError
+from s2robot.s2 import forward
 
 torch.set_num_threads(1)
 
@@ -33,7 +34,7 @@ def shaken(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-# timm's name, how it is made small; tile, patch, prefix tokens, dim, (mean, std), depth, any size
+# timm's name, how it is made small; tile, patch, prefix tokens, dim, (mean, std), depth; whether it takes any size
 _TIMM = {
     "vit": ("vit_tiny_patch16_224", {"img_size": (32, 64), "depth": 3}, ((32, 64), 16, 1, 192, HALF, 3, False)),
     "dinov2": ("vit_small_patch14_reg4_dinov2", {"img_size": 56, "depth": 3}, ((56, 56), 14, 5, 384, IMAGENET, 3, False)),
@@ -118,29 +119,26 @@ def torchvision_model(name: str) -> nn.Module:
 def hf_model(name: str) -> nn.Module:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    kind, settings_, _, _ = HF[name]
-    config = getattr(transformers, f"{kind}Config")(**settings_)
-    return shaken(getattr(transformers, f"{kind}Model")(config))
+    kind, options, _, _ = HF[name]
+    return shaken(getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**options)))
 
 
-def an_image(backbone: Backbone) -> torch.Tensor:
-    """Noise of the tile's size; where any size goes, smaller and wider than the tile, so that rows count."""
-    size = (64, 96) if backbone.any_size and backbone.tile[0] == 224 else backbone.tile
+def an_image(backbone: Backbone, any_size: bool) -> torch.Tensor:
+    """Noise of the tile's size; for CNNs, which take any size, smaller and wider, so that rows count."""
+    size = (64, 96) if any_size and backbone.tile[0] == 224 else backbone.tile
     return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
-def assert_tokens(tokens, expected, backbone, channels_last=False):
+def facts_of(b: Backbone) -> tuple:
+    return b.tile, b.patch, b.num_prefix_tokens, b.dim, (b.mean, b.std), b.depth
+
+
+def assert_tokens(tokens, expected, channels_last=False):
     """Tokens are the library's output: as it is, or cell by cell if that is a map."""
-    if expected.ndim == 3:
-        assert torch.equal(tokens, expected)
-        return
-    if channels_last:
-        expected = expected.permute(0, 3, 1, 2)
-    rows, columns = expected.shape[2:]
-    assert tokens.shape[1:] == (rows * columns, expected.shape[1])
-    for r in range(rows):
-        for c in range(columns):
-            assert torch.equal(tokens[:, r * columns + c], expected[:, :, r, c])
+    if expected.ndim == 4:
+        expected = expected if channels_last else expected.permute(0, 2, 3, 1)
+        expected = torch.stack([cell for row in expected.unbind(1) for cell in row.unbind(1)], 1)
+    assert torch.equal(tokens, expected)
 
 
 def hooked(model: nn.Module, block: nn.Module, x: torch.Tensor, run) -> torch.Tensor:
@@ -156,61 +154,51 @@ def size_of(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
+def shares_memory(a: nn.Module, b: nn.Module) -> bool:
+    return bool({p.data_ptr() for p in a.parameters()} & {p.data_ptr() for p in b.parameters()})
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name):
     model = timm_model(name)
-    backbone = find_backbone(model)
-    b = backbone
-    facts = (b.tile, b.patch, b.num_prefix_tokens, b.dim, (b.mean, b.std), b.depth, b.any_size)
-    assert facts == TIMM_FACTS[name]
-    x = an_image(backbone)
-    expected = model.forward_features(x)
-    assert_tokens(backbone(x), expected, backbone, channels_last=name == "swin")
+    b = find_backbone(model)
+    assert facts_of(b) == TIMM_FACTS[name][:6] and b.model is model
+    x = an_image(b, TIMM_FACTS[name][6])
+    assert_tokens(b(x), model.forward_features(x), channels_last=name == "swin")
     rows, columns = (side // b.patch for side in x.shape[2:])
-    assert backbone(x).shape[1] == b.num_prefix_tokens + rows * columns
-    assert backbone.model is model
+    assert b(x).shape[1] == b.num_prefix_tokens + rows * columns
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", [n for n in TIMM if TIMM_FACTS[n][5]])
 def test_timm_block(name):
-    model = timm_model(name)
+    model, (*_, depth, any_size) = timm_model(name), TIMM_FACTS[name]
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    depth, transformer = TIMM_FACTS[name][5], hasattr(model, "blocks") and hasattr(model, "norm")
-    blocks = [
-        m
-        for n, m in model.named_children()
-        if n in ("layer1", "layer2", "layer3", "layer4", "s1", "s2", "s3", "s4")
-    ]
+    transformer = hasattr(model, "blocks") and hasattr(model, "norm")
+    blocks = [m for n, m in model.named_children() if n[:-1] in ("layer", "s") and n[-1] in "1234"]
     blocks = blocks or list(getattr(model, "blocks", None) or getattr(model, "stages", None) or model.layers)
     assert len(blocks) == depth
-    for k in (1, depth - 1, depth):
+    for k in (1, depth - 1):
         backbone = find_backbone(model, block=k)
-        x = an_image(backbone)
+        x = an_image(backbone, any_size)
         expected = hooked(model, blocks[k - 1], x, lambda m, x: m.forward_features(x))
-        if transformer:
-            expected = model.norm(expected)
-        assert_tokens(backbone(x), expected, backbone, channels_last=name == "swin")
-        later = size_of(*blocks[k:])
-        if transformer:
-            assert size_of(backbone) == size_of(model) - later
-        else:
-            assert size_of(backbone) <= size_of(model) - later
-        assert not {p.data_ptr() for p in backbone.parameters()} & {p.data_ptr() for p in model.parameters()}
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        expected = model.norm(expected) if transformer else expected
+        assert_tokens(backbone(x), expected, channels_last=name == "swin")
+        left = size_of(model) - size_of(*blocks[k:])
+        assert size_of(backbone) == left if transformer else size_of(backbone) <= left
+        assert not shares_memory(backbone, model)
     assert len(model.state_dict()) == len(before)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name):
     model = torchvision_model(name)
-    backbone = find_backbone(model)
-    b = backbone
-    assert (b.tile, b.patch, b.num_prefix_tokens, b.dim, b.depth, b.any_size) == TORCHVISION_FACTS[name]
-    assert (b.mean, b.std) == IMAGENET
-    x = an_image(backbone)
+    b = find_backbone(model)
+    assert facts_of(b) == (*TORCHVISION_FACTS[name][:4], IMAGENET, TORCHVISION_FACTS[name][4])
+    x = an_image(b, TORCHVISION_FACTS[name][5])
     if name == "vit":
         expected = hooked(model, model.encoder, x, lambda m, x: m(x))
     elif hasattr(model, "avgpool"):
@@ -223,7 +211,7 @@ def test_torchvision(name):
         expected = F.relu(model.features(x))
     else:
         expected = hooked(model, model.conv5, x, lambda m, x: m(x))
-    assert_tokens(backbone(x), expected, backbone)
+    assert_tokens(b(x), expected)
 
 
 @torch.no_grad()
@@ -232,7 +220,6 @@ def test_torchvision(name):
     [
         ("vit", 2, "encoder.layers.encoder_layer_1", 24, 8),
         ("resnet", 3, "layer3", 256, 16),
-        ("convnext", 1, "features.1", 8, 4),
         ("convnext", 3, "features.5", 24, 16),
         ("efficientnet", 5, "features.5", 112, 16),
         ("mobilenet", 11, "features.11", 96, 32),
@@ -245,57 +232,48 @@ def test_torchvision_block(name, block, module, dim, patch):
     model = torchvision_model(name)
     backbone = find_backbone(model, block=block)
     assert (backbone.dim, backbone.patch, backbone.block) == (dim, patch, block)
-    assert not {p.data_ptr() for p in backbone.parameters()} & {p.data_ptr() for p in model.parameters()}
-    x = an_image(backbone)
+    assert not shares_memory(backbone, model)
+    x = an_image(backbone, TORCHVISION_FACTS[name][5])
     expected = hooked(model, model.get_submodule(module), x, lambda m, x: m(x))
     if name == "vit":
         expected = model.encoder.ln(expected)
         assert size_of(backbone) == size_of(model) - size_of(model.encoder.layers[2])
-    else:
-        assert size_of(backbone) < size_of(model)
-    assert_tokens(backbone(x), expected, backbone, channels_last=name == "swin")
+    assert size_of(backbone) < size_of(model)
+    assert_tokens(backbone(x), expected, channels_last=name == "swin")
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", HF)
 def test_hugging_face(name):
     model, (_, _, norm, facts) = hf_model(name), HF[name]
-    backbone = find_backbone(model)
-    b = backbone
-    assert (b.tile, b.patch, b.num_prefix_tokens, b.dim, (b.mean, b.std), b.depth, b.any_size) == facts
-    x = an_image(backbone)
-    assert_tokens(backbone(x), model(pixel_values=x).last_hidden_state, backbone)
-    for k in {1, 2, b.depth}:
+    b = find_backbone(model)
+    assert facts_of(b) == facts[:6]
+    x = an_image(b, facts[6])
+    assert_tokens(b(x), model(pixel_values=x).last_hidden_state)
+    blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == b.depth)
+    for k in {1, b.depth}:
         cut = find_backbone(model, block=k)
-        x = an_image(cut)
-        blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == b.depth)
+        x = an_image(cut, facts[6])
         expected = hooked(model, blocks[k - 1], x, lambda m, x: m(pixel_values=x))
         if norm and name != "swin":
             expected = getattr(model, norm)(expected)
-        assert_tokens(cut(x), expected, cut)
+        assert_tokens(cut(x), expected)
         assert size_of(cut) <= size_of(model) - size_of(*blocks[k:])
-    assert len(blocks) == b.depth
 
 
 @torch.no_grad()
 def test_hugging_face_beyond_the_vision_model():
     transformers = pytest.importorskip("transformers")
-    text = {
-        k: HF_VIT[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    }
+    text = {k: v for k, v in HF_VIT.items() if k not in ("image_size", "patch_size")}
     clip = transformers.CLIPModel(transformers.CLIPConfig(vision_config=HF_VIT, text_config=text)).eval()
-    backbone = find_backbone(clip)
-    x = torch.randn(2, 3, 32, 32)
+    backbone, x = find_backbone(clip), torch.randn(2, 3, 32, 32)
     assert torch.equal(backbone(x), clip.vision_model(x).last_hidden_state)
     assert size_of(backbone) == size_of(clip.vision_model)
 
     classifier = transformers.ViTForImageClassification(transformers.ViTConfig(**HF_VIT)).eval()
     assert torch.equal(find_backbone(classifier)(x), classifier.vit(x).last_hidden_state)
-
-    wide = find_backbone(classifier, tile=(32, 64))  # the position table is interpolated
-    assert wide.tile == (32, 64) and wide.any_size
-    x = torch.randn(2, 3, 32, 64)
-    assert wide(x).shape[1] == 1 + 4 * 8
+    wide, x = find_backbone(classifier, tile=(32, 64)), torch.randn(2, 3, 32, 64)
+    assert wide.tile == (32, 64) and wide(x).shape[1] == 1 + 4 * 8  # the position table is interpolated
     assert torch.equal(wide(x), classifier.vit(x, interpolate_pos_encoding=True).last_hidden_state)
 
     processor = SimpleNamespace(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
@@ -306,11 +284,8 @@ def test_hugging_face_beyond_the_vision_model():
     config = transformers.ViTConfig(**HF_VIT, name_or_path="facebook/dino-vits16")
     assert find_backbone(transformers.ViTModel(config)).mean == IMAGENET[0]
     config.model_type = "vitamin"
-    with pytest.raises(UserError, match="mean and std are not known"):
-        find_backbone(transformers.ViTModel(config))
-    mae = transformers.ViTMAEModel(transformers.ViTMAEConfig(**HF_VIT))
-    with pytest.raises(UserError, match="masks and shuffles"):
-        find_backbone(mae)
+    rejected(transformers.ViTModel(config), "mean, std: not known")
+    rejected(transformers.ViTMAEModel(transformers.ViTMAEConfig(**HF_VIT)), "masks and shuffles")
 
 
 @torch.no_grad()
@@ -328,15 +303,11 @@ def test_another_tile_resamples_a_copy():
 
 
 def test_a_tile_that_is_no_whole_number_of_strides_is_rounded_unless_given():
-    def model():
-        return timm.create_model(
-            "mobilenetv3_small_050", pretrained_cfg_overlay={"input_size": (3, 240, 300)}
-        )
-
-    assert find_backbone(model()).tile == (256, 288)
-    assert find_backbone(model(), block=2).tile == (240, 304)
-    with pytest.raises(UserError, match="map of 8 x 8 for 240 x 240 pixels, expected whole strides of 32"):
-        find_backbone(model(), tile=240)
+    overlay = {"input_size": (3, 240, 300)}
+    model = timm.create_model("mobilenetv3_small_050", pretrained_cfg_overlay=overlay)
+    assert find_backbone(model).tile == (256, 288)
+    assert find_backbone(model, block=2).tile == (240, 304)
+    rejected(model, r"240 x 240 px: .*\(1, 288, 8, 8\), .* patches of 32 pixels", tile=240)
 
 
 class Patches(nn.Module):
@@ -373,52 +344,67 @@ class Patches(nn.Module):
 )
 def test_any_callable(rows, columns, patch, prefix, form):
     prefix = prefix if form in ("tokens", "object", "mapping", "tuple") else 0
-    tile = (rows * patch, columns * patch)
-    model = Patches(patch, prefix, form)
-    known = {"patch": patch} if form == "channels last" else {}
-    backbone = find_backbone(
-        model.forward if rows % 2 else model, tile=tile, num_prefix_tokens=prefix, **known
+    tile, model = (rows * patch, columns * patch), Patches(patch, prefix, form)
+    given_ = {"tile": tile, "num_prefix_tokens": prefix} | (
+        {"patch": patch} if form == "channels last" else {}
     )
-    assert (backbone.tile, backbone.patch, backbone.num_prefix_tokens, backbone.depth) == (
-        tile,
-        patch,
-        prefix,
-        None,
-    )
-    assert (backbone.mean, backbone.std) == IMAGENET and not backbone.any_size
+    backbone = find_backbone(model.forward if rows % 2 else model, **given_)
     if form == "channels last" and (rows, columns) == (columns, backbone.dim):
         return  # reads as (B, D, rows, columns) too, which goes first
+    assert facts_of(backbone) == (tile, patch, prefix, 3, IMAGENET, None)
     x = torch.randn(2, 3, *tile)
-    expected = Patches(patch, prefix)(x)
-    assert torch.equal(backbone(x), expected) and backbone.dim == 3
+    assert torch.equal(backbone(x), Patches(patch, prefix)(x))
 
 
-def test_dinov2_of_torch_hub():
-    """Its forward_features gives a mapping; this one has the names and nothing else."""
+class Dino(nn.Module):
+    """DINOv2 as torch.hub returns it: its forward_features gives a mapping."""
 
-    class Hub(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.patch_embed = SimpleNamespace(img_size=(32, 32), patch_size=(8, 8))
-            self.blocks = nn.ModuleList([nn.Linear(3, 3) for _ in range(3)])
+    def __init__(self, registers: int = 2, key: str = "x_norm_regtokens") -> None:
+        super().__init__()
+        self.patch_embed = SimpleNamespace(img_size=(32, 32), patch_size=(8, 8))
+        self.blocks = nn.ModuleList([nn.Linear(3, 3) for _ in range(3)])
+        self.registers, self.key = registers, key
 
-        def forward_features(self, x):
-            tokens = Patches(8, prefix=3)(x)
-            for block in self.blocks:
-                tokens = block(tokens)
-            return {
-                "x_norm_clstoken": tokens[:, 0],
-                "x_norm_regtokens": tokens[:, 1:3],
-                "x_norm_patchtokens": tokens[:, 3:],
-            }
+    def tokens(self, x: torch.Tensor, depth: int = 3) -> torch.Tensor:
+        tokens = Patches(8, prefix=1 + self.registers)(x)
+        for block in self.blocks[:depth]:
+            tokens = block(tokens)
+        return tokens
 
-    model, x = Hub(), torch.randn(2, 3, 32, 48)
+    def forward_features(self, x: torch.Tensor) -> dict[str, torch.Tensor | None]:
+        tokens, front = self.tokens(x), 1 + self.registers
+        return {"x_norm_clstoken": tokens[:, 0], self.key: tokens[:, 1:front],
+                "x_norm_patchtokens": tokens[:, front:], "masks": None}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("registers", "key"), [(0, "x_norm_regtokens"), (2, "x_norm_regtokens"), (4, "x_storage_tokens")]
+)
+def test_dinov2_of_torch_hub(registers, key):
+    model, x, front = Dino(registers, key), torch.randn(2, 3, 32, 48), 1 + registers
     backbone = find_backbone(model, block=2)
-    assert (backbone.num_prefix_tokens, backbone.patch, backbone.depth, backbone.any_size) == (3, 8, 3, True)
-    assert torch.equal(backbone(x), model.blocks[1](model.blocks[0](Patches(8, prefix=3)(x))))
+    assert facts_of(backbone) == ((32, 32), 8, front, 3, IMAGENET, 3)
+    assert torch.equal(backbone(x), model.tokens(x, 2))
+    patches = find_backbone(model.forward_features, tile=32)  # as a function, without prefix tokens
+    assert patches.num_prefix_tokens == 0 and torch.equal(patches(x), model.tokens(x)[:, front:])
+    expected = forward(model.tokens, x[..., :32], scales=[1, 2], num_prefix_token=front)
+    assert torch.equal(forward(model.forward_features, x[..., :32], [1, 2], num_prefix_token=front), expected)
     model.chunked_blocks = True
-    with pytest.raises(UserError, match="block=2, but its blocks are not known"):
-        find_backbone(model, block=2)
+    rejected(model, "block: expected none", block=2)
+
+
+def test_what_models_return():
+    x, y = torch.rand(2, 3), torch.rand(4)
+    for out in (x, SimpleNamespace(last_hidden_state=x), (x, y), [x], {"out": x, "aux": y}, {"layer4": x}):
+        assert features(out) is x
+    for bad, words in (
+        (None, "NoneType"),
+        ({"a": x, "b": y}, "dict with a, b"),
+        ((), "tuple"),
+        ({}, "nothing"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            features(bad)
 
 
 def test_a_dry_run_leaves_no_trace():
@@ -432,64 +418,53 @@ def test_a_dry_run_leaves_no_trace():
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "block"), [("vit", 1), ("mobilenet", 2)])
-def test_compiles_in_one_graph_and_exports_with_a_dynamic_batch(name, block):
+def test_exports_with_a_dynamic_batch(name, block):
     backbone = find_backbone(timm_model(name), block=block, tile=None if name == "vit" else 64).eval()
-    x = torch.randn(3, 3, *backbone.tile)
-    expected = backbone(x)
-    torch.testing.assert_close(torch.compile(backbone, fullgraph=True, backend="eager")(x), expected)
-    batch = torch.export.Dim("batch", min=1, max=64)
+    x, batch = torch.randn(3, 3, *backbone.tile), torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(backbone, (x,), dynamic_shapes=({0: batch},)).module()
-    torch.testing.assert_close(exported(x[:2]), expected[:2])
+    torch.testing.assert_close(exported(x[:2]), backbone(x)[:2])
 
 
-def refused(model, words, **given):
+def rejected(model, words, **given):
     with pytest.raises(UserError, match=words) as error:
         find_backbone(model() if isinstance(model, partial) else model, **given)
     assert "\n" not in str(error.value)
 
 
-def test_facts_that_contradict_the_output_are_one_line_with_both_numbers():
-    refused(Patches(16, 1), r"197 tokens .* 196 \+ 1: num_prefix_tokens=1\?", tile=224)
-    refused(Patches(16, 5), r"201 tokens .* 196 \+ 5: num_prefix_tokens=5\?", tile=224)
-    refused(
-        Patches(16, 1), "197 tokens .* 3 prefix tokens 194.* 14 x 14", tile=224, patch=16, num_prefix_tokens=3
-    )
-    refused(Patches(16), "6 tokens .* no 4 x 6 patches of 8 pixels", tile=(32, 48), patch=8)
-    refused(timm_model("deit"), r"18 tokens .*16 \+ 2", num_prefix_tokens=1)
-    refused(timm_model("vit"), "9 tokens .* no 4 x 8 patches of 8 pixels", patch=8)
-    refused(timm_model("resnet"), "map .* no 1 prefix tokens", num_prefix_tokens=1)
-    refused(timm_model("resnet"), "map of 7 x 7 for 224 x 224 .* strides of 16", patch=16)
-    refused(torchvision_model("vit"), "made for 32 x 32.* zeros of 64 x 64", tile=64)
-    refused(Patches(16), "fails on zeros of 8 x 8 pixels: RuntimeError", tile=8)
-    refused(tv.squeezenet1_1(), "map of 13 x 13 for 224 x 224 pixels")
-
-
-def test_models_without_the_facts_are_rejected():
-    refused("resnet18", "model: .* got a str")
-    refused(Patches(16), "Patches: tile .* is not given")
-    refused(Patches(16, form="pooled"), r"gives \(1, 3\), expected tokens", tile=32)
-    refused(Patches(16, form="none"), "got a NoneType", tile=32)
-    refused(tv.GoogLeNet(aux_logits=False, init_weights=False), "GoogLeNet")
-    odd = {"depth": 1, "patch_size": (16, 32), "img_size": 64}
-    refused(
-        timm.create_model("vit_tiny_patch16_224", **odd), r"patches of \(16, 32\) pixels, expected square"
-    )
-
-
-def test_blocks_that_do_not_exist_are_rejected():
-    refused(timm_model("vit"), "block=4, expected 1 to 3", block=4)
-    refused(timm_model("resnet"), "block=0, expected 1 to 4", block=0)
-    refused(torchvision_model("swin"), "block=5, expected 1 to 4", block=5)
-    for model, facts in ((timm_model("densenet"), {}), (Patches(16), {"tile": 32})):
-        refused(model, "block=1, but its blocks are not known", block=1, **facts)
+ODD = partial(timm.create_model, "vit_tiny_patch16_224", depth=1, patch_size=(16, 32), img_size=64)
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("model", "words", "given_"),
     [
-        ("tile", (32, 32, 3)), ("tile", 32.0), ("mean", (0.5, 0.5)), ("mean", 0.5), ("mean", ("a", 0, 0)),
-        ("mean", (np.nan, 0, 0)), ("std", (1, 0, 1)), ("patch", 0), ("patch", 16.0), ("num_prefix_tokens", -1),
+        (Patches(16, 1), r"197 tokens are 196 \+ 1: num_prefix_tokens=1\?", {"tile": 224}),
+        (Patches(16, 1), r"\(1, 197, 3\), expected tokens \(1, 3", {"tile": 224, "patch": 16, "num_prefix_tokens": 3}),
+        (Patches(16), r"32 x 48 px.* \(1, 6, 3\), .* patches of 8 pixels", {"tile": (32, 48), "patch": 8}),
+        (partial(timm_model, "deit"), r"18 tokens are 16 \+ 2", {"num_prefix_tokens": 1}),
+        (partial(timm_model, "vit"), r"\(1, 9, 192\), .* patches of 8 pixels", {"patch": 8}),
+        (partial(timm_model, "resnet"), r"expected tokens \(1, 1", {"num_prefix_tokens": 1}),
+        (partial(timm_model, "resnet"), "patches of 16 pixels", {"patch": 16}),
+        (partial(torchvision_model, "vit"), "made for 32 x 32.* zeros of 64 x 64", {"tile": 64}),
+        (Patches(16), "fails on zeros of 8 x 8 px: RuntimeError", {"tile": 8}),
+        (tv.squeezenet1_1, r"\(1, 512, 13, 13\)", {}),
+        ("resnet18", "str: tile: not known", {}),
+        ("resnet18", "TypeError: 'str' object is not callable", {"tile": 8}),
+        (Patches(16), "Patches: tile: not known", {}),
+        (Patches(16, form="pooled"), r"gives \(1, 3\), expected tokens", {"tile": 32}),
+        (Patches(16, form="none"), "got a NoneType", {"tile": 32}),
+        (partial(tv.GoogLeNet, aux_logits=False, init_weights=False), "GoogLeNet: its features", {}),
+        (ODD, "patches of 16 pixels", {}),
+        (partial(timm_model, "vit"), "block: expected 1 to 3, got 4", {"block": 4}),
+        (partial(timm_model, "resnet"), "block: expected 1 to 4, got 0", {"block": 0}),
+        (partial(torchvision_model, "swin"), "block: expected 1 to 4, got 5", {"block": 5}),
+        (partial(timm_model, "densenet"), "block: expected none", {"block": 1}),
+        (Patches(16), "block: expected none", {"block": 1, "tile": 32}),
+        (Patches(16), "tile: expected .* got 32.0", {"tile": 32.0}),
+        (Patches(16), "mean: expected 3 .* got", {"tile": 32, "mean": (0.5, 0.5)}),
+        (Patches(16), "mean: expected 3 .*nan", {"tile": 32, "mean": (np.nan, 0, 0)}),
+        (Patches(16), "std: expected 3 .* got", {"tile": 32, "std": (1, 0, 1)}),
+        (Patches(16), "num_prefix_tokens=0", {"tile": 32, "num_prefix_tokens": -1}),
     ],
 )  # fmt: skip
-def test_facts_of_the_wrong_kind_are_named(key, value):
-    refused(Patches(16), f"{key}: expected .*, got ", **{"tile": 32, key: value})
+def test_facts_that_do_not_fit_are_one_line(model, words, given_):
+    rejected(model() if model is tv.squeezenet1_1 else model, words, **given_)

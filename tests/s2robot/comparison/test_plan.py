@@ -52,7 +52,7 @@ def test_arms_are_those_of_the_experiment_or_those_named():
         (["+experiment.arms.x='train.step=3'", "arms=[base,x]"], "arm 'x': Could not override 'train.step'"),
         (["+experiment.arms.x='demos.episodes=3'", "arms=[base,x]"], "experiment.arms.x.overrides: expected the same demos.episodes for all arms"),
         (["+experiment.arms.x='jobs=3'", "arms=[base,x]"], "experiment.arms.x.overrides: expected overrides of task, robot, "),
-        (["+experiment.arms.x='encoder.checkpoint=none.safetensors'", "arms=[base,x]"], f"arm 'x': {Path('none.safetensors').resolve()}: no such"),
+        (["+experiment.arms.x='encoder.checkpoint=none.safetensors'", "arms=[base,x]"], f"arm 'x': {Path('none.safetensors').resolve()}: expected an encoder file"),
         (["+experiment.arms.x='encoder=timm'", "arms=[base,x]"], "arm 'x': no value for encoder.checkpoint, encoder.name"),
         (["experiment.seeds=[]", "arms=[base,base-s2]"], "experiment.seeds: expected one or more different values, got []"),
         (["experiment.pairs=[[base,bass]]", "arms=[base,base-s2]"], "experiment.pairs: expected two different arms of base"),
