@@ -101,7 +101,10 @@ class FeatureCache:
             named["drawn"] = self.identity["drawn"] = json.loads(json.dumps(drawn))
         self.path = Path(root) / _key(named)
         if drawn is None:
-            self.path = next((p for p in sorted(Path(root).glob("*/")) if self._is_complete(p)), self.path)
+            complete = (
+                p for p in sorted(Path(root).glob("*/")) if (d := self.done(p)) and d >= {*self.wanted}
+            )
+            self.path = next(complete, self.path)
         self.about = dict(about or {})
 
     @property
@@ -109,11 +112,9 @@ class FeatureCache:
         """Size of the features on disk."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
-    def done(self) -> set[int]:
-        """Return the episodes whose features are on disk, valid and of this dataset and encoder."""
-        return self._done(self.path)
-
-    def _done(self, path: Path) -> set[int]:
+    def done(self, path: Path | None = None) -> set[int]:
+        """Return the episodes whose features are on disk (at `path`), valid and of this dataset and encoder."""
+        path = path or self.path
         try:
             index = _index(path)
             size = (path / "features.bin").stat().st_size
@@ -121,10 +122,6 @@ class FeatureCache:
             return set()  # no index, or a damaged one: encode again
         same = size == self.nbytes and all(index.get(key) == value for key, value in self.identity.items())
         return index["done"] if same else set()
-
-    def _is_complete(self, path: Path) -> bool:
-        done = self._done(path)
-        return bool(done) and done.issuperset(self.wanted)
 
     def missing(self) -> list[int]:
         """Return the wanted episodes that are not encoded yet."""

@@ -11,7 +11,6 @@ Numerics are those of `s2robot.s2.reference.forward`, but each level comes from 
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from operator import index
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from s2robot.backbones.backbone import Backbone, find_backbone
 from s2robot.backbones.device import channels_first, tensor_of
-from s2robot.backbones.inference import prepare
+from s2robot.backbones.inference import prepare, shared_copy
 from s2robot.backbones.libraries import Given, Size, one_of
 from s2robot.common.errors import UserError
 from s2robot.s2.engine import OUTPUTS, encode, pyramid
@@ -109,12 +108,8 @@ class S2(nn.Module):
 
         dtype: a torch dtype, or "auto": bfloat16 if the device multiplies in it, else float32.
         """
-        fast = copy.copy(self)
-        fast.__dict__ |= {
-            key: copy.copy(value) for key, value in vars(self).items() if isinstance(value, dict | set)
-        }
-        fast._modules["backbone"] = prepare(self.backbone, dtype)
-        fast.frozen = True
+        fast = shared_copy(self)
+        fast.backbone, fast.frozen = prepare(self.backbone, dtype), True
         return fast.eval()
 
     def layout(self, height: int, width: int) -> Layout:
