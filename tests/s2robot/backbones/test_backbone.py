@@ -4,8 +4,10 @@ Small models with random weights; every expected feature comes from the library'
 """
 
 import copy
+from collections.abc import Callable
 from functools import cache, partial
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -34,93 +36,88 @@ def shaken(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-# timm's name, how it is made small; tile, patch, prefix tokens, dim, (mean, std), depth; whether it takes any size
-_TIMM = {
-    "vit": ("vit_tiny_patch16_224", {"img_size": (32, 64), "depth": 3}, ((32, 64), 16, 1, 192, HALF, 3, False)),
-    "dinov2": ("vit_small_patch14_reg4_dinov2", {"img_size": 56, "depth": 3}, ((56, 56), 14, 5, 384, IMAGENET, 3, False)),
-    "dinov2-dynamic": ("vit_small_patch14_reg4_dinov2", {"img_size": 56, "depth": 2, "dynamic_img_size": True},
-                       ((56, 56), 14, 5, 384, IMAGENET, 2, True)),
-    "clip": ("vit_base_patch16_clip_224", {"img_size": 64, "depth": 2, "embed_dim": 64, "num_heads": 2},
-             ((64, 64), 16, 1, 64, CLIP, 2, False)),
-    "siglip": ("vit_so400m_patch14_siglip_384", {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2},
-               ((384, 384), 14, 0, 32, HALF, 2, False)),  # 27 patches, 6 pixels over
-    "deit": ("deit_tiny_distilled_patch16_224", {"img_size": 64, "depth": 2}, ((64, 64), 16, 2, 192, IMAGENET, 2, False)),
-    "eva": ("eva02_tiny_patch14_224", {"img_size": 56, "depth": 2}, ((56, 56), 14, 1, 192, CLIP, 2, False)),
-    "mixer": ("mixer_s32_224", {"img_size": 64}, ((64, 64), 32, 0, 512, HALF, 8, False)),
-    "swin": ("swin_tiny_patch4_window7_224", {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)},
-             ((224, 224), 32, 0, 64, IMAGENET, 4, False)),
-    "convnext": ("convnext_atto", {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}, ((224, 224), 32, 0, 32, IMAGENET, 4, True)),
-    "resnet": ("resnet18", {}, ((224, 224), 32, 0, 512, IMAGENET, 4, True)),
-    "regnet": ("regnety_002", {}, ((224, 224), 32, 0, 368, IMAGENET, 4, True)),
-    "efficientnet": ("efficientnet_lite0", {}, ((224, 224), 32, 0, 1280, IMAGENET, 7, True)),
-    "mobilenet": ("mobilenetv3_small_050", {}, ((224, 224), 32, 0, 288, IMAGENET, 6, True)),
-    "densenet": ("densenet121", {"growth_rate": 4, "block_config": (1, 1, 1, 1)}, ((224, 224), 32, 0, 8, IMAGENET, None, True)),
-}  # fmt: skip
-TIMM = {name: partial(timm.create_model, model, **options) for name, (model, options, _) in _TIMM.items()}
-TIMM["mvp"] = lambda: MVPViT(ViTSpec(img_size=32, patch_size=8, dim=24, depth=3, heads=3))
-TIMM_FACTS = {name: facts for name, (_, _, facts) in _TIMM.items()}
-TIMM_FACTS["mvp"] = ((32, 32), 8, 1, 24, IMAGENET, 3, False)
-TORCHVISION = {
-    "vit": lambda: tv.VisionTransformer(32, 8, num_layers=3, num_heads=2, hidden_dim=24, mlp_dim=48),
-    "resnet": lambda: tv.resnet18(),
-    "convnext": lambda: tv.ConvNeXt(
-        [tv.convnext.CNBlockConfig(8 * i, 8 * (i + 1) if i < 4 else None, 1) for i in range(1, 5)]
-    ),
-    "efficientnet": lambda: tv.efficientnet_b0(),
-    "mobilenet": lambda: tv.mobilenet_v3_small(),
-    "swin": lambda: tv.SwinTransformer([4, 4], 8, [1, 1, 2, 1], [1, 1, 2, 2], [7, 7]),
-    "regnet": lambda: tv.regnet_y_400mf(),
-    "shufflenet": lambda: tv.shufflenet_v2_x0_5(),
-    "densenet": lambda: tv.DenseNet(8, (1, 1, 1, 1), 16),
-}
-TORCHVISION_FACTS = {
-    "vit": ((32, 32), 8, 1, 24, 3, False),
-    "resnet": ((224, 224), 32, 0, 512, 4, True),
-    "convnext": ((224, 224), 32, 0, 32, 4, True),
-    "efficientnet": ((224, 224), 32, 0, 1280, 7, True),
-    "mobilenet": ((224, 224), 32, 0, 576, 11, True),
-    "swin": ((224, 224), 32, 0, 64, 4, True),
-    "regnet": ((224, 224), 32, 0, 440, 4, True),
-    "shufflenet": ((224, 224), 32, 0, 1024, 3, True),
-    "densenet": ((224, 224), 32, 0, 17, None, True),
-}
+class Case(NamedTuple):
+    """A model, its facts, and where its blocks are.
+
+    Attributes:
+        facts: tile, patch, prefix tokens, dim, (mean, std), depth.
+        any_size: whether it takes images of any size.
+        path: of the k-th block, from k - 1, k, 2 * k - 1 and k + 1; "list": the one ModuleList of that many.
+        norm: of a transformer's last block.
+    """
+
+    make: Callable[[], nn.Module]
+    facts: tuple
+    any_size: bool = False
+    path: str = ""
+    norm: str = ""
+
+
+def timm_(name: str, facts: tuple, *rest: Any, **options: Any) -> Case:
+    return Case(partial(timm.create_model, name, **options), facts, *rest)
+
+
+def hf(kind: str, facts: tuple, any_size: bool, norm: str = "", **options: Any) -> Case:
+    def make() -> nn.Module:
+        transformers = pytest.importorskip("transformers")
+        return getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**options))
+
+    return Case(make, facts, any_size, "list", norm)
+
+
+BLOCKS = ("blocks.{0}", "norm")
 HF_VIT = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
           "image_size": 32, "patch_size": 8}  # fmt: skip
 HF_STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}
-# class name, its settings, its final norm; then facts as above
-HF = {
-    "vit": ("ViT", HF_VIT, "layernorm", ((32, 32), 8, 1, 24, HALF, 3, False)),
-    "dinov2": ("Dinov2", HF_VIT, "layernorm", ((32, 32), 8, 1, 24, IMAGENET, 3, True)),
-    "dinov2-registers": ("Dinov2WithRegisters", HF_VIT | {"num_register_tokens": 4}, "layernorm",
-                         ((32, 32), 8, 5, 24, IMAGENET, 3, True)),
-    "clip": ("CLIPVision", HF_VIT, None, ((32, 32), 8, 1, 24, CLIP, 3, False)),
-    "siglip": ("SiglipVision", HF_VIT, "post_layernorm", ((32, 32), 8, 0, 24, HALF, 3, False)),
-    "convnext": ("ConvNext", HF_STAGES, None, ((224, 224), 32, 0, 32, IMAGENET, 4, True)),
-    "resnet": ("ResNet", HF_STAGES | {"embedding_size": 8, "layer_type": "basic"}, None,
-               ((224, 224), 32, 0, 32, IMAGENET, 4, True)),
-    "swin": ("Swin", {"image_size": 64, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
-             "layernorm", ((64, 64), 8, 0, 16, IMAGENET, 2, True)),
+CASES = {
+    "timm vit": timm_("vit_tiny_patch16_224", ((32, 64), 16, 1, 192, HALF, 3), False, *BLOCKS, img_size=(32, 64), depth=3),
+    "timm dinov2": timm_("vit_small_patch14_reg4_dinov2", ((56, 56), 14, 5, 384, IMAGENET, 3), False, *BLOCKS, img_size=56, depth=3),
+    "timm dinov2 dynamic": timm_("vit_small_patch14_reg4_dinov2", ((56, 56), 14, 5, 384, IMAGENET, 2), True, *BLOCKS,
+                                 img_size=56, depth=2, dynamic_img_size=True),
+    "timm clip": timm_("vit_base_patch16_clip_224", ((64, 64), 16, 1, 64, CLIP, 2), False, *BLOCKS, img_size=64, depth=2, embed_dim=64, num_heads=2),
+    "timm siglip": timm_("vit_so400m_patch14_siglip_384", ((384, 384), 14, 0, 32, HALF, 2), False, *BLOCKS,
+                         depth=2, embed_dim=32, num_heads=2, mlp_ratio=2),  # 27 patches, 6 pixels over
+    "timm deit": timm_("deit_tiny_distilled_patch16_224", ((64, 64), 16, 2, 192, IMAGENET, 2), False, *BLOCKS, img_size=64, depth=2),
+    "timm eva": timm_("eva02_tiny_patch14_224", ((56, 56), 14, 1, 192, CLIP, 2), False, *BLOCKS, img_size=56, depth=2),
+    "timm mixer": timm_("mixer_s32_224", ((64, 64), 32, 0, 512, HALF, 8), False, *BLOCKS, img_size=64),
+    "timm swin": timm_("swin_tiny_patch4_window7_224", ((224, 224), 32, 0, 64, IMAGENET, 4), False, "layers.{0}",
+                       embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2)),
+    "timm convnext": timm_("convnext_atto", ((224, 224), 32, 0, 32, IMAGENET, 4), True, "stages.{0}", depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)),
+    "timm resnet": timm_("resnet18", ((224, 224), 32, 0, 512, IMAGENET, 4), True, "layer{1}"),
+    "timm regnet": timm_("regnety_002", ((224, 224), 32, 0, 368, IMAGENET, 4), True, "s{1}"),
+    "timm efficientnet": timm_("efficientnet_lite0", ((224, 224), 32, 0, 1280, IMAGENET, 7), True, "blocks.{0}"),
+    "timm mobilenet": timm_("mobilenetv3_small_050", ((224, 224), 32, 0, 288, IMAGENET, 6), True, "blocks.{0}"),
+    "timm densenet": timm_("densenet121", ((224, 224), 32, 0, 8, IMAGENET, None), True, growth_rate=4, block_config=(1, 1, 1, 1)),
+    "mvp": Case(lambda: MVPViT(ViTSpec(img_size=32, patch_size=8, dim=24, depth=3, heads=3)),
+                ((32, 32), 8, 1, 24, IMAGENET, 3), False, *BLOCKS),
+    "tv vit": Case(lambda: tv.VisionTransformer(32, 8, num_layers=3, num_heads=2, hidden_dim=24, mlp_dim=48),
+                   ((32, 32), 8, 1, 24, IMAGENET, 3), False, "encoder.layers.encoder_layer_{0}", "encoder.ln"),
+    "tv resnet": Case(tv.resnet18, ((224, 224), 32, 0, 512, IMAGENET, 4), True, "layer{1}"),
+    "tv convnext": Case(
+        lambda: tv.ConvNeXt([tv.convnext.CNBlockConfig(8 * i, 8 * (i + 1) if i < 4 else None, 1) for i in range(1, 5)]),
+        ((224, 224), 32, 0, 32, IMAGENET, 4), True, "features.{2}"),
+    "tv efficientnet": Case(tv.efficientnet_b0, ((224, 224), 32, 0, 1280, IMAGENET, 7), True, "features.{1}"),
+    "tv mobilenet": Case(tv.mobilenet_v3_small, ((224, 224), 32, 0, 576, IMAGENET, 11), True, "features.{1}"),
+    "tv swin": Case(lambda: tv.SwinTransformer([4, 4], 8, [1, 1, 2, 1], [1, 1, 2, 2], [7, 7]),
+                    ((224, 224), 32, 0, 64, IMAGENET, 4), True, "features.{2}"),
+    "tv regnet": Case(tv.regnet_y_400mf, ((224, 224), 32, 0, 440, IMAGENET, 4), True, "trunk_output.block{1}"),
+    "tv shufflenet": Case(tv.shufflenet_v2_x0_5, ((224, 224), 32, 0, 1024, IMAGENET, 3), True, "stage{3}"),
+    "tv densenet": Case(lambda: tv.DenseNet(8, (1, 1, 1, 1), 16), ((224, 224), 32, 0, 17, IMAGENET, None), True),
+    "hf vit": hf("ViT", ((32, 32), 8, 1, 24, HALF, 3), False, "layernorm", **HF_VIT),
+    "hf dinov2": hf("Dinov2WithRegisters", ((32, 32), 8, 5, 24, IMAGENET, 3), True, "layernorm", num_register_tokens=4, **HF_VIT),
+    "hf clip": hf("CLIPVision", ((32, 32), 8, 1, 24, CLIP, 3), False, **HF_VIT),
+    "hf siglip": hf("SiglipVision", ((32, 32), 8, 0, 24, HALF, 3), False, "post_layernorm", **HF_VIT),
+    "hf convnext": hf("ConvNext", ((224, 224), 32, 0, 32, IMAGENET, 4), True, **HF_STAGES),
+    "hf resnet": hf("ResNet", ((224, 224), 32, 0, 32, IMAGENET, 4), True, embedding_size=8, layer_type="basic", **HF_STAGES),
+    "hf swin": hf("Swin", ((64, 64), 8, 0, 16, IMAGENET, 2), True,
+                  image_size=64, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4),
 }  # fmt: skip
 
 
 @cache
-def timm_model(name: str) -> nn.Module:
+def model_of(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return shaken(TIMM[name]())
-
-
-@cache
-def torchvision_model(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return shaken(TORCHVISION[name]())
-
-
-@cache
-def hf_model(name: str) -> nn.Module:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    kind, options, _, _ = HF[name]
-    return shaken(getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**options)))
+    return shaken(CASES[name].make())
 
 
 def an_image(backbone: Backbone, any_size: bool) -> torch.Tensor:
@@ -141,124 +138,65 @@ def assert_tokens(tokens, expected, channels_last=False):
     assert torch.equal(tokens, expected)
 
 
-def hooked(model: nn.Module, block: nn.Module, x: torch.Tensor, run) -> torch.Tensor:
-    """What a block returns when the whole model runs."""
+def hooked(model: nn.Module, block: nn.Module, x: torch.Tensor, before: bool = False) -> torch.Tensor:
+    """What enters or leaves a module when the whole model runs."""
     seen = []
-    handle = block.register_forward_hook(lambda _, args, out: seen.append(out))
-    run(model, x)
+    handle = block.register_forward_hook(lambda _, args, out: seen.append(args[0] if before else out))
+    getattr(model, "forward_features", model)(x)
     handle.remove()
     return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+
+
+def features_by_hand(name: str, model: Any, x: torch.Tensor) -> torch.Tensor:
+    """The features by the library's own call."""
+    if hasattr(model, "forward_features"):
+        return model.forward_features(x)
+    if name.startswith("hf"):
+        return model(pixel_values=x).last_hidden_state
+    if name == "tv densenet":
+        return F.relu(model.features(x))
+    if hasattr(model, "avgpool"):
+        return hooked(model, model.avgpool, x, before=True)
+    return hooked(model, model.encoder if name == "tv vit" else model.conv5, x)
 
 
 def size_of(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def shares_memory(a: nn.Module, b: nn.Module) -> bool:
-    return bool({p.data_ptr() for p in a.parameters()} & {p.data_ptr() for p in b.parameters()})
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("name", TIMM)
-def test_timm(name):
-    model = timm_model(name)
+@pytest.mark.parametrize("name", CASES)
+def test_facts_and_features(name):
+    model, case = model_of(name), CASES[name]
     b = find_backbone(model)
-    assert facts_of(b) == TIMM_FACTS[name][:6] and b.model is model
-    x = an_image(b, TIMM_FACTS[name][6])
-    assert_tokens(b(x), model.forward_features(x), channels_last=name == "swin")
+    assert facts_of(b) == case.facts
+    x = an_image(b, case.any_size)
+    assert_tokens(b(x), features_by_hand(name, model, x), channels_last=name == "timm swin")
     rows, columns = (side // b.patch for side in x.shape[2:])
     assert b(x).shape[1] == b.num_prefix_tokens + rows * columns
+    assert b.model is model or name.startswith("tv")
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [n for n in TIMM if TIMM_FACTS[n][5]])
-def test_timm_block(name):
-    model, (*_, depth, any_size) = timm_model(name), TIMM_FACTS[name]
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.path])
+def test_blocks(name):
+    model, (_, (*_, depth), any_size, path, norm) = model_of(name), CASES[name]
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    transformer = hasattr(model, "blocks") and hasattr(model, "norm")
-    blocks = [m for n, m in model.named_children() if n[:-1] in ("layer", "s") and n[-1] in "1234"]
-    blocks = blocks or list(getattr(model, "blocks", None) or getattr(model, "stages", None) or model.layers)
-    assert len(blocks) == depth
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    ks = range(1, depth + 1)
+    blocks = [
+        model.get_submodule(path.format(k - 1, k, 2 * k - 1, k + 1)) for k in ks if path != "list"
+    ] or lists[0]
     for k in (1, depth - 1):
-        backbone = find_backbone(model, block=k)
-        x = an_image(backbone, any_size)
-        expected = hooked(model, blocks[k - 1], x, lambda m, x: m.forward_features(x))
-        expected = model.norm(expected) if transformer else expected
-        assert_tokens(backbone(x), expected, channels_last=name == "swin")
-        left = size_of(model) - size_of(*blocks[k:])
-        assert size_of(backbone) == left if transformer else size_of(backbone) <= left
-        assert not shares_memory(backbone, model)
+        cut = find_backbone(model, block=k)
+        x = an_image(cut, any_size)
+        expected = hooked(model, blocks[k - 1], x)
+        expected = model.get_submodule(norm)(expected) if norm else expected
+        assert_tokens(cut(x), expected, channels_last=name.endswith(" swin") and not name.startswith("hf"))
+        assert cut.block == k and size_of(cut) <= size_of(model) - size_of(*blocks[k:])
+        assert not {p.data_ptr() for p in cut.parameters()} & {p.data_ptr() for p in model.parameters()}
     assert len(model.state_dict()) == len(before)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_torchvision(name):
-    model = torchvision_model(name)
-    b = find_backbone(model)
-    assert facts_of(b) == (*TORCHVISION_FACTS[name][:4], IMAGENET, TORCHVISION_FACTS[name][4])
-    x = an_image(b, TORCHVISION_FACTS[name][5])
-    if name == "vit":
-        expected = hooked(model, model.encoder, x, lambda m, x: m(x))
-    elif hasattr(model, "avgpool"):
-        seen = []
-        handle = model.avgpool.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        model(x)
-        handle.remove()
-        expected = seen[0]
-    elif name == "densenet":
-        expected = F.relu(model.features(x))
-    else:
-        expected = hooked(model, model.conv5, x, lambda m, x: m(x))
-    assert_tokens(b(x), expected)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("name", "block", "module", "dim", "patch"),
-    [
-        ("vit", 2, "encoder.layers.encoder_layer_1", 24, 8),
-        ("resnet", 3, "layer3", 256, 16),
-        ("convnext", 3, "features.5", 24, 16),
-        ("efficientnet", 5, "features.5", 112, 16),
-        ("mobilenet", 11, "features.11", 96, 32),
-        ("swin", 3, "features.5", 32, 16),
-        ("regnet", 2, "trunk_output.block2", 104, 8),
-        ("shufflenet", 2, "stage3", 96, 16),
-    ],
-)
-def test_torchvision_block(name, block, module, dim, patch):
-    model = torchvision_model(name)
-    backbone = find_backbone(model, block=block)
-    assert (backbone.dim, backbone.patch, backbone.block) == (dim, patch, block)
-    assert not shares_memory(backbone, model)
-    x = an_image(backbone, TORCHVISION_FACTS[name][5])
-    expected = hooked(model, model.get_submodule(module), x, lambda m, x: m(x))
-    if name == "vit":
-        expected = model.encoder.ln(expected)
-        assert size_of(backbone) == size_of(model) - size_of(model.encoder.layers[2])
-    assert size_of(backbone) < size_of(model)
-    assert_tokens(backbone(x), expected, channels_last=name == "swin")
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", HF)
-def test_hugging_face(name):
-    model, (_, _, norm, facts) = hf_model(name), HF[name]
-    b = find_backbone(model)
-    assert facts_of(b) == facts[:6]
-    x = an_image(b, facts[6])
-    assert_tokens(b(x), model(pixel_values=x).last_hidden_state)
-    blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == b.depth)
-    for k in {1, b.depth}:
-        cut = find_backbone(model, block=k)
-        x = an_image(cut, facts[6])
-        expected = hooked(model, blocks[k - 1], x, lambda m, x: m(pixel_values=x))
-        if norm and name != "swin":
-            expected = getattr(model, norm)(expected)
-        assert_tokens(cut(x), expected)
-        assert size_of(cut) <= size_of(model) - size_of(*blocks[k:])
 
 
 @torch.no_grad()
@@ -290,7 +228,7 @@ def test_hugging_face_beyond_the_vision_model():
 
 @torch.no_grad()
 def test_another_tile_resamples_a_copy():
-    model = timm_model("vit")
+    model = model_of("timm vit")
     backbone = find_backbone(model, tile=48, block=1)
     assert backbone.tile == find_backbone(model, tile=48).tile == (48, 48)
     assert model.patch_embed.img_size == (32, 64) and model.pos_embed.shape[1] == 9
@@ -299,7 +237,7 @@ def test_another_tile_resamples_a_copy():
     own.blocks = own.blocks[:1]
     x = torch.randn(1, 3, 48, 48)
     assert torch.equal(backbone(x), own.forward_features(x))
-    assert find_backbone(timm_model("resnet"), tile=(64, 96))(torch.randn(1, 3, 64, 96)).shape[1] == 2 * 3
+    assert find_backbone(model_of("timm resnet"), tile=(64, 96))(torch.randn(1, 3, 64, 96)).shape[1] == 2 * 3
 
 
 def test_a_tile_that_is_no_whole_number_of_strides_is_rounded_unless_given():
@@ -419,7 +357,7 @@ def test_a_dry_run_leaves_no_trace():
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "block"), [("vit", 1), ("mobilenet", 2)])
 def test_exports_with_a_dynamic_batch(name, block):
-    backbone = find_backbone(timm_model(name), block=block, tile=None if name == "vit" else 64).eval()
+    backbone = find_backbone(model_of(f"timm {name}"), block=block, tile=None if name == "vit" else 64).eval()
     x, batch = torch.randn(3, 3, *backbone.tile), torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(backbone, (x,), dynamic_shapes=({0: batch},)).module()
     torch.testing.assert_close(exported(x[:2]), backbone(x)[:2])
@@ -440,11 +378,11 @@ ODD = partial(timm.create_model, "vit_tiny_patch16_224", depth=1, patch_size=(16
         (Patches(16, 1), r"197 tokens are 196 \+ 1: num_prefix_tokens=1\?", {"tile": 224}),
         (Patches(16, 1), r"\(1, 197, 3\), expected tokens \(1, 3", {"tile": 224, "patch": 16, "num_prefix_tokens": 3}),
         (Patches(16), r"32 x 48 px.* \(1, 6, 3\), .* patches of 8 pixels", {"tile": (32, 48), "patch": 8}),
-        (partial(timm_model, "deit"), r"18 tokens are 16 \+ 2", {"num_prefix_tokens": 1}),
-        (partial(timm_model, "vit"), r"\(1, 9, 192\), .* patches of 8 pixels", {"patch": 8}),
-        (partial(timm_model, "resnet"), r"expected tokens \(1, 1", {"num_prefix_tokens": 1}),
-        (partial(timm_model, "resnet"), "patches of 16 pixels", {"patch": 16}),
-        (partial(torchvision_model, "vit"), "made for 32 x 32.* zeros of 64 x 64", {"tile": 64}),
+        (partial(model_of, "timm deit"), r"18 tokens are 16 \+ 2", {"num_prefix_tokens": 1}),
+        (partial(model_of, "timm vit"), r"\(1, 9, 192\), .* patches of 8 pixels", {"patch": 8}),
+        (partial(model_of, "timm resnet"), r"expected tokens \(1, 1", {"num_prefix_tokens": 1}),
+        (partial(model_of, "timm resnet"), "patches of 16 pixels", {"patch": 16}),
+        (partial(model_of, "tv vit"), "made for 32 x 32.* zeros of 64 x 64", {"tile": 64}),
         (Patches(16), "fails on zeros of 8 x 8 px: RuntimeError", {"tile": 8}),
         (tv.squeezenet1_1, r"\(1, 512, 13, 13\)", {}),
         ("resnet18", "str: tile: not known", {}),
@@ -454,10 +392,10 @@ ODD = partial(timm.create_model, "vit_tiny_patch16_224", depth=1, patch_size=(16
         (Patches(16, form="none"), "got a NoneType", {"tile": 32}),
         (partial(tv.GoogLeNet, aux_logits=False, init_weights=False), "GoogLeNet: its features", {}),
         (ODD, "patches of 16 pixels", {}),
-        (partial(timm_model, "vit"), "block: expected 1 to 3, got 4", {"block": 4}),
-        (partial(timm_model, "resnet"), "block: expected 1 to 4, got 0", {"block": 0}),
-        (partial(torchvision_model, "swin"), "block: expected 1 to 4, got 5", {"block": 5}),
-        (partial(timm_model, "densenet"), "block: expected none", {"block": 1}),
+        (partial(model_of, "timm vit"), "block: expected 1 to 3, got 4", {"block": 4}),
+        (partial(model_of, "timm resnet"), "block: expected 1 to 4, got 0", {"block": 0}),
+        (partial(model_of, "tv swin"), "block: expected 1 to 4, got 5", {"block": 5}),
+        (partial(model_of, "timm densenet"), "block: expected none", {"block": 1}),
         (Patches(16), "block: expected none", {"block": 1, "tile": 32}),
         (Patches(16), "tile: expected .* got 32.0", {"tile": 32.0}),
         (Patches(16), "mean: expected 3 .* got", {"tile": 32, "mean": (0.5, 0.5)}),

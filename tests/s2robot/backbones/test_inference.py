@@ -55,16 +55,6 @@ class Pieces(nn.Module):
         return {"tokens": F.linear(x, self.by_hand.weight, self.by_hand.bias) + self.shift, "nothing": None}
 
 
-def test_float32_is_the_model_to_1e_5_and_bfloat16_keeps_directions():
-    model = vit()
-    with torch.inference_mode():
-        expected = model(images())
-        exact, half = (prepare(model, dtype)(images()) for dtype in (torch.float32, torch.bfloat16))
-        assert torch.equal(prepare(model)(images()), prepare(model)(images()))
-    torch.testing.assert_close(exact, expected, rtol=0, atol=1e-5)
-    assert half.dtype == torch.float32 and 0.999 < cosine(half, expected) < 1 - 1e-7
-
-
 @pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_convnext", "test_efficientnet"])
 def test_timm_models_in_both_types(name):
     torch.manual_seed(0)
@@ -73,6 +63,7 @@ def test_timm_models_in_both_types(name):
     with torch.inference_mode():
         expected = model(x)
         exact, half = prepare(model, torch.float32)(x), prepare(model, torch.bfloat16)(x)
+        assert torch.equal(prepare(model)(x), prepare(model)(x))
     assert exact.dtype == half.dtype == torch.float32
     torch.testing.assert_close(exact, expected, rtol=0, atol=1e-5 * max(1, expected.abs().max().item()))
     assert 0.999 < cosine(half, expected) < 1
@@ -158,32 +149,19 @@ def test_large_batches_go_in_even_parts_and_give_the_same(dtype, monkeypatch):
         torch.testing.assert_close(pieces["tokens"], Pieces()(images(7))["tokens"], rtol=0, atol=1e-5)
 
 
-def test_attention_in_parts_is_the_whole(monkeypatch):
-    fast = prepare(vit(), torch.bfloat16)
-    with torch.inference_mode():
+def test_attention_in_parts_with_a_mask_and_with_normed_queries_is_timms(monkeypatch):
+    fast, plain = prepare(vit(), torch.bfloat16), vit().blocks[0].attn
+    x, mask = torch.randn(2, 5, 96), torch.eye(5, dtype=torch.bool)
+    options = {"img_size": 32, "depth": 1, "qk_norm": True, "global_pool": "", "num_classes": 0}
+    normed = timm.create_model("vit_tiny_patch16_224", **options).eval()
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+        out = fast.blocks[0].attn(x.bfloat16(), attn_mask=mask)
+        assert cosine(out, plain(x, attn_mask=mask)) > 0.999 and cosine(out, plain(x)) < 0.99
         whole = fast(images(5))
         monkeypatch.setattr(inference, "SCORES_PER_CALL", 2 * 3 * 17 * 17)
         torch.testing.assert_close(fast(images(5)), whole, rtol=0, atol=0.02)
-
-
-def test_attention_with_a_mask_is_timm_s():
-    fast = prepare(vit(), torch.bfloat16)
-    attention, plain = fast.blocks[0].attn, vit().blocks[0].attn
-    x, mask = torch.randn(2, 5, 96), torch.eye(5, dtype=torch.bool)
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
-        out = attention(x.bfloat16(), attn_mask=mask)
-        assert cosine(out, plain(x, attn_mask=mask)) > 0.999
-        assert cosine(out, plain(x)) < 0.99
-
-
-def test_models_with_normed_queries_keep_timm_s_attention():
-    model = timm.create_model(
-        "vit_tiny_patch16_224", num_classes=0, img_size=32, depth=1, qk_norm=True, global_pool=""
-    )
-    fast = prepare(model, torch.bfloat16)
-    assert not splits(fast.blocks[0].attn)
-    with torch.inference_mode():
-        assert cosine(fast(images()), model.eval()(images())) > 0.999
+        other = prepare(normed, torch.bfloat16)
+        assert not splits(other.blocks[0].attn) and cosine(other(images()), normed(images())) > 0.999
 
 
 def test_copies_and_pickles_compute_the_same():

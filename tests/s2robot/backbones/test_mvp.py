@@ -14,7 +14,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import erf
 from torch.nn import functional as F
 
 from s2robot.backbones import mvp
@@ -29,36 +28,21 @@ SMALL |= {"vitb-mae-egosoup": ViTSpec(24, 8, 32, 3, 4), "vitl-256-mae-egosoup": 
 NAME = "vits-mae-hoi"
 
 
-def published_state(spec: ViTSpec, seed: int = 0, scale: float = 1.0) -> dict[str, torch.Tensor]:
-    """The keys and shapes of MVP's files, spelled out; `scale` is that of what enters the first block."""
-    rng = torch.Generator().manual_seed(seed)
-
-    def r(*shape: int, by: float = 1.0) -> torch.Tensor:
-        return by * torch.randn(*shape, generator=rng)
-
-    d, p = spec.dim, spec.patch_size
-    tokens = 1 + (spec.img_size // p) ** 2
-    state = {
-        "cls_token": r(1, 1, d, by=scale),
-        "pos_embed": r(1, tokens, d, by=scale),
-        "patch_embed.proj.weight": r(d, 3, p, p, by=scale / p),
-        "patch_embed.proj.bias": r(d, by=scale),
-        "norm.weight": 1 + r(d, by=0.2),
-        "norm.bias": r(d, by=0.2),
-    }
+def published_state(spec: ViTSpec, seed: int = 0) -> dict[str, torch.Tensor]:
+    """The keys and shapes of MVP's files, spelled out, with random values."""
+    rng, d, p = torch.Generator().manual_seed(seed), spec.dim, spec.patch_size
+    shapes = {"cls_token": (1, 1, d), "pos_embed": (1, 1 + (spec.img_size // p) ** 2, d),
+              "patch_embed.proj.weight": (d, 3, p, p), "patch_embed.proj.bias": (d,),
+              "norm.weight": (d,), "norm.bias": (d,)}  # fmt: skip
+    layers = {"norm1": (d,), "norm2": (d,), "attn.qkv": (3 * d, d), "attn.proj": (d, d),
+              "mlp.fc1": (4 * d, d), "mlp.fc2": (d, 4 * d)}  # fmt: skip
     for i in range(spec.depth):
-        for norm in ("norm1", "norm2"):
-            state[f"blocks.{i}.{norm}.weight"] = 1 + r(d, by=0.2)
-            state[f"blocks.{i}.{norm}.bias"] = r(d, by=0.2)
-        for layer, n_in, n_out in (
-            ("attn.qkv", d, 3 * d),
-            ("attn.proj", d, d),
-            ("mlp.fc1", d, 4 * d),
-            ("mlp.fc2", 4 * d, d),
-        ):
-            state[f"blocks.{i}.{layer}.weight"] = r(n_out, n_in, by=n_in**-0.5)
-            state[f"blocks.{i}.{layer}.bias"] = r(n_out, by=0.1)
-    return state
+        for layer, shape in layers.items():
+            shapes |= {f"blocks.{i}.{layer}.weight": shape, f"blocks.{i}.{layer}.bias": shape[:1]}
+    return {
+        k: torch.randn(*shape, generator=rng) * shape[-1] ** -0.5 + ("norm" in k)
+        for k, shape in shapes.items()
+    }
 
 
 DECODER = {
@@ -80,44 +64,32 @@ def write(monkeypatch, path, state: dict, name: str = NAME) -> bytes:
     return content
 
 
-def slow_forward(state: dict, images: np.ndarray, patch: int, heads: int, depth: int, eps: float = 1e-6):
-    """The vision transformer in float64 loops, from the paper; uint8 (B, S, S, 3) -> (B, 1 + N, D)."""
-    w = {k: v.double().numpy() for k, v in state.items()}
-    x = images / 255.0
-    x = (x - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+def slow_forward(state: dict, images: np.ndarray, spec: ViTSpec) -> np.ndarray:
+    """The vision transformer in float64, from the paper, head by head; uint8 (B, S, S, 3) -> (B, 1 + N, D)."""
+    w = {k: v.double() for k, v in state.items()}
 
-    def norm(t: np.ndarray, key: str) -> np.ndarray:
-        centred = t - t.mean(axis=-1, keepdims=True)
-        return (
-            centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps) * w[f"{key}.weight"]
-            + w[f"{key}.bias"]
-        )
-
-    def linear(t: np.ndarray, key: str) -> np.ndarray:
+    def linear(t: torch.Tensor, key: str) -> torch.Tensor:
         return t @ w[f"{key}.weight"].T + w[f"{key}.bias"]
 
-    out = []
-    for image in x:
-        kernel = w["patch_embed.proj.weight"]  # (D, 3, p, p)
-        rows = range(0, image.shape[0], patch)
-        patches = [image[i : i + patch, j : j + patch].transpose(2, 0, 1).ravel() for i in rows for j in rows]
-        t = np.stack(patches) @ kernel.reshape(len(kernel), -1).T + w["patch_embed.proj.bias"]
-        t = np.concatenate([w["cls_token"][0], t]) + w["pos_embed"][0]  # (1 + N, D)
-        for i in range(depth):
-            block = f"blocks.{i}"
-            q, k, v = np.split(linear(norm(t, f"{block}.norm1"), f"{block}.attn.qkv"), 3, axis=-1)
-            width = q.shape[-1] // heads
-            mixed = []
-            for h in range(heads):
-                part = slice(h * width, (h + 1) * width)
-                scores = q[:, part] @ k[:, part].T / np.sqrt(width)
-                scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-                mixed.append(scores / scores.sum(axis=-1, keepdims=True) @ v[:, part])
-            t = t + linear(np.concatenate(mixed, axis=-1), f"{block}.attn.proj")
-            hidden = linear(norm(t, f"{block}.norm2"), f"{block}.mlp.fc1")
-            t = t + linear(hidden * 0.5 * (1 + erf(hidden / np.sqrt(2))), f"{block}.mlp.fc2")
-        out.append(norm(t, "norm"))
-    return np.stack(out)
+    def norm(t: torch.Tensor, key: str) -> torch.Tensor:
+        t = (t - t.mean(-1, keepdim=True)) / (t.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
+        return t * w[f"{key}.weight"] + w[f"{key}.bias"]
+
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    x = ((torch.from_numpy(images) / 255.0 - mean) / std).permute(0, 3, 1, 2)  # (B, 3, S, S)
+    patches = F.unfold(x, spec.patch_size, stride=spec.patch_size).mT  # (B, N, 3 * p * p)
+    t = patches @ w["patch_embed.proj.weight"].flatten(1).T + w["patch_embed.proj.bias"]
+    t = torch.cat([w["cls_token"].expand(len(t), -1, -1), t], 1) + w["pos_embed"]
+    width = spec.dim // spec.heads
+    for i in range(spec.depth):
+        qkv, mixed = linear(norm(t, f"blocks.{i}.norm1"), f"blocks.{i}.attn.qkv"), []
+        for h in range(0, spec.dim, width):
+            q, k, v = (part[..., h : h + width] for part in qkv.split(spec.dim, -1))
+            mixed.append((q @ k.mT / width**0.5).softmax(-1) @ v)
+        t = t + linear(torch.cat(mixed, -1), f"blocks.{i}.attn.proj")
+        hidden = linear(norm(t, f"blocks.{i}.norm2"), f"blocks.{i}.mlp.fc1")
+        t = t + linear(hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5)), f"blocks.{i}.mlp.fc2")
+    return norm(t, "norm").numpy()
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -126,20 +98,16 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_name_against_the_independent_forward_pass(monkeypatch, tmp_path, name):
-    spec = SMALL[name]
-    state = published_state(spec)
+    spec, state = SMALL[name], published_state(SMALL[name])
     write(monkeypatch, tmp_path / "x.pth", state | DECODER, name)
     encoder = mvp.load(name, tmp_path / "x.pth")
     assert encoder.dropped == sorted(DECODER) and encoder.name == name
     images = noise(3, spec.img_size, spec.img_size, 3)
-    expected = slow_forward(state, images, spec.patch_size, spec.heads, spec.depth)
-    tokens = encoder.encode(torch.from_numpy(images))
-    np.testing.assert_allclose(tokens.numpy(), expected, rtol=1e-4, atol=1e-4)
-    assert tokens.shape == (3, 1 + encoder.grid**2, encoder.dim)
-    np.testing.assert_allclose(
-        encoder.encode(images, pool="mean"), expected[:, 1:].mean(1), rtol=1e-4, atol=1e-4
-    )
-    np.testing.assert_allclose(encoder.encode(images, pool="cls"), expected[:, 0], rtol=1e-4, atol=1e-4)
+    expected = slow_forward(state, images, spec)
+    assert expected.shape == (3, 1 + encoder.grid**2, encoder.dim) and expected.std() > 0.3
+    pools = {"tokens": expected, "mean": expected[:, 1:].mean(1), "cls": expected[:, 0]}
+    for pool, wanted in pools.items():
+        np.testing.assert_allclose(encoder.encode(images, pool), wanted, rtol=1e-4, atol=1e-4)
 
 
 @settings(deadline=None, max_examples=10)
