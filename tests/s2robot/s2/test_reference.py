@@ -1,7 +1,5 @@
 """S2 against a slow implementation written from the paper's description, one cell at a time; tiling and resizing."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -44,12 +42,7 @@ def as_map(model):
     )
 
 
-def as_output(model):
-    """The same model with Hugging Face's kind of output."""
-    return lambda x: SimpleNamespace(last_hidden_state=model(x), pooler_output=None)
-
-
-KINDS = {"tokens": (lambda m: m, "bnc"), "map": (as_map, "bchw"), "output": (as_output, "bnc")}
+KINDS = {"tokens": (lambda m: m, "bnc"), "map": (as_map, "bchw")}
 
 
 def offsets(size, tile):
@@ -215,11 +208,6 @@ def test_split_then_merge_is_exact(batch, patch, tile, more, overlap):
         assert max(moves, default=0) - min(moves, default=0) <= patch
         least = (side - overlap) // patch * patch  # one tile fewer would not reach
         assert side + (len(starts) - 2) * least < length
-
-
-def test_the_overlap_is_blended_linearly():
-    line = plan_tiles((1, 6), (1, 4)).merge(torch.stack([torch.zeros(1, 1, 4), torch.ones(1, 1, 4)]))
-    torch.testing.assert_close(line.flatten(), torch.tensor([0, 0, 1 / 3, 2 / 3, 1, 1]))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from benchmarks.vlm import Alive  # noqa: E402
 from s2robot.common.errors import UserError  # noqa: E402
 from s2robot.s2 import forward  # noqa: E402
 from s2robot.vlm import register, s2_llava, s2_processor  # noqa: E402
@@ -180,22 +179,14 @@ def test_gradients_go_where_they_are_asked_for():
 
 
 @torch.no_grad()
-def test_memory_grows_with_the_tiles_unless_they_come_one_at_a_time():
-    def peak(scales, tiles_at_once):
-        tower = s2_llava(llava(tile=48, patch=4), scales, tiles_at_once=tiles_at_once).model.vision_tower
-        x = torch.randn(1, 3, 48 * scales[-1], 48 * scales[-1], generator=torch.Generator().manual_seed(0))
-        with Alive() as alive:
-            result = tower(x, output_hidden_states=-2).hidden_states[-2]
-        return alive.peak, result
-
-    (one, _), (at_once, features), (in_turn, same) = (
-        peak((1,), None),
-        peak((1, 2, 3), None),
-        peak((1, 2, 3), 1),
-    )
-    assert 12 * one < at_once < 16 * one  # 14 tiles
-    assert in_turn < 0.5 * at_once  # the levels and the features of all tiles remain
-    torch.testing.assert_close(features, same)
+def test_tiles_come_at_once_or_in_turn_with_the_same_features():
+    results = []
+    for tiles_at_once, calls in ((None, [14]), (4, [4, 4, 4, 2])):
+        tower, seen = s2_llava(llava(), tiles_at_once=tiles_at_once).model.vision_tower, []
+        tower.tower.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
+        results.append(tower(torch.ones(1, 3, 72, 72), output_hidden_states=-2).hidden_states[-2])
+        assert seen == calls
+    torch.testing.assert_close(*results)
 
 
 def rejected():
