@@ -114,13 +114,17 @@ def test_a_line_that_a_kill_cut_off_is_no_episode(tmp_path):
     assert cache.missing() == [1] and (cache.path / "done.txt").read_text() == "0\n2\n"
 
 
-@pytest.mark.parametrize(
-    "changes", [{"dataset": "d2"}, {"encoder": "e2"}, {"cameras": ("left", "hand")}, {"dtype": "float32"}]
-)
-def test_another_key_is_another_cache(tmp_path, changes):
+def test_another_key_is_another_cache(tmp_path):
     make_cache(tmp_path).build(make_frames, encode)
-    assert make_cache(tmp_path, **changes).missing() == [0, 1, 2]
+    for changes in (
+        {"dataset": "d2"},
+        {"encoder": "e2"},
+        {"cameras": ("left", "hand")},
+        {"dtype": "float32"},
+    ):
+        assert make_cache(tmp_path, **changes).missing() == [0, 1, 2]
     assert make_cache(tmp_path).missing() == []
+    assert make_cache(tmp_path).path.name == "5fbc25f0bb4bfb8f"  # as in version 0.1
 
 
 def rewrite_index(path, **changes):
@@ -195,10 +199,6 @@ def test_cameras_of_two_shapes_fill_one_array_and_have_a_key_of_their_own(tmp_pa
     ]
     assert len({other.path for other in (cache, *others)}) == 4
     assert not make_cache(tmp_path, **given, shapes={"hand": (4, 8)}).missing()
-
-
-def test_the_key_of_square_frames_is_that_of_version_0_1(tmp_path):
-    assert make_cache(tmp_path).path.name == "5fbc25f0bb4bfb8f"
 
 
 def test_full_disk_is_one_line(tmp_path, monkeypatch):
