@@ -55,30 +55,18 @@ class Given(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Facts:
-    """The facts of a vision model that S2 needs; None means unknown.
+    """The facts of a vision model that S2 needs; None means unknown."""
 
-    Attributes:
-        name: for messages.
-        tile: (height, width) in pixels that the model was made for.
-        patch: side in pixels of a token's square (the stride).
-        num_prefix_tokens: CLS, distillation and register tokens at the front, P.
-        dim: channels of a token, D.
-        mean, std: of RGB in 0 to 1, as the model was trained with.
-        depth: the number of blocks that `block` can select.
-        block: the block after which the tokens are taken; None for the model's end.
-        channels_last: of maps, (B, rows, columns, D).
-    """
-
-    name: str = "model"
-    tile: Size | None = None
-    patch: int | None = None
-    num_prefix_tokens: int | None = None
-    dim: int | None = None
-    mean: Sequence[float] | None = IMAGENET[0]
+    name: str = "model"  # for messages
+    tile: Size | None = None  # (height, width) in pixels that the model was made for
+    patch: int | None = None  # side in pixels of a token's square (the stride)
+    num_prefix_tokens: int | None = None  # CLS, distillation and register tokens at the front, P
+    dim: int | None = None  # channels of a token, D
+    mean: Sequence[float] | None = IMAGENET[0]  # of RGB in 0 to 1, as the model was trained with
     std: Sequence[float] | None = IMAGENET[1]
-    depth: int | None = None
-    block: int | None = None
-    channels_last: bool | None = None
+    depth: int | None = None  # the number of blocks that `block` can select
+    block: int | None = None  # the block after which the tokens are taken; None for the model's end
+    channels_last: bool | None = None  # of maps, (B, rows, columns, D)
 
     def corrected(self, given: Given) -> Facts:
         """Return these facts with those of the user in their place."""

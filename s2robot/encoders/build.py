@@ -36,32 +36,21 @@ WHEELS = {
 
 
 class EncoderSettings(Settings, at="encoder"):
-    """The settings of an encoder; `null` selects each default.
+    """The settings of an encoder; `null` selects each default."""
 
-    Args:
-        name: "mvp-tiny", "mvp-tiny-s2", "mvp-small", "efficientnet_lite0", a published MVP checkpoint or "timm:<model>".
-        checkpoint: path of the weights; None for what ships or is installed, and for MVP's files and timm's own weights,
-            which are downloaded.
-        sizes: image sides in pixels, or
-        scales: the same as multiples of the tile (1 and 2).
-        resolution: of the larger sizes: native, or upsampled from the first.
-        pool: tokens, or mean.
-        dtype: of the computation, float32 or bfloat16.
-        block: the block whose output is used, 1 = the first; None = the last.
-        img_size: the tile, if it is not the model's own.
-        check_md5: reject an MVP file whose md5 is not the published one.
-    """
-
-    name: str
-    checkpoint: Path | None = None
-    sizes: tuple[int, ...] | None = Field(default=None, min_length=1)
+    name: str  # one of OURS, WHEELS, MVP's published checkpoints, or timm:<model>
+    checkpoint: Path | None = (
+        None  # the weights; None for what ships, is installed, or is downloaded (MVP's, timm's)
+    )
+    sizes: tuple[int, ...] | None = Field(default=None, min_length=1)  # image sides in pixels, or
+    # the same as multiples of the tile (1 and 2)
     scales: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
-    resolution: Literal["native", "upsampled"] | None = None
+    resolution: Literal["native", "upsampled"] | None = None  # of the larger sizes
     pool: Literal["tokens", "mean"] | None = None
-    dtype: Literal["float32", "bfloat16"] | None = None
-    block: int | None = None
-    img_size: int | None = None
-    check_md5: bool = True
+    dtype: Literal["float32", "bfloat16"] | None = None  # of the computation
+    block: int | None = None  # the block whose output is used, 1 = the first; None = the last
+    img_size: int | None = None  # the tile, if it is not the model's own
+    check_md5: bool = True  # reject an MVP file whose md5 is not the published one
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:
