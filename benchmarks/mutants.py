@@ -31,9 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOUD = bool(os.environ.get("MUTANTS_LOUD"))  # shows what the tests print
 CONTROL, S2, COMPARISON = "tests/envs/real/control", "tests/s2robot/s2", "tests/s2robot/comparison"
 MODULES: dict[str, tuple[str, list[str]]] = {  # name -> file, its tests (those that are quick first)
-    "tiling": ("s2robot/s2/tiling.py", [f"{S2}/test_tiling.py", f"{S2}/test_reference.py"]),
-    "layout": ("s2robot/s2/layout.py", [f"{S2}/test_tiling.py", f"{S2}/test_module.py"]),
-    "pyramid": ("s2robot/s2/pyramid.py", [f"{S2}/test_reference.py", f"{S2}/test_module.py"]),
+    "tiling": ("s2robot/s2/tiling.py", [f"{S2}/test_reference.py", f"{S2}/test_module.py"]),
     "engine": ("s2robot/s2/engine.py", [f"{S2}/test_reference.py", f"{S2}/test_module.py"]),
     "reference": ("s2robot/s2/reference.py", [f"{S2}/test_reference.py"]),
     "windows": ("demos/windows.py", ["tests/demos/test_windows.py"]),

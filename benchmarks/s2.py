@@ -33,8 +33,8 @@ from s2robot.backbones.inference import default_dtype, prepare
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.encoders.encoder import DTYPES, S2Encoder
 from s2robot.s2.engine import encode
-from s2robot.s2.layout import square
 from s2robot.s2.reference import forward
+from s2robot.s2.tiling import square
 
 SPECS = {"tiny": ViTSpec(128, 16, 192, 6, 6), "small": ViTSpec(128, 16, 256, 12, 8)}
 MODELS = (*SPECS, "base")

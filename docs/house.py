@@ -43,10 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
-FACADES = (
-    "s2robot",
-    "s2robot.mvp",
-)  # public names that stand for a module: they import it, and nothing imports them
+FACADES = ("s2robot",)  # public names that stand for a module: they import it, and nothing imports them
 TOPS = ("envs", "demos", "policies", "configs")  # folders at the top level that are packages below s2robot
 
 # The modules that draw or move the simulated world: the only ones that need the extra `sim` to be imported.

@@ -1,10 +1,9 @@
 """Get the features of a dataset: from the cache, or by rendering and encoding its frames."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,9 +29,8 @@ from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.joined import Joined
-from s2robot.envs.frames import ImageSize, as_image_size
+from s2robot.envs.frames import as_image_size
 from s2robot.envs.gl import require_simulator
-from s2robot.envs.task import TaskSettings
 from s2robot.loading import device_of
 
 
@@ -41,7 +39,7 @@ class FeaturesSettings(Settings, at="features", file="features/default"):
 
     cache: str | None = from_yaml()
     workers: int | None = from_yaml(ge=1)
-    dtype: str = from_yaml()
+    dtype: Literal["float16", "float32"] = from_yaml()
     device: str = from_yaml()
     threads: int | None = from_yaml(ge=1)
 
@@ -73,19 +71,18 @@ def encode_demos(
     return Joined([features for features, _ in found]), [cache for _, cache in found]
 
 
-def _encode(
+def _cache(
     store: EpisodeStore,
     encoder: S2Encoder,
-    cameras: tuple[str, ...],
+    sizes: dict[str, tuple[int, int]],
     settings: FeaturesSettings,
     episodes: np.ndarray | None,
-) -> tuple[np.ndarray, FeatureCache]:
-    sizes = frame_sizes(store, encoder, cameras)
-    cache = FeatureCache(
+) -> FeatureCache:
+    return FeatureCache(
         settings.cache or cache_dir("features"),
         store.fingerprint,
         encoder.fingerprint,
-        cameras,
+        tuple(sizes),
         store.lengths.tolist(),
         max(rows * columns for rows, columns in token_maps(encoder, sizes)),
         encoder.dim,
@@ -95,6 +92,17 @@ def _encode(
         non_square(sizes),
         episodes,
     )
+
+
+def _encode(
+    store: EpisodeStore,
+    encoder: S2Encoder,
+    cameras: tuple[str, ...],
+    settings: FeaturesSettings,
+    episodes: np.ndarray | None,
+) -> tuple[np.ndarray, FeatureCache]:
+    sizes = frame_sizes(store, encoder, cameras)
+    cache = _cache(store, encoder, sizes, settings, episodes)
     device = device_of(settings.device)
     encoder.to(device)
     if not cache.missing():
@@ -106,10 +114,32 @@ def _encode(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     # a CPU worker encodes what it renders: features are fewer bytes than frames, and no core waits for another
-    in_workers = engine_in_use().is_remote or device.type == "cpu"
+    far = engine_in_use().is_remote
+    in_workers = far or device.type == "cpu"
+
+    def encoded(episodes: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield episodes and their features, in the order in which they finish."""
+        world = world_of_demos(store) if store.attrs["kind"] == "states" else None
+        state = partial(Encoding, cache, encoder.to("cpu"), settings.device, threads)
+        how = cameras, size, world
+
+        def frames(
+            i: int,
+        ) -> Callable[[], list[np.ndarray]]:  # to call on any machine, or on that of the dataset
+            return (
+                partial(frames_of, *seen_of(store, i, *how), i)
+                if far
+                else partial(episode_frames, store.path, i, *how)
+            )
+
+        tasks = ((i, frames(i)) for i in episodes)
+        with worker_pool(workers, state, encodes=True, anywhere=far) as pool:
+            for (episode, _), found in pool.as_done(Encoding.run, tasks, ahead=2):
+                yield episode, found
+
     with bar("encoding frames") as update:
         features = cache.build(
-            partial(_encoded_in_workers, store, cache, encoder, cameras, size, settings)
+            encoded
             if in_workers
             else lambda episodes: render_episodes(store, episodes, cameras, size, workers),
             None if in_workers else encoder.encode,
@@ -120,28 +150,6 @@ def _encode(
     return features, cache
 
 
-def _encoded_in_workers(
-    store: EpisodeStore,
-    cache: FeatureCache,
-    encoder: S2Encoder,
-    cameras: tuple[str, ...],
-    size: ImageSize,
-    settings: FeaturesSettings,
-    episodes: list[int],
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield episodes and their features, in the order in which they finish."""
-    world = world_of_demos(store) if store.attrs["kind"] == "states" else None
-    how = cameras, size, world
-    workers, threads = settings.shares()
-    far = engine_in_use().is_remote
-    state = partial(Encoding, cache, encoder.to("cpu"), settings.device, threads)
-    run: Any = Encoding.run if far else Encoding.run_here
-    tasks = ((i, *(seen_of(store, i, *how) if far else (store.path, *how))) for i in episodes)
-    with worker_pool(workers, state, encodes=True, anywhere=far) as pool:
-        for (episode, *_), found in pool.as_done(run, tasks, ahead=2):
-            yield episode, found
-
-
 class Encoding:
     """The state of a worker that renders and encodes."""
 
@@ -149,15 +157,9 @@ class Encoding:
         torch.set_num_threads(threads)
         self.cache, self.encoder = cache, encoder.to(device_of(device))
 
-    def run(self, episode: int, seen: list[np.ndarray], world: TaskSettings | None) -> np.ndarray:
-        """Return an episode's features as the cache stores them; ``seen``, ``world``: see :func:`seen_of`."""
-        return self._values(episode, frames_of(seen, world, episode))
-
-    def run_here(self, episode: int, path: Path, *how: Any) -> np.ndarray:
-        """Do the same on the machine that holds the dataset; ``how``: see :func:`episode_frames`."""
-        return self._values(episode, episode_frames(path, episode, *how))
-
-    def _values(self, episode: int, frames: Sequence[np.ndarray]) -> np.ndarray:
+    def run(self, episode: int, make_frames: Callable[[], list[np.ndarray]]) -> np.ndarray:
+        """Return an episode's features as the cache stores them."""
+        frames = make_frames()
         with span("encode", episode=episode):
             return self.cache.checked(episode, frames, self.encoder.encode)
 
@@ -167,19 +169,13 @@ def frame_sizes(
 ) -> dict[str, tuple[int, int]]:
     """Return (H, W) of each camera's frames as they are encoded: as recorded, or as the encoder asks the renderer.
 
-    Raises:
-        UserError: two datasets of a mix differ in frame size.
+    Raises UserError if two datasets of a mix differ.
     """
     if isinstance(store, Mix):
         first, *others = [frame_sizes(member, encoder, cameras) for member in store.members]
         for member, other in zip(store.members[1:], others, strict=True):
-            for name in cameras:
-                if other[name] != first[name]:
-                    a, b = (" x ".join(map(str, size)) for size in (first[name], other[name]))
-                    raise UserError(
-                        f"demos.mix: camera '{name}' has {a} px in {store.members[0].path} and {b} px in "
-                        f"{member.path}, expected the same"
-                    )
+            if other != first:
+                raise UserError(f"demos.mix: expected frames of {first} in {member.path}, got {other}")
         return first
     sizes = camera_sizes(store, cameras)
     if store.attrs["kind"] == "images":

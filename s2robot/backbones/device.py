@@ -1,15 +1,35 @@
-"""Move tensors to a device, and find the batch size that fits its memory.
+"""Bring images to a device, and find the batch size that fits its memory.
 
+channels_first(tensor_of(frames))                    # uint8 (B, H, W, 3) -> float32 (B, 3, H, W)
 moved(images, torch.device("cuda"))                  # through pinned memory, without waiting
 outputs, most = fitting(encode, images, 64)          # 64 images a call, fewer if the memory is full
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from s2robot.core.errors import UserError
+
+
+def tensor_of(images: Any, device: torch.device | None = None) -> Tensor:
+    """Return a tensor as it is, and anything else as a tensor on the device."""
+    if isinstance(images, Tensor):
+        return images
+    return torch.as_tensor(np.ascontiguousarray(images), device=device)  # torch rejects flipped views
+
+
+def channels_first(images: Tensor) -> Tensor:
+    """Convert uint8 RGB (B, H, W, 3) to float32 (B, 3, H, W), 0 to 255; UserError for another type or shape."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(
+            f"images: expected uint8 (B, H, W, 3) (S2 also takes float (B, 3, H, W) in 0 to 1), got {images.dtype} "
+            f"{tuple(images.shape)}"
+        )
+    return images.permute(0, 3, 1, 2).contiguous().float()  # permuted as bytes, which is faster
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
@@ -27,24 +47,16 @@ def fitting(call: Callable[[Tensor], Tensor], rows: Tensor, at_once: int) -> tup
     outputs: list[Tensor] = []
     begin = 0
     while begin < len(rows):
-        out = _tried(call, rows[begin : begin + at_once])
-        if out is None:
+        try:
+            outputs.append(call(rows[begin : begin + at_once]))
+            begin += at_once
+            continue
+        except torch.cuda.OutOfMemoryError as error:
             if at_once == 1:
                 raise UserError(
                     f"the GPU's memory is too small for one frame of {tuple(rows.shape[1:])}; use smaller "
                     "encoder.sizes, a smaller encoder, or features.device=cpu"
-                )
-            at_once = (at_once + 1) // 2
-            continue
-        outputs.append(out)
-        begin += at_once
+                ) from error
+        torch.cuda.empty_cache()  # after the block above, whose traceback holds memory
+        at_once = (at_once + 1) // 2
     return outputs, at_once
-
-
-def _tried(call: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor | None:
-    try:
-        return call(rows)
-    except torch.cuda.OutOfMemoryError:
-        pass  # leaving this block releases the memory that the traceback holds
-    torch.cuda.empty_cache()
-    return None

@@ -20,9 +20,9 @@ computes the same features. A compiled prepared model uses plain layers.
 from __future__ import annotations
 
 import copy
-import functools
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -31,9 +31,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from s2robot.core.errors import UserError
+from s2robot.backbones.libraries import one_of
 
 PIXELS_PER_CALL = 10 * 224 * 224  # on a CPU; ViT-B is at its best from 4 to 10 tiles
+SCORES_PER_CALL = 2**21  # of attention: 4 MiB in bfloat16 stay in the cache
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -43,14 +44,10 @@ def default_dtype(device: torch.device | str = "cpu") -> torch.dtype:
     device = torch.device(device)
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        fast = device.type == "cpu" and torch.backends.mkldnn.is_available() and _cpu_has_bfloat16()
+    else:  # every processor with AMX has avx512_bf16 too
+        fast = device.type == "cpu" and torch.backends.mkldnn.is_available()
+        fast = fast and bool(torch.cpu._is_avx512_bf16_supported())
     return torch.bfloat16 if fast else torch.float32
-
-
-def _cpu_has_bfloat16() -> bool:
-    # every processor with AMX has avx512_bf16 too
-    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def packs() -> bool:
@@ -73,54 +70,37 @@ def prepare(model: Module, dtype: Any = "auto") -> Module:
     The copy is in evaluation mode without gradients. It accepts floating point images of any dtype and returns that
     dtype. Features in float32 differ by up to 1e-5, those in bfloat16 have a cosine of at least 0.999. The copy shares
     no memory with the model, because packed weights could not follow later changes. Packed weights take as much memory
-    again. Raises UserError for another dtype and for a model that cannot be copied.
+    again. Raises UserError for another dtype.
     """
     first = next((t for t in (*model.parameters(), *model.buffers())), torch.empty(0))
     if dtype == "auto":
         dtype = default_dtype(first.device)
-    if dtype not in DTYPES:
-        known = ", ".join(str(d) for d in DTYPES)
-        raise UserError(f"dtype: expected 'auto' or one of {known}, got {dtype!r}")
-    fast = _converted(model, dtype).eval()
-    on_cpu = first.device.type == "cpu"
-    layout = torch.contiguous_format
-    if sum(isinstance(m, nn.Conv2d) for m in fast.modules()) > 1:  # one is a transformer's patch embedding
-        layout = torch.channels_last
-        fast.to(memory_format=layout)
-    if on_cpu and dtype in (torch.float32, torch.bfloat16) and packs():
-        _pack(fast)
-        if dtype == torch.bfloat16 and (timm_layers := _timm_layers()):
-            timm_layers.split_attention(fast)
-    run = functools.partial(type(model).forward, fast)
-    fast.forward = functools.partial(_forward, run, dtype, layout)
-    return fast
-
-
-def _timm_layers() -> Any:
-    """Import `timm_layers`, or return None if timm is not loaded and so no model can use it."""
-    if "timm.models.vision_transformer" not in sys.modules:
-        return None  # importing it takes longer than torch
-    from s2robot.backbones import timm_layers
-
-    return timm_layers
-
-
-def _converted(model: Module, dtype: torch.dtype) -> Module:
-    """Copy all tensors to a dtype, except batch norms: rounding their statistics would shift whole channels."""
+    one_of("dtype", dtype, DTYPES, " or 'auto'")
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    # rounding the statistics of batch norms would shift whole channels
     exact = {id(t) for m in norms for t in (*m.parameters(), *m.buffers())}
 
     def converted(t: Tensor) -> Tensor:
         return t.to(dtype if t.is_floating_point() and id(t) not in exact else t.dtype, copy=True)
 
-    return shared_copy(model, converted)
+    fast = shared_copy(model, converted).eval()
+    layout = torch.contiguous_format
+    if sum(isinstance(m, nn.Conv2d) for m in fast.modules()) > 1:  # one is a transformer's patch embedding
+        layout = torch.channels_last
+        fast.to(memory_format=layout)
+    if first.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and packs():
+        timm = sys.modules.get("timm.models.vision_transformer")  # importing it takes longer than torch
+        _pack(fast, getattr(timm, "Mlp", None))
+        for module in fast.modules():
+            if timm and dtype == torch.bfloat16 and type(module) is timm.Attention and _is_plain(module):
+                module.forward = partial(_split_attention, module)
+    run = partial(type(model).forward, fast)
+    fast.forward = partial(_forward, run, dtype, layout)
+    return fast
 
 
 def shared_copy(model: Module, convert: Callable[[Tensor], Tensor] = lambda t: t) -> Module:
-    """Copy a model without gradients; its tensors share the model's memory unless `convert` returns new ones.
-
-    Raises UserError for a model that cannot be copied.
-    """
+    """Copy a model without gradients; its tensors share the model's memory unless `convert` returns new ones."""
     memo: dict[int, Any] = {}  # deepcopy does not copy what is in its memo
     for t in (*model.parameters(), *model.buffers()):
         new = convert(t).detach()
@@ -129,17 +109,12 @@ def shared_copy(model: Module, convert: Callable[[Tensor], Tensor] = lambda t: t
         with torch.no_grad():  # scripted modules clone what is not in the memo
             return copy.deepcopy(model, memo)
     except Exception as error:  # modules may hold anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        name = getattr(model, "name", None) or type(model).__name__
-        raise UserError(f"{name} cannot be copied ({reason})") from error
+        error.add_note("The model cannot be copied; freeze it yourself and use S2(..., frozen=False).")
+        raise
 
 
 def _forward(
-    run: Callable[..., Any],
-    dtype: torch.dtype,
-    layout: torch.memory_format,
-    *args: Any,
-    **kwargs: Any,
+    run: Callable[..., Any], dtype: torch.dtype, layout: torch.memory_format, *args: Any, **kwargs: Any
 ) -> Any:
     """Run the model on images (B, 3, h, w) of any floating dtype, on a CPU in parts of `PIXELS_PER_CALL`."""
     given = next(a.dtype for a in (*args, *kwargs.values(), torch.empty(0)) if _is_float(a))
@@ -168,6 +143,32 @@ def _forward(
 
 def _is_float(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _is_plain(attention: Any) -> bool:
+    """Whether timm's attention is only qkv, softmax and proj, without options of newer versions."""
+    parts = (attention.q_norm, attention.k_norm, getattr(attention, "norm", None))
+    return getattr(attention, "gate", None) is None and all(
+        part is None or isinstance(part, nn.Identity) for part in parts
+    )
+
+
+def _split_attention(attention: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """timm's attention without a mask, on a CPU: products of a few images at a time."""
+    masked = any(a is not None and a is not False for a in (*args, *kwargs.values()))
+    grad = torch.is_grad_enabled() and x.requires_grad
+    if masked or grad or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return type(attention).forward(attention, x, *args, **kwargs)
+    b, n, _ = x.shape
+    h, d = attention.num_heads, attention.head_dim
+    outputs = []
+    for qkv in attention.qkv(x).view(b, n, 3, h, d).split(max(1, SCORES_PER_CALL // (h * n * n))):
+        # contiguous before the transposition below, which then needs no copy
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2).unbind(0)  # (b * h, N, d)
+        scores = torch.bmm(q * attention.scale, k.transpose(1, 2)).softmax(dim=-1)  # (b * h, N, N)
+        out = torch.bmm(scores, v).view(-1, h, n, d).transpose(1, 2)  # (b, N, h, d)
+        outputs.append(out.reshape(-1, n, h * d))
+    return attention.proj(torch.cat(outputs) if len(outputs) > 1 else outputs[0])
 
 
 class PackedLinear(nn.Linear):
@@ -203,33 +204,27 @@ class PackedLinear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, post, [], self.gelu)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_packed"]  # its memory cannot be read
-        return state
+        return {k: v for k, v in self.__dict__.items() if k != "_packed"}  # its memory cannot be read
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         PackedLinear.from_linear(self, self.gelu)
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (f", gelu={self.gelu!r}" if self.gelu else "")
 
+def _pack(model: nn.Module, mlp: Any) -> None:
+    """Pack every plain linear layer, in place, together with a GELU that takes its output directly.
 
-def _pack(model: nn.Module) -> None:
-    """Pack every plain linear layer, in place, together with a GELU that takes its output directly."""
-    timm_layers = _timm_layers()
+    mlp: timm's class for layers fc1 and act in this order.
+    """
     for module in list(model.modules()):
-        pairs: list[tuple[nn.Module, str]] = []
+        names = ["fc1", "act"] if type(module) is mlp else []
         if getattr(type(module), "forward", None) is nn.Sequential.forward:  # a scripted one has none
-            children = list(module.named_children())
-            pairs = [(a, name) for (_, a), (name, _) in zip(children, children[1:], strict=False)]
-        elif timm_layers and (pair := timm_layers.gelu_behind(module)):
-            pairs = [pair]
-        for layer, name in pairs:
-            act = module.get_submodule(name)
+            names = [name for name, _ in module.named_children()]
+        for name, after in zip(names, names[1:], strict=False):
+            layer, act = module.get_submodule(name), module.get_submodule(after)
             if type(layer) is nn.Linear and type(act) is nn.GELU:
                 PackedLinear.from_linear(layer, act.approximate)
-                setattr(module, name, nn.Identity())
+                setattr(module, after, nn.Identity())
     for module in model.modules():
         if type(module) is nn.Linear:
             PackedLinear.from_linear(module)

@@ -12,18 +12,20 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import index
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from s2robot.backbones.facts import IMAGENET, Facts, Size, pair
 from s2robot.core.errors import UserError
+from s2robot.overrides import did_you_mean
 
-Run = Callable[[nn.Module, Tensor], Any]
+Size = tuple[int, int]  # height and width in pixels
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # Mean and std of the published checkpoints of a Hugging Face family, by config.model_type. "vit" is Google's;
@@ -35,33 +37,83 @@ HUGGING_FACE = (
     | dict.fromkeys(("dinov3_convnext", "convnext", "convnextv2", "resnet", "swin"), IMAGENET)
 )
 STAGES = ("blocks", "stages", "layers")  # the attribute that holds a timm model's blocks
-LIBRARIES = (
-    "torch.nn.",
-    "timm.",
-    "torchvision.",
-    "transformers.",
-    "dinov2.",
-    "s2robot.",
-)  # source not in `structure`
+# libraries whose source is not in `structure`
+LIBRARIES = ("torch.nn.", "timm.", "torchvision.", "transformers.", "dinov2.", "s2robot.")
+
+
+class Given(TypedDict, total=False):
+    """Facts that the user may give as keywords of `find_backbone`, `S2` and `S2Encoder`; None means not given."""
+
+    tile: int | Size | None
+    patch: int | None
+    num_prefix_tokens: int | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    block: int | None
+    processor: Any  # a Hugging Face image processor
 
 
 @dataclass(frozen=True)
-class Source:
+class Facts:
+    """The facts of a vision model that S2 needs; None means unknown."""
+
+    name: str = "model"  # for messages
+    tile: Size | None = None  # (height, width) in pixels that the model was made for
+    patch: int | None = None  # side in pixels of a token's square (the stride)
+    num_prefix_tokens: int | None = None  # CLS, distillation and register tokens at the front, P
+    dim: int | None = None  # channels of a token, D
+    mean: Sequence[float] | None = IMAGENET[0]  # of RGB in 0 to 1, as the model was trained with
+    std: Sequence[float] | None = IMAGENET[1]
+    depth: int | None = None  # the number of blocks that `block` can select
+    block: int | None = None  # the block after which the tokens are taken; None for the model's end
+    channels_last: bool | None = None  # of maps, (B, rows, columns, D)
+
+    def corrected(self, given: Given) -> Facts:
+        """Return these facts with those of the user in their place."""
+        processor = given.get("processor")
+        processor = getattr(processor, "image_processor", processor)
+        new = {} if processor is None else {"mean": processor.image_mean, "std": processor.image_std}
+        new |= {k: v for k, v in given.items() if v is not None and k != "processor"}
+        new |= {k: index(new[k]) for k in ("patch", "num_prefix_tokens", "block") if k in new}
+        return replace(self, **new | ({"tile": pair(new["tile"], "tile")} if "tile" in new else {}))
+
+
+class Source(NamedTuple):
     """A model, a function that runs it, and the facts that its library provides."""
 
     model: nn.Module
-    run: Run
+    run: Callable[[nn.Module, Tensor], Any]
     facts: Facts
-    try_sizes: bool = True  # may be run on another size
+
+
+def pair(size: Any, what: str) -> Size:
+    """Return a side or (height, width) as (height, width); UserError, naming `what`, unless both are integers >= 1."""
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2 or not all(hasattr(side, "__index__") and side >= 1 for side in sides):
+        raise UserError(f"{what}: expected pixels >= 1, an integer or (height, width), got {size!r}")
+    return int(sides[0]), int(sides[1])
+
+
+def one_of(key: str, value: Any, known: Collection[Any], hint: str = "") -> None:
+    """Raise UserError, with the nearest choice, unless the value is a known one; long lists are not printed."""
+    if value not in known:
+        choices = f"one of {', '.join(map(str, known))}{hint}" if len(known) < 30 else "a known name"
+        raise UserError(
+            f"{key}: expected {choices}, got {value!r}{did_you_mean(str(value), map(str, known))}"
+        )
+
+
+def check_tile(tile: Size, patch: int) -> None:
+    """Reject a tile whose last rows or columns are in no token."""
+    if tile[0] % patch or tile[1] % patch:
+        raise UserError(
+            f"tile: expected a whole number of patches of {patch} px, got {tile[0]} x {tile[1]} px; give a tile "
+            f"(encoder.img_size) of {tile[0] // patch * patch} x {tile[1] // patch * patch}"
+        )
 
 
 def read_model(model: Any, block: int | None = None, size: Size | None = None) -> Source:
-    """Read a model, cut after `block` and resampled for images of `size` where possible, in a copy.
-
-    Raises UserError for an object that is not callable, and for a missing block.
-    """
-    if not callable(model):
-        raise UserError(f"model: expected a model or another callable, got a {type(model).__name__}")
+    """Read a model, cut after `block` and resampled for images of `size` where possible, in a copy."""
     if isinstance(model, nn.Module):
         if any(c.__module__.startswith("torchvision.models.") for c in type(model).__mro__):
             return (
@@ -75,7 +127,7 @@ def read_model(model: Any, block: int | None = None, size: Size | None = None) -
     if block is not None:
         _check_block(name, block, 0)
     module = model if isinstance(model, nn.Module) else Function(model)
-    return Source(module, call, Facts(name, num_prefix_tokens=0), try_sizes=False)
+    return Source(module, call, Facts(name, num_prefix_tokens=0))
 
 
 def call(model: nn.Module, x: Tensor) -> Any:
@@ -94,6 +146,36 @@ class Function(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Function:
         return Function(self.function)  # a method's deep copy would copy its object
+
+
+def features(out: Any, num_prefix_tokens: int | None = None) -> Tensor:
+    """Return the features in a model's output: a tensor, or the one that an object, mapping or tuple holds.
+
+    In this order: the attribute or key last_hidden_state (Hugging Face), DINOv2's and v3's mapping from torch.hub, the
+    keys features and out, a mapping's only tensor, the first item of a tuple.
+
+    num_prefix_tokens: DINO's mapping holds CLS and registers apart from the patches; they come first, or are left out
+    if 0 is expected.
+    """
+    out = getattr(out, "last_hidden_state", out)
+    found = type(out).__name__
+    if isinstance(out, Mapping):
+        tensors = {key: value for key, value in out.items() if isinstance(value, Tensor)}
+        if "x_norm_patchtokens" in tensors:
+            registers = [tensors[key] for key in ("x_norm_regtokens", "x_storage_tokens") if key in tensors]
+            front = [] if num_prefix_tokens == 0 else [tensors["x_norm_clstoken"][:, None], *registers]
+            return torch.cat([*front, tensors["x_norm_patchtokens"]], dim=1)
+        found += f" with {', '.join(map(str, out)) or 'nothing'}"
+        only = list(tensors)[0] if len(tensors) == 1 else None
+        out = next((tensors[k] for k in ("last_hidden_state", "features", "out", only) if k in tensors), None)
+    elif isinstance(out, tuple | list) and out:
+        out = out[0]
+    if not isinstance(out, Tensor):
+        raise TypeError(
+            f"expected a tensor or an object with last_hidden_state, got a {found}; wrap the model in a function that "
+            "returns its tokens"
+        )
+    return out
 
 
 def structure(model: nn.Module) -> str | None:
@@ -141,7 +223,7 @@ def _timm(model: Any, block: int | None, size: Size | None) -> Source:
     stages, alike = _timm_stages(model)
     patch = None
     if alike and hasattr(embed, "patch_size"):
-        patch = _square(embed.feat_ratio(False) if hasattr(embed, "feat_ratio") else embed.patch_size, name)
+        patch = _side(embed.feat_ratio(False) if hasattr(embed, "feat_ratio") else embed.patch_size)
     facts = Facts(
         name,
         tile,
@@ -204,19 +286,13 @@ def _hugging_face(model: Any, block: int | None, size: Size | None) -> Source:
     alike = hasattr(config, "patch_size") and not hasattr(config, "depths")
     if block is not None:
         model = _up_to(model, stages, block, name, tail=alike)
-    takes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
     mean, std = HUGGING_FACE.get(config.model_type, (None, None))
     if config.model_type == "vit" and name.startswith("facebook/"):
         mean, std = IMAGENET
-    facts = Facts(
-        name,
-        tile,
-        _square(config.patch_size, name) if alike else None,
-        mean=mean,
-        std=std,
-        depth=len(stages) or None,
-    )
-    return Source(model, _interpolated if takes and size not in (None, tile) else _pixel_values, facts)
+    patch = _side(config.patch_size) if alike else None
+    facts = Facts(name, tile, patch, mean=mean, std=std, depth=len(stages) or None)
+    return Source(model, _interpolated if interpolates and size not in (None, tile) else _pixel_values, facts)
 
 
 def _vit_tokens(model: Any, x: Tensor) -> Tensor:
@@ -267,10 +343,9 @@ def _torchvision(model: Any, block: int | None) -> Source:
 
 
 def _check_block(name: str, block: int, depth: int) -> None:
-    if not depth:
-        raise UserError(f"{name}: found block={block}, but its blocks are not known; cut the model by hand")
     if not 1 <= block <= depth:
-        raise UserError(f"{name}: found block={block}, expected 1 to {depth}")
+        expected = f"1 to {depth}" if depth else "none, as its blocks are not known (cut the model by hand)"
+        raise UserError(f"{name}: block: expected {expected}, got {block}")
 
 
 def _up_to(model: nn.Module, stages: Sequence[str], block: int, name: str, tail: bool) -> nn.Module:
@@ -293,8 +368,6 @@ def _up_to(model: nn.Module, stages: Sequence[str], block: int, name: str, tail:
     return cut
 
 
-def _square(patch: Any, name: str) -> int:
-    sides = {patch} if isinstance(patch, int) else set(patch)
-    if len(sides) != 1:
-        raise UserError(f"{name}: found patches of {tuple(patch)} pixels, expected square ones")
-    return sides.pop()
+def _side(patch: Any) -> int:
+    """The height of a patch; a dry run finds that one is not square."""
+    return patch if isinstance(patch, int) else tuple(patch)[0]

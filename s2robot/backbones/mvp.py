@@ -10,36 +10,53 @@ Files and weights: https://github.com/ir413/mvp (Xiao et al., arXiv 2203.06173; 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import http.client
-import urllib.request
-from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from s2robot.backbones.vit import PUBLISHED, MVPViT, load_mvp
+from s2robot.backbones.device import channels_first, tensor_of
+from s2robot.backbones.libraries import IMAGENET, one_of
+from s2robot.backbones.vit import MVPViT, ViTSpec, load_strict, read_state
 from s2robot.core.errors import UserError
 from s2robot.core.files import cache_dir, replacing
-from s2robot.core.progress import bar
 
-_BOX = "https://berkeley.box.com/shared/static"
-URLS = {
-    "vits-mae-hoi": f"{_BOX}/m93ynem558jo8vltlads5rcmnahgsyzr.pth",
-    "vits-mae-in": f"{_BOX}/qlsjkv03nngu37eyvtjikfe7rz14k66d.pth",
-    "vits-sup-in": f"{_BOX}/95a4ncqrh1o7llne2b1gpsfip4dt65m4.pth",
-    "vitb-mae-egosoup": f"{_BOX}/0ckepd2ja3pi570z89ogd899cn387yut.pth",
-    "vitl-256-mae-egosoup": f"{_BOX}/6p0pc47mlpp4hhwlin2hf035lxlgddxr.pth",
-}
+BOX = "https://berkeley.box.com/shared/static"
 POOLS = ("tokens", "mean", "cls")
 
-_TIMEOUT_S = 30.0  # to connect, and between two pieces
-_PIECE = 1 << 20  # bytes
+
+class Published(NamedTuple):
+    """A checkpoint that MVP published."""
+
+    spec: ViTSpec
+    file: str
+    md5: str
+    url: str
+
+
+_SMALL = ViTSpec(224, 16, 384, 12, 12)
+_BASE = ViTSpec(224, 16, 768, 12, 12)
+_LARGE = ViTSpec(256, 16, 1024, 24, 16)
+PUBLISHED: dict[str, Published] = {
+    name: Published(spec, f"{file}.pth", md5, f"{BOX}/{url}.pth")
+    for name, spec, file, md5, url in (
+        ("vits-mae-hoi", _SMALL, "mae_pretrain_hoi_vit_small",
+         "fe6e30eb4256fae298ea0a6c6b4c1ae7", "m93ynem558jo8vltlads5rcmnahgsyzr"),
+        ("vits-mae-in", _SMALL, "mae_pretrain_imagenet_vit_small",
+         "29a004bd4332f97cd22f55c1da26bc15", "qlsjkv03nngu37eyvtjikfe7rz14k66d"),
+        ("vits-sup-in", _SMALL, "sup_pretrain_imagenet_vit_small",
+         "f8f23ba960af1017783c9b975875d36d", "95a4ncqrh1o7llne2b1gpsfip4dt65m4"),
+        ("vitb-mae-egosoup", _BASE, "mae_pretrain_egosoup_vit_base",
+         "526093597ac1dc55df618bcbdfe8da4a", "0ckepd2ja3pi570z89ogd899cn387yut"),
+        ("vitl-256-mae-egosoup", _LARGE, "mae_pretrain_egosoup_vit_large_256",
+         "5352b0b6c04f044f67eba41b667fcde6", "6p0pc47mlpp4hhwlin2hf035lxlgddxr"),
+    )
+}  # fmt: skip
 
 
 class MVP(nn.Module):
@@ -54,9 +71,8 @@ class MVP(nn.Module):
         self.name, self.spec, self.dropped = name, vit.spec, dropped
         self.dim, self.img_size, self.grid = vit.spec.dim, vit.spec.img_size, vit.spec.grid
         self.vit = vit.requires_grad_(False)
-        mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
-        self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET[0]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET[1]).view(1, 3, 1, 1), persistent=False)
         self.eval()
 
     def train(self, mode: bool = True) -> MVP:
@@ -71,23 +87,14 @@ class MVP(nn.Module):
         (B, D), the CLS token (as MVP itself does). Images of other sizes are resized to img_size x img_size with
         antialiasing, without keeping their aspect ratio. Raises UserError for another type or shape.
         """
-        if pool not in POOLS:
-            raise UserError(f"pool: found {pool!r}, expected one of {', '.join(POOLS)}")
-        x = torch.as_tensor(images)
-        if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[-1] != 3:
-            raise UserError(f"expected images uint8 (B, H, W, 3), found {x.dtype} {tuple(x.shape)}")
-        weight = self.vit.cls_token
-        size = (self.img_size, self.img_size)
-        if not len(x):
-            x = x.new_zeros(0, *size, 3)  # interpolate refuses a batch of none
-        x = x.to(weight.device).permute(0, 3, 1, 2).float()  # (B, 3, H, W)
+        one_of("pool", pool, POOLS)
+        weight, size = self.vit.cls_token, (self.img_size, self.img_size)
+        x = channels_first(tensor_of(images).to(weight.device))
         if x.shape[2:] != size:
             x = F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp_(0, 255)
         x = (x / 255 - self.mean.float()) / self.std.float()
         tokens = self.vit(x.to(weight.dtype))  # (B, 1 + N, D)
-        if pool == "tokens":
-            return tokens
-        return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
+        return {"tokens": tokens, "cls": tokens[:, 0], "mean": tokens[:, 1:].mean(dim=1)}[pool]
 
     forward = encode
 
@@ -100,69 +107,48 @@ def load(
     checkpoint: a local file; None uses the user's cache and downloads the file if it is missing.
     check_md5: reject a file whose md5 is not the published one. progress: show the download.
     Raises UserError for an unknown name, a failed download, another md5 and weights that do not fit. Pickled code in
-    the file does not run.
+    the file does not run. Decoder, mask token and head are dropped.
     """
-    _check_name(name)
-    if checkpoint is None:  # fetch has checked the md5
-        vit, dropped = load_mvp(name, fetch(name, check_md5=check_md5, progress=progress), check_md5=False)
-    else:
-        vit, dropped = load_mvp(name, checkpoint, check_md5=check_md5)
+    one_of("MVP checkpoint", name, PUBLISHED)
+    path = fetch(name, check_md5=check_md5, progress=progress) if checkpoint is None else Path(checkpoint)
+    state = read_state(path)
+    published = PUBLISHED[name]
+    if check_md5 and (found := _md5(path)) != published.md5:
+        raise UserError(
+            f"{path}: md5 {found}, but {name} ({published.file}) has {published.md5}; remove the file to download it "
+            "again, or set encoder.check_md5=false"
+        )
+    dropped = sorted(k for k in state if k == "mask_token" or k.startswith(("decoder_", "decoder.", "head.")))
+    vit = MVPViT(published.spec)
+    load_strict(vit, {k: v for k, v in state.items() if k not in dropped}, str(path))
     return MVP(name, vit, dropped)
 
 
 def fetch(name: str, *, check_md5: bool = True, progress: bool = True) -> Path:
     """Return the checkpoint file in the user's cache (`paths.cache_dir("mvp")`), downloading it if it is missing.
 
-    A file that was put there by hand under its published name is used. Raises UserError if the download fails or the
+    A file that was put there by hand under its published name is used. Raises UserError if the download fails or its
     md5 is not the published one.
     """
-    _check_name(name)
-    published, url = PUBLISHED[name], URLS[name]
+    one_of("MVP checkpoint", name, PUBLISHED)
+    published = PUBLISHED[name]
     path = cache_dir("mvp") / published.file
-    if not path.is_file():
-        try:
-            with replacing(path, shared=True) as part:
-                found = _download(url, part, path.stem if progress else "")
-                if check_md5 and found != published.md5:
-                    raise OSError(f"received md5 {found}, expected {published.md5}")
-        except (OSError, http.client.HTTPException) as error:  # URLError and HTTPError are OSErrors
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(
-                f"{name}: {url} could not be downloaded: {reason}; save the file as {path}, or set checkpoint= "
-                "(encoder.checkpoint= in a command)"
-            ) from error
-    elif check_md5:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "md5").hexdigest()
-        if found != published.md5:
-            raise UserError(
-                f"{path}: md5 {found}, but {name} has {published.md5}; remove the file to download it again"
-            )
+    if path.is_file():
+        return path
+    try:
+        with replacing(path, shared=True) as part:
+            torch.hub.download_url_to_file(published.url, str(part), progress=progress)
+            if check_md5 and (found := _md5(part)) != published.md5:
+                raise OSError(f"received md5 {found}, expected {published.md5}")
+    except (OSError, http.client.HTTPException) as error:  # URLError and HTTPError are OSErrors
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{name}: {published.url} could not be downloaded: {reason}; save the file as {path}, or set checkpoint= "
+            "(encoder.checkpoint= in a command)"
+        ) from error
     return path
 
 
-def _download(url: str, path: Path, title: str) -> str:
-    """Write the file at a URL to `path` and return its md5; a progress bar appears if there is a title."""
-    digest, done = hashlib.md5(usedforsecurity=False), 0
-    request = urllib.request.Request(url, headers={"User-Agent": "s2robot"})
-    with (
-        urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response,
-        path.open("wb") as file,
-        bar(title) if title else nullcontext(lambda *args: None) as update,
-    ):
-        total = int(response.headers.get("Content-Length", 0))
-        while piece := response.read(_PIECE):
-            file.write(piece)
-            digest.update(piece)
-            done += len(piece)
-            update(done // 10**6, total // 10**6, "MB")
-    if done < total:
-        raise OSError(f"the connection ended after {done} of {total} bytes")
-    return digest.hexdigest()
-
-
-def _check_name(name: str) -> None:
-    if name not in PUBLISHED:
-        near = difflib.get_close_matches(name, PUBLISHED, n=1, cutoff=0.3)
-        hint = f"; nearest: {near[0]}" if near else ""
-        raise UserError(f"MVP checkpoint: expected one of {', '.join(PUBLISHED)}, got {name!r}{hint}")
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

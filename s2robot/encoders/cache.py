@@ -79,8 +79,6 @@ class FeatureCache:
         shapes: Mapping[str, Sequence[int]] = NOTHING,
         wanted: Iterable[int] | None = None,
     ) -> None:
-        if dtype not in DTYPES:
-            raise UserError(f"features.dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
         lengths = [int(n) for n in episode_lengths]
         self.dtype: np.dtype[Any] = DTYPES[dtype]
         self.shape = (sum(lengths), len(cameras), int(tokens), int(dim))  # (T, C, N, D)
@@ -103,7 +101,10 @@ class FeatureCache:
             named["drawn"] = self.identity["drawn"] = json.loads(json.dumps(drawn))
         self.path = Path(root) / _key(named)
         if drawn is None:
-            self.path = next((p for p in sorted(Path(root).glob("*/")) if self._is_complete(p)), self.path)
+            complete = (
+                p for p in sorted(Path(root).glob("*/")) if (d := self.done(p)) and d >= {*self.wanted}
+            )
+            self.path = next(complete, self.path)
         self.about = dict(about or {})
 
     @property
@@ -111,11 +112,9 @@ class FeatureCache:
         """Size of the features on disk."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
-    def done(self) -> set[int]:
-        """Return the episodes whose features are on disk, valid and of this dataset and encoder."""
-        return self._done(self.path)
-
-    def _done(self, path: Path) -> set[int]:
+    def done(self, path: Path | None = None) -> set[int]:
+        """Return the episodes whose features are on disk (at `path`), valid and of this dataset and encoder."""
+        path = path or self.path
         try:
             index = _index(path)
             size = (path / "features.bin").stat().st_size
@@ -123,10 +122,6 @@ class FeatureCache:
             return set()  # no index, or a damaged one: encode again
         same = size == self.nbytes and all(index.get(key) == value for key, value in self.identity.items())
         return index["done"] if same else set()
-
-    def _is_complete(self, path: Path) -> bool:
-        done = self._done(path)
-        return bool(done) and done.issuperset(self.wanted)
 
     def missing(self) -> list[int]:
         """Return the wanted episodes that are not encoded yet."""
@@ -161,15 +156,16 @@ class FeatureCache:
             dataset_of_first: returns the fingerprint that the dataset had with its first n episodes only; features
                 of that earlier dataset are copied.
 
-        Waits for another process that builds the same cache. Raises UserError for frames or features of a wrong
-        shape, features that float16 cannot hold, a missing episode and a full disk.
+        Waits for another process that builds the same cache. Raises UserError for features of a wrong shape or that
+        float16 cannot hold, a missing episode and a full disk.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path / "lock"):
                 if not self.done():
                     self._start()
-                    self._take_over(dataset_of_first)
+                    if dataset_of_first:
+                        self._take_over(dataset_of_first)
                 self._encode_missing(make_frames, encode, progress or (lambda done, total: None))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -186,84 +182,69 @@ class FeatureCache:
         encode: Callable[[np.ndarray], Tensor | np.ndarray] | None,
         progress: Callable[[int, int], None],
     ) -> None:
-        done = self.done()
+        done, lengths = self.done(), self.ends - self.starts
         missing = [i for i in self.wanted if i not in done]
-        lengths = self.ends - self.starts
         total = int(lengths[self.wanted].sum())
         steps = int(sum(lengths[i] for i in self.wanted if i in done))
         progress(steps, total)
         if not missing:
             return
         self._mark(done)  # a killed build may leave half a line
-        with (
-            (self.path / "features.bin").open("r+b", buffering=0) as file,
-            (self.path / JOURNAL).open("ab", buffering=0) as journal,
-        ):
+        row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        with (self.path / "features.bin").open("r+b") as file, (self.path / JOURNAL).open("ab") as journal:
             for i, frames in make_frames(missing):
                 values = frames
                 if encode:
                     with span("encode", episode=i):
                         values = self.checked(i, frames, encode)
-                offset = int(self.starts[i]) * int(np.prod(self.shape[1:])) * self.dtype.itemsize
+                file.seek(int(self.starts[i]) * row)
                 with span("write features", episode=i):
-                    _write_all(file.fileno(), values.reshape(-1).view(np.uint8).data, offset)
-                    os.fsync(file.fileno())  # features before their mark
-                    journal.write(f"{i}\n".encode())
-                    os.fsync(journal.fileno())
-                    done.add(i)
+                    # features before their mark
+                    for stream, data in ((file, values.tobytes()), (journal, f"{i}\n".encode())):
+                        stream.write(data)
+                        stream.flush()
+                        os.fsync(stream.fileno())
                 steps += int(lengths[i])
                 progress(steps, total)
-        if left := [i for i in missing if i not in done]:
-            raise UserError(f"{self.path}: no frames came for {len(left)} episodes (first {left[0]})")
 
-    def _take_over(self, dataset_of_first: Callable[[int], str] | None) -> None:
+    def _take_over(self, dataset_of_first: Callable[[int], str]) -> None:
         """Copy the features of the longest earlier state of the dataset."""
-        if dataset_of_first is None:
-            return
-        found = [(count, path) for path in self.path.parent.glob("*/") if (count := self._grew_from(path))]
-        for count, path in sorted(found, key=lambda pair: (-pair[0], pair[1])):
-            index = _index(path)
-            if index["dataset"] != dataset_of_first(count):
-                continue
-            shape = (int(self.ends[count - 1]), *self.shape[1:])
-            old = np.memmap(path / "features.bin", self.dtype, "r", shape=shape)
-            new = np.memmap(self.path / "features.bin", self.dtype, "r+", shape=self.shape)
-            new[: len(old)] = old
-            new.flush()  # features before their mark
-            return self._mark(index["done"])
-
-    def _grew_from(self, path: Path) -> int:
-        """Return the episode count of a cache that holds a prefix of this one, else 0."""
-        try:
-            index = _index(path)
-            lengths, size = index["episode_lengths"], (path / "features.bin").stat().st_size
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0
-        count, ours = len(lengths), (self.ends - self.starts).tolist()
-        same = all(
-            index.get(key) == self.identity.get(key)
-            for key in ("version", "encoder", "cameras", "dtype", "drawn", "wide")
-        )
-        row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
-        fits = index.get("done") and lengths == ours[:count] and size == sum(lengths) * row
-        return count if same and fits and 0 < count < len(ours) and size else 0
+        found, ours = [], (self.ends - self.starts).tolist()
+        for path in self.path.parent.glob("*/"):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                index, size = _index(path), (path / "features.bin").stat().st_size
+                lengths, keys = (
+                    index["episode_lengths"],
+                    ("version", "encoder", "cameras", "dtype", "drawn", "wide"),
+                )
+                same = all(index.get(key) == self.identity.get(key) for key in keys)
+                row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+                fits = 0 < len(lengths) < len(ours) and lengths == ours[: len(lengths)]
+                if same and fits and index["done"] and 0 < size == sum(lengths) * row:
+                    found.append((-len(lengths), path, index))
+        for count, path, index in sorted(found, key=lambda each: each[:2]):
+            if index["dataset"] == dataset_of_first(-count):
+                shape = (int(self.ends[-count - 1]), *self.shape[1:])
+                new = np.memmap(self.path / "features.bin", self.dtype, "r+", shape=self.shape)
+                new[: shape[0]] = np.memmap(path / "features.bin", self.dtype, "r", shape=shape)
+                new.flush()  # features before their mark
+                return self._mark(index["done"])
 
     def checked(
         self, i: int, frames: Sequence[np.ndarray], encode: Callable[[np.ndarray], Tensor | np.ndarray]
     ) -> np.ndarray:
-        """Encode episode i in the cache's format, (T_ep, C, N, D); every mismatch is a UserError."""
+        """Encode episode i in the cache's format, (T_ep, C, N, D); UserError for another shape or a value that is lost."""
         shape = (int(self.ends[i] - self.starts[i]), *self.shape[1:])
-        if (found := [len(seen) for seen in frames]) != [shape[0]] * shape[1]:
-            raise UserError(f"episode {i}: expected {shape[0]} frames of {shape[1]} cameras, got {found}")
         if not shape[0]:
             return np.zeros(shape, self.dtype)
-        tokens = encode_cameras(encode, frames).cpu().numpy()  # (T_ep, C, N, D)
-        if tokens.shape != shape:
-            raise UserError(f"episode {i}: expected tokens {shape}, got {tokens.shape}")
+        tokens = encode_cameras(encode, frames).cpu().numpy()
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(tokens, dtype=self.dtype)
-        if not np.isfinite(values).all():
-            raise UserError(f"episode {i}: expected finite {self.dtype.name}, got {np.abs(tokens).max():g}")
+        if values.shape != shape or not np.isfinite(values).all():
+            raise UserError(
+                f"episode {i}: expected {shape} finite {self.dtype.name}, got {tokens.shape} up to "
+                f"{np.abs(tokens).max(initial=0):g}"
+            )
         return values
 
     def _start(self) -> None:
@@ -291,9 +272,3 @@ def _index(path: Path) -> dict[str, Any]:
 
 def _key(named: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written

@@ -28,20 +28,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2robot.backbones.backbone import Backbone, find_backbone
-from s2robot.backbones.device import fitting, moved
-from s2robot.backbones.facts import Given
+from s2robot.backbones.device import channels_first, fitting, moved, tensor_of
 from s2robot.backbones.inference import prepare
-from s2robot.backbones.libraries import structure
+from s2robot.backbones.libraries import Given, check_tile, structure
 from s2robot.backbones.vit import weights_sha256
 from s2robot.core.errors import UserError
-from s2robot.encoders.tile_cache import TileCache
-from s2robot.s2.engine import Model, encode
-from s2robot.s2.layout import Layout, Sizes, square
-from s2robot.s2.pyramid import channels_first, pyramid, tensor_of
+from s2robot.s2.engine import Model, encode, pyramid
+from s2robot.s2.tiling import Layout, plan_levels, square
 
-POOLS = ("tokens", "mean")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-RESOLUTIONS = ("native", "upsampled")
 
 
 class S2Encoder(nn.Module):
@@ -81,22 +76,25 @@ class S2Encoder(nn.Module):
         **given: Unpack[Given],
     ) -> None:
         super().__init__()
-        for key, value, known in (
-            ("pool", pool, POOLS),
-            ("dtype", dtype, tuple(DTYPES)),
-            ("resolution", resolution, RESOLUTIONS),
-        ):
-            if value not in known:
-                raise UserError(f"encoder.{key}: expected one of {', '.join(known)}, got {value!r}")
         backbone = model if isinstance(model, Backbone) else find_backbone(model, **given)
         self.sizes = tuple(int(size) for size in sizes)
+        self.tile, self._patch = backbone.tile[0], backbone.patch
+        self.layout = square(self.sizes, self.tile, self._patch)
+        ordered = sorted(size for size in {*self.sizes} if size % self.sizes[0] == 0)
+        if (
+            backbone.tile[1] != self.tile or list(self.sizes) != ordered
+        ):  # else cells would not fall into one grid
+            raise UserError(
+                "encoder.sizes: expected multiples of a square tile and of the first size, each once, smallest first, "
+                f"got {list(sizes)} for a tile of {backbone.tile}"
+            )
+        if self.layout.tiles > 1:  # a model's own rest is at the frame's edge, a tile's is in the middle
+            check_tile(backbone.tile, self._patch)
         self.grid_size = self.sizes[0] if grid_size is None else grid_size
         if not 0 < self.grid_size <= self.sizes[0] or self.sizes[0] % self.grid_size:
             raise UserError(f"encoder.grid: expected a divisor of {self.sizes[0]} px, got {grid_size} px")
-        self.layout = self._on_grid(_layout(backbone, self.sizes, name))
-        self.tile, self.grid, self._patch = backbone.tile[0], self.layout.grid[0], backbone.patch
-        self._plan = Sizes(backbone.tile, backbone.patch, sizes=self.sizes)  # of frames that are not square
-        self._layouts: dict[tuple[int, int], Layout] = {}
+        self.layout = self._on_grid(self.layout)
+        self.grid = self.layout.grid[0]
         self.upsampled = resolution == "upsampled" and len(self.sizes) > 1  # one size is the same either way
         self.num_prefix_tokens, self.dim = backbone.num_prefix_tokens, backbone.dim * len(self.sizes)
         self.pool, self.name, self.dtype, self.frames_per_call = pool, name, dtype, frames_per_call
@@ -139,10 +137,8 @@ class S2Encoder(nn.Module):
         """Return the tiling of frames of height x width pixels; UserError if tiles cannot cover them."""
         if height == width:
             return self.layout
-        if (height, width) not in self._layouts:
-            _check_tile(self.tile, self._patch, self.name)
-            self._layouts[height, width] = self._on_grid(self._plan.layout(height, width))
-        return self._layouts[height, width]
+        levels = plan_levels(height, width, (self.tile, self.tile), self._patch, sizes=self.sizes)
+        return self._on_grid(levels)
 
     def _on_grid(self, layout: Layout) -> Layout:
         """Give the layout the grid of `grid_size`."""
@@ -208,23 +204,17 @@ class S2Encoder(nn.Module):
             parts["structure"] = self._structure
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def pyramid(self, images: Tensor) -> list[Tensor]:
-        """Resize uint8 (B, H, W, 3) to every size, float32 (B, 3, height, width), not normalised.
+    def _levels(self, images: Tensor, layout: Layout) -> list[Tensor]:
+        """uint8 images (B, H, W, 3) -> normalised levels (B, 3, height, width).
 
         The largest size comes from the images and the others from it, or all from the first if `upsampled`.
         """
-        frames = channels_first(moved(images, self.scale.device))
-        sizes = [level.frame for level in self.layout_of(*frames.shape[-2:]).levels]
-        return pyramid(frames, sizes, sizes[0 if self.upsampled else -1], self.upsampled)
-
-    def _levels(self, images: Tensor) -> list[Tensor]:
-        """uint8 images (B, H, W, 3) -> normalised levels (B, 3, height, width)."""
+        sizes, made = [level.frame for level in layout.levels], []
         # one frame at a time on a CPU: in float32 it stays in the cache throughout
-        parts = images.split(1) if self.scale.device.type == "cpu" else [images]
-        made = [
-            [x.mul_(self.scale).add_(self.shift).to(DTYPES[self.dtype]) for x in self.pyramid(part)]
-            for part in parts
-        ]
+        for part in images.split(1) if self.scale.device.type == "cpu" else [images]:
+            frames = channels_first(moved(part, self.scale.device))
+            levels = pyramid(frames, sizes, sizes[0 if self.upsampled else -1], self.upsampled)
+            made.append([x.mul_(self.scale).add_(self.shift).to(DTYPES[self.dtype]) for x in levels])
         return [torch.cat(level) if len(level) > 1 else level[0] for level in zip(*made, strict=True)]
 
     @torch.inference_mode()
@@ -238,16 +228,16 @@ class S2Encoder(nn.Module):
         on_cpu = self.scale.device.type == "cpu"
         at_once = self.frames_per_call or (4 if on_cpu else 64)
         model = TileCache(self._model) if on_cpu else self._model
-
-        def encoded(frames: Tensor) -> Tensor:
-            return self._features(model, self._levels(frames), self.layout_of(*frames.shape[1:3]))
-
         images = tensor_of(images)
-        outputs, fits = fitting(encoded, images, at_once)
+        height, width = channels_first(images[:0]).shape[-2:]
+        layout = self.layout_of(height, width)
+        outputs, fits = fitting(
+            lambda x: self._features(model, self._levels(x, layout), layout), images, at_once
+        )
         if fits < at_once:
             self.frames_per_call = fits  # the next call does not retry
         if not outputs:
-            rows, columns = self.map_of(*channels_first(images).shape[-2:])
+            rows, columns = self.map_of(height, width)
             return torch.empty(0, rows * columns, self.dim, device=self.scale.device)
         out = torch.cat(outputs)
         return out[:, None] if self.pool == "mean" else out
@@ -260,25 +250,38 @@ class S2Encoder(nn.Module):
         return encode(model, levels, layout, self.num_prefix_tokens, output)
 
 
-def _layout(backbone: Backbone, sizes: Sequence[int], name: str) -> Layout:
-    """Return the tiling of square frames; UserError for a model or sizes that do not allow it."""
-    (tile, width), patch = backbone.tile, backbone.patch
-    if tile != width:
-        raise UserError(f"encoder {name}: expected a square tile, got {backbone.tile} px")
-    layout = square(sizes, tile, patch)
-    if list(sizes) != sorted(set(sizes)):
-        raise UserError(f"encoder.sizes: expected each once and smallest first, got {list(sizes)}")
-    for size in sizes:
-        if size % sizes[0]:  # its cells would not fall evenly into those of the base grid
-            raise UserError(f"S2 size {size} is not a whole multiple of the first size {sizes[0]}")
-    if layout.tiles > 1:  # a model's own rest is at the frame's edge, a tile's is in the middle
-        _check_tile(tile, patch, name)
-    return layout
+class TileCache:
+    """A model that computes equal tiles once: rendered frames of a still camera repeat most of their tiles.
 
+    Tiles must be equal to the last bit. Tiles of a real camera never are; the search then costs a hundredth of the
+    encoding.
+    """
 
-def _check_tile(tile: int, patch: int, name: str) -> None:
-    if tile % patch:
-        raise UserError(
-            f"encoder {name}: its tile of {tile} px is no whole number of patches of {patch} px, so tiles would lose "
-            f"pixels between them; give a tile (encoder.img_size) of {tile // patch * patch}"
-        )
+    def __init__(self, model: Model, size: int = 64) -> None:
+        """size: tiles to remember; the least recently used ones are dropped first."""
+        self.model, self.size = model, size
+        self._entries: dict[int, list[Tensor]] = {}  # sum of the bits -> tile and, once computed, its tokens
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        found, new = [], []
+        bits = tiles.flatten(1).view(torch.uint8)
+        aligned = bits.shape[1] % 8 == 0 and bits.data_ptr() % 8 == 0
+        sums = (bits.view(torch.int64) if aligned else bits).sum(1).tolist()
+        for tile, key in zip(tiles, sums, strict=True):
+            entry = self._entries.pop(key, None)
+            if entry is None or not torch.equal(entry[0], tile):
+                entry = [tile]
+                new.append(entry)
+            self._entries[key] = entry  # most recent last
+            found.append(entry)
+        if new:
+            try:
+                computed = self.model(torch.stack([entry[0] for entry in new]))
+            except BaseException:
+                self._entries.clear()  # entries without tokens; a full GPU retries with fewer
+                raise
+            for entry, tokens in zip(new, computed, strict=True):
+                entry.append(tokens)
+        for key in list(self._entries)[: -self.size]:
+            del self._entries[key]
+        return torch.stack([tokens for _, tokens in found])

@@ -28,7 +28,7 @@ from s2robot.encoders.build import EncoderSettings, arguments, backbone_of
 from s2robot.encoders.cameras import stack_padded
 from s2robot.encoders.encoder import DTYPES, S2Encoder
 from s2robot.s2.engine import Model, assemble
-from s2robot.s2.layout import Layout
+from s2robot.s2.tiling import Layout
 
 _TILES = 128  # per call of the blocks: their activations stay in the processor's cache
 
@@ -71,13 +71,13 @@ def _read(cfg: Mapping[str, Any], blocks: int) -> tuple[EncoderSettings, Backbon
     backbone = backbone_of(settings)
     model = backbone.model
     plain = isinstance(model, VisionTransformer)
-    if not plain or type(model).forward_features is not VisionTransformer.forward_features:
+    plain = plain and type(model).forward_features is VisionTransformer.forward_features
+    most = len(model.blocks) - 1 if plain else 0  # type: ignore[arg-type]
+    if blocks > most:
         raise UserError(
-            f"train.tune.blocks: expected 0 for encoder {settings.name}, got {blocks}: a {type(model).__name__} is not "
-            "MVP's or timm's VisionTransformer"
+            f"train.tune.blocks: expected 0 to {most} for encoder {settings.name}, got {blocks} (the first block is never "
+            f"tuned, and only blocks of MVP's or timm's VisionTransformer are; this is a {type(model).__name__})"
         )
-    if not blocks < (depth := len(model.blocks)):
-        raise UserError(f"train.tune.blocks: expected 0 to {depth - 1} of {depth} blocks, got {blocks}")
     return settings, backbone
 
 
@@ -166,7 +166,7 @@ class Tail(nn.Module):
         features = []
         sizes = [len(t) * t.shape[1] for t in tiles]
         for tokens, layout in zip(out.split(sizes), self.layouts, strict=True):
-            parts = tokens.unflatten(0, (layout.tiles, -1)).split([level.count for level in layout.levels])
+            parts = tokens.unflatten(0, (layout.tiles, -1))
             found = assemble(parts, layout, self.front, self.output)
             features.append(found[:, None] if self.output == "pooled" else found)
         return stack_padded(features)  # (F, C, N, dim)

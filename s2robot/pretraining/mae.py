@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s2robot.backbones.vit import MVPViT, sincos_2d
-from s2robot.s2.pyramid import resize
+from s2robot.s2.engine import resize
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:

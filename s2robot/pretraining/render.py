@@ -18,11 +18,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from s2robot.core.errors import require_simulator
 from s2robot.core.files import claim, replacing
 from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
+from s2robot.envs.gl import require_simulator
 from s2robot.envs.task import next_action
 from s2robot.envs.tasks import DEFAULT, make, settings_class
 

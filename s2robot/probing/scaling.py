@@ -40,7 +40,7 @@ from s2robot.probing.heads import (
 )
 from s2robot.probing.images import Images, Rows, count_labels, encode_images, gather, truth_rows
 from s2robot.probing.report import Outcome, compare, earlier, resampled
-from s2robot.s2.layout import square
+from s2robot.s2.tiling import square
 
 _RESIZES = {"upsample": "upsampled", "native": "native"}  # here: encoder.resolution
 _VERSION = 4  # of how a head is trained and judged

@@ -1,11 +1,9 @@
-"""Turn the levels of an image into S2 features: split into tiles, run the model, merge maps, concatenate.
+"""Turn images into S2 features: resize, split into tiles, run the model, merge maps, concatenate.
 
-    layout = square((128, 256), tile=128, patch=16)
-    encode(vit, levels, layout, front=1).shape                    # (B, 64, 2 * D), all tiles in one call of the model
-    encode(vit, levels, layout, front=1, output="pooled").shape   # (B, 2 * D), the mean of the map
-
-`s2robot.s2.module.S2` and the pipeline's encoders make the levels and call `encode`; the reference-compatible `forward`
-calls the model once a level and ends in `finish`.
+layout = square((128, 256), tile=128, patch=16)
+levels = pyramid(images, [level.frame for level in layout.levels])
+encode(vit, levels, layout, front=1).shape                    # (B, 64, 2 * D), all tiles in one call of the model
+encode(vit, levels, layout, front=1, output="pooled").shape   # (B, 2 * D), the mean of the map
 """
 
 from __future__ import annotations
@@ -16,12 +14,56 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from s2robot.core.errors import UserError
-from s2robot.s2.layout import Layout
+from s2robot.backbones.libraries import Size
+from s2robot.s2.tiling import Layout
 
 OUTPUTS = ("tokens", "map", "pooled")
 
 Model = Callable[[Tensor], Tensor]  # (B, 3, th, tw) -> (B, P + N, D)
+
+
+def resize(images: Tensor, size: int | Size) -> Tensor:
+    """Resize float (B, C, H, W) to (B, C, *size): exact area mean if H and W are multiples, else antialiased bilinear."""
+    height, width = (size, size) if isinstance(size, int) else size
+    h, w = images.shape[-2:]
+    if (h, w) == (height, width):
+        return images
+    plain = images.dtype == torch.float32 and images.device.type == "cpu" and not images.requires_grad
+    if plain and (h, w) == (2 * height, 2 * width):
+        return _halved(images)
+    if h % height == 0 and w % width == 0:
+        return F.avg_pool2d(images, (h // height, w // width))
+    return F.interpolate(images, size=(height, width), mode="bilinear", antialias=True)
+
+
+def _halved(images: Tensor) -> Tensor:
+    """F.avg_pool2d(images, 2) to the last bit, in half the time: the same additions, a row of pixels at once."""
+    top, bottom = images[..., ::2, :], images[..., 1::2, :]
+    total = top[..., ::2] + top[..., 1::2]
+    return total.add_(bottom[..., ::2]).add_(bottom[..., 1::2]).mul_(0.25)
+
+
+def bicubic(images: Tensor, size: Size) -> Tensor:
+    """Resize as the reference does: in float32, without antialiasing. Integers saturate (the reference wraps)."""
+    if tuple(images.shape[-2:]) == size:
+        return images
+    x = F.interpolate(images.float(), size=size, mode="bicubic")
+    if not images.is_floating_point():
+        limits = torch.iinfo(images.dtype)
+        x = x.clamp(limits.min, limits.max)
+    return x.to(images.dtype)
+
+
+def pyramid(
+    images: Tensor, sizes: Sequence[Size], first: Size | None = None, enlarge: bool = False
+) -> list[Tensor]:
+    """Resize float (B, C, H, W) to one (B, C, *size) a size.
+
+    first: resize the images to this size before all others; None makes each level from the images.
+    enlarge: make the levels as the S2 paper does, bicubic without antialiasing.
+    """
+    x = images if first is None else resize(images, first)
+    return [bicubic(x, size) if enlarge else resize(x, size) for size in sizes]
 
 
 def encode(
@@ -34,28 +76,23 @@ def encode(
 ) -> Tensor:
     """Encode normalised levels, (B, 3, height, width) each; arguments and result as in `assemble`."""
     tiles = torch.cat([plan.split(x) for plan, x in zip(layout.levels, levels, strict=True)])
-    outputs = model(tiles)  # (tiles * B, P + N, D)
-    rows, columns = layout.cells
-    if outputs.shape[1] != front + rows * columns:
-        raise UserError(
-            f"the model gives {outputs.shape[1]} tokens a tile, expected {front} + {rows} x {columns}"
-        )
-    parts = outputs.unflatten(0, (layout.tiles, -1)).split([level.count for level in layout.levels])
+    parts = model(tiles).unflatten(0, (layout.tiles, -1))  # (tiles, B, P + N, D)
     return assemble(parts, layout, front, output, prefix)
 
 
 def assemble(
-    parts: Sequence[Tensor], layout: Layout, front: int = 0, output: str = "tokens", prefix: bool = False
+    outputs: Tensor, layout: Layout, front: int = 0, output: str = "tokens", prefix: bool = False
 ) -> Tensor:
-    """Assemble S2 features from the tokens of all tiles, (count, B, P + N, D) a level.
+    """Assemble S2 features from the tokens of all tiles of all levels, (tiles, B, P + N, D).
 
     Args:
         front: P, the prefix tokens (CLS, registers) at the front.
         output: "tokens" (B, N, D * levels), "map" (B, D * levels, rows, columns) or "pooled" (B, D * levels).
         prefix: put the prefix tokens, averaged over tiles, in front of the tokens.
 
-    Means are computed in float32; the result has the dtype of the parts.
+    Means are computed in float32; the result has the dtype of the tokens.
     """
+    parts = outputs.split([level.count for level in layout.levels])
     maps = [
         plan.merge(as_map(part[:, :, front:].flatten(0, 1), layout.cells))
         for part, plan in zip(parts, layout.levels, strict=True)
@@ -64,7 +101,7 @@ def assemble(
     return finish(maps, layout.grid, output, fronts)
 
 
-def as_map(tokens: Tensor, cells: tuple[int, int]) -> Tensor:
+def as_map(tokens: Tensor, cells: Size) -> Tensor:
     """(n, N, D) -> (n, D, rows, columns)."""
     return tokens.transpose(1, 2).unflatten(2, cells)
 

@@ -11,10 +11,8 @@ Numerics are those of `s2robot.s2.reference.forward`, but each level comes from 
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
-from inspect import signature
 from operator import index
 from typing import Any, Unpack
 
@@ -23,14 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from s2robot.backbones.backbone import Backbone, find_backbone
-from s2robot.backbones.facts import Given
-from s2robot.backbones.inference import prepare
+from s2robot.backbones.device import channels_first, tensor_of
+from s2robot.backbones.inference import prepare, shared_copy
+from s2robot.backbones.libraries import Given, one_of
 from s2robot.core.errors import UserError
-from s2robot.overrides import did_you_mean
-from s2robot.s2.engine import OUTPUTS, encode
-from s2robot.s2.layout import Layout, Sizes, scales_of, several
-from s2robot.s2.pyramid import pyramid, tensor_of
-from s2robot.s2.tiling import Size
+from s2robot.s2.engine import OUTPUTS, encode, pyramid
+from s2robot.s2.tiling import Layout, Size, base_size, plan_levels
 
 RESIZES = ("native", "upsample")
 
@@ -45,18 +41,16 @@ class S2(nn.Module):
 
     Args:
         model: a timm, torchvision or Hugging Face model, a `Backbone`, or a callable (`find_backbone`).
-        scales: multiples of the base size, smallest first; the result has the grid of the first. Default: (1, 2).
+        scales: multiples of the base size, smallest first; the result has the grid of the first. Default: (1, 2). At
+            scale 1 the shorter side is the tile's, and the longer one is rounded to whole patches.
         sizes: instead of scales, the levels in pixels: a side (the frame's shorter one) or (height, width).
         output: "tokens" (B, N, D * levels), "map" (B, D * levels, rows, columns), or "pooled" (B, D * levels), the
             map's mean.
         resize: "native" resizes the frame to each level (exact area mean at whole multiples, else antialiased);
             "upsample" resizes it to the base size and enlarges that, bicubic, as in the paper's experiments.
-        cover: how tiles cover a level that is not a multiple of the tile: "overlap" (blended) or "pad".
-        overlap: least overlap of neighbouring tiles in pixels, with cover="overlap": smoother seams, more tiles.
+        overlap: least overlap of neighbouring tiles in pixels: smoother seams, more tiles.
         frozen: no gradients, and evaluation mode also after `train()`, in a copy that shares the model's weights.
         prefix: put the prefix tokens (CLS, registers), averaged over tiles, before the tokens.
-        base: the size of scale 1, a side or (height, width) in pixels. Default: shorter side = tile, longer side from
-            the frame's shape, rounded to whole patches.
         given: block, tile, patch, num_prefix_tokens, mean, std, processor: see `find_backbone`.
 
     Input: uint8 RGB (B, H, W, 3), or float RGB (B, 3, H, W) in 0 to 1, as a tensor or a numpy array, not normalised.
@@ -72,42 +66,28 @@ class S2(nn.Module):
         model: Any,
         scales: Sequence[float] | None = None,
         *,
-        sizes: Sequence[Size] | None = None,
+        sizes: Sequence[int | Size] | None = None,
         output: str = "tokens",
         resize: str = "native",
-        cover: str = "overlap",
         overlap: int = 0,
         frozen: bool = True,
         prefix: bool = False,
-        base: Size | None = None,
         **given: Unpack[Given],
     ) -> None:
         super().__init__()
-        for name, value, known in (("output", output, OUTPUTS), ("resize", resize, RESIZES)):
-            if value not in known:
-                raise UserError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
-        if unknown := sorted(given.keys() - Given.__annotations__.keys()):
-            hint = did_you_mean(unknown[0], signature(S2).parameters)
-            raise TypeError(f"S2() got an unexpected keyword argument '{unknown[0]}'{hint}")
+        one_of("output", output, OUTPUTS)
+        one_of("resize", resize, RESIZES)
         if scales is not None and sizes is not None:
             raise UserError("sizes: expected either scales or sizes, got both")
-        backbone = _backbone_of(model, given)
-        if prefix and (output != "tokens" or not backbone.num_prefix_tokens):
-            raise UserError(
-                f"prefix: found output {output!r} and {backbone.num_prefix_tokens} prefix tokens, expected "
-                "'tokens' and at least 1"
-            )
-        self.scales = scales_of((1, 2) if scales is None else scales)
-        if list(self.scales) != sorted(self.scales):
-            raise UserError(f"scales: expected the smallest first, got {self.scales}")
-        self.sizes = None if sizes is None else several(sizes, "sizes", "(224, 448)")
-        self.base, self.output, self.resize = base, output, resize
-        self.cover, self.overlap, self.frozen, self.prefix = cover, overlap, frozen, prefix
-        self.plan = Sizes(backbone.tile, backbone.patch, self.scales, self.sizes, base, cover, overlap)
+        backbone = model if isinstance(model, Backbone) and not given else find_backbone(model, **given)
+        self.scales = (1, 2) if scales is None else tuple(scales)
+        self.sizes = None if sizes is None else tuple(sizes)
+        self.output, self.resize, self.overlap, self.frozen = output, resize, overlap, frozen
+        self.prefix = prefix and output == "tokens"
         self.backbone = backbone.frozen() if frozen else backbone
-        self.dim = backbone.dim * self.plan.count
+        self.dim = backbone.dim * len(self.scales if self.sizes is None else self.sizes)
         self.grid = self.layout(*backbone.tile).grid
-        front = backbone.num_prefix_tokens if prefix else 0
+        front = backbone.num_prefix_tokens if self.prefix else 0
         self.num_tokens = 1 if output == "pooled" else self.grid[0] * self.grid[1] + front
         # (x - mean) / std in one multiplication and one addition
         inverse = 1 / torch.tensor(backbone.std, dtype=torch.float64)
@@ -128,54 +108,39 @@ class S2(nn.Module):
 
         dtype: a torch dtype, or "auto": bfloat16 if the device multiplies in it, else float32.
         """
-        fast = copy.copy(self)
-        fast.__dict__ |= {
-            key: copy.copy(value) for key, value in vars(self).items() if isinstance(value, dict | set)
-        }
-        fast._modules["backbone"] = prepare(self.backbone, dtype)
-        fast.frozen = True
+        fast = shared_copy(self)
+        fast.backbone, fast.frozen = prepare(self.backbone, dtype), True
         return fast.eval()
 
     def layout(self, height: int, width: int) -> Layout:
         """Return the tilings and the grid of a frame of height x width pixels; UserError if it cannot be tiled."""
-        return self.plan.layout(height, width)
+        model = self.backbone
+        return plan_levels(height, width, model.tile, model.patch, self.scales, self.sizes, self.overlap)
 
     def forward(self, images: Tensor | np.ndarray) -> Tensor:
         """Map uint8 RGB (B, H, W, 3), or float RGB (B, 3, H, W) in 0 to 1, to features."""
-        images = tensor_of(images, self.scale.device)
-        layout = self.layout(*self._frame_size(images))
-        levels = self.levels(images, layout)
+        x = tensor_of(images, self.scale.device)
+        if x.is_floating_point() and x.ndim == 4 and x.shape[1] == 3:
+            self._check_range(x)
+            x = x.float()
+        else:
+            x = channels_first(x) / 255
+        # index() fixes the size under torch.compile, which else makes it a symbol at the second size it sees
+        layout = self.layout(index(x.shape[2]), index(x.shape[3]))
         front = self.backbone.num_prefix_tokens
-        return encode(self.backbone, levels, layout, front, self.output, self.prefix)
+        return encode(self.backbone, self._levels(x, layout), layout, front, self.output, self.prefix)
 
-    def levels(self, images: Tensor, layout: Layout) -> list[Tensor]:
-        """Return the normalised image at every level, (B, 3, height, width) in the dtype of the model."""
-        x = images
-        if images.dtype == torch.uint8:
-            x = images.permute(0, 3, 1, 2).float().contiguous() / 255
+    def _levels(self, x: Tensor, layout: Layout) -> list[Tensor]:
+        """Resize (B, 3, H, W) to every level, normalised, in the dtype of the model."""
         first = None
         if self.resize == "upsample":
-            one = self.plan.one(*x.shape[-2:]) if self.sizes is None else layout.levels[0].frame
-            first = (index(one[0]), index(one[1]))
+            height, width = index(x.shape[2]), index(x.shape[3])
+            base = base_size(height, width, self.backbone.tile, self.backbone.patch)
+            first = base if self.sizes is None else layout.levels[0].frame
         dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            levels = pyramid(x.float(), [level.frame for level in layout.levels], first, first is not None)
+            levels = pyramid(x, [level.frame for level in layout.levels], first, first is not None)
             return [(y * self.scale + self.shift).to(dtype) for y in levels]
-
-    def _frame_size(self, images: Tensor) -> tuple[int, int]:
-        """Return (H, W) of the images; UserError for another type or shape."""
-        height, width = None, None
-        if images.dtype == torch.uint8 and images.ndim == 4 and images.shape[3] == 3:
-            height, width = images.shape[1:3]
-        elif images.is_floating_point() and images.ndim == 4 and images.shape[1] == 3:
-            height, width = images.shape[2:]
-            self._check_range(images)
-        if height is not None and width is not None:
-            # index() fixes the size under torch.compile, which else makes it a symbol at the second size it sees
-            return index(height), index(width)
-        raise UserError(
-            f"S2 takes uint8 (B, H, W, 3) or float (B, 3, H, W) in 0 to 1, found {images.dtype} {tuple(images.shape)}"
-        )
 
     def _check_range(self, images: Tensor) -> None:
         """Warn if the first float images are in 0 to 255; later ones are not checked, to save time."""
@@ -194,15 +159,6 @@ class S2(nn.Module):
     def extra_repr(self) -> str:
         levels = f"scales={self.scales}" if self.sizes is None else f"sizes={self.sizes}"
         return (
-            f"{levels}, output={self.output!r}, resize={self.resize!r}, cover={self.cover!r}, "
-            f"overlap={self.overlap}, frozen={self.frozen}, dim={self.dim}, grid={self.grid}"
+            f"{levels}, output={self.output!r}, resize={self.resize!r}, overlap={self.overlap}, "
+            f"frozen={self.frozen}, dim={self.dim}, grid={self.grid}"
         )
-
-
-def _backbone_of(model: Any, given: Given) -> Backbone:
-    """Return the model as a backbone; UserError for facts given beside one."""
-    if not isinstance(model, Backbone):
-        return find_backbone(model, **given)
-    if beside := [key for key, value in given.items() if value is not None]:
-        raise UserError(f"a Backbone has its facts; found {', '.join(beside)} beside it")
-    return model

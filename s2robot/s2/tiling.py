@@ -1,12 +1,13 @@
-"""Cover a frame of any size with tiles, and merge the tiles' maps into one map.
+"""Plan the sizes of a frame that S2 uses, cover each with tiles, and merge the tiles' maps into one.
 
-    plan = plan_tiles((448, 608), tile=224, patch=16)        # 2 x 3 tiles; columns start at 0, 192 and 384 px
-    tiles = plan.split(images)                               # (6 * B, 3, 224, 224), tiles outside, batch inside
-    plan.merge(maps)                                         # (6 * B, C, 14, 14) -> (B, C, 28, 38)
+    layout = plan_levels(480, 640, tile=(224, 224), patch=16)      # levels of 224 x 304 and 448 x 608 px
+    layout.tiles, layout.grid                                      # 8, (14, 19)
+    level = layout.levels[1]                                       # 2 x 3 tiles; columns start at 0, 192 and 384 px
+    tiles = level.split(images)                                    # (6 * B, 3, 224, 224), tiles outside, batch inside
+    level.merge(maps)                                              # (6 * B, C, 14, 14) -> (B, C, 28, 38)
 
 If a side is not a multiple of the tile, tiles overlap evenly (at offsets of whole patches) and the maps are blended
-linearly across the overlap, or the frame is padded and the padding's tokens are cut off.
-`merge(split(x))` is x, bit by bit: blending is a + w * (b - a), which is exact where both tiles agree.
+linearly across the overlap. `merge(split(x))` is x, bit by bit: a + w * (b - a) is exact where both tiles agree.
 """
 
 from __future__ import annotations
@@ -16,13 +17,54 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from s2robot.backbones.facts import pair
+from s2robot.backbones.libraries import Size, check_tile, pair
 from s2robot.core.errors import UserError
 
-Size = int | Sequence[int]  # one side of a square, or (height, width), in pixels
-COVERS = ("overlap", "pad")
+LONGEST = 16  # times the shorter side: the axes of a longer frame are most likely in another order
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The tiles of a frame, from `plan_tiles`. Sizes and offsets are (height, width) in pixels."""
+
+    frame: Size
+    tile: Size
+    rows: tuple[int, ...]  # top edges
+    columns: tuple[int, ...]  # left edges
+
+    @property
+    def count(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether any two tiles share pixels."""
+        return (len(self.rows) * self.tile[0], len(self.columns) * self.tile[1]) != self.frame
+
+    def split(self, images: Tensor) -> Tensor:
+        """Split (B, C, H, W) into (count * B, C, th, tw): tiles row by row outside, batch inside."""
+        (b, c, _, _), (th, tw) = images.shape, self.tile
+        if self.overlaps:
+            return torch.cat([images[:, :, y : y + th, x : x + tw] for y in self.rows for x in self.columns])
+        grid = images.reshape(b, c, len(self.rows), th, len(self.columns), tw)
+        return grid.permute(2, 4, 0, 1, 3, 5).reshape(self.count * b, c, th, tw)
+
+    def merge(self, maps: Tensor) -> Tensor:
+        """Invert `split` for tokens or pixels: (count * B, C, h, w) -> (B, C, rows, columns)."""
+        n, c, h, w = maps.shape
+        b, kh, kw = n // self.count, len(self.rows), len(self.columns)
+        x = maps.reshape(kh, kw, b, c, h, w)
+        if self.overlaps:
+            tops, lefts = (
+                [s * h // self.tile[0] for s in self.rows],
+                [s * w // self.tile[1] for s in self.columns],
+            )
+            x = _blend(x.unbind(1), lefts, dim=-1)  # (kh, B, C, h, columns)
+            return _blend(x.unbind(0), tops, dim=-2)
+        if maps.stride(1) == 1:  # a transformer's tokens are contiguous: copy whole ones
+            return x.permute(2, 0, 4, 1, 5, 3).reshape(b, kh * h, kw * w, c).permute(0, 3, 1, 2)
+        return x.permute(2, 3, 0, 4, 1, 5).reshape(b, c, kh * h, kw * w)
 
 
 def _blend(parts: Sequence[Tensor], starts: Sequence[int], dim: int) -> Tensor:
@@ -41,120 +83,102 @@ def _blend(parts: Sequence[Tensor], starts: Sequence[int], dim: int) -> Tensor:
     return out
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """The tiles of a frame, from `plan_tiles`. Sizes and offsets are (height, width) in pixels."""
-
-    frame: tuple[int, int]
-    tile: tuple[int, int]
-    rows: tuple[int, ...]  # top edges
-    columns: tuple[int, ...]  # left edges
-
-    @property
-    def count(self) -> int:
-        """Number of tiles."""
-        return len(self.rows) * len(self.columns)
-
-    @property
-    def canvas(self) -> tuple[int, int]:
-        """The frame with its padding."""
-        return self.rows[-1] + self.tile[0], self.columns[-1] + self.tile[1]
-
-    @property
-    def overlaps(self) -> bool:
-        """Whether any two tiles share pixels."""
-        (th, tw), (height, width) = self.tile, self.canvas
-        return len(self.rows) * th != height or len(self.columns) * tw != width
-
-    def split(self, images: Tensor) -> Tensor:
-        """Split (B, C, H, W) into (count * B, C, th, tw): tiles row by row outside, batch inside.
-
-        Padding repeats the last row and column. Raises UserError for images of another size.
-        """
-        if tuple(images.shape[-2:]) != self.frame:
-            raise UserError(
-                f"tiles planned for a frame of {self.frame}, found an image of {tuple(images.shape[-2:])}"
-            )
-        bottom, right = self.canvas[0] - self.frame[0], self.canvas[1] - self.frame[1]
-        if bottom or right:
-            images = F.pad(images, (0, right, 0, bottom), mode="replicate")
-        (b, c, _, _), (th, tw) = images.shape, self.tile
-        if self.overlaps:
-            return torch.cat([images[:, :, y : y + th, x : x + tw] for y in self.rows for x in self.columns])
-        grid = images.reshape(b, c, len(self.rows), th, len(self.columns), tw)
-        return grid.permute(2, 4, 0, 1, 3, 5).reshape(self.count * b, c, th, tw)
-
-    def cells(self, height: int, width: int) -> tuple[int, int]:
-        """Return the map's size without padding, for height x width tokens a tile; UserError if they do not fit."""
-        for start, side, cells in [(s, self.tile[0], height) for s in self.rows] + [
-            (s, self.tile[1], width) for s in self.columns
-        ]:
-            if start * cells % side:
-                raise UserError(
-                    f"a tile at {start} px lies between two tokens: its {side} px give {cells} tokens"
-                )
-        return -(-self.frame[0] * height // self.tile[0]), -(-self.frame[1] * width // self.tile[1])
-
-    def merge(self, maps: Tensor) -> Tensor:
-        """Invert `split` for tokens or pixels: (count * B, C, h, w) -> (B, C, rows, columns)."""
-        n, c, h, w = maps.shape
-        height, width = self.cells(h, w)
-        b, kh, kw = n // self.count, len(self.rows), len(self.columns)
-        x = maps.reshape(kh, kw, b, c, h, w)
-        if self.overlaps:
-            x = _blend(x.unbind(1), self._starts(w, 1), dim=-1)  # (kh, B, C, h, columns)
-            x = _blend(x.unbind(0), self._starts(h, 0), dim=-2)  # (B, C, rows, columns)
-        elif maps.stride(1) == 1:  # a transformer's tokens are contiguous: copy whole ones
-            x = x.permute(2, 0, 4, 1, 5, 3).reshape(b, kh * h, kw * w, c).permute(0, 3, 1, 2)
-        else:
-            x = x.permute(2, 3, 0, 4, 1, 5).reshape(b, c, kh * h, kw * w)
-        return x if x.shape[-2:] == (height, width) else x[:, :, :height, :width]
-
-    def _starts(self, cells: int, axis: int) -> list[int]:
-        return [start * cells // self.tile[axis] for start in (self.rows, self.columns)[axis]]
-
-
-def _axis(size: int, tile: int, patch: int, overlap: int, pad: bool, name: str) -> tuple[int, ...]:
-    """Return the offsets of the tiles along one side."""
-    if pad:
-        return tuple(range(0, size, tile))
-    if size < tile:
-        raise UserError(f"the frame's {name} {size} is smaller than the tile's {tile}; enlarge it or use pad")
-    if size % patch:
-        raise UserError(
-            f"the frame's {name} {size} is no whole number of patches of {patch} px; "
-            f"nearest is {round(size / patch) * patch}, or use pad"
-        )
-    free, step = (
-        (size - tile) // patch,
-        (tile - overlap) // patch,
-    )  # in patches: the way, and the longest step
-    moves = -(-free // step)  # tiles after the first
-    return tuple((i * free + moves // 2) // moves * patch if moves else 0 for i in range(moves + 1))
-
-
-def plan_tiles(frame: Size, tile: Size, patch: Size = 1, cover: str = "overlap", overlap: int = 0) -> Tiling:
+def plan_tiles(frame: Size, tile: Size, patch: int = 1, overlap: int = 0) -> Tiling:
     """Plan the fewest tiles that cover a frame, evenly spread, at offsets of whole patches.
 
-    Args:
-        frame, tile: a side or (height, width) in pixels.
-        patch: the same of one token; the tile is a multiple of it.
-        cover: "overlap" (the frame is a multiple of the patch and at least a tile), or "pad" (any frame).
-        overlap: least overlap of neighbours in pixels, rounded up to whole patches. Only with "overlap".
-
-    Raises UserError if that is impossible.
+    Frame and tile are multiples of the patch. Neighbours overlap by at least `overlap` pixels.
     """
-    (height, width), (th, tw), (ph, pw) = pair(frame, "frame"), pair(tile, "tile"), pair(patch, "patch")
-    if cover not in COVERS:
-        raise UserError(f"cover: found {cover!r}, expected one of {', '.join(COVERS)}")
-    if th % ph or tw % pw:
-        raise UserError(f"the tile {th} x {tw} is no whole number of patches of {ph} x {pw} px")
-    if cover == "pad" and overlap:
-        raise UserError(f"overlap {overlap} px: tiles overlap with cover='overlap' only, found cover='pad'")
-    if not hasattr(overlap, "__index__") or not 0 <= overlap <= min(th - ph, tw - pw):
+
+    def starts(side: int, length: int) -> tuple[int, ...]:
+        # in patches: the way, and the longest step
+        free, step = (side - length) // patch, (length - overlap) // patch
+        moves = -(-free // step)  # tiles after the first
+        return tuple((i * free + moves // 2) // moves * patch if moves else 0 for i in range(moves + 1))
+
+    return Tiling(frame, tile, starts(frame[0], tile[0]), starts(frame[1], tile[1]))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One tiling a level, and the grids (rows, columns) of a tile and of the result."""
+
+    levels: tuple[Tiling, ...]
+    cells: Size
+    grid: Size
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of a frame over all levels."""
+        return sum(level.count for level in self.levels)
+
+
+def square(sizes: Sequence[int], tile: int, patch: int) -> Layout:
+    """Plan square frames; UserError unless the sizes are multiples of the tile."""
+    if not sizes or any(size < tile or size % tile for size in sizes):
+        raise UserError(f"sizes: expected multiples of the model's tile of {tile} px, got {list(sizes)}")
+    cells, k = tile // patch, sizes[0] // tile
+    levels = tuple(plan_tiles((size, size), (tile, tile)) for size in sizes)
+    return Layout(levels, (cells, cells), (k * cells, k * cells))
+
+
+def plan_levels(
+    height: int,
+    width: int,
+    tile: Size,
+    patch: int,
+    scales: Sequence[float] = (1, 2),
+    sizes: Sequence[int | Size] | None = None,
+    overlap: int = 0,
+) -> Layout:
+    """Plan the levels of a frame of height x width pixels; arguments as those of `s2robot.s2.module.S2`.
+
+    Raises UserError for a level that cannot be tiled, and for a frame that is most likely transposed.
+    """
+    check_tile(tile, patch)
+    if not 0 <= overlap <= min(tile) - patch:
+        raise UserError(f"overlap: expected 0 to {min(tile) - patch} px, got {overlap}")
+    if sizes is None:
+        one = base_size(height, width, tile, patch)
+        frames = [(_whole(one[0] * scale, patch), _whole(one[1] * scale, patch)) for scale in scales]
+    else:
+        first = _sized(sizes[0], height, width, patch)
+        frames = [first, *(_sized(size, *first, patch) for size in sizes[1:])]
+    for frame in frames:
+        if frame[0] < tile[0] or frame[1] < tile[1] or frame[0] % patch or frame[1] % patch:
+            raise UserError(
+                f"sizes: expected whole patches of {patch} px and at least the tile of {tile[0]} x {tile[1]} px, "
+                f"got a level of {frame[0]} x {frame[1]} px"
+            )
+    levels = tuple(plan_tiles(frame, tile, patch, overlap) for frame in frames)
+    return Layout(
+        levels, (tile[0] // patch, tile[1] // patch), (frames[0][0] // patch, frames[0][1] // patch)
+    )
+
+
+def base_size(height: int, width: int, tile: Size, patch: int) -> Size:
+    """Return the size of scale 1: the smallest of the frame's shape that covers the tile, in whole patches."""
+    _check_shape(height, width)
+    ratio = max(tile[0] / height, tile[1] / width)
+    return max(tile[0], _whole(height * ratio, patch)), max(tile[1], _whole(width * ratio, patch))
+
+
+def _sized(size: int | Size, height: int, width: int, patch: int) -> Size:
+    """Return an explicit size as (height, width); an integer is the shorter side of the frame's shape."""
+    side, other = pair(size, "sizes")
+    if isinstance(size, Sequence) or height == width:
+        return side, other
+    _check_shape(height, width)
+    longer = _whole(max(height, width) * (side / min(height, width)), patch)
+    return (side, longer) if height < width else (longer, side)
+
+
+def _whole(pixels: float, patch: int) -> int:
+    return int(pixels / patch + 0.5) * patch
+
+
+def _check_shape(height: int, width: int) -> None:
+    if not 0 < max(height, width) <= LONGEST * min(height, width):
         raise UserError(
-            f"overlap: found {overlap!r} px, expected 0 to {min(th - ph, tw - pw)} for tiles of {th} x {tw} px"
+            f"a frame of {height} x {width} px is more than {LONGEST} times as long as wide, which would be as many "
+            "times the tokens; is (height, width) right? Its levels can be given as sizes=((height, width), ...)"
         )
-    rows = _axis(height, th, ph, overlap, cover == "pad", "height")
-    columns = _axis(width, tw, pw, overlap, cover == "pad", "width")
-    return Tiling((height, width), (th, tw), rows, columns)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from s2robot.backbones.libraries import one_of
 from s2robot.core.errors import UserError, require
-from s2robot.s2.layout import several
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 RESIZES = ("native", "reference")
@@ -57,24 +57,20 @@ def s2_llava(
             change at first) or get a linear layer's default initialisation ("init").
         only_projector: only the projector has gradients. Otherwise `requires_grad` stays as it is.
 
-    Raises UserError for another model or tower, a missing layer, and sizes that do not divide.
+    Raises UserError for another model or tower, a quantised projector, and sizes that do not divide.
     """
     require("transformers", "vlm")
     from s2robot.vlm.tower import S2VisionConfig, S2VisionTower, layer_indices
 
-    inner, scales = _inner(model), several(scales, "scales", "(1, 2, 3)")
+    inner, scales = _inner(model), tuple(scales)
     config, tower = model.config, inner.vision_tower
-    for name, value, known in (("widen", widen, WIDEN), ("resize", resize, RESIZES)):
-        if value not in known:
-            raise UserError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
-    for name, number in (("tiles_at_once", tiles_at_once), ("pool", pool)):
-        if number is not None and (type(number) is not int or number < 1):
-            raise UserError(f"{name}: expected an integer >= 1, got {number!r}")
+    one_of("widen", widen, WIDEN)
+    one_of("resize", resize, RESIZES)
     whole = all(type(scale) is int for scale in scales)
     if not whole or scales[:1] != (1,) or list(scales) != sorted(set(scales)):
         raise UserError(f"scales: expected increasing integers from 1, such as (1, 2, 3), got {scales}")
     layers = config.vision_feature_layer
-    layer_indices(layers, config.vision_config.num_hidden_layers)  # rejects a missing layer
+    layer_indices(layers, config.vision_config.num_hidden_layers)  # fails for a missing layer
     layers = 1 if isinstance(layers, int) else len(layers)
     linear = _first_linear(inner.multi_modal_projector, tower.config.hidden_size * layers)
     vision = S2VisionConfig(
@@ -106,18 +102,8 @@ def widened(linear: nn.Linear, layers: int, scales: int, widen: str) -> nn.Linea
 
 
 def s2_processor(processor: Any, model: Any) -> Any:
-    """Return a copy of a LlavaProcessor with the image size and token count of a model of `s2_llava`.
-
-    Raises UserError for another processor, and for a model without S2.
-    """
-    require("transformers", "vlm")
-    from s2robot.vlm.tower import S2VisionTower
-
-    tower = getattr(getattr(model, "model", model), "vision_tower", None)
-    if not isinstance(tower, S2VisionTower):
-        raise UserError(f"model: expected a model of s2_llava, got a {type(model).__name__} without S2")
-    if not hasattr(processor, "image_processor") or not hasattr(processor, "num_additional_image_tokens"):
-        raise UserError(f"processor: expected a LlavaProcessor, got a {type(processor).__name__}")
+    """Return a copy of a LlavaProcessor with the image size and token count of a model of `s2_llava`."""
+    tower = getattr(model, "model", model).vision_tower
     images, side = copy.deepcopy(processor.image_processor), tower.config.image_size
     shorter = "shortest_edge" in images.size and images.size["shortest_edge"]
     images.size = {"shortest_edge": side} if shorter else {"height": side, "width": side}
@@ -137,12 +123,14 @@ def s2_processor(processor: Any, model: Any) -> Any:
 def _inner(model: Any) -> Any:
     """Return the LlavaModel inside; UserError for another model or tower."""
     inner = getattr(model, "model", model)
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind != "llava" or not hasattr(inner, "multi_modal_projector"):
-        raise UserError(f"model: expected a Llava, got a {type(model).__name__}")
-    found = inner.vision_tower.config.model_type
-    if found not in TOWERS:
-        raise UserError(f"vision tower: expected one of {', '.join(TOWERS)}, got {found}")
+    kinds = (
+        getattr(getattr(m, "config", None), "model_type", None)
+        for m in (model, getattr(inner, "vision_tower", None))
+    )
+    if (found := tuple(kinds))[0] != "llava" or found[1] not in TOWERS:
+        raise UserError(
+            f"model: expected a llava with one of {', '.join(TOWERS)}, got {type(model).__name__} {found}"
+        )
     return inner
 
 

@@ -16,9 +16,8 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from s2robot.core.errors import UserError
-from s2robot.s2.engine import encode
-from s2robot.s2.layout import Layout, square
-from s2robot.s2.pyramid import bicubic, resize
+from s2robot.s2.engine import encode, pyramid
+from s2robot.s2.tiling import Layout, square
 
 NAME = "s2_vision_tower"
 
@@ -109,17 +108,12 @@ class S2VisionTower(PreTrainedModel):
 
     def _encode(self, images: Tensor, layers: list[int]) -> Tensor:
         """Images of one size (B, 3, H, W) -> (B, P + N, D * layers * scales)."""
-        layout, (height, width) = self.layout, images.shape[-2:]
-        if height != width or height % layout.levels[0].tile[0]:
-            raise UserError(
-                f"images: expected {self.config.image_size} x {self.config.image_size} px as from s2_processor, "
-                f"got {height} x {width}"
-            )
-        images, sizes = images.to(self.dtype), [level.frame for level in layout.levels]
+        layout = self.layout
+        sizes, dtype = [level.frame for level in layout.levels], self.dtype
         if self.config.resize == "reference":
-            levels = [bicubic(images, size) for size in sizes]
+            levels = pyramid(images.to(dtype), sizes, enlarge=True)
         else:
-            levels = [resize(images.float(), size).to(images.dtype) for size in sizes]
+            levels = [level.to(dtype) for level in pyramid(images.to(dtype).float(), sizes)]
 
         def features(tiles: Tensor) -> Tensor:
             parts = tiles.split(self.config.tiles_at_once or len(tiles))
@@ -136,14 +130,11 @@ class S2VisionTower(PreTrainedModel):
 
 
 def layer_indices(layers: bool | int | Sequence[int] | None, depth: int) -> list[int]:
-    """Return the indices of the hidden states asked for, none of them negative; UserError for a missing layer."""
+    """Return the indices of the hidden states asked for, none of them negative; IndexError for a missing layer."""
     if layers is None or isinstance(layers, bool):
         return list(range(depth + 1)) if layers else []
-    chosen = [layers] if isinstance(layers, int) else list(layers)
-    for layer in chosen:
-        if not -depth - 1 <= layer <= depth:
-            raise UserError(f"vision_feature_layer: expected {-depth - 1} to {depth}, got {layer}")
-    return sorted({layer % (depth + 1) for layer in chosen})
+    every = range(depth + 1)
+    return sorted({every[layer] for layer in ([layers] if isinstance(layers, int) else layers)})
 
 
 def register() -> None:

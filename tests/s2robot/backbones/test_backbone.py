@@ -1,11 +1,13 @@
-"""Backbones: the facts found, the features against each library's own call, and what is refused.
+"""Backbones: the facts found, the features against each library's own call, and what is rejected.
 
 Small models with random weights; every expected feature comes from the library's public interface or a hook.
 """
 
 import copy
+from collections.abc import Callable
 from functools import cache, partial
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,9 +20,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from s2robot.backbones.backbone import Backbone, find_backbone
-from s2robot.backbones.libraries import CLIP, HALF, IMAGENET
+from s2robot.backbones.libraries import CLIP, HALF, IMAGENET, features
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.core.errors import UserError
+from s2robot.s2 import forward
 
 torch.set_num_threads(1)
 
@@ -33,123 +36,128 @@ def shaken(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-# timm's name, how it is made small; tile, patch, prefix tokens, dim, (mean, std), depth, any size
-_TIMM = {
-    "vit": ("vit_tiny_patch16_224", {"img_size": (32, 64), "depth": 3}, ((32, 64), 16, 1, 192, HALF, 3, False)),
-    "dinov2": ("vit_small_patch14_reg4_dinov2", {"img_size": 56, "depth": 3}, ((56, 56), 14, 5, 384, IMAGENET, 3, False)),
-    "dinov2-dynamic": ("vit_small_patch14_reg4_dinov2", {"img_size": 56, "depth": 2, "dynamic_img_size": True},
-                       ((56, 56), 14, 5, 384, IMAGENET, 2, True)),
-    "clip": ("vit_base_patch16_clip_224", {"img_size": 64, "depth": 2, "embed_dim": 64, "num_heads": 2},
-             ((64, 64), 16, 1, 64, CLIP, 2, False)),
-    "siglip": ("vit_so400m_patch14_siglip_384", {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2},
-               ((384, 384), 14, 0, 32, HALF, 2, False)),  # 27 patches, 6 pixels over
-    "deit": ("deit_tiny_distilled_patch16_224", {"img_size": 64, "depth": 2}, ((64, 64), 16, 2, 192, IMAGENET, 2, False)),
-    "eva": ("eva02_tiny_patch14_224", {"img_size": 56, "depth": 2}, ((56, 56), 14, 1, 192, CLIP, 2, False)),
-    "mixer": ("mixer_s32_224", {"img_size": 64}, ((64, 64), 32, 0, 512, HALF, 8, False)),
-    "swin": ("swin_tiny_patch4_window7_224", {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)},
-             ((224, 224), 32, 0, 64, IMAGENET, 4, False)),
-    "convnext": ("convnext_atto", {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}, ((224, 224), 32, 0, 32, IMAGENET, 4, True)),
-    "resnet": ("resnet18", {}, ((224, 224), 32, 0, 512, IMAGENET, 4, True)),
-    "regnet": ("regnety_002", {}, ((224, 224), 32, 0, 368, IMAGENET, 4, True)),
-    "efficientnet": ("efficientnet_lite0", {}, ((224, 224), 32, 0, 1280, IMAGENET, 7, True)),
-    "mobilenet": ("mobilenetv3_small_050", {}, ((224, 224), 32, 0, 288, IMAGENET, 6, True)),
-    "densenet": ("densenet121", {"growth_rate": 4, "block_config": (1, 1, 1, 1)}, ((224, 224), 32, 0, 8, IMAGENET, None, True)),
-}  # fmt: skip
-TIMM = {name: partial(timm.create_model, model, **options) for name, (model, options, _) in _TIMM.items()}
-TIMM["mvp"] = lambda: MVPViT(ViTSpec(img_size=32, patch_size=8, dim=24, depth=3, heads=3))
-TIMM_FACTS = {name: facts for name, (_, _, facts) in _TIMM.items()}
-TIMM_FACTS["mvp"] = ((32, 32), 8, 1, 24, IMAGENET, 3, False)
-TORCHVISION = {
-    "vit": lambda: tv.VisionTransformer(32, 8, num_layers=3, num_heads=2, hidden_dim=24, mlp_dim=48),
-    "resnet": lambda: tv.resnet18(),
-    "convnext": lambda: tv.ConvNeXt(
-        [tv.convnext.CNBlockConfig(8 * i, 8 * (i + 1) if i < 4 else None, 1) for i in range(1, 5)]
-    ),
-    "efficientnet": lambda: tv.efficientnet_b0(),
-    "mobilenet": lambda: tv.mobilenet_v3_small(),
-    "swin": lambda: tv.SwinTransformer([4, 4], 8, [1, 1, 2, 1], [1, 1, 2, 2], [7, 7]),
-    "regnet": lambda: tv.regnet_y_400mf(),
-    "shufflenet": lambda: tv.shufflenet_v2_x0_5(),
-    "densenet": lambda: tv.DenseNet(8, (1, 1, 1, 1), 16),
-}
-TORCHVISION_FACTS = {
-    "vit": ((32, 32), 8, 1, 24, 3, False),
-    "resnet": ((224, 224), 32, 0, 512, 4, True),
-    "convnext": ((224, 224), 32, 0, 32, 4, True),
-    "efficientnet": ((224, 224), 32, 0, 1280, 7, True),
-    "mobilenet": ((224, 224), 32, 0, 576, 11, True),
-    "swin": ((224, 224), 32, 0, 64, 4, True),
-    "regnet": ((224, 224), 32, 0, 440, 4, True),
-    "shufflenet": ((224, 224), 32, 0, 1024, 3, True),
-    "densenet": ((224, 224), 32, 0, 17, None, True),
-}
+class Case(NamedTuple):
+    """A model, its facts, and where its blocks are.
+
+    Attributes:
+        facts: tile, patch, prefix tokens, dim, (mean, std), depth.
+        any_size: whether it takes images of any size.
+        path: of the k-th block, from k - 1, k, 2 * k - 1 and k + 1; "list": the one ModuleList of that many.
+        norm: of a transformer's last block.
+    """
+
+    make: Callable[[], nn.Module]
+    facts: tuple
+    any_size: bool = False
+    path: str = ""
+    norm: str = ""
+
+
+def timm_(name: str, facts: tuple, *rest: Any, **options: Any) -> Case:
+    return Case(partial(timm.create_model, name, **options), facts, *rest)
+
+
+def hf(kind: str, facts: tuple, any_size: bool, norm: str = "", **options: Any) -> Case:
+    def make() -> nn.Module:
+        transformers = pytest.importorskip("transformers")
+        return getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**options))
+
+    return Case(make, facts, any_size, "list", norm)
+
+
+BLOCKS = ("blocks.{0}", "norm")
 HF_VIT = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
           "image_size": 32, "patch_size": 8}  # fmt: skip
 HF_STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}
-# class name, its settings, its final norm; then facts as above
-HF = {
-    "vit": ("ViT", HF_VIT, "layernorm", ((32, 32), 8, 1, 24, HALF, 3, False)),
-    "dinov2": ("Dinov2", HF_VIT, "layernorm", ((32, 32), 8, 1, 24, IMAGENET, 3, True)),
-    "dinov2-registers": ("Dinov2WithRegisters", HF_VIT | {"num_register_tokens": 4}, "layernorm",
-                         ((32, 32), 8, 5, 24, IMAGENET, 3, True)),
-    "clip": ("CLIPVision", HF_VIT, None, ((32, 32), 8, 1, 24, CLIP, 3, False)),
-    "siglip": ("SiglipVision", HF_VIT, "post_layernorm", ((32, 32), 8, 0, 24, HALF, 3, False)),
-    "convnext": ("ConvNext", HF_STAGES, None, ((224, 224), 32, 0, 32, IMAGENET, 4, True)),
-    "resnet": ("ResNet", HF_STAGES | {"embedding_size": 8, "layer_type": "basic"}, None,
-               ((224, 224), 32, 0, 32, IMAGENET, 4, True)),
-    "swin": ("Swin", {"image_size": 64, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
-             "layernorm", ((64, 64), 8, 0, 16, IMAGENET, 2, True)),
+CASES = {
+    "timm vit": timm_("vit_tiny_patch16_224", ((32, 64), 16, 1, 192, HALF, 3), False, *BLOCKS, img_size=(32, 64), depth=3),
+    "timm dinov2": timm_("vit_small_patch14_reg4_dinov2", ((56, 56), 14, 5, 384, IMAGENET, 3), False, *BLOCKS, img_size=56, depth=3),
+    "timm dinov2 dynamic": timm_("vit_small_patch14_reg4_dinov2", ((56, 56), 14, 5, 384, IMAGENET, 2), True, *BLOCKS,
+                                 img_size=56, depth=2, dynamic_img_size=True),
+    "timm clip": timm_("vit_base_patch16_clip_224", ((64, 64), 16, 1, 64, CLIP, 2), False, *BLOCKS, img_size=64, depth=2, embed_dim=64, num_heads=2),
+    "timm siglip": timm_("vit_so400m_patch14_siglip_384", ((384, 384), 14, 0, 32, HALF, 2), False, *BLOCKS,
+                         depth=2, embed_dim=32, num_heads=2, mlp_ratio=2),  # 27 patches, 6 pixels over
+    "timm deit": timm_("deit_tiny_distilled_patch16_224", ((64, 64), 16, 2, 192, IMAGENET, 2), False, *BLOCKS, img_size=64, depth=2),
+    "timm eva": timm_("eva02_tiny_patch14_224", ((56, 56), 14, 1, 192, CLIP, 2), False, *BLOCKS, img_size=56, depth=2),
+    "timm mixer": timm_("mixer_s32_224", ((64, 64), 32, 0, 512, HALF, 8), False, *BLOCKS, img_size=64),
+    "timm swin": timm_("swin_tiny_patch4_window7_224", ((224, 224), 32, 0, 64, IMAGENET, 4), False, "layers.{0}",
+                       embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2)),
+    "timm convnext": timm_("convnext_atto", ((224, 224), 32, 0, 32, IMAGENET, 4), True, "stages.{0}", depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)),
+    "timm resnet": timm_("resnet18", ((224, 224), 32, 0, 512, IMAGENET, 4), True, "layer{1}"),
+    "timm regnet": timm_("regnety_002", ((224, 224), 32, 0, 368, IMAGENET, 4), True, "s{1}"),
+    "timm efficientnet": timm_("efficientnet_lite0", ((224, 224), 32, 0, 1280, IMAGENET, 7), True, "blocks.{0}"),
+    "timm mobilenet": timm_("mobilenetv3_small_050", ((224, 224), 32, 0, 288, IMAGENET, 6), True, "blocks.{0}"),
+    "timm densenet": timm_("densenet121", ((224, 224), 32, 0, 8, IMAGENET, None), True, growth_rate=4, block_config=(1, 1, 1, 1)),
+    "mvp": Case(lambda: MVPViT(ViTSpec(img_size=32, patch_size=8, dim=24, depth=3, heads=3)),
+                ((32, 32), 8, 1, 24, IMAGENET, 3), False, *BLOCKS),
+    "tv vit": Case(lambda: tv.VisionTransformer(32, 8, num_layers=3, num_heads=2, hidden_dim=24, mlp_dim=48),
+                   ((32, 32), 8, 1, 24, IMAGENET, 3), False, "encoder.layers.encoder_layer_{0}", "encoder.ln"),
+    "tv resnet": Case(tv.resnet18, ((224, 224), 32, 0, 512, IMAGENET, 4), True, "layer{1}"),
+    "tv convnext": Case(
+        lambda: tv.ConvNeXt([tv.convnext.CNBlockConfig(8 * i, 8 * (i + 1) if i < 4 else None, 1) for i in range(1, 5)]),
+        ((224, 224), 32, 0, 32, IMAGENET, 4), True, "features.{2}"),
+    "tv efficientnet": Case(tv.efficientnet_b0, ((224, 224), 32, 0, 1280, IMAGENET, 7), True, "features.{1}"),
+    "tv mobilenet": Case(tv.mobilenet_v3_small, ((224, 224), 32, 0, 576, IMAGENET, 11), True, "features.{1}"),
+    "tv swin": Case(lambda: tv.SwinTransformer([4, 4], 8, [1, 1, 2, 1], [1, 1, 2, 2], [7, 7]),
+                    ((224, 224), 32, 0, 64, IMAGENET, 4), True, "features.{2}"),
+    "tv regnet": Case(tv.regnet_y_400mf, ((224, 224), 32, 0, 440, IMAGENET, 4), True, "trunk_output.block{1}"),
+    "tv shufflenet": Case(tv.shufflenet_v2_x0_5, ((224, 224), 32, 0, 1024, IMAGENET, 3), True, "stage{3}"),
+    "tv densenet": Case(lambda: tv.DenseNet(8, (1, 1, 1, 1), 16), ((224, 224), 32, 0, 17, IMAGENET, None), True),
+    "hf vit": hf("ViT", ((32, 32), 8, 1, 24, HALF, 3), False, "layernorm", **HF_VIT),
+    "hf dinov2": hf("Dinov2WithRegisters", ((32, 32), 8, 5, 24, IMAGENET, 3), True, "layernorm", num_register_tokens=4, **HF_VIT),
+    "hf clip": hf("CLIPVision", ((32, 32), 8, 1, 24, CLIP, 3), False, **HF_VIT),
+    "hf siglip": hf("SiglipVision", ((32, 32), 8, 0, 24, HALF, 3), False, "post_layernorm", **HF_VIT),
+    "hf convnext": hf("ConvNext", ((224, 224), 32, 0, 32, IMAGENET, 4), True, **HF_STAGES),
+    "hf resnet": hf("ResNet", ((224, 224), 32, 0, 32, IMAGENET, 4), True, embedding_size=8, layer_type="basic", **HF_STAGES),
+    "hf swin": hf("Swin", ((64, 64), 8, 0, 16, IMAGENET, 2), True,
+                  image_size=64, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4),
 }  # fmt: skip
 
 
 @cache
-def timm_model(name: str) -> nn.Module:
+def model_of(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return shaken(TIMM[name]())
+    return shaken(CASES[name].make())
 
 
-@cache
-def torchvision_model(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return shaken(TORCHVISION[name]())
-
-
-@cache
-def hf_model(name: str) -> nn.Module:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    kind, settings_, _, _ = HF[name]
-    config = getattr(transformers, f"{kind}Config")(**settings_)
-    return shaken(getattr(transformers, f"{kind}Model")(config))
-
-
-def an_image(backbone: Backbone) -> torch.Tensor:
-    """Noise of the tile's size; where any size goes, smaller and wider than the tile, so that rows count."""
-    size = (64, 96) if backbone.any_size and backbone.tile[0] == 224 else backbone.tile
+def an_image(backbone: Backbone, any_size: bool) -> torch.Tensor:
+    """Noise of the tile's size; for CNNs, which take any size, smaller and wider, so that rows count."""
+    size = (64, 96) if any_size and backbone.tile[0] == 224 else backbone.tile
     return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
-def assert_tokens(tokens, expected, backbone, channels_last=False):
+def facts_of(b: Backbone) -> tuple:
+    return b.tile, b.patch, b.num_prefix_tokens, b.dim, (b.mean, b.std), b.depth
+
+
+def assert_tokens(tokens, expected, channels_last=False):
     """Tokens are the library's output: as it is, or cell by cell if that is a map."""
-    if expected.ndim == 3:
-        assert torch.equal(tokens, expected)
-        return
-    if channels_last:
-        expected = expected.permute(0, 3, 1, 2)
-    rows, columns = expected.shape[2:]
-    assert tokens.shape[1:] == (rows * columns, expected.shape[1])
-    for r in range(rows):
-        for c in range(columns):
-            assert torch.equal(tokens[:, r * columns + c], expected[:, :, r, c])
+    if expected.ndim == 4:
+        expected = expected if channels_last else expected.permute(0, 2, 3, 1)
+        expected = torch.stack([cell for row in expected.unbind(1) for cell in row.unbind(1)], 1)
+    assert torch.equal(tokens, expected)
 
 
-def hooked(model: nn.Module, block: nn.Module, x: torch.Tensor, run) -> torch.Tensor:
-    """What a block returns when the whole model runs."""
+def hooked(model: nn.Module, block: nn.Module, x: torch.Tensor, before: bool = False) -> torch.Tensor:
+    """What enters or leaves a module when the whole model runs."""
     seen = []
-    handle = block.register_forward_hook(lambda _, args, out: seen.append(out))
-    run(model, x)
+    handle = block.register_forward_hook(lambda _, args, out: seen.append(args[0] if before else out))
+    getattr(model, "forward_features", model)(x)
     handle.remove()
     return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+
+
+def features_by_hand(name: str, model: Any, x: torch.Tensor) -> torch.Tensor:
+    """The features by the library's own call."""
+    if hasattr(model, "forward_features"):
+        return model.forward_features(x)
+    if name.startswith("hf"):
+        return model(pixel_values=x).last_hidden_state
+    if name == "tv densenet":
+        return F.relu(model.features(x))
+    if hasattr(model, "avgpool"):
+        return hooked(model, model.avgpool, x, before=True)
+    return hooked(model, model.encoder if name == "tv vit" else model.conv5, x)
 
 
 def size_of(*modules: nn.Module) -> int:
@@ -157,145 +165,53 @@ def size_of(*modules: nn.Module) -> int:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", TIMM)
-def test_timm(name):
-    model = timm_model(name)
-    backbone = find_backbone(model)
-    b = backbone
-    facts = (b.tile, b.patch, b.num_prefix_tokens, b.dim, (b.mean, b.std), b.depth, b.any_size)
-    assert facts == TIMM_FACTS[name]
-    x = an_image(backbone)
-    expected = model.forward_features(x)
-    assert_tokens(backbone(x), expected, backbone, channels_last=name == "swin")
+@pytest.mark.parametrize("name", CASES)
+def test_facts_and_features(name):
+    model, case = model_of(name), CASES[name]
+    b = find_backbone(model)
+    assert facts_of(b) == case.facts
+    x = an_image(b, case.any_size)
+    assert_tokens(b(x), features_by_hand(name, model, x), channels_last=name == "timm swin")
     rows, columns = (side // b.patch for side in x.shape[2:])
-    assert backbone(x).shape[1] == b.num_prefix_tokens + rows * columns
-    assert backbone.model is model
+    assert b(x).shape[1] == b.num_prefix_tokens + rows * columns
+    assert b.model is model or name.startswith("tv")
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [n for n in TIMM if TIMM_FACTS[n][5]])
-def test_timm_block(name):
-    model = timm_model(name)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.path])
+def test_blocks(name):
+    model, (_, (*_, depth), any_size, path, norm) = model_of(name), CASES[name]
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    depth, transformer = TIMM_FACTS[name][5], hasattr(model, "blocks") and hasattr(model, "norm")
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    ks = range(1, depth + 1)
     blocks = [
-        m
-        for n, m in model.named_children()
-        if n in ("layer1", "layer2", "layer3", "layer4", "s1", "s2", "s3", "s4")
-    ]
-    blocks = blocks or list(getattr(model, "blocks", None) or getattr(model, "stages", None) or model.layers)
-    assert len(blocks) == depth
-    for k in (1, depth - 1, depth):
-        backbone = find_backbone(model, block=k)
-        x = an_image(backbone)
-        expected = hooked(model, blocks[k - 1], x, lambda m, x: m.forward_features(x))
-        if transformer:
-            expected = model.norm(expected)
-        assert_tokens(backbone(x), expected, backbone, channels_last=name == "swin")
-        later = size_of(*blocks[k:])
-        if transformer:
-            assert size_of(backbone) == size_of(model) - later
-        else:
-            assert size_of(backbone) <= size_of(model) - later
-        assert not {p.data_ptr() for p in backbone.parameters()} & {p.data_ptr() for p in model.parameters()}
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert len(model.state_dict()) == len(before)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_torchvision(name):
-    model = torchvision_model(name)
-    backbone = find_backbone(model)
-    b = backbone
-    assert (b.tile, b.patch, b.num_prefix_tokens, b.dim, b.depth, b.any_size) == TORCHVISION_FACTS[name]
-    assert (b.mean, b.std) == IMAGENET
-    x = an_image(backbone)
-    if name == "vit":
-        expected = hooked(model, model.encoder, x, lambda m, x: m(x))
-    elif hasattr(model, "avgpool"):
-        seen = []
-        handle = model.avgpool.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        model(x)
-        handle.remove()
-        expected = seen[0]
-    elif name == "densenet":
-        expected = F.relu(model.features(x))
-    else:
-        expected = hooked(model, model.conv5, x, lambda m, x: m(x))
-    assert_tokens(backbone(x), expected, backbone)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("name", "block", "module", "dim", "patch"),
-    [
-        ("vit", 2, "encoder.layers.encoder_layer_1", 24, 8),
-        ("resnet", 3, "layer3", 256, 16),
-        ("convnext", 1, "features.1", 8, 4),
-        ("convnext", 3, "features.5", 24, 16),
-        ("efficientnet", 5, "features.5", 112, 16),
-        ("mobilenet", 11, "features.11", 96, 32),
-        ("swin", 3, "features.5", 32, 16),
-        ("regnet", 2, "trunk_output.block2", 104, 8),
-        ("shufflenet", 2, "stage3", 96, 16),
-    ],
-)
-def test_torchvision_block(name, block, module, dim, patch):
-    model = torchvision_model(name)
-    backbone = find_backbone(model, block=block)
-    assert (backbone.dim, backbone.patch, backbone.block) == (dim, patch, block)
-    assert not {p.data_ptr() for p in backbone.parameters()} & {p.data_ptr() for p in model.parameters()}
-    x = an_image(backbone)
-    expected = hooked(model, model.get_submodule(module), x, lambda m, x: m(x))
-    if name == "vit":
-        expected = model.encoder.ln(expected)
-        assert size_of(backbone) == size_of(model) - size_of(model.encoder.layers[2])
-    else:
-        assert size_of(backbone) < size_of(model)
-    assert_tokens(backbone(x), expected, backbone, channels_last=name == "swin")
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", HF)
-def test_hugging_face(name):
-    model, (_, _, norm, facts) = hf_model(name), HF[name]
-    backbone = find_backbone(model)
-    b = backbone
-    assert (b.tile, b.patch, b.num_prefix_tokens, b.dim, (b.mean, b.std), b.depth, b.any_size) == facts
-    x = an_image(backbone)
-    assert_tokens(backbone(x), model(pixel_values=x).last_hidden_state, backbone)
-    for k in {1, 2, b.depth}:
+        model.get_submodule(path.format(k - 1, k, 2 * k - 1, k + 1)) for k in ks if path != "list"
+    ] or lists[0]
+    for k in (1, depth - 1):
         cut = find_backbone(model, block=k)
-        x = an_image(cut)
-        blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == b.depth)
-        expected = hooked(model, blocks[k - 1], x, lambda m, x: m(pixel_values=x))
-        if norm and name != "swin":
-            expected = getattr(model, norm)(expected)
-        assert_tokens(cut(x), expected, cut)
-        assert size_of(cut) <= size_of(model) - size_of(*blocks[k:])
-    assert len(blocks) == b.depth
+        x = an_image(cut, any_size)
+        expected = hooked(model, blocks[k - 1], x)
+        expected = model.get_submodule(norm)(expected) if norm else expected
+        assert_tokens(cut(x), expected, channels_last=name.endswith(" swin") and not name.startswith("hf"))
+        assert cut.block == k and size_of(cut) <= size_of(model) - size_of(*blocks[k:])
+        assert not {p.data_ptr() for p in cut.parameters()} & {p.data_ptr() for p in model.parameters()}
+    assert len(model.state_dict()) == len(before)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 @torch.no_grad()
 def test_hugging_face_beyond_the_vision_model():
     transformers = pytest.importorskip("transformers")
-    text = {
-        k: HF_VIT[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    }
+    text = {k: v for k, v in HF_VIT.items() if k not in ("image_size", "patch_size")}
     clip = transformers.CLIPModel(transformers.CLIPConfig(vision_config=HF_VIT, text_config=text)).eval()
-    backbone = find_backbone(clip)
-    x = torch.randn(2, 3, 32, 32)
+    backbone, x = find_backbone(clip), torch.randn(2, 3, 32, 32)
     assert torch.equal(backbone(x), clip.vision_model(x).last_hidden_state)
     assert size_of(backbone) == size_of(clip.vision_model)
 
     classifier = transformers.ViTForImageClassification(transformers.ViTConfig(**HF_VIT)).eval()
     assert torch.equal(find_backbone(classifier)(x), classifier.vit(x).last_hidden_state)
-
-    wide = find_backbone(classifier, tile=(32, 64))  # the position table is interpolated
-    assert wide.tile == (32, 64) and wide.any_size
-    x = torch.randn(2, 3, 32, 64)
-    assert wide(x).shape[1] == 1 + 4 * 8
+    wide, x = find_backbone(classifier, tile=(32, 64)), torch.randn(2, 3, 32, 64)
+    assert wide.tile == (32, 64) and wide(x).shape[1] == 1 + 4 * 8  # the position table is interpolated
     assert torch.equal(wide(x), classifier.vit(x, interpolate_pos_encoding=True).last_hidden_state)
 
     processor = SimpleNamespace(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
@@ -306,16 +222,13 @@ def test_hugging_face_beyond_the_vision_model():
     config = transformers.ViTConfig(**HF_VIT, name_or_path="facebook/dino-vits16")
     assert find_backbone(transformers.ViTModel(config)).mean == IMAGENET[0]
     config.model_type = "vitamin"
-    with pytest.raises(UserError, match="mean and std are not known"):
-        find_backbone(transformers.ViTModel(config))
-    mae = transformers.ViTMAEModel(transformers.ViTMAEConfig(**HF_VIT))
-    with pytest.raises(UserError, match="masks and shuffles"):
-        find_backbone(mae)
+    rejected(transformers.ViTModel(config), "mean, std: not known")
+    rejected(transformers.ViTMAEModel(transformers.ViTMAEConfig(**HF_VIT)), "masks and shuffles")
 
 
 @torch.no_grad()
 def test_another_tile_resamples_a_copy():
-    model = timm_model("vit")
+    model = model_of("timm vit")
     backbone = find_backbone(model, tile=48, block=1)
     assert backbone.tile == find_backbone(model, tile=48).tile == (48, 48)
     assert model.patch_embed.img_size == (32, 64) and model.pos_embed.shape[1] == 9
@@ -324,19 +237,15 @@ def test_another_tile_resamples_a_copy():
     own.blocks = own.blocks[:1]
     x = torch.randn(1, 3, 48, 48)
     assert torch.equal(backbone(x), own.forward_features(x))
-    assert find_backbone(timm_model("resnet"), tile=(64, 96))(torch.randn(1, 3, 64, 96)).shape[1] == 2 * 3
+    assert find_backbone(model_of("timm resnet"), tile=(64, 96))(torch.randn(1, 3, 64, 96)).shape[1] == 2 * 3
 
 
 def test_a_tile_that_is_no_whole_number_of_strides_is_rounded_unless_given():
-    def model():
-        return timm.create_model(
-            "mobilenetv3_small_050", pretrained_cfg_overlay={"input_size": (3, 240, 300)}
-        )
-
-    assert find_backbone(model()).tile == (256, 288)
-    assert find_backbone(model(), block=2).tile == (240, 304)
-    with pytest.raises(UserError, match="map of 8 x 8 for 240 x 240 pixels, expected whole strides of 32"):
-        find_backbone(model(), tile=240)
+    overlay = {"input_size": (3, 240, 300)}
+    model = timm.create_model("mobilenetv3_small_050", pretrained_cfg_overlay=overlay)
+    assert find_backbone(model).tile == (256, 288)
+    assert find_backbone(model, block=2).tile == (240, 304)
+    rejected(model, r"240 x 240 px: .*\(1, 288, 8, 8\), .* patches of 32 pixels", tile=240)
 
 
 class Patches(nn.Module):
@@ -373,52 +282,67 @@ class Patches(nn.Module):
 )
 def test_any_callable(rows, columns, patch, prefix, form):
     prefix = prefix if form in ("tokens", "object", "mapping", "tuple") else 0
-    tile = (rows * patch, columns * patch)
-    model = Patches(patch, prefix, form)
-    known = {"patch": patch} if form == "channels last" else {}
-    backbone = find_backbone(
-        model.forward if rows % 2 else model, tile=tile, num_prefix_tokens=prefix, **known
+    tile, model = (rows * patch, columns * patch), Patches(patch, prefix, form)
+    given_ = {"tile": tile, "num_prefix_tokens": prefix} | (
+        {"patch": patch} if form == "channels last" else {}
     )
-    assert (backbone.tile, backbone.patch, backbone.num_prefix_tokens, backbone.depth) == (
-        tile,
-        patch,
-        prefix,
-        None,
-    )
-    assert (backbone.mean, backbone.std) == IMAGENET and not backbone.any_size
+    backbone = find_backbone(model.forward if rows % 2 else model, **given_)
     if form == "channels last" and (rows, columns) == (columns, backbone.dim):
         return  # reads as (B, D, rows, columns) too, which goes first
+    assert facts_of(backbone) == (tile, patch, prefix, 3, IMAGENET, None)
     x = torch.randn(2, 3, *tile)
-    expected = Patches(patch, prefix)(x)
-    assert torch.equal(backbone(x), expected) and backbone.dim == 3
+    assert torch.equal(backbone(x), Patches(patch, prefix)(x))
 
 
-def test_dinov2_of_torch_hub():
-    """Its forward_features gives a mapping; this one has the names and nothing else."""
+class Dino(nn.Module):
+    """DINOv2 as torch.hub returns it: its forward_features gives a mapping."""
 
-    class Hub(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.patch_embed = SimpleNamespace(img_size=(32, 32), patch_size=(8, 8))
-            self.blocks = nn.ModuleList([nn.Linear(3, 3) for _ in range(3)])
+    def __init__(self, registers: int = 2, key: str = "x_norm_regtokens") -> None:
+        super().__init__()
+        self.patch_embed = SimpleNamespace(img_size=(32, 32), patch_size=(8, 8))
+        self.blocks = nn.ModuleList([nn.Linear(3, 3) for _ in range(3)])
+        self.registers, self.key = registers, key
 
-        def forward_features(self, x):
-            tokens = Patches(8, prefix=3)(x)
-            for block in self.blocks:
-                tokens = block(tokens)
-            return {
-                "x_norm_clstoken": tokens[:, 0],
-                "x_norm_regtokens": tokens[:, 1:3],
-                "x_norm_patchtokens": tokens[:, 3:],
-            }
+    def tokens(self, x: torch.Tensor, depth: int = 3) -> torch.Tensor:
+        tokens = Patches(8, prefix=1 + self.registers)(x)
+        for block in self.blocks[:depth]:
+            tokens = block(tokens)
+        return tokens
 
-    model, x = Hub(), torch.randn(2, 3, 32, 48)
+    def forward_features(self, x: torch.Tensor) -> dict[str, torch.Tensor | None]:
+        tokens, front = self.tokens(x), 1 + self.registers
+        return {"x_norm_clstoken": tokens[:, 0], self.key: tokens[:, 1:front],
+                "x_norm_patchtokens": tokens[:, front:], "masks": None}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("registers", "key"), [(0, "x_norm_regtokens"), (2, "x_norm_regtokens"), (4, "x_storage_tokens")]
+)
+def test_dinov2_of_torch_hub(registers, key):
+    model, x, front = Dino(registers, key), torch.randn(2, 3, 32, 48), 1 + registers
     backbone = find_backbone(model, block=2)
-    assert (backbone.num_prefix_tokens, backbone.patch, backbone.depth, backbone.any_size) == (3, 8, 3, True)
-    assert torch.equal(backbone(x), model.blocks[1](model.blocks[0](Patches(8, prefix=3)(x))))
+    assert facts_of(backbone) == ((32, 32), 8, front, 3, IMAGENET, 3)
+    assert torch.equal(backbone(x), model.tokens(x, 2))
+    patches = find_backbone(model.forward_features, tile=32)  # as a function, without prefix tokens
+    assert patches.num_prefix_tokens == 0 and torch.equal(patches(x), model.tokens(x)[:, front:])
+    expected = forward(model.tokens, x[..., :32], scales=[1, 2], num_prefix_token=front)
+    assert torch.equal(forward(model.forward_features, x[..., :32], [1, 2], num_prefix_token=front), expected)
     model.chunked_blocks = True
-    with pytest.raises(UserError, match="block=2, but its blocks are not known"):
-        find_backbone(model, block=2)
+    rejected(model, "block: expected none", block=2)
+
+
+def test_what_models_return():
+    x, y = torch.rand(2, 3), torch.rand(4)
+    for out in (x, SimpleNamespace(last_hidden_state=x), (x, y), [x], {"out": x, "aux": y}, {"layer4": x}):
+        assert features(out) is x
+    for bad, words in (
+        (None, "NoneType"),
+        ({"a": x, "b": y}, "dict with a, b"),
+        ((), "tuple"),
+        ({}, "nothing"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            features(bad)
 
 
 def test_a_dry_run_leaves_no_trace():
@@ -432,64 +356,53 @@ def test_a_dry_run_leaves_no_trace():
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "block"), [("vit", 1), ("mobilenet", 2)])
-def test_compiles_in_one_graph_and_exports_with_a_dynamic_batch(name, block):
-    backbone = find_backbone(timm_model(name), block=block, tile=None if name == "vit" else 64).eval()
-    x = torch.randn(3, 3, *backbone.tile)
-    expected = backbone(x)
-    torch.testing.assert_close(torch.compile(backbone, fullgraph=True, backend="eager")(x), expected)
-    batch = torch.export.Dim("batch", min=1, max=64)
+def test_exports_with_a_dynamic_batch(name, block):
+    backbone = find_backbone(model_of(f"timm {name}"), block=block, tile=None if name == "vit" else 64).eval()
+    x, batch = torch.randn(3, 3, *backbone.tile), torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(backbone, (x,), dynamic_shapes=({0: batch},)).module()
-    torch.testing.assert_close(exported(x[:2]), expected[:2])
+    torch.testing.assert_close(exported(x[:2]), backbone(x)[:2])
 
 
-def refused(model, words, **given):
+def rejected(model, words, **given):
     with pytest.raises(UserError, match=words) as error:
         find_backbone(model() if isinstance(model, partial) else model, **given)
     assert "\n" not in str(error.value)
 
 
-def test_facts_that_contradict_the_output_are_one_line_with_both_numbers():
-    refused(Patches(16, 1), r"197 tokens .* 196 \+ 1: num_prefix_tokens=1\?", tile=224)
-    refused(Patches(16, 5), r"201 tokens .* 196 \+ 5: num_prefix_tokens=5\?", tile=224)
-    refused(
-        Patches(16, 1), "197 tokens .* 3 prefix tokens 194.* 14 x 14", tile=224, patch=16, num_prefix_tokens=3
-    )
-    refused(Patches(16), "6 tokens .* no 4 x 6 patches of 8 pixels", tile=(32, 48), patch=8)
-    refused(timm_model("deit"), r"18 tokens .*16 \+ 2", num_prefix_tokens=1)
-    refused(timm_model("vit"), "9 tokens .* no 4 x 8 patches of 8 pixels", patch=8)
-    refused(timm_model("resnet"), "map .* no 1 prefix tokens", num_prefix_tokens=1)
-    refused(timm_model("resnet"), "map of 7 x 7 for 224 x 224 .* strides of 16", patch=16)
-    refused(torchvision_model("vit"), "made for 32 x 32.* zeros of 64 x 64", tile=64)
-    refused(Patches(16), "fails on zeros of 8 x 8 pixels: RuntimeError", tile=8)
-    refused(tv.squeezenet1_1(), "map of 13 x 13 for 224 x 224 pixels")
-
-
-def test_models_without_the_facts_are_rejected():
-    refused("resnet18", "model: .* got a str")
-    refused(Patches(16), "Patches: tile .* is not given")
-    refused(Patches(16, form="pooled"), r"gives \(1, 3\), expected tokens", tile=32)
-    refused(Patches(16, form="none"), "got a NoneType", tile=32)
-    refused(tv.GoogLeNet(aux_logits=False, init_weights=False), "GoogLeNet")
-    odd = {"depth": 1, "patch_size": (16, 32), "img_size": 64}
-    refused(
-        timm.create_model("vit_tiny_patch16_224", **odd), r"patches of \(16, 32\) pixels, expected square"
-    )
-
-
-def test_blocks_that_do_not_exist_are_rejected():
-    refused(timm_model("vit"), "block=4, expected 1 to 3", block=4)
-    refused(timm_model("resnet"), "block=0, expected 1 to 4", block=0)
-    refused(torchvision_model("swin"), "block=5, expected 1 to 4", block=5)
-    for model, facts in ((timm_model("densenet"), {}), (Patches(16), {"tile": 32})):
-        refused(model, "block=1, but its blocks are not known", block=1, **facts)
+ODD = partial(timm.create_model, "vit_tiny_patch16_224", depth=1, patch_size=(16, 32), img_size=64)
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("model", "words", "given_"),
     [
-        ("tile", (32, 32, 3)), ("tile", 32.0), ("mean", (0.5, 0.5)), ("mean", 0.5), ("mean", ("a", 0, 0)),
-        ("mean", (np.nan, 0, 0)), ("std", (1, 0, 1)), ("patch", 0), ("patch", 16.0), ("num_prefix_tokens", -1),
+        (Patches(16, 1), r"197 tokens are 196 \+ 1: num_prefix_tokens=1\?", {"tile": 224}),
+        (Patches(16, 1), r"\(1, 197, 3\), expected tokens \(1, 3", {"tile": 224, "patch": 16, "num_prefix_tokens": 3}),
+        (Patches(16), r"32 x 48 px.* \(1, 6, 3\), .* patches of 8 pixels", {"tile": (32, 48), "patch": 8}),
+        (partial(model_of, "timm deit"), r"18 tokens are 16 \+ 2", {"num_prefix_tokens": 1}),
+        (partial(model_of, "timm vit"), r"\(1, 9, 192\), .* patches of 8 pixels", {"patch": 8}),
+        (partial(model_of, "timm resnet"), r"expected tokens \(1, 1", {"num_prefix_tokens": 1}),
+        (partial(model_of, "timm resnet"), "patches of 16 pixels", {"patch": 16}),
+        (partial(model_of, "tv vit"), "made for 32 x 32.* zeros of 64 x 64", {"tile": 64}),
+        (Patches(16), "fails on zeros of 8 x 8 px: RuntimeError", {"tile": 8}),
+        (tv.squeezenet1_1, r"\(1, 512, 13, 13\)", {}),
+        ("resnet18", "str: tile: not known", {}),
+        ("resnet18", "TypeError: 'str' object is not callable", {"tile": 8}),
+        (Patches(16), "Patches: tile: not known", {}),
+        (Patches(16, form="pooled"), r"gives \(1, 3\), expected tokens", {"tile": 32}),
+        (Patches(16, form="none"), "got a NoneType", {"tile": 32}),
+        (partial(tv.GoogLeNet, aux_logits=False, init_weights=False), "GoogLeNet: its features", {}),
+        (ODD, "patches of 16 pixels", {}),
+        (partial(model_of, "timm vit"), "block: expected 1 to 3, got 4", {"block": 4}),
+        (partial(model_of, "timm resnet"), "block: expected 1 to 4, got 0", {"block": 0}),
+        (partial(model_of, "tv swin"), "block: expected 1 to 4, got 5", {"block": 5}),
+        (partial(model_of, "timm densenet"), "block: expected none", {"block": 1}),
+        (Patches(16), "block: expected none", {"block": 1, "tile": 32}),
+        (Patches(16), "tile: expected .* got 32.0", {"tile": 32.0}),
+        (Patches(16), "mean: expected 3 .* got", {"tile": 32, "mean": (0.5, 0.5)}),
+        (Patches(16), "mean: expected 3 .*nan", {"tile": 32, "mean": (np.nan, 0, 0)}),
+        (Patches(16), "std: expected 3 .* got", {"tile": 32, "std": (1, 0, 1)}),
+        (Patches(16), "num_prefix_tokens=0", {"tile": 32, "num_prefix_tokens": -1}),
     ],
 )  # fmt: skip
-def test_facts_of_the_wrong_kind_are_named(key, value):
-    refused(Patches(16), f"{key}: expected .*, got ", **{"tile": 32, key: value})
+def test_facts_that_do_not_fit_are_one_line(model, words, given_):
+    rejected(model() if model is tv.squeezenet1_1 else model, words, **given_)

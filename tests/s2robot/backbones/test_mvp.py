@@ -7,7 +7,6 @@ import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,56 +14,35 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import erf
+from torch.nn import functional as F
 
 from s2robot.backbones import mvp
-from s2robot.backbones.vit import PUBLISHED, ViTSpec
+from s2robot.backbones.mvp import PUBLISHED
+from s2robot.backbones.vit import ViTSpec
 from s2robot.core.errors import UserError
 
 torch.set_num_threads(1)
-SMALL = {  # stand-ins of the same form for names whose true size would take long
-    "vits-mae-hoi": ViTSpec(16, 4, 24, 2, 6),
-    "vits-mae-in": ViTSpec(16, 4, 24, 2, 6),
-    "vits-sup-in": ViTSpec(16, 4, 24, 2, 6),
-    "vitb-mae-egosoup": ViTSpec(24, 8, 32, 3, 4),
-    "vitl-256-mae-egosoup": ViTSpec(32, 8, 48, 4, 4),
-}
+# stand-ins of the same form for names whose true size would take long
+SMALL = dict.fromkeys(("vits-mae-hoi", "vits-mae-in", "vits-sup-in"), ViTSpec(16, 4, 24, 2, 6))
+SMALL |= {"vitb-mae-egosoup": ViTSpec(24, 8, 32, 3, 4), "vitl-256-mae-egosoup": ViTSpec(32, 8, 48, 4, 4)}
 NAME = "vits-mae-hoi"
 
 
-# ---------------------------------------------------------------- files of the published format
-
-
-def published_state(spec: ViTSpec, seed: int = 0, scale: float = 1.0) -> dict[str, torch.Tensor]:
-    """The keys and shapes of MVP's files, spelled out; `scale` is that of what enters the first block."""
-    rng = torch.Generator().manual_seed(seed)
-
-    def r(*shape: int, by: float = 1.0) -> torch.Tensor:
-        return by * torch.randn(*shape, generator=rng)
-
-    d, p = spec.dim, spec.patch_size
-    tokens = 1 + (spec.img_size // p) ** 2
-    state = {
-        "cls_token": r(1, 1, d, by=scale),
-        "pos_embed": r(1, tokens, d, by=scale),
-        "patch_embed.proj.weight": r(d, 3, p, p, by=scale / p),
-        "patch_embed.proj.bias": r(d, by=scale),
-        "norm.weight": 1 + r(d, by=0.2),
-        "norm.bias": r(d, by=0.2),
-    }
+def published_state(spec: ViTSpec, seed: int = 0) -> dict[str, torch.Tensor]:
+    """The keys and shapes of MVP's files, spelled out, with random values."""
+    rng, d, p = torch.Generator().manual_seed(seed), spec.dim, spec.patch_size
+    shapes = {"cls_token": (1, 1, d), "pos_embed": (1, 1 + (spec.img_size // p) ** 2, d),
+              "patch_embed.proj.weight": (d, 3, p, p), "patch_embed.proj.bias": (d,),
+              "norm.weight": (d,), "norm.bias": (d,)}  # fmt: skip
+    layers = {"norm1": (d,), "norm2": (d,), "attn.qkv": (3 * d, d), "attn.proj": (d, d),
+              "mlp.fc1": (4 * d, d), "mlp.fc2": (d, 4 * d)}  # fmt: skip
     for i in range(spec.depth):
-        for norm in ("norm1", "norm2"):
-            state[f"blocks.{i}.{norm}.weight"] = 1 + r(d, by=0.2)
-            state[f"blocks.{i}.{norm}.bias"] = r(d, by=0.2)
-        for layer, n_in, n_out in (
-            ("attn.qkv", d, 3 * d),
-            ("attn.proj", d, d),
-            ("mlp.fc1", d, 4 * d),
-            ("mlp.fc2", 4 * d, d),
-        ):
-            state[f"blocks.{i}.{layer}.weight"] = r(n_out, n_in, by=n_in**-0.5)
-            state[f"blocks.{i}.{layer}.bias"] = r(n_out, by=0.1)
-    return state
+        for layer, shape in layers.items():
+            shapes |= {f"blocks.{i}.{layer}.weight": shape, f"blocks.{i}.{layer}.bias": shape[:1]}
+    return {
+        k: torch.randn(*shape, generator=rng) * shape[-1] ** -0.5 + ("norm" in k)
+        for k, shape in shapes.items()
+    }
 
 
 DECODER = {
@@ -77,56 +55,41 @@ DECODER = {
 }
 
 
-def write(monkeypatch, path, name: str, spec: ViTSpec, state: dict) -> bytes:
+def write(monkeypatch, path, state: dict, name: str = NAME) -> bytes:
     """Save a state as published and make its md5 and spec those of `name`."""
     torch.save({"model": state}, path)
     content = path.read_bytes()
     md5 = hashlib.md5(content).hexdigest()
-    monkeypatch.setitem(PUBLISHED, name, replace(PUBLISHED[name], spec=spec, md5=md5))
+    monkeypatch.setitem(PUBLISHED, name, PUBLISHED[name]._replace(spec=SMALL[name], md5=md5))
     return content
 
 
-# ---------------------------------------------------------------- an independent forward pass
+def slow_forward(state: dict, images: np.ndarray, spec: ViTSpec) -> np.ndarray:
+    """The vision transformer in float64, from the paper, head by head; uint8 (B, S, S, 3) -> (B, 1 + N, D)."""
+    w = {k: v.double() for k, v in state.items()}
 
-
-def slow_forward(state: dict, images: np.ndarray, patch: int, heads: int, depth: int, eps: float = 1e-6):
-    """The vision transformer in float64 loops, from the paper; uint8 (B, S, S, 3) -> (B, 1 + N, D)."""
-    w = {k: v.double().numpy() for k, v in state.items()}
-    x = images / 255.0
-    x = (x - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
-
-    def norm(t: np.ndarray, key: str) -> np.ndarray:
-        centred = t - t.mean(axis=-1, keepdims=True)
-        return (
-            centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps) * w[f"{key}.weight"]
-            + w[f"{key}.bias"]
-        )
-
-    def linear(t: np.ndarray, key: str) -> np.ndarray:
+    def linear(t: torch.Tensor, key: str) -> torch.Tensor:
         return t @ w[f"{key}.weight"].T + w[f"{key}.bias"]
 
-    out = []
-    for image in x:
-        kernel = w["patch_embed.proj.weight"]  # (D, 3, p, p)
-        rows = range(0, image.shape[0], patch)
-        patches = [image[i : i + patch, j : j + patch].transpose(2, 0, 1).ravel() for i in rows for j in rows]
-        t = np.stack(patches) @ kernel.reshape(len(kernel), -1).T + w["patch_embed.proj.bias"]
-        t = np.concatenate([w["cls_token"][0], t]) + w["pos_embed"][0]  # (1 + N, D)
-        for i in range(depth):
-            block = f"blocks.{i}"
-            q, k, v = np.split(linear(norm(t, f"{block}.norm1"), f"{block}.attn.qkv"), 3, axis=-1)
-            width = q.shape[-1] // heads
-            mixed = []
-            for h in range(heads):
-                part = slice(h * width, (h + 1) * width)
-                scores = q[:, part] @ k[:, part].T / np.sqrt(width)
-                scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-                mixed.append(scores / scores.sum(axis=-1, keepdims=True) @ v[:, part])
-            t = t + linear(np.concatenate(mixed, axis=-1), f"{block}.attn.proj")
-            hidden = linear(norm(t, f"{block}.norm2"), f"{block}.mlp.fc1")
-            t = t + linear(hidden * 0.5 * (1 + erf(hidden / np.sqrt(2))), f"{block}.mlp.fc2")
-        out.append(norm(t, "norm"))
-    return np.stack(out)
+    def norm(t: torch.Tensor, key: str) -> torch.Tensor:
+        t = (t - t.mean(-1, keepdim=True)) / (t.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
+        return t * w[f"{key}.weight"] + w[f"{key}.bias"]
+
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    x = ((torch.from_numpy(images) / 255.0 - mean) / std).permute(0, 3, 1, 2)  # (B, 3, S, S)
+    patches = F.unfold(x, spec.patch_size, stride=spec.patch_size).mT  # (B, N, 3 * p * p)
+    t = patches @ w["patch_embed.proj.weight"].flatten(1).T + w["patch_embed.proj.bias"]
+    t = torch.cat([w["cls_token"].expand(len(t), -1, -1), t], 1) + w["pos_embed"]
+    width = spec.dim // spec.heads
+    for i in range(spec.depth):
+        qkv, mixed = linear(norm(t, f"blocks.{i}.norm1"), f"blocks.{i}.attn.qkv"), []
+        for h in range(0, spec.dim, width):
+            q, k, v = (part[..., h : h + width] for part in qkv.split(spec.dim, -1))
+            mixed.append((q @ k.mT / width**0.5).softmax(-1) @ v)
+        t = t + linear(torch.cat(mixed, -1), f"blocks.{i}.attn.proj")
+        hidden = linear(norm(t, f"blocks.{i}.norm2"), f"blocks.{i}.mlp.fc1")
+        t = t + linear(hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5)), f"blocks.{i}.mlp.fc2")
+    return norm(t, "norm").numpy()
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -135,63 +98,48 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_name_against_the_independent_forward_pass(monkeypatch, tmp_path, name):
-    spec = SMALL[name]
-    state = published_state(spec)
-    write(monkeypatch, tmp_path / "x.pth", name, spec, state | DECODER)
+    spec, state = SMALL[name], published_state(SMALL[name])
+    write(monkeypatch, tmp_path / "x.pth", state | DECODER, name)
     encoder = mvp.load(name, tmp_path / "x.pth")
     assert encoder.dropped == sorted(DECODER) and encoder.name == name
     images = noise(3, spec.img_size, spec.img_size, 3)
-    expected = slow_forward(state, images, spec.patch_size, spec.heads, spec.depth)
-    tokens = encoder.encode(torch.from_numpy(images))
-    np.testing.assert_allclose(tokens.numpy(), expected, rtol=1e-4, atol=1e-4)
-    assert tokens.shape == (3, 1 + encoder.grid**2, encoder.dim)
-    np.testing.assert_allclose(
-        encoder.encode(images, pool="mean"), expected[:, 1:].mean(1), rtol=1e-4, atol=1e-4
-    )
-    np.testing.assert_allclose(encoder.encode(images, pool="cls"), expected[:, 0], rtol=1e-4, atol=1e-4)
+    expected = slow_forward(state, images, spec)
+    assert expected.shape == (3, 1 + encoder.grid**2, encoder.dim) and expected.std() > 0.3
+    pools = {"tokens": expected, "mean": expected[:, 1:].mean(1), "cls": expected[:, 0]}
+    for pool, wanted in pools.items():
+        np.testing.assert_allclose(encoder.encode(images, pool), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture
-def small(monkeypatch, tmp_path):
-    spec = SMALL[NAME]
-    write(monkeypatch, tmp_path / "small.pth", NAME, spec, published_state(spec))
-    return mvp.load(NAME, tmp_path / "small.pth")
-
-
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(st.integers(16, 70), st.integers(16, 70))
 def test_any_size_is_resized_with_antialiasing(height, width):
-    spec = SMALL[NAME]
-    vit = mvp.MVPViT(spec)
-    encoder = mvp.MVP(NAME, vit, [])
-    image = torch.from_numpy(noise(1, height, width, 3))
-    resized = torch.nn.functional.interpolate(
-        image.permute(0, 3, 1, 2).float(), (16, 16), mode="bicubic", antialias=True
-    ).clamp(0, 255)
-    normed = (resized / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
-        [0.229, 0.224, 0.225]
-    ).view(3, 1, 1)
-    torch.testing.assert_close(encoder.encode(image), vit(normed).detach(), rtol=1e-4, atol=1e-5)
+    vit, image = mvp.MVPViT(SMALL[NAME]), torch.from_numpy(noise(1, height, width, 3))
+    x = F.interpolate(image.permute(0, 3, 1, 2).float(), (16, 16), mode="bicubic", antialias=True).clamp(
+        0, 255
+    )
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    expected = vit((x / 255 - mean) / std).detach()
+    torch.testing.assert_close(mvp.MVP(NAME, vit, []).encode(image), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_files_that_are_refused(monkeypatch, tmp_path):
-    spec = SMALL[NAME]
-    path = tmp_path / "x.pth"
-    state = published_state(spec)
-    write(monkeypatch, path, NAME, spec, state | {"decoy.weight": torch.zeros(1)})
-    with pytest.raises(UserError, match=r"unexpected decoy.weight$"):
+def test_files_that_are_rejected(monkeypatch, tmp_path):
+    path, state = tmp_path / "x.pth", published_state(SMALL[NAME])
+    write(monkeypatch, path, state | {"decoy.weight": torch.zeros(1)})
+    with pytest.raises(UserError, match="unexpected decoy.weight$"):
         mvp.load(NAME, path)
-    write(monkeypatch, path, NAME, spec, {k: v for k, v in state.items() if k != "norm.bias"} | DECODER)
-    with pytest.raises(UserError, match=r"missing norm.bias$"):
+    write(monkeypatch, path, {k: v for k, v in state.items() if k != "norm.bias"} | DECODER)
+    with pytest.raises(UserError, match="missing norm.bias$"):
         mvp.load(NAME, path)
     torch.save({"model": state}, path)  # the md5 is still that of the last write
     with pytest.raises(UserError, match=f"md5 [0-9a-f]{{32}}, but {NAME} .* has [0-9a-f]{{32}}"):
         mvp.load(NAME, path)
     assert mvp.load(NAME, path, check_md5=False).dropped == []
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="none.pth: .*No such file"):
         mvp.load(NAME, tmp_path / "none.pth")
-    with pytest.raises(UserError, match="got 'vitb-egosoup'; nearest: vitb-mae-egosoup"):
+    with pytest.raises(UserError, match="got 'vitb-egosoup'.*'vitb-mae-egosoup'"):
         mvp.load("vitb-egosoup")
+    with pytest.raises(UserError, match="pool: expected .* got 'max'"):
+        mvp.load(NAME, path, check_md5=False).encode(noise(1, 16, 16, 3), pool="max")
 
 
 class Bomb:
@@ -204,15 +152,12 @@ class Bomb:
 
 def test_pickled_code_does_not_run(monkeypatch, tmp_path):
     path, trace = tmp_path / "bomb.pth", tmp_path / "ran"
-    write(monkeypatch, path, NAME, SMALL[NAME], {"cls_token": Bomb(trace)})
+    write(monkeypatch, path, {"cls_token": Bomb(trace)})
     with pytest.raises(UserError, match="bomb.pth: not a readable weights file") as error:
         mvp.load(NAME, path)
     assert "\n" not in str(error.value) and not trace.exists()
     torch.load(path, weights_only=False)  # the bomb is a real one
     assert trace.exists()
-
-
-# ---------------------------------------------------------------- the download
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -243,14 +188,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return None
 
 
+def set_url(monkeypatch, url: str) -> None:
+    monkeypatch.setitem(PUBLISHED, NAME, PUBLISHED[NAME]._replace(url=url))
+
+
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     """A server that holds a small file of the published format as that of NAME."""
     with Server() as server:
-        server.content = write(
-            monkeypatch, tmp_path / "source", NAME, SMALL[NAME], published_state(SMALL[NAME])
-        )
-        monkeypatch.setitem(mvp.URLS, NAME, f"http://127.0.0.1:{server.server_port}/weights.pth")
+        server.content = write(monkeypatch, tmp_path / "source", published_state(SMALL[NAME]))
+        set_url(monkeypatch, f"http://127.0.0.1:{server.server_port}/weights.pth")
         monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("no_proxy", "*")
         yield server
@@ -270,32 +217,31 @@ def test_downloads_once_and_shows_progress_if_asked(server, folder, capsys):
     assert encoder.encode(noise(1, 16, 16, 3)).shape == (1, 17, 24)
     assert [p.name for p in folder.iterdir()] == [FILE] and (folder / FILE).read_bytes() == server.content
     mvp.load(NAME)
-    assert server.requests == 1 and capsys.readouterr().out == ""
+    assert server.requests == 1 and capsys.readouterr().err == ""
     (folder / FILE).unlink()
     mvp.fetch(NAME)
-    assert server.requests == 2 and "mae_pretrain_hoi_vit_small" in capsys.readouterr().out
+    assert server.requests == 2 and "100%" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fault", ["404", "503", "short", "no server", "full disk"])
-def test_a_failed_download_is_one_line_with_two_remedies_and_leaves_nothing(
-    server, folder, monkeypatch, fault
-):
-    words = {
-        "404": "HTTP Error 404", "503": "HTTP Error 503", "no server": "Connection refused",
-        "short": f"ended after 30000 of {len(server.content)} bytes", "full disk": "No space left on device",
-    }[fault]  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("404", "HTTP Error 404"), ("503", "HTTP Error 503"), ("no server", "Connection refused"),
+        ("short", "received md5"), ("full disk", "No space left on device"),
+    ],
+)  # fmt: skip
+def test_a_failed_download_is_one_line_and_leaves_nothing(server, folder, monkeypatch, fault, words):
     server.fault = "" if fault == "full disk" else fault
     if fault == "no server":
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
-            monkeypatch.setitem(mvp.URLS, NAME, f"http://127.0.0.1:{closed.getsockname()[1]}/x.pth")
+            set_url(monkeypatch, f"http://127.0.0.1:{closed.getsockname()[1]}/x.pth")
     if fault == "full disk":
-        download = mvp._download
         monkeypatch.setattr(
-            mvp, "_download", lambda url, path, title: download(url, Path("/dev/full"), title)
+            torch.hub, "download_url_to_file", lambda *_, **__: Path("/dev/full").write_text("x")
         )
     with pytest.raises(UserError, match=words) as error:
-        mvp.load(NAME, check_md5=False, progress=False)
+        mvp.load(NAME, progress=False)
     text = str(error.value)
     assert "\n" not in text and text.startswith(f"{NAME}: http")
     assert str(folder / FILE) in text and "checkpoint=" in text and list(folder.iterdir()) == []
@@ -303,28 +249,21 @@ def test_a_failed_download_is_one_line_with_two_remedies_and_leaves_nothing(
 
 def test_wrong_content_is_rejected(server, folder):
     right = hashlib.md5(server.content).hexdigest()
-    server.content = server.content[:-1] + b"?"
+    server.content += b"?"
     wrong = hashlib.md5(server.content).hexdigest()
     with pytest.raises(UserError, match=f"md5 {wrong}, expected {right}"):
         mvp.load(NAME, progress=False)
     assert list(folder.iterdir()) == []
     assert mvp.fetch(NAME, check_md5=False, progress=False).read_bytes() == server.content
-    with pytest.raises(UserError, match=f"{FILE}: md5 {wrong}, but {NAME} has {right}; remove"):
+    with pytest.raises(UserError, match=f"{FILE}: md5 {wrong}, but {NAME} .* has {right}; remove"):
         mvp.load(NAME)
-
-
-def test_a_file_put_there_by_hand_is_used(server, folder):
-    folder.mkdir(parents=True)
-    (folder / FILE).write_bytes(server.content)
-    mvp.load(NAME, progress=False)
-    assert server.requests == 0
 
 
 def test_two_downloads_at_once_end_with_one_whole_file(server, folder):
     with ThreadPoolExecutor(1) as pool, multiprocessing.get_context("fork").Pool(1) as processes:
-        one, other = (
-            pool.submit(mvp.fetch, NAME, progress=False),
-            processes.apply_async(mvp.fetch, (NAME,), {"progress": False}),
-        )
+        one = pool.submit(mvp.fetch, NAME, progress=False)
+        other = processes.apply_async(mvp.fetch, (NAME,), {"progress": False})
         assert one.result(20) == other.get(20)
     assert [p.name for p in folder.iterdir()] == [FILE] and (folder / FILE).read_bytes() == server.content
+    mvp.load(NAME, progress=False)  # a file that is there is used, as one that was put there by hand
+    assert server.requests <= 2

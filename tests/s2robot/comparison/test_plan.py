@@ -49,7 +49,7 @@ def test_an_experiment_may_lose_an_arm_and_table10_is_one():
         (["+experiment.arms.x='train.step=3'", "arms=[base,x]"], "arm 'x': Could not override 'train.step'"),
         (["+experiment.arms.x='demos.episodes=3'", "arms=[base,x]"], "experiment.arms.x: expected the same demos.episodes for all arms"),
         (["+experiment.arms.x='jobs=3'", "arms=[base,x]"], "experiment.arms.x: expected overrides of task, robot, "),
-        (["+experiment.arms.x='encoder.checkpoint=none.safetensors'", "arms=[base,x]"], f"arm 'x': {Path('none.safetensors').resolve()}: no such"),
+        (["+experiment.arms.x='encoder.checkpoint=none.safetensors'", "arms=[base,x]"], f"arm 'x': {Path('none.safetensors').resolve()}: expected an encoder file"),
         (["+experiment.arms.x='encoder=timm'", "arms=[base,x]"], "arm 'x': encoder.name: expected one of mvp-tiny, "),
         (["experiment.seeds=[]"], "experiment.seeds: expected one or more different values, got []"),
         (["experiment.pairs=[[base,bass]]"], "experiment.pairs: expected some of base, base-s2, base-s2-pretrained, got 'bass'"),

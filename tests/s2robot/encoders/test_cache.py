@@ -82,8 +82,8 @@ def test_only_what_is_wanted_is_encoded_and_the_rest_later(tmp_path):
     assert np.array_equal(whole.build(frames, encode), expected()) and asked[1:] == [[1]]
 
 
-def test_goes_on_after_a_failure(tmp_path):
-    calls = []
+def test_resumes_after_a_failure_and_marks_each_episode_with_a_line(tmp_path):
+    calls, seen = [], []
 
     def dies(images):
         calls.append(1)
@@ -97,42 +97,34 @@ def test_goes_on_after_a_failure(tmp_path):
     assert cache.missing() == [0, 1]
     with pytest.raises(UserError, match="2 of 3 episodes are missing"):
         _ = cache.features
-    cache.build(make_frames, dies)
-    assert len(calls) == 4
-    assert np.array_equal(cache.features, expected())
-
-
-def test_an_episode_costs_a_line(tmp_path):
-    cache, seen = make_cache(tmp_path), []
-
-    def look(done, total):
-        journal = cache.path / "done.txt"
-        seen.append((journal.read_text() if journal.exists() else None, cache.missing()))
-
-    cache.build(make_frames, encode, look)
-    assert seen == [(None, [0, 1, 2]), ("2\n", [0, 1]), ("2\n1\n", [0]), ("2\n1\n0\n", [])]
+    journal = cache.path / "done.txt"
+    cache.build(make_frames, dies, lambda *_: seen.append((journal.read_text(), cache.missing())))
+    assert seen == [("2\n", [0, 1]), ("2\n1\n", [0]), ("2\n1\n0\n", [])]
+    assert len(calls) == 4 and np.array_equal(cache.features, expected())
 
 
 def test_a_line_that_a_kill_cut_off_is_no_episode(tmp_path):
+    cache = make_cache(tmp_path, wanted=[0])
+    cache.build(make_frames, encode)
     cache = make_cache(tmp_path)
-    with pytest.raises(UserError, match="no frames came"):
-        cache.build(lambda missing: make_frames([0]), encode)
     (cache.path / "done.txt").write_text("0\n2\n1")  # of "1\n", or of "12\n"
     assert cache.missing() == [1]
-    with pytest.raises(UserError, match="no frames came"):
+    with pytest.raises(UserError, match="1 of 3 episodes are missing"):
         cache.build(lambda missing: iter(()), encode)
     assert cache.missing() == [1] and (cache.path / "done.txt").read_text() == "0\n2\n"
-    (cache.path / "done.txt").write_text("x\n")
-    assert cache.missing() == [0, 1, 2]  # no journal of ours: nothing of it is believed
 
 
-@pytest.mark.parametrize(
-    "changes", [{"dataset": "d2"}, {"encoder": "e2"}, {"cameras": ("left", "hand")}, {"dtype": "float32"}]
-)
-def test_another_key_is_another_cache(tmp_path, changes):
+def test_another_key_is_another_cache(tmp_path):
     make_cache(tmp_path).build(make_frames, encode)
-    assert make_cache(tmp_path, **changes).missing() == [0, 1, 2]
+    for changes in (
+        {"dataset": "d2"},
+        {"encoder": "e2"},
+        {"cameras": ("left", "hand")},
+        {"dtype": "float32"},
+    ):
+        assert make_cache(tmp_path, **changes).missing() == [0, 1, 2]
     assert make_cache(tmp_path).missing() == []
+    assert make_cache(tmp_path).path.name == "5fbc25f0bb4bfb8f"  # as in version 0.1
 
 
 def rewrite_index(path, **changes):
@@ -161,28 +153,29 @@ def test_damaged_caches_are_never_read(tmp_path, damage):
 
 
 def test_empty_episode_and_empty_dataset(tmp_path):
-    cache = make_cache(tmp_path, episode_lengths=[0, 1])
-    frames = frames_of(1)
-    assert cache.build(lambda missing: ((i, by_camera(frames[:i])) for i in missing), encode).shape == (
-        1,
-        2,
-        2,
-        5,
-    )
+    cache, frames = make_cache(tmp_path, episode_lengths=[0, 1]), frames_of(1)
+    built = cache.build(lambda missing: ((i, by_camera(frames[:i])) for i in missing), encode)
+    assert built.shape == (1, 2, 2, 5)
     assert make_cache(tmp_path, episode_lengths=[]).build(make_frames, encode).shape == (0, 2, 2, 5)
 
 
-def test_wrong_input_is_named(tmp_path):
-    for frames, coder, words in (
-        (lambda m: [(0, by_camera(frames_of(1)))], encode, r"episode 0: .* 3 frames .*, got \[1, 1\]"),
-        (lambda m: [(0, by_camera(frames_of(0)[:, :1]))], encode, r"of 2 cameras, got \[3\]"),
-        (lambda m: [(2, by_camera(frames_of(2)))], encode, r"no frames came for 2 episodes \(first 0\)"),
-        (make_frames, lambda x: encode(x)[..., :3], r"episode 1: expected tokens .* 5\), got .* 3\)"),
+@pytest.mark.parametrize(
+    ("frames", "coder", "words"),
+    [
+        (
+            lambda m: [(0, by_camera(frames_of(1)))],
+            encode,
+            r"episode 0: expected \(3, 2, 2, 5\) .* got \(1, 2",
+        ),
+        (lambda m: [(0, by_camera(frames_of(0)[:, :1]))], encode, r"episode 0: expected .* got \(3, 1"),
+        (lambda m: [(2, by_camera(frames_of(2)))], encode, r"2 of 3 episodes are missing \(first 0\)"),
         (make_frames, lambda x: encode(x) * 1e6, "finite float16, got"),
-        (make_frames, lambda x: encode(x) * np.nan, "finite float16, got nan"),
-    ):
-        with pytest.raises(UserError, match=words):
-            make_cache(tmp_path).build(frames, coder)
+        (make_frames, lambda x: encode(x) * np.nan, "finite float16, got .* nan"),
+    ],
+)
+def test_wrong_input_is_named(tmp_path, frames, coder, words):
+    with pytest.raises(UserError, match=words):
+        make_cache(tmp_path).build(frames, coder)
 
 
 def test_cameras_of_two_shapes_fill_one_array_and_have_a_key_of_their_own(tmp_path):
@@ -208,10 +201,6 @@ def test_cameras_of_two_shapes_fill_one_array_and_have_a_key_of_their_own(tmp_pa
     assert not make_cache(tmp_path, **given, shapes={"hand": (4, 8)}).missing()
 
 
-def test_the_key_of_square_frames_is_that_of_version_0_1(tmp_path):
-    assert make_cache(tmp_path).path.name == "5fbc25f0bb4bfb8f"
-
-
 def test_full_disk_is_one_line(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -220,8 +209,6 @@ def test_full_disk_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="the disk is full; the cache needs"):
         make_cache(tmp_path).build(make_frames, encode)
 
-
-# ---------------------------------------------------------------- what draws the frames
 
 MUJOCO_3, MUJOCO_4 = ({"mujoco": v, "opengl": "llvmpipe", "robot": {"camera_pos": (0, 1)}} for v in "34")
 
@@ -281,19 +268,18 @@ def test_what_a_dataset_held_before_it_grew_is_not_encoded_again(tmp_path):
     assert seen == [[1, 2]] and not built[:3].any() and np.array_equal(built[3:], expected()[3:])
 
 
-def all_three(folder) -> None:
+def both(folder) -> None:
     """In one process: what it imports first takes longer than all else."""
     for job in (building, growing):
         job(folder / job.__name__)
 
 
 def test_a_kill_at_any_write_changes_nothing(tmp_path):
-    killed = kill_at_every_write(all_three, tmp_path)
+    killed = kill_at_every_write(both, tmp_path, 2)
     for job in (building, growing):
-        assert sum(f"/{job.__name__}/" in f"/{write.split()[-1]}/" for write in killed) >= 8, list(killed)
-        whole = make_cache(tmp_path / "whole" / job.__name__, drawn=MUJOCO_3)
+        assert sum(f"/{job.__name__}/" in f"/{write.split()[-1]}/" for write in killed) >= 4, list(killed)
+        names = {f.name for f in make_cache(tmp_path / "whole" / job.__name__, drawn=MUJOCO_3).path.iterdir()}
         for write, folder in killed.items():
             cache = make_cache(folder / job.__name__, drawn=MUJOCO_3)
             assert np.array_equal(cache.features, expected()), write
-            names = {f.name for f in cache.path.iterdir()}
-            assert names - {"lock"} == {f.name for f in whole.path.iterdir()} - {"lock"}, write
+            assert {f.name for f in cache.path.iterdir()} - {"lock"} == names - {"lock"}, write

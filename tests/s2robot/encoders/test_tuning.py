@@ -118,7 +118,7 @@ def test_what_cannot_be_tuned_is_refused(tiny_encoder, tmp_path):
         build_entering(given, 2)
     save_file(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "r.safetensors")
     other = {"name": "timm:resnet18", "checkpoint": str(tmp_path / "r.safetensors")}
-    words = "^train.tune.blocks: expected 0 for encoder timm:resnet18, got 1: a ResNet"
+    words = "^train.tune.blocks: expected 0 to 0 for encoder timm:resnet18, got 1 .* a ResNet"
     for build in (lambda: build_entering(other, 1), lambda: Tail(other, SIZES, 1)):
         with pytest.raises(UserError, match=words):
             build()

@@ -5,9 +5,8 @@ import torch
 
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.pretraining.mae import MAE, patchify, unpatchify
-from s2robot.s2.engine import encode
-from s2robot.s2.layout import square
-from s2robot.s2.pyramid import resize
+from s2robot.s2.engine import encode, resize
+from s2robot.s2.tiling import square
 
 torch.set_num_threads(1)
 SPEC = ViTSpec(img_size=16, patch_size=4, dim=24, depth=2, heads=3)
