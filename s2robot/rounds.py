@@ -20,7 +20,7 @@ from s2robot.common.run_folder import is_first
 from s2robot.common.settings import DemosSettings, only_simulated, plain, task_settings
 from s2robot.common.timeline import Stages
 from s2robot.core.settings import read, read_some
-from s2robot.demos.relabel import picker_of
+from s2robot.demos.record import picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 

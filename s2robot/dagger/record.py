@@ -21,7 +21,7 @@ from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
 from s2robot.dagger.episode import REASONS, Course, TakeoverSettings, Visited, corrected_episode
 from s2robot.demos.lineage import CORRECTIONS, began_with, left_to_try
-from s2robot.demos.relabel import picker_of
+from s2robot.demos.record import picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.summary import world_changes

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from s2robot.common.errors import UserError
-from s2robot.demos.layouts import starts
+from s2robot.demos.replay import starts
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.cameras import encode_cameras

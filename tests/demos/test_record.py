@@ -13,7 +13,6 @@ import pytest
 from s2robot.core.errors import UserError
 from s2robot.demos import record as recorder
 from s2robot.demos import replay
-from s2robot.demos.errors import DatasetError
 from s2robot.demos.record import record, record_episode
 from s2robot.demos.replay import (
     camera_sizes,
@@ -55,7 +54,7 @@ def test_what_a_recording_holds(recorded):
 def test_a_box_out_of_reach_is_one_line(tmp_path, monkeypatch):
     do_inline(monkeypatch)
     far = CubePickConfig(box_x=(0.5, 0.5), max_steps=2)
-    with pytest.raises(DatasetError, match=r"the expert failed 11 of 11 episodes; check the task"):
+    with pytest.raises(UserError, match=r"the expert failed 11 of 11 episodes; check the task"):
         record(tmp_path / "far.zarr", far, PickerConfig(), 1, 0, 1)
 
 
@@ -143,7 +142,7 @@ def test_a_recording_on_a_full_disk_keeps_its_episodes_and_goes_on(tmp_path, sma
     disk, enlarge = small_disk
     instead_of_simulating(monkeypatch, width=5000)  # 120 kB an episode, which no compression makes smaller
     path, args = disk / "demos.zarr", (CubePickConfig(), PickerConfig(), 16, 500, 1)
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(UserError) as caught:
         record(path, *args)
     text = str(caught.value)
     assert text.startswith(f"{path}: the disk is full (No space left on device), episode ")
@@ -161,17 +160,19 @@ def test_a_recording_goes_on_in_its_own_store_only(tmp_path, monkeypatch):
     record(path, *args, 4, 500).close()
     before = EpisodeStore.open(path).fingerprint
     for world, picker, episodes, seed, text in (
-        (*args, 4, 501, "it holds seed 500, these settings say 501"),
-        (*args, 3, 500, "it holds 4 episodes, these settings say 3"),
-        (args[0], PickerConfig(misses=0.0), 4, 500, "it holds picker "),
+        (*args, 4, 501, "seed: expected 501, or a new path; nothing was overwritten, got 500"),
+        (*args, 3, 500, "episodes: expected 3, .* got 4"),
+        (args[0], PickerConfig(misses=0.0), 4, 500, "picker: expected "),
     ):
-        with pytest.raises(DatasetError, match=f"expected a new path; nothing was overwritten .{text}"):
+        with pytest.raises(UserError, match=f"demos.zarr: {text}"):
             record(path, world, picker, episodes, seed)
-    with pytest.raises(DatasetError, match="it holds imitate_kicks None, these settings say True"):
+    with pytest.raises(UserError, match="imitate_kicks: expected True, .* got None"):
         record(path, *args, 4, 500, imitate_kicks=True)
     assert EpisodeStore.open(path).fingerprint == before
     (tmp_path / "file.zarr").write_text("mine")
-    with pytest.raises(DatasetError, match="exists already, expected a new path; .*is a file"):
+    with pytest.raises(
+        UserError, match="file.zarr: expected a new path; nothing was overwritten, got .*a file"
+    ):
         record(tmp_path / "file.zarr", *args, 4, 500)
     record(path, *args, 6, 500).close()  # more episodes are those of a longer recording
     record(tmp_path / "long.zarr", *args, 6, 500).close()
@@ -194,12 +195,7 @@ def test_replay_is_exact(tmp_path, robot):
     env = CubePick(world_of_demos(store))
     env.render_cameras = dict
     result = replay_episode(store, env, 0)
-    assert result == {
-        "success": True,
-        "stage": "held",
-        "steps": int(store.lengths[0]),
-        "max_error": 0.0,
-    }
+    assert result == {"success": True, "stage": "held", "steps": int(store.lengths[0]), "max_error": 0.0}
 
 
 def test_replay_of_all_and_of_wrong_actions(recorded, tmp_path):
@@ -276,8 +272,8 @@ def test_recorded_images_keep_the_size_that_each_camera_has(recorded, tmp_path):
 
 def test_a_camera_that_the_dataset_lacks(recorded):
     store = EpisodeStore.open(recorded)
-    words = "found cameras hand, left, right, expected 'top' among them"
-    with pytest.raises(DatasetError, match=words):
+    words = "cameras: expected 'top' among them, got hand,left,right"
+    with pytest.raises(UserError, match=words):
         next(render_episodes(store, [0], ("hand", "top"), 32, workers=1))
-    with pytest.raises(DatasetError, match=words):
+    with pytest.raises(UserError, match=words):
         episode_frames(recorded, 0, ("top",), 32)

@@ -178,11 +178,11 @@ def other_robot(recorded: Path, where: Path) -> Path:
 def test_bad_datasets_are_one_line(here, recorded, tiny_encoder, tmp_path):
     encoder = f"encoder.checkpoint={tiny_encoder}"
     line = refused(here("train", encoder, f"demos.path={tmp_path / 'none.zarr'}"), "train")
-    assert "none.zarr: does not exist, expected a dataset folder" in line
+    assert "none.zarr: expected a dataset folder" in line
     line = refused(here("train", encoder, f"demos.path={damaged(recorded, tmp_path)}"), "train")
-    assert "cut.zarr/data/state/c." in line and "bytes that cannot be read" in line
+    assert "cut.zarr/data/state/c." in line and "cannot be read" in line
     line = refused(here("run", encoder, f"demos.path={other_robot(recorded, tmp_path)}"), "run")
-    assert "panda.zarr: found robot 'panda', expected 'xarm7'" in line
+    assert "panda.zarr: robot: expected 'xarm7', got 'panda'" in line
 
 
 def test_bad_encoders_and_checkpoints_are_one_line(here, recorded, tmp_path):
@@ -196,7 +196,7 @@ def test_bad_encoders_and_checkpoints_are_one_line(here, recorded, tmp_path):
 def test_nothing_is_overwritten_and_no_camera_is_made_up(here, recorded, tiny_encoder):
     before = EpisodeStore.open(recorded).fingerprint
     line = refused(here("record", "episodes=1", "workers=1", f"out={recorded}"), "record")
-    assert "exists already, expected a new path; nothing was overwritten" in line
+    assert "or a new path; nothing was overwritten" in line
     assert EpisodeStore.open(recorded).fingerprint == before
     line = refused(
         here(
@@ -204,8 +204,8 @@ def test_nothing_is_overwritten_and_no_camera_is_made_up(here, recorded, tiny_en
         ),
         "encode",
     )
-    assert "found cameras hand, left, right, expected 'top' among them" in line
-    assert line.endswith("env.cameras=[hand,left,right] takes those that it has")
+    assert "cameras: expected 'top' among them" in line
+    assert line.endswith("env.cameras=[hand,left,right] takes those")
 
 
 def test_a_camera_that_the_simulation_cannot_draw_is_told_before_any_work(recorded, capsys):
@@ -232,7 +232,7 @@ def test_actions_that_are_not_finite_never_get_into_a_dataset(recorded, tmp_path
         before, episode = store.fingerprint, store.episode(0)
         episode["action"][4, 2] = bad
         with pytest.raises(
-            DatasetError, match=r"episode 3: action: found (nan|inf) at step 4, expected finite"
+            DatasetError, match=r"episode 3: action: expected finite numbers, got (nan|inf) at step 4"
         ):
             store.append(episode, {"seed": 0, "success": True})
     assert EpisodeStore.open(path).fingerprint == before

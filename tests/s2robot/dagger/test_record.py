@@ -285,7 +285,7 @@ def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
         UserError, match="c.zarr: found other episodes, expected a dataset that begins with the 2 of"
     ):
         record_corrections(settings, demos, world, tmp_path / "c.zarr")
-    with pytest.raises(DatasetError, match="no simulated demos of a scripted expert"):
+    with pytest.raises(DatasetError, match="expected simulated demos of a scripted expert"):
         record_corrections(
             settings, changed(demos, tmp_path / "p.zarr", picker=None), world, tmp_path / "out.zarr"
         )
