@@ -107,7 +107,7 @@ class StoredArray:
 def create_array(
     group: zarr.Group, name: str, dtype: np.dtype, shape: tuple[int, ...], level: int = LEVEL
 ) -> zarr.Array:
-    """Create an array without rows, each of `shape`; an existing one is overwritten."""
+    """Create an array without rows, each of `shape`, in place of an existing one."""
     row = dtype.itemsize * math.prod(shape)
     # images: a few in a chunk, for random reads
     rows = ENDS_CHUNK if name.startswith("meta/") else max(4, CHUNK_BYTES // max(row, 1))

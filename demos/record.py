@@ -1,11 +1,9 @@
 """Record scripted demos into an episode store, and add an expert's chunks to recorded ones.
 
-Every step holds the observation *before* the action: ``state`` (which decides future and images, so that frames can be
-rendered again bit for bit; a task without states stores the frames), ``proprio`` and the task's own arrays
-(:meth:`Task.demo_fields`); and the executed ``action``. ``perturbed`` marks the steps in which the expert was pushed off
-its path: they make an open-loop replay exact, and only the recovery that follows is imitated (demos/windows.py).
-``expert`` holds the expert's next actions without pushes, if it can be queried, and ``imitate`` marks the steps from which
-a policy imitates them.
+Every step holds the observation *before* the action: ``state``, from which frames can be rendered again bit for bit (or the
+frames, of a task without states), ``proprio`` and :meth:`Task.demo_fields`; and the executed ``action``. ``perturbed`` marks
+the steps in which the expert was pushed off its path: they make an open-loop replay exact, and only the recovery is imitated.
+``expert`` holds the expert's next actions without pushes, if it can be queried, and ``imitate`` the steps to imitate.
 """
 
 import os
@@ -53,9 +51,6 @@ class RelabelSettings(Settings, file="convert"):
     workers: int = from_yaml(ge=1)
 
 
-# -------------------------------------------------------------------- one episode
-
-
 def record_episode(
     settings: TaskSettings,
     expert_settings: Any,
@@ -86,7 +81,11 @@ def record_episode(
                 asked[t] = who.ask(expert, before)
             kick = imitate_kicks and getattr(who, "push", "") == "kick"
             imitate.append(np.uint8(not perturbed or kick))
-            seen = {"state": env.get_state()} if env.has_state else _images(env)
+            seen = (
+                {"state": env.get_state()}
+                if env.has_state
+                else {f"images_{name}": frame for name, frame in env.frames().items()}
+            )
             own = {"action": np.asarray(action, np.float32), "perturbed": np.uint8(perturbed)}
             for name, value in (seen | {"proprio": env.proprio} | env.demo_fields() | own).items():
                 steps.setdefault(name, []).append(value)
@@ -98,10 +97,6 @@ def record_episode(
             asked[len(imitate)] = who.ask(expert)
             arrays |= {"expert": expert_chunks(arrays["action"], asked), "imitate": np.stack(imitate)}
         return arrays, {"seed": seed, "success": env.is_success, **layout_of(env, info)}
-
-
-def _images(env: Task) -> dict[str, np.ndarray]:
-    return {f"images_{name}": frame for name, frame in env.frames().items()}
 
 
 def expert_chunks(action: np.ndarray, asked: Mapping[int, np.ndarray]) -> np.ndarray:
@@ -133,9 +128,6 @@ def _layout_names(env: Task, info: dict[str, Any]) -> list[str]:
     return [] if env.demo_fields() else sorted(info["layout"])
 
 
-# -------------------------------------------------------------------- a dataset
-
-
 def record(
     path: str | Path,
     settings: TaskSettings,
@@ -149,9 +141,8 @@ def record(
 ) -> EpisodeStore:
     """Record ``episodes`` successful demos with seeds ``seed``, ``seed + 1``, ... into a store.
 
-    A failed attempt is replaced by the next seed. The result depends on the seed, not on the number of workers. An
-    interrupted recording of the same settings resumes, with the same result. ``progress(done, failed)`` is called after
-    each episode. ``expert``, ``imitate_kicks``: :func:`record_episode`.
+    A failed attempt is replaced by the next seed. The result does not depend on the number of workers. An interrupted
+    recording of the same settings resumes. ``progress(done, failed)`` follows each episode.
 
     Raises:
         UserError: the path holds anything else, the disk is full (earlier episodes stay), the expert fails too often, a
@@ -219,11 +210,7 @@ def _append_all(
 
 
 def create_or_resume(path: Path, attributes: dict, episodes: int, expert: int) -> EpisodeStore:
-    """Open the store to record into: a new one, or that of an interrupted recording of the same settings.
-
-    Raises:
-        DatasetError: the path holds anything else.
-    """
+    """Open the store to record into: a new one, or that of an interrupted recording of the same settings (DatasetError)."""
     if not os.path.lexists(path):
         for left_over in path.parent.glob(f".*.partial.{path.name}"):  # of a kill while it was created
             shutil.rmtree(left_over, ignore_errors=True)
@@ -243,9 +230,6 @@ def create_or_resume(path: Path, attributes: dict, episodes: int, expert: int) -
     return there if len(there) == episodes else EpisodeStore.open(path, "a")
 
 
-# -------------------------------------------------------------------- an expert's chunks for recorded episodes
-
-
 def relabel(
     source: EpisodeStore,
     settings: RelabelSettings,
@@ -256,8 +240,8 @@ def relabel(
     The picker follows each episode's states from its seed, so it has the same knowledge of every push.
 
     Raises:
-        DatasetError: the dataset has an expert's chunks or was not recorded by the scripted picker, the picker acts
-            differently (nothing is written), or `settings.out` holds anything else.
+        UserError: the dataset has an expert's chunks or was not recorded by the scripted picker, the picker acts
+            differently, or `settings.out` holds anything else.
     """
     picker, world = picker_of(source), world_of_demos(source)
     if "expert" in source.keys:

@@ -5,8 +5,8 @@
     store = EpisodeStore.open("demos.zarr")
     store["action"].shape   # (all steps, 8)
 
-Layout as in diffusion_policy: ``data/<key>`` holds all episodes end to end, ``meta/episode_ends`` where each one ends;
-``meta/<key>`` holds one value per episode. Format: zarr 3, zstd with a checksum in every chunk.
+``data/<key>`` holds all episodes end to end, ``meta/episode_ends`` the end of each one, ``meta/<key>`` a value per episode.
+Format: zarr 3, zstd with a checksum in every chunk.
 
 An append survives kill -9: zarr writes each file under a temporary name and renames it, so a chunk is the old one or the
 new one, and the new one holds the earlier episodes too. Arrays grow first, ``episode_ends`` last: it is lengthened with
@@ -42,12 +42,16 @@ except ImportError:  # Windows has no flock: nothing there keeps two writers apa
 Split = tuple[np.ndarray, np.ndarray]  # numbers of episodes to train on and to validate on, sorted
 
 
+def _attributes(path: Path) -> dict[str, Any]:
+    found = json_file(path / "zarr.json").get("attributes")
+    return found if isinstance(found, dict) else {}
+
+
 class EpisodeStore:
     """A dataset of episodes; use :meth:`create` or :meth:`open`.
 
-    ``keys`` are the arrays over time and ``meta_keys`` those with one value per episode, both defined by the first episode.
-    A reader sees the episodes that were committed when it was opened, even if another process appends; one writer at a
-    time can hold the store.
+    The first episode defines ``keys`` and ``meta_keys``. A reader sees the episodes that were committed when it was opened,
+    even if another process appends; one writer at a time can hold the store.
     """
 
     def __init__(self, path: Path, mode: str):
@@ -67,13 +71,9 @@ class EpisodeStore:
             self.close()
             raise
 
-    # ---------------------------------------------------------------- create, open, close
-
     @classmethod
     def create(cls, path: str | Path, attributes: Mapping[str, Any]) -> "EpisodeStore":
-        """Make an empty dataset and open it for appending.
-
-        ``attributes``: see :mod:`s2robot.demos.schema`; more may be added, JSON types or numpy.
+        """Make an empty dataset, with the attributes of :mod:`s2robot.demos.schema` and others, and open it for appending.
 
         Raises:
             UserError: the path exists, an attribute is missing or wrong, or the disk rejects a write.
@@ -90,11 +90,7 @@ class EpisodeStore:
 
     @classmethod
     def open(cls, path: str | Path, mode: str = "r") -> "EpisodeStore":
-        """Open a dataset to read ("r") or to append ("a"; removes what a killed writer left behind).
-
-        Raises:
-            UserError: no dataset, a broken one, or ("a") another writer at work.
-        """
+        """Open a dataset to read ("r") or to append ("a"); UserError: none, a broken one, or another writer at work."""
         path = Path(path)
         if not path.is_dir():
             raise mismatch(path, "a dataset folder", "a file" if path.exists() else "none")
@@ -121,22 +117,17 @@ class EpisodeStore:
         except OSError:
             raise mismatch(self.path, "one writer at a time", "another writer at work") from None
 
-    def _attributes(self) -> dict[str, Any]:
-        found = json_file(self.path / "zarr.json").get("attributes")
-        version = found.get("schema_version") if isinstance(found, dict) else None
-        if not isinstance(found, dict) or version != SCHEMA_VERSION:
-            raise mismatch(self.path / "zarr.json", f"schema_version {SCHEMA_VERSION}", version)
-        return found
-
     def _load(self) -> None:
-        self._attributes()
         # the commit record first: all that it counts is on disk by the time the attributes are read
+        file, version = self.path / "zarr.json", _attributes(self.path).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise mismatch(file, f"schema_version {SCHEMA_VERSION}", version)
         self._arrays[ENDS] = StoredArray.open(self.path, ENDS, self.mode)
         self.episode_ends = committed_ends(self._arrays[ENDS])  # (episodes,) int64
-        attributes = self._attributes()
+        attributes = _attributes(self.path)
         specs = attributes.pop("arrays", None)
         if not isinstance(specs, dict) or (len(self) and not any(name.startswith("data/") for name in specs)):
-            raise mismatch(self.path / "zarr.json", "arrays: name -> [dtype, shape]", specs)
+            raise mismatch(file, "arrays: name -> [dtype, shape]", specs)
         self._specs = specs if len(self) else {}
         self._attrs = checked_attributes(self.path, attributes)
         for name, spec in self._specs.items():
@@ -151,8 +142,6 @@ class EpisodeStore:
         for name, stored in self._arrays.items():
             stored.cut(self._rows(name))
 
-    # ---------------------------------------------------------------- append
-
     def append(self, episode: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
         """Add one whole episode, or nothing (UserError): the earlier episodes stay as they were.
 
@@ -165,7 +154,7 @@ class EpisodeStore:
     def append_pieces(
         self, pieces: Iterable[Mapping[str, Any]], meta: Mapping[str, Any] | None = None
     ) -> None:
-        """As :meth:`append`, for an episode that arrives a few steps at a time, so that memory need not hold it."""
+        """As :meth:`append`, for an episode that arrives a few steps at a time."""
         if self.mode != "a":
             raise mismatch(self.path, "mode 'a' to append", self.mode)
         where, end, values = f"{self.path}: episode {len(self)}", self.num_steps, dict[str, np.ndarray]()
@@ -194,11 +183,7 @@ class EpisodeStore:
         self._fingerprint = None
 
     def append_all(self, other: "EpisodeStore", first: int | None = None) -> None:
-        """Append every episode of another dataset with the same attributes (``seed`` may differ), or the first ones.
-
-        Raises:
-            UserError: the two differ in an attribute or in their arrays.
-        """
+        """Append the (first) episodes of a dataset; UserError: another attribute than ``seed``, or an array, differs."""
         mine, theirs = ({k: v for k, v in s.attrs.items() if k != "seed"} for s in (self, other))
         for name in sorted(mine.keys() | theirs.keys()):
             if mine.get(name) != theirs.get(name):
@@ -215,8 +200,6 @@ class EpisodeStore:
         made = stored_arrays.define_arrays(self.path, {**self._attrs, "arrays": specs}, specs)
         self._arrays = {ENDS: self._arrays[ENDS], **made}
         return specs
-
-    # ---------------------------------------------------------------- read
 
     def __len__(self) -> int:
         return len(self.episode_ends)
@@ -301,15 +284,12 @@ class EpisodeStore:
         return digest.hexdigest()
 
     def split(self, fraction: float, seed: int, chosen: Any = None, spent: Collection[int] = ()) -> Split:
-        """Draw episodes to train on and to validate on: at least one each, none to validate on with a fraction of 0.
+        """Draw episodes to train on and to validate on, at least one each unless the fraction is 0 (DatasetError).
 
         Args:
             fraction: of the episodes to validate on.
             chosen: the episodes that take part: a count of the first ones, a list, or None for all.
             spent: episodes that are trained on in any case.
-
-        Raises:
-            DatasetError: too few episodes, or all of them spent.
         """
         pool = np.array(chosen) if isinstance(chosen, list) else np.arange(len(self))[:chosen]
         total, least = len(pool), 2 if fraction else 1
@@ -332,8 +312,6 @@ class EpisodeStore:
             names = ",".join(self.cameras)
             use = f"; env.cameras=[{names}] takes those" if names else ""
             raise mismatch(f"{self.path}: cameras", f"'{missing[0]}' among them", f"{names or 'none'}{use}")
-
-    # ---------------------------------------------------------------- inside
 
     def _start(self, i: int) -> int:
         return int(self.episode_ends[i - 1]) if i else 0

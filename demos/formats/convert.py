@@ -51,11 +51,7 @@ def format_of(path: Path) -> str:
 
 
 def read(path: Path, choice: Choice) -> Source:
-    """Open a dataset.
-
-    Raises:
-        UserError: it is none, cannot be read, or `choice` does not fit its format.
-    """
+    """Open a dataset (UserError: it is none, cannot be read, or `choice` does not fit its format)."""
     with readable(path):
         source = _reader(path, choice)(path, choice)
         source.select()
@@ -116,9 +112,10 @@ class _StoreSource(Source):
 def convert(path: Path, out: Path, choice: Choice | None = None, progress: Progress = silent) -> Source:
     """Write the dataset at `path` as a store; returns its reader, whose `notes` list the contents that were left out.
 
+    Nothing is left under the name `out` after an error.
+
     Raises:
-        UserError: `out` exists, `path` is no dataset or a broken one, or the disk rejects a write. Nothing is left under
-            the name `out` then.
+        UserError: `out` exists, `path` is no dataset or a broken one, or the disk rejects a write.
     """
     source = read(path, choice or Choice())
     write_store(source, out, progress)

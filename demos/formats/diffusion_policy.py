@@ -18,7 +18,6 @@ import tempfile
 import zipfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,6 +52,7 @@ from s2robot.demos.store import EpisodeStore
 STATE = "agent_pos"
 CHUNK_BYTES = 2_000_000  # of numbers
 ReadFile = Callable[[str], bytes]
+Chunk = tuple[tuple[int, ...], str, int]  # position, name, stored bytes
 
 
 class Layout(Stored):
@@ -66,40 +66,45 @@ class Layout(Stored):
     filters: list[Any] | None = None
 
 
-@dataclass(frozen=True)
 class Array2:
-    """One array, read by rows; a missing chunk reads as the fill value."""
+    """One array, read by rows; a missing chunk reads as the fill value.
 
-    where: str
-    about: Layout
-    dtype: np.dtype
-    files: list[tuple[tuple[int, ...], str, int]]  # of each stored chunk: position, name, bytes
-    read: ReadFile
+    Args:
+        stored: its .zarray.
+        chunks: position, name and stored bytes of the files in its folder.
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.about.shape
+    Raises:
+        UserError: broken metadata, a filter, or a codec that is not on the list.
+    """
 
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
+    def __init__(self, where: str, stored: dict[str, Any], chunks: list[Chunk], read_file: ReadFile):
+        self.where, self._read, self.dtype = where, read_file, number_type(where, stored.get("dtype"))
+        self.about = about = read(Layout, stored, f"{where}: ")
+        kind = (about.compressor or {}).get("id")
+        if about.filters or kind not in (None, *CODECS, *IMAGE_CODECS):
+            expected = f"no filter, and {', '.join((*CODECS, *IMAGE_CODECS))} or none"
+            raise mismatch(where, expected, f"filters {about.filters}, compressor {kind!r}"[:80])
+        if kind in IMAGE_CODECS:
+            require("imagecodecs", extra="imagecodecs")
+            from imagecodecs.numcodecs import register_codecs
 
-    @property
-    def chunk_count(self) -> int:
-        return math.prod(-(-n // c) for n, c in zip(self.shape, self.about.chunks, strict=True))
+            register_codecs(verbose=False)
+        self.shape, self.ndim = about.shape, len(about.shape)
+        ends = [-(-n // c) for n, c in zip(about.shape, about.chunks, strict=True)]
+        self.chunk_count = math.prod(ends)
+        self.chunks = sorted(c for c in chunks if len(c[0]) == len(ends) and all(map(int.__lt__, c[0], ends)))
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         about, (start, stop, _) = self.about, rows.indices(self.shape[0])
         first, last = start // about.chunks[0], -(-stop // about.chunks[0])
-        found = self.files[bisect_left(self.files, ((first,),)) : bisect_left(self.files, ((last,),))]
+        found = self.chunks[bisect_left(self.chunks, ((first,),)) : bisect_left(self.chunks, ((last,),))]
         shape = (max(stop - start, 0), *self.shape[1:])
         size = self.dtype.itemsize * (math.prod(shape) + math.prod(about.chunks))
         check_size(self.where, size, sum(stored for _, _, stored in found))
         out = np.full(shape, 0 if about.fill_value is None else about.fill_value, self.dtype)
         for at, name, _ in found:
-            where = f"{self.where.rpartition(':')[0]}: {name}"
-            codec = about.compressor or {}
-            chunk = unpack(where, codec, self.read(name), about.chunks, self.dtype, about.order)
+            where, codec = f"{self.where.rpartition(':')[0]}: {name}", about.compressor or {}
+            chunk = unpack(where, codec, self._read(name), about.chunks, self.dtype, about.order)
             begin = [i * c for i, c in zip(at, about.chunks, strict=True)]
             begin[0] -= start
             room = out[tuple(slice(max(b, 0), b + c) for b, c in zip(begin, about.chunks, strict=True))]
@@ -126,35 +131,19 @@ def _files(path: Path) -> tuple[dict[str, int], ReadFile]:
 
 def arrays_of(path: Path, sizes: dict[str, int], read_file: ReadFile) -> tuple[dict[str, Array2], list[str]]:
     """Return the arrays `data/<key>` and `meta/<key>` of numbers, and the keys of the others."""
-    arrays, others = dict[str, Array2](), list[str]()
-    chunks: dict[str, list[tuple[tuple[int, ...], str, int]]] = {}
+    arrays, others, chunks = dict[str, Array2](), list[str](), dict[str, list[Chunk]]()
     for name, size in sizes.items():
         if found := re.fullmatch(r"((?:data|meta)/[^/]+)/(\d+(?:[./]\d+)*)", name):
             at = tuple(map(int, re.split("[./]", found[2])))
             chunks.setdefault(found[1], []).append((at, name, size))
     for name in sorted(n for n in sizes if re.fullmatch(r"(data|meta)/[^/]+/\.zarray", n)):
         key, stored = name.removesuffix("/.zarray"), json_object(f"{path}: {name}", read_file(name))
-        where = f"{path}: {key}"
         try:
-            dtype = number_type(where, stored.get("dtype"))
+            number_type(key, stored.get("dtype"))
         except DatasetError:  # such as texts of instructions
             others.append(key)
             continue
-        about = read(Layout, stored, f"{where}: ")
-        kind = (about.compressor or {}).get("id")
-        if about.filters or kind not in (None, *CODECS, *IMAGE_CODECS):
-            expected = f"no filter, and {', '.join((*CODECS, *IMAGE_CODECS))} or none"
-            raise mismatch(where, expected, f"filters {about.filters}, compressor {kind!r}"[:80])
-        if kind in IMAGE_CODECS:
-            require("imagecodecs", extra="imagecodecs")
-            from imagecodecs.numcodecs import register_codecs
-
-            register_codecs(verbose=False)
-        ends = [-(-n // c) for n, c in zip(about.shape, about.chunks, strict=True)]
-        files = [
-            c for c in chunks.get(key, []) if len(c[0]) == len(ends) and all(map(int.__lt__, c[0], ends))
-        ]
-        arrays[key] = Array2(where, about, dtype, sorted(files), read_file)
+        arrays[key] = Array2(f"{path}: {key}", stored, chunks.get(key, []), read_file)
     return arrays, others
 
 
@@ -187,8 +176,8 @@ class ReplayBuffer(Source):
         """Note missing chunks, which read as the fill value. Our writer omits none, so there they are an error."""
         for name in dict.fromkeys(k for keys in self.keys.values() for k in keys):
             array = self._arrays[name]
-            count, fill = f"{len(array.files)} of {array.chunk_count} chunks", array.about.fill_value
-            if len(array.files) == array.chunk_count:
+            count, fill = f"{len(array.chunks)} of {array.chunk_count} chunks", array.about.fill_value
+            if len(array.chunks) == array.chunk_count:
                 continue
             if ours or fill is None:
                 raise mismatch(f"{self.path}: data/{name}", "all chunks", count)
@@ -241,7 +230,7 @@ class ReplayBuffer(Source):
         }
         arrays = [self._arrays[k] for keys in self.keys.values() for k in keys]
         row = sum(a.dtype.itemsize * math.prod(a.shape[1:]) for a in arrays)
-        row += sum(3 * math.prod(self.attributes["camera_geometry"][name]["size"]) for name in self._videos)
+        row += sum(3 * math.prod(self.attributes["camera_geometry"][n]["size"]) for n in self._videos)
         for rows in piece_slices(start, stop, row):
             piece = {key: self._read(key, keys, rows) for key, keys in self.keys.items()}
             count = rows.stop - rows.start

@@ -59,11 +59,10 @@ def format_for(out: Path, to: str | None) -> str | None:
 def export(
     store: EpisodeStore, out: Path, to: str, settings: ExportSettings, progress: Progress = silent
 ) -> None:
-    """Write a store as `out`, in the format `to`.
+    """Write a store as `out`, in the format `to`; nothing is left under that name after an error.
 
     Raises:
-        UserError: `out` exists, the format cannot hold the store, or the disk rejects a write. Nothing is left under the
-            name `out` then.
+        UserError: `out` exists, the format cannot hold the store, or the disk rejects a write.
     """
     if not len(store):
         raise mismatch(store.path, "at least one episode", "none")
@@ -76,15 +75,7 @@ def export(
 
 
 class ModifiedStore(EpisodeStore):
-    """A store to read, with images of another size or absolute actions.
-
-    Args:
-        side: px, of images rendered from states; None: the size of their world.
-        absolute: joint targets instead of deltas.
-
-    Raises:
-        DatasetError: recorded images of another size; actions that are no joint deltas.
-    """
+    """A store to read, with rendered images of `side` px, or joint targets in place of deltas if `absolute` (DatasetError)."""
 
     _targets: np.ndarray | None = None  # float64 (steps, 7), rad
 
@@ -169,12 +160,9 @@ def check_names(names: Iterable[tuple[str, str]], path: Path) -> None:
 
 
 def pieces(store: EpisodeStore, i: int) -> Iterator[Piece]:
-    """Yield the arrays of an episode, a few steps at a time, with an `images_<camera>` for each camera.
+    """Yield the arrays of an episode, a few steps at a time, with an `images_<camera>` for each camera (UserError).
 
-    Images of simulated episodes without them are rendered, at the size that the store specifies.
-
-    Raises:
-        UserError: a number that is not finite, or images that cannot be rendered.
+    Images of episodes that hold states are rendered, at the size that the store specifies.
     """
     steps = store.episode_slice(i)
     sizes = camera_sizes(store, store.cameras)

@@ -10,10 +10,9 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -93,8 +92,7 @@ class Row(Stored):
     tasks: list[str] | str | None = None
 
 
-@dataclass(frozen=True)
-class Episode:
+class Episode(NamedTuple):
     """One episode and its files."""
 
     index: int
@@ -142,8 +140,6 @@ class LeRobot(Source):
 
     def missing_file(self, number: int) -> Path | None:
         return next((f for f, _ in self._episodes[number].videos.values() if not f.is_file()), None)
-
-    # ---------------------------------------------------------------- the features
 
     def _restore(self) -> bool:
         """Use the sidecar of our own writer, unless the dataset was changed since."""
@@ -202,8 +198,6 @@ class LeRobot(Source):
             part_of(array if len(keys) == 1 else key, f.size, kind, flat_names(f.names, f.size))
             for key, f in ((key, features[key]) for key in keys)
         ]
-
-    # ---------------------------------------------------------------- the episodes
 
     def _read_episodes(self) -> list[Episode]:
         """Return the episodes whose parquet file exists, and note the others."""
@@ -314,9 +308,6 @@ class LeRobot(Source):
                 raise mismatch(
                     f"{where}: {column}: row {row}", f"{due[row]:.10g}{hint}", f"{found[row]:.10g}"
                 )
-
-
-# -------------------------------------------------------------------- names
 
 
 def _usual(flat: Sequence[str], names: tuple[str, ...], prefix: str) -> list[str]:

@@ -106,9 +106,6 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
-# -------------------------------------------------------------------- writing
-
-
 class ParquetWriter:
     """A parquet file that tables are appended to, a row group each."""
 

@@ -121,9 +121,6 @@ class Robomimic(DemoFile):
         return super().joined(key, columns)
 
 
-# -------------------------------------------------------------------- robosuite
-
-
 def osc_parts(kwargs: Mapping[str, Any], size: int) -> list[dict]:
     """Return the parts of an action of arms with OSC_POSE in deltas, as in `task=robosuite`; [] for other controllers."""
     arms, left = divmod(size, 7)
@@ -206,9 +203,6 @@ def _proprio_part(key: str, size: int) -> dict[str, Any]:
     if key.endswith("_quat") and size == 4:
         return {"name": key.removesuffix("_quat"), "size": 6, "kind": "rotation", "form": "rot6d"}
     return part_of(key, size, "absolute")
-
-
-# -------------------------------------------------------------------- the file
 
 
 @contextmanager

@@ -71,10 +71,13 @@ class Sidecar(Stored):
         arrays: dict[str, Any] = {f"images_{name}": ("uint8", (*size, 3)) for name, size in sizes.items()}
         arrays |= {key: (str(store.read(key, 0, 1).dtype), store.shape(key)) for key in store.keys}
         values = {k: (str(v.dtype), v.shape[1:]) for k in store.meta_keys for v in [store.meta(k)]}
-        kept = {key: arrays[key] for key in places}
-        return cls(
-            attributes=attributes, arrays=kept, values=values, places={k: tuple(v) for k, v in places.items()}
-        )
+        found = {
+            "attributes": attributes,
+            "arrays": {k: arrays[k] for k in places},
+            "values": values,
+            "places": places,
+        }
+        return read(cls, found)
 
     def text(self) -> str:
         return json.dumps(self.model_dump())
@@ -108,8 +111,6 @@ class Source(ABC):
         self.sidecar: Sidecar | None = None
         self._done = 0
 
-    # ---------------------------------------------------------------- methods of a reader, on episodes by number in the file
-
     @abstractmethod
     def pieces_of(self, number: int) -> Iterator[Piece]:
         """Yield the arrays of an episode, a few steps at a time: all keys in every piece.  # key -> (t, ...)"""
@@ -126,14 +127,8 @@ class Source(ABC):
         """Return a file of an episode that does not exist."""
         return None
 
-    # ---------------------------------------------------------------- the chosen episodes
-
     def select(self) -> None:
-        """Choose the episodes.
-
-        Raises:
-            DatasetError: an episode or a file of one that does not exist, with the episodes that can be read.
-        """
+        """Choose the episodes; DatasetError: one that does not exist, or whose file does not."""
         wanted, total = self.choice.episodes, len(self.lengths)
         if wanted is None or isinstance(wanted, int):
             self._chosen = list(range(total)[:wanted])
@@ -175,8 +170,6 @@ class Source(ABC):
             start, self._done = start + steps, self._done + steps
             self.progress(self._done, self.steps)
 
-    # ---------------------------------------------------------------- names and types
-
     def restore(self, stored: dict[str, Any], where: str) -> bool:
         """Take keys, types and attributes from a sidecar; False if the user chooses other keys (UserError)."""
         sidecar, choice = read(Sidecar, stored, f"{where}: "), self.choice
@@ -200,17 +193,11 @@ class Source(ABC):
     def choose(
         self, cameras: Mapping[str, str], **arrays: tuple[Sequence[str], Sequence[str]]
     ) -> dict[str, str]:
-        """Choose the arrays of the file that make action, proprio and cameras.
+        """Set the file's arrays of action and proprio, and return the chosen cameras, key -> name (DatasetError).
 
         Args:
             cameras: key -> name.
             arrays: for `action` and `proprio` the arrays that may be chosen, and the format's usual ones.
-
-        Returns:
-            The chosen cameras, key -> name.
-
-        Raises:
-            DatasetError: no such array or camera, or two cameras of one name.
         """
         names = {name: key for key, name in cameras.items()}
         if len(names) < len(cameras):

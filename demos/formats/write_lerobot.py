@@ -112,8 +112,6 @@ class _Writer:
         for files in (self._data, *self._videos.values()):
             files.close()
 
-    # ---------------------------------------------------------------- an episode
-
     def write_episode(self, i: int) -> None:
         rows = self._store.episode_slice(i)
         length = rows.stop - rows.start
@@ -134,8 +132,13 @@ class _Writer:
     def _write_arrays(self, i: int, length: int, first: int) -> dict[str, Stats]:
         """Write an episode's arrays; returns their statistics."""
         data, steps, start = self._data.file, np.arange(length), 0
-        image_stats = {feature: ImageStats(length) for feature in self._cameras.values()}
-        written: dict[str, list[np.ndarray]] = {feature: [] for feature in self._numbers.values()}
+        sampled = (
+            np.linspace(0, length - 1, max(min(length, 100), min(int(length**0.75), 10_000)))
+            .round()
+            .astype(int)
+        )
+        numbers: dict[str, list[np.ndarray]] = {feature: [] for feature in self._numbers.values()}
+        images: dict[str, list[np.ndarray]] = {feature: [] for feature in self._cameras.values()}
         automatic = {
             "timestamp": (steps / self._fps).astype(np.float32),
             "frame_index": steps,
@@ -144,25 +147,29 @@ class _Writer:
             "task_index": np.full(length, self._task_of[i]),
         }
         for piece in pieces(self._store, i):
-            numbers = {feature: piece[key] for key, feature in self._numbers.items()}
-            images = {feature: piece[f"images_{name}"] for name, feature in self._cameras.items()}
-            for feature, frames in images.items():
-                image_stats[feature].add(frames)
-            for feature, values in numbers.items():
-                written[feature].append(values)
             stop = start + len(next(iter(piece.values())))
+            for key, feature in self._numbers.items():
+                numbers[feature].append(piece[key])
+            for name, feature in self._cameras.items():
+                frames = piece[f"images_{name}"]
+                every = max(frames.shape[1:3]) // SIDE if max(frames.shape[1:3]) >= LARGE else 1
+                images[feature].append(
+                    frames[sampled[(sampled >= start) & (sampled < stop)] - start, ::every, ::every]
+                )
+                if not self._png:
+                    self._videos[name].file.write(frames)
             if self._png:  # an episode's images need not fit into memory
-                data.write(numbers | {name: v[start:stop] for name, v in automatic.items()}, images)
-            for name, files in self._videos.items():
-                files.file.write(piece[f"images_{name}"])
+                rows = {feature: piece[key] for key, feature in self._numbers.items()}
+                rows |= {name: values[start:stop] for name, values in automatic.items()}
+                data.write(
+                    rows, {feature: piece[f"images_{name}"] for name, feature in self._cameras.items()}
+                )
             start = stop
-        columns = {feature: np.concatenate(values) for feature, values in written.items()} | automatic
+        columns = {feature: np.concatenate(values) for feature, values in numbers.items()} | automatic
         if not self._png:
             data.write(columns, {})
         stats = {feature: number_stats(values) for feature, values in columns.items()}
-        return stats | {feature: images.stats() for feature, images in image_stats.items()}
-
-    # ---------------------------------------------------------------- the tables
+        return stats | {feature: image_stats(frames) for feature, frames in images.items()}
 
     def write_meta(self) -> None:
         """Write the tables, after all episodes."""
@@ -304,9 +311,7 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(text + "\n", "utf-8")
 
 
-# -------------------------------------------------------------------- statistics
-
-# as in lerobot 0.4.4, `datasets/compute_stats.py`, except that the quantiles of an episode are exact
+# statistics as in lerobot 0.4.4, `datasets/compute_stats.py`, except that the quantiles of an episode are exact
 
 
 def number_stats(values: np.ndarray) -> Stats:
@@ -318,36 +323,19 @@ def number_stats(values: np.ndarray) -> Stats:
     return shaped | {"count": np.array([len(values)])}
 
 
-class ImageStats:
-    """Statistics of one episode's images, which arrive in pieces: a histogram of each colour."""
-
-    def __init__(self, length: int):
-        count = max(min(length, 100), min(int(length**0.75), 10_000))
-        self._sampled = np.round(np.linspace(0, length - 1, count)).astype(int)
-        self._seen = self._count = 0
-        self._bins = np.zeros((3, 256), np.int64)
-
-    def add(self, frames: np.ndarray) -> None:
-        """Add the next frames.  # uint8 (t, H, W, 3)"""
-        sampled = self._sampled[(self._sampled >= self._seen) & (self._sampled < self._seen + len(frames))]
-        large = max(frames.shape[1:3])
-        every = large // SIDE if large >= LARGE else 1
-        for frame in frames[sampled - self._seen]:
-            for colour in range(3):
-                self._bins[colour] += np.bincount(frame[::every, ::every, colour].ravel(), minlength=256)
-        self._seen += len(frames)
-        self._count += len(sampled)
-
-    def stats(self) -> Stats:
-        values, total = np.arange(256) / 255, self._bins.sum(1)
-        mean, below = self._bins @ values / total, self._bins.cumsum(1)
-        stats = {
-            "min": values[(self._bins > 0).argmax(1)],
-            "max": values[255 - (self._bins[:, ::-1] > 0).argmax(1)],
-            "mean": mean,
-            "std": np.sqrt(np.maximum(self._bins @ values**2 / total - mean**2, 0)),
-        } | {name: values[(below >= q * total[:, None]).argmax(1)] for name, q in QUANTILES.items()}
-        return {n: v.reshape(3, 1, 1) for n, v in stats.items()} | {"count": np.array([self._count])}
+def image_stats(images: Sequence[np.ndarray]) -> Stats:
+    """Return the statistics of a sample of one episode's images, 0 to 1.  # each uint8 (t, H, W, 3) -> each (3, 1, 1)"""
+    count, pixels = sum(map(len, images)), np.concatenate([x.reshape(-1, 3) for x in images])
+    bins = np.stack([np.bincount(colour, minlength=256) for colour in pixels.T])
+    values, total, below = np.arange(256) / 255, len(pixels), bins.cumsum(1)
+    mean = bins @ values / total
+    stats = {
+        "min": values[(bins > 0).argmax(1)],
+        "max": values[255 - (bins[:, ::-1] > 0).argmax(1)],
+        "mean": mean,
+        "std": np.sqrt(np.maximum(bins @ values**2 / total - mean**2, 0)),
+    } | {name: values[(below >= q * total).argmax(1)] for name, q in QUANTILES.items()}
+    return {n: v.reshape(3, 1, 1) for n, v in stats.items()} | {"count": np.array([count])}
 
 
 def combined(episodes: Sequence[Mapping[str, Stats]]) -> dict[str, Stats]:
