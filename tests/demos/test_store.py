@@ -282,13 +282,13 @@ print(known)
 
 
 def test_kill_9_at_random_moments(tmp_path):
-    """A writer is killed 12 times while it appends; what it reported as written is always there, exactly."""
+    """A writer is killed 8 times while it appends; what it reported as written is always there, exactly."""
     path = filled(tmp_path / "a.zarr", 0)
     here = Path(__file__).parent
-    script = WRITER.format(paths=[str(here), str(here.parents[1])], trials=12)
+    script = WRITER.format(paths=[str(here), str(here.parents[1])], trials=8)
     run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert int(run.stdout) >= 3
+    assert int(run.stdout) >= 2
     with EpisodeStore.open(path, "a") as store:
         store.append(episode(len(store)), {"seed": len(store), "success": True})
     assert_holds(EpisodeStore.open(path), int(run.stdout) + 1)

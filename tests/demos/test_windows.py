@@ -86,7 +86,7 @@ def test_nothing_to_imitate_is_one_line(tmp_path, chosen):
 flags = st.lists(st.integers(0, 1), min_size=1, max_size=9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     episodes=st.lists(flags, min_size=1, max_size=4).filter(lambda e: any(0 in flags for flags in e)),
     context=st.integers(1, 5),
