@@ -20,14 +20,14 @@ import zarr
 from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
-from s2robot.demos.bounds import check_size, json_object, number_type, text_of, unpack
-from s2robot.demos.errors import DatasetError, disk_error, mismatch, one_line
+from s2robot.demos.bounds import check_size, json_file, number_type, unpack
+from s2robot.demos.errors import DatasetError, disk_error, mismatch, readable
 
 ENDS = "meta/episode_ends"
 ENDS_CHUNK = 4096  # episodes in a chunk of meta arrays
 CHUNK_BYTES = 1 << 20  # of a data chunk before compression: few files, and little to rewrite in an append
 ZSTD = {"id": "zstd"}
-LEVEL, QUICK_LEVEL = 5, 2  # of zstd; the second for datasets of other people, which come in bulk
+LEVEL, QUICK_LEVEL = 5, 2  # of zstd; the second for imported datasets, which are large
 VERIFY_BYTES = 64 << 20  # arrays up to this size are decoded on opening; larger ones when they are read
 
 
@@ -43,14 +43,12 @@ class StoredArray:
     def open(cls, root: Path, name: str, mode: str = "r") -> "StoredArray":
         """Open an array to read ("r") or also to write ("a"). Raises DatasetError without one."""
         place = folder_of(name)
-        _check_layout(root / place, read_json(root, f"{place}/zarr.json"))
+        file = root / place / "zarr.json"
+        _check_layout(file, json_file(file))
         storage = LocalStore(root, read_only=mode == "r")
-        try:
-            # empty chunks are written, so that a lost chunk never reads as zeros
-            with zarr.config.set({"array.write_empty_chunks": True}):
-                array = zarr.open_array(storage, path=place, mode="r" if mode == "r" else "r+", zarr_format=3)
-        except Exception as error:  # zarr raises many kinds for bad metadata
-            raise DatasetError(f"{root}/{place}/zarr.json: not a zarr array ({one_line(error)})") from None
+        # empty chunks are written, so that a lost chunk never reads as zeros
+        with readable(file), zarr.config.set({"array.write_empty_chunks": True}):
+            array = zarr.open_array(storage, path=place, mode="r" if mode == "r" else "r+", zarr_format=3)
         return cls(root, name, array)
 
     def chunk_files(self, rows: int, first: int = 0) -> Iterator[tuple[int, Path]]:
@@ -63,11 +61,10 @@ class StoredArray:
         """Refuse an array of fewer than `expected` rows, with a missing chunk, or, up to VERIFY_BYTES, a broken one."""
         array = self.array
         if array.shape[0] < expected:
-            raise mismatch(
-                self.root / folder_of(self.name), f"{array.shape[0]} rows", f"{expected} by {ENDS}"
-            )
+            got = f"{array.shape[0]} rows"
+            raise mismatch(self.root / folder_of(self.name), f"{expected} by {ENDS}", got)
         self._stored(expected)
-        if array.dtype.itemsize * int(np.prod(array.shape[1:])) * expected <= VERIFY_BYTES:
+        if array.dtype.itemsize * math.prod(array.shape[1:]) * expected <= VERIFY_BYTES:
             self.read(0, expected)
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -88,12 +85,11 @@ class StoredArray:
         return out
 
     def _stored(self, rows: int, first: int = 0) -> int:
-        """Sum up the bytes of `chunk_files`; refuses a missing or empty one."""
+        """Sum up the bytes of `chunk_files`; DatasetError for a missing or empty one."""
         total = 0
         for _, file in self.chunk_files(rows, first):
             if not (size := file.stat().st_size if file.is_file() else 0):
-                found = "an empty file" if file.is_file() else "no such file"
-                raise mismatch(file, found, f"a chunk of {self.name}, for {rows} rows")
+                raise mismatch(file, f"a chunk of {self.name}", "an empty file" if file.exists() else "none")
             total += size
         return total
 
@@ -111,9 +107,9 @@ class StoredArray:
 def create_array(
     group: zarr.Group, name: str, dtype: np.dtype, shape: tuple[int, ...], level: int = LEVEL
 ) -> zarr.Array:
-    """Create an array without rows, each of `shape`; an existing one is overwritten."""
-    row = dtype.itemsize * int(np.prod(shape))
-    # an image per row: a few in a chunk, for random reads
+    """Create an array without rows, each of `shape`, in place of an existing one."""
+    row = dtype.itemsize * math.prod(shape)
+    # images: a few in a chunk, for random reads
     rows = ENDS_CHUNK if name.startswith("meta/") else max(4, CHUNK_BYTES // max(row, 1))
     return group.create_array(
         folder_of(name),
@@ -124,17 +120,13 @@ def create_array(
         fill_value=0,
         chunk_key_encoding={"name": "default", "separator": "."},  # flat: c.0.0 beside zarr.json
         config={"write_empty_chunks": True},
-        # zarr writes in threads: one that a failed write left behind may still put its file down
+        # zarr writes in threads: one that a failed write left behind may still write its file
         overwrite=True,
     )
 
 
 def define_arrays(root: Path, attributes: Mapping, specs: Mapping) -> dict[str, StoredArray]:
-    """Create the arrays of a first episode, without rows; leftovers of a lost first episode are removed.
-
-    Args:
-        attributes: of the dataset; `specs`: name -> [dtype, shape of a row].
-    """
+    """Create the arrays (name -> [dtype, shape of a row]) of a first episode, and remove those of a lost one."""
     for folder in (*(root / "data").iterdir(), *(root / "meta").iterdir()):
         if folder.is_dir() and folder.name != "episode_ends":
             shutil.rmtree(folder)
@@ -158,49 +150,35 @@ def folder_of(name: str) -> str:
     return f"{kind}/{quote(key, safe='')}"
 
 
-def _check_layout(folder: Path, about: Mapping[str, Any]) -> None:
+def _check_layout(file: Path, about: Mapping[str, Any]) -> None:
     """Refuse an array that our writer never makes: anything but numbers in whole rows, packed by zstd."""
-    where = folder / "zarr.json"
-    number_type(where, about.get("data_type"))
-    codecs = [c.get("name") if isinstance(c, dict) else c for c in about.get("codecs") or ()]
-    if codecs != ["bytes", "zstd"] or about.get("storage_transformers"):
-        raise mismatch(where, f"codecs {codecs}"[:160], "bytes, zstd")
-    shape, grid = about.get("shape"), about.get("chunk_grid")
-    chunks = (grid.get("configuration") or {}).get("chunk_shape") if isinstance(grid, dict) else None
-    if not isinstance(shape, list) or not isinstance(chunks, list) or not chunks or chunks[1:] != shape[1:]:
-        raise mismatch(where, f"shape {shape} in chunks of {chunks}"[:160], "whole rows in a chunk")
+    number_type(file, about.get("data_type"))
+    with readable(file):
+        codecs = [codec["name"] for codec in about["codecs"]]
+        shape, chunks = about["shape"], about["chunk_grid"]["configuration"]["chunk_shape"]
+        ours = codecs == ["bytes", "zstd"] and len(chunks) == len(shape) and chunks[1:] == shape[1:]
+    if not ours or about.get("storage_transformers"):
+        got = f"{', '.join(codecs)} and {shape} in chunks of {chunks}"[:160]
+        raise mismatch(file, "bytes, zstd and whole rows in a chunk", got)
 
 
 def committed_ends(stored: StoredArray) -> np.ndarray:
-    """Where each committed episode ends: what stands before the first zero of `meta/episode_ends`.  # (episodes,)
+    """Where each committed episode ends: the values before the first zero of `meta/episode_ends`.  # (episodes,)
 
     Raises:
-        DatasetError: it is no such array, a chunk is gone, or its ends do not rise.
+        DatasetError: it is no such array, a chunk is missing, or its ends do not increase.
     """
-    ends, where = stored.array, stored.root / ENDS
-    if ends.ndim != 1 or ends.dtype != np.int64:
-        raise mismatch(where, f"{ends.dtype} {ends.shape}", "int64 (episodes,)")
-    size, rows = ends.shape[0], ends.chunks[0]
-    for index, file in stored.chunk_files(size):
-        # a commit that starts a chunk holds one episode: only that chunk may be still unwritten
-        if not file.is_file():
-            if size != index * rows + 1:
-                raise mismatch(file, "no such file", f"a chunk of {size} episode ends")
-            size -= 1
-    found = stored.read(0, size)
-    if not found.all():
-        found = found[: int(np.argmin(found != 0))]
-    if (np.diff(found, prepend=0) <= 0).any():
-        raise mismatch(where, "ends that do not rise", "rising ones")
-    return found
-
-
-def read_json(root: Path, name: str) -> dict:
-    """Read the zarr metadata in a file of the dataset folder `root` (DatasetError)."""
-    content = json_object(root / name, text_of(root / name))
-    if not isinstance(content.get("attributes", {}), dict):
-        raise mismatch(root / name, "no attributes", "zarr metadata")
-    return content
+    size = stored.array.shape[0]
+    files = [file for _, file in stored.chunk_files(size)]
+    # a commit that starts a chunk holds one episode: only that chunk may still be unwritten
+    if size % stored.array.chunks[0] == 1 and not files[-1].is_file():
+        size -= 1
+    ends = stored.read(0, size)
+    if not ends.all():
+        ends = ends[: int(np.argmin(ends != 0))]
+    if ends.dtype != np.int64 or ends.ndim != 1 or (np.diff(ends, prepend=0) <= 0).any():
+        raise mismatch(stored.root / ENDS, "increasing ends, int64 (episodes,)", f"{ends.dtype} {ends.shape}")
+    return ends
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import numcodecs
 import numpy as np
 
-from s2robot.demos.errors import mismatch, one_line
+from s2robot.demos.errors import mismatch, readable
 
 FREE = 256 << 20  # bytes that a read may always take: constant images compress without limit
 RATIO = 2000  # bytes in memory for each stored byte beyond that; deflate ends at 1032
@@ -25,43 +25,26 @@ def most_bytes(stored: int) -> int:
 
 
 def check_size(where: object, size: int, stored: int) -> None:
-    """Refuse a read whose size does not follow from the data.
-
-    Args:
-        where: file or key, for the message.
-        size: bytes in memory.
-        stored: bytes on disk that they are unpacked from.
-
-    Raises:
-        DatasetError: more than FREE bytes, and more than RATIO for each stored one.
-    """
+    """Refuse a read of `size` bytes in memory that `stored` bytes on disk do not explain (DatasetError)."""
     if size > most_bytes(stored):
-        raise mismatch(
-            where, f"{size} bytes of values in {stored} stored bytes", f"at most {RATIO} times as many"
-        )
+        raise mismatch(where, f"at most {RATIO} times the {stored} stored bytes", f"{size} bytes")
 
 
 def check_frame(where: object, found: tuple[int, int], declared: tuple[int, int], stored: int) -> None:
     """Refuse an image whose header declares more pixels (H, W) than the dataset, or than its bytes can hold."""
     if found[0] * found[1] > declared[0] * declared[1]:
-        raise mismatch(
-            where, f"{found[0]} x {found[1]} px", f"{declared[0]} x {declared[1]} as the dataset says"
-        )
+        raise mismatch(where, f"{declared[0]} x {declared[1]} px", f"{found[0]} x {found[1]} px")
     check_size(where, 3 * found[0] * found[1], stored)
 
 
 def number_type(where: object, name: object) -> np.dtype:
-    """Return the dtype that foreign metadata names.
-
-    Raises:
-        DatasetError: it is not a plain number of up to 8 bytes.
-    """
+    """Return the dtype that foreign metadata names; DatasetError if it is no plain number of up to 8 bytes."""
     try:
         dtype = np.dtype(name)  # type: ignore[call-overload]
     except (TypeError, ValueError, SyntaxError):
         dtype = np.dtype(object)
     if not isinstance(name, str | np.dtype) or dtype.kind not in "biuf" or dtype.itemsize > 8:
-        raise mismatch(where, f"dtype {name!r}"[:80], "numbers")
+        raise mismatch(where, "numbers", f"dtype {name!r}"[:80])
     return dtype
 
 
@@ -76,19 +59,15 @@ def unpack(
     Raises:
         DatasetError: the chunk holds more or fewer bytes, or is broken.
     """
-    chunk = np.empty(shape, dtype, order)
     kind = codec.get("id", "")
-    declared = _declared_size(kind, data)
-    if declared not in (None, chunk.nbytes):
-        raise mismatch(where, f"a chunk of {declared} bytes", f"{chunk.nbytes}")
-    try:
-        if kind:
-            numcodecs.get_codec(dict(codec)).decode(data, out=chunk)
-        else:
-            chunk = np.frombuffer(data, dtype).reshape(shape, order=order)
-    except Exception as error:  # codecs raise many kinds for bad bytes
-        found = f"{len(data)} bytes that cannot be read ({one_line(error)})"
-        raise mismatch(where, found, "a whole chunk") from None
+    with readable(where):
+        if not kind:
+            return np.frombuffer(data, dtype).reshape(shape, order=order)
+        chunk = np.empty(shape, dtype, order)
+        declared = _declared_size(kind, data)
+        if declared not in (None, chunk.nbytes):
+            raise mismatch(where, f"a chunk of {chunk.nbytes} bytes", declared)
+        numcodecs.get_codec(dict(codec)).decode(data, out=chunk)
     return chunk
 
 
@@ -112,22 +91,21 @@ def _declared_size(codec: str, head: bytes) -> int | None:
 
 def json_object(where: object, text: str | bytes) -> dict[str, Any]:
     """Parse a JSON object (DatasetError)."""
-    try:
+    with readable(where):
         found = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise mismatch(where, f"broken JSON ({one_line(error)})", "JSON") from None
     if not isinstance(found, dict):
-        raise mismatch(where, type(found).__name__, "a JSON object")
+        raise mismatch(where, "a JSON object", type(found).__name__)
     return found
 
 
 def text_of(file: Path) -> str:
-    """Read a file; DatasetError if it is none: reading a link to a device or a pipe would never end."""
-    if file.exists() and not file.is_file():
-        raise mismatch(file, "something else", "a file")
-    try:
+    """Read a text file (DatasetError); a link to a device or a pipe would never end."""
+    if not file.is_file():
+        raise mismatch(file, "a file", "something else" if file.exists() else "none")
+    with readable(file):
         return file.read_text("utf-8")
-    except FileNotFoundError:
-        raise mismatch(file, "no such file", "one") from None
-    except (OSError, ValueError) as error:
-        raise mismatch(file, f"a file that cannot be read ({one_line(error)})", "text") from None
+
+
+def json_file(file: Path) -> dict[str, Any]:
+    """Read a JSON object from a file (DatasetError)."""
+    return json_object(file, text_of(file))

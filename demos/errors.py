@@ -1,30 +1,39 @@
-"""The errors that a user of datasets can cause."""
+"""Errors in datasets that a user can cause."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from s2robot.core.errors import UserError
 
 
 class DatasetError(UserError):
-    """A dataset that cannot be made, read or used as asked; its text is one clear line."""
+    """A dataset that cannot be created, read or used as requested; its text is one line."""
 
 
 class DiskError(DatasetError):
     """A disk that rejects a write; the data itself is fine."""
 
 
-def mismatch(where: object, found: object, expected: object) -> DatasetError:
-    """``where`` (file or key) holds ``found`` where ``expected`` was required."""
-    return DatasetError(f"{where}: found {found}, expected {expected}")
+def mismatch(where: object, expected: object, got: object) -> DatasetError:
+    """The error of a file or key that does not hold what is expected."""
+    return DatasetError(f"{where}: expected {expected}, got {got}")
 
 
-def disk_error(path: object, error: OSError, then: str) -> DiskError:
-    """A write to `path` that failed, and the consequence."""
+def disk_error(path: object, error: OSError, consequence: str) -> DiskError:
+    """The error of a write to `path` that failed."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     what = "the disk is full" if full else "writing failed"
-    return DiskError(f"{path}: {what} ({error.strerror or error}), {then}")
+    return DiskError(f"{path}: {what} ({error.strerror or error}), {consequence}")
 
 
-def one_line(error: BaseException) -> str:
-    """Kind and text of an error, shortened to fit into a message."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+@contextmanager
+def readable(where: object) -> Iterator[None]:
+    """Turn any error that the contents of a foreign file cause into one line that names it (DatasetError)."""
+    try:
+        yield
+    except Exception as error:  # libraries raise many kinds for bad bytes
+        if getattr(error, "user_error", False):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise DatasetError(f"{where}: cannot be read ({text})") from error

@@ -4,27 +4,27 @@
     lineage.seen(store)                                                    # episodes that were trained on
     lineage.refuse(range(10_000, 10_128), "run/checkpoint", "evaluate.seed")
 
-An episode has two keys: a hash of its actions and one of its proprioception, both as float32 and whatever the order of
-the columns. Names, formats, dtypes, images (video is lossy) and the rate have no part in them. One equal key is a match,
-so a copy with other actions, such as absolute targets, is known by its states.
+An episode has two keys: a hash of its actions and one of its proprioception, both as float32 and independent of the order
+of the columns, of names, formats, dtypes, images (video is lossy) and the rate. One equal key is a match, so a copy with
+other actions, such as absolute targets, is recognised by its states.
 """
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from s2robot.demos.errors import DatasetError
+from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 
-CORRECTIONS = "corrections.json"  # in a dataset: which positions a policy tried in rounds of corrections
-# how positions were used, and the words of an error
+CORRECTIONS = "corrections.json"  # in a dataset: the positions that rounds of corrections tried
+# use of a position -> its words in an error
 USES = {
     "recorded": "the demos of {} were recorded at",
     "corrected": "were tried in the rounds of corrections of {}",
@@ -35,9 +35,9 @@ Keys = tuple[str, ...]
 
 
 def episode_keys(store: EpisodeStore) -> list[Keys]:
-    """The keys of each episode. An array that never changes identifies nothing, so it has none of its own."""
+    """Return the keys of each episode. An array that never changes identifies nothing, so it has none of its own."""
     arrays = [
-        np.asarray(store[name], np.float32).reshape(store.num_steps, -1) + 0.0  # + 0.0: there is no -0
+        np.asarray(store[name], np.float32).reshape(store.num_steps, -1) + 0.0  # + 0.0 turns -0 into 0
         for name in ("action", "proprio")
         if name in store.keys
     ]
@@ -56,20 +56,15 @@ def _digest(array: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What a policy, its ancestors included, was trained on and selected by.
+    """What a policy, its ancestors included, was trained on and selected by."""
 
-    hashes: keys of the episodes that were trained on.
-    positions: a key of USES -> seeds.
-    unknown: checkpoints among them that do not store all of it.
-    """
-
-    hashes: frozenset[str] = frozenset()
-    positions: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    unknown: tuple[str, ...] = ()
+    hashes: frozenset[str] = frozenset()  # keys of the episodes that were trained on
+    positions: Mapping[str, frozenset[int]] = field(default_factory=dict)  # a key of USES -> seeds
+    unknown: tuple[str, ...] = ()  # checkpoints among them that do not store all of it
 
     @classmethod
     def of(cls, contract: Mapping[str, Any], name: str | Path = "the policy") -> "Lineage":
-        """Read it from a checkpoint's contract; ``name`` of the checkpoint, for the note if that stores none."""
+        """Read it from the contract of the checkpoint ``name``."""
         if (stored := contract.get("lineage")) is None:
             seeds = (contract.get("dataset") or {}).get("seeds") or ()  # the positions of its own demos alone
             return cls(positions={"recorded": frozenset(map(int, seeds))}, unknown=(str(name),))
@@ -77,37 +72,30 @@ class Lineage:
         return cls(frozenset(stored.get("episode_hashes", ())), positions, tuple(stored["unknown"]))
 
     def stored(self) -> dict[str, Any]:
-        """What `of` reads, JSON types."""
+        """Return the JSON that `of` reads."""
         positions = {use: sorted(seeds) for use, seeds in self.positions.items() if seeds}
-        return {
-            "episode_hashes": sorted(self.hashes),
-            "positions": positions,
-            "unknown": list(self.unknown),
-        }
+        return {"episode_hashes": sorted(self.hashes), "positions": positions, "unknown": list(self.unknown)}
 
     def trained_on(self, store: EpisodeStore, episodes: Collection[int]) -> "Lineage":
-        """With these episodes of a dataset, and all positions that it was recorded at."""
+        """Add these episodes of a dataset, and all positions that it was recorded at."""
         keys = episode_keys(store)
         found = self._with_positions("recorded", seeds_of(store))._with_positions("corrected", _tried(store))
-        more = {key for i in episodes for key in keys[i]}
-        return Lineage(self.hashes | more, found.positions, self.unknown)
+        return replace(found, hashes=self.hashes.union(*(keys[i] for i in episodes)))
 
     def selected_by(self, positions: Collection[int]) -> "Lineage":
-        """With positions whose results chose among its checkpoints."""
+        """Add positions whose results chose among its checkpoints."""
         return self._with_positions("selected", positions)
 
     def _with_positions(self, use: str, seeds: Collection[int]) -> "Lineage":
         together = self.positions.get(use, frozenset()) | frozenset(seeds)
-        return Lineage(self.hashes, {**self.positions, use: together}, self.unknown)
-
-    # ---------------------------------------------------------------- questions
+        return replace(self, positions={**self.positions, use: together})
 
     def seen(self, store: EpisodeStore) -> list[int]:
-        """Numbers of the episodes that were trained on."""
+        """Return the numbers of the episodes that were trained on."""
         return [i for i, keys in enumerate(episode_keys(store)) if self.hashes.intersection(keys)]
 
     def spent(self, store: EpisodeStore) -> list[int]:
-        """Numbers of the episodes that cannot be held out: those seen, and those that the dataset holds twice."""
+        """Return the numbers of the episodes that cannot be held out: those seen, and those that occur twice."""
         keys = episode_keys(store)
         counts = Counter(keys)
         return [i for i, own in enumerate(keys) if counts[own] > 1 or self.hashes.intersection(own)]
@@ -121,14 +109,12 @@ class Lineage:
             if self.hashes.intersection(keys[i]):
                 why = "train.from's policy was trained on"
             if why:
-                raise DatasetError(
-                    f"{store.path}: expected unseen episodes to hold out, got {i}, which {why}"
-                )
+                raise mismatch(store.path, "unseen episodes to hold out", f"{i}, which {why}")
 
     def refuse(
         self, positions: range, policy: str | Path, key: str, uses: Collection[str] = tuple(USES)
     ) -> None:
-        """Refuse positions (seeds), which `key` sets, where a policy or an ancestor met one of them (DatasetError)."""
+        """Refuse positions (seeds), which the setting `key` chose, that a policy or an ancestor met (DatasetError)."""
         for use in uses:
             if met := self.positions.get(use, frozenset()).intersection(positions):
                 raise DatasetError(
@@ -138,22 +124,18 @@ class Lineage:
 
     @property
     def note(self) -> str:
-        """What is unknown, as a line for the user; empty where all is known."""
-        return (
-            f"unknown whether all of this is unseen: {', '.join(self.unknown)} does not store what it and its ancestors "
-            "were trained on"
-            if self.unknown
-            else ""
-        )
+        """A line for the user about checkpoints without a lineage; "" if there are none."""
+        without = f"{', '.join(self.unknown)} does not store what it and its ancestors were trained on"
+        return f"unknown whether all of this is unseen: {without}" if self.unknown else ""
 
 
 def seeds_of(store: EpisodeStore) -> list[int]:
-    """The positions that a dataset was recorded at; none of one that stores none."""
+    """Return the positions that a dataset was recorded at, if it stores them."""
     return [int(seed) for part in _parts(store) if "seed" in part.meta_keys for seed in part.meta("seed")]
 
 
 def _tried(store: EpisodeStore) -> list[int]:
-    """The positions that rounds of corrections tried, those that needed none among them."""
+    """Return the positions that rounds of corrections tried, those without a correction included."""
     files = [part.path / CORRECTIONS for part in _parts(store)]
     rounds = [each for file in files if file.is_file() for each in json.loads(file.read_text("utf-8"))]
     return [seed for each in rounds for seed in range(*each["positions"])]
@@ -163,15 +145,12 @@ def _parts(store: EpisodeStore) -> list[EpisodeStore]:
     return list(store.members) if isinstance(store, Mix) else [store]
 
 
-# Where a dataset of corrections begins, and which positions are left to try: in simulation and on an arm.
-
-
 def began_with(demos: EpisodeStore, first: int | None) -> int:
-    """How many episodes of the demos stand before the corrections."""
+    """Return how many demos come before the corrections in a dataset of corrections."""
     return len(demos) if first is None else min(first, len(demos))
 
 
 def left_to_try(store: EpisodeStore, begin: int, positions: range) -> tuple[range, int]:
-    """The positions behind the last that was corrected, and how many were; episodes before `begin` are the demos'."""
+    """Return the positions after the last corrected one, and how many were; episodes before `begin` are demos."""
     known = [seed for seed in store.meta("seed")[begin:].tolist() if seed in positions]
     return positions[positions.index(max(known)) + 1 :] if known else positions, len(known)

@@ -1,8 +1,8 @@
-"""Several datasets read as one: their episodes end to end, each with the share that a training draws from it.
+"""Several datasets read as one: their episodes end to end, each dataset with a share of the training.
 
 mix = Mix([EpisodeStore.open("a.zarr"), EpisodeStore.open("b.zarr")], weights=[1, 2])
-mix.shares                   # (1/3, 2/3): of the windows that a training sees, however many each holds
-mix.member_of(rows)          # which dataset a step is of
+mix.shares                   # (1/3, 2/3): of the training windows, whatever the number of each
+mix.member_of(rows)          # the dataset of each step
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.errors import mismatch
 from s2robot.demos.store import EpisodeStore
 
 # attributes that must be equal for one policy to learn from all
@@ -20,7 +20,7 @@ ALIKE = ("rate_hz", "cameras", "action_frame", "action_parts", "proprio_parts", 
 
 
 class Mix(EpisodeStore):
-    """Several datasets, to read only. Holds the arrays and values that all have, and the attributes of the first.
+    """Several datasets, to read only: the arrays and values that all have, and the attributes of the first.
 
     Raises:
         DatasetError: two that differ in an attribute of `ALIKE`, or a dataset twice.
@@ -32,7 +32,9 @@ class Mix(EpisodeStore):
         self.shares = tuple(float(w) for w in np.array(weights, float) / np.sum(weights))
         self.path, self.mode, self._lock = Path(" + ".join(m.path.name for m in self.members)), "r", None
         self._attrs = self.members[0].attrs
-        self.rows = np.cumsum([0, *(m.num_steps for m in self.members)])  # where each begins, and the end
+        self.rows = np.cumsum(
+            [0, *(m.num_steps for m in self.members)]
+        )  # the first step of each, and the end
         self.firsts = np.cumsum([0, *(len(m) for m in self.members)])  # likewise in episodes
         self.episode_ends = np.concatenate(
             [m.episode_ends + at for m, at in zip(self.members, self.rows, strict=False)]
@@ -41,16 +43,16 @@ class Mix(EpisodeStore):
         self._fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def member_of(self, rows: np.ndarray) -> np.ndarray:
-        """Which dataset each of the steps is of, counted from 0."""
+        """Return the dataset of each step, counted from 0."""
         return np.searchsorted(self.rows, rows, "right") - 1
 
     def weights_of(self, rows: np.ndarray) -> np.ndarray:
-        """How often each of these steps counts, so that those of a dataset have its share together.  # (n,)"""
+        """Return the weight of each step, with which those of a dataset have its share together.  # (n,)"""
         which = self.member_of(rows)
         return np.array(self.shares)[which] / np.bincount(which, minlength=len(self.members))[which]
 
     def fingerprint_of_first(self, episodes: int) -> str:
-        """Only of all: a mix does not grow at its end."""
+        """Return the fingerprint of all episodes, "" for fewer: a mix does not grow at its end."""
         return self.fingerprint if episodes == len(self) else ""
 
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
@@ -78,27 +80,16 @@ class Mix(EpisodeStore):
         self._known("data", key)
         return self.members[0].shape(key)
 
-    def _known(self, group: str, key: str) -> None:
-        has = self.keys if group == "data" else self.meta_keys
-        if key not in has:
-            raise mismatch(self.path, f"keys {', '.join(has) or 'none'} in all", f"'{key}' among them")
-
 
 def _check_alike(members: Sequence[EpisodeStore]) -> None:
     first = members[0]
     for i, other in enumerate(members[1:], 1):
-        if any(other.path.resolve() == m.path.resolve() for m in members[:i]):
-            raise mismatch("demos.mix", f"{other.path} twice", "each once, with a weight")
+        if other.path.resolve() in [m.path.resolve() for m in members[:i]]:
+            raise mismatch("demos.mix", "each dataset once, with a weight", f"{other.path} twice")
         for name in ALIKE:
             if name == "robot" and "source" in first.attrs and "source" in other.attrs:
-                continue  # each lab calls it as it likes; the parts say what the numbers are
-            a, b = first.attrs.get(name), other.attrs.get(name)
-            if (sorted(a) != sorted(b)) if name == "cameras" else a != b:  # type: ignore[type-var, arg-type]
-                raise DatasetError(
-                    f"demos.mix: found {name} {_short(a)} in {first.path} and {_short(b)} in {other.path}, expected the same"
-                )
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else f"{text[:120]}…"
+                continue  # each lab has its own name; the parts describe the numbers
+            a, b = (m.attrs.get(name) for m in (first, other))
+            if a != b and not (name == "cameras" and sorted(a) == sorted(b)):
+                expected = f"{json.dumps(a)[:120]} as in {first.path}"
+                raise mismatch(f"demos.mix: {other.path}: {name}", expected, json.dumps(b)[:120])

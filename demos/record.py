@@ -1,11 +1,9 @@
-"""Record scripted demos into an episode store.
+"""Record scripted demos into an episode store, and add an expert's chunks to recorded ones.
 
-Every step holds the observation *before* the action: ``state`` (all that decides future and image, so that frames can
-be drawn again later, bit for bit; of a task without states the frames themselves), ``proprio``, the task's own arrays
-(:meth:`Task.demo_fields`); and the ``action`` that was executed. ``perturbed`` marks the steps in which the expert was
-pushed off its way: they are kept so that an open-loop replay is exact, and training never imitates them
-(demos/windows.py), only the recovery that follows. ``expert`` is what the expert would do from each step without pushes,
-where it can be asked, ``imitate`` the steps from which a policy is to do the same.
+Every step holds the observation *before* the action: ``state``, from which frames can be rendered again bit for bit (or the
+frames, of a task without states), ``proprio`` and :meth:`Task.demo_fields`; and the executed ``action``. ``perturbed`` marks
+the steps in which the expert was pushed off its path: they make an open-loop replay exact, and only the recovery is imitated.
+``expert`` holds the expert's next actions without pushes, if it can be queried, and ``imitate`` the steps to imitate.
 """
 
 import os
@@ -13,18 +11,44 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from s2robot.core.settings import Settings, from_yaml
+from s2robot.core.errors import UserError
+from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.core.timing import span
 from s2robot.core.workers import worker_pool
-from s2robot.demos.errors import DatasetError
+from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.replay import world_of_demos
 from s2robot.demos.schema import checked_attributes
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import Task, TaskSettings, next_action
 from s2robot.envs.tasks import make, make_cached
+
+_SAME = 1e-4  # rad: other builds of the simulator differ in the last bits, another picker in the first
+
+
+class RecordingSettings(Settings, at="recording", file="recording/default"):
+    """Settings of scripted recording; configs/recording/default.yaml documents each value."""
+
+    episodes: int = from_yaml(ge=1)
+    seed: int = from_yaml(ge=0)
+    workers: int = from_yaml(ge=1)
+    picker: dict[str, Any] = from_yaml()
+    expert_settings: dict[str, Any] = from_yaml()
+    kind: str = from_yaml()
+    expert: int = from_yaml(ge=0)
+    imitate_kicks: bool = from_yaml()
+
+
+class RelabelSettings(Settings, file="convert"):
+    """Settings of :func:`relabel`; configs/convert.yaml documents each value."""
+
+    out: Path
+    expert: int = from_yaml(ge=1)
+    imitate_kicks: bool = from_yaml()
+    workers: int = from_yaml(ge=1)
 
 
 def record_episode(
@@ -35,11 +59,11 @@ def record_episode(
     imitate_kicks: bool = False,
     states: np.ndarray | None = None,
 ) -> tuple[dict, dict]:
-    """One scripted episode: arrays over time and ``{"seed", "success"}``.
+    """Record one scripted episode: arrays over time and ``{"seed", "success"}``.
 
-    expert: steps of the chunks in ``expert``, beside which ``imitate`` stands; with 0, or of an expert that cannot be
-    asked, there are neither.
-    states: of a recording of this episode (T, S), to follow: another build of the simulator drifts away from it.
+    Args:
+        expert: steps of a chunk of ``expert``; 0, or an expert that cannot be queried: neither ``expert`` nor ``imitate``.
+        states: of a recording of this episode (T, S), to follow, because another build of the simulator drifts from it.
     """
     env = make_cached(settings, draw=False)
     with span("record", seed=seed):
@@ -57,7 +81,11 @@ def record_episode(
                 asked[t] = who.ask(expert, before)
             kick = imitate_kicks and getattr(who, "push", "") == "kick"
             imitate.append(np.uint8(not perturbed or kick))
-            seen = {"state": env.get_state()} if env.has_state else _images(env)
+            seen = (
+                {"state": env.get_state()}
+                if env.has_state
+                else {f"images_{name}": frame for name, frame in env.frames().items()}
+            )
             own = {"action": np.asarray(action, np.float32), "perturbed": np.uint8(perturbed)}
             for name, value in (seen | {"proprio": env.proprio} | env.demo_fields() | own).items():
                 steps.setdefault(name, []).append(value)
@@ -71,20 +99,15 @@ def record_episode(
         return arrays, {"seed": seed, "success": env.is_success, **layout_of(env, info)}
 
 
-def _images(env: Task) -> dict[str, np.ndarray]:
-    return {f"images_{name}": frame for name, frame in env.frames().items()}
-
-
 def expert_chunks(action: np.ndarray, asked: Mapping[int, np.ndarray]) -> np.ndarray:
-    """The picker's next actions at every step: the chunks that a policy imitates.  # float32 (T, K, A)
+    """Return the expert's next actions at every step, the chunks that a policy imitates.  # float32 (T, K, A)
 
-    Up to the next push, the chunk of a step is what was executed. From the push on, and beyond the episode's end, it is
-    what the picker would have done, so the picker is asked at each push and at the end only.
+    Up to the next push, a chunk holds the executed actions. From the push on, and beyond the episode's end, it holds the
+    expert's own, so the expert is queried at pushes and at the end only.
 
     Args:
         action: executed (T, A).
-        asked: step -> what the picker would do from there (K, A): for every step at which it did something else, and
-            for T, the end.
+        asked: step -> the expert's actions from there (K, A): for every pushed step, and for T, the end.
     """
     chunks = np.empty((len(action), *asked[len(action)].shape), np.float32)
     following = asked[len(action)]
@@ -105,19 +128,6 @@ def _layout_names(env: Task, info: dict[str, Any]) -> list[str]:
     return [] if env.demo_fields() else sorted(info["layout"])
 
 
-class RecordingSettings(Settings, at="recording", file="recording/default"):
-    """Settings of scripted recording; configs/recording/default.yaml documents each value."""
-
-    episodes: int = from_yaml(ge=1)
-    seed: int = from_yaml(ge=0)
-    workers: int = from_yaml(ge=1)
-    picker: dict[str, Any] = from_yaml()
-    expert_settings: dict[str, Any] = from_yaml()
-    kind: Literal["scripted"] = from_yaml()
-    expert: int = from_yaml(ge=0)
-    imitate_kicks: bool = from_yaml()
-
-
 def record(
     path: str | Path,
     settings: TaskSettings,
@@ -131,14 +141,12 @@ def record(
 ) -> EpisodeStore:
     """Record ``episodes`` successful demos with seeds ``seed``, ``seed + 1``, ... into a store.
 
-    A failed attempt is left out and the next seed takes its place. The result depends on the seed, not on the
-    number of workers. A recording of the same settings that was interrupted goes on and ends as if it had not been.
-    ``progress(done, failed)`` is called after each episode. ``expert``, ``imitate_kicks``: :func:`record_episode`.
+    A failed attempt is replaced by the next seed. The result does not depend on the number of workers. An interrupted
+    recording of the same settings resumes. ``progress(done, failed)`` follows each episode.
 
     Raises:
-        DatasetError: the path holds anything else, the disk is full (earlier episodes stay), the expert fails too
-            often, or a number is out of range.
-        EnvError: the task has no expert.
+        UserError: the path holds anything else, the disk is full (earlier episodes stay), the expert fails too often, a
+            number is out of range, or the task has no expert.
     """
     RecordingSettings(episodes=episodes, seed=seed, workers=workers, expert=expert)
     if why := settings.recording_problem():
@@ -159,11 +167,7 @@ def record(
 
 
 def demo_attributes(settings: TaskSettings, expert_settings: Any, seed: int) -> dict[str, Any]:
-    """Return the attributes of scripted demos of a task.
-
-    Raises:
-        EnvError: the task has no expert.
-    """
+    """Return the attributes of scripted demos of a task (EnvError: it has no expert)."""
     env = make(settings, draw=False)
     about = {**env.describe(), "seed": seed, "kind": "states" if env.has_state else "images"}
     _, info = env.reset(seed=seed)
@@ -184,7 +188,7 @@ def _append_all(
 ) -> None:
     """Append the missing episodes, in the order of their seeds; failures are replaced."""
     failed, next_seed = 0, seed
-    if len(store):  # what failed before the last episode is known from its seed
+    if len(store):  # its seed tells how many failed before the last episode
         next_seed = int(store.meta("seed")[-1]) + 1
         failed = next_seed - seed - len(store)
     left = range(next_seed, next_seed + episodes - len(store))
@@ -206,27 +210,80 @@ def _append_all(
 
 
 def create_or_resume(path: Path, attributes: dict, episodes: int, expert: int) -> EpisodeStore:
-    """Open the store to record into: a new one, or that of an interrupted recording of the same settings.
-
-    Raises:
-        DatasetError: the path holds anything else.
-    """
+    """Open the store to record into: a new one, or that of an interrupted recording of the same settings (DatasetError)."""
     if not os.path.lexists(path):
         for left_over in path.parent.glob(f".*.partial.{path.name}"):  # of a kill while it was created
             shutil.rmtree(left_over, ignore_errors=True)
         return EpisodeStore.create(path, attributes)
-    words = f"{path}: exists already, expected a new path; nothing was overwritten"
     try:
         there = EpisodeStore.open(path)
-    except DatasetError as error:
-        raise DatasetError(f"{words} ({error})") from None
+    except UserError as error:
+        raise mismatch(path, "a new path; nothing was overwritten", f"an existing one ({error})") from None
     wanted, own = checked_attributes(path, attributes), there.attrs
-    facts = [(name, own.get(name), wanted.get(name)) for name in sorted(wanted.keys() | own.keys())]
     steps = there.shape("expert")[0] if "expert" in there.keys else 0
+    facts = [(name, own.get(name), wanted.get(name)) for name in sorted(wanted.keys() | own.keys())]
     facts += [("expert", steps, expert), ("seeds", "seed" in there.meta_keys, True)] if len(there) else []
+    facts += [("episodes", len(there), episodes)] if len(there) > episodes else []
     for name, found, expected in facts:
         if found != expected:
-            raise DatasetError(f"{words} (it holds {name} {found}, these settings say {expected})")
-    if len(there) > episodes:
-        raise DatasetError(f"{words} (it holds {len(there)} episodes, these settings say {episodes})")
+            raise mismatch(f"{path}: {name}", f"{expected}, or a new path; nothing was overwritten", found)
     return there if len(there) == episodes else EpisodeStore.open(path, "a")
+
+
+def relabel(
+    source: EpisodeStore,
+    settings: RelabelSettings,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> EpisodeStore:
+    """Copy simulated demos with ``expert`` and ``imitate``, or resume; ``progress(episodes, all)`` follows each episode.
+
+    The picker follows each episode's states from its seed, so it has the same knowledge of every push.
+
+    Raises:
+        UserError: the dataset has an expert's chunks or was not recorded by the scripted picker, the picker acts
+            differently, or `settings.out` holds anything else.
+    """
+    picker, world = picker_of(source), world_of_demos(source)
+    if "expert" in source.keys:
+        raise mismatch(source.path, "a dataset without an expert's chunks", "some")
+    chosen = {"imitate_kicks": True} if settings.imitate_kicks else {}
+    how = (world, picker, settings.expert, settings.imitate_kicks)
+    with create_or_resume(settings.out, {**source.attrs, **chosen}, len(source), settings.expert) as store:
+        with worker_pool(settings.workers) as pool:
+            left = range(len(store), len(source))
+            labelled = pool.in_order(labelled_episode, [(source.path, i, *how) for i in left])
+            for i, arrays in zip(left, labelled, strict=True):
+                store.append(arrays, {key: source.meta(key)[i] for key in source.meta_keys})
+                progress(len(store), len(source))
+    return EpisodeStore.open(settings.out)
+
+
+def labelled_episode(
+    path: Path, i: int, world: TaskSettings, picker: Any, expert: int, imitate_kicks: bool
+) -> dict[str, np.ndarray]:
+    """Return the arrays of episode ``i`` of a dataset with ``expert`` and ``imitate``."""
+    source = EpisodeStore.open(path)
+    stored, seed = source.episode(i), int(source.meta("seed")[i])
+    again, _ = record_episode(world, picker, seed, expert, imitate_kicks, stored["state"])
+    if "expert" not in again:
+        raise mismatch(path, "a task whose expert can be queried", world.target)
+    for key in ("perturbed", "action"):
+        away = np.abs(stored[key].astype(float) - again[key]).reshape(len(stored[key]), -1).max(1)
+        if (away > _SAME).any():
+            step = int(np.argmax(away > _SAME))
+            found = f"{away[step]:.2g} away at step {step}"
+            raise mismatch(f"{path}: episode {i}: {key}", "the expert's of these settings", found)
+    return stored | {key: again[key] for key in ("expert", "imitate")}
+
+
+def picker_of(store: EpisodeStore) -> Any:
+    """Return the settings of the scripted expert that recorded a dataset (UserError: none did)."""
+    given = store.attrs.get("picker")
+    if (
+        not isinstance(given, dict)
+        or not {"perturbed", "state"} <= {*store.keys}
+        or "seed" not in store.meta_keys
+    ):
+        raise mismatch(store.path, "simulated demos of a scripted expert, with states", ", ".join(store.keys))
+    kind = world_of_demos(store).Expert
+    return given if kind is None else read(kind, given, f"{store.path}: attribute picker")

@@ -1,6 +1,6 @@
-"""Draw recorded states, and replay recorded actions.
+"""Render recorded states, replay recorded actions, and find how episodes began.
 
-``render_episodes`` draws the cameras' frames from the states (byte by byte the same on the same machine and renderer).
+``render_episodes`` renders the cameras from the states (the same bytes on the same machine and renderer).
 ``replay_episode`` executes the actions open loop: if they fail, no policy trained on them can succeed.
 """
 
@@ -11,35 +11,44 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.core.errors import UserError
 from s2robot.core.timing import span
 from s2robot.core.workers import worker_pool
-from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.errors import mismatch
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.envs.task import Task, TaskSettings
-from s2robot.envs.tasks import make_cached, settings_of
+from s2robot.envs.tasks import make_cached, settings_class_or_base, settings_of
 
-_OPEN: dict[str, EpisodeStore] = {}  # what a worker holds between episodes
+_OPEN: dict[str, EpisodeStore] = {}  # kept open by a worker between episodes
 
 
 def world_of_demos(store: EpisodeStore, **changes: Any) -> TaskSettings:
-    """The world that a simulated dataset was recorded in.
+    """Return the world that a simulated dataset was recorded in (UserError: none of a known task)."""
+    return settings_of(store.attrs["env_config"], f"{store.path}: env_config", **changes)
 
-    Raises:
-        DatasetError: the dataset does not describe a world of a task that is known here.
-    """
-    try:
-        return settings_of(store.attrs["env_config"], f"{store.path}: env_config", **changes)
-    except UserError as error:
-        raise DatasetError(str(error)) from None
+
+def task_of(store: EpisodeStore) -> type[TaskSettings]:
+    """Return the settings class of a dataset's task, the base class if the task is unknown."""
+    return settings_class_or_base(store.attrs["env_config"].get("task"))
+
+
+def starts(store: EpisodeStore) -> list[dict[str, Any]]:
+    """Return the first step of each episode, and its layout if stored, as ``task_of(store).layout_of`` reads them."""
+    keys = [key for key in store.keys if not key.startswith("images_")]
+    names = store.attrs.get("layout_names", [])
+    layouts = store.meta("layout").tolist() if "layout" in store.meta_keys else [[]] * len(store)
+    firsts = (store.episode_slice(i).start for i in range(len(store)))
+    return [
+        {"layout": dict(zip(names, layout, strict=True)), **{k: store.read(k, at, at + 1)[0] for k in keys}}
+        for at, layout in zip(firsts, layouts, strict=True)
+    ]
 
 
 def camera_sizes(
     store: EpisodeStore, cameras: Iterable[str], world: TaskSettings | None = None
 ) -> dict[str, tuple[int, int]]:
-    """(H, W) of each camera's frames: of recorded images, or of the world whose states were recorded."""
+    """Return (H, W) of each camera: of the recorded images, or as the world renders the states."""
     if store.attrs["kind"] == "images":
         return {name: (int(h), int(w)) for name in cameras for h, w in [store.shape(f"images_{name}")[:2]]}
     return sizes_of((world or world_of_demos(store)).image_size, cameras)
@@ -52,10 +61,10 @@ def episode_frames(
     image_size: ImageSize,
     world: TaskSettings | None = None,
 ) -> list[np.ndarray]:
-    """The frames of one episode, uint8 (T, H, W, 3) a camera.
+    """Return the frames of one episode, uint8 (T, H, W, 3) per camera.
 
-    Recorded images are read as they are; recorded states are drawn at ``image_size``, in the dataset's world; ``world`` is
-    it where only the caller knows the task.
+    Recorded images are returned as they are; recorded states are rendered at ``image_size`` in ``world``, by default the
+    dataset's own.
 
     Raises:
         DatasetError: a camera that the dataset lacks.
@@ -74,7 +83,7 @@ def seen_of(
     image_size: ImageSize,
     world: TaskSettings | None = None,
 ) -> tuple[list[np.ndarray], TaskSettings | None]:
-    """All that :func:`frames_of` needs, wherever that is: the frames of an episode, or its states and their world."""
+    """Return the input of :func:`frames_of`, which may run elsewhere: an episode's frames, or its states and world."""
     rows = store.episode_slice(episode)
     if store.attrs["kind"] != "states":
         return [store.read(f"images_{c}", rows.start, rows.stop) for c in cameras], None
@@ -83,7 +92,7 @@ def seen_of(
 
 
 def frames_of(seen: list[np.ndarray], world: TaskSettings | None, episode: int = 0) -> list[np.ndarray]:
-    """The frames of an episode, uint8 (T, H, W, 3) a camera, from what :func:`seen_of` gave; ``episode`` names it in a trace."""
+    """Return an episode's frames from the output of :func:`seen_of`; ``episode`` is its number in a trace."""
     if world is None:
         return seen
     env, drawn = make_cached(world), list[dict[str, np.ndarray]]()
@@ -95,9 +104,9 @@ def frames_of(seen: list[np.ndarray], world: TaskSettings | None, episode: int =
 
 
 def drawn_by(store: EpisodeStore) -> dict[str, Any] | None:
-    """All that decides the frames of a dataset beside what it holds: versions, renderer, OpenGL, what the task says.
+    """Return what decides the frames of a dataset besides its contents: versions, renderer, OpenGL, the task.
 
-    Recorded images are drawn by nothing: {}. None where nothing can be drawn, for want of the simulator or OpenGL.
+    {} for recorded images; None if the simulator or OpenGL is missing.
     """
     if store.attrs["kind"] != "states":
         return {}
@@ -106,7 +115,7 @@ def drawn_by(store: EpisodeStore) -> dict[str, Any] | None:
 
         facts: dict[str, Any] = {name: version(name) for name in ("mujoco", "robosuite")}
         facts |= {"look": LOOK, "opengl": opengl()}
-    except (ImportError, RuntimeError, EnvError):  # of MuJoCo where there is no screen and no EGL
+    except (ImportError, RuntimeError, EnvError):  # MuJoCo without a screen and without EGL
         return None
     return facts | world_of_demos(store).appearance()
 
@@ -118,7 +127,7 @@ def render_episodes(
     image_size: ImageSize,
     workers: int = 2,
 ) -> Iterator[tuple[int, list[np.ndarray]]]:
-    """(episode, one uint8 (T, H, W, 3) a camera) for each, drawn by worker processes, a few episodes ahead."""
+    """Yield (episode, its frames) in order, rendered by worker processes a few episodes ahead."""
     store.check(cameras=cameras)
     world = world_of_demos(store) if store.attrs["kind"] == "states" else None
     with worker_pool(workers) as pool:
@@ -127,13 +136,14 @@ def render_episodes(
 
 
 def replay_episode(store: EpisodeStore, env: Task, episode: int) -> dict:
-    """Execute a demo's actions from its first state.
+    """Execute an episode's actions from its first state.
 
-    Returns ``{"success", "stage", "steps", "max_error"}``; the last is the largest difference
-    between replayed and recorded proprioception (0 for a simulated demo on the machine that recorded it).
+    Returns:
+        ``{"success", "stage", "steps", "max_error"}``; the last is the largest difference between replayed and recorded
+        proprioception, 0 on the machine that recorded the episode.
     """
     if "state" not in store.keys:
-        raise mismatch(store.path, "no key 'state'", "it: only simulated demos can be replayed")
+        raise mismatch(store.path, "states of a simulator to replay", "none")
     arrays, error = store.episode(episode), 0.0
     env.reset(seed=int(store.meta("seed")[episode]))
     env.set_state(arrays["state"][0])

@@ -1,4 +1,4 @@
-"""What a dataset has to hold: its attributes, and episodes that fit those before them."""
+"""What a dataset must contain: its attributes, and episodes that match the earlier ones."""
 
 import json
 import re
@@ -9,17 +9,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from s2robot.core.errors import UserError
 from s2robot.core.parts import check_values, parts_of, read_parts, size_of, words
 from s2robot.core.settings import Stored, read
 from s2robot.demos.bounds import number_type
-from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.errors import mismatch
 
 SCHEMA_VERSION = 1
-KEY = r"(data|meta)/\w([\w./: -]*\w)?"  # a camera is called as its owner calls it: observation.images.top
-# array -> the attribute that says what it holds
+KEY = r"(data|meta)/\w([\w./: -]*\w)?"  # cameras keep their owner's names: observation.images.top
+# array -> the attribute that describes its numbers
 PARTS = {"action": "action_parts", "proprio": "proprio_parts"}
-JOINTS = 7  # of an arm without parts; a gripper stands beside them in actions and proprio
+JOINTS = 7  # of an arm without parts; its gripper comes on top in actions and proprio
 
 
 def _different(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -45,84 +44,79 @@ class _Attributes(Stored):
     env_config: dict[str, Any]
     seed: int
     kind: Literal["states", "images"]
-    arrays: None = None  # the store's own name
+    arrays: None = None  # reserved by the store
 
 
 def checked_attributes(path: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes as JSON gives them back, with the schema version (DatasetError)."""
+    """Return the attributes as JSON restores them, with the schema version (UserError)."""
     plain: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     for name, value in attributes.items():
         try:
             plain[name] = json.loads(json.dumps(value, default=_plain, allow_nan=False))
         except (TypeError, ValueError) as error:
-            raise DatasetError(f"{path}: {name}: {error}, expected JSON types") from None
-    try:
-        read(_Attributes, plain, f"{path}: ")
-        for name in PARTS.values():
-            if name in plain:
-                read_parts(plain[name], f"{path}: {name}")
-    except UserError as error:
-        raise DatasetError(str(error)) from None
+            raise mismatch(f"{path}: {name}", "JSON types", error) from None
+    read(_Attributes, plain, f"{path}: ")
+    for name in plain.keys() & set(PARTS.values()):
+        read_parts(plain[name], f"{path}: {name}")
     return plain
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} is not a JSON type")
+    raise TypeError(type(value).__name__)
 
 
 def check_joints(path: Path, about: Mapping[str, Any]) -> None:
     """Refuse to begin a dataset of an arm that no policy can act on: not seven joints, and without parts."""
-    if not all(key in about for key in PARTS.values()) and (found := len(about["joint_names"])) != JOINTS:
-        expected = f"{JOINTS}, without the gripper's"
-        raise mismatch(f"{path}: joint_names", f"{found} names", expected)
+    if not about.keys() >= set(PARTS.values()) and (found := len(about["joint_names"])) != JOINTS:
+        raise mismatch(f"{path}: joint_names", f"{JOINTS}, without the gripper's", found)
 
 
 def checked_episode(
     where: str, specs: Mapping, episode: Mapping, meta: Mapping, about: Mapping[str, Any]
 ) -> tuple[dict, dict]:
-    """The arrays and values of an episode that fits.
+    """Return the arrays and values of an episode that fits.
 
     Args:
         where: for messages.
-        specs: array name -> [dtype, shape], of the episodes before it; empty for the first.
-        episode, meta: what :meth:`EpisodeStore.append` was given.
+        specs: array name -> [dtype, shape], of the earlier episodes; empty for the first.
+        episode, meta: as given to :meth:`EpisodeStore.append`.
         about: the dataset's attributes.
 
     Raises:
-        DatasetError: names key, what was found and what was expected.
+        UserError: names the key.
     """
-    if not episode:
-        raise mismatch(where, "no arrays", "at least one")
     arrays = {k: np.asarray(v) for k, v in episode.items()}
     values = {k: np.asarray(v) for k, v in meta.items()}
     named = {f"data/{k}": v for k, v in arrays.items()} | {f"meta/{k}": v for k, v in values.items()}
     for name, array in named.items():
         if not re.fullmatch(KEY, name, re.ASCII) or name == "meta/episode_ends":
-            expected = "letters, digits and _ . / : - inside, and not episode_ends"
-            raise mismatch(where, f"key '{name}'", expected)
+            raise mismatch(where, "keys of letters, digits and inside them _ . / : -", f"'{name}'")
         number_type(f"{where}: {name}", array.dtype)
-    first = next(iter(arrays))
+    lengths = {len(a) if a.ndim and a.size else 0 for a in arrays.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        got = ", ".join(f"{key} {a.shape}" for key, a in arrays.items()) or "none"
+        raise mismatch(where, "arrays (T, ...) of one T >= 1", got)
     for key, array in arrays.items():
-        if array.ndim == 0 or array.size == 0:
-            raise mismatch(f"{where}: {key}", f"shape {array.shape}", "(T, ...) with T >= 1")
-        if len(array) != len(arrays[first]):
-            expected = f"{len(arrays[first])} as in {first}"
-            raise mismatch(f"{where}: {key}", f"{len(array)} steps", expected)
         check_finite(f"{where}: {key}", array)
     _check_use(where, arrays, about)
-    if specs and named.keys() != specs.keys():
-        raise mismatch(where, f"keys {', '.join(sorted(named))}", ", ".join(sorted(specs)))
-    for name, array in named.items() if specs else ():
-        dtype, shape = np.dtype(specs[name][0]), specs[name][1]
-        is_data = name.startswith("data/")
-        row = list(array.shape[is_data:])
-        # Python's numbers have no dtype of their own: whole ones may fill a float column
-        fits = array.dtype == dtype if is_data else np.can_cast(array.dtype, dtype, "safe")
-        if not fits or row != shape:
-            raise mismatch(f"{where}: {name}", f"{array.dtype} {row}", f"{dtype} {shape}")
+    for name in sorted(named.keys() | specs.keys()) if specs else ():
+        array, (dtype, shape) = named.get(name), specs.get(name, (None, None))
+        if (
+            array is None
+            or dtype is None
+            or not _fits(array, np.dtype(dtype), shape, name.startswith("data/"))
+        ):
+            got = "none" if array is None else f"{array.dtype} {array.shape}"
+            raise mismatch(f"{where}: {name}", f"{dtype} rows of {shape}" if dtype else "none", got)
     return arrays, values
+
+
+def _fits(array: np.ndarray, dtype: np.dtype, shape: list[int], is_data: bool) -> bool:
+    """Whether rows are of this type; Python's numbers have none of their own: whole ones may fill a float column."""
+    same = array.dtype == dtype if is_data else np.can_cast(array.dtype, dtype, "safe")
+    return same and list(array.shape[is_data:]) == shape
 
 
 def check_finite(where: str, array: np.ndarray, start: int = 0) -> None:
@@ -130,30 +124,22 @@ def check_finite(where: str, array: np.ndarray, start: int = 0) -> None:
     if array.dtype.kind == "f" and (bad := ~np.isfinite(array).reshape(len(array), -1).all(1)).any():
         step = int(bad.argmax())
         value = array[step][~np.isfinite(array[step])].flat[0]
-        raise mismatch(where, f"{value} at step {start + step}", "finite numbers")
+        raise mismatch(where, "finite numbers", f"{value} at step {start + step}")
 
 
 def _check_use(where: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-    """Refuse what encoding and training would refuse hours later; frames need not be square."""
-    for key, array in arrays.items():
-        if key in ("action", "proprio", "expert"):
-            _check_numbers(f"{where}: {key}", "proprio" if key == "proprio" else "action", array, about)
+    """Refuse data that encoding or training would refuse hours later; images need not be square."""
+    for key in arrays.keys() & {"action", "proprio", "expert"}:
+        array, kind = arrays[key], "proprio" if key == "proprio" else "action"
+        parts = parts_of(about, kind)
+        lead = "T, K" if key == "expert" else "T"
+        if array.shape[lead.count(",") + 1 :] != (size_of(parts),) or array.dtype.kind != "f":
+            expected = f"floats ({lead}, {size_of(parts)}): {words(parts)}"
+            raise mismatch(f"{where}: {key}", expected, f"{array.dtype} {array.shape}")
+        if PARTS[kind] in about:
+            check_values(parts, array, f"{where}: {key}")
     for camera in about["cameras"] if about["kind"] == "images" else ():
-        if (frames := arrays.get(f"images_{camera}")) is None:
-            raise mismatch(where, f"keys {', '.join(sorted(arrays))}", f"'images_{camera}' among them")
+        frames = arrays.get(f"images_{camera}", np.empty(0))
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            found = f"{frames.dtype} {frames.shape}"
-            raise mismatch(f"{where}: images_{camera}", found, "uint8 (T, H, W, 3), RGB, upright")
-
-
-def _check_numbers(where: str, key: str, array: np.ndarray, about: Mapping[str, Any]) -> None:
-    """Refuse an action, proprio or expert's chunk (T, [K,] A) that is not of the dataset's parts."""
-    parts = parts_of(about, key)
-    width, lead = size_of(parts), "T, K" if where.endswith("expert") else "T"
-    if array.ndim != lead.count(",") + 2 or array.shape[-1] != width or array.dtype.kind != "f":
-        raise mismatch(where, f"{array.dtype} {array.shape}", f"floats ({lead}, {width}): {words(parts)}")
-    if PARTS[key] in about:
-        try:
-            check_values(parts, array, where)
-        except UserError as error:
-            raise DatasetError(str(error)) from None
+            got = f"{frames.dtype} {frames.shape}" if frames.size else "none"
+            raise mismatch(f"{where}: images_{camera}", "uint8 (T, H, W, 3), RGB, upright", got)

@@ -1,23 +1,21 @@
-"""Which episodes of a dataset are trained on and which are held out, as a user says it.
+"""Which episodes of a dataset are trained on and which are held out, as a user specifies it.
 
 select(store, 40, None, 0.1, seed)                # of the first 40, a tenth held out
 select(store, ["0:40", 50], None, 0.0, seed)      # 0 to 39 and 50
 select(store, None, Path("split.json"), 0.0, 0)   # {"train": ["0:40"], "validation": [40, 41]}
 """
 
-import json
 import re
 from collections.abc import Collection, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import AfterValidator
 
-from s2robot.core.errors import UserError
 from s2robot.core.settings import Stored, read
-from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.bounds import json_file
+from s2robot.demos.errors import mismatch
 from s2robot.demos.store import EpisodeStore, Split
 
 
@@ -29,7 +27,14 @@ def _count_or_list(episodes: Any) -> Any:
 
 Episodes = Annotated[
     Any, AfterValidator(_count_or_list)
-]  # of settings: None, a count of the first ones, or a list
+]  # a setting: None, a count of the first ones, or a list
+
+
+class _SplitFile(Stored, extra="forbid"):
+    """Episodes by number and range, as a JSON file stores them."""
+
+    train: list[int | str] | str
+    validation: list[int | str] | str | None = None
 
 
 def select(
@@ -40,73 +45,52 @@ def select(
     seed: int,
     spent: Collection[int] = (),
 ) -> Split:
-    """Episodes to train on and to validate on.
+    """Return the episodes to train on and to validate on.
 
     Args:
         episodes: None for all, the number of the first ones, or a list of numbers and ranges "0:40".
-        split: a JSON file with "train" and "validation", lists likewise; instead of the two others.
+        split: a JSON file with the lists "train" and "validation", in place of `episodes` and `fraction`.
         fraction: of the episodes held out, drawn by the seed.
         spent: those that a drawn split does not hold out.
 
     Raises:
-        DatasetError: an episode that is not there, or twice; nothing to train on; a file that is none.
+        UserError: an episode that does not exist, or twice; nothing to train on; a broken file.
     """
-    if split is not None:
-        return _split_of(store, Path(split), fraction)
-    if episodes is None or isinstance(episodes, int):
-        return store.split(fraction, seed, episodes, spent)
-    return store.split(fraction, seed, sorted(numbers(episodes, len(store), "demos.episodes")), spent)
+    if split is None:
+        listed = episodes is not None and not isinstance(episodes, int)
+        chosen = sorted(numbers(episodes, len(store), "demos.episodes")) if listed else episodes
+        return store.split(fraction, seed, chosen, spent)
+    if fraction:
+        raise mismatch("train.validation", "0 beside demos.split", fraction)
+    where = f"demos.split: {split}: "
+    found = read(_SplitFile, json_file(Path(split)), where)
+    train = numbers(found.train, len(store), f"{where}train")
+    held = numbers(found.validation, len(store), f"{where}validation") if found.validation else []
+    if both := sorted({*train} & {*held}):
+        raise mismatch(f"{where}validation", "episodes that are not in train", both[0])
+    return np.sort(train), np.sort(np.array(held, dtype=int))
 
 
 def numbers(given: Any, total: int, where: str) -> list[int]:
-    """The episodes that a list of numbers and ranges names, in its order; "0:40" is 0 to 39, "40:" all from 40 on.
+    """Return the episodes of a list of numbers and ranges, in its order; "0:40" is 0 to 39, "40:" all from 40 on.
 
     Raises:
-        DatasetError: names what is not one of the `total` episodes, or stands twice, or that there is none.
+        DatasetError: an item that names none of the `total` episodes, an episode twice, or an empty list.
     """
-    items = given if isinstance(given, Sequence) and not isinstance(given, str) else str(given).split(",")
     found: list[int] = []
-    for item in items:
+    for item in (
+        given if isinstance(given, Sequence) and not isinstance(given, str) else str(given).split(",")
+    ):
         text = str(item).strip()
-        if not re.fullmatch(r"\d+|\d*:\d*", text):
-            raise mismatch(where, repr(item), "numbers of episodes and ranges such as 0:40")
         first, colon, last = text.partition(":")
-        begin = int(first or 0)
-        end = int(last or total) if colon else begin + 1
-        if max(begin, end - 1) >= total:
-            raise mismatch(where, f"episode {max(begin, end - 1)}", f"some of the {total}, 0 to {total - 1}")
-        if begin >= end:
-            raise mismatch(where, f"no episode in '{text}'", "at least one: 20:40 is 20 to 39")
+        ok = re.fullmatch(r"\d+|\d*:\d*", text)
+        begin = int(first or 0) if ok else 0
+        end = (int(last or total) if colon else begin + 1) if ok else 0
+        if not begin < end <= total:
+            expected = f"episodes of 0 to {total - 1} and ranges such as 20:40, which is 20 to 39"
+            raise mismatch(where, expected, repr(item))
         found += range(begin, end)
-    for before, number in pairwise(sorted(found)):
-        if before == number:
-            raise mismatch(where, f"episode {number} twice", "each once")
-    if not found:
-        raise mismatch(where, "no episode", "at least one")
+    if not found or len(found) != len(set(found)):
+        twice = next((i for i in found if found.count(i) > 1), None)
+        raise mismatch(where, "each episode once", "none" if twice is None else f"{twice} twice")
     return found
-
-
-class _SplitFile(Stored, extra="forbid"):
-    """Episodes by number and range, as a JSON file holds them."""
-
-    train: list[int | str] | str
-    validation: list[int | str] | str | None = None
-
-
-def _split_of(store: EpisodeStore, file: Path, fraction: float) -> Split:
-    where, total = f"demos.split: {file}", len(store)
-    if fraction:
-        raise DatasetError(
-            f"train.validation: expected 0, as demos.split says what is held out, got {fraction}"
-        )
-    try:
-        found = read(_SplitFile, json.loads(file.read_text("utf-8")), f"{where}: ")
-    except UserError as error:
-        raise DatasetError(str(error)) from None
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{where}: cannot be read ({error})") from None
-    train = numbers(found.train, total, f"{where}: train")
-    held = numbers(found.validation, total, f"{where}: validation") if found.validation else []
-    if both := sorted(set(train) & set(held)):
-        raise mismatch(where, f"episode {both[0]} in train and in validation", "each in one")
-    return np.sort(train), np.sort(np.array(held, dtype=int))

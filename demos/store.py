@@ -5,19 +5,19 @@
     store = EpisodeStore.open("demos.zarr")
     store["action"].shape   # (all steps, 8)
 
-Layout as in diffusion_policy: ``data/<key>`` holds all episodes end to end, ``meta/episode_ends`` where each
-one ends; ``meta/<key>`` holds one value per episode. Format: zarr 3, zstd with a checksum in every chunk.
+``data/<key>`` holds all episodes end to end, ``meta/episode_ends`` the end of each one, ``meta/<key>`` a value per episode.
+Format: zarr 3, zstd with a checksum in every chunk.
 
-How an append survives kill -9: zarr writes each file under a temporary name and renames it, so a chunk is
-the old one or the new one, and the new one holds the earlier episodes too. Arrays grow first,
-``episode_ends`` last: its array is lengthened with zeros, and then the one rename of its chunk commits the
-episode. Readers cut ``episode_ends`` at the first zero and every array at the last end; the next writer
-removes what is beyond. (Files are not synced one by one: a power cut is the file system's care.)
+An append survives kill -9: zarr writes each file under a temporary name and renames it, so a chunk is the old one or the
+new one, and the new one holds the earlier episodes too. Arrays grow first, ``episode_ends`` last: it is lengthened with
+zeros, and then the one rename of its chunk commits the episode. Readers cut ``episode_ends`` at the first zero and every
+array at the last end; the next writer removes the rest. Files are not synced, so a power cut is up to the file system.
 """
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import weakref
 from collections.abc import Collection, Iterable, Mapping
@@ -29,24 +29,29 @@ import zarr
 from zarr.storage import LocalStore
 
 from s2robot.demos import arrays as stored_arrays
-from s2robot.demos.arrays import ENDS, StoredArray, committed_ends, create_array, new_path, read_json
-from s2robot.demos.errors import DatasetError, disk_error, mismatch
+from s2robot.demos.arrays import ENDS, StoredArray, committed_ends, create_array, new_path
+from s2robot.demos.bounds import json_file
+from s2robot.demos.errors import disk_error, mismatch
 from s2robot.demos.schema import SCHEMA_VERSION, check_joints, checked_attributes, checked_episode
 
 try:
     import fcntl
-except ImportError:  # Windows has no flock: two writers at once are the user's care there
+except ImportError:  # Windows has no flock: nothing there keeps two writers apart
     fcntl = None  # type: ignore[assignment]
 
 Split = tuple[np.ndarray, np.ndarray]  # numbers of episodes to train on and to validate on, sorted
 
 
+def _attributes(path: Path) -> dict[str, Any]:
+    found = json_file(path / "zarr.json").get("attributes")
+    return found if isinstance(found, dict) else {}
+
+
 class EpisodeStore:
     """A dataset of episodes; use :meth:`create` or :meth:`open`.
 
-    ``keys`` are the arrays over time and ``meta_keys`` those with one value per episode, both defined by the
-    first episode. A reader sees the episodes that were committed when it was opened, also while another
-    process appends; only one writer at a time can hold the store.
+    The first episode defines ``keys`` and ``meta_keys``. A reader sees the episodes that were committed when it was opened,
+    even if another process appends; one writer at a time can hold the store.
     """
 
     def __init__(self, path: Path, mode: str):
@@ -54,9 +59,9 @@ class EpisodeStore:
         self._lock: Any = None
         self._fingerprint: str | None = None
         self._arrays: dict[str, StoredArray] = {}  # "data/<key>", "meta/<key>"
-        if mode == "a":
-            self._take_lock()
         try:
+            if mode == "a" and fcntl:
+                self._take_lock()
             self._load()
             if mode == "a":
                 for file in self.path.rglob("*.partial"):  # of a killed writer
@@ -66,16 +71,12 @@ class EpisodeStore:
             self.close()
             raise
 
-    # ---------------------------------------------------------------- create, open, close
-
     @classmethod
     def create(cls, path: str | Path, attributes: Mapping[str, Any]) -> "EpisodeStore":
-        """Make an empty dataset and open it for appending.
-
-        ``attributes``: see :mod:`s2robot.demos.schema`; more may be added, JSON types or numpy.
+        """Make an empty dataset, with the attributes of :mod:`s2robot.demos.schema` and others, and open it for appending.
 
         Raises:
-            DatasetError: the path exists, an attribute is missing or wrong, or the disk refuses.
+            UserError: the path exists, an attribute is missing or wrong, or the disk rejects a write.
         """
         path = Path(path)
         attributes = checked_attributes(path, attributes)
@@ -89,21 +90,16 @@ class EpisodeStore:
 
     @classmethod
     def open(cls, path: str | Path, mode: str = "r") -> "EpisodeStore":
-        """Open a dataset to read ("r") or to append ("a"; removes what a killed writer left behind).
-
-        Raises:
-            DatasetError: no dataset, a broken one, or ("a") another writer at work.
-        """
+        """Open a dataset to read ("r") or to append ("a"); UserError: none, a broken one, or another writer at work."""
         path = Path(path)
         if not path.is_dir():
-            found = "is a file" if path.exists() else "does not exist"
-            raise DatasetError(f"{path}: {found}, expected a dataset folder")
+            raise mismatch(path, "a dataset folder", "a file" if path.exists() else "none")
         return cls(path, mode)
 
     def close(self) -> None:
-        """Let another writer in; reading goes on working."""
+        """Let another writer in; the store can still be read."""
         if self._lock is not None:
-            self._lock()  # weakref.finalize: closes the descriptor once
+            self._lock()  # closes the descriptor once
             self._lock = None
         self.mode = "r"
 
@@ -114,38 +110,31 @@ class EpisodeStore:
         self.close()
 
     def _take_lock(self) -> None:
-        if fcntl is None:
-            return
-        descriptor = os.open(self.path, os.O_RDONLY)  # the folder itself: no lock file to leave behind
+        descriptor = os.open(self.path, os.O_RDONLY)  # the folder itself: no lock file is left in a dataset
+        self._lock = weakref.finalize(self, os.close, descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            os.close(descriptor)
-            raise mismatch(self.path, "another writer at work", "none: one at a time may append") from None
-        self._lock = weakref.finalize(self, os.close, descriptor)
+            raise mismatch(self.path, "one writer at a time", "another writer at work") from None
 
     def _load(self) -> None:
-        version = read_json(self.path, "zarr.json").get("attributes", {}).get("schema_version")
+        # the commit record first: all that it counts is on disk by the time the attributes are read
+        file, version = self.path / "zarr.json", _attributes(self.path).get("schema_version")
         if version != SCHEMA_VERSION:
-            raise mismatch(self.path / "zarr.json", f"schema_version {version}", SCHEMA_VERSION)
-        # the commit record first: all that it counts is on disk by the time it is read
+            raise mismatch(file, f"schema_version {SCHEMA_VERSION}", version)
         self._arrays[ENDS] = StoredArray.open(self.path, ENDS, self.mode)
         self.episode_ends = committed_ends(self._arrays[ENDS])  # (episodes,) int64
-        attributes = read_json(self.path, "zarr.json")["attributes"]
+        attributes = _attributes(self.path)
         specs = attributes.pop("arrays", None)
-        if not isinstance(specs, dict):
-            raise mismatch(self.path / "zarr.json", f"arrays {specs!r}", "a mapping")
+        if not isinstance(specs, dict) or (len(self) and not any(name.startswith("data/") for name in specs)):
+            raise mismatch(file, "arrays: name -> [dtype, shape]", specs)
         self._specs = specs if len(self) else {}
         self._attrs = checked_attributes(self.path, attributes)
-        if not all(isinstance(s, list) and len(s) == 2 for s in self._specs.values()) or (
-            len(self) and not self.keys
-        ):
-            raise mismatch(self.path / "zarr.json", "no list of arrays", "name -> [dtype, shape]")
         for name, spec in self._specs.items():
             stored = self._arrays[name] = StoredArray.open(self.path, name, self.mode)
-            dtype, row = str(stored.array.dtype), list(stored.array.shape[1:])
-            if [dtype, row] != spec:
-                raise mismatch(self.path / name, f"{dtype} {row}", f"{spec[0]} {spec[1]}")
+            found = [str(stored.array.dtype), list(stored.array.shape[1:])]
+            if found != spec:
+                raise mismatch(self.path / name, spec, found)
             stored.check(self._rows(name))
 
     def _cut(self) -> None:
@@ -153,10 +142,8 @@ class EpisodeStore:
         for name, stored in self._arrays.items():
             stored.cut(self._rows(name))
 
-    # ---------------------------------------------------------------- append
-
     def append(self, episode: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
-        """Add one whole episode, or nothing (DatasetError): the earlier episodes stay as they were.
+        """Add one whole episode, or nothing (UserError): the earlier episodes stay as they were.
 
         Args:
             episode: key -> (T, ...) numbers, all of one T >= 1 and finite; dtypes and shapes are kept.
@@ -167,76 +154,52 @@ class EpisodeStore:
     def append_pieces(
         self, pieces: Iterable[Mapping[str, Any]], meta: Mapping[str, Any] | None = None
     ) -> None:
-        """As :meth:`append`, for an episode that comes a few steps at a time: memory need not hold it."""
-        self._commit(self._checked_episode(piece, meta or {}) for piece in pieces)
-
-    def append_all(self, other: "EpisodeStore", first: int | None = None) -> None:
-        """Append every episode of another dataset with the same attributes (``seed`` may differ), or the first ones.
-
-        Raises:
-            DatasetError: the two differ in an attribute or in their arrays; both sides are named.
-        """
-        mine, theirs = ({k: v for k, v in s.attrs.items() if k != "seed"} for s in (self, other))
-        for name in sorted(mine.keys() | theirs.keys()):
-            if mine.get(name) != theirs.get(name):
-                expected = f"{mine.get(name)} as in {self.path}"
-                raise mismatch(other.path, f"{name} {theirs.get(name)}", expected)
-        i, total = 0, len(other) if first is None else min(first, len(other))
-        step_bytes = sum(other._row_bytes(f"data/{k}") for k in other.keys)
-        while i < total:
-            count = 1  # alone where it starts a chunk of ends, see committed_ends
-            if room := -len(self) % stored_arrays.ENDS_CHUNK:
-                last = other._start(i) + stored_arrays.VERIFY_BYTES // step_bytes
-                fits = int(np.searchsorted(other.episode_ends, last, "right"))
-                count = max(1, min(fits, total, i + room) - i)
-            start, stop = other._start(i), int(other.episode_ends[i + count - 1])
-            arrays = {k: other.read(k, start, stop) for k in other.keys}
-            values = {k: other.meta(k)[i : i + count] for k in other.meta_keys}
-            self._checked_episode(arrays, {k: v[0] for k, v in values.items()})
-            self._commit([(arrays, values)], other.lengths[i : i + count])
-            i += count
-
-    def _checked_episode(self, episode: Mapping, meta: Mapping) -> tuple[dict, dict]:
-        return checked_episode(f"{self.path}: episode {len(self)}", self._specs, episode, meta, self._attrs)
-
-    def _commit(self, pieces: Iterable[tuple[dict, dict]], lengths: np.ndarray | None = None) -> None:
-        """Write pieces of one episode, or of several: then `values` hold a row for each of their `lengths`."""
+        """As :meth:`append`, for an episode that arrives a few steps at a time."""
         if self.mode != "a":
-            raise mismatch(self.path, "a dataset opened to read", "mode 'a' to append")
-        end, values = self.num_steps, dict[str, np.ndarray]()
+            raise mismatch(self.path, "mode 'a' to append", self.mode)
+        where, end, values = f"{self.path}: episode {len(self)}", self.num_steps, dict[str, np.ndarray]()
         try:
-            for arrays, values in pieces:
+            for piece in pieces:
+                arrays, values = checked_episode(where, self._specs, piece, meta or {}, self._attrs)
                 if end == 0:
-                    self._specs = self._define(arrays, values, lengths is None)
+                    self._specs = self._define(arrays, values)
                 for key, value in arrays.items():
                     self._arrays[f"data/{key}"].extend(end, value)
                 end += len(next(iter(arrays.values())))
             if end == self.num_steps:
-                raise mismatch(self.path, "an episode of no steps", "at least one")
-            ends = np.array([end]) if lengths is None else self.num_steps + np.cumsum(lengths)
+                raise mismatch(where, "at least one step", "none")
             for key, value in values.items():
-                self._arrays[f"meta/{key}"].extend(len(self), value[None] if lengths is None else value)
-            self._arrays[ENDS].extend(len(self), ends)  # the commit
-        except (OSError, DatasetError) as error:
+                self._arrays[f"meta/{key}"].extend(len(self), value[None])
+            self._arrays[ENDS].extend(len(self), np.array([end]))  # the commit
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 self._cut()
             self._specs = self._specs if len(self) else {}
-            if isinstance(error, DatasetError):
-                raise
-            lost = f"episode {len(self)} is lost; {len(self)} earlier episodes are intact"
-            raise disk_error(self.path, error, lost) from None
-        self.episode_ends = np.concatenate([self.episode_ends, ends])
+            if isinstance(error, OSError):
+                lost = f"episode {len(self)} is lost; {len(self)} earlier episodes are intact"
+                raise disk_error(self.path, error, lost) from None
+            raise
+        self.episode_ends = np.append(self.episode_ends, end)
         self._fingerprint = None
 
-    def _define(self, arrays: dict, values: dict, one: bool) -> dict:
-        """Create the arrays that the first episode calls for; `one`: its values are no rows of several episodes."""
+    def append_all(self, other: "EpisodeStore", first: int | None = None) -> None:
+        """Append the (first) episodes of a dataset; UserError: another attribute than ``seed``, or an array, differs."""
+        mine, theirs = ({k: v for k, v in s.attrs.items() if k != "seed"} for s in (self, other))
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
+                expected = f"{mine.get(name)} as in {self.path}"
+                raise mismatch(f"{other.path}: {name}", expected, theirs.get(name))
+        values = {key: other.meta(key) for key in other.meta_keys}
+        for i in range(len(other))[:first]:
+            self.append(other.episode(i), {key: value[i] for key, value in values.items()})
+
+    def _define(self, arrays: dict, values: dict) -> dict:
+        """Create the arrays of the first episode."""
         specs: dict[str, list] = {f"data/{k}": [str(v.dtype), list(v.shape[1:])] for k, v in arrays.items()}
-        specs |= {f"meta/{k}": [str(v.dtype), list(v.shape[not one :])] for k, v in values.items()}
+        specs |= {f"meta/{k}": [str(v.dtype), list(v.shape)] for k, v in values.items()}
         made = stored_arrays.define_arrays(self.path, {**self._attrs, "arrays": specs}, specs)
         self._arrays = {ENDS: self._arrays[ENDS], **made}
         return specs
-
-    # ---------------------------------------------------------------- read
 
     def __len__(self) -> int:
         return len(self.episode_ends)
@@ -257,9 +220,7 @@ class EpisodeStore:
 
     def episode_slice(self, i: int) -> slice:
         """Where episode ``i`` (from the end if negative) lies in the arrays over time."""
-        if not -len(self) <= i < len(self):
-            raise mismatch(self.path, f"{len(self)} episodes", f"one numbered {i}")
-        return slice(self._start(i % len(self)), int(self.episode_ends[i]))
+        return slice(self._start(range(len(self))[i]), int(self.episode_ends[i]))
 
     def episode(self, i: int) -> dict[str, np.ndarray]:
         """All arrays of episode ``i``.  # key -> (T, ...)"""
@@ -323,37 +284,34 @@ class EpisodeStore:
         return digest.hexdigest()
 
     def split(self, fraction: float, seed: int, chosen: Any = None, spent: Collection[int] = ()) -> Split:
-        """Episodes to train on and to validate on, drawn by the seed and sorted: at least one each, none to validate
-        on with a fraction of 0. ``chosen``: only these take part, the first so many or a list. ``spent`` are trained on.
+        """Draw episodes to train on and to validate on, at least one each unless the fraction is 0 (DatasetError).
 
-        Raises:
-            DatasetError: too few episodes, all of them spent, or a fraction outside 0 to 1.
+        Args:
+            fraction: of the episodes to validate on.
+            chosen: the episodes that take part: a count of the first ones, a list, or None for all.
+            spent: episodes that are trained on in any case.
         """
         pool = np.array(chosen) if isinstance(chosen, list) else np.arange(len(self))[:chosen]
         total, least = len(pool), 2 if fraction else 1
-        if total < least or not 0 <= fraction <= 1:
-            found = f"{total} episodes and a validation fraction of {fraction}"
-            raise mismatch(self.path, found, f"at least {least} and a fraction from 0 to 1")
+        if total < least:
+            raise mismatch(self.path, f"at least {least} episodes", total)
         count = min(max(round(fraction * total), 1), total - 1) if fraction else 0
         order = pool[np.random.default_rng(seed).permutation(total)]
         held_out = order[~np.isin(order, list(spent))][:count]
         if count and not len(held_out):
-            found = f"{total} episodes that the policy of train.from was trained on, or that are there twice"
-            raise mismatch(self.path, found, "some to hold out, or train.validation=0")
+            got = f"{total} that train.from's policy was trained on, or that exist twice"
+            raise mismatch(self.path, "some to hold out, or train.validation=0", got)
         return np.setdiff1d(order, held_out), np.sort(held_out)
 
-    def check(self, robot=None, action_frame=None, cameras=None, rate_hz=None) -> None:
-        """Refuse a dataset that is not of the given robot, action frame or rate, or lacks a camera (DatasetError)."""
+    def check(self, robot=None, action_frame=None, cameras=(), rate_hz=None) -> None:
+        """Refuse a dataset of another robot, action frame or rate, or without one of the cameras (DatasetError)."""
         for name, expected in (("robot", robot), ("action_frame", action_frame), ("rate_hz", rate_hz)):
             if expected is not None and self._attrs[name] != expected:
-                raise mismatch(self.path, f"{name} {self._attrs[name]!r}", repr(expected))
-        for camera in cameras or ():
-            if camera not in self.cameras:
-                has, names = ", ".join(self.cameras) or "none", ",".join(self.cameras)
-                use = f"; env.cameras=[{names}] takes those that it has" if names else ""
-                raise mismatch(self.path, f"cameras {has}", f"'{camera}' among them{use}")
-
-    # ---------------------------------------------------------------- inside
+                raise mismatch(f"{self.path}: {name}", repr(expected), repr(self._attrs[name]))
+        if missing := [camera for camera in cameras or () if camera not in self.cameras]:
+            names = ",".join(self.cameras)
+            use = f"; env.cameras=[{names}] takes those" if names else ""
+            raise mismatch(f"{self.path}: cameras", f"'{missing[0]}' among them", f"{names or 'none'}{use}")
 
     def _start(self, i: int) -> int:
         return int(self.episode_ends[i - 1]) if i else 0
@@ -362,9 +320,9 @@ class EpisodeStore:
         return self.num_steps if name.startswith("data/") else len(self)
 
     def _row_bytes(self, name: str) -> int:
-        return np.dtype(self._specs[name][0]).itemsize * int(np.prod(self._specs[name][1]))
+        return np.dtype(self._specs[name][0]).itemsize * math.prod(self._specs[name][1])
 
     def _known(self, group: str, key: str) -> None:
-        if f"{group}/{key}" not in self._specs:
-            has = ", ".join(self.keys if group == "data" else self.meta_keys) or "none"
-            raise mismatch(self.path / group, f"keys {has}", f"'{key}' among them")
+        has = self.keys if group == "data" else self.meta_keys
+        if key not in has:
+            raise mismatch(self.path / group, f"the key '{key}'", ", ".join(has) or "none")

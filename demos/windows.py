@@ -1,9 +1,9 @@
-"""Training windows: what a policy sees at a step, and the actions that it should take from there.
+"""Training windows: the steps that a policy sees, and the actions that it should take from there.
 
-Where a dataset holds what its expert would do (``expert``, a chunk of actions for every step), that is imitated, unless
-``labels="recorded"`` asks for the executed actions. Of those, a chunk of them ends before the next step in which the picker was pushed
-(``perturbed``). Either way no window starts at a pushed step, unless ``imitate`` says from which steps the expert
-is imitated. All steps stay in the context, where they did happen.
+If a dataset has the array ``expert`` (a chunk of actions for every step), the expert is imitated, unless
+``labels="recorded"`` asks for the executed actions. Those are imitated in chunks that end before the next step in which
+the picker was pushed (``perturbed``). No window starts at a pushed step, unless ``imitate`` marks the steps to imitate.
+All steps remain in the context.
 """
 
 from collections.abc import Mapping
@@ -11,39 +11,35 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from s2robot.demos.errors import DatasetError
+from s2robot.demos.errors import mismatch
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 
 
 @dataclass(frozen=True)
 class Windows:
-    """One row per window.
+    """One row per window."""
 
-    context: (W, T) rows of the dataset's steps, oldest first, clipped to the episode's first step.
-    pad: (W, T) True where the context reaches before the episode.
-    actions: (W, K, A) to imitate.
-    action_pad: (W, K) True beyond the last that counts.
-    """
-
-    context: np.ndarray
-    pad: np.ndarray
-    actions: np.ndarray
-    action_pad: np.ndarray
+    context: (
+        np.ndarray
+    )  # (W, T) rows of the dataset's steps, oldest first, clipped to the episode's first step
+    pad: np.ndarray  # (W, T) True where the context reaches before the episode
+    actions: np.ndarray  # (W, K, A) to imitate
+    action_pad: np.ndarray  # (W, K) True beyond the last action that counts
 
     def __len__(self) -> int:
         return len(self.context)
 
     @property
     def steps(self) -> np.ndarray:
-        """The row of the dataset that each window starts at.  # (W,)"""
+        """The row of the dataset at which each window starts.  # (W,)"""
         return self.context[:, -1]
 
 
 def make_windows(
     store: EpisodeStore, episodes: np.ndarray, context: int, chunk: int, labels: str = "expert"
 ) -> Windows:
-    """Every window of the given episodes; of a mix those of its first dataset come first, and each is as it would be alone.
+    """Return every window of the given episodes; those of a mix in the order of its datasets.
 
     Raises:
         DatasetError: no step of these episodes can be imitated.
@@ -53,7 +49,7 @@ def make_windows(
     by_expert = labels == "expert" and "expert" in store.keys
     chunks = _expert_chunks if by_expert else _executed_chunks
     wanted = ("expert" if by_expert else "action", "perturbed", "imitate")
-    # whole: to read an episode is to unpack all that is stored in one piece with it
+    # all steps at once: a chunk on disk holds many episodes
     data = {key: store[key] for key in wanted if key in store.keys}
     rows: list[tuple[np.ndarray, ...]] = []
     for episode in (store.episode_slice(int(i)) for i in episodes):
@@ -61,7 +57,7 @@ def make_windows(
         back = t[:, None] + np.arange(1 - context, 1)  # (n, T)
         rows.append((np.maximum(back, episode.start), back < episode.start, actions, beyond))
     if not any(len(columns[0]) for columns in rows):
-        raise DatasetError(f"{store.path}: found no step to imitate in {len(episodes)} episodes")
+        raise mismatch(store.path, "a step to imitate", f"none in {len(episodes)} episodes")
     return Windows(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
@@ -77,7 +73,7 @@ def _of_members(mix: Mix, episodes: np.ndarray, context: int, chunk: int, labels
 
 
 def _expert_chunks(data: Mapping[str, np.ndarray], episode: slice, chunk: int) -> tuple[np.ndarray, ...]:
-    """Rows (n,), actions (n, K, A) and what of them is unknown (n, K): what the expert said."""
+    """Return rows (n,), the expert's actions (n, K, A) and which of them are unknown (n, K)."""
     start = data["imitate"][episode].astype(bool) if "imitate" in data else ~_pushed(data, episode)
     actions = data["expert"][episode][start, :chunk]  # (n, up to K, A)
     missing = chunk - actions.shape[1]
@@ -87,7 +83,7 @@ def _expert_chunks(data: Mapping[str, np.ndarray], episode: slice, chunk: int) -
 
 
 def _executed_chunks(data: Mapping[str, np.ndarray], episode: slice, chunk: int) -> tuple[np.ndarray, ...]:
-    """As `_expert_chunks`, from what was executed."""
+    """As `_expert_chunks`, from the executed actions."""
     t = np.arange(episode.start, episode.stop)
     pushed = _pushed(data, episode)
     # for every step, the first pushed step at or after it, or the episode's end
@@ -98,7 +94,7 @@ def _executed_chunks(data: Mapping[str, np.ndarray], episode: slice, chunk: int)
 
 
 def _pushed(data: Mapping[str, np.ndarray], episode: slice) -> np.ndarray:
-    """Which steps the picker was pushed in.  # (T,) bool"""
+    """Return in which steps the picker was pushed.  # (T,) bool"""
     if "perturbed" not in data:
         return np.zeros(episode.stop - episode.start, bool)
     return data["perturbed"][episode].astype(bool)

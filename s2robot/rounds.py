@@ -12,14 +12,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from s2robot import pipeline
-from s2robot.config import DemosSettings, only_simulated, task_settings
+from s2robot.config import DemosSettings, only_simulated, plain, task_settings
 from s2robot.core.errors import UserError
 from s2robot.core.files import claim, read_json, write_json
 from s2robot.core.progress import bar
 from s2robot.core.run_folder import is_first
 from s2robot.core.settings import plain, read, read_some
 from s2robot.core.timing import Stages
-from s2robot.demos.relabel import picker_of
+from s2robot.demos.record import picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.gl import require_simulator

@@ -60,7 +60,7 @@ def convert(cfg: DictConfig) -> None:
         if store.attrs["kind"] == "states":
             require_simulator()
         with bar("converting") as update:
-            notes = export(store, out, to, settings, lambda *n: update(*n, "steps"))
+            export(store, out, to, settings, lambda *n: update(*n, "steps"))
         counts = len(store), store.num_steps
     elif settings.actions != "recorded":
         raise UserError(
@@ -69,14 +69,14 @@ def convert(cfg: DictConfig) -> None:
     else:
         with bar("converting") as update:
             source = read_in(data, out, choice, lambda *n: update(*n, "steps"))
-        notes, counts = source.notes, (len(source), source.steps)
-    for note in notes:
-        print(f"note: {note}")
+        for note in source.notes:
+            print(f"note: {note}")
+        counts = len(source), source.steps
     print("{} episodes, {} steps: {}".format(*counts, out))
 
 
 def _relabel(cfg: DictConfig) -> None:
-    from s2robot.demos.relabel import RelabelSettings, relabel
+    from s2robot.demos.record import RelabelSettings, relabel
 
     require_simulator()
     settings, source = read_some(RelabelSettings, cfg), EpisodeStore.open(path_of(cfg, "data"))

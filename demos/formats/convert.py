@@ -12,33 +12,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from s2robot.core.errors import UserError
 from s2robot.demos.arrays import new_path
-from s2robot.demos.errors import DatasetError, DiskError, mismatch
-from s2robot.demos.formats.source import (
-    NEEDS,
-    Choice,
-    Piece,
-    Progress,
-    Source,
-    piece_slices,
-    readable,
-    require,
-    silent,
-)  # fmt: skip
+from s2robot.demos.errors import DatasetError, DiskError, mismatch, readable
+from s2robot.demos.formats.source import NEEDS, Choice, Piece, Progress, Source, piece_slices, require, silent
 from s2robot.demos.store import EpisodeStore
 
 READER = 4  # raised when the same files are read differently, so that cached stores are made again
-
-
-# -------------------------------------------------------------------- which format
+# format -> the keys of Choice that it has besides `episodes`
+COMMON = {"action", "proprio", "cameras", "action_kind", "rate_hz"}
+CHOICES = {
+    "s2robot": set[str](),
+    "lerobot": COMMON | {"mask", "tolerance_s"},
+    "robomimic": COMMON | {"mask"},
+    "robosuite states": COMMON | {"mask", "image_size"},
+    "diffusion_policy": COMMON,
+}
 
 
 def format_of(path: Path) -> str:
-    """Return s2robot, lerobot, robomimic or diffusion_policy, by the content and never by the name alone.
-
-    Raises:
-        DatasetError: nothing is there, or something else.
-    """
+    """Return s2robot, lerobot, robomimic or diffusion_policy, by the content and never by the name alone (DatasetError)."""
     if path.is_dir():
         if (path / "zarr.json").is_file():
             return "s2robot"
@@ -53,18 +46,12 @@ def format_of(path: Path) -> str:
             return "robomimic"
         if head.startswith(b"PK\x03\x04"):
             return "diffusion_policy"
-    expected = (
-        "a data set of s2robot (.zarr), LeRobot (meta/info.json), robomimic (.hdf5) or diffusion_policy"
-    )
-    raise mismatch(path, "something else" if path.exists() else "no such file or folder", expected)
+    known = "a dataset of s2robot (.zarr), LeRobot (meta/info.json), robomimic (.hdf5) or diffusion_policy"
+    raise mismatch(path, known, "something else" if path.exists() else "nothing")
 
 
 def read(path: Path, choice: Choice) -> Source:
-    """Open a dataset.
-
-    Raises:
-        DatasetError: it is none, cannot be read, or `choice` must say more.
-    """
+    """Open a dataset (UserError: it is none, cannot be read, or `choice` does not fit its format)."""
     with readable(path):
         source = _reader(path, choice)(path, choice)
         source.select()
@@ -74,24 +61,22 @@ def read(path: Path, choice: Choice) -> Source:
 def _reader(path: Path, choice: Choice) -> type[Source]:
     """Return the reader of a dataset; refuse choices that it does not have."""
     kind = format_of(path)
-    if choice.mask is not None and kind not in ("robomimic", "lerobot"):
-        found = f"'{choice.mask}' for {path}"
-        raise mismatch("mask", found, "null: robomimic and LeRobot have filter keys and splits")
     require(*NEEDS.get(kind, ()))
     if kind == "robomimic":
         from s2robot.demos.formats.robomimic import Robomimic, demo_names, open_file
 
         with open_file(path) as file:
-            first = file["data"][demo_names(file, path, choice)[0]]
-            has_images = "obs" in first
-        if not has_images:
-            from s2robot.demos.formats.robosuite_states import RobosuiteStates
-
-            return RobosuiteStates
-    if choice.image_size is not None:
-        raise mismatch("image_size", f"{choice.image_size} for {path}", "null: its images have their size")
+            if "obs" not in file["data"][demo_names(file, path, choice)[0]]:
+                kind = "robosuite states"
+    for key, default in Choice():
+        if key not in CHOICES[kind] | {"episodes"} and (value := getattr(choice, key)) != default:
+            raise mismatch(key, f"{json.dumps(default)} for {kind} ({path})", value)
     if kind == "robomimic":
         return Robomimic
+    if kind == "robosuite states":
+        from s2robot.demos.formats.robosuite_states import RobosuiteStates
+
+        return RobosuiteStates
     if kind == "lerobot":
         from s2robot.demos.formats.lerobot import LeRobot
 
@@ -101,10 +86,7 @@ def _reader(path: Path, choice: Choice) -> type[Source]:
 
         return ReplayBuffer
     if choice.episodes is None:
-        raise mismatch(path, "an episode store already", "a data set of another format, or episodes=[...]")
-    for key, default in Choice():
-        if key != "episodes" and (value := getattr(choice, key)) != default:
-            raise mismatch(key, value, "nothing: of an episode store only episodes can be chosen")
+        raise mismatch(path, "a dataset of another format, or episodes=[...]", "an episode store")
     return _StoreSource
 
 
@@ -114,13 +96,8 @@ class _StoreSource(Source):
     def __init__(self, path: Path, choice: Choice):
         super().__init__(path, choice)
         self._store = EpisodeStore.open(path)
+        self.lengths = self._store.lengths.tolist()
         self.attributes = {k: v for k, v in self._store.attrs.items() if k != "schema_version"}
-
-    def count(self) -> int:
-        return len(self._store)
-
-    def length_of(self, number: int) -> int:
-        return int(self._store.lengths[number])
 
     def values_of(self, number: int) -> dict[str, Any]:
         return {key: self._store.meta(key)[number] for key in self._store.meta_keys}
@@ -132,15 +109,13 @@ class _StoreSource(Source):
             yield {key: store.read(key, rows.start, rows.stop) for key in store.keys}
 
 
-# -------------------------------------------------------------------- into a store
-
-
 def convert(path: Path, out: Path, choice: Choice | None = None, progress: Progress = silent) -> Source:
-    """Write the dataset at `path` as a store; returns what was read, whose `notes` say what was left out.
+    """Write the dataset at `path` as a store; returns its reader, whose `notes` list the contents that were left out.
+
+    Nothing is left under the name `out` after an error.
 
     Raises:
-        DatasetError: `out` exists, `path` is no dataset or a broken one, or a disk that rejects the write. Nothing is
-            left under the name `out` then.
+        UserError: `out` exists, `path` is no dataset or a broken one, or the disk rejects a write.
     """
     source = read(path, choice or Choice())
     write_store(source, out, progress)
@@ -155,10 +130,9 @@ def write_store(source: Source, out: Path, progress: Progress = silent) -> None:
             with EpisodeStore.create(part, source.attributes) as store:
                 for i in range(len(source)):
                     store.append_pieces(source.pieces(i), source.values(i))
-        except DiskError as error:
-            raise DiskError(str(error).replace(str(part), str(out))) from None
-        except DatasetError as error:  # the store checks what comes from the source
-            raise DatasetError(str(error).replace(str(part), str(source.path))) from error
+        except UserError as error:  # the store rejects the source's contents
+            blamed, kind = (out, DiskError) if isinstance(error, DiskError) else (source.path, DatasetError)
+            raise kind(str(error).replace(str(part), str(blamed))) from error
 
 
 def as_store(
@@ -170,7 +144,7 @@ def as_store(
 ) -> Path:
     """Return the path of a dataset's store: itself if it is one, else a copy in `cache`, made at the first call.
 
-    The copy's name depends on names, sizes and times of all files of the source, so it is made again when one changes.
+    The copy's name depends on names, sizes and times of all files of the source, so a change makes a new copy.
     """
     choice = choice or Choice()
     if not path.exists():
@@ -189,7 +163,7 @@ def as_store(
             show(f"note: {path}: {note}")
         try:
             write_store(source, out, progress)
-        except DatasetError:
+        except UserError:
             if not out.exists():  # another process may have been first
                 raise
         show(f"{path} ({source.attributes['env_version']}) as episodes: {out}")

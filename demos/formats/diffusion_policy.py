@@ -1,28 +1,150 @@
-"""diffusion_policy's replay buffers: zarr format 2, as a folder or a .zarr.zip.
+"""Read and write diffusion_policy's replay buffers: zarr format 2, as a folder or a .zarr.zip.
 
     ReplayBuffer(Path("pusht_cchi_v7_replay.zarr"), Choice(rate_hz=10))
+    write(store, Path("mine.zarr"), ExportSettings(), progress)          # or mine.zarr.zip
 
-Format: real-stanford/diffusion_policy, `common/replay_buffer.py`: `data/<key>` end to end, `meta/episode_ends`.
+Format: real-stanford/diffusion_policy, `common/replay_buffer.py`: `data/<key>` end to end, `meta/episode_ends`, one image per
+chunk. Their policies scale actions by the data, so actions are written as stored. A real robot's folder holds a buffer and
+`videos/<episode>/<camera>.mp4` at a higher rate: as in their `real_data_to_replay_buffer`, a step gets the first frame at
+or after its time.
+
+zarr's own reader runs any codec that numcodecs knows, pickle included, allocates the size in a chunk's header, and fills in
+missing chunks. This one reads plain numbers through a few codecs, within the limits of `bounds.py`.
 """
 
 import math
+import re
+import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote
+from typing import Annotated, Any, Literal
+from urllib.parse import quote, unquote
 
+import numcodecs
 import numpy as np
+import zarr
+from pydantic import Field
+from zarr.storage import LocalStore
 
-from s2robot.demos.bounds import json_object
-from s2robot.demos.errors import mismatch, one_line
-from s2robot.demos.formats.sidecar import NAME
-from s2robot.demos.formats.source import Choice, Piece, Source, chosen, part_of, piece_slices
-from s2robot.demos.formats.video import camera_files, frame_size, frames_at
-from s2robot.demos.formats.zarr2 import Group2
+from s2robot.core.parts import words
+from s2robot.core.settings import Stored, read
+from s2robot.demos.bounds import CODECS, IMAGE_CODECS, check_size, json_object, number_type, unpack
+from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.formats.export import ExportSettings, array_keys, check_names, pieces, rates_of
+from s2robot.demos.formats.source import (
+    NAME,
+    Choice,
+    Piece,
+    Progress,
+    Sidecar,
+    Source,
+    part_of,
+    piece_slices,
+    require,
+)
+from s2robot.demos.formats.video import frames_at, open_video
+from s2robot.demos.schema import parts_of
+from s2robot.demos.store import EpisodeStore
 
 STATE = "agent_pos"
+CHUNK_BYTES = 2_000_000  # of numbers
+ReadFile = Callable[[str], bytes]
+Chunk = tuple[tuple[int, ...], str, int]  # position, name, stored bytes
+
+
+class Layout(Stored):
+    """An array's .zarray."""
+
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    chunks: tuple[Annotated[int, Field(ge=1)], ...]
+    order: Literal["C", "F"] = "C"
+    fill_value: Any = None  # None: no chunk may be missing
+    compressor: dict[str, Any] | None = None
+    filters: list[Any] | None = None
+
+
+class Array2:
+    """One array, read by rows; a missing chunk reads as the fill value.
+
+    Args:
+        stored: its .zarray.
+        chunks: position, name and stored bytes of the files in its folder.
+
+    Raises:
+        UserError: broken metadata, a filter, or a codec that is not on the list.
+    """
+
+    def __init__(self, where: str, stored: dict[str, Any], chunks: list[Chunk], read_file: ReadFile):
+        self.where, self._read, self.dtype = where, read_file, number_type(where, stored.get("dtype"))
+        self.about = about = read(Layout, stored, f"{where}: ")
+        kind = (about.compressor or {}).get("id")
+        if about.filters or kind not in (None, *CODECS, *IMAGE_CODECS):
+            expected = f"no filter, and {', '.join((*CODECS, *IMAGE_CODECS))} or none"
+            raise mismatch(where, expected, f"filters {about.filters}, compressor {kind!r}"[:80])
+        if kind in IMAGE_CODECS:
+            require("imagecodecs", extra="imagecodecs")
+            from imagecodecs.numcodecs import register_codecs
+
+            register_codecs(verbose=False)
+        self.shape, self.ndim = about.shape, len(about.shape)
+        ends = [-(-n // c) for n, c in zip(about.shape, about.chunks, strict=True)]
+        self.chunk_count = math.prod(ends)
+        self.chunks = sorted(c for c in chunks if len(c[0]) == len(ends) and all(map(int.__lt__, c[0], ends)))
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        about, (start, stop, _) = self.about, rows.indices(self.shape[0])
+        first, last = start // about.chunks[0], -(-stop // about.chunks[0])
+        found = self.chunks[bisect_left(self.chunks, ((first,),)) : bisect_left(self.chunks, ((last,),))]
+        shape = (max(stop - start, 0), *self.shape[1:])
+        size = self.dtype.itemsize * (math.prod(shape) + math.prod(about.chunks))
+        check_size(self.where, size, sum(stored for _, _, stored in found))
+        out = np.full(shape, 0 if about.fill_value is None else about.fill_value, self.dtype)
+        for at, name, _ in found:
+            where, codec = f"{self.where.rpartition(':')[0]}: {name}", about.compressor or {}
+            chunk = unpack(where, codec, self._read(name), about.chunks, self.dtype, about.order)
+            begin = [i * c for i, c in zip(at, about.chunks, strict=True)]
+            begin[0] -= start
+            room = out[tuple(slice(max(b, 0), b + c) for b, c in zip(begin, about.chunks, strict=True))]
+            room[...] = chunk[max(-begin[0], 0) :][tuple(slice(n) for n in room.shape)]
+        return out
+
+
+def _files(path: Path) -> tuple[dict[str, int], ReadFile]:
+    """Return the files of a folder or a zip with their stored bytes, and a function that reads one."""
+    if path.is_dir():
+        # a link to a device or a pipe is no file
+        files = (f for f in path.rglob("*") if f.is_file())
+        sizes = {f.relative_to(path).as_posix(): f.stat().st_size for f in files}
+        return sizes, lambda name: (path / name).read_bytes()
+    archive = zipfile.ZipFile(path)
+
+    def unzipped(name: str) -> bytes:
+        info = archive.getinfo(name)
+        check_size(f"{path}: {name}", info.file_size, info.compress_size)
+        return archive.read(name)
+
+    return {info.filename: info.compress_size for info in archive.infolist()}, unzipped
+
+
+def arrays_of(path: Path, sizes: dict[str, int], read_file: ReadFile) -> tuple[dict[str, Array2], list[str]]:
+    """Return the arrays `data/<key>` and `meta/<key>` of numbers, and the keys of the others."""
+    arrays, others, chunks = dict[str, Array2](), list[str](), dict[str, list[Chunk]]()
+    for name, size in sizes.items():
+        if found := re.fullmatch(r"((?:data|meta)/[^/]+)/(\d+(?:[./]\d+)*)", name):
+            at = tuple(map(int, re.split("[./]", found[2])))
+            chunks.setdefault(found[1], []).append((at, name, size))
+    for name in sorted(n for n in sizes if re.fullmatch(r"(data|meta)/[^/]+/\.zarray", n)):
+        key, stored = name.removesuffix("/.zarray"), json_object(f"{path}: {name}", read_file(name))
+        try:
+            number_type(key, stored.get("dtype"))
+        except DatasetError:  # such as texts of instructions
+            others.append(key)
+            continue
+        arrays[key] = Array2(f"{path}: {key}", stored, chunks.get(key, []), read_file)
+    return arrays, others
 
 
 class ReplayBuffer(Source):
@@ -31,98 +153,88 @@ class ReplayBuffer(Source):
     def __init__(self, path: Path, choice: Choice):
         super().__init__(path, choice)
         inside = path / "replay_buffer.zarr"
-        group = _open_group(inside if inside.is_dir() else path)
-        self._arrays = {k.removeprefix("data/"): a for k, a in group.arrays.items() if k.startswith("data/")}
-        self._meta = {unquote(k[5:]): a for k, a in group.arrays.items() if k.startswith("meta/")}
-        self.notes += [f"{key} ({why}) is left out" for key, why in group.left_out.items()]
+        sizes, read_file = _files(inside if inside.is_dir() else path)
+        arrays, others = arrays_of(path, sizes, read_file)
+        self.notes += [f"{key} is left out" for key in others]
+        self._arrays = {k.removeprefix("data/"): a for k, a in arrays.items() if k.startswith("data/")}
+        self._meta = {unquote(k[5:]): a for k, a in arrays.items() if k.startswith("meta/")}
         self._ends = ends = self._meta["episode_ends"][:]
-        if ends.ndim != 1 or not len(ends) or (np.diff(ends, prepend=0) <= 0).any():
-            raise mismatch(f"{path}: meta/episode_ends", ends.tolist()[:5], "ends that rise")
+        self.lengths = np.diff(ends, prepend=0).tolist()
+        if min(self.lengths) <= 0:
+            raise mismatch(f"{path}: meta/episode_ends", "increasing ends", ends.tolist()[:5])
         for key, array in self._arrays.items():
             if array.shape[0] != ends[-1]:
-                expected = f"{ends[-1]} by episode_ends"
-                raise mismatch(f"{path}: data/{key}", f"{array.shape[0]} steps", expected)
+                raise mismatch(f"{path}: data/{key}", f"{ends[-1]} steps by episode_ends", array.shape[0])
         self._videos: dict[str, str] = {}  # camera -> its file in an episode's folder
-        text = group.attributes.get(NAME)
-        if text and self.restore(json_object(f"{path}: {NAME}", text), f"{path}: {NAME}"):
-            chosen([k for keys in self.keys.values() for k in keys], list(self._arrays), "data", path)
-        else:
+        where = f"{path}: {NAME}"
+        text = json_object(where, read_file(".zattrs")).get(NAME) if ".zattrs" in sizes else None
+        if not text or not self.restore(json_object(where, text), where):
             self._choose_arrays()
         self._check_chunks(ours=bool(text))
 
     def _check_chunks(self, ours: bool) -> None:
-        """Note missing chunks, which read as the fill value.
-
-        Our writer omits none, and without a fill value none may be missing, so there it is an error.
-        """
+        """Note missing chunks, which read as the fill value. Our writer omits none, so there they are an error."""
         for name in dict.fromkeys(k for keys in self.keys.values() for k in keys):
             array = self._arrays[name]
-            found, fill = f"{len(array.files)} of {array.chunk_count} chunks", array.fill
-            if len(array.files) == array.chunk_count:
+            count, fill = f"{len(array.chunks)} of {array.chunk_count} chunks", array.about.fill_value
+            if len(array.chunks) == array.chunk_count:
                 continue
             if ours or fill is None:
-                raise mismatch(f"{self.path}: data/{name}", found, "all of them")
-            self.notes.append(f"data/{name}: {found} are there; the others are read as {fill}")
+                raise mismatch(f"{self.path}: data/{name}", "all chunks", count)
+            self.notes.append(f"data/{name}: {count} are there; the others are read as {fill}")
 
     def _choose_arrays(self) -> None:
-        """Decide which arrays make action, proprio and cameras."""
+        """Choose the arrays that make action, proprio and cameras."""
         path, arrays, choice = self.path, self._arrays, self.choice
         images = [k for k, a in arrays.items() if a.ndim == 4 and a.shape[3] == 3]
         flat = [k for k, a in arrays.items() if a.ndim == 2 and a.dtype.kind == "f"]
-        videos = {file: name for name, file in camera_files(path / "videos/0").items()}
+        videos = camera_files(path / "videos/0")
         names = {k: k.removesuffix("_image") for k in images} | videos
         usual = [k for k in flat if k.startswith("robot")] or [k for k in (STATE, "state") if k in flat]
         cameras = self.choose(names, action=(flat, ["action"]), proprio=(flat, usual or [STATE]))
         used = {key for keys in self.keys.values() for key in keys}.union(images, ["timestamp"])
-        self.leave_out({f"data/{k}": a for k, a in arrays.items() if k not in used})
+        self.notes += [f"data/{key} is left out" for key in arrays if key not in used]
         self._videos = {name: file for file, name in cameras.items() if file in videos}
         self._use_timestamps = choice.rate_hz is None and "timestamp" in arrays
-        self.describe(
-            "diffusion_policy",
-            None,
-            choice.rate_hz or self._rate(),
-            {
-                name: frame_size(path / "videos/0" / key) if key in videos else arrays[key].shape[1:3]
-                for key, name in cameras.items()
-            },
-            [part_of(k, arrays[k].shape[1], choice.action_kind) for k in self.keys["action"]],
-            [part_of(k, arrays[k].shape[1], "absolute") for k in self.keys["proprio"]],
-        )
+        sizes = {
+            name: frame_size(path / "videos/0" / key) if key in videos else arrays[key].shape[1:3]
+            for key, name in cameras.items()
+        }
+        parts = [
+            [part_of(k, arrays[k].shape[1], kind) for k in self.keys[array]]
+            for array, kind in (("action", choice.action_kind), ("proprio", "absolute"))
+        ]
+        self.describe("diffusion_policy", None, choice.rate_hz or self._rate(), sizes, *parts)
         self.keys |= {f"images_{name}": [key] for key, name in cameras.items() if key not in videos}
 
     def _rate(self) -> float:
         """Steps a second, by the time stamps of the first episode."""
         stamps = self._arrays.get("timestamp")
         if stamps is None or self._ends[0] < 2:
-            raise mismatch(f"{self.path}: data", "no timestamp", "the control steps a second: rate_hz=10")
+            raise mismatch(f"{self.path}: data/timestamp", "time stamps, or rate_hz=10", "none")
         return round(1 / float(np.median(np.diff(np.asarray(stamps[: int(self._ends[0])]).ravel()))), 2)
 
-    def count(self) -> int:
-        return len(self._ends)
-
-    def length_of(self, number: int) -> int:
-        return int(self._ends[number] - (self._ends[number - 1] if number else 0))
-
     def values_of(self, number: int) -> dict[str, Any]:
-        if self._sidecar is None:
+        if self.sidecar is None:
             return {}
-        own = {k: v for k, v in self._meta.items() if k in self._sidecar.values and v.ndim}
+        own = {k: v for k, v in self._meta.items() if k in self.sidecar.values and v.ndim}
         stored = {k: v[number : number + 1][0] for k, v in own.items()}
-        return self._sidecar.episode_values(stored, f"{self.path}: meta")
+        return self.sidecar.episode_values(stored, f"{self.path}: meta")
 
     def pieces_of(self, number: int) -> Iterator[Piece]:
-        start, stop = int(self._ends[number]) - self.length_of(number), int(self._ends[number])
+        stop = int(self._ends[number])
+        start = stop - self.lengths[number]
         streams = {
             f"images_{name}": frames_at(self.path / f"videos/{number}" / file, self._times(start, stop))
             for name, file in self._videos.items()
         }
         arrays = [self._arrays[k] for keys in self.keys.values() for k in keys]
         row = sum(a.dtype.itemsize * math.prod(a.shape[1:]) for a in arrays)
-        row += sum(3 * math.prod(self.attributes["camera_geometry"][name]["size"]) for name in self._videos)
+        row += sum(3 * math.prod(self.attributes["camera_geometry"][n]["size"]) for n in self._videos)
         for rows in piece_slices(start, stop, row):
             piece = {key: self._read(key, keys, rows) for key, keys in self.keys.items()}
             count = rows.stop - rows.start
-            yield piece | {key: np.stack(list(islice(stream, count))) for key, stream in streams.items()}
+            yield piece | {key: np.stack([*islice(stream, count)]) for key, stream in streams.items()}
 
     def _times(self, start: int, stop: int) -> np.ndarray:
         """Seconds of an episode's steps since its first.  # (T,)"""
@@ -136,18 +248,80 @@ class ReplayBuffer(Source):
         if not key.startswith("images_") or array.dtype == np.uint8:
             return array
         if array.dtype.kind == "f" and 0 < array.max() <= 1:  # others hold 0 to 255 as floats
-            found = f"images of 0 to {array.max():g} in steps {rows.start} to {rows.stop - 1}"
-            raise mismatch(f"{self.path}: data/{names[0]}", found, "0 to 255")
+            raise mismatch(f"{self.path}: data/{names[0]}", "images of 0 to 255", f"0 to {array.max():g}")
         return np.rint(array).clip(0, 255).astype(np.uint8)
 
 
-def _open_group(path: Path) -> Group2:
-    expected = "zarr 2 with data/ and meta/episode_ends"
-    try:
-        group = Group2(path)
-    except (KeyError, OSError, zipfile.BadZipFile) as error:
-        raise mismatch(path, f"no replay buffer ({one_line(error)})", expected) from None
-    if "meta/episode_ends" not in group.arrays or not any(k.startswith("data/") for k in group.arrays):
-        found = ", ".join(group.arrays) or "no arrays of numbers"
-        raise mismatch(path, f"no replay buffer ({found[:160]})", expected)
-    return group
+def camera_files(folder: Path) -> dict[str, str]:
+    """Return file name -> name of the cameras in an episode's folder; `0.mp4` is `camera_0`."""
+    stems = sorted((p.stem for p in folder.glob("*.mp4")), key=lambda s: (len(s), s))
+    return {f"{stem}.mp4": f"camera_{stem}" if stem.isdigit() else stem for stem in stems}
+
+
+def frame_size(path: Path) -> tuple[int, int]:
+    """(H, W) of a video (DatasetError)."""
+    require("av")
+    with open_video(path) as (_, stream):
+        return stream.codec_context.height, stream.codec_context.width
+
+
+# -------------------------------------------------------------------- writing
+
+
+def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> None:
+    """Write a store as one replay buffer; as one file if the name ends in .zip (UserError: see `pieces`)."""
+    if target.suffix != ".zip":
+        return _write_folder(store, target, progress)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as folder:
+        _write_folder(store, Path(folder), progress)
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as file:  # its chunks are compressed
+            for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+                file.write(path, path.relative_to(folder).as_posix())
+
+
+def _write_folder(store: EpisodeStore, target: Path, progress: Progress) -> None:
+    places = {key: _name(key) for key in array_keys(store)}
+    check_names(places.items(), store.path)
+    sidecar = Sidecar.of_store(store, {key: [name] for key, name in places.items()})
+    attributes = {NAME: sidecar.text(), "actions": words(parts_of(store.attrs, "action"))}
+    root = zarr.create_group(LocalStore(target), zarr_format=2, attributes=attributes)
+    data, meta, steps, at = root.create_group("data"), root.create_group("meta"), store.num_steps, 0
+    arrays = {
+        key: _array(data, name, (steps, *sidecar.arrays[key][1]), sidecar.arrays[key][0])
+        for key, name in places.items()
+    }
+    values = {quote(key, safe=" :"): store.meta(key) for key in store.meta_keys}
+    for name, rows in {"episode_ends": store.episode_ends, **values}.items():
+        _array(meta, name, rows.shape, str(rows.dtype))[:] = rows
+    if "timestamp" not in places.values():  # as in their real robot's data: s since the episode began
+        each = zip(store.lengths, rates_of(store), strict=True)
+        times = np.concatenate([np.arange(count) / rate for count, rate in each])
+        _array(data, "timestamp", times.shape, "float64")[:] = times
+    for i in range(len(store)):
+        for piece in pieces(store, i):
+            stop = at + len(piece["action"])
+            for key, rows in piece.items():
+                arrays[key][at:stop] = rows
+            at = stop
+            progress(at, steps)
+
+
+def _name(key: str) -> str:
+    if key.startswith("images_"):
+        return f"{quote(key.removeprefix('images_'), safe=' :')}_image"
+    return quote(STATE if key == "proprio" else key, safe=" :")
+
+
+def _array(group: Any, name: str, shape: tuple[int, ...], dtype: str) -> Any:
+    is_image = len(shape) == 4 and dtype == "uint8"
+    row = np.dtype(dtype).itemsize * math.prod(shape[1:])
+    count = 1 if is_image else min(shape[0], max(1, CHUNK_BYTES // row))
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=(count, *shape[1:]),
+        compressors=numcodecs.Blosc("zstd", clevel=5, shuffle=numcodecs.Blosc.BITSHUFFLE),
+        fill_value=0,
+        config={"write_empty_chunks": True},  # a lost chunk must not read as a black image
+    )

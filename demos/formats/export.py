@@ -2,9 +2,9 @@
 
     export(EpisodeStore.open("demos.zarr"), Path("demos"), "lerobot", ExportSettings())
 
-A writer is `write_<format>.py` with `write(store, target, settings, progress)`. It writes the file or folder `target`, a
-temporary name that is renamed when the writer returns, so no partial output is ever found. It reads the episodes through
-`pieces`, which draws the images of episodes that hold states only. It returns notes for the user.
+A writer is a module with `write(store, target, settings, progress)`. It writes the file or folder `target`, a temporary name
+that is renamed when the writer returns, so no partial output is ever found. It reads the episodes through `pieces`, which
+renders the images of episodes that hold states only.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ import numpy as np
 from s2robot.core.parts import default_parts, plain, words
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.demos.arrays import new_path
-from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.demos.errors import mismatch
 from s2robot.demos.formats.source import NEEDS, Piece, Progress, piece_slices, require, silent
 from s2robot.demos.replay import camera_sizes, episode_frames
 from s2robot.demos.schema import check_finite, parts_of
@@ -25,21 +25,21 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 from s2robot.envs.frames import as_image_size
 
-FORMATS = ("lerobot", "robomimic", "diffusion_policy")  # each with a module write_<format>
+WRITERS = {"lerobot": "write_lerobot", "robomimic": "write_robomimic", "diffusion_policy": "diffusion_policy"}
 ENDINGS = {".hdf5": "robomimic", ".h5": "robomimic", ".zarr.zip": "diffusion_policy"}
-Pictures = Literal["h264", "av1", "png"]
+Pictures = Literal["h264", "png"]
 PICTURES = get_args(Pictures)
 DELTAS = (
     "action_raw",
     "action_sent",
-)  # of an arm's recording: deltas too, so not kept beside absolute targets
+)  # of an arm's recording: deltas too, so dropped beside absolute targets
 
 
 class ExportSettings(Settings, file="convert"):
     """Settings of the writers; configs/convert.yaml documents each value."""
 
     pictures: Pictures = from_yaml()
-    crf: int | None = from_yaml(ge=0, le=63)
+    crf: int = from_yaml(ge=0, le=51)
     instruction: str | None = from_yaml()
     action_range: Literal["limits", "clip", "data"] = from_yaml()
     valid: float = from_yaml(ge=0, lt=1)
@@ -48,47 +48,34 @@ class ExportSettings(Settings, file="convert"):
 
 
 def format_for(out: Path, to: str | None) -> str | None:
-    """Return the format that `to`, or without it the ending of `out`, specifies; None for an episode store.
-
-    Raises:
-        DatasetError: no such format.
-    """
+    """Return the format that `to` or the ending of `out` specifies; None for an episode store (DatasetError)."""
     if to is None:
         return next((name for ending, name in ENDINGS.items() if out.name.endswith(ending)), None)
-    if to not in FORMATS:
-        raise DatasetError(f"to: found '{to}', expected one of {', '.join(FORMATS)}, or null")
+    if to not in WRITERS:
+        raise mismatch("to", f"one of {', '.join(WRITERS)}, or null", f"'{to}'")
     return to
 
 
 def export(
     store: EpisodeStore, out: Path, to: str, settings: ExportSettings, progress: Progress = silent
-) -> list[str]:
-    """Write a store as `out`, in the format `to`; returns notes for the user.
+) -> None:
+    """Write a store as `out`, in the format `to`; nothing is left under that name after an error.
 
     Raises:
-        DatasetError: `out` exists, the format cannot hold something of the store, or a disk that rejects the write.
-            Nothing is left under the name `out` then.
+        UserError: `out` exists, the format cannot hold the store, or the disk rejects a write.
     """
     if not len(store):
-        raise mismatch(store.path, "no episodes", "at least one")
+        raise mismatch(store.path, "at least one episode", "none")
     if settings.image_size is not None or settings.actions == "absolute":
         store = ModifiedStore(store.path, settings.image_size, settings.actions == "absolute")
     require(*NEEDS.get(to, ()))
-    write = import_module(f"s2robot.demos.formats.write_{to}").write
+    write = import_module(f"s2robot.demos.formats.{WRITERS[to]}").write
     with new_path(out) as part:
-        return write(store, part, settings, progress) or []
+        write(store, part, settings, progress)
 
 
 class ModifiedStore(EpisodeStore):
-    """A store to read, with images of another size or absolute actions.
-
-    Args:
-        side: px, of images drawn from states; None: the size of their world.
-        absolute: joint targets instead of deltas.
-
-    Raises:
-        DatasetError: recorded images of another size; actions that are no joint deltas.
-    """
+    """A store to read, with rendered images of `side` px, or joint targets in place of deltas if `absolute` (DatasetError)."""
 
     _targets: np.ndarray | None = None  # float64 (steps, 7), rad
 
@@ -101,14 +88,10 @@ class ModifiedStore(EpisodeStore):
 
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
         values = super().read(key, start, stop)
-        if self._targets is None or key not in ("action", "expert"):
+        if self._targets is None or key != "action":
             return values
-        rows = slice(start, start + len(values))
-        if key == "action":
-            return np.append(self._targets[rows], values[:, 7:], 1).astype(values.dtype)
-        deltas = values[..., :7].astype(np.float64)  # (t, K, 7), from where the episode's own action began
-        begin = self._targets[rows] - super().read("action", start, stop)[:, :7]
-        return np.append(begin[:, None] + deltas.cumsum(1), values[..., 7:], 2).astype(values.dtype)
+        targets = self._targets[start : start + len(values)]
+        return np.append(targets, values[:, 7:], 1).astype(values.dtype)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -119,19 +102,16 @@ class ModifiedStore(EpisodeStore):
             self._attrs["env_config"]["image_size"] = side
             for geometry in self._attrs["camera_geometry"].values():
                 geometry["size"] = [side, side]
-        for name, size in camera_sizes(self, self.cameras).items():
-            if size != (side, side):
-                found = f"{side} for {self.path}, whose camera {name} has {size[0]} x {size[1]} px"
-                raise mismatch(
-                    "image_size", found, "null: only images drawn from states have a size to choose"
-                )
+        for name, (height, width) in camera_sizes(self, self.cameras).items():
+            if (height, width) != (side, side):
+                raise mismatch("image_size", f"null, as images of {name} have {height} x {width} px", side)
 
     def _make_absolute(self) -> None:
-        """Add each delta to the last commanded joints where the state holds them, else sum up from the first measured ones."""
+        """Add each delta to the last commanded joints if the state holds them, else sum up from the first measured ones."""
         attrs = self._attrs
         if attrs["action_frame"] != ACTION_FRAME or "action_parts" in attrs:
-            found = f"absolute for {self.path}, whose actions are {words(parts_of(attrs, 'action'))}"
-            raise mismatch("actions", found, f"recorded, or joint deltas ({ACTION_FRAME})")
+            got = f"absolute for {words(parts_of(attrs, 'action'))} of {self.path}"
+            raise mismatch("actions", f"recorded, or a dataset of {ACTION_FRAME}", got)
         deltas = self["action"][:, :7].astype(np.float64)
         if attrs["env_version"] == ENV_VERSION and "state" in self.keys:
             self._targets = self["state"][:, -7:] + deltas
@@ -160,13 +140,13 @@ def rate_of(store: EpisodeStore) -> float:
     """Return the one rate of all episodes; DatasetError if they differ."""
     rates = np.unique(rates_of(store))
     if len(rates) > 1:
-        found = f"episodes at {rates[0]:g} and at {rates[-1]:g} Hz"
-        raise mismatch(f"{store.path}: speed", found, "one rate, which this format has for all episodes")
+        got = f"{rates[0]:g} and {rates[-1]:g} Hz"
+        raise mismatch(f"{store.path}: speed", "one rate of all episodes in this format", got)
     return float(rates[0])
 
 
 def array_keys(store: EpisodeStore) -> list[str]:
-    """All arrays of an exported store, drawn images included."""
+    """Return the keys of all arrays of an exported store, rendered images included."""
     images = [f"images_{name}" for name in store.cameras]
     return [*images, *(key for key in store.keys if key not in images)]
 
@@ -175,18 +155,14 @@ def check_names(names: Iterable[tuple[str, str]], path: Path) -> None:
     """Refuse two arrays of one name (DatasetError); ``names``: array and its name in the format."""
     seen: dict[str, str] = {}
     for key, name in names:
-        if name in seen:
-            raise mismatch(path, f"{seen[name]} and {key}, both '{name}' there", "different names")
-        seen[name] = key
+        if seen.setdefault(name, key) != key:
+            raise mismatch(path, "arrays of different names", f"{seen[name]} and {key}, both '{name}'")
 
 
 def pieces(store: EpisodeStore, i: int) -> Iterator[Piece]:
-    """Yield the arrays of an episode, a few steps at a time, with an `images_<camera>` for each camera.
+    """Yield the arrays of an episode, a few steps at a time, with an `images_<camera>` for each camera (UserError).
 
-    Images of simulated episodes without them are drawn, at the size that the store specifies.
-
-    Raises:
-        DatasetError: a number that is not finite, or images that cannot be drawn.
+    Images of episodes that hold states are rendered, at the size that the store specifies.
     """
     steps = store.episode_slice(i)
     sizes = camera_sizes(store, store.cameras)
@@ -194,9 +170,7 @@ def pieces(store: EpisodeStore, i: int) -> Iterator[Piece]:
     if store.attrs["kind"] != "images" and store.cameras:
         frames = episode_frames(store.path, i, store.cameras, as_image_size(sizes))
         drawn = {f"images_{name}": images for name, images in zip(store.cameras, frames, strict=True)}
-    for rows in piece_slices(
-        steps.start, steps.stop, sum(height * width * 3 for height, width in sizes.values())
-    ):
+    for rows in piece_slices(steps.start, steps.stop, sum(h * w * 3 for h, w in sizes.values())):
         first = rows.start - steps.start
         piece = {key: store.read(key, rows.start, rows.stop) for key in store.keys}
         piece |= {key: frames[first : rows.stop - steps.start] for key, frames in drawn.items()}

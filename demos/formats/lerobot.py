@@ -7,32 +7,99 @@ row k of an episode is the frame k / fps after the episode's start in its video.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
-from s2robot.demos.bounds import json_object, text_of
+from s2robot.core.settings import Stored, read
+from s2robot.demos.bounds import json_file, json_object, text_of
 from s2robot.demos.errors import mismatch
-from s2robot.demos.formats import video
-from s2robot.demos.formats.lerobot_meta import (
-    ACTION,
-    AUTOMATIC,
-    IMAGES,
-    MARKER,
-    STATE,
-    Episode,
-    Info,
-    read_episodes,
-    split_ranges,
-)  # fmt: skip
-from s2robot.demos.formats.parquet import images, read_columns
-from s2robot.demos.formats.source import Choice, Piece, Source, part_of, piece_slices
+from s2robot.demos.formats.parquet import images, inside, read_columns, read_table
+from s2robot.demos.formats.source import Choice, Piece, Source, as_ranges, chosen, part_of, piece_slices
+from s2robot.demos.formats.video import frames_at
 
+NEAR = 0.4  # of a step: tolerance of a frame's time
+MARKER = "meta/s2robot.json"  # the sidecar, and the values of episodes
+AUTOMATIC = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # columns of LeRobot's own
+ACTION, STATE, IMAGES = "action", "observation.state", "observation.images."
 ACTIONS = (ACTION, "actions")
 STATES = (STATE, "state", "observations.state")
+
+
+def _template(text: str) -> str:
+    if not re.fullmatch(r"([^{}]|\{\w+(:\d{1,2}d)?\})+", text):  # a wide number would fill the memory
+        raise ValueError(f"expected fields such as {{episode_index:06d}}, got {text[:80]!r}")
+    return text
+
+
+Template = Annotated[str, AfterValidator(_template)]
+
+
+class Feature(Stored):
+    """A column of the dataset."""
+
+    dtype: str
+    shape: tuple[int, ...] = ()
+    names: Any = None
+    info: dict[str, Any] | None = None
+    video_info: dict[str, Any] | None = None
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of a camera, with channels first or last."""
+        names, shape = self.names or [], self.shape
+        if "height" in names and "width" in names:
+            return shape[names.index("height")], shape[names.index("width")]
+        first, second, third = shape
+        return (second, third) if first in (1, 3) and third not in (1, 3) else (first, second)
+
+
+class Info(Stored):
+    """meta/info.json; keys that are not read here are ignored."""
+
+    codebase_version: Literal["v3.0", "v2.1", "v2.0"]
+    fps: int | float = Field(gt=0)
+    features: dict[str, Feature]
+    data_path: Template
+    video_path: Template | None = None
+    chunks_size: int = Field(default=1000, gt=0)
+    robot_type: str | None = None
+    splits: dict[str, str] | None = None
+    total_episodes: int | None = None
+    total_frames: int | None = None
+
+    @property
+    def is_v3(self) -> bool:
+        """Whether files hold several episodes."""
+        return self.codebase_version == "v3.0"
+
+
+class Row(Stored):
+    """An episode in the table of episodes."""
+
+    episode_index: int
+    length: int
+    tasks: list[str] | str | None = None
+
+
+class Episode(NamedTuple):
+    """One episode and its files."""
+
+    index: int
+    length: int
+    tasks: list[str]
+    data: Path
+    videos: Mapping[str, tuple[Path, float]]  # feature -> file, and the second at which the episode begins
 
 
 class LeRobot(Source):
@@ -40,95 +107,79 @@ class LeRobot(Source):
 
     def __init__(self, path: Path, choice: Choice):
         super().__init__(path, choice)
-        self._info = info = Info.of(path)
-        if choice.rate_hz not in (None, info.fps):
-            found = f"{choice.rate_hz:g} by rate_hz, which may be null here"
-            raise mismatch(f"{path}/meta/info.json: fps", f"{info.fps:g}", found)
+        file = path / "meta/info.json"
+        self._info = info = read(Info, json_file(file), f"{file}: ")
+        self.check_rate(info.fps, file)
         self._cameras: dict[str, str] = {}  # feature -> camera
         self._values: dict[str, list] = {}  # of episodes, by our own writer
-        restored = self._restore()
-        if not restored:
+        if not self._restore():
             self._choose_features()
-        videos = [key for key in self._cameras if info.features[key]["dtype"] == "video"]
-        self._episodes, note = read_episodes(path, info, videos)
-        self.notes += [note] if note else []
+        self._episodes = self._read_episodes()
         if choice.mask is not None:
-            ranges = split_ranges(info, choice.mask, path)
+            (name,) = chosen([choice.mask], list(info.splits or ()), "mask", path)
+            text = (info.splits or {})[name]  # such as "0:40" or "0:40,50:60"
+            ranges = [range(*map(int, r.split(":"))) for r in text.split(",") if r.strip()]
             self._episodes = [e for e in self._episodes if any(e.index in numbers for numbers in ranges)]
-            if not self._episodes:
-                raise mismatch(f"{path}: mask '{choice.mask}'", "none of its episodes here", "one or more")
         if several := sum(len(e.tasks) > 1 for e in self._episodes):
-            found = f"{several} of {len(self._episodes)} episodes have several tasks"
-            self.notes.append(f"{found}; the first is kept")
+            self.notes.append(f"{several} episodes have several tasks; the first is kept")
+        self.lengths = [episode.length for episode in self._episodes]
         self._tasks = sorted({t for e in self._episodes for t in e.tasks})
-        if not restored:
+        if not self.sidecar:
             self.attributes["tasks"] = self._tasks
-
-    def count(self) -> int:
-        return len(self._episodes)
-
-    def length_of(self, number: int) -> int:
-        return self._episodes[number].length
 
     def name_of(self, number: int) -> str:
         return f"{self._episodes[number].data}: episode {self._episodes[number].index}"
 
     def values_of(self, number: int) -> dict[str, Any]:
         episode = self._episodes[number]
-        if self._sidecar:
+        if self.sidecar:
             stored = {key: values[episode.index] for key, values in self._values.items()}
-            return dict(self._sidecar.episode_values(stored, f"{self.path}/{MARKER}: episodes"))
+            return dict(self.sidecar.episode_values(stored, f"{self.path}/{MARKER}: episodes"))
         task = {"task": self._tasks.index(episode.tasks[0])} if episode.tasks else {}
         return {"source_episode": episode.index} | task
 
     def missing_file(self, number: int) -> Path | None:
         return next((f for f, _ in self._episodes[number].videos.values() if not f.is_file()), None)
 
-    # ---------------------------------------------------------------- the features
-
     def _restore(self) -> bool:
-        """Take what our own writer stored, if nobody changed the dataset since."""
+        """Use the sidecar of our own writer, unless the dataset was changed since."""
         file = self.path / MARKER
         if not file.is_file():
             return False
-        stored = json_object(file, text_of(file))
+        stored = json_file(file)
         features = {feature for places in stored["places"].values() for feature in places}
-        counts = ("total_episodes", "total_frames")
         if features != self._info.features.keys() - set(AUTOMATIC) or any(
-            stored.get(name) != getattr(self._info, name) for name in counts
+            stored.get(name) != getattr(self._info, name) for name in ("total_episodes", "total_frames")
         ):
             self.notes.append(f"{MARKER} is of another dataset and is not used")
             return False
         if not self.restore(stored, str(file)):
             return False
         names = {f"images_{name}": name for name in self.attributes["cameras"]}
-        self._cameras = {self.keys[key][0]: name for key, name in names.items()}
-        self.keys = {key: features for key, features in self.keys.items() if key not in names}
+        self._cameras = {self.keys.pop(key)[0]: name for key, name in names.items()}
         self._values = stored["episodes"]
         return True
 
     def _choose_features(self) -> None:
-        """Decide which features make action, proprio and cameras, and name the other arrays."""
+        """Choose the features that make action, proprio and cameras, and name the other arrays."""
         cameras: dict[str, str] = {}
         flat, others, info = list[str](), list[str](), self._info
         for key, feature in info.features.items():
-            kind, about = str(feature.get("dtype")), feature.get("info") or feature.get("video_info") or {}
-            if kind in ("video", "image") and (about.get("video.is_depth_map") or about.get("is_depth_map")):
-                self.notes.append(f"{key} is a depth map and is left out")
-            elif kind in ("video", "image"):
-                cameras[key] = camera_name(key)
-            elif not kind.startswith(("float", "int", "uint", "bool")):
-                self.notes.append(f"{key} is of type {kind} and is left out")
+            about = feature.info or feature.video_info or {}
+            if feature.dtype in ("video", "image"):
+                if about.get("video.is_depth_map") or about.get("is_depth_map"):
+                    self.notes.append(f"{key} is a depth map and is left out")
+                else:
+                    cameras[key] = camera_name(key)
+            elif not feature.dtype.startswith(("float", "int", "uint", "bool")):
+                self.notes.append(f"{key} is of type {feature.dtype} and is left out")
             elif key not in AUTOMATIC:
-                (flat if len(feature.get("shape", ())) == 1 else others).append(key)
-        usual = {
-            "action": _usual(flat, ACTIONS, "action."),
-            "proprio": _usual(flat, STATES, "observation."),
-        }
-        self._cameras = self.choose(cameras, **{array: (flat, keys) for array, keys in usual.items()})
+                (flat if len(feature.shape) == 1 else others).append(key)
+        action, state = _usual(flat, ACTIONS, "action."), _usual(flat, STATES, "observation.")
+        self._cameras = self.choose(cameras, action=(flat, action), proprio=(flat, state))
         used = {key for keys in self.keys.values() for key in keys}
-        parts = {array: self._parts(array) for array in usual}
-        sizes = {name: self._frame_size(key) for key, name in self._cameras.items()}
+        parts = [self._parts(array) for array in ("action", "proprio")]
+        sizes = {name: info.features[key].image_size for key, name in self._cameras.items()}
         taken = {*self.keys, *(f"images_{name}" for name in sizes)}
         for key in (key for key in info.features if key in {*flat, *others} - used):
             name = own = _array_name(key)
@@ -138,31 +189,59 @@ class LeRobot(Source):
                 self.notes.append(f"{key} is called {name}: there is another {own}")
             taken.add(name)
             self.keys[name] = [key]
-        version = f"LeRobot {info.codebase_version}"
-        self.describe(version, info.robot_type, info.fps, sizes, parts["action"], parts["proprio"])
+        self.describe(f"LeRobot {info.codebase_version}", info.robot_type, info.fps, sizes, *parts)
 
     def _parts(self, array: str) -> list[dict[str, Any]]:
-        keys, parts = self.keys[array], []
-        for key in keys:
-            size = math.prod(self._shape(key))
-            names = flat_names(self._info.features[key].get("names"), size)
-            kind = self.choice.action_kind if array == "action" else "absolute"
-            parts.append(part_of(array if len(keys) == 1 else key, size, kind, names))
-        return parts
+        keys, features = self.keys[array], self._info.features
+        kind = self.choice.action_kind if array == "action" else "absolute"
+        return [
+            part_of(array if len(keys) == 1 else key, f.size, kind, flat_names(f.names, f.size))
+            for key, f in ((key, features[key]) for key in keys)
+        ]
 
-    def _shape(self, key: str) -> tuple[int, ...]:
-        return tuple(int(n) for n in self._info.features[key]["shape"])
+    def _read_episodes(self) -> list[Episode]:
+        """Return the episodes whose parquet file exists, and note the others."""
+        path, info = self.path, self._info
+        table = path / ("meta/episodes" if info.is_v3 else "meta/episodes.jsonl")
+        if info.is_v3:
+            files = sorted(table.rglob("*.parquet"))
+            tables = (read_table(file, lambda name: not name.startswith("stats/")) for file in files)
+            found: list[dict[str, Any]] = [row for each in tables for row in each.to_pylist()]
+        else:
+            found = [json_object(table, line) for line in text_of(table).splitlines() if line.strip()]
+        rows = sorted(
+            ((read(Row, row, f"{table}: "), row) for row in found), key=lambda r: r[0].episode_index
+        )
+        videos = [key for key in self._cameras if info.features[key].dtype == "video"]
+        episodes = []
+        for i, (about, row) in enumerate(rows):
+            if about.episode_index != i:
+                raise mismatch(f"{table}: episode_index", f"{i}: no gaps, no repeats", about.episode_index)
+            place = {"episode_index": i, "episode_chunk": i // info.chunks_size}
+            if info.is_v3:
+                place = {n: row.get(f"data/{n}", 0) for n in ("chunk_index", "file_index")}
+            data = inside(path, info.data_path.format(**place))
+            if data.is_file():
+                of_videos = {key: self._video(key, row, place) for key in videos}
+                tasks = [about.tasks] if isinstance(about.tasks, str) else about.tasks or []
+                episodes.append(Episode(i, about.length, tasks, data, of_videos))
+        here = f"{len(episodes)} of {len(rows)} episodes are here"
+        if info.total_episodes not in (None, len(rows)):
+            self.notes.append(f"{here}; meta/info.json counts {info.total_episodes}")
+        elif len(episodes) != len(rows):
+            ranges = as_ranges([episode.index for episode in episodes])
+            self.notes.append(f"{here} ({ranges}); `episodes` counts those, 0 to {len(episodes) - 1}")
+        return episodes
 
-    def _frame_size(self, key: str) -> tuple[int, int]:
-        """(H, W) of a camera, with channels first or last."""
-        shape, names = self._shape(key), self._info.features[key].get("names") or []
-        if len(shape) != 3:
-            raise mismatch(f"{self.path}/meta/info.json: {key}: shape", list(shape), "[height, width, 3]")
-        if "height" in names and "width" in names:
-            return shape[names.index("height")], shape[names.index("width")]
-        return (shape[1], shape[2]) if shape[0] in (1, 3) and shape[2] not in (1, 3) else (shape[0], shape[1])
-
-    # ---------------------------------------------------------------- an episode
+    def _video(self, key: str, row: Mapping[str, Any], place: Mapping[str, int]) -> tuple[Path, float]:
+        """Return an episode's video, and the second at which the episode begins."""
+        start = 0.0
+        if self._info.is_v3:
+            place = {n: row[f"videos/{key}/{n}"] for n in ("chunk_index", "file_index")}
+            start = float(row[f"videos/{key}/from_timestamp"])
+        name = str(self._info.video_path).format(video_key=key, **place)
+        file, other = inside(self.path, name), self.path / name.replace("videos/", "video/", 1)
+        return other if other.is_file() and not file.is_file() else file, start
 
     def pieces_of(self, number: int) -> Iterator[Piece]:
         """Read each piece in a thread while the one before it is used."""
@@ -174,94 +253,69 @@ class LeRobot(Source):
                 yield piece
 
     def _pieces(self, number: int) -> Iterator[Piece]:
-        episode, where, fps = self._episodes[number], self.name_of(number), self._info.fps
-        numbers = self._numbers(episode, where)
-        sizes = {key: self._frame_size(key) for key in self._cameras}
-        # the file of an episode of v2 must hold no more frames
-        streams = {
-            name: video.frames(*episode.videos[key], episode.length, fps, not self._info.is_v3, sizes[key])
-            if key in episode.videos
-            else images(self.path, episode.data, episode.index, key, sizes[key])
-            for key, name in self._cameras.items()
-        }
+        episode, fps = self._episodes[number], self._info.fps
+        arrays = self._arrays(episode, self.name_of(number))
+        sizes = {key: self._info.features[key].image_size for key in self._cameras}
+        streams, whole = dict[str, Iterator[np.ndarray]](), not self._info.is_v3  # v2: a video per episode
+        for key, name in self._cameras.items():
+            if key in episode.videos:
+                file, start = episode.videos[key]
+                times = start + np.arange(episode.length) / fps
+                streams[name] = frames_at(file, times, NEAR / fps, sizes[key], whole)
+            else:
+                streams[name] = images(self.path, episode.data, episode.index, key, sizes[key])
         for rows in piece_slices(0, episode.length, sum(h * w * 3 for h, w in sizes.values())):
-            frames = {
-                f"images_{name}": _stacked(stream, rows.stop - rows.start, f"{where}: {name}")
-                for name, stream in streams.items()
-            }
-            yield {key: array[rows] for key, array in numbers.items()} | frames
-        for name, stream in streams.items():
-            if next(stream, None) is not None:
-                raise mismatch(f"{where}: {name}", "more images than steps", f"{episode.length}")
+            count = rows.stop - rows.start
+            frames = {f"images_{name}": np.stack([*islice(s, count)]) for name, s in streams.items()}
+            yield {key: array[rows] for key, array in arrays.items()} | frames
+        for stream in streams.values():
+            next(stream, None)  # refuses further frames
 
-    def _numbers(self, episode: Episode, where: str) -> Piece:
+    def _arrays(self, episode: Episode, where: str) -> Piece:
         """Read and check the arrays of an episode, without images.  # key -> (T, ...)"""
-        columns = [f for features in self.keys.values() for f in features]
+        columns = [feature for features in self.keys.values() for feature in features]
         wanted = tuple(dict.fromkeys((*columns, *AUTOMATIC)))
         table = read_columns(episode.data, wanted, self._info.is_v3)
         if "episode_index" in table:
             table = {k: v[table["episode_index"] == episode.index] for k, v in table.items()}
-        for column in columns:
-            if column not in table:
-                raise mismatch(where, f"columns {', '.join(table)}", f"'{column}' among them")
         if (count := len(next(iter(table.values())))) != episode.length:
-            raise mismatch(where, f"{count} rows", f"{episode.length} by the table of episodes")
+            raise mismatch(where, f"{episode.length} rows by the table of episodes", count)
         self._check_time(table, where)
         return {
-            key: self.joined(key, [self._shaped(table[f], f, where) for f in features])
-            for key, features in self.keys.items()
+            key: self.joined(key, [self._shaped(table[f], f) for f in fs]) for key, fs in self.keys.items()
         }
 
-    def _shaped(self, array: np.ndarray, feature: str, where: str) -> np.ndarray:
-        shape = self._shape(feature)
-        if array[0].size != math.prod(shape):
-            raise mismatch(f"{where}: {feature}", f"{array[0].size} numbers a row", f"shape {list(shape)}")
-        array = array.reshape(len(array), *(() if shape == (1,) else shape))
-        return array.astype(np.dtype(str(self._info.features[feature]["dtype"])), copy=False)
+    def _shaped(self, array: np.ndarray, name: str) -> np.ndarray:
+        feature = self._info.features[name]
+        shape = () if feature.shape == (1,) else feature.shape
+        return array.reshape(len(array), *shape).astype(np.dtype(feature.dtype), copy=False)
 
     def _check_time(self, table: Piece, where: str) -> None:
         """Refuse rows out of order, and time stamps that do not match the rate."""
         fps, tolerance = self._info.fps, self.choice.tolerance_s
         steps = np.arange(len(next(iter(table.values()))))
-        first = table["index"].ravel()[0] if "index" in table else 0
-        room = tolerance + np.spacing(np.float32(steps[-1] / fps))
+        first = table["index"].ravel()[:1] if "index" in table else 0
         for column, due, most in (
             ("frame_index", steps, 0.0),
             ("index", first + steps, 0.0),
-            ("timestamp", steps / fps, room),
+            ("timestamp", steps / fps, tolerance + np.spacing(np.float32(len(steps) / fps))),
         ):
-            if column not in table:
-                continue
-            found = table[column].ravel()
+            found = table.get(column, due).ravel()
             bad = ~(np.abs(found.astype(np.float64) - due) <= most)  # NaN is bad
             if bad.any():
-                step = int(bad.argmax())
+                row = int(bad.argmax())
                 hint = f" ({fps} a second, tolerance_s={tolerance:g})" if column == "timestamp" else ""
-                value = f"{found[step]:.10g} in row {step}"
-                raise mismatch(f"{where}: {column}", value, f"{due[step]:.10g}{hint}")
+                raise mismatch(
+                    f"{where}: {column}: row {row}", f"{due[row]:.10g}{hint}", f"{found[row]:.10g}"
+                )
 
 
-def _usual(flat: list[str], names: tuple[str, ...], prefix: str) -> list[str]:
-    """The features that make `action` or `proprio`, by their names."""
+def _usual(flat: Sequence[str], names: tuple[str, ...], prefix: str) -> list[str]:
+    """Return the features that make `action` or `proprio` by convention."""
     if key := next((key for key in names if key in flat), None):
         return [key]
     several = [k for k in flat if k.startswith(prefix) and k != "observation.environment_state"]
     return several or [names[0]]
-
-
-def _stacked(frames: Iterator[np.ndarray], count: int, where: str) -> np.ndarray:
-    """Stack the next frames, all of one size.  # (count, H, W, 3)"""
-    stacked = np.empty(0, np.uint8)
-    for i in range(count):  # copied one by one: the decoder reuses a frame's memory
-        frame = next(frames, None)
-        if frame is None:
-            raise mismatch(where, "fewer images than steps", "one a step")
-        if i == 0:
-            stacked = np.empty((count, *frame.shape), np.uint8)
-        if frame.shape != stacked.shape[1:]:
-            raise mismatch(where, f"an image of {frame.shape}", f"{stacked.shape[1:]} as those before")
-        stacked[i] = frame
-    return stacked
 
 
 def camera_name(key: str) -> str:
@@ -274,7 +328,7 @@ def camera_name(key: str) -> str:
 
 
 def _array_name(key: str) -> str:
-    """A feature's name as a key of our store, which takes letters, digits and _ . / : - inside."""
+    """A feature's name as a key of our store: letters, digits and inside it _ . / : -."""
     name = "".join(c if c.isascii() and (c.isalnum() or c in "_./: -") else "_" for c in key)
     return name if name[:1].isalnum() and name[-1:].isalnum() else f"x{name}x"
 

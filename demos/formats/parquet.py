@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from s2robot.demos.bounds import check_frame, check_size
-from s2robot.demos.errors import DatasetError, mismatch, one_line
+from s2robot.demos.errors import mismatch, readable
 
 with suppress(ImportError):  # of the extra `data`, which readers and writers require
     import pyarrow as pa
@@ -26,22 +26,14 @@ PNG_LEVEL = 1  # larger ones cost much time and save little
 
 
 def read_table(path: Path, is_wanted: Callable[[str], bool]) -> pa.Table:
-    """Read the wanted columns of a parquet file.
-
-    Raises:
-        DatasetError: it cannot be read, or claims more rows than its bytes explain.
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            metadata = file.metadata
-            groups = (metadata.row_group(g) for g in range(metadata.num_row_groups))
-            columns = [group.column(c) for group in groups for c in range(group.num_columns)]
-            claimed = sum(max(8 * c.num_values, c.total_uncompressed_size) for c in columns)
-            check_size(path, max(claimed, 8 * metadata.num_rows), path.stat().st_size)
-            return file.read([name for name in file.schema_arrow.names if is_wanted(name)])
-    except (pa.ArrowException, OSError) as error:
-        found = f"a parquet file that cannot be read ({one_line(error)})"
-        raise mismatch(path, found, "a whole one") from None
+    """Read the wanted columns; DatasetError for a broken file, or more rows than its bytes explain."""
+    with readable(path), pq.ParquetFile(path) as file:
+        metadata = file.metadata
+        groups = (metadata.row_group(g) for g in range(metadata.num_row_groups))
+        columns = [group.column(c) for group in groups for c in range(group.num_columns)]
+        claimed = sum(max(8 * c.num_values, c.total_uncompressed_size) for c in columns)
+        check_size(path, max(claimed, 8 * metadata.num_rows), path.stat().st_size)
+        return file.read([name for name in file.schema_arrow.names if is_wanted(name)])
 
 
 def read_columns(path: Path, columns: tuple[str, ...], shared: bool) -> dict[str, np.ndarray]:
@@ -53,13 +45,13 @@ def read_columns(path: Path, columns: tuple[str, ...], shared: bool) -> dict[str
 @lru_cache(maxsize=1)
 def _cached_columns(path: Path, columns: tuple[str, ...], stamp: int) -> dict[str, np.ndarray]:
     table = read_table(path, columns.__contains__)
-    return {name: _column(table.column(name), path, name) for name in table.column_names}
+    return {name: _column(table.column(name), f"{path}: {name}") for name in table.column_names}
 
 
-def _column(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
-    """A column of numbers, or of lists of them however deep.  # (rows, ...) or (rows, numbers)
+def _column(column: pa.ChunkedArray, where: str) -> np.ndarray:
+    """Return a column of numbers, or of lists of them however deep.  # (rows, ...) or (rows, numbers)
 
-    Lists are as long as each other at each depth: flattened, others would shift the numbers of all rows after them.
+    Lists must have one length at each depth: flattened, others would shift the numbers of all later rows.
     """
     array, rows = column.combine_chunks(), len(column)
     while isinstance(array, pa.ChunkedArray):
@@ -70,8 +62,7 @@ def _column(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
         uneven |= len(pc.unique(pc.list_value_length(array))) > 1
         array, nested = array.flatten(), True
     if array.null_count or uneven:
-        found = "rows without a value, or of different lengths"
-        raise mismatch(f"{path}: {name}", found, "numbers in each row")
+        raise mismatch(where, "as many numbers in each row", "rows without a value, or of different lengths")
     flat = array.to_numpy(zero_copy_only=False)
     return flat.reshape(rows, -1) if nested else flat
 
@@ -82,30 +73,19 @@ def images(root: Path, path: Path, episode: int, column: str, size: tuple[int, i
     size: (H, W) by info.json; an image of more pixels is not decoded.
     """
     where = f"{path}: {column}"
-    with pq.ParquetFile(path) as file:
+    with readable(where), pq.ParquetFile(path) as file:
         groups = [g for g in range(file.num_row_groups) if _may_hold(file, g, episode)]
         for batch in file.iter_batches(16, row_groups=groups, columns=[column, "episode_index"]):
-            for row, index in zip(
-                *(batch.column(c).to_pylist() for c in (column, "episode_index")), strict=True
-            ):
-                if index != episode:
-                    continue
-                if row is None or (row["bytes"] is None and row["path"] is None):
-                    raise mismatch(where, "a row without an image", "PNG")
-                yield _decoded(where, root, row, size)
+            for row in batch.to_pylist():
+                if row["episode_index"] == episode:
+                    yield _decoded(where, root, row[column], size)
 
 
-def _decoded(where: str, root: Path, row: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    try:
-        raw = row["bytes"] if row["bytes"] is not None else inside(root, row["path"]).read_bytes()
-        image = Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS)
-        check_frame(where, (image.height, image.width), size, len(raw))
-        return np.asarray(image.convert("RGB"))
-    except DatasetError:
-        raise
-    # SyntaxError: PNG's checksums; an unknown format is an OSError
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise mismatch(where, f"a broken image ({error})", "PNG") from None
+def _decoded(where: str, root: Path, row: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+    raw = row["bytes"] if row["bytes"] is not None else inside(root, row["path"]).read_bytes()
+    image = Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS)
+    check_frame(where, (image.height, image.width), size, len(raw))
+    return np.asarray(image.convert("RGB"))
 
 
 def _may_hold(file: pq.ParquetFile, group: int, episode: int) -> bool:
@@ -118,16 +98,12 @@ def _may_hold(file: pq.ParquetFile, group: int, episode: int) -> bool:
 
 
 def inside(root: Path, name: str) -> Path:
-    """A file of the dataset folder; DatasetError for a name that leads out of it, or to something else than a file."""
+    """Return a file of the dataset folder; DatasetError for a path out of it, or to a device or a pipe."""
     path = root / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise mismatch(root, f"the name {name[:120]!r}", "one below this folder")
-    if path.exists() and not path.is_file():
-        raise mismatch(path, "something else", "a file")
+    out = Path(name).is_absolute() or ".." in Path(name).parts
+    if out or (path.exists() and not path.is_file()):
+        raise mismatch(root, "files inside this folder", name[:120])
     return path
-
-
-# -------------------------------------------------------------------- writing
 
 
 class ParquetWriter:
@@ -145,9 +121,6 @@ class ParquetWriter:
 
     def write(self, numbers: Mapping[str, np.ndarray], images: Mapping[str, np.ndarray]) -> None:
         """Rows to append.  # column -> (t, ...), uint8 (t, H, W, 3)"""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         columns = {name: column_of(values) for name, values in numbers.items()}
         table = pa.table(columns | {name: png_column(frames) for name, frames in images.items()})
         if self._writer is None:
@@ -173,7 +146,7 @@ def column_of(values: np.ndarray) -> Any:
 
 
 def png_column(frames: np.ndarray) -> pa.Array:
-    """Encode images as LeRobot's `image` features hold them.  # uint8 (t, H, W, 3)"""
+    """Encode images as LeRobot's `image` features.  # uint8 (t, H, W, 3)"""
 
     def encoded(frame: np.ndarray) -> dict[str, Any]:
         file = io.BytesIO()
@@ -184,13 +157,13 @@ def png_column(frames: np.ndarray) -> pa.Array:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A table of rows that all have the same keys."""
+    """Write a table of rows that all have the same keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 def write_indexed(path: Path, index: str, names: Sequence[str], column: str) -> None:
-    """A table of two columns as pandas writes a frame of numbered rows with names as its index."""
+    """Write a table of two columns as pandas writes numbered rows with names as their index."""
     kinds = {column: ("int64", "int64"), index: ("unicode", "object")}
     columns = [
         {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": dtype, "metadata": None}

@@ -3,7 +3,7 @@
     Robomimic(Path("lift/ph/image.hdf5"), Choice())
 
 Format: ARISE-Initiative/robomimic, docs/datasets/overview.md. Actions of robosuite's OSC_POSE in -1..1 become m and rad
-(as in `task=robosuite`) where env_args holds the controller's scale. Files without observations: robosuite_states.py.
+(as in `task=robosuite`) if env_args holds the controller's scale. Files without observations: robosuite_states.py.
 """
 
 import math
@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 
 from s2robot.demos.bounds import check_size, json_object, number_type
-from s2robot.demos.errors import mismatch, one_line
-from s2robot.demos.formats.sidecar import NAME
-from s2robot.demos.formats.source import Choice, Piece, Source, chosen, part_of, piece_slices
+from s2robot.demos.errors import mismatch, readable
+from s2robot.demos.formats.source import NAME, Choice, Piece, Source, chosen, part_of, piece_slices
 
 FILTERS = (1, 2, 3, 32000)  # of hdf5: deflate, shuffle, checksum, lzf
 HAND = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # the proprioception of `task=robosuite`
-EXACT = f"{NAME}/action"  # what our writer scaled to -1..1 as `actions`
+EXACT = f"{NAME}/action"  # the action in our units, which our writer scaled to -1..1 as `actions`
 Scale = tuple[np.ndarray, np.ndarray]  # ours = theirs * first + second
 
 
@@ -33,18 +32,12 @@ class DemoFile(Source):
         super().__init__(path, choice)
         with open_file(path) as file:
             self._demos = demo_names(file, path, choice)
-            self._lengths = [len(array_of(file["data"][d], "actions", path)) for d in self._demos]
+            self.lengths = [len(array_of(file["data"][d], "actions", path)) for d in self._demos]
             self._prepare(file["data"], file["data"][self._demos[0]], env_args(file["data"], path))
 
     def _prepare(self, data: Any, first: Any, args: dict[str, Any]) -> None:
-        """Choose what is read of the demos; `first` is one, `args` is what made their world."""
+        """Choose the arrays to read; `first` is one of the demos, `args` describes their world."""
         raise NotImplementedError
-
-    def count(self) -> int:
-        return len(self._demos)
-
-    def length_of(self, number: int) -> int:
-        return self._lengths[number]
 
     def name_of(self, number: int) -> str:
         return f"{self.path}: data/{self._demos[number]}"
@@ -54,10 +47,10 @@ class DemoFile(Source):
 
     def describe_world(self, first: Any, args: dict[str, Any], *about: Any) -> None:
         """As `describe`, with the parts of the actions; ``about``: name, robot, rate, cameras and proprio_parts."""
-        name, robot, rate, cameras, proprio_parts = about
+        *facts, proprio_parts = about
         parts, frame = action_parts(args.get("env_kwargs", {}), first, self.keys["action"], self.choice)
         more = {"action_frame": frame} if frame else {}
-        self.describe(name, robot, rate, cameras, parts, proprio_parts, env_args=args, **more)
+        self.describe(*facts, parts, proprio_parts, env_args=args, **more)
         self._scale = scale_of(parts) if frame else None
 
     def scaled(self, columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -74,10 +67,8 @@ class Robomimic(DemoFile):
     def _prepare(self, data: Any, first: Any, args: dict[str, Any]) -> None:
         where = f"{self.path}: data: {NAME}"
         if NAME in data.attrs and self.restore(json_object(where, data.attrs[NAME]), where):
-            if self.keys["action"] != [EXACT]:
-                raise mismatch(
-                    self.path, f"no {EXACT}", f"one, or no attribute {NAME}: convert the dataset again"
-                )
+            if self.keys["action"] != [EXACT]:  # of an older writer
+                raise mismatch(where, f"action at {EXACT}; convert the dataset again", self.keys["action"])
             return
         obs = {name: array for name, array in first["obs"].items() if hasattr(array, "ndim")}
         images = {k: a for k, a in obs.items() if a.ndim == 4 and a.dtype == np.uint8 and a.shape[3] == 3}
@@ -87,7 +78,7 @@ class Robomimic(DemoFile):
         names = {k: k.removesuffix("_image") for k in images}
         cameras = self.choose(names, action=(list(first), ["actions"]), proprio=(numbers, usual))
         proprio = self.keys["proprio"]
-        self.leave_out({f"obs/{k}": obs.get(k) for k in first["obs"] if k not in (*proprio, *images)})
+        self.notes += [f"obs/{k} is left out" for k in first["obs"] if k not in (*proprio, *images)]
         self.keys["proprio"] = [f"obs/{k}" for k in proprio]
         self.keys |= {f"images_{name}": [f"obs/{key}"] for key, name in cameras.items()}
         kwargs = args.get("env_kwargs", {})
@@ -103,15 +94,15 @@ class Robomimic(DemoFile):
         )
 
     def values_of(self, number: int) -> dict[str, Any]:
-        if self._sidecar is None:
+        if self.sidecar is None:
             return super().values_of(number)
         with open_file(self.path) as file:
             attrs = dict(file["data"][self._demos[number]].attrs)
         stored = {k.removeprefix(f"{NAME}:"): v for k, v in attrs.items() if k.startswith(f"{NAME}:")}
-        return self._sidecar.episode_values(stored, self.name_of(number))
+        return self.sidecar.episode_values(stored, self.name_of(number))
 
     def pieces_of(self, number: int) -> Iterator[Piece]:
-        count = self._lengths[number]
+        count = self.lengths[number]
         with open_file(self.path) as file:
             demo = file["data"][self._demos[number]]
             arrays = {
@@ -122,28 +113,25 @@ class Robomimic(DemoFile):
                 yield {key: self.joined(key, [a[rows] for a in each]) for key, each in arrays.items()}
 
     def joined(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
-        if self._sidecar is None and key == "action":
+        if self.sidecar is None and key == "action":
             return self.scaled(columns)
-        if self._sidecar is None and key == "proprio":
+        if self.sidecar is None and key == "proprio":
             named = zip(self.keys[key], columns, strict=True)
             columns = [rot6d(a) if name.endswith("_quat") else a for name, a in named]
         return super().joined(key, columns)
 
 
-# -------------------------------------------------------------------- robosuite
-
-
-def osc_parts(kwargs: Mapping[str, Any], size: int) -> tuple[list[dict] | None, str]:
-    """The parts of an action of arms with OSC_POSE in deltas, as `task=robosuite` has them, and its action frame."""
+def osc_parts(kwargs: Mapping[str, Any], size: int) -> list[dict]:
+    """Return the parts of an action of arms with OSC_POSE in deltas, as in `task=robosuite`; [] for other controllers."""
     arms, left = divmod(size, 7)
     prefixes, controllers = _prefixes(kwargs, arms), _controllers(kwargs, arms)
     if left or not prefixes or len(controllers) != arms:
-        return None, ""
+        return []
     parts: list[dict] = []
     for prefix, config in zip(prefixes, controllers, strict=True):
         most: Any = config.get("output_max")
         if not _is_delta(config) or config.get("type") != "OSC_POSE" or np.shape(most) != (6,):
-            return None, ""
+            return []
         limits = [{"low": [-v for v in m], "high": list(m)} for m in (most[:3], most[3:])]
         turn = {"form": "axis_angle", "relative": True}
         parts += [
@@ -151,7 +139,7 @@ def osc_parts(kwargs: Mapping[str, Any], size: int) -> tuple[list[dict] | None, 
             {"name": f"{prefix}rotation", "size": 3, "kind": "rotation", **limits[1], **turn},
             {"name": f"{prefix}gripper", "size": 1, "kind": "binary", "low": [0.0], "high": [1.0]},
         ]
-    return parts, "robosuite:OSC_POSE"
+    return parts
 
 
 def _prefixes(kwargs: Mapping[str, Any], arms: int) -> list[str]:
@@ -172,10 +160,10 @@ def _controllers(kwargs: Mapping[str, Any], arms: int) -> list[dict]:
     configs = configs if isinstance(configs, list) else [configs]
     controllers = []
     for config in configs * arms if len(configs) == 1 else configs:
-        if isinstance(config, dict) and "body_parts" in config:
+        if "body_parts" in config:
             parts = config["body_parts"]
             config = parts.get("right") or (parts.get("arms") or {}).get("right") or {}
-        controllers.append(config if isinstance(config, dict) else {})
+        controllers.append(config)
     return controllers
 
 
@@ -191,9 +179,8 @@ def action_parts(
     """Return the parts of a demo's actions and their frame, "" if the controller is unknown."""
     kind = choice.action_kind
     if keys == ["actions"]:
-        parts, frame = osc_parts(kwargs, demo["actions"].shape[1])
-        if parts:
-            return parts, frame
+        if parts := osc_parts(kwargs, demo["actions"].shape[1]):
+            return parts, "robosuite:OSC_POSE"
         kind = "delta" if any(map(_is_delta, _controllers(kwargs, 1))) else kind
     return [part_of(k, demo[k].shape[1], kind) for k in keys], ""
 
@@ -218,61 +205,44 @@ def _proprio_part(key: str, size: int) -> dict[str, Any]:
     return part_of(key, size, "absolute")
 
 
-# -------------------------------------------------------------------- the file
-
-
 @contextmanager
 def open_file(path: Path) -> Iterator[Any]:
-    """Open the file to read; DatasetError if it is broken."""
+    """Open the file to read (DatasetError)."""
     import h5py
 
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, RuntimeError, KeyError) as error:
-        raise mismatch(path, f"an hdf5 file that cannot be read ({one_line(error)})", "a whole one") from None
+    with readable(path), h5py.File(path, "r") as file:
+        yield file
 
 
 def demo_names(file: Any, path: Path, choice: Choice) -> list[str]:
     """Return the names of the chosen demos, in the order of their numbers."""
-    if not hasattr(file.get("data"), "keys"):
-        raise mismatch(path, f"groups {', '.join(file) or 'none'}", "'data' among them")
-    _check_inside(file["data"], path)
+    check_inside(file["data"], path)
     names = sorted((n for n in file["data"] if re.fullmatch(r"demo_\d+", n)), key=number_of)
-    if not names:
-        raise mismatch(f"{path}: data", f"{', '.join(file['data']) or 'nothing'}", "demo_0, demo_1 ...")
     if choice.mask is not None:
         chosen([choice.mask], list(file.get("mask", {})), "mask", path)
-        masked = sorted(_mask(file["mask"][choice.mask], f"{path}: mask/{choice.mask}", path))
+        masked = _mask(file["mask"][choice.mask], f"{path}: mask/{choice.mask}", path)
         names = sorted(chosen(masked, names, f"mask/{choice.mask}", path), key=number_of)
+    if not names:
+        raise mismatch(f"{path}: data", "demo_0, demo_1 ...", ", ".join(file["data"]) or "nothing")
     for name in names:
-        _check_inside(file["data"][name], path)
+        check_inside(file["data"][name], path)
     return names
 
 
-def _mask(mask: Any, where: str, path: Path) -> set[str]:
-    """Read the names of demos in a filter key."""
-    import h5py
-
-    _check_inside(mask, path)
-    text = mask.dtype.kind == "S" or h5py.check_string_dtype(mask.dtype) is not None
-    if not text:
-        raise mismatch(where, f"dtype {mask.dtype}", "names")
+def _mask(mask: Any, where: str, path: Path) -> list[str]:
+    """Read the names of demos in a filter key, each once."""
+    check_inside(mask, path)
     check_size(where, mask.nbytes, mask.id.get_storage_size())
     # one by one: they may share their bytes
-    names = {n.decode() if isinstance(n, bytes) else str(n) for n in mask}
-    if not names:
-        raise mismatch(where, "no demos", "one or more")
-    return names
+    return sorted({name.decode() if isinstance(name, bytes) else str(name) for name in mask})
 
 
-def _check_inside(node: Any, path: Path) -> Any:
+def check_inside(node: Any, path: Path) -> Any:
     """Return a group or array; DatasetError for a link to another file, or values outside this one."""
-    where = f"{path}: {(node.name or '').strip('/')}"
-    if Path(node.file.filename) != path:
-        raise mismatch(where, f"a link to {node.file.filename}", "everything in this file")
-    if getattr(node, "is_virtual", False) or getattr(node, "external", None):
-        raise mismatch(where, "values in other files", "all in this one")
+    elsewhere = Path(node.file.filename) != path
+    if elsewhere or getattr(node, "is_virtual", False) or getattr(node, "external", None):
+        got = node.file.filename if elsewhere else "values in other files"
+        raise mismatch(f"{path}: {(node.name or '').strip('/')}", "everything in this file", got)
     return node
 
 
@@ -282,8 +252,6 @@ def env_args(data: Any, path: Path) -> dict[str, Any]:
     if name not in attrs:
         return {}
     args = json_object(f"{path}: data: {name}", attrs[name])
-    if not isinstance(args.get("env_kwargs", {}), dict):
-        raise mismatch(f"{path}: data: {name}: env_kwargs", f"{str(args['env_kwargs'])[:80]}", "an object")
     if name == "env_args":
         return args
     return {
@@ -299,20 +267,22 @@ def number_of(name: str) -> int:
 
 
 def array_of(demo: Any, key: str, path: Path, count: int | None = None) -> Any:
-    """Return an array of a demo; DatasetError if it is missing or has another number of steps than ``count``."""
-    where = f"{path}: {demo.name.strip('/')}"
-    if key not in demo:
-        raise mismatch(where, f"no {key}", "one")
-    array, where = _check_inside(demo[key], path), f"{where}: {key}"
-    if not hasattr(array, "shape") or not array.ndim:
-        raise mismatch(where, "no array over time", "one")
+    """Return an array of a demo.
+
+    Raises:
+        DatasetError: it is missing, no array of numbers over `count` steps, needs a filter that is not on the list, or is
+            larger than its stored bytes explain.
+    """
+    where = f"{path}: {demo.name.strip('/')}: {key}"
+    shape = getattr(demo.get(key), "shape", ())
+    if not shape or count not in (None, shape[0]):
+        raise mismatch(where, "an array of one row per step of actions", f"{shape}" if shape else "none")
+    array = check_inside(demo[key], path)
     plist, item = array.id.get_create_plist(), number_type(where, array.dtype).itemsize
     filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
     if not {*filters} <= {*FILTERS}:
-        raise mismatch(where, f"hdf5 filters {filters}", f"some of {FILTERS}")
+        raise mismatch(where, f"hdf5 filters of {FILTERS}", filters)
     # a chunk that is not stored reads as the fill value
     stored = min(array.id.get_storage_size(), path.stat().st_size)
-    check_size(where, item * (math.prod(array.shape) + math.prod(array.chunks or ())), stored)
-    if count is not None and len(array) != count:
-        raise mismatch(where, f"{len(array)} steps", f"{count} as in actions")
+    check_size(where, item * (math.prod(shape) + math.prod(array.chunks or ())), stored)
     return array

@@ -3,28 +3,38 @@
 source = read(Path("lift"), Choice())
 for piece in source.pieces(0):      # {"action": (t, A), "proprio": (t, P), "images_top": (t, H, W, 3)}
     ...
+
+Our writers store a :class:`Sidecar` beside a format's own fields, from which the readers restore the same store: names,
+types, the order of cameras and the parts. Other programs ignore it.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import AfterValidator
 
-from s2robot.core.settings import Settings, from_yaml, read
-from s2robot.demos.errors import DatasetError, mismatch, one_line
-from s2robot.demos.formats.sidecar import Sidecar
+from s2robot.core.errors import UserError
+from s2robot.core.settings import Settings, Stored, from_yaml, read
+from s2robot.demos.bounds import number_type
+from s2robot.demos.errors import DatasetError, mismatch, readable
+from s2robot.demos.replay import camera_sizes
 from s2robot.demos.schema import check_finite
 from s2robot.demos.selection import Episodes, numbers
+from s2robot.demos.store import EpisodeStore
 
+NAME = "s2robot"  # of the attribute with the sidecar, and of the group of arrays that the format has no place for
 PIECE_BYTES = 32 << 20  # of images in a piece: memory does not grow with an episode
 SHOWN = 12  # keys in a message
 
 Piece = dict[str, np.ndarray]
 Progress = Callable[[int, int], None]  # steps done, of how many
+Dtype = Annotated[str, AfterValidator(lambda name: str(number_type("dtype", name)))]
+Types = dict[str, tuple[Dtype, tuple[int, ...]]]  # key -> dtype, shape of a row
 
 
 def silent(done: int, total: int) -> None:
@@ -32,7 +42,7 @@ def silent(done: int, total: int) -> None:
 
 
 class Choice(Settings, file="convert"):
-    """What a user may choose of a dataset; configs/convert.yaml documents each value."""
+    """A user's choice of a dataset's contents; configs/convert.yaml documents each value."""
 
     action: tuple[str, ...] | None = from_yaml()
     proprio: tuple[str, ...] | None = from_yaml()
@@ -45,38 +55,68 @@ class Choice(Settings, file="convert"):
     image_size: int | None = from_yaml(ge=1)
 
 
+class Sidecar(Stored):
+    """Attributes of a store, and the types and places of its arrays and values."""
+
+    attributes: dict[str, Any]
+    arrays: Types  # over time
+    values: Types  # one per episode
+    places: dict[str, tuple[str, ...]]  # array -> the file's arrays whose columns it joins
+
+    @classmethod
+    def of_store(cls, store: EpisodeStore, places: Mapping[str, Sequence[str]]) -> "Sidecar":
+        """Describe a store whose arrays are at ``places``. Frames rendered from states count as images."""
+        attributes = {k: v for k, v in store.attrs.items() if k != "schema_version"} | {"kind": "images"}
+        sizes = camera_sizes(store, store.cameras)
+        arrays: dict[str, Any] = {f"images_{name}": ("uint8", (*size, 3)) for name, size in sizes.items()}
+        arrays |= {key: (str(store.read(key, 0, 1).dtype), store.shape(key)) for key in store.keys}
+        values = {k: (str(v.dtype), v.shape[1:]) for k in store.meta_keys for v in [store.meta(k)]}
+        found = {
+            "attributes": attributes,
+            "arrays": {k: arrays[k] for k in places},
+            "values": values,
+            "places": places,
+        }
+        return read(cls, found)
+
+    def text(self) -> str:
+        return json.dumps(self.model_dump())
+
+    def array(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
+        """Join columns of the file to an array of the store.  # (t, ...)"""
+        dtype, row = self.arrays[key]
+        joined = columns[0] if len(columns) == 1 else np.concatenate(columns, 1)
+        return np.asarray(joined).reshape(len(joined), *row).astype(dtype, copy=False)
+
+    def episode_values(self, stored: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
+        """Return an episode's values with their types (DatasetError)."""
+        with readable(where):
+            return {k: np.asarray(stored[k], d).reshape(s) for k, (d, s) in self.values.items()}
+
+
 class Source(ABC):
     """A dataset to read, whose episodes are checked while they are read; any error is one line.
 
-    A reader sets `keys` (array -> the file's arrays whose columns it joins) and `attributes` (those of a store of kind
-    images) by `restore` or by `choose` and `describe`, and defines the methods on episodes by their number in the file.
+    A reader sets `lengths` (steps of each episode in the file), `keys` (array -> the file's arrays whose columns it joins)
+    and `attributes` (those of a store of kind images) by `restore` or by `choose` and `describe`.
     """
 
     def __init__(self, path: Path, choice: Choice):
         self.path, self.choice = path, choice
         self.attributes: dict[str, Any] = {}
         self.keys: dict[str, list[str]] = {}
-        self.notes: list[str] = []  # what is left out, for the user
+        self.lengths: Sequence[int] = ()
+        self.notes: list[str] = []  # for the user: the contents that are left out
         self.progress: Progress = silent
-        self._sidecar: Sidecar | None = None
+        self.sidecar: Sidecar | None = None
         self._done = 0
-
-    # ---------------------------------------------------------------- what a reader defines
-
-    @abstractmethod
-    def count(self) -> int:
-        """Return how many episodes there are."""
-
-    @abstractmethod
-    def length_of(self, number: int) -> int:
-        """Return the steps of an episode."""
 
     @abstractmethod
     def pieces_of(self, number: int) -> Iterator[Piece]:
         """Yield the arrays of an episode, a few steps at a time: all keys in every piece.  # key -> (t, ...)"""
 
     def values_of(self, number: int) -> dict[str, Any]:
-        """Return an episode's values, one a key."""
+        """Return an episode's values, one per key."""
         return {}
 
     def name_of(self, number: int) -> str:
@@ -87,36 +127,25 @@ class Source(ABC):
         """Return a file of an episode that does not exist."""
         return None
 
-    # ---------------------------------------------------------------- the chosen episodes
-
     def select(self) -> None:
-        """Choose the episodes.
-
-        Raises:
-            DatasetError: an episode or a file of one that does not exist; the text says how to leave it out.
-        """
-        chosen, total = self.choice.episodes, self.count()
-        if chosen is None or isinstance(chosen, int):
-            self._chosen = list(range(total if chosen is None else min(total, chosen)))
+        """Choose the episodes; DatasetError: one that does not exist, or whose file does not."""
+        wanted, total = self.choice.episodes, len(self.lengths)
+        if wanted is None or isinstance(wanted, int):
+            self._chosen = list(range(total)[:wanted])
         else:
-            self._chosen = sorted(numbers(chosen, total, "episodes"))
-        self.steps = sum(map(self.length_of, self._chosen))
-        missing = {i: file for i in self._chosen if (file := self.missing_file(i))}
-        if missing:
-            more = f" (and of {len(missing) - 1} more episodes)" if len(missing) > 1 else ""
-            file = next(iter(missing.values()))
-            raise DatasetError(f"{file}: found no such file{more}, expected one{self._without(set(missing))}")
+            self._chosen = sorted(numbers(wanted, total, "episodes"))
+        self.steps = sum(int(self.lengths[i]) for i in self._chosen)
+        if missing := {i: file for i in self._chosen if (file := self.missing_file(i))}:
+            raise mismatch(next(iter(missing.values())), "a file", f"none{self._without(set(missing))}")
 
     def _without(self, bad: set[int]) -> str:
         rest = as_ranges([i for i in self._chosen if i not in bad])
-        hint = f'; "episodes=[{rest}]" reads the others (demos.episodes where a verb has that)'
-        return hint if rest else ""
+        return (
+            f'; "episodes=[{rest}]" reads the others (demos.episodes where a verb has that)' if rest else ""
+        )
 
     def __len__(self) -> int:
         return len(self._chosen)
-
-    def length(self, i: int) -> int:
-        return self.length_of(self._chosen[i])
 
     def values(self, i: int) -> dict[str, Any]:
         with readable(self.path):
@@ -125,16 +154,14 @@ class Source(ABC):
     def pieces(self, i: int) -> Iterator[Piece]:
         """Yield the arrays of the chosen episode ``i``, a few steps at a time (DatasetError)."""
         number, start = self._chosen[i], 0
-        if self.length(i) < 1:
-            raise mismatch(self.name_of(number), "no steps", "at least one")
         pieces = self.pieces_of(number)
         while True:
             try:
-                with readable(self.path):  # not what becomes of a piece
+                with readable(self.path):  # not errors of whoever uses a piece
                     piece = next(pieces, None)
                     for key, array in (piece or {}).items():
                         check_finite(f"{self.name_of(number)}: {key}", array, start)
-            except DatasetError as error:
+            except UserError as error:
                 raise DatasetError(f"{error}{self._without({number})}") from error
             if piece is None:
                 return
@@ -143,60 +170,44 @@ class Source(ABC):
             start, self._done = start + steps, self._done + steps
             self.progress(self._done, self.steps)
 
-    # ---------------------------------------------------------------- names and types
-
     def restore(self, stored: dict[str, Any], where: str) -> bool:
-        """Take keys, types and attributes from what our own writer stored; False if the user chooses other keys.
-
-        Raises:
-            UserError: broken values, no such camera, or a rate or kind of action other than the stored one.
-        """
+        """Take keys, types and attributes from a sidecar; False if the user chooses other keys (UserError)."""
         sidecar, choice = read(Sidecar, stored, f"{where}: "), self.choice
         if choice.action is not None or choice.proprio is not None:
             return False
-        about = sidecar.attributes
-        if choice.rate_hz not in (None, rate := about.get("rate_hz")):
-            raise mismatch(
-                f"{self.path}: rate_hz", f"{choice.rate_hz:g}", f"{rate:g} as the file says, or null"
-            )
-        parts = about.get("action_parts") or [{"kind": about.get("action_frame")}]
-        kinds = sorted({str(part["kind"]) for part in parts})
-        if choice.action_kind == "delta" and "delta" not in kinds:
-            raise mismatch(f"{self.path}: action_kind", "delta", f"none: the file says {', '.join(kinds)}")
-        if choice.cameras is not None:
-            sidecar = sidecar.with_cameras(chosen(choice.cameras, about["cameras"], "cameras", self.path))
-        self._sidecar, self.attributes = sidecar, sidecar.attributes
+        self.check_rate(sidecar.attributes["rate_hz"], where)
         self.keys = {key: list(places) for key, places in sidecar.places.items()}
+        self.sidecar, self.attributes = sidecar, sidecar.attributes
+        if choice.cameras is not None:
+            cameras = chosen(choice.cameras, self.attributes["cameras"], "cameras", self.path)
+            for name in {*self.attributes["cameras"]}.difference(cameras):
+                del self.keys[f"images_{name}"]
+            self.attributes = self.attributes | {"cameras": cameras}
         return True
+
+    def check_rate(self, rate: float, where: object) -> None:
+        """Refuse another `rate_hz` than the stored one (DatasetError)."""
+        if self.choice.rate_hz not in (None, rate):
+            raise mismatch("rate_hz", f"{rate:g} as in {where}, or null", f"{self.choice.rate_hz:g}")
 
     def choose(
         self, cameras: Mapping[str, str], **arrays: tuple[Sequence[str], Sequence[str]]
     ) -> dict[str, str]:
-        """Decide which arrays of the file make action, proprio and cameras.
+        """Set the file's arrays of action and proprio, and return the chosen cameras, key -> name (DatasetError).
 
         Args:
             cameras: key -> name.
-            arrays: for `action` and `proprio` the arrays that may be chosen, and those that the format calls so.
-
-        Returns:
-            The chosen cameras, key -> name.
-
-        Raises:
-            DatasetError: no such array or camera, or two cameras of one name.
+            arrays: for `action` and `proprio` the arrays that may be chosen, and the format's usual ones.
         """
-        names: dict[str, str] = {}  # name -> key
-        for key, name in cameras.items():
-            if name in names:
-                found = f"two cameras called '{name}': {names[name]} and {key}"
-                raise mismatch(self.path, found, "different names")
-            names[name] = key
+        names = {name: key for key, name in cameras.items()}
+        if len(names) < len(cameras):
+            raise mismatch(self.path, "different names of cameras", ", ".join(cameras))
         if (wanted := self.choice.cameras) is not None:
             keys = [names.get(n, n) for n in chosen(wanted, [*names, *cameras], "cameras", self.path)]
             cameras = {key: cameras[key] for key in keys}
         for array, (known, usual) in arrays.items():
-            self.keys[array] = chosen(
-                getattr(self.choice, array) or usual or (array,), known, array, self.path
-            )
+            wanted = getattr(self.choice, array) or usual or (array,)
+            self.keys[array] = chosen(wanted, known, array, self.path)
         return dict(cameras)
 
     def describe(
@@ -230,31 +241,11 @@ class Source(ABC):
 
     def joined(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
         """Make an array of the store from the arrays of the file that `keys` lists for it.  # (t, ...)"""
-        if self._sidecar:
-            return self._sidecar.array(key, columns)
+        if self.sidecar:
+            return self.sidecar.array(key, columns)
         if key not in ("action", "proprio"):
             return columns[0]
         return np.concatenate([c.reshape(len(c), -1) for c in columns], 1).astype(np.float32)
-
-    def leave_out(self, arrays: Mapping[str, Any]) -> None:
-        """Note arrays that are not read; None: something that is no array."""
-        for key, a in arrays.items():
-            about = "" if a is None else f" ({a.dtype} {list(a.shape[1:])} a step)"
-            self.notes.append(f"{key}{about} is left out")
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turn the errors that odd contents of a foreign file cause into one line (DatasetError)."""
-    try:
-        yield
-    except (
-        ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RecursionError, SyntaxError, TypeError,
-        ValueError,
-    ) as error:  # fmt: skip
-        if getattr(error, "user_error", False):
-            raise
-        raise DatasetError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
 NEEDS = {"lerobot": ("pyarrow", "av"), "robomimic": ("h5py",)}  # format -> packages of the extra `data`
@@ -295,9 +286,9 @@ def part_of(key: str, size: int, kind: str, names: Sequence[str] | None = None) 
 def chosen(keys: Sequence[str], known: Sequence[str], what: str, path: Path) -> list[str]:
     """Return the chosen keys; DatasetError names one that does not exist."""
     known = list(dict.fromkeys(known))  # a camera's name may be its key
-    for key in keys:
-        if key not in known:
-            more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
-            found = ", ".join(known[:SHOWN]) or "none"
-            raise mismatch(f"{path}: {what}", f"'{key}'", f"some of {found}{more}")
+    if missing := [key for key in keys if key not in known]:
+        more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+        raise mismatch(
+            f"{path}: {what}", f"some of {', '.join(known[:SHOWN]) or 'none'}{more}", f"'{missing[0]}'"
+        )
     return list(keys)

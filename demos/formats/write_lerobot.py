@@ -3,14 +3,14 @@
     write(EpisodeStore.open("demos.zarr"), Path("demos"), ExportSettings(), progress)
 
 `action` and `proprio` become `action` and `observation.state`, with our parts as names; cameras become
-`observation.images.<name>`; all other arrays keep their names. What the format has no place for (the meaning of the numbers,
-values of an episode) goes into `meta/s2robot.json`, from which `lerobot.LeRobot` restores the same store.
+`observation.images.<name>`; all other arrays keep their names. The rest (the meaning of the numbers, values of an episode)
+goes into `meta/s2robot.json`, from which `lerobot.LeRobot` restores the same store.
 
 Format: huggingface/lerobot, `src/lerobot/datasets`, wheel 0.4.4.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,10 @@ import numpy as np
 from s2robot.core.parts import Part, number_names, words
 from s2robot.demos.errors import mismatch
 from s2robot.demos.formats.export import ExportSettings, check_names, pieces, rate_of
-from s2robot.demos.formats.lerobot_meta import ACTION, AUTOMATIC, IMAGES, MARKER, STATE
+from s2robot.demos.formats.lerobot import ACTION, AUTOMATIC, IMAGES, MARKER, STATE
 from s2robot.demos.formats.parquet import ParquetWriter, write_indexed, write_rows
-from s2robot.demos.formats.sidecar import Sidecar
-from s2robot.demos.formats.source import Progress
-from s2robot.demos.formats.statistics import ImageStats, Stats, combined, number_stats
-from s2robot.demos.formats.video import VideoWriter, check_codec, pix_fmt, video_info
+from s2robot.demos.formats.source import Progress, Sidecar
+from s2robot.demos.formats.video import VideoWriter, pix_fmt
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.schema import parts_of
 from s2robot.demos.store import EpisodeStore
@@ -37,7 +35,9 @@ DATA_BYTES, VIDEO_BYTES = 100 << 20, 200 << 20  # of a file, about
 CHUNK = 1000  # files in a folder
 MOST_SECONDS = 1000  # of a video: beyond, float32 time stamps are coarser than LeRobot's own tolerance
 NAMES = {"action": ACTION, "proprio": STATE}
-CRF = {"h264": 18, "av1": 23}  # docs/formats.md lists their PSNR
+QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+SIDE, LARGE = 150, 300  # images with a side of at least LARGE px are subsampled to about SIDE px
+Stats = dict[str, np.ndarray]
 CARD = """---
 task_categories:
 - robotics
@@ -60,14 +60,12 @@ Tasks:
 """
 
 
-def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> list[str]:
-    """Write a dataset folder. Returns notes for the user.
+def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> None:
+    """Write a dataset folder.
 
     Raises:
-        DatasetError: a rate that is no whole number, two features of one name, an encoder that this PyAV lacks.
+        UserError: a rate that is no whole number, two features of one name, or images that cannot be encoded.
     """
-    if settings.pictures != "png" and store.cameras:
-        check_codec(settings.pictures)
     writer = _Writer(store, target, settings)
     try:
         for i in range(len(store)):
@@ -76,20 +74,6 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
     finally:
         writer.close()
     writer.write_meta()
-    return [
-        f"{name}: {size[0]} x {size[1]} pixels are kept as yuv444p, which browsers do not show"
-        for name, size in writer.sizes.items()
-        if settings.pictures != "png" and pix_fmt(settings.pictures, size) == "yuv444p"
-    ]
-
-
-def _number_names(parts: tuple[Part, ...]) -> list[str]:
-    """Name each number, with the prefix `delta_` for steps."""
-    return [
-        f"delta_{name}" if part.kind == "delta" or part.relative else name
-        for part in parts
-        for name in number_names([part])
-    ]
 
 
 class _Writer:
@@ -99,7 +83,7 @@ class _Writer:
         self._store, self._target, self._settings = store, target, settings
         rate = rate_of(store)
         if rate != int(rate):
-            raise mismatch(f"{store.path}: rate_hz", rate, "a whole number: LeRobot knows no other")
+            raise mismatch(f"{store.path}: rate_hz", "a whole number, as LeRobot needs", rate)
         self._fps = int(rate)
         self._png = settings.pictures == "png"
         self.sizes = camera_sizes(store, store.cameras)
@@ -110,8 +94,7 @@ class _Writer:
             if key not in {f"images_{name}" for name in store.cameras}
         }
         self._cameras = {name: f"{IMAGES}{name.replace('/', '_')}" for name in store.cameras}
-        places = [*self._numbers.items(), *((f"camera {n}", f) for n, f in self._cameras.items())]
-        check_names(places, store.path)
+        check_names([*self._numbers.items(), *self._cameras.items()], store.path)
         self._tasks, self._task_of = _tasks(store, settings.instruction)
         self._rows: list[dict[str, Any]] = []
         self._stats: list[dict[str, Stats]] = []
@@ -123,14 +106,11 @@ class _Writer:
 
     def _open_video(self, camera: str, number: int) -> VideoWriter:
         path = self._target / _path(VIDEO, number, self._cameras[camera])
-        codec, crf = self._settings.pictures, self._settings.crf
-        return VideoWriter(path, codec, self._fps, self.sizes[camera], CRF[codec] if crf is None else crf)
+        return VideoWriter(path, self._fps, self.sizes[camera], self._settings.crf)
 
     def close(self) -> None:
         for files in (self._data, *self._videos.values()):
             files.close()
-
-    # ---------------------------------------------------------------- an episode
 
     def write_episode(self, i: int) -> None:
         rows = self._store.episode_slice(i)
@@ -145,14 +125,20 @@ class _Writer:
             row |= _place(key, files.number)
             row[f"{key}/from_timestamp"] = files.file.count / self._fps
             row[f"{key}/to_timestamp"] = (files.file.count + length) / self._fps
-        self._rows.append(row)
         self._stats.append(self._write_arrays(i, length, rows.start))
+        stats = {f"stats/{f}/{n}": v for f, s in _lists(self._stats[-1]).items() for n, v in s.items()}
+        self._rows.append(row | stats | _place("meta/episodes", 0))
 
     def _write_arrays(self, i: int, length: int, first: int) -> dict[str, Stats]:
         """Write an episode's arrays; returns their statistics."""
         data, steps, start = self._data.file, np.arange(length), 0
-        image_stats = {feature: ImageStats(length) for feature in self._cameras.values()}
-        written: dict[str, list[np.ndarray]] = {feature: [] for feature in self._numbers.values()}
+        sampled = (
+            np.linspace(0, length - 1, max(min(length, 100), min(int(length**0.75), 10_000)))
+            .round()
+            .astype(int)
+        )
+        numbers: dict[str, list[np.ndarray]] = {feature: [] for feature in self._numbers.values()}
+        images: dict[str, list[np.ndarray]] = {feature: [] for feature in self._cameras.values()}
         automatic = {
             "timestamp": (steps / self._fps).astype(np.float32),
             "frame_index": steps,
@@ -161,37 +147,34 @@ class _Writer:
             "task_index": np.full(length, self._task_of[i]),
         }
         for piece in pieces(self._store, i):
-            numbers = {feature: piece[key] for key, feature in self._numbers.items()}
-            images = {feature: piece[f"images_{name}"] for name, feature in self._cameras.items()}
-            for feature, frames in images.items():
-                image_stats[feature].add(frames)
-            for feature, values in numbers.items():
-                written[feature].append(values)
             stop = start + len(next(iter(piece.values())))
+            for key, feature in self._numbers.items():
+                numbers[feature].append(piece[key])
+            for name, feature in self._cameras.items():
+                frames = piece[f"images_{name}"]
+                every = max(frames.shape[1:3]) // SIDE if max(frames.shape[1:3]) >= LARGE else 1
+                images[feature].append(
+                    frames[sampled[(sampled >= start) & (sampled < stop)] - start, ::every, ::every]
+                )
+                if not self._png:
+                    self._videos[name].file.write(frames)
             if self._png:  # an episode's images need not fit into memory
-                data.write(numbers | {name: v[start:stop] for name, v in automatic.items()}, images)
-            for name, files in self._videos.items():
-                files.file.write(piece[f"images_{name}"])
+                rows = {feature: piece[key] for key, feature in self._numbers.items()}
+                rows |= {name: values[start:stop] for name, values in automatic.items()}
+                data.write(
+                    rows, {feature: piece[f"images_{name}"] for name, feature in self._cameras.items()}
+                )
             start = stop
-        columns = {feature: np.concatenate(values) for feature, values in written.items()} | automatic
+        columns = {feature: np.concatenate(values) for feature, values in numbers.items()} | automatic
         if not self._png:
             data.write(columns, {})
         stats = {feature: number_stats(values) for feature, values in columns.items()}
-        return stats | {feature: images.stats() for feature, images in image_stats.items()}
-
-    # ---------------------------------------------------------------- the tables
+        return stats | {feature: image_stats(frames) for feature, frames in images.items()}
 
     def write_meta(self) -> None:
         """Write the tables, after all episodes."""
         store, folder = self._store, self._target / "meta"
-        folder.mkdir()
-        each = (
-            {f"stats/{f}/{n}": v for f, s in _lists(stats).items() for n, v in s.items()}
-            for stats in self._stats
-        )
-        place = _place("meta/episodes", 0)
-        rows = [row | stats | place for row, stats in zip(self._rows, each, strict=True)]
-        write_rows(folder / "episodes/chunk-000/file-000.parquet", rows)
+        write_rows(folder / "episodes/chunk-000/file-000.parquet", self._rows)
         _write_json(folder / "stats.json", _lists(combined(self._stats)))
         write_indexed(folder / "tasks.parquet", "task", self._tasks, "task_index")
         _write_json(folder / "info.json", self._info())
@@ -228,21 +211,18 @@ class _Writer:
         }
 
     def _features(self) -> dict[str, dict[str, Any]]:
-        """Describe each feature, as info.json holds it."""
+        """Describe each feature for info.json."""
         store, features = self._store, dict[str, dict[str, Any]]()
         for key, feature in self._numbers.items():
             names = _number_names(parts_of(store.attrs, key)) if key in NAMES else None
             dtype, shape = str(store.read(key, 0, 1).dtype), list(store.shape(key)) or [1]
             features[feature] = {"dtype": dtype, "shape": shape, "names": names}
         for name, size in self.sizes.items():
-            about: dict[str, Any] = {
-                "dtype": "image",
-                "shape": [*size, 3],
-                "names": ["height", "width", "channels"],
-            }
+            about: dict[str, Any] = {"dtype": "image"}
             if not self._png:
-                about |= {"dtype": "video", "info": video_info(self._settings.pictures, self._fps, size)}
-            features[self._cameras[name]] = about
+                about = {"dtype": "video", "info": _video_info(self._fps, size)}
+            axes = ["height", "width", "channels"]
+            features[self._cameras[name]] = about | {"shape": [*size, 3], "names": axes}
         for name in AUTOMATIC:
             dtype = "float32" if name == "timestamp" else "int64"
             features[name] = {"dtype": dtype, "shape": [1], "names": None}
@@ -252,7 +232,7 @@ class _Writer:
 class _Files:
     """Numbered files of one kind, of which the last is being written.
 
-    An episode starts a new file where the last one is likely to exceed `limit` bytes or would exceed `most` steps.
+    An episode starts a new file if the last one is likely to exceed `limit` bytes or would exceed `most` steps.
     """
 
     def __init__(self, make: Callable[[int], Any], limit: int, most: int | None = None):
@@ -274,6 +254,28 @@ class _Files:
         if self.file is not None:
             self.file.close()
             self.file = None
+
+
+def _video_info(rate: int, size: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "video.height": size[0],
+        "video.width": size[1],
+        "video.codec": "h264",
+        "video.pix_fmt": pix_fmt(size),
+        "video.is_depth_map": False,
+        "video.fps": rate,
+        "video.channels": 3,
+        "has_audio": False,
+    }
+
+
+def _number_names(parts: tuple[Part, ...]) -> list[str]:
+    """Name each number, with the prefix `delta_` for steps."""
+    return [
+        f"delta_{name}" if part.kind == "delta" or part.relative else name
+        for part in parts
+        for name in number_names([part])
+    ]
 
 
 def _place(what: str, number: int) -> dict[str, int]:
@@ -305,5 +307,47 @@ def _write_json(path: Path, content: Any) -> None:
     try:
         text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
     except ValueError:  # of an episode's values: those of steps were checked while they were written
-        raise mismatch(path.name, "nan or inf among the values of episodes", "numbers") from None
+        raise mismatch(path.name, "finite values of episodes", "nan or inf") from None
     path.write_text(text + "\n", "utf-8")
+
+
+# statistics as in lerobot 0.4.4, `datasets/compute_stats.py`, except that the quantiles of an episode are exact
+
+
+def number_stats(values: np.ndarray) -> Stats:
+    """Return the statistics of one episode.  # (T, ...) -> each (...), or (1,) for one number a step"""
+    x = values.reshape(len(values), -1).astype(np.float64)
+    stats = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0)}
+    stats |= dict(zip(QUANTILES, np.quantile(x, list(QUANTILES.values()), axis=0), strict=True))
+    shaped = {name: value.reshape(values.shape[1:] or (1,)) for name, value in stats.items()}
+    return shaped | {"count": np.array([len(values)])}
+
+
+def image_stats(images: Sequence[np.ndarray]) -> Stats:
+    """Return the statistics of a sample of one episode's images, 0 to 1.  # each uint8 (t, H, W, 3) -> each (3, 1, 1)"""
+    count, pixels = sum(map(len, images)), np.concatenate([x.reshape(-1, 3) for x in images])
+    bins = np.stack([np.bincount(colour, minlength=256) for colour in pixels.T])
+    values, total, below = np.arange(256) / 255, len(pixels), bins.cumsum(1)
+    mean = bins @ values / total
+    stats = {
+        "min": values[(bins > 0).argmax(1)],
+        "max": values[255 - (bins[:, ::-1] > 0).argmax(1)],
+        "mean": mean,
+        "std": np.sqrt(np.maximum(bins @ values**2 / total - mean**2, 0)),
+    } | {name: values[(below >= q * total).argmax(1)] for name, q in QUANTILES.items()}
+    return {n: v.reshape(3, 1, 1) for n, v in stats.items()} | {"count": np.array([count])}
+
+
+def combined(episodes: Sequence[Mapping[str, Stats]]) -> dict[str, Stats]:
+    """Return the statistics of a dataset from those of its episodes."""
+    result = {}
+    for feature in episodes[0]:
+        each = {name: np.stack([stats[feature][name] for stats in episodes]) for name in episodes[0][feature]}
+        count = each.pop("count")
+        weight = (count / count.sum()).reshape(-1, *[1] * (each["mean"].ndim - 1))
+        mean = (weight * each["mean"]).sum(0)
+        variance = (weight * (each["std"] ** 2 + (each["mean"] - mean) ** 2)).sum(0)
+        found = {"min": each["min"].min(0), "max": each["max"].max(0), "mean": mean, "std": np.sqrt(variance)}
+        quantiles = {name: (weight * each[name]).sum(0) for name in QUANTILES}
+        result[feature] = found | quantiles | {"count": count.sum(0)}
+    return result

@@ -3,8 +3,8 @@
     write(store, Path("mine.hdf5"), ExportSettings(), progress)
 
 Format: ARISE-Initiative/robomimic, docs/datasets/overview.md. Demos of robosuite's worlds keep states, scene and the
-world's arguments, so that robomimic's scripts can draw and replay them. What the format has no place for goes into
-`data/demo_N/s2robot` and attributes of that name: see sidecar.py.
+world's arguments, so that robomimic's scripts can render and replay them. The rest goes into `data/demo_N/s2robot` and
+attributes of that name: see `source.Sidecar`.
 """
 
 import io
@@ -16,37 +16,31 @@ from urllib.parse import quote
 
 import numpy as np
 
-from s2robot.core.parts import BEYOND, plain, slices
-from s2robot.demos.errors import DatasetError, mismatch
+from s2robot.core.errors import UserError
+from s2robot.core.parts import BEYOND, parts_of, plain, slices
+from s2robot.demos.errors import mismatch
 from s2robot.demos.formats.export import ExportSettings, array_keys, check_names, pieces, rate_of
 from s2robot.demos.formats.robomimic import EXACT, Scale
-from s2robot.demos.formats.sidecar import NAME, Sidecar
-from s2robot.demos.formats.source import Progress
+from s2robot.demos.formats.source import NAME, Progress, Sidecar
 from s2robot.demos.replay import world_of_demos
-from s2robot.demos.schema import parts_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.envs.tasks import make
 
 
 def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> None:
-    """Write a store as one file.
-
-    Raises:
-        DatasetError: actions that do not fit into -1..1, or a number that is none.
-    """
+    """Write a store as one file (UserError: actions that do not fit into -1..1, or numbers that are not finite)."""
     import h5py
 
     (scale, offset), world, done = scaling(store, settings.action_range), _world(store), 0
     places = {key: _place(store, key, world) for key in array_keys(store)}
     check_names([(key, name) for key, names in places.items() for name in names], store.path)
     columns = dict(zip(places["proprio"], slices(parts_of(store.attrs, "proprio")), strict=True))
-    sidecar = Sidecar.of_store(store, places)
     with _Disk(target) as disk, h5py.File(disk, "w") as file:
         data = file.create_group("data")
         data.attrs["total"] = store.num_steps
         data.attrs["env_args"] = json.dumps(_env_args(store, world))
-        data.attrs[NAME] = sidecar.text()
+        data.attrs[NAME] = Sidecar.of_store(store, places).text()
         for i, count in enumerate(store.lengths.tolist()):
             demo, at = data.create_group(f"demo_{i}"), 0
             _write_episode_values(demo, store, i, world)
@@ -104,10 +98,7 @@ class _Disk(io.FileIO):
 def scaling(store: EpisodeStore, how: str) -> Scale:
     """Return scale and offset of actions in -1..1: by the limits of the parts, or by their data (how="data").
 
-    A part without limits stays as it is.
-
-    Raises:
-        DatasetError: actions beyond it, unless they are to be cut (how="clip") or stretched.
+    A part without limits stays as it is. Actions beyond it are refused (DatasetError), cut (how="clip") or stretched.
     """
     actions, parts = store["action"], parts_of(store.attrs, "action")
     halves, middles = list[np.ndarray](), list[np.ndarray]()
@@ -121,9 +112,9 @@ def scaling(store: EpisodeStore, how: str) -> Scale:
         if how == "data" and (beyond or not known):
             low, high = least, np.where(most > least, most, least + 1)
         elif beyond and how == "limits":
-            found = f"part '{part.name}' from {least.min():.4g} to {most.max():.4g}"
-            limits = f"{low.min():g} to {high.max():g}: action_range=data stretches, =clip cuts it"
-            raise mismatch(f"{store.path}: action", found, limits)
+            expected = f"{low.min():g} to {high.max():g} (action_range=data stretches, =clip cuts)"
+            got = f"{least.min():.4g} to {most.max():.4g}"
+            raise mismatch(f"{store.path}: action: {part.name}", expected, got)
         halves.append((high - low) / 2)
         middles.append((high + low) / 2)
     return np.concatenate(halves), np.concatenate(middles)
@@ -153,39 +144,35 @@ def _append(demo: Any, arrays: dict[str, np.ndarray], at: int, count: int) -> No
 
 
 def _write_episode_values(demo: Any, store: EpisodeStore, i: int, world: Any) -> None:
-    count = int(store.lengths[i])
     values = {key: store.meta(key)[i] for key in store.meta_keys}
-    last = np.arange(count) == count - 1
+    last = np.arange(store.lengths[i]) == store.lengths[i] - 1
     demo["rewards"] = last * float(np.any(values.get("success", False)))
     demo["dones"] = last.astype(np.int64)
-    demo.attrs["num_samples"] = count
+    demo.attrs["num_samples"] = int(store.lengths[i])
     if world is not None and "state" in store.keys:
         demo.attrs["model_file"] = world.raw.sim.model.get_xml()
     for key, value in values.items():
         demo.attrs[f"{NAME}:{key}"] = value
 
 
-# -------------------------------------------------------------------- robosuite
-
-
 def _world(store: EpisodeStore) -> Any:
-    """The robosuite world that simulated demos were recorded in; None of others, and where robosuite is missing."""
+    """Return the robosuite world of simulated demos; None for others, and without robosuite."""
     if not store.attrs["env_config"] or find_spec("robosuite") is None:
         return None
     try:
         settings = world_of_demos(store)
-    except DatasetError:  # of a task that is not known here
+    except UserError:  # of an unknown task
         return None
     return make(settings, draw=False) if isinstance(settings, RobosuiteSettings) else None
 
 
 def _env_args(store: EpisodeStore, world: Any) -> dict[str, Any]:
-    """What makes the world again in robomimic, or its name alone."""
+    """Return robomimic's description of the world, or its name alone."""
     about = store.attrs
     if "env_args" in about:
-        return about["env_args"]  # its controllers say what an action is
+        return about["env_args"]  # its controllers describe the action
     parts = {"action_parts": plain(parts_of(about, "action"))}  # before scaling
-    if world is None:  # a gym's
+    if world is None:  # type 2: a gym's
         rate = {"control_freq": rate_of(store)}
         return {"env_name": about["env_version"], "env_version": "", "type": 2, "env_kwargs": rate, **parts}
     return {"env_name": world.settings.env, "type": 1, **world.arguments(), **parts}

@@ -22,8 +22,7 @@ from s2robot.core.provenance import policy_sha256
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
 from s2robot.demos.lineage import CORRECTIONS, began_with, left_to_try
-from s2robot.demos.record import expert_chunks, layout_of
-from s2robot.demos.relabel import picker_of
+from s2robot.demos.record import expert_chunks, layout_of, picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import Task, TaskSettings, next_action
 from s2robot.envs.tasks import make

@@ -1,7 +1,4 @@
-"""Episodes as videos for the page, all cameras side by side so that they are in step, and measurements of their frames.
-
-Stored frames are read a few at a time; where states are drawn, memory holds one episode's frames.
-"""
+"""Episodes as videos for the page, all cameras side by side and in step, and measurements of their frames."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +20,7 @@ from s2robot.envs.frames import at_height
 from s2robot.inspection.findings import FrameStats
 from s2robot.reporting.h264 import encode
 
-PIECE = 32  # frames of a camera in memory
+PIECE = 32  # recorded frames of a camera in memory
 SAMPLED = 10_000  # pixels of an image at least, if it has so many, for brightness and change
 ROW = 3  # cameras beside each other
 GAP = 4  # px between them
@@ -41,7 +38,7 @@ class FilmSettings(Settings, at="videos", file="inspect"):
 
 @dataclass(frozen=True)
 class Tiles:
-    """Where the cameras lie in the video."""
+    """The places of the cameras in the video."""
 
     width: int
     height: int
@@ -49,21 +46,20 @@ class Tiles:
 
 
 def tiles(sizes: dict[str, tuple[int, int]], height: int) -> Tiles:
-    """Rows of cameras of one height, at most `height` px; `sizes`: camera -> (H, W)."""
+    """Place cameras in rows of one height, at most `height` px; `sizes`: camera -> (H, W)."""
     names = list(sizes)
     across = len(names) if len(names) <= ROW else ceil(sqrt(len(names)))
     places, top, widest = {}, 0, 0
     for start in range(0, len(names), across):
         row = names[start : start + across]
-        high = min(height, max(sizes[name][0] for name in row))
-        left = 0
+        high, left = min(height, max(sizes[name][0] for name in row)), 0
         for name in row:
             wide = max(1, round(sizes[name][1] * high / sizes[name][0]))
             places[name] = (left, top, wide, high)
             left += wide + GAP
         widest, top = max(widest, left - GAP), top + high + GAP
     top -= GAP
-    return Tiles(widest + widest % 2, top + top % 2, places)  # even, as the encoder wants
+    return Tiles(widest + widest % 2, top + top % 2, places)  # even, for the encoder
 
 
 def film_all(
@@ -72,7 +68,7 @@ def film_all(
     """Write videos of the first so many episodes into `folder` as `0000.mp4` and so on, and measure their frames.
 
     Raises:
-        UserError: a video that cannot be written. DatasetError: frames that cannot be read or drawn.
+        UserError: a video that cannot be written, or frames that cannot be read or rendered.
     """
     world: Any = world_of_demos(store) if store.attrs["kind"] == "states" else None
     if world is not None:
@@ -94,23 +90,37 @@ def film(
     path: Path, episode: int, video: Path, world: Any, layout: Tiles, rate: float, settings: FilmSettings
 ) -> dict[str, FrameStats]:
     """Write the video of an episode; returns the measurements of each camera."""
-    store = EpisodeStore.open(path)
-    seen = {camera: _Measurements() for camera in layout.places}
-    images = _tiled(_frames(store, episode, world), layout, seen)
+    measured: dict[str, list[tuple[float, ...]]] = {camera: [] for camera in layout.places}
+
+    def canvases() -> Iterator[np.ndarray]:
+        last: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # camera -> frame before, its brightness
+        for step in _frames(EpisodeStore.open(path), episode, world):
+            canvas = np.full((layout.height, layout.width, 3), 255, np.uint8)
+            for (camera, (left, top, wide, high)), image in zip(layout.places.items(), step, strict=True):
+                thin = _brightness(image)
+                measured[camera].append((_change(image, thin, last.get(camera)), thin.mean(), thin.std()))
+                last[camera] = image, thin
+                if image.shape[:2] != (high, wide):
+                    small = Image.fromarray(image).resize((wide, high), Image.Resampling.BILINEAR)
+                    image = np.asarray(small)
+                canvas[top : top + high, left : left + wide] = image
+            yield canvas
+
     try:
         with replacing(video) as part:
             shape = (layout.height, layout.width)
-            encode(part, images, shape, rate, settings.crf, settings.key_every)
+            encode(part, canvases(), shape, rate, settings.crf, settings.key_every)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{video}: the video cannot be written: {error}") from error
-    return {camera: FrameStats(*map(np.array, each.rows)) for camera, each in seen.items()}
+    return {camera: FrameStats(*np.round(rows, 3).T) for camera, rows in measured.items()}
 
 
 def _frames(store: EpisodeStore, episode: int, world: Any) -> Iterator[tuple[np.ndarray, ...]]:
-    """The frames of an episode, step by step."""
+    """Yield the frames of an episode, step by step."""
     if world is not None:
-        frames = episode_frames(store.path, episode, store.cameras, world.image_size, world)
-        yield from zip(*frames, strict=True)
+        yield from zip(
+            *episode_frames(store.path, episode, store.cameras, world.image_size, world), strict=True
+        )
         return
     rows = store.episode_slice(episode)
     for start in range(rows.start, rows.stop, PIECE):
@@ -118,36 +128,15 @@ def _frames(store: EpisodeStore, episode: int, world: Any) -> Iterator[tuple[np.
         yield from zip(*(store.read(f"images_{c}", start, stop) for c in store.cameras), strict=True)
 
 
-def _tiled(
-    frames: Iterator[tuple[np.ndarray, ...]], layout: Tiles, seen: "dict[str, _Measurements]"
-) -> Iterator[np.ndarray]:
-    for step in frames:
-        canvas = np.full((layout.height, layout.width, 3), 255, np.uint8)
-        for (camera, (left, top, wide, high)), image in zip(layout.places.items(), step, strict=True):
-            seen[camera].add(image)
-            if image.shape[:2] != (high, wide):
-                image = np.asarray(Image.fromarray(image).resize((wide, high), Image.Resampling.BILINEAR))
-            canvas[top : top + high, left : left + wide] = image
-        yield canvas
+def _brightness(image: np.ndarray) -> np.ndarray:
+    """Return the brightness of a sample of the pixels.  # (H, W, 3) -> (h, w)"""
+    every = max(1, isqrt(image.shape[0] * image.shape[1] // SAMPLED))
+    red, green, blue = np.moveaxis(image[::every, ::every].astype(np.uint16), -1, 0)
+    return (red + green + blue) / 3  # a mean over the last axis takes ten times as long
 
 
-class _Measurements:
-    """Change, mean and deviation of brightness of a camera's frames, one after the other."""
-
-    def __init__(self) -> None:
-        self.rows: tuple[list[float], list[float], list[float]] = ([], [], [])
-        self._last: tuple[np.ndarray, np.ndarray] | None = None  # the frame before, and its brightness
-
-    def add(self, image: np.ndarray) -> None:
-        """Measure the next frame (H, W, 3)."""
-        every = max(1, isqrt(image.shape[0] * image.shape[1] // SAMPLED))
-        red, green, blue = np.moveaxis(image[::every, ::every].astype(np.uint16), -1, 0)
-        thin = (red + green + blue) / 3  # (h, w); a mean over the last axis takes ten times as long
-        change = 255.0
-        if self._last is not None:
-            before, brightness = self._last
-            seen = np.abs(thin - brightness).mean()
-            change = 0.0 if np.array_equal(image, before) else max(float(seen), 1e-3)
-        for row, value in zip(self.rows, (change, float(thin.mean()), float(thin.std())), strict=True):
-            row.append(round(value, 3))
-        self._last = image, thin
+def _change(image: np.ndarray, thin: np.ndarray, last: tuple[np.ndarray, np.ndarray] | None) -> float:
+    """Return the mean change of brightness since the frame before; 0 only if every byte is the same."""
+    if last is None:
+        return 255.0
+    return 0.0 if np.array_equal(image, last[0]) else max(float(np.abs(thin - last[1]).mean()), 1e-3)

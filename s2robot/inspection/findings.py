@@ -1,4 +1,4 @@
-"""What is odd in a dataset: each found by one rule, with a threshold of `configs/inspect.yaml`, named with its place.
+"""Anomalies of a dataset: each found by one rule, with a threshold of `configs/inspect.yaml`, and named with its place.
 
 for found in find(tables, ends, rate, frames, Thresholds()):
     print(found.kind, found.episode, found.step, found.text)
@@ -12,7 +12,7 @@ import numpy as np
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.inspection.tables import Columns, Table, episodes_of
 
-# kind -> what the page says of it
+# kind -> its description on the page
 KINDS = {
     "no number": "NaN or infinite",
     "frozen": "images that stand still while the state moves",
@@ -26,7 +26,7 @@ KINDS = {
 }
 MANY = 5  # of a kind in an episode, of the same camera or numbers: more are one
 CLOCKS = ("timestamp", "timestamps", "time")  # keys of seconds
-GRIPPERS = ("grip", "claw", "opening")  # what the name of a gripper's number holds
+GRIPPERS = ("grip", "claw", "opening")  # parts of the names of a gripper's numbers
 
 
 class Thresholds(Settings, at="odd", file="inspect"):
@@ -50,7 +50,7 @@ class Thresholds(Settings, at="odd", file="inspect"):
 
 @dataclass(frozen=True)
 class Finding:
-    """One oddity; without episode of the whole dataset."""
+    """One anomaly; without episode of the whole dataset."""
 
     kind: str
     text: str
@@ -68,19 +68,19 @@ class FrameStats:
     deviation: np.ndarray  # (T,) of brightness over the image
 
 
+Frames = Sequence[
+    Mapping[str, FrameStats]
+]  # of each episode camera -> measurements; empty if no frames were read
+
+
 def find(
-    tables: Sequence[Table],
-    ends: np.ndarray,
-    rate: float,
-    frames: Sequence[Mapping[str, FrameStats]],
-    limits: Thresholds,
+    tables: Sequence[Table], ends: np.ndarray, rate: float, frames: Frames, limits: Thresholds
 ) -> list[Finding]:
-    """All that is odd, ordered by kind and place.
+    """Return all anomalies, ordered by kind and place.
 
     Args:
         tables: numbers of all steps. ends: of the episodes in them, (episodes,).
         rate: control steps a second.
-        frames: of each episode camera -> measurements; empty where no frames were read.
     """
     named = {table.key: table for table in tables}
     found = [*_no_numbers(tables, ends), *_lengths(ends, limits), *_constant(tables), *_blank(frames, limits)]
@@ -105,30 +105,24 @@ def _joined(group: list[Finding]) -> list[Finding]:
     return group if len(group) <= MANY else [replace(first, text=text)]
 
 
-def unchecked_kinds(tables: Sequence[Table], ends: np.ndarray, frames: Sequence) -> dict[str, str]:
-    """Kinds, joined by commas, that `find` cannot judge, and why."""
-    named = {table.key: table for table in tables}
-    action = named.get("action")
+def unchecked_kinds(tables: Sequence[Table], ends: np.ndarray, frames: Frames) -> dict[str, str]:
+    """Return the kinds, joined by commas, that `find` cannot check, and why."""
+    keys = {table.key for table in tables}
+    parts = [part for table in tables if table.key == "action" for part in table.parts]
+    jump = "one episode, nothing to compare with" if "proprio" in keys else "no key proprio"
+    grippers = [column for table in tables if table.key == "action" for column in _gripper_columns(table)]
     checks = {
-        "frozen, blank": (bool(frames), "no videos were made"),
-        "clock": (any(key in named for key in CLOCKS), f"no key {' or '.join(CLOCKS)}"),
-        "jump": ("proprio" in named, "no key proprio"),
-        "saturated": (
-            action is not None and any(part.limits is not None for part in action.parts),
-            "no limits of the action are known",
-        ),
-        "gripper": (
-            action is not None and any(_gripper_columns(action)),
-            "no part is binary or called so",
-        ),
+        "frozen, blank": (frames, "no videos were made"),
+        "clock": (keys.intersection(CLOCKS), f"no key {' or '.join(CLOCKS)}"),
+        "jump": ("proprio" in keys and len(ends) > 1, jump),
+        "saturated": (any(p.limits is not None for p in parts), "no limits of the action are known"),
+        "gripper": (grippers, "no part is binary or called so"),
     }
-    if "proprio" in named:
-        checks["jump"] = (len(ends) > 1, "one episode, nothing to compare with")
     return {kind: why for kind, (known, why) in checks.items() if not known}
 
 
 def runs(where: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(start, end) of each stretch of a mask (T,).
+    """Yield (start, end) of each stretch of a mask (T,).
 
     >>> list(runs(np.array([0, 1, 1, 0, 1], bool)))
     [(1, 3), (4, 5)]
@@ -138,7 +132,7 @@ def runs(where: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _runs_of(mask: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """(episode, start, end) of each stretch of a mask of all steps."""
+    """Yield (episode, start, end) of each stretch of a mask of all steps."""
     for i, own in enumerate(episodes_of(mask, ends)):
         yield from ((i, start, end) for start, end in runs(own))
 
@@ -147,8 +141,7 @@ def _no_numbers(tables: Sequence[Table], ends: np.ndarray) -> Iterator[Finding]:
     for table in tables:
         bad = ~np.isfinite(table.values)
         for i, start, end in _runs_of(bad.any(1), ends):
-            own = episodes_of(bad, ends)[i]
-            names = _names(table, own[start:end].any(0))
+            names = _names(table, episodes_of(bad, ends)[i][start:end].any(0))
             yield Finding("no number", f"{table.key}: {names}", i, start, end - start)
 
 
@@ -165,18 +158,21 @@ def _constant(tables: Sequence[Table]) -> Iterator[Finding]:
         same = (table.values == table.values[:1]).all(0)
         if len(table.values) > 1 and same.any():
             values = sorted({f"{x:.4g}" for x in table.values[0, same]})
-            what = values[0] if len(values) == 1 else "each one value"
-            yield Finding("constant", f"{table.key}: {_names(table, same)} ({what})")
+            value = values[0] if len(values) == 1 else "each one value"
+            yield Finding("constant", f"{table.key}: {_names(table, same)} ({value})")
 
 
 def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
-    """Steps that are some times as large as the largest of an ordinary episode, and large beside the number's spread.
+    """Find steps some times as large as the largest of an ordinary episode, and large beside the number's spread.
 
-    Only the part of a step counts that its neighbours do not continue: an arm that is swung is fast for several steps. What
-    happens in every episode, such as a gripper that closes in one step, is no jump: the lower median over the episodes of
-    the largest step is ordinary. One episode alone gives nothing to compare with.
+    Only the part of a step counts that its neighbours do not continue: an arm that is swung is fast for several steps. The
+    lower median over the episodes of the largest step is ordinary, so a gripper that closes in one step in every episode
+    does not jump. One episode alone gives nothing to compare with.
     """
-    turn = _turns(state.values)
+    span = _range(state.values)
+    turn = np.zeros(len(span))  # of a column of angles, which may wrap within a step
+    for full in (2 * np.pi, 360.0):
+        turn[(span > 0.9 * full) & (span <= 1.001 * full)] = full
     steps = [np.diff(own.astype(np.float64), axis=0) for own in episodes_of(state.values, ends)]
     steps = [own - turn * np.round(own / np.where(turn, turn, np.inf)) for own in steps]
     largest = [np.abs(own).max(0) for own in steps if len(own)]
@@ -193,21 +189,8 @@ def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
             yield Finding("jump", f"{_names(state, which)}: {by}", i, t + 1)
 
 
-def _turns(values: np.ndarray) -> np.ndarray:
-    """A full turn in the unit of each column of angles (T, columns), which may wrap within a step; 0 of other columns.
-
-    >>> _turns(np.array([[0.0, 0.0, 0.0], [6.25, 3.0, 355.0]])).round(2)
-    array([  6.28,   0.  , 360.  ])
-    """
-    span = _range(values)
-    found = np.zeros(len(span))
-    for turn in (2 * np.pi, 360.0):
-        found[(span > 0.9 * turn) & (span <= 1.001 * turn)] = turn
-    return found
-
-
 def _alone(steps: np.ndarray) -> np.ndarray:
-    """How far each step (T, columns) goes beyond what the steps beside it do in its direction.
+    """Return how far each step (T, columns) exceeds its neighbours' in its direction.
 
     >>> _alone(np.array([[1.0], [3.0], [1.0], [-2.0]])).ravel()
     array([0., 2., 0., 2.])
@@ -218,9 +201,7 @@ def _alone(steps: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(steps) - beside, 0)
 
 
-def _frozen(
-    state: Table, ends: np.ndarray, frames: Sequence[Mapping[str, FrameStats]], limits: Thresholds
-) -> Iterator[Finding]:
+def _frozen(state: Table, ends: np.ndarray, frames: Frames, limits: Thresholds) -> Iterator[Finding]:
     spread = np.where(state.spread() > 0, state.spread(), np.inf)
     for i, (own, cameras) in enumerate(zip(episodes_of(state.values, ends), frames, strict=False)):
         for camera, seen in cameras.items():
@@ -236,12 +217,12 @@ def _frozen(
 
 
 def _range(values: np.ndarray) -> np.ndarray:
-    """From the least to the largest number of each column (T, C), NaN where there is none; infinity is none.  # (C,)"""
+    """Return the range of the finite numbers of each column (T, C), NaN without any.  # (C,)"""
     values = np.where(np.isfinite(values), values, np.nan)
     return np.fmax.reduce(values, axis=0) - np.fmin.reduce(values, axis=0)
 
 
-def _blank(frames: Sequence[Mapping[str, FrameStats]], limits: Thresholds) -> Iterator[Finding]:
+def _blank(frames: Frames, limits: Thresholds) -> Iterator[Finding]:
     for i, camera, seen in ((i, *item) for i, cameras in enumerate(frames) for item in cameras.items()):
         empty = seen.deviation < limits.contrast  # a white page with a drawing is not overexposed
         dark, bright = empty & (seen.mean < limits.dark), empty & (seen.mean > limits.bright)
@@ -252,10 +233,8 @@ def _blank(frames: Sequence[Mapping[str, FrameStats]], limits: Thresholds) -> It
 
 
 def _saturated(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
-    for part in action.parts:
-        if part.limits is None:
-            continue
-        low, high = part.limits
+    for part in (part for part in action.parts if part.limits is not None):
+        low, high = part.limits  # type: ignore[misc]
         room = 1e-6 * (high - low)  # float32 rounds a limit
         values = action.values[:, part.at]
         at_limit = ((values <= low + room) | (values >= high - room)) & (high > low)
@@ -267,21 +246,20 @@ def _saturated(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[
 
 
 def _grippers(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
-    """Numbers of a gripper that move in most episodes and not in this one."""
+    """Find numbers of a gripper that move in most episodes and not in this one."""
     lengths = np.diff(ends, prepend=0).tolist()
     for column, part in _gripper_columns(action):
         each = [x[np.isfinite(x)] for x in episodes_of(action.values[:, column], ends)]
         known = {i: x for i, x in enumerate(each) if len(x)}
-        if not known:
-            continue
-        low, high = (float(end(np.concatenate(each))) for end in (np.min, np.max))
+        together = np.concatenate(each) if known else np.zeros(1)
+        low, high = float(together.min()), float(together.max())
         still = [i for i, x in known.items() if np.ptp(x) < limits.gripper * (high - low)]
         if high == low or 2 * len(still) >= len(known):
             continue
         for i in still:
             way = "never opens" if known[i][0] > (low + high) / 2 else "never closes"
-            what = way if part.kind == "binary" else "stays as it is"
-            yield Finding("gripper", f"{action.names[column]} {what}", i, 0, lengths[i])
+            found = way if part.kind == "binary" else "stays as it is"
+            yield Finding("gripper", f"{action.names[column]} {found}", i, 0, lengths[i])
 
 
 def _gripper_columns(action: Table) -> Iterator[tuple[int, Columns]]:
@@ -304,6 +282,6 @@ def _clock(
 
 
 def _names(table: Table, which: np.ndarray) -> str:
-    """Names of the columns of a mask, the first few."""
+    """Return names of the columns of a mask, the first few."""
     found = [name for name, yes in zip(table.names, which, strict=True) if yes]
     return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")

@@ -1,26 +1,41 @@
-"""`s2robot inspect`: print a dataset, look for what is odd in it, and make a page of it; or replay its actions."""
+"""`s2robot inspect`: print a dataset, find its anomalies and write inspect.html, or replay its actions.
 
+Beside the page lies `episodes/` with a video and a script per episode, which the page loads when the episode is chosen: a
+page opened as a file may not fetch, but it may load scripts.
+"""
+
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from s2robot.config import DemosSettings
 from s2robot.core.errors import UserError
+from s2robot.core.files import write_text
 from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.demos.errors import mismatch
-from s2robot.demos.layouts import starts, task_of
-from s2robot.demos.replay import replay_episode, world_of_demos
+from s2robot.demos.replay import replay_episode, starts, task_of, world_of_demos
 from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.gl import require_simulator
+from s2robot.envs.task_settings import Group
 from s2robot.envs.tasks import make
 from s2robot.inspection.films import FilmSettings, Tiles, film_all
-from s2robot.inspection.findings import FrameStats, Thresholds, find, unchecked_kinds
-from s2robot.inspection.page import FOLDER, facts_of, write_inspection
-from s2robot.inspection.tables import Table, tables
+from s2robot.inspection.findings import KINDS, Finding, FrameStats, Thresholds, find, unchecked_kinds
+from s2robot.inspection.tables import Table, curves, episodes_of, plots, tables
+from s2robot.reporting.page import drawing, flatten, write_page
+from s2robot.reporting.style import BLUE, VERMILLION, styled
+
+FOLDER = "episodes"
+POINTS = 4000  # of a curve in the page: as many as a screen has dots
+MOST = 200  # findings of a kind in the page; more are counted
 
 
 class InspectSettings(Settings, file="inspect"):
@@ -33,45 +48,18 @@ class InspectSettings(Settings, file="inspect"):
 
 
 def _opened(demos: DemosSettings) -> tuple[EpisodeStore, int]:
-    """The dataset, and how many of its first episodes are meant (DatasetError)."""
+    """Return the dataset, and the count of its first episodes to use (UserError)."""
     store = EpisodeStore.open(demos.folder())
     if not len(store):
-        raise mismatch(store.path, "no episodes", "at least one")
+        raise mismatch(store.path, "at least one episode", "none")
     return store, min(len(store), demos.first() or len(store))
-
-
-def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path) -> Path:
-    """Print what a dataset holds and what is odd in it; write `inspect.html` and its folder into `out`.
-
-    Returns:
-        The page's path.
-
-    Raises:
-        UserError: a file that cannot be written, a setting out of range, no simulator to draw states.
-        DatasetError: no dataset, or one that cannot be read.
-    """
-    store, count = _opened(demos)
-    ends, numbers = store.episode_ends[:count], tables(store, count)
-    print(summary(store, numbers, ends))
-    films: Tiles | None = None
-    frames: list[dict[str, FrameStats]] = []
-    if settings.videos.write and store.cameras:
-        if store.attrs["kind"] == "states":
-            require_simulator()
-        with bar("videos") as update:
-            films, frames = film_all(store, count, settings.videos, settings.workers, out / FOLDER, update)
-    findings = find(numbers, ends, store.attrs["rate_hz"], frames, settings.odd)
-    unknown = unchecked_kinds(numbers, ends, frames)
-    kinds = Counter(finding.kind for finding in findings)
-    print("odd: " + (", ".join(f"{kind} {n}" for kind, n in kinds.items()) or "nothing"))
-    return write_inspection(store, numbers, ends, films, findings, unknown, out / "inspect.html")
 
 
 def replay_demos(demos: DemosSettings) -> str:
     """Execute the recorded actions of each episode again, open loop; returns the result in words.
 
     Raises:
-        UserError: an episode that does not succeed again. DatasetError: demos that no task of ours can replay.
+        UserError: an episode that does not succeed again, or demos that no task of ours can replay.
     """
     store, count = _opened(demos)
     env, worst, failed = make(world_of_demos(store), draw=False), 0.0, list[int]()
@@ -89,8 +77,56 @@ def replay_demos(demos: DemosSettings) -> str:
     return f"{count} of {count} episodes succeed again; proprioception differs by at most {worst:.2g}"
 
 
+def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path) -> Path:
+    """Print a dataset's contents and anomalies, and write `inspect.html` and its folder into `out`; returns the page.
+
+    Raises:
+        UserError: a file that cannot be written, no simulator to render states, or no dataset that can be read.
+    """
+    store, count = _opened(demos)
+    ends, numbers = store.episode_ends[:count], tables(store, count)
+    print(summary(store, numbers, ends))
+    films: Tiles | None = None
+    frames: list[dict[str, FrameStats]] = []
+    if settings.videos.write and store.cameras:
+        if store.attrs["kind"] == "states":
+            require_simulator()
+        with bar("videos") as update:
+            films, frames = film_all(store, count, settings.videos, settings.workers, out / FOLDER, update)
+    findings = find(numbers, ends, store.attrs["rate_hz"], frames, settings.odd)
+    kinds = Counter(finding.kind for finding in findings)
+    print("odd: " + (", ".join(f"{kind} {n}" for kind, n in kinds.items()) or "nothing"))
+    for i, shown in enumerate(zip(*(episodes_of(table.values, ends) for table in numbers), strict=True)):
+        script = out / FOLDER / f"{i:04d}.js"
+        points = json.dumps(curves(np.concatenate(shown, axis=1), POINTS), separators=(",", ":"))
+        try:
+            write_text(script, f"episode({i},{points})\n")
+        except OSError as error:
+            raise UserError(f"{script}: cannot be written ({error.strerror})") from error
+    unknown = unchecked_kinds(numbers, ends, frames)
+    return _write_page(store, numbers, ends, films, findings, unknown, out / "inspect.html")
+
+
+# -------------------------------------------------------------------- facts
+
+
+def facts_of(store: EpisodeStore, ends: np.ndarray) -> list[tuple[str, str]]:
+    """Return facts about a dataset, for page and terminal."""
+    lengths, seconds, count = np.diff(ends, prepend=0), ends[-1] / store.attrs["rate_hz"], len(ends)
+    facts = [
+        ("robot", store.robot),
+        ("rate", f"{store.attrs['rate_hz']:g} Hz"),
+        ("together", f"{seconds / 60:.1f} min" if seconds > 90 else f"{seconds:.1f} s"),
+        ("steps an episode", f"{lengths.min()} to {lengths.max()}, median {np.median(lengths):g}"),
+        ("cameras", ", ".join(store.cameras) or "none"),
+    ]
+    if "success" in store.meta_keys:
+        facts.append(("successful", f"{int(store.meta('success')[:count].sum())} of {count}"))
+    return facts
+
+
 def summary(store: EpisodeStore, numbers: Sequence[Table], ends: np.ndarray) -> str:
-    """What a dataset holds, and the ranges of action and proprioception."""
+    """Return a dataset's contents, and the ranges of action and proprioception, as text."""
     attrs = store.attrs
     rows = [
         ("episodes", f"{len(ends)} ({ends[-1]} steps)"),
@@ -113,3 +149,128 @@ def summary(store: EpisodeStore, numbers: Sequence[Table], ends: np.ndarray) -> 
             rows.append((f"{table.key} {name}", "".join(f"{x:+8.3f}" for x in (low, median, high))))
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join([str(store.path), *(f"  {name:<{width}}{value}" for name, value in rows)])
+
+
+# -------------------------------------------------------------------- the page
+
+
+def _write_page(
+    store: EpisodeStore,
+    numbers: Sequence[Table],
+    ends: np.ndarray,
+    films: Tiles | None,
+    found: Sequence[Finding],
+    unknown: Mapping[str, str],
+    path: Path,
+) -> Path:
+    kinds, count = (
+        Counter(finding.kind for finding in found),
+        f"{len(ends):,} episode{'s' * (len(ends) != 1)}",
+    )
+    # the file of a cached copy has a number for a name
+    name = source["name"] if isinstance(source := store.attrs.get("source"), dict) else store.path.stem
+    return write_page(
+        path,
+        "inspect.html.j2",
+        title=f"{name}: {count}",
+        headline=f"{name}: {count}, {ends[-1]:,} step{'s' * (ends[-1] != 1)}",
+        facts=facts_of(store, ends),
+        kinds=[(kind, meaning, kinds[kind]) for kind, meaning in KINDS.items() if kinds[kind]],
+        looked=[meaning for kind, meaning in KINDS.items() if kind not in ", ".join(unknown).split(", ")],
+        unknown=unknown,
+        findings={kind: [f for f in found if f.kind == kind][:MOST] for kind in kinds},
+        most=MOST,
+        ranges=[(table.key, _cells(table)) for table in numbers],
+        pictures=_plots(store, ends),
+        settings=[row for key, value in store.attrs.items() for row in flatten(key, value)],
+        films=films,
+        data={
+            "folder": FOLDER,
+            "rate": store.attrs["rate_hz"],
+            "videos": films is not None,
+            "charts": _charts(numbers),
+            "episodes": _episodes(store, ends),
+            "findings": [asdict(f) for f in found if f.episode is not None],
+        },
+    )
+
+
+def _charts(numbers: Sequence[Table]) -> list[dict[str, Any]]:
+    """Return the plots of the curves, whose columns are counted over all tables."""
+    first, charts = 0, []
+    for table in numbers:
+        low, _, _, _, high = np.nan_to_num(table.ranges()).tolist()
+        for title, columns in plots(table):
+            lines = [
+                {"column": first + c, "name": table.names[c], "low": low[c], "high": high[c]} for c in columns
+            ]
+            charts.append({"key": table.key, "title": title, "lines": lines})
+        first += len(table.names)
+    return charts
+
+
+def _episodes(store: EpisodeStore, ends: np.ndarray) -> list[dict[str, Any]]:
+    """Return the steps of each episode, and its success, task and number in the source if stored."""
+    found: list[dict[str, Any]] = [{"steps": int(steps)} for steps in np.diff(ends, prepend=0)]
+    texts = store.attrs.get("tasks") or []
+    names = texts if isinstance(texts, dict) else {str(i): text for i, text in enumerate(texts)}
+    shown = {"success": ("success", bool), "source_episode": ("source", int)}
+    if names:
+        shown["task"] = ("task", lambda number: str(names.get(str(number), f"task {number}")))  # type: ignore[assignment]
+    for key, (name, convert) in shown.items():
+        for episode, value in zip(
+            found, store.meta(key).tolist() if key in store.meta_keys else (), strict=False
+        ):
+            episode[name] = convert(value)
+    return found
+
+
+def _cells(table: Table) -> list[list[str]]:
+    """Return name and ranges of each column, with as many decimals as its scale needs: 1e-18 beside 1 is 0."""
+    rows = []
+    for name, values in zip(table.names, table.ranges().T.tolist(), strict=True):
+        largest = max((abs(x) for x in values if np.isfinite(x)), default=0.0)
+        decimals = int(np.clip(3 - np.floor(np.log10(largest)), 0, 12)) if largest else 0
+        rows.append([name, *(f"{round(x, decimals) + 0.0:.{decimals}f}" for x in values)])  # + 0.0: no -0
+    return rows
+
+
+def _plots(store: EpisodeStore, ends: np.ndarray) -> list[tuple[str, Any]]:
+    """Return titles and plots: lengths, and the layouts at the start if the store holds them."""
+    found = [("Lengths", drawing(_lengths(np.diff(ends, prepend=0), store.attrs["rate_hz"]), "lengths"))]
+    task, records = task_of(store), starts(store)[: len(ends)]
+    if all(task.layout_of(record) for record in records):
+        found.append(("Where the episodes began", drawing(_starts(store, records), "starts")))
+    return found
+
+
+@styled
+def _lengths(lengths: np.ndarray, rate: float) -> Figure:
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    low, high = int(lengths.min()), int(lengths.max())
+    width = max(1, -(-(high - low + 1) // 24))  # whole steps
+    axes.hist(lengths, bins=(np.arange(low, high + width + 1, width) - 0.5).tolist(), color=BLUE)
+    median = float(np.median(lengths))
+    axes.axvline(median, color=VERMILLION, lw=1.5)
+    axes.set(title=f"median {median:g} steps ({median / rate:.1f} s)", xlabel="steps", ylabel="episodes")
+    axes.locator_params(integer=True)
+    return figure
+
+
+@styled
+def _starts(store: EpisodeStore, records: Sequence[dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    known = "success" in store.meta_keys
+    good = store.meta("success")[: len(records)] if known else np.ones(len(records), bool)
+    groups = [
+        Group([r for r, yes in zip(records, good, strict=True) if bool(yes) is wanted], *look, 9)
+        for wanted, look in ((True, ("successful", "o", BLUE)), (False, ("failed", "X", VERMILLION)))
+    ]
+    try:
+        about = world_of_demos(store).placement()
+    except UserError:
+        about = {}
+    shown = [group for group in groups if group.records]
+    draw_layout(figure.add_subplot(), shown, task_of(store), about)
+    return figure

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from s2robot.core.parts import MAX_DELTA, Part, number_names, size_of, slices
-from s2robot.demos.schema import PARTS, parts_of
+from s2robot.core.parts import MAX_DELTA, Part, number_names, parts_of, size_of, slices
+from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
 
-WIDEST = 64  # numbers a step: what is wider is for programs, a simulator's state for example
+WIDEST = 64  # numbers a step: wider arrays are for programs, such as a simulator's state
 MOST_LINES = 7  # in one plot: as many as colours that can be told apart
 
 
@@ -19,8 +19,8 @@ class Columns:
 
     name: str
     at: slice
-    kind: str  # of a part; "" where nothing is known
-    limits: np.ndarray | None = None  # (2, columns): the least and the largest that can be commanded
+    kind: str  # of a part; "" if unknown
+    limits: np.ndarray | None = None  # (2, columns): the least and the largest command
 
 
 @dataclass(frozen=True)
@@ -46,26 +46,22 @@ class Table:
 
 
 def tables(store: EpisodeStore, episodes: int) -> list[Table]:
-    """Tables of the first so many episodes: action and proprio first, then what else is a number or a few a step."""
-    steps = int(store.episode_ends[episodes - 1])
-    first = [key for key in PARTS if key in store.keys]
-    found = []
-    for key in (*first, *(key for key in store.keys if key not in first and _is_shown(store, key))):
+    """Return tables of the first so many episodes: action and proprio, then other arrays of a few numbers a step."""
+    steps, found = int(store.episode_ends[episodes - 1]), []
+    for key in sorted(store.keys, key=[*PARTS, *store.keys].index):
+        shape = store.shape(key)
+        hidden = key.startswith("images_") or (key == "state" and store.attrs["kind"] == "states")
+        if key not in PARTS and (hidden or len(shape) > 1 or int(np.prod(shape)) > WIDEST):
+            continue
         values = store.read(key, 0, steps).reshape(steps, -1)
-        # whole numbers keep what float32 would round away: stamps in nanoseconds would all be one
+        # float32 would round large whole numbers: stamps in nanoseconds would all be equal
         values = values.astype(np.promote_types(values.dtype, np.float32), copy=False)
         found.append(Table(key, *_named(store, key, values), values))
     return found
 
 
-def _is_shown(store: EpisodeStore, key: str) -> bool:
-    shape = store.shape(key)
-    drawn = store.attrs["kind"] == "states" and key == "state"
-    return len(shape) < 2 and int(np.prod(shape)) <= WIDEST and not drawn and not key.startswith("images_")
-
-
 def _named(store: EpisodeStore, key: str, values: np.ndarray) -> tuple[list[str], list[Columns]]:
-    """Names of the columns, and the parts that they make."""
+    """Return names of the columns, and the parts that they make."""
     width, attrs = values.shape[1], store.attrs
     parts = parts_of(attrs, key) if key in PARTS else ()
     if not parts or size_of(parts) != width:
@@ -81,10 +77,10 @@ def _named(store: EpisodeStore, key: str, values: np.ndarray) -> tuple[list[str]
 
 
 def _limits(attrs: dict, part: Part, own: np.ndarray) -> np.ndarray | None:
-    """Where the commands of a part of the action end.
+    """Return the limits of a part's commands.
 
-    Targets without declared limits have none: an arm may well rest at their least and largest. Of steps without declared
-    limits the largest ones are taken for the limit.
+    Targets without declared limits have none: an arm may rest at their least and largest. Steps without declared limits
+    have the largest ones as limits.
     """
     if part.kind in ("binary", "rotation"):
         return None
@@ -99,7 +95,7 @@ def _limits(attrs: dict, part: Part, own: np.ndarray) -> np.ndarray | None:
 
 
 def plots(table: Table) -> list[tuple[str, list[int]]]:
-    """Titles and columns of plots of at most `MOST_LINES` lines, the columns of a part beside each other."""
+    """Return titles and columns of plots of at most `MOST_LINES` lines, the columns of a part beside each other."""
     found = []
     for part in table.parts:
         size = part.at.stop - part.at.start
@@ -112,7 +108,7 @@ def plots(table: Table) -> list[tuple[str, list[int]]]:
 
 
 def curves(values: np.ndarray, most: int) -> tuple[float, list[list[float | None]]]:
-    """Columns of an episode (T, C) as a page draws them, to five digits, and the steps from point to point.
+    """Return the steps between points, and the columns of an episode (T, C) as points, to five digits.
 
     An episode of more than `most` steps gives the least and the largest of each few of them, so no peak is lost.
     """
@@ -123,13 +119,10 @@ def curves(values: np.ndarray, most: int) -> tuple[float, list[list[float | None
         padded = padded.reshape(-1, bucket, values.shape[1])
         values = np.stack([padded.min(1), padded.max(1)], 1).reshape(-1, values.shape[1])
         each = bucket / 2
-    return each, [[_short(x) for x in column] for column in values.T.tolist()]
-
-
-def _short(x: float) -> float | None:
-    return float(f"{x:.5g}") if np.isfinite(x) else None  # JSON knows no NaN
+    short = [[float(f"{x:.5g}") if np.isfinite(x) else None for x in column] for column in values.T.tolist()]
+    return each, short  # JSON has no NaN
 
 
 def episodes_of(values: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
-    """Steps of all episodes, cut at their ends."""
+    """Split steps at the ends of episodes."""
     return np.split(values, ends[:-1])

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from s2robot.core.errors import UserError
-from s2robot.demos.errors import DatasetError
-from s2robot.demos.record import create_or_resume, expert_chunks, record, record_episode
-from s2robot.demos.relabel import RelabelSettings, relabel
+from s2robot.demos.record import (
+    RelabelSettings,
+    create_or_resume,
+    expert_chunks,
+    record,
+    record_episode,
+    relabel,
+)
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from s2robot.envs.cube_config import CubePickConfig
@@ -139,9 +144,9 @@ def test_a_copy_is_labelled_as_a_recording_is(tmp_path, source, labelled):
     assert all(np.array_equal(copy[key], labelled[0][key]) for key in copy.keys)
     assert relabel(source, settings, lambda *c: seen.append(c)).fingerprint == copy.fingerprint
     assert len(seen) == 1  # nothing was left to do
-    with pytest.raises(DatasetError, match="holds expert 3, these settings say 2"):
+    with pytest.raises(UserError, match="expert: expected 2, .* got 3"):
         create_or_resume(tmp_path / "copy.zarr", source.attrs, 3, 2)
-    with pytest.raises(DatasetError, match="found an expert's chunks, expected a dataset without"):
+    with pytest.raises(UserError, match="expected a dataset without an expert's chunks"):
         relabel(copy, RelabelSettings(out=tmp_path / "twice.zarr", expert=STEPS))
 
 
@@ -155,9 +160,9 @@ def test_what_the_picker_did_not_do_is_not_labelled(tmp_path, source):
         {**about, "picker": {"speeed": 1}},
     )
     for name, attributes, episode, text in (
-        ("a", about, {**arrays, "action": action}, "episode 0: found action of step 4 0.01 away"),
-        ("b", other, arrays, "episode 0: found .* of step .* away"),
-        ("c", foreign, arrays, "found no simulated demos of a scripted expert"),
+        ("a", about, {**arrays, "action": action}, "episode 0: action: .* 0.01 away at step 4"),
+        ("b", other, arrays, "episode 0: .* away at step"),
+        ("c", foreign, arrays, "expected simulated demos of a scripted expert"),
         ("d", unknown, arrays, "picker.speeed: unknown key"),
     ):
         source = one(tmp_path / name, attributes, episode)
@@ -173,7 +178,7 @@ def test_a_recording_with_an_expert_goes_on_with_its_own_only(tmp_path, labelled
     record(path, *args, expert=STEPS).close()
     stored = EpisodeStore.open(path).episode(0)
     assert all(np.array_equal(stored[key], value) for key, value in labelled[0].items())
-    with pytest.raises(DatasetError, match="it holds expert 3, these settings say 0"):
+    with pytest.raises(UserError, match="expert: expected 0, .* got 3"):
         record(path, *args)
 
 

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from s2robot.demos.errors import DatasetError
+from s2robot.core.errors import UserError
 from s2robot.demos.formats.convert import convert
 from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.lineage import Lineage, episode_keys
@@ -84,7 +84,7 @@ def test_what_is_stored_comes_back(tmp_path):
     assert Lineage.of({"lineage": json.loads(text)}) == lineage and lineage.seen(store) == [1]
     for seed, use in ((7, "recorded"), (8, "recorded"), (23, "corrected"), (6, "selected")):
         assert seed in lineage.positions[use]
-        with pytest.raises(DatasetError, match=f"^evaluate.seed: .*first {seed}"):
+        with pytest.raises(UserError, match=f"^evaluate.seed: .*first {seed}"):
             lineage.refuse(range(seed, seed + 1), "this", "evaluate.seed")
     lineage.refuse(range(9, 20), "this", "evaluate.seed")
     lineage.refuse(range(5, 7), "this", "train.rollouts.seed", ("recorded", "corrected"))
@@ -92,7 +92,7 @@ def test_what_is_stored_comes_back(tmp_path):
         changed(store, tmp_path / "more.zarr", dict), [0]
     )
     for seed in (1, 7, 23, 6):  # its own, and its parent's
-        with pytest.raises(DatasetError, match=f"first {seed}"):
+        with pytest.raises(UserError, match=f"first {seed}"):
             child.refuse(range(seed, seed + 1), "child", "evaluate.seed")
 
 
@@ -110,11 +110,11 @@ def test_no_episode_is_held_out_whose_copy_is_trained_on(tmp_path):
     convert(tmp_path / "out", tmp_path / "back.zarr")
     mix = Mix([store, EpisodeStore.open(tmp_path / "back.zarr")], [1, 1])
     assert Lineage().spent(mix) == [0, 1, 2, 3] and Lineage().spent(store) == []
-    with pytest.raises(DatasetError, match="got 2, which is also episode 0, which is trained on"):
+    with pytest.raises(UserError, match="got 2, which is also episode 0, which is trained on"):
         Lineage().check_held_out(mix, np.array([0, 3]), np.array([2]))
     Lineage().check_held_out(mix, np.array([0, 2]), np.array([1]))
     met = Lineage().trained_on(store, [0])
-    with pytest.raises(DatasetError, match="got 0, which train.from's policy was trained on"):
+    with pytest.raises(UserError, match="got 0, which train.from's policy was trained on"):
         met.check_held_out(store, np.array([1]), np.array([0]))
 
 
@@ -132,5 +132,5 @@ def test_a_drawn_split_holds_out_none_that_is_spent(tmp_path, fraction):
         assert sorted([*train, *held_out]) == list(range(8))
         few = store.split(fraction, seed, None, range(1, 8))
         assert few[1].tolist() == [0] and few[0].tolist() == list(range(1, 8))
-    with pytest.raises(DatasetError, match="expected some to hold out, or train.validation=0"):
+    with pytest.raises(UserError, match="expected some to hold out"):
         store.split(fraction, 0, [1, 2], [1, 2])

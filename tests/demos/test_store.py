@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import _local
 
+from s2robot.core.errors import UserError
 from s2robot.demos import arrays as stored_arrays
-from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 
 ATTRIBUTES = {
@@ -57,7 +57,7 @@ def assert_holds(store: EpisodeStore, count: int) -> None:
 
 
 def error(call, *args, **kwargs) -> str:
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(UserError) as caught:
         call(*args, **kwargs)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -88,7 +88,7 @@ def test_round_trip(tmp_path):
 def test_empty_store(tmp_path):
     store = EpisodeStore.open(filled(tmp_path / "a.zarr", 0))
     assert (len(store), store.num_steps, store.keys, store.lengths.tolist()) == (0, 0, (), [])
-    assert "found keys none, expected 'action'" in error(store.__getitem__, "action")
+    assert "'action'" in error(store.__getitem__, "action")
 
 
 def test_images_and_zero_arrays(tmp_path):
@@ -103,10 +103,10 @@ def test_images_and_zero_arrays(tmp_path):
     chunks = sorted(p.name for p in (tmp_path / "a.zarr/data/images_hand").glob("c.*"))
     assert chunks == ["c.0.0.0.0", "c.1.0.0.0", "c.2.0.0.0"]  # four frames each
     os.remove(tmp_path / "a.zarr/data/images_hand/c.0.0.0.0")
-    assert "found no such file" in error(EpisodeStore.open, tmp_path / "a.zarr")
+    assert "c.0.0.0.0: " in error(EpisodeStore.open, tmp_path / "a.zarr")
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 11), st.booleans()), min_size=1, max_size=8))
 def test_append_and_reopen(steps):
     """Any lengths, reopened at any point, over many chunk borders."""
@@ -169,8 +169,8 @@ def test_split(tmp_path):
     assert [len(part) for part in store.split(0.01, 0)] == [9, 1]
     assert [part.tolist() for part in store.split(0.0, 0)] == [list(range(10)), []]  # no episode is lost
     assert [len(part) for part in store.split(1.0, 0)] == [1, 9]
-    assert "fraction of 1.5" in error(store.split, 1.5, 0)
-    assert "found 1 episodes" in error(EpisodeStore.open(filled(tmp_path / "b.zarr", 1)).split, 0.5, 0)
+    assert "expected some to hold out" in error(store.split, 0.5, 0, [1, 2], [1, 2])
+    assert "got 1" in error(EpisodeStore.open(filled(tmp_path / "b.zarr", 1)).split, 0.5, 0)
 
 
 # -------------------------------------------------------------------- crashes
@@ -204,7 +204,7 @@ def test_a_write_that_fails_anywhere_loses_one_episode_only(tmp_path, monkeypatc
             try:
                 store.append(episode(before), {"seed": before, "success": True})
                 done = True
-            except DatasetError as caught:
+            except UserError as caught:
                 assert "disk is full" in str(caught)
                 assert f"{before} earlier episodes are intact" in str(caught)
         assert_holds(EpisodeStore.open(path), before + done)  # a reader, before any repair
@@ -225,7 +225,7 @@ def test_a_file_that_a_failed_write_puts_down_late_is_written_over(tmp_path, mon
     store = EpisodeStore.open(filled(tmp_path / "late.zarr", 0), "a")
     with monkeypatch.context() as patch:
         failing_put(patch, 11, errno.ENOSPC)
-        with pytest.raises(DatasetError, match="disk is full"):
+        with pytest.raises(UserError, match="disk is full"):
             store.append(episode(0), {"seed": 0, "success": True})
     assert (store.path / "meta/success/zarr.json").exists() or (store.path / "data/action/zarr.json").exists()
     monkeypatch.setattr("s2robot.demos.arrays.shutil.rmtree", lambda folder: None)
@@ -282,13 +282,13 @@ print(known)
 
 
 def test_kill_9_at_random_moments(tmp_path):
-    """A writer is killed 25 times while it appends; what it reported as written is always there, exactly."""
+    """A writer is killed 8 times while it appends; what it reported as written is always there, exactly."""
     path = filled(tmp_path / "a.zarr", 0)
     here = Path(__file__).parent
-    script = WRITER.format(paths=[str(here), str(here.parents[1])], trials=25)
+    script = WRITER.format(paths=[str(here), str(here.parents[1])], trials=8)
     run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert int(run.stdout) >= 5
+    assert int(run.stdout) >= 2
     with EpisodeStore.open(path, "a") as store:
         store.append(episode(len(store)), {"seed": len(store), "success": True})
     assert_holds(EpisodeStore.open(path), int(run.stdout) + 1)
@@ -301,7 +301,7 @@ def test_one_writer_at_a_time(tmp_path):
     assert len(EpisodeStore.open(path)) == 1
     first.close()
     EpisodeStore.open(path, "a").close()
-    assert "opened to read" in error(first.append, episode(1), {"seed": 1, "success": True})
+    assert "mode 'a'" in error(first.append, episode(1), {"seed": 1, "success": True})
 
 
 # -------------------------------------------------------------------- errors of create, append, check
@@ -342,18 +342,19 @@ META = {"seed": 1, "success": True}
 @pytest.mark.parametrize(
     ("arrays", "meta", "message"),
     [
-        (nan_at(3), META, "episode 1: action: found nan at step 3"),
-        ({**episode(0, 5), "state": np.zeros((4, 5))}, META, "state: found 4 steps, expected 5"),
-        ({**episode(0, 5), "action": np.zeros((5, 8))}, META, "data/action: found float64 [8], expected float32 [8]"),
-        ({**episode(0, 5), "state": np.zeros((5, 6))}, META, "data/state: found float64 [6], expected float64 [5]"),
-        ({"action": episode(0)["action"]}, META, "found keys data/action, meta/seed, meta/success, expected data"),
-        (episode(0), {"seed": 1.5, "success": True}, "meta/seed: found float64 [], expected int64 []"),
-        (episode(0), {"seed": "x", "success": True}, "meta/seed: found dtype"),
-        ({"action": np.zeros((0, 8), "f4")}, META, "action: found shape (0, 8)"),
-        ({"action": np.float32(1)}, META, "action: found shape ()"),
-        ({"../action": np.zeros(3)}, META, "key 'data/../action'"),
-        (episode(0), {"episode_ends": 1}, "key 'meta/episode_ends'"),
-        ({}, {}, "found no arrays"),
+        (nan_at(3), META, "episode 1: action: expected finite numbers, got nan at step 3"),
+        ({**episode(0, 5), "state": np.zeros((4, 5))}, META, "action (5, 8), state (4, 5)"),
+        ({**episode(0, 5), "action": np.zeros((5, 8))}, META, "data/action: expected float32 rows of [8]"),
+        ({**episode(0, 5), "state": np.zeros((5, 6))}, META, "data/state: expected float64 rows of [5]"),
+        ({"action": episode(0)["action"]}, META, "data/state: expected float64 rows of [5], got none"),
+        ({**episode(0), "more": np.zeros(1)}, META, "data/more: expected none"),
+        (episode(0), {"seed": 1.5, "success": True}, "meta/seed: expected int64 rows of [], got float64"),
+        (episode(0), {"seed": "x", "success": True}, "meta/seed: expected numbers"),
+        ({"action": np.zeros((0, 8), "f4")}, META, "got action (0, 8)"),
+        ({"action": np.float32(1)}, META, "got action ()"),
+        ({"../action": np.zeros(3)}, META, "got 'data/../action'"),
+        (episode(0), {"episode_ends": 1}, "got 'meta/episode_ends'"),
+        ({}, {}, "got none"),
     ],
 )  # fmt: skip
 def test_wrong_episodes(tmp_path, arrays, meta, message):
@@ -367,10 +368,13 @@ def test_check(tmp_path):
     store = EpisodeStore.open(filled(tmp_path / "a.zarr", 1))
     store.check(robot="xarm7", action_frame="joint_delta_commanded", cameras=["left"], rate_hz=10)
     store.check()
-    assert "found robot 'xarm7', expected 'panda'" in error(store.check, robot="panda")
-    assert "found action_frame 'joint_delta_commanded', expected 'x'" in error(store.check, action_frame="x")
-    assert "found rate_hz 10, expected 20" in error(store.check, rate_hz=20)
-    assert "found cameras hand, left, expected 'right'" in error(store.check, cameras=["left", "right"])
+    for key, other in (
+        ("robot", "panda"),
+        ("action_frame", "x"),
+        ("rate_hz", 20),
+        ("cameras", ["left", "up"]),
+    ):
+        assert f"a.zarr: {key}: expected" in error(store.check, **{key: other})
 
 
 def test_merge_of_unlike_datasets(tmp_path):
@@ -378,7 +382,7 @@ def test_merge_of_unlike_datasets(tmp_path):
         store.append_all(EpisodeStore.open(filled(tmp_path / "b.zarr", 2, seed=9)))
         assert store.lengths.tolist() == [1, 2, 1, 2]
         other = EpisodeStore.open(filled(tmp_path / "c.zarr", 2, robot="panda"))
-        assert "c.zarr: found robot panda, expected xarm7 as in" in error(store.append_all, other)
+        assert "c.zarr: robot: expected xarm7" in error(store.append_all, other)
         assert len(store) == 4
 
 
@@ -427,26 +431,26 @@ def remove(name: str):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shorten(4), "data/action: found 4 rows, expected 6"),
-        (shorten(2, "meta/seed"), "meta/seed: found 2 rows, expected 3"),
-        (remove("data/action/zarr.json"), "data/action/zarr.json: found no such file"),
-        (remove("meta/episode_ends/zarr.json"), "meta/episode_ends/zarr.json: found no such file"),
-        (remove("meta/episode_ends/c.0"), "episode_ends/c.0: found no such file"),
-        (remove("data/action/c.0.0"), "data/action/c.0.0: found no such file"),
-        (remove("zarr.json"), "zarr.json: found no such file"),
-        (set_attribute("schema_version", 2), "zarr.json: found schema_version 2, expected 1"),
-        (drop_attribute("schema_version"), "found schema_version None"),
+        (shorten(4), "data/action: expected 6"),
+        (shorten(2, "meta/seed"), "meta/seed: expected 3"),
+        (remove("data/action/zarr.json"), "data/action/zarr.json: "),
+        (remove("meta/episode_ends/zarr.json"), "meta/episode_ends/zarr.json: "),
+        (remove("meta/episode_ends/c.0"), "episode_ends/c.0: "),
+        (remove("data/action/c.0.0"), "data/action/c.0.0: "),
+        (remove("zarr.json"), "zarr.json: "),
+        (set_attribute("schema_version", 2), "zarr.json: expected schema_version 1, got 2"),
+        (drop_attribute("schema_version"), "zarr.json: expected schema_version 1, got None"),
         (drop_attribute("robot"), "a.zarr: robot: expected a value"),
-        (drop_attribute("arrays"), "found arrays None"),
-        (set_attribute("arrays", {"data/action": 1}), "found no list of arrays"),
-        (set_attribute("arrays", {"data/action": ["float32", [9]]}), "found float32 [8], expected float32 [9]"),
-        (cut_file("zarr.json", 40), "zarr.json: found broken JSON"),
-        (lambda p: (p / "data/state/zarr.json").write_text("{}"), "data/state/zarr.json: found dtype None"),
-        (lambda p: (p / "zarr.json").write_text("[]"), "zarr.json: found list"),
-        (cut_file("data/action/c.0.0", 30), "data/action/c.0.0: found 30 bytes"),
-        (cut_file("data/action/c.0.0", 0), "data/action/c.0.0: found an empty file"),
-        (flip_byte("data/state/c.0.0", 60), "data/state/c.0.0: found"),
-        (rewrite_ends, "found ends that do not rise"),
+        (drop_attribute("arrays"), "zarr.json: expected arrays"),
+        (set_attribute("arrays", {"data/action": 1}), "data/action: expected 1"),
+        (set_attribute("arrays", {"data/action": ["float32", [9]]}), "data/action: expected ['float32', [9]]"),
+        (cut_file("zarr.json", 40), "zarr.json: cannot be read"),
+        (lambda p: (p / "data/state/zarr.json").write_text("{}"), "data/state/zarr.json: expected numbers"),
+        (lambda p: (p / "zarr.json").write_text("[]"), "zarr.json: expected a JSON object"),
+        (cut_file("data/action/c.0.0", 30), "data/action/c.0.0: "),
+        (cut_file("data/action/c.0.0", 0), "data/action/c.0.0: "),
+        (flip_byte("data/state/c.0.0", 60), "data/state/c.0.0: "),
+        (rewrite_ends, "meta/episode_ends: expected increasing ends"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("mode", ["r", "a"])
@@ -463,68 +467,38 @@ def test_large_arrays_are_checked_when_read(tmp_path, monkeypatch):
     flip_byte("data/state/c.0.0", 60)(path)
     monkeypatch.setattr(stored_arrays, "VERIFY_BYTES", 100)
     store = EpisodeStore.open(path)
-    assert "data/state/c.0.0: found" in error(store.episode, 1)
+    assert "data/state/c.0.0: " in error(store.episode, 1)
     assert store["action"].shape == (6, 8)
 
 
-# -------------------------------------------------------------------- what nothing could use later
+# -------------------------------------------------------------------- data that nothing could use later
 
 IMAGES = ATTRIBUTES | {"kind": "images", "cameras": ["hand"]}
-
-
-@pytest.mark.parametrize(
-    ("attributes", "changes", "text"),
-    [
-        (ATTRIBUTES, {"action": np.zeros((3, 7), "f4")}, "action: found float32 (3, 7), expected floats (T, 8): joints"),
-        (ATTRIBUTES, {"action": np.zeros((3, 8), "i4")}, "action: found int32 (3, 8), expected floats (T, 8)"),
-        (ATTRIBUTES, {"expert": np.zeros((3, 2, 7), "f4")}, "expert: found float32 (3, 2, 7), expected floats (T, K, 8)"),
-        (ATTRIBUTES, {"proprio": np.zeros((3, 7))}, "proprio: found float64 (3, 7), expected floats (T, 8)"),
-        (IMAGES, {}, "found keys action, expected 'images_hand' among them"),
-        (IMAGES, {"images_hand": np.zeros((3, 3, 8, 8), "u1")}, "images_hand: found uint8 (3, 3, 8, 8), expected uint8 (T, H, W, 3)"),
-        (IMAGES, {"images_hand": np.zeros((3, 8, 8, 3), "f4")}, "images_hand: found float32 (3, 8, 8, 3), expected uint8"),
-    ],
-)  # fmt: skip
-def test_what_nothing_can_use_later_is_refused_at_the_door(tmp_path, attributes, changes, text):
-    with EpisodeStore.create(tmp_path / "a.zarr", attributes) as store:
-        arrays = {"action": np.zeros((3, 8), "f4")} | changes
-        assert text in error(store.append, arrays) and len(store) == 0
-        if attributes is IMAGES:
-            store.append(arrays | {"images_hand": np.zeros((3, 480, 640, 3), "u1")})
-
-
-# ---------------------------------------------------------------- parts
-
 TURN = {"name": "turn", "size": 3, "kind": "rotation", "form": "axis_angle", "relative": True}
 ARM = [{"name": "position", "size": 3, "kind": "delta", "low": [-0.05] * 3, "high": [0.05] * 3}, TURN,
        {"name": "gripper", "size": 1, "kind": "binary"}]  # fmt: skip
-FLANGE = [
-    {"name": "place", "size": 3, "kind": "absolute"},
-    {**TURN, "name": "pose", "size": 6, "form": "rot6d"},
-]
-OTHER_ARM = {**ATTRIBUTES, "joint_names": [], "action_parts": ARM, "proprio_parts": FLANGE}
-
-
-def moved(**changes) -> dict[str, np.ndarray]:
-    """An episode of three steps of such an arm."""
-    arrays = {
-        "action": np.zeros((3, 7), "f4"),
-        "proprio": np.tile([0, 0, 0, 1, 0, 0, 0, 1, 0], (3, 1)).astype("f4"),
-    }
-    for key, (step, number, value) in changes.items():
-        arrays[key][step, number] = value
-    return arrays
+POSE = [{"name": "pose", "size": 9, "kind": "absolute"}]
+PARTS = ATTRIBUTES | {"joint_names": [], "action_parts": ARM, "proprio_parts": POSE}
 
 
 @pytest.mark.parametrize(
-    ("arrays", "text"),
+    ("attributes", "arrays", "text"),
     [
-        (moved(action=(2, 1, 0.06)), "episode 0: action: part 'position' of step 2 is [0, 0.06, 0]"),
-        (moved() | {"action": np.zeros((3, 8), "f4")}, "action: found float32 (3, 8), expected floats (T, 7)"),
-        (moved() | {"expert": np.full((3, 4, 7), 0.1, "f4")}, "expert: part 'position' of step 0"),
+        (ATTRIBUTES, {"action": np.zeros((3, 7), "f4")}, "action: expected floats (T, 8)"),
+        (ATTRIBUTES, {"action": np.zeros((3, 8), "i4")}, "action: expected floats (T, 8)"),
+        (ATTRIBUTES, {"expert": np.zeros((3, 2, 7), "f4")}, "expert: expected floats (T, K, 8)"),
+        (ATTRIBUTES, {"proprio": np.zeros((3, 7))}, "proprio: expected floats (T, 8)"),
+        (IMAGES, {"action": np.zeros((3, 8))}, "images_hand: expected uint8"),
+        (IMAGES, {"images_hand": np.zeros((3, 3, 8, 8), "u1")}, "images_hand: expected uint8"),
+        (IMAGES, {"images_hand": np.zeros((3, 8, 8, 3), "f4")}, "images_hand: expected uint8"),
+        (PARTS, {"action": np.full((3, 7), 0.06, "f4")}, "action: part 'position' of step 0"),
+        (PARTS, {"action": np.zeros((3, 8), "f4")}, "action: expected floats (T, 7)"),
+        (PARTS, {"expert": np.full((3, 4, 7), 0.1, "f4")}, "expert: part 'position' of step 0"),
     ],
 )  # fmt: skip
-def test_data_that_its_parts_exclude_are_refused(tmp_path, arrays, text):
-    with EpisodeStore.create(tmp_path / "a.zarr", OTHER_ARM) as store:
-        assert text in error(store.append, arrays) and len(store) == 0
-        store.append(moved(action=(1, 0, 0.05)))
-        assert store.attrs["action_parts"] == ARM and store["action"].shape == (3, 7)
+def test_data_that_nothing_can_use_later_are_rejected(tmp_path, attributes, arrays, text):
+    with EpisodeStore.create(tmp_path / "a.zarr", attributes) as store:
+        assert f"episode 0: {text}" in error(store.append, arrays) and len(store) == 0
+        store.append({"action": np.zeros((3, 7 if attributes is PARTS else 8), "f4"),
+                      "images_hand": np.zeros((3, 48, 64, 3), "u1")})  # fmt: skip
+        assert len(store) == 1

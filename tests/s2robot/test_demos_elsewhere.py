@@ -38,12 +38,12 @@ def test_demos_of_a_filter_key(tmp_path, monkeypatch):
     found = EpisodeStore.open(DemosSettings(path=str(path), mask="valid").folder())
     assert found.meta("seed").tolist() == store.meta("seed")[kept].tolist() and len(kept) == 1
     assert len(EpisodeStore.open(DemosSettings(path=str(path)).folder())) == 2
-    with pytest.raises(DatasetError, match=r"in.hdf5: mask: found 'test', expected some of train, valid"):
+    with pytest.raises(DatasetError, match="in.hdf5: mask: expected some of train, valid, got 'test'"):
         DemosSettings(path=str(path), mask="test").folder()
     with h5py.File(path, "a") as file:
         file["mask/more"] = np.array([b"demo_1", b"demo_9"])
     with pytest.raises(
-        DatasetError, match=r"in.hdf5: mask/more: found 'demo_9', expected some of demo_0, demo_1"
+        DatasetError, match="in.hdf5: mask/more: expected some of demo_0, demo_1, got 'demo_9'"
     ):
         DemosSettings(path=str(path), mask="more").folder()
 
@@ -64,11 +64,7 @@ def test_a_split_of_lerobots_info(tmp_path, monkeypatch):
     for name, episode in (("train", 0), ("test", 1)):
         found = EpisodeStore.open(DemosSettings(path=str(path), mask=name).folder())
         assert found.meta("source_episode").tolist() == [episode]
-    with pytest.raises(
-        DatasetError, match="info.json: splits: found train, test, odd, expected 'val' among them"
-    ):
+    with pytest.raises(DatasetError, match="in: mask: expected some of train, test, odd, got 'val'"):
         DemosSettings(path=str(path), mask="val").folder()
-    with pytest.raises(
-        DatasetError, match="splits.odd: found '80%:', expected ranges of episodes such as 0:40"
-    ):
+    with pytest.raises(DatasetError, match="in: cannot be read .*80%"):
         DemosSettings(path=str(path), mask="odd").folder()

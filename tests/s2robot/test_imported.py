@@ -85,12 +85,12 @@ def test_some_episodes_of_a_store_are_taken(here, tmp_path, target):
     assert len(part) == 1 and part.attrs == whole.attrs and part.meta("seed").tolist() == [8]
     for key in whole.keys:
         np.testing.assert_array_equal(part[key], whole.episode(1)[key])
-    assert "episode 2" in refused(here("convert", "data=own.zarr", "out=no.zarr", "episodes=[2]"), "convert")
+    assert "got 2" in refused(here("convert", "data=own.zarr", "out=no.zarr", "episodes=[2]"), "convert")
 
 
 def test_a_rate_reaches_the_reader_of_the_dataset(here, tmp_path):
     lerobot_v21(tmp_path / "aloha")
     line = refused(here("inspect", "data=aloha", "rate_hz=5", "videos.write=false"), "inspect")
-    assert "fps: found 10, expected 5" in line
+    assert "rate_hz: expected 10" in line
     store(tmp_path / "own.zarr")
     assert "demos.rate_hz: expected null" in refused(here("inspect", "data=own.zarr", "rate_hz=5"), "inspect")

@@ -36,11 +36,7 @@ def demos(home):
             action = np.append(rng.normal(size=(n, 2)), rng.integers(0, 2, (n, 1)), 1).astype("f4")
             frames = rng.integers(0, 256, (n, 16, 24, 3), np.uint8)
             store.append(
-                {
-                    "action": action,
-                    "proprio": rng.normal(size=(n, 4)).astype("f4"),
-                    "images_top": frames,
-                }
+                {"action": action, "proprio": rng.normal(size=(n, 4)).astype("f4"), "images_top": frames}
             )
     return EpisodeStore.open(store.path)
 
@@ -105,7 +101,7 @@ def test_none_is_held_out_that_an_ancestor_was_trained_on(home, demos, train, pa
     assert train("asked", *words, split(home, [3], [1])) is None
     assert "expected unseen episodes to hold out, got 1, which train.from's" in capsys.readouterr().err
     assert train("none", *words, "demos.episodes=3", "train.validation=0.5") is None
-    assert "expected some to hold out, or train.validation=0" in capsys.readouterr().err
+    assert "expected some to hold out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("to, name", [("lerobot", "koch_v3"), ("robomimic", "koch.hdf5"), ("diffusion_policy", "koch_buffer")])  # fmt: skip

@@ -1,4 +1,4 @@
-"""Small data sets of other people, written by the formats' own libraries as their documents say."""
+"""Small datasets, written by the formats' own libraries as their documents say, and how they are converted."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,38 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import zarr
 
+from s2robot.core.errors import UserError
+from s2robot.demos.formats.convert import convert
+from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 
 FPS, LENGTHS, H, W = 10, (5, 7), 16, 24
 TASKS = ("put the cup down", "lift the cup")
+
+
+def converted(path: Path, choice: Choice | None = None, name: str = "back.zarr") -> EpisodeStore:
+    """A dataset as a store beside it."""
+    convert(path, path.with_name(name), choice)
+    return EpisodeStore.open(path.with_name(name))
+
+
+def refused(path: Path, *words: str, choice: Choice | None = None) -> str:
+    """The one line, with all `words`, in which a conversion ends that leaves nothing."""
+    before = sorted(path.parent.iterdir())
+    with pytest.raises(UserError) as caught:
+        convert(path, path.with_name("refused.zarr"), choice)
+    text = str(caught.value)
+    assert "\n" not in text and all(word in text for word in words), text
+    assert sorted(path.parent.iterdir()) == before
+    return text
+
+
+def psnr(found: np.ndarray, wanted: np.ndarray) -> float:
+    error = np.square(found.astype(float) - wanted.astype(float)).mean()
+    return 10 * np.log10(255**2 / max(error, 1e-9))
 
 
 def numbers(i: int) -> dict[str, np.ndarray]:

@@ -1,8 +1,9 @@
-"""diffusion_policy's replay buffers in: folder and zip, time stamps, a robot's videos, and what is broken."""
+"""diffusion_policy's replay buffers in and out: folder and zip, time stamps, a robot's videos, broken ones."""
 
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import av
 import numcodecs
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 import zarr
 
-from s2robot.demos.errors import DatasetError
+from s2robot.core.errors import UserError
 from s2robot.demos.formats.convert import convert
+from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
+from tests.demos.formats import made
+from tests.demos.formats.made import converted, refused
 
 RNG = np.random.default_rng(0)
 DATA = {
@@ -28,14 +32,18 @@ DATA = {
 @pytest.fixture
 def folder(tmp_path):
     path = tmp_path / "in.zarr"
-    root = zarr.open_group(str(path), mode="w", zarr_format=2)
+    data = zarr.open_group(str(path), mode="w", zarr_format=2).create_group("data")
     for key, array in DATA.items():
         chunks, lz4 = (2, *array.shape[1:]), numcodecs.Blosc("lz4", 5)
-        root.create_array(
-            f"data/{key}", shape=array.shape, dtype=array.dtype, chunks=chunks, compressors=lz4
-        )[:] = array
-    root.create_array("meta/episode_ends", shape=(2,), dtype="i8")[:] = [4, 7]
-    return path  # fmt: skip
+        data.create_array(key, shape=array.shape, dtype=array.dtype, chunks=chunks, compressors=lz4)[:] = (
+            array
+        )
+    zarr.open_group(str(path)).create_array("meta/episode_ends", shape=(2,), dtype="i8")[:] = [4, 7]
+    return path
+
+
+def data_of(folder):
+    return zarr.open_group(str(folder), mode="r+", zarr_format=2)["data"]
 
 
 def zipped(folder):
@@ -47,9 +55,8 @@ def zipped(folder):
 
 
 @pytest.mark.parametrize("form", [lambda folder: folder, zipped])
-def test_a_buffer_arrives(tmp_path, folder, form):
-    convert(form(folder), tmp_path / "out.zarr")
-    store = EpisodeStore.open(tmp_path / "out.zarr")
+def test_a_buffer_arrives(folder, form):
+    store = converted(form(folder))
     assert store.lengths.tolist() == [4, 3] and store.attrs["rate_hz"] == 12.5
     assert store.cameras == ("front", "img")
     for key, name in {"action": "action", "proprio": "agent_pos", "images_front": "front_image"}.items():
@@ -57,56 +64,38 @@ def test_a_buffer_arrives(tmp_path, folder, form):
     np.testing.assert_array_equal(store["images_img"], DATA["img"].astype("u1"))
 
 
-def test_what_is_broken_is_one_line(tmp_path, folder):
-    out = tmp_path / "out.zarr"
+def test_a_broken_buffer_is_one_line(folder):
     chunk = folder / "data/action/1.0"
-    chunk.write_bytes(chunk.read_bytes()[:10])
-    with pytest.raises(DatasetError, match=r"in.zarr: data/action/1.0: found 10 bytes that cannot"):
-        convert(folder, out)
-    with pytest.raises(DatasetError, match=r"proprio: found 'hand', expected some of action, agent_pos"):
-        convert(folder, out, Choice(proprio=("hand",)))
-    zarr.open_group(str(folder), mode="r+", zarr_format=2)["meta/episode_ends"][:] = [4, 9]
-    with pytest.raises(DatasetError, match=r"data/action: found 7 steps, expected 9 by episode_ends"):
-        convert(folder, out)
-    assert [p.name for p in tmp_path.iterdir()] == ["in.zarr"]
-
-
-def test_pictures_of_0_to_1_are_not_made_black(tmp_path, folder):
-    data = zarr.open_group(str(folder), mode="r+", zarr_format=2)["data"]
-    data["img"][:] = DATA["img"] / 255
-    words = r"in.zarr: data/img: found images of 0 to 1 in steps 0 to 3, expected 0 to 255"
-    with pytest.raises(DatasetError, match=words):
-        convert(folder, tmp_path / "out.zarr")
-
-
-def test_odd_contents_are_one_line(tmp_path, folder):
-    data = zarr.open_group(str(folder), mode="r+", zarr_format=2)["data"]
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:10])
+    refused(folder, "in.zarr: data/action/1.0: ")
+    chunk.write_bytes(whole)
+    refused(folder, "proprio: expected some of action, agent_pos", choice=Choice(proprio=("hand",)))
+    data = data_of(folder)
+    data["img"][:] = DATA["img"] / 255  # would become black
+    refused(folder, "in.zarr: data/img: expected images of 0 to 255")
     data["timestamp"][:] = 3
-    words = r"in.zarr: cannot be read \(ZeroDivisionError: "
-    with pytest.raises(DatasetError, match=words):
-        convert(folder, tmp_path / "out.zarr")
+    refused(folder, "in.zarr: cannot be read (ZeroDivisionError: ")
     data.create_array("one", shape=(), dtype="f4")
-    with pytest.raises(DatasetError, match=r"in.zarr: cannot be read \(IndexError: "):
-        convert(folder, tmp_path / "out.zarr")
-    shutil.rmtree(folder / "data")
-    zarr.create_array(str(folder / "data"), shape=(3,), dtype="f4", zarr_format=2)
-    with pytest.raises(DatasetError, match=r"in.zarr: found no replay buffer \(meta/episode_ends\)"):
-        convert(folder, tmp_path / "out.zarr")
-    assert [p.name for p in tmp_path.iterdir()] == ["in.zarr"]
+    refused(folder, "in.zarr: cannot be read (IndexError: ")
+    shutil.rmtree(folder / "data/one")
+    ends = zarr.open_group(str(folder), mode="r+", zarr_format=2)["meta/episode_ends"]
+    for bad, words in (([4, 9], "data/action: expected 9 steps"), ([4, 4], "meta/episode_ends: expected")):
+        ends[:] = bad
+        refused(folder, words)
+    shutil.rmtree(folder / "meta/episode_ends")
+    refused(folder, "in.zarr: cannot be read (KeyError: 'episode_ends')")
 
 
-def test_a_chunk_that_is_not_there_is_told(tmp_path, folder):
-    """It may be one of zeros that was left out, where a fill value stands for it."""
+def test_a_missing_chunk_is_noted(tmp_path, folder):
+    """It may be one of zeros that was left out, if there is a fill value for it."""
     (folder / "data/front_image/1.0.0.0").unlink()
     source = convert(folder, tmp_path / "out.zarr")
     assert source.notes == ["data/front_image: 3 of 4 chunks are there; the others are read as 0"]
     array = folder / "data/front_image/.zarray"
     array.write_text(json.dumps(json.loads(array.read_text()) | {"fill_value": None}))
     for form in (folder, zipped(folder)):
-        with pytest.raises(
-            DatasetError, match=r"in.zarr.*: data/front_image: found 3 of 4 chunks, expected all of them"
-        ):
-            convert(form, tmp_path / "no.zarr")
+        refused(form, "data/front_image: expected all chunks, got 3 of 4")
 
 
 # -------------------------------------------------------------------- a real robot's folder
@@ -132,8 +121,9 @@ def robot(tmp_path, folder):
     path = tmp_path / "robot"
     path.mkdir()
     folder.rename(path / "replay_buffer.zarr")
-    root = zarr.open_group(str(path / "replay_buffer.zarr"), mode="r+", zarr_format=2)
-    root["data/timestamp"][:] = 1.7e9 + np.array([0, 0.08, 0.16, 0.24, 9, 9.08, 9.16])
+    data_of(path / "replay_buffer.zarr")["timestamp"][:] = 1.7e9 + np.array(
+        [0, 0.08, 0.16, 0.24, 9, 9.08, 9.16]
+    )
     for key in ("front_image", "img"):
         shutil.rmtree(path / f"replay_buffer.zarr/data/{key}")
     for episode, count in enumerate((12, 9)):
@@ -142,28 +132,94 @@ def robot(tmp_path, folder):
     return path
 
 
-def test_a_robots_videos_are_its_cameras(tmp_path, robot):
-    convert(robot, tmp_path / "out.zarr")
-    store = EpisodeStore.open(tmp_path / "out.zarr")
+def test_a_robots_videos_are_its_cameras(robot):
+    store = converted(robot)
     assert store.cameras == ("camera_0", "camera_10") and store.attrs["rate_hz"] == 12.5
     assert store.attrs["camera_geometry"]["camera_0"]["size"] == [16, 32]
     np.testing.assert_array_equal(store["action"], DATA["action"])
     shown = (store["images_camera_10"].mean((1, 2, 3)) - 20) / SHADES
     # the first frame from 0, 0.08, 0.16 and 0.24 s on, of those each 1/30 s
     np.testing.assert_allclose(shown, [0, 3, 5, 8, 0, 3, 5], atol=0.3)
-    convert(robot, tmp_path / "one.zarr", Choice(cameras=("camera_10",)))
-    assert EpisodeStore.open(tmp_path / "one.zarr").cameras == ("camera_10",)
+    assert converted(robot, Choice(cameras=("camera_10",)), "one.zarr").cameras == ("camera_10",)
 
 
-def test_a_robots_video_that_ends_early(tmp_path, robot):
-    film(robot / "videos/1/0.mp4", 3)  # its last frame stands in, as theirs does
-    convert(robot, tmp_path / "out.zarr")
-    shown = EpisodeStore.open(tmp_path / "out.zarr")["images_camera_0"][4:].mean((1, 2, 3))
+def test_a_robots_video_that_ends_early(robot):
+    video = robot / "videos/1/0.mp4"
+    film(video, 3)  # its last frame is repeated, as in diffusion_policy
+    shown = converted(robot)["images_camera_0"][4:].mean((1, 2, 3))
     np.testing.assert_allclose((shown - 20) / SHADES, [0, 2, 2], atol=0.3)
-    (robot / "videos/1/0.mp4").write_bytes((robot / "videos/1/0.mp4").read_bytes()[:300])
-    with pytest.raises(DatasetError, match=r"videos/1/0.mp4: found a file that cannot be decoded"):
-        convert(robot, tmp_path / "none.zarr")
-    (robot / "videos/1/0.mp4").unlink()
-    with pytest.raises(DatasetError, match=r"videos/1/0.mp4: found no such file, expected a video"):
-        convert(robot, tmp_path / "none.zarr")
-    assert not (tmp_path / "none.zarr").exists()
+    video.write_bytes(video.read_bytes()[:300])
+    refused(robot, "videos/1/0.mp4: cannot be read")
+    video.unlink()
+    refused(robot, "videos/1/0.mp4: expected a video")
+
+
+# -------------------------------------------------------------------- out
+
+
+@pytest.fixture
+def store(tmp_path):
+    return made.store(tmp_path / "own.zarr")
+
+
+def written(store: EpisodeStore, path: Path) -> Path:
+    export(store, path, "diffusion_policy", ExportSettings())
+    return path
+
+
+def test_our_store_as_a_buffer(tmp_path, store):
+    path = written(store, tmp_path / "out.zarr")
+    assert not list(path.rglob("zarr.json"))
+    hand = json.loads((path / "data/hand_image/.zarray").read_text())
+    assert hand["chunks"] == [1, made.H, made.W, 3] and hand["compressor"]["id"] == "blosc"
+    root = zarr.open_group(str(path), mode="r", zarr_format=2)
+    assert root["meta/episode_ends"].dtype == np.int64 and root["meta/episode_ends"][:].tolist() == [5, 12]
+    assert "joints (2 delta)" in root.attrs["actions"]
+    for key, name in {"action": "action", "proprio": "agent_pos", "images_left.up": "left.up_image",
+                      "grid": "grid", "force/left": "force%2Fleft"}.items():  # fmt: skip
+        np.testing.assert_array_equal(root[f"data/{name}"], store[key])
+    np.testing.assert_array_equal(root["data/timestamp"][5:], np.arange(7) / made.FPS)
+    assert {array.shape[0] for _, array in root["data"].arrays()} == {12}
+    (path / ".zattrs").unlink()  # the sidecar
+    back = converted(path, Choice(cameras=("left.up",)))
+    assert back.attrs["rate_hz"] == made.FPS and back.keys == ("action", "proprio", "images_left.up")
+    for key in back.keys:
+        np.testing.assert_array_equal(back[key], store[key])
+
+
+@pytest.mark.parametrize("name", ["out.zarr", "out.zarr.zip"])
+def test_it_comes_back_as_it_was_and_nothing_half_written_is_left(tmp_path, store, name):
+    assert converted(written(store, tmp_path / name)).fingerprint == store.fingerprint
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["back.zarr", name, "own.zarr"]
+    numbers = np.array(store["proprio"])
+    numbers[8, 1] = np.inf
+    made.overwrite(store.path, "proprio", numbers)
+    with pytest.raises(UserError, match="own.zarr: episode 1: proprio: expected finite .* inf at step 3"):
+        written(store, tmp_path / f"bad_{name}")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        ("meta/seed/.zarray", "out.zarr: meta: cannot be read (KeyError: 'seed')"),
+        ("data/grid/.zarray", "out.zarr: cannot be read (KeyError: 'grid')"),
+        ("data/action/0.0", "out.zarr: data/action: expected all chunks, got 0 of 1"),
+        ("data/hand_image/0.0.0.0", "out.zarr: data/hand_image: expected all chunks, got 11 of 12"),
+    ],
+)
+def test_our_buffer_edited_by_others_is_one_line(tmp_path, store, lost, words):
+    (written(store, tmp_path / "out.zarr") / lost).unlink()
+    refused(tmp_path / "out.zarr", words)
+
+
+def test_time_stamps_are_each_episode_s_own(tmp_path, store):
+    about = {k: v for k, v in store.attrs.items() if k != "schema_version"}
+    with EpisodeStore.create(tmp_path / "in.zarr", about) as slowed:
+        for i, speed in enumerate((1.0, 0.7)):
+            slowed.append(store.episode(i), {"speed": speed})
+    stamps = np.asarray(
+        zarr.open_group(str(written(slowed, tmp_path / "out.zarr")), mode="r")["data/timestamp"]
+    )
+    for found, count, rate in zip(np.split(stamps, made.LENGTHS[:1]), made.LENGTHS, (10, 7), strict=True):
+        np.testing.assert_allclose(found, np.arange(count) / rate)

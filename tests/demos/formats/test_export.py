@@ -1,4 +1,4 @@
-"""The door of the way out: what is asked for, what is refused, and that nothing half-written is left."""
+"""The way out: the format, image size, joint targets in place of deltas, and nothing half-written."""
 
 import sys
 from pathlib import Path
@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2robot.demos.errors import DatasetError
-from s2robot.demos.formats.convert import convert
-from s2robot.demos.formats.export import ExportSettings, export, format_for, pieces
+from s2robot.core.errors import UserError
+from s2robot.core.files import shipped_demos
+from s2robot.demos.formats import export as exporting
+from s2robot.demos.formats.export import ExportSettings, ModifiedStore, export, format_for, pieces
+from s2robot.demos.lineage import episode_keys
+from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.tasks import make, settings_of
 from tests.demos.formats import made
+from tests.demos.formats.made import converted
 
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "s2robot.demos.formats.write_own", sys.modules[__name__])
-    return made.store(tmp_path / "in.zarr")
+ABSOLUTE = ExportSettings(pictures="png", actions="absolute", action_range="data")
 
 
 def write(store, target, settings, progress):
@@ -25,40 +25,93 @@ def write(store, target, settings, progress):
     for i in range(len(store)):
         for piece in pieces(store, i):
             (target / f"{i}").write_text(str(piece["action"].sum()))
-    progress(store.num_steps, store.num_steps)
 
 
-def test_the_format_is_what_to_says_or_the_name():
+def test_the_format_follows_to_or_the_name():
     assert format_for(Path("a.zarr"), None) is None and format_for(Path("a.zarr"), "lerobot") == "lerobot"
     assert format_for(Path("a.hdf5"), None) == "robomimic"
     assert format_for(Path("a.b.zarr.zip"), None) == "diffusion_policy"
-    with pytest.raises(DatasetError, match=r"^to: found 'rlds', expected one of .*lerobot.*, or null$"):
+    with pytest.raises(UserError, match=r"^to: expected one of .*lerobot.*, got 'rlds'$"):
         format_for(Path("a"), "rlds")
 
 
-def test_a_number_that_is_none_is_named_and_nothing_is_left(tmp_path, store):
+def test_a_number_that_is_not_finite_is_named_and_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s2robot.demos.formats.write_own", sys.modules[__name__])
+    monkeypatch.setitem(exporting.WRITERS, "own", "write_own")
+    store = made.store(tmp_path / "in.zarr")
     broken = np.array(store["action"])
     broken[made.LENGTHS[0] + 2, 1] = np.nan
     made.overwrite(store.path, "action", broken)
-    with pytest.raises(
-        DatasetError, match=r"in.zarr: episode 1: action: found nan at step 2, expected finite"
-    ):
+    with pytest.raises(UserError, match=r"in.zarr: episode 1: action: expected finite .* nan at step 2"):
         export(store, tmp_path / "out", "own", ExportSettings())
     assert [p.name for p in tmp_path.iterdir()] == ["in.zarr"]
 
 
-def test_a_size_of_what_is_drawn(tmp_path, store, recorded):
-    export(
-        EpisodeStore.open(recorded), tmp_path / "out.zarr", "diffusion_policy", ExportSettings(image_size=12)
-    )
-    convert(tmp_path / "out.zarr", tmp_path / "back.zarr")
-    back, first = EpisodeStore.open(tmp_path / "back.zarr"), EpisodeStore.open(recorded)
-    assert back.shape("images_left") == (12, 12, 3) and back.attrs["camera_geometry"]["left"]["size"] == [
-        12,
-        12,
-    ]
+def test_a_size_of_rendered_images(tmp_path, recorded):
+    first, small = EpisodeStore.open(recorded), ExportSettings(image_size=12)
+    with EpisodeStore.create(tmp_path / "one.zarr", first.attrs) as one:
+        one.append({key: rows[:8] for key, rows in first.episode(0).items()}, {"seed": 500})
+    export(one, tmp_path / "out.zarr", "diffusion_policy", small)
+    back = converted(tmp_path / "out.zarr")
+    assert back.shape("images_left") == (12, 12, 3)
+    assert back.attrs["camera_geometry"]["left"]["size"] == [12, 12]
     task = make(settings_of(first.attrs["env_config"], image_size=12))
     task.set_state(first["state"][5])
     np.testing.assert_array_equal(back["images_left"][5], task.render_cameras()["left"])
-    with pytest.raises(DatasetError, match=r"image_size: found 12 for .*whose camera hand has 16 x 24 px"):
-        export(store, tmp_path / "none.zarr", "diffusion_policy", ExportSettings(image_size=12))
+    with pytest.raises(UserError, match="image_size: expected null.* 16 x 24 px"):
+        export(made.store(tmp_path / "in.zarr"), tmp_path / "none.zarr", "diffusion_policy", small)
+
+
+# -------------------------------------------------------------------- joint targets
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Two episodes of an arm, without a simulator's state."""
+    rng = np.random.default_rng(0)
+    about = {
+        "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(7)], "rate_hz": 10, "seed": 0, "cameras": ["hand"],
+        "camera_geometry": {}, "action_frame": "joint_delta_commanded", "env_version": "CubePick-v0", "env_config": {},
+        "kind": "images", "source": "teleop, arm",
+    }  # fmt: skip
+    with EpisodeStore.create(tmp_path / "in.zarr", about) as store:
+        for n in (5, 7):
+            deltas = np.append(rng.normal(0, 0.1, (n, 7)), rng.integers(0, 2, (n, 1)), 1).astype("f4")
+            own = {"action": deltas, "action_sent": deltas, "proprio": rng.normal(size=(n, 8)).astype("f4")}
+            store.append({**own, "images_hand": np.zeros((n, 8, 8, 3), "u1")}, {"seed": n})
+    return store
+
+
+@pytest.mark.parametrize(
+    "to, name", [("lerobot", "out"), ("robomimic", "out.hdf5"), ("diffusion_policy", "out.zarr")]
+)
+def test_targets_come_back_and_the_episode_is_known(tmp_path, store, to, name):
+    export(store, tmp_path / name, to, ABSOLUTE)
+    back = converted(tmp_path / name)
+    assert [part["kind"] for part in back.attrs["action_parts"]] == ["absolute", "binary"]
+    assert back.attrs["action_frame"] == "parts" and "action_sent" not in back.keys
+    for i in range(2):
+        was, now = store.episode(i), back.episode(i)
+        targets = was["proprio"][0, :7] + was["action"][:, :7].astype("f8").cumsum(0)
+        np.testing.assert_allclose(now["action"][:, :7], targets, atol=1e-6)
+        np.testing.assert_array_equal(now["action"][:, 7], was["action"][:, 7])
+        np.testing.assert_array_equal(now["proprio"], was["proprio"])
+        assert {*episode_keys(back)[i]} & {*episode_keys(store)[i]}
+
+
+def test_targets_are_the_commands_of_the_simulated_arm():
+    demos = EpisodeStore.open(shipped_demos("xarm7_cube"))
+    targets = ModifiedStore(demos.path, None, True)["action"]
+    env = make(world_of_demos(demos), draw=False)
+    for episode in (0, 3):
+        rows = demos.episode_slice(episode)
+        env.reset(seed=int(demos.meta("seed")[episode]))
+        env.set_state(demos["state"][rows.start])
+        for row in range(rows.start, rows.start + 12):
+            env.apply(demos["action"][row])
+            np.testing.assert_allclose(targets[row, :7], env.commanded, atol=1e-6)
+
+
+def test_other_actions_have_no_targets(tmp_path):
+    with pytest.raises(UserError, match="^actions: expected recorded"):
+        export(made.store(tmp_path / "odd.zarr"), tmp_path / "out", "lerobot", ABSOLUTE)
