@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from s2robot import pipeline
-from s2robot.config import DemosSettings, only_simulated, plain, task_settings
+from s2robot.config import DemosSettings, only_simulated, task_settings
 from s2robot.core.errors import UserError
 from s2robot.core.files import claim, read_json, write_json
 from s2robot.core.progress import bar

@@ -272,5 +272,5 @@ def _starts(store: EpisodeStore, records: Sequence[dict[str, Any]]) -> Figure:
     except UserError:
         about = {}
     shown = [group for group in groups if group.records]
-    draw_layout(figure.add_subplot(), shown, task_of(store), about)
+    task_of(store).draw_layout(figure.add_subplot(), shown, about, False)
     return figure
