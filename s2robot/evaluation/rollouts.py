@@ -20,7 +20,7 @@ import torch
 from s2robot.core.errors import UserError
 from s2robot.core.timing import span
 from s2robot.core.workers import worker_pool
-from s2robot.demos.layouts import starts
+from s2robot.demos.replay import starts
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.cameras import encode_cameras

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from s2robot.backbones.device import moved
-from s2robot.backbones.facts import IMAGENET
+from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.core.progress import bar
 from s2robot.core.settings import from_yaml, invalid

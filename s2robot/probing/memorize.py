@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2robot.backbones.facts import IMAGENET
+from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.core.errors import UserError
 from s2robot.core.progress import bar

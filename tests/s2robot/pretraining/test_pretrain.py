@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from s2robot.backbones.facts import IMAGENET
+from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import load_encoder
 from s2robot.core.errors import UserError
 from s2robot.pretraining.pretrain import PretrainSettings, crop_box, normalise, pretrain
