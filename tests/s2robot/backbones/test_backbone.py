@@ -354,9 +354,8 @@ def test_a_dry_run_leaves_no_trace():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "block"), [("vit", 1), ("mobilenet", 2)])
-def test_exports_with_a_dynamic_batch(name, block):
-    backbone = find_backbone(model_of(f"timm {name}"), block=block, tile=None if name == "vit" else 64).eval()
+def test_exports_with_a_dynamic_batch():
+    backbone = find_backbone(model_of("timm vit"), block=1).eval()
     x, batch = torch.randn(3, 3, *backbone.tile), torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(backbone, (x,), dynamic_shapes=({0: batch},)).module()
     torch.testing.assert_close(exported(x[:2]), backbone(x)[:2])
