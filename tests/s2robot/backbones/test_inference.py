@@ -160,7 +160,9 @@ def test_copies_and_pickles_compute_the_same():
         expected = fast(images())
         for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), prepare(fast, torch.bfloat16)):
             assert torch.equal(other(images()), expected)
-            assert not packs() or isinstance(other.blocks[0].mlp.fc1, PackedLinear)
+            block = other.blocks[0]
+            assert not packs() or isinstance(block.mlp.fc1, PackedLinear)
+            assert not packs() or block.attn.forward.args[0] is block.attn  # not that of the original
 
 
 def test_another_type_or_autocast_falls_back_to_the_plain_layers():
