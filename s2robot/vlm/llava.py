@@ -21,7 +21,6 @@ from s2robot.core.errors import UserError, require
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 RESIZES = ("native", "reference")
-WIDEN = ("zero", "init")
 
 
 def register() -> None:
@@ -39,10 +38,11 @@ def s2_llava(
     resize: str = "native",
     pool: int | None = None,
     tiles_at_once: int | None = None,
-    widen: str = "zero",
     only_projector: bool = False,
 ) -> Any:
     """Put S2 into a Llava's vision tower and widen its projector; returns the same model, changed in place.
+
+    The projector's columns of the first scale keep their weights and the others are zero, so outputs do not change yet.
 
     Args:
         model: a LlavaForConditionalGeneration (or LlavaModel) with a CLIP or SigLIP tower. The layer and the strategy
@@ -53,8 +53,6 @@ def s2_llava(
         pool: an image token averages pool x pool tokens of the largest scale. None: the largest scale, which keeps
             the number of image tokens.
         tiles_at_once: tiles in one call of the tower, to save memory. None: all, 14 an image at scales (1, 2, 3).
-        widen: the projector's columns of the first scale keep their weights; the others are "zero" (outputs do not
-            change at first) or get a linear layer's default initialisation ("init").
         only_projector: only the projector has gradients. Otherwise `requires_grad` stays as it is.
 
     Raises UserError for another model or tower, a quantised projector, and sizes that do not divide.
@@ -64,7 +62,6 @@ def s2_llava(
 
     inner, scales = _inner(model), tuple(scales)
     config, tower = model.config, inner.vision_tower
-    one_of("widen", widen, WIDEN)
     one_of("resize", resize, RESIZES)
     whole = all(type(scale) is int for scale in scales)
     if not whole or scales[:1] != (1,) or list(scales) != sorted(set(scales)):
@@ -78,7 +75,7 @@ def s2_llava(
         dtype=tower.config.dtype, attn_implementation=tower.config._attn_implementation,
     )  # fmt: skip
     register()
-    inner.multi_modal_projector.linear_1 = widened(linear, layers, len(scales), widen)
+    inner.multi_modal_projector.linear_1 = widened(linear, layers, len(scales))
     inner.vision_tower = S2VisionTower(vision, tower).train(tower.training)
     config.vision_config = vision
     if only_projector:
@@ -87,14 +84,14 @@ def s2_llava(
     return model
 
 
-def widened(linear: nn.Linear, layers: int, scales: int, widen: str) -> nn.Linear:
-    """Return a linear layer for more scales: the first one's columns are kept, the others zero or initialised."""
+def widened(linear: nn.Linear, layers: int, scales: int) -> nn.Linear:
+    """Return a linear layer for more scales: the first one's columns are kept, the others zero."""
     like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
     new = nn.Linear(linear.in_features * scales, linear.out_features, linear.bias is not None, **like)
     with torch.no_grad():
-        columns = new.weight.view(linear.out_features, layers, scales, -1)  # ordered by layer, then scale
-        if widen == "zero":
-            columns.zero_()
+        columns = new.weight.zero_().view(
+            linear.out_features, layers, scales, -1
+        )  # ordered by layer, then scale
         columns[:, :, 0] = linear.weight.view(linear.out_features, layers, -1)
         if linear.bias is not None:
             new.bias.copy_(linear.bias)

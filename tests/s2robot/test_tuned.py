@@ -144,19 +144,17 @@ def test_a_causal_body_on_a_mix_is_tuned_too(demos, tiny_encoder, tmp_path):
 def job(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         do_inline(patch)
-        given = json.loads((folder.parent / "given.json").read_text())
-        task = task_of(folder.parent / "demos.zarr", given["encoder"], steps=10, tune=tune(1, given["lora"]))
-        trained(task, folder / "run")
+        trained(
+            task_of(folder.parent / "demos.zarr", folder.parent / "tiny.safetensors", steps=10),
+            folder / "run",
+        )
 
 
 def left(folder: Path) -> dict:
     run = folder / "run"
     rows = json.loads((run / "metrics.json").read_text())
-    files = (
-        "checkpoint/policy.safetensors",
-        "checkpoint/encoder.safetensors",
-        "checkpoint_best/encoder.safetensors",
-    )
+    files = [f"checkpoint/{name}.safetensors" for name in ("policy", "encoder")]
+    files.append("checkpoint_best/encoder.safetensors")
     return {
         "tensors": {f: {k: v.tolist() for k, v in load_file(run / f).items()} for f in files},
         "record": json.loads((run / "checkpoint/policy.json").read_text()),
@@ -164,40 +162,32 @@ def left(folder: Path) -> dict:
     }
 
 
-@pytest.mark.parametrize("lora", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_kill_changes_nothing(demos, tiny_encoder, tmp_path, lora):
-    (tmp_path / "given.json").write_text(json.dumps({"encoder": str(tiny_encoder), "lora": lora}))
-    trained(task_of(demos, tiny_encoder, steps=1), tmp_path / "first")  # fills the cache
+def test_a_kill_changes_nothing(demos, tiny_encoder, tmp_path):
+    (tmp_path / "tiny.safetensors").symlink_to(tiny_encoder)
+    trained(task_of(demos, tmp_path / "tiny.safetensors", steps=1), tmp_path / "first")  # fills the cache
     killed = kill_at_every_write(job, tmp_path, 24)
     whole = left(tmp_path / "whole")
     for write, folder in killed.items():
         assert left(folder) == whole, write
 
 
-def test_a_lost_or_foreign_file_is_named_and_a_lost_one_comes_back(demos, tiny_encoder, tmp_path):
-    task = task_of(demos, tiny_encoder, steps=5)
-    folder = trained(task, tmp_path / "run")
-    file = folder / "encoder.safetensors"
-    kept = file.read_bytes()
+def test_a_run_from_another_policy_and_a_lost_file(demos, tiny_encoder, tmp_path):
+    """A run starts from a frozen policy, not from a tuned one, whose features no cache has."""
+    frozen = trained(task_of(demos, tiny_encoder, tune=TuneSettings(), steps=5), tmp_path / "frozen")
+    task = task_of(demos, tiny_encoder, from_=str(frozen), steps=5)
+    tuned = trained(task, tmp_path / "tuned")
+    with pytest.raises(UserError, match=r"^train.from: .*trained on encoder mvp-tiny .* settings differ$"):
+        trained(task_of(demos, tiny_encoder, from_=str(tuned), steps=5), tmp_path / "again")
+    file = tuned / "encoder.safetensors"
+    content = file.read_bytes()
     file.unlink()
     with pytest.raises(PolicyError, match=r"checkpoint .*/checkpoint: encoder.safetensors is missing"):
-        load_policy(folder)
-    trained(task, tmp_path / "run")
-    assert file.read_bytes() == kept
-    file.write_bytes(kept[:-1])
+        load_policy(tuned)
+    trained(task, tmp_path / "tuned")
+    assert file.read_bytes() == content
+    file.write_bytes(content[:-1])
     with pytest.raises(PolicyError, match=r"encoder.safetensors: sha256 is .* the file is truncated"):
-        load_policy(folder)
-
-
-def test_what_goes_on_from_another_policy(demos, tiny_encoder, tmp_path):
-    """From a frozen one; not from a tuned one, whose features no cache has."""
-    frozen = trained(task_of(demos, tiny_encoder, tune=TuneSettings(), steps=5), tmp_path / "frozen")
-    tuned = trained(task_of(demos, tiny_encoder, from_=str(frozen), steps=5), tmp_path / "tuned")
-    assert load_tuned(tuned)
-    with pytest.raises(
-        UserError, match=r"^train.from: .*trained on encoder mvp-tiny .* its weights or settings differ$"
-    ):
-        trained(task_of(demos, tiny_encoder, from_=str(tuned), steps=5), tmp_path / "again")
+        load_policy(tuned)
 
 
 def test_what_makes_no_sense_is_refused(demos, tiny_encoder):

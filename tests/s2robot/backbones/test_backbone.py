@@ -9,7 +9,6 @@ from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -355,9 +354,8 @@ def test_a_dry_run_leaves_no_trace():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "block"), [("vit", 1), ("mobilenet", 2)])
-def test_exports_with_a_dynamic_batch(name, block):
-    backbone = find_backbone(model_of(f"timm {name}"), block=block, tile=None if name == "vit" else 64).eval()
+def test_exports_with_a_dynamic_batch():
+    backbone = find_backbone(model_of("timm vit"), block=1).eval()
     x, batch = torch.randn(3, 3, *backbone.tile), torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(backbone, (x,), dynamic_shapes=({0: batch},)).module()
     torch.testing.assert_close(exported(x[:2]), backbone(x)[:2])
@@ -398,9 +396,6 @@ ODD = partial(timm.create_model, "vit_tiny_patch16_224", depth=1, patch_size=(16
         (partial(model_of, "timm densenet"), "block: expected none", {"block": 1}),
         (Patches(16), "block: expected none", {"block": 1, "tile": 32}),
         (Patches(16), "tile: expected .* got 32.0", {"tile": 32.0}),
-        (Patches(16), "mean: expected 3 .* got", {"tile": 32, "mean": (0.5, 0.5)}),
-        (Patches(16), "mean: expected 3 .*nan", {"tile": 32, "mean": (np.nan, 0, 0)}),
-        (Patches(16), "std: expected 3 .* got", {"tile": 32, "std": (1, 0, 1)}),
         (Patches(16), "num_prefix_tokens=0", {"tile": 32, "num_prefix_tokens": -1}),
     ],
 )  # fmt: skip

@@ -147,16 +147,20 @@ def test_fingerprint_of_a_model_of_ones_own_changes_with_what_no_weight_tells():
 
     def hugging_face(heads, **settings):
         torch.manual_seed(0)
-        sizes = {"hidden_size": 24, "num_hidden_layers": 1, "intermediate_size": 48}
-        config = transformers.ViTConfig(
-            **sizes, num_attention_heads=heads, image_size=16, patch_size=4, **settings
-        )
+        settings |= {
+            "hidden_size": 24,
+            "num_hidden_layers": 1,
+            "intermediate_size": 48,
+            "image_size": 16,
+            "patch_size": 4,
+        }
+        config = transformers.ViTConfig(num_attention_heads=heads, **settings)
         return transformers.ViTModel(config, add_pooling_layer=False)
 
     def of_timm(heads, **settings):
         torch.manual_seed(0)
-        settings = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1} | settings
-        return timm.models.VisionTransformer(num_heads=heads, num_classes=0, **settings)
+        settings |= {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_classes": 0}
+        return timm.models.VisionTransformer(num_heads=heads, **settings)
 
     models = [hugging_face(3), hugging_face(6), hugging_face(3, hidden_act="relu"), of_timm(3), of_timm(6)]
     models.append(of_timm(3, act_layer=torch.nn.ReLU))
@@ -218,8 +222,6 @@ def test_broken_files_are_one_line(tmp_path, tiny_file):
     for recipe, words in (
         ("{", "JSONDecodeError"),
         ("[1]", "TypeError: list indices"),
-        ('{"sha256": "0"}', "KeyError: 'spec'"),
-        ('{"spec": {"img_size": 16}, "sha256": "0"}', "TypeError: .* missing 4 required"),
         (json.dumps({"spec": asdict(SPEC)}), "KeyError: 'sha256'"),
         (json.dumps({"spec": asdict(SPEC) | {"dim": "24"}, "sha256": "0"}), "encoder.dim: .* got '24'"),
     ):
@@ -234,7 +236,6 @@ def test_broken_files_are_one_line(tmp_path, tiny_file):
     [
         ({"name": "mvp-tny"}, "'mvp-tiny'"),
         ({"name": "vitb-egosoup"}, "'vitb-mae-egosoup'"),
-        ({"name": None}, "encoder.name: "),
         ({"name": "timm:vit_tiny_patch16_22"}, "'vit_tiny_patch16_224'"),
         ({"name": "timm:resnet18"}, "do not fit ResNet"),
         ({"size": [16]}, "encoder.size: unknown key"),
@@ -242,7 +243,6 @@ def test_broken_files_are_one_line(tmp_path, tiny_file):
         ({"sizes": [32, 16]}, r"encoder.sizes: .*\[32, 16\]"),
         ({"sizes": [32, 48]}, r"encoder.sizes: .*\[32, 48\]"),
         ({"sizes": [16], "scales": [1]}, "encoder.sizes: expected null"),
-        ({"sizes": []}, "encoder.sizes: "),
         ({"sizes": ["big"]}, r"encoder.sizes\[0\]: .*'big'"),
         ({"scales": 2}, "encoder.scales: .*2"),
         ({"scales": [1, 1.5]}, "sizes: .* tile of 16 px"),
@@ -251,7 +251,6 @@ def test_broken_files_are_one_line(tmp_path, tiny_file):
         ({"dtype": "int8"}, "encoder.dtype: .*'int8'"),
         ({"resolution": "fine"}, "encoder.resolution: .*'fine'"),
         ({"block": 3}, "block: expected 1 to 2, got 3"),
-        ({"block": "last"}, "encoder.block: .*'last'"),
         ({"img_size": 0}, "tile: .* got 0"),
         ({"checkpoint": ""}, "expected an encoder file"),  # an unset shell variable
     ],
@@ -386,11 +385,9 @@ def test_upsampled_features_are_the_papers(tiny_encoder):
     torch.testing.assert_close(b[..., :64], a[..., :64], rtol=1e-5, atol=1e-5)
     assert (a[..., 64:] - b[..., 64:]).abs().mean() > 1e-3
     small = torch.from_numpy(frames).view(3, 32, 2, 32, 2, 3).float().mean((2, 4))  # area average
-    whole = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
-    for given, seen in ((frames, small), (whole, whole.float())):
-        first = seen.permute(0, 3, 1, 2) * upsampled.scale + upsampled.shift
-        expected = forward(upsampled._model, first, scales=[1, 2], num_prefix_token=1)[:, 1:]
-        torch.testing.assert_close(upsampled.encode(given), expected, rtol=1e-4, atol=1e-4)
+    first = small.permute(0, 3, 1, 2) * upsampled.scale + upsampled.shift
+    expected = forward(upsampled._model, first, scales=[1, 2], num_prefix_token=1)[:, 1:]
+    torch.testing.assert_close(b, expected, rtol=1e-4, atol=1e-4)
 
 
 class Counting:

@@ -8,12 +8,13 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from s2robot.core.errors import UserError  # noqa: E402
+from examples.s2_llava import small
+from s2robot.core.errors import UserError
 from s2robot.s2 import forward  # noqa: E402
 from s2robot.vlm import register, s2_llava, s2_processor  # noqa: E402
 
 torch.set_num_threads(1)
-IMAGE, WORDS = 5, ["<pad>", "<s>", "</s>", "<unk>", "what", "<image>", "is", "this", "?"]
+IMAGE = 5  # the token
 SMALL = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2)
 
 
@@ -34,29 +35,6 @@ def llava(tower="clip", tile=24, patch=4, layer=-2, strategy="default"):
     for p in model.parameters():  # layers of such a small model as it is initialised hardly differ
         p.data.add_(0.1 * torch.randn_like(p))
     return model
-
-
-def processor(tile=24, patch=4, prefix=1, strategy="default"):
-    """A Llava's processor with a tokenizer of nine words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", bos_token="<s>", eos_token="</s>",
-        padding_side="left", additional_special_tokens=["<image>"],
-    )  # fmt: skip
-    pictures = transformers.CLIPImageProcessor(
-        size={"shortest_edge": tile}, crop_size={"height": tile, "width": tile}
-    )
-    return transformers.LlavaProcessor(
-        image_processor=pictures, tokenizer=tokenizer, patch_size=patch, num_additional_image_tokens=prefix,
-        vision_feature_select_strategy=strategy,
-    )  # fmt: skip
-
-
-def picture(height, width):
-    return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def ids(tokens):
@@ -128,34 +106,35 @@ def test_with_new_columns_of_zero_the_model_says_what_it_said(layer, tower, stra
     large = x.repeat_interleave(3, -1).repeat_interleave(3, -2)  # the mean of whose areas is x
     after = s2_llava(model)(input_ids=ids(tokens), pixel_values=large).logits
     torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
-    other = s2_llava(llava(tower, layer=layer, strategy=strategy), widen="init")
-    assert (other(input_ids=ids(tokens), pixel_values=large).logits - before).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("scales", [(1,), (1, 2), (1, 2, 3)])
+def prompt(processor, height, width):
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return processor(images=image, text="<image> what is this", return_tensors="pt")
+
+
+@pytest.mark.parametrize("scales", [(1,), (1, 2, 3)])
 def test_processor_and_generate_at_any_scale(scales):
     """At the paper's sizes: 336, 672 and 1008 px give 576 image tokens, with a tower of few channels."""
-    model = s2_llava(llava(tile=336, patch=14), scales)
-    side = 336 * scales[-1]
-    inputs = s2_processor(processor(336, 14), model)(
-        images=picture(700, 500), text="<image> what is this ?", return_tensors="pt"
-    )
-    assert inputs["pixel_values"].shape == (1, 3, side, side)
-    assert (inputs["input_ids"] == IMAGE).sum() == 576
+    model, processor = small()
+    model = s2_llava(model.eval(), scales)
+    inputs = prompt(s2_processor(processor, model), 700, 500)
+    assert inputs["pixel_values"].shape == (1, 3, 336 * scales[-1], 336 * scales[-1])
+    assert (inputs["input_ids"] == model.config.image_token_index).sum() == 576
     out = model.generate(**inputs, max_new_tokens=2, min_new_tokens=2, do_sample=False)
     assert out.shape == (1, inputs["input_ids"].shape[1] + 2)
 
 
 def test_saved_and_loaded(tmp_path):
-    model = s2_llava(llava(), pool=2, resize="reference", widen="init", tiles_at_once=4)
-    make = s2_processor(processor(), model)
+    model, processor = small()
+    model = s2_llava(model.eval(), (1, 2), pool=4, resize="reference", tiles_at_once=4)
+    processor = s2_processor(processor, model)
     model.save_pretrained(tmp_path)
-    make.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
     register()
     again = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path)
     inputs = [
-        each(images=picture(90, 130), text="<image> is this ?", return_tensors="pt")
-        for each in (make, transformers.AutoProcessor.from_pretrained(tmp_path))
+        prompt(each, 90, 130) for each in (processor, transformers.AutoProcessor.from_pretrained(tmp_path))
     ]
     assert inputs[0].keys() == inputs[1].keys()
     assert all(torch.equal(inputs[0][key], inputs[1][key]) for key in inputs[0])
@@ -200,7 +179,6 @@ def rejected():
         (lambda: s2_llava(torch.nn.Linear(2, 2)), "model: .* got Linear"),
         (lambda: s2_llava(transformers.LlavaForConditionalGeneration(other)), "model: .* 'vit'"),
         (lambda: s2_llava(s2_llava(llava())), "model: .* 's2_vision_tower'"),
-        (lambda: s2_llava(llava(), widen="copy"), "widen: expected one of zero, init, got 'copy'"),
         (lambda: s2_llava(llava(), resize="area"), "resize: expected one of native, reference, got 'area'"),
         (lambda: s2_llava(llava(), (1, 2.0)), "scales: .* got"),
         (lambda: s2_llava(llava(), (2, 3)), "scales: expected increasing integers from 1"),
