@@ -8,8 +8,8 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from examples.s2_llava import small
-from s2robot.core.errors import UserError
+from examples.s2_llava import small  # noqa: E402
+from s2robot.core.errors import UserError  # noqa: E402
 from s2robot.s2 import forward  # noqa: E402
 from s2robot.vlm import register, s2_llava, s2_processor  # noqa: E402
 
