@@ -12,6 +12,7 @@ import errno
 import hmac
 import json
 import logging
+import math
 import signal
 import socket
 import ssl
@@ -68,12 +69,12 @@ class Gate(socket.socket):
     """A listening socket for websockets' server, which calls `accept`.
 
     A connection is pending from then until `admit`. If too many are pending, the oldest one ends: a client needs
-    milliseconds, and a flood never finishes. The TLS handshake takes place as the first bytes are read.
+    milliseconds, and a flood never finishes. The TLS handshake is left to the connection's thread.
     """
 
-    def __init__(self, family: int, tls: ssl.SSLContext | None, limit_s: float) -> None:
+    def __init__(self, family: int, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(family, socket.SOCK_STREAM)
-        self._tls, self._limit_s = tls, limit_s  # of the handshake and of each write
+        self._tls = tls
         self.pending: dict[tuple, socket.socket] = {}  # by the other side's address, oldest first
         self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -84,7 +85,6 @@ class Gate(socket.socket):
         while True:
             try:
                 made, address = super().accept()
-                made.settimeout(self._limit_s)
                 if self._tls:
                     made = self._tls.wrap_socket(made, server_side=True, do_handshake_on_connect=False)
                 break
@@ -147,7 +147,7 @@ class PolicyServer:
         self.client: tuple[ServerConnection, str, float] | None = None  # name and time of connection
         self.stop = threading.Event()  # ends `run`
         self._lock, self._gates = threading.Lock(), list[Gate]()
-        self._began = 0.0  # s, monotonic, of the plan under way; 0: none
+        self._plan_until = self._send_until = math.inf  # s, monotonic, of what is under way
 
     def run(self, ready: Callable[[int], None] = lambda port: None) -> None:
         """Serve until SIGTERM, Ctrl-C or `stop`; `ready` is called with the port.
@@ -168,7 +168,7 @@ class PolicyServer:
                 flags = socket.AI_PASSIVE
                 found = socket.getaddrinfo(s.host or None, s.port, type=socket.SOCK_STREAM, flags=flags)
                 for family, _, _, _, address in dict.fromkeys(found):
-                    self._gates.append(stack.enter_context(Gate(family, tls, s.open_s)))
+                    self._gates.append(stack.enter_context(Gate(family, tls)))
                     self._gates[-1].bind(address)
                     self._gates[-1].listen(128)
             except OSError as error:
@@ -178,12 +178,21 @@ class PolicyServer:
             ready(self._gates[0].getsockname()[1])
             try:
                 while not self.stop.wait(0.05):
-                    if self._began and time.monotonic() - self._began > s.call_s:
+                    if time.monotonic() > self._plan_until:
                         code, reason = _INTERNAL, "the policy hangs"
                         raise UserError(f"the policy gave no plan in {s.call_s:g} s; stopped")
+                    if time.monotonic() > self._send_until:
+                        self._cut_off()
             finally:
+                if self._send_until < math.inf:
+                    self._cut_off()
                 if client := self.client:  # do not wait for its plan
                     client[0].close(code, reason)
+
+    def _cut_off(self) -> None:
+        """End what blocks the client's thread as it sends."""
+        with suppress(OSError, TypeError):  # it is gone
+            self.client[0].socket.shutdown(socket.SHUT_RDWR)  # type: ignore[index]
 
     def _listen(self, gate: Gate, stack: ExitStack) -> None:
         s = self.settings
@@ -201,6 +210,19 @@ class PolicyServer:
             server_header=None,
             logger=_log,
         )
+        serve_connection = server.handler
+
+        def handle(made: socket.socket, address: tuple) -> None:
+            if isinstance(made, ssl.SSLSocket):
+                try:
+                    made.settimeout(s.open_s)
+                    made.do_handshake()
+                    made.settimeout(None)
+                except OSError:
+                    made.close()
+            serve_connection(made, address)
+
+        server.handler = handle
         # its threads are daemons, too: the process ends even if a plan hangs
         threading.Thread(target=server.serve_forever, daemon=True).start()
         stack.callback(threading.Thread(target=server.shutdown, daemon=True).start)
@@ -229,34 +251,37 @@ class PolicyServer:
         try:
             self.session.begin()
             code, reason = self._converse(ws)
-        except ConnectionClosed as error:
-            if isinstance(error.__cause__, TimeoutError):
+        except ConnectionClosed:
+            if time.monotonic() > self._send_until:
                 reason = f"read nothing for {self.settings.open_s:g} s"
         finally:
-            self.client, self._began = None, 0.0
+            self.client, self._plan_until, self._send_until = None, math.inf, math.inf
             counts = f"{self.session.calls - calls} plans, {self.skipped - skipped} requests skipped"
             print(f"{who}: {reason}; {counts}", flush=True)
             ws.close(code, reason)
 
     def _converse(self, ws: ServerConnection) -> tuple[int, str]:
         """Answer until there is a reason to end: its websocket code and text."""
-        ws.send(self._metadata)
+        s = self.settings
+        answer: bytes | str = self._metadata
         while True:
+            self._send_until = time.monotonic() + s.open_s
+            ws.send(answer)
+            self._send_until = math.inf
             try:
-                data = ws.recv(self.settings.idle_s)
+                data = ws.recv(s.idle_s)
             except TimeoutError:
-                return _GOING, f"idle for {self.settings.idle_s:g} s"
+                return _GOING, f"idle for {s.idle_s:g} s"
             with suppress(TimeoutError):
                 while True:
                     data = ws.recv(0)
                     self.skipped += 1
-            self._began = time.monotonic()
+            self._plan_until = time.monotonic() + s.call_s
             try:
                 answer = self.session.answer(data)
             except WireError as error:
                 return _UNSUPPORTED, str(error).encode("ascii", "replace")[:100].decode()
-            self._began = 0.0
-            ws.send(answer)
+            self._plan_until = math.inf
 
 
 def contract_text(node: Mapping) -> str:

@@ -97,7 +97,7 @@ def admitted(url, token, **more):
 
 def test_no_file_is_left_for_a_connection(monkeypatch):
     """The pending ones make room for it."""
-    with Gate(socket.AF_INET, None, 5) as gate, contextlib.ExitStack() as stack:
+    with Gate(socket.AF_INET) as gate, contextlib.ExitStack() as stack:
         gate.bind(("127.0.0.1", 0))
         gate.listen(100)
         connect = lambda: stack.enter_context(socket.create_connection(gate.getsockname(), PATIENT))  # noqa: E731
