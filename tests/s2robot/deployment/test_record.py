@@ -26,7 +26,6 @@ from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION, CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.real.arms.kinematics import ToolIK
-from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from tests import forks
 from tests.envs.real.patience import PATIENCE, wait_for
 
@@ -180,15 +179,6 @@ def test_sessions_go_on_with_the_next_place_and_what_is_discarded_is_not_written
     assert len(store) == 1 and list(store.meta("seed")) == [SEED + 1] and not store.meta("success").any()
     again = ArmRecording(config("teach"), None, person(move)).run()
     assert list(again.meta("seed")) == [SEED + 1, SEED + 2]
-    with pytest.raises(UserError, match="source: expected teleop, emulator, got teach, emulator"):
-        ArmRecording(config("teleop"), None, person(move)).run()
-
-    class Unwilling(EmulatedOperator):
-        def place(self, placing):
-            return False
-
-    with pytest.raises(UserError, match="operator: expected a yes"):
-        ArmRecording(config("teach"), Unwilling(emulator), person(move)).run()
 
 
 def test_teleoperated_with_keys(config, emulator):
@@ -397,16 +387,17 @@ def test_demos_that_a_deployment_recorded_are_corrected(demos, tmp_path):
     assert EpisodeStore.open(copy.path).meta("cause").tolist() == [1, CAUSES.index("ended")]
 
 
-def test_other_images_are_rejected_before_an_episode(demos):
-    path = demos()
-    eyes = dict.fromkeys(("hand", "left"))  # what is known of them is for a new one
-    open_store(path, 10, eyes, SIZE, {}).close()
-    for cameras, size, key in (
-        (eyes, 2 * SIZE, "images_hand"),
-        (dict.fromkeys(("hand",)), SIZE, "cameras"),
+def test_another_dataset_is_rejected_before_an_episode(demos):
+    path, same = demos(), {"source": "teleop, emulator"}
+    cameras = dict.fromkeys(("hand", "left"))  # what is known of them is for a new one
+    open_store(path, 10, cameras, SIZE, same).close()
+    for names, size, attributes, key in (
+        (cameras, 2 * SIZE, same, "images_hand"),
+        ({"hand": None}, SIZE, same, "cameras"),
+        (cameras, SIZE, {"source": "teach, arm"}, "source"),
     ):
         with pytest.raises(UserError, match=f"{key}: expected"):
-            open_store(path, 10, cameras, size, {})
+            open_store(path, 10, names, size, attributes)
 
 
 def test_a_dataset_that_begins_otherwise_is_rejected(demos, tmp_path):
