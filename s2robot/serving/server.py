@@ -69,13 +69,13 @@ class Gate(socket.socket):
     """A listening socket for websockets' server, which calls `accept`.
 
     A connection is pending from then until `admit`. If too many are pending, the oldest one ends: a client needs
-    milliseconds, and a flood never finishes. The TLS handshake is left to the connection's thread.
+    milliseconds, and a flood never finishes. The TLS handshake takes place in the connection's thread, as it first reads.
     """
 
     def __init__(self, family: int, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(family, socket.SOCK_STREAM)
-        self._tls = tls
-        self.pending: dict[tuple, socket.socket] = {}  # by the other side's address, oldest first
+        self._tls, self._lock = tls, threading.Lock()
+        self.pending: dict[tuple, tuple[socket.socket, float]] = {}  # by address; since when, oldest first
         self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             self.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -92,25 +92,38 @@ class Gate(socket.socket):
                 if self.fileno() < 0:
                     raise
                 if error.errno in _NO_RESOURCES:
-                    for at in list(self.pending):
-                        self._end(at)
+                    self.expire(0)
                     time.sleep(0.01)  # their threads close them
-        self.pending = {at: one for at, one in self.pending.items() if one.fileno() >= 0}
-        same = [at for at in self.pending if at[0] == address[0]]
-        if len(same) >= PER_ADDRESS:
-            self._end(same[0])
-        if len(self.pending) >= ALL:
-            self._end(next(iter(self.pending)))
-        self.pending[address] = made
+        with self._lock:
+            for at in [at for at, (one, _) in self.pending.items() if one.fileno() < 0]:
+                del self.pending[at]
+            same = [at for at in self.pending if at[0] == address[0]]
+            if len(same) >= PER_ADDRESS:
+                self._end(same[0])
+            if len(self.pending) >= ALL:
+                self._end(next(iter(self.pending)))
+            self.pending[address] = made, time.monotonic()
         return made, address
 
     def admit(self, address: tuple) -> None:
         """Stop counting a connection that has sent the token."""
-        self.pending.pop(address, None)
+        with self._lock:
+            self.pending.pop(address, None)
+
+    def expire(self, seconds: float) -> None:
+        """End connections that are pending for so long."""
+        with self._lock:
+            for at in [at for at, (_, since) in self.pending.items() if time.monotonic() >= since + seconds]:
+                self._end(at)
 
     def _end(self, address: tuple) -> None:
-        with suppress(OSError):  # it is gone
-            self.pending.pop(address).shutdown(socket.SHUT_RDWR)  # its thread closes it then
+        _cut_off(self.pending.pop(address)[0])  # its thread closes it then
+
+
+def _cut_off(connection: socket.socket) -> None:
+    """End whatever waits for a connection, in any thread."""
+    with suppress(OSError):  # it is gone
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class PolicyServer:
@@ -181,18 +194,15 @@ class PolicyServer:
                     if time.monotonic() > self._plan_until:
                         code, reason = _INTERNAL, "the policy hangs"
                         raise UserError(f"the policy gave no plan in {s.call_s:g} s; stopped")
-                    if time.monotonic() > self._send_until:
-                        self._cut_off()
+                    if (client := self.client) and time.monotonic() > self._send_until:
+                        _cut_off(client[0].socket)
+                    for gate in self._gates:
+                        gate.expire(s.open_s)
             finally:
-                if self._send_until < math.inf:
-                    self._cut_off()
                 if client := self.client:  # do not wait for its plan
+                    if self._send_until < math.inf:
+                        _cut_off(client[0].socket)
                     client[0].close(code, reason)
-
-    def _cut_off(self) -> None:
-        """End what blocks the client's thread as it sends."""
-        with suppress(OSError, TypeError):  # it is gone
-            self.client[0].socket.shutdown(socket.SHUT_RDWR)  # type: ignore[index]
 
     def _listen(self, gate: Gate, stack: ExitStack) -> None:
         s = self.settings
@@ -202,7 +212,7 @@ class PolicyServer:
             process_request=self._admit,
             origins=[None],  # no web page
             compression=None,  # images do not compress, and it costs time
-            open_timeout=s.open_s,
+            open_timeout=None,  # the gate's
             close_timeout=1,
             ping_interval=10,  # finds a client whose machine died
             ping_timeout=15,
@@ -210,19 +220,6 @@ class PolicyServer:
             server_header=None,
             logger=_log,
         )
-        serve_connection = server.handler
-
-        def handle(made: socket.socket, address: tuple) -> None:
-            if isinstance(made, ssl.SSLSocket):
-                try:
-                    made.settimeout(s.open_s)
-                    made.do_handshake()
-                    made.settimeout(None)
-                except OSError:
-                    made.close()
-            serve_connection(made, address)
-
-        server.handler = handle
         # its threads are daemons, too: the process ends even if a plan hangs
         threading.Thread(target=server.serve_forever, daemon=True).start()
         stack.callback(threading.Thread(target=server.shutdown, daemon=True).start)
@@ -255,7 +252,8 @@ class PolicyServer:
             if time.monotonic() > self._send_until:
                 reason = f"read nothing for {self.settings.open_s:g} s"
         finally:
-            self.client, self._plan_until, self._send_until = None, math.inf, math.inf
+            self._plan_until = self._send_until = math.inf
+            self.client = None
             counts = f"{self.session.calls - calls} plans, {self.skipped - skipped} requests skipped"
             print(f"{who}: {reason}; {counts}", flush=True)
             ws.close(code, reason)
