@@ -6,31 +6,28 @@ s2robot emulate emulator.ports=free     # beside another one
 
 import asyncio
 from dataclasses import asdict
-from typing import Literal
 
 from omegaconf import DictConfig
 
 from s2robot.core.errors import UserError
-from s2robot.core.settings import from_yaml, plain, read
+from s2robot.core.settings import plain, read, shown
 from s2robot.envs.gl import require_simulator
 from s2robot.envs.real.emulator.emulator import EmulatorConfig, serve
 from s2robot.envs.real.emulator.side import HOST, Ports, free_ports
 
-
-class EmulateSettings(EmulatorConfig):
-    """`emulator` of configs/emulate.yaml, which documents each value."""
-
-    ports: Literal["default", "free"] = from_yaml()
+PORTS = {"default": Ports, "free": free_ports}
 
 
 def run_emulate(cfg: DictConfig) -> None:
     """Serve until Ctrl-C or SIGTERM. UserError, EnvError: a wrong setting, no simulator, or a port that is taken."""
     if cfg.robot.name != "xarm7":
         raise UserError(f"robot: expected xarm7, the arm of the emulated control box, got {cfg.robot.name}")
-    settings = read(EmulateSettings, cfg.emulator)
+    node = plain(cfg.emulator)
+    if (which := node.pop("ports")) not in PORTS:
+        raise UserError(f"emulator.ports: expected 'default' or 'free', got {shown(which)}")
+    config = read(EmulatorConfig, {**node, "env": {"robot": cfg.robot.name, **plain(cfg.env)}})
     require_simulator()
-    ports = free_ports() if settings.ports == "free" else Ports()
-    config = settings.replace(env={"robot": cfg.robot.name, **plain(cfg.env)})
+    ports = PORTS[which]()
     asyncio.run(serve(config, ports, lambda: print(_greeting(ports), flush=True)))
     print("emulator: stopped")
 

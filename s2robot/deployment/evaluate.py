@@ -38,8 +38,8 @@ from s2robot.evaluation.video import write_video
 from s2robot.policies import check_contract
 
 ARM, EMULATED = "arm", "emulated arm"  # where an episode took place
-# settings of a scene that is drawn; and what the emulator's own scene decides
 VIDEO = "videos/episode_{:04d}.mp4"
+# settings of a scene that is drawn; and what the emulator's own scene decides
 _LOOKS: tuple[str, ...] = ("camera_distance", "camera_shift", "lighting", "clutter")
 _JUDGED: tuple[str, ...] = ("cube_size", "success_height", "success_hold")
 
@@ -149,7 +149,7 @@ class ArmEvaluation:
         ended = operator.t_end or time.monotonic()
         operator.rest()
         session.check_stop()  # neither a success nor a failure
-        self.timing["reset"] += session.begun - start
+        self.timing["reset"] += (session.begun or ended) - start
         self.timing["acting"] += ended - session.begun
         if outcome.result is not None:
             self.timing["policy"] += float(outcome.result.latencies.sum())

@@ -196,5 +196,9 @@ class Rig:
     def session(self, subscribers: Sequence[Subscriber], live: bool = True, **settings: Any) -> ArmSession:
         """Return a session in which the policy acts; `settings` as of `ArmSession`."""
         act, actor = self.policy.act, self.policy.actor
-        own = {"act": act, "loop": self.loop_config(live), "disagreement": lambda: actor.disagreement}
+        own: dict[str, Any] = {
+            "act": act,
+            "loop": self.loop_config(live),
+            "disagreement": lambda: actor.disagreement,
+        }
         return ArmSession(self.arm, subscribers=subscribers, forget=actor.reset, **(own | settings))

@@ -33,7 +33,6 @@ from s2robot.envs.frames import ImageSize, as_image_size
 from s2robot.serving.wire import PROTOCOL, WireError, pack, unpack
 
 MAX_ANSWER = 1 << 22  # bytes of a message from the server; the metadata lists every training episode
-CONTRACT_KEYS = ("encoder", "cameras", "robot", "joint_names", "action_frame", "rate_hz")  # for deployment
 _TRY_LATER = 1013  # websocket close code of a busy server
 
 _quiet = logging.getLogger("s2robot.serving.remote.websockets")
@@ -206,7 +205,7 @@ class RemotePolicy:
             self._requests.put(data, timeout=max(0.0, until - time.monotonic()))
         except queue.Full:
             raise PolicyLate(f"{self._url}: earlier requests not sent by the deadline") from None
-        found = 0
+        found: Any = 0
         while found != self._asked:
             answer = self._receive(until, "no answer")
             ours = answer.get("s2robot")
@@ -241,12 +240,9 @@ class RemotePolicy:
         if not isinstance(ours, dict) or ours.get("protocol") != PROTOCOL:
             raise PolicyRefused(f"{self._url}: expected protocol {PROTOCOL} of s2robot, got {str(ours)[:80]}")
         try:
-            metadata = read(_Metadata, message, "metadata")
+            return read(_Metadata, message, "metadata")
         except UserError as error:
             raise PolicyMalformed(f"{self._url}: {_text(error)}") from None
-        if missing := [key for key in CONTRACT_KEYS if key not in metadata.contract]:
-            raise PolicyMalformed(f"{self._url}: metadata.contract: expected {missing[0]}, got none")
-        return metadata
 
 
 def _connected(url: str, token: str, until: float, ca_file: Any) -> Any:

@@ -12,6 +12,7 @@ import errno
 import hmac
 import json
 import logging
+import math
 import signal
 import socket
 import ssl
@@ -68,13 +69,13 @@ class Gate(socket.socket):
     """A listening socket for websockets' server, which calls `accept`.
 
     A connection is pending from then until `admit`. If too many are pending, the oldest one ends: a client needs
-    milliseconds, and a flood never finishes. The TLS handshake takes place as the first bytes are read.
+    milliseconds, and a flood never finishes. The TLS handshake takes place in the connection's thread, as it first reads.
     """
 
-    def __init__(self, family: int, tls: ssl.SSLContext | None, limit_s: float) -> None:
+    def __init__(self, family: int, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(family, socket.SOCK_STREAM)
-        self._tls, self._limit_s = tls, limit_s  # of the handshake and of each write
-        self.pending: dict[tuple, socket.socket] = {}  # by the other side's address, oldest first
+        self._tls, self._lock = tls, threading.Lock()
+        self.pending: dict[tuple, tuple[socket.socket, float]] = {}  # by address; since when, oldest first
         self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             self.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -84,7 +85,6 @@ class Gate(socket.socket):
         while True:
             try:
                 made, address = super().accept()
-                made.settimeout(self._limit_s)
                 if self._tls:
                     made = self._tls.wrap_socket(made, server_side=True, do_handshake_on_connect=False)
                 break
@@ -92,25 +92,38 @@ class Gate(socket.socket):
                 if self.fileno() < 0:
                     raise
                 if error.errno in _NO_RESOURCES:
-                    for at in list(self.pending):
-                        self._end(at)
+                    self.expire(0)
                     time.sleep(0.01)  # their threads close them
-        self.pending = {at: one for at, one in self.pending.items() if one.fileno() >= 0}
-        same = [at for at in self.pending if at[0] == address[0]]
-        if len(same) >= PER_ADDRESS:
-            self._end(same[0])
-        if len(self.pending) >= ALL:
-            self._end(next(iter(self.pending)))
-        self.pending[address] = made
+        with self._lock:
+            for at in [at for at, (one, _) in self.pending.items() if one.fileno() < 0]:
+                del self.pending[at]
+            same = [at for at in self.pending if at[0] == address[0]]
+            if len(same) >= PER_ADDRESS:
+                self._end(same[0])
+            if len(self.pending) >= ALL:
+                self._end(next(iter(self.pending)))
+            self.pending[address] = made, time.monotonic()
         return made, address
 
     def admit(self, address: tuple) -> None:
         """Stop counting a connection that has sent the token."""
-        self.pending.pop(address, None)
+        with self._lock:
+            self.pending.pop(address, None)
+
+    def expire(self, seconds: float) -> None:
+        """End connections that are pending for so long."""
+        with self._lock:
+            for at in [at for at, (_, since) in self.pending.items() if time.monotonic() >= since + seconds]:
+                self._end(at)
 
     def _end(self, address: tuple) -> None:
-        with suppress(OSError):  # it is gone
-            self.pending.pop(address).shutdown(socket.SHUT_RDWR)  # its thread closes it then
+        _cut_off(self.pending.pop(address)[0])  # its thread closes it then
+
+
+def _cut_off(connection: socket.socket) -> None:
+    """End whatever waits for a connection, in any thread."""
+    with suppress(OSError):  # it is gone
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class PolicyServer:
@@ -147,7 +160,7 @@ class PolicyServer:
         self.client: tuple[ServerConnection, str, float] | None = None  # name and time of connection
         self.stop = threading.Event()  # ends `run`
         self._lock, self._gates = threading.Lock(), list[Gate]()
-        self._began = 0.0  # s, monotonic, of the plan under way; 0: none
+        self._plan_until = self._send_until = math.inf  # s, monotonic, of what is under way
 
     def run(self, ready: Callable[[int], None] = lambda port: None) -> None:
         """Serve until SIGTERM, Ctrl-C or `stop`; `ready` is called with the port.
@@ -168,7 +181,7 @@ class PolicyServer:
                 flags = socket.AI_PASSIVE
                 found = socket.getaddrinfo(s.host or None, s.port, type=socket.SOCK_STREAM, flags=flags)
                 for family, _, _, _, address in dict.fromkeys(found):
-                    self._gates.append(stack.enter_context(Gate(family, tls, s.open_s)))
+                    self._gates.append(stack.enter_context(Gate(family, tls)))
                     self._gates[-1].bind(address)
                     self._gates[-1].listen(128)
             except OSError as error:
@@ -178,11 +191,17 @@ class PolicyServer:
             ready(self._gates[0].getsockname()[1])
             try:
                 while not self.stop.wait(0.05):
-                    if self._began and time.monotonic() - self._began > s.call_s:
+                    if time.monotonic() > self._plan_until:
                         code, reason = _INTERNAL, "the policy hangs"
                         raise UserError(f"the policy gave no plan in {s.call_s:g} s; stopped")
+                    if (client := self.client) and time.monotonic() > self._send_until:
+                        _cut_off(client[0].socket)
+                    for gate in self._gates:
+                        gate.expire(s.open_s)
             finally:
                 if client := self.client:  # do not wait for its plan
+                    if self._send_until < math.inf:
+                        _cut_off(client[0].socket)
                     client[0].close(code, reason)
 
     def _listen(self, gate: Gate, stack: ExitStack) -> None:
@@ -193,7 +212,7 @@ class PolicyServer:
             process_request=self._admit,
             origins=[None],  # no web page
             compression=None,  # images do not compress, and it costs time
-            open_timeout=s.open_s,
+            open_timeout=None,  # the gate's
             close_timeout=1,
             ping_interval=10,  # finds a client whose machine died
             ping_timeout=15,
@@ -229,34 +248,38 @@ class PolicyServer:
         try:
             self.session.begin()
             code, reason = self._converse(ws)
-        except ConnectionClosed as error:
-            if isinstance(error.__cause__, TimeoutError):
+        except ConnectionClosed:
+            if time.monotonic() > self._send_until:
                 reason = f"read nothing for {self.settings.open_s:g} s"
         finally:
-            self.client, self._began = None, 0.0
+            self._plan_until = self._send_until = math.inf
+            self.client = None
             counts = f"{self.session.calls - calls} plans, {self.skipped - skipped} requests skipped"
             print(f"{who}: {reason}; {counts}", flush=True)
             ws.close(code, reason)
 
     def _converse(self, ws: ServerConnection) -> tuple[int, str]:
         """Answer until there is a reason to end: its websocket code and text."""
-        ws.send(self._metadata)
+        s = self.settings
+        answer: bytes | str = self._metadata
         while True:
+            self._send_until = time.monotonic() + s.open_s
+            ws.send(answer)
+            self._send_until = math.inf
             try:
-                data = ws.recv(self.settings.idle_s)
+                data = ws.recv(s.idle_s)
             except TimeoutError:
-                return _GOING, f"idle for {self.settings.idle_s:g} s"
+                return _GOING, f"idle for {s.idle_s:g} s"
             with suppress(TimeoutError):
                 while True:
                     data = ws.recv(0)
                     self.skipped += 1
-            self._began = time.monotonic()
+            self._plan_until = time.monotonic() + s.call_s
             try:
                 answer = self.session.answer(data)
             except WireError as error:
                 return _UNSUPPORTED, str(error).encode("ascii", "replace")[:100].decode()
-            self._began = 0.0
-            ws.send(answer)
+            self._plan_until = math.inf
 
 
 def contract_text(node: Mapping) -> str:

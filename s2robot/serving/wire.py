@@ -77,7 +77,8 @@ def _array_to_map(value: Any) -> Any:
 
 
 def _map_to_array(found: Mapping[Any, Any]) -> np.ndarray:
-    data, name, shape = (found.get(key) for key in (b"data", b"dtype", b"shape"))
+    data, name = found.get(b"data"), found.get(b"dtype")
+    shape: Any = found.get(b"shape")
     sides = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
     if not sides or not isinstance(data, bytes) or name not in _DTYPES:
         raise ValueError(f"expected an array's data, shape, and dtype of {', '.join(_DTYPES)}")

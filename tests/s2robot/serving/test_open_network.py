@@ -2,11 +2,14 @@
 
 import contextlib
 import errno
+import os
 import resource
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -15,7 +18,15 @@ import pytest
 from s2robot.core.errors import UserError
 from s2robot.serving.remote import PolicyLate, PolicyLost, PolicyRefused, RemoteError, RemotePolicy
 from s2robot.serving.server import ALL, Gate, tls_of
-from tests.s2robot.serving.test_server import PATIENT, TOKEN, command, connect, observations, serving
+from tests.s2robot.serving.test_server import (
+    PATIENT,
+    TOKEN,
+    command,
+    connect,
+    observations,
+    serving,
+    wait_until,
+)
 
 pytestmark = pytest.mark.realtime
 # opens connections from several addresses, says half of a request or nothing, and replaces those that end
@@ -66,7 +77,7 @@ def test_a_flood_of_unfinished_connections(checkpoint, certificate, tmp_path, en
     seen = observations(1)[0]
     with command(checkpoint, tmp_path, "serve.open_s=2", *files) as (server, url, token):
         files = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (4 * ALL + 160, files[1]))
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (5 * ALL + 160, files[1]))
         with RemotePolicy(url, token, PATIENT, PATIENT, **more) as client:
             with flood(url, 600, 5) as process:
                 wanted, end, plans = client.plan(seen), time.monotonic() + 3, 0
@@ -97,7 +108,7 @@ def admitted(url, token, **more):
 
 def test_no_file_is_left_for_a_connection(monkeypatch):
     """The pending ones make room for it."""
-    with Gate(socket.AF_INET, None, 5) as gate, contextlib.ExitStack() as stack:
+    with Gate(socket.AF_INET) as gate, contextlib.ExitStack() as stack:
         gate.bind(("127.0.0.1", 0))
         gate.listen(100)
         connect = lambda: stack.enter_context(socket.create_connection(gate.getsockname(), PATIENT))  # noqa: E731
@@ -115,7 +126,10 @@ def test_no_file_is_left_for_a_connection(monkeypatch):
         last, address = gate.accept()
         stack.enter_context(last)
         assert address == made[2].getsockname() and [one.recv(1) for one in made[:2]] == [b"", b""]
+        gate.expire(60)
         assert list(gate.pending) == [address]
+        gate.expire(0)
+        assert not gate.pending and made[2].recv(1) == b""
 
 
 # ---------------------------------------------------------------- TLS
@@ -151,6 +165,24 @@ def test_the_same_actions_with_tls(checkpoint, certificate, tmp_path):
                     np.testing.assert_array_equal(client.plan(one), plan)
                 big = {"hand": np.zeros((1000, 1000, 3), np.uint8), "left": np.zeros((64, 64, 3), np.uint8)}
                 assert np.isfinite(client.plan({"images": big, "proprio": seen[0]["proprio"]})).all()
+
+
+def test_what_a_client_only_begins_to_say_ends_with_its_thread(checkpoint, certificate):
+    """The TLS handshake, a record after it, a request."""
+    files = {"certificate": str(certificate), "key": str(certificate.with_name("key.pem"))}
+    trust = ssl.create_default_context(cafile=certificate)
+    for encrypted in (files, {}):
+        with serving(checkpoint, open_s=0.5, **encrypted) as (_, url, _):
+            before = threading.active_count()
+            for begins in (b"\x16\x03\x01\x02", b"\x17\x03\x03\x40\x00ab", b"GET / HTTP/1.1\r\n"):
+                with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), PATIENT) as made:
+                    if encrypted and begins[0] == 0x17:
+                        made = trust.wrap_socket(made, server_hostname="127.0.0.1")
+                    os.write(made.fileno(), begins)
+                    with contextlib.closing(made), contextlib.suppress(OSError):
+                        while made.recv(100):
+                            pass
+            wait_until(lambda most=before: threading.active_count() <= most)
 
 
 def test_who_is_not_trusted_is_not_talked_to(checkpoint, certificate, tmp_path):
