@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class Journal:
         self,
         kind: str,
         name: str,
-        values: Sequence[float],
+        values: Any,
         client: int,
         accepted: bool,
         flags: Sequence[str] = (),

@@ -110,6 +110,7 @@ class SideChannel:
     def __init__(self, port: int, timeout_s: float = 10.0):
         self._port, self._timeout_s = port, timeout_s
         self._turn = threading.Lock()  # a question and its answer
+        self._socket: socket.socket | None = None
         self._connect()
 
     def __call__(self, op: str, **settings) -> dict:
@@ -139,8 +140,8 @@ class SideChannel:
             self._socket = None
 
     def _connect(self) -> None:
-        self._socket: socket.socket | None = socket.create_connection((HOST, self._port), self._timeout_s)
-        self._stream = self._socket.makefile("rb")
+        connection = socket.create_connection((HOST, self._port), self._timeout_s)
+        self._socket, self._stream = connection, connection.makefile("rb")
 
     def _ask(self, question: bytes) -> dict:
         """Return the answer; ValueError or KeyError for one of something else."""
