@@ -176,8 +176,8 @@ class Controller:
     def _measured(self) -> dict:
         plant = self.plant
         return {
-            "pose": kin.forward(plant.joints), "joints": plant.joints, "velocities": plant.velocities,
-            "torques": plant.torques, "tcp_speed": self.tcp_speed,
+            "joints": plant.joints, "velocities": plant.velocities, "torques": plant.torques,
+            "tcp_speed": self.tcp_speed,
         }  # fmt: skip
 
     def enable(self, joint: int, on: bool) -> bool:

@@ -63,9 +63,10 @@ class Emulator:
         faults = Faults(box, cameras)
         operations: dict[str, Operation] = {
             "ports": lambda: asdict(ports), "cameras": lambda: {"fps": config.fps}, "status": self._status,
-            "fault": faults.inject, "clear": faults.clear, "clear_error": box.clean_error,  # as in UFACTORY Studio
+            "clear": faults.clear, "clear_error": box.clean_error,  # as in UFACTORY Studio
             "commands": self._commands, "motion": self._motion, "hand": self._hand, "place_arm": self._place_arm,
         }  # fmt: skip
+        operations |= {f"fault {name}": getattr(faults, name) for name in faults.NAMES}
         if self.scene:
             self.frames = FrameServer(
                 cameras, lambda: scene.positions, lambda: SceneRenderer(scene), config.fps, faults
