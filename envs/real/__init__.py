@@ -10,3 +10,16 @@ runtime          loop, filter, watchdog, supervisor and the operator's stop, for
 XArmDriver was tried against the emulator, FrankaDriver against franky-sim; the safety filter knows the xArm7 alone.
 Nothing here was run on a physical arm. Software stops are no emergency stop: the hardware button is required.
 """
+
+import importlib
+from typing import Any
+
+from s2robot.envs.errors import EnvError
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """Import a package that an extra brings. Raises EnvError where it is not installed, or cannot be imported."""
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # some raise more than ImportError without a library of the system
+        raise EnvError(f"found no {module} ({error}), expected it: pip install 's2robot[{extra}]'") from None

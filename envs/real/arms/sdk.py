@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError, import_extra
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real import import_extra
 from s2robot.envs.real.arms.driver import ArmLimits, made_within
 from s2robot.envs.real.control.clock import now
 

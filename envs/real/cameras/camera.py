@@ -18,7 +18,8 @@ from typing import Protocol
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError, import_extra
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real import import_extra
 from s2robot.envs.real.control.clock import now
 
 _SINCE_S = 0.1  # s by which a frame may be newer than the time at which its age is asked for

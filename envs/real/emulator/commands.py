@@ -104,7 +104,7 @@ class Commands:
             case Fn.ERROR:
                 return True, bytes([box.error, box.warning])
             case Fn.TCP_POSE:
-                return True, wire.pack_floats(wire.millimetres(box.reported()["pose"]))
+                return True, wire.pack_floats(wire.pose_of(box.reported()["joints"]))
             case Fn.JOINTS:
                 count, told = min(max(p[0] & 0x0F, 1), 3) if p else 1, box.reported()
                 parts = [told[name] for name in ("joints", "velocities", "torques")[:count]]

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class Journal:
         self,
         kind: str,
         name: str,
-        values: Sequence[float],
+        values: Any,
         client: int,
         accepted: bool,
         flags: Sequence[str] = (),
@@ -175,8 +176,8 @@ class Controller:
     def _measured(self) -> dict:
         plant = self.plant
         return {
-            "pose": kin.forward(plant.joints), "joints": plant.joints, "velocities": plant.velocities,
-            "torques": plant.torques, "tcp_speed": self.tcp_speed,
+            "joints": plant.joints, "velocities": plant.velocities, "torques": plant.torques,
+            "tcp_speed": self.tcp_speed,
         }  # fmt: skip
 
     def enable(self, joint: int, on: bool) -> bool:

@@ -37,9 +37,8 @@ Joints = Annotated[tuple[Small, ...], Field(min_length=7, max_length=7)]
 class EmulatorConfig(Settings, at="emulator", file="emulate"):
     """What is emulated besides the box; configs/emulate.yaml documents seed and fps."""
 
-    plant: Literal["mujoco", "kinematic"] = (
-        "mujoco"  # CubePick's scene with cameras; joints alone, starts at once
-    )
+    # CubePick's scene with cameras; joints alone, which starts at once
+    plant: Literal["mujoco", "kinematic"] = "mujoco"
     seed: int = from_yaml(ge=0)
     fps: float = from_yaml(gt=0, le=240)
     env: dict[str, Any] = {}  # settings of CubePickConfig, for instance a checkpoint's env_config
@@ -64,9 +63,10 @@ class Emulator:
         faults = Faults(box, cameras)
         operations: dict[str, Operation] = {
             "ports": lambda: asdict(ports), "cameras": lambda: {"fps": config.fps}, "status": self._status,
-            "fault": faults.inject, "clear": faults.clear, "clear_error": box.clean_error,  # as in UFACTORY Studio
+            "clear": faults.clear, "clear_error": box.clean_error,  # as in UFACTORY Studio
             "commands": self._commands, "motion": self._motion, "hand": self._hand, "place_arm": self._place_arm,
         }  # fmt: skip
+        operations |= {f"fault {name}": getattr(faults, name) for name in faults.NAMES}
         if self.scene:
             self.frames = FrameServer(
                 cameras, lambda: scene.positions, lambda: SceneRenderer(scene), config.fps, faults
@@ -77,14 +77,6 @@ class Emulator:
                 "reset_scene": self._reset_scene,
             }
         self.server = Server(box, faults, ports, side_handler(operations))
-
-    async def run(self, started: Callable[[], None]) -> None:
-        """Serve until `stop`; see `Server.run`."""
-        try:
-            await self.server.run(started)
-        finally:
-            if self.frames is not None:
-                self.frames.close()
 
     def _status(self) -> dict:
         box, server = self.controller, self.server
@@ -131,18 +123,19 @@ async def serve(
     started: Callable[[], None],
     ended: Callable[[], None] | None = None,
 ) -> None:
-    """Serve an emulator until SIGINT, SIGTERM, or `ended` returns in a thread of its own."""
+    """Serve an emulator until SIGINT, SIGTERM, or `ended` returns in a thread of its own; see `Server.run`."""
     loop, emulator = asyncio.get_running_loop(), Emulator(config, ports)
+    server = emulator.server
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, emulator.server.stop)
+        loop.add_signal_handler(number, server.stop)
     if ended is not None:
-
-        def watch() -> None:
-            ended()
-            loop.call_soon_threadsafe(emulator.server.stop)
-
+        watch = lambda: (ended(), loop.call_soon_threadsafe(server.stop))  # noqa: E731
         threading.Thread(target=watch, daemon=True).start()
-    await emulator.run(started)
+    try:
+        await server.run(started)
+    finally:
+        if emulator.frames is not None:
+            emulator.frames.close()
 
 
 @dataclass(frozen=True)

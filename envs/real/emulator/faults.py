@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, StrictInt, validate_call
+from pydantic import Field, StrictInt
 
 from s2robot.envs.errors import EnvError
 
@@ -16,7 +16,7 @@ Seconds = Annotated[float, Field(ge=0, le=3600)]
 
 
 class Faults:
-    """The active faults; `inject` calls the method of a name in `NAMES`.
+    """The active faults; the method of a name in `NAMES` injects one, with arguments as pydantic checks them.
 
     Every fault lasts until `clear`, but `drop` and `error`, which happen once, and `stall`.
     """
@@ -38,10 +38,6 @@ class Faults:
         self.delay_s = 0.0
         self._cameras: dict[str, tuple[str, ...]] = {}  # fault -> whom it strikes
         self._controller.freeze_report(False)
-
-    def inject(self, name: str, **settings) -> None:
-        """Inject the fault `name`; KeyError, EnvError or ValueError for an unknown one or wrong settings."""
-        validate_call({known: getattr(self, known) for known in self.NAMES}[name])(**settings)
 
     def drop(self, clients: list[int] | None = None) -> None:
         """Close every connection, or those that clients have made from the ports `clients`."""

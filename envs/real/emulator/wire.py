@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.envs.real.arms import geometry as kin
+
 HEADER = struct.Struct(">HHHB")
 MODBUS_TCP, HEARTBEAT = 0, 1  # protocol numbers beside the box's own, 2, or 3 from firmware 1.8.6 on
 MAX_LENGTH = 1024  # the longest request of the SDK has about 180 bytes
@@ -103,9 +105,9 @@ def floats(payload: bytes, count: int) -> np.ndarray:
         return np.frombuffer(payload, "<f4", count).astype(float)
 
 
-def millimetres(pose: np.ndarray) -> np.ndarray:
-    """A pose (6,) in m and rad, in mm and rad."""
-    return np.concatenate([pose[:3] * 1000, pose[3:]])
+def pose_of(joints: np.ndarray) -> np.ndarray:
+    """The flange's pose at joints (7,), in mm and rad.  # (6,)"""
+    return kin.forward(joints) * ([1000] * 3 + [1] * 3)
 
 
 def reduced_states(r: Any) -> bytes:
@@ -121,7 +123,7 @@ def report_rich(r: Any) -> bytes:
     return b"".join(
         [
             struct.pack(">IBH", 587, (r.mode & 0x0F) << 4 | r.state & 0x0F, r.queued),
-            pack_floats(np.concatenate([motion["joints"], millimetres(motion["pose"]), motion["torques"]])),
+            pack_floats(np.concatenate([motion["joints"], pose_of(motion["joints"]), motion["torques"]])),
             bytes([r.enabled, r.enabled, r.error & 0xFF, r.warning & 0xFF]),
             pack_floats(
                 [0] * 6 + [0.82, 0, 0, 48]

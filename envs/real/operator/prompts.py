@@ -53,7 +53,7 @@ class Operator(Protocol):
     of grip and cube since the cube was placed, where somebody measures it.
     """
 
-    person = False
+    person: bool = False
     closest: float | None = None
 
     def wait_to_start(self, episode: int, episodes: int) -> bool:

@@ -15,7 +15,7 @@ from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import UNCONFIRMED
 from s2robot.envs.real.emulator.stand_in import EmulatedOperator
-from s2robot.envs.real.operator.prompts import Placing, Stop
+from s2robot.envs.real.operator.prompts import Placing, Stop, TerminalOperator
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
 from tests.envs.real.virtual import NOISE, SLOWLY, Calls, FakeArm, Film, VirtualClock, Watch, episode
@@ -299,3 +299,19 @@ def test_the_emulated_operator_clears_a_fault_as_a_person_would(emulator, driver
     np.testing.assert_allclose(emulator.side("status")["joints"], HOME, atol=1e-3)
     driver.arm()
     assert driver.read().error == 0
+
+
+def test_the_terminal_asks_and_takes_only_yes():
+    said, answers = [], []
+    operator = TerminalOperator(lambda question: (said.append(question), answers.pop(0))[1])
+    answers[:] = ["y"]
+    assert operator.place(Placing(3, (0.051, -0.032), np.pi / 2 + 0.5, HOME))
+    assert all(words in said[-1] for words in ("x +5.1 cm", "y -3.2 cm", "29 deg"))
+    answers[:] = ["n"]
+    assert not operator.free(("arm error 31",)) and "arm error 31" in said[-1]
+    answers[:] = ["y", ""]
+    assert not operator.free(("arm error 31",))
+    answers[:] = ["Yes"]
+    assert operator.success() and not operator.ended()
+    answers[:] = ["", "maybe", "y", "", "n"]  # asked until it is answered: a no throws the demonstration away
+    assert operator.keep() and not operator.keep() and not answers

@@ -364,37 +364,34 @@ def test_a_policy_that_still_hangs_begins_no_second_episode(arm, cameras, clock)
     assert max(calls) == 1  # one at a time, always
 
 
+def put(**change):
+    """Something goes wrong with the arm."""
+    return lambda arm, film: [setattr(arm, name, value) for name, value in change.items()]
+
+
 @pytest.mark.parametrize(
-    "change, reason",
+    "breaks, limits, reason",
     [
-        ({"error": 31}, "arm error 31"),
-        ({"mode": 0}, "mode 0, expected 1"),
-        ({"code": 1}, "command code 1"),
-        ({"code": -1}, "command code -1"),
+        (put(error=31), {}, "arm error 31"), (put(mode=0), {}, "mode 0, expected 1"), (put(code=1), {}, "command code 1"),
+        (put(code=-1), {}, "command code -1"),
+        (put(silent=lambda arm: True), {"state_hold": 0.1, "state_fault": 0.4}, "joint state is gone"),
+        (lambda arm, film: film.end(), {"camera_hold": 0.3, "camera_fault": 0.8}, "camera hand is gone"),
     ],
-)
-def test_what_is_wrong_with_the_arm_is_a_fault_at_once(arm, cameras, change, reason):
+)  # fmt: skip
+def test_what_breaks_in_motion_is_a_fault_at_once_or_after_a_hold(arm, cameras, breaks, limits, reason):
     sent_at = []
 
     def act(observation):
         if len(arm.sent) > 15 and not sent_at:
             sent_at.append(len(arm.sent))
-            for name, value in change.items():
-                setattr(arm, name, value)
+            breaks(arm, cameras["hand"])
         return SLOWLY
 
-    result = made(arm, cameras, act).run(max_steps=100)
-    assert result.state == State.FAULT and reason in result.reasons
-    assert len(arm.stops) == 1 and len(arm.sent) <= sent_at[0] + 2
-    arm.lawful()
-
-
-def test_an_arm_that_no_longer_answers(arm, cameras):
-    arm.silent = lambda arm: len(arm.sent) > 15
-    loop = made(arm, cameras, lambda o: SLOWLY, CALM.replace(state_hold=0.1, state_fault=0.4))
-    result = loop.run(max_steps=100)
-    assert result.reasons == ("joint state is gone",) and len(arm.stops) == 1
-    assert State.HOLD in [state for _, state, _ in loop.watchdog.history]
+    loop = made(arm, cameras, act, CALM.replace(**limits))
+    result = loop.run(max_steps=200)
+    assert result.state == State.FAULT and reason in result.reasons and len(arm.stops) == 1
+    assert (State.HOLD in [state for _, state, _ in loop.watchdog.history]) == bool(limits)
+    assert limits or len(arm.sent) <= sent_at[0] + 2
     arm.lawful()
 
 
@@ -423,14 +420,6 @@ def test_an_arm_that_does_not_follow_is_stopped(arm, cameras):
     arm.stuck = True
     result = made(arm, cameras, lambda o: np.eye(8)[6] * 0.2).run(max_steps=100)
     assert result.reasons[0].startswith("safety stop: joint 7 lags") and len(arm.stops) == 1
-
-
-def test_a_camera_that_stops_holds_and_then_is_a_fault(arm, cameras):
-    act = lambda o: len(arm.sent) > 15 and cameras["hand"].end() or SLOWLY  # noqa: E731
-    loop = made(arm, cameras, act, CALM.replace(camera_hold=0.3, camera_fault=0.8))
-    assert loop.run(max_steps=200).reasons == ("camera hand is gone",)
-    assert State.HOLD in [state for _, state, _ in loop.watchdog.history]
-    arm.lawful()
 
 
 def test_a_frozen_camera_is_seen_while_the_arm_moves(arm, clock):

@@ -155,7 +155,7 @@ def test_the_fence_is_watched():
     b(Fn.FENCE, b"\x01")
     b.move(HOME + [0.5, 0, 0, 0, 0, 0, 0])
     b.run(2.0)
-    assert b.box.error == box.BOUNDARY and b.box.reported()["pose"][1] < 0.15
+    assert b.box.error == box.BOUNDARY and kin.forward(b.box.plant.joints)[1] < 0.15
 
 
 def test_reduced_mode_limits_speed_and_range():

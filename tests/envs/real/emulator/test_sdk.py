@@ -125,7 +125,7 @@ def test_errors_stop_the_arm_until_the_operator_clears_them(arm, emulator):
 @pytest.mark.parametrize(
     "name, settings, said",
     [
-        ("no", {}, "KeyError: 'no'"), ("delay", {}, "seconds"), ("delay", {"seconds": -1}, "seconds"),
+        ("no", {}, "KeyError: 'fault no'"), ("delay", {}, "seconds"), ("delay", {"seconds": -1}, "seconds"),
         ("error", {"code": 0}, "code"), ("mode", {"mode": 9}, "mode"),
         ("camera_stale", {"camera": "hand"}, "camera_stale: expected"), ("drop", {"clients": 1}, "clients"),
     ],

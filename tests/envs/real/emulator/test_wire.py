@@ -56,7 +56,7 @@ def test_the_sdk_decodes_our_report():
     report = pytest.importorskip("xarm.x3.report").ReportDataStructure.create(30002, is_radian=True)
     rng = np.random.default_rng(0)
     motion = {
-        "joints": rng.normal(size=7), "pose": np.array([0.4, -0.1, 0.25, 3.1, 0.0, -0.2]), "torques": rng.normal(size=7),
+        "joints": rng.normal(size=7), "torques": rng.normal(size=7),
         "velocities": rng.normal(size=7), "tcp_speed": 0.25,
     }  # fmt: skip
     r = SimpleNamespace(
@@ -74,7 +74,7 @@ def test_the_sdk_decodes_our_report():
     }  # fmt: skip
     assert {name: getattr(report, name) for name in exact} == exact
     close = {
-        "actual_joint_angle": motion["joints"], "actual_tcp_pose": [400, -100, 250, 3.1, 0, -0.2], "tcp_payload": [0.82, 0, 0, 48],
+        "actual_joint_angle": motion["joints"], "actual_tcp_pose": wire.pose_of(motion["joints"]), "tcp_payload": [0.82, 0, 0, 48],
         "estimated_joint_torque": motion["torques"], "target_joint_speed": motion["velocities"], "target_tcp_speed": 250,
         "reduced_joint_max_speed": 0.5, "reduced_joint_limits": r.reduced_ranges.reshape(7, 2),
     }  # fmt: skip
