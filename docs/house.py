@@ -313,7 +313,7 @@ def counts() -> dict[str, int]:
     return {
         "product lines": sum(map(_lines, modules().values())),
         "product files": len(trees),
-        "verbs": (ROOT / "s2robot/cli.py").read_text(encoding="utf-8").count(" Verb("),
+        "verbs": (ROOT / "s2robot/cli.py").read_text(encoding="utf-8").count('": Verb('),
         "settings classes": sum(
             isinstance(n, ast.ClassDef) and n.name.endswith(("Settings", "Config", "Limits")) for n in nodes
         ),

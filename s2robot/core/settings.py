@@ -119,18 +119,15 @@ class Settings(_Frozen):
         """Reject unknown keys, and fill those that were not given from the YAML file."""
         if not isinstance(values, Mapping):
             return values
-        keys = cls.keys()
-        given = {keys.get(key, key): value for key, value in values.items()}
+        names = cls.keys()
+        given: dict[str, Any] = {names.get(str(key), str(key)): value for key, value in values.items()}
+        known = sorted(names.values())
         for key in given:
-            if key not in keys.values():
-                near = difflib.get_close_matches(str(key), keys.values(), 1) or [
-                    "one of " + ", ".join(sorted(keys.values()))
-                ]
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1) or ["one of " + ", ".join(known)]
                 raise ValueError(f"{key}: unknown key, expected {near[0]}")
         defaults = yaml_defaults(cls.file, cls.at)
-        found = {
-            key: defaults[key] for key in keys.values() if key in defaults
-        }  # others may be of another class
+        found = {key: defaults[key] for key in known if key in defaults}  # others may be of another class
         for key, value in given.items():
             nested = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
             found[key] = {**found[key], **value} if nested else value
@@ -177,7 +174,7 @@ def yaml_defaults(file: str, at: str = "") -> Mapping[str, Any]:
         parts = parts[max(1, len(commonprefix([parts, list(Path(file).parent.parts)]))) :]
     for part in parts:
         node = node.get(part, {})
-    found = {}
+    found: dict[str, Any] = {}
     if "/" in file:  # `defaults: [robosuite, _self_]`: the other file's values, where this one has none
         others = [name for name in node.get("defaults", ()) if isinstance(name, str) and name != "_self_"]
         for other in others:

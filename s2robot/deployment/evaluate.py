@@ -35,9 +35,8 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.operator.prompts import Placing
 from s2robot.evaluation.journal import Journal, write_records
 from s2robot.evaluation.records import summarise
-from s2robot.evaluation.summary import facts, world_changes
+from s2robot.evaluation.summary import facts, world_changes, world_seen_by
 from s2robot.evaluation.video import write_video
-from s2robot.policies import check_contract
 
 ARM, EMULATED = "arm", "emulated arm"  # where an episode took place
 TRIES = 3  # attempts at bringing the arm to the start of an episode
@@ -94,8 +93,7 @@ class ArmEvaluation:
     ):
         self.rig, self.settings, self.out = rig, settings, out
         contract, arm = rig.policy.contract, rig.arm
-        check_contract(contract, cameras=list(world.cameras), rate_hz=world.rate_hz)
-        self.config = world.replace(cameras=tuple(arm.readers), image_size=rig.policy.image_size)
+        self.config = world_seen_by(world, contract, rig.policy.image_size)
         check_world(self.config, arm.scene)
         positions = range(settings.seed, settings.seed + settings.episodes)
         lineage = Lineage.of(contract, name=rig.source.name)

@@ -32,7 +32,7 @@ from s2robot.evaluation.journal import write_records
 from s2robot.evaluation.planners import LearnedPlanner, NearestDemo, Planner
 from s2robot.evaluation.records import summarise
 from s2robot.evaluation.rollouts import Rollouts, run_episodes
-from s2robot.evaluation.summary import camera_changes, facts, world_changes
+from s2robot.evaluation.summary import camera_changes, facts, world_changes, world_seen_by
 from s2robot.loading import image_size_of, load_networks
 from s2robot.policies import ChunkPolicy, check_contract
 
@@ -143,9 +143,7 @@ def world_for(
     for found, expected in ((given.task, theirs), (given.version, demos.version)):
         if found != expected:
             raise UserError(f"task: found {found}, expected {expected}: the policy's demos are of that task")
-    own = {key: getattr(given, key) for key in ("robot", "action_frame", "rate_hz")}
-    check_contract(contract, cameras=list(given.cameras), **own)
-    config = given.replace(cameras=tuple(contract["cameras"]), image_size=image_size)
+    config = world_seen_by(given, contract, image_size, ("robot", "action_frame", "rate_hz"))
     ours = make(config, draw=False).describe()
     parts = ("action_parts", "proprio_parts")  # a world that names none has its arm's
     usual = {key: plain(default_parts(key, len(ours["joint_names"]))) for key in parts}
