@@ -93,7 +93,7 @@ class ArmEvaluation:
     ):
         self.rig, self.settings, self.out = rig, settings, out
         contract, arm = rig.policy.contract, rig.arm
-        self.config = world_seen_by(world, contract, rig.policy.image_size)
+        self.config = world_seen_by(world, contract, rig.policy.image_size, "rate_hz")
         check_world(self.config, arm.scene)
         positions = range(settings.seed, settings.seed + settings.episodes)
         lineage = Lineage.of(contract, name=rig.source.name)

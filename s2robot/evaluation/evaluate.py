@@ -53,13 +53,11 @@ class EvaluateSettings(Settings, at="evaluate", file="evaluate/default"):
 
     @property
     def processes(self) -> int:
-        """Workers: as many as are said, else one a core."""
-        return self.workers or os.cpu_count() or 1
+        return self.workers or os.cpu_count() or 1  # one a core
 
     @property
     def positions(self) -> range:
-        """The seeds of the episodes."""
-        return range(self.seed, self.seed + self.episodes)
+        return range(self.seed, self.seed + self.episodes)  # the episodes' seeds
 
 
 def evaluate_policy(
@@ -143,7 +141,7 @@ def world_for(
     for found, expected in ((given.task, theirs), (given.version, demos.version)):
         if found != expected:
             raise UserError(f"task: found {found}, expected {expected}: the policy's demos are of that task")
-    config = world_seen_by(given, contract, image_size, ("robot", "action_frame", "rate_hz"))
+    config = world_seen_by(given, contract, image_size, "robot", "action_frame", "rate_hz")
     ours = make(config, draw=False).describe()
     parts = ("action_parts", "proprio_parts")  # a world that names none has its arm's
     usual = {key: plain(default_parts(key, len(ours["joint_names"]))) for key in parts}

@@ -3,15 +3,12 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from s2robot.core.provenance import command, versions
-from s2robot.envs.frames import ImageSize
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT
 from s2robot.policies import check_contract
-
-T = TypeVar("T", bound=TaskSettings)
 
 # cameras closer than this are the same: rounding of an angle's cosine alone gives some 1e-6 degrees
 _LEAST_M, _LEAST_DEGREES = 1e-4, 0.01
@@ -36,10 +33,8 @@ def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str],
     }
 
 
-def world_seen_by(
-    world: T, contract: Mapping[str, Any], image_size: ImageSize, same: Sequence[str] = ("rate_hz",)
-) -> T:
-    """Return a world with the cameras of a policy, which must be some of its own; PolicyError, also if ``same`` differ."""
+def world_seen_by(world: Any, contract: Mapping[str, Any], image_size: Any, *same: str) -> Any:
+    """Return a world with a policy's cameras, which must be some of its own (PolicyError); ``same``: keys that agree."""
     check_contract(contract, cameras=list(world.cameras), **{key: getattr(world, key) for key in same})
     return world.replace(cameras=tuple(contract["cameras"]), image_size=image_size)
 
