@@ -46,7 +46,7 @@ class _OneLine(type(BaseModel)):  # type: ignore[misc]  # pydantic keeps the nam
         try:
             return super().__call__(**values)
         except ValidationError as error:
-            given = {cls.keys().get(name, name): value for name, value in values.items()}
+            given = {cls.file_keys().get(name, name): value for name, value in values.items()}
             raise UserError(one_line(error, given, cls.at)) from None
 
 
@@ -72,7 +72,7 @@ class _Frozen(_Base):
         return found
 
     @classmethod
-    def keys(cls) -> dict[str, str]:
+    def file_keys(cls) -> dict[str, str]:
         """Return the key in a file of each field: another than its name if Python keeps that for itself, as `from`."""
         return {name: field.alias or name for name, field in cls.model_fields.items()}
 
@@ -111,7 +111,7 @@ class Settings(_Frozen):
         fields = cls.model_fields.items()
         own = {n: f.get_default(call_default_factory=True) for n, f in fields if not f.is_required()}
         stored = yaml_defaults(cls.file, cls.at)
-        return own | {name: stored[key] for name, key in cls.keys().items() if key in stored}
+        return own | {name: stored[key] for name, key in cls.file_keys().items() if key in stored}
 
     @model_validator(mode="before")
     @classmethod
@@ -119,7 +119,7 @@ class Settings(_Frozen):
         """Reject unknown keys, and fill those that were not given from the YAML file."""
         if not isinstance(values, Mapping):
             return values
-        names = cls.keys()
+        names = cls.file_keys()
         given: dict[str, Any] = {names.get(str(key), str(key)): value for key, value in values.items()}
         known = sorted(names.values())
         for key in given:
@@ -148,7 +148,7 @@ def read(cls: type[S], node: Any, at: str | None = None) -> S:
 
 def read_some(cls: type[S], cfg: Any, at: str | None = None) -> S:
     """As :func:`read`, from a config that holds other keys too."""
-    return read(cls, {key: cfg[key] for key in cls.keys().values() if key in cfg}, at)
+    return read(cls, {key: cfg[key] for key in cls.file_keys().values() if key in cfg}, at)
 
 
 def plain(node: Any) -> Any:
