@@ -1,6 +1,12 @@
-"""Faults of processes, for benchmarks/faults.py: signals to a process group, a terminal that closes, a cut connection."""
+"""Faults of processes, for benchmarks/faults.py: signals to a process group, a terminal that closes, a cut connection.
+
+    python -m benchmarks.fault_processes PORTS STORE PATIENCE    # the control loop, in a process of its own
+
+Prints a line once the arm is under way, and how the episode ended if it lives to see that.
+"""
 
 import fcntl
+import json
 import os
 import pty
 import signal
@@ -17,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Victim(subprocess.Popen):
-    """The control loop (`fault_victim`) in a process group of its own, or with `terminal` on a terminal of its own."""
+    """The control loop in a process group of its own, or with `terminal` on a terminal of its own."""
 
     def __init__(self, words: list[str], terminal: bool):
         self._terminal, theirs = pty.openpty()
@@ -27,7 +33,7 @@ class Victim(subprocess.Popen):
             lead = lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)  # noqa: E731
             place = {"start_new_session": True, "preexec_fn": lead}
         super().__init__(
-            [sys.executable, "-m", "benchmarks.fault_victim", *words], cwd=ROOT, text=True, stdin=theirs,
+            [sys.executable, "-m", "benchmarks.fault_processes", *words], cwd=ROOT, text=True, stdin=theirs,
             stdout=subprocess.PIPE, stderr=theirs, **place,
         )  # fmt: skip
         os.close(theirs)
@@ -60,3 +66,42 @@ def own_ports() -> list[int]:
                 if connection.family == socket.AF_INET and connection.getpeername()[0] == "127.0.0.1":
                     found.append(connection.getsockname()[1])
     return found
+
+
+def main(ports: str, store: str, patience: str) -> None:
+    # here, because the supervisor's process imports this file too
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from benchmarks.fault_bridge import Swing, assemble
+    from s2robot.envs.errors import EnvError
+    from s2robot.envs.real.arms.geometry import ArmPoints
+    from s2robot.envs.real.emulator.ports import Ports
+
+    told: list[bool] = []
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # the vendor's SDK talks on stdout
+
+    def ripe() -> None:
+        if not told:
+            told.append(True)
+            print("moving", file=out)
+
+    with ExitStack() as stack:
+        where = Ports.from_json(ports)
+        points = ArmPoints("xarm7")
+        bridge = assemble(stack, where, Path(store), Swing(), float(patience), points, False, ripe)
+        stop = bridge.runtime.stop
+        stack.enter_context(stop.on_signals())
+        stop.moving = True
+        try:
+            result = bridge.runtime.run(10_000)
+            state, reasons = result.state.name, result.reasons
+        except EnvError as error:  # for one, no supervisor any more
+            state, reasons = "STOPPED", (str(error),)
+        print(json.dumps({"state": state, "reasons": reasons}), file=out)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # a shell ignores it for what it starts in the background
+    main(*sys.argv[1:])

@@ -9,9 +9,11 @@ counts. Its features are those of the few episodes, repeated. Further arguments 
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,7 @@ from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.pipeline import Task, contract_of, read_task
-from s2robot.policies import PolicySpec
-from s2robot.training.train import train
+from s2robot.pipeline import Task, read_task, train_policy
 
 
 def measure_frames(
@@ -50,19 +50,10 @@ def measure_epoch(task: Task, store: EpisodeStore, encoder: S2Encoder, features:
     """Return the median seconds of a training epoch on all demonstrations, without the first epoch."""
     repeats = -(-store.num_steps // len(features))
     features = np.concatenate([features] * repeats)[: store.num_steps]
-    sizes = {"cameras": list(task.cameras), "dim": encoder.dim, "tokens": encoder.num_tokens}
-    seconds: list[float] = []
     with tempfile.TemporaryDirectory() as out:
-        train(
-            task.train,
-            PolicySpec.from_dict({**task.policy, **sizes}),
-            store,
-            features,
-            contract_of(task, store, encoder),
-            Path(out),
-            progress=lambda step, steps, row: seconds.append(row["seconds"]),
-        )
-    return statistics.median(seconds[1:])
+        train_policy(task, store, encoder, features, Path(out))
+        rows = json.loads((Path(out) / "metrics.json").read_text())
+    return statistics.median(row["seconds"] for row in rows[1:])
 
 
 def main() -> None:
@@ -79,14 +70,14 @@ def main() -> None:
     task = read_task(cfg)
     store, encoder = task.open_demos(), build_encoder(task.encoder)
     epoch = max(1, store.num_steps // task.train.batch_size)
-    cfg.train.log_every, cfg.train.steps, cfg.train.checkpoint_every = epoch, args.epochs * epoch, 10**9
+    steps = {"log_every": epoch, "steps": args.epochs * epoch, "checkpoint_every": 10**9}
+    task = replace(task, train=task.train.replace(**steps, epochs=None))
     render, encode, features = measure_frames(store, encoder, task.cameras, args.episodes)
-    trained = measure_epoch(read_task(cfg), store, encoder, features)
+    trained = measure_epoch(task, store, encoder, features)
 
     steps = store.num_steps
-    print(
-        f"\n{encoder.name}, sizes {list(encoder.sizes)}, {encoder.dtype}, {torch.get_num_threads()} threads"
-    )
+    threads = torch.get_num_threads()
+    print(f"\n{encoder.name}, sizes {list(encoder.sizes)}, {encoder.dtype}, {threads} threads")
     print(f"{len(store)} episodes, {steps} steps, {len(task.cameras)} cameras; policy {cfg.policy.kind}")
     print(f"a step of all cameras: rendering {render * 1e3:.1f} ms, encoding {encode * 1e3:.1f} ms\n")
     print(f"{'an epoch with':<46}{'seconds':>9}{'ratio':>9}")

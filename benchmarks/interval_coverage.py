@@ -107,15 +107,11 @@ def main(words: list[str]) -> None:
         for spread, hard in WORLDS:
             cells = [differences(rng, runs, seeds, rate, spread, hard) for rate in RATES]
             print(f"{seeds:5d} {spread:6.2f} {hard:4.1f} | " + " | ".join(f"{100 * c:4.1f}" for c in cells))
-    print(
-        f"Inside at every look (each {LOOK} positions), %: confidence sequence, the interval of a fixed number"
-    )
+    print(f"Inside at every look (each {LOOK} positions), %: confidence sequence, interval of a fixed number")
     for seeds in (1, 3):
         cells = [looks(rng, max(200, runs // 10), seeds, rate, 0.3) for rate in RATES]
         print(f"{seeds:5d} | " + " | ".join(f"{100 * a:5.1f} {100 * b:5.1f}" for a, b in cells))
-    print(
-        "A score of pictures and seeds: coverage % of the t interval, of the bootstrap, width t / bootstrap"
-    )
+    print("A score of pictures and seeds: coverage % of t interval and bootstrap, width t / bootstrap")
     for seeds in SEEDS:
         for spread, hard in ((0.0, 0.8), *WORLDS[2:]):
             cells = [scores(rng, max(200, runs // 10), seeds, rate, spread, hard) for rate in RATES[:3]]

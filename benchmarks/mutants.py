@@ -28,7 +28,6 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LOUD = bool(os.environ.get("MUTANTS_LOUD"))  # shows what the tests print
 CONTROL, S2, COMPARISON = "tests/envs/real/control", "tests/s2robot/s2", "tests/s2robot/comparison"
 MODULES: dict[str, tuple[str, list[str]]] = {  # name -> file, its tests (those that are quick first)
     "tiling": ("s2robot/s2/tiling.py", [f"{S2}/test_reference.py", f"{S2}/test_module.py"]),
@@ -100,9 +99,8 @@ def tests_fail(tree: Path, tests: list[str], limit: float) -> tuple[bool, float]
     child = os.fork()
     if child == 0:
         os.setsid()  # what a test started dies with it
-        if not LOUD:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1), os.dup2(null, 2)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1), os.dup2(null, 2)
         os.chdir(tree)
         sys.path[:0] = [str(tree)]
         os.environ["PYTHONPATH"] = str(tree)
@@ -140,18 +138,12 @@ def judge(tree: Path, name: str, each: int, seed: int) -> dict:
             change = next((f"{a.strip()} -> {b.strip()}" for a, b in lines if a != b), "")
             if not caught:
                 survived.append({"line": line, "column": column, "operator": operator, "change": change})
-            print(
-                f"{name} {n}/{len(planted)} {'caught' if caught else 'SURVIVED'} {seconds:.1f} s  {file}:{line} {change}",
-                flush=True,
-            )
+            end = "caught" if caught else "SURVIVED"
+            print(f"{name} {n}/{len(planted)} {end} {seconds:.1f} s  {file}:{line} {change}", flush=True)
     finally:
         path.write_text(code, encoding="utf-8")
-    return {
-        "file": file,
-        "planted": len(planted),
-        "caught": len(planted) - len(survived),
-        "survived": survived,
-    }
+    count = len(planted)
+    return {"file": file, "planted": count, "caught": count - len(survived), "survived": survived}
 
 
 def main() -> None:
@@ -159,9 +151,7 @@ def main() -> None:
     parser.add_argument("modules", nargs="*", choices=[*MODULES, []], help="all if none is named")
     parser.add_argument("--each", type=int, default=20, help="faults a module; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument(
-        "--out", type=Path, default=Path("mutants.json"), help="results, added to what is there"
-    )
+    parser.add_argument("--out", type=Path, default=Path("mutants.json"), help="added to what is there")
     args = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
     os.environ.setdefault("MUJOCO_GL", "egl")  # as s2robot.envs chooses it, before mujoco is imported

@@ -22,9 +22,7 @@ from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.safety import SafetyFilter, Verdict
 
 HOME = np.array((0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))
-LIMITS = XARM7_LIMITS.replace(
-    arm_box=((-0.2, 0.55), (-0.35, 0.35), (-0.2, 0.72))
-)  # with walls near the elbow
+LIMITS = XARM7_LIMITS.replace(arm_box=((-0.2, 0.55), (-0.35, 0.35), (-0.2, 0.72)))  # walls near the elbow
 MOODS = ("wander", "far", "corner", "bang", "plunge", "sideways", "edge")  # one holds for many inputs
 NASTY = ("nan", "inf", "huge", "jump", "shape", "type", "stale", "gripper", "measured", "lag")  # one input
 SHAPES = (np.zeros(6), np.zeros((7, 1)), np.zeros((1, 7)), np.float64(0), np.zeros(0), [[0.0] * 7, [0.0] * 6])
@@ -50,7 +48,7 @@ class Judge:
         self.places = points.at(start)
 
     def faults(self, q: np.ndarray, gripper: float | None) -> list[str]:
-        limits, found = self.limits, []
+        limits = self.limits
         if q.shape != (7,) or not np.isfinite(q).all():
             return ["not 7 finite numbers"]
         dq = (q - self.q) * limits.rate_hz
@@ -61,24 +59,19 @@ class Judge:
             if box is not None:
                 (low, high), radius = np.array(box).T, self.points.radius[bound, None]
                 outside |= bool(((places[bound] - radius < low) | (places[bound] + radius > high)).any())
-        if (q < np.add(limits.q_min, limits.margin)).any():
-            found.append("below joint range")
-        if (q > np.subtract(limits.q_max, limits.margin)).any():
-            found.append("above joint range")
-        if (np.abs(dq) > limits.dq_max).any():
-            found.append("speed")
-        if (np.abs(ddq) > limits.ddq_max).any():
-            found.append("acceleration")
-        if outside:
-            found.append("box")
-        if (places[:, 2] - self.points.radius < limits.table_z + limits.table_clearance).any():
-            found.append("table")
-        if (np.linalg.norm(places - self.places, axis=1) * limits.rate_hz > limits.point_speed).any():
-            found.append("point speed")
-        if gripper is not None and not 0 <= gripper <= 1:
-            found.append("gripper")
+        lowest, moved = places[:, 2] - self.points.radius, np.linalg.norm(places - self.places, axis=1)
+        beyond = {
+            "below joint range": q < np.add(limits.q_min, limits.margin),
+            "above joint range": q > np.subtract(limits.q_max, limits.margin),
+            "speed": np.abs(dq) > limits.dq_max,
+            "acceleration": np.abs(ddq) > limits.ddq_max,
+            "box": outside,
+            "table": lowest < limits.table_z + limits.table_clearance,
+            "point speed": moved * limits.rate_hz > limits.point_speed,
+            "gripper": gripper is not None and not 0 <= gripper <= 1,
+        }
         self.q, self.dq, self.places = q, dq, places
-        return found
+        return [name for name, bad in beyond.items() if np.any(bad)]
 
 
 class Attacker:
@@ -190,9 +183,8 @@ def main() -> int:
         if safe.verdict == Verdict.STOP and not safety.dq_last.any():  # after the stop, at rest
             judge = Judge(safety.limits, safety.points, start(safety, rng))
             left = 0
-    print(
-        f"{args.inputs} inputs, seed {args.seed}: {sum(faults.values())} outputs outside limits {dict(faults)}"
-    )
+    outside = f"{sum(faults.values())} outputs outside limits {dict(faults)}"
+    print(f"{args.inputs} inputs, seed {args.seed}: {outside}")
     print("verdicts:", ", ".join(f"{name} {count}" for name, count in verdicts.most_common()))
     print("reasons:", ", ".join(f"{name} {count}" for name, count in reasons.most_common(16)))
     cost = np.percentile(seconds, [50, 99, 99.9]) * 1e6

@@ -19,7 +19,6 @@ from s2robot.demos.lineage import Lineage
 from s2robot.demos.mix import Mix
 from s2robot.demos.selection import Episodes, select
 from s2robot.demos.store import EpisodeStore, Split
-from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT, register_user_task, settings_class
 
 
@@ -166,13 +165,6 @@ def task_settings(cfg: DictConfig, **changes: Any) -> Any:
         node = {"robot": cfg.robot.name, **plain(cfg.env)}
     cls = settings_class(name) if target is None else register_user_task(name, target)
     return read(cls, {**node, **changes})
-
-
-def expert_settings(task: TaskSettings, recording: Any) -> Any:
-    """Return the settings of the task's scripted expert: `picker` if the task reads them, else `expert_settings`."""
-    if task.Expert is None:
-        return dict(recording.expert_settings)
-    return read(task.Expert, recording.picker)
 
 
 def open_demos(cfg: DictConfig) -> EpisodeStore:

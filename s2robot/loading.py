@@ -38,12 +38,9 @@ def device_of(name: str) -> torch.device:
 def load_networks(
     checkpoint: str | Path, device: torch.device, weights: str | Path | None = None
 ) -> tuple[ChunkPolicy, S2Encoder, dict[str, Any]]:
-    """Return a checkpoint's policy, its encoder and its contract.
+    """Return the policy, the encoder and the contract of a checkpoint (the folder that `s2robot train` wrote).
 
-    Args:
-        checkpoint: the folder that `s2robot train` wrote.
-        device: where both compute.
-        weights: the encoder's weights file, if it has moved since the training.
+    weights: the encoder's weights file, if it has moved since the training.
 
     Raises:
         PolicyError, UserError: a damaged checkpoint, missing weights, or another encoder than the policy's.
@@ -110,7 +107,7 @@ class Policy(NamedTuple):
         return self.actor.seed
 
     def reset(self, seed: int | None = None) -> None:
-        """Begin an episode; the seed is that of everything that a head samples in it, None for a new one."""
+        """Begin an episode, whose heads sample from the seed, None for a new one."""
         self.actor.reset(seed)
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:

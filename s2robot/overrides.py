@@ -3,7 +3,8 @@
 import errno
 import json
 import re
-from difflib import SequenceMatcher
+from collections.abc import Iterable
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,13 +33,10 @@ def of_record(override: str) -> str:
 
 
 def as_known(verb: str, override: str) -> str:
-    """Return an override under the verb's own key.
+    """Return an override under the verb's own key. UserError: no key, or a choice that Hydra cannot name, as `encoder=0`.
 
     ``data`` is the dataset, ``rate_hz`` its rate and ``checkpoint`` the policy (or the run directory that holds it) in
     every verb that takes one; ``task.kwargs`` takes any key.
-
-    Raises:
-        UserError: no key, or a choice that Hydra cannot name, such as `encoder=0`.
     """
     sign, key, value = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
     if verb == "dagger" and key == "checkpoint":
@@ -117,17 +115,10 @@ def _dotted(node: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-def did_you_mean(word: str, candidates: Any) -> str:
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """Return `, did you mean 'x'?` with the nearest candidate, or nothing if none is near."""
-
-    def likeness(candidate: str) -> float:
-        whole = SequenceMatcher(None, word, candidate).ratio()
-        # `epochs` and `trian.epochs` should find `train.epochs`: the last part counts most
-        last = SequenceMatcher(None, word.split(".")[-1], candidate.split(".")[-1]).ratio()
-        return max(whole, (whole + 2 * last) / 3)
-
-    best = max(candidates, key=likeness, default=None)
-    return f", did you mean '{best}'?" if best and likeness(best) >= 0.6 else ""
+    near = get_close_matches(word, list(candidates), 1)
+    return f", did you mean '{near[0]}'?" if near else ""
 
 
 @cache
@@ -167,11 +158,7 @@ def take_stored_world(cfg: "DictConfig", overrides: list[str]) -> None:
 
 
 def check_config(cfg: "DictConfig", overrides: list[str]) -> None:
-    """Reject a config with a `???` in it, and settings of `env` that another task ignores, before anything slow.
-
-    Raises:
-        UserError: names the keys.
-    """
+    """Reject (UserError) a `???` in a config, and settings of `env` that another task ignores, before anything slow."""
     from omegaconf import OmegaConf
 
     from s2robot.envs.tasks import DEFAULT

@@ -18,7 +18,7 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from s2robot.config import DemosSettings, encoder_settings, expert_settings, only_simulated, task_settings
+from s2robot.config import DemosSettings, encoder_settings, only_simulated, task_settings
 from s2robot.core.errors import UserError
 from s2robot.core.files import read_json
 from s2robot.core.progress import bar
@@ -47,6 +47,8 @@ from s2robot.policies.spec import PolicySettings
 from s2robot.training.settings import TrainSettings
 from s2robot.training.train import train
 
+_OF_THE_DATASET = ("camera_geometry", "robot", "joint_names", "action_frame", "rate_hz", "env_config")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -60,7 +62,7 @@ class Task:
     world: TaskSettings
     space: dict[
         str, Any
-    ]  # robot, rate_hz, action_frame and cameras: an imported dataset's own, else the world's
+    ]  # robot, rate_hz, action_frame, cameras: an imported dataset's own, else the world's
 
     def __post_init__(self) -> None:
         if (blocks := self.train.tune.blocks) and self.policy and self.policy.zero_features:
@@ -80,21 +82,19 @@ class Task:
 
     def split(self, store: EpisodeStore) -> Split:
         """Choose the episodes to train on, and those to hold out, on which no ancestor of the policy was trained."""
-        return self.demos.select(store, self.train.validation or 0.0, self.train.seed, self._ancestors())
+        return self.demos.select(store, self.train.validation or 0.0, self.train.seed, self._ancestors)
 
     def lineage(self, store: EpisodeStore | None = None) -> Lineage:
         """Return the episodes and positions of the policy's ancestors, its own demos and its rollouts."""
-        found, rollouts = self._ancestors(), self.train.rollouts
+        found, rollouts = self._ancestors, self.train.rollouts
         if store is not None:
             found = found.trained_on(store, self.split(store)[0])
         return found.selected_by(rollouts.positions) if rollouts.every else found
 
-    def _ancestors(self) -> Lineage:
-        return Lineage.of(self._parent, self.train.from_) if self.train.from_ else Lineage()
-
     @cached_property
-    def _parent(self) -> dict[str, Any]:  # the contract of train.from's policy, read once
-        return load_checkpoint(str(self.train.from_))[1]
+    def _ancestors(self) -> Lineage:  # of the policy to begin from, which is read once
+        parent = self.train.from_
+        return Lineage.of(load_checkpoint(str(parent))[1], parent) if parent else Lineage()
 
 
 def read_task(cfg: DictConfig, recorded: Path | None = None) -> Task:
@@ -136,12 +136,13 @@ def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> Episod
     require_simulator()
     from s2robot.demos.record import RecordingSettings, record
 
-    settings = read_some(RecordingSettings, recording)
+    settings: Any = read_some(RecordingSettings, recording)
+    expert = read(task.Expert, settings.picker) if task.Expert else settings.expert_settings
     with bar("recording demos") as update:
         store = record(
             out,
             task,
-            expert_settings(task, settings),
+            expert,
             settings.episodes,
             settings.seed,
             settings.workers,
@@ -175,29 +176,24 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     tune, tail = task.train.tune, None
     if tune.blocks:
         tail = Tail(task.encoder, list(frames.values()), tune.blocks, tune.lora, task.train.seed)
+    parts: dict[str, Any] = {}
+    for array, attribute in PARTS.items():
+        if found := store.attrs.get(attribute):
+            parts |= {attribute: found, f"{array}_dim": sum(part["size"] for part in found)}
+    values = {**task.policy.model_dump(), **sizes, **parts}
+    spec = PolicySpec.from_dict(values, action_frame=store.attrs["action_frame"])
+    rollout = rollout_of(task, contract, out)
     with bar("training the policy") as update:
+        progress = lambda *now: update(*now[:2], _progress(*now))  # noqa: E731
         return train(
-            task.train,
-            PolicySpec.from_dict(
-                {**task.policy.model_dump(), **sizes, **parts_of(store)},
-                action_frame=store.attrs["action_frame"],
-            ),
-            store,
-            features,
-            contract,
-            out,
-            task.split(store),
-            lambda *now: update(*now[:2], _progress(*now)),
-            rollout_of(task, contract, out),
-            tail,
+            task.train, spec, store, features, contract, out, task.split(store), progress, rollout, tail
         )
 
 
 def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Path], float] | None:
     """Return the function that evaluates a checkpoint during training, None without `train.rollouts`.
 
-    Raises:
-        UserError: no simulator, a world that it cannot draw, or positions of the demos.
+    UserError: no simulator, or positions of the demos.
     """
     settings = task.train.rollouts
     if not settings.every:
@@ -237,12 +233,7 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
             **({"tuned": {**tune.model_dump(), "cached": task.features.dtype}} if tune.blocks else {}),
         },
         "cameras": list(task.cameras),
-        "camera_geometry": about["camera_geometry"],
-        "robot": store.robot,
-        "joint_names": about["joint_names"],
-        "action_frame": about["action_frame"],
-        "rate_hz": about["rate_hz"],
-        "env_config": about["env_config"],
+        **{key: about[key] for key in _OF_THE_DATASET},
         "dataset": {
             "name": store.path.name,
             "fingerprint": store.fingerprint,
@@ -281,15 +272,6 @@ def _selection(task: Task, store: EpisodeStore) -> dict[str, Any]:
     return about | {"selection": {"train": train.tolist(), "validation": held_out.tolist()}}
 
 
-def parts_of(store: EpisodeStore) -> dict[str, Any]:
-    """Return the keys of a `PolicySpec` that describe the parts of a dataset's actions and states."""
-    known: dict[str, Any] = {}
-    for array, attribute in PARTS.items():
-        if parts := store.attrs.get(attribute):
-            known |= {attribute: parts, f"{array}_dim": sum(part["size"] for part in parts)}
-    return known
-
-
 def _progress(step: int, steps: int, row: dict[str, float]) -> str:
     """Return how often a training has seen each window, and will have, and its losses."""
     passes = f"pass {row['passes']:.1f} of {row['passes'] * steps / step:.1f}"
@@ -309,36 +291,31 @@ def run(cfg: DictConfig) -> None:
 
     A training with several processes starts the others with the same command; they end after the training.
     """
-    settings, out = read_some(RunSettings, cfg), Path(cfg.run_dir)
-    with tracing(out / "trace.json") if settings.profile and is_first() else nullcontext():
-        _run(cfg, out, out / "demos.zarr" if settings.record else None)
-
-
-def _run(cfg: DictConfig, out: Path, recorded: Path | None) -> None:
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_policy  # the simulator with it
 
     only_simulated(cfg)
-    evaluation = read(EvaluateSettings, cfg.evaluate, "evaluate")
-    task = read_task(cfg, recorded)
+    settings, out = read_some(RunSettings, cfg), Path(cfg.run_dir)
+    recorded = out / "demos.zarr" if settings.record else None
+    evaluation, task = read(EvaluateSettings, cfg.evaluate, "evaluate"), read_task(cfg, recorded)
     task.lineage().refuse(evaluation.positions, "this training", "evaluate.seed")
-    encoder = build_encoder(task.encoder)
-    timed = Stages(out / "stages.json")
-    if recorded and is_first():
-        with timed("record"):
-            record_demos(task.world, cfg.recording, recorded)
-    store = task.open_demos()
-    task.lineage(store).refuse(evaluation.positions, store.path, "evaluate.seed")
-    check_world(task, store, encoder)
-    with timed("encode"):
-        features, _ = encode(task, store, encoder)
-    with timed("train"):
-        checkpoint = train_policy(task, store, encoder, features, out)
-    if not is_first():
-        return
-    with timed("evaluate"):
-        summary = evaluate_policy(cfg, checkpoint, out, store if recorded else None)
-    write_card(checkpoint, summary)
-    finish(summary, out, timed)
+    with tracing(out / "trace.json") if settings.profile and is_first() else nullcontext():
+        encoder = build_encoder(task.encoder)
+        timed = Stages(out / "stages.json")
+        if recorded and is_first():
+            with timed("record"):
+                record_demos(task.world, cfg.recording, recorded)
+        store = task.open_demos()
+        task.lineage(store).refuse(evaluation.positions, store.path, "evaluate.seed")
+        check_world(task, store, encoder)
+        with timed("encode"):
+            features, _ = encode(task, store, encoder)
+        with timed("train"):
+            checkpoint = train_policy(task, store, encoder, features, out)
+        if is_first():
+            with timed("evaluate"):
+                summary = evaluate_policy(cfg, checkpoint, out, store if recorded else None)
+            write_card(checkpoint, summary)
+            finish(summary, out, timed)
 
 
 def finish(summary: dict[str, Any], out: Path, timed: Stages | None = None) -> None:

@@ -108,16 +108,13 @@ def _report(folder: Path) -> None:
     from s2robot.comparison.report import write_compare_report
     from s2robot.evaluation.report import write_report
 
-    is_evaluation = (folder / "summary.json").exists() or (folder / "episodes.jsonl").exists()
-    if (folder / "compare.json").exists():  # a comparison has a summary.json too
-        write = write_compare_report
-    elif is_evaluation:
-        write = write_report
-    else:
+    holds = {name for name in ("compare.json", "summary.json", "episodes.jsonl") if (folder / name).exists()}
+    if not holds:
         raise UserError(
             f"run: expected the run directory of a finished run, evaluate or compare, got {folder}"
         )
-    print(f"report: {write(folder)}")
+    # a comparison has a summary.json too
+    print(f"report: {(write_compare_report if 'compare.json' in holds else write_report)(folder)}")
 
 
 def pretrain(cfg: DictConfig) -> None:
@@ -142,8 +139,7 @@ def encode(cfg: DictConfig) -> None:
     """`s2robot encode`: fill the feature cache."""
     from s2robot import pipeline
 
-    _, _, _, caches = _encoded(pipeline.read_task(cfg))
-    for cache in caches:
+    for cache in _encoded(pipeline.read_task(cfg))[3]:
         print(f"features {cache.shape}, {cache.nbytes / 1e6:.0f} MB: {cache.path}")
 
 
@@ -161,13 +157,13 @@ def train(cfg: DictConfig) -> None:
 
 
 def _encoded(task: "Task") -> "tuple[EpisodeStore, S2Encoder, Any, list[FeatureCache]]":
+    from s2robot import pipeline
     from s2robot.encoders.build import build_encoder
-    from s2robot.pipeline import check_world, encode
 
     store, encoder = task.open_demos(), build_encoder(task.encoder)
     if task.train.rollouts.every:
-        check_world(task, store, encoder)
-    return store, encoder, *encode(task, store, encoder)
+        pipeline.check_world(task, store, encoder)
+    return store, encoder, *pipeline.encode(task, store, encoder)
 
 
 def evaluate(cfg: DictConfig) -> None:

@@ -8,13 +8,10 @@
         for write, folder in killed.items():   # "0 mkdir out", "1 open out/a.part" -> where it was killed and went on
             assert files(folder) == files(tmp_path / "whole"), write
 
-A process of its own imports the test file, does the job once to have all that it imports, and forks for each run. The
-first runs to its end, and in the middle of
-each of its writes (Python's audit events: files opened for writing, renamed, removed, folders made; below `folder`; of
-the same write again and again the first) it is stopped, its children with it, and `folder` is copied: what a SIGKILL
-leaves there, since a kill takes what is in memory alone and the locks. A file opened to be written anew or appended to
-has half a line more in the copy. Each copy then takes the place of `folder`, where the job runs again to its end. What
-C++ code opens by itself is not seen.
+A process of its own imports the test file, does the job once to have all that it imports, and forks for each run. The first
+runs to its end, and in each of its writes below `folder` (Python's audit events) it is stopped, its children with it, and
+`folder` is copied: what a SIGKILL leaves there. A file opened to be written anew or appended to has half a line more in the
+copy. Each copy then takes the place of `folder`, where the job runs again to its end. What C++ code opens by itself is not seen.
 
 Import what `job` needs at the top of the test file, and compute with one thread: a fork has no others.
 """

@@ -81,32 +81,34 @@ def test_an_interval_is_that_of_the_outcomes(row):
     assert success_interval(outcomes)[:2] == pytest.approx((row["low"], row["high"]), abs=1e-4)
 
 
+def rows_of(table: str) -> list[dict]:
+    rows = json.loads((RESULTS / table / "summary.json").read_text(encoding="utf-8"))["rows"]
+    for row in rows:
+        rates = [seed["successes"] / seed["episodes"] for seed in row["seeds"]]
+        assert row["mean"] == pytest.approx(np.mean(rates), abs=1e-4)
+        assert row["low"] <= row["mean"] <= row["high"]
+    return rows
+
+
 def test_policies():
-    rows = json.loads((RESULTS / "policies/summary.json").read_text(encoding="utf-8"))["rows"]
+    rows = rows_of("policies")
     assert {"default", "one scale"} <= {row["name"] for row in rows}
     for row in rows:
         rates = [seed["successes"] / seed["episodes"] for seed in row["seeds"]]
         first, last = row["positions"]
         assert first == 60_000 and last in (60_127, 60_255)  # none of them chose a setting
         assert all(seed["episodes"] == last - first + 1 for seed in row["seeds"])
-        assert row["mean"] == pytest.approx(np.mean(rates), abs=1e-4)
         assert row["worst"] == pytest.approx(min(rates), abs=1e-4)
-        assert row["low"] <= row["mean"] <= row["high"] and row["command"].startswith(
-            ("s2robot train", "s2robot dagger")
-        )
+        assert row["command"].startswith(("s2robot train", "s2robot dagger"))
 
 
 def test_tasks():
-    rows = json.loads((RESULTS / "tasks/summary.json").read_text(encoding="utf-8"))["rows"]
-    for row in rows:
-        rates = [seed["successes"] / seed["episodes"] for seed in row["seeds"]]
-        assert row["mean"] == pytest.approx(np.mean(rates), abs=1e-4)
-        assert row["low"] <= row["mean"] <= row["high"]
+    for row in rows_of("tasks"):
         tried, done = (sum(seed[key] for seed in row["seeds"]) for key in ("episodes", "successes"))
         if row["arm"] == "expert":
             assert len(row["failed"]) == tried - done
-            continue
-        assert sum(row["stages"].values()) == tried and row["stages"]["success"] == done
+        else:
+            assert sum(row["stages"].values()) == tried and row["stages"]["success"] == done
 
 
 def test_the_tables_of_the_results_page_are_those_of_the_summaries():

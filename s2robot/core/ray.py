@@ -98,7 +98,10 @@ class Ray:
         if not ray.is_initialized():
             address, store = self.settings.address, self.settings.store_mb
             # those that are None suit a Ray that runs already, and it refuses the others
-            given = {"num_cpus": self.settings.cpus, "object_store_memory": store and store * 1_000_000}
+            given: dict[str, Any] = {
+                "num_cpus": self.settings.cpus,
+                "object_store_memory": store and store * 1_000_000,
+            }
             if address not in (None, "auto"):
                 _check_answers(address)
             before = signal.getsignal(signal.SIGTERM)
@@ -207,7 +210,8 @@ def _seat() -> type:
             except ImportError as error:
                 return f"{socket.gethostname()}", f"s2robot is not installed there ({error})"
             os.environ.update(on_ray.workers.ONE_THREAD | os.environ)
-            self.state, why = on_ray.begin(made, wanted)
+            state, why = on_ray.begin(made, wanted)
+            self.state: Any = state
             return socket.gethostname(), why
 
         def call(self, function: Callable, given: tuple) -> tuple[Any, Exception | None]:

@@ -44,16 +44,8 @@ def run_folder(
 ) -> Iterator[None]:
     """Lock `folder`, write `about` (file -> text) into it, and remove both if the run fails and wrote nothing else.
 
-    The other processes of a distributed run work in the directory that the first one holds.
-
-    Args:
-        folder: created if missing; one that was there stays, without what was written.
-        about: what describes the run, paths relative to the directory.
-        keep: never remove the directory.
-        began: start of the run, in seconds since 1970: what Hydra has created since then belongs to the run.
-
-    Raises:
-        UserError: another process works in it.
+    A folder that was there stays, and all with ``keep``. What has appeared since ``began`` (s since 1970) belongs to the
+    run: Hydra creates it. Other processes of a distributed run work in the first one's. UserError: another process works in it.
     """
     if not is_first():
         yield
@@ -88,11 +80,7 @@ def _remove(folder: Path, ours: set[str], made: bool) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time work in a directory, which is created; it may lock it again.
-
-    Raises:
-        UserError: another process works in it.
-    """
+    """Let one process at a time (UserError) work in a directory, which is created; it may lock it again."""
     place = folder.resolve()
     if place in _HELD:
         yield

@@ -46,7 +46,7 @@ class _OneLine(type(BaseModel)):  # type: ignore[misc]  # pydantic keeps the nam
         try:
             return super().__call__(**values)
         except ValidationError as error:
-            given = {cls.keys().get(name, name): value for name, value in values.items()}
+            given = {cls.file_keys().get(name, name): value for name, value in values.items()}
             raise UserError(one_line(error, given, cls.at)) from None
 
 
@@ -72,7 +72,7 @@ class _Frozen(_Base):
         return found
 
     @classmethod
-    def keys(cls) -> dict[str, str]:
+    def file_keys(cls) -> dict[str, str]:
         """Return the key in a file of each field: another than its name if Python keeps that for itself, as `from`."""
         return {name: field.alias or name for name, field in cls.model_fields.items()}
 
@@ -111,7 +111,7 @@ class Settings(_Frozen):
         fields = cls.model_fields.items()
         own = {n: f.get_default(call_default_factory=True) for n, f in fields if not f.is_required()}
         stored = yaml_defaults(cls.file, cls.at)
-        return own | {name: stored[key] for name, key in cls.keys().items() if key in stored}
+        return own | {name: stored[key] for name, key in cls.file_keys().items() if key in stored}
 
     @model_validator(mode="before")
     @classmethod
@@ -119,18 +119,15 @@ class Settings(_Frozen):
         """Reject unknown keys, and fill those that were not given from the YAML file."""
         if not isinstance(values, Mapping):
             return values
-        keys = cls.keys()
-        given = {keys.get(key, key): value for key, value in values.items()}
+        names = cls.file_keys()
+        given: dict[str, Any] = {names.get(str(key), str(key)): value for key, value in values.items()}
+        known = sorted(names.values())
         for key in given:
-            if key not in keys.values():
-                near = difflib.get_close_matches(str(key), keys.values(), 1) or [
-                    "one of " + ", ".join(sorted(keys.values()))
-                ]
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1) or ["one of " + ", ".join(known)]
                 raise ValueError(f"{key}: unknown key, expected {near[0]}")
         defaults = yaml_defaults(cls.file, cls.at)
-        found = {
-            key: defaults[key] for key in keys.values() if key in defaults
-        }  # others may be of another class
+        found = {key: defaults[key] for key in known if key in defaults}  # others may be of another class
         for key, value in given.items():
             nested = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
             found[key] = {**found[key], **value} if nested else value
@@ -151,7 +148,7 @@ def read(cls: type[S], node: Any, at: str | None = None) -> S:
 
 def read_some(cls: type[S], cfg: Any, at: str | None = None) -> S:
     """As :func:`read`, from a config that holds other keys too."""
-    return read(cls, {key: cfg[key] for key in cls.keys().values() if key in cfg}, at)
+    return read(cls, {key: cfg[key] for key in cls.file_keys().values() if key in cfg}, at)
 
 
 def plain(node: Any) -> Any:
@@ -177,7 +174,7 @@ def yaml_defaults(file: str, at: str = "") -> Mapping[str, Any]:
         parts = parts[max(1, len(commonprefix([parts, list(Path(file).parent.parts)]))) :]
     for part in parts:
         node = node.get(part, {})
-    found = {}
+    found: dict[str, Any] = {}
     if "/" in file:  # `defaults: [robosuite, _self_]`: the other file's values, where this one has none
         others = [name for name in node.get("defaults", ()) if isinstance(name, str) and name != "_self_"]
         for other in others:

@@ -188,9 +188,9 @@ class Pool:
 class Engine(Protocol):
     """Where workers run."""
 
-    is_remote: (
-        bool  # on other machines too: workers encode what they draw, as features are smaller than frames
-    )
+    @property
+    def is_remote(self) -> bool:
+        """On other machines too: workers encode what they draw, as features are smaller than frames."""
 
     def pool(self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool) -> Pool:
         """A pool of ``count`` workers, or of the engine's own number; arguments as in :func:`worker_pool`."""

@@ -35,7 +35,6 @@ from s2robot.envs.errors import EnvError
 from s2robot.evaluation.evaluate import facts, world_changes
 from s2robot.evaluation.records import Journal, summarise, write_records
 from s2robot.evaluation.video import write_video
-from s2robot.policies import check_contract
 
 ARM, EMULATED = "arm", "emulated arm"  # where an episode took place
 VIDEO = "videos/episode_{:04d}.mp4"
@@ -90,8 +89,7 @@ class ArmEvaluation:
     ):
         self.rig, self.settings, self.out = rig, settings, out
         contract, arm = rig.policy.contract, rig.arm
-        check_contract(contract, cameras=list(world.cameras), rate_hz=world.rate_hz)
-        self.config = world.replace(cameras=tuple(arm.readers), image_size=rig.policy.image_size)
+        self.config = world_seen_by(world, contract, rig.policy.image_size, "rate_hz")
         check_world(self.config, arm.scene)
         positions = range(settings.seed, settings.seed + settings.episodes)
         lineage = Lineage.of(contract, name=rig.source.name)

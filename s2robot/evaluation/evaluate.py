@@ -53,13 +53,11 @@ class EvaluateSettings(Settings, at="evaluate", file="evaluate/default"):
 
     @property
     def processes(self) -> int:
-        """Workers: as many as are said, else one a core."""
-        return self.workers or os.cpu_count() or 1
+        return self.workers or os.cpu_count() or 1  # one a core
 
     @property
     def positions(self) -> range:
-        """The seeds of the episodes."""
-        return range(self.seed, self.seed + self.episodes)
+        return range(self.seed, self.seed + self.episodes)  # the episodes' seeds
 
 
 def evaluate_policy(
@@ -166,9 +164,7 @@ def world_for(
     for found, expected in ((given.task, theirs), (given.version, demos.version)):
         if found != expected:
             raise UserError(f"task: found {found}, expected {expected}: the policy's demos are of that task")
-    own = {key: getattr(given, key) for key in ("robot", "action_frame", "rate_hz")}
-    check_contract(contract, cameras=list(given.cameras), **own)
-    config = given.replace(cameras=tuple(contract["cameras"]), image_size=image_size)
+    config = world_seen_by(given, contract, image_size, "robot", "action_frame", "rate_hz")
     env = make(config, draw=False)
     check_contract(contract, action_parts=env.action_parts, proprio_parts=env.proprio_parts)
     changes = world_changes(contract["env_config"], config)

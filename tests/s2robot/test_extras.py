@@ -36,16 +36,7 @@ def test_require_names_the_package_and_the_command(monkeypatch):
 
 
 def test_verbs_that_simulate_say_in_one_line_what_is_missing(tmp_path):
-    verbs = [
-        "run",
-        "record",
-        "pretrain",
-        "compare",
-        "probe",
-        "emulate",
-        "inspect",
-        "evaluate",
-    ]
+    verbs = ["run", "record", "pretrain", "compare", "probe", "emulate", "inspect", "evaluate"]
     script = """
 from s2robot.cli import main
 for verb in sys.argv[1:]:

@@ -10,7 +10,6 @@ import socket
 import sys
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,19 +21,9 @@ from s2robot.core.errors import UserError
 from s2robot.core.provenance import versions
 from s2robot.core.ray import Ray, RaySettings
 from s2robot.core.workers import Process, engine_in_use, running_on, worker_pool
-from s2robot.demos.record import record
-from s2robot.encoders.build import build_encoder
-from s2robot.envs.cube_config import CubePickConfig
-from s2robot.envs.cube_picker import PickerConfig
-from s2robot.evaluation.rollouts import LearnedPlanner, run_episodes
-from s2robot.features import FeaturesSettings, encode_demos
-from tests.inline import do_inline
 from tests.s2robot.core.test_workers import Made, raises
 
 pytest.importorskip("ray")
-CAMERAS = ("hand", "left")
-WORLD = CubePickConfig(cameras=CAMERAS, image_size=64, max_steps=6)
-ABOUT = {"of": "a test"}
 
 
 @pytest.fixture(scope="module")
@@ -50,38 +39,6 @@ def started():
 def on_ray_too(started):
     with running_on(started):
         yield
-
-
-@pytest.fixture
-def encoder(tiny_encoder):
-    return build_encoder({"name": "mvp-tiny", "checkpoint": str(tiny_encoder)})
-
-
-def bytes_of(folder: Path, pattern: str) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob(pattern)) if file.is_file()}  # fmt: skip
-
-
-@pytest.mark.slow
-def test_episodes_are_those_of_this_machine(started, encoder, untrained, tmp_path, monkeypatch):
-    """Recorded, encoded, and those of an evaluation, which goes on with the journal of another engine."""
-    planner = partial(LearnedPlanner, untrained(encoder), encoder, CAMERAS, threads=1)
-    settings = FeaturesSettings(cache=str(tmp_path / "ray"), threads=1)
-    with running_on(started):
-        store = record(tmp_path / "ray.zarr", CubePickConfig(), PickerConfig(), 1, 500)
-        features, _ = encode_demos(store, encoder, CAMERAS[:1], settings)
-        first = run_episodes(WORLD, planner(), 1, 9000, 2, tmp_path / "ray/episodes.jsonl", settings=ABOUT)
-    do_inline(monkeypatch)
-    again = record(tmp_path / "here.zarr", CubePickConfig(), PickerConfig(), 1, 500)
-    assert bytes_of(tmp_path / "ray.zarr", "*") == bytes_of(tmp_path / "here.zarr", "*")
-    settings = FeaturesSettings(cache=str(tmp_path / "here"), threads=1)
-    assert np.array_equal(features, encode_demos(again, encoder, CAMERAS[:1], settings)[0])
-    here = run_episodes(WORLD, planner(), 1, 9000, 2, tmp_path / "here/episodes.jsonl", settings=ABOUT)
-    assert first.records == here.records
-    assert bytes_of(tmp_path / "ray", "*.npy") == bytes_of(tmp_path / "here", "*.npy")
-    lines = [sorted((tmp_path / at / "episodes.jsonl").read_text().splitlines()) for at in ("ray", "here")]
-    assert lines[0] == lines[1]
-    more = run_episodes(WORLD, planner(), 2, 9000, 2, tmp_path / "ray/episodes.jsonl", settings=ABOUT)
-    assert more.records[:1] == here.records and len(more.records) == 2
 
 
 def test_a_dead_worker_costs_its_task(on_ray_too, tmp_path):

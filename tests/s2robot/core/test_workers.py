@@ -98,10 +98,11 @@ def test_a_dead_worker_costs_its_task_and_another_takes_it(tmp_path):
 
 INTERRUPTED = """
 import sys, time
-from s2robot.core.workers import worker_pool
+from s2robot.core import workers
+workers.SLOW_IMPORTS = ()
 print(flush=True)
 try:
-    with worker_pool(2) as pool:
+    with workers.worker_pool(2) as pool:
         tasks = [pool.submit(time.sleep, 60) for _ in range(2)]
         tasks[0].result()
 except KeyboardInterrupt:
@@ -109,7 +110,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("after_s", [0.3, 2])  # while workers start, and have something to do
+@pytest.mark.parametrize("after_s", [0.1, 1.5])  # while workers start, and have something to do
 def test_ctrl_c_interrupts_the_parent_alone(after_s):
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -166,7 +166,7 @@ def test_an_arm_that_does_not_come_to_the_start_ends_the_session(
     [
         (["live=false"], "live: expected true"),
         (["bridge.emulator.port=null"], "standard input: expected a terminal"),
-        (["evaluate.world=simulation"], "evaluate.world: expected arm"),
+        (["evaluate.world=simulation"], "evaluate.world: expected 'arm'"),
         (["evaluate.seed=499"], "positions 499 to 500 hold 1 that the demos"),
         (["env.rate_hz=20"], "the policy acts at 10 Hz, given are 20 Hz"),
         (["env.lighting=2"], "env.lighting: expected 1.0 as the running `s2robot emulate` has it, got 2.0"),
@@ -185,7 +185,9 @@ def test_wrong_settings_are_one_line_and_nothing_moves(config, emulator, monkeyp
     ("words", "text"),
     [
         (["run", "evaluate=arm"], "evaluate: expected default, got arm"),
-        (["evaluate", "checkpoint=x", "evaluate.world=arm"], "evaluate.world: expected simulation"),
+        (["compare", "evaluate=arm"], "evaluate: expected default, got arm"),
+        (["evaluate", "checkpoint=x", "evaluate.world=arm"], "evaluate.world: expected 'simulation'"),
+        (["evaluate", "checkpoint=null"], "checkpoint: expected a path"),
         (["evaluate", "evaluate=arm", "checkpoint=x"], "live: expected true (`--live`)"),
     ],
 )  # fmt: skip
