@@ -36,37 +36,23 @@ def pick_actions(env, seed: int) -> np.ndarray:
     return np.stack(actions)
 
 
-def test_k_actions_in_one_call_are_k_steps(world):
-    actions = some_actions(5)
-    world.reset(seed=1)
-    single = [world.step(a) for a in actions]
-    state = world.get_state()
-    for every_step in (False, True):
-        chunk = ActionChunk(world, 5, every_step)
-        chunk.reset(seed=1)
-        observation, reward, success, over, info = chunk.step(actions)
-        assert np.array_equal(world.get_state(), state)
-        assert (reward, success, over, info["steps"]) == (0.0, False, False, 5)
-        best = {"closest_m": round(min(s[4]["distance"] for s in single), 5)}
-        assert json.loads(info["best"]) == best
-        assert info["distance"] == single[-1][4]["distance"]
-        assert np.array_equal(observation["proprio"][-1], single[-1][0]["proprio"])
-
-
 @pytest.mark.parametrize("k", [1, 3])
-def test_every_step_stacks_what_single_steps_saw(world, k):
+@pytest.mark.parametrize("every_step", [False, True])
+def test_k_actions_in_one_call_are_k_steps(world, k, every_step):
     actions = some_actions(k)
     world.reset(seed=2)
-    single = [world.step(a)[0] for a in actions]
-    chunk = ActionChunk(world, k, every_step=True)
+    single = [world.step(a) for a in actions]
+    state, chunk = world.get_state(), ActionChunk(world, k, every_step)
     first, _ = chunk.reset(seed=2)
-    assert first["count"] == 1 and first["proprio"].shape == (k, 8)
-    observation, *_ = chunk.step(actions)
-    assert observation["count"] == k
-    for i, one in enumerate(single):
-        assert np.array_equal(observation["proprio"][i], one["proprio"])
-        for name, frame in one["images"].items():
-            assert np.array_equal(observation["images"][name][i], frame)
+    assert first["count"] == 1 and first["proprio"].shape == (k if every_step else 1, 8)
+    seen, reward, success, over, info = chunk.step(actions)
+    assert np.array_equal(world.get_state(), state)
+    assert (reward, success, over, info["steps"]) == (0.0, False, False, k)
+    assert json.loads(info["best"]) == {"closest_m": round(min(s[4]["distance"] for s in single), 5)}
+    assert seen["count"] == (k if every_step else 1)
+    for i, (one, *_) in enumerate(single if every_step else single[-1:]):
+        assert np.array_equal(seen["proprio"][i], one["proprio"])
+        assert all(np.array_equal(seen["images"][name][i], frame) for name, frame in one["images"].items())
 
 
 def test_only_the_last_step_is_drawn_unless_asked_for(world, monkeypatch):
@@ -97,17 +83,10 @@ def test_nothing_is_simulated_after_success(world):
 
 
 def test_nothing_is_simulated_after_the_last_step(world, monkeypatch):
-    monkeypatch.setattr(
-        world, "settings", CubePickConfig(cameras=("hand", "left"), image_size=24, max_steps=3)
-    )
+    monkeypatch.setattr(world, "settings", CONFIG.replace(max_steps=3))
     chunk = ActionChunk(world, 2)
     chunk.reset(seed=0)
     assert chunk.step(some_actions(2))[2:4] == (False, False)
-    *_, success, over, info = chunk.step(some_actions(2))
-    assert (success, over, info["steps"]) == (False, True, 3)
-    state = world.get_state()
-    *_, success, over, info = chunk.step(some_actions(2))
-    assert (success, over, info["steps"]) == (False, True, 3)
-    assert np.array_equal(world.get_state(), state)
-    chunk.reset(seed=0)
-    assert chunk.step(some_actions(2))[2:4] == (False, False)
+    for _ in range(2):
+        *_, success, over, info = chunk.step(some_actions(2))
+        assert (success, over, info["steps"]) == (False, True, 3)

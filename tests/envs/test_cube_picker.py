@@ -10,7 +10,7 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.experts.settings import ExpertSettings
 
-SEEDS = {"xarm7": range(700, 712), "panda": range(700, 708)}
+SEEDS = {"xarm7": range(700, 708), "panda": range(700, 706)}
 
 
 @pytest.fixture(scope="module", params=list(SEEDS))
