@@ -165,7 +165,7 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
             x, y = 100 * x, 100 * y
             if not small:
                 ends = np.stack([y, y + _TICK * np.sin(yaw)]), np.stack([x, x + _TICK * np.cos(yaw)])
-                look = {"color": group.colour, "lw": 1.1, "alpha": group.tick_alpha}
+                look: dict[str, Any] = {"color": group.colour, "lw": 1.1, "alpha": group.tick_alpha}
                 axes.plot(*ends, **look, solid_capstyle="round", zorder=2)
             group.scatter(axes, y, x)
             low, high = np.minimum(low, [x.min(), y.min()]), np.maximum(high, [x.max(), y.max()])

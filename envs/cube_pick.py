@@ -29,9 +29,6 @@ class CubePick(MujocoTask):
     ``info`` also has ``cube_pose`` (x, y, z, qw, qx, qy, qz in the table's frame) and ``distance`` (m, grip centre to cube
     centre). Options of a reset: ``cube_xy`` (m, table frame), ``cube_yaw`` (rad) and ``start_joints`` (7,) override the
     sampled values; the random stream is the same either way.
-
-    Raises:
-        EnvError: an unknown robot, camera or setting.
     """
 
     Settings = CubePickConfig

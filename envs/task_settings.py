@@ -130,9 +130,7 @@ class TaskSettings(Settings):
     ) -> None:
         """Plot where episodes began, here with a line for each number of the layout.
 
-        Args:
-            about: an evaluation's summary.
-            small: a plot beside others.
+        about: an evaluation's summary; small: a plot beside others.
         """
         layouts = [[cls.layout_of(record) for record in group.records] for group in groups]
         names = sorted({name for group in layouts for layout in group for name in layout})

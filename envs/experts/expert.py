@@ -119,6 +119,7 @@ class Expert(AskedExpert):
     memory = (
         "closed", "push", "_step", "_rng", "_kick", "_kick_left", "_slip_left", "_will_miss", "_miss_left", "_wrong", "_askew",
     )  # fmt: skip
+    world: Any  # a RobosuiteTask
     failed = False  # it never gives up
     push: str  # of the last action: a kick, a miss, a slip, askew, or none
     close_z = 0.008  # how near to the grasp's height the fingers close
