@@ -8,10 +8,9 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from s2robot.core.settings import from_yaml
-from s2robot.envs.experts.settings import Lengths, PushSettings, Range
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.robots import MOST_HZ, robot_spec
-from s2robot.envs.task_settings import Group, TaskSettings
+from s2robot.envs.task_settings import Group, Lengths, PushSettings, Range, TaskSettings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

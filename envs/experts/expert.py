@@ -15,8 +15,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from s2robot.envs.experts.settings import ExpertSettings
 from s2robot.envs.mujoco_task import geoms_of, touching
+from s2robot.envs.robosuite_config import ExpertSettings
 from s2robot.envs.task import AskedExpert
 
 SHUT = 0.006  # m between the fingers, below which they hold nothing

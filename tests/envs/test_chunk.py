@@ -8,7 +8,7 @@ import pytest
 from s2robot.envs.chunk import ActionChunk
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
-from s2robot.envs.cube_picker import Picker, PickerConfig
+from tests.envs.test_cube_pick import picked
 
 CONFIG = CubePickConfig(cameras=("hand", "left"), image_size=24)
 
@@ -23,17 +23,6 @@ def world():
 def some_actions(count: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     return np.append(rng.uniform(-0.05, 0.05, (count, 7)), np.zeros((count, 1)), 1).astype(np.float32)
-
-
-def pick_actions(env, seed: int) -> np.ndarray:
-    env.reset(seed=seed)
-    picker = Picker(env, PickerConfig(kicks=(0, 0), misses=0.0))
-    picker.reset(seed)
-    actions = []
-    while not env.is_success:
-        actions.append(picker.act()[0])
-        env.step_physics(actions[-1])
-    return np.stack(actions)
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -68,7 +57,7 @@ def test_only_the_last_step_is_drawn_unless_asked_for(world, monkeypatch):
 
 
 def test_nothing_is_simulated_after_success(world):
-    actions = pick_actions(world, seed=4)
+    actions = np.stack(picked(world, seed=4))
     state = world.get_state()
     chunk = ActionChunk(world, 8, every_step=True)
     chunk.reset(seed=4)

@@ -82,16 +82,6 @@ def test_two_ways_round_a_post(settings):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_a_checkpoint_brings_its_head_along(make_policy, make_batch, tmp_path, kind):
-    policy = make_policy(head=small(kind))
-    batch = make_batch(policy)
-    save_checkpoint(tmp_path / "c", policy, CONTRACT | {"cameras": list(policy.spec.cameras)})
-    again = load_checkpoint(tmp_path / "c")[0]
-    assert again.spec == policy.spec
-    assert torch.equal(*(p.plan(batch["features"], batch["proprio"]) for p in (policy, again)))
-
-
-@pytest.mark.parametrize("kind", HEADS)
 def test_an_episode_plans_the_same_whatever_runs_beside_it(make_policy, make_batch, kind):
     policy = make_policy(head=small(kind, **({"draw": True} if kind == "act" else {})))
     batch = make_batch(policy)
