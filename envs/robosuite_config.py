@@ -39,7 +39,7 @@ class ExpertSettings(PushSettings):
     mouth: float = 0.008  # horizontal error below which the gripper goes all the way down
     close_xy: Lengths = (0.006, 0.012)  # the gripper closes when nearer than this
     close_yaw: Lengths = (0.08, 0.2)  # and turned as well as this; both drawn for each episode
-    habit: Literal["nearest"] = from_yaml()  # only the picker of `task=cube_pick` has others
+    habit: Literal["nearest"] = from_yaml()  # other habits are those of another task
 
 
 class RobosuiteSettings(CommonSettings, at="task", file="task/robosuite"):

@@ -79,7 +79,9 @@ def test_a_frame_of_another_shape_is_refused(checkpoint):
     actor, _, _ = load_policy(checkpoint, "cpu")
     wrong = observation(0)
     wrong["images"]["observation.images.top"] = wrong["images"]["wrist/left"]
-    words = "camera 'observation.images.top': expected frames of 4 x 5 tokens, .*, got 64 x 64 px, 4 x 4 tokens"
+    words = (
+        "camera 'observation.images.top': expected frames of 4 x 5 tokens, .*, got 64 x 64 px, 4 x 4 tokens"
+    )
     with pytest.raises(PolicyError, match=words):
         actor.act(wrong)
 

@@ -29,8 +29,7 @@ from s2robot.evaluation.planners import LearnedPlanner, NearestDemo
 from s2robot.evaluation.records import read_records, summarise
 from s2robot.evaluation.rollouts import run_episodes
 from s2robot.evaluation.summary import camera_changes, world_changes
-from s2robot.policies import BatchActor, ChunkPolicy, save_checkpoint
-from s2robot.policies import PolicyError
+from s2robot.policies import BatchActor, ChunkPolicy, PolicyError, save_checkpoint
 from tests.inline import do_inline
 
 CAMERAS, SEED = ("hand", "left"), 9000

@@ -16,9 +16,8 @@ from safetensors.torch import load_file
 
 from s2robot.common.errors import UserError
 from s2robot.demos.windows import make_windows
-from s2robot.policies import ChunkPolicy, channel_moments, load_checkpoint
+from s2robot.policies import ChunkPolicy, PolicyError, channel_moments, load_checkpoint
 from s2robot.policies.checkpoint import Contract
-from s2robot.policies import PolicyError
 from s2robot.pretraining.pretrain import pretrain
 from s2robot.training.batches import Batches, shuffled
 from s2robot.training.train import train
