@@ -186,9 +186,7 @@ def _tensors_of(path: Path, sha256: str) -> dict[str, torch.Tensor]:
             raise SafetensorError(f"sha256 is {found[:12]}…, {RECORD} says {sha256[:12]}…")
         return tensors_from_bytes(data)
     except SafetensorError as error:
-        raise UserError(
-            f"{path}: truncated, of another checkpoint, or no safetensors file: {error}"
-        ) from error
+        raise UserError(f"{path}: {error}; the file is truncated or of another checkpoint") from error
 
 
 def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
