@@ -76,7 +76,7 @@ def main(ports: str, store: str, patience: str) -> None:
     from benchmarks.fault_bridge import Swing, assemble
     from s2robot.envs.errors import EnvError
     from s2robot.envs.real.arms.geometry import ArmPoints
-    from s2robot.envs.real.emulator.ports import Ports
+    from s2robot.envs.real.emulator.side import Ports
 
     told: list[bool] = []
     out = os.fdopen(os.dup(1), "w", buffering=1)

@@ -8,10 +8,9 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from s2robot.core.settings import from_yaml
-from s2robot.envs.experts.settings import Lengths, PushSettings, Range
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.robots import MOST_HZ, robot_spec
-from s2robot.envs.task_settings import Group, TaskSettings
+from s2robot.envs.task_settings import Group, Lengths, PushSettings, Range, TaskSettings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,7 +164,7 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
             x, y = 100 * x, 100 * y
             if not small:
                 ends = np.stack([y, y + _TICK * np.sin(yaw)]), np.stack([x, x + _TICK * np.cos(yaw)])
-                look = {"color": group.colour, "lw": 1.1, "alpha": group.tick_alpha}
+                look: dict[str, Any] = {"color": group.colour, "lw": 1.1, "alpha": group.tick_alpha}
                 axes.plot(*ends, **look, solid_capstyle="round", zorder=2)
             group.scatter(axes, y, x)
             low, high = np.minimum(low, [x.min(), y.min()]), np.maximum(high, [x.max(), y.max()])

@@ -16,7 +16,7 @@ from s2robot.envs.cube_config import SHUT, CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.mujoco_task import MujocoTask, geoms_of, touching
 from s2robot.envs.robots import robot_spec
-from s2robot.envs.world import CLUTTER, TABLE_HEIGHT, CubeWorld
+from s2robot.envs.world import TABLE_HEIGHT, CubeWorld
 
 _CLEAR = 0.09  # m, from the centre of the cube or of another object to that of a piece of clutter
 
@@ -29,9 +29,6 @@ class CubePick(MujocoTask):
     ``info`` also has ``cube_pose`` (x, y, z, qw, qx, qy, qz in the table's frame) and ``distance`` (m, grip centre to cube
     centre). Options of a reset: ``cube_xy`` (m, table frame), ``cube_yaw`` (rad) and ``start_joints`` (7,) override the
     sampled values; the random stream is the same either way.
-
-    Raises:
-        EnvError: an unknown robot, camera or setting.
     """
 
     Settings = CubePickConfig
@@ -43,8 +40,7 @@ class CubePick(MujocoTask):
         if why := c.camera_problem():
             raise EnvError(why)
         self.render_mode, self.draw = render_mode, draw
-        sizes = c.cube_size / 2, c.rate_hz, c.views(), c.stiffness, CLUTTER[: c.clutter]
-        self.world = CubeWorld(self.spec_robot, *sizes)
+        self.world = CubeWorld(self.spec_robot, c)
         self.model, self.data = self.world.sim.model._model, self.world.sim.data._data
         self._resolve_names()
         self._change_looks()

@@ -26,8 +26,7 @@ _ALIASES = ("enabled", "on", "true", "1", "disabled", "off", "false", "0")
 def choose_gl() -> str:
     """Set ``MUJOCO_GL`` (egl before osmesa) unless the user has set it, and return it.
 
-    Raises:
-        EnvError: neither EGL nor OSMesa is installed, or the one that the user asked for is not, or is unknown.
+    EnvError if neither EGL nor OSMesa is installed, or the one that the user asked for is not, or is unknown.
     """
     asked = os.environ.get("MUJOCO_GL", "").lower().strip()
     if asked and asked not in (*_NAMES, *_ALIASES):

@@ -56,11 +56,7 @@ class LabelledImage:
 
 
 class ObjectScene:
-    """All things in one model, drawn `size` px wide and high; those that an image does not show wait far below it.
-
-    Raises:
-        EnvError: no offscreen OpenGL library is installed.
-    """
+    """All things in one model, drawn `size` px wide and high; those that an image does not show wait far below it."""
 
     def __init__(self, size: int) -> None:
         arena = TableArena(

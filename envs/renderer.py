@@ -62,13 +62,10 @@ class OffscreenRenderer:
         spare: leave out geoms that the camera cannot see, and draw what stands still once (the image is the same).
         coarse: draw fewer triangles of what moves (the image is nearly the same).
 
-    Raises:
-        EnvError: no offscreen OpenGL library is installed, or MUJOCO_GL disables it.
+    EnvError if no offscreen OpenGL library is installed, or MUJOCO_GL disables it.
     """
 
-    def __init__(
-        self, model: mujoco.MjModel, *sizes: tuple[int, int], spare: bool = True, coarse: bool = True
-    ):
+    def __init__(self, model: mujoco.MjModel, *sizes: tuple[int, int], spare=True, coarse=True):
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 1
         height, width = (max(sides) for sides in zip(*sizes, strict=True))

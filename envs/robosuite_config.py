@@ -1,14 +1,13 @@
 """Settings of any robosuite world; read and written where robosuite is not installed, too."""
 
 from types import new_class
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from s2robot.core.settings import from_yaml
-from s2robot.envs.experts.settings import EXPERTS, ExpertSettings
 from s2robot.envs.robots import MOST_HZ
-from s2robot.envs.task_settings import CommonSettings
+from s2robot.envs.task_settings import CommonSettings, Lengths, PushSettings
 
 # worlds in which one thing is grasped -> description of a success
 GRASPED = {
@@ -21,6 +20,26 @@ GRASPED = {
     "NutAssemblySquare": "put the nut onto its peg",
     "NutAssemblyRound": "put the nut onto its peg",
 }
+
+
+# robosuite's names of the worlds that have an expert, a class of that name in `s2robot.envs.experts.worlds`
+EXPERTS = ("Lift", "Stack", "PickPlaceCan", "NutAssemblySquare")
+
+
+class ExpertSettings(PushSettings):
+    """The experts of robosuite's worlds. Lengths in m, angles in rad; a step is a control step."""
+
+    gain: float | None = None  # share of the remaining distance that a step asks for; None: the world's own
+    speed: float | None = (
+        None  # farthest that a step asks for, as a share of its limit; None: the world's own
+    )
+    hover: float = 0.08  # height over the grasp from which the object is approached
+    slope: float = 3.0  # height gained per metre of horizontal error
+    turn: float = 0.06  # metres of horizontal error that a turn of one rad counts as
+    mouth: float = 0.008  # horizontal error below which the gripper goes all the way down
+    close_xy: Lengths = (0.006, 0.012)  # the gripper closes when nearer than this
+    close_yaw: Lengths = (0.08, 0.2)  # and turned as well as this; both drawn for each episode
+    habit: Literal["nearest"] = from_yaml()  # other habits are those of another task
 
 
 class RobosuiteSettings(CommonSettings, at="task", file="task/robosuite"):

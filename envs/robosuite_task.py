@@ -21,10 +21,9 @@ from robosuite.environments.base import REGISTERED_ENVS
 from robosuite.robots import ROBOT_CLASS_MAPPING, FixedBaseRobot
 
 from s2robot.envs.errors import EnvError, check_known
-from s2robot.envs.experts.settings import ExpertSettings
 from s2robot.envs.experts.worlds import EXPERT_OF
 from s2robot.envs.mujoco_task import MujocoTask, geoms_of, touching
-from s2robot.envs.robosuite_config import GRASPED, RobosuiteSettings
+from s2robot.envs.robosuite_config import GRASPED, ExpertSettings, RobosuiteSettings
 from s2robot.envs.robots import ROBOTS
 
 VERSION = robosuite.__version__

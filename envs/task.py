@@ -191,7 +191,9 @@ class Task(gymnasium.Env):
     def spaces(self, action_low, action_high, proprio_size: int) -> None:
         """Declare the spaces: actions within limits (A,), frames, proprioception; UserError if the parts do not fit."""
         spaces = gymnasium.spaces
-        images = {name: spaces.Box(0, 255, (*size, 3), np.uint8) for name, size in self.camera_sizes.items()}
+        images: Any = {
+            name: spaces.Box(0, 255, (*size, 3), np.uint8) for name, size in self.camera_sizes.items()
+        }
         proprio = spaces.Box(-np.inf, np.inf, (proprio_size,), np.float32)
         self.observation_space = spaces.Dict({"images": spaces.Dict(images), "proprio": proprio})
         self.action_space = spaces.Box(

@@ -1,11 +1,11 @@
-"""Settings of a task, with the facts about it that need no simulator: stages, messages, records, the plot of a layout."""
+"""Settings of a task and its expert, with the facts that need no simulator: stages, messages, records, the plot of a layout."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.frames import ImageSize, as_image_size, sizes_of
@@ -130,9 +130,7 @@ class TaskSettings(Settings):
     ) -> None:
         """Plot where episodes began, here with a line for each number of the layout.
 
-        Args:
-            about: an evaluation's summary.
-            small: a plot beside others.
+        about: an evaluation's summary; small: a plot beside others.
         """
         layouts = [[cls.layout_of(record) for record in group.records] for group in groups]
         names = sorted({name for group in layouts for layout in group for name in layout})
@@ -164,3 +162,32 @@ class CommonSettings(TaskSettings, at="task"):
     cameras: tuple[str, ...] = ("front",)  # in the order in which the policy gets them
     image_size: ImageSize = 256  # px: a side, (height, width), or {camera: either}
     max_steps: int = Field(default=100, ge=1)  # after which an episode ends
+
+
+def _ordered(pair: tuple[Any, Any]) -> tuple[Any, Any]:
+    if not pair[0] <= pair[1]:
+        raise ValueError(f"expected the least and the most, got {list(pair)}")
+    return pair
+
+
+Ordered = AfterValidator(_ordered)
+Range = Annotated[tuple[float, float], Ordered]
+NotNegative = Annotated[float, Field(ge=0)]
+Lengths = Annotated[tuple[NotNegative, NotNegative], Ordered]
+_Count = Annotated[int, Field(ge=0, le=12)]  # kicks are drawn from a dozen steps
+Kicks = Annotated[tuple[_Count, _Count], Ordered]
+_Step = Annotated[int, Field(ge=1)]
+Steps = Annotated[tuple[_Step, _Step], Ordered]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class PushSettings(Settings, at="recording.picker", file="recording/default"):
+    """Perturbations of a scripted expert; configs/recording/default.yaml documents each value."""
+
+    kicks: Kicks = from_yaml()
+    kick_steps: Steps = from_yaml()
+    kick_size: NotNegative = from_yaml()
+    kick_yaw: NotNegative = from_yaml()
+    misses: Share = from_yaml()
+    miss_by: Lengths = from_yaml()
+    miss_steps: Steps = from_yaml()

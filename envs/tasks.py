@@ -49,8 +49,7 @@ def settings_class(name: str) -> type[TaskSettings]:
 def register_user_task(name: str, target: str) -> type[TaskSettings]:
     """Make a user's task known by the "module:Class" of its world, and return the class of its settings.
 
-    Raises:
-        EnvError: no such module (the current folder is searched too) or class, or one that is no task.
+    EnvError if there is no such module (the current folder is searched too) or class, or it is no task.
     """
     from s2robot.envs.task import Task
 

@@ -16,6 +16,7 @@ from robosuite.models.objects import BoxObject
 from robosuite.models.tasks import ManipulationTask
 from robosuite.utils.mjcf_utils import CustomMaterial, array_to_string, find_elements
 
+from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.robots import RobotSpec
 
 TABLE_HEIGHT = 0.8  # m, the table's top
@@ -34,7 +35,7 @@ _GRIPPER_STEPS_PER_S = 20 * 0.2  # robosuite's increment of 0.2 a step, meant fo
 
 
 def _arm_controller(stiffness: float) -> dict:
-    """robosuite's config of an absolute joint-position controller, critically damped."""
+    """robosuite's config of an absolute joint-position controller, critically damped; stiffness in 1/s²."""
     arm = {
         "type": "JOINT_POSITION", "input_type": "absolute", "impedance_mode": "fixed",
         "input_max": 1, "input_min": -1, "output_max": 1, "output_min": -1,
@@ -56,34 +57,19 @@ def look_at(position, target, up=(0.0, 0.0, 1.0)) -> np.ndarray:
 
 
 class CubeWorld(Lift):
-    """One arm, a table and a cube, stepped at ``rate_hz`` with absolute joint targets.
+    """One arm, a table, a cube and clutter that nothing collides with, stepped with absolute joint targets."""
 
-    Args:
-        cube_half: half the cube's edge, m.
-        side_cameras: name -> (position, target, fovy in degrees), in the table's frame (m, z from its top).
-        stiffness: joint stiffness, 1/s² (robosuite scales it by the mass matrix).
-        clutter: some of CLUTTER, placed at a reset; nothing collides with it.
-    """
-
-    def __init__(
-        self,
-        spec: RobotSpec,
-        cube_half: float,
-        rate_hz: float,
-        side_cameras: dict,
-        stiffness: float,
-        clutter: tuple = (),
-    ):
-        self._spec, self._cube_half = spec, cube_half
-        self._side_cameras, self._clutter = side_cameras, clutter
+    def __init__(self, spec: RobotSpec, config: CubePickConfig):
+        self._spec, self._config = spec, config
+        arm = _arm_controller(config.stiffness)
         super().__init__(
-            robots=spec.robosuite_name, controller_configs=_arm_controller(stiffness), control_freq=rate_hz,
-            initialization_noise=None, use_camera_obs=False, use_object_obs=False, has_renderer=False,
-            has_offscreen_renderer=False, hard_reset=False, ignore_done=True,
+            robots=spec.robosuite_name, controller_configs=arm, control_freq=config.rate_hz, initialization_noise=None,
+            use_camera_obs=False, use_object_obs=False, has_renderer=False, has_offscreen_renderer=False,
+            hard_reset=False, ignore_done=True,
         )  # fmt: skip
         gripper = self.robots[0].gripper["right"]
         # `speed` is a property without a setter: the one instance gets a class of its own
-        speed = _GRIPPER_STEPS_PER_S / rate_hz
+        speed = _GRIPPER_STEPS_PER_S / config.rate_hz
         gripper.__class__ = type("RateGripper", (gripper.__class__,), {"speed": speed})
 
     def advance(self, action: np.ndarray) -> None:
@@ -124,10 +110,10 @@ class CubeWorld(Lift):
         _add(hand, "camera", name="hand", pos=spec.camera_pos, xyaxes=view, fovy=str(spec.camera_fovy))
         arena = TableArena(self.table_full_size, self.table_friction, table_offset=self.table_offset)
         arena.set_origin([0, 0, 0])
-        for name, (position, target, fovy) in self._side_cameras.items():
+        for name, (position, target, fovy) in self._config.views().items():
             place, view = np.add(position, self.table_offset), look_at(position, target)
             _add(arena.worldbody, "camera", name=name, pos=place, xyaxes=view, fovy=str(fovy))
-        for i, (shape, size, colour) in enumerate(self._clutter):
+        for i, (shape, size, colour) in enumerate(CLUTTER[: self._config.clutter]):
             height = size[0] if shape == "sphere" else size[-1]  # half of it: it stands on the table
             place = np.add((0, 0, height), self.table_offset)
             look = {"rgba": colour, "group": "1", "contype": "0", "conaffinity": "0"}  # 1: the visual group
@@ -137,7 +123,9 @@ class CubeWorld(Lift):
             tex_attrib={"type": "cube"},
             mat_attrib={"texrepeat": "1 1", "specular": "0.4", "shininess": "0.1"},
         )  # fmt: skip
-        self.cube = BoxObject(name="cube", size=[self._cube_half] * 3, rgba=[1, 0, 0, 1], material=wood)
+        self.cube = BoxObject(
+            name="cube", size=[self._config.cube_size / 2] * 3, rgba=[1, 0, 0, 1], material=wood
+        )
         self.model = ManipulationTask(mujoco_arena=arena, mujoco_robots=[robot], mujoco_objects=self.cube)
 
     def _reset_internal(self) -> None:

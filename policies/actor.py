@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from s2robot.core.errors import UserError
 from s2robot.core.parts import check_values
@@ -112,9 +112,7 @@ class BatchActor:
         pooled, *others = (memory[rows] for memory in self._context)
         plans = self.policy.plan_members(pooled, *others, generators=generators)  # (M, n_i, K, A)
         self.disagreement[rows] = self.policy.disagreement(plans)
-        self._doubts[rows] += torch.stack(
-            [self.disagreement[rows], torch.ones_like(self.disagreement[rows])], 1
-        )
+        self._doubts[rows] += nn.functional.pad(self.disagreement[rows, None], (0, 1), value=1.0)
         soft = self.policy.combine(plans)  # (n_i, K, A)
         if self.policy.spec.ensemble is not None:
             soft = self._ensemble(rows, soft, self.policy.spec.ensemble)
@@ -187,8 +185,7 @@ class Actor:
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Return the next action from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}.
 
-        Raises:
-            UserError: at every call, whatever is missing, of another shape or type, or not finite.
+        UserError at every call for what is missing, of another shape or type, or not finite.
         """
         for key in ("images", "proprio"):
             if observation.get(key) is None:
@@ -246,10 +243,8 @@ class Actor:
                 usual = "joints are in rad, the gripper's opening is 0..1"
                 units = usual if policy.spec.proprio_parts is None else f"the policy's state is {parts}"
                 demos = f"{middle[i]:.3g} ± {spread[i]:.2g}"
-                self._warn(
-                    "proprio",
-                    f"proprio[{i}] is {state[i]:.4g}, in the policy's demos it was {demos}; {units}",
-                )
+                text = f"proprio[{i}] is {state[i]:.4g}, in the policy's demos it was {demos}; {units}"
+                self._warn("proprio", text)
         return proprio
 
     def _warn(self, kind: str, message: str) -> None:
@@ -272,10 +267,10 @@ class Actor:
                 raise _wrong(f"camera '{name}'", "uint8 (H, W, 3)", f"{frame.dtype} {frame.shape}")
             self._check_shape(i, name, frame)
             self._accepted.add((i, frame.dtype, frame.shape))
-            found, wanted = frame.shape[:2], tuple(self.sizes.get(name, frame.shape[:2]))
-            if found != wanted:
-                demos = f"the policy's demos had {wanted[0]} x {wanted[1]}"
-                self._warn("size", f"camera '{name}' has {found[0]} x {found[1]} px, {demos}")
+            (height, width), demos = frame.shape[:2], self.sizes.get(name, frame.shape[:2])
+            if (height, width) != tuple(demos):
+                had = f"the policy's demos had {demos[0]} x {demos[1]}"
+                self._warn("size", f"camera '{name}' has {height} x {width} px, {had}")
         return frames
 
     @torch.no_grad()
@@ -294,9 +289,8 @@ class Actor:
         found, (height, width) = self._map_of(*frame.shape[:2]), frame.shape[:2]
         if found != wanted and math.prod(wanted) > 1:
             expected = f"frames of {wanted[0]} x {wanted[1]} tokens, as in the policy's demos"
-            raise _wrong(
-                f"camera '{name}'", expected, f"{height} x {width} px, {found[0]} x {found[1]} tokens"
-            )
+            got = f"{height} x {width} px, {found[0]} x {found[1]} tokens"
+            raise _wrong(f"camera '{name}'", expected, got)
 
 
 def _wrong(what: str, expected: str, got: str) -> UserError:

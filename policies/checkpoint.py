@@ -132,8 +132,7 @@ def load_checkpoint(
 ) -> tuple[ChunkPolicy, dict[str, Any]]:
     """Return the policy, in eval mode on `device`, and its contract. Weights load strictly.
 
-    Raises:
-        UserError: a missing folder, file, key or tensor, a truncated file, a wrong shape, or another schema.
+    UserError for a missing folder, file, key or tensor, a truncated file, a wrong shape, or another schema.
     """
     place, record = _record_of(Path(folder))
     state = _tensors_of(place / TENSORS, record.tensors_sha256)
@@ -150,11 +149,7 @@ def load_checkpoint(
 
 
 def load_tuned(folder: str | Path) -> dict[str, torch.Tensor]:
-    """Return the weights of the encoder that were trained with a policy, by the model's names; {} if it was frozen.
-
-    Raises:
-        UserError: as `load_checkpoint`.
-    """
+    """Return the weights of the encoder that were trained with a policy, by the model's names; {} if it was frozen."""
     place, record = _record_of(Path(folder))
     return _tensors_of(place / ENCODER, record.encoder_sha256) if record.encoder_sha256 else {}
 
@@ -191,9 +186,7 @@ def _tensors_of(path: Path, sha256: str) -> dict[str, torch.Tensor]:
             raise SafetensorError(f"sha256 is {found[:12]}…, {RECORD} says {sha256[:12]}…")
         return tensors_from_bytes(data)
     except SafetensorError as error:
-        raise UserError(
-            f"{path}: truncated, of another checkpoint, or no safetensors file: {error}"
-        ) from error
+        raise UserError(f"{path}: {error}; the file is truncated or of another checkpoint") from error
 
 
 def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
@@ -232,7 +225,7 @@ def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
 def _check(contract: Mapping[str, Any], spec: PolicySpec, where: str) -> None:
     """Reject a contract that lacks a key, or has other cameras or parts than the policy."""
     cameras = read(Contract, contract, f"{where}: ").cameras
-    facts = {"cameras": (list(spec.cameras) == cameras, list(spec.cameras), cameras)}
+    facts: dict[str, Any] = {"cameras": (list(spec.cameras) == cameras, list(spec.cameras), cameras)}
     for key in PARTS.values():
         own, found = getattr(spec, key).parts, parts_of(contract, key)
         facts[f"{key}_parts"] = same_parts(own, found), words(own), words(found)
@@ -273,8 +266,10 @@ def write_card(folder: Path, summary: Mapping[str, Any]) -> None:
     record = json.loads((folder / RECORD).read_text())
     spec = PolicySpec.from_dict(record["spec"], f"{folder / RECORD}: spec")
     text = _card(spec, record["contract"], summary["policy"]["parameters"], summary)
+    fresh = folder / f".{CARD}.part"
     with suppress(OSError):
-        (folder / CARD).write_text(text, encoding="utf-8")
+        fresh.write_text(text, encoding="utf-8")
+        os.replace(fresh, folder / CARD)
 
 
 def _card(
@@ -301,6 +296,5 @@ def _card(
         facts["success"] = f"{success:.1f} % of {count} episodes (95 % interval {low:.1f}–{high:.1f} %)"
     tags = json.dumps(["s2robot", "robotics", "imitation-learning", str(contract["robot"])])
     table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    return _TEXT.format(
-        tags=tags, contract=contract, demos=dataset.get("name", "demos"), spec=spec, facts=table
-    )
+    demos = dataset.get("name", "demos")
+    return _TEXT.format(tags=tags, contract=contract, demos=demos, spec=spec, facts=table)

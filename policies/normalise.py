@@ -183,19 +183,14 @@ def _quantiles(x: np.ndarray, shares: Sequence[float], often: np.ndarray) -> lis
 
 
 def channel_moments(
-    features: Any,
-    frames: int = 4096,
-    rows: np.ndarray | None = None,
-    tokens: Sequence[int] | None = None,
+    features: Any, frames: int = 4096, rows: np.ndarray | None = None, tokens: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and std (C, D) of every channel of every camera, over tokens and up to `frames` spread-out frames.
 
     features (M, C, N, D): an array, or what is indexed like one (memory map, zarr), of which only those frames are read.
     rows: the frames that count, as numbers; all without it.
     tokens: how many of each camera's N are its own, the first ones; all without it.
-
-    Raises:
-        UserError: no frame, or values that are not finite, as a network in half precision may give.
+    UserError for no frame, or values that are not finite, as a network in half precision may give.
     """
     count = len(features if rows is None else rows)
     total: Any = 0.0

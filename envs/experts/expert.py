@@ -15,8 +15,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from s2robot.envs.experts.settings import ExpertSettings
 from s2robot.envs.mujoco_task import geoms_of, touching
+from s2robot.envs.robosuite_config import ExpertSettings
 from s2robot.envs.task import AskedExpert
 
 SHUT = 0.006  # m between the fingers, below which they hold nothing
@@ -119,6 +119,7 @@ class Expert(AskedExpert):
     memory = (
         "closed", "push", "_step", "_rng", "_kick", "_kick_left", "_slip_left", "_will_miss", "_miss_left", "_wrong", "_askew",
     )  # fmt: skip
+    world: Any  # a RobosuiteTask
     failed = False  # it never gives up
     push: str  # of the last action: a kick, a miss, a slip, askew, or none
     close_z = 0.008  # how near to the grasp's height the fingers close

@@ -8,7 +8,7 @@ import pytest
 from s2robot.envs.chunk import ActionChunk
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
-from s2robot.envs.cube_picker import Picker, PickerConfig
+from tests.envs.test_cube_pick import picked
 
 CONFIG = CubePickConfig(cameras=("hand", "left"), image_size=24)
 
@@ -25,48 +25,23 @@ def some_actions(count: int) -> np.ndarray:
     return np.append(rng.uniform(-0.05, 0.05, (count, 7)), np.zeros((count, 1)), 1).astype(np.float32)
 
 
-def pick_actions(env, seed: int) -> np.ndarray:
-    env.reset(seed=seed)
-    picker = Picker(env, PickerConfig(kicks=(0, 0), misses=0.0))
-    picker.reset(seed)
-    actions = []
-    while not env.is_success:
-        actions.append(picker.act()[0])
-        env.step_physics(actions[-1])
-    return np.stack(actions)
-
-
-def test_k_actions_in_one_call_are_k_steps(world):
-    actions = some_actions(5)
-    world.reset(seed=1)
-    single = [world.step(a) for a in actions]
-    state = world.get_state()
-    for every_step in (False, True):
-        chunk = ActionChunk(world, 5, every_step)
-        chunk.reset(seed=1)
-        observation, reward, success, over, info = chunk.step(actions)
-        assert np.array_equal(world.get_state(), state)
-        assert (reward, success, over, info["steps"]) == (0.0, False, False, 5)
-        best = {"closest_m": round(min(s[4]["distance"] for s in single), 5)}
-        assert json.loads(info["best"]) == best
-        assert info["distance"] == single[-1][4]["distance"]
-        assert np.array_equal(observation["proprio"][-1], single[-1][0]["proprio"])
-
-
 @pytest.mark.parametrize("k", [1, 3])
-def test_every_step_stacks_what_single_steps_saw(world, k):
+@pytest.mark.parametrize("every_step", [False, True])
+def test_k_actions_in_one_call_are_k_steps(world, k, every_step):
     actions = some_actions(k)
     world.reset(seed=2)
-    single = [world.step(a)[0] for a in actions]
-    chunk = ActionChunk(world, k, every_step=True)
+    single = [world.step(a) for a in actions]
+    state, chunk = world.get_state(), ActionChunk(world, k, every_step)
     first, _ = chunk.reset(seed=2)
-    assert first["count"] == 1 and first["proprio"].shape == (k, 8)
-    observation, *_ = chunk.step(actions)
-    assert observation["count"] == k
-    for i, one in enumerate(single):
-        assert np.array_equal(observation["proprio"][i], one["proprio"])
-        for name, frame in one["images"].items():
-            assert np.array_equal(observation["images"][name][i], frame)
+    assert first["count"] == 1 and first["proprio"].shape == (k if every_step else 1, 8)
+    seen, reward, success, over, info = chunk.step(actions)
+    assert np.array_equal(world.get_state(), state)
+    assert (reward, success, over, info["steps"]) == (0.0, False, False, k)
+    assert json.loads(info["best"]) == {"closest_m": round(min(s[4]["distance"] for s in single), 5)}
+    assert seen["count"] == (k if every_step else 1)
+    for i, (one, *_) in enumerate(single if every_step else single[-1:]):
+        assert np.array_equal(seen["proprio"][i], one["proprio"])
+        assert all(np.array_equal(seen["images"][name][i], frame) for name, frame in one["images"].items())
 
 
 def test_only_the_last_step_is_drawn_unless_asked_for(world, monkeypatch):
@@ -82,7 +57,7 @@ def test_only_the_last_step_is_drawn_unless_asked_for(world, monkeypatch):
 
 
 def test_nothing_is_simulated_after_success(world):
-    actions = pick_actions(world, seed=4)
+    actions = np.stack(picked(world, seed=4))
     state = world.get_state()
     chunk = ActionChunk(world, 8, every_step=True)
     chunk.reset(seed=4)
@@ -97,17 +72,10 @@ def test_nothing_is_simulated_after_success(world):
 
 
 def test_nothing_is_simulated_after_the_last_step(world, monkeypatch):
-    monkeypatch.setattr(
-        world, "settings", CubePickConfig(cameras=("hand", "left"), image_size=24, max_steps=3)
-    )
+    monkeypatch.setattr(world, "settings", CONFIG.replace(max_steps=3))
     chunk = ActionChunk(world, 2)
     chunk.reset(seed=0)
     assert chunk.step(some_actions(2))[2:4] == (False, False)
-    *_, success, over, info = chunk.step(some_actions(2))
-    assert (success, over, info["steps"]) == (False, True, 3)
-    state = world.get_state()
-    *_, success, over, info = chunk.step(some_actions(2))
-    assert (success, over, info["steps"]) == (False, True, 3)
-    assert np.array_equal(world.get_state(), state)
-    chunk.reset(seed=0)
-    assert chunk.step(some_actions(2))[2:4] == (False, False)
+    for _ in range(2):
+        *_, success, over, info = chunk.step(some_actions(2))
+        assert (success, over, info["steps"]) == (False, True, 3)

@@ -30,10 +30,6 @@ def change(a: np.ndarray, b: np.ndarray) -> float:
     return float((np.abs(a.astype(int) - b).max(-1) > 20).mean())
 
 
-def where_is_cube(env: CubePick, camera: str) -> np.ndarray:
-    return env.project(env.cube_pose[:3])[camera]
-
-
 def test_brightness_scales_the_picture(usual):
     dark, dark_env = frames(lighting=0.5)
     bright, _ = frames(lighting=1.4)
@@ -48,16 +44,13 @@ def test_brightness_scales_the_picture(usual):
 def test_a_shifted_camera_sees_the_cube_further_left(usual):
     images, env = frames(camera_shift=0.04)
     for camera in SIDES:
-        moved = where_is_cube(env, camera) - where_is_cube(usual[1], camera)
+        moved = np.subtract(*(e.project(e.cube_pose[:3])[camera] for e in (env, usual[1])))
         assert moved[0] < -0.03 and abs(moved[1]) < 1e-3
         assert change(images[camera], usual[0][camera]) > 0.02
-        distance = np.linalg.norm(
-            np.subtract(*(e.model.cam_pos[e.camera_ids[camera]] for e in (env, usual[1])))
-        )
-        assert distance == pytest.approx(0.04)
+        places = [e.model.cam_pos[e.camera_ids[camera]] for e in (env, usual[1])]
+        assert np.linalg.norm(places[0] - places[1]) == pytest.approx(0.04)
     assert np.array_equal(images["hand"], usual[0]["hand"])
-    geometry = [e.describe()["camera_geometry"]["left"]["position"] for e in (env, usual[1])]
-    assert geometry[0] != geometry[1]
+    assert env.camera_geometry()["left"] != usual[1].camera_geometry()["left"]
 
 
 def test_clutter_is_seen_placed_by_the_seed_and_touches_nothing(usual):

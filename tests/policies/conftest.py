@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from s2robot.policies import ChunkPolicy, PolicySpec
+from s2robot.policies import ChunkPolicy
 from tests.policies.small import small_spec
 
 C, N, D, K = 2, 9, 5, 4
@@ -32,10 +32,8 @@ def make_policy():
         spec = policy.spec
         actions = rng.normal(0, 0.05, (40, spec.action_dim))
         actions[:, -1] = rng.integers(0, 2, 40)
-        moments = (
-            rng.normal(size=(len(spec.cameras), spec.dim)),
-            rng.uniform(0.5, 2, (len(spec.cameras), spec.dim)),
-        )
+        shape = len(spec.cameras), spec.dim
+        moments = rng.normal(size=shape), rng.uniform(0.5, 2, shape)
         chunks = np.stack([np.roll(actions, -i, 0)[: spec.chunk] for i in range(40)])
         policy.fit_normaliser(rng.normal(size=(40, spec.proprio_dim)), actions, chunks, None, moments)
         return policy.eval()
@@ -48,9 +46,7 @@ def alone():
     """A member of a policy as a policy of its own."""
 
     def make(policy, member):
-        single = ChunkPolicy(PolicySpec.from_dict({**policy.spec.to_dict(), "members": 1})).train(
-            policy.training
-        )
+        single = ChunkPolicy(policy.spec.replace(members=1)).train(policy.training)
         own = {
             name.replace("/", "."): value[member] if name.startswith("network.") else value
             for name, value in policy.state_dict().items()

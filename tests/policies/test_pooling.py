@@ -38,9 +38,8 @@ def test_maps_of_two_shapes_and_nothing_is_read_of_what_fills_the_smaller_one(ki
     out = pool(filled)
     assert torch.equal(out, pool(x))
     alone = CameraPooling(PoolingSettings(kind=kind, keypoints=3), 1, 7, [(2, 3)], 11).eval()
-    alone.load_state_dict(
-        {k.replace("s.1.", "s.0."): v for k, v in pool.state_dict().items() if "s.0." not in k}
-    )
+    own = {k.replace("s.1.", "s.0."): v for k, v in pool.state_dict().items() if "s.0." not in k}
+    alone.load_state_dict(own)
     assert torch.equal(out[:, 1:], alone(x[:, 1:, :6]))
 
 
@@ -122,9 +121,8 @@ def test_spatial_pooling_finds_a_place_that_the_mean_forgets():
 )
 def test_the_temperature_divides(temperature, expected):
     """Two tokens with logits ln 3 and 0, at x = 1 and x = -1: p = 3 ** (1 / t) / (3 ** (1 / t) + 1) lies right."""
-    pool = pooling(
-        "spatial_softmax", 1, 4, 2, keypoints=1, values=0, temperature=temperature, keep_mean=False
-    )
+    alone = {"keypoints": 1, "values": 0, "keep_mean": False}
+    pool = pooling("spatial_softmax", 1, 4, 2, temperature=temperature, **alone)
     torch.nn.init.constant_(pool.project.weight, 1.0)
     torch.nn.init.zeros_(pool.project.bias)
     pool.out = torch.nn.Identity()

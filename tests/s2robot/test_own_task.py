@@ -111,9 +111,7 @@ def test_demos_of_a_task_that_can_be_asked_are_relabelled(tmp_path, monkeypatch)
     ("old", "new", "words"),
     [
         ("import mujoco", "import notinstalled", "cannot be imported: No module named 'notinstalled'"),
-        ("import mujoco", "from mujoco import Nothing", "cannot be imported: cannot import name"),
         ("def apply(", "def applied(", "lacks apply"),
-        ("is_success = property", "succeeded = property", "lacks is_success"),
         ('self.camera_sizes["top"]', "(32, 32)", "'top': expected uint8 (64, 64, 3), got uint8 (32, 32, 3)"),
         ('{"top": self._r', '{"front": self._r', "'top': expected uint8 (64, 64, 3), got none"),
     ],
@@ -135,11 +133,6 @@ def test_a_fault_in_the_file_is_named(tmp_path, monkeypatch, capsys, old, new, w
     assert words in line
 
 
-def test_a_task_that_is_not_there_is_one_line(tmp_path, capsys):
-    assert main(["evaluate", "task=juggling", "checkpoint=x", f"hydra.run.dir={tmp_path / 'run'}"]) == 2
-    assert "task: expected one of can, cube_pick, gym" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("name", ["", "name: null\n"])
 def test_a_task_without_a_name_is_one_line(name, tmp_path, capsys):
     (tmp_path / "task").mkdir()
@@ -147,16 +140,3 @@ def test_a_task_without_a_name_is_one_line(name, tmp_path, capsys):
     words = ["--config-dir", str(tmp_path), "task=mine", f"hydra.run.dir={tmp_path / 'run'}"]
     assert main(["train", *words]) == 2
     assert capsys.readouterr().err.startswith("s2robot train: error: task.name: ")
-
-
-def test_a_task_without_an_expert_is_one_line(tmp_path, capsys):
-    words = [
-        "task=gym",
-        "task.id=Pendulum-v1",
-        "task.success=terminated",
-        f"hydra.run.dir={tmp_path / 'run'}",
-    ]
-    assert main(["record", *words, "task.kwargs={}", "task.cameras=[render]"]) == 2
-    error = capsys.readouterr().err
-    assert "no scripted expert" in error or "cannot be made here" in error  # its picture needs pygame
-    assert error.count("\n") == 1

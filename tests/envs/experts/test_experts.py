@@ -5,8 +5,7 @@ import pytest
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.experts.expert import Hand, angle_of, nearest
-from s2robot.envs.experts.settings import ExpertSettings
-from s2robot.envs.robosuite_config import RobosuiteSettings
+from s2robot.envs.robosuite_config import ExpertSettings, RobosuiteSettings
 from s2robot.envs.tasks import make, settings_class
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("can", "square")]

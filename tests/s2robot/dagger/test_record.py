@@ -24,7 +24,7 @@ from s2robot.demos.windows import make_windows
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
-from s2robot.envs.experts.settings import ExpertSettings
+from s2robot.envs.robosuite_config import ExpertSettings
 from s2robot.envs.tasks import make, settings_class
 from s2robot.policies import PolicyError
 from tests.inline import do_inline
