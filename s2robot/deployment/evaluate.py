@@ -32,7 +32,7 @@ from s2robot.deployment.settings import Bridge
 from s2robot.deployment.trace import EpisodeLog
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
-from s2robot.evaluation.evaluate import facts, world_changes
+from s2robot.evaluation.evaluate import facts, world_changes, world_seen_by
 from s2robot.evaluation.records import Journal, summarise, write_records
 from s2robot.evaluation.video import write_video
 

@@ -189,6 +189,12 @@ def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str],
     }
 
 
+def world_seen_by(world: Any, contract: Mapping[str, Any], image_size: Any, *same: str) -> Any:
+    """Return a world with a policy's cameras, which must be some of its own (PolicyError); ``same``: keys that agree."""
+    check_contract(contract, cameras=list(world.cameras), **{key: getattr(world, key) for key in same})
+    return world.replace(cameras=tuple(contract["cameras"]), image_size=image_size)
+
+
 def world_changes(trained: Mapping[str, Any], config: TaskSettings) -> list[str]:
     """Return how the evaluated world differs from the one that the demos were recorded in, a text each."""
     newer = {key: value for key, value in config.defaults().items() if key not in trained}  # than the dataset
