@@ -19,11 +19,11 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from s2robot.common.files import read_json, write_csv, write_json
+from s2robot.common.files import claim, read_json, write_csv, write_json
 from s2robot.common.run_folder import locked
 from s2robot.common.settings import only_simulated
 from s2robot.comparison import statistics as figures
-from s2robot.comparison.jobs import Job, run_jobs, with_needs
+from s2robot.comparison.jobs import REMEDY, Job, run_jobs, with_needs
 from s2robot.comparison.paired import outcomes_of
 from s2robot.comparison.plan import (
     Plan,
@@ -73,6 +73,9 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     experiment = settings.experiment
     power, lines = figures.power_figures(experiment.power, len(plan.seeds), len(plan.positions))
     print("\n".join(lines))
+    for arm in plan.arms:  # what lies under a path may change between two runs
+        inputs = {"encoder": plan.known[arm.name].encoder, "demos": plan.demos}
+        claim(plan.out / "arms" / arm.name / "inputs.json", inputs, REMEDY)
     axes = {name: worlds_of(plan, name, experiment.axes[name]) for name in settings.axes or ()}
     policies = training(plan, plan.main)
     jobs, tried, stopping = _evaluate(experiment.stopping, plan, policies)

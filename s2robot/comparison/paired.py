@@ -57,7 +57,6 @@ class Difference:
     low: float
     high: float
     p: float  # two-sided, of no difference, for `scope`
-    p_positions: float  # the same for POSITIONS: exact sign-flip test, with one seed an arm McNemar's
     scope: str  # what low, high and p are about: SEEDS_AND_POSITIONS or POSITIONS
     positions: int
 
@@ -67,19 +66,23 @@ def difference(a: Array, b: Array, confidence: float = 0.95) -> Difference:
 
     Two seeds or more an arm: t interval and test in which seeds and positions are both random (`estimate`), for
     SEEDS_AND_POSITIONS. One seed in either arm: how much training varies is unknown, and they hold for POSITIONS:
-    Agresti & Min 2005 (adjusted Wald, half an episode added to each cell of the paired table) and the sign-flip test.
+    Agresti & Min 2005 (adjusted Wald, half an episode added to each cell of the paired table), and with one seed in both
+    McNemar's exact test.
     """
     a, b = np.asarray(a, float), np.asarray(b, float)
     both = min(len(a), len(b)) > 1
     centre, error, df = (float(v) for v in estimate(a.mean(0) - b.mean(0), [a, b] if both else []))
-    half = float(stats.t.ppf(0.5 + confidence / 2, df)) * error
-    flips = sign_flip(a, b)
+    half, p = (
+        float(stats.t.ppf(0.5 + confidence / 2, df)) * error,
+        float(2 * stats.t.sf(abs(centre) / error, df)),
+    )
+    if len(a) == len(b) == 1:
+        p = mcnemar(int((a > b).sum()), int((a < b).sum()))
     return Difference(
         difference=float(a.mean() - b.mean()),
         low=max(-1.0, centre - half),
         high=min(1.0, centre + half),
-        p=float(2 * stats.t.sf(abs(centre) / error, df)) if both else flips,
-        p_positions=flips,
+        p=p,
         scope=SEEDS_AND_POSITIONS if both else POSITIONS,
         positions=a.shape[1],
     )
@@ -162,20 +165,3 @@ def holm(p: Sequence[float]) -> list[float]:
     order = np.argsort(p)
     stepped = np.maximum.accumulate(np.asarray(p, float)[order] * np.arange(len(p), 0, -1))
     return np.minimum(stepped, 1)[np.argsort(order)].tolist()
-
-
-def sign_flip(a: Array, b: Array) -> float:
-    """Return the exact two-sided p of the sign-flip test over positions; with one seed an arm it is McNemar's.
-
-    A position with all its seeds is one unit: with no difference, its mean difference is as likely reversed. Holds
-    for POSITIONS. Convolution counts all 2^N flips. Source: Fisher 1935, "The Design of Experiments", section 21.
-    """
-    d = np.rint(len(b) * a.sum(0) - len(a) * b.sum(0)).astype(int)  # (positions,), whole numbers
-    d //= max(1, int(np.gcd.reduce(d)))
-    chances = np.ones(1)  # of the sums -total .. total
-    for size, count in zip(*np.unique(np.abs(d[d != 0]), return_counts=True), strict=True):
-        step = np.zeros(2 * size * count + 1)
-        step[:: 2 * size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
-        chances = np.convolve(chances, step)
-    total = len(chances) // 2
-    return float(min(1.0, chances[np.abs(np.arange(-total, total + 1)) >= abs(int(d.sum()))].sum()))

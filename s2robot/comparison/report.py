@@ -68,7 +68,7 @@ def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> 
         Section("Success against cost", [_cost(arms)], "wide"),
         Section("Where each arm succeeds", [_places(run_dir, facts, labels)], "wide"),
         *(_axis(axis, labels, number) for number, axis in enumerate(facts["axes"])),
-        Section("Power", [*_power(facts["power"]), _stopping(facts["stopping"])]),
+        Section("Power", _power(facts["power"], facts["stopping"])),
         Section("Where the arms disagree", [page.videos(run_dir, films, video_bytes)[0]]),
         Section("Commands and versions", reproduce),
     ]
@@ -82,11 +82,11 @@ def _arms(arms: Sequence[_Facts]) -> list[Block]:
         costs = (arm["gflops_per_frame"], arm["parameters"] / 1e6, arm["ms_per_action"])
         texts = [as_text(arm[key]) for key in ("label", "encoder", "scales", "policy")]
         rows.append([*texts, _percent(arm["success"]), _span(arm), seeds, *map(_cell, costs)])
-        look = plots.look(i)
+        colour, marker, glyph, _ = plots.look(i)
         parts = [100 * run["successes"] / run["episodes"] for run in arm["seeds"]]
         value, low, high = (100 * arm[key] for key in ("success", "low", "high"))
-        plotted.append(plots.Row(arm["label"], value, low, high, look.colour, look.marker, parts=parts))
-        marks.append((page_colours(look.colour), look.glyph))
+        plotted.append(plots.Row(arm["label"], value, low, high, colour, marker, parts=parts))
+        marks.append((page_colours(colour), glyph))
     heads = ("arm", "encoder", "scales", "policy", "success", "95 % interval", "by training seed")
     figure = plots.intervals(plotted, "success (%); open marks: one training seed each")
     return [
@@ -125,9 +125,10 @@ def _pairs(pairs: Sequence[_Facts], labels: Mapping[str, str]) -> list[Block]:
 def _line(arm: int, x: Sequence[Any], points: Sequence[_Facts], label: str, **style: Any) -> plots.Line:
     """Success of an arm, in percent."""
     low, success, high = ([100 * point[key] for point in points] for key in ("low", "success", "high"))
-    look = plots.look(arm)
-    own = {"marker": look.marker, "ms": 7, "ls": look.dashes, **style}
-    return plots.Line(x, success, label, look.colour, low, high, own)
+    colour, marker, _, dashes = plots.look(arm)
+    return plots.Line(
+        x, success, label, colour, low, high, {"marker": marker, "ms": 7, "ls": dashes, **style}
+    )
 
 
 def _cost(arms: Sequence[_Facts]) -> Block:
@@ -189,22 +190,20 @@ def _axis(axis: _Facts, labels: Mapping[str, str], number: int) -> Section:
     return Section(f"Axis: {axis['label']}", [figure, ("table", (name, *labels.values()), rows, 1)])
 
 
-def _power(power: _Facts) -> list[Block]:
+def _power(power: _Facts, stopping: _Facts | None) -> list[Block]:
     rows = [[f"{100 * row['gap']:g}", _cell(row["needed"])] for row in power["table"]]
     enough = power["needed"] is not None and power["planned"] >= power["needed"]
     text = (
         f"A gap of {100 * power['gap']:g} points is seen with {100 * power['power']:g} % power on "
         f"{_cell(power['needed'])} positions; planned: {power['planned']}, {'enough' if enough else 'too few'}."
     )
-    return [("text", text), ("table", ("gap (points)", "positions needed"), rows, 0)]
-
-
-def _stopping(stopping: _Facts | None) -> Block | None:
-    if stopping is None:
-        return None
-    at, looks = stopping["stopped_at"], len(stopping["looks"])
-    end = "It ran to its planned end" if at is None else f"It stopped after {at} positions"
-    return "text", f"Sequential analysis ({stopping['method']}), looks: {looks}. {end}: {stopping['reason']}."
+    blocks: list[Block] = [("text", text), ("table", ("gap (points)", "positions needed"), rows, 0)]
+    if stopping is not None:
+        at, looks = stopping["stopped_at"], len(stopping["looks"])
+        end = "It ran to its planned end" if at is None else f"It stopped after {at} positions"
+        words = f"Sequential analysis ({stopping['method']}), looks: {looks}. {end}: {stopping['reason']}."
+        blocks.append(("text", words))
+    return blocks
 
 
 def _result(row: _Facts) -> str:

@@ -8,7 +8,6 @@ Outcomes are bool (seeds, positions); differences are fractions, first arm minus
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
@@ -17,21 +16,15 @@ from scipy.special import logsumexp
 from s2robot.comparison.paired import Array
 
 
-class Look(NamedTuple):
-    """One look at a running comparison, valid at every look and at any stop."""
-
-    p: float  # anytime-valid: by chance it ever reaches alpha with probability <= alpha
-    low: float  # confidence sequence of the difference, level 1 - alpha
-    high: float
-
-
 def tally(a: Array, b: Array) -> tuple[Array, Array]:
     """Return the mean differences (n,) that occurred, and at how many positions; with one seed an arm -1, 0 and 1."""
     return np.unique((np.mean(a, 0) - np.mean(b, 0)).round(12), return_counts=True)
 
 
-def sequential(d: Array, n: Array, alpha: float = 0.05) -> Look:
-    """Test and interval that may be looked at after every position, in the fixed order of evaluation.
+def sequential(d: Array, n: Array, alpha: float = 0.05) -> tuple[float, float, float]:
+    """Return p, low and high, which may be looked at after every position, in the fixed order of evaluation.
+
+    By chance p ever reaches alpha with probability <= alpha; low and high are a confidence sequence of the difference.
 
     `d`, `n`: see `tally`. A bet on each position grows by 1 + λ (d - m), λ spread evenly; if the difference is m, it ever
     reaches 1 / alpha with probability <= alpha (Ville 1939). At m = 0 McNemar's pairs give the mixture likelihood ratio
@@ -40,7 +33,7 @@ def sequential(d: Array, n: Array, alpha: float = 0.05) -> Look:
     """
     mean, limit = float((d * n).sum() / max(1, n.sum())), -math.log(alpha)
     low, high = (_crossing(d, n, mean, end, limit) for end in (-1.0, 1.0))
-    return Look(min(1.0, math.exp(-log_evidence(d, n, 0.0))), low, high)
+    return min(1.0, math.exp(-log_evidence(d, n, 0.0))), low, high
 
 
 def _crossing(d: Array, n: Array, mean: float, end: float, limit: float) -> float:

@@ -142,11 +142,11 @@ def pair_figures(
     elif scope == SEEDS_AND_POSITIONS:
         method = "t interval, training seeds and positions random"
     else:
-        method = "adjusted Wald interval, exact sign-flip test over positions"
+        method = "adjusted Wald interval, McNemar's exact test"
     did_a, did_b = x.mean(0) > 0.5, y.mean(0) > 0.5
     only_a, only_b = np.flatnonzero(did_a & ~did_b), np.flatnonzero(did_b & ~did_a)
     return {
-        "a": a, "b": b, "difference": found.difference, "low": low, "high": high, "p": p, "p_positions": found.p_positions,
+        "a": a, "b": b, "difference": found.difference, "low": low, "high": high, "p": p,
         "episodes": int(x.size + y.size), "positions": int(x.shape[1]), "scope": scope, "method": method,
         "mcnemar": {"wins": len(only_a), "losses": len(only_b), "p": mcnemar(len(only_a), len(only_b))},
         "only_a": [int(positions[i]) for i in only_a],
@@ -171,8 +171,8 @@ def look_at(outcomes: Outcomes, pairs: Sequence[tuple[str, str]], alpha: float) 
     together, each at alpha / number of pairs."""
     looks = [sequential(*tally(outcomes[a], outcomes[b]), alpha / len(pairs)) for a, b in pairs]
     rows = [
-        {"a": a, "b": b, **look._asdict(), "p_holm": p, "stop": p <= alpha}
-        for (a, b), look, p in zip(pairs, looks, holm([look.p for look in looks]), strict=True)
+        {"a": a, "b": b, "p": look[0], "p_holm": p, "low": look[1], "high": look[2], "stop": p <= alpha}
+        for (a, b), look, p in zip(pairs, looks, holm([look[0] for look in looks]), strict=True)
     ]
     positions = next(iter(outcomes.values())).shape[1]
     return {"positions": int(positions), "pairs": rows, "stop": all(row["stop"] for row in rows)}

@@ -52,7 +52,7 @@ def write_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
     check_counts(journal, records, summary, "summary.json")
     films, shown = page.videos(run_dir, _films(records, known), video_bytes)
     stages = read_json(file) if (file := run_dir / "stages.json").exists() else []
-    bars = [(row["stage"], row["seconds"], _cores(row)) for row in stages]
+    bars = [(row["stage"], row["seconds"]) for row in stages]
     whole = sum(row["seconds"] for row in stages)
     command = [("text", "Made by"), ("code", summary["command"])] if summary.get("command") else []
     sections = [
@@ -132,12 +132,6 @@ def _films(records: Sequence[Record], known: Known) -> Iterator[tuple[str, str, 
         outcome = "success" if record["success"] else f"failure, {known.failure(record['stage'])}"
         number = record["episode"]
         yield f"video-{number}", record["video"], f"episode {number}: {outcome}"
-
-
-def _cores(row: Mapping[str, Any]) -> str:
-    if "processor_s" not in row:
-        return ""
-    return f"{row['processor_s']:.0f} s of processor time, {row['unused_s']:.0f} s unused"
 
 
 def _training(run_dir: Path, summary: Mapping[str, Any]) -> list[Block]:
