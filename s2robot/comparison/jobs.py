@@ -87,8 +87,7 @@ def with_needs(jobs: Iterable[Job]) -> list[Job]:
 def run_jobs(jobs: Iterable[Job], parallel: int, threads: int) -> None:
     """Run what is not done yet, at most ``parallel`` at once, each after those that it needs.
 
-    Raises:
-        UserError: a job failed (the others are ended and can be resumed), or a folder holds a job of other settings.
+    Raises UserError if a job failed (the others are ended and can be resumed), or a folder holds a job of other settings.
     """
     every = with_needs(jobs)
     done = {job.name for job in every if job.is_done()}

@@ -147,11 +147,9 @@ def layouts(
     about: Mapping[str, Any],
     legend: Sequence[tuple[str, str, str]] = (),
 ) -> Figure:
-    """Draw where episodes began, by title and groups.
+    """Draw where episodes began, by title and groups; `about`: summary of an evaluation.
 
-    Args:
-        about: summary of an evaluation.
-        legend: label, marker and colour, where the groups of several panels have no labels of their own.
+    legend: label, marker and colour, where the groups of several panels have no labels of their own.
     """
     small = len(panels) > 1
     figure, places = _grid(len(panels), 3, (3.5, 3.4) if small else (6.4, 6.2))

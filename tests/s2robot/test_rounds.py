@@ -97,6 +97,7 @@ def stages(out):
         (["recording.seed=9999", "recording.rounds=2"], "recording.seed: .* 9999.* 10000"),
         (["evaluate.seed=503"], "evaluate.seed: positions 503 to .* hold 1 that the demos"),
         (["recording.imitate_visited=opne"], "^recording.imitate_visited: expected .*, got 'opne'"),
+        (["recording.checkpoint=''"], "^recording.checkpoint: expected .*, got ''"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_trained_or_kept(config, tmp_path, changes, words):

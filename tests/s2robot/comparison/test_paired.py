@@ -21,9 +21,10 @@ from s2robot.comparison.paired import (
     holm,
     mcnemar,
     outcomes_of,
+    sequential,
     success_interval,
+    tally,
 )
-from s2robot.comparison.sequential import sequential, tally
 from s2robot.evaluation.records import wilson
 from tests.s2robot.comparison.simulated import estimates, simulate
 

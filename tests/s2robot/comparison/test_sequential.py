@@ -7,8 +7,14 @@ import pytest
 from scipy.special import betaln
 
 from benchmarks.interval_coverage import LOOK, draw, looks
-from s2robot.comparison.paired import mcnemar, success_interval
-from s2robot.comparison.sequential import log_evidence, sequential, success_sequence, tally
+from s2robot.comparison.paired import (
+    log_evidence,
+    mcnemar,
+    sequential,
+    success_interval,
+    success_sequence,
+    tally,
+)
 from tests.s2robot.comparison.simulated import simulate
 
 

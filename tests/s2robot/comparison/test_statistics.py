@@ -9,8 +9,7 @@ from scipy import stats
 
 from s2robot.common.errors import UserError
 from s2robot.common.files import write_csv
-from s2robot.comparison.paired import difference, mcnemar, success_interval
-from s2robot.comparison.sequential import success_sequence
+from s2robot.comparison.paired import difference, mcnemar, success_interval, success_sequence
 from s2robot.comparison.settings import Power
 from s2robot.comparison.statistics import (
     COLUMNS,

@@ -27,7 +27,7 @@ from s2robot.evaluation.evaluate import camera_changes, evaluate_policy, world_c
 from s2robot.evaluation.records import read_records
 from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, run_episodes
 from s2robot.evaluation.video import film, film_some
-from s2robot.policies import BatchActor, ChunkPolicy, save_checkpoint
+from s2robot.policies import BatchActor, ChunkPolicy
 from s2robot.policies.errors import PolicyError
 from tests.inline import do_inline
 
@@ -206,7 +206,7 @@ def test_demos_of_the_very_positions_succeed_and_films_show_it(tmp_path, in_proc
 
     with pytest.raises(UserError, match="short.mp4: seed 9000: expected stage held .*, got lift"):
         film(config, done.records[0], done.actions[0][:-1], tmp_path / "short.mp4")  # one step short
-    assert film_some(config, done, 1, 24, tmp_path, 1) == {0: "videos/episode_0000.mp4"}
+    assert film_some(config, done, 1, 24, tmp_path, 1, print) == {0: "videos/episode_0000.mp4"}
     assert (tmp_path / "videos/episode_0000.mp4").stat().st_size > 1000
 
 
@@ -214,19 +214,12 @@ def test_demos_of_the_very_positions_succeed_and_films_show_it(tmp_path, in_proc
 
 
 @pytest.fixture(scope="module")
-def checkpoint(encoder, untrained, tiny_encoder, tmp_path_factory):
+def checkpoint(save_untrained, tmp_path_factory):
     """An untrained policy as `s2robot train` would have saved it."""
     world = CubePick(CONFIG).describe()
-    settings = {"name": "mvp-tiny", "checkpoint": str(tiny_encoder), "scales": [1, 2]}
-    contract = {
-        **{k: world[k] for k in ("cameras", "robot", "joint_names", "action_frame", "rate_hz", "env_config")},
-        "encoder": {
-            "name": encoder.name, "fingerprint": encoder.fingerprint, "settings": settings,
-            "features_dtype": "float16",
-        },
-        "dataset": {"name": "demos.zarr", "fingerprint": "d", "episodes": 2, "seeds": [500, 501]},
-    }  # fmt: skip
-    return save_checkpoint(tmp_path_factory.mktemp("run") / "checkpoint", untrained(encoder), contract)
+    known = ("cameras", "robot", "joint_names", "action_frame", "rate_hz", "env_config")
+    contract = {key: world[key] for key in known} | {"camera_geometry": {}}
+    return save_untrained(tmp_path_factory.mktemp("run") / "checkpoint", contract, execute=2)
 
 
 QUICK = (
