@@ -105,7 +105,7 @@ def _chosen(episodes: Any, trained: list[int], store: EpisodeStore, checkpoint: 
         some = ", ".join(map(str, unseen[:10])) + (", ..." if len(unseen) > 10 else "")
         raise UserError(
             f"demos.episodes: expected some of the {len(unseen)} episodes of {store.path} that neither {checkpoint} nor an "
-            f"ancestor was trained on ({some or 'none; train.validation=0.1 holds some out'}), got {(seen or ['none'])[0]}"
+            f"ancestor was trained on ({some or 'none; train.validation=0.1 holds some out'}), got {seen[0] if seen else 'none'}"
         )
     return wanted
 
