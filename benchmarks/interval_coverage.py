@@ -16,8 +16,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import ndtri
 
-from s2robot.comparison.paired import bounds, estimate
-from s2robot.comparison.sequential import log_evidence
+from s2robot.comparison.paired import bounds, estimate, log_evidence
 from s2robot.probing.report import resample, seeds_interval
 
 RATES = (0.5, 0.9, 0.95, 0.98, 0.99)

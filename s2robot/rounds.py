@@ -31,7 +31,7 @@ _FREE_IN_TRAINING = ("threads", "loggers", "log_every", "checkpoint_every", "res
 def record(
     cfg: DictConfig, recording: DictConfig, out: Path, **changes: Any
 ) -> tuple[EpisodeStore, dict[str, int]]:
-    """One round: corrections of the policy ``recording.checkpoint`` into ``out``, and how the positions ended.
+    """Record one round of corrections of the policy ``recording.checkpoint`` into ``out``; return how positions ended.
 
     ``recording`` holds the keys of configs/recording/dagger.yaml, and may hold others; ``changes`` win.
     """
@@ -41,21 +41,16 @@ def record(
     settings = read_some(DaggerSettings, recording, "recording").replace(**changes)
     task = read(DemosSettings, cfg.demos, "demos")
     with bar("correcting the policy") as update:
-        return record_corrections(
-            settings,
-            EpisodeStore.open(task.folder()),
-            task_settings(cfg),
-            out,
-            task.first(),
-            lambda done, counts: update(done, settings.episodes, words(counts)),
-        )
+        progress = lambda done, counts: update(done, settings.episodes, words(counts))  # noqa: E731
+        demos = EpisodeStore.open(task.folder())
+        return record_corrections(settings, demos, task_settings(cfg), out, task.first(), progress)
 
 
 def words(counts: Mapping[str, int]) -> str:
-    """How the positions of a round ended, as text."""
-    ends = (("without help", "alone"), ("corrected", "corrected"), ("failed by both", "failed"))
-    why = [f"{n} {name}" for name, n in counts.items() if n and name not in ("alone", "corrected", "failed")]
-    told = ", ".join(f"{counts[key]} {text}" for text, key in ends)
+    """Return how the positions of a round ended, as text."""
+    ends = {"alone": "without help", "corrected": "corrected", "failed": "failed by both"}
+    why = [f"{n} {name}" for name, n in counts.items() if n and name not in ends]
+    told = ", ".join(f"{counts[key]} {text}" for key, text in ends.items())
     return f"{told} (the expert took over: {', '.join(why)})" if why else told
 
 
@@ -104,7 +99,7 @@ def dagger(cfg: DictConfig) -> None:
 
 
 def _begun(cfg: DictConfig, out: Path, rounds: int, file: Path) -> tuple[pipeline.Task, list[dict[str, Any]]]:
-    """The task and what is done of the rounds, once all that can be looked at before hours of training is (UserError)."""
+    """The task and the rounds that are done, after all checks that need no training (UserError)."""
     from s2robot.dagger.record import DaggerSettings  # the simulator with it
     from s2robot.evaluation.evaluate import EvaluateSettings
 
@@ -112,12 +107,8 @@ def _begun(cfg: DictConfig, out: Path, rounds: int, file: Path) -> tuple[pipelin
     tried = range(cfg.recording.seed, cfg.recording.seed + rounds * cfg.recording.episodes)
     if set(tried) & set(evaluation.positions):
         raise UserError(
-            f"recording.seed: found {tried.start}, whose positions up to {tried.stop - 1} hold some of the "
-            f"evaluation's from {evaluation.seed} on; expected others"
-        )
-    if cfg.recording.checkpoint == "":
-        raise UserError(
-            "recording.checkpoint: found '', expected a policy's folder, or null to train one first"
+            f"recording.seed: expected positions other than the evaluation's from {evaluation.seed} on, got {tried.start} "
+            f"to {tried.stop - 1}"
         )
     task = pipeline.read_task(cfg)
     read_some(DaggerSettings, cfg.recording, "recording")  # before the first training, not after it

@@ -1,13 +1,11 @@
-"""A headless Chromium, driven over its DevTools protocol: for tests of pages, and to look at them.
+"""A headless Chromium, driven over its DevTools protocol.
 
 with chromium(tmp_path) as open_page:
     page = open_page(file, width=1280, height=900)
     page.click("#play")
     assert page.value("document.title") == "..." and not page.errors
-    page.screenshot(Path("page.png"))
 """
 
-import base64
 import json
 import shutil
 import subprocess
@@ -84,11 +82,6 @@ class Page:
     def write(self, text: str) -> None:
         """Text where the focus is."""
         self.call("Input.insertText", text=text)
-
-    def screenshot(self, file: Path, whole: bool = False) -> None:
-        """What is seen, or the whole page, as PNG."""
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        file.write_bytes(base64.b64decode(shot["data"]))
 
 
 @contextmanager

@@ -19,25 +19,15 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from s2robot.comparison import plan as planning
 from s2robot.comparison import statistics as figures
-from s2robot.comparison.jobs import Job, run_jobs, with_needs
+from s2robot.comparison.jobs import REMEDY, Job, run_jobs, with_needs
 from s2robot.comparison.paired import outcomes_of
-from s2robot.comparison.plan import (
-    Plan,
-    Policies,
-    Runs,
-    World,
-    demos_of,
-    evaluation,
-    make_plan,
-    read_runs,
-    training,
-    worlds_of,
-)
+from s2robot.comparison.plan import Plan, Policies, Runs, World, demos_of, make_plan, read_runs
 from s2robot.comparison.report import write_compare_report
 from s2robot.comparison.settings import Axis, Compare, Stopping
 from s2robot.config import only_simulated
-from s2robot.core.files import read_json, write_csv, write_json
+from s2robot.core.files import claim, read_json, write_csv, write_json
 from s2robot.core.provenance import command, versions
 from s2robot.core.run_folder import locked
 from s2robot.core.settings import read_some
@@ -73,8 +63,11 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     experiment = settings.experiment
     power, lines = figures.power_figures(experiment.power, len(plan.seeds), len(plan.positions))
     print("\n".join(lines))
-    axes = {name: worlds_of(plan, name, experiment.axes[name]) for name in settings.axes or ()}
-    policies = training(plan, plan.main)
+    for arm in plan.arms:  # what lies under a path may change between two runs
+        inputs = {"encoder": plan.known[arm.name].encoder, "demos": plan.demos}
+        claim(plan.out / "arms" / arm.name / "inputs.json", inputs, REMEDY)
+    axes = {name: planning.worlds_of(plan, name, experiment.axes[name]) for name in settings.axes or ()}
+    policies = planning.training(plan, plan.main)
     jobs, tried, stopping = _evaluate(experiment.stopping, plan, policies)
     looked = experiment.stopping.alpha if tried < len(plan.positions) else None  # stopped early
     runs, episodes = read_runs(plan, plan.main, tried), experiment.axis_episodes or tried
@@ -124,12 +117,12 @@ def _evaluate(
     Returns the jobs, the number of positions, and for compare.json the looks.
     """
     if not stopping.enabled:
-        jobs = evaluation(plan, plan.main, policies, len(plan.positions))
+        jobs = planning.evaluation(plan, plan.main, policies, len(plan.positions))
         run_jobs(jobs, plan.parallel, plan.threads)
         return jobs, len(plan.positions), None
     looks, jobs = list[dict[str, Any]](), list[Job]()
     for episodes in [*range(stopping.batch, len(plan.positions), stopping.batch), len(plan.positions)]:
-        jobs += (batch := evaluation(plan, plan.main, policies, episodes))
+        jobs += (batch := planning.evaluation(plan, plan.main, policies, episodes))
         run_jobs(batch, plan.parallel, plan.threads)
         outcomes = outcomes_of(read_runs(plan, plan.main, episodes))
         looks.append(figures.look_at(outcomes, plan.pairs, stopping.alpha))
@@ -147,8 +140,10 @@ def _evaluate(
 
 def _stages(plan: Plan, world: World, main: Policies, episodes: int, tried: int) -> list[Job]:
     """The evaluations at a value of an axis; ``tried``: positions of the main comparison, which are not cut."""
-    policies = training(plan, world) if world.trains else main
-    return evaluation(plan, world, policies, max(episodes, tried) if world.root == plan.out else episodes)
+    policies = planning.training(plan, world) if world.trains else main
+    return planning.evaluation(
+        plan, world, policies, max(episodes, tried) if world.root == plan.out else episodes
+    )
 
 
 def _curves(

@@ -3,7 +3,7 @@
     encode = Job("base: encode", "encode", ["s2=single"], folder / "encode")
     run_jobs([Job("base: train", "train", ["s2=single"], folder / "train", needs=[encode])], parallel=2, threads=1)
 
-Each job is an ordinary `s2robot <verb> ...`. `<stamp>.json` stores what identifies it, `<stamp>.log` its output, and
+Each job is an ordinary `s2robot <verb> ...`. `<stamp>.json` stores its command, `<stamp>.log` its output, and
 `<stamp>.done` exists once it is done. Each job ends with this process, because its standard input is a pipe that this
 process holds open.
 """
@@ -14,8 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -24,6 +24,13 @@ from s2robot.core.errors import UserError
 from s2robot.core.files import claim
 from s2robot.core.run_folder import held
 from s2robot.core.workers import engine_in_use
+
+REMEDY = "choose another folder with hydra.run.dir=<folder>"
+_THREADS: dict[str, tuple[str, ...]] = {  # keys that get a job's share of the cores
+    "encode": ("features.threads", "features.workers"),
+    "train": ("train.threads",),
+    "evaluate": ("evaluate.workers",),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +42,6 @@ class Job:
         verb, overrides: of `s2robot`.
         stamp: path of its files, without their suffixes.
         needs: jobs that have to be done before; they are run too.
-        threads: keys that get the number of threads; they are not part of the identity, and neither is the engine.
-        inputs: fingerprints of what the job reads.
         lines: a file and how many lines it has when the job is done: a shorter evaluation may have come after it.
     """
 
@@ -45,8 +50,6 @@ class Job:
     overrides: Sequence[str]
     stamp: Path
     needs: Sequence["Job"] = ()
-    threads: Sequence[str] = ()
-    inputs: Mapping[str, str] = field(default_factory=dict)
     lines: tuple[Path, int] | None = None
 
     @property
@@ -59,9 +62,8 @@ class Job:
         return self.stamp.with_name(f"{self.stamp.name}.{suffix}")
 
     def claim(self) -> None:
-        """Store the job's identity; UserError if the stamp is that of another job."""
-        identity = {"command": self.command, "inputs": dict(self.inputs)}
-        claim(self.file("json"), identity, "choose another folder with hydra.run.dir=<folder>")
+        """Store the command, without threads and engine; UserError if the stamp is that of another one."""
+        claim(self.file("json"), {"command": self.command}, REMEDY)
 
     def is_done(self) -> bool:
         """Raises UserError if the stamp is that of another job."""
@@ -85,8 +87,7 @@ def with_needs(jobs: Iterable[Job]) -> list[Job]:
 def run_jobs(jobs: Iterable[Job], parallel: int, threads: int) -> None:
     """Run what is not done yet, at most ``parallel`` at once, each after those that it needs.
 
-    Raises:
-        UserError: a job failed (the others are ended and can be resumed), or a folder holds a job of other settings.
+    Raises UserError if a job failed (the others are ended and can be resumed), or a folder holds a job of other settings.
     """
     every = with_needs(jobs)
     done = {job.name for job in every if job.is_done()}
@@ -120,7 +121,9 @@ def run_jobs(jobs: Iterable[Job], parallel: int, threads: int) -> None:
 def _start(job: Job, threads: int) -> subprocess.Popen:
     job.claim()
     job.file("done").unlink(missing_ok=True)
-    given = [*job.overrides, *(f"{key}={threads}" for key in job.threads), *engine_in_use().overrides()]
+    typed = {word.partition("=")[0] for word in job.overrides}
+    shares = [f"{key}={threads}" for key in _THREADS.get(job.verb, ()) if key not in typed]
+    given = [*job.overrides, *shares, *engine_in_use().overrides()]
     with job.file("log").open("a", encoding="utf-8") as log:
         print(f"$ {job.command}", file=log, flush=True)
         return subprocess.Popen(

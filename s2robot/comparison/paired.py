@@ -3,17 +3,22 @@
     outcomes = outcomes_of({"base + S²": {0: records, 1: records, 2: records}, "base": {0: ..., 1: ..., 2: ...}})
     difference(outcomes["base + S²"], outcomes["base"])      # difference, low, high, p, scope
     success_interval(outcomes["base"])                       # low, high, method: for new seeds and new positions
+    sequential(*tally(outcomes["base + S²"], outcomes["base"]))    # p, low, high: may be looked at after every position
 
 Outcomes are bool (seeds, positions); differences are fractions, first arm minus second.
 `python -m benchmarks.interval_coverage` prints how often the intervals hold.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import brentq
+from scipy.special import logsumexp
 
 from s2robot.core.errors import UserError
 
@@ -23,16 +28,10 @@ POSITIONS = "new positions, for these trained policies only"
 
 
 def outcomes_of(records: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -> dict[str, Array]:
-    """Return the success of every arm, training seed and position.
+    """Return the success of every arm, training seed and position: arm -> bool (seeds, positions), both sorted.
 
-    Args:
-        records: arm -> training seed -> episodes with "seed" (of the position) and "success".
-
-    Returns:
-        Arm -> bool (seeds, positions), both sorted.
-
-    Raises:
-        UserError: positions that differ between two evaluations.
+    records: arm -> training seed -> episodes with "seed" (of the position) and "success". UserError for positions that
+    differ between two evaluations.
     """
     found: dict[str, list[list[bool]]] = {}
     first, expected = "", dict[int, bool]()
@@ -57,7 +56,6 @@ class Difference:
     low: float
     high: float
     p: float  # two-sided, of no difference, for `scope`
-    p_positions: float  # the same for POSITIONS: exact sign-flip test, with one seed an arm McNemar's
     scope: str  # what low, high and p are about: SEEDS_AND_POSITIONS or POSITIONS
     positions: int
 
@@ -67,19 +65,23 @@ def difference(a: Array, b: Array, confidence: float = 0.95) -> Difference:
 
     Two seeds or more an arm: t interval and test in which seeds and positions are both random (`estimate`), for
     SEEDS_AND_POSITIONS. One seed in either arm: how much training varies is unknown, and they hold for POSITIONS:
-    Agresti & Min 2005 (adjusted Wald, half an episode added to each cell of the paired table) and the sign-flip test.
+    Agresti & Min 2005 (adjusted Wald, half an episode added to each cell of the paired table), and with one seed in both
+    McNemar's exact test.
     """
     a, b = np.asarray(a, float), np.asarray(b, float)
     both = min(len(a), len(b)) > 1
     centre, error, df = (float(v) for v in estimate(a.mean(0) - b.mean(0), [a, b] if both else []))
-    half = float(stats.t.ppf(0.5 + confidence / 2, df)) * error
-    flips = sign_flip(a, b)
+    half, p = (
+        float(stats.t.ppf(0.5 + confidence / 2, df)) * error,
+        float(2 * stats.t.sf(abs(centre) / error, df)),
+    )
+    if len(a) == len(b) == 1:
+        p = mcnemar(int((a > b).sum()), int((a < b).sum()))
     return Difference(
         difference=float(a.mean() - b.mean()),
         low=max(-1.0, centre - half),
         high=min(1.0, centre + half),
-        p=float(2 * stats.t.sf(abs(centre) / error, df)) if both else flips,
-        p_positions=flips,
+        p=p,
         scope=SEEDS_AND_POSITIONS if both else POSITIONS,
         positions=a.shape[1],
     )
@@ -164,18 +166,56 @@ def holm(p: Sequence[float]) -> list[float]:
     return np.minimum(stepped, 1)[np.argsort(order)].tolist()
 
 
-def sign_flip(a: Array, b: Array) -> float:
-    """Return the exact two-sided p of the sign-flip test over positions; with one seed an arm it is McNemar's.
+def tally(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return the mean differences (n,) that occurred, and at how many positions; with one seed an arm -1, 0 and 1."""
+    return np.unique((np.mean(a, 0) - np.mean(b, 0)).round(12), return_counts=True)
 
-    A position with all its seeds is one unit: with no difference, its mean difference is as likely reversed. Holds
-    for POSITIONS. Convolution counts all 2^N flips. Source: Fisher 1935, "The Design of Experiments", section 21.
+
+def sequential(d: Array, n: Array, alpha: float = 0.05) -> tuple[float, float, float]:
+    """Return p, low and high, which may be looked at after every position, in the fixed order of evaluation.
+
+    By chance p ever reaches alpha with probability <= alpha; low and high are a confidence sequence of the difference.
+
+    `d`, `n`: see `tally`. A bet on each position grows by 1 + λ (d - m), λ spread evenly; if the difference is m, it ever
+    reaches 1 / alpha with probability <= alpha (Ville 1939). At m = 0 McNemar's pairs give the mixture likelihood ratio
+    2^(w+l) B(w+1, l+1) (Robbins 1970). Holds for POSITIONS. After an early stop report this interval:
+    `difference` assumes an N fixed beforehand. Source of the interval: Waudby-Smith & Ramdas 2024.
     """
-    d = np.rint(len(b) * a.sum(0) - len(a) * b.sum(0)).astype(int)  # (positions,), whole numbers
-    d //= max(1, int(np.gcd.reduce(d)))
-    chances = np.ones(1)  # of the sums -total .. total
-    for size, count in zip(*np.unique(np.abs(d[d != 0]), return_counts=True), strict=True):
-        step = np.zeros(2 * size * count + 1)
-        step[:: 2 * size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
-        chances = np.convolve(chances, step)
-    total = len(chances) // 2
-    return float(min(1.0, chances[np.abs(np.arange(-total, total + 1)) >= abs(int(d.sum()))].sum()))
+    mean, limit = float((d * n).sum() / max(1, n.sum())), -math.log(alpha)
+    low, high = (_crossing(d, n, mean, end, limit) for end in (-1.0, 1.0))
+    return min(1.0, math.exp(-log_evidence(d, n, 0.0))), low, high
+
+
+def _crossing(d: Array, n: Array, mean: float, end: float, limit: float) -> float:
+    """Where the evidence, which is convex in m and at most 1 at the mean, reaches the limit on the way to an end."""
+    almost = end * (1 - 1e-12)
+    if log_evidence(d, n, almost) < limit:
+        return end
+    return float(brentq(lambda m: log_evidence(d, n, m) - limit, mean, almost))
+
+
+def success_sequence(outcomes: Array, alpha: float = 0.05) -> tuple[float, float, str]:
+    """Return an arm's interval of success that holds at every look together, and its method in words.
+
+    For arms of a comparison that stopped early, whose number of positions depends on their outcomes: a position's mean
+    over the training seeds, turned into -1..1, is bet on as a difference is.
+    """
+    _, low, high = sequential(*tally(2 * np.asarray(outcomes, float), np.ones((1, 1))), alpha)
+    return (1 + low) / 2, (1 + high) / 2, "confidence sequence (sequential), for these trained policies"
+
+
+def log_evidence(d: Array, n: Array, mean: float) -> float:
+    """Return the log of the evidence against a true difference of `mean`."""
+    if not -1 < mean < 1:
+        return 0.0  # the bets' scale ends here: m = -1 or 1 is never excluded
+    nodes, logs = _quadrature(min(1 << (int(n.sum()) // 2).bit_length(), 512))
+    sides = [(1 + d) / (1 + mean), (1 - d) / (1 - mean)]  # bets on a difference above the mean, and below it
+    grown = [np.log(1 - nodes + nodes * x[:, None]).T @ n for x in sides]  # (nodes,) each
+    return float(logsumexp(np.concatenate([g + logs for g in grown])) - math.log(2))
+
+
+@lru_cache(maxsize=64)
+def _quadrature(count: int) -> tuple[Array, Array]:
+    """Gauss-Legendre nodes on 0..1 and log weights; exact for polynomials, as bets are, up to 2 count - 1."""
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    return (nodes + 1) / 2, np.log(weights / 2)

@@ -34,12 +34,6 @@ from s2robot.overrides import key_of, of_record
 
 Policies = Mapping[tuple[str, int], Job]  # (arm, training seed) -> its training
 Runs = dict[str, dict[int, list[dict[str, Any]]]]  # arm -> training seed -> episode records
-_THREADS: dict[str, tuple[str, ...]] = {  # keys that get a job's share of the cores
-    "encode": ("features.threads", "features.workers"),
-    "train": ("train.threads",),
-    "evaluate": ("evaluate.workers",),
-}
-_RECORDED = "recorded by this comparison"  # in place of the fingerprint of such demos
 _NOTHING = object()
 
 
@@ -61,7 +55,6 @@ class World:
     label: str = ""  # begins the names of its stages
     words: tuple[str, ...] = ()  # its own overrides, beside those of all arms
     recording: Job | None = None  # of its demos, if it has its own
-    demos: str | None = None  # fingerprint, for the stages that read them; None: not recorded yet
     value: Any = None  # of the axis
     trains: bool = False  # policies of its own; else those of the main comparison act in it
 
@@ -80,6 +73,7 @@ class Plan:
     positions: range
     parallel: int  # processes side by side
     threads: int  # of each
+    demos: str | None = None  # fingerprint; None: they are recorded first
 
     def folder(self, world: World, arm: Arm, seed: int) -> Path:
         """Return the run directory of an arm's training and evaluation."""
@@ -165,7 +159,7 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     if settings.record:
         return replace(plan, main=World(out, recording=_recording(out, "", common)))
     with _about("all arms"):
-        return replace(plan, main=World(out, demos=demos_of(plan).fingerprint))
+        return replace(plan, demos=demos_of(plan).fingerprint)
 
 
 def demos_of(plan: Plan) -> EpisodeStore:
@@ -202,10 +196,7 @@ def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
         if axis.record:
             recording = _recording(root, label, [*plan.common, *words])
             words.append(f"demos.path={word(root / 'demos.zarr')}")
-        demos = _RECORDED if axis.record else plan.main.demos
-        worlds.append(
-            World(root, label, tuple(words), recording, demos, value, trains=axis.record or axis.train)
-        )
+        worlds.append(World(root, label, tuple(words), recording, value, trains=axis.record or axis.train))
     return default, worlds
 
 
@@ -221,18 +212,17 @@ def training(plan: Plan, world: World) -> Policies:
     encoded: dict[tuple[str, ...], Job] = {}
     for arm in plan.arms:
         words = (*plan.common, *arm.overrides, *world.words)
-        inputs = {"encoder": plan.known[arm.name].encoder} | ({"demos": world.demos} if world.demos else {})
         needs = () if world.recording is None else (world.recording,)
         if not settings_of("train", words).train.tune.blocks:  # else a training reads what enters its blocks
             reads = tuple(read_by("encode", words))
             name, stamp = f"{world.label}{arm.name}: encode", world.root / "encode" / arm.name / "encode"
-            encoded.setdefault(reads, _job(name, "encode", reads, stamp, needs, inputs))
+            encoded.setdefault(reads, _job(name, "encode", reads, stamp, needs))
             needs = (encoded[reads],)
         for seed in plan.seeds:
             own = read_by("train", [*words, f"train.seed={seed}"])
             stamp = plan.folder(world, arm, seed) / "train"
             name = f"{world.label}{arm.name} seed {seed}: train"
-            jobs[arm.name, seed] = _job(name, "train", own, stamp, needs, inputs)
+            jobs[arm.name, seed] = _job(name, "train", own, stamp, needs)
     return jobs
 
 
@@ -246,16 +236,13 @@ def evaluation(plan: Plan, world: World, policies: Policies, episodes: int) -> l
             own = read_by("evaluate", [*own, f"evaluate.episodes={episodes}"])
             words = (f"checkpoint={word(policy.stamp.parent / 'checkpoint')}", *own)
             name = f"{world.label}{arm.name} seed {seed}: evaluate {episodes} positions"
-            inputs = {"encoder": plan.known[arm.name].encoder}
-            job = _job(name, "evaluate", words, folder / f"evaluate-{episodes}", (policy,), inputs)
+            job = _job(name, "evaluate", words, folder / f"evaluate-{episodes}", (policy,))
             jobs.append(replace(job, lines=(folder / "episodes.jsonl", episodes)))
     return jobs
 
 
-def _job(name: str, verb: str, words: Sequence[str], stamp: Path, needs: tuple[Job, ...], inputs: Mapping[str, str]) -> Job:  # fmt: skip
-    given = {key_of(word) for word in words}
-    threads = tuple(key for key in _THREADS[verb] if key not in given)
-    return Job(name, verb, (*words, *_hydra(stamp.parent, verb)), stamp, needs, threads, inputs)
+def _job(name: str, verb: str, words: Sequence[str], stamp: Path, needs: tuple[Job, ...]) -> Job:
+    return Job(name, verb, (*words, *_hydra(stamp.parent, verb)), stamp, needs)
 
 
 def read_runs(plan: Plan, world: World, episodes: int) -> Runs:

@@ -15,7 +15,7 @@ from s2robot.comparison.paired import outcomes_of
 from s2robot.comparison.statistics import MINUS, headline, p_text, verdict
 from s2robot.core.files import read_json
 from s2robot.envs.task import Group
-from s2robot.evaluation.records import check_counts, known_of, read_records
+from s2robot.evaluation.records import known_of, read_records
 from s2robot.reporting import page, plots
 from s2robot.reporting.page import Block, Section, as_text
 from s2robot.reporting.style import BLUE, INK, ORANGE, VERMILLION, page_colours
@@ -30,11 +30,8 @@ _Facts = Mapping[str, Any]
 def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
     """Write `report.html` into a comparison's run directory and return its path.
 
-    Videos are embedded up to about `video_bytes` of text; the page names the others.
-
-    Raises:
-        UserError: compare.json is missing or broken, or the episodes are not those that it counts; an earlier report
-            stays.
+    Videos are embedded up to about `video_bytes` of text; the page names the others. UserError if compare.json is missing
+    or broken, or the episodes are not those that it counts; an earlier report stays.
     """
     facts = read_json(run_dir / "compare.json")
     arms, pairs, labels = facts["arms"], facts["pairs"], {arm["name"]: arm["label"] for arm in facts["arms"]}
@@ -68,7 +65,7 @@ def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> 
         Section("Success against cost", [_cost(arms)], "wide"),
         Section("Where each arm succeeds", [_places(run_dir, facts, labels)], "wide"),
         *(_axis(axis, labels, number) for number, axis in enumerate(facts["axes"])),
-        Section("Power", [*_power(facts["power"]), _stopping(facts["stopping"])]),
+        Section("Power", _power(facts["power"], facts["stopping"])),
         Section("Where the arms disagree", [page.videos(run_dir, films, video_bytes)[0]]),
         Section("Commands and versions", reproduce),
     ]
@@ -82,11 +79,11 @@ def _arms(arms: Sequence[_Facts]) -> list[Block]:
         costs = (arm["gflops_per_frame"], arm["parameters"] / 1e6, arm["ms_per_action"])
         texts = [as_text(arm[key]) for key in ("label", "encoder", "scales", "policy")]
         rows.append([*texts, _percent(arm["success"]), _span(arm), seeds, *map(_cell, costs)])
-        look = plots.look(i)
+        colour, marker, glyph, _ = plots.look(i)
         parts = [100 * run["successes"] / run["episodes"] for run in arm["seeds"]]
         value, low, high = (100 * arm[key] for key in ("success", "low", "high"))
-        plotted.append(plots.Row(arm["label"], value, low, high, look.colour, look.marker, parts=parts))
-        marks.append((page_colours(look.colour), look.glyph))
+        plotted.append(plots.Row(arm["label"], value, low, high, colour, marker, parts=parts))
+        marks.append((page_colours(colour), glyph))
     heads = ("arm", "encoder", "scales", "policy", "success", "95 % interval", "by training seed")
     figure = plots.intervals(plotted, "success (%); open marks: one training seed each")
     return [
@@ -125,9 +122,10 @@ def _pairs(pairs: Sequence[_Facts], labels: Mapping[str, str]) -> list[Block]:
 def _line(arm: int, x: Sequence[Any], points: Sequence[_Facts], label: str, **style: Any) -> plots.Line:
     """Success of an arm, in percent."""
     low, success, high = ([100 * point[key] for point in points] for key in ("low", "success", "high"))
-    look = plots.look(arm)
-    own = {"marker": look.marker, "ms": 7, "ls": look.dashes, **style}
-    return plots.Line(x, success, label, look.colour, low, high, own)
+    colour, marker, _, dashes = plots.look(arm)
+    return plots.Line(
+        x, success, label, colour, low, high, {"marker": marker, "ms": 7, "ls": dashes, **style}
+    )
 
 
 def _cost(arms: Sequence[_Facts]) -> Block:
@@ -149,8 +147,7 @@ def _places(run_dir: Path, facts: _Facts, labels: Mapping[str, str]) -> Block:
     for arm in facts["arms"]:
         for run in arm["seeds"]:
             file = run_dir / run["run"] / "episodes.jsonl"
-            found = read_records(file, facts["positions"]["episodes"])  # an axis may have tried more
-            check_counts(file, found, run, "compare.json")
+            found = read_records(file, facts["positions"]["episodes"], run)  # an axis may have tried more
             records[arm["name"]][run["seed"]] = found
     summary = file.with_name("summary.json")
     about = read_json(summary) if summary.exists() else {}
@@ -189,22 +186,20 @@ def _axis(axis: _Facts, labels: Mapping[str, str], number: int) -> Section:
     return Section(f"Axis: {axis['label']}", [figure, ("table", (name, *labels.values()), rows, 1)])
 
 
-def _power(power: _Facts) -> list[Block]:
+def _power(power: _Facts, stopping: _Facts | None) -> list[Block]:
     rows = [[f"{100 * row['gap']:g}", _cell(row["needed"])] for row in power["table"]]
     enough = power["needed"] is not None and power["planned"] >= power["needed"]
     text = (
         f"A gap of {100 * power['gap']:g} points is seen with {100 * power['power']:g} % power on "
         f"{_cell(power['needed'])} positions; planned: {power['planned']}, {'enough' if enough else 'too few'}."
     )
-    return [("text", text), ("table", ("gap (points)", "positions needed"), rows, 0)]
-
-
-def _stopping(stopping: _Facts | None) -> Block | None:
-    if stopping is None:
-        return None
-    at, looks = stopping["stopped_at"], len(stopping["looks"])
-    end = "It ran to its planned end" if at is None else f"It stopped after {at} positions"
-    return "text", f"Sequential analysis ({stopping['method']}), looks: {looks}. {end}: {stopping['reason']}."
+    blocks: list[Block] = [("text", text), ("table", ("gap (points)", "positions needed"), rows, 0)]
+    if stopping is not None:
+        at, looks = stopping["stopped_at"], len(stopping["looks"])
+        end = "It ran to its planned end" if at is None else f"It stopped after {at} positions"
+        words = f"Sequential analysis ({stopping['method']}), looks: {looks}. {end}: {stopping['reason']}."
+        blocks.append(("text", words))
+    return blocks
 
 
 def _result(row: _Facts) -> str:

@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from s2robot.comparison import paired
 from s2robot.comparison.paired import (
     POSITIONS,
     SEEDS_AND_POSITIONS,
-    difference,
-    holm,
-    mcnemar,
-    success_interval,
+    sequential,
+    tally,
 )
-from s2robot.comparison.sequential import sequential, success_sequence, tally
 from s2robot.comparison.settings import Power
 from s2robot.core.errors import UserError
 from s2robot.evaluation.records import where_of
@@ -111,7 +109,7 @@ def power_figures(design: Power, seeds: int, planned: int) -> tuple[dict[str, An
 
 def arm_interval(outcomes: np.ndarray, looked: float | None = None) -> dict[str, Any]:
     """Return an arm's success and its interval; ``looked``: the alpha of a comparison that was stopped early."""
-    found = success_interval(outcomes) if looked is None else success_sequence(outcomes, looked)
+    found = paired.success_interval(outcomes) if looked is None else paired.success_sequence(outcomes, looked)
     return {"success": float(outcomes.mean()), "low": found[0], "high": found[1], "interval": found[2]}
 
 
@@ -134,7 +132,7 @@ def pair_figures(
     ``only_a`` and McNemar's wins: positions that more than half of a's training seeds, and not of b's, did.
     """
     x, y = outcomes[a], outcomes[b]
-    found = difference(x, y)
+    found = paired.difference(x, y)
     low, high, p, scope = found.low, found.high, found.p, found.scope
     if looked is not None:
         p, low, high = sequential(*tally(x, y), looked)
@@ -142,13 +140,13 @@ def pair_figures(
     elif scope == SEEDS_AND_POSITIONS:
         method = "t interval, training seeds and positions random"
     else:
-        method = "adjusted Wald interval, exact sign-flip test over positions"
+        method = "adjusted Wald interval, McNemar's exact test"
     did_a, did_b = x.mean(0) > 0.5, y.mean(0) > 0.5
     only_a, only_b = np.flatnonzero(did_a & ~did_b), np.flatnonzero(did_b & ~did_a)
     return {
-        "a": a, "b": b, "difference": found.difference, "low": low, "high": high, "p": p, "p_positions": found.p_positions,
+        "a": a, "b": b, "difference": found.difference, "low": low, "high": high, "p": p,
         "episodes": int(x.size + y.size), "positions": int(x.shape[1]), "scope": scope, "method": method,
-        "mcnemar": {"wins": len(only_a), "losses": len(only_b), "p": mcnemar(len(only_a), len(only_b))},
+        "mcnemar": {"wins": len(only_a), "losses": len(only_b), "p": paired.mcnemar(len(only_a), len(only_b))},
         "only_a": [int(positions[i]) for i in only_a],
         "only_b": [int(positions[i]) for i in only_b],
     }  # fmt: skip
@@ -163,7 +161,7 @@ def all_pairs(
     """Return `pair_figures` of each pair, with `p_holm`, by which it is decided; ``looked`` is their common alpha."""
     share = None if looked is None else looked / len(pairs)  # of intervals that hold together
     rows = [pair_figures(outcomes, positions, a, b, share) for a, b in pairs]
-    return [row | {"p_holm": p} for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True)]
+    return [row | {"p_holm": p} for row, p in zip(rows, paired.holm([row["p"] for row in rows]), strict=True)]
 
 
 def look_at(outcomes: Outcomes, pairs: Sequence[tuple[str, str]], alpha: float) -> dict[str, Any]:
@@ -171,8 +169,8 @@ def look_at(outcomes: Outcomes, pairs: Sequence[tuple[str, str]], alpha: float) 
     together, each at alpha / number of pairs."""
     looks = [sequential(*tally(outcomes[a], outcomes[b]), alpha / len(pairs)) for a, b in pairs]
     rows = [
-        {"a": a, "b": b, **look._asdict(), "p_holm": p, "stop": p <= alpha}
-        for (a, b), look, p in zip(pairs, looks, holm([look.p for look in looks]), strict=True)
+        {"a": a, "b": b, "p": look[0], "p_holm": p, "low": look[1], "high": look[2], "stop": p <= alpha}
+        for (a, b), look, p in zip(pairs, looks, paired.holm([look[0] for look in looks]), strict=True)
     ]
     positions = next(iter(outcomes.values())).shape[1]
     return {"positions": int(positions), "pairs": rows, "stop": all(row["stop"] for row in rows)}

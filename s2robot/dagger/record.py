@@ -45,7 +45,7 @@ class TakeoverSettings(Settings, at="recording.takeover", file="recording/dagger
 class DaggerSettings(Settings, at="recording", file="recording/dagger"):
     """configs/recording/dagger.yaml documents each value."""
 
-    checkpoint: str | None = from_yaml()
+    checkpoint: str | None = from_yaml(min_length=1)
     rounds: int = from_yaml(ge=1)
     episodes: int = from_yaml(ge=1)
     seed: int = from_yaml(ge=0)

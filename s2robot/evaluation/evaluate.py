@@ -52,10 +52,6 @@ class EvaluateSettings(Settings, at="evaluate", file="evaluate/default"):
     threads: int = from_yaml(ge=1)
 
     @property
-    def processes(self) -> int:
-        return self.workers or os.cpu_count() or 1  # one a core
-
-    @property
     def positions(self) -> range:
         return range(self.seed, self.seed + self.episodes)  # the episodes' seeds
 
@@ -137,15 +133,15 @@ def _roll_out(
     e: EvaluateSettings, config: TaskSettings, planner: Planner, identity: Mapping[str, Any], out: Path
 ) -> Rollouts:
     """Run and film what is missing; episodes.jsonl is whole and in order afterwards."""
-    journal = out / "episodes.jsonl"
+    journal, workers = out / "episodes.jsonl", e.workers or os.cpu_count() or 1
     with bar("evaluating") as update:
         found = run_episodes(
-            config, planner, e.episodes, e.seed, e.processes, journal,
+            config, planner, e.episodes, e.seed, workers, journal,
             lambda done, good: update(done, e.episodes, f"{good} successes"), identity, e.resume,
         )  # fmt: skip
     if e.videos:
         with bar("filming") as update:
-            names = film_some(config, found, e.videos, e.video_size, out, e.processes, update)
+            names = film_some(config, found, e.videos, e.video_size, out, workers, update)
         found = replace(found, records=[{**r, "video": names.get(r["episode"])} for r in found.records])
     write_records(found.records, journal)
     return found

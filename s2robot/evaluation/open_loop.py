@@ -89,13 +89,9 @@ class Measured:
         return _mean(self.errors[method][measure], (self.counts > 0).astype(float), 0)
 
     @property
-    def measures(self) -> list[str]:
-        return list(self.errors["policy"])
-
-    @property
     def ranking(self) -> str:
         """The measure that ranks the episodes."""
-        return OVERALL if OVERALL in self.measures else self.measures[0]
+        return OVERALL if OVERALL in self.errors["policy"] else next(iter(self.errors["policy"]))
 
     def worst_first(self) -> list[int]:
         """Return the places of the episodes, those of the largest error first."""
@@ -113,10 +109,7 @@ def measure(
 ) -> Measured:
     """Return how far plans are from the recorded actions, beside the baselines; `mean`: the action (A,) of the second.
 
-    Episodes without a step that counts are left out.
-
-    Raises:
-        DatasetError: no episode has one.
+    Episodes without a step that counts are left out; DatasetError if no episode has one.
     """
     spec, actions = policy.spec, store["action"]
     windows = make_windows(store, np.array(list(plans)), 1, spec.chunk)
@@ -164,9 +157,11 @@ def summarise(policy: ChunkPolicy, measured: Measured) -> dict[str, Any]:
         "verdict": f"{'; '.join(map(_words, parts))}: {' and '.join(failed) or 'better than both baselines'}",
         "better": not failed,
         "parts": parts,
-        "overall": _figures(measured, OVERALL) if OVERALL in measured.measures else None,
+        "overall": _figures(measured, OVERALL) if OVERALL in measured.errors["policy"] else None,
         "episodes": measured.episodes,
-        "by_episode": {n: {m: measured.values(m, n).tolist() for m in METHODS} for n in measured.measures},
+        "by_episode": {
+            n: {m: measured.values(m, n).tolist() for m in METHODS} for n in measured.errors["policy"]
+        },
         "steps": int(measured.counts[:, 0].sum()),
         "execute": measured.execute,
     }
@@ -207,9 +202,7 @@ def interval(values: np.ndarray, of: np.ndarray | None = None, most: float = mat
     """Return the mean of values (E,), or its ratio to the mean of others, with its 95 % interval; None if undefined.
 
     For new episodes: jackknife with Student's quantile; for a mean that is the t interval, and a ratio is taken by its
-    logarithm. One episode has none.
-
-    most: upper bound of the interval, 1 of a share.
+    logarithm. One episode has none. `most`: upper bound of the interval, 1 of a share.
     """
     from scipy.stats import t  # half a second, which readers of settings need not wait for
 

@@ -53,8 +53,7 @@ class RecordedSettings(Settings, at="evaluate", file="evaluate/recorded"):
 def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, Any]:
     """Evaluate a checkpoint on a dataset's episodes that it was not trained on; writes into `out`.
 
-    Raises:
-        UserError, PolicyError: no such episode, data of other parts, cameras or rate, and as `load_networks`.
+    Raises UserError or PolicyError for no such episode, data of other parts, cameras or rate, and as `load_networks`.
     """
     settings = read(RecordedSettings, cfg.evaluate, "evaluate")
     given = read(DemosSettings, plain(cfg.demos) | {"episodes": None}, "demos")
@@ -101,16 +100,12 @@ def _chosen(episodes: Any, trained: list[int], store: EpisodeStore, checkpoint: 
     """The wanted episodes (None: all) that are unseen; UserError names one that was trained on."""
     unseen = [i for i in range(len(store)) if i not in set(trained)]
     wanted = unseen if episodes is None else numbers(episodes, len(store), "demos.episodes")
-    if seen := sorted(set(wanted) - set(unseen)):
+    seen = sorted(set(wanted) - set(unseen))
+    if seen or not wanted:
         some = ", ".join(map(str, unseen[:10])) + (", ..." if len(unseen) > 10 else "")
         raise UserError(
-            f"demos.episodes: expected some of the {len(unseen)} episodes of {store.path} that neither the policy nor an "
-            f"ancestor was trained on ({some or 'none'}), got {seen[0]}"
-        )
-    if not wanted:
-        raise UserError(
-            f"{checkpoint}: trained on all {len(trained)} episodes of {store.path}, so none is held out: train with "
-            "train.validation=0.1 or demos.split=<file>, or name other data with demos.path"
+            f"demos.episodes: expected some of the {len(unseen)} episodes of {store.path} that neither {checkpoint} nor an "
+            f"ancestor was trained on ({some or 'none; train.validation=0.1 holds some out'}), got {seen[0] if seen else 'none'}"
         )
     return wanted
 

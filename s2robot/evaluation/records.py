@@ -25,10 +25,9 @@ from pydantic import Field
 from s2robot.core.errors import UserError
 from s2robot.core.files import claim, read_json, read_text, replacing, write_text
 from s2robot.core.settings import Stored, read
-from s2robot.envs.task import TaskSettings
+from s2robot.envs.task_settings import Record, TaskSettings
 from s2robot.envs.tasks import DEFAULT, settings_class_or_base
 
-Record = Mapping[str, Any]  # one line of episodes.jsonl
 Fraction = Annotated[float, Field(ge=0, le=1)]
 _REMEDY = "choose another run folder, or start again with evaluate.resume=false"
 
@@ -119,11 +118,18 @@ def write_records(records: Sequence[Record], path: Path) -> None:
     write_text(path, "".join(json.dumps(r) + "\n" for r in records))
 
 
-def read_records(path: Path, first: int | None = None) -> list[dict[str, Any]]:
-    """Return the episodes of an evaluation (one JSON object a line), in order; only those below ``first`` if it is given.
+def read_records(
+    path: Path, first: int | None = None, counts: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Return the episodes of an evaluation (one JSON object a line), in order.
+
+    Args:
+        path: `episodes.jsonl`.
+        first: only episodes below this number.
+        counts: as many `episodes` and `successes` are expected.
 
     Raises:
-        UserError: names file and line for a missing file, a broken line or a wrong key.
+        UserError: names file and line for a missing file, a broken line or a wrong key; or other counts.
     """
     records: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
@@ -133,20 +139,11 @@ def read_records(path: Path, first: int | None = None) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise UserError(f"{where}broken JSON: {error.msg} at column {error.colno}") from None
         records[read(_Record, record, where).episode] = record
-    return [records[episode] for episode in sorted(records) if first is None or episode < first]
-
-
-def check_counts(path: Path, records: Sequence[Record], stored: Mapping[str, Any], where: str) -> None:
-    """Check that a journal holds as many `episodes` and `successes` as another file stores (UserError)."""
-    found, expected = (
-        (len(records), sum(r["success"] for r in records)),
-        (stored["episodes"], stored["successes"]),
-    )
-    if found != expected:
-        raise UserError(
-            f"{path}: expected {expected[0]} episodes with {expected[1]} successes as in {where}, got {found[0]} with "
-            f"{found[1]}"
-        )
+    chosen = [records[episode] for episode in sorted(records) if first is None or episode < first]
+    found = {"episodes": len(chosen), "successes": sum(record["success"] for record in chosen)}
+    if counts and (expected := {key: counts[key] for key in found}) != found:
+        raise UserError(f"{path}: expected {expected} as stored beside it, got {found}")
+    return chosen
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -15,16 +15,8 @@ from markupsafe import Markup
 
 from s2robot.core.files import read_json
 from s2robot.envs.task import Group
-from s2robot.evaluation.records import (
-    Known,
-    Record,
-    check_counts,
-    headline,
-    known_of,
-    read_records,
-    read_summary,
-    wilson,
-)
+from s2robot.envs.task_settings import Group, Record
+from s2robot.evaluation.records import Known, Record, headline, known_of, read_records, read_summary, wilson
 from s2robot.reporting import page, plots
 from s2robot.reporting.page import Block, Section
 from s2robot.reporting.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION
@@ -47,12 +39,11 @@ def write_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
         UserError: summary.json or episodes.jsonl is missing, broken or contradicts the other, or an optional file is
             broken; an earlier report stays.
     """
-    summary, journal = read_summary(run_dir / "summary.json"), run_dir / "episodes.jsonl"
-    known, records = known_of(summary), read_records(journal)
-    check_counts(journal, records, summary, "summary.json")
+    summary = read_summary(run_dir / "summary.json")
+    known, records = known_of(summary), read_records(run_dir / "episodes.jsonl", counts=summary)
     films, shown = page.videos(run_dir, _films(records, known), video_bytes)
     stages = read_json(file) if (file := run_dir / "stages.json").exists() else []
-    bars = [(row["stage"], row["seconds"], _cores(row)) for row in stages]
+    bars = [(row["stage"], row["seconds"]) for row in stages]
     whole = sum(row["seconds"] for row in stages)
     command = [("text", "Made by"), ("code", summary["command"])] if summary.get("command") else []
     sections = [
@@ -132,12 +123,6 @@ def _films(records: Sequence[Record], known: Known) -> Iterator[tuple[str, str, 
         outcome = "success" if record["success"] else f"failure, {known.failure(record['stage'])}"
         number = record["episode"]
         yield f"video-{number}", record["video"], f"episode {number}: {outcome}"
-
-
-def _cores(row: Mapping[str, Any]) -> str:
-    if "processor_s" not in row:
-        return ""
-    return f"{row['processor_s']:.0f} s of processor time, {row['unused_s']:.0f} s unused"
 
 
 def _training(run_dir: Path, summary: Mapping[str, Any]) -> list[Block]:

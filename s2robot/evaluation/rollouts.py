@@ -36,10 +36,10 @@ class LearnedPlanner:
     """Plans the next ``execute`` actions by a trained policy, one episode after another.
 
     Args:
-        policy, encoder: its own, and the encoder it was trained with; put on the device at the first episode.
+        policy, encoder: put on the device at the first episode, in the process that runs it.
         cameras: in the policy's order.
         dtype: to which features are rounded.
-        device, threads: as :func:`device_of` takes it, and of torch, where the episodes run; None leaves them.
+        device, threads: as :func:`device_of` takes it, and of torch; None leaves them.
     """
 
     def __init__(

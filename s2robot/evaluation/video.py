@@ -6,7 +6,7 @@
 Each process that films imports this module, and no torch with it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import replacing
+from s2robot.core.progress import Update
 from s2robot.core.workers import worker_pool
 from s2robot.envs.frames import at_height
 from s2robot.envs.task import TaskSettings
@@ -45,7 +46,7 @@ def film_some(
     size: int,
     out: Path,
     workers: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Update,
 ) -> dict[int, str]:
     """Write videos of ``count`` episodes, failures first, into ``out/videos``: episode -> path relative to ``out``."""
     chosen = sorted(rollouts.records, key=lambda r: (r["success"], r["episode"]))[:count]

@@ -46,10 +46,7 @@ def write_report_page(path: Path, title: str, head: Sequence[Block], sections: S
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Write a page, whole or not at all; UserError if it cannot be.
 
-    Args:
-        path: of the page.
-        template: file name in `templates/`.
-        values: all that the template names; it must have `title`.
+    template: file name in `templates/`. values: all that it names, `title` among them.
     """
     text = _environment().get_template(template).render(values)
     try:
@@ -94,13 +91,7 @@ def videos(
 ) -> tuple[Block | None, list[str]]:
     """Return the films as a block, with their content up to about `limit` bytes of text, and the names of those shown.
 
-    Args:
-        run_dir: run directory.
-        films: id in the page, path in the run directory and caption of each, in order.
-        limit: beyond it, the block has path and reason.
-
-    Raises:
-        UserError: a path leads out of the run directory.
+    films: id in the page, path in the run directory and caption of each. UserError for a path that leads out of it.
     """
     shown, omitted, used = [], [], 0
     for name, path, caption in films:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import fill
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,19 +25,10 @@ _DASHES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)))
 Values = Sequence[float] | np.ndarray
 
 
-class Look(NamedTuple):
-    """How one of several series is drawn."""
-
-    colour: str
-    marker: str
-    glyph: str  # the marker as a letter, for tables
-    dashes: Any
-
-
-def look(number: int) -> Look:
-    """Return the look of a series by its number."""
+def look(number: int) -> tuple[str, str, str, Any]:
+    """Return colour, marker, the marker as a letter for tables, and dashes of a series by its number."""
     colour, dashes = _COLOURS[number % len(_COLOURS)], _DASHES[number % len(_DASHES)]
-    return Look(colour, *_MARKERS[number % len(_MARKERS)], dashes)
+    return colour, *_MARKERS[number % len(_MARKERS)], dashes
 
 
 @dataclass(frozen=True)
@@ -155,11 +146,9 @@ def layouts(
     about: Mapping[str, Any],
     legend: Sequence[tuple[str, str, str]] = (),
 ) -> Figure:
-    """Draw where episodes began, by title and groups.
+    """Draw where episodes began, by title and groups; `about`: summary of an evaluation.
 
-    Args:
-        about: summary of an evaluation.
-        legend: label, marker and colour, where the groups of several panels have no labels of their own.
+    legend: label, marker and colour, where the groups of several panels have no labels of their own.
     """
     small = len(panels) > 1
     figure, places = _grid(len(panels), 3, (3.5, 3.4) if small else (6.4, 6.2))

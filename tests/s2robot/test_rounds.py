@@ -31,12 +31,8 @@ ONE = ["recording.episodes=1", "recording.workers=1", "recording.takeover.patien
 def demos(tmp_path):
     """One demo, seen by one camera."""
     world = CubePickConfig(cameras=("hand",))
-    about = {
-        **CubePick(world, draw=False).describe(),
-        "seed": 500,
-        "kind": "states",
-        "picker": vars(PickerConfig()),
-    }
+    own = {"seed": 500, "kind": "states", "picker": vars(PickerConfig())}
+    about = CubePick(world, draw=False).describe() | own
     with EpisodeStore.create(tmp_path / "demos.zarr", about) as store:
         store.append(*record_episode(world, PickerConfig(), 503, 2))
     return store
@@ -49,12 +45,8 @@ def config(tmp_path, demos, tiny_encoder, monkeypatch):
     def make(verb, *overrides):
         own = [f"run_dir='{tmp_path / 'out'}'", f"demos.path='{demos.path}'", *overrides]
         if verb == "dagger":
-            own += [
-                f"encoder.checkpoint='{tiny_encoder}'",
-                f"features.cache='{tmp_path / 'cache'}'",
-                *SMALL,
-                *ONE,
-            ]
+            cache = f"features.cache='{tmp_path / 'cache'}'"
+            own = [f"encoder.checkpoint='{tiny_encoder}'", cache, *SMALL, *ONE, *own]
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
             return compose(verb, own)
 
@@ -74,54 +66,43 @@ def test_rounds_of_correcting_and_training_end_with_a_report(config, demos, tmp_
     )
     assert told in capsys.readouterr().out and rows[0]["stalled"] == 1
     store = EpisodeStore.open(out / "demos.zarr")
-    assert store.fingerprint_of_first(1) == demos.fingerprint and store.meta("seed").tolist() == [
-        503,
-        200000,
-        200001,
-    ]
+    assert store.fingerprint_of_first(1) == demos.fingerprint
+    assert store.meta("seed").tolist() == [503, 200000, 200001]
     met = [load_checkpoint(out / f"round_{i}" / "checkpoint")[1]["lineage"]["positions"] for i in range(3)]
     assert [a["recorded"] for a in met] == [[503], [503, 200000], [503, 200000, 200001]]
     assert [a.get("corrected") for a in met] == [None, [200000], [200000, 200001]]
     assert read_summary(out / "summary.json")["dataset"]["episodes"] == 3 and (out / "report.html").is_file()
-    names = [stage["stage"] for stage in json.loads((out / "stages.json").read_text())]
-    assert names == ["start", "encode", "train", *["record", "encode", "train"] * 2, "evaluate"]
+    assert stages(out) == ["start", "encode", "train", *["record", "encode", "train"] * 2, "evaluate"]
 
     monkeypatch.setattr(rounds, "record", None)  # what is done is not done again
     rows[1]["checkpoint"] = None
     (out / "rounds.json").write_text(json.dumps(rows))
     rounds.dagger(config("dagger", "recording.rounds=2"))
-    names = [stage["stage"] for stage in json.loads((out / "stages.json").read_text())]
-    assert names == ["start", "encode", "train", "encode", "train", "evaluate"]
-    with pytest.raises(
-        UserError, match="rounds.settings.json: recording.seed: expected 200000 .*, got 300000"
+    assert stages(out) == ["start", "encode", "train", "encode", "train", "evaluate"]
+    for change, words in (
+        (["recording.seed=300000"], "rounds.settings.json: recording.seed: expected 200000 .*, got 300000"),
+        (["recording.rounds=3"], "out: holds the evaluation after 2 rounds; for 3 in all choose another"),
     ):
-        rounds.dagger(config("dagger", "recording.rounds=2", "recording.seed=300000"))
-    with pytest.raises(
-        UserError, match="out: holds the evaluation after 2 rounds; for 3 in all choose another"
-    ):
-        rounds.dagger(config("dagger", "recording.rounds=3"))
-    (out / "rounds.json").write_text("[")
-    with pytest.raises(UserError, match="rounds.json: broken JSON"):
-        rounds.dagger(config("dagger", "recording.rounds=3"))
+        with pytest.raises(UserError, match=words):
+            rounds.dagger(config("dagger", "recording.rounds=2", *change))
 
 
-def test_positions_that_are_reported_are_not_corrected(config):
-    with pytest.raises(
-        UserError, match="recording.seed: found 9999, whose positions up to 10000 hold some of the eva"
-    ):
-        rounds.dagger(config("dagger", "recording.seed=9999", "recording.rounds=2"))
+def stages(out):
+    return [stage["stage"] for stage in json.loads((out / "stages.json").read_text())]
 
 
-def test_positions_of_the_demos_are_not_reported(config, tmp_path):
-    """Refused before the first training."""
-    with pytest.raises(DatasetError, match="evaluate.seed: positions 503 to .* hold 1 that the demos"):
-        rounds.dagger(config("dagger", "evaluate.seed=503"))
-    assert not (tmp_path / "out/round_0").exists()
-
-
-def test_a_wrong_word_is_told_before_anything_is_trained_or_kept(config, tmp_path):
-    with pytest.raises(UserError, match="^recording.imitate_visited: expected .*, got 'opne'"):
-        rounds.dagger(config("dagger", "recording.imitate_visited=opne"))
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["recording.seed=9999", "recording.rounds=2"], "recording.seed: .* 9999.* 10000"),
+        (["evaluate.seed=503"], "evaluate.seed: positions 503 to .* hold 1 that the demos"),
+        (["recording.imitate_visited=opne"], "^recording.imitate_visited: expected .*, got 'opne'"),
+        (["recording.checkpoint=''"], "^recording.checkpoint: expected .*, got ''"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_trained_or_kept(config, tmp_path, changes, words):
+    with pytest.raises((UserError, DatasetError), match=words):
+        rounds.dagger(config("dagger", *changes))
     assert not any(path.name != ".hydra" for path in (tmp_path / "out").glob("*"))
 
 

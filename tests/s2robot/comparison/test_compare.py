@@ -135,70 +135,49 @@ def test_positions_that_one_arm_solves_are_filmed_for_both_and_only_once(recorde
 # ---------------------------------------------------------------- all of it is real
 
 
-@pytest.fixture(scope="module")
-def start(recorded, tiny_encoder, tmp_path_factory):
-    """Start `s2robot compare` in a folder of its own; the feature cache is one for all."""
-    cache = tmp_path_factory.mktemp("cache")
+@pytest.mark.slow
+def test_killed_in_the_middle_it_goes_on_to_the_end(recorded, tiny_encoder, tmp_path):
+    """Twice: while policies train, and while they are evaluated. Its jobs end with it."""
     arms = [
         f"+experiment.arms.{name}='encoder=mvp-tiny s2={s2} encoder.checkpoint={tiny_encoder}'"
         for name, s2 in (("one", "single"), ("two", "s2"))
     ]
+    out, env = tmp_path / "out", {"S2ROBOT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "s2robot", "compare", *SETTINGS, *arms, f"demos.path={recorded}"]
 
-    def begin(out: Path, *words: str) -> subprocess.Popen:
-        env = os.environ | {"PYTHONPATH": str(ROOT), "S2ROBOT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "s2robot", "compare", *SETTINGS, *arms, f"demos.path={recorded}"]
+    def start() -> subprocess.Popen:
         return subprocess.Popen(
-            [*command, f"hydra.run.dir={out}", *words], cwd=cache, env=env, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
+            [*command, f"hydra.run.dir={out}"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
-    return begin
+    def finish() -> str:
+        process = start()
+        output, _ = process.communicate(timeout=500)
+        assert process.returncode == 0, output
+        return output
 
-
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, output
-    return output
-
-
-def numbers(out: Path) -> dict:
-    """All figures but the time that an action takes."""
-    result = json.loads((out / "compare.json").read_text())
-    for arm in result["arms"]:
-        del arm["ms_per_action"]
-    return {key: result[key] for key in ("arms", "pairs", "power", "axes", "positions")}
-
-
-@pytest.mark.slow
-def test_killed_in_the_middle_it_goes_on_to_the_same_numbers(start, tmp_path):
-    """Twice: while policies train, and while they are evaluated. Its jobs end with it."""
-    through, out = tmp_path / "through", tmp_path / "out"
-    said = finish(start(through))
-    _whole(through, said)
     for mark in ("arms/one/seed-0/training_state.pt", "arms/*/seed-*/actions/*.npy"):
-        process = start(out)
-        until = time.monotonic() + 400
+        process, until = start(), time.monotonic() + 400
         while not list(out.glob(mark)):
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    finish(start(out))
-    assert numbers(out) == numbers(through)
-    for one in sorted((through / "arms").glob("*/*/episodes.jsonl")):
-        assert read_records(out / one.relative_to(through)) == read_records(one)
-    again = finish(start(out))  # nothing is left to do
+    said = finish()
+    assert "warning: evaluate.episodes" in said and "against one, p" in said
+    result = _whole(out)
+    again = finish()  # nothing is left to do
     assert "train:" not in again and "evaluate" not in again.replace("evaluate.episodes", "")
-    assert numbers(out) == numbers(through)
+    assert _whole(out) == result
 
 
-def _whole(out: Path, said: str) -> None:
+def _whole(out: Path) -> dict:
     result, summary = (json.loads((out / name).read_text()) for name in ("compare.json", "summary.json"))
     assert [arm["name"] for arm in summary["arms"]] == ["one", "two"]
     assert [s["episodes"] for arm in summary["arms"] for s in arm["seeds"]] == [4] * 4
     assert all(arm["ms_per_action"] > 0 for arm in summary["arms"])
     assert [(p["a"], p["b"]) for p in summary["pairs"]] == [("two", "one")]
-    assert "warning: evaluate.episodes" in said and "against one, p" in said
     for arm in result["arms"]:
         for seed in arm["seeds"]:
             folder = out / seed["run"]
@@ -209,7 +188,6 @@ def _whole(out: Path, said: str) -> None:
     assert [point["episodes"] for point in axis["arms"]["two"]] == [4, 4]  # two seeds, two positions
     assert (out / "axes/lighting/0.5/two/seed-1/summary.json").is_file()
     with (out / "episodes.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 2 * 4 + 2 * 2 * 2
-    assert len(result["commands"]) == 2 + 4 + 4 + 4
-    assert str(ROOT) not in json.dumps(result["commands"])
+        assert len(list(csv.DictReader(file))) == 2 * 2 * 4 + 2 * 2 * 2
+    assert len(result["commands"]) == 2 + 4 + 4 + 4 and str(ROOT) not in json.dumps(result["commands"])
+    return result

@@ -58,7 +58,7 @@ def test_a_job_that_is_killed_says_so(tmp_path, monkeypatch):
 
 def test_a_finished_job_is_not_run_again_and_another_one_is_refused(tmp_path):
     lines = tmp_path / "episodes.jsonl"
-    job = Job("j", "inspect", ["run=none"], tmp_path / "j", inputs={"encoder": "a"}, lines=(lines, 2))
+    job = Job("j", "inspect", ["run=none"], tmp_path / "j", lines=(lines, 2))
     job.claim()
     assert not job.is_done()
     job.file("done").touch()
@@ -66,6 +66,6 @@ def test_a_finished_job_is_not_run_again_and_another_one_is_refused(tmp_path):
     assert not job.is_done()  # a shorter evaluation came after it
     lines.write_text("1\n2\n3\n")
     run_jobs([job], 1, 1)  # would fail
-    other = Job("j", "inspect", ["run=none"], tmp_path / "j", inputs={"encoder": "b"})
-    with pytest.raises(UserError, match="j.json: inputs.encoder: expected a .*, got b; .*hydra.run.dir"):
+    other = Job("j", "inspect", ["run=more"], tmp_path / "j")
+    with pytest.raises(UserError, match="j.json: command: expected .*none .*, got .*more; .*hydra.run.dir"):
         run_jobs([other], 1, 1)

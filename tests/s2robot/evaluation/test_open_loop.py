@@ -64,7 +64,7 @@ def test_a_policy_that_knows_the_recorded_actions_has_no_error(tiny, places):
     plans = policy.plans(tiny, places)
     assert [plan.shape for plan in plans.values()] == [(3, 2, 5), (2, 2, 5)]
     measured = measure(policy, tiny, plans, np.zeros(5, np.float32))
-    for name in measured.measures:
+    for name in measured.errors["policy"]:
         assert np.all(measured.values("policy", name) == float(name.endswith("_accuracy"))), name
     assert summarise(policy, measured)["better"]
 

@@ -120,7 +120,7 @@ def test_videos_beyond_the_limit_are_named(tmp_path):
     [
         ("summary.json", None, "summary.json: no such file"),
         ("episodes.jsonl", '{"episode": 0', "episodes.jsonl line 1: broken JSON"),
-        ("episodes.jsonl", "", "episodes.jsonl: expected 4 episodes with 3 successes .* got 0 with 0"),
+        ("episodes.jsonl", "", "episodes.jsonl: expected .*4, .*3.*, got .*0, .*0"),
         ("metrics.json", "[{", "metrics.json: broken JSON"),
     ],
 )
