@@ -35,9 +35,8 @@ from s2robot.core.settings import from_yaml, invalid
 from s2robot.encoders.encoder import DTYPES
 from s2robot.pretraining.frames import FrameBank
 from s2robot.pretraining.mae import MAE
-from s2robot.training.loggers import Loggers
 from s2robot.training.loop import Learner, cosine_with_warm_up, parameter_groups
-from s2robot.training.run import Run, launch, mean_of_all
+from s2robot.training.run import Loggers, Run, launch, mean_of_all
 from s2robot.training.settings import Machine
 
 # a checkpoint with another value of one of these belongs to another run
