@@ -24,7 +24,9 @@ from s2robot.probing.readout import (
     MEAN,
     PLACE,
     ZERO,
+    fit_frames,
     judge_information,
+    kernels,
     pose_scores,
     pose_targets,
     read_poses,
@@ -33,7 +35,6 @@ from s2robot.probing.readout import (
     yaw_errors,
 )
 from s2robot.probing.report import interval, resample
-from s2robot.probing.ridge import fit_frames, kernels
 from tests.inline import do_inline
 from tests.s2robot.probing.test_ridge import FRAMES, tokens
 
