@@ -77,7 +77,7 @@ class Images:
         return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.NEAREST)).astype(np.uint16)
 
 
-def gather(data: str | None, objects: ObjectsSettings, classify: bool) -> Images:
+def gather(data: str | None, objects: ObjectsSettings, classify: bool = True) -> Images:
     """Return the images of a folder, or rendered ones from the user's cache; `classify`: their classes are learned."""
     if data is not None:
         return open_images(Path(data), classify)
