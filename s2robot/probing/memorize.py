@@ -37,7 +37,7 @@ from s2robot.training.loop import optimise
 BASE, S2_TRAINED, LARGE, S2_AFTER = "base", "base-s2", "large", "base-s2-after"
 ARMS = {"instances": (BASE, S2_TRAINED, LARGE), "classes": (BASE, S2_AFTER, S2_TRAINED, LARGE)}
 _BATCH = 64  # images judged at once
-_VERSION = 1  # of the training
+_VERSION = 2  # of the training and its tallies
 Part = tuple[np.ndarray, np.ndarray]  # frames uint8 (n, S, S, 3), labels (n,)
 
 
@@ -116,7 +116,7 @@ def _augmented(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @torch.no_grad()
 def tallies_of(model: Classifier, part: Part) -> np.ndarray:
-    """Return whether each image is right, and its loss.  # (N, 2)"""
+    """Return whether each image is right, its loss and 1.  # (N, 3)"""
     task, batches = Classify(model.head.out_features), (torch.from_numpy(x).split(_BATCH) for x in part)
     return torch.cat([task.tally(model(x), y) for x, y in zip(*batches, strict=True)]).numpy()
 
