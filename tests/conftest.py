@@ -47,7 +47,7 @@ LONG = (
     "s2robot/evaluation/test_kills_evaluate.py",
     "s2robot/deployment/test_bench.py",
     "s2robot/deployment/test_record.py",
-    "s2robot/training/test_kills_train.py",
+    "s2robot/training/test_train.py",
     "s2robot/comparison/test_report.py",
     "s2robot/pretraining/test_pretrain.py",
     "s2robot/test_examples.py",

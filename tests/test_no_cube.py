@@ -13,8 +13,8 @@ EXCEPTIONS = {
     "demos/formats/export.py": "joint targets from the deltas of that task's recordings",
     "envs/real": "the arm's scene: an operator lays the cube, the emulator simulates it",
     "s2robot/deployment": "the same scene on the arm: evaluation, recording, the emulator",
-    "s2robot/probing": "read-outs of that scene's truth: where its cube is, which pixels are its",
-    "s2robot/pretraining/scenes.py": "paints that scene for pre-training",
+    "s2robot/probing": "read-outs of that scene's truth: where its cube is",
+    "s2robot/pretraining/render.py": "paints that scene for pre-training",
 }
 
 

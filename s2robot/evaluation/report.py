@@ -14,8 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from s2robot.core.files import read_json
-from s2robot.envs.task import Group
-from s2robot.envs.task_settings import Group, Record
+from s2robot.envs.task_settings import Group
 from s2robot.evaluation.records import Known, Record, headline, known_of, read_records, read_summary, wilson
 from s2robot.reporting import page, plots
 from s2robot.reporting.page import Block, Section

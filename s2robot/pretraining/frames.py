@@ -49,7 +49,8 @@ class FrameBank:
     """
 
     def __init__(self, path: str | Path, *, every: int = 1, workers: int = 2) -> None:
-        self.path, self.every, self.made = Path(path), every, None
+        self.path, self.every = Path(path), every
+        self.made: dict[str, Any] | None = None
         self._reads: list[Callable[[int], np.ndarray]] = []  # of each source, a frame by its index there
         self._counts: list[int] = []
         array = self.path if self.path.suffix == ".npy" else self.path / "frames.npy"
@@ -172,7 +173,7 @@ def _video_frames(file: Path) -> Iterator[np.ndarray]:
         with av.open(f"file:{file}") as video:  # "file:" so that no name is taken for an address
             stream = video.streams.video[0]
             stream.codec_context.options = {"err_detect": "explode"}
-            size: dict[str, int] = {}
+            size: dict[str, Any] = {}
             for frame in video.decode(stream):
                 size = size or {"width": frame.width, "height": frame.height}  # it may change later
                 yield np.rot90(frame.to_ndarray(format="rgb24", **size), frame.rotation // 90)

@@ -28,17 +28,13 @@ from s2robot.s2.engine import resize
 
 def patchify(images: Tensor, patch: int) -> Tensor:
     """(B, C, H, W) -> (B, N, C * patch * patch), patches row by row, channels first inside a patch."""
-    b, c, h, w = images.shape
-    x = images.reshape(b, c, h // patch, patch, w // patch, patch)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * patch * patch)
+    return F.pixel_unshuffle(images, patch).flatten(2).transpose(1, 2)
 
 
 def unpatchify(patches: Tensor, patch: int) -> Tensor:
-    """The inverse of `patchify` for square images of three channels."""
-    b, n, _ = patches.shape
-    grid = int(n**0.5)
-    x = patches.reshape(b, grid, grid, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
-    return x.reshape(b, 3, grid * patch, grid * patch)
+    """The inverse of `patchify` for square images."""
+    grid = int(patches.shape[1] ** 0.5)
+    return F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, (grid, grid)), patch)
 
 
 def cell_tokens(grid: int, scale: int) -> tuple[Tensor, Tensor]:

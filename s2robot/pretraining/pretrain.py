@@ -35,9 +35,8 @@ from s2robot.core.settings import from_yaml, invalid
 from s2robot.encoders.encoder import DTYPES
 from s2robot.pretraining.frames import FrameBank
 from s2robot.pretraining.mae import MAE
-from s2robot.training.loggers import Loggers
 from s2robot.training.loop import Learner, cosine_with_warm_up, parameter_groups
-from s2robot.training.run import Run, launch, mean_of_all
+from s2robot.training.run import Loggers, Run, launch, mean_of_all
 from s2robot.training.settings import Machine
 
 # a checkpoint with another value of one of these belongs to another run
@@ -144,7 +143,7 @@ class _Run(Run):
         self.images = torch.empty(0)
         self.ahead: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}  # batches that were drawn early
         self.start = self.tick = time.monotonic()
-        self.ticked, self.data_seconds, self.saved = 0, 0.0, -1
+        self.ticked, self.saved = 0, -1
 
     def begin(self, state: dict[str, Any] | None) -> None:
         if state:
@@ -161,14 +160,13 @@ class _Run(Run):
 
     def _draw(self, step: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Draw the crops and masks of a step, for all processes together."""
-        clock, settings, rank = time.monotonic(), self.settings, self.fabric.global_rank
+        settings, rank = self.settings, self.fabric.global_rank
         each = settings.batch_size // self.fabric.world_size
         mine = slice(rank * each, (rank + 1) * each)
         generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * 1024)
         crops = make_batch(self.bank, settings, generator, self.pool, mine)
         images = normalise(crops, settings.jitter, generator, settings.batch_size, mine)
         keep, hidden = self.mae.draw_mask(settings.batch_size, generator)
-        self.data_seconds += time.monotonic() - clock
         return images, (keep[mine], hidden[mine])
 
     def after(self, loss: Tensor, rest: Any) -> None:
@@ -192,10 +190,9 @@ class _Run(Run):
         assert self.loggers is not None
         now = time.monotonic()
         rate = (step - self.ticked) * self.settings.batch_size / (now - self.tick)
-        row = {"step": step, "loss": loss, "lr": self.learner.lr, "images_per_second": rate}
-        self.loggers.write(row | {"data_share": self.data_seconds / (now - self.tick)})
+        self.loggers.write({"step": step, "loss": loss, "lr": self.learner.lr, "images_per_second": rate})
         self.update(step, self.settings.steps, f"loss {loss:.4f}  {rate:.0f} images/s")
-        self.tick, self.ticked, self.data_seconds = now, step, 0.0
+        self.tick, self.ticked = now, step
 
     def save(self) -> None:
         """Write the encoder with the description of how it was made, then the state."""

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from s2robot.core.files import claim, replacing
+from s2robot.core.files import claim, read_json, replacing
 from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
@@ -72,6 +72,8 @@ def make_scenes(settings: ScenesSettings, out: Path) -> Path:
     """
     require_simulator()
     path, seeds = out / "frames.npy", -(-settings.frames // _FRAMES_A_SEED)
+    if path.exists():
+        read_json(out / "meta.json")  # frames without it come from elsewhere
     claim(out / "meta.json", settings.model_dump(mode="json", exclude={"workers"}), _REMEDY)
     if path.exists():
         return path

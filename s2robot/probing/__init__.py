@@ -2,33 +2,39 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from omegaconf import DictConfig
+
+from s2robot.config import task_settings
+from s2robot.core.settings import plain, read
+from s2robot.encoders.build import build_encoder
+from s2robot.envs.gl import require_simulator
+from s2robot.pretraining.render import ObjectsSettings
+from s2robot.probing.heads import ScalingSettings
+from s2robot.probing.memorize import MemorizeSettings
+from s2robot.probing.memorize import memorize as measure_memory
+from s2robot.probing.report import Outcome, write_outcome
+from s2robot.probing.scaling import scaling as measure_scaling
 
 
-def run_probe(cfg: "DictConfig") -> None:
+def run_probe(cfg: DictConfig) -> None:
     """Run the probe that `probe=<kind>` chooses; write its files and print its tables."""
-    from s2robot.core.settings import plain
-    from s2robot.probing.report import write_outcome
+    start, out = time.monotonic(), Path(cfg.run_dir)
+    print(write_outcome(_measure(cfg, out), time.monotonic() - start, out))
+    print(f"{cfg.probe.kind}: {out / cfg.probe.kind}.html, .json, .csv, .png")
 
-    start, out, node = time.monotonic(), Path(cfg.run_dir), plain(cfg.probe)
+
+def _measure(cfg: DictConfig, out: Path) -> Outcome:
+    node = plain(cfg.probe)
     kind = node.pop("kind")
-    measure = _on_frames if kind in ("readout", "information") else _on_images
-    print(write_outcome(measure(kind, node, cfg), time.monotonic() - start, out))
-    print(f"{kind}: {out / kind}.html, .json, .csv, .png")
-
-
-def _on_frames(kind: str, node: dict[str, Any], cfg: "DictConfig") -> Any:
-    from s2robot.config import task_settings
-    from s2robot.core.settings import read
-    from s2robot.encoders.build import build_encoder
-    from s2robot.envs.gl import require_simulator
-
+    if kind in ("scaling", "memorize"):
+        objects = read(ObjectsSettings, cfg.objects, "objects")
+        if kind == "memorize":
+            return measure_memory(read(MemorizeSettings, node, "probe"), objects, out)
+        models = node.pop("models")
+        return measure_scaling(models, read(ScalingSettings, node, "probe"), objects, out)
     require_simulator()
-    from s2robot.probing.frames import FrameSettings
-    from s2robot.probing.readout import information, readout
+    from s2robot.probing.readout import FrameSettings, information, readout
 
     described = node.pop("encoders" if kind == "readout" else "sources")
     target, upper = node.pop("target", None), node.pop("upper", None)
@@ -37,17 +43,3 @@ def _on_frames(kind: str, node: dict[str, Any], cfg: "DictConfig") -> Any:
     if kind == "readout":
         return readout(encoders, settings)
     return information(build_encoder(target), encoders, upper, settings)
-
-
-def _on_images(kind: str, node: dict[str, Any], cfg: "DictConfig") -> Any:
-    from s2robot.core.settings import read
-    from s2robot.pretraining.render import ObjectsSettings
-    from s2robot.probing.heads import ScalingSettings
-    from s2robot.probing.memorize import MemorizeSettings, memorize
-    from s2robot.probing.scaling import scaling
-
-    objects, out = read(ObjectsSettings, cfg.objects, "objects"), Path(cfg.run_dir)
-    if kind == "memorize":
-        return memorize(read(MemorizeSettings, node, "probe"), objects, out)
-    models = node.pop("models")
-    return scaling(models, read(ScalingSettings, node, "probe"), objects, out)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import cache_dir, read_json, replacing
@@ -29,11 +29,11 @@ from s2robot.pretraining.render import ObjectsSettings, make_objects
 
 _HELD_OUT = ("test", "val", "validation")  # names of the folder beside `train`
 _TRUTHS = {"segment": "masks", "depth": "depth"}  # task -> folder of its truth
-_MODES = {"segment": ("L", "P", "1", "I", "I;16"), "depth": ("I", "I;16", "I;16B")}  # Pillow's, one channel
+_MODES = {"segment": ("L", "P", "1", "I", "I;16"), "depth": ("I", "I;16")}  # Pillow's, one channel
 _BITS = {"segment": "8 or 16", "depth": "16"}
 _KINDS = (*IMAGES, ".webp", ".bmp", ".tif", ".tiff")
 _FRAME_BYTES = 48_000_000  # of the frames that are in memory at once, about
-_VERSION = 2  # of how images become frames
+_VERSION = 3  # of how images become frames
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,7 @@ class Images:
     def frame(self, i: int, side: int) -> np.ndarray:
         """Return the middle square, resized.  # uint8 (side, side, 3)"""
         image = read_image(self.path(i), "RGB")
-        if image.size != (side, side):
-            image = image.crop(_middle(image.size)).resize((side, side), Image.Resampling.BICUBIC)
-        return np.asarray(image)
+        return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
 
     def truth(self, i: int, task: str, side: int) -> np.ndarray:
         """Return labels or depth of the middle square at the nearest pixels.  # uint16 (side, side)"""
@@ -75,13 +73,10 @@ class Images:
                 f"{path}: expected one channel of {_BITS[task]} bits at {size[0]} x {size[1]} px as its image, got "
                 f"Pillow's mode {image.mode} at {image.size[0]} x {image.size[1]}"
             )
-        left, top, right, _ = _middle(size)
-        steps = (np.arange(side) + 0.5) * (right - left) / side
-        pixels = np.asarray(image)[(top + steps).astype(int)[:, None], (left + steps).astype(int)]
-        return pixels.astype(np.uint16)
+        return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.NEAREST)).astype(np.uint16)
 
 
-def gather(data: str | None, objects: ObjectsSettings, classify: bool) -> Images:
+def gather(data: str | None, objects: ObjectsSettings, classify: bool = True) -> Images:
     """Return the images of a folder, or rendered ones from the user's cache; `classify`: their classes are learned."""
     if data is not None:
         return open_images(Path(data), classify)
@@ -121,12 +116,6 @@ def _files(folder: Path) -> Iterator[Path]:
         for name in sorted(files):
             if name[0] != "." and os.path.splitext(name)[1].lower() in _KINDS:
                 yield Path(here, name)
-
-
-def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return the largest square in the middle: left, top, right, bottom."""
-    left, top = ((length - min(size)) // 2 for length in size)
-    return left, top, left + min(size), top + min(size)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ t intervals over images and seeds, paired in differences.
 from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import partial
-from itertools import chain, count, islice
+from itertools import chain, count, islice, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,9 +37,8 @@ from s2robot.training.loop import optimise
 BASE, S2_TRAINED, LARGE, S2_AFTER = "base", "base-s2", "large", "base-s2-after"
 ARMS = {"instances": (BASE, S2_TRAINED, LARGE), "classes": (BASE, S2_AFTER, S2_TRAINED, LARGE)}
 _BATCH = 64  # images judged at once
-_VERSION = 1  # of the training
+_VERSION = 2  # of the training and its tallies
 Part = tuple[np.ndarray, np.ndarray]  # frames uint8 (n, S, S, 3), labels (n,)
-Parts = Mapping[str, Part]  # "train", "test"
 
 
 class MemorizeSettings(Settings, at="probe", file="probe/memorize"):
@@ -117,57 +116,56 @@ def _augmented(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @torch.no_grad()
 def tallies_of(model: Classifier, part: Part) -> np.ndarray:
-    """Return whether each image is right, and its loss.  # (N, 2)"""
+    """Return whether each image is right, its loss and 1.  # (N, 3)"""
     task, batches = Classify(model.head.out_features), (torch.from_numpy(x).split(_BATCH) for x in part)
     return torch.cat([task.tally(model(x), y) for x, y in zip(*batches, strict=True)]).numpy()
 
 
 def memorize(settings: MemorizeSettings, objects: ObjectsSettings, out: Path) -> Outcome:
     """Train every arm for every count and seed; each leaves its tallies in `out`/fits."""
-    images, by_class = gather(settings.data, objects, classify=True), settings.task == "classes"
+    images, by_class, most = gather(settings.data, objects), settings.task == "classes", max(settings.counts)
     learned, test = (np.flatnonzero(keep) for keep in (images.parts != 1, images.parts == 1))
-    if max(settings.counts) > len(learned) or (by_class and not len(test)):
+    if most > len(learned) or (by_class and not len(test)):
         raise UserError(
-            f"{images.root}: expected {max(settings.counts)} images to learn (probe.counts), and for task=classes "
-            f"a folder of test images, got {len(learned)} and {len(test)}"
+            f"{images.root}: expected {most} images to learn (probe.counts), and for task=classes a folder of test "
+            f"images, got {len(learned)} and {len(test)}"
         )
     side = max(settings.base.img_size, settings.large.img_size) * max(settings.scales)
-    places = {"train": learned[: max(settings.counts)]} | ({"test": test} if by_class else {})
-    parts = {k: (np.stack([images.frame(i, side) for i in p]), images.labels[p]) for k, p in places.items()}
+    places = {"train": learned[:most]} | ({"test": test} if by_class else {})
+    frames = {part: np.stack([images.frame(i, side) for i in p]) for part, p in places.items()}
+    labels = {part: images.labels[p] if by_class else np.arange(len(p)) for part, p in places.items()}
     samples, facts = {}, {}
     jobs = [(n, arm) for n in settings.counts for arm in ARMS[settings.task]]
     with bar("training classifiers") as update:
         for done, (n, arm) in enumerate(jobs, 1):
-            frames, labels = (x[:n] for x in parts["train"])
             classes = len(images.classes) if by_class else n
-            own = parts | {"train": (frames, labels if by_class else np.arange(n))}
-            fixed = (arm, classes, own, settings, out / "fits", images.fingerprint)
+            parts = {part: (frames[part], labels[part]) for part in places}
+            parts["train"] = frames["train"][:n], labels["train"][:n]
+            fixed = (arm, classes, parts, settings, out / "fits", images.fingerprint)
             found = [_trained(*fixed, seed) for seed in settings.seeds]
-            for name in own:
-                tallies = [{"rows": np.arange(len(f[name])), "tallies": f[name]} for f in found]
-                key = (arm, n, name)
-                samples[key] = resampled(tallies, Classify(classes).scores, settings.resamples)
-                facts[key] = _cost(arm, settings)
+            for part in parts:
+                tallies = [{"rows": np.arange(len(f[part])), "tallies": f[part]} for f in found]
+                samples[arm, n, part] = resampled(tallies, Classify(classes).scores, settings.resamples)
+                facts[arm, n, part] = _cost(arm, settings)
             update(done, len(jobs), arm)
     results, differences = compare(samples, ("arm", "images", "part"), earlier(samples))
-    report: dict[str, Any] = {
+    results = [row | facts[key] for key, row in zip(samples, results, strict=True)]
+    report = {
         "settings": settings.model_dump(mode="json"),
         "objects": None if settings.data else objects.recipe,
-        "results": [row | facts[key] for key, row in zip(samples, results, strict=True)],
+        "results": results,
         "differences": differences,
     }
     points: list[Point] = [
         (f"{metric}, {row['part']}", row["arm"], row["images"], row[metric])
-        for metric in Classify.metrics
-        for row in report["results"]
+        for metric, row in product(Classify.metrics, results)
     ]
     return Outcome("memorize", report, points, 2)
 
 
 def _model(arm: str, classes: int, settings: MemorizeSettings) -> Classifier:
     spec = settings.large if arm == LARGE else settings.base
-    scales = settings.scales if arm == S2_TRAINED else (1,)
-    return Classifier(spec, scales, settings.resize, classes)
+    return Classifier(spec, settings.scales if arm == S2_TRAINED else (1,), settings.resize, classes)
 
 
 def _cost(arm: str, settings: MemorizeSettings) -> dict[str, float]:
@@ -182,7 +180,13 @@ def _cost(arm: str, settings: MemorizeSettings) -> dict[str, float]:
 
 
 def _trained(
-    arm: str, classes: int, parts: Parts, settings: MemorizeSettings, folder: Path, images: str, seed: int
+    arm: str,
+    classes: int,
+    parts: Mapping[str, Part],
+    settings: MemorizeSettings,
+    folder: Path,
+    images: str,
+    seed: int,
 ) -> Mapping[str, np.ndarray]:
     """Return tallies on each part: read from `folder`, or trained and stored there."""
     decides = settings.model_dump(mode="json", exclude={"counts", "seeds", "resamples", "data"})

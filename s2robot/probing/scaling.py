@@ -40,7 +40,6 @@ from s2robot.probing.heads import (
 )
 from s2robot.probing.images import Images, Rows, count_labels, encode_images, gather, truth_rows
 from s2robot.probing.report import Outcome, compare, earlier, resampled
-from s2robot.s2.tiling import square
 
 _RESIZES = {"upsample": "upsampled", "native": "native"}  # here: encoder.resolution
 _VERSION = 4  # of how a head is trained and judged
@@ -79,17 +78,15 @@ def scaling(
     models: Mapping[str, Mapping[str, Any]], settings: ScalingSettings, objects: ObjectsSettings, out: Path
 ) -> Outcome:
     """Train and judge a head for each arm and seed; each leaves a file in `out`/fits."""
-    for facts in models.values():
-        _encoder(facts, settings, "native")  # a wrong one is rejected before anything is drawn
+    # a wrong model is rejected before anything is drawn
+    described = {name: _described(facts, settings) for name, facts in models.items()}
     images = gather(settings.data, objects, "classify" in settings.tasks)
     roles = {seed: roles_of(images, settings, seed) for seed in settings.seeds}
     truths = truths_of(images, settings)
     kinds = [(t, kind) for t in truths for kind in (("linear",) if t == "classify" else settings.heads)]
     samples, facts_of = dict[tuple, dict[str, np.ndarray]](), list[dict[str, Any]]()
-    described: dict[str, Any] = {}
     for resize, (name, facts) in product(settings.resize, models.items()):
-        encoder = _encoder(facts, settings, resize).to(device_of(settings.device))
-        described[name] = _described(encoder, settings)
+        encoder = _encoder(facts, settings, settings.all_scales, resize).to(device_of(settings.device))
         rows = encode_images(f"{name}, {resize}", encoder, images)
         arms = [*product(kinds, zip(settings.scales, described[name]["gflops"], strict=True))]
         with bar(f"heads of {name}, {resize}") as update:
@@ -127,23 +124,23 @@ def scaling(
     return Outcome("scaling", report, points, len(truths))
 
 
-def _encoder(facts: Mapping[str, Any], settings: ScalingSettings, resize: str) -> S2Encoder:
-    """Return a model at all scales; the mean alone is stored where no head asks for more."""
+def _encoder(
+    facts: Mapping[str, Any], settings: ScalingSettings, scales: tuple[float, ...], resize: str = "native"
+) -> S2Encoder:
+    """Return a model at these scales; the mean alone is stored where no head asks for more."""
     pool = "mean" if settings.tasks == ("classify",) else "tokens"
-    scales = list(settings.all_scales)
-    return build_encoder({**facts, "scales": scales, "resolution": _RESIZES[resize], "pool": pool})
+    return build_encoder({**facts, "scales": list(scales), "resolution": _RESIZES[resize], "pool": pool})
 
 
-def _described(encoder: S2Encoder, settings: ScalingSettings) -> dict[str, Any]:
+def _described(facts: Mapping[str, Any], settings: ScalingSettings) -> dict[str, Any]:
     """Return facts of a model, and what each set of scales costs."""
-    tile = encoder.tile
-    patch = tile // square((tile,), tile, encoder._patch).cells[0]
-    a_tile = encoder.gflops_per_image / encoder.layout.tiles
-    sizes = [[round(scale * tile) for scale in scales] for scales in settings.scales]
-    gflops = [round(a_tile * square(each, tile, patch).tiles, 4) for each in sizes]
-    facts = {"name": encoder.name, "tile": tile, "dtype": encoder.dtype, "parameters": encoder.num_parameters}
-    facts |= {"block": encoder.describe.get("block"), "fingerprint": encoder.fingerprint}
-    return facts | {"sizes": sizes, "gflops": gflops}
+    each = [_encoder(facts, settings, scales) for scales in settings.scales]
+    names = {"name": "name", "tile": "tile", "dtype": "dtype", "parameters": "num_parameters"}
+    return {key: getattr(each[0], name) for key, name in names.items()} | {
+        "block": each[0].describe.get("block"),
+        "sizes": [list(encoder.sizes) for encoder in each],
+        "gflops": [round(encoder.gflops_per_image, 4) for encoder in each],
+    }
 
 
 def _columns(rows: Rows, scales: tuple[float, ...], settings: ScalingSettings) -> np.ndarray:

@@ -105,29 +105,17 @@ class Learner:
         with _products_in(self.product):
             loss, *rest = self.model(*batch)
             self.fabric.backward(loss)
-        if self.grad_clip:
-            self.grad_norm = self._clip(self.grad_clip).detach()
+        if self.grad_clip:  # a norm that is not finite shows in the loss
+            norm = self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.grad_clip, error_if_nonfinite=False
+            )
+            self.grad_norm = norm.detach() if norm is not None else None
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
         if self.average is not None:
             self.average.update_parameters(self._bare)
         return loss.detach(), rest
-
-    def _clip(self, most: float) -> Tensor:
-        """Clip the gradient's norm and return what it was; one that is not finite shows in the loss."""
-        if self.fabric.device.type != "cpu" or self.fabric.world_size > 1:
-            norm = self.fabric.clip_gradients(
-                self.model, self.optimizer, max_norm=most, error_if_nonfinite=False
-            )
-            assert norm is not None
-            return norm
-        # Fabric would multiply by 1 where nothing is to be clipped, which costs a pass over memory on a CPU
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not most / (norm.item() + 1e-5) >= 1:
-            nn.utils.clip_grads_with_norm_(parameters, most, norm)
-        return norm
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next steps depend on besides their batches."""

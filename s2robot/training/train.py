@@ -39,9 +39,8 @@ from s2robot.policies import (
     mixed_moments,
 )
 from s2robot.training.batches import Batches
-from s2robot.training.loggers import Loggers
 from s2robot.training.loop import Learner, warm_up_then_cosine
-from s2robot.training.run import Run, first_difference, launch, mean_of_all, precision_of, product_of
+from s2robot.training.run import Loggers, Run, first_difference, launch, mean_of_all, precision_of, product_of
 from s2robot.training.settings import TrainSettings
 from s2robot.training.tuned import TunedFeatures, TunedPolicy, groups_of, save
 

@@ -48,9 +48,9 @@ def groups_of(model: nn.Module, lr: float, weight_decay: float, rate: float) -> 
 
 def save(folder: Path, model: ChunkPolicy | TunedPolicy, contract: Mapping[str, Any]) -> None:
     """`save_checkpoint` of the trained model; of a tuned encoder the contract has the fingerprint."""
-    if isinstance(model, ChunkPolicy):
-        return save_checkpoint(folder, model, contract, {})
-    encoder, tuned = contract["encoder"], model.tail.tuned()
-    fingerprint = build_encoder(encoder["settings"], tuned).fingerprint
-    contract = {**contract, "encoder": {**encoder, "fingerprint": fingerprint}}
-    save_checkpoint(folder, model.policy, contract, tuned)
+    policy, tuned = model, dict[str, Tensor]()
+    if isinstance(model, TunedPolicy):
+        policy, tuned, encoder = model.policy, model.tail.tuned(), contract["encoder"]
+        fingerprint = build_encoder(encoder["settings"], tuned).fingerprint
+        contract = {**contract, "encoder": {**encoder, "fingerprint": fingerprint}}
+    save_checkpoint(folder, policy, contract, tuned)

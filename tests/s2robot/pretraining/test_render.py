@@ -64,6 +64,9 @@ def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch, few):
     assert np.array_equal(bank, np.load(make_scenes(settings, tmp_path)))
     with pytest.raises(UserError, match="meta.json: seed: "):
         make_scenes(settings.replace(seed=1), tmp_path)
+    (tmp_path / "meta.json").unlink()
+    with pytest.raises(UserError, match="meta.json: no such file"):  # somebody else's frames
+        make_scenes(settings, tmp_path)
 
 
 @pytest.fixture(scope="module")

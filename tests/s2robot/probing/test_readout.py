@@ -24,7 +24,9 @@ from s2robot.probing.readout import (
     MEAN,
     PLACE,
     ZERO,
+    fit_frames,
     judge_information,
+    kernels,
     pose_scores,
     pose_targets,
     read_poses,
@@ -33,7 +35,6 @@ from s2robot.probing.readout import (
     yaw_errors,
 )
 from s2robot.probing.report import interval, resample
-from s2robot.probing.ridge import fit_frames, kernels
 from tests.inline import do_inline
 from tests.s2robot.probing.test_ridge import FRAMES, tokens
 
@@ -54,37 +55,27 @@ def poses(count: int, seed: int, turned: float = 0.0) -> np.ndarray:
     return np.column_stack([place, np.cos(yaw / 2), zero, zero, np.sin(yaw / 2)])
 
 
-# ---------------------------------------------------------------- frames
-
-
-def test_the_seed_decides_the_frames():
-    drawn, again, other = (draw_episode(WORLD, seed, 4) for seed in (300_000, 300_000, 300_001))
-    assert all(np.array_equal(drawn[name], again[name]) for name in drawn)
-    assert not np.array_equal(drawn["cube_pose"], other["cube_pose"])
-    assert drawn["images"].shape == (4, 3, 64, 64, 3) and drawn["images"].dtype == np.uint8
-    assert len(set(drawn["step"])) == 4
-    _, info = CubePick(WORLD, draw=False).reset(seed=300_000)
-    np.testing.assert_allclose(drawn["cube_pose"][0, :2], info["cube_pose"][:2], atol=0.02)
-
-
-def test_missing_episodes_alone_are_drawn(tmp_path, monkeypatch):
+def test_the_seed_decides_the_frames_and_missing_ones_alone_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path))
     do_inline(monkeypatch)
     encoder = build_encoder({"name": "mvp-tiny", "scales": [1]})
     cfg = config(2, 2).replace(world=WORLD, image_size=64, frames=2, workers=1)
     data = FrameFeatures(cfg, [encoder])
-    labels = {part: data.labels(part) for part in ("train", "test")}
-    assert labels["train"]["episode"].tolist() == [0, 0, 1, 1]
-    expected = draw_episode(WORLD, 400_001, 2)
-    for name in ("cube_pose", "gripper"):
-        np.testing.assert_array_equal(labels["test"][name][2:], expected[name])
+    train, test = (data.labels(part) for part in ("train", "test"))
+    assert train["episode"].tolist() == [0, 0, 1, 1] and len(set(train["step"][:2])) == 2
+    drawn = draw_episode(WORLD, 400_001, 2)
+    assert all(np.array_equal(test[name][2:], drawn[name]) for name in ("cube_pose", "gripper"))
+    assert not np.array_equal(train["cube_pose"], test["cube_pose"])
+    assert drawn["images"].shape == (2, 3, 64, 64, 3) and drawn["images"].dtype == np.uint8
+    _, info = CubePick(WORLD, draw=False).reset(seed=300_000)
+    np.testing.assert_allclose(train["cube_pose"][0, :2], info["cube_pose"][:2], atol=0.02)
     files = sorted(data.file(seed) for seed in data.seeds)
     assert sorted(files[0].parent.iterdir()) == files
     files[0].unlink()
-    drawn, draw = [], module._draw_to
-    monkeypatch.setattr(module, "_draw_to", lambda path, *rest: drawn.append(path) or draw(path, *rest))
-    again = FrameFeatures(cfg, [encoder]).labels("train")
-    assert drawn == files[:1] and np.array_equal(again["cube_pose"], labels["train"]["cube_pose"])
+    again, draw = [], module._draw_to
+    monkeypatch.setattr(module, "_draw_to", lambda path, *rest: again.append(path) or draw(path, *rest))
+    assert np.array_equal(FrameFeatures(cfg, [encoder]).labels("train")["cube_pose"], train["cube_pose"])
+    assert again == files[:1]
     monkeypatch.setattr(module, "_draw_to", lambda *_: None)
     for change in ({"frames": 3}, {"world": WORLD.replace(robot="panda")}, {"image_size": 32}):
         assert FrameFeatures(cfg.replace(**change), [encoder]).key != data.key
@@ -103,9 +94,6 @@ def test_missing_episodes_alone_are_drawn(tmp_path, monkeypatch):
 def test_wrong_settings_are_rejected(change, text):
     with pytest.raises(UserError, match=text):
         read(FrameSettings, change, "probe")
-
-
-# ---------------------------------------------------------------- pose
 
 
 def test_planted_linear_features_give_the_pose_back_and_noise_reads_nothing():
@@ -197,16 +185,13 @@ def test_intervals_by_episode_cover_and_those_by_frame_do_not():
     assert (drawn[0] == 1).all() and (drawn.sum(1) == 9).all()
 
 
-# ---------------------------------------------------------------- information
-
-
 def judged(target, sources, cfg, upper=None) -> tuple[dict, dict]:
     losses, penalties = reconstruct(target, sources, cfg)
     rows = judge_information(losses, upper, cfg)["results"]
     return {(row["source"], row["part"]): row for row in rows}, penalties
 
 
-def test_planted_maps_leave_no_loss_and_parts_what_is_missing():
+def test_planted_maps_leave_no_loss_and_noise_holds_nothing_on_held_out_frames():
     y, cfg = tokens(16, 6, 2), config()
     linear = tokens(16, 7, 0) @ np.random.default_rng(1).normal(size=(7, 6)) + np.arange(6.0)
     found, _ = judged(linear, {"planted": tokens(16, 7, 0)}, cfg)
@@ -215,9 +200,6 @@ def test_planted_maps_leave_no_loss_and_parts_what_is_missing():
     spread = y.reshape(-1, 6).var(0)
     assert found["same", "test"]["loss"]["value"] < 1e-12 * spread.mean() and penalties["same"] < 1e-6
     assert found["half", "train"]["loss"]["value"] == pytest.approx(spread[3:].sum() / 6, rel=0.2)
-
-
-def test_noise_holds_nothing_on_held_out_frames():
     found, penalties = judged(tokens(80, 5, 3), {"noise": tokens(80, 30, 4)}, config(40, 40), "noise")
     assert abs(found["noise", "test"]["info"]["value"]) < 0.01 and penalties["noise"] > 0.1
     assert -0.05 < found[PLACE, "test"]["info"]["value"] < 0.01
@@ -269,9 +251,6 @@ def test_all_sources_together_are_an_upper_bound():
         assert ratios[ALL] == 1 and 0 < ratios["a"] < 0.9 and 0 < ratios["b"] < 0.9
     fine = np.repeat(np.repeat(b.reshape(-1, 2, 2, 2, 4), 2, 2), 2, 3).reshape(-1, 2, 16, 4)
     np.testing.assert_allclose(side_by_side([a, fine], 4), np.concatenate([a, b], -1))
-
-
-# ---------------------------------------------------------------- the commands
 
 
 @pytest.fixture(scope="module")

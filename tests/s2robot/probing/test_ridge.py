@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from s2robot.probing.ridge import fit_frames, fit_tokens, kernels
+from s2robot.probing.readout import fit_frames, fit_tokens, kernels
 
 FRAMES = 3
 

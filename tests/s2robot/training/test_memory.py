@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
 # RLIMIT_DATA bounds what a process has of its own (heap and private maps): features that were read as a whole would be
 # there, the pages of a mapped file are not, for the system takes those back when it needs them. RLIMIT_AS would count the map.
 LIMIT_MB, CACHE_MB = 64, 256
@@ -18,7 +17,7 @@ torch.set_num_threads(1)
 from s2robot.training.train import train
 from tests.s2robot.training.small import CONTRACT, make_data, make_settings, make_spec
 
-out, whole = Path(sys.argv[1]), sys.argv[2] == "whole"
+out = Path(sys.argv[1])
 store, small = make_data(out / "d.zarr", 100)
 def fit(features, name, dim):
     contract = CONTRACT | {{"dataset": {{"fingerprint": name}}}}
@@ -26,26 +25,20 @@ def fit(features, name, dim):
 
 fit(small, "warm", small.shape[-1])  # libraries take what they need
 dim = {CACHE_MB} * 2**20 // (2 * small[..., 0].size)
-shape = (*small.shape[:-1], dim)
-features = np.memmap(out / "features", np.float16, "w+", shape=shape)
+features = np.memmap(out / "features", np.float16, "w+", shape=(*small.shape[:-1], dim))
 features[::7, :, :, :64] = 1  # the rest of the file are holes
-features = np.memmap(out / "features", np.float16, "r", shape=shape)
+features = np.memmap(out / "features", np.float16, "r", shape=features.shape)
 have = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
 resource.setrlimit(resource.RLIMIT_DATA, (have * 1024 + {LIMIT_MB} * 2**20,) * 2)
-fit(np.array(features) if whole else features, "large", dim)
+fit(features, "large", dim)
 print("trained")
 """
-
-
-def child(out: Path, how: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", CHILD, str(out), how], cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_a_cache_of_four_times_the_memory_trains(tmp_path):
-    result = child(tmp_path, "mapped")
+    words, root = [sys.executable, "-c", CHILD, str(tmp_path)], Path(__file__).resolve().parents[3]
+    result = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0 and result.stdout.endswith("trained\n"), result.stderr
     assert (tmp_path / "features").stat().st_size > 3.9 * LIMIT_MB * 2**20

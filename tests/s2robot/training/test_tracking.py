@@ -8,8 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from s2robot.core.errors import UserError
 from s2robot.policies import load_checkpoint
-from s2robot.training import loggers as module
-from s2robot.training.loggers import Loggers
+from s2robot.training import run as module
+from s2robot.training.run import Loggers
 from s2robot.training.settings import RolloutSettings
 from s2robot.training.train import train
 from tests.s2robot.training.small import CONTRACT, make_data, make_settings, make_spec

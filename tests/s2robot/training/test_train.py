@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 from s2robot.core.errors import UserError
+from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from s2robot.policies import ChunkPolicy, PolicyError, load_checkpoint
 from s2robot.policies.checkpoint import Contract
 from s2robot.pretraining.pretrain import pretrain
 from s2robot.training.batches import Batches
 from s2robot.training.train import train
+from tests.kills import kill_at_every_write
 from tests.s2robot.pretraining import small as pretraining
 from tests.s2robot.training.small import CONTRACT, NETWORKS, TIMES, make_data, make_settings, make_spec
 
@@ -45,6 +48,12 @@ class Killed(Exception):
 def fit(data, out, spec=None, contract=CONTRACT, progress=lambda *row: None, **changes):
     settings = make_settings(**changes)
     return train(settings, spec or make_spec(), *data, contract, out, progress=progress)
+
+
+def rows_of(run) -> list[dict]:
+    """The metrics of a run, without those of which no two are alike."""
+    rows = json.loads((run / "metrics.json").read_text())
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 def killed_after(step: int):
@@ -84,7 +93,7 @@ def test_a_stopped_run_has_saved_its_last_step_and_resumes_exactly(
 ):
     """Before any state is due, between two rows, and at a row; the signal comes in the middle of a step."""
     spec = make_spec(kind, proprio_noise=0.1)  # dropout and noise have to come again, too
-    whole = fit(data, tmp_path / "whole", spec)
+    fit(data, tmp_path / "whole", spec)
     usual, step = signal.getsignal(number), Batches.step
 
     def signalled(self, i, *rest):
@@ -99,12 +108,41 @@ def test_a_stopped_run_has_saved_its_last_step_and_resumes_exactly(
     assert torch.load(tmp_path / "cut/training_state.pt", weights_only=True)["step"] == at + 1
     load_checkpoint(tmp_path / "cut/checkpoint")
     torch.manual_seed(99)  # the random state of a new process is another one
-    cut = fit(data, tmp_path / "cut", spec)
-    for one, other in ((whole, cut), (tmp_path / "whole/checkpoint_best", tmp_path / "cut/checkpoint_best")):
-        assert same(weights(one), weights(other))
-    history = [json.loads((p.parent / "metrics.json").read_text()) for p in (whole, cut)]
-    bare = [[{k: v for k, v in row.items() if k not in TIMES} for row in rows] for rows in history]
-    assert bare[0] == bare[1]
+    fit(data, tmp_path / "cut", spec)
+    for name in ("checkpoint", "checkpoint_best"):
+        assert same(weights(tmp_path / "whole" / name), weights(tmp_path / "cut" / name))
+    assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "cut")
+
+
+def training(folder: Path) -> None:
+    data = folder.parent / "data.zarr"  # made by the whole run, beside what is killed
+    if not data.exists():
+        np.save(folder.parent / "features.npy", make_data(data)[1])
+    made = EpisodeStore.open(data), np.load(folder.parent / "features.npy")
+    fit(made, folder / "run", make_spec(proprio_noise=0.1), steps=10)
+
+
+def what_is_left(folder: Path) -> dict:
+    run = folder / "run"
+    left = {"rows": rows_of(run), "files": {p.name for p in run.iterdir() if not p.name.startswith("events")}}
+    for name in ("checkpoint", "checkpoint_best"):
+        left[name] = (
+            {k: v.tolist() for k, v in weights(run / name).items()},
+            (run / name / "policy.json").read_text(),
+        )
+    return left
+
+
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_kill_at_any_write_changes_nothing(tmp_path, every):
+    killed = kill_at_every_write(training, tmp_path, every)
+    whole = what_is_left(tmp_path / "whole")
+    assert whole["files"] == {".lock", "checkpoint", "checkpoint_best", "metrics.json", "training_state.pt"}
+    assert whole["rows"][-1]["step"] == 10
+    for write, folder in killed.items():
+        assert what_is_left(folder) == whole, write
+    writes = (tmp_path / "writes.json").read_text()
+    assert "rename run/training_state.pt" in writes and "rename run/checkpoint" in writes
 
 
 def test_a_signal_between_steps_ends_a_training_at_once(data, tmp_path):
