@@ -119,13 +119,8 @@ def expert_chunks(action: np.ndarray, asked: Mapping[int, np.ndarray]) -> np.nda
 
 def layout_of(env: Task, info: dict[str, Any]) -> dict[str, np.ndarray]:
     """Return the stored start of an episode, from `info` of its reset: {"layout": float (N,)}, or nothing."""
-    names = _layout_names(env, info)
+    names = [] if env.demo_fields() else sorted(info["layout"])  # or the steps hold it
     return {"layout": np.array([info["layout"][name] for name in names], float)} if names else {}
-
-
-def _layout_names(env: Task, info: dict[str, Any]) -> list[str]:
-    """Return the names of the stored layout; none if the steps hold it."""
-    return [] if env.demo_fields() else sorted(info["layout"])
 
 
 def record(
@@ -175,8 +170,8 @@ def demo_attributes(settings: TaskSettings, expert_settings: Any, seed: int) -> 
     env.close()
     if isinstance(expert_settings, Settings):
         expert_settings = expert_settings.model_dump()
-    names = _layout_names(env, info)
-    return about | {"picker": expert_settings or {}} | ({"layout_names": names} if names else {})
+    names = {"layout_names": sorted(info["layout"])} if layout_of(env, info) else {}
+    return about | {"picker": expert_settings or {}} | names
 
 
 def _append_all(

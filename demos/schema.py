@@ -109,11 +109,8 @@ def checked_episode(
     _check_use(where, arrays, about)
     for name in sorted(named.keys() | specs.keys()) if specs else ():
         array, (dtype, shape) = named.get(name), specs.get(name, (None, None))
-        if (
-            array is None
-            or dtype is None
-            or not _fits(array, np.dtype(dtype), shape, name.startswith("data/"))
-        ):
+        is_data = name.startswith("data/")
+        if array is None or dtype is None or not _fits(array, np.dtype(dtype), shape, is_data):
             got = "none" if array is None else f"{array.dtype} {array.shape}"
             raise mismatch(f"{where}: {name}", f"{dtype} rows of {shape}" if dtype else "none", got)
     return arrays, values
@@ -135,7 +132,7 @@ def check_finite(where: str, array: np.ndarray, start: int = 0) -> None:
 
 def _check_use(where: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
     """Refuse data that encoding or training would refuse hours later; images need not be square."""
-    for key in arrays.keys() & {"action", "proprio", "expert"}:
+    for key in (key for key in ("action", "proprio", "expert") if key in arrays):
         array, kind = arrays[key], "proprio" if key == "proprio" else "action"
         parts = parts_of(about, kind)
         lead = "T, K" if key == "expert" else "T"

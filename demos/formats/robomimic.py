@@ -17,7 +17,7 @@ import numpy as np
 
 from s2robot.demos.bounds import check_size, json_object, number_type
 from s2robot.demos.errors import mismatch, readable
-from s2robot.demos.formats.source import NAME, Choice, Piece, Source, chosen, part_of, piece_slices
+from s2robot.demos.formats.source import NAME, Choice, Piece, Source, chosen, part_of
 
 FILTERS = (1, 2, 3, 32000)  # of hdf5: deflate, shuffle, checksum, lzf
 HAND = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # the proprioception of `task=robosuite`
@@ -108,9 +108,7 @@ class Robomimic(DemoFile):
             arrays = {
                 k: [array_of(demo, n, self.path, count) for n in names] for k, names in self.keys.items()
             }
-            row = sum(a.dtype.itemsize * math.prod(a.shape[1:]) for each in arrays.values() for a in each)
-            for rows in piece_slices(0, count, row):
-                yield {key: self.joined(key, [a[rows] for a in each]) for key, each in arrays.items()}
+            yield from self.sliced(arrays, 0, count)
 
     def joined(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
         if self.sidecar is None and key == "action":

@@ -41,7 +41,7 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
         data = file.create_group("data")
         data.attrs["total"] = store.num_steps
         data.attrs["env_args"] = json.dumps(_env_args(store, world))
-        data.attrs[NAME] = Sidecar.of_store(store, places).text()
+        data.attrs[NAME] = Sidecar.of_store(store, places).model_dump_json()
         for i, count in enumerate(store.lengths.tolist()):
             demo, at = data.create_group(f"demo_{i}"), 0
             _write_episode_values(demo, store, i, world)
