@@ -108,10 +108,10 @@ def checked_episode(
         check_finite(f"{where}: {key}", array)
     _check_use(where, arrays, about)
     for name in sorted(named.keys() | specs.keys()) if specs else ():
-        array, (dtype, shape) = named.get(name), specs.get(name, (None, None))
+        found, (dtype, shape) = named.get(name), specs.get(name, (None, None))
         is_data = name.startswith("data/")
-        if array is None or dtype is None or not _fits(array, np.dtype(dtype), shape, is_data):
-            got = "none" if array is None else f"{array.dtype} {array.shape}"
+        if found is None or dtype is None or not _fits(found, np.dtype(dtype), shape, is_data):
+            got = "none" if found is None else f"{found.dtype} {found.shape}"
             raise mismatch(f"{where}: {name}", f"{dtype} rows of {shape}" if dtype else "none", got)
     return arrays, values
 

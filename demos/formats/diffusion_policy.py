@@ -33,7 +33,7 @@ from s2robot.core.parts import words
 from s2robot.core.settings import Stored, read
 from s2robot.demos.bounds import CODECS, IMAGE_CODECS, check_size, json_object, number_type, unpack
 from s2robot.demos.errors import DatasetError, mismatch
-from s2robot.demos.formats.export import ExportSettings, array_keys, check_names, pieces, rates_of
+from s2robot.demos.formats.export import ExportSettings, all_pieces, array_keys, check_names, rates_of
 from s2robot.demos.formats.source import (
     NAME,
     Choice,
@@ -280,7 +280,7 @@ def _write_folder(store: EpisodeStore, target: Path, progress: Progress) -> None
     sidecar = Sidecar.of_store(store, {key: [name] for key, name in places.items()})
     attributes = {NAME: sidecar.model_dump_json(), "actions": words(parts_of(store.attrs, "action"))}
     root = zarr.create_group(LocalStore(target), zarr_format=2, attributes=attributes)
-    data, meta, steps, at = root.create_group("data"), root.create_group("meta"), store.num_steps, 0
+    data, meta, steps = root.create_group("data"), root.create_group("meta"), store.num_steps
     arrays = {
         key: _array(data, name, (steps, *sidecar.arrays[key][1]), sidecar.arrays[key][0])
         for key, name in places.items()
@@ -292,13 +292,10 @@ def _write_folder(store: EpisodeStore, target: Path, progress: Progress) -> None
         each = zip(store.lengths, rates_of(store), strict=True)
         times = np.concatenate([np.arange(count) / rate for count, rate in each])
         _array(data, "timestamp", times.shape, "float64")[:] = times
-    for i in range(len(store)):
-        for piece in pieces(store, i):
-            stop = at + len(piece["action"])
-            for key, rows in piece.items():
-                arrays[key][at:stop] = rows
-            at = stop
-            progress(at, steps)
+    for i, at, piece in all_pieces(store, progress):
+        start = store.episode_slice(i).start + at
+        for key, rows in piece.items():
+            arrays[key][start : start + len(rows)] = rows
 
 
 def _name(key: str) -> str:

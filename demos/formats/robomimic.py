@@ -45,12 +45,12 @@ class DemoFile(Source):
     def values_of(self, number: int) -> dict[str, Any]:
         return {"source_episode": number_of(self._demos[number])}
 
-    def describe_world(self, first: Any, args: dict[str, Any], *about: Any) -> None:
-        """As `describe`, with the parts of the actions; ``about``: name, robot, rate, cameras and proprio_parts."""
-        *facts, proprio_parts = about
+    def describe_world(self, first: Any, args: dict[str, Any], *facts: Any) -> None:
+        """As `describe`, with the parts of the actions; ``facts``: name, robot, rate, cameras and proprio_parts."""
+        name, robot, rate, cameras, proprio = facts
         parts, frame = action_parts(args.get("env_kwargs", {}), first, self.keys["action"], self.choice)
-        more = {"action_frame": frame} if frame else {}
-        self.describe(*facts, parts, proprio_parts, env_args=args, **more)
+        self.describe(name, robot, rate, cameras, parts, proprio, env_args=args)
+        self.attributes |= {"action_frame": frame} if frame else {}
         self._scale = scale_of(parts) if frame else None
 
     def scaled(self, columns: Sequence[np.ndarray]) -> np.ndarray:

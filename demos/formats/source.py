@@ -126,6 +126,8 @@ class Source(ABC):
             self._chosen = list(range(total)[:wanted])
         else:
             self._chosen = sorted(numbers(wanted, total, "episodes"))
+        if not self._chosen:
+            raise mismatch(self.path, "at least one episode", "none")
         self.steps = sum(int(self.lengths[i]) for i in self._chosen)
         if missing := {i: file for i in self._chosen if (file := self.missing_file(i))}:
             raise mismatch(next(iter(missing.values())), "a file", f"none{self._without(set(missing))}")
@@ -198,8 +200,8 @@ class Source(ABC):
             keys = [names.get(n, n) for n in chosen(wanted, [*names, *cameras], "cameras", self.path)]
             cameras = {key: cameras[key] for key in keys}
         for array, (known, usual) in arrays.items():
-            wanted = getattr(self.choice, array) or usual or (array,)
-            self.keys[array] = chosen(wanted, known, array, self.path)
+            own = getattr(self.choice, array) or usual or (array,)
+            self.keys[array] = chosen(own, known, array, self.path)
         return dict(cameras)
 
     def describe(
