@@ -230,17 +230,15 @@ def relabel(
     settings: RelabelSettings,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> EpisodeStore:
-    """Copy simulated demos with ``expert`` and ``imitate``, or resume; ``progress(episodes, all)`` follows each episode.
+    """Copy simulated demos with (new) ``expert`` and ``imitate``, or resume; ``progress(episodes, all)`` follows each episode.
 
     The picker follows each episode's states from its seed, so it has the same knowledge of every push.
 
     Raises:
-        UserError: the dataset has an expert's chunks or was not recorded by the scripted picker, the picker acts
-            differently, or `settings.out` holds anything else.
+        UserError: the dataset was not recorded by the scripted picker, the picker acts differently, or `settings.out` holds
+            anything else.
     """
     picker, world = picker_of(source), world_of_demos(source)
-    if "expert" in source.keys:
-        raise mismatch(source.path, "a dataset without an expert's chunks", "some")
     chosen = {"imitate_kicks": True} if settings.imitate_kicks else {}
     how = (world, picker, settings.expert, settings.imitate_kicks)
     with create_or_resume(settings.out, {**source.attrs, **chosen}, len(source), settings.expert) as store:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from s2robot.core.parts import Part, check_values, default_parts, read_parts, size_of, words
 from s2robot.core.settings import Stored, read
 from s2robot.demos.bounds import number_type
-from s2robot.demos.errors import mismatch
+from s2robot.demos.errors import mismatch, readable
 
 SCHEMA_VERSION = 1
 KEY = r"(data|meta)/\w([\w./: -]*\w)?"  # cameras keep their owner's names: observation.images.top
@@ -51,10 +51,8 @@ def checked_attributes(path: Path, attributes: Mapping[str, Any]) -> dict[str, A
     """Return the attributes as JSON restores them, with the schema version (UserError)."""
     plain: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     for name, value in attributes.items():
-        try:
+        with readable(f"{path}: {name}"):
             plain[name] = json.loads(json.dumps(value, default=_plain, allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise mismatch(f"{path}: {name}", "JSON types", error) from None
     read(_Attributes, plain, f"{path}: ")
     for name in plain.keys() & set(PARTS.values()):
         read_parts(plain[name], f"{path}: {name}")

@@ -220,8 +220,6 @@ def demo_names(file: Any, path: Path, choice: Choice) -> list[str]:
         chosen([choice.mask], list(file.get("mask", {})), "mask", path)
         masked = _mask(file["mask"][choice.mask], f"{path}: mask/{choice.mask}", path)
         names = sorted(chosen(masked, names, f"mask/{choice.mask}", path), key=number_of)
-    if not names:
-        raise mismatch(f"{path}: data", "demo_0, demo_1 ...", ", ".join(file["data"]) or "nothing")
     for name in names:
         check_inside(file["data"][name], path)
     return names

@@ -82,7 +82,7 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path) ->
     """Print a dataset's contents and anomalies, and write `inspect.html` and its folder into `out`; returns the page.
 
     Raises:
-        UserError: a file that cannot be written, no simulator to render states, or no dataset that can be read.
+        UserError: a video that cannot be written, no simulator to render states, or no dataset that can be read.
     """
     store, count = _opened(demos)
     ends, numbers = store.episode_ends[:count], tables(store, count)
@@ -100,10 +100,7 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path) ->
     for i, shown in enumerate(zip(*(episodes_of(table.values, ends) for table in numbers), strict=True)):
         script = out / FOLDER / f"{i:04d}.js"
         points = json.dumps(curves(np.concatenate(shown, axis=1), POINTS), separators=(",", ":"))
-        try:
-            write_text(script, f"episode({i},{points})\n")
-        except OSError as error:
-            raise UserError(f"{script}: cannot be written ({error.strerror})") from error
+        write_text(script, f"episode({i},{points})\n")
     unknown = unchecked_kinds(numbers, ends, frames)
     return _write_page(store, numbers, ends, films, findings, unknown, out / "inspect.html")
 
