@@ -80,16 +80,11 @@ def parts_of(about: Mapping[str, Any], key: str) -> tuple[Part, ...]:
 def checked_episode(
     where: str, specs: Mapping, episode: Mapping, meta: Mapping, about: Mapping[str, Any]
 ) -> tuple[dict, dict]:
-    """Return the arrays and values of an episode that fits.
+    """Return the arrays and values of an episode that fits (UserError names the key).
 
     Args:
-        where: for messages.
         specs: array name -> [dtype, shape], of the earlier episodes; empty for the first.
-        episode, meta: as given to :meth:`EpisodeStore.append`.
         about: the dataset's attributes.
-
-    Raises:
-        UserError: names the key.
     """
     arrays = {k: np.asarray(v) for k, v in episode.items()}
     values = {k: np.asarray(v) for k, v in meta.items()}

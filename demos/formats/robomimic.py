@@ -51,7 +51,12 @@ class DemoFile(Source):
         parts, frame = action_parts(args.get("env_kwargs", {}), first, self.keys["action"], self.choice)
         self.describe(name, robot, rate, cameras, parts, proprio, env_args=args)
         self.attributes |= {"action_frame": frame} if frame else {}
-        self._scale = scale_of(parts) if frame else None
+        self._scale: Scale | None = None
+        if frame:  # from robosuite's -1..1 to the limits of all parts
+            low, high = (
+                np.concatenate([np.asarray(p[k], np.float64) for p in parts]) for k in ("low", "high")
+            )
+            self._scale = (high - low) / 2, (high + low) / 2
 
     def scaled(self, columns: Sequence[np.ndarray]) -> np.ndarray:
         """Join the columns of an action, and convert -1..1 to our units.  # float32 (t, A)"""
@@ -181,12 +186,6 @@ def action_parts(
             return parts, "robosuite:OSC_POSE"
         kind = "delta" if any(map(_is_delta, _controllers(kwargs, 1))) else kind
     return [part_of(k, demo[k].shape[1], kind) for k in keys], ""
-
-
-def scale_of(parts: list[dict]) -> Scale:
-    """Return the scale from robosuite's -1..1 to the limits of all parts."""
-    low, high = (np.concatenate([np.asarray(p[k], np.float64) for p in parts]) for k in ("low", "high"))
-    return (high - low) / 2, (high + low) / 2
 
 
 def rot6d(quats: np.ndarray) -> np.ndarray:

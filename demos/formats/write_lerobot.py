@@ -220,7 +220,18 @@ class _Writer:
         for name, size in self.sizes.items():
             about: dict[str, Any] = {"dtype": "image"}
             if not self._png:
-                about = {"dtype": "video", "info": _video_info(self._fps, size)}
+                info = {
+                    "codec": "h264",
+                    "pix_fmt": pix_fmt(size),
+                    "fps": self._fps,
+                    "channels": 3,
+                    "is_depth_map": False,
+                }
+                info |= {"height": size[0], "width": size[1]}
+                about = {
+                    "dtype": "video",
+                    "info": {f"video.{k}": v for k, v in info.items()} | {"has_audio": False},
+                }
             axes = ["height", "width", "channels"]
             features[self._cameras[name]] = about | {"shape": [*size, 3], "names": axes}
         for name in AUTOMATIC:
@@ -254,19 +265,6 @@ class _Files:
         if self.file is not None:
             self.file.close()
             self.file = None
-
-
-def _video_info(rate: int, size: tuple[int, int]) -> dict[str, Any]:
-    return {
-        "video.height": size[0],
-        "video.width": size[1],
-        "video.codec": "h264",
-        "video.pix_fmt": pix_fmt(size),
-        "video.is_depth_map": False,
-        "video.fps": rate,
-        "video.channels": 3,
-        "has_audio": False,
-    }
 
 
 def _number_names(parts: tuple[Part, ...]) -> list[str]:

@@ -53,7 +53,15 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
                 rows[EXACT] = (rows["actions"] * scale + offset).astype(piece["action"].dtype)
             if world is not None and "state" in piece:
                 rows["states"] = piece["state"][:, : 1 + world.model.nq + world.model.nv]
-            _append(demo, rows, at, int(store.lengths[i]))
+            for name, values in rows.items():
+                if at == 0:
+                    one = (
+                        {"chunks": (1, *values.shape[1:]), "compression": "lzf"}
+                        if name.endswith("_image")
+                        else {}
+                    )
+                    demo.create_dataset(name, (store.lengths[i], *values.shape[1:]), values.dtype, **one)
+                demo[name][at : at + len(values)] = values
             disk.check()
         masks = store.split(settings.valid if len(store) > 1 else 0, 0)
         for name, episodes in zip(("train", "valid"), masks, strict=True):
@@ -129,16 +137,6 @@ def _place(store: EpisodeStore, key: str, world: Any) -> list[str]:
     if key.startswith("images_"):
         return [f"obs/{quote(key.removeprefix('images_'), safe=' :')}_image"]
     return [f"{NAME}/{quote(key, safe=' :')}"]
-
-
-def _append(demo: Any, arrays: dict[str, np.ndarray], at: int, count: int) -> None:
-    """Write the steps of a piece, from step `at` on of `count`."""
-    for name, rows in arrays.items():
-        if at == 0:
-            is_image = name.endswith("_image")
-            how: Any = {"chunks": (1, *rows.shape[1:]), "compression": "lzf"} if is_image else {}
-            demo.create_dataset(name, (count, *rows.shape[1:]), rows.dtype, **how)
-        demo[name][at : at + len(rows)] = rows
 
 
 def _write_episode_values(demo: Any, store: EpisodeStore, i: int, world: Any) -> None:
