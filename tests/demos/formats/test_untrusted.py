@@ -125,7 +125,7 @@ def test_no_codec_runs_code(tmp_path, group2, codec):
     assert not trap.exists()
 
 
-@pytest.mark.parametrize("codec", sorted(codec_registry))
+@pytest.mark.parametrize("codec", ["pickle", "json2", "msgpack2"])
 def test_no_codec_runs_code_in_a_store_of_ours(tmp_path, codec):
     trap = tmp_path / "made-by-a-pickle"
     made.store(tmp_path / "in.zarr")
