@@ -63,7 +63,8 @@ class StoredArray:
         if array.shape[0] < expected:
             got = f"{array.shape[0]} rows"
             raise mismatch(self.root / folder_of(self.name), f"{expected} by {ENDS}", got)
-        self._stored(expected)
+        size = array.dtype.itemsize * math.prod(array.chunks)
+        check_size(self.root / folder_of(self.name), size, self._stored(expected))
         if array.dtype.itemsize * math.prod(array.shape[1:]) * expected <= VERIFY_BYTES:
             self.read(0, expected)
 

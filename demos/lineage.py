@@ -41,12 +41,12 @@ def episode_keys(store: EpisodeStore) -> list[Keys]:
         for name in ("action", "proprio")
         if name in store.keys
     ]
-    return [_keys([array[store.episode_slice(i)] for array in arrays]) for i in range(len(store))]
-
-
-def _keys(arrays: list[np.ndarray]) -> Keys:
-    changing = [array for array in arrays if (array != array[0]).any()]
-    return tuple(map(_digest, changing or [np.concatenate(arrays, 1)]))
+    found = []
+    for i in range(len(store)):
+        own = [array[store.episode_slice(i)] for array in arrays]
+        changing = [array for array in own if (array != array[0]).any()]
+        found.append(tuple(map(_digest, changing or [np.concatenate(own, 1)])))
+    return found
 
 
 def _digest(array: np.ndarray) -> str:

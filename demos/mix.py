@@ -90,6 +90,6 @@ def _check_alike(members: Sequence[EpisodeStore]) -> None:
             if name == "robot" and "source" in first.attrs and "source" in other.attrs:
                 continue  # each lab has its own name; the parts describe the numbers
             a, b = (m.attrs.get(name) for m in (first, other))
-            if a != b and not (name == "cameras" and sorted(a) == sorted(b)):
+            if a != b and not (name == "cameras" and sorted(a or ()) == sorted(b or ())):
                 expected = f"{json.dumps(a)[:120]} as in {first.path}"
                 raise mismatch(f"demos.mix: {other.path}: {name}", expected, json.dumps(b)[:120])

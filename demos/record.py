@@ -119,13 +119,8 @@ def expert_chunks(action: np.ndarray, asked: Mapping[int, np.ndarray]) -> np.nda
 
 def layout_of(env: Task, info: dict[str, Any]) -> dict[str, np.ndarray]:
     """Return the stored start of an episode, from `info` of its reset: {"layout": float (N,)}, or nothing."""
-    names = _layout_names(env, info)
+    names = [] if env.demo_fields() else sorted(info["layout"])  # or the steps hold it
     return {"layout": np.array([info["layout"][name] for name in names], float)} if names else {}
-
-
-def _layout_names(env: Task, info: dict[str, Any]) -> list[str]:
-    """Return the names of the stored layout; none if the steps hold it."""
-    return [] if env.demo_fields() else sorted(info["layout"])
 
 
 def record(
@@ -175,8 +170,8 @@ def demo_attributes(settings: TaskSettings, expert_settings: Any, seed: int) -> 
     env.close()
     if isinstance(expert_settings, Settings):
         expert_settings = expert_settings.model_dump()
-    names = _layout_names(env, info)
-    return about | {"picker": expert_settings or {}} | ({"layout_names": names} if names else {})
+    names = {"layout_names": sorted(info["layout"])} if layout_of(env, info) else {}
+    return about | {"picker": expert_settings or {}} | names
 
 
 def _append_all(
@@ -235,17 +230,15 @@ def relabel(
     settings: RelabelSettings,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> EpisodeStore:
-    """Copy simulated demos with ``expert`` and ``imitate``, or resume; ``progress(episodes, all)`` follows each episode.
+    """Copy simulated demos with (new) ``expert`` and ``imitate``, or resume; ``progress(episodes, all)`` follows each episode.
 
     The picker follows each episode's states from its seed, so it has the same knowledge of every push.
 
     Raises:
-        UserError: the dataset has an expert's chunks or was not recorded by the scripted picker, the picker acts
-            differently, or `settings.out` holds anything else.
+        UserError: the dataset was not recorded by the scripted picker, the picker acts differently, or `settings.out` holds
+            anything else.
     """
     picker, world = picker_of(source), world_of_demos(source)
-    if "expert" in source.keys:
-        raise mismatch(source.path, "a dataset without an expert's chunks", "some")
     chosen = {"imitate_kicks": True} if settings.imitate_kicks else {}
     how = (world, picker, settings.expert, settings.imitate_kicks)
     with create_or_resume(settings.out, {**source.attrs, **chosen}, len(source), settings.expert) as store:

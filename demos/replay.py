@@ -61,13 +61,9 @@ def episode_frames(
     image_size: ImageSize,
     world: TaskSettings | None = None,
 ) -> list[np.ndarray]:
-    """Return the frames of one episode, uint8 (T, H, W, 3) per camera.
+    """Return the frames of one episode, uint8 (T, H, W, 3) per camera; DatasetError: a camera that the dataset lacks.
 
-    Recorded images are returned as they are; recorded states are rendered at ``image_size`` in ``world``, by default the
-    dataset's own.
-
-    Raises:
-        DatasetError: a camera that the dataset lacks.
+    Recorded states are rendered at ``image_size`` in ``world``, by default the dataset's own.
     """
     store = _OPEN.get(str(path))
     if store is None or episode >= len(store):  # it may have grown since

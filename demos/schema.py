@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from s2robot.core.parts import check_values, parts_of, read_parts, size_of, words
 from s2robot.core.settings import Stored, read
 from s2robot.demos.bounds import number_type
-from s2robot.demos.errors import mismatch
+from s2robot.demos.errors import mismatch, readable
 
 SCHEMA_VERSION = 1
 KEY = r"(data|meta)/\w([\w./: -]*\w)?"  # cameras keep their owner's names: observation.images.top
@@ -51,10 +51,8 @@ def checked_attributes(path: Path, attributes: Mapping[str, Any]) -> dict[str, A
     """Return the attributes as JSON restores them, with the schema version (UserError)."""
     plain: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     for name, value in attributes.items():
-        try:
+        with readable(f"{path}: {name}"):
             plain[name] = json.loads(json.dumps(value, default=_plain, allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise mismatch(f"{path}: {name}", "JSON types", error) from None
     read(_Attributes, plain, f"{path}: ")
     for name in plain.keys() & set(PARTS.values()):
         read_parts(plain[name], f"{path}: {name}")
@@ -76,16 +74,11 @@ def check_joints(path: Path, about: Mapping[str, Any]) -> None:
 def checked_episode(
     where: str, specs: Mapping, episode: Mapping, meta: Mapping, about: Mapping[str, Any]
 ) -> tuple[dict, dict]:
-    """Return the arrays and values of an episode that fits.
+    """Return the arrays and values of an episode that fits (UserError names the key).
 
     Args:
-        where: for messages.
         specs: array name -> [dtype, shape], of the earlier episodes; empty for the first.
-        episode, meta: as given to :meth:`EpisodeStore.append`.
         about: the dataset's attributes.
-
-    Raises:
-        UserError: names the key.
     """
     arrays = {k: np.asarray(v) for k, v in episode.items()}
     values = {k: np.asarray(v) for k, v in meta.items()}
@@ -102,13 +95,10 @@ def checked_episode(
         check_finite(f"{where}: {key}", array)
     _check_use(where, arrays, about)
     for name in sorted(named.keys() | specs.keys()) if specs else ():
-        array, (dtype, shape) = named.get(name), specs.get(name, (None, None))
-        if (
-            array is None
-            or dtype is None
-            or not _fits(array, np.dtype(dtype), shape, name.startswith("data/"))
-        ):
-            got = "none" if array is None else f"{array.dtype} {array.shape}"
+        found, (dtype, shape) = named.get(name), specs.get(name, (None, None))
+        is_data = name.startswith("data/")
+        if found is None or dtype is None or not _fits(found, np.dtype(dtype), shape, is_data):
+            got = "none" if found is None else f"{found.dtype} {found.shape}"
             raise mismatch(f"{where}: {name}", f"{dtype} rows of {shape}" if dtype else "none", got)
     return arrays, values
 
@@ -129,7 +119,7 @@ def check_finite(where: str, array: np.ndarray, start: int = 0) -> None:
 
 def _check_use(where: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
     """Refuse data that encoding or training would refuse hours later; images need not be square."""
-    for key in arrays.keys() & {"action", "proprio", "expert"}:
+    for key in (key for key in ("action", "proprio", "expert") if key in arrays):
         array, kind = arrays[key], "proprio" if key == "proprio" else "action"
         parts = parts_of(about, kind)
         lead = "T, K" if key == "expert" else "T"

@@ -45,16 +45,13 @@ def select(
     seed: int,
     spent: Collection[int] = (),
 ) -> Split:
-    """Return the episodes to train on and to validate on.
+    """Return the episodes to train on and to validate on (UserError: see :func:`numbers` and `EpisodeStore.split`).
 
     Args:
         episodes: None for all, the number of the first ones, or a list of numbers and ranges "0:40".
         split: a JSON file with the lists "train" and "validation", in place of `episodes` and `fraction`.
         fraction: of the episodes held out, drawn by the seed.
         spent: those that a drawn split does not hold out.
-
-    Raises:
-        UserError: an episode that does not exist, or twice; nothing to train on; a broken file.
     """
     if split is None:
         listed = episodes is not None and not isinstance(episodes, int)

@@ -59,6 +59,7 @@ class EpisodeStore:
         self._lock: Any = None
         self._fingerprint: str | None = None
         self._arrays: dict[str, StoredArray] = {}  # "data/<key>", "meta/<key>"
+        self._specs: dict[str, list] = {}  # name -> [dtype, shape of a row]
         try:
             if mode == "a" and fcntl:
                 self._take_lock()
@@ -128,13 +129,10 @@ class EpisodeStore:
         specs = attributes.pop("arrays", None)
         if not isinstance(specs, dict) or (len(self) and not any(name.startswith("data/") for name in specs)):
             raise mismatch(file, "arrays: name -> [dtype, shape]", specs)
-        self._specs = specs if len(self) else {}
         self._attrs = checked_attributes(self.path, attributes)
-        for name, spec in self._specs.items():
+        for name in specs if len(self) else ():
             stored = self._arrays[name] = StoredArray.open(self.path, name, self.mode)
-            found = [str(stored.array.dtype), list(stored.array.shape[1:])]
-            if found != spec:
-                raise mismatch(self.path / name, spec, found)
+            self._specs[name] = [str(stored.array.dtype), list(stored.array.shape[1:])]
             stored.check(self._rows(name))
 
     def _cut(self) -> None:

@@ -85,8 +85,6 @@ def _reader(path: Path, choice: Choice) -> type[Source]:
         from s2robot.demos.formats.diffusion_policy import ReplayBuffer
 
         return ReplayBuffer
-    if choice.episodes is None:
-        raise mismatch(path, "a dataset of another format, or episodes=[...]", "an episode store")
     return _StoreSource
 
 

@@ -33,7 +33,7 @@ from s2robot.core.parts import words
 from s2robot.core.settings import Stored, read
 from s2robot.demos.bounds import CODECS, IMAGE_CODECS, check_size, json_object, number_type, unpack
 from s2robot.demos.errors import DatasetError, mismatch
-from s2robot.demos.formats.export import ExportSettings, array_keys, check_names, pieces, rates_of
+from s2robot.demos.formats.export import ExportSettings, all_pieces, array_keys, check_names, rates_of
 from s2robot.demos.formats.source import (
     NAME,
     Choice,
@@ -42,7 +42,6 @@ from s2robot.demos.formats.source import (
     Sidecar,
     Source,
     part_of,
-    piece_slices,
     require,
 )
 from s2robot.demos.formats.video import frames_at, open_video
@@ -228,12 +227,10 @@ class ReplayBuffer(Source):
             f"images_{name}": frames_at(self.path / f"videos/{number}" / file, self._times(start, stop))
             for name, file in self._videos.items()
         }
-        arrays = [self._arrays[k] for keys in self.keys.values() for k in keys]
-        row = sum(a.dtype.itemsize * math.prod(a.shape[1:]) for a in arrays)
-        row += sum(3 * math.prod(self.attributes["camera_geometry"][n]["size"]) for n in self._videos)
-        for rows in piece_slices(start, stop, row):
-            piece = {key: self._read(key, keys, rows) for key, keys in self.keys.items()}
-            count = rows.stop - rows.start
+        arrays = {key: [self._arrays[name] for name in names] for key, names in self.keys.items()}
+        sizes = [self.attributes["camera_geometry"][name]["size"] for name in self._videos]
+        for piece in self.sliced(arrays, start, stop, sum(3 * math.prod(size) for size in sizes)):
+            count = len(piece["action"])
             yield piece | {key: np.stack([*islice(stream, count)]) for key, stream in streams.items()}
 
     def _times(self, start: int, stop: int) -> np.ndarray:
@@ -243,12 +240,13 @@ class ReplayBuffer(Source):
         stamps = np.asarray(self._arrays["timestamp"][start:stop], np.float64).ravel()
         return stamps - stamps[0]
 
-    def _read(self, key: str, names: Sequence[str], rows: slice) -> np.ndarray:
-        array = self.joined(key, [self._arrays[name][rows] for name in names])
+    def joined(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
+        array = super().joined(key, columns)
         if not key.startswith("images_") or array.dtype == np.uint8:
             return array
         if array.dtype.kind == "f" and 0 < array.max() <= 1:  # others hold 0 to 255 as floats
-            raise mismatch(f"{self.path}: data/{names[0]}", "images of 0 to 255", f"0 to {array.max():g}")
+            where = f"{self.path}: data/{self.keys[key][0]}"
+            raise mismatch(where, "images of 0 to 255", f"0 to {array.max():g}")
         return np.rint(array).clip(0, 255).astype(np.uint8)
 
 
@@ -263,9 +261,6 @@ def frame_size(path: Path) -> tuple[int, int]:
     require("av")
     with open_video(path) as (_, stream):
         return stream.codec_context.height, stream.codec_context.width
-
-
-# -------------------------------------------------------------------- writing
 
 
 def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> None:
@@ -283,9 +278,9 @@ def _write_folder(store: EpisodeStore, target: Path, progress: Progress) -> None
     places = {key: _name(key) for key in array_keys(store)}
     check_names(places.items(), store.path)
     sidecar = Sidecar.of_store(store, {key: [name] for key, name in places.items()})
-    attributes = {NAME: sidecar.text(), "actions": words(parts_of(store.attrs, "action"))}
+    attributes = {NAME: sidecar.model_dump_json(), "actions": words(parts_of(store.attrs, "action"))}
     root = zarr.create_group(LocalStore(target), zarr_format=2, attributes=attributes)
-    data, meta, steps, at = root.create_group("data"), root.create_group("meta"), store.num_steps, 0
+    data, meta, steps = root.create_group("data"), root.create_group("meta"), store.num_steps
     arrays = {
         key: _array(data, name, (steps, *sidecar.arrays[key][1]), sidecar.arrays[key][0])
         for key, name in places.items()
@@ -297,13 +292,10 @@ def _write_folder(store: EpisodeStore, target: Path, progress: Progress) -> None
         each = zip(store.lengths, rates_of(store), strict=True)
         times = np.concatenate([np.arange(count) / rate for count, rate in each])
         _array(data, "timestamp", times.shape, "float64")[:] = times
-    for i in range(len(store)):
-        for piece in pieces(store, i):
-            stop = at + len(piece["action"])
-            for key, rows in piece.items():
-                arrays[key][at:stop] = rows
-            at = stop
-            progress(at, steps)
+    for i, at, piece in all_pieces(store, progress):
+        start = store.episode_slice(i).start + at
+        for key, rows in piece.items():
+            arrays[key][start : start + len(rows)] = rows
 
 
 def _name(key: str) -> str:

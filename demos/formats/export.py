@@ -159,6 +159,17 @@ def check_names(names: Iterable[tuple[str, str]], path: Path) -> None:
             raise mismatch(path, "arrays of different names", f"{seen[name]} and {key}, both '{name}'")
 
 
+def all_pieces(store: EpisodeStore, progress: Progress) -> Iterator[tuple[int, int, Piece]]:
+    """Yield the pieces of all episodes, with the number of the episode and of the piece's first step in it."""
+    for i in range(len(store)):
+        rows = store.episode_slice(i)
+        at = rows.start
+        for piece in pieces(store, i):
+            yield i, at - rows.start, piece
+            at += len(next(iter(piece.values())))
+            progress(at, store.num_steps)
+
+
 def pieces(store: EpisodeStore, i: int) -> Iterator[Piece]:
     """Yield the arrays of an episode, a few steps at a time, with an `images_<camera>` for each camera (UserError).
 

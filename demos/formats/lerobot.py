@@ -95,7 +95,7 @@ class Row(Stored):
 class Episode(NamedTuple):
     """One episode and its files."""
 
-    index: int
+    number: int  # in the dataset
     length: int
     tasks: list[str]
     data: Path
@@ -119,7 +119,7 @@ class LeRobot(Source):
             (name,) = chosen([choice.mask], list(info.splits or ()), "mask", path)
             text = (info.splits or {})[name]  # such as "0:40" or "0:40,50:60"
             ranges = [range(*map(int, r.split(":"))) for r in text.split(",") if r.strip()]
-            self._episodes = [e for e in self._episodes if any(e.index in numbers for numbers in ranges)]
+            self._episodes = [e for e in self._episodes if any(e.number in numbers for numbers in ranges)]
         if several := sum(len(e.tasks) > 1 for e in self._episodes):
             self.notes.append(f"{several} episodes have several tasks; the first is kept")
         self.lengths = [episode.length for episode in self._episodes]
@@ -128,15 +128,15 @@ class LeRobot(Source):
             self.attributes["tasks"] = self._tasks
 
     def name_of(self, number: int) -> str:
-        return f"{self._episodes[number].data}: episode {self._episodes[number].index}"
+        return f"{self._episodes[number].data}: episode {self._episodes[number].number}"
 
     def values_of(self, number: int) -> dict[str, Any]:
         episode = self._episodes[number]
         if self.sidecar:
-            stored = {key: values[episode.index] for key, values in self._values.items()}
+            stored = {key: values[episode.number] for key, values in self._values.items()}
             return dict(self.sidecar.episode_values(stored, f"{self.path}/{MARKER}: episodes"))
         task = {"task": self._tasks.index(episode.tasks[0])} if episode.tasks else {}
-        return {"source_episode": episode.index} | task
+        return {"source_episode": episode.number} | task
 
     def missing_file(self, number: int) -> Path | None:
         return next((f for f, _ in self._episodes[number].videos.values() if not f.is_file()), None)
@@ -229,7 +229,7 @@ class LeRobot(Source):
         if info.total_episodes not in (None, len(rows)):
             self.notes.append(f"{here}; meta/info.json counts {info.total_episodes}")
         elif len(episodes) != len(rows):
-            ranges = as_ranges([episode.index for episode in episodes])
+            ranges = as_ranges([episode.number for episode in episodes])
             self.notes.append(f"{here} ({ranges}); `episodes` counts those, 0 to {len(episodes) - 1}")
         return episodes
 
@@ -263,7 +263,7 @@ class LeRobot(Source):
                 times = start + np.arange(episode.length) / fps
                 streams[name] = frames_at(file, times, NEAR / fps, sizes[key], whole)
             else:
-                streams[name] = images(self.path, episode.data, episode.index, key, sizes[key])
+                streams[name] = images(self.path, episode.data, episode.number, key, sizes[key])
         for rows in piece_slices(0, episode.length, sum(h * w * 3 for h, w in sizes.values())):
             count = rows.stop - rows.start
             frames = {f"images_{name}": np.stack([*islice(s, count)]) for name, s in streams.items()}
@@ -277,7 +277,7 @@ class LeRobot(Source):
         wanted = tuple(dict.fromkeys((*columns, *AUTOMATIC)))
         table = read_columns(episode.data, wanted, self._info.is_v3)
         if "episode_index" in table:
-            table = {k: v[table["episode_index"] == episode.index] for k, v in table.items()}
+            table = {k: v[table["episode_index"] == episode.number] for k, v in table.items()}
         if (count := len(next(iter(table.values())))) != episode.length:
             raise mismatch(where, f"{episode.length} rows by the table of episodes", count)
         self._check_time(table, where)

@@ -17,7 +17,7 @@ import numpy as np
 
 from s2robot.demos.bounds import check_size, json_object, number_type
 from s2robot.demos.errors import mismatch, readable
-from s2robot.demos.formats.source import NAME, Choice, Piece, Source, chosen, part_of, piece_slices
+from s2robot.demos.formats.source import NAME, Choice, Piece, Source, chosen, part_of
 
 FILTERS = (1, 2, 3, 32000)  # of hdf5: deflate, shuffle, checksum, lzf
 HAND = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # the proprioception of `task=robosuite`
@@ -45,13 +45,18 @@ class DemoFile(Source):
     def values_of(self, number: int) -> dict[str, Any]:
         return {"source_episode": number_of(self._demos[number])}
 
-    def describe_world(self, first: Any, args: dict[str, Any], *about: Any) -> None:
-        """As `describe`, with the parts of the actions; ``about``: name, robot, rate, cameras and proprio_parts."""
-        *facts, proprio_parts = about
+    def describe_world(self, first: Any, args: dict[str, Any], *facts: Any) -> None:
+        """As `describe`, with the parts of the actions; ``facts``: name, robot, rate, cameras and proprio_parts."""
+        name, robot, rate, cameras, proprio = facts
         parts, frame = action_parts(args.get("env_kwargs", {}), first, self.keys["action"], self.choice)
-        more = {"action_frame": frame} if frame else {}
-        self.describe(*facts, parts, proprio_parts, env_args=args, **more)
-        self._scale = scale_of(parts) if frame else None
+        self.describe(name, robot, rate, cameras, parts, proprio, env_args=args)
+        self.attributes |= {"action_frame": frame} if frame else {}
+        self._scale: Scale | None = None
+        if frame:  # from robosuite's -1..1 to the limits of all parts
+            low, high = (
+                np.concatenate([np.asarray(p[k], np.float64) for p in parts]) for k in ("low", "high")
+            )
+            self._scale = (high - low) / 2, (high + low) / 2
 
     def scaled(self, columns: Sequence[np.ndarray]) -> np.ndarray:
         """Join the columns of an action, and convert -1..1 to our units.  # float32 (t, A)"""
@@ -108,9 +113,7 @@ class Robomimic(DemoFile):
             arrays = {
                 k: [array_of(demo, n, self.path, count) for n in names] for k, names in self.keys.items()
             }
-            row = sum(a.dtype.itemsize * math.prod(a.shape[1:]) for each in arrays.values() for a in each)
-            for rows in piece_slices(0, count, row):
-                yield {key: self.joined(key, [a[rows] for a in each]) for key, each in arrays.items()}
+            yield from self.sliced(arrays, 0, count)
 
     def joined(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
         if self.sidecar is None and key == "action":
@@ -185,12 +188,6 @@ def action_parts(
     return [part_of(k, demo[k].shape[1], kind) for k in keys], ""
 
 
-def scale_of(parts: list[dict]) -> Scale:
-    """Return the scale from robosuite's -1..1 to the limits of all parts."""
-    low, high = (np.concatenate([np.asarray(p[k], np.float64) for p in parts]) for k in ("low", "high"))
-    return (high - low) / 2, (high + low) / 2
-
-
 def rot6d(quats: np.ndarray) -> np.ndarray:
     """Convert quaternions x y z w to the first two columns of their matrices.  # (t, 4) -> (t, 6)"""
     x, y, z, w = (quats / np.linalg.norm(quats, axis=1, keepdims=True)).T
@@ -222,8 +219,6 @@ def demo_names(file: Any, path: Path, choice: Choice) -> list[str]:
         chosen([choice.mask], list(file.get("mask", {})), "mask", path)
         masked = _mask(file["mask"][choice.mask], f"{path}: mask/{choice.mask}", path)
         names = sorted(chosen(masked, names, f"mask/{choice.mask}", path), key=number_of)
-    if not names:
-        raise mismatch(f"{path}: data", "demo_0, demo_1 ...", ", ".join(file["data"]) or "nothing")
     for name in names:
         check_inside(file["data"][name], path)
     return names

@@ -8,7 +8,7 @@ Our writers store a :class:`Sidecar` beside a format's own fields, from which th
 types, the order of cameras and the parts. Other programs ignore it.
 """
 
-import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -71,16 +71,8 @@ class Sidecar(Stored):
         arrays: dict[str, Any] = {f"images_{name}": ("uint8", (*size, 3)) for name, size in sizes.items()}
         arrays |= {key: (str(store.read(key, 0, 1).dtype), store.shape(key)) for key in store.keys}
         values = {k: (str(v.dtype), v.shape[1:]) for k in store.meta_keys for v in [store.meta(k)]}
-        found = {
-            "attributes": attributes,
-            "arrays": {k: arrays[k] for k in places},
-            "values": values,
-            "places": places,
-        }
-        return read(cls, found)
-
-    def text(self) -> str:
-        return json.dumps(self.model_dump())
+        arrays = {key: arrays[key] for key in places}
+        return read(cls, {"attributes": attributes, "arrays": arrays, "values": values, "places": places})
 
     def array(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
         """Join columns of the file to an array of the store.  # (t, ...)"""
@@ -134,6 +126,8 @@ class Source(ABC):
             self._chosen = list(range(total)[:wanted])
         else:
             self._chosen = sorted(numbers(wanted, total, "episodes"))
+        if not self._chosen:
+            raise mismatch(self.path, "at least one episode", "none")
         self.steps = sum(int(self.lengths[i]) for i in self._chosen)
         if missing := {i: file for i in self._chosen if (file := self.missing_file(i))}:
             raise mismatch(next(iter(missing.values())), "a file", f"none{self._without(set(missing))}")
@@ -206,8 +200,8 @@ class Source(ABC):
             keys = [names.get(n, n) for n in chosen(wanted, [*names, *cameras], "cameras", self.path)]
             cameras = {key: cameras[key] for key in keys}
         for array, (known, usual) in arrays.items():
-            wanted = getattr(self.choice, array) or usual or (array,)
-            self.keys[array] = chosen(wanted, known, array, self.path)
+            own = getattr(self.choice, array) or usual or (array,)
+            self.keys[array] = chosen(own, known, array, self.path)
         return dict(cameras)
 
     def describe(
@@ -238,6 +232,14 @@ class Source(ABC):
             "source": {"format": kind, "name": self.path.name},
             **more,
         }
+
+    def sliced(
+        self, arrays: Mapping[str, Sequence[Any]], start: int, stop: int, more: int = 0
+    ) -> Iterator[Piece]:
+        """Yield rows of arrays of the file that `keys` lists; ``more``: bytes of a step that the reader adds itself."""
+        row = sum(a.dtype.itemsize * math.prod(a.shape[1:]) for each in arrays.values() for a in each)
+        for rows in piece_slices(start, stop, row + more):
+            yield {key: self.joined(key, [a[rows] for a in each]) for key, each in arrays.items()}
 
     def joined(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
         """Make an array of the store from the arrays of the file that `keys` lists for it.  # (t, ...)"""

@@ -10,8 +10,9 @@ Format: huggingface/lerobot, `src/lerobot/datasets`, wheel 0.4.4.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ import numpy as np
 
 from s2robot.core.parts import Part, number_names, words
 from s2robot.demos.errors import mismatch
-from s2robot.demos.formats.export import ExportSettings, check_names, pieces, rate_of
+from s2robot.demos.formats.export import ExportSettings, all_pieces, check_names, rate_of
 from s2robot.demos.formats.lerobot import ACTION, AUTOMATIC, IMAGES, MARKER, STATE
 from s2robot.demos.formats.parquet import ParquetWriter, write_indexed, write_rows
-from s2robot.demos.formats.source import Progress, Sidecar
+from s2robot.demos.formats.source import Piece, Progress, Sidecar
 from s2robot.demos.formats.video import VideoWriter, pix_fmt
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.schema import parts_of
@@ -68,9 +69,8 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
     """
     writer = _Writer(store, target, settings)
     try:
-        for i in range(len(store)):
-            writer.write_episode(i)
-            progress(int(store.episode_ends[i]), store.num_steps)
+        for i, group in groupby(all_pieces(store, progress), lambda piece: piece[0]):
+            writer.write_episode(i, (piece for _, _, piece in group))
     finally:
         writer.close()
     writer.write_meta()
@@ -112,7 +112,7 @@ class _Writer:
         for files in (self._data, *self._videos.values()):
             files.close()
 
-    def write_episode(self, i: int) -> None:
+    def write_episode(self, i: int, arrays: Iterator[Piece]) -> None:
         rows = self._store.episode_slice(i)
         length = rows.stop - rows.start
         self._data.start_episode(length)
@@ -125,11 +125,11 @@ class _Writer:
             row |= _place(key, files.number)
             row[f"{key}/from_timestamp"] = files.file.count / self._fps
             row[f"{key}/to_timestamp"] = (files.file.count + length) / self._fps
-        self._stats.append(self._write_arrays(i, length, rows.start))
+        self._stats.append(self._write_arrays(i, length, rows.start, arrays))
         stats = {f"stats/{f}/{n}": v for f, s in _lists(self._stats[-1]).items() for n, v in s.items()}
         self._rows.append(row | stats | _place("meta/episodes", 0))
 
-    def _write_arrays(self, i: int, length: int, first: int) -> dict[str, Stats]:
+    def _write_arrays(self, i: int, length: int, first: int, arrays: Iterator[Piece]) -> dict[str, Stats]:
         """Write an episode's arrays; returns their statistics."""
         data, steps, start = self._data.file, np.arange(length), 0
         sampled = (
@@ -146,7 +146,7 @@ class _Writer:
             "index": first + steps,
             "task_index": np.full(length, self._task_of[i]),
         }
-        for piece in pieces(self._store, i):
+        for piece in arrays:
             stop = start + len(next(iter(piece.values())))
             for key, feature in self._numbers.items():
                 numbers[feature].append(piece[key])
@@ -220,7 +220,18 @@ class _Writer:
         for name, size in self.sizes.items():
             about: dict[str, Any] = {"dtype": "image"}
             if not self._png:
-                about = {"dtype": "video", "info": _video_info(self._fps, size)}
+                info = {
+                    "codec": "h264",
+                    "pix_fmt": pix_fmt(size),
+                    "fps": self._fps,
+                    "channels": 3,
+                    "is_depth_map": False,
+                }
+                info |= {"height": size[0], "width": size[1]}
+                about = {
+                    "dtype": "video",
+                    "info": {f"video.{k}": v for k, v in info.items()} | {"has_audio": False},
+                }
             axes = ["height", "width", "channels"]
             features[self._cameras[name]] = about | {"shape": [*size, 3], "names": axes}
         for name in AUTOMATIC:
@@ -254,19 +265,6 @@ class _Files:
         if self.file is not None:
             self.file.close()
             self.file = None
-
-
-def _video_info(rate: int, size: tuple[int, int]) -> dict[str, Any]:
-    return {
-        "video.height": size[0],
-        "video.width": size[1],
-        "video.codec": "h264",
-        "video.pix_fmt": pix_fmt(size),
-        "video.is_depth_map": False,
-        "video.fps": rate,
-        "video.channels": 3,
-        "has_audio": False,
-    }
 
 
 def _number_names(parts: tuple[Part, ...]) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 from s2robot.core.errors import UserError
 from s2robot.core.parts import BEYOND, parts_of, plain, slices
 from s2robot.demos.errors import mismatch
-from s2robot.demos.formats.export import ExportSettings, array_keys, check_names, pieces, rate_of
+from s2robot.demos.formats.export import ExportSettings, all_pieces, array_keys, check_names, rate_of
 from s2robot.demos.formats.robomimic import EXACT, Scale
 from s2robot.demos.formats.source import NAME, Progress, Sidecar
 from s2robot.demos.replay import world_of_demos
@@ -32,7 +32,7 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
     """Write a store as one file (UserError: actions that do not fit into -1..1, or numbers that are not finite)."""
     import h5py
 
-    (scale, offset), world, done = scaling(store, settings.action_range), _world(store), 0
+    (scale, offset), world = scaling(store, settings.action_range), _world(store)
     places = {key: _place(store, key, world) for key in array_keys(store)}
     check_names([(key, name) for key, names in places.items() for name in names], store.path)
     columns = dict(zip(places["proprio"], slices(parts_of(store.attrs, "proprio")), strict=True))
@@ -40,23 +40,28 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
         data = file.create_group("data")
         data.attrs["total"] = store.num_steps
         data.attrs["env_args"] = json.dumps(_env_args(store, world))
-        data.attrs[NAME] = Sidecar.of_store(store, places).text()
-        for i, count in enumerate(store.lengths.tolist()):
-            demo, at = data.create_group(f"demo_{i}"), 0
-            _write_episode_values(demo, store, i, world)
-            for piece in pieces(store, i):
-                rows = {name: piece[key] for key, names in places.items() for name in names}
-                rows |= {name: piece["proprio"][:, part] for name, part in columns.items()}
-                rows["actions"] = np.clip((piece["action"].astype(np.float64) - offset) / scale, -1, 1)
-                if settings.action_range == "clip":
-                    rows[EXACT] = (rows["actions"] * scale + offset).astype(piece["action"].dtype)
-                if world is not None and "state" in piece:
-                    rows["states"] = piece["state"][:, : 1 + world.model.nq + world.model.nv]
-                _append(demo, rows, at, count)
-                disk.check()
-                steps = len(piece["action"])
-                at, done = at + steps, done + steps
-                progress(done, store.num_steps)
+        data.attrs[NAME] = Sidecar.of_store(store, places).model_dump_json()
+        for i, at, piece in all_pieces(store, progress):
+            demo = data.require_group(f"demo_{i}")
+            if at == 0:
+                _write_episode_values(demo, store, i, world)
+            rows = {name: piece[key] for key, names in places.items() for name in names}
+            rows |= {name: piece["proprio"][:, part] for name, part in columns.items()}
+            rows["actions"] = np.clip((piece["action"].astype(np.float64) - offset) / scale, -1, 1)
+            if settings.action_range == "clip":
+                rows[EXACT] = (rows["actions"] * scale + offset).astype(piece["action"].dtype)
+            if world is not None and "state" in piece:
+                rows["states"] = piece["state"][:, : 1 + world.model.nq + world.model.nv]
+            for name, values in rows.items():
+                if at == 0:
+                    one = (
+                        {"chunks": (1, *values.shape[1:]), "compression": "lzf"}
+                        if name.endswith("_image")
+                        else {}
+                    )
+                    demo.create_dataset(name, (store.lengths[i], *values.shape[1:]), values.dtype, **one)
+                demo[name][at : at + len(values)] = values
+            disk.check()
         masks = store.split(settings.valid if len(store) > 1 else 0, 0)
         for name, episodes in zip(("train", "valid"), masks, strict=True):
             if len(episodes):
@@ -131,16 +136,6 @@ def _place(store: EpisodeStore, key: str, world: Any) -> list[str]:
     if key.startswith("images_"):
         return [f"obs/{quote(key.removeprefix('images_'), safe=' :')}_image"]
     return [f"{NAME}/{quote(key, safe=' :')}"]
-
-
-def _append(demo: Any, arrays: dict[str, np.ndarray], at: int, count: int) -> None:
-    """Write the steps of a piece, from step `at` on of `count`."""
-    for name, rows in arrays.items():
-        if at == 0:
-            is_image = name.endswith("_image")
-            how: Any = {"chunks": (1, *rows.shape[1:]), "compression": "lzf"} if is_image else {}
-            demo.create_dataset(name, (count, *rows.shape[1:]), rows.dtype, **how)
-        demo[name][at : at + len(rows)] = rows
 
 
 def _write_episode_values(demo: Any, store: EpisodeStore, i: int, world: Any) -> None:

@@ -25,7 +25,6 @@ from s2robot.demos.replay import replay_episode, starts, task_of, world_of_demos
 from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.gl import require_simulator
-from s2robot.envs.task_settings import Group
 from s2robot.envs.tasks import make
 from s2robot.inspection.films import FilmSettings, Tiles, film_all
 from s2robot.inspection.findings import KINDS, Finding, FrameStats, Thresholds, find, unchecked_kinds
@@ -81,7 +80,7 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path) ->
     """Print a dataset's contents and anomalies, and write `inspect.html` and its folder into `out`; returns the page.
 
     Raises:
-        UserError: a file that cannot be written, no simulator to render states, or no dataset that can be read.
+        UserError: a video that cannot be written, no simulator to render states, or no dataset that can be read.
     """
     store, count = _opened(demos)
     ends, numbers = store.episode_ends[:count], tables(store, count)
@@ -99,10 +98,7 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path) ->
     for i, shown in enumerate(zip(*(episodes_of(table.values, ends) for table in numbers), strict=True)):
         script = out / FOLDER / f"{i:04d}.js"
         points = json.dumps(curves(np.concatenate(shown, axis=1), POINTS), separators=(",", ":"))
-        try:
-            write_text(script, f"episode({i},{points})\n")
-        except OSError as error:
-            raise UserError(f"{script}: cannot be written ({error.strerror})") from error
+        write_text(script, f"episode({i},{points})\n")
     unknown = unchecked_kinds(numbers, ends, frames)
     return _write_page(store, numbers, ends, films, findings, unknown, out / "inspect.html")
 
@@ -181,7 +177,9 @@ def _write_page(
         findings={kind: [f for f in found if f.kind == kind][:MOST] for kind in kinds},
         most=MOST,
         ranges=[(table.key, _cells(table)) for table in numbers],
-        pictures=_plots(store, ends),
+        pictures=[
+            ("Lengths", drawing(_lengths(np.diff(ends, prepend=0), store.attrs["rate_hz"]), "lengths"))
+        ],
         settings=[row for key, value in store.attrs.items() for row in flatten(key, value)],
         films=films,
         data={
@@ -235,15 +233,6 @@ def _cells(table: Table) -> list[list[str]]:
     return rows
 
 
-def _plots(store: EpisodeStore, ends: np.ndarray) -> list[tuple[str, Any]]:
-    """Return titles and plots: lengths, and the layouts at the start if the store holds them."""
-    found = [("Lengths", drawing(_lengths(np.diff(ends, prepend=0), store.attrs["rate_hz"]), "lengths"))]
-    task, records = task_of(store), starts(store)[: len(ends)]
-    if all(task.layout_of(record) for record in records):
-        found.append(("Where the episodes began", drawing(_starts(store, records), "starts")))
-    return found
-
-
 @styled
 def _lengths(lengths: np.ndarray, rate: float) -> Figure:
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
@@ -255,22 +244,4 @@ def _lengths(lengths: np.ndarray, rate: float) -> Figure:
     axes.axvline(median, color=VERMILLION, lw=1.5)
     axes.set(title=f"median {median:g} steps ({median / rate:.1f} s)", xlabel="steps", ylabel="episodes")
     axes.locator_params(integer=True)
-    return figure
-
-
-@styled
-def _starts(store: EpisodeStore, records: Sequence[dict[str, Any]]) -> Figure:
-    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
-    known = "success" in store.meta_keys
-    good = store.meta("success")[: len(records)] if known else np.ones(len(records), bool)
-    groups = [
-        Group([r for r, yes in zip(records, good, strict=True) if bool(yes) is wanted], *look, 9)
-        for wanted, look in ((True, ("successful", "o", BLUE)), (False, ("failed", "X", VERMILLION)))
-    ]
-    try:
-        about = world_of_demos(store).placement()
-    except UserError:
-        about = {}
-    shown = [group for group in groups if group.records]
-    task_of(store).draw_layout(figure.add_subplot(), shown, about, False)
     return figure

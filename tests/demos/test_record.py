@@ -109,7 +109,7 @@ def recording(folder: Path) -> None:
         record(folder / "demos.zarr", CubePickConfig(), PickerConfig(), 2, 500, 1).close()
 
 
-@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_at_any_write_of_a_recording_changes_nothing(tmp_path, every):
     def files(folder: Path) -> dict[str, bytes]:
         return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}

@@ -39,14 +39,7 @@ def first(trained, recorded):
 def test_the_same_policy_comes_of_it(tmp_path, recorded, trained, first, journey):
     assert EpisodeStore.open(recorded).attrs["kind"] == "states"
     name, *more = journey
-    # drawn as this encoder wants them
-    args = [
-        f"data={recorded}",
-        f"out={tmp_path / name}",
-        "image_size=64",
-        *more,
-        f"hydra.run.dir={tmp_path / 'run'}",
-    ]
-    assert cli.main(["convert", *args]) == 0
+    words = [f"data={recorded}", f"out={tmp_path / name}", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert cli.main(["convert", *words, *more, "image_size=64"]) == 0  # rendered at the encoder's size
     second = trained(tmp_path / name)
     assert (second / "policy.safetensors").read_bytes() == (first / "policy.safetensors").read_bytes()

@@ -4,9 +4,11 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import struct
 import zipfile
 import zlib
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +56,22 @@ class Payload:
         return os.mkdir, (str(self.file),)
 
 
-def group2(path: Path) -> Path:
+@pytest.fixture(scope="module")
+def buffer(tmp_path_factory):
     """A replay buffer of four steps."""
+    path = tmp_path_factory.mktemp("buffer") / "in.zarr"
     root = zarr.open_group(str(path), mode="w", zarr_format=2)
     for key, values in {
-        "data/action": np.ones((4, 2), "f4"),
-        "data/agent_pos": np.ones((4, 2), "f4"),
-    }.items():
+        "data/action": np.ones((4, 2), "f4"), "data/agent_pos": np.ones((4, 2), "f4"), "data/timestamp": np.arange(4) / 10,
+        "meta/episode_ends": np.array([4]), "data/front_image": np.full((4, 6, 8, 3), 7, "u1"),
+    }.items():  # fmt: skip
         root.create_array(key, shape=values.shape, dtype=values.dtype, chunks=values.shape)[:] = values
-    root.create_array("data/timestamp", shape=(4,), dtype="f8")[:] = np.arange(4) / 10
-    root.create_array("meta/episode_ends", shape=(1,), dtype="i8")[:] = [4]
-    root.create_array("data/front_image", shape=(4, 6, 8, 3), dtype="u1", chunks=(4, 6, 8, 3))[:] = 7
     return path
+
+
+@pytest.fixture
+def group2(buffer):
+    return lambda path: Path(shutil.copytree(buffer, path))
 
 
 def array2(path: Path, chunk: bytes | None, **about) -> None:
@@ -91,42 +97,35 @@ def zipped(path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("place", ["data/action", "meta/note"])
 @pytest.mark.parametrize("codec", sorted(codec_registry))
-def test_no_codec_runs_code(tmp_path, codec, place):
-    """As compressor and as filter, alone and beside one that makes objects, in a folder, a zip and by consolidated metadata."""
-    trap = tmp_path / "made-by-a-pickle"
+def test_no_codec_runs_code(tmp_path, group2, codec):
+    """As compressor and as filter, alone and beside pickle, of wanted and other arrays, in a folder, a zip, by .zmetadata."""
+    trap, entry, pickled = tmp_path / "made-by-a-pickle", {"id": codec}, {"id": "pickle", "protocol": 5}
     chunk = pickle.dumps(Payload(trap))
-    entry = {"id": codec}
-    for number, about in enumerate(
-        (
-            {"compressor": {"id": "pickle", "protocol": 5}, "filters": [entry]},
-            {"compressor": entry, "filters": [{"id": "pickle", "protocol": 5}]},
-            {"compressor": entry},
-            {"filters": [entry]},
-        )
+    codecs = [
+        {"compressor": pickled, "filters": [entry]},
+        {"compressor": entry, "filters": [pickled]},
+        {"compressor": entry},
+        {"filters": [entry]},
+    ]
+    for number, (about, dtype, place) in enumerate(
+        product(codecs, ("|O", "<f4"), ("data/action", "meta/note"))
     ):
-        for dtype in ("|O", "<f4"):
-            path = group2(tmp_path / f"{number}{dtype[1]}")
-            array2(path / place, chunk, dtype=dtype, fill_value="" if dtype == "|O" else 0, **about)
-            metadata = {
-                f.relative_to(path).as_posix(): json.loads(f.read_text()) for f in path.rglob(".z[ag]*")
-            }
-            (path / ".zmetadata").write_text(
-                json.dumps({"zarr_consolidated_format": 1, "metadata": metadata})
-            )
-            for form in (path, zipped(path)):
-                try:
-                    source = read(form, Choice())
-                    list(source.pieces(0))
-                except UserError as error:
-                    assert "\n" not in str(error)
-                else:  # what a dataset holds beside the numbers that are wanted is not read
-                    assert place == "meta/note"
+        path = group2(tmp_path / str(number))
+        array2(path / place, chunk, dtype=dtype, fill_value="" if dtype == "|O" else 0, **about)
+        files = {f.relative_to(path).as_posix(): json.loads(f.read_text()) for f in path.rglob(".z[ag]*")}
+        (path / ".zmetadata").write_text(json.dumps({"zarr_consolidated_format": 1, "metadata": files}))
+        for form in (path, zipped(path)):
+            try:
+                list(read(form, Choice()).pieces(0))
+            except UserError as error:
+                assert "\n" not in str(error)
+            else:  # only the wanted arrays are read
+                assert place == "meta/note"
     assert not trap.exists()
 
 
-@pytest.mark.parametrize("codec", sorted(codec_registry))
+@pytest.mark.parametrize("codec", ["pickle", "json2", "msgpack2"])
 def test_no_codec_runs_code_in_a_store_of_ours(tmp_path, codec):
     trap = tmp_path / "made-by-a-pickle"
     made.store(tmp_path / "in.zarr")
@@ -184,14 +183,14 @@ def packed(codec: dict) -> dict:
         ("data/action", FLOATS, {"shape": "4", "chunks": [4, 2]}),
     ],
 )  # fmt: skip
-def test_a_replay_buffer_that_claims_more_than_it_holds(tmp_path, place, chunk, about):
+def test_a_replay_buffer_that_claims_more_than_it_holds(tmp_path, group2, place, chunk, about):
     path = group2(tmp_path / "in.zarr")
     array2(path / place, chunk, **about)
     for form in (path, zipped(path)):
         refused(form)
 
 
-def test_a_file_of_zeros_without_end_is_no_chunk(tmp_path):
+def test_a_file_of_zeros_without_end_is_no_chunk(tmp_path, group2):
     path = group2(tmp_path / "in.zarr")
     (path / "data/action/0.0").unlink()
     (path / "data/action/0.0").symlink_to("/dev/zero")
@@ -223,7 +222,7 @@ def test_a_store_that_claims_more_than_it_holds(tmp_path, about):
         EpisodeStore.open(tmp_path / "in.zarr")
 
 
-def test_constant_pictures_are_no_harm(tmp_path):
+def test_constant_pictures_are_no_harm(tmp_path, group2):
     """64 MB of one colour in a few kilobytes, and chunks that were left out."""
     path, size = group2(tmp_path / "in.zarr"), (4, 2000, 2500, 3)
     data = zarr.open_group(str(path), mode="r+", zarr_format=2)["data"]
@@ -317,7 +316,7 @@ def test_a_mask_in_another_file(tmp_path):
 
 def test_a_table_of_more_rows_than_its_bytes_explain(tmp_path):
     path = made.lerobot_v30(tmp_path / "in")
-    rows = pa.table({"episode_index": pa.array(np.zeros(80_000_000, "i1"))})
+    rows = pa.table({"episode_index": pa.array(np.zeros(40_000_000, "i1"))})
     for place in ("data", "meta/episodes"):
         file = path / place / "chunk-000/file-000.parquet"
         pq.write_table(rows, file.with_name("many.parquet"))

@@ -15,7 +15,6 @@ from s2robot.core.errors import UserError
 from s2robot.demos.formats import write_lerobot
 from s2robot.demos.formats.convert import convert
 from s2robot.demos.formats.export import ExportSettings, export
-from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
 from tests.demos.formats.made import converted, psnr
@@ -141,21 +140,3 @@ def test_a_dataset_that_the_format_cannot_hold_is_one_line_and_leaves_nothing(tm
     refused(graded, "expected finite values", pictures="png")
     monkeypatch.setattr("s2robot.demos.formats.video.ENCODER", "libnone")
     refused(made.store(tmp_path / "in.zarr"), "libnone", "pictures=png")
-
-
-@pytest.mark.slow
-def test_the_shipped_demos_go_out_and_come_back(tmp_path):
-    """The first ones, with real images: they hold states, which are rendered on the way."""
-    shipped = EpisodeStore.open(Path(__file__).parents[3] / "demos/data/xarm7_cube.zarr")
-    with EpisodeStore.create(tmp_path / "in.zarr", shipped.attrs) as store:
-        store.append_all(shipped, 12)
-    back = converted(written(store, tmp_path / "out"))
-    assert back.attrs == store.attrs | {"kind": "images"}
-    for key in store.keys:
-        np.testing.assert_array_equal(back[key], store[key], strict=True)
-    for key in store.meta_keys:
-        np.testing.assert_array_equal(back.meta(key), store.meta(key), strict=True)
-    for i in range(0, len(store), 4):
-        drawn = episode_frames(store.path, i, store.cameras, 256)
-        for camera, frames in zip(store.cameras, drawn, strict=True):
-            assert min(map(psnr, back.episode(i)[f"images_{camera}"], frames)) > 38

@@ -11,7 +11,7 @@ from s2robot.core.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.inspection import films
 from s2robot.inspection.films import FilmSettings, tiles
-from s2robot.inspection.inspect import InspectSettings, inspect_demos
+from s2robot.inspection.inspect import InspectSettings, inspect_demos, summary
 from s2robot.inspection.tables import curves, plots, tables
 from tests.browser import BROWSER, chromium
 from tests.s2robot.inspection.conftest import LENGTHS, episode
@@ -124,6 +124,44 @@ def test_the_first_episodes_alone(cups, tmp_path):
     )
     with pytest.raises(UserError, match=r"expected demos.episodes=<number>"):
         inspect_demos(DemosSettings(path=str(cups), episodes=[1, 2]), settings, tmp_path / "b")
+
+
+# -------------------------------------------------------------------- the terminal
+
+OURS = {
+    "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(1, 8)], "rate_hz": 10, "cameras": ["hand", "left"],
+    "camera_geometry": {}, "action_frame": "joint_delta_commanded", "env_version": "CubePick-v0", "seed": 3,
+    "env_config": {"cube_size": 0.04, "box_x": [-0.12, 0.12], "box_y": [-0.16, 0.16]}, "kind": "states",
+}  # fmt: skip
+
+
+def rows(store) -> dict[str, str]:
+    text = summary(store, tables(store, len(store)), store.episode_ends)
+    return {line[2:].partition("  ")[0].strip(): line for line in text.splitlines()[1:]}
+
+
+def test_facts_and_ranges(tmp_path):
+    """Episodes of 4, 6 and 10 steps; only the start of the cube counts."""
+    with EpisodeStore.create(tmp_path / "a.zarr", OURS) as store:
+        for i, length in enumerate((4, 6, 10)):
+            action = np.full((length, 8), 0.1, np.float32)
+            action[-1, 2] = -0.25
+            cube = np.tile([0.1 * i - 0.1, 0.05 * i, 0.02, 1, 0, 0, 0.1], (length, 1))
+            cube[-1, :2] = 9
+            arrays = {"action": action, "proprio": action + 1, "cube_pose": cube}
+            store.append(arrays | {"perturbed": np.arange(length) == 1}, {"success": i != 1})
+    found = rows(store)
+    for name, values in (
+        ("episodes", "3 (20 steps)"), ("rate", "10 Hz"), ("steps an episode", "4 to 10, median 6"),
+        ("successful", "2 of 3"), ("perturbed", "15.0 %"), ("x at the start", "-0.1 to +0.1"),
+    ):  # fmt: skip
+        assert values in found[name]
+    assert found["action joint 3"].split()[-3:] == ["-0.250", "+0.100", "+0.100"]
+    assert {"action gripper", "proprio joint 7"} <= found.keys()
+
+
+def test_parts_are_the_names(cups):
+    assert {"action shoulder", "action claw", "proprio state 9"} <= rows(EpisodeStore.open(cups)).keys()
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
