@@ -18,7 +18,8 @@ from collections import deque
 import numpy as np
 from numpy.typing import ArrayLike
 
-from s2robot.envs.real.arms.driver import ArmLimits, Array
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import ArmLimits, Array, finite_joints
 
 SHARE = 0.95  # of the limits' speed and acceleration, so that the filter behind has nothing to clamp
 
@@ -72,12 +73,17 @@ class Interpolator:
         self._reference = self.q
 
     def reset(self, q: Array) -> None:
-        """Rest at `q` (7,), with no waypoints."""
-        self.q, self.dq, self._reference = np.array(q, float), np.zeros(7), np.array(q, float)
+        """Rest at `q` (7,), with no waypoints. Raises EnvError for what is not 7 finite numbers."""
+        self.q, self.dq = _finite(q, "start"), np.zeros(7)
+        self._reference = self.q
         self._points.clear()
 
     def push(self, now: float, due: float, q: Array) -> None:
-        """Be at `q` (7,), rad, at the time `due`, s, after the waypoint pushed before; later if that would be too fast."""
+        """Be at `q` (7,), rad, at the time `due`, s, after the waypoint pushed before; later if that would be too fast.
+
+        Raises EnvError for what is not 7 finite numbers.
+        """
+        q = _finite(q, "waypoint")
         self._drop_passed(now)
         if not self._points or now > self._points[-1][0] + self.grace_s:
             # nothing is under way: the line starts here and now, not at the time of a waypoint long ago
@@ -85,7 +91,7 @@ class Interpolator:
             self._points.append((now, self._reference))
         since, origin = self._points[-1]
         shortest = float(np.max(np.abs(q - origin) / self._dq))
-        self._points.append((max(due, since + max(shortest, self.dt)), np.array(q, float)))
+        self._points.append((max(due, since + max(shortest, self.dt)), q))
 
     def step(self, now: float) -> tuple[Array, bool]:
         """The stream's next joints (7,), rad, and whether the next waypoint is late."""
@@ -114,3 +120,9 @@ class Interpolator:
     def _drop_passed(self, now: float) -> None:
         while len(self._points) > 1 and self._points[1][0] <= now:
             self._points.popleft()
+
+
+def _finite(q: Array, what: str) -> Array:
+    if (array := finite_joints(q)) is None:
+        raise EnvError(f"{what}: expected 7 finite joints, got {q!r}")
+    return array
