@@ -63,7 +63,7 @@ def _reader(path: Path, choice: Choice) -> type[Source]:
     kind = format_of(path)
     require(*NEEDS.get(kind, ()))
     if kind == "robomimic":
-        from s2robot.demos.formats.robomimic import Robomimic, demo_names, open_file
+        from s2robot.demos.formats.robomimic import Robomimic, RobosuiteStates, demo_names, open_file
 
         with open_file(path) as file:
             if "obs" not in file["data"][demo_names(file, path, choice)[0]]:
@@ -74,8 +74,6 @@ def _reader(path: Path, choice: Choice) -> type[Source]:
     if kind == "robomimic":
         return Robomimic
     if kind == "robosuite states":
-        from s2robot.demos.formats.robosuite_states import RobosuiteStates
-
         return RobosuiteStates
     if kind == "lerobot":
         from s2robot.demos.formats.lerobot import LeRobot
