@@ -97,22 +97,15 @@ class Ray:
 
         if not ray.is_initialized():
             address, store = self.settings.address, self.settings.store_mb
-            # those that are None suit a Ray that runs already, and it refuses the others
-            given: dict[str, Any] = {
-                "num_cpus": self.settings.cpus,
-                "object_store_memory": store and store * 1_000_000,
-            }
+            given: dict[str, Any] = {"include_dashboard": False} if address is None else {}
+            # a Ray that runs already refuses these
+            wanted = {"num_cpus": self.settings.cpus, "object_store_memory": store and store * 1_000_000}
+            given |= {key: value for key, value in wanted.items() if value}
             if address not in (None, "auto"):
                 _check_answers(address)
             before = signal.getsignal(signal.SIGTERM)
             try:
-                ray.init(
-                    address or "local",
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    include_dashboard=False,
-                    **given,
-                )
+                ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **given)
                 # Ray's handler exits at once and stays after `shutdown`: a training could not save its last step
                 if threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGTERM, before)
