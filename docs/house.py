@@ -254,20 +254,20 @@ def drawing() -> str:
 # Lines of code, comments and docstrings included, that each group of packages may have; behind it the goal.
 # The first group with a matching prefix counts a module.
 BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
-    "arm": (("envs.real", "deployment"), 9430),  # 7000
-    "envs": (("envs",), 4100),  # 3700
-    "demos": (("demos", "inspection"), 5900),  # 4000
-    "policies": (("policies",), 3270),  # 3000
-    "vision": (("backbones", "s2", "encoders", "vlm", "features", "mvp"), 4000),  # 3600
-    "training": (("training", "pretraining"), 2270),  # 1800
-    "evaluation": (("evaluation", "comparison", "dagger", "validation", "reporting"), 4420),  # 4000
-    "probing": (("probing",), 1850),  # 1600
-    "serving": (("serving",), 1120),  # 600
-    "core": (("",), 3500),  # 2700: core, common, the command line and the pipeline
+    "arm": (("envs.real", "deployment"), 8120),  # 7000
+    "envs": (("envs",), 3500),  # 3700
+    "demos": (("demos", "inspection"), 5060),  # 4000
+    "policies": (("policies",), 2910),  # 3000
+    "vision": (("backbones", "s2", "encoders", "vlm", "features", "mvp"), 3160),  # 3600
+    "training": (("training", "pretraining"), 2030),  # 1800
+    "evaluation": (("evaluation", "comparison", "dagger", "validation", "reporting"), 3640),  # 4000
+    "probing": (("probing",), 1560),  # 1600
+    "serving": (("serving",), 980),  # 600
+    "core": (("",), 2990),  # 2700: core, common, the command line and the pipeline
 }
-MAX_TEST_LINES = 30300  # 22000
-MAX_BENCHMARK_LINES = 3540  # 3000
-MAX_DOC_WORDS, MAX_README_WORDS = 24400, 900  # 24000, README included and the changelog not
+MAX_TEST_LINES = 26350  # 22000
+MAX_BENCHMARK_LINES = 3490  # 3000
+MAX_DOC_WORDS, MAX_README_WORDS = 24200, 900  # 24000, README included and the changelog not
 
 
 def sizes() -> dict[str, int]:
