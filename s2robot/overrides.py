@@ -72,6 +72,13 @@ def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
         return ": ".join(filter(None, [error.strerror, str(error.filename or "")]))
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}', expected key=value (quote a value with spaces or signs)"
+    if isinstance(error, ValueError) and (
+        found := re.search(r"int\(\) .*'(.*)'", str(error))
+    ):  # from OmegaConf
+        name = found[1]
+        for key in (key_of(o) for o in overrides):
+            if key.endswith(f".{name}"):
+                return f"{key}: {key.removesuffix(f'.{name}')} is a list, expected the place of a value, got '{name}'"
     if not isinstance(error, HydraException | OmegaConfBaseException) or hasattr(error, "verb"):
         return None
     cause = error.__cause__
