@@ -51,6 +51,8 @@ class Part(Settings):
         for key in ("low", "high", "names"):
             if (given := getattr(self, key)) is not None and len(given) != self.size:
                 raise invalid(key, f"{self.size} values", list(given))
+        if (self.low is None) != (self.high is None):
+            raise invalid("low" if self.low is None else "high", "a value beside the other limit", None)
         low, high = self.limits
         if not (low < high).all():
             raise invalid("low", f"less than high {high.tolist()}", low.tolist())

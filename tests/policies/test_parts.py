@@ -128,6 +128,7 @@ def test_errors_by_part():
         ([{**POSITION, "relative": True}], 3, r"\[0\].kind: .*rotation"),
         ([{**POSITION, "low": [0, 0]}], 3, r"\[0\].low: expected 3 values"),
         ([{**POSITION, "low": [0, 0, 2], "high": [1, 1, 1]}], 3, r"\[0\].low: expected less than high"),
+        ([{**POSITION, "low": [0, 0, 0]}], 3, r"\[0\].high: "),
         ([{**POSITION, "name": "a b"}], 3, r"action_parts\[0\].name: "),
         ([{**POSITION, "sise": 3}], 3, r"action_parts\[0\].sise: unknown key, expected size"),
         ([], 0, r"action_parts: expected a list of parts"),
