@@ -263,7 +263,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "evaluation": (("evaluation", "comparison", "dagger", "validation", "reporting"), 3640),  # 4000
     "probing": (("probing",), 1560),  # 1600
     "serving": (("serving",), 980),  # 600
-    "core": (("",), 2990),  # 2700: core, common, the command line and the pipeline
+    "core": (("",), 3000),  # 2700: core, common, the command line and the pipeline
 }
 MAX_TEST_LINES = 26350  # 22000
 MAX_BENCHMARK_LINES = 3490  # 3000
