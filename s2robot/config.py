@@ -41,6 +41,9 @@ class DemosSettings(Settings, at="demos"):
         for key in ("path", "episodes", "split", "mask", "rate_hz"):
             if self.mix and (value := getattr(self, key)) is not None:
                 raise invalid(key, "null beside demos.mix, whose datasets have their own", value)
+        for i, member in enumerate(self.mix or ()):
+            if member.path is None:
+                raise invalid(f"mix[{i}].path", "a dataset", None)
         return self
 
     @property

@@ -152,7 +152,7 @@ class RobosuiteStates(DemoFile):
         with self._named(f"{self.path}: env_args"):
             self._world, self._scene = _world(self.path, args, self.choice), ""
         s, world = self._world.settings, self._world
-        self.describe_world(first, args, s.env, s.robot, s.rate_hz, world.sizes, world.proprio_parts)
+        self.describe_world(first, args, s.env, s.robot, s.rate_hz, world.camera_sizes, world.proprio_parts)
 
     @contextmanager
     def _named(self, where: str) -> Iterator[None]:
@@ -176,7 +176,7 @@ class RobosuiteStates(DemoFile):
                     self._world.load_scene(scene)
                 self._scene = scene
             actions = self.scaled([array_of(demo, k, self.path, count)[:] for k in self.keys["action"]])
-        row = sum(height * width * 3 for height, width in self._world.sizes.values())
+        row = sum(height * width * 3 for height, width in self._world.camera_sizes.values())
         for rows in piece_slices(0, count, row):
             with self._named(f"{where}: states"):
                 steps = [self._observe(state) for state in states[rows]]

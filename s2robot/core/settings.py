@@ -207,7 +207,7 @@ def one_line(error: ValidationError, given: Any, at: str = "") -> str:
 _WORDS = {
     "missing": "a value", "int": "an integer", "float": "a number", "bool": "true or false", "string": "a string",
     "tuple": "a list", "list": "a list", "dict": "keys and values", "mapping": "keys and values", "model": "keys and values",
-    "none": "null", "path": "a path", "finite": "a finite number",
+    "none": "null", "path": "a path", "finite": "a finite number", "extra": "no such key",
 }  # fmt: skip
 _SIGNS = {
     "greater_than_equal": ">= {ge}",
@@ -234,8 +234,8 @@ def _expected(error: ErrorDetails) -> str:
 def _path(given: Any, error: ErrorDetails) -> str:
     """The dotted key of an error's place, without pydantic's names of a union's members, which are no keys of the value."""
     path, here = "", given
-    for part in error["loc"]:
-        if isinstance(here, Mapping) and (part in here or error["type"] == "missing"):
+    for depth, part in enumerate(error["loc"]):  # the first is a field, also where its value is a default
+        if isinstance(here, Mapping) and (not depth or part in here or error["type"] == "missing"):
             path, here = f"{path}.{part}", here.get(part)
         elif isinstance(part, int):
             path, here = f"{path}[{part}]", here[part] if part < len(here) else None

@@ -112,4 +112,4 @@ def test_compare_arms(tmp_path):
                     row |= {"stage": "held", "time_to_success_s": 4.0}
             (folder / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = example("compare_arms", "--a", *folders["a"], "--b", *folders["b"])
-    assert result.difference > 0.3 and result.low > 0 and result.seeds == (3, 3)
+    assert result.difference > 0.3 and result.low > 0

@@ -173,13 +173,13 @@ def test_what_cannot_be_run_is_one_line(here, recorded, tiny_encoder, tmp_path):
     for words, text in (
         (
             ["train", encoder, f"demos.path={none}.zarr"],
-            "none.zarr: does not exist, expected a dataset folder",
+            "none.zarr: expected a dataset folder",
         ),
         (["train", encoder, f"demos.path={cut}"], "cut.zarr/data/state/c."),
-        (["run", encoder, f"demos.path={store.path}"], "panda.zarr: found robot 'panda', expected 'xarm7'"),
+        (["run", encoder, f"demos.path={store.path}"], "panda.zarr: robot: expected 'xarm7', got 'panda'"),
         (["encode", demos, "encoder.name=mvp-tine"], "encoder.name: expected one of mvp-tiny, "),
         (["evaluate", f"checkpoint={none}"], f"checkpoint {none}: no such folder"),
-        (["record", "episodes=1", "workers=1", f"out={recorded}"], "exists already, expected a new path"),
+        (["record", "episodes=1", "workers=1", f"out={recorded}"], "nothing was overwritten"),
         (["encode", demos, encoder, "env.cameras=[hand,top]"], "expected 'top' among them; env.cameras="),
     ):
         assert text in refused(here(*words), words[0])

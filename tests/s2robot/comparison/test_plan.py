@@ -54,10 +54,10 @@ def test_an_experiment_may_lose_an_arm_and_table10_is_one():
         (["experiment.seeds=[]"], "experiment.seeds: expected one or more different values, got []"),
         (["experiment.pairs=[[base,bass]]"], "experiment.pairs: expected some of base, base-s2, base-s2-pretrained, got 'bass'"),
         (["experiment.pairs=[]"], "experiment.pairs: expected one or more different values"),
-        (["+experiment.arms.x='\"encoder=mvp-tiny'", "arms=[base,x]"], "experiment.arms.x.overrides: No closing quotation"),
+        (["+experiment.arms.x='\"encoder=mvp-tiny'", "arms=[base,x]"], "experiment.arms.x: No closing quotation"),
         (["axes=[demo]"], "axes: expected some of cube_size, demos"),
         (["experiment.power.gap=0.3"], "experiment.power.gap: expected <= 0.25 with base=0.75, got 0.3"),
-        (["demos.path=none.zarr", "arms=[base,base-s2]"], "none.zarr: does not exist"),
+        (["demos.path=none.zarr", "arms=[base,base-s2]"], "none.zarr: expected a dataset folder"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_one_line(words, expected):

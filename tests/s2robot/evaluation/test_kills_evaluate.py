@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 
+from s2robot.core.parts import default_parts, plain
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.evaluation import evaluate, rollouts, video
 from tests.inline import do_inline
@@ -63,10 +64,11 @@ class Described:
     """In place of the world that tells where its cameras stand."""
 
     def __init__(self, config: CubePickConfig, draw: bool) -> None:
-        pass
+        names = ("action_parts", "proprio_parts")
+        self.action_parts, self.proprio_parts = (plain(default_parts(name, 7)) for name in names)
 
-    def describe(self) -> dict:
-        return {"camera_geometry": {}, "joint_names": [f"joint{i}" for i in range(7)]}
+    def camera_geometry(self) -> dict:
+        return {}
 
 
 def noise(config: CubePickConfig, seed: int, actions: np.ndarray) -> tuple[list[dict], list[str]]:

@@ -65,7 +65,7 @@ def test_broken_records_are_named(tmp_path, text, message):
     ("content", "message"),
     [
         (b'{"success": 0.5', "broken JSON at line 1"),
-        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"\xff\xfe\x00", "cannot be read"),
         (b"[]", "expected keys and values"),
         (json.dumps({**summarise([record(0)]), "success": 2}).encode(), "success: expected <= 1, got 2"),
     ],

@@ -118,7 +118,7 @@ def test_videos_beyond_the_limit_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("summary.json", None, "summary.json: no such file"),
+        ("summary.json", None, "summary.json: cannot be read"),
         ("episodes.jsonl", '{"episode": 0', "episodes.jsonl line 1: broken JSON"),
         ("episodes.jsonl", "", "episodes.jsonl: expected .*4, .*3.*, got .*0, .*0"),
         ("metrics.json", "[{", "metrics.json: broken JSON"),

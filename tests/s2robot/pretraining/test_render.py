@@ -65,7 +65,7 @@ def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch, few):
     with pytest.raises(UserError, match="meta.json: seed: "):
         make_scenes(settings.replace(seed=1), tmp_path)
     (tmp_path / "meta.json").unlink()
-    with pytest.raises(UserError, match="meta.json: no such file"):  # somebody else's frames
+    with pytest.raises(UserError, match="meta.json: cannot be read"):  # somebody else's frames
         make_scenes(settings, tmp_path)
 
 

@@ -219,7 +219,7 @@ def test_images_that_cannot_be_used_are_one_line(tmp_path):
         (ScalingSettings, {"scales": [1, 2]}, r"probe.scales\[0\]: "),
         (ScalingSettings, {"steps": 0}, "probe.steps: "),
         (MemorizeSettings, {"counts": [1]}, r"probe.counts\[0\]: "),
-        (MemorizeSettings, {"base": {"img_size": 7}}, "probe.base"),
+        (MemorizeSettings, {"base": {"img_size": 7}}, "img_size: "),
     ],
 )
 def test_wrong_settings_are_rejected(settings, change, text):
