@@ -6,7 +6,7 @@ from contextlib import suppress
 import numpy as np
 
 from s2robot.envs.real.emulator import wire
-from s2robot.envs.real.emulator.controller import ONLINE_JOINT, SERVO, Controller, Gripper
+from s2robot.envs.real.emulator.controller import JOINT_LIMIT, ONLINE_JOINT, SERVO, Controller, Gripper
 from s2robot.envs.real.emulator.wire import Fn
 
 VERSION = b"7,7,XI130000000001,AC130000000001,v2.5.5\0"
@@ -14,11 +14,8 @@ TOOL_HOST = 9  # address of the tool's RS485 bus
 BAUD_REGISTER, BAUD_2M = b"\x0a\x0b", 11
 JUMP = 0.15  # rad from the last target: more than full speed covers in two periods at 50 Hz
 _MODES = {Fn.MOVE_JOINT: ONLINE_JOINT, Fn.SERVO_J: SERVO}
-# settings that are numbers, by the controller's name for them, with their count; likewise switches
-_NUMBERS = {
-    Fn.REDUCED_TCP_SPEED: ("reduced_tcp_speed", 1), Fn.REDUCED_JOINT_SPEED: ("reduced_joint_speed", 1),
-    Fn.REDUCED_RANGES: ("reduced_ranges", 14),
-}  # fmt: skip
+# settings by the controller's name for them: numbers, and switches
+_NUMBERS = {Fn.REDUCED_TCP_SPEED: "reduced_tcp_speed", Fn.REDUCED_JOINT_SPEED: "reduced_joint_speed"}
 _SWITCHES = {Fn.SET_REDUCED: "reduced", Fn.FENCE: "fence", Fn.SELF_COLLISION: "self_collision"}
 
 Answer = tuple[bool, bytes]  # understood and valid; data
@@ -62,12 +59,14 @@ class Commands:
     def _configure(self, fn: Fn, p: bytes) -> bool:
         """Obey a setting. False: invalid."""
         box = self.box
-        if fn in _NUMBERS:
-            name, count = _NUMBERS[fn]
-            values = wire.floats(p, count)
+        if fn in _NUMBERS or fn == Fn.REDUCED_RANGES:
+            values = wire.floats(p, 1 if fn in _NUMBERS else 14)
             if not np.isfinite(values).all():
                 return False
-            setattr(box, name, float(values[0]) if count == 1 else values)
+            if fn in _NUMBERS:
+                setattr(box, _NUMBERS[fn], float(values[0]))
+            else:
+                box.reduced_ranges = values
         elif fn in _SWITCHES:
             setattr(box, _SWITCHES[fn], bool(p[0]))
         elif fn == Fn.COLLISION_SENSITIVITY:
@@ -138,9 +137,8 @@ class Commands:
         flags += [f for f in box.limit_flags(joints) if f not in flags]
         if not planned and "nonfinite" not in flags:
             flags += ["jump"] if np.abs(joints - box.motion.goal).max() > JUMP else []
-        flags += ["error"] if box.error else []
-        flags += [] if box.ready else ["not_ready"]
-        flags += [] if box.mode == _MODES[fn] else ["mode"]
+        found = {"error": box.error, "not_ready": not box.ready, "mode": box.mode != _MODES[fn]}
+        flags += [flag for flag, wrong in found.items() if wrong]
         # NaN and infinity never move the arm [assumed]; targets out of limits raise the box's own error
         blocked = {"nonfinite", "error", "not_ready", "mode"} & set(flags)
         accepted = not blocked and "limit" not in flags
@@ -148,8 +146,10 @@ class Commands:
         if blocked:
             wrong_mode = "mode" in flags and box.ready  # [assumed]: "not ready" comes before "invalid"
             return not (wrong_mode or "nonfinite" in flags)
-        if planned:
-            box.plan(joints, values[7], values[8])
+        if "limit" in flags:
+            box.raise_error(JOINT_LIMIT)
+        elif planned:
+            box.motion.plan(joints, values[7], values[8])
         else:
-            box.servo(joints)
+            box.motion.servo(joints)
         return True

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.envs.real.arms import geometry as kin
-from s2robot.envs.real.emulator.motion import MAX_ACCELERATION, MAX_SPEED, Motion, Plant
+from s2robot.envs.real.emulator.motion import MAX_SPEED, Motion, Plant
 
 POSITION, SERVO, MANUAL, ONLINE_JOINT = MODES = 0, 1, 2, 6
 MOVING, READY, STOPPED, MODE_CHANGED = 1, 2, 4, 5
@@ -45,13 +45,7 @@ class Journal:
         self._motion: deque[dict] = deque(maxlen=30_000)  # at 250 Hz
 
     def command(
-        self,
-        kind: str,
-        name: str,
-        values: Any,
-        client: int,
-        accepted: bool,
-        flags: Sequence[str] = (),
+        self, kind: str, name: str, values: Any, client: int, accepted: bool, flags: Sequence[str] = ()
     ) -> None:
         """Note a command that has just arrived.
 
@@ -142,9 +136,7 @@ class Controller:
         self.collision_sensitivity, self.reduced, self.fence, self.self_collision = 3, False, False, True
         self.boundary: tuple[int, ...] = (10000, -10000) * 3  # mm: x max, x min, y max, y min, z max, z min
         self.reduced_tcp_speed, self.reduced_joint_speed = 1000.0, np.pi  # mm/s, reported only; rad/s
-        self.reduced_ranges = np.stack([JOINT_LOW, JOINT_HIGH], axis=1).reshape(
-            -1
-        )  # rad: low, high per joint
+        self.reduced_ranges = np.stack([JOINT_LOW, JOINT_HIGH], axis=1).ravel()  # rad: low, high per joint
         self.mode, self.error, self.warning = POSITION, 0, 0
         self.enabled = 0  # bit per joint; its brake is released with it
         self.tcp_speed = 0.0
@@ -171,14 +163,9 @@ class Controller:
 
     def reported(self) -> dict:
         """The motion of the arm, rad, m, Nm and s; as it was when the fault `freeze_joints` began."""
-        return self._frozen or self._measured()
-
-    def _measured(self) -> dict:
-        plant = self.plant
-        return {
-            "joints": plant.joints, "velocities": plant.velocities, "torques": plant.torques,
-            "tcp_speed": self.tcp_speed,
-        }  # fmt: skip
+        p = self.plant
+        motion = {"joints": p.joints, "velocities": p.velocities, "torques": p.torques}
+        return self._frozen or {**motion, "tcp_speed": self.tcp_speed}
 
     def enable(self, joint: int, on: bool) -> bool:
         """Motor power of joint 1 to 7, or of all (8). False for another number."""
@@ -221,24 +208,9 @@ class Controller:
             return ["nonfinite"]
         low, high = JOINT_LOW, JOINT_HIGH
         if self.reduced:
-            reduced = self.reduced_ranges.reshape(7, 2)
-            low, high = np.maximum(low, reduced[:, 0]), np.minimum(high, reduced[:, 1])
-        return (
-            []
-            if ((target >= low - JOINT_TOLERANCE) & (target <= high + JOINT_TOLERANCE)).all()
-            else ["limit"]
-        )
-
-    def servo(self, target: np.ndarray) -> None:
-        """Mode 1: the newest target, at full speed."""
-        if self._allowed(target):
-            self.motion.servo(target)
-
-    def plan(self, target: np.ndarray, speed: float, acceleration: float) -> None:
-        """Mode 6: a planned joint motion, in place of the one before."""
-        if self._allowed(target):
-            speed, acceleration = np.clip([speed, acceleration], 0.01, [MAX_SPEED, MAX_ACCELERATION])
-            self.motion.plan(target, float(speed), float(acceleration))
+            low, high = np.maximum(low, self.reduced_ranges[::2]), np.minimum(high, self.reduced_ranges[1::2])
+        inside = (target >= low - JOINT_TOLERANCE) & (target <= high + JOINT_TOLERANCE)
+        return [] if inside.all() else ["limit"]
 
     def raise_error(self, code: int) -> None:
         """Stop the arm with an error."""
@@ -256,7 +228,7 @@ class Controller:
 
     def freeze_report(self, frozen: bool = True) -> None:
         """Report the present joints from now on, or those measured again."""
-        self._frozen = self._measured() if frozen else None
+        self._frozen = self.reported() if frozen else None
 
     def hand(self, target: np.ndarray) -> bool:
         """A person leads the arm towards `target` (7,); only manual mode lets them."""
@@ -266,7 +238,7 @@ class Controller:
         return True
 
     def tick(self, dt: float) -> None:
-        """Let `dt` seconds pass."""
+        """Let `dt` seconds pass; raise the error of whatever has gone wrong."""
         plant, before = self.plant, self._flange[:3, 3]
         plant.step(self.motion.advance(dt), self.gripper.advance(dt), dt)
         self._look()
@@ -287,30 +259,19 @@ class Controller:
         self._flange = kin.frames(self.plant.joints)[-1]
         self.gripper.measured = self.plant.opening * Gripper.STROKE
 
-    def _allowed(self, target: np.ndarray) -> bool:
-        if "limit" in self.limit_flags(target):
-            self.raise_error(JOINT_LIMIT)
-            return False
-        return True
-
     def _halt(self, state: int) -> None:
         self.motion.stop(self.plant.joints, self.plant.velocities)
         self._base_state = state
 
     def _watch(self, dt: float) -> None:
-        """Raise the error of whatever has gone wrong."""
-        self.motion.speed_limit = min(
-            MAX_SPEED, max(self.reduced_joint_speed if self.reduced else MAX_SPEED, 0.01)
-        )
+        fastest = self.reduced_joint_speed if self.reduced else MAX_SPEED
+        self.motion.speed_limit = float(np.clip(fastest, 0.01, MAX_SPEED))
         pushes = self.plant.contact > COLLISION_FORCE[self.collision_sensitivity]
         self._pushed = self._pushed + dt if pushes else 0.0
+        x, boundary = self._flange[:3, 3] * 1000, self.boundary
         if np.abs(self.plant.velocities).max() > 1.1 * MAX_SPEED or self.tcp_speed > MAX_TCP_SPEED:
             self.raise_error(OVERSPEED)
         elif self._pushed > COLLISION_TIME:
             self.raise_error(COLLISION)
-        elif self.fence and self.motion.moving and self._outside_boundary():
+        elif self.fence and self.motion.moving and ((x > boundary[::2]) | (x < boundary[1::2])).any():
             self.raise_error(BOUNDARY)
-
-    def _outside_boundary(self) -> bool:
-        x, boundary = self._flange[:3, 3] * 1000, self.boundary
-        return bool((x > boundary[::2]).any() or (x < boundary[1::2]).any())

@@ -4,44 +4,35 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.clock import from_monotonic
-from s2robot.envs.real.emulator.faults import Faults
+from s2robot.envs.real.emulator.server import Faults
 from s2robot.envs.real.emulator.side import SideChannel
 
 _FRAME_S = 2.0  # s until the next frame; as long without a question, nothing is drawn
-Frame = tuple[
-    int, float, np.ndarray
-]  # number, from 1; s, monotonic, when it was taken; uint8 (H, W, 3) RGB, upright
+_POLL_S = 0.002  # s between two looks for a newer frame
 
 
 class FrameServer:
-    """Draws at a fixed rate in a thread; to be made in the event loop that serves.
+    """Draws `fps` frames a second of each camera, in a thread.
 
     Args:
-        cameras: their names.
         positions: returns what to draw now, from any thread.
         renderer: called in the drawing thread; gives an object with `draw(positions)` and `close()`.
-        fps: frames per second and camera.
-        faults: frozen and stale cameras.
     """
 
     def __init__(
-        self,
-        cameras: tuple[str, ...],
-        positions: Callable[[], np.ndarray],
-        renderer: Callable,
-        fps: float,
-        faults: Faults,
+        self, positions: Callable[[], np.ndarray], renderer: Callable[[], Any], fps: float, faults: Faults
     ):
         self._positions, self._make_renderer = positions, renderer
         self._period, self._faults = 1 / fps, faults
-        self._newest: dict[str, Frame | None] = dict.fromkeys(cameras)
+        # camera -> number, from 1; s, monotonic, when it was taken; uint8 (H, W, 3) RGB, upright
+        self._newest = dict.fromkeys(faults.cameras, (0, 0.0, np.zeros((0, 0, 3), np.uint8)))
         self._wanted, self._ended, self._asked = threading.Event(), threading.Event(), 0.0
-        self._event, self._loop = asyncio.Event(), asyncio.get_running_loop()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._draw_forever, name="frames", daemon=True)
         self._thread.start()
@@ -59,14 +50,10 @@ class FrameServer:
             self._wanted.set()
             if self._failure:
                 raise EnvError(f"drawing: {self._failure}")
-            if (frame := self._newest[camera]) is not None and frame[0] > after:
-                return {
-                    "seq": frame[0],
-                    "time": frame[1],
-                    "shape": frame[2].shape,
-                    "data": frame[2].tobytes(),
-                }
-            await self._event.wait()
+            seq, taken, image = self._newest[camera]
+            if seq > after:
+                return {"seq": seq, "time": taken, "shape": image.shape, "data": image.tobytes()}
+            await asyncio.sleep(_POLL_S)
 
     def _draw_forever(self) -> None:
         try:
@@ -87,34 +74,19 @@ class FrameServer:
             renderer.close()
         except Exception as error:
             self._failure = error  # sent to every client instead of a frame
-            self._wake()
 
     def _publish(self, now: float, images: dict[str, np.ndarray]) -> None:
         for name, image in images.items():
-            last = self._newest[name]
-            if self._faults.strikes("camera_stale", name):
-                continue
-            if last is not None and self._faults.strikes("camera_freeze", name):
-                image = last[2]
-            self._newest[name] = (last[0] + 1 if last else 1, now, image)
-        self._wake()
-
-    def _wake(self) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._renew_event)
-
-    def _renew_event(self) -> None:
-        event, self._event = self._event, asyncio.Event()
-        event.set()
+            seq, _, last = self._newest[name]
+            if name not in self._faults.stale:
+                frozen = seq > 0 and name in self._faults.frozen
+                self._newest[name] = (seq + 1, now, last if frozen else image)
 
 
 class EmulatedCamera:
-    """A camera of the emulator, whose times are on this machine's clock. EnvError: no such camera, or no first frame.
+    """A camera of the emulator at a side port, whose times are on this machine's clock.
 
-    Args:
-        port: the emulator's side port.
-        camera: its name there.
-        start_s: until the first frame, which takes as long as building a renderer.
+    `start_s`, for the first frame: as long as building a renderer takes. EnvError: no such camera, or no first frame.
     """
 
     def __init__(self, port: int, camera: str, start_s: float = 30.0):

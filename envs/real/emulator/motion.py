@@ -1,8 +1,4 @@
-"""The set point of seven joints over time, in the box's motion modes, and a body that follows it. Radians, seconds.
-
-Servo: the newest target at full speed. Plan: the newest target with a speed and acceleration of its own. Hand: where a
-person leads the arm. Stop: brake and hold.
-"""
+"""The set point of seven joints over time, in the box's motion modes, and a body that follows it. Radians, seconds."""
 
 from typing import Protocol
 
@@ -27,9 +23,9 @@ class Motion:
         self.kind, self.goal = "servo", np.array(target, float)
 
     def plan(self, target: np.ndarray, speed: float, acceleration: float) -> None:
-        """Go to a planned target (7,), from now, in place of the one before."""
+        """Go to `target` (7,) with a speed and acceleration of its own, from now."""
         self.kind, self.goal = "plan", np.array(target, float)
-        self._speed, self._acceleration = speed, min(acceleration, MAX_ACCELERATION)
+        self._speed, self._acceleration = np.clip([speed, acceleration], 0.01, [MAX_SPEED, MAX_ACCELERATION])
         self._share = np.ones(7)  # of both, so that all joints arrive together
 
     def hand(self, target: np.ndarray) -> None:

@@ -14,8 +14,8 @@ from s2robot.envs.renderer import OffscreenRenderer
 class ScenePlant:
     """A `Plant` in the CubePick scene of an xArm7.
 
-    The joints follow their set point as CubePick's own controller lets them (inverse dynamics, critically damped),
-    only stiffer: the bridge's interpolation adds half a period of lag that the simulated env does not have.
+    Joints follow their set point as in CubePick (inverse dynamics, critically damped), only stiffer: the bridge's
+    interpolation adds half a period of lag that the simulated env does not have.
     """
 
     stiffness = KinematicPlant.stiffness
@@ -32,19 +32,14 @@ class ScenePlant:
         model, env = self.model, self.env
         joints = [model.joint(name) for name in env.joint_names]
         self._dof = np.array([j.dofadr[0] for j in joints])  # (7,)
-        by_joint = {
-            int(model.actuator_trnid[i, 0]): i
-            for i in range(model.nu)
-            if int(model.actuator_trntype[i]) == int(mujoco.mjtTrn.mjTRN_JOINT)
-        }
-        self._motors = np.array([by_joint[j.id] for j in joints])  # (7,)
+        moved = np.where(model.actuator_trntype == mujoco.mjtTrn.mjTRN_JOINT, model.actuator_trnid[:, 0], -1)
+        self._motors = np.array([int(np.flatnonzero(moved == j.id)[0]) for j in joints])  # (7,)
         (self._finger_motor,) = set(range(model.nu)) - set(self._motors)
         self._torque_limit = model.actuator_ctrlrange[self._motors].T  # (2, 7)
         cube = model.joint("cube_joint0")
-        self._robot_q = np.ones(model.nq, bool)
-        self._robot_q[cube.qposadr[0] : cube.qposadr[0] + 7] = False
-        self._robot_v = np.ones(model.nv, bool)
-        self._robot_v[cube.dofadr[0] : cube.dofadr[0] + 6] = False
+        q, v = cube.qposadr[0], cube.dofadr[0]
+        self._robot_q = np.delete(np.arange(model.nq), np.s_[q : q + 7])
+        self._robot_v = np.delete(np.arange(model.nv), np.s_[v : v + 6])
         root = model.body_rootid[model.jnt_bodyid[joints[0].id]]
         self._robot_geom = model.body_rootid[model.geom_bodyid] == root  # (ngeom,)
         self._cube_geom = model.geom_bodyid == model.jnt_bodyid[cube.id]
@@ -116,10 +111,7 @@ class ScenePlant:
 
 
 class SceneRenderer:
-    """Draws the scene's cameras in a thread of its own, from copies of the joint positions.
-
-    Has to be made and used in one thread: OpenGL contexts belong to threads.
-    """
+    """Draws the scene's cameras, from copies of the joint positions; made and used in one thread, as OpenGL wants."""
 
     def __init__(self, plant: ScenePlant):
         self._plant, self._model = plant, copy.deepcopy(plant.model)  # culling writes to it

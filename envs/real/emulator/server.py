@@ -1,26 +1,107 @@
-"""The emulator's sockets and its clock: one asyncio loop that ticks the controller in real time.
+"""The emulator's sockets and its clock: one asyncio loop that ticks the controller in real time; and its faults.
 
 Nothing that a client sends may end it: a frame that cannot be one closes its connection, all else is answered.
 """
 
 import asyncio
 import contextlib
+import math
 import socket
 import struct
 import time
 from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import Field, StrictInt
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator import wire
 from s2robot.envs.real.emulator.commands import Commands
 from s2robot.envs.real.emulator.controller import Controller
-from s2robot.envs.real.emulator.faults import Faults
 from s2robot.envs.real.emulator.side import HOST, Handler, Ports
 
 TICK, REPORT_S = 0.004, 0.2  # s
 MAX_BEHIND = 0.2  # s; a computer that falls further behind real time loses the rest
 MAX_CONNECTIONS = 64  # per port
 MAX_UNSENT = 1 << 16  # bytes; reports to a client that does not read are left out
+
+
+class Faults:
+    """The active faults; the method of a name in `NAMES` injects one, with arguments as pydantic checks them.
+
+    Every fault lasts until `clear`, but `error`, which happens once, and `stall`. `Server.drop` is one more.
+    """
+
+    NAMES = (
+        "hang", "stall", "half_open", "silent_reports", "delay", "error", "mode", "freeze_joints", "camera_freeze",
+        "camera_stale",
+    )  # fmt: skip
+
+    def __init__(self, controller: Controller, cameras: tuple[str, ...] = ()):
+        self._controller, self.cameras = controller, cameras
+        self.clear()
+
+    def clear(self) -> None:
+        """End all faults; an error of the controller stays until a client cleans it."""
+        self._hung_until = -math.inf  # s, monotonic
+        self.answers_new = self.reports = True
+        self.delay_s = 0.0
+        self.frozen: tuple[str, ...] = ()  # cameras
+        self.stale: tuple[str, ...] = ()
+        self._controller.freeze_report(False)
+
+    def hang(self) -> None:
+        """The box stops answering, reporting and obeying; the arm goes on to its last target.
+
+        What arrives meanwhile waits in the sockets and is handled when the fault ends, as TCP would have it.
+        """
+        self.stall(math.inf)
+
+    def stall(self, seconds: Annotated[float, Field(ge=0)]) -> None:
+        """As `hang`, and it goes on by itself after so long."""
+        self._hung_until = time.monotonic() + seconds
+
+    @property
+    def hung(self) -> bool:
+        """Whether the box answers, reports and obeys nothing now."""
+        return time.monotonic() < self._hung_until
+
+    def half_open(self) -> None:
+        """New connections are accepted and never answered."""
+        self.answers_new = False
+
+    def silent_reports(self) -> None:
+        """The report sockets stay open and carry nothing."""
+        self.reports = False
+
+    def delay(self, seconds: Annotated[float, Field(ge=0)]) -> None:
+        """Each reply comes so much later."""
+        self.delay_s = seconds
+
+    def error(self, code: Annotated[StrictInt, Field(ge=1, le=255)]) -> None:
+        """The controller raises an error now: 1 emergency stop, 23 joint limit, 24 overspeed, 31 collision, ..."""
+        self._controller.raise_error(code)
+
+    def mode(self, mode: Literal[0, 1, 2, 6] = 0) -> None:
+        """Another client changed the mode behind our back, and made the arm ready again."""
+        self._controller.force_mode(mode)
+
+    def freeze_joints(self) -> None:
+        """The reported joint angles, velocities and poses stay as they are; the arm moves."""
+        self._controller.freeze_report()
+
+    def camera_freeze(self, camera: str | None = None) -> None:
+        """Frames keep coming with new numbers and times and the same picture. `camera`: one, or all (None)."""
+        self.frozen = self._cameras("camera_freeze", camera)
+
+    def camera_stale(self, camera: str | None = None) -> None:
+        """No new frames."""
+        self.stale = self._cameras("camera_stale", camera)
+
+    def _cameras(self, fault: str, camera: str | None) -> tuple[str, ...]:
+        if camera not in (None, *self.cameras):
+            raise EnvError(f"{fault}: expected one of {', '.join(self.cameras)}, got {camera}")
+        return self.cameras if camera is None else (camera,)
 
 
 class Server:
@@ -33,26 +114,19 @@ class Server:
         self._half_open: set[asyncio.StreamWriter] = set()  # of those, who gets neither answers nor reports
         self._clients = 0
         self._stop = asyncio.Event()
-        faults.close_connections = self._reset
 
     async def run(self, started: Callable[[], None]) -> None:
         """Serve until `stop`; `started` is called once all ports listen. EnvError: a port is taken."""
-        p = self.ports
-        handlers = {
-            p.control: self._control,
-            p.gripper: self._control,
-            p.report: self._ignore,
-            p.side: self._side,
-        }
+        p, control = self.ports, self._control
+        handlers = {p.control: control, p.gripper: control, p.report: self._ignore, p.side: self._side}
         servers = []
         try:
             for port, handler in handlers.items():
                 try:
                     servers.append(await asyncio.start_server(self._accept(port, handler), HOST, port))
                 except OSError as error:
-                    raise EnvError(
-                        f"port {port}: {error.strerror or error}, expected it to be free"
-                    ) from None
+                    why = error.strerror or error
+                    raise EnvError(f"port {port}: {why}, expected it to be free") from None
             tasks = [asyncio.ensure_future(loop) for loop in (self._tick_forever(), self._report_forever())]
             stopped = asyncio.ensure_future(self._stop.wait())
             started()
@@ -65,9 +139,8 @@ class Server:
             self._stop.set()
             for server in servers:
                 server.close()
-            for writers in self._writers.values():
-                for writer in list(writers):
-                    writer.transport.abort()
+            for writer in [writer for writers in self._writers.values() for writer in writers]:
+                writer.transport.abort()
 
     def stop(self) -> None:
         """End `run`."""
@@ -77,16 +150,15 @@ class Server:
         """Open connections by port."""
         return {port: len(writers) for port, writers in self._writers.items()}
 
-    def _reset(self, clients: list[int] | None = None) -> None:
-        """Reset the connections of the box itself, at once; all, or those from the ports `clients`."""
+    def drop(self, clients: list[int] | None = None) -> None:
+        """Close every connection of the box itself, or those that clients have made from the ports `clients`."""
+        linger = struct.pack("ii", 1, 0)  # a reset, as when a cable is pulled
         for port in self._writers.keys() - {self.ports.side}:
             for writer in list(self._writers[port]):
                 if clients is None or writer.get_extra_info("peername")[1] in clients:
-                    linger = struct.pack("ii", 1, 0)  # a reset, as when a cable is pulled
+                    peer = writer.get_extra_info("socket")
                     with contextlib.suppress(OSError):
-                        writer.get_extra_info("socket").setsockopt(
-                            socket.SOL_SOCKET, socket.SO_LINGER, linger
-                        )
+                        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     writer.transport.abort()
 
     def _accept(self, port: int, handler: Handler) -> Handler:
@@ -103,7 +175,7 @@ class Server:
                     await self._unanswered(reader)  # and then closed: its handshake is long over
                 else:
                     await handler(reader, writer)
-            except (OSError, wire.WireError, asyncio.IncompleteReadError, ValueError):
+            except (OSError, ValueError):
                 pass  # the peer went away or does not speak the protocol: this connection ends
             except asyncio.CancelledError:  # the loop ends; asyncio would print one traceback per connection
                 if not self._stop.is_set():
@@ -124,8 +196,7 @@ class Server:
 
     async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients += 1
-        client = self._clients
-        buffer = bytearray()
+        client, buffer = self._clients, bytearray()
         while data := await reader.read(4096):
             await self._while_hung(writer)
             buffer += data
@@ -163,7 +234,7 @@ class Server:
             behind = time.monotonic() - emulated
             if behind > MAX_BEHIND:
                 emulated, behind = time.monotonic() - TICK, TICK
-            for _ in range(min(int(behind / TICK), 5)):
+            for _ in range(min(int(behind / TICK), 5)):  # others get their turn in between
                 self.controller.tick(TICK)
                 emulated += TICK
             await asyncio.sleep(max(0.0, emulated + TICK - time.monotonic()))

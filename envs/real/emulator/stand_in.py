@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import Array
 from s2robot.envs.real.emulator.frames import EmulatedCamera
 from s2robot.envs.real.emulator.side import HOST, Ports, SideChannel
@@ -62,20 +61,11 @@ class EmulatedOperator(Operator):
 class StandIn:
     """The emulator at a side port of this machine. EnvError: nothing listens there, or something else."""
 
-    name, host = "emulator", HOST
+    host = HOST
 
     def __init__(self, port: int):
-        try:
-            self.side = SideChannel(port)
-        except OSError as error:
-            raise EnvError(
-                f"found nothing at {HOST}:{port} ({error.strerror or error}), expected a running `s2robot emulate`"
-            ) from None
-        try:
-            answer = self.side("ports")
-        except EnvError:
-            self.side.close()
-            raise
+        self.side = SideChannel(port)
+        answer = self.side("ports")
         self.ports = Ports(**{f.name: answer[f.name] for f in fields(Ports)})
 
     def operator(self) -> EmulatedOperator:

@@ -56,8 +56,6 @@ class WireError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """One decoded request."""
-
     transaction: int
     protocol: int
     function: int
@@ -71,7 +69,7 @@ def split_frames(buffer: bytearray) -> list[Request]:
         transaction, protocol, length, function = HEADER.unpack_from(buffer)
         if protocol > 3 or not 1 <= length <= MAX_LENGTH:
             raise WireError(
-                f"header: found protocol {protocol} and length {length}, expected 0 to 3 and 1 to {MAX_LENGTH}"
+                f"header: expected protocol 0 to 3, 1 to {MAX_LENGTH} bytes, got {protocol}, {length}"
             )
         end = HEADER.size - 1 + length
         if len(buffer) < end:
@@ -127,7 +125,7 @@ def report_rich(r: Any) -> bytes:
             bytes([r.enabled, r.enabled, r.error & 0xFF, r.warning & 0xFF]),
             pack_floats(
                 [0] * 6 + [0.82, 0, 0, 48]
-            ),  # offset of the tool (mm, rad), load (kg, mm): its own gripper
+            ),  # offset of the tool (mm, rad), load (kg, mm): its gripper
             bytes([r.collision_sensitivity, 3]) + pack_floats([0, 0, -1]),  # also for teaching; gravity
             bytes([7, 7, 1, 1, 1, 7]),  # arm type, axes, bus addresses
             b"v2.5.5".ljust(30, b"\0"),
@@ -140,10 +138,7 @@ def report_rich(r: Any) -> bytes:
             bytes(4 + 24 + 2),  # a counter; world offset; what resets the outputs
             bytes([0, r.self_collision, 0]) + bytes(24),  # simulation, self-collision check, tool model
             struct.pack(">7H", *[4800] * 7) + bytes(28),  # V/100 and A
-            bytes(2 + 16 + 32),  # inputs and outputs
-            bytes(48 + 1 + 12),  # force-torque sensor, identification, axis-angle
-            bytes([r.reduced | r.fence << 1, r.reduced]),
-            reduced_states(r),
-            bytes(4 + 1 + 2 + 6),
+            bytes(50 + 61),  # inputs and outputs; force-torque sensor, identification, axis-angle
+            bytes([r.reduced | r.fence << 1, r.reduced]) + reduced_states(r) + bytes(13),
         ]
     )
