@@ -71,13 +71,10 @@ class ToolIK:
     """
 
     def __init__(self) -> None:
-        room = (
-            XARM7_LIMITS.margin + 1e-3
-        )  # the filter starts from nowhere nearer to the end of a joint's range
-        self._low, self._high = (
-            np.array(XARM7_LIMITS.q_min) + room,
-            np.array(XARM7_LIMITS.q_max) - room,
-        )  # (7,) rad
+        # the filter starts from nowhere nearer to the end of a joint's range
+        room = XARM7_LIMITS.margin + 1e-3
+        self._low = np.array(XARM7_LIMITS.q_min) + room  # (7,) rad
+        self._high = np.array(XARM7_LIMITS.q_max) - room
         self._home = np.array(robot_spec("xarm7").home)
         self._tool = HAND @ [*TOOL, 1.0]  # (4,) in the flange's frame
 
@@ -165,9 +162,8 @@ class ArmPoints:
         # Every number of a chain of links is a sum over products that take one of 1, cos q and sin q of each joint, so two
         # products of matrices do what seven in a row would. Joints 1 to 4 carry the elbow, 5 to 7 the hand on it.
         arm = np.einsum("aij,bjk,ckl,dlm->abcdim", *LINKS[:4])[..., :3, :]  # (3, 3, 3, 3, 3, 4)
-        hand = np.einsum(
-            "aij,bjk,ckl,lp->abcip", *LINKS[4:], HAND @ self._on("right_hand")
-        )  # (3, 3, 3, 4, H)
+        on_hand = HAND @ self._on("right_hand")  # (4, H)
+        hand = np.einsum("aij,bjk,ckl,lp->abcip", *LINKS[4:], on_hand)  # (3, 3, 3, 4, H)
         fixed = np.zeros((3, 3, 3, 4, 3))
         # the wrist is where joint 6 begins, which joint 5 does not move
         fixed[0, 0, 0] = np.concatenate([LINKS[4, 0, :, 3:], self._on("link4")], 1)

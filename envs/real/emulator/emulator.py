@@ -1,9 +1,4 @@
-"""All parts of the emulator put together, and a process of its own for it.
-
-with launch("kinematic") as emulator, client_ports(emulator.ports):      # users have `s2robot emulate`
-    arm = XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
-    emulator.side.fault("error", code=31)
-"""
+"""All parts of the emulator put together, and a process of its own for it; users have `s2robot emulate`."""
 
 import asyncio
 import json
@@ -62,7 +57,7 @@ class Emulator:
             "ports": lambda: asdict(ports), "cameras": lambda: {"fps": config.fps}, "status": self._status,
             "clear": faults.clear, "clear_error": box.clean_error,  # as in UFACTORY Studio
             "commands": self._commands, "motion": lambda since: {"motion": self.journal.motion_since(since)},
-            "hand": self._hand, "place_arm": self._place_arm, "fault drop": lambda clients=None: self.server.drop(clients),
+            "hand": self._hand, "place_arm": self._place_arm, "fault drop": self._drop,
         }  # fmt: skip
         operations |= {f"fault {name}": getattr(faults, name) for name in faults.NAMES}
         if self.scene:
@@ -85,6 +80,9 @@ class Emulator:
     def _commands(self, since: float = 0.0) -> dict:
         """What has reached the box since a time, s, see `Journal.command`."""
         return {"commands": [c for c in self.journal.commands if c["time"] >= since]}
+
+    def _drop(self, clients: list[int] | None = None) -> None:
+        self.server.drop(clients)
 
     def _hand(self, joints: Joints) -> dict:
         """A person leads the arm, which only manual mode (2) lets them."""

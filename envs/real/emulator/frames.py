@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.clock import from_monotonic
 from s2robot.envs.real.emulator.server import Faults
 from s2robot.envs.real.emulator.side import SideChannel
@@ -49,7 +48,7 @@ class FrameServer:
             self._asked = time.monotonic()
             self._wanted.set()
             if self._failure:
-                raise EnvError(f"drawing: {self._failure}")
+                raise self._failure
             seq, taken, image = self._newest[camera]
             if seq > after:
                 return {"seq": seq, "time": taken, "shape": image.shape, "data": image.tobytes()}

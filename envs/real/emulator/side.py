@@ -45,20 +45,18 @@ class Ports(BoxPorts):
 
 def free_ports() -> Ports:
     """Return ports that are free now."""
-    while True:
-        with ExitStack() as held:
-            numbers = [_hold(held, 0) for _ in range(3)]
-            try:
-                _hold(held, numbers[0] + 1)
-            except (OSError, OverflowError):
-                continue
-            return Ports(*numbers)
+    with ExitStack() as held:
 
+        def hold(port: int = 0) -> int:
+            s = held.enter_context(socket.socket())
+            s.bind((HOST, port))
+            return s.getsockname()[1]
 
-def _hold(held: ExitStack, port: int) -> int:
-    s = held.enter_context(socket.socket())
-    s.bind((HOST, port))
-    return s.getsockname()[1]
+        while True:
+            control = hold()
+            with suppress(OSError, OverflowError):
+                hold(control + 1)
+                return Ports(control, hold(), hold())
 
 
 def side_handler(operations: dict[str, Operation]) -> Handler:
@@ -112,7 +110,7 @@ class SideChannel:
                 answer = self._ask(question)
         except (OSError, ValueError, KeyError) as error:
             found = f"found no answer to '{op}' at {HOST}:{self._port} ({error})"
-            raise EnvError(f"{found}, expected a running `s2robot emulate`") from None
+            answer = {"ok": False, "error": f"{found}, expected a running `s2robot emulate`"}
         if not answer["ok"]:
             raise EnvError(f"emulator: {answer['error']}")
         return answer

@@ -1,10 +1,4 @@
-"""A running emulator in the place of arm, cameras, table and operator, to rehearse a deployment with.
-
-stand_in = StandIn(15800)                          # the emulator's side port
-make = partial(XArmDriver, stand_in.host, ports=stand_in.ports)
-reader = CameraReader("hand", stand_in.camera("hand"))
-operator = stand_in.operator()
-"""
+"""A running emulator in the place of arm, cameras, table and operator, to rehearse a deployment with."""
 
 import time
 from collections.abc import Callable

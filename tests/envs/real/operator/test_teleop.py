@@ -35,7 +35,7 @@ class Wish:
 
 
 def made(mover, **settings):
-    return Teleoperator(mover, Controls(), IK, XARM7_LIMITS, points=POINTS, **settings)
+    return Teleoperator(mover, Controls(), IK, XARM7_LIMITS, **settings)
 
 
 def test_the_tool_is_the_filter_s_tcp_and_points_down_at_home():
