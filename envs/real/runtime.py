@@ -89,7 +89,7 @@ class ArmRuntime(Subscriber):
 
     def _check_watched(self) -> None:
         if self.live and self._supervisor is None:
-            raise EnvError("supervisor: found none, expected a process that stops the arm when this one cannot")
+            raise EnvError("supervisor: found none, expected one that stops the arm if this process cannot")
 
     def rest(self) -> None:
         """Tell the supervisor that the arm stands and that no heartbeat follows for now."""

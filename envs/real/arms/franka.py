@@ -43,7 +43,7 @@ GRIPPER_PERIOD = 0.1  # s between two readings of the hand
 GRIPPER_LOST = 2.0  # s without an answer from the hand
 HAND_SPEED = 0.1  # m/s
 GRASP_FORCE = 40.0  # N
-STIFFNESS = (600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0)  # N m/rad
+STIFFNESS = np.array([600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0])  # N m/rad
 
 # the narrower of Panda's and FR3's range in every joint, and of their speeds; box and table as for the xArm7's bench
 FRANKA_LIMITS = ArmLimits(
@@ -79,7 +79,7 @@ class FrankaDriver(ArmDriver):
         self._thread: threading.Thread | None = None
 
     def connect(self, timeout_s: float) -> None:
-        """Reach arm and hand; moves nothing and recovers from no error. Raises EnvError: no franky, no arm, no answer."""
+        """See `ArmDriver`; recovers from no error. Raises EnvError: no franky, no arm or hand, no answer."""
         franky = import_extra("franky", "franka")
 
         def build() -> tuple[Any, Any, Any]:
@@ -128,11 +128,9 @@ class FrankaDriver(ArmDriver):
         try:
             with suppress(franky.ControlException):  # what ended the motion before was reported then
                 self._robot.join_motion(2.0)
+            low, high = np.array(self.limits.q_min), np.array(self.limits.q_max)
             self._tracker = franky.JointImpedanceTracker(
-                self._robot,
-                stiffness=np.array(STIFFNESS),
-                lower_joint_limits=np.array(self.limits.q_min),
-                upper_joint_limits=np.array(self.limits.q_max),
+                self._robot, stiffness=STIFFNESS, lower_joint_limits=low, upper_joint_limits=high
             )
             end = time.monotonic() + 2.0
             while not (self._tracker.is_running and self.read().mode == MOVING):
@@ -143,10 +141,7 @@ class FrankaDriver(ArmDriver):
             raise EnvError(f"franka {self.ip}: the controller does not start ({error})") from None
 
     def read(self) -> ArmState:
-        """Return the measured joints; the hand's opening is up to 0.2 s old.
-
-        Raises EnvError: no answer, one that is no number, or no answer from the hand for 2 s.
-        """
+        """See `ArmDriver`; the hand's opening is up to 0.2 s old. EnvError: also no answer from it for 2 s."""
         asked = now()
         try:
             state = self._robot.state
@@ -161,7 +156,6 @@ class FrankaDriver(ArmDriver):
         return ArmState(q, self._opening, asked, mode, error)
 
     def status(self) -> DriverStatus:
-        """From the last reading."""
         age = now() - self._heard
         return DriverStatus(self._robot is not None and age < 1.0, self._error, self._mode, age)
 

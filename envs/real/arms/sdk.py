@@ -1,10 +1,5 @@
 """The vendor's SDK of the xArm: import, connection, ports, where it prints, the box's own settings, and the gripper.
 
-    sdk = import_sdk()                    # the module xarm.wrapper, with XArmAPI
-    with client_ports(ports):             # a control box at other ports: behind a tunnel, or emulated
-        arm = sdk.XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
-    log_to("run/xarm_sdk.log")            # in each process that connects
-
 The SDK (1.18.4) keeps its port numbers in a class: within `client_ports` every connection of this process uses the
 other ports. It writes to standard output through two loggers, by `print`, and while it is imported, also from threads.
 """
@@ -84,10 +79,7 @@ def log_to(path: Path) -> None:
 
 
 def probe(ip: str, port: int, end: float) -> None:
-    """Ask a control box for its version: one that accepts and never answers would keep the SDK busy for minutes.
-
-    Raises EnvError: no answer until `end` (s, monotonic).
-    """
+    """EnvError unless a control box answers until `end` (s, monotonic): a silent one keeps the SDK busy for minutes."""
     try:
         with socket.create_connection((ip, port), timeout=max(end - time.monotonic(), 0.01)) as s:
             s.settimeout(max(end - time.monotonic(), 0.01))
@@ -99,10 +91,7 @@ def probe(ip: str, port: int, end: float) -> None:
 
 
 def connect(ip: str, timeout_s: float, end: float, **settings: Any) -> Any:
-    """Open one connection, an `XArmAPI`, with a timeout for each answer.
-
-    Raises EnvError: what the SDK says, or no complete answer until `end` (s, monotonic).
-    """
+    """Open one `XArmAPI`, with a timeout for each answer. EnvError: what the SDK says, or nothing until `end`."""
     api = import_sdk().XArmAPI
 
     def make() -> Any:
@@ -213,9 +202,7 @@ class XArmGripper:
         if not np.isfinite(self.opening):
             self.close()
             hint = "is it plugged in, its bus at 2 Mbaud, and port 503 open?"
-            raise EnvError(
-                f"xarm {ip}: found no opening of the gripper (code {self._code}), expected one; {hint}"
-            )
+            raise EnvError(f"xarm {ip}: found no answer from the gripper (code {self._code}); {hint}")
 
     def want(self, opening: float | None) -> None:
         """The target, 0 closed to 1 open; None: none, and fingers under way halt (those that hold something stay)."""

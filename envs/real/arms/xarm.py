@@ -1,10 +1,5 @@
 """UFACTORY's xArm7 with its gripper, on the vendor's SDK (`pip install 's2robot[xarm]'`).
 
-    with XArmDriver("192.168.1.200") as arm:
-        arm.connect(10.0)
-        arm.arm()                       # motors on; the arm does not move
-        arm.command(arm.read().q, 1.0)
-
 What of the SDK (1.18.4) shapes this file: it sends NaN to the arm, so nothing reaches it unchecked. `connect` may take
 four minutes, so it runs against our own clock. Requests on a connection wait for each other, so stopping has one of
 its own, and so has the gripper. Before a gripper call it may reboot the tool and clear errors: that check is off.
@@ -90,10 +85,7 @@ class XArmDriver(ArmDriver):
         self._limits_before: vendor.Calls | None = None  # put back the limits that the box had
 
     def connect(self, timeout_s: float) -> None:
-        """Reach the box over three connections; moves, enables and clears nothing.
-
-        Raises EnvError: no SDK, no box, no answer within `timeout_s`, or another arm than an xArm7.
-        """
+        """See `ArmDriver`; clears nothing. Raises EnvError: no SDK, no box, no answer in time, or no xArm7."""
         if self._log is not None:
             vendor.log_to(self._log)
         end = time.monotonic() + timeout_s
@@ -144,9 +136,9 @@ class XArmDriver(ArmDriver):
             self._last, self.stopped = self.read().q, ""
 
     def lead(self) -> None:
-        """Motors on, and a person leads the arm by hand until `stop`; `command` refuses, `grip` moves the gripper.
+        """Let a person lead the arm by hand until `stop`; `command` refuses, `grip` moves the gripper. Raises as `arm`.
 
-        The box holds the arm's weight only if payload and mounting are set right: check them before. Raises as `arm`.
+        The box holds the arm's weight only if payload and mounting are set right: check them before.
         """
         with self._arming():
             self.stopped = "led by hand"
@@ -198,10 +190,7 @@ class XArmDriver(ArmDriver):
         return self._sdk
 
     def read(self) -> ArmState:
-        """Return the measured joints and the error, asked for now; the gripper's opening is up to 0.2 s old.
-
-        Raises EnvError: no answer in time, an invalid one, or none from the gripper for 2 s.
-        """
+        """See `ArmDriver`; the gripper's opening is up to 0.2 s old. EnvError: also no answer from it for 2 s."""
         sdk, asked = self._connected(), now()
         code, states = sdk.get_joint_states(num=3)
         self._check("get_joint_states", code)
@@ -215,14 +204,12 @@ class XArmDriver(ArmDriver):
         return ArmState(q, opening, asked, sdk.mode, error)
 
     def status(self) -> DriverStatus:
-        """See `ArmDriver`; no request."""
         if (sdk := self._sdk) is None:
             return DriverStatus(False, 0, -1, np.inf)
         age = time.monotonic() - sdk._arm._last_report_time
         return DriverStatus(bool(sdk.connected), int(sdk.error_code), int(sdk.mode), age)
 
     def command(self, q: Array, gripper: float | None) -> CommandResult:
-        """Send joints (7,) rad and an opening; see `ArmDriver`."""
         begin, target = now(), self._sendable(q, gripper)
         if target is None:
             return CommandResult(REFUSED, begin, begin)
@@ -239,10 +226,7 @@ class XArmDriver(ArmDriver):
         return CommandResult(OK if code in (0, 2) else int(code), sent, now())
 
     def stop(self, reason: str) -> bool:
-        """State 4 over the connection that nothing else uses; over the other if that one fails. Never raises.
-
-        Until `arm` is called again, `command` refuses. Returns whether the box acknowledged it.
-        """
+        """See `ArmDriver`: state 4 over the connection that nothing else uses, or over the other if that one fails."""
         self._last_stop = object()
         self.stopped, self._led = reason or "stopped", False
         if (gripper := self._gripper) is not None:

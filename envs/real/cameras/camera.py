@@ -4,8 +4,8 @@
     camera.start(10.0)
     frame = camera.latest()        # never waits
 
-Sources: V4L2 cameras through OpenCV, Intel RealSense (`pip install 's2robot[realsense]'`), recordings. A source is made
-and used in the reader's thread. Images are uint8 (H, W, 3), RGB and upright; times are those of `control.clock.now`, s.
+A source is made and used in the reader's thread. Images are uint8 (H, W, 3), RGB and upright; times are those of
+`control.clock.now`, s.
 """
 
 import threading
@@ -157,11 +157,9 @@ class OpenCVCamera:
         if not self._capture.isOpened():
             raise EnvError(f"camera {device}: found none, expected a V4L2 device (ls /dev/v4l/by-id)")
         wanted = {
-            "fourcc": (cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*fourcc)),
-            "width": (cv2.CAP_PROP_FRAME_WIDTH, width),
-            "height": (cv2.CAP_PROP_FRAME_HEIGHT, height),
-            "fps": (cv2.CAP_PROP_FPS, fps),
-        }
+            "fourcc": (cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*fourcc)), "fps": (cv2.CAP_PROP_FPS, fps),
+            "width": (cv2.CAP_PROP_FRAME_WIDTH, width), "height": (cv2.CAP_PROP_FRAME_HEIGHT, height),
+        }  # fmt: skip
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, not the oldest of a queue
         if exposure is not None:
             self._capture.set(cv2.CAP_PROP_AUTO_EXPOSURE, 1)  # V4L2's number for manual

@@ -101,10 +101,7 @@ class ControlLoop:
         self._code, self._policy_error = OK, ""
 
     def request_stop(self) -> None:
-        """End the episode with the arm braked and stopped; from any thread, or a signal handler.
-
-        It stays requested: every further episode ends before anything moves, until `stop_requested` is reset.
-        """
+        """End this episode, and each until `stop_requested` is reset, with the arm stopped; from anywhere, at any time."""
         self.stop_requested = True
 
     def request_end(self) -> None:
@@ -114,8 +111,7 @@ class ControlLoop:
     def run(self, max_steps: int) -> Result:
         """Run one episode. The arm is at rest afterwards; after a fault or a stop it is stopped as well.
 
-        Raises EnvError, before anything moves: the arm is outside its limits, the policy gives no first answer, or frames or
-        joints are not fresh.
+        Raises EnvError, before anything moves: an arm outside its limits, no first answer of the policy, nothing fresh.
         """
         self._end = False
         self.steps = 0

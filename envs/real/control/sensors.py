@@ -59,16 +59,12 @@ class Sensors:
         inputs = Inputs(
             camera_age={name: reader.age(now) for name, reader in self.cameras.items()},
             state_age=np.inf if state is None else now - state.t_mono,
-            policy_late=late(now),
-            policy_error=error,
-            code=code,
+            policy_late=late(now), policy_error=error, disagreement=disagreement, code=code,
             error=(state.error if state is not None else 0) or status.error,
             mode=status.mode if live else self.watchdog.mode,
-            connected=status.connected,
-            report_age=status.report_age_s,
+            connected=status.connected, report_age=status.report_age_s,
             frozen_cameras=tuple(filter(self._frozen, self.cameras)),
-            disagreement=disagreement,
-        )
+        )  # fmt: skip
         return self.watchdog.update(now, inputs)
 
     def wait_ready(self, watch: Callable[[], State], seconds: float, who: str) -> ArmState:

@@ -63,7 +63,7 @@ class Supervisor:
                 message = self._pipe.recv_bytes()
         if message != _READY:
             self.close()
-            raise EnvError(f"supervisor: expected a process that has reached the arm, got {message.decode()}")
+            raise EnvError(f"supervisor: found {message.decode()}, expected one that has reached the arm")
 
     def beat(self) -> None:
         """Say that the loop lives. Raises EnvError if the supervisor does not, or has stopped the arm."""

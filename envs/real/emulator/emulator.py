@@ -16,9 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.envs.real.emulator.controller import Controller, Journal
-from s2robot.envs.real.emulator.frames import FrameServer
-from s2robot.envs.real.emulator.motion import KinematicPlant, Plant
+from s2robot.envs.real.emulator.controller import Controller, Journal, KinematicPlant, Plant
 from s2robot.envs.real.emulator.server import Faults, Server
 from s2robot.envs.real.emulator.side import Operation, Ports, SideChannel, free_ports, side_handler
 from s2robot.envs.robots import robot_spec
@@ -42,14 +40,14 @@ class Emulator:
 
     def __init__(self, config: EmulatorConfig, ports: Ports):
         self.scene: Any = None
-        self.frames: FrameServer | None = None
+        self.frames: Any = None
         plant: Plant = KinematicPlant(np.array(robot_spec("xarm7").home))
         if config.plant == "mujoco":
             # mujoco and robosuite take seconds to import
             from s2robot.envs.cube_config import CubePickConfig
-            from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
+            from s2robot.envs.real.emulator.scene import FrameServer, ScenePlant
 
-            plant = self.scene = scene = ScenePlant(CubePickConfig(**config.env), config.seed)
+            plant = self.scene = ScenePlant(CubePickConfig(**config.env), config.seed)
         self.journal = Journal()
         self.controller = box = Controller(plant, self.journal)
         faults = Faults(box, tuple(self.scene.env.config.cameras) if self.scene else ())
@@ -61,10 +59,8 @@ class Emulator:
         }  # fmt: skip
         operations |= {f"fault {name}": getattr(faults, name) for name in faults.NAMES}
         if self.scene:
-            self.frames = FrameServer(
-                lambda: scene.positions, lambda: SceneRenderer(scene), config.fps, faults
-            )
-            operations["frame"], operations["scene"] = self.frames.frame, scene.describe
+            self.frames = FrameServer(self.scene, config.fps, faults)
+            operations["frame"], operations["scene"] = self.frames.frame, self.scene.describe
             operations["reset_scene"] = self._reset_scene
         self.server = Server(box, faults, ports, side_handler(operations))
 
@@ -93,15 +89,10 @@ class Emulator:
         self.controller.place(np.array(joints))
 
     def _reset_scene(
-        self,
-        seed: Annotated[int, Field(ge=0)] | None = None,
-        cube_xy: tuple[Small, Small] | None = None,
+        self, seed: Annotated[int, Field(ge=0)] | None = None, cube_xy: tuple[Small, Small] | None = None,
         cube_yaw: Small | None = None,
-    ) -> dict:
-        """A new cube position, as CubePick's reset samples or as given, m and rad; the arm stays where it is.
-
-        The answer's `start_joints` are those of the simulated episode.
-        """
+    ) -> dict:  # fmt: skip
+        """A new cube position, as CubePick's reset samples or as given, m and rad; see `ScenePlant.reset`."""
         given = {"cube_xy": cube_xy, "cube_yaw": cube_yaw}
         start = self.scene.reset(seed, **{name: value for name, value in given.items() if value is not None})
         return {"start_joints": start.tolist()} | self.scene.describe()
@@ -136,10 +127,7 @@ class Launched:
 
 @contextmanager
 def launch(plant: str = "mujoco", **settings: Any) -> Iterator[Launched]:
-    """A running emulator on free ports; it ends with the context, and with this process if that is killed.
-
-    `plant` and `settings` are those of `EmulatorConfig`.
-    """
+    """A running emulator, of an `EmulatorConfig`, on free ports; it ends with the context, or with this process."""
     root = str(Path(__file__).parents[4])  # not resolved: a link in a clone
     paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     with subprocess.Popen(

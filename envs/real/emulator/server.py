@@ -23,7 +23,6 @@ from s2robot.envs.real.emulator.wire import Fn
 
 TICK, REPORT_S = 0.004, 0.2  # s
 MAX_BEHIND = 0.2  # s; a computer that falls further behind real time loses the rest
-MAX_CONNECTIONS = 64  # per port
 MAX_UNSENT = 1 << 16  # bytes; reports to a client that does not read are left out
 VERSION = b"7,7,XI130000000001,AC130000000001,v2.5.5\0"
 TOOL_HOST = 9  # address of the tool's RS485 bus
@@ -62,10 +61,7 @@ class Faults:
         self._controller.freeze_report(False)
 
     def hang(self) -> None:
-        """The box stops answering, reporting and obeying; the arm goes on to its last target.
-
-        What arrives meanwhile waits in the sockets and is handled when the fault ends, as TCP would have it.
-        """
+        """The box stops answering, reporting and obeying; what arrives waits in the sockets until the fault ends."""
         self.stall(math.inf)
 
     def stall(self, seconds: Annotated[float, Field(ge=0)]) -> None:
@@ -310,9 +306,6 @@ class Server:
         writers = self._writers.setdefault(port, set())
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if len(writers) >= MAX_CONNECTIONS:
-                writer.transport.abort()
-                return
             writers.add(writer)
             try:
                 if port != self.ports.side and not self.faults.answers_new:
@@ -333,8 +326,7 @@ class Server:
         return serve
 
     async def _unanswered(self, reader: asyncio.StreamReader) -> None:
-        """Read, or the end of the connection would stay behind what was sent on it and never be seen."""
-        while not self.faults.answers_new:
+        while not self.faults.answers_new:  # reading, or the connection's end would never be seen
             with contextlib.suppress(TimeoutError):
                 if not await asyncio.wait_for(reader.read(4096), 0.02):
                     return

@@ -62,8 +62,8 @@ def free_ports() -> Ports:
 def side_handler(operations: dict[str, Operation]) -> Handler:
     """A connection handler that calls `operations[op](**rest)` per line and answers with a line.
 
-    An answer holds `ok`, the monotonic `time` before the operation began, and what the operation returned (`data`: so many
-    bytes follow the line); or `error`, one line, for anything that is no such request.
+    An answer holds `ok`, the monotonic `time` before it, and what the operation returned (`data`: so many bytes follow the
+    line); or `error`, one line, for anything that is no such request.
     """
     checked = {name: validate_call(operation) for name, operation in operations.items()}
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from s2robot.envs.real.arms.driver import Array
-from s2robot.envs.real.emulator.frames import EmulatedCamera
+from s2robot.envs.real.control.clock import from_monotonic
 from s2robot.envs.real.emulator.side import HOST, Ports, SideChannel
 from s2robot.envs.real.operator.prompts import Operator, Placing
 from s2robot.envs.robots import robot_spec
 
+_FRAME_S = 2.0  # s until the next frame of a camera
 _HEARD_S = 1.0  # s; a cleared error reaches a driver with the next report, five a second
 
 
@@ -50,6 +51,28 @@ class EmulatedOperator(Operator):
 
     def stage(self) -> str:
         return str(self._side("scene")["stage"])
+
+
+class EmulatedCamera:
+    """A camera of the emulator at a side port, whose times are on this machine's clock.
+
+    `start_s`, for the first frame: as long as building a renderer takes. EnvError: no such camera, or no first frame.
+    """
+
+    def __init__(self, port: int, camera: str, start_s: float = 30.0):
+        self._camera, self._seq = camera, 0
+        with SideChannel(port, start_s) as self._side:
+            self.read()
+        self._side = SideChannel(port, _FRAME_S)
+
+    def read(self) -> tuple[float, np.ndarray]:
+        """The next frame: time, s, and image. EnvError if none comes within 2 s."""
+        frame = self._side("frame", camera=self._camera, after=self._seq)
+        self._seq = frame["seq"]
+        return from_monotonic(frame["time"]), np.frombuffer(frame["data"], np.uint8).reshape(frame["shape"])
+
+    def close(self) -> None:
+        self._side.close()
 
 
 class StandIn:

@@ -177,14 +177,11 @@ class Stop:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Ctrl-C, SIGTERM, SIGHUP: the first brakes the arm, the second one, or one while it stands, ends at once.
-
-        After SIGHUP nobody reads the terminal: what is printed to it is dropped, or printing would raise.
-        """
+        """Ctrl-C, SIGTERM, SIGHUP: the first brakes the arm, the second one, or one while it stands, ends at once."""
         shown = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
         def handle(number: int, frame: object) -> None:
-            if number == signal.SIGHUP:
+            if number == signal.SIGHUP:  # printing to a terminal that has gone would raise
                 for descriptor in shown:
                     with open(os.devnull, "w") as nowhere:
                         os.dup2(nowhere.fileno(), descriptor)

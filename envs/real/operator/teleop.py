@@ -4,11 +4,6 @@
     teleoperator = Teleoperator(Keyboard(controls), controls, ToolIK(), XARM7_LIMITS)
     action = teleoperator.act(q)        # float32 (8,), as a policy's: through loop, interpolator and safety filter
 
-    controls = Controls(shared=True)    # beside a policy
-    shared = SharedControl(policy.act, policy.reset, controls, teleoperator, lambda: loop.stream.commanded)
-    loop = ControlLoop(driver, cameras, shared.act, ..., subscribers=[recorder, shared])
-    shared.persons                      # who acted in each executed step
-
 Velocities are those of the point between the finger tips in the base's frame: x forward, y to the left, z up, and the
 turn about the vertical; the gripper stays as upright as at the start. Nothing jumps at a handover: the person's motion
 starts at the commanded joints, and the gripper keeps its last command.
@@ -76,11 +71,6 @@ class Controls:
     def on_button(self, button: int) -> None:
         """Take a SpaceMouse's button: 0 is the gripper, 1 the end."""
         self.on_key((self._gripper, "\n")[button])
-
-    @property
-    def part_ended(self) -> bool:
-        """Whether the person's part of the episode is over."""
-        return self.ended or not self.person
 
 
 class Keyboard:
@@ -221,7 +211,7 @@ def _about_z(rotation: Array) -> float:
 
 
 class SharedControl(Subscriber):
-    """The policy of a loop in which a person may take over.
+    """The policy of a loop in which a person may take over; it is a subscriber, too. `persons`: who acted in each step.
 
     Args:
         forget: makes the policy start anew; called before it acts again, since it planned from another state.
@@ -309,9 +299,8 @@ def _record(
     sensors = Sensors(runtime.driver, runtime.loop.sensors.cameras, watchdog, clock=clock)
 
     def watch() -> State:
-        """Read the arm; a reading that fails leaves no joints."""
         runtime.on_beat()
-        sensors.forget()
+        sensors.forget()  # a reading that fails leaves no joints
         return sensors.watch()
 
     def observe(state: ArmState) -> dict:
@@ -339,7 +328,7 @@ def _record(
         commanded = commanded + delta
         action = np.append(delta, float(closed)).astype(np.float32)
         subscriber.on_step({**before, "action": action, "time_action": clock.now()})
-        if controls.part_ended:
+        if controls.ended or not controls.person:
             return ""
         before = observe(found)
     return ""
