@@ -26,8 +26,7 @@ from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmLimits
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.motion import Interpolator
 from s2robot.envs.real.control.safety import Safe, SafetyConfig, SafetyFilter, Verdict
-from s2robot.envs.real.emulator.controller import COLLISION_FORCE, COLLISION_TIME
-from s2robot.envs.real.emulator.motion import Motion
+from s2robot.envs.real.emulator.controller import COLLISION_FORCE, COLLISION_TIME, Motion
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
 from s2robot.loading import load_policy
 

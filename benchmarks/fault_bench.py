@@ -25,7 +25,7 @@ from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.loop import ControlLoop
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.emulator.emulator import Launched
-from s2robot.envs.real.emulator.frames import EmulatedCamera
+from s2robot.envs.real.emulator.stand_in import EmulatedCamera
 
 START = np.array((-0.4, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))  # rad, 0.4 to the right of home
 STILL = 0.01  # rad/s

@@ -25,8 +25,8 @@ from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.subscriber import EpisodeRecorder, Subscriber
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
-from s2robot.envs.real.emulator.frames import EmulatedCamera
 from s2robot.envs.real.emulator.side import Ports
+from s2robot.envs.real.emulator.stand_in import EmulatedCamera
 from s2robot.envs.real.runtime import ArmRuntime
 
 SWING = np.array((0.05, 0.0, 0.0, 0.0, 0.03, 0.0, 0.06, 1.0))  # an action: up to 0.6 rad/s

@@ -1,12 +1,10 @@
 """An arm, ready for episodes: control loop, safety filter, watchdog, supervisor and the operator's stop.
 
-    runtime = ArmRuntime(driver, cameras, policy.act, points, LoopConfig(live=True), watchdog, safety, [recorder])
-    with runtime.watched(make_driver, limit_s=0.3):        # another process stops the arm if this one cannot
-        runtime.ready(operator, Placing.draw(config, seed))
-        runtime.arm()
-        result = runtime.run(max_steps=80)
-
-Deployment, evaluation, recording and correction on an arm all run on it.
+runtime = ArmRuntime(driver, cameras, policy.act, points, LoopConfig(live=True), watchdog, safety, [recorder])
+with runtime.watched(make_driver, limit_s=0.3):        # another process stops the arm if this one cannot
+    runtime.ready(operator, Placing.draw(config, seed))
+    runtime.arm()
+    result = runtime.run(max_steps=80)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,28 +38,18 @@ class ArmRuntime(Subscriber):
 
     Args:
         points: of the arm, for the filter.
-        subscribers: receive the loop's events.
         stop: the operator's; it stops the way to a start as well as an episode.
         supervisor: stops the arm when this process hangs or dies; or see `watched`. A live arm needs one.
         home_speed: rad/s of the way to a start.
     """
 
     def __init__(
-        self,
-        driver: ArmDriver,
-        cameras: Mapping[str, CameraReader],
-        act: Callable[[dict], np.ndarray],
-        points: ArmPoints,
-        loop: LoopConfig | None = None,
-        watchdog: WatchdogLimits | None = None,
-        safety: SafetyConfig | None = None,
-        subscribers: Sequence[Subscriber] = (),
-        stop: Stop | None = None,
-        supervisor: Supervisor | None = None,
-        home_speed: float = 0.3,
-        clock: Clock = REAL,
+        self, driver: ArmDriver, cameras: Mapping[str, CameraReader], act: Callable[[dict], np.ndarray],
+        points: ArmPoints, loop: LoopConfig | None = None, watchdog: WatchdogLimits | None = None,
+        safety: SafetyConfig | None = None, subscribers: Sequence[Subscriber] = (), stop: Stop | None = None,
+        supervisor: Supervisor | None = None, home_speed: float = 0.3, clock: Clock = REAL,
         disagreement: Callable[[], float] = lambda: 0.0,
-    ):
+    ):  # fmt: skip
         self.clock, self._home_speed = clock, home_speed
         self._arm = WatchedArm(driver, lambda: self._supervisor)
         self.driver = cast(ArmDriver, self._arm)
@@ -101,9 +89,7 @@ class ArmRuntime(Subscriber):
 
     def _check_watched(self) -> None:
         if self.live and self._supervisor is None:
-            raise EnvError(
-                "supervisor: found none, expected a process that stops the arm when this one cannot (`watched`)"
-            )
+            raise EnvError("supervisor: found none, expected one that stops the arm if this process cannot")
 
     def rest(self) -> None:
         """Tell the supervisor that the arm stands and that no heartbeat follows for now."""
@@ -157,9 +143,7 @@ class ArmRuntime(Subscriber):
     def go_to(self, goal: Array) -> bool:
         """Move slowly, on a straight line in joint space, to joints (7,) rad with the gripper open; False after a stop.
 
-        A control loop without cameras streams it through the same filter and watchdog. Nothing plans around obstacles:
-        table, workspace and speeds stop the move, everything else is the operator's to check.
-
+        Filter and watchdog act as in an episode; nothing plans around obstacles, which are the operator's to check.
         Raises EnvError, with the arm stopped: a fault, or the arm did not arrive.
         """
         speed, main = self._home_speed, self.loop
@@ -183,27 +167,26 @@ class ArmRuntime(Subscriber):
             if self.stop.asked() or main.stop_requested:
                 move.request_stop()
 
-        beats = Subscriber()
+        beats, limits = Subscriber(), self.driver.limits
         beats.on_beat = beat  # type: ignore[method-assign]
-        move = ControlLoop(
-            self.driver, {}, act, main.safety, config, main.watchdog.limits, [beats], self.clock
-        )
+        watchdog = main.watchdog.limits
+        move = ControlLoop(self.driver, {}, act, main.safety, config, watchdog, [beats], self.clock)
         # its own speed limit, so that what a busy machine delays is not made up for in a hurry
-        limits = self.driver.limits
-        move.stream.path = Interpolator(
-            limits.replace(dq_max=tuple(min(v, speed / SHARE) for v in limits.dq_max))
-        )
+        slow = limits.replace(dq_max=tuple(min(v, speed / SHARE) for v in limits.dq_max))
+        move.stream.path = Interpolator(slow)
         steps = np.abs(goal - self.driver.read().q).max() / config.max_delta
         try:
             result = move.run(int(3 * steps + 10 * _MOVE_HZ))  # a busy machine stretches the move
         finally:
             self.rest()
+        trouble = ""
         if result.state == State.FAULT:
-            raise EnvError(f"move: {'; '.join(result.reasons)}")
-        off = np.abs(self.driver.read().q - goal).max()
-        if result.cause == "steps" and off > _ARRIVED:
+            trouble = "; ".join(result.reasons)
+        elif result.cause == "steps" and (off := np.abs(self.driver.read().q - goal).max()) > _ARRIVED:
             self.driver.stop("the arm did not arrive")
-            raise EnvError(f"move: found the arm {off:.3f} rad from its goal, expected {_ARRIVED} at most")
+            trouble = f"found the arm {off:.3f} rad from its goal, expected {_ARRIVED} at most"
+        if trouble:
+            raise EnvError(f"move: {trouble}")
         return result.cause != "stopped"
 
     def ready(self, operator: Operator, placing: Placing) -> None:
@@ -213,25 +196,25 @@ class ArmRuntime(Subscriber):
         """
         if not self.confirmed:
             self.stand("before the operator comes near")
-        fault, goal = self.fault, placing.start_joints
+        fault, goal, no = self.fault, placing.start_joints, ""
         moves = self.live and (bool(fault) or not self.at(goal))
-        willing = operator.free(fault) if fault or moves else True
-        if willing:
+        if (fault or moves) and not operator.free(fault):
+            no = "the operator said no"
+        else:
             self.clear()
-            if moves:
-                self._start_at(goal)
-            willing = operator.place(placing)
-        if not willing:
-            raise EnvError("start: the operator said no, expected a yes before the arm moves")
+            if moves and not self._start_at(goal):
+                no = "stopped on the way"
+            elif not operator.place(placing):
+                no = "the operator said no"
+        if no:
+            raise EnvError(f"start: {no}, expected a yes before the arm moves")
 
-    def _start_at(self, goal: Array) -> None:
+    def _start_at(self, goal: Array) -> bool:
         self.arm()
         try:
-            there = self.go_to(goal)
+            return self.go_to(goal)
         finally:
             self.stand("at the start")  # hands come near while the cube is placed
-        if not there:
-            raise EnvError("start: stopped on the way")
 
     def run(self, max_steps: int) -> Result:
         """Run one episode, see `ControlLoop.run`."""
@@ -243,16 +226,14 @@ class ArmRuntime(Subscriber):
     @contextmanager
     def ends_when(self, over: Callable[[], bool]) -> Iterator[None]:
         """End an episode as soon as `over` returns True; it is called in a thread of its own."""
-        done = self.clock.condition()
-        left = False
+        done, left = self.clock.condition(), False
 
         def watch() -> None:
             with suppress(EnvError):  # of the emulator; if the arm is gone, too, the loop notices
-                while True:
+                while not left:
                     with done:
-                        if done.wait_for(lambda: left, _POLL_S):
-                            return
-                    if over():
+                        done.wait_for(lambda: left, _POLL_S)
+                    if not left and over():
                         self.loop.request_end()  # again and again: a loop that begins drops earlier requests
 
         thread = self.clock.spawn(watch, "end of the episode")

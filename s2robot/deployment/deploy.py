@@ -77,7 +77,7 @@ def deploy(cfg: DictConfig) -> int:
         if settings.live and settings.confirm:
             where = f"[bold]The arm at {rig.arm.driver.ip} is about to move.[/]"
             Console().print(f"{where} Is its space clear, and the emergency stop within reach?")
-            if (answer := ask(f"Type '{WORD}' to go on: ")) != WORD:
+            if (answer := ask(f"Type '{WORD}' to go on: ") or "") != WORD:
                 raise UserError(f"confirmation: expected '{WORD}', got '{answer}'; nothing has moved")
         good = LiveSession(rig, settings, out).run() if settings.live else dry_run(rig, settings, out)
         return 0 if good else FAULT_EXIT

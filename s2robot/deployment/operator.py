@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import Any
 
 from s2robot.core.errors import UserError
 from s2robot.deployment.settings import Bridge
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.operator.prompts import Operator, OperatorProxy, Placing, Stop
+from s2robot.envs.real.operator.prompts import Operator, Placing, Stop
 
 Keys = Callable[[Callable[[str], None]], AbstractContextManager[None]]  # reads keys while its context lasts
 KEYS_HELP = "y: success, n: failure (both end the episode); space, q or Ctrl-C: brake and end the session"
@@ -81,7 +82,7 @@ def keys(on_key: Callable[[str], None]) -> Iterator[None]:
             termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)  # a key too many answers no question
 
 
-class WatchingOperator(OperatorProxy):
+class WatchingOperator:
     """An operator who is asked while the arm stands, and whose keys count while it may move.
 
     Args:
@@ -104,7 +105,7 @@ class WatchingOperator(OperatorProxy):
         read_keys: Keys = keys,
         take_key: Callable[[str], None] | None = None,
     ):
-        super().__init__(operator)
+        self._operator = operator
         self._stop, self._end, self._read_keys, self._take_key = stop, end, read_keys, take_key
         self._keys: ExitStack | None = None
         self.trouble = ""
@@ -142,6 +143,9 @@ class WatchingOperator(OperatorProxy):
             self._end()
 
     # ---------------------------------------------------------------- Operator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._operator, name)
 
     def free(self, fault: tuple[str, ...]) -> bool:
         trouble = (self.trouble,) if self.trouble else ()

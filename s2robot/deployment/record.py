@@ -43,7 +43,6 @@ from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import Verdict
 from s2robot.envs.real.control.subscriber import EpisodeRecorder
 from s2robot.envs.real.operator.prompts import Operator
-from s2robot.envs.real.operator.teach import teach
 from s2robot.envs.real.operator.teleop import (
     CONTROLS_HELP,
     HANDOVER_HELP,
@@ -53,6 +52,7 @@ from s2robot.envs.real.operator.teleop import (
     SharedControl,
     SpaceMouse,
     Teleoperator,
+    teach,
 )
 from s2robot.policies import check_contract
 

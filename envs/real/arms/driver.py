@@ -161,10 +161,7 @@ class ArmDriver(ABC):
     def _sendable(self, q: Any, gripper: Any) -> Array | None:
         """Return the joints to send; None for a command to refuse."""
         target = finite_joints(q)
-        try:
-            good = gripper is None or 0 <= gripper <= 1
-        except TypeError:
-            return None
+        good = gripper is None or (isinstance(gripper, float | int | np.number) and 0 <= gripper <= 1)
         if self.stopped or not good or target is None:
             return None
         inside = ((target >= self.limits.q_min) & (target <= self.limits.q_max)).all()
@@ -196,10 +193,13 @@ def finite_joints(value: Any) -> Array | None:
     return array if np.isfinite(array).all() else None
 
 
-def measured(ip: str, q: Array) -> Array:
-    """Return an arm's measured joints. Raises EnvError unless they are finite."""
-    if not np.isfinite(q).all():
-        raise EnvError(f"arm {ip}: found measured joints {q.tolist()}, expected finite numbers")
+def measured(arm: str, q: Array, silent_s: float, most_s: float) -> Array:
+    """Return the measured joints. Raises EnvError unless they are finite and the gripper was silent for `most_s` at most."""
+    found = "" if np.isfinite(q).all() else f"measured joints {q.tolist()}"
+    if silent_s > most_s:
+        found = f"no answer from the gripper for {most_s:g} s"
+    if found:
+        raise EnvError(f"{arm}: found {found}, expected the arm's state")
     return q
 
 
@@ -219,8 +219,7 @@ def made_within(seconds: float, make: Callable[[], T], drop: Callable[[T], objec
     threading.Thread(target=run, daemon=True, name=what).start()
     try:
         return result.result(max(seconds, 0.0))
-    except TimeoutError:
+    except (TimeoutError, RuntimeError) as error:
         result.add_done_callback(lambda late: late.exception() or drop(late.result()))
-        raise EnvError(f"{what}: found no complete answer in time, expected an arm") from None
-    except RuntimeError as error:
-        raise EnvError(f"{what}: cannot connect ({error})") from None
+        why = str(error) or "no complete answer in time"
+        raise EnvError(f"{what}: cannot connect ({why})") from None

@@ -5,13 +5,12 @@
         arm.arm()
         arm.command(arm.read().q, 1.0)
 
-libfranka's 1 kHz loop runs in franky's own thread: a joint impedance controller follows the newest target, so the
-arm is soft, lags by a few hundredths of a radian under load, and goes on holding the last target if Python hangs.
-One client at a time may control the arm: there is no second connection, and no supervisor. If this process dies, the
-arm stops by itself because its commands no longer come.
+libfranka's 1 kHz loop runs in franky's own thread: a joint impedance controller follows the newest target. The arm is
+soft, lags by a few hundredths of a radian under load, and holds the last target if Python hangs. Only one client may
+control it: there is no supervisor. If this process dies, the arm stops because its commands no longer come.
 
 Tested against franky-sim, which accepts what a real arm refuses and knows no errors: no claim about safety rests on it.
-`s2robot.envs.real.arms.geometry` has no points for this arm yet, so the safety filter, and the control loop, refuse it.
+`ArmPoints` has no points of this arm yet, so the safety filter, and the control loop, refuse it.
 """
 
 import threading
@@ -44,7 +43,7 @@ GRIPPER_PERIOD = 0.1  # s between two readings of the hand
 GRIPPER_LOST = 2.0  # s without an answer from the hand
 HAND_SPEED = 0.1  # m/s
 GRASP_FORCE = 40.0  # N
-STIFFNESS = (600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0)  # N m/rad
+STIFFNESS = np.array([600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0])  # N m/rad
 
 # the narrower of Panda's and FR3's range in every joint, and of their speeds; box and table as for the xArm7's bench
 FRANKA_LIMITS = ArmLimits(
@@ -56,21 +55,16 @@ FRANKA_LIMITS = ArmLimits(
 
 
 class FrankaDriver(ArmDriver):
-    """An `s2robot.envs.real.arms.driver.ArmDriver`; its `mode` while it is armed is MOVING.
+    """A Panda or FR3 at an address; its `mode` while it is armed is MOVING.
 
     Args:
-        ip: the arm's address.
         limits: `command` never exceeds their range and step.
         realtime: require a realtime kernel, as libfranka does.
         gripper: False for an arm without a hand; its opening is NaN.
     """
 
     def __init__(
-        self,
-        ip: str,
-        limits: ArmLimits = FRANKA_LIMITS,
-        realtime: bool = True,
-        gripper: bool = True,
+        self, ip: str, limits: ArmLimits = FRANKA_LIMITS, realtime: bool = True, gripper: bool = True
     ):
         super().__init__(limits, limits.step_max)
         self.ip, self._realtime, self._has_gripper = ip, realtime, gripper
@@ -85,25 +79,23 @@ class FrankaDriver(ArmDriver):
         self._thread: threading.Thread | None = None
 
     def connect(self, timeout_s: float) -> None:
-        """Reach arm and hand; moves nothing and recovers from no error. Raises EnvError: no franky, no arm, no answer."""
+        """See `ArmDriver`; recovers from no error. Raises EnvError: no franky, no arm or hand, no answer."""
         franky = import_extra("franky", "franka")
 
-        def build() -> tuple[Any, Any]:
+        def build() -> tuple[Any, Any, Any]:
             config = franky.RealtimeConfig
             robot = franky.Robot(self.ip, realtime_config=config.Enforce if self._realtime else config.Ignore)
-            return robot, franky.Gripper(self.ip) if self._has_gripper else None
+            hand = franky.Gripper(self.ip) if self._has_gripper else None
+            return robot, hand, hand.state if hand else None
 
-        self._robot, self._hand = made_within(timeout_s, build, lambda late: None, f"franka {self.ip}")
-        try:
-            if self._hand is not None:
-                self._read_hand()
-                self._closing.clear()
-                self._thread = threading.Thread(target=self._tend_hand, daemon=True, name="franka hand")
-                self._thread.start()
-            self.read()
-        except Exception as error:  # of franky's: the hand gives no state
-            self.close()
-            raise EnvError(f"franka {self.ip}: cannot connect ({error})") from None
+        made = made_within(timeout_s, build, lambda late: None, f"franka {self.ip}")
+        self._robot, self._hand, hand_state = made
+        if self._hand is not None:
+            self._heard_hand(hand_state)
+            self._closing.clear()
+            self._thread = threading.Thread(target=self._tend_hand, daemon=True, name="franka hand")
+            self._thread.start()
+        self.read()
 
     def close(self) -> None:
         """Stop, if it was armed, and disconnect."""
@@ -136,41 +128,34 @@ class FrankaDriver(ArmDriver):
         try:
             with suppress(franky.ControlException):  # what ended the motion before was reported then
                 self._robot.join_motion(2.0)
+            low, high = np.array(self.limits.q_min), np.array(self.limits.q_max)
             self._tracker = franky.JointImpedanceTracker(
-                self._robot,
-                stiffness=np.array(STIFFNESS),
-                lower_joint_limits=np.array(self.limits.q_min),
-                upper_joint_limits=np.array(self.limits.q_max),
+                self._robot, stiffness=STIFFNESS, lower_joint_limits=low, upper_joint_limits=high
             )
+            end = time.monotonic() + 2.0
+            while not (self._tracker.is_running and self.read().mode == MOVING):
+                if time.monotonic() > end:
+                    raise TimeoutError(f"found mode {self._mode}, expected {MOVING}")
+                time.sleep(0.01)
         except Exception as error:
             raise EnvError(f"franka {self.ip}: the controller does not start ({error})") from None
-        end = time.monotonic() + 2.0
-        while not (self._tracker.is_running and self.read().mode == MOVING):
-            if time.monotonic() > end:
-                raise EnvError(f"franka {self.ip}: found mode {self._mode} after arming, expected {MOVING}")
-            time.sleep(0.01)
 
     def read(self) -> ArmState:
-        """Return the measured joints; the hand's opening is up to 0.2 s old.
-
-        Raises EnvError: no answer, one that is no number, or no answer from the hand for 2 s.
-        """
-        if self._robot is None:
-            raise EnvError(f"franka {self.ip}: found no connection, expected connect first")
+        """See `ArmDriver`; the hand's opening is up to 0.2 s old. EnvError: also no answer from it for 2 s."""
         asked = now()
         try:
             state = self._robot.state
             q = np.array(state.q, float)
             mode, error = int(state.robot_mode.value), ERROR if self._robot.has_errors else 0
         except Exception as failure:
-            raise EnvError(f"franka {self.ip}: found no state ({failure})") from None
-        if self._hand is not None and asked - self._hand_heard > GRIPPER_LOST:
-            raise EnvError(f"franka {self.ip}: found no answer from the hand for {GRIPPER_LOST:g} s")
+            why = f"found no state ({failure}), expected connect first, and an arm that answers"
+            raise EnvError(f"franka {self.ip}: {why}") from None
+        silent = 0.0 if self._hand is None else asked - self._hand_heard
+        q = measured(f"franka {self.ip}", q, silent, GRIPPER_LOST)
         self._heard, self._mode, self._error = asked, mode, error
-        return ArmState(measured(self.ip, q), self._opening, asked, mode, error)
+        return ArmState(q, self._opening, asked, mode, error)
 
     def status(self) -> DriverStatus:
-        """From the last reading."""
         age = now() - self._heard
         return DriverStatus(self._robot is not None and age < 1.0, self._error, self._mode, age)
 
@@ -207,8 +192,7 @@ class FrankaDriver(ArmDriver):
             return True
         return False
 
-    def _read_hand(self) -> None:
-        state = self._hand.state
+    def _heard_hand(self, state: Any) -> None:
         self._opening = float(np.clip(state.width / max(state.max_width, 1e-6), 0.0, 1.0))
         self._hand_heard = now()
 
@@ -230,7 +214,7 @@ class FrankaDriver(ArmDriver):
                         under_way = self._hand.move_async(wanted * self._hand.max_width, HAND_SPEED)
                     sent = wanted
             with suppress(Exception):
-                self._read_hand()
+                self._heard_hand(self._hand.state)
         if under_way is not None:
             with suppress(Exception):
                 under_way.wait(2.0)  # destroying one that is under way waits for it without a limit

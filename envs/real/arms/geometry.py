@@ -1,8 +1,7 @@
 """The xArm7's kinematics, from its published modified Denavit-Hartenberg parameters, and its points that are watched.
 
-Metres and radians in the frame of the arm's base; the tool centre point is the flange (no tool offset), as the box
-reports it. The fingers are points fixed to the hand, where they are open and where they reach lowest while closing, so
-that the answer holds for every opening.
+Metres and radians in the frame of the arm's base. The fingers are points fixed to the hand, where they are open and
+where they reach lowest while closing, so that the answer holds for every opening.
 """
 
 from dataclasses import dataclass
@@ -65,27 +64,19 @@ def forward(joints: Array) -> Array:
 
 
 class ToolIK:
-    """Inverse kinematics of the tool: damped least squares from the commanded joints, close to the home pose.
-
-    Positions are of the point between the finger tips.
-    """
+    """Inverse kinematics of the point between the finger tips: damped least squares, close to the home pose."""
 
     def __init__(self) -> None:
-        room = (
-            XARM7_LIMITS.margin + 1e-3
-        )  # the filter starts from nowhere nearer to the end of a joint's range
-        self._low, self._high = (
-            np.array(XARM7_LIMITS.q_min) + room,
-            np.array(XARM7_LIMITS.q_max) - room,
-        )  # (7,) rad
+        # the filter starts from nowhere nearer to the end of a joint's range
+        room = XARM7_LIMITS.margin + 1e-3
+        self._low = np.array(XARM7_LIMITS.q_min) + room  # (7,) rad
+        self._high = np.array(XARM7_LIMITS.q_max) - room
         self._home = np.array(robot_spec("xarm7").home)
         self._tool = HAND @ [*TOOL, 1.0]  # (4,) in the flange's frame
 
-    def pose(self, q: Array) -> tuple[Array, Array]:
-        """Position (3,) m and rotation (3, 3) at joints (7,) rad."""
-        return self._pose(frames(q)[-1])
-
-    def _pose(self, flange: Array) -> tuple[Array, Array]:
+    def pose(self, q: Array, flange: Array | None = None) -> tuple[Array, Array]:
+        """Position (3,) m and rotation (3, 3) at joints (7,) rad, or at a pose of the flange."""
+        flange = frames(q)[-1] if flange is None else flange
         return (flange @ self._tool)[:3], flange[:3, :3] @ HAND[:3, :3]
 
     def solve(self, q: Array, position: Array, rotation: Array) -> Array:
@@ -93,7 +84,7 @@ class ToolIK:
         q = np.array(q, float)
         for _ in range(_ITERATIONS):
             arm = frames(q)
-            here, turned = self._pose(arm[-1])
+            here, turned = self.pose(q, arm[-1])
             error = np.concatenate([position - here, Rotation.from_matrix(rotation @ turned.T).as_rotvec()])
             slopes = jacobian(arm, here)
             inverse = slopes.T @ np.linalg.inv(slopes @ slopes.T + _DAMPING * np.eye(6))  # (7, 6)
@@ -132,20 +123,15 @@ def finger_tip(angle: float) -> tuple[float, float]:
 
 def _xarm7_points() -> tuple[Point, ...]:
     lowest = float(np.arctan2(*_CRANK))  # where the crank points straight down
-    tips = [
-        Point(f"{side} finger tip", "right_hand", (x, sign * y, z), 0.0, True)
-        for side, sign in (("left", 1), ("right", -1))
-        for y, z in (finger_tip(0.0), finger_tip(lowest))
-        for x in (-_PAD_HALF_WIDTH, _PAD_HALF_WIDTH)
-    ]
-    knuckles = [
-        Point(f"{side} knuckle", "right_hand", (0.0, sign * 0.0705, 0.101), 0.015, True)
-        for side, sign in (("left", 1), ("right", -1))
-    ]
+    points, sides = [Point("TCP", "right_hand", TOOL, 0.0, True)], (("left", 1), ("right", -1))
+    for side, sign in sides:
+        for y, z in (finger_tip(0.0), finger_tip(lowest)):
+            for x in (-_PAD_HALF_WIDTH, _PAD_HALF_WIDTH):
+                points.append(Point(f"{side} finger tip", "right_hand", (x, sign * y, z), 0.0, True))
+    for side, sign in sides:
+        points.append(Point(f"{side} knuckle", "right_hand", (0.0, sign * 0.0705, 0.101), 0.015, True))
     return (
-        Point("TCP", "right_hand", TOOL, 0.0, True),
-        *tips,
-        *knuckles,
+        *points,
         Point("wrist", "link6", (0.0, 0.0, 0.0), 0.06, False),
         Point("elbow", "link4", (0.0, 0.0, 0.0), 0.08, False),
         Point("forearm", "link4", (0.0775, 0.0, 0.0), 0.08, False),
@@ -165,9 +151,8 @@ class ArmPoints:
         # Every number of a chain of links is a sum over products that take one of 1, cos q and sin q of each joint, so two
         # products of matrices do what seven in a row would. Joints 1 to 4 carry the elbow, 5 to 7 the hand on it.
         arm = np.einsum("aij,bjk,ckl,dlm->abcdim", *LINKS[:4])[..., :3, :]  # (3, 3, 3, 3, 3, 4)
-        hand = np.einsum(
-            "aij,bjk,ckl,lp->abcip", *LINKS[4:], HAND @ self._on("right_hand")
-        )  # (3, 3, 3, 4, H)
+        on_hand = HAND @ self._on("right_hand")  # (4, H)
+        hand = np.einsum("aij,bjk,ckl,lp->abcip", *LINKS[4:], on_hand)  # (3, 3, 3, 4, H)
         fixed = np.zeros((3, 3, 3, 4, 3))
         # the wrist is where joint 6 begins, which joint 5 does not move
         fixed[0, 0, 0] = np.concatenate([LINKS[4, 0, :, 3:], self._on("link4")], 1)

@@ -1,13 +1,7 @@
 """The vendor's SDK of the xArm: import, connection, ports, where it prints, the box's own settings, and the gripper.
 
-    sdk = import_sdk()                    # the module xarm.wrapper, with XArmAPI
-    with client_ports(ports):             # a control box at other ports: behind a tunnel, or emulated
-        arm = sdk.XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
-    log_to("run/xarm_sdk.log")            # in each process that connects
-
-The SDK keeps its port numbers in a class; while the context lasts, every connection of this process goes to the other
-ports, those of other arms included. It (1.18.4) writes to standard output through two loggers, by `print`, and while
-it is imported; its threads do so in the middle of a panel that is being drawn.
+The SDK (1.18.4) keeps its port numbers in a class: within `client_ports` every connection of this process uses the
+other ports. It writes to standard output through two loggers, by `print`, and while it is imported, also from threads.
 """
 
 import logging
@@ -85,10 +79,7 @@ def log_to(path: Path) -> None:
 
 
 def probe(ip: str, port: int, end: float) -> None:
-    """Ask a control box for its version: one that accepts and never answers would keep the SDK busy for minutes.
-
-    Raises EnvError: no answer until `end` (s, monotonic).
-    """
+    """EnvError unless a control box answers until `end` (s, monotonic): a silent one keeps the SDK busy for minutes."""
     try:
         with socket.create_connection((ip, port), timeout=max(end - time.monotonic(), 0.01)) as s:
             s.settimeout(max(end - time.monotonic(), 0.01))
@@ -100,10 +91,7 @@ def probe(ip: str, port: int, end: float) -> None:
 
 
 def connect(ip: str, timeout_s: float, end: float, **settings: Any) -> Any:
-    """Open one connection, an `XArmAPI`, with a timeout for each answer.
-
-    Raises EnvError: what the SDK says, or no complete answer until `end` (s, monotonic).
-    """
+    """Open one `XArmAPI`, with a timeout for each answer. EnvError: what the SDK says, or nothing until `end`."""
     api = import_sdk().XArmAPI
 
     def make() -> Any:
@@ -123,12 +111,9 @@ def client_ports(ports: BoxPorts) -> Iterator[None]:
     if before != (BoxPorts.control, BoxPorts.report):
         raise EnvError(f"xarm: found the SDK redirected to port {before[0]} already; one emulator a process")
 
-    def create_by_port(
-        sock_port: int, **kwargs: Any
-    ) -> Any:  # the original compares with the box's own number
-        return create.__get__(None, report)(
-            BoxPorts.report if sock_port == ports.report else sock_port, **kwargs
-        )
+    def create_by_port(sock_port: int, **kwargs: Any) -> Any:
+        port = BoxPorts.report if sock_port == ports.report else sock_port  # the box's own number is expected
+        return create.__get__(None, report)(port, **kwargs)
 
     try:
         conf.TCP_CONTROL_PORT, conf.TCP_REPORT_RICH_PORT = ports.control, ports.report
@@ -141,10 +126,9 @@ def client_ports(ports: BoxPorts) -> Iterator[None]:
 
 def call(sdk: Any, name: str, *args: Any) -> int:
     """Call the SDK by name; return its code."""
-    if name == "set_collision_sensitivity":  # its own would wait for motion and set the state by the way
-        answer = sdk._arm.arm_cmd.set_collis_sens(*args)
-    else:
-        answer = getattr(sdk, name)(*args)
+    # its own call for the sensitivity would wait for motion and set the state by the way
+    sensitivity = name == "set_collision_sensitivity"
+    answer = (sdk._arm.arm_cmd.set_collis_sens if sensitivity else getattr(sdk, name))(*args)
     return int(answer[0] if isinstance(answer, list | tuple) else answer)  # some return what the bus returned
 
 
@@ -153,20 +137,17 @@ def check_tool(ip: str, sdk: Any, payload: float | None, tcp_offset: tuple[float
 
     Raises EnvError if they differ: the box's collision detection, its fence and an arm led by hand depend on them.
     """
-    end = time.monotonic() + _REPORT_S
-    while True:
-        weight, offset = float(sdk.tcp_load[0]), np.array(sdk.tcp_offset, float)
+    end, wrong = time.monotonic() + _REPORT_S, "unknown"
+    while wrong and time.monotonic() < end:
+        weight, offset, wrong = float(sdk.tcp_load[0]), np.array(sdk.tcp_offset, float), ""
         offset[:3] /= 1000
-        wrong = ""
         if payload is not None and abs(weight - payload) > _PAYLOAD_OFF:
             wrong = f"bridge.arm.payload: expected the box's {weight:g} kg, got {payload:g}"
         if tcp_offset is not None and np.abs(offset - tcp_offset).max() > _OFFSET_OFF:
             wrong = f"bridge.arm.tcp_offset: expected the box's {offset.tolist()}, got {list(tcp_offset)}"
-        if not wrong:
-            return
-        if time.monotonic() > end:
-            raise EnvError(f"xarm {ip}: {wrong}; set it in UFACTORY Studio, or give the box's value here")
-        time.sleep(0.01)
+        time.sleep(0.01 if wrong else 0)
+    if wrong:
+        raise EnvError(f"xarm {ip}: {wrong}; set it in UFACTORY Studio, or give the box's value here")
 
 
 def present_limits(sdk: Any) -> Calls:
@@ -204,27 +185,24 @@ class XArmGripper:
         ours: whether the gripper may move now.
         timeout_s, end: for an answer; s, monotonic, when the first one must be there (EnvError).
 
-    Attributes: `opening` (measured, 0 closed to 1 open), `heard` (s, when it was), `code` (of the last answer).
+    Attributes: `opening` (measured, 0 closed to 1 open) and `heard` (s, when it was).
     """
 
     def __init__(self, ip: str, sdk: Any, ours: Callable[[], bool], timeout_s: float, end: float):
         self._sdk, self._ours = sdk, ours
         self._wanted: int | None = None  # pulses
-        self.opening, self.heard, self.code = np.nan, -np.inf, 0
+        self.opening, self.heard, self._code = np.nan, -np.inf, sdk.set_rs485_use_503_port()
         self._closing, self._news = threading.Event(), threading.Event()
-        if sdk.set_rs485_use_503_port() != 0:
-            raise EnvError(f"xarm {ip}: found no second port for the gripper, expected one (502 + 1)")
-        sdk._arm.arm_cmd_503.set_timeout(timeout_s)
         self._thread = threading.Thread(target=self._tend, daemon=True, name="xarm gripper")
-        self._thread.start()
-        while not np.isfinite(self.opening):
-            if time.monotonic() > end:
-                self.close()
-                raise EnvError(
-                    f"xarm {ip}: found no answer from the gripper (code {self.code}), expected its opening; is it "
-                    "plugged in, and its bus at 2 Mbaud?"
-                )
+        if self._code == 0:
+            sdk._arm.arm_cmd_503.set_timeout(timeout_s)
+            self._thread.start()
+        while self._thread.ident and not np.isfinite(self.opening) and time.monotonic() < end:
             time.sleep(0.01)
+        if not np.isfinite(self.opening):
+            self.close()
+            hint = "is it plugged in, its bus at 2 Mbaud, and port 503 open?"
+            raise EnvError(f"xarm {ip}: found no answer from the gripper (code {self._code}); {hint}")
 
     def want(self, opening: float | None) -> None:
         """The target, 0 closed to 1 open; None: none, and fingers under way halt (those that hold something stay)."""
@@ -235,7 +213,8 @@ class XArmGripper:
         """End the thread; may be repeated."""
         self._closing.set()
         self._news.set()
-        self._thread.join(2.0)
+        if self._thread.ident:
+            self._thread.join(2.0)
 
     def _tend(self) -> None:
         sdk, sent, sent_at, before = self._sdk, None, -np.inf, None
@@ -256,7 +235,7 @@ class XArmGripper:
                         sent = None
             except Exception:  # whatever the SDK makes of a broken answer
                 code, pulses = -1, None
-            self.code, before = code, pulses
+            self._code, before = code, pulses
             if code == 0 and pulses is not None:
                 self.opening = float(np.clip(pulses / PULSES, 0.0, 1.0))
                 self.heard = now()

@@ -1,15 +1,9 @@
 """UFACTORY's xArm7 with its gripper, on the vendor's SDK (`pip install 's2robot[xarm]'`).
 
-    with XArmDriver("192.168.1.200") as arm:
-        arm.connect(10.0)
-        arm.arm()                       # motors on; the arm does not move
-        arm.command(arm.read().q, 1.0)
-
-What of the SDK (1.18.4) shapes this file: it sends NaN to the arm, so nothing reaches it unchecked. `connect`
-may take four minutes, so it runs against our own clock. One request at a time goes over a connection, and a
-stop waits for its turn, so stopping has a connection of its own, and so has the gripper. Before a gripper call
-it may reboot the tool and clear errors on the way: that check is off. Readings come from `get_joint_states`,
-because reports may hold commanded joints. Units on its side are mm and 850 gripper pulses.
+What of the SDK (1.18.4) shapes this file: it sends NaN to the arm, so nothing reaches it unchecked. `connect` may take
+four minutes, so it runs against our own clock. Requests on a connection wait for each other, so stopping has one of
+its own, and so has the gripper. Before a gripper call it may reboot the tool and clear errors: that check is off.
+Readings come from `get_joint_states`, because reports may hold commanded joints.
 
 The native limits that `arm` sets are a second line; `close` puts back what was there. Nothing here is an emergency stop.
 """
@@ -67,43 +61,31 @@ class ArmSettings(Settings, at="bridge.arm", file="bridge/default"):
 
 
 class XArmDriver(ArmDriver):
-    """An xArm7.
+    """An xArm7 whose control box has the address `ip`.
 
     Args:
-        ip: the control box's address.
         limits: `command` never exceeds their range and step.
-        settings: of the box.
         ports: where the box listens, if not at its own ports.
         gripper: False for one that only stops: it leaves the gripper alone, and its opening is NaN.
         log: the file that the SDK's output goes to; None: standard output.
     """
 
     def __init__(
-        self,
-        ip: str,
-        limits: ArmLimits = XARM7_LIMITS,
-        settings: ArmSettings | None = None,
-        ports: vendor.BoxPorts | None = None,
-        gripper: bool = True,
-        log: Path | None = None,
-    ):
+        self, ip: str, limits: ArmLimits = XARM7_LIMITS, settings: ArmSettings | None = None,
+        ports: vendor.BoxPorts | None = None, gripper: bool = True, log: Path | None = None,
+    ):  # fmt: skip
         # five periods at full speed: more is no stream, whatever asks for it
         super().__init__(limits, 5 * np.array(limits.dq_max) / limits.rate_hz)
         self.ip, self.settings, self.ports = ip, settings or ArmSettings(), ports
         self._has_gripper, self._log = gripper, log
         self._sdk: Any = None  # streams and reads
         self._stopper: Any = None  # stops
-        self._led = False
-        self._stop_lock = threading.Lock()
-        self._redirected = ExitStack()
+        self._led, self._stop_lock, self._redirected = False, threading.Lock(), ExitStack()
         self._gripper: vendor.XArmGripper | None = None
         self._limits_before: vendor.Calls | None = None  # put back the limits that the box had
 
     def connect(self, timeout_s: float) -> None:
-        """Reach the box over three connections; moves, enables and clears nothing.
-
-        Raises EnvError: no SDK, no box, no answer within `timeout_s`, or another arm than an xArm7.
-        """
+        """See `ArmDriver`; clears nothing. Raises EnvError: no SDK, no box, no answer in time, or no xArm7."""
         if self._log is not None:
             vendor.log_to(self._log)
         end = time.monotonic() + timeout_s
@@ -118,7 +100,8 @@ class XArmDriver(ArmDriver):
                 raise EnvError(f"xarm {self.ip}: found an arm of {self._sdk.axis} joints, expected 7")
             self._stopper = vendor.connect(self.ip, WIRE_TIMEOUT, end, enable_report=False)
             if self._has_gripper:
-                self._gripper = vendor.XArmGripper(self.ip, self._sdk, self._may_grip, 2 * WIRE_TIMEOUT, end)
+                may_move = lambda: self._led or not self.stopped  # noqa: E731
+                self._gripper = vendor.XArmGripper(self.ip, self._sdk, may_move, 2 * WIRE_TIMEOUT, end)
         except BaseException:
             self.close()
             raise
@@ -146,17 +129,16 @@ class XArmDriver(ArmDriver):
     def arm(self) -> None:
         """Motors on, native limits, mode, ready; the arm stands still.
 
-        Raises EnvError, with the arm stopped: an error is pending (clear it at the arm, after looking at it), the box refuses
-        a step, or `stop` was called meanwhile.
+        Raises EnvError, with the arm stopped: an error is pending, the box refuses a step, or `stop` was called meanwhile.
         """
         with self._arming():
             self._enable(self.settings.number)
             self._last, self.stopped = self.read().q, ""
 
     def lead(self) -> None:
-        """Motors on, and a person leads the arm by hand until `stop`; `command` refuses, `grip` moves the gripper.
+        """Let a person lead the arm by hand until `stop`; `command` refuses, `grip` moves the gripper. Raises as `arm`.
 
-        The box holds the arm's weight only if payload and mounting are set right: check them before. Raises as `arm`.
+        The box holds the arm's weight only if payload and mounting are set right: check them before.
         """
         with self._arming():
             self.stopped = "led by hand"
@@ -175,9 +157,8 @@ class XArmDriver(ArmDriver):
         code, (error, _) = sdk.get_err_warn_code()
         self._check("get_err_warn_code", code)
         if error:
-            raise EnvError(
-                f"xarm {self.ip}: found error {error} pending; look at the arm, then clear it in UFACTORY Studio"
-            )
+            hint = "look at the arm, then clear it in UFACTORY Studio"
+            raise EnvError(f"xarm {self.ip}: found error {error} pending; {hint}")
         vendor.check_tool(self.ip, sdk, self.settings.payload, self.settings.tcp_offset)
         if self._limits_before is None:
             self._limits_before = vendor.present_limits(sdk)
@@ -192,20 +173,16 @@ class XArmDriver(ArmDriver):
             self._check(name, vendor.call(sdk, name, *args))
         code, state = sdk.get_state()
         self._check("get_state", code)
-        if state >= STOPPED:
-            raise EnvError(f"xarm {self.ip}: found state {state} after arming, expected ready")
         end = time.monotonic() + 2.0  # the mode comes with a report, five times a second
-        while sdk.mode != mode:
-            if time.monotonic() > end:
-                raise EnvError(f"xarm {self.ip}: found mode {sdk.mode} after arming, expected {mode}")
+        while state < STOPPED and sdk.mode != mode and time.monotonic() < end:
             time.sleep(0.01)
+        if state >= STOPPED or sdk.mode != mode:
+            found = f"found mode {sdk.mode} after arming, state {state}"
+            raise EnvError(f"xarm {self.ip}: {found}, expected mode {mode}, and a state below {STOPPED}")
 
     def _check(self, name: str, code: int) -> None:
         if code not in (0, 2):  # 2: done, and a warning is pending
             raise EnvError(f"xarm {self.ip}: {name} found code {code}, expected 0")
-
-    def _may_grip(self) -> bool:
-        return self._led or not self.stopped
 
     def _connected(self) -> Any:
         if self._sdk is None:
@@ -213,60 +190,43 @@ class XArmDriver(ArmDriver):
         return self._sdk
 
     def read(self) -> ArmState:
-        """Return the measured joints and the error, asked for now; the gripper's opening is up to 0.2 s old.
-
-        Raises EnvError: no answer in time, an invalid one, or none from the gripper for 2 s.
-        """
+        """See `ArmDriver`; the gripper's opening is up to 0.2 s old. EnvError: also no answer from it for 2 s."""
         sdk, asked = self._connected(), now()
         code, states = sdk.get_joint_states(num=3)
         self._check("get_joint_states", code)
         gripper = self._gripper
-        if gripper is not None and asked - gripper.heard > GRIPPER_LOST:
-            raise EnvError(f"xarm {self.ip}: found no answer from the gripper (code {gripper.code})")
-        opening = np.nan if gripper is None else gripper.opening
-        q = measured(self.ip, np.array(states[0], float))
-        return ArmState(q, opening, asked, sdk.mode, self._error())
-
-    def _error(self) -> int:
-        """The arm's error, asked for as soon as any answer has mentioned one; reports come up to 0.2 s later."""
-        sdk = self._sdk
-        if sdk._arm.arm_cmd.has_err_warn:
-            code, (error, _) = sdk.get_err_warn_code()
-            if code == 0:
-                return int(error)
-        return int(sdk.error_code)
+        opening, silent = (np.nan, 0.0) if gripper is None else (gripper.opening, asked - gripper.heard)
+        q = measured(f"xarm {self.ip}", np.array(states[0], float), silent, GRIPPER_LOST)
+        error = int(sdk.error_code)
+        if sdk._arm.arm_cmd.has_err_warn:  # an answer has mentioned one; its report may come 0.2 s later
+            code, (newest, _) = sdk.get_err_warn_code()
+            error = int(newest) if code == 0 else error
+        return ArmState(q, opening, asked, sdk.mode, error)
 
     def status(self) -> DriverStatus:
-        """See `ArmDriver`; no request."""
-        sdk = self._sdk
-        if sdk is None:
+        if (sdk := self._sdk) is None:
             return DriverStatus(False, 0, -1, np.inf)
         age = time.monotonic() - sdk._arm._last_report_time
         return DriverStatus(bool(sdk.connected), int(sdk.error_code), int(sdk.mode), age)
 
     def command(self, q: Array, gripper: float | None) -> CommandResult:
-        """Send joints (7,) rad and an opening; see `ArmDriver`."""
         begin, target = now(), self._sendable(q, gripper)
         if target is None:
             return CommandResult(REFUSED, begin, begin)
         if gripper is not None and self._gripper is not None:
             self._gripper.want(gripper)
-        sdk, joints, sent = self._connected(), target.tolist(), now()
-        if self.settings.number == SERVO:
+        sdk, joints, box, sent = self._connected(), target.tolist(), self.settings, now()
+        if box.number == SERVO:
             code = sdk.set_servo_angle_j(joints)
         else:
             # set_servo_angle itself may wait for reports for ever
-            inner = sdk._arm
-            answer = inner.arm_cmd.move_joint(joints, self.settings.speed, self.settings.acceleration, 0)
-            code = inner._check_code(answer[0], is_move_cmd=True, mode=ONLINE)
+            answer = sdk._arm.arm_cmd.move_joint(joints, box.speed, box.acceleration, 0)
+            code = sdk._arm._check_code(answer[0], is_move_cmd=True, mode=ONLINE)
         self._last = target
         return CommandResult(OK if code in (0, 2) else int(code), sent, now())
 
     def stop(self, reason: str) -> bool:
-        """State 4 over the connection that nothing else uses; over the other if that one fails. Never raises.
-
-        Until `arm` is called again, `command` refuses. Returns whether the box acknowledged it.
-        """
+        """See `ArmDriver`: state 4 over the connection that nothing else uses, or over the other if that one fails."""
         self._last_stop = object()
         self.stopped, self._led = reason or "stopped", False
         if (gripper := self._gripper) is not None:

@@ -1,9 +1,5 @@
 """From observations to a stream of commands: what runs while the arm moves.
 
-    loop = ControlLoop(driver, cameras, policy.act, safety, LoopConfig(live=True))
-    result = loop.run(max_steps=80)      # one episode; loop.request_stop() from another thread ends it
-    result.state, result.reasons
-
 A hundred times a second: read the arm, ask the watchdog, let the interpolator make the next joints, filter them,
 send them. Ten times a second: cameras and joints go to the policy, in a thread of its own; its answer becomes the
 next waypoint, due a period later. Without `live` all of this happens but for the sending.
@@ -14,7 +10,6 @@ After a gap of 0.05 s the stream begins from rest, as the arm does. After one th
 process was suspended or its machine slept: a fault, before the next command.
 """
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms.driver import OK, ArmDriver, ArmState
+from s2robot.envs.real.arms.driver import OK, ArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.clock import REAL, Clock
 from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
@@ -79,63 +74,48 @@ class ControlLoop:
         driver: connected and, for `live`, armed.
         cameras: name -> started reader, in the policy's order.
         act: observation -> action (8,): deltas of the last commanded joints, rad, and the gripper (0.5 and above closes).
-        clock: of everything but the driver and the cameras.
         disagreement: between the policy's members about its last action, rad.
     """
 
     def __init__(
-        self,
-        driver: ArmDriver,
-        cameras: Mapping[str, CameraReader],
-        act: Callable[[dict], np.ndarray],
-        safety: SafetyFilter,
-        config: LoopConfig | None = None,
-        limits: WatchdogLimits | None = None,
-        subscribers: Sequence[Subscriber] = (),
-        clock: Clock = REAL,
+        self, driver: ArmDriver, cameras: Mapping[str, CameraReader], act: Callable[[dict], np.ndarray],
+        safety: SafetyFilter, config: LoopConfig | None = None, limits: WatchdogLimits | None = None,
+        subscribers: Sequence[Subscriber] = (), clock: Clock = REAL,
         disagreement: Callable[[], float] = lambda: 0.0,
-    ):
-        self.disagreement = disagreement
-        self.driver, self.safety, self.clock = driver, safety, clock
-        self.config = config or LoopConfig()
-        self.watchdog = Watchdog(limits or WatchdogLimits(), self.config.mode)
-        self.sensors = Sensors(
-            driver, cameras, self.watchdog, self.config.frozen_s, self.config.frozen_motion, clock
-        )
-        self.stream = CommandStream(driver.limits, safety, self.config)
+    ):  # fmt: skip
+        self.driver, self.safety, self.clock, self.disagreement = driver, safety, clock, disagreement
+        self.config = config = config or LoopConfig()
+        self.watchdog = Watchdog(limits or WatchdogLimits(), config.mode)
+        self.sensors = Sensors(driver, cameras, self.watchdog, config.frozen_s, config.frozen_motion, clock)
+        self.stream = CommandStream(driver.limits, safety, config)
         self.subscribers = list(subscribers)  # each hears of an event in this order
         self._act = act
-        self._free = clock.condition()
-        self._acting = False  # a policy that hung in an earlier episode may still be running
-        # a plain value: an Event's lock could be held by the code that a signal interrupts
+        self._worker: PolicyWorker | None = None  # of the last episode
+        # plain values: an Event's lock could be held by the code that a signal interrupts
         self.stop_requested = False  # until whoever arms the arm again drops it
-        self._end = threading.Event()
-        self.period = 1 / self.config.policy_hz
+        self._end = False
+        self.period = 1 / config.policy_hz
         # of the episode under way
         self.steps = 0
         self._observed: dict = {}  # what the policy was given last
         self._code, self._policy_error = OK, ""
 
     def request_stop(self) -> None:
-        """End the episode with the arm braked and stopped; from any thread, or a signal handler.
-
-        It stays requested: every further episode ends before anything moves, until `stop_requested` is reset.
-        """
+        """End this episode, and each until `stop_requested` is reset, with the arm stopped; from anywhere, at any time."""
         self.stop_requested = True
 
     def request_end(self) -> None:
         """End the episode as after its last step: the arm brakes and stays ready; from any thread."""
-        self._end.set()
+        self._end = True
 
     def run(self, max_steps: int) -> Result:
         """Run one episode. The arm is at rest afterwards; after a fault or a stop it is stopped as well.
 
-        Raises EnvError, before anything moves: the arm is outside its limits, the policy gives no first answer, or frames or
-        joints are not fresh.
+        Raises EnvError, before anything moves: an arm outside its limits, no first answer of the policy, nothing fresh.
         """
-        self._end.clear()
+        self._end = False
         self.steps = 0
-        worker = PolicyWorker(self._act_alone, self.clock)
+        worker = self._worker = PolicyWorker(self._act, self.clock, self._worker)
         try:
             self._prepare(worker)
             now = self.clock.now()
@@ -161,20 +141,18 @@ class ControlLoop:
 
     def _prepare(self, worker: PolicyWorker) -> None:
         """Everything fresh, the policy warm, filter and path at the arm's joints."""
+        config, watch = self.config, lambda: self._watch(worker)
         self._code, self._policy_error = OK, ""
         self.sensors.forget()
-        self._wait_ready(worker)
-        worker.submit(self.clock.now(), self.sensors.observe(self.config.image_size))
-        answer = worker.take(self.config.warm_up_s)
+        self.sensors.wait_ready(watch, config.ready_s, "loop")
+        worker.submit(self.clock.now(), self.sensors.observe(config.image_size))
+        answer = worker.take(config.warm_up_s)
         if answer is None or answer.error:
-            why = answer.error if answer else f"no answer within {self.config.warm_up_s:g} s"
+            why = answer.error if answer else f"no answer within {config.warm_up_s:g} s"
             raise EnvError(f"policy: {why}; nothing has moved")
         self.tell("on_begin")
         # again: what the first answer took from the computer may have made frames stale
-        self.stream.start(self._wait_ready(worker).q)
-
-    def _wait_ready(self, worker: PolicyWorker) -> ArmState:
-        return self.sensors.wait_ready(lambda: self._watch(worker), self.config.ready_s, "loop")
+        self.stream.start(self.sensors.wait_ready(watch, config.ready_s, "loop").q)
 
     def _period(self, episode: _Episode, worker: PolicyWorker) -> None:
         """Wait for its begin, look, decide, send; or find the cause of the episode's end."""
@@ -182,7 +160,7 @@ class ControlLoop:
         clock.sleep(episode.sent_last + dt - episode.work - clock.now())
         begin = clock.now()
         self.tell("on_beat")
-        if self.stop_requested or self._end.is_set():
+        if self.stop_requested or self._end:
             episode.cause = "stopped" if self.stop_requested else "ended"
             return
         answer = worker.take()
@@ -198,12 +176,9 @@ class ControlLoop:
             why = f": {UNSURE}" if self.watchdog.reasons == (UNSURE,) else ""
             self.watchdog.fault(now, f"no action for {limit:g} s{why}")
             state = self.watchdog.state
-        if state == State.FAULT:
-            episode.cause = "fault"
-            return
-        safe = self._decide(episode, now, state, answer, worker)
+        safe = None if state == State.FAULT else self._decide(episode, now, state, answer, worker)
         if safe is None:
-            episode.cause = "steps"
+            episode.cause = "fault" if state == State.FAULT else "steps"
             return
         episode.work += 0.1 * (clock.now() - begin - episode.work)
         clock.sleep(episode.sent_last + dt - clock.now())
@@ -248,9 +223,8 @@ class ControlLoop:
         if answer is not None and answer.action is not None and answer.t_observed >= episode.void_before:
             episode.latencies.append(answer.t_answered - answer.t_observed)
             self._finish_step()
-            self.stream.take(
-                now, answer.action, measured, self._observed, answer.t_observed, self.sensors.ages(now)
-            )
+            ages = self.sensors.ages(now)
+            self.stream.take(now, answer.action, measured, self._observed, answer.t_observed, ages)
             self.steps, episode.acted = self.steps + 1, now
         if now >= episode.next_tick and self.steps < episode.max_steps and not worker.busy:
             self._ask(now, worker)
@@ -279,18 +253,6 @@ class ControlLoop:
             lambda now: max(0.0, worker.busy_for(now) - self.period), self._policy_error, self._code,
             self.config.live, self.disagreement(),
         )  # fmt: skip
-
-    def _act_alone(self, observation: dict) -> np.ndarray:
-        """The policy, never in two threads at once: a second one waits, and the episode does not begin."""
-        with self._free:
-            self._free.wait_for(lambda: not self._acting)
-            self._acting = True
-        try:
-            return self._act(observation)
-        finally:
-            with self._free:
-                self._acting = False
-                self._free.notify_all()
 
     def _come_to_rest(self, episode: _Episode) -> None:
         """Stop after a fault; brake otherwise, and stop if that was requested."""

@@ -1,12 +1,8 @@
-"""The readings of arm and cameras, the watchdog's state that follows from them, and the policy's answers.
-
-sensors = Sensors(driver, cameras, watchdog)
-state = sensors.watch()                  # every period: reads the arm, asks the watchdog
-observation = sensors.observe(256)       # for the policy, or the record
-"""
+"""The readings of arm and cameras, the watchdog's state that follows from them, and the policy's answers."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,14 +25,9 @@ class Sensors:
     """
 
     def __init__(
-        self,
-        driver: ArmDriver,
-        cameras: Mapping[str, CameraReader],
-        watchdog: Watchdog,
-        frozen_s: float = np.inf,
-        frozen_motion: float = np.inf,
-        clock: Clock = REAL,
-    ):
+        self, driver: ArmDriver, cameras: Mapping[str, CameraReader], watchdog: Watchdog,
+        frozen_s: float = np.inf, frozen_motion: float = np.inf, clock: Clock = REAL,
+    ):  # fmt: skip
         self.driver, self.cameras, self.watchdog, self.clock = driver, dict(cameras), watchdog, clock
         self._frozen_s, self._frozen_motion = frozen_s, frozen_motion
         self.forget()
@@ -47,13 +38,9 @@ class Sensors:
         self._moves: deque[tuple[float, Array]] = deque()  # measured joints of the last seconds
 
     def watch(
-        self,
-        late: Callable[[float], float] = lambda now: 0.0,
-        error: str = "",
-        code: int = OK,
-        live: bool = True,
-        disagreement: float = 0.0,
-    ) -> State:
+        self, late: Callable[[float], float] = lambda now: 0.0, error: str = "", code: int = OK,
+        live: bool = True, disagreement: float = 0.0,
+    ) -> State:  # fmt: skip
         """Read the arm and update the watchdog.
 
         Args:
@@ -62,37 +49,26 @@ class Sensors:
             code: of the last command.
             live: whether the arm's mode matters.
         """
-        failed = False
-        try:
+        with suppress(EnvError):  # its age tells how long that has been so
             self.state = self.driver.read()
-        except EnvError:  # its age tells how long that has been so
-            failed = True
         now, state, status = self.clock.now(), self.state, self.driver.status()
-        if state is not None and not failed and self._frozen_s < np.inf:
-            if not self._moves or now - self._moves[-1][0] >= 0.05:
-                self._moves.append((now, state.q))
-                while now - self._moves[0][0] > 2 * self._frozen_s:
-                    self._moves.popleft()
+        if state is not None and (not self._moves or state.t_mono - self._moves[-1][0] >= 0.05):
+            self._moves.append((state.t_mono, state.q))
+            while now - self._moves[0][0] > 2 * self._frozen_s:
+                self._moves.popleft()
         inputs = Inputs(
             camera_age={name: reader.age(now) for name, reader in self.cameras.items()},
             state_age=np.inf if state is None else now - state.t_mono,
-            policy_late=late(now),
-            policy_error=error,
-            code=code,
+            policy_late=late(now), policy_error=error, disagreement=disagreement, code=code,
             error=(state.error if state is not None else 0) or status.error,
             mode=status.mode if live else self.watchdog.mode,
-            connected=status.connected,
-            report_age=status.report_age_s,
+            connected=status.connected, report_age=status.report_age_s,
             frozen_cameras=tuple(filter(self._frozen, self.cameras)),
-            disagreement=disagreement,
-        )
+        )  # fmt: skip
         return self.watchdog.update(now, inputs)
 
     def wait_ready(self, watch: Callable[[], State], seconds: float, who: str) -> ArmState:
-        """Wait until `watch` returns READY; return the arm's state then.
-
-        Raises EnvError, which begins with `who`: a fault, or not within `seconds`.
-        """
+        """Return the arm's state when `watch` returns READY. EnvError, from `who`: a fault, or not within `seconds`."""
         end = self.clock.now() + seconds
         while watch() != State.READY or self.state is None:
             if self.watchdog.state == State.FAULT or self.clock.now() > end:
@@ -102,10 +78,7 @@ class Sensors:
         return self.state
 
     def observe(self, image_size: ImageSize) -> dict:
-        """The contract's observation: newest frames, measured joints.
-
-        Returns: `images`, camera -> uint8 (H, W, 3) of `image_size`, and `proprio`, float32 (8,).
-        """
+        """Return `images`, camera -> uint8 (H, W, 3) of `image_size`, and `proprio`, float32 (8,): the newest."""
         assert self.state is not None
         images = {}
         for name, reader in self.cameras.items():
@@ -141,24 +114,23 @@ class Answer:
 class PolicyWorker:
     """Runs `act(observation) -> action (8,)` for one observation at a time: the stream to the arm never waits for it.
 
-    A policy that hangs keeps its thread (a daemon) and nothing else.
+    It begins when the worker `before` has ended: the policy never runs in two threads. One that hangs keeps its thread.
     """
 
-    def __init__(self, act: Callable[[dict], Any], clock: Clock = REAL):
-        self._act, self._clock = act, clock
+    def __init__(self, act: Callable[[dict], Any], clock: Clock = REAL, before: "PolicyWorker | None" = None):
+        self._act, self._clock, self._before = act, clock, before
         self._changed = clock.condition()
         self._request: tuple[float, dict] | None = None
         self._since: float | None = None  # of the request under way
         self._answer: Answer | None = None
         self._ended = False
-        clock.spawn(self._run, "policy")
+        self._thread = clock.spawn(self._run, "policy")
 
     def submit(self, t_observed: float, observation: dict) -> None:
-        """Hand over an observation; ignored while `busy`."""
+        """Hand over an observation; not while `busy`."""
         with self._changed:
-            if self._since is None and self._answer is None:
-                self._request, self._since = (t_observed, observation), t_observed
-                self._changed.notify_all()
+            self._request, self._since = (t_observed, observation), t_observed
+            self._changed.notify_all()
 
     def take(self, timeout_s: float = 0.0) -> Answer | None:
         """Return the answer, once, after waiting for it; None if there is none."""
@@ -186,6 +158,9 @@ class PolicyWorker:
             self._changed.notify_all()
 
     def _run(self) -> None:
+        if self._before is not None:
+            self._before._thread.join()
+            self._before = None
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._request is not None or self._ended)
@@ -201,7 +176,7 @@ class PolicyWorker:
                 elif not np.isfinite(action := action.astype(float)).all():
                     error = f"found action {action.tolist()}, expected finite numbers"
             except BaseException as failure:  # whatever a policy raises must stop the arm, not this thread
-                error = (f"{type(failure).__name__}: {failure}".splitlines() or ["crashed"])[0]
+                error = f"{type(failure).__name__}: {failure}".splitlines()[0]
             with self._changed:
                 self._answer = Answer(t_observed, self._clock.now(), None if error else action, error)
                 self._since = None

@@ -1,10 +1,4 @@
-"""Where the arm is sent: actions become waypoints, waypoints a filtered stream, and each step its record.
-
-stream = CommandStream(driver.limits, safety, config)
-stream.start(state.q)
-stream.take(now, action, state, observation, t_observed, ages)   # ten times a second
-safe, arrived = stream.next(now, state)                          # a hundred times
-"""
+"""Where the arm is sent: actions become waypoints, waypoints a filtered stream, and each step its record."""
 
 import numpy as np
 from pydantic import Field
@@ -37,10 +31,8 @@ class CommandStream:
 
     def __init__(self, limits: ArmLimits, safety: SafetyFilter, config: LoopConfig):
         self.safety, self.config, self.path = safety, config, Interpolator(limits)
-        self._low, self._high = (
-            np.add(limits.q_min, limits.margin),
-            np.subtract(limits.q_max, limits.margin),
-        )  # (7,)
+        self._low = np.add(limits.q_min, limits.margin)  # (7,)
+        self._high = np.subtract(limits.q_max, limits.margin)
         self._period = 1 / config.policy_hz
         self._commanded = self.path.q  # (7,) rad, last waypoint
         self._opening: float | None = None  # gripper, wanted
@@ -78,7 +70,7 @@ class CommandStream:
     def take(
         self,
         now: float,
-        action: np.ndarray,
+        action: Array,
         state: ArmState,
         observation: dict,
         t_observed: float,
@@ -86,10 +78,7 @@ class CommandStream:
     ) -> None:
         """Turn an action (8,) into the next waypoint, due a period later, and begin a step.
 
-        Args:
-            state: measured now.
-            observation, t_observed: what the action answers, and when it was made.
-            ages: of the cameras' frames, s.
+        The action answers `observation`, made at `t_observed`; `state` and `ages` of the cameras' frames are of now.
         """
         if not self.config.live:  # the arm has not moved: what would be sent starts where it stands
             self.safety.reset(state.q)
@@ -109,14 +98,9 @@ class CommandStream:
             **{f"images_{name}": image for name, image in observation["images"].items()},
             "proprio": observation["proprio"],
             "action": np.append(self._commanded - before, float(self._opening == 0)).astype(np.float32),
-            "action_raw": action.astype(np.float32),
-            "time": t_observed,
-            "time_action": now,
-            "verdict": np.uint8(Verdict.PASS),
-            "code": np.int32(OK),
-            "camera_age": ages,
-            "start": self.safety.q_last,
-        }
+            "action_raw": action.astype(np.float32), "time": t_observed, "time_action": now,
+            "verdict": np.uint8(Verdict.PASS), "code": np.int32(OK), "camera_age": ages, "start": self.safety.q_last,
+        }  # fmt: skip
 
     def next(self, now: float, state: ArmState) -> tuple[Safe, bool]:
         """The stream's next joints, filtered; whether it rests and nothing more is due."""

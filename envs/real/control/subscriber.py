@@ -34,12 +34,7 @@ class Subscriber:
 
 
 class EpisodeRecorder(Subscriber):
-    """Collects the steps of one episode in memory, and appends them to a store when it is finished.
-
-    recorder = EpisodeRecorder(store)           # an `EpisodeStore`, or anything with its `append`
-    ControlLoop(..., subscribers=[recorder]).run(80)
-    recorder.finish(success=True, seed=0)       # or recorder.discard()
-    """
+    """Collects the steps of one episode in memory; `finish` appends them to an `EpisodeStore`, `discard` drops them."""
 
     def __init__(self, sink: Any):
         self._sink = sink
@@ -49,14 +44,10 @@ class EpisodeRecorder(Subscriber):
         return len(self._steps)
 
     def on_step(self, step: dict) -> None:
-        """Take one step, key -> number or array."""
         self._steps.append(step)
 
     def finish(self, **meta: Any) -> int:
-        """Append the episode with values such as `success` and `seed`; how many steps it has (0: not written).
-
-        What the sink raises goes through, and the steps are kept.
-        """
+        """Append the episode with values such as `success` and `seed`; how many steps it has (0: not written)."""
         if not (count := len(self)):
             return 0
         episode = {key: np.stack([np.asarray(step[key]) for step in self._steps]) for key in self._steps[0]}

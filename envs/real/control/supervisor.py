@@ -1,8 +1,5 @@
 """A process that stops the arm when the control loop sends no more heartbeats.
 
-    with Supervisor(partial(XArmDriver, "192.168.1.200"), limit_s=0.3) as supervisor:
-        loop = ControlLoop(WatchedArm(driver, lambda: supervisor), ...)      # calls `beat` every period
-
 The process has a session and a connection of its own, both opened beforehand: no signal to the loop's process group and
 no closing terminal reaches it. It stops the arm when
 
@@ -10,8 +7,8 @@ no closing terminal reaches it. It stops the arm when
 - the loop's process ends without `close`, at once, also while it rests: the arm may still be enabled;
 - it is asked to (`stop`), because the arm did not acknowledge the loop's own stop.
 
-It repeats a stop that is not acknowledged. If its connection breaks, it ends, and the loop's next beat fails; the same
-if it hangs, which shows in beats without an answer. It is software on the same machine: no emergency stop.
+It repeats a stop that is not acknowledged. If it hangs or its connection breaks, the loop's next beat fails. It is
+software on the same machine: no emergency stop.
 """
 
 import atexit
@@ -66,9 +63,7 @@ class Supervisor:
                 message = self._pipe.recv_bytes()
         if message != _READY:
             self.close()
-            raise EnvError(
-                f"supervisor: found {message.decode()}, expected a process that has reached the arm"
-            )
+            raise EnvError(f"supervisor: found {message.decode()}, expected one that has reached the arm")
 
     def beat(self) -> None:
         """Say that the loop lives. Raises EnvError if the supervisor does not, or has stopped the arm."""

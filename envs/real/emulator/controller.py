@@ -7,16 +7,13 @@ its tool speed is only reported. Position mode (0) is emulated without motion.
 
 import struct
 import time
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from s2robot.envs.real.arms import geometry as kin
-from s2robot.envs.real.emulator.motion import MAX_ACCELERATION, MAX_SPEED, Motion, Plant
 
 POSITION, SERVO, MANUAL, ONLINE_JOINT = MODES = 0, 1, 2, 6
 MOVING, READY, STOPPED, MODE_CHANGED = 1, 2, 4, 5
@@ -35,6 +32,121 @@ ALL_JOINTS = 0x7F
 JOINT_LOW = np.array([-2 * np.pi, -2.059488, -2 * np.pi, -0.191986, -2 * np.pi, -1.692969, -2 * np.pi])
 JOINT_HIGH = np.array([2 * np.pi, 2.094395, 2 * np.pi, 3.92699, 2 * np.pi, np.pi, 2 * np.pi])
 
+MAX_SPEED = np.pi  # rad/s, 180 deg/s
+MAX_ACCELERATION = 20.0  # rad/s²
+STOP_DECELERATION = 20.0  # rad/s²; [assumed] for every stop, the emergency stop included
+HAND_SPEED = 0.8  # rad/s, of a person who leads the arm in manual mode
+_ARRIVED = 1e-5  # rad
+
+
+class Motion:
+    """Set point `joints` (7,) and its `velocity`, advanced in small steps."""
+
+    def __init__(self, joints: np.ndarray):
+        self.speed_limit = MAX_SPEED  # lower in the box's reduced mode
+        self.place(joints)
+
+    def servo(self, target: np.ndarray) -> None:
+        """Go to `target` (7,) at full speed, from now."""
+        self.kind, self.goal = "servo", np.array(target, float)
+
+    def plan(self, target: np.ndarray, speed: float, acceleration: float) -> None:
+        """Go to `target` (7,) with a speed and acceleration of its own, from now."""
+        self.kind, self.goal = "plan", np.array(target, float)
+        self._speed, self._acceleration = np.clip([speed, acceleration], 0.01, [MAX_SPEED, MAX_ACCELERATION])
+        self._share = np.ones(7)  # of both, so that all joints arrive together
+
+    def hand(self, target: np.ndarray) -> None:
+        """A person leads the arm to `target` (7,)."""
+        self.kind, self.goal = "hand", np.array(target, float)
+
+    def stop(self, joints: np.ndarray, velocity: np.ndarray) -> None:
+        """Brake and hold, from the measured `joints` and `velocity` (7,); forget the target."""
+        if self.kind not in ("hold", "stop"):
+            self.joints, self.velocity, self.kind = np.array(joints, float), np.array(velocity, float), "stop"
+
+    def place(self, joints: np.ndarray) -> None:
+        """The arm stands still at `joints` (7,): no motion on the way there."""
+        self.joints, self.velocity = np.array(joints, float), np.zeros(7)
+        self.kind, self.goal = "hold", self.joints.copy()  # hold, servo, plan, stop, hand
+
+    @property
+    def moving(self) -> bool:
+        """Whether the set point will change with the next steps."""
+        if self.kind in ("servo", "hand"):
+            return bool(np.abs(self.goal - self.joints).max() > _ARRIVED)
+        return self.kind != "hold"
+
+    def advance(self, dt: float) -> np.ndarray:
+        """The set point `dt` later.  # (7,)"""
+        if self.kind in ("servo", "hand"):
+            speed = HAND_SPEED if self.kind == "hand" else self.speed_limit
+            step = np.clip(self.goal - self.joints, -speed * dt, speed * dt)
+            self.joints, self.velocity = self.joints + step, step / dt
+        elif self.kind == "plan":
+            self._follow_plan(dt)
+        elif self.kind == "stop":
+            self._change_velocity(np.zeros(7), STOP_DECELERATION, dt)
+            if not self.velocity.any():
+                self.place(self.joints)
+        return self.joints
+
+    def _change_velocity(self, wanted: np.ndarray, acceleration: np.ndarray | float, dt: float) -> None:
+        change = np.clip(wanted - self.velocity, -acceleration * dt, acceleration * dt)
+        self.velocity = self.velocity + change
+        self.joints = self.joints + self.velocity * dt
+
+    def _follow_plan(self, dt: float) -> None:
+        error = self.goal - self.joints
+        distance = np.abs(error)
+        if not self.velocity.any():  # from rest, the joints arrive together
+            self._share = np.maximum(distance / max(distance.max(), _ARRIVED), 0.02)
+        speed, gain = min(self._speed, self.speed_limit) * self._share, self._acceleration * self._share
+        # the fastest from which the joint can still stop at the target, less what one step adds
+        stoppable = np.sqrt(2 * gain * distance + (gain * dt / 2) ** 2) - gain * dt / 2
+        wanted = np.sign(error) * np.minimum(np.minimum(speed, stoppable), distance / dt)
+        self._change_velocity(wanted, gain, dt)
+        if (np.abs(self.goal - self.joints) < 1e-4).all() and (np.abs(self.velocity) < 2e-2).all():
+            self.place(self.goal)
+
+
+class Plant(Protocol):
+    """The body: follows a joint set point in steps of fixed length. Radians, seconds, newtons."""
+
+    joints: np.ndarray  # (7,) measured
+    velocities: np.ndarray  # (7,) measured, rad/s
+    torques: np.ndarray  # (7,) Nm
+    opening: float  # of the gripper, measured: 0 closed to 1 open
+    contact: float  # N, the strongest push on the arm by anything but what it holds
+
+    def step(self, set_point: np.ndarray, grip: float, dt: float) -> None:
+        """Move for `dt` towards `set_point` (7,) with the gripper going to opening `grip`."""
+
+    def place(self, joints: np.ndarray) -> None:
+        """Stand still at `joints` (7,)."""
+
+
+class KinematicPlant:
+    """No physics: each joint is a critically damped spring to its set point, the gripper follows at once."""
+
+    joints: np.ndarray
+    velocities: np.ndarray
+    stiffness = 4000.0  # 1/s²; the lag behind a moving set point is 2 / sqrt(stiffness)
+
+    def __init__(self, joints: np.ndarray):
+        self.torques, self.opening, self.contact = np.zeros(7), 1.0, 0.0
+        self.place(joints)
+
+    def step(self, set_point: np.ndarray, grip: float, dt: float) -> None:
+        for _ in range(2):  # stable for steps of 4 ms
+            pull = self.stiffness * (set_point - self.joints) - 2 * self.stiffness**0.5 * self.velocities
+            self.velocities = self.velocities + pull * dt / 2
+            self.joints = self.joints + self.velocities * dt / 2
+        self.opening = grip
+
+    def place(self, joints: np.ndarray) -> None:
+        self.joints, self.velocities = np.array(joints, float), np.zeros(7)
+
 
 class Journal:
     """What reached the box, obeyed or not, and two minutes of motion: the evidence behind every fault test."""
@@ -45,13 +157,7 @@ class Journal:
         self._motion: deque[dict] = deque(maxlen=30_000)  # at 250 Hz
 
     def command(
-        self,
-        kind: str,
-        name: str,
-        values: Any,
-        client: int,
-        accepted: bool,
-        flags: Sequence[str] = (),
+        self, kind: str, name: str, values: Any, client: int, accepted: bool, flags: Sequence[str] = ()
     ) -> None:
         """Note a command that has just arrived.
 
@@ -59,12 +165,10 @@ class Journal:
             kind: motion, gripper, stop or state.
             flags: nonfinite, limit, jump (the three that could harm the arm), error, not_ready, mode.
         """
-        self.commands.append(
-            {
-                "time": self._clock(), "kind": kind, "name": name, "values": tuple(map(float, values)), "client": client,
-                "accepted": accepted, "flags": tuple(flags), "unsafe": bool({"nonfinite", "limit", "jump"} & set(flags)),
-            }
-        )  # fmt: skip
+        unsafe = bool({"nonfinite", "limit", "jump"} & set(flags))
+        row = {"time": self._clock(), "kind": kind, "name": name, "values": tuple(map(float, values))}
+        row |= {"client": client, "accepted": accepted, "flags": tuple(flags), "unsafe": unsafe}
+        self.commands.append(row)
 
     def moved(self, joints: np.ndarray, velocities: np.ndarray) -> None:
         """Note where the arm is, rad and rad/s; the arrays are not copied."""
@@ -72,15 +176,11 @@ class Journal:
 
     def motion_since(self, time_s: float) -> list[dict]:
         """Joints and velocities of each tick from `time_s` on."""
-        first = bisect_left(self._motion, time_s, key=lambda row: row["time"])
-        return list(islice(self._motion, first, None))
+        return [row for row in self._motion if row["time"] >= time_s]
 
 
 class Gripper:
-    """The xArm gripper as a Modbus slave on the tool's RS485 bus; frames have no checksum.
-
-    Positions are the box's pulses, 0 closed to 850 open.
-    """
+    """The xArm gripper as a Modbus slave on the tool's RS485 bus; positions are pulses, 0 closed to 850 open."""
 
     STROKE, FULL_SPEED = 850, 5000  # pulses; the speed register's highest value
     PULSES_PER_SPEED = 2 * STROKE / FULL_SPEED  # per s: at full speed the stroke takes 0.5 s, as in CubePick
@@ -142,9 +242,7 @@ class Controller:
         self.collision_sensitivity, self.reduced, self.fence, self.self_collision = 3, False, False, True
         self.boundary: tuple[int, ...] = (10000, -10000) * 3  # mm: x max, x min, y max, y min, z max, z min
         self.reduced_tcp_speed, self.reduced_joint_speed = 1000.0, np.pi  # mm/s, reported only; rad/s
-        self.reduced_ranges = np.stack([JOINT_LOW, JOINT_HIGH], axis=1).reshape(
-            -1
-        )  # rad: low, high per joint
+        self.reduced_ranges = np.stack([JOINT_LOW, JOINT_HIGH], axis=1).ravel()  # rad: low, high per joint
         self.mode, self.error, self.warning = POSITION, 0, 0
         self.enabled = 0  # bit per joint; its brake is released with it
         self.tcp_speed = 0.0
@@ -171,14 +269,9 @@ class Controller:
 
     def reported(self) -> dict:
         """The motion of the arm, rad, m, Nm and s; as it was when the fault `freeze_joints` began."""
-        return self._frozen or self._measured()
-
-    def _measured(self) -> dict:
-        plant = self.plant
-        return {
-            "joints": plant.joints, "velocities": plant.velocities, "torques": plant.torques,
-            "tcp_speed": self.tcp_speed,
-        }  # fmt: skip
+        p = self.plant
+        motion = {"joints": p.joints, "velocities": p.velocities, "torques": p.torques}
+        return self._frozen or {**motion, "tcp_speed": self.tcp_speed}
 
     def enable(self, joint: int, on: bool) -> bool:
         """Motor power of joint 1 to 7, or of all (8). False for another number."""
@@ -221,24 +314,9 @@ class Controller:
             return ["nonfinite"]
         low, high = JOINT_LOW, JOINT_HIGH
         if self.reduced:
-            reduced = self.reduced_ranges.reshape(7, 2)
-            low, high = np.maximum(low, reduced[:, 0]), np.minimum(high, reduced[:, 1])
-        return (
-            []
-            if ((target >= low - JOINT_TOLERANCE) & (target <= high + JOINT_TOLERANCE)).all()
-            else ["limit"]
-        )
-
-    def servo(self, target: np.ndarray) -> None:
-        """Mode 1: the newest target, at full speed."""
-        if self._allowed(target):
-            self.motion.servo(target)
-
-    def plan(self, target: np.ndarray, speed: float, acceleration: float) -> None:
-        """Mode 6: a planned joint motion, in place of the one before."""
-        if self._allowed(target):
-            speed, acceleration = np.clip([speed, acceleration], 0.01, [MAX_SPEED, MAX_ACCELERATION])
-            self.motion.plan(target, float(speed), float(acceleration))
+            low, high = np.maximum(low, self.reduced_ranges[::2]), np.minimum(high, self.reduced_ranges[1::2])
+        inside = (target >= low - JOINT_TOLERANCE) & (target <= high + JOINT_TOLERANCE)
+        return [] if inside.all() else ["limit"]
 
     def raise_error(self, code: int) -> None:
         """Stop the arm with an error."""
@@ -256,7 +334,7 @@ class Controller:
 
     def freeze_report(self, frozen: bool = True) -> None:
         """Report the present joints from now on, or those measured again."""
-        self._frozen = self._measured() if frozen else None
+        self._frozen = self.reported() if frozen else None
 
     def hand(self, target: np.ndarray) -> bool:
         """A person leads the arm towards `target` (7,); only manual mode lets them."""
@@ -266,7 +344,7 @@ class Controller:
         return True
 
     def tick(self, dt: float) -> None:
-        """Let `dt` seconds pass."""
+        """Let `dt` seconds pass; raise the error of whatever has gone wrong."""
         plant, before = self.plant, self._flange[:3, 3]
         plant.step(self.motion.advance(dt), self.gripper.advance(dt), dt)
         self._look()
@@ -287,30 +365,19 @@ class Controller:
         self._flange = kin.frames(self.plant.joints)[-1]
         self.gripper.measured = self.plant.opening * Gripper.STROKE
 
-    def _allowed(self, target: np.ndarray) -> bool:
-        if "limit" in self.limit_flags(target):
-            self.raise_error(JOINT_LIMIT)
-            return False
-        return True
-
     def _halt(self, state: int) -> None:
         self.motion.stop(self.plant.joints, self.plant.velocities)
         self._base_state = state
 
     def _watch(self, dt: float) -> None:
-        """Raise the error of whatever has gone wrong."""
-        self.motion.speed_limit = min(
-            MAX_SPEED, max(self.reduced_joint_speed if self.reduced else MAX_SPEED, 0.01)
-        )
+        fastest = self.reduced_joint_speed if self.reduced else MAX_SPEED
+        self.motion.speed_limit = float(np.clip(fastest, 0.01, MAX_SPEED))
         pushes = self.plant.contact > COLLISION_FORCE[self.collision_sensitivity]
         self._pushed = self._pushed + dt if pushes else 0.0
+        x, boundary = self._flange[:3, 3] * 1000, self.boundary
         if np.abs(self.plant.velocities).max() > 1.1 * MAX_SPEED or self.tcp_speed > MAX_TCP_SPEED:
             self.raise_error(OVERSPEED)
         elif self._pushed > COLLISION_TIME:
             self.raise_error(COLLISION)
-        elif self.fence and self.motion.moving and self._outside_boundary():
+        elif self.fence and self.motion.moving and ((x > boundary[::2]) | (x < boundary[1::2])).any():
             self.raise_error(BOUNDARY)
-
-    def _outside_boundary(self) -> bool:
-        x, boundary = self._flange[:3, 3] * 1000, self.boundary
-        return bool((x > boundary[::2]).any() or (x < boundary[1::2]).any())

@@ -1,9 +1,4 @@
-"""All parts of the emulator put together, and a process of its own for it.
-
-with launch("kinematic") as emulator, client_ports(emulator.ports):      # users have `s2robot emulate`
-    arm = XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
-    emulator.side.fault("error", code=31)
-"""
+"""All parts of the emulator put together, and a process of its own for it; users have `s2robot emulate`."""
 
 import asyncio
 import json
@@ -11,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,11 +16,8 @@ import numpy as np
 from pydantic import Field
 
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.envs.real.emulator.controller import Controller, Journal
-from s2robot.envs.real.emulator.faults import Faults
-from s2robot.envs.real.emulator.frames import FrameServer
-from s2robot.envs.real.emulator.motion import KinematicPlant, Plant
-from s2robot.envs.real.emulator.server import Server
+from s2robot.envs.real.emulator.controller import Controller, Journal, KinematicPlant, Plant
+from s2robot.envs.real.emulator.server import Faults, Server
 from s2robot.envs.real.emulator.side import Operation, Ports, SideChannel, free_ports, side_handler
 from s2robot.envs.robots import robot_spec
 
@@ -49,33 +40,28 @@ class Emulator:
 
     def __init__(self, config: EmulatorConfig, ports: Ports):
         self.scene: Any = None
-        self.frames: FrameServer | None = None
+        self.frames: Any = None
         plant: Plant = KinematicPlant(np.array(robot_spec("xarm7").home))
         if config.plant == "mujoco":
             # mujoco and robosuite take seconds to import
             from s2robot.envs.cube_config import CubePickConfig
-            from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
+            from s2robot.envs.real.emulator.scene import FrameServer, ScenePlant
 
-            plant = self.scene = scene = ScenePlant(CubePickConfig(**config.env), config.seed)
+            plant = self.scene = ScenePlant(CubePickConfig(**config.env), config.seed)
         self.journal = Journal()
         self.controller = box = Controller(plant, self.journal)
-        cameras = tuple(self.scene.env.config.cameras) if self.scene else ()
-        faults = Faults(box, cameras)
+        faults = Faults(box, tuple(self.scene.env.config.cameras) if self.scene else ())
         operations: dict[str, Operation] = {
             "ports": lambda: asdict(ports), "cameras": lambda: {"fps": config.fps}, "status": self._status,
             "clear": faults.clear, "clear_error": box.clean_error,  # as in UFACTORY Studio
-            "commands": self._commands, "motion": self._motion, "hand": self._hand, "place_arm": self._place_arm,
+            "commands": self._commands, "motion": lambda since: {"motion": self.journal.motion_since(since)},
+            "hand": self._hand, "place_arm": self._place_arm, "fault drop": self._drop,
         }  # fmt: skip
         operations |= {f"fault {name}": getattr(faults, name) for name in faults.NAMES}
         if self.scene:
-            self.frames = FrameServer(
-                cameras, lambda: scene.positions, lambda: SceneRenderer(scene), config.fps, faults
-            )
-            operations |= {
-                "frame": self.frames.frame,
-                "scene": scene.describe,
-                "reset_scene": self._reset_scene,
-            }
+            self.frames = FrameServer(self.scene, config.fps, faults)
+            operations["frame"], operations["scene"] = self.frames.frame, self.scene.describe
+            operations["reset_scene"] = self._reset_scene
         self.server = Server(box, faults, ports, side_handler(operations))
 
     def _status(self) -> dict:
@@ -91,8 +77,8 @@ class Emulator:
         """What has reached the box since a time, s, see `Journal.command`."""
         return {"commands": [c for c in self.journal.commands if c["time"] >= since]}
 
-    def _motion(self, since: float) -> dict:
-        return {"motion": self.journal.motion_since(since)}
+    def _drop(self, clients: list[int] | None = None) -> None:
+        self.server.drop(clients)
 
     def _hand(self, joints: Joints) -> dict:
         """A person leads the arm, which only manual mode (2) lets them."""
@@ -103,34 +89,26 @@ class Emulator:
         self.controller.place(np.array(joints))
 
     def _reset_scene(
-        self,
-        seed: Annotated[int, Field(ge=0)] | None = None,
-        cube_xy: tuple[Small, Small] | None = None,
+        self, seed: Annotated[int, Field(ge=0)] | None = None, cube_xy: tuple[Small, Small] | None = None,
         cube_yaw: Small | None = None,
-    ) -> dict:
-        """A new cube position, as CubePick's reset samples or as given, m and rad; the arm stays where it is.
-
-        The answer's `start_joints` are those of the simulated episode.
-        """
+    ) -> dict:  # fmt: skip
+        """A new cube position, as CubePick's reset samples or as given, m and rad; see `ScenePlant.reset`."""
         given = {"cube_xy": cube_xy, "cube_yaw": cube_yaw}
         start = self.scene.reset(seed, **{name: value for name, value in given.items() if value is not None})
         return {"start_joints": start.tolist()} | self.scene.describe()
 
 
 async def serve(
-    config: EmulatorConfig,
-    ports: Ports,
-    started: Callable[[], None],
-    ended: Callable[[], None] | None = None,
+    config: EmulatorConfig, ports: Ports, started: Callable[[], None], guarded: bool = False
 ) -> None:
-    """Serve an emulator until SIGINT, SIGTERM, or `ended` returns in a thread of its own; see `Server.run`."""
+    """Serve an emulator until SIGINT or SIGTERM, or `guarded` until stdin closes; see `Server.run`."""
     loop, emulator = asyncio.get_running_loop(), Emulator(config, ports)
     server = emulator.server
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.stop)
-    if ended is not None:
-        watch = lambda: (ended(), loop.call_soon_threadsafe(server.stop))  # noqa: E731
-        threading.Thread(target=watch, daemon=True).start()
+    if guarded:
+        # not sys.stdin: its lock, held at exit, would abort the interpreter. Nothing is ever written to it
+        loop.add_reader(0, server.stop)
     try:
         await server.run(started)
     finally:
@@ -149,12 +127,7 @@ class Launched:
 
 @contextmanager
 def launch(plant: str = "mujoco", **settings: Any) -> Iterator[Launched]:
-    """A running emulator on free ports; it ends with the context, and with this process if that is killed.
-
-    Args:
-        plant: "mujoco" or "kinematic".
-        settings: more of `EmulatorConfig`.
-    """
+    """A running emulator, of an `EmulatorConfig`, on free ports; it ends with the context, or with this process."""
     root = str(Path(__file__).parents[4])  # not resolved: a link in a clone
     paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     with subprocess.Popen(
@@ -174,11 +147,6 @@ def launch(plant: str = "mujoco", **settings: Any) -> Iterator[Launched]:
                 process.kill()
 
 
-def _stdin_closes() -> None:
-    while os.read(0, 4096):  # sys.stdin's lock, held at exit, would abort the interpreter
-        pass
-
-
 if __name__ == "__main__":
     chosen, wanted = free_ports(), EmulatorConfig(**json.loads(sys.argv[1]))
-    asyncio.run(serve(wanted, chosen, lambda: print(chosen.to_json(), flush=True), _stdin_closes))
+    asyncio.run(serve(wanted, chosen, lambda: print(chosen.to_json(), flush=True), guarded=True))

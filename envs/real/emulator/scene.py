@@ -1,21 +1,28 @@
 """CubePick's scene as the emulated arm's body: the same physics and cameras, driven at 250 Hz in real time."""
 
+import asyncio
 import copy
+import threading
+import time
 
 import mujoco
 import numpy as np
 
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
-from s2robot.envs.real.emulator.motion import KinematicPlant
+from s2robot.envs.real.emulator.controller import KinematicPlant
+from s2robot.envs.real.emulator.server import Faults
 from s2robot.envs.renderer import OffscreenRenderer
+
+_WANTED_S = 2.0  # s without a question, after which nothing is drawn
+_POLL_S = 0.002  # s between two looks for a newer frame
 
 
 class ScenePlant:
     """A `Plant` in the CubePick scene of an xArm7.
 
-    The joints follow their set point as CubePick's own controller lets them (inverse dynamics, critically damped),
-    only stiffer: the bridge's interpolation adds half a period of lag that the simulated env does not have.
+    Joints follow their set point as in CubePick (inverse dynamics, critically damped), only stiffer: the bridge's
+    interpolation adds half a period of lag that the simulated env does not have.
     """
 
     stiffness = KinematicPlant.stiffness
@@ -32,19 +39,14 @@ class ScenePlant:
         model, env = self.model, self.env
         joints = [model.joint(name) for name in env.joint_names]
         self._dof = np.array([j.dofadr[0] for j in joints])  # (7,)
-        by_joint = {
-            int(model.actuator_trnid[i, 0]): i
-            for i in range(model.nu)
-            if int(model.actuator_trntype[i]) == int(mujoco.mjtTrn.mjTRN_JOINT)
-        }
-        self._motors = np.array([by_joint[j.id] for j in joints])  # (7,)
+        moved = np.where(model.actuator_trntype == mujoco.mjtTrn.mjTRN_JOINT, model.actuator_trnid[:, 0], -1)
+        self._motors = np.array([int(np.flatnonzero(moved == j.id)[0]) for j in joints])  # (7,)
         (self._finger_motor,) = set(range(model.nu)) - set(self._motors)
         self._torque_limit = model.actuator_ctrlrange[self._motors].T  # (2, 7)
         cube = model.joint("cube_joint0")
-        self._robot_q = np.ones(model.nq, bool)
-        self._robot_q[cube.qposadr[0] : cube.qposadr[0] + 7] = False
-        self._robot_v = np.ones(model.nv, bool)
-        self._robot_v[cube.dofadr[0] : cube.dofadr[0] + 6] = False
+        q, v = cube.qposadr[0], cube.dofadr[0]
+        self._robot_q = np.delete(np.arange(model.nq), np.s_[q : q + 7])
+        self._robot_v = np.delete(np.arange(model.nv), np.s_[v : v + 6])
         root = model.body_rootid[model.jnt_bodyid[joints[0].id]]
         self._robot_geom = model.body_rootid[model.geom_bodyid] == root  # (ngeom,)
         self._cube_geom = model.geom_bodyid == model.jnt_bodyid[cube.id]
@@ -95,10 +97,7 @@ class ScenePlant:
         return strongest
 
     def reset(self, seed: int | None = None, **options) -> np.ndarray:
-        """Put the cube where `CubePick.reset(seed=seed, options=options)` puts it; the arm stays where it is.
-
-        Returns the joints at which the simulated episode of that seed starts.  # (7,)
-        """
+        """Put the cube where `CubePick.reset` puts it; the arm stays. Return the joints (7,) where that episode starts."""
         data = self.data
         q, v, control = data.qpos[self._robot_q], data.qvel[self._robot_v], data.ctrl.copy()
         self.env.reset(seed=seed, options=options)
@@ -116,10 +115,7 @@ class ScenePlant:
 
 
 class SceneRenderer:
-    """Draws the scene's cameras in a thread of its own, from copies of the joint positions.
-
-    Has to be made and used in one thread: OpenGL contexts belong to threads.
-    """
+    """Draws the scene's cameras, from copies of the joint positions; made and used in one thread, as OpenGL wants."""
 
     def __init__(self, plant: ScenePlant):
         self._plant, self._model = plant, copy.deepcopy(plant.model)  # culling writes to it
@@ -140,3 +136,61 @@ class SceneRenderer:
     def close(self) -> None:
         """Free the OpenGL context."""
         self._renderer.close()
+
+
+class FrameServer:
+    """Draws `fps` frames a second of each camera, in a thread and while somebody asks for them."""
+
+    def __init__(self, plant: ScenePlant, fps: float, faults: Faults):
+        self._plant, self._period, self._faults = plant, 1 / fps, faults
+        # camera -> number, from 1; s, monotonic, when it was taken; uint8 (H, W, 3) RGB, upright
+        self._newest = dict.fromkeys(faults.cameras, (0, 0.0, np.zeros((0, 0, 3), np.uint8)))
+        self._wanted, self._ended, self._asked = threading.Event(), threading.Event(), 0.0
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._draw_forever, name="frames", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        self._wanted.set()
+        self._thread.join(10)
+
+    async def frame(self, camera: str, after: int = 0) -> dict:
+        """The newest frame of a camera (KeyError for another), as soon as one is newer than number `after`."""
+        while True:
+            self._asked = time.monotonic()
+            self._wanted.set()
+            if self._failure:
+                raise self._failure
+            seq, taken, image = self._newest[camera]
+            if seq > after:
+                return {"seq": seq, "time": taken, "shape": image.shape, "data": image.tobytes()}
+            await asyncio.sleep(_POLL_S)
+
+    def _draw_forever(self) -> None:
+        try:
+            self._wanted.wait()
+            if self._ended.is_set():
+                return
+            renderer = SceneRenderer(self._plant)
+            due = time.monotonic()
+            while True:
+                self._wanted.wait()
+                if self._ended.wait(max(0.0, due - time.monotonic())):
+                    break
+                now = time.monotonic()
+                due = max(due + self._period, now)
+                self._publish(now, renderer.draw(self._plant.positions))
+                if now - self._asked > _WANTED_S:
+                    self._wanted.clear()
+            renderer.close()
+        except Exception as error:
+            self._failure = error  # sent to every client instead of a frame
+
+    def _publish(self, now: float, images: dict[str, np.ndarray]) -> None:
+        for name, image in images.items():
+            seq, _, last = self._newest[name]
+            if name not in self._faults.stale:
+                frozen = seq > 0 and name in self._faults.frozen
+                self._newest[name] = (seq + 1, now, last if frozen else image)

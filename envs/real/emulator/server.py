@@ -1,26 +1,248 @@
-"""The emulator's sockets and its clock: one asyncio loop that ticks the controller in real time.
+"""The emulator's sockets and clock in one asyncio loop, the answers to requests, and the faults to inject.
 
 Nothing that a client sends may end it: a frame that cannot be one closes its connection, all else is answered.
 """
 
 import asyncio
 import contextlib
+import math
 import socket
 import struct
 import time
 from collections.abc import Callable
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, StrictInt
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator import wire
-from s2robot.envs.real.emulator.commands import Commands
-from s2robot.envs.real.emulator.controller import Controller
-from s2robot.envs.real.emulator.faults import Faults
+from s2robot.envs.real.emulator.controller import JOINT_LIMIT, ONLINE_JOINT, SERVO, Controller, Gripper
 from s2robot.envs.real.emulator.side import HOST, Handler, Ports
+from s2robot.envs.real.emulator.wire import Fn
 
 TICK, REPORT_S = 0.004, 0.2  # s
 MAX_BEHIND = 0.2  # s; a computer that falls further behind real time loses the rest
-MAX_CONNECTIONS = 64  # per port
 MAX_UNSENT = 1 << 16  # bytes; reports to a client that does not read are left out
+VERSION = b"7,7,XI130000000001,AC130000000001,v2.5.5\0"
+TOOL_HOST = 9  # address of the tool's RS485 bus
+BAUD_REGISTER, BAUD_2M = b"\x0a\x0b", 11
+JUMP = 0.15  # rad from the last target: more than full speed covers in two periods at 50 Hz
+_MODES = {Fn.MOVE_JOINT: ONLINE_JOINT, Fn.SERVO_J: SERVO}
+# settings by the controller's name for them: numbers, and switches
+_NUMBERS = {Fn.REDUCED_TCP_SPEED: "reduced_tcp_speed", Fn.REDUCED_JOINT_SPEED: "reduced_joint_speed"}
+_SWITCHES = {Fn.SET_REDUCED: "reduced", Fn.FENCE: "fence", Fn.SELF_COLLISION: "self_collision"}
+
+Answer = tuple[bool, bytes]  # understood and valid; data
+
+
+class Faults:
+    """The active faults; the method of a name in `NAMES` injects one, with arguments as pydantic checks them.
+
+    Every fault lasts until `clear`, but `error`, which happens once, and `stall`. `Server.drop` is one more.
+    """
+
+    NAMES = (
+        "hang", "stall", "half_open", "silent_reports", "delay", "error", "mode", "freeze_joints", "camera_freeze",
+        "camera_stale",
+    )  # fmt: skip
+
+    def __init__(self, controller: Controller, cameras: tuple[str, ...] = ()):
+        self._controller, self.cameras = controller, cameras
+        self.clear()
+
+    def clear(self) -> None:
+        """End all faults; an error of the controller stays until a client cleans it."""
+        self._hung_until = -math.inf  # s, monotonic
+        self.answers_new = self.reports = True
+        self.delay_s = 0.0
+        self.frozen: tuple[str, ...] = ()  # cameras
+        self.stale: tuple[str, ...] = ()
+        self._controller.freeze_report(False)
+
+    def hang(self) -> None:
+        """The box stops answering, reporting and obeying; what arrives waits in the sockets until the fault ends."""
+        self.stall(math.inf)
+
+    def stall(self, seconds: Annotated[float, Field(ge=0)]) -> None:
+        """As `hang`, and it goes on by itself after so long."""
+        self._hung_until = time.monotonic() + seconds
+
+    @property
+    def hung(self) -> bool:
+        """Whether the box answers, reports and obeys nothing now."""
+        return time.monotonic() < self._hung_until
+
+    def half_open(self) -> None:
+        """New connections are accepted and never answered."""
+        self.answers_new = False
+
+    def silent_reports(self) -> None:
+        """The report sockets stay open and carry nothing."""
+        self.reports = False
+
+    def delay(self, seconds: Annotated[float, Field(ge=0)]) -> None:
+        """Each reply comes so much later."""
+        self.delay_s = seconds
+
+    def error(self, code: Annotated[StrictInt, Field(ge=1, le=255)]) -> None:
+        """The controller raises an error now: 1 emergency stop, 23 joint limit, 24 overspeed, 31 collision, ..."""
+        self._controller.raise_error(code)
+
+    def mode(self, mode: Literal[0, 1, 2, 6] = 0) -> None:
+        """Another client changed the mode behind our back, and made the arm ready again."""
+        self._controller.force_mode(mode)
+
+    def freeze_joints(self) -> None:
+        """The reported joint angles, velocities and poses stay as they are; the arm moves."""
+        self._controller.freeze_report()
+
+    def camera_freeze(self, camera: str | None = None) -> None:
+        """Frames keep coming with new numbers and times and the same picture. `camera`: one, or all (None)."""
+        self.frozen = self._cameras("camera_freeze", camera)
+
+    def camera_stale(self, camera: str | None = None) -> None:
+        """No new frames."""
+        self.stale = self._cameras("camera_stale", camera)
+
+    def _cameras(self, fault: str, camera: str | None) -> tuple[str, ...]:
+        if not self.cameras or camera not in (None, *self.cameras):
+            raise EnvError(f"{fault}: expected one of {', '.join(self.cameras)}, got {camera}")
+        return self.cameras if camera is None else (camera,)
+
+
+class Commands:
+    """Answers requests to one controller."""
+
+    def __init__(self, controller: Controller):
+        self.box = controller
+        self.unsupported: dict[int, int] = {}  # function -> requests; none is rejected in silence
+
+    def answer(self, request: wire.Request, client: int) -> bytes | None:
+        """The reply frame to the connection number `client`; None where the protocol expects none."""
+        if request.protocol == wire.HEARTBEAT:
+            return None
+        if request.protocol == wire.MODBUS_TCP:
+            return wire.modbus_exception(request)
+        box, function, valid, data = self.box, request.function, False, b""
+        if function in list(Fn):
+            with contextlib.suppress(wire.WireError, struct.error, IndexError):  # a payload that is too short
+                valid, data = self._do(Fn(function), request.payload, client)
+        else:
+            self.unsupported[function] = self.unsupported.get(function, 0) + 1
+        status = 0 if valid else wire.STATUS_INVALID
+        status |= wire.STATUS_ERROR if box.error else 0
+        status |= wire.STATUS_WARNING if box.warning else 0
+        status |= 0 if box.ready else wire.STATUS_NOT_READY
+        return wire.reply(request, status, data)
+
+    def _do(self, fn: Fn, p: bytes, client: int) -> Answer:
+        if fn in _MODES:
+            return self._move(fn, p, client), b""
+        if (answer := self._read(fn, p, client)) is not None:
+            return answer
+        done = self._configure(fn, p)
+        kind = "stop" if fn == Fn.SET_STATE and p[0] in (4, 6) else "state"
+        self.box.journal.command(kind, fn.name, p[:8], client, done)
+        return done, b""
+
+    def _configure(self, fn: Fn, p: bytes) -> bool:
+        """Obey a setting. False: invalid."""
+        box = self.box
+        if fn in _NUMBERS or fn == Fn.REDUCED_RANGES:
+            values = wire.floats(p, 1 if fn in _NUMBERS else 14)
+            if not np.isfinite(values).all():
+                return False
+            if fn in _NUMBERS:
+                setattr(box, _NUMBERS[fn], float(values[0]))
+            else:
+                box.reduced_ranges = values
+        elif fn in _SWITCHES:
+            setattr(box, _SWITCHES[fn], bool(p[0]))
+        elif fn == Fn.COLLISION_SENSITIVITY:
+            if p[0] > 5:
+                return False
+            box.collision_sensitivity = p[0]
+        elif fn == Fn.BOUNDARY:
+            boundary = struct.unpack_from("<6i", p)
+            if max(map(abs, boundary)) > 32767:
+                return False
+            box.boundary = boundary
+        elif fn == Fn.ENABLE:
+            return box.enable(p[0], bool(p[1]))
+        elif fn == Fn.SET_STATE:
+            return box.set_state(p[0])
+        elif fn == Fn.SET_MODE:
+            return box.set_mode(p[0])
+        elif fn == Fn.CLEAN_ERROR:
+            box.clean_error()
+        elif fn == Fn.CLEAN_WARNING:
+            box.warning = 0
+        return True
+
+    def _read(self, fn: Fn, p: bytes, client: int) -> Answer | None:
+        """Answer a question; None if `fn` is a setting."""
+        box = self.box
+        match fn:
+            case Fn.VERSION:
+                return True, VERSION
+            case Fn.GET_STATE:
+                return True, bytes([box.state])
+            case Fn.COMMAND_COUNT:
+                return True, bytes([0, box.queued])
+            case Fn.ERROR:
+                return True, bytes([box.error, box.warning])
+            case Fn.TCP_POSE:
+                return True, wire.pack_floats(wire.pose_of(box.reported()["joints"]))
+            case Fn.JOINTS:
+                count, told = min(max(p[0] & 0x0F, 1), 3) if p else 1, box.reported()
+                parts = [told[name] for name in ("joints", "velocities", "torques")[:count]]
+                return True, wire.pack_floats(np.concatenate(parts))
+            case Fn.REDUCED_STATES:
+                return True, bytes([box.reduced]) + wire.reduced_states(box)
+            case Fn.TOOL_READ16:
+                return True, struct.pack(">i", BAUD_2M if p[1:3] == BAUD_REGISTER else 0)
+            case Fn.RS485:
+                return self._rs485(p, client)
+        return None
+
+    def _rs485(self, p: bytes, client: int) -> Answer:
+        """Pass a frame on to the tool's bus; the answer holds the bus it came from."""
+        gripper = self.box.gripper
+        if p[0] != TOOL_HOST or (reply := gripper.answer(p[1:])) is None:
+            return False, b""
+        if p[2] == Gripper.WRITE:
+            targets = p[3:5] == Gripper.TARGET.to_bytes(2, "big")
+            kind, values = ("gripper", [gripper.target]) if targets else ("state", p[1:9])
+            self.box.journal.command(kind, "RS485", values, client, len(reply) == 6)
+        return True, bytes([TOOL_HOST]) + reply
+
+    def _move(self, fn: Fn, p: bytes, client: int) -> bool:
+        """Take a motion command down, then obey it if mode, state and numbers allow. False: invalid."""
+        box, values = self.box, wire.floats(p, 10)
+        planned, joints = fn == Fn.MOVE_JOINT, values[:7]
+        flags = [] if np.isfinite(values[7:] if planned else values).all() else ["nonfinite"]
+        if planned:  # positive infinity: leave that joint where the last motion put it
+            joints = np.where(np.isposinf(joints), box.motion.goal, joints)
+        flags += [f for f in box.limit_flags(joints) if f not in flags]
+        if not planned and "nonfinite" not in flags:
+            flags += ["jump"] if np.abs(joints - box.motion.goal).max() > JUMP else []
+        found = {"error": box.error, "not_ready": not box.ready, "mode": box.mode != _MODES[fn]}
+        flags += [flag for flag, wrong in found.items() if wrong]
+        # NaN and infinity never move the arm [assumed]; targets out of limits raise the box's own error
+        blocked = {"nonfinite", "error", "not_ready", "mode"} & set(flags)
+        accepted = not blocked and "limit" not in flags
+        box.journal.command("motion", fn.name, values, client, accepted, flags)
+        if blocked:
+            wrong_mode = "mode" in flags and box.ready  # [assumed]: "not ready" comes before "invalid"
+            return not (wrong_mode or "nonfinite" in flags)
+        if "limit" in flags:
+            box.raise_error(JOINT_LIMIT)
+        elif planned:
+            box.motion.plan(joints, values[7], values[8])
+        else:
+            box.motion.servo(joints)
+        return True
 
 
 class Server:
@@ -33,26 +255,19 @@ class Server:
         self._half_open: set[asyncio.StreamWriter] = set()  # of those, who gets neither answers nor reports
         self._clients = 0
         self._stop = asyncio.Event()
-        faults.close_connections = self._reset
 
     async def run(self, started: Callable[[], None]) -> None:
         """Serve until `stop`; `started` is called once all ports listen. EnvError: a port is taken."""
-        p = self.ports
-        handlers = {
-            p.control: self._control,
-            p.gripper: self._control,
-            p.report: self._ignore,
-            p.side: self._side,
-        }
+        p, control = self.ports, self._control
+        handlers = {p.control: control, p.gripper: control, p.report: self._ignore, p.side: self._side}
         servers = []
         try:
             for port, handler in handlers.items():
                 try:
                     servers.append(await asyncio.start_server(self._accept(port, handler), HOST, port))
                 except OSError as error:
-                    raise EnvError(
-                        f"port {port}: {error.strerror or error}, expected it to be free"
-                    ) from None
+                    why = error.strerror or error
+                    raise EnvError(f"port {port}: {why}, expected it to be free") from None
             tasks = [asyncio.ensure_future(loop) for loop in (self._tick_forever(), self._report_forever())]
             stopped = asyncio.ensure_future(self._stop.wait())
             started()
@@ -65,9 +280,8 @@ class Server:
             self._stop.set()
             for server in servers:
                 server.close()
-            for writers in self._writers.values():
-                for writer in list(writers):
-                    writer.transport.abort()
+            for writer in [writer for writers in self._writers.values() for writer in writers]:
+                writer.transport.abort()
 
     def stop(self) -> None:
         """End `run`."""
@@ -77,25 +291,21 @@ class Server:
         """Open connections by port."""
         return {port: len(writers) for port, writers in self._writers.items()}
 
-    def _reset(self, clients: list[int] | None = None) -> None:
-        """Reset the connections of the box itself, at once; all, or those from the ports `clients`."""
+    def drop(self, clients: list[int] | None = None) -> None:
+        """Close every connection of the box itself, or those that clients have made from the ports `clients`."""
+        linger = struct.pack("ii", 1, 0)  # a reset, as when a cable is pulled
         for port in self._writers.keys() - {self.ports.side}:
             for writer in list(self._writers[port]):
                 if clients is None or writer.get_extra_info("peername")[1] in clients:
-                    linger = struct.pack("ii", 1, 0)  # a reset, as when a cable is pulled
+                    peer = writer.get_extra_info("socket")
                     with contextlib.suppress(OSError):
-                        writer.get_extra_info("socket").setsockopt(
-                            socket.SOL_SOCKET, socket.SO_LINGER, linger
-                        )
+                        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     writer.transport.abort()
 
     def _accept(self, port: int, handler: Handler) -> Handler:
         writers = self._writers.setdefault(port, set())
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if len(writers) >= MAX_CONNECTIONS:
-                writer.transport.abort()
-                return
             writers.add(writer)
             try:
                 if port != self.ports.side and not self.faults.answers_new:
@@ -103,7 +313,7 @@ class Server:
                     await self._unanswered(reader)  # and then closed: its handshake is long over
                 else:
                     await handler(reader, writer)
-            except (OSError, wire.WireError, asyncio.IncompleteReadError, ValueError):
+            except (OSError, ValueError):
                 pass  # the peer went away or does not speak the protocol: this connection ends
             except asyncio.CancelledError:  # the loop ends; asyncio would print one traceback per connection
                 if not self._stop.is_set():
@@ -116,16 +326,14 @@ class Server:
         return serve
 
     async def _unanswered(self, reader: asyncio.StreamReader) -> None:
-        """Read, or the end of the connection would stay behind what was sent on it and never be seen."""
-        while not self.faults.answers_new:
+        while not self.faults.answers_new:  # reading, or the connection's end would never be seen
             with contextlib.suppress(TimeoutError):
                 if not await asyncio.wait_for(reader.read(4096), 0.02):
                     return
 
     async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients += 1
-        client = self._clients
-        buffer = bytearray()
+        client, buffer = self._clients, bytearray()
         while data := await reader.read(4096):
             await self._while_hung(writer)
             buffer += data
@@ -163,7 +371,7 @@ class Server:
             behind = time.monotonic() - emulated
             if behind > MAX_BEHIND:
                 emulated, behind = time.monotonic() - TICK, TICK
-            for _ in range(min(int(behind / TICK), 5)):
+            for _ in range(min(int(behind / TICK), 5)):  # others get their turn in between
                 self.controller.tick(TICK)
                 emulated += TICK
             await asyncio.sleep(max(0.0, emulated + TICK - time.monotonic()))

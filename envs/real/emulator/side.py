@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,27 +45,25 @@ class Ports(BoxPorts):
 
 def free_ports() -> Ports:
     """Return ports that are free now."""
-    while True:
-        with ExitStack() as held:
-            numbers = [_hold(held, 0) for _ in range(3)]
-            try:
-                _hold(held, numbers[0] + 1)
-            except (OSError, OverflowError):
-                continue
-            return Ports(*numbers)
+    with ExitStack() as held:
 
+        def hold(port: int = 0) -> int:
+            s = held.enter_context(socket.socket())
+            s.bind((HOST, port))
+            return s.getsockname()[1]
 
-def _hold(held: ExitStack, port: int) -> int:
-    s = held.enter_context(socket.socket())
-    s.bind((HOST, port))
-    return s.getsockname()[1]
+        while True:
+            control = hold()
+            with suppress(OSError, OverflowError):
+                hold(control + 1)
+                return Ports(control, hold(), hold())
 
 
 def side_handler(operations: dict[str, Operation]) -> Handler:
     """A connection handler that calls `operations[op](**rest)` per line and answers with a line.
 
-    An answer holds `ok`, the monotonic `time` before the operation began, and what the operation returned (`data`: so many
-    bytes follow the line); or `error`, one line, for anything that is no such request.
+    An answer holds `ok`, the monotonic `time` before it, and what the operation returned (`data`: so many bytes follow the
+    line); or `error`, one line, for anything that is no such request.
     """
     checked = {name: validate_call(operation) for name, operation in operations.items()}
 
@@ -94,18 +92,15 @@ async def _answer(operations: dict[str, Operation], line: bytes) -> dict:
 
 
 class SideChannel:
-    """A client of the side channel; several threads may share it.
+    """A client of the side channel at `port`, connected from its first question on; several threads may share it.
 
-    Args:
-        port: the emulator's side port.
-        timeout_s: for each answer. After one that did not come, the next question has a new connection.
+    After an answer that did not come within `timeout_s`, the next question has a new connection.
     """
 
     def __init__(self, port: int, timeout_s: float = 10.0):
         self._port, self._timeout_s = port, timeout_s
         self._turn = threading.Lock()  # a question and its answer
-        self._socket: socket.socket | None = None
-        self._connect()
+        self._stream: Any = None
 
     def __call__(self, op: str, **settings) -> dict:
         """Do `op` and return its answer; EnvError if the emulator rejects it, is gone, or is something else."""
@@ -113,12 +108,9 @@ class SideChannel:
         try:
             with self._turn:
                 answer = self._ask(question)
-        except OSError as error:
-            raise EnvError(f"emulator: found no answer to '{op}' ({error}), expected one") from None
-        except (ValueError, KeyError):
-            raise EnvError(
-                f"found no emulator's side channel at {HOST}:{self._port}, expected a running `s2robot emulate`"
-            ) from None
+        except (OSError, ValueError, KeyError) as error:
+            found = f"found no answer to '{op}' at {HOST}:{self._port} ({error})"
+            answer = {"ok": False, "error": f"{found}, expected a running `s2robot emulate`"}
         if not answer["ok"]:
             raise EnvError(f"emulator: {answer['error']}")
         return answer
@@ -128,36 +120,29 @@ class SideChannel:
         return self(f"fault {name}", **settings)["time"]
 
     def close(self) -> None:
-        if self._socket is not None:
+        if self._stream is not None:
             self._stream.close()
-            self._socket.close()
-            self._socket = None
-
-    def _connect(self) -> None:
-        connection = socket.create_connection((HOST, self._port), self._timeout_s)
-        self._socket, self._stream = connection, connection.makefile("rb")
+            self._stream = None
 
     def _ask(self, question: bytes) -> dict:
-        """Return the answer; ValueError or KeyError for one of something else."""
         try:
-            if self._socket is None:
-                self._connect()
-            assert self._socket is not None
-            self._socket.sendall(question)
-            first = self._stream.read(1)
-            if not first:
-                raise OSError("it closed the side channel")
-            answer = json.loads(
-                first + self._stream.readline() if first == b"{" else b""
-            )  # reports never end
+            if self._stream is None:
+                with socket.create_connection((HOST, self._port), self._timeout_s) as connection:
+                    self._stream = connection.makefile("rwb")
+            self._stream.write(question)
+            self._stream.flush()
+            first = self._stream.read(1)  # the box's reports never end
+            answer = json.loads(first + self._stream.readline() if first == b"{" else b"no answer")
             answer["ok"]
             if "data" in answer:
                 size, answer["data"] = answer["data"], self._stream.read(answer["data"])
                 if len(answer["data"]) < size:
-                    raise OSError("it closed the side channel")
+                    raise ValueError("it ended early")
             return answer
         except BaseException:
-            self.close()  # the answer may come yet, and is not the next one's
+            with suppress(OSError):  # of what could not be sent
+                self.close()  # the answer may come yet, and is not the next one's
+            self._stream = None
             raise
 
     def __enter__(self):

@@ -1,10 +1,4 @@
-"""A running emulator in the place of arm, cameras, table and operator, to rehearse a deployment with.
-
-stand_in = StandIn(15800)                          # the emulator's side port
-make = partial(XArmDriver, stand_in.host, ports=stand_in.ports)
-reader = CameraReader("hand", stand_in.camera("hand"))
-operator = stand_in.operator()
-"""
+"""A running emulator in the place of arm, cameras, table and operator, to rehearse a deployment with."""
 
 import time
 from collections.abc import Callable
@@ -14,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import Array
-from s2robot.envs.real.emulator.frames import EmulatedCamera
+from s2robot.envs.real.control.clock import from_monotonic
 from s2robot.envs.real.emulator.side import HOST, Ports, SideChannel
 from s2robot.envs.real.operator.prompts import Operator, Placing
 from s2robot.envs.robots import robot_spec
 
+_FRAME_S = 2.0  # s until the next frame of a camera
 _HEARD_S = 1.0  # s; a cleared error reaches a driver with the next report, five a second
 
 
@@ -59,23 +53,36 @@ class EmulatedOperator(Operator):
         return str(self._side("scene")["stage"])
 
 
+class EmulatedCamera:
+    """A camera of the emulator at a side port, whose times are on this machine's clock.
+
+    `start_s`, for the first frame: as long as building a renderer takes. EnvError: no such camera, or no first frame.
+    """
+
+    def __init__(self, port: int, camera: str, start_s: float = 30.0):
+        self._camera, self._seq = camera, 0
+        with SideChannel(port, start_s) as self._side:
+            self.read()
+        self._side = SideChannel(port, _FRAME_S)
+
+    def read(self) -> tuple[float, np.ndarray]:
+        """The next frame: time, s, and image. EnvError if none comes within 2 s."""
+        frame = self._side("frame", camera=self._camera, after=self._seq)
+        self._seq = frame["seq"]
+        return from_monotonic(frame["time"]), np.frombuffer(frame["data"], np.uint8).reshape(frame["shape"])
+
+    def close(self) -> None:
+        self._side.close()
+
+
 class StandIn:
     """The emulator at a side port of this machine. EnvError: nothing listens there, or something else."""
 
-    name, host = "emulator", HOST
+    host = HOST
 
     def __init__(self, port: int):
-        try:
-            self.side = SideChannel(port)
-        except OSError as error:
-            raise EnvError(
-                f"found nothing at {HOST}:{port} ({error.strerror or error}), expected a running `s2robot emulate`"
-            ) from None
-        try:
-            answer = self.side("ports")
-        except EnvError:
-            self.side.close()
-            raise
+        self.side = SideChannel(port)
+        answer = self.side("ports")
         self.ports = Ports(**{f.name: answer[f.name] for f in fields(Ports)})
 
     def operator(self) -> EmulatedOperator:

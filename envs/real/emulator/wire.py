@@ -56,8 +56,6 @@ class WireError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """One decoded request."""
-
     transaction: int
     protocol: int
     function: int
@@ -70,9 +68,8 @@ def split_frames(buffer: bytearray) -> list[Request]:
     while len(buffer) >= HEADER.size:
         transaction, protocol, length, function = HEADER.unpack_from(buffer)
         if protocol > 3 or not 1 <= length <= MAX_LENGTH:
-            raise WireError(
-                f"header: found protocol {protocol} and length {length}, expected 0 to 3 and 1 to {MAX_LENGTH}"
-            )
+            found = f"protocol {protocol} and length {length}"
+            raise WireError(f"header: expected protocol 0 to 3 and 1 to {MAX_LENGTH} bytes, got {found}")
         end = HEADER.size - 1 + length
         if len(buffer) < end:
             break
@@ -120,30 +117,23 @@ def report_rich(r: Any) -> bytes:
     """The frame of port 30002 for a `Controller`.  # 587 bytes"""
     motion = r.reported()
     fault = 1 if 10 <= r.error <= 17 else 0
+    tool = [0] * 6 + [0.82, 0, 0, 48]  # offset (mm, rad), load (kg, mm): its own gripper
     return b"".join(
         [
             struct.pack(">IBH", 587, (r.mode & 0x0F) << 4 | r.state & 0x0F, r.queued),
             pack_floats(np.concatenate([motion["joints"], pose_of(motion["joints"]), motion["torques"]])),
-            bytes([r.enabled, r.enabled, r.error & 0xFF, r.warning & 0xFF]),
-            pack_floats(
-                [0] * 6 + [0.82, 0, 0, 48]
-            ),  # offset of the tool (mm, rad), load (kg, mm): its own gripper
+            bytes([r.enabled, r.enabled, r.error & 0xFF, r.warning & 0xFF]) + pack_floats(tool),
             bytes([r.collision_sensitivity, 3]) + pack_floats([0, 0, -1]),  # also for teaching; gravity
             bytes([7, 7, 1, 1, 1, 7]),  # arm type, axes, bus addresses
             b"v2.5.5".ljust(30, b"\0"),
-            pack_floats([1000, 1, 50000, 0.1, 1000]),  # tcp: jerk, least and most acceleration and speed
-            pack_floats([20, 0.01, 20, 0.01, np.pi]),  # joints: the same
-            pack_floats([2.3, 2.7]),  # rotation: jerk, most acceleration
-            bytes([fault, r.error if fault else 0] * 7 + [0, 0]),
-            bytes([35] * 7),  # temperatures, °C
+            # jerk, least and most acceleration and speed of tcp and joints; jerk and most acceleration of rotation
+            pack_floats([1000, 1, 50000, 0.1, 1000, 20, 0.01, 20, 0.01, np.pi, 2.3, 2.7]),
+            bytes([fault, r.error if fault else 0] * 7 + [0, 0]) + bytes([35] * 7),  # temperatures, °C
             pack_floats([motion["tcp_speed"] * 1000, *motion["velocities"]]),
             bytes(4 + 24 + 2),  # a counter; world offset; what resets the outputs
             bytes([0, r.self_collision, 0]) + bytes(24),  # simulation, self-collision check, tool model
             struct.pack(">7H", *[4800] * 7) + bytes(28),  # V/100 and A
-            bytes(2 + 16 + 32),  # inputs and outputs
-            bytes(48 + 1 + 12),  # force-torque sensor, identification, axis-angle
-            bytes([r.reduced | r.fence << 1, r.reduced]),
-            reduced_states(r),
-            bytes(4 + 1 + 2 + 6),
+            bytes(50 + 61),  # inputs and outputs; force-torque sensor, identification, axis-angle
+            bytes([r.reduced | r.fence << 1, r.reduced]) + reduced_states(r) + bytes(13),
         ]
     )

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,8 +48,8 @@ class Placing:
 class Operator(Protocol):
     """What the bridge asks between two motions. Every `no` ends the matter: nothing moves.
 
-    Attributes: `person`, whether somebody is there who may press keys while the arm moves; `closest`, m, the least distance
-    of grip and cube since the cube was placed, where somebody measures it.
+    Attributes: `person`, whether somebody may press keys while the arm moves; `closest`, m, the least distance of grip and
+    cube since the cube was placed, where it is measured.
     """
 
     person: bool = False
@@ -85,8 +84,8 @@ class Operator(Protocol):
         return True
 
 
-def ask(question: str, none: str | None = "") -> str:
-    """Return what a person types, stripped, in small letters; `none` after Ctrl-D or without a terminal (None: EOFError).
+def ask(question: str) -> str | None:
+    """Return what a person types, stripped, in small letters; None after Ctrl-D or without a terminal.
 
     What was typed before the question is dropped: it answers something else, and an arm may move upon it.
     """
@@ -103,12 +102,7 @@ def ask(question: str, none: str | None = "") -> str:
         return input().strip().lower()
     except EOFError:
         print(flush=True)  # the next line is not to stand behind the question
-        if none is None:
-            raise
-        return none
-
-
-_ask = partial(ask, none=None)
+        return None
 
 
 class TerminalOperator(Operator):
@@ -116,33 +110,22 @@ class TerminalOperator(Operator):
 
     person = True
 
-    def __init__(self, ask: Callable[[str], str] = _ask):
+    def __init__(self, ask: Callable[[str], str | None] = ask):
         self._ask = ask
 
     def _yes(self, question: str) -> bool:
-        try:
-            return self._ask(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-        except EOFError:
-            return False
+        return (self._ask(f"{question} [y/N] ") or "").lower() in ("y", "yes")
 
     def _one_of(self, question: str, answers: dict[str, Any]) -> Any:
         """Return the meaning of the answer. Raises EnvError at the end of standard input."""
-        while True:
-            try:
-                answer = self._ask(f"{question} ").strip().lower()
-            except EOFError:
-                raise EnvError(
-                    f"operator: found the end of standard input at '{question}', expected an answer"
-                ) from None
-            if answer in answers:
-                return answers[answer]
+        while (answer := self._ask(f"{question} ")) is not None:
+            if answer.lower() in answers:
+                return answers[answer.lower()]
+        raise EnvError(f"operator: found the end of standard input at '{question}', expected an answer")
 
     def wait_to_start(self, episode: int, episodes: int) -> bool:
         text = "Lay the cube. The arm then moves slowly to its start. Enter: go on, q: end. "
-        try:
-            return self._ask(f"episode {episode + 1} of {episodes}. {text}").strip().lower() != "q"
-        except EOFError:
-            return False
+        return self._ask(f"episode {episode + 1} of {episodes}. {text}") not in ("q", "Q", None)
 
     def free(self, fault: tuple[str, ...]) -> bool:
         if fault and not self._yes(f"FAULT: {'; '.join(fault)}. Look at the arm and the bench. Cleared?"):
@@ -166,16 +149,6 @@ class TerminalOperator(Operator):
 
     def keep(self) -> bool:  # a no throws the demonstration away
         return self._one_of("Keep it? [y/n]", _YES_NO)
-
-
-class OperatorProxy:
-    """Forwards to another operator; a subclass overrides what it does differently."""
-
-    def __init__(self, operator: Operator):
-        self._operator = operator
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._operator, name)
 
 
 class Stop:
@@ -204,14 +177,11 @@ class Stop:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Ctrl-C, SIGTERM, SIGHUP: the first brakes the arm, the second one, or one while it stands, ends at once.
-
-        After SIGHUP nobody reads the terminal: what is printed to it is dropped, or printing would raise.
-        """
+        """Ctrl-C, SIGTERM, SIGHUP: the first brakes the arm, the second one, or one while it stands, ends at once."""
         shown = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
         def handle(number: int, frame: object) -> None:
-            if number == signal.SIGHUP:
+            if number == signal.SIGHUP:  # printing to a terminal that has gone would raise
                 for descriptor in shown:
                     with open(os.devnull, "w") as nowhere:
                         os.dup2(nowhere.fileno(), descriptor)

@@ -1,18 +1,12 @@
-"""Teleoperation: a person moves the gripper with keys or a SpaceMouse, as if they were the policy, or beside one.
+"""Teleoperation with keys or a SpaceMouse, in place of a policy or beside one, and teaching by hand (`teach`).
 
     controls = Controls()
     teleoperator = Teleoperator(Keyboard(controls), controls, ToolIK(), XARM7_LIMITS)
     action = teleoperator.act(q)        # float32 (8,), as a policy's: through loop, interpolator and safety filter
 
-    controls = Controls(shared=True)    # beside a policy
-    shared = SharedControl(policy.act, policy.reset, controls, teleoperator, lambda: loop.stream.commanded)
-    loop = ControlLoop(driver, cameras, shared.act, ..., subscribers=[recorder, shared])
-    shared.persons                      # who acted in each executed step
-
 Velocities are those of the point between the finger tips in the base's frame: x forward, y to the left, z up, and the
-turn about the vertical. The gripper keeps pointing where it pointed at the start. Nothing jumps at a handover: the
-person's motion starts at the commanded joints, the gripper keeps its last command, and both act through the same loop,
-filter and watchdog.
+turn about the vertical; the gripper stays as upright as at the start. Nothing jumps at a handover: the person's motion
+starts at the commanded joints, and the gripper keeps its last command.
 """
 
 import threading
@@ -25,20 +19,24 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real import import_extra
-from s2robot.envs.real.arms.driver import ArmLimits, Array
+from s2robot.envs.real.arms.driver import ArmLimits, ArmState, Array
 from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK
+from s2robot.envs.real.arms.xarm import MANUAL
+from s2robot.envs.real.control.sensors import Sensors
 from s2robot.envs.real.control.subscriber import Subscriber
+from s2robot.envs.real.control.watchdog import State, Watchdog
+from s2robot.envs.real.runtime import ArmRuntime
 
 HELP = "w s: forward, back   a d: left, right   r f: up, down   q e: turn"
 CONTROLS_HELP = "space: gripper   Enter: end   x: end and discard"
 HANDOVER_HELP = "space: take over, give back   g: gripper   Enter: end   x: end and discard"
 _AHEAD = (0.04, 0.3)  # m and rad that the wish may be ahead of the arm; the rest is forgotten
 _EDGE = 0.005  # m kept from where the safety filter would stop the gripper
-_HOLD_S = (
-    0.15  # s for which a key moves: a held one repeats before that ends, after the terminal's first pause
-)
+_HOLD_S = 0.15  # s for which a key moves: a held one repeats sooner, after the terminal's first pause
 _DEAD = 0.1  # readings of a cap up to this count as 0
-_STALE_S = 0.2  # s without a report, after which a cap counts as released: a moved one reports about 100 times a second
+_STALE_S = (
+    0.2  # s without a report, after which a cap counts as released; a moved one reports 100 times a second
+)
 _KEYS = {
     "w": (1, 0, 0, 0), "s": (-1, 0, 0, 0), "a": (0, 1, 0, 0), "d": (0, -1, 0, 0),
     "r": (0, 0, 1, 0), "f": (0, 0, -1, 0), "q": (0, 0, 0, 1), "e": (0, 0, 0, -1),
@@ -48,8 +46,8 @@ _KEYS = {
 class Controls:
     """What a demonstrator says besides motion, from any thread.
 
-    Attributes: `closed`, the gripper; `ended`, the episode; `discarded`, it is not kept; `person`, whether the person acts:
-    always, unless the controls are `shared` with a policy.
+    Attributes: `closed`, the gripper; `ended`, the episode; `discarded`, it is not kept; `person`, whether the person
+    acts: always, unless the controls are `shared` with a policy.
     """
 
     def __init__(self, shared: bool = False) -> None:
@@ -62,7 +60,7 @@ class Controls:
         self.person = not self._shared
 
     def on_key(self, key: str) -> None:
-        """Enter: the end. x: the end, and the episode is not kept. Space: the gripper; shared: who acts, and g the gripper."""
+        """Take a key as in `CONTROLS_HELP`, or `HANDOVER_HELP` where a policy shares the controls."""
         if key == self._gripper:
             self.closed ^= self.person
         elif key == " ":
@@ -74,11 +72,6 @@ class Controls:
         """Take a SpaceMouse's button: 0 is the gripper, 1 the end."""
         self.on_key((self._gripper, "\n")[button])
 
-    @property
-    def part_ended(self) -> bool:
-        """Whether the person's part of the episode is over."""
-        return self.ended or not self.person
-
 
 class Keyboard:
     """Motion by keys (`HELP`): a terminal reports presses only, so each one moves for a while. Others go to `controls`."""
@@ -88,7 +81,6 @@ class Keyboard:
         self._pressed: dict[str, float] = {}
 
     def on_key(self, key: str) -> None:
-        """Take a key."""
         if key.lower() in _KEYS:
             self._pressed[key.lower()] = self._clock()
         else:
@@ -103,19 +95,16 @@ class Keyboard:
 class SpaceMouse:
     """A 3Dconnexion SpaceMouse through `pyspacemouse`: cap moves, first button gripper, second button end.
 
-    Args:
-        device: its `read()` returns the newest state (x, y, z, yaw from -1 to 1, buttons, and `t`, another number with
-            each report); the first SpaceMouse on USB if not given (EnvError: no library, or no device).
+    By default the first one on USB (EnvError: no library, or no device). `device.read()` returns the newest state.
     """
 
     def __init__(self, controls: Controls, device: Any = None):
         self._controls = controls
         self._device = device or _open_spacemouse()
-        self._buttons: tuple[int, ...] = ()
+        self._buttons: tuple[int, ...] = (0, 0)
         self._velocity = np.zeros(4)
         self._report, self._heard = None, -np.inf  # the last report's `t`, and when it came, s
-        self._error = ""
-        self._ended = threading.Event()
+        self._error, self._ended = "", threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="spacemouse")
         self._thread.start()
 
@@ -132,25 +121,21 @@ class SpaceMouse:
         self._device.close()
 
     def _run(self) -> None:
-        # one call takes one report, and hundreds come a second
-        while not self._ended.wait(0.001):
-            try:
+        try:
+            while not self._ended.wait(0.001):  # one call takes one report, and hundreds come a second
                 self._take(self._device.read())
-            except Exception as error:  # of whatever library is beneath
-                self._error = str(error) or type(error).__name__
-                return
+        except Exception as error:  # of whatever library is beneath
+            self._error = str(error) or type(error).__name__
 
     def _take(self, state: Any) -> None:
         if state.t != self._report:
             self._report, self._heard = state.t, time.monotonic()
         axes = np.clip([state.x, state.y, state.z, state.yaw], -1, 1).astype(float)
-        beyond = np.maximum(np.abs(axes) - _DEAD, 0) / (1 - _DEAD)
-        self._velocity = np.sign(axes) * beyond
-        buttons = tuple(state.buttons)
-        for button, (now, before) in enumerate(zip(buttons[:2], self._buttons or (0, 0), strict=False)):
-            if now and not before:
+        self._velocity = np.sign(axes) * np.maximum(np.abs(axes) - _DEAD, 0) / (1 - _DEAD)
+        before, self._buttons = self._buttons, tuple(state.buttons)[:2]
+        for button, pressed in enumerate(self._buttons):
+            if pressed and not before[button]:
                 self._controls.on_button(button)
-        self._buttons = buttons
 
 
 def _open_spacemouse() -> Any:
@@ -162,31 +147,21 @@ def _open_spacemouse() -> Any:
 
 
 class Teleoperator:
-    """Turns a person's motion into actions; it ends before the filter would stop the gripper.
+    """Turns a person's motion into `rate_hz` actions a second; it ends before the filter would stop the gripper.
 
     Args:
         mover: its `velocity()` is x, y, z and the turn about z, each -1 to 1 of the full speed.  # (4,)
-        rate_hz: actions a second.
         speed, turn_speed: m/s and rad/s at full deflection.
         max_delta: rad a joint may move in an action.
     """
 
     def __init__(
-        self,
-        mover: Any,
-        controls: Controls,
-        ik: ToolIK,
-        limits: ArmLimits,
-        rate_hz: float = 10.0,
-        speed: float = 0.1,
-        turn_speed: float = 0.6,
-        max_delta: float = 0.25,
-        points: ArmPoints | None = None,
-    ):
+        self, mover: Any, controls: Controls, ik: ToolIK, limits: ArmLimits, rate_hz: float = 10.0,
+        speed: float = 0.1, turn_speed: float = 0.6, max_delta: float = 0.25,
+    ):  # fmt: skip
         self._mover, self._controls, self._ik = mover, controls, ik
         self._full = np.array([speed, speed, speed, turn_speed]) / rate_hz  # m and rad an action
-        self._max_delta = max_delta
-        self._limits, self._points = limits, points or ArmPoints()
+        self._max_delta, self._limits, self._points = max_delta, limits, ArmPoints()
         self._position: Array | None = None
 
     def reset(self) -> None:
@@ -236,23 +211,18 @@ def _about_z(rotation: Array) -> float:
 
 
 class SharedControl(Subscriber):
-    """The policy of a loop in which a person may take over.
+    """The policy of a loop in which a person may take over; it is a subscriber, too. `persons`: who acted in each step.
 
     Args:
-        policy: observation -> action (8,).
         forget: makes the policy start anew; called before it acts again, since it planned from another state.
         teleoperator: the person's actions; None where the person leads the arm by hand, outside the loop.
-        commanded: the joints (7,) rad that the next action is added to.
+        commanded: returns the joints (7,) rad that the next action is added to.
     """
 
     def __init__(
-        self,
-        policy: Callable[[Mapping[str, Any]], Array],
-        forget: Callable[[], None],
-        controls: Controls,
-        teleoperator: Teleoperator | None,
-        commanded: Callable[[], Array],
-    ):
+        self, policy: Callable[[Mapping[str, Any]], Array], forget: Callable[[], None], controls: Controls,
+        teleoperator: Teleoperator | None, commanded: Callable[[], Array],
+    ):  # fmt: skip
         self._policy, self._forget, self._controls = policy, forget, controls
         self._teleoperator, self._commanded = teleoperator, commanded
         self.begin()
@@ -265,20 +235,16 @@ class SharedControl(Subscriber):
 
     def act(self, observation: Mapping[str, Any]) -> Array:
         """Return the next action (8,) of whoever acts; the other one's part ends here."""
-        person = self._controls.person and self._teleoperator is not None
-        if person != self._person:
-            self._person = person
-            if person:
-                self.take()
-            else:
-                self._forget()
-        if person:
-            assert self._teleoperator is not None
-            action = self._teleoperator.act(self._commanded())
+        person = self._teleoperator if self._controls.person else None
+        if (person is not None) != self._person:
+            self._person = person is not None
+            (self.take if self._person else self._forget)()
+        if person is not None:
+            action = person.act(self._commanded())
         else:
             action = np.asarray(self._policy(observation), np.float32)
         self._closed = action.shape == (8,) and bool(action[7] >= 0.5)
-        self._acts.append((observation["proprio"], person))
+        self._acts.append((observation["proprio"], self._person))
         return action
 
     def on_begin(self) -> None:
@@ -300,3 +266,69 @@ class SharedControl(Subscriber):
         """Note steps in which the person led the arm by hand; the policy acts next."""
         self.persons += [True] * steps
         self._closed = self._controls.closed
+
+
+def teach(runtime: ArmRuntime, controls: Controls, max_steps: int, subscriber: Subscriber) -> str:
+    """Record one episode in which a person leads the arm by hand; return why it broke off, empty after a regular end.
+
+    The action of a step leads the *commanded* joints, which start where the arm is, to the joints of the next reading; if
+    the hand is faster than an action may be, the next steps catch up. The gripper command is the one at the step's end.
+
+    Args:
+        runtime: its driver has `lead` and `grip`; the arm is stopped afterwards.
+        controls: the gripper and the end of the person's part.
+        subscriber: receives each step: images, proprio, action, time, time_action, camera_age.
+
+    Raises:
+        EnvError: the arm refuses, or images or joints are not fresh.
+    """
+    driver: Any = runtime.driver
+    try:
+        driver.lead()
+        return _record(runtime, driver, controls, max_steps, subscriber)
+    finally:
+        driver.stop("teaching has ended")
+        runtime.rest()
+
+
+def _record(
+    runtime: ArmRuntime, driver: Any, controls: Controls, max_steps: int, subscriber: Subscriber
+) -> str:
+    clock, config, closed = runtime.clock, runtime.loop.config, controls.closed
+    watchdog = Watchdog(runtime.loop.watchdog.limits, MANUAL)
+    sensors = Sensors(runtime.driver, runtime.loop.sensors.cameras, watchdog, clock=clock)
+
+    def watch() -> State:
+        runtime.on_beat()
+        sensors.forget()  # a reading that fails leaves no joints
+        return sensors.watch()
+
+    def observe(state: ArmState) -> dict:
+        seen, ages = sensors.observe(config.image_size), sensors.ages(clock.now())
+        images = {f"images_{name}": image for name, image in seen["images"].items()}
+        return {**images, "proprio": seen["proprio"], "time": state.t_mono, "camera_age": ages}
+
+    state = sensors.wait_ready(watch, config.ready_s, "teaching")
+    watchdog.start(clock.now())
+    commanded, before = state.q, observe(state)
+    period = 1 / config.policy_hz
+    due = clock.now() + period
+    for _ in range(max_steps):
+        while (now := clock.now()) < due:
+            runtime.on_beat()
+            if controls.closed != closed:  # at once, not at the next step
+                closed = controls.closed
+                driver.grip(0.0 if closed else 1.0)
+            clock.sleep(min(0.01, due - now))
+        due = max(due + period, now + period / 2)
+        running, found = watch() == State.RUNNING, sensors.state
+        if found is None or not running:
+            return "; ".join(watchdog.reasons) or "no joints"
+        delta = np.clip(found.q - commanded, -config.max_delta, config.max_delta)
+        commanded = commanded + delta
+        action = np.append(delta, float(closed)).astype(np.float32)
+        subscriber.on_step({**before, "action": action, "time_action": clock.now()})
+        if controls.ended or not controls.person:
+            return ""
+        before = observe(found)
+    return ""

@@ -127,11 +127,11 @@ def test_a_question_is_not_answered_by_what_was_typed_before_it(monkeypatch):
     with os.fdopen(theirs, "r") as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
         os.write(ours, b"before\n\n")
-        for typed, answer in ((b" Yes\n", "yes"), (b"\n", ""), (b"\x04", "q")):
+        for typed, answer in ((b" Yes\n", "yes"), (b"\n", ""), (b"\x04", None)):
             timer = threading.Timer(0.3, os.write, (ours, typed))
             timer.start()
-            assert ask("Enter: go on, q: end. ", none="q") == answer
+            assert ask("Enter: go on, q: end. ") == answer
             timer.join()
     os.close(ours)
     monkeypatch.setattr("sys.stdin", open(os.devnull))
-    assert ask("And without a terminal? ", none="q") == "q"
+    assert ask("And without a terminal? ") is None

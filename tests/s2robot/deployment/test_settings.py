@@ -22,7 +22,7 @@ from s2robot.envs.real.control.motion import Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import WatchdogLimits
-from s2robot.envs.real.emulator.motion import Motion
+from s2robot.envs.real.emulator.controller import Motion
 from tests.s2robot.pictures import scene
 
 

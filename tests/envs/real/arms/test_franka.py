@@ -99,7 +99,7 @@ def test_a_controller_or_a_hand_that_is_lost_is_told(arm, monkeypatch):
     monkeypatch.setattr(arm, "_hand", Lost())
     monkeypatch.setattr("s2robot.envs.real.arms.franka.GRIPPER_LOST", 0.3)
     time.sleep(0.5)
-    with pytest.raises(EnvError, match="found no answer from the hand for 0.3 s"):
+    with pytest.raises(EnvError, match="found no answer from the gripper for 0.3 s"):
         arm.read()
 
 

@@ -15,8 +15,7 @@ from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.emulator.emulator import launch
-from s2robot.envs.real.emulator.frames import EmulatedCamera
-from s2robot.envs.real.emulator.stand_in import EmulatedOperator
+from s2robot.envs.real.emulator.stand_in import EmulatedCamera, EmulatedOperator
 from s2robot.envs.real.operator.prompts import Placing
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.patience import CALM, PATIENCE

@@ -190,9 +190,7 @@ def test_nothing_is_sent_at_the_end_after_a_gap(clock, cameras, blocked):
     arm, at = Blocked(clock) if blocked else FakeArm(clock), []
 
     def beat():
-        ended = (
-            loop.stream.step is not None and loop._end.is_set() and not loop.safety.dq_last.any() == blocked
-        )
+        ended = loop.stream.step is not None and loop._end and not loop.safety.dq_last.any() == blocked
         if ended and not at:
             at.append(len(arm.sent))
             clock.sleep(30.0)

@@ -10,9 +10,17 @@ from hypothesis import strategies as st
 from s2robot.envs.real.arms import geometry as kin
 from s2robot.envs.real.emulator import controller as box
 from s2robot.envs.real.emulator import wire
-from s2robot.envs.real.emulator.commands import Commands
-from s2robot.envs.real.emulator.controller import JOINT_HIGH, JOINT_LOW, Controller, Gripper, Journal
-from s2robot.envs.real.emulator.motion import MAX_SPEED, KinematicPlant, Motion
+from s2robot.envs.real.emulator.controller import (
+    JOINT_HIGH,
+    JOINT_LOW,
+    MAX_SPEED,
+    Controller,
+    Gripper,
+    Journal,
+    KinematicPlant,
+    Motion,
+)
+from s2robot.envs.real.emulator.server import Commands
 from s2robot.envs.real.emulator.wire import Fn
 from tests.envs.real.home import HOME
 

@@ -9,8 +9,8 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.geometry import ToolIK
 from s2robot.envs.real.control.clock import now
 from s2robot.envs.real.emulator.emulator import launch
-from s2robot.envs.real.emulator.frames import EmulatedCamera
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
+from s2robot.envs.real.emulator.stand_in import EmulatedCamera
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import PATIENCE
 

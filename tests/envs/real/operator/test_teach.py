@@ -11,8 +11,7 @@ from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
-from s2robot.envs.real.operator.teach import teach
-from s2robot.envs.real.operator.teleop import Controls
+from s2robot.envs.real.operator.teleop import Controls, teach
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, PATIENCE, wait_for

@@ -35,7 +35,7 @@ class Wish:
 
 
 def made(mover, **settings):
-    return Teleoperator(mover, Controls(), IK, XARM7_LIMITS, points=POINTS, **settings)
+    return Teleoperator(mover, Controls(), IK, XARM7_LIMITS, **settings)
 
 
 def test_the_tool_is_the_filter_s_tcp_and_points_down_at_home():
@@ -223,9 +223,9 @@ def test_keys_say_who_acts():
         hand.on_key(key)
         assert (hand.person, hand.closed, hand.ended) == (person, closed, False)
     hand.on_button(0)  # the first button of a SpaceMouse is the gripper
-    assert hand.person and hand.closed and not hand.part_ended
+    assert hand.person and hand.closed and not hand.ended
     hand.on_key(" ")
-    assert hand.part_ended and not hand.ended  # giving back ends the person's part alone
+    assert not hand.person and not hand.ended  # giving back ends the person's part alone
     hand.on_button(1)
     assert hand.ended and not hand.discarded
     hand.reset()
