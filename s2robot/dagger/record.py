@@ -143,9 +143,10 @@ def _check_fits(demos: EpisodeStore, course: Course) -> None:
     env = make(course.world, draw=False)
     _, info = env.reset(seed=course.settings.seed)
     action = demos.read("action", 0, 1)[0].astype(np.float32)
-    step = {"state": env.get_state(), "proprio": env.proprio, **env.demo_fields(), "action": action}
-    step |= {"expert": np.stack([action] * course.expert), "perturbed": np.uint8(0), "imitate": np.uint8(0)}
-    meta = {"seed": course.settings.seed, "success": True, **layout_of(env, info)}
+    step: dict[str, Any] = {"state": env.get_state(), "proprio": env.proprio, **env.demo_fields()}
+    step |= {"action": action, "expert": np.stack([action] * course.expert)}
+    step |= dict.fromkeys(("perturbed", "imitate"), np.uint8(0))
+    meta: dict[str, Any] = {"seed": course.settings.seed, "success": True, **layout_of(env, info)}
     env.close()
     demos.check_fits({key: np.array([value]) for key, value in step.items()}, meta)
 

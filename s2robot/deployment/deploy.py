@@ -1,9 +1,5 @@
 """A trained policy on an arm.
 
-    s2robot deploy check=true checkpoint=<folder> robot.ip=192.168.1.200  # does it fit? nothing moves
-    s2robot deploy checkpoint=<folder> robot.ip=192.168.1.200             # a dry run: everything but motion
-    s2robot deploy --live --episodes 5 --record demos.zarr checkpoint=<folder> robot.ip=192.168.1.200
-
 Space, q, Ctrl-C and everything that goes wrong brake and stop the arm, by this process or another one that watches it.
 All of that is software: a hardware emergency stop has to be within reach.
 """

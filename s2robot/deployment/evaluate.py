@@ -1,8 +1,5 @@
 """Success of a policy on an arm, over the positions that every simulated evaluation has.
 
-    s2robot evaluate --live evaluate=arm checkpoint=<folder> robot.ip=192.168.1.200
-    s2robot evaluate --live evaluate=arm checkpoint=<folder> bridge=emulator     # beside a running `s2robot emulate`
-
 The operator lays each cube, says when the arm may move, and judges; the emulator asks nobody. A fault fails its episode:
 the arm is stopped, and the operator is asked before the next one. The same command in the same run folder resumes.
 """

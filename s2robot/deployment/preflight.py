@@ -1,8 +1,5 @@
 """The pre-flight of a deployment: does this policy fit this arm? A line for each check, and a picture; nothing moves.
 
-    findings = check_all(policy, arm, demos, picture, live)
-    ready = not any(finding.stops for finding in findings)
-
 No check ends the others. What a check cannot know is a warning, never an "ok". The cameras' views are compared with the
 demos' by the correlation of blurred images, which finds flips and exchanged cameras; a camera that moved by centimetres
 is seen in the picture alone.

@@ -1,10 +1,5 @@
 """Demonstrations and corrections on an arm, into the store that simulated ones go to.
 
-    s2robot record recording=teach robot.ip=192.168.1.200 out=demos.zarr      # the arm is led by hand
-    s2robot record recording=teleop robot.ip=192.168.1.200 out=demos.zarr
-    s2robot record recording=dagger checkpoint=<folder> demos.path=teleop.zarr robot.ip=192.168.1.200
-    s2robot record recording=teleop bridge=emulator out=demos.zarr            # beside a running `s2robot emulate`
-
 For each episode the operator is asked before the arm goes to its start, and again when the cube is to be laid where the
 simulated episode of that seed has it. Afterwards: did it succeed, is it kept? Episodes are appended, so a session may be
 interrupted and resumed.

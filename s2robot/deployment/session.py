@@ -1,9 +1,7 @@
 """A session on an arm: what deployment, evaluation, recording and correction do alike.
 
-rig = Rig(cfg, stack)                    # policy and arm
-rig.check(folder / "camera_check.png", live=True)
 session = rig.session(subscribers)
-with session.started():                          # supervised; signals stop the arm; stopped at the end
+with session.started():
     session.begin()
     session.ready(world, seed)                   # asks, moves to the start, stops, asks for the cube
     outcome = session.act(max_steps)             # the control loop; the arm is stopped afterwards

@@ -88,7 +88,7 @@ def open_corrections(
 def _check_fits(demos: EpisodeStore, cameras: Collection[str]) -> None:
     """Refuse demos that a step of the control loop does not fit to, before an episode is lost by it."""
     images = [key for key in (f"images_{name}" for name in cameras) if key in demos.keys]
-    step = {
+    step: dict[str, Any] = {
         **{key: np.zeros(8, np.float32) for key in ("action", "action_raw", "action_sent", "proprio")},
         **{key: np.zeros(demos.shape(key), np.uint8) for key in images},
         "verdict": np.uint8(0), "code": np.int32(0), "perturbed": np.uint8(0), "time": 0.0, "time_action": 0.0,

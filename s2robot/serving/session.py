@@ -59,10 +59,10 @@ class Session:
             except UserError as error:
                 raise WireError(str(error)[:200]) from None
             number = {"s2robot": {"id": numbers.id}}
-        begin, before, used = time.perf_counter(), None, numbers and numbers.used
+        begin, before, used = time.perf_counter(), None, numbers.used if numbers else None
         try:
             if self._memories is None or message.get("reset") is True:
-                self.actor.reset(numbers and numbers.seed)
+                self.actor.reset(numbers.seed if numbers else None)
                 self._memories, used = {}, None
             elif used is not None:
                 if used not in self._memories:
@@ -77,7 +77,7 @@ class Session:
             text = f"the policy failed: {type(error).__name__}: {error}"[:400]
         else:
             self.calls += 1
-            self._memories = {used: before, numbers and numbers.id: self.actor.remember()}
+            self._memories = {used: before, numbers.id if numbers else None: self.actor.remember()}
             timing = {"infer_ms": 1000 * (time.perf_counter() - begin)}
             return pack({"actions": actions, "server_timing": timing} | number)
         if before is not None:
