@@ -149,6 +149,10 @@ class EpisodeStore:
         """
         self.append_pieces([episode], meta)
 
+    def check_fits(self, episode: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        """Refuse what :meth:`append` would refuse (UserError), before an episode like it is recorded."""
+        checked_episode(f"{self.path}: another episode", self._specs, episode, meta, self._attrs)
+
     def append_pieces(
         self, pieces: Iterable[Mapping[str, Any]], meta: Mapping[str, Any] | None = None
     ) -> None:

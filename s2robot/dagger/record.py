@@ -133,7 +133,22 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
     if other := [text for text in changes if not text.startswith("max_steps ")]:
         raise UserError(f"env: found a world that is not the demos' ({'; '.join(other)}), expected theirs")
     own = world.replace(cameras=tuple(contract["cameras"]), image_size=image_size_of(contract, encoder))
-    return Course(settings, own, picker, demos.read("expert", 0, 1).shape[1])
+    course = Course(settings, own, picker, demos.read("expert", 0, 1).shape[1])
+    _check_fits(demos, course)
+    return course
+
+
+def _check_fits(demos: EpisodeStore, course: Course) -> None:
+    """Refuse demos with arrays or values that a correction does not have: none could be appended."""
+    env = make(course.world, draw=False)
+    _, info = env.reset(seed=course.settings.seed)
+    action = demos.read("action", 0, 1)[0].astype(np.float32)
+    step: dict[str, Any] = {"state": env.get_state(), "proprio": env.proprio, **env.demo_fields()}
+    step |= {"action": action, "expert": np.stack([action] * course.expert)}
+    step |= dict.fromkeys(("perturbed", "imitate"), np.uint8(0))
+    meta: dict[str, Any] = {"seed": course.settings.seed, "success": True, **layout_of(env, info)}
+    env.close()
+    demos.check_fits({key: np.array([value]) for key, value in step.items()}, meta)
 
 
 def _same_as_before(out: Path, positions: range, settings: DaggerSettings) -> None:

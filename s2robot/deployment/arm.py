@@ -1,7 +1,4 @@
-"""The arm of a deployment with its cameras: real ones, or the emulator's where the config asks for them.
-
-Nothing that drives an arm imports the emulator: `find_scene` does, where the config asks for it.
-"""
+"""The arm of a deployment with its cameras: real ones, or the emulator's, imported only where the config asks for it."""
 
 import importlib
 import time
@@ -70,25 +67,27 @@ class Camera:
 
 
 class ConnectedArm:
-    """An arm and its cameras, or the emulator's: connected, not armed; `stack` closes them.
+    """An arm and its cameras, or the emulator's: connected, not armed; `stack` closes them. UserError, EnvError: no arm.
 
     Attributes: `scene` (None: a real arm), `readers` (the cameras that give frames), `cameras` (what is known of their
     frames), `failed` (why the others give none).
-
-    Raises:
-        UserError, EnvError: no arm.
     """
 
     def __init__(self, bench: Bench, cameras: Iterable[str], stack: ExitStack, image_size: ImageSize):
         self.bench, self.bridge, self.limits = bench, bench.bridge, bench.bridge.arm_limits()
-        self.scene = find_scene(bench.bridge, stack)
+        self.scene: Scene | None = None
+        if bench.bridge.emulated:
+            try:
+                self.scene = importlib.import_module(STAND_IN).StandIn(bench.bridge.emulator["port"])
+            except EnvError as error:
+                raise UserError(f"bridge.emulator.port: {error}") from None
+            stack.callback(self.scene.close)
         self.make_driver = driver_maker(bench, self.limits, self.scene)
         self.driver = self.make_driver()
         stack.callback(self.driver.close)
         self.driver.connect(bench.bridge.arm.connect_s)
-        self.readers, self.cameras, self.failed = start_cameras(
-            bench.bridge, cameras, self.scene, stack, image_size
-        )
+        found = start_cameras(bench.bridge, cameras, self.scene, stack, image_size)
+        self.readers, self.cameras, self.failed = found
 
 
 def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callable[..., XArmDriver]:
@@ -96,24 +95,12 @@ def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callab
 
     In each process the SDK's own lines go to `LOG_FILE` in the run's folder.
     """
-    ip = bench.ip or (scene.host if scene is not None else None)
-    if scene is not None and ip != scene.host:
+    ip, log = bench.ip or (scene.host if scene else None), bench.run_dir / LOG_FILE
+    if scene and ip != scene.host:
         raise UserError(f"robot.ip: expected {scene.host} with bridge.emulator.port, got {ip}")
-    arm, log = bench.bridge.arm, bench.run_dir / LOG_FILE
     print(f"log of the arm's SDK: {log}", flush=True)
-    return partial(XArmDriver, str(ip), limits, arm, ports=scene.ports if scene else None, log=log)
-
-
-def find_scene(bridge: Bridge, stack: ExitStack) -> Scene | None:
-    """Return the emulator that stands in for the arm, closed with `stack`; None for a real arm."""
-    if not bridge.emulated:
-        return None
-    try:
-        scene = importlib.import_module(STAND_IN).StandIn(bridge.emulator["port"])
-    except EnvError as error:
-        raise UserError(f"bridge.emulator.port: {error}") from None
-    stack.callback(scene.close)
-    return scene
+    ports = scene.ports if scene else None
+    return partial(XArmDriver, str(ip), limits, bench.bridge.arm, ports=ports, log=log)
 
 
 def start_cameras(
@@ -127,10 +114,8 @@ def start_cameras(
     for name in names:
         try:
             if name not in bridge.cameras:
-                raise UserError(
-                    f"bridge.cameras: expected '{name}', got {', '.join(bridge.cameras)} "
-                    f"(+bridge.cameras.{name}.kind=opencv +bridge.cameras.{name}.device=<path>)"
-                )
+                hint = f"(+bridge.cameras.{name}.kind=opencv +bridge.cameras.{name}.device=<path>)"
+                raise UserError(f"bridge.cameras: expected '{name}', got {', '.join(bridge.cameras)} {hint}")
             camera = bridge.cameras[name]
             reader = CameraReader(name, _source(name, camera, scene), camera.rotate)
             stack.callback(reader.close)
@@ -145,8 +130,7 @@ def start_cameras(
         assert frame is not None  # start has waited for it
         height, width = part_seen((frame.image.shape[0], frame.image.shape[1]), size_of(image_size, name))
         fps, fovy = float(camera.fps), camera.fovy
-        if camera.kind == "emulator":
-            assert scene is not None
+        if scene and camera.kind == "emulator":
             fps, geometry = scene.cameras()
             fovy = geometry[name]["fovy"]
         facts[name] = Camera(width, height, fps, fovy)
@@ -161,13 +145,11 @@ def _source(name: str, camera: CameraSettings, scene: Scene | None) -> Callable[
         return scene.camera(name)
     if device is None:
         raise UserError(f"{where}.device: expected {DEVICES[kind]}, got none")
+    size = camera.width, camera.height, camera.fps
     if kind == "opencv":
-        return partial(
-            OpenCVCamera, device, camera.width, camera.height, camera.fps, camera.fourcc, camera.exposure,
-            camera.white_balance,
-        )  # fmt: skip
+        return partial(OpenCVCamera, device, *size, camera.fourcc, camera.exposure, camera.white_balance)
     if kind == "realsense":
-        return partial(RealSenseCamera, device, camera.width, camera.height, camera.fps)
+        return partial(RealSenseCamera, device, *size)
     store = EpisodeStore.open(device)
     store.read(f"images_{name}", 0, 1)  # raises DatasetError if there are none
     return partial(ReplayCamera, _Images(store, f"images_{name}"), camera.fps)

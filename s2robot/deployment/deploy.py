@@ -1,11 +1,7 @@
 """A trained policy on an arm.
 
-    s2robot deploy check=true checkpoint=<folder> robot.ip=192.168.1.200  # does it fit? nothing moves
-    s2robot deploy checkpoint=<folder> robot.ip=192.168.1.200             # a dry run: everything but motion
-    s2robot deploy --live --episodes 5 --record demos.zarr checkpoint=<folder> robot.ip=192.168.1.200
-
-Space, q and Ctrl-C brake and stop the arm; so does everything that goes wrong, in this process or by another one
-that watches it. All of that is software: a hardware emergency stop has to be within reach.
+Space, q, Ctrl-C and everything that goes wrong brake and stop the arm, by this process or another one that watches it.
+All of that is software: a hardware emergency stop has to be within reach.
 """
 
 from contextlib import ExitStack
@@ -25,7 +21,7 @@ from s2robot.deployment.panel import WAITING, Board
 from s2robot.deployment.session import Outcome, Rig
 from s2robot.deployment.settings import Bridge
 from s2robot.deployment.store import CAUSES, open_store
-from s2robot.deployment.trace import EpisodeLog
+from s2robot.deployment.trace import EpisodeLog, sampled
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.subscriber import EpisodeRecorder
 from s2robot.envs.real.control.watchdog import State
@@ -56,11 +52,9 @@ class DeploySettings(Settings, file="deploy"):
 
 
 def deploy(cfg: DictConfig) -> int:
-    """`s2robot deploy`: the exit code, 0 or that of a fault.
+    """`s2robot deploy`: the exit code, 0 or that of a fault. KeyboardInterrupt: Ctrl-C; the arm has been stopped.
 
-    Raises:
-        UserError, EnvError: a wrong setting, or something that the pre-flight rejects; nothing has moved then.
-        KeyboardInterrupt: Ctrl-C; the arm has been stopped.
+    UserError, EnvError: a wrong setting, or something that the pre-flight rejects; nothing has moved then.
     """
     settings, out = read_some(DeploySettings, cfg), Path(cfg.run_dir)
     if settings.live:
@@ -102,10 +96,9 @@ def dry_run(rig: Rig, settings: DeploySettings, out: Path) -> bool:
     for reason, count in found["reasons"].items():
         print(f"    {count} times: {reason}")
     if found["periods"]:
-        print(
-            f"fastest {found['speed_max']:.2f} rad/s; nearest to a limit: joint {found['room_joint']}, "
-            f"{found['room_min']:.2f} rad\npicture: {out / 'dry_run.png'}"
-        )
+        nearest = f"joint {found['room_joint']}, {found['room_min']:.2f} rad"
+        print(f"fastest {found['speed_max']:.2f} rad/s; nearest to a limit: {nearest}")
+        print(f"picture: {out / 'dry_run.png'}")
     if result.state == State.FAULT:
         print(f"FAULT: {'; '.join(result.reasons)}")
     if stop.interrupted:
@@ -114,25 +107,17 @@ def dry_run(rig: Rig, settings: DeploySettings, out: Path) -> bool:
 
 
 class LiveSession:
-    """`--live`: runs the episodes and writes `summary.json`, and each one's commands, to `out`.
-
-    Args:
-        rig: connected and checked.
-        settings: of the verb.
-        out: run folder.
-    """
+    """`--live`: runs the episodes on a checked rig and writes `summary.json`, and each one's commands, to `out`."""
 
     def __init__(self, rig: Rig, settings: DeploySettings, out: Path):
-        self.rig, self.settings, self.out = rig, settings, out
-        self.max_steps = rig.arm.bridge.loop.max_steps
-        self.board = Board(rig.arm.readers, True, settings.episodes, rig.arm.limits.rate_hz)
-        self.board.max_steps = self.max_steps
-        self.log = EpisodeLog(rig.arm.limits)
+        self.rig, self.settings, self.out, arm = rig, settings, out, rig.arm
+        self.board = Board(arm.readers, True, settings.episodes, arm.limits.rate_hz)
+        self.board.max_steps = arm.bridge.loop.max_steps
+        self.log = EpisodeLog(arm.limits)
         self.records: list[dict[str, Any]] = []
         self.store = self._open_store(settings.record) if settings.record else None
-        self.recorder = EpisodeRecorder(self.store) if self.store is not None else None
-        recorders = [] if self.recorder is None else [self.recorder]
-        self.session = rig.session([self.board, self.log, *recorders])
+        self.recorder = [] if self.store is None else [EpisodeRecorder(self.store)]
+        self.session = rig.session([self.board, self.log, *self.recorder])
 
     def run(self) -> bool:
         """Run all episodes; False after a fault. Raises KeyboardInterrupt after Ctrl-C, with the arm stopped."""
@@ -147,9 +132,8 @@ class LiveSession:
                 if fault or stop.asked():
                     break
         if fault:
-            print(
-                f"FAULT: {fault}\n{self.session.runtime.known} Look at it before anything else.", flush=True
-            )
+            known = f"{self.session.runtime.known} Look at it before anything else."
+            print(f"FAULT: {fault}\n{known}", flush=True)
         print(f"{self.board.successes} of {len(self.records)} episodes succeeded: {summary}", flush=True)
         if stop.interrupted:
             raise KeyboardInterrupt
@@ -187,7 +171,7 @@ class LiveSession:
                 if there and (start := operator.lay(seed)) is not None:  # on the emulator
                     there = session.go_to(start)
                 board.doing = WAITING
-                return session.act(self.max_steps) if there else None
+                return session.act(board.max_steps) if there else None
         except EnvError as error:  # the arm has been stopped by who raised it
             return Outcome("fault", str(error))
         finally:
@@ -197,24 +181,19 @@ class LiveSession:
         log, actor, watchdog = self.log, self.rig.policy.actor, self.session.runtime.loop.watchdog
         self.board.judged += 1
         self.board.successes += success
-        if self.recorder is not None:
-            self.recorder.finish(success=success, seed=seed, cause=CAUSES.index(outcome.cause))
+        for recorder in self.recorder:
+            recorder.finish(success=success, seed=seed, cause=CAUSES.index(outcome.cause))
         log.write(self.out / "episodes" / f"episode_{i:04d}", f"episode {i}, {outcome.cause}")
-        found, disagreement = log.summary(), actor.mean_disagreement
-        record: dict[str, Any] = {
+        found = log.summary()
+        self.records.append({
             "episode": i, "seed": seed, "success": success, "cause": outcome.cause, "fault": outcome.fault,
             "steps": len(log.actions), "verdicts": found["verdicts"], "reasons": found["reasons"],
-            "changes": [[s.value, list(why)] for _, s, why in watchdog.history], "policy_seed": actor.seed,
-            **(log.timing(outcome.result) if outcome.result is not None else {}),
-            **({} if disagreement is None else {"disagreement": round(disagreement, 6)}),
-        }  # fmt: skip
+            "changes": [[s.value, list(why)] for _, s, why in watchdog.history],
+            **(log.timing(outcome.result) if outcome.result is not None else {}), **sampled(actor),
+        })  # fmt: skip
         watchdog.history.clear()
-        self.records.append(record)
-        print(
-            f"episode {i + 1} of {self.settings.episodes} (seed {seed}): {'success' if success else 'no success'}, "
-            f"{record['steps']} decisions, {outcome.cause}",
-            flush=True,
-        )
+        ended = f"{'success' if success else 'no success'}, {len(log.actions)} decisions, {outcome.cause}"
+        print(f"episode {i + 1} of {self.settings.episodes} (seed {seed}): {ended}", flush=True)
 
     def _open_store(self, path: str) -> EpisodeStore:
         """Open the store that every episode is appended to. DatasetError, UserError: another dataset."""
@@ -228,9 +207,8 @@ class LiveSession:
 
     def _write_summary(self, path: Path) -> None:
         arm = self.rig.arm
-        value = {
+        write_json(path, {
             "robot": arm.bench.name, "checkpoint": self.rig.source.name, "emulated": arm.scene is not None,
             "speed": arm.bridge.speed, "episodes": len(self.records), "successes": self.board.successes,
             "records": self.records,
-        }  # fmt: skip
-        write_json(path, value)
+        })  # fmt: skip

@@ -28,16 +28,13 @@ def run_emulate(cfg: DictConfig) -> None:
     config = read(EmulatorConfig, {**node, "env": {"robot": cfg.robot.name, **plain(cfg.env)}})
     require_simulator()
     ports = PORTS[which]()
-    asyncio.run(serve(config, ports, lambda: print(_greeting(ports), flush=True)))
-    print("emulator: stopped")
-
-
-def _greeting(ports: Ports) -> str:
     port = "" if ports.side == Ports.side else f" bridge.emulator.port={ports.side}"
     numbers = ", ".join(f"{name} {number}" for name, number in asdict(ports).items())
-    return (
+    greeting = (
         f"emulated xArm7 on {HOST}: {numbers}\n"
         "In another terminal, a dry run; add --live and the arm moves:\n"
         f"    s2robot deploy checkpoint=<folder> robot=xarm7 robot.ip={HOST} bridge=emulator{port}\n"
         "Ctrl-C ends it."
     )
+    asyncio.run(serve(config, ports, lambda: print(greeting, flush=True)))
+    print("emulator: stopped")

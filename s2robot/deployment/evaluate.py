@@ -1,11 +1,7 @@
 """Success of a policy on an arm, over the positions that every simulated evaluation has.
 
-    s2robot evaluate --live evaluate=arm checkpoint=<folder> robot.ip=192.168.1.200
-    s2robot evaluate --live evaluate=arm checkpoint=<folder> bridge=emulator     # beside a running `s2robot emulate`
-
-The operator lays each cube where it is asked for, says when the arm may move, and judges; the emulator asks nobody. The
-policy acts as in `s2robot deploy`. A fault fails its episode: the arm is stopped, and the operator is asked before the
-next one. Each record is on disk when its episode ends; the same command in the same run folder resumes.
+The operator lays each cube, says when the arm may move, and judges; the emulator asks nobody. A fault fails its episode:
+the arm is stopped, and the operator is asked before the next one. The same command in the same run folder resumes.
 """
 
 import hashlib
@@ -29,7 +25,7 @@ from s2robot.deployment.arm import Scene
 from s2robot.deployment.operator import KEYS_HELP, check_operator
 from s2robot.deployment.session import Rig
 from s2robot.deployment.settings import Bridge
-from s2robot.deployment.trace import EpisodeLog
+from s2robot.deployment.trace import EpisodeLog, sampled
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.evaluation.evaluate import facts, world_changes, world_seen_by
@@ -57,14 +53,12 @@ class ArmEvaluationSettings(Settings, at="evaluate", file="evaluate/arm"):
 def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
     """Evaluate a checkpoint; write what a simulated evaluation writes to `out`, and return the summary.
 
-    Raises:
-        UserError, EnvError: a wrong setting, something that the pre-flight rejects, an operator who said no, or an
-            arm that does not come to the start of an episode; ended episodes are on disk.
-        KeyboardInterrupt: the operator stopped the arm; likewise.
+    UserError, EnvError: a wrong setting, something that the pre-flight rejects, an operator who said no, or an arm that
+    does not come to the start of an episode. KeyboardInterrupt: the operator stopped the arm. Ended episodes are on disk.
     """
     if not cfg.live:
-        why = "an evaluation moves the arm (`s2robot deploy` has a dry run)"
-        raise UserError(f"live: expected true (`--live`), since {why}, got false")
+        why = "since an evaluation moves the arm (`s2robot deploy` has a dry run)"
+        raise UserError(f"live: expected true (`--live`), {why}, got false")
     settings = read(ArmEvaluationSettings, cfg.evaluate)
     check_operator(read(Bridge, cfg.bridge))
     with ExitStack() as stack:
@@ -74,21 +68,16 @@ def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
 
 
 class ArmEvaluation:
-    """All episodes of one evaluation.
+    """All episodes of one evaluation on a checked rig; `asked`: `operator` and `read_keys` of `ArmSession`.
 
-    Args:
-        rig: connected and checked.
-        settings: of the verb.
-        world: the simulated one, for its positions, rate and length of an episode.
-        out: run folder.
-        asked: `operator` and `read_keys` of `ArmSession`.
+    world: the simulated one, for its positions, rate and length of an episode.
     """
 
     def __init__(
         self, rig: Rig, settings: ArmEvaluationSettings, world: CubePickConfig, out: Path, **asked: Any
     ):
         self.rig, self.settings, self.out = rig, settings, out
-        contract, arm = rig.policy.contract, rig.arm
+        contract, arm, own = rig.policy.contract, rig.arm, rig.source.checkpoint
         self.config = world_seen_by(world, contract, rig.policy.image_size, "rate_hz")
         check_world(self.config, arm.scene)
         positions = range(settings.seed, settings.seed + settings.episodes)
@@ -99,7 +88,6 @@ class ArmEvaluation:
         self.changes = world_changes(contract.get("env_config", {}), self.config)
         self.world = EMULATED if arm.scene else ARM
         # the policy's; None where another machine has it
-        own = rig.source.checkpoint
         self.spec = read_json(Path(own) / "policy.json")["spec"] if own else None
         self.log = EpisodeLog(arm.limits, settings.videos)
         self.session = rig.session([self.log], **asked)
@@ -107,7 +95,6 @@ class ArmEvaluation:
         self.timing: dict[str, float] = defaultdict(float)  # s
 
     def run(self) -> dict[str, Any]:
-        """See `evaluate_on_arm`."""
         start, episodes = time.monotonic(), self.settings.episodes
         if self.changes:
             print(f"note: this world is not the demos': {'; '.join(self.changes)}")
@@ -124,7 +111,11 @@ class ArmEvaluation:
             print(f"{done} of {episodes} episodes are done; hydra.run.dir={self.out} resumes", flush=True)
             raise
         self.timing["wall"] = time.monotonic() - start
-        records = [self._filmed(self.journal.records[e]) for e in range(episodes)]
+        records = []
+        for e in range(episodes):
+            video = VIDEO.format(e)
+            there = (self.out / video).exists()
+            records.append({**self.journal.records[e], "video": video if there else None})
         write_records(records, self.journal.path)
         summary = self._summary(records)
         write_json(self.out / "summary.json", summary)
@@ -151,7 +142,7 @@ class ArmEvaluation:
         self.timing["acting"] += ended - session.begun
         if outcome.result is not None:
             self.timing["policy"] += float(outcome.result.latencies.sum())
-        success, disagreement = not outcome.fault and operator.success(), actor.mean_disagreement
+        success = not outcome.fault and operator.success()
         operator.trouble = outcome.fault
         self._write({
             "episode": episode, "seed": seed, "cube_xy": [round(float(v), 5) for v in placing.cube_xy],
@@ -161,70 +152,54 @@ class ArmEvaluation:
             "time_to_success_s": round(ended - session.begun, 3) if success and operator.t_end else None,
             "closest_m": None if operator.closest is None else round(operator.closest, 5), "video": None,
             "world": self.world, "speed": self.rig.arm.bridge.speed, "fault": outcome.fault, "holds": log.holds,
-            "verdicts": dict(log.verdicts), "policy_seed": actor.seed,
-            **({} if disagreement is None else {"disagreement": round(disagreement, 6)}),
+            "verdicts": dict(log.verdicts), **sampled(actor),
         })  # fmt: skip
 
     def _write(self, record: dict[str, Any]) -> None:
         """The record on disk, with its actions, and the video."""
-        log, settings = self.log, self.settings
+        log, settings, number = self.log, self.settings, record["episode"]
         self.journal.append(record, np.stack(log.actions) if log.actions else np.zeros((0, 8), np.float32))
         done = [r for e, r in self.journal.records.items() if e < settings.episodes]
-        outcome = "success" if record["success"] else "no success"
+        ended = f"{'success' if record['success'] else 'no success'}, {record['steps']} steps"
         fault = f", FAULT: {record['fault']}" if record["fault"] else ""
-        print(
-            f"episode {record['episode'] + 1} of {settings.episodes} (seed {record['seed']}): {outcome}, "
-            f"{record['steps']} steps{fault}; {sum(r['success'] for r in done)} of {len(done)} succeeded",
-            flush=True,
-        )
+        counts = f"{sum(r['success'] for r in done)} of {len(done)} succeeded"
+        where = f"episode {number + 1} of {settings.episodes} (seed {record['seed']})"
+        print(f"{where}: {ended}{fault}; {counts}", flush=True)
         if settings.videos:
             loop = self.session.runtime.loop
-            last = loop.sensors.observe(self.config.image_size)["images"]
-            path, frames = self.out / VIDEO.format(record["episode"]), [*log.frames, last]
-            write_video(path, frames, record, rate=loop.config.policy_hz, height=settings.video_size)
-
-    def _filmed(self, record: dict[str, Any]) -> dict[str, Any]:
-        name = VIDEO.format(record["episode"])
-        return {**record, "video": name if (self.out / name).exists() else None}
+            frames = [*log.frames, loop.sensors.observe(self.config.image_size)["images"]]
+            path, rate = self.out / VIDEO.format(number), loop.config.policy_hz
+            write_video(path, frames, record, rate=rate, height=settings.video_size)
 
     def _identity(self) -> dict[str, Any]:
         """Everything that decides an episode besides its number."""
-        source, contract, arm = self.rig.source, self.rig.policy.contract, self.rig.arm
-        text = json.dumps(contract, sort_keys=True).encode()
+        own, contract, arm = self.rig.source.checkpoint, self.rig.policy.contract, self.rig.arm
+        remote = hashlib.sha256(json.dumps(contract, sort_keys=True).encode()).hexdigest()
         return {
-            "world": self.world,
-            "robot.ip": arm.bench.ip if self.world == ARM else None,
-            "policy": policy_sha256(Path(source.checkpoint))
-            if source.checkpoint
-            else hashlib.sha256(text).hexdigest(),
+            "world": self.world, "robot.ip": arm.bench.ip if self.world == ARM else None,
+            "policy": policy_sha256(Path(own)) if own else remote,
             "policy.spec": self.spec,  # execute, ensemble and steps of a head leave the weights as they are
-            "encoder": contract["encoder"]["fingerprint"],
-            "evaluate.seed": self.settings.seed,
-            "env": self.config.model_dump(),
-            "bridge": arm.bridge.described(),
-        }
+            "encoder": contract["encoder"]["fingerprint"], "evaluate.seed": self.settings.seed,
+            "env": self.config.model_dump(), "bridge": arm.bridge.described(),
+        }  # fmt: skip
 
     def _summary(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             **summarise(records),
             **facts(self.config, self.rig.policy.contract, self.changes, self.settings.seed),
             **({"success_rule": "the operator's judgement"} if self.world == ARM else {}),
-            "world": self.world,
-            "faults": sum(bool(r["fault"]) for r in records),
-            "holds": sum(r["holds"] for r in records),
-            "policy": self.spec or {"url": self.rig.source.url},
+            "world": self.world, "faults": sum(bool(r["fault"]) for r in records),
+            "holds": sum(r["holds"] for r in records), "policy": self.spec or {"url": self.rig.source.url},
             "bridge": self.rig.arm.bridge.described(),
             "timing": {f"{name}_s": round(seconds, 2) for name, seconds in self.timing.items()},
-        }
+        }  # fmt: skip
 
 
 def check_world(config: CubePickConfig, scene: Scene | None) -> None:
     """Reject settings that only a simulated world could follow."""
-    if scene is None:
-        there, names, whose = CubePickConfig().model_dump(), _LOOKS, "on an arm, where nothing is drawn"
-    else:
-        there = scene.world()
-        names, whose = _LOOKS + _JUDGED, "as the running `s2robot emulate` has it"
+    there, names, whose = CubePickConfig().model_dump(), _LOOKS, "on an arm, where nothing is drawn"
+    if scene is not None:
+        there, names, whose = scene.world(), _LOOKS + _JUDGED, "as the running `s2robot emulate` has it"
     for name in names:
         if getattr(config, name) != there[name]:
             raise UserError(f"env.{name}: expected {there[name]} {whose}, got {getattr(config, name)}")

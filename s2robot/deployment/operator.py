@@ -23,9 +23,8 @@ def check_operator(bridge: Bridge, asked: bool = False) -> None:
     """Reject a real arm, or with `asked` any, without a person at a terminal: a pipe gives no consent."""
     if not sys.stdin.isatty() and (asked or not bridge.emulated):
         hint = " (confirm=false skips this, for the emulator only)" if bridge.emulated else ""
-        raise UserError(
-            f"standard input: expected a terminal, for the operator to be asked before the arm moves{hint}"
-        )
+        what = "a terminal, for the operator to be asked before the arm moves"
+        raise UserError(f"standard input: expected {what}{hint}")
 
 
 # What a terminal sends for arrows and function keys: its letters were not typed, and A would move the arm. After a bare
@@ -89,7 +88,6 @@ class WatchingOperator:
         operator: who answers.
         stop: requested by space and q. Ctrl-C brakes while the arm may move, and ends the session at once otherwise.
         end: ends the episode under way; called by a key.
-        read_keys: calls a function with each key while its context lasts.
         take_key: takes each key of an episode in place of these.
 
     Attributes, of the episode under way: `acting` (keys count), `refused` (the operator said no), `t_end` (s,
@@ -98,13 +96,9 @@ class WatchingOperator:
     """
 
     def __init__(
-        self,
-        operator: Operator,
-        stop: Stop,
-        end: Callable[[], None] = lambda: None,
-        read_keys: Keys = keys,
+        self, operator: Operator, stop: Stop, end: Callable[[], None] = lambda: None, read_keys: Keys = keys,
         take_key: Callable[[str], None] | None = None,
-    ):
+    ):  # fmt: skip
         self._operator = operator
         self._stop, self._end, self._read_keys, self._take_key = stop, end, read_keys, take_key
         self._keys: ExitStack | None = None
@@ -112,7 +106,6 @@ class WatchingOperator:
         self.begin()
 
     def begin(self) -> None:
-        """Start an episode."""
         self.refused = self.acting = False
         self.t_end: float | None = None
         self._verdict: bool | None = None
@@ -132,7 +125,6 @@ class WatchingOperator:
         self._stop.moving = brakes
 
     def on_key(self, key: str) -> None:
-        """Take a key."""
         if self._take_key is not None:
             if self.acting:
                 self._take_key(key)
@@ -148,14 +140,12 @@ class WatchingOperator:
         return getattr(self._operator, name)
 
     def free(self, fault: tuple[str, ...]) -> bool:
-        trouble = (self.trouble,) if self.trouble else ()
-        return self._before_motion(lambda: self._operator.free(fault or trouble))
+        return self._before_motion(lambda: self._operator.free(fault or (self.trouble,) * bool(self.trouble)))
 
     def place(self, placing: Placing) -> bool:
         return self._before_motion(lambda: self._operator.place(placing))
 
     def ended(self) -> bool:
-        """See `Operator`; by key, too."""
         over = self._verdict is not None or self._operator.ended()
         if over:
             self.t_end = self.t_end or time.monotonic()

@@ -1,9 +1,4 @@
-"""The screen while the arm moves: a panel on a terminal, plain lines elsewhere.
-
-board = Board(readers, live=True, episodes=5, rate_hz=100)   # a subscriber of the control loop
-with board.shown():
-    loop.run(80)
-"""
+"""The screen while the arm moves: a panel on a terminal, plain lines elsewhere."""
 
 import threading
 from collections import deque
@@ -71,10 +66,8 @@ class Board(Subscriber):
             rate = f"{(len(beats) - 1) / max(beats[-1] - beats[0], 1e-9):.0f} of {self._rate:g} Hz"
         verdict, changed = self._verdict, self._changed
         text = "none" if self.doing or verdict is None else verdict.name
-        if text != "none" and changed and now - changed[0] <= _RECENT_S:
-            text = (
-                f"PASS ({now - changed[0]:.1f} s ago {changed[1]})" if verdict == Verdict.PASS else changed[1]
-            )
+        if text != "none" and changed and (ago := now - changed[0]) <= _RECENT_S:
+            text = f"PASS ({ago:.1f} s ago {changed[1]})" if verdict == Verdict.PASS else changed[1]
         rows = {
             "state": self.doing or self._state.value,
             "episode": f"{self.episode} of {self._episodes}, step {self.step} of {self.max_steps}",
@@ -113,6 +106,6 @@ class Board(Subscriber):
         table.add_column(style="bold")
         for name, value in self.rows().items():
             table.add_row(name, escape(value), style=_STYLES.get(value, "") if name == "state" else "")
-        title = "LIVE: the arm may move" if self._live else "dry run: nothing is sent"
-        colour = "red" if self._live else "blue"
+        live = "LIVE: the arm may move", "red"
+        title, colour = live if self._live else ("dry run: nothing is sent", "blue")
         return Panel(table, title=title, subtitle="space, q or Ctrl-C: stop", border_style=colour)

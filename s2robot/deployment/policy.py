@@ -20,9 +20,7 @@ class Policy:
     """The policy that acts."""
 
     act: Callable[[Mapping], np.ndarray]  # observation -> float32 (8,)
-    actor: (
-        Any  # an `Actor`, or a `RemotePolicy`: plans, is reset, and stores an episode's seed and disagreement
-    )
+    actor: Any  # `Actor` or `RemotePolicy`: plans, is reset, and stores an episode's seed and disagreement
     contract: dict[str, Any]
     image_size: ImageSize  # pixels, of the frames that it expects of each camera
     encoder: str | None  # fingerprint of the encoder that computes; None = the server's
@@ -36,17 +34,14 @@ class Policy:
 def make_policy(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
     """Return the policy of a checkpoint or a server; it is closed with `stack`.
 
-    Raises:
-        UserError, PolicyError, RemoteError: as `load_policy` and `RemotePolicy`, or a policy whose actions or states
-            have other parts than the arm's joints and gripper.
+    UserError, PolicyError, RemoteError: as `load_policy` and `RemotePolicy`, or one of other parts than joints and gripper.
     """
     policy = _local(source, bridge) if source.url is None else _remote(source, bridge, stack)
     for key, what in (("action_parts", "actions"), ("proprio_parts", "proprio")):
         if policy.contract.get(key) is not None:
             given, own = read_parts(policy.contract[key], key), default_parts(key, len(JOINT_NAMES))
             if not same_parts(given, own):
-                text = f"the policy's are {words(given)}, the arm's {words(own)}"
-                raise UserError(f"policy: {what}: {text}")
+                raise UserError(f"policy: {what}: the policy's are {words(given)}, the arm's {words(own)}")
     return policy
 
 
@@ -60,9 +55,8 @@ def _local(source: PolicySettings, bridge: Bridge) -> Policy:
     actor, encoder, contract = load_policy(str(source.checkpoint), source.device, source.weights)
     members, limit = actor.batch.policy.spec.members, bridge.watchdog.disagreement
     if limit is not None and members == 1:
-        raise UserError(
-            f"bridge.watchdog.disagreement: expected null for a policy of one member, got {limit}"
-        )
+        expected = "null for a policy of one member"
+        raise UserError(f"bridge.watchdog.disagreement: expected {expected}, got {limit}")
 
     def act(observation: Mapping) -> np.ndarray:
         action = actor.act(observation)

@@ -1,16 +1,14 @@
 """The pre-flight of a deployment: does this policy fit this arm? A line for each check, and a picture; nothing moves.
 
-    findings = check_all(policy, arm, demos, picture, live)
-    ready = not any(finding.stops for finding in findings)
-
-No check ends the others. What a check cannot know is a warning, never an "ok". The views of the cameras are compared
-with the demos' by the correlation of blurred images. That finds flips and exchanged cameras, and says little about a
-camera that moved by centimetres: for that there is the picture.
+No check ends the others. What a check cannot know is a warning, never an "ok". The cameras' views are compared with the
+demos' by the correlation of blurred images, which finds flips and exchanged cameras; a camera that moved by centimetres
+is seen in the picture alone.
 """
 
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -59,23 +57,20 @@ def check_all(
     """Check contract, arm, observation, views and latency; write `picture`.
 
     Args:
-        arm: read now.
         demos: whose images the cameras' are compared with.
         live: whether the arm is to move: exchanged cameras then stop it.
     """
-    failed, limits, size = arm.failed, arm.limits, policy.image_size
-    state, speed = arm.driver.read(), arm.bridge.speed
+    limits, size, state = arm.limits, policy.image_size, arm.driver.read()
     # fewer than two commands between two decisions are no path
     rate = min(policy.rate_hz, limits.rate_hz / 2)
-    findings = check_contract(policy.contract, rate, arm.cameras, size, policy.encoder) + failed
+    findings = check_contract(policy.contract, rate, arm.cameras, size, policy.encoder) + arm.failed
     findings += check_pace(arm.bridge, limits, rate) + _check_arm(limits, state)
     latest = {name: reader.latest() for name, reader in arm.readers.items()}
     images = {name: fitted(f.image, size_of(size, name)) for name, f in latest.items() if f is not None}
     observation = {"images": images, "proprio": np.append(state.q, state.gripper).astype(np.float32)}
-    findings += check_observation(observation, limits)
-    findings += check_views(demos, policy, images, picture, live)
+    findings += check_observation(observation, limits) + check_views(demos, policy, images, picture, live)
     if not any(f.stops for f in findings):  # a policy does not plan from what it cannot see
-        findings.append(_check_latency(policy, observation, rate * speed))
+        findings.append(_check_latency(policy, observation, rate * arm.bridge.speed))
     return findings
 
 
@@ -83,43 +78,36 @@ def check_contract(
     contract: Mapping[str, Any], rate_hz: float, cameras: Mapping[str, Camera], image_size: ImageSize,
     encoder: str | None = None,
 ) -> list[Finding]:  # fmt: skip
-    """Check a checkpoint against an arm and its cameras.
+    """Check a checkpoint's contract against an arm and its cameras.
 
     Args:
-        contract: of the checkpoint.
         rate_hz: decisions a second that the arm can follow.
-        cameras: by the policy's names.
         image_size: of the frames that the policy expects, pixels.
         encoder: the fingerprint of the encoder that will compute; None = the server's, which checks it itself.
     """
     # the simulator puts the number of the robot in front of its names
     joints = [str(name).removeprefix("robot0_") for name in contract["joint_names"]]
-    compared = {
-        "robot": (contract["robot"], "xarm7"),
-        "joints": (", ".join(joints), ", ".join(JOINT_NAMES)),
-        "rate": (f"{float(contract['rate_hz']):g} Hz", f"{rate_hz:g} Hz"),
-        "action frame": (contract["action_frame"], ACTION_FRAME),
-        "encoder": (contract["encoder"]["fingerprint"], encoder or contract["encoder"]["fingerprint"]),
-    }
-    findings = [
-        Finding(OK, check, str(found))
-        if wanted == found
-        else Finding(STOP, check, f"the policy expects '{wanted}', got '{found}'")
-        for check, (wanted, found) in compared.items()
-    ]
-    geometry = contract.get("camera_geometry") or {}
+    own, rate = contract["encoder"]["fingerprint"], float(contract["rate_hz"])
+    geometry, findings = contract.get("camera_geometry") or {}, []
+    for check, wanted, found in (
+        ("robot", contract["robot"], "xarm7"),
+        ("joints", ", ".join(joints), ", ".join(JOINT_NAMES)),
+        ("rate", f"{rate:g} Hz", f"{rate_hz:g} Hz"),
+        ("action frame", contract["action_frame"], ACTION_FRAME),
+        ("encoder", own, encoder or own),
+    ):
+        text = found if wanted == found else f"the policy expects '{wanted}', got '{found}'"
+        findings.append(Finding(OK if wanted == found else STOP, check, text))
     for name in contract["cameras"]:
         if name in cameras:  # one that failed has a finding already
-            size = size_of(image_size, name)
-            findings += _camera(
-                name, cameras[name], geometry.get(name) or {}, size, float(contract["rate_hz"])
-            )
+            about = _camera(cameras[name], geometry.get(name) or {}, size_of(image_size, name), rate)
+            findings += [Finding(level, f"camera {name}", text) for level, text in about]
     return findings
 
 
 def _camera(
-    name: str, camera: Camera, trained: Mapping[str, Any], wanted: tuple[int, int], rate_hz: float
-) -> list[Finding]:
+    camera: Camera, trained: Mapping[str, Any], wanted: tuple[int, int], rate_hz: float
+) -> list[tuple[str, str]]:
     size, found = f"{camera.width} x {camera.height}", []
     if not camera.fps >= rate_hz:
         found.append((STOP, f"{camera.fps:g} frames a second are less than {rate_hz:g} steps"))
@@ -127,7 +115,7 @@ def _camera(
         # from demos whose frames were cut to squares, the policy knows squares
         height, width = wanted if wanted[0] == wanted[1] else trained["size"]
         if not math.isclose(camera.width / camera.height, width / height, rel_tol=ASPECT_TOLERANCE):
-            width, height = trained["size"][::-1]
+            height, width = trained["size"]
             text = f"frames of {size} have another shape than the demos' {width} x {height}; crop them"
             found.append((STOP, text))
     else:
@@ -141,9 +129,7 @@ def _camera(
     elif not math.isclose(camera.fovy, trained["fovy"], rel_tol=FOVY_TOLERANCE):
         text = f"a vertical field of view of {camera.fovy:g} degrees, the demos' is {trained['fovy']:g}"
         found.append((STOP, text))
-    return [
-        Finding(lv, f"camera {name}", text) for lv, text in found or [(OK, f"{size} at {camera.fps:g} Hz")]
-    ]
+    return found or [(OK, f"{size} at {camera.fps:g} Hz")]
 
 
 def check_pace(bridge: Bridge, limits: ArmLimits, rate_hz: float) -> list[Finding]:
@@ -161,29 +147,27 @@ def check_pace(bridge: Bridge, limits: ArmLimits, rate_hz: float) -> list[Findin
 
 
 def _check_arm(limits: ArmLimits, state: ArmState) -> list[Finding]:
-    findings = []
-    if state.error:
-        text = f"reports error {state.error}; look at it, then clear it in UFACTORY Studio"
-        findings.append(Finding(STOP, "arm", text))
+    text = f"reports error {state.error}; look at it, then clear it in UFACTORY Studio"
+    found = [(STOP, text)] if state.error else []
     try:
         SafetyFilter(limits, ArmPoints("xarm7")).reset(state.q)
-        findings.append(Finding(OK, "arm", "stands within joint limits, workspace and above the table"))
+        found.append((OK, "stands within joint limits, workspace and above the table"))
     except EnvError as error:
-        findings.append(Finding(STOP, "arm", str(error)))
-    return findings
+        found.append((STOP, str(error)))
+    return [Finding(level, "arm", text) for level, text in found]
 
 
 def check_observation(observation: Mapping[str, Any], limits: ArmLimits) -> list[Finding]:
     """Check a first real observation: frames that show something, and possible joints."""
     findings, frames = [], observation["images"]
     for name, frame in frames.items():
-        mean, level, text = float(frame.mean()), STOP, ""
+        mean = float(frame.mean())
+        level, text = OK, f"{frame.shape[1]} x {frame.shape[0]}, mean {mean:.0f} of 255"
         if frame.min() == frame.max():
-            text = f"every pixel is {frame.min()}: no picture"
+            level, text = STOP, f"every pixel is {frame.min()}: no picture"
         elif not DARK <= mean <= BRIGHT:
-            text = f"too {'dark' if mean < DARK else 'bright'} to see anything (mean {mean:.0f} of 255)"
-        else:
-            level, text = OK, f"{frame.shape[1]} x {frame.shape[0]}, mean {mean:.0f} of 255"
+            what = "dark" if mean < DARK else "bright"
+            level, text = STOP, f"too {what} to see anything (mean {mean:.0f} of 255)"
         findings.append(Finding(level, f"frame {name}", text))
     for a, b in combinations(frames, 2):
         if np.array_equal(frames[a], frames[b]):
@@ -195,10 +179,8 @@ def check_observation(observation: Mapping[str, Any], limits: ArmLimits) -> list
         for name, found, least, most in zip(names, observation["proprio"], low, high, strict=True)
         if not least <= found <= most
     ]
-    return [
-        *findings,
-        Finding(STOP if wrong else OK, "proprio", "; ".join(wrong) or "joints within their limits"),
-    ]
+    text = "; ".join(wrong) or "joints within their limits"
+    return [*findings, Finding(STOP if wrong else OK, "proprio", text)]
 
 
 def _check_latency(policy: Policy, observation: Mapping, rate_hz: float) -> Finding:
@@ -233,8 +215,7 @@ def check_views(
     demos: DemosSettings, policy: Policy, frames: Mapping[str, np.ndarray], picture: Path, live: bool
 ) -> list[Finding]:
     """Compare the cameras' frames with the demos'; write `picture`."""
-    findings: list[Finding] = []
-    images: dict[str, np.ndarray] = {}
+    findings, images = list[Finding](), dict[str, np.ndarray]()
     try:
         store = EpisodeStore.open(demos.folder())
         if (policy.contract.get("dataset") or {}).get("fingerprint") != store.fingerprint:
@@ -254,8 +235,7 @@ def demo_images(
 ) -> dict[str, np.ndarray]:
     """Return first frames of some episodes, drawn again where the demos hold states.  # {camera: uint8 (n, H, W, 3)}
 
-    Raises:
-        UserError: they have to be drawn, and the simulator is not installed.
+    UserError: they have to be drawn, and the simulator is not installed.
     """
     chosen = np.linspace(0, len(store) - 1, min(episodes, len(store))).round().astype(int)
     starts = [store.episode_slice(int(i)).start for i in chosen]
@@ -265,14 +245,11 @@ def demo_images(
     require_simulator()
     from s2robot.envs.tasks import make
 
-    env: Any = make(world_of_demos(store, cameras=cameras, image_size=image_size))
-    try:
-        drawn = []
+    drawn = []
+    with closing(make(world_of_demos(store, cameras=cameras, image_size=image_size))) as env:
         for i in starts:
             env.set_state(store.read("state", i, i + 1)[0])
             drawn.append(env.render_cameras())
-    finally:
-        env.close()
     return {c: np.stack([images[c] for images in drawn]) for c in cameras}
 
 
@@ -283,23 +260,23 @@ def compare_views(
 
     live: the arm is to move; a camera that looks like another one is then no warning but a stop.
     """
-    means = {name: np.mean([_small(x) for x in images], 0) for name, images in demos.items()}
-    findings = []
+    small = lambda image: fitted(image, (SIDE, SIDE)).astype(float)  # noqa: E731  # (SIDE, SIDE, 3)
+    means, findings = {name: np.mean([small(x) for x in images], 0) for name, images in demos.items()}, []
     for name in [name for name in frames if name in means]:
-        check, small = f"view {name}", _small(frames[name])
-        plain = _correlation(small, means[name])
-        others = {f"what '{o}' saw": _correlation(small, mean) for o, mean in means.items() if o != name}
-        turned = {what: _correlation(turn(small), means[name]) for what, turn in _TURNS.items()}
+        seen = small(frames[name])
+        level, plain = WARNING, _correlation(seen, means[name])
+        others = {f"what '{o}' saw": _correlation(seen, mean) for o, mean in means.items() if o != name}
+        turned = {what: _correlation(turn(seen), means[name]) for what, turn in _TURNS.items()}
         what, best = max((others | turned).items(), key=lambda item: item[1])
         if best > plain + MARGIN:
             text = f"looks {'like ' if what in others else ''}{what} (correlation {best:.2f}, as it is {plain:.2f})"
-            exchanged = what in others and best >= LOW
-            findings.append(Finding(STOP if live and exchanged else WARNING, check, text))
+            if live and what in others and best >= LOW:
+                level = STOP
         elif plain < LOW:
             text = f"looks unlike the demos (correlation {plain:.2f}); compare the pictures"
-            findings.append(Finding(WARNING, check, text))
         else:
-            findings.append(Finding(OK, check, f"looks like the demos (correlation {plain:.2f})"))
+            level, text = OK, f"looks like the demos (correlation {plain:.2f})"
+        findings.append(Finding(level, f"view {name}", text))
     return findings
 
 
@@ -307,23 +284,18 @@ def draw_views(frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray]
     """Draw a row for each camera: its frame, a demo's, and both over each other."""
     figure = Figure(figsize=(9, 3.1 * len(frames)), layout="constrained", dpi=90)
     rows = figure.subplots(len(frames), 3, squeeze=False)
+    for axes in rows.ravel():
+        axes.set_axis_off()
     for row, (name, frame) in zip(rows, frames.items(), strict=True):
         images = {f"{name}, now": frame}
         if name in demos:
             demo = fitted(demos[name][0], (frame.shape[0], frame.shape[1]))
             both = ((frame.astype(np.uint16) + demo) // 2).astype(np.uint8)
             images |= {f"{name}, in a demo": demo, "both: edges should meet": both}
-        for axes in row:
-            axes.set_axis_off()
         for axes, (title, image) in zip(row, images.items(), strict=False):
             axes.set_title(title, fontsize=10)
             axes.imshow(image)
     save_figure(figure, path)
-
-
-def _small(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) -> float (SIDE, SIDE, 3)."""
-    return fitted(image, (SIDE, SIDE)).astype(float)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

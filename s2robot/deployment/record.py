@@ -1,17 +1,11 @@
 """Demonstrations and corrections on an arm, into the store that simulated ones go to.
 
-    s2robot record recording=teach robot.ip=192.168.1.200 out=demos.zarr      # the arm is led by hand
-    s2robot record recording=teleop robot.ip=192.168.1.200 out=demos.zarr
-    s2robot record recording=dagger checkpoint=<folder> demos.path=teleop.zarr robot.ip=192.168.1.200
-    s2robot record recording=teleop bridge=emulator out=demos.zarr            # beside a running `s2robot emulate`
-
-For each episode the operator is asked before the arm goes to its start, and again when the cube is to be laid, which
-is where the simulated episode of that seed has it. Afterwards: did it succeed, is it kept? Episodes are appended, so a
-session may be interrupted and resumed.
+For each episode the operator is asked before the arm goes to its start, and again when the cube is to be laid where the
+simulated episode of that seed has it. Afterwards: did it succeed, is it kept? Episodes are appended, so a session may be
+interrupted and resumed.
 
 In DAgger a policy acts; space takes over and gives back. An episode in which the person acted goes into a copy of the
-policy's demos, with the policy's own steps marked as `perturbed`, which are never imitated. Nothing jumps at a
-hand-over: the person starts at the commanded joints, and the gripper stays as it was.
+policy's demos, with the policy's own steps marked as `perturbed`, which are never imitated.
 """
 
 from collections.abc import Iterable
@@ -39,7 +33,6 @@ from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.frames import as_image_size
 from s2robot.envs.real.arms.driver import OK
 from s2robot.envs.real.arms.geometry import ToolIK
-from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import Verdict
 from s2robot.envs.real.control.subscriber import EpisodeRecorder
 from s2robot.envs.real.operator.prompts import Operator
@@ -76,23 +69,14 @@ class RecordingSettings(Settings):
 
 
 class ArmRecording:
-    """`s2robot record` with `recording=teach`, `teleop` or `dagger`.
-
-    Args:
-        cfg: of the verb.
-        operator: who is asked; a person on the terminal, or the emulator's, if not given.
-        read_keys: calls a function with each key while its context lasts.
-
-    Raises:
-        UserError, DatasetError: a wrong setting; demos that are no images.
-    """
+    """`s2robot record` with `recording=teach`, `teleop` or `dagger`; `operator` and `read_keys` as of `ArmSession`."""
 
     def __init__(self, cfg: DictConfig, operator: Operator | None = None, read_keys: Keys = keys):
         self.settings, self.person = read_some(RecordingSettings, cfg), _read_person(cfg)
-        self.bench = read_bench(cfg)
-        self.controls = Controls(shared=self.settings.kind == "dagger")
-        self.handover = self.controls if self.settings.kind == "dagger" else None
-        self.demos = self._open_demos(cfg) if self.handover else None
+        self.bench, self.by_hand = read_bench(cfg), self.person.device == "hand"
+        self.corrects = self.settings.kind == "dagger"
+        self.controls = Controls(shared=self.corrects)
+        self.demos = self._open_demos(cfg) if self.corrects else None
         self.world = task_settings(cfg, max_steps=self.person.max_steps)
         if operator is None:
             check_operator(self.bench.bridge)
@@ -101,19 +85,19 @@ class ArmRecording:
     def run(self) -> EpisodeStore:
         """Record all episodes, or let the policy try all positions.
 
-        Raises:
-            UserError, EnvError, PolicyError, DatasetError: a wrong setting, no arm, no camera, another dataset, a
-                policy that does not fit, or a fault of the arm, which is stopped; earlier episodes are on disk.
+        UserError, EnvError, PolicyError, DatasetError: a wrong setting, no arm, no camera, another dataset, a policy that
+        does not fit, or a fault of the arm, which is stopped; earlier episodes are on disk.
         """
         world = self.world
         with ExitStack() as stack:
-            rig = self._connect_rig(stack) if self.handover else None
+            rig = None if self.demos is None else self._connect_rig(stack, self.demos)
             arm = rig.arm if rig else ConnectedArm(self.bench, world.cameras, stack, world.image_size)
             for failed in arm.failed:
                 raise UserError(f"{failed.check}: {failed.text}")
             store = stack.enter_context(self._open_store(arm))
             self.recorder = CorrectionRecorder(store, arm.bridge.speed) if rig else EpisodeRecorder(store)
-            self._start_session(arm, rig, stack)
+            self.session = self._session_on(arm, rig, stack)
+            stack.enter_context(self.session.started())
             kept = 0
             for seed in self._seeds(store):
                 why = self._episode(seed)
@@ -136,12 +120,10 @@ class ArmRecording:
             raise UserError(f"{demos.path}: expected demos of images, {hint}, got {kind}")
         return demos
 
-    def _connect_rig(self, stack: ExitStack) -> Rig:
+    def _connect_rig(self, stack: ExitStack, demos: EpisodeStore) -> Rig:
         """Connect policy and arm for demos, and check them."""
-        cfg, demos = self._cfg, self.demos
-        assert demos is not None
-        own = {"checkpoint": cfg.checkpoint, "weights": cfg.weights, "device": cfg.device}
-        rig = Rig(cfg, stack, PolicySettings(**own, url=None, threads=None))
+        own = {key: self._cfg[key] for key in ("checkpoint", "weights", "device")}
+        rig = Rig(self._cfg, stack, PolicySettings(**own, url=None, threads=None))
         check_contract(
             rig.policy.contract, robot=demos.robot, action_frame=ACTION_FRAME, cameras=list(demos.cameras),
             rate_hz=demos.attrs["rate_hz"],
@@ -149,48 +131,36 @@ class ArmRecording:
         rig.check(self.bench.run_dir / "camera_check.png", live=True)
         return rig
 
-    def _start_session(self, arm: ConnectedArm, rig: Rig | None, stack: ExitStack) -> None:
-        """Start the session, and what moves the arm in it."""
-        world, demos, controls = self.world, self.demos, self.controls
+    def _session_on(self, arm: ConnectedArm, rig: Rig | None, stack: ExitStack) -> ArmSession:
+        """Return the session, with what moves the arm in it."""
+        world, demos, controls, person = self.world, self.demos, self.controls, self.person
         if rig is None or demos is None:
             # a person who reverses the gripper means it
             loop = arm.bridge.loop_config(world.rate_hz, world.image_size, live=True, gripper_hold=0)
         else:  # slower than the demos where the bridge is; an action is what it was
             loop = rig.loop_config(True, as_image_size(camera_sizes(demos, demos.cameras)))
         self.teleoperator, on_key = None, controls.on_key
-        if self.person.device != "hand":
-            self.teleoperator, on_key = self._make_teleoperator(arm, loop, stack)
+        if not self.by_hand:
+            mover: Keyboard | SpaceMouse
+            if person.device == "keyboard":
+                mover = Keyboard(controls)
+                on_key = mover.on_key
+            else:
+                mover = SpaceMouse(controls)
+                stack.callback(mover.close)
+            pace = arm.bridge.speed if rig else 1.0
+            self.teleoperator = Teleoperator(
+                mover, controls, ToolIK(), arm.limits, loop.policy_hz, person.speed * pace, person.turn_speed * pace,
+                loop.max_delta,
+            )  # fmt: skip
         asked: dict[str, Any] = {
-            **self._asked,
-            "take_key": on_key,
-            "over": lambda: controls.ended or self._leads,
-        }
-        if rig is None or self.handover is None:
-            self.session = ArmSession(arm, self._act, loop, [self.recorder], **asked)
-        else:
-            policy = rig.policy
-            self.shared = SharedControl(
-                policy.act, policy.actor.reset, self.handover, self.teleoperator, self._commanded
-            )
-            asked |= {"act": self.shared.act, "loop": loop, "disagreement": None}
-            self.session = rig.session([self.recorder, self.shared], **asked)
-        stack.enter_context(self.session.started())
-
-    def _make_teleoperator(
-        self, arm: ConnectedArm, loop: LoopConfig, stack: ExitStack
-    ) -> tuple[Teleoperator, Any]:
-        """Return the teleoperator, and what takes keys."""
-        person, controls, pace = self.person, self.controls, arm.bridge.speed if self.handover else 1.0
-        keyboard = Keyboard(controls)
-        mover: Keyboard | SpaceMouse = keyboard
-        if person.device == "spacemouse":
-            mover = SpaceMouse(controls)
-            stack.callback(mover.close)
-        teleoperator = Teleoperator(
-            mover, controls, ToolIK(), arm.limits, loop.policy_hz, person.speed * pace,
-            person.turn_speed * pace, loop.max_delta,
-        )  # fmt: skip
-        return teleoperator, keyboard.on_key if mover is keyboard else controls.on_key
+            **self._asked, "loop": loop, "take_key": on_key, "over": lambda: controls.ended or self._leads
+        }  # fmt: skip
+        if rig is None:
+            return ArmSession(arm, self._act, subscribers=[self.recorder], **asked)
+        forget = rig.policy.actor.reset
+        self.shared = SharedControl(rig.policy.act, forget, controls, self.teleoperator, self._commanded)
+        return rig.session([self.recorder, self.shared], act=self.shared.act, disagreement=None, **asked)
 
     def _act(self, observation: dict) -> np.ndarray:
         assert self.teleoperator is not None
@@ -202,13 +172,13 @@ class ArmRecording:
     @property
     def _leads(self) -> bool:
         """Whether the person has the arm in hand."""
-        return self.person.device == "hand" and (self.handover is None or self.handover.person)
+        return self.by_hand and self.controls.person
 
     def _open_store(self, arm: ConnectedArm) -> EpisodeStore:
         """Open the dataset `out`. DatasetError, UserError: one that holds something else."""
         wanted, world = self.settings, self.world
         if self.demos is not None:
-            return open_corrections(wanted.out, self.demos, self.first)
+            return open_corrections(wanted.out, self.demos, self.first, arm.readers)
         same = {"source": f"{wanted.kind}, {'emulator' if arm.scene else 'arm'}"}
         return open_store(wanted.out, world.rate_hz, arm.cameras, world.image_size, same, seed=wanted.seed)
 
@@ -234,14 +204,14 @@ class ArmRecording:
         controls, recorder, session = self.controls, self.recorder, self.session
         controls.reset()
         recorder.discard()
-        if self.handover:
+        if self.corrects:
             self.shared.begin()
         elif self.teleoperator:
             self.teleoperator.reset()
         session.begin()
         session.ready(self.world, seed)
-        motion = "Lead the arm by hand." if self.person.device == "hand" else HELP
-        print(f"{motion}   {HANDOVER_HELP if self.handover else CONTROLS_HELP}", flush=True)
+        motion = "Lead the arm by hand." if self.by_hand else HELP
+        print(f"{motion}   {HANDOVER_HELP if self.corrects else CONTROLS_HELP}", flush=True)
         session.operator.watch()
         broken, most = "", self.person.max_steps
         try:
@@ -253,26 +223,25 @@ class ArmRecording:
             session.operator.rest()
         if broken or controls.discarded or not len(recorder):
             return f"{len(recorder)} steps, {broken or 'discarded'}"
-        if self.handover and not any(self.shared.persons):
+        if self.corrects and not any(self.shared.persons):
             return "the policy needed no help"
         success = session.operator.success()
         if not session.operator.keep():
             return "as the operator says"
-        meta: dict[str, Any] = {"persons": self.shared.persons} if self.handover else {}
+        meta: dict[str, Any] = {"persons": self.shared.persons} if self.corrects else {}
         recorder.finish(success=success, seed=seed, **meta)
         return ""
 
     def _lead(self, steps: int) -> str:
         """Let the person lead the arm until it is given back; return why that broke off."""
-        session, recorder = self.session, self.recorder
+        session, recorder, before = self.session, self.recorder, len(self.recorder)
         session.operator.watch(brakes=False)
         session.operator.acting = True
-        if self.handover is None:
-            return teach(session.runtime, self.controls, steps, recorder)
-        self.shared.take()
-        before = len(recorder)
+        if self.corrects:
+            self.shared.take()
         broken = teach(session.runtime, self.controls, steps, recorder)
-        self.shared.led(len(recorder) - before)
+        if self.corrects:
+            self.shared.led(len(recorder) - before)
         return broken
 
 
@@ -284,30 +253,28 @@ class CorrectionRecorder(EpisodeRecorder):
 
     def __init__(self, store: EpisodeStore, speed: float):
         super().__init__(store)
-        self._speed, self._has_cause = speed, "cause" in store.meta_keys  # demos that a deployment recorded
         self._wanted = set(store.keys) - {"perturbed"}
+        self._meta: dict[str, Any] = {"speed": speed}
+        if "cause" in store.meta_keys:  # of demos that a deployment recorded
+            self._meta["cause"] = CAUSES.index("ended")
 
     def on_step(self, step: dict) -> None:
-        action = step["action"]
         led = {
-            "action_raw": action,
-            "action_sent": action,
+            **dict.fromkeys(("action_raw", "action_sent"), step["action"]),
             "verdict": np.uint8(Verdict.PASS),
-            "code": np.int32(OK),
         }
-        super().on_step({key: value for key, value in {**led, **step}.items() if key in self._wanted})
+        both = {**led, "code": np.int32(OK), **step}
+        super().on_step({key: value for key, value in both.items() if key in self._wanted})
 
     def finish(self, persons: Iterable[bool] = (), **meta: Any) -> int:
         """As of `EpisodeRecorder`; `persons`: whether each step is the person's."""
         for step, person in zip(self._steps, persons, strict=True):
             step["perturbed"] = np.uint8(not person)
-        cause = {"cause": CAUSES.index("ended")} if self._has_cause else {}
-        return super().finish(**meta, **cause, speed=self._speed)
+        return super().finish(**meta, **self._meta)
 
 
 def _read_person(cfg: DictConfig) -> PersonSettings:
     if cfg.kind == "dagger":
         return read(PersonSettings, cfg.arm)
-    if cfg.kind == "teach":
-        return PersonSettings(device="hand", max_steps=cfg.max_steps)
-    return read_some(PersonSettings, cfg, "")
+    person = read_some(PersonSettings, cfg, "")
+    return person.replace(device="hand") if cfg.kind == "teach" else person

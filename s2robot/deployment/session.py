@@ -1,9 +1,7 @@
 """A session on an arm: what deployment, evaluation, recording and correction do alike.
 
-rig = Rig(cfg, stack)                    # policy and arm
-rig.check(folder / "camera_check.png", live=True)
 session = rig.session(subscribers)
-with session.started():                          # supervised; signals stop the arm; stopped at the end
+with session.started():
     session.begin()
     session.ready(world, seed)                   # asks, moves to the start, stops, asks for the cube
     outcome = session.act(max_steps)             # the control loop; the arm is stopped afterwards
@@ -49,13 +47,10 @@ class Outcome:
 
 
 class ArmSession(Subscriber):
-    """Episodes on one arm.
+    """Episodes on one connected arm.
 
     Args:
-        arm: connected.
-        act, disagreement: who acts, as of `ControlLoop`.
-        loop: `live=True` moves the arm.
-        subscribers: receive the events of the loop.
+        act, loop, subscribers, disagreement: see `ControlLoop`; no `disagreement` where a person acts.
         operator: who is asked; a person on the terminal, or the emulator's, if not given.
         forget: called before an episode's first observation: what was planned belongs to another one.
         read_keys, take_key: see `WatchingOperator`.
@@ -65,18 +60,12 @@ class ArmSession(Subscriber):
     """
 
     def __init__(
-        self,
-        arm: ConnectedArm,
-        act: Callable[[dict], np.ndarray],
-        loop: LoopConfig,
-        subscribers: Sequence[Subscriber] = (),
-        operator: Operator | None = None,
-        forget: Callable[[], None] = lambda: None,
-        disagreement: Callable[[], float] | None = None,
-        read_keys: Keys = keys,
-        take_key: Callable[[str], None] | None = None,
+        self, arm: ConnectedArm, act: Callable[[dict], np.ndarray], loop: LoopConfig,
+        subscribers: Sequence[Subscriber] = (), operator: Operator | None = None,
+        forget: Callable[[], None] = lambda: None, disagreement: Callable[[], float] | None = None,
+        read_keys: Keys = keys, take_key: Callable[[str], None] | None = None,
         over: Callable[[], bool] | None = None,
-    ):
+    ):  # fmt: skip
         self.arm, self.stop, self.begun, self._forget = arm, Stop(), 0.0, forget
         bridge = arm.bridge
         if disagreement is None and (found := bridge.watchdog.disagreement) is not None:
@@ -87,12 +76,10 @@ class ArmSession(Subscriber):
         )  # fmt: skip
         if operator is None:
             operator = TerminalOperator() if arm.scene is None else arm.scene.operator()
-        self.operator = WatchingOperator(
-            operator, self.stop, self.runtime.loop.request_end, read_keys, take_key
-        )
-        if over is None and not operator.person:  # the emulator's sees a lifted cube
-            over = self.operator.ended
-        self._over = over
+        end = self.runtime.loop.request_end
+        self.operator = WatchingOperator(operator, self.stop, end, read_keys, take_key)
+        # the emulator's sees a lifted cube
+        self._over = over or (None if operator.person else self.operator.ended)
 
     @contextmanager
     def started(self) -> Iterator[None]:
@@ -105,7 +92,6 @@ class ArmSession(Subscriber):
                 self.operator.rest()
 
     def begin(self) -> None:
-        """Start an episode."""
         self.begun = 0.0
         self.operator.begin()
 
@@ -118,9 +104,7 @@ class ArmSession(Subscriber):
     def ready(self, world: CubePickConfig, seed: int) -> Placing:
         """Bring the arm to the start of an episode, stop it, and have the cube placed.
 
-        Raises:
-            UserError: the operator said no.
-            EnvError: the arm refuses, did not arrive or was stopped.
+        UserError: the operator said no. EnvError: the arm refuses, did not arrive or was stopped.
         """
         placing = Placing.draw(world, seed)
         try:
@@ -134,8 +118,7 @@ class ArmSession(Subscriber):
     def act(self, max_steps: int) -> Outcome:
         """Run the control loop from where the arm is, and stop the arm; keys count until `operator.rest`.
 
-        Raises:
-            EnvError: the arm refuses, or something is not ready. Nothing has moved then.
+        EnvError: the arm refuses, or something is not ready. Nothing has moved then.
         """
         self.begun = 0.0
         self.operator.watch()
@@ -175,11 +158,7 @@ class Rig:
         self.arm = ConnectedArm(bench, self.policy.contract["cameras"], stack, self.policy.image_size)
 
     def check(self, picture: Path, live: bool = False) -> None:
-        """Print the pre-flight and draw the cameras' frames in `picture`; `live`: before the arm moves.
-
-        Raises:
-            UserError: a check stops.
-        """
+        """Print the pre-flight and draw the cameras' frames; `live`: before the arm moves. UserError: a check stops."""
         findings = check_all(self.policy, self.arm, self.demos, picture, live)
         for finding in findings:
             print(finding)
@@ -195,10 +174,6 @@ class Rig:
 
     def session(self, subscribers: Sequence[Subscriber], live: bool = True, **settings: Any) -> ArmSession:
         """Return a session in which the policy acts; `settings` as of `ArmSession`."""
-        act, actor = self.policy.act, self.policy.actor
-        own: dict[str, Any] = {
-            "act": act,
-            "loop": self.loop_config(live),
-            "disagreement": lambda: actor.disagreement,
-        }
+        actor, own = self.policy.actor, dict[str, Any](act=self.policy.act, loop=self.loop_config(live))
+        own["disagreement"] = lambda: actor.disagreement
         return ArmSession(self.arm, subscribers=subscribers, forget=actor.reset, **(own | settings))

@@ -1,8 +1,5 @@
 """Settings of a deployment: the nodes `robot`, `bridge` and `policy` of its config.
 
-    bench = read_bench(cfg)                  # robot, bridge, run folder
-    source = read_policy(cfg)                # checkpoint or server, and where it computes
-
 configs/bridge/default.yaml, configs/host and configs/robot document each value and hold the defaults.
 """
 
@@ -65,24 +62,16 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
 
         It would fall behind by `lag_max`, which is a fault.
         """
-        if self.arm.mode == "servo":
-            return self.limits
-        return self.limits.replace(
-            dq_max=tuple(min(v, self.arm.speed) for v in self.limits.dq_max),
-            ddq_max=tuple(min(v, self.arm.acceleration) for v in self.limits.ddq_max),
-        )
+        arm, limits = self.arm, self.limits
+        if arm.mode == "servo":
+            return limits
+        slower = tuple(min(v, arm.speed) for v in limits.dq_max)
+        return limits.replace(dq_max=slower, ddq_max=tuple(min(v, arm.acceleration) for v in limits.ddq_max))
 
     def loop_config(self, policy_hz: float, image_size: ImageSize, live: bool, **changes: Any) -> LoopConfig:
-        """Return the settings of the control loop.
-
-        Args:
-            policy_hz: decisions a second.
-            image_size: of the frames, pixels.
-            changes: of values of `bridge.loop`.
-        """
-        return self.loop.replace(
-            live=live, policy_hz=policy_hz, image_size=image_size, mode=self.arm.number, **changes
-        )
+        """Return the settings of the control loop: decisions a second, frames in pixels, and changes of `bridge.loop`."""
+        own = {"policy_hz": policy_hz, "image_size": image_size, "mode": self.arm.number}
+        return self.loop.replace(live=live, **own, **changes)
 
     def described(self) -> dict[str, Any]:
         """Return what summaries store: all but the emulator."""
@@ -118,15 +107,13 @@ class PolicySettings(Settings, at="policy", file="host/default"):
 
     @property
     def name(self) -> str:
-        """Checkpoint or URL."""
         return self.checkpoint or str(self.url)
 
 
 def read_bench(cfg: DictConfig) -> Bench:
     """Return robot, bridge and run folder of a config; UserError or EnvError for a wrong value."""
-    bench = read(
-        Bench, {**plain(cfg.robot), "bridge": read(Bridge, cfg.bridge), "run_dir": Path(cfg.run_dir)}
-    )
+    own = {"bridge": read(Bridge, cfg.bridge), "run_dir": Path(cfg.run_dir)}
+    bench = read(Bench, {**plain(cfg.robot), **own})
     if bench.ip is None and not bench.bridge.emulated:
         raise UserError("robot.ip: expected the control box's address, such as 192.168.1.200, got null")
     return bench

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,23 @@ CAUSES = ("steps", "ended", "stopped", "fault")  # how an episode ended; stored 
 def open_store(
     path: Path, rate_hz: float, cameras: Mapping[str, Camera], image_size: ImageSize, same: Mapping[str, Any], **own: Any
 ) -> EpisodeStore:  # fmt: skip
-    """Return the store at `path`, made if there is none.
+    """Return the store at `path`, made if there is none. DatasetError, UserError: it holds something else.
 
     Args:
-        rate_hz, cameras, same: attributes of a new one, which an old one must have too.
-        image_size: of the images, pixels.
+        rate_hz, cameras, image_size (pixels), same: of a new one, which an old one must have too.
         own: more attributes of a new one, `seed` among them.
-
-    Raises:
-        DatasetError, UserError: an old one that holds something else.
     """
     names, same = list(cameras), {"kind": "images", **same}
     sizes = {name: size_of(image_size, name) for name in names}
     if not path.exists():
-        attributes = {
+        return EpisodeStore.create(path, {
             "robot": "xarm7", "joint_names": list(JOINT_NAMES), "rate_hz": rate_hz, "cameras": names,
             "camera_geometry": {
                 name: {"size": list(sizes[name])} | ({"fovy": camera.fovy} if camera and camera.fovy else {})
                 for name, camera in cameras.items()
             },
-            "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {},
-        }  # fmt: skip
-        return EpisodeStore.create(path, {**attributes, **same, **own})
+            "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, **same, **own,
+        })  # fmt: skip
     store = EpisodeStore.open(path, "a")
     try:
         store.check("xarm7", ACTION_FRAME, names, rate_hz)
@@ -60,15 +55,17 @@ def open_store(
     return store
 
 
-def open_corrections(out: Path, demos: EpisodeStore, first: int | None = None) -> EpisodeStore:
+def open_corrections(
+    out: Path, demos: EpisodeStore, first: int | None = None, cameras: Iterable[str] | None = None
+) -> EpisodeStore:
     """Return the dataset that corrections are appended to; if there is none, a copy of the (first) demos.
 
-    Each episode stores in `perturbed` which steps are not to be imitated, and in `speed` how fast it was, as a share
-    of `rate_hz`.
+    Each episode stores in `perturbed` which steps are not to be imitated, and in `speed` its share of `rate_hz`.
+    `cameras`: of a correction, if not those of the demos.
 
-    Raises:
-        DatasetError, UserError: one that does not begin with the demos.
+    DatasetError, UserError: one that does not begin with the demos, or demos that no correction could be appended to.
     """
+    _check_fits(demos, demos.cameras if cameras is None else tuple(cameras))
     count = began_with(demos, first)
     began = {"began_with": demos.fingerprint_of_first(count)}
     if not os.path.lexists(out):
@@ -83,7 +80,20 @@ def open_corrections(out: Path, demos: EpisodeStore, first: int | None = None) -
         os.rename(part, out)
     store = EpisodeStore.open(out)
     if store.attrs.get("began_with") != began["began_with"]:
-        raise UserError(
-            f"{out}: expected a dataset that begins with the {count} episodes of {demos.path}, got other episodes"
-        )
+        expected = f"a dataset that begins with the {count} episodes of {demos.path}"
+        raise UserError(f"{out}: expected {expected}, got other episodes")
     return EpisodeStore.open(out, "a")
+
+
+def _check_fits(demos: EpisodeStore, cameras: Collection[str]) -> None:
+    """Refuse demos that a step of the control loop does not fit to, before an episode is lost by it."""
+    images = [key for key in (f"images_{name}" for name in cameras) if key in demos.keys]
+    step: dict[str, Any] = {
+        **{key: np.zeros(8, np.float32) for key in ("action", "action_raw", "action_sent", "proprio")},
+        **{key: np.zeros(demos.shape(key), np.uint8) for key in images},
+        "verdict": np.uint8(0), "code": np.int32(0), "perturbed": np.uint8(0), "time": 0.0, "time_action": 0.0,
+        "camera_age": np.zeros(len(cameras), np.float32),
+    }  # fmt: skip
+    optional = {"cause": 1, "speed": 1.0}
+    meta = {"seed": 0, "success": True} | {k: v for k, v in optional.items() if k in demos.meta_keys}
+    demos.check_fits({key: np.array([value]) for key, value in step.items() if key in demos.keys}, meta)

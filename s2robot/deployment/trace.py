@@ -1,9 +1,4 @@
-"""The log of an episode: its commands, actions and frames, written as JSON and drawn afterwards.
-
-log = EpisodeLog(limits)                       # a subscriber of the control loop
-log.begin()
-log.write(run / "dry_run", "title")            # dry_run.json, dry_run.png
-"""
+"""The log of an episode: its commands, actions and frames, written as JSON and drawn afterwards."""
 
 from collections import Counter
 from pathlib import Path
@@ -25,11 +20,7 @@ _ROOM = 0.15  # rad, of a joint's range that is shown around its way
 
 
 class EpisodeLog(Subscriber):
-    """Every period's joints and verdict, and every step's action.
-
-    Args:
-        limits: of the arm.
-        frames: whether the cameras' frames are stored as well.
+    """Every period's joints and verdict, and every step's action; with `frames`, the cameras' frames as well.
 
     Attributes: `actions` (8,) as the policy gave them; `frames`, by camera; `verdicts`, how many steps had each;
     `holds`, steps before which the arm had to wait.
@@ -101,19 +92,13 @@ class EpisodeLog(Subscriber):
             return
         times, states, safes = zip(*self._rows, strict=True)
         time = np.array(times) - times[0]
-        value = {
-            "title": title,
-            **self.summary(),
-            **{
-                name: getattr(self.limits, name) for name in ("rate_hz", "q_min", "q_max", "margin", "dq_max")
-            },
-            "time": time.round(4).tolist(),
-            "state": [state.value for state in states],
-            "verdict": [safe.verdict.name for safe in safes],
-            "joints": self.joints.round(5).tolist(),
+        names = "rate_hz", "q_min", "q_max", "margin", "dq_max"
+        write_json(path.with_suffix(".json"), {
+            "title": title, **self.summary(), **{name: getattr(self.limits, name) for name in names},
+            "time": time.round(4).tolist(), "state": [state.value for state in states],
+            "verdict": [safe.verdict.name for safe in safes], "joints": self.joints.round(5).tolist(),
             "gripper": [safe.gripper for safe in safes],
-        }
-        write_json(path.with_suffix(".json"), value)
+        })  # fmt: skip
         save_figure(self._draw(title, time), path.with_suffix(".png"))
 
     def _draw(self, title: str, time: np.ndarray) -> Figure:
@@ -123,7 +108,7 @@ class EpisodeLog(Subscriber):
         verdicts = np.array([safe.verdict for _, _, safe in self._rows])
         opening = [np.nan if safe.gripper is None else safe.gripper for _, _, safe in self._rows]
         ways = np.column_stack([self.joints, opening])  # (T, 8)
-        for i, axes in enumerate((grid := figure.subplots(4, 2, sharex=True)).ravel()):
+        for i, axes in enumerate(figure.subplots(4, 2, sharex=True).ravel()):
             axes.plot(time, ways[:, i], color=INK, lw=1)
             for verdict, colour in _COLOURS.items():
                 at = verdicts == verdict
@@ -137,9 +122,14 @@ class EpisodeLog(Subscriber):
             else:
                 axes.legend(fontsize=7)
             axes.set_title(text, fontsize=9, loc="left")
-        for axes in grid[-1]:
-            axes.set_xlabel("s")
+        figure.supxlabel("s", fontsize=9)
         return figure
+
+
+def sampled(actor: Any) -> dict[str, Any]:
+    """Return what a record holds of an actor's episode: its seed, and how far its members were apart."""
+    found = actor.mean_disagreement
+    return {"policy_seed": actor.seed} | ({} if found is None else {"disagreement": round(found, 6)})
 
 
 def percentiles(seconds: np.ndarray) -> dict[str, float] | None:

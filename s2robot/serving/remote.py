@@ -4,9 +4,9 @@
         policy.reset()
         action = policy.act(observation)                     # float32 (8,), or a RemoteError, by the deadline
 
-The server is `s2robot serve`. The client executes a plan action by action and asks the server when the plan is used up, or
-at every step if the policy must see every observation. After a failed call, the policy continues from the last action that
-the client received. The client needs neither torch nor a simulator.
+The server is `s2robot serve`. The client asks it when a plan is used up, or at every step if the policy must see every
+observation. After a failed call, the policy continues from the last action that the client received. The client needs
+neither torch nor a simulator.
 """
 
 import logging
@@ -29,7 +29,7 @@ from websockets.uri import parse_uri
 
 from s2robot.core.errors import UserError
 from s2robot.core.settings import Stored, read
-from s2robot.envs.frames import ImageSize, as_image_size
+from s2robot.envs.frames import as_image_size
 from s2robot.serving.wire import PROTOCOL, WireError, pack, unpack
 
 MAX_ANSWER = 1 << 22  # bytes of a message from the server; the metadata lists every training episode
@@ -80,31 +80,23 @@ class RemotePolicy:
         connect_s: to connect and receive the metadata.
         ca_file: PEM file of certificates that may sign the server's; None: those that the system trusts.
 
-    Attributes: `contract` (the checkpoint's), `cameras`, `image_size` (of the frames that the policy expects: one side, or
-    (H, W) of each camera), `actions` (the most in a plan), `server_s` (seconds that the server needed for the last plan),
-    `seed` (of everything that the policy's head samples in this episode).
+    Attributes: `contract` (the checkpoint's), `cameras`, `image_size` (of the frames that the policy expects), `server_s`
+    (seconds that the server needed for the last plan), `seed` (of all that the policy's head samples in this episode).
 
-    Raises:
-        UserError: a wrong URL, token, deadline or file.
-        RemoteError: no policy server accepts this client by `connect_s`.
+    UserError: a wrong URL, token, deadline or file. RemoteError: no policy server accepts this client by `connect_s`.
     """
 
     disagreement: float = 0.0  # of members, as of an `Actor`
     mean_disagreement: float | None = None
 
     def __init__(
-        self,
-        url: str,
-        token: str | None,
-        deadline_s: float = 0.25,
-        connect_s: float = 5.0,
-        ca_file: Any = None,
-    ):
+        self, url: str, token: str | None, deadline_s: float = 0.25, connect_s: float = 5.0, ca_file: Any = None
+    ):  # fmt: skip
         if not token:
             raise UserError("no token: set $S2ROBOT_TOKEN to the server's, or copy its token file")
+        _until("deadline_s", deadline_s)
         until = _until("connect_s", connect_s)
         self._url, self.deadline_s, self.server_s = url, deadline_s, math.nan
-        _until("deadline_s", deadline_s)
         self._asked = 0  # number of the last request
         self.reset()
         self._ws = _connected(url, token, until, ca_file)
@@ -117,9 +109,8 @@ class RemotePolicy:
             self.close()
             raise
         self.contract: dict[str, Any] = known.contract
-        self.cameras = tuple(known.sizes)
-        self.image_size: ImageSize = as_image_size(known.sizes)
-        self.actions, self._action_dim = known.actions, known.action_dim
+        self.cameras, self.image_size = tuple(known.sizes), as_image_size(known.sizes)
+        self._most, self._action_dim = known.actions, known.action_dim
 
     def __enter__(self) -> "RemotePolicy":
         return self
@@ -142,15 +133,9 @@ class RemotePolicy:
         self._queue: list[np.ndarray] = []
 
     def act(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:
-        """Return the next action, float32 (A,).
+        """Return the next action, float32 (A,), for {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}.
 
-        Args:
-            observation: {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}.
-            deadline_s: replaces the policy's own.
-
-        Raises:
-            RemoteError: no action; see its kinds.
-            UserError: an observation that lacks a camera or cannot be sent.
+        RemoteError: no action; see its kinds. UserError: an observation that lacks a camera or cannot be sent.
         """
         images, proprio = observation.get("images") or {}, observation.get("proprio")
         missing = [f"camera '{name}'" for name in self.cameras if images.get(name) is None]
@@ -158,8 +143,8 @@ class RemotePolicy:
             found = ", ".join([*images, *observation]) or "nothing"
             raise UserError(f"observation: expected {[*missing, 'proprio'][0]}, got {found}")
         if not self._queue:
-            frames = {name: np.asarray(images[name]) for name in self.cameras}
-            self._queue = list(self._ask(frames, np.asarray(proprio, np.float32), deadline_s))
+            seen = {"images": {name: np.asarray(images[name]) for name in self.cameras}}
+            self._queue = list(self._ask(seen | {"state": np.asarray(proprio, np.float32)}, deadline_s))
         return self._queue.pop(0)
 
     def plan(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:
@@ -168,23 +153,22 @@ class RemotePolicy:
         rest, self._queue = self._queue, []
         return np.stack([first, *rest])  # (k, A)
 
-    def _ask(self, images: dict[str, np.ndarray], state: np.ndarray, deadline_s: float | None) -> np.ndarray:
+    def _ask(self, seen: dict[str, Any], deadline_s: float | None) -> np.ndarray:
         until = _until("deadline_s", self.deadline_s if deadline_s is None else deadline_s)
         self._asked += 1
         numbers = {"id": self._asked, "used": self._used, "seed": self.seed}
         try:
-            data = pack({"images": images, "state": state, "reset": self._used is None, "s2robot": numbers})
+            data = pack({**seen, "reset": self._used is None, "s2robot": numbers})
         except WireError as error:
             raise UserError(f"observation: {error}") from error
         answer = self._exchange(data, until)
-        actions: Any = answer.get("actions")
-        array = isinstance(actions, np.ndarray) and actions.dtype == np.float32 and actions.ndim == 2
-        if not array or not 1 <= len(actions) <= self.actions or actions.shape[1] != self._action_dim:
-            found = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else "none"
-            expected = f"actions, float32 of 1 to {self.actions} by {self._action_dim}"
-            raise PolicyMalformed(f"{self._url}: expected {expected}, got {found}")
-        if not np.isfinite(actions).all():
-            raise PolicyMalformed(f"{self._url}: expected finite actions, got NaN or infinity")
+        actions, most, width = answer.get("actions"), self._most, self._action_dim
+        if not isinstance(actions, np.ndarray):
+            actions = np.empty(0)
+        right = actions.dtype == np.float32 and actions.ndim == 2 and actions.shape[1] == width
+        if not right or not 1 <= len(actions) <= most or not np.isfinite(actions).all():
+            expected = f"finite actions, float32 of 1 to {most} by {width}"
+            raise PolicyMalformed(f"{self._url}: expected {expected}, got {actions.dtype} {actions.shape}")
         timing = answer.get("server_timing")
         took = timing.get("infer_ms") if isinstance(timing, dict) else None
         self.server_s = took / 1000 if isinstance(took, float) else math.nan
@@ -218,19 +202,17 @@ class RemotePolicy:
         return answer
 
     def _receive(self, until: float, late: str) -> dict[str, Any]:
-        left = until - time.monotonic()
         try:
-            data = self._ws.recv(left) if left > 0 else None
+            if (left := until - time.monotonic()) <= 0:
+                raise TimeoutError
+            data = self._ws.recv(left)
+            if isinstance(data, str):  # how openpi's servers report an error
+                raise PolicyRefused(f"{self._url}: {_text(data)}")
+            return unpack(data)
         except TimeoutError:
-            data = None
+            raise PolicyLate(f"{self._url}: {late} by the deadline") from None
         except ConnectionClosed as error:
             raise _failure(self._url, error) from error
-        if data is None:
-            raise PolicyLate(f"{self._url}: {late} by the deadline")
-        if isinstance(data, str):  # how openpi's servers report an error
-            raise PolicyRefused(f"{self._url}: {_text(data)}")
-        try:
-            return unpack(data)
         except WireError as error:
             raise PolicyMalformed(f"{self._url}: {error}") from error
 
@@ -259,26 +241,17 @@ def _connected(url: str, token: str, until: float, ca_file: Any) -> Any:
         try:
             options["ssl"] = ssl.create_default_context(cafile=ca_file)
         except (OSError, ValueError) as error:
-            text = "not found" if isinstance(error, FileNotFoundError) else "no certificate in it"
-            raise UserError(
-                f"ca_file: expected a PEM file of certificates, got {ca_file} ({text})"
-            ) from error
+            text = f"{ca_file} ({'not found' if isinstance(error, FileNotFoundError) else 'no certificate in it'})"
+            raise UserError(f"ca_file: expected a PEM file of certificates, got {text}") from error
     try:
         # with a socket of ours, no redirect is followed
         sock = socket.create_connection((uri.host, uri.port), max(0.01, until - time.monotonic()))
         sock.settimeout(None)
         return connect(
-            url,
-            sock=sock,
-            additional_headers={"Authorization": f"Api-Key {token}"},
-            compression=None,
-            proxy=None,
-            open_timeout=max(0.01, until - time.monotonic()),
-            ping_interval=None,
-            max_size=MAX_ANSWER,
-            logger=_quiet,
+            url, sock=sock, additional_headers={"Authorization": f"Api-Key {token}"}, compression=None, proxy=None,
+            open_timeout=max(0.01, until - time.monotonic()), ping_interval=None, max_size=MAX_ANSWER, logger=_quiet,
             **options,
-        ).__enter__()
+        ).__enter__()  # fmt: skip
     except TimeoutError:
         raise PolicyLate(f"{url}: the server did not open the connection by the deadline") from None
     except (OSError, ValueError, InvalidHandshake) as error:

@@ -68,8 +68,8 @@ class ServeSettings(Settings, at="serve", file="serve"):
 class Gate(socket.socket):
     """A listening socket for websockets' server, which calls `accept`.
 
-    A connection is pending from then until `admit`. If too many are pending, the oldest one ends: a client needs
-    milliseconds, and a flood never finishes. The TLS handshake takes place in the connection's thread, as it first reads.
+    A connection is pending from then until `admit`; of too many, the oldest ends: a client needs milliseconds, and a flood
+    never finishes. The TLS handshake takes place in the connection's thread, as it first reads.
     """
 
     def __init__(self, family: int, tls: ssl.SSLContext | None = None) -> None:
@@ -95,8 +95,7 @@ class Gate(socket.socket):
                     self.expire(0)
                     time.sleep(0.01)  # their threads close them
         with self._lock:
-            for at in [at for at, (one, _) in self.pending.items() if one.fileno() < 0]:
-                del self.pending[at]
+            self.pending = {at: one for at, one in self.pending.items() if one[0].fileno() >= 0}
             same = [at for at in self.pending if at[0] == address[0]]
             if len(same) >= PER_ADDRESS:
                 self._end(same[0])
@@ -127,13 +126,9 @@ def _cut_off(connection: socket.socket) -> None:
 
 
 class PolicyServer:
-    """One policy behind a websocket.
+    """The policy of a checkpoint with this contract behind a websocket, for who has the token.
 
-    Args:
-        actor: the policy.
-        contract: its checkpoint's.
-        image_size: of each camera's frames, pixels.
-        token: the shared secret.
+    image_size: of each camera's frames, pixels.
     """
 
     def __init__(
@@ -144,17 +139,14 @@ class PolicyServer:
         for key, camera in settings.keys.items():
             if camera not in actor.cameras:
                 raise UserError(f"serve.keys.{key}: expected one of {', '.join(actor.cameras)}, got {camera}")
-        self._metadata = pack(
-            {
-                "s2robot": {"protocol": PROTOCOL, "version": __version__},
-                **{key: contract[key] for key in ("robot", "rate_hz")},
-                "sizes": {name: list(size) for name, size in self._sizes.items()},
-                "actions": actor.batch.execute,  # the most in an answer
-                "action_dim": actor.batch.policy.spec.action_dim,
-                "max_bytes": int(settings.max_message_mb * 1e6),
-                "contract": contract_text(contract),
-            }
-        )
+        self._max_bytes = int(settings.max_message_mb * 1e6)
+        self._metadata = pack({
+            "s2robot": {"protocol": PROTOCOL, "version": __version__}, "max_bytes": self._max_bytes,
+            "robot": contract["robot"], "rate_hz": contract["rate_hz"], "contract": contract_text(contract),
+            "sizes": {name: list(size) for name, size in self._sizes.items()},
+            "actions": actor.batch.execute,  # the most in an answer
+            "action_dim": actor.batch.policy.spec.action_dim,
+        })  # fmt: skip
         self.skipped = 0  # requests that a newer one replaced
         self.session = Session(actor, settings.keys)
         self.client: tuple[ServerConnection, str, float] | None = None  # name and time of connection
@@ -165,8 +157,7 @@ class PolicyServer:
     def run(self, ready: Callable[[int], None] = lambda port: None) -> None:
         """Serve until SIGTERM, Ctrl-C or `stop`; `ready` is called with the port.
 
-        Raises:
-            UserError: the address is not available, or the policy hangs.
+        UserError: the address is not available, or the policy hangs.
         """
         s = self.settings
         if threading.current_thread() is threading.main_thread():
@@ -205,21 +196,14 @@ class PolicyServer:
                     client[0].close(code, reason)
 
     def _listen(self, gate: Gate, stack: ExitStack) -> None:
-        s = self.settings
         server = listen(
-            self._serve_client,
-            sock=gate,
-            process_request=self._admit,
+            self._serve_client, sock=gate, process_request=self._admit, server_header=None, logger=_log,
             origins=[None],  # no web page
             compression=None,  # images do not compress, and it costs time
             open_timeout=None,  # the gate's
-            close_timeout=1,
-            ping_interval=10,  # finds a client whose machine died
-            ping_timeout=15,
-            max_size=int(s.max_message_mb * 1e6),
-            server_header=None,
-            logger=_log,
-        )
+            close_timeout=1, max_size=self._max_bytes,
+            ping_interval=10, ping_timeout=15,  # finds a client whose machine died
+        )  # fmt: skip
         # its threads are daemons, too: the process ends even if a plan hangs
         threading.Thread(target=server.serve_forever, daemon=True).start()
         stack.callback(threading.Thread(target=server.shutdown, daemon=True).start)
@@ -285,11 +269,11 @@ class PolicyServer:
 def contract_text(node: Mapping) -> str:
     """Return a contract as JSON. The hashes of episodes are left out: only a dataset is compared with them."""
     lineage = {key: value for key, value in node.get("lineage", {}).items() if key != "episode_hashes"}
-    return json.dumps({**node, **({"lineage": lineage} if lineage else {})}, separators=(",", ":"))
+    return json.dumps({**node} | ({"lineage": lineage} if lineage else {}), separators=(",", ":"))
 
 
 def tls_of(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
-    """Return what encrypts connections; None without files. Raises UserError for files that are no PEM pair."""
+    """Return what encrypts connections; None without files. UserError: they are no PEM pair."""
     if not certificate and not key:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -298,8 +282,8 @@ def tls_of(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
         context.load_cert_chain(certificate, key, password=lambda: "")  # type: ignore[arg-type]
     except (OSError, TypeError, ValueError) as error:
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        expected = "PEM files of a certificate and its key, without a passphrase"
         got = f"{certificate} and {key}" if key else certificate
+        expected = "PEM files of a certificate and its key, without a passphrase"
         raise UserError(f"serve.certificate: expected {expected}, got {got} ({why})") from error
     return context
 
@@ -321,8 +305,8 @@ def run_serve(cfg: DictConfig) -> None:
     def ready(port: int) -> None:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         scheme = "wss" if settings.certificate else "ws"
-        print(f"{cfg.checkpoint}: {contract['robot']} policy at {scheme}://{host}:{port}", flush=True)
-        print(f"token: {place}", flush=True)
+        where = f"{scheme}://{host}:{port}"
+        print(f"{cfg.checkpoint}: {contract['robot']} policy at {where}\ntoken: {place}", flush=True)
 
     server.run(ready)
     print(f"stopped after {server.session.calls} plans")

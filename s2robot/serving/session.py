@@ -36,17 +36,10 @@ class _Numbers(Stored):
 
 
 class Session:
-    """Plans for one client after the other.
-
-    Args:
-        actor: the policy.
-        keys: see `observation_of`.
-
-    Attributes: `calls`, plans so far.
-    """
+    """Plans for one client after the other; `keys` as of `observation_of`."""
 
     def __init__(self, actor: Actor, keys: Mapping[str, str]):
-        self.actor, self._keys, self.calls = actor, keys, 0
+        self.actor, self._keys, self.calls = actor, keys, 0  # plans so far
         self.begin()
 
     def begin(self) -> None:
@@ -56,20 +49,20 @@ class Session:
     def answer(self, data: bytes | str) -> bytes | str:
         """Return the answer to a message, or the reason why there is none: text, or `error` for our own client.
 
-        Raises:
-            WireError: the bytes are no message, or its numbers are wrong: not a client of ours.
+        WireError: the bytes are no message, or its numbers are wrong: not a client of ours.
         """
-        message, used, seed, number = unpack(data), None, None, {}
+        message, number = unpack(data), dict[str, Any]()
+        numbers: _Numbers | None = None
         if "s2robot" in message:
             try:
                 numbers = read(_Numbers, message["s2robot"], "s2robot")
             except UserError as error:
                 raise WireError(str(error)[:200]) from None
-            used, seed, number = numbers.used, numbers.seed, {"s2robot": {"id": numbers.id}}
-        begin, before = time.perf_counter(), None
+            number = {"s2robot": {"id": numbers.id}}
+        begin, before, used = time.perf_counter(), None, numbers.used if numbers else None
         try:
             if self._memories is None or message.get("reset") is True:
-                self.actor.reset(seed)
+                self.actor.reset(numbers.seed if numbers else None)
                 self._memories, used = {}, None
             elif used is not None:
                 if used not in self._memories:
@@ -84,10 +77,7 @@ class Session:
             text = f"the policy failed: {type(error).__name__}: {error}"[:400]
         else:
             self.calls += 1
-            self._memories = {
-                used: before,
-                number["s2robot"]["id"] if number else None: self.actor.remember(),
-            }
+            self._memories = {used: before, numbers.id if numbers else None: self.actor.remember()}
             timing = {"infer_ms": 1000 * (time.perf_counter() - begin)}
             return pack({"actions": actions, "server_timing": timing} | number)
         if before is not None:
@@ -107,21 +97,18 @@ def observation_of(
             `observation/left_image` or `observation.images.left`; the only camera is also `observation/image`.
         keys: a client's key -> camera, if its names differ.
 
-    Raises:
-        WireError: a camera or the state is missing or has another type.
+    WireError: a camera or the state is missing or has another type.
     """
     nested = message.get("images")
     nested = nested if isinstance(nested, dict) else {}
     flat = {**message, **nested}
-    renamed = {camera: key for key, camera in keys.items()}
-    images = {}
+    renamed, images = {camera: key for key, camera in keys.items()}, {}
     for camera in cameras:
+        names = [f"{prefix}{camera}{suffix}" for prefix in _PREFIXES for suffix in ("", "_image")]
+        names += ["observation/image", "observation.image", "image"] * (len(cameras) == 1)
+        found = {name: flat.get(name) for name in names}
         if camera in renamed:
             found = {renamed[camera]: flat.get(renamed[camera]), camera: nested.get(camera)}
-        else:
-            names = [f"{prefix}{camera}{suffix}" for prefix in _PREFIXES for suffix in ("", "_image")]
-            names += ["observation/image", "observation.image", "image"] * (len(cameras) == 1)
-            found = {name: flat.get(name) for name in names}
         arrays = [(name, value) for name, value in found.items() if isinstance(value, np.ndarray)]
         if not arrays:
             expected = f"an image '{next(iter(found))}', or serve.keys to name it"

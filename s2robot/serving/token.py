@@ -1,7 +1,4 @@
-"""The token that a policy server and its client share, in a file that only its owner can read or in the environment.
-
-It is no argument and no setting, so neither `ps` nor a run directory shows it.
-"""
+"""The token that a policy server and its client share, in a file or the environment: `ps` and run folders never show it."""
 
 import ipaddress
 import os
@@ -25,12 +22,9 @@ def token_path(file: str | Path | None = None) -> Path:
 
 
 def read_token(file: str | Path | None = None) -> str | None:
-    """Return the token of a file; without a file, that of `$S2ROBOT_TOKEN`, else of :func:`token_path`.
+    """Return the token of a file; without a file, that of `$S2ROBOT_TOKEN`, else of :func:`token_path`; None without one.
 
-    None if there is none.
-
-    Raises:
-        UserError: a token that is too short or not visible ASCII, or a file that others can read.
+    UserError: a token that is too short or not visible ASCII, or a file that others can read.
     """
     path = token_path(file)
     if not file and VARIABLE in os.environ:
@@ -64,18 +58,15 @@ def is_loopback(host: str) -> bool:
 
 
 def token_for(host: str, file: str | None) -> tuple[str, str]:
-    """Return the token of a server on this address, and its source. A new token is made only for a loopback address.
+    """Return the token of a server on this address, and its source; a new one is made only for a loopback address.
 
-    Raises:
-        UserError: other machines can reach the address and there is no token, or what `read_token` raises.
+    UserError: other machines can reach the address and there is no token, or what `read_token` raises.
     """
     path, loopback, token = token_path(file), is_loopback(host), read_token(file)
     if token is None and loopback:
         make_token(path)
         token = read_token(file)
     if token is None:
-        raise UserError(
-            f"serve.host={host}: expected a token in ${VARIABLE} or {path}, as other machines can reach this "
-            "address; start once on 127.0.0.1, which makes one"
-        )
+        hint = "as other machines can reach this address; start once on 127.0.0.1, which makes one"
+        raise UserError(f"serve.host={host}: expected a token in ${VARIABLE} or {path}, {hint}")
     return token, str(path) if file or VARIABLE not in os.environ else f"${VARIABLE}"

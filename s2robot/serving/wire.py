@@ -3,8 +3,8 @@
     unpack(pack({"state": np.zeros(8, np.float32)}))
 
 An array is a map with the keys `__ndarray__`, `data`, `dtype` and `shape`, all bytes, as in openpi-client 0.1.2 (Apache-2.0;
-this module contains none of its code). The msgpack-numpy package unpickles arrays of objects, and openpi's own module does
-not limit containers. Here a message needs little more memory than its own bytes, whoever sent it.
+none of its code is here). msgpack-numpy unpickles arrays of objects, and openpi's own module does not limit containers. Here
+a message needs little more memory than its own bytes, whoever sent it.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,8 @@ import numpy as np
 
 PROTOCOL = 2  # of the `s2robot` keys in openpi's messages; raise it when one changes its meaning
 MAX_ITEMS = 4096  # of one list or map, and of all lists and maps together
-_DTYPES = {
-    np.dtype(name).str: np.dtype(name) for name in "? u1 u2 u4 u8 i1 i2 i4 i8 f2 f4 f8".split()
-}  # little-endian
+_NAMES = "? u1 u2 u4 u8 i1 i2 i4 i8 f2 f4 f8"
+_DTYPES = {np.dtype(name).str: np.dtype(name) for name in _NAMES.split()}  # little-endian
 
 
 class WireError(ValueError):

@@ -210,10 +210,10 @@ def test_members_that_disagree_are_not_followed(demos, settings, save_untrained,
         )
 
 
-def changed(demos: EpisodeStore, path: Path, drop: tuple = (), **about) -> EpisodeStore:
+def changed(demos: EpisodeStore, path: Path, drop: tuple = (), more: dict | None = None, **about):
     with EpisodeStore.create(path, {**demos.attrs, **about}) as store:
         arrays = {key: value for key, value in demos.episode(0).items() if key not in drop}
-        store.append(arrays, {"seed": 500, "success": True})
+        store.append(arrays, {"seed": 500, "success": True} | (more or {}))
     return EpisodeStore.open(path)
 
 
@@ -223,10 +223,12 @@ def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
     blind = changed(demos, tmp_path / "e.zarr", drop=("expert", "imitate"))
     real = changed(demos, tmp_path / "r.zarr", env_version="RealCubePick-v0")
     unknown = changed(demos, tmp_path / "p.zarr", picker=None)
+    scored = changed(demos, tmp_path / "s.zarr", more={"score": 0.5})  # no correction has it
     lift = world.replace(success_height=0.04, max_steps=9)
     for error, how, source, where, text in (
         (PolicyError, settings, one_eye, world, "cameras hand, left, given are hand: 'left' is missing"),
         (UserError, settings, blind, world, f"s2robot convert data={blind.path} .*expert="),
+        (DatasetError, settings, scored, world, "meta/score: expected"),
         (UserError, settings, real, world, "found the task RealCubePick-v0, expected CubePick-v0"),
         (
             UserError,

@@ -387,6 +387,22 @@ def test_demos_that_a_deployment_recorded_are_corrected(demos, tmp_path):
     assert EpisodeStore.open(copy.path).meta("cause").tolist() == [1, CAUSES.index("ended")]
 
 
+@pytest.mark.parametrize("where", ["data/depth", "data/verdict", "meta/score", "images_left"])
+def test_demos_that_no_correction_could_be_appended_to_are_refused_before_an_episode(demos, tmp_path, where):
+    source, other, out = EpisodeStore.open(demos()), tmp_path / "other.zarr", tmp_path / "out.zarr"
+    arrays, meta = source.episode(0), {"seed": 1, "success": True}
+    if where in ("data/depth", "data/verdict"):
+        arrays[where.removeprefix("data/")] = np.zeros(6, np.float64)
+    if where == "meta/score":
+        meta["score"] = 0.5
+    with EpisodeStore.create(other, source.attrs) as store:
+        store.append(arrays, meta)
+    cameras = ("hand",) if where == "images_left" else ("hand", "left")
+    with pytest.raises(DatasetError, match=f"other.zarr: .*{where}: expected "):
+        open_corrections(out, EpisodeStore.open(other), cameras=cameras)
+    assert not out.exists()
+
+
 def test_another_dataset_is_rejected_before_an_episode(demos):
     path, same = demos(), {"source": "teleop, emulator"}
     cameras = dict.fromkeys(("hand", "left"))  # what is known of them is for a new one
