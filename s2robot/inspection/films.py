@@ -65,11 +65,7 @@ def tiles(sizes: dict[str, tuple[int, int]], height: int) -> Tiles:
 def film_all(
     store: EpisodeStore, episodes: int, settings: FilmSettings, workers: int, folder: Path, update: Update
 ) -> tuple[Tiles, list[dict[str, FrameStats]]]:
-    """Write videos of the first so many episodes into `folder` as `0000.mp4` and so on, and measure their frames.
-
-    Raises:
-        UserError: a video that cannot be written, or frames that cannot be read or rendered.
-    """
+    """Write videos of the first so many episodes as `folder`/0000.mp4 and so on, and measure their frames (UserError)."""
     world: Any = world_of_demos(store) if store.attrs["kind"] == "states" else None
     if world is not None:
         size = world.image_size
@@ -118,9 +114,8 @@ def film(
 def _frames(store: EpisodeStore, episode: int, world: Any) -> Iterator[tuple[np.ndarray, ...]]:
     """Yield the frames of an episode, step by step."""
     if world is not None:
-        yield from zip(
-            *episode_frames(store.path, episode, store.cameras, world.image_size, world), strict=True
-        )
+        images = episode_frames(store.path, episode, store.cameras, world.image_size, world)
+        yield from zip(*images, strict=True)
         return
     rows = store.episode_slice(episode)
     for start in range(rows.start, rows.stop, PIECE):

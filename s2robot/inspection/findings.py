@@ -70,18 +70,13 @@ class FrameStats:
 
 Frames = Sequence[
     Mapping[str, FrameStats]
-]  # of each episode camera -> measurements; empty if no frames were read
+]  # camera -> measurements, of each episode; empty if no frames were read
 
 
 def find(
     tables: Sequence[Table], ends: np.ndarray, rate: float, frames: Frames, limits: Thresholds
 ) -> list[Finding]:
-    """Return all anomalies, ordered by kind and place.
-
-    Args:
-        tables: numbers of all steps. ends: of the episodes in them, (episodes,).
-        rate: control steps a second.
-    """
+    """Return all anomalies, ordered by kind and place; ``ends``: of the episodes in the tables, (episodes,)."""
     named = {table.key: table for table in tables}
     found = [*_no_numbers(tables, ends), *_lengths(ends, limits), *_constant(tables), *_blank(frames, limits)]
     if (state := named.get("proprio")) is not None:
@@ -89,44 +84,38 @@ def find(
     if (action := named.get("action")) is not None:
         found += [*_saturated(action, ends, limits), *_grippers(action, ends, limits)]
     for key in named.keys() & set(CLOCKS):
-        found += _clock(key, named[key].values[:, 0], ends, rate, limits)
+        found += _clock(key, named[key].values[:, 0], ends, rate, limits.clock)
     order = list(KINDS)
     found.sort(key=lambda f: (order.index(f.kind), -1 if f.episode is None else f.episode, f.step))
     # a camera at half the rate freezes always: many findings of one subject in an episode become one
     alike: dict[tuple, list[Finding]] = {}
     for one in found:
         alike.setdefault((one.kind, one.episode, one.text.partition(":")[0]), []).append(one)
-    return [one for group in alike.values() for one in _joined(group)]
-
-
-def _joined(group: list[Finding]) -> list[Finding]:
-    first, last = group[0], group[-1]
-    text = f"{first.text}; {len(group) - 1} times more until step {last.step + last.steps - 1}"
-    return group if len(group) <= MANY else [replace(first, text=text)]
+    for key, group in alike.items():
+        if len(group) > MANY:
+            until = group[-1].step + group[-1].steps - 1
+            text = f"{group[0].text}; {len(group) - 1} times more until step {until}"
+            alike[key] = [replace(group[0], text=text)]
+    return [one for group in alike.values() for one in group]
 
 
 def unchecked_kinds(tables: Sequence[Table], ends: np.ndarray, frames: Frames) -> dict[str, str]:
     """Return the kinds, joined by commas, that `find` cannot check, and why."""
-    keys = {table.key for table in tables}
-    parts = [part for table in tables if table.key == "action" for part in table.parts]
+    keys, actions = {table.key for table in tables}, [table for table in tables if table.key == "action"]
     jump = "one episode, nothing to compare with" if "proprio" in keys else "no key proprio"
-    grippers = [column for table in tables if table.key == "action" for column in _gripper_columns(table)]
+    limited = any(part.limits is not None for table in actions for part in table.parts)
     checks = {
         "frozen, blank": (frames, "no videos were made"),
         "clock": (keys.intersection(CLOCKS), f"no key {' or '.join(CLOCKS)}"),
         "jump": ("proprio" in keys and len(ends) > 1, jump),
-        "saturated": (any(p.limits is not None for p in parts), "no limits of the action are known"),
-        "gripper": (grippers, "no part is binary or called so"),
+        "saturated": (limited, "no limits of the action are known"),
+        "gripper": (any(map(_gripper_columns, actions)), "no part is binary or called so"),
     }
     return {kind: why for kind, (known, why) in checks.items() if not known}
 
 
-def runs(where: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of each stretch of a mask (T,).
-
-    >>> list(runs(np.array([0, 1, 1, 0, 1], bool)))
-    [(1, 3), (4, 5)]
-    """
+def _runs(where: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of each stretch of a mask (T,)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], where.astype(np.int8), [0]])))
     yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
 
@@ -134,7 +123,7 @@ def runs(where: np.ndarray) -> Iterator[tuple[int, int]]:
 def _runs_of(mask: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int, int]]:
     """Yield (episode, start, end) of each stretch of a mask of all steps."""
     for i, own in enumerate(episodes_of(mask, ends)):
-        yield from ((i, start, end) for start, end in runs(own))
+        yield from ((i, start, end) for start, end in _runs(own))
 
 
 def _no_numbers(tables: Sequence[Table], ends: np.ndarray) -> Iterator[Finding]:
@@ -173,7 +162,7 @@ def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
     turn = np.zeros(len(span))  # of a column of angles, which may wrap within a step
     for full in (2 * np.pi, 360.0):
         turn[(span > 0.9 * full) & (span <= 1.001 * full)] = full
-    steps = [np.diff(own.astype(np.float64), axis=0) for own in episodes_of(state.values, ends)]
+    steps = [np.diff(own, axis=0) for own in episodes_of(state.values.astype(np.float64), ends)]
     steps = [own - turn * np.round(own / np.where(turn, turn, np.inf)) for own in steps]
     largest = [np.abs(own).max(0) for own in steps if len(own)]
     if len(largest) < 2:
@@ -190,15 +179,10 @@ def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
 
 
 def _alone(steps: np.ndarray) -> np.ndarray:
-    """Return how far each step (T, columns) exceeds its neighbours' in its direction.
-
-    >>> _alone(np.array([[1.0], [3.0], [1.0], [-2.0]])).ravel()
-    array([0., 2., 0., 2.])
-    """
-    beside = np.zeros_like(steps)
-    for here, there in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
-        beside[here] = np.maximum(beside[here], np.sign(steps[here]) * steps[there])
-    return np.maximum(np.abs(steps) - beside, 0)
+    """Return how far each step exceeds its neighbours' in its direction: 1 3 1 -2 gives 0 2 0 2.  # (T, columns)"""
+    around = np.pad(steps, ((1, 1), (0, 0)))
+    beside = np.maximum(np.sign(steps) * around[:-2], np.sign(steps) * around[2:])
+    return np.maximum(np.abs(steps) - np.maximum(beside, 0), 0)
 
 
 def _frozen(state: Table, ends: np.ndarray, frames: Frames, limits: Thresholds) -> Iterator[Finding]:
@@ -207,7 +191,7 @@ def _frozen(state: Table, ends: np.ndarray, frames: Frames, limits: Thresholds) 
         for camera, seen in cameras.items():
             still = seen.change <= limits.frozen_change
             still[0] = False
-            for start, end in runs(still):
+            for start, end in _runs(still):
                 moved = float(np.fmax.reduce(_range(own[start - 1 : end]) / spread))
                 count = end - start + 1
                 if count > limits.frozen_steps and moved >= limits.frozen_motion:
@@ -228,7 +212,7 @@ def _blank(frames: Frames, limits: Thresholds) -> Iterator[Finding]:
         dark, bright = empty & (seen.mean < limits.dark), empty & (seen.mean > limits.bright)
         flat = (seen.deviation < limits.flat) & ~dark & ~bright
         for what, where in (("black", dark), ("overexposed", bright), ("of one colour", flat)):
-            for start, end in runs(where):
+            for start, end in _runs(where):
                 yield Finding("blank", f"camera {camera}: {what}", i, start, end - start)
 
 
@@ -240,9 +224,8 @@ def _saturated(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[
         at_limit = ((values <= low + room) | (values >= high - room)) & (high > low)
         for column, name in enumerate(action.names[part.at]):
             for i, start, end in _runs_of(at_limit[:, column], ends):
-                if end - start >= limits.saturated_steps:
-                    text = f"{name}: at its limit for {end - start} steps"
-                    yield Finding("saturated", text, i, start, end - start)
+                if (count := end - start) >= limits.saturated_steps:
+                    yield Finding("saturated", f"{name}: at its limit for {count} steps", i, start, count)
 
 
 def _grippers(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
@@ -262,20 +245,20 @@ def _grippers(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[F
             yield Finding("gripper", f"{action.names[column]} {found}", i, 0, lengths[i])
 
 
-def _gripper_columns(action: Table) -> Iterator[tuple[int, Columns]]:
+def _gripper_columns(action: Table) -> list[tuple[int, Columns]]:
+    found = []
     for part in action.parts:
-        for column in range(part.at.start, part.at.stop):
-            called = f"{part.name} {action.names[column]}".lower()
+        for i in range(part.at.start, part.at.stop):
+            called = f"{part.name} {action.names[i]}".lower()
             if part.kind == "binary" or any(word in called for word in GRIPPERS):
-                yield column, part
+                found.append((i, part))
+    return found
 
 
-def _clock(
-    key: str, times: np.ndarray, ends: np.ndarray, rate: float, limits: Thresholds
-) -> Iterator[Finding]:
+def _clock(key: str, times: np.ndarray, ends: np.ndarray, rate: float, most: float) -> Iterator[Finding]:
     for i, own in enumerate(episodes_of(times.astype(np.float64), ends)):
         gaps = np.diff(own) * rate  # in control steps
-        for t in np.flatnonzero(np.abs(gaps - 1) > limits.clock).tolist():
+        for t in np.flatnonzero(np.abs(gaps - 1) > most).tolist():
             lost = round(gaps[t]) - 1
             what = "runs backwards" if gaps[t] <= 0 else f"{lost} dropped" if lost > 0 else "irregular"
             yield Finding("clock", f"{key}: {what}, {gaps[t] / rate:.3g} s after the step before", i, t + 1)

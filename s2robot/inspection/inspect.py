@@ -103,9 +103,6 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path) ->
     return _write_page(store, numbers, ends, films, findings, unknown, out / "inspect.html")
 
 
-# -------------------------------------------------------------------- facts
-
-
 def facts_of(store: EpisodeStore, ends: np.ndarray) -> list[tuple[str, str]]:
     """Return facts about a dataset, for page and terminal."""
     lengths, seconds, count = np.diff(ends, prepend=0), ends[-1] / store.attrs["rate_hz"], len(ends)
@@ -139,15 +136,13 @@ def summary(store: EpisodeStore, numbers: Sequence[Table], ends: np.ndarray) -> 
     for name in dict.fromkeys(name for layout in layouts for name in layout):
         values = [layout[name] for layout in layouts if name in layout]
         rows.append((f"{name} at the start", f"{min(values):+.3g} to {max(values):+.3g}"))
-    rows += [("fingerprint", store.fingerprint[:16]), ("", "     min  median     max")]
+    columns = ("min", "median", "max")
+    rows += [("fingerprint", store.fingerprint[:16]), ("", "".join(f" {name:>8}" for name in columns))]
     for table in (table for table in numbers if table.key in PARTS):
         for name, (low, _, median, _, high) in zip(table.names, table.ranges().T, strict=True):
-            rows.append((f"{table.key} {name}", "".join(f"{x:+8.3f}" for x in (low, median, high))))
+            rows.append((f"{table.key} {name}", "".join(f" {x:+8.3f}" for x in (low, median, high))))
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join([str(store.path), *(f"  {name:<{width}}{value}" for name, value in rows)])
-
-
-# -------------------------------------------------------------------- the page
 
 
 def _write_page(
@@ -159,17 +154,15 @@ def _write_page(
     unknown: Mapping[str, str],
     path: Path,
 ) -> Path:
-    kinds, count = (
-        Counter(finding.kind for finding in found),
-        f"{len(ends):,} episode{'s' * (len(ends) != 1)}",
-    )
+    kinds = Counter(finding.kind for finding in found)
     # the file of a cached copy has a number for a name
     name = source["name"] if isinstance(source := store.attrs.get("source"), dict) else store.path.stem
+    title, lengths = f"{name}: {len(ends):,} episode{'s' * (len(ends) != 1)}", np.diff(ends, prepend=0)
     return write_page(
         path,
         "inspect.html.j2",
-        title=f"{name}: {count}",
-        headline=f"{name}: {count}, {ends[-1]:,} step{'s' * (ends[-1] != 1)}",
+        title=title,
+        headline=f"{title}, {ends[-1]:,} step{'s' * (ends[-1] != 1)}",
         facts=facts_of(store, ends),
         kinds=[(kind, meaning, kinds[kind]) for kind, meaning in KINDS.items() if kinds[kind]],
         looked=[meaning for kind, meaning in KINDS.items() if kind not in ", ".join(unknown).split(", ")],
@@ -177,9 +170,7 @@ def _write_page(
         findings={kind: [f for f in found if f.kind == kind][:MOST] for kind in kinds},
         most=MOST,
         ranges=[(table.key, _cells(table)) for table in numbers],
-        pictures=[
-            ("Lengths", drawing(_lengths(np.diff(ends, prepend=0), store.attrs["rate_hz"]), "lengths"))
-        ],
+        pictures=[("Lengths", drawing(_lengths(lengths, store.attrs["rate_hz"]), "lengths"))],
         settings=[row for key, value in store.attrs.items() for row in flatten(key, value)],
         films=films,
         data={
@@ -198,27 +189,24 @@ def _charts(numbers: Sequence[Table]) -> list[dict[str, Any]]:
     first, charts = 0, []
     for table in numbers:
         low, _, _, _, high = np.nan_to_num(table.ranges()).tolist()
+        names = table.names
         for title, columns in plots(table):
-            lines = [
-                {"column": first + c, "name": table.names[c], "low": low[c], "high": high[c]} for c in columns
-            ]
+            lines = [{"column": first + c, "name": names[c], "low": low[c], "high": high[c]} for c in columns]
             charts.append({"key": table.key, "title": title, "lines": lines})
-        first += len(table.names)
+        first += len(names)
     return charts
 
 
 def _episodes(store: EpisodeStore, ends: np.ndarray) -> list[dict[str, Any]]:
     """Return the steps of each episode, and its success, task and number in the source if stored."""
     found: list[dict[str, Any]] = [{"steps": int(steps)} for steps in np.diff(ends, prepend=0)]
-    texts = store.attrs.get("tasks") or []
-    names = texts if isinstance(texts, dict) else {str(i): text for i, text in enumerate(texts)}
-    shown = {"success": ("success", bool), "source_episode": ("source", int)}
-    if names:
-        shown["task"] = ("task", lambda number: str(names.get(str(number), f"task {number}")))  # type: ignore[assignment]
-    for key, (name, convert) in shown.items():
-        for episode, value in zip(
-            found, store.meta(key).tolist() if key in store.meta_keys else (), strict=False
-        ):
+    tasks = dict(enumerate(store.attrs.get("tasks") or []))
+    shown: dict[str, Any] = {"success": ("success", bool), "source_episode": ("source", int)}
+    if tasks:
+        shown["task"] = ("task", lambda number: tasks.get(number, f"task {number}"))
+    for key in shown.keys() & {*store.meta_keys}:
+        name, convert = shown[key]
+        for episode, value in zip(found, store.meta(key).tolist(), strict=False):
             episode[name] = convert(value)
     return found
 

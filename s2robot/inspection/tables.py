@@ -77,14 +77,11 @@ def _named(store: EpisodeStore, key: str, values: np.ndarray) -> tuple[list[str]
 
 
 def _limits(attrs: dict, part: Part, own: np.ndarray) -> np.ndarray | None:
-    """Return the limits of a part's commands.
+    """Return the limits of a part's commands: declared ones, or of deltas the largest.
 
-    Targets without declared limits have none: an arm may rest at their least and largest. Steps without declared limits
-    have the largest ones as limits.
+    Targets without declared limits have none: an arm may rest at their least and largest.
     """
-    if part.kind in ("binary", "rotation"):
-        return None
-    if part.low is not None:
+    if part.kind in ("delta", "absolute") and part.low is not None:
         return np.array(part.limits)
     if part.kind != "delta":
         return None
@@ -100,9 +97,9 @@ def plots(table: Table) -> list[tuple[str, list[int]]]:
     for part in table.parts:
         size = part.at.stop - part.at.start
         count = -(-size // MOST_LINES)
+        title = table.key if part.name == table.key else f"{table.key}: {part.name}"
         for columns in np.array_split(np.arange(size), count):
             where = f" {columns[0] + 1}–{columns[-1] + 1}" if count > 1 else ""
-            title = table.key if part.name == table.key else f"{table.key}: {part.name}"
             found.append((title + where, (part.at.start + columns).tolist()))
     return found
 
