@@ -287,20 +287,6 @@ def test_a_stop_on_the_way_to_the_start_ends_the_session(arm):
     arm.lawful()
 
 
-@pytest.mark.realtime
-def test_the_emulated_operator_clears_a_fault_as_a_person_would(emulator, driver):
-    operator = EmulatedOperator(emulator.side)
-    emulator.side("place_arm", joints=(HOME + 0.2).tolist())
-    emulator.side.fault("error", code=31)
-    assert (
-        operator.free(()) and emulator.side("status")["error"] == 31
-    )  # asked about the way, not about a fault
-    assert operator.free(("arm error 31",)) and emulator.side("status")["error"] == 0
-    np.testing.assert_allclose(emulator.side("status")["joints"], HOME, atol=1e-3)
-    driver.arm()
-    assert driver.read().error == 0
-
-
 def test_the_terminal_asks_and_takes_only_yes():
     said, answers = [], []
     operator = TerminalOperator(lambda question: (said.append(question), answers.pop(0))[1])

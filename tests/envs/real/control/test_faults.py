@@ -52,8 +52,7 @@ def scene_bench(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(c.name, marks=() if c.name in RUN else pytest.mark.slow) for c in CASES],
+    "name", [pytest.param(c.name, marks=() if c.name in RUN else pytest.mark.slow) for c in CASES]
 )
 def test_the_arm_stops_as_designed(request, name):
     case = KNOWN[name]

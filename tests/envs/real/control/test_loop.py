@@ -105,29 +105,6 @@ def test_a_first_answer_that_stopped_the_cameras_is_waited_out(arm, cameras):
     assert (result.cause, result.steps) == ("steps", 3) and calls[1] > calls[0] + 0.5
 
 
-def test_a_dry_run_sends_nothing_and_says_what_it_would(arm, cameras):
-    would = []
-    heard = Calls(period=lambda now, state, safe: would.append(safe))
-    loop = made(arm, cameras, lambda o: SLOWLY, live=False, subscribers=[heard])
-    result = loop.run(max_steps=4)
-    assert result.cause == "steps" and arm.sent == [] and arm.stops == []
-    assert max(np.abs(safe.q - HOME).max() for safe in would if safe) > 0.002
-
-
-def test_a_stop_between_two_episodes_is_not_lost(arm, cameras):
-    loop = made(arm, cameras, lambda o: SLOWLY)
-    assert loop.run(max_steps=1).cause == "steps"
-    sent = len(arm.sent)
-    loop.request_stop()
-    assert loop.run(max_steps=5).cause == "stopped"
-    assert len(arm.sent) == sent and arm.stops == ["operator"]
-    arm.arm()
-    assert loop.run(max_steps=5).cause == "stopped" and len(arm.sent) == sent  # until it is cleared
-    arm.arm()
-    loop.stop_requested = False
-    assert loop.run(max_steps=1).cause == "steps"
-
-
 def test_a_stop_while_an_episode_comes_to_rest_counts(arm, cameras):
     """At the end of an episode the loop waits for the arm's answers: a stop that comes then is no earlier one's."""
     loop = made(arm, cameras, lambda o: SLOWLY)

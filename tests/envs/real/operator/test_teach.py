@@ -168,17 +168,3 @@ def test_an_error_or_a_silent_camera_breaks_the_episode_off(led):
     led.silent = lambda arm: True
     with pytest.raises(EnvError, match=r"teaching: found idle \(joint state is stale\), expected ready"):
         taught(led, Controls(), lambda step: None)
-
-
-@pytest.mark.realtime
-def test_the_gripper_obeys_only_while_the_arm_is_led(driver):
-    with pytest.raises(EnvError, match="of an arm that is led"):
-        driver.grip(0.5)
-    driver.lead()
-    with pytest.raises(EnvError, match="opening 1.5"):
-        driver.grip(1.5)
-    driver.grip(0.5)
-    wait_for(lambda: abs(driver.read().gripper - 0.5) < 0.02)
-    driver.stop("test")
-    with pytest.raises(EnvError, match="of an arm that is led"):
-        driver.grip(1.0)
