@@ -55,12 +55,12 @@ def frames(i: int, size: tuple[int, int] = (H, W)) -> np.ndarray:
     return np.clip(grey * 255, 0, 255).round().astype(np.uint8)
 
 
-def video(path: Path, pictures: np.ndarray) -> None:
+def video(path: Path, pictures: np.ndarray, fps: int = FPS, gop: int = 2) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=FPS)
+        stream = file.add_stream("libx264", rate=fps)
         stream.height, stream.width = pictures.shape[1:3]
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": "1", "g": "2"}
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "1", "g": str(gop)}
         for picture in pictures:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         file.mux(stream.encode())
