@@ -83,14 +83,6 @@ def test_what_is_stored_comes_back(tmp_path):
             child.refuse(range(seed, seed + 1), "child", "evaluate.seed")
 
 
-def test_a_checkpoint_without_lineage_is_unknown_to_its_children_too(tmp_path):
-    store = made.store(tmp_path / "in.zarr")
-    older = Lineage.of({}, "old/checkpoint")
-    child = Lineage.of({"lineage": older.trained_on(store, [1]).stored()})
-    assert child.seen(store) == [1] and child.unknown == ("old/checkpoint",) and child.note
-    assert not Lineage().note
-
-
 def test_no_episode_is_held_out_whose_copy_is_trained_on(tmp_path):
     store = made.store(tmp_path / "in.zarr")
     export(store, tmp_path / "out", "lerobot", ExportSettings(pictures="png"))

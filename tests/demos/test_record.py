@@ -13,14 +13,7 @@ from s2robot.core.errors import UserError
 from s2robot.demos import record as recorder
 from s2robot.demos import replay
 from s2robot.demos.record import record, record_episode
-from s2robot.demos.replay import (
-    camera_sizes,
-    drawn_by,
-    episode_frames,
-    render_episodes,
-    replay_episode,
-    world_of_demos,
-)
+from s2robot.demos.replay import camera_sizes, drawn_by, episode_frames, replay_episode, world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
@@ -38,7 +31,7 @@ def recorded_here(path: Path, config: CubePickConfig, seed: int) -> EpisodeStore
     """One episode, recorded by this process."""
     with EpisodeStore.create(path, {**CubePick(config).describe(), "seed": seed, "kind": "states"}) as store:
         store.append(*record_episode(config, PickerConfig(), seed))
-    return EpisodeStore.open(path)
+    return store
 
 
 def blind(config: CubePickConfig) -> CubePick:
@@ -52,7 +45,7 @@ def test_the_contents_of_a_recording(recorded):
     assert len(store) == 3 and list(store.meta("seed")) == [500, 501, 502] and store.meta("success").all()
     assert store.robot == "xarm7" and store.cameras == CAMERAS and store.attrs["kind"] == "states"
     assert set(store.keys) == {"state", "proprio", "cube_pose", "action", "perturbed"}
-    assert world_of_demos(store) == CubePickConfig()
+    assert world_of_demos(store).model_dump_json() == CubePickConfig().model_dump_json()
     assert world_of_demos(store, cameras=("left",)).cameras == ("left",)
 
 
@@ -134,7 +127,7 @@ def test_a_recording_resumes_in_its_own_store_only(tmp_path, monkeypatch):
             record(path, world, picker, episodes, seed, **more)
     assert EpisodeStore.open(path).fingerprint == before
     (tmp_path / "file.zarr").write_text("mine")
-    with pytest.raises(UserError, match="file.zarr: expected a new path; nothing was overwritten"):
+    with pytest.raises(UserError, match="file.zarr: expected a new path"):
         record(tmp_path / "file.zarr", *args, 4, 500)
     record(path, *args, 6, 500).close()  # more episodes are those of a longer recording
     record(tmp_path / "long.zarr", *args, 6, 500).close()
@@ -154,11 +147,8 @@ def test_replay_is_exact_and_tells_wrong_actions(recorded, tmp_path):
         wrong.append(arrays, {"seed": 500, "success": True})
     result = replay_episode(wrong, env, 0)
     assert not result["success"] and result["max_error"] > 0.01
-
-
-def test_replay_of_another_arm_is_exact(tmp_path):
-    store = recorded_here(tmp_path / "one.zarr", CubePickConfig(robot="panda"), 31)
-    result = replay_episode(store, blind(world_of_demos(store)), 0)
+    panda = recorded_here(tmp_path / "panda.zarr", CubePickConfig(robot="panda"), 31)
+    result = replay_episode(panda, blind(world_of_demos(panda)), 0)
     assert result["success"] and result["max_error"] == 0.0
 
 
@@ -219,6 +209,6 @@ def test_recorded_images_keep_the_size_of_each_camera(recorded, tmp_path):
 def test_a_camera_that_the_dataset_lacks(recorded):
     words = "cameras: expected 'top' among them, got hand,left,right"
     with pytest.raises(UserError, match=words):
-        next(render_episodes(EpisodeStore.open(recorded), [0], ("hand", "top"), 32, workers=1))
+        next(replay.render_episodes(EpisodeStore.open(recorded), [0], ("hand", "top"), 32, workers=1))
     with pytest.raises(UserError, match=words):
         episode_frames(recorded, 0, ("top",), 32)

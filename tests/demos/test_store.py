@@ -114,16 +114,13 @@ def test_append_and_reopen(steps):
 
 def test_fingerprint(tmp_path, monkeypatch):
     first = EpisodeStore.open(filled(tmp_path / "a.zarr", 3)).fingerprint
-    assert first == EpisodeStore.open(filled(tmp_path / "b.zarr", 3)).fingerprint
-    assert first != EpisodeStore.open(filled(tmp_path / "c.zarr", 2)).fingerprint
-    assert first != EpisodeStore.open(filled(tmp_path / "d.zarr", 3, seed=4)).fingerprint
+    assert first != EpisodeStore.open(filled(tmp_path / "b.zarr", 3, seed=4)).fingerprint
     with EpisodeStore.create(tmp_path / "other.zarr", ATTRIBUTES) as store:
         for i in (0, 1, 9):  # as long as 2, with other contents
             store.append(episode(i), {"seed": i % 7, "success": i != 1})
         assert store.fingerprint != first
     monkeypatch.setattr(stored_arrays, "CHUNK_BYTES", 64)  # another layout of files
-    assert first == EpisodeStore.open(filled(tmp_path / "e.zarr", 3)).fingerprint
-    with EpisodeStore.open(tmp_path / "a.zarr", "a") as store:
+    with EpisodeStore.open(filled(tmp_path / "c.zarr", 3), "a") as store:
         assert store.fingerprint == first
         store.append(episode(3), {"seed": 3, "success": True})
         assert store.fingerprint != first
@@ -145,6 +142,7 @@ def test_split(tmp_path):
     for fraction, held_out in ((0.0, 0), (0.01, 1), (0.2, 2), (1.0, 9)):
         train, validation = store.split(fraction, seed=1)
         assert len(validation) == held_out and sorted([*train, *validation]) == list(range(10))
+    assert "expected some to hold out" in error(store.split, 0.5, 0, [1, 2], [1, 2])
     assert "got 1" in error(EpisodeStore.open(filled(tmp_path / "b.zarr", 1)).split, 0.5, 0)
 
 

@@ -88,4 +88,4 @@ def test_windows_are_what_a_plain_loop_makes(episodes, context, chunk):
             rows.append((context_rows, pad, [first + min(a, last) for a in ahead], [a > last for a in ahead]))
         first += len(pushed)
     made = (windows.context.tolist(), windows.pad.tolist(), chunks(windows), windows.action_pad.tolist())
-    assert [*zip(*made, strict=True)] == rows
+    assert [*zip(*made, strict=True)] == rows and len(windows) == len(rows)

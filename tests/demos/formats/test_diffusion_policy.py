@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import zipfile
 from pathlib import Path
 
 import numcodecs
@@ -16,7 +15,7 @@ from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
-from tests.demos.formats.made import converted, refused
+from tests.demos.formats.made import converted, refused, zipped
 
 RNG = np.random.default_rng(0)
 DATA = {
@@ -44,14 +43,6 @@ def folder(tmp_path):
 
 def data_of(folder):
     return zarr.open_group(str(folder), mode="r+", zarr_format=2)["data"]
-
-
-def zipped(folder):
-    path = folder.with_name("in.zarr.zip")
-    with zipfile.ZipFile(path, "w") as file:
-        for f in sorted(p for p in folder.rglob("*") if p.is_file()):
-            file.write(f, f.relative_to(folder).as_posix())
-    return path
 
 
 @pytest.mark.parametrize("form", [lambda folder: folder, zipped])

@@ -6,7 +6,6 @@ import pickle
 import resource
 import shutil
 import struct
-import zipfile
 import zlib
 from itertools import product
 from pathlib import Path
@@ -28,7 +27,7 @@ from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 from s2robot.overrides import one_line
 from tests.demos.formats import made
-from tests.demos.formats.made import refused
+from tests.demos.formats.made import refused, zipped
 
 HUGE = 1 << 34
 
@@ -87,14 +86,6 @@ def array2(path: Path, chunk: bytes | None, **about) -> None:
     if chunk is not None:
         shape = (plain | about)["shape"]
         (path / ".".join("0" for _ in shape)).write_bytes(chunk)
-
-
-def zipped(path: Path) -> Path:
-    file = path.with_suffix(".zip")
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
-        for f in sorted(p for p in path.rglob("*") if p.is_file()):
-            out.write(f, f.relative_to(path).as_posix())
-    return file
 
 
 @pytest.mark.parametrize("codec", sorted(codec_registry))
