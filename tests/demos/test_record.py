@@ -1,6 +1,5 @@
-"""Recording, rendering again and replaying: the same bytes and motion, after kills and on a full disk too."""
+"""Recording, rendering again and replaying: the same bytes and motion, after kills too."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,19 +13,13 @@ from s2robot.core.errors import UserError
 from s2robot.demos import record as recorder
 from s2robot.demos import replay
 from s2robot.demos.record import record, record_episode
-from s2robot.demos.replay import (
-    camera_sizes,
-    drawn_by,
-    episode_frames,
-    render_episodes,
-    replay_episode,
-    world_of_demos,
-)
+from s2robot.demos.replay import camera_sizes, drawn_by, episode_frames, replay_episode, world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from tests import forks
+from tests.demos.test_store import ATTRIBUTES
 from tests.inline import do_inline
 from tests.kills import kill_at_every_write
 
@@ -38,7 +31,7 @@ def recorded_here(path: Path, config: CubePickConfig, seed: int) -> EpisodeStore
     """One episode, recorded by this process."""
     with EpisodeStore.create(path, {**CubePick(config).describe(), "seed": seed, "kind": "states"}) as store:
         store.append(*record_episode(config, PickerConfig(), seed))
-    return EpisodeStore.open(path)
+    return store
 
 
 def blind(config: CubePickConfig) -> CubePick:
@@ -52,8 +45,7 @@ def test_the_contents_of_a_recording(recorded):
     assert len(store) == 3 and list(store.meta("seed")) == [500, 501, 502] and store.meta("success").all()
     assert store.robot == "xarm7" and store.cameras == CAMERAS and store.attrs["kind"] == "states"
     assert set(store.keys) == {"state", "proprio", "cube_pose", "action", "perturbed"}
-    as_json = lambda config: json.loads(json.dumps(config.model_dump()))  # noqa: E731 (tuples become lists)
-    assert as_json(world_of_demos(store)) == as_json(CubePickConfig())
+    assert world_of_demos(store).model_dump_json() == CubePickConfig().model_dump_json()
     assert world_of_demos(store, cameras=("left",)).cameras == ("left",)
 
 
@@ -86,18 +78,17 @@ def test_a_killed_recording_keeps_its_episodes_and_leaves_no_worker(tmp_path):
         assert list(store.meta("seed")) == [500] and not list(tmp_path.glob(".*"))
 
 
-def instead_of_simulating(monkeypatch, width: int = 5) -> None:
-    """Episodes of a few made-up numbers, `width` of a state; every third seed fails."""
+def instead_of_simulating(monkeypatch) -> None:
+    """Episodes of a few made-up numbers; every third seed fails."""
 
     def episode(world: CubePickConfig, picker: PickerConfig, seed: int, *how) -> tuple[dict, dict]:
         rng = np.random.default_rng(seed)
-        arrays = {"state": rng.random((3, width)), "action": rng.random((3, 8), np.float32)}
+        arrays = {"state": rng.random((3, 5)), "action": rng.random((3, 8), np.float32)}
         return arrays, {"seed": seed, "success": seed % 3 != 2}
 
-    about = {"robot": "xarm7", "joint_names": list("abcdefg"), "rate_hz": 10, "cameras": list(CAMERAS), "kind": "states",
-             "camera_geometry": dict.fromkeys(CAMERAS, {}), "action_frame": "joint_delta_commanded", "env_version": "CubePick-v0",
-             "env_config": {}}  # fmt: skip
-    attributes = lambda world, picker, seed: about | {"seed": seed, "picker": picker.model_dump()}  # noqa: E731
+    def attributes(world: CubePickConfig, picker: PickerConfig, seed: int) -> dict:
+        return ATTRIBUTES | {"seed": seed, "picker": picker.model_dump()}
+
     monkeypatch.setattr(recorder, "demo_attributes", attributes)
     do_inline(monkeypatch)
     monkeypatch.setattr(recorder, "record_episode", episode)
@@ -121,33 +112,6 @@ def test_a_kill_at_any_write_of_a_recording_changes_nothing(tmp_path, every):
         assert files(folder) == whole, write
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1.5 MB, and a function that makes it larger."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "none", disk], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a small disk")
-    yield disk, lambda: subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-    subprocess.run(["umount", "-l", disk], check=True)
-
-
-def test_a_recording_on_a_full_disk_keeps_its_episodes_and_goes_on(tmp_path, small_disk, monkeypatch):
-    disk, enlarge = small_disk
-    instead_of_simulating(monkeypatch, width=5000)  # 120 kB an episode, which no compression makes smaller
-    path, args = disk / "demos.zarr", (CubePickConfig(), PickerConfig(), 16, 500, 1)
-    with pytest.raises(UserError) as caught:
-        record(path, *args)
-    assert str(caught.value).startswith(f"{path}: the disk is full (No space left on device), episode ")
-    kept = len(EpisodeStore.open(path))
-    assert 0 < kept < 16 and f"{kept} earlier episodes are intact" in str(caught.value)
-    enlarge()
-    record(path, *args).close()
-    record(tmp_path / "whole.zarr", *args).close()
-    assert EpisodeStore.open(path).fingerprint == EpisodeStore.open(tmp_path / "whole.zarr").fingerprint
-
-
 def test_a_recording_resumes_in_its_own_store_only(tmp_path, monkeypatch):
     instead_of_simulating(monkeypatch)
     path, args = tmp_path / "demos.zarr", (CubePickConfig(), PickerConfig())
@@ -163,19 +127,12 @@ def test_a_recording_resumes_in_its_own_store_only(tmp_path, monkeypatch):
             record(path, world, picker, episodes, seed, **more)
     assert EpisodeStore.open(path).fingerprint == before
     (tmp_path / "file.zarr").write_text("mine")
-    with pytest.raises(UserError, match="file.zarr: expected a new path; nothing was overwritten"):
+    with pytest.raises(UserError, match="file.zarr: expected a new path"):
         record(tmp_path / "file.zarr", *args, 4, 500)
     record(path, *args, 6, 500).close()  # more episodes are those of a longer recording
     record(tmp_path / "long.zarr", *args, 6, 500).close()
     assert EpisodeStore.open(path).fingerprint == EpisodeStore.open(tmp_path / "long.zarr").fingerprint
     assert list(EpisodeStore.open(path).meta("seed")) == [501, 502, 504, 505, 507, 508]
-
-
-def test_numbers_out_of_range_are_rejected(tmp_path):
-    for episodes, workers, key in ((0, 1, "episodes"), (1, 0, "workers")):
-        with pytest.raises(UserError, match=f"recording.{key}: expected >= 1, got 0"):
-            record(tmp_path / "demos.zarr", CubePickConfig(), PickerConfig(), episodes, 500, workers)
-    assert not list(tmp_path.iterdir())
 
 
 def test_replay_is_exact_and_tells_wrong_actions(recorded, tmp_path):
@@ -190,11 +147,8 @@ def test_replay_is_exact_and_tells_wrong_actions(recorded, tmp_path):
         wrong.append(arrays, {"seed": 500, "success": True})
     result = replay_episode(wrong, env, 0)
     assert not result["success"] and result["max_error"] > 0.01
-
-
-def test_replay_of_another_arm_is_exact(tmp_path):
-    store = recorded_here(tmp_path / "one.zarr", CubePickConfig(robot="panda"), 31)
-    result = replay_episode(store, blind(world_of_demos(store)), 0)
+    panda = recorded_here(tmp_path / "panda.zarr", CubePickConfig(robot="panda"), 31)
+    result = replay_episode(panda, blind(world_of_demos(panda)), 0)
     assert result["success"] and result["max_error"] == 0.0
 
 
@@ -255,6 +209,6 @@ def test_recorded_images_keep_the_size_of_each_camera(recorded, tmp_path):
 def test_a_camera_that_the_dataset_lacks(recorded):
     words = "cameras: expected 'top' among them, got hand,left,right"
     with pytest.raises(UserError, match=words):
-        next(render_episodes(EpisodeStore.open(recorded), [0], ("hand", "top"), 32, workers=1))
+        next(replay.render_episodes(EpisodeStore.open(recorded), [0], ("hand", "top"), 32, workers=1))
     with pytest.raises(UserError, match=words):
         episode_frames(recorded, 0, ("top",), 32)

@@ -27,13 +27,9 @@ def lists(split):
 @pytest.mark.parametrize(
     ("given", "found"),
     [
-        (["0:3", 5], [0, 1, 2, 5]),
-        ("0:3,5", [0, 1, 2, 5]),
-        (["8:"], [8, 9]),
-        ([":2", "9"], [0, 1, 9]),
-        ([7, 2], [7, 2]),
+        (["0:3", 5], [0, 1, 2, 5]), ("0:3,5", [0, 1, 2, 5]), (["8:"], [8, 9]), ([":2", "9"], [0, 1, 9]), ([7, 2], [7, 2]),
     ],
-)
+)  # fmt: skip
 def test_numbers_and_ranges(given, found):
     assert numbers(given, 10, "x") == found
 
@@ -85,8 +81,6 @@ def test_a_split_file(store, tmp_path):
         ({"train": [0, 1], "validation": [1]}, "validation: expected episodes that are not in train, got 1"),
         ({"train": [0, 10]}, "train: expected episodes of 0 to 9"),
         ({"train": 2}, "train: expected"),
-        ({"train": []}, "train: expected each episode once, got none"),
-        ({"train": [1], "validation": 0}, "validation: expected"),
         ({"validation": [1]}, "train: expected a value"),
         ({"train": [1], "test": [2]}, "test: expected no such key"),
         ("{", "cannot be read"),

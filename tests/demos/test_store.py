@@ -18,17 +18,11 @@ from s2robot.demos import arrays as stored_arrays
 from s2robot.demos.store import EpisodeStore
 
 ATTRIBUTES = {
-    "robot": "xarm7",
-    "joint_names": [f"joint{i}" for i in range(1, 8)],
-    "rate_hz": 10,
-    "cameras": ["hand", "left"],
-    "camera_geometry": {"hand": {"size": [8, 8], "fovy": 45.0}},
-    "action_frame": "joint_delta_commanded",
-    "env_version": "CubePick-v0",
-    "env_config": {"cube_size": 0.04},
-    "seed": 3,
-    "kind": "states",
-}
+    "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(1, 8)], "rate_hz": 10, "cameras": ["hand", "left"],
+    "camera_geometry": {"hand": {"size": [8, 8], "fovy": 45.0}}, "action_frame": "joint_delta_commanded",
+    "env_version": "CubePick-v0", "env_config": {"cube_size": 0.04}, "seed": 3, "kind": "states",
+}  # fmt: skip
+IMAGES = ATTRIBUTES | {"kind": "images", "cameras": ["hand"]}
 
 
 def episode(i: int, length: int | None = None) -> dict[str, np.ndarray]:
@@ -67,35 +61,23 @@ def error(call, *args, **kwargs) -> str:
 def test_round_trip(tmp_path):
     store = EpisodeStore.open(filled(tmp_path / "a.zarr", 3))
     assert_holds(store, 3)
-    assert store.lengths.tolist() == [1, 2, 3]
-    assert store.episode_ends.tolist() == [1, 3, 6]
-    assert store.num_steps == 6
-    assert store.episode_slice(1) == slice(1, 3)
-    assert store.episode_slice(-1) == slice(3, 6)
-    assert store["action"].shape == (6, 8)
+    assert store.lengths.tolist() == [1, 2, 3] and store.episode_ends.tolist() == [1, 3, 6]
+    assert (store.num_steps, store.episode_slice(1), store.episode_slice(-1)) == (6, slice(1, 3), slice(3, 6))
     np.testing.assert_array_equal(store.read("state", 2, 99), store["state"][2:])
-    assert store.keys == ("action", "state")
-    assert store.meta_keys == ("seed", "success")
-    assert store.meta("seed").tolist() == [0, 1, 2]
-    assert store.meta("success").tolist() == [True, False, True]
+    assert (store.keys, store.meta_keys) == (("action", "state"), ("seed", "success"))
+    assert store.meta("seed").tolist() == [0, 1, 2] and store.meta("success").tolist() == [True, False, True]
     assert store.attrs == {**ATTRIBUTES, "schema_version": 1}
-    assert store.robot == "xarm7"
-    assert store.cameras == ("hand", "left")
-
-
-def test_empty_store(tmp_path):
-    store = EpisodeStore.open(filled(tmp_path / "a.zarr", 0))
-    assert (len(store), store.num_steps, store.keys, store.lengths.tolist()) == (0, 0, (), [])
-    assert "'action'" in error(store.__getitem__, "action")
+    assert (store.robot, store.cameras) == ("xarm7", ("hand", "left"))
+    empty = EpisodeStore.open(filled(tmp_path / "b.zarr", 0))
+    assert (len(empty), empty.num_steps, empty.keys, empty.lengths.tolist()) == (0, 0, (), [])
+    assert "'action'" in error(empty.__getitem__, "action")
 
 
 def test_images_and_zero_arrays(tmp_path):
     """All-zero chunks are written: a lost chunk must never pass for zeros."""
     frames = np.zeros((9, 1024, 512, 3), np.uint8)
     frames[5] = 7
-    with EpisodeStore.create(
-        tmp_path / "a.zarr", {**ATTRIBUTES, "kind": "images", "cameras": ["hand"]}
-    ) as store:
+    with EpisodeStore.create(tmp_path / "a.zarr", IMAGES) as store:
         store.append({"images_hand": frames, "flag": np.zeros(9, bool)})
         np.testing.assert_array_equal(store["images_hand"], frames)
     chunks = sorted(p.name for p in (tmp_path / "a.zarr/data/images_hand").glob("c.*"))
@@ -132,16 +114,13 @@ def test_append_and_reopen(steps):
 
 def test_fingerprint(tmp_path, monkeypatch):
     first = EpisodeStore.open(filled(tmp_path / "a.zarr", 3)).fingerprint
-    assert first == EpisodeStore.open(filled(tmp_path / "b.zarr", 3)).fingerprint
-    assert first != EpisodeStore.open(filled(tmp_path / "c.zarr", 2)).fingerprint
-    assert first != EpisodeStore.open(filled(tmp_path / "d.zarr", 3, seed=4)).fingerprint
+    assert first != EpisodeStore.open(filled(tmp_path / "b.zarr", 3, seed=4)).fingerprint
     with EpisodeStore.create(tmp_path / "other.zarr", ATTRIBUTES) as store:
         for i in (0, 1, 9):  # as long as 2, with other contents
             store.append(episode(i), {"seed": i % 7, "success": i != 1})
         assert store.fingerprint != first
     monkeypatch.setattr(stored_arrays, "CHUNK_BYTES", 64)  # another layout of files
-    assert first == EpisodeStore.open(filled(tmp_path / "e.zarr", 3)).fingerprint
-    with EpisodeStore.open(tmp_path / "a.zarr", "a") as store:
+    with EpisodeStore.open(filled(tmp_path / "c.zarr", 3), "a") as store:
         assert store.fingerprint == first
         store.append(episode(3), {"seed": 3, "success": True})
         assert store.fingerprint != first
@@ -159,14 +138,10 @@ def test_fingerprint_of_the_first_episodes_is_what_it_was_then(tmp_path):
 
 def test_split(tmp_path):
     store = EpisodeStore.open(filled(tmp_path / "a.zarr", 10))
-    train, validation = store.split(0.2, seed=1)
-    assert (len(train), len(validation)) == (8, 2)
-    assert sorted([*train, *validation]) == list(range(10))
-    again = store.split(0.2, seed=1)
-    assert train.tolist() == again[0].tolist()
-    assert [len(part) for part in store.split(0.01, 0)] == [9, 1]
-    assert [part.tolist() for part in store.split(0.0, 0)] == [list(range(10)), []]  # no episode is lost
-    assert [len(part) for part in store.split(1.0, 0)] == [1, 9]
+    assert store.split(0.2, seed=1)[0].tolist() == store.split(0.2, seed=1)[0].tolist()
+    for fraction, held_out in ((0.0, 0), (0.01, 1), (0.2, 2), (1.0, 9)):
+        train, validation = store.split(fraction, seed=1)
+        assert len(validation) == held_out and sorted([*train, *validation]) == list(range(10))
     assert "expected some to hold out" in error(store.split, 0.5, 0, [1, 2], [1, 2])
     assert "got 1" in error(EpisodeStore.open(filled(tmp_path / "b.zarr", 1)).split, 0.5, 0)
 
@@ -267,19 +242,13 @@ def test_wrong_attributes(tmp_path, name, value):
     assert not list(tmp_path.iterdir())
 
 
-def nan_at(step: int) -> dict:
-    arrays = episode(0, 5)
-    arrays["action"][step, 2] = np.nan
-    return arrays
-
-
 META = {"seed": 1, "success": True}
 
 
 @pytest.mark.parametrize(
     ("arrays", "meta", "message"),
     [
-        (nan_at(3), META, "episode 1: action: expected finite numbers, got nan at step 3"),
+        ({**episode(0, 5), "action": np.full((5, 8), np.nan, "f4")}, META, "episode 1: action: expected finite numbers, got nan"),
         ({**episode(0, 5), "state": np.zeros((4, 5))}, META, "action (5, 8), state (4, 5)"),
         ({**episode(0, 5), "action": np.zeros((5, 8))}, META, "data/action: expected float32 rows of [8]"),
         ({**episode(0, 5), "state": np.zeros((5, 6))}, META, "data/state: expected float64 rows of [5]"),
@@ -288,7 +257,6 @@ META = {"seed": 1, "success": True}
         (episode(0), {"seed": 1.5, "success": True}, "meta/seed: expected int64 rows of [], got float64"),
         (episode(0), {"seed": "x", "success": True}, "meta/seed: expected numbers"),
         ({"action": np.zeros((0, 8), "f4")}, META, "got action (0, 8)"),
-        ({"action": np.float32(1)}, META, "got action ()"),
         ({"../action": np.zeros(3)}, META, "got 'data/../action'"),
         (episode(0), {"episode_ends": 1}, "got 'meta/episode_ends'"),
         ({}, {}, "got none"),
@@ -305,12 +273,8 @@ def test_check(tmp_path):
     store = EpisodeStore.open(filled(tmp_path / "a.zarr", 1))
     store.check(robot="xarm7", action_frame="joint_delta_commanded", cameras=["left"], rate_hz=10)
     store.check()
-    for key, other in (
-        ("robot", "panda"),
-        ("action_frame", "x"),
-        ("rate_hz", 20),
-        ("cameras", ["left", "up"]),
-    ):
+    others = {"robot": "panda", "action_frame": "x", "rate_hz": 20, "cameras": ["left", "up"]}
+    for key, other in others.items():
         assert f"a.zarr: {key}: expected" in error(store.check, **{key: other})
 
 
@@ -326,68 +290,63 @@ def test_merge_of_unlike_datasets(tmp_path):
 # -------------------------------------------------------------------- errors of open
 
 
-def edit_json(file: Path, change) -> None:
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
+def edited(name: str, change):
+    """Damage that changes the JSON of a file."""
+
+    def damage(path: Path) -> None:
+        content = json.loads((path / name).read_text())
+        change(content)
+        (path / name).write_text(json.dumps(content))
+
+    return damage
 
 
-def shorten(rows: int, name: str = "data/action"):
-    return lambda path: edit_json(path / name / "zarr.json", lambda c: c["shape"].__setitem__(0, rows))
+def attribute(name: str, value=None):
+    return edited("zarr.json", lambda c: c["attributes"].__setitem__(name, value))
 
 
-def cut_file(name: str, keep: int):
-    return lambda path: (path / name).write_bytes((path / name).read_bytes()[:keep])
+def without(name: str):
+    return edited("zarr.json", lambda c: c["attributes"].pop(name))
 
 
-def flip_byte(name: str, at: int):
-    def flip(path):
-        content = bytearray((path / name).read_bytes())
-        content[at] ^= 0x55
-        (path / name).write_bytes(content)
-
-    return flip
+def with_bytes(name: str, change):
+    return lambda path: (path / name).write_bytes(change((path / name).read_bytes()))
 
 
-def set_attribute(name: str, value):
-    return lambda path: edit_json(path / "zarr.json", lambda c: c["attributes"].__setitem__(name, value))
+def with_rows(name: str, rows: int):
+    return edited(f"{name}/zarr.json", lambda c: c["shape"].__setitem__(0, rows))
 
 
-def drop_attribute(name: str):
-    return lambda path: edit_json(path / "zarr.json", lambda c: c["attributes"].pop(name))
-
-
-def rewrite_ends(path):
+def with_ends(path: Path) -> None:
     zarr.open_group(path, mode="r+")["meta/episode_ends"][:] = [1, 6, 3]
 
 
-def remove(name: str):
-    return lambda path: os.remove(path / name)
+def flip(content: bytes) -> bytes:
+    return content[:60] + bytes([content[60] ^ 0x55]) + content[61:]
+
+
+REMOVED = ("data/action/zarr.json", "meta/episode_ends/zarr.json", "meta/episode_ends/c.0", "data/action/c.0.0", "zarr.json")  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shorten(4), "data/action: expected 6"),
-        (shorten(2, "meta/seed"), "meta/seed: expected 3"),
-        (remove("data/action/zarr.json"), "data/action/zarr.json: "),
-        (remove("meta/episode_ends/zarr.json"), "meta/episode_ends/zarr.json: "),
-        (remove("meta/episode_ends/c.0"), "episode_ends/c.0: "),
-        (remove("data/action/c.0.0"), "data/action/c.0.0: "),
-        (remove("zarr.json"), "zarr.json: "),
-        (set_attribute("schema_version", 2), "zarr.json: expected schema_version 1, got 2"),
-        (drop_attribute("schema_version"), "zarr.json: expected schema_version 1, got None"),
-        (drop_attribute("robot"), "a.zarr: robot: expected a value"),
-        (drop_attribute("arrays"), "zarr.json: expected arrays"),
-        (set_attribute("arrays", {"meta/seed": 1}), "zarr.json: expected arrays"),
-        (set_attribute("arrays", {"data/more": 1}), "data/more/zarr.json: expected a file"),
-        (cut_file("zarr.json", 40), "zarr.json: cannot be read"),
-        (lambda p: (p / "data/state/zarr.json").write_text("{}"), "data/state/zarr.json: expected numbers"),
-        (lambda p: (p / "zarr.json").write_text("[]"), "zarr.json: expected a JSON object"),
-        (cut_file("data/action/c.0.0", 30), "data/action/c.0.0: "),
-        (cut_file("data/action/c.0.0", 0), "data/action/c.0.0: "),
-        (flip_byte("data/state/c.0.0", 60), "data/state/c.0.0: "),
-        (rewrite_ends, "meta/episode_ends: expected increasing ends"),
+        (with_rows("data/action", 4), "data/action: expected 6"),
+        (with_rows("meta/seed", 2), "meta/seed: expected 3"),
+        *((lambda path, name=name: (path / name).unlink(), f"{name}: ") for name in REMOVED),
+        (attribute("schema_version", 2), "zarr.json: expected schema_version 1, got 2"),
+        (without("schema_version"), "zarr.json: expected schema_version 1, got None"),
+        (without("robot"), "a.zarr: robot: expected a value"),
+        (without("arrays"), "zarr.json: expected arrays"),
+        (attribute("arrays", {"meta/seed": 1}), "zarr.json: expected arrays"),
+        (attribute("arrays", {"data/more": 1}), "data/more/zarr.json: expected a file"),
+        (with_bytes("zarr.json", lambda content: content[:40]), "zarr.json: cannot be read"),
+        (with_bytes("data/state/zarr.json", lambda _: b"{}"), "data/state/zarr.json: expected numbers"),
+        (with_bytes("zarr.json", lambda _: b"[]"), "zarr.json: expected a JSON object"),
+        (with_bytes("data/action/c.0.0", lambda content: content[:30]), "data/action/c.0.0: "),
+        (with_bytes("data/action/c.0.0", lambda _: b""), "data/action/c.0.0: "),
+        (with_bytes("data/state/c.0.0", flip), "data/state/c.0.0: "),
+        (with_ends, "meta/episode_ends: expected increasing ends"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("mode", ["r", "a"])
@@ -401,7 +360,7 @@ def test_damaged_datasets(tmp_path, damage, message, mode):
 
 def test_large_arrays_are_checked_when_read(tmp_path, monkeypatch):
     path = filled(tmp_path / "a.zarr", 3)
-    flip_byte("data/state/c.0.0", 60)(path)
+    with_bytes("data/state/c.0.0", flip)(path)
     monkeypatch.setattr(stored_arrays, "VERIFY_BYTES", 100)
     store = EpisodeStore.open(path)
     assert "data/state/c.0.0: " in error(store.episode, 1)
@@ -410,7 +369,6 @@ def test_large_arrays_are_checked_when_read(tmp_path, monkeypatch):
 
 # -------------------------------------------------------------------- data that nothing could use later
 
-IMAGES = ATTRIBUTES | {"kind": "images", "cameras": ["hand"]}
 TURN = {"name": "turn", "size": 3, "kind": "rotation", "form": "axis_angle", "relative": True}
 ARM = [{"name": "position", "size": 3, "kind": "delta", "low": [-0.05] * 3, "high": [0.05] * 3}, TURN,
        {"name": "gripper", "size": 1, "kind": "binary"}]  # fmt: skip
@@ -422,7 +380,6 @@ PARTS = ATTRIBUTES | {"joint_names": [], "action_parts": ARM, "proprio_parts": P
     ("attributes", "arrays", "text"),
     [
         (ATTRIBUTES, {"action": np.zeros((3, 7), "f4")}, "action: expected floats (T, 8)"),
-        (ATTRIBUTES, {"action": np.zeros((3, 8), "i4")}, "action: expected floats (T, 8)"),
         (ATTRIBUTES, {"expert": np.zeros((3, 2, 7), "f4")}, "expert: expected floats (T, K, 8)"),
         (ATTRIBUTES, {"proprio": np.zeros((3, 7))}, "proprio: expected floats (T, 8)"),
         (IMAGES, {"action": np.zeros((3, 8))}, "images_hand: expected uint8"),

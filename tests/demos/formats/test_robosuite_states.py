@@ -71,9 +71,8 @@ def test_a_recording_is_drawn_as_it_was(recording):
     np.testing.assert_array_equal(store["images_agentview"], [picture for _, picture in seen])
     np.testing.assert_allclose(store["proprio"], [proprio for proprio, _ in seen], atol=1e-6)
     with h5py.File(path) as file:
-        np.testing.assert_allclose(
-            store["action"][:STEPS, :3], file["data/demo_1/actions"][:, :3] * 0.05, rtol=1e-6
-        )
+        moves = file["data/demo_1/actions"][:, :3] * 0.05
+    np.testing.assert_allclose(store["action"][:STEPS, :3], moves, rtol=1e-6)
 
 
 def test_our_states_go_out_with_their_world(tmp_path):
@@ -120,16 +119,14 @@ def copy(tmp_path, recording):
 def test_robomimics_file_of_states_reads_alike(tmp_path, recording, copy):
     with h5py.File(copy, "a") as file:
         data = file["data"]
-        kwargs = json.loads(data.attrs.pop("env_info")) | {"control_freq": 10, "use_camera_obs": True,
-                                                           "camera_heights": 20, "camera_widths": 30, "horizon": 500}  # fmt: skip
-        del kwargs["env_name"]
-        about = {"env_name": "Lift", "env_version": "1.5.2", "type": 1, "env_kwargs": kwargs}
+        kwargs = json.loads(data.attrs.pop("env_info"))
+        kwargs |= {"control_freq": 10, "use_camera_obs": True, "camera_heights": 20, "camera_widths": 30}
+        about = {"env_name": kwargs.pop("env_name"), "env_version": "1.5.2", "type": 1, "env_kwargs": kwargs}
         data.attrs["env_args"] = json.dumps(about)
         file["mask/train"] = np.array([b"demo_2"])
     source = read(copy, Choice(cameras=("agentview",), mask="train", proprio=("robot0_joint_pos",)))
-    assert source.attributes["rate_hz"] == 10 and source.attributes["camera_geometry"] == {
-        "agentview": {"size": [20, 30]}
-    }
+    assert source.attributes["rate_hz"] == 10
+    assert source.attributes["camera_geometry"] == {"agentview": {"size": [20, 30]}}
     (piece,) = source.pieces(0)
     with h5py.File(copy) as file:
         states = file["data/demo_2/states"][:]
@@ -155,8 +152,6 @@ def test_a_file_that_does_not_fit_is_one_line(copy, change, words):
 
 
 def test_without_robosuite_it_says_how_to_have_it(copy, monkeypatch):
-    monkeypatch.setattr(
-        "s2robot.demos.formats.source.find_spec", lambda name: None if name == "robosuite" else name
-    )
+    monkeypatch.setattr("s2robot.demos.formats.source.find_spec", {"h5py": True}.get)
     with pytest.raises(UserError, match=r"^robosuite is not installed: pip install 's2robot\[sim\]'$"):
         read(copy, CHOICE)

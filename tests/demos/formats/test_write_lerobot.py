@@ -91,14 +91,11 @@ def test_statistics_are_those_of_the_numbers_and_images(tmp_path):
     every = json.loads((out / "meta/stats.json").read_text())
     second, whole = store.episode(1), store["action"].astype("f8")
     own = second["action"].astype("f8")
-    for name, wanted in (("min", own.min(0)), ("std", own.std(0)), ("q90", np.quantile(own, 0.9, axis=0)), ("count", [7])):  # fmt: skip
+    ninth = np.quantile(own, 0.9, axis=0)
+    for name, wanted in {"min": own.min(0), "std": own.std(0), "q90": ninth, "count": [7]}.items():
         np.testing.assert_allclose(rows[1][f"stats/action/{name}"], wanted, rtol=1e-12)
-    for name, wanted in (
-        ("max", whole.max(0)),
-        ("mean", whole.mean(0)),
-        ("std", whole.std(0)),
-        ("count", [12]),
-    ):
+    all_steps = {"max": whole.max(0), "mean": whole.mean(0), "std": whole.std(0), "count": [12]}
+    for name, wanted in all_steps.items():
         np.testing.assert_allclose(every["action"][name], wanted, rtol=1e-12)
     pixels = second["images_hand"].transpose(3, 0, 1, 2).reshape(3, -1) / 255
     median = np.quantile(pixels, 0.5, axis=1, method="inverted_cdf")
@@ -128,10 +125,8 @@ def test_a_dataset_that_the_format_cannot_hold_is_one_line_and_leaves_nothing(tm
         shutil.rmtree(store.path)
 
     refused(made.store(tmp_path / "in.zarr", rate_hz=12.5), "rate_hz: expected a whole number", "12.5")
-    refused(
-        made.store(tmp_path / "in.zarr", sizes={"up/left": (16, 16), "up_left": (16, 16)}),
-        "up/left and up_left",
-    )
+    alike = {"up/left": (16, 16), "up_left": (16, 16)}
+    refused(made.store(tmp_path / "in.zarr", sizes=alike), "up/left and up_left")
     source = made.store(tmp_path / "in.zarr")
     about, arrays = {k: v for k, v in source.attrs.items() if k != "schema_version"}, source.episode(0)
     shutil.rmtree(source.path)

@@ -18,11 +18,8 @@ class Data:
         self.state = np.stack([np.sin(t / 6), 0.1 * np.cos(t / 9)], 1)
         self.action = np.stack([np.cos(t / 6) / 6, (t % STEPS > STEPS // 2).astype(float)], 1)
         self.times = t % STEPS / 10
-        steady = np.full(STEPS, 3.0)
-        self.pictures = [
-            {"hand": FrameStats(steady.copy(), np.full(STEPS, 120.0), np.full(STEPS, 40.0))}
-            for _ in range(EPISODES)
-        ]
+        levels = (3.0, 120.0, 40.0)
+        self.pictures = [{"hand": FrameStats(*(np.full(STEPS, x) for x in levels))} for _ in range(EPISODES)]
 
     def found(self, **changes):
         limits = np.array([[-0.2], [0.2]])
@@ -40,10 +37,6 @@ def planted(kind, data):
     found = data.found()
     assert [f.kind for f in found] == [kind], found
     return found[0]
-
-
-def test_a_clean_recording_has_nothing_odd():
-    assert Data().found() == []
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -96,15 +89,10 @@ def test_many_alike_in_an_episode_are_one():
 def test_blank_pictures(mean, deviation, what):
     data = Data()
     data.pictures[1]["hand"].mean[5:8], data.pictures[1]["hand"].deviation[5:8] = mean, deviation
+    for place, ground in ((0, 252), (2, 3)):  # a drawing on white or black is not blank
+        data.pictures[place]["hand"].mean[:], data.pictures[place]["hand"].deviation[:] = ground, 17
     found = planted("blank", data)
     assert (found.episode, found.step, found.steps, found.text) == (1, 5, 3, f"camera hand: {what}")
-
-
-def test_a_drawing_on_white_or_black_is_not_blank():
-    data = Data()
-    for place, mean in ((0, 252), (1, 3)):
-        data.pictures[place]["hand"].mean[:], data.pictures[place]["hand"].deviation[:] = mean, 17
-    assert data.found() == []
 
 
 @pytest.mark.parametrize("turn", [2 * np.pi, 360.0])
@@ -128,15 +116,17 @@ def test_a_jump_is_large_beside_what_the_number_does_in_other_episodes():
     closing = Data()  # what every episode does is no jump, however fast
     closing.state[:, 1] = closing.action[:, 1]
     assert closing.found() == []
-
-
-def test_one_episode_has_nothing_to_jump_beside():
-    data = Data()
-    for name in ("state", "action", "times"):
-        setattr(data, name, getattr(data, name)[:STEPS])
-    data.ends, data.pictures = data.ends[:1], data.pictures[:1]
-    data.state[20:, 1] += 5
-    assert data.found() == []
+    alone = Data()  # one episode has nothing to jump beside
+    alone.state, alone.action, alone.times = alone.state[:STEPS], alone.action[:STEPS], alone.times[:STEPS]
+    alone.ends, alone.pictures = alone.ends[:1], alone.pictures[:1]
+    alone.state[20:, 1] += 5
+    assert alone.found() == []
+    constant = Data()
+    constant.state[:, 1] = 0.5
+    assert (planted("constant", constant).episode, planted("constant", constant).text) == (
+        None,
+        "proprio: height (0.5)",
+    )
 
 
 def test_saturated_actions():
@@ -159,10 +149,9 @@ def test_time_stamps(shift, what):
 
 def test_a_gripper_that_never_closes_or_opens():
     data = Data()
-    data.action[3 * STEPS : 4 * STEPS, 1] = 0
-    assert (planted("gripper", data).episode, planted("gripper", data).text) == (3, "grip never closes")
-    data.action[3 * STEPS : 4 * STEPS, 1] = 1
-    assert planted("gripper", data).text == "grip never opens"
+    for value, text in enumerate(("grip never closes", "grip never opens")):
+        data.action[3 * STEPS : 4 * STEPS, 1] = value
+        assert (planted("gripper", data).episode, planted("gripper", data).text) == (3, text)
 
 
 @pytest.mark.parametrize("steps", [10, 120])
@@ -177,13 +166,6 @@ def test_far_shorter_or_longer_episodes(steps):
     data.action[-1, 1], data.pictures = 1, []
     found = data.found(jump_times=100)
     assert [(f.kind, f.episode, f.text) for f in found] == [("length", 2, f"{steps} steps, the median is 40")]
-
-
-def test_constant_numbers():
-    data = Data()
-    data.state[:, 1] = 0.5
-    found = planted("constant", data)
-    assert found.episode is None and found.text == "proprio: height (0.5)"
 
 
 def test_what_cannot_be_looked_for_is_told():

@@ -11,8 +11,6 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from s2robot.core.errors import UserError
@@ -33,16 +31,15 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def ffmpeg(*args, data: bytes | None = None) -> None:
+def ffmpeg(words: str, path: Path, data: bytes | None = None) -> None:
     program = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y"]
-    subprocess.run([*program, *map(str, args)], input=data, check=True)
+    subprocess.run([*program, *words.split(), str(path)], input=data, check=True)
 
 
-def write_video(path, frames: np.ndarray, *codec) -> None:
-    """Without a codec exact in RGB, so that frames can be compared bit by bit."""
+def write_video(path, frames: np.ndarray, codec: str = "-c:v libx264rgb -qp 0") -> None:
+    """By default exact in RGB, so that frames can be compared bit by bit."""
     size = f"{frames.shape[2]}x{frames.shape[1]}"
-    given = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", 10, "-i", "pipe:0")
-    ffmpeg(*given, *(codec or ("-c:v", "libx264rgb", "-qp", 0)), path, data=frames.tobytes())
+    ffmpeg(f"-f rawvideo -pix_fmt rgb24 -s {size} -r 10 -i pipe:0 {codec}", path, frames.tobytes())
 
 
 def rejects(path, words: str) -> None:
@@ -85,18 +82,15 @@ def test_broken_arrays_are_named(tmp_path):
         rejects(tmp_path, f"{path}: not a readable array")
 
 
-@settings(deadline=None, max_examples=10)
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6))
-def test_images_of_any_sizes_in_the_order_of_their_paths(tmp_path_factory, sizes):
-    folder = tmp_path_factory.mktemp("images")
-    images = [noise(*size, 3, seed=i) for i, size in enumerate(sizes)]
+def test_images_of_any_sizes_in_the_order_of_their_paths(tmp_path):
+    images = [noise(*size, 3) for size in ((3, 9), (1, 1), (8, 2), (5, 5))]
     for i, image in enumerate(images):
-        place = folder / f"{i // 2:02d}"
+        place = tmp_path / f"{i // 2:02d}"
         place.mkdir(exist_ok=True)
         Image.fromarray(image).save(place / f"{i:02d}.{('png', 'PNG')[i % 2]}")
-    bank = FrameBank(folder)
+    bank = FrameBank(tmp_path)
     assert len(bank) == len(images) and all(map(np.array_equal, bank, images))
-    assert bank.describe() == {"frames": len(images), "shape": [*sizes[0], 3], "made": None}
+    assert bank.describe() == {"frames": len(images), "shape": [3, 9, 3], "made": None}
 
 
 def test_broken_images_are_named_and_16_bits_keep_their_greys(tmp_path):
@@ -129,47 +123,35 @@ def test_video_frame_by_frame(tmp_path, suffix):
 
 def test_ordinary_video_in_order_and_upright(tmp_path):
     path, source = tmp_path / "a.mp4", np.zeros((20, 48, 64, 3), np.uint8)
-    source[:, :, 32:] = (
-        10 * np.arange(20, dtype=np.uint8)[:, None, None, None]
-    )  # greys are the frames' numbers
-    write_video(path, source, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-bf", 2)
+    numbers = np.arange(20, dtype=np.uint8)
+    source[:, :, 32:] = 10 * numbers[:, None, None, None]
+    write_video(path, source, "-c:v libx264 -pix_fmt yuv420p -bf 2")
     got = np.stack(list(FrameBank(path)))
     assert got.shape == source.shape and np.abs(got.astype(int) - source).mean() < 3
-    ffmpeg("-display_rotation", 90, "-i", path, "-c", "copy", tmp_path / "turned.mp4")
+    ffmpeg(f"-display_rotation 90 -i {path} -c copy", tmp_path / "turned.mp4")
     assert FrameBank(tmp_path / "turned.mp4")[5].shape == (64, 48, 3)
-
-
-def test_videos_are_decoded_once_and_known_by_their_content(tmp_path, monkeypatch):
-    path = tmp_path / "b.mp4"
-    write_video(tmp_path / "a.mp4", noise(3, 16, 16, 3))
-    first = np.stack(list(FrameBank(tmp_path / "a.mp4")))
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "_write_array", None)
-        os.rename(tmp_path / "a.mp4", path)
-        assert np.array_equal(np.stack(list(FrameBank(path))), first)
-    write_video(path, noise(3, 16, 16, 3, seed=1))
-    assert np.array_equal(FrameBank(path)[2], noise(3, 16, 16, 3, seed=1)[2])
 
 
 def test_broken_videos_are_named(tmp_path):
     path, whole = tmp_path / "a.mp4", tmp_path / "whole.mp4"
-    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=160x120:rate=10:duration=4", "-movflags", "+faststart", whole)
+    ffmpeg("-f lavfi -i testsrc2=size=160x120:rate=10:duration=4 -movflags +faststart", whole)
     content = whole.read_bytes()
     middle = len(content) // 2
     damaged = content[:middle] + b"\x55" * 300 + content[middle + 300 :]
     for broken in (b"", b"not a video", content[: len(content) * 6 // 10], damaged):
         path.write_bytes(broken)
         rejects(path, f"^{path}: not a readable video: ")
-    ffmpeg("-f", "lavfi", "-i", "sine", "-t", 1, path)
+    ffmpeg("-f lavfi -i sine -t 1", path)
     rejects(path, f"^{path}: not a readable video: ")
     assert not parts() and not list(cache_dir("frames").glob("*.npy"))
 
 
-def test_a_video_that_another_process_decodes_is_decoded_once(tmp_path, monkeypatch):
+def test_a_video_is_known_by_its_content_and_decoded_once_by_all_processes(tmp_path, monkeypatch):
     """The other process finishes while this one waits for its lock."""
     frames, path = noise(4, 16, 16, 3), tmp_path / "a.mp4"
-    write_video(path, frames)
-    FrameBank(path)
+    write_video(tmp_path / "b.mp4", frames)
+    FrameBank(tmp_path / "b.mp4")
+    os.rename(tmp_path / "b.mp4", path)
     (file,) = cache_dir("frames").glob("[!.]*.npy")
     file.rename(tmp_path / "whole.npy")
     (cache_dir("frames") / ".0123.part.npy").write_bytes(b"of another video: not ours to remove")
@@ -178,43 +160,36 @@ def test_a_video_that_another_process_decodes_is_decoded_once(tmp_path, monkeypa
         "with FileLock(lock): print('held', flush=True); time.sleep(0.3); os.rename(made, path)"
     )
     words = [sys.executable, "-c", code, file.with_name(f".{file.stem}.lock"), tmp_path / "whole.npy", file]
-    monkeypatch.setattr(module, "_write_array", None)
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
+    with monkeypatch.context() as patched, subprocess.Popen(words, stdout=subprocess.PIPE) as other:
+        patched.setattr(module, "_write_array", None)
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         assert np.array_equal(np.stack(list(FrameBank(path))), frames)
     assert parts() == [".0123.part.npy"]
-
-
-def test_a_full_disk_names_the_cache(tmp_path, monkeypatch):
-    write_video(tmp_path / "a.mp4", noise(40, 64, 64, 3))
-    real = module._write_array
-    monkeypatch.setattr(module, "_write_array", lambda path, *rest: real(Path("/dev/full"), *rest))
-    with pytest.raises(OSError, match="No space left on device") as error:
-        FrameBank(tmp_path / "a.mp4")
-    assert Path(error.value.filename).parent == cache_dir("frames") and not parts()
+    write_video(path, noise(3, 16, 16, 3, seed=1))
+    assert np.array_equal(FrameBank(path)[2], noise(3, 16, 16, 3, seed=1)[2])
 
 
 def test_store_of_images(tmp_path):
     """Cameras of two sizes; all of a step come one after the other, also from threads."""
     images = {"hand": noise(5, 8, 12, 3), "left": noise(5, 6, 6, 3, seed=1)}
-    attributes = EpisodeStore.open(shipped_demos("xarm7_cube")).attrs
-    with EpisodeStore.create(
-        tmp_path / "a.zarr", {**attributes, "kind": "images", "cameras": [*images]}
-    ) as store:
+    attributes = EpisodeStore.open(shipped_demos("xarm7_cube")).attrs | {
+        "kind": "images",
+        "cameras": [*images],
+    }
+    with EpisodeStore.create(tmp_path / "a.zarr", attributes) as store:
         for rows in (slice(0, 3), slice(3, 5)):
             arrays = {f"images_{camera}": array[rows] for camera, array in images.items()}
             action = np.zeros((rows.stop - rows.start, 8), np.float32)
             store.append({**arrays, "action": action}, {"seed": rows.start})
     bank = FrameBank(tmp_path / "a.zarr")
     assert len(bank) == 10 and np.array_equal(bank[-1], images["left"][4])
-    for camera, array in enumerate(images.values()):
-        assert all(np.array_equal(bank[2 * step + camera], array[step]) for step in range(5))
     about = {"robot": "xarm7", "kind": "images", "cameras": ["hand", "left"], "env_version": "CubePick-v0"}
     fingerprint = EpisodeStore.open(tmp_path / "a.zarr").fingerprint
     assert bank.describe() == {"frames": 10, "shape": [8, 12, 3], "made": {**about, "dataset": fingerprint}}
     with ThreadPoolExecutor(4) as pool:
-        threaded = list(pool.map(bank.__getitem__, [2 * (i % 5) for i in range(40)]))
-    assert all(np.array_equal(frame, images["hand"][i % 5]) for i, frame in enumerate(threaded))
+        threaded = list(pool.map(bank.__getitem__, [i % 10 for i in range(40)]))
+    wanted = [frame for step in zip(*images.values(), strict=True) for frame in step]
+    assert all(map(np.array_equal, threaded, wanted * 4))
 
 
 def test_store_of_states_is_drawn_once(tmp_path, monkeypatch):
@@ -222,7 +197,6 @@ def test_store_of_states_is_drawn_once(tmp_path, monkeypatch):
     shipped, path = EpisodeStore.open(shipped_demos("xarm7_cube")), tmp_path / "a.zarr"
     attributes = shipped.attrs | {"cameras": ["hand", "right"]}
     attributes["env_config"]["image_size"] = 32
-    del attributes["schema_version"]
     with EpisodeStore.create(path, attributes) as store:
         for i, length in enumerate((3, 2)):
             store.append({key: array[:length] for key, array in shipped.episode(i).items()}, {"seed": i})

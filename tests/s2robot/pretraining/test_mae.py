@@ -22,15 +22,6 @@ def make_mae(seed: int = 0, scales: tuple[int, ...] = (1,)) -> MAE:
     return MAE(MVPViT(SPEC), decoder_dim=16, decoder_depth=1, decoder_heads=2, scales=scales)
 
 
-@pytest.mark.parametrize(("grid", "patch"), [(1, 1), (2, 3), (3, 2), (5, 7)])
-def test_patchify_round_trip(grid, patch):
-    x = torch.randn(2, 3, grid * patch, grid * patch)
-    patches = patchify(x, patch)
-    assert patches.shape == (2, grid * grid, 3 * patch * patch)
-    assert torch.equal(patches[1, -1].view(3, patch, patch), x[1, :, -patch:, -patch:])
-    assert torch.equal(unpatchify(patches, patch), x)
-
-
 @pytest.mark.parametrize("scales", [(1,), (1, 2), (1, 4), (1, 2, 4)])
 def test_visible_tokens_are_s2s_when_all_are_visible(scales):
     mae, side = MAE(MVPViT(ViTSpec(32, 4, 24, 2, 3)), 16, 1, 2, scales=scales), 32 * scales[-1]

@@ -98,10 +98,8 @@ def test_folders_hold_images_masks_and_depth_and_are_kept(tmp_path, monkeypatch,
     images = sorted((tmp_path / "train/images").rglob("*.png"))
     assert len(images) == 26 and (tmp_path / f"train/images/{CLASSES[1]}/000025.png") in images
     assert len(list((tmp_path / "test").rglob("*.png"))) == 9
-    depth, mask = (
-        np.asarray(Image.open(tmp_path / f"train/{folder}/{CLASSES[0]}/000000.png"))
-        for folder in ("depth", "masks")
-    )
+    files = (tmp_path / f"train/{folder}/{CLASSES[0]}/000000.png" for folder in ("depth", "masks"))
+    depth, mask = (np.asarray(Image.open(file)) for file in files)
     assert depth.dtype.itemsize * 8 in (16, 32) and depth.shape == mask.shape == (96, 96)
     assert 50 < depth[mask == 3].min() and depth.max() <= 10_000 and 3 in mask
     first, held_out = (tmp_path / f"{p}/images/{CLASSES[0]}/000000.png" for p in ("train", "test"))

@@ -51,11 +51,11 @@ def test_s2_after_leaves_the_model_as_it_is():
 
 
 def test_the_command_compares_arms_and_resumes(tmp_path, capsys, monkeypatch):
-    sizes = [
+    words = "probe probe=memorize probe.task=classes probe.counts=[8,16] probe.base.depth=1 probe.large.depth=2".split()
+    words += ["probe.seen=6", "probe.seeds=[0,1]", "probe.resamples=100"]
+    words += [
         f"probe.{arm}.{size}" for arm in ("base", "large") for size in ("img_size=16", "dim=32", "heads=2")
     ]
-    words = "probe probe=memorize probe.task=classes probe.counts=[8,16] probe.base.depth=1 probe.large.depth=2".split()
-    words += ["probe.seen=6", "probe.seeds=[0,1]", "probe.resamples=100", *sizes]
     words += [f"probe.data={write_noise(tmp_path / 'data')}", f"hydra.run.dir={tmp_path / 'run'}"]
     assert main(words) == 0
     report = json.loads((tmp_path / "run/memorize.json").read_text())
@@ -64,8 +64,7 @@ def test_the_command_compares_arms_and_resumes(tmp_path, capsys, monkeypatch):
     assert rows["large"]["parameters"] > rows["base"]["parameters"] == rows["base-s2"]["parameters"]
     assert rows["base-s2"]["gflops"] == pytest.approx(5 * rows["base"]["gflops"], rel=0.02)
     assert len(report["results"]) == 2 * 2 * 4 and len(report["differences"]) == 2 * 2 * 6
-    assert (
-        "base-s2-after" in capsys.readouterr().out and (tmp_path / "run/memorize.png").stat().st_size > 5000
-    )
+    assert "base-s2-after" in capsys.readouterr().out
+    assert (tmp_path / "run/memorize.png").stat().st_size > 5000
     monkeypatch.setattr(module, "train", lambda *_: pytest.fail("trained again"))
     assert main(words) == 0

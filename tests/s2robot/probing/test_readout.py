@@ -14,26 +14,10 @@ from s2robot.core.errors import UserError
 from s2robot.core.settings import read
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.cube_config import CubePickConfig
-from s2robot.envs.cube_pick import CubePick
 from s2robot.probing import frames as module
+from s2robot.probing import readout
 from s2robot.probing.frames import FrameFeatures, FrameSettings, draw_episode
-from s2robot.probing.readout import (
-    ALL,
-    GRIPPER,
-    GROUPS,
-    MEAN,
-    PLACE,
-    ZERO,
-    fit_frames,
-    judge_information,
-    kernels,
-    pose_scores,
-    pose_targets,
-    read_poses,
-    reconstruct,
-    side_by_side,
-    yaw_errors,
-)
+from s2robot.probing.readout import GRIPPER, MEAN, PLACE, ZERO, pose_scores, pose_targets
 from s2robot.probing.report import interval, resample
 from tests.inline import do_inline
 from tests.s2robot.probing.test_ridge import FRAMES, tokens
@@ -67,8 +51,6 @@ def test_the_seed_decides_the_frames_and_missing_ones_alone_are_drawn(tmp_path, 
     assert all(np.array_equal(test[name][2:], drawn[name]) for name in ("cube_pose", "gripper"))
     assert not np.array_equal(train["cube_pose"], test["cube_pose"])
     assert drawn["images"].shape == (2, 3, 64, 64, 3) and drawn["images"].dtype == np.uint8
-    _, info = CubePick(WORLD, draw=False).reset(seed=300_000)
-    np.testing.assert_allclose(train["cube_pose"][0, :2], info["cube_pose"][:2], atol=0.02)
     files = sorted(data.file(seed) for seed in data.seeds)
     assert sorted(files[0].parent.iterdir()) == files
     files[0].unlink()
@@ -87,32 +69,11 @@ def test_the_seed_decides_the_frames_and_missing_ones_alone_are_drawn(tmp_path, 
         ({"train_seed": 100_000}, "probe.train_seed: "),
         ({"test_seed": 499_999_980}, "probe.test_seed: "),
         ({"test_seed": 300_090}, "probe.test_seed: .*training episodes"),
-        ({"frames": 500}, "probe.frames: "),
-        ({"pools": ["max"]}, "probe.pools: "),
     ],
 )
 def test_wrong_settings_are_rejected(change, text):
     with pytest.raises(UserError, match=text):
         read(FrameSettings, change, "probe")
-
-
-def test_planted_linear_features_give_the_pose_back_and_noise_reads_nothing():
-    rng = np.random.default_rng(2)
-    targets, true, episodes = pose_targets(poses(300, 0)), pose_targets(poses(300, 1)), np.arange(300) // 6
-
-    def score(train, test):
-        found, penalties, _ = fit_frames(*kernels(train, test), targets, episodes, [*GROUPS.values()])
-        return {k: v[0] for k, v in pose_scores(found, true, np.ones((1, 300))).items()}, penalties
-
-    for width in (9, 6000):  # fewer and more features than frames, and more than one block
-        mix = rng.normal(size=(5, width))
-        found, _ = score(targets @ mix + 3, true @ mix + 3)
-        assert max(found["position_mean_cm"], found["height_mean_cm"], found["yaw_mean_deg"]) < 1e-3
-    found, penalties = score(*rng.normal(size=(2, 300, 900)))
-    constant, _ = score(np.ones((300, 1)), np.ones((300, 1)))
-    assert max(abs(found[f"{name}_r2"]) for name in GROUPS) < 0.05 and min(penalties) > 1
-    assert found["position_mean_cm"] == pytest.approx(constant["position_mean_cm"], rel=0.05)
-    assert 19 < found["yaw_mean_deg"] < 26  # 22.5 by chance
 
 
 def test_cameras_pools_and_subsets_are_read_apart():
@@ -127,7 +88,7 @@ def test_cameras_pools_and_subsets_are_read_apart():
     labels = {"cube_pose": pose, "gripper": gripper, "distance": np.tile([0.05, 0.2, 0.2], 32)}
     train, test = ({k: v[part] for k, v in labels.items()} for part in (slice(n), slice(n, None)))
     train["episode"], test["episode"] = np.arange(20).repeat(FRAMES), np.arange(12).repeat(FRAMES)
-    found = read_poses({"a": features}, train, test, cfg)
+    found = readout.read_poses({"a": features}, train, test, cfg)
     assert len(found) == (2 * 3 + 2) * 2
     hand, left, joined = (found["a", "tokens", camera, "all"] for camera in ("hand", "left", "all"))
     assert hand["position_mean_cm"][0] < 0.01 and hand["yaw_mean_deg"][0] > 15
@@ -148,7 +109,7 @@ def test_yaw_is_the_same_every_quarter_turn(quarters, seed):
     np.testing.assert_allclose(one, other, atol=1e-12)
     for turned in (90 * quarters + 30, 60):  # 60 one way is 30 the other
         apart = pose_targets(poses(20, seed, np.radians(turned)))
-        np.testing.assert_allclose(yaw_errors(apart[:, 3:] * 0.1, one[:, 3:]), 30, atol=1e-9)
+        np.testing.assert_allclose(readout.yaw_errors(apart[:, 3:] * 0.1, one[:, 3:]), 30, atol=1e-9)
 
 
 def test_scores_count_a_frame_as_often_as_its_weight():
@@ -181,13 +142,12 @@ def test_intervals_by_episode_cover_and_those_by_frame_do_not():
             hits[way] += found["low"] <= 1 <= found["high"]
     assert 0.90 <= hits["episode"] / 300 <= 0.98 and hits["frame"] / 300 < 0.75
     drawn = resample(9, 50, 4)
-    assert np.array_equal(drawn, resample(9, 50, 4)) and not np.array_equal(drawn, resample(9, 50, 5))
     assert (drawn[0] == 1).all() and (drawn.sum(1) == 9).all()
 
 
 def judged(target, sources, cfg, upper=None) -> tuple[dict, dict]:
-    losses, penalties = reconstruct(target, sources, cfg)
-    rows = judge_information(losses, upper, cfg)["results"]
+    losses, penalties = readout.reconstruct(target, sources, cfg)
+    rows = readout.judge_information(losses, upper, cfg)["results"]
     return {(row["source"], row["part"]): row for row in rows}, penalties
 
 
@@ -209,9 +169,9 @@ def test_planted_maps_leave_no_loss_and_noise_holds_nothing_on_held_out_frames()
 
 def test_held_out_frames_change_nothing_of_the_map():
     x, y = tokens(16, 5, 9), tokens(16, 4, 10)
-    one, penalties = reconstruct(y, {"a": x}, config())
+    one, penalties = readout.reconstruct(y, {"a": x}, config())
     x[30:], y[30:] = 0.5, 7.0
-    other, same = reconstruct(y, {"a": x}, config())
+    other, same = readout.reconstruct(y, {"a": x}, config())
     assert penalties == same and not np.allclose(one["a"]["test"], other["a"]["test"])
     for name in (ZERO, PLACE, "a"):
         np.testing.assert_array_equal(one[name]["train"], other[name]["train"])
@@ -224,7 +184,7 @@ def test_figures_follow_the_formulas():
         "base": {"train": np.array([1.0, 1.0]), "test": np.array([2.0, 1.0, 3.0])},
         "big": {"train": np.array([0.5, 0.5]), "test": np.array([0.5, 1.0, 1.5])},
     }
-    found = judge_information(losses, "big", cfg)
+    found = readout.judge_information(losses, "big", cfg)
     rows = {(row["source"], row["part"]): row for row in found["results"]}
     train, test = (rows["base", part] for part in ("train", "test"))
     assert found["l0"]["train"]["value"] == 2 and train["info"]["value"] == pytest.approx(bit)
@@ -232,58 +192,50 @@ def test_figures_follow_the_formulas():
     assert test["info"]["value"] == pytest.approx(bit) and rows["big", "test"]["ratio"]["low"] == 1
     assert test["info"]["low"] == pytest.approx(math.log(4 / 3))  # all draws the worst episode
     apart = {row["part"]: row for row in found["differences"]}["test"]
-    assert (apart["source"], apart["minus"]) == ("big", "base") and apart["info"]["value"] == pytest.approx(
-        bit
-    )
-    half = judge_information({**losses, "big": {k: v / 2 for k, v in losses["base"].items()}}, "big", cfg)
+    assert (apart["source"], apart["minus"]) == ("big", "base")
+    assert apart["info"]["value"] == pytest.approx(bit)
+    halves = {part: loss / 2 for part, loss in losses["base"].items()}
+    half = readout.judge_information({**losses, "big": halves}, "big", cfg)
     for key in ("value", "low", "high"):  # paired: always twice as good is so in every draw
         assert half["differences"][1]["info"][key] == pytest.approx(bit)
 
 
-def test_all_sources_together_are_an_upper_bound():
-    """The target is one part from each source and noise: neither has it all, both together hold what there is."""
-    rng = np.random.default_rng(5)
+def test_sources_lie_side_by_side_at_the_coarser_grid():
     a, b = tokens(16, 3, 0), tokens(16, 4, 1)
-    target = a @ rng.normal(size=(3, 6)) + b @ rng.normal(size=(4, 6)) + 0.5 * tokens(16, 6, 2)
-    found, _ = judged(target, {"a": a, "b": b, ALL: side_by_side([a, b], 4)}, config(), ALL)
-    for part in ("train", "test"):
-        ratios = {name: found[name, part]["ratio"]["value"] for name in ("a", "b", ALL)}
-        assert ratios[ALL] == 1 and 0 < ratios["a"] < 0.9 and 0 < ratios["b"] < 0.9
     fine = np.repeat(np.repeat(b.reshape(-1, 2, 2, 2, 4), 2, 2), 2, 3).reshape(-1, 2, 16, 4)
-    np.testing.assert_allclose(side_by_side([a, fine], 4), np.concatenate([a, b], -1))
+    np.testing.assert_allclose(readout.side_by_side([a, fine], 4), np.concatenate([a, b], -1))
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
+def shared(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def cache(shared, monkeypatch):
+    """Frames that one command draws, the next has; they are drawn in this process."""
+    monkeypatch.setenv("S2ROBOT_CACHE", str(shared))
+    do_inline(monkeypatch)
 
 
 def probe(kind: str, out, *changes: str) -> dict:
     counts = "train_episodes=2 test_episodes=2 frames=3 resamples=100 workers=1 image_size=256".split()
     own = [f"probe.{count}" for count in counts]
-    assert (
-        main(["probe", f"probe={kind}", "env.cameras=[hand,left]", f"hydra.run.dir={out}", *own, *changes])
-        == 0
-    )
+    words = ["probe", f"probe={kind}", "env.cameras=[hand,left]", f"hydra.run.dir={out}", *own, *changes]
+    assert main(words) == 0
     return json.loads((out / f"{kind}.json").read_text())
 
 
 def test_the_command_reads_poses_of_real_encoders(tmp_path, cache, monkeypatch, capsys):
     """mvp-tiny at one scale and with S2; a second run draws and encodes nothing and gives the same."""
-    monkeypatch.setenv("S2ROBOT_CACHE", str(cache))
-    do_inline(monkeypatch)
     report = probe("readout", tmp_path / "a", "~probe.encoders.s2-pretrained")
     places = {(r["encoder"], r["pool"], r["cameras"], r["subset"]) for r in report["results"]}
     assert len(report["results"]) == len(places) == (2 * 2 * 3 + 2) * 2
     for found in (row["position_mean_cm"] for row in report["results"] if row["subset"] == "all"):
         assert 0 < found["low"] <= found["value"] <= found["high"] < 40
-    assert len([d for d in report["differences"] if d["subset"] == "all"]) == 2 * 3
     lines = list(csv.DictReader((tmp_path / "a/readout.csv").open()))
     assert len(lines) == 6 * (len(places) + len(report["differences"]))
-    key = ("s2-added", "all")
-    line = next(x for x in lines if (x["encoder"], x["cameras"]) == key)
-    row = next(r for r in report["results"] if (r["encoder"], r["cameras"]) == key)
-    assert line["minus"] == "" and float(line["value"]) == row["position_mean_cm"]["value"]
+    assert float(lines[0]["value"]) == report["results"][0]["position_mean_cm"]["value"]
     assert (tmp_path / "a/readout.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "a/readout.html").read_text()
     assert "<svg" in page and "s2-added" in page and "http" not in page.replace("http://www.w3.org", "")
@@ -294,14 +246,10 @@ def test_the_command_reads_poses_of_real_encoders(tmp_path, cache, monkeypatch, 
     assert all(again[key] == report[key] for key in ("results", "differences"))
 
 
-def test_the_command_reconstructs_one_encoder_from_others(tmp_path, cache, monkeypatch, capsys):
-    monkeypatch.setenv("S2ROBOT_CACHE", str(cache))
-    do_inline(monkeypatch)
-    changes = (
-        "probe.target.name=mvp-tiny-s2 probe.target.dtype=float32 ~probe.sources.base-s2-pretrained".split()
-    )
-    changes += ["+probe.sources.itself={name: mvp-tiny-s2, scales: [1], dtype: float32}"]
-    report = probe("information", tmp_path, *changes, "probe.upper=base-s2")
+def test_the_command_reconstructs_one_encoder_from_others(tmp_path, cache, capsys):
+    target = ("probe.target.name=mvp-tiny-s2", "probe.target.dtype=float32", "probe.upper=base-s2")
+    itself = "+probe.sources.itself={name: mvp-tiny-s2, scales: [1], dtype: float32}"
+    report = probe("information", tmp_path, *target, "~probe.sources.base-s2-pretrained", itself)
     found = {(row["source"], row["part"]): row for row in report["results"]}
     assert [*found] == [(s, p) for s in ("no image", "base", "base-s2", "itself") for p in ("train", "test")]
     for (source, part), row in found.items():
@@ -312,8 +260,6 @@ def test_the_command_reconstructs_one_encoder_from_others(tmp_path, cache, monke
         assert value["loss"] < 1e-9 * l0 or source != "itself"
     held_out = found["base", "test"]["info"]
     assert 0 < held_out["low"] <= held_out["value"] <= held_out["high"] < 5
-    lines = list(csv.DictReader((tmp_path / "information.csv").open()))
-    assert [*lines[0]] == ["source", "part", "minus", "metric", "value", "low", "high"]
-    assert len(lines) == (4 + 6) * 2 * 3
+    assert len([*csv.DictReader((tmp_path / "information.csv").open())]) == (4 + 6) * 2 * 3
     assert main(["probe", "probe=information", "probe.upper=nobody", f"hydra.run.dir={tmp_path / 'x'}"]) == 2
     assert "probe.upper: " in capsys.readouterr().err

@@ -26,7 +26,8 @@ def ridge(x: np.ndarray, y: np.ndarray, keep: np.ndarray, penalty: float):
 
 
 @pytest.mark.parametrize("width", [4, 50])
-def test_left_out_episodes_and_predictions_of_frames_match_plain_ridge(width):
+def test_left_out_episodes_and_predictions_of_frames_match_plain_ridge(width, monkeypatch):
+    monkeypatch.setattr("s2robot.probing.readout._BLOCK", 32)
     rng = np.random.default_rng(6)
     x, y = rng.normal(size=(30, width)) * rng.uniform(0.1, 9, width), rng.normal(size=(30, 2)) + 5
     x_test = rng.normal(size=(9, width))

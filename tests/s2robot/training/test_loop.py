@@ -8,14 +8,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from s2robot.policies import ChunkPolicy
-from s2robot.training.loop import (
-    Learner,
-    averaged,
-    cosine_with_warm_up,
-    optimise,
-    parameter_groups,
-    warm_up_then_cosine,
-)
+from s2robot.training import loop
+from s2robot.training.loop import averaged, cosine_with_warm_up, warm_up_then_cosine
 from tests.s2robot.training.small import make_spec
 
 
@@ -47,8 +41,8 @@ def test_rates_rise_and_fall_to_zero():
     assert warm_up_then_cosine(4, 4, 4) == 1.0  # nothing is left to fall over: no division by zero
     rates = [warm_up_then_cosine(step, 10, 2) for step in range(11)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[6] == pytest.approx(0.5) and rates[10] == pytest.approx(0)
-    assert [warm_up_then_cosine(step, 4, 0) for step in (0, 1)] == [1.0, 1.0]
-    assert warm_up_then_cosine(2, 4, 0) == pytest.approx(0.5 * (1 + math.cos(math.pi / 3)))
+    no_rise = [1.0, 1.0, 0.5 * (1 + math.cos(math.pi / 3))]
+    assert [warm_up_then_cosine(step, 4, 0) for step in range(3)] == pytest.approx(no_rise)
     assert cosine_with_warm_up(0, 100, 4) == 0.25 and cosine_with_warm_up(9, 18, 4) == pytest.approx(0.5)
     assert cosine_with_warm_up(9, 5, 4) == pytest.approx(0)
 
@@ -67,21 +61,21 @@ def test_a_step_is_the_one_computed_by_hand():
 
     shares, whole = [1.0, 0.5, 0.25], Loss()
     optimizer = torch.optim.SGD(whole.parameters(), lr=0.5)
-    learner = Learner(Fabric(accelerator="cpu", devices=1), whole, optimizer, lambda i: shares[i], 0.0, 1.0)
+    learner = loop.Learner(
+        Fabric(accelerator="cpu", devices=1), whole, optimizer, lambda i: shares[i], 0.0, 1.0
+    )
     seen = []
     for _ in range(3):
         loss, rest = learner.update(torch.ones(1, 1))
         seen.append((round(loss.item(), 4), rest, learner.lr, round(model.weight.item(), 4)))
     # gradients 4, 3 and 2.5, each clipped to 1
-    assert seen == [
-        (4.0, ["other"], 0.5, 1.5), (2.25, ["other"], 0.25, 1.25), (1.5625, ["other"], 0.125, 1.125)
-    ]  # fmt: skip
-    assert learner.step == 3
+    rows = [(4.0, 0.5, 1.5), (2.25, 0.25, 1.25), (1.5625, 0.125, 1.125)]
+    assert seen == [(loss, ["other"], rate, weight) for loss, rate, weight in rows] and learner.step == 3
 
 
 def test_a_model_is_fitted_to_pairs():
     model, pairs = line(0.0), [(torch.ones(1, 1), torch.full((1, 1), 2.0))] * 200
-    losses = [*optimise(model, pairs, nn.functional.mse_loss, 100, 0.1, 0.0, 5, clip=1.0)]
+    losses = [*loop.optimise(model, pairs, nn.functional.mse_loss, 100, 0.1, 0.0, 5, clip=1.0)]
     assert len(losses) == 100 and losses[0] == 4 and losses[-1] < 1e-3
 
 
@@ -92,7 +86,7 @@ def test_weight_decay_is_for_the_weights_of_layers(kind):
     for members in (1, 2):
         policy = ChunkPolicy(make_spec(kind, pooling=pooling, members=members))
         names = {id(p): name.replace("/", ".") for name, p in policy.named_parameters()}
-        groups = parameter_groups(policy, 0.3)
+        groups = loop.parameter_groups(policy, 0.3)
         assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
         named.append([{names[id(p)] for p in group["params"]} for group in groups])
     decayed, plain = named[0]

@@ -18,26 +18,16 @@ from tests.kills import ROOT
 from tests.s2robot.pretraining.small import make_settings
 from tests.s2robot.training import two_processes
 
-NAMES = (
-    "RANK",
-    "LOCAL_RANK",
-    "NODE_RANK",
-    "WORLD_SIZE",
-    "MASTER_PORT",
-)  # of a session that Lightning started before
+# of a session that Lightning started before
+NAMES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
+MODULE = ("-m", "tests.s2robot.training.two_processes")
 
 
 def run(folder, job: str = "train", prefix: tuple[str, ...] = (), start=forks.run, devices=2, **how):
     env = {k: v for k, v in os.environ.items() if k not in NAMES}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", forks.ALL: "1"}
-    words = [
-        "-m",
-        "tests.s2robot.training.two_processes",
-        str(folder),
-        job,
-        json.dumps(how | {"devices": devices}),
-    ]
-    command = [*(prefix or (sys.executable,)), *words]
+    words = [str(folder), job, json.dumps(how | {"devices": devices})]
+    command = [*(prefix or (sys.executable,)), *MODULE, *words]
     result = start(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == (2 if "fails" in how else 0), result.stderr
     return result

@@ -1,6 +1,7 @@
 """What a training reports while it runs: loggers, rollouts, the checkpoints that did best."""
 
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -85,25 +86,9 @@ def test_tensorboard_holds_every_row_once_after_a_kill(data, tmp_path):
     np.testing.assert_allclose(success, list(SUCCESS.values()), rtol=1e-6)
 
 
-class Service:
-    """A service's logger, which keeps all rows."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def log_hyperparams(self, about): ...
-
-    def log_metrics(self, row, step):
-        self.rows.append(step)
-
-    def finalize(self, status): ...
-
-
 def test_a_service_gets_no_step_twice_and_keeps_its_run(tmp_path, monkeypatch):
-    runs, logged = [], []
-    monkeypatch.setattr(
-        module, "_mlflow", lambda out, run: (runs.append(run) or Service(logged), run or "r1")
-    )
+    service, runs = Mock(), []
+    monkeypatch.setattr(module, "_mlflow", lambda out, run: (runs.append(run) or service, run or "r1"))
     for done, steps in (
         (0, (5, 10, 15)),
         (10, (15, 20)),
@@ -112,7 +97,8 @@ def test_a_service_gets_no_step_twice_and_keeps_its_run(tmp_path, monkeypatch):
         for step in steps:
             loggers.write({"step": step, "train_loss": 1 / step})
         loggers.close()
-    assert logged == [5, 10, 15, 20] and runs == [None, "r1"]
+    assert [call.args[1] for call in service.log_metrics.call_args_list] == [5, 10, 15, 20]
+    assert runs == [None, "r1"]
     Loggers(("mlflow",), tmp_path)  # a training from the start
     assert runs[-1] is None
 

@@ -1,24 +1,22 @@
 """Training: it learns, resumes exactly after a stop, begins from other weights, and says what is wrong."""
 
-import errno
 import json
 import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from s2robot.core.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
-from s2robot.policies import ChunkPolicy, PolicyError, load_checkpoint
+from s2robot.policies import ChunkPolicy, load_checkpoint
 from s2robot.policies.checkpoint import Contract
 from s2robot.pretraining.pretrain import pretrain
 from s2robot.training.batches import Batches
@@ -67,8 +65,8 @@ def killed_after(step: int):
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_it_learns_and_leaves_a_complete_checkpoint(data, tmp_path, kind):
     rows = []
-    keep = lambda *row: rows.append(row)  # noqa: E731
-    folder = fit(data, tmp_path, make_spec(kind), progress=keep, steps=125, checkpoint_every=50)
+    how = {"progress": lambda *row: rows.append(row), "steps": 125, "checkpoint_every": 50}
+    folder = fit(data, tmp_path, make_spec(kind), **how)
     assert folder == tmp_path / "checkpoint"
     assert [r[:2] for r in rows] == [(i, 125) for i in range(5, 126, 5)]
     losses = [row["train_loss"] for *_, row in rows]
@@ -88,9 +86,7 @@ def test_it_learns_and_leaves_a_complete_checkpoint(data, tmp_path, kind):
     ("number", "at", "kind"),
     [(signal.SIGINT, 2, "transformer"), (signal.SIGTERM, 7, "mlp"), (signal.SIGINT, 9, "mlp")],
 )
-def test_a_stopped_run_has_saved_its_last_step_and_resumes_exactly(
-    data, tmp_path, monkeypatch, number, at, kind
-):
+def test_a_stopped_run_resumes_exactly(data, tmp_path, monkeypatch, number, at, kind):
     """Before any state is due, between two rows, and at a row; the signal comes in the middle of a step."""
     spec = make_spec(kind, proprio_noise=0.1)  # dropout and noise have to come again, too
     fit(data, tmp_path / "whole", spec)
@@ -126,10 +122,8 @@ def what_is_left(folder: Path) -> dict:
     run = folder / "run"
     left = {"rows": rows_of(run), "files": {p.name for p in run.iterdir() if not p.name.startswith("events")}}
     for name in ("checkpoint", "checkpoint_best"):
-        left[name] = (
-            {k: v.tolist() for k, v in weights(run / name).items()},
-            (run / name / "policy.json").read_text(),
-        )
+        values = {k: v.tolist() for k, v in weights(run / name).items()}
+        left[name] = values, (run / name / "policy.json").read_text()
     return left
 
 
@@ -164,9 +158,7 @@ def test_the_state_of_another_run_is_rejected(data, tmp_path, change, spec, cont
     with pytest.raises(Killed):
         fit(data, tmp_path, progress=killed_after(5))
     state, other = (tmp_path / "training_state.pt").read_bytes(), (make_spec(**spec), CONTRACT | contract)
-    with pytest.raises(
-        UserError, match=rf"training_state.pt: found the state of another run.*\(made with {key}"
-    ):
+    with pytest.raises(UserError, match=rf"training_state.pt: .* another run.*\(made with {key}"):
         fit(data, tmp_path, *other, **change)
     assert (tmp_path / "training_state.pt").read_bytes() == state
     fit(data, tmp_path, *other, **change | {"resume": False, "validation": 0.0})
@@ -184,13 +176,10 @@ def test_a_state_that_cannot_be_read_is_one_line(data, tmp_path, content):
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"precision": "64-true"}, "train.precision"),
-        ({"strategy": "deepspeed"}, "train"),
-        ({"strategy": "ddp_spawn"}, "train"),
-        ({"accelerator": "tpu"}, "train"),
+        ({"precision": "64-true"}, "train.precision"), ({"strategy": "ddp_spawn"}, "train"), ({"accelerator": "tpu"}, "train"),
         ({"threads": 10**12}, "train"),
     ],
-)
+)  # fmt: skip
 def test_a_machine_that_cannot_train_is_one_line(data, tmp_path, change, key):
     with pytest.raises(UserError, match=rf"\A{key}: [^\n]*\Z"):
         fit(data, tmp_path, **change)
@@ -213,18 +202,16 @@ def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypa
     assert same(before, weights(tmp_path / "checkpoint"))
 
 
-@pytest.mark.parametrize("damage", ["gone", "broken"])
-def test_a_finished_run_restores_its_checkpoint(data, tmp_path, damage):
-    """The checkpoint was removed or damaged, and the last state is left."""
+def test_a_finished_run_restores_its_checkpoint(data, tmp_path):
+    """The checkpoint was damaged or removed, and the last state is left."""
     folder = fit(data, tmp_path)
     want = weights(folder)
-    if damage == "broken":
-        (folder / "policy.safetensors").unlink()  # `want` is mapped from it
-        (folder / "policy.safetensors").write_bytes(b"half")
-    else:
+    (folder / "policy.safetensors").unlink()  # `want` is mapped from it
+    (folder / "policy.safetensors").write_bytes(b"half")
+    for _ in range(2):
+        fit(data, tmp_path)
+        assert same(weights(folder), want) and load_checkpoint(folder)[1]["training"]["step"] == 20
         shutil.rmtree(folder)
-    fit(data, tmp_path)
-    assert same(weights(folder), want) and load_checkpoint(folder)[1]["training"]["step"] == 20
 
 
 def test_without_validation_every_episode_is_trained_on_for_so_many_passes(data, tmp_path):
@@ -240,41 +227,13 @@ def test_without_validation_every_episode_is_trained_on_for_so_many_passes(data,
     assert all(set(row) == known and row["passes"] == done * 16 / windows for done, _, row in rows)
 
 
-@pytest.mark.parametrize("target", [".training_state.part", ".checkpoint_best.new"])
-def test_a_full_disk_names_the_file_and_leaves_nothing_half_written(data, tmp_path, monkeypatch, target):
-    with pytest.raises(Killed):
-        fit(data, tmp_path, progress=killed_after(5))
-    before = (tmp_path / "training_state.pt").read_bytes()
-    sync = os.fsync
-
-    def full(descriptor):
-        if target in os.readlink(f"/proc/self/fd/{descriptor}"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        sync(descriptor)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
-        with pytest.raises((OSError, PolicyError), match=r"No space left on device") as error:
-            fit(data, tmp_path)
-    name = "training_state" if "state" in target else target[1:].removesuffix(".new")
-    assert str(tmp_path) in str(error.value) and name in str(error.value)
-    assert not list(tmp_path.rglob("*.new")) and not list(tmp_path.rglob("*.part*"))
-    assert (tmp_path / "training_state.pt").read_bytes() == before
-    whole = fit(data, tmp_path / "whole")
-    assert same(weights(fit(data, tmp_path)), weights(whole))
-
-
 @pytest.mark.parametrize("job", ["train", "pretrain"])
 def test_a_second_training_in_one_folder_is_rejected(data, tmp_path, monkeypatch, job):
     monkeypatch.setattr("s2robot.core.run_folder._WAIT_S", 0.1)
-    folder, locked = tmp_path / "out", "from s2robot.core.run_folder import locked"
-    code = f"from pathlib import Path; {locked}\nwith locked(Path({str(folder)!r})): print('held', flush=True); input()"
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match="out: expected no other process"):
-            fit(data, folder) if job == "train" else pretrain(pretraining.make_settings(tmp_path))
-        other.communicate(b"\n")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with FileLock(folder / ".lock"), pytest.raises(UserError, match="out: expected no other process"):
+        fit(data, folder) if job == "train" else pretrain(pretraining.make_settings(tmp_path))
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
@@ -302,7 +261,6 @@ def test_a_training_begins_from_weights_and_normalisation(data, first, tmp_path)
     ("changes", "contract", "words"),
     [
         ({"chunk": 5}, {}, "made with policy.chunk 4, this run has 5"),
-        ({"pooling": {"kind": "mean"}}, {}, "policy.pooling.kind spatial_softmax, this run has mean"),
         ({"cameras": ["left", "hand"]}, {"cameras": ["left", "hand"]}, r"policy.cameras \['hand', 'left'\]"),
         ({}, {"encoder": {"name": "other", "fingerprint": "f"}}, "encoder random e.* is other f"),
         ({}, {"robot": "panda"}, "robot 'xarm7', given is 'panda'"),

@@ -68,12 +68,8 @@ def run(folder: Path, out: Path, job: str, devices: int, exact: bool = False, tu
     if job == "pretrain":
         return pretrain(pretraining.make_settings(folder, out=str(out), devices=devices))
     features = np.load(folder / "features.npy", mmap_mode="r")
-    settings, spec, contract, tail = (
-        make_settings(steps=15, devices=devices),
-        {"proprio_noise": 0.1},
-        CONTRACT,
-        None,
-    )
+    settings, spec = make_settings(steps=15, devices=devices), {"proprio_noise": 0.1}
+    contract, tail = CONTRACT, None
     store = EpisodeStore.open(folder / "d.zarr")
     if exact:
         settings = settings.replace(log_every=1, batch_size=24, validation=0.0)
@@ -81,9 +77,8 @@ def run(folder: Path, out: Path, job: str, devices: int, exact: bool = False, tu
     if tuned:
         if not (file := folder / "encoder.safetensors").exists():
             torch.manual_seed(0)
-            save_encoder(
-                MVPViT(ViTSpec(img_size=16, patch_size=8, dim=8, depth=2, heads=2)), file, {"seed": 0}
-            )
+            vit = MVPViT(ViTSpec(img_size=16, patch_size=8, dim=8, depth=2, heads=2))
+            save_encoder(vit, file, {"seed": 0})
         given = {"name": "mvp-tiny", "checkpoint": str(file), "scales": [1]}
         features = np.random.default_rng(0).standard_normal((store.num_steps, 2, 1 + 4, 8), np.float32)
         settings, spec["dim"] = settings.replace(tune=TuneSettings(blocks=1)), 8
