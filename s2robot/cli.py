@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,7 +81,6 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code of the process. `argv` defaults to the process's arguments."""
     yield_while_waiting()
     verb, *args = [*(sys.argv[1:] if argv is None else argv)] or ["help"]
     overrides: list[str] = []
@@ -109,11 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def yield_while_waiting() -> None:
-    """Let OpenMP's threads sleep while they wait for each other, unless the environment sets what they do.
-
-    By default they spin, which is many times slower beside another busy process. The runtime reads this when torch is
-    imported; worker processes inherit it. Results are the same to the bit.
-    """
+    """Let OpenMP's threads sleep while they wait for each other, unless the environment sets what they do: spinning is many
+    times slower beside another busy process. Results are the same to the bit."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
@@ -129,7 +126,6 @@ def _resume(verb: str, overrides: list[str], stop: KeyboardInterrupt) -> str:
 
 
 def _translated(verb: Verb, args: list[str]) -> list[str]:
-    """Return the arguments with a verb's own flags as overrides."""
     given, overrides = iter(args), []
     for arg in given:
         flag, equals, value = arg.partition("=")
@@ -166,10 +162,10 @@ def _usage() -> str:
 
 def _help(verb: str, asked: Sequence[str]) -> str:
     """Return the help of a verb: flags, settings with the comments of its config, groups, and the groups `asked` for."""
-    root = configs_dir()
+    root, read_text = configs_dir(), partial(Path.read_text, encoding="utf-8")
     own = [f"[{flag}{' VALUE' if '{}' in override else ''}]" for flag, override in VERBS[verb].flags.items()]
     lines = [" ".join(["usage: s2robot", verb, "[key=value ...]", *own]), summary_of(verb)]
-    text = (root / f"{verb}.yaml").read_text(encoding="utf-8")
+    text = read_text(root / f"{verb}.yaml")
     if settings := text.partition("  - _self_\n")[2].strip():
         lines += ["", "Settings and their defaults:", "", *settings.splitlines()]
     groups = dict(groups_of(verb))
@@ -184,9 +180,9 @@ def _help(verb: str, asked: Sequence[str]) -> str:
         file = root / group / f"{chosen or groups.get(group)}.yaml"
         if group in groups and file.is_file():
             lines += ["", f"{group}={file.stem}: type {group.replace('/', '.')}.<key>=<value>", ""]
-            text = file.read_text(encoding="utf-8").strip()
+            text = read_text(file).strip()
             for shared in re.findall(r"^  - (common/\w+)@_here_", text, re.M):
-                text += "\n\n" + (root / group / f"{shared}.yaml").read_text(encoding="utf-8").strip()
+                text += "\n\n" + read_text(root / group / f"{shared}.yaml").strip()
             lines += text.splitlines()
     return "\n".join([*lines, "", f"`--cfg job` prints all values. The files with all settings: {root}"])
 
@@ -197,7 +193,6 @@ def _fail(program: str, message: str) -> int:
 
 
 def _hydra_app(verb: str, overrides: list[str]) -> int:
-    """Run a verb and return its exit code, 0 if it returned none."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -273,13 +268,10 @@ def _about(cfg: "DictConfig") -> dict[str, str]:
 
 
 def _check_shared(overrides: list[str]) -> None:
-    """Reject processes that torchrun or srun started without a common run directory."""
     named = any(key_of(o) in ("hydra.run.dir", "hydra.sweep.dir") for o in overrides)
     count = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"
     if int(os.environ.get(count, 1)) > 1 and not named:
-        raise UserError(
-            "hydra.run.dir: expected a folder for all processes, got nothing; type hydra.run.dir=<folder>"
-        )
+        raise UserError("hydra.run.dir: expected a folder for all processes; type hydra.run.dir=<folder>")
 
 
 def _call(verb: str, cfg: "DictConfig") -> Any:

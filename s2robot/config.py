@@ -45,15 +45,12 @@ class DemosSettings(Settings, at="demos"):
 
     @property
     def members(self) -> "tuple[DemosSettings, ...]":
-        """The datasets of the mix, or the one."""
         return self.mix or (self,)
 
     def folder(self) -> Path:
-        """Return the store's path. Other formats are converted once, into the cache.
+        """Return the store's path. Other formats are converted once, into the cache (DatasetError if one cannot be read).
 
-        Raises:
-            UserError: several datasets, or a choice that an episode store does not have.
-            DatasetError: a dataset of another format that cannot be read.
+        UserError: several datasets, or a choice that an episode store does not have.
         """
         if self.mix:
             raise UserError("demos.mix: this verb takes one dataset, expected demos.path")
@@ -109,17 +106,15 @@ class DemosSettings(Settings, at="demos"):
             return None
         if not self.plain:
             raise UserError(
-                "demos: this verb takes the first episodes of one dataset, expected demos.episodes=<number>"
+                "demos: this verb takes a count of first episodes, expected demos.episodes=<number>"
             )
         return self.episodes
 
     def elsewhere(self) -> bool:
         """Whether some episodes come from no simulated task of ours: imported, from a user's program, or from an arm."""
-        all_attributes = [member._attributes() for member in self.members]
-        return any(
-            a and ("source" in a or not a["env_config"]) and a.get("source") != "emulator"
-            for a in all_attributes
-        )
+        known = [found for member in self.members if (found := member._attributes())]
+        others = [found for found in known if "source" in found or not found["env_config"]]
+        return any(found.get("source") != "emulator" for found in others)
 
     def usual_validation(self) -> float:
         """Return the default share to hold out: a tenth of ten or more episodes that come from elsewhere."""
@@ -155,10 +150,7 @@ def path_of(cfg: DictConfig, key: str) -> Path:
 
 
 def task_settings(cfg: DictConfig, **changes: Any) -> Any:
-    """Return the settings of the simulated world of a config; ``changes`` win.
-
-    The default task has them in the groups `env` and `robot`, any other beside its name.
-    """
+    """Return the settings of the simulated world of a config, the default task's from `env` and `robot`; ``changes`` win."""
     node = plain(cfg.task) if "task" in cfg else {"name": DEFAULT}
     name, target = node["name"], node.get("class")
     if target is None and name == DEFAULT:
@@ -179,8 +171,8 @@ def open_demos(cfg: DictConfig) -> EpisodeStore:
 def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
     """Return what `build_encoder` needs to build the same encoder again; stored in a checkpoint."""
     scales = plain(cfg.s2.scales)
-    some = isinstance(scales, list) and len(scales) > 0
-    if not some or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in scales):
+    given = scales if isinstance(scales, list) else []
+    if not given or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in given):
         raise UserError(f"s2.scales: expected one or more numbers > 0, such as [1,2], got {shown(scales)}")
     settings = {**plain(cfg.encoder), "scales": scales, "resolution": cfg.s2.resolution}
     if cfg.s2.grid is not None:
@@ -196,6 +188,5 @@ def world_of(cfg: DictConfig) -> str:
 
 
 def only_simulated(cfg: DictConfig) -> None:
-    """Reject another evaluation than the simulated one in a verb that evaluates in simulation."""
     if (found := world_of(cfg)) != "simulation":
         raise UserError(f"evaluate: expected default, got {found}; `s2robot evaluate` takes evaluate={found}")

@@ -107,10 +107,9 @@ def read_task(cfg: DictConfig, recorded: Path | None = None) -> Task:
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     typed = {key_of(override): override.partition("=")[2] for override in overrides}
     if typed and not typed.keys() & {"encoder", "encoder.name", "encoder.checkpoint"} and demos.elsewhere():
-        raise UserError(
-            "encoder: expected a choice for imported images, such as encoder=efficientnet_lite0 (pip install "
-            "'s2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in; encoder=mvp-tiny was pre-trained on rendered scenes only"
-        )
+        known = "encoder=efficientnet_lite0 (pip install 's2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in"
+        why = f"such as {known}; encoder=mvp-tiny was pre-trained on rendered scenes only"
+        raise UserError(f"encoder: expected a choice for imported images, {why}")
     policy = None
     if "policy" in cfg:
         policy = read(PolicySettings, _in_steps(plain(cfg.policy), space["rate_hz"]), "policy")
@@ -139,18 +138,16 @@ def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> Episod
     settings: Any = read_some(RecordingSettings, recording)
     expert = read(task.Expert, settings.picker) if task.Expert else settings.expert_settings
     with bar("recording demos") as update:
-        store = record(
-            out,
-            task,
-            expert,
+        progress = lambda done, failed: update(done, settings.episodes, f"{failed} failed attempts")  # noqa: E731
+        how = (
             settings.episodes,
             settings.seed,
             settings.workers,
-            lambda done, failed: update(done, settings.episodes, f"{failed} failed attempts"),
+            progress,
             settings.expert,
             settings.imitate_kicks,
         )
-    store.close()
+        record(out, task, expert, *how).close()
     return EpisodeStore.open(out)
 
 
@@ -163,7 +160,6 @@ def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, li
 
 
 def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
-    """Train the task's policy and return its checkpoint."""
     contract = contract_of(task, store, encoder)
     if is_first() and (note := Lineage.of(contract).note):
         print(f"note: train.from: {note}", flush=True)
@@ -185,16 +181,12 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     rollout = rollout_of(task, contract, out)
     with bar("training the policy") as update:
         progress = lambda *now: update(*now[:2], _progress(*now))  # noqa: E731
-        return train(
-            task.train, spec, store, features, contract, out, task.split(store), progress, rollout, tail
-        )
+        split = task.split(store)
+        return train(task.train, spec, store, features, contract, out, split, progress, rollout, tail)
 
 
 def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Path], float] | None:
-    """Return the function that evaluates a checkpoint during training, None without `train.rollouts`.
-
-    UserError: no simulator, or positions of the demos.
-    """
+    """Return the function that evaluates a checkpoint during training, if it is asked for; UserError for positions of the demos."""
     settings = task.train.rollouts
     if not settings.every:
         return None
@@ -216,7 +208,6 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
 
 
 def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str, Any]:
-    """Return what a checkpoint stores for deployment, as JSON types."""
     about, frames, tune = store.attrs, frame_sizes(store, encoder, task.cameras), task.train.tune
     gflops = [encoder.gflops_of(*size) for size in frames.values()]
     return {
@@ -234,12 +225,7 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
         },
         "cameras": list(task.cameras),
         **{key: about[key] for key in _OF_THE_DATASET},
-        "dataset": {
-            "name": store.path.name,
-            "fingerprint": store.fingerprint,
-            "episodes": len(store),
-            **_selection(task, store),
-        },
+        "dataset": {"name": store.path.name, "fingerprint": store.fingerprint, **_selection(task, store)},
         "lineage": task.lineage(store).stored(),
         "versions": versions(),
         **{name: about[name] for name in PARTS.values() if name in about},
@@ -260,7 +246,7 @@ def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder) -> None:
 
 def _selection(task: Task, store: EpisodeStore) -> dict[str, Any]:
     """Return which episodes take part, for a checkpoint. The first n are recorded as a count."""
-    demos, about = task.demos, dict[str, Any]()
+    demos, about = task.demos, dict[str, Any](episodes=len(store))
     if demos.plain:
         return about if demos.episodes is None else {"episodes": min(len(store), demos.episodes)}
     if isinstance(store, Mix):
@@ -280,17 +266,12 @@ def _progress(step: int, steps: int, row: dict[str, float]) -> str:
 
 
 class RunSettings(Settings, file="run"):
-    """configs/run.yaml documents each value."""
-
     record: bool = from_yaml()
     profile: bool = from_yaml()
 
 
 def run(cfg: DictConfig) -> None:
-    """`s2robot run`: all steps, timed; with `profile=true` a trace of all processes.
-
-    A training with several processes starts the others with the same command; they end after the training.
-    """
+    """`s2robot run`: all steps, timed. Other processes of a training repeat the command, and end after the training."""
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_policy  # the simulator with it
 
     only_simulated(cfg)
@@ -319,7 +300,6 @@ def run(cfg: DictConfig) -> None:
 
 
 def finish(summary: dict[str, Any], out: Path, timed: Stages | None = None) -> None:
-    """Write the report, and print the times and the result."""
     report = write_report(out)
     table = f"\n{timed.table()}\n" if timed else ""
     print(f"{table}\n{headline(summary)}\nreport: {report.resolve()}")

@@ -1,7 +1,4 @@
-"""What the verbs of the command line do besides `run`: each takes its Hydra config.
-
-Each imports what it alone needs: an arm's parts, the simulator, the plots, torch.
-"""
+"""What the verbs of the command line do besides `run`; each imports what it alone needs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +52,9 @@ def convert(cfg: DictConfig) -> None:
     settings = read_some(ExportSettings, cfg)
     if to := format_for(out, cfg.to):
         with bar("reading") as update:
-            path = as_store(data, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
-        store = EpisodeStore.open(path)
+            store = EpisodeStore.open(
+                as_store(data, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
+            )
         if store.attrs["kind"] == "states":
             require_simulator()
         with bar("converting") as update:
@@ -82,9 +80,8 @@ def _relabel(cfg: DictConfig) -> None:
     settings, source = read_some(RelabelSettings, cfg), EpisodeStore.open(path_of(cfg, "data"))
     with bar("asking the expert") as update:
         store = relabel(source, settings, lambda done, total: update(done, total, "episodes"))
-    print(
-        f"{len(store)} episodes, {store.num_steps} steps, {store['imitate'].sum()} to imitate: {store.path}"
-    )
+    counts = f"{len(store)} episodes, {store.num_steps} steps, {store['imitate'].sum()} to imitate"
+    print(f"{counts}: {store.path}")
 
 
 def inspect(cfg: DictConfig) -> None:
@@ -108,13 +105,10 @@ def _report(folder: Path) -> None:
     from s2robot.comparison.report import write_compare_report
     from s2robot.evaluation.report import write_report
 
-    holds = {name for name in ("compare.json", "summary.json", "episodes.jsonl") if (folder / name).exists()}
-    if not holds:
-        raise UserError(
-            f"run: expected the run directory of a finished run, evaluate or compare, got {folder}"
-        )
-    # a comparison has a summary.json too
-    print(f"report: {(write_compare_report if 'compare.json' in holds else write_report)(folder)}")
+    if not any((folder / name).exists() for name in ("compare.json", "summary.json", "episodes.jsonl")):
+        raise UserError(f"run: expected the directory of a finished run, evaluate or compare, got {folder}")
+    compared = (folder / "compare.json").exists()  # a comparison has a summary.json too
+    print(f"report: {(write_compare_report if compared else write_report)(folder)}")
 
 
 def pretrain(cfg: DictConfig) -> None:

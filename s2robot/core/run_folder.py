@@ -25,10 +25,8 @@ _HELD = {Path(p) for p in os.environ.get(INHERITED, "").split(os.pathsep) if p} 
 
 
 def is_first() -> bool:
-    """Return whether this process is the one of a distributed run that writes; every single process is.
-
-    torchrun counts processes in RANK, srun in SLURM_PROCID; Lightning Fabric names the machine and the place on it.
-    """
+    """Return whether this process, alone or of a distributed run, is the one that writes: torchrun counts in RANK, srun in
+    SLURM_PROCID, Lightning Fabric by machine and place."""
     names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
     return all(int(os.environ.get(name) or 0) == 0 for name in names)
 
@@ -90,9 +88,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=_WAIT_S)
     except Timeout:
-        raise UserError(
-            f"{folder}: expected no other process in this directory; wait for it, or choose hydra.run.dir=<folder>"
-        ) from None
+        why = "expected no other process in this directory; wait for it, or choose hydra.run.dir=<folder>"
+        raise UserError(f"{folder}: {why}") from None
     _HELD.add(place)
     try:
         yield

@@ -30,14 +30,8 @@ _TRAINING = (
 
 
 def write_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
-    """Write `report.html` into an evaluation's run folder and return its path.
-
-    Videos are embedded, failures first, up to about `video_bytes` of text; the page names the others.
-
-    Raises:
-        UserError: summary.json or episodes.jsonl is missing, broken or contradicts the other, or an optional file is
-            broken; an earlier report stays.
-    """
+    """Write `report.html` into an evaluation's run folder, with videos, failures first, up to about `video_bytes` of text.
+    UserError if a file is missing, broken or contradicts another; an earlier report stays."""
     summary = read_summary(run_dir / "summary.json")
     known, records = known_of(summary), read_records(run_dir / "episodes.jsonl", counts=summary)
     films, shown = page.videos(run_dir, _films(records, known), video_bytes)
@@ -75,7 +69,6 @@ def _head(summary: Mapping[str, Any]) -> list[Block]:
 
 
 def _fitted(summary: Mapping[str, Any]) -> str | None:
-    """On how many demos the policy was fitted, if its checkpoint stores that."""
     training = summary.get("training") or {}
     if "demos" not in training:
         return None
@@ -117,7 +110,6 @@ def _failures(records: Sequence[Record], known: Known, shown: Sequence[str]) -> 
 
 
 def _films(records: Sequence[Record], known: Known) -> Iterator[tuple[str, str, str]]:
-    """The videos to embed, failures first."""
     for record in sorted((r for r in records if r["video"] is not None), key=lambda r: r["success"]):
         outcome = "success" if record["success"] else f"failure, {known.failure(record['stage'])}"
         number = record["episode"]
