@@ -263,9 +263,7 @@ class Task(gymnasium.Env):
         """The attributes that datasets and checkpoints store of this world; JSON types. An arm's usual parts are left out."""
         s = self.settings
         about = {
-            "robot": s.robot,
-            "joint_names": list(self.joint_names),
-            "rate_hz": s.rate_hz,
+            **{"robot": s.robot, "joint_names": list(self.joint_names), "rate_hz": s.rate_hz},
             "cameras": list(s.cameras),
             "camera_geometry": self.camera_geometry(),
             "action_frame": s.action_frame,

@@ -57,9 +57,9 @@ def register_user_task(name: str, target: str) -> type[TaskSettings]:
     world = _import_class(target, "task.class")
     lacking = [n for n in dir(world) if getattr(getattr(world, n), "__isabstractmethod__", False)]
     if name in SETTINGS:
-        raise EnvError(f"task.name: expected another name than a task of this package, got '{name}'")
+        raise EnvError(f"task.name: found '{name}', which is a task of this package; expected another name")
     if not (isinstance(world, type) and issubclass(world, Task)):
-        raise EnvError(f"task.class: expected a subclass of s2robot.envs.task.Task, got {target}")
+        raise EnvError(f"task.class: found {target}, which is no subclass of s2robot.envs.task.Task")
     if lacking:
         raise EnvError(f"task.class: {target} lacks {', '.join(lacking)}, which every task defines")
     _USER_TASKS[name] = world.Settings

@@ -1,11 +1,9 @@
 """The command line: `s2robot <verb> [hydra overrides]`.
 
     s2robot                                          # list the verbs
-    s2robot run                                      # demos -> features -> policy -> evaluation -> report
     s2robot train policy=rpt train.steps=8000
     s2robot train --cfg job                          # print the resolved config, do nothing
     s2robot train --multirun train.seed=0,1,2        # three runs
-
     s2robot deploy --live --episodes 5 checkpoint=<folder> robot.ip=192.168.1.200
 
 Every verb is a Hydra app over `configs/<verb>.yaml`. What a verb does is imported only when it runs, so
@@ -27,21 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from s2robot import __version__
+from s2robot import overrides as typed
 from s2robot.core.errors import UserError, require
 from s2robot.core.files import configs_dir
 from s2robot.core.run_folder import is_first, run_folder
 from s2robot.core.settings import read
 from s2robot.core.workers import Local, prepare, running_on
 from s2robot.envs.gl import require_simulator
-from s2robot.overrides import (
-    as_known,
-    check_config,
-    did_you_mean,
-    groups_of,
-    key_of,
-    one_line,
-    take_stored_world,
-)
+from s2robot.overrides import did_you_mean, groups_of, key_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -93,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif {"-h", "--help"} & {*args}:
             print(_help(verb, args))
         else:
-            overrides = [as_known(verb, o) for o in _translated(VERBS[verb], args)]
+            overrides = [typed.as_known(verb, o) for o in _translated(VERBS[verb], args)]
             return _hydra_app(verb, overrides)
     except KeyboardInterrupt as stop:
         print(f"s2robot {verb}: interrupted{_resume(verb, overrides, stop)}", file=sys.stderr)
@@ -101,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of `s2robot inspect | head` has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        message = one_line(verb, overrides, error)
+        message = typed.one_line(verb, overrides, error)
         if message is None:
             raise
         return _fail(f"s2robot {verb}", message)
@@ -210,10 +201,10 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
             _check_shared(overrides)
-            typed = list(HydraConfig.get().overrides.task)
-            take_stored_world(cfg, typed)
+            given = list(HydraConfig.get().overrides.task)
+            typed.take_stored_world(cfg, given)
             with run_folder(folder, _about(cfg), keep=sweep, began=began):
-                check_config(cfg, typed)
+                typed.check_config(cfg, given)
                 result = _call(verb, cfg)
             status = result if isinstance(result, int) else 0
             return result
@@ -247,9 +238,8 @@ def _restored_logging() -> Iterator[None]:
     try:
         yield
     finally:
-        for handler in root.handlers:
-            if handler not in handlers:
-                handler.close()
+        for handler in {*root.handlers} - {*handlers}:
+            handler.close()
         root.handlers[:] = handlers
         root.setLevel(level)
 
@@ -260,9 +250,8 @@ def _about(cfg: "DictConfig") -> dict[str, str]:
     from omegaconf import OmegaConf
 
     hydra = OmegaConf.create({"hydra": HydraConfig.get()})
-    folder = (
-        HydraConfig.get().output_subdir or ".hydra"
-    )  # jobs of a comparison that share a directory name their own
+    # jobs of a comparison that share a directory name their own
+    folder = HydraConfig.get().output_subdir or ".hydra"
     nodes = {"config": cfg, "hydra": hydra, "overrides": hydra.hydra.overrides.task}
     return {f"{folder}/{name}.yaml": OmegaConf.to_yaml(node) for name, node in nodes.items()}
 

@@ -48,10 +48,8 @@ class DemosSettings(Settings, at="demos"):
         return self.mix or (self,)
 
     def folder(self) -> Path:
-        """Return the store's path. Other formats are converted once, into the cache (DatasetError if one cannot be read).
-
-        UserError: several datasets, or a choice that an episode store does not have.
-        """
+        """Return the store's path; other formats are converted once, into the cache (DatasetError). UserError: several datasets, or
+        a choice that an episode store does not have."""
         if self.mix:
             raise UserError("demos.mix: this verb takes one dataset, expected demos.path")
         path = Path(self.path) if self.path else shipped_demos(str(self.name))
@@ -72,12 +70,8 @@ class DemosSettings(Settings, at="demos"):
     def select(
         self, store: EpisodeStore, fraction: float, seed: int, ancestors: Lineage | None = None
     ) -> Split:
-        """Choose the episodes of `open` to train on and to hold out; of a mix both from each dataset.
-
-        Raises:
-            DatasetError: an episode that does not exist, twice or in both, none to train on, a broken split file, or
-                one held out that the `ancestors` were trained on.
-        """
+        """Choose the episodes of `open` to train on and to hold out, from each dataset of a mix. DatasetError: episodes that do not
+        exist, twice or in both, none, a broken split file, or one held out that the `ancestors` were trained on."""
         ancestors = ancestors or Lineage()
         spent = ancestors.spent(store) if fraction else []
         stores, firsts = (store.members, store.firsts) if isinstance(store, Mix) else ([store], [0])
@@ -118,12 +112,9 @@ class DemosSettings(Settings, at="demos"):
 
     def usual_validation(self) -> float:
         """Return the default share to hold out: a tenth of ten or more episodes that come from elsewhere."""
-
-        def share(one: DemosSettings) -> float:
-            usual = one.split is None and one.elsewhere() and len(one.select(one.open(), 0.0, 0)[0]) >= 10
-            return 0.1 if usual else 0.0
-
-        return min(map(share, self.members))
+        found = (one for one in self.members if one.split is None and one.elsewhere())
+        enough = [one for one in found if len(one.select(one.open(), 0.0, 0)[0]) >= 10]
+        return 0.1 if len(enough) == len(self.members) else 0.0
 
     def own_world(self) -> dict[str, Any]:
         """Return robot, rate, cameras and action frame of an imported dataset; {} for our own tasks."""

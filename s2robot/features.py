@@ -96,10 +96,8 @@ def _encode(
         state = partial(Encoding, cache, encoder.to("cpu"), settings.device, threads)
         how = cameras, size, world
 
-        def frames(
-            i: int,
-        ) -> Callable[[], list[np.ndarray]]:  # to call on any machine, or on that of the dataset
-            if far:
+        def frames(i: int) -> Callable[[], list[np.ndarray]]:
+            if far:  # to call on any machine, else on that of the dataset
                 return partial(replay.frames_of, *replay.seen_of(store, i, *how), i)
             return partial(replay.episode_frames, store.path, i, *how)
 

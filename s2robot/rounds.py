@@ -28,9 +28,7 @@ from s2robot.envs.gl import require_simulator
 _FREE_IN_TRAINING = ("threads", "loggers", "log_every", "checkpoint_every", "resume")
 
 
-def record(
-    cfg: DictConfig, recording: DictConfig, out: Path, **changes: Any
-) -> tuple[EpisodeStore, dict[str, int]]:
+def record(cfg: DictConfig, recording: Any, out: Path, **changes: Any) -> tuple[EpisodeStore, dict[str, int]]:
     """Record one round of corrections of the policy ``recording.checkpoint`` into ``out``; return how positions ended."""
     require_simulator()
     from s2robot.dagger.record import DaggerSettings, record_corrections

@@ -1,7 +1,7 @@
 """What the verbs of the command line do besides `run`; each imports what it alone needs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -13,11 +13,6 @@ from s2robot.core.run_folder import is_first
 from s2robot.core.settings import read, read_some
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.gl import require_simulator
-
-if TYPE_CHECKING:
-    from s2robot.encoders.cache import FeatureCache
-    from s2robot.encoders.encoder import S2Encoder
-    from s2robot.pipeline import Task
 
 
 def record(cfg: DictConfig) -> None:
@@ -106,7 +101,9 @@ def _report(folder: Path) -> None:
     from s2robot.evaluation.report import write_report
 
     if not any((folder / name).exists() for name in ("compare.json", "summary.json", "episodes.jsonl")):
-        raise UserError(f"run: expected the directory of a finished run, evaluate or compare, got {folder}")
+        raise UserError(
+            f"run: expected the run directory of a finished evaluation or comparison, got {folder}"
+        )
     compared = (folder / "compare.json").exists()  # a comparison has a summary.json too
     print(f"report: {(write_compare_report if compared else write_report)(folder)}")
 
@@ -150,7 +147,7 @@ def train(cfg: DictConfig) -> None:
         print(f"checkpoint: {checkpoint}")
 
 
-def _encoded(task: "Task") -> "tuple[EpisodeStore, S2Encoder, Any, list[FeatureCache]]":
+def _encoded(task: Any) -> tuple[EpisodeStore, Any, Any, Any]:
     from s2robot import pipeline
     from s2robot.encoders.build import build_encoder
 

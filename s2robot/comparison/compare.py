@@ -85,9 +85,7 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
         entries.append(entry | {"default": default})
         rows += more
     result: dict[str, Any] = {
-        "title": experiment.title,
-        "question": experiment.question,
-        "arms": arms,
+        **{"title": experiment.title, "question": experiment.question, "arms": arms},
         "pairs": figures.all_pairs(outcomes, plan.positions, plan.pairs, looked),
         "stopping": stopping,
         "power": power,

@@ -116,9 +116,7 @@ def _look_up(arm: Arm, common: Sequence[str]) -> Known:
         encoder, world = build_encoder(encoder_settings(train)), task_settings(e)
         world = world.replace(image_size=at_height(world.image_size, world.cameras, e.evaluate.video_size))
     facts = {
-        "name": arm.name,
-        "label": arm.label,
-        "encoder": encoder.name,
+        **{"name": arm.name, "label": arm.label, "encoder": encoder.name},
         "scales": [float(s) if s % 1 else int(s) for s in train.s2.scales],
         "policy": f"{train.policy.kind}, {train.policy.pooling.kind}, {train.policy.head.kind}",
         "overrides": list(arm.overrides),

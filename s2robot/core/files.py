@@ -40,10 +40,8 @@ def cache_dir(*parts: str) -> Path:
 
 @contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """Yield a temporary name beside `path` to write to, with its suffix, which replaces `path` at the end.
-
-    Nothing is left if the writing fails. `shared`: other processes may write the same file meanwhile.
-    """
+    """Yield a temporary name beside `path`, which replaces it at the end; nothing is left if the writing fails. `shared`: other
+    processes may write the same file meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f"{os.getpid()}." if shared else ""
     part = path.with_name(f".{path.stem}.{own}part{path.suffix}")

@@ -1,10 +1,9 @@
 """Ray as the engine: workers are actors, on this machine or on the nodes of a cluster.
 
-    with closing(Ray(RaySettings(address="auto"))) as engine, running_on(engine):
-        ...                                     # pools whose tasks can run anywhere do so
+    with closing(Ray(RaySettings(address="auto"))) as engine, running_on(engine): ...
 
-The state of a pool's workers (a policy, an encoder with its weights) goes to Ray's store once, and to each node once. When a
-worker dies, alone or with its node, the pool (`s2robot.core.workers`) restarts its task elsewhere; Ray's own retries are off.
+The state of a pool's workers goes to Ray's store once, and to each node once. When a worker dies, alone or with its node, the
+pool (`s2robot.core.workers`) restarts its task elsewhere; Ray's own retries are off.
 """
 
 import logging
@@ -59,10 +58,8 @@ class Ray:
         has = ray.cluster_resources()
         most = min(has.get("CPU", 0), has.get("GPU", 0) / gpus if gpus else math.inf)
         if most < 1:
-            key, found = (
-                "gpus_per_encoder" if gpus else "address",
-                f"{has.get('GPU', 0):g} GPUs, {has.get('CPU', 0):g} CPUs",
-            )
+            key = "gpus_per_encoder" if gpus else "address"
+            found = f"{has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs"
             raise UserError(f"engine.{key}: expected a Ray that has what a worker takes, got {found}")
         try:
             made = ray.put(pickle.dumps(make))
@@ -100,7 +97,7 @@ class Ray:
             before = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **given)
-                # Ray's handler exits at once and stays after `shutdown`: a training could not save its last step
+                # Ray's handler exits at once: a training could not save its last step
                 if threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGTERM, before)
             except Exception as error:  # of many kinds, most of them plain RuntimeErrors

@@ -1,8 +1,5 @@
 """One run, one directory: locked by one process while it works, described in `.hydra`, removed if nothing came of it.
 
-with run_folder(Path("runs/train/mine"), {".hydra/config.yaml": text}):
-    ...                                            # a second process gets a UserError
-
 The system releases the lock on the file `.lock` when its holder dies, so nothing has to be cleared after a kill.
 """
 
@@ -40,11 +37,9 @@ def held() -> dict[str, str]:
 def run_folder(
     folder: Path, about: Mapping[str, str], keep: bool = False, began: float = math.inf
 ) -> Iterator[None]:
-    """Lock `folder`, write `about` (file -> text) into it, and remove both if the run fails and wrote nothing else.
-
-    A folder that was there stays, and all with ``keep``. What has appeared since ``began`` (s since 1970) belongs to the
-    run: Hydra creates it. Other processes of a distributed run work in the first one's. UserError: another process works in it.
-    """
+    """Lock `folder` (UserError: another process works there), write `about` (file -> text) into it, and remove both if the run
+    fails and wrote nothing else, unless ``keep`` or the folder is older than ``began`` (s since 1970). Other processes of a
+    distributed run work in the first one's."""
     if not is_first():
         yield
         return

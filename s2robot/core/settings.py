@@ -223,7 +223,7 @@ def _path(given: Any, error: ErrorDetails) -> str:
     """The dotted key of an error's place, without pydantic's names of a union's members, which are no keys of the value."""
     path, here = "", given
     for part in error["loc"]:
-        if isinstance(here, Mapping) and (part in here or error["type"] == "missing"):
+        if isinstance(here, Mapping) and (part in here or not path or error["type"] == "missing"):
             path, here = f"{path}.{part}", here.get(part)
         elif isinstance(part, int):
             path, here = f"{path}[{part}]", here[part] if part < len(here) else None

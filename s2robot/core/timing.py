@@ -4,11 +4,10 @@
     with timed("encode"): ...
     timed.table()                     # from the start of the process until now
 
-    with tracing(Path("runs/mine/trace.json")):       # workers that start inside take part
+    with tracing(Path("runs/mine/trace.json")):       # workers that start inside take part; else a span does nothing
         with span("encode", episode=3): ...
 
-Without :func:`tracing` a span does nothing. The trace is an array of Chrome's trace format, whose last bracket may be
-missing: each process appends its spans, one a line.
+The trace has Chrome's format without the last bracket: each process appends its spans, one a line.
 """
 
 import json

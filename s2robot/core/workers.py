@@ -52,13 +52,10 @@ class _Task:
 
 
 class Pool:
-    """Workers, a thread each, that share a queue of tasks; leaving the context drops tasks that have not begun.
-
-    ``lost`` counts tasks that had to be restarted.
-    """
+    """Workers, a thread each, that share a queue of tasks; leaving the context drops tasks that have not begun."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
-        self.lost = 0
+        self.lost = 0  # tasks that had to be restarted
         self._workers, self._threads = workers, list[Thread]()
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()  # None wakes a thread when the pool closes
         self._lock, self._closed, self._failed_starts = RLock(), False, 0
@@ -202,10 +199,8 @@ def worker_pool(
 ) -> Pool:
     """Return a pool on the engine in use.
 
-    Args:
-        make: called in each worker before its first task; the result is the first argument of the functions.
-        encodes: whether tasks can use an accelerator.
-        anywhere: whether tasks may run on another machine: they use no files of this one.
+    ``make``, called in each worker before its first task, gives the first argument of the functions; ``encodes``: tasks can
+    use an accelerator; ``anywhere``: they use no files of this machine.
     """
     return engine_in_use().pool(max(1, workers), make, encodes, anywhere)
 
@@ -225,11 +220,8 @@ def running_on(engine: Any) -> Iterator[None]:
 
 
 def prepare() -> None:
-    """Start the fork server, which imports what workers need in the background.
-
-    It holds neither threads nor an OpenGL context, as a fork of this process might; so each worker imports the simulator
-    itself. Workers ignore Ctrl-C: this process stops them.
-    """
+    """Start the fork server, which imports what workers need in the background. It has neither threads nor an OpenGL context;
+    so each worker imports the simulator itself. Workers ignore Ctrl-C: this process stops them."""
     forkserver.set_forkserver_preload(list(SLOW_IMPORTS))
     resource_tracker.ensure_running()  # the fork server would start it, and it unblocks Ctrl-C
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by what starts now

@@ -106,8 +106,7 @@ def evaluate_checkpoint(
         "policy.spec": spec,
         "encoder": contract["encoder"]["fingerprint"],
         "features_dtype": dtype,
-        "evaluate.seed": e.seed,
-        "evaluate.control": e.control,
+        **{"evaluate.seed": e.seed, "evaluate.control": e.control},
         "env": config.model_dump(),
         **({"demos": demos.fingerprint} if demos is not None else {}),
     }

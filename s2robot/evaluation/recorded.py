@@ -73,21 +73,13 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
     actions = store["action"]  # the baseline: the mean of what was trained on, else of all that is predicted
     rows = np.concatenate([actions[store.episode_slice(i)] for i in trained or chosen])
     measured = measure(policy, store, plans, mean_action(policy, rows))
+    unseen = {"unseen": "unknown", "note": lineage.note} if lineage.unknown else {"unseen": True}
+    about = {"path": str(store.path), "fingerprint": store.fingerprint, "rate_hz": store.attrs["rate_hz"]}
+    identity = {"sha256": policy_sha256(checkpoint), "checkpoint": str(checkpoint)}
     summary = {
         **summarise(policy, measured),
-        "dataset": {
-            "path": str(store.path),
-            "fingerprint": store.fingerprint,
-            "rate_hz": store.attrs["rate_hz"],
-            "trained_on": bool(trained),
-            "unseen": "unknown" if lineage.unknown else True,
-            **({"note": lineage.note} if lineage.unknown else {}),
-        },
-        "policy": {
-            **policy.spec.to_dict(),
-            "sha256": policy_sha256(checkpoint),
-            "checkpoint": str(checkpoint),
-        },
+        "dataset": {**about, "trained_on": bool(trained), **unseen},
+        "policy": policy.spec.to_dict() | identity,
         "versions": versions(),
         "command": command(),
     }

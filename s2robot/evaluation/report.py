@@ -136,21 +136,15 @@ def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[plots.Panel]:
             continue
         tries = points if name == "success" else []
         ends = [wilson(round(row["success"] * row["tried"]), int(row["tried"])) for row in tries]
-        held_out = column.startswith("val_")
-        line = plots.Line(
-            [row["step"] for row in points],
-            [row[column] for row in points],
-            "held out" if held_out else "trained on" if column.startswith("train_") else "",
-            VERMILLION if held_out else BLUE,
-            [low for low, _ in ends],
-            [high for _, high in ends],
-            {"ls": (0, (3, 2))} if held_out else {},
-        )
-        lines.setdefault(name, []).append(line)
+        low, high = [low for low, _ in ends], [high for _, high in ends]
+        steps, values = ([row[key] for row in points] for key in ("step", column))
+        label, colour, style = "trained on" if column.startswith("train_") else "", BLUE, dict[str, Any]()
+        if column.startswith("val_"):
+            label, colour, style = "held out", VERMILLION, {"ls": (0, (3, 2))}
+        lines.setdefault(name, []).append(plots.Line(steps, values, label, colour, low, high, style))
     log = {name: "y" if name.endswith(("loss", "error", "grad_norm")) else "" for name in lines}
-    return [
-        plots.Panel(n.replace("_", " "), found, "gradient step", log=log[n]) for n, found in lines.items()
-    ]
+    found = lines.items()
+    return [plots.Panel(name.replace("_", " "), own, "gradient step", log=log[name]) for name, own in found]
 
 
 def _settings(summary: Mapping[str, Any], known: Known) -> list[tuple[str, Any]]:
