@@ -25,7 +25,6 @@ class ActionChunk:
         self._over = False
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict, dict]:
-        """Start an episode."""
         observation, info = self.world.reset(seed=seed, options=options)
         self._over, self._last = False, observation
         self._steps, self._best, self._layout = 0, info["progress"], info["layout"]
@@ -61,5 +60,4 @@ class ActionChunk:
 
 
 def in_chunks(settings: TaskSettings, k: int, every_step: bool = False) -> ActionChunk:
-    """A task by its chunks, for worker processes: what they find this function by loads the simulator alone."""
     return ActionChunk(make(settings), k, every_step)

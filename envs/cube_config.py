@@ -18,16 +18,8 @@ if TYPE_CHECKING:
 STAGES = ("approach", "grasp", "lift", "held")
 ACTION_FRAME = "joint_delta_commanded"  # deltas against the last *commanded* joints
 ENV_VERSION = "CubePick-v0"
-# cameras that the world of CubePick has beside the side cameras: the hand's, robosuite's table's and its robot's
-_RESERVED = (
-    "hand",
-    "frontview",
-    "birdview",
-    "agentview",
-    "sideview",
-    "robot0_robotview",
-    "robot0_eye_in_hand",
-)
+# cameras that the world has beside the side cameras: the hand's, robosuite's table's and its robot's
+_RESERVED = "hand frontview birdview agentview sideview robot0_robotview robot0_eye_in_hand".split()
 SHUT = 0.15  # opening below which a gripper that touches nothing has closed on nothing
 GRIPPERS_OPEN = 0.08  # m, the smaller opening of the two robots' grippers
 
@@ -112,8 +104,7 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
 
     def views(self) -> dict[str, tuple]:
         """Return the side cameras, at the distance that the settings ask for."""
-        factor = self.camera_distance
-        if factor == 1:  # to the last bit: recorded states are drawn again with the same bytes
+        if (factor := self.camera_distance) == 1:  # to the last bit: recorded states are drawn again alike
             return dict(self.side_cameras)
         return {
             name: (tuple(t + factor * (p - t) for p, t in zip(position, target, strict=True)), target, fovy)
@@ -147,15 +138,12 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
     def draw_layout(
         cls, axes: "Axes", groups: Sequence[Group], about: Mapping[str, Any], small: bool = False
     ) -> None:
-        """Draw the table and the groups' cubes, as seen from behind the robot: x points up and y left.
-
-        Without `cube_box` in the summary the default box is drawn if every cube lies inside. `small`: without box and yaw.
-        """
+        """Draw the table and the groups' cubes, as seen from behind the robot; `small`: without box and yaw."""
         import matplotlib
         from matplotlib.patches import Rectangle
 
         ink = matplotlib.rcParams["text.color"]
-        given, usual = about.get("cube_box"), cls()
+        given, usual = about.get("cube_box"), cls()  # else the default box, if every cube lies inside
         box = 100 * np.array(given or (usual.box_x, usual.box_y), float)  # cm  # (2, 2): x and y, from and to
         low, high = box.T  # (2,) of all that is drawn
         for group in (group for group in groups if group.records):
@@ -173,24 +161,16 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
         if small and axes.xaxis_inverted():  # a panel beside this one has widened the view already
             (right, left), (bottom, top) = sorted(axes.get_xlim()), sorted(axes.get_ylim())
             least, most = np.minimum(least, [bottom, right]), np.maximum(most, [top, left])
-        axes.set_xlim(most[1], least[1])  # the robot's left is the picture's
-        axes.set_ylim(least[0], most[0])
-        axes.set_aspect("equal")
-        font = {
-            "ha": "center",
-            "va": "center",
-            "fontsize": 8 if small else 9,
-            "fontweight": "bold",
-            "color": ink,
-        }
-        axes.annotate("robot", (0, low[0] - (2.7 if small else 4.4)), **font)
+        # the robot's left is the picture's
+        axes.set(xlim=(most[1], least[1]), ylim=(least[0], most[0]), aspect="equal")
+        font: dict[str, Any] = {"ha": "center", "va": "center", "fontweight": "bold", "color": ink}
+        axes.annotate("robot", (0, low[0] - (2.7 if small else 4.4)), fontsize=8 if small else 9, **font)
         axes.grid(alpha=0.12, color=ink, lw=0.8)
         if small:
-            axes.set_xlabel("← left   y (cm)   right →")
-            axes.set_ylabel("x (cm)")
+            axes.set(xlabel="← left   y (cm)   right →", ylabel="x (cm)")
             return
-        axes.set_xlabel("← robot's left      y (cm)      robot's right →")
-        axes.set_ylabel("x (cm)  away from the robot →")
+        right = "← robot's left      y (cm)      robot's right →"
+        axes.set(xlabel=right, ylabel="x (cm)  away from the robot →")
         axes.add_patch(Rectangle((-3, low[0] - 5.5), 6, 2.2, fc=ink, alpha=0.25, lw=0))
         inside = bool((low >= box[:, 0] - 0.1).all() and (high <= box[:, 1] + 0.1).all())
         if given is not None or inside:
@@ -212,13 +192,13 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
         return f"env.clutter: expected 0 where demos are recorded, got {self.clutter}" if self.clutter else ""
 
     def appearance(self) -> dict[str, Any]:
-        spec = asdict(robot_spec(self.robot))
-        return {"robot": {name: spec[name] for name in spec if name.startswith(("camera_", "base_"))}}
+        spec = asdict(robot_spec(self.robot)).items()
+        return {"robot": {name: value for name, value in spec if name.startswith(("camera_", "base_"))}}
 
     def camera_problem(self) -> str:
         """Return why one of the cameras cannot be drawn, or ""."""
         known = ("hand", *self.side_cameras)
         for name in (camera for camera in self.cameras if camera not in known):
-            hint = f"'+env.side_cameras.{name}=[[x,y,z],[x,y,z],45]' (position and target, m; vertical field of view, degrees)"
-            return f"env.cameras: expected some of {', '.join(known)}, got '{name}'; place another camera with {hint}"
+            hint = f"'+env.side_cameras.{name}=[[x,y,z],[x,y,z],45]' (position and target, m; field of view, degrees)"
+            return f"env.cameras: expected some of {', '.join(known)}, got '{name}'; place it with {hint}"
         return ""

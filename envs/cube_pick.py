@@ -77,7 +77,6 @@ class CubePick(MujocoTask):
         self._clutter = [m.geom(f"clutter{i}").id for i in range(c.clutter)]
 
     def _scatter(self, rng: np.random.Generator, cube_xy: np.ndarray) -> None:
-        """New places for the clutter, clear of the cube and of each other."""
         taken = [cube_xy]
         for geom in self._clutter:
             for _ in range(200):
@@ -183,7 +182,6 @@ class CubePick(MujocoTask):
         return self._closed and self.opening < SHUT and not self._touching()
 
     def expert(self, rng, settings=None):
-        """The scripted picker (:mod:`s2robot.envs.cube_picker`)."""
         from s2robot.envs.cube_picker import Picker  # mink takes a second to import
 
         if self._picker is None or self._picker.config != (settings or self._picker.config):
@@ -206,12 +204,10 @@ class CubePick(MujocoTask):
         self._refresh_poses()
 
     def _open_gripper(self) -> None:
-        """The command that a gripper has after being opened for long; its shape and signs are the gripper's own."""
         for _ in range(int(np.ceil(2 / self._gripper.speed))):
             self._gripper.format_action(np.array([-1.0]))
 
     def _touching(self) -> bool:
-        """Both fingers touch the cube."""
         return all(touching(self.data, self._finger_geoms, self._cube_geoms))
 
     def _judge(self) -> None:

@@ -1,9 +1,8 @@
 """A scripted picker: where the demos come from.
 
-Inverse kinematics by mink, from the *commanded* joints; decisions from the *measured* pose. The approach is a
-funnel rather than a list of waypoints: the further the gripper is from being over the cube, the higher it
-flies. So the action depends on what the cameras can see, wherever a perturbation has put the gripper, and
-a cloned policy has a function to learn instead of a clock.
+Inverse kinematics by mink, from the *commanded* joints; decisions from the *measured* pose. The approach is a funnel, not a
+list of waypoints: the further the gripper is from being over the cube, the higher it flies. So the action depends on what the
+cameras can see, wherever a perturbation has put the gripper, and a policy has a function to learn instead of a clock.
 
     picker.act()      # the next action, and whether it is a push
     picker.ask(16)    # its next 16 actions without perturbations; asking changes nothing
@@ -26,10 +25,9 @@ class _Arm(mink.Configuration):
 
 
 class Picker(AskedExpert):
-    """Picks the cube of one :class:`CubePick`; ``act()`` gives the next action and whether it is a push.
+    """Picks the cube of one :class:`CubePick`.
 
-    Pushes (kicks, and grasps beside the cube) are executed and recorded (an open-loop replay needs them) but
-    flagged, so that training imitates only the recoveries, never the pushes.
+    Pushes (kicks, and grasps beside the cube) are executed and recorded but flagged: training imitates only the recoveries.
     """
 
     memory = ("_step", "_firm", "_closing", "_pushes", "_miss_left", "_kick_left", "_will_miss", "push")
@@ -46,11 +44,9 @@ class Picker(AskedExpert):
         self._low, self._high = env.model.jnt_range[limited].T
 
     def reset(self, seed: int) -> None:
-        """Start an episode; the seed decides the perturbations."""
         self.begin(np.random.default_rng([seed, 7]))
 
     def begin(self, rng: np.random.Generator) -> None:
-        """Start an episode; what is drawn decides the perturbations."""
         env, c, self._rng = self.env, self.config, rng
         # loose and tight grasps, so that lifting follows from any firm grip and not from a perfect one
         self._close_xy, self._close_yaw = rng.uniform(*c.close_xy), rng.uniform(*c.close_yaw)
@@ -202,7 +198,6 @@ class Picker(AskedExpert):
         return np.append(np.clip(delta, -MAX_DELTA, MAX_DELTA), float(closed)).astype(np.float32)
 
     def _level(self) -> np.ndarray:
-        """The gripper straight down at the home yaw.  # (3, 3)"""
         y = np.array([np.cos(self._yaw_home), np.sin(self._yaw_home), 0.0])
         z = np.array([0.0, 0.0, -1.0])
         return np.stack([np.cross(y, z), y, z], axis=1)

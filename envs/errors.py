@@ -10,7 +10,6 @@ class EnvError(UserError):
 
 
 def check_known(key: str, found: Iterable[str], known: Iterable[str]) -> None:
-    """Reject names that are not among those that exist."""
     known = list(known)
     for name in (name for name in found if name not in known):
         raise EnvError(f"{key}: found '{name}', expected one of {', '.join(known) or 'none'}")

@@ -1,7 +1,6 @@
 """Choose how MuJoCo draws without a screen, before mujoco is first imported.
 
-MuJoCo reads ``MUJOCO_GL`` once, at import. Set too late, or with the library missing, it fails deep inside
-OpenGL with an unhelpful message; here the choice is made and checked in one place.
+MuJoCo reads ``MUJOCO_GL`` once, at import; set too late, or with the library missing, it fails deep inside OpenGL.
 """
 
 import ctypes.util
@@ -15,7 +14,7 @@ from s2robot.envs.errors import EnvError
 logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it mentions an optional accelerator
 
 SIMULATOR = ("mujoco", "robosuite", "mink")  # what `pip install s2robot[sim]` brings
-# What to install where the library is missing (Debian/Ubuntu names).
+# library, and what to install where it is missing (Debian/Ubuntu names)
 _LIBRARIES = {"egl": ("EGL", "libegl1 libgl1-mesa-dri"), "osmesa": ("OSMesa", "libosmesa6")}
 # What MuJoCo itself takes (mujoco/rendering/classic/gl_context.py); its import fails at any other name.
 _SYSTEMS = {"linux": ("egl", "osmesa", "glx"), "win32": ("wgl",), "darwin": ("cgl",)}

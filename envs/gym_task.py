@@ -41,6 +41,9 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
     kwargs: dict[str, Any] = from_yaml()
 
     failures = {"start": "did not get there"}
+    version = action_frame = property(lambda self: f"gym:{self.id}")
+    success_text = property(lambda self: f"solved {self.id}")
+    success_rule = property(lambda self: self.success)
 
     @field_validator("success")
     @classmethod
@@ -58,20 +61,6 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
                 raise invalid("max_steps", f"a number, as {self.id} has no limit of its own", None)
             object.__setattr__(self, "max_steps", limit)
         return self
-
-    @property
-    def version(self) -> str:
-        return f"gym:{self.id}"
-
-    action_frame = version
-
-    @property
-    def success_text(self) -> str:
-        return f"solved {self.id}"
-
-    @property
-    def success_rule(self) -> str:
-        return self.success
 
 
 def spec_of(env_id: str) -> EnvSpec:

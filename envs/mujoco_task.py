@@ -1,6 +1,6 @@
 """What tasks in a MuJoCo model do alike: draw their cameras, say where these stand, and bring poses up to date."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from typing import Any
@@ -52,8 +52,7 @@ class MujocoTask(Task):
         }
 
     def _projected(self, position: np.ndarray) -> dict[str, np.ndarray]:
-        """Where each camera sees a point of the world (3,), m: x to the right and y downwards in 0..1 of the upright frame,
-        at its border if outside, NaN if behind the camera.  # {camera: float32 (2,)}"""
+        """As :meth:`CubePick.project`, of a point of the world (3,)."""
         points, sizes = {}, self.camera_sizes
         for name, i in self.camera_ids.items():
             offset = position - self.data.cam_xpos[i]
@@ -67,9 +66,8 @@ class MujocoTask(Task):
 
     # ---------------------------------------------------------------- state
 
-    def _memory(self) -> list[tuple[Any, str]]:
-        """What decides the next step beside MuJoCo's state, all arrays: (holder, attribute)."""
-        raise NotImplementedError
+    # what decides the next step beside MuJoCo's state, all arrays: (holder, attribute)
+    _memory: Callable[[], list[tuple[Any, str]]]
 
     def _counters(self) -> list[tuple[Any, str]]:
         """What else an episode has counted, and no state holds: (holder, attribute)."""
@@ -85,8 +83,7 @@ class MujocoTask(Task):
         return np.concatenate([physics, *(np.ravel(getattr(o, name)) for o, name in self._memory())])
 
     def set_state(self, state: np.ndarray, find_contacts: bool = True) -> None:
-        """Go to a state of :meth:`get_state`. Without ``find_contacts``, contacts stay those that the last step left, where a
-        task keeps them: for a state that this very step led to where it was recorded."""
+        """As a task's. Without ``find_contacts``, a task that keeps contacts has those that the last step left."""
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         memory, end = self._memory(), mujoco.mj_stateSize(self.model, kind)
         physics, size = state[:end], end + sum(np.size(getattr(o, name)) for o, name in memory)
@@ -106,8 +103,7 @@ class MujocoTask(Task):
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """As a task's, to the last bit: ``set_state`` finds contacts anew, and a step leaves those of its last but one
-        moment."""
+        """As a task's, to the last bit: ``set_state`` would find contacts anew."""
         physics = copy(self.data)
         before = [(o, name, np.copy(getattr(o, name))) for o, name in self._memory()]
         before += [(o, name, getattr(o, name)) for o, name in self._counters()]
@@ -135,7 +131,6 @@ def geoms_of(model: mujoco.MjModel, body: int) -> set[int]:
 
 
 def touching(data: mujoco.MjData, fingers: Sequence[set[int]], geoms: set[int]) -> list[bool]:
-    """Whether each of the fingers touches one of these geoms."""
     found = [False] * len(fingers)
     for a, b in data.contact.geom[: data.ncon]:
         for this, other in ((a, b), (b, a)):

@@ -5,9 +5,8 @@
     found.image.shape, found.mask.shape, found.depth.shape  # (384, 384, 3), (384, 384), (384, 384)
     CLASSES[3]                                              # "bread"
 
-The classes are robosuite's own objects, and primitives whose textures tell them apart: they are tinted, so the colour
-does not. Clutter are plain primitives, which belong to no class. Nothing is simulated: a thing lies turned in some way,
-its lowest point on the table.
+The classes are robosuite's own objects, and tinted primitives that differ by their textures. Clutter are plain primitives of
+no class. Nothing is simulated: a thing lies turned in some way, its lowest point on the table.
 """
 
 from collections.abc import Iterator
@@ -59,9 +58,8 @@ class ObjectScene:
     """All things in one model, drawn `size` px wide and high; those that an image does not show wait far below it."""
 
     def __init__(self, size: int) -> None:
-        arena = TableArena(
-            table_full_size=(4.0, 4.0, 0.05), table_offset=(0, 0, TABLE_HEIGHT), has_legs=False
-        )
+        table = (4.0, 4.0, 0.05)
+        arena = TableArena(table_full_size=table, table_offset=(0, 0, TABLE_HEIGHT), has_legs=False)
         things = list(_things())
         task = Task(arena, [], things)
         ElementTree.SubElement(task.worldbody, "camera", name="still", pos="0 0 2")
@@ -93,7 +91,6 @@ class ObjectScene:
         return found
 
     def _attempt(self, kind: int, rng: np.random.Generator, small: bool) -> tuple[float, LabelledImage]:
-        """An image, and the share of its side that the object was to take."""
         mujoco.mj_resetData(self.model, self.data)
         for name, value in self.stock.items():
             getattr(self.model, name)[:] = value
@@ -134,7 +131,6 @@ class ObjectScene:
             self._lay(len(CLASSES) + piece, away * np.array([np.cos(angle), np.sin(angle)]), rng)
 
     def _light(self, kind: int, rng: np.random.Generator) -> None:
-        """Lights, tints and the textures of table, floor and walls."""
         m = self.model
         m.light_pos[:] = [*rng.uniform(-2, 2, 2), TABLE_HEIGHT + rng.uniform(1, 2.5)]
         m.light_dir[:] = np.array([0, 0, TABLE_HEIGHT]) - m.light_pos
@@ -167,12 +163,10 @@ class ObjectScene:
         m.cam_fovy[self.camera] = fovy
 
     def close(self) -> None:
-        """Free the OpenGL context."""
         self.renderer.close()
 
 
 def _things() -> Iterator[objects.MujocoObject]:
-    """One of each class in their order, then the clutter."""
     fixed: dict[str, dict] = {
         "hammer": {"rng": np.random.default_rng(0)},
         "pot": {"body_half_size": (0.05, 0.05, 0.04)},

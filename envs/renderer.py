@@ -1,11 +1,9 @@
 """Offscreen frames of a MuJoCo scene, at the price of the geometry that moves in the camera's view.
 
-Stock settings cost three times as much on a CPU (docs/tasks.md): shadows, reflections and multi-sampling
-are off (a frame drawn at twice the size and area-averaged is antialiased again), and geoms whose bounding sphere
-lies outside the camera's view are not sent to OpenGL at all: the pixels are the same, the vertices are not.
-Where a camera stands still, what stands still before it is drawn once and kept with its depths; later frames draw
-what moves and lay it over. That is what OpenGL does with each pixel anyway: of opaque things the nearest is seen.
-Meshes that move have an eighth of their triangles (`s2robot.envs.meshes`).
+Stock settings cost three times as much on a CPU (docs/tasks.md): shadows, reflections and multi-sampling are off, and
+geoms whose bounding sphere lies outside the camera's view are not sent to OpenGL. Where a camera stands still, what stands
+still before it is drawn once and kept with its depths; later frames draw what moves and lay it over, as OpenGL itself does
+with opaque things. Meshes that move have an eighth of their triangles (`s2robot.envs.meshes`).
 """
 
 import atexit
@@ -21,9 +19,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.gl import choose_gl
 from s2robot.envs.meshes import coarse_meshes
 
-LOOK = (
-    2  # of the frames: to be raised with any change here or in world.py after which a state looks different
-)
+LOOK = 2  # of the frames: raise it with any change here or in world.py after which a state looks different
 _HIDDEN_GROUP = 5  # a geom group that is never drawn
 
 
@@ -53,8 +49,6 @@ class _Still:
 
 class OffscreenRenderer:
     """Draws named cameras of one model into uint8 RGB arrays, upright.
-
-    A camera's field of view is vertical: a wider frame shows more at its sides.
 
     Args:
         model: the scene; its ``vis.quality`` is lowered (no multi-sampling, a minimal shadow map).
@@ -171,12 +165,11 @@ class OffscreenRenderer:
         flags: Mapping[int, bool] = MappingProxyType({}),
     ) -> tuple[np.ndarray, np.ndarray]:
         """Pixels and depths of the scene without the hidden geoms, drawn with other flags, bottom row first."""
-        before = {flag: self._scene.flags[flag] for flag in flags}
+        before = self._scene.flags.copy()
         for flag, value in flags.items():
             self._scene.flags[flag] = value
         rect = self._draw(data, camera_id, height, width, hidden)
-        for flag, value in before.items():
-            self._scene.flags[flag] = value
+        self._scene.flags[:] = before
         pixels, depth = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.float32)
         # far counted as 0: that is how it is kept, and the only way that rounds far things finely
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
@@ -196,7 +189,6 @@ class OffscreenRenderer:
         return rect
 
     def _update(self, data: mujoco.MjData, camera_id: int, hidden: np.ndarray) -> None:
-        """The scene of a camera without the hidden geoms."""
         self._camera.fixedcamid = camera_id
         groups, everything = self.model.geom_group.copy(), mujoco.mjtCatBit.mjCAT_ALL
         self.model.geom_group[hidden] = _HIDDEN_GROUP
@@ -204,7 +196,6 @@ class OffscreenRenderer:
         self.model.geom_group[:] = groups
 
     def close(self) -> None:
-        """Free the OpenGL context."""
         self._finalizer()
         atexit.unregister(self._finalizer)
 

@@ -13,15 +13,12 @@ from s2robot.envs.task_settings import CommonSettings, Lengths, PushSettings
 GRASPED = {
     "Lift": "lifted the object",
     "Stack": "stacked the objects",
-    "PickPlaceCan": "put the can into its bin",
-    "PickPlaceMilk": "put the milk into its bin",
-    "PickPlaceBread": "put the bread into its bin",
-    "PickPlaceCereal": "put the cereal into its bin",
-    "NutAssemblySquare": "put the nut onto its peg",
-    "NutAssemblyRound": "put the nut onto its peg",
+    **{
+        f"PickPlace{thing}": f"put the {thing.lower()} into its bin"
+        for thing in ("Can", "Milk", "Bread", "Cereal")
+    },
+    **dict.fromkeys(("NutAssemblySquare", "NutAssemblyRound"), "put the nut onto its peg"),
 }
-
-
 # robosuite's names of the worlds that have an expert, a class of that name in `s2robot.envs.experts.worlds`
 EXPERTS = ("Lift", "Stack", "PickPlaceCan", "NutAssemblySquare")
 
@@ -30,9 +27,7 @@ class ExpertSettings(PushSettings):
     """The experts of robosuite's worlds. Lengths in m, angles in rad; a step is a control step."""
 
     gain: float | None = None  # share of the remaining distance that a step asks for; None: the world's own
-    speed: float | None = (
-        None  # farthest that a step asks for, as a share of its limit; None: the world's own
-    )
+    speed: float | None = None  # farthest that a step asks for, a share of its limit; None: the world's own
     hover: float = 0.08  # height over the grasp from which the object is approached
     slope: float = 3.0  # height gained per metre of horizontal error
     turn: float = 0.06  # metres of horizontal error that a turn of one rad counts as
@@ -57,22 +52,13 @@ class RobosuiteSettings(CommonSettings, at="task", file="task/robosuite"):
         "grasp": "grasped, not brought to its end",
         "start": "did not get there",
     }
-
-    @property
-    def version(self) -> str:
-        return f"robosuite:{self.env}"
-
-    @property
-    def action_frame(self) -> str:
-        return f"robosuite:{self.controller}"
+    version = property(lambda self: f"robosuite:{self.env}")
+    action_frame = property(lambda self: f"robosuite:{self.controller}")
+    success_text = property(lambda self: GRASPED.get(self.env, f"solved {self.env}"))
 
     @property
     def stages(self) -> tuple[str, ...]:
         return ("approach", "grasp", "success") if self.env in GRASPED else ("start", "success")
-
-    @property
-    def success_text(self) -> str:
-        return GRASPED.get(self.env, f"solved {self.env}")
 
     @property
     def Expert(self) -> type | None:

@@ -116,10 +116,8 @@ class RobosuiteTask(MujocoTask):
         rows = [_rot6d(seen[k]) if k.endswith("_quat") else np.ravel(seen[k]) for k in self.settings.proprio]
         return np.concatenate(rows).astype(np.float32)
 
-    progress = property(
-        lambda self: float(self.raw.reward(None))
-    )  # robosuite's own, shaped where it knows how
-    # in m where there is an expert that knows the way
+    # robosuite's own, shaped where it knows how; the remaining distance in m where an expert knows the way
+    progress = property(lambda self: float(self.raw.reward(None)))
     remaining = property(lambda self: self._guide.remaining() if self._guide else -self.progress)
     grasp_missed = property(lambda self: self._guide is not None and self._guide.grasp_missed())
 
@@ -130,7 +128,6 @@ class RobosuiteTask(MujocoTask):
 
     @property
     def grip_points(self) -> dict[str, np.ndarray]:
-        """Of the first arm."""
         site = next(iter(self.raw.robots[0].eef_site_id.values()))
         return self._projected(self.data.site_xpos[site])
 
@@ -169,7 +166,6 @@ class RobosuiteTask(MujocoTask):
         self._look_at_scene()
 
     def show(self, flat: np.ndarray) -> None:
-        """Go to a state as recordings keep it: time, positions, velocities.  # (1 + nq + nv,)"""
         size = 1 + self.model.nq + self.model.nv
         if np.shape(flat) != (size,):
             raise EnvError(f"found a state of shape {np.shape(flat)}, expected ({size},) for this scene")
@@ -185,7 +181,6 @@ class RobosuiteTask(MujocoTask):
                 gripper.format_action(np.zeros(gripper.dof))  # the shape that it has after a step
 
     def _forget_poses(self) -> None:
-        """What the controllers know of the arm is of another state."""
         for robot in self.raw.robots:
             for controller in robot.composite_controller.part_controllers.values():
                 controller.new_update = True
@@ -255,7 +250,6 @@ def _made(s: RobosuiteSettings) -> Any:
 
 
 def _arguments(s: RobosuiteSettings) -> dict[str, Any]:
-    """Of `robosuite.make`, beside the environment and the seed."""
     robots = s.robot.split("+")
     part = load_part_controller_config(default_controller=s.controller)
     config = {"type": "BASIC", "body_parts": {"right": {**part, "gripper": {"type": "GRIP"}}}}
@@ -284,9 +278,8 @@ def _actions(raw: Any) -> tuple[list[dict], np.ndarray, np.ndarray, np.ndarray, 
             if name in composite.grippers and last > first:
                 size, half = last - first, np.full(last - first, 0.5)
                 limits = {"low": [0.0] * size, "high": [1.0] * size}
-                found.append(
-                    ({"name": f"{prefix}gripper", "size": size, "kind": "binary", **limits}, half, half)
-                )
+                part = {"name": f"{prefix}gripper", "size": size, "kind": "binary", **limits}
+                found.append((part, half, half))
             elif last > first:
                 found += _arm_parts(prefix, controller, last - first)
     parts, scales, offsets = zip(*found, strict=True)

@@ -76,7 +76,6 @@ class AskedExpert:
         return actions
 
     def remember(self) -> dict[str, Any]:
-        """Its memory of the episode."""
         return {name: getattr(self, name) for name in self.memory}
 
 
@@ -114,13 +113,11 @@ class Task(gymnasium.Env):
 
     @property
     @abstractmethod
-    def proprio(self) -> np.ndarray:
-        """The proprioception.  # float32 (P,)"""
+    def proprio(self) -> np.ndarray: ...  # float32 (P,)
 
     @property
     @abstractmethod
-    def is_success(self) -> bool:
-        """Whether the episode has succeeded."""
+    def is_success(self) -> bool: ...
 
     @property
     def stage(self) -> str:
@@ -191,14 +188,10 @@ class Task(gymnasium.Env):
     def spaces(self, action_low, action_high, proprio_size: int) -> None:
         """Declare the spaces: actions within limits (A,), frames, proprioception; UserError if the parts do not fit."""
         spaces = gymnasium.spaces
-        images: Any = {
-            name: spaces.Box(0, 255, (*size, 3), np.uint8) for name, size in self.camera_sizes.items()
-        }
+        images: Any = {n: spaces.Box(0, 255, (*size, 3), np.uint8) for n, size in self.camera_sizes.items()}
         proprio = spaces.Box(-np.inf, np.inf, (proprio_size,), np.float32)
         self.observation_space = spaces.Dict({"images": spaces.Dict(images), "proprio": proprio})
-        self.action_space = spaces.Box(
-            np.asarray(action_low, np.float32), np.asarray(action_high, np.float32)
-        )
+        self.action_space = spaces.Box(*(np.asarray(end, np.float32) for end in (action_low, action_high)))
         for key, size in (("action_parts", len(action_low)), ("proprio_parts", proprio_size)):
             if not getattr(self, key):
                 setattr(self, key, self._usual(key))
@@ -231,11 +224,10 @@ class Task(gymnasium.Env):
         self._steps += 1
 
     def observe(self) -> dict[str, Any]:
-        """The present observation."""
         return {"images": self.frames() if self.draw else {}, "proprio": self.proprio}
 
     def frames(self) -> dict[str, np.ndarray]:
-        """:meth:`render_cameras`; EnvError where a frame is missing, or of another type or size than the settings say."""
+        """:meth:`render_cameras`; EnvError for a frame that is missing, or of another type or size than set."""
         frames = self.render_cameras()
         for name, size in self.camera_sizes.items() if frames else ():
             found = frames.get(name)
@@ -246,7 +238,6 @@ class Task(gymnasium.Env):
         return frames
 
     def info(self) -> dict[str, Any]:
-        """The facts about the episode so far."""
         facts = {"is_success": self.is_success, "stage": self.stage, "progress": self.progress}
         points = self.grip_points
         return facts | {"layout": dict(self.layout)} | ({"grip_points": points} if points else {})
@@ -272,9 +263,7 @@ class Task(gymnasium.Env):
         """The attributes that datasets and checkpoints store of this world; JSON types. An arm's usual parts are left out."""
         s = self.settings
         about = {
-            "robot": s.robot,
-            "joint_names": list(self.joint_names),
-            "rate_hz": s.rate_hz,
+            **{"robot": s.robot, "joint_names": list(self.joint_names), "rate_hz": s.rate_hz},
             "cameras": list(s.cameras),
             "camera_geometry": self.camera_geometry(),
             "action_frame": s.action_frame,

@@ -50,13 +50,8 @@ class TaskSettings(Settings):
         image_size: Any = from_yaml()
         max_steps: int = from_yaml()
 
-        @property
-        def task(self) -> str:
-            """Its name, as in `task=<name>`."""
-
-        @property
-        def target(self) -> str:
-            """The class of its world, "module:Class"."""
+        task: str = ""  # its name, as in `task=<name>`
+        target: str = ""  # the class of its world, "module:Class"
 
     version: ClassVar[Any] = "1"
     action_frame: ClassVar[Any] = "parts"  # meaning of an action; a policy acts only where it is the same
@@ -65,9 +60,7 @@ class TaskSettings(Settings):
     failures: ClassVar[Mapping[str, str]] = {}  # stage -> description of an episode that ended there
     placing_keys: ClassVar[tuple[str, ...]] = ()  # keys of :meth:`placement` that the plot shows
     columns_text: ClassVar[str] = ""  # describes the columns of :meth:`table`
-    Expert: ClassVar[Any] = (
-        None  # class of the scripted expert's settings; None: there is no expert with settings
-    )
+    Expert: ClassVar[Any] = None  # class of the scripted expert's settings, if it has some
 
     @field_validator("cameras", check_fields=False)
     @classmethod
@@ -128,10 +121,7 @@ class TaskSettings(Settings):
     def draw_layout(
         cls, axes: "Axes", groups: Sequence[Group], about: Mapping[str, Any], small: bool = False
     ) -> None:
-        """Plot where episodes began, here with a line for each number of the layout.
-
-        about: an evaluation's summary; small: a plot beside others.
-        """
+        """Plot where episodes began. ``about``: an evaluation's summary; ``small``: the plot is beside others."""
         layouts = [[cls.layout_of(record) for record in group.records] for group in groups]
         names = sorted({name for group in layouts for layout in group for name in layout})
         for row, name in enumerate(names):
@@ -147,9 +137,7 @@ class TaskSettings(Settings):
         if not names:
             axes.text(0.5, 0.5, "this task has no layout", ha="center", va="center", transform=axes.transAxes)
         axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.set_xlim(-0.05, 1.3)
-        axes.set_xticks([])
-        axes.set_xlabel("least → most")
+        axes.set(xlim=(-0.05, 1.3), xticks=[], xlabel="least → most")
 
 
 class CommonSettings(TaskSettings, at="task"):

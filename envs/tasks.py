@@ -56,17 +56,12 @@ def register_user_task(name: str, target: str) -> type[TaskSettings]:
     check_gl()
     world = _import_class(target, "task.class")
     lacking = [n for n in dir(world) if getattr(getattr(world, n), "__isabstractmethod__", False)]
-    own = isinstance(world, type) and issubclass(world, Task)
-    for wrong, why in (
-        (
-            name in SETTINGS,
-            f"task.name: found '{name}', which is a task of this package; expected another name",
-        ),
-        (not own, f"task.class: found {target}, which is no subclass of s2robot.envs.task.Task"),
-        (lacking, f"task.class: {target} lacks {', '.join(lacking)}, which every task defines"),
-    ):
-        if wrong:
-            raise EnvError(why)
+    if name in SETTINGS:
+        raise EnvError(f"task.name: found '{name}', which is a task of this package; expected another name")
+    if not (isinstance(world, type) and issubclass(world, Task)):
+        raise EnvError(f"task.class: found {target}, which is no subclass of s2robot.envs.task.Task")
+    if lacking:
+        raise EnvError(f"task.class: {target} lacks {', '.join(lacking)}, which every task defines")
     _USER_TASKS[name] = world.Settings
     return world.Settings
 
@@ -104,7 +99,6 @@ def make_cached(settings: TaskSettings, draw: bool = True) -> "Task":
 
 
 def _import_class(target: str, where: str = "task") -> Any:
-    """Return the class "module:Class"."""
     module, _, name = str(target).partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a console script leaves it out
@@ -112,6 +106,5 @@ def _import_class(target: str, where: str = "task") -> Any:
         # ".pusher" would be relative to a package, and there is none
         return getattr(importlib.import_module(module if name and module[:1] != "." else ""), name)
     except (ImportError, ValueError, AttributeError) as error:
-        raise EnvError(
-            f"{where}: expected module:Class, got '{target}', which cannot be imported: {error}"
-        ) from None
+        text = f"{where}: expected module:Class, got '{target}', which cannot be imported: {error}"
+        raise EnvError(text) from None

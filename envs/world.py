@@ -133,6 +133,5 @@ class CubeWorld(Lift):
 
 
 def _add(parent: ElementTree.Element, tag: str, **attributes: Any) -> None:
-    """Append an element to a scene; numbers are written as robosuite writes them."""
     texts = {k: v if isinstance(v, str) else array_to_string(v) for k, v in attributes.items()}
     parent.append(ElementTree.Element(tag, texts))

@@ -1,11 +1,9 @@
 """The command line: `s2robot <verb> [hydra overrides]`.
 
     s2robot                                          # list the verbs
-    s2robot run                                      # demos -> features -> policy -> evaluation -> report
     s2robot train policy=rpt train.steps=8000
     s2robot train --cfg job                          # print the resolved config, do nothing
     s2robot train --multirun train.seed=0,1,2        # three runs
-
     s2robot deploy --live --episodes 5 checkpoint=<folder> robot.ip=192.168.1.200
 
 Every verb is a Hydra app over `configs/<verb>.yaml`. What a verb does is imported only when it runs, so
@@ -22,25 +20,19 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from s2robot import __version__
+from s2robot import overrides as typed
 from s2robot.core.errors import UserError, require
 from s2robot.core.files import configs_dir
 from s2robot.core.run_folder import is_first, run_folder
 from s2robot.core.settings import read
 from s2robot.core.workers import Local, prepare, running_on
 from s2robot.envs.gl import require_simulator
-from s2robot.overrides import (
-    as_known,
-    check_config,
-    did_you_mean,
-    groups_of,
-    key_of,
-    one_line,
-    take_stored_world,
-)
+from s2robot.overrides import did_you_mean, groups_of, key_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -80,7 +72,6 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code of the process. `argv` defaults to the process's arguments."""
     yield_while_waiting()
     verb, *args = [*(sys.argv[1:] if argv is None else argv)] or ["help"]
     overrides: list[str] = []
@@ -93,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif {"-h", "--help"} & {*args}:
             print(_help(verb, args))
         else:
-            overrides = [as_known(verb, o) for o in _translated(VERBS[verb], args)]
+            overrides = [typed.as_known(verb, o) for o in _translated(VERBS[verb], args)]
             return _hydra_app(verb, overrides)
     except KeyboardInterrupt as stop:
         print(f"s2robot {verb}: interrupted{_resume(verb, overrides, stop)}", file=sys.stderr)
@@ -101,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of `s2robot inspect | head` has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        message = one_line(verb, overrides, error)
+        message = typed.one_line(verb, overrides, error)
         if message is None:
             raise
         return _fail(f"s2robot {verb}", message)
@@ -109,11 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def yield_while_waiting() -> None:
-    """Let OpenMP's threads sleep while they wait for each other, unless the environment sets what they do.
-
-    By default they spin, which is many times slower beside another busy process. The runtime reads this when torch is
-    imported; worker processes inherit it. Results are the same to the bit.
-    """
+    """Let OpenMP's threads sleep while they wait for each other, unless the environment sets what they do: spinning is many
+    times slower beside another busy process. Results are the same to the bit."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
@@ -129,7 +117,6 @@ def _resume(verb: str, overrides: list[str], stop: KeyboardInterrupt) -> str:
 
 
 def _translated(verb: Verb, args: list[str]) -> list[str]:
-    """Return the arguments with a verb's own flags as overrides."""
     given, overrides = iter(args), []
     for arg in given:
         flag, equals, value = arg.partition("=")
@@ -166,10 +153,10 @@ def _usage() -> str:
 
 def _help(verb: str, asked: Sequence[str]) -> str:
     """Return the help of a verb: flags, settings with the comments of its config, groups, and the groups `asked` for."""
-    root = configs_dir()
+    root, read_text = configs_dir(), partial(Path.read_text, encoding="utf-8")
     own = [f"[{flag}{' VALUE' if '{}' in override else ''}]" for flag, override in VERBS[verb].flags.items()]
     lines = [" ".join(["usage: s2robot", verb, "[key=value ...]", *own]), summary_of(verb)]
-    text = (root / f"{verb}.yaml").read_text(encoding="utf-8")
+    text = read_text(root / f"{verb}.yaml")
     if settings := text.partition("  - _self_\n")[2].strip():
         lines += ["", "Settings and their defaults:", "", *settings.splitlines()]
     groups = dict(groups_of(verb))
@@ -184,9 +171,9 @@ def _help(verb: str, asked: Sequence[str]) -> str:
         file = root / group / f"{chosen or groups.get(group)}.yaml"
         if group in groups and file.is_file():
             lines += ["", f"{group}={file.stem}: type {group.replace('/', '.')}.<key>=<value>", ""]
-            text = file.read_text(encoding="utf-8").strip()
+            text = read_text(file).strip()
             for shared in re.findall(r"^  - (common/\w+)@_here_", text, re.M):
-                text += "\n\n" + (root / group / f"{shared}.yaml").read_text(encoding="utf-8").strip()
+                text += "\n\n" + read_text(root / group / f"{shared}.yaml").strip()
             lines += text.splitlines()
     return "\n".join([*lines, "", f"`--cfg job` prints all values. The files with all settings: {root}"])
 
@@ -197,7 +184,6 @@ def _fail(program: str, message: str) -> int:
 
 
 def _hydra_app(verb: str, overrides: list[str]) -> int:
-    """Run a verb and return its exit code, 0 if it returned none."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -215,10 +201,10 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
             _check_shared(overrides)
-            typed = list(HydraConfig.get().overrides.task)
-            take_stored_world(cfg, typed)
+            given = list(HydraConfig.get().overrides.task)
+            typed.take_stored_world(cfg, given)
             with run_folder(folder, _about(cfg), keep=sweep, began=began):
-                check_config(cfg, typed)
+                typed.check_config(cfg, given)
                 result = _call(verb, cfg)
             status = result if isinstance(result, int) else 0
             return result
@@ -252,9 +238,8 @@ def _restored_logging() -> Iterator[None]:
     try:
         yield
     finally:
-        for handler in root.handlers:
-            if handler not in handlers:
-                handler.close()
+        for handler in {*root.handlers} - {*handlers}:
+            handler.close()
         root.handlers[:] = handlers
         root.setLevel(level)
 
@@ -265,21 +250,17 @@ def _about(cfg: "DictConfig") -> dict[str, str]:
     from omegaconf import OmegaConf
 
     hydra = OmegaConf.create({"hydra": HydraConfig.get()})
-    folder = (
-        HydraConfig.get().output_subdir or ".hydra"
-    )  # jobs of a comparison that share a directory name their own
+    # jobs of a comparison that share a directory name their own
+    folder = HydraConfig.get().output_subdir or ".hydra"
     nodes = {"config": cfg, "hydra": hydra, "overrides": hydra.hydra.overrides.task}
     return {f"{folder}/{name}.yaml": OmegaConf.to_yaml(node) for name, node in nodes.items()}
 
 
 def _check_shared(overrides: list[str]) -> None:
-    """Reject processes that torchrun or srun started without a common run directory."""
     named = any(key_of(o) in ("hydra.run.dir", "hydra.sweep.dir") for o in overrides)
     count = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"
     if int(os.environ.get(count, 1)) > 1 and not named:
-        raise UserError(
-            "hydra.run.dir: expected a folder for all processes, got nothing; type hydra.run.dir=<folder>"
-        )
+        raise UserError("hydra.run.dir: expected a folder for all processes; type hydra.run.dir=<folder>")
 
 
 def _call(verb: str, cfg: "DictConfig") -> Any:

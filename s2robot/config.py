@@ -48,16 +48,11 @@ class DemosSettings(Settings, at="demos"):
 
     @property
     def members(self) -> "tuple[DemosSettings, ...]":
-        """The datasets of the mix, or the one."""
         return self.mix or (self,)
 
     def folder(self) -> Path:
-        """Return the store's path. Other formats are converted once, into the cache.
-
-        Raises:
-            UserError: several datasets, or a choice that an episode store does not have.
-            DatasetError: a dataset of another format that cannot be read.
-        """
+        """Return the store's path; other formats are converted once, into the cache (DatasetError). UserError: several datasets, or
+        a choice that an episode store does not have."""
         if self.mix:
             raise UserError("demos.mix: this verb takes one dataset, expected demos.path")
         path = Path(self.path) if self.path else shipped_demos(str(self.name))
@@ -78,12 +73,8 @@ class DemosSettings(Settings, at="demos"):
     def select(
         self, store: EpisodeStore, fraction: float, seed: int, ancestors: Lineage | None = None
     ) -> Split:
-        """Choose the episodes of `open` to train on and to hold out; of a mix both from each dataset.
-
-        Raises:
-            DatasetError: an episode that does not exist, twice or in both, none to train on, a broken split file, or
-                one held out that the `ancestors` were trained on.
-        """
+        """Choose the episodes of `open` to train on and to hold out, from each dataset of a mix. DatasetError: episodes that do not
+        exist, twice or in both, none, a broken split file, or one held out that the `ancestors` were trained on."""
         ancestors = ancestors or Lineage()
         spent = ancestors.spent(store) if fraction else []
         stores, firsts = (store.members, store.firsts) if isinstance(store, Mix) else ([store], [0])
@@ -112,26 +103,21 @@ class DemosSettings(Settings, at="demos"):
             return None
         if not self.plain:
             raise UserError(
-                "demos: this verb takes the first episodes of one dataset, expected demos.episodes=<number>"
+                "demos: this verb takes a count of first episodes, expected demos.episodes=<number>"
             )
         return self.episodes
 
     def elsewhere(self) -> bool:
         """Whether some episodes come from no simulated task of ours: imported, from a user's program, or from an arm."""
-        all_attributes = [member._attributes() for member in self.members]
-        return any(
-            a and ("source" in a or not a["env_config"]) and a.get("source") != "emulator"
-            for a in all_attributes
-        )
+        known = [found for member in self.members if (found := member._attributes())]
+        others = [found for found in known if "source" in found or not found["env_config"]]
+        return any(found.get("source") != "emulator" for found in others)
 
     def usual_validation(self) -> float:
         """Return the default share to hold out: a tenth of ten or more episodes that come from elsewhere."""
-
-        def share(one: DemosSettings) -> float:
-            usual = one.split is None and one.elsewhere() and len(one.select(one.open(), 0.0, 0)[0]) >= 10
-            return 0.1 if usual else 0.0
-
-        return min(map(share, self.members))
+        found = (one for one in self.members if one.split is None and one.elsewhere())
+        enough = [one for one in found if len(one.select(one.open(), 0.0, 0)[0]) >= 10]
+        return 0.1 if len(enough) == len(self.members) else 0.0
 
     def own_world(self) -> dict[str, Any]:
         """Return robot, rate, cameras and action frame of an imported dataset; {} for our own tasks."""
@@ -158,10 +144,7 @@ def path_of(cfg: DictConfig, key: str) -> Path:
 
 
 def task_settings(cfg: DictConfig, **changes: Any) -> Any:
-    """Return the settings of the simulated world of a config; ``changes`` win.
-
-    The default task has them in the groups `env` and `robot`, any other beside its name.
-    """
+    """Return the settings of the simulated world of a config, the default task's from `env` and `robot`; ``changes`` win."""
     node = plain(cfg.task) if "task" in cfg else {"name": DEFAULT}
     name, target = node["name"], node.get("class")
     if target is None and name == DEFAULT:
@@ -182,8 +165,8 @@ def open_demos(cfg: DictConfig) -> EpisodeStore:
 def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
     """Return what `build_encoder` needs to build the same encoder again; stored in a checkpoint."""
     scales = plain(cfg.s2.scales)
-    some = isinstance(scales, list) and len(scales) > 0
-    if not some or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in scales):
+    given = scales if isinstance(scales, list) else []
+    if not given or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in given):
         raise UserError(f"s2.scales: expected one or more numbers > 0, such as [1,2], got {shown(scales)}")
     settings = {**plain(cfg.encoder), "scales": scales, "resolution": cfg.s2.resolution}
     if cfg.s2.grid is not None:
@@ -199,6 +182,5 @@ def world_of(cfg: DictConfig) -> str:
 
 
 def only_simulated(cfg: DictConfig) -> None:
-    """Reject another evaluation than the simulated one in a verb that evaluates in simulation."""
     if (found := world_of(cfg)) != "simulation":
         raise UserError(f"evaluate: expected default, got {found}; `s2robot evaluate` takes evaluate={found}")

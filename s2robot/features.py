@@ -14,16 +14,8 @@ from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.timing import span
 from s2robot.core.workers import engine_in_use, worker_pool
+from s2robot.demos import replay
 from s2robot.demos.mix import Mix
-from s2robot.demos.replay import (
-    camera_sizes,
-    drawn_by,
-    episode_frames,
-    frames_of,
-    render_episodes,
-    seen_of,
-    world_of_demos,
-)
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.cameras import token_maps
@@ -56,10 +48,8 @@ def encode_demos(
     settings: FeaturesSettings,
     episodes: np.ndarray | None = None,
 ) -> tuple[Any, list[FeatureCache]]:
-    """Return the features of a dataset (steps, cameras, tokens, dim) and their caches, one for each dataset of a mix.
-
-    With ``episodes`` only those are encoded; the other rows are undefined.
-    """
+    """Return the features of a dataset (steps, cameras, tokens, dim) and their caches, one for each dataset of a mix; with
+    ``episodes`` the rows of others are undefined."""
     if not isinstance(store, Mix):
         features, cache = _encode(store, encoder, cameras, settings, episodes)
         return features, [cache]
@@ -71,29 +61,6 @@ def encode_demos(
     return Joined([features for features, _ in found]), [cache for _, cache in found]
 
 
-def _cache(
-    store: EpisodeStore,
-    encoder: S2Encoder,
-    sizes: dict[str, tuple[int, int]],
-    settings: FeaturesSettings,
-    episodes: np.ndarray | None,
-) -> FeatureCache:
-    return FeatureCache(
-        settings.cache or cache_dir("features"),
-        store.fingerprint,
-        encoder.fingerprint,
-        tuple(sizes),
-        store.lengths.tolist(),
-        max(rows * columns for rows, columns in token_maps(encoder, sizes)),
-        encoder.dim,
-        settings.dtype,
-        {"dataset": str(store.path), "encoder": encoder.name, "sizes": list(encoder.sizes)},
-        drawn_by(store),
-        non_square(sizes),
-        episodes,
-    )
-
-
 def _encode(
     store: EpisodeStore,
     encoder: S2Encoder,
@@ -102,7 +69,13 @@ def _encode(
     episodes: np.ndarray | None,
 ) -> tuple[np.ndarray, FeatureCache]:
     sizes = frame_sizes(store, encoder, cameras)
-    cache = _cache(store, encoder, sizes, settings, episodes)
+    tokens = max(rows * columns for rows, columns in token_maps(encoder, sizes))
+    about = {"dataset": str(store.path), "encoder": encoder.name, "sizes": list(encoder.sizes)}
+    cache = FeatureCache(
+        settings.cache or cache_dir("features"), store.fingerprint, encoder.fingerprint, tuple(sizes),
+        store.lengths.tolist(), tokens, encoder.dim, settings.dtype, about, replay.drawn_by(store), non_square(sizes),
+        episodes,
+    )  # fmt: skip
     device = device_of(settings.device)
     encoder.to(device)
     if not cache.missing():
@@ -119,18 +92,14 @@ def _encode(
 
     def encoded(episodes: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield episodes and their features, in the order in which they finish."""
-        world = world_of_demos(store) if store.attrs["kind"] == "states" else None
+        world = replay.world_of_demos(store) if store.attrs["kind"] == "states" else None
         state = partial(Encoding, cache, encoder.to("cpu"), settings.device, threads)
         how = cameras, size, world
 
-        def frames(
-            i: int,
-        ) -> Callable[[], list[np.ndarray]]:  # to call on any machine, or on that of the dataset
-            return (
-                partial(frames_of, *seen_of(store, i, *how), i)
-                if far
-                else partial(episode_frames, store.path, i, *how)
-            )
+        def frames(i: int) -> Callable[[], list[np.ndarray]]:
+            if far:  # to call on any machine, else on that of the dataset
+                return partial(replay.frames_of, *replay.seen_of(store, i, *how), i)
+            return partial(replay.episode_frames, store.path, i, *how)
 
         tasks = ((i, frames(i)) for i in episodes)
         with worker_pool(workers, state, encodes=True, anywhere=far) as pool:
@@ -138,10 +107,9 @@ def _encode(
                 yield episode, found
 
     with bar("encoding frames") as update:
+        rendered = lambda episodes: replay.render_episodes(store, episodes, cameras, size, workers)  # noqa: E731
         features = cache.build(
-            encoded
-            if in_workers
-            else lambda episodes: render_episodes(store, episodes, cameras, size, workers),
+            encoded if in_workers else rendered,
             None if in_workers else encoder.encode,
             lambda done, total: update(done, total, f"steps of {len(cameras)} cameras"),
             store.fingerprint_of_first,
@@ -158,7 +126,6 @@ class Encoding:
         self.cache, self.encoder = cache, encoder.to(device_of(device))
 
     def run(self, episode: int, make_frames: Callable[[], list[np.ndarray]]) -> np.ndarray:
-        """Return an episode's features as the cache stores them."""
         frames = make_frames()
         with span("encode", episode=episode):
             return self.cache.checked(episode, frames, self.encoder.encode)
@@ -167,17 +134,14 @@ class Encoding:
 def frame_sizes(
     store: EpisodeStore, encoder: S2Encoder, cameras: Sequence[str]
 ) -> dict[str, tuple[int, int]]:
-    """Return (H, W) of each camera's frames as they are encoded: as recorded, or as the encoder asks the renderer.
-
-    Raises UserError if two datasets of a mix differ.
-    """
+    """Return (H, W) of each camera's frames as they are encoded; UserError if two datasets of a mix differ."""
     if isinstance(store, Mix):
         first, *others = [frame_sizes(member, encoder, cameras) for member in store.members]
         for member, other in zip(store.members[1:], others, strict=True):
             if other != first:
                 raise UserError(f"demos.mix: expected frames of {first} in {member.path}, got {other}")
         return first
-    sizes = camera_sizes(store, cameras)
+    sizes = replay.camera_sizes(store, cameras)
     if store.attrs["kind"] == "images":
         return sizes
     return {name: encoder.frame_size(*size) for name, size in sizes.items()}

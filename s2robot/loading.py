@@ -38,13 +38,8 @@ def device_of(name: str) -> torch.device:
 def load_networks(
     checkpoint: str | Path, device: torch.device, weights: str | Path | None = None
 ) -> tuple[ChunkPolicy, S2Encoder, dict[str, Any]]:
-    """Return the policy, the encoder and the contract of a checkpoint (the folder that `s2robot train` wrote).
-
-    weights: the encoder's weights file, if it has moved since the training.
-
-    Raises:
-        PolicyError, UserError: a damaged checkpoint, missing weights, or another encoder than the policy's.
-    """
+    """Return the policy, the encoder and the contract of a checkpoint. ``weights``: the encoder's file, if it has moved.
+    PolicyError, UserError: a damaged checkpoint, missing weights, or another encoder than the policy's."""
     policy, contract = load_checkpoint(checkpoint, device)
     geometry, encoder = contract.get("camera_geometry"), contract["encoder"]
     for key, found, good in (
@@ -59,10 +54,8 @@ def load_networks(
     if weights:
         settings["checkpoint"] = str(weights)
     elif (place := settings.get("checkpoint")) and not Path(place).is_file():
-        raise UserError(
-            f"{place}: expected the encoder's weights, got no such file; if it has moved, encoder.checkpoint=<file>, or "
-            "weights= in Python"
-        )
+        hint = "if it has moved, encoder.checkpoint=<file>, or weights= in Python"
+        raise UserError(f"{place}: expected the encoder's weights, got no such file; {hint}")
     built = build_encoder(settings, load_tuned(checkpoint)).to(device)
     place = settings.get("checkpoint")  # two files of one name are what is mixed up most
     name = f"{built.name} ({place})" if place else built.name
@@ -75,10 +68,7 @@ def _are_tables(found: Any) -> bool:
 
 
 def image_size_of(contract: Mapping[str, Any], encoder: S2Encoder) -> ImageSize:
-    """Return the frame size that a policy expects: one side for all, or (H, W) of each camera if not all are square.
-
-    Square frames have the side that the encoder reads without resizing; others keep their shape.
-    """
+    """Return the frame size that a policy expects: one side for all, or (H, W) of each camera if not all are square."""
     shapes = contract["encoder"].get("frames") or {}
     side = (encoder.image_size, encoder.image_size)
     return as_image_size({name: tuple(shapes.get(name, side)) for name in contract["cameras"]})

@@ -33,11 +33,7 @@ def of_record(override: str) -> str:
 
 
 def as_known(verb: str, override: str) -> str:
-    """Return an override under the verb's own key. UserError: no key, or a choice that Hydra cannot name, as `encoder=0`.
-
-    ``data`` is the dataset, ``rate_hz`` its rate and ``checkpoint`` the policy (or the run directory that holds it) in
-    every verb that takes one; ``task.kwargs`` takes any key.
-    """
+    """Return an override under the verb's own key. UserError: no key, or a choice that Hydra cannot name, as `encoder=0`."""
     sign, key, value = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
     if verb == "dagger" and key == "checkpoint":
         key = "recording.checkpoint"
@@ -72,9 +68,8 @@ def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
         return ": ".join(filter(None, [error.strerror, str(error.filename or "")]))
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}', expected key=value (quote a value with spaces or signs)"
-    if isinstance(error, ValueError) and (
-        found := re.search(r"int\(\) .*'(.*)'", str(error))
-    ):  # from OmegaConf
+    found = re.search(r"int\(\) .*'(.*)'", str(error))
+    if found and isinstance(error, ValueError):  # from OmegaConf
         name = found[1]
         for key in (key_of(o) for o in overrides):
             if key.endswith(f".{name}"):
@@ -110,7 +105,6 @@ def _unknown_option(group: str, option: str) -> str:
 
 
 def _dotted(node: Any, prefix: str = "") -> list[str]:
-    """Return the dotted keys of a config."""
     from omegaconf import DictConfig
 
     keys: list[str] = []

@@ -60,17 +60,13 @@ class Task:
     policy: PolicySettings | None
     train: TrainSettings
     world: TaskSettings
-    space: dict[
-        str, Any
-    ]  # robot, rate_hz, action_frame, cameras: an imported dataset's own, else the world's
+    space: dict[str, Any]  # robot, rate_hz, action_frame, cameras: of an imported dataset, else the world's
 
     def __post_init__(self) -> None:
         if (blocks := self.train.tune.blocks) and self.policy and self.policy.zero_features:
             raise UserError(f"train.tune.blocks: expected 0 with policy.zero_features, got {blocks}")
 
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        return self.space["cameras"]
+    cameras = property(lambda self: self.space["cameras"])
 
     def open_demos(self) -> EpisodeStore:
         """The dataset, checked against the robot, the action frame, the rate and the cameras."""
@@ -107,13 +103,11 @@ def read_task(cfg: DictConfig, recorded: Path | None = None) -> Task:
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     typed = {key_of(override): override.partition("=")[2] for override in overrides}
     if typed and not typed.keys() & {"encoder", "encoder.name", "encoder.checkpoint"} and demos.elsewhere():
-        raise UserError(
-            "encoder: expected a choice for imported images, such as encoder=efficientnet_lite0 (pip install "
-            "'s2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in; encoder=mvp-tiny was pre-trained on rendered scenes only"
-        )
-    policy = None
-    if "policy" in cfg:
-        policy = read(PolicySettings, _in_steps(plain(cfg.policy), space["rate_hz"]), "policy")
+        known = "encoder=efficientnet_lite0 (pip install 's2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in"
+        why = f"such as {known}; encoder=mvp-tiny was pre-trained on rendered scenes only"
+        raise UserError(f"encoder: expected a choice for imported images, {why}")
+    in_steps = _in_steps(plain(cfg.policy), space["rate_hz"]) if "policy" in cfg else None
+    policy = None if in_steps is None else read(PolicySettings, in_steps, "policy")
     settings = read(TrainSettings, cfg.get("train", {}), "train")
     if settings.validation is None:
         settings = settings.replace(validation=demos.usual_validation())
@@ -139,18 +133,9 @@ def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> Episod
     settings: Any = read_some(RecordingSettings, recording)
     expert = read(task.Expert, settings.picker) if task.Expert else settings.expert_settings
     with bar("recording demos") as update:
-        store = record(
-            out,
-            task,
-            expert,
-            settings.episodes,
-            settings.seed,
-            settings.workers,
-            lambda done, failed: update(done, settings.episodes, f"{failed} failed attempts"),
-            settings.expert,
-            settings.imitate_kicks,
-        )
-    store.close()
+        progress = lambda done, failed: update(done, settings.episodes, f"{failed} failed attempts")  # noqa: E731
+        how = settings.episodes, settings.seed, settings.workers, progress
+        record(out, task, expert, *how, settings.expert, settings.imitate_kicks).close()
     return EpisodeStore.open(out)
 
 
@@ -163,7 +148,6 @@ def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, li
 
 
 def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
-    """Train the task's policy and return its checkpoint."""
     contract = contract_of(task, store, encoder)
     if is_first() and (note := Lineage.of(contract).note):
         print(f"note: train.from: {note}", flush=True)
@@ -176,25 +160,20 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     tune, tail = task.train.tune, None
     if tune.blocks:
         tail = Tail(task.encoder, list(frames.values()), tune.blocks, tune.lora, task.train.seed)
-    parts: dict[str, Any] = {}
+    values = task.policy.model_dump() | sizes
     for array, attribute in PARTS.items():
         if found := store.attrs.get(attribute):
-            parts |= {attribute: found, f"{array}_dim": sum(part["size"] for part in found)}
-    values = {**task.policy.model_dump(), **sizes, **parts}
+            values |= {attribute: found, f"{array}_dim": sum(part["size"] for part in found)}
     spec = PolicySpec.from_dict(values, action_frame=store.attrs["action_frame"])
     rollout = rollout_of(task, contract, out)
     with bar("training the policy") as update:
         progress = lambda *now: update(*now[:2], _progress(*now))  # noqa: E731
-        return train(
-            task.train, spec, store, features, contract, out, task.split(store), progress, rollout, tail
-        )
+        split = task.split(store)
+        return train(task.train, spec, store, features, contract, out, split, progress, rollout, tail)
 
 
 def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Path], float] | None:
-    """Return the function that evaluates a checkpoint during training, None without `train.rollouts`.
-
-    UserError: no simulator, or positions of the demos.
-    """
+    """Return the function that evaluates a checkpoint during training, if it is asked for; UserError for positions of the demos."""
     settings = task.train.rollouts
     if not settings.every:
         return None
@@ -216,17 +195,13 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
 
 
 def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str, Any]:
-    """Return what a checkpoint stores for deployment, as JSON types."""
     about, frames, tune = store.attrs, frame_sizes(store, encoder, task.cameras), task.train.tune
     gflops = [encoder.gflops_of(*size) for size in frames.values()]
     return {
         "encoder": {
-            "name": encoder.name,
-            "fingerprint": encoder.fingerprint,
-            "sizes": list(encoder.sizes),
+            **{"name": encoder.name, "fingerprint": encoder.fingerprint, "sizes": list(encoder.sizes)},
             "settings": task.encoder,
-            # a tail's features are not rounded
-            "features_dtype": "float32" if tune.blocks else task.features.dtype,
+            "features_dtype": "float32" if tune.blocks else task.features.dtype,  # a tail's are not rounded
             "parameters": encoder.num_parameters,
             "gflops_per_frame": round(sum(gflops) / len(gflops), 3),
             **({"frames": non_square(frames)} if non_square(frames) else {}),
@@ -234,12 +209,7 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
         },
         "cameras": list(task.cameras),
         **{key: about[key] for key in _OF_THE_DATASET},
-        "dataset": {
-            "name": store.path.name,
-            "fingerprint": store.fingerprint,
-            "episodes": len(store),
-            **_selection(task, store),
-        },
+        "dataset": {"name": store.path.name, "fingerprint": store.fingerprint, **_selection(task, store)},
         "lineage": task.lineage(store).stored(),
         "versions": versions(),
         **{name: about[name] for name in PARTS.values() if name in about},
@@ -260,7 +230,7 @@ def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder) -> None:
 
 def _selection(task: Task, store: EpisodeStore) -> dict[str, Any]:
     """Return which episodes take part, for a checkpoint. The first n are recorded as a count."""
-    demos, about = task.demos, dict[str, Any]()
+    demos, about = task.demos, dict[str, Any](episodes=len(store))
     if demos.plain:
         return about if demos.episodes is None else {"episodes": min(len(store), demos.episodes)}
     if isinstance(store, Mix):
@@ -280,17 +250,12 @@ def _progress(step: int, steps: int, row: dict[str, float]) -> str:
 
 
 class RunSettings(Settings, file="run"):
-    """configs/run.yaml documents each value."""
-
     record: bool = from_yaml()
     profile: bool = from_yaml()
 
 
 def run(cfg: DictConfig) -> None:
-    """`s2robot run`: all steps, timed; with `profile=true` a trace of all processes.
-
-    A training with several processes starts the others with the same command; they end after the training.
-    """
+    """`s2robot run`: all steps, timed. Other processes of a training repeat the command, and end after the training."""
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_policy  # the simulator with it
 
     only_simulated(cfg)
@@ -319,7 +284,6 @@ def run(cfg: DictConfig) -> None:
 
 
 def finish(summary: dict[str, Any], out: Path, timed: Stages | None = None) -> None:
-    """Write the report, and print the times and the result."""
     report = write_report(out)
     table = f"\n{timed.table()}\n" if timed else ""
     print(f"{table}\n{headline(summary)}\nreport: {report.resolve()}")

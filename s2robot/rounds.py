@@ -28,13 +28,8 @@ from s2robot.envs.gl import require_simulator
 _FREE_IN_TRAINING = ("threads", "loggers", "log_every", "checkpoint_every", "resume")
 
 
-def record(
-    cfg: DictConfig, recording: DictConfig, out: Path, **changes: Any
-) -> tuple[EpisodeStore, dict[str, int]]:
-    """Record one round of corrections of the policy ``recording.checkpoint`` into ``out``; return how positions ended.
-
-    ``recording`` holds the keys of configs/recording/dagger.yaml, and may hold others; ``changes`` win.
-    """
+def record(cfg: DictConfig, recording: Any, out: Path, **changes: Any) -> tuple[EpisodeStore, dict[str, int]]:
+    """Record one round of corrections of the policy ``recording.checkpoint`` into ``out``; return how positions ended."""
     require_simulator()
     from s2robot.dagger.record import DaggerSettings, record_corrections
 
@@ -47,7 +42,6 @@ def record(
 
 
 def words(counts: Mapping[str, int]) -> str:
-    """Return how the positions of a round ended, as text."""
     ends = {"alone": "without help", "corrected": "corrected", "failed": "failed by both"}
     why = [f"{n} {name}" for name, n in counts.items() if n and name not in ends]
     told = ", ".join(f"{counts[key]} {text}" for key, text in ends.items())
@@ -55,17 +49,13 @@ def words(counts: Mapping[str, int]) -> str:
 
 
 def dagger(cfg: DictConfig) -> None:
-    """`s2robot dagger`: rounds of corrections and training, then the evaluation of the last policy and its report.
-
-    Without a checkpoint the first policy is trained on the demos. What `rounds.json` says is done is not done again.
-    """
+    """`s2robot dagger`: rounds of corrections and training, of a first policy if none is given, then an evaluation."""
     from s2robot.evaluation.evaluate import evaluate_policy  # the simulator with it
 
     only_simulated(cfg)
     if not is_first() or cfg.train.devices != 1:
-        raise UserError(
-            f"train.devices: found {cfg.train.devices}, expected 1: corrections are recorded in between"
-        )
+        found = cfg.train.devices
+        raise UserError(f"train.devices: expected 1, as corrections are recorded in between, got {found}")
     out, rounds, file = Path(cfg.run_dir), cfg.recording.rounds, Path(cfg.run_dir) / "rounds.json"
     task, rows = _begun(cfg, out, rounds, file)
     encoder = build_encoder(task.encoder)
@@ -106,10 +96,8 @@ def _begun(cfg: DictConfig, out: Path, rounds: int, file: Path) -> tuple[pipelin
     evaluation = read(EvaluateSettings, cfg.evaluate, "evaluate")
     tried = range(cfg.recording.seed, cfg.recording.seed + rounds * cfg.recording.episodes)
     if set(tried) & set(evaluation.positions):
-        raise UserError(
-            f"recording.seed: expected positions other than the evaluation's from {evaluation.seed} on, got {tried.start} "
-            f"to {tried.stop - 1}"
-        )
+        why = f"expected positions other than the evaluation's from {evaluation.seed} on"
+        raise UserError(f"recording.seed: {why}, got {tried.start} to {tried.stop - 1}")
     task = pipeline.read_task(cfg)
     read_some(DaggerSettings, cfg.recording, "recording")  # before the first training, not after it
     task.demos.first()
@@ -119,15 +107,14 @@ def _begun(cfg: DictConfig, out: Path, rounds: int, file: Path) -> tuple[pipelin
     claim(out / "rounds.settings.json", _deciding(cfg), "choose another run folder")
     rows: list[dict[str, Any]] = read_json(file) if file.exists() else []
     if len(rows) < rounds and (out / "summary.json").exists() and cfg.evaluate.resume:
-        raise UserError(
-            f"{out}: holds the evaluation after {len(rows)} rounds; for {rounds} in all choose another run folder, or "
-            "evaluate.resume=false, which evaluates again"
+        hint = (
+            f"for {rounds} in all choose another run folder, or evaluate.resume=false, which evaluates again"
         )
+        raise UserError(f"{out}: holds the evaluation after {len(rows)} rounds; {hint}")
     return task, rows
 
 
 def _deciding(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that decide the results of the rounds."""
     decides = ("policy", "train", "recording", "demos", "encoder", "s2", "task", "env", "robot")
     free = {"train": _FREE_IN_TRAINING, "recording": ("rounds", "workers", "device")}
     return {

@@ -1,10 +1,7 @@
-"""What the verbs of the command line do besides `run`: each takes its Hydra config.
-
-Each imports what it alone needs: an arm's parts, the simulator, the plots, torch.
-"""
+"""What the verbs of the command line do besides `run`; each imports what it alone needs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -16,11 +13,6 @@ from s2robot.core.run_folder import is_first
 from s2robot.core.settings import read, read_some
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.gl import require_simulator
-
-if TYPE_CHECKING:
-    from s2robot.encoders.cache import FeatureCache
-    from s2robot.encoders.encoder import S2Encoder
-    from s2robot.pipeline import Task
 
 
 def record(cfg: DictConfig) -> None:
@@ -55,8 +47,9 @@ def convert(cfg: DictConfig) -> None:
     settings = read_some(ExportSettings, cfg)
     if to := format_for(out, cfg.to):
         with bar("reading") as update:
-            path = as_store(data, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
-        store = EpisodeStore.open(path)
+            store = EpisodeStore.open(
+                as_store(data, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
+            )
         if store.attrs["kind"] == "states":
             require_simulator()
         with bar("converting") as update:
@@ -82,9 +75,8 @@ def _relabel(cfg: DictConfig) -> None:
     settings, source = read_some(RelabelSettings, cfg), EpisodeStore.open(path_of(cfg, "data"))
     with bar("asking the expert") as update:
         store = relabel(source, settings, lambda done, total: update(done, total, "episodes"))
-    print(
-        f"{len(store)} episodes, {store.num_steps} steps, {store['imitate'].sum()} to imitate: {store.path}"
-    )
+    counts = f"{len(store)} episodes, {store.num_steps} steps, {store['imitate'].sum()} to imitate"
+    print(f"{counts}: {store.path}")
 
 
 def inspect(cfg: DictConfig) -> None:
@@ -108,13 +100,12 @@ def _report(folder: Path) -> None:
     from s2robot.comparison.report import write_compare_report
     from s2robot.evaluation.report import write_report
 
-    holds = {name for name in ("compare.json", "summary.json", "episodes.jsonl") if (folder / name).exists()}
-    if not holds:
+    if not any((folder / name).exists() for name in ("compare.json", "summary.json", "episodes.jsonl")):
         raise UserError(
-            f"run: expected the run directory of a finished run, evaluate or compare, got {folder}"
+            f"run: expected the run directory of a finished evaluation or comparison, got {folder}"
         )
-    # a comparison has a summary.json too
-    print(f"report: {(write_compare_report if 'compare.json' in holds else write_report)(folder)}")
+    compared = (folder / "compare.json").exists()  # a comparison has a summary.json too
+    print(f"report: {(write_compare_report if compared else write_report)(folder)}")
 
 
 def pretrain(cfg: DictConfig) -> None:
@@ -156,7 +147,7 @@ def train(cfg: DictConfig) -> None:
         print(f"checkpoint: {checkpoint}")
 
 
-def _encoded(task: "Task") -> "tuple[EpisodeStore, S2Encoder, Any, list[FeatureCache]]":
+def _encoded(task: Any) -> tuple[EpisodeStore, Any, Any, Any]:
     from s2robot import pipeline
     from s2robot.encoders.build import build_encoder
 

@@ -1,14 +1,13 @@
 """A scripted expert for pick-and-place by end-effector deltas, asked for one action at a time.
 
-Way-points are no list: what it does follows from what the world shows (a funnel over the object, a funnel over the
-goal) and from whether it closed the gripper last. So it can be asked from any state, wherever a policy or a push has
-led, and a policy has a function to imitate instead of a clock.
+What it does follows from what the world shows (a funnel over the object, a funnel over the goal) and from whether it closed
+the gripper last. So it can be asked from any state, and a policy has a function to imitate instead of a clock.
 
     expert = Stack(task, np.random.default_rng(0))   # task: a RobosuiteTask with one Panda and OSC_POSE
     task.step(expert.act())                          # (7,)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +50,9 @@ class Hand:
         self.site = robot.eef_site_id["right"]
         gripper = robot.gripper["right"]
         self._joints = [self.model.joint(name).qposadr[0] for name in gripper.joints]
-        geoms = {
-            side: [self.model.geom(name).id for name in names]
-            for side, names in gripper.important_geoms.items()
-        }
-        self._fingers = [set(geoms[side]) for side in ("left_finger", "right_finger")]
-        pads = [geoms[side][0] for side in ("left_fingerpad", "right_fingerpad")]
+        geoms, sides = gripper.important_geoms, ("left_finger", "right_finger")
+        self._fingers = [{self.model.geom(name).id for name in geoms[side]} for side in sides]
+        pads = [self.model.geom(geoms[f"{side}pad"][0]).id for side in sides]
         # constant in the gripper's frame; taken in it, for the arm may stand anywhere
         apart = self.rotation.T @ (self.data.geom_xpos[pads[0]] - self.data.geom_xpos[pads[1]])
         self._axis = np.eye(3)[np.argmax(np.abs(apart))]
@@ -70,7 +66,6 @@ class Hand:
 
     @property
     def rotation(self) -> np.ndarray:
-        """Of the gripper.  # (3, 3)"""
         return self.data.site_xmat[self.site].reshape(3, 3).copy()
 
     @property
@@ -87,11 +82,9 @@ class Hand:
 
     @property
     def gap(self) -> float:
-        """Between the fingers."""
         return float(np.abs(self.data.qpos[self._joints]).sum())
 
     def pose(self, body: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of a body.  # (3,), (3, 3)"""
         return self.data.xpos[body].copy(), self.data.xmat[body].reshape(3, 3).copy()
 
     def touches(self, geoms: set[int]) -> list[bool]:
@@ -108,12 +101,10 @@ class Target:
 
 
 class Expert(AskedExpert):
-    """What lift, stack, can and square have in common; each says where to grasp and where to put.
+    """What lift, stack, can and square share; each says where to grasp and where to put.
 
-    Args:
-        task: a `RobosuiteTask` after a reset.
-        rng: decides the perturbations and how exact this episode's grasps are; None: no perturbations.
-        settings: how it moves.
+    ``task`` is a `RobosuiteTask` after a reset; ``rng`` decides the perturbations and how exact the grasps are, None: no
+    perturbations.
     """
 
     memory = (
@@ -164,14 +155,9 @@ class Expert(AskedExpert):
 
     # ---------------------------------------------------------------- what a task says
 
-    @property
-    def body(self) -> int:
-        """Of the object."""
-        raise NotImplementedError
-
-    def grasp(self) -> Target:
-        """Where the open gripper is to close."""
-        raise NotImplementedError
+    body: Any  # id of the object's
+    grasp: Callable[[], Target]  # where the open gripper is to close
+    to_go: Callable[[], float]  # how far the object still has to go, m
 
     def place(self) -> tuple[Target, bool] | None:
         """Where the gripper is to bring what it holds, and whether that is near enough to let go; None: just up."""
@@ -187,16 +173,10 @@ class Expert(AskedExpert):
             return self.to_go()
         return self.to_go() + float(np.linalg.norm(self.grasp().position - self.hand.position))
 
-    def to_go(self) -> float:
-        """How far the object still has to go, m."""
-        raise NotImplementedError
-
     def grasp_missed(self) -> bool:
-        """Whether the gripper has closed on nothing."""
         return self.hand.gap < SHUT and not any(self.hand.touches(self.object))
 
     def calm(self) -> None:
-        """No perturbations from here on."""
         self._rng, self._kick_left, self._miss_left, self._slip_left = None, 0, 0, 0
         self._wrong = self._askew = None
 
@@ -285,7 +265,6 @@ class Expert(AskedExpert):
     # ---------------------------------------------------------------- perturbations
 
     def _pushed(self, holds: bool, grasp: Target) -> np.ndarray | None:
-        """The action of a perturbation, where one is due."""
         hand, c, rng = self.hand, self.settings, self._rng
         assert rng is not None
         above = hand.position[2] - grasp.position[2]
@@ -320,8 +299,7 @@ class Expert(AskedExpert):
         return None
 
     def _grasped_askew(self, grasp: Target, above: float) -> np.ndarray | None:
-        """Over the object: turn, go down and close. A policy does so where it cannot see how the object is turned, and has to
-        be shown that it goes on with what it then holds."""
+        """Over the object: turn, go down and close, as a policy does that cannot see how the object is turned; then carry on."""
         hand = self.hand
         off = float(np.linalg.norm((grasp.position - hand.position)[:2]))
         if self._askew is None:
@@ -344,7 +322,6 @@ class Expert(AskedExpert):
         return np.array([*(0.5 if above < 0.1 else 1.0) * push[:2], up])
 
     def _kept_over(self, push: np.ndarray, above: float, holds: bool) -> np.ndarray:
-        """Up with what is held; else down to just over the object, for a policy comes there askew as well, and has to be shown
-        that it must go up again."""
+        """Up with what is held; else down to just over the object, where a policy comes askew as well and must go up again."""
         sideways = 0.5 if above < 0.1 and (holds or above < _OVER) else 1.0
         return np.array([*sideways * push[:2], abs(push[2]) if holds else max(push[2], _OVER - above)])

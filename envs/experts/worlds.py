@@ -60,16 +60,14 @@ class Stack(Expert):
     place_mouth = (
         0.015  # the lower cube's edge is 25 mm from its middle, and how a cube is held is hard to see
     )
-    # The task is done when the cube is let go, and a hand that rises from a cube looks like one that comes to one.
-    leave = 0.0
+    leave = 0.0  # the task is done then, and a hand that rises from a cube looks like one that comes to one
 
     @property
     def body(self) -> int:
         return self.env.cubeA_body_id
 
     def grasp(self) -> Target:
-        """On the faces that are nearest to how the fingers are turned now, so that a turn that was begun is continued; if the
-        other cube is in their way, on the next ones, always to the same side."""
+        """On the faces nearest to how the fingers are turned now; if the other cube is in their way, on the next ones."""
         position, rotation = self.hand.pose(self.body)
         yaw = nearest(angle_of(rotation[:, 0]), self.hand.yaw, np.pi / 2)
         if self._in_the_way(position, yaw) and not self._in_the_way(position, yaw + np.pi / 2):
@@ -155,16 +153,14 @@ class NutAssemblySquare(Expert):
     def grasp(self) -> Target:
         _, rotation = self.hand.pose(self.body)
         handle = self.hand.data.site_xpos[self.env.object_site_ids[self.env.nut_id]]
-        # towards the handle's end, for beside its middle the fingers would stand on the nut; and a little over it, for
-        # their tips reach 15 mm further down, and there is the table
+        # towards the handle's end, else the fingers would stand on the nut; a little over it, else on the table
         over = handle + 0.011 * rotation[:, 0] + [0, 0, 0.007]
         return Target(over, nearest(angle_of(rotation[:, 1]), self.hand.yaw, np.pi))
 
     def place(self) -> tuple[Target, bool]:
         position, rotation = self.hand.pose(self.body)
         hand = self.hand
-        # a square peg: of the quarter turns that do not leave the arm beyond the peg, out of its reach, the one after
-        # which the gripper hangs most as at home
+        # of the quarter turns that keep the arm in reach, the one after which the gripper hangs most as at home
         handle = angle_of(rotation[:, 0])  # from the nut to the gripper
         turns = [nearest(i * np.pi / 2 - handle, 0.0, 2 * np.pi) for i in (1, 2, 3)]
         now = nearest(hand.yaw, self.home, 2 * np.pi) - self.home

@@ -42,10 +42,8 @@ _ROUNDS, _STEPS = 3, 12  # of measuring the cost: passes, after one that warms u
 
 
 def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run what is not done yet and write the figures; returns what compare.json holds.
-
-    ``typed``: the overrides of this command that all arms share; None: those that Hydra was given.
-    """
+    """Run what is not done yet and write the figures; returns what compare.json holds. ``typed``: the overrides that all arms
+    share, by default those that Hydra was given."""
     if typed is None:
         typed = list(HydraConfig.get().overrides.task)
     only_simulated(cfg)
@@ -87,9 +85,7 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
         entries.append(entry | {"default": default})
         rows += more
     result: dict[str, Any] = {
-        "title": experiment.title,
-        "question": experiment.question,
-        "arms": arms,
+        **{"title": experiment.title, "question": experiment.question, "arms": arms},
         "pairs": figures.all_pairs(outcomes, plan.positions, plan.pairs, looked),
         "stopping": stopping,
         "power": power,
@@ -112,10 +108,7 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
 def _evaluate(
     stopping: Stopping, plan: Plan, policies: Policies
 ) -> tuple[list[Job], int, dict[str, Any] | None]:
-    """Train, and evaluate all positions, or batches until every pair is decided.
-
-    Returns the jobs, the number of positions, and for compare.json the looks.
-    """
+    """Train and evaluate all positions, or batches until every pair is decided: the jobs, positions and looks."""
     if not stopping.enabled:
         jobs = planning.evaluation(plan, plan.main, policies, len(plan.positions))
         run_jobs(jobs, plan.parallel, plan.threads)
@@ -141,9 +134,8 @@ def _evaluate(
 def _stages(plan: Plan, world: World, main: Policies, episodes: int, tried: int) -> list[Job]:
     """The evaluations at a value of an axis; ``tried``: positions of the main comparison, which are not cut."""
     policies = planning.training(plan, world) if world.trains else main
-    return planning.evaluation(
-        plan, world, policies, max(episodes, tried) if world.root == plan.out else episodes
-    )
+    count = max(episodes, tried) if world.root == plan.out else episodes
+    return planning.evaluation(plan, world, policies, count)
 
 
 def _curves(
@@ -164,7 +156,6 @@ def _curves(
 
 
 def _cost(plan: Plan) -> dict[str, float]:
-    """Milliseconds per action of each arm, measured once for a run directory."""
     path, names = plan.out / "cost.json", [arm.name for arm in plan.arms]
     cost: dict[str, float] = read_json(path) if path.exists() else {}
     if not cost.keys() >= {*names}:
@@ -174,11 +165,7 @@ def _cost(plan: Plan) -> dict[str, float]:
 
 
 def ms_per_action(plan: Plan) -> dict[str, float]:
-    """Return the median time from the frames of all cameras to the next action, by arm.
-
-    Measured over the first frames of the first demo, in one process and in turns, so that a machine that slows down
-    slows all arms.
-    """
+    """Return the median time from frames to the next action, by arm; in turns, so that a slow machine slows all arms."""
     store, settings = demos_of(plan), plan.known[plan.arms[0].name].evaluate
     before, planners, seen = torch.get_num_threads(), {}, {}
     torch.set_num_threads(settings.threads)
@@ -187,14 +174,13 @@ def ms_per_action(plan: Plan) -> dict[str, float]:
         policy, encoder, contract = load_networks(folder, torch.device("cpu"))
         cameras = tuple(contract["cameras"])
         planners[arm.name] = LearnedPlanner(policy, encoder, cameras, device=settings.device)
-        frames = episode_frames(
-            store.path, 0, cameras, image_size_of(contract, encoder)
-        )  # (T, H, W, 3) a camera
-        images = ({c: f[t][None] for c, f in zip(cameras, frames, strict=True)} for t in range(_STEPS))
-        states = store.episode(0)["proprio"][:_STEPS]
+        size = image_size_of(contract, encoder)
+        frames = dict(
+            zip(cameras, episode_frames(store.path, 0, cameras, size), strict=True)
+        )  # (T, H, W, 3) each
         seen[arm.name] = [
-            {"images": image, "proprio": state[None], "count": 1}
-            for state, image in zip(states, images, strict=False)
+            {"images": {name: f[t][None] for name, f in frames.items()}, "proprio": state[None], "count": 1}
+            for t, state in enumerate(store.episode(0)["proprio"][:_STEPS])
         ]
     times: dict[str, list[float]] = {name: [] for name in planners}
     for turn, (name, planner) in product(range(_ROUNDS + 1), planners.items()):
@@ -209,10 +195,8 @@ def ms_per_action(plan: Plan) -> dict[str, float]:
 
 
 def film_disagreements(plan: Plan, runs: Runs, pair: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Film up to `count` positions that only one arm of the pair solves, for both; wins and losses of the first in turns.
-
-    Each by the first training seed with the outcome that most have. Returns the entries of compare.json. Videos that exist are not written again.
-    """
+    """Film up to `count` positions that only one arm of the pair solves, wins and losses in turns, each by the first training
+    seed with the outcome that most have. Returns the entries of compare.json."""
     arms = {arm.name: arm for arm in plan.arms}
     turns = zip_longest(pair["only_a"], pair["only_b"])
     videos, tasks = [], []

@@ -35,30 +35,22 @@ _THREADS: dict[str, tuple[str, ...]] = {  # keys that get a job's share of the c
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One command.
+    """One command of `s2robot`."""
 
-    Args:
-        name: for people; two jobs of a comparison with the same one are the same job.
-        verb, overrides: of `s2robot`.
-        stamp: path of its files, without their suffixes.
-        needs: jobs that have to be done before; they are run too.
-        lines: a file and how many lines it has when the job is done: a shorter evaluation may have come after it.
-    """
-
-    name: str
+    name: str  # for people; two jobs of a comparison with the same one are the same job
     verb: str
     overrides: Sequence[str]
-    stamp: Path
-    needs: Sequence["Job"] = ()
-    lines: tuple[Path, int] | None = None
+    stamp: Path  # of its files, without their suffixes
+    needs: Sequence["Job"] = ()  # done before it; they are run too
+    lines: tuple[Path, int] | None = (
+        None  # a file and its lines at the end: a shorter evaluation may come later
+    )
 
     @property
     def command(self) -> str:
-        """The command as a user would type it."""
         return shlex.join(["s2robot", self.verb, *_own_configs(), *self.overrides])
 
     def file(self, suffix: str) -> Path:
-        """Return one of the job's files."""
         return self.stamp.with_name(f"{self.stamp.name}.{suffix}")
 
     def claim(self) -> None:
@@ -85,10 +77,8 @@ def with_needs(jobs: Iterable[Job]) -> list[Job]:
 
 
 def run_jobs(jobs: Iterable[Job], parallel: int, threads: int) -> None:
-    """Run what is not done yet, at most ``parallel`` at once, each after those that it needs.
-
-    Raises UserError if a job failed (the others are ended and can be resumed), or a folder holds a job of other settings.
-    """
+    """Run what is not done yet, at most ``parallel`` at once, each after those that it needs. UserError if a job failed (the
+    others are ended and can be resumed), or a folder holds a job of other settings."""
     every = with_needs(jobs)
     done = {job.name for job in every if job.is_done()}
     waiting = [job for job in every if job.name not in done]
@@ -136,7 +126,6 @@ def _start(job: Job, threads: int) -> subprocess.Popen:
 
 
 def _own_configs() -> list[str]:
-    """The user's folder of configs, if this process was given one, where a job finds the user's task."""
     if not HydraConfig.initialized():
         return []
     sources = HydraConfig.get().runtime.config_sources

@@ -28,11 +28,8 @@ POSITIONS = "new positions, for these trained policies only"
 
 
 def outcomes_of(records: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -> dict[str, Array]:
-    """Return the success of every arm, training seed and position: arm -> bool (seeds, positions), both sorted.
-
-    records: arm -> training seed -> episodes with "seed" (of the position) and "success". UserError for positions that
-    differ between two evaluations.
-    """
+    """Return the success of every arm, training seed and position: arm -> bool (seeds, positions), both sorted; UserError for
+    positions that differ between two evaluations."""
     found: dict[str, list[list[bool]]] = {}
     first, expected = "", dict[int, bool]()
     for arm, by_seed in records.items():
@@ -41,9 +38,8 @@ def outcomes_of(records: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]
             first, expected = (first, expected) if first else (f"arm {arm!r} seed {seed}", run)
             if odd := expected.keys() ^ run.keys():
                 state = "no" if min(odd) in expected else "another"
-                raise UserError(
-                    f"arm {arm!r} seed {seed}: expected the positions of {first}, got {state} position {min(odd)}"
-                )
+                why = f"expected the positions of {first}, got {state} position {min(odd)}"
+                raise UserError(f"arm {arm!r} seed {seed}: {why}")
             found.setdefault(arm, []).append([run[position] for position in sorted(expected)])
     return {arm: np.array(rows) for arm, rows in found.items()}
 
@@ -71,20 +67,13 @@ def difference(a: Array, b: Array, confidence: float = 0.95) -> Difference:
     a, b = np.asarray(a, float), np.asarray(b, float)
     both = min(len(a), len(b)) > 1
     centre, error, df = (float(v) for v in estimate(a.mean(0) - b.mean(0), [a, b] if both else []))
-    half, p = (
-        float(stats.t.ppf(0.5 + confidence / 2, df)) * error,
-        float(2 * stats.t.sf(abs(centre) / error, df)),
-    )
+    half = float(stats.t.ppf(0.5 + confidence / 2, df)) * error
+    p = float(2 * stats.t.sf(abs(centre) / error, df))
     if len(a) == len(b) == 1:
         p = mcnemar(int((a > b).sum()), int((a < b).sum()))
-    return Difference(
-        difference=float(a.mean() - b.mean()),
-        low=max(-1.0, centre - half),
-        high=min(1.0, centre + half),
-        p=p,
-        scope=SEEDS_AND_POSITIONS if both else POSITIONS,
-        positions=a.shape[1],
-    )
+    scope = SEEDS_AND_POSITIONS if both else POSITIONS
+    low, high = max(-1.0, centre - half), min(1.0, centre + half)
+    return Difference(float(a.mean() - b.mean()), low, high, p, scope, a.shape[1])
 
 
 def estimate(d: Any, arms: Sequence[Any]) -> tuple[Any, Any, Any]:
@@ -117,11 +106,8 @@ def noise(x: Any) -> Any:
 
 
 def success_interval(outcomes: Array, confidence: float = 0.95) -> tuple[float, float, str]:
-    """Return an arm's interval of success for new training seeds and new positions, and its method in words.
-
-    Wilson 1927; with two seeds or more as of so many independent episodes as would give the same variance
-    (Kish 1965, design effect) and with Student's quantile, see `bounds`.
-    """
+    """Return an arm's interval of success for new training seeds and new positions, and its method in words: Wilson 1927, with
+    two seeds or more as of so many independent episodes as would give the same variance (Kish 1965), see `bounds`."""
     low, high, episodes = (float(v) for v in bounds(np.asarray(outcomes, float), confidence))
     if len(outcomes) == 1:
         return low, high, "Wilson"
@@ -157,10 +143,8 @@ def mcnemar(b: int, c: int) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return the p values of a family of tests, adjusted so that any false positive is as rare as one test's.
-
-    holm([0.01, 0.04, 0.03]) -> [0.03, 0.06, 0.06]. Holm 1979: for p values of any dependence, at every look if they are.
-    """
+    """Return the p values of a family of tests, adjusted: holm([0.01, 0.04, 0.03]) -> [0.03, 0.06, 0.06]. Holm 1979: for any
+    dependence, at every look if they are."""
     order = np.argsort(p)
     stepped = np.maximum.accumulate(np.asarray(p, float)[order] * np.arange(len(p), 0, -1))
     return np.minimum(stepped, 1)[np.argsort(order)].tolist()
@@ -195,11 +179,8 @@ def _crossing(d: Array, n: Array, mean: float, end: float, limit: float) -> floa
 
 
 def success_sequence(outcomes: Array, alpha: float = 0.05) -> tuple[float, float, str]:
-    """Return an arm's interval of success that holds at every look together, and its method in words.
-
-    For arms of a comparison that stopped early, whose number of positions depends on their outcomes: a position's mean
-    over the training seeds, turned into -1..1, is bet on as a difference is.
-    """
+    """Return an arm's interval of success that holds at every look together, and its method in words: for a comparison that
+    stopped early, a position's mean over the training seeds, turned into -1..1, is bet on as a difference is."""
     _, low, high = sequential(*tally(2 * np.asarray(outcomes, float), np.ones((1, 1))), alpha)
     return (1 + low) / 2, (1 + high) / 2, "confidence sequence (sequential), for these trained policies"
 

@@ -110,16 +110,13 @@ def settings_of(verb: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _look_up(arm: Arm, common: Sequence[str]) -> Known:
-    """Check an arm's settings and weights. Raises UserError that names the arm."""
     with _about(f"arm '{arm.name}'"):
         words = [*common, *arm.overrides]
         train, e = settings_of("train", words), settings_of("evaluate", words)
         encoder, world = build_encoder(encoder_settings(train)), task_settings(e)
         world = world.replace(image_size=at_height(world.image_size, world.cameras, e.evaluate.video_size))
     facts = {
-        "name": arm.name,
-        "label": arm.label,
-        "encoder": encoder.name,
+        **{"name": arm.name, "label": arm.label, "encoder": encoder.name},
         "scales": [float(s) if s % 1 else int(s) for s in train.s2.scales],
         "policy": f"{train.policy.kind}, {train.policy.pooling.kind}, {train.policy.head.kind}",
         "overrides": list(arm.overrides),
@@ -130,10 +127,7 @@ def _look_up(arm: Arm, common: Sequence[str]) -> Known:
 
 
 def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
-    """Do all checks that need no run: arms, encoders with their weights, demos, settings of every verb.
-
-    ``typed``: overrides of all arms. Raises UserError that names the arm.
-    """
+    """Do all checks that need no run: arms, weights, demos, settings of every verb; UserError names the arm."""
     experiment, out = settings.experiment, settings.out
     arms = tuple(experiment.arms[name] for name in settings.arms or experiment.arms)
     for_arms = [word for word in typed if group_of(word) in GROUPS and not word.startswith("-")]
@@ -163,15 +157,11 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
 
 
 def demos_of(plan: Plan) -> EpisodeStore:
-    """Return the demos that all arms learn from."""
     return open_demos(settings_of("train", [*plan.common, *plan.arms[0].overrides]))
 
 
 def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
-    """Return the default of an axis and a world for each value; at the default it is the main comparison's.
-
-    Raises UserError for a key of no stage, or counts of demos that do not exist.
-    """
+    """Return the default of an axis, and a world for each value; UserError for a key of no stage, or counts that do not exist."""
     verb = "evaluate" if axis.key.startswith("evaluate.") else "train"
     settings = [settings_of(verb, [*plan.common, *arm.overrides]) for arm in plan.arms]
     values = [OmegaConf.select(each, axis.key, default=_NOTHING) for each in settings]
@@ -183,9 +173,8 @@ def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
         most = len(demos_of(plan)) if own else int(settings_of("record", plan.common).episodes)
         default = most if default is None else default
         if wrong := [value for value in axis.values if type(value) is not int or not 1 <= value <= most]:
-            raise UserError(
-                f"experiment.axes.{name}.values: expected integers from 1 to {most}, got {wrong[0]}"
-            )
+            why = f"expected integers from 1 to {most}, got {wrong[0]}"
+            raise UserError(f"experiment.axes.{name}.values: {why}")
     worlds = []
     for value in axis.values:
         if value == default:
@@ -201,7 +190,6 @@ def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
 
 
 def _recording(root: Path, label: str, words: Sequence[str]) -> Job:
-    """Record `demos.zarr` in the world of ``words``."""
     own = (*read_by("record", words), f"out={word(root / 'demos.zarr')}", *_hydra(root, "record"))
     return Job(f"{label}demos: record", "record", own, root / "record")
 
@@ -246,14 +234,11 @@ def _job(name: str, verb: str, words: Sequence[str], stamp: Path, needs: tuple[J
 
 
 def read_runs(plan: Plan, world: World, episodes: int) -> Runs:
-    """Return the records of the first so many positions of every arm and training seed."""
-    return {
-        arm.name: {
-            seed: read_records(plan.folder(world, arm, seed) / "episodes.jsonl", episodes)
-            for seed in plan.seeds
-        }
-        for arm in plan.arms
-    }
+    file = lambda arm, seed: plan.folder(world, arm, seed) / "episodes.jsonl"  # noqa: E731
+    runs = (
+        (arm, {seed: read_records(file(arm, seed), episodes) for seed in plan.seeds}) for arm in plan.arms
+    )
+    return {arm.name: by_seed for arm, by_seed in runs}
 
 
 def _hydra(folder: Path, verb: str) -> tuple[str, str]:

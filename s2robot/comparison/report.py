@@ -28,17 +28,12 @@ _Facts = Mapping[str, Any]
 
 
 def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
-    """Write `report.html` into a comparison's run directory and return its path.
-
-    Videos are embedded up to about `video_bytes` of text; the page names the others. UserError if compare.json is missing
-    or broken, or the episodes are not those that it counts; an earlier report stays.
-    """
+    """Write `report.html` into a comparison's run directory, with videos up to about `video_bytes` of text. UserError if a file
+    is missing or broken, or the episodes are not those that it counts; an earlier report stays."""
     facts = read_json(run_dir / "compare.json")
     arms, pairs, labels = facts["arms"], facts["pairs"], {arm["name"]: arm["label"] for arm in facts["arms"]}
-    films = [
-        (f"video-{i}", video["path"], f"position {video['position']}: {labels[video['arm']]}")
-        for i, video in enumerate(facts["videos"])
-    ]
+    titles = (f"position {video['position']}: {labels[video['arm']]}" for video in facts["videos"])
+    films = [(f"video-{i}", facts["videos"][i]["path"], title) for i, title in enumerate(titles)]
     lines = [headline(pair, labels) for pair in pairs]
     counts = {
         "training seeds an arm": sorted({len(arm["seeds"]) for arm in arms}),
@@ -120,12 +115,10 @@ def _pairs(pairs: Sequence[_Facts], labels: Mapping[str, str]) -> list[Block]:
 
 
 def _line(arm: int, x: Sequence[Any], points: Sequence[_Facts], label: str, **style: Any) -> plots.Line:
-    """Success of an arm, in percent."""
     low, success, high = ([100 * point[key] for point in points] for key in ("low", "success", "high"))
     colour, marker, _, dashes = plots.look(arm)
-    return plots.Line(
-        x, success, label, colour, low, high, {"marker": marker, "ms": 7, "ls": dashes, **style}
-    )
+    look = {"marker": marker, "ms": 7, "ls": dashes, **style}
+    return plots.Line(x, success, label, colour, low, high, look)
 
 
 def _cost(arms: Sequence[_Facts]) -> Block:
@@ -142,7 +135,6 @@ def _log(values: Sequence[Any]) -> str:
 
 
 def _places(run_dir: Path, facts: _Facts, labels: Mapping[str, str]) -> Block:
-    """Where episodes began, by the outcomes of each arm."""
     records: dict[str, dict[int, list[dict[str, Any]]]] = {arm: {} for arm in labels}
     for arm in facts["arms"]:
         for run in arm["seeds"]:
@@ -155,11 +147,10 @@ def _places(run_dir: Path, facts: _Facts, labels: Mapping[str, str]) -> Block:
     size = plots.mark_size(len(first), 2)
     for name, outcomes in outcomes_of(records).items():
         share = outcomes.mean(0)
+        parts = zip((share == 1, share % 1 > 0, share == 0), _PLACES, strict=True)
         groups = [
             Group([first[i] for i in np.flatnonzero(chosen)], "", marker, colour, scale * size)
-            for chosen, (_, marker, colour, scale) in zip(
-                (share == 1, share % 1 > 0, share == 0), _PLACES, strict=True
-            )
+            for chosen, (_, marker, colour, scale) in parts
         ]
         panels.append((f"{labels[name]}: {_percent(share.mean())}", groups))
     figure = plots.layouts(panels, known_of(about).settings, about, [row[:3] for row in _PLACES])
@@ -215,7 +206,6 @@ def _span(row: _Facts) -> str:
 
 
 def _cell(value: float | None) -> str:
-    """A number with three figures."""
     if value is None:
         return "–"
     return (f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", MINUS)

@@ -14,12 +14,7 @@ import numpy as np
 from scipy import stats
 
 from s2robot.comparison import paired
-from s2robot.comparison.paired import (
-    POSITIONS,
-    SEEDS_AND_POSITIONS,
-    sequential,
-    tally,
-)
+from s2robot.comparison.paired import POSITIONS, SEEDS_AND_POSITIONS, sequential, tally
 from s2robot.comparison.settings import Power
 from s2robot.core.errors import UserError
 from s2robot.evaluation.records import where_of
@@ -85,10 +80,8 @@ def needed(gap: float, design: Power, seeds: int = 1) -> int | None:
 
 
 def power_figures(design: Power, seeds: int, planned: int) -> tuple[dict[str, Any], list[str]]:
-    """Return what the planned positions can see: for compare.json, and as lines to print before the run.
-
-    Raises UserError for too few positions, if ``design.strict`` is set.
-    """
+    """Return what the planned positions can see, for compare.json and as lines to print; UserError if ``design.strict`` and
+    they are too few."""
     table = [{"gap": gap, "needed": needed(gap, design, seeds)} for gap in GAPS if gap <= 1 - design.base]
     enough = needed(design.gap, design, seeds)
     goal = f"to see a gap of {100 * design.gap:g} points with {100 * design.power:g} % power"
@@ -127,10 +120,7 @@ def arm_figures(
 def pair_figures(
     outcomes: Outcomes, positions: Sequence[int], a: str, b: str, looked: float | None = None
 ) -> dict[str, Any]:
-    """Return success of arm a minus that of arm b; ``looked`` as in :func:`arm_interval`.
-
-    ``only_a`` and McNemar's wins: positions that more than half of a's training seeds, and not of b's, did.
-    """
+    """Return success of arm a minus that of arm b; ``only_a``: positions that most of a's training seeds, and not of b's, did."""
     x, y = outcomes[a], outcomes[b]
     found = paired.difference(x, y)
     low, high, p, scope = found.low, found.high, found.p, found.scope
@@ -177,7 +167,6 @@ def look_at(outcomes: Outcomes, pairs: Sequence[tuple[str, str]], alpha: float) 
 
 
 def csv_rows(runs: Runs, axis: str = "", value: Any = "") -> list[list[Any]]:
-    """Return rows of episodes.csv; ``axis`` and ``value`` stay empty for the main comparison."""
     return [
         [arm, seed, axis, value, e["seed"], json.dumps(where_of(e)), int(e["success"]), e["stage"], e["steps"], e["time_to_success_s"]]
         for arm, by_seed in runs.items()

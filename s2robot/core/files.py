@@ -1,7 +1,6 @@
-"""Where the package's own files and the user's caches are; files that appear whole or not at all.
+"""The package's own files and the user's caches; files that appear whole or not at all.
 
-`configs` and `demos` are below the package `s2robot`: folders in a wheel, links to the top level in a clone. So every path
-starts from this file.
+`configs` and `demos` are below the package: folders in a wheel, links to the top level in a clone.
 """
 
 import csv
@@ -24,20 +23,15 @@ def configs_dir() -> Path:
 
 
 def weights_dir() -> Path:
-    """Return the folder of the encoder weights that ship with the package."""
     return PACKAGE / "weights"
 
 
 def shipped_demos(name: str) -> Path:
-    """Return the path of the shipped dataset ``name``."""
     return (PACKAGE / "demos").resolve() / "data" / f"{name}.zarr"
 
 
 def cache_dir(*parts: str) -> Path:
-    """Create and return a folder for what can be made or fetched again.
-
-    `$S2ROBOT_CACHE`, else `$XDG_CACHE_HOME/s2robot`, else `~/.cache/s2robot`, followed by `parts`.
-    """
+    """Create and return a folder `parts` below `$S2ROBOT_CACHE`, else `$XDG_CACHE_HOME/s2robot`, else `~/.cache/s2robot`."""
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     path = Path(os.environ.get("S2ROBOT_CACHE") or os.path.join(user, "s2robot"), *parts)
     path.mkdir(parents=True, exist_ok=True)
@@ -46,11 +40,8 @@ def cache_dir(*parts: str) -> Path:
 
 @contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """Yield a temporary name beside `path` to write to, with its suffix, which replaces `path` at the end.
-
-    Nothing is left if the writing fails; the next writer overwrites what a killed process left, unless `shared`: then other
-    processes may write the same file meanwhile, so the name is this one's own. An OSError has the name of the file.
-    """
+    """Yield a temporary name beside `path`, which replaces it at the end; nothing is left if the writing fails. `shared`: other
+    processes may write the same file meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f"{os.getpid()}." if shared else ""
     part = path.with_name(f".{path.stem}.{own}part{path.suffix}")
@@ -72,7 +63,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, as :func:`replacing` does."""
     write_text(path, json.dumps(value, indent=1))
 
 
@@ -85,7 +75,6 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; UserError names a file that is missing or broken."""
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -93,17 +82,13 @@ def read_json(path: Path) -> Any:
 
 
 def claim(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
-    """Store the settings (JSON types) that decide the results of a run, or check that a run to be resumed has the same.
-
-    Raises:
-        UserError: the run was begun with other settings (``remedy`` says how to get out of it), or the file is broken.
-    """
+    """Store the settings (JSON types) that decide the results of a run; UserError if it was begun with others, which names
+    the ``remedy``."""
     now = json.loads(json.dumps(settings))
     if path.exists() and (found := _difference(read_json(path), now)):
         key, was, new = found
-        raise UserError(
-            f"{path}: {key or 'content'}: expected {was} as when the run began, got {new}; {remedy}"
-        )
+        where = f"{path}: {key or 'content'}"
+        raise UserError(f"{where}: expected {was} as when the run began, got {new}; {remedy}")
     write_json(path, now)
 
 
@@ -117,9 +102,7 @@ def _difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | Non
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table as CSV, written likewise."""
+    """Write a table as CSV, as :func:`replacing` does."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     write_text(path, text.getvalue())

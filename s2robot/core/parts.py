@@ -85,11 +85,7 @@ class Part(Settings):
 
 
 def read_parts(given: Any, where: str, size: int | None = None) -> tuple[Part, ...]:
-    """Read parts from plain JSON dicts.
-
-    Raises:
-        UserError: names `where`, the part, what was given and what was expected, such as `size` numbers together.
-    """
+    """Read parts from plain JSON dicts; UserError names `where` and the part, also if they are not `size` numbers together."""
     if not isinstance(given, list | tuple) or not given:
         raise UserError(f"{where}: expected a list of parts, got {given!r}")
     parts = tuple(read(Part, part, f"{where}[{i}]") for i, part in enumerate(given))
@@ -121,7 +117,6 @@ def plain(parts: Sequence[Part]) -> list[dict[str, Any]]:
 
 
 def size_of(parts: Sequence[Part]) -> int:
-    """Return the numbers that they take together."""
     return sum(part.size for part in parts)
 
 
@@ -131,12 +126,10 @@ def same_parts(one: Sequence[Part], other: Sequence[Part]) -> bool:
 
 
 def words(parts: Sequence[Part]) -> str:
-    """The parts in a message."""
     return ", ".join(map(str, parts))
 
 
 def number_names(parts: Sequence[Part]) -> list[str]:
-    """Return a name for each number."""
     names: list[str] = []
     for part in parts:
         numbered = [f"{part.name} {i + 1}" for i in range(part.size)]
@@ -145,16 +138,12 @@ def number_names(parts: Sequence[Part]) -> list[str]:
 
 
 def slices(parts: Sequence[Part]) -> list[slice]:
-    """Where each part lies in an action or state."""
     ends = np.cumsum([part.size for part in parts]).tolist()
     return [slice(end - part.size, end) for part, end in zip(parts, ends, strict=True)]
 
 
 def check_values(parts: Sequence[Part], values: np.ndarray, where: str, limits: bool = True) -> None:
-    """Reject values (T, ..., A) that their parts exclude: a rotation that is none, or (`limits`) beyond limits.
-
-    The UserError names `where`, the part, the step, what was found and what was expected.
-    """
+    """Reject (UserError) values (T, ..., A) that their parts exclude: a rotation that is none, or (`limits`) beyond limits."""
     for part, at in zip(parts, slices(parts), strict=True):
         x = values[..., at]
         if part.form == "rot6d":

@@ -10,7 +10,6 @@ _VERSIONS = ("s2robot", "torch", "timm", "mujoco", "robosuite", "gymnasium", "nu
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a result depends on."""
     found = {"python": sys.version.split()[0]}
     for name in _VERSIONS:
         try:
@@ -27,5 +26,4 @@ def command() -> str:
 
 
 def policy_sha256(checkpoint: Path) -> str:
-    """Return the hash of a checkpoint's weights and normalisation."""
     return hashlib.sha256((checkpoint / "policy.safetensors").read_bytes()).hexdigest()

@@ -1,12 +1,9 @@
 """Ray as the engine: workers are actors, on this machine or on the nodes of a cluster.
 
-    with closing(Ray(RaySettings(address="auto"))) as engine, running_on(engine):
-        ...                                     # pools whose tasks can run anywhere do so
+    with closing(Ray(RaySettings(address="auto"))) as engine, running_on(engine): ...
 
-The state of a pool's workers (a policy, an encoder with its weights) goes to Ray's store once, and to each node once.
-Tasks and results travel through the same store, so results are the same bytes as those of a local process. When a worker
-dies, alone or with its node, the pool (`s2robot.core.workers`) restarts its task elsewhere. Ray's own retries are off:
-else a task would be retried twice.
+The state of a pool's workers goes to Ray's store once, and to each node once. When a worker dies, alone or with its node, the
+pool (`s2robot.core.workers`) restarts its task elsewhere; Ray's own retries are off.
 """
 
 import logging
@@ -61,9 +58,8 @@ class Ray:
         has = ray.cluster_resources()
         most = min(has.get("CPU", 0), has.get("GPU", 0) / gpus if gpus else math.inf)
         if most < 1:
-            key, found = (
-                ("gpus_per_encoder", f"{has.get('GPU', 0):g} GPUs") if gpus else ("address", "no CPU")
-            )
+            key = "gpus_per_encoder" if gpus else "address"
+            found = f"{has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs"
             raise UserError(f"engine.{key}: expected a Ray that has what a worker takes, got {found}")
         try:
             made = ray.put(pickle.dumps(make))
@@ -75,15 +71,10 @@ class Ray:
     def overrides(self) -> tuple[str, ...]:
         given = {"workers": self.settings.workers, "gpus_per_encoder": self.settings.gpus_per_encoder or None}
         rest = (f"engine.{key}={value}" for key, value in given.items() if value is not None)
-        return "engine=ray", f"engine.address={self.address()}", *rest
-
-    def address(self) -> str:
-        """Return the address at which another process finds the same Ray."""
-        ray = self._connected()
-        return self.settings.address or ray.get_runtime_context().gcs_address
+        address = self.settings.address or self._connected().get_runtime_context().gcs_address
+        return "engine=ray", f"engine.address={address}", *rest
 
     def close(self) -> None:
-        """Disconnect, and stop Ray if it was started here."""
         if self._ours and self._ray is not None:
             self._ray.shutdown()
         self._ray, self._ours = None, False
@@ -106,7 +97,7 @@ class Ray:
             before = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **given)
-                # Ray's handler exits at once and stays after `shutdown`: a training could not save its last step
+                # Ray's handler exits at once: a training could not save its last step
                 if threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGTERM, before)
             except Exception as error:  # of many kinds, most of them plain RuntimeErrors
@@ -126,14 +117,11 @@ def _check_answers(address: str) -> None:
             raise ValueError("neither null, auto, <host>:<port> nor ray://<host>:<port>")
         socket.create_connection((parts.hostname, parts.port), _CONNECT_S).close()
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"engine.address: expected a Ray (ray start --head), got {error}: {address}"
-        ) from None
+        why = f"expected a Ray (ray start --head), got {error}: {address}"
+        raise UserError(f"engine.address: {why}") from None
 
 
 class Actor:
-    """A worker that is an actor of Ray."""
-
     def __init__(self, ray: Any, seat: Any, made: Any) -> None:
         self._ray, self._seat, self._made = ray, seat, made
         self._actor: Any = None
@@ -141,7 +129,7 @@ class Actor:
     def start(self) -> None:
         self.kill()
         actor = self._actor = self._seat.remote()
-        node, why = self._result(lambda: actor.begin.remote(self._made, _versions(self._ray)))
+        node, why = self._result(lambda: actor.begin.remote(self._made, installed()))
         if why is not None:
             raise UserError(f"engine: node {node}: {why}")
 
@@ -172,10 +160,8 @@ class Actor:
 
 
 def _full(error: BaseException) -> UserError:
-    return UserError(
-        "engine.store_mb: Ray's object store and its disk are full; expected a larger one, or fewer engine.workers "
-        f"({_words(error)})"
-    )
+    why = "Ray's object store and its disk are full; expected a larger one, or fewer engine.workers"
+    return UserError(f"engine.store_mb: {why} ({_words(error)})")
 
 
 def _words(error: BaseException, most: int = 1) -> str:
@@ -184,8 +170,10 @@ def _words(error: BaseException, most: int = 1) -> str:
     return " ".join(lines[:most]) or type(error).__name__
 
 
-def _versions(ray: Any) -> dict[str, str]:
+def installed() -> dict[str, str]:
     """Return the versions that must match on all nodes, without the accelerator a package was built for."""
+    import ray
+
     return {name: found.partition("+")[0] for name, found in versions().items()} | {"ray": ray.__version__}
 
 
@@ -203,9 +191,12 @@ def _seat() -> type:
             except ImportError as error:
                 return f"{socket.gethostname()}", f"s2robot is not installed there ({error})"
             os.environ.update(on_ray.workers.ONE_THREAD | os.environ)
-            state, why = on_ray.begin(made, wanted)
-            self.state: Any = state
-            return socket.gethostname(), why
+            here = on_ray.installed()
+            differ = [
+                f"{name} {v}, got {here.get(name)}" for name, v in wanted.items() if here.get(name) != v
+            ]
+            self.state: Any = None if differ else on_ray.workers.State(made)
+            return socket.gethostname(), f"expected {'; '.join(differ)}" if differ else None
 
         def call(self, function: Callable, given: tuple) -> tuple[Any, Exception | None]:
             try:
@@ -214,12 +205,3 @@ def _seat() -> type:
                 return None, error
 
     return Seat
-
-
-def begin(made: bytes, wanted: Mapping[str, str]) -> tuple[workers.State | None, str | None]:
-    """Return the state of this actor, or why it cannot be a worker."""
-    import ray
-
-    here = _versions(ray)
-    differ = [f"{name} {v}, got {here.get(name)}" for name, v in wanted.items() if here.get(name) != v]
-    return (None, f"expected {'; '.join(differ)}") if differ else (workers.State(made), None)

@@ -1,8 +1,5 @@
 """One run, one directory: locked by one process while it works, described in `.hydra`, removed if nothing came of it.
 
-with run_folder(Path("runs/train/mine"), {".hydra/config.yaml": text}):
-    ...                                            # a second process gets a UserError
-
 The system releases the lock on the file `.lock` when its holder dies, so nothing has to be cleared after a kill.
 """
 
@@ -25,10 +22,8 @@ _HELD = {Path(p) for p in os.environ.get(INHERITED, "").split(os.pathsep) if p} 
 
 
 def is_first() -> bool:
-    """Return whether this process is the one of a distributed run that writes; every single process is.
-
-    torchrun counts processes in RANK, srun in SLURM_PROCID; Lightning Fabric names the machine and the place on it.
-    """
+    """Return whether this process, alone or of a distributed run, is the one that writes: torchrun counts in RANK, srun in
+    SLURM_PROCID, Lightning Fabric by machine and place."""
     names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
     return all(int(os.environ.get(name) or 0) == 0 for name in names)
 
@@ -42,11 +37,9 @@ def held() -> dict[str, str]:
 def run_folder(
     folder: Path, about: Mapping[str, str], keep: bool = False, began: float = math.inf
 ) -> Iterator[None]:
-    """Lock `folder`, write `about` (file -> text) into it, and remove both if the run fails and wrote nothing else.
-
-    A folder that was there stays, and all with ``keep``. What has appeared since ``began`` (s since 1970) belongs to the
-    run: Hydra creates it. Other processes of a distributed run work in the first one's. UserError: another process works in it.
-    """
+    """Lock `folder` (UserError: another process works there), write `about` (file -> text) into it, and remove both if the run
+    fails and wrote nothing else, unless ``keep`` or the folder is older than ``began`` (s since 1970). Other processes of a
+    distributed run work in the first one's."""
     if not is_first():
         yield
         return
@@ -90,9 +83,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=_WAIT_S)
     except Timeout:
-        raise UserError(
-            f"{folder}: expected no other process in this directory; wait for it, or choose hydra.run.dir=<folder>"
-        ) from None
+        why = "expected no other process in this directory; wait for it, or choose hydra.run.dir=<folder>"
+        raise UserError(f"{folder}: {why}") from None
     _HELD.add(place)
     try:
         yield

@@ -77,7 +77,6 @@ class _Frozen(_Base):
         return {name: field.alias or name for name, field in cls.model_fields.items()}
 
     def replace(self, **changes: Any) -> Self:
-        """A validated copy with some values changed."""
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
 
@@ -86,12 +85,8 @@ class Stored(_Frozen):
 
 
 class Settings(_Frozen):
-    """Base of all settings; see the module's docstring. UserError names the first wrong key.
-
-    Class arguments:
-        at: dotted key of the node in a config, for messages and for finding the node in the file.
-        file: the file below `configs/` that holds the defaults; a file of a group holds the group's node at its top level.
-    """
+    """Base of all settings; UserError names the first wrong key. Class arguments: ``at``, the dotted key of the node in a config,
+    and ``file``, which holds the defaults below `configs/`."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
     file: ClassVar[str] = ""
@@ -135,10 +130,8 @@ class Settings(_Frozen):
 
 
 def read(cls: type[S], node: Any, at: str | None = None) -> S:
-    """The node of a config as settings, or the content of a file as stored values; UserError names a wrong key.
-
-    at: where the node stands, for messages, if not at the key of the class: a dotted key, or a file and ": ".
-    """
+    """Return a config node as settings, or a file's content as stored values; UserError names a wrong key after ``at``, a dotted
+    key or a file and ": "."""
     node = plain(node)
     try:
         return cls.model_validate(node)
@@ -209,18 +202,13 @@ _WORDS = {
     "tuple": "a list", "list": "a list", "dict": "keys and values", "mapping": "keys and values", "model": "keys and values",
     "none": "null", "path": "a path", "finite": "a finite number", "extra": "no such key",
 }  # fmt: skip
-_SIGNS = {
-    "greater_than_equal": ">= {ge}",
-    "greater_than": "> {gt}",
-    "less_than_equal": "<= {le}",
-    "less_than": "< {lt}",
-}
+_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 def _expected(error: ErrorDetails) -> str:
     kind, context = error["type"], error.get("ctx", {})
-    if kind in _SIGNS:
-        return _SIGNS[kind].format(**{sign: f"{bound:g}" for sign, bound in context.items()})
+    if bounds := [f"{_SIGNS[sign]} {bound:g}" for sign, bound in context.items() if sign in _SIGNS]:
+        return bounds[0]
     if "expected" in context:  # a Literal
         return str(context["expected"])
     if kind in ("too_short", "too_long"):
@@ -234,8 +222,8 @@ def _expected(error: ErrorDetails) -> str:
 def _path(given: Any, error: ErrorDetails) -> str:
     """The dotted key of an error's place, without pydantic's names of a union's members, which are no keys of the value."""
     path, here = "", given
-    for depth, part in enumerate(error["loc"]):  # the first is a field, also where its value is a default
-        if isinstance(here, Mapping) and (not depth or part in here or error["type"] == "missing"):
+    for part in error["loc"]:
+        if isinstance(here, Mapping) and (part in here or not path or error["type"] == "missing"):
             path, here = f"{path}.{part}", here.get(part)
         elif isinstance(part, int):
             path, here = f"{path}[{part}]", here[part] if part < len(here) else None
@@ -245,7 +233,6 @@ def _path(given: Any, error: ErrorDetails) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as YAML shows it."""
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     return repr(value)

@@ -4,16 +4,14 @@
     with timed("encode"): ...
     timed.table()                     # from the start of the process until now
 
-    with tracing(Path("runs/mine/trace.json")):       # workers that start inside take part
+    with tracing(Path("runs/mine/trace.json")):       # workers that start inside take part; else a span does nothing
         with span("encode", episode=3): ...
 
-Without :func:`tracing` a span does nothing. The trace is an array of Chrome's trace format, whose last bracket may be
-missing: each process appends its spans, one a line.
+The trace has Chrome's format without the last bracket: each process appends its spans, one a line.
 """
 
 import json
 import os
-import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -38,15 +36,8 @@ def span(name: str, **about: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        row = {
-            "name": name,
-            "ph": "X",  # a complete span
-            "ts": start / 1e3,  # µs
-            "dur": (time.time_ns() - start) / 1e3,
-            "pid": os.getpid(),
-            "tid": threading.get_native_id(),
-            "args": about,
-        }
+        row = {"name": name, "ph": "X", "pid": os.getpid(), "tid": threading.get_native_id(), "args": about}
+        row |= {"ts": start / 1e3, "dur": (time.time_ns() - start) / 1e3}  # µs; X: a complete span
         with open(file, "a") as trace:  # one short write: lines of processes do not mix
             trace.write(f"{json.dumps(row)},\n")
 
@@ -65,8 +56,7 @@ def tracing(file: Path) -> Iterator[None]:
 
 def processor_s() -> float:
     """Return the CPU seconds of this process, and of its living and ended descendants."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    found = sum(one.ru_utime + one.ru_stime for one in used)
+    found = sum(os.times()[:4])
     with suppress(OSError):  # a system without /proc
         for task in Path("/proc/self/task").iterdir():
             for pid in (task / "children").read_text().split():
@@ -87,11 +77,7 @@ def age_s() -> float:
 
 
 class Stages:
-    """The time of each step of a run, in a file that the first process writes.
-
-    A row: ``stage``, ``seconds`` (wall), ``processor_s`` (of all processes that ended with the step), ``unused_s`` (wall
-    times cores less CPU seconds).
-    """
+    """The time of each step of a run, in a file: wall seconds, CPU seconds of all processes, and wall times cores less those."""
 
     def __init__(self, file: Path):
         self.file, self._cores = file, len(os.sched_getaffinity(0))

@@ -21,7 +21,7 @@ from itertools import islice
 from multiprocessing import connection, forkserver, get_context, parent_process, resource_tracker
 from queue import Empty, SimpleQueue
 from threading import RLock, Thread
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from s2robot.core.errors import UserError
 from s2robot.core.settings import Settings, from_yaml
@@ -37,16 +37,13 @@ class Died(UserError):
 
 
 class Worker(Protocol):
-    """One worker of an engine. Its methods block: `start` until it can take a task, `call` until it has the result of
-    `function(*given)` or `function(state, *given)`. Both raise Died, also when `kill` is called meanwhile."""
+    """One worker of an engine. `start` blocks until it can take a task, `call` until it has the result of `function(*given)`
+    or `function(state, *given)`; both raise Died, also when `kill` is called meanwhile. `stop` follows its last task."""
 
     def start(self) -> None: ...
-
     def call(self, function: Callable, given: tuple) -> Any: ...
-
     def kill(self) -> None: ...
-
-    def stop(self) -> None: ...  # after its last task
+    def stop(self) -> None: ...
 
 
 class _Task:
@@ -55,13 +52,10 @@ class _Task:
 
 
 class Pool:
-    """Workers that share a queue of tasks; leaving the context drops tasks that have not begun.
-
-    A thread for each worker starts with the tasks. ``lost`` counts tasks that had to be restarted.
-    """
+    """Workers, a thread each, that share a queue of tasks; leaving the context drops tasks that have not begun."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
-        self.lost = 0
+        self.lost = 0  # tasks that had to be restarted
         self._workers, self._threads = workers, list[Thread]()
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()  # None wakes a thread when the pool closes
         self._lock, self._closed, self._failed_starts = RLock(), False, 0
@@ -129,7 +123,6 @@ class Pool:
                 yield task
 
     def _serve(self, worker: Worker) -> None:
-        """Run tasks in one worker until the pool closes, and restart it when it dies."""
         try:
             while self._start(worker):
                 while (task := self._tasks.get()) and self._run(worker, task):
@@ -182,41 +175,23 @@ class Pool:
         return True
 
 
-# ---------------------------------------------------------------- engines
-
-
-class Engine(Protocol):
-    """Where workers run."""
-
-    @property
-    def is_remote(self) -> bool:
-        """On other machines too: workers encode what they draw, as features are smaller than frames."""
-
-    def pool(self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool) -> Pool:
-        """A pool of ``count`` workers, or of the engine's own number; arguments as in :func:`worker_pool`."""
-
-    def overrides(self) -> tuple[str, ...]:
-        """Overrides that make a command run on the same engine."""
-
-
 class Local(Settings, at="engine", file="engine/local"):
-    """Processes of this machine, the default; configs/engine/local.yaml documents each value."""
+    """Processes of this machine, the default; configs/engine/local.yaml documents each value. `Ray` is the other engine."""
 
     name: str = from_yaml()
     workers: int | None = from_yaml(ge=1)
-
-    @property
-    def is_remote(self) -> bool:
-        return False
+    is_remote: ClassVar[bool] = False  # on other machines too: workers encode what they draw
 
     def pool(self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool) -> Pool:
+        """Return a pool of ``count`` workers, or of the engine's own number; arguments as in :func:`worker_pool`."""
         return Pool([Process(make) for _ in range(self.workers or count)])
 
     def overrides(self) -> tuple[str, ...]:
+        """Return the overrides that make a command run on the same engine."""
         return () if self.workers is None else (f"engine.workers={self.workers}",)
 
 
-_engine: Engine | None = None
+_engine: Any = None  # Local or Ray
 
 
 def worker_pool(
@@ -224,24 +199,18 @@ def worker_pool(
 ) -> Pool:
     """Return a pool on the engine in use.
 
-    Args:
-        workers: how many.
-        make: called in each worker before its first task; the result is the first argument of the functions.
-            Sent to each worker once, with everything that it holds.
-        encodes: whether tasks can use an accelerator.
-        anywhere: whether tasks may run on another machine: they use no files of this one.
+    ``make``, called in each worker before its first task, gives the first argument of the functions; ``encodes``: tasks can
+    use an accelerator; ``anywhere``: they use no files of this machine.
     """
     return engine_in_use().pool(max(1, workers), make, encodes, anywhere)
 
 
-def engine_in_use() -> Engine:
-    """Return the engine of pools that are made now."""
+def engine_in_use() -> Any:
     return _engine or Local()
 
 
 @contextmanager
-def running_on(engine: Engine) -> Iterator[None]:
-    """Run pools that are made inside on another engine."""
+def running_on(engine: Any) -> Iterator[None]:
     global _engine
     before, _engine = _engine, engine
     try:
@@ -250,15 +219,9 @@ def running_on(engine: Engine) -> Iterator[None]:
         _engine = before
 
 
-# ---------------------------------------------------------------- a process of this machine
-
-
 def prepare() -> None:
-    """Start the fork server, which imports what workers need in the background.
-
-    It holds neither threads nor an OpenGL context; a fork of this process might, which would not be safe. Each worker
-    imports the simulator itself, because that import opens an EGL display. Workers ignore Ctrl-C: this process stops them.
-    """
+    """Start the fork server, which imports what workers need in the background. It has neither threads nor an OpenGL context;
+    so each worker imports the simulator itself. Workers ignore Ctrl-C: this process stops them."""
     forkserver.set_forkserver_preload(list(SLOW_IMPORTS))
     resource_tracker.ensure_running()  # the fork server would start it, and it unblocks Ctrl-C
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by what starts now
@@ -273,10 +236,7 @@ def prepare() -> None:
 
 
 class Process:
-    """A worker that is a local process, forked from a server that has done the slow imports.
-
-    Tasks and results travel as plain pickles: torch's pickler would use shared memory, which is 64 MB in a container.
-    """
+    """A worker that is a local process, forked from a server that has done the slow imports."""
 
     def __init__(self, make: Callable[[], Any] | None) -> None:
         self._given = pickle.dumps(make)
@@ -288,8 +248,7 @@ class Process:
         self.stop()
         context = get_context("forkserver")
         self._connection, end = context.Pipe()
-        given = end, self._given, ONE_THREAD | os.environ
-        process = context.Process(target=_work, args=given, daemon=True)
+        process = context.Process(target=_work, args=(end, self._given, ONE_THREAD | os.environ), daemon=True)
         process.start()
         self._process = process
         end.close()

@@ -79,15 +79,15 @@ def evaluate_checkpoint(
     """Evaluate a checkpoint; writes episodes.jsonl, videos/ and summary.json into `out`, and returns the summary.
 
     Args:
-        checkpoint, out: what `s2robot train` wrote; run directory, in which an unfinished evaluation is resumed.
-        world: its cameras at least the policy's; the world of the policy's demos if not given.
+        out: run directory, in which an unfinished evaluation is resumed.
+        world: with the policy's cameras at least; by default the world of the policy's demos.
         weights: the encoder's weights file, if it lies elsewhere than at training time.
         demos: for control `nearest_demo`.
         selects: the result chooses among checkpoints, at positions that a report may not use.
 
     Raises:
-        PolicyError, UserError: a checkpoint that is damaged or of another robot, rate, encoder or cameras; positions
-            that the policy or an ancestor was trained on or selected by; episodes of other settings in `out`.
+        PolicyError, UserError: a checkpoint that is damaged or does not fit the world; positions that the policy or an
+            ancestor was trained on or selected by; episodes of other settings in `out`.
     """
     start, e = time.monotonic(), settings or EvaluateSettings()
     # on the CPU: only workers may have the device
@@ -106,8 +106,7 @@ def evaluate_checkpoint(
         "policy.spec": spec,
         "encoder": contract["encoder"]["fingerprint"],
         "features_dtype": dtype,
-        "evaluate.seed": e.seed,
-        "evaluate.control": e.control,
+        **{"evaluate.seed": e.seed, "evaluate.control": e.control},
         "env": config.model_dump(),
         **({"demos": demos.fingerprint} if demos is not None else {}),
     }
@@ -168,7 +167,6 @@ def world_for(
 
 
 def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str], seed: int) -> dict[str, Any]:
-    """Return what a summary stores of policy, world and program."""
     return {
         **({} if config.task == DEFAULT else {"task": config.about()}),
         "encoder": contract["encoder"],
@@ -201,10 +199,9 @@ def world_changes(trained: Mapping[str, Any], config: TaskSettings) -> list[str]
 
 
 def camera_changes(trained: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """Return how the evaluated cameras differ from those of the demos, a text each.
+    """Return how the evaluated cameras differ from those of the demos, a text each; what one side lacks is not compared.
 
-    Both: camera -> `body` that carries it, `position` on that (m), `quaternion` (w, x, y, z), `fovy` (degrees). Facts
-    that one side lacks are not compared; nor is `size`, because frames are drawn as the encoder needs them.
+    Both: camera -> `body` that carries it, `position` on that (m), `quaternion` (w, x, y, z), `fovy` (degrees).
     """
     changes = []
     for name, now in ours.items():

@@ -90,7 +90,6 @@ class Measured:
 
     @property
     def ranking(self) -> str:
-        """The measure that ranks the episodes."""
         return OVERALL if OVERALL in self.errors["policy"] else next(iter(self.errors["policy"]))
 
     def worst_first(self) -> list[int]:
@@ -139,7 +138,6 @@ def measure(
 
 
 def _errors(policy: ChunkPolicy, found: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Errors (n, K) by measure, of actions (n, K, A)."""
     parts = policy.spec.action
     away = (parts.inner(found) - parts.inner(wanted)).abs() / policy.normaliser.action.scale.cpu()
     scaled = [away[..., at] for part, at in parts.inside if part.kind != "binary"]
@@ -150,6 +148,7 @@ def _errors(policy: ChunkPolicy, found: torch.Tensor, wanted: torch.Tensor) -> d
 def summarise(policy: ChunkPolicy, measured: Measured) -> dict[str, Any]:
     """Return the figures by part as JSON types, and whether the policy is better than both baselines."""
     parts = [_part(part, measured, policy.spec.action_parts is None) for part in policy.spec.action.parts]
+    errors = measured.errors["policy"]
     judged = [part for part in parts if part["measure"] == "error"] or parts
     worse = {m: [part["part"] for part in judged if not part["better_than"][m]] for m in METHODS[1:]}
     failed = [f"NOT better than {WORDS[m]} in {', '.join(names)}" for m, names in worse.items() if names]
@@ -157,11 +156,9 @@ def summarise(policy: ChunkPolicy, measured: Measured) -> dict[str, Any]:
         "verdict": f"{'; '.join(map(_words, parts))}: {' and '.join(failed) or 'better than both baselines'}",
         "better": not failed,
         "parts": parts,
-        "overall": _figures(measured, OVERALL) if OVERALL in measured.errors["policy"] else None,
+        "overall": _figures(measured, OVERALL) if OVERALL in errors else None,
         "episodes": measured.episodes,
-        "by_episode": {
-            n: {m: measured.values(m, n).tolist() for m in METHODS} for n in measured.errors["policy"]
-        },
+        "by_episode": {n: {m: measured.values(m, n).tolist() for m in METHODS} for n in errors},
         "steps": int(measured.counts[:, 0].sum()),
         "execute": measured.execute,
     }
@@ -199,11 +196,8 @@ def _figures(measured: Measured, name: str) -> dict[str, Any]:
 
 
 def interval(values: np.ndarray, of: np.ndarray | None = None, most: float = math.inf) -> dict[str, Any]:
-    """Return the mean of values (E,), or its ratio to the mean of others, with its 95 % interval; None if undefined.
-
-    For new episodes: jackknife with Student's quantile; for a mean that is the t interval, and a ratio is taken by its
-    logarithm. One episode has none. `most`: upper bound of the interval, 1 of a share.
-    """
+    """Return the mean of values (E,), or its ratio to the mean of others, with its 95 % interval for new episodes: jackknife
+    with Student's quantile, of a ratio by its logarithm. None if undefined; `most`: upper bound."""
     from scipy.stats import t  # half a second, which readers of settings need not wait for
 
     count = len(values)
@@ -214,9 +208,8 @@ def interval(values: np.ndarray, of: np.ndarray | None = None, most: float = mat
         if of is None:
             whole, others = values.mean(), (values.sum() - values) / (count - 1)
         else:
-            whole, others = (
-                np.log(x) for x in (values.sum() / of.sum(), (values.sum() - values) / (of.sum() - of))
-            )
+            whole = np.log(values.sum() / of.sum())
+            others = np.log((values.sum() - values) / (of.sum() - of))
         half = t.ppf(0.975, count - 1) * np.sqrt((count - 1) * others.var())
     if not math.isfinite(half):
         return {"value": back(whole), "low": None, "high": None}

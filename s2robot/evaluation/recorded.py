@@ -17,6 +17,7 @@ from yaml import YAMLError
 from s2robot.config import DemosSettings
 from s2robot.core.errors import UserError
 from s2robot.core.files import write_json
+from s2robot.core.parts import number_names
 from s2robot.core.progress import bar
 from s2robot.core.provenance import command, policy_sha256, versions
 from s2robot.core.settings import Settings, from_yaml, plain, read
@@ -72,18 +73,13 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
     actions = store["action"]  # the baseline: the mean of what was trained on, else of all that is predicted
     rows = np.concatenate([actions[store.episode_slice(i)] for i in trained or chosen])
     measured = measure(policy, store, plans, mean_action(policy, rows))
+    unseen = {"unseen": "unknown", "note": lineage.note} if lineage.unknown else {"unseen": True}
+    about = {"path": str(store.path), "fingerprint": store.fingerprint, "rate_hz": store.attrs["rate_hz"]}
+    identity = {"sha256": policy_sha256(checkpoint), "checkpoint": str(checkpoint)}
     summary = {
         **summarise(policy, measured),
-        "dataset": {
-            "path": str(store.path),
-            "fingerprint": store.fingerprint,
-            "rate_hz": store.attrs["rate_hz"],
-            "trained_on": bool(trained),
-            "unseen": "unknown" if lineage.unknown else True,
-            **({"note": lineage.note} if lineage.unknown else {}),
-        },
-        "policy": policy.spec.to_dict()
-        | {"sha256": policy_sha256(checkpoint), "checkpoint": str(checkpoint)},
+        "dataset": {**about, "trained_on": bool(trained), **unseen},
+        "policy": policy.spec.to_dict() | identity,
         "versions": versions(),
         "command": command(),
     }
@@ -103,9 +99,10 @@ def _chosen(episodes: Any, trained: list[int], store: EpisodeStore, checkpoint: 
     seen = sorted(set(wanted) - set(unseen))
     if seen or not wanted:
         some = ", ".join(map(str, unseen[:10])) + (", ..." if len(unseen) > 10 else "")
+        some = some or "none; train.validation=0.1 holds some out"
         raise UserError(
             f"demos.episodes: expected some of the {len(unseen)} episodes of {store.path} that neither {checkpoint} nor an "
-            f"ancestor was trained on ({some or 'none; train.validation=0.1 holds some out'}), got {seen[0] if seen else 'none'}"
+            f"ancestor was trained on ({some}), got {seen[0] if seen else 'none'}"
         )
     return wanted
 
@@ -121,9 +118,8 @@ def _of_training(checkpoint: Path) -> DemosSettings:
         where = Path(OmegaConf.load(config / "hydra.yaml").hydra.runtime.cwd)
         mixed = [dict(each) for each in found.get("mix") or []]
     except (OSError, AttributeError, ValueError, TypeError, YAMLError):  # none, or damaged
-        raise UserError(
-            f"{checkpoint}: no run folder around it that names its demos, expected demos.path=<the dataset>"
-        ) from None
+        why = "no run folder around it that names its demos, expected demos.path=<the dataset>"
+        raise UserError(f"{checkpoint}: {why}") from None
     for each in [found, *mixed]:
         each |= {"path": str(where / each["path"])} if each.get("path") else {}
     found |= {"mix": mixed or None}
@@ -132,7 +128,6 @@ def _of_training(checkpoint: Path) -> DemosSettings:
 
 
 def _check(store: EpisodeStore, contract: Mapping[str, Any], policy: ChunkPolicy, encoder: S2Encoder) -> None:
-    """Reject data that the policy cannot act on."""
     about = store.attrs
     ours = {} if "source" in about else {"robot": store.robot}  # imported data have names of their own
     keys = ("action_frame", "rate_hz", "action_parts", "proprio_parts")
@@ -178,9 +173,7 @@ def _write_report(
 
 def _row(part: Mapping[str, Any]) -> list[str]:
     cells = [part["part"], f"{part['measure']} {part['unit']}"]
-    for figure in (
-        part.get(name) for name in ("policy", "of_repeat", "of_mean")
-    ):  # accuracies have no ratios
+    for figure in map(part.get, ("policy", "of_repeat", "of_mean")):  # accuracies have no ratios
         value, low, high = (None if figure is None else figure[key] for key in ("value", "low", "high"))
         cells += ["–" if value is None else f"{value:.3g}", "–" if low is None else f"{low:.3g}–{high:.3g}"]
     return cells
@@ -199,13 +192,8 @@ def _episode(number: int, plan: np.ndarray, parts: Parts, store: EpisodeStore) -
     """Every number of the action over time: recorded, the first action of each plan, and now and then a whole plan."""
     steps, chunk = plan.shape[:2]
     time, actions = np.arange(steps) / store.attrs["rate_hz"], store["action"][store.episode_slice(number)]
-    names = [
-        part.name if part.size == 1 else f"{part.name} {part.names[i] if part.names else i}"
-        for part, at in parts.outside
-        for i in range(at.stop - at.start)
-    ]
     panels, thin = [], {"lw": 1, "marker": None}
-    for place, name in enumerate(names):
+    for place, name in enumerate(number_names(parts.parts)):
         lines = [plots.Line(time, actions[:, place], "recorded", INK)]
         for t in range(0, steps if chunk > 1 else 0, chunk):
             y = plan[t, : steps - t, place]

@@ -15,9 +15,8 @@ import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -46,8 +45,6 @@ class _Record(Stored):
 
 
 class _Summary(Stored):
-    """What every summary holds."""
-
     success: Fraction
     low: Fraction
     high: Fraction
@@ -63,17 +60,10 @@ _COMMON = {*_Record.model_fields, "progress", "fault"}
 
 
 class Journal:
-    """Finished episodes on disk.
+    """Finished episodes on disk, in `episodes.jsonl`; opening drops what a kill has left unfinished.
 
-    Args:
-        path: `episodes.jsonl`.
-        settings: JSON types, of everything that decides an episode; None: they are not stored.
-        resume: False, or without settings: whatever is there is written over.
-
-    Opening drops a last line that a kill has cut off, and any episode whose actions are not on disk.
-
-    Raises:
-        UserError: episodes made with other settings are there, or a broken line before the last.
+    Without ``resume``, or without ``settings`` (JSON types, all that decides an episode), what is there is written over.
+    UserError: episodes of other settings are there, or a broken line before the last.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any] | None = None, resume: bool = True):
@@ -114,23 +104,14 @@ class Journal:
 
 
 def write_records(records: Sequence[Record], path: Path) -> None:
-    """Write all records in order, replacing the journal at once."""
     write_text(path, "".join(json.dumps(r) + "\n" for r in records))
 
 
 def read_records(
     path: Path, first: int | None = None, counts: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """Return the episodes of an evaluation (one JSON object a line), in order.
-
-    Args:
-        path: `episodes.jsonl`.
-        first: only episodes below this number.
-        counts: as many `episodes` and `successes` are expected.
-
-    Raises:
-        UserError: names file and line for a missing file, a broken line or a wrong key; or other counts.
-    """
+    """Return the episodes of `episodes.jsonl` in order, below the number ``first`` if given; UserError for a missing file, a
+    broken line, a wrong key, or other `episodes` and `successes` than ``counts``."""
     records: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         where = f"{path} line {number}: "
@@ -147,14 +128,12 @@ def read_records(
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """Return summary.json of an evaluation; UserError if it is missing, broken or incomplete."""
     summary = read_json(path)
     read(_Summary, summary, f"{path}: ")
     return summary
 
 
 def read_actions(run_dir: Path, episode: int) -> np.ndarray:
-    """Return the actions of an episode of a run directory, float32 (steps, A)."""
     return np.load(_actions_file(run_dir, episode), allow_pickle=False)
 
 
@@ -173,16 +152,12 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[flo
     return float(interval.low), float(interval.high)
 
 
-@dataclass(frozen=True)
-class Known:
-    """The task of an evaluation's records."""
-
+class Known(NamedTuple):
     settings: type[TaskSettings]
     success_text: str
     failures: Mapping[str, str]
 
     def failure(self, stage: str) -> str:
-        """Describe an episode that failed with this stage as its furthest."""
         return self.failures.get(stage, f"came as far as {stage}")
 
 
@@ -194,15 +169,11 @@ def known_of(summary: Mapping[str, Any]) -> Known:
 
 
 def summarise(records: Sequence[Record], stages: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the part of summary.json that follows from the episode records.
-
-    low and high are Wilson's at 95 %, by_stage counts episodes by their furthest stage.
-    """
+    """Return the part of summary.json that follows from the records, with Wilson's 95 % interval."""
     by_stage = dict.fromkeys(settings_class_or_base(DEFAULT).stages if stages is None else stages, 0)
     for record in records:
-        by_stage[record["stage"]] = (
-            by_stage.get(record["stage"], 0) + 1
-        )  # a user's task may lack it in its `stages`
+        stage = record["stage"]  # a user's task may lack it in its `stages`
+        by_stage[stage] = by_stage.get(stage, 0) + 1
     successes = sum(bool(record["success"]) for record in records)
     low, high = wilson(successes, len(records))
     times = [r["time_to_success_s"] for r in records if r["success"] and r["time_to_success_s"] is not None]
@@ -225,8 +196,6 @@ def where_of(record: Record) -> dict[str, Any]:
 def headline(summary: Mapping[str, Any]) -> str:
     """Return "The policy stacked the objects in 118 of 128 episodes: 92.2 % (95 % interval 86.2–95.7 %)"."""
     noun = "episode" if summary["episodes"] == 1 else "episodes"
-    return (
-        f"The policy {known_of(summary).success_text} in {summary['successes']} of {summary['episodes']} {noun}: "
-        f"{100 * summary['success']:.1f} % "
-        f"(95 % interval {100 * summary['low']:.1f}–{100 * summary['high']:.1f} %)"
-    )
+    share, low, high = (f"{100 * summary[key]:.1f}" for key in ("success", "low", "high"))
+    count = f"{summary['successes']} of {summary['episodes']} {noun}"
+    return f"The policy {known_of(summary).success_text} in {count}: {share} % (95 % interval {low}–{high} %)"

@@ -30,14 +30,8 @@ _TRAINING = (
 
 
 def write_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
-    """Write `report.html` into an evaluation's run folder and return its path.
-
-    Videos are embedded, failures first, up to about `video_bytes` of text; the page names the others.
-
-    Raises:
-        UserError: summary.json or episodes.jsonl is missing, broken or contradicts the other, or an optional file is
-            broken; an earlier report stays.
-    """
+    """Write `report.html` into an evaluation's run folder, with videos, failures first, up to about `video_bytes` of text.
+    UserError if a file is missing, broken or contradicts another; an earlier report stays."""
     summary = read_summary(run_dir / "summary.json")
     known, records = known_of(summary), read_records(run_dir / "episodes.jsonl", counts=summary)
     films, shown = page.videos(run_dir, _films(records, known), video_bytes)
@@ -75,7 +69,6 @@ def _head(summary: Mapping[str, Any]) -> list[Block]:
 
 
 def _fitted(summary: Mapping[str, Any]) -> str | None:
-    """On how many demos the policy was fitted, if its checkpoint stores that."""
     training = summary.get("training") or {}
     if "demos" not in training:
         return None
@@ -117,7 +110,6 @@ def _failures(records: Sequence[Record], known: Known, shown: Sequence[str]) -> 
 
 
 def _films(records: Sequence[Record], known: Known) -> Iterator[tuple[str, str, str]]:
-    """The videos to embed, failures first."""
     for record in sorted((r for r in records if r["video"] is not None), key=lambda r: r["success"]):
         outcome = "success" if record["success"] else f"failure, {known.failure(record['stage'])}"
         number = record["episode"]
@@ -144,21 +136,15 @@ def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[plots.Panel]:
             continue
         tries = points if name == "success" else []
         ends = [wilson(round(row["success"] * row["tried"]), int(row["tried"])) for row in tries]
-        held_out = column.startswith("val_")
-        line = plots.Line(
-            [row["step"] for row in points],
-            [row[column] for row in points],
-            "held out" if held_out else "trained on" if column.startswith("train_") else "",
-            VERMILLION if held_out else BLUE,
-            [low for low, _ in ends],
-            [high for _, high in ends],
-            {"ls": (0, (3, 2))} if held_out else {},
-        )
-        lines.setdefault(name, []).append(line)
+        low, high = [low for low, _ in ends], [high for _, high in ends]
+        steps, values = ([row[key] for row in points] for key in ("step", column))
+        label, colour, style = "trained on" if column.startswith("train_") else "", BLUE, dict[str, Any]()
+        if column.startswith("val_"):
+            label, colour, style = "held out", VERMILLION, {"ls": (0, (3, 2))}
+        lines.setdefault(name, []).append(plots.Line(steps, values, label, colour, low, high, style))
     log = {name: "y" if name.endswith(("loss", "error", "grad_norm")) else "" for name in lines}
-    return [
-        plots.Panel(n.replace("_", " "), found, "gradient step", log=log[n]) for n, found in lines.items()
-    ]
+    found = lines.items()
+    return [plots.Panel(name.replace("_", " "), own, "gradient step", log=log[name]) for name, own in found]
 
 
 def _settings(summary: Mapping[str, Any], known: Known) -> list[tuple[str, Any]]:

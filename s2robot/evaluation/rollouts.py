@@ -35,11 +35,8 @@ from s2robot.policies import BatchActor, ChunkPolicy
 class LearnedPlanner:
     """Plans the next ``execute`` actions by a trained policy, one episode after another.
 
-    Args:
-        policy, encoder: put on the device at the first episode, in the process that runs it.
-        cameras: in the policy's order.
-        dtype: to which features are rounded.
-        device, threads: as :func:`device_of` takes it, and of torch; None leaves them.
+    ``dtype``: to which features are rounded. ``device``: where the networks go at the first episode, in the process that
+    runs it. ``threads``: torch's; None leaves them.
     """
 
     def __init__(
@@ -54,8 +51,7 @@ class LearnedPlanner:
         self.policy, self.encoder, self.cameras, self.dtype = policy, encoder, tuple(cameras), dtype
         self.device, self.threads = device, threads
         self._actor: BatchActor | None = None
-        memory = BatchActor(policy, 1)
-        self.execute, self.every_step = memory.execute, memory.every_step
+        self.execute, self.every_step = (memory := BatchActor(policy, 1)).execute, memory.every_step
         self.seconds = {"encode_s": 0.0, "policy_s": 0.0}
         self._last: np.ndarray | None = None
 
@@ -143,8 +139,6 @@ Planner = LearnedPlanner | NearestDemo
 
 @dataclass(frozen=True)
 class Rollouts:
-    """The outcome of :func:`run_episodes`."""
-
     records: list[dict[str, Any]]  # sorted by episode
     actions: dict[int, np.ndarray]  # episode -> float32 (steps, A)
     spent: dict[str, float]  # seconds of all workers together, of the episodes that ran now
@@ -161,11 +155,7 @@ def run_episodes(
     settings: Mapping[str, Any] | None = None,
     resume: bool = True,
 ) -> Rollouts:
-    """Try every position once; each ended episode is appended to ``journal`` (JSON lines) at once.
-
-    ``settings``: all that decides an episode, as JSON types. With them, and unless ``resume`` is False, episodes in the
-    journal are not run again (UserError if it has other settings); else the journal is emptied.
-    """
+    """Try every position once; each ended episode is appended to the :class:`Journal` at ``journal`` at once."""
     known = Journal(journal, settings, resume)
     spent = Counter({"simulate_s": 0.0})
     todo = [(e, seed + e) for e in range(episodes) if e not in known.records]
@@ -217,12 +207,8 @@ class World:
 def _record(episode: int, seed: int, info: Mapping[str, Any], rate: float) -> dict[str, Any]:
     success, steps = bool(info["is_success"]), int(info["steps"])
     return {
-        "episode": episode,
-        "seed": seed,
-        **json.loads(info["where"]),
-        "success": success,
-        "stage": str(info["stage"]),
-        "steps": steps,
+        **{"episode": episode, "seed": seed, **json.loads(info["where"])},
+        **{"success": success, "stage": str(info["stage"]), "steps": steps},
         "time_to_success_s": steps / rate if success else None,
         **json.loads(info["best"]),
         "video": None,

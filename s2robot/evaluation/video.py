@@ -1,9 +1,7 @@
-"""Episodes as videos that every browser plays: cameras side by side below a caption bar.
+"""Episodes as videos that every browser plays: cameras side by side below a caption bar. Imports no torch.
 
-    write_video(run / "videos/episode_012.mp4", frames, record, stages=stages)
-    film(world, record, actions, path)        # of an episode that is run again from its seed and its actions
-
-Each process that films imports this module, and no torch with it.
+write_video(run / "videos/episode_012.mp4", frames, record, stages=stages)
+film(world, record, actions, path)        # of an episode that is run again from its seed and its actions
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,10 +29,7 @@ if TYPE_CHECKING:  # it would load torch
 Frame = Mapping[str, np.ndarray]  # camera -> uint8 (H, W, 3)
 
 _BAR, _TEXT = (24, 26, 30), (240, 240, 240)
-_GOOD, _BAD = (
-    (86, 180, 233),
-    (230, 159, 0),
-)  # Okabe and Ito's sky blue and orange, both bright on the dark bar
+_GOOD, _BAD = (86, 180, 233), (230, 159, 0)  # Okabe and Ito's sky blue and orange, bright on the dark bar
 _LEAST_WIDTH = 24  # characters' heights; narrower images get a margin, so that the caption fits
 _GAP = 4  # px between cameras
 
@@ -60,11 +55,7 @@ def film_some(
 
 
 def film(world: TaskSettings, record: Mapping[str, Any], actions: np.ndarray, path: Path) -> Path:
-    """Run an episode again and write it as a video at the image size of the world.
-
-    Raises:
-        UserError: the episode ends in another stage than its record says.
-    """
+    """Run an episode again and write it as a video; UserError if it ends in another stage than its record says."""
     frames, stages = rerun(world, record["seed"], actions)
     if stages[-1] != record["stage"]:
         raise UserError(
@@ -95,19 +86,15 @@ def write_video(
     height: int | None = None,
     hold_s: float = 1.0,
 ) -> Path:
-    """Write an episode as H.264 (yuv420p, fast start).
+    """Write an episode as H.264, whole or not at all; UserError if it cannot be (disk full, no ffmpeg).
 
     Args:
-        path: of the video, which appears whole or not at all.
         frames: camera -> uint8 (H, W, 3) RGB for each step, the first being the reset.
         record: with episode, seed, success and stage.
         stages: at each frame; without them the bar shows the furthest stage of the episode.
         rate: steps a second, also of the video.
         height: to which cameras are scaled (px); None: that of the tallest, at least 224.
         hold_s: duration of the last frame.
-
-    Raises:
-        UserError: the video cannot be written (disk full, no ffmpeg).
     """
     size = height or max(224, *(image.shape[0] for image in frames[0].values()))
     upper, last = f"episode {record['episode']} · seed {record['seed']}", len(frames) - 1
@@ -144,10 +131,7 @@ def side_by_side(images: Frame, height: int) -> np.ndarray:
 
 
 def _picture(views: np.ndarray, upper: str, success: bool, lower: str) -> np.ndarray:
-    """The cameras of one step below the caption bar, even in both sizes as yuv420p requires. (H, W, 3)
-
-    The bar is on top because browsers lay their controls over the lower edge.
-    """
+    """The cameras of one step below a caption bar (browsers cover the lower edge), even in both sizes for yuv420p. (H, W, 3)"""
     height = len(views)
     font = _font(max(13, height // 16))
     width = max(_LEAST_WIDTH * round(font.size), views.shape[1])

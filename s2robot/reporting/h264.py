@@ -19,17 +19,10 @@ def encode(
     crf: int = 24,
     key_every: int | None = None,
 ) -> None:
-    """Write images, uint8 RGB and even in both sizes, as yuv420p with the index in front.
+    """Write images of ``shape``, uint8 RGB and even in both sizes, as yuv420p with the index in front.
 
-    Args:
-        path: a temporary name.
-        images: all of `shape`, (H, W) or (H, W, 3).
-        rate: images a second.
-        crf: x264's constant quality, 0 to 51, smaller is better.
-        key_every: distance of key frames, for players that seek; None: the encoder's choice.
-
-    Raises:
-        OSError: ffmpeg did not finish (a full disk, a killed process); RuntimeError: there is none.
+    ``crf``: x264's constant quality, 0 to 51; ``key_every``: distance of key frames, for players that seek. OSError: ffmpeg did
+    not finish (a full disk, a killed process); RuntimeError: there is none.
     """
     seekable = [] if key_every is None else ["-g", str(key_every), "-bf", "0"]
     # one thread: the other cores are simulating

@@ -36,18 +36,12 @@ class Section:
 
 
 def write_report_page(path: Path, title: str, head: Sequence[Block], sections: Sequence[Section]) -> Path:
-    """Write a report, see :func:`write_page`."""
-    filled = [replace(s, blocks=[block for block in s.blocks if block]) for s in sections]
-    return write_page(
-        path, "report.html.j2", title=title, head=head, sections=[s for s in filled if s.blocks]
-    )
+    filled = [replace(s, blocks=blocks) for s in sections if (blocks := [b for b in s.blocks if b])]
+    return write_page(path, "report.html.j2", title=title, head=head, sections=filled)
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Write a page, whole or not at all; UserError if it cannot be.
-
-    template: file name in `templates/`. values: all that it names, `title` among them.
-    """
+    """Write a page of `templates/`, whole or not at all; UserError if it cannot be."""
     text = _environment().get_template(template).render(values)
     try:
         write_text(path, text)
@@ -66,7 +60,6 @@ def _environment() -> Environment:
 
 
 def _as_it_is(name: str) -> Markup:
-    """A stylesheet or script of `templates/`."""
     return Markup((TEMPLATES / name).read_text(encoding="utf-8").strip())
 
 
@@ -81,7 +74,6 @@ def figure(plot: Figure, name: str, about: str, title: str = "") -> Block:
 
 
 def _described(svg: Markup, about: str) -> Markup:
-    """The SVG with a description for those who cannot see it."""
     label = f'<svg role="img" aria-label="{escape(about)}" '
     return Markup(str(svg).replace("<svg ", label, 1))  # str: Markup's own replace would escape the tag
 
@@ -89,10 +81,8 @@ def _described(svg: Markup, about: str) -> Markup:
 def videos(
     run_dir: Path, films: Iterable[tuple[str, str, str]], limit: int
 ) -> tuple[Block | None, list[str]]:
-    """Return the films as a block, with their content up to about `limit` bytes of text, and the names of those shown.
-
-    films: id in the page, path in the run directory and caption of each. UserError for a path that leads out of it.
-    """
+    """Return the films (name, path, caption) as a block, up to about `limit` bytes of text, and the names of those shown;
+    UserError for a path that leads out of the run directory."""
     shown, omitted, used = [], [], 0
     for name, path, caption in films:
         file = run_dir / path

@@ -146,30 +146,24 @@ def layouts(
     about: Mapping[str, Any],
     legend: Sequence[tuple[str, str, str]] = (),
 ) -> Figure:
-    """Draw where episodes began, by title and groups; `about`: summary of an evaluation.
-
-    legend: label, marker and colour, where the groups of several panels have no labels of their own.
-    """
+    """Draw where episodes began, by title and groups, in panels that may share a legend of labels, markers and colours."""
     small = len(panels) > 1
     figure, places = _grid(len(panels), 3, (3.5, 3.4) if small else (6.4, 6.2))
     for axes, (title, groups) in zip(places, panels, strict=True):
         task.draw_layout(axes, groups, about, small)
         axes.set_title(title, fontsize=9.5, fontweight="normal")
-    handles: list[Any] = [
-        Line2D([], [], color=colour, marker=marker, ls="none", ms=7, label=label)
-        for label, marker, colour in legend
-    ] or places[0].get_legend_handles_labels()[0]
+    style: dict[str, Any] = {"ls": "none", "ms": 7}
+    own = [Line2D([], [], color=c, marker=marker, label=label, **style) for label, marker, c in legend]
+    handles: list[Any] = own or places[0].get_legend_handles_labels()[0]
     figure.legend(handles=handles, loc="outside lower center", ncols=3 if small else 2, fontsize=9)
     return figure
 
 
 def mark_size(count: int, panels: int = 1) -> float:
-    """Return a mark's area in square points, smaller where there are more."""
     return float(np.clip(9000 / panels / max(count, 1), 14, 70))
 
 
 def _grid(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels, at most so many a row."""
     columns = min(columns, max(1, count))
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.5), layout="constrained")

@@ -1,15 +1,12 @@
-"""The look of all plots: colours, fonts, and the way into a file or a page.
+"""The look of all plots: colours (Okabe and Ito's, safe for colour-blind readers), fonts, and the way into a file or a page.
 
-    @styled
-    def my_plot(values):
-        figure = Figure(figsize=(6, 3), layout="constrained")
-        figure.add_subplot().plot(values, color=BLUE)
-        return figure
+@styled
+def my_plot(values):
+    figure = Figure(figsize=(6, 3), layout="constrained")  # no pyplot: it needs no display
+    ...
 
-    save_figure(my_plot(values), run / "mine.png")
-    svg = figure_svg(my_plot(values), "mine")        # for a page, whose light or dark colours it follows
-
-Colours are Okabe and Ito's (safe for colour-blind readers). Figures are made without pyplot, so they need no display.
+save_figure(my_plot(values), run / "mine.png")
+svg = figure_svg(my_plot(values), "mine")        # for a page, whose light or dark colours it follows
 """
 
 import io
@@ -41,10 +38,7 @@ styled = matplotlib.rc_context(_STYLE)  # decorates a function; the caller's set
 
 
 def figure_svg(figure: Figure, name: str) -> str:
-    """Return the figure as a reproducible <svg> element for a page, in the page's colours.
-
-    `name` keeps its ids apart from other figures'.
-    """
+    """Return the figure as a reproducible <svg> element in a page's colours; `name` keeps its ids apart from other figures'."""
     buffer = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -72,9 +72,9 @@ def running(folder: Path) -> None:
         patch.setattr(recorder, "demo_attributes", about)
         do_inline(patch)
         patch.setattr(recorder, "record_episode", episode)
-        patch.setattr(features, "drawn_by", lambda store: {"made": "up"})
-        patch.setattr(features, "world_of_demos", lambda store: None)
-        patch.setattr(features, "episode_frames", frames)
+        patch.setattr(features.replay, "drawn_by", lambda store: {"made": "up"})
+        patch.setattr(features.replay, "world_of_demos", lambda store: None)
+        patch.setattr(features.replay, "episode_frames", frames)
         patch.setattr(evaluate, "evaluate_policy", evaluated)
         patch.setattr(pipeline, "finish", lambda *_: None)
         words = [*WORDS, f"encoder.checkpoint={encoder}", f"hydra.run.dir={folder / 'out'}"]
