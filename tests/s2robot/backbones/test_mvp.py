@@ -19,11 +19,11 @@ from s2robot.backbones.mvp import PUBLISHED
 from s2robot.backbones.vit import ViTSpec
 from s2robot.core.errors import UserError
 
-torch.set_num_threads(1)
 # stand-ins of the same form for names whose true size would take long
 SMALL = dict.fromkeys(("vits-mae-hoi", "vits-mae-in", "vits-sup-in"), ViTSpec(16, 4, 24, 2, 6))
 SMALL |= {"vitb-mae-egosoup": ViTSpec(24, 8, 32, 3, 4), "vitl-256-mae-egosoup": ViTSpec(32, 8, 48, 4, 4)}
 NAME = "vits-mae-hoi"
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def published_state(spec: ViTSpec, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -37,20 +37,14 @@ def published_state(spec: ViTSpec, seed: int = 0) -> dict[str, torch.Tensor]:
     for i in range(spec.depth):
         for layer, shape in layers.items():
             shapes |= {f"blocks.{i}.{layer}.weight": shape, f"blocks.{i}.{layer}.bias": shape[:1]}
-    return {
-        k: torch.randn(*shape, generator=rng) * shape[-1] ** -0.5 + ("norm" in k)
-        for k, shape in shapes.items()
-    }
+    scaled = {k: torch.randn(*shape, generator=rng) * shape[-1] ** -0.5 for k, shape in shapes.items()}
+    return {k: value + ("norm" in k) for k, value in scaled.items()}
 
 
-DECODER = {
-    "mask_token": torch.zeros(1, 1, 8),
-    "decoder_embed.weight": torch.zeros(8, 24),
-    "decoder_pos_embed": torch.zeros(1, 17, 8),
-    "decoder_blocks.0.attn.qkv.weight": torch.zeros(24, 8),
-    "decoder_norm.bias": torch.zeros(8),
-    "decoder_pred.weight": torch.zeros(48, 8),
-}
+DECODER = dict.fromkeys(
+    ("mask_token", "decoder_embed.weight", "decoder_pos_embed", "decoder_blocks.0.attn.qkv.weight"),
+    torch.zeros(8),
+)
 
 
 def write(monkeypatch, path, state: dict, name: str = NAME) -> bytes:
@@ -73,7 +67,7 @@ def slow_forward(state: dict, images: np.ndarray, spec: ViTSpec) -> np.ndarray:
         t = (t - t.mean(-1, keepdim=True)) / (t.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
         return t * w[f"{key}.weight"] + w[f"{key}.bias"]
 
-    mean, std = (torch.tensor(v, dtype=torch.float64) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in IMAGENET)
     x = ((torch.from_numpy(images) / 255.0 - mean) / std).permute(0, 3, 1, 2)  # (B, 3, S, S)
     patches = F.unfold(x, spec.patch_size, stride=spec.patch_size).mT  # (B, N, 3 * p * p)
     t = patches @ w["patch_embed.proj.weight"].flatten(1).T + w["patch_embed.proj.bias"]
@@ -112,11 +106,9 @@ def test_every_name_against_the_independent_forward_pass(monkeypatch, tmp_path, 
 @given(st.integers(16, 70), st.integers(16, 70))
 def test_any_size_is_resized_with_antialiasing(height, width):
     vit, image = mvp.MVPViT(SMALL[NAME]), torch.from_numpy(noise(1, height, width, 3))
-    x = F.interpolate(image.permute(0, 3, 1, 2).float(), (16, 16), mode="bicubic", antialias=True).clamp(
-        0, 255
-    )
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    expected = vit((x / 255 - mean) / std).detach()
+    x = F.interpolate(image.permute(0, 3, 1, 2).float(), (16, 16), mode="bicubic", antialias=True)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in IMAGENET)
+    expected = vit((x.clamp(0, 255) / 255 - mean) / std).detach()
     torch.testing.assert_close(mvp.MVP(NAME, vit, []).encode(image), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -132,25 +124,18 @@ def test_files_that_are_rejected(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=f"md5 [0-9a-f]{{32}}, but {NAME} .* has [0-9a-f]{{32}}"):
         mvp.load(NAME, path)
     assert mvp.load(NAME, path, check_md5=False).dropped == []
-    with pytest.raises(UserError, match="none.pth: .*No such file"):
-        mvp.load(NAME, tmp_path / "none.pth")
-    with pytest.raises(UserError, match="got 'vitb-egosoup'.*'vitb-mae-egosoup'"):
-        mvp.load("vitb-egosoup")
     with pytest.raises(UserError, match="pool: expected .* got 'max'"):
         mvp.load(NAME, path, check_md5=False).encode(noise(1, 16, 16, 3), pool="max")
 
 
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (os.mkdir, (str(self.path),))
-
-
 def test_pickled_code_does_not_run(monkeypatch, tmp_path):
     path, trace = tmp_path / "bomb.pth", tmp_path / "ran"
-    write(monkeypatch, path, {"cls_token": Bomb(trace)})
+
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(trace),))
+
+    write(monkeypatch, path, {"cls_token": Bomb()})
     with pytest.raises(UserError, match="bomb.pth: not a readable weights file") as error:
         mvp.load(NAME, path)
     assert "\n" not in str(error.value) and not trace.exists()
@@ -183,54 +168,42 @@ def folder(source, tmp_path):
 def test_downloads_once_and_shows_progress_if_asked(source, folder, capsys):
     encoder = mvp.load(NAME, progress=False)
     assert encoder.encode(noise(1, 16, 16, 3)).shape == (1, 17, 24)
-    assert [p.name for p in folder.iterdir()] == [FILE] and (
-        folder / FILE
-    ).read_bytes() == source.read_bytes()
-    source.rename(source.with_suffix(".away"))
+    assert [p.name for p in folder.iterdir()] == [FILE]
     mvp.load(NAME)
     assert capsys.readouterr().err == ""
-    source.with_suffix(".away").rename(source)
+    right = hashlib.md5(source.read_bytes()).hexdigest()
+    source.write_bytes(
+        content := source.read_bytes() + b"?"
+    )  # another file, which is not fetched without need
+    mvp.load(NAME)
     (folder / FILE).unlink()
-    mvp.fetch(NAME)
+    assert mvp.fetch(NAME, check_md5=False).read_bytes() == content
     assert "100%" in capsys.readouterr().err
+    wrong = hashlib.md5(content).hexdigest()
+    with pytest.raises(UserError, match=f"{FILE}: md5 {wrong}, but {NAME} .* has {right}; remove"):
+        mvp.load(NAME)
 
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [("no file", "No such file"), ("no server", "Connection refused"), ("short", "received md5"), ("full disk", "No space left")],
-)  # fmt: skip
+    [("no server", "Connection refused"), ("short", "received md5"), ("full disk", "No space left")],
+)
 def test_a_failed_download_is_one_line_and_leaves_nothing(source, folder, monkeypatch, fault, words):
-    content = source.read_bytes()
-    if fault == "no file":
-        source.unlink()
     if fault == "no server":
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             set_url(monkeypatch, f"http://127.0.0.1:{closed.getsockname()[1]}/x.pth")
         monkeypatch.setenv("no_proxy", "*")
     if fault == "short":
-        source.write_bytes(content[:30_000])
+        source.write_bytes(source.read_bytes()[:30_000])
     if fault == "full disk":
-        monkeypatch.setattr(
-            torch.hub, "download_url_to_file", lambda *_, **__: Path("/dev/full").write_text("x")
-        )
+        full = lambda *_, **__: Path("/dev/full").write_text("x")  # noqa: E731
+        monkeypatch.setattr(torch.hub, "download_url_to_file", full)
     with pytest.raises(UserError, match=words) as error:
         mvp.load(NAME, progress=False)
     text = str(error.value)
     assert "\n" not in text and text.startswith(f"{NAME}: ")
     assert str(folder / FILE) in text and "checkpoint=" in text and list(folder.iterdir()) == []
-
-
-def test_wrong_content_is_rejected(source, folder):
-    right = hashlib.md5(source.read_bytes()).hexdigest()
-    source.write_bytes(content := source.read_bytes() + b"?")
-    wrong = hashlib.md5(content).hexdigest()
-    with pytest.raises(UserError, match=f"md5 {wrong}, expected {right}"):
-        mvp.load(NAME, progress=False)
-    assert list(folder.iterdir()) == []
-    assert mvp.fetch(NAME, check_md5=False, progress=False).read_bytes() == content
-    with pytest.raises(UserError, match=f"{FILE}: md5 {wrong}, but {NAME} .* has {right}; remove"):
-        mvp.load(NAME)
 
 
 def test_two_downloads_at_once_end_with_one_whole_file(source, folder):

@@ -7,25 +7,22 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 
 from s2robot.cli import VERBS
 from s2robot.core.files import configs_dir
 from s2robot.overrides import as_known
 
-torch.set_num_threads(1)
 DOCS = Path(__file__).parents[3] / "docs"
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
 def test_code_blocks_run():
     pytest.importorskip("transformers")
-    name = "s2.md"
-    text = (DOCS / name).read_text()
+    text = (DOCS / "s2.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     assert blocks and all(">>> " in block for block in blocks)
-    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, name, name, 0)
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "s2.md", "s2.md", 0)
     report: list[str] = []
     result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.append)
     assert result.attempted == text.count("\n>>> ") and not result.failed, "".join(report)
@@ -46,9 +43,8 @@ def test_settings_of_commands_exist():
                 continue  # of a task of one's own: its page is run as it stands
             sweep = "--multirun" in words  # compose takes one value only
             settings = [word.split(",")[0] if sweep else word for word in words if "=" in word]
-            settings = [as_known(verb, word) for word in settings]
             placeholders = ("hydra.", "hydra/", "task=x")  # launchers come with an extra
-            settings = [word for word in settings if not word.startswith(placeholders)]
+            settings = [as_known(verb, word) for word in settings if not word.startswith(placeholders)]
             groups = together.setdefault(verb, [])
             free = (g for g in groups if not any(clash(a, b) for a, b in product(g, settings)))
             if (group := next(free, None)) is None:

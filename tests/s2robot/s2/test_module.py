@@ -21,18 +21,16 @@ from s2robot.core.errors import UserError
 from s2robot.s2 import forward
 from s2robot.s2.engine import resize
 
-torch.set_num_threads(1)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
 class Tokens(nn.Module):
     """Every token knows its patch, its place in the tile and the tile's mean; norm and dropout inside."""
 
-    def __init__(self, patch: int = 4, prefix: int = 0) -> None:
+    def __init__(self, prefix: int = 0) -> None:
         super().__init__()
         torch.manual_seed(7)
-        self.patch, self.prefix = patch, prefix
-        self.embed = nn.Conv2d(3, 6, patch, patch)
+        self.prefix, self.embed = prefix, nn.Conv2d(3, 6, 4, 4)
         self.norm, self.drop = nn.BatchNorm2d(6), nn.Dropout(0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -51,13 +49,7 @@ class Local(nn.Module):
 
 def make(scales=None, model=None, **options) -> S2:
     model = (model or Tokens()).eval()
-    facts = {
-        "tile": 4 * model.patch,
-        "patch": model.patch,
-        "num_prefix_tokens": model.prefix,
-        "mean": MEAN,
-        "std": STD,
-    }
+    facts = {"tile": 16, "patch": 4, "num_prefix_tokens": model.prefix, "mean": MEAN, "std": STD}
     return S2(model, scales, **facts | options)
 
 
@@ -79,15 +71,14 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
 )
 def test_square_frames_are_what_the_reference_gives(k, prefix, scales):
     """Upsampling from the base frame is `forward`; so is the native way, level by level."""
-    model, x = Tokens(4, prefix), frames(2, 16 * k, 16 * k)
+    model, x = Tokens(prefix), frames(2, 16 * k, 16 * k)
     s2 = make(scales, model, resize="upsample", prefix=prefix > 0)
     expected = forward(model, resize(normalised(x), 16), scales=scales, num_prefix_token=prefix)
     torch.testing.assert_close(s2(x), expected, rtol=1e-4, atol=1e-5)
-    parts = [
-        forward(model, resize(normalised(x), 16 * s), [1], None, 16, 0, prefix)[:, prefix:] for s in scales
-    ]
-    maps = [p.mT.unflatten(2, (4 * s, 4 * s)) for p, s in zip(parts, scales, strict=True)]
-    maps = [F.adaptive_avg_pool2d(m, (4 * scales[0], 4 * scales[0])) for m in maps]
+    maps, side = [], 4 * scales[0]
+    for s in scales:
+        tokens = forward(model, resize(normalised(x), 16 * s), [1], None, 16, 0, prefix)[:, prefix:]
+        maps.append(F.adaptive_avg_pool2d(tokens.mT.unflatten(2, (4 * s, 4 * s)), (side, side)))
     torch.testing.assert_close(make(scales, model, output="map")(x), torch.cat(maps, 1), rtol=1e-4, atol=1e-5)
 
 
@@ -98,8 +89,8 @@ def test_a_patch_local_model_shows_no_seam_at_all(frame, overlap):
     s2 = S2(Local(), (1, 1.5, 2), tile=16, patch=4, output="map", mean=MEAN, std=STD, overlap=overlap)
     x = frames(1, *frame)
     for index, level in enumerate(s2.layout(*frame).levels):
-        whole = Local()(resize(normalised(x), level.frame))
-        whole = whole.mT.unflatten(2, (level.frame[0] // 4, level.frame[1] // 4))
+        whole = Local()(resize(normalised(x), level.frame)).mT
+        whole = whole.unflatten(2, [side // 4 for side in level.frame])
         pooled = F.adaptive_avg_pool2d(whole, s2.layout(*frame).grid)
         torch.testing.assert_close(s2(x)[:, 3 * index : 3 * index + 3], pooled, rtol=1e-4, atol=1e-4)
 
@@ -157,17 +148,13 @@ def test_prepared_has_the_features_and_leaves_the_original_alone():
     torch.manual_seed(0)
     s2 = S2(timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3), frozen=False).train()
     exact, half = s2.prepared(torch.float32), s2.prepared(torch.bfloat16)
-    assert (
-        not exact.training
-        and s2.training
-        and all(p.requires_grad for p in s2.backbone.model.blocks.parameters())
-    )
+    assert not exact.training and s2.training
+    assert all(p.requires_grad for p in s2.backbone.model.blocks.parameters())
     expected, scale = s2.eval()(frames(2, 128, 128)), s2.scale.clone()
     torch.testing.assert_close(exact(frames(2, 128, 128)), expected.detach(), rtol=1e-5, atol=1e-5)
     tokens = half(frames(2, 128, 128))
-    assert (
-        tokens.dtype == torch.bfloat16 and F.cosine_similarity(tokens.float(), expected, dim=-1).min() > 0.999
-    )
+    assert tokens.dtype == torch.bfloat16
+    assert F.cosine_similarity(tokens.float(), expected, dim=-1).min() > 0.999
     exact.half()
     exact.register_buffer("more", torch.zeros(1), persistent=False)
     assert torch.equal(s2.scale, scale) and s2._non_persistent_buffers_set == {"scale", "shift"}
@@ -177,7 +164,6 @@ def test_a_backbone_can_be_given_and_the_name_is_exported():
     backbone = find_backbone(Tokens(prefix=1).eval(), tile=16, patch=4, num_prefix_tokens=1)
     s2 = s2robot.S2(backbone, frozen=False)
     assert s2.backbone is backbone and (s2.dim, s2.grid, s2.num_tokens) == (12, (4, 4), 16)
-    assert "scales=(1, 2)" in repr(s2) and "tile 16 x 16" in repr(s2) and "\n" not in repr(s2)
     assert {"S2", "load_policy"} <= set(dir(s2robot))
     with pytest.raises(AttributeError, match="no attribute 'S3'"):
         _ = s2robot.S3
@@ -201,20 +187,13 @@ def test_a_frozen_s2_leaves_the_callers_model_as_it_was_and_shares_its_weights()
     assert S2(model.forward, tile=16).backbone.model.function.__self__ is model  # not copied with its object
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda m: torch.compile(m, backend="eager"),
-        torch.jit.script,
-        lambda m: nn.utils.parametrizations.weight_norm(m, "weight"),
-    ],
-)
-def test_models_of_other_makes_are_frozen_too(change):
-    made, x = change(nn.Conv2d(3, 4, 4, 4)), frames(1, 32, 32)
-    expected = S2(made, tile=16, frozen=False)(x).detach()
-    frozen = S2(made, tile=16)
-    assert not any(p.requires_grad for p in frozen.parameters())
-    torch.testing.assert_close(frozen(x), expected)
+def test_models_of_other_makes_are_frozen_too():
+    x, weight_norm = frames(1, 32, 32), nn.utils.parametrizations.weight_norm
+    for change in (lambda m: torch.compile(m, backend="eager"), torch.jit.script, weight_norm):
+        made = change(nn.Conv2d(3, 4, 4, 4))
+        frozen = S2(made, tile=16)
+        assert not any(p.requires_grad for p in frozen.parameters())
+        torch.testing.assert_close(frozen(x), S2(made, tile=16, frozen=False)(x).detach())
 
 
 def test_a_model_that_cannot_be_copied_can_be_used_unfrozen():
@@ -224,14 +203,6 @@ def test_a_model_that_cannot_be_copied_can_be_used_unfrozen():
         S2(model, tile=16)
     assert "frozen=False" in error.value.__notes__[0]
     assert S2(model, tile=16, frozen=False).dim == 12
-
-
-@pytest.mark.parametrize("shape", [(448, 3), (20, 2000), (2000, 20)])
-def test_a_frame_with_its_axes_in_another_order_is_rejected(shape):
-    for s2 in (make(), make(sizes=(16, 32))):
-        with pytest.raises(UserError, match=rf"a frame of {shape[0]} x {shape[1]} px is more than 16 times"):
-            s2(frames(1, *shape))
-    assert make(sizes=((16, 32), (32, 64)))(frames(1, *shape)).shape[1:] == (4 * 8, 12)
 
 
 def test_float_images_in_0_to_255_warn_once():
@@ -259,11 +230,9 @@ def test_errors_name_the_argument_and_the_values():
     for call, words in (
         (lambda: make(output="cls"), "output: .*'cls'"),
         (lambda: make(resize="nativ"), "resize: .*'nativ'.* 'native'"),
-        (lambda: make([0.5, 1]), "16 x 16 px, got a level of 8 x 8 px"),
         (lambda: make((1, -2)), "16 x 16 px, got a level of -"),
         (lambda: make((1, 2), sizes=(16, 32)), "sizes: .*got both"),
-        (lambda: make(sizes=(16, 34)), "patches of 4 px .* got a level of 34 x 34 px"),
-        (lambda: make(overlap=16), "overlap: expected 0 to 12 px, got 16"),
+        (lambda: make()(frames(1, 448, 3)), "a frame of 448 x 3 px is more than 16 times"),
         (lambda: S2(find_backbone(Tokens(), tile=16, patch=4), block=1, tile=16), "block: .* got 1"),
         (lambda: S2(vit, tile=60), "tile: .* patches of 16 px, got 60 x 60 px.* 48 x 48"),
         (lambda: make()(images.to(torch.uint8)), r"torch.uint8 \(2, 3, 32, 32\)"),
