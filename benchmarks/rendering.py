@@ -29,8 +29,7 @@ from robosuite.utils.log_utils import ROBOSUITE_DEFAULT_LOGGER  # isort: skip
 from robosuite.utils.binding_utils import MjRenderContextOffscreen  # isort: skip
 
 STOCK_CAMERAS = ["frontview", "agentview", "robot0_eye_in_hand"]
-STOCK = "robosuite, its camera observations"
-STOCK_RENDERER = "robosuite's renderer, our views"
+STOCK, STOCK_RENDERER = "robosuite, its camera observations", "robosuite's renderer, our views"
 OURS = "OffscreenRenderer"
 
 
@@ -41,25 +40,11 @@ def stock_lift(robot: str, size: int, cameras: bool):
     Python collects it, and may take those of a context that happens to be current.
     """
     views = {"camera_names": STOCK_CAMERAS, "camera_heights": size, "camera_widths": size} if cameras else {}
-    env = robosuite.make(
-        "Lift",
-        robots=ROBOTS[robot].robosuite_name,
-        use_camera_obs=cameras,
-        has_renderer=False,
-        has_offscreen_renderer=cameras,
-        ignore_done=True,
-        hard_reset=False,
-        **views,
-    )
+    views |= {"use_camera_obs": cameras, "has_offscreen_renderer": cameras, "has_renderer": False}
+    arm = ROBOTS[robot].robosuite_name
+    env = robosuite.make("Lift", robots=arm, ignore_done=True, hard_reset=False, **views)
     env.reset()
     return env
-
-
-def check_drawn(frames: dict[str, np.ndarray]) -> None:
-    """A context that lost its buffers draws nothing, very fast: refuse to time that."""
-    for name, frame in frames.items():
-        if frame.std() < 1:
-            raise RuntimeError(f"{name}: the frame is flat; nothing was drawn, so nothing can be measured")
 
 
 def stock_renderer(env: CubePick) -> MjRenderContextOffscreen:
@@ -74,10 +59,9 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def seconds(work: Callable[[], object], clock: str) -> float:
-    now = CLOCKS[clock]
-    start = now()
+    start = CLOCKS[clock]()
     work()
-    return now() - start
+    return CLOCKS[clock]() - start
 
 
 def measure(robot: str, size: int, rounds: int, clock: str) -> dict[str, float]:
@@ -107,7 +91,8 @@ def measure(robot: str, size: int, rounds: int, clock: str) -> dict[str, float]:
         twin.set_state(env.get_state())
         context.gl_ctx.make_current()
         now[STOCK_RENDERER] = seconds(draw_stock, clock)
-        check_drawn(seen)
+        if flat := [name for name, frame in seen.items() if frame.std() < 1]:  # very fast: not to be timed
+            raise RuntimeError(f"{flat[0]}: the frame is flat; nothing was drawn, so nothing can be measured")
         now[OURS] = seconds(env.render_cameras, clock)
         if i >= 3:  # the first ones fill caches
             for name, value in now.items():

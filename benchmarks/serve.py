@@ -27,9 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="folder of a trained policy")
     parser.add_argument("--calls", type=int, default=300, help="of each kind (default 300)")
-    parser.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="CPU threads of each (default: all)"
-    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each (all)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     local, encoder, contract = load_policy(args.checkpoint, "cpu")

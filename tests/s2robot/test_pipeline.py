@@ -22,12 +22,9 @@ from s2robot.evaluation.records import read_records, read_summary
 from s2robot.policies import load_checkpoint
 from tests import forks
 from tests.s2robot.core.test_timing import spans_of
+from tests.s2robot.pictures import POLICY
 
 ROOT = Path(__file__).resolve().parents[2]
-POLICY = [  # small enough to be trained in a second
-    "policy.network.hidden=[16]", "policy.network.image_dim=8", "policy.network.state_dim=8",
-    "policy.pooling.keypoints=4", "policy.pooling.values=2",
-]  # fmt: skip
 EVALUATION = ["evaluate.episodes=2", "evaluate.workers=1", "evaluate.threads=1", "env.max_steps=8"]
 
 
@@ -222,11 +219,16 @@ def test_replay_and_inspect(here, recorded, tmp_path):
     assert films == ["0000.js", "0000.mp4", "0001.js", "0001.mp4"]
 
 
-def test_demos_that_nobody_trains_on_are_not_encoded(here, recorded, tiny_encoder, tmp_path):
-    words = [
+@pytest.fixture
+def training(recorded, tiny_encoder, tmp_path):
+    return [
         f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "train.steps=2", "train.batch_size=8",
-        "train.threads=1", "features.workers=1", f"features.cache={tmp_path / 'cache'}", "env.cameras=[hand]", *POLICY,
+        "train.threads=1", "features.workers=1", f"features.cache={tmp_path / 'cache'}", *POLICY,
     ]  # fmt: skip
+
+
+def test_demos_that_nobody_trains_on_are_not_encoded(here, training, tmp_path):
+    words = [*training, "env.cameras=[hand]"]
 
     def trained(name, *more):
         result = here("train", *words, *more, f"hydra.run.dir={tmp_path / name}")
@@ -237,32 +239,32 @@ def test_demos_that_nobody_trains_on_are_not_encoded(here, recorded, tiny_encode
 
     done, policy = trained("two", "demos.episodes=[0,2]")
     assert done == [0, 2]
-    assert here("encode", *words[:2], *words[5:8]).returncode == 0
+    assert here("encode", *words[:2], *words[5:7], words[-1]).returncode == 0
     assert trained("again", "demos.episodes=[0,2]") == ([0, 1, 2], policy)  # what others hold changes nothing
 
 
-def test_a_policy_is_tried_while_it_is_trained(here, recorded, tiny_encoder, tmp_path):
-    words = [
-        f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "train.steps=2", "train.batch_size=8",
-        "train.threads=1", "features.workers=1", f"features.cache={tmp_path / 'cache'}", "env.max_steps=4", *POLICY,
-    ]  # fmt: skip
-    tried = ["train.rollouts.every=1", "train.rollouts.episodes=1", "train.rollouts.keep=1"]
+def test_a_policy_is_tried_while_it_is_trained(here, training, tmp_path):
     out = tmp_path / "out"
-    result = here("train", *words, *tried, f"hydra.run.dir={out}")
+    tried = ["train.rollouts.every=1", "train.rollouts.episodes=1", "train.rollouts.keep=1"]
+    words = [*training, "env.max_steps=4", *tried]
+    result = here("train", *words, f"hydra.run.dir={out}")
     assert result.returncode == 0, result.stderr
     rows = json.loads((out / "metrics.json").read_text())
     kept = json.loads((out / "checkpoints.json").read_text())
     assert [row["success"] for row in rows] == [0, 0] and [row["step"] for row in kept] == [2]
     assert load_checkpoint(out / "checkpoint_2")[1]["training"]["demos"] == 3
     assert read_records(out / "rollouts/checkpoint_2/episodes.jsonl")[0]["seed"] == 30000
-    anew = here("train", *words, *tried, "train.lr=0.002", "train.resume=false", f"hydra.run.dir={out}")
+    anew = here("train", *words, "train.lr=0.002", "train.resume=false", f"hydra.run.dir={out}")
     assert anew.returncode == 0, anew.stderr  # the rollouts there are those of a policy that is no more
-    line = refused(here("train", *words, *tried, "train.rollouts.seed=502"), "train")
-    assert "train.rollouts.seed: positions 502 to 502 hold 1 that the demos of this training" in line
-    line = refused(here("run", *words, *tried, "train.rollouts.seed=10001"), "run")
-    assert "evaluate.seed: positions 10000 to 10127 hold 1 that chose among the checkpoints" in line
-    line = refused(here("evaluate", f"checkpoint={out / 'checkpoint'}", "evaluate.seed=30000"), "evaluate")
-    assert "evaluate.seed: positions 30000 to 30127 hold 1 that chose among the checkpoints" in line
-    child = [f"train.from={out / 'checkpoint'}", "train.rollouts.seed=31000"]
-    line = refused(here("run", *words, *child, "evaluate.seed=30000"), "run")
-    assert "evaluate.seed: positions 30000 to 30127 hold 1 that chose among the checkpoints" in line
+    checkpoint, child = f"checkpoint={out / 'checkpoint'}", f"train.from={out / 'checkpoint'}"
+    for verb, given, line in (
+        ("train", [*words, "train.rollouts.seed=502"],
+         "train.rollouts.seed: positions 502 to 502 hold 1 that the demos of this training"),
+        ("run", [*words, "train.rollouts.seed=10001"],
+         "evaluate.seed: positions 10000 to 10127 hold 1 that chose among the checkpoints"),
+        ("evaluate", [checkpoint, "evaluate.seed=30000"],
+         "evaluate.seed: positions 30000 to 30127 hold 1 that chose among the checkpoints"),
+        ("run", [*words, child, "train.rollouts.seed=31000", "evaluate.seed=30000"],
+         "evaluate.seed: positions 30000 to 30127 hold 1 that chose among the checkpoints"),
+    ):  # fmt: skip
+        assert line in refused(here(verb, *given), verb)
