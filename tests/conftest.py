@@ -5,6 +5,7 @@ The process that hands tests to workers reads this, too, and runs none: what tak
 
 import ctypes
 import gc
+import itertools
 import os
 import signal
 import sys
@@ -162,6 +163,10 @@ def realsense(monkeypatch):
         options={},
     )  # fmt: skip
 
+    def answers(**values):
+        """An object whose methods return these values, whatever they are given."""
+        return SimpleNamespace(**{name: lambda *_, value=value: value for name, value in values.items()})
+
     class Config:
         def enable_device(self, serial):
             self.serial = serial
@@ -171,42 +176,34 @@ def realsense(monkeypatch):
 
     class Pipeline:
         def __init__(self):
-            self._count = 0
+            self._pictures = itertools.cycle(rs.pictures)
 
         def start(self, config):
             if config.serial != "0042":
                 raise RuntimeError("No device connected")
             rs.running = True
-            sensor = SimpleNamespace(supports=lambda option: True, set_option=rs.options.__setitem__)
-            stream = SimpleNamespace(width=lambda: 96, height=lambda: 72, fps=lambda: 20)
-
-            def first_color_sensor():
-                if not rs.colour:
-                    raise RuntimeError("Could not find requested sensor type!")
-                return sensor
-
-            return SimpleNamespace(
-                get_device=lambda: SimpleNamespace(first_color_sensor=first_color_sensor),
-                get_stream=lambda which: SimpleNamespace(as_video_stream_profile=lambda: stream),
+            stream = answers(as_video_stream_profile=answers(width=96, height=72, fps=20))
+            return answers(
+                get_device=SimpleNamespace(first_color_sensor=first_color_sensor), get_stream=stream
             )
 
         def wait_for_frames(self, timeout_ms):
             if rs.gone:
                 raise RuntimeError(f"Frame didn't arrive within {timeout_ms}")
             time.sleep(0.05)
-            image, taken = rs.pictures[self._count % len(rs.pictures)], 1000 * (time.time() - rs.late_s)
-            self._count += 1
-            frame = SimpleNamespace(
-                get_frame_timestamp_domain=lambda: rs.domain,
-                get_timestamp=lambda: taken,
-                get_data=lambda: image,
-            )
-            return SimpleNamespace(get_color_frame=lambda: frame)
+            image, taken = next(self._pictures), 1000 * (time.time() - rs.late_s)
+            frame = answers(get_timestamp=taken, get_data=image, get_frame_timestamp_domain=rs.domain)
+            return answers(get_color_frame=frame)
 
         def stop(self):
             if not rs.running:
                 raise RuntimeError("stop() cannot be called before start()")
             rs.running = False
+
+    def first_color_sensor():
+        if not rs.colour:
+            raise RuntimeError("Could not find requested sensor type!")
+        return SimpleNamespace(supports=lambda option: True, set_option=rs.options.__setitem__)
 
     rs.config, rs.pipeline = Config, Pipeline
     monkeypatch.setitem(sys.modules, "pyrealsense2", rs)

@@ -92,7 +92,7 @@ def _watch(folder: Path, every: int, log: int) -> None:
             if count % every == 0:
                 signal.pthread_kill(
                     threading.get_ident(), signal.SIGSTOP
-                )  # this thread goes no further, nor others
+                )  # neither this thread nor others go on
             count += 1
         busy = False
 

@@ -116,9 +116,8 @@ def _live(order: dict, fds: list[int], path: list[str]) -> NoReturn:
 def _prepare(order: dict, fds: list[int], path: list[str]) -> None:
     words, env = order["words"], order["env"]
     above = max(order["fds"]) + 1  # where none of them is in the way of another
-    for fd, own in [
-        (fcntl.fcntl(fd, fcntl.F_DUPFD, above), own) for fd, own in zip(fds, order["fds"], strict=True)
-    ]:
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, above) for fd in fds]
+    for fd, own in zip(moved, order["fds"], strict=True):
         os.dup2(fd, own)
         os.close(fd)
     for fd in set(fds) - set(order["fds"]):

@@ -28,7 +28,7 @@ def words(demos, out, *more):
 
 @pytest.mark.parametrize("verb", ["train", "encode"])
 def test_an_encoder_has_to_be_chosen_before_anything_is_encoded(demos, tmp_path, verb, capsys):
-    given = words(demos, tmp_path / "run")
+    given = words(demos, tmp_path / "run", "train.steps=1")
     assert main([verb, *(given if verb == "train" else given[:4])]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     names = ("efficientnet_lite0", "dinov2_s", "vits-mae-in", "mvp-tiny")

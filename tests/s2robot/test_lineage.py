@@ -12,8 +12,13 @@ from tests.demos.formats import made
 from tests.s2robot.pictures import write_noise
 
 SMALL = [
-    "train.steps=1", "train.batch_size=4", "policy.members=1", "policy.network.hidden=[8]", "train.threads=1",
-]  # fmt: skip
+    "train.steps=1",
+    "train.batch_size=4",
+    "policy.members=1",
+    "policy.network.hidden=[8]",
+    "train.threads=1",
+]
+RECORDED = ("evaluate", "evaluate=recorded")
 
 
 @pytest.fixture(scope="module")
@@ -59,29 +64,22 @@ def parent(home, demos, train):
     return train("parent", f"demos.path={demos.path}", split(home, [0, 1, 2], [3]))
 
 
-@pytest.fixture(scope="module")
-def child(home, demos, train, parent):
-    """Goes on from there with 3 and 4."""
-    return train("child", f"demos.path={demos.path}", f"train.from={parent}", split(home, [3, 4], [5]))
-
-
-RECORDED = ("evaluate", "evaluate=recorded")
-
-
 def validated(home, checkpoint, *words) -> dict:
     out = home / "validated"
     shutil.rmtree(out, ignore_errors=True)
     args = [*RECORDED, f"checkpoint={checkpoint}", "evaluate.plots=0", *words, f"hydra.run.dir={out}"]
-    assert cli.main(list(map(str, args))) == 0
+    assert cli.main(args) == 0
     return json.loads((out / "open_loop.json").read_text())
 
 
-def test_episodes_of_an_ancestor_are_not_validated(home, demos, parent, child, capsys):
+def test_episodes_of_an_ancestor_are_not_validated(home, demos, train, parent, capsys):
+    path = f"demos.path={demos.path}"
+    child = train("child", path, f"train.from={parent}", split(home, [3, 4], [5]))
     assert validated(home, parent)["episodes"] == [3, 4, 5]
     assert validated(home, child)["episodes"] == [5]
     capsys.readouterr()
     for seen in (0, 3):
-        assert cli.main([*RECORDED, f"checkpoint={child}", f"demos.path={demos.path}", f"demos.episodes=[{seen}]"]) == 2  # fmt: skip
+        assert cli.main([*RECORDED, f"checkpoint={child}", path, f"demos.episodes=[{seen}]"]) == 2
         assert f"(5), got {seen}" in capsys.readouterr().err
 
 

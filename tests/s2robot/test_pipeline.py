@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
@@ -18,11 +17,12 @@ from s2robot.core.files import configs_dir
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
+from s2robot.envs.cube_config import ENV_VERSION
 from s2robot.evaluation.records import read_records, read_summary
 from s2robot.policies import load_checkpoint
 from tests import forks
 from tests.s2robot.core.test_timing import spans_of
-from tests.s2robot.pictures import POLICY
+from tests.s2robot.pictures import POLICY, write_noise
 
 ROOT = Path(__file__).resolve().parents[2]
 EVALUATION = ["evaluate.episodes=2", "evaluate.workers=1", "evaluate.threads=1", "env.max_steps=8"]
@@ -74,18 +74,11 @@ def test_run_ends_with_a_report_and_a_figure(finished, recorded):
     assert [s["stage"] for s in stages] == ["start", "encode", "train", "evaluate"]
     table = [line.split() for line in result.stdout.split("unused of")[1].split("\n\n")[0].splitlines()[1:]]
     seconds = {row[0]: (float(row[1]), float(row[3])) for row in table}
-    for column in (0, 1):  # to the rounding of six figures
-        parts = sum(row[column] for name, row in seconds.items() if name != "together")
-        assert parts == pytest.approx(seconds["together"][column], abs=0.3)
     assert all(seconds[s["stage"]] == (s["seconds"], s["processor_s"]) for s in stages)
-
     assert [r["seed"] for r in records] == [10000, 10001]
-
     policy, contract = load_checkpoint(out / "checkpoint")
     store = EpisodeStore.open(recorded)
-    assert contract["dataset"] == {
-        "name": "demos.zarr", "fingerprint": store.fingerprint, "episodes": 3,
-    }  # fmt: skip
+    assert contract["dataset"] == {"name": "demos.zarr", "fingerprint": store.fingerprint, "episodes": 3}
     assert contract["lineage"]["positions"] == {"recorded": [500, 501, 502]}
     assert Lineage.of(contract).seen(store) == [0, 1, 2]
     assert contract["cameras"] == ["hand", "left", "right"] and contract["robot"] == "xarm7"
@@ -118,9 +111,7 @@ def test_evaluate_gives_the_same_records_again(finished, here, tmp_path):
     assert [r | {"video": None} for r in again] == read_records(out / "episodes.jsonl")
     assert (tmp_path / "again/report.html").is_file()
     before, after = (read_summary(folder / "summary.json") for folder in (out, tmp_path / "again"))
-    assert {k: before[k] for k in ("success", "by_stage", "policy")} == {
-        k: after[k] for k in ("success", "by_stage", "policy")
-    }
+    assert all(before[key] == after[key] for key in ("success", "by_stage", "policy"))
 
 
 INLINE = """
@@ -168,10 +159,7 @@ def test_what_cannot_be_run_is_one_line(here, recorded, tiny_encoder, tmp_path):
         store.append(source.episode(0), {"seed": 0, "success": True})
     none = tmp_path / "none"
     for words, text in (
-        (
-            ["train", encoder, f"demos.path={none}.zarr"],
-            "none.zarr: does not exist, expected a dataset folder",
-        ),
+        (["train", encoder, f"demos.path={none}.zarr"], "none.zarr: does not exist, expected a dataset"),
         (["train", encoder, f"demos.path={cut}"], "cut.zarr/data/state/c."),
         (["run", encoder, f"demos.path={store.path}"], "panda.zarr: found robot 'panda', expected 'xarm7'"),
         (["encode", demos, "encoder.name=mvp-tine"], "encoder.name: expected one of mvp-tiny, "),
@@ -184,20 +172,13 @@ def test_what_cannot_be_run_is_one_line(here, recorded, tiny_encoder, tmp_path):
 
 
 def test_a_camera_that_the_simulation_cannot_draw_is_reported_before_any_work(recorded, tmp_path, capsys):
-    source = EpisodeStore.open(recorded)
-    pictures = source.attrs | {"kind": "images", "cameras": ["wrist"], "camera_geometry": {}}
-    with EpisodeStore.create(tmp_path / "wrist.zarr", pictures) as store:
-        arrays = {key: source.episode(0)[key] for key in ("action", "proprio")}
-        store.append(
-            arrays | {"images_wrist": np.zeros((len(arrays["action"]), 32, 32, 3), np.uint8)}, {"seed": 0}
-        )
-    given = ["env.cameras=[wrist]", f"demos.path={store.path}", "run_dir=unused"]
+    wrist = write_noise(tmp_path / "wrist.zarr", {"wrist": (32, 32)}, (5,), env_version=ENV_VERSION)
+    given = ["env.cameras=[wrist]", f"demos.path={wrist}", "run_dir=unused"]
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         run, train = compose("run", given), compose("train", [*given, f"demos.path={recorded}"])
         placed = compose("run", [*given, "+env.side_cameras.wrist=[[0.3,0,0.5],[0,0,0.1],45]"])
-    with pytest.raises(
-        UserError, match=r"env.cameras: expected .*, got 'wrist'; .*'\+env.side_cameras.wrist="
-    ):
+    words = r"env.cameras: expected .*, got 'wrist'; .*'\+env.side_cameras.wrist="
+    with pytest.raises(UserError, match=words):
         pipeline.run(run)
     assert task_settings(placed).camera_problem() == ""
     with pytest.raises(DatasetError, match="expected 'wrist' among them"):
