@@ -91,12 +91,12 @@ def test_an_episode_plans_the_same_whatever_runs_beside_it(make_policy, make_bat
     policy = make_policy(head=small(kind, **({"draw": True} if kind == "act" else {})))
     batch = make_batch(policy)
 
-    def plans(order, actor, seeds=(5, 6, 7)):
+    def plans(order, actor):
         """An episode's plans, one after the other, in turns with others."""
         found = {place: [] for place in range(3)}
         for place in order:
-            row = [place]
-            found[place].append(actor.plan(row, batch["features"][row, 0], batch["proprio"][row, 0]))
+            plan = actor.plan([place], batch["features"][[place], 0], batch["proprio"][[place], 0])
+            found[place].append(plan.tolist())
         return found
 
     beside, alone = BatchActor(policy, 3), BatchActor(policy, 3)
@@ -106,9 +106,8 @@ def test_an_episode_plans_the_same_whatever_runs_beside_it(make_policy, make_bat
     first = plans([2], alone)
     resumed = BatchActor(policy, 3)  # as of another process, with what was remembered
     resumed.noise = alone.noise
-    rest = plans([2, 2], resumed)
-    assert [plan.tolist() for plan in whole[2]] == [plan.tolist() for plan in first[2] + rest[2]]
-    assert (whole[2][0].tolist() == whole[2][1].tolist()) is (not policy.noise_shape)
+    assert whole[2] == first[2] + plans([2, 2], resumed)[2]
+    assert (whole[2][0] == whole[2][1]) is (not policy.noise_shape)
 
 
 @pytest.mark.parametrize(("kind", "chunk"), [("mip", 1), ("flow", 5), ("diffusion", 8)])
@@ -244,13 +243,14 @@ def test_members_learn_in_bfloat16(make_policy, make_batch, kind):
 def test_members_compute_as_each_alone(make_policy, make_batch, alone, kind, body):
     policy = make_policy(head=small(kind), kind=body, members=3, context=2)
     batch = make_batch(policy)
-    pooled = policy.pool(batch["features"])
-    assert pooled.shape == (3, 2, 2, policy.width)
-    plans = policy.plan_members(pooled, batch["proprio"], batch["past_actions"])
+
+    def plans_of(one):
+        return one.plan_members(one.pool(batch["features"]), batch["proprio"], batch["past_actions"])
+
+    plans = plans_of(policy)
     assert plans.shape == (3, 3, 4, 8)
     for member in range(3):
-        single = alone(policy, member)
-        own = single.plan_members(single.pool(batch["features"]), batch["proprio"], batch["past_actions"])
+        own = plans_of(alone(policy, member))
         torch.testing.assert_close(own[0], plans[member], atol=1e-5, rtol=1e-4)
     combined = policy.combine(plans)
     if policy.noise_shape:  # one member's own plan

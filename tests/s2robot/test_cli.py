@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 
 from s2robot.cli import VERBS, Verb, main, summary_of
 from s2robot.config import task_settings
-from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
 from s2robot.overrides import as_known, take_stored_world
 from tests.inline import do_inline
@@ -340,11 +339,3 @@ def test_a_verb_called_from_python_gives_the_log_back(s2robot, tmp_path, users):
     assert (root.handlers, root.level) == before
     assert folder.exists() is users and not list(folder.glob("*"))
     logging.getLogger("timm").info("no error")
-
-
-def test_a_group_is_chosen_by_name():
-    for chosen in ("3d", "none-x", "'mvp-tiny'", "mvp-tiny,mine"):
-        assert as_known("train", f"+encoder={chosen}") == f"+encoder={chosen}"
-    for chosen in ("0", "-1.5", "1e3", "[a]", "{a: 1}", "", "Null"):
-        with pytest.raises(UserError, match="encoder: expected one of"):
-            as_known("train", f"encoder={chosen}")

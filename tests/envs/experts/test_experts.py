@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from s2robot.envs.experts.expert import Hand, angle_of, nearest
+from s2robot.envs.experts.expert import angle_of, nearest
 from s2robot.envs.robosuite_config import ExpertSettings
 from s2robot.envs.tasks import make, settings_class
 
@@ -130,21 +130,6 @@ def test_a_state_brings_the_expert_back_to_the_bit():
     again = task.expert(np.random.default_rng(9), None)
     again.take_over(actions)
     np.testing.assert_array_equal(again.ask(6), first)
-
-
-def test_the_gripper_points_down_and_closes_where_it_is_told():
-    task = world("lift")
-    task.reset(seed=0)
-    hand = Hand(task.raw)
-    for yaw in (-2.0, 0.0, 0.3, 3.0):
-        level = hand.level(yaw)
-        np.testing.assert_allclose(level @ level.T, np.eye(3), atol=1e-12)
-        assert np.linalg.det(level) == pytest.approx(1)
-        np.testing.assert_allclose(level[:, 2], [0, 0, -1])
-        np.testing.assert_allclose(level @ hand._axis, [np.cos(yaw), np.sin(yaw), 0], atol=1e-12)
-    assert np.linalg.norm(hand.level(hand.yaw) - hand.rotation) < 0.3  # it hangs nearly so at home
-    assert nearest(3.0, 0.0, np.pi / 2) == pytest.approx(3.0 - np.pi)
-    assert nearest(-0.1, 6.2, 2 * np.pi) == pytest.approx(2 * np.pi - 0.1)
 
 
 def test_the_fingers_do_not_come_down_on_the_other_cube():

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from s2robot.core.errors import UserError
-from s2robot.core.workers import SLOW_IMPORTS, TRIES, Died, Pool, running_on, worker_pool
-from tests.inline import Inline
+from s2robot.core.workers import SLOW_IMPORTS, TRIES, Died, Pool, worker_pool
 
 
 class Made:
@@ -191,17 +190,3 @@ def test_a_worker_that_dies_while_it_starts_is_started_again():
     with Pool([Never(), Thread()]) as pool:  # the other takes all tasks, and leaving the pool ends both
         tasks = [pool.submit(fails, x) for x in (1, 3)]
         assert [task.result(5) for task in tasks] == [1, 3]
-
-
-def test_another_engine_is_used_where_it_was_chosen():
-    made = []
-
-    class Counting:
-        def pool(self, count, make, encodes, anywhere):
-            made.append((count, encodes, anywhere))
-            return Inline(count, make)
-
-    with running_on(Counting()), worker_pool(3, encodes=True) as pool:
-        assert pool.submit(fails, 5).result() == 5
-    with worker_pool(1):
-        assert made == [(3, True, False)]
