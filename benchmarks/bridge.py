@@ -126,16 +126,15 @@ def main() -> None:
         ]  # fmt: skip
         found = report(bridged(overrides, args.episodes, out), plain, args)
     write_json(out / "bridge.json", found)
-    gap = found["difference"]
-    for name, key in (("through the bridge", "bridge"), ("in simulation", "simulation")):
-        print(f"{name}: {found[key]['successes']} of {found['positions']}, speed {found['speed']:g}")
+    gap, count = found["difference"], found["positions"]
+    print(
+        f"bridge {found['bridge']['successes']} of {count}, simulation {found['simulation']['successes']} of {count}"
+    )
     print(f"difference {100 * gap['estimate']:+.1f} points [{100 * gap['low']:.1f}, {100 * gap['high']:.1f}]")
     print(f"only the bridge: {found['only_bridge']}, only the simulation: {found['only_simulation']}")
     print(f"{found['holds']} holds, faults: {found['faults'] or 'none'}")
-    print(f"{'deviation, ms':<28}{'p50':>8}{'p99':>8}{'max':>8}")
     for name in ("command_period_deviation_ms", "policy_period_deviation_ms", "policy_latency_ms"):
-        row = found[name] or {"p50": np.nan, "p99": np.nan, "max": np.nan}
-        print(f"{name.removesuffix('_ms').replace('_', ' '):<28}" + "".join(f"{row[k]:>8.2f}" for k in row))
+        print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in (found[name] or {}).items()))
     print(f"load {found['load'][0]:.1f} on {found['cores']} cores: {out / 'bridge.json'}")
 
 

@@ -29,6 +29,8 @@ from s2robot.envs.real.emulator.frames import EmulatedCamera
 
 START = np.array((-0.4, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))  # rad, 0.4 to the right of home
 STILL = 0.01  # rad/s
+# what a busy machine alone can bring about
+BY_LOAD = re.compile(r"is stale|is late|is gone|reports nothing|held for more than|command code 3$")
 STOP_S = 0.5  # s that a stop may take to reach the box: the supervisor's limit of 0.3 s, and its way there
 ATTRIBUTES = {
     "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(1, 8)], "rate_hz": 10, "cameras": ["hand"],
@@ -286,13 +288,12 @@ class Bench:
             out.reasons = history[-1][2]
         if out.state == case.designed and (expected or not case.reason):
             out.as_designed = out.standstill is not None or not case.rests
-        elif out.state in ("FAULT", "HOLD") and not expected and _by_load(out.reasons):
+        elif (
+            out.state in ("FAULT", "HOLD")
+            and not expected
+            and out.reasons
+            and all(map(BY_LOAD.search, out.reasons))
+        ):
             out.problem = f"{out.state} because of load: {out.reasons[0]}"
         if extra := self.notes.get("mismatch"):
             out.as_designed, out.reasons = False, (*out.reasons, extra)
-
-
-def _by_load(reasons: tuple[str, ...]) -> bool:
-    """Whether a busy machine alone can bring this about."""
-    pattern = r"is stale|is late|is gone|reports nothing|held for more than|command code 3$"
-    return bool(reasons) and all(re.search(pattern, why) for why in reasons)

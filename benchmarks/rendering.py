@@ -47,14 +47,6 @@ def stock_lift(robot: str, size: int, cameras: bool):
     return env
 
 
-def stock_renderer(env: CubePick) -> MjRenderContextOffscreen:
-    """The render context that robosuite would give this world, set as its environments set it."""
-    context = MjRenderContextOffscreen(env.world.sim, device_id=-1)
-    context.vopt.geomgroup[0] = 0  # collision shapes
-    context.vopt.geomgroup[1] = 1  # visual shapes
-    return context
-
-
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -69,7 +61,9 @@ def measure(robot: str, size: int, rounds: int, clock: str) -> dict[str, float]:
     rng = np.random.default_rng(0)
     with_cameras, without = stock_lift(robot, size, True), stock_lift(robot, size, False)
     env, twin = CubePick(robot=robot, image_size=size), CubePick(robot=robot, image_size=size)
-    context = stock_renderer(twin)  # its own model: OffscreenRenderer lowers the quality of the one it draws
+    # of its own model: OffscreenRenderer lowers the quality of the one it draws
+    context = MjRenderContextOffscreen(twin.world.sim, device_id=-1)
+    context.vopt.geomgroup[:2] = 0, 1  # collision shapes, visual shapes: as robosuite sets it
     env.reset(seed=0)  # makes the renderer too
     seen: dict[str, np.ndarray] = {}
 

@@ -126,9 +126,10 @@ def show(rows: list[dict]) -> None:
     print(f"\n{first['model']} at {first['sizes']}, batch {first['batch']}, {first['repeats']} repeats each")
     print(f"{'':<18}" + "".join(f"{name:>10}" for name in names))
     for r in rows:
-        figures = f"{r['ms']:>10.1f}{r['frames_per_s']:>10.1f}{r['ratio']:>10.2f}"
         same = f"{r['cosine']:>10.6f}{r['largest_difference']:>10.1e}" if "cosine" in r else ""
-        print(f"{r['arm']:<18}{r['dtype']:>10}{figures}{same}")
+        print(
+            f"{r['arm']:<18}{r['dtype']:>10}{r['ms']:>10.1f}{r['frames_per_s']:>10.1f}{r['ratio']:>10.2f}{same}"
+        )
 
 
 def main() -> None:

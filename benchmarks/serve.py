@@ -39,21 +39,18 @@ def main() -> None:
         for i in range(args.calls + 10):
             images = {c: rng.integers(0, 256, (size, size, 3), np.uint8) for c in local.cameras}
             observation = {"images": images, "proprio": rng.normal(size=8).astype(np.float32)}
-            local.reset()
-            remote.reset()
-            begin = time.perf_counter()
-            expected = local.plan(observation)
-            middle = time.perf_counter()
-            found = remote.plan(observation)
-            end = time.perf_counter()
-            if found.tobytes() != expected.tobytes():
+            plans, seconds = [], []
+            for actor in (local, remote):
+                actor.reset()
+                begin = time.perf_counter()
+                plans.append(actor.plan(observation).tobytes())
+                seconds.append(time.perf_counter() - begin)
+            if plans[0] != plans[1]:
                 raise SystemExit(f"call {i}: the server's actions are not the local ones")
-            if i < 10:  # warm-up
-                continue
-            rows["local"].append(middle - begin)
-            rows["remote"].append(end - middle)
-            rows["server"].append(remote.server_s)
-            rows["transport"].append(end - middle - remote.server_s)
+            if i >= 10:  # after the warm-up
+                figures = (*seconds, remote.server_s, seconds[1] - remote.server_s)
+                for name, figure in zip(rows, figures, strict=True):
+                    rows[name].append(figure)
     load = os.getloadavg()[0]
     print(f"{encoder.name} {list(encoder.sizes)}, {len(local.cameras)} frames of {size} x {size}, ", end="")
     print(f"{args.calls} calls each, {args.threads} threads, load {load:.1f}")

@@ -38,8 +38,7 @@ def expert_outcome(task: str, seed: int) -> tuple[bool, int]:
 
     world: Any = make_cached(settings_class(task)(), draw=False)
     world.reset(seed=seed)
-    expert = world.expert(np.random.default_rng([seed, 7]))
-    steps = 0
+    expert, steps = world.expert(np.random.default_rng([seed, 7])), 0
     while not world.is_success and steps < world.settings.max_steps:
         world.step_physics(expert.act())
         steps += 1

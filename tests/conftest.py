@@ -24,35 +24,20 @@ from tests import forks
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
-# Live by the wall clock: the emulated box and the vendor's SDK talk in real time, deadlines of a server pass. Tests that
+# Depend on the wall clock: the emulated box and the vendor's SDK talk in real time, deadlines of a server pass. Tests that
 # give the box patience (deployment's do) run beside the others: they wait more than they compute.
 REALTIME = (
-    "envs/real/arms/test_franka.py",
-    "envs/real/control/test_bridge.py",
-    "envs/real/control/test_faults.py",
-    "envs/real/control/test_supervisor.py",
-    "envs/real/emulator/test_scene.py",
-    "s2robot/serving/test_server.py",
-)
-
-
+    "envs/real/arms/test_franka.py", "envs/real/control/test_bridge.py", "envs/real/control/test_faults.py",
+    "envs/real/control/test_supervisor.py", "envs/real/emulator/test_scene.py", "s2robot/serving/test_server.py",
+)  # fmt: skip
 # The longest modules first, so that no worker is left alone with one at the end; what waits beside what computes.
 LONG = (
-    "s2robot/deployment/test_deploy.py",
-    "s2robot/deployment/test_evaluate.py",
-    "s2robot/test_kills_run.py",
-    "s2robot/test_pipeline.py",
-    "s2robot/evaluation/test_rollouts.py",
-    "s2robot/training/test_processes.py",
-    "test_package.py",
-    "s2robot/evaluation/test_kills_evaluate.py",
-    "s2robot/deployment/test_bench.py",
-    "s2robot/deployment/test_record.py",
-    "s2robot/training/test_train.py",
-    "s2robot/comparison/test_report.py",
-    "s2robot/pretraining/test_pretrain.py",
-    "s2robot/test_examples.py",
-)
+    "s2robot/deployment/test_deploy.py", "s2robot/deployment/test_evaluate.py", "s2robot/test_kills_run.py",
+    "s2robot/test_pipeline.py", "s2robot/evaluation/test_rollouts.py", "s2robot/training/test_processes.py",
+    "test_package.py", "s2robot/evaluation/test_kills_evaluate.py", "s2robot/deployment/test_bench.py",
+    "s2robot/deployment/test_record.py", "s2robot/training/test_train.py", "s2robot/comparison/test_report.py",
+    "s2robot/pretraining/test_pretrain.py", "s2robot/test_examples.py",
+)  # fmt: skip
 
 
 def pytest_configure(config):
@@ -147,11 +132,10 @@ def recorded(tmp_path_factory):
 
 @pytest.fixture
 def realsense(monkeypatch):
-    """A stand-in for `pyrealsense2` with one camera, number 0042, which gives 96 x 72 at 20 Hz whatever it is asked for.
+    """A stand-in for `pyrealsense2` with one camera, number 0042, that returns 96 x 72 at 20 Hz.
 
-    Its `pictures` uint8 (T, 72, 96, 3) come in turn, `late_s` after they were taken; none comes any more once
-    `gone` is true; without `colour` it has depth alone. `running` says whether it was started and not stopped, `options`
-    what was set.
+    Its `pictures` uint8 (T, 72, 96, 3) come in turn, `late_s` after they were taken, until it is `gone`; without `colour` it
+    has depth alone. `running`: it was started and not stopped; `options`: what was set.
     """
     import numpy as np
 

@@ -13,20 +13,11 @@ MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 400
 COMPOSES = {"s2robot.deployment.emulate"}
 # Modules that are of no use without the simulated world. Everything else imports without the extra `sim`.
 DRAWS = {
-    "s2robot.envs.cube_picker",
-    "s2robot.envs.cube_pick",
-    "s2robot.envs.experts.expert",
-    "s2robot.envs.experts.worlds",
-    "s2robot.envs.real.emulator.scene",
-    "s2robot.envs.meshes",
-    "s2robot.envs.renderer",
-    "s2robot.envs.mujoco_task",
-    "s2robot.envs.robosuite_task",
-    "s2robot.envs.object_scenes",
-    "s2robot.envs.world",
-    "s2robot.probing.frames",
+    "s2robot.envs.cube_picker", "s2robot.envs.cube_pick", "s2robot.envs.experts.expert", "s2robot.envs.experts.worlds",
+    "s2robot.envs.real.emulator.scene", "s2robot.envs.meshes", "s2robot.envs.renderer", "s2robot.envs.mujoco_task",
+    "s2robot.envs.robosuite_task", "s2robot.envs.object_scenes", "s2robot.envs.world", "s2robot.probing.frames",
     "s2robot.probing.readout",
-}
+}  # fmt: skip
 # Modules whose classes derive from those of an extra; the module that imports them asks for it first.
 DERIVES = {"s2robot.vlm.tower"}
 # Packages that the light core does without (extras, or what only tests and examples need).

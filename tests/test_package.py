@@ -16,12 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TOPS = ("envs", "demos", "policies", "configs")
 SHIPPED = (
-    "configs/**/*.yaml",
-    "demos/data/**/*",
-    "s2robot/weights/mvp-tiny*.safetensors",
-    "s2robot/reporting/templates/*",
+    "configs/**/*.yaml", "demos/data/**/*", "s2robot/weights/mvp-tiny*.safetensors", "s2robot/reporting/templates/*",
     "s2robot/py.typed",
-)
+)  # fmt: skip
 
 
 def run(*command: object, **options) -> str:

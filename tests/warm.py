@@ -86,10 +86,7 @@ def _keep(connection: socket.socket, path: list[str]) -> NoReturn:
 
 
 def _live(order: dict, fds: list[int], path: list[str]) -> NoReturn:
-    """What an interpreter does before it gets to the words of its command line, these, and what it does at exit.
-
-    But for taking modules apart, one by one: in a copy that takes as long as to import hydra.
-    """
+    """What an interpreter does before its command line, this, and what it does at exit but for taking modules apart."""
     status = 1
     try:
         _prepare(order, fds, path)

@@ -23,16 +23,17 @@ class Dial(gymnasium.Env):
     def __init__(self, render_mode=None, start=0.0):
         self.render_mode, self.start = render_mode, start
         box = gymnasium.spaces.Box
-        picture = box(0, 255, (12, 20, 3), np.uint8)
-        self.observation_space = gymnasium.spaces.Dict(
-            {"angle": box(-9, 9, (1,)), "desired_goal": box(-9, 9, (1,)), "eye": picture}
-        )
-        self.action_space = box(-0.5, 0.5, (1,))
+        seen = {
+            "angle": box(-9, 9, (1,)),
+            "desired_goal": box(-9, 9, (1,)),
+            "eye": box(0, 255, (12, 20, 3), np.uint8),
+        }
+        self.observation_space, self.action_space = gymnasium.spaces.Dict(seen), box(-0.5, 0.5, (1,))
 
     def _seen(self):
         picture = np.full((12, 20, 3), 200 * np.exp(-abs(self.angle - self.goal)), np.uint8)
-        as_array = lambda x: np.array([x], np.float32)  # noqa: E731
-        return {"angle": as_array(self.angle), "desired_goal": as_array(self.goal), "eye": picture}
+        angle, goal = np.array([[self.angle], [self.goal]], np.float32)
+        return {"angle": angle, "desired_goal": goal, "eye": picture}
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)

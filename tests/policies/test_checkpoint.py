@@ -13,15 +13,11 @@ from s2robot.policies import PolicyError, check_contract, load_checkpoint, save_
 from s2robot.policies.checkpoint import write_card
 
 CONTRACT = {
-    "encoder": {"name": "tiny", "fingerprint": "abc123", "scales": [1, 2]},
-    "cameras": ["hand", "left"],
-    "camera_geometry": {"hand": {"fovy": 60.0}, "left": {"fovy": 45.0}},
-    "robot": "xarm7",
-    "joint_names": [f"joint{i}" for i in range(1, 8)],
-    "action_frame": "joint_delta_commanded",
-    "rate_hz": 10,
+    "encoder": {"name": "tiny", "fingerprint": "abc123", "scales": [1, 2]}, "cameras": ["hand", "left"],
+    "camera_geometry": {"hand": {"fovy": 60.0}, "left": {"fovy": 45.0}}, "robot": "xarm7",
+    "joint_names": [f"joint{i}" for i in range(1, 8)], "action_frame": "joint_delta_commanded", "rate_hz": 10,
     "dataset": {"name": "demos", "fingerprint": "d0", "episodes": 120},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])
