@@ -4,13 +4,11 @@
     python benchmarks/bridge_limits.py <checkpoint> --lag --episodes 16 0.7,1.8,14,-1 1,2.6,20,-10
     python benchmarks/bridge_limits.py <checkpoint> --lag --online --episodes 4 0.7,0.8,4,-4 0.3,0.8,4,-4
 
-A setting is bridge.speed, limits.dq_max (rad/s), limits.ddq_max (rad/s²), limits.table_clearance (mm). Interpolator,
-safety filter and the emulator's scene are the real ones, stepped at 100 and 250 Hz. The first action of a plan comes after
-90 ms, the others after 10; frames come 20 times a second and 50 ms late, gripper commands ten times a second. There is no
-wire and no watchdog. "error 31" counts episodes in which the arm pushed longer and harder than the emulated box allows at
-sensitivity 3. First comes the policy in plain simulation: the largest change of a joint that it asks for in a step, and the
-lowest point of a finger. With --lag, the limits of lag are off and each row shows how far the arm is behind its command;
-with --online the box plans to each target (0.8 rad/s, 4 rad/s²), as in mode 6.
+A setting is bridge.speed, limits.dq_max (rad/s), limits.ddq_max (rad/s²), limits.table_clearance (mm). Interpolator, safety
+filter and the emulator's scene are the real ones, without wire and watchdog. "error 31" counts episodes in which the arm pushed
+longer and harder than the emulated box allows at sensitivity 3. First comes the policy in plain simulation: the largest change
+of a joint in a step, and the lowest point of a finger. With --lag, the limits of lag are off and each row shows how far the arm
+is behind its command; with --online the box plans to each target (0.8 rad/s, 4 rad/s²), as in mode 6.
 """
 
 import argparse

@@ -4,11 +4,9 @@
     python benchmarks/faults.py --faults nan,hang --repeat 3
     python benchmarks/faults.py --markdown table.md --json faults.json
 
-Each run is an episode with the vendor's SDK, the emulated box, the live control loop with its default limits, a
-supervisor, cameras, and a recorder into a zarr store; the fault strikes while the arm moves. Unsafe commands are
-counted by the box's journal: not finite, out of range, faster than the joints may be, or with a watched point
-outside the workspace. A run in which a busy machine alone made the watchdog hold or fault before the fault could
-show is repeated, and told in the column "load". Exit code 1 if anything was unsafe or not as designed.
+Each run is an episode with the vendor's SDK, the emulated box, the live control loop with its default limits, a supervisor,
+cameras and a recorder; the fault strikes while the arm moves. docs/faults.md explains the columns. A run that a busy machine
+spoilt is repeated, see the column "load". Exit code 1 if anything was unsafe or not as designed.
 """
 
 import argparse

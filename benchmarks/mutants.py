@@ -4,13 +4,9 @@
     python benchmarks/mutants.py --each 40 windows pooling  # more, of some
     python benchmarks/mutants.py --each 0                   # every fault there is: many hours
 
-The faults are Cosmic Ray's operators (another comparison, another operator of arithmetic, a number by one, `and` for
-`or`, `True` for `False`, no turn of a loop, `break` for `continue`, another exception, no decorator). Its own runner
-starts a process a fault, which here means to import torch and MuJoCo a thousand times: this one imports them once and
-forks. Not planted: in annotations, in the texts of `raise`, and in `frozen=True` and `strict=True`, which guard against
-mistakes in the code to come.
-
-Faults are planted in a copy of the repository. A test that fails, or that takes ten times as long as usual, caught it.
+The faults are Cosmic Ray's operators, planted in a copy of the repository. Its own runner starts a process a fault, which here
+means to import torch and MuJoCo a thousand times: this one imports them once and forks. Not planted: in annotations, in `raise`,
+and in `frozen=True` and `strict=True`. A test that fails, or takes ten times as long as usual, caught the fault.
 """
 
 import argparse

@@ -11,8 +11,6 @@ first:
     s2robot record picker.habit=either out=runs/policies/two_pickers.zarr
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Each row is trained with every seed and evaluated on the same positions. Runs ar
 interrupted ones resume. Rows of the summary that are not run stay as they are.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

@@ -4,16 +4,14 @@
     python benchmarks/s2.py --models base --batches 1 --budget 5
     python benchmarks/s2.py --threads 2 --json s2.json
 
-Models (random weights, at once and twice their size): tiny (as mvp-tiny), small (as mvp-small), base (timm's
-vit_base_patch16_224). Rows:
+Models have random weights: tiny (as mvp-tiny), small (as mvp-small), base (timm's vit_base_patch16_224). Rows:
 
 * reference: the authors' algorithm on the timm model, one call a scale, float32. All ratios are to it.
 * ours fp32, ours default: `s2robot.backbones.inference.prepare` in float32 and in the machine's default type, all tiles
   in one call. pooled: the default with the mean of the map only.
-* frames: S2Encoder in the default type from uint8 frames of the larger size, area averaging and normalisation
-  included. frames 1 2 3 (batch 1 only): the same at three scales.
+* frames: S2Encoder in the default type from uint8 frames of the larger size. frames 1 2 3: at three scales, batch 1.
 
-The rows take turns; times are medians. Cosine (least over all tokens) and largest difference are to the reference. Run nothing else.
+The rows take turns; times are medians. Cosine (least over all tokens) and largest difference are to the reference.
 """
 
 import argparse

@@ -3,11 +3,9 @@
     python -m benchmarks.serve runs/run/<date>/checkpoint
     python -m benchmarks.serve runs/run/<date>/checkpoint --calls 500 --threads 1
 
-The server is a process of its own on loopback; both run on the same cores with as many threads, and take turns, a
-call each: the same frames (noise, as large as the encoder reads, all cameras), so what differs is the way there and
-back. A call is one plan: encode the frames, plan, several actions. "server" is the time that the server says the
-plan took there, "transport" what remains of the call. The actions are compared bit for bit. Nothing else should run
-meanwhile; the load of the machine is printed.
+The server is a process of its own on loopback. Both run on the same cores with as many threads and take turns, a plan each of
+the same frames of noise. "server" is the time that the server says the plan took there, "transport" what remains of the call.
+The actions are compared bit for bit. Nothing else should run meanwhile; the load of the machine is printed.
 """
 
 import argparse

@@ -7,8 +7,6 @@
 The demonstrations of each task are recorded once.
 """
 
-from __future__ import annotations
-
 import argparse
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial

@@ -8,8 +8,6 @@ same on every machine. A multiplication with its addition counts as two operatio
 that are alive at once beside the weights; what an operation allocates and frees inside itself is not seen.
 """
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

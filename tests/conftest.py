@@ -160,7 +160,7 @@ def realsense(monkeypatch):
 
     class Pipeline:
         def __init__(self):
-            self._pictures = itertools.cycle(rs.pictures)
+            self._count = itertools.count()
 
         def start(self, config):
             if config.serial != "0042":
@@ -175,7 +175,7 @@ def realsense(monkeypatch):
             if rs.gone:
                 raise RuntimeError(f"Frame didn't arrive within {timeout_ms}")
             time.sleep(0.05)
-            image, taken = next(self._pictures), 1000 * (time.time() - rs.late_s)
+            image, taken = rs.pictures[next(self._count) % len(rs.pictures)], 1000 * (time.time() - rs.late_s)
             frame = answers(get_timestamp=taken, get_data=image, get_frame_timestamp_domain=rs.domain)
             return answers(get_color_frame=frame)
 

@@ -186,10 +186,16 @@ def test_a_camera_that_the_simulation_cannot_draw_is_reported_before_any_work(re
     assert "note: this policy can act on an arm, but not be evaluated" in capsys.readouterr().out
 
 
-def test_replay(here, recorded, tmp_path):
-    result = here("inspect", "replay=true", f"data={recorded}", f"hydra.run.dir={tmp_path / 'replay'}")
-    assert result.returncode == 0, result.stderr
-    assert "3 of 3 episodes succeed again; proprioception differs by at most 0\n" in result.stdout
+def test_replay_and_inspect(here, recorded, tmp_path):
+    few = ["videos.draw=32", "demos.episodes=2", "workers=1"]
+    for name, more, said in (
+        ("replay", ["replay=true"], "3 of 3 episodes succeed again; proprioception differs by at most 0\n"),
+        ("inspect", few, f"page: {tmp_path / 'inspect/inspect.html'}"),
+    ):
+        result = here("inspect", *more, f"data={recorded}", f"hydra.run.dir={tmp_path / name}")
+        assert result.returncode == 0 and said in result.stdout, result.stderr
+    films = sorted(p.name for p in (tmp_path / "inspect/episodes").iterdir())
+    assert films == ["0000.js", "0000.mp4", "0001.js", "0001.mp4"]
 
 
 @pytest.fixture
