@@ -116,12 +116,7 @@ def test_degrees_and_small_frames_are_warned_of_once(make_policy):
     obs = observation(0)
     degrees = r"proprio\[2\] is 45, in the policy's demos it was .* in rad"
     small = r"camera 'hand' has 4 x 6 px, the policy's demos had 8 x 8"
-    for angle, size, words in (
-        (0.0, (8, 8), ""),
-        (45.0, (8, 8), degrees),
-        (0.0, (4, 6), small),
-        (45.0, (4, 6), ""),
-    ):
+    for angle, size, words in ((0, (8, 8), ""), (45, (8, 8), degrees), (0, (4, 6), small), (45, (4, 6), "")):
         obs["proprio"][2], obs["images"]["hand"] = angle, np.zeros((*size, 3), np.uint8)
         warned = pytest.warns(UserWarning, match=words) if words else warnings.catch_warnings(action="error")
         with warned:

@@ -114,12 +114,7 @@ def test_loading_refuses(tmp_path, make_policy):
     refuse("schema: expected 2, got 99", schema=99)
     refuse("policy.json: spec: ", spec=None)
     refuse("policy.json: tensors_sha256: ", tensors_sha256=7)
-    for key, wrong in (
-        ("rate_hz", "ten"),
-        ("cameras", 3),
-        ("dataset", []),
-        ("encoder", {"fingerprint": None}),
-    ):
+    for key, wrong in {"rate_hz": "ten", "cameras": 3, "dataset": [], "encoder": {"fingerprint": 0}}.items():
         refuse(f"contract: {key}.*: expected", contract=CONTRACT | {key: wrong})
     refuse("action_parts: expected a list of parts, got 7", contract=CONTRACT | {"action_parts": 7})
     refuse("contract: cameras: expected", contract=CONTRACT | {"cameras": CONTRACT["cameras"][::-1]})

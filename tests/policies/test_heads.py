@@ -68,27 +68,22 @@ def two_ways(head, steps: int = 400, count: int = 128):
         return head.eval().sample(torch.zeros(200, 2), noise_of(head, 200))[..., 0].mean(1)  # (200,)
 
 
+EPSILON, DRAW = {"predicts": "epsilon"}, {"draw": True}
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"kind": "flow"},
-        {"kind": "diffusion"},
-        {"kind": "diffusion", "predicts": "epsilon"},
-        {"kind": "gmm"},
-        {"kind": "act", "draw": True},
-    ],
-    ids=lambda s: "-".join(str(v) for v in s.values() if v is not True),
+    ("kind", "more"), [("flow", {}), ("diffusion", {}), ("diffusion", EPSILON), ("gmm", {}), ("act", DRAW)]
 )
-def test_two_ways_round_a_post(settings):
-    steps = 1000 if settings["kind"] == "gmm" else 400  # a component that lies between takes long to move
-    went = two_ways(made(small(**settings), HeadSizes(2, 4, slots(2))), steps)
+def test_two_ways_round_a_post(kind, more):
+    steps = 1000 if kind == "gmm" else 400  # a component that lies between takes long to move
+    went = two_ways(made(small(kind, **more), HeadSizes(2, 4, slots(2))), steps)
     assert (went.abs() > 0.5).float().mean() > 0.9  # round the post, not into it
     assert 0.2 < (went > 0).float().mean() < 0.8  # both ways
 
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_an_episode_plans_the_same_whatever_runs_beside_it(make_policy, make_batch, kind):
-    policy = make_policy(head=small(kind, **({"draw": True} if kind == "act" else {})))
+    policy = make_policy(head=small(kind, **(DRAW if kind == "act" else {})))
     batch = make_batch(policy)
 
     def plans(order, actor):
@@ -135,13 +130,11 @@ def test_diffusion_finds_the_chunk_that_a_perfect_network_knows(predicts):
     torch.testing.assert_close(head.sample(torch.zeros(2, 2), noise_of(head, 2)), unsigned(wanted, slots(3)))
 
 
+FROM_LAST = {"kind": "transformer", "context": 3, "from_last": True}
+
+
 @pytest.mark.parametrize(
-    ("normalise", "settings"),
-    [
-        ("standard", {"members": 2}),
-        ("quantile", {"kind": "transformer", "context": 3, "from_last": True}),
-        ("minmax", {}),
-    ],
+    ("normalise", "settings"), [("standard", {"members": 2}), ("quantile", FROM_LAST), ("minmax", {})]
 )
 def test_diffusion_can_plan_every_chunk_of_its_demos(normalise, settings):
     """An action that is rare in the demos lies many deviations from their mean: it is not cut, and nothing beyond it is planned."""

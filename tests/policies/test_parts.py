@@ -8,17 +8,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from s2robot.core.parts import check_values
-from s2robot.policies import (
-    BatchActor,
-    ChunkPolicy,
-    Parts,
-    PolicyError,
-    PolicySpec,
-    check_contract,
-    load_checkpoint,
-    rotations,
-    save_checkpoint,
-)
+from s2robot.policies import BatchActor, ChunkPolicy, Parts, PolicyError, PolicySpec, rotations
+from s2robot.policies.checkpoint import check_contract, load_checkpoint, save_checkpoint
 from s2robot.policies.heads import HEADS
 from s2robot.policies.normalise import Normaliser
 from tests.policies.small import small_spec

