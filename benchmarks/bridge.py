@@ -36,13 +36,11 @@ from s2robot.loading import load_networks
 def simulated(checkpoint: Path, episodes: int, seed: int, out: Path) -> tuple[list[bool], dict[str, Any]]:
     """Plain simulation; successes in order, and the world's settings."""
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"))
-    config = contract["env_config"]
-    config = CubePickConfig(
-        **{**config, "image_size": encoder.image_size, "cameras": tuple(contract["cameras"])}
-    )
-    planner = LearnedPlanner(policy, encoder, contract["cameras"], contract["encoder"]["features_dtype"])
+    world, cameras = contract["env_config"], contract["cameras"]
+    config = CubePickConfig(**world | {"image_size": encoder.image_size, "cameras": tuple(cameras)})
+    planner = LearnedPlanner(policy, encoder, cameras, contract["encoder"]["features_dtype"])
     rollouts = run_episodes(config, planner, episodes, seed, 1, out / "simulated.jsonl")
-    return [bool(r["success"]) for r in rollouts.records], contract["env_config"]
+    return [bool(r["success"]) for r in rollouts.records], world
 
 
 def bridged(overrides: list[str], episodes: int, out: Path) -> LiveSession:
@@ -78,28 +76,32 @@ def report(session: LiveSession, plain: list[bool], args: argparse.Namespace) ->
         np.concatenate([np.zeros(0), *(r[key] for r in records if key in r)])
         for key in ("periods_s", "decision_periods_s", "latencies_s")
     )
-    config = session.session.runtime.loop.config
+    both = list(zip([r["seed"] for r in records], bridge, plain, strict=True))
+    rate_hz, policy_hz = session.rig.arm.limits.rate_hz, session.session.runtime.loop.config.policy_hz
+    kept = ("seed", "success", "cause", "fault", "steps", "verdicts")
+
+    def counted(successes: list[bool]) -> dict[str, Any]:
+        return {"successes": sum(successes), "wilson95": list(wilson(sum(successes), len(successes)))}
+
     return {
         "checkpoint": str(args.checkpoint),
         "overrides": args.overrides,
         "positions": len(bridge),
         "seed": args.seed,
         "speed": session.rig.arm.bridge.speed,
-        "bridge": {"successes": sum(bridge), "wilson95": list(wilson(sum(bridge), len(bridge)))},
-        "simulation": {"successes": sum(plain), "wilson95": list(wilson(sum(plain), len(plain)))},
+        "bridge": counted(bridge),
+        "simulation": counted(plain),
         "difference": {"estimate": gap.difference, "low": gap.low, "high": gap.high, "p": gap.p},
-        "only_bridge": [r["seed"] for r, a, b in zip(records, bridge, plain, strict=True) if a and not b],
-        "only_simulation": [r["seed"] for r, a, b in zip(records, bridge, plain, strict=True) if b and not a],
+        "only_bridge": [seed for seed, a, b in both if a and not b],
+        "only_simulation": [seed for seed, a, b in both if b and not a],
         "faults": {str(r["seed"]): r["fault"] for r in records if r["fault"]},
         "holds": sum(state == "hold" for r in records for state, _ in r["changes"]),
-        "command_period_deviation_ms": percentiles(np.abs(stream - 1 / session.rig.arm.limits.rate_hz)),
-        "policy_period_deviation_ms": percentiles(np.abs(decisions - 1 / config.policy_hz)),
+        "command_period_deviation_ms": percentiles(np.abs(stream - 1 / rate_hz)),
+        "policy_period_deviation_ms": percentiles(np.abs(decisions - 1 / policy_hz)),
         "policy_latency_ms": percentiles(latency),
         "load": os.getloadavg(),
         "cores": os.cpu_count(),
-        "episodes": [
-            {k: r[k] for k in ("seed", "success", "cause", "fault", "steps", "verdicts")} for r in records
-        ],
+        "episodes": [{key: r[key] for key in kept} for r in records],
     }
 
 
@@ -124,18 +126,15 @@ def main() -> None:
         ]  # fmt: skip
         found = report(bridged(overrides, args.episodes, out), plain, args)
     write_json(out / "bridge.json", found)
-    gap = found["difference"]
+    gap, count = found["difference"], found["positions"]
     print(
-        f"through the bridge: {found['bridge']['successes']} of {found['positions']}, speed {found['speed']:g}"
+        f"bridge {found['bridge']['successes']} of {count}, simulation {found['simulation']['successes']} of {count}"
     )
-    print(f"in simulation:      {found['simulation']['successes']} of {found['positions']}")
     print(f"difference {100 * gap['estimate']:+.1f} points [{100 * gap['low']:.1f}, {100 * gap['high']:.1f}]")
     print(f"only the bridge: {found['only_bridge']}, only the simulation: {found['only_simulation']}")
     print(f"{found['holds']} holds, faults: {found['faults'] or 'none'}")
-    print(f"{'deviation, ms':<28}{'p50':>8}{'p99':>8}{'max':>8}")
     for name in ("command_period_deviation_ms", "policy_period_deviation_ms", "policy_latency_ms"):
-        row = found[name] or {"p50": np.nan, "p99": np.nan, "max": np.nan}
-        print(f"{name.removesuffix('_ms').replace('_', ' '):<28}" + "".join(f"{row[k]:>8.2f}" for k in row))
+        print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in (found[name] or {}).items()))
     print(f"load {found['load'][0]:.1f} on {found['cores']} cores: {out / 'bridge.json'}")
 
 

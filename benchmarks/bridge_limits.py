@@ -4,13 +4,11 @@
     python benchmarks/bridge_limits.py <checkpoint> --lag --episodes 16 0.7,1.8,14,-1 1,2.6,20,-10
     python benchmarks/bridge_limits.py <checkpoint> --lag --online --episodes 4 0.7,0.8,4,-4 0.3,0.8,4,-4
 
-A setting is bridge.speed, limits.dq_max (rad/s), limits.ddq_max (rad/s²), limits.table_clearance (mm). Interpolator,
-safety filter and the emulator's scene are the real ones, stepped at 100 and 250 Hz. The first action of a plan comes after
-90 ms, the others after 10; frames come 20 times a second and 50 ms late, gripper commands ten times a second. There is no
-wire and no watchdog. "error 31" counts episodes in which the arm pushed longer and harder than the emulated box allows at
-sensitivity 3. First comes the policy in plain simulation: the largest change of a joint that it asks for in a step, and the
-lowest point of a finger. With --lag, the limits of lag are off and each row shows how far the arm is behind its command;
-with --online the box plans to each target (0.8 rad/s, 4 rad/s²), as in mode 6.
+A setting is bridge.speed, limits.dq_max (rad/s), limits.ddq_max (rad/s²), limits.table_clearance (mm). Interpolator, safety
+filter and the emulator's scene are the real ones, without wire and watchdog. "error 31" counts episodes in which the arm pushed
+longer and harder than the emulated box allows at sensitivity 3. First comes the policy in plain simulation: the largest change
+of a joint in a step, and the lowest point of a finger. With --lag, the limits of lag are off and each row shows how far the arm
+is behind its command; with --online the box plans to each target (0.8 rad/s, 4 rad/s²), as in mode 6.
 """
 
 import argparse
@@ -45,13 +43,12 @@ def asked_for(config: CubePickConfig, actor: Any, seeds: range) -> tuple[int, fl
     for seed in seeds:
         observation, _ = env.reset(seed=seed)
         actor.reset()
-        for _ in range(config.max_steps):
+        done = truncated = False
+        while not (done or truncated):
             before = env.commanded.copy()
-            observation, _, done, _, _ = env.step(actor.act(observation))
+            observation, _, done, truncated, _ = env.step(actor.act(observation))
             most = max(most, float(np.abs(env.commanded - before).max()))
             lowest = min(lowest, float(points.at(env.commanded)[tips, 2].min()) - XARM7_LIMITS.table_z)
-            if done:
-                break
         good += env.is_success
     env.close()
     return good, most, lowest
@@ -75,22 +72,18 @@ def episode(
     low, high = np.add(limits.q_min, limits.margin), np.subtract(limits.q_max, limits.margin)
     commanded, opening, turned, clamped = plant.joints.copy(), 1.0, gripper_hold, False
     told = going = 1.0  # the gripper, and where it is on its way
-    known, frames = plant.opening, [plant.positions]
+    known, frames, due, action = plant.opening, [plant.positions], -1, np.zeros(8)
     period = 0.1 / speed
     ticks = round(period * limits.rate_hz)
-    due, action = -1, np.zeros(8)
     pushed = longest = fastest = 0.0
     clamps, end = 0, "not in time"
     for k in range(plant.env.config.max_steps * ticks):
         now = k / limits.rate_hz
         if k % ticks == 0:
             seen = max(0, round(np.floor((now - FRAME_DELAY) * FPS) / FPS * limits.rate_hz))
-            observation = {
-                "images": renderer.draw(frames[seen]),
-                "proprio": np.append(plant.joints, known).astype(np.float32),
-            }
+            proprio = np.append(plant.joints, known).astype(np.float32)
             due = k + (PLANNED if k // ticks % actor.batch.execute == 0 else READY)
-            action = actor.act(observation)
+            action = actor.act({"images": renderer.draw(frames[seen]), "proprio": proprio})
         if k == due:
             wanted = np.clip((path.q if clamped else commanded) + action[:7], low, high)
             asked, turned, clamped = (0.0 if action[7] >= 0.5 else 1.0), turned + 1, False
@@ -104,8 +97,7 @@ def episode(
             break
         if safe.verdict != Verdict.PASS:
             path.follow(safe.q, safety.dq_last)
-            clamped = True
-            clamps += 1
+            clamped, clamps = True, clamps + 1
         fastest = max(fastest, float(np.abs(safety.dq_last).max()))
         motion.servo(safe.q)
         if k % GRIPPER_TICKS == 0:
@@ -142,13 +134,6 @@ class Online(Motion):
 
     def servo(self, target: np.ndarray) -> None:
         self.plan(target, 0.8, 4.0)  # bridge.arm's, of mode online
-
-
-def parsed(setting: str) -> tuple[float, ArmLimits]:
-    """Return bridge.speed and limits of a setting."""
-    speed, dq, ddq, clearance = map(float, setting.split(","))
-    changes = {"dq_max": (dq,) * 7, "ddq_max": (ddq,) * 7, "table_clearance": clearance / 1000}
-    return speed, XARM7_LIMITS.replace(**changes)
 
 
 def limits_line(rows: list[dict]) -> str:
@@ -190,14 +175,13 @@ def main() -> None:
     kinds = (LagFilter if args.lag else SafetyFilter, Online if args.online else Motion)
     print(f"{'speed,dq,ddq,clearance':<24}{'success':>9}{columns}")
     for text in args.settings:
-        speed, limits = parsed(text)
-        if args.lag:
-            limits = limits.replace(lag_max=9.0, point_lag_max=9.0)
+        speed, dq, ddq, clearance = map(float, text.split(","))
+        changes = {"dq_max": (dq,) * 7, "ddq_max": (ddq,) * 7, "table_clearance": clearance / 1000}
+        changes |= {"lag_max": 9.0, "point_lag_max": 9.0} if args.lag else {}
+        limits = XARM7_LIMITS.replace(**changes)
         LagFilter.rows.clear()
-        rows = [
-            episode(plant, renderer, actor, points, limits, speed, seed, args.gripper_hold, *kinds)
-            for seed in seeds
-        ]
+        rig = plant, renderer, actor, points, limits, speed
+        rows = [episode(*rig, seed, args.gripper_hold, *kinds) for seed in seeds]
         start = f"{text:<24}{sum(r['success'] for r in rows):>5} / {len(rows)}"
         print(start + (lag_line() if args.lag else limits_line(rows)), flush=True)
 

@@ -29,6 +29,8 @@ from s2robot.envs.real.emulator.stand_in import EmulatedCamera
 
 START = np.array((-0.4, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))  # rad, 0.4 to the right of home
 STILL = 0.01  # rad/s
+# what a busy machine alone can bring about
+BY_LOAD = re.compile(r"is stale|is late|is gone|reports nothing|held for more than|command code 3$")
 STOP_S = 0.5  # s that a stop may take to reach the box: the supervisor's limit of 0.3 s, and its way there
 ATTRIBUTES = {
     "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(1, 8)], "rate_hz": 10, "cameras": ["hand"],
@@ -44,8 +46,10 @@ class Case:
     name: str
     what: str  # for the table
     designed: str  # the state afterwards
-    reason: str  # pattern of what the watchdog has to name; empty: nothing is to be named
-    inject: Callable[["Bench"], float]  # makes it happen; s, monotonic, when it did
+    reason: str = ""  # pattern of what the watchdog has to name; empty: nothing is to be named
+    inject: Callable[["Bench"], float] = lambda bench: (
+        time.monotonic()
+    )  # makes it happen; s, monotonic, when it did
     rests: bool = True  # the arm is to come to rest
     watch_s: float = 3.0  # how long the reaction is waited for; an episode that goes on is ended after it
     scene: bool = False  # needs the emulator's cameras
@@ -62,12 +66,12 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What was measured in one run. Times in s after the fault."""
+    """What was measured in one run. Times in s after the fault, speeds of the fastest measured joint in rad/s."""
 
     case: str
-    speed: float = np.nan  # rad/s, fastest measured joint when the fault came
+    speed: float = np.nan  # when the fault came
     unsafe: int = 0  # commands on the wire outside limits or past the filter, in the whole run
-    peak: float = np.nan  # rad/s, fastest measured joint from the fault on
+    peak: float = np.nan  # from the fault on
     last_command: float | None = None  # the last motion; of a stream that goes on, the last that changes
     stop_command: float | None = None  # the first stop on the wire
     standstill: float | None = None  # until all joints stood for good; None: they never did
@@ -84,23 +88,15 @@ class Outcome:
 
 
 class Bench:
-    """Runs cases against one emulator.
+    """Runs cases against one emulator, launched with the scene for cases that need it.
 
     Args:
-        emulator: launched; with the scene for cases that need it.
         folder: for the store, which is made here with one good episode in it.
         patience: times the watchdog's limits; 1 for figures.
-        server: gives the URL and token of a fresh policy server, and the process to kill.
+        server: context of a fresh policy server.
     """
 
-    def __init__(
-        self,
-        emulator: Launched,
-        folder: Path,
-        patience: float = 1.0,
-        scene: bool = False,
-        server: Callable[[], Any] | None = None,
-    ):
+    def __init__(self, emulator: Launched, folder: Path, patience: float = 1.0, scene: bool = False, server: Any = None):  # fmt: skip
         self.emulator, self.path, self.patience, self.scene = emulator, folder / "real.zarr", patience, scene
         self.make_server = server
         self.points = ArmPoints("xarm7")
@@ -112,26 +108,25 @@ class Bench:
         if scene:  # the first picture waits for the renderer
             EmulatedCamera(emulator.ports.side, "hand", PATIENCE_S).close()
         EpisodeStore.create(self.path, ATTRIBUTES).close()
-        none = Case("none", "", "IDLE", "", lambda bench: time.monotonic(), watch_s=0.3)
-        tries = [self.run(none)]
-        while not tries[-1].as_designed and len(tries) < 4:  # load
-            tries.append(self.run(none))
-        if not tries[-1].as_designed or not tries[-1].record_intact:
-            raise EnvError(f"faults: found {tries[-1]} without a fault, expected an episode")
+        for _ in range(4):  # load
+            first = self.run(Case("none", "", "IDLE", watch_s=0.3))
+            if first.as_designed:
+                break
+        if not first.as_designed or not first.record_intact:
+            raise EnvError(f"faults: found {first} without a fault, expected an episode")
 
     # ---------------------------------------------------------------- a run
 
     def run(self, case: Case) -> Outcome:
         """One episode with one fault."""
-        return self._run_process(case) if case.process else self._run_here(case)
-
-    def _run_here(self, case: Case) -> Outcome:
-        out = Outcome(case.name)
         side = self.emulator.side
         side("clear")
         side("place_arm", joints=self._start(case).tolist())
-        begin = time.monotonic()
-        before = digest(self.path)
+        return self._run_process(case) if case.process else self._run_here(case)
+
+    def _run_here(self, case: Case) -> Outcome:
+        out, side = Outcome(case.name), self.emulator.side
+        begin, before = time.monotonic(), digest(self.path)
         fault_at: list[float] = []
         failed: list[BaseException] = []
         self.notes = {}
@@ -139,15 +134,12 @@ class Bench:
             stack.callback(side, "clear")
             policy = Swing()
             if case.server:
-                assert self.make_server is not None
-                self.server = stack.enter_context(self.make_server())
-                policy = Swing(self.server.policy.act)
+                self.server, remote = stack.enter_context(self.make_server())
+                policy = Swing(remote.act)
             ripe = threading.Event()
+            rig = self.emulator.ports, self.path, policy, self.patience, self.points, self.scene
             try:
-                bridge = assemble(
-                    stack, self.emulator.ports, self.path, policy, self.patience, self.points, self.scene,
-                    on_ripe=ripe.set,
-                )  # fmt: skip
+                bridge = assemble(stack, *rig, on_ripe=ripe.set)
             except EnvError as error:  # the wire's time-outs are those of an operation
                 out.problem, out.record_intact = f"no bridge: {error}", True
                 return out
@@ -183,10 +175,8 @@ class Bench:
             else:
                 recorder.discard()
             time.sleep(0.25)  # what would still come, comes
-            if bridge.driver.rushed:
-                self.notes["mismatch"] = (
-                    f"{bridge.driver.rushed} commands sooner than a period after the last"
-                )
+            if rushed := bridge.driver.rushed:
+                self.notes["mismatch"] = f"{rushed} commands sooner than a period after the last"
             if case.stopped and side("status")["ready"]:
                 self.notes["mismatch"] = f"the box is not stopped; {bridge.runtime.known}"
             self._latched(out, loop)
@@ -205,8 +195,6 @@ class Bench:
     def _run_process(self, case: Case) -> Outcome:
         """The loop in a process of its own, which is hit as a whole."""
         out, side = Outcome(case.name), self.emulator.side
-        side("clear")
-        side("place_arm", joints=self._start(case).tolist())
         begin, before = time.monotonic(), digest(self.path)
         words = [self.emulator.ports.to_json(), str(self.path), str(self.patience)]
         with Victim(words, terminal=case.process == "terminal closed") as victim:
@@ -238,10 +226,7 @@ class Bench:
         return out
 
     def _start(self, case: Case) -> np.ndarray:
-        start = START.copy()
-        for joint, value in (case.start or {}).items():
-            start[joint - 1] = value
-        return start
+        return np.array([(case.start or {}).get(joint, value) for joint, value in enumerate(START, 1)])
 
     # ---------------------------------------------------------------- measures
 
@@ -293,27 +278,22 @@ class Bench:
     def _judge(self, out: Outcome, case: Case) -> None:
         """Compare with the design."""
         history = self.notes["history"]
-        named = [(state, why) for _, state, reasons in history for why in reasons if state != State.IDLE]
-        expected = [state for state, why in named if case.reason and re.search(case.reason, why)]
-        out.load_holds = sum(
-            state == State.HOLD
-            and not any(pattern and re.search(pattern, reasons[0]) for pattern in (case.reason, case.passing))
-            for _, state, reasons in history
-            if reasons
-        )
+        named = [why for _, state, reasons in history for why in reasons if state != State.IDLE]
+        expected = [why for why in named if case.reason and re.search(case.reason, why)]
+        held = [reasons[0] for _, state, reasons in history if reasons and state == State.HOLD]
+        meant = "|".join(filter(None, (case.reason, case.passing)))
+        out.load_holds = sum(not (meant and re.search(meant, why)) for why in held)
         if case.designed in ("HOLD", "RUNNING"):  # as it was when the episode was ended
             out.state = history[-1][1].name
             out.reasons = history[-1][2]
         if out.state == case.designed and (expected or not case.reason):
             out.as_designed = out.standstill is not None or not case.rests
-        elif out.state in ("FAULT", "HOLD") and not expected and _by_load(out.reasons):
+        elif (
+            out.state in ("FAULT", "HOLD")
+            and not expected
+            and out.reasons
+            and all(map(BY_LOAD.search, out.reasons))
+        ):
             out.problem = f"{out.state} because of load: {out.reasons[0]}"
-        extra = self.notes.get("mismatch")
-        if extra:
+        if extra := self.notes.get("mismatch"):
             out.as_designed, out.reasons = False, (*out.reasons, extra)
-
-
-def _by_load(reasons: tuple[str, ...]) -> bool:
-    """Whether a busy machine alone can bring this about."""
-    pattern = r"is stale|is late|is gone|reports nothing|held for more than|command code 3$"
-    return bool(reasons) and all(re.search(pattern, why) for why in reasons)

@@ -3,10 +3,10 @@
 All parts are the real ones, with the loop's default limits; the arm is the emulated box.
 """
 
-import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import REFUSED
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.xarm import XArmDriver
@@ -30,6 +29,7 @@ from s2robot.envs.real.emulator.stand_in import EmulatedCamera
 from s2robot.envs.real.runtime import ArmRuntime
 
 SWING = np.array((0.05, 0.0, 0.0, 0.0, 0.03, 0.0, 0.06, 1.0))  # an action: up to 0.6 rad/s
+FLIPPED = np.array((-1,) * 7 + (1,))  # the gripper stays closed
 TURN = 16  # actions in one direction, then as many back
 MOVING = 0.2  # rad/s; a fault that meets a slower arm proves nothing
 PATIENCE_S = 60.0  # s that anything beside the measured may take
@@ -51,8 +51,7 @@ class Swing:
             return self.bad()
         if self._act is not None:
             return self._act(observation)
-        sign = 1 if self.calls // TURN % 2 == 0 else -1
-        return np.append(sign * SWING[:7], SWING[7])
+        return SWING * (1 if self.calls // TURN % 2 == 0 else FLIPPED)
 
 
 def note(safety: SafetyFilter) -> list[np.ndarray]:
@@ -109,33 +108,15 @@ class Bridge:
 
 
 def assemble(
-    stack: ExitStack,
-    ports: Ports,
-    path: Path,
-    policy: Swing,
-    patience: float,
-    points: ArmPoints,
-    scene: bool,
+    stack: ExitStack, ports: Ports, path: Path, policy: Swing, patience: float, points: ArmPoints, scene: bool,
     on_ripe: Callable[[], None],
-) -> Bridge:
+) -> Bridge:  # fmt: skip
     """Everything connected, the arm ready; `stack` takes it apart again. `on_ripe` is called when the arm has
     been under way for half a second and is at speed: the moment to strike."""
     make = partial(XArmDriver, "127.0.0.1", ports=ports)
-    supervisors: list[Supervisor] = []
-
-    def start_supervisor() -> None:
-        with suppress(EnvError):
-            supervisors.append(Supervisor(partial(make, gripper=False), limit_s=0.3 * patience))
-
-    starting = threading.Thread(target=start_supervisor)
-    starting.start()  # while the driver connects
-
-    def end_supervisor() -> None:
-        starting.join()
-        for supervisor in supervisors:
-            supervisor.close()
-
-    stack.callback(end_supervisor)
+    starter = stack.enter_context(ThreadPoolExecutor(1))  # the supervisor starts while the driver connects
+    starting = starter.submit(Supervisor, partial(make, gripper=False), limit_s=0.3 * patience)
+    stack.callback(lambda: starting.exception() or starting.result().close())
     arm = stack.enter_context(make())
     arm.connect(PATIENCE_S)
     arm._sdk.clean_error()  # the operator's part; the driver never does
@@ -143,15 +124,11 @@ def assemble(
     arm.arm()
     driver = Tampered(arm)
     noise = np.random.default_rng(0).integers(0, 256, (20, SIZE, SIZE, 3), np.uint8)
-    camera = CameraReader(
-        "hand",
-        (lambda: EmulatedCamera(ports.side, "hand")) if scene else (lambda: ReplayCamera(noise, 30)),
-    )
+    open_camera = partial(EmulatedCamera, ports.side, "hand") if scene else partial(ReplayCamera, noise, 30)
+    camera = CameraReader("hand", open_camera)
     camera.start(PATIENCE_S)
     stack.callback(camera.close)
-    starting.join()
-    if not supervisors:
-        raise EnvError("faults: found no supervisor, expected one")
+    supervisor = starting.result()
     recorder = EpisodeRecorder(stack.enter_context(EpisodeStore.open(path, "a")))
     usual = WatchdogLimits()
     limits = usual.replace(**{name: limit and limit * patience for name, limit in usual.model_dump().items()})
@@ -165,6 +142,6 @@ def assemble(
     safety = SafetyConfig(state_age_max=limits.state_hold)
     loop = LoopConfig(live=True, image_size=SIZE)
     runtime = ArmRuntime(
-        driver, {"hand": camera}, policy, points, loop, limits, safety, [Watch(), recorder], supervisor=supervisors[0]
+        driver, {"hand": camera}, policy, points, loop, limits, safety, [Watch(), recorder], supervisor=supervisor
     )  # fmt: skip
     return Bridge(driver, runtime, policy, recorder, note(runtime.loop.safety))

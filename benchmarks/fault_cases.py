@@ -15,12 +15,17 @@ from s2robot.envs.real.arms.xarm import XArmDriver
 CONNECT_S = 1.0  # s that a new connection may take to be refused
 
 
-def _policy(bad: Callable[[], Any]) -> Callable[[Bench], float]:
-    """From now on the policy does `bad`; the fault begins with its first call."""
+def _policy(bad: Callable[[], Any], once: bool = False) -> Callable[[Bench], float]:
+    """From now on, or once, the policy does `bad`; the fault begins with its first call."""
 
     def inject(bench: Bench) -> float:
         policy = bench.bridge.policy
-        policy.bad = bad
+
+        def act() -> Any:
+            policy.bad = None if once else act
+            return bad()
+
+        policy.bad = act
         return _wait(lambda: policy.bad_at)
 
     return inject
@@ -38,8 +43,15 @@ def _wire(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Bench], float
 
 
 def _box(name: str, **settings: Any) -> Callable[[Bench], float]:
-    """A fault of the emulated box."""
-    return lambda bench: bench.emulator.side.fault(name, **settings)
+    """A fault of the emulated box; seconds are times the bench's patience."""
+
+    def inject(bench: Bench) -> float:
+        scaled = {
+            key: value * bench.patience if key == "seconds" else value for key, value in settings.items()
+        }
+        return bench.emulator.side.fault(name, **scaled)
+
+    return inject
 
 
 def _wait(value: Callable[[], float | None]) -> float:
@@ -49,22 +61,6 @@ def _wait(value: Callable[[], float | None]) -> float:
             raise EnvError(f"faults: found no fault in {PATIENCE_S:g} s, expected one")
         time.sleep(0.001)
     return found
-
-
-def _once(first: Callable[[], Any]) -> Callable[[Bench], float]:
-    """One bad answer, then good ones."""
-
-    def inject(bench: Bench) -> float:
-        policy = bench.bridge.policy
-
-        def bad() -> Any:
-            policy.bad = None
-            return first()
-
-        policy.bad = bad
-        return _wait(lambda: policy.bad_at)
-
-    return inject
 
 
 def _crash() -> None:
@@ -77,27 +73,17 @@ def _push(joint: int, delta: float) -> Callable[[], np.ndarray]:
     return lambda: action
 
 
-def _jump(q: np.ndarray) -> np.ndarray:
-    return q + np.eye(7)[0]
-
-
-def _beyond(q: np.ndarray) -> np.ndarray:
-    return np.append(q[:6], 7.0)
-
-
 def _late(seconds: float) -> Callable[[Bench], float]:
+    """One answer of the policy comes late."""
+
     def inject(bench: Bench) -> float:
         def wait() -> np.ndarray:
             time.sleep(seconds * bench.patience)
             return np.zeros(8)
 
-        return _once(wait)(bench)
+        return _policy(wait, once=True)(bench)
 
     return inject
-
-
-def _stall(seconds: float) -> Callable[[Bench], float]:
-    return lambda bench: bench.emulator.side.fault("stall", seconds=seconds * bench.patience)
 
 
 def _half_open(bench: Bench) -> float:
@@ -111,8 +97,7 @@ def _half_open(bench: Bench) -> float:
         driver.connect(CONNECT_S)
         bench.notes["mismatch"] = "connected to a box that never answers"
     except EnvError:
-        took = time.monotonic() - begin
-        if took > CONNECT_S + 1:
+        if (took := time.monotonic() - begin) > CONNECT_S + 1:
             bench.notes["mismatch"] = f"connecting took {took:.1f} s, expected {CONNECT_S:g} s"
     finally:
         driver.close()
@@ -121,17 +106,13 @@ def _half_open(bench: Bench) -> float:
 
 def _kill_server(bench: Bench) -> float:
     at = time.monotonic()
-    bench.server.process.kill()
+    bench.server.kill()
     return at
 
 
 def _cut(bench: Bench) -> float:
     """This process's connections break; the supervisor's do not."""
     return bench.emulator.side.fault("drop", clients=own_ports())
-
-
-def _signal(bench: Bench) -> float:
-    raise NotImplementedError("the bench sends signals itself")
 
 
 def _end(how: str) -> Callable[[Bench], float]:
@@ -168,17 +149,16 @@ CASES = (
     Case("limit", "targets beyond a joint's range, from the policy", "FAULT", "safety stop: clamped",
          _policy(_push(7, 0.25)), start={7: 5.6}, watch_s=4.0),
     Case("limit_wire", "targets beyond a joint's range, behind the filter", "FAULT", "command code -1000",
-         _wire(_beyond)),
-    Case("jump", "one jump of 1 rad, from the policy", "RUNNING", "", _once(_push(7, 1.0)), watch_s=0.3, rests=False,
-         commands_go_on=True),
-    Case("jump_wire", "jump of 1 rad, behind the filter", "FAULT", "command code -1000", _wire(_jump)),
+         _wire(lambda q: np.append(q[:6], 7.0))),
+    Case("jump", "one jump of 1 rad, from the policy", "RUNNING", "", _policy(_push(7, 1.0), once=True), watch_s=0.3,
+         rests=False, commands_go_on=True),
+    Case("jump_wire", "jump of 1 rad, behind the filter", "FAULT", "command code -1000", _wire(lambda q: q + np.eye(7)[0])),
     Case("workspace", "out of the workspace, to the left", "FAULT", "safety stop: clamped", _policy(_push(1, 0.25)), watch_s=4.0),
     Case("table", "into the table", "FAULT", "safety stop: clamped", _policy(_push(2, 0.1)), watch_s=4.0),
     Case("camera_frozen", "camera frozen", "FAULT", "camera hand is frozen", _box("camera_freeze"), scene=True),
     Case("camera_stale", "camera stale", "FAULT", "camera hand is (stale|gone)", _box("camera_stale"), scene=True),
     Case("joints_frozen", "joint state frozen", "FAULT", "safety stop: .* lags", _box("freeze_joints")),
-    Case("joints_late", "joint state stale (answers 60 ms late)", "HOLD", "joint state is stale",
-         lambda bench: bench.emulator.side.fault("delay", seconds=0.06 * bench.patience),
+    Case("joints_late", "joint state stale (answers 60 ms late)", "HOLD", "joint state is stale", _box("delay", seconds=0.06),
          watch_s=1.0, commands_go_on=True),
     Case("policy_late", "policy late by 0.9 s", "HOLD", "policy is late", _late(0.9), watch_s=0.8, released_s=0.8,
          commands_go_on=True),
@@ -188,10 +168,10 @@ CASES = (
     Case("drop", "socket dropped", "FAULT", "connection lost|command code|joint state is (stale|gone)", _box("drop")),
     Case("hang", "controller hung", "FAULT", "joint state is (stale|gone)|command code|arm reports nothing", _box("hang"),
          deaf=True),
-    Case("stall", "controller stalls for 190 ms", "RUNNING", "", _stall(0.19), watch_s=0.6, rests=False,
+    Case("stall", "controller stalls for 190 ms", "RUNNING", "", _box("stall", seconds=0.19), watch_s=0.6, rests=False,
          commands_go_on=True, passing="joint state is stale"),
-    Case("stall_long", "controller stalls for 400 ms", "FAULT", "joint state is (stale|gone)|command code", _stall(0.4),
-         deaf=True),
+    Case("stall_long", "controller stalls for 400 ms", "FAULT", "joint state is (stale|gone)|command code",
+         _box("stall", seconds=0.4), deaf=True),
     Case("half_open", "dropped, and half-open for new connections", "FAULT",
          "connection lost|command code|joint state is (stale|gone)", _half_open),
     Case("error_1", "controller error 1 (e-stop)", "FAULT", "arm error 1$|command code", _box("error", code=1)),
@@ -200,19 +180,19 @@ CASES = (
     Case("mode", "mode changed behind our back", "FAULT", "mode 0|command code", _box("mode", mode=0)),
     Case("cut", "the loop's connections cut, the supervisor's intact", "FAULT",
          "connection lost|command code|joint state is (stale|gone)", _cut, stopped=True),
-    Case("end_steps", "end: all steps done", "IDLE", "", lambda bench: time.monotonic(), steps=14),
+    Case("end_steps", "end: all steps done", "IDLE", steps=14),
     Case("end_judged", "end: judged, discarded, or no more demonstrations", "IDLE", "", _end("request_end")),
     Case("end_stop", "end: the operator's stop", "IDLE", "", _end("request_stop")),
     Case("end_pressing", "end: while the arm does not follow", "IDLE", "", _end_pressing),
     Case("end_raised", "end: an exception in the loop", "FAULT", "an exception in the loop", _raise),
-    Case("sigint", "SIGINT of the loop", "IDLE", "", _signal, process="SIGINT"),
-    Case("sigkill", "SIGKILL of the loop", "STOPPED", "", _signal, process="SIGKILL"),
-    Case("sigstop", "loop hangs (SIGSTOP), then goes on", "STOPPED", "", _signal, process="SIGSTOP"),
-    Case("group_int", "SIGINT of the process group", "IDLE", "", _signal, process="group SIGINT"),
-    Case("group_term", "SIGTERM of the process group", "IDLE", "", _signal, process="group SIGTERM"),
-    Case("group_hup", "SIGHUP of the process group", "IDLE", "", _signal, process="group SIGHUP"),
-    Case("group_quit", "SIGQUIT of the process group (Ctrl-\\)", "STOPPED", "", _signal, process="group SIGQUIT"),
-    Case("group_kill", "SIGKILL of the process group", "STOPPED", "", _signal, process="group SIGKILL"),
-    Case("suspended", "process group suspended (Ctrl-Z), then resumed", "STOPPED", "", _signal, process="group SIGTSTP"),
-    Case("terminal", "terminal closed", "IDLE", "", _signal, process="terminal closed"),
+    Case("sigint", "SIGINT of the loop", "IDLE", process="SIGINT"),
+    Case("sigkill", "SIGKILL of the loop", "STOPPED", process="SIGKILL"),
+    Case("sigstop", "loop hangs (SIGSTOP), then goes on", "STOPPED", process="SIGSTOP"),
+    Case("group_int", "SIGINT of the process group", "IDLE", process="group SIGINT"),
+    Case("group_term", "SIGTERM of the process group", "IDLE", process="group SIGTERM"),
+    Case("group_hup", "SIGHUP of the process group", "IDLE", process="group SIGHUP"),
+    Case("group_quit", "SIGQUIT of the process group (Ctrl-\\)", "STOPPED", process="group SIGQUIT"),
+    Case("group_kill", "SIGKILL of the process group", "STOPPED", process="group SIGKILL"),
+    Case("suspended", "process group suspended (Ctrl-Z), then resumed", "STOPPED", process="group SIGTSTP"),
+    Case("terminal", "terminal closed", "IDLE", process="terminal closed"),
 )  # fmt: skip

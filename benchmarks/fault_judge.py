@@ -44,12 +44,10 @@ def unfiltered(commands: list[dict], passed: list[np.ndarray]) -> int:
 
 def digest(path: Path, episodes: int | None = None) -> tuple[int, str]:
     """How many episodes a store holds, and a hash of all bytes of the first `episodes` (None: of all)."""
-    store = EpisodeStore.open(path)
+    store, found = EpisodeStore.open(path), hashlib.sha256()
     count = len(store.episode_ends) if episodes is None else episodes
-    end = int(store.episode_ends[count - 1]) if count else 0
-    found = hashlib.sha256()
     for key in sorted(store.keys) if count else ():
-        found.update(key.encode() + np.asarray(store[key][:end]).tobytes())
+        found.update(key.encode() + np.asarray(store[key][: int(store.episode_ends[count - 1])]).tobytes())
     return len(store.episode_ends), found.hexdigest()
 
 

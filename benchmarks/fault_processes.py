@@ -15,7 +15,7 @@ import stat
 import subprocess
 import sys
 import termios
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,6 @@ def own_ports() -> list[int]:
 
 def main(ports: str, store: str, patience: str) -> None:
     # here, because the supervisor's process imports this file too
-    from contextlib import ExitStack
-    from pathlib import Path
-
     from benchmarks.fault_bridge import Swing, assemble
     from s2robot.envs.errors import EnvError
     from s2robot.envs.real.arms.geometry import ArmPoints
@@ -88,9 +85,8 @@ def main(ports: str, store: str, patience: str) -> None:
             print("moving", file=out)
 
     with ExitStack() as stack:
-        where = Ports.from_json(ports)
-        points = ArmPoints("xarm7")
-        bridge = assemble(stack, where, Path(store), Swing(), float(patience), points, False, ripe)
+        rig = Ports.from_json(ports), Path(store), Swing(), float(patience), ArmPoints("xarm7"), False
+        bridge = assemble(stack, *rig, ripe)
         stop = bridge.runtime.stop
         stack.enter_context(stop.on_signals())
         stop.moving = True

@@ -9,19 +9,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+from s2robot.serving.remote import RemotePolicy
 
 TOKEN = "faults-" + os.urandom(16).hex()
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@dataclass
-class Served:
-    """A running server and its client."""
-
-    process: subprocess.Popen
-    policy: object  # s2robot.serving.remote.RemotePolicy
 
 
 def make_checkpoint(folder: Path) -> Path:
@@ -54,13 +47,11 @@ def start(checkpoint: Path, *options: str) -> Iterator[tuple[subprocess.Popen, s
 
 
 @contextmanager
-def served(checkpoint: Path) -> Iterator[Served]:
+def served(checkpoint: Path) -> Iterator[tuple[subprocess.Popen, RemotePolicy]]:
     """`s2robot serve` and a client; both end with the context."""
-    from s2robot.serving.remote import RemotePolicy
-
     with start(checkpoint, "serve.threads=1") as (process, url):
         with RemotePolicy(url, TOKEN, deadline_s=2.0, connect_s=30.0) as policy:
-            yield Served(process, policy)
+            yield process, policy
 
 
 def _make(folder: Path) -> None:
@@ -85,8 +76,10 @@ def _make(folder: Path) -> None:
     rng = np.random.default_rng(0)
     mean = np.array([0.05, 0, 0, 0, 0, 0, 0])
     actions = np.append(rng.normal(mean, 0.001, (50, 7)), rng.integers(0, 2, (50, 1)), 1)
-    moments = np.zeros((1, encoder.dim)), np.ones((1, encoder.dim))
-    chunks = np.repeat(actions[:, None], 2, 1)  # (50, K, 8)
+    moments, chunks = (
+        (np.zeros((1, encoder.dim)), np.ones((1, encoder.dim))),
+        np.repeat(actions[:, None], 2, 1),
+    )
     policy.fit_normaliser(rng.normal(size=(50, 8)), actions, chunks, None, moments)
     contract = {
         "encoder": {

@@ -28,9 +28,7 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.pipeline import Task, read_task, train_policy
 
 
-def measure_frames(
-    store: EpisodeStore, encoder: S2Encoder, cameras: tuple[str, ...], episodes: int
-) -> tuple[float, float, np.ndarray]:
+def measure_frames(store: EpisodeStore, encoder: S2Encoder, cameras: tuple[str, ...], episodes: int) -> tuple[float, float, np.ndarray]:  # fmt: skip
     """Return the median seconds per step of rendering and of encoding, and the features, float16 (T, C, N, D)."""
     episode_frames(store.path, 0, cameras, encoder.image_size)  # builds the world
     encoder.encode(np.zeros((4, encoder.image_size, encoder.image_size, 3), np.uint8))

@@ -21,13 +21,7 @@ from s2robot.probing.report import resample, seeds_interval
 
 RATES = (0.5, 0.9, 0.95, 0.98, 0.99)
 SEEDS = (3, 5, 10)
-WORLDS = (
-    (0.0, 0.0),
-    (0.0, 0.3),
-    (0.05, 0.3),
-    (0.1, 0.3),
-    (0.2, 0.0),
-)  # spread, hard; the last: seeds dominate
+WORLDS = ((0.0, 0.0), (0.0, 0.3), (0.05, 0.3), (0.1, 0.3), (0.2, 0.0))  # spread, hard; last: seeds dominate
 POSITIONS, LOOK, PICTURES = 128, 16, 1000
 
 
@@ -94,28 +88,25 @@ def scores(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: fl
 def main(words: list[str]) -> None:
     given = dict(word.split("=", 1) for word in words)
     runs, rng = int(given.get("runs", 4000)), np.random.default_rng(0)
+
+    def table(measure: Any, runs: int, worlds: tuple, rates: tuple, text: Any) -> None:
+        for seeds in SEEDS:
+            for spread, hard in worlds:
+                cells = [text(measure(rng, runs, seeds, rate, spread, hard)) for rate in rates]
+                print(f"{seeds:5d} {spread:6.2f} {hard:4.1f} | " + " | ".join(cells))
+
     print("An arm: coverage %, width by Wilson's (median, mean), effective episodes (median)")
     print("seeds spread hard | " + " | ".join(f"p = {rate:<4}            " for rate in RATES))
-    for seeds in SEEDS:
-        for spread, hard in WORLDS:
-            cells = [arms(rng, runs, seeds, rate, spread, hard) for rate in RATES]
-            texts = [f"{100 * c['covered']:4.1f} {c['median']:4.2f} {c['mean']:4.2f} {c['episodes']:5.0f}" for c in cells]  # fmt: skip
-            print(f"{seeds:5d} {spread:6.2f} {hard:4.1f} | " + " | ".join(texts))
+    table(arms, runs, WORLDS, RATES, lambda c: f"{100 * c['covered']:4.1f} {c['median']:4.2f} {c['mean']:4.2f} {c['episodes']:5.0f}")  # fmt: skip
     print("A difference (1 + p) / 2 against p: coverage %")
-    for seeds in SEEDS:
-        for spread, hard in WORLDS:
-            cells = [differences(rng, runs, seeds, rate, spread, hard) for rate in RATES]
-            print(f"{seeds:5d} {spread:6.2f} {hard:4.1f} | " + " | ".join(f"{100 * c:4.1f}" for c in cells))
+    table(differences, runs, WORLDS, RATES, lambda c: f"{100 * c:4.1f}")
     print(f"Inside at every look (each {LOOK} positions), %: confidence sequence, interval of a fixed number")
     for seeds in (1, 3):
         cells = [looks(rng, max(200, runs // 10), seeds, rate, 0.3) for rate in RATES]
         print(f"{seeds:5d} | " + " | ".join(f"{100 * a:5.1f} {100 * b:5.1f}" for a, b in cells))
     print("A score of pictures and seeds: coverage % of t interval and bootstrap, width t / bootstrap")
-    for seeds in SEEDS:
-        for spread, hard in ((0.0, 0.8), *WORLDS[2:]):
-            cells = [scores(rng, max(200, runs // 10), seeds, rate, spread, hard) for rate in RATES[:3]]
-            texts = [f"{100 * c['t']:4.1f} {100 * c['bootstrap']:4.1f} {c['wider']:4.2f}" for c in cells]
-            print(f"{seeds:5d} {spread:6.2f} {hard:4.1f} | " + " | ".join(texts))
+    text = lambda c: f"{100 * c['t']:4.1f} {100 * c['bootstrap']:4.1f} {c['wider']:4.2f}"  # noqa: E731
+    table(scores, max(200, runs // 10), ((0.0, 0.8), *WORLDS[2:]), RATES[:3], text)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,9 @@
     python benchmarks/mutants.py --each 40 windows pooling  # more, of some
     python benchmarks/mutants.py --each 0                   # every fault there is: many hours
 
-The faults are Cosmic Ray's operators (another comparison, another operator of arithmetic, a number by one, `and` for
-`or`, `True` for `False`, no turn of a loop, `break` for `continue`, another exception, no decorator). Its own runner
-starts a process a fault, which here means to import torch and MuJoCo a thousand times: this one imports them once and
-forks. Not planted: in annotations, in the texts of `raise`, and in `frozen=True` and `strict=True`, which guard against
-mistakes in the code to come.
-
-Faults are planted in a copy of the repository. A test that fails, or that takes ten times as long as usual, caught it.
+The faults are Cosmic Ray's operators, planted in a copy of the repository. Its own runner starts a process a fault, which here
+means to import torch and MuJoCo a thousand times: this one imports them once and forks. Not planted: in annotations, in `raise`,
+and in `frozen=True` and `strict=True`. A test that fails, or takes ten times as long as usual, caught the fault.
 """
 
 import argparse
@@ -65,29 +61,25 @@ def faults(code: str) -> Iterator[tuple[tuple[int, int], str, str]]:
     from cosmic_ray.operators.provider import OperatorProvider
 
     provider, skipped = OperatorProvider(), untouched(code)
-    for name in provider:
-        if name.startswith("Variable"):  # wants names by hand
-            continue
-        places = [
-            place for node in ast_nodes(get_ast(code)) for place in provider[name]().mutation_positions(node)
-        ]
+    for name in (name for name in provider if not name.startswith("Variable")):  # those want names by hand
+        operator = provider[name]()
+        places = [place for node in ast_nodes(get_ast(code)) for place in operator.mutation_positions(node)]
         for n, (start, _) in enumerate(places):
-            mutated = None
             if any(low <= start < high for low, high in skipped):
                 continue
             with suppress(AttributeError):  # it cannot replace an exception that has a dot in its name
                 mutated = mutate_code(code, provider[name](), n)
-            if mutated and mutated != code:
-                yield start, name, mutated
+                if mutated and mutated != code:
+                    yield start, name, mutated
 
 
 def sample(code: str, each: int, seed: int) -> list[tuple[tuple[int, int], str, str]]:
     """So many faults of a file, a place at most once; all for 0. The same for the same code and seed."""
+    if not each:
+        return list(faults(code))
     by_place: dict[tuple[int, int], list] = {}
     for fault in faults(code):
         by_place.setdefault(fault[0], []).append(fault)
-    if not each:
-        return [fault for found in by_place.values() for fault in found]
     dice = random.Random(seed)
     places = dice.sample(sorted(by_place), min(each, len(by_place)))
     return [dice.choice(by_place[place]) for place in sorted(places)]
@@ -123,27 +115,24 @@ def tests_fail(tree: Path, tests: list[str], limit: float) -> tuple[bool, float]
 def judge(tree: Path, name: str, each: int, seed: int) -> dict:
     """Plant a module's sample; its count, and the faults that no test caught."""
     file, tests = MODULES[name]
-    path = tree / file
+    path, survived = tree / file, []
     code = path.read_text(encoding="utf-8")
     failed, usual = tests_fail(tree, tests, 1800)
     if failed:
         raise SystemExit(f"{name}: its tests fail without any fault: {' '.join(tests)}")
     planted = sample(code, each, seed)
-    survived = []
-    try:
-        for n, ((line, column), operator, mutated) in enumerate(planted, 1):
-            path.write_text(mutated, encoding="utf-8")
-            caught, seconds = tests_fail(tree, tests, max(LEAST, TIMES * usual))
-            lines = zip(code.splitlines(), mutated.splitlines(), strict=False)
-            change = next((f"{a.strip()} -> {b.strip()}" for a, b in lines if a != b), "")
-            if not caught:
-                survived.append({"line": line, "column": column, "operator": operator, "change": change})
-            end = "caught" if caught else "SURVIVED"
-            print(f"{name} {n}/{len(planted)} {end} {seconds:.1f} s  {file}:{line} {change}", flush=True)
-    finally:
-        path.write_text(code, encoding="utf-8")
-    count = len(planted)
-    return {"file": file, "planted": count, "caught": count - len(survived), "survived": survived}
+    for n, ((line, column), operator, mutated) in enumerate(planted, 1):
+        path.write_text(mutated, encoding="utf-8")
+        caught, seconds = tests_fail(tree, tests, max(LEAST, TIMES * usual))
+        lines = zip(code.splitlines(), mutated.splitlines(), strict=False)
+        change = next((f"{a.strip()} -> {b.strip()}" for a, b in lines if a != b), "")
+        if not caught:
+            survived.append({"line": line, "column": column, "operator": operator, "change": change})
+        end = "caught" if caught else "SURVIVED"
+        print(f"{name} {n}/{len(planted)} {end} {seconds:.1f} s  {file}:{line} {change}", flush=True)
+    path.write_text(code, encoding="utf-8")
+    found = {"planted": len(planted), "caught": len(planted) - len(survived)}
+    return {"file": file, **found, "survived": survived}
 
 
 def main() -> None:

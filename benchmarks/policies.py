@@ -11,8 +11,6 @@ first:
     s2robot record picker.habit=either out=runs/policies/two_pickers.zarr
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,23 +85,23 @@ def main() -> None:
         return work / name.replace(",", "") / f"seed{seed}"
 
     def trained(name: str, seed: int) -> Path:
-        run("train", words(name, seed), folder_of(name, seed) / "train")
-        return folder_of(name, seed) / "train" / "checkpoint"
+        folder = folder_of(name, seed) / "train"
+        run("train", words(name, seed), folder)
+        return folder / "checkpoint"
 
     def one(name: str, seed: int) -> dict[str, Any]:
         row, folder = ROWS[name], folder_of(name, seed)
         positions = [f"evaluate.episodes={args.episodes}", f"evaluate.seed={args.seed}", "evaluate.videos=0"]
         if row.dagger_rounds:
+            tried, fitted = folder / "dagger", folder / "dagger" / f"round_{row.dagger_rounds}"
             base = [
                 f"recording.checkpoint={trained(row.base, seed)}",
                 f"recording.rounds={row.dagger_rounds}",
             ]
-            run("dagger", [*words(name, seed), *base, *positions], folder / "dagger")
-            tried, fitted = folder / "dagger", folder / "dagger" / f"round_{row.dagger_rounds}"
+            run("dagger", [*words(name, seed), *base, *positions], tried)
         else:
-            checkpoint = f"checkpoint={trained(name, seed)}"
-            run("evaluate", [checkpoint, *row.world.split(), *positions], folder / "evaluate")
             tried, fitted = folder / "evaluate", folder / "train"
+            run("evaluate", [f"checkpoint={trained(name, seed)}", *row.world.split(), *positions], tried)
         played = records(tried)
         spent = json.loads((tried / "summary.json").read_text())["timing"]["policy_s"]
         return {
@@ -119,14 +117,12 @@ def main() -> None:
         command = f"s2robot train {typed}"
         if row.dagger_rounds:
             command = f"s2robot dagger {typed} recording.checkpoint=<{row.base}> recording.rounds={row.dagger_rounds}"
-        return {
-            "name": name,
-            **{key: getattr(row, key) for key in ("robot", "cube_size", "head", "demos", "dagger_rounds")},
-            **success(seeds, args.seed),
-            "train_seconds": round(float(np.mean([each["train_seconds"] for each in seeds])), 1),
-            "ms_per_action": round(float(np.mean([each["ms_per_action"] for each in seeds])), 2),
-            "command": command,
+        about = {key: getattr(row, key) for key in ("robot", "cube_size", "head", "demos", "dagger_rounds")}
+        means = {
+            key: float(np.mean([each[key] for each in seeds])) for key in ("train_seconds", "ms_per_action")
         }
+        costs = {key: round(mean, 1 if key == "train_seconds" else 2) for key, mean in means.items()}
+        return {"name": name, **about, **success(seeds, args.seed), **costs, "command": command}
 
     fill(parser, args, ROWS, one, summarise)
 

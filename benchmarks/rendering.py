@@ -3,14 +3,11 @@
     python benchmarks/rendering.py
     python benchmarks/rendering.py --robot panda --size 448 --rounds 50
 
-Three ways take turns in one process; medians over the rounds:
+Three ways take turns; medians over the rounds, without physics. Run nothing else meanwhile, or take `--clock cpu`.
 
-1. robosuite as it comes: Lift with `use_camera_obs=True`. The cost of the observation is a step less a step of the same
-   world without cameras.
+1. robosuite's Lift with `use_camera_obs=True`: a step less a step of the same world without cameras.
 2. robosuite's renderer on CubePick's scene: the three views (hand, left, right) of the same states as 3.
 3. OffscreenRenderer as CubePick uses it.
-
-Physics is in no frame rate. Run nothing else meanwhile, or take `--clock cpu`.
 """
 
 import argparse
@@ -29,8 +26,7 @@ from robosuite.utils.log_utils import ROBOSUITE_DEFAULT_LOGGER  # isort: skip
 from robosuite.utils.binding_utils import MjRenderContextOffscreen  # isort: skip
 
 STOCK_CAMERAS = ["frontview", "agentview", "robot0_eye_in_hand"]
-STOCK = "robosuite, its camera observations"
-STOCK_RENDERER = "robosuite's renderer, our views"
+STOCK, STOCK_RENDERER = "robosuite, its camera observations", "robosuite's renderer, our views"
 OURS = "OffscreenRenderer"
 
 
@@ -41,43 +37,20 @@ def stock_lift(robot: str, size: int, cameras: bool):
     Python collects it, and may take those of a context that happens to be current.
     """
     views = {"camera_names": STOCK_CAMERAS, "camera_heights": size, "camera_widths": size} if cameras else {}
-    env = robosuite.make(
-        "Lift",
-        robots=ROBOTS[robot].robosuite_name,
-        use_camera_obs=cameras,
-        has_renderer=False,
-        has_offscreen_renderer=cameras,
-        ignore_done=True,
-        hard_reset=False,
-        **views,
-    )
+    views |= {"use_camera_obs": cameras, "has_offscreen_renderer": cameras, "has_renderer": False}
+    arm = ROBOTS[robot].robosuite_name
+    env = robosuite.make("Lift", robots=arm, ignore_done=True, hard_reset=False, **views)
     env.reset()
     return env
-
-
-def check_drawn(frames: dict[str, np.ndarray]) -> None:
-    """A context that lost its buffers draws nothing, very fast: refuse to time that."""
-    for name, frame in frames.items():
-        if frame.std() < 1:
-            raise RuntimeError(f"{name}: the frame is flat; nothing was drawn, so nothing can be measured")
-
-
-def stock_renderer(env: CubePick) -> MjRenderContextOffscreen:
-    """The render context that robosuite would give this world, set as its environments set it."""
-    context = MjRenderContextOffscreen(env.world.sim, device_id=-1)
-    context.vopt.geomgroup[0] = 0  # collision shapes
-    context.vopt.geomgroup[1] = 1  # visual shapes
-    return context
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def seconds(work: Callable[[], object], clock: str) -> float:
-    now = CLOCKS[clock]
-    start = now()
+    start = CLOCKS[clock]()
     work()
-    return now() - start
+    return CLOCKS[clock]() - start
 
 
 def measure(robot: str, size: int, rounds: int, clock: str) -> dict[str, float]:
@@ -85,7 +58,9 @@ def measure(robot: str, size: int, rounds: int, clock: str) -> dict[str, float]:
     rng = np.random.default_rng(0)
     with_cameras, without = stock_lift(robot, size, True), stock_lift(robot, size, False)
     env, twin = CubePick(robot=robot, image_size=size), CubePick(robot=robot, image_size=size)
-    context = stock_renderer(twin)  # its own model: OffscreenRenderer lowers the quality of the one it draws
+    # of its own model: OffscreenRenderer lowers the quality of the one it draws
+    context = MjRenderContextOffscreen(twin.world.sim, device_id=-1)
+    context.vopt.geomgroup[:2] = 0, 1  # collision shapes, visual shapes: as robosuite sets it
     env.reset(seed=0)  # makes the renderer too
     seen: dict[str, np.ndarray] = {}
 
@@ -107,7 +82,8 @@ def measure(robot: str, size: int, rounds: int, clock: str) -> dict[str, float]:
         twin.set_state(env.get_state())
         context.gl_ctx.make_current()
         now[STOCK_RENDERER] = seconds(draw_stock, clock)
-        check_drawn(seen)
+        if flat := [name for name, frame in seen.items() if frame.std() < 1]:  # very fast: not to be timed
+            raise RuntimeError(f"{flat[0]}: the frame is flat; nothing was drawn, so nothing can be measured")
         now[OURS] = seconds(env.render_cameras, clock)
         if i >= 3:  # the first ones fill caches
             for name, value in now.items():

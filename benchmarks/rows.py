@@ -4,8 +4,6 @@ Each row is trained with every seed and evaluated on the same positions. Runs ar
 interrupted ones resume. Rows of the summary that are not run stay as they are.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess
@@ -43,16 +41,14 @@ def success(seeds: list[dict[str, Any]], first: int) -> dict[str, Any]:
     outcomes = np.array([each["outcomes"] for each in seeds])  # (seeds, positions)
     low, high, method = success_interval(outcomes)
     rates = outcomes.mean(1)
+    found = []
+    for each, done in zip(seeds, outcomes, strict=True):
+        failed = [first + int(i) for i in np.flatnonzero(~done)]
+        found.append(
+            {"seed": each["seed"], "episodes": len(done), "successes": int(done.sum()), "failed": failed}
+        )
     return {
-        "seeds": [
-            {
-                "seed": each["seed"],
-                "episodes": len(each["outcomes"]),
-                "successes": int(sum(each["outcomes"])),
-                "failed": [first + i for i, done in enumerate(each["outcomes"]) if not done],
-            }
-            for each in seeds
-        ],
+        "seeds": found,
         "mean": round(float(rates.mean()), 4),
         "low": round(low, 4),
         "high": round(high, 4),
@@ -67,13 +63,12 @@ def against(name: str, seeds: list[dict[str, Any]], other: str, base: list[dict[
     """Return the paired difference of two rows on the same positions."""
     mine, theirs = (np.array([each["outcomes"] for each in row]) for row in (seeds, base))
     found = difference(mine, theirs)
+    points = {"points": found.difference, "low": found.low, "high": found.high}
     return {
         "name": f"{name} − {other}",
         "successes": [[int(seed.sum()) for seed in arm] for arm in (mine, theirs)],
         "positions": found.positions,
-        "points": round(100 * found.difference, 2),
-        "low": round(100 * found.low, 2),
-        "high": round(100 * found.high, 2),
+        **{key: round(100 * value, 2) for key, value in points.items()},
         "p": round(found.p, 4),
         "scope": found.scope,
     }

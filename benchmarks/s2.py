@@ -1,19 +1,17 @@
 """Time S2 at two sizes on one model: the reference algorithm, our ways, and the machine's own rate.
 
     python benchmarks/s2.py
-    python benchmarks/s2.py --quick --models base --batches 1
+    python benchmarks/s2.py --models base --batches 1 --budget 5
     python benchmarks/s2.py --threads 2 --json s2.json
 
-Models (random weights, at once and twice their size): tiny (as mvp-tiny), small (as mvp-small), base (timm's
-vit_base_patch16_224). Rows:
+Models have random weights: tiny (as mvp-tiny), small (as mvp-small), base (timm's vit_base_patch16_224). Rows:
 
 * reference: the authors' algorithm on the timm model, one call a scale, float32. All ratios are to it.
 * ours fp32, ours default: `s2robot.backbones.inference.prepare` in float32 and in the machine's default type, all tiles
   in one call. pooled: the default with the mean of the map only.
-* frames: S2Encoder in the default type from uint8 frames of the larger size, area averaging and normalisation
-  included. frames 1 2 3 (batch 1 only): the same at three scales.
+* frames: S2Encoder in the default type from uint8 frames of the larger size. frames 1 2 3: at three scales, batch 1.
 
-The rows take turns; times are medians. Cosine (least over all tokens) and largest difference are to the reference. Run nothing else.
+The rows take turns; times are medians. Cosine (least over all tokens) and largest difference are to the reference.
 """
 
 import argparse
@@ -21,6 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +40,11 @@ MODELS = (*SPECS, "base")
 PREFIX, PATCH = 1, 16  # CLS; pixels
 
 
-class Plain(nn.Module):
+class Plain(nn.Sequential):
     """The timm model's tokens."""
 
-    def __init__(self, vit: nn.Module) -> None:
-        super().__init__()
-        self.vit = vit
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.vit.forward_features(x)
+        return self[0].forward_features(x)
 
 
 def build(name: str) -> tuple[nn.Module, int]:
@@ -71,7 +66,6 @@ def arms(vit: nn.Module, tile: int, batch: int) -> dict[str, tuple[Callable[[], 
     size, default = 2 * tile, default_dtype()
     images = torch.randn(batch, 3, tile, tile)
     frames = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
-
     layout = square((tile, size), tile, PATCH)
 
     def ours(model: Callable[[Tensor], Tensor], output: str = "tokens") -> Callable[[], Tensor]:
@@ -84,11 +78,9 @@ def arms(vit: nn.Module, tile: int, batch: int) -> dict[str, tuple[Callable[[], 
     fast = prepare(Plain(vit), default)
     name = {v: k for k, v in DTYPES.items()}[default]
     encoder = S2Encoder(vit, (tile, size), dtype=name)
+    reference = partial(forward, vit.forward_features, images, scales=[1, 2], num_prefix_token=PREFIX)
     rows: dict[str, tuple[Callable[[], Tensor], torch.dtype]] = {
-        "reference": (
-            lambda: forward(vit.forward_features, images, scales=[1, 2], num_prefix_token=PREFIX),
-            torch.float32,
-        ),
+        "reference": (reference, torch.float32),
         "ours fp32": (ours(prepare(Plain(vit), torch.float32)), torch.float32),
         "ours default": (ours(fast), default),
         "pooled": (ours(fast, "pooled"), default),
@@ -101,29 +93,23 @@ def arms(vit: nn.Module, tile: int, batch: int) -> dict[str, tuple[Callable[[], 
     return rows
 
 
-def measure(name: str, batch: int, args: argparse.Namespace) -> list[dict]:
+def measure(name: str, batch: int, budget: float) -> list[dict]:
     vit, tile = build(name)
     compared = arms(vit, tile, batch)
     outputs = {arm: call() for arm, (call, _) in compared.items()}  # warms up, too
     round_s = sum(clock(call) for call, _ in compared.values())
-    least, most = (3, 3) if args.quick else (5, 101)
-    rounds = max(least, min(most, int(args.budget / round_s)))
+    rounds = max(5, min(101, int(budget / round_s)))
     turns = [{arm: clock(call) for arm, (call, _) in compared.items()} for _ in range(rounds)]
     truth = outputs["reference"][:, PREFIX:]  # (B, N, 2 * D)
     rows = []
     for arm, (_, dtype) in compared.items():
         median = statistics.median(turn[arm] for turn in turns)
         row: dict[str, Any] = {
-            "model": name,
-            "sizes": [tile, 2 * tile],
-            "batch": batch,
-            "arm": arm,
-            "dtype": str(dtype).removeprefix("torch."),
-            "repeats": rounds,
-            "ms": median * 1e3,
+            "model": name, "sizes": [tile, 2 * tile], "batch": batch, "arm": arm,
+            "dtype": str(dtype).removeprefix("torch."), "repeats": rounds, "ms": median * 1e3,
             "frames_per_s": batch / median,
             "ratio": statistics.median(turn["reference"] / turn[arm] for turn in turns),
-        }
+        }  # fmt: skip
         if not arm.startswith("frames"):  # these take other images
             out = outputs[arm] if arm != "reference" else truth
             against = truth.mean(dim=1) if arm == "pooled" else truth
@@ -138,9 +124,10 @@ def show(rows: list[dict]) -> None:
     print(f"\n{first['model']} at {first['sizes']}, batch {first['batch']}, {first['repeats']} repeats each")
     print(f"{'':<18}" + "".join(f"{name:>10}" for name in names))
     for r in rows:
-        figures = f"{r['ms']:>10.1f}{r['frames_per_s']:>10.1f}{r['ratio']:>10.2f}"
         same = f"{r['cosine']:>10.6f}{r['largest_difference']:>10.1e}" if "cosine" in r else ""
-        print(f"{r['arm']:<18}{r['dtype']:>10}{figures}{same}")
+        print(
+            f"{r['arm']:<18}{r['dtype']:>10}{r['ms']:>10.1f}{r['frames_per_s']:>10.1f}{r['ratio']:>10.2f}{same}"
+        )
 
 
 def main() -> None:
@@ -149,14 +136,12 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds a table, if 5 repeats fit (60)")
-    parser.add_argument("--quick", action="store_true", help="3 repeats, batches of at most 4")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    batches = dict.fromkeys(min(b, 4) for b in args.batches) if args.quick else args.batches
     with torch.inference_mode():
-        tables = [measure(name, batch, args) for name in args.models for batch in batches]
+        tables = [measure(name, batch, args.budget) for name in args.models for batch in args.batches]
     capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     print(f"{capability}, {threads} threads, torch {torch.__version__}")
     for rows in tables:

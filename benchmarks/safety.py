@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 
@@ -83,13 +84,12 @@ class Attacker:
         self.new_mood()
 
     def new_mood(self) -> None:
-        rng = self.rng
+        rng, self.count = self.rng, 0
         self.mood = MOODS[rng.integers(len(MOODS))]
         self.corner = np.where(rng.random(7) < 0.5, self.low, self.high)
         self.period = int(rng.integers(1, 30))
         self.sign = rng.choice([-1.0, 1.0], 7)
         self.axis = int(rng.integers(2))
-        self.count = 0
 
     def target(self) -> np.ndarray:
         """(7,) finite joints that the mood asks for, as far as no joint jumps: a jump only stops."""
@@ -99,20 +99,20 @@ class Attacker:
     def _wanted(self) -> np.ndarray:
         rng, q = self.rng, self.safety.q_last
         self.count += 1
-        if self.mood == "wander":
-            return q + self.safety.dq_last * self.safety.dt + rng.uniform(-1, 1, 7) * 1e-3
-        if self.mood == "far":
-            return rng.uniform(-7, 7, 7)
-        if self.mood == "corner":
-            return self.corner
-        if self.mood == "bang":
-            return q + self.sign * (1 if self.count // self.period % 2 else -1)
-        if self.mood == "edge":
-            return np.nextafter(self.corner, rng.choice([-np.inf, np.inf])) * rng.choice([1.0, 0.999999])
+        match self.mood:
+            case "wander":
+                return q + self.safety.dq_last * self.safety.dt + rng.uniform(-1, 1, 7) * 1e-3
+            case "far":
+                return rng.uniform(-7, 7, 7)
+            case "corner":
+                return self.corner
+            case "bang":
+                return q + self.sign * (1 if self.count // self.period % 2 else -1)
+            case "edge":
+                return np.nextafter(self.corner, rng.choice([-np.inf, np.inf])) * rng.choice([1.0, 0.999999])
         # the steepest way of the left finger down (plunge), or out of the box
         axis = 2 if self.mood == "plunge" else self.axis
-        moved = self.safety.points.along(q + np.eye(7) * 1e-4)[:, 1, axis]
-        slope = moved - self.safety.points.at(q)[1, axis]
+        slope = self.safety.points.along(q + np.eye(7) * 1e-4)[:, 1, axis] - self.safety.points.at(q)[1, axis]
         direction = slope / (np.linalg.norm(slope) + 1e-12)
         return q - direction * (1.0 if axis == 2 else self.sign[0]) * rng.uniform(0, 0.2)
 
@@ -120,44 +120,38 @@ class Attacker:
         """Arguments of a call: target, gripper, measured, age."""
         rng, target = self.rng, self.target()
         gripper, measured, age = rng.random(), self.safety.q_last + rng.normal(0, 2e-3, 7), 0.01
-        if nasty in ("nan", "inf"):
-            target = target.copy()
-            target[rng.integers(7)] = np.nan if nasty == "nan" else rng.choice([-np.inf, np.inf])
-        elif nasty == "huge":
-            target = target * rng.choice([1e300, -1e300, 5e-324, 1e15])
-        elif nasty == "jump":
-            step = 1.001 * self.safety.limits.step_max
-            target = self.safety.q_last + rng.choice([-3.0, -step, step, 3.0]) * np.eye(7)[rng.integers(7)]
-        elif nasty == "shape":
-            target = SHAPES[rng.integers(len(SHAPES))]
-        elif nasty == "type":
-            target = TYPES[rng.integers(len(TYPES))]
-        elif nasty == "stale":
-            age = rng.choice([1.0, np.nan, np.inf, -1.0, 0.0501])
-        elif nasty == "gripper":
-            gripper = (np.nan, 2.0, -1.0, "open", None, np.inf, [])[rng.integers(7)]
-        elif nasty == "measured":
-            measured = (np.full(7, np.nan), np.zeros(6), None, "here")[rng.integers(4)]
-        elif nasty == "lag":
-            measured = measured + rng.choice([-1.0, 1.0, 0.31])
+        step, one = 1.001 * self.safety.limits.step_max, np.eye(7)[rng.integers(7)]
+        match nasty:
+            case "nan" | "inf":
+                target = np.where(one, np.nan if nasty == "nan" else rng.choice([-np.inf, np.inf]), target)
+            case "huge":
+                target = target * rng.choice([1e300, -1e300, 5e-324, 1e15])
+            case "jump":
+                target = self.safety.q_last + rng.choice([-3.0, -step, step, 3.0]) * one
+            case "shape" | "type":
+                kinds = SHAPES if nasty == "shape" else TYPES
+                target = kinds[rng.integers(len(kinds))]
+            case "stale":
+                age = rng.choice([1.0, np.nan, np.inf, -1.0, 0.0501])
+            case "gripper":
+                gripper = (np.nan, 2.0, -1.0, "open", None, np.inf, [])[rng.integers(7)]
+            case "measured":
+                measured = (np.full(7, np.nan), np.zeros(6), None, "here")[rng.integers(4)]
+            case "lag":
+                measured = measured + rng.choice([-1.0, 1.0, 0.31])
         return target, gripper, measured, age
 
 
 def start(safety: SafetyFilter, rng: np.random.Generator) -> np.ndarray:
     """Reset the filter to random joints that it takes."""
     while True:
-        q = HOME + rng.uniform(-0.6, 0.6, 7)
-        try:
-            safety.reset(q)
-        except EnvError:
-            continue
-        return q
+        with suppress(EnvError):
+            safety.reset(q := HOME + rng.uniform(-0.6, 0.6, 7))
+            return q
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -3,11 +3,9 @@
     python -m benchmarks.serve runs/run/<date>/checkpoint
     python -m benchmarks.serve runs/run/<date>/checkpoint --calls 500 --threads 1
 
-The server is a process of its own on loopback; both run on the same cores with as many threads, and take turns, a
-call each: the same frames (noise, as large as the encoder reads, all cameras), so what differs is the way there and
-back. A call is one plan: encode the frames, plan, several actions. "server" is the time that the server says the
-plan took there, "transport" what remains of the call. The actions are compared bit for bit. Nothing else should run
-meanwhile; the load of the machine is printed.
+The server is a process of its own on loopback. Both run on the same cores with as many threads and take turns, a plan each of
+the same frames of noise. "server" is the time that the server says the plan took there, "transport" what remains of the call.
+The actions are compared bit for bit. Nothing else should run meanwhile; the load of the machine is printed.
 """
 
 import argparse
@@ -27,9 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path, help="folder of a trained policy")
     parser.add_argument("--calls", type=int, default=300, help="of each kind (default 300)")
-    parser.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="CPU threads of each (default: all)"
-    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each (all)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     local, encoder, contract = load_policy(args.checkpoint, "cpu")
@@ -41,21 +37,18 @@ def main() -> None:
         for i in range(args.calls + 10):
             images = {c: rng.integers(0, 256, (size, size, 3), np.uint8) for c in local.cameras}
             observation = {"images": images, "proprio": rng.normal(size=8).astype(np.float32)}
-            local.reset()
-            remote.reset()
-            begin = time.perf_counter()
-            expected = local.plan(observation)
-            middle = time.perf_counter()
-            found = remote.plan(observation)
-            end = time.perf_counter()
-            if found.tobytes() != expected.tobytes():
+            plans, seconds = [], []
+            for actor in (local, remote):
+                actor.reset()
+                begin = time.perf_counter()
+                plans.append(actor.plan(observation).tobytes())
+                seconds.append(time.perf_counter() - begin)
+            if plans[0] != plans[1]:
                 raise SystemExit(f"call {i}: the server's actions are not the local ones")
-            if i < 10:  # warm-up
-                continue
-            rows["local"].append(middle - begin)
-            rows["remote"].append(end - middle)
-            rows["server"].append(remote.server_s)
-            rows["transport"].append(end - middle - remote.server_s)
+            if i >= 10:  # after the warm-up
+                figures = (*seconds, remote.server_s, seconds[1] - remote.server_s)
+                for name, figure in zip(rows, figures, strict=True):
+                    rows[name].append(figure)
     load = os.getloadavg()[0]
     print(f"{encoder.name} {list(encoder.sizes)}, {len(local.cameras)} frames of {size} x {size}, ", end="")
     print(f"{args.calls} calls each, {args.threads} threads, load {load:.1f}")

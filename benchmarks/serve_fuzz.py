@@ -41,12 +41,10 @@ HANDSHAKE = (
 
 
 def damage(rng: random.Random, data: bytes) -> bytes:
-    """A few bytes changed, removed or inserted, or the end cut off."""
+    """A few bytes changed, removed or inserted, or the end cut off, often near the head."""
     out = bytearray(data)
     for _ in range(rng.randint(1, 6)):
-        place = rng.randrange(
-            max(1, min(len(out), rng.choice((40, 400, len(out) + 1))))
-        )  # often near the head
+        place = rng.randrange(max(1, min(len(out), rng.choice((40, 400, len(out) + 1)))))
         new = rng.choice((b"", rng.randbytes(rng.randint(1, 9)), bytes([rng.choice((0, 0x7F, 0xC1, 0xDD))])))
         out[place : place + rng.choice((0, 1, 1, rng.randint(2, 9), len(out)))] = new
     return bytes(out)
@@ -68,17 +66,11 @@ def anything(rng: random.Random, depth: int = 0) -> Any:
 
 def message(rng: random.Random, good: dict[str, Any]) -> bytes:
     """A message that is right, nearly right, or wrong throughout."""
-    head = rng.choice((b"\x90", b"\x91", b"\x81\xa1a", b"\xc0", b"\xdd\xff\xff\xff\xff"))
-    part = {rng.choice(list(good)): anything(rng)}
-    kinds: tuple[Callable[[], bytes], ...] = (
-        lambda: pack(good),
-        lambda: damage(rng, pack(good)),
-        lambda: rng.randbytes(rng.randrange(1, 2000)),
-        lambda: head * rng.randrange(1, 100_000),
-        lambda: msgpack.packb(anything(rng)),
-        lambda: msgpack.packb(msgpack.unpackb(pack(good)) | part),  # arrays as maps
-    )
-    return rng.choice(kinds)()
+    head, right = rng.choice((b"\x90", b"\x91", b"\x81\xa1a", b"\xc0", b"\xdd\xff\xff\xff\xff")), pack(good)
+    wrong = msgpack.unpackb(right) | {rng.choice(list(good)): anything(rng)}  # arrays as maps
+    noise, many = rng.randbytes(rng.randrange(1, 2000)), head * rng.randrange(1, 100_000)
+    packed = [msgpack.packb(value) for value in (anything(rng), wrong)]
+    return rng.choice((right, damage(rng, right), noise, many, *packed))
 
 
 def attack_server(rng: random.Random, url: str, good: dict[str, Any]) -> None:
@@ -110,11 +102,9 @@ def bad_server(rng: random.Random, metadata: bytes) -> str:
             for number in range(1, 20):
                 ws.recv(timeout=3)
                 good = {"actions": np.zeros((1, 8), np.float32), "s2robot": {"id": number}}
-                attacks = [partial(ws.send, message(rng, good))] * 4 + [
-                    partial(ws.send, "text"),
-                    ws.socket.close,
-                ]
-                rng.choice([*attacks, partial(ws.socket.sendall, rng.randbytes(100)), lambda: None])()
+                sends = [partial(ws.send, message(rng, good))] * 4 + [partial(ws.send, "text")]
+                noise = partial(ws.socket.sendall, rng.randbytes(100))
+                rng.choice([*sends, ws.socket.close, noise, lambda: None])()
 
     server = serve(handle, "127.0.0.1", 0, compression=None)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -128,8 +118,8 @@ def attack_client(url: str, observation: dict[str, Any]) -> None:
         begin, result = time.monotonic(), None
         with contextlib.suppress(RemoteError):
             result = call()
-        if time.monotonic() - begin > seconds + GRACE:
-            raise TimeoutError(f"a call of the client took {time.monotonic() - begin:.1f} s")
+        if (took := time.monotonic() - begin) > seconds + GRACE:
+            raise TimeoutError(f"a call of the client took {took:.1f} s")
         return result
 
     if client := timed(lambda: RemotePolicy(url, TOKEN, DEADLINE, 1.0), 1.0):

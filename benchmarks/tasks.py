@@ -7,8 +7,6 @@
 The demonstrations of each task are recorded once.
 """
 
-from __future__ import annotations
-
 import argparse
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -38,8 +36,7 @@ def expert_outcome(task: str, seed: int) -> tuple[bool, int]:
 
     world: Any = make_cached(settings_class(task)(), draw=False)
     world.reset(seed=seed)
-    expert = world.expert(np.random.default_rng([seed, 7]))
-    steps = 0
+    expert, steps = world.expert(np.random.default_rng([seed, 7])), 0
     while not world.is_success and steps < world.settings.max_steps:
         world.step_physics(expert.act())
         steps += 1
@@ -47,16 +44,16 @@ def expert_outcome(task: str, seed: int) -> tuple[bool, int]:
 
 
 def row_of(name: str, task: str, arm: str, seeds: list[dict[str, Any]], args: argparse.Namespace, **more: Any) -> dict:  # fmt: skip
-    return {
+    demos = 0 if arm == "expert" else len(EpisodeStore.open(args.work / f"{task}.zarr"))
+    about = {
         "name": name,
         "task": task,
         "robot": "Panda",
         "controller": "OSC_POSE",
         "arm": arm,
-        "demos": 0 if arm == "expert" else len(EpisodeStore.open(args.work / f"{task}.zarr")),
-        **success(seeds, args.seed),
-        **more,
+        "demos": demos,
     }
+    return about | success(seeds, args.seed) | more
 
 
 def experts(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -105,10 +102,11 @@ def main() -> None:
         typed = f"task={task} demos.path=<demos> {train}".strip()
         stages = [stage for each in seeds for stage in each["stages"]]
         counts = {stage: stages.count(stage) for stage in sorted(set(stages))}
-        arm = "one scale" if "s2=single" in train else "S2"
-        return row_of(
-            name, task, arm, seeds, args, stages=counts, command=f"s2robot train {typed} train.seed=<seed>"
+        arm, command = (
+            "one scale" if "s2=single" in train else "S2",
+            f"s2robot train {typed} train.seed=<seed>",
         )
+        return row_of(name, task, arm, seeds, args, stages=counts, command=command)
 
     fill(parser, args, ROWS, one, summarise)
 

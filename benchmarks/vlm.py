@@ -8,8 +8,6 @@ same on every machine. A multiplication with its addition counts as two operatio
 that are alive at once beside the weights; what an operation allocates and frees inside itself is not seen.
 """
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
@@ -30,14 +28,11 @@ from transformers.initialization import no_init_weights
 
 from s2robot.vlm import s2_llava
 
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "image_size")
 TOWERS = {
-    "clip": dict(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
-    ),
-    "siglip": dict(
-        hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=384, patch_size=14
-    ),
-}  # fmt: skip
+    name: {"num_attention_heads": 16, "patch_size": 14} | dict(zip(SIZES, values, strict=True))
+    for name, values in {"clip": (1024, 4096, 24, 336), "siglip": (1152, 4304, 27, 384)}.items()
+}
 CASES = (((1,), None), ((1, 2), None), ((1, 2, 3), None), ((1, 2, 3), 1))  # scales, tiles at once
 
 
@@ -67,15 +62,13 @@ def llava(vision: dict[str, int], kind: str, attention: str) -> LlavaForConditio
     """A LLaVA-1.5-7B with the tower given, without numbers in its weights; its language model has one layer."""
     tower = CLIPVisionConfig(**vision) if kind == "clip" else SiglipVisionConfig(**vision)
     text = LlamaConfig(hidden_size=4096, num_hidden_layers=1, intermediate_size=64, vocab_size=64)
-    strategy = "default" if kind == "clip" else "full"
-    config = LlavaConfig(
-        vision_config=tower, text_config=text, image_token_index=9, vision_feature_select_strategy=strategy
+    own = {"image_token_index": 9, "vision_feature_select_strategy": "default" if kind == "clip" else "full"}
+    config, make = (
+        LlavaConfig(vision_config=tower, text_config=text, **own),
+        LlavaForConditionalGeneration._from_config,
     )
     with no_init_weights():
-        model = LlavaForConditionalGeneration._from_config(
-            config, dtype=torch.float16, attn_implementation=attention
-        )
-    return model.eval()
+        return make(config, dtype=torch.float16, attn_implementation=attention).eval()
 
 
 def measure(vision: dict[str, int], kind: str, case: tuple) -> dict[str, Any]:
@@ -89,6 +82,7 @@ def measure(vision: dict[str, int], kind: str, case: tuple) -> dict[str, Any]:
             with FlopCounterMode(display=False) as counter, Alive() as alive:
                 (tokens,) = model.model.get_image_features(picture).pooler_output
         flops = flops or counter.get_total_flops()
+    projector = sum(p.numel() for p in model.model.multi_modal_projector.parameters())
     return {
         "scales": ", ".join(str(scale * vision["image_size"]) for scale in scales),
         "tiles": model.model.vision_tower.layout.tiles,
@@ -97,9 +91,7 @@ def measure(vision: dict[str, int], kind: str, case: tuple) -> dict[str, Any]:
         "channels": model.config.vision_config.hidden_size,
         "TFLOP": round(flops / 1e12, 2),
         "memory, MiB": round(alive.peak / 2**20),
-        "projector, M": round(
-            sum(p.numel() for p in model.model.multi_modal_projector.parameters()) / 1e6, 1
-        ),
+        "projector, M": round(projector / 1e6, 1),
     }
 
 

@@ -5,6 +5,7 @@ The process that hands tests to workers reads this, too, and runs none: what tak
 
 import ctypes
 import gc
+import itertools
 import os
 import signal
 import sys
@@ -23,35 +24,20 @@ from tests import forks
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
-# Live by the wall clock: the emulated box and the vendor's SDK talk in real time, deadlines of a server pass. Tests that
+# Depend on the wall clock: the emulated box and the vendor's SDK talk in real time, deadlines of a server pass. Tests that
 # give the box patience (deployment's do) run beside the others: they wait more than they compute.
 REALTIME = (
-    "envs/real/arms/test_franka.py",
-    "envs/real/control/test_bridge.py",
-    "envs/real/control/test_faults.py",
-    "envs/real/control/test_supervisor.py",
-    "envs/real/emulator/test_scene.py",
-    "s2robot/serving/test_server.py",
-)
-
-
+    "envs/real/arms/test_franka.py", "envs/real/control/test_bridge.py", "envs/real/control/test_faults.py",
+    "envs/real/control/test_supervisor.py", "envs/real/emulator/test_scene.py", "s2robot/serving/test_server.py",
+)  # fmt: skip
 # The longest modules first, so that no worker is left alone with one at the end; what waits beside what computes.
 LONG = (
-    "s2robot/deployment/test_deploy.py",
-    "s2robot/deployment/test_evaluate.py",
-    "s2robot/test_kills_run.py",
-    "s2robot/test_pipeline.py",
-    "s2robot/evaluation/test_rollouts.py",
-    "s2robot/training/test_processes.py",
-    "test_package.py",
-    "s2robot/evaluation/test_kills_evaluate.py",
-    "s2robot/deployment/test_bench.py",
-    "s2robot/deployment/test_record.py",
-    "s2robot/training/test_train.py",
-    "s2robot/comparison/test_report.py",
-    "s2robot/pretraining/test_pretrain.py",
-    "s2robot/test_examples.py",
-)
+    "s2robot/deployment/test_deploy.py", "s2robot/deployment/test_evaluate.py", "s2robot/test_kills_run.py",
+    "s2robot/test_pipeline.py", "s2robot/evaluation/test_rollouts.py", "s2robot/training/test_processes.py",
+    "test_package.py", "s2robot/evaluation/test_kills_evaluate.py", "s2robot/deployment/test_bench.py",
+    "s2robot/deployment/test_record.py", "s2robot/training/test_train.py", "s2robot/comparison/test_report.py",
+    "s2robot/pretraining/test_pretrain.py", "s2robot/test_examples.py",
+)  # fmt: skip
 
 
 def pytest_configure(config):
@@ -146,11 +132,10 @@ def recorded(tmp_path_factory):
 
 @pytest.fixture
 def realsense(monkeypatch):
-    """A stand-in for `pyrealsense2` with one camera, number 0042, which gives 96 x 72 at 20 Hz whatever it is asked for.
+    """A stand-in for `pyrealsense2` with one camera, number 0042, that returns 96 x 72 at 20 Hz.
 
-    Its `pictures` uint8 (T, 72, 96, 3) come in turn, `late_s` after they were taken; none comes any more once
-    `gone` is true; without `colour` it has depth alone. `running` says whether it was started and not stopped, `options`
-    what was set.
+    Its `pictures` uint8 (T, 72, 96, 3) come in turn, `late_s` after they were taken, until it is `gone`; without `colour` it
+    has depth alone. `running`: it was started and not stopped; `options`: what was set.
     """
     import numpy as np
 
@@ -162,6 +147,10 @@ def realsense(monkeypatch):
         options={},
     )  # fmt: skip
 
+    def answers(**values):
+        """An object whose methods return these values, whatever they are given."""
+        return SimpleNamespace(**{name: lambda *_, value=value: value for name, value in values.items()})
+
     class Config:
         def enable_device(self, serial):
             self.serial = serial
@@ -171,42 +160,34 @@ def realsense(monkeypatch):
 
     class Pipeline:
         def __init__(self):
-            self._count = 0
+            self._count = itertools.count()
 
         def start(self, config):
             if config.serial != "0042":
                 raise RuntimeError("No device connected")
             rs.running = True
-            sensor = SimpleNamespace(supports=lambda option: True, set_option=rs.options.__setitem__)
-            stream = SimpleNamespace(width=lambda: 96, height=lambda: 72, fps=lambda: 20)
-
-            def first_color_sensor():
-                if not rs.colour:
-                    raise RuntimeError("Could not find requested sensor type!")
-                return sensor
-
-            return SimpleNamespace(
-                get_device=lambda: SimpleNamespace(first_color_sensor=first_color_sensor),
-                get_stream=lambda which: SimpleNamespace(as_video_stream_profile=lambda: stream),
+            stream = answers(as_video_stream_profile=answers(width=96, height=72, fps=20))
+            return answers(
+                get_device=SimpleNamespace(first_color_sensor=first_color_sensor), get_stream=stream
             )
 
         def wait_for_frames(self, timeout_ms):
             if rs.gone:
                 raise RuntimeError(f"Frame didn't arrive within {timeout_ms}")
             time.sleep(0.05)
-            image, taken = rs.pictures[self._count % len(rs.pictures)], 1000 * (time.time() - rs.late_s)
-            self._count += 1
-            frame = SimpleNamespace(
-                get_frame_timestamp_domain=lambda: rs.domain,
-                get_timestamp=lambda: taken,
-                get_data=lambda: image,
-            )
-            return SimpleNamespace(get_color_frame=lambda: frame)
+            image, taken = rs.pictures[next(self._count) % len(rs.pictures)], 1000 * (time.time() - rs.late_s)
+            frame = answers(get_timestamp=taken, get_data=image, get_frame_timestamp_domain=rs.domain)
+            return answers(get_color_frame=frame)
 
         def stop(self):
             if not rs.running:
                 raise RuntimeError("stop() cannot be called before start()")
             rs.running = False
+
+    def first_color_sensor():
+        if not rs.colour:
+            raise RuntimeError("Could not find requested sensor type!")
+        return SimpleNamespace(supports=lambda option: True, set_option=rs.options.__setitem__)
 
     rs.config, rs.pipeline = Config, Pipeline
     monkeypatch.setitem(sys.modules, "pyrealsense2", rs)

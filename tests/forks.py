@@ -1,14 +1,9 @@
 """Commands as forks of one process that has imported what takes seconds: for tests whose subject is not the start.
 
-    done = forks.run([sys.executable, "-m", "s2robot", "train", ...], capture_output=True, text=True)
-    process = forks.Popen([sys.executable, "-c", script], cwd=folder, stdout=subprocess.PIPE)
-
-torch, timm and the rest take five seconds of a processor, which is more than most commands here compute. These are
-`subprocess`'s own, but that a Python of ours is a copy of a process that all workers of a session share (`warm.py`): with
-words, folder, environment, input and output, signals and exit status as if it had been started. With ALL in its
-environment, the Pythons that it starts itself and its fork server are copies, too.
-
-What a process imports, and how it starts, is tested with `subprocess`.
+torch, timm and the rest take five seconds of a processor, more than most commands here compute. `run` and `Popen` are those of
+`subprocess`, but a Python of ours is a copy of a process that all workers of a session share (`warm.py`): with words, folder,
+environment, input and output, signals and exit status as if it had been started. With ALL in its environment, the Pythons that it
+starts and its fork server are copies, too. What a process imports, and how it starts, is tested with `subprocess`.
 """
 
 import json
@@ -80,13 +75,9 @@ def run(command, *, capture_output: bool = False, timeout: float | None = None, 
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def ask(
-    words: list[str], cwd: str, env: dict[str, str], fds: dict[int, int], session: bool = False
-) -> tuple[socket.socket, int]:
-    """A copy with these words after `python`: the connection on which its status is told, and its number.
-
-    `fds`: ours, by the numbers that they have there.
-    """
+def ask(words: list[str], cwd: str, env: dict, fds: dict[int, int], session: bool = False) -> tuple:
+    """A copy with these words after `python`, and `fds` by the numbers that they have there: the connection on which
+    its status is told, and its number."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     order = {"words": words, "cwd": cwd, "env": env, "fds": list(fds), "session": session, "mask": list(mask)}
     data = json.dumps(order).encode()

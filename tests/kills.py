@@ -1,19 +1,12 @@
 """Kill a job at each of its writes, let it go on, and see what is left.
 
-    def job(folder: Path) -> None:            # at the top of a test file; starts or goes on in `folder`
-        ...
+    for write, folder in kill_at_every_write(job, tmp_path).items():  # "1 open out/a.part" -> where it went on
+        assert files(folder) == files(tmp_path / "whole"), write
 
-    def test_a_kill_at_any_write_changes_nothing(tmp_path):
-        killed = kill_at_every_write(job, tmp_path)
-        for write, folder in killed.items():   # "0 mkdir out", "1 open out/a.part" -> where it was killed and went on
-            assert files(folder) == files(tmp_path / "whole"), write
-
-A process of its own imports the test file, does the job once to have all that it imports, and forks for each run. The first
-runs to its end, and in each of its writes below `folder` (Python's audit events) it is stopped, its children with it, and
-`folder` is copied: what a SIGKILL leaves there. A file opened to be written anew or appended to has half a line more in the
-copy. Each copy then takes the place of `folder`, where the job runs again to its end. What C++ code opens by itself is not seen.
-
-Import what `job` needs at the top of the test file, and compute with one thread: a fork has no others.
+A process of its own imports the test file, does the job once to import all that it needs, and forks for each run. The first run
+is stopped in each of its writes below `folder` (Python's audit events), and `folder` is copied: what a SIGKILL leaves there, with
+half a line more in a file that is opened to be written or appended to. The job then runs to its end on each copy. What C++ code
+opens is not seen. Import what `job` needs at the top of the test file, and compute with one thread: a fork has no others.
 """
 
 import contextlib
@@ -41,17 +34,15 @@ Job = Callable[[Path], None]
 def kill_at_every_write(
     job: Job, folder: Path, every: int = 1, seconds: float = 600, **environment: str
 ) -> dict[str, Path]:
-    """Run `job` whole in ``folder/whole``, then killed at each write and again in ``folder/<n>``.
+    """Run `job`, a function at the top of a file, whole in ``folder/whole``, then killed and again in ``folder/<n>``.
 
     Args:
-        job: a function at the top of a file.
         every: kill at each how many-th write only, for jobs with many.
         seconds: for all of it.
         environment: variables of the process.
 
     Returns:
-        The writes, numbered, and the folder of the run that was killed there. Fails where a run that goes on ends
-        with an exception, which it then shows.
+        The writes, numbered, and the folder of the run that was killed there.
     """
     file, name = inspect.getsourcefile(job), job.__name__
     command = [sys.executable, __file__, str(file), name, str(folder), str(every)]
@@ -92,7 +83,7 @@ def _watch(folder: Path, every: int, log: int) -> None:
             if count % every == 0:
                 signal.pthread_kill(
                     threading.get_ident(), signal.SIGSTOP
-                )  # this thread goes no further, nor others
+                )  # neither this thread nor others go on
             count += 1
         busy = False
 
@@ -142,16 +133,13 @@ def _run(job: Job, folder: Path, log: Path | None = None, every: int = 1) -> int
 
 
 def _warm(job: Job, folder: Path) -> None:
-    """The job once in this process, whatever it ends with: its forks find imported what it imports on its way.
-
-    What is there by then is for no fork to collect: looking through it would copy most of this process's memory.
-    """
+    """The job once in this process, whatever it ends with: its forks find imported what it imports on its way."""
     folder.mkdir()
     with contextlib.suppress(Exception, SystemExit), contextlib.redirect_stderr(io.StringIO()):
         job(folder)
     shutil.rmtree(folder)
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # a collection in a fork would copy most of the memory
 
 
 def _copy(folder: Path, writes: list[str]) -> None:

@@ -16,12 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TOPS = ("envs", "demos", "policies", "configs")
 SHIPPED = (
-    "configs/**/*.yaml",
-    "demos/data/**/*",
-    "s2robot/weights/mvp-tiny*.safetensors",
-    "s2robot/reporting/templates/*",
+    "configs/**/*.yaml", "demos/data/**/*", "s2robot/weights/mvp-tiny*.safetensors", "s2robot/reporting/templates/*",
     "s2robot/py.typed",
-)
+)  # fmt: skip
 
 
 def run(*command: object, **options) -> str:
@@ -97,8 +94,7 @@ def test_the_library_works_beside_a_users_own_packages(python, project):
     (project / "own.py").write_text(
         "import sys\n"
         "import configs, demos, envs, policies, tests\n"
-        "import s2robot\n"
-        "assert [m.MINE for m in (configs, demos, envs, policies, tests)] == ['configs', 'demos', 'envs', 'policies', 'tests']\n"
+        "assert all(m.MINE == m.__name__ for m in (configs, demos, envs, policies, tests))\n"
         "from s2robot import S2\n"
         "from s2robot.backbones import mvp\n"
         "from s2robot.s2 import forward\n"
@@ -120,15 +116,14 @@ def test_verbs_run_beside_a_users_own_packages(python, project, recorded, tiny_e
     env = alone(S2ROBOT_CACHE=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
     assert "context: 16" in run(command, "run", "--cfg", "job", "policy=rpt", cwd=project, env=env)
     words = [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "env.cameras=[hand]"]
-    said = run(python, "-m", "s2robot", "encode", *words, "demos.episodes=1", "features.workers=1", cwd=project, env=env)  # fmt: skip
-    assert "features (" in said  # by a worker, which imports the simulator
+    words += ["demos.episodes=1", "features.workers=1"]  # a worker, which imports the simulator
+    assert "features (" in run(python, "-m", "s2robot", "encode", *words, cwd=project, env=env)
 
 
 def test_the_core_asks_for_no_simulator():
-    asked = [line for line in distribution("s2robot").requires or [] if "extra ==" not in line]
-    assert asked and not any(
-        line.startswith(("robosuite", "mujoco", "mink", "qpsolvers")) for line in asked
-    ), asked
+    required = [line for line in distribution("s2robot").requires or [] if "extra ==" not in line]
+    simulator = [line for line in required if line.startswith(("robosuite", "mujoco", "mink", "qpsolvers"))]
+    assert required and not simulator, simulator
 
 
 @pytest.mark.slow

@@ -86,10 +86,7 @@ def _keep(connection: socket.socket, path: list[str]) -> NoReturn:
 
 
 def _live(order: dict, fds: list[int], path: list[str]) -> NoReturn:
-    """What an interpreter does before it gets to the words of its command line, these, and what it does at exit.
-
-    But for taking modules apart, one by one: in a copy that takes as long as to import hydra.
-    """
+    """What an interpreter does before its command line, this, and what it does at exit but for taking modules apart."""
     status = 1
     try:
         _prepare(order, fds, path)
@@ -116,9 +113,8 @@ def _live(order: dict, fds: list[int], path: list[str]) -> NoReturn:
 def _prepare(order: dict, fds: list[int], path: list[str]) -> None:
     words, env = order["words"], order["env"]
     above = max(order["fds"]) + 1  # where none of them is in the way of another
-    for fd, own in [
-        (fcntl.fcntl(fd, fcntl.F_DUPFD, above), own) for fd, own in zip(fds, order["fds"], strict=True)
-    ]:
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, above) for fd in fds]
+    for fd, own in zip(moved, order["fds"], strict=True):
         os.dup2(fd, own)
         os.close(fd)
     for fd in set(fds) - set(order["fds"]):

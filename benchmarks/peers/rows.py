@@ -3,9 +3,10 @@
     python -m benchmarks.peers.rows <folder>                               # all rows
     python -m benchmarks.peers.rows <folder> loading/robomimic world/ours
 
-Peers are installed and the demonstrations converted once, into the folder. A peer imitates the action of every step. A fifth
-of the shipped actions push the arm off its path and our training never imitates them, so every step's action becomes what the
-expert would do there. Each row runs in one thread.
+Peers are installed once, into $S2ROBOT_CACHE/peers (LeRobot's torch brings 7 GB of CUDA libraries). The demonstrations are
+converted once, into the folder. A peer imitates the action of every step. A fifth of the shipped actions push the arm off its
+path and our training never imitates them, so every step's action becomes what the expert would do there. Each row runs in one
+thread.
 """
 
 import argparse
@@ -14,11 +15,11 @@ import os
 import shlex
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
-from benchmarks.peers.setup import python_of
 from benchmarks.rows import ROOT, keep
-from s2robot.core.files import shipped_demos
+from s2robot.core.files import cache_dir, shipped_demos
 from s2robot.demos.store import EpisodeStore
 
 ONE_THREAD = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
@@ -30,11 +31,26 @@ ROWS = {  # row -> peer whose interpreter runs it, side, data
     "world/ours": (None, "world", "ours"),
     "world/robosuite": (None, "world", "robosuite"),
 }
+PACKAGES = {  # robomimic does not declare six, and was written for numpy 1
+    "lerobot": ["lerobot==0.4.4"],
+    "robomimic": ["robomimic==0.3.0", "six", "numpy<2"],
+}
 CONVERT = {  # file -> what it is converted from, other settings
     "lerobot": ("labelled.zarr", ["to=lerobot", "image_size=84"]),
     "robomimic.hdf5": ("labelled.zarr", ["image_size=84", "action_range=data"]),
     "images.zarr": ("robomimic.hdf5", []),
 }
+
+
+def python_of(peer: str) -> Path:
+    """Return the interpreter of a peer's environment, which is created once."""
+    home = cache_dir("peers") / peer
+    python, done = home / "bin/python", home / "done"
+    if not done.exists():
+        venv.create(home, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES[peer]], check=True)
+        done.touch()
+    return python
 
 
 def demos(folder: Path, name: str) -> None:

@@ -58,13 +58,13 @@ def test_only_the_last_step_is_drawn_unless_asked_for(world, monkeypatch):
 
 def test_nothing_is_simulated_after_success(world):
     actions = np.stack(picked(world, seed=4))
-    state = world.get_state()
+    state, last = world.get_state(), (len(actions) - 1) // 8
     chunk = ActionChunk(world, 8, every_step=True)
     chunk.reset(seed=4)
     padded = np.concatenate([actions, np.ones((-len(actions) % 8 + 8, 8), np.float32)]).reshape(-1, 8, 8)
-    for part in padded[: (len(actions) - 1) // 8]:
+    for part in padded[:last]:
         assert chunk.step(part)[2:4] == (False, False)
-    for part in padded[(len(actions) - 1) // 8 :]:  # the one that succeeds, and one more
+    for part in padded[last:]:  # the one that succeeds, and one more
         _, reward, success, over, info = chunk.step(part)
         assert (reward, success, over) == (1.0, True, False)
         assert info["steps"] == len(actions) and info["stage"] == "held" and info["is_success"]

@@ -65,7 +65,6 @@ def test_clutter_is_seen_placed_by_the_seed_and_touches_nothing(usual):
     assert all(np.array_equal(again[camera], images[camera]) for camera in images)
     env.reset(seed=4)
     assert not np.allclose(env.model.geom_pos[env._clutter], places)
-
     env.reset(seed=3)
     usual[1].reset(seed=3)
     rng = np.random.default_rng(0)

@@ -24,6 +24,12 @@ def actions(world, count, seed=0):
     return np.random.default_rng(seed).uniform(box.low, box.high, (count, *box.shape)).astype(np.float32)
 
 
+def play(worlds, count, seed=0):
+    for world in worlds:
+        for action in actions(world, count, seed):
+            world.step_physics(action)
+
+
 def test_the_seed_alone_decides_an_episode(pair):
     one, other = pair
     other.reset(seed=9)
@@ -36,27 +42,22 @@ def test_the_seed_alone_decides_an_episode(pair):
     for camera in SETTINGS.cameras:
         np.testing.assert_array_equal(seen["images"][camera], again["images"][camera])
         assert seen["images"][camera].std() > 5  # it shows something
-    for action in actions(one, 2):
-        one.step_physics(action)
-        other.step_physics(action)
+    play(pair, 2)
     np.testing.assert_array_equal(one.get_state(), other.get_state())
 
 
 def test_a_state_brings_back_pictures_and_future(pair):
     one, other = pair
     one.reset(seed=3)
-    one.step_physics(actions(one, 1)[0])
+    play([one], 1)
     state = one.get_state()
     with one.rehearsal():
-        for action in actions(one, 2, seed=1):
-            one.step_physics(action)
+        play([one], 2, seed=1)
     np.testing.assert_array_equal(one.get_state(), state)
-    for action in actions(one, 2, seed=2):
-        one.step_physics(action)
+    play([one], 2, seed=2)
     other.reset(seed=11)
     other.set_state(state)
-    for action in actions(one, 2, seed=2):
-        other.step_physics(action)
+    play([other], 2, seed=2)
     np.testing.assert_array_equal(other.get_state(), one.get_state())
     frames = one.render_cameras()
     other.reset(seed=11)
@@ -87,23 +88,21 @@ def test_a_policy_may_feel_where_the_gripper_was_told_to_go():
     assert list(task.proprio_parts) == [{"name": "robot0_gripper_command", "size": 2, "kind": "absolute"}]
     task.reset(seed=0)
     np.testing.assert_array_equal(task.proprio, [0, 0])
-    told = []
+    told, states = [], []
     for closed in (1, 1, 1, 0, 0):
         task.step_physics([0, 0, 0, 0, 0, 0, closed])
         told.append(task.proprio[1])
+        states.append(task.get_state())
     assert told[0] < told[1] < told[2] > told[3] > told[4]
-    state, felt = task.get_state(), task.proprio
-    task.step_physics([0, 0, 0, 0, 0, 0, 0])
-    task.set_state(state)
-    np.testing.assert_array_equal(task.proprio, felt)
+    task.set_state(states[2])
+    assert task.proprio[1] == told[2]
 
 
 def test_success_is_robosuites(pair, monkeypatch):
     world = pair[0]
     assert world.reset(seed=0)[1]["stage"] == "approach"
-    monkeypatch.setattr(
-        world.raw, "_check_grasp", lambda gripper, object_geoms: object_geoms is world.raw.cubeA
-    )
+    grasps = lambda gripper, object_geoms: object_geoms is world.raw.cubeA  # noqa: E731
+    monkeypatch.setattr(world.raw, "_check_grasp", grasps)
     assert world.step(np.zeros(7))[4]["stage"] == "grasp"
     monkeypatch.setattr(world.raw, "_check_success", lambda: True)
     _, reward, over, truncated, info = world.step(np.zeros(7))
@@ -134,18 +133,13 @@ def test_a_grasp_is_seen_of_every_gripper(robot):
     [
         ({"env": "Lft"}, "task.env: found 'Lft', expected one of Door, Lift"),
         ({"robot": "Panda+GR1"}, "task.robot: found 'GR1', expected one of IIWA, Jaco, Kinova3, Panda, "),
-        ({"robot": "Baxter"}, "task.robot: found 'Baxter'"),
         ({"controller": "IK_POSE"}, "task.controller: found 'IK_POSE', expected one of"),
         ({"controller": "JOINT_VELOCITY"}, "robosuite refuses Lift"),  # fails deep inside robosuite 1.5.2
         ({"kwargs": {"table": 3}}, "robosuite refuses Lift"),
         ({"cameras": ("wrist",)}, "task.cameras: found 'wrist', expected one of frontview"),
         ({"proprio": ("eef",)}, "task.proprio: found 'eef', expected one of robot0_joint_pos"),
-        (
-            {"kwargs": {"hard_reset": True}},
-            "^task.kwargs.hard_reset: found True, expected none: resets are soft$",
-        ),
+        ({"kwargs": {"hard_reset": True}}, "^task.kwargs.hard_reset: found True, expected none"),
         ({"kwargs": {"robots": "Sawyer"}}, "^task.kwargs.robots: found Sawyer, expected task.robot$"),
-        ({"rate_hz": 501}, "^task.rate_hz: expected <= 500, got 501$"),
     ],
 )
 def test_what_robosuite_lacks_is_one_line(changes, words):

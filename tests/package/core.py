@@ -41,10 +41,9 @@ def demos(path: Path) -> None:
             store.append({**episode, "action": action.astype("f4"), "proprio": proprio.astype("f4")})
 
 
-def verb(*arguments: object) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "s2robot", *map(str, arguments)], capture_output=True, text=True
-    )
+def verb(*arguments: str) -> None:
+    command = [sys.executable, "-m", "s2robot", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -57,27 +56,24 @@ def main(work: Path, page: Path) -> None:
     assert tried > 10 and not failed, (failed, tried)
 
     demos(work / "mine.zarr")
-    save_encoder(
-        MVPViT(ViTSpec(img_size=32, patch_size=8, dim=64, depth=2, heads=2)),
-        work / "own.safetensors",
-        {"seed": 0},
-    )
+    save_encoder(MVPViT(ViTSpec(32, 8, dim=64, depth=2, heads=2)), work / "own.safetensors", {"seed": 0})
     common = [
         f"demos.path={work / 'mine.zarr'}", f"encoder.checkpoint={work / 'own.safetensors'}", f"env.cameras=[{','.join(CAMERAS)}]",
         "env.image_size=64", f"features.cache={work / 'cache'}",
     ]  # fmt: skip
+
+    def written() -> list[int]:
+        return sorted(p.stat().st_mtime_ns for p in (work / "cache").rglob("*") if p.is_file())
+
     verb("encode", *common, f"hydra.run.dir={work / 'encode'}")
-    before = sorted(p.stat().st_mtime_ns for p in (work / "cache").rglob("*") if p.is_file())
+    before = written()
     verb("train", *common, "train.steps=2", "train.batch_size=16", f"hydra.run.dir={work / 'train'}")
-    after = sorted(p.stat().st_mtime_ns for p in (work / "cache").rglob("*") if p.is_file())
-    assert before and before == after, "the training encoded again"
+    assert before and before == written(), "the training encoded again"
 
     checkpoint = work / "train" / "checkpoint"
     actor, encoder, _ = load_policy(checkpoint, "cpu")
-    observation = {
-        "images": {c: np.full((SIDE, SIDE, 3), 90, np.uint8) for c in CAMERAS},
-        "proprio": np.zeros(8, np.float32),
-    }
+    images = {c: np.full((SIDE, SIDE, 3), 90, np.uint8) for c in CAMERAS}
+    observation = {"images": images, "proprio": np.zeros(8, np.float32)}
     actor.reset()
     action = actor.act(observation)
     assert action.shape == (8,) and np.isfinite(action).all() and encoder.dim == 128
@@ -88,10 +84,8 @@ def main(work: Path, page: Path) -> None:
         cwd=work, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        assert server.stdout is not None
-        with RemotePolicy(
-            server.stdout.readline().split()[-1], read_token(), deadline_s=30, connect_s=30
-        ) as policy:
+        url = server.stdout.readline().split()[-1]
+        with RemotePolicy(url, read_token(), deadline_s=30, connect_s=30) as policy:
             policy.reset()
             np.testing.assert_allclose(policy.act(observation), action, atol=1e-5)
     finally:

@@ -24,12 +24,16 @@ def features(obs):
     return fake_encode(np.stack([obs["images"]["hand"], obs["images"]["left"]]))  # (C, N, D)
 
 
+def acted(policy, steps):
+    """An actor after so many steps, what it saw, and what it did."""
+    actor, seen = Actor(policy, fake_encode), [observation(i) for i in range(steps)]
+    actor.reset()
+    return actor, seen, [actor.act(obs) for obs in seen]
+
+
 def test_executes_k_of_k_in_order(make_policy):
     policy = make_policy(execute=3)
-    actor = Actor(policy, fake_encode)
-    actor.reset()
-    seen = [observation(i) for i in range(7)]
-    actions = [actor.act(obs) for obs in seen]
+    actor, seen, actions = acted(policy, 7)
     for begin in (0, 3, 6):
         proprio = torch.from_numpy(seen[begin]["proprio"])[None, None]
         plan = policy.plan(features(seen[begin])[None, None], proprio)[0].numpy()
@@ -79,10 +83,7 @@ def test_batch_agrees_with_single(make_policy, kind, context, ensemble):
 
 def test_context_is_what_training_saw(make_policy):
     policy = make_policy(kind="transformer", context=3, execute=1)
-    actor = Actor(policy, fake_encode)
-    actor.reset()
-    seen = [observation(i) for i in range(4)]
-    actions = [actor.act(obs) for obs in seen]
+    _, seen, actions = acted(policy, 4)
     for last in range(4):
         steps = range(max(0, last - 2), last + 1)
         missing = 3 - len(steps)
@@ -98,10 +99,7 @@ def test_context_is_what_training_saw(make_policy):
 
 def test_ensemble_weights(make_policy):
     policy = make_policy(ensemble=0.5, chunk=3)
-    actor = Actor(policy, fake_encode)
-    actor.reset()
-    seen = [observation(i) for i in range(5)]
-    actions = [actor.act(obs) for obs in seen]
+    _, seen, actions = acted(policy, 5)
     states = [torch.from_numpy(obs["proprio"])[None, None] for obs in seen]
     pooled = [policy.pool(features(obs)[None, None]) for obs in seen]
     plans = [policy.plan_members(*now)[0, 0] for now in zip(pooled, states, strict=True)]
@@ -115,23 +113,14 @@ def test_ensemble_weights(make_policy):
 
 def test_degrees_and_small_frames_are_warned_of_once(make_policy):
     actor = Actor(make_policy(execute=1), lambda images: np.zeros((len(images), 9, 5)), {"hand": (8, 8)})
-    actor.reset()
     obs = observation(0)
-    obs["images"]["hand"] = np.zeros((8, 8, 3), np.uint8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        actor.act(obs)
-    obs["proprio"][2] = 45.0
-    with pytest.warns(UserWarning, match=r"proprio\[2\] is 45, in the policy's demos it was .* in rad"):
-        actor.act(obs)
-    obs["proprio"][2] = 0.0
-    obs["images"]["hand"] = np.zeros((4, 6, 3), np.uint8)
-    with pytest.warns(UserWarning, match=r"camera 'hand' has 4 x 6 px, the policy's demos had 8 x 8"):
-        actor.act(obs)
-    obs["proprio"][2] = 45.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        actor.act(obs)
+    degrees = r"proprio\[2\] is 45, in the policy's demos it was .* in rad"
+    small = r"camera 'hand' has 4 x 6 px, the policy's demos had 8 x 8"
+    for angle, size, words in ((0, (8, 8), ""), (45, (8, 8), degrees), (0, (4, 6), small), (45, (4, 6), "")):
+        obs["proprio"][2], obs["images"]["hand"] = angle, np.zeros((*size, 3), np.uint8)
+        warned = pytest.warns(UserWarning, match=words) if words else warnings.catch_warnings(action="error")
+        with warned:
+            actor.act(obs)
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "flow", "gmm", "act"])
@@ -152,16 +141,13 @@ def test_every_episode_draws_its_own_noise_and_its_seed_repeats_it(make_policy, 
 
 BAD = {
     "no proprio": {"proprio": None},
-    "three numbers": {"proprio": np.zeros(3)},
     "a text": {"proprio": "home"},
     "NaN": {"proprio": np.append(np.zeros(7), np.nan)},
     "no images": {"images": None},
     "a list of images": {"images": [np.zeros((6, 6, 3), np.uint8)] * 2},
     "a camera gone": {"left": None},
-    "another name": {"left": None, "top": np.zeros((6, 6, 3), np.uint8)},
     "an image without colours": {"left": np.zeros((6, 6), np.uint8)},
     "four channels": {"left": np.zeros((6, 6, 4), np.uint8)},
-    "an empty image": {"left": np.zeros((0, 6, 3), np.uint8)},
     "floats": {"left": np.zeros((6, 6, 3), np.float32)},
     "another shape": {"left": np.zeros((6, 12, 3), np.uint8)},
 }
@@ -171,11 +157,7 @@ BAD = {
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_bad_observation_is_refused_at_every_step(make_policy, kind, step):
     """Whether a plan is due or not; the next good observation gets the action that it would have got."""
-    policy = make_policy(execute=3)
-
-    def map_of(height, width):
-        return height // 2, width // 2
-
+    policy, map_of = make_policy(execute=3), lambda height, width: (height // 2, width // 2)
     actor, other = (Actor(policy, fake_encode, map_of=map_of) for _ in range(2))
     good = [observation(i) for i in range(3)]
     for obs in good[:step]:

@@ -13,15 +13,11 @@ from s2robot.policies import PolicyError, check_contract, load_checkpoint, save_
 from s2robot.policies.checkpoint import write_card
 
 CONTRACT = {
-    "encoder": {"name": "tiny", "fingerprint": "abc123", "scales": [1, 2]},
-    "cameras": ["hand", "left"],
-    "camera_geometry": {"hand": {"fovy": 60.0}, "left": {"fovy": 45.0}},
-    "robot": "xarm7",
-    "joint_names": [f"joint{i}" for i in range(1, 8)],
-    "action_frame": "joint_delta_commanded",
-    "rate_hz": 10,
+    "encoder": {"name": "tiny", "fingerprint": "abc123", "scales": [1, 2]}, "cameras": ["hand", "left"],
+    "camera_geometry": {"hand": {"fovy": 60.0}, "left": {"fovy": 45.0}}, "robot": "xarm7",
+    "joint_names": [f"joint{i}" for i in range(1, 8)], "action_frame": "joint_delta_commanded", "rate_hz": 10,
     "dataset": {"name": "demos", "fingerprint": "d0", "episodes": 120},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])
@@ -46,14 +42,13 @@ def test_replacing_never_leaves_none(tmp_path, make_policy, monkeypatch):
     old, new = make_policy(), make_policy(chunk=2)
     save_checkpoint(folder, old, CONTRACT)
     real = os.replace
-    for fail_at in (0, 1):  # killed before the first rename, and between the two
-        calls = []
+    for whole in (0, 1):  # killed before the first rename, and between the two
+        left = [real] * whole
 
-        def replace(source, target, fail_at=fail_at, calls=calls):
-            if len(calls) == fail_at:
+        def replace(source, target, left=left):
+            if not left:
                 raise KeyboardInterrupt
-            calls.append(source)
-            real(source, target)
+            left.pop()(source, target)
 
         monkeypatch.setattr(os, "replace", replace)
         with pytest.raises(KeyboardInterrupt):
@@ -67,13 +62,13 @@ def test_replacing_never_leaves_none(tmp_path, make_policy, monkeypatch):
 
 def test_saving_refuses_and_writes_nothing(tmp_path, make_policy):
     policy = make_policy()
-    for words, contract in {
-        "contract: robot: ": {k: v for k, v in CONTRACT.items() if k != "robot"},
-        "contract: encoder.fingerprint: ": CONTRACT | {"encoder": {"name": "tiny"}},
-        "contract: cameras: ": CONTRACT | {"cameras": ["left"]},
-        "contract: action_parts: ": CONTRACT | {"joint_names": ["a"]},
+    for key, contract in {
+        "robot": {k: v for k, v in CONTRACT.items() if k != "robot"},
+        "encoder.fingerprint": CONTRACT | {"encoder": {"name": "tiny"}},
+        "cameras": CONTRACT | {"cameras": ["left"]},
+        "action_parts": CONTRACT | {"joint_names": ["a"]},
     }.items():
-        with pytest.raises(PolicyError, match=f"^{words}"):
+        with pytest.raises(PolicyError, match=f"^contract: {key}: "):
             save_checkpoint(tmp_path / "p", policy, contract)
     (tmp_path / "home").mkdir()
     (tmp_path / "home/thesis.tex").write_text("precious")
@@ -119,19 +114,12 @@ def test_loading_refuses(tmp_path, make_policy):
     refuse("schema: expected 2, got 99", schema=99)
     refuse("policy.json: spec: ", spec=None)
     refuse("policy.json: tensors_sha256: ", tensors_sha256=7)
-    for key, wrong in {
-        "robot": 7,
-        "rate_hz": "ten",
-        "cameras": 3,
-        "dataset": [],
-        "encoder": {"fingerprint": None},
-    }.items():
+    for key, wrong in {"rate_hz": "ten", "cameras": 3, "dataset": [], "encoder": {"fingerprint": 0}}.items():
         refuse(f"contract: {key}.*: expected", contract=CONTRACT | {key: wrong})
     refuse("action_parts: expected a list of parts, got 7", contract=CONTRACT | {"action_parts": 7})
     refuse("contract: cameras: expected", contract=CONTRACT | {"cameras": CONTRACT["cameras"][::-1]})
-    refuse(
-        r"tensor '.*': expected shape \((16|2),.*\), got \((32|4),", spec=make_policy(chunk=2).spec.to_dict()
-    )
+    shorter = make_policy(chunk=2).spec.to_dict()
+    refuse(r"tensor '.*': expected shape \((16|2),.*\), got \((32|4),", spec=shorter)
     refuse("tensor '.*': expected shape .*, got none", spec=make_policy(kind="transformer").spec.to_dict())
     refuse("policy.json: spec.chunks: unknown key", spec=about["spec"] | {"chunks": 3})
     assert load_checkpoint(fresh)
@@ -141,11 +129,9 @@ def test_check_contract():
     same = {"cameras": ["left", "right", "hand"], "robot": "xarm7", "rate_hz": 10.0}
     check_contract(CONTRACT, encoder="abc123", action_frame="joint_delta_commanded", **same)
     check_contract(CONTRACT, encoder=CONTRACT["encoder"], joint_names=tuple(CONTRACT["joint_names"]))
+    base = {"name": "base", "fingerprint": "fff"}
     for actual, words in [
-        (
-            {"encoder": {"name": "base", "fingerprint": "fff"}},
-            "encoder tiny abc123, the one given is base fff",
-        ),
+        ({"encoder": base}, "encoder tiny abc123, the one given is base fff"),
         ({"encoder": "fff"}, "abc123, the one given is fff"),
         ({"cameras": ["hand"]}, "needs cameras hand, left, given are hand: 'left' is missing"),
         ({"robot": "panda"}, "robot 'xarm7', given is 'panda'"),
@@ -161,14 +147,8 @@ def test_a_card_takes_a_summary_and_nothing_else_changes(tmp_path, make_policy):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     first = before.pop("README.md").decode()
     assert "success" not in first and "float32 (8,)" in first
-    summary = {
-        "success": 0.992,
-        "low": 0.957,
-        "high": 0.999,
-        "episodes": 128,
-        "policy": {"parameters": 1_250_000},
-    }
-    write_card(folder, summary)
+    own = {"success": 0.992, "low": 0.957, "high": 0.999, "episodes": 128}
+    write_card(folder, own | {"policy": {"parameters": 1_250_000}})
     text = (folder / "README.md").read_text()
     head = yaml.safe_load(text.split("---\n", 2)[1])
     assert (head["library_name"], head["pipeline_tag"]) == ("s2robot", "robotics") and "xarm7" in head["tags"]

@@ -43,7 +43,7 @@ def batch(policy: ChunkPolicy, every: bool, device: torch.device) -> dict[str, t
 
 
 @pytest.mark.parametrize(
-    "head, kind, members", [*((head, "mlp", 2) for head in HEADS), ("regression", "transformer", 1)]
+    "head, kind, members", [*((h, "mlp", 2) for h in HEADS), ("regression", "transformer", 1)]
 )
 def test_a_step_and_a_plan_stay_on_the_device(head, kind, members):
     spec = make_spec(kind, head={"kind": head}, members=members, proprio_noise=0.1)

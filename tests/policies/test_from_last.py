@@ -33,15 +33,12 @@ def ramp(level: float, steps: int = 20) -> np.ndarray:
 
 def fitted(policy: ChunkPolicy) -> ChunkPolicy:
     """On ramps of two levels, with a network that gives zero: the middle of what it was fitted on."""
-    actions, chunks, last = [], [], []
-    for level in (0.0, 5.0):
-        a = ramp(level)
-        actions.append(a)
-        chunks += [a[t : t + K] for t in range(1, 20 - K)]
-        last += [a[t - 1] for t in range(1, 20 - K)]
-    state = np.zeros((len(last), 3), np.float32)
-    moments, before = (np.zeros((1, 2)), np.ones((1, 2))), (np.stack(last), np.zeros(len(last), bool))
-    policy.fit_normaliser(state, np.concatenate(actions), np.stack(chunks), None, moments, before=before)
+    ramps = [ramp(level) for level in (0.0, 5.0)]
+    chunks = np.stack([a[t : t + K] for a in ramps for t in range(1, 20 - K)])
+    last = np.stack([a[t - 1] for a in ramps for t in range(1, 20 - K)])
+    state, moments = np.zeros((len(last), 3), np.float32), (np.zeros((1, 2)), np.ones((1, 2)))
+    before = last, np.zeros(len(last), bool)
+    policy.fit_normaliser(state, np.concatenate(ramps), chunks, None, moments, before=before)
     torch.nn.init.zeros_(policy.network.head.out.weight)
     torch.nn.init.zeros_(policy.network.head.out.bias)
     return policy

@@ -8,17 +8,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from s2robot.core.parts import check_values
-from s2robot.policies import (
-    BatchActor,
-    ChunkPolicy,
-    Parts,
-    PolicyError,
-    PolicySpec,
-    check_contract,
-    load_checkpoint,
-    rotations,
-    save_checkpoint,
-)
+from s2robot.policies import BatchActor, ChunkPolicy, Parts, PolicyError, PolicySpec, rotations
+from s2robot.policies.checkpoint import check_contract, load_checkpoint, save_checkpoint
 from s2robot.policies.heads import HEADS
 from s2robot.policies.normalise import Normaliser
 from tests.policies.small import small_spec
@@ -47,18 +38,12 @@ def random_turns(count, seed=0, most=0.5):
     return torch.from_numpy(axes * rng.uniform(0, most, (count, 1)))
 
 
-def test_the_usual_parts_are_an_arm_with_its_gripper():
-    assert str(Parts.read(None, 8, "")) == "joints (7 delta), gripper (1 binary)"
-    assert str(Parts.read(None, 8, "", "proprio")) == "joints (7 absolute), opening (1 absolute)"
-
-
 def test_a_spec_stores_its_parts():
+    assert str(Parts.read(None, 8, "", "proprio")) == "joints (7 absolute), opening (1 absolute)"
     sizes = {"cameras": ("hand",), "dim": 5, "tokens": 9}
     assert PolicySpec(**sizes) == PolicySpec(**sizes, action_parts=tuple(USUAL))
-    gripper = PolicySpec(**sizes, action_parts=(GRIPPER,), action_dim=1)
-    assert PolicySpec.from_dict(gripper.to_dict()) == gripper and gripper.action == parts(GRIPPER)
     own = PolicySpec(**sizes, action_parts=tuple(ARM), action_dim=7)
-    assert own.to_dict()["action_parts"] == ARM
+    assert own.to_dict()["action_parts"] == ARM and own.action == parts(*ARM)
     assert PolicySpec.from_dict(json.loads(json.dumps(own.to_dict()))) == own
 
 
@@ -129,9 +114,7 @@ def test_errors_by_part():
         ([{**POSITION, "low": [0, 0]}], 3, r"\[0\].low: expected 3 values"),
         ([{**POSITION, "low": [0, 0, 2], "high": [1, 1, 1]}], 3, r"\[0\].low: expected less than high"),
         ([{**POSITION, "low": [0, 0, 0]}], 3, r"\[0\].high: "),
-        ([{**POSITION, "name": "a b"}], 3, r"action_parts\[0\].name: "),
         ([{**POSITION, "sise": 3}], 3, r"action_parts\[0\].sise: unknown key, expected size"),
-        ([], 0, r"action_parts: expected a list of parts"),
         (["joints"], 7, r"action_parts\[0\]: .*'joints'"),
     ],
 )
@@ -144,9 +127,8 @@ def test_wrong_parts_are_one_line(given, size, words):
 def test_each_part_may_have_a_normalisation_of_its_own():
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.normal(2, 3, (50, 3)), random_turns(50), rng.integers(0, 2, (50, 1))], 1)
-    n = Normaliser(
-        "standard", Parts.read(None, 2, "", "proprio"), parts(*ARM), 2, modes={"position": "minmax"}
-    )
+    state = Parts.read(None, 2, "", "proprio")
+    n = Normaliser("standard", state, parts(*ARM), 2, modes={"position": "minmax"})
     n.fit(np.zeros((50, 2)), values, np.stack([values, values], 1))
     low, high = values[:, :3].min(0), values[:, :3].max(0)
     np.testing.assert_allclose(n.action.scale[:3], (high - low) / 2, rtol=1e-6)
@@ -194,18 +176,12 @@ def policy_of(arm, **keys):
     actions = chunks_of(both, 12)
     moments = np.zeros((1, 5)), np.ones((1, 5))
     policy.fit_normaliser(np.zeros((12, 8)), actions[:, 0].numpy(), actions.numpy(), None, moments)
-    g = torch.Generator().manual_seed(1)
-    batch = {
-        "features": torch.randn(12, 1, 1, 4, 5, generator=g),
-        "proprio": torch.zeros(12, 1, 8),
-        "actions": actions,
-    }
-    return policy, batch
+    seen = torch.randn(12, 1, 1, 4, 5, generator=torch.Generator().manual_seed(1))
+    return policy, {"features": seen, "proprio": torch.zeros(12, 1, 8), "actions": actions}
 
 
 @pytest.mark.parametrize(
-    "arm, target",
-    [("arm", "delta"), ("rot6d", "cumulative"), ("two arms", "cumulative"), ("gripper first", "cumulative")],
+    "arm, target", [("arm", "delta"), ("two arms", "cumulative"), ("gripper first", "cumulative")]
 )
 def test_a_policy_learns_such_actions(arm, target):
     torch.manual_seed(0)
@@ -218,10 +194,7 @@ def test_a_policy_learns_such_actions(arm, target):
         optimizer.step()
     plan = policy.eval().plan(batch["features"], batch["proprio"])
     for name, value in policy.spec.action.errors(plan, batch["actions"]).items():
-        if name.endswith("accuracy"):
-            assert bool((value == 1).all()), name
-        else:
-            assert float(value.mean()) < 0.03, name
+        assert bool((value == 1).all()) if name.endswith("accuracy") else float(value.mean()) < 0.03, name
     losses = {f"{part['name']}_loss" for part in ARMS[arm]}
     assert losses | {"loss", *policy.spec.action.errors(plan, plan)} == set(scalars)
 
@@ -302,10 +275,8 @@ def test_a_checkpoint_keeps_its_parts(tmp_path):
     contract = {**CONTRACT, "cameras": ["hand"]}
     save_checkpoint(tmp_path / "c", policy, {**contract, "action_parts": ARM})
     again, told = load_checkpoint(tmp_path / "c")
-    card = (tmp_path / "c" / "README.md").read_text()
-    assert (
-        "| action | position (3 delta), turn (3 relative axis_angle rotation), gripper (1 binary) |" in card
-    )
+    line = "| action | position (3 delta), turn (3 relative axis_angle rotation), gripper (1 binary) |"
+    assert line in (tmp_path / "c" / "README.md").read_text()
     assert again.spec == policy.spec and told["action_parts"] == ARM
     plans = (p.eval().plan(batch["features"], batch["proprio"]) for p in (policy, again))
     assert torch.equal(*plans)

@@ -1,6 +1,8 @@
-"""Pictures that no simulator draws, and a dataset of them."""
+"""Datasets of images that no simulator draws, and the settings of a policy that learns from them in a second."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,21 +11,47 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import JOINT_NAMES
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 
+ABOUT = {
+    "robot": "xarm7", "joint_names": list(JOINT_NAMES), "rate_hz": 10, "seed": 0, "camera_geometry": {}, "kind": "images",
+    "action_frame": ACTION_FRAME, "env_version": "mine", "env_config": {},
+}  # fmt: skip
+POLICY = [
+    "policy.network.hidden=[16]", "policy.network.image_dim=8", "policy.network.state_dim=8",
+    "policy.pooling.keypoints=4", "policy.pooling.values=2",
+]  # fmt: skip
+
+
+def write_noise(
+    path: Path,
+    sizes: dict[str, tuple[int, int]],
+    lengths: Iterable[int],
+    action: int = 8,
+    proprio: int = 8,
+    **about: Any,
+) -> Path:
+    """Write episodes of noise; the last number of an action is 0 or 1."""
+    rng = np.random.default_rng(0)
+    with EpisodeStore.create(path, ABOUT | {"cameras": list(sizes)} | about) as store:
+        for steps in lengths:
+            images = {
+                f"images_{c}": rng.integers(0, 256, (steps, *size, 3), np.uint8) for c, size in sizes.items()
+            }
+            numbers = [rng.uniform(-0.05, 0.05, (steps, count)).astype("f4") for count in (action, proprio)]
+            numbers[0][:, -1] = rng.integers(0, 2, steps)
+            store.append({"action": numbers[0], "proprio": numbers[1], **images})
+    return path
+
 
 def scene(seed: int) -> np.ndarray:
-    """Pictures that differ, smooth enough for JPEG.  # uint8 (6, 72, 96, 3)"""
+    """Images that differ, smooth enough for JPEG.  # uint8 (6, 72, 96, 3)"""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 8, 3), np.uint8)
     return np.stack([cv2.resize(image, (96, 72), interpolation=cv2.INTER_LINEAR) for image in coarse])
 
 
 def write_pictures(path: Path, cameras: tuple[str, ...]) -> Path:
-    """A dataset of one episode: 6 pictures of 72 x 96 for each camera."""
-    attributes = {
-        "robot": "xarm7", "joint_names": list(JOINT_NAMES), "rate_hz": 10, "cameras": list(cameras),
-        "camera_geometry": {}, "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, "seed": 0,
-        "kind": "images",
-    }  # fmt: skip
-    with EpisodeStore.create(path, attributes) as store:
+    """Write one episode: 6 images of 72 x 96 for each camera."""
+    own = {"cameras": list(cameras), "env_version": ENV_VERSION}
+    with EpisodeStore.create(path, ABOUT | own) as store:
         images = {f"images_{name}": scene(seed) for seed, name in enumerate(cameras)}
         blank = np.zeros((6, 8), np.float32)
         store.append({"action": blank, "proprio": blank, **images}, {"seed": 0, "success": False})

@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 
 from s2robot.cli import VERBS, Verb, main, summary_of
 from s2robot.config import task_settings
-from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
 from s2robot.overrides import as_known, take_stored_world
 from tests.inline import do_inline
@@ -44,10 +43,8 @@ def test_alone_lists_every_verb(s2robot, args):
     status, out, _ = s2robot(*args)
     assert status == 0
     for verb in VERBS:
-        assert any(
-            line.split()[:1] == [verb] and line.endswith(summary_of(verb)) for line in out.splitlines()
-        )
-        assert len(summary_of(verb).split()) > 3
+        (line,) = (line for line in out.splitlines() if line.split()[:1] == [verb])
+        assert line.endswith(summary_of(verb)) and len(summary_of(verb).split()) > 3
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -70,69 +67,39 @@ def test_help_explains_a_group(s2robot):
         assert (configs_dir() / f"{name}.yaml").read_text().strip() in out
 
 
-def test_overrides_and_groups_reach_the_config(s2robot):
-    config = yaml.safe_load(s2robot("run", "--cfg", "job", "policy=rpt", "train.steps=3", "+note=x")[1])
-    policy = config["policy"]
-    assert policy["kind"] == "transformer" and policy["pooling"]["kind"] == "mean"
-    assert policy["context"] == policy["chunk"] == policy["execute"] == 16
-    assert config["train"]["steps"] == 3 and config["note"] == "x"
-
-
 @pytest.mark.parametrize(
     ("words", "text"),
     [
         ("evalute", "unknown verb 'evalute', did you mean 'evaluate'?"),
         ("train trian.steps=3", "unknown key 'trian.steps', did you mean 'train.steps'?"),
-        ("train steps=3", "unknown key 'steps', did you mean 'train.steps'?"),
         ("train policy=transformer policy.network.block=2", "did you mean 'policy.network.blocks'?"),
         ("train polcy=mlp", "unknown key 'polcy', did you mean 'policy'?"),
         ("train train.seed=0 --multirun trian.steps=3,4", "did you mean 'train.steps'?"),
-        ("train --cfg job zzz=1", "unknown key 'zzz'"),
         ("train encoder=mvp-tny", "encoder: expected one of dinov2_s, efficientnet_lite0, mvp-small"),
-        ("run preset=fats", "preset: expected one of fast, got fats"),
-        ("train train.steps=many", "train.steps: "),
         ("run record=3", "record: expected true or false, got 3"),
         ("train task=stack env.cube_size=0.02", "env.cube_size: expected a setting of task=stack"),
         ("evaluate checkpoint=x encoder=mvp-tiny", "encoder: `s2robot evaluate` uses the checkpoint's own"),
-        (
-            "evaluate checkpoint=x policy.members=1",
-            "policy.members: `s2robot evaluate` uses the checkpoint's",
-        ),
+        ("evaluate checkpoint=x policy.members=1", "policy.members: `s2robot evaluate` uses the checkpoint"),
         ("evaluate checkpoint=x evaluate=arm bridge=emulatr", "bridge: expected one of default, emulator"),
         ("evaluate checkpoint=x evaluate.episode=1", "did you mean 'evaluate.episodes'?"),
         ("evaluate", "checkpoint: expected a value, got nothing"),
         ("train a:b", "cannot read 'a:b'"),
         ("pretrain crop.min=1 data=a out=b", "crop.min: crop is a list, "),
         ("inspect =3", "expected key=value"),
-        ("train s2=null", "s2: expected one of s2, single, got null"),
         ("train encoder=0", "encoder: expected one of dinov2_s"),
         ("deploy robot=[1,2]", "robot: expected one of panda, xarm7, got [1,2]"),
-        ("deploy bridge.arm=[]", "bridge.arm: expected another kind of value"),
         ("train policy.kind=transformer", "policy.network."),
         ("train demos.path=", "demos.path: expected "),
-        ("train train.from=", "train.from: "),
-        (
-            "train s2.scales=[1,nan]",
-            "s2.scales: expected one or more numbers > 0, such as [1,2], got [1, nan]",
-        ),
-        ("train s2.scales=null", "s2.scales: expected one or more numbers > 0"),
+        ("train s2.scales=[1,nan]", "s2.scales: expected one or more numbers > 0, such as [1,2], got [1, na"),
         ("train data=nope", "nope: expected a dataset folder"),
         ("dagger checkpoint=", "recording.checkpoint: "),
         ("inspect data=nope odd=null", "odd: expected keys and values, got null"),
         ("inspect run=2024", "run: expected the run directory"),
-        ("train policy.pooling.heads=0", "policy.pooling.heads: "),
-        ("train policy.execute=99", "policy.execute"),
-        ("train env.cameras=[hand,hand]", "env.cameras: "),
-        ("train env.image_size=large", "env.image_size: "),
         ("train +env.side_cameras.top=3", "env.side_cameras.top: expected a list, got 3"),
         ("train env.box_x=[0.1]", "env.box_x[1]: expected a value, got nothing"),
         ("serve checkpoint=x serve=null", "serve: expected keys and values, got null"),
         ("convert data=[a] out=b", "data: expected a path, got ['a']"),
-        ("record picker.kicks=[3,1]", "recording.picker.kicks: "),
-        ("record task=lift picker.misses=2", "recording.picker.misses: expected <= 1, got 2"),
         ("record recording.picker.misses=2 recording.episodes=0", "recording.episodes: expected >= 1, got 0"),
-        ("run record=true recording.episodes=0", "recording.episodes: expected >= 1, got 0"),
-        ("run evaluate.episodes=0", "evaluate.episodes: "),
         ("run evaluate.seed=100000", "evaluate.seed: positions 100000 to 100127 hold 120 that the demos of"),
     ],
 )
@@ -154,9 +121,7 @@ def test_wrong_input_is_one_line(s2robot, words, text):
         ("dagger", "checkpoint=run", "recording.checkpoint=run/checkpoint"),
         ("train", "train.from=run", "train.from=run/checkpoint"),
         ("evaluate", "encoder.checkpoint=run", "encoder.checkpoint=run"),
-        ("train", "--multirun", "--multirun"),
         ("inspect", "rate_hz=10", "demos.rate_hz=10"),
-        ("convert", "rate_hz=10", "rate_hz=10"),
         ("train", "task.kwargs.obs_type=state", "++task.kwargs.obs_type=state"),
     ],
 )
@@ -179,24 +144,27 @@ def test_a_gymnasium_world_is_the_checkpoints_own(tmp_path):
     own = {"env_config": {"task": "gym", **stored, "image_size": 8}}
     (tmp_path / "policy.json").write_text(json.dumps({"contract": own}))
 
-    def composed(*words):
-        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            config = compose("evaluate", [f"checkpoint={tmp_path}", *words])
+    def taken(*words):
+        config = composed("evaluate", [f"checkpoint={tmp_path}", *words])
         take_stored_world(config, list(words))
         return config
 
-    world = task_settings(composed("task=gym", "task.image_size=16"))
+    world = task_settings(taken("task=gym", "task.image_size=16"))
     assert {key: getattr(world, key) for key in stored} == stored | {"cameras": ("a",)}
     assert world.image_size == 16  # what is typed counts
-    assert composed("task=gym", "task.id=Other-v0").task.success == ""
-    assert composed("task=stack").task.name == "stack"
+    assert taken("task=gym", "task.id=Other-v0").task.success == ""
+    assert taken("task=stack").task.name == "stack"
+
+
+def composed(verb, words):
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        return compose(verb, words)
 
 
 def test_the_fast_run_is_one_network_and_what_is_typed_goes_before_it():
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        default, fast, typed = (
-            compose("run", words) for words in ([], ["preset=fast"], ["preset=fast", "train.steps=7"])
-        )
+    default, fast, typed = (
+        composed("run", words) for words in ([], ["preset=fast"], ["preset=fast", "train.steps=7"])
+    )
     assert (default.policy.members, fast.policy.members, typed.policy.members) == (4, 1, 1)
     assert (default.train.steps, fast.train.steps, typed.train.steps) == (2000, 3000, 7)
     fast.policy.members, fast.train.steps = default.policy.members, default.train.steps
@@ -209,22 +177,17 @@ def test_the_fast_run_is_one_network_and_what_is_typed_goes_before_it():
         ("run", [], 120, 2000),
         ("run", ["task=square"], 200, 10000),
         ("compare", ["task=square"], 200, 10000),
-        ("run", ["task=square", "recording.episodes=9", "train.steps=7"], 9, 7),
         ("run", ["task=square", "train=mvp"], 200, 7500),  # a recipe of a paper says its own
         ("dagger", ["task=square"], 128, 10000),  # positions a round, which are no demos
         ("train", ["policy=transformer"], None, 4000),
         ("train", ["policy=transformer", "task=square"], None, 10000),
-        ("train", ["policy=rpt"], None, 2000),
         ("compare", ["policy=transformer", "train.steps=7"], 120, 7),
-        ("train", ["task=lift"], None, 2000),
         ("record", ["task=lift"], 150, None),
-        ("record", ["task=lift", "recording=dagger"], 128, None),
         ("record", ["task=robosuite"], 120, None),
     ],
 )
 def test_a_task_or_policy_says_how_many_demos_and_steps_it_wants(verb, words, demos, steps):
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        config = compose(verb, words)
+    config = composed(verb, words)
     recorded = config.episodes if verb == "record" else config.get("recording", {}).get("episodes")
     assert (recorded, config.get("train", {}).get("steps")) == (demos, steps)
 
@@ -365,21 +328,14 @@ def test_a_sweep_with_a_failed_job_fails_and_says_which(inspect, tmp_path):
     assert len(list((tmp_path / "runs/inspect").glob("*_sweep/*/"))) == 3  # the others ran
 
 
-def test_a_verb_called_from_python_gives_the_log_back(s2robot, tmp_path):
+@pytest.mark.parametrize("users", [False, True])
+def test_a_verb_called_from_python_gives_the_log_back(s2robot, tmp_path, users):
     """Its folder may be gone: a handler that stayed would fail at the next message of any library."""
     root, folder = logging.getLogger(), tmp_path / "gone"
+    if users:  # the folder is the user's, who may be in it
+        folder.mkdir()
     before = root.handlers[:], root.level
     assert s2robot("evaluate", "checkpoint=null", f"hydra.run.dir='{folder}'")[0] == 2
-    assert (root.handlers, root.level) == before and not folder.exists()
-    folder.mkdir()  # by the user, who may be in it
-    assert s2robot("evaluate", "checkpoint=null", f"hydra.run.dir='{folder}'")[0] == 2
-    assert folder.is_dir() and not list(folder.iterdir())
+    assert (root.handlers, root.level) == before
+    assert folder.exists() is users and not list(folder.glob("*"))
     logging.getLogger("timm").info("no error")
-
-
-def test_a_group_is_chosen_by_name():
-    for chosen in ("3d", "none-x", "'mvp-tiny'", "mvp-tiny,mine"):
-        assert as_known("train", f"+encoder={chosen}") == f"+encoder={chosen}"
-    for chosen in ("0", "-1.5", "1e3", "[a]", "{a: 1}", "", "Null"):
-        with pytest.raises(UserError, match="encoder: expected one of"):
-            as_known("train", f"encoder={chosen}")

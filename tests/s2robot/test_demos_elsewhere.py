@@ -36,7 +36,7 @@ def test_a_lerobot_folder_brings_its_own_world_and_splits(tmp_path, cache):
     for name, episode in (("train", 0), ("test", 1)):
         assert opened(path, name).meta("source_episode").tolist() == [episode]
     for name, words in (
-        ("val", "mask: expected some of train, test, odd, got 'val'"),
+        ("val", "mask: expected some of train, test, odd, got"),
         ("odd", "cannot be read .*80%"),
     ):
         with pytest.raises(DatasetError, match=words):
@@ -52,11 +52,8 @@ def test_demos_of_a_filter_key(tmp_path):
     assert len(opened(path)) == 2
     with h5py.File(path, "a") as file:
         file["mask/more"] = np.array([b"demo_1", b"demo_9"])
-    for mask, words in (
-        ("test", r"in.hdf5: mask: expected some of more, train, valid, got 'test'"),
-        ("more", r"in.hdf5: mask/more: expected some of demo_0, demo_1, got 'demo_9'"),
-    ):
-        with pytest.raises(DatasetError, match=words):
+    for mask, words in (("test", "more, train, valid, got 'test'"), ("more", "demo_0, demo_1, got 'demo_9'")):
+        with pytest.raises(DatasetError, match=f"in.hdf5: mask.*: expected some of {words}"):
             opened(path, mask)
     for demos in ({"path": str(store.path)}, {"name": "xarm7_cube"}):  # which have no filter keys
         with pytest.raises(UserError, match="demos.mask: "):

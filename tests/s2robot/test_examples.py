@@ -10,20 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2robot.envs.robots import robot_spec
-
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def example(name: str, *arguments: object):
     """What `main` of an example gives for these arguments."""
     return importlib.import_module(f"examples.{name}").main([str(a) for a in arguments])
-
-
-@pytest.fixture(scope="module")
-def checkpoint(save_untrained, tmp_path_factory) -> Path:
-    """A policy with random weights, as `s2robot train` would save it."""
-    return save_untrained(tmp_path_factory.mktemp("policy") / "checkpoint", deltas=0.003)
 
 
 def test_every_example_is_run_here_and_named_in_its_page():
@@ -36,10 +28,8 @@ def test_every_example_is_run_here_and_named_in_its_page():
 
 
 def test_an_example_is_a_script():
-    env = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / "compare_arms.py", "--help"], capture_output=True, text=True, env=env
-    )
+    env, file = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}, EXAMPLES / "compare_arms.py"
+    done = subprocess.run([sys.executable, file, "--help"], capture_output=True, text=True, env=env)
     assert done.returncode == 0 and "--a" in done.stdout, done.stderr
 
 
@@ -74,42 +64,36 @@ def test_train_by_hand(tmp_path):
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
 
 
-def test_act(checkpoint):
-    action = example("act", checkpoint)
+def test_act(slow_policy):
+    action = example("act", slow_policy)
     assert action.shape == (8,) and np.isfinite(action).all()
 
 
 @pytest.mark.realtime
-def test_serve_and_call(checkpoint, monkeypatch):
+def test_serve_and_call(slow_policy, monkeypatch):
     monkeypatch.setenv("S2ROBOT_TOKEN", "a-token-for-these-tests")
-    action = example("serve_and_call", checkpoint, "--deadline", 60)
+    action = example("serve_and_call", slow_policy, "--deadline", 60)
     assert action.shape == (8,) and np.isfinite(action).all()
 
 
-def test_evaluate(checkpoint):
-    assert len(robot_spec("xarm7").home) == 7
-    assert example("evaluate", checkpoint, "--episodes", 2, "--steps", 2) == [False, False]
+def test_evaluate(slow_policy):
+    assert example("evaluate", slow_policy, "--episodes", 2, "--steps", 2) == [False, False]
 
 
 def test_compare_arms(tmp_path):
-    rng = np.random.default_rng(0)
-    folders: dict[str, list[Path]] = {"a": [], "b": []}
+    rng, folders = np.random.default_rng(0), {"a": [], "b": []}
     for arm, chance in (("a", 0.9), ("b", 0.4)):
-        for seed in range(3):
-            folder = tmp_path / f"{arm}{seed}"
+        for folder in (tmp_path / f"{arm}{seed}" for seed in range(3)):
             folder.mkdir()
             folders[arm].append(folder)
-            rows = [
-                {
-                    "episode": i, "seed": 10000 + i, "success": bool(rng.random() < chance), "cube_xy": [0.0, 0.0],
-                    "cube_yaw": 0.0, "stage": "approach", "steps": 80, "seconds": 8.0, "time_to_success_s": None,
-                    "closest_m": None, "video": None,
-                }
-                for i in range(64)
-            ]  # fmt: skip
-            for row in rows:
-                if row["success"]:
-                    row |= {"stage": "held", "time_to_success_s": 4.0}
-            (folder / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            with open(folder / "episodes.jsonl", "w") as file:
+                for i in range(64):
+                    success = bool(rng.random() < chance)
+                    row = {
+                        "episode": i, "seed": 10000 + i, "success": success, "cube_xy": [0.0, 0.0], "cube_yaw": 0.0,
+                        "stage": "held" if success else "approach", "steps": 80, "seconds": 8.0,
+                        "time_to_success_s": 4.0 if success else None, "closest_m": None, "video": None,
+                    }  # fmt: skip
+                    print(json.dumps(row), file=file)
     result = example("compare_arms", "--a", *folders["a"], "--b", *folders["b"])
     assert result.difference > 0.3 and result.low > 0

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from s2robot.core.errors import UserError, require
-from s2robot.demos.store import EpisodeStore
-from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.gl import SIMULATOR, require_simulator
 from tests import forks
+from tests.s2robot.pictures import POLICY, write_noise
 
 ROOT = Path(__file__).resolve().parents[3]
 WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({SIMULATOR!r}))\n"  # None there: as if not installed
@@ -51,17 +50,7 @@ for verb in sys.argv[1:]:
 
 
 def test_own_demos_are_trained_on_and_acted_from_without_the_simulator(tmp_path, tiny_encoder):
-    rng = np.random.default_rng(0)
-    attributes = {
-        "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(7)], "rate_hz": 10, "cameras": ["hand"],
-        "camera_geometry": {}, "action_frame": ACTION_FRAME, "env_version": "own", "env_config": {}, "seed": 0,
-        "kind": "images",
-    }  # fmt: skip
-    with EpisodeStore.create(tmp_path / "own.zarr", attributes) as store:
-        for length in (6, 7):
-            frames = rng.integers(0, 255, (length, 64, 64, 3), np.uint8)
-            numbers = rng.uniform(0, 0.1, (2, length, 8)).astype(np.float32)
-            store.append({"images_hand": frames, "action": numbers[0], "proprio": numbers[1]})
+    write_noise(tmp_path / "own.zarr", {"hand": (64, 64)}, (6, 7))
     script = """
 from s2robot.cli import main
 code = main(["train", "demos.path=own.zarr", "env.cameras=[hand]", *sys.argv[1:], "hydra.run.dir=out"])
@@ -74,10 +63,8 @@ frame = np.zeros((encoder.image_size, encoder.image_size, 3), np.uint8)
 action = actor.act({"images": {"hand": frame}, "proprio": np.zeros(8, np.float32)})
 print("action", json.dumps(action.tolist()))
 """
-    small = ["policy.network.hidden=[16]", "policy.network.image_dim=8", "policy.network.state_dim=8",
-             "policy.pooling.keypoints=4", "policy.pooling.values=2", "train.steps=1", "train.batch_size=4",
-             "train.threads=1", "features.workers=1", f"encoder.checkpoint={tiny_encoder}"]  # fmt: skip
-    result = python(script, tmp_path, *small)
+    few = ["train.steps=1", "train.batch_size=4", "train.threads=1", "features.workers=1"]
+    result = python(script, tmp_path, *POLICY, *few, f"encoder.checkpoint={tiny_encoder}")
     assert result.returncode == 0, result.stderr
     action = json.loads(result.stdout.rsplit("action ", 1)[1])
     assert len(action) == 8 and np.isfinite(action).all()

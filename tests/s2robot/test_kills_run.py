@@ -20,11 +20,8 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation import evaluate
 from tests.inline import do_inline
 from tests.kills import kill_at_every_write
+from tests.s2robot.pictures import ABOUT
 
-ABOUT = {
-    "robot": "xarm7", "joint_names": list("abcdefg"), "rate_hz": 10, "cameras": ["hand"],
-    "camera_geometry": {"hand": {}}, "action_frame": "joint_delta_commanded", "env_version": "CubePick-v0", "env_config": {},
-}  # fmt: skip
 WORDS = [
     "record=true", "recording.episodes=3", "recording.seed=500", "env.cameras=[hand]", "train.steps=2",
     "train.batch_size=4", "train.checkpoint_every=1", "train.threads=1", "train.accelerator=cpu", "features.device=cpu", "features.threads=1",
@@ -34,7 +31,8 @@ WORDS = [
 
 
 def about(world, picker, seed: int) -> dict:
-    return {**ABOUT, "seed": seed, "kind": "states", "picker": {}}
+    own = {"cameras": ["hand"], "camera_geometry": {"hand": {}}, "kind": "states", "picker": {}}
+    return {**ABOUT, **own, "env_version": "CubePick-v0", "seed": seed}
 
 
 def episode(world, picker, seed: int, expert: int, kicks: bool) -> tuple[dict, dict]:
@@ -64,9 +62,7 @@ def running(folder: Path) -> None:
     encoder = folder.parent / "tiny.safetensors"
     if not encoder.exists():
         torch.manual_seed(0)
-        save_encoder(
-            MVPViT(ViTSpec(img_size=32, patch_size=8, dim=16, depth=1, heads=2)), encoder, {"seed": 0}
-        )
+        save_encoder(MVPViT(ViTSpec(32, 8, dim=16, depth=1, heads=2)), encoder, {"seed": 0})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("S2ROBOT_CACHE", str(folder / "cache"))
         patch.setattr(recorder, "demo_attributes", about)

@@ -3,17 +3,16 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 
 from s2robot import cli
 from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
+from tests.s2robot.pictures import write_noise
 
-SMALL = [
-    "train.steps=1", "train.batch_size=4", "policy.members=1", "policy.network.hidden=[8]", "train.threads=1",
-]  # fmt: skip
+SMALL = "train.steps=1 train.batch_size=4 policy.members=1 policy.network.hidden=[8] train.threads=1".split()
+RECORDED = ("evaluate", "evaluate=recorded")
 
 
 @pytest.fixture(scope="module")
@@ -23,22 +22,15 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def demos(home):
-    """Six episodes of pictures that came from elsewhere."""
-    about = {
-        "robot": "koch", "joint_names": [], "rate_hz": 10, "seed": 0, "cameras": ["top"], "camera_geometry": {},
-        "action_frame": "parts", "env_version": "mine", "env_config": {}, "kind": "images", "source": {"name": "koch"},
-        **made.PARTS,
-    }  # fmt: skip
-    rng = np.random.default_rng(0)
-    with EpisodeStore.create(home / "koch.zarr", about) as store:
-        for _ in range(6):
-            n = int(rng.integers(5, 9))
-            action = np.append(rng.normal(size=(n, 2)), rng.integers(0, 2, (n, 1)), 1).astype("f4")
-            frames = rng.integers(0, 256, (n, 16, 24, 3), np.uint8)
-            store.append(
-                {"action": action, "proprio": rng.normal(size=(n, 4)).astype("f4"), "images_top": frames}
-            )
-    return EpisodeStore.open(store.path)
+    """Six episodes of images that came from elsewhere."""
+    own = {
+        "robot": "koch",
+        "joint_names": [],
+        "action_frame": "parts",
+        "source": {"name": "koch"},
+    } | made.PARTS
+    path = write_noise(home / "koch.zarr", {"top": (16, 24)}, (7, 5, 8, 6, 8, 5), 3, 4, **own)
+    return EpisodeStore.open(path)
 
 
 @pytest.fixture(scope="module")
@@ -65,38 +57,30 @@ def parent(home, demos, train):
     return train("parent", f"demos.path={demos.path}", split(home, [0, 1, 2], [3]))
 
 
-@pytest.fixture(scope="module")
-def child(home, demos, train, parent):
-    """Goes on from there with 3 and 4."""
-    return train("child", f"demos.path={demos.path}", f"train.from={parent}", split(home, [3, 4], [5]))
-
-
-RECORDED = ("evaluate", "evaluate=recorded")
-
-
 def validated(home, checkpoint, *words) -> dict:
     out = home / "validated"
     shutil.rmtree(out, ignore_errors=True)
     args = [*RECORDED, f"checkpoint={checkpoint}", "evaluate.plots=0", *words, f"hydra.run.dir={out}"]
-    assert cli.main(list(map(str, args))) == 0
+    assert cli.main(args) == 0
     return json.loads((out / "open_loop.json").read_text())
 
 
-def test_episodes_of_an_ancestor_are_not_validated(home, demos, parent, child, capsys):
+def test_episodes_of_an_ancestor_are_not_validated(home, demos, train, parent, capsys):
+    path = f"demos.path={demos.path}"
+    child = train("child", path, f"train.from={parent}", split(home, [3, 4], [5]))
     assert validated(home, parent)["episodes"] == [3, 4, 5]
     assert validated(home, child)["episodes"] == [5]
     capsys.readouterr()
     for seen in (0, 3):
-        assert cli.main([*RECORDED, f"checkpoint={child}", f"demos.path={demos.path}", f"demos.episodes=[{seen}]"]) == 2  # fmt: skip
+        assert cli.main([*RECORDED, f"checkpoint={child}", path, f"demos.episodes=[{seen}]"]) == 2
         assert f"(5), got {seen}" in capsys.readouterr().err
 
 
 def test_none_is_held_out_that_an_ancestor_was_trained_on(home, demos, train, parent, capsys):
     words = [f"demos.path={demos.path}", f"train.from={parent}"]
-    for seed in range(1):
-        found = train(f"drawn_{seed}", *words, "train.validation=0.5", f"train.seed={seed}")
-        assert validated(home, found)["episodes"] == [3, 4, 5]
-        assert json.loads((found / "policy.json").read_text())["contract"]["training"]["held_out"] == 3
+    found = train("drawn", *words, "train.validation=0.5", "train.seed=0")
+    assert validated(home, found)["episodes"] == [3, 4, 5]
+    assert json.loads((found / "policy.json").read_text())["contract"]["training"]["held_out"] == 3
     capsys.readouterr()
     assert train("asked", *words, split(home, [3], [1])) is None
     assert "expected unseen episodes to hold out, got 1, which train.from's" in capsys.readouterr().err

@@ -1,15 +1,19 @@
-"""An arm whose flange is moved, from demos on disk to a policy behind a server: its parts travel along."""
+"""A moved flange, and cameras of two shapes with their owner's names: from images on disk to a policy behind a server."""
 
 import numpy as np
 import pytest
 
 from s2robot.cli import main
+from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
-from s2robot.loading import load_policy
+from s2robot.loading import image_size_of, load_policy
 from s2robot.policies import PolicyError
 from s2robot.serving.remote import PolicyRefused
+from tests.s2robot.pictures import POLICY, write_noise
 from tests.s2robot.serving.test_server import connect, serving
 
+TOP = "observation.images.top"
+SIZES = {TOP: (48, 64), "wrist/left": (64, 64)}
 ACTION = [
     {"name": "position", "size": 3, "kind": "delta", "low": [-0.05] * 3, "high": [0.05] * 3},
     {"name": "rotation", "size": 3, "kind": "rotation", "form": "axis_angle", "relative": True},
@@ -22,29 +26,17 @@ STATE = [
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny_encoder, tmp_path_factory):
-    """Trained for five steps on two episodes of noise."""
-    rng, out = np.random.default_rng(0), tmp_path_factory.mktemp("other_arm")
-    attributes = {
-        "robot": "xarm7", "joint_names": [], "rate_hz": 10, "seed": 0, "cameras": ["hand"], "camera_geometry": {},
-        "action_frame": "joint_delta_commanded", "env_version": "mine", "env_config": {}, "kind": "images",
-        "action_parts": ACTION, "proprio_parts": STATE,
-    }  # fmt: skip
-    with EpisodeStore.create(out / "demos.zarr", attributes) as store:
-        for _ in range(2):
-            action = np.concatenate([rng.uniform(-0.05, 0.05, (9, 6)), rng.integers(0, 2, (9, 1))], 1)
-            frames = rng.integers(0, 256, (9, 64, 64, 3), np.uint8)
-            store.append(
-                {
-                    "images_hand": frames,
-                    "action": action.astype("f4"),
-                    "proprio": rng.normal(size=(9, 9)).astype("f4"),
-                }
-            )
+def demos(tmp_path_factory):
+    own = {"joint_names": [], "action_parts": ACTION, "proprio_parts": STATE}
+    return write_noise(tmp_path_factory.mktemp("arm") / "demos.zarr", SIZES, (9, 9), 7, 9, **own)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(demos, tiny_encoder):
+    out = demos.parent
     words = [
-        f"demos.path={out / 'demos.zarr'}", f"encoder.checkpoint={tiny_encoder}", "env.cameras=[hand]", "train.steps=5",
-        "train.batch_size=8", "policy.members=2", "policy.network.hidden=[16]", "policy.network.image_dim=8",
-        "policy.network.state_dim=8", "policy.pooling.keypoints=4", "policy.pooling.values=2", "policy.normalise=quantile",
+        f"demos.path={demos}", f"encoder.checkpoint={tiny_encoder}", f"env.cameras=[{','.join(SIZES)}]", "train.steps=5",
+        "train.batch_size=8", "policy.members=2", *POLICY, "policy.normalise=quantile",
         "+policy.normalise_parts.rotation=standard", "features.workers=1", "features.threads=1",
         f"features.cache={out / 'cache'}", f"hydra.run.dir={out / 'run'}",
     ]  # fmt: skip
@@ -53,28 +45,51 @@ def checkpoint(tiny_encoder, tmp_path_factory):
 
 
 def observation(seed: int, pose=(1, 0, 0, 0, 1, 0)) -> dict:
-    frame = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)
-    return {"images": {"hand": frame}, "proprio": np.array([0.1, 0.2, 0.3, *pose], np.float32)}
+    rng = np.random.default_rng(seed)
+    images = {name: rng.integers(0, 256, (*size, 3), np.uint8) for name, size in SIZES.items()}
+    return {"images": images, "proprio": np.array([0.1, 0.2, 0.3, *pose], np.float32)}
 
 
-def test_it_acts_as_its_parts_say_also_behind_a_server(checkpoint):
-    actor, _, contract = load_policy(checkpoint, "cpu")
+def test_the_store_returns_its_images(demos):
+    store = EpisodeStore.open(demos)
+    assert camera_sizes(store, SIZES) == SIZES
+    assert store.episode(1)["images_wrist/left"].shape == (9, 64, 64, 3)
+    assert (demos / "data" / "images_wrist%2Fleft" / "zarr.json").is_file()
+
+
+def test_it_acts_as_its_parts_say_and_sees_all_of_each_frame(checkpoint):
+    actor, encoder, contract = load_policy(checkpoint, "cpu")
+    spec = actor.batch.policy.spec
+    assert spec.cameras == tuple(SIZES) and spec.grids == ((4, 5), (4, 4)) and spec.tokens == 20
+    assert contract["encoder"]["frames"] == {TOP: [48, 64]} and image_size_of(contract, encoder) == SIZES
     assert (contract["action_parts"], contract["proprio_parts"]) == (ACTION, STATE)
-    assert actor.batch.policy.spec.normalise_parts == {"rotation": "standard"}
+    assert spec.normalise_parts == {"rotation": "standard"}
+    first, edge = actor.act(observation(0)), observation(0)
+    edge["images"][TOP][:, 60:] = 0  # a square from the middle of the frame would not show it
+    actor.reset()
+    assert first.shape == (7,) and not np.array_equal(actor.act(edge), first)
+
+
+def test_a_frame_or_a_state_of_another_shape_is_refused(checkpoint):
+    actor, _, _ = load_policy(checkpoint, "cpu")
+    wrong = observation(0)
+    wrong["images"][TOP] = wrong["images"]["wrist/left"]
+    words = f"camera '{TOP}': expected frames of 4 x 5 tokens, .*, got 64 x 64 px, 4 x 4 tokens"
+    with pytest.raises(PolicyError, match=words):
+        actor.act(wrong)
+    with pytest.raises(PolicyError, match=r"proprio: .*\(8,\)"):
+        actor.act({**observation(0), "proprio": np.zeros(8, np.float32)})
+
+
+def test_a_server_tells_parts_and_sizes_and_returns_the_same_actions(checkpoint):
+    actor, _, _ = load_policy(checkpoint, "cpu")
     with serving(checkpoint) as (_, url, _), connect(url) as policy:
+        assert policy.cameras == tuple(SIZES) and policy.image_size == SIZES
         assert policy.contract["action_parts"] == ACTION
         for seed in range(3):
             action = actor.act(observation(seed))
-            assert (
-                action.shape == (7,) and np.abs(action[:3]).max() <= np.float32(0.05) and action[6] in (0, 1)
-            )
+            assert np.abs(action[:3]).max() <= np.float32(0.05) and action[6] in (0, 1)
             assert policy.act(observation(seed)).tobytes() == action.tobytes()
         policy.reset()
         with pytest.raises(PolicyRefused, match="'pose' of step 0 is .* expected a rotation"):
             policy.act(observation(0, pose=(1, 0, 0, 2, 0, 0)))
-
-
-def test_a_state_of_another_arm_is_refused(checkpoint):
-    actor, _, _ = load_policy(checkpoint, "cpu")
-    with pytest.raises(PolicyError, match=r"proprio: .*\(8,\)"):
-        actor.act({**observation(0), "proprio": np.zeros(8, np.float32)})

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
@@ -18,16 +17,14 @@ from s2robot.core.files import configs_dir
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
+from s2robot.envs.cube_config import ENV_VERSION
 from s2robot.evaluation.records import read_records, read_summary
 from s2robot.policies import load_checkpoint
 from tests import forks
 from tests.s2robot.core.test_timing import spans_of
+from tests.s2robot.pictures import POLICY, write_noise
 
 ROOT = Path(__file__).resolve().parents[2]
-POLICY = [  # small enough to be trained in a second
-    "policy.network.hidden=[16]", "policy.network.image_dim=8", "policy.network.state_dim=8",
-    "policy.pooling.keypoints=4", "policy.pooling.values=2",
-]  # fmt: skip
 EVALUATION = ["evaluate.episodes=2", "evaluate.workers=1", "evaluate.threads=1", "env.max_steps=8"]
 
 
@@ -77,18 +74,11 @@ def test_run_ends_with_a_report_and_a_figure(finished, recorded):
     assert [s["stage"] for s in stages] == ["start", "encode", "train", "evaluate"]
     table = [line.split() for line in result.stdout.split("unused of")[1].split("\n\n")[0].splitlines()[1:]]
     seconds = {row[0]: (float(row[1]), float(row[3])) for row in table}
-    for column in (0, 1):  # to the rounding of six figures
-        parts = sum(row[column] for name, row in seconds.items() if name != "together")
-        assert parts == pytest.approx(seconds["together"][column], abs=0.3)
     assert all(seconds[s["stage"]] == (s["seconds"], s["processor_s"]) for s in stages)
-
     assert [r["seed"] for r in records] == [10000, 10001]
-
     policy, contract = load_checkpoint(out / "checkpoint")
     store = EpisodeStore.open(recorded)
-    assert contract["dataset"] == {
-        "name": "demos.zarr", "fingerprint": store.fingerprint, "episodes": 3,
-    }  # fmt: skip
+    assert contract["dataset"] == {"name": "demos.zarr", "fingerprint": store.fingerprint, "episodes": 3}
     assert contract["lineage"]["positions"] == {"recorded": [500, 501, 502]}
     assert Lineage.of(contract).seen(store) == [0, 1, 2]
     assert contract["cameras"] == ["hand", "left", "right"] and contract["robot"] == "xarm7"
@@ -121,9 +111,7 @@ def test_evaluate_gives_the_same_records_again(finished, here, tmp_path):
     assert [r | {"video": None} for r in again] == read_records(out / "episodes.jsonl")
     assert (tmp_path / "again/report.html").is_file()
     before, after = (read_summary(folder / "summary.json") for folder in (out, tmp_path / "again"))
-    assert {k: before[k] for k in ("success", "by_stage", "policy")} == {
-        k: after[k] for k in ("success", "by_stage", "policy")
-    }
+    assert all(before[key] == after[key] for key in ("success", "by_stage", "policy"))
 
 
 INLINE = """
@@ -187,20 +175,13 @@ def test_what_cannot_be_run_is_one_line(here, recorded, tiny_encoder, tmp_path):
 
 
 def test_a_camera_that_the_simulation_cannot_draw_is_reported_before_any_work(recorded, tmp_path, capsys):
-    source = EpisodeStore.open(recorded)
-    pictures = source.attrs | {"kind": "images", "cameras": ["wrist"], "camera_geometry": {}}
-    with EpisodeStore.create(tmp_path / "wrist.zarr", pictures) as store:
-        arrays = {key: source.episode(0)[key] for key in ("action", "proprio")}
-        store.append(
-            arrays | {"images_wrist": np.zeros((len(arrays["action"]), 32, 32, 3), np.uint8)}, {"seed": 0}
-        )
-    given = ["env.cameras=[wrist]", f"demos.path={store.path}", "run_dir=unused"]
+    wrist = write_noise(tmp_path / "wrist.zarr", {"wrist": (32, 32)}, (5,), env_version=ENV_VERSION)
+    given = ["env.cameras=[wrist]", f"demos.path={wrist}", "run_dir=unused"]
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         run, train = compose("run", given), compose("train", [*given, f"demos.path={recorded}"])
         placed = compose("run", [*given, "+env.side_cameras.wrist=[[0.3,0,0.5],[0,0,0.1],45]"])
-    with pytest.raises(
-        UserError, match=r"env.cameras: expected .*, got 'wrist'; .*'\+env.side_cameras.wrist="
-    ):
+    words = r"env.cameras: expected .*, got 'wrist'; .*'\+env.side_cameras.wrist="
+    with pytest.raises(UserError, match=words):
         pipeline.run(run)
     assert task_settings(placed).camera_problem() == ""
     with pytest.raises(DatasetError, match="expected 'wrist' among them"):
@@ -209,24 +190,27 @@ def test_a_camera_that_the_simulation_cannot_draw_is_reported_before_any_work(re
 
 
 def test_replay_and_inspect(here, recorded, tmp_path):
-    result = here("inspect", "replay=true", f"data={recorded}", f"hydra.run.dir={tmp_path / 'replay'}")
-    assert result.returncode == 0, result.stderr
-    assert "3 of 3 episodes succeed again; proprioception differs by at most 0\n" in result.stdout
-    result = here(
-        "inspect", f"data={recorded}", f"hydra.run.dir={tmp_path / 'inspect'}", "videos.draw=32", "demos.episodes=2",
-        "workers=1",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert f"page: {tmp_path / 'inspect/inspect.html'}" in result.stdout
+    few = ["videos.draw=32", "demos.episodes=2", "workers=1"]
+    for name, more, said in (
+        ("replay", ["replay=true"], "3 of 3 episodes succeed again; proprioception differs by at most 0\n"),
+        ("inspect", few, f"page: {tmp_path / 'inspect/inspect.html'}"),
+    ):
+        result = here("inspect", *more, f"data={recorded}", f"hydra.run.dir={tmp_path / name}")
+        assert result.returncode == 0 and said in result.stdout, result.stderr
     films = sorted(p.name for p in (tmp_path / "inspect/episodes").iterdir())
     assert films == ["0000.js", "0000.mp4", "0001.js", "0001.mp4"]
 
 
-def test_demos_that_nobody_trains_on_are_not_encoded(here, recorded, tiny_encoder, tmp_path):
-    words = [
+@pytest.fixture
+def training(recorded, tiny_encoder, tmp_path):
+    return [
         f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "train.steps=2", "train.batch_size=8",
-        "train.threads=1", "features.workers=1", f"features.cache={tmp_path / 'cache'}", "env.cameras=[hand]", *POLICY,
+        "train.threads=1", "features.workers=1", f"features.cache={tmp_path / 'cache'}", *POLICY,
     ]  # fmt: skip
+
+
+def test_demos_that_nobody_trains_on_are_not_encoded(here, training, tmp_path):
+    words = [*training, "env.cameras=[hand]"]
 
     def trained(name, *more):
         result = here("train", *words, *more, f"hydra.run.dir={tmp_path / name}")
@@ -237,32 +221,32 @@ def test_demos_that_nobody_trains_on_are_not_encoded(here, recorded, tiny_encode
 
     done, policy = trained("two", "demos.episodes=[0,2]")
     assert done == [0, 2]
-    assert here("encode", *words[:2], *words[5:8]).returncode == 0
+    assert here("encode", *words[:2], *words[5:7], words[-1]).returncode == 0
     assert trained("again", "demos.episodes=[0,2]") == ([0, 1, 2], policy)  # what others hold changes nothing
 
 
-def test_a_policy_is_tried_while_it_is_trained(here, recorded, tiny_encoder, tmp_path):
-    words = [
-        f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "train.steps=2", "train.batch_size=8",
-        "train.threads=1", "features.workers=1", f"features.cache={tmp_path / 'cache'}", "env.max_steps=4", *POLICY,
-    ]  # fmt: skip
-    tried = ["train.rollouts.every=1", "train.rollouts.episodes=1", "train.rollouts.keep=1"]
+def test_a_policy_is_tried_while_it_is_trained(here, training, tmp_path):
     out = tmp_path / "out"
-    result = here("train", *words, *tried, f"hydra.run.dir={out}")
+    tried = ["train.rollouts.every=1", "train.rollouts.episodes=1", "train.rollouts.keep=1"]
+    words = [*training, "env.max_steps=4", *tried]
+    result = here("train", *words, f"hydra.run.dir={out}")
     assert result.returncode == 0, result.stderr
     rows = json.loads((out / "metrics.json").read_text())
     kept = json.loads((out / "checkpoints.json").read_text())
     assert [row["success"] for row in rows] == [0, 0] and [row["step"] for row in kept] == [2]
     assert load_checkpoint(out / "checkpoint_2")[1]["training"]["demos"] == 3
     assert read_records(out / "rollouts/checkpoint_2/episodes.jsonl")[0]["seed"] == 30000
-    anew = here("train", *words, *tried, "train.lr=0.002", "train.resume=false", f"hydra.run.dir={out}")
+    anew = here("train", *words, "train.lr=0.002", "train.resume=false", f"hydra.run.dir={out}")
     assert anew.returncode == 0, anew.stderr  # the rollouts there are those of a policy that is no more
-    line = refused(here("train", *words, *tried, "train.rollouts.seed=502"), "train")
-    assert "train.rollouts.seed: positions 502 to 502 hold 1 that the demos of this training" in line
-    line = refused(here("run", *words, *tried, "train.rollouts.seed=10001"), "run")
-    assert "evaluate.seed: positions 10000 to 10127 hold 1 that chose among the checkpoints" in line
-    line = refused(here("evaluate", f"checkpoint={out / 'checkpoint'}", "evaluate.seed=30000"), "evaluate")
-    assert "evaluate.seed: positions 30000 to 30127 hold 1 that chose among the checkpoints" in line
-    child = [f"train.from={out / 'checkpoint'}", "train.rollouts.seed=31000"]
-    line = refused(here("run", *words, *child, "evaluate.seed=30000"), "run")
-    assert "evaluate.seed: positions 30000 to 30127 hold 1 that chose among the checkpoints" in line
+    checkpoint, child = f"checkpoint={out / 'checkpoint'}", f"train.from={out / 'checkpoint'}"
+    for verb, given, line in (
+        ("train", [*words, "train.rollouts.seed=502"],
+         "train.rollouts.seed: positions 502 to 502 hold 1 that the demos of this training"),
+        ("run", [*words, "train.rollouts.seed=10001"],
+         "evaluate.seed: positions 10000 to 10127 hold 1 that chose among the checkpoints"),
+        ("evaluate", [checkpoint, "evaluate.seed=30000"],
+         "evaluate.seed: positions 30000 to 30127 hold 1 that chose among the checkpoints"),
+        ("run", [*words, child, "train.rollouts.seed=31000", "evaluate.seed=30000"],
+         "evaluate.seed: positions 30000 to 30127 hold 1 that chose among the checkpoints"),
+    ):  # fmt: skip
+        assert line in refused(here(verb, *given), verb)

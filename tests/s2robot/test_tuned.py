@@ -32,28 +32,20 @@ POLICY = {
 }  # fmt: skip
 
 
-def tune(blocks: int, lora: int = 0, rate: float = 0.1) -> TuneSettings:
-    return TuneSettings(blocks=blocks, lora=lora, rate=rate)
-
-
 def make_demos(path: Path, seed: int = 0) -> Path:
     """Four episodes of 8 steps in pictures of a bright square; the actions say where it is."""
     rng = np.random.default_rng(seed)
     with EpisodeStore.create(path, about("images")) as store:
         for i in range(4):
             at = rng.integers(0, 48, (8, 2))
-            images = {
-                f"images_{name}": rng.integers(0, 60, (8, *size, 3), dtype=np.uint8)
-                for name, size in SIZES.items()
-            }
-            for pictures in images.values():
-                for step, (y, x) in enumerate(at):
-                    pictures[step, y : y + 16, x : x + 16] = 250
             action = np.repeat((at[:, :1] - 24) / 240, 8, 1).astype(np.float32)
             action[:, 7] = at[:, 1] > 24
-            store.append(
-                {"action": action, "proprio": np.zeros_like(action), **images}, {"seed": i, "success": True}
-            )
+            arrays = {"action": action, "proprio": np.zeros_like(action)}
+            for name, size in SIZES.items():
+                images = arrays[f"images_{name}"] = rng.integers(0, 60, (8, *size, 3), dtype=np.uint8)
+                for step, (y, x) in enumerate(at):
+                    images[step, y : y + 16, x : x + 16] = 250
+            store.append(arrays, {"seed": i, "success": True})
     return path
 
 
@@ -61,7 +53,7 @@ def task_of(
     demos: Path, encoder: Path, dtype: str = "float32", policy: dict | None = None, **changes
 ) -> pipeline.Task:
     given = {"name": "mvp-tiny", "checkpoint": str(encoder), "scales": [1, 2], "dtype": dtype}
-    train = make_settings(**{"lr": 0.01, "loggers": (), "tune": tune(1)} | changes)
+    train = make_settings(**{"lr": 0.01, "loggers": (), "tune": TuneSettings(blocks=1, rate=0.1)} | changes)
     features = FeaturesSettings(workers=1, cache=str(demos.parent / "cache"), dtype="float32", device="cpu")
     space = {"robot": "xarm7", "rate_hz": 10, "action_frame": CONTRACT["action_frame"], "cameras": CAMERAS}
     settings = PolicySettings(**POLICY | (policy or {}))
@@ -90,8 +82,7 @@ def planned(task: pipeline.Task, checkpoint: Path) -> tuple[np.ndarray, np.ndarr
         images = {name: store[f"images_{name}"][step] for name in CAMERAS}
         acted.append(loaded.plan({"images": images, "proprio": store["proprio"][step]}))
     entering, _ = pipeline.encode(task, store, loaded.encoder)
-    tune = task.train.tune
-    tail = Tail(task.encoder, list(SIZES.values()), tune.blocks)
+    tail = Tail(task.encoder, list(SIZES.values()), task.train.tune.blocks)
     tail.last.load_state_dict(tail.last.state_dict() | load_tuned(checkpoint))
     policy, _ = load_checkpoint(checkpoint)
     with torch.no_grad():
@@ -102,7 +93,7 @@ def planned(task: pipeline.Task, checkpoint: Path) -> tuple[np.ndarray, np.ndarr
 
 @pytest.mark.parametrize(("dtype", "lora"), [("float32", 0), ("bfloat16", 2)])
 def test_a_checkpoint_acts_as_it_was_trained(demos, tiny_encoder, tmp_path, dtype, lora):
-    task = task_of(demos, tiny_encoder, dtype, tune=tune(1, lora, 0.5))
+    task = task_of(demos, tiny_encoder, dtype, tune=TuneSettings(blocks=1, lora=lora, rate=0.5))
     folder = trained(task, tmp_path / "run")
     rows = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert rows[-1]["train_loss"] < rows[0]["train_loss"] and "val_loss" in rows[-1]
@@ -119,7 +110,7 @@ def test_a_checkpoint_acts_as_it_was_trained(demos, tiny_encoder, tmp_path, dtyp
 
 
 def test_with_rate_0_the_encoder_stays_as_it_is(demos, tiny_encoder, tmp_path):
-    folder = trained(task_of(demos, tiny_encoder, tune=tune(1, 0, 0.0)), tmp_path / "run")
+    folder = trained(task_of(demos, tiny_encoder, tune=TuneSettings(blocks=1, rate=0)), tmp_path / "run")
     before = load_file(tiny_encoder)
     assert all(torch.equal(value, before[name]) for name, value in load_tuned(folder).items())
     frozen = task_of(demos, tiny_encoder, tune=TuneSettings())
@@ -142,12 +133,10 @@ def test_a_causal_body_on_a_mix_is_tuned_too(demos, tiny_encoder, tmp_path):
 
 
 def job(folder: Path) -> None:
+    task = task_of(folder.parent / "demos.zarr", folder.parent / "tiny.safetensors", steps=10)
     with pytest.MonkeyPatch.context() as patch:
         do_inline(patch)
-        trained(
-            task_of(folder.parent / "demos.zarr", folder.parent / "tiny.safetensors", steps=10),
-            folder / "run",
-        )
+        trained(task, folder / "run")
 
 
 def left(folder: Path) -> dict:
@@ -192,6 +181,6 @@ def test_a_run_from_another_policy_and_a_lost_file(demos, tiny_encoder, tmp_path
 
 def test_what_makes_no_sense_is_refused(demos, tiny_encoder):
     with pytest.raises(UserError, match="^train.tune.lora: "):
-        tune(0, 4)
+        TuneSettings(blocks=0, lora=4)
     with pytest.raises(UserError, match=r"^train.tune.blocks: expected 0"):
         task_of(demos, tiny_encoder, policy={"zero_features": True})

@@ -1,21 +1,21 @@
 """The scripted experts of robosuite's worlds: they succeed, can be asked, and go on where somebody else acted."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
-from s2robot.envs.errors import EnvError
-from s2robot.envs.experts.expert import Hand, angle_of, nearest
-from s2robot.envs.robosuite_config import ExpertSettings, RobosuiteSettings
+from s2robot.envs.experts.expert import angle_of, nearest
+from s2robot.envs.robosuite_config import ExpertSettings
 from s2robot.envs.tasks import make, settings_class
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("can", "square")]
-_WORLDS: dict = {}
+PUSHY = ExpertSettings(kicks=(3, 3), misses=1.0)
 
 
+@cache
 def world(name):
-    if name not in _WORLDS:
-        _WORLDS[name] = make(settings_class(name)(image_size=24), draw=False)
-    return _WORLDS[name]
+    return make(settings_class(name)(image_size=24), draw=False)
 
 
 def finish(task, expert):
@@ -34,12 +34,13 @@ def test_it_succeeds_pushed_or_not(name):
     task = world(name)
     task.reset(seed=0)
     far = task.remaining
-    _, pushes = finish(task, task.expert(np.random.default_rng(0), ExpertSettings(kicks=(2, 2), misses=1.0)))
+    _, pushes = finish(task, task.expert(np.random.default_rng(0), PUSHY.replace(kicks=(2, 2))))
     assert task.is_success and {"kick", "miss"} <= set(pushes)
     assert task.remaining < 0.35 * far
     task.reset(seed=1)
-    calm = ExpertSettings(kicks=(0, 0), misses=0.0)
-    actions, pushes = finish(task, task.expert(np.random.default_rng(1), calm))
+    actions, pushes = finish(
+        task, task.expert(np.random.default_rng(1), PUSHY.replace(kicks=(0, 0), misses=0.0))
+    )
     assert task.is_success and not any(pushes)
     assert len(actions) < 0.7 * task.settings.max_steps
 
@@ -82,7 +83,7 @@ def test_to_ask_changes_nothing_and_tells_what_it_will_do():
     seen = []
     for asks in (False, True):
         task.reset(seed=2)
-        expert = task.expert(np.random.default_rng(3), ExpertSettings(kicks=(3, 3), misses=1.0))
+        expert = task.expert(np.random.default_rng(3), PUSHY)
         actions = []
         for t in range(12):
             if asks and t % 4 == 0:
@@ -106,7 +107,7 @@ def test_it_takes_over_from_anybody():
     astray = np.concatenate([rng.uniform(box.low, box.high, (12, 7)), [[0] * 6 + [1]] * 3]).astype(np.float32)
     for action in astray:
         task.step_physics(action)
-    expert = task.expert(rng, ExpertSettings(kicks=(3, 3), misses=1.0))
+    expert = task.expert(rng, PUSHY)
     expert.take_over(astray)
     _, pushes = finish(task, expert)
     assert task.is_success and not any(pushes)
@@ -119,38 +120,15 @@ def test_a_state_brings_the_expert_back_to_the_bit():
     for _ in range(25):  # the cube is in the gripper by then
         actions.append(expert.act())
         task.step_physics(actions[-1])
-    state = task.get_state()
-    task.set_state(state)
-    np.testing.assert_array_equal(task.get_state(), state)
-    expert.take_over(actions)
-    first = expert.ask(6)
-    task = make(settings_class("stack")(image_size=24), draw=False)  # as where frames are drawn: never reset
-    task.set_state(state)
-    again = task.expert(np.random.default_rng(9), None)
-    again.take_over(actions)
-    np.testing.assert_array_equal(again.ask(6), first)
-
-
-def test_a_world_without_an_expert_says_so():
-    task = make(RobosuiteSettings(env="Lift", controller="OSC_POSITION", image_size=24), draw=False)
-    task.reset(seed=0)
-    with pytest.raises(EnvError, match="task robosuite: it has no scripted expert"):
-        task.expert(np.random.default_rng(0))
-
-
-def test_the_gripper_points_down_and_closes_where_it_is_told():
-    task = world("lift")
-    task.reset(seed=0)
-    hand = Hand(task.raw)
-    for yaw in (-2.0, 0.0, 0.3, 3.0):
-        level = hand.level(yaw)
-        np.testing.assert_allclose(level @ level.T, np.eye(3), atol=1e-12)
-        assert np.linalg.det(level) == pytest.approx(1)
-        np.testing.assert_allclose(level[:, 2], [0, 0, -1])
-        np.testing.assert_allclose(level @ hand._axis, [np.cos(yaw), np.sin(yaw), 0], atol=1e-12)
-    assert np.linalg.norm(hand.level(hand.yaw) - hand.rotation) < 0.3  # it hangs nearly so at home
-    assert nearest(3.0, 0.0, np.pi / 2) == pytest.approx(3.0 - np.pi)
-    assert nearest(-0.1, 6.2, 2 * np.pi) == pytest.approx(2 * np.pi - 0.1)
+    state, told = task.get_state(), []
+    fresh = make(settings_class("stack")(image_size=24), draw=False)  # as where frames are drawn: never reset
+    for place, own in ((task, expert), (fresh, None)):
+        place.set_state(state)
+        np.testing.assert_array_equal(place.get_state(), state)
+        own = own or place.expert(np.random.default_rng(9), None)
+        own.take_over(actions)
+        told.append(own.ask(6))
+    np.testing.assert_array_equal(*told)
 
 
 def test_the_fingers_do_not_come_down_on_the_other_cube():

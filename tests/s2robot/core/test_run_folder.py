@@ -13,6 +13,7 @@ from s2robot.core.errors import UserError
 from s2robot.core.run_folder import is_first, locked, run_folder
 
 ROOT = Path(__file__).resolve().parents[3]
+ABOUT = {".hydra/config.yaml": "a: 1", "about.txt": "b"}
 HOLD = """
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_a_folder_in_use_is_refused_and_its_holder_named(tmp_path, holder, monke
     monkeypatch.setattr(room, "_WAIT_S", 0.1)
     with (
         pytest.raises(UserError, match="run: expected no other process"),
-        run_folder(tmp_path / "run", {".hydra/config.yaml": "a: 1"}),
+        run_folder(tmp_path / "run", ABOUT),
     ):
         pass
     assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]  # nothing of its holder is touched
@@ -51,9 +52,6 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
         assert room.held()["S2ROBOT_HELD_FOLDERS"].split(os.pathsep).count(str(tmp_path / "run")) == 1
 
 
-ABOUT = {".hydra/config.yaml": "a: 1", "about.txt": "b"}
-
-
 def fail(folder: Path, wrong: type[BaseException] = ValueError, writes: str = "") -> None:
     with pytest.raises(wrong), run_folder(folder, ABOUT):
         assert (folder / ".hydra/config.yaml").read_text() == "a: 1"
@@ -63,32 +61,34 @@ def fail(folder: Path, wrong: type[BaseException] = ValueError, writes: str = ""
 
 
 def test_a_failed_run_that_wrote_nothing_leaves_no_folder(tmp_path):
+    run = tmp_path / "run"
     for wrong in (ValueError, KeyboardInterrupt):
-        fail(tmp_path / "run", wrong)
-        assert not (tmp_path / "run").exists()
+        fail(run, wrong)
+        assert not run.exists()
     for runs, left in (("runs", []), ("mine", ["verb"])):  # a folder of the user's stays
         fail(tmp_path / runs / "verb" / "date")
         assert [path.name for path in (tmp_path / runs).iterdir()] == left
-    fail(tmp_path / "run", writes="metrics.json")
-    assert (tmp_path / "run/metrics.json").exists() and (tmp_path / "run/.hydra").exists()
+    fail(run, writes="metrics.json")
+    assert (run / "metrics.json").exists() and (run / ".hydra").exists()
 
 
 def test_a_failed_run_keeps_the_folder_and_the_files_that_were_there_before(tmp_path, monkeypatch):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/mine.txt").write_text("mine")
-    fail(tmp_path / "run")
-    assert (tmp_path / "run/mine.txt").exists()
-    (tmp_path / "runs/train/mine").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "runs/train/mine")
-    for folder in (tmp_path / "runs/train/mine", Path(".")):
+    run, mine = tmp_path / "run", tmp_path / "runs/train/mine"
+    run.mkdir()
+    (run / "mine.txt").write_text("mine")
+    fail(run)
+    assert (run / "mine.txt").exists()
+    mine.mkdir(parents=True)
+    monkeypatch.chdir(mine)
+    for folder in (mine, Path(".")):
         fail(folder)
-        assert not list((tmp_path / "runs/train/mine").iterdir())
-    assert Path.cwd() == tmp_path / "runs/train/mine"
+        assert not list(mine.iterdir())
+    assert Path.cwd() == mine
 
 
 def test_other_processes_of_a_run_work_in_the_folder_of_the_first(tmp_path, holder, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with run_folder(tmp_path / "run", {".hydra/config.yaml": "a: 1"}):
+    with run_folder(tmp_path / "run", ABOUT):
         pass
     assert not (tmp_path / "run" / ".hydra").exists()
 
@@ -98,10 +98,7 @@ def test_other_processes_of_a_run_work_in_the_folder_of_the_first(tmp_path, hold
     [
         ({}, True),
         ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),  # Lightning Fabric's second machine
-        (
-            {"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"},
-            True,
-        ),  # torchrun's first, wherever Slurm put it
+        ({"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"}, True),  # torchrun's first on any Slurm node
         ({"RANK": "2", "LOCAL_RANK": "0"}, False),  # torchrun's second machine
         ({"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, False),  # srun's second machine
         ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # started by Fabric within a Slurm job

@@ -28,6 +28,7 @@ tune:
 
 class Point(Settings, at="point"):
     x: int = 3
+    y: int
 
 
 @pytest.fixture
@@ -71,12 +72,13 @@ def test_defaults_are_those_of_the_file(classes):
 
 
 def test_python_and_a_config_give_equal_settings(classes):
-    Train, _ = classes
-    node = OmegaConf.create(
-        {"train": {"steps": 3, "from": "a", "tune": {"blocks": 2}, "place": "${other}"}, "other": "x"}
-    )
+    Train, Tune = classes
+    given = {"steps": 3, "from": "a", "tune": {"blocks": 2}, "place": "${other}"}
+    node = OmegaConf.create({"train": given, "other": "x"})
     assert read(Train, node.train) == Train(steps=3, from_="a", tune={"blocks": 2}, place="x")
     assert Train(tune={"blocks": 2}).tune.lora == 0
+    with pytest.raises(UserError, match=r"^arms\.a\.blocks: expected >= 0, got -1$"):
+        read(Tune, {"blocks": -1}, "arms.a")
 
 
 def test_values_are_frozen_and_a_copy_is_validated(classes):
@@ -94,9 +96,7 @@ def test_values_are_frozen_and_a_copy_is_validated(classes):
     [
         ({"steps": 0}, "train.steps: expected >= 1, got 0"),
         ({"steps": "many"}, "train.steps: expected an integer, got 'many'"),
-        ({"steps": 1.5}, "train.steps: expected an integer, got 1.5"),
         ({"steps": True}, "train.steps: expected a number, got true"),
-        ({"steps": None}, "train.steps: expected an integer, got null"),
         ({"rate": float("nan")}, "train.rate: expected a finite number, got nan"),
         ({"step": 1}, "train.step: unknown key, expected steps"),
         ({"tune": {"block": 1}}, "train.tune.block: unknown key, expected blocks"),
@@ -118,20 +118,8 @@ def test_a_wrong_value_is_one_line(classes, given, line):
     assert str(python.value) == str(config.value) == line
 
 
-def test_another_place_is_named(classes):
-    _, Tune = classes
-    with pytest.raises(UserError, match=r"^arms\.a\.blocks: expected >= 0, got -1$"):
-        read(Tune, {"blocks": -1}, "arms.a")
-
-
-def test_a_key_without_a_default_must_be_given():
-    class Out(Settings, at="out"):
-        path: str
-
-    with pytest.raises(UserError, match=r"^out\.path: expected a value, got nothing$"):
-        Out()
-
-
-def test_settings_go_to_other_processes():
-    assert pickle.loads(pickle.dumps(Point(x=4))) == Point(x=4) != Point()
-    assert hash(Point()) == hash(Point(x=3))
+def test_settings_go_to_other_processes_and_need_a_value_without_a_default():
+    assert pickle.loads(pickle.dumps(Point(x=4, y=0))) == Point(x=4, y=0) != Point(y=0)
+    assert hash(Point(y=0)) == hash(Point(x=3, y=0))
+    with pytest.raises(UserError, match=r"^point\.y: expected a value, got nothing$"):
+        Point()

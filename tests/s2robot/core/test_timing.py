@@ -37,12 +37,11 @@ def test_steps_and_the_rest_add_up_with_the_children(tmp_path, monkeypatch):
     assert 0.2 <= own["processor_s"] < 0.5 and 0.3 <= child["processor_s"] < 1
     for row in (own, child):
         assert row["unused_s"] == pytest.approx(3 * row["seconds"] - row["processor_s"], abs=0.21)
-    lines = [line.split() for line in timed.table().splitlines()[1:]]
-    assert [line[0] for line in lines] == ["start", "own", "child", "rest", "together"]
-    for column in (1, 3):
-        figures = [float(line[column]) for line in lines]
-        assert sum(figures[:-1]) == pytest.approx(figures[-1], abs=0.3)
-    assert float(lines[3][3]) >= 0.1
+    names, seconds, _, processor, *_ = zip(*(s.split() for s in timed.table().splitlines()[1:]), strict=True)
+    assert names == ("start", "own", "child", "rest", "together") and float(processor[3]) >= 0.1
+    for column in (seconds, processor):
+        *parts, whole = map(float, column)
+        assert sum(parts) == pytest.approx(whole, abs=0.3)
 
 
 def test_a_living_child_counts_with_its_own_children_and_a_process_has_an_age():
@@ -52,8 +51,7 @@ def test_a_living_child_counts_with_its_own_children_and_a_process_has_an_age():
         "from s2robot.core.timing import age_s\nprint(age_s(), flush=True)\nsys.stdin.read()"
     )
     before, begun = processor_s(), time.monotonic()
-    command = [sys.executable, "-c", words]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    with subprocess.Popen([sys.executable, "-c", words], stdin=-1, stdout=-1) as child:
         age = float(child.stdout.readline())
         alive = processor_s() - before
         child.stdin.close()

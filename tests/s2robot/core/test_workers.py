@@ -13,18 +13,7 @@ from typing import Any
 import pytest
 
 from s2robot.core.errors import UserError
-from s2robot.core.workers import SLOW_IMPORTS, TRIES, Died, Pool, running_on, worker_pool
-from tests.inline import Inline
-
-NAMES = ("LP_NUM_THREADS", "OMP_NUM_THREADS")
-
-
-def threads() -> list[str | None]:
-    return [os.environ.get(name) for name in NAMES]
-
-
-def inside() -> tuple[set[str], str]:
-    return set(sys.modules), Path("/proc/self/maps").read_text()
+from s2robot.core.workers import SLOW_IMPORTS, TRIES, Died, Pool, worker_pool
 
 
 class Made:
@@ -39,7 +28,7 @@ class Made:
             file.write(f"{word}\n")
 
     def square(self, x: int, dies: int = 0) -> tuple[int, int]:
-        """``dies``: this process, the first so many times that the task is tried."""
+        """This process dies the first `dies` times that the task is tried."""
         self._note(f"begun {x}")
         if self.log.read_text().count(f"begun {x}\n") <= dies:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -67,18 +56,22 @@ def raises(made: Made, x: int) -> None:
     raise ValueError("two")
 
 
+def inside() -> tuple[list[str | None], set[str], str]:
+    threads = [os.environ.get(name) for name in ("LP_NUM_THREADS", "OMP_NUM_THREADS")]
+    return threads, set(sys.modules), Path("/proc/self/maps").read_text()
+
+
 def test_workers_compute_with_one_thread_unless_the_user_set_a_number(monkeypatch):
-    for name in NAMES:
+    for name in ("LP_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     with worker_pool(1) as pool:
-        assert pool.submit(threads).result() == ["1", "1"]
-        modules, maps = pool.submit(inside).result()
-    assert dict(os.environ) == before
+        threads, modules, maps = pool.submit(inside).result()
+    assert dict(os.environ) == before and threads == ["1", "1"]
     assert set(SLOW_IMPORTS) <= modules and "mujoco" not in modules and "libEGL" not in maps
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with worker_pool(1) as pool:  # the environment of now, not that of the fork server
-        assert pool.submit(threads).result() == ["1", "3"]
+        assert pool.submit(inside).result()[0] == ["1", "3"]
 
 
 def test_a_dead_worker_costs_its_task_and_another_takes_it(tmp_path):
@@ -197,17 +190,3 @@ def test_a_worker_that_dies_while_it_starts_is_started_again():
     with Pool([Never(), Thread()]) as pool:  # the other takes all tasks, and leaving the pool ends both
         tasks = [pool.submit(fails, x) for x in (1, 3)]
         assert [task.result(5) for task in tasks] == [1, 3]
-
-
-def test_another_engine_is_used_where_it_was_chosen():
-    made = []
-
-    class Counting:
-        def pool(self, count, make, encodes, anywhere):
-            made.append((count, encodes, anywhere))
-            return Inline(count, make)
-
-    with running_on(Counting()), worker_pool(3, encodes=True) as pool:
-        assert pool.submit(fails, 5).result() == 5
-    with worker_pool(1):
-        assert made == [(3, True, False)]
