@@ -193,7 +193,7 @@ def finite_joints(value: Any) -> Array | None:
     return array if np.isfinite(array).all() else None
 
 
-def measured(arm: str, q: Array, silent_s: float, most_s: float) -> Array:
+def measured(arm: str, q: Array, silent_s: float = 0.0, most_s: float = 0.0) -> Array:
     """Return the measured joints. Raises EnvError unless they are finite and the gripper was silent for `most_s` at most."""
     found = "" if np.isfinite(q).all() else f"measured joints {q.tolist()}"
     if silent_s > most_s:

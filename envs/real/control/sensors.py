@@ -54,7 +54,7 @@ class Sensors:
         now, state, status = self.clock.now(), self.state, self.driver.status()
         if state is not None and (not self._moves or state.t_mono - self._moves[-1][0] >= 0.05):
             self._moves.append((state.t_mono, state.q))
-            while now - self._moves[0][0] > 2 * self._frozen_s:
+            while self._moves and now - self._moves[0][0] > 2 * self._frozen_s:
                 self._moves.popleft()
         inputs = Inputs(
             camera_age={name: reader.age(now) for name, reader in self.cameras.items()},

@@ -34,9 +34,7 @@ _AHEAD = (0.04, 0.3)  # m and rad that the wish may be ahead of the arm; the res
 _EDGE = 0.005  # m kept from where the safety filter would stop the gripper
 _HOLD_S = 0.15  # s for which a key moves: a held one repeats sooner, after the terminal's first pause
 _DEAD = 0.1  # readings of a cap up to this count as 0
-_STALE_S = (
-    0.2  # s without a report, after which a cap counts as released; a moved one reports 100 times a second
-)
+_STALE_S = 0.2  # s without a report, after which a cap counts as released; a moved one reports at 100 Hz
 _KEYS = {
     "w": (1, 0, 0, 0), "s": (-1, 0, 0, 0), "a": (0, 1, 0, 0), "d": (0, -1, 0, 0),
     "r": (0, 0, 1, 0), "f": (0, 0, -1, 0), "q": (0, 0, 0, 1), "e": (0, 0, 0, -1),
@@ -95,7 +93,8 @@ class Keyboard:
 class SpaceMouse:
     """A 3Dconnexion SpaceMouse through `pyspacemouse`: cap moves, first button gripper, second button end.
 
-    By default the first one on USB (EnvError: no library, or no device). `device.read()` returns the newest state.
+    By default the first one on USB (EnvError: no library, or no device). `device.read()` returns the newest state: x, y,
+    z, yaw (-1 to 1), buttons, and `t`, another number with each report.
     """
 
     def __init__(self, controls: Controls, device: Any = None):
