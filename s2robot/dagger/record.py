@@ -87,10 +87,9 @@ def record_corrections(
         The dataset, and counts of positions: `alone` (the policy succeeded), `corrected`, `failed` (both did), and
         takeovers for each of REASONS. A resumed recording counts only what was `corrected` before.
 
-    Raises:
-        PolicyError, UserError, DatasetError: a policy of another robot, action frame, rate or cameras; demos without
-            an expert's chunks, or of a task that has no expert; an `out` that does not begin with the demos, or in which
-            positions of these were begun with another policy or other settings.
+    PolicyError, UserError, DatasetError: a policy of another robot, action frame, rate or cameras; demos without an
+    expert's chunks, of a task without an expert, or that no correction could be appended to; an `out` that does not begin
+    with the demos, or in which positions of these were begun with another policy or other settings.
     """
     course = _course(settings, demos, world)
     count = began_with(demos, first)
@@ -125,10 +124,8 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
         raise UserError(f"recording.takeover.disagreement: expected null {whose}, got {limit}")
     picker = picker_of(demos)
     if not {"expert", "imitate"} <= set(demos.keys):
-        raise UserError(
-            f"{demos.path}: found no 'expert' and 'imitate', expected both; a copy with them: "
-            f"s2robot convert data={demos.path} out=<copy> expert=<steps>"
-        )
+        hint = f"a copy with them: s2robot convert data={demos.path} out=<copy> expert=<steps>"
+        raise UserError(f"{demos.path}: found no 'expert' and 'imitate', expected both; {hint}")
     changes = world_changes(demos.attrs["env_config"], world)
     if other := [text for text in changes if not text.startswith("max_steps ")]:
         raise UserError(f"env: found a world that is not the demos' ({'; '.join(other)}), expected theirs")
@@ -140,9 +137,8 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
 
 def _check_fits(demos: EpisodeStore, course: Course) -> None:
     """Refuse demos with arrays or values that a correction does not have: none could be appended."""
-    env = make(course.world, draw=False)
+    env, action = make(course.world, draw=False), demos.read("action", 0, 1)[0].astype(np.float32)
     _, info = env.reset(seed=course.settings.seed)
-    action = demos.read("action", 0, 1)[0].astype(np.float32)
     step: dict[str, Any] = {"state": env.get_state(), "proprio": env.proprio, **env.demo_fields()}
     step |= {"action": action, "expert": np.stack([action] * course.expert)}
     step |= dict.fromkeys(("perturbed", "imitate"), np.uint8(0))
@@ -164,10 +160,9 @@ def _same_as_before(out: Path, positions: range, settings: DaggerSettings) -> No
     for noted in before:
         other = [key for key in now if key != "positions" and noted[key] != now[key]]
         if other and set(range(*noted["positions"])) & set(positions):
-            raise UserError(
-                f"{out}: found positions {noted['positions'][0]} to {noted['positions'][1] - 1} tried with "
-                f"{other[0]} {noted[other[0]]}, expected {now[other[0]]}; choose another out or recording.seed"
-            )
+            tried = f"positions {noted['positions'][0]} to {noted['positions'][1] - 1} tried with {other[0]}"
+            expected = f"{noted[other[0]]}, expected {now[other[0]]}; choose another out or recording.seed"
+            raise UserError(f"{out}: found {tried} {expected}")
     if now not in before:
         write_json(file, [*before, now])
 

@@ -163,12 +163,14 @@ class RemotePolicy:
             raise UserError(f"observation: {error}") from error
         answer = self._exchange(data, until)
         actions, most, width = answer.get("actions"), self._most, self._action_dim
-        if not isinstance(actions, np.ndarray):
-            actions = np.empty(0)
-        right = actions.dtype == np.float32 and actions.ndim == 2 and actions.shape[1] == width
-        if not right or not 1 <= len(actions) <= most or not np.isfinite(actions).all():
+        array = isinstance(actions, np.ndarray) and actions.dtype == np.float32 and actions.ndim == 2
+        right = array and 1 <= len(actions) <= most and actions.shape[1] == width
+        if not right or not np.isfinite(actions).all():
+            found = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else "none"
             expected = f"finite actions, float32 of 1 to {most} by {width}"
-            raise PolicyMalformed(f"{self._url}: expected {expected}, got {actions.dtype} {actions.shape}")
+            raise PolicyMalformed(
+                f"{self._url}: expected {expected}, got {'NaN or infinity' if right else found}"
+            )
         timing = answer.get("server_timing")
         took = timing.get("infer_ms") if isinstance(timing, dict) else None
         self.server_s = took / 1000 if isinstance(took, float) else math.nan
