@@ -207,7 +207,7 @@ def one_line(error: ValidationError, given: Any, at: str = "") -> str:
 _WORDS = {
     "missing": "a value", "int": "an integer", "float": "a number", "bool": "true or false", "string": "a string",
     "tuple": "a list", "list": "a list", "dict": "keys and values", "mapping": "keys and values", "model": "keys and values",
-    "none": "null", "path": "a path", "finite": "a finite number",
+    "none": "null", "path": "a path", "finite": "a finite number", "extra": "no such key",
 }  # fmt: skip
 _SIGNS = {
     "greater_than_equal": ">= {ge}",

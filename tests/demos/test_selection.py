@@ -88,7 +88,7 @@ def test_a_split_file(store, tmp_path):
         ({"train": []}, "train: expected each episode once, got none"),
         ({"train": [1], "validation": 0}, "validation: expected"),
         ({"validation": [1]}, "train: expected a value"),
-        ({"train": [1], "test": [2]}, "test: unknown key"),
+        ({"train": [1], "test": [2]}, "test: expected no such key"),
         ("{", "cannot be read"),
     ],
 )
