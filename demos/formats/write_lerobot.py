@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.core.parts import Part, number_names, words
-from s2robot.demos.errors import mismatch, readable
+from s2robot.demos.errors import mismatch
 from s2robot.demos.formats.export import ExportSettings, all_pieces, check_names, rate_of
 from s2robot.demos.formats.lerobot import ACTION, AUTOMATIC, IMAGES, MARKER, STATE
 from s2robot.demos.formats.parquet import ParquetWriter, write_indexed, write_rows
@@ -268,8 +268,10 @@ def _lists(stats: dict[str, Stats]) -> dict[str, dict[str, Any]]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    with readable(f"{path.name}: values of episodes"):  # those of steps were checked while they were written
+    try:
         text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # of an episode's values: those of steps were checked while they were written
+        raise mismatch(path.name, "finite values of episodes", "nan or inf") from None
     path.write_text(text + "\n", "utf-8")
 
 
