@@ -198,7 +198,8 @@ class ReplayBuffer(Source):
     def values_of(self, number: int) -> dict[str, Any]:
         if self.sidecar is None:
             return {}
-        stored = {k: self._meta[k][number : number + 1][0] for k in self.sidecar.values}
+        own = {key: array for key, array in self._meta.items() if key in self.sidecar.values and array.ndim}
+        stored = {key: array[number : number + 1][0] for key, array in own.items()}
         return self.sidecar.episode_values(stored, f"{self.path}: meta")
 
     def pieces_of(self, number: int) -> Iterator[Piece]:
