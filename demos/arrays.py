@@ -1,8 +1,4 @@
-"""The arrays of a dataset on disk; errors name the file that is broken.
-
-stored = StoredArray.open(Path("demos.zarr"), "data/action")
-stored.read(0, 100)      # (100, 8)
-"""
+"""The arrays of a dataset on disk; errors name the file that is broken."""
 
 import math
 import os
@@ -59,20 +55,16 @@ class StoredArray:
 
     def check(self, expected: int) -> None:
         """Refuse an array of fewer than `expected` rows, with a missing chunk, or, up to VERIFY_BYTES, a broken one."""
-        array = self.array
+        array, folder = self.array, self.root / folder_of(self.name)
         if array.shape[0] < expected:
-            got = f"{array.shape[0]} rows"
-            raise mismatch(self.root / folder_of(self.name), f"{expected} by {ENDS}", got)
-        size = array.dtype.itemsize * math.prod(array.chunks)
-        check_size(self.root / folder_of(self.name), size, self._stored(expected))
+            raise mismatch(folder, f"{expected} rows by {ENDS}", array.shape[0])
+        check_size(folder, array.dtype.itemsize * math.prod(array.chunks), self._stored(expected))
         if array.dtype.itemsize * math.prod(array.shape[1:]) * expected <= VERIFY_BYTES:
             self.read(0, expected)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Read rows `start` to `stop`. Raises DatasetError with the file of a missing or broken chunk.
-
-        zarr's own reader allocates the size in a chunk's header, and reads a missing chunk as zeros.
-        """
+        """Read rows `start` to `stop`. Raises DatasetError with the file of a missing or broken chunk."""
+        # zarr's own reader allocates the size in a chunk's header, and reads a missing chunk as zeros
         rows, stop = self.array.chunks[0], min(stop, self.array.shape[0])
         shape = (max(stop - start, 0), *self.array.shape[1:])
         stored = self._stored(stop, start // rows) if shape[0] else 0
@@ -98,11 +90,6 @@ class StoredArray:
         """Write rows after the first `start` ones, and drop what was there."""
         self.array.resize((start + len(values), *self.array.shape[1:]))
         self.array[start:] = values
-
-    def cut(self, rows: int) -> None:
-        """Drop all but the first `rows` rows."""
-        if self.array.shape[0] > rows:
-            self.array.resize((rows, *self.array.shape[1:]))
 
 
 def create_array(
@@ -137,16 +124,12 @@ def define_arrays(root: Path, attributes: Mapping, specs: Mapping) -> dict[str, 
         name: StoredArray(root, name, create_array(group, name, np.dtype(dtype), tuple(shape), level))
         for name, (dtype, shape) in specs.items()
     }
-    group.attrs.put(dict(attributes))
+    group.attrs.put({**attributes, "arrays": specs})
     return made
 
 
 def folder_of(name: str) -> str:
-    """Return an array's folder in the dataset; keys may hold characters that file names may not.
-
-    >>> folder_of("data/images_wrist/left")
-    'data/images_wrist%2Fleft'
-    """
+    """Return an array's folder in the dataset: data/images_wrist/left is in data/images_wrist%2Fleft."""
     kind, _, key = name.partition("/")
     return f"{kind}/{quote(key, safe='')}"
 
@@ -164,11 +147,7 @@ def _check_layout(file: Path, about: Mapping[str, Any]) -> None:
 
 
 def committed_ends(stored: StoredArray) -> np.ndarray:
-    """Where each committed episode ends: the values before the first zero of `meta/episode_ends`.  # (episodes,)
-
-    Raises:
-        DatasetError: it is no such array, a chunk is missing, or its ends do not increase.
-    """
+    """Where each committed episode ends: before the first zero of `meta/episode_ends` (DatasetError).  # (episodes,)"""
     size = stored.array.shape[0]
     files = [file for _, file in stored.chunk_files(size)]
     # a commit that starts a chunk holds one episode: only that chunk may still be unwritten

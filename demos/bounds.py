@@ -1,7 +1,4 @@
-"""Limits on what a foreign dataset can make this machine do, checked before anything is unpacked.
-
-Arrays hold plain numbers, codecs only unpack bytes, and the memory of a read is limited by the stored bytes.
-"""
+"""Limits on what a foreign dataset can make this machine do: plain numbers, few codecs, memory by the stored bytes."""
 
 import json
 from collections.abc import Mapping
@@ -51,13 +48,9 @@ def number_type(where: object, name: object) -> np.dtype:
 def unpack(
     where: object, codec: Mapping[str, Any], data: bytes, shape: tuple[int, ...], dtype: np.dtype, order: Any
 ) -> np.ndarray:
-    """Return the numbers of a chunk, decoded into a buffer of its size: more than that is never allocated.
+    """Return the numbers of a chunk, decoded into a buffer of its size: more is never allocated (DatasetError: broken).
 
-    Args:
-        codec: its zarr 2 configuration, `id` one of CODECS or IMAGE_CODECS; {}: the bytes as they are.
-
-    Raises:
-        DatasetError: the chunk holds more or fewer bytes, or is broken.
+    ``codec``: its zarr 2 configuration, `id` one of CODECS or IMAGE_CODECS; {}: the bytes as they are.
     """
     kind = codec.get("id", "")
     with readable(where):
@@ -92,10 +85,9 @@ def _declared_size(codec: str, head: bytes) -> int | None:
 def json_object(where: object, text: str | bytes) -> dict[str, Any]:
     """Parse a JSON object (DatasetError)."""
     with readable(where):
-        found = json.loads(text)
-    if not isinstance(found, dict):
-        raise mismatch(where, "a JSON object", type(found).__name__)
-    return found
+        if isinstance(found := json.loads(text), dict):
+            return found
+    raise mismatch(where, "a JSON object", type(found).__name__)
 
 
 def text_of(file: Path) -> str:

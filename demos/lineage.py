@@ -1,9 +1,5 @@
 """Which episodes and positions a policy and its ancestors were trained on, whatever format the episodes are in.
 
-    lineage = Lineage.of(contract)                                         # as a checkpoint stores it
-    lineage.seen(store)                                                    # episodes that were trained on
-    lineage.refuse(range(10_000, 10_128), "run/checkpoint", "evaluate.seed")
-
 An episode has two keys: a hash of its actions and one of its proprioception, both as float32 and independent of the order
 of the columns, of names, formats, dtypes, images (video is lossy) and the rate. One equal key is a match, so a copy with
 other actions, such as absolute targets, is recognised by its states.
@@ -36,14 +32,11 @@ Keys = tuple[str, ...]
 
 def episode_keys(store: EpisodeStore) -> list[Keys]:
     """Return the keys of each episode. An array that never changes identifies nothing, so it has none of its own."""
-    arrays = [
-        np.asarray(store[name], np.float32).reshape(store.num_steps, -1) + 0.0  # + 0.0 turns -0 into 0
-        for name in ("action", "proprio")
-        if name in store.keys
-    ]
+    names = [name for name in ("action", "proprio") if name in store.keys]
+    arrays = [np.asarray(store[name], np.float32).reshape(store.num_steps, -1) for name in names]
     found = []
     for i in range(len(store)):
-        own = [array[store.episode_slice(i)] for array in arrays]
+        own = [array[store.episode_slice(i)] + 0.0 for array in arrays]  # + 0.0 turns -0 into 0
         changing = [array for array in own if (array != array[0]).any()]
         found.append(tuple(map(_digest, changing or [np.concatenate(own, 1)])))
     return found
@@ -117,10 +110,8 @@ class Lineage:
         """Refuse positions (seeds), which the setting `key` chose, that a policy or an ancestor met (DatasetError)."""
         for use in uses:
             if met := self.positions.get(use, frozenset()).intersection(positions):
-                raise DatasetError(
-                    f"{key}: positions {positions.start} to {positions.stop - 1} hold {len(met)} that "
-                    f"{USES[use].format(policy)} (first {min(met)}); choose another {key}"
-                )
+                found = f"{len(met)} that {USES[use].format(policy)} (first {min(met)}); choose another {key}"
+                raise DatasetError(f"{key}: positions {positions.start} to {positions.stop - 1} hold {found}")
 
     @property
     def note(self) -> str:
@@ -147,7 +138,7 @@ def _parts(store: EpisodeStore) -> list[EpisodeStore]:
 
 def began_with(demos: EpisodeStore, first: int | None) -> int:
     """Return how many demos come before the corrections in a dataset of corrections."""
-    return len(demos) if first is None else min(first, len(demos))
+    return len(range(len(demos))[:first])
 
 
 def left_to_try(store: EpisodeStore, begin: int, positions: range) -> tuple[range, int]:

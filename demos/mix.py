@@ -1,9 +1,4 @@
-"""Several datasets read as one: their episodes end to end, each dataset with a share of the training.
-
-mix = Mix([EpisodeStore.open("a.zarr"), EpisodeStore.open("b.zarr")], weights=[1, 2])
-mix.shares                   # (1/3, 2/3): of the training windows, whatever the number of each
-mix.member_of(rows)          # the dataset of each step
-"""
+"""Several datasets read as one: their episodes end to end, each dataset with a share of the training."""
 
 import hashlib
 import json
@@ -20,11 +15,7 @@ ALIKE = ("rate_hz", "cameras", "action_frame", "action_parts", "proprio_parts", 
 
 
 class Mix(EpisodeStore):
-    """Several datasets, to read only: the arrays and values that all have, and the attributes of the first.
-
-    Raises:
-        DatasetError: two that differ in an attribute of `ALIKE`, or a dataset twice.
-    """
+    """Several datasets, to read only: the keys that all have, and the first's attributes (DatasetError: unlike)."""
 
     def __init__(self, members: Sequence[EpisodeStore], weights: Sequence[float]):
         self.members = tuple(members)
@@ -32,13 +23,11 @@ class Mix(EpisodeStore):
         self.shares = tuple(float(w) for w in np.array(weights, float) / np.sum(weights))
         self.path, self.mode, self._lock = Path(" + ".join(m.path.name for m in self.members)), "r", None
         self._attrs = self.members[0].attrs
-        self.rows = np.cumsum(
-            [0, *(m.num_steps for m in self.members)]
-        )  # the first step of each, and the end
-        self.firsts = np.cumsum([0, *(len(m) for m in self.members)])  # likewise in episodes
-        self.episode_ends = np.concatenate(
-            [m.episode_ends + at for m, at in zip(self.members, self.rows, strict=False)]
-        )
+        # the first step and episode of each, and the end
+        self.rows = np.cumsum([0, *(m.num_steps for m in self.members)])
+        self.firsts = np.cumsum([0, *(len(m) for m in self.members)])
+        ends = [m.episode_ends + at for m, at in zip(self.members, self.rows, strict=False)]
+        self.episode_ends = np.concatenate(ends)
         about = [[m.fingerprint, s] for m, s in zip(self.members, self.shares, strict=True)]
         self._fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
@@ -49,7 +38,7 @@ class Mix(EpisodeStore):
     def weights_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the weight of each step, with which those of a dataset have its share together.  # (n,)"""
         which = self.member_of(rows)
-        return np.array(self.shares)[which] / np.bincount(which, minlength=len(self.members))[which]
+        return np.array(self.shares)[which] / np.bincount(which)[which]
 
     def fingerprint_of_first(self, episodes: int) -> str:
         """Return the fingerprint of all episodes, "" for fewer: a mix does not grow at its end."""

@@ -61,9 +61,8 @@ def record_episode(
 ) -> tuple[dict, dict]:
     """Record one scripted episode: arrays over time and ``{"seed", "success"}``.
 
-    Args:
-        expert: steps of a chunk of ``expert``; 0, or an expert that cannot be queried: neither ``expert`` nor ``imitate``.
-        states: of a recording of this episode (T, S), to follow, because another build of the simulator drifts from it.
+    ``expert``: steps of its chunks; 0, or an expert that cannot be queried: neither ``expert`` nor ``imitate``. ``states``
+    (T, S) of a recording of this episode are followed, because another build of the simulator drifts from it.
     """
     env = make_cached(settings, draw=False)
     with span("record", seed=seed):
@@ -81,13 +80,12 @@ def record_episode(
                 asked[t] = who.ask(expert, before)
             kick = imitate_kicks and getattr(who, "push", "") == "kick"
             imitate.append(np.uint8(not perturbed or kick))
-            seen = (
-                {"state": env.get_state()}
-                if env.has_state
-                else {f"images_{name}": frame for name, frame in env.frames().items()}
-            )
-            own = {"action": np.asarray(action, np.float32), "perturbed": np.uint8(perturbed)}
-            for name, value in (seen | {"proprio": env.proprio} | env.demo_fields() | own).items():
+            step: dict[str, Any] = {"state": env.get_state()} if env.has_state else {}
+            if not env.has_state:
+                step = {f"images_{name}": frame for name, frame in env.frames().items()}
+            step |= {"proprio": env.proprio, **env.demo_fields()}
+            step |= {"action": np.asarray(action, np.float32), "perturbed": np.uint8(perturbed)}
+            for name, value in step.items():
                 steps.setdefault(name, []).append(value)
             env.step_physics(action)
             if states is None and (env.is_success or getattr(who, "failed", False)):
@@ -102,12 +100,8 @@ def record_episode(
 def expert_chunks(action: np.ndarray, asked: Mapping[int, np.ndarray]) -> np.ndarray:
     """Return the expert's next actions at every step, the chunks that a policy imitates.  # float32 (T, K, A)
 
-    Up to the next push, a chunk holds the executed actions. From the push on, and beyond the episode's end, it holds the
-    expert's own, so the expert is queried at pushes and at the end only.
-
-    Args:
-        action: executed (T, A).
-        asked: step -> the expert's actions from there (K, A): for every pushed step, and for T, the end.
+    Up to the next push, a chunk holds the executed actions ``action`` (T, A). From the push on, and beyond the episode's
+    end, it holds the expert's own: ``asked`` maps each pushed step, and T, to those from there (K, A).
     """
     chunks = np.empty((len(action), *asked[len(action)].shape), np.float32)
     following = asked[len(action)]
@@ -130,7 +124,7 @@ def record(
     episodes: int,
     seed: int,
     workers: int = 2,
-    progress: Callable[[int, int], None] = lambda done, failed: None,
+    progress: Callable[[int, int], None] = lambda *_: None,
     expert: int = 0,
     imitate_kicks: bool = False,
 ) -> EpisodeStore:
@@ -139,9 +133,8 @@ def record(
     A failed attempt is replaced by the next seed. The result does not depend on the number of workers. An interrupted
     recording of the same settings resumes. ``progress(done, failed)`` follows each episode.
 
-    Raises:
-        UserError: the path holds anything else, the disk is full (earlier episodes stay), the expert fails too often, a
-            number is out of range, or the task has no expert.
+    UserError: the path holds anything else, the disk is full (earlier episodes stay), a number is out of range, or the task
+    has no expert or one that fails too often.
     """
     RecordingSettings(episodes=episodes, seed=seed, workers=workers, expert=expert)
     if why := settings.recording_problem():
@@ -149,15 +142,11 @@ def record(
     attributes = demo_attributes(settings, expert_settings, seed)
     if imitate_kicks:
         attributes["imitate_kicks"] = True
-    store = create_or_resume(Path(path), attributes, episodes, expert)
-    try:
+    how = (expert, imitate_kicks)
+    with create_or_resume(Path(path), attributes, episodes, expert) as store:
         with worker_pool(workers, anywhere=True) as pool:
-            how = (expert, imitate_kicks)
             start = lambda seed: pool.submit(record_episode, settings, expert_settings, seed, *how)  # noqa: E731
             _append_all(store, episodes, seed, start, progress)
-    except BaseException:
-        store.close()
-        raise
     return store
 
 
@@ -168,10 +157,9 @@ def demo_attributes(settings: TaskSettings, expert_settings: Any, seed: int) -> 
     _, info = env.reset(seed=seed)
     env.expert(np.random.default_rng(seed), expert_settings)
     env.close()
-    if isinstance(expert_settings, Settings):
-        expert_settings = expert_settings.model_dump()
+    given = expert_settings.model_dump() if isinstance(expert_settings, Settings) else expert_settings
     names = {"layout_names": sorted(info["layout"])} if layout_of(env, info) else {}
-    return about | {"picker": expert_settings or {}} | names
+    return about | {"picker": given or {}} | names
 
 
 def _append_all(
@@ -182,10 +170,9 @@ def _append_all(
     progress: Callable[[int, int], None],
 ) -> None:
     """Append the missing episodes, in the order of their seeds; failures are replaced."""
-    failed, next_seed = 0, seed
-    if len(store):  # its seed tells how many failed before the last episode
-        next_seed = int(store.meta("seed")[-1]) + 1
-        failed = next_seed - seed - len(store)
+    # the last episode's seed tells how many failed before it
+    next_seed = int(store.meta("seed")[-1]) + 1 if len(store) else seed
+    failed = next_seed - seed - len(store)
     left = range(next_seed, next_seed + episodes - len(store))
     jobs, next_seed = [start(s) for s in left], left.stop
     while jobs:
@@ -226,17 +213,12 @@ def create_or_resume(path: Path, attributes: dict, episodes: int, expert: int) -
 
 
 def relabel(
-    source: EpisodeStore,
-    settings: RelabelSettings,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    source: EpisodeStore, settings: RelabelSettings, progress: Callable[[int, int], None] = lambda *_: None
 ) -> EpisodeStore:
     """Copy simulated demos with (new) ``expert`` and ``imitate``, or resume; ``progress(episodes, all)`` follows each episode.
 
-    The picker follows each episode's states from its seed, so it has the same knowledge of every push.
-
-    Raises:
-        UserError: the dataset was not recorded by the scripted picker, the picker acts differently, or `settings.out` holds
-            anything else.
+    The picker follows each episode's states from its seed, so it has the same knowledge of every push. UserError: the
+    scripted picker did not record them, or acts differently, or `settings.out` holds anything else.
     """
     picker, world = picker_of(source), world_of_demos(source)
     chosen = {"imitate_kicks": True} if settings.imitate_kicks else {}
@@ -271,12 +253,8 @@ def labelled_episode(
 
 def picker_of(store: EpisodeStore) -> Any:
     """Return the settings of the scripted expert that recorded a dataset (UserError: none did)."""
-    given = store.attrs.get("picker")
-    if (
-        not isinstance(given, dict)
-        or not {"perturbed", "state"} <= {*store.keys}
-        or "seed" not in store.meta_keys
-    ):
+    given, has = store.attrs.get("picker"), {*store.keys, *store.meta_keys}
+    if not isinstance(given, dict) or not {"perturbed", "state", "seed"} <= has:
         raise mismatch(store.path, "simulated demos of a scripted expert, with states", ", ".join(store.keys))
     kind = world_of_demos(store).Expert
     return given if kind is None else read(kind, given, f"{store.path}: attribute picker")

@@ -1,8 +1,4 @@
-"""Render recorded states, replay recorded actions, and find how episodes began.
-
-``render_episodes`` renders the cameras from the states (the same bytes on the same machine and renderer).
-``replay_episode`` executes the actions open loop: if they fail, no policy trained on them can succeed.
-"""
+"""Render recorded states, replay recorded actions, and find how episodes began."""
 
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
@@ -13,7 +9,6 @@ import numpy as np
 
 from s2robot.core.timing import span
 from s2robot.core.workers import worker_pool
-from s2robot.demos.errors import mismatch
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, sizes_of
@@ -100,10 +95,7 @@ def frames_of(seen: list[np.ndarray], world: TaskSettings | None, episode: int =
 
 
 def drawn_by(store: EpisodeStore) -> dict[str, Any] | None:
-    """Return what decides the frames of a dataset besides its contents: versions, renderer, OpenGL, the task.
-
-    {} for recorded images; None if the simulator or OpenGL is missing.
-    """
+    """Return what decides the frames besides the contents, {} for recorded images; None without a simulator or OpenGL."""
     if store.attrs["kind"] != "states":
         return {}
     try:
@@ -132,17 +124,13 @@ def render_episodes(
 
 
 def replay_episode(store: EpisodeStore, env: Task, episode: int) -> dict:
-    """Execute an episode's actions from its first state.
+    """Execute an episode's actions from its first state; returns ``{"success", "stage", "steps", "max_error"}``.
 
-    Returns:
-        ``{"success", "stage", "steps", "max_error"}``; the last is the largest difference between replayed and recorded
-        proprioception, 0 on the machine that recorded the episode.
+    The last is the largest difference from recorded proprioception, 0 on the machine that recorded the episode.
     """
-    if "state" not in store.keys:
-        raise mismatch(store.path, "states of a simulator to replay", "none")
-    arrays, error = store.episode(episode), 0.0
+    arrays, rows, error = store.episode(episode), store.episode_slice(episode), 0.0
     env.reset(seed=int(store.meta("seed")[episode]))
-    env.set_state(arrays["state"][0])
+    env.set_state(store.read("state", rows.start, rows.start + 1)[0])
     for t, action in enumerate(arrays["action"]):
         error = max(error, float(np.abs(env.proprio - arrays["proprio"][t]).max()))
         env.step_physics(action)

@@ -52,17 +52,11 @@ def checked_attributes(path: Path, attributes: Mapping[str, Any]) -> dict[str, A
     plain: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     for name, value in attributes.items():
         with readable(f"{path}: {name}"):
-            plain[name] = json.loads(json.dumps(value, default=_plain, allow_nan=False))
+            plain[name] = json.loads(json.dumps(value, default=lambda array: array.tolist(), allow_nan=False))
     read(_Attributes, plain, f"{path}: ")
     for name in plain.keys() & set(PARTS.values()):
         read_parts(plain[name], f"{path}: {name}")
     return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise TypeError(type(value).__name__)
 
 
 def check_joints(path: Path, about: Mapping[str, Any]) -> None:
@@ -76,9 +70,7 @@ def checked_episode(
 ) -> tuple[dict, dict]:
     """Return the arrays and values of an episode that fits (UserError names the key).
 
-    Args:
-        specs: array name -> [dtype, shape], of the earlier episodes; empty for the first.
-        about: the dataset's attributes.
+    ``specs``: array name -> [dtype, shape], of the earlier episodes; empty for the first. ``about``: the attributes.
     """
     arrays = {k: np.asarray(v) for k, v in episode.items()}
     values = {k: np.asarray(v) for k, v in meta.items()}

@@ -25,9 +25,7 @@ def _count_or_list(episodes: Any) -> Any:
     return episodes
 
 
-Episodes = Annotated[
-    Any, AfterValidator(_count_or_list)
-]  # a setting: None, a count of the first ones, or a list
+Episodes = Annotated[Any, AfterValidator(_count_or_list)]  # None, a count of the first ones, or a list
 
 
 class _SplitFile(Stored, extra="forbid"):
@@ -50,8 +48,7 @@ def select(
     Args:
         episodes: None for all, the number of the first ones, or a list of numbers and ranges "0:40".
         split: a JSON file with the lists "train" and "validation", in place of `episodes` and `fraction`.
-        fraction: of the episodes held out, drawn by the seed.
-        spent: those that a drawn split does not hold out.
+        spent: those that a split by `fraction` and `seed` does not hold out.
     """
     if split is None:
         listed = episodes is not None and not isinstance(episodes, int)
@@ -69,15 +66,10 @@ def select(
 
 
 def numbers(given: Any, total: int, where: str) -> list[int]:
-    """Return the episodes of a list of numbers and ranges, in its order; "0:40" is 0 to 39, "40:" all from 40 on.
-
-    Raises:
-        DatasetError: an item that names none of the `total` episodes, an episode twice, or an empty list.
-    """
+    """Return the episodes of numbers and ranges, in their order; "0:40" is 0 to 39, "40:" all from 40 on (DatasetError)."""
     found: list[int] = []
-    for item in (
-        given if isinstance(given, Sequence) and not isinstance(given, str) else str(given).split(",")
-    ):
+    is_list = isinstance(given, Sequence) and not isinstance(given, str)
+    for item in given if is_list else str(given).split(","):
         text = str(item).strip()
         first, colon, last = text.partition(":")
         ok = re.fullmatch(r"\d+|\d*:\d*", text)

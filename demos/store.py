@@ -15,6 +15,7 @@ array at the last end; the next writer removes the rest. Files are not synced, s
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import math
@@ -28,17 +29,20 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
-from s2robot.demos import arrays as stored_arrays
-from s2robot.demos.arrays import ENDS, StoredArray, committed_ends, create_array, new_path
+from s2robot.demos.arrays import (
+    CHUNK_BYTES,
+    ENDS,
+    StoredArray,
+    committed_ends,
+    create_array,
+    define_arrays,
+    new_path,
+)
 from s2robot.demos.bounds import json_file
 from s2robot.demos.errors import disk_error, mismatch
 from s2robot.demos.schema import SCHEMA_VERSION, check_joints, checked_attributes, checked_episode
 
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: nothing there keeps two writers apart
-    fcntl = None  # type: ignore[assignment]
-
+Arrays = Mapping[str, Any]  # key -> numbers
 Split = tuple[np.ndarray, np.ndarray]  # numbers of episodes to train on and to validate on, sorted
 
 
@@ -60,31 +64,28 @@ class EpisodeStore:
         self._fingerprint: str | None = None
         self._arrays: dict[str, StoredArray] = {}  # "data/<key>", "meta/<key>"
         self._specs: dict[str, list] = {}  # name -> [dtype, shape of a row]
-        try:
-            if mode == "a" and fcntl:
-                self._take_lock()
+        if mode != "a":
             self._load()
-            if mode == "a":
-                for file in self.path.rglob("*.partial"):  # of a killed writer
-                    file.unlink(missing_ok=True)
-                self._cut()
+            return
+        try:
+            self._take_lock()
+            self._load()
+            for file in self.path.rglob("*.partial"):  # of a killed writer
+                file.unlink(missing_ok=True)
+            self._cut()
         except BaseException:
             self.close()
             raise
 
     @classmethod
     def create(cls, path: str | Path, attributes: Mapping[str, Any]) -> "EpisodeStore":
-        """Make an empty dataset, with the attributes of :mod:`s2robot.demos.schema` and others, and open it for appending.
-
-        Raises:
-            UserError: the path exists, an attribute is missing or wrong, or the disk rejects a write.
-        """
+        """Make an empty dataset with these attributes (see `schema.py`), open for appending (UserError)."""
         path = Path(path)
         attributes = checked_attributes(path, attributes)
         check_joints(path, attributes)
         with new_path(path) as fresh:
-            stored = {**attributes, "arrays": {}}
-            root = zarr.create_group(LocalStore(fresh), zarr_format=3, attributes=stored)
+            about = {**attributes, "arrays": {}}
+            root = zarr.create_group(LocalStore(fresh), zarr_format=3, attributes=about)
             root.create_group("data")
             create_array(root, ENDS, np.dtype(np.int64), ())
         return cls(path, "a")
@@ -101,8 +102,7 @@ class EpisodeStore:
         """Let another writer in; the store can still be read."""
         if self._lock is not None:
             self._lock()  # closes the descriptor once
-            self._lock = None
-        self.mode = "r"
+        self._lock, self.mode = None, "r"
 
     def __enter__(self) -> "EpisodeStore":
         return self
@@ -138,24 +138,21 @@ class EpisodeStore:
     def _cut(self) -> None:
         """Remove rows beyond the last commit."""
         for name, stored in self._arrays.items():
-            stored.cut(self._rows(name))
+            if stored.array.shape[0] > self._rows(name):
+                stored.array.resize((self._rows(name), *stored.array.shape[1:]))
 
-    def append(self, episode: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
+    def append(self, episode: Arrays, meta: Arrays | None = None) -> None:
         """Add one whole episode, or nothing (UserError): the earlier episodes stay as they were.
 
-        Args:
-            episode: key -> (T, ...) numbers, all of one T >= 1 and finite; dtypes and shapes are kept.
-            meta: key -> number, bool or small numeric array; stored as ``meta/<key>``.
+        ``episode``: key -> (T, ...) finite numbers, all of one T >= 1; ``meta``: key -> number, bool or small numeric array.
         """
         self.append_pieces([episode], meta)
 
-    def check_fits(self, episode: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    def check_fits(self, episode: Arrays, meta: Arrays) -> None:
         """Refuse what :meth:`append` would refuse (UserError), before an episode like it is recorded."""
         checked_episode(f"{self.path}: another episode", self._specs, episode, meta, self._attrs)
 
-    def append_pieces(
-        self, pieces: Iterable[Mapping[str, Any]], meta: Mapping[str, Any] | None = None
-    ) -> None:
+    def append_pieces(self, pieces: Iterable[Arrays], meta: Arrays | None = None) -> None:
         """As :meth:`append`, for an episode that arrives a few steps at a time."""
         if self.mode != "a":
             raise mismatch(self.path, "mode 'a' to append", self.mode)
@@ -163,8 +160,12 @@ class EpisodeStore:
         try:
             for piece in pieces:
                 arrays, values = checked_episode(where, self._specs, piece, meta or {}, self._attrs)
-                if end == 0:
-                    self._specs = self._define(arrays, values)
+                if end == 0:  # the first episode defines the arrays
+                    rows = [(f"data/{k}", v.dtype, v.shape[1:]) for k, v in arrays.items()]
+                    rows += [(f"meta/{k}", v.dtype, v.shape) for k, v in values.items()]
+                    self._specs = {name: [str(dtype), list(shape)] for name, dtype, shape in rows}
+                    made = define_arrays(self.path, self._attrs, self._specs)
+                    self._arrays = {ENDS: self._arrays[ENDS], **made}
                 for key, value in arrays.items():
                     self._arrays[f"data/{key}"].extend(end, value)
                 end += len(next(iter(arrays.values())))
@@ -188,20 +189,11 @@ class EpisodeStore:
         """Append the (first) episodes of a dataset; UserError: another attribute than ``seed``, or an array, differs."""
         mine, theirs = ({k: v for k, v in s.attrs.items() if k != "seed"} for s in (self, other))
         for name in sorted(mine.keys() | theirs.keys()):
-            if mine.get(name) != theirs.get(name):
-                expected = f"{mine.get(name)} as in {self.path}"
-                raise mismatch(f"{other.path}: {name}", expected, theirs.get(name))
+            if (own := mine.get(name)) != theirs.get(name):
+                raise mismatch(f"{other.path}: {name}", f"{own} as in {self.path}", theirs.get(name))
         values = {key: other.meta(key) for key in other.meta_keys}
         for i in range(len(other))[:first]:
             self.append(other.episode(i), {key: value[i] for key, value in values.items()})
-
-    def _define(self, arrays: dict, values: dict) -> dict:
-        """Create the arrays of the first episode."""
-        specs: dict[str, list] = {f"data/{k}": [str(v.dtype), list(v.shape[1:])] for k, v in arrays.items()}
-        specs |= {f"meta/{k}": [str(v.dtype), list(v.shape)] for k, v in values.items()}
-        made = stored_arrays.define_arrays(self.path, {**self._attrs, "arrays": specs}, specs)
-        self._arrays = {ENDS: self._arrays[ENDS], **made}
-        return specs
 
     def __len__(self) -> int:
         return len(self.episode_ends)
@@ -278,20 +270,17 @@ class EpisodeStore:
         digest = hashlib.sha256(json.dumps([self._attrs, specs], sort_keys=True).encode())
         digest.update(ends.tobytes())
         for name in sorted(specs):
-            step = max(1, stored_arrays.CHUNK_BYTES // max(self._row_bytes(name), 1))
+            dtype, shape = specs[name]
+            step = max(1, CHUNK_BYTES // max(np.dtype(dtype).itemsize * math.prod(shape), 1))
             count = self._start(len(ends)) if name.startswith("data/") else len(ends)
             for start in range(0, count, step):
-                rows = self._arrays[name].read(start, min(start + step, count))
-                digest.update(np.ascontiguousarray(rows).tobytes())
+                digest.update(self._arrays[name].read(start, min(start + step, count)).tobytes())
         return digest.hexdigest()
 
     def split(self, fraction: float, seed: int, chosen: Any = None, spent: Collection[int] = ()) -> Split:
-        """Draw episodes to train on and to validate on, at least one each unless the fraction is 0 (DatasetError).
+        """Draw episodes to train on and a ``fraction`` to validate on, at least one each unless that is 0 (DatasetError).
 
-        Args:
-            fraction: of the episodes to validate on.
-            chosen: the episodes that take part: a count of the first ones, a list, or None for all.
-            spent: episodes that are trained on in any case.
+        ``chosen`` take part: a count of the first ones, a list, or None for all. ``spent`` are trained on in any case.
         """
         pool = np.array(chosen) if isinstance(chosen, list) else np.arange(len(self))[:chosen]
         total, least = len(pool), 2 if fraction else 1
@@ -320,9 +309,6 @@ class EpisodeStore:
 
     def _rows(self, name: str) -> int:
         return self.num_steps if name.startswith("data/") else len(self)
-
-    def _row_bytes(self, name: str) -> int:
-        return np.dtype(self._specs[name][0]).itemsize * math.prod(self._specs[name][1])
 
     def _known(self, group: str, key: str) -> None:
         has = self.keys if group == "data" else self.meta_keys

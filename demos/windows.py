@@ -7,7 +7,7 @@ All steps remain in the context.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -39,13 +39,16 @@ class Windows:
 def make_windows(
     store: EpisodeStore, episodes: np.ndarray, context: int, chunk: int, labels: str = "expert"
 ) -> Windows:
-    """Return every window of the given episodes; those of a mix in the order of its datasets.
-
-    Raises:
-        DatasetError: no step of these episodes can be imitated.
-    """
+    """Return every window of the given episodes, those of a mix in the order of its datasets (DatasetError: none)."""
     if isinstance(store, Mix):
-        return _of_members(store, episodes, context, chunk, labels)
+        found = []
+        for member, first, row in zip(store.members, store.firsts, store.rows, strict=False):
+            own = episodes[(episodes >= first) & (episodes < first + len(member))] - first
+            if len(own):
+                windows = make_windows(member, own, context, chunk, labels)
+                found.append(replace(windows, context=windows.context + row))
+        names = [field.name for field in fields(Windows)]
+        return Windows(*(np.concatenate([getattr(w, name) for w in found]) for name in names))
     by_expert = labels == "expert" and "expert" in store.keys
     chunks = _expert_chunks if by_expert else _executed_chunks
     wanted = ("expert" if by_expert else "action", "perturbed", "imitate")
@@ -59,17 +62,6 @@ def make_windows(
     if not any(len(columns[0]) for columns in rows):
         raise mismatch(store.path, "a step to imitate", f"none in {len(episodes)} episodes")
     return Windows(*(np.concatenate(column) for column in zip(*rows, strict=True)))
-
-
-def _of_members(mix: Mix, episodes: np.ndarray, context: int, chunk: int, labels: str) -> Windows:
-    found = []
-    for member, first, row in zip(mix.members, mix.firsts, mix.rows, strict=False):
-        own = episodes[(episodes >= first) & (episodes < first + len(member))] - first
-        if len(own):
-            windows = make_windows(member, own, context, chunk, labels)
-            found.append(replace(windows, context=windows.context + row))
-    fields = ("context", "pad", "actions", "action_pad")
-    return Windows(*(np.concatenate([getattr(w, name) for w in found]) for name in fields))
 
 
 def _expert_chunks(data: Mapping[str, np.ndarray], episode: slice, chunk: int) -> tuple[np.ndarray, ...]:
@@ -95,6 +87,5 @@ def _executed_chunks(data: Mapping[str, np.ndarray], episode: slice, chunk: int)
 
 def _pushed(data: Mapping[str, np.ndarray], episode: slice) -> np.ndarray:
     """Return in which steps the picker was pushed.  # (T,) bool"""
-    if "perturbed" not in data:
-        return np.zeros(episode.stop - episode.start, bool)
-    return data["perturbed"][episode].astype(bool)
+    count = episode.stop - episode.start
+    return data["perturbed"][episode].astype(bool) if "perturbed" in data else np.zeros(count, bool)

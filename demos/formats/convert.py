@@ -1,14 +1,10 @@
-"""Read any dataset, and convert it into a store piece by piece; a file appears whole or not at all.
-
-read(Path("aloha"), Choice()).attributes                       # LeRobot, robomimic, diffusion_policy or our own store
-convert(Path("aloha"), Path("aloha.zarr"))                     # LeRobot -> a store
-as_store(Path("aloha"), cache, Choice())                       # a store of it, made once
-"""
+"""Read a dataset of any format, and convert it into a store piece by piece; a store appears whole or not at all."""
 
 import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +15,14 @@ from s2robot.demos.formats.source import NEEDS, Choice, Piece, Progress, Source,
 from s2robot.demos.store import EpisodeStore
 
 READER = 4  # raised when the same files are read differently, so that cached stores are made again
-# format -> the keys of Choice that it has besides `episodes`
 COMMON = {"action", "proprio", "cameras", "action_kind", "rate_hz"}
-CHOICES = {
-    "s2robot": set[str](),
-    "lerobot": COMMON | {"mask", "tolerance_s"},
-    "robomimic": COMMON | {"mask"},
-    "robosuite states": COMMON | {"mask", "image_size"},
-    "diffusion_policy": COMMON,
+# format -> its module and reader, and the keys of Choice that it has besides `episodes`
+READERS = {
+    "s2robot": ("convert", "StoreSource", set[str]()),
+    "lerobot": ("lerobot", "LeRobot", COMMON | {"mask", "tolerance_s"}),
+    "robomimic": ("robomimic", "Robomimic", COMMON | {"mask"}),
+    "robosuite states": ("robomimic", "RobosuiteStates", COMMON | {"mask", "image_size"}),
+    "diffusion_policy": ("diffusion_policy", "ReplayBuffer", COMMON),
 }
 
 
@@ -63,30 +59,19 @@ def _reader(path: Path, choice: Choice) -> type[Source]:
     kind = format_of(path)
     require(*NEEDS.get(kind, ()))
     if kind == "robomimic":
-        from s2robot.demos.formats.robomimic import Robomimic, RobosuiteStates, demo_names, open_file
+        from s2robot.demos.formats.robomimic import demo_names, open_file
 
         with open_file(path) as file:
             if "obs" not in file["data"][demo_names(file, path, choice)[0]]:
                 kind = "robosuite states"
+    module, name, keys = READERS[kind]
     for key, default in Choice():
-        if key not in CHOICES[kind] | {"episodes"} and (value := getattr(choice, key)) != default:
+        if key not in keys | {"episodes"} and (value := getattr(choice, key)) != default:
             raise mismatch(key, f"{json.dumps(default)} for {kind} ({path})", value)
-    if kind == "robomimic":
-        return Robomimic
-    if kind == "robosuite states":
-        return RobosuiteStates
-    if kind == "lerobot":
-        from s2robot.demos.formats.lerobot import LeRobot
-
-        return LeRobot
-    if kind == "diffusion_policy":
-        from s2robot.demos.formats.diffusion_policy import ReplayBuffer
-
-        return ReplayBuffer
-    return _StoreSource
+    return getattr(import_module(f"s2robot.demos.formats.{module}"), name)
 
 
-class _StoreSource(Source):
+class StoreSource(Source):
     """A store, to copy some of its episodes."""
 
     def __init__(self, path: Path, choice: Choice):
@@ -106,13 +91,7 @@ class _StoreSource(Source):
 
 
 def convert(path: Path, out: Path, choice: Choice | None = None, progress: Progress = silent) -> Source:
-    """Write the dataset at `path` as a store; returns its reader, whose `notes` list the contents that were left out.
-
-    Nothing is left under the name `out` after an error.
-
-    Raises:
-        UserError: `out` exists, `path` is no dataset or a broken one, or the disk rejects a write.
-    """
+    """Write the dataset at `path` as a store (UserError); returns its reader, whose `notes` list what was left out."""
     source = read(path, choice or Choice())
     write_store(source, out, progress)
     return source

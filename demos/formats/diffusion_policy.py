@@ -1,12 +1,8 @@
 """Read and write diffusion_policy's replay buffers: zarr format 2, as a folder or a .zarr.zip.
 
-    ReplayBuffer(Path("pusht_cchi_v7_replay.zarr"), Choice(rate_hz=10))
-    write(store, Path("mine.zarr"), ExportSettings(), progress)          # or mine.zarr.zip
-
 Format: real-stanford/diffusion_policy, `common/replay_buffer.py`: `data/<key>` end to end, `meta/episode_ends`, one image per
-chunk. Their policies scale actions by the data, so actions are written as stored. A real robot's folder holds a buffer and
-`videos/<episode>/<camera>.mp4` at a higher rate: as in their `real_data_to_replay_buffer`, a step gets the first frame at
-or after its time.
+chunk. A real robot's folder holds a buffer and `videos/<episode>/<camera>.mp4` at a higher rate: as in their
+`real_data_to_replay_buffer`, a step gets the first frame at or after its time.
 
 zarr's own reader runs any codec that numcodecs knows, pickle included, allocates the size in a chunk's header, and fills in
 missing chunks. This one reads plain numbers through a few codecs, within the limits of `bounds.py`.
@@ -34,16 +30,7 @@ from s2robot.core.settings import Stored, read
 from s2robot.demos.bounds import CODECS, IMAGE_CODECS, check_size, json_object, number_type, unpack
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.formats.export import ExportSettings, all_pieces, array_keys, check_names, rates_of
-from s2robot.demos.formats.source import (
-    NAME,
-    Choice,
-    Piece,
-    Progress,
-    Sidecar,
-    Source,
-    part_of,
-    require,
-)
+from s2robot.demos.formats.source import NAME, Choice, Piece, Progress, Sidecar, Source, part_of, require
 from s2robot.demos.formats.video import frames_at, open_video
 from s2robot.demos.schema import parts_of
 from s2robot.demos.store import EpisodeStore
@@ -66,15 +53,7 @@ class Layout(Stored):
 
 
 class Array2:
-    """One array, read by rows; a missing chunk reads as the fill value.
-
-    Args:
-        stored: its .zarray.
-        chunks: position, name and stored bytes of the files in its folder.
-
-    Raises:
-        UserError: broken metadata, a filter, or a codec that is not on the list.
-    """
+    """One array by its .zarray, read by rows (UserError); a missing chunk reads as the fill value."""
 
     def __init__(self, where: str, stored: dict[str, Any], chunks: list[Chunk], read_file: ReadFile):
         self.where, self._read, self.dtype = where, read_file, number_type(where, stored.get("dtype"))
@@ -176,11 +155,10 @@ class ReplayBuffer(Source):
         for name in dict.fromkeys(k for keys in self.keys.values() for k in keys):
             array = self._arrays[name]
             count, fill = f"{len(array.chunks)} of {array.chunk_count} chunks", array.about.fill_value
-            if len(array.chunks) == array.chunk_count:
-                continue
-            if ours or fill is None:
-                raise mismatch(f"{self.path}: data/{name}", "all chunks", count)
-            self.notes.append(f"data/{name}: {count} are there; the others are read as {fill}")
+            if len(array.chunks) < array.chunk_count:
+                if ours or fill is None:
+                    raise mismatch(f"{self.path}: data/{name}", "all chunks", count)
+                self.notes.append(f"data/{name}: {count} are there; the others are read as {fill}")
 
     def _choose_arrays(self) -> None:
         """Choose the arrays that make action, proprio and cameras."""
@@ -195,10 +173,14 @@ class ReplayBuffer(Source):
         self.notes += [f"data/{key} is left out" for key in arrays if key not in used]
         self._videos = {name: file for file, name in cameras.items() if file in videos}
         self._use_timestamps = choice.rate_hz is None and "timestamp" in arrays
-        sizes = {
-            name: frame_size(path / "videos/0" / key) if key in videos else arrays[key].shape[1:3]
-            for key, name in cameras.items()
-        }
+        sizes = {}
+        for key, name in cameras.items():
+            if key in videos:
+                require("av")
+                with open_video(path / "videos/0" / key) as (_, stream):
+                    sizes[name] = stream.codec_context.height, stream.codec_context.width
+            else:
+                sizes[name] = arrays[key].shape[1:3]
         parts = [
             [part_of(k, arrays[k].shape[1], kind) for k in self.keys[array]]
             for array, kind in (("action", choice.action_kind), ("proprio", "absolute"))
@@ -216,8 +198,8 @@ class ReplayBuffer(Source):
     def values_of(self, number: int) -> dict[str, Any]:
         if self.sidecar is None:
             return {}
-        own = {k: v for k, v in self._meta.items() if k in self.sidecar.values and v.ndim}
-        stored = {k: v[number : number + 1][0] for k, v in own.items()}
+        own = {key: array for key, array in self._meta.items() if key in self.sidecar.values and array.ndim}
+        stored = {key: array[number : number + 1][0] for key, array in own.items()}
         return self.sidecar.episode_values(stored, f"{self.path}: meta")
 
     def pieces_of(self, number: int) -> Iterator[Piece]:
@@ -237,7 +219,7 @@ class ReplayBuffer(Source):
         """Seconds of an episode's steps since its first.  # (T,)"""
         if not self._use_timestamps:
             return np.arange(stop - start) / self.attributes["rate_hz"]
-        stamps = np.asarray(self._arrays["timestamp"][start:stop], np.float64).ravel()
+        stamps = self._arrays["timestamp"][start:stop].astype(np.float64).ravel()
         return stamps - stamps[0]
 
     def joined(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -254,13 +236,6 @@ def camera_files(folder: Path) -> dict[str, str]:
     """Return file name -> name of the cameras in an episode's folder; `0.mp4` is `camera_0`."""
     stems = sorted((p.stem for p in folder.glob("*.mp4")), key=lambda s: (len(s), s))
     return {f"{stem}.mp4": f"camera_{stem}" if stem.isdigit() else stem for stem in stems}
-
-
-def frame_size(path: Path) -> tuple[int, int]:
-    """(H, W) of a video (DatasetError)."""
-    require("av")
-    with open_video(path) as (_, stream):
-        return stream.codec_context.height, stream.codec_context.width
 
 
 def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> None:

@@ -1,10 +1,7 @@
 """Export a store to LeRobot, robomimic or diffusion_policy.
 
-    export(EpisodeStore.open("demos.zarr"), Path("demos"), "lerobot", ExportSettings())
-
-A writer is a module with `write(store, target, settings, progress)`. It writes the file or folder `target`, a temporary name
-that is renamed when the writer returns, so no partial output is ever found. It reads the episodes through `pieces`, which
-renders the images of episodes that hold states only.
+A writer is a module with `write(store, target, settings, progress)`. It writes `target`, a temporary name that is renamed
+when it returns, so no partial output is ever found.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,10 +26,7 @@ WRITERS = {"lerobot": "write_lerobot", "robomimic": "write_robomimic", "diffusio
 ENDINGS = {".hdf5": "robomimic", ".h5": "robomimic", ".zarr.zip": "diffusion_policy"}
 Pictures = Literal["h264", "png"]
 PICTURES = get_args(Pictures)
-DELTAS = (
-    "action_raw",
-    "action_sent",
-)  # of an arm's recording: deltas too, so dropped beside absolute targets
+DELTAS = ("action_raw", "action_sent")  # of an arm's recording: dropped beside absolute targets
 
 
 class ExportSettings(Settings, file="convert"):
@@ -59,11 +53,7 @@ def format_for(out: Path, to: str | None) -> str | None:
 def export(
     store: EpisodeStore, out: Path, to: str, settings: ExportSettings, progress: Progress = silent
 ) -> None:
-    """Write a store as `out`, in the format `to`; nothing is left under that name after an error.
-
-    Raises:
-        UserError: `out` exists, the format cannot hold the store, or the disk rejects a write.
-    """
+    """Write a store as `out`, in the format `to`; after an error (UserError) nothing is left under that name."""
     if not len(store):
         raise mismatch(store.path, "at least one episode", "none")
     if settings.image_size is not None or settings.actions == "absolute":
@@ -81,8 +71,14 @@ class ModifiedStore(EpisodeStore):
 
     def __init__(self, path: Path, side: int | None, absolute: bool):
         super().__init__(path, "r")
-        if side is not None:
-            self._set_image_size(side)
+        if side is not None and self._attrs["kind"] == "states":
+            self._attrs["env_config"]["image_size"] = side
+            for geometry in self._attrs["camera_geometry"].values():
+                geometry["size"] = [side, side]
+        for name, size in camera_sizes(self, self.cameras).items() if side is not None else ():
+            if size != (side, side):
+                got = f"{side} for images of {name} of {size[0]} x {size[1]} px"
+                raise mismatch("image_size", "null", got)
         if absolute:
             self._make_absolute()
 
@@ -96,15 +92,6 @@ class ModifiedStore(EpisodeStore):
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(k for k in super().keys if self._targets is None or k not in DELTAS)
-
-    def _set_image_size(self, side: int) -> None:
-        if self._attrs["kind"] == "states":
-            self._attrs["env_config"]["image_size"] = side
-            for geometry in self._attrs["camera_geometry"].values():
-                geometry["size"] = [side, side]
-        for name, (height, width) in camera_sizes(self, self.cameras).items():
-            if (height, width) != (side, side):
-                raise mismatch("image_size", f"null, as images of {name} have {height} x {width} px", side)
 
     def _make_absolute(self) -> None:
         """Add each delta to the last commanded joints if the state holds them, else sum up from the first measured ones."""
@@ -130,10 +117,9 @@ class ModifiedStore(EpisodeStore):
 
 def rates_of(store: EpisodeStore) -> np.ndarray:
     """Return the real steps per second of each episode: an arm may run slower than `rate_hz`.  # (episodes,)"""
-    attrs = store.attrs
-    each = "speed" in store.meta_keys
-    speeds = store.meta("speed") if each else np.full(len(store), attrs.get("speed", 1.0))
-    return np.round(attrs["rate_hz"] * speeds, 6)
+    usual = np.full(len(store), store.attrs.get("speed", 1.0))
+    speeds = store.meta("speed") if "speed" in store.meta_keys else usual
+    return np.round(store.attrs["rate_hz"] * speeds, 6)
 
 
 def rate_of(store: EpisodeStore) -> float:
@@ -171,10 +157,7 @@ def all_pieces(store: EpisodeStore, progress: Progress) -> Iterator[tuple[int, i
 
 
 def pieces(store: EpisodeStore, i: int) -> Iterator[Piece]:
-    """Yield the arrays of an episode, a few steps at a time, with an `images_<camera>` for each camera (UserError).
-
-    Images of episodes that hold states are rendered, at the size that the store specifies.
-    """
+    """Yield the arrays of an episode, a few steps at a time, images recorded or rendered as `images_<camera>` (UserError)."""
     steps = store.episode_slice(i)
     sizes = camera_sizes(store, store.cameras)
     drawn: dict[str, np.ndarray] = {}

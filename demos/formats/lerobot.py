@@ -1,7 +1,5 @@
 """Read LeRobot datasets, v3.0, v2.1 and v2.0, from a folder; partial downloads as well.
 
-    LeRobot(Path("aloha"), Choice())        # meta/info.json, data/**.parquet, videos/**.mp4
-
 Format: huggingface/lerobot, `src/lerobot/datasets`, wheels 0.3.3 (v2.1) and 0.4.4 (v3.0). Frames are found by counting:
 row k of an episode is the frame k / fps after the episode's start in its video.
 """
@@ -49,10 +47,6 @@ class Feature(Stored):
     names: Any = None
     info: dict[str, Any] | None = None
     video_info: dict[str, Any] | None = None
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -148,9 +142,9 @@ class LeRobot(Source):
             return False
         stored = json_file(file)
         features = {feature for places in stored["places"].values() for feature in places}
-        if features != self._info.features.keys() - set(AUTOMATIC) or any(
-            stored.get(name) != getattr(self._info, name) for name in ("total_episodes", "total_frames")
-        ):
+        counts, info = ("total_episodes", "total_frames"), self._info
+        same = features == info.features.keys() - set(AUTOMATIC)
+        if not same or any(stored.get(name) != getattr(info, name) for name in counts):
             self.notes.append(f"{MARKER} is of another dataset and is not used")
             return False
         if not self.restore(stored, str(file)):
@@ -180,23 +174,23 @@ class LeRobot(Source):
         used = {key for keys in self.keys.values() for key in keys}
         parts = [self._parts(array) for array in ("action", "proprio")]
         sizes = {name: info.features[key].image_size for key, name in self._cameras.items()}
-        taken = {*self.keys, *(f"images_{name}" for name in sizes)}
+        images = {f"images_{name}" for name in sizes}
         for key in (key for key in info.features if key in {*flat, *others} - used):
             name = own = _array_name(key)
-            while name in taken:
+            while name in images | self.keys.keys():
                 name = f"recorded_{name}"
             if name != own:
                 self.notes.append(f"{key} is called {name}: there is another {own}")
-            taken.add(name)
             self.keys[name] = [key]
         self.describe(f"LeRobot {info.codebase_version}", info.robot_type, info.fps, sizes, *parts)
 
     def _parts(self, array: str) -> list[dict[str, Any]]:
         keys, features = self.keys[array], self._info.features
         kind = self.choice.action_kind if array == "action" else "absolute"
+        sizes = {key: math.prod(features[key].shape) for key in keys}
         return [
-            part_of(array if len(keys) == 1 else key, f.size, kind, flat_names(f.names, f.size))
-            for key, f in ((key, features[key]) for key in keys)
+            part_of(array if len(keys) == 1 else key, size, kind, flat_names(features[key].names, size))
+            for key, size in sizes.items()
         ]
 
     def _read_episodes(self) -> list[Episode]:
@@ -209,12 +203,10 @@ class LeRobot(Source):
             found: list[dict[str, Any]] = [row for each in tables for row in each.to_pylist()]
         else:
             found = [json_object(table, line) for line in text_of(table).splitlines() if line.strip()]
-        rows = sorted(
-            ((read(Row, row, f"{table}: "), row) for row in found), key=lambda r: r[0].episode_index
-        )
+        rows = [(read(Row, row, f"{table}: "), row) for row in found]
         videos = [key for key in self._cameras if info.features[key].dtype == "video"]
         episodes = []
-        for i, (about, row) in enumerate(rows):
+        for i, (about, row) in enumerate(sorted(rows, key=lambda pair: pair[0].episode_index)):
             if about.episode_index != i:
                 raise mismatch(f"{table}: episode_index", f"{i}: no gaps, no repeats", about.episode_index)
             place = {"episode_index": i, "episode_chunk": i // info.chunks_size}
@@ -275,20 +267,17 @@ class LeRobot(Source):
         """Read and check the arrays of an episode, without images.  # key -> (T, ...)"""
         columns = [feature for features in self.keys.values() for feature in features]
         wanted = tuple(dict.fromkeys((*columns, *AUTOMATIC)))
-        table = read_columns(episode.data, wanted, self._info.is_v3)
+        table = dict(read_columns(episode.data, wanted))
         if "episode_index" in table:
             table = {k: v[table["episode_index"] == episode.number] for k, v in table.items()}
         if (count := len(next(iter(table.values())))) != episode.length:
             raise mismatch(where, f"{episode.length} rows by the table of episodes", count)
         self._check_time(table, where)
-        return {
-            key: self.joined(key, [self._shaped(table[f], f) for f in fs]) for key, fs in self.keys.items()
-        }
-
-    def _shaped(self, array: np.ndarray, name: str) -> np.ndarray:
-        feature = self._info.features[name]
-        shape = () if feature.shape == (1,) else feature.shape
-        return array.reshape(len(array), *shape).astype(np.dtype(feature.dtype), copy=False)
+        for name in columns:
+            feature = self._info.features[name]
+            shape = () if feature.shape == (1,) else feature.shape
+            table[name] = table[name].reshape(count, *shape).astype(np.dtype(feature.dtype), copy=False)
+        return {key: self.joined(key, [table[f] for f in fs]) for key, fs in self.keys.items()}
 
     def _check_time(self, table: Piece, where: str) -> None:
         """Refuse rows out of order, and time stamps that do not match the rate."""
@@ -305,9 +294,8 @@ class LeRobot(Source):
             if bad.any():
                 row = int(bad.argmax())
                 hint = f" ({fps} a second, tolerance_s={tolerance:g})" if column == "timestamp" else ""
-                raise mismatch(
-                    f"{where}: {column}: row {row}", f"{due[row]:.10g}{hint}", f"{found[row]:.10g}"
-                )
+                expected = f"{due[row]:.10g}{hint}"
+                raise mismatch(f"{where}: {column}: row {row}", expected, f"{found[row]:.10g}")
 
 
 def _usual(flat: Sequence[str], names: tuple[str, ...], prefix: str) -> list[str]:
@@ -319,10 +307,7 @@ def _usual(flat: Sequence[str], names: tuple[str, ...], prefix: str) -> list[str
 
 
 def camera_name(key: str) -> str:
-    """
-    >>> camera_name("observation.images.top"), camera_name("observation.image"), camera_name("wrist")
-    ('top', 'image', 'wrist')
-    """
+    """Return a camera's name, `top` for observation.images.top."""
     prefixes = (IMAGES, "observation.image.", "observation.")
     return next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)
 
@@ -334,20 +319,14 @@ def _array_name(key: str) -> str:
 
 
 def flat_names(names: Any, size: int) -> list[str] | None:
-    """Flatten names as they occur in datasets (nested lists, a dict of lists); None if they do not fit the size.
+    """Flatten names: nested lists, or a dict of lists; None if they do not fit the size."""
 
-    >>> flat_names([["a", "b"]], 2), flat_names({"motors": ["a"]}, 1), flat_names(["state"], 26)
-    (['a', 'b'], ['a'], None)
-    """
-
-    def walk(node: Any) -> Iterator[str]:
+    def walk(node: Any) -> list[str]:
         if isinstance(node, Mapping):
             node = list(node.values()) if all(isinstance(v, list) for v in node.values()) else list(node)
         if isinstance(node, list):
-            for inner in node:
-                yield from walk(inner)
-        elif node is not None:
-            yield str(node)
+            return [name for inner in node for name in walk(inner)]
+        return [] if node is None else [str(node)]
 
-    flat = list(walk(names))
+    flat = walk(names)
     return flat if len(flat) == size and len(set(flat)) == size else None

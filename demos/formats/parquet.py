@@ -19,6 +19,7 @@ from s2robot.demos.errors import mismatch, readable
 with suppress(ImportError):  # of the extra `data`, which readers and writers require
     import pyarrow as pa
     import pyarrow.compute as pc
+    import pyarrow.dataset as ds
     import pyarrow.parquet as pq
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow would start a PostScript interpreter for others
@@ -36,10 +37,9 @@ def read_table(path: Path, is_wanted: Callable[[str], bool]) -> pa.Table:
         return file.read([name for name in file.schema_arrow.names if is_wanted(name)])
 
 
-def read_columns(path: Path, columns: tuple[str, ...], shared: bool) -> dict[str, np.ndarray]:
-    """Read columns as arrays; a file that many episodes share is cached for the next one."""
-    read = _cached_columns if shared else _cached_columns.__wrapped__
-    return read(path, columns, path.stat().st_mtime_ns)
+def read_columns(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Read columns as arrays, cached for the next episode of the same file."""
+    return _cached_columns(path, columns, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=1)
@@ -49,14 +49,11 @@ def _cached_columns(path: Path, columns: tuple[str, ...], stamp: int) -> dict[st
 
 
 def _column(column: pa.ChunkedArray, where: str) -> np.ndarray:
-    """Return a column of numbers, or of lists of them however deep.  # (rows, ...) or (rows, numbers)
-
-    Lists must have one length at each depth: flattened, others would shift the numbers of all later rows.
-    """
+    """Return a column of numbers, or of lists of them however deep.  # (rows,) or (rows, numbers)"""
     array, rows = column.combine_chunks(), len(column)
     while isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
-    nested = uneven = False
+    nested = uneven = False  # lists of different lengths would shift the numbers of all later rows
     lists = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
     while not array.null_count and isinstance(array.type, lists):
         uneven |= len(pc.unique(pc.list_value_length(array))) > 1
@@ -73,28 +70,14 @@ def images(root: Path, path: Path, episode: int, column: str, size: tuple[int, i
     size: (H, W) by info.json; an image of more pixels is not decoded.
     """
     where = f"{path}: {column}"
-    with readable(where), pq.ParquetFile(path) as file:
-        groups = [g for g in range(file.num_row_groups) if _may_hold(file, g, episode)]
-        for batch in file.iter_batches(16, row_groups=groups, columns=[column, "episode_index"]):
-            for row in batch.to_pylist():
-                if row["episode_index"] == episode:
-                    yield _decoded(where, root, row[column], size)
-
-
-def _decoded(where: str, root: Path, row: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-    raw = row["bytes"] if row["bytes"] is not None else inside(root, row["path"]).read_bytes()
-    image = Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS)
-    check_frame(where, (image.height, image.width), size, len(raw))
-    return np.asarray(image.convert("RGB"))
-
-
-def _may_hold(file: pq.ParquetFile, group: int, episode: int) -> bool:
-    """Whether a row group can hold rows of an episode, by its statistics."""
-    about = file.metadata.row_group(group)
-    for column in map(about.column, range(about.num_columns)):
-        if column.path_in_schema == "episode_index" and column.is_stats_set and column.statistics.has_min_max:
-            return column.statistics.min <= episode <= column.statistics.max
-    return True
+    with readable(where):
+        own = ds.field("episode_index") == episode  # row groups without it are skipped
+        batches = ds.dataset(path).to_batches(columns=[column], filter=own, batch_size=16, batch_readahead=1)
+        for row in (row for batch in batches for row in batch.column(0).to_pylist()):
+            raw = inside(root, row["path"]).read_bytes() if row["bytes"] is None else row["bytes"]
+            image = Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS)
+            check_frame(where, (image.height, image.width), size, len(raw))
+            yield np.asarray(image.convert("RGB"))
 
 
 def inside(root: Path, name: str) -> Path:
@@ -116,7 +99,6 @@ class ParquetWriter:
 
     @property
     def bytes(self) -> int:
-        """Written so far."""
         return self._file.tell()
 
     def write(self, numbers: Mapping[str, np.ndarray], images: Mapping[str, np.ndarray]) -> None:
@@ -163,18 +145,13 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_indexed(path: Path, index: str, names: Sequence[str], column: str) -> None:
-    """Write a table of two columns as pandas writes numbered rows with names as their index."""
+    """Write a table of two columns as pandas 2.2 writes numbered rows with names as their index."""
     kinds = {column: ("int64", "int64"), index: ("unicode", "object")}
     columns = [
         {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": dtype, "metadata": None}
         for name, (kind, dtype) in kinds.items()
     ]
-    pandas = {
-        "index_columns": [index],
-        "column_indexes": [],
-        "columns": columns,
-        "creator": {"library": "pyarrow", "version": pa.__version__},
-        "pandas_version": "2.2.0",  # whose form this is
-    }
+    pandas = {"index_columns": [index], "column_indexes": [], "columns": columns, "pandas_version": "2.2.0"}
+    pandas["creator"] = {"library": "pyarrow", "version": pa.__version__}
     table = pa.table({column: pa.array(range(len(names)), pa.int64()), index: pa.array(names, pa.string())})
     pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), path)

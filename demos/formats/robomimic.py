@@ -1,7 +1,4 @@
-"""robomimic's hdf5 files, and robosuite's own recordings.
-
-    Robomimic(Path("lift/ph/image.hdf5"), Choice())
-    RobosuiteStates(Path("demo.hdf5"), Choice(cameras=("agentview",), image_size=84))     # without observations
+"""Read robomimic's hdf5 files, and robosuite's own recordings.
 
 Format: ARISE-Initiative/robomimic, docs/datasets/overview.md. Actions of robosuite's OSC_POSE in -1..1 become m and rad
 (as in `task=robosuite`) if env_args holds the controller's scale. Without observations, each state is set in the world that
@@ -11,6 +8,7 @@ the file specifies, in the scene of its demo (`model_file`), where images and pr
 import json
 import math
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,9 +47,9 @@ class DemoFile(Source):
             self.lengths = [len(array_of(file["data"][d], "actions", path)) for d in self._demos]
             self._prepare(file["data"], file["data"][self._demos[0]], env_args(file["data"], path))
 
+    @abstractmethod
     def _prepare(self, data: Any, first: Any, args: dict[str, Any]) -> None:
         """Choose the arrays to read; `first` is one of the demos, `args` describes their world."""
-        raise NotImplementedError
 
     def name_of(self, number: int) -> str:
         return f"{self.path}: data/{self._demos[number]}"
@@ -67,9 +65,7 @@ class DemoFile(Source):
         self.attributes |= {"action_frame": frame} if frame else {}
         self._scale: Scale | None = None
         if frame:  # from robosuite's -1..1 to the limits of all parts
-            low, high = (
-                np.concatenate([np.asarray(p[k], np.float64) for p in parts]) for k in ("low", "high")
-            )
+            low, high = (np.concatenate([p[key] for p in parts], dtype=np.float64) for key in ("low", "high"))
             self._scale = (high - low) / 2, (high + low) / 2
 
     def scaled(self, columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -101,16 +97,11 @@ class Robomimic(DemoFile):
         self.keys["proprio"] = [f"obs/{k}" for k in proprio]
         self.keys |= {f"images_{name}": [f"obs/{key}"] for key, name in cameras.items()}
         kwargs = args.get("env_kwargs", {})
-        robots = kwargs.get("robots")
-        self.describe_world(
-            first,
-            args,
-            str(args.get("env_name", "robomimic")),
-            "+".join(robots) if isinstance(robots, list) else robots,
-            self.choice.rate_hz or float(kwargs.get("control_freq", 20)),
-            {name: images[key].shape[1:3] for key, name in cameras.items()},
-            [_proprio_part(k, obs[k].shape[1]) for k in proprio],
-        )
+        robots, rate = kwargs.get("robots"), self.choice.rate_hz or float(kwargs.get("control_freq", 20))
+        robot = "+".join(robots) if isinstance(robots, list) else robots
+        sizes = {name: images[key].shape[1:3] for key, name in cameras.items()}
+        parts = [_proprio_part(k, obs[k].shape[1]) for k in proprio]
+        self.describe_world(first, args, str(args.get("env_name", "robomimic")), robot, rate, sizes, parts)
 
     def values_of(self, number: int) -> dict[str, Any]:
         if self.sidecar is None:
@@ -121,12 +112,10 @@ class Robomimic(DemoFile):
         return self.sidecar.episode_values(stored, self.name_of(number))
 
     def pieces_of(self, number: int) -> Iterator[Piece]:
-        count = self.lengths[number]
-        with open_file(self.path) as file:
+        count, path = self.lengths[number], self.path
+        with open_file(path) as file:
             demo = file["data"][self._demos[number]]
-            arrays = {
-                k: [array_of(demo, n, self.path, count) for n in names] for k, names in self.keys.items()
-            }
+            arrays = {k: [array_of(demo, n, path, count) for n in names] for k, names in self.keys.items()}
             yield from self.sliced(arrays, 0, count)
 
     def joined(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -178,15 +167,14 @@ class RobosuiteStates(DemoFile):
             actions = self.scaled([array_of(demo, k, self.path, count)[:] for k in self.keys["action"]])
         row = sum(height * width * 3 for height, width in self._world.camera_sizes.values())
         for rows in piece_slices(0, count, row):
+            steps: list[Piece] = []
             with self._named(f"{where}: states"):
-                steps = [self._observe(state) for state in states[rows]]
+                for state in states[rows]:
+                    self._world.show(state)
+                    images = {f"images_{k}": image for k, image in self._world.render_cameras().items()}
+                    steps.append({"proprio": self._world.proprio} | images)
             piece = {key: np.stack([step[key] for step in steps]) for key in steps[0]}
             yield piece | {"action": actions[rows]}
-
-    def _observe(self, state: np.ndarray) -> Piece:
-        self._world.show(state)
-        images = self._world.render_cameras()
-        return {"proprio": self._world.proprio} | {f"images_{k}": image for k, image in images.items()}
 
 
 def _world(path: Path, args: dict[str, Any], choice: Choice) -> Any:
@@ -225,11 +213,11 @@ def osc_parts(kwargs: Mapping[str, Any], size: int) -> list[dict]:
         most: Any = config.get("output_max")
         if not _is_delta(config) or config.get("type") != "OSC_POSE" or np.shape(most) != (6,):
             return []
-        limits = [{"low": [-v for v in m], "high": list(m)} for m in (most[:3], most[3:])]
-        turn = {"form": "axis_angle", "relative": True}
+        shift, turn = ({"size": 3, "low": [-v for v in m], "high": list(m)} for m in (most[:3], most[3:]))
+        turn |= {"kind": "rotation", "form": "axis_angle", "relative": True}
         parts += [
-            {"name": f"{prefix}position", "size": 3, "kind": "delta", **limits[0]},
-            {"name": f"{prefix}rotation", "size": 3, "kind": "rotation", **limits[1], **turn},
+            {"name": f"{prefix}position", "kind": "delta", **shift},
+            {"name": f"{prefix}rotation", **turn},
             {"name": f"{prefix}gripper", "size": 1, "kind": "binary", "low": [0.0], "high": [1.0]},
         ]
     return parts
@@ -250,14 +238,11 @@ def _prefixes(kwargs: Mapping[str, Any], arms: int) -> list[str]:
 def _controllers(kwargs: Mapping[str, Any], arms: int) -> list[dict]:
     """Return the settings of each arm's controller; a single one is used for all arms."""
     configs = kwargs.get("controller_configs") or {}
-    configs = configs if isinstance(configs, list) else [configs]
-    controllers = []
-    for config in configs * arms if len(configs) == 1 else configs:
-        if "body_parts" in config:
-            parts = config["body_parts"]
-            config = parts.get("right") or (parts.get("arms") or {}).get("right") or {}
-        controllers.append(config)
-    return controllers
+    configs = [*configs] if isinstance(configs, list) else [configs]
+    for i, config in enumerate(configs):
+        if (parts := config.get("body_parts")) is not None:
+            configs[i] = parts.get("right") or (parts.get("arms") or {}).get("right") or {}
+    return configs * arms if len(configs) == 1 else configs
 
 
 def _is_delta(config: Mapping[str, Any]) -> bool:
@@ -306,20 +291,16 @@ def demo_names(file: Any, path: Path, choice: Choice) -> list[str]:
     check_inside(file["data"], path)
     names = sorted((n for n in file["data"] if re.fullmatch(r"demo_\d+", n)), key=number_of)
     if choice.mask is not None:
+        where = f"mask/{choice.mask}"
         chosen([choice.mask], list(file.get("mask", {})), "mask", path)
-        masked = _mask(file["mask"][choice.mask], f"{path}: mask/{choice.mask}", path)
-        names = sorted(chosen(masked, names, f"mask/{choice.mask}", path), key=number_of)
+        mask = check_inside(file["mask"][choice.mask], path)
+        check_size(f"{path}: {where}", mask.nbytes, mask.id.get_storage_size())
+        # one by one: they may share their bytes
+        masked = {name.decode() if isinstance(name, bytes) else str(name) for name in mask}
+        names = sorted(chosen(sorted(masked), names, where, path), key=number_of)
     for name in names:
         check_inside(file["data"][name], path)
     return names
-
-
-def _mask(mask: Any, where: str, path: Path) -> list[str]:
-    """Read the names of demos in a filter key, each once."""
-    check_inside(mask, path)
-    check_size(where, mask.nbytes, mask.id.get_storage_size())
-    # one by one: they may share their bytes
-    return sorted({name.decode() if isinstance(name, bytes) else str(name) for name in mask})
 
 
 def check_inside(node: Any, path: Path) -> Any:
@@ -333,12 +314,12 @@ def check_inside(node: Any, path: Path) -> Any:
 
 def env_args(data: Any, path: Path) -> dict[str, Any]:
     """Read the world's arguments: robomimic's `env_args`, or the `env_info` of robosuite's own script; {} without them."""
-    attrs, name = data.attrs, "env_args" if "env_args" in data.attrs else "env_info"
-    if name not in attrs:
+    attrs, where = data.attrs, f"{path}: data: env"
+    if "env_args" in attrs:
+        return json_object(f"{where}_args", attrs["env_args"])
+    if "env_info" not in attrs:
         return {}
-    args = json_object(f"{path}: data: {name}", attrs[name])
-    if name == "env_args":
-        return args
+    args = json_object(f"{where}_info", attrs["env_info"])
     return {
         "env_name": args.pop("env_name", None) or str(attrs.get("env")),
         "env_version": str(attrs.get("repository_version", "")),
@@ -352,12 +333,7 @@ def number_of(name: str) -> int:
 
 
 def array_of(demo: Any, key: str, path: Path, count: int | None = None) -> Any:
-    """Return an array of a demo.
-
-    Raises:
-        DatasetError: it is missing, no array of numbers over `count` steps, needs a filter that is not on the list, or is
-            larger than its stored bytes explain.
-    """
+    """Return an array of numbers of a demo, over `count` steps (DatasetError: none, filtered, or larger than stored)."""
     where = f"{path}: {demo.name.strip('/')}: {key}"
     shape = getattr(demo.get(key), "shape", ())
     if not shape or count not in (None, shape[0]):

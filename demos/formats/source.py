@@ -1,9 +1,5 @@
 """The common base of the readers: the chosen episodes of a dataset, in pieces, with the attributes of a store.
 
-source = read(Path("lift"), Choice())
-for piece in source.pieces(0):      # {"action": (t, A), "proprio": (t, P), "images_top": (t, H, W, 3)}
-    ...
-
 Our writers store a :class:`Sidecar` beside a format's own fields, from which the readers restore the same store: names,
 types, the order of cameras and the parts. Other programs ignore it.
 """
@@ -32,6 +28,7 @@ PIECE_BYTES = 32 << 20  # of images in a piece: memory does not grow with an epi
 SHOWN = 12  # keys in a message
 
 Piece = dict[str, np.ndarray]
+Names = Sequence[str]
 Progress = Callable[[int, int], None]  # steps done, of how many
 Dtype = Annotated[str, AfterValidator(lambda name: str(number_type("dtype", name)))]
 Types = dict[str, tuple[Dtype, tuple[int, ...]]]  # key -> dtype, shape of a row
@@ -89,15 +86,14 @@ class Sidecar(Stored):
 class Source(ABC):
     """A dataset to read, whose episodes are checked while they are read; any error is one line.
 
-    A reader sets `lengths` (steps of each episode in the file), `keys` (array -> the file's arrays whose columns it joins)
-    and `attributes` (those of a store of kind images) by `restore` or by `choose` and `describe`.
+    A reader sets `lengths`, and `keys` and `attributes` by `restore` or by `choose` and `describe`.
     """
 
     def __init__(self, path: Path, choice: Choice):
         self.path, self.choice = path, choice
-        self.attributes: dict[str, Any] = {}
-        self.keys: dict[str, list[str]] = {}
-        self.lengths: Sequence[int] = ()
+        self.attributes: dict[str, Any] = {}  # of a store of kind images
+        self.keys: dict[str, list[str]] = {}  # array -> the file's arrays whose columns it joins
+        self.lengths: Sequence[int] = ()  # steps of each episode in the file
         self.notes: list[str] = []  # for the user: the contents that are left out
         self.progress: Progress = silent
         self.sidecar: Sidecar | None = None
@@ -121,11 +117,9 @@ class Source(ABC):
 
     def select(self) -> None:
         """Choose the episodes; DatasetError: one that does not exist, or whose file does not."""
-        wanted, total = self.choice.episodes, len(self.lengths)
-        if wanted is None or isinstance(wanted, int):
-            self._chosen = list(range(total)[:wanted])
-        else:
-            self._chosen = sorted(numbers(wanted, total, "episodes"))
+        wanted, every = self.choice.episodes, range(len(self.lengths))
+        counted = wanted is None or isinstance(wanted, int)
+        self._chosen = list(every[:wanted]) if counted else sorted(numbers(wanted, len(every), "episodes"))
         if not self._chosen:
             raise mismatch(self.path, "at least one episode", "none")
         self.steps = sum(int(self.lengths[i]) for i in self._chosen)
@@ -134,9 +128,8 @@ class Source(ABC):
 
     def _without(self, bad: set[int]) -> str:
         rest = as_ranges([i for i in self._chosen if i not in bad])
-        return (
-            f'; "episodes=[{rest}]" reads the others (demos.episodes where a verb has that)' if rest else ""
-        )
+        hint = f'; "episodes=[{rest}]" reads the others (demos.episodes where a verb has that)'
+        return hint if rest else ""
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -152,13 +145,12 @@ class Source(ABC):
         while True:
             try:
                 with readable(self.path):  # not errors of whoever uses a piece
-                    piece = next(pieces, None)
-                    for key, array in (piece or {}).items():
+                    if (piece := next(pieces, None)) is None:
+                        return
+                    for key, array in piece.items():
                         check_finite(f"{self.name_of(number)}: {key}", array, start)
             except UserError as error:
                 raise DatasetError(f"{error}{self._without({number})}") from error
-            if piece is None:
-                return
             yield piece
             steps = len(next(iter(piece.values())))
             start, self._done = start + steps, self._done + steps
@@ -169,14 +161,14 @@ class Source(ABC):
         sidecar, choice = read(Sidecar, stored, f"{where}: "), self.choice
         if choice.action is not None or choice.proprio is not None:
             return False
-        self.check_rate(sidecar.attributes["rate_hz"], where)
-        self.keys = {key: list(places) for key, places in sidecar.places.items()}
-        self.sidecar, self.attributes = sidecar, sidecar.attributes
+        about = sidecar.attributes
+        self.check_rate(about["rate_hz"], where)
+        cameras = about["cameras"]
         if choice.cameras is not None:
-            cameras = chosen(choice.cameras, self.attributes["cameras"], "cameras", self.path)
-            for name in {*self.attributes["cameras"]}.difference(cameras):
-                del self.keys[f"images_{name}"]
-            self.attributes = self.attributes | {"cameras": cameras}
+            cameras = chosen(choice.cameras, cameras, "cameras", self.path)
+        left_out = {f"images_{name}" for name in about["cameras"] if name not in cameras}
+        self.keys = {key: list(places) for key, places in sidecar.places.items() if key not in left_out}
+        self.sidecar, self.attributes = sidecar, about | {"cameras": cameras}
         return True
 
     def check_rate(self, rate: float, where: object) -> None:
@@ -184,14 +176,10 @@ class Source(ABC):
         if self.choice.rate_hz not in (None, rate):
             raise mismatch("rate_hz", f"{rate:g} as in {where}, or null", f"{self.choice.rate_hz:g}")
 
-    def choose(
-        self, cameras: Mapping[str, str], **arrays: tuple[Sequence[str], Sequence[str]]
-    ) -> dict[str, str]:
+    def choose(self, cameras: Mapping[str, str], **arrays: tuple[Names, Names]) -> dict[str, str]:
         """Set the file's arrays of action and proprio, and return the chosen cameras, key -> name (DatasetError).
 
-        Args:
-            cameras: key -> name.
-            arrays: for `action` and `proprio` the arrays that may be chosen, and the format's usual ones.
+        ``arrays``: for `action` and `proprio` the arrays that may be chosen, and the format's usual ones.
         """
         names = {name: key for key, name in cameras.items()}
         if len(names) < len(cameras):
@@ -233,9 +221,7 @@ class Source(ABC):
             **more,
         }
 
-    def sliced(
-        self, arrays: Mapping[str, Sequence[Any]], start: int, stop: int, more: int = 0
-    ) -> Iterator[Piece]:
+    def sliced(self, arrays: Mapping[str, list], start: int, stop: int, more: int = 0) -> Iterator[Piece]:
         """Yield rows of arrays of the file that `keys` lists; ``more``: bytes of a step that the reader adds itself."""
         row = sum(a.dtype.itemsize * math.prod(a.shape[1:]) for each in arrays.values() for a in each)
         for rows in piece_slices(start, stop, row + more):
@@ -261,10 +247,7 @@ def require(*modules: str, extra: str = "data") -> None:
 
 
 def as_ranges(episodes: Sequence[int]) -> str:
-    """
-    >>> as_ranges([0, 1, 2, 5])
-    '0:3,5'
-    """
+    """[0, 1, 2, 5] -> "0:3,5"."""
     known = set(episodes)
     starts = [i for i in episodes if i - 1 not in known]
     ends = [i + 1 for i in episodes if i + 1 not in known]
@@ -275,8 +258,7 @@ def piece_slices(start: int, stop: int, step_bytes: int) -> Iterator[slice]:
     """Split steps into pieces, by the bytes of one step."""
     # a chunk of a store holds 4 images
     step = int(np.clip(PIECE_BYTES // max(step_bytes, 1), 4, 4096)) // 4 * 4
-    for at in range(start, stop, step):
-        yield slice(at, min(at + step, stop))
+    yield from (slice(at, min(at + step, stop)) for at in range(start, stop, step))
 
 
 def part_of(key: str, size: int, kind: str, names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -290,7 +272,6 @@ def chosen(keys: Sequence[str], known: Sequence[str], what: str, path: Path) -> 
     known = list(dict.fromkeys(known))  # a camera's name may be its key
     if missing := [key for key in keys if key not in known]:
         more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
-        raise mismatch(
-            f"{path}: {what}", f"some of {', '.join(known[:SHOWN]) or 'none'}{more}", f"'{missing[0]}'"
-        )
+        names = f"{', '.join(known[:SHOWN]) or 'none'}{more}"
+        raise mismatch(f"{path}: {what}", f"some of {names}", f"'{missing[0]}'")
     return list(keys)

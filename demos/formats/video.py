@@ -1,7 +1,7 @@
 """Read and write the frames of video files, with PyAV."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,10 @@ import numpy as np
 
 from s2robot.demos.bounds import check_frame, most_bytes
 from s2robot.demos.errors import mismatch, readable
+
+with suppress(ImportError):  # of the extra `data`, which readers and writers require
+    import av
+    from av.video.reformatter import VideoReformatter
 
 SLACK = 128  # px
 EARLY = 1e-5  # of a step: how much before its time the first frame after it may be
@@ -20,13 +24,7 @@ OPTIONS = {"g": "2", "bf": "0", "preset": "veryfast"}  # with g=2 every second f
 
 @contextmanager
 def open_video(path: Path, size: tuple[int, int] | None = None) -> Iterator[tuple[Any, Any]]:
-    """Open a video's container and stream, to decode frames of at most `size` (H, W).
-
-    Raises:
-        DatasetError: no such file, one that cannot be decoded, or frames that are larger or that its bytes do not explain.
-    """
-    import av
-
+    """Open a video to decode frames of at most `size` (H, W); DatasetError: none, broken, or larger than its bytes explain."""
     if not path.is_file():
         raise mismatch(path, "a video", "none")
     stored = path.stat().st_size
@@ -50,18 +48,12 @@ def frames_at(
     size: tuple[int, int] | None = None,
     whole: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Yield the first frame at or after each time, s since the video's start (T,).  # uint8 (H, W, 3)
+    """Yield the first frame at or after each time, s since the video's start (T,) (DatasetError).  # uint8 (H, W, 3)
 
     Args:
         near: s that a frame may be before or after its time; without it, the last frame may be repeated for a few steps.
-        size: (H, W) of a frame at most.
         whole: the file must hold no more frames.
-
-    Raises:
-        DatasetError: no such file, one that cannot be decoded, fewer or more frames, or one at another time.
     """
-    from av.video.reformatter import VideoReformatter
-
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     early, late = (EARLY * step, np.inf) if near is None else (near, near)
     colours = VideoReformatter()  # one for all frames: a frame's own is made anew for each
@@ -93,8 +85,6 @@ class VideoWriter:
     """An H.264 file of frames of one size (H, W) at a constant rate (DatasetError: the encoder rejects the size)."""
 
     def __init__(self, path: Path, rate: int, size: tuple[int, int], crf: int):
-        import av
-
         self.bytes, self.count, self._rate = 0, 0, rate
         self._where = f"{ENCODER}, {size[0]} x {size[1]} px"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,19 +98,15 @@ class VideoWriter:
     @contextmanager
     def _encodable(self) -> Iterator[None]:
         """Turn an encoder's error into one line; errors of the disk pass."""
-        import av
-
         try:
             yield
-        except OSError:
-            raise
         except (av.error.FFmpegError, ValueError) as error:
+            if isinstance(error, OSError):
+                raise
             raise mismatch(self._where, "images that PyAV can encode, or pictures=png", error) from None
 
     def write(self, frames: np.ndarray) -> None:
         """Append frames.  # uint8 (t, H, W, 3)"""
-        import av
-
         for image in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = self.count, Fraction(1, self._rate)
@@ -130,9 +116,9 @@ class VideoWriter:
     def _encode(self, frame: Any) -> None:
         """Pass a frame on, or with None all that the encoder still holds."""
         with self._encodable():
-            for packet in self._stream.encode(frame):
-                self.bytes += packet.size
-                self._file.mux(packet)
+            packets = self._stream.encode(frame)
+            self.bytes += sum(packet.size for packet in packets)
+            self._file.mux(packets)
 
     def close(self) -> None:
         """Finish the file."""

@@ -1,12 +1,7 @@
-"""Write LeRobot v3.0 datasets.
-
-    write(EpisodeStore.open("demos.zarr"), Path("demos"), ExportSettings(), progress)
+"""Write LeRobot v3.0 datasets: huggingface/lerobot, `src/lerobot/datasets`, wheel 0.4.4.
 
 `action` and `proprio` become `action` and `observation.state`, with our parts as names; cameras become
-`observation.images.<name>`; all other arrays keep their names. The rest (the meaning of the numbers, values of an episode)
-goes into `meta/s2robot.json`, from which `lerobot.LeRobot` restores the same store.
-
-Format: huggingface/lerobot, `src/lerobot/datasets`, wheel 0.4.4.
+`observation.images.<name>`; other arrays keep their names. The rest goes into `meta/s2robot.json`: see `source.Sidecar`.
 """
 
 import json
@@ -62,11 +57,7 @@ Tasks:
 
 
 def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> None:
-    """Write a dataset folder.
-
-    Raises:
-        UserError: a rate that is no whole number, two features of one name, or images that cannot be encoded.
-    """
+    """Write a dataset folder (UserError: an odd rate, two features of one name, or images that cannot be encoded)."""
     writer = _Writer(store, target, settings)
     try:
         for i, group in groupby(all_pieces(store, progress), lambda piece: piece[0]):
@@ -132,11 +123,8 @@ class _Writer:
     def _write_arrays(self, i: int, length: int, first: int, arrays: Iterator[Piece]) -> dict[str, Stats]:
         """Write an episode's arrays; returns their statistics."""
         data, steps, start = self._data.file, np.arange(length), 0
-        sampled = (
-            np.linspace(0, length - 1, max(min(length, 100), min(int(length**0.75), 10_000)))
-            .round()
-            .astype(int)
-        )
+        samples = max(min(length, 100), min(int(length**0.75), 10_000))
+        sampled = np.linspace(0, length - 1, samples).round().astype(int)
         numbers: dict[str, list[np.ndarray]] = {feature: [] for feature in self._numbers.values()}
         images: dict[str, list[np.ndarray]] = {feature: [] for feature in self._cameras.values()}
         automatic = {
@@ -148,22 +136,19 @@ class _Writer:
         }
         for piece in arrays:
             stop = start + len(next(iter(piece.values())))
-            for key, feature in self._numbers.items():
-                numbers[feature].append(piece[key])
-            for name, feature in self._cameras.items():
-                frames = piece[f"images_{name}"]
-                every = max(frames.shape[1:3]) // SIDE if max(frames.shape[1:3]) >= LARGE else 1
-                images[feature].append(
-                    frames[sampled[(sampled >= start) & (sampled < stop)] - start, ::every, ::every]
-                )
-                if not self._png:
-                    self._videos[name].file.write(frames)
+            rows = {feature: piece[key] for key, feature in self._numbers.items()}
+            frames = {feature: piece[f"images_{name}"] for name, feature in self._cameras.items()}
+            for feature, values in rows.items():
+                numbers[feature].append(values)
+            here = sampled[(sampled >= start) & (sampled < stop)] - start
+            for feature, values in frames.items():
+                longest = max(values.shape[1:3])
+                every = longest // SIDE if longest >= LARGE else 1
+                images[feature].append(values[here, ::every, ::every])
+            for name, files in self._videos.items():
+                files.file.write(piece[f"images_{name}"])
             if self._png:  # an episode's images need not fit into memory
-                rows = {feature: piece[key] for key, feature in self._numbers.items()}
-                rows |= {name: values[start:stop] for name, values in automatic.items()}
-                data.write(
-                    rows, {feature: piece[f"images_{name}"] for name, feature in self._cameras.items()}
-                )
+                data.write(rows | {name: values[start:stop] for name, values in automatic.items()}, frames)
             start = stop
         columns = {feature: np.concatenate(values) for feature, values in numbers.items()} | automatic
         if not self._png:
@@ -183,15 +168,10 @@ class _Writer:
         episodes = {key: store.meta(key).tolist() for key in store.meta_keys}
         counts = {"episodes": episodes, "total_episodes": len(store), "total_frames": store.num_steps}
         _write_json(self._target / MARKER, Sidecar.of_store(store, places).model_dump() | counts)
-        card = CARD.format(
-            robot=store.robot,
-            episodes=len(store),
-            steps=store.num_steps,
-            fps=self._fps,
-            actions=words(parts_of(store.attrs, "action")),
-            tasks="\n".join(f"- {text}" for text in self._tasks),
-        )
-        (self._target / "README.md").write_text(card, "utf-8")
+        actions = words(parts_of(store.attrs, "action"))
+        about = {"robot": store.robot, "episodes": len(store), "steps": store.num_steps, "fps": self._fps}
+        tasks = "\n".join(f"- {text}" for text in self._tasks)
+        (self._target / "README.md").write_text(CARD.format(**about, actions=actions, tasks=tasks), "utf-8")
 
     def _info(self) -> dict[str, Any]:
         return {
@@ -220,18 +200,10 @@ class _Writer:
         for name, size in self.sizes.items():
             about: dict[str, Any] = {"dtype": "image"}
             if not self._png:
-                info = {
-                    "codec": "h264",
-                    "pix_fmt": pix_fmt(size),
-                    "fps": self._fps,
-                    "channels": 3,
-                    "is_depth_map": False,
-                }
-                info |= {"height": size[0], "width": size[1]}
-                about = {
-                    "dtype": "video",
-                    "info": {f"video.{k}": v for k, v in info.items()} | {"has_audio": False},
-                }
+                info = {"codec": "h264", "pix_fmt": pix_fmt(size), "fps": self._fps, "channels": 3}
+                info |= {"is_depth_map": False, "height": size[0], "width": size[1]}
+                video = {f"video.{key}": value for key, value in info.items()}
+                about = {"dtype": "video", "info": video | {"has_audio": False}}
             axes = ["height", "width", "channels"]
             features[self._cameras[name]] = about | {"shape": [*size, 3], "names": axes}
         for name in AUTOMATIC:
@@ -269,11 +241,8 @@ class _Files:
 
 def _number_names(parts: tuple[Part, ...]) -> list[str]:
     """Name each number, with the prefix `delta_` for steps."""
-    return [
-        f"delta_{name}" if part.kind == "delta" or part.relative else name
-        for part in parts
-        for name in number_names([part])
-    ]
+    named = ((part.kind == "delta" or part.relative, name) for part in parts for name in number_names([part]))
+    return [f"delta_{name}" if is_step else name for is_step, name in named]
 
 
 def _place(what: str, number: int) -> dict[str, int]:
@@ -288,13 +257,10 @@ def _tasks(store: EpisodeStore, instruction: str | None) -> tuple[list[str], lis
     """Return the different task texts, and the number of each episode's."""
     known = store.attrs.get("tasks") or []
     if known and "task" in store.meta_keys:
-        texts = [str(known[i]) for i in store.meta("task")]
         tasks = list(dict.fromkeys(known))
-    else:
-        name = store.attrs["env_config"].get("task", DEFAULT)
-        texts = [instruction or str(name).replace("_", " ")] * len(store)
-        tasks = texts[:1]
-    return tasks, [tasks.index(text) for text in texts]
+        return tasks, [tasks.index(known[i]) for i in store.meta("task")]
+    name = str(store.attrs["env_config"].get("task", DEFAULT))
+    return [instruction or name.replace("_", " ")], [0] * len(store)
 
 
 def _lists(stats: dict[str, Stats]) -> dict[str, dict[str, Any]]:

@@ -1,14 +1,13 @@
-"""Write robomimic files.
+"""Write robomimic files: ARISE-Initiative/robomimic, docs/datasets/overview.md.
 
-    write(store, Path("mine.hdf5"), ExportSettings(), progress)
-
-Format: ARISE-Initiative/robomimic, docs/datasets/overview.md. Demos of robosuite's worlds keep states, scene and the
-world's arguments, so that robomimic's scripts can render and replay them. The rest goes into `data/demo_N/s2robot` and
-attributes of that name: see `source.Sidecar`.
+Demos of robosuite's worlds keep states, scene and the world's arguments, so that robomimic's scripts can render and replay
+them. The rest goes into `data/demo_N/s2robot` and attributes of that name: see `source.Sidecar`.
 """
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ from urllib.parse import quote
 
 import numpy as np
 
-from s2robot.core.errors import UserError
 from s2robot.core.parts import BEYOND, parts_of, plain, slices
 from s2robot.demos.errors import mismatch
 from s2robot.demos.formats.export import ExportSettings, all_pieces, array_keys, check_names, rate_of
 from s2robot.demos.formats.robomimic import EXACT, Scale
 from s2robot.demos.formats.source import NAME, Progress, Sidecar
-from s2robot.demos.replay import world_of_demos
+from s2robot.demos.replay import task_of, world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.envs.tasks import make
@@ -54,12 +52,9 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
                 rows["states"] = piece["state"][:, : 1 + world.model.nq + world.model.nv]
             for name, values in rows.items():
                 if at == 0:
-                    one = (
-                        {"chunks": (1, *values.shape[1:]), "compression": "lzf"}
-                        if name.endswith("_image")
-                        else {}
-                    )
-                    demo.create_dataset(name, (store.lengths[i], *values.shape[1:]), values.dtype, **one)
+                    how = {"chunks": (1, *values.shape[1:]), "compression": "lzf"}
+                    how = how if name.endswith("_image") else {}
+                    demo.create_dataset(name, (store.lengths[i], *values.shape[1:]), values.dtype, **how)
                 demo[name][at : at + len(values)] = values
             disk.check()
         masks = store.split(settings.valid if len(store) > 1 else 0, 0)
@@ -75,21 +70,24 @@ class _Disk(io.FileIO):
         super().__init__(path, "w+")
         self.error: OSError | None = None
 
-    def write(self, data: Any) -> int:
-        rest = memoryview(data).cast("B")
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
         try:
-            while rest:
-                rest = rest[super().write(rest) :]
+            yield
         except OSError as error:
             self.error = self.error or error
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        with self._storing():
+            while rest:
+                rest = rest[super().write(rest) :]
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return size or 0
+        with self._storing():
+            super().truncate(size)
+        return size or 0
 
     def check(self) -> None:
         if self.error:
@@ -106,7 +104,7 @@ def scaling(store: EpisodeStore, how: str) -> Scale:
     A part without limits stays as it is. Actions beyond it are refused (DatasetError), cut (how="clip") or stretched.
     """
     actions, parts = store["action"], parts_of(store.attrs, "action")
-    halves, middles = list[np.ndarray](), list[np.ndarray]()
+    lows, highs = list[np.ndarray](), list[np.ndarray]()
     for part, at in zip(parts, slices(parts), strict=True):
         x = actions[:, at].astype(np.float64)
         least, most = x.min(0), x.max(0)
@@ -120,9 +118,10 @@ def scaling(store: EpisodeStore, how: str) -> Scale:
             expected = f"{low.min():g} to {high.max():g} (action_range=data stretches, =clip cuts)"
             got = f"{least.min():.4g} to {most.max():.4g}"
             raise mismatch(f"{store.path}: action: {part.name}", expected, got)
-        halves.append((high - low) / 2)
-        middles.append((high + low) / 2)
-    return np.concatenate(halves), np.concatenate(middles)
+        lows.append(low)
+        highs.append(high)
+    low, high = np.concatenate(lows), np.concatenate(highs)
+    return (high - low) / 2, (high + low) / 2
 
 
 def _place(store: EpisodeStore, key: str, world: Any) -> list[str]:
@@ -143,22 +142,16 @@ def _write_episode_values(demo: Any, store: EpisodeStore, i: int, world: Any) ->
     last = np.arange(store.lengths[i]) == store.lengths[i] - 1
     demo["rewards"] = last * float(np.any(values.get("success", False)))
     demo["dones"] = last.astype(np.int64)
-    demo.attrs["num_samples"] = int(store.lengths[i])
+    demo.attrs.update({"num_samples": len(last)} | {f"{NAME}:{key}": value for key, value in values.items()})
     if world is not None and "state" in store.keys:
         demo.attrs["model_file"] = world.raw.sim.model.get_xml()
-    for key, value in values.items():
-        demo.attrs[f"{NAME}:{key}"] = value
 
 
 def _world(store: EpisodeStore) -> Any:
     """Return the robosuite world of simulated demos; None for others, and without robosuite."""
-    if not store.attrs["env_config"] or find_spec("robosuite") is None:
+    if not issubclass(task_of(store), RobosuiteSettings) or find_spec("robosuite") is None:
         return None
-    try:
-        settings = world_of_demos(store)
-    except UserError:  # of an unknown task
-        return None
-    return make(settings, draw=False) if isinstance(settings, RobosuiteSettings) else None
+    return make(world_of_demos(store), draw=False)
 
 
 def _env_args(store: EpisodeStore, world: Any) -> dict[str, Any]:

@@ -1,8 +1,4 @@
-"""Anomalies of a dataset: each found by one rule, with a threshold of `configs/inspect.yaml`, and named with its place.
-
-for found in find(tables, ends, rate, frames, Thresholds()):
-    print(found.kind, found.episode, found.step, found.text)
-"""
+"""Anomalies of a dataset: each found by one rule, with a threshold of `configs/inspect.yaml`, and named with its place."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -55,11 +55,7 @@ def _opened(demos: DemosSettings) -> tuple[EpisodeStore, int]:
 
 
 def replay_demos(demos: DemosSettings) -> str:
-    """Execute the recorded actions of each episode again, open loop; returns the result in words.
-
-    Raises:
-        UserError: an episode that does not succeed again, or demos that no task of ours can replay.
-    """
+    """Execute the recorded actions of each episode again, open loop; returns the result in words (UserError: one fails)."""
     store, count = _opened(demos)
     env, worst, failed = make(world_of_demos(store), draw=False), 0.0, list[int]()
     with bar("replaying") as update:
@@ -77,11 +73,7 @@ def replay_demos(demos: DemosSettings) -> str:
 
 
 def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path) -> Path:
-    """Print a dataset's contents and anomalies, and write `inspect.html` and its folder into `out`; returns the page.
-
-    Raises:
-        UserError: a video that cannot be written, no simulator to render states, or no dataset that can be read.
-    """
+    """Print contents and anomalies, and write `inspect.html` and its folder into `out`; returns the page (UserError)."""
     store, count = _opened(demos)
     ends, numbers = store.episode_ends[:count], tables(store, count)
     print(summary(store, numbers, ends))

@@ -188,7 +188,7 @@ def test_a_full_disk_is_blamed_on_the_way_out(tmp_path, copy, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(EpisodeStore, "_define", full)
+    monkeypatch.setattr("s2robot.demos.store.define_arrays", full)
     with pytest.raises(UserError) as caught:
         convert(copy, tmp_path / "out.zarr")
     assert str(caught.value).startswith(f"{tmp_path / 'out.zarr'}: the disk is full")
