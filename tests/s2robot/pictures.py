@@ -16,14 +16,18 @@ def scene(seed: int) -> np.ndarray:
     return np.stack([cv2.resize(image, (96, 72), interpolation=cv2.INTER_LINEAR) for image in coarse])
 
 
-def write_pictures(path: Path, cameras: tuple[str, ...]) -> Path:
-    """A dataset of one episode: 6 pictures of 72 x 96 for each camera."""
-    attributes = {
+def attributes_of(cameras: tuple[str, ...]) -> dict:
+    """What demos of an arm say of themselves."""
+    return {
         "robot": "xarm7", "joint_names": list(JOINT_NAMES), "rate_hz": 10, "cameras": list(cameras),
         "camera_geometry": {}, "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, "seed": 0,
         "kind": "images",
     }  # fmt: skip
-    with EpisodeStore.create(path, attributes) as store:
+
+
+def write_pictures(path: Path, cameras: tuple[str, ...]) -> Path:
+    """A dataset of one episode: 6 pictures of 72 x 96 for each camera."""
+    with EpisodeStore.create(path, attributes_of(cameras)) as store:
         images = {f"images_{name}": scene(seed) for seed, name in enumerate(cameras)}
         blank = np.zeros((6, 8), np.float32)
         store.append({"action": blank, "proprio": blank, **images}, {"seed": 0, "success": False})
