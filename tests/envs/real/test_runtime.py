@@ -130,15 +130,6 @@ def test_an_episode_ends_as_soon_as_it_is_over(arm):
     assert not arm.stopped and runtime.fault == ()
 
 
-def test_the_operators_stop_counts_in_an_episode(arm):
-    stop = Stop()
-    runtime = made(arm, stop=stop)
-    arm.clock.at(1.5, stop.ask)
-    assert runtime.run(1000).cause == "stopped" and arm.stops == ["operator"]
-    arm.lawful()
-    assert not runtime.loop.safety.dq_last.any()
-
-
 def test_without_a_supervisor_that_watches_nothing_moves(arm):
     watch = Watch()
     runtime = made(arm, supervisor=watch)
