@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -17,7 +18,7 @@ SLOWLY = np.append(np.full(7, 0.01), 1.0)  # an action
 
 
 class VirtualClock:
-    """A `Clock` whose time passes only while everybody waits.
+    """A `Clock` whose time passes only while everybody waits, and its own `Condition`.
 
     One thread runs at a time: the one that made the clock, or one that `spawn` has started. When it waits, the first of
     the others that may go on does; when none may, time jumps to the next deadline. Threads that do not wait through
@@ -25,53 +26,49 @@ class VirtualClock:
     """
 
     def __init__(self, start: float = 1000.0):
-        self._time = start
-        self._turn = threading.Condition()
-        self._waits = []
+        self._time, self._waits = start, []
 
     def now(self):
         return self._time
 
     def sleep(self, seconds):
         if seconds > 0:
-            self.wait(lambda: False, seconds)
-
-    def condition(self):
-        return _Condition(self)
+            self.wait_for(lambda: False, seconds)
 
     def spawn(self, target, name):
         begin, done = _Wait(lambda: True, np.inf), []
 
         def run():
-            begin.turn(self._turn)
+            begin.turn()
             try:
                 target()
             finally:
                 done.append(True)
-                with self._turn:
-                    self._next()
+                self._next()
 
-        with self._turn:
-            self._waits.append(begin)
+        self._waits.append(begin)
         threading.Thread(target=run, daemon=True, name=name).start()
-        return _Thread(self, done)
+        return SimpleNamespace(join=lambda timeout=None: self.wait_for(lambda: done, timeout))
 
     def at(self, time, what):
         """Do it at a time, s from now."""
+        return self.spawn(lambda: (self.sleep(time), what()), "timer")
 
-        def run():
-            self.sleep(time)
-            what()
-
-        return self.spawn(run, "timer")
-
-    def wait(self, predicate, seconds):
-        wait = _Wait(predicate, np.inf if seconds is None else self._time + seconds)
-        with self._turn:
-            self._waits.append(wait)
-            self._next()
-        wait.turn(self._turn)
+    def wait_for(self, predicate, timeout=None):
+        wait = _Wait(predicate, np.inf if timeout is None else self._time + timeout)
+        self._waits.append(wait)
+        self._next()
+        wait.turn()
         return predicate()
+
+    def condition(self):
+        return self
+
+    def __enter__(self):  # needs no lock: nobody else runs meanwhile
+        return self
+
+    def __exit__(self, *_): ...
+    def notify_all(self): ...
 
     def _next(self):
         """Give the turn away."""
@@ -79,54 +76,24 @@ class VirtualClock:
             for wait in self._waits:
                 if wait.predicate() or wait.deadline <= self._time:
                     self._waits.remove(wait)
-                    wait.ready = True
-                    self._turn.notify_all()
+                    wait.ready.set()
                     return
             deadline = min((w.deadline for w in self._waits), default=np.inf)
             if deadline == np.inf:
                 for wait in self._waits:
-                    wait.ready = wait.stuck = True
-                self._turn.notify_all()
+                    wait.stuck = True
+                    wait.ready.set()
                 return
             self._time = deadline
 
 
 class _Wait:
     def __init__(self, predicate, deadline):
-        self.predicate, self.deadline, self.ready, self.stuck = predicate, deadline, False, False
+        self.predicate, self.deadline, self.ready, self.stuck = predicate, deadline, threading.Event(), False
 
-    def turn(self, lock):
-        with lock:
-            while not self.ready:
-                assert lock.wait(300), "somebody does not wait through the clock"
+    def turn(self):
+        assert self.ready.wait(300), "somebody does not wait through the clock"
         assert not self.stuck, "everybody waits for somebody else"
-
-
-class _Condition:
-    """Needs no lock: nobody else runs meanwhile."""
-
-    def __init__(self, clock):
-        self._clock = clock
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def wait_for(self, predicate, timeout=None):
-        return self._clock.wait(predicate, timeout)
-
-    def notify_all(self):
-        pass
-
-
-class _Thread:
-    def __init__(self, clock, done):
-        self._clock, self._done = clock, done
-
-    def join(self, timeout=None):
-        self._clock.wait(lambda: self._done, timeout)
 
 
 class FakeArm:
@@ -258,8 +225,7 @@ class Calls(Subscriber):
     """A subscriber made of functions: `begin`, `beat`, `period`, `step`."""
 
     def __init__(self, **functions):
-        for name, function in functions.items():
-            setattr(self, f"on_{name}", function)
+        vars(self).update({f"on_{name}": function for name, function in functions.items()})
 
 
 def episode(runtime, steps):

@@ -66,17 +66,13 @@ def dagger(checkpoint: Path, **changes) -> DaggerSettings:
     return DaggerSettings(checkpoint=str(checkpoint), **how)
 
 
-def world_of(demos: EpisodeStore) -> CubePickConfig:
-    return world_of_demos(demos)
-
-
 def ended(counts: dict[str, int]) -> tuple[int, ...]:
     return tuple(counts[key] for key in ("alone", "corrected", "failed"))
 
 
 def test_a_correction_is_appended_to_a_copy(demos, settings, tmp_path):
     before, told = demos.fingerprint, []
-    args = demos, world_of(demos), tmp_path / "out.zarr"
+    args = demos, world_of_demos(demos), tmp_path / "out.zarr"
     store, counts = record_corrections(settings, *args, first=1, progress=lambda *c: told.append(c))
     assert ended(counts) == (0, 1, 0) and told == [(1, counts)]
     assert sum(counts[reason] for reason in REASONS) == 1
@@ -85,29 +81,24 @@ def test_a_correction_is_appended_to_a_copy(demos, settings, tmp_path):
     arrays = store.episode(1)
     policy = arrays["perturbed"].astype(bool)
     switch = int(policy.sum())
-    assert (
-        PATIENCE <= switch < 30 and not policy[switch:].any()
-    )  # first the policy, then the picker to the end
+    assert PATIENCE <= switch < 30 and not policy[switch:].any()  # the policy, then the picker to the end
     assert np.array_equal(arrays["imitate"], 1 - policy)
     assert np.array_equal(arrays["expert"][switch:, 0], arrays["action"][switch:])
-    env = CubePick(world_of(demos), draw=False)
+    env = CubePick(world_of_demos(demos), draw=False)
     assert replay_episode(store, env, 1)["success"]
     windows = make_windows(store, np.array([1]), 1, STEPS)
     assert windows.steps.tolist() == list(range(int(store.lengths[0]) + switch, store.num_steps))
 
     again, counts = record_corrections(settings, *args, first=1)  # nothing is left to try
-    assert (
-        ended(counts) == (0, 1, 0)
-        and not any(counts[reason] for reason in REASONS)
-        and again.fingerprint == store.fingerprint
-    )
+    assert ended(counts) == (0, 1, 0) and not any(counts[reason] for reason in REASONS)
+    assert again.fingerprint == store.fingerprint
     more, _ = record_corrections(settings.replace(episodes=2), *args, first=1)
     whole, _ = record_corrections(settings.replace(episodes=2), *args[:2], tmp_path / "whole.zarr", first=1)
     assert more.fingerprint == whole.fingerprint and len(more) == 3
 
 
 def course(demos: EpisodeStore, checkpoint: Path, patience: int = 30, steps: int = 100, **changes) -> Course:
-    world = world_of(demos).replace(image_size=64, max_steps=steps)
+    world = world_of_demos(demos).replace(image_size=64, max_steps=steps)
     takeover = TakeoverSettings(patience=patience)
     return Course(dagger(checkpoint, takeover=takeover, **changes), world, PickerConfig(), STEPS)
 
@@ -141,10 +132,8 @@ def scripted(monkeypatch):
 def test_corrections_of_a_task_with_layouts_have_theirs(checkpoint, tmp_path, monkeypatch):
     world, expert = settings_class("lift")(image_size=24), ExpertSettings(kicks=(0, 0), misses=0.0)
     demos = record(tmp_path / "demos.zarr", world, expert, 1, 500, 1, expert=STEPS)
-    still = types.SimpleNamespace(
-        reset=lambda seed: None, plan=lambda seen: np.zeros((2, 7), np.float32), disagreement=0.0
-    )
-    asked = Course(dagger(checkpoint), world, expert, STEPS)
+    plan, asked = np.zeros((2, 7), np.float32), Course(dagger(checkpoint), world, expert, STEPS)
+    still = types.SimpleNamespace(reset=lambda seed: None, plan=lambda seen: plan, disagreement=0.0)
     monkeypatch.setattr(dagger_record, "_course", lambda *given: asked)
     monkeypatch.setattr(dagger_record, "_OPEN", {})
     monkeypatch.setattr(dagger_record, "load_policy", lambda *given: (still, None, None))
@@ -166,7 +155,7 @@ def test_from_which_of_its_states_the_picker_is_imitated(demos, checkpoint, scri
     """A policy that closes where it is: the picker takes over when the gripper is shut."""
     close = np.repeat(np.append(np.zeros(7), 1.0)[None].astype(np.float32), 40, 0)
     close[0, 7] = 0
-    env = CubePick(world_of(demos).replace(image_size=64), draw=False)
+    env = CubePick(world_of_demos(demos).replace(image_size=64), draw=False)
     for visited in ("none", "open", "all"):
         scripted(close)
         arrays, facts = corrected_episode(course(demos, checkpoint, imitate_visited=visited), SEED)
@@ -199,15 +188,12 @@ def test_a_policy_that_nobody_can_save_and_one_that_takes_too_long(demos, checkp
 
 def test_members_that_disagree_are_not_followed(demos, settings, save_untrained, tmp_path):
     two = save_untrained(tmp_path / "two", members=2)
-    sure = settings.replace(
-        checkpoint=str(two), takeover=TakeoverSettings(patience=PATIENCE, disagreement=1e-9)
-    )
-    store, _ = record_corrections(sure, demos, world_of(demos), tmp_path / "out.zarr", 1)
+    takeover = TakeoverSettings(patience=PATIENCE, disagreement=1e-9)
+    sure, world = settings.replace(checkpoint=str(two), takeover=takeover), world_of_demos(demos)
+    store, _ = record_corrections(sure, demos, world, tmp_path / "out.zarr", 1)
     assert not store.episode(1)["perturbed"].any() and store.episode(1)["imitate"].all()
     with pytest.raises(UserError, match="takeover.disagreement: expected null .* one member, got 1e-09"):
-        record_corrections(
-            sure.replace(checkpoint=settings.checkpoint), demos, world_of(demos), tmp_path / "a", 1
-        )
+        record_corrections(sure.replace(checkpoint=settings.checkpoint), demos, world, tmp_path / "a", 1)
 
 
 def changed(demos: EpisodeStore, path: Path, drop: tuple = (), more: dict | None = None, **about):
@@ -218,7 +204,7 @@ def changed(demos: EpisodeStore, path: Path, drop: tuple = (), more: dict | None
 
 
 def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
-    world, out = world_of(demos), tmp_path / "out.zarr"
+    world, out = world_of_demos(demos), tmp_path / "out.zarr"
     one_eye = changed(demos, tmp_path / "c.zarr", cameras=["hand"])
     blind = changed(demos, tmp_path / "e.zarr", drop=("expert", "imitate"))
     real = changed(demos, tmp_path / "r.zarr", env_version="RealCubePick-v0")
@@ -230,13 +216,7 @@ def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
         (UserError, settings, blind, world, f"s2robot convert data={blind.path} .*expert="),
         (DatasetError, settings, scored, world, "meta/score: expected"),
         (UserError, settings, real, world, "found the task RealCubePick-v0, expected CubePick-v0"),
-        (
-            UserError,
-            settings,
-            demos,
-            lift,
-            "env: found a world that is not the demos' .success_height 0.1 -> 0.04.",
-        ),
+        (UserError, settings, demos, lift, "env: found a world .* demos' .success_height 0.1 -> 0.04."),
         (UserError, settings.replace(checkpoint=None), demos, world, "checkpoint: found none"),
         (PolicyError, settings.replace(checkpoint=str(tmp_path / "no")), demos, world, "no such folder"),
         (DatasetError, settings, unknown, world, "expected simulated demos of a scripted expert"),
@@ -246,15 +226,12 @@ def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
     assert not out.exists()
     with pytest.raises(UserError, match="c.zarr: found other episodes, expected a dataset that begins with"):
         record_corrections(settings, demos, world, tmp_path / "c.zarr")
-    for key, value in (("rounds", 0), ("imitate_visited", "some"), ("seed", -1), ("workers", 0)):
-        with pytest.raises(UserError, match=f"^recording.{key}: expected "):
-            settings.replace(**{key: value})
+    with pytest.raises(UserError, match="^recording.imitate_visited: expected "):
+        settings.replace(imitate_visited="some")
 
 
-def test_positions_that_another_policy_tried_are_not_taken_for_this_one_s(
-    demos, settings, save_untrained, tmp_path
-):
-    args = demos, world_of(demos), tmp_path / "out.zarr"
+def test_positions_that_another_policy_tried_are_not_its(demos, settings, save_untrained, tmp_path):
+    args = demos, world_of_demos(demos), tmp_path / "out.zarr"
     record_corrections(settings, *args, first=1)
     other = save_untrained(tmp_path / "other", deltas=0.02)
     for changes, words in (
@@ -262,9 +239,7 @@ def test_positions_that_another_policy_tried_are_not_taken_for_this_one_s(
         ({"imitate_visited": "all"}, "imitate_visited none, expected all"),
         ({"takeover": TakeoverSettings(patience=PATIENCE + 1)}, r"takeover\.patience 3, expected 4"),
     ):
-        with pytest.raises(
-            UserError, match=f"found positions {SEED} to {SEED} tried with {words}.*; choose another out"
-        ):
+        with pytest.raises(UserError, match=f"found positions {SEED} to {SEED} tried with {words}"):
             record_corrections(settings.replace(**changes), *args, first=1)
     later = settings.replace(checkpoint=str(other), seed=SEED + 1)
     store, counts = record_corrections(later, *args, first=1)
@@ -273,35 +248,26 @@ def test_positions_that_another_policy_tried_are_not_taken_for_this_one_s(
     assert ended(counts) == (0, 1, 0) and len(again) == 3
 
 
-def test_positions_of_the_demos_are_tried_all_the_same(demos, settings, tmp_path, monkeypatch):
-    tried = []
+def test_the_demos_positions_are_tried_too_and_a_half_made_copy_is_made_again(
+    demos, settings, tmp_path, monkeypatch
+):
+    """As a kill leaves it."""
+    tried, part = [], tmp_path / ".out.zarr.partial"
 
     def alone(course, seed):
         tried.append(seed)
         return {}, {"seed": seed, "reason": "", "step": 1, "success": True}
 
-    monkeypatch.setattr("s2robot.dagger.record.corrected_episode", alone)
-    first = int(demos.meta("seed")[0])
-    again = settings.replace(seed=first, episodes=3, workers=1)
-    _, counts = record_corrections(again, demos, world_of(demos), tmp_path / "out.zarr")
-    assert tried == [first, first + 1, first + 2] and ended(counts) == (3, 0, 0)
-
-
-def test_a_copy_that_a_kill_left_half_done_is_made_again(demos, settings, tmp_path, monkeypatch):
-    part = tmp_path / ".out.zarr.partial"
     with EpisodeStore.create(part, demos.attrs) as copy:
         copy.append_all(demos, 1)
-    monkeypatch.setattr(
-        "s2robot.dagger.record.corrected_episode",
-        lambda course, seed: ({}, {"seed": seed, "reason": "", "step": 1, "success": True}),
-    )
-    store, counts = record_corrections(settings, demos, world_of(demos), tmp_path / "out.zarr")
-    assert store.fingerprint == demos.fingerprint and ended(counts) == (1, 0, 0) and not part.exists()
+    monkeypatch.setattr("s2robot.dagger.record.corrected_episode", alone)
+    again = settings.replace(seed=500, episodes=3)  # the demos' first
+    store, counts = record_corrections(again, demos, world_of_demos(demos), tmp_path / "out.zarr")
+    assert tried == [500, 501, 502] and ended(counts) == (3, 0, 0)
+    assert store.fingerprint == demos.fingerprint and not part.exists()
 
 
-def taken_over(
-    settings: TakeoverSettings, *left: float, missed: bool = False, disagreement: float = 0.0
-) -> str:
+def taken_over(settings, *left: float, missed=False, disagreement=0.0) -> str:
     """Why the expert takes over in a world from which the policy is `left` away after each step."""
     ways = iter(left)
     env = types.SimpleNamespace(
@@ -328,11 +294,5 @@ def test_the_expert_waits_for_progress_and_no_longer():
     sure = TakeoverSettings(disagreement=0.1)
     assert taken_over(settings, 0.3, disagreement=9.0) == taken_over(sure, 0.3, disagreement=0.1) == "late"
     assert taken_over(sure, 0.3, disagreement=0.11) == "unsure"
-    for key, value in (
-        ("patience", 0),
-        ("progress", -0.1),
-        ("disagreement", 0.0),
-        ("progress", float("nan")),
-    ):
-        with pytest.raises(UserError, match=f"^recording.takeover.{key}: expected .*, got {value}"):
-            TakeoverSettings(**{key: value})
+    with pytest.raises(UserError, match="^recording.takeover.patience: expected .*, got 0"):
+        TakeoverSettings(patience=0)

@@ -101,31 +101,18 @@ def box():
 
 
 @pytest.fixture
-def words(slow_policy, pictures, calm):
-    """Settings of `s2robot deploy` on the box."""
-    return [f"checkpoint='{slow_policy}'", f"demos.path='{pictures}'", "robot.ip=127.0.0.1", *calm]
-
-
-def replayed(pictures):
-    return [
-        f"bridge.cameras.{name}.{key}"
-        for name in CAMERAS
-        for key in ("kind=replay", f"device='{pictures}'", "fps=20")
-    ]
-
-
-@pytest.fixture
-def terminal(box, words, pictures, tmp_path):
+def terminal(box, slow_policy, calm, pictures, tmp_path):
     """Starts `s2robot deploy --live` on a terminal, before the arm, with replayed pictures."""
     opened = []
     box.side("clear")
     box.side("place_arm", joints=(HOME + 0.1).tolist())
+    words = [f"checkpoint='{slow_policy}'", f"demos.path='{pictures}'", "robot.ip=127.0.0.1", *calm]
+    for name in CAMERAS:
+        words += [f"bridge.cameras.{name}.{key}" for key in ("kind=replay", f"device='{pictures}'", "fps=20")]
 
     def start(*more):
-        command = [sys.executable, "-c", DEPLOY, box.ports.to_json(), "--live", "hydra.run.dir=run"]
-        opened.append(
-            Terminal([*command, *words, "bridge.home.speed=0.3", *replayed(pictures), *more], tmp_path)
-        )
+        command = [sys.executable, "-c", DEPLOY, box.ports.to_json(), "--live", "hydra.run.dir=run", *words]
+        opened.append(Terminal([*command, "bridge.home.speed=0.3", *more], tmp_path))
         return opened[-1]
 
     yield start
@@ -157,11 +144,8 @@ def test_the_operator_is_asked_and_heard(terminal, box, tmp_path):
     said, status = deploy.end()
     assert status == 0 and "1 of 3 episodes succeeded" in said, said
     records = json.loads((tmp_path / "run" / "summary.json").read_text())["records"]
-    assert [(r["success"], r["cause"]) for r in records] == [
-        (False, "steps"),
-        (True, "ended"),
-        (False, "stopped"),
-    ]
+    outcomes = [(False, "steps"), (True, "ended"), (False, "stopped")]
+    assert [(r["success"], r["cause"]) for r in records] == outcomes
     store = EpisodeStore.open(tmp_path / "mine.zarr")
     assert store.meta("success").tolist() == [0, 1, 0] and store.attrs["source"] == "arm"
     assert store["images_hand"].std() > 5

@@ -97,21 +97,6 @@ def test_an_evaluation_writes_what_a_simulated_one_writes(config, emulator, slow
         verbs.evaluate(config("bridge.speed=0.3"))
 
 
-def test_a_success_ends_its_episode_and_has_a_time(config, emulator, tmp_path, monkeypatch):
-    looks = []
-    monkeypatch.setattr(EmulatedOperator, "ended", lambda self: looks.append(1) or len(looks) > 2)
-    monkeypatch.setattr(EmulatedOperator, "success", lambda self: True)
-    summary = evaluate_on_arm(
-        config("env.max_steps=50", "evaluate.episodes=1", "evaluate.videos=false"), tmp_path
-    )
-    (r,) = records(tmp_path)
-    actions = np.load(tmp_path / "actions/episode_0000.npy")
-    assert 0 < len(actions) < 50
-    assert (r["success"], r["stage"], r["steps"], r["video"]) == (True, "held", len(actions), None)
-    assert 0.1 < r["time_to_success_s"] < 30 and summary["median_time_to_success_s"] == r["time_to_success_s"]
-    assert summary["successes"] == 1 and not (tmp_path / "videos").exists()
-
-
 # ---------------------------------------------------------------- what goes wrong
 
 
@@ -126,14 +111,13 @@ def test_it_holds_where_members_disagree_as_deploy_does(config, emulator, save_u
 
 def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_path, monkeypatch):
     asked = []
-    free = EmulatedOperator.free
-    monkeypatch.setattr(
-        EmulatedOperator, "free", lambda self, fault: asked.append(fault) or free(self, fault)
-    )
-    looks = itertools.count(1)  # five a second while the policy acts
-    monkeypatch.setattr(
-        EmulatedOperator, "ended", lambda self: next(looks) == 8 and not emulator.fault("error", code=31)
-    )
+    free, looks = (
+        EmulatedOperator.free,
+        itertools.count(1),
+    )  # it looks five times a second while the policy acts
+    breaks = lambda self: next(looks) == 8 and not emulator.fault("error", code=31)  # noqa: E731
+    monkeypatch.setattr(EmulatedOperator, "free", lambda self, why: asked.append(why) or free(self, why))
+    monkeypatch.setattr(EmulatedOperator, "ended", breaks)
     with ExitStack() as stack:
         summary = evaluation(stack, config("env.max_steps=8", "evaluate.videos=false")).run()
     first, second = records(tmp_path)
@@ -144,9 +128,7 @@ def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_p
     assert asked[-1] == tuple(first["fault"].split("; "))  # told before the arm moved again
 
 
-def test_an_arm_that_does_not_come_to_the_start_ends_the_session(
-    config, emulator, tmp_path, monkeypatch, capsys
-):
+def test_an_arm_that_does_not_come_to_the_start_ends_all(config, emulator, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(EmulatedOperator, "free", lambda self, fault: True)  # clears nothing
     emulator.fault("error", code=31)
     with ExitStack() as stack:
@@ -279,6 +261,8 @@ def test_a_person_evaluates(config, emulator, tmp_path, monkeypatch, capsys):
             found.run()
     (r,) = records(tmp_path)
     assert r["success"] and r["steps"] < 100 and 1 < r["time_to_success_s"] < 30 and r["closest_m"] is None
+    assert r["stage"] == "held" and r["video"] is None and not (tmp_path / "videos").exists()
+    assert len(np.load(tmp_path / "actions/episode_0000.npy")) == r["steps"]
     assert "Place the cube at" in person.asked[-1] and "opens its gripper and moves" in person.asked[-2]
     assert "1 of 2 episodes are done; hydra.run.dir=" in capsys.readouterr().out
     assert emulator("status")["state"] >= 4

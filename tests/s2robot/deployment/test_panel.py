@@ -2,6 +2,7 @@
 
 import os
 import pty
+import termios
 import threading
 import time
 import types
@@ -15,11 +16,7 @@ from s2robot.deployment.panel import Board
 from s2robot.envs.real.control.safety import Safe, Verdict
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.operator.prompts import ask
-
-
-class Reader:
-    def age(self, now):
-        return 0.031
+from tests.envs.real.patience import wait_for
 
 
 def safe(verdict, *reasons):
@@ -35,7 +32,8 @@ def clock(monkeypatch):
 
 
 def board_of(live=True):
-    board = Board({"hand": Reader()}, live=live, episodes=3, rate_hz=100)
+    reader = types.SimpleNamespace(age=lambda now: 0.031)
+    board = Board({"hand": reader}, live=live, episodes=3, rate_hz=100)
     board.episode, board.step, board.max_steps, board.successes, board.judged = 2, 7, 80, 1, 1
     return board
 
@@ -94,8 +92,6 @@ def test_without_a_terminal_there_are_plain_lines(capsys, monkeypatch):
 
 
 def test_keys_are_heard_and_the_terminal_is_as_before(monkeypatch):
-    import termios
-
     ours, theirs = pty.openpty()
     heard = []
     with os.fdopen(theirs, "r") as stdin:
@@ -105,9 +101,7 @@ def test_keys_are_heard_and_the_terminal_is_as_before(monkeypatch):
             os.write(ours, b"\x1b[")
             time.sleep(0.5)  # no sequence, for nothing follows at once
             os.write(ours, b"q ")
-            end = time.monotonic() + 20
-            while len(heard) < 2 and time.monotonic() < end:
-                time.sleep(0.01)
+            wait_for(lambda: len(heard) == 2)
         assert heard == ["q", " "]
         assert termios.tcgetattr(theirs) == before
     os.close(ours)

@@ -16,10 +16,9 @@ from s2robot.serving.remote import PolicyLost
 
 
 def settings(checkpoint, *overrides) -> tuple[PolicySettings, object]:
+    words = [f"checkpoint='{checkpoint}'", "bridge=emulator", "policy.threads=1", *overrides]
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        cfg = compose(
-            "deploy", [f"checkpoint='{checkpoint}'", "bridge=emulator", "policy.threads=1", *overrides]
-        )
+        cfg = compose("deploy", words)
     return read_policy(cfg), read(Bridge, cfg.bridge)
 
 
@@ -62,18 +61,13 @@ def test_a_limit_needs_members_in_this_process(slow_policy, pair):
         made(slow_policy, limit)
     source, bridge = settings(pair, limit)
     served = source.replace(checkpoint=None, url="ws://nowhere:1")
-    with (
-        ExitStack() as stack,
-        pytest.raises(UserError, match="^bridge.watchdog.disagreement: expected null with policy.url"),
-    ):
-        make_policy(served, bridge, stack)
+    with pytest.raises(UserError, match="^bridge.watchdog.disagreement: expected null with policy.url"):
+        make_policy(served, bridge, ExitStack())
 
 
 def test_a_policy_of_other_actions_is_refused_before_the_arm_is_looked_for(save_untrained, tmp_path):
-    parts = [
-        {"name": "joints", "size": 7, "kind": "absolute"},
-        {"name": "gripper", "size": 1, "kind": "binary"},
-    ]
+    gripper = {"name": "gripper", "size": 1, "kind": "binary"}
+    parts = [{"name": "joints", "size": 7, "kind": "absolute"}, gripper]
     checkpoint = save_untrained(tmp_path / "c", {"action_parts": parts}, action_parts=parts)
     words = r"^policy: actions: the policy's are joints \(7 absolute\), gripper \(1 binary\), the arm's joints \(7 delta\)"
     with pytest.raises(UserError, match=words):

@@ -48,13 +48,11 @@ def test_what_fits_gives_a_line_for_each_check_and_stops_nothing():
 @pytest.mark.parametrize(
     ("change", "check_name", "shown"),
     [
-        ({"robot": "panda"}, "robot", ("xarm7", "panda")),
-        ({"rate_hz": 20}, "rate", ("10 Hz", "20 Hz")),
-        ({"joint_names": NAMES[:6]}, "joints", ("joint7",)),
+        ({"robot": "panda"}, "robot", ("xarm7", "panda")), ({"rate_hz": 20}, "rate", ("10 Hz", "20 Hz")),
+        ({"joint_names": NAMES[:6]}, "joints", ("joint7",)), ({"encoder": "beef"}, "encoder", ("f00d", "beef")),
         ({"action_frame": "joint_absolute"}, "action frame", ("joint_absolute",)),
-        ({"encoder": "beef"}, "encoder", ("f00d", "beef")),
     ],
-)
+)  # fmt: skip
 def test_what_does_not_fit_stops(change, check_name, shown):
     (line,) = bad(check(**change))
     assert line.startswith(f"stop    {check_name}: ") and all(text in line for text in shown)

@@ -19,15 +19,13 @@ from s2robot.demos.formats.export import rate_of, rates_of
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
-from s2robot.deployment.arm import JOINT_NAMES
 from s2robot.deployment.record import ArmRecording, CorrectionRecorder
 from s2robot.deployment.store import CAUSES, open_corrections, open_store
-from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION, CubePickConfig
-from s2robot.envs.cube_pick import CubePick
-from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.real.arms.geometry import ToolIK
+from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from tests import forks
 from tests.envs.real.patience import PATIENCE, wait_for
+from tests.s2robot.pictures import attributes_of
 
 pytest.importorskip("xarm")
 
@@ -54,11 +52,7 @@ def demos(tmp_path):
 
     def make(led=False):
         path = tmp_path / "demos.zarr"
-        attributes = {
-            "robot": "xarm7", "joint_names": list(JOINT_NAMES), "rate_hz": 10, "cameras": ["hand", "left"],
-            "camera_geometry": {}, "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, "seed": 0,
-            "kind": "images", "source": "teleop, emulator",
-        }  # fmt: skip
+        attributes = attributes_of(("hand", "left")) | {"source": "teleop, emulator"}
         blank = np.zeros((6, 8), np.float32)
         episode = {
             **{f"images_{name}": np.zeros((6, SIZE, SIZE, 3), np.uint8) for name in ("hand", "left")},
@@ -87,9 +81,7 @@ def person(*plays):
         def run():
             try:
                 (left.pop(0) if len(left) > 1 else left[0])(on_key)
-            except (
-                BaseException
-            ) as error:  # the test's to raise: here it would leave the episode without an end
+            except BaseException as error:  # the test's to raise; the episode ends
                 failed.append(error)
                 on_key("x")
 
@@ -123,43 +115,11 @@ def wave(side):
     return act
 
 
-def lift_by_hand(side):
-    """Leads the arm where the scripted picker went in the simulated episode of that seed."""
-    simulated = CubePick(CubePickConfig(cameras=("hand",)), draw=False)
-    simulated.reset(seed=SEED)
-    picker = Picker(simulated, PickerConfig(kicks=(0, 0), misses=0.0))
-    picker.reset(SEED)
-    way, ik = [], ToolIK()
-    while not simulated.is_success:
-        action = picker.act()[0]
-        simulated.step_physics(action)
-        position, rotation = ik.pose(simulated.commanded)
-        # a little higher: a hand that waits for closing fingers would press them into the table
-        joints = ik.solve(simulated.commanded, position + [0, 0, 0.007], rotation)
-        way.append((joints, bool(action[7])))
-
-    def act(on_key):
-        led(side)
-        was_closed = False
-        for joints, closed in way:
-            if closed != was_closed:
-                on_key(" ")
-                was_closed = closed
-            assert side("hand", joints=joints.tolist())["led"]
-            end = time.monotonic() + 3.0  # no step is skipped where the machine is busy
-            while np.abs(side("status")["joints"] - joints).max() > 0.02 and time.monotonic() < end:
-                time.sleep(0.02)
-            time.sleep(0.1)
-        wait_for(lambda: side("scene")["is_success"])
-        time.sleep(0.2)
-        on_key("\r")
-
-    return act
-
-
 @pytest.mark.slow
-def test_taught_by_hand_and_trained_on(config, emulator, tmp_path, tiny_encoder):
-    store = ArmRecording(config("teach"), None, person(lift_by_hand(emulator))).run()
+def test_taught_by_hand_and_trained_on(config, emulator, tmp_path, tiny_encoder, monkeypatch):
+    monkeypatch.setattr(EmulatedOperator, "success", lambda self: True)
+    grip = lambda on_key: wave(emulator)(lambda key: (on_key(" "), time.sleep(0.5), on_key(key)))  # noqa: E731
+    store = ArmRecording(config("teach"), None, person(grip)).run()
     assert len(store) == 1 and store.meta("success").all() and list(store.meta("seed")) == [SEED]
     assert store.cameras == ("hand", "left") and store.attrs["source"] == "teach, emulator"
     assert store["images_hand"].shape == (store.num_steps, SIZE, SIZE, 3)
@@ -193,16 +153,7 @@ def test_teleoperated_with_keys(config, emulator):
     recording = ArmRecording(config("teleop"), None, person(lift))
     store = recording.run()
     assert len(store) == 1 and store.attrs["source"] == "teleop, emulator" and 6 <= store.num_steps <= 12
-    wanted = {
-        "action",
-        "action_raw",
-        "action_sent",
-        "proprio",
-        "images_hand",
-        "images_left",
-        "verdict",
-        "code",
-    }
+    wanted = {"action", "action_raw", "action_sent", "proprio", "images_hand", "images_left", "verdict"}
     assert wanted <= set(store.keys) and not store["code"].any() and store["verdict"].max() <= 1
     first, last = (ToolIK().pose(store["proprio"][i, :7].astype(float))[0] for i in (0, -1))
     assert last[2] - first[2] > 0.01 and np.abs(last - first)[:2].max() < 0.01
@@ -285,12 +236,7 @@ def test_the_corrected_part_is_appended_to_a_copy(config, emulator, demos, slow_
     assert len(EpisodeStore.open(source)) == 2 and "perturbed" not in EpisodeStore.open(source).keys
     episode = store.episode(2)
     policy = episode["perturbed"].astype(bool)
-    assert (
-        policy[:2].all()
-        and policy[-1]
-        and 3 <= (~policy).sum() <= 8
-        and np.abs(np.diff(policy.astype(int))).sum() == 2
-    )
+    assert policy[:2].all() and policy[-1] and 3 <= (~policy).sum() <= 8 and np.diff(policy).sum() == 2
     # up: the person's part lifts the tool, and no step is larger than an action may be
     assert np.abs(episode["action"][~policy, :7]).max() > 0.005 and not episode["code"].any()
     assert not store.read("perturbed", 0, 12).any()
@@ -344,27 +290,18 @@ def test_steps_led_by_hand_go_into_demos_of_any_arm(demos, tmp_path):
     """A led step has nothing that was sent; teleoperated demos hold it. Each episode stores how fast it was."""
     source, out = EpisodeStore.open(demos()), tmp_path / "made.zarr"
     recorder = CorrectionRecorder(open_corrections(out, source), 0.7)
-    blank, picture = np.ones(8, np.float32), np.zeros((SIZE, SIZE, 3), np.uint8)
-    step = {
-        "action": blank,
-        "proprio": blank,
-        "time": 1.0,
-        "time_action": 1.1,
-        "camera_age": np.zeros(2, np.float32),
-    }
-    own = {"action_raw": 2 * blank, "action_sent": 3 * blank, "verdict": np.uint8(1), "code": np.int32(0)}
-    for more in (own, {}):
-        recorder.on_step({**step, **more, "images_hand": picture, "images_left": picture})
+    first = {key: value[0] for key, value in source.episode(0).items()}
+    own = {key: first.pop(key) for key in ("action_raw", "action_sent", "verdict", "code")}
+    led_step = first | {"action": np.ones(8, np.float32)}
+    for step in (led_step | own | {"verdict": np.uint8(1)}, led_step):
+        recorder.on_step(step)
     recorder.finish(persons=[False, True], success=True, seed=3)
     store = EpisodeStore.open(out)
     made = store.episode(2)
     assert made["perturbed"].tolist() == [1, 0] and made["verdict"].tolist() == [1, 0]
-    assert made["action_sent"][:, 0].tolist() == [3, 1] and made["action_raw"][:, 0].tolist() == [2, 1]
-    assert store.meta("speed").tolist() == pytest.approx([1, 1, 0.7]) and rates_of(store).tolist() == [
-        10,
-        10,
-        7,
-    ]
+    assert made["action_sent"][:, 0].tolist() == [0, 1] and made["action_raw"][:, 0].tolist() == [0, 1]
+    assert store.meta("speed").tolist() == pytest.approx([1, 1, 0.7])
+    assert rates_of(store).tolist() == [10, 10, 7]
     with pytest.raises(DatasetError, match="speed: expected one rate .* got 7 and 10 Hz"):
         rate_of(store)
     slow = tmp_path / "slow.zarr"
@@ -420,9 +357,8 @@ def test_a_dataset_that_begins_otherwise_is_rejected(demos, tmp_path):
     source = EpisodeStore.open(demos())
     out = tmp_path / "out.zarr"
     with open_corrections(out, source, 1) as store:
-        assert (
-            len(store) == 1 and not store["perturbed"].any() and store.attrs["source"] == "teleop, emulator"
-        )
+        assert len(store) == 1 and not store["perturbed"].any()
+        assert store.attrs["source"] == "teleop, emulator"
     open_corrections(out, source, 1).close()
     with pytest.raises(UserError, match="expected a dataset that begins with the 2 episodes"):
         open_corrections(out, source)

@@ -55,31 +55,18 @@ def checkpoint(save_untrained, tmp_path_factory):
     return save_untrained(tmp_path_factory.mktemp("checkpoint") / "chunks")
 
 
-@contextlib.contextmanager
-def flood(url: str, count: int, seconds: float):
-    port = url.rpartition(":")[2]
-    process = subprocess.Popen(
-        [sys.executable, "-c", FLOOD, port, str(count), str(seconds)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_a_flood_of_unfinished_connections(checkpoint, certificate, tmp_path, encrypted):
     """A client that is connected gets its answers meanwhile, and a new one is let in, during the flood and after it."""
-    key = certificate.with_name("key.pem")
-    files = [f"serve.certificate={certificate}", f"serve.key={key}"] if encrypted else []
+    files = [f"serve.{name}={file}" for name, file in keys(certificate).items()] if encrypted else []
     more = {"ca_file": certificate} if encrypted else {}
     seen = observations(1)[0]
     with command(checkpoint, tmp_path, "serve.open_s=2", *files) as (server, url, token):
         files = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (5 * ALL + 160, files[1]))
         with RemotePolicy(url, token, PATIENT, PATIENT, **more) as client:
-            with flood(url, 600, 5) as process:
+            attack = [sys.executable, "-c", FLOOD, url.rpartition(":")[2], "600", "5"]
+            with subprocess.Popen(attack, stdout=subprocess.PIPE, text=True) as process:
                 wanted, end, plans = client.plan(seen), time.monotonic() + 3, 0
                 while time.monotonic() < end:
                     client.reset()
@@ -150,14 +137,17 @@ def made_certificate(folder, names):
     return folder / "certificate.pem"
 
 
+def keys(certificate):
+    return {"certificate": str(certificate), "key": str(certificate.with_name("key.pem"))}
+
+
 def test_the_same_actions_with_tls(checkpoint, certificate, tmp_path):
-    key = certificate.with_name("key.pem")
     both = tmp_path / "both.pem"
-    both.write_text(certificate.read_text() + key.read_text())
+    both.write_text(certificate.read_text() + certificate.with_name("key.pem").read_text())
     seen = observations(3)
     with serving(checkpoint) as (_, url, _), connect(url) as plain:
         wanted = [plain.plan(one) for one in seen]
-    for files in ({"certificate": str(certificate), "key": str(key)}, {"certificate": str(both)}):
+    for files in (keys(certificate), {"certificate": str(both)}):
         with serving(checkpoint, **files) as (_, url, _):
             secure = url.replace("ws:", "wss:")
             with connect(secure, ca_file=certificate) as client:
@@ -169,9 +159,8 @@ def test_the_same_actions_with_tls(checkpoint, certificate, tmp_path):
 
 def test_what_a_client_only_begins_to_say_ends_with_its_thread(checkpoint, certificate):
     """The TLS handshake, a record after it, a request."""
-    files = {"certificate": str(certificate), "key": str(certificate.with_name("key.pem"))}
     trust = ssl.create_default_context(cafile=certificate)
-    for encrypted in (files, {}):
+    for encrypted in (keys(certificate), {}):
         with serving(checkpoint, open_s=0.5, **encrypted) as (_, url, _):
             before = threading.active_count()
             for begins in (b"\x16\x03\x01\x02", b"\x17\x03\x03\x40\x00ab", b"GET / HTTP/1.1\r\n"):
@@ -186,9 +175,8 @@ def test_what_a_client_only_begins_to_say_ends_with_its_thread(checkpoint, certi
 
 
 def test_who_is_not_trusted_is_not_talked_to(checkpoint, certificate, tmp_path):
-    files = {"certificate": str(certificate), "key": str(certificate.with_name("key.pem"))}
     other = made_certificate(tmp_path, "DNS:somebody.example")
-    with serving(checkpoint, **files) as (server, url, errors):
+    with serving(checkpoint, **keys(certificate)) as (server, url, errors):
         secure = url.replace("ws:", "wss:")
         for ca_file in (None, other):
             with pytest.raises(PolicyLost, match="certificate"):
@@ -201,8 +189,7 @@ def test_who_is_not_trusted_is_not_talked_to(checkpoint, certificate, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(PolicyLate):
         port = silent.getsockname()[1]
         RemotePolicy(f"wss://127.0.0.1:{port}", TOKEN, connect_s=0.3, ca_file=certificate)
-    files = {"certificate": str(other), "key": str(other.with_name("key.pem"))}
-    with serving(checkpoint, **files) as (_, url, _), pytest.raises(PolicyLost, match="127.0.0.1"):
+    with serving(checkpoint, **keys(other)) as (_, url, _), pytest.raises(PolicyLost, match="127.0.0.1"):
         RemotePolicy(url.replace("ws:", "wss:"), TOKEN, ca_file=other)
 
 

@@ -58,23 +58,20 @@ def test_round_trips_also_with_openpis_packer(value):
      object(), 2**70],
 )  # fmt: skip
 def test_what_cannot_be_sent(value):
-    with pytest.raises(WireError, match="^cannot be sent: ") as caught:
+    with pytest.raises(WireError, match="^cannot be sent: [^\n]*$"):
         pack({"value": value})
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"\xc1", b"\x93NUMPY", "text", msgpack.packb([1]), msgpack.packb({1: 2}), b"\x81\xc0\xc0", b"\x80\x80",
-        array("<f4", [1], b"abc"), array("<f4", [1], b"x" * 5), array("|O", [0], b""), array("|O", [1], b"x" * 8),
-        array("<f4", [-1, 0], b""), array("<f4", [-2, -3], b"x" * 24), array(["<f4"], 3, b""), array("<f4", [True], b"x" * 4),
-        array("|u1", [2**31, 2**31, 4], b""), array("|u1", [0, 2**30, 2**30, 2**30], b""),
-        array("|u1", [1], "x"), msgpack.packb({"x": msgpack.ExtType(1, b"x")}),
-        b"\xdd\xff\xff\xff\xff", b"\x91" * 5000 + b"\xc0", b"\x81\xa1x\xdc\x10\x00" + b"\x91\x90" * MAX_ITEMS,
-        msgpack.packb({"x": [{}] * 4000, "y": [{}] * 4000}),
+        b"", b"\xc1", "text", msgpack.packb([1]), msgpack.packb({1: 2}), b"\x80\x80", array("<f4", [1], b"abc"),
+        array("|O", [1], b"x" * 8), array("<f4", [-2, -3], b"x" * 24), array(["<f4"], 3, b""), array("<f4", [True], b"x" * 4),
+        array("|u1", [2**31, 2**31, 4], b""), array("|u1", [0, 2**30, 2**30, 2**30], b""), array("|u1", [1], "x"),
+        msgpack.packb({"x": msgpack.ExtType(1, b"x")}), b"\xdd\xff\xff\xff\xff", b"\x91" * 5000 + b"\xc0",
+        b"\x81\xa1x\xdc\x10\x00" + b"\x91\x90" * MAX_ITEMS, msgpack.packb({"x": [{}] * 4000, "y": [{}] * 4000}),
     ],
-    ids=range(24),
+    ids=range(19),
 )  # fmt: skip
 def test_bytes_that_are_no_message(data):
     with pytest.raises(WireError) as caught:
@@ -139,18 +136,12 @@ def test_the_only_camera_is_the_image_and_renamed_ones_keep_their_own_name_in_im
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"left": None}, "^camera 'left': .*serve.keys"),
-        ({"left": LEFT * 1.0}, r"^left: .*float64 \(4, 6, 3\)"),
-        ({"hand": HAND[:0]}, "^hand: "),
-        ({"hand": HAND[..., :1]}, "^hand: "),
-        ({"hand": np.zeros((1, 5000, 3), np.uint8)}, "^hand: "),
-        ({"state": STATE[None]}, r"^state: .*float64 \(1, 8\)"),
-        ({"state": [[1, 2], [3]]}, "^state: "),
-        ({"state": [[1.0]]}, "^state: "),
-        ({"state": "words"}, "^state: "),
-        ({}, "^state: .*proprio"),
+        ({"left": None}, "^camera 'left': .*serve.keys"), ({"left": LEFT * 1.0}, r"^left: .*float64 \(4, 6, 3\)"),
+        ({"hand": HAND[:0]}, "^hand: "), ({"hand": np.zeros((1, 5000, 3), np.uint8)}, "^hand: "),
+        ({"state": STATE[None]}, r"^state: .*float64 \(1, 8\)"), ({"state": [[1, 2], [3]]}, "^state: "),
+        ({"state": "words"}, "^state: "), ({}, "^state: .*proprio"),
     ],
-)
+)  # fmt: skip
 def test_observations_that_are_rejected(change, words):
     sent = {"hand": HAND, "left": LEFT} | ({"state": STATE} if change else {}) | change
     with pytest.raises(WireError, match=words):

@@ -13,6 +13,8 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK, finger_tip, frames, jacobian
 
+POINTS = ArmPoints("xarm7")
+
 
 class Model:
     """robosuite's arm, stripped to its joints, with a site at each watched point."""
@@ -23,11 +25,11 @@ class Model:
         )
         for thing in [*spec.geoms, *spec.meshes, *spec.sites, *spec.cameras, *spec.actuators]:
             spec.delete(thing)
-        for point in ArmPoints("xarm7").points:
+        for point in POINTS.points:
             spec.body(point.body).add_site(name=f"{point.name} {point.position}", pos=point.position)
         self.model = spec.compile()
         self.data = mujoco.MjData(self.model)
-        self.sites = [self.model.site(f"{p.name} {p.position}").id for p in ArmPoints("xarm7").points]
+        self.sites = [self.model.site(f"{p.name} {p.position}").id for p in POINTS.points]
 
     def at(self, q):
         self.data.qpos[:] = q
@@ -45,9 +47,10 @@ def anywhere(n):
     return np.random.default_rng(0).uniform(XARM7_LIMITS.q_min, XARM7_LIMITS.q_max, (n, 7))
 
 
-def test_every_watched_point_is_where_mujoco_has_it(model, points):
+def test_every_watched_point_is_where_mujoco_has_it(model):
     way = anywhere(500)
-    np.testing.assert_allclose(points.along(way), [model.at(q) for q in way], atol=1e-6)
+    np.testing.assert_allclose(POINTS.along(way), [model.at(q) for q in way], atol=1e-6)
+    np.testing.assert_allclose(POINTS.along(way)[0], POINTS.at(way[0]), atol=1e-12)
 
 
 def test_the_tool_moves_with_the_joints_as_in_mujoco(model):
@@ -67,23 +70,13 @@ def world():
     return CubePick(image_size=16, draw=False)
 
 
-@pytest.fixture(scope="module")
-def points():
-    return ArmPoints("xarm7")
-
-
-def pose(world, q, angle=0.0):
-    """Joints, and the gripper's parallelogram at a driver angle."""
-    world.data.qpos[world.joint_index] = q
+@pytest.mark.parametrize("angle", [0.0, 0.4, 0.7, 0.85])
+def test_finger_tips_are_at_the_ends_of_the_pads(world, angle):
+    world.data.qpos[world.joint_index] = world.spec_robot.home
     for side in ("left", "right"):
         for joint in (f"{side}_driver_joint", f"{side}_finger_joint"):
             world.data.joint(f"gripper0_right_{joint}").qpos[0] = angle
     mujoco.mj_kinematics(world.model, world.data)
-
-
-@pytest.mark.parametrize("angle", [0.0, 0.4, 0.7, 0.85])
-def test_finger_tips_are_at_the_ends_of_the_pads(world, angle):
-    pose(world, np.array(world.spec_robot.home), angle)
     hand = world.data.body("robot0_right_hand")
     rotation = hand.xmat.reshape(3, 3)
     y, z = finger_tip(angle)
@@ -93,8 +86,8 @@ def test_finger_tips_are_at_the_ends_of_the_pads(world, angle):
         np.testing.assert_allclose(hand.xpos + rotation @ [0, sign * y, z], pad, atol=2e-5)
 
 
-def test_no_opening_brings_a_finger_lower_than_its_points(points):
-    lowest = max(p.position[2] for p in points.points if "tip" in p.name)
+def test_no_opening_brings_a_finger_lower_than_its_points():
+    lowest = max(p.position[2] for p in POINTS.points if "tip" in p.name)
     assert all(finger_tip(angle)[1] <= lowest + 1e-9 for angle in np.linspace(0, 0.85, 50))
 
 
@@ -106,9 +99,8 @@ def test_another_arm_is_refused():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"q_min": (0.0,) * 6}, {"q_max": (np.nan,) * 7}, {"dq_max": (0.0,) * 7}, {"dq_max": "fast"}, {"margin": 4.0},
-        {"box": ((0.0, 1.0), (1.0, 0.0), (0.0, 1.0))}, {"arm_box": (0.0, 1.0)}, {"table_z": np.inf}, {"rate_hz": 0.0},
-        {"step_max": 0.017},  # a stream at full speed would be stopped
+        {"q_min": (0.0,) * 6}, {"dq_max": (0.0,) * 7}, {"margin": 4.0}, {"box": ((0.0, 1.0), (1.0, 0.0), (0.0, 1.0))},
+        {"arm_box": (0.0, 1.0)}, {"table_z": np.inf}, {"step_max": 0.017},  # a stream at full speed would be stopped
     ],
 )  # fmt: skip
 def test_senseless_limits_are_refused_by_name(wrong):
@@ -116,13 +108,12 @@ def test_senseless_limits_are_refused_by_name(wrong):
         XARM7_LIMITS.replace(**wrong)
 
 
-def test_the_simulators_xarm7_agrees():
-    env = CubePick(image_size=16, draw=False)
-    np.testing.assert_allclose(XARM7_LIMITS.q_min, env.joint_low, atol=2e-5)
-    np.testing.assert_allclose(XARM7_LIMITS.q_max, env.joint_high, atol=2e-5)
-    env.reset(seed=0)
-    base = env.data.body("robot0_base").xpos
+def test_the_simulators_xarm7_agrees(world):
+    np.testing.assert_allclose(XARM7_LIMITS.q_min, world.joint_low, atol=2e-5)
+    np.testing.assert_allclose(XARM7_LIMITS.q_max, world.joint_high, atol=2e-5)
+    world.reset(seed=0)
+    base = world.data.body("robot0_base").xpos
     assert XARM7_LIMITS.table_z == pytest.approx(0.8 - base[2], abs=1e-6)
-    home = env.grip_position + [0, 0, 0.8] - base
+    home = world.grip_position + [0, 0, 0.8] - base
     low, high = np.array(XARM7_LIMITS.box).T
     assert (home > low).all() and (home < high).all()

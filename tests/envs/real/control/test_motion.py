@@ -12,33 +12,27 @@ from tests.envs.real.home import HOME
 DT = 0.01
 
 
+def seven(most):
+    return st.lists(st.floats(-most, most), min_size=7, max_size=7)
+
+
 def at_rest() -> Interpolator:
     path = Interpolator(XARM7_LIMITS)
     path.reset(HOME)
     return path
 
 
-def stream(path, seconds, start=0.0, push=lambda now: None):
-    """Joints (N, 7) and lateness of each step; `push(now)` is called before every step."""
+def stream(path, seconds, start=0.0, a_push=0.0):
+    """Joints (N, 7) and lateness of each step; with `a_push`, each joint is to go so far, rad, in every 0.1 s."""
     out, late = [], []
     for i in range(round(seconds / DT)):
         now = start + i * DT
-        push(now)
+        if a_push and i % 10 == 0:
+            path.push(now, now + 0.1, HOME + a_push * (i // 10 + 1))
         q, is_late = path.step(now)
         out.append(q)
         late.append(is_late)
     return np.array(out), late
-
-
-def every(period, make):
-    """Pushes make(k) each period, due a period later."""
-
-    def push(now, state={"k": 0, "path": None}):  # noqa: B006 (one closure, one count)
-        if now >= state["k"] * period - 1e-9:
-            push.path.push(now, now + period, make(state["k"]))
-            state["k"] += 1
-
-    return push
 
 
 def bounded(q):
@@ -49,9 +43,7 @@ def bounded(q):
 
 
 def test_a_steady_motion_is_followed_with_no_lag_once_under_way():
-    path, push = at_rest(), every(0.1, lambda k: HOME + 0.05 * (k + 1))
-    push.path = path
-    q, late = stream(path, 1.0, push=push)
+    q, late = stream(at_rest(), 1.0, a_push=0.05)
     bounded(q)
     assert not any(late)
     now = np.arange(50, 100) * DT  # 0.05 rad in 0.1 s: 0.5 rad/s
@@ -69,9 +61,8 @@ def test_a_waypoint_is_reached_in_time_and_held_without_overshoot():
 
 
 def test_after_the_last_waypoint_the_arm_holds_there_however_late_the_next():
-    path, push = at_rest(), every(0.1, lambda k: HOME + 0.1 * (k + 1))
-    push.path = path
-    stream(path, 0.5, push=push)
+    path = at_rest()
+    stream(path, 0.5, a_push=0.1)
     q, late = stream(path, 1.0, start=0.5)
     np.testing.assert_allclose(q[-1], HOME + 0.5, atol=1e-9)
     assert (q - (HOME + 0.5)).max() <= 1.0**2 / (2 * 0.95 * 20) + 0.011  # the way of braking from 1 rad/s
@@ -83,13 +74,7 @@ def test_after_the_last_waypoint_the_arm_holds_there_however_late_the_next():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.lists(st.floats(-2, 2), min_size=7, max_size=7), st.integers(1, 40)),
-        min_size=1,
-        max_size=12,
-    )
-)
+@given(st.lists(st.tuples(seven(2), st.integers(1, 40)), min_size=1, max_size=12))
 def test_the_stream_is_bounded_for_any_waypoints_at_any_times(waypoints):
     path, out, now = at_rest(), [], 0.0
     for target, wait in waypoints:
@@ -132,13 +117,10 @@ def way_of(speed: float, acceleration: float) -> float:
 def test_a_joint_at_stopping_speed_stops_at_the_distance(distance, acceleration):
     speed = float(stopping_speed(distance, acceleration, DT))
     assert way_of(speed, acceleration) == pytest.approx(distance, rel=1e-9, abs=1e-12)
+    assert not stopping_speed([0.0, -1e-9, -distance], acceleration, DT).any()  # no way left
 
 
-def test_no_way_left_means_no_speed():
-    assert not stopping_speed([0.0, -1e-9, -3.0], 20.0, DT).any()
-
-
-@given(st.lists(st.floats(-3, 3), min_size=7, max_size=7))
+@given(seven(3))
 def test_braking_ends_at_rest_within_the_deceleration(speed):
     steps = np.concatenate([[speed], braking_steps(np.array(speed), 20.0, DT)])
     assert not steps[-1].any()

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.safety import HOME, LIMITS, MOODS, NASTY, SHAPES, TYPES, Attacker, Judge
-from s2robot.core.errors import UserError
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
@@ -173,20 +172,6 @@ def test_a_way_out_of_the_workspace_ends_at_its_border(axis, sign, word):
     assert Judge(tight, POINTS, safety.q_last).faults(safety.q_last, None) == []
 
 
-@pytest.mark.parametrize("walls", [True, False])
-def test_walls_around_the_rest_of_the_arm(walls):
-    """The elbow is pushed back; hand and fingers have all the room that they want."""
-    room = ((-2, 2), (-2, 2), (-2, 2))
-    arm_box = ((-0.10, 0.55), (-0.35, 0.35), (-0.2, 0.72)) if walls else None
-    limits = XARM7_LIMITS.replace(box=room, arm_box=arm_box)
-    safety, reasons, elbow = started(limits=limits, clamps_max=10_000), set(), POINTS.names.index("elbow")
-    for _ in range(100):
-        reasons.update(send(safety, safety.q_last - 0.05 * np.eye(7)[1]).reasons)
-    assert ("box: elbow" in reasons) == walls
-    behind = POINTS.at(safety.q_last)[elbow, 0] - POINTS.radius[elbow]
-    assert -0.1 <= behind < -0.09 if walls else behind < -0.2
-
-
 @pytest.mark.parametrize("given, sent", [(2.0, 1.0), (-0.5, 0.0), (None, None)])
 def test_the_gripper_is_clipped(given, sent):
     safe = send(started(), HOME, given)
@@ -240,14 +225,8 @@ def test_from_rest_after_a_gap_everything_holds_as_before(seed, moods):
 @pytest.mark.parametrize(
     "change",
     [{"target": x} for x in (*SHAPES, *TYPES, np.full(7, np.inf))]
-    + [
-        {"measured": np.full(7, np.nan)},
-        {"measured": HOME + 1},
-        {"measured": HOME - 1e300},
-        {"measured": HOME + 0.1},
-        {"gripper": np.nan},
-        {"gripper": "open"},
-    ],
+    + [{"measured": x} for x in (np.full(7, np.nan), HOME - 1e300, HOME + 0.1)]
+    + [{"gripper": np.nan}, {"gripper": "open"}],
 )
 def test_what_is_no_input_stops_for_good(change):
     safety = moving()
@@ -288,21 +267,9 @@ def rested(safety):
     return send(safety, safety.q_last)
 
 
-def test_pushing_at_a_limit_for_long_stops():
-    safety = started(clamps_max=5)
-    pushes = [pushed(safety) for _ in range(6)]
-    assert [safe.verdict for safe in pushes] == [Verdict.CLAMP] * 4 + [Verdict.STOP] * 2
-    assert pushes[-1].reasons[0] == "clamped too often (speed or acceleration: joint 7)"
-    safety.reset(safety.q_last)
-    assert pushed(safety).verdict == Verdict.CLAMP  # and the count begins anew
-
-
 @settings(max_examples=30, deadline=None)
-@given(
-    st.lists(st.booleans(), min_size=1, max_size=120),
-    st.integers(1, 20),
-    st.sampled_from([0.05, 0.25, 1.0, 3.0]),
-)
+@given(st.lists(st.booleans(), max_size=120), st.integers(2, 20), st.sampled_from([0.05, 0.25, 1.0, 3.0]))
+@example([True] * 6, 5, 1.0)
 def test_the_count_of_clamped_targets_leaks(clamped, most, leak):
     safety, count = started(clamps_max=most, clamps_leak=leak), 0.0
     for clamp in clamped:
@@ -310,6 +277,8 @@ def test_the_count_of_clamped_targets_leaks(clamped, most, leak):
         safe = (pushed if clamp else rested)(safety)
         if count >= most:
             assert safe.verdict == Verdict.STOP and safe.reasons[0].startswith("clamped too often")
+            safety.reset(safety.q_last)
+            assert pushed(safety).verdict == Verdict.CLAMP  # and the count begins anew
             return
         assert safe.verdict == (Verdict.CLAMP if clamp else Verdict.PASS)
 
@@ -359,12 +328,6 @@ def test_a_policy_that_slides_along_the_table_is_not_stopped(limits):
         lowest = min(lowest, POINTS.at(safe.q)[:, 2].min())
     assert lowest < limits.table_z + limits.table_clearance + 3e-3  # it got there
     assert Verdict.STOP not in verdicts and verdicts.count(Verdict.CLAMP) < 10
-
-
-@pytest.mark.parametrize("wrong", [{"clamps_max": 0}, {"clamps_leak": np.nan}, {"state_age_max": 0.0}])
-def test_senseless_settings_are_refused(wrong):
-    with pytest.raises(UserError, match=f"^bridge.safety.{next(iter(wrong))}"):
-        started(**wrong)
 
 
 def test_nothing_moves_before_a_reset():

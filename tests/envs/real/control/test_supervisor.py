@@ -36,15 +36,9 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def armed(driver):
-    """The loop's own driver."""
+def moving(driver, emulator):
+    """The emulator with an arm that the loop's own driver has made ready to move."""
     driver.arm()
-    return driver
-
-
-@pytest.fixture
-def moving(armed, emulator):
-    """The emulator with an arm that is ready to move."""
     return emulator
 
 
@@ -56,19 +50,21 @@ def ready(emulator):
     return emulator.side("status")["ready"]
 
 
+def beats(supervisor, seconds=PATIENCE):
+    for _ in range(int(seconds / 0.01)):
+        supervisor.beat()
+        time.sleep(0.01)
+
+
 def test_a_loop_that_hangs_is_stopped(moving):
     with Supervisor(make(moving), limit_s=2.0) as supervisor:
         assert ready(moving)  # nothing is watched before the first beat
-        for _ in range(20):
-            supervisor.beat()
-            time.sleep(0.01)
+        beats(supervisor, 0.2)
         assert ready(moving)
         wait_for(lambda: not ready(moving), "a stop")
         supervisor.process.join(PATIENCE)
         with pytest.raises(EnvError, match="found it gone"):
-            for _ in range(1000):
-                supervisor.beat()
-                time.sleep(0.001)
+            beats(supervisor)
 
 
 def test_one_that_has_lost_the_arm_says_so(moving):
@@ -76,9 +72,7 @@ def test_one_that_has_lost_the_arm_says_so(moving):
         supervisor.beat()
         moving.side.fault("drop")
         with pytest.raises(EnvError, match="found it gone"):
-            for _ in range(int(PATIENCE / 0.01)):
-                supervisor.beat()
-                time.sleep(0.01)
+            beats(supervisor)
 
 
 def test_one_that_hangs_is_not_taken_for_a_watch(moving):
@@ -86,9 +80,7 @@ def test_one_that_hangs_is_not_taken_for_a_watch(moving):
     try:
         os.kill(supervisor.process.pid, signal.SIGSTOP)
         with pytest.raises(EnvError, match="found no answer for 2 s"):
-            for _ in range(int(PATIENCE / 0.01)):
-                supervisor.beat()
-                time.sleep(0.01)
+            beats(supervisor)
     finally:
         supervisor.process.kill()
         supervisor.close()
@@ -139,11 +131,11 @@ def test_a_loop_that_is_killed_while_it_rests_leaves_no_arm_enabled(moving):
         wait_for(lambda: not ready(moving), "a stop")
 
 
-def test_a_stop_that_nobody_acknowledges_is_said(armed, moving, capsys):
+def test_a_stop_that_nobody_acknowledges_is_said(driver, moving, capsys):
     with Supervisor(make(moving), limit_s=9.0) as supervisor:
-        arm = WatchedArm(armed, lambda: supervisor)
+        arm = WatchedArm(driver, lambda: supervisor)
         moving.side.fault("drop")
-        wait_for(lambda: not armed.status().connected, "the loss")
+        wait_for(lambda: not driver.status().connected, "the loss")
         assert not arm.stop("operator") and not arm.confirmed and ready(moving)
         assert not arm.stop("once more")
         assert capsys.readouterr().err.splitlines() == [UNCONFIRMED]

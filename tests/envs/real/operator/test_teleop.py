@@ -50,9 +50,7 @@ def test_a_pose_nearby_is_reached(move, turn):
 
 
 @settings(max_examples=40, deadline=None)
-@example(
-    [np.zeros(4), np.ones(4), np.array([0, 0.75, 1, 1]), -np.ones(4)], 15
-)  # to the end of joint 4's range
+@example([np.zeros(4), np.ones(4), np.array([0, 0.75, 1, 1]), -np.ones(4)], 15)  # the end of joint 4's range
 @given(st.lists(arrays(float, 4, elements=st.floats(-1, 1)), min_size=1, max_size=8), st.integers(1, 25))
 def test_whatever_is_wished_the_filter_has_nothing_to_stop(wishes, repeats):
     wish = Wish()
@@ -91,7 +89,7 @@ def test_what_the_arm_could_not_follow_is_forgotten():
     assert np.linalg.norm(step) < 0.06
 
 
-def test_the_turn_and_the_gripper():
+def test_a_way_a_turn_and_the_gripper():
     wish = Wish((0, 0, 0, 1))
     teleoperator, q = made(wish), HOME
     teleoperator._controls.on_key(" ")
@@ -103,6 +101,10 @@ def test_the_turn_and_the_gripper():
     np.testing.assert_allclose(position, at, atol=2e-3)
     turn = rotation @ was.T
     assert np.arctan2(turn[1, 0], turn[0, 0]) == pytest.approx(0.6, abs=0.02)
+    wish.now = np.array([1, 0.5, -0.5, 0])
+    for _ in range(10):
+        q = q + teleoperator.act(q)[:7]
+    np.testing.assert_allclose(IK.pose(q)[0] - position, [0.1, 0.05, -0.05], atol=6e-3)
 
 
 def test_keys():
@@ -207,9 +209,8 @@ def test_keys_say_who_acts():
 def shared(arm, policy, steps, device=None):
     """A runtime in which a person may take over, and its `SharedControl`; the executed steps go to `steps`."""
     hand = Controls(shared=True)
-    control = SharedControl(
-        policy, lambda: None, hand, device and device(hand), lambda: runtime.loop.stream.commanded
-    )
+    commanded = lambda: runtime.loop.stream.commanded  # noqa: E731
+    control = SharedControl(policy, lambda: None, hand, device and device(hand), commanded)
     runtime = ArmRuntime(
         arm, {"hand": Film(arm.clock, NOISE, 30)}, control.act, ArmPoints("xarm7"),
         LoopConfig(live=True, image_size=16), CALM, SafetyConfig(state_age_max=3.0),
