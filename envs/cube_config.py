@@ -169,8 +169,8 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
         if small:
             axes.set(xlabel="← left   y (cm)   right →", ylabel="x (cm)")
             return
-        right = "← robot's left      y (cm)      robot's right →"
-        axes.set(xlabel=right, ylabel="x (cm)  away from the robot →")
+        sides = "← robot's left      y (cm)      robot's right →"
+        axes.set(xlabel=sides, ylabel="x (cm)  away from the robot →")
         axes.add_patch(Rectangle((-3, low[0] - 5.5), 6, 2.2, fc=ink, alpha=0.25, lw=0))
         inside = bool((low >= box[:, 0] - 0.1).all() and (high <= box[:, 1] + 0.1).all())
         if given is not None or inside:

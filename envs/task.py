@@ -191,7 +191,8 @@ class Task(gymnasium.Env):
         images: Any = {n: spaces.Box(0, 255, (*size, 3), np.uint8) for n, size in self.camera_sizes.items()}
         proprio = spaces.Box(-np.inf, np.inf, (proprio_size,), np.float32)
         self.observation_space = spaces.Dict({"images": spaces.Dict(images), "proprio": proprio})
-        self.action_space = spaces.Box(*(np.asarray(end, np.float32) for end in (action_low, action_high)))
+        low, high = (np.asarray(end, np.float32) for end in (action_low, action_high))
+        self.action_space = spaces.Box(low, high)
         for key, size in (("action_parts", len(action_low)), ("proprio_parts", proprio_size)):
             if not getattr(self, key):
                 setattr(self, key, self._usual(key))

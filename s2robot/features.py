@@ -16,6 +16,7 @@ from s2robot.core.timing import span
 from s2robot.core.workers import engine_in_use, worker_pool
 from s2robot.demos import replay
 from s2robot.demos.mix import Mix
+from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.cameras import token_maps
@@ -92,7 +93,7 @@ def _encode(
 
     def encoded(episodes: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield episodes and their features, in the order in which they finish."""
-        world = replay.world_of_demos(store) if store.attrs["kind"] == "states" else None
+        world = world_of_demos(store) if store.attrs["kind"] == "states" else None
         state = partial(Encoding, cache, encoder.to("cpu"), settings.device, threads)
         how = cameras, size, world
 

@@ -42,10 +42,11 @@ def load_networks(
     PolicyError, UserError: a damaged checkpoint, missing weights, or another encoder than the policy's."""
     policy, contract = load_checkpoint(checkpoint, device)
     geometry, encoder = contract.get("camera_geometry"), contract["encoder"]
+    tables = [geometry or {}, *(geometry.values() if isinstance(geometry, dict) else ())]
     for key, found, good in (
         ("encoder.settings", given := encoder.get("settings"), isinstance(given, dict)),
         ("encoder.features_dtype", dtype := encoder.get("features_dtype"), dtype in list(DTYPES)),
-        ("camera_geometry", geometry, geometry is None or _are_tables(geometry)),
+        ("camera_geometry", geometry, all(isinstance(table, dict) for table in tables)),
         ("encoder.frames", frames := encoder.get("frames", {}), isinstance(frames, dict)),
     ):
         if not good:
@@ -61,10 +62,6 @@ def load_networks(
     name = f"{built.name} ({place})" if place else built.name
     check_contract(contract, encoder={"name": name, "fingerprint": built.fingerprint})
     return policy, built, contract
-
-
-def _are_tables(found: Any) -> bool:
-    return isinstance(found, dict) and all(isinstance(table, dict) for table in found.values())
 
 
 def image_size_of(contract: Mapping[str, Any], encoder: S2Encoder) -> ImageSize:
@@ -88,7 +85,6 @@ class Policy(NamedTuple):
 
     @property
     def image_size(self) -> ImageSize:
-        """Size of the frames that it expects, see `image_size_of`."""
         return image_size_of(self.contract, self.encoder)
 
     @property

@@ -69,7 +69,6 @@ class Task:
     cameras = property(lambda self: self.space["cameras"])
 
     def open_demos(self) -> EpisodeStore:
-        """The dataset, checked against the robot, the action frame, the rate and the cameras."""
         store = self.demos.open()
         if not self.cameras:
             raise UserError(f"{store.path}: found no cameras, expected at least one to encode")

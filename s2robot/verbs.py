@@ -101,9 +101,7 @@ def _report(folder: Path) -> None:
     from s2robot.evaluation.report import write_report
 
     if not any((folder / name).exists() for name in ("compare.json", "summary.json", "episodes.jsonl")):
-        raise UserError(
-            f"run: expected the run directory of a finished evaluation or comparison, got {folder}"
-        )
+        raise UserError(f"run: expected the run directory of an evaluation or comparison, got {folder}")
     compared = (folder / "compare.json").exists()  # a comparison has a summary.json too
     print(f"report: {(write_compare_report if compared else write_report)(folder)}")
 
@@ -127,7 +125,6 @@ def pretrain(cfg: DictConfig) -> None:
 
 
 def encode(cfg: DictConfig) -> None:
-    """`s2robot encode`: fill the feature cache."""
     from s2robot import pipeline
 
     for cache in _encoded(pipeline.read_task(cfg))[3]:
@@ -135,7 +132,6 @@ def encode(cfg: DictConfig) -> None:
 
 
 def train(cfg: DictConfig) -> None:
-    """`s2robot train`: encode what is missing, then train."""
     from s2robot import pipeline
 
     task = pipeline.read_task(cfg)

@@ -24,10 +24,7 @@ from s2robot.core.provenance import versions
 from s2robot.core.settings import Settings, from_yaml
 
 _CONNECT_S = 5.0  # timeout of a connection to an address
-ASKED = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # sends nothing to its makers
-    "RAY_worker_niceness": "0",  # 15 otherwise: other processes would come first
-}
+ASKED = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # of Ray: no reports; 15 by default
 
 
 class RaySettings(Settings, at="engine", file="engine/ray"):

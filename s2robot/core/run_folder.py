@@ -22,8 +22,7 @@ _HELD = {Path(p) for p in os.environ.get(INHERITED, "").split(os.pathsep) if p} 
 
 
 def is_first() -> bool:
-    """Return whether this process, alone or of a distributed run, is the one that writes: torchrun counts in RANK, srun in
-    SLURM_PROCID, Lightning Fabric by machine and place."""
+    """Return whether this process, alone or the first of torchrun, srun or Lightning Fabric, is the one that writes."""
     names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
     return all(int(os.environ.get(name) or 0) == 0 for name in names)
 

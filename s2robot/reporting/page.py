@@ -41,12 +41,8 @@ def write_report_page(path: Path, title: str, head: Sequence[Block], sections: S
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Write a page of `templates/`, whole or not at all; UserError if it cannot be."""
-    text = _environment().get_template(template).render(values)
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    """Write a page of `templates/`, whole or not at all."""
+    write_text(path, _environment().get_template(template).render(values))
     return path
 
 

@@ -69,7 +69,7 @@ def running(folder: Path) -> None:
         do_inline(patch)
         patch.setattr(recorder, "record_episode", episode)
         patch.setattr(features.replay, "drawn_by", lambda store: {"made": "up"})
-        patch.setattr(features.replay, "world_of_demos", lambda store: None)
+        patch.setattr(features, "world_of_demos", lambda store: None)
         patch.setattr(features.replay, "episode_frames", frames)
         patch.setattr(evaluate, "evaluate_policy", evaluated)
         patch.setattr(pipeline, "finish", lambda *_: None)
