@@ -22,34 +22,27 @@ BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Page:
-    """One tab. `errors`: what its console and its scripts complained of."""
+    """One tab, or the browser itself. `errors`: what its console and its scripts complained of."""
 
-    def __init__(self, socket: ClientConnection, session: str) -> None:
+    def __init__(self, socket: ClientConnection, **session: str) -> None:
         self._socket, self._session, self._asked = socket, session, 0
         self.errors: list[str] = []
-        for domain in ("Page", "Runtime", "Log"):
-            self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """A command of the protocol and its answer."""
         self._asked += 1
-        message = {"id": self._asked, "method": method, "params": params, "sessionId": self._session}
-        self._socket.send(json.dumps(message))
+        self._socket.send(
+            json.dumps({"id": self._asked, "method": method, "params": params, **self._session})
+        )
         while True:
             answer = json.loads(self._socket.recv(timeout=60))
-            self._note(answer)
-            if answer.get("id") == self._asked and answer.get("sessionId") == self._session:
+            told = answer.get("params", {})
+            level = told.get("entry", {}).get("level") or told.get("type")
+            if "exceptionDetails" in told or level in ("error", "warning", "assert"):
+                self.errors.append(json.dumps(told)[:500])
+            if answer.get("id") == self._asked and answer.get("sessionId") == self._session.get("sessionId"):
                 assert "error" not in answer, answer["error"]
                 return answer["result"]
-
-    def _note(self, event: dict[str, Any]) -> None:
-        told, method = event.get("params", {}), event.get("method")
-        if method == "Runtime.exceptionThrown":
-            self.errors.append(json.dumps(told["exceptionDetails"])[:500])
-        elif method == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
-            self.errors.append(f"{told['entry']['text']} ({told['entry'].get('url')})")
-        elif method == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
-            self.errors.append(json.dumps(told["args"]))
 
     def value(self, script: str) -> Any:
         """What an expression gives, promises awaited."""
@@ -89,25 +82,20 @@ def chromium(profile: Path) -> Iterator[Callable[..., Page]]:
     """Opens pages by path; the browser writes into the folder `profile` and ends with the block."""
     assert BROWSER is not None
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
-    flags += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "--disable-extensions"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    process = subprocess.Popen(
-        [BROWSER, *flags], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+    flags += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "--disable-background-networking"]
+    command, silent = [BROWSER, *flags], subprocess.DEVNULL
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=silent, text=True)
     try:
         assert process.stderr is not None
         address = next(line.split()[-1] for line in process.stderr if "DevTools listening on" in line)
         with connect(address, max_size=None) as socket:
-
-            def ask(method: str, **params: Any) -> dict[str, Any]:
-                socket.send(json.dumps({"id": 0, "method": method, "params": params}))
-                while "result" not in (answer := json.loads(socket.recv(timeout=60))) or answer["id"]:
-                    pass
-                return answer["result"]
+            browser = Page(socket)
 
             def open_page(file: Path, width: int = 1280, height: int = 900) -> Page:
-                target = ask("Target.createTarget", url="about:blank")["targetId"]
-                page = Page(socket, ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
+                target = browser.call("Target.createTarget", url="about:blank")["targetId"]
+                page = Page(socket, **browser.call("Target.attachToTarget", targetId=target, flatten=True))
+                for domain in ("Page", "Runtime", "Log"):
+                    page.call(f"{domain}.enable")
                 size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
                 page.call("Emulation.setDeviceMetricsOverride", **size)
                 page.call("Page.navigate", url=file.resolve().as_uri())

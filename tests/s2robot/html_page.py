@@ -11,12 +11,8 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path):
         super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.addresses: list[str] = []
-        self.tags: list[str] = []
-        self.rows: list[list[str]] = []
-        self.text = ""
+        self.open, self.ids, self.addresses, self.tags = list[str](), list[str](), list[str](), list[str]()
+        self.rows, self.text = list[list[str]](), ""
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
         assert not self.open

@@ -48,10 +48,14 @@ def scene(seed: int) -> np.ndarray:
     return np.stack([cv2.resize(image, (96, 72), interpolation=cv2.INTER_LINEAR) for image in coarse])
 
 
+def attributes_of(cameras: tuple[str, ...]) -> dict:
+    """The attributes of demos of an arm."""
+    return ABOUT | {"cameras": list(cameras), "env_version": ENV_VERSION}
+
+
 def write_pictures(path: Path, cameras: tuple[str, ...]) -> Path:
     """Write one episode: 6 images of 72 x 96 for each camera."""
-    own = {"cameras": list(cameras), "env_version": ENV_VERSION}
-    with EpisodeStore.create(path, ABOUT | own) as store:
+    with EpisodeStore.create(path, attributes_of(cameras)) as store:
         images = {f"images_{name}": scene(seed) for seed, name in enumerate(cameras)}
         blank = np.zeros((6, 8), np.float32)
         store.append({"action": blank, "proprio": blank, **images}, {"seed": 0, "success": False})

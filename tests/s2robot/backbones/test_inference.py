@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from s2robot.backbones import inference
-from s2robot.backbones.device import fitting, moved
+from s2robot.backbones.device import moved
 from s2robot.backbones.inference import PackedLinear, default_dtype, packs, prepare
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.core.errors import UserError
@@ -178,31 +178,6 @@ def test_default_type(monkeypatch):
     assert default_dtype("meta") == torch.float32
     with pytest.raises(UserError, match="dtype: expected .* 'auto', got 'int8'"):
         prepare(vit(), "int8")
-
-
-class Full:
-    """A call that a GPU's memory holds for so many rows at most."""
-
-    def __init__(self, most: int):
-        self.most, self.sizes = most, []
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        self.sizes.append(len(rows))
-        if len(rows) > self.most:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return rows * 2
-
-
-@pytest.mark.parametrize(
-    ("rows", "at_once", "most", "sizes", "fits"),
-    [(11, 8, 3, [8, 4, 2, 2, 2, 2, 2, 1], 2), (3, 5, 1, [3, 3, 2, 1, 1, 1], 1)],
-)
-def test_a_full_memory_halves_the_batch_and_loses_no_row(rows, at_once, most, sizes, fits):
-    call, x = Full(most), torch.arange(rows)
-    outputs, allowed = fitting(call, x, at_once)
-    assert torch.equal(torch.cat(outputs), 2 * x) and (call.sizes, allowed) == (sizes, fits)
-    with pytest.raises(UserError, match=r"one frame of \(4, 4, 3\)"):
-        fitting(Full(0), torch.zeros(3, 4, 4, 3), 2)
 
 
 @pytest.mark.gpu

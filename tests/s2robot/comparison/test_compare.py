@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,29 +47,19 @@ def planned(words: list[str], typed: list[str]) -> tuple[Compare, Plan]:
     return settings, make_plan(settings, typed)
 
 
-# ---------------------------------------------------------------- stages are stubs, all else is real
+# before the forks
+PLANNED = planned([f"run_dir={OUT}", *WORDS], WORDS[1:2]) if os.environ.get("PLANNED") else None
 
 
-PLANNED = (
-    planned([f"run_dir={OUT}", *WORDS], WORDS[1:2]) if os.environ.get("PLANNED") else None
-)  # before the forks
-
-
-class Stubbed:
-    """`subprocess` of the jobs, but for what it starts."""
-
-    PIPE, STDOUT = subprocess.PIPE, subprocess.STDOUT
-
-    @staticmethod
-    def Popen(command: list[str], **options) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-I", "-S", str(STUB), *command[3:]], **options)
+def start_stub(command: list[str], **options) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-I", "-S", str(STUB), *command[3:]], **options)
 
 
 def job(folder: Path) -> None:
     os.chdir(folder)
     assert PLANNED is not None
     figures.power_figures = lambda *_: ({}, [])  # arithmetic, which writes nothing
-    jobs.subprocess = Stubbed  # type: ignore[assignment]
+    jobs.subprocess = SimpleNamespace(Popen=start_stub, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)  # type: ignore[assignment]
     comparing.ms_per_action = lambda plan: {arm.name: 1.0 for arm in plan.arms}
     comparing.command = lambda: "s2robot compare"
     with locked(PLANNED[1].out):
@@ -89,9 +81,6 @@ def test_a_kill_at_a_write_of_compare_changes_no_figure(tmp_path):
     assert len(killed) > 40
     for write, folder in killed.items():
         assert left(folder) == whole, write
-
-
-# ---------------------------------------------------------------- the films of a comparison
 
 
 def test_positions_that_one_arm_solves_are_filmed_for_both_and_only_once(recorded, tmp_path, monkeypatch):
@@ -132,24 +121,18 @@ def test_positions_that_one_arm_solves_are_filmed_for_both_and_only_once(recorde
     assert again[1] != made[1] and again[2:] == made[2:] and again[0] == made[0]
 
 
-# ---------------------------------------------------------------- all of it is real
-
-
 @pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_to_the_end(recorded, tiny_encoder, tmp_path):
     """Twice: while policies train, and while they are evaluated. Its jobs end with it."""
-    arms = [
-        f"+experiment.arms.{name}='encoder=mvp-tiny s2={s2} encoder.checkpoint={tiny_encoder}'"
-        for name, s2 in (("one", "single"), ("two", "s2"))
-    ]
+    given = f"encoder=mvp-tiny encoder.checkpoint={tiny_encoder}"
+    arms = [f"+experiment.arms.{name}='s2={s2} {given}'" for name, s2 in (("one", "single"), ("two", "s2"))]
     out, env = tmp_path / "out", {"S2ROBOT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "s2robot", "compare", *SETTINGS, *arms, f"demos.path={recorded}"]
 
-    def start() -> subprocess.Popen:
-        return subprocess.Popen(
-            [*command, f"hydra.run.dir={out}"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+    start = partial(
+        subprocess.Popen, [*command, f"hydra.run.dir={out}"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
 
     def finish() -> str:
         process = start()
@@ -166,13 +149,6 @@ def test_killed_in_the_middle_it_goes_on_to_the_end(recorded, tiny_encoder, tmp_
         process.communicate()
     said = finish()
     assert "warning: evaluate.episodes" in said and "against one, p" in said
-    result = _whole(out)
-    again = finish()  # nothing is left to do
-    assert "train:" not in again and "evaluate" not in again.replace("evaluate.episodes", "")
-    assert _whole(out) == result
-
-
-def _whole(out: Path) -> dict:
     result, summary = (json.loads((out / name).read_text()) for name in ("compare.json", "summary.json"))
     assert [arm["name"] for arm in summary["arms"]] == ["one", "two"]
     assert [s["episodes"] for arm in summary["arms"] for s in arm["seeds"]] == [4] * 4
@@ -190,4 +166,6 @@ def _whole(out: Path) -> dict:
     with (out / "episodes.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2 * 2 * 4 + 2 * 2 * 2
     assert len(result["commands"]) == 2 + 4 + 4 + 4 and str(ROOT) not in json.dumps(result["commands"])
-    return result
+    again = finish()  # nothing is left to do
+    assert "train:" not in again and "evaluate" not in again.replace("evaluate.episodes", "")
+    assert json.loads((out / "compare.json").read_text()) == result

@@ -11,11 +11,9 @@ from scipy import stats
 from statsmodels.stats import contingency_tables, multitest
 
 from benchmarks.interval_coverage import arms as coverage
-from benchmarks.interval_coverage import draw
 from s2robot.comparison.paired import (
     POSITIONS,
     SEEDS_AND_POSITIONS,
-    bounds,
     difference,
     holm,
     mcnemar,
@@ -30,52 +28,38 @@ from tests.s2robot.comparison.simulated import estimates, simulate
 
 
 def records(outcomes, order=None):
-    chosen = range(len(outcomes)) if order is None else order
-    return [{"seed": 100 + int(i), "success": bool(outcomes[i])} for i in chosen]
+    return [{"seed": 100 + int(i), "success": bool(outcomes[i])} for i in order or range(len(outcomes))]
 
 
-def test_outcomes_come_back_whatever_the_order():
+def test_outcomes_come_back_whatever_the_order_and_positions_that_disagree_are_named():
     rng = np.random.default_rng(0)
     arms = {"base": rng.random((3, 7)) < 0.5, "s2": rng.random((2, 7)) < 0.5}
-    by_seed = {
-        arm: {seed: records(x[seed], rng.permutation(7)) for seed in reversed(range(len(x)))}
-        for arm, x in arms.items()
-    }
-    found = outcomes_of(by_seed)
+    order = [3, 0, 6, 1, 2, 5, 4]
+    found = outcomes_of(
+        {arm: {i: records(x[i], order) for i in range(len(x))[::-1]} for arm, x in arms.items()}
+    )
     assert list(found) == ["base", "s2"] and all(x.dtype == bool for x in found.values())
     assert all((found[arm] == arms[arm]).all() for arm in arms)
+    with pytest.raises(UserError, match="arm 's2' seed 4: .* got no position 101"):
+        outcomes_of({"base": {0: records([1, 0])}, "s2": {4: records([1])}})
+    with pytest.raises(UserError, match="arm 'base' seed 1: .* got another position 101"):
+        outcomes_of({"base": {0: records([1]), 1: records([1, 0])}})
 
 
-@pytest.mark.parametrize(
-    ("arms", "message"),
-    [
-        ({"base": {0: records([1, 0])}, "s2": {4: records([1])}}, "arm 's2' seed 4: .* got no position 101"),
-        ({"base": {0: records([1]), 1: records([1, 0])}}, "arm 'base' seed 1: .* got another position 101"),
-    ],
-)
-def test_positions_that_disagree_are_named(arms, message):
-    with pytest.raises(UserError, match=message):
-        outcomes_of(arms)
-
-
-# One seed an arm
-
-
-@pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (3, 0), (7, 1), (25, 11), (60, 90)])
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (3, 0), (7, 1), (60, 90)])
 def test_mcnemar_is_that_of_statsmodels(b, c):
     expected = contingency_tables.mcnemar([[5, b], [c, 9]], exact=True).pvalue
     assert mcnemar(b, c) == mcnemar(c, b) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("p", [[0.3], [0.01, 0.04, 0.03], [0.5, 0.5, 0.9, 0], [0.02, 0.02, 0.001, 1, 0.03]])
+@pytest.mark.parametrize("p", [[0.3], [0.5, 0.5, 0.9, 0], [0.02, 0.02, 0.001, 1, 0.03]])
 def test_holm_is_that_of_statsmodels(p):
     assert holm(p) == pytest.approx(multitest.multipletests(p, method="holm")[1].tolist(), abs=1e-12)
 
 
 def table(both, a_only, b_only, neither):
-    a = [1] * (both + a_only) + [0] * (b_only + neither)
-    b = [1] * both + [0] * a_only + [1] * b_only + [0] * neither
-    return np.array([a], dtype=bool), np.array([b], dtype=bool)
+    a, b = np.repeat([[1, 1, 0, 0], [1, 0, 1, 0]], [both, a_only, b_only, neither], axis=1).astype(bool)
+    return a[None], b[None]
 
 
 def test_one_seed_is_agresti_and_min_by_hand():
@@ -92,9 +76,6 @@ def test_arms_that_never_differ_still_have_a_width():
         assert found.difference == 0 and found.low == -found.high < -0.1 and found.p == 1
     one_sided = difference(*table(0, 5, 0, 0))
     assert one_sided.difference == one_sided.high == 1 and one_sided.low < 0.9
-
-
-# Several seeds
 
 
 def test_a_planted_difference_is_recovered():
@@ -147,9 +128,6 @@ def test_swapping_arms_flips_signs_and_the_order_of_positions_and_seeds_is_nothi
     assert low <= found.difference <= high and 0 < p <= 1 and (p <= 0.05) == (not low <= 0 <= high)
 
 
-# One arm
-
-
 @pytest.mark.parametrize("rate", [0.5, 0.95])
 @pytest.mark.parametrize(("seeds", "spread", "hard"), [(3, 0.0, 0.0), (5, 0.0, 0.8), (3, 0.1, 0.3), (5, 0.2, 0.0)])  # fmt: skip
 def test_new_seeds_and_positions_are_covered(seeds, spread, hard, rate):
@@ -168,16 +146,9 @@ def test_seeds_that_plainly_differ_get_students_quantile():
 
 def test_one_seed_is_wilson_and_odd_shapes_and_all_or_nothing_have_an_interval():
     assert success_interval(np.arange(16)[None] < 11)[:2] == pytest.approx(wilson(11, 16))
-    for shape in ((1, 1), (2, 1), (1, 2), (2, 2), (7, 3)):
+    for shape in ((1, 1), (2, 1), (7, 3)):
         for x in (np.zeros(shape), np.ones(shape)):
             low, high, _ = success_interval(x)
             assert 0 <= low <= x.mean() <= high <= 1 and high - low > 0.05
     low, high, _ = success_interval(np.array([[1], [0]]))
     assert 0 <= low < 0.5 < high <= 1
-
-
-def test_many_arms_at_once_are_one_at_a_time():
-    x = draw(np.random.default_rng(3), 20, 3, 0.9, 0.05, 0.3)
-    low, high, *_ = bounds(x)
-    for i, one in enumerate(x):
-        assert success_interval(one.astype(bool))[:2] == pytest.approx((low[i], high[i]), abs=1e-12)

@@ -32,25 +32,15 @@ def refused(*words: str) -> str:
     return str(caught.value)
 
 
-def test_an_experiment_may_lose_an_arm_and_table10_is_one():
-    assert list(read("experiment.arms.base=null").experiment.arms) == ["base-s2", "base-s2-pretrained"]
-    table10 = read("experiment=table10").experiment
-    assert list(table10.arms) == ["base", "base-s2", "large"] and len(table10.seeds) >= 3
-    assert "evaluate.episodes=128" in table10.overrides
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["arms=[base,base-s3]"], "arms: expected some of base, base-s2, base-s2-pretrained, got 'base-s3'"),
         (["arms=[base]"], "arms: expected at least 2"),
-        (["arms=[base,base]"], "arms: expected one or more different values"),
-        (["+experiment.arms.x='encoder=mvp-huge'", "arms=[base,x]"], "arm 'x': "),
         (["+experiment.arms.x='train.step=3'", "arms=[base,x]"], "arm 'x': Could not override 'train.step'"),
         (["+experiment.arms.x='demos.episodes=3'", "arms=[base,x]"], "experiment.arms.x: expected the same demos.episodes for all arms"),
         (["+experiment.arms.x='jobs=3'", "arms=[base,x]"], "experiment.arms.x: expected overrides of task, robot, "),
         (["+experiment.arms.x='encoder.checkpoint=none.safetensors'", "arms=[base,x]"], f"arm 'x': {Path('none.safetensors').resolve()}: expected an encoder file"),
-        (["+experiment.arms.x='encoder=timm'", "arms=[base,x]"], "arm 'x': encoder.name: expected one of mvp-tiny, "),
         (["experiment.seeds=[]"], "experiment.seeds: expected one or more different values, got []"),
         (["experiment.pairs=[[base,bass]]"], "experiment.pairs: expected some of base, base-s2, base-s2-pretrained, got 'bass'"),
         (["experiment.pairs=[]"], "experiment.pairs: expected one or more different values"),
@@ -69,6 +59,7 @@ def test_an_arm_whose_weights_did_not_come_along_is_named(tmp_path, monkeypatch)
     for name in ("mvp-tiny", "mvp-tiny-s2"):
         (tmp_path / f"{name}.safetensors").symlink_to(encoders.weights_dir() / f"{name}.safetensors")
     monkeypatch.setattr(encoders, "weights_dir", lambda: tmp_path)
+    assert list(read("experiment.arms.base=null").experiment.arms) == ["base-s2", "base-s2-pretrained"]
     line = refused("experiment=table10")
     assert line.startswith(f"arm 'large': encoder mvp-small: {tmp_path / 'mvp-small.safetensors'} ")
 
@@ -87,9 +78,8 @@ def test_an_axis_of_demos_goes_as_far_as_there_are_some(words, most):
     plan, axis = make_plan(settings, words), settings.experiment.axes["demos"]
     default, worlds = worlds_of(plan, "demos", axis.replace(values=(15, most)))
     assert default == most and [world.trains for world in worlds] == [True, False]
-    for value in (121, None, "all"):
-        with pytest.raises(UserError, match=f"demos.values: expected integers from 1 to {most}, got {value}"):
-            worlds_of(plan, "demos", axis.replace(values=(15, value)))
+    with pytest.raises(UserError, match=f"demos.values: expected integers from 1 to {most}, got 121"):
+        worlds_of(plan, "demos", axis.replace(values=(15, 121)))
 
 
 def test_a_value_that_an_arm_has_not_is_no_world_of_the_main_comparison():
@@ -110,16 +100,14 @@ def test_each_verb_gets_its_own_words_and_of_a_key_the_last():
     assert read_by("train", words) == ["env.cube_size=0.03", "encoder=mvp-tiny", "train.steps=3"]
     assert read_by("evaluate", words) == ["env.cube_size=0.03", "evaluate.videos=1"]
     assert read_by("record", words) == ["env.cube_size=0.03", "episodes=5"]
-    assert settings_of("record", words).episodes == 5
     assert settings_of("train", words).train.steps == 3
 
 
 def test_stages_encode_once_for_each_frozen_encoder_and_the_scales_reach_it():
     heads = "+experiment.arms.heads='encoder=mvp-tiny s2=single policy=rpt'"
     tuned = "+experiment.arms.tuned='s2=single train.tune.blocks=1'"
-    plan = make_plan(
-        read(heads, tuned, "arms=[base,heads,base-s2,tuned]", "experiment.seeds=[3,4]"), ["evaluate.videos=2"]
-    )
+    settings = read(heads, tuned, "arms=[base,heads,base-s2,tuned]", "experiment.seeds=[3,4]")
+    plan = make_plan(settings, ["evaluate.videos=2"])
     assert [arm.name for arm in plan.arms] == ["base", "heads", "base-s2", "tuned"]
     policies = training(plan, plan.main)
     jobs = with_needs(policies.values())

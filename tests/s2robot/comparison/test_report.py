@@ -23,57 +23,13 @@ ARMS = {
     "base-s2": ("Base + S²", "mvp-tiny", [112, 224], 0.68, 6.1, 2_811_904, 74.2),
 }
 AXES = [
-    ("cube_size", "cube size", "cm", 2.5, [1.5, 2.5, 4.0, 5.5], [-0.3, 0.0, 0.15, 0.2]),
-    ("light", "light that the demos never showed", None, "as recorded",
-     ["as recorded", "dim", "coloured", "lamp from the side"], [0.0, -0.1, -0.25, -0.18]),
-]  # fmt: skip
-
-
-def make_comparison(folder: Path, positions: int = 128, seeds: int = 3, videos: int = 0) -> dict:
-    """A comparison's folder as `s2robot compare` leaves it, its outcomes drawn; returns compare.json."""
-    rng = np.random.default_rng(0)
-    ease = rng.normal(0, 0.2, positions)  # of the positions
-    solved, arms = {}, []
-    for name, (label, encoder, scales, rate, gflops, parameters, ms) in ARMS.items():
-        chance = np.clip(rate + ease + rng.normal(0, 0.02, (seeds, 1)), 0.02, 0.98)
-        solved[name] = rng.random((seeds, positions)) < chance
-        runs = [f"arms/{name}/seed-{seed}" for seed in range(seeds)]
-        for run, outcomes in zip(runs, solved[name], strict=True):
-            episodes = [record(i, bool(x), "held" if x else "approach") for i, x in enumerate(outcomes)]
-            save_records(folder / run, episodes)
-        arms.append(
-            {"name": name, "label": label, "encoder": encoder, "scales": scales, "policy": "transformer",
-             "gflops_per_frame": gflops, "parameters": parameters, "ms_per_action": ms,
-             **arm_figures(solved[name], range(seeds), runs)}
-        )  # fmt: skip
-    pairs = all_pairs(solved, range(10_000, 10_000 + positions), [("base-s2", "base"), ("large", "base")])
-    facts = {
-        "title": "Table 10 with our encoders",
-        "question": "Does S² on a small encoder beat a larger encoder?",
-        "arms": arms,
-        "pairs": pairs,
-        "power": {
-            "gap": 0.1, "power": 0.8, "needed": 291, "planned": positions,
-            "table": [{"gap": gap, "needed": needed} for gap, needed in ((0.05, 1154), (0.1, 291), (0.2, None))],
-        },
-        "stopping": {"method": "betting", "looks": [0] * 4, "stopped_at": None, "reason": "all tried"},
-        "axes": [_axis(axis, rng, (seeds, positions)) for axis in AXES],
-        "positions": {"seed": 10_000, "episodes": positions},
-        "versions": {"s2robot": "0.4.0", "torch": "2.13.0", "mujoco": "3.9.0"},
-        "command": "s2robot compare experiment=table10",
-        "commands": [f"s2robot train encoder={ARMS[name][1]} train.seed={k}" for name in ARMS for k in range(seeds)],
-        "videos": [],
-    }  # fmt: skip
-    for number in range(videos):
-        path, frames = f"videos/{number}.mp4", [{"hand": np.full((64, 64, 3), 90, np.uint8)}]
-        write_video(folder / path, frames, record(number), height=64, hold_s=0)
-        facts["videos"].append({"path": path, "arm": "base", "seed": 0, "position": 10_000 + number})
-    save(folder, facts)
-    return facts
+    ("cube_size", "cube size", "cm", 2.5, [1.5, 2.5, 4.0], [-0.3, 0.0, 0.15]),
+    ("light", "light that the demos never showed", None, "as recorded", ["as recorded", "dim"], [0.0, -0.1]),
+]
 
 
 def save(folder: Path, facts: dict) -> None:
-    (folder / "compare.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    (folder / "compare.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 def _axis(axis: tuple, rng: np.random.Generator, shape: tuple[int, int]) -> dict:
@@ -85,6 +41,43 @@ def _axis(axis: tuple, rng: np.random.Generator, shape: tuple[int, int]) -> dict
             counts = {"episodes": outcomes.size, "successes": int(outcomes.sum())}
             arms[arm].append({"value": value, **arm_interval(outcomes), **counts})
     return {"name": name, "label": label, "unit": unit, "default": default, "values": values, "arms": arms}
+
+
+def make_comparison(folder: Path, positions: int = 128, seeds: int = 3, videos: int = 0) -> dict:
+    """A comparison's folder as `s2robot compare` leaves it, its outcomes drawn; returns compare.json."""
+    rng = np.random.default_rng(0)
+    solved, arms = {}, []
+    for name, (label, encoder, scales, rate, gflops, parameters, ms) in ARMS.items():
+        solved[name] = rng.random((seeds, positions)) < rate
+        runs = [f"arms/{name}/seed-{seed}" for seed in range(seeds)]
+        for run, outcomes in zip(runs, solved[name], strict=True):
+            episodes = [record(i, bool(x), "held" if x else "approach") for i, x in enumerate(outcomes)]
+            save_records(folder / run, episodes)
+        arms.append(
+            {"name": name, "label": label, "encoder": encoder, "scales": scales, "policy": "transformer",
+             "gflops_per_frame": gflops, "parameters": parameters, "ms_per_action": ms,
+             **arm_figures(solved[name], range(seeds), runs)}
+        )  # fmt: skip
+    pairs = all_pairs(solved, range(10_000, 10_000 + positions), [("base-s2", "base"), ("large", "base")])
+    facts = {
+        "title": "Table 10 with our encoders", "question": "Does S² on a small encoder beat a larger encoder?",
+        "arms": arms, "pairs": pairs,
+        "power": {
+            "gap": 0.1, "power": 0.8, "needed": 291, "planned": positions,
+            "table": [{"gap": 0.05, "needed": 1154}, {"gap": 0.2, "needed": None}],
+        },
+        "stopping": {"method": "betting", "looks": [0] * 4, "stopped_at": None, "reason": "all tried"},
+        "axes": [_axis(axis, rng, (seeds, positions)) for axis in AXES],
+        "positions": {"seed": 10_000, "episodes": positions},
+        "versions": {"s2robot": "0.4.0"}, "command": "s2robot compare experiment=table10",
+        "commands": [f"s2robot train encoder={arm[1]}" for arm in ARMS.values()], "videos": [],
+    }  # fmt: skip
+    for number in range(videos):
+        path, frames = f"videos/{number}.mp4", [{"hand": np.full((64, 64, 3), 90, np.uint8)}]
+        write_video(folder / path, frames, record(number), height=64, hold_s=0)
+        facts["videos"].append({"path": path, "arm": "base", "seed": 0, "position": 10_000 + number})
+    save(folder, facts)
+    return facts
 
 
 @pytest.fixture
@@ -111,11 +104,9 @@ def test_the_page_says_what_compare_json_says(tmp_path):
         assert row[6] == " · ".join(f"{run['successes']}/128" for run in arm["seeds"])
         costs = [arm["gflops_per_frame"], arm["parameters"] / 1e6, arm["ms_per_action"]]
         assert [float(cell) for cell in row[7:]] == pytest.approx(costs, rel=0.005)
-    for axis in facts["axes"]:
-        for i, value in enumerate(axis["values"]):
-            cells = page.row(str(value) if isinstance(value, str) else f"{value:g}")[1:]
-            for cell, points in zip(cells, axis["arms"].values(), strict=True):
-                assert cell.startswith(f"{100 * points[i]['success']:.1f} % [")
+    for axis, row in zip(facts["axes"], ("4", "dim"), strict=True):
+        shown = [f"{100 * points[-1]['success']:.1f} %" for points in axis["arms"].values()]
+        assert [cell.split(" [")[0] for cell in page.row(row)[1:]] == shown
     assert page.row("5") == ["5", "1154"] and page.row("20") == ["20", "–"]
     assert all(command in page.text for command in [facts["command"], *facts["commands"]])
     save(tmp_path, facts | {"stopping": None, "axes": [], "commands": [], "versions": {}})
@@ -123,37 +114,17 @@ def test_the_page_says_what_compare_json_says(tmp_path):
     assert few.tags.count("svg") == 4 and few.tags.count("h2") == 6
 
 
-def test_the_page_needs_nothing_else(tmp_path):
+def test_the_page_that_the_verb_writes_needs_nothing_else(tmp_path):
     facts = make_comparison(tmp_path, positions=16, seeds=2, videos=2)
-    page = Page(write_compare_report(tmp_path))
+    (tmp_path / "summary.json").write_text("{}")  # of a comparison, too
+    inspect(OmegaConf.create({"run": str(tmp_path)}))
+    page = Page(tmp_path / "report.html")
     assert page.tags.count("video") == 2 and page.tags.count("svg") == 6
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
-    assert not {"script", "link", "iframe", "img"} & set(page.tags)
+    assert not {"script", "link", "iframe", "img"} & set(page.tags) and len(page.ids) == len(set(page.ids))
     assert "@import" not in page.source and not re.search(r"url\((?!#)", page.source)
-    assert len(page.ids) == len(set(page.ids))
     assert f"position {facts['videos'][0]['position']}" in page.text
     assert write_compare_report(tmp_path).read_text(encoding="utf-8") == page.source  # the same each time
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_the_verb_writes_the_page_of_a_comparison_and_escapes_its_text(tmp_path, capsys):
-    facts = make_comparison(tmp_path, positions=4, seeds=1)
-    (tmp_path / "summary.json").write_text("{}")  # of a comparison, too
-    evil = '<script>alert("1")</script> & \' $x_1$'
-    facts["title"] = facts["question"] = facts["command"] = evil
-    facts["versions"] = {evil: {evil: evil}}
-    facts["commands"] = [evil]
-    facts["stopping"]["reason"] = facts["stopping"]["method"] = evil
-    for arm in facts["arms"]:
-        arm |= {"label": f"{arm['label']} {evil}", "encoder": evil, "policy": evil, "interval": evil}
-    for pair in facts["pairs"]:
-        pair |= {"scope": evil, "method": evil}
-    facts["axes"][0] |= {"label": evil, "unit": evil}
-    save(tmp_path, facts)
-    inspect(OmegaConf.create({"run": str(tmp_path)}))
-    assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
-    page = Page(tmp_path / "report.html")
-    assert "script" not in page.tags and page.text.count(evil) >= 12
     (tmp_path / "empty").mkdir()
     for name in ("empty", "none"):
         with pytest.raises(UserError, match=f"^run: expected .*got {tmp_path / name}$"):

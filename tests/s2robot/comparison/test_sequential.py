@@ -6,15 +6,10 @@ import numpy as np
 import pytest
 from scipy.special import betaln
 
-from benchmarks.interval_coverage import LOOK, draw, looks
-from s2robot.comparison.paired import (
-    log_evidence,
-    mcnemar,
-    sequential,
-    success_interval,
-    success_sequence,
-    tally,
-)
+from benchmarks.interval_coverage import LOOK, draw
+from benchmarks.interval_coverage import looks as looks_of
+from s2robot.comparison import paired
+from s2robot.comparison.paired import log_evidence, mcnemar, sequential, tally
 from tests.s2robot.comparison.simulated import simulate
 
 
@@ -30,12 +25,9 @@ def test_evidence_of_one_seed_is_the_beta_mixture(counts):
     assert p == pytest.approx(min(1, math.exp(-log_e(*counts[:2]))), rel=1e-8)
     assert low <= (counts[0] - counts[1]) / sum(counts) <= high
     assert (p <= 0.05) == (not low <= 0 <= high)
+    assert sequential(np.zeros(0), np.zeros(0)) == (1, -1, 1)  # nothing seen
     for end in {low, high} - {-1.0, 1.0}:  # where the evidence reaches its limit
         assert log_evidence(d, n, end) == pytest.approx(math.log(20), abs=1e-6)
-
-
-def test_nothing_seen_says_nothing():
-    assert sequential(np.zeros(0), np.zeros(0)) == (1, -1, 1)
 
 
 def stops(a, b):
@@ -51,10 +43,8 @@ def test_looking_after_every_position_keeps_the_error_rate():
     a, b = simulate(np.random.default_rng(10), 3000, 1, 256, (0.6, 0.6))
     assert 0.005 < (stops(a, b) > 0).mean() < 0.05
     d = a[:, 0].astype(int) - b[:, 0]
-    naive = [
-        any(mcnemar(int((x[:n] == 1).sum()), int((x[:n] == -1).sum())) < 0.05 for n in range(16, 257, 16))
-        for x in d[:100]
-    ]
+    looks = [[x[:n] for n in range(16, 257, 16)] for x in d[:100]]
+    naive = [any(mcnemar(int((x == 1).sum()), int((x == -1).sum())) < 0.05 for x in run) for run in looks]
     assert np.mean(naive) > 0.07  # what a fixed-N test does when it is looked at again and again
 
 
@@ -82,12 +72,12 @@ def test_the_true_difference_stays_in_the_confidence_sequence(seeds, gap):
 
 @pytest.mark.parametrize("rate", [0.5, 0.98])
 def test_an_arm_stopped_early_is_inside_at_every_look_and_a_fixed_interval_is_not(rate):
-    sequence, fixed = looks(np.random.default_rng(4), 300, 3, rate, 0.3)
+    sequence, fixed = looks_of(np.random.default_rng(4), 300, 3, rate, 0.3)
     assert sequence > 0.95 and fixed < 0.95
     x = draw(np.random.default_rng(5), 1, 3, rate, 0.0, 0.3)[0].astype(bool)
     widths = []
     for n in range(LOOK, 129, LOOK):
-        low, high, _ = success_sequence(x[:, :n])
+        low, high, _ = paired.success_sequence(x[:, :n])
         assert 0 <= low <= x[:, :n].mean() <= high <= 1 and low < rate < high
         widths.append(high - low)
-    assert widths[-1] < widths[0] and widths[-1] < 3 * np.subtract(*success_interval(x)[1::-1])
+    assert widths[-1] < widths[0] and widths[-1] < 3 * np.subtract(*paired.success_interval(x)[1::-1])

@@ -21,7 +21,6 @@ from s2robot.comparison.statistics import (
     power_at,
     power_figures,
 )
-from s2robot.core.errors import UserError
 from s2robot.core.files import write_csv
 from tests.s2robot.comparison.simulated import estimates, simulate
 from tests.s2robot.evaluation.made import record
@@ -29,19 +28,15 @@ from tests.s2robot.evaluation.made import record
 DESIGN = Power(gap=0.10, power=0.8, base=0.5, correlation=0.3, seed_sd=0.03, alpha=0.05, strict=False)
 
 
-# ---------------------------------------------------------------- power
-
-
 def correlated(base: float, gap: float, discordant: float) -> Power:
     """Two policies that disagree on such a share of the positions."""
     better = base + gap
     covariance = (base + better - discordant) / 2 - base * better
-    return DESIGN.replace(
-        base=base, correlation=covariance / math.sqrt(base * (1 - base) * better * (1 - better))
-    )
+    deviations = math.sqrt(base * (1 - base) * better * (1 - better))
+    return DESIGN.replace(base=base, correlation=covariance / deviations)
 
 
-@pytest.mark.parametrize(("gap", "discordant"), [(0.05, 0.2), (0.2, 0.4), (0.3, 0.5)])
+@pytest.mark.parametrize(("gap", "discordant"), [(0.05, 0.2), (0.3, 0.5)])
 def test_one_seed_agrees_with_connor(gap, discordant):
     z = stats.norm.ppf([0.975, 0.8])
     connor = ((z[0] * math.sqrt(discordant) + z[1] * math.sqrt(discordant - gap**2)) / gap) ** 2
@@ -67,21 +62,17 @@ def test_planned_power_is_what_simulated_experiments_have(seeds, positions, seed
     alike = np.corrcoef(a[0][:20].ravel(), b[0][:20].ravel())[0, 1]  # of two policies on the same positions
     b, a = simulate(np.random.default_rng(9), 1000, seeds, positions, rates, seed_sd, own=0.0)
     _, centre, p = estimates(a, b)
-    planned = power_at(
-        0.15, positions, DESIGN.replace(base=0.6, correlation=float(alike), seed_sd=seed_sd), seeds
-    )
+    design = DESIGN.replace(base=0.6, correlation=float(alike), seed_sd=seed_sd)
+    planned = power_at(0.15, positions, design, seeds)
     assert ((p < 0.05) & (centre > 0)).mean() == pytest.approx(planned, abs=0.06)
 
 
-@pytest.mark.parametrize("seeds", [1, 5])
-def test_needed_positions_just_reach_the_power(seeds):
-    design = DESIGN.replace(base=0.6, seed_sd=0.02)
-    positions = needed(0.12, design, seeds)
-    assert power_at(0.12, positions, design, seeds) >= 0.8
-    assert power_at(0.12, positions - 3, design, seeds) < 0.81
-
-
-def test_power_is_said_before_the_run_and_too_few_positions_too():
+def test_power_is_said_before_the_run_and_the_needed_positions_just_reach_it():
+    for seeds in (1, 5):
+        design = DESIGN.replace(base=0.6, seed_sd=0.02)
+        positions = needed(0.12, design, seeds)
+        found, below = (power_at(0.12, n, design, seeds) for n in (positions, positions - 3))
+        assert found >= 0.8 > below - 0.01
     figures, lines = power_figures(DESIGN, 1, 64)
     assert figures["needed"] == 291 and figures["planned"] == 64 and len(lines) == 2
     rows = {row["gap"]: row["needed"] for row in figures["table"]}
@@ -89,13 +80,8 @@ def test_power_is_said_before_the_run_and_too_few_positions_too():
     assert rows[0.1] == 291 and rows[0.05] > 1000 and rows[0.3] < 50
     few = DESIGN.replace(base=0.75)  # nothing is better than 100 %
     assert [row["gap"] for row in power_figures(few, 1, 10_000)[0]["table"]] == [*rows][:-1]
-    with pytest.raises(UserError, match="expected >= 291 .*, got 64; .*strict=false"):
-        power_figures(DESIGN.replace(strict=True), 1, 64)
     figures, lines = power_figures(DESIGN.replace(gap=0.03, seed_sd=0.1), 2, 128)  # no N would do
     assert figures["needed"] is None and len(lines) == 2
-
-
-# ---------------------------------------------------------------- looks and pairs
 
 
 def test_looks_decide_and_keep_to_all_pairs():
@@ -145,9 +131,8 @@ def test_the_csv_holds_a_row_an_episode(tmp_path):
     with (tmp_path / "episodes.csv").open() as file:
         rows = list(csv.DictReader(file))
     where = '{"cube_xy": [0.01, -0.02], "cube_yaw": 0.5, "closest_m": 0.012}'
-    assert list(rows[1].items()) == list(
-        zip(COLUMNS, ("base", "0", "", "", "10001", where, "1", "held", "25", "2.5"), strict=True)
-    )
+    assert tuple(rows[1]) == tuple(COLUMNS)
+    assert tuple(rows[1].values()) == ("base", "0", "", "", "10001", where, "1", "held", "25", "2.5")
     assert [row["success"] for row in rows] == ["0", "1", "1"] * 2 and rows[0]["time_to_success_s"] == ""
     assert rows[-1]["axis"] == "demos" and rows[-1]["value"] == "15" and rows[-1]["training_seed"] == "3"
 
@@ -160,25 +145,10 @@ def test_the_figures_of_a_small_pair_are_those_counted_by_hand():
     assert pair["mcnemar"] == {"wins": 1, "losses": 2, "p": 1.0}
     assert (pair["episodes"], pair["positions"]) == (16, 4) and pair["method"].startswith("t interval")
     assert (pair["p"], pair["low"], pair["high"]) == (both.p, both.low, both.high)
+    assert "B: −12.5 points [" in headline({**pair, "p_holm": 0.4}, {"a": "B", "b": "A"})
     one = pair_figures({"a": x["a"][:1], "b": x["b"]}, [7, 8, 9, 11], "a", "b")
     assert one["episodes"] == 12 and one["method"].startswith("adjusted Wald")
     arm = arm_figures(x["a"], [3, 5], ["r3", "r5"])
-    assert arm["seeds"] == [
-        {"seed": 3, "episodes": 4, "successes": 3, "run": "r3"}, {"seed": 5, "episodes": 4, "successes": 2, "run": "r5"},
-    ]  # fmt: skip
+    assert arm["seeds"][1] == {"seed": 5, "episodes": 4, "successes": 2, "run": "r5"}
     assert (arm["success"], arm["low"], arm["high"]) == (0.625, *success_interval(x["a"])[:2])
     assert arm_figures(x["a"], [3, 5], ["", ""], 0.05)["interval"] == success_sequence(x["a"], 0.05)[2]
-
-
-@pytest.mark.parametrize(
-    ("figures", "text"),
-    [
-        ((-0.094, -0.166, 0.021, 0.0012), "Borderline: B: −9.4 points [−16.6, 2.1] against A, p = 0.001, "),
-        ((0.25, 0.1, 0.4, 0.0009), "B: +25.0 points [10.0, 40.0] against A, p < 0.001, "),
-        ((0.0, -0.01, 0.01, 0.4), "No clear difference: B: +0.0 points [−1.0, 1.0] against A, p = 0.400, "),
-    ],
-)
-def test_the_headline_of_a_pair(figures, text):
-    pair = dict(zip(("difference", "low", "high", "p_holm"), figures, strict=True))
-    words = headline({"a": "b", "b": "a", "positions": 128, **pair}, {"a": "A", "b": "B"})
-    assert words == f"{text}N = 128 positions"

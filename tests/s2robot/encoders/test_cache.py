@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,12 +42,8 @@ def make_cache(root, **changes) -> FeatureCache:
 
 
 def expected(dtype=np.float16) -> np.ndarray:
-    return np.concatenate(
-        [
-            encode(frames_of(i).reshape(-1, 4, 4, 3)).numpy().reshape(n, 2, TOKENS, DIM)
-            for i, n in enumerate(LENGTHS)
-        ]
-    ).astype(dtype)
+    every = np.concatenate([frames_of(i).reshape(-1, 4, 4, 3) for i in range(len(LENGTHS))])
+    return encode(every).numpy().reshape(-1, len(CAMERAS), TOKENS, DIM).astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -63,6 +60,7 @@ def test_exact_on_reread(tmp_path, dtype):
         assert np.array_equal(live, built[: LENGTHS[0]].reshape(-1, TOKENS, DIM))
     with pytest.raises(ValueError, match="read-only"):
         again.features[0] = 0
+    assert make_cache(tmp_path, episode_lengths=[]).build(make_frames, encode).shape == (0, 2, 2, 5)
 
 
 def test_only_what_is_wanted_is_encoded_and_the_rest_later(tmp_path):
@@ -127,36 +125,27 @@ def test_another_key_is_another_cache(tmp_path):
     assert make_cache(tmp_path).path.name == "5fbc25f0bb4bfb8f"  # as in version 0.1
 
 
-def rewrite_index(path, **changes):
-    index = json.loads((path / "index.json").read_text())
-    (path / "index.json").write_text(json.dumps(index | changes))
-
-
-DAMAGES = [
-    lambda path: (path / "index.json").write_text((path / "index.json").read_text()[:20]),
-    lambda path: rewrite_index(path, encoder="stale"),
-    lambda path: (path / "done.txt").write_text("x\n"),
-    lambda path: os.truncate(path / "features.bin", 7),
-    lambda path: (path / "features.bin").unlink(),
-]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_caches_are_never_read(tmp_path, damage):
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("index.json", lambda path: os.truncate(path, 20)),
+        (
+            "index.json",
+            lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"encoder": "stale"})),
+        ),
+        ("done.txt", lambda path: path.write_text("x\n")),
+        ("features.bin", lambda path: os.truncate(path, 7)),
+        ("features.bin", Path.unlink),
+    ],
+)
+def test_damaged_caches_are_never_read(tmp_path, file, damage):
     cache = make_cache(tmp_path)
     cache.build(make_frames, encode)
-    damage(cache.path)
+    damage(cache.path / file)
     assert cache.missing() == [0, 1, 2]
     with pytest.raises(UserError, match="3 of 3 episodes are missing"):
         _ = cache.features
     assert np.array_equal(cache.build(make_frames, encode), expected())
-
-
-def test_empty_episode_and_empty_dataset(tmp_path):
-    cache, frames = make_cache(tmp_path, episode_lengths=[0, 1]), frames_of(1)
-    built = cache.build(lambda missing: ((i, by_camera(frames[:i])) for i in missing), encode)
-    assert built.shape == (1, 2, 2, 5)
-    assert make_cache(tmp_path, episode_lengths=[]).build(make_frames, encode).shape == (0, 2, 2, 5)
 
 
 @pytest.mark.parametrize(
@@ -173,9 +162,12 @@ def test_empty_episode_and_empty_dataset(tmp_path):
         (make_frames, lambda x: encode(x) * np.nan, "finite float16, got .* nan"),
     ],
 )
-def test_wrong_input_is_named(tmp_path, frames, coder, words):
+def test_wrong_input_and_a_full_disk_are_named(tmp_path, frames, coder, words, monkeypatch):
     with pytest.raises(UserError, match=words):
         make_cache(tmp_path).build(frames, coder)
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    with pytest.raises(UserError, match="the disk is full; the cache needs"):
+        make_cache(tmp_path / "other").build(make_frames, encode)
 
 
 def test_cameras_of_two_shapes_fill_one_array_and_have_a_key_of_their_own(tmp_path):
@@ -190,59 +182,29 @@ def test_cameras_of_two_shapes_fill_one_array_and_have_a_key_of_their_own(tmp_pa
     cache = make_cache(tmp_path, **given, shapes={"hand": (4, 8)})
     features = cache.build(lambda missing: [(0, frames)], tokens)
     assert features.shape == (3, 2, 8, 5)
-    assert np.array_equal(features[:, 0], tokens(frames[0])) and np.array_equal(
-        features[:, 1, :4], tokens(frames[1])
-    )
-    assert not features[:, 1, 4:].any()
-    others = [
-        make_cache(tmp_path, **given, shapes=shapes) for shapes in ({}, {"hand": (4, 9)}, {"left": (4, 8)})
-    ]
-    assert len({other.path for other in (cache, *others)}) == 4
-    assert not make_cache(tmp_path, **given, shapes={"hand": (4, 8)}).missing()
-
-
-def test_full_disk_is_one_line(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(UserError, match="the disk is full; the cache needs"):
-        make_cache(tmp_path).build(make_frames, encode)
+    assert np.array_equal(features[:, 0], tokens(frames[0]))
+    assert np.array_equal(features[:, 1, :4], tokens(frames[1])) and not features[:, 1, 4:].any()
+    shapes = ({}, {"hand": (4, 9)}, {"left": (4, 8)}, {"hand": (4, 8)})
+    *others, same = (make_cache(tmp_path, **given, shapes=each) for each in shapes)
+    assert len({other.path for other in (cache, *others)}) == 4 and not same.missing()
 
 
 MUJOCO_3, MUJOCO_4 = ({"mujoco": v, "opengl": "llvmpipe", "robot": {"camera_pos": (0, 1)}} for v in "34")
 
 
-def test_frames_drawn_by_something_else_are_encoded_again(tmp_path):
+def test_frames_drawn_by_something_else_are_encoded_again_unless_nothing_draws_here(tmp_path):
+    assert make_cache(tmp_path, drawn=None).missing() == [0, 1, 2]
     make_cache(tmp_path, drawn=MUJOCO_3).build(make_frames, encode)
-    assert make_cache(tmp_path, drawn=MUJOCO_3).missing() == []
+    assert make_cache(tmp_path, drawn=MUJOCO_3).missing() == make_cache(tmp_path, drawn=None).missing() == []
     for other in (MUJOCO_4, MUJOCO_3 | {"opengl": "NVIDIA"}, MUJOCO_3 | {"robot": {"camera_pos": (0, 2)}}):
         assert make_cache(tmp_path, drawn=other).missing() == [0, 1, 2]
     assert make_cache(tmp_path).missing() == [0, 1, 2]  # a dataset with frames of its own
     index = json.loads((make_cache(tmp_path, drawn=MUJOCO_3).path / "index.json").read_text())
     assert index["drawn"] == json.loads(json.dumps(MUJOCO_3))
-
-
-def test_where_nothing_draws_a_cache_is_taken_whatever_drew_it(tmp_path):
-    assert make_cache(tmp_path, drawn=None).missing() == [0, 1, 2]
-    make_cache(tmp_path, drawn=MUJOCO_3).build(make_frames, encode)
-    assert make_cache(tmp_path, drawn=None).missing() == []
     make_cache(tmp_path, drawn=MUJOCO_3, encoder="some", wanted=[0, 2]).build(make_frames, encode)
     assert make_cache(tmp_path, drawn=None, encoder="some", wanted=[2]).missing() == []
     assert make_cache(tmp_path, drawn=None, encoder="some").missing() == [0, 1, 2]
     assert make_cache(tmp_path, drawn=None, encoder="other").missing() == [0, 1, 2]
-
-
-def building(folder) -> None:
-    """Encode; over half of a cache, as a kill may leave it."""
-    make_cache(folder, drawn=MUJOCO_3).build(make_frames, encode)
-
-
-def growing(folder) -> None:
-    """Encode a dataset of two episodes, and then the same with a third."""
-    earlier = make_cache(folder, dataset="d2", episode_lengths=LENGTHS[:2], drawn=MUJOCO_3)
-    earlier.build(make_frames, encode)
-    make_cache(folder, drawn=MUJOCO_3).build(make_frames, encode, dataset_of_first="d{}".format)
 
 
 def test_what_a_dataset_held_before_it_grew_is_not_encoded_again(tmp_path):
@@ -268,18 +230,18 @@ def test_what_a_dataset_held_before_it_grew_is_not_encoded_again(tmp_path):
     assert seen == [[1, 2]] and not built[:3].any() and np.array_equal(built[3:], expected()[3:])
 
 
-def both(folder) -> None:
-    """In one process: what it imports first takes longer than all else."""
-    for job in (building, growing):
-        job(folder / job.__name__)
+def growing(folder: Path) -> None:
+    """Encode a dataset of two episodes, and then the same with a third; over half of a cache, as a kill may leave it."""
+    earlier = make_cache(folder, dataset="d2", episode_lengths=LENGTHS[:2], drawn=MUJOCO_3)
+    earlier.build(make_frames, encode)
+    make_cache(folder, drawn=MUJOCO_3).build(make_frames, encode, dataset_of_first="d{}".format)
 
 
 def test_a_kill_at_any_write_changes_nothing(tmp_path):
-    killed = kill_at_every_write(both, tmp_path, 2)
-    for job in (building, growing):
-        assert sum(f"/{job.__name__}/" in f"/{write.split()[-1]}/" for write in killed) >= 4, list(killed)
-        names = {f.name for f in make_cache(tmp_path / "whole" / job.__name__, drawn=MUJOCO_3).path.iterdir()}
-        for write, folder in killed.items():
-            cache = make_cache(folder / job.__name__, drawn=MUJOCO_3)
-            assert np.array_equal(cache.features, expected()), write
-            assert {f.name for f in cache.path.iterdir()} - {"lock"} == names - {"lock"}, write
+    killed = kill_at_every_write(growing, tmp_path, 2)
+    names = {f.name for f in make_cache(tmp_path / "whole", drawn=MUJOCO_3).path.iterdir()}
+    assert len(killed) >= 4
+    for write, folder in killed.items():
+        cache = make_cache(folder, drawn=MUJOCO_3)
+        assert np.array_equal(cache.features, expected()), write
+        assert {f.name for f in cache.path.iterdir()} - {"lock"} == names - {"lock"}, write

@@ -11,8 +11,7 @@ from s2robot.evaluation.records import read_records, read_summary, summarise, wi
 from tests.s2robot.evaluation.made import record, save_records
 
 
-@pytest.mark.parametrize("episodes", [1, 2, 5, 16, 128, 1000])
-@pytest.mark.parametrize("confidence", [0.5, 0.95])
+@pytest.mark.parametrize(("episodes", "confidence"), [(1, 0.95), (2, 0.5), (16, 0.95), (1000, 0.95)])
 def test_wilson_is_that_of_statsmodels(episodes, confidence):
     for successes in {0, 1, episodes // 3, episodes - 1, episodes}:
         expected = proportion_confint(successes, episodes, 1 - confidence, "wilson")
@@ -20,13 +19,8 @@ def test_wilson_is_that_of_statsmodels(episodes, confidence):
 
 
 def test_summarise_counts_by_hand():
-    records = [
-        record(0, time_to_success_s=2.0),
-        record(1, time_to_success_s=3.0),
-        record(2, False, "grasp"),
-        record(3, False, "approach"),
-    ]
-    summary = summarise(records)
+    solved = [record(0, time_to_success_s=2.0), record(1, time_to_success_s=3.0)]
+    summary = summarise([*solved, record(2, False, "grasp"), record(3, False, "approach")])
     assert (summary["success"], summary["successes"], summary["episodes"]) == (0.5, 2, 4)
     assert list(summary["by_stage"].items()) == [("approach", 1), ("grasp", 1), ("lift", 0), ("held", 2)]
     assert summary["median_time_to_success_s"] == 2.5
@@ -47,7 +41,6 @@ def test_records_come_back_as_written_and_in_order(tmp_path):
     ("text", "message"),
     [
         ('{"episode": 0, "se', "line 2: broken JSON"),
-        ("[1, 2]", "line 2: expected keys and values"),
         (json.dumps({**record(1), "stage": ["held"]}), "line 2: stage: expected a string"),
         (json.dumps(record(1, time_to_success_s=float("nan"))), "line 2: time_to_success_s: expected a fin"),
         (json.dumps({k: v for k, v in record(1).items() if k != "seed"}), "line 2: seed: expected a value"),
@@ -66,7 +59,6 @@ def test_broken_records_are_named(tmp_path, text, message):
     [
         (b'{"success": 0.5', "broken JSON at line 1"),
         (b"\xff\xfe\x00", "cannot be read"),
-        (b"[]", "expected keys and values"),
         (json.dumps({**summarise([record(0)]), "success": 2}).encode(), "success: expected <= 1, got 2"),
     ],
 )

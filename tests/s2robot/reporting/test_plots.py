@@ -17,10 +17,7 @@ RECORD = {"cube_xy": [-0.10, 0.15], "cube_yaw": 0.0}
 
 def test_curves_share_a_legend_and_zero_has_no_logarithm(tmp_path):
     before = dict(matplotlib.rcParams)
-    lines = [
-        Line([1, 2, 3], [4.0, 2.0, 1.0], "a"),
-        Line([1], [3.0], "b", VERMILLION, low=[2.0], high=[4.0], style={"ls": "none"}),
-    ]
+    lines = [Line([1, 2, 3], [4.0, 2.0, 1.0], "a"), Line([1], [3.0], "b", VERMILLION, low=[2.0], high=[4.0])]
     zero = Line([1, 2], [0.0, 1.0], "a", low=[0.0, 0.5], high=[0.5, 1.0])
     panels = [Panel("loss", lines, log="y"), Panel("zero", [zero], log="xy"), Panel("none", [])]
     figure = curves(panels, 2)

@@ -13,7 +13,6 @@ from s2robot.core.errors import UserError  # noqa: E402
 from s2robot.s2 import forward  # noqa: E402
 from s2robot.vlm import register, s2_llava, s2_processor  # noqa: E402
 
-torch.set_num_threads(1)
 IMAGE = 5  # the token
 SMALL = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2)
 
@@ -51,10 +50,8 @@ def selected(model, pixels, **kwargs):
     return seen[0]
 
 
-@pytest.mark.parametrize(
-    "tower, prefix, strategy", [("clip", 1, "default"), ("clip", 1, "full"), ("siglip", 0, "full")]
-)
-@pytest.mark.parametrize(("layer", "side"), [(-2, 72), (1, 24), (3, 72)])
+@pytest.mark.parametrize(("tower", "prefix", "strategy"), [("clip", 1, "default"), ("clip", 1, "full"), ("siglip", 0, "full")])  # fmt: skip
+@pytest.mark.parametrize(("layer", "side"), [(-2, 72), (3, 24)])
 def test_features_are_the_reference_algorithms(tower, prefix, strategy, layer, side):
     model = llava(tower, layer=layer, strategy=strategy)
     alone = copy.deepcopy(model.model.vision_tower)
@@ -133,13 +130,11 @@ def test_saved_and_loaded(tmp_path):
     processor.save_pretrained(tmp_path)
     register()
     again = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path)
-    inputs = [
-        prompt(each, 90, 130) for each in (processor, transformers.AutoProcessor.from_pretrained(tmp_path))
-    ]
-    assert inputs[0].keys() == inputs[1].keys()
-    assert all(torch.equal(inputs[0][key], inputs[1][key]) for key in inputs[0])
+    inputs = prompt(processor, 90, 130)
+    loaded = prompt(transformers.AutoProcessor.from_pretrained(tmp_path), 90, 130)
+    assert inputs.keys() == loaded.keys() and all(torch.equal(inputs[key], loaded[key]) for key in inputs)
     with torch.no_grad():
-        assert torch.equal(model(**inputs[0]).logits, again(**inputs[1]).logits)
+        assert torch.equal(model(**inputs).logits, again(**loaded).logits)
     assert again.model.vision_tower.layout == model.model.vision_tower.layout
 
 
@@ -148,9 +143,7 @@ def test_gradients_go_where_they_are_asked_for():
         model = s2_llava(llava(), only_projector=asked).train()
         model(input_ids=ids(36), pixel_values=torch.randn(1, 3, 72, 72), labels=ids(36)).loss.backward()
         have = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-        projector = {
-            f"model.multi_modal_projector.linear_{i}.{n}" for i in (1, 2) for n in ("weight", "bias")
-        }
+        projector = {name for name, _ in model.named_parameters() if "multi_modal_projector" in name}
         assert projector <= have and (have == projector) == asked
         columns = model.model.multi_modal_projector.linear_1.weight.grad.view(32, 3, 16)
         assert (columns.abs().amax(dim=(0, 2)) > 0).all()  # those that began as zero learn too
@@ -168,29 +161,23 @@ def test_tiles_come_at_once_or_in_turn_with_the_same_features():
     torch.testing.assert_close(*results)
 
 
-def rejected():
+def test_what_does_not_fit_is_one_line_and_a_missing_layer_changes_nothing():
     other = transformers.LlavaConfig(
         vision_config=transformers.ViTConfig(**SMALL, image_size=24, patch_size=4),
         text_config=llava().config.text_config, image_token_index=IMAGE,
     )  # fmt: skip
     quantised = llava()
     quantised.model.multi_modal_projector.linear_1 = torch.nn.Bilinear(2, 2, 2)
-    return [
+    for call, message in (
         (lambda: s2_llava(torch.nn.Linear(2, 2)), "model: .* got Linear"),
         (lambda: s2_llava(transformers.LlavaForConditionalGeneration(other)), "model: .* 'vit'"),
         (lambda: s2_llava(s2_llava(llava())), "model: .* 's2_vision_tower'"),
         (lambda: s2_llava(llava(), resize="area"), "resize: expected one of native, reference, got 'area'"),
-        (lambda: s2_llava(llava(), (1, 2.0)), "scales: .* got"),
         (lambda: s2_llava(llava(), (2, 3)), "scales: expected increasing integers from 1"),
         (lambda: s2_llava(llava(), ()), "scales: expected increasing integers from 1"),
-        (lambda: s2_llava(llava(), pool=5), "pool: expected a divisor of 18 tokens .* got 5"),
         (lambda: s2_llava(llava(tile=27), pool=1), "pool: .* 18 tokens and 81 px"),
         (lambda: s2_llava(quantised), "linear_1: expected a plain Linear of 16 channels, got a Bilinear"),
-    ]
-
-
-def test_what_does_not_fit_is_one_line_and_a_missing_layer_changes_nothing():
-    for call, message in rejected():
+    ):
         with pytest.raises(UserError, match=message) as error:
             call()
         assert "\n" not in str(error.value)
