@@ -127,9 +127,8 @@ def main() -> None:
         found = report(bridged(overrides, args.episodes, out), plain, args)
     write_json(out / "bridge.json", found)
     gap, count = found["difference"], found["positions"]
-    print(
-        f"bridge {found['bridge']['successes']} of {count}, simulation {found['simulation']['successes']} of {count}"
-    )
+    for name in ("bridge", "simulation"):
+        print(f"{name}: {found[name]['successes']} of {count}")
     print(f"difference {100 * gap['estimate']:+.1f} points [{100 * gap['low']:.1f}, {100 * gap['high']:.1f}]")
     print(f"only the bridge: {found['only_bridge']}, only the simulation: {found['only_simulation']}")
     print(f"{found['holds']} holds, faults: {found['faults'] or 'none'}")

@@ -76,11 +76,8 @@ def _make(folder: Path) -> None:
     rng = np.random.default_rng(0)
     mean = np.array([0.05, 0, 0, 0, 0, 0, 0])
     actions = np.append(rng.normal(mean, 0.001, (50, 7)), rng.integers(0, 2, (50, 1)), 1)
-    moments, chunks = (
-        (np.zeros((1, encoder.dim)), np.ones((1, encoder.dim))),
-        np.repeat(actions[:, None], 2, 1),
-    )
-    policy.fit_normaliser(rng.normal(size=(50, 8)), actions, chunks, None, moments)
+    moments = np.zeros((1, encoder.dim)), np.ones((1, encoder.dim))
+    policy.fit_normaliser(rng.normal(size=(50, 8)), actions, np.repeat(actions[:, None], 2, 1), None, moments)
     contract = {
         "encoder": {
             "name": encoder.name, "fingerprint": encoder.fingerprint, "settings": settings,

@@ -94,11 +94,11 @@ def main() -> None:
         positions = [f"evaluate.episodes={args.episodes}", f"evaluate.seed={args.seed}", "evaluate.videos=0"]
         if row.dagger_rounds:
             tried, fitted = folder / "dagger", folder / "dagger" / f"round_{row.dagger_rounds}"
-            base = [
+            base, rounds = (
                 f"recording.checkpoint={trained(row.base, seed)}",
                 f"recording.rounds={row.dagger_rounds}",
-            ]
-            run("dagger", [*words(name, seed), *base, *positions], tried)
+            )
+            run("dagger", [*words(name, seed), base, rounds, *positions], tried)
         else:
             tried, fitted = folder / "evaluate", folder / "train"
             run("evaluate", [f"checkpoint={trained(name, seed)}", *row.world.split(), *positions], tried)

@@ -41,12 +41,11 @@ def success(seeds: list[dict[str, Any]], first: int) -> dict[str, Any]:
     outcomes = np.array([each["outcomes"] for each in seeds])  # (seeds, positions)
     low, high, method = success_interval(outcomes)
     rates = outcomes.mean(1)
-    found = []
-    for each, done in zip(seeds, outcomes, strict=True):
-        failed = [first + int(i) for i in np.flatnonzero(~done)]
-        found.append(
-            {"seed": each["seed"], "episodes": len(done), "successes": int(done.sum()), "failed": failed}
-        )
+    found = [
+        {"seed": each["seed"], "episodes": len(done), "successes": int(done.sum()),
+         "failed": [first + int(i) for i in np.flatnonzero(~done)]}
+        for each, done in zip(seeds, outcomes, strict=True)
+    ]  # fmt: skip
     return {
         "seeds": found,
         "mean": round(float(rates.mean()), 4),

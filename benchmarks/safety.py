@@ -27,17 +27,7 @@ LIMITS = XARM7_LIMITS.replace(arm_box=((-0.2, 0.55), (-0.35, 0.35), (-0.2, 0.72)
 MOODS = ("wander", "far", "corner", "bang", "plunge", "sideways", "edge")  # one holds for many inputs
 NASTY = ("nan", "inf", "huge", "jump", "shape", "type", "stale", "gripper", "measured", "lag")  # one input
 SHAPES = (np.zeros(6), np.zeros((7, 1)), np.zeros((1, 7)), np.float64(0), np.zeros(0), [[0.0] * 7, [0.0] * 6])
-TYPES = (
-    None,
-    "0000000",
-    b"7 bytes",
-    {},
-    object(),
-    [None] * 7,
-    np.zeros(7, complex),
-    np.array(["1"] * 7),
-    len,
-)
+TYPES = (None, "0000000", b"7 bytes", {}, object(), [None] * 7, np.zeros(7, complex), np.full(7, "1"), len)
 
 
 class Judge:

@@ -45,15 +45,8 @@ def expert_outcome(task: str, seed: int) -> tuple[bool, int]:
 
 def row_of(name: str, task: str, arm: str, seeds: list[dict[str, Any]], args: argparse.Namespace, **more: Any) -> dict:  # fmt: skip
     demos = 0 if arm == "expert" else len(EpisodeStore.open(args.work / f"{task}.zarr"))
-    about = {
-        "name": name,
-        "task": task,
-        "robot": "Panda",
-        "controller": "OSC_POSE",
-        "arm": arm,
-        "demos": demos,
-    }
-    return about | success(seeds, args.seed) | more
+    about = {"name": name, "task": task, "robot": "Panda", "controller": "OSC_POSE", "arm": arm}
+    return about | {"demos": demos} | success(seeds, args.seed) | more
 
 
 def experts(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -102,10 +95,8 @@ def main() -> None:
         typed = f"task={task} demos.path=<demos> {train}".strip()
         stages = [stage for each in seeds for stage in each["stages"]]
         counts = {stage: stages.count(stage) for stage in sorted(set(stages))}
-        arm, command = (
-            "one scale" if "s2=single" in train else "S2",
-            f"s2robot train {typed} train.seed=<seed>",
-        )
+        arm = "one scale" if "s2=single" in train else "S2"
+        command = f"s2robot train {typed} train.seed=<seed>"
         return row_of(name, task, arm, seeds, args, stages=counts, command=command)
 
     fill(parser, args, ROWS, one, summarise)

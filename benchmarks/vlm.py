@@ -17,13 +17,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    SiglipVisionConfig,
-)
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SiglipVisionConfig
+from transformers import LlavaForConditionalGeneration as Llava
 from transformers.initialization import no_init_weights
 
 from s2robot.vlm import s2_llava
@@ -58,17 +53,14 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def llava(vision: dict[str, int], kind: str, attention: str) -> LlavaForConditionalGeneration:
+def llava(vision: dict[str, int], kind: str, attention: str) -> Llava:
     """A LLaVA-1.5-7B with the tower given, without numbers in its weights; its language model has one layer."""
     tower = CLIPVisionConfig(**vision) if kind == "clip" else SiglipVisionConfig(**vision)
     text = LlamaConfig(hidden_size=4096, num_hidden_layers=1, intermediate_size=64, vocab_size=64)
     own = {"image_token_index": 9, "vision_feature_select_strategy": "default" if kind == "clip" else "full"}
-    config, make = (
-        LlavaConfig(vision_config=tower, text_config=text, **own),
-        LlavaForConditionalGeneration._from_config,
-    )
+    config = LlavaConfig(vision_config=tower, text_config=text, **own)
     with no_init_weights():
-        return make(config, dtype=torch.float16, attn_implementation=attention).eval()
+        return Llava._from_config(config, dtype=torch.float16, attn_implementation=attention).eval()
 
 
 def measure(vision: dict[str, int], kind: str, case: tuple) -> dict[str, Any]:

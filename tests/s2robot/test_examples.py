@@ -96,4 +96,4 @@ def test_compare_arms(tmp_path):
                     }  # fmt: skip
                     print(json.dumps(row), file=file)
     result = example("compare_arms", "--a", *folders["a"], "--b", *folders["b"])
-    assert result.difference > 0.3 and result.low > 0
+    assert result.difference > 0.3 and result.low > 0 and result.positions == 64
