@@ -180,7 +180,7 @@ class ReplayBuffer(Source):
                 with open_video(path / "videos/0" / key) as (_, stream):
                     sizes[name] = stream.codec_context.height, stream.codec_context.width
             else:
-                sizes[name] = arrays[key].shape[1:3]
+                sizes[name] = arrays[key].shape[1], arrays[key].shape[2]
         parts = [
             [part_of(k, arrays[k].shape[1], kind) for k in self.keys[array]]
             for array, kind in (("action", choice.action_kind), ("proprio", "absolute"))

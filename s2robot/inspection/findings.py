@@ -87,11 +87,11 @@ def find(
     alike: dict[tuple, list[Finding]] = {}
     for one in found:
         alike.setdefault((one.kind, one.episode, one.text.partition(":")[0]), []).append(one)
-    for key, group in alike.items():
+    for which, group in alike.items():
         if len(group) > MANY:
             until = group[-1].step + group[-1].steps - 1
             text = f"{group[0].text}; {len(group) - 1} times more until step {until}"
-            alike[key] = [replace(group[0], text=text)]
+            alike[which] = [replace(group[0], text=text)]
     return [one for group in alike.values() for one in group]
 
 

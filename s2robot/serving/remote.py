@@ -162,7 +162,8 @@ class RemotePolicy:
         except WireError as error:
             raise UserError(f"observation: {error}") from error
         answer = self._exchange(data, until)
-        actions, most, width = answer.get("actions"), self._most, self._action_dim
+        actions: Any = answer.get("actions")
+        most, width = self._most, self._action_dim
         array = isinstance(actions, np.ndarray) and actions.dtype == np.float32 and actions.ndim == 2
         right = array and 1 <= len(actions) <= most and actions.shape[1] == width
         if not right or not np.isfinite(actions).all():
