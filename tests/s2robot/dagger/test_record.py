@@ -217,7 +217,7 @@ def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
         (UserError, settings, demos, lift, "env: found a world .* demos' .success_height 0.1 -> 0.04."),
         (UserError, settings.replace(checkpoint=None), demos, world, "checkpoint: found none"),
         (PolicyError, settings.replace(checkpoint=str(tmp_path / "no")), demos, world, "no such folder"),
-        (DatasetError, settings, unknown, world, "no simulated demos of a scripted expert"),
+        (DatasetError, settings, unknown, world, "simulated demos of a scripted expert"),
     ):
         with pytest.raises(error, match=text):
             record_corrections(how, source, where, out)
