@@ -51,6 +51,20 @@ def test_a_pose_nearby_is_reached(move, turn):
 
 @settings(max_examples=40, deadline=None)
 @example([np.zeros(4), np.ones(4), np.array([0, 0.75, 1, 1]), -np.ones(4)], 15)  # the end of joint 4's range
+# a pose that the arm only reaches with the tool outside the box
+@example(
+    [
+        np.array(w)
+        for w in (
+            (0.721, -1, 0, 0.29),
+            (0.573, -0.445, 1, -0.708),
+            (-1, 0, 0, 1),
+            (-1, -1, 0, 0.565),
+            (1, -1, -1, -1),
+        )
+    ],
+    24,
+)
 @given(st.lists(arrays(float, 4, elements=st.floats(-1, 1)), min_size=1, max_size=8), st.integers(1, 25))
 def test_whatever_is_wished_the_filter_has_nothing_to_stop(wishes, repeats):
     wish = Wish()
