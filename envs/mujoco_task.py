@@ -52,7 +52,7 @@ class MujocoTask(Task):
         }
 
     def _projected(self, position: np.ndarray) -> dict[str, np.ndarray]:
-        """As :meth:`CubePick.project`, of a point of the world (3,)."""
+        """Where each camera sees a point of the world (3,): x to the right, y downwards, 0 to 1; NaN behind the camera."""
         points, sizes = {}, self.camera_sizes
         for name, i in self.camera_ids.items():
             offset = position - self.data.cam_xpos[i]

@@ -168,7 +168,7 @@ def test_what_cannot_be_run_is_one_line(here, recorded, tiny_encoder, tmp_path):
         (["encode", demos, "encoder.name=mvp-tine"], "encoder.name: expected one of mvp-tiny, "),
         (["evaluate", f"checkpoint={none}"], f"checkpoint {none}: no such folder"),
         (["record", "episodes=1", "workers=1", f"out={recorded}"], "nothing was overwritten"),
-        (["encode", demos, encoder, "env.cameras=[hand,top]"], "expected 'top' among them; env.cameras="),
+        (["encode", demos, encoder, "env.cameras=[hand,top]"], "cameras: expected 'top' among them"),
     ):
         assert text in refused(here(*words), words[0])
     assert EpisodeStore.open(recorded).fingerprint == source.fingerprint

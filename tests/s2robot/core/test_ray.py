@@ -54,7 +54,7 @@ def test_a_dead_worker_costs_its_task(on_ray_too, tmp_path):
 
 
 def test_what_cannot_be_is_one_line(on_ray_too, monkeypatch):
-    with pytest.raises(UserError, match="^engine.gpus_per_encoder: .* got 0 GPUs$"):
+    with pytest.raises(UserError, match="^engine.gpus_per_encoder: .* 0 GPUs$"):
         Ray(RaySettings(gpus_per_encoder=8)).pool(1, None, encodes=True, anywhere=True)
     with pytest.raises(UserError, match="^engine.gpus_per_encoder: "):
         RaySettings(gpus_per_encoder=math.nan)
