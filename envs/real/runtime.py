@@ -196,18 +196,16 @@ class ArmRuntime(Subscriber):
         """
         if not self.confirmed:
             self.stand("before the operator comes near")
-        fault, goal, no = self.fault, placing.start_joints, ""
+        fault, goal = self.fault, placing.start_joints
         moves = self.live and (bool(fault) or not self.at(goal))
+        refused = EnvError("start: the operator said no, expected a yes before the arm moves")
         if (fault or moves) and not operator.free(fault):
-            no = "the operator said no"
-        else:
-            self.clear()
-            if moves and not self._start_at(goal):
-                no = "stopped on the way"
-            elif not operator.place(placing):
-                no = "the operator said no"
-        if no:
-            raise EnvError(f"start: {no}, expected a yes before the arm moves")
+            raise refused
+        self.clear()
+        if moves and not self._start_at(goal):
+            raise EnvError("start: stopped on the way")
+        if not operator.place(placing):
+            raise refused
 
     def _start_at(self, goal: Array) -> bool:
         self.arm()

@@ -125,14 +125,15 @@ def start_cameras(
             failed.append(Finding(STOP, f"camera {name}", str(error)))
     if any(bridge.cameras[name].kind in ("opencv", "realsense") for name in readers):
         time.sleep(EXPOSURE_S)
+    emulated = {name for name in readers if scene and bridge.cameras[name].kind == "emulator"}
+    rate, geometry = scene.cameras() if scene and emulated else (0.0, {})
     for name, reader in readers.items():
         frame, camera = reader.latest(), bridge.cameras[name]
         assert frame is not None  # start has waited for it
         height, width = part_seen((frame.image.shape[0], frame.image.shape[1]), size_of(image_size, name))
         fps, fovy = float(camera.fps), camera.fovy
-        if scene and camera.kind == "emulator":
-            fps, geometry = scene.cameras()
-            fovy = geometry[name]["fovy"]
+        if name in emulated:
+            fps, fovy = rate, geometry[name]["fovy"]
         facts[name] = Camera(width, height, fps, fovy)
     return readers, facts, failed
 

@@ -138,7 +138,7 @@ class ArmEvaluation:
         ended = operator.t_end or time.monotonic()
         operator.rest()
         session.check_stop()  # neither a success nor a failure
-        self.timing["reset"] += (session.begun or ended) - start
+        self.timing["reset"] += session.begun - start
         self.timing["acting"] += ended - session.begun
         if outcome.result is not None:
             self.timing["policy"] += float(outcome.result.latencies.sum())

@@ -82,8 +82,9 @@ class Board(Subscriber):
         """Show it until the context ends."""
         console = console or Console()
         if console.is_terminal:
-            draw = self.panel
-            with Live(get_renderable=draw, console=console, refresh_per_second=_REFRESH_HZ, transient=True):
+            with Live(
+                get_renderable=self.panel, console=console, refresh_per_second=_REFRESH_HZ, transient=True
+            ):
                 yield
             return
         ended = threading.Event()

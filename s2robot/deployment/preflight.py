@@ -42,9 +42,9 @@ SIDE = 24  # pixels, of the images that are correlated: blurred enough for anoth
 MARGIN = 0.1  # by how much another reading of the image has to fit better
 LOW = 0.5  # a correlation below this is no resemblance
 _TURNS = {  # how an image looks, and what corrects it
-    "upside down (rotate: 2 mends it)": lambda x: np.rot90(x, 2),
-    "turned by a quarter (rotate: 1 mends it)": lambda x: np.rot90(x, 1),
-    "turned by a quarter (rotate: 3 mends it)": lambda x: np.rot90(x, 3),
+    "upside down (set rotate: 2)": lambda x: np.rot90(x, 2),
+    "turned by a quarter (set rotate: 1)": lambda x: np.rot90(x, 1),
+    "turned by a quarter (set rotate: 3)": lambda x: np.rot90(x, 3),
     "flipped top to bottom": lambda x: x[::-1],
     "mirrored left to right": lambda x: x[:, ::-1],
     "like red and blue are exchanged": lambda x: x[..., ::-1],

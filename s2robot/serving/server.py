@@ -126,7 +126,7 @@ def _cut_off(connection: socket.socket) -> None:
 
 
 class PolicyServer:
-    """The policy of a checkpoint with this contract behind a websocket, for who has the token.
+    """The policy of a checkpoint with this contract behind a websocket, for clients that have the token.
 
     image_size: of each camera's frames, pixels.
     """

@@ -32,9 +32,9 @@ def read_token(file: str | Path | None = None) -> str | None:
     elif not path.exists():
         return None
     else:
-        where, text = str(path), path.read_bytes().decode("ascii", "replace").strip()
         if (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
             raise UserError(f"{path}: expected mode 0600 (`chmod 600`), got {mode:04o}: it holds a secret")
+        where, text = str(path), path.read_bytes().decode("ascii", "replace").strip()
     if len(text) < MIN_LENGTH or not all("!" <= c <= "~" for c in text):
         expected = f"a token of at least {MIN_LENGTH} visible ASCII characters without spaces"
         raise UserError(f"{where}: expected {expected}, got another one of {len(text)}")
@@ -44,8 +44,14 @@ def read_token(file: str | Path | None = None) -> str | None:
 def make_token(path: Path) -> None:
     """Write a new random token that only its owner can read; an existing file is never replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError), open(path, "x", opener=partial(os.open, mode=0o600)) as stream:
-        stream.write(secrets.token_urlsafe(32) + "\n")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "w", opener=partial(os.open, mode=0o600)) as stream:
+            stream.write(secrets.token_urlsafe(32) + "\n")
+        with suppress(FileExistsError):
+            os.link(part, path)  # a rename would replace the token of a faster process
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def is_loopback(host: str) -> bool:

@@ -195,11 +195,10 @@ def finite_joints(value: Any) -> Array | None:
 
 def measured(arm: str, q: Array, silent_s: float = 0.0, most_s: float = 0.0) -> Array:
     """Return the measured joints. Raises EnvError unless they are finite and the gripper was silent for `most_s` at most."""
-    found = "" if np.isfinite(q).all() else f"measured joints {q.tolist()}"
+    if not np.isfinite(q).all():
+        raise EnvError(f"{arm}: expected finite joints, got {q.tolist()}")
     if silent_s > most_s:
-        found = f"no answer from the gripper for {most_s:g} s"
-    if found:
-        raise EnvError(f"{arm}: found {found}, expected the arm's state")
+        raise EnvError(f"{arm}: found no answer from the gripper for {most_s:g} s")
     return q
 
 

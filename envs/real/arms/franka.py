@@ -90,12 +90,16 @@ class FrankaDriver(ArmDriver):
 
         made = made_within(timeout_s, build, lambda late: None, f"franka {self.ip}")
         self._robot, self._hand, hand_state = made
-        if self._hand is not None:
-            self._heard_hand(hand_state)
-            self._closing.clear()
-            self._thread = threading.Thread(target=self._tend_hand, daemon=True, name="franka hand")
-            self._thread.start()
-        self.read()
+        try:
+            if self._hand is not None:
+                self._heard_hand(hand_state)
+                self._closing.clear()
+                self._thread = threading.Thread(target=self._tend_hand, daemon=True, name="franka hand")
+                self._thread.start()
+            self.read()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Stop, if it was armed, and disconnect."""

@@ -145,7 +145,8 @@ def check_tool(ip: str, sdk: Any, payload: float | None, tcp_offset: tuple[float
             wrong = f"bridge.arm.payload: expected the box's {weight:g} kg, got {payload:g}"
         if tcp_offset is not None and np.abs(offset - tcp_offset).max() > _OFFSET_OFF:
             wrong = f"bridge.arm.tcp_offset: expected the box's {offset.tolist()}, got {list(tcp_offset)}"
-        time.sleep(0.01 if wrong else 0)
+        if wrong:  # a report may still be under way
+            time.sleep(0.01)
     if wrong:
         raise EnvError(f"xarm {ip}: {wrong}; set it in UFACTORY Studio, or give the box's value here")
 

@@ -261,6 +261,12 @@ class SafetyFilter:
         loss = self._ddq * self.dt
         return np.sign(self.dq_last) * np.maximum(np.abs(self.dq_last) - loss, 0.0)
 
+    def beyond(self, q: Array) -> float:
+        """Return how far a point is outside its box or in the table at joints (7,), m; negative inside."""
+        places = self.points.at(q)  # (P, 3)
+        outside = np.maximum(self._point_low - places, places - self._point_high)
+        return max(float(outside.max()), float((self._table - places[:, 2]).max()))
+
     def _problem(self, places: Array, before: Array) -> str | None:
         """What is wrong with points on their way (N, P, 3), which come from `before` (P, 3)."""
         outside = (places < self._point_low) | (places > self._point_high)

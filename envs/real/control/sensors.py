@@ -83,7 +83,7 @@ class Sensors:
         images = {}
         for name, reader in self.cameras.items():
             frame = reader.latest()
-            assert frame is not None  # the watchdog let nobody get here without
+            assert frame is not None  # the watchdog requires a frame of every camera
             images[name] = fitted(frame.image, size_of(image_size, name))
         proprio = np.append(self.state.q, self.state.gripper).astype(np.float32)
         return {"images": images, "proprio": proprio}

@@ -10,6 +10,7 @@ import numpy as np
 
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.mujoco_task import refresh_poses
 from s2robot.envs.real.emulator.controller import KinematicPlant
 from s2robot.envs.real.emulator.server import Faults
 from s2robot.envs.renderer import OffscreenRenderer
@@ -127,9 +128,7 @@ class SceneRenderer:
         """One frame per camera of the scene at `positions` (nq,).  # {camera: uint8 (H, W, 3)}"""
         self._data.qpos[:] = positions
         self._model.geom_pos[self._plant.env._clutter] = self._plant.clutter
-        mujoco.mj_kinematics(self._model, self._data)
-        mujoco.mj_comPos(self._model, self._data)
-        mujoco.mj_camlight(self._model, self._data)
+        refresh_poses(self._model, self._data)
         draw = self._renderer.render
         return {name: draw(self._data, i, self._sizes[name]) for name, i in self._cameras.items()}
 

@@ -106,7 +106,7 @@ def ask(question: str) -> str | None:
 
 
 class TerminalOperator(Operator):
-    """Asks on the terminal. Before a motion anything but `y` is a no; an outcome is asked for until it is told."""
+    """Asks on the terminal. Before a motion anything but `y` is a no; a question about an outcome is repeated."""
 
     person = True
 
@@ -152,7 +152,7 @@ class TerminalOperator(Operator):
 
 
 class Stop:
-    """Asked for once, it stays asked for."""
+    """A stop that a key or a signal requests. A request is never withdrawn."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()

@@ -22,6 +22,7 @@ from s2robot.envs.real import import_extra
 from s2robot.envs.real.arms.driver import ArmLimits, ArmState, Array
 from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK
 from s2robot.envs.real.arms.xarm import MANUAL
+from s2robot.envs.real.control.safety import SafetyFilter
 from s2robot.envs.real.control.sensors import Sensors
 from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import State, Watchdog
@@ -161,6 +162,7 @@ class Teleoperator:
         self._mover, self._controls, self._ik = mover, controls, ik
         self._full = np.array([speed, speed, speed, turn_speed]) / rate_hz  # m and rad an action
         self._max_delta, self._limits, self._points = max_delta, limits, ArmPoints()
+        self._safety = SafetyFilter(limits, self._points)
         self._position: Array | None = None
 
     def reset(self) -> None:
@@ -190,20 +192,10 @@ class Teleoperator:
         goal = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ self._upright
         delta = self._ik.solve(q, self._position, goal) - q
         delta = delta / max(1.0, float(np.abs(delta).max()) / self._max_delta)
-        if self._beyond(q + delta) > max(
-            0.0, self._beyond(q)
-        ):  # a pose that is only reached with a finger outside
+        # a pose may only be reached with a point outside: no step goes there, and one from outside goes back in
+        if self._safety.beyond(q + delta) > max(-_EDGE / 2, self._safety.beyond(q)):
             delta, self._position, self._turn = np.zeros(7), here, turned
         return np.append(delta, float(self._controls.closed)).astype(np.float32)
-
-    def _beyond(self, q: Array) -> float:
-        """How far a point of the gripper is outside the box, or one of the arm in the table, in m; below 0 inside."""
-        p, limits = self._points, self._limits
-        places, radius = p.at(q), p.radius[:, None]
-        low, high = np.array(limits.box).T
-        outside = np.maximum(low + radius - places, places + radius - high)[p.in_box]
-        under = limits.table_z + limits.table_clearance + p.radius - places[:, 2]
-        return max(float(outside.max()), float(under.max())) + _EDGE / 2
 
     def _room(self, q: Array, position: Array) -> tuple[Array, Array]:
         """Where the tool may be with the gripper as it points at `q`, whatever its turn about the vertical.  # 2 x (3,)"""

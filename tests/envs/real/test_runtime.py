@@ -1,12 +1,14 @@
 """What drives an arm, in virtual time: to the start, an episode, its early end, a stop, a fault."""
 
 import signal
+import threading
 from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints
@@ -128,6 +130,30 @@ def test_an_episode_ends_as_soon_as_it_is_over(arm):
         result = runtime.run(1000)
     assert result.cause == "ended" and 8 <= result.steps <= 13
     assert not arm.stopped and runtime.fault == ()
+
+
+def test_a_check_of_the_end_that_fails_shows_no_traceback(arm, monkeypatch, capsys):
+    """As when the emulator is killed in an episode: the arm's own fault is shown."""
+    broken = []
+    monkeypatch.setattr(threading, "excepthook", broken.append)
+
+    def over():
+        raise EnvError("emulator: found the side channel closed during 'scene', expected an answer")
+
+    runtime = made(arm)
+    with runtime.ends_when(over):
+        assert runtime.run(5).cause == "steps"
+    assert broken == [] and capsys.readouterr() == ("", "")
+
+
+def test_the_start_of_an_episode_is_that_of_the_simulated_one():
+    simulated = CubePick(WORLD, draw=False)
+    for seed in (0, 7):
+        simulated.reset(seed=seed)
+        placing = Placing.draw(WORLD, seed)
+        np.testing.assert_allclose(placing.start_joints, simulated.commanded)
+        np.testing.assert_allclose(placing.cube_xy, simulated.cube_pose[:2], atol=1e-3)
+        assert abs(np.cos(placing.cube_yaw / 2)) == pytest.approx(abs(simulated.cube_pose[3]), abs=1e-3)
 
 
 def test_without_a_supervisor_that_watches_nothing_moves(arm):

@@ -145,8 +145,8 @@ def test_what_the_demos_saw_is_recognised(demos):
 @pytest.mark.parametrize("camera", VIEWS)
 @pytest.mark.parametrize(
     ("change", "word"),
-    [(lambda x: x[::-1, ::-1], "rotate: 2 mends it"), (lambda x: x[::-1], "flipped"),
-     (lambda x: np.rot90(x), "rotate: 3 mends it"), (lambda x: np.full_like(x, 128), "unlike")],
+    [(lambda x: x[::-1, ::-1], "set rotate: 2"), (lambda x: x[::-1], "flipped"),
+     (lambda x: np.rot90(x), "set rotate: 3"), (lambda x: np.full_like(x, 128), "unlike")],
 )  # fmt: skip
 def test_a_camera_that_is_mounted_wrongly_is_told(demos, camera, change, word):
     for i in range(6):

@@ -104,6 +104,15 @@ def test_a_controller_or_a_hand_that_is_lost_is_told(arm, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_stop_while_it_is_armed_is_not_lost(arm, monkeypatch):
+    start = arm._start
+    monkeypatch.setattr(arm, "_start", lambda: (start(), arm.stop("operator")))
+    with pytest.raises(EnvError, match="found a stop while it was armed"):
+        arm.arm()
+    assert arm.stopped and arm.command(arm.read().q, None).code == REFUSED
+
+
+@pytest.mark.slow
 def test_the_hand(arm):
     arm.arm()
     for opening, near in ((0.0, lambda o: o < 0.1), (1.0, lambda o: o > 0.9)):

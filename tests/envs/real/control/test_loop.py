@@ -173,6 +173,13 @@ def test_nothing_is_sent_at_the_end_after_a_gap(clock, cameras, blocked):
     assert result.state == State.FAULT and "stood still for 3" in result.reasons[0] and len(arm.stops) == 1
 
 
+def test_a_large_action_is_cut_to_what_the_simulated_world_takes(arm, cameras):
+    steps = []
+    made(arm, cameras, lambda o: np.eye(8)[6] * 9, subscribers=[Calls(step=steps.append)]).run(1)
+    assert steps[0]["action"][6] == pytest.approx(0.25) and steps[0]["action_raw"][6] == 9.0
+    arm.lawful()
+
+
 def after(calls, what, then=lambda: SLOWLY):
     """A policy that does `what` from its call number `calls` on."""
     count = [0]
