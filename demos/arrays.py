@@ -140,9 +140,9 @@ def _check_layout(file: Path, about: Mapping[str, Any]) -> None:
     with readable(file):
         codecs = [codec["name"] for codec in about["codecs"]]
         shape, chunks = about["shape"], about["chunk_grid"]["configuration"]["chunk_shape"]
-        ours = codecs == ["bytes", "zstd"] and len(chunks) == len(shape) and chunks[1:] == shape[1:]
-    if not ours or about.get("storage_transformers"):
-        got = f"{', '.join(codecs)} and {shape} in chunks of {chunks}"[:160]
+        rows = len(shape) == len(chunks) > 0 and chunks[1:] == shape[1:] and chunks[0] > 0
+    if codecs != ["bytes", "zstd"] or not rows or about.get("storage_transformers"):
+        got = f"{codecs} and {shape} in chunks of {chunks}"[:160]
         raise mismatch(file, "bytes, zstd and whole rows in a chunk", got)
 
 

@@ -32,6 +32,8 @@ def readable(where: object) -> Iterator[None]:
     """Turn any error that the contents of a foreign file cause into one line that names it (DatasetError)."""
     try:
         yield
+    except (NameError, ImportError):
+        raise  # of the program, not of the file
     except Exception as error:  # libraries raise many kinds for bad bytes
         if getattr(error, "user_error", False):
             raise

@@ -31,7 +31,7 @@ Keys = tuple[str, ...]
 
 
 def episode_keys(store: EpisodeStore) -> list[Keys]:
-    """Return the keys of each episode. An array that never changes identifies nothing, so it has none of its own."""
+    """Return the keys of each episode. Constant arrays get none, because they do not identify an episode."""
     names = [name for name in ("action", "proprio") if name in store.keys]
     arrays = [np.asarray(store[name], np.float32).reshape(store.num_steps, -1) for name in names]
     found = []

@@ -36,7 +36,7 @@ class Mix(EpisodeStore):
         return np.searchsorted(self.rows, rows, "right") - 1
 
     def weights_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return the weight of each step, with which those of a dataset have its share together.  # (n,)"""
+        """Return the sampling weight of each step; the weights of a dataset sum to its share.  # (n,)"""
         which = self.member_of(rows)
         return np.array(self.shares)[which] / np.bincount(which)[which]
 

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.core.timing import span
 from s2robot.core.workers import worker_pool
 from s2robot.demos.errors import DatasetError, mismatch
-from s2robot.demos.replay import world_of_demos
+from s2robot.demos.replay import opened, world_of_demos
 from s2robot.demos.schema import checked_attributes
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import Task, TaskSettings, next_action
@@ -37,7 +37,7 @@ class RecordingSettings(Settings, at="recording", file="recording/default"):
     workers: int = from_yaml(ge=1)
     picker: dict[str, Any] = from_yaml()
     expert_settings: dict[str, Any] = from_yaml()
-    kind: str = from_yaml()
+    kind: Literal["scripted"] = from_yaml()
     expert: int = from_yaml(ge=0)
     imitate_kicks: bool = from_yaml()
 
@@ -237,7 +237,7 @@ def labelled_episode(
     path: Path, i: int, world: TaskSettings, picker: Any, expert: int, imitate_kicks: bool
 ) -> dict[str, np.ndarray]:
     """Return the arrays of episode ``i`` of a dataset with ``expert`` and ``imitate``."""
-    source = EpisodeStore.open(path)
+    source = opened(path, i)
     stored, seed = source.episode(i), int(source.meta("seed")[i])
     again, _ = record_episode(world, picker, seed, expert, imitate_kicks, stored["state"])
     if "expert" not in again:

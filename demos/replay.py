@@ -28,15 +28,15 @@ def task_of(store: EpisodeStore) -> type[TaskSettings]:
     return settings_class_or_base(store.attrs["env_config"].get("task"))
 
 
-def starts(store: EpisodeStore) -> list[dict[str, Any]]:
-    """Return the first step of each episode, and its layout if stored, as ``task_of(store).layout_of`` reads them."""
+def starts(store: EpisodeStore, count: int | None = None) -> list[dict[str, Any]]:
+    """Return the first step of each of the first ``count`` episodes, by default all, and its layout if stored, as ``task_of(store).layout_of`` reads them."""
     keys = [key for key in store.keys if not key.startswith("images_")]
     names = store.attrs.get("layout_names", [])
     layouts = store.meta("layout").tolist() if "layout" in store.meta_keys else [[]] * len(store)
-    firsts = (store.episode_slice(i).start for i in range(len(store)))
+    firsts = [store.episode_slice(i).start for i in range(len(store))[:count]]
     return [
         {"layout": dict(zip(names, layout, strict=True)), **{k: store.read(k, at, at + 1)[0] for k in keys}}
-        for at, layout in zip(firsts, layouts, strict=True)
+        for at, layout in zip(firsts, layouts[:count], strict=True)
     ]
 
 
@@ -60,11 +60,17 @@ def episode_frames(
 
     Recorded states are rendered at ``image_size`` in ``world``, by default the dataset's own.
     """
+    store = opened(path, episode)
+    store.check(cameras=cameras)
+    return frames_of(*seen_of(store, episode, cameras, image_size, world), episode)
+
+
+def opened(path: str | Path, episode: int) -> EpisodeStore:
+    """Return the dataset of an episode, which a worker keeps open between episodes."""
     store = _OPEN.get(str(path))
     if store is None or episode >= len(store):  # it may have grown since
         store = _OPEN[str(path)] = EpisodeStore.open(path)
-    store.check(cameras=cameras)
-    return frames_of(*seen_of(store, episode, cameras, image_size, world), episode)
+    return store
 
 
 def seen_of(

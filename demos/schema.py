@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from s2robot.core.parts import check_values, parts_of, read_parts, size_of, words
 from s2robot.core.settings import Stored, read
 from s2robot.demos.bounds import number_type
-from s2robot.demos.errors import mismatch, readable
+from s2robot.demos.errors import mismatch
 
 SCHEMA_VERSION = 1
 KEY = r"(data|meta)/\w([\w./: -]*\w)?"  # cameras keep their owner's names: observation.images.top
@@ -51,8 +51,11 @@ def checked_attributes(path: Path, attributes: Mapping[str, Any]) -> dict[str, A
     """Return the attributes as JSON restores them, with the schema version (UserError)."""
     plain: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     for name, value in attributes.items():
-        with readable(f"{path}: {name}"):
+        try:
             plain[name] = json.loads(json.dumps(value, default=lambda array: array.tolist(), allow_nan=False))
+        except (AttributeError, TypeError, ValueError):
+            expected = "JSON types or arrays, with finite numbers"
+            raise mismatch(f"{path}: {name}", expected, type(value).__name__) from None
     read(_Attributes, plain, f"{path}: ")
     for name in plain.keys() & set(PARTS.values()):
         read_parts(plain[name], f"{path}: {name}")

@@ -230,7 +230,7 @@ class EpisodeStore:
         return tuple(n.removeprefix("meta/") for n in self._specs if n.startswith("meta/"))
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Of one step of a key."""
+        """Return the shape of one step of a key."""
         self._known("data", key)
         return tuple(self._specs[f"data/{key}"][1])
 

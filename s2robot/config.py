@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -89,12 +90,12 @@ class DemosSettings(Settings, at="demos"):
 
     @property
     def foreign(self) -> bool:
-        """Whether it has another format, of which only the chosen episodes are read."""
+        """Whether the dataset is in another format; only the chosen episodes are converted."""
         return self.path is not None and not (Path(self.path) / "zarr.json").exists()
 
     @property
     def plain(self) -> bool:
-        """Whether the choice is a count of first episodes, which alone identifies them."""
+        """Whether the episodes are chosen by a count of the first ones only."""
         return not self.mix and self.split is None and isinstance(self.episodes, int | None)
 
     def first(self) -> int | None:
@@ -109,7 +110,7 @@ class DemosSettings(Settings, at="demos"):
 
     def elsewhere(self) -> bool:
         """Whether some episodes come from no simulated task of ours: imported, from a user's program, or from an arm."""
-        known = [found for member in self.members if (found := member._attributes())]
+        known = [found for member in self.members if (found := member._attributes)]
         others = [found for found in known if "source" in found or not found["env_config"]]
         return any(found.get("source") != "emulator" for found in others)
 
@@ -121,14 +122,15 @@ class DemosSettings(Settings, at="demos"):
 
     def own_world(self) -> dict[str, Any]:
         """Return robot, rate, cameras and action frame of an imported dataset; {} for our own tasks."""
-        found = self.members[0]._attributes()
+        found = self.members[0]._attributes
         if "source" not in found:
             return {}
         facts = {name: found[name] for name in ("robot", "rate_hz", "action_frame")}
         return facts | {"cameras": tuple(found["cameras"])}
 
+    @cached_property
     def _attributes(self) -> Mapping[str, Any]:
-        """Those of a dataset at a path that has episodes: a recording may have been killed before its first."""
+        """The attributes of the dataset at `path`; {} if it is missing or has no episodes yet."""
         if not self.path or not Path(self.path).exists():
             return {}
         store = EpisodeStore.open(self.folder())

@@ -138,6 +138,9 @@ class RobosuiteStates(DemoFile):
         for key in self.keys["action"]:
             array_of(first, key, self.path)
         self._version = str(args.get("env_version") or "an unknown version")
+        if args.get("type", 1) != 1 or not args.get("env_name"):
+            got = f"{args.get('env_name') or 'no world'}, type {args.get('type')}"
+            raise mismatch(f"{self.path}: data", "obs, or states of a world of robosuite's (type 1)", got)
         with self._named(f"{self.path}: env_args"):
             self._world, self._scene = _world(self.path, args, self.choice), ""
         s, world = self._world.settings, self._world
@@ -178,11 +181,8 @@ class RobosuiteStates(DemoFile):
 
 
 def _world(path: Path, args: dict[str, Any], choice: Choice) -> Any:
-    """Make the world that a file specifies (UserError: none, or one that the installed robosuite lacks)."""
-    name, kwargs = args.get("env_name"), dict(args.get("env_kwargs", {}))
-    if args.get("type", 1) != 1 or not name:
-        got = f"{name or 'no world'}, type {args.get('type')}"
-        raise mismatch(f"{path}: data", "obs, or states of a world of robosuite's (type 1)", got)
+    """Make the world that a file specifies (UserError: one that the installed robosuite lacks)."""
+    name, kwargs = args["env_name"], dict(args.get("env_kwargs", {}))
     robots = kwargs.get("robots", "Panda")
     robots = [robots] if isinstance(robots, str) else list(robots)
     hands = [key.replace("robot0", f"robot{i}") for i in range(len(robots)) for key in HAND]
@@ -237,8 +237,8 @@ def _prefixes(kwargs: Mapping[str, Any], arms: int) -> list[str]:
 
 def _controllers(kwargs: Mapping[str, Any], arms: int) -> list[dict]:
     """Return the settings of each arm's controller; a single one is used for all arms."""
-    configs = kwargs.get("controller_configs") or {}
-    configs = [*configs] if isinstance(configs, list) else [configs]
+    given = kwargs.get("controller_configs") or {}
+    configs = [c if isinstance(c, dict) else {} for c in (given if isinstance(given, list) else [given])]
     for i, config in enumerate(configs):
         if (parts := config.get("body_parts")) is not None:
             configs[i] = parts.get("right") or (parts.get("arms") or {}).get("right") or {}
@@ -298,6 +298,8 @@ def demo_names(file: Any, path: Path, choice: Choice) -> list[str]:
         # one by one: they may share their bytes
         masked = {name.decode() if isinstance(name, bytes) else str(name) for name in mask}
         names = sorted(chosen(sorted(masked), names, where, path), key=number_of)
+    if not names:
+        raise mismatch(f"{path}: data", "demo_0, demo_1 ...", ", ".join(file["data"]) or "none")
     for name in names:
         check_inside(file["data"][name], path)
     return names

@@ -1,1 +1,1 @@
-"""A dataset to look at: a page with videos and curves, and what is odd in it."""
+"""Inspect a dataset: an HTML page with videos, curves and anomalies."""

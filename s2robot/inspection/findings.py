@@ -125,8 +125,9 @@ def _runs_of(mask: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int, int
 def _no_numbers(tables: Sequence[Table], ends: np.ndarray) -> Iterator[Finding]:
     for table in tables:
         bad = ~np.isfinite(table.values)
+        each = list(episodes_of(bad, ends))
         for i, start, end in _runs_of(bad.any(1), ends):
-            names = _names(table, episodes_of(bad, ends)[i][start:end].any(0))
+            names = _names(table, each[i][start:end].any(0))
             yield Finding("no number", f"{table.key}: {names}", i, start, end - start)
 
 

@@ -124,7 +124,7 @@ def summary(store: EpisodeStore, numbers: Sequence[Table], ends: np.ndarray) -> 
     if "perturbed" in store.keys:
         share = (store.read("perturbed", 0, int(ends[-1])) != 0).mean()
         rows.append(("perturbed", f"{100 * share:.1f} % of the steps"))
-    layouts = [task_of(store).layout_of(start) for start in starts(store)[: len(ends)]]
+    layouts = [task_of(store).layout_of(start) for start in starts(store, len(ends))]
     for name in dict.fromkeys(name for layout in layouts for name in layout):
         values = [layout[name] for layout in layouts if name in layout]
         rows.append((f"{name} at the start", f"{min(values):+.3g} to {max(values):+.3g}"))
