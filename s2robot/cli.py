@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from s2robot import __version__
 from s2robot import overrides as typed
-from s2robot.core.errors import UserError, require
+from s2robot.core.errors import UserError, did_you_mean, require
 from s2robot.core.files import configs_dir
 from s2robot.core.run_folder import is_first, run_folder
 from s2robot.core.settings import read
 from s2robot.core.workers import Local, prepare, running_on
 from s2robot.envs.gl import require_simulator
-from s2robot.overrides import did_you_mean, groups_of, key_of
+from s2robot.overrides import groups_of, key_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -3,13 +3,11 @@
 import errno
 import json
 import re
-from collections.abc import Iterable
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, did_you_mean
 from s2robot.core.files import configs_dir
 
 if TYPE_CHECKING:
@@ -114,12 +112,6 @@ def _dotted(node: Any, prefix: str = "") -> list[str]:
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
             keys += _dotted(child, f"{prefix}{name}.")
     return keys
-
-
-def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """Return `, did you mean 'x'?` with the nearest candidate, or nothing if none is near."""
-    near = get_close_matches(word, list(candidates), 1)
-    return f", did you mean '{near[0]}'?" if near else ""
 
 
 @cache

@@ -1,1 +1,1 @@
-"""Vision models: MVP's ViT and checkpoints, what a foreign model is, and its preparation for inference."""
+"""Vision models: MVP's ViT and checkpoints, adapters for other libraries, and preparation for inference."""

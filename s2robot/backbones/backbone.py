@@ -44,7 +44,8 @@ class Backbone(nn.Module):
         self.name, self.depth, self.block = facts.name, facts.depth, facts.block
         self.tile, self.patch = facts.tile, facts.patch
         self.num_prefix_tokens, self.dim = facts.num_prefix_tokens, facts.dim
-        self.mean, self.std = (tuple(float(v) for v in values or ()) for values in (facts.mean, facts.std))
+        assert facts.mean is not None and facts.std is not None
+        self.mean, self.std = (tuple(map(float, values)) for values in (facts.mean, facts.std))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images (B, 3, h, w) to tokens (B, P + N, D): prefix first, then row by row."""
@@ -83,6 +84,11 @@ def find_backbone(model: Any, **given: Unpack[Given]) -> Backbone:
     The model given is not changed. Without `block` the backbone shares its modules; with `block` it holds a deep copy
     of those that it needs. Raises UserError if a fact is missing or does not fit the model's output.
     """
+    if isinstance(model, Backbone):
+        for key, value in given.items():
+            if value is not None:
+                raise UserError(f"{key}: expected none beside a Backbone, got {value!r}")
+        return model
     asked = Facts().corrected(given)
     source = read_model(model, asked.block, asked.tile)
     facts, made_for = source.facts.corrected(given), source.facts.tile

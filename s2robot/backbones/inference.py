@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from s2robot.backbones.libraries import one_of
+from s2robot.core.errors import one_of
 
 PIXELS_PER_CALL = 10 * 224 * 224  # on a CPU; ViT-B is at its best from 4 to 10 tiles
 SCORES_PER_CALL = 2**21  # of attention: 4 MiB in bfloat16 stay in the cache

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import index
 from typing import Any, NamedTuple, TypedDict
@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from s2robot.core.errors import UserError
-from s2robot.overrides import did_you_mean
 
 Size = tuple[int, int]  # height and width in pixels
 
@@ -92,15 +91,6 @@ def pair(size: Any, what: str) -> Size:
     if len(sides) != 2 or not all(hasattr(side, "__index__") and side >= 1 for side in sides):
         raise UserError(f"{what}: expected pixels >= 1, an integer or (height, width), got {size!r}")
     return int(sides[0]), int(sides[1])
-
-
-def one_of(key: str, value: Any, known: Collection[Any], hint: str = "") -> None:
-    """Raise UserError, with the nearest choice, unless the value is a known one; long lists are not printed."""
-    if value not in known:
-        choices = f"one of {', '.join(map(str, known))}{hint}" if len(known) < 30 else "a known name"
-        raise UserError(
-            f"{key}: expected {choices}, got {value!r}{did_you_mean(str(value), map(str, known))}"
-        )
 
 
 def check_tile(tile: Size, patch: int) -> None:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s2robot.backbones.device import channels_first, tensor_of
-from s2robot.backbones.libraries import IMAGENET, one_of
+from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import MVPViT, ViTSpec, load_strict, read_state
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import cache_dir, replacing
 
 BOX = "https://berkeley.box.com/shared/static"
@@ -111,13 +111,13 @@ def load(
     """
     one_of("MVP checkpoint", name, PUBLISHED)
     path = fetch(name, check_md5=check_md5, progress=progress) if checkpoint is None else Path(checkpoint)
-    state = read_state(path)
     published = PUBLISHED[name]
     if check_md5 and (found := _md5(path)) != published.md5:
         raise UserError(
             f"{path}: md5 {found}, but {name} ({published.file}) has {published.md5}; remove the file to download it "
             "again, or set encoder.check_md5=false"
         )
+    state = read_state(path)
     dropped = sorted(k for k in state if k == "mask_token" or k.startswith(("decoder_", "decoder.", "head.")))
     vit = MVPViT(published.spec)
     load_strict(vit, {k: v for k, v in state.items() if k not in dropped}, str(path))

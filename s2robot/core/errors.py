@@ -1,6 +1,9 @@
 """The error that a user of the commands can cause."""
 
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
 from importlib.util import find_spec
+from typing import Any
 
 
 class UserError(ValueError):
@@ -13,3 +16,18 @@ def require(module: str, extra: str) -> None:
     """Raise UserError unless the package `module` of the extra `extra` is installed. Does not import it."""
     if find_spec(module) is None:
         raise UserError(f"{module} is not installed: pip install 's2robot[{extra}]'")
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """Return `, did you mean 'x'?` with the nearest candidate, or nothing if none is near."""
+    near = get_close_matches(word, list(candidates), 1)
+    return f", did you mean '{near[0]}'?" if near else ""
+
+
+def one_of(key: str, value: Any, known: Collection[Any], hint: str = "") -> None:
+    """Raise UserError, with the nearest choice, unless the value is a known one; long lists are not printed."""
+    if value not in known:
+        choices = f"one of {', '.join(map(str, known))}{hint}" if len(known) < 30 else "a known name"
+        raise UserError(
+            f"{key}: expected {choices}, got {value!r}{did_you_mean(str(value), map(str, known))}"
+        )

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from s2robot.backbones import mvp
 from s2robot.backbones.backbone import Backbone, find_backbone
-from s2robot.backbones.libraries import one_of
 from s2robot.backbones.vit import load_encoder, load_strict, read_state
-from s2robot.core.errors import UserError, require
+from s2robot.core.errors import UserError, one_of, require
 from s2robot.core.files import weights_dir
 from s2robot.core.settings import Settings, invalid, read
 from s2robot.encoders.encoder import S2Encoder
@@ -38,11 +37,11 @@ class EncoderSettings(Settings, at="encoder"):
     """The settings of an encoder; `null` selects each default."""
 
     name: str  # one of OURS, WHEELS, MVP's published checkpoints, or timm:<model>
-    checkpoint: Path | None = (
-        None  # the weights; None for what ships, is installed, or is downloaded (MVP's, timm's)
-    )
-    sizes: tuple[int, ...] | None = Field(default=None, min_length=1)  # image sides in pixels, or
-    # the same as multiples of the tile (1 and 2)
+    # the weights; None for what ships, is installed, or is downloaded (MVP's, timm's)
+    checkpoint: Path | None = None
+    # image sides in pixels; or scales
+    sizes: tuple[int, ...] | None = Field(default=None, min_length=1)
+    # image sides as multiples of the tile; (1, 2) by default
     scales: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
     resolution: Literal["native", "upsampled"] | None = None  # of the larger sizes
     # the multiple of the tile whose grid of tokens the features have; None: that of the smallest size
@@ -120,9 +119,8 @@ def _timm(name: str, checkpoint: Path | None) -> nn.Module:
     model, state = timm.create_model(name, num_classes=0), read_state(checkpoint)
     # counters of training, missing in some files and never read
     counters = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
-    if (
-        "_conv_stem.weight" in state
-    ):  # lukemelas' EfficientNet: the same layers in the same order, by other names
+    # lukemelas' EfficientNet: the same layers in the same order, by other names
+    if "_conv_stem.weight" in state:
         names = (key for key in timm.create_model(name).state_dict() if key not in counters)
         values = (value for key, value in state.items() if not key.endswith("num_batches_tracked"))
         state = dict(zip(names, values, strict=False))

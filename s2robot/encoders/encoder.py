@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from s2robot.backbones.backbone import Backbone, find_backbone
+from s2robot.backbones.backbone import find_backbone
 from s2robot.backbones.device import channels_first, fitting, moved, tensor_of
 from s2robot.backbones.inference import prepare
 from s2robot.backbones.libraries import Given, check_tile, structure
 from s2robot.backbones.vit import weights_sha256
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, one_of
 from s2robot.s2.engine import Model, encode, pyramid
 from s2robot.s2.tiling import Layout, plan_levels, square
 
@@ -76,14 +76,16 @@ class S2Encoder(nn.Module):
         **given: Unpack[Given],
     ) -> None:
         super().__init__()
-        backbone = model if isinstance(model, Backbone) else find_backbone(model, **given)
+        one_of("encoder.pool", pool, ("tokens", "mean"))
+        one_of("encoder.dtype", dtype, DTYPES)
+        one_of("encoder.resolution", resolution, ("native", "upsampled"))
+        backbone = find_backbone(model, **given)
         self.sizes = tuple(int(size) for size in sizes)
         self.tile, self._patch = backbone.tile[0], backbone.patch
         self.layout = square(self.sizes, self.tile, self._patch)
         ordered = sorted(size for size in {*self.sizes} if size % self.sizes[0] == 0)
-        if (
-            backbone.tile[1] != self.tile or list(self.sizes) != ordered
-        ):  # else cells would not fall into one grid
+        # else cells would not fall into one grid
+        if backbone.tile[1] != self.tile or list(self.sizes) != ordered:
             raise UserError(
                 "encoder.sizes: expected multiples of a square tile and of the first size, each once, smallest first, "
                 f"got {list(sizes)} for a tile of {backbone.tile}"

@@ -62,7 +62,7 @@ def build_entering(cfg: Mapping[str, Any], blocks: int) -> Entering:
     depth = len(whole.model.blocks)  # type: ignore[arg-type]
     backbone = backbone_of(settings.replace(block=depth - blocks))  # a copy of its own
     backbone.model.norm = nn.Identity()
-    how = arguments(settings.replace(pool="tokens"), backbone)
+    how = arguments(settings.replace(pool="tokens", grid=None), backbone)
     return Entering(backbone, **how | {"describe": {**how["describe"], "enters": depth - blocks + 1}})
 
 

@@ -136,6 +136,7 @@ def memorize(settings: MemorizeSettings, objects: ObjectsSettings, out: Path) ->
     labels = {part: images.labels[p] if by_class else np.arange(len(p)) for part, p in places.items()}
     samples, facts = {}, {}
     jobs = [(n, arm) for n in settings.counts for arm in ARMS[settings.task]]
+    costs = {arm: _cost(arm, settings) for arm in ARMS[settings.task]}
     with bar("training classifiers") as update:
         for done, (n, arm) in enumerate(jobs, 1):
             classes = len(images.classes) if by_class else n
@@ -146,7 +147,7 @@ def memorize(settings: MemorizeSettings, objects: ObjectsSettings, out: Path) ->
             for part in parts:
                 tallies = [{"rows": np.arange(len(f[part])), "tallies": f[part]} for f in found]
                 samples[arm, n, part] = resampled(tallies, Classify(classes).scores, settings.resamples)
-                facts[arm, n, part] = _cost(arm, settings)
+                facts[arm, n, part] = costs[arm]
             update(done, len(jobs), arm)
     results, differences = compare(samples, ("arm", "images", "part"), earlier(samples))
     results = [row | facts[key] for key, row in zip(samples, results, strict=True)]

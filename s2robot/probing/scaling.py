@@ -134,13 +134,14 @@ def _encoder(
 
 def _described(facts: Mapping[str, Any], settings: ScalingSettings) -> dict[str, Any]:
     """Return facts of a model, and what each set of scales costs."""
-    each = [_encoder(facts, settings, scales) for scales in settings.scales]
     names = {"name": "name", "tile": "tile", "dtype": "dtype", "parameters": "num_parameters"}
-    return {key: getattr(each[0], name) for key, name in names.items()} | {
-        "block": each[0].describe.get("block"),
-        "sizes": [list(encoder.sizes) for encoder in each],
-        "gflops": [round(encoder.gflops_per_image, 4) for encoder in each],
-    }
+    found: dict[str, Any] = {"sizes": [], "gflops": []}
+    for scales in settings.scales:  # one encoder at a time in memory
+        encoder = _encoder(facts, settings, scales)
+        found["sizes"].append(list(encoder.sizes))
+        found["gflops"].append(round(encoder.gflops_per_image, 4))
+    about = {key: getattr(encoder, name) for key, name in names.items()}
+    return about | {"block": encoder.describe.get("block")} | found
 
 
 def _columns(rows: Rows, scales: tuple[float, ...], settings: ScalingSettings) -> np.ndarray:

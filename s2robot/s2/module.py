@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from s2robot.backbones.backbone import Backbone, find_backbone
+from s2robot.backbones.backbone import find_backbone
 from s2robot.backbones.device import channels_first, tensor_of
 from s2robot.backbones.inference import prepare, shared_copy
-from s2robot.backbones.libraries import Given, one_of
-from s2robot.core.errors import UserError
+from s2robot.backbones.libraries import Given
+from s2robot.core.errors import UserError, one_of
 from s2robot.s2.engine import OUTPUTS, encode, pyramid
 from s2robot.s2.tiling import Layout, Size, base_size, plan_levels
 
@@ -79,7 +79,7 @@ class S2(nn.Module):
         one_of("resize", resize, RESIZES)
         if scales is not None and sizes is not None:
             raise UserError("sizes: expected either scales or sizes, got both")
-        backbone = model if isinstance(model, Backbone) and not given else find_backbone(model, **given)
+        backbone = find_backbone(model, **given)
         self.scales = (1, 2) if scales is None else tuple(scales)
         self.sizes = None if sizes is None else tuple(sizes)
         self.output, self.resize, self.overlap, self.frozen = output, resize, overlap, frozen
@@ -134,9 +134,10 @@ class S2(nn.Module):
         """Resize (B, 3, H, W) to every level, normalised, in the dtype of the model."""
         first = None
         if self.resize == "upsample":
-            height, width = index(x.shape[2]), index(x.shape[3])
-            base = base_size(height, width, self.backbone.tile, self.backbone.patch)
-            first = base if self.sizes is None else layout.levels[0].frame
+            first = layout.levels[0].frame
+            if self.sizes is None:
+                model = self.backbone
+                first = base_size(index(x.shape[2]), index(x.shape[3]), model.tile, model.patch)
         dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             levels = pyramid(x, [level.frame for level in layout.levels], first, first is not None)

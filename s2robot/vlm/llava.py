@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from s2robot.backbones.libraries import one_of
-from s2robot.core.errors import UserError, require
+from s2robot.core.errors import UserError, one_of, require
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 RESIZES = ("native", "reference")

@@ -411,3 +411,10 @@ def test_a_larger_scale_alone_on_the_grid_of_the_first(tiny_encoder):
     assert build(tiny_encoder, (2,), grid=2).fingerprint == large.fingerprint
     with pytest.raises(UserError, match="encoder.grid"):
         build(tiny_encoder, (1,), grid=2)
+
+
+@pytest.mark.parametrize("wrong", [{"pool": "avg"}, {"dtype": "float16"}, {"resolution": "upsample"}])
+def test_a_wrong_word_is_rejected_in_python_too(tiny_encoder, wrong):
+    vit = build(tiny_encoder).model
+    with pytest.raises(UserError, match=f"^encoder.{next(iter(wrong))}: "):
+        S2Encoder(vit, (32, 64), **wrong)

@@ -248,3 +248,15 @@ def test_importing_s2_imports_no_library_of_models():
     code = "import sys; from s2robot import S2; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"timm", "torchvision", "transformers", "omegaconf", "zarr", "robosuite"} & set(loaded.split())
+
+
+def test_sizes_by_hand_may_be_long_and_upsampled():
+    s2 = S2(Tokens(), sizes=((16, 320), (32, 640)), resize="upsample", tile=16, patch=4)
+    assert s2(frames(1, 32, 640)).shape[0] == 1
+
+
+def test_facts_may_be_arrays_but_not_beside_a_backbone():
+    backbone = find_backbone(Tokens(), tile=16, patch=4, mean=np.full(3, 0.5), std=np.ones(3))
+    assert backbone.mean == (0.5, 0.5, 0.5) and S2(backbone, block=None).backbone.tile == (16, 16)
+    with pytest.raises(UserError, match="^mean: .* beside a Backbone"):
+        S2(backbone, mean=(0.5, 0.5, 0.5))
