@@ -4,11 +4,11 @@
     python benchmarks/bridge_limits.py <checkpoint> --lag --episodes 16 0.7,1.8,14,-1 1,2.6,20,-10
     python benchmarks/bridge_limits.py <checkpoint> --lag --online --episodes 4 0.7,0.8,4,-4 0.3,0.8,4,-4
 
-A setting is bridge.speed, limits.dq_max (rad/s), limits.ddq_max (rad/s²), limits.table_clearance (mm). Interpolator, safety
-filter and the emulator's scene are the real ones, without wire and watchdog. "error 31" counts episodes in which the arm pushed
-longer and harder than the emulated box allows at sensitivity 3. First comes the policy in plain simulation: the largest change
-of a joint in a step, and the lowest point of a finger. With --lag, the limits of lag are off and each row shows how far the arm
-is behind its command; with --online the box plans to each target (0.8 rad/s, 4 rad/s²), as in mode 6.
+A setting is four numbers: bridge.speed, limits.dq_max (rad/s), limits.ddq_max (rad/s²) and limits.table_clearance (mm). The
+interpolator, the safety filter and the emulator's scene are the real ones; there is no network and no watchdog. "error 31"
+counts episodes in which the arm pushes longer and harder than the emulated box allows at sensitivity 3. The first line is the
+policy in plain simulation: the largest joint change in a step and the lowest fingertip position. --lag disables the lag limits
+and prints the tracking error. With --online the box plans to each target (0.8 rad/s, 4 rad/s²), as in mode 6.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from s2robot.loading import load_policy
 
 PLANNED, READY = 9, 1  # ticks of 10 ms from an observation to the first action of a plan, and to the others
 FPS, FRAME_DELAY = 20, 0.05  # of the cameras, s
-GRIPPER_TICKS = 10  # between two words with the gripper
+GRIPPER_TICKS = 10  # between two gripper commands
 STROKE_S = 0.5  # s, the emulated gripper's whole way
 SENSITIVITY = 3
 
@@ -71,7 +71,7 @@ def episode(
     actor.reset()
     low, high = np.add(limits.q_min, limits.margin), np.subtract(limits.q_max, limits.margin)
     commanded, opening, turned, clamped = plant.joints.copy(), 1.0, gripper_hold, False
-    told = going = 1.0  # the gripper, and where it is on its way
+    told = going = 1.0  # the gripper: commanded and current opening
     known, frames, due, action = plant.opening, [plant.positions], -1, np.zeros(8)
     period = 0.1 / speed
     ticks = round(period * limits.rate_hz)
@@ -117,7 +117,7 @@ def episode(
 
 
 class LagFilter(SafetyFilter):
-    """A filter that records how far the arm is behind: rad, m, clamped."""
+    """A filter that records the tracking error: rad, m, clamped."""
 
     rows: list[tuple[float, float, bool]] = []
 

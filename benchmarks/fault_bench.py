@@ -1,6 +1,6 @@
-"""One fault in a running bridge, for benchmarks/faults.py: an episode, the fault, and what was measured.
+"""Run one fault in a live bridge and measure the reaction, for benchmarks/faults.py.
 
-The judge of what reached the arm is the box's own journal; the store holds earlier episodes.
+The box's own journal decides which commands reached the arm. The store already holds an episode, which must not change.
 """
 
 import json
@@ -29,7 +29,7 @@ from s2robot.envs.real.emulator.stand_in import EmulatedCamera
 
 START = np.array((-0.4, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))  # rad, 0.4 to the right of home
 STILL = 0.01  # rad/s
-# what a busy machine alone can bring about
+# reasons that a busy machine alone can cause
 BY_LOAD = re.compile(r"is stale|is late|is gone|reports nothing|held for more than|command code 3$")
 STOP_S = 0.5  # s that a stop may take to reach the box: the supervisor's limit of 0.3 s, and its way there
 ATTRIBUTES = {
@@ -46,11 +46,9 @@ class Case:
     name: str
     what: str  # for the table
     designed: str  # the state afterwards
-    reason: str = ""  # pattern of what the watchdog has to name; empty: nothing is to be named
-    inject: Callable[["Bench"], float] = lambda bench: (
-        time.monotonic()
-    )  # makes it happen; s, monotonic, when it did
-    rests: bool = True  # the arm is to come to rest
+    reason: str = ""  # pattern that the watchdog's reason must match; empty: no reason is expected
+    inject: Callable[["Bench"], float] = lambda bench: time.monotonic()  # returns when it struck, s
+    rests: bool = True  # expected: the arm comes to rest
     watch_s: float = 3.0  # how long the reaction is waited for; an episode that goes on is ended after it
     scene: bool = False  # needs the emulator's cameras
     start: Mapping[int, float] | None = None  # joints that start elsewhere
@@ -58,15 +56,15 @@ class Case:
     stopped: bool = False  # the box itself is to be stopped afterwards
     server: bool = False  # needs a policy server
     released_s: float | None = None  # s after the fault, from when on motion is allowed again
-    commands_go_on: bool = False  # by design: the stream repeats where the arm stands
-    passing: str = ""  # pattern of what may make the watchdog hold meanwhile
+    commands_go_on: bool = False  # expected: the stream goes on and repeats the arm's position
+    passing: str = ""  # pattern of reasons for which the watchdog may hold meanwhile
     steps: int = 10_000  # of the episode
-    deaf: bool = False  # the box hears what was sent only after the fault: the sender's times count
+    deaf: bool = False  # the box receives commands only after the fault: use the sender's times
 
 
 @dataclass
 class Outcome:
-    """What was measured in one run. Times in s after the fault, speeds of the fastest measured joint in rad/s."""
+    """Measurements of one run: times in s after the fault, speeds of the fastest joint in rad/s."""
 
     case: str
     speed: float = np.nan  # when the fault came
@@ -174,7 +172,7 @@ class Bench:
                 recorder.finish(success=False, seed=0)
             else:
                 recorder.discard()
-            time.sleep(0.25)  # what would still come, comes
+            time.sleep(0.25)  # wait for commands still in flight
             if rushed := bridge.driver.rushed:
                 self.notes["mismatch"] = f"{rushed} commands sooner than a period after the last"
             if case.stopped and side("status")["ready"]:
@@ -213,7 +211,7 @@ class Bench:
             said = json.loads(victim.stdout.readline() or "{}")
             victim.wait(PATIENCE_S)
         end = time.monotonic()
-        # a loop that is gone leaves no state but the box's own
+        # a dead loop reports no state: use the box's
         out.state = "STOPPED" if case.designed == "STOPPED" else said.get("state", "gone")
         out.state = "READY" if side("status")["ready"] else out.state
         out.reasons = tuple(said.get("reasons", ()))

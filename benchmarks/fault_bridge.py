@@ -111,8 +111,8 @@ def assemble(
     stack: ExitStack, ports: Ports, path: Path, policy: Swing, patience: float, points: ArmPoints, scene: bool,
     on_ripe: Callable[[], None],
 ) -> Bridge:  # fmt: skip
-    """Everything connected, the arm ready; `stack` takes it apart again. `on_ripe` is called when the arm has
-    been under way for half a second and is at speed: the moment to strike."""
+    """Connect everything and arm the robot; `stack` closes it. `on_ripe` is called at full speed, half a second into the
+    motion."""
     make = partial(XArmDriver, "127.0.0.1", ports=ports)
     starter = stack.enter_context(ThreadPoolExecutor(1))  # the supervisor starts while the driver connects
     starting = starter.submit(Supervisor, partial(make, gripper=False), limit_s=0.3 * patience)

@@ -87,7 +87,7 @@ def _late(seconds: float) -> Callable[[Bench], float]:
 
 
 def _half_open(bench: Bench) -> float:
-    """The link breaks; who connects anew is let in and never answered."""
+    """The link breaks; new connections are accepted but never answered."""
     side = bench.emulator.side
     side.fault("half_open")
     at = side.fault("drop")

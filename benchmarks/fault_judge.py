@@ -1,5 +1,4 @@
-"""What benchmarks/faults.py holds against a run: commands outside limits or past the filter, and a store that has
-changed."""
+"""Checks of a run for benchmarks/faults.py: commands outside limits or past the filter, and a store that changed."""
 
 import hashlib
 from pathlib import Path

@@ -2,7 +2,7 @@
 
     python -m benchmarks.fault_processes PORTS STORE PATIENCE    # the control loop, in a process of its own
 
-Prints a line once the arm is under way, and how the episode ended if it lives to see that.
+Prints one line when the arm moves and, if the process survives, how the episode ended.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""Inject faults into a running bridge, and tabulate what reached the arm and how soon it stood.
+"""Inject faults into a running bridge; tabulate which commands reached the arm and when it stopped.
 
     python benchmarks/faults.py                               # every fault 20 times
     python benchmarks/faults.py --faults nan,hang --repeat 3

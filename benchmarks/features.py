@@ -35,7 +35,8 @@ def measure_frames(store: EpisodeStore, encoder: S2Encoder, cameras: tuple[str, 
     render, encode, features = [], [], []
     for episode in range(min(episodes, len(store))):
         start = time.perf_counter()
-        frames = episode_frames(store.path, episode, cameras, encoder.image_size)  # (T, C, S, S, 3)
+        drawn = episode_frames(store.path, episode, cameras, encoder.image_size)
+        frames = np.stack(drawn, 1)  # (T, C, S, S, 3)
         render.append((time.perf_counter() - start) / len(frames))
         for step in frames:
             start = time.perf_counter()

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rows import arguments, fill, records, run, success
+from rows import arguments, fill, run, success
+
+from s2robot.evaluation.records import read_records
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def main() -> None:
         else:
             tried, fitted = folder / "evaluate", folder / "train"
             run("evaluate", [f"checkpoint={trained(name, seed)}", *row.world.split(), *positions], tried)
-        played = records(tried)
+        played = read_records(tried / "episodes.jsonl")
         spent = json.loads((tried / "summary.json").read_text())["timing"]["policy_s"]
         return {
             "seed": seed,

@@ -31,11 +31,6 @@ def run(verb: str, words: list[str], folder: Path) -> None:
     (folder / "done").touch()
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """Return the episodes of an evaluation, by position."""
-    return [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
-
-
 def success(seeds: list[dict[str, Any]], first: int) -> dict[str, Any]:
     """Summarise a row; `outcomes` of each seed are bool (positions,) from position `first` on."""
     outcomes = np.array([each["outcomes"] for each in seeds])  # (seeds, positions)

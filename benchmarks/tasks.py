@@ -13,9 +13,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from rows import arguments, fill, records, run, success
+from rows import arguments, fill, run, success
 
 from s2robot.demos.store import EpisodeStore
+from s2robot.evaluation.records import read_records
 
 DEMOS_SEED = 100_000  # of the first demonstration
 TASKS = ("stack", "lift", "can", "square")
@@ -86,7 +87,7 @@ def main() -> None:
         run("train", [world, f"demos.path={demos}", *train.split(), f"train.seed={seed}"], folder / "train")
         positions = [f"evaluate.episodes={args.episodes}", f"evaluate.seed={args.seed}", "evaluate.videos=4"]
         run("evaluate", [f"checkpoint={folder}/train/checkpoint", world, *positions], folder / "evaluate")
-        played = records(folder / "evaluate")
+        played = read_records(folder / "evaluate/episodes.jsonl")
         outcomes = [bool(record["success"]) for record in played]
         return {"seed": seed, "outcomes": outcomes, "stages": [record["stage"] for record in played]}
 

@@ -27,7 +27,7 @@ __all__ = ["PolicyError", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:
-    # What reads settings alone (every verb does) should not wait for torch.
+    # Import torch lazily: every verb reads settings, few need it.
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

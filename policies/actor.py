@@ -46,7 +46,7 @@ class BatchActor:
         spec = policy.spec
         t, k = spec.context, spec.chunk
         self.every_step = t > 1  # whether `observe` and `record_actions` matter
-        self.execute = spec.execute if spec.ensemble is None else 1  # actions that a plan returns
+        self.execute = spec.planned
         self.device = next(policy.parameters()).device
         zeros = partial(torch.zeros, n, device=self.device)
         self._context = (  # pooled features, states, actions, and where there is no step yet
@@ -284,8 +284,7 @@ class Actor:
         """Reject a frame whose token map is not the policy's: one of another shape."""
         if self._map_of is None:
             return
-        maps = self.batch.policy.spec.maps
-        wanted = (math.isqrt(maps),) * 2 if isinstance(maps, int) else maps[i]
+        wanted = self.batch.policy.spec.shapes[i]
         found, (height, width) = self._map_of(*frame.shape[:2]), frame.shape[:2]
         if found != wanted and math.prod(wanted) > 1:
             expected = f"frames of {wanted[0]} x {wanted[1]} tokens, as in the policy's demos"

@@ -27,6 +27,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from s2robot.core.errors import UserError
+from s2robot.core.files import write_text
 from s2robot.core.parts import parts_of, same_parts, words
 from s2robot.core.settings import Stored, read
 from s2robot.policies.policy import ChunkPolicy, PolicySpec
@@ -263,13 +264,11 @@ def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def write_card(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write a checkpoint's card again with an evaluation's summary; a folder that cannot be written to keeps its card."""
-    record = json.loads((folder / RECORD).read_text())
-    spec = PolicySpec.from_dict(record["spec"], f"{folder / RECORD}: spec")
-    text = _card(spec, record["contract"], summary["policy"]["parameters"], summary)
-    fresh = folder / f".{CARD}.part"
+    place, record = _record_of(folder)
+    spec = PolicySpec.from_dict(record.spec, f"{place / RECORD}: spec")
+    text = _card(spec, record.contract, summary["policy"]["parameters"], summary)
     with suppress(OSError):
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, folder / CARD)
+        write_text(place / CARD, text)
 
 
 def _card(

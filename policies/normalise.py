@@ -135,7 +135,7 @@ class Normaliser(nn.Module):
         return targets if starts is None else targets - starts[:, None]
 
     def _spread(self, x: np.ndarray, key: str, often: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Offset and scale of each number of x (N, W), whose rows count `often` (N,)."""
+        """Offset and scale of each number of x (N, W), whose rows are weighted by `often` (N,)."""
         floor = PROPRIO_FLOOR if key == "proprio" else ACTION_FLOOR
         offset, scale = _moments(x, self.mode, often, floor)
         for part, at in self.parts[key].inside:
@@ -155,7 +155,7 @@ def _pad(chunks: np.ndarray, chunk_pad: np.ndarray | None) -> np.ndarray:
 def _moments(
     x: np.ndarray, mode: str, often: np.ndarray | None, floor: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Middle and half width of each column of x (N, W), whose rows count `often`."""
+    """Middle and half width of each column of x (N, W), whose rows are weighted by `often`."""
     if mode == "standard":
         if often is None:
             return x.mean(0), x.std(0)
@@ -174,7 +174,7 @@ def _moments(
 
 
 def _quantiles(x: np.ndarray, shares: Sequence[float], often: np.ndarray) -> list[np.ndarray]:
-    """The values (W,) below which these shares of the columns of x (N, W) lie, whose rows count `often`."""
+    """The values (W,) below which these shares of the columns of x (N, W) lie, whose rows are weighted by `often`."""
     order = np.argsort(x, axis=0, kind="stable")
     below = np.cumsum(often[order], axis=0)  # (N, W)
     below /= below[-1]

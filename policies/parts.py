@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from s2robot.core.parts import Part, default_parts, read_parts, slices, words
+from s2robot.core.parts import Part, default_parts, read_parts, size_of, slices, words
 from s2robot.policies import rotations
 
 
@@ -61,7 +61,7 @@ class Parts:
     @cached_property
     def size(self) -> int:
         """Numbers outside, A or P."""
-        return sum(part.size for part in self.parts)
+        return size_of(self.parts)
 
     @cached_property
     def width(self) -> int:

@@ -143,6 +143,17 @@ class PolicySpec(PolicySettings):
         return [(rows, columns) for rows, columns in self.grids] or self.tokens
 
     @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Rows and columns of each camera's token map."""
+        side = math.isqrt(self.tokens)
+        return list(self.grids) or [(side, side)] * len(self.cameras)
+
+    @property
+    def planned(self) -> int:
+        """Actions that a plan returns: 1 where a plan is made at every step and averaged with earlier ones."""
+        return self.execute if self.ensemble is None else 1
+
+    @property
     def counts(self) -> list[int]:
         """Tokens of each camera; a feature array holds `tokens` of each, the rest of them never read."""
         return [math.prod(grid) for grid in self.grids] if self.grids else [self.tokens] * len(self.cameras)

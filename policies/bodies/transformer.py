@@ -153,6 +153,13 @@ class TransformerBody(nn.Module):
         return ((ago < 0) | hidden) & ~torch.eye(len(ago), dtype=torch.bool, device=ago.device)
 
     def _attend(self, x: Tensor, visible: Tensor, asked: slice | Tensor) -> Tensor:
-        for block in self.blocks[:-1]:
-            x = block(x, visible)
-        return self.norm(self.blocks[-1](x, visible, asked))
+        return attend(self.blocks, self.norm, x, visible, asked)
+
+
+def attend(
+    blocks: nn.ModuleList, norm: nn.Module, x: Tensor, visible: Tensor, asked: slice | Tensor
+) -> Tensor:
+    """Run all blocks, the last one on the tokens `asked` only, then the norm."""
+    for block in blocks[:-1]:
+        x = block(x, visible)
+    return norm(blocks[-1](x, visible, asked))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from s2robot.core.settings import from_yaml
-from s2robot.policies.bodies.transformer import AttentionSettings, Block, TransformerSettings
+from s2robot.policies.bodies.transformer import AttentionSettings, Block, TransformerSettings, attend
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
 
 
@@ -92,6 +92,4 @@ class _Blocks(nn.Module):
         self.norm = nn.LayerNorm(s.width)
 
     def forward(self, x: Tensor, seen: Tensor, asked: slice) -> Tensor:
-        for block in self.blocks[:-1]:
-            x = block(x, seen)
-        return self.norm(self.blocks[-1](x, seen, asked))
+        return attend(self.blocks, self.norm, x, seen, asked)

@@ -175,9 +175,8 @@ def ms_per_action(plan: Plan) -> dict[str, float]:
         cameras = tuple(contract["cameras"])
         planners[arm.name] = LearnedPlanner(policy, encoder, cameras, device=settings.device)
         size = image_size_of(contract, encoder)
-        frames = dict(
-            zip(cameras, episode_frames(store.path, 0, cameras, size), strict=True)
-        )  # (T, H, W, 3) each
+        drawn = episode_frames(store.path, 0, cameras, size)  # (T, H, W, 3) each
+        frames = dict(zip(cameras, drawn, strict=True))
         seen[arm.name] = [
             {"images": {name: f[t][None] for name, f in frames.items()}, "proprio": state[None], "count": 1}
             for t, state in enumerate(store.episode(0)["proprio"][:_STEPS])

@@ -43,7 +43,7 @@ class Job:
     stamp: Path  # of its files, without their suffixes
     needs: Sequence["Job"] = ()  # done before it; they are run too
     lines: tuple[Path, int] | None = (
-        None  # a file and its lines at the end: a shorter evaluation may come later
+        None  # file and its line count when done; a shorter evaluation may follow
     )
 
     @property

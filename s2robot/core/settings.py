@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from functools import cache
 from os.path import commonprefix
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -121,11 +121,13 @@ class Settings(_Frozen):
             if key not in known:
                 near = difflib.get_close_matches(key, known, 1) or ["one of " + ", ".join(known)]
                 raise ValueError(f"{key}: unknown key, expected {near[0]}")
+        dicts = {names[name] for name, f in cls.model_fields.items() if get_origin(f.annotation) is dict}
         defaults = yaml_defaults(cls.file, cls.at)
         found = {key: defaults[key] for key in known if key in defaults}  # others may be of another class
         for key, value in given.items():
+            # the keys of a dict are the user's own: nested settings alone are filled
             nested = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
-            found[key] = {**found[key], **value} if nested else value
+            found[key] = {**found[key], **value} if nested and key not in dicts else value
         return found
 
 
@@ -145,7 +147,7 @@ def read_some(cls: type[S], cfg: Any, at: str | None = None) -> S:
 
 
 def plain(node: Any) -> Any:
-    """A config node, or what holds some, as dicts and lists."""
+    """Convert config nodes, also inside a dict, to plain dicts and lists."""
     from omegaconf import OmegaConf
 
     if OmegaConf.is_config(node):
@@ -216,6 +218,8 @@ def _expected(error: ErrorDetails) -> str:
         return f"{'at least' if kind == 'too_short' else 'at most'} {count} values"
     if kind.startswith("path_not_"):
         return f"a {kind.removeprefix('path_not_')}"
+    if kind == "string_too_short":
+        return "a non-empty string"
     return _WORDS.get(kind.split("_")[0]) or error["msg"]
 
 

@@ -205,7 +205,9 @@ def camera_changes(trained: Mapping[str, Any], ours: Mapping[str, Any]) -> list[
     """
     changes = []
     for name, now in ours.items():
-        was = now | (trained.get(name) or {})
+        was = trained.get(name) or {}
+        known = [key for key in ("body", "position", "quaternion", "fovy") if key in was and key in now]
+        was, now = ({key: side[key] for key in known} for side in (was, now))
         if "body" in now and was["body"] != now["body"]:
             changes.append(f"camera {name} on {was['body']} -> {now['body']}")
             continue  # places on two bodies cannot be compared

@@ -132,9 +132,8 @@ def _check(store: EpisodeStore, contract: Mapping[str, Any], policy: ChunkPolicy
     ours = {} if "source" in about else {"robot": store.robot}  # imported data have names of their own
     keys = ("action_frame", "rate_hz", "action_parts", "proprio_parts")
     check_contract(contract, cameras=store.cameras, **{key: about.get(key) for key in keys}, **ours)
-    sizes, maps = frame_sizes(store, encoder, policy.spec.cameras), policy.spec.maps
-    for i, (name, found) in enumerate(zip(sizes, token_maps(encoder, sizes), strict=True)):
-        own = (round(maps**0.5),) * 2 if isinstance(maps, int) else tuple(maps[i])
+    sizes = frame_sizes(store, encoder, policy.spec.cameras)
+    for name, found, own in zip(sizes, token_maps(encoder, sizes), policy.spec.shapes, strict=True):
         if tuple(found) != own:
             raise UserError(
                 f"{store.path}: camera '{name}': expected {own[0]} x {own[1]} tokens as in the policy's demos, got "

@@ -72,7 +72,10 @@ class Journal:
         self.actions: dict[int, np.ndarray] = {}  # episode -> float32 (steps, A)
         (path.parent / "actions").mkdir(parents=True, exist_ok=True)
         known = path.with_suffix(".settings.json")
-        if not (resume and settings and known.exists() and path.exists() and path.stat().st_size):
+        found = path.exists() and path.stat().st_size > 0
+        if resume and settings and found and not known.exists():  # hours of somebody's work may be in it
+            raise UserError(f"{path}: expected {known.name} beside it, got none; {_REMEDY}")
+        if not (resume and settings and found):
             write_records([], path)  # before the settings: a kill leaves no episodes of unknown origin
             known.unlink(missing_ok=True)
         if settings is not None:

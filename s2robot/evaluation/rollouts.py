@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from s2robot.core.errors import UserError
+from s2robot.core.parts import parts_of
 from s2robot.core.timing import span
 from s2robot.core.workers import worker_pool
 from s2robot.demos.replay import starts
@@ -51,7 +52,7 @@ class LearnedPlanner:
         self.policy, self.encoder, self.cameras, self.dtype = policy, encoder, tuple(cameras), dtype
         self.device, self.threads = device, threads
         self._actor: BatchActor | None = None
-        self.execute, self.every_step = (memory := BatchActor(policy, 1)).execute, memory.every_step
+        self.execute, self.every_step = policy.spec.planned, policy.spec.context > 1
         self.seconds = {"encode_s": 0.0, "policy_s": 0.0}
         self._last: np.ndarray | None = None
 
@@ -108,7 +109,10 @@ class NearestDemo:
         self.execute, self.settings = execute, settings
         self.actions = [store.episode(i)["action"] for i in range(len(store))]
         self.starts = np.stack([settings.placing(layout) for layout in layouts])  # (episodes, n)
-        self.moves = _moves(store.attrs.get("action_parts"), self.actions[0].shape[1])
+        parts = parts_of(store.attrs, "action")
+        self.moves = np.repeat(
+            [p.kind == "delta" or p.relative for p in parts], [p.size for p in parts]
+        )  # 0: still
 
     def reset(self, info: Mapping) -> None:
         distance = np.linalg.norm(self.starts - self.settings.placing(info["layout"]), axis=1)
@@ -124,14 +128,6 @@ class NearestDemo:
 
     def about(self) -> dict[str, float]:
         return {}
-
-
-def _moves(parts: list[dict] | None, size: int) -> np.ndarray:
-    """Whether 0 means not to move, by number of the action.  # bool (A,)"""
-    if parts is None:  # joints and a gripper
-        return np.arange(size) < size - 1
-    still = [part["kind"] == "delta" or bool(part.get("relative")) for part in parts]
-    return np.repeat(still, [part["size"] for part in parts])
 
 
 Planner = LearnedPlanner | NearestDemo

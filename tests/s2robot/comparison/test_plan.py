@@ -32,6 +32,11 @@ def refused(*words: str) -> str:
     return str(caught.value)
 
 
+def test_an_arm_and_an_axis_that_were_removed_stay_away():
+    found = read("~experiment.arms.base", "~experiment.axes.cube_size").experiment
+    assert list(found.arms) == ["base-s2", "base-s2-pretrained"] and "cube_size" not in found.axes
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -7,7 +7,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from s2robot.core.errors import UserError
 from s2robot.envs.cube_config import STAGES
-from s2robot.evaluation.records import read_records, read_summary, summarise, wilson
+from s2robot.evaluation.records import Journal, read_records, read_summary, summarise, wilson
 from tests.s2robot.evaluation.made import record, save_records
 
 
@@ -67,3 +67,13 @@ def test_broken_summaries_are_named(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"summary.json: {message}"):
         read_summary(path)
+
+
+def test_episodes_without_their_settings_are_kept(tmp_path):
+    """Their origin is unknown, and hours of work may be in them."""
+    save_records(tmp_path, [record(0)])
+    path = tmp_path / "episodes.jsonl"
+    before = path.read_text()
+    with pytest.raises(UserError, match="episodes.jsonl: expected episodes.settings.json beside it"):
+        Journal(path, {"seed": 0})
+    assert path.read_text() == before and Journal(path, {"seed": 0}, resume=False).records == {}

@@ -245,6 +245,9 @@ def test_changes_are_of_what_both_sides_know():
     opposite = {"left": here["left"] | {"quaternion": [-1, 0, 0, 0]}}  # the same rotation
     assert camera_changes(here, opposite) == []
     assert camera_changes({"left": {"size": [64, 64]}}, here) == camera_changes({}, here) == []
+    assert (
+        camera_changes(here, {"left": {"size": [64, 64]}}) == []
+    )  # a fact that one side lacks is not compared
     carried = {"left": here["left"] | {"body": "robot0_right_hand", "position": [9, 9, 9]}}
     assert camera_changes(here, carried) == ["camera left on world -> robot0_right_hand"]
 
