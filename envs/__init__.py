@@ -8,8 +8,7 @@ from gymnasium.envs.registration import register
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gl import choose_gl
 
-# before anything imports mujoco; a missing library matters only where frames are drawn, and a wrong choice of the
-# user's only where there is a world: `check_gl` says so there
+# before anything imports mujoco; errors are raised later, by `check_gl` or the renderer, where OpenGL is needed
 with suppress(EnvError):
     choose_gl()
 

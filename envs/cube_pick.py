@@ -178,8 +178,13 @@ class CubePick(MujocoTask):
         return self.distance - max(self.cube_pose[2] - self._cube_rest, 0.0)
 
     @property
+    def grips_nothing(self) -> bool:
+        """Whether the gripper is shut and does not touch the cube with both fingers."""
+        return self.opening < SHUT and not self._touching()
+
+    @property
     def grasp_missed(self) -> bool:
-        return self._closed and self.opening < SHUT and not self._touching()
+        return self._closed and self.grips_nothing
 
     def expert(self, rng, settings=None):
         from s2robot.envs.cube_picker import Picker  # mink takes a second to import

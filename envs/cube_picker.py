@@ -14,7 +14,7 @@ import mink
 import numpy as np
 
 from s2robot.core.parts import MAX_DELTA
-from s2robot.envs.cube_config import SHUT, PickerConfig
+from s2robot.envs.cube_config import PickerConfig
 from s2robot.envs.task import AskedExpert
 from s2robot.envs.world import TABLE_HEIGHT
 
@@ -75,7 +75,7 @@ class Picker(AskedExpert):
         self._step += 1
         self.push = ""
 
-        if self._closing and env.opening < SHUT and not env._touching():
+        if self._closing and env.grips_nothing:
             self._closing = False  # closed on nothing: open and try again
         if not self._closing and not self._miss_left:
             low = abs(grip[2] - grasp_z) < c.close_z and env.opening > c.open_enough
@@ -107,7 +107,7 @@ class Picker(AskedExpert):
         closed = len(actions) > 0 and bool(actions[-1][7] >= 0.5)
         self.calm()
         self._firm = 0
-        self._closing = closed and not (self.env.opening < SHUT and not self.env._touching())
+        self._closing = closed and not self.env.grips_nothing
 
     def _grasp(self) -> np.ndarray:
         """Close where the gripper is; lift at the first contact with both fingers."""
@@ -152,7 +152,7 @@ class Picker(AskedExpert):
     # ---------------------------------------------------------------- inside
 
     def _grip_yaw(self, data: Any = None) -> float:
-        """Of the grip site's y axis, in the table's plane, rad; data: of the solver instead of the world."""
+        """Return the yaw of the grip site's y axis in the table's plane, rad; ``data``: the solver's, by default the world's."""
         rotation = (data or self.env.data).site_xmat[self.env.grip_site].reshape(3, 3)
         return float(np.arctan2(rotation[1, 1], rotation[0, 1]))
 

@@ -13,7 +13,7 @@ ImageSize = Any  # px: a side, (height, width), or {camera: either}
 
 
 def size_of(image_size: ImageSize, camera: str, where: str = "env.image_size") -> tuple[int, int]:
-    """(H, W) of a camera's frames; EnvError without a size of this camera, or with one that is none."""
+    """Return (H, W) of a camera's frames; EnvError if its size is missing or invalid."""
     found = image_size.get(camera) if isinstance(image_size, Mapping) else image_size
     sides = tuple(found) if isinstance(found, list | tuple) else (found, found)
     if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):

@@ -26,7 +26,7 @@ from s2robot.envs.errors import EnvError, check_known
 from s2robot.envs.task import CommonSettings, Task
 
 _RENDER = "render"  # the camera that is the environment's own image
-_MOST = 1e3  # a limit beyond is none
+_MOST = 1e3  # larger limits count as unbounded
 _RULE = re.compile(r"\s*reward\s*>=\s*(?P<least>[-+]?[\d.]+([eE][-+]?\d+)?)\s*|[^>]+")
 
 

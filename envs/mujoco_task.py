@@ -1,4 +1,4 @@
-"""What tasks in a MuJoCo model do alike: draw their cameras, say where these stand, and bring poses up to date."""
+"""Base of the tasks in a MuJoCo model: their cameras with geometry, states and contacts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -115,10 +115,14 @@ class MujocoTask(Task):
                 setattr(holder, name, value)
 
     def _refresh_poses(self) -> None:
-        """Derive the poses of bodies, cameras and lights from the joints; a step leaves them half a step old."""
-        mujoco.mj_kinematics(self.model, self.data)
-        mujoco.mj_comPos(self.model, self.data)
-        mujoco.mj_camlight(self.model, self.data)
+        refresh_poses(self.model, self.data)
+
+
+def refresh_poses(model: mujoco.MjModel, data: mujoco.MjData) -> None:
+    """Derive the poses of bodies, cameras and lights from the joints; a step leaves them half a step old."""
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_comPos(model, data)
+    mujoco.mj_camlight(model, data)
 
 
 def geoms_of(model: mujoco.MjModel, body: int) -> set[int]:

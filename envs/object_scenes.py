@@ -21,10 +21,11 @@ from robosuite.models.arenas import TableArena
 from robosuite.models.tasks import Task
 from robosuite.utils.mjcf_utils import CustomMaterial
 
+from s2robot.envs.mujoco_task import refresh_poses
 from s2robot.envs.renderer import OffscreenRenderer
 from s2robot.envs.world import TABLE_HEIGHT, look_at
 
-LOOK = 1  # of the images: to be raised with any change after which a seed looks different
+LOOK = 1  # version of the images: raise it with any change after which a seed looks different
 OBJECTS = {
     "bottle": "BottleObject", "can": "CanObject", "lemon": "LemonObject", "bread": "BreadObject",
     "milk": "MilkObject", "cereal": "CerealObject", "square-nut": "SquareNutObject", "round-nut": "RoundNutObject",
@@ -103,8 +104,7 @@ class ObjectScene:
         self._light(kind, rng)
         self._look(target, distance, fovy, share, rng)
         # poses alone: what waits below would cost a fifth of a second of collisions
-        for derive in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight):
-            derive(self.model, self.data)
+        refresh_poses(self.model, self.data)
         depth, geoms = self.renderer.truth(self.data, self.camera)
         return share, LabelledImage(self.renderer.render(self.data, self.camera), self.labels[geoms], depth)
 

@@ -168,8 +168,10 @@ class OffscreenRenderer:
         before = self._scene.flags.copy()
         for flag, value in flags.items():
             self._scene.flags[flag] = value
-        rect = self._draw(data, camera_id, height, width, hidden)
-        self._scene.flags[:] = before
+        try:
+            rect = self._draw(data, camera_id, height, width, hidden)
+        finally:
+            self._scene.flags[:] = before
         pixels, depth = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.float32)
         # far counted as 0: that is how it is kept, and the only way that rounds far things finely
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR

@@ -158,7 +158,7 @@ class RobosuiteTask(MujocoTask):
         """Load the scene that a recording stores; EnvError for one that this robosuite cannot read, such as another version's."""
         try:
             self.raw.reset_from_xml_string(self.raw.edit_model_xml(xml))
-        except Exception as error:  # of many types: other names of joints, sites and meshes; XML that is none
+        except Exception as error:  # of many types: other names of joints, sites and meshes; malformed XML
             text = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             found = f"found a scene that robosuite {VERSION} cannot load ({text})"
             raise EnvError(f"{found}, expected one of its own") from None

@@ -136,7 +136,7 @@ class Task(gymnasium.Env):
 
     @property
     def remaining(self) -> float:
-        """The remaining distance to success, in units of :attr:`progress`; a policy has stalled when it stops falling."""
+        """The distance still to go, in m if the task measures it, else minus :attr:`progress`; a policy has stalled when it stops falling."""
         return -self.progress
 
     @property

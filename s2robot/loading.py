@@ -58,7 +58,7 @@ def load_networks(
         hint = "if it has moved, encoder.checkpoint=<file>, or weights= in Python"
         raise UserError(f"{place}: expected the encoder's weights, got no such file; {hint}")
     built = build_encoder(settings, load_tuned(checkpoint)).to(device)
-    place = settings.get("checkpoint")  # two files of one name are what is mixed up most
+    place = settings.get("checkpoint")  # two files with one name are easily confused
     name = f"{built.name} ({place})" if place else built.name
     check_contract(contract, encoder={"name": name, "fingerprint": built.fingerprint})
     return policy, built, contract

@@ -24,7 +24,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.gl import require_simulator
 
-# how a training is done and told of, not what comes of it
+# these do not change the trained weights
 _FREE_IN_TRAINING = ("threads", "loggers", "log_every", "checkpoint_every", "resume")
 
 

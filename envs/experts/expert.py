@@ -30,12 +30,12 @@ REACH = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])
 
 
 def angle_of(vector: np.ndarray) -> float:
-    """Of a vector's shadow on the table, rad."""
+    """Return the direction of a vector projected onto the table, rad."""
     return float(np.arctan2(vector[1], vector[0]))
 
 
 def nearest(angle: float, to: float, period: float) -> float:
-    """The one of ``angle + n * period`` that is nearest to ``to``."""
+    """Return the ``angle + n * period`` that is closest to ``to``."""
     return to + (angle - to + period / 2) % period - period / 2
 
 
@@ -94,14 +94,14 @@ class Hand:
 
 @dataclass(frozen=True)
 class Target:
-    """Where the gripper is to be: its position (3,) and the direction in which its fingers close."""
+    """A pose to move the gripper to: position (3,) and the direction in which its fingers close."""
 
     position: np.ndarray
     yaw: float
 
 
 class Expert(AskedExpert):
-    """What lift, stack, can and square share; each says where to grasp and where to put.
+    """Base of the experts for lift, stack, can and square; each defines where to grasp and where to place.
 
     ``task`` is a `RobosuiteTask` after a reset; ``rng`` decides the perturbations and how exact the grasps are, None: no
     perturbations.
@@ -121,8 +121,8 @@ class Expert(AskedExpert):
     leave = 0.06  # how far a step goes up from what was put down and let go
     home = np.pi / 2  # the fingers' direction when the arm hangs as at a reset: across the table
     busy = 30  # control steps in which kicks may begin
-    rough = 1  # times as many kicks as are asked for, turned so many times as far
-    extra = 0  # and so many more, where any are asked for
+    rough = 1  # multiplies the number of kicks and how far they turn
+    extra = 0  # kicks added to that, if kicks are enabled
     low = False  # kicks go down, too, to where the fingers are just over the object
     slips = False  # half of the kicks while it holds something begin to open the gripper instead
     askew = 0.0  # share of the episodes in which it grasps at a wrong turn, and carries what it then holds
@@ -160,7 +160,7 @@ class Expert(AskedExpert):
     to_go: Callable[[], float]  # how far the object still has to go, m
 
     def place(self) -> tuple[Target, bool] | None:
-        """Where the gripper is to bring what it holds, and whether that is near enough to let go; None: just up."""
+        """Return the pose to bring the object to, and whether it is close enough to release; None: only lift."""
         return None
 
     def placed(self) -> bool:
@@ -322,6 +322,6 @@ class Expert(AskedExpert):
         return np.array([*(0.5 if above < 0.1 else 1.0) * push[:2], up])
 
     def _kept_over(self, push: np.ndarray, above: float, holds: bool) -> np.ndarray:
-        """Up with what is held; else down to just over the object, where a policy comes askew as well and must go up again."""
+        """Limit a kick (3,): upwards with a held object, else no lower than just above the object, where policies arrive turned wrongly."""
         sideways = 0.5 if above < 0.1 and (holds or above < _OVER) else 1.0
         return np.array([*sideways * push[:2], abs(push[2]) if holds else max(push[2], _OVER - above)])

@@ -13,12 +13,12 @@ _OTHER = 0.026  # half of the other cube's side, with some room, m
 
 
 def _ahead(direction: float) -> np.ndarray:
-    """A unit of length that way on the table.  # (2,)"""
+    """Return the unit vector in a direction on the table.  # (2,)"""
     return np.array([np.cos(direction), np.sin(direction)])
 
 
 def _corners(centre: np.ndarray, direction: float, along: float, across: float) -> np.ndarray:
-    """Of a rectangle on the table, half its sides given.  # (4, 2)"""
+    """Return the corners of a rectangle on the table, from its centre, direction and half sides.  # (4, 2)"""
     ahead = _ahead(direction)
     aside = np.array([-ahead[1], ahead[0]])
     return np.array([centre + i * along * ahead + j * across * aside for i in (-1, 1) for j in (-1, 1)])
@@ -52,7 +52,7 @@ class Lift(Expert):
 
 class Stack(Expert):
     busy = 60
-    # Six to ten kicks by default: with two to six a policy rises and turns where none of them has led
+    # Six to ten kicks by default: with two to six, a policy rises and turns in places that no demo covers
     rough, extra, low = 2, 4, True
     # A policy grasps by the corners and begins to let go beside its goal: without examples of how to carry on, it opens and
     # closes until the time is over.
@@ -160,11 +160,11 @@ class NutAssemblySquare(Expert):
     def place(self) -> tuple[Target, bool]:
         position, rotation = self.hand.pose(self.body)
         hand = self.hand
-        # of the quarter turns that keep the arm in reach, the one after which the gripper hangs most as at home
+        # choose the quarter turn within reach that leaves the gripper closest to its home yaw
         handle = angle_of(rotation[:, 0])  # from the nut to the gripper
         turns = [nearest(i * np.pi / 2 - handle, 0.0, 2 * np.pi) for i in (1, 2, 3)]
         now = nearest(hand.yaw, self.home, 2 * np.pi) - self.home
-        # of two alike the one that is begun
+        # break ties in favour of the turn already begun
         turn = min(turns, key=lambda turn: abs(now + turn) + 0.2 * abs(turn))
         cos, sin = np.cos(turn), np.sin(turn)
         arm = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ (hand.position - position)

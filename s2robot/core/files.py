@@ -82,8 +82,8 @@ def read_json(path: Path) -> Any:
 
 
 def claim(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
-    """Store the settings (JSON types) that decide the results of a run; UserError if it was begun with others, which names
-    the ``remedy``."""
+    """Store the settings (JSON types) that decide the results of a run; UserError, with the
+    ``remedy``, if it began with others."""
     now = json.loads(json.dumps(settings))
     if path.exists() and (found := _difference(read_json(path), now)):
         key, was, new = found

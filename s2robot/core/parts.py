@@ -98,7 +98,7 @@ def read_parts(given: Any, where: str, size: int | None = None) -> tuple[Part, .
 
 
 def default_parts(key: str, joints: int) -> tuple[Part, ...]:
-    """The parts that no `action_parts` or `proprio_parts` (the key) stand for, of an arm of so many joints."""
+    """Return the default `action_parts` or `proprio_parts` (the key): those of an arm with that many joints, and its gripper."""
     action = key == "action_parts"
     first = [Part(name="joints", size=joints, kind="delta" if action else "absolute")] if joints else []
     name, kind = ("gripper", "binary") if action else ("opening", "absolute")
@@ -143,7 +143,7 @@ def slices(parts: Sequence[Part]) -> list[slice]:
 
 
 def check_values(parts: Sequence[Part], values: np.ndarray, where: str, limits: bool = True) -> None:
-    """Reject (UserError) values (T, ..., A) that their parts exclude: a rotation that is none, or (`limits`) beyond limits."""
+    """Raise UserError for values (T, ..., A) that are invalid rotations or, with `limits`, out of range."""
     for part, at in zip(parts, slices(parts), strict=True):
         x = values[..., at]
         if part.form == "rot6d":

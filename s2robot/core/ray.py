@@ -186,7 +186,7 @@ def _seat() -> type:
             try:
                 from s2robot.core import ray as on_ray
             except ImportError as error:
-                return f"{socket.gethostname()}", f"s2robot is not installed there ({error})"
+                return socket.gethostname(), f"s2robot is not installed there ({error})"
             os.environ.update(on_ray.workers.ONE_THREAD | os.environ)
             here = on_ray.installed()
             differ = [

@@ -1,1 +1,1 @@
-"""An encoder of one's own: rendered scenes, banks of frames, masked autoencoding."""
+"""Pre-train your own encoder: rendered scenes, frame banks and masked autoencoding."""

@@ -6,7 +6,7 @@
 Scenes show tasks with a scripted expert in random colours, lights and camera poses; the first task also varies the robot and
 the cube's size. No demo is used, so the encoder has not seen the frames that policies are trained or tested on.
 
-Of objects, masks hold indices into the "labels" of meta.json (8 bits), depth is in mm along the camera's axis (16 bits, 0 =
+For objects, masks store indices into the "labels" of meta.json (8 bits), depth is in mm along the camera's axis (16 bits, 0 =
 farther than 10 m). `s2robot.envs.object_scenes` draws them. Finished images are kept.
 """
 

@@ -3,8 +3,8 @@
 The state is one file, which appears whole or not at all. It is written last, after all that belongs to the same step
 (checkpoint, metrics), so a kill leaves it behind them, never ahead, and resuming writes them again.
 
-Lightning Fabric's processes all run the whole command: the first one comes to `launch`, which starts the others, and they
-come to the same place. Before that, `s2robot.core.run_folder.is_first()` says which one is the first.
+Every process of Lightning Fabric runs the whole command. The first one reaches `launch` and starts the others;
+`s2robot.core.run_folder.is_first()` identifies it before that.
 """
 
 import io
@@ -249,9 +249,8 @@ class Loggers:
             try:
                 self._loggers[name], sent["run"] = (_wandb if name == "wandb" else _mlflow)(out, sent["run"])
                 self._loggers[name].log_hyperparams(dict(about or {}))
-            except (
-                Exception
-            ) as error:  # each service has kinds of its own: no account, no network, no such run
+            # each service has kinds of its own: no account, no network, no such run
+            except Exception as error:
                 raise UserError(f"train.loggers: {name}: {' '.join(str(error).split())}") from error
             write_json(self._file, self._sent)
 

@@ -150,7 +150,7 @@ def _chunks(
     return store["proprio"][windows.steps], windows.actions, windows.action_pad, before
 
 
-# of a spec, what no weight depends on: `train.from` may have others
+# keys of a spec that no weight depends on: `train.from` may change them
 _FREE = {
     f"policy.{key}" for key in (
         "execute", "ensemble", "binary_gripper", "joint_loss", "huber_delta", "gripper_weight", "proprio_noise",
