@@ -176,9 +176,10 @@ def test_a_fault_of_the_arm_ends_all_and_keeps_the_episode(config, emulator, tmp
         assert deploy.deploy(config(*words)) == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["episodes"] == 1 and summary["records"][0]["cause"] == "fault"
-    assert "31" in summary["records"][0]["fault"]
+    fault = summary["records"][0]["fault"]  # a busy machine may add a reason of its own
+    assert "arm error 31" in fault
     assert len(EpisodeStore.open(path)) == 1
-    assert "FAULT: arm error 31\nThe arm is stopped. Look at it" in capsys.readouterr().out
+    assert f"FAULT: {fault}\nThe arm is stopped. Look at it" in capsys.readouterr().out
     assert max(np.abs(emulator("status")["velocities"])) < 0.01
 
 
