@@ -1,6 +1,5 @@
 """Limits on what a foreign dataset can make this machine do: plain numbers, few codecs, memory by the stored bytes."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import numcodecs
 import numpy as np
 
+from s2robot.core.files import parse_json, read_text
+from s2robot.core.settings import read
 from s2robot.demos.errors import mismatch, readable
 
 FREE = 256 << 20  # bytes that a read may always take: constant images compress without limit
@@ -21,17 +22,18 @@ def most_bytes(stored: int) -> int:
     return max(FREE, RATIO * stored)
 
 
-def check_size(where: object, size: int, stored: int) -> None:
-    """Refuse a read of `size` bytes in memory that `stored` bytes on disk do not explain (DatasetError)."""
-    if size > most_bytes(stored):
-        raise mismatch(where, f"at most {RATIO} times the {stored} stored bytes", f"{size} bytes")
+def check_size(where: object, size: int, stored: int, declared: int | None = None) -> None:
+    """Refuse a read of `size` bytes in memory that are more than `declared`, or not explained by `stored` bytes (DatasetError)."""
+    most = most_bytes(stored) if declared is None else min(most_bytes(stored), declared)
+    if size > most:
+        raise mismatch(
+            where, f"at most {most} bytes (declared, or {RATIO} times the stored ones)", f"{size} bytes"
+        )
 
 
 def check_frame(where: object, found: tuple[int, int], declared: tuple[int, int], stored: int) -> None:
     """Refuse an image whose header declares more pixels (H, W) than the dataset, or than its bytes can hold."""
-    if found[0] * found[1] > declared[0] * declared[1]:
-        raise mismatch(where, f"{declared[0]} x {declared[1]} px", f"{found[0]} x {found[1]} px")
-    check_size(where, 3 * found[0] * found[1], stored)
+    check_size(where, 3 * found[0] * found[1], stored, 3 * declared[0] * declared[1])
 
 
 def number_type(where: object, name: object) -> np.dtype:
@@ -83,21 +85,10 @@ def _declared_size(codec: str, head: bytes) -> int | None:
 
 
 def json_object(where: object, text: str | bytes) -> dict[str, Any]:
-    """Parse a JSON object (DatasetError)."""
-    with readable(where):
-        if isinstance(found := json.loads(text), dict):
-            return found
-    raise mismatch(where, "a JSON object", type(found).__name__)
-
-
-def text_of(file: Path) -> str:
-    """Read a text file (DatasetError); a link to a device or a pipe would never end."""
-    if not file.is_file():
-        raise mismatch(file, "a file", "something else" if file.exists() else "none")
-    with readable(file):
-        return file.read_text("utf-8")
+    """Parse a JSON object (UserError)."""
+    return read(dict[str, Any], parse_json(where, text), f"{where}: ")
 
 
 def json_file(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a file (DatasetError)."""
-    return json_object(file, text_of(file))
+    """Read a JSON object from a file (UserError)."""
+    return json_object(file, read_text(file))

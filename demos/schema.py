@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from s2robot.core.errors import reported
 from s2robot.core.parts import check_values, parts_of, read_parts, size_of, words
 from s2robot.core.settings import Stored, read
 from s2robot.demos.bounds import number_type
@@ -51,11 +52,8 @@ def checked_attributes(path: Path, attributes: Mapping[str, Any]) -> dict[str, A
     """Return the attributes as JSON restores them, with the schema version (UserError)."""
     plain: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     for name, value in attributes.items():
-        try:
+        with reported(f"{path}: {name}: expected JSON types or arrays, with finite numbers, got"):
             plain[name] = json.loads(json.dumps(value, default=lambda array: array.tolist(), allow_nan=False))
-        except (AttributeError, TypeError, ValueError):
-            expected = "JSON types or arrays, with finite numbers"
-            raise mismatch(f"{path}: {name}", expected, type(value).__name__) from None
     read(_Attributes, plain, f"{path}: ")
     for name in plain.keys() & set(PARTS.values()):
         read_parts(plain[name], f"{path}: {name}")
@@ -115,16 +113,22 @@ def check_finite(where: str, array: np.ndarray, start: int = 0) -> None:
 def _check_use(where: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
     """Refuse data that encoding or training would refuse hours later; images need not be square."""
     for key in (key for key in ("action", "proprio", "expert") if key in arrays):
-        array, kind = arrays[key], "proprio" if key == "proprio" else "action"
+        kind = "proprio" if key == "proprio" else "action"
         parts = parts_of(about, kind)
-        lead = "T, K" if key == "expert" else "T"
-        if array.shape[lead.count(",") + 1 :] != (size_of(parts),) or array.dtype.kind != "f":
-            expected = f"floats ({lead}, {size_of(parts)}): {words(parts)}"
-            raise mismatch(f"{where}: {key}", expected, f"{array.dtype} {array.shape}")
+        lead = ("T", "K") if key == "expert" else ("T",)
+        _check_rows(f"{where}: {key}", arrays[key], "f", (*lead, size_of(parts)), words(parts))
         if PARTS[kind] in about:
-            check_values(parts, array, f"{where}: {key}")
+            check_values(parts, arrays[key], f"{where}: {key}")
     for camera in about["cameras"] if about["kind"] == "images" else ():
         frames = arrays.get(f"images_{camera}", np.empty(0))
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            got = f"{frames.dtype} {frames.shape}" if frames.size else "none"
-            raise mismatch(f"{where}: images_{camera}", "uint8 (T, H, W, 3), RGB, upright", got)
+        _check_rows(f"{where}: images_{camera}", frames, "u1", ("T", "H", "W", 3), "RGB, upright")
+
+
+def _check_rows(where: str, array: np.ndarray, dtype: str, shape: tuple[str | int, ...], what: str) -> None:
+    """Refuse an array of another type or shape, in which words stand for any number (DatasetError)."""
+    sizes = array.ndim == len(shape) and all(
+        isinstance(n, str) or n == found for n, found in zip(shape, array.shape, strict=True)
+    )
+    if not sizes or dtype not in (array.dtype.kind, array.dtype.str[1:]):
+        expected = f"{'floats' if dtype == 'f' else 'uint8'} ({', '.join(map(str, shape))}): {what}"
+        raise mismatch(where, expected, f"{array.dtype} {array.shape}" if array.size else "none")

@@ -287,7 +287,7 @@ def engine_of(cfg: "DictConfig", soon: bool = False) -> Iterator[None]:
         with running_on(local):
             yield
     else:
-        require("ray", "ray")
+        require("ray", extra="ray")
         from s2robot.core.ray import Ray, RaySettings
 
         with closing(Ray(read(RaySettings, cfg.engine))) as engine, running_on(engine):

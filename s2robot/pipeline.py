@@ -24,7 +24,7 @@ from s2robot.core.files import read_json
 from s2robot.core.progress import bar
 from s2robot.core.provenance import policy_sha256, versions
 from s2robot.core.run_folder import is_first
-from s2robot.core.settings import Settings, from_yaml, plain, read, read_some
+from s2robot.core.settings import plain, read, read_some
 from s2robot.core.timing import Stages, tracing
 from s2robot.demos.lineage import TRAINING, Lineage
 from s2robot.demos.mix import Mix
@@ -248,21 +248,16 @@ def _progress(step: int, steps: int, row: dict[str, float]) -> str:
     return f"{passes}  loss {row['train_loss']:.4f}{held_out}"
 
 
-class RunSettings(Settings, file="run"):
-    record: bool = from_yaml()
-    profile: bool = from_yaml()
-
-
 def run(cfg: DictConfig) -> None:
     """`s2robot run`: all steps, timed. Other processes of a training repeat the command, and end after the training."""
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_policy  # the simulator with it
 
     only_simulated(cfg)
-    settings, out = read_some(RunSettings, cfg), Path(cfg.run_dir)
-    recorded = out / "demos.zarr" if settings.record else None
+    out, profile = Path(cfg.run_dir), read(bool, cfg.profile, "profile")
+    recorded = out / "demos.zarr" if read(bool, cfg.record, "record") else None
     evaluation, task = read(EvaluateSettings, cfg.evaluate, "evaluate"), read_task(cfg, recorded)
     task.lineage().refuse(evaluation.positions, "this training", "evaluate.seed")
-    with tracing(out / "trace.json") if settings.profile and is_first() else nullcontext():
+    with tracing(out / "trace.json") if profile and is_first() else nullcontext():
         encoder = build_encoder(task.encoder)
         timed = Stages(out / "stages.json")
         if recorded and is_first():

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -23,11 +25,13 @@ from torch.nn import functional as F
 from s2robot.backbones.device import channels_first, tensor_of
 from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import MVPViT, ViTSpec, load_strict, read_state
-from s2robot.core.errors import UserError, one_of
+from s2robot.core.errors import UserError, one_of, reported
 from s2robot.core.files import cache_dir, replacing
+from s2robot.core.progress import bar
 
 BOX = "https://berkeley.box.com/shared/static"
 POOLS = ("tokens", "mean", "cls")
+_TIMEOUT_S = 60.0  # without an answer or further bytes
 
 
 class Published(NamedTuple):
@@ -135,18 +139,29 @@ def fetch(name: str, *, check_md5: bool = True, progress: bool = True) -> Path:
     path = cache_dir("mvp") / published.file
     if path.is_file():
         return path
-    try:
-        with replacing(path, shared=True) as part:
-            torch.hub.download_url_to_file(published.url, str(part), progress=progress)
-            if check_md5 and (found := _md5(part)) != published.md5:
-                raise OSError(f"received md5 {found}, expected {published.md5}")
-    except (OSError, http.client.HTTPException) as error:  # URLError and HTTPError are OSErrors
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{name}: {published.url} could not be downloaded: {reason}; save the file as {path}, or set checkpoint= "
-            "(encoder.checkpoint= in a command)"
-        ) from error
+    hint = f"; save the file as {path}, or set checkpoint= (encoder.checkpoint= in a command)"
+    kinds = (OSError, http.client.HTTPException)  # URLError and HTTPError are OSErrors
+    with (
+        reported(f"{name}: {published.url} could not be downloaded", hint, kinds),
+        replacing(path, shared=True) as part,
+    ):
+        _download(published.url, part, progress)
+        if check_md5 and (found := _md5(part)) != published.md5:
+            raise OSError(f"received md5 {found}, expected {published.md5}")
     return path
+
+
+def _download(url: str, path: Path, progress: bool) -> None:
+    """Write the content at the URL to a file. OSError: a silent server, or fewer bytes than it announced."""
+    shown = bar("downloading") if progress else nullcontext(lambda *_: None)
+    with urlopen(url, timeout=_TIMEOUT_S) as answer, path.open("wb") as file, shown as update:
+        done, total = 0, int(answer.headers.get("Content-Length") or 0)
+        while block := answer.read(1 << 20):
+            file.write(block)
+            done += len(block)
+            update(-(-done // 10**6), -(-total // 10**6), f"MB of {url}")
+    if total and done != total:
+        raise OSError(f"received {done} of {total} bytes")
 
 
 def _md5(path: Path) -> str:

@@ -6,12 +6,13 @@ settings.experiment.axes["demos"].values      # (15, 30, 60, 120)
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
-from s2robot.core.settings import Settings, from_yaml, invalid
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.overrides import key_of
 
 EXPERIMENT = "experiment/default"
@@ -76,11 +77,8 @@ class Power(Settings, at="experiment.power", file=EXPERIMENT):
     alpha: float = from_yaml(gt=0, lt=1)
     strict: bool = from_yaml()
 
-    @model_validator(mode="after")
-    def _gap_fits_above_the_base(self) -> "Power":
-        if self.gap > 1 - self.base:
-            raise invalid("gap", f"<= {1 - self.base:g} with base={self.base:g}", self.gap)
-        return self
+    def rules(self) -> Iterator[tuple[Any, ...]]:
+        yield "gap", self.gap <= 1 - self.base, f"<= {1 - self.base:g} with base={self.base:g}"
 
 
 class Stopping(Settings, at="experiment.stopping", file=EXPERIMENT):
@@ -148,12 +146,10 @@ class Compare(Settings, file="compare"):
         below = out.is_absolute() and out.is_relative_to(Path.cwd())
         return out.relative_to(Path.cwd()) if below else out
 
-    @model_validator(mode="after")
-    def _axes_and_arms_exist(self) -> "Compare":
+    def rules(self) -> Iterator[tuple[Any, ...]]:
         arms, axes = self.experiment.arms, self.experiment.axes
         chosen: list[tuple[str, Any, Any]] = [("axes", self.axes, axes), ("arms", self.arms, arms)]
         chosen += [("experiment.pairs", pair, arms) for pair in self.experiment.pairs or ()]
         for key, names, known in chosen:
-            if unknown := [name for name in names or () if name not in known]:
-                raise invalid(key, f"some of {', '.join(known)}", unknown[0])
-        return self
+            for name in names or ():
+                yield key, name in known, f"some of {', '.join(known)}", name

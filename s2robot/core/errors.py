@@ -1,6 +1,7 @@
 """The error that a user of the commands can cause."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
@@ -12,10 +13,57 @@ class UserError(ValueError):
     user_error = True
 
 
-def require(module: str, extra: str) -> None:
-    """Raise UserError unless the package `module` of the extra `extra` is installed. Does not import it."""
-    if find_spec(module) is None:
-        raise UserError(f"{module} is not installed: pip install 's2robot[{extra}]'")
+def require(*modules: str, extra: str) -> None:
+    """Raise UserError unless the packages `modules` of the extra `extra` are installed. Does not import them."""
+    if missing := [module for module in modules if find_spec(module) is None]:
+        raise UserError(f"{missing[0]} is not installed: pip install 's2robot[{extra}]'")
+
+
+@contextmanager
+def reported(
+    where: object,
+    hint: str = "",
+    kinds: tuple[type[Exception], ...] = (Exception,),
+    error_type: type = UserError,
+) -> Iterator[None]:
+    """Turn errors of a library or of a file's contents into one line that begins with ``where``; a UserError stays as it is."""
+    try:
+        yield
+    except kinds as error:
+        if isinstance(error, NameError) or getattr(error, "user_error", False):
+            raise
+        text = " ".join(str(error).split())[:300]
+        text = text if " " in text else f"{type(error).__name__}: {text}"  # KeyError: 'encoder'
+        raise error_type(f"{where}: {text}{hint}") from error
+
+
+def difference(
+    expected: Any, found: Any, key: str = "", free: Collection[str] = ()
+) -> tuple[str, Any, Any] | None:
+    """Return the first dotted key whose value differs, with both values; keys in ``free`` may differ."""
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        names = [*found, *(name for name in expected if name not in found)]
+        dotted = {name: f"{key}.{name}".lstrip(".") for name in names}
+        each = (
+            difference(expected.get(n), found.get(n), k, free) for n, k in dotted.items() if k not in free
+        )
+        return next(filter(None, each), None)
+    one, other = (list(value) if isinstance(value, tuple) else value for value in (expected, found))
+    return None if one == other else (key, expected, found)
+
+
+def check_same(
+    where: object,
+    expected: Mapping[str, Any],
+    found: Mapping[str, Any],
+    hint: str = "",
+    free: Collection[str] = (),
+) -> None:
+    """Raise UserError for the first dotted key whose value differs; see :func:`difference`."""
+    if different := difference(expected, found, "", free):
+        key, wanted, got = different
+        at = f"{where}: {key}" if key else where
+        raise UserError(f"{at}: expected {wanted!s:.200}{hint}, got {got!s:.200}")
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from s2robot.core import workers
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, reported
 from s2robot.core.provenance import versions
 from s2robot.core.settings import Settings, from_yaml
 
@@ -108,14 +108,11 @@ class Ray:
 
 def _check_answers(address: str) -> None:
     """Raise UserError at once where Ray itself would retry for minutes."""
-    try:
+    with reported(f"engine.address: expected a Ray (ray start --head), got {address}"):
         parts = urlsplit(address if "://" in address else f"//{address}")
         if parts.scheme not in ("", "ray") or parts.port is None:
             raise ValueError("neither null, auto, <host>:<port> nor ray://<host>:<port>")
         socket.create_connection((parts.hostname, parts.port), _CONNECT_S).close()
-    except (OSError, ValueError) as error:
-        why = f"expected a Ray (ray start --head), got {error}: {address}"
-        raise UserError(f"engine.address: {why}") from None
 
 
 class Actor:

@@ -13,13 +13,21 @@ A default stands in one place, with its comment: the YAML file. Settings that no
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from os.path import commonprefix
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_origin, overload
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from s2robot.core.errors import UserError
@@ -27,6 +35,7 @@ from s2robot.core.files import configs_dir
 
 S = TypeVar("S", bound="_Frozen")
 CONFIGS = configs_dir()
+_PLAIN = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 def from_yaml(**constraints: Any) -> Any:
@@ -70,6 +79,17 @@ class _Frozen(_Base):
         if isinstance(value, bool) and isinstance(found, int | float) and not isinstance(found, bool):
             raise ValueError(f"expected a number, got {shown(value)}")
         return found
+
+    def rules(self) -> Iterable[tuple[Any, ...]]:
+        """Yield the rules across fields: key, whether it fits, what is expected, and the value where that is not the key's."""
+        return ()
+
+    @model_validator(mode="after")
+    def _follows_rules(self) -> Self:
+        for key, fits, expected, *got in self.rules():
+            if not fits:
+                raise invalid(key, expected, got[0] if got else getattr(self, key))
+        return self
 
     @classmethod
     def file_keys(cls) -> dict[str, str]:
@@ -131,12 +151,16 @@ class Settings(_Frozen):
         return found
 
 
-def read(cls: type[S], node: Any, at: str | None = None) -> S:
-    """Return a config node as settings, or a file's content as stored values; UserError names a wrong key after ``at``, a dotted
-    key or a file and ": "."""
-    node = plain(node)
+@overload
+def read(cls: type[S], node: Any, at: str | None = None) -> S: ...
+@overload
+def read(cls: Any, node: Any, at: str) -> Any: ...
+def read(cls: Any, node: Any, at: str | None = None) -> Any:
+    """Return a config node as settings or another type, or a file's content as stored values; UserError names a wrong key after
+    ``at``, a dotted key or a file and ": "."""
+    node, model = plain(node), isinstance(cls, type) and issubclass(cls, BaseModel)
     try:
-        return cls.model_validate(node)
+        return (cls.model_validate if model else TypeAdapter(cls, config=_PLAIN).validate_python)(node)
     except ValidationError as error:
         raise UserError(one_line(error, node, cls.at if at is None else at)) from None
 
@@ -185,7 +209,7 @@ def one_line(error: ValidationError, given: Any, at: str = "") -> str:
     """The first key that a validation of ``given`` rejects: `train.steps: expected >= 1, got 0`."""
     first, *others = error.errors()
     path = _path(given, first)
-    where = at + ("." if at and path and not at.endswith(": ") else "") + path
+    where = at + ("." if at and path[:1] not in ("", "[") and not at.endswith(": ") else "") + path
     if first["type"] == "value_error":
         cause = first["ctx"]["error"]
         if getattr(cause, "user_error", False):
@@ -196,7 +220,7 @@ def one_line(error: ValidationError, given: Any, at: str = "") -> str:
     same = [e for e in [first, *others] if _path(given, e) == path]
     expected = " or ".join(dict.fromkeys(map(_expected, same)))
     got = "nothing" if first["type"] == "missing" else shown(first["input"])
-    return f"{where.removesuffix(': ')}: expected {expected}, got {got}"
+    return f"{where.removesuffix(': ')}: expected {expected}, got {got:.200}"
 
 
 _WORDS = {
@@ -239,4 +263,4 @@ def _path(given: Any, error: ErrorDetails) -> str:
 def shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
-    return repr(value)
+    return repr(list(value) if isinstance(value, tuple) else value)

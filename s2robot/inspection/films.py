@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from s2robot.core.errors import UserError
-from s2robot.core.files import replacing
 from s2robot.core.progress import Update
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
@@ -102,12 +100,7 @@ def film(
                 canvas[top : top + high, left : left + wide] = image
             yield canvas
 
-    try:
-        with replacing(video) as part:
-            shape = (layout.height, layout.width)
-            encode(part, canvases(), shape, rate, settings.crf, settings.key_every)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{video}: the video cannot be written: {error}") from error
+    encode(video, canvases(), (layout.height, layout.width), rate, settings.crf, settings.key_every)
     return {camera: FrameStats(*np.round(rows, 3).T) for camera, rows in measured.items()}
 
 

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import replacing
-from s2robot.core.settings import Settings, from_yaml, invalid
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.probing.images import Rows
 from s2robot.training.loop import optimise
 
@@ -63,11 +63,12 @@ class ScalingSettings(Settings, at="probe", file="probe/scaling"):
     families: tuple[tuple[str, ...], ...] = from_yaml()
     device: str = from_yaml()
 
-    @model_validator(mode="after")
-    def _smallest_scale_in_each(self) -> Self:
-        if any(self.all_scales[0] not in chosen for chosen in self.scales):
-            raise invalid("scales", "the smallest in each set", self.scales)
-        return self
+    def rules(self) -> Iterator[tuple[Any, ...]]:
+        yield (
+            "scales",
+            all(self.all_scales[0] in chosen for chosen in self.scales),
+            "the smallest in each set",
+        )
 
     @property
     def all_scales(self) -> tuple[float, ...]:

@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 import pytest
 from omegaconf import OmegaConf
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from s2robot.core import settings
 from s2robot.core.errors import UserError
-from s2robot.core.settings import Settings, from_yaml, invalid, read
+from s2robot.core.settings import Settings, from_yaml, read
 
 YAML = """
 defaults:
@@ -42,11 +42,8 @@ def classes(tmp_path, monkeypatch):
         blocks: int = from_yaml(ge=0)
         lora: int = from_yaml(ge=0)
 
-        @model_validator(mode="after")
-        def _lora_needs_blocks(self) -> "Tune":
-            if self.lora and not self.blocks:
-                raise invalid("lora", "0 with blocks=0", self.lora)
-            return self
+        def rules(self):
+            yield "lora", self.blocks or not self.lora, "0 with blocks=0"
 
     class Train(Settings, at="train", file="train/default"):
         steps: int = from_yaml(ge=1)
