@@ -27,5 +27,5 @@ def disk_error(path: object, error: OSError, consequence: str) -> DiskError:
 
 
 def readable(where: object) -> AbstractContextManager[None]:
-    """Turn any error that the contents of a foreign file cause into one line that names it (DatasetError)."""
-    return reported(f"{where}: cannot be read", error_type=DatasetError)
+    """Turn any error that the contents of a foreign file cause into one line that names it (UserError)."""
+    return reported(f"{where}: cannot be read")

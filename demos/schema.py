@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from s2robot.core.errors import reported
 from s2robot.core.parts import check_values, parts_of, read_parts, size_of, words
-from s2robot.core.settings import Stored, read
+from s2robot.core.settings import Different, Stored, read
 from s2robot.demos.bounds import number_type
 from s2robot.demos.errors import mismatch
 
@@ -22,13 +22,7 @@ PARTS = {"action": "action_parts", "proprio": "proprio_parts"}
 JOINTS = 7  # of an arm without parts; its gripper comes on top in actions and proprio
 
 
-def _different(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(names)) != len(names):
-        raise ValueError(f"expected different names, got {list(names)}")
-    return names
-
-
-Names = Annotated[tuple[str, ...], AfterValidator(_different)]
+Names = Annotated[tuple[str, ...], Different]
 
 
 class _Attributes(Stored):
@@ -89,17 +83,14 @@ def checked_episode(
     _check_use(where, arrays, about)
     for name in sorted(named.keys() | specs.keys()) if specs else ():
         found, (dtype, shape) = named.get(name), specs.get(name, (None, None))
-        is_data = name.startswith("data/")
-        if found is None or dtype is None or not _fits(found, np.dtype(dtype), shape, is_data):
+        is_data, fits = name.startswith("data/"), found is not None and dtype is not None
+        if found is not None and fits:  # Python's numbers have no type: whole ones may fill a float column
+            same = found.dtype == dtype if is_data else np.can_cast(found.dtype, dtype, "safe")
+            fits = same and list(found.shape[is_data:]) == shape
+        if not fits:
             got = "none" if found is None else f"{found.dtype} {found.shape}"
             raise mismatch(f"{where}: {name}", f"{dtype} rows of {shape}" if dtype else "none", got)
     return arrays, values
-
-
-def _fits(array: np.ndarray, dtype: np.dtype, shape: list[int], is_data: bool) -> bool:
-    """Whether rows are of this type; Python's numbers have none of their own: whole ones may fill a float column."""
-    same = array.dtype == dtype if is_data else np.can_cast(array.dtype, dtype, "safe")
-    return same and list(array.shape[is_data:]) == shape
 
 
 def check_finite(where: str, array: np.ndarray, start: int = 0) -> None:

@@ -30,7 +30,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from s2robot.core.errors import check_same
-from s2robot.core.settings import Stored, read
+from s2robot.core.settings import read
 from s2robot.demos.arrays import (
     CHUNK_BYTES,
     ENDS,
@@ -49,15 +49,9 @@ PIECE_BYTES = 8 << 20  # of the arrays that are copied from another dataset at o
 Split = tuple[np.ndarray, np.ndarray]  # numbers of episodes to train on and to validate on, sorted
 
 
-class _Root(Stored):
-    """What `zarr.json` in the folder of a dataset holds."""
-
-    attributes: dict[str, Any]
-
-
 def _attributes(path: Path) -> dict[str, Any]:
     file = path / "zarr.json"
-    return read(_Root, json_file(file), f"{file}: ").attributes
+    return read(dict[str, Any], json_file(file).get("attributes"), f"{file}: attributes")
 
 
 class EpisodeStore:
@@ -102,8 +96,10 @@ class EpisodeStore:
     @classmethod
     def open(cls, path: str | Path, mode: str = "r") -> "EpisodeStore":
         """Open a dataset to read ("r") or to append ("a"); UserError: none, a broken one, or another writer at work."""
-        _attributes(Path(path))  # before the lock
-        return cls(Path(path), mode)
+        path = Path(path)
+        if not path.is_dir():
+            raise mismatch(path, "a dataset folder", "a file" if path.exists() else "none")
+        return cls(path, mode)
 
     def close(self) -> None:
         """Let another writer in; the store can still be read."""

@@ -32,6 +32,9 @@ Tokens = int | tuple[int, int]  # how many form a square map, or its rows and co
 class PoolingSettings(Settings, at="policy.pooling", file="policy/common/policy"):
     """configs/policy/common/policy.yaml documents each value."""
 
+    rules = even_heads
+    width: int = from_yaml(ge=1)
+    heads: int = from_yaml(ge=1)
     kind: Literal["mean", "spatial_softmax", "attention"] = from_yaml()
     shared: bool = from_yaml()
     keypoints: int = from_yaml(ge=1)
@@ -39,9 +42,6 @@ class PoolingSettings(Settings, at="policy.pooling", file="policy/common/policy"
     temperature: float = from_yaml(gt=0)
     keep_mean: bool = from_yaml()
     queries: int = from_yaml(ge=1)
-    width: int = from_yaml(ge=1)
-    heads: int = from_yaml(ge=1)
-    rules = even_heads
 
 
 def map_places(tokens: Tokens) -> Tensor:

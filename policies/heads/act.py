@@ -22,9 +22,9 @@ class ActSettings(Settings, at="policy.head", file="policy/head/act"):
     """configs/policy/head/act.yaml documents each value."""
 
     rules = even_heads
-    kind: Literal["act"] = from_yaml()
     width: int = from_yaml(ge=1)
     heads: int = from_yaml(ge=1)
+    kind: Literal["act"] = from_yaml()
     style: int = from_yaml(ge=1)
     kl_weight: float = from_yaml(ge=0)
     draw: bool = from_yaml()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
@@ -103,18 +102,16 @@ class MVP(nn.Module):
     forward = encode
 
 
-def load(
-    name: str, checkpoint: str | Path | None = None, *, check_md5: bool = True, progress: bool = True
-) -> MVP:
+def load(name: str, checkpoint: str | Path | None = None, *, check_md5: bool = True) -> MVP:
     """Load one of the five checkpoints in `PUBLISHED`.
 
     checkpoint: a local file; None uses the user's cache and downloads the file if it is missing.
-    check_md5: reject a file whose md5 is not the published one. progress: show the download.
+    check_md5: reject a file whose md5 is not the published one.
     Raises UserError for an unknown name, a failed download, another md5 and weights that do not fit. Pickled code in
     the file does not run. Decoder, mask token and head are dropped.
     """
     one_of("MVP checkpoint", name, PUBLISHED)
-    path = fetch(name, check_md5=check_md5, progress=progress) if checkpoint is None else Path(checkpoint)
+    path = fetch(name, check_md5=check_md5) if checkpoint is None else Path(checkpoint)
     published = PUBLISHED[name]
     if check_md5 and (found := _md5(path)) != published.md5:
         raise UserError(
@@ -128,7 +125,7 @@ def load(
     return MVP(name, vit, dropped)
 
 
-def fetch(name: str, *, check_md5: bool = True, progress: bool = True) -> Path:
+def fetch(name: str, *, check_md5: bool = True) -> Path:
     """Return the checkpoint file in the user's cache (`paths.cache_dir("mvp")`), downloading it if it is missing.
 
     A file that was put there by hand under its published name is used. Raises UserError if the download fails or its
@@ -145,16 +142,19 @@ def fetch(name: str, *, check_md5: bool = True, progress: bool = True) -> Path:
         reported(f"{name}: {published.url} could not be downloaded", hint, kinds),
         replacing(path, shared=True) as part,
     ):
-        _download(published.url, part, progress)
+        _download(published.url, part)
         if check_md5 and (found := _md5(part)) != published.md5:
             raise OSError(f"received md5 {found}, expected {published.md5}")
     return path
 
 
-def _download(url: str, path: Path, progress: bool) -> None:
+def _download(url: str, path: Path) -> None:
     """Write the content at the URL to a file. OSError: a silent server, or fewer bytes than it announced."""
-    shown = bar("downloading") if progress else nullcontext(lambda *_: None)
-    with urlopen(url, timeout=_TIMEOUT_S) as answer, path.open("wb") as file, shown as update:
+    with (
+        urlopen(url, timeout=_TIMEOUT_S) as answer,
+        path.open("wb") as file,
+        bar("downloading") as update,
+    ):
         done, total = 0, int(answer.headers.get("Content-Length") or 0)
         while block := answer.read(1 << 20):
             file.write(block)

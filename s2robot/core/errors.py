@@ -21,10 +21,7 @@ def require(*modules: str, extra: str) -> None:
 
 @contextmanager
 def reported(
-    where: object,
-    hint: str = "",
-    kinds: tuple[type[Exception], ...] = (Exception,),
-    error_type: type = UserError,
+    where: object, hint: str = "", kinds: tuple[type[Exception], ...] = (Exception,)
 ) -> Iterator[None]:
     """Turn errors of a library or of a file's contents into one line that begins with ``where``; a UserError stays as it is."""
     try:
@@ -34,7 +31,7 @@ def reported(
             raise
         text = " ".join(str(error).split())[:300]
         text = text if " " in text else f"{type(error).__name__}: {text}"  # KeyError: 'encoder'
-        raise error_type(f"{where}: {text}{hint}") from error
+        raise UserError(f"{where}: {text}{hint}") from error
 
 
 def difference(
@@ -49,7 +46,7 @@ def difference(
         )
         return next(filter(None, each), None)
     one, other = (list(value) if isinstance(value, tuple) else value for value in (expected, found))
-    return None if one == other else (key, expected, found)
+    return None if one == other else (key, one, other)
 
 
 def check_same(

@@ -9,12 +9,11 @@
 default). Where a dataset or a policy has no parts, it has an arm's joints and its gripper (:func:`default_parts`).
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from s2robot.core.errors import UserError
 from s2robot.core.settings import Settings, read
@@ -25,16 +24,10 @@ MAX_DELTA = 0.25  # rad a step and joint, of the default parts where a dataset n
 BEYOND = 1e-5  # of a limit's range: what float32 and clipping round
 
 
-def _word(name: str) -> str:
-    if not re.fullmatch(r"\w+", name, re.ASCII):
-        raise ValueError(f"expected letters, digits and _, got '{name}'")
-    return name
-
-
 class Part(Settings):
     """One part of an action or a state."""
 
-    name: Annotated[str, AfterValidator(_word)]
+    name: str = Field(pattern=r"^[A-Za-z0-9_]+$")
     size: int = Field(ge=1)  # numbers that it takes in the action or state
     kind: Literal["delta", "absolute", "rotation", "binary"]
     low: tuple[float, ...] | None = None  # of each number

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_origin, overload
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     TypeAdapter,
-    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, ValidationError
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
@@ -36,6 +36,15 @@ from s2robot.core.files import configs_dir
 S = TypeVar("S", bound="_Frozen")
 CONFIGS = configs_dir()
 _PLAIN = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+def _all_different(values: Any) -> Any:
+    if any(value in values[:i] for i, value in enumerate(values)):
+        raise ValueError(f"expected different values, got {list(values)}")
+    return values
+
+
+Different = AfterValidator(_all_different)  # of a list
 
 
 def from_yaml(**constraints: Any) -> Any:
@@ -242,8 +251,8 @@ def _expected(error: ErrorDetails) -> str:
         return f"{'at least' if kind == 'too_short' else 'at most'} {count} values"
     if kind.startswith("path_not_"):
         return f"a {kind.removeprefix('path_not_')}"
-    if kind == "string_too_short":
-        return "a non-empty string"
+    if kind in ("string_too_short", "string_pattern_mismatch"):
+        return "a non-empty string" if "short" in kind else f"text like {context['pattern']}"
     return _WORDS.get(kind.split("_")[0]) or error["msg"]
 
 

@@ -91,8 +91,12 @@ def film(
         for step in _frames(opened(path, episode), episode, world):
             canvas = np.full((layout.height, layout.width, 3), 255, np.uint8)
             for (camera, (left, top, wide, high)), image in zip(layout.places.items(), step, strict=True):
-                thin = _brightness(image)
-                measured[camera].append((_change(image, thin, last.get(camera)), thin.mean(), thin.std()))
+                thin, change = _brightness(image), 255.0
+                if camera in last:  # 0 only if every byte is the same
+                    before, thin_before = last[camera]
+                    change = max(float(np.abs(thin - thin_before).mean()), 1e-3)
+                    change = 0.0 if np.array_equal(image, before) else change
+                measured[camera].append((change, thin.mean(), thin.std()))
                 last[camera] = image, thin
                 if image.shape[:2] != (high, wide):
                     small = Image.fromarray(image).resize((wide, high), Image.Resampling.BILINEAR)
@@ -121,10 +125,3 @@ def _brightness(image: np.ndarray) -> np.ndarray:
     every = max(1, isqrt(image.shape[0] * image.shape[1] // SAMPLED))
     red, green, blue = np.moveaxis(image[::every, ::every].astype(np.uint16), -1, 0)
     return (red + green + blue) / 3  # a mean over the last axis takes ten times as long
-
-
-def _change(image: np.ndarray, thin: np.ndarray, last: tuple[np.ndarray, np.ndarray] | None) -> float:
-    """Return the mean change of brightness since the frame before; 0 only if every byte is the same."""
-    if last is None:
-        return 255.0
-    return 0.0 if np.array_equal(image, last[0]) else max(float(np.abs(thin - last[1]).mean()), 1e-3)

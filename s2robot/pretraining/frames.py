@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -29,6 +28,7 @@ from PIL import Image
 from s2robot.core.errors import UserError, reported, require
 from s2robot.core.files import cache_dir, read_json, replacing
 from s2robot.core.progress import bar
+from s2robot.core.provenance import short_hash
 from s2robot.demos.store import EpisodeStore
 
 IMAGES = (".png", ".jpg", ".jpeg")
@@ -171,9 +171,8 @@ def _video_frames(file: Path) -> Iterator[np.ndarray]:
 
 def _cached(key: dict[str, Any], frames: Iterable[np.ndarray], name: str) -> Path:
     """Write frames of one size to the user's cache once, while other processes wait; returns the .npy, (N, H, W, 3)."""
-    hashed = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache_dir("frames") / f"{hashed}.npy"
-    with FileLock(path.with_name(f".{hashed}.lock")):
+    path = cache_dir("frames") / f"{short_hash(key)}.npy"
+    with FileLock(path.with_name(f".{path.stem}.lock")):
         if not path.is_file():
             with replacing(path) as part, bar(f"frames of {name}") as update:
                 _write_array(part, frames, update)

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from s2robot.core.files import cache_dir, replacing
 from s2robot.core.progress import bar
+from s2robot.core.provenance import short_hash
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
 from s2robot.encoders.encoder import S2Encoder
@@ -120,7 +121,7 @@ class FrameFeatures:
         self.seeds = [*cfg.seeds("train"), *cfg.seeds("test")]
         world = cfg.world.replace(image_size=size)
         facts = [_VERSION, repr(world), repr(PickerConfig()), cfg.frames, version("mujoco")]
-        self.key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        self.key = short_hash(facts)
         missing = [seed for seed in self.seeds if not self.file(seed).is_file()]
         jobs = [(self.file(seed), world, seed, cfg.frames) for seed in missing]
         if jobs:

@@ -27,7 +27,7 @@ from s2robot.core.provenance import policy_sha256
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.demos.windows import Windows, make_windows
-from s2robot.encoders.joined import Joined
+from s2robot.encoders.cache import Joined
 from s2robot.encoders.tuning import Tail
 from s2robot.policies import (
     ChunkPolicy,

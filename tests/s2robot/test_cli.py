@@ -91,7 +91,7 @@ def test_help_explains_a_group(s2robot):
         ("train policy.kind=transformer", "policy.network."),
         ("train demos.path=", "demos.path: expected "),
         ("train s2.scales=[1,nan]", "s2.scales[1]: expected a finite number, got nan"),
-        ("train data=nope", "nope/zarr.json: cannot be read"),
+        ("train data=nope", "nope: expected a dataset folder"),
         ("dagger checkpoint=", "recording.checkpoint: "),
         ("inspect data=nope odd=null", "odd: expected keys and values, got null"),
         ("inspect run=2024", "run: expected the run directory"),

@@ -165,8 +165,8 @@ def folder(source, tmp_path):
     return tmp_path / "cache" / "mvp"
 
 
-def test_downloads_once_and_shows_progress_if_asked(source, folder, capsys):
-    encoder = mvp.load(NAME, progress=False)
+def test_downloads_once_and_shows_progress(source, folder, capsys):
+    encoder = mvp.load(NAME)
     assert encoder.encode(noise(1, 16, 16, 3)).shape == (1, 17, 24)
     assert [p.name for p in folder.iterdir()] == [FILE]
     mvp.load(NAME)
@@ -200,7 +200,7 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(source, folder, monkey
         full = lambda *_: Path("/dev/full").write_text("x")  # noqa: E731
         monkeypatch.setattr(mvp, "_download", full)
     with pytest.raises(UserError, match=words) as error:
-        mvp.load(NAME, progress=False)
+        mvp.load(NAME)
     text = str(error.value)
     assert "\n" not in text and text.startswith(f"{NAME}: ")
     assert str(folder / FILE) in text and "checkpoint=" in text and list(folder.iterdir()) == []
@@ -208,8 +208,8 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(source, folder, monkey
 
 def test_two_downloads_at_once_end_with_one_whole_file(source, folder):
     with ThreadPoolExecutor(1) as pool, multiprocessing.get_context("fork").Pool(1) as processes:
-        one = pool.submit(mvp.fetch, NAME, progress=False)
-        other = processes.apply_async(mvp.fetch, (NAME,), {"progress": False})
+        one = pool.submit(mvp.fetch, NAME)
+        other = processes.apply_async(mvp.fetch, (NAME,))
         assert one.result(20) == other.get(20)
     assert [p.name for p in folder.iterdir()] == [FILE] and (
         folder / FILE

@@ -211,7 +211,7 @@ def test_broken_files_are_one_line(tmp_path, tiny_file):
     (tmp_path / "flipped.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     for name, file, words in [
         ("vits-mae-hoi", "none.pth", "No such file"),
-        ("mvp-tiny", "cut.safetensors", "SafetensorError"),
+        ("mvp-tiny", "cut.safetensors", "incomplete metadata"),
         ("mvp-tiny", "flipped.safetensors", "sha256"),
         ("mvp-tiny", "none.safetensors", "s2robot pretrain"),
         ("timm:vit_tiny_patch16_224", "bad.pth", "not a readable weights file"),
@@ -288,7 +288,7 @@ def test_a_package_that_is_not_installed_and_a_hub_out_of_reach_are_one_line(mon
 
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(
-        UserError, match="^encoder.checkpoint: .* null, .*vit_small_patch14_dinov2.*: no route$"
+        UserError, match="^encoder.checkpoint: .* null, .*vit_small_patch14_dinov2.*: no route"
     ):
         build_encoder({"name": "timm:vit_small_patch14_dinov2"})
 

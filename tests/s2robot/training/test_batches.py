@@ -12,7 +12,7 @@ from s2robot.core.errors import UserError
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
-from s2robot.encoders.joined import Joined
+from s2robot.encoders.cache import Joined
 from s2robot.policies import ChunkPolicy, channel_moments, load_checkpoint, mixed_moments
 from s2robot.policies.normalise import Normaliser
 from s2robot.training.batches import Batches, mixed, shuffled
