@@ -38,13 +38,12 @@ def episode_keys(store: EpisodeStore) -> list[Keys]:
     for i in range(len(store)):
         own = [array[store.episode_slice(i)] + 0.0 for array in arrays]  # + 0.0 turns -0 into 0
         changing = [array for array in own if (array != array[0]).any()]
-        found.append(tuple(map(_digest, changing or [np.concatenate(own, 1)])))
+        columns = [
+            sorted(hashlib.sha256(column.tobytes()).digest() for column in array.T)
+            for array in changing or [np.concatenate(own, 1)]
+        ]
+        found.append(tuple(hashlib.sha256(b"".join(each)).hexdigest()[:16] for each in columns))
     return found
-
-
-def _digest(array: np.ndarray) -> str:
-    columns = sorted(hashlib.sha256(column.tobytes()).digest() for column in array.T)
-    return hashlib.sha256(b"".join(columns)).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

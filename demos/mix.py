@@ -79,5 +79,5 @@ def _check_alike(members: Sequence[EpisodeStore]) -> None:
         ours, theirs = (m.attrs | {"cameras": sorted(m.cameras)} for m in (first, other))
         # each lab has its own name of a robot; the parts describe the numbers
         names = ALIKE[:-1] if "source" in ours and "source" in theirs else ALIKE
-        alike = ({name: about.get(name) for name in names} for about in (ours, theirs))
-        check_same(f"demos.mix: {other.path}", *alike, hint=f" as in {first.path}")
+        one, two = ({name: about.get(name) for name in names} for about in (ours, theirs))
+        check_same(f"demos.mix: {other.path}", one, two, f" as in {first.path}")

@@ -179,7 +179,7 @@ def _tensors_of(path: Path, sha256: str) -> dict[str, torch.Tensor]:
         return tensors_from_bytes(data)
 
 
-def check_contract(contract: Mapping[str, Any], where: str = "", **actual: Any) -> None:
+def check_contract(contract: Mapping[str, Any], where: Any = "", **actual: Any) -> None:
     """Reject the use of a policy with something it was not made for; UserError names both sides.
 
     Args:

@@ -91,18 +91,13 @@ class PolicySpec(PolicySettings):
         names = {part.name for parts in (self.action, self.proprio) for part in parts.parts}
         for name in self.normalise_parts:
             yield "normalise_parts", name in names, f"some of {', '.join(sorted(names))}", name
-        fits = len(self.grids) == len(self.cameras) and max(self.counts) == self.tokens
-        fits = (
-            fits if self.grids else math.isqrt(self.tokens) ** 2 == self.tokens or self.pooling.kind == "mean"
-        )
+        fits = math.isqrt(self.tokens) ** 2 == self.tokens or self.pooling.kind == "mean"
+        if self.grids:
+            fits = len(self.grids) == len(self.cameras) and max(self.counts) == self.tokens
         expected = f"rows and columns of {len(self.cameras)} cameras, the largest of {self.tokens} tokens"
         yield "grids", fits, expected
-        yield (
-            "pooling.shared",
-            len(set(self.grids)) < 2 or not self.pooling.shared,
-            "false with maps of several shapes",
-            True,
-        )
+        alike = len(set(self.grids)) < 2 or not self.pooling.shared
+        yield "pooling.shared", alike, "false with maps of several shapes", True
 
     @cached_property
     def action(self) -> Parts:

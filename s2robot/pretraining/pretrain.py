@@ -77,11 +77,8 @@ class PretrainSettings(Machine, at="pretrain", file="pretrain/default"):
         grid, scales, heads = self.encoder.grid, self.scales, self.decoder_heads
         yield "crop", 0 < self.crop[0] <= self.crop[1], "0 < least <= largest"
         yield "ratio", 0 < self.ratio[0] <= self.ratio[1], "0 < least <= largest"
-        yield (
-            "decoder_dim",
-            self.decoder_dim % math.lcm(4, heads) == 0,
-            f"a multiple of 4 and of {heads} (heads)",
-        )
+        fits = self.decoder_dim % math.lcm(4, heads) == 0
+        yield "decoder_dim", fits, f"a multiple of 4 and of {heads} (heads)"
         nested = scales[0] == 1 and all(b % a == 0 and b > a for a, b in pairwise(scales))
         fits = nested and grid % scales[-1] == 0
         yield "scales", fits, f"1 first, each a divisor of the next, the last of the encoder's grid {grid}"

@@ -63,11 +63,8 @@ class ScalingSettings(Settings, at="probe", file="probe/scaling"):
     device: str = from_yaml()
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
-        yield (
-            "scales",
-            all(self.all_scales[0] in chosen for chosen in self.scales),
-            "the smallest in each set",
-        )
+        fits = all(self.all_scales[0] in chosen for chosen in self.scales)
+        yield "scales", fits, "the smallest in each set"
 
     @property
     def all_scales(self) -> tuple[float, ...]:

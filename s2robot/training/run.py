@@ -170,12 +170,8 @@ class Run:
             saved = dict(state["identity"])
         begin = f" or begin with its weights by train.from={self.out / 'checkpoint'}" * (self.verb == "train")
         hint = f" in the state of another run (choose another folder, remove it{begin})"
-        both = self.identity.keys() & saved
-        check_same(
-            path,
-            *({key: each[key] for key in self.identity if key in both} for each in (saved, self.identity)),
-            hint,
-        )
+        ours = {key: value for key, value in self.identity.items() if key in saved}
+        check_same(path, {key: saved[key] for key in ours}, ours, hint)
         self.learner.load_state_dict(state)
         return state
 

@@ -6,6 +6,7 @@ import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -186,7 +187,12 @@ def test_downloads_once_and_shows_progress(source, folder, capsys):
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [("no server", "Connection refused"), ("short", "received md5"), ("full disk", "No space left")],
+    [
+        ("no server", "Connection refused"),
+        ("short", "received md5"),
+        ("cut off", "received 5 of 9 bytes"),
+        ("full disk", "No space left"),
+    ],
 )
 def test_a_failed_download_is_one_line_and_leaves_nothing(source, folder, monkeypatch, fault, words):
     if fault == "no server":
@@ -194,6 +200,18 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(source, folder, monkey
             closed.bind(("127.0.0.1", 0))
             set_url(monkeypatch, f"http://127.0.0.1:{closed.getsockname()[1]}/x.pth")
         monkeypatch.setenv("no_proxy", "*")
+    if fault == "cut off":
+        server = socket.create_server(("127.0.0.1", 0))
+        set_url(monkeypatch, f"http://127.0.0.1:{server.getsockname()[1]}/x.pth")
+        monkeypatch.setenv("no_proxy", "*")
+
+        def answer():
+            connection, _ = server.accept()
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\nshort")
+            connection.close()
+
+        Thread(target=answer, daemon=True).start()
     if fault == "short":
         source.write_bytes(source.read_bytes()[:30_000])
     if fault == "full disk":

@@ -61,6 +61,23 @@ def classes(tmp_path, monkeypatch):
     settings.yaml_defaults.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "words"),
+    [
+        (bool, "maybe", "key: expected true or false, got 'maybe'"),
+        (tuple[int, ...], [1, "a"], r"key\[1\]: expected an integer, got 'a'"),
+        (Literal["a", "b"], "c", "key: expected 'a' or 'b', got 'c'"),
+        (dict[str, Any], [1], r"key: expected keys and values, got \[1\]"),
+        (str, None, "key: expected a string, got null"),
+    ],
+)
+def test_a_single_value_is_read_like_settings(kind, value, words):
+    with pytest.raises(UserError, match=f"^{words}$"):
+        read(kind, value, "key")
+    assert read(bool, True, "key") is True and read(tuple[int, ...], [1, 2], "key") == (1, 2)
+    assert read(str, 7, "key") == "7"
+
+
 def test_defaults_are_those_of_the_file(classes):
     Train, Tune = classes
     made = Train()
