@@ -22,18 +22,17 @@ def most_bytes(stored: int) -> int:
     return max(FREE, RATIO * stored)
 
 
-def check_size(where: object, size: int, stored: int, declared: int | None = None) -> None:
-    """Refuse a read of `size` bytes in memory that are more than `declared`, or not explained by `stored` bytes (DatasetError)."""
-    most = most_bytes(stored) if declared is None else min(most_bytes(stored), declared)
-    if size > most:
-        raise mismatch(
-            where, f"at most {most} bytes (declared, or {RATIO} times the stored ones)", f"{size} bytes"
-        )
+def check_size(where: object, size: int, stored: int) -> None:
+    """Refuse a read of `size` bytes in memory that `stored` bytes on disk do not explain (DatasetError)."""
+    if size > most_bytes(stored):
+        raise mismatch(where, f"at most {RATIO} times the {stored} stored bytes", f"{size} bytes")
 
 
 def check_frame(where: object, found: tuple[int, int], declared: tuple[int, int], stored: int) -> None:
     """Refuse an image whose header declares more pixels (H, W) than the dataset, or than its bytes can hold."""
-    check_size(where, 3 * found[0] * found[1], stored, 3 * declared[0] * declared[1])
+    if found[0] * found[1] > declared[0] * declared[1]:
+        raise mismatch(where, f"{declared[0]} x {declared[1]} px", f"{found[0]} x {found[1]} px")
+    check_size(where, 3 * found[0] * found[1], stored)
 
 
 def number_type(where: object, name: object) -> np.dtype:

@@ -197,7 +197,7 @@ def create_or_resume(path: Path, attributes: dict, episodes: int, expert: int) -
     if len(there):
         own |= {"expert": steps, "seeds": "seed" in there.meta_keys, "episodes": len(there)}
         wanted |= {"expert": expert, "seeds": True, "episodes": min(len(there), episodes)}
-    check_same(path, wanted, own, ", or a new path; nothing was overwritten")
+    check_same(path, wanted, own, ", or a new path", "nothing was overwritten")
     return there if len(there) == episodes else EpisodeStore.open(path, "a")
 
 

@@ -288,7 +288,7 @@ def engine_of(cfg: "DictConfig", soon: bool = False) -> Iterator[None]:
             yield
     else:
         require("ray", extra="ray")
-        from s2robot.core.ray import Ray, RaySettings
+        from s2robot.core.ray import Ray
 
-        with closing(Ray(read(RaySettings, cfg.engine))) as engine, running_on(engine):
+        with closing(read(Ray, cfg.engine)) as engine, running_on(engine):
             yield

@@ -55,10 +55,8 @@ class DemosSettings(Settings, at="demos"):
             choice = Choice(mask=self.mask, episodes=self.episodes, rate_hz=self.rate_hz)
             with bar("converting demos") as update:
                 return as_store(path, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
-        none = {"mask": None, "rate_hz": None}
-        check_same(
-            "demos", none, {key: getattr(self, key) for key in none}, f", since {path} is an episode store"
-        )
+        for key in ("mask", "rate_hz"):
+            check_same(f"demos.{key}", None, getattr(self, key), f", since {path} is an episode store")
         return path
 
     def open(self) -> EpisodeStore:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from s2robot.core.errors import UserError, reported
 from s2robot.core.files import replacing
+from s2robot.core.settings import invalid
 
 RECIPE_KEY = "s2robot"  # the key of the recipe (JSON) in a safetensors header
 
@@ -49,7 +50,7 @@ class ViTSpec:
             step = lcm(step, 4) if key == "dim" else step  # for the position table
             value = getattr(self, key)
             if type(value) is not int or value < 1 or value % step:
-                raise UserError(f"encoder.{key}: expected a multiple of {step}, got {value!r}")
+                raise invalid(key, f"a multiple of {step}", value)
 
     @property
     def grid(self) -> int:

@@ -35,18 +35,24 @@ def reported(
 
 
 def check_same(
-    where: object, expected: Any, found: Any, hint: str = "", free: Collection[str] = (), key: str = ""
+    where: object,
+    expected: Any,
+    found: Any,
+    why: str = "",
+    remedy: str = "",
+    free: Collection[str] = (),
+    key: str = "",
 ) -> None:
     """Raise UserError for the first dotted key whose value differs between two mappings; keys in ``free`` may differ."""
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         for name in {**found, **expected}:
             if (dotted := f"{key}.{name}".lstrip(".")) not in free:
-                check_same(where, expected.get(name), found.get(name), hint, free, dotted)
+                check_same(where, expected.get(name), found.get(name), why, remedy, free, dotted)
         return
     wanted, got = (list(value) if isinstance(value, tuple) else value for value in (expected, found))
     if wanted != got:
         at = f"{where}: {key}" if key else where
-        raise UserError(f"{at}: expected {wanted!s:.200}{hint}, got {got!s:.200}")
+        raise UserError(f"{at}: expected {wanted!s:.200}{why}, got {got!s:.200}{remedy and '; '}{remedy}")
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

@@ -96,7 +96,7 @@ def claim(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
     ``remedy``, if it began with others."""
     now = json.loads(json.dumps(settings))
     if path.exists():
-        check_same(path, read_json(path), now, f" as when the run began; {remedy}")
+        check_same(path, read_json(path), now, " as when the run began", remedy)
     write_json(path, now)
 
 

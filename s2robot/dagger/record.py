@@ -158,8 +158,8 @@ def _same_as_before(out: Path, positions: range, settings: DaggerSettings) -> No
     before = read_json(file) if file.exists() else []
     for noted in before:
         if set(range(*noted["positions"])) & set(positions):
-            hint = " as these positions were tried before; choose another out or recording.seed"
-            check_same(out, noted, now, hint, free=("positions",))
+            remedy = "choose another out or recording.seed"
+            check_same(out, noted, now, " as they were tried before", remedy, free=("positions",))
     if now not in before:
         write_json(file, [*before, now])
 

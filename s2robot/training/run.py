@@ -168,10 +168,10 @@ class Run:
         with reported(f"{path}: not a readable state of a training; remove it to start over"):
             state = torch.load(path, map_location=self.fabric.device, weights_only=True)
             saved = dict(state["identity"])
-        begin = f" or begin with its weights by train.from={self.out / 'checkpoint'}" * (self.verb == "train")
-        hint = f" in the state of another run (choose another folder, remove it{begin})"
+        begin = f", or begin with its weights by train.from={self.out / 'checkpoint'}"
+        remedy = "remove it or choose another folder" + begin * (self.verb == "train")
         ours = {key: value for key, value in self.identity.items() if key in saved}
-        check_same(path, {key: saved[key] for key in ours}, ours, hint)
+        check_same(path, {key: saved[key] for key in ours}, ours, " in the state of another run", remedy)
         self.learner.load_state_dict(state)
         return state
 

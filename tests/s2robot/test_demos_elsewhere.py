@@ -39,7 +39,7 @@ def test_a_lerobot_folder_brings_its_own_world_and_splits(tmp_path, cache):
         ("val", "mask: expected some of train, test, odd, got"),
         ("odd", "cannot be read .*80%"),
     ):
-        with pytest.raises(DatasetError, match=words):
+        with pytest.raises(UserError, match=words):
             opened(path, name)
 
 

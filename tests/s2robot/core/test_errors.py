@@ -15,8 +15,8 @@ def test_the_first_value_that_differs_is_named_by_its_dotted_key():
         ({"a": 1}, "run: b: expected .* as before, got None"),
         ([], "run: expected .* as before, got \\[\\]"),
     ):
-        with pytest.raises(UserError, match=f"^{words}$"):
-            check_same("run", was, now, " as before")
+        with pytest.raises(UserError, match=f"^{words}; begin anew$"):
+            check_same("run", was, now, " as before", "begin anew")
 
 
 @pytest.mark.parametrize(

@@ -221,12 +221,12 @@ def test_broken_files_are_one_line(tmp_path, tiny_file):
         assert "\n" not in str(error.value) and file in str(error.value)
     path = tmp_path / "odd.safetensors"
     for recipe, words in (
-        ("{", "JSONDecodeError"),
+        ("{", "Expecting property name"),
         (json.dumps({"spec": asdict(SPEC)}), "KeyError: 'sha256'"),
-        (json.dumps({"spec": asdict(SPEC) | {"dim": "24"}, "sha256": "0"}), "encoder.dim: .* got '24'"),
+        (json.dumps({"spec": asdict(SPEC) | {"dim": "24"}, "sha256": "0"}), "dim: .* got '24'"),
     ):
         save_file(make_vit().state_dict(), path, metadata={"s2robot": recipe})
-        with pytest.raises(UserError, match=rf"odd.safetensors: .*\(.*{words}") as error:
+        with pytest.raises(UserError, match=f"odd.safetensors: .*{words}") as error:
             load_encoder(path)
         assert "\n" not in str(error.value)
 
