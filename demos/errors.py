@@ -1,9 +1,10 @@
 """Errors in datasets that a user can cause."""
 
 import errno
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from s2robot.core.errors import UserError, reported
+from s2robot.core.errors import UserError
 
 
 class DatasetError(UserError):
@@ -26,6 +27,15 @@ def disk_error(path: object, error: OSError, consequence: str) -> DiskError:
     return DiskError(f"{path}: {what} ({error.strerror or error}), {consequence}")
 
 
-def readable(where: object) -> AbstractContextManager[None]:
-    """Turn any error that the contents of a foreign file cause into one line that names it (UserError)."""
-    return reported(f"{where}: cannot be read")
+@contextmanager
+def readable(where: object) -> Iterator[None]:
+    """Turn any error that the contents of a foreign file cause into one line that names it (DatasetError)."""
+    try:
+        yield
+    except (NameError, ImportError):
+        raise  # of the program, not of the file
+    except Exception as error:  # libraries raise many kinds for bad bytes
+        if getattr(error, "user_error", False):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise DatasetError(f"{where}: cannot be read ({text})") from error

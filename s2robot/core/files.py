@@ -83,7 +83,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(where: object, text: str | bytes) -> Any:
-    with reported(f"{where}: broken JSON"):
+    with reported(f"{where}: cannot be read: broken JSON"):
         return json.loads(text)
 
 

@@ -83,7 +83,7 @@ def test_a_split_file(store, tmp_path):
         ({"train": 2}, "train: expected"),
         ({"validation": [1]}, "train: expected a value"),
         ({"train": [1], "test": [2]}, "test: expected no such key"),
-        ("{", "broken JSON"),
+        ("{", "cannot be read"),
     ],
 )
 def test_a_broken_split_file_is_one_line(store, tmp_path, text, words):

@@ -110,7 +110,7 @@ def test_loading_refuses(tmp_path, make_policy):
     refuse("tensor: extra: expected None", tensors_sha256=summed(tensors.read_bytes()))
     tensors.write_bytes(whole)
     record.write_text(text[: len(text) // 2])
-    refuse("policy.json: broken JSON")
+    refuse("policy.json: cannot be read")
     refuse("schema: expected 2, got 99", schema=99)
     refuse("policy.json: spec: ", spec=None)
     refuse("policy.json: tensors_sha256: ", tensors_sha256=7)
