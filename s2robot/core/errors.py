@@ -35,13 +35,7 @@ def reported(
 
 
 def check_same(
-    where: object,
-    expected: Any,
-    found: Any,
-    why: str = "",
-    remedy: str = "",
-    free: Collection[str] = (),
-    key: str = "",
+    where: object, expected: Any, found: Any, why: str = "", remedy: str = "", free: Any = (), key: str = ""
 ) -> None:
     """Raise UserError for the first dotted key whose value differs between two mappings; keys in ``free`` may differ."""
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
