@@ -9,7 +9,7 @@ import numpy as np
 from omegaconf import DictConfig
 from pydantic import Field
 
-from s2robot.core.errors import UserError, check_same, one_of
+from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import cache_dir, shipped_demos
 from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, plain, read
@@ -56,7 +56,8 @@ class DemosSettings(Settings, at="demos"):
             with bar("converting demos") as update:
                 return as_store(path, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
         for key in ("mask", "rate_hz"):
-            check_same(f"demos.{key}", None, getattr(self, key), f", since {path} is an episode store")
+            if (value := getattr(self, key)) is not None:
+                raise UserError(f"demos.{key}: expected null, since {path} is an episode store, got {value}")
         return path
 
     def open(self) -> EpisodeStore:

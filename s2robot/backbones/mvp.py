@@ -150,11 +150,8 @@ def fetch(name: str, *, check_md5: bool = True) -> Path:
 
 def _download(url: str, path: Path) -> None:
     """Write the content at the URL to a file. OSError: a silent server, or fewer bytes than it announced."""
-    with (
-        urlopen(url, timeout=_TIMEOUT_S) as answer,
-        path.open("wb") as file,
-        bar("downloading") as update,
-    ):
+    request = urlopen(url, timeout=_TIMEOUT_S)
+    with request as answer, path.open("wb") as file, bar("downloading") as update:
         done, total = 0, int(answer.headers.get("Content-Length") or 0)
         while block := answer.read(1 << 20):
             file.write(block)

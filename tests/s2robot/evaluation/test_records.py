@@ -57,7 +57,7 @@ def test_broken_records_are_named(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"success": 0.5', "broken JSON"),
+        (b'{"success": 0.5', "cannot be read: broken JSON"),
         (b"\xff\xfe\x00", "cannot be read"),
         (json.dumps({**summarise([record(0)]), "success": 2}).encode(), "success: expected <= 1, got 2"),
     ],
