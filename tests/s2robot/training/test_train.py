@@ -261,7 +261,7 @@ def test_a_training_begins_from_weights_and_normalisation(data, first, tmp_path)
     ("changes", "contract", "words"),
     [
         ({"chunk": 5}, {}, "policy.chunk: expected 4, got 5"),
-        ({"cameras": ["left", "hand"]}, {"cameras": ["left", "hand"]}, r"policy.cameras: expected \['hand', 'left'\]"),
+        ({"cameras": ["left", "hand"]}, {"cameras": ["left", "hand"]}, r"policy.cameras: expected \['hand'"),
         ({}, {"encoder": {"name": "other", "fingerprint": "f"}}, "encoder random e.* is other f"),
         ({}, {"robot": "panda"}, "robot 'xarm7', given is 'panda'"),
     ],
