@@ -6,7 +6,6 @@ other actions, such as absolute targets, is recognised by its states.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.core.files import read_json
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
@@ -38,13 +38,12 @@ def episode_keys(store: EpisodeStore) -> list[Keys]:
     for i in range(len(store)):
         own = [array[store.episode_slice(i)] + 0.0 for array in arrays]  # + 0.0 turns -0 into 0
         changing = [array for array in own if (array != array[0]).any()]
-        found.append(tuple(map(_digest, changing or [np.concatenate(own, 1)])))
+        columns = [
+            sorted(hashlib.sha256(column.tobytes()).digest() for column in array.T)
+            for array in changing or [np.concatenate(own, 1)]
+        ]
+        found.append(tuple(hashlib.sha256(b"".join(each)).hexdigest()[:16] for each in columns))
     return found
-
-
-def _digest(array: np.ndarray) -> str:
-    columns = sorted(hashlib.sha256(column.tobytes()).digest() for column in array.T)
-    return hashlib.sha256(b"".join(columns)).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,12 @@ class Lineage:
     def trained_on(self, store: EpisodeStore, episodes: Collection[int]) -> "Lineage":
         """Add these episodes of a dataset, and all positions that it was recorded at."""
         keys = episode_keys(store)
-        found = self._with_positions("recorded", seeds_of(store))._with_positions("corrected", _tried(store))
+        parts = list(store.members) if isinstance(store, Mix) else [store]
+        recorded = [int(seed) for part in parts if "seed" in part.meta_keys for seed in part.meta("seed")]
+        files = [part.path / CORRECTIONS for part in parts]  # the positions without a correction included
+        rounds = [each for file in files if file.is_file() for each in read_json(file)]
+        tried = [seed for each in rounds for seed in range(*each["positions"])]
+        found = self._with_positions("recorded", recorded)._with_positions("corrected", tried)
         return replace(found, hashes=self.hashes.union(*(keys[i] for i in episodes)))
 
     def selected_by(self, positions: Collection[int]) -> "Lineage":
@@ -118,22 +122,6 @@ class Lineage:
         """A line for the user about checkpoints without a lineage; "" if there are none."""
         without = f"{', '.join(self.unknown)} does not store what it and its ancestors were trained on"
         return f"unknown whether all of this is unseen: {without}" if self.unknown else ""
-
-
-def seeds_of(store: EpisodeStore) -> list[int]:
-    """Return the positions that a dataset was recorded at, if it stores them."""
-    return [int(seed) for part in _parts(store) if "seed" in part.meta_keys for seed in part.meta("seed")]
-
-
-def _tried(store: EpisodeStore) -> list[int]:
-    """Return the positions that rounds of corrections tried, those without a correction included."""
-    files = [part.path / CORRECTIONS for part in _parts(store)]
-    rounds = [each for file in files if file.is_file() for each in json.loads(file.read_text("utf-8"))]
-    return [seed for each in rounds for seed in range(*each["positions"])]
-
-
-def _parts(store: EpisodeStore) -> list[EpisodeStore]:
-    return list(store.members) if isinstance(store, Mix) else [store]
 
 
 def began_with(demos: EpisodeStore, first: int | None) -> int:

@@ -60,8 +60,7 @@ def select(
     found = read(_SplitFile, json_file(Path(split)), where)
     train = numbers(found.train, len(store), f"{where}train")
     held = numbers(found.validation, len(store), f"{where}validation") if found.validation else []
-    if both := sorted({*train} & {*held}):
-        raise mismatch(f"{where}validation", "episodes that are not in train", both[0])
+    _check_once([*train, *held], f"{where}train and validation")
     return np.sort(train), np.sort(np.array(held, dtype=int))
 
 
@@ -79,7 +78,11 @@ def numbers(given: Any, total: int, where: str) -> list[int]:
             expected = f"episodes of 0 to {total - 1} and ranges such as 20:40, which is 20 to 39"
             raise mismatch(where, expected, repr(item))
         found += range(begin, end)
-    if not found or len(found) != len(set(found)):
-        twice = next((i for i in found if found.count(i) > 1), None)
-        raise mismatch(where, "each episode once", "none" if twice is None else f"{twice} twice")
+    _check_once(found, where)
     return found
+
+
+def _check_once(episodes: list[int], where: str) -> None:
+    if len(episodes) != len(set(episodes)) or not episodes:
+        twice = next((i for i in episodes if episodes.count(i) > 1), None)
+        raise mismatch(where, "each episode once", "none" if twice is None else f"{twice} twice")

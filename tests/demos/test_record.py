@@ -118,9 +118,9 @@ def test_a_recording_resumes_in_its_own_store_only(tmp_path, monkeypatch):
     record(path, *args, 4, 500).close()
     before = EpisodeStore.open(path).fingerprint
     for world, picker, episodes, seed, more, text in (
-        (*args, 4, 501, {}, "seed: expected 501, or a new path; nothing was overwritten, got 500"),
+        (*args, 4, 501, {}, "seed: expected 501, or a new path, got 500; nothing was overwritten"),
         (*args, 3, 500, {}, "episodes: expected 3, .* got 4"),
-        (args[0], PickerConfig(misses=0.0), 4, 500, {}, "picker: expected "),
+        (args[0], PickerConfig(misses=0.0), 4, 500, {}, "picker.*: expected "),
         (*args, 4, 500, {"imitate_kicks": True}, "imitate_kicks: expected True, .* got None"),
     ):
         with pytest.raises(UserError, match=f"demos.zarr: {text}"):

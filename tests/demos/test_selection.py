@@ -71,14 +71,14 @@ def test_a_split_file(store, tmp_path):
     assert lists(select(store, None, written(tmp_path, {"train": [5]}), 0.0, 0)) == ([5], [])
     with pytest.raises(UserError, match=r"^train.validation: expected 0"):
         select(store, None, file, 0.1, 0)
-    with pytest.raises(UserError, match="none.json: expected a file"):
+    with pytest.raises(UserError, match="none.json: cannot be read"):
         select(store, None, tmp_path / "none.json", 0.0, 0)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ({"train": [0, 1], "validation": [1]}, "validation: expected episodes that are not in train, got 1"),
+        ({"train": [0, 1], "validation": [1]}, "train and validation: expected each episode once, got 1"),
         ({"train": [0, 10]}, "train: expected episodes of 0 to 9"),
         ({"train": 2}, "train: expected"),
         ({"validation": [1]}, "train: expected a value"),

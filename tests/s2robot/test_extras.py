@@ -26,9 +26,9 @@ def python(script: str, folder: Path, *arguments: object) -> subprocess.Complete
 
 
 def test_require_names_the_package_and_the_command(monkeypatch):
-    require("numpy", "sim")
+    require("numpy", extra="sim")
     with pytest.raises(UserError, match=r"^nowhere is not installed: pip install 's2robot\[xarm\]'$"):
-        require("nowhere", "xarm")
+        require("numpy", "nowhere", extra="xarm")
     monkeypatch.setitem(sys.modules, "mink", None)
     with pytest.raises(UserError, match=r"^mink is not installed: pip install 's2robot\[sim\]'$"):
         require_simulator()

@@ -164,7 +164,7 @@ def test_what_cannot_be_run_is_one_line(here, recorded, tiny_encoder, tmp_path):
             "none.zarr: expected a dataset folder",
         ),
         (["train", encoder, f"demos.path={cut}"], "cut.zarr/data/state/c."),
-        (["run", encoder, f"demos.path={store.path}"], "panda.zarr: robot: expected 'xarm7', got 'panda'"),
+        (["run", encoder, f"demos.path={store.path}"], "panda.zarr: robot: expected xarm7, got panda"),
         (["encode", demos, "encoder.name=mvp-tine"], "encoder.name: expected one of mvp-tiny, "),
         (["evaluate", f"checkpoint={none}"], f"checkpoint {none}: no such folder"),
         (["record", "episodes=1", "workers=1", f"out={recorded}"], "nothing was overwritten"),

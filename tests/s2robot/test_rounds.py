@@ -102,7 +102,7 @@ def test_a_mistake_is_told_before_anything_is_trained_or_kept(config, tmp_path, 
 
 
 def test_record_asks_for_a_checkpoint(config, tmp_path):
-    with pytest.raises(UserError, match="checkpoint: found none, expected the folder of a trained policy"):
+    with pytest.raises(UserError, match="checkpoint: expected a string, got null"):
         verbs.record(config("record", "recording=dagger"))
     with pytest.raises(UserError, match="^recording.takeover.patience: expected >= 1, got 0"):
         verbs.record(config("record", "recording=dagger", "takeover.patience=0"))

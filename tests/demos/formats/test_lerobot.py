@@ -102,7 +102,7 @@ def no_rows(path):
         (replaced("meta/episodes.jsonl", '"episode_index": 1', '"episode_index": 2'), "episode_index: expected 1"),
         (two_cameras, "expected different names of cameras"),
         (no_rows, '"episodes=[0]"'),
-        (lambda p: (p / "meta/episodes.jsonl").write_text("[1]\n"), "in/meta/episodes.jsonl: expected a JSON object"),
+        (lambda p: (p / "meta/episodes.jsonl").write_text("[1]\n"), "in/meta/episodes.jsonl: expected keys and values"),
         (replaced("meta/episodes.jsonl", '"length": 7', '"length": "abc"'), "in/meta/episodes.jsonl: length: expected an integer"),
         (odd_type, "in: cannot be read (TypeError: data type 'float31'"),
         (info(fps="ten"), "in/meta/info.json: fps: "),

@@ -152,6 +152,6 @@ def test_a_file_that_does_not_fit_is_one_line(copy, change, words):
 
 
 def test_without_robosuite_it_says_how_to_have_it(copy, monkeypatch):
-    monkeypatch.setattr("s2robot.demos.formats.source.find_spec", {"h5py": True}.get)
+    monkeypatch.setattr("s2robot.core.errors.find_spec", {"h5py": True}.get)
     with pytest.raises(UserError, match=r"^robosuite is not installed: pip install 's2robot\[sim\]'$"):
         read(copy, CHOICE)

@@ -143,7 +143,7 @@ def test_broken_files_are_refused_in_one_line_and_the_earlier_report_stays(tmp_p
     moved = [json.dumps({**json.loads(line), "seed": 77 + i}) + "\n" for i, line in enumerate(lines)]
     outside = facts | {"videos": [facts["videos"][0] | {"path": "../videos/a.mp4"}]}
     for file, text, message in (
-        (episodes, "".join(lines[:3]), "expected .'episodes': 4, .*, got .'episodes': 3"),
+        (episodes, "".join(lines[:3]), "episodes: expected 4 .*, got 3"),
         (episodes, "".join(moved), "arm 'large' seed 1: expected the positions of"),
         (tmp_path / "compare.json", json.dumps(outside), "expected a path inside the run folder"),
     ):

@@ -20,7 +20,7 @@ from s2robot.cli import engine_of
 from s2robot.core import ray as on_ray
 from s2robot.core.errors import UserError
 from s2robot.core.provenance import versions
-from s2robot.core.ray import Ray, RaySettings
+from s2robot.core.ray import Ray
 from s2robot.core.workers import Process, engine_in_use, running_on, worker_pool
 from tests.s2robot.core.test_workers import Made, raises
 
@@ -30,7 +30,7 @@ pytest.importorskip("ray")
 @pytest.fixture(scope="module")
 def started():
     """Whose store does not spill to a disk, which would have to be full for it to be full."""
-    with pytest.MonkeyPatch.context() as patch, closing(Ray(RaySettings(cpus=2, store_mb=200))) as engine:
+    with pytest.MonkeyPatch.context() as patch, closing(Ray(cpus=2, store_mb=200)) as engine:
         patch.setenv("RAY_automatic_object_spilling_enabled", "0")
         patch.setenv("RAY_local_fs_capacity_threshold", "0.01")
         yield engine
@@ -55,9 +55,9 @@ def test_a_dead_worker_costs_its_task(on_ray_too, tmp_path):
 
 def test_what_cannot_be_is_one_line(on_ray_too, monkeypatch):
     with pytest.raises(UserError, match="^engine.gpus_per_encoder: .* 0 GPUs$"):
-        Ray(RaySettings(gpus_per_encoder=8)).pool(1, None, encodes=True, anywhere=True)
+        Ray(gpus_per_encoder=8).pool(1, None, encodes=True, anywhere=True)
     with pytest.raises(UserError, match="^engine.gpus_per_encoder: "):
-        RaySettings(gpus_per_encoder=math.nan)
+        Ray(gpus_per_encoder=math.nan)
     assert all(isinstance(w, Process) for w in worker_pool(2)._workers)
     monkeypatch.setattr(on_ray, "versions", lambda: {"python": "3.9.1", "s2robot": "0.0.7"})
     here, ours = sys.version.split()[0], versions()["s2robot"]
@@ -99,7 +99,7 @@ def test_settings(tmp_path, monkeypatch, capsys):
         ({"store_mb": 9}, "store_mb: expected >= 80"),
     ):
         with pytest.raises(UserError, match=f"^engine.{words}, got "):
-            RaySettings(**wrong)
+            Ray(**wrong)
     monkeypatch.setattr("s2robot.core.errors.find_spec", lambda name: None if name == "ray" else name)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["encode", "engine=ray"]) == 2

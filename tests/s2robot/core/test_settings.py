@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 import pytest
 from omegaconf import OmegaConf
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from s2robot.core import settings
 from s2robot.core.errors import UserError
-from s2robot.core.settings import Settings, from_yaml, invalid, read
+from s2robot.core.settings import Settings, from_yaml, read
 
 YAML = """
 defaults:
@@ -42,11 +42,8 @@ def classes(tmp_path, monkeypatch):
         blocks: int = from_yaml(ge=0)
         lora: int = from_yaml(ge=0)
 
-        @model_validator(mode="after")
-        def _lora_needs_blocks(self) -> "Tune":
-            if self.lora and not self.blocks:
-                raise invalid("lora", "0 with blocks=0", self.lora)
-            return self
+        def rules(self):
+            yield "lora", self.blocks or not self.lora, "0 with blocks=0"
 
     class Train(Settings, at="train", file="train/default"):
         steps: int = from_yaml(ge=1)
@@ -62,6 +59,23 @@ def classes(tmp_path, monkeypatch):
     Tune.model_rebuild(_types_namespace={"Tune": Tune})
     yield Train, Tune
     settings.yaml_defaults.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "words"),
+    [
+        (bool, "maybe", "key: expected true or false, got 'maybe'"),
+        (tuple[int, ...], [1, "a"], r"key\[1\]: expected an integer, got 'a'"),
+        (Literal["a", "b"], "c", "key: expected 'a' or 'b', got 'c'"),
+        (dict[str, Any], [1], r"key: expected keys and values, got \[1\]"),
+        (str, None, "key: expected a string, got null"),
+    ],
+)
+def test_a_single_value_is_read_like_settings(kind, value, words):
+    with pytest.raises(UserError, match=f"^{words}$"):
+        read(kind, value, "key")
+    assert read(bool, True, "key") is True and read(tuple[int, ...], [1, 2], "key") == (1, 2)
+    assert read(str, 7, "key") == "7"
 
 
 def test_defaults_are_those_of_the_file(classes):

@@ -166,10 +166,10 @@ def test_wrong_settings_are_one_line_and_nothing_moves(config, emulator, monkeyp
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["run", "evaluate=arm"], "evaluate: expected default, got arm"),
-        (["compare", "evaluate=arm"], "evaluate: expected default, got arm"),
+        (["run", "evaluate=arm"], "evaluate: expected one of default"),
+        (["compare", "evaluate=arm"], "evaluate: expected one of default"),
         (["evaluate", "checkpoint=x", "evaluate.world=arm"], "evaluate.world: expected 'simulation'"),
-        (["evaluate", "checkpoint=null"], "checkpoint: expected a path"),
+        (["evaluate", "checkpoint=null"], "checkpoint: expected a string"),
         (["evaluate", "evaluate=arm", "checkpoint=x"], "live: expected true (`--live`)"),
     ],
 )  # fmt: skip

@@ -211,7 +211,7 @@ def test_broken_files_are_one_line(tmp_path, tiny_file):
     (tmp_path / "flipped.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     for name, file, words in [
         ("vits-mae-hoi", "none.pth", "No such file"),
-        ("mvp-tiny", "cut.safetensors", "SafetensorError"),
+        ("mvp-tiny", "cut.safetensors", "incomplete metadata"),
         ("mvp-tiny", "flipped.safetensors", "sha256"),
         ("mvp-tiny", "none.safetensors", "s2robot pretrain"),
         ("timm:vit_tiny_patch16_224", "bad.pth", "not a readable weights file"),
@@ -221,12 +221,12 @@ def test_broken_files_are_one_line(tmp_path, tiny_file):
         assert "\n" not in str(error.value) and file in str(error.value)
     path = tmp_path / "odd.safetensors"
     for recipe, words in (
-        ("{", "JSONDecodeError"),
+        ("{", "Expecting property name"),
         (json.dumps({"spec": asdict(SPEC)}), "KeyError: 'sha256'"),
-        (json.dumps({"spec": asdict(SPEC) | {"dim": "24"}, "sha256": "0"}), "encoder.dim: .* got '24'"),
+        (json.dumps({"spec": asdict(SPEC) | {"dim": "24"}, "sha256": "0"}), "dim: .* got '24'"),
     ):
         save_file(make_vit().state_dict(), path, metadata={"s2robot": recipe})
-        with pytest.raises(UserError, match=rf"odd.safetensors: .*\(.*{words}") as error:
+        with pytest.raises(UserError, match=f"odd.safetensors: .*{words}") as error:
             load_encoder(path)
         assert "\n" not in str(error.value)
 
@@ -288,7 +288,7 @@ def test_a_package_that_is_not_installed_and_a_hub_out_of_reach_are_one_line(mon
 
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(
-        UserError, match="^encoder.checkpoint: .* null, .*vit_small_patch14_dinov2.*: no route$"
+        UserError, match="^encoder.checkpoint: .* null, .*vit_small_patch14_dinov2.*: no route"
     ):
         build_encoder({"name": "timm:vit_small_patch14_dinov2"})
 

@@ -103,8 +103,8 @@ def test_videos_beyond_the_limit_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("episodes.jsonl", "", "episodes.jsonl: expected .*4, .*3.*, got .*0, .*0"),
-        ("metrics.json", "[{", "metrics.json: broken JSON"),
+        ("episodes.jsonl", "", "episodes.jsonl: episodes: expected 4 .*, got 0"),
+        ("metrics.json", "[{", "metrics.json: cannot be read: broken JSON"),
     ],
 )
 def test_broken_folders_are_refused_and_the_earlier_report_stays(tmp_path, name, text, message):

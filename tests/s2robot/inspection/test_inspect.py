@@ -1,8 +1,10 @@
 """The page of a data set: what it holds, its videos, and its use in a browser."""
 
 import json
+from pathlib import Path
 
 import imageio.v3 as iio
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
@@ -47,12 +49,12 @@ def test_whole_numbers_keep_their_digits(cups, tmp_path):
 
 
 def test_a_broken_encoder_is_one_line_and_leaves_nothing(cups, tmp_path, monkeypatch):
-    def fails(path, *_):
-        path.write_bytes(b"half")
+    def fails(path, *_, **__):
+        Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(films, "encode", fails)
-    with pytest.raises(UserError, match="mp4: the video cannot be written: disk full"):
+    monkeypatch.setattr(imageio_ffmpeg, "write_frames", fails)
+    with pytest.raises(UserError, match="mp4: cannot be written: disk full"):
         inspect(cups, tmp_path / "a")
     assert not list((tmp_path / "a/episodes").iterdir())
 

@@ -337,7 +337,7 @@ def test_bad_observations_are_answered_with_the_reason(checkpoint):
         ({"images": 3}, "camera 'hand'"),
         ({"images": {"hand": frame, "left": frame[..., :1]}}, r"left: .*uint8 \(64, 64, 1\)"),
         ({"state": np.zeros(7, np.float32)}, r"proprio: expected 8 numbers, got shape \(7,\)"),
-        ({"state": np.full(8, np.nan, np.float32)}, "proprio holds NaN or infinity"),
+        ({"state": np.full(8, np.nan, np.float32)}, "proprio: expected finite numbers"),
         ({"reset": False, "s2robot": {"id": 1, "used": 77}}, "used: .*, got 77"),
     ]
     with serving(checkpoint) as (server, url, _), plain(url) as ws:
@@ -373,7 +373,7 @@ def test_a_client_checks_its_own_observations(checkpoint):
             policy.act(observation | {"images": dict.fromkeys(CAMERAS, np.array([object()]))})
         with pytest.raises(UserError, match="^deadline_s: .*got 0"):
             policy.act(observation, deadline_s=0)
-        with pytest.raises(PolicyRefused, match="proprio holds NaN"):
+        with pytest.raises(PolicyRefused, match="proprio: expected finite numbers"):
             policy.act(observation | {"proprio": np.full(8, np.nan)})
         assert policy.act(observation).shape == (8,) and server.session.calls == 1
         for gone, words in (({"proprio": None}, ""), ({"images": hand}, ".*camera 'left', got hand")):

@@ -12,7 +12,7 @@ from s2robot.core.errors import UserError
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
-from s2robot.encoders.joined import Joined
+from s2robot.encoders.cache import Joined
 from s2robot.policies import ChunkPolicy, channel_moments, load_checkpoint, mixed_moments
 from s2robot.policies.normalise import Normaliser
 from s2robot.training.batches import Batches, mixed, shuffled
@@ -199,7 +199,7 @@ def test_a_training_on_a_mix_resumes_and_its_held_out_loss_is_by_share(mix, tmp_
     assert logged == pytest.approx(0.25 * losses[0] + 0.75 * losses[1], rel=1e-4)
     again = load_checkpoint(trained(store))[0].state_dict()
     assert all(torch.equal(again[k], v) for k, v in policy.state_dict().items())
-    with pytest.raises(UserError, match="state of another run.*dataset.fingerprint"):
+    with pytest.raises(UserError, match="dataset.fingerprint.*state of another run"):
         trained(Mix(store.members, [1, 1]))
 
 

@@ -148,17 +148,17 @@ def test_a_signal_between_steps_ends_a_training_at_once(data, tmp_path):
 @pytest.mark.parametrize(
     ("change", "spec", "contract", "key"),
     [
-        ({"lr": 1e-4}, {}, {}, "train.lr "),
-        ({"precision": "bf16-mixed"}, {}, {}, "train.precision "),
-        ({}, {}, {"dataset": {"fingerprint": "x"}}, "dataset.name random"),
-        ({}, {"chunk": 5}, {}, "policy.chunk 4"),
+        ({"lr": 1e-4}, {}, {}, "train.lr: "),
+        ({"precision": "bf16-mixed"}, {}, {}, "train.precision: "),
+        ({}, {}, {"dataset": {"fingerprint": "x"}}, "dataset"),
+        ({}, {"chunk": 5}, {}, "policy.chunk: expected 4"),
     ],
 )
 def test_the_state_of_another_run_is_rejected(data, tmp_path, change, spec, contract, key):
     with pytest.raises(Killed):
         fit(data, tmp_path, progress=killed_after(5))
     state, other = (tmp_path / "training_state.pt").read_bytes(), (make_spec(**spec), CONTRACT | contract)
-    with pytest.raises(UserError, match=rf"training_state.pt: .* another run.*\(made with {key}"):
+    with pytest.raises(UserError, match=rf"training_state.pt: {key}.* another run"):
         fit(data, tmp_path, *other, **change)
     assert (tmp_path / "training_state.pt").read_bytes() == state
     fit(data, tmp_path, *other, **change | {"resume": False, "validation": 0.0})
@@ -260,8 +260,8 @@ def test_a_training_begins_from_weights_and_normalisation(data, first, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "contract", "words"),
     [
-        ({"chunk": 5}, {}, "made with policy.chunk 4, this run has 5"),
-        ({"cameras": ["left", "hand"]}, {"cameras": ["left", "hand"]}, r"policy.cameras \['hand', 'left'\]"),
+        ({"chunk": 5}, {}, "policy.chunk: expected 4, got 5"),
+        ({"cameras": ["left", "hand"]}, {"cameras": ["left", "hand"]}, r"policy.cameras: expected \['hand'"),
         ({}, {"encoder": {"name": "other", "fingerprint": "f"}}, "encoder random e.* is other f"),
         ({}, {"robot": "panda"}, "robot 'xarm7', given is 'panda'"),
     ],
@@ -269,7 +269,7 @@ def test_a_training_begins_from_weights_and_normalisation(data, first, tmp_path)
 def test_another_policy_is_no_start(data, first, tmp_path, changes, contract, words):
     with pytest.raises(UserError, match=f"^train.from: {first}: .*{words}"):
         fit(data, tmp_path, make_spec(**changes), CONTRACT | contract, from_=first)
-    with pytest.raises(UserError, match="^train.from: nowhere: "):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
         fit(data, tmp_path, from_="nowhere")
 
 
