@@ -20,7 +20,7 @@ from robosuite.controllers import load_part_controller_config
 from robosuite.environments.base import REGISTERED_ENVS
 from robosuite.robots import ROBOT_CLASS_MAPPING, FixedBaseRobot
 
-from s2robot.envs.errors import EnvError, check_known
+from s2robot.envs.errors import EnvError, check_known, expect
 from s2robot.envs.experts.worlds import EXPERT_OF
 from s2robot.envs.mujoco_task import MujocoTask, geoms_of, touching
 from s2robot.envs.robosuite_config import GRASPED, ExpertSettings, RobosuiteSettings
@@ -160,15 +160,13 @@ class RobosuiteTask(MujocoTask):
             self.raw.reset_from_xml_string(self.raw.edit_model_xml(xml))
         except Exception as error:  # of many types: other names of joints, sites and meshes; malformed XML
             text = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            found = f"found a scene that robosuite {VERSION} cannot load ({text})"
-            raise EnvError(f"{found}, expected one of its own") from None
+            raise EnvError(f"scene: expected one that robosuite {VERSION} can load, got {text}") from None
         self.close()  # the renderer is of the scene before
         self._look_at_scene()
 
     def show(self, flat: np.ndarray) -> None:
         size = 1 + self.model.nq + self.model.nv
-        if np.shape(flat) != (size,):
-            raise EnvError(f"found a state of shape {np.shape(flat)}, expected ({size},) for this scene")
+        expect(np.shape(flat) == (size,), "state", f"({size},) for this scene", np.shape(flat))
         self.raw.sim.set_state_from_flattened(flat)
         self.raw.sim.forward()
 
@@ -241,8 +239,8 @@ def _made(s: RobosuiteSettings) -> Any:
     check_known("task.robot", s.robot.split("+"), sorted(arms))
     controllers = set(robosuite.ALL_PART_CONTROLLERS) - {"IK_POSE"}  # whose limits are those of joints
     check_known("task.controller", [s.controller], sorted(controllers))
-    for key in (key for key in s.kwargs if key in _RESERVED):
-        raise EnvError(f"task.kwargs.{key}: found {s.kwargs[key]}, expected {_RESERVED[key]}")
+    for key, ours in _RESERVED.items():
+        expect(key not in s.kwargs, f"task.kwargs.{key}", ours, s.kwargs.get(key))
     try:
         return robosuite.make(s.env, **{"seed": 0, **_arguments(s)})
     except Exception as error:  # of many types, from any depth

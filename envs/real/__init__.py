@@ -22,4 +22,5 @@ def import_extra(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:  # some raise more than ImportError without a library of the system
-        raise EnvError(f"found no {module} ({error}), expected it: pip install 's2robot[{extra}]'") from None
+        hint = f"pip install 's2robot[{extra}]'"
+        raise EnvError(f"{module}: expected it to be installed, got {error}; {hint}") from None

@@ -9,8 +9,8 @@ from dataclasses import asdict
 
 from omegaconf import DictConfig
 
-from s2robot.core.errors import UserError
-from s2robot.core.settings import plain, read, shown
+from s2robot.core.errors import one_of
+from s2robot.core.settings import plain, read
 from s2robot.envs.gl import require_simulator
 from s2robot.envs.real.emulator.emulator import EmulatorConfig, serve
 from s2robot.envs.real.emulator.side import HOST, Ports, free_ports
@@ -20,11 +20,9 @@ PORTS = {"default": Ports, "free": free_ports}
 
 def run_emulate(cfg: DictConfig) -> None:
     """Serve until Ctrl-C or SIGTERM. UserError, EnvError: a wrong setting, no simulator, or a port that is taken."""
-    if cfg.robot.name != "xarm7":
-        raise UserError(f"robot: expected xarm7, the arm of the emulated control box, got {cfg.robot.name}")
     node = plain(cfg.emulator)
-    if (which := node.pop("ports")) not in PORTS:
-        raise UserError(f"emulator.ports: expected 'default' or 'free', got {shown(which)}")
+    one_of("robot", cfg.robot.name, ["xarm7"], ", the arm of the emulated control box")
+    one_of("emulator.ports", which := node.pop("ports"), PORTS)
     config = read(EmulatorConfig, {**node, "env": {"robot": cfg.robot.name, **plain(cfg.env)}})
     require_simulator()
     ports = PORTS[which]()

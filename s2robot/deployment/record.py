@@ -17,8 +17,8 @@ import numpy as np
 from omegaconf import DictConfig
 from pydantic import Field
 
-from s2robot.config import DemosSettings, task_settings
-from s2robot.core.errors import UserError
+from s2robot.config import DemosSettings, path_of, task_settings
+from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import read_json, write_json
 from s2robot.core.settings import Settings, from_yaml, read, read_some
 from s2robot.demos.lineage import CORRECTIONS, began_with, left_to_try
@@ -111,13 +111,11 @@ class ArmRecording:
     # ---------------------------------------------------------------- setting up
 
     def _open_demos(self, cfg: DictConfig) -> EpisodeStore:
-        if cfg.checkpoint is None:
-            raise UserError("checkpoint: expected the folder of a trained policy, got null")
+        path_of(cfg, "checkpoint")
         settings = read(DemosSettings, cfg.demos)
         demos, self.first = EpisodeStore.open(settings.folder()), settings.first()
-        if (kind := demos.attrs["kind"]) != "images":
-            hint = "to append an arm's episodes to (s2robot record recording=teleop records them)"
-            raise UserError(f"{demos.path}: expected demos of images, {hint}, got {kind}")
+        hint = ", to append an arm's episodes to (s2robot record recording=teleop records them)"
+        one_of(f"{demos.path}: kind", demos.attrs["kind"], ["images"], hint)
         return demos
 
     def _connect_rig(self, stack: ExitStack, demos: EpisodeStore) -> Rig:

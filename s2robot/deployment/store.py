@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, one_of
 from s2robot.demos.lineage import began_with
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import JOINT_NAMES, Camera
@@ -47,8 +47,7 @@ def open_store(
             found |= {f"images_{name}": tuple(store.shape(f"images_{name}")[:2]) for name in names}
             expected |= {f"images_{name}": tuple(sizes[name]) for name in names}
         for key, value in expected.items():
-            if found[key] != value:
-                raise UserError(f"{path}: {key}: expected {value}, got {found[key]}")
+            one_of(f"{path}: {key}", found[key], [value])
     except BaseException:
         store.close()
         raise

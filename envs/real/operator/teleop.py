@@ -143,7 +143,7 @@ def _open_spacemouse() -> Any:
     try:
         return library.open(axis_convention=library.AxisConvention.ROS)
     except Exception as error:
-        raise EnvError(f"spacemouse: found no device ({error}), expected one on USB") from None
+        raise EnvError(f"spacemouse: expected a device on USB, got none ({error})") from None
 
 
 class Teleoperator:
