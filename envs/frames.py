@@ -1,8 +1,4 @@
-"""Sizes of the cameras' frames: one side for all, one (height, width) for all, or each camera's own.
-
-size_of(256, "hand")                                   # (256, 256)
-size_of({"hand": 256, "top": [480, 640]}, "top")       # (480, 640)
-"""
+"""Sizes of the cameras' frames: one side for all, one (height, width) for all, or each camera's own."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -86,10 +86,8 @@ def _one_line(env_id: str) -> Iterator[None]:
     try:
         yield
     except (Error, ImportError, TypeError, ValueError) as error:  # the last two: it begins with a dot
-        why = " ".join(str(error).split())
-        raise EnvError(
-            f"task.id: expected what is installed and can be made, got '{env_id}': {why}"
-        ) from None
+        why = f"'{env_id}': {' '.join(str(error).split())}"
+        raise EnvError(f"task.id: expected what is installed and can be made, got {why}") from None
 
 
 class GymTask(Task):
@@ -132,8 +130,6 @@ class GymTask(Task):
     def _space(self, key: str) -> gymnasium.Space:
         space: Any = self.inner.observation_space
         return space[key] if key else space
-
-    # ---------------------------------------------------------------- an episode
 
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
         self._seen, _ = self.inner.reset(seed=int(rng.integers(2**31)))

@@ -1,9 +1,5 @@
 """Any robosuite world with its controller, as a task.
 
-env = make(RobosuiteSettings(env="Stack", robot="Panda", controller="OSC_POSE"))
-observation, info = env.reset(seed=0)
-env.raw                                       # the robosuite environment inside
-
 Facts about robosuite 1.5.2 that shape this file: all that it draws at a reset comes from ``env.rng``, which its samplers share,
 so an episode's seed is set in place; a hard reset compiles the scene anew (0.3 s) and may draw other sizes of the objects, so
 resets are soft, and sizes are those of the first compilation (seed 0) in every process; actions are scaled to -1..1, here they
@@ -83,8 +79,6 @@ class RobosuiteTask(MujocoTask):
         }
         return {**self.raw._get_observations(force_update=True), **commands}
 
-    # ---------------------------------------------------------------- an episode
-
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
         drawn = np.random.default_rng(int(rng.integers(2**63)))
         self.raw.rng.bit_generator.state = drawn.bit_generator.state
@@ -131,8 +125,6 @@ class RobosuiteTask(MujocoTask):
         site = next(iter(self.raw.robots[0].eef_site_id.values()))
         return self._projected(self.data.site_xpos[site])
 
-    # ---------------------------------------------------------------- state
-
     def _memory(self) -> list[tuple[Any, str]]:
         """What decides the next step beside MuJoCo's state; a reset makes new controllers."""
         found: list[tuple[Any, str]] = []
@@ -147,8 +139,6 @@ class RobosuiteTask(MujocoTask):
 
     def _counters(self) -> list[tuple[Any, str]]:
         return [(self, "_steps"), (self, "_furthest"), (self.raw, "timestep"), (self.raw, "cur_time")]
-
-    # ---------------------------------------------------------------- robosuite's own recordings
 
     def arguments(self) -> dict[str, Any]:
         """What makes this world in `robosuite.make` and in robomimic, as JSON types."""
@@ -169,8 +159,6 @@ class RobosuiteTask(MujocoTask):
         expect(np.shape(flat) == (size,), "state", f"({size},) for this scene", np.shape(flat))
         self.raw.sim.set_state_from_flattened(flat)
         self.raw.sim.forward()
-
-    # ---------------------------------------------------------------- inside
 
     def _reset_raw(self) -> None:
         self.raw.reset()

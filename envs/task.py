@@ -146,10 +146,8 @@ class Task(gymnasium.Env):
 
     def expert(self, rng: np.random.Generator, settings: Any = None) -> Expert:
         """A scripted expert for the episode that has just begun; EnvError if the task has none."""
-        hint = "nothing to record from; use demos from elsewhere (demos.path=<dataset>)"
-        raise EnvError(
-            f"task {self.settings.task}: expected one with a scripted expert, else there is {hint}"
-        )
+        hint = "to record from; use demos from elsewhere (demos.path=<dataset>)"
+        raise EnvError(f"task {self.settings.task}: expected a scripted expert {hint}, got none")
 
     # Recordings of states need these, and frames are drawn later; without them, demos hold the frames.
 

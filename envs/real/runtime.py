@@ -1,11 +1,4 @@
-"""An arm, ready for episodes: control loop, safety filter, watchdog, supervisor and the operator's stop.
-
-runtime = ArmRuntime(driver, cameras, policy.act, points, LoopConfig(live=True), watchdog, safety, [recorder])
-with runtime.watched(make_driver, limit_s=0.3):        # another process stops the arm if this one cannot
-    runtime.ready(operator, Placing.draw(config, seed))
-    runtime.arm()
-    result = runtime.run(max_steps=80)
-"""
+"""An arm, ready for episodes: control loop, safety filter, watchdog, supervisor and the operator's stop."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress

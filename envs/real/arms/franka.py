@@ -1,10 +1,5 @@
 """A Franka arm (Panda, FR3) with its hand, through franky (`pip install 's2robot[franka]'`).
 
-    with FrankaDriver("172.16.0.2") as arm:
-        arm.connect(10.0)
-        arm.arm()
-        arm.command(arm.read().q, 1.0)
-
 libfranka's 1 kHz loop runs in franky's own thread: a joint impedance controller follows the newest target. The arm is
 soft, lags by a few hundredths of a radian under load, and holds the last target if Python hangs. Only one client may
 control it: there is no supervisor. If this process dies, the arm stops because its commands no longer come.

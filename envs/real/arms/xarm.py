@@ -147,9 +147,7 @@ class XArmDriver(ArmDriver):
     def grip(self, opening: float) -> None:
         """Move the gripper of an arm that is led, 0 closed to 1 open. Raises EnvError for anything else."""
         if not self._led or self._gripper is None or not 0 <= opening <= 1:
-            raise EnvError(
-                f"xarm {self.ip}: expected an opening of 0 to 1 of an arm that is led, got {opening}"
-            )
+            raise EnvError(f"xarm {self.ip}: expected 0 to 1 of an arm that is led, got {opening}")
         self._gripper.want(opening)
 
     def _enable(self, mode: int) -> None:

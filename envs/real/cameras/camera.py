@@ -1,9 +1,5 @@
 """One reader thread per camera, with the newest frame and its age always at hand; and what the frames come from.
 
-    camera = CameraReader("hand", lambda: OpenCVCamera("/dev/v4l/by-id/usb-...", 640, 480, 30))
-    camera.start(10.0)
-    frame = camera.latest()        # never waits
-
 A source is made and used in the reader's thread. Images are uint8 (H, W, 3), RGB and upright; times are those of
 `control.clock.now`, s.
 """

@@ -268,9 +268,8 @@ class Server:
                 try:
                     servers.append(await asyncio.start_server(self._accept(port, handler), HOST, port))
                 except OSError as error:
-                    raise EnvError(
-                        f"port {port}: expected a free one, got {error.strerror or error}"
-                    ) from None
+                    why = error.strerror or error
+                    raise EnvError(f"port {port}: expected a free one, got {why}") from None
             tasks = [asyncio.ensure_future(loop) for loop in (self._tick_forever(), self._report_forever())]
             stopped = asyncio.ensure_future(self._stop.wait())
             started()

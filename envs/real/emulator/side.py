@@ -1,7 +1,5 @@
 """The emulator's ports, and its side channel: faults, journal, scene and camera frames, as JSON lines on loopback.
 
-    {"op": "fault error", "code": 31}   ->   {"ok": true, "time": 1234.5}
-
 `SideChannel` is the client, for tests and for deployments that rehearse against the emulator.
 """
 
@@ -109,8 +107,8 @@ class SideChannel:
             with self._turn:
                 answer = self._ask(question)
         except (OSError, ValueError, KeyError) as error:
-            found = f"no answer to '{op}' ({error})"
-            answer = {"ok": False, "error": f"expected a running `s2robot emulate`, got {found}"}
+            why = f"expected a running `s2robot emulate`, got no answer to '{op}' ({error})"
+            answer = {"ok": False, "error": why}
         if not answer["ok"]:
             raise EnvError(f"bridge.emulator.port={self._port}: {answer['error']}")
         return answer
