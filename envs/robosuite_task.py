@@ -227,8 +227,8 @@ def _made(s: RobosuiteSettings) -> Any:
     check_known("task.robot", s.robot.split("+"), sorted(arms))
     controllers = set(robosuite.ALL_PART_CONTROLLERS) - {"IK_POSE"}  # whose limits are those of joints
     check_known("task.controller", [s.controller], sorted(controllers))
-    for key, ours in _RESERVED.items():
-        expect(key not in s.kwargs, f"task.kwargs.{key}", ours, s.kwargs.get(key))
+    for key, instead in _RESERVED.items():
+        expect(key not in s.kwargs, f"task.kwargs.{key}", instead, s.kwargs.get(key))
     try:
         return robosuite.make(s.env, **{"seed": 0, **_arguments(s)})
     except Exception as error:  # of many types, from any depth
