@@ -56,7 +56,7 @@ def register_user_task(name: str, target: str) -> type[TaskSettings]:
     fits = isinstance(world, type) and issubclass(world, Task)
     expect(name not in SETTINGS, "task.name", "a name that no task of this package has", f"'{name}'")
     expect(fits, "task.class", "a subclass of s2robot.envs.task.Task", target)
-    expect(not lacking, "task.class", f"{', '.join(lacking)}, which every task defines", f"{target} without it")
+    expect(not lacking, "task.class", f"{', '.join(lacking)}, as every task has", f"{target} without")
     _USER_TASKS[name] = world.Settings
     return world.Settings
 
