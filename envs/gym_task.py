@@ -9,7 +9,8 @@ entries of its observation, (H, W, 3) uint8. Its own limit of steps (``max_episo
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -22,7 +23,7 @@ from PIL import Image, ImageOps
 from pydantic import Field, field_validator, model_validator
 
 from s2robot.core.settings import from_yaml, invalid
-from s2robot.envs.errors import EnvError, check_known
+from s2robot.envs.errors import EnvError, check_known, expect
 from s2robot.envs.task import CommonSettings, Task
 
 _RENDER = "render"  # the camera that is the environment's own image
@@ -67,7 +68,7 @@ def spec_of(env_id: str) -> EnvSpec:
     """Return what gymnasium has registered for an id, gymnasium-robotics included; EnvError if it is not installed."""
     package, _, name = env_id.rpartition(":")
     namespace = name.partition("/")[0] if "/" in name else ""
-    try:
+    with _one_line(env_id):
         if package:
             import_module(package)  # registers its own
         if env_id.startswith(("Fetch", "Hand", "Adroit", "PointMaze", "AntMaze", "FrankaKitchen")):
@@ -77,8 +78,16 @@ def spec_of(env_id: str) -> EnvSpec:
         except NamespaceNotFound:
             import_module(namespace)  # most packages have the name of their namespace
             return gymnasium.spec(name)
+
+
+@contextmanager
+def _one_line(env_id: str) -> Iterator[None]:
+    """Raise EnvError for what gymnasium says of an id, or of the arguments of its environment."""
+    try:
+        yield
     except (Error, ImportError, TypeError, ValueError) as error:  # the last two: it begins with a dot
-        raise EnvError(f"task.id: '{env_id}' is not installed: {' '.join(str(error).split())}") from None
+        why = f"'{env_id}': {' '.join(str(error).split())}"
+        raise EnvError(f"task.id: expected what is installed and can be made, got {why}") from None
 
 
 class GymTask(Task):
@@ -91,8 +100,8 @@ class GymTask(Task):
         self.settings, self.draw = settings, draw
         self.inner = _made(settings)
         space: Any = self.inner.action_space
-        if not isinstance(space, Box) or len(space.shape) != 1:
-            raise EnvError(f"task.id: expected continuous actions, a Box of one axis, got {space}")
+        right = isinstance(space, Box) and len(space.shape) == 1
+        expect(right, "task.id", "continuous actions, a Box of one axis", space)
         self._seen: dict[str, Any] = {}
         self._felt = self._entries()
         self.action_parts = [_part(space)]
@@ -114,15 +123,13 @@ class GymTask(Task):
         felt = list(s.proprio or [key for key in known if key not in pictures])
         if not known and len(space.shape or ()) != 3:
             felt = [""]
-        if not felt or not all(isinstance(flatten_space(self._space(key)), Box) for key in felt):
-            raise EnvError(f"task.proprio: expected numbers of a fixed count beside pictures, got {space}")
+        fixed = felt and all(isinstance(flatten_space(self._space(key)), Box) for key in felt)
+        expect(fixed, "task.proprio", "numbers of a fixed count beside pictures", space)
         return felt
 
     def _space(self, key: str) -> gymnasium.Space:
         space: Any = self.inner.observation_space
         return space[key] if key else space
-
-    # ---------------------------------------------------------------- an episode
 
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
         self._seen, _ = self.inner.reset(seed=int(rng.integers(2**31)))
@@ -173,17 +180,15 @@ class GymTask(Task):
 def _check_picture(name: str, found: Any) -> None:
     """Reject an image, or the space of one, that is no uint8 (H, W, 3): cast to it, floats would be black."""
     shape = tuple(found.shape or ())
-    if found.dtype != np.uint8 or shape[2:] != (3,):
-        raise EnvError(f"task.cameras: '{name}' is {found.dtype} {shape}, expected uint8 (H, W, 3)")
+    right = found.dtype == np.uint8 and shape[2:] == (3,)
+    expect(right, f"task.cameras: '{name}'", "uint8 (H, W, 3)", f"{found.dtype} {shape}")
 
 
 def _made(s: GymSettings) -> Any:
     spec_of(s.id)
     render: dict[str, Any] = {"render_mode": "rgb_array"} if _RENDER in s.cameras else {}
-    try:
+    with _one_line(s.id):
         return gymnasium.make(s.id, max_episode_steps=-1, **render, **s.kwargs)
-    except (Error, ImportError, TypeError, ValueError) as error:
-        raise EnvError(f"task.id: '{s.id}' cannot be made here: {' '.join(str(error).split())}") from None
 
 
 def _part(space: Box) -> dict[str, Any]:

@@ -64,7 +64,7 @@ VERBS = {
     "train": Verb("s2robot.verbs:train"),
     "evaluate": Verb("s2robot.verbs:evaluate", {"--live": "live=true"}),
     "serve": Verb("s2robot.serving.server:run_serve", resumes=False),
-    "emulate": Verb("s2robot.deployment.emulate:run_emulate", resumes=False),
+    "emulate": Verb("s2robot.envs.real.emulator.emulator:run_emulate", resumes=False),
     "deploy": Verb("s2robot.deployment.deploy:deploy", _LIVE, resumes=False),
     "compare": Verb("s2robot.comparison.compare:compare", simulates=True),
     "probe": Verb("s2robot.probing:run_probe"),

@@ -58,7 +58,7 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
 def one_of(key: str, value: Any, known: Collection[Any], hint: str = "") -> None:
     """Raise UserError, with the nearest choice, unless the value is a known one; long lists are not printed."""
     if value not in known:
-        choices = f"one of {', '.join(map(str, known))}{hint}" if len(known) < 30 else "a known name"
-        raise UserError(
-            f"{key}: expected {choices}, got {value!r}{did_you_mean(str(value), map(str, known))}"
-        )
+        names, several = [str(name) for name in known], len(known) != 1
+        choices = f"{'one of ' * several}{', '.join(names)}{hint}" if len(names) < 30 else "a known name"
+        near = did_you_mean(str(value), names) if several else ""
+        raise UserError(f"{key}: expected {choices}, got {value!r}{near}")

@@ -32,6 +32,7 @@ from s2robot.envs.real.arms.driver import ArmLimits, ArmState
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.cameras.camera import fitted
 from s2robot.envs.real.control.safety import SafetyFilter
+from s2robot.envs.real.control.sensors import observation_of
 from s2robot.reporting.style import save_figure
 
 FOVY_TOLERANCE = 0.05  # relative; 5 % of 45 degrees move a point at the frame's border by 2.5 % of its height
@@ -65,10 +66,9 @@ def check_all(
     rate = min(policy.rate_hz, limits.rate_hz / 2)
     findings = check_contract(policy.contract, rate, arm.cameras, size, policy.encoder) + arm.failed
     findings += check_pace(arm.bridge, limits, rate) + _check_arm(limits, state)
-    latest = {name: reader.latest() for name, reader in arm.readers.items()}
-    images = {name: fitted(f.image, size_of(size, name)) for name, f in latest.items() if f is not None}
-    observation = {"images": images, "proprio": np.append(state.q, state.gripper).astype(np.float32)}
-    findings += check_observation(observation, limits) + check_views(demos, policy, images, picture, live)
+    observation = observation_of(state, arm.readers, size)
+    findings += check_observation(observation, limits)
+    findings += check_views(demos, policy, observation["images"], picture, live)
     if not any(f.stops for f in findings):  # a policy does not plan from what it cannot see
         findings.append(_check_latency(policy, observation, rate * arm.bridge.speed))
     return findings
@@ -206,9 +206,6 @@ def check_latency(seconds: Sequence[float], rate_hz: float) -> Finding:
     p50, p99 = np.percentile(np.asarray(seconds, np.float64) * 1000, (50, 99))
     text = f"a plan takes {p50:.1f} ms (p99 {p99:.1f} ms) of the period of {period:.0f} ms"
     return Finding(STOP if not p99 < period else WARNING if p99 > period / 2 else OK, "latency", text)
-
-
-# ---------------------------------------------------------------- views
 
 
 def check_views(

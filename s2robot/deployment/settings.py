@@ -5,17 +5,18 @@ configs/bridge/default.yaml, configs/host and configs/robot document each value 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from omegaconf import DictConfig
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from s2robot.config import plain
 from s2robot.core.errors import UserError
-from s2robot.core.settings import Settings, from_yaml, read
+from s2robot.core.settings import Settings, from_yaml, invalid, read
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.driver import ArmLimits
+from s2robot.envs.real.arms.sdk import EMULATED_IP
 from s2robot.envs.real.arms.xarm import ArmSettings
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
@@ -86,6 +87,14 @@ class Bench(Settings, at="robot", file="robot/xarm7"):
     bridge: Bridge
     run_dir: Path
 
+    @model_validator(mode="after")
+    def _has_an_address(self) -> Self:
+        emulated = self.bridge.emulated
+        if self.ip not in (None, EMULATED_IP) if emulated else self.ip is None:
+            real = "the control box's address, such as 192.168.1.200"
+            raise invalid("ip", f"{EMULATED_IP} with bridge.emulator.port" if emulated else real, self.ip)
+        return self
+
     @property
     def home(self) -> np.ndarray:
         """Joints at which an episode starts, rad.  # (7,)"""
@@ -105,6 +114,13 @@ class PolicySettings(Settings, at="policy", file="host/default"):
     device: str = from_yaml()
     threads: int | None = from_yaml(ge=1)
 
+    @model_validator(mode="after")
+    def _one_policy(self) -> Self:
+        if (self.checkpoint is None) == (self.url is None):
+            found = "neither" if self.url is None else "both"
+            raise UserError(f"checkpoint: expected either it or policy.url, got {found}")
+        return self
+
     @property
     def name(self) -> str:
         return self.checkpoint or str(self.url)
@@ -112,18 +128,10 @@ class PolicySettings(Settings, at="policy", file="host/default"):
 
 def read_bench(cfg: DictConfig) -> Bench:
     """Return robot, bridge and run folder of a config; UserError or EnvError for a wrong value."""
-    own = {"bridge": read(Bridge, cfg.bridge), "run_dir": Path(cfg.run_dir)}
-    bench = read(Bench, {**plain(cfg.robot), **own})
-    if bench.ip is None and not bench.bridge.emulated:
-        raise UserError("robot.ip: expected the control box's address, such as 192.168.1.200, got null")
-    return bench
+    return read(Bench, {**plain(cfg.robot), "bridge": read(Bridge, cfg.bridge), "run_dir": Path(cfg.run_dir)})
 
 
 def read_policy(cfg: DictConfig) -> PolicySettings:
     """Return `checkpoint`, `encoder.checkpoint` and `policy` of a config; UserError for a wrong value."""
     own = {"checkpoint": cfg.checkpoint, "weights": cfg.encoder.checkpoint}
-    source = read(PolicySettings, {**plain(cfg.policy), **own})
-    if (source.checkpoint is None) == (source.url is None):
-        found = "neither" if source.checkpoint is None else "both"
-        raise UserError(f"checkpoint: expected either it or policy.url, got {found}")
-    return source
+    return read(PolicySettings, {**plain(cfg.policy), **own})

@@ -158,7 +158,7 @@ def test_deltas_are_clipped_and_add_up_joints_follow_and_the_gripper_closes(blin
 def test_bad_actions_are_refused_and_change_nothing(blind, bad):
     blind.reset(seed=0)
     before = blind.get_state()
-    with pytest.raises(EnvError, match=r"^action: found [^\n]*, expected finite numbers of shape \(8,\)$"):
+    with pytest.raises(EnvError, match=r"^action: expected finite numbers of shape \(8,\), got [^\n]*$"):
         blind.step(bad)
     assert np.array_equal(before, blind.get_state())
 
@@ -210,7 +210,7 @@ def test_a_state_of_another_scene_is_refused():
     # never reset: states have their size already
     xarm7, panda = CubePick(robot="xarm7"), CubePick(robot="panda")
     before = panda.get_state()
-    with pytest.raises(EnvError, match=r"state: found shape \(273,\), expected \(250,\) for this scene"):
+    with pytest.raises(EnvError, match=r"state: expected \(250,\) for this scene, got \(273,\)"):
         panda.set_state(xarm7.get_state())
     assert np.array_equal(before, panda.get_state())
 
@@ -221,7 +221,7 @@ ABOVE, BELOW = (0.1, 0, 0.8), (0, 0, 0)
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"robot": "ur5"}, "robot: found 'ur5', expected one of xarm7, panda"),
+        ({"robot": "ur5"}, "robot: expected one of xarm7, panda, got 'ur5'"),
         ({"cameras": ("hand", "top")}, "env.cameras: expected some of hand, left, right, got 'top'"),
         ({"cameras": ("hand", "hand")}, "env.cameras: expected one or more different names"),
         ({"cube_sise": 0.05}, "env.cube_sise: unknown key, expected cube_size"),

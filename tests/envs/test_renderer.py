@@ -174,9 +174,9 @@ def test_a_world_that_is_dropped_leaves_the_others_pictures_alone(env, moments):
         ({"OSMesa"}, "", "osmesa"),
         ({"EGL", "OSMesa"}, "osmesa", "osmesa"),
         (set(), "glfw", "glfw"),
-        (set(), "", "MUJOCO_GL=egl needs EGL, .*apt-get install libegl1 libgl1-mesa-dri"),
-        (set(), "osmesa", "MUJOCO_GL=osmesa needs OSMesa, .*apt-get install libosmesa6"),
-        (set(), "foo", "^MUJOCO_GL: found 'foo', expected one of egl, osmesa, glx, glfw, enable, disable$"),
+        (set(), "", "MUJOCO_GL=egl: expected EGL, .*apt-get install libegl1 libgl1-mesa-dri"),
+        (set(), "osmesa", "MUJOCO_GL=osmesa: expected OSMesa, .*apt-get install libosmesa6"),
+        (set(), "foo", "^MUJOCO_GL: expected one of egl, osmesa, glx, glfw, enable, disable, got 'foo'$"),
     ],
 )
 def test_egl_comes_before_osmesa_and_a_missing_library_says_what_to_install(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from s2robot.core.settings import Settings, from_yaml, invalid
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import EnvError, expect
 
 T = TypeVar("T")
 Array = NDArray[np.float64]
@@ -178,7 +178,7 @@ class ArmDriver(ABC):
             raise
         if self._last_stop is not before:
             self.stop("stopped while it was armed")
-            raise EnvError("arm: found a stop while it was armed, expected none")
+            raise EnvError("arm: expected no stop while it was armed, got one")
 
 
 def finite_joints(value: Any) -> Array | None:
@@ -195,10 +195,8 @@ def finite_joints(value: Any) -> Array | None:
 
 def measured(arm: str, q: Array, silent_s: float = 0.0, most_s: float = 0.0) -> Array:
     """Return the measured joints. Raises EnvError unless they are finite and the gripper was silent for `most_s` at most."""
-    if not np.isfinite(q).all():
-        raise EnvError(f"{arm}: expected finite joints, got {q.tolist()}")
-    if silent_s > most_s:
-        raise EnvError(f"{arm}: found no answer from the gripper for {most_s:g} s")
+    expect(np.isfinite(q).all(), arm, "finite joints", q.tolist())
+    expect(silent_s <= most_s, arm, f"an answer from the gripper within {most_s:g} s", "none")
     return q
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import expect
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, Array
 from s2robot.envs.robots import robot_spec
 
@@ -142,8 +142,7 @@ class ArmPoints:
     """Forward kinematics of an arm's points. Raises EnvError: an arm without points."""
 
     def __init__(self, robot: str = "xarm7"):
-        if robot != "xarm7":
-            raise EnvError(f"safety: found robot '{robot}' without points to watch, expected xarm7")
+        expect(robot == "xarm7", "safety", "xarm7, whose points to watch are known", f"'{robot}'")
         self.points = _xarm7_points()
         self.names = tuple(p.name for p in self.points)
         self.radius = np.array([p.radius for p in self.points])  # (P,)

@@ -109,5 +109,5 @@ def test_the_example_refuses_what_is_no_target_stops_and_never_clears(arm, box):
     with pytest.raises(EnvError, match="connect first"):
         arm.read()
     assert not arm.stop("never raises")
-    with pytest.raises(EnvError, match="found no arm"):
+    with pytest.raises(EnvError, match="expected an arm, got none"):
         example()("127.0.0.1", 1, XARM7_LIMITS).connect(1.0)

@@ -170,7 +170,7 @@ def test_without_a_supervisor_that_watches_nothing_moves(arm):
 def test_a_live_arm_without_a_supervisor_is_not_armed_and_does_not_move(arm):
     runtime = made(arm, supervisor=None)
     for move in (runtime.arm, lambda: runtime.go_to(HOME + 0.1), lambda: runtime.run(1)):
-        with pytest.raises(EnvError, match="^supervisor: found none"):
+        with pytest.raises(EnvError, match="^supervisor: expected one"):
             move()
     assert arm.sent == []
     made(arm, loop=LoopConfig(image_size=16), supervisor=None).run(1)  # a dry run needs none
@@ -246,7 +246,7 @@ def test_the_operator_is_asked_before_the_arm_moves_and_while_it_is_stopped(arm)
     assert operator.asked[2:] == [("place", placing)]
     assert episode(runtime, 3).steps == 3 and arm.stopped
     operator.willing = False
-    with pytest.raises(EnvError, match="the operator said no"):
+    with pytest.raises(EnvError, match="operator: expected a yes"):
         runtime.ready(operator, Placing.draw(WORLD, 4))
     assert operator.asked[3:] == [("free", ())]
     arm.lawful()
@@ -256,7 +256,7 @@ def test_a_fault_stays_until_the_operator_says_that_it_is_cleared(arm):
     runtime, operator = made(arm, act=lambda o: np.full(8, np.nan) if arm.sent else SLOWLY), Nodding()
     assert episode(runtime, 5).cause == "fault"
     operator.willing = False
-    with pytest.raises(EnvError, match="the operator said no"):
+    with pytest.raises(EnvError, match="operator: expected a yes"):
         runtime.ready(operator, Placing.draw(WORLD, 3))
     assert operator.asked == [("free", runtime.fault)] and runtime.fault[0].startswith("policy: found action")
     operator.willing = True

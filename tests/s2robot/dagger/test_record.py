@@ -224,7 +224,7 @@ def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
         with pytest.raises(error, match=text):
             record_corrections(how, source, where, out)
     assert not out.exists()
-    with pytest.raises(UserError, match="c.zarr: found other episodes, expected a dataset that begins with"):
+    with pytest.raises(UserError, match="c.zarr: expected a dataset that begins with"):
         record_corrections(settings, demos, world, tmp_path / "c.zarr")
     with pytest.raises(UserError, match="^recording.imitate_visited: expected "):
         settings.replace(imitate_visited="some")

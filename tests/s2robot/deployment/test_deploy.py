@@ -93,7 +93,7 @@ def test_the_preflight_refuses_with_a_line_for_each_finding(
         (["bridge.emulator.port=null", "live=true"], "confirm: expected true on a real arm"),
         (["bridge.emulator.port=null", "live=true", "confirm=true"], "standard input: expected a terminal"),
         (["bridge.emulator.port=null"], "robot.ip: expected"),
-        (["bridge.emulator.port=1"], "bridge.emulator.port: emulator: found no answer to 'ports' at 127.0.0.1:1"),
+        (["bridge.emulator.port=1"], "bridge.emulator.port=1: expected a running `s2robot emulate`, got no answer to 'ports'"),
         (["robot.ip=192.168.1.7"], "robot.ip: expected 127.0.0.1"),
         (["record=demos.zarr"], "record: expected null"),
         (["check=true", "live=true"], "check: expected false"),

@@ -228,7 +228,7 @@ def test_keys_judge_and_stop_while_the_arm_moves_and_questions_are_for_when_it_s
     assert operator.free(()) and "FAULT: move: found arm error 31" in person.asked[-2]
     person.press(" ")
     assert stop.asked()
-    assert not operator.place(PLACING) and operator.refused and not stop.moving
+    assert not operator.place(PLACING) and not stop.moving
 
 
 def test_a_person_evaluates(config, emulator, tmp_path, monkeypatch, capsys):

@@ -194,7 +194,7 @@ def test_a_recording_that_hangs_while_a_hand_leads_the_arm_is_stopped(emulator, 
         (["recording=teach"], "robot.ip: expected"),
         (["recording=teleop", "speed=0"], "speed: expected > 0, got 0"),
         (["recording=dagger", "robot.ip=1.2.3.4", "checkpoint=x", "arm.device=mouse"], "arm.device: expected"),
-        (["recording=dagger", "robot.ip=1.2.3.4", "checkpoint=x"], "expected demos of images"),
+        (["recording=dagger", "robot.ip=1.2.3.4", "checkpoint=x"], "kind: expected images, "),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_line(words, message, tmp_path, capsys):

@@ -201,7 +201,7 @@ def test_what_fails_half_way_is_stopped(driver, emulator, way):
     late = time.monotonic() + 0.3  # reports come five times a second
     wait_for(lambda: driver._sdk._arm._last_report_time > late and driver._sdk.mode == 0)
     emulator.side.fault("silent_reports")
-    with pytest.raises(EnvError, match="found mode 0 after arming"):
+    with pytest.raises(EnvError, match="after arming, got mode 0"):
         getattr(driver, way)()
     box = emulator.side("status")
     assert box["mode"] != 0 and box["state"] >= 4 and not box["ready"]
@@ -220,7 +220,7 @@ def test_a_stop_while_it_is_armed_is_not_lost(driver, emulator, monkeypatch, way
         return answer
 
     monkeypatch.setattr(driver._sdk, "get_state", stopped_meanwhile)
-    with pytest.raises(EnvError, match="found a stop while it was armed"):
+    with pytest.raises(EnvError, match="expected no stop while it was armed"):
         getattr(driver, way)()
     assert emulator.side("status")["state"] >= 4
     assert driver.stopped and driver.command(HOME, None).code == REFUSED
@@ -245,7 +245,7 @@ def test_a_hung_box_costs_the_timeout_and_no_more(arm, emulator):
     emulator.side.fault("hang")
     begin = time.monotonic()
     assert arm.command(HOME, None).code == 3
-    with pytest.raises(EnvError, match="found code 3"):
+    with pytest.raises(EnvError, match="got 3"):
         arm.read()
     assert not arm.stop("hung")
     assert time.monotonic() - begin < 10.0
@@ -263,5 +263,5 @@ def test_a_box_that_accepts_and_never_answers_is_given_up_in_time():
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "192.168..1.200", "x" * 70])
 def test_no_box_or_no_address_is_one_line(ip):
-    with pytest.raises(EnvError, match=f"^xarm {ip}:[0-9]+: found no control box "):
+    with pytest.raises(EnvError, match=f"^xarm {ip}:[0-9]+: expected an answer, got no control box "):
         XArmDriver(ip, ports=free_ports()).connect(2.0)

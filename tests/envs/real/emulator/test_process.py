@@ -74,7 +74,7 @@ def test_a_side_channel_goes_on_after_an_answer_that_came_late(emulator):
 
 def test_another_port_of_the_emulator_is_one_clear_line(emulator):
     for port in (emulator.ports.control, emulator.ports.report):
-        with pytest.raises(EnvError, match="^[^\n]*found no .*expected[^\n]*$"):
+        with pytest.raises(EnvError, match="^[^\n]*expected a running .*, got no [^\n]*$"):
             StandIn(port)
 
 

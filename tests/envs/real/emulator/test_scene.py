@@ -100,6 +100,6 @@ def test_scene_over_the_side_channel(emulator):
     assert emulator.side("scene")["cube_pose"][:2] == pytest.approx(answer["cube_pose"][:2], abs=1e-3)
     assert len(answer["start_joints"]) == 7 and answer["stage"] == "approach"
     for wrong in ({"seed": -1}, {"cube_xy": [1]}, {"cube_yaw": "x"}, {"colour": 1}, {"cube_xy": [0, 99]}):
-        with pytest.raises(EnvError, match="emulator: "):
+        with pytest.raises(EnvError, match="bridge.emulator.port="):
             emulator.side("reset_scene", **wrong)
     assert emulator.side("scene")["env"]["env_config"]["image_size"] == 64
