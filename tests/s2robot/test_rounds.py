@@ -3,11 +3,9 @@
 import json
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from s2robot import rounds, verbs
 from s2robot.core.errors import UserError
-from s2robot.core.files import configs_dir
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.record import record_episode
 from s2robot.demos.store import EpisodeStore
@@ -16,15 +14,15 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import PickerConfig
 from s2robot.evaluation.records import read_summary
 from s2robot.policies import load_checkpoint
+from tests.configs import composed
 from tests.inline import do_inline
+from tests.s2robot.pictures import TRAINING
 
 SMALL = [
-    "policy.network.hidden=[16]", "policy.network.image_dim=8", "policy.network.state_dim=8", "policy.chunk=2",
-    "policy.execute=2", "policy.pooling.keypoints=4", "policy.pooling.values=2", "train.steps=1", "train.batch_size=8",
-    "train.threads=1", "features.workers=1", "evaluate.episodes=1", "evaluate.workers=1", "evaluate.videos=0",
-    "evaluate.threads=1", "env.cameras=[hand]",
+    *TRAINING, "train.steps=1", "policy.chunk=2", "policy.execute=2", "evaluate.episodes=1", "evaluate.workers=1",
+    "evaluate.videos=0", "evaluate.threads=1", "env.cameras=[hand]", "recording.episodes=1", "recording.workers=1",
+    "recording.takeover.patience=2", "recording.device=cpu",
 ]  # fmt: skip
-ONE = ["recording.episodes=1", "recording.workers=1", "recording.takeover.patience=2", "recording.device=cpu"]
 
 
 @pytest.fixture
@@ -45,10 +43,8 @@ def config(tmp_path, demos, tiny_encoder, monkeypatch):
     def make(verb, *overrides):
         own = [f"run_dir='{tmp_path / 'out'}'", f"demos.path='{demos.path}'", *overrides]
         if verb == "dagger":
-            cache = f"features.cache='{tmp_path / 'cache'}'"
-            own = [f"encoder.checkpoint='{tiny_encoder}'", cache, *SMALL, *ONE, *own]
-        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            return compose(verb, own)
+            own = [f"encoder.checkpoint='{tiny_encoder}'", *SMALL, *own]
+        return composed(verb, *own)
 
     return make
 

@@ -141,13 +141,11 @@ def job(folder: Path) -> None:
 
 def left(folder: Path) -> dict:
     run = folder / "run"
-    files = [
-        run / f"{file}.safetensors"
-        for file in ("checkpoint/policy", "checkpoint/encoder", "checkpoint_best/encoder")
-    ]
+    files = ("checkpoint/policy", "checkpoint/encoder", "checkpoint_best/encoder")
+    tensors = [load_file(run / f"{file}.safetensors") for file in files]
     rows = json.loads((run / "metrics.json").read_text())
     return {
-        "tensors": [{k: v.tolist() for k, v in load_file(file).items()} for file in files],
+        "tensors": [{k: v.tolist() for k, v in found.items()} for found in tensors],
         "record": json.loads((run / "checkpoint/policy.json").read_text()),
         "rows": [{k: v for k, v in row.items() if k not in TIMES} for row in rows],
     }
@@ -183,10 +181,3 @@ def test_a_run_from_another_policy_and_a_lost_file(demos, tiny_encoder, tmp_path
     file.write_bytes(content[:-1])
     with pytest.raises(PolicyError, match=r"encoder.safetensors: sha256 is .* the file is truncated"):
         load_policy(tuned)
-
-
-def test_what_makes_no_sense_is_refused(demos, tiny_encoder):
-    with pytest.raises(UserError, match="^train.tune.lora: "):
-        TuneSettings(blocks=0, lora=4)
-    with pytest.raises(UserError, match=r"^train.tune.blocks: expected 0"):
-        task_of(demos, tiny_encoder, policy={"zero_features": True})

@@ -33,14 +33,14 @@ def save(folder: Path, facts: dict) -> None:
 
 
 def _axis(axis: tuple, rng: np.random.Generator, shape: tuple[int, int]) -> dict:
-    name, label, unit, default, values, shifts = axis
+    about = dict(zip(("name", "label", "unit", "default", "values"), axis[:5], strict=True))
     arms: dict[str, list] = {arm: [] for arm in ARMS}
     for arm, row in ARMS.items():
-        for value, shift in zip(values, shifts, strict=True):
-            outcomes = rng.random(shape) < np.clip(row[3] + shift, 0.02, 0.98)
-            counts = {"episodes": outcomes.size, "successes": int(outcomes.sum())}
-            arms[arm].append({"value": value, **arm_interval(outcomes), **counts})
-    return {"name": name, "label": label, "unit": unit, "default": default, "values": values, "arms": arms}
+        for value, shift in zip(*axis[4:], strict=True):
+            x = rng.random(shape) < np.clip(row[3] + shift, 0.02, 0.98)
+            counts = {"episodes": x.size, "successes": int(x.sum())}
+            arms[arm].append({"value": value, **arm_interval(x), **counts})
+    return about | {"arms": arms}
 
 
 def make_comparison(folder: Path, positions: int = 128, seeds: int = 3, videos: int = 0) -> dict:
