@@ -43,7 +43,7 @@ def classes(tmp_path, monkeypatch):
         lora: int = from_yaml(ge=0)
 
         @model_validator(mode="after")
-        def _lora_needs_blocks(self) -> "Tune":
+        def _lora_needs_blocks(self):
             if self.lora and not self.blocks:
                 raise invalid("lora", "0 with blocks=0", self.lora)
             return self
@@ -59,20 +59,15 @@ def classes(tmp_path, monkeypatch):
         place: str = "here"
         tune: Tune = from_yaml()
 
-    Tune.model_rebuild(_types_namespace={"Tune": Tune})
     yield Train, Tune
     settings.yaml_defaults.cache_clear()
 
 
-def test_defaults_are_those_of_the_file(classes):
+def test_defaults_are_those_of_the_file_and_a_config_gives_what_python_gives(classes):
     Train, Tune = classes
     made = Train()
     assert (made.steps, made.rate, made.from_, made.sizes, made.tune) == (2000, 0.1, None, (1, 2), Tune())
     assert made.place == "here"  # an interpolation belongs to the composed config
-
-
-def test_python_and_a_config_give_equal_settings(classes):
-    Train, Tune = classes
     given = {"steps": 3, "from": "a", "tune": {"blocks": 2}, "place": "${other}"}
     node = OmegaConf.create({"train": given, "other": "x"})
     assert read(Train, node.train) == Train(steps=3, from_="a", tune={"blocks": 2}, place="x")
@@ -82,8 +77,7 @@ def test_python_and_a_config_give_equal_settings(classes):
 
 
 def test_values_are_frozen_and_a_copy_is_validated(classes):
-    Train, _ = classes
-    made = Train(steps=5)
+    made = classes[0](steps=5)
     with pytest.raises(ValueError):
         made.steps = 6
     assert made.replace(rate=0.5).steps == 5
