@@ -1,7 +1,6 @@
-"""A copy is to its words, folder, environment, streams, signals and end what a process is that was started."""
+"""A copy is to its words, folder, environment, streams and end what a process is that was started."""
 
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -41,17 +40,3 @@ def test_words_folder_environment_and_streams(tmp_path):
 def test_the_end_of_a_process(end):
     done = forks.run([sys.executable, "-c", f"import os, signal, sys\n{end}"], capture_output=True, text=True)
     assert done.returncode == ENDS[end] and (end[:5] != "raise" or "ValueError: a fault" in done.stderr)
-
-
-def test_ctrl_c_on_a_terminal():
-    ours, theirs = pty.openpty()
-    # one that waits in a read would not see a signal that comes just before it
-    words = [sys.executable, "-c", "import time; print('up', flush=True)\nwhile True: time.sleep(0.05)"]
-    with forks.Popen(words, stdin=theirs, stdout=-1, stderr=-1, start_new_session=True) as process:
-        assert process.stdout.readline() == b"up\n" and process.poll() is None
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.01)
-        os.write(ours, b"\x03")
-        assert process.wait(60) == process.poll() == -signal.SIGINT
-    os.close(ours)
-    os.close(theirs)

@@ -141,24 +141,20 @@ def test_a_run_of_two_processes_records_and_goes_on(command, tiny_encoder, tmp_p
 # ---------------------------------------------------------------- bad input
 
 
-def test_what_cannot_be_run_is_one_line(here, recorded, tiny_encoder, tmp_path):
-    encoder, demos = f"encoder.checkpoint={tiny_encoder}", f"demos.path={recorded}"
+def test_demos_that_cannot_be_used_are_one_line(here, recorded, tiny_encoder, tmp_path):
     cut = Path(shutil.copytree(recorded, tmp_path / "cut.zarr"))
     chunk = max((cut / "data/state").glob("c.*"), key=lambda file: file.stat().st_size)
     os.truncate(chunk, chunk.stat().st_size // 2)
     source = EpisodeStore.open(recorded)
     with EpisodeStore.create(tmp_path / "panda.zarr", source.attrs | {"robot": "panda"}) as store:
         store.append(source.episode(0), {"seed": 0, "success": True})
-    none = tmp_path / "none"
-    for words, text in (
-        (["train", encoder, f"demos.path={cut}"], "cut.zarr/data/state/c."),
-        (["run", encoder, f"demos.path={store.path}"], "panda.zarr: robot: expected 'xarm7', got 'panda'"),
-        (["encode", demos, "encoder.name=mvp-tine"], "encoder.name: expected one of mvp-tiny, "),
-        (["evaluate", f"checkpoint={none}"], f"checkpoint {none}: no such folder"),
-        (["record", "episodes=1", "workers=1", f"out={recorded}"], "nothing was overwritten"),
-        (["encode", demos, encoder, "env.cameras=[hand,top]"], "cameras: expected 'top' among them"),
+    encoder = f"encoder.checkpoint={tiny_encoder}"
+    for verb, words, text in (
+        ("train", [encoder, f"demos.path={cut}"], "cut.zarr/data/state/c."),
+        ("run", [encoder, f"demos.path={store.path}"], "panda.zarr: robot: expected 'xarm7', got 'panda'"),
+        ("record", ["episodes=1", "workers=1", f"out={recorded}"], "nothing was overwritten"),
     ):
-        assert text in refused(here(*words), words[0])
+        assert text in refused(here(verb, *words), verb)
     assert EpisodeStore.open(recorded).fingerprint == source.fingerprint
 
 

@@ -25,13 +25,13 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def demos(tmp_path):
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
     """One demo, seen by one camera."""
     world = CubePickConfig(cameras=("hand",))
     own = {"seed": 500, "kind": "states", "picker": vars(PickerConfig())}
     about = CubePick(world, draw=False).describe() | own
-    with EpisodeStore.create(tmp_path / "demos.zarr", about) as store:
+    with EpisodeStore.create(tmp_path_factory.mktemp("rounds") / "demos.zarr", about) as store:
         store.append(*record_episode(world, PickerConfig(), 503, 2))
     return store
 
