@@ -34,9 +34,9 @@ REALTIME = (
 LONG = (
     "s2robot/deployment/test_deploy.py", "s2robot/deployment/test_evaluate.py", "s2robot/test_kills_run.py",
     "s2robot/test_pipeline.py", "s2robot/evaluation/test_rollouts.py", "s2robot/training/test_processes.py",
-    "test_package.py", "s2robot/evaluation/test_kills_evaluate.py", "s2robot/deployment/test_bench.py",
-    "s2robot/deployment/test_record.py", "s2robot/training/test_train.py", "s2robot/comparison/test_report.py",
-    "s2robot/pretraining/test_pretrain.py", "s2robot/test_examples.py",
+    "test_package.py", "s2robot/deployment/test_bench.py", "s2robot/deployment/test_record.py",
+    "s2robot/training/test_train.py", "s2robot/test_rounds.py",
+    "s2robot/pretraining/test_pretrain.py", "s2robot/test_examples.py", "s2robot/test_own_task.py",
 )  # fmt: skip
 
 

@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from s2robot.core.errors import UserError, require
-from s2robot.envs.gl import SIMULATOR, require_simulator
+from s2robot.envs.gl import SIMULATOR
 from tests import forks
 from tests.s2robot.pictures import TRAINING, write_noise
 
@@ -22,15 +20,6 @@ def python(script: str, folder: Path, *arguments: object) -> subprocess.Complete
     env = os.environ | {"PYTHONPATH": str(forks.ROOT), "S2ROBOT_CACHE": str(folder), forks.ALL: "1"}
     command = [sys.executable, "-c", WITHOUT + script, *map(str, arguments)]
     return forks.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-
-
-def test_require_names_the_package_and_the_command(monkeypatch):
-    require("numpy", "sim")
-    with pytest.raises(UserError, match=r"^nowhere is not installed: pip install 's2robot\[xarm\]'$"):
-        require("nowhere", "xarm")
-    monkeypatch.setitem(sys.modules, "mink", None)
-    with pytest.raises(UserError, match=r"^mink is not installed: pip install 's2robot\[sim\]'$"):
-        require_simulator()
 
 
 def test_verbs_that_simulate_say_in_one_line_what_is_missing(tmp_path):

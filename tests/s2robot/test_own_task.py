@@ -11,35 +11,9 @@ from s2robot.envs import tasks
 from s2robot.evaluation.records import read_records, read_summary
 from tests.inline import do_inline
 from tests.s2robot.pictures import TRAINING
+from tests.s2robot.point import POINT
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples/own_task"
-# the puck's world with a state that comes back, and an expert that can be asked: what relabelling needs
-ASKED = """
-import mujoco, numpy as np, pusher
-from s2robot.envs.task import next_actions
-
-class Asked(pusher.Pusher):
-    def get_state(self):
-        return np.concatenate([self.data.qpos, self.data.qvel, self.data.ctrl])
-
-    def set_state(self, state, find_contacts=True):
-        self.data.qpos[:], self.data.qvel[:], self.data.ctrl[:] = state[:4], state[4:8], state[8:]
-        mujoco.mj_forward(self.model, self.data)
-
-    def expert(self, rng, settings=None):
-        return Expert(self)
-
-class Expert(pusher.Push):
-    def remember(self):
-        return {}
-
-    def ask(self, steps, memory=None):
-        with self.env.rehearsal():
-            return next_actions(self.env, self, steps)
-
-    def take_over(self, actions):
-        pass
-"""
 TASK = ["--config-dir", str(FOLDER / "configs"), "task=pusher"]
 
 
@@ -78,15 +52,8 @@ def test_demos_policy_evaluation_and_report(run):
 
 
 def test_demos_of_a_task_that_can_be_asked_are_relabelled(tmp_path, monkeypatch):
-    (tmp_path / "asked.py").write_text(ASKED)
-    (tmp_path / "configs/task").mkdir(parents=True)
-    text = (FOLDER / "configs/task/pusher.yaml").read_text(encoding="utf-8")
-    text = text.replace("pusher:Pusher", "asked:Asked").replace("name: pusher", "name: asked")
-    (tmp_path / "configs/task/asked.yaml").write_text(text, encoding="utf-8")
-    for folder in (FOLDER, tmp_path):
-        monkeypatch.syspath_prepend(folder)
     do_inline(monkeypatch)
-    task = ["--config-dir", str(tmp_path / "configs"), "task=asked", "workers=1"]
+    task = [*POINT, "workers=1"]
     demos, out = tmp_path / "demos.zarr", tmp_path / "relabelled.zarr"
     words = ["episodes=1", "expert=0", f"out={demos}", f"hydra.run.dir={tmp_path / 'a'}"]
     assert main(["record", *task, *words]) == 0
@@ -97,7 +64,7 @@ def test_demos_of_a_task_that_can_be_asked_are_relabelled(tmp_path, monkeypatch)
     assert (relabelled["expert"][:, 0] == relabelled["action"]).all()
     assert relabelled["expert"].shape[1:] == (3, 2)
     assert relabelled.lengths.tolist() == EpisodeStore.open(demos).lengths.tolist()
-    forget("asked", "pusher")
+    forget()
 
 
 @pytest.mark.parametrize(

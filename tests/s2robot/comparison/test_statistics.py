@@ -22,7 +22,7 @@ from s2robot.comparison.statistics import (
     power_figures,
 )
 from s2robot.core.files import write_csv
-from tests.s2robot.comparison.simulated import estimates, simulate
+from tests.s2robot.comparison.test_paired import estimates, simulate
 from tests.s2robot.evaluation.made import record
 
 DESIGN = Power(gap=0.10, power=0.8, base=0.5, correlation=0.3, seed_sd=0.03, alpha=0.05, strict=False)

@@ -1,5 +1,6 @@
-"""Run folders: one process at a time, whatever the clock says, and none left where nothing was done."""
+"""Files appear whole or not at all; run folders hold one process at a time, and none is left where nothing was done."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from s2robot.core import run_folder as module
 from s2robot.core.errors import UserError
+from s2robot.core.files import replacing, write_json, write_text
 from s2robot.core.run_folder import is_first, locked, run_folder
 from tests.kills import ROOT
 
@@ -21,6 +23,27 @@ with locked(Path(sys.argv[1])):
     print("mine", flush=True)
     sys.stdin.readline()
 """
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path):
+    write_json(tmp_path / "a" / "b.json", {"x": 1})
+    (tmp_path / "a" / ".b.part.json").symlink_to("/dev/full")  # its write fails as on a full disk
+    with pytest.raises(OSError) as caught:
+        write_text(tmp_path / "a" / "b.json", "new")
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "a" / "b.json")
+    assert [f.name for f in (tmp_path / "a").iterdir()] == ["b.json"]
+    assert (tmp_path / "a" / "b.json").read_text() == '{\n "x": 1\n}'
+
+
+def test_who_writes_the_same_file_meanwhile_has_a_name_of_its_own(tmp_path):
+    path = tmp_path / "a.npz"
+    with replacing(path, shared=True) as own, replacing(path) as other:
+        own.write_text("own"), other.write_text("other")
+    assert path.read_text() == "own" and own.suffix == ".npz"
+    with pytest.raises(OSError, match="^half a file$"), replacing(path) as part:
+        part.write_text("half")
+        raise OSError("half a file")
+    assert [f.name for f in tmp_path.iterdir()] == ["a.npz"] and path.read_text() == "own"
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 
 from s2robot.core.errors import UserError
 from s2robot.core.workers import SLOW_IMPORTS, TRIES, Died, Pool, worker_pool
+from tests.kills import ROOT
 
 
 class Made:
@@ -102,7 +103,7 @@ except KeyboardInterrupt:
 def test_ctrl_c_interrupts_the_parent_alone(after_s):
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        process_group=0, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        process_group=0, env=os.environ | {"PYTHONPATH": str(ROOT)},
     ) as process:  # fmt: skip
         assert process.stdout.readline() == b"\n"
         time.sleep(after_s)

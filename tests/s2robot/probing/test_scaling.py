@@ -13,6 +13,7 @@ from s2robot.core.errors import UserError
 from s2robot.core.settings import read
 from s2robot.encoders.build import build_encoder
 from s2robot.probing import heads
+from s2robot.probing.frames import FrameSettings
 from s2robot.probing.heads import FIT, TEST, VALIDATE, Classify, Data, Depth, ScalingSettings, fit_head, tally
 from s2robot.probing.images import Rows, count_labels, encode_images, open_images, truth_rows
 from s2robot.probing.memorize import MemorizeSettings
@@ -175,8 +176,8 @@ def test_images_that_cannot_be_used_are_one_line(tmp_path):
         assert "\n" not in str(error.value)
 
     mask, depth, image = (root / f"{name}/bee/002.png" for name in ("masks", "depth", "images"))
-    for pixels in (np.zeros((64, 128), np.uint8), np.zeros((SIDE, SIDE, 3), np.uint8)):
-        Image.fromarray(pixels).save(mask)
+    for shape in ((64, 128), (SIDE, SIDE, 3)):
+        Image.fromarray(np.zeros(shape, np.uint8)).save(mask)
         rejects("masks/bee/002.png: expected one channel .* at 128 x 128 px", "segment")
     mask.unlink()
     rejects("masks/bee/002.png: not a readable image", "segment")
@@ -198,6 +199,9 @@ def test_images_that_cannot_be_used_are_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "change", "text"),
     [
+        (FrameSettings, {"train_seed": 100_000}, "probe.train_seed: "),
+        (FrameSettings, {"test_seed": 499_999_980}, "probe.test_seed: "),
+        (FrameSettings, {"test_seed": 300_090}, "probe.test_seed: .*training episodes"),
         (ScalingSettings, {"scales": [[1.0], [2.0, 3.0]]}, "probe.scales: expected the smallest in each set"),
         (MemorizeSettings, {"counts": [1]}, r"probe.counts\[0\]: "),
         (MemorizeSettings, {"base": {"img_size": 7}}, "img_size: "),
