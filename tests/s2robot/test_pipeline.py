@@ -23,6 +23,7 @@ from tests.configs import composed
 from tests.kills import ROOT
 from tests.s2robot.core.test_timing import spans_of
 from tests.s2robot.pictures import TRAINING, write_noise
+from tests.s2robot.point import POINT
 
 EVALUATION = ["evaluate.episodes=2", "evaluate.workers=1", "evaluate.threads=1", "env.max_steps=8"]
 
@@ -122,9 +123,9 @@ def test_a_run_of_two_processes_records_and_goes_on(command, tiny_encoder, tmp_p
     (tmp_path / "inline.py").write_text(INLINE)
     out = tmp_path / "out"
     words = [
-        "run", "record=true", "recording.episodes=2", "recording.workers=1", "env.cameras=[hand]",
-        f"encoder.checkpoint={tiny_encoder}", f"hydra.run.dir={out}", *TRAINING, "train.devices=2", "train.accelerator=cpu",
-        "train.strategy=ddp", "evaluate.videos=0", *EVALUATION[1:-1], "evaluate.episodes=1",
+        "run", *POINT, "record=true", "recording.episodes=2", "recording.workers=1", f"encoder.checkpoint={tiny_encoder}",
+        f"hydra.run.dir={out}", *TRAINING, "train.devices=2", "train.accelerator=cpu", "train.strategy=ddp",
+        "evaluate.videos=0", *EVALUATION[:-1],
     ]  # fmt: skip
     written = []
     for _ in range(times):
@@ -205,10 +206,11 @@ def test_demos_that_nobody_trains_on_are_not_encoded(here, training, tmp_path):
     assert trained("again", "demos.episodes=[0,2]") == ([0, 1, 2], policy)  # what others hold changes nothing
 
 
-def test_a_policy_is_tried_while_it_is_trained(here, training, tmp_path):
+def test_a_policy_is_tried_while_it_is_trained(here, tiny_encoder, tmp_path):
     out = tmp_path / "out"
+    assert here("record", *POINT, "episodes=3", "seed=500", "workers=1", "out=demos.zarr").returncode == 0
     tried = ["train.rollouts.every=1", "train.rollouts.episodes=1", "train.rollouts.keep=1"]
-    words = [*training, "env.max_steps=4", *tried]
+    words = [*POINT, "demos.path=demos.zarr", f"encoder.checkpoint={tiny_encoder}", *TRAINING, *tried]
     assert here("train", *words, f"hydra.run.dir={out}").returncode == 0
     rows = json.loads((out / "metrics.json").read_text())
     kept = json.loads((out / "checkpoints.json").read_text())
@@ -220,9 +222,9 @@ def test_a_policy_is_tried_while_it_is_trained(here, training, tmp_path):
     checkpoint, child = f"checkpoint={out / 'checkpoint'}", f"train.from={out / 'checkpoint'}"
     chose = "hold 1 that chose among the checkpoints"
     for verb, given, line in (
-        ("train", [*words, "train.rollouts.seed=502"], "train.rollouts.seed: positions 502 to 502 hold 1"),
+        ("train", [*words, "train.rollouts.seed=500"], "train.rollouts.seed: positions 500 to 500 hold 1"),
         ("run", [*words, "train.rollouts.seed=10001"], f"evaluate.seed: positions 10000 to 10127 {chose}"),
-        ("evaluate", [checkpoint, "evaluate.seed=30000"], f"evaluate.seed: positions 30000 to 30127 {chose}"),
+        ("evaluate", [*POINT, checkpoint, "evaluate.seed=30000"], f"positions 30000 to 30127 {chose}"),
         ("run", [*words, child, "train.rollouts.seed=31000", "evaluate.seed=30000"], f"30127 {chose}"),
     ):
         assert line in refused(here(verb, *given), verb)
