@@ -52,15 +52,20 @@ def start_stub(command: list[str], **options) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-I", "-S", str(STUB), *command[3:]], **options)
 
 
+def compare_stubs(settings: Compare, plan: Plan, patch: pytest.MonkeyPatch) -> dict:
+    """The whole comparison but for its stages, which a stub stands in for."""
+    own = SimpleNamespace(Popen=start_stub, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
+    patch.setattr(jobs, "subprocess", own)
+    patch.setattr(comparing, "ms_per_action", lambda plan: {arm.name: 1.0 for arm in plan.arms})
+    patch.setattr(comparing, "command", lambda: "s2robot compare")
+    with locked(plan.out):
+        return comparing._run(settings, plan)
+
+
 def job(folder: Path) -> None:
     os.chdir(folder)
-    assert PLANNED is not None
     figures.power_figures = lambda *_: ({}, [])  # arithmetic, which writes nothing
-    jobs.subprocess = SimpleNamespace(Popen=start_stub, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)  # type: ignore[assignment]
-    comparing.ms_per_action = lambda plan: {arm.name: 1.0 for arm in plan.arms}
-    comparing.command = lambda: "s2robot compare"
-    with locked(PLANNED[1].out):
-        comparing._run(*PLANNED)
+    compare_stubs(*PLANNED, pytest.MonkeyPatch())
 
 
 def left(folder: Path) -> dict[str, object]:
