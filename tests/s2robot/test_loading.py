@@ -39,10 +39,8 @@ def test_one_line_loads_what_acts(slow_policy):
     policy = s2robot.load_policy(slow_policy, device="cpu")
     actor, encoder, contract = policy
     assert policy.spec.cameras == ("hand", "left") and policy.contract is contract and policy.image_size == 64
-    observation = {
-        "images": {c: np.full((64, 64, 3), 90, np.uint8) for c in policy.spec.cameras},
-        "proprio": np.zeros(8, np.float32),
-    }
+    images = dict.fromkeys(policy.spec.cameras, np.full((64, 64, 3), 90, np.uint8))
+    observation = {"images": images, "proprio": np.zeros(8, np.float32)}
     policy.reset(3)
     first = policy.act(observation)
     assert first.shape == (8,) and first.dtype == np.float32

@@ -11,9 +11,7 @@ from scipy import stats
 from scipy.special import betaln, ndtri
 from statsmodels.stats import contingency_tables, multitest
 
-from benchmarks.interval_coverage import LOOK, draw
-from benchmarks.interval_coverage import arms as coverage
-from benchmarks.interval_coverage import looks as looks_of
+from benchmarks import interval_coverage as coverage
 from s2robot.comparison.paired import (
     POSITIONS,
     SEEDS_AND_POSITIONS,
@@ -159,7 +157,7 @@ def test_swapping_arms_flips_signs_and_the_order_of_positions_and_seeds_is_nothi
 @pytest.mark.parametrize(("seeds", "spread", "hard"), [(3, 0.0, 0.0), (5, 0.0, 0.8), (3, 0.1, 0.3), (5, 0.2, 0.0)])  # fmt: skip
 def test_new_seeds_and_positions_are_covered(seeds, spread, hard, rate):
     """All independent; positions dominate; both; seeds dominate."""
-    found = coverage(np.random.default_rng(0), 1500, seeds, rate, spread, hard)
+    found = coverage.arms(np.random.default_rng(0), 1500, seeds, rate, spread, hard)
     assert found["covered"] > 0.93 - 0.008  # two standard errors
 
 
@@ -239,11 +237,11 @@ def test_the_true_difference_stays_in_the_confidence_sequence(seeds, gap):
 
 @pytest.mark.parametrize("rate", [0.5, 0.98])
 def test_an_arm_stopped_early_is_inside_at_every_look_and_a_fixed_interval_is_not(rate):
-    sequence, fixed = looks_of(np.random.default_rng(4), 300, 3, rate, 0.3)
+    sequence, fixed = coverage.looks(np.random.default_rng(4), 300, 3, rate, 0.3)
     assert sequence > 0.95 and fixed < 0.95
-    x = draw(np.random.default_rng(5), 1, 3, rate, 0.0, 0.3)[0].astype(bool)
+    x = coverage.draw(np.random.default_rng(5), 1, 3, rate, 0.0, 0.3)[0].astype(bool)
     widths = []
-    for n in range(LOOK, 129, LOOK):
+    for n in range(coverage.LOOK, 129, coverage.LOOK):
         low, high, _ = success_sequence(x[:, :n])
         assert 0 <= low <= x[:, :n].mean() <= high <= 1 and low < rate < high
         widths.append(high - low)

@@ -270,19 +270,8 @@ def test_an_episode_does_not_choose_its_own_penalty():
     assert mixed[2].sum(1).min() < 0.01 * variance < 0.8 * variance < apart[2].sum(1).min()
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def cache(shared, monkeypatch):
-    """Frames that one command draws, the next has; they are drawn in this process."""
-    monkeypatch.setenv("S2ROBOT_CACHE", str(shared))
-    do_inline(monkeypatch)
-
-
 def probe(kind: str, out, *changes: str) -> dict:
+    """Frames that one command draws, the next has."""
     counts = "train_episodes=2 test_episodes=2 frames=3 resamples=100 workers=1 image_size=256".split()
     own = [f"probe.{count}" for count in counts]
     words = ["probe", f"probe={kind}", "env.cameras=[hand,left]", f"hydra.run.dir={out}", *own, *changes]
@@ -290,8 +279,9 @@ def probe(kind: str, out, *changes: str) -> dict:
     return json.loads((out / f"{kind}.json").read_text())
 
 
-def test_the_command_reads_poses_of_real_encoders(tmp_path, cache, monkeypatch, capsys):
+def test_the_command_reads_poses_of_real_encoders(tmp_path, monkeypatch, capsys):
     """mvp-tiny at one scale and with S2; a second run draws and encodes nothing and gives the same."""
+    do_inline(monkeypatch)
     report = probe("readout", tmp_path / "a", "~probe.encoders.s2-pretrained")
     places = {(r["encoder"], r["pool"], r["cameras"], r["subset"]) for r in report["results"]}
     assert len(report["results"]) == len(places) == (2 * 2 * 3 + 2) * 2
@@ -310,7 +300,8 @@ def test_the_command_reads_poses_of_real_encoders(tmp_path, cache, monkeypatch, 
     assert all(again[key] == report[key] for key in ("results", "differences"))
 
 
-def test_the_command_reconstructs_one_encoder_from_others(tmp_path, cache, capsys):
+def test_the_command_reconstructs_one_encoder_from_others(tmp_path, monkeypatch, capsys):
+    do_inline(monkeypatch)
     target = ("probe.target.name=mvp-tiny-s2", "probe.target.dtype=float32", "probe.upper=base-s2")
     itself = "+probe.sources.itself={name: mvp-tiny-s2, scales: [1], dtype: float32}"
     report = probe("information", tmp_path, *target, "~probe.sources.base-s2-pretrained", itself)
