@@ -22,11 +22,6 @@ from s2robot.probing.scaling import roles_of, truths_of
 SIDE = 128
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
-
-
 def data_of(x: np.ndarray, truth: np.ndarray, folder) -> Data:
     x.tofile(folder / "rows.bin")
     rows = Rows(folder / "rows.bin", x.dtype.str, x.shape)
@@ -217,7 +212,7 @@ def test_the_command_compares_arms_and_resumes(tmp_path, capsys, monkeypatch):
     words = [
         "probe", "probe=scaling", f"probe.data={tmp_path / 'data'}",
         "+probe.models.twin={name: mvp-tiny, dtype: bfloat16}", "~probe.models.small",
-        "probe.scales=[[1],[1,2]]", "probe.resize=[upsample]", "probe.seeds=[0,1]", "probe.steps=4", "probe.heads=[conv]",
+        "probe.scales=[[1],[1,2]]", "probe.resize=[upsample]", "probe.seeds=[0]", "probe.steps=4", "probe.heads=[conv]",
         "probe.batch=8", "probe.points=16", "probe.resamples=100", f"hydra.run.dir={tmp_path / 'run'}",
     ]  # fmt: skip
     assert main(words) == 0
