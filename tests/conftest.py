@@ -167,9 +167,8 @@ def realsense(monkeypatch):
                 raise RuntimeError("No device connected")
             rs.running = True
             stream = answers(as_video_stream_profile=answers(width=96, height=72, fps=20))
-            return answers(
-                get_device=SimpleNamespace(first_color_sensor=first_color_sensor), get_stream=stream
-            )
+            device = SimpleNamespace(first_color_sensor=first_color_sensor)
+            return answers(get_device=device, get_stream=stream)
 
         def wait_for_frames(self, timeout_ms):
             if rs.gone:

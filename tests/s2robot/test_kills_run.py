@@ -17,8 +17,9 @@ WORDS = [
     "evaluate.threads=1", "evaluate.device=cpu",
 ]  # fmt: skip
 RUN = [
-    *WORDS, *TRAINING, "record=true", "recording.episodes=3", "recording.seed=500", "train.checkpoint_every=1",
-    "train.accelerator=cpu", "train.tune.blocks=1", "train.tune.rate=0.1", "features.device=cpu", "features.threads=1",
+    *WORDS, *TRAINING, "record=true", "recording.episodes=3", "recording.seed=500", "train.steps=3", "train.log_every=1",
+    "train.checkpoint_every=1", "train.accelerator=cpu", "train.tune.blocks=1", "train.tune.rate=0.1",
+    "features.device=cpu", "features.threads=1",
 ]  # fmt: skip
 FILES = (
     "episodes.jsonl", "actions/*.npy", "videos/[!.]*", "checkpoint/*.safetensors", "demos.zarr/data/*/c.*",
@@ -59,7 +60,7 @@ def what_is_left(folder: Path) -> dict:
 @pytest.mark.parametrize(
     ("job", "every"),
     [
-        (running, 59),  # some of recording, training and evaluation; all of them take ten minutes
+        (running, 62),  # some of recording, training and evaluation; all of them take ten minutes
         (evaluating, 6),
         pytest.param(running, 1, marks=pytest.mark.slow),
         pytest.param(evaluating, 1, marks=pytest.mark.slow),
