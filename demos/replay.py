@@ -15,7 +15,7 @@ from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.envs.task import Task, TaskSettings
 from s2robot.envs.tasks import make_cached, settings_class_or_base, settings_of
 
-_OPEN: dict[str, EpisodeStore] = {}  # kept open by a worker between episodes
+_OPEN: dict[Path, tuple[int, EpisodeStore]] = {}  # kept open by a worker between episodes
 
 
 def world_of_demos(store: EpisodeStore, **changes: Any) -> TaskSettings:
@@ -67,9 +67,12 @@ def episode_frames(
 
 def opened(path: str | Path, episode: int) -> EpisodeStore:
     """Return the dataset of an episode, which a worker keeps open between episodes."""
-    store = _OPEN.get(str(path))
-    if store is None or episode >= len(store):  # it may have grown since
-        store = _OPEN[str(path)] = EpisodeStore.open(path)
+    file = Path(path).resolve() / "zarr.json"
+    made = file.stat().st_mtime_ns if file.exists() else 0  # another dataset may stand there by now
+    known, store = _OPEN.get(file, (0, None))
+    if store is None or known != made or episode >= len(store):  # it may have grown since
+        store = EpisodeStore.open(path)
+        _OPEN[file] = made, store
     return store
 
 
