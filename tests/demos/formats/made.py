@@ -1,10 +1,13 @@
 """Small datasets, written by the formats' own libraries as their documents say, and how they are converted."""
 
 import json
+import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import av
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,11 +16,20 @@ import zarr
 
 from s2robot.core.errors import UserError
 from s2robot.demos.formats.convert import convert
+from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 
 FPS, LENGTHS, H, W = 10, (5, 7), 16, 24
 TASKS = ("put the cup down", "lift the cup")
+NAMES = ("out", "out.hdf5", "out.zarr")  # of a dataset in the format of LeRobot, robomimic, diffusion_policy
+
+
+def written(store: EpisodeStore, path: Path, **settings: object) -> Path:
+    """A store in the format that the path's name tells, as in NAMES."""
+    to = {"": "lerobot", ".hdf5": "robomimic"}.get(path.suffix, "diffusion_policy")
+    export(store, path, to, ExportSettings(**settings))
+    return path
 
 
 def converted(path: Path, choice: Choice | None = None, name: str = "back.zarr") -> EpisodeStore:
@@ -105,8 +117,7 @@ def info(version: str, **paths: str) -> dict:
     }  # fmt: skip
 
 
-def lerobot_v21(path: Path, **changes: list) -> Path:
-    """LeRobot v2.1; `changes` go into the columns of episode 1."""
+def lerobot_v21(path: Path) -> Path:
     (path / "meta").mkdir(parents=True)
     about = info(
         "v2.1",
@@ -120,10 +131,7 @@ def lerobot_v21(path: Path, **changes: list) -> Path:
     (path / "meta/tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)) + "\n")
     (path / "data/chunk-000").mkdir(parents=True)
     for i in range(2):
-        pq.write_table(
-            table(i, i * LENGTHS[0], **(changes if i else {})),
-            path / f"data/chunk-000/episode_{i:06d}.parquet",
-        )
+        pq.write_table(table(i, i * LENGTHS[0]), path / f"data/chunk-000/episode_{i:06d}.parquet")
         video(path / f"videos/chunk-000/observation.images.top/episode_{i:06d}.mp4", frames(i))
     return path
 
@@ -188,6 +196,20 @@ def store(path: Path, **about: object) -> EpisodeStore:
         for i in range(len(LENGTHS)):
             made.append(episode(i, cameras), {"task": 1 - i, "seed": 7 + i, "success": bool(i)})
     return made
+
+
+def edited(file: Path, **about: object) -> None:
+    """Change keys of a JSON object in a file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | about))
+
+
+def changed(file: Path, change: Callable[[h5py.File], object]) -> Path:
+    """A copy of an hdf5 file, with a change; the file itself may still be open where an error was caught."""
+    copy = file.with_name(f"{len([*file.parent.iterdir()])}.hdf5")
+    shutil.copy(file, copy)
+    with h5py.File(copy, "a") as opened:
+        change(opened)
+    return copy
 
 
 def zipped(path: Path) -> Path:

@@ -14,7 +14,7 @@ from s2robot.demos.formats.convert import as_store, convert
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
-from tests.demos.formats.made import converted, psnr, refused
+from tests.demos.formats.made import converted, edited, psnr, refused
 
 EPISODE = "data/chunk-000/episode_000001.parquet"
 VIDEO = "videos/chunk-000/observation.images.top/episode_000001.mp4"
@@ -69,22 +69,27 @@ def replaced(file, old, new):
 
 
 def info(**changes):
-    def change(path):
-        about = json.loads((path / "meta/info.json").read_text())
-        (path / "meta/info.json").write_text(json.dumps(about | changes))
+    return lambda path: edited(path / "meta/info.json", **changes)
 
-    return change
+
+def columns(**changes):
+    return lambda path: pq.write_table(made.table(1, made.LENGTHS[0], **changes), path / EPISODE)
+
+
+def ragged(rows):
+    """Actions that are not as many numbers in each row."""
+    table = made.table(1, made.LENGTHS[0])
+    other = table.set_column(table.column_names.index("action"), "action", pa.array(rows))
+    return lambda path: pq.write_table(other, path / EPISODE)
 
 
 def odd_type(path):
     features = made.features()
     features["next.reward"]["dtype"] = "float31"
-    info(features=features)(path)
+    edited(path / "meta/info.json", features=features)
 
 
-def two_cameras(path):
-    features = made.features()
-    info(features=features | {"observation.image.top": features["observation.images.top"]})(path)
+TOP = made.features()["observation.images.top"]
 
 
 def no_rows(path):
@@ -100,46 +105,25 @@ def no_rows(path):
         (lambda p: made.video(p / VIDEO, made.frames(0)), "episode_000001.mp4: expected 7 frames"),
         (replaced("meta/episodes.jsonl", '"length": 7', '"length": 8'), "episode 1: expected 8 rows"),
         (replaced("meta/episodes.jsonl", '"episode_index": 1', '"episode_index": 2'), "episode_index: expected 1"),
-        (two_cameras, "expected different names of cameras"),
+        (info(features=made.features() | {"observation.image.top": TOP}), "expected different names of cameras"),
         (no_rows, '"episodes=[0]"'),
         (lambda p: (p / "meta/episodes.jsonl").write_text("[1]\n"), "in/meta/episodes.jsonl: expected a JSON object"),
         (replaced("meta/episodes.jsonl", '"length": 7', '"length": "abc"'), "in/meta/episodes.jsonl: length: expected an integer"),
         (odd_type, "in: cannot be read (TypeError: data type 'float31'"),
         (info(fps="ten"), "in/meta/info.json: fps: "),
+        (columns(timestamp=[0, 0.1, 0.2, 0.3, 0.4, 0.56, 0.6]), "episode 1: timestamp: row 5: expected 0.5"),
+        (columns(timestamp=[0, 0.1, 0.2, float("nan"), 0.4, 0.5, 0.6]), "episode 1: timestamp: row 3: expected 0.3"),
+        (columns(frame_index=[0, 1, 2, 4, 5, 6, 7]), "episode 1: frame_index: row 3: expected 3, got 4"),
+        (columns(index=[5, 6, 7, 9, 10, 11, 12]), "episode 1: index: row 3: expected 8, got 9"),
+        (columns(action=[[0, 0, 0]] * 3 + [[0, float("nan"), 0]] * 4), "action: expected finite numbers, got nan at step 3"),
+        (ragged([[1, 2, 3, 4], [5, 6]] + [[7, 8, 9]] * 5), "episode_000001.parquet: action: expected as many numbers"),
+        (ragged([[1, 2, 3]] * 6 + [None]), "episode_000001.parquet: action: expected as many numbers"),
+        (ragged([[[1], [2], [3]]] * 5 + [[[1], [2, 3], []], [[1], [2], [3]]]), "action: expected as many numbers"),
     ],
 )  # fmt: skip
 def test_a_broken_file_is_one_line_and_leaves_nothing(copy, broken, words):
     broken(copy)
     refused(copy, words)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"timestamp": [0, 0.1, 0.2, 0.3, 0.4, 0.56, 0.6]}, "timestamp: row 5: expected 0.5"),
-        ({"timestamp": [0, 0.1, 0.2, float("nan"), 0.4, 0.5, 0.6]}, "timestamp: row 3: expected 0.3"),
-        ({"frame_index": [0, 1, 2, 4, 5, 6, 7]}, "frame_index: row 3: expected 3, got 4"),
-        ({"index": [5, 6, 7, 9, 10, 11, 12]}, "index: row 3: expected 8, got 9"),
-        ({"action": [[0, 0, 0]] * 3 + [[0, float("nan"), 0]] * 4}, "action: expected finite numbers, got nan at step 3"),
-    ],
-)  # fmt: skip
-def test_a_broken_column_is_named(tmp_path, changes, words):
-    refused(made.lerobot_v21(tmp_path / "in", **changes), words, "episode 1")
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [[1, 2, 3, 4], [5, 6]] + [[7, 8, 9]] * 5,  # as many numbers as there should be
-        [[1, 2, 3]] * 6 + [None],
-        [[[1], [2], [3]]] * 5 + [[[1], [2, 3], []], [[1], [2], [3]]],
-    ],
-)
-def test_rows_without_numbers_or_of_other_lengths_shift_nothing(copy, rows):
-    table = pq.read_table(copy / EPISODE)
-    changed = table.set_column(table.column_names.index("action"), "action", pa.array(rows))
-    pq.write_table(changed, copy / EPISODE)
-    refused(copy, "episode_000001.parquet: action: expected as many numbers in each row")
 
 
 @pytest.mark.parametrize("column", ["episode_index", "length"])

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from s2robot.core.errors import UserError
-from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
-from tests.demos.formats.made import converted, refused
+from tests.demos.formats.made import changed, converted, refused, written
 
 ROOT = Path(__file__).resolve().parents[3]
 OSC = {"type": "OSC_POSE", "control_delta": True, "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5]}
@@ -58,9 +57,9 @@ def test_a_file_arrives_and_goes_out_as_it_came(tmp_path, file):
     assert [p["kind"] for p in store.attrs["action_parts"]] == ["delta", "rotation", "binary"]
     assert converted(file, Choice(mask="train"), "some.zarr").meta("source_episode").tolist() == [10]
 
-    export(store, tmp_path / "out.hdf5", "robomimic", ExportSettings())
-    assert converted(tmp_path / "out.hdf5", name="again.zarr").fingerprint == store.fingerprint
-    with h5py.File(file) as first, h5py.File(tmp_path / "out.hdf5") as second:
+    out = written(store, tmp_path / "out.hdf5")
+    assert converted(out, name="again.zarr").fingerprint == store.fingerprint
+    with h5py.File(file) as first, h5py.File(out) as second:
         assert json.loads(second["data"].attrs["env_args"]) == ARGS
         for before, after in (("demo_2", "demo_0"), ("demo_10", "demo_1")):
             there, back = first["data"][before], second["data"][after]
@@ -82,9 +81,8 @@ def args(**changes):
     return lambda raw: raw["data"].attrs.__setitem__("env_args", told)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
+def test_odd_contents_are_one_line_that_names_the_file(file):
+    for change, words in (
         (replaced("data/demo_10/obs/robot0_eef_pos", np.zeros((2, 3))), "data/demo_10: obs/robot0_eef_pos: expected"),
         (replaced("data/demo_2/actions", np.ones(4)), "cannot be read (IndexError: tuple index out"),
         (replaced("data/demo_2/obs", np.ones(4)), "cannot be read (AttributeError: 'Dataset' object"),
@@ -92,12 +90,9 @@ def args(**changes):
         (replaced("data", None), "cannot be read (KeyError"),
         (args(robots=[1, 2]), "cannot be read (TypeError: sequence item 0"),
         (args(control_freq=0), "rate_hz: expected > 0, got 0.0"),
-    ],
-)  # fmt: skip
-def test_odd_contents_are_one_line_that_names_the_file(file, change, words):
-    with h5py.File(file, "a") as raw:
-        change(raw)
-    assert refused(file, words).startswith(f"{file}: ")
+    ):  # fmt: skip
+        path = changed(file, change)
+        assert refused(path, words).startswith(f"{path}: ")
     file.write_bytes(file.read_bytes()[:3000])
     refused(file, "in.hdf5: cannot be read")
 
@@ -144,14 +139,6 @@ def test_other_controllers_decide_whether_actions_are_deltas(file, config, kind)
     assert converted(file).attrs["action_parts"][0]["kind"] == kind
 
 
-# -------------------------------------------------------------------- out
-
-
-def written(store: EpisodeStore, path: Path, **settings) -> Path:
-    export(store, path, "robomimic", ExportSettings(**settings))
-    return path
-
-
 @pytest.fixture
 def store(tmp_path):
     """Ours, with limits of the joints."""
@@ -195,10 +182,11 @@ def test_actions_beyond_the_range_are_rejected_cut_or_stretched(tmp_path):
     store = EpisodeStore.open(store.path)
     with pytest.raises(UserError, match=r"own.zarr: action: joints: expected -1 to 1 .* got -[\d.]+ to 2\.5"):
         written(store, tmp_path / "none.hdf5")
-    with h5py.File(written(store, tmp_path / "cut.hdf5", action_range="clip")) as file:
+    path = written(store, tmp_path / "cut.hdf5", action_range="clip")
+    with h5py.File(path) as file:
         cut = np.clip(numbers[: made.LENGTHS[0], :2], -1, 1)
         np.testing.assert_array_equal(file["data/demo_0/actions"][:, :2], cut)
-    assert converted(tmp_path / "cut.hdf5", name="cut.zarr")["action"].max() == 1  # cut for us as for all
+    assert converted(path, name="cut.zarr")["action"].max() == 1  # cut for us as for all
     path = written(store, tmp_path / "stretched.hdf5", action_range="data")
     with h5py.File(path) as file:
         both = np.concatenate([file[f"data/demo_{i}/actions"] for i in range(2)])
@@ -206,19 +194,14 @@ def test_actions_beyond_the_range_are_rejected_cut_or_stretched(tmp_path):
     assert converted(path)["action"].tobytes() == numbers.tobytes()
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda f: f["data"].attrs.__setitem__("s2robot", "{"), "out.hdf5: data: s2robot: cannot be read"),
+def test_our_file_edited_by_others_is_one_line(tmp_path, store):
+    path = written(store, tmp_path / "out.hdf5")
+    for change, words in (
         (lambda f: f["data/demo_1"].__delitem__("s2robot/grid"), "data/demo_1: s2robot/grid: expected"),
         (lambda f: f["data/demo_0"].attrs.__delitem__("s2robot:seed"), "data/demo_0: cannot be read (KeyError: 'seed')"),
-    ],
-)  # fmt: skip
-def test_our_file_edited_by_others_is_one_line(tmp_path, store, change, words):
-    path = written(store, tmp_path / "out.hdf5")
-    with h5py.File(path, "a") as file:
-        change(file)
-    refused(path, words)
+        (lambda f: f["data"].attrs.__setitem__("s2robot", "{"), "data: s2robot: cannot be read"),
+    ):  # fmt: skip
+        refused(changed(path, change), words)
 
 
 FULL = """

@@ -11,12 +11,12 @@ import pytest
 
 from s2robot.core.errors import UserError
 from s2robot.demos.formats.convert import read
-from s2robot.demos.formats.export import ExportSettings, export, pieces
+from s2robot.demos.formats.export import pieces
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.envs.tasks import make
-from tests.demos.formats.made import converted, refused
+from tests.demos.formats.made import changed, converted, refused, written
 
 CHOICE = Choice(cameras=("agentview",), image_size=24)
 STEPS = 3
@@ -87,20 +87,20 @@ def test_our_states_go_out_with_their_world(tmp_path):
             rows.append({"state": task.get_state(), "proprio": task.proprio, "action": action})
             task.step_physics(action)
         store.append({key: np.stack([row[key] for row in rows]) for key in rows[0]}, {"seed": 5})
-    export(store, tmp_path / "out.hdf5", "robomimic", ExportSettings())
-    back, (drawn,) = converted(tmp_path / "out.hdf5"), pieces(store, 0)
+    path = written(store, tmp_path / "out.hdf5")
+    back, (drawn,) = converted(path), pieces(store, 0)
     assert {**back.attrs, "kind": "states"} == store.attrs and back.cameras == store.cameras
     assert set(back.keys) == {*store.keys, "images_agentview"}
     for key, array in drawn.items():
         assert back[key].dtype == array.dtype
         np.testing.assert_array_equal(back[key], array)
 
-    with h5py.File(tmp_path / "out.hdf5", "a") as file:
+    with h5py.File(path, "a") as file:
         about = json.loads(file["data"].attrs["env_args"])
         assert (about["env_name"], about["type"], about["env_kwargs"]["control_freq"]) == ("Lift", 1, 10)
         for name in ("obs", "s2robot"):
             del file[f"data/demo_0/{name}"]
-    again = converted(tmp_path / "out.hdf5", CHOICE, "again.zarr")
+    again = converted(path, CHOICE, "again.zarr")
     # a scene's text has fewer digits than its numbers: a pixel may fall on the other side of a grey level
     apart = again["images_agentview"].astype(int) - drawn["images_agentview"]
     assert np.abs(apart).max() <= 1 and (apart != 0).mean() < 0.01
@@ -134,21 +134,16 @@ def test_robomimics_file_of_states_reads_alike(tmp_path, recording, copy):
     np.testing.assert_array_equal(piece["proprio"], states[:, 1:8].astype("f4"))  # the arm's come first
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
+def test_a_file_that_does_not_fit_is_one_line(copy):
+    for change, words in (
         (lambda d: d.attrs.update(env_info=json.dumps({"env_name": "Kitchen"})), "env_args (of robosuite 1.5.2): task.env"),
         (lambda d: d.attrs.update(env_args=json.dumps({"env_name": "Maze", "type": 2})), "Maze, type 2"),
-        (lambda d: d.attrs.update(env_info="{"), "in.hdf5: data: env_info: cannot be read"),
-        (lambda d: d["demo_2"].__delitem__("states"), "in.hdf5: data/demo_2: states: expected"),
+        (lambda d: d.attrs.update(env_info="{"), "data: env_info: cannot be read"),
+        (lambda d: d["demo_2"].__delitem__("states"), "data/demo_2: states: expected"),
         (lambda d: d["demo_1/states"].__setitem__((1, 2), np.nan), "demo_1: states: expected finite numbers, got nan at step 1"),
         (lambda d: d["demo_1"].attrs.update(model_file="<mujoco/>"), "demo_1: model_file (of robosuite 1.5.2)"),
-    ],
-)  # fmt: skip
-def test_a_file_that_does_not_fit_is_one_line(copy, change, words):
-    with h5py.File(copy, "a") as file:
-        change(file["data"])
-    refused(copy, words, choice=CHOICE)
+    ):  # fmt: skip
+        refused(changed(copy, lambda file, change=change: change(file["data"])), words, choice=CHOICE)
 
 
 def test_without_robosuite_it_says_how_to_have_it(copy, monkeypatch):

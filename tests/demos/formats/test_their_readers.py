@@ -8,10 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.formats.video import frames_at
 from tests.demos.formats import made
-from tests.demos.formats.made import psnr
+from tests.demos.formats.made import psnr, written
 from tests.demos.formats.test_diffusion_policy import film
 from tests.demos.formats.theirs import Theirs
 
@@ -38,8 +37,7 @@ keep(**read)
 
 def test_robomimic_reads_our_file(tmp_path):
     store = made.store(tmp_path / "in.zarr")
-    path = tmp_path / "out.hdf5"
-    export(store, path, "robomimic", ExportSettings(action_range="data", valid=0.5))
+    path = written(store, tmp_path / "out.hdf5", action_range="data", valid=0.5)
     images = ["hand_image", "left.up_image"]
     read = Theirs(tmp_path, "robomimic==0.3.0")(SEQUENCES, path=path, images=images)
     with h5py.File(path) as file:
@@ -82,7 +80,7 @@ def test_diffusion_policy_reads_our_buffer(tmp_path, name, own_class):
     if own_class and not CLONE:
         pytest.skip("S2ROBOT_DIFFUSION_POLICY names no clone of diffusion_policy")
     store = made.store(tmp_path / "in.zarr")
-    export(store, tmp_path / name, "diffusion_policy", ExportSettings())
+    written(store, tmp_path / name)
     packages = ("zarr==2.16.1", "numcodecs==0.12.1", "asciitree==0.3.3", "fasteners==0.19")
     theirs = Theirs(tmp_path, *packages, also=Path(CLONE) / "diffusion_policy/common" if CLONE else None)
     read = theirs(BUFFER, path=tmp_path / name, own_class=own_class)
@@ -123,10 +121,7 @@ def lerobot(tmp_path_factory):
 def test_lerobot_reads_our_folder(tmp_path, lerobot):
     """Its own environment takes some GB; S2ROBOT_LEROBOT_PYTHON=<its python> takes one that is there."""
     store = made.store(tmp_path / "in.zarr", sizes={"hand": (64, 96), "left/up": (97, 63)})
-    paths = {}
-    for name in ("h264", "png"):
-        paths[name] = str(tmp_path / name)
-        export(store, tmp_path / name, "lerobot", ExportSettings(pictures=name))
+    paths = {name: str(written(store, tmp_path / name, pictures=name)) for name in ("h264", "png")}
     read = lerobot(LEROBOT, paths=paths)
     texts = [made.TASKS[i] for i in store.meta("task").repeat(store.lengths)]
     for name in paths:

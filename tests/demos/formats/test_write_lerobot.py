@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,15 +13,9 @@ import yaml
 from s2robot.core.errors import UserError
 from s2robot.demos.formats import write_lerobot
 from s2robot.demos.formats.convert import convert
-from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
-from tests.demos.formats.made import converted, psnr
-
-
-def written(store: EpisodeStore, path: Path, **settings) -> Path:
-    export(store, path, "lerobot", ExportSettings(**settings))
-    return path
+from tests.demos.formats.made import converted, psnr, written
 
 
 def test_lossless_images_make_the_same_store_again(tmp_path):
