@@ -14,6 +14,7 @@ from s2robot.inspection.films import FilmSettings, tiles
 from s2robot.inspection.inspect import InspectSettings, inspect_demos, summary
 from s2robot.inspection.tables import curves, plots, tables
 from tests.browser import BROWSER, chromium
+from tests.demos.test_store import ATTRIBUTES
 from tests.s2robot.inspection.conftest import LENGTHS, episode
 
 
@@ -86,43 +87,25 @@ def test_curves_of_a_page(cups):
     assert {"action shoulder", "action claw", "proprio state 9"} <= rows(EpisodeStore.open(cups)).keys()
     each, lines = curves(np.array([[1.0, np.nan], [1 / 3, 2]]), 10)
     assert (each, lines) == (1, [[1.0, 0.33333], [None, 2.0]])
-
-
-def test_a_long_episode_keeps_its_peaks():
     values = np.zeros((10_001, 1))
     values[7_777], values[3] = 5, -4
-    each, (line,) = curves(values, 1000)
+    each, (line,) = curves(values, 1000)  # a long episode keeps its peaks
     assert len(line) <= 1002 and max(line) == 5 and min(line) == -4
     assert abs(line.index(5) * each - 7_777) < 2 * each
 
 
-def test_without_videos_no_picture_is_read(cups, tmp_path, monkeypatch):
+def test_the_first_episodes_alone_and_without_videos_no_picture_is_read(cups, tmp_path, monkeypatch):
     monkeypatch.setattr(films, "film", None)
-    page = inspect(cups, tmp_path / "a", videos=FilmSettings(write=False))
+    settings = InspectSettings(videos=FilmSettings(write=False))
+    page = inspect_demos(DemosSettings(path=str(cups), episodes=3), settings, tmp_path / "a")
     text = page.read_text()
-    assert "Not looked for: frozen, blank (no videos were made);" in text and "<video" not in text
-    assert not list(page.parent.glob("episodes/*.mp4"))
+    assert "cups: 3 episodes, 33 steps" in text and "Not looked for: frozen, blank (" in text
+    assert "<video" not in text and len(list((tmp_path / "a/episodes").iterdir())) == 3
     script = (page.parent / "episodes/0000.js").read_text()
     each, lines = json.loads(script.removeprefix("episode(0,").removesuffix(")\n"))
     assert each == 1 and len(lines) == 12 and len(lines[0]) == 12
-
-
-def test_the_first_episodes_alone(cups, tmp_path):
-    settings = InspectSettings(videos=FilmSettings(write=False))
-    page = inspect_demos(DemosSettings(path=str(cups), episodes=3), settings, tmp_path / "a")
-    assert "cups: 3 episodes, 33 steps" in page.read_text()
-    assert len(list((tmp_path / "a/episodes").iterdir())) == 3
     with pytest.raises(UserError, match=r"expected demos.episodes=<number>"):
         inspect_demos(DemosSettings(path=str(cups), episodes=[1, 2]), settings, tmp_path / "b")
-
-
-# -------------------------------------------------------------------- the terminal
-
-OURS = {
-    "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(1, 8)], "rate_hz": 10, "cameras": ["hand", "left"],
-    "camera_geometry": {}, "action_frame": "joint_delta_commanded", "env_version": "CubePick-v0", "seed": 3,
-    "env_config": {"cube_size": 0.04, "box_x": [-0.12, 0.12], "box_y": [-0.16, 0.16]}, "kind": "states",
-}  # fmt: skip
 
 
 def rows(store) -> dict[str, str]:
@@ -132,7 +115,8 @@ def rows(store) -> dict[str, str]:
 
 def test_facts_and_ranges(tmp_path):
     """Episodes of 4, 6 and 10 steps; only the start of the cube counts."""
-    with EpisodeStore.create(tmp_path / "a.zarr", OURS) as store:
+    world = {"cube_size": 0.04, "box_x": [-0.12, 0.12], "box_y": [-0.16, 0.16]}
+    with EpisodeStore.create(tmp_path / "a.zarr", ATTRIBUTES | {"env_config": world}) as store:
         for i, length in enumerate((4, 6, 10)):
             action = np.full((length, 8), 0.1, np.float32)
             action[-1, 2] = -0.25

@@ -7,6 +7,7 @@ import numpy as np
 from s2robot.demos.store import EpisodeStore
 from s2robot.policies import PolicySpec
 from s2robot.training.settings import TrainSettings
+from s2robot.training.train import train
 from tests.policies.small import small_spec
 
 CAMERAS, TOKENS, DIM = ("hand", "left"), 4, 6
@@ -42,6 +43,31 @@ def make_spec(kind: str = "mlp", **changes) -> PolicySpec:
 
 def make_settings(**changes) -> TrainSettings:
     return TrainSettings(**(CFG | changes))
+
+
+class Killed(Exception):
+    pass
+
+
+def fit(
+    data,
+    out: Path,
+    spec=None,
+    contract=CONTRACT,
+    progress=lambda *row: None,
+    kill_at=0,
+    rollout=None,
+    **changes,
+):
+    """Train on `data` of make_data; returns the checkpoint's folder. Killed: after the row of step `kill_at`."""
+
+    def told(done, total, row):
+        progress(done, total, row)
+        if done == kill_at:
+            raise Killed
+
+    spec = spec or make_spec()
+    return train(make_settings(**changes), spec, *data, contract, out, progress=told, rollout=rollout)
 
 
 def about(kind: str) -> dict:

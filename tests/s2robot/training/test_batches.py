@@ -17,14 +17,9 @@ from s2robot.policies import ChunkPolicy, channel_moments, load_checkpoint, mixe
 from s2robot.policies.normalise import Normaliser
 from s2robot.training.batches import Batches, mixed, shuffled
 from s2robot.training.train import train
-from tests.s2robot.training.small import CONTRACT, make_data, make_settings, make_spec
+from tests.s2robot.training.small import CONTRACT, make_settings, make_spec
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("batches") / "a.zarr")
 
 
 @pytest.fixture(scope="module")

@@ -12,23 +12,13 @@ from s2robot.policies import load_checkpoint
 from s2robot.training import run as module
 from s2robot.training.run import Loggers
 from s2robot.training.settings import RolloutSettings
-from s2robot.training.train import train
-from tests.s2robot.training.small import CONTRACT, make_data, make_settings, make_spec
+from tests.s2robot.training.small import Killed, fit, make_settings
 
 SUCCESS = {4: 0.5, 8: 0.25, 12: 0.5, 16: 0.1, 20: 0.4}
 STEPS = [4, 5, 8, 10, 12, 15, 16, 20]  # of the rows
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("tracking") / "d.zarr")
-
-
-class Killed(Exception):
-    pass
-
-
-def fit(data, out, kill_at=None, **changes):
+def tries(data, out, **changes):
     """A training of 20 steps with a rollout after every fourth; returns the steps of the checkpoints it got."""
     tried = []
 
@@ -36,19 +26,14 @@ def fit(data, out, kill_at=None, **changes):
         tried.append(load_checkpoint(folder)[1]["training"]["step"])
         return SUCCESS[tried[-1]]
 
-    def progress(step, steps, row):
-        if step == kill_at:
-            raise Killed
-
-    settings = make_settings(rollouts=RolloutSettings(every=4, keep=2), **changes)
-    train(settings, make_spec(), *data, CONTRACT, out, progress=progress, rollout=rollout)
+    fit(data, out, rollout=rollout, rollouts=RolloutSettings(every=4, keep=2), **changes)
     return tried
 
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    assert fit(data, folder) == [4, 8, 12, 16, 20]
+    assert tries(data, folder) == [4, 8, 12, 16, 20]
     return folder
 
 
@@ -64,20 +49,14 @@ def test_the_best_checkpoints_by_success_are_kept(whole):
     assert load_checkpoint(whole / "checkpoint_12")[1]["training"]["step"] == 12
 
 
-@pytest.mark.parametrize("kill_at", [4, 10, 16])
+@pytest.mark.parametrize("kill_at", [4, 10, 15, 16])
 def test_a_killed_training_rolls_out_no_step_twice_and_keeps_the_same(data, whole, tmp_path, kill_at):
-    with pytest.raises(Killed):
-        fit(data, tmp_path, kill_at)
-    assert fit(data, tmp_path) == [s for s in SUCCESS if s > kill_at]
+    with pytest.raises(Killed):  # row 15 is logged, and the state is that of 12
+        tries(data, tmp_path, kill_at=kill_at, checkpoint_every=10)
+    assert tries(data, tmp_path, checkpoint_every=10) == [s for s in SUCCESS if s > kill_at]
     weights = [f"{name}/policy.safetensors" for name in ("checkpoint_4", "checkpoint_12", "checkpoint")]
     for file in [*weights, "checkpoints.json"]:
         assert (whole / file).read_bytes() == (tmp_path / file).read_bytes()
-
-
-def test_tensorboard_holds_every_row_once_after_a_kill(data, tmp_path):
-    with pytest.raises(Killed):  # row 15 is logged, and the state is that of 12
-        fit(data, tmp_path, 15, checkpoint_every=10)
-    fit(data, tmp_path, checkpoint_every=10)
     assert [row["step"] for row in json.loads((tmp_path / "metrics.json").read_text())] == STEPS
     events = EventAccumulator(str(tmp_path))
     events.Reload()
@@ -89,10 +68,7 @@ def test_tensorboard_holds_every_row_once_after_a_kill(data, tmp_path):
 def test_a_service_gets_no_step_twice_and_keeps_its_run(tmp_path, monkeypatch):
     service, runs = Mock(), []
     monkeypatch.setattr(module, "_mlflow", lambda out, run: (runs.append(run) or service, run or "r1"))
-    for done, steps in (
-        (0, (5, 10, 15)),
-        (10, (15, 20)),
-    ):  # killed after row 15, whose state was not saved yet
+    for done, steps in ((0, (5, 10, 15)), (10, (15, 20))):  # killed after row 15, with the state of 10
         loggers = Loggers(("mlflow",), tmp_path, done)
         for step in steps:
             loggers.write({"step": step, "train_loss": 1 / step})

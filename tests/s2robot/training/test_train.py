@@ -20,15 +20,9 @@ from s2robot.policies import ChunkPolicy, load_checkpoint
 from s2robot.policies.checkpoint import Contract
 from s2robot.pretraining.pretrain import pretrain
 from s2robot.training.batches import Batches
-from s2robot.training.train import train
 from tests.kills import kill_at_every_write
 from tests.s2robot.pretraining import small as pretraining
-from tests.s2robot.training.small import CONTRACT, NETWORKS, TIMES, make_data, make_settings, make_spec
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("train") / "d.zarr")
+from tests.s2robot.training.small import CONTRACT, NETWORKS, TIMES, Killed, fit, make_data, make_spec
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -39,27 +33,10 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-class Killed(Exception):
-    pass
-
-
-def fit(data, out, spec=None, contract=CONTRACT, progress=lambda *row: None, **changes):
-    settings = make_settings(**changes)
-    return train(settings, spec or make_spec(), *data, contract, out, progress=progress)
-
-
 def rows_of(run) -> list[dict]:
     """The metrics of a run, without those of which no two are alike."""
     rows = json.loads((run / "metrics.json").read_text())
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-
-
-def killed_after(step: int):
-    def progress(done, total, row):
-        if done == step:
-            raise Killed
-
-    return progress
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -145,32 +122,27 @@ def test_a_signal_between_steps_ends_a_training_at_once(data, tmp_path):
     assert torch.load(tmp_path / "training_state.pt", weights_only=True)["step"] == 5
 
 
-@pytest.mark.parametrize(
-    ("change", "spec", "contract", "key"),
-    [
+def test_the_state_of_another_run_is_rejected(data, tmp_path):
+    with pytest.raises(Killed):
+        fit(data, tmp_path, kill_at=5)
+    path = tmp_path / "training_state.pt"
+    state = path.read_bytes()
+    for change, spec, contract, key in (
         ({"lr": 1e-4}, {}, {}, "train.lr "),
         ({"precision": "bf16-mixed"}, {}, {}, "train.precision "),
         ({}, {}, {"dataset": {"fingerprint": "x"}}, "dataset.name random"),
         ({}, {"chunk": 5}, {}, "policy.chunk 4"),
-    ],
-)
-def test_the_state_of_another_run_is_rejected(data, tmp_path, change, spec, contract, key):
-    with pytest.raises(Killed):
-        fit(data, tmp_path, progress=killed_after(5))
-    state, other = (tmp_path / "training_state.pt").read_bytes(), (make_spec(**spec), CONTRACT | contract)
-    with pytest.raises(UserError, match=rf"training_state.pt: .* another run.*\(made with {key}"):
-        fit(data, tmp_path, *other, **change)
-    assert (tmp_path / "training_state.pt").read_bytes() == state
-    fit(data, tmp_path, *other, **change | {"resume": False, "validation": 0.0})
+    ):
+        other = make_spec(**spec), CONTRACT | contract
+        with pytest.raises(UserError, match=rf"training_state.pt: .* another run.*\(made with {key}"):
+            fit(data, tmp_path, *other, **change)
+    assert path.read_bytes() == state
+    fit(data, tmp_path, *other, resume=False, validation=0.0)
     assert not (tmp_path / "checkpoint_best").exists()  # of the run before
-
-
-@pytest.mark.parametrize("content", [b"", b"no state", {"policy": {}}])
-def test_a_state_that_cannot_be_read_is_one_line(data, tmp_path, content):
-    path = tmp_path / "training_state.pt"
-    torch.save(content, path) if isinstance(content, dict) else path.write_bytes(content)
-    with pytest.raises(UserError, match=r"training_state.pt: not a readable state"):
-        fit(data, tmp_path)
+    for content in (b"", b"no state", {"policy": {}}):
+        torch.save(content, path) if isinstance(content, dict) else path.write_bytes(content)
+        with pytest.raises(UserError, match=r"training_state.pt: not a readable state"):
+            fit(data, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +159,7 @@ def test_a_machine_that_cannot_train_is_one_line(data, tmp_path, change, key):
 
 def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypatch):
     with pytest.raises(Killed):
-        fit(data, tmp_path, progress=killed_after(5))
+        fit(data, tmp_path, kill_at=5)
     state, before = (tmp_path / "training_state.pt").read_bytes(), weights(tmp_path / "checkpoint")
     sound = ChunkPolicy.loss
 
@@ -237,40 +209,27 @@ def test_a_second_training_in_one_folder_is_rejected(data, tmp_path, monkeypatch
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
-@pytest.fixture(scope="module")
-def first(data, tmp_path_factory):
-    """Another training, to begin from."""
-    out = tmp_path_factory.mktemp("first")
-    split = data[0].split(0.25, 3, 4)
-    return str(train(make_settings(seed=3, steps=5), make_spec(), *data, CONTRACT, out, episodes=split))
-
-
-def test_a_training_begins_from_weights_and_normalisation(data, first, tmp_path):
-    spec = make_spec(execute=1, proprio_noise=0.1)  # no weight depends on these
-    folder = fit(data, tmp_path, spec, from_=first, steps=1, lr=1e-9, weight_decay=0.0)
+def test_a_training_begins_from_weights_and_normalisation(data, tmp_path):
+    first = str(fit(data, tmp_path / "first", seed=3, steps=5, validation=0.0))
+    spec, how = make_spec(execute=1, proprio_noise=0.1), {"steps": 1, "lr": 1e-9, "weight_decay": 0.0}
+    folder = fit(data, tmp_path, spec, from_=first, **how)  # no weight depends on what is other in the spec
     before, after = (load_checkpoint(f)[0] for f in (first, folder))
     for name, value in after.state_dict().items():
         torch.testing.assert_close(value, before.state_dict()[name], rtol=0, atol=1e-6)
     assert torch.equal(before.normaliser.target.scale, after.normaliser.target.scale)
     assert after.spec.execute == 1
     with pytest.raises(UserError, match="another run.*train.from"):  # its state belongs to what it began from
-        fit(data, tmp_path, spec, steps=1, lr=1e-9, weight_decay=0.0)
-
-
-@pytest.mark.parametrize(
-    ("changes", "contract", "words"),
-    [
+        fit(data, tmp_path, spec, **how)
+    for changes, contract, words in (
         ({"chunk": 5}, {}, "made with policy.chunk 4, this run has 5"),
         ({"cameras": ["left", "hand"]}, {"cameras": ["left", "hand"]}, r"policy.cameras \['hand', 'left'\]"),
         ({}, {"encoder": {"name": "other", "fingerprint": "f"}}, "encoder random e.* is other f"),
         ({}, {"robot": "panda"}, "robot 'xarm7', given is 'panda'"),
-    ],
-)
-def test_another_policy_is_no_start(data, first, tmp_path, changes, contract, words):
-    with pytest.raises(UserError, match=f"^train.from: {first}: .*{words}"):
-        fit(data, tmp_path, make_spec(**changes), CONTRACT | contract, from_=first)
+    ):
+        with pytest.raises(UserError, match=f"^train.from: {first}: .*{words}"):
+            fit(data, tmp_path / "new", make_spec(**changes), CONTRACT | contract, from_=first)
     with pytest.raises(UserError, match="^train.from: nowhere: "):
-        fit(data, tmp_path, from_="nowhere")
+        fit(data, tmp_path / "new", from_="nowhere")
 
 
 @pytest.mark.gpu
