@@ -19,6 +19,7 @@ from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.pretraining import frames as module
 from s2robot.pretraining.frames import FrameBank, read_image
+from tests.demos.test_store import IMAGES
 from tests.inline import do_inline
 
 
@@ -109,12 +110,12 @@ def test_broken_images_are_named_and_16_bits_keep_their_greys(tmp_path):
     assert seen[0, :, 0].tolist() == (ramp[0] // 257).tolist() and (seen == seen[..., :1]).all()
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
-def test_video_frame_by_frame(tmp_path, suffix):
-    frames, path = noise(7, 34, 46, 3), tmp_path / f"a{suffix}"
-    write_video(path, frames)
-    bank = FrameBank(path)
-    assert np.array_equal(np.stack([bank[i] for i in range(7)]), frames) and len(bank) == 7
+def test_video_frame_by_frame(tmp_path):
+    frames = noise(7, 34, 46, 3)
+    for path in (tmp_path / "a.mp4", tmp_path / "a.avi"):
+        write_video(path, frames)
+        bank = FrameBank(path)
+        assert np.array_equal(np.stack([bank[i] for i in range(7)]), frames) and len(bank) == 7
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     made = {"videos": 1, "sha256": hashlib.sha256(sha256.encode()).hexdigest(), "every": 1}
     assert bank.describe() == {"frames": 7, "shape": [34, 46, 3], "made": made}  # no paths
@@ -172,11 +173,7 @@ def test_a_video_is_known_by_its_content_and_decoded_once_by_all_processes(tmp_p
 def test_store_of_images(tmp_path):
     """Cameras of two sizes; all of a step come one after the other, also from threads."""
     images = {"hand": noise(5, 8, 12, 3), "left": noise(5, 6, 6, 3, seed=1)}
-    attributes = EpisodeStore.open(shipped_demos("xarm7_cube")).attrs | {
-        "kind": "images",
-        "cameras": [*images],
-    }
-    with EpisodeStore.create(tmp_path / "a.zarr", attributes) as store:
+    with EpisodeStore.create(tmp_path / "a.zarr", IMAGES | {"cameras": [*images]}) as store:
         for rows in (slice(0, 3), slice(3, 5)):
             arrays = {f"images_{camera}": array[rows] for camera, array in images.items()}
             action = np.zeros((rows.stop - rows.start, 8), np.float32)

@@ -63,41 +63,35 @@ def test_s2_in_the_pretraining_learns_and_resumes(settings, tmp_path):
         assert image.size == (3 * 32, 4 * 32)
     # the rate depends on the steps, so the runs differ, but the state must load
     assert load_encoder(pretrain(settings.replace(steps=33)))[1]["steps"] == 33
-    with pytest.raises(UserError, match=r"made with scales \[1, 2\], this run has \[1\]"):
-        pretrain(settings.replace(scales=(1,)))
     assert load_encoder(pretrain(settings.replace(scales=(1,), steps=1, resume=False)))[1]["steps"] == 1
 
 
-@pytest.mark.parametrize("change", ["crop", "precision", "processes", "pictures"])
-def test_the_state_of_another_run_is_rejected(settings, change, tmp_path):
+def test_the_state_of_another_run_is_rejected(settings, tmp_path):
     pretrain(settings)
-    path = Path(settings.out) / "checkpoint.pt"
-    if change == "pictures":
-        (tmp_path / "other").mkdir()
-        Image.fromarray(np.full((64, 64, 3), 40, np.uint8)).save(tmp_path / "other" / "0.png")
-        settings = settings.replace(data=str(tmp_path / "other"))
-    if change == "processes":
-        torch.save(torch.load(path, weights_only=True) | {"identity": {"processes": 2}}, path)
-    changes = {"crop": (0.5, 1.0), "precision": "bf16-mixed"}
-    settings = settings.replace(**{change: changes[change]}) if change in changes else settings
-    with pytest.raises(UserError, match=rf"another run.* \(made with {change}.*, this run has .*\)$"):
+    path, other = Path(settings.out) / "checkpoint.pt", tmp_path / "other"
+    other.mkdir()
+    Image.fromarray(np.full((64, 64, 3), 40, np.uint8)).save(other / "0.png")
+    changes = {"crop": (0.5, 1.0), "precision": "bf16-mixed", "scales": (1, 2), "data": str(other)}
+    for key, value in changes.items():
+        words = {"data": "pictures", "scales": r"scales \[1\]"}.get(key, key)
+        with pytest.raises(UserError, match=rf"another run.* \(made with {words}.*, this run has .*\)$"):
+            pretrain(settings.replace(**{key: value}))
+    torch.save(torch.load(path, weights_only=True) | {"identity": {"processes": 2}}, path)
+    with pytest.raises(UserError, match=r"another run.* \(made with processes.*, this run has .*\)$"):
         pretrain(settings)
 
 
-@pytest.mark.parametrize(
-    ("key", "changes"),
-    [
+def test_values_that_do_not_fit_name_their_key():
+    for key, changes in (
         ("crop", {"crop": (2.0, 1.0)}),
         ("decoder_dim", {"decoder_dim": 18}),
         ("decoder_dim", {"decoder_dim": 20, "decoder_heads": 3}),
         *(("scales", {"scales": scales}) for scales in ((2,), (1, 3), (1, 2, 3), (), (1, 1))),
         ("mask_ratio", {"mask_ratio": 0.59, "scales": (1, 2)}),
         ("mask_ratio", {"mask_ratio": 0.99}),
-    ],
-)
-def test_values_that_do_not_fit_name_their_key(key, changes):
-    with pytest.raises(UserError, match=f"^pretrain.{key}: "):
-        PretrainSettings(data="none", out="none", **changes)
+    ):
+        with pytest.raises(UserError, match=f"^pretrain.{key}: "):
+            PretrainSettings(data="none", out="none", **changes)
 
 
 def pretraining(folder: Path) -> None:

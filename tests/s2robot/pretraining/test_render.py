@@ -21,23 +21,28 @@ from tests.inline import do_inline
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setattr(render, "_FRAMES_A_SEED", 30)
+    """Six frames a seed: two moments of an episode, of three cameras."""
+    do_inline(monkeypatch)
+    monkeypatch.setattr(render, "_FRAMES_A_SEED", 6)
 
 
-def test_the_seed_decides_the_frames_and_looks_vary_as_much_as_asked(few):
+def test_the_seed_decides_the_frames_and_looks_vary_as_much_as_asked(few, monkeypatch):
     """Between two frames of one camera, a wild look changes far more pixels than the task's own does."""
+    monkeypatch.setattr(render, "_EVERY", 1)
     apart = {}
     for vary in (0.0, 1.0):
         frames = render_scenes(2, ("cube_pick",), ("xarm7",), 32, vary)
-        assert frames.shape == (30, 32, 32, 3) and frames.dtype == np.uint8
-        assert len({frame.tobytes() for frame in frames}) == 30
-        assert frames.reshape(30, -1).std(1).min() > 5  # no empty image
+        assert frames.shape == (6, 32, 32, 3) and frames.dtype == np.uint8
+        assert len({frame.tobytes() for frame in frames}) == 6
+        assert frames.reshape(6, -1).std(1).min() > 5  # no empty image
         apart[vary] = np.abs(np.diff(frames[1::3].astype(float), axis=0)).mean()  # of the left camera
     assert apart[1.0] > 2 * apart[0.0]
     assert np.array_equal(frames, render_scenes(2, ("cube_pick",), ("xarm7",), 32, 1.0))
 
 
 def test_tasks_take_turns_and_the_end_of_an_episode_is_shown(monkeypatch):
+    monkeypatch.setattr(render, "_EVERY", 16)
+    monkeypatch.setattr(render, "_FRAMES_A_SEED", 24)
     reached, moments = [], render._moments
 
     def watched(env, seed):
@@ -47,18 +52,17 @@ def test_tasks_take_turns_and_the_end_of_an_episode_is_shown(monkeypatch):
 
     monkeypatch.setattr(render, "_moments", watched)
     frames = render_scenes(1, ("cube_pick", "stack"), ("xarm7",), 32, 0.0)
-    assert len({frame.tobytes() for frame in frames}) == 60
+    assert len({frame.tobytes() for frame in frames}) == 24
     assert any(success for _, success in reached) and all("stack" in task.lower() for task, _ in reached)
 
 
 def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch, few):
-    do_inline(monkeypatch)
-    settings = ScenesSettings(frames=45, image_size=32, workers=1)
+    settings = ScenesSettings(frames=9, image_size=32, workers=1)
     bank = np.load(make_scenes(settings, tmp_path))
-    assert bank.shape == (60, 32, 32, 3)  # whole episodes of 30 frames
-    assert np.array_equal(bank[30:], render_scenes(1, ("cube_pick",), ("xarm7", "panda"), 32, 0.6))
+    assert bank.shape == (12, 32, 32, 3)  # whole episodes of 6 frames
+    assert np.array_equal(bank[6:], render_scenes(1, ("cube_pick",), ("xarm7", "panda"), 32, 0.6))
     assert json.loads((tmp_path / "meta.json").read_text()) == {
-        "tasks": ["cube_pick"], "robots": ["xarm7", "panda"], "frames": 45, "image_size": 32, "vary": 0.6, "seed": 0,
+        "tasks": ["cube_pick"], "robots": ["xarm7", "panda"], "frames": 9, "image_size": 32, "vary": 0.6, "seed": 0,
     }  # fmt: skip
     monkeypatch.setattr(render, "render_scenes", None)
     assert np.array_equal(bank, np.load(make_scenes(settings, tmp_path)))
