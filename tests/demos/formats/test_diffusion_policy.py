@@ -30,12 +30,8 @@ def folder(tmp_path):
     path = tmp_path / "in.zarr"
     root = zarr.open_group(str(path), mode="w", zarr_format=2)
     for key, array in DATA.items():
-        how = {
-            "dtype": array.dtype,
-            "chunks": (2, *array.shape[1:]),
-            "compressors": numcodecs.Blosc("lz4", 5),
-        }
-        root.create_array(f"data/{key}", shape=array.shape, **how)[:] = array
+        how = {"chunks": (2, *array.shape[1:]), "compressors": numcodecs.Blosc("lz4", 5)}
+        root.create_array(f"data/{key}", shape=array.shape, dtype=array.dtype, **how)[:] = array
     root.create_array("meta/episode_ends", shape=(2,), dtype="i8")[:] = [4, 7]
     return path
 

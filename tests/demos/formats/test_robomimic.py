@@ -76,8 +76,8 @@ def replaced(name, values):
     return change
 
 
-def args(**changes):
-    told = json.dumps({"env_name": "Lift", "env_kwargs": changes})
+def args(**kwargs):
+    told = json.dumps(ARGS | {"env_kwargs": kwargs})
     return lambda raw: raw["data"].attrs.__setitem__("env_args", told)
 
 
@@ -106,14 +106,12 @@ def test_odd_contents_are_one_line_that_names_the_file(file):
     ],
 )
 def test_two_arms_move_by_deltas_too(tmp_path, robots, controllers, prefixes):
-    kwargs = {"robots": robots, "control_freq": 20, "controller_configs": controllers}
     path, rng = tmp_path / "two.hdf5", np.random.default_rng(0)
     with h5py.File(path, "w") as made:
-        made.create_group("data").attrs["env_args"] = json.dumps(ARGS | {"env_kwargs": kwargs})
-        demo = made["data"].create_group("demo_0")
-        actions = demo["actions"] = rng.uniform(-1, 1, (4, 14))
+        actions = made["data/demo_0/actions"] = rng.uniform(-1, 1, (4, 14))
+        args(robots=robots, control_freq=20, controller_configs=controllers)(made)
         for i in range(2):
-            demo[f"obs/robot{i}_eef_pos"] = rng.normal(size=(4, 3))
+            made[f"data/demo_0/obs/robot{i}_eef_pos"] = rng.normal(size=(4, 3))
     store = converted(path)
     kinds = {"position": "delta", "rotation": "rotation", "gripper": "binary"}
     found = [(part["name"], part["kind"]) for part in store.attrs["action_parts"]]
@@ -123,20 +121,15 @@ def test_two_arms_move_by_deltas_too(tmp_path, robots, controllers, prefixes):
     assert [p["name"] for p in store.attrs["proprio_parts"]] == ["robot0_eef_pos", "robot1_eef_pos"]
 
 
-@pytest.mark.parametrize(
-    ("config", "kind"),
-    [
+def test_other_controllers_decide_whether_actions_are_deltas(file):
+    for i, (config, kind) in enumerate((
         ({"type": "JOINT_POSITION", "output_max": 0.05}, "delta"),
         ({"type": "OSC_POSITION", "output_max": [0.05] * 3, "input_type": "delta"}, "delta"),
         ({"type": "OSC_POSITION", "output_max": [0.05] * 3, "control_delta": False}, "absolute"),
         ({"type": "JOINT_VELOCITY", "output_max": 1}, "absolute"),
-    ],
-)
-def test_other_controllers_decide_whether_actions_are_deltas(file, config, kind):
-    kwargs = ARGS["env_kwargs"] | {"controller_configs": config}
-    with h5py.File(file, "a") as made:
-        made["data"].attrs["env_args"] = json.dumps(ARGS | {"env_kwargs": kwargs})
-    assert converted(file).attrs["action_parts"][0]["kind"] == kind
+    )):  # fmt: skip
+        path = changed(file, args(**ARGS["env_kwargs"] | {"controller_configs": config}))
+        assert converted(path, name=f"{i}.zarr").attrs["action_parts"][0]["kind"] == kind
 
 
 @pytest.fixture
@@ -172,6 +165,12 @@ def test_our_store_as_a_file_and_back(tmp_path, store):
     for key in some.keys:
         np.testing.assert_array_equal(some[key], store.episode(number)[key])
     refused(path, "rate_hz: expected 10", choice=Choice(rate_hz=5))
+    for change, words in (  # by others
+        (lambda f: f["data/demo_1"].__delitem__("s2robot/grid"), "data/demo_1: s2robot/grid: expected"),
+        (lambda f: f["data/demo_0"].attrs.__delitem__("s2robot:seed"), "data/demo_0: cannot be read (KeyError: 'seed')"),
+        (lambda f: f["data"].attrs.__setitem__("s2robot", "{"), "data: s2robot: cannot be read"),
+    ):  # fmt: skip
+        refused(changed(path, change), words)
 
 
 def test_actions_beyond_the_range_are_rejected_cut_or_stretched(tmp_path):
@@ -192,16 +191,6 @@ def test_actions_beyond_the_range_are_rejected_cut_or_stretched(tmp_path):
         both = np.concatenate([file[f"data/demo_{i}/actions"] for i in range(2)])
     assert both.min(0).tolist() == [-1] * 3 and both.max(0).tolist() == [1] * 3
     assert converted(path)["action"].tobytes() == numbers.tobytes()
-
-
-def test_our_file_edited_by_others_is_one_line(tmp_path, store):
-    path = written(store, tmp_path / "out.hdf5")
-    for change, words in (
-        (lambda f: f["data/demo_1"].__delitem__("s2robot/grid"), "data/demo_1: s2robot/grid: expected"),
-        (lambda f: f["data/demo_0"].attrs.__delitem__("s2robot:seed"), "data/demo_0: cannot be read (KeyError: 'seed')"),
-        (lambda f: f["data"].attrs.__setitem__("s2robot", "{"), "data: s2robot: cannot be read"),
-    ):  # fmt: skip
-        refused(changed(path, change), words)
 
 
 FULL = """

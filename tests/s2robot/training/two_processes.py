@@ -32,7 +32,17 @@ FAILS = {"killed": 1, "first": 0}  # the process that does
 
 def watch(seen: dict, number: int, fails: str) -> None:
     """Note the seed and loss of every step; let a process fail in the sixth where that is wanted."""
-    loss, forward = ChunkPolicy.loss, MAE.forward
+
+    def watched(kind: type, name: str) -> None:
+        method = getattr(kind, name)
+
+        def call(self, *given):
+            result = method(self, *given)
+            if self.training and torch.is_grad_enabled():
+                step(result[0])
+            return result
+
+        setattr(kind, name, call)
 
     def step(value: torch.Tensor) -> None:
         seen["seeds"].append(torch.initial_seed())
@@ -42,19 +52,8 @@ def watch(seen: dict, number: int, fails: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise UserError("no space left")
 
-    def watched_loss(self, batch):
-        result = loss(self, batch)
-        if self.training:
-            step(result[0])
-        return result
-
-    def watched_forward(self, images, cells=None):
-        result = forward(self, images, cells)
-        if torch.is_grad_enabled():
-            step(result[0])
-        return result
-
-    ChunkPolicy.loss, MAE.forward = watched_loss, watched_forward
+    watched(ChunkPolicy, "loss")
+    watched(MAE, "forward")
 
 
 def prepare(folder: Path) -> None:
