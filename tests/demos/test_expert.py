@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from s2robot.core.errors import UserError
-from s2robot.demos.record import RelabelSettings, expert_chunks, record, record_episode, relabel
+from s2robot.demos.record import RelabelSettings, expert_chunks, record_episode, relabel
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from s2robot.envs.cube_config import CubePickConfig
@@ -154,16 +154,6 @@ def test_what_the_picker_did_not_do_is_not_labelled(tmp_path, source):
         source = one(tmp_path / name, attributes, episode)
         with pytest.raises(UserError, match=text):
             relabel(source, RelabelSettings(out=tmp_path / f"{name}.out", expert=1))
-
-
-def test_a_recording_with_an_expert_goes_on_with_its_own_only(tmp_path, labelled, monkeypatch):
-    do_inline(monkeypatch)
-    path, args = tmp_path / "d.zarr", (CubePickConfig(), PickerConfig(), 1, SEED, 1)
-    record(path, *args, expert=STEPS).close()
-    stored = EpisodeStore.open(path).episode(0)
-    assert all(np.array_equal(stored[key], value) for key, value in labelled[0].items())
-    with pytest.raises(UserError, match="expert: expected 0, .* got 3"):
-        record(path, *args)
 
 
 def test_the_shipped_demos_hold_an_expert():

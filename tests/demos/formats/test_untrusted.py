@@ -109,14 +109,10 @@ def test_no_codec_runs_code_in_a_store_of_ours(tmp_path, codec):
     file = path / "meta/task/zarr.json"
     plain, one = json.loads(file.read_text()), {"name": f"numcodecs.{codec}", "configuration": {}}
     lists = (
-        [one],
-        [{"name": "bytes"}, one],
-        [one, {"name": "vlen-utf8"}],
-        [{"name": codec}, *plain["codecs"]],
-        [{"name": 5}],
-    )
+        [one], [{"name": "bytes"}, one], [one, {"name": "vlen-utf8"}], [{"name": codec}, *plain["codecs"]], [{"name": 5}],
+    )  # fmt: skip
     kinds = ("int64", "string", "variable_length_bytes")
-    changes = [{"codecs": codecs, "data_type": kind} for codecs in lists for kind in kinds]
+    changes = [{"codecs": codecs, "data_type": kind} for codecs, kind in product(lists, kinds)]
     shapes = (([], []), ([2], [0]), ([2, 3], [2, 1]))
     for about in [*changes, *({"shape": shape, **in_chunks(*chunks)} for shape, chunks in shapes)]:
         file.write_text(json.dumps(plain | about))
@@ -239,12 +235,10 @@ LINKS = product(("external", "soft"), (*ARRAYS, "data/demo_0/obs", "data/demo_0"
 def test_an_hdf5_file_reads_itself_alone(tmp_path, kind, place):
     file5(tmp_path / "other.hdf5").close()
     with file5(tmp_path / "in.hdf5") as file:
-        array = isinstance(file[place], h5py.Dataset)
-        about = (file[place].shape, file[place].dtype) if array else None
-        del file[place]
+        old = file.pop(place)
         if kind == "virtual":
-            layout = h5py.VirtualLayout(*about)
-            layout[:] = h5py.VirtualSource("other.hdf5", place, about[0])
+            layout = h5py.VirtualLayout(old.shape, old.dtype)
+            layout[:] = h5py.VirtualSource("other.hdf5", place, old.shape)
             file.create_virtual_dataset(place, layout)
         else:
             file["out" if kind == "soft" else place] = h5py.ExternalLink("other.hdf5", place)
@@ -274,38 +268,25 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(b"")) + part(b"IEND", b"")
 
 
-def with_pictures(path: Path, row: dict, shape: list[int]) -> Path:
+def test_pictures_that_are_none(tmp_path):
     """A LeRobot dataset whose camera is a column of pictures."""
-    made.lerobot_v21(path)
-    key, features = "observation.images.top", made.features("image")
-    features[key]["shape"] = shape
-    edited(path / "meta/info.json", features=features)
+    Image.new("RGB", (made.W, made.H)).save(tmp_path / "secret.png")
+    path, key, features = made.lerobot_v21(tmp_path / "in"), "observation.images.top", made.features("image")
+    (path / "zeros.png").symlink_to("/dev/zero")
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    for i in range(2):
-        file = path / f"data/chunk-000/episode_{i:06d}.parquet"
-        table = pq.read_table(file)
-        pq.write_table(table.append_column(key, pa.array([row] * len(table), kind)), file)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("row", "shape", "words"),
-    [
+    for row, shape, words in (
         ({"bytes": png(made.W + 1, made.H)}, [made.H, made.W, 3], "px"),
         ({"bytes": png(12_000, 9_000)}, [9_000, 12_000, 3], "stored"),
         ({"bytes": png(60_000, 60_000)}, [60_000, 60_000, 3], "image"),
         ({"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 24 16\n"}, [16, 24, 3], "image"),
-        *(
-            ({"path": p}, [made.H, made.W, 3], p)
-            for p in ("../secret.png", "/dev/zero", "zeros.png", "none.png")
-        ),
-    ],
-)
-def test_pictures_that_are_none(tmp_path, row, shape, words):
-    Image.new("RGB", (made.W, made.H)).save(tmp_path / "secret.png")
-    path = with_pictures(tmp_path / "in", row, shape)
-    (path / "zeros.png").symlink_to("/dev/zero")
-    refused(path, words)
+        *(({"path": p}, [16, 24, 3], p) for p in ("../secret.png", "/dev/zero", "zeros.png", "none.png")),
+    ):
+        features[key]["shape"] = shape
+        edited(path / "meta/info.json", features=features)
+        for i, n in enumerate(made.LENGTHS):
+            table = made.table(i, i * made.LENGTHS[0]).append_column(key, pa.array([row] * n, kind))
+            pq.write_table(table, path / f"data/chunk-000/episode_{i:06d}.parquet")
+        refused(path, words)
 
 
 def test_a_video_of_larger_frames_than_the_dataset_says_and_a_playlist(tmp_path):

@@ -15,7 +15,43 @@ from s2robot.inspection.inspect import InspectSettings, inspect_demos, summary
 from s2robot.inspection.tables import curves, plots, tables
 from tests.browser import BROWSER, chromium
 from tests.demos.test_store import ATTRIBUTES
-from tests.s2robot.inspection.conftest import LENGTHS, episode
+from tests.inline import do_inline
+
+CUPS = {
+    "robot": "two_links", "joint_names": [], "rate_hz": 10, "cameras": ["top", "wrist/left"], "camera_geometry": {},
+    "action_frame": "parts", "env_version": "elsewhere", "env_config": {}, "seed": 0, "kind": "images",
+    "tasks": ["lift </script> the cup", "pour"], "source": {"format": "LeRobot v3.0", "name": "cups"},
+    "action_parts": [
+        {"name": "arm", "size": 2, "kind": "delta", "names": ["shoulder", "elbow"]},
+        {"name": "claw", "size": 1, "kind": "binary"},
+    ],
+    "proprio_parts": [{"name": "state", "size": 9, "kind": "absolute"}],
+}  # fmt: skip
+LENGTHS = (12, 12, 9, 12)
+
+
+def episode(i: int, length: int) -> dict[str, np.ndarray]:
+    """Its pictures grow brighter step by step, so that a frame of the video tells which step it shows."""
+    t = np.arange(length, dtype=np.float32)
+    level = np.broadcast_to((40 + 10 * t)[:, None, None, None], (length, 24, 32, 3))
+    speckled = level + 20 * (np.indices((24, 32)).sum(0) % 2)[None, ..., None]
+    return {
+        "action": np.stack([0.1 * np.sin(t), -0.1 * np.cos(t), (t > 5).astype(np.float32)], 1),
+        "proprio": np.sin(t[:, None] / 5 + np.arange(9) + i / 50).astype(np.float32),
+        "images_top": speckled.astype(np.uint8),
+        "images_wrist/left": np.ascontiguousarray(speckled[:, :16, :16].astype(np.uint8)),
+    }
+
+
+@pytest.fixture
+def cups(tmp_path, monkeypatch):
+    """Four episodes, the third a failure; films are made in this process, in a cache of the test's own."""
+    do_inline(monkeypatch)
+    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
+    with EpisodeStore.create(tmp_path / "cups.zarr", CUPS) as store:
+        for i, length in enumerate(LENGTHS):
+            store.append(episode(i, length), {"task": i % 2, "success": i != 2, "source_episode": 10 + i})
+    return tmp_path / "cups.zarr"
 
 
 def inspect(store, out, **changes):
@@ -35,13 +71,13 @@ def test_videos_hold_every_step_of_all_cameras(cups, tmp_path):
     assert not [p for p in tmp_path.rglob("*.part.*")]
 
 
-def test_whole_numbers_keep_their_digits(cups, tmp_path):
+def test_whole_numbers_keep_their_digits(tmp_path):
     stamps = 1_700_000_000_000_000_000 + 100_000_000 * np.arange(12)  # ns, one every control step
     index = (2**24 + np.arange(12)).astype(np.int32)
     more = {"stamp_ns": stamps, "index": index, "flag": np.arange(12) % 2 > 0}
-    with EpisodeStore.create(tmp_path / "more.zarr", EpisodeStore.open(cups).attrs) as store:
+    with EpisodeStore.create(tmp_path / "more.zarr", CUPS) as store:
         store.append(episode(0, 12) | more)
-    found = {table.key: table.values for table in tables(EpisodeStore.open(tmp_path / "more.zarr"), 1)}
+        found = {table.key: table.values for table in tables(store, 1)}
     assert np.array_equal(np.diff(found["stamp_ns"][:, 0]), np.full(11, 1e8))
     assert np.array_equal(found["index"][:, 0], index)
     assert found["flag"].dtype == found["action"].dtype == np.float32
