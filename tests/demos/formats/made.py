@@ -80,17 +80,18 @@ def video(path: Path, pictures: np.ndarray, fps: int = FPS, gop: int = 2) -> Non
 
 
 def features(kind: str = "video") -> dict:
-    auto = dict.fromkeys(("frame_index", "episode_index", "index", "task_index"))
+    numbers = dict.fromkeys(("next.reward", "timestamp"), "float32")
+    numbers |= dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
     return {
         "observation.state": {"dtype": "float32", "shape": [4], "names": [["a", "b", "c", "d"]]},
         "action": {"dtype": "float32", "shape": [3], "names": {"motors": ["x", "y", "z"]}},
-        "next.reward": {"dtype": "float32", "shape": [1], "names": None},
         "observation.images.top": {
-            "dtype": kind, "shape": [H, W, 3], "names": ["height", "width", "channels"],
+            "dtype": kind,
+            "shape": [H, W, 3],
+            "names": ["height", "width", "channels"],
         },
-        "timestamp": {"dtype": "float32", "shape": [1], "names": None},
-        **{name: {"dtype": "int64", "shape": [1], "names": None} for name in auto},
-    }  # fmt: skip
+        **{name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in numbers.items()},
+    }
 
 
 def table(i: int, first: int, **changes: list) -> pa.Table:
@@ -99,13 +100,10 @@ def table(i: int, first: int, **changes: list) -> pa.Table:
     columns = {
         "observation.state": pa.array(data["state"].tolist(), pa.list_(pa.float32(), 4)),
         "action": pa.array(data["action"].tolist(), pa.list_(pa.float32(), 3)),
-        "next.reward": pa.array(np.arange(n, dtype="f4")),
-        "timestamp": pa.array((np.arange(n) / FPS).astype("f4")),
-        "frame_index": pa.array(np.arange(n)),
-        "episode_index": pa.array(np.full(n, i)),
-        "index": pa.array(first + np.arange(n)),
-        "task_index": pa.array(np.full(n, i)),
-    }
+        "next.reward": pa.array(np.arange(n, dtype="f4")), "timestamp": pa.array((np.arange(n) / FPS).astype("f4")),
+        "frame_index": pa.array(np.arange(n)), "episode_index": pa.array(np.full(n, i)),
+        "index": pa.array(first + np.arange(n)), "task_index": pa.array(np.full(n, i)),
+    }  # fmt: skip
     return pa.table({**columns, **{k: pa.array(v, columns[k].type) for k, v in changes.items()}})
 
 

@@ -19,25 +19,23 @@ from s2robot.pretraining.render import (
 from tests.inline import do_inline
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def few(monkeypatch):
     """Six frames a seed: two moments of an episode, of three cameras."""
     do_inline(monkeypatch)
     monkeypatch.setattr(render, "_FRAMES_A_SEED", 6)
 
 
-def test_the_seed_decides_the_frames_and_looks_vary_as_much_as_asked(few, monkeypatch):
+def test_looks_vary_as_much_as_asked(monkeypatch):
     """Between two frames of one camera, a wild look changes far more pixels than the task's own does."""
     monkeypatch.setattr(render, "_EVERY", 1)
     apart = {}
     for vary in (0.0, 1.0):
         frames = render_scenes(2, ("cube_pick",), ("xarm7",), 32, vary)
-        assert frames.shape == (6, 32, 32, 3) and frames.dtype == np.uint8
-        assert len({frame.tobytes() for frame in frames}) == 6
+        assert frames.shape == (6, 32, 32, 3) and len({frame.tobytes() for frame in frames}) == 6
         assert frames.reshape(6, -1).std(1).min() > 5  # no empty image
         apart[vary] = np.abs(np.diff(frames[1::3].astype(float), axis=0)).mean()  # of the left camera
     assert apart[1.0] > 2 * apart[0.0]
-    assert np.array_equal(frames, render_scenes(2, ("cube_pick",), ("xarm7",), 32, 1.0))
 
 
 def test_tasks_take_turns_and_the_end_of_an_episode_is_shown(monkeypatch):
@@ -56,7 +54,7 @@ def test_tasks_take_turns_and_the_end_of_an_episode_is_shown(monkeypatch):
     assert any(success for _, success in reached) and all("stack" in task.lower() for task, _ in reached)
 
 
-def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch, few):
+def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch):
     settings = ScenesSettings(frames=9, image_size=32, workers=1)
     bank = np.load(make_scenes(settings, tmp_path))
     assert bank.shape == (12, 32, 32, 3)  # whole episodes of 6 frames
@@ -82,8 +80,7 @@ def world():
 
 @pytest.mark.parametrize("kind", [0, 9, 12, 17, 23])
 def test_an_image_holds_its_object_where_the_mask_says(kind, world):
-    large, small = (world.draw(kind, 5, small) for small in (False, True))
-    again = world.draw(kind, 5, False)
+    large, small, again = (world.draw(kind, 5, small) for small in (False, True, False))
     assert all(np.array_equal(getattr(large, k), getattr(again, k)) for k in ("image", "mask", "depth"))
     label = 3 + kind
     shares = [(p.mask == label).mean() for p in (large, small)]
@@ -95,12 +92,11 @@ def test_an_image_holds_its_object_where_the_mask_says(kind, world):
 
 
 def test_folders_hold_images_masks_and_depth_and_are_kept(tmp_path, monkeypatch, world):
-    do_inline(monkeypatch)
     monkeypatch.setitem(render._worlds, 96, world)
     settings = ObjectsSettings(train=26, test=3, image_size=96)
     assert make_objects(settings, tmp_path) == tmp_path
-    images = sorted((tmp_path / "train/images").rglob("*.png"))
-    assert len(images) == 26 and (tmp_path / f"train/images/{CLASSES[1]}/000025.png") in images
+    assert len(list((tmp_path / "train/images").rglob("*.png"))) == 26
+    assert (tmp_path / f"train/images/{CLASSES[1]}/000025.png").is_file()
     assert len(list((tmp_path / "test").rglob("*.png"))) == 9
     files = (tmp_path / f"train/{folder}/{CLASSES[0]}/000000.png" for folder in ("depth", "masks"))
     depth, mask = (np.asarray(Image.open(file)) for file in files)
