@@ -43,23 +43,20 @@ def recording(tmp_path_factory):
         wrapper._flush()
     kwargs = task.arguments()["env_kwargs"]
     info = {"env_name": "Lift", "robots": ["Panda"], "controller_configs": kwargs["controller_configs"]}
-    return gathered(folder, info), seen
-
-
-def gathered(folder, info):
-    """The layout of gather_demonstrations_as_hdf5 in robosuite/scripts/collect_human_demonstrations.py."""
     path = folder / "demo.hdf5"
-    with h5py.File(path, "w") as file:
+    with h5py.File(
+        path, "w"
+    ) as file:  # as gather_demonstrations_as_hdf5 of collect_human_demonstrations.py does
         data = file.create_group("data")
-        data.attrs.update(date="1-1-2026", time="0:0:0", repository_version="1.5.2", env="Lift")
-        data.attrs["env_info"] = json.dumps(info)
+        about = {"date": "1-1-2026", "time": "0:0:0", "repository_version": "1.5.2", "env": "Lift"}
+        data.attrs.update(about | {"env_info": json.dumps(info)})
         for number, episode in enumerate(sorted((folder / "tmp").iterdir()), 1):
             found = [np.load(name, allow_pickle=True) for name in sorted(glob(f"{episode}/state_*.npz"))]
             demo = data.create_group(f"demo_{number}")
             demo.attrs["model_file"] = (episode / "model.xml").read_text()
             demo["states"] = np.concatenate([f["states"] for f in found])[:-1]
             demo["actions"] = np.stack([a["actions"] for f in found for a in f["action_infos"]])
-    return path
+    return path, seen
 
 
 def test_a_recording_is_drawn_as_it_was(recording):

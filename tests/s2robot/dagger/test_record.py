@@ -66,7 +66,8 @@ def scripted(monkeypatch):
             now, left[:] = left[:2], left[2:]
             return np.stack(now)
 
-        script = types.SimpleNamespace(disagreement=0.0, plan=plan, reset=lambda seed: left.extend(actions))
+        begin = lambda seed: left.__setitem__(slice(None), actions)  # noqa: E731
+        script = types.SimpleNamespace(disagreement=0.0, plan=plan, reset=begin)
         monkeypatch.setattr(dagger_record, "_OPEN", {})
         monkeypatch.setattr(dagger_record, "load_policy", lambda *given: (script, None, None))
 
@@ -115,12 +116,18 @@ def test_corrections_of_a_task_with_layouts_have_theirs(settings, scripted, tmp_
     assert store.meta("layout")[1].tolist() == [info["layout"][name] for name in store.attrs["layout_names"]]
 
 
-def test_what_a_policy_does_alone_is_no_correction(demos, settings, scripted):
+def test_what_a_policy_does_alone_and_what_nobody_can_save_is_no_correction(demos, settings, scripted):
     scripted(demos.episode(0)["action"])
-    arrays, facts = dagger_record.corrected_episode(course(demos, settings), 500)
     alone = {"seed": 500, "reason": "", "step": int(demos.lengths[0]), "success": True}
-    assert arrays == {} and facts == alone
+    assert dagger_record.corrected_episode(course(demos, settings), 500) == ({}, alone)
     assert scripted.seen["images"]["hand"].shape == (64, 64, 3) and scripted.seen["proprio"].shape == (8,)
+    still = np.zeros((40, 8), np.float32)
+    scripted(still)
+    late = {"seed": SEED, "reason": "late", "step": 5, "success": False}
+    assert dagger_record.corrected_episode(course(demos, settings, steps=5), SEED) == ({}, late)
+    scripted(still)
+    _, facts = dagger_record.corrected_episode(course(demos, settings, PATIENCE), SEED)
+    assert (facts["reason"], facts["step"]) == ("stalled", PATIENCE + 1)  # the first is progress on nothing
 
 
 def test_from_which_of_its_states_the_picker_is_imitated(demos, settings, scripted):
@@ -147,16 +154,6 @@ def test_from_which_of_its_states_the_picker_is_imitated(demos, settings, script
             picker.take_over(arrays["action"][:t])
             assert np.allclose(picker.ask(STEPS), arrays["expert"][t], atol=1e-6), (visited, t)
         assert arrays["action"][switch, 7] == 0  # shut on nothing, it opens
-
-
-def test_a_policy_that_nobody_can_save_and_one_that_takes_too_long(demos, settings, scripted):
-    scripted(np.zeros((40, 8), np.float32))
-    late = {"seed": SEED, "reason": "late", "step": 5, "success": False}
-    assert dagger_record.corrected_episode(course(demos, settings, steps=5), SEED) == ({}, late)
-    scripted(np.zeros((40, 8), np.float32))
-    _, facts = dagger_record.corrected_episode(course(demos, settings, PATIENCE), SEED)
-    # the first step is progress on nothing
-    assert facts["reason"] == "stalled" and facts["step"] == PATIENCE + 1
 
 
 def test_members_that_disagree_are_not_followed(demos, settings, save_untrained, tmp_path):
@@ -201,51 +198,41 @@ def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
         record_corrections(settings, demos, world, one_eye.path)
 
 
-@pytest.fixture
-def tried(demos, monkeypatch) -> list[int]:
-    """The positions that are tried, none of them in the simulation: odd ones are corrected, others need not be."""
-    seeds: list[int] = []
+def test_the_positions_that_are_tried(demos, settings, save_untrained, tmp_path, monkeypatch):
+    """The demos' own too, none twice, and not those of another policy; a copy that a kill left half made is made again."""
+    world, out, part, tried = world_of_demos(demos), tmp_path / "out.zarr", tmp_path / ".out.zarr.partial", []
 
-    def instead(course, seed):
-        seeds.append(seed)
+    def instead(course, seed):  # of simulating: odd positions are corrected, others need not be
+        tried.append(seed)
         reason = "late" if seed % 2 else ""
         facts = {"seed": seed, "reason": reason, "step": 1, "success": True}
         return (demos.episode(0) if reason else {}), facts
 
+    def recorded(**changes):
+        store, counts = record_corrections(settings.replace(**changes), demos, world, out, first=1)
+        return store.meta("seed").tolist(), ended(counts), sum(counts[reason] for reason in REASONS)
+
     monkeypatch.setattr(dagger_record, "corrected_episode", instead)
-    return seeds
-
-
-def test_positions_that_another_policy_tried_are_not_its(demos, settings, tried, save_untrained, tmp_path):
-    args, first = (demos, world_of_demos(demos), tmp_path / "out.zarr"), SEED + 1
-    record_corrections(settings.replace(seed=first), *args, first=1)
-    other = save_untrained(tmp_path / "other", deltas=0.02)
+    with EpisodeStore.create(part, demos.attrs) as copy:
+        copy.append_all(demos)
+    assert recorded(seed=500, episodes=3) == ([500, 501], (2, 1, 0), 1)
+    assert tried == [500, 501, 502] and not part.exists()
+    other, first = str(save_untrained(tmp_path / "other", deltas=0.02)), SEED + 1
+    assert recorded(seed=first) == ([500, 501, first], (0, 1, 0), 1)
     for changes, words in (
-        ({"checkpoint": str(other)}, "policy [0-9a-f]{64}, expected "),
+        ({"checkpoint": other}, "policy [0-9a-f]{64}, expected "),
         ({"imitate_visited": "all"}, "imitate_visited none, expected all"),
         ({"takeover": TakeoverSettings(patience=PATIENCE + 1)}, r"takeover\.patience 3, expected 4"),
     ):
         with pytest.raises(UserError, match=f"found positions {first} to {first} tried with {words}"):
-            record_corrections(settings.replace(seed=first, **changes), *args, first=1)
-    later = settings.replace(checkpoint=str(other), seed=first + 2)
-    store, counts = record_corrections(later, *args, first=1)
-    assert ended(counts) == (0, 1, 0) and store.meta("seed").tolist() == [500, first, first + 2]
-    again, counts = record_corrections(settings.replace(seed=first, workers=2), *args, first=1)
-    assert ended(counts) == (0, 1, 0) and not any(counts[reason] for reason in REASONS)
-    assert again.fingerprint == store.fingerprint and tried == [first, first + 2]  # nothing is left to try
-
-
-def test_the_demos_positions_are_tried_too_and_a_half_made_copy_is_made_again(
-    demos, settings, tried, tmp_path
-):
-    """As a kill leaves it."""
-    part = tmp_path / ".out.zarr.partial"
-    with EpisodeStore.create(part, demos.attrs) as copy:
-        copy.append_all(demos, 1)
-    again = settings.replace(seed=500, episodes=3)  # the demos' first
-    store, counts = record_corrections(again, demos, world_of_demos(demos), tmp_path / "out.zarr")
-    assert tried == [500, 501, 502] and ended(counts) == (2, 1, 0) and not part.exists()
-    assert store.fingerprint_of_first(2) == demos.fingerprint and len(store) == 3
+            recorded(seed=first, **changes)
+    assert recorded(checkpoint=other, seed=first + 2) == ([500, 501, first, first + 2], (0, 1, 0), 1)
+    assert recorded(seed=first, workers=2) == (
+        [500, 501, first, first + 2],
+        (0, 1, 0),
+        0,
+    )  # nothing is left to try
+    assert tried == [500, 501, 502, first, first + 2]
 
 
 def taken_over(settings, *left: float, missed=False, disagreement=0.0) -> str:
