@@ -162,6 +162,30 @@ def lerobot_v30(path: Path) -> Path:
     return path
 
 
+OSC = {"type": "OSC_POSE", "control_delta": True, "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5]}
+ARGS = {
+    "env_name": "Lift", "env_version": "1.4.1", "type": 1,
+    "env_kwargs": {"robots": ["Panda"], "control_freq": 20, "controller_configs": OSC},
+}  # fmt: skip
+
+
+def robomimic(path: Path) -> Path:
+    """Demos 2 and 10, whose images hold their numbers; demo 2 turns a quarter about z."""
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        file.create_group("data").attrs["env_args"] = json.dumps(ARGS)
+        for number, steps in ((10, 3), (2, 4)):
+            demo = file["data"].create_group(f"demo_{number}")
+            demo["actions"] = rng.uniform(-1, 1, (steps, 7))
+            half = np.sqrt(0.5) if number == 2 else 0.0
+            demo["obs/robot0_eef_quat"] = np.tile([0, 0, half, np.sqrt(1 - half**2)], (steps, 1))
+            demo["obs/robot0_eef_pos"] = rng.normal(size=(steps, 3))
+            demo["obs/robot0_gripper_qpos"] = rng.normal(size=(steps, 2))
+            demo["obs/agentview_image"] = np.full((steps, 6, 8, 3), number, np.uint8)
+        file["mask/train"] = np.array([b"demo_10"])
+    return path
+
+
 CAMERAS = {"hand": (H, W), "left.up": (20, 18)}  # one of another size, and a name with a dot
 PARTS = {
     "action_parts": [

@@ -14,32 +14,14 @@ from s2robot.core.errors import UserError
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
-from tests.demos.formats.made import changed, converted, refused, written
+from tests.demos.formats.made import ARGS, OSC, changed, converted, refused, written
 
 ROOT = Path(__file__).resolve().parents[3]
-OSC = {"type": "OSC_POSE", "control_delta": True, "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5]}
-ARGS = {
-    "env_name": "Lift", "env_version": "1.4.1", "type": 1,
-    "env_kwargs": {"robots": ["Panda"], "control_freq": 20, "controller_configs": OSC},
-}  # fmt: skip
 
 
 @pytest.fixture
 def file(tmp_path):
-    """Demos 2 and 10, whose images hold their numbers; demo 2 turns a quarter about z."""
-    path, rng = tmp_path / "in.hdf5", np.random.default_rng(0)
-    with h5py.File(path, "w") as made:
-        made.create_group("data").attrs["env_args"] = json.dumps(ARGS)
-        for number, steps in ((10, 3), (2, 4)):
-            demo = made["data"].create_group(f"demo_{number}")
-            demo["actions"] = rng.uniform(-1, 1, (steps, 7))
-            half = np.sqrt(0.5) if number == 2 else 0.0
-            demo["obs/robot0_eef_quat"] = np.tile([0, 0, half, np.sqrt(1 - half**2)], (steps, 1))
-            demo["obs/robot0_eef_pos"] = rng.normal(size=(steps, 3))
-            demo["obs/robot0_gripper_qpos"] = rng.normal(size=(steps, 2))
-            demo["obs/agentview_image"] = np.full((steps, 6, 8, 3), number, np.uint8)
-        made["mask/train"] = np.array([b"demo_10"])
-    return path
+    return made.robomimic(tmp_path / "in.hdf5")
 
 
 def test_a_file_arrives_and_goes_out_as_it_came(tmp_path, file):
@@ -107,11 +89,11 @@ def test_odd_contents_are_one_line_that_names_the_file(file):
 )
 def test_two_arms_move_by_deltas_too(tmp_path, robots, controllers, prefixes):
     path, rng = tmp_path / "two.hdf5", np.random.default_rng(0)
-    with h5py.File(path, "w") as made:
-        actions = made["data/demo_0/actions"] = rng.uniform(-1, 1, (4, 14))
-        args(robots=robots, control_freq=20, controller_configs=controllers)(made)
+    with h5py.File(path, "w") as file:
+        actions = file["data/demo_0/actions"] = rng.uniform(-1, 1, (4, 14))
+        args(robots=robots, control_freq=20, controller_configs=controllers)(file)
         for i in range(2):
-            made[f"data/demo_0/obs/robot{i}_eef_pos"] = rng.normal(size=(4, 3))
+            file[f"data/demo_0/obs/robot{i}_eef_pos"] = rng.normal(size=(4, 3))
     store = converted(path)
     kinds = {"position": "delta", "rotation": "rotation", "gripper": "binary"}
     found = [(part["name"], part["kind"]) for part in store.attrs["action_parts"]]

@@ -30,46 +30,22 @@ def keep(**arrays):
 """
 
 
-class Theirs:
-    """Packages without what they depend on, from the registry, in a process of their own, before those of this environment.
+def installed(folder: Path, *packages: str) -> Path:
+    """Packages without what they depend on, from the registry."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder / "theirs")]
+    subprocess.run([*pip, *packages], check=True)
+    return folder / "theirs"
 
-    read = Theirs(tmp_path, "zarr==2.16.1", "numcodecs==0.12.1")
-    arrays = read('import zarr; keep(x=zarr.open(path)["data/action"][:])', path="mine.zarr")
-    """
 
-    def __init__(self, folder: Path, *packages: str, also: Path | None = None):
-        self.folder = folder / "theirs"
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(self.folder)]
-        subprocess.run([*pip, *packages], check=True)
-        self.python, self.path = sys.executable, os.pathsep.join(map(str, filter(None, (self.folder, also))))
-
-    @classmethod
-    def alone(cls, folder: Path, package: str, existing: str) -> "Theirs":
-        """With all that it depends on: that of the interpreter which the variable `existing` names, else a new environment."""
-        theirs = cls.__new__(cls)
-        theirs.folder, theirs.path = folder / "theirs", ""
-        theirs.python = os.environ.get(existing, str(theirs.folder / "bin/python"))
-        if existing in os.environ:
-            theirs.folder.mkdir()
-        else:
-            venv.create(theirs.folder, with_pip=True)
-            subprocess.run([theirs.python, "-m", "pip", "install", "--quiet", package], check=True)
-        return theirs
-
-    def __call__(self, script: str, **names: object) -> dict[str, np.ndarray]:
-        """What a script keeps; it finds `names` as its own."""
-        kept = self.folder / "kept.npz"
-        given = json.dumps({**names, "kept_as": str(kept)}, default=str)
-        kept.unlink(missing_ok=True)
-        done = subprocess.run(
-            [self.python, "-c", _KEEP + script, given],
-            env=os.environ | {"PYTHONPATH": self.path},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        with np.load(kept, allow_pickle=False) as file:
-            return dict(file)
+def kept(script: str, folder: Path, *before: Path, python: str = sys.executable, **names: object) -> dict:
+    """What a script keeps, in a process that finds `names` as its own and packages in `before` in place of ours."""
+    file = folder / "kept.npz"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, before))}
+    words = [python, "-c", _KEEP + script, json.dumps({**names, "kept_as": str(file)}, default=str)]
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 SEQUENCES = """
@@ -94,7 +70,7 @@ def test_robomimic_reads_our_file(tmp_path):
     store = made.store(tmp_path / "in.zarr")
     path = written(store, tmp_path / "out.hdf5", action_range="data", valid=0.5)
     images = ["hand_image", "left.up_image"]
-    read = Theirs(tmp_path, "robomimic==0.3.0")(SEQUENCES, path=path, images=images)
+    read = kept(SEQUENCES, tmp_path, installed(tmp_path, "robomimic==0.3.0"), path=path, images=images)
     with h5py.File(path) as file:
         demos = {mask: [int(n[5:]) for n in file["mask"][mask]] for mask in ("train", "valid")}
         actions = {i: file[f"data/demo_{i}/actions"][:].astype("f4") for i in range(2)}  # it reads all so
@@ -137,8 +113,8 @@ def test_diffusion_policy_reads_our_buffer(tmp_path, name, own_class):
     store = made.store(tmp_path / "in.zarr")
     written(store, tmp_path / name)
     packages = ("zarr==2.16.1", "numcodecs==0.12.1", "asciitree==0.3.3", "fasteners==0.19")
-    theirs = Theirs(tmp_path, *packages, also=Path(CLONE) / "diffusion_policy/common" if CLONE else None)
-    read = theirs(BUFFER, path=tmp_path / name, own_class=own_class)
+    before = [installed(tmp_path, *packages)] + [Path(CLONE) / "diffusion_policy/common"] * bool(CLONE)
+    read = kept(BUFFER, tmp_path, *before, path=tmp_path / name, own_class=own_class)
     names = {"proprio": "agent_pos", "images_hand": "hand_image", "images_left.up": "left.up_image"}
     for i in range(len(store)):
         for key in ("action", "imitate", *names):
@@ -168,16 +144,15 @@ keep(**read)
 """
 
 
-@pytest.fixture(scope="module")
-def lerobot(tmp_path_factory):
-    return Theirs.alone(tmp_path_factory.mktemp("lerobot"), "lerobot==0.4.4", "S2ROBOT_LEROBOT_PYTHON")
-
-
-def test_lerobot_reads_our_folder(tmp_path, lerobot):
+def test_lerobot_reads_our_folder(tmp_path):
     """Its own environment takes some GB; S2ROBOT_LEROBOT_PYTHON=<its python> takes one that is there."""
     store = made.store(tmp_path / "in.zarr", sizes={"hand": (64, 96), "left/up": (97, 63)})
     paths = {name: str(written(store, tmp_path / name, pictures=name)) for name in ("h264", "png")}
-    read = lerobot(LEROBOT, paths=paths)
+    if not (python := os.environ.get("S2ROBOT_LEROBOT_PYTHON")):
+        venv.create(tmp_path / "venv", with_pip=True)
+        python = str(tmp_path / "venv/bin/python")
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "lerobot==0.4.4"], check=True)
+    read = kept(LEROBOT, tmp_path, python=python, paths=paths)
     texts = [made.TASKS[i] for i in store.meta("task").repeat(store.lengths)]
     for name in paths:
         for key, feature in {"proprio": "observation.state", "imitate": "imitate", "grid": "grid"}.items():
@@ -224,8 +199,8 @@ keep(a=store["images_a"], b=store["images_b"])
 def test_we_read_pictures_in_their_codecs(tmp_path):
     frames = made.frames(1)
     np.save(tmp_path / "frames.npy", frames)
-    theirs = Theirs(tmp_path, "imagecodecs==2024.9.22", also=Path(made.__file__).parents[3])
-    read = theirs(CODECS, path=tmp_path / "in.zarr", pictures=tmp_path / "frames.npy")
+    before = installed(tmp_path, "imagecodecs==2024.9.22"), Path(made.__file__).parents[3]
+    read = kept(CODECS, tmp_path, *before, path=tmp_path / "in.zarr", pictures=tmp_path / "frames.npy")
     assert psnr(read["a"], frames) > 40  # dB; 50 asked for
     np.testing.assert_array_equal(read["b"], frames)  # a level of 99 loses nothing
 

@@ -195,17 +195,6 @@ def test_constant_pictures_are_no_harm(tmp_path, group2):
 POSITION = "robot0_eef_pos"
 
 
-def file5(path: Path) -> h5py.File:
-    """A robomimic file of one demo, open."""
-    file = h5py.File(path, "w")
-    demo = file.create_group("data/demo_0")
-    demo["actions"] = np.ones((4, 7))
-    demo[f"obs/{POSITION}"] = np.ones((4, 3))
-    demo["obs/front_image"] = np.ones((4, 6, 8, 3), np.uint8)
-    file["mask/train"] = np.array([b"demo_0"])
-    return file
-
-
 @pytest.mark.parametrize(
     ("name", "about"),
     [
@@ -214,27 +203,28 @@ def file5(path: Path) -> h5py.File:
         (POSITION, {"shape": (4, 3), "dtype": "f8", "chunks": (4, 1 << 26), "maxshape": (None, None)}),
         (POSITION, {"shape": (4, 3), "dtype": h5py.vlen_dtype(np.float64)}),
         (POSITION, {"shape": (4, 3), "dtype": "f8", "external": [("secret", 0, 96)]}),
-        ("front_image", {"shape": (4, 60000, 60000, 3), "dtype": "u1"}),
+        ("agentview_image", {"shape": (4, 60000, 60000, 3), "dtype": "u1"}),
     ],
 )
 @pytest.mark.parametrize("proprio", [(POSITION,), None])
 def test_an_hdf5_array_that_no_plain_numbers_explain(tmp_path, monkeypatch, name, about, proprio):
     monkeypatch.chdir(tmp_path)
     Path("secret").write_bytes(bytes(4 * 3 * 8))
-    with file5(tmp_path / "in.hdf5") as file:
-        del file[f"data/demo_0/obs/{name}"]
-        file["data/demo_0/obs"].create_dataset(name, **about)
+    with h5py.File(made.robomimic(tmp_path / "in.hdf5"), "a") as file:
+        for key in (name, "robot0_eef_quat", "robot0_gripper_qpos"):  # no other proprioception
+            del file[f"data/demo_2/obs/{key}"]
+        file["data/demo_2/obs"].create_dataset(name, **about)
     refused(tmp_path / "in.hdf5", choice=Choice(proprio=proprio))
 
 
-ARRAYS = (f"data/demo_0/obs/{POSITION}", "data/demo_0/actions", "mask/train")
-LINKS = product(("external", "soft"), (*ARRAYS, "data/demo_0/obs", "data/demo_0"))
+ARRAYS = (f"data/demo_10/obs/{POSITION}", "data/demo_10/actions", "mask/train")
+LINKS = product(("external", "soft"), (*ARRAYS, "data/demo_10/obs", "data/demo_10"))
 
 
 @pytest.mark.parametrize(("kind", "place"), [*LINKS, *product(["virtual"], ARRAYS)])
 def test_an_hdf5_file_reads_itself_alone(tmp_path, kind, place):
-    file5(tmp_path / "other.hdf5").close()
-    with file5(tmp_path / "in.hdf5") as file:
+    made.robomimic(tmp_path / "other.hdf5")
+    with h5py.File(made.robomimic(tmp_path / "in.hdf5"), "a") as file:
         old = file.pop(place)
         if kind == "virtual":
             layout = h5py.VirtualLayout(old.shape, old.dtype)

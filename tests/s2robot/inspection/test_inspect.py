@@ -196,13 +196,6 @@ def test_the_page_in_a_browser(cups, tmp_path):
         page.wait("one('.chart b').textContent === (0.1 * Math.sin(4)).toFixed(4)")
         page.press("ArrowRight", 39)
         page.wait("Math.abs(one('#video').currentTime - 0.55) < 0.02")
-        brightness = page.value(  # the frame that is seen is that of step 5
-            "(() => { const c = document.createElement('canvas'), g = c.getContext('2d'); c.width = c.height = 8;"
-            "g.drawImage(one('#video'), 0, 0, 32, 24, 0, 0, 8, 8);"
-            "try { return g.getImageData(4, 4, 1, 1).data[0]; } catch { return -1; } })()"
-        )
-        assert brightness == -1 or abs(brightness - 100) < 12  # a page opened as a file may not read pixels
-
         page.press("ArrowDown", 40)
         page.wait("one('#title').textContent.startsWith('Episode 3')")
         page.press(" ", 32)

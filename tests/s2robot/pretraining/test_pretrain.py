@@ -117,7 +117,7 @@ def what_is_left(folder: Path) -> dict:
 def test_a_kill_at_any_write_changes_nothing(tmp_path, every):
     killed = kill_at_every_write(pretraining, tmp_path, every)
     whole = what_is_left(tmp_path / "whole")
-    assert whole["recipe"]["steps"] == 4 and len(whole["images"]) == 3
+    assert whole["recipe"]["steps"] == 4 and len(whole["images"]) == 3 and ".lock" in whole["files"]
     for write, folder in killed.items():
         assert what_is_left(folder) == whole, write
     assert "rename out/checkpoint.pt" in (tmp_path / "writes.json").read_text()

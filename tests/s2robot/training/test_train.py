@@ -11,7 +11,6 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from s2robot.core.errors import UserError
@@ -19,13 +18,11 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from s2robot.policies import ChunkPolicy, load_checkpoint
 from s2robot.policies.checkpoint import Contract
-from s2robot.pretraining.pretrain import pretrain
 from s2robot.training import run as module
 from s2robot.training.batches import Batches
 from s2robot.training.run import Loggers
 from s2robot.training.settings import RolloutSettings
 from tests.kills import kill_at_every_write
-from tests.s2robot.pretraining import small as pretraining
 from tests.s2robot.training.small import (
     CONTRACT,
     NETWORKS,
@@ -200,16 +197,6 @@ def test_without_validation_every_episode_is_trained_on_for_so_many_passes(data,
     trained = {"loss", "joint_loss", "gripper_loss", "gripper_accuracy", "joint_error_rad"}
     known = {"step", "passes", "lr", "grad_norm", *TIMES} | {f"train_{name}" for name in trained}
     assert all(set(row) == known and row["passes"] == done * 16 / windows for done, _, row in rows)
-
-
-@pytest.mark.parametrize("job", ["train", "pretrain"])
-def test_a_second_training_in_one_folder_is_rejected(data, tmp_path, monkeypatch, job):
-    monkeypatch.setattr("s2robot.core.run_folder._WAIT_S", 0.1)
-    folder = tmp_path / "out"
-    folder.mkdir()
-    with FileLock(folder / ".lock"), pytest.raises(UserError, match="out: expected no other process"):
-        fit(data, folder) if job == "train" else pretrain(pretraining.make_settings(tmp_path))
-    assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
 def test_a_training_begins_from_weights_and_normalisation(data, tmp_path):
