@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-from itertools import product
 
 import h5py
 import numpy as np
@@ -90,19 +89,6 @@ def test_no_episode_is_held_out_whose_copy_is_trained_on(tmp_path):
     met = Lineage().trained_on(store, [0])
     with pytest.raises(UserError, match="got 0, which train.from's policy was trained on"):
         met.check_held_out(store, np.array([1]), np.array([0]))
-
-
-def test_a_drawn_split_holds_out_none_that_is_spent(tmp_path):
-    source = made.store(tmp_path / "in.zarr")
-    with EpisodeStore.create(tmp_path / "a.zarr", source.attrs) as store:
-        for _ in range(4):
-            store.append_all(source)
-    for fraction, seed in product((0.2, 0.5), range(5)):
-        train, held_out = store.split(fraction, seed, None, [0, 2, 3, 7])
-        assert {*held_out} <= {1, 4, 5, 6} and len(held_out) == round(8 * fraction)
-        assert sorted([*train, *held_out]) == list(range(8))
-        few = store.split(fraction, seed, None, range(1, 8))
-        assert few[1].tolist() == [0] and few[0].tolist() == list(range(1, 8))
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,12 @@ def test_split(tmp_path):
     for fraction, held_out in ((0.0, 0), (0.01, 1), (0.2, 2), (1.0, 9)):
         train, validation = store.split(fraction, seed=1)
         assert len(validation) == held_out and sorted([*train, *validation]) == list(range(10))
+    for fraction, seed in product((0.2, 0.5), range(5)):  # none is held out that is spent
+        train, validation = store.split(fraction, seed, None, [0, 2, 3, 7])
+        assert {*validation} <= {1, 4, 5, 6, 8, 9} and len(validation) == round(10 * fraction)
+        assert sorted([*train, *validation]) == list(range(10))
+        train, validation = store.split(fraction, seed, None, range(1, 10))
+        assert validation.tolist() == [0] and train.tolist() == list(range(1, 10))
     assert "expected some to hold out" in error(store.split, 0.5, 0, [1, 2], [1, 2])
     assert "got 1" in error(EpisodeStore.open(filled(tmp_path / "b.zarr", 1)).split, 0.5, 0)
 
