@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,16 +79,12 @@ def video(path: Path, pictures: np.ndarray, fps: int = FPS, gop: int = 2) -> Non
 
 
 def features(kind: str = "video") -> dict:
-    numbers = dict.fromkeys(("next.reward", "timestamp"), "float32")
+    sides, numbers = ["height", "width", "channels"], dict.fromkeys(("next.reward", "timestamp"), "float32")
     numbers |= dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
     return {
         "observation.state": {"dtype": "float32", "shape": [4], "names": [["a", "b", "c", "d"]]},
         "action": {"dtype": "float32", "shape": [3], "names": {"motors": ["x", "y", "z"]}},
-        "observation.images.top": {
-            "dtype": kind,
-            "shape": [H, W, 3],
-            "names": ["height", "width", "channels"],
-        },
+        "observation.images.top": {"dtype": kind, "shape": [H, W, 3], "names": sides},
         **{name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in numbers.items()},
     }
 
@@ -107,27 +102,26 @@ def table(i: int, first: int, **changes: list) -> pa.Table:
     return pa.table({**columns, **{k: pa.array(v, columns[k].type) for k, v in changes.items()}})
 
 
-def info(version: str, **paths: str) -> dict:
-    return {
-        "codebase_version": version, "robot_type": "koch", "fps": FPS, "features": features(),
-        "total_episodes": 2, "total_frames": sum(LENGTHS), "total_tasks": 2, "chunks_size": 1000,
-        "splits": {"train": "0:2"}, **paths,
+def describe(path: Path, version: str, data: str, videos: str) -> None:
+    """Make the folders, and meta/info.json: `data` and `videos` are where the files of an episode are."""
+    for folder in ("meta/episodes/chunk-000" if version == "v3.0" else "meta", "data/chunk-000"):
+        (path / folder).mkdir(parents=True)
+    about = {
+        "codebase_version": version, "robot_type": "koch", "fps": FPS, "features": features(), "total_episodes": 2,
+        "total_frames": sum(LENGTHS), "total_tasks": 2, "chunks_size": 1000, "splits": {"train": "0:2"},
+        "data_path": f"data/{data}.parquet", "video_path": f"videos/{videos}.mp4",
     }  # fmt: skip
+    (path / "meta/info.json").write_text(json.dumps(about))
 
 
 def lerobot_v21(path: Path) -> Path:
-    (path / "meta").mkdir(parents=True)
-    about = info(
-        "v2.1",
-        data_path="data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-        video_path="videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
-    )
-    (path / "meta/info.json").write_text(json.dumps(about))
+    name = "episode_{episode_index:06d}"
+    chunk = "chunk-{episode_chunk:03d}"
+    describe(path, "v2.1", f"{chunk}/{name}", f"{chunk}/{{video_key}}/{name}")
     rows = [{"episode_index": i, "tasks": [TASKS[i]], "length": n} for i, n in enumerate(LENGTHS)]
     (path / "meta/episodes.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     tasks = [{"task_index": i, "task": task} for i, task in enumerate(TASKS)]
     (path / "meta/tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)) + "\n")
-    (path / "data/chunk-000").mkdir(parents=True)
     for i in range(2):
         pq.write_table(table(i, i * LENGTHS[0]), path / f"data/chunk-000/episode_{i:06d}.parquet")
         video(path / f"videos/chunk-000/observation.images.top/episode_{i:06d}.mp4", frames(i))
@@ -136,14 +130,8 @@ def lerobot_v21(path: Path) -> Path:
 
 def lerobot_v30(path: Path) -> Path:
     """LeRobot v3.0: both episodes in one parquet file and one video."""
-    (path / "meta/episodes/chunk-000").mkdir(parents=True)
-    about = info(
-        "v3.0",
-        data_path="data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        video_path="videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
-    )
-    (path / "meta/info.json").write_text(json.dumps(about))
-    (path / "data/chunk-000").mkdir(parents=True)
+    name = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+    describe(path, "v3.0", name, f"{{video_key}}/{name}")
     both = pa.concat_tables([table(i, i * LENGTHS[0]) for i in range(2)])
     pq.write_table(both, path / "data/chunk-000/file-000.parquet")
     key, ends = "observation.images.top", np.cumsum(LENGTHS)
@@ -236,11 +224,7 @@ def changed(file: Path, change: Callable[[h5py.File], object]) -> Path:
 
 def zipped(path: Path) -> Path:
     """A folder as a zip beside it."""
-    file = path.with_name(f"{path.name}.zip")
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
-        for f in sorted(p for p in path.rglob("*") if p.is_file()):
-            out.write(f, f.relative_to(path).as_posix())
-    return file
+    return Path(shutil.make_archive(str(path), "zip", path))
 
 
 def overwrite(path: Path, key: str, values: np.ndarray) -> None:
