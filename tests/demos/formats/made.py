@@ -195,8 +195,8 @@ def episode(i: int, cameras: dict[str, tuple[int, int]]) -> dict[str, np.ndarray
 
 
 def store(path: Path, **about: object) -> EpisodeStore:
-    """Two episodes of our own: parts, cameras of two sizes, other arrays, a task each."""
-    cameras = dict(about.pop("sizes", CAMERAS))  # type: ignore[call-overload]
+    """Two episodes of our own: parts, cameras of two `sizes`, other arrays, a task and `values` each."""
+    cameras, values = dict(about.pop("sizes", CAMERAS)), about.pop("values", ({}, {}))  # type: ignore[call-overload]
     attributes = {
         "robot": "xarm7", "joint_names": ["elbow", "wrist"], "rate_hz": FPS, "seed": 3, "cameras": list(cameras),
         "camera_geometry": {n: {"size": list(size)} for n, size in cameras.items()}, "action_frame": "parts",
@@ -204,7 +204,7 @@ def store(path: Path, **about: object) -> EpisodeStore:
     }  # fmt: skip
     with EpisodeStore.create(path, attributes) as made:
         for i in range(len(LENGTHS)):
-            made.append(episode(i, cameras), {"task": 1 - i, "seed": 7 + i, "success": bool(i)})
+            made.append(episode(i, cameras), {"task": 1 - i, "seed": 7 + i, "success": bool(i), **values[i]})
     return made
 
 

@@ -11,7 +11,6 @@ import zarr
 from s2robot.core.errors import UserError
 from s2robot.demos.formats.convert import convert
 from s2robot.demos.formats.source import Choice
-from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
 from tests.demos.formats.made import converted, edited, refused, written, zipped
 
@@ -172,11 +171,8 @@ def test_it_comes_back_as_it_was_and_nothing_half_written_is_left(tmp_path, stor
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_time_stamps_are_each_episode_s_own(tmp_path, store):
-    about = {k: v for k, v in store.attrs.items() if k != "schema_version"}
-    with EpisodeStore.create(tmp_path / "in.zarr", about) as slowed:
-        for i, speed in enumerate((1.0, 0.7)):
-            slowed.append(store.episode(i), {"speed": speed})
+def test_time_stamps_are_each_episode_s_own(tmp_path):
+    slowed = made.store(tmp_path / "in.zarr", values=[{"speed": 1.0}, {"speed": 0.7}])
     stamps = data_of(written(slowed, tmp_path / "out.zarr"))["timestamp"][:]
     for found, count, rate in zip(np.split(stamps, made.LENGTHS[:1]), made.LENGTHS, (10, 7), strict=True):
         np.testing.assert_allclose(found, np.arange(count) / rate)

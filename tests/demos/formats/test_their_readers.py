@@ -5,17 +5,14 @@ import os
 import subprocess
 import sys
 import venv
-from itertools import islice
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from s2robot.demos.formats.video import frames_at
 from tests.demos.formats import made
 from tests.demos.formats.made import psnr, written
-from tests.demos.formats.test_diffusion_policy import film
 
 pytestmark = pytest.mark.slow  # they install other people's packages from the registry
 CLONE = os.environ.get("S2ROBOT_DIFFUSION_POLICY")  # its package is on no registry
@@ -203,16 +200,3 @@ def test_we_read_pictures_in_their_codecs(tmp_path):
     read = kept(CODECS, tmp_path, *before, path=tmp_path / "in.zarr", pictures=tmp_path / "frames.npy")
     assert psnr(read["a"], frames) > 40  # dB; 50 asked for
     np.testing.assert_array_equal(read["b"], frames)  # a level of 99 loses nothing
-
-
-@pytest.mark.skipif(not CLONE, reason="S2ROBOT_DIFFUSION_POLICY names no clone of diffusion_policy")
-@pytest.mark.parametrize("fps", [15, 30, 60])
-def test_a_step_sees_the_frame_that_theirs_sees(tmp_path, monkeypatch, fps):
-    monkeypatch.syspath_prepend(CLONE)
-    from diffusion_policy.real_world.video_recorder import read_video
-
-    film(tmp_path / "a.mp4", 30, fps)
-    for step in (0.1, 0.08, 1 / 30, 0.033):
-        count = int(30 / fps / step) + 1
-        theirs = list(islice(read_video(str(tmp_path / "a.mp4"), dt=step), count))
-        np.testing.assert_array_equal(list(frames_at(tmp_path / "a.mp4", np.arange(count) * step)), theirs)

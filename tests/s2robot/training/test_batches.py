@@ -146,10 +146,6 @@ def test_shares_are_exact_in_every_epoch():
     assert not torch.equal(pieces, mixed(groups, seed + 1, range(144)))
 
 
-def repeated(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.concatenate([x] * 3 + [y] * 2)
-
-
 @pytest.mark.parametrize("mode", ["standard", "minmax", "quantile"])
 def test_weighted_statistics_are_those_of_the_weighted_concatenation(mode):
     rng, spec = np.random.default_rng(3), make_spec()
@@ -158,7 +154,7 @@ def test_weighted_statistics_are_those_of_the_weighted_concatenation(mode):
     often, both = np.repeat([3.0, 2.0], [40, 25]), np.concatenate(parts)
     weighted, plain = (Normaliser(mode, spec.proprio, spec.action, 4, cumulative=True) for _ in range(2))
     weighted.fit(both, both, np.stack([both] * 4, 1), None, (often, often, often))
-    long = repeated(*parts)
+    long = np.concatenate([parts[0]] * 3 + [parts[1]] * 2)
     for weights in [(np.ones(len(long)),) * 3] + [None] * (mode != "quantile"):  # unweighted ones interpolate
         plain.fit(long, long, np.stack([long] * 4, 1), None, weights)
         for name, tensor in plain.state_dict().items():
@@ -169,7 +165,7 @@ def test_moments_of_features_are_those_of_the_weighted_concatenation(data, secon
     fa, fb = data[1], second[1]
     shares = np.array([3 * len(fa), 2 * len(fb)]) / (3 * len(fa) + 2 * len(fb))
     found = mixed_moments([channel_moments(fa), channel_moments(fb)], shares.tolist())
-    for x, y in zip(found, channel_moments(repeated(fa, fb)), strict=True):
+    for x, y in zip(found, channel_moments(np.concatenate([fa] * 3 + [fb] * 2)), strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
 
 
