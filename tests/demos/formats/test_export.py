@@ -14,6 +14,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.tasks import make, settings_of
 from tests.demos.formats import made
 from tests.demos.formats.made import NAMES, converted, written
+from tests.demos.test_store import IMAGES
 
 ABSOLUTE = {"pictures": "png", "actions": "absolute", "action_range": "data"}
 
@@ -44,12 +45,7 @@ def test_a_size_of_rendered_images(tmp_path):
 def store(tmp_path):
     """Two episodes of an arm, without a simulator's state."""
     rng = np.random.default_rng(0)
-    about = {
-        "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(7)], "rate_hz": 10, "seed": 0, "cameras": ["hand"],
-        "camera_geometry": {}, "action_frame": "joint_delta_commanded", "env_version": "CubePick-v0", "env_config": {},
-        "kind": "images", "source": "teleop, arm",
-    }  # fmt: skip
-    with EpisodeStore.create(tmp_path / "in.zarr", about) as store:
+    with EpisodeStore.create(tmp_path / "in.zarr", IMAGES | {"source": "teleop, arm"}) as store:
         for n in (5, 7):
             deltas = np.append(rng.normal(0, 0.1, (n, 7)), rng.integers(0, 2, (n, 1)), 1).astype("f4")
             own = {"action": deltas, "action_sent": deltas, "proprio": rng.normal(size=(n, 8)).astype("f4")}

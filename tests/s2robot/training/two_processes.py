@@ -1,8 +1,7 @@
 """A training by processes: `python -m tests.s2robot.training.two_processes <folder> <train|pretrain> <JSON>`.
 
-The JSON holds the number of `devices`, what `fails` ("killed": process 1 in its sixth step, "first": process 0), or `exact`: a
-run without dropout and noise, whose loss does not depend on the number of processes. Each process writes what it saw to
-<folder>/process<n>.json. Errors end as those of the command line do.
+The JSON holds the number of `devices`, what `fails` ("killed": process 1 in its sixth step, "first": process 0), or `exact`: a run
+whose loss does not depend on the number of processes. Each process writes what it saw to <folder>/process<n>.json.
 """
 
 import json
