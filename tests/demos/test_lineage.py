@@ -13,7 +13,7 @@ from s2robot.demos.mix import Mix
 from s2robot.demos.selection import numbers, select
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
-from tests.demos.test_store import ATTRIBUTES
+from tests.demos.test_store import filled
 
 
 def matches(one: EpisodeStore, other: EpisodeStore) -> list[list[int]]:
@@ -93,11 +93,7 @@ def test_no_episode_is_held_out_whose_copy_is_trained_on(tmp_path):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    row = np.zeros((1, 8), np.float32)
-    with EpisodeStore.create(tmp_path_factory.mktemp("store") / "ten.zarr", ATTRIBUTES) as filling:
-        for _ in range(10):
-            filling.append({"action": row, "proprio": row})
-    return EpisodeStore.open(filling.path)
+    return EpisodeStore.open(filled(tmp_path_factory.mktemp("store") / "ten.zarr", 10))
 
 
 def lists(split):

@@ -39,6 +39,8 @@ def test_a_size_of_rendered_images(tmp_path):
     np.testing.assert_array_equal(back["images_left"][2], task.render_cameras()["left"])
     with pytest.raises(UserError, match="image_size: expected null.* 16 x 24 px"):
         written(made.store(tmp_path / "in.zarr"), tmp_path / "none.zarr", image_size=12)
+    with pytest.raises(UserError, match="^actions: expected recorded"):  # others have no targets
+        written(made.store(tmp_path / "odd.zarr"), tmp_path / "out", **ABSOLUTE)
 
 
 @pytest.fixture
@@ -78,8 +80,3 @@ def test_targets_are_the_commands_of_the_simulated_arm():
         for row in range(rows.start, rows.start + 12):
             env.apply(demos["action"][row])
             np.testing.assert_allclose(targets[row, :7], env.commanded, atol=1e-6)
-
-
-def test_other_actions_have_no_targets(tmp_path):
-    with pytest.raises(UserError, match="^actions: expected recorded"):
-        written(made.store(tmp_path / "odd.zarr"), tmp_path / "out", **ABSOLUTE)

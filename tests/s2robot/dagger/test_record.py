@@ -10,7 +10,7 @@ from s2robot.core.errors import UserError
 from s2robot.dagger import record as dagger_record
 from s2robot.dagger.record import REASONS, Course, DaggerSettings, TakeoverSettings, record_corrections
 from s2robot.demos.errors import DatasetError
-from s2robot.demos.record import record, record_episode
+from s2robot.demos.record import demo_attributes, record, record_episode
 from s2robot.demos.replay import replay_episode, world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
@@ -35,9 +35,7 @@ def in_this_process(monkeypatch):
 def demos(tmp_path_factory) -> EpisodeStore:
     """Two demos with an expert."""
     path, world = tmp_path_factory.mktemp("labelled") / "demos.zarr", CubePickConfig(cameras=CAMERAS)
-    own = {"seed": 500, "kind": "states", "picker": vars(PickerConfig())}
-    about = CubePick(world, draw=False).describe() | own
-    with EpisodeStore.create(path, about) as store:
+    with EpisodeStore.create(path, demo_attributes(world, PickerConfig(), 500)) as store:
         for seed in (500, 503):
             store.append(*record_episode(world, PickerConfig(), seed, STEPS))
     return EpisodeStore.open(path)

@@ -18,9 +18,8 @@ from tests.browser import BROWSER, chromium
 from tests.demos.test_store import ATTRIBUTES
 from tests.inline import do_inline
 
-CUPS = {
-    "robot": "two_links", "joint_names": [], "rate_hz": 10, "cameras": ["top", "wrist/left"], "camera_geometry": {},
-    "action_frame": "parts", "env_version": "elsewhere", "env_config": {}, "seed": 0, "kind": "images",
+CUPS = ATTRIBUTES | {
+    "joint_names": [], "cameras": ["top", "wrist/left"], "camera_geometry": {}, "env_config": {}, "kind": "images",
     "tasks": ["lift </script> the cup", "pour"], "source": {"format": "LeRobot v3.0", "name": "cups"},
     "action_parts": [
         {"name": "arm", "size": 2, "kind": "delta", "names": ["shoulder", "elbow"]},

@@ -127,8 +127,7 @@ def test_video_frame_by_frame(tmp_path):
 
 def test_ordinary_video_in_order_and_upright(tmp_path):
     path, source = tmp_path / "a.mp4", np.zeros((20, 48, 64, 3), np.uint8)
-    numbers = np.arange(20, dtype=np.uint8)
-    source[:, :, 32:] = 10 * numbers[:, None, None, None]
+    source[:, :, 32:] = 10 * np.arange(20, dtype=np.uint8)[:, None, None, None]
     write_video(path, source, "-c:v libx264 -pix_fmt yuv420p -bf 2")
     got = np.stack(list(FrameBank(path)))
     assert got.shape == source.shape and np.abs(got.astype(int) - source).mean() < 3
