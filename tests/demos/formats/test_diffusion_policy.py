@@ -126,12 +126,8 @@ def test_a_robots_videos_are_its_cameras(robot):
     refused(robot, "videos/1/0.mp4: expected a video")
 
 
-@pytest.fixture
-def store(tmp_path):
-    return made.store(tmp_path / "own.zarr")
-
-
-def test_our_store_as_a_buffer(tmp_path, store):
+def test_our_store_as_a_buffer(tmp_path):
+    store = made.store(tmp_path / "own.zarr")
     path = written(store, tmp_path / "out.zarr")
     assert not list(path.rglob("zarr.json"))
     hand = json.loads((path / "data/hand_image/.zarray").read_text())
@@ -160,7 +156,8 @@ def test_our_store_as_a_buffer(tmp_path, store):
 
 
 @pytest.mark.parametrize("name", ["out.zarr", "out.zarr.zip"])
-def test_it_comes_back_as_it_was_and_nothing_half_written_is_left(tmp_path, store, name):
+def test_it_comes_back_as_it_was_and_nothing_half_written_is_left(tmp_path, name):
+    store = made.store(tmp_path / "own.zarr")
     assert converted(written(store, tmp_path / name)).fingerprint == store.fingerprint
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.zarr", name, "own.zarr"]
     numbers = np.array(store["proprio"])

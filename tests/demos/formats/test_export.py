@@ -43,20 +43,15 @@ def test_a_size_of_rendered_images(tmp_path):
         written(made.store(tmp_path / "odd.zarr"), tmp_path / "out", **ABSOLUTE)
 
 
-@pytest.fixture
-def store(tmp_path):
-    """Two episodes of an arm, without a simulator's state."""
+@pytest.mark.parametrize("name", NAMES)
+def test_targets_come_back_and_the_episode_is_known(tmp_path, name):
+    """Of an arm, without a simulator's state."""
     rng = np.random.default_rng(0)
     with EpisodeStore.create(tmp_path / "in.zarr", IMAGES | {"source": "teleop, arm"}) as store:
         for n in (5, 7):
             deltas = np.append(rng.normal(0, 0.1, (n, 7)), rng.integers(0, 2, (n, 1)), 1).astype("f4")
             own = {"action": deltas, "action_sent": deltas, "proprio": rng.normal(size=(n, 8)).astype("f4")}
             store.append({**own, "images_hand": np.zeros((n, 8, 8, 3), "u1")}, {"seed": n})
-    return store
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_targets_come_back_and_the_episode_is_known(tmp_path, store, name):
     back = converted(written(store, tmp_path / name, **ABSOLUTE))
     assert [part["kind"] for part in back.attrs["action_parts"]] == ["absolute", "binary"]
     assert back.attrs["action_frame"] == "parts" and "action_sent" not in back.keys

@@ -3,7 +3,6 @@
 import errno
 import json
 import math
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -24,14 +23,9 @@ EPISODE = "data/chunk-000/episode_000001.parquet"
 VIDEO = "videos/chunk-000/observation.images.top/episode_000001.mp4"
 
 
-@pytest.fixture(scope="module")
-def v21(tmp_path_factory):
-    return made.lerobot_v21(tmp_path_factory.mktemp("lerobot") / "v21")
-
-
 @pytest.fixture
-def copy(tmp_path, v21):
-    return shutil.copytree(v21, tmp_path / "in")
+def copy(tmp_path):
+    return made.lerobot_v21(tmp_path / "in")
 
 
 @pytest.mark.parametrize("make", [made.lerobot_v21, made.lerobot_v30])

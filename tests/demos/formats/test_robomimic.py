@@ -297,32 +297,27 @@ def test_our_states_go_out_with_their_world(tmp_path):
     np.testing.assert_array_equal(again["action"], store["action"])
 
 
-@pytest.fixture
-def copy(tmp_path, recording):
-    path = tmp_path / "in.hdf5"
-    path.write_bytes(recording[0].read_bytes())
-    return path
-
-
-def test_robomimics_file_of_states_reads_alike(tmp_path, recording, copy):
-    with h5py.File(copy, "a") as file:
+def test_robomimics_file_of_states_reads_alike(recording):
+    def change(file):
         data = file["data"]
         kwargs = json.loads(data.attrs.pop("env_info"))
         kwargs |= {"control_freq": 10, "use_camera_obs": True, "camera_heights": 20, "camera_widths": 30}
         about = {"env_name": kwargs.pop("env_name"), "env_version": "1.5.2", "type": 1, "env_kwargs": kwargs}
         data.attrs["env_args"] = json.dumps(about)
         file["mask/train"] = np.array([b"demo_2"])
-    source = read(copy, Choice(cameras=("agentview",), mask="train", proprio=("robot0_joint_pos",)))
+
+    path = changed(recording[0], change)
+    source = read(path, Choice(cameras=("agentview",), mask="train", proprio=("robot0_joint_pos",)))
     assert source.attributes["rate_hz"] == 10
     assert source.attributes["camera_geometry"] == {"agentview": {"size": [20, 30]}}
     (piece,) = source.pieces(0)
-    with h5py.File(copy) as file:
+    with h5py.File(path) as file:
         states = file["data/demo_2/states"][:]
     assert len(source) == 1 and piece["images_agentview"].shape == (STEPS, 20, 30, 3)
     np.testing.assert_array_equal(piece["proprio"], states[:, 1:8].astype("f4"))  # the arm's come first
 
 
-def test_a_file_that_does_not_fit_is_one_line(copy):
+def test_a_file_that_does_not_fit_is_one_line(recording):
     for change, words in (
         (lambda d: d.attrs.update(env_info=json.dumps({"env_name": "Kitchen"})), "env_args (of robosuite 1.5.2): task.env"),
         (lambda d: d.attrs.update(env_args=json.dumps({"env_name": "Maze", "type": 2})), "Maze, type 2"),
@@ -331,10 +326,11 @@ def test_a_file_that_does_not_fit_is_one_line(copy):
         (lambda d: d["demo_1/states"].__setitem__((1, 2), np.nan), "demo_1: states: expected finite numbers, got nan at step 1"),
         (lambda d: d["demo_1"].attrs.update(model_file="<mujoco/>"), "demo_1: model_file (of robosuite 1.5.2)"),
     ):  # fmt: skip
-        refused(changed(copy, lambda file, change=change: change(file["data"])), words, choice=CHOICE)
+        path = changed(recording[0], lambda file, change=change: change(file["data"]))
+        refused(path, words, choice=CHOICE)
 
 
-def test_without_robosuite_it_says_how_to_have_it(copy, monkeypatch):
+def test_without_robosuite_it_says_how_to_have_it(recording, monkeypatch):
     monkeypatch.setattr("s2robot.demos.formats.source.find_spec", {"h5py": True}.get)
     with pytest.raises(UserError, match=r"^robosuite is not installed: pip install 's2robot\[sim\]'$"):
-        read(copy, CHOICE)
+        read(recording[0], CHOICE)

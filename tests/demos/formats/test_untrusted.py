@@ -132,10 +132,7 @@ def zstd_of_zeros(size: int) -> bytes:
 
 ZSTD, BLOSC = {"id": "zstd", "level": 1}, numcodecs.Blosc("lz4")
 FLOATS = np.ones((4, 2), "f4").tobytes()
-
-
-def packed(codec: dict) -> dict:
-    return {"shape": [4, 2], "chunks": [4, 2], "compressor": codec}
+SMALL = {"shape": [4, 2], "chunks": [4, 2]}
 
 
 @pytest.mark.parametrize(
@@ -145,14 +142,14 @@ def packed(codec: dict) -> dict:
         ("meta/episode_ends", None, {"shape": [HUGE], "chunks": [1], "dtype": "<i8", "fill_value": 1}),
         ("meta/episode_ends", b"", {"shape": [1], "chunks": [HUGE], "dtype": "<i8", "compressor": ZSTD}),
         ("data/action", FLOATS, {"shape": [4, 2], "chunks": [4, HUGE]}),
-        ("data/action", FLOATS * 9, {"shape": [4, 2], "chunks": [4, 2]}),
-        ("data/action", FLOATS[:9], {"shape": [4, 2], "chunks": [4, 2]}),
-        ("data/action", zstd_of_zeros(HUGE), packed(ZSTD)),
-        ("data/action", zstd_of_zeros(32) + zstd_of_zeros(1 << 32), packed(ZSTD)),  # a second frame behind a right one
-        ("data/action", zlib.compress(bytes(1 << 28)), packed({"id": "zlib", "level": 1})),
+        ("data/action", FLOATS * 9, SMALL),
+        ("data/action", FLOATS[:9], SMALL),
+        ("data/action", zstd_of_zeros(HUGE), SMALL | {"compressor": ZSTD}),
+        ("data/action", zstd_of_zeros(32) + zstd_of_zeros(1 << 32), SMALL | {"compressor": ZSTD}),  # a second frame behind a right one
+        ("data/action", zlib.compress(bytes(1 << 28)), SMALL | {"compressor": {"id": "zlib", "level": 1}}),
         # blosc and lz4, whose head says more than the chunk holds
-        ("data/action", BLOSC.encode(bytes(32))[:4] + b"\xff\xff\xff\x7f" + BLOSC.encode(bytes(32))[8:], packed({"id": "blosc", "cname": "lz4"})),
-        ("data/action", b"\xff\xff\xff\x7f" + numcodecs.LZ4().encode(bytes(32))[4:], packed({"id": "lz4"})),
+        ("data/action", BLOSC.encode(bytes(32))[:4] + b"\xff\xff\xff\x7f" + BLOSC.encode(bytes(32))[8:], SMALL | {"compressor": {"id": "blosc", "cname": "lz4"}}),
+        ("data/action", b"\xff\xff\xff\x7f" + numcodecs.LZ4().encode(bytes(32))[4:], SMALL | {"compressor": {"id": "lz4"}}),
         ("data/action", FLOATS, {"shape": [4, 2], "chunks": [0, 2]}),
         ("data/action", FLOATS, {"shape": "4", "chunks": [4, 2]}),
     ],

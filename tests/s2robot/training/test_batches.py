@@ -203,12 +203,9 @@ def test_a_config_of_a_mix(data, second, tmp_path):
     trained, held_out = demos.select(store, 0.0, 0)
     assert (trained.tolist(), held_out.tolist()) == ([1, 2, 3, 4, 8, 9], [10])
     assert not demos.plain and DemosSettings(name="x", episodes=3).plain
-    for wrong, words in (
-        ({"mix": ({"path": "a"},), "episodes": 3}, "demos.episodes: "),
-        ({"split": "a", "episodes": 3}, "demos.episodes: "),
-    ):
-        with pytest.raises(UserError, match=words):
-            DemosSettings(**wrong)
+    for wrong in ({"mix": ({"path": "a"},)}, {"split": "a"}):
+        with pytest.raises(UserError, match="demos.episodes: "):
+            DemosSettings(**wrong, episodes=3)
     with pytest.raises(UserError, match="demos.episodes"):
         demos.first()
     with pytest.raises(UserError, match="one dataset"):
