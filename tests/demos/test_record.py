@@ -29,9 +29,8 @@ from s2robot.envs.cube_picker import Picker, PickerConfig
 from tests import forks
 from tests.demos.test_store import ATTRIBUTES
 from tests.inline import do_inline
-from tests.kills import kill_at_every_write
+from tests.kills import ROOT, kill_at_every_write
 
-ROOT = Path(__file__).resolve().parents[2]
 CAMERAS, SIZE = ("hand", "left", "right"), 64
 
 
@@ -45,7 +44,7 @@ def recorded_here(path: Path, seed: int, **world) -> EpisodeStore:
 
 def test_the_contents_of_a_recording(recorded):
     store = EpisodeStore.open(recorded)
-    assert len(store) == 3 and list(store.meta("seed")) == [500, 501, 502] and store.meta("success").all()
+    assert list(store.meta("seed")) == [500, 501, 502] and store.meta("success").all()
     assert store.robot == "xarm7" and store.cameras == CAMERAS and store.attrs["kind"] == "states"
     assert set(store.keys) == {"state", "proprio", "cube_pose", "action", "perturbed"}
     assert world_of_demos(store).model_dump_json() == CubePickConfig().model_dump_json()

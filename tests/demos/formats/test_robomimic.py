@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from glob import glob
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -22,8 +21,7 @@ from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.envs.tasks import make
 from tests.demos.formats import made
 from tests.demos.formats.made import ARGS, OSC, changed, converted, refused, written
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.kills import ROOT
 
 
 @pytest.fixture

@@ -54,18 +54,17 @@ def settings(checkpoint) -> DaggerSettings:
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Stands in for a trained policy: does what it is told in each episode, two actions at a time."""
+    """Stands in for a trained policy: does what it is told in one episode, two actions at a time."""
 
     def use(actions: np.ndarray) -> None:
-        left: list[np.ndarray] = []
+        left = list(actions)
 
         def plan(observation: dict) -> np.ndarray:
             use.seen = observation
             now, left[:] = left[:2], left[2:]
             return np.stack(now)
 
-        begin = lambda seed: left.__setitem__(slice(None), actions)  # noqa: E731
-        script = types.SimpleNamespace(disagreement=0.0, plan=plan, reset=begin)
+        script = types.SimpleNamespace(disagreement=0.0, plan=plan, reset=lambda seed: None)
         monkeypatch.setattr(dagger_record, "_OPEN", {})
         monkeypatch.setattr(dagger_record, "load_policy", lambda *given: (script, None, None))
 
@@ -77,9 +76,9 @@ def ended(counts: dict[str, int]) -> tuple[int, ...]:
 
 
 def test_a_correction_is_appended_to_a_copy(demos, settings, tmp_path):
-    before, told = demos.fingerprint, []
-    args, how = (demos, world_of_demos(demos), tmp_path / "out.zarr"), {"progress": lambda *c: told.append(c)}
-    store, counts = record_corrections(settings, *args, first=1, **how)
+    before, world, told = demos.fingerprint, world_of_demos(demos), []
+    out, progress = tmp_path / "out.zarr", lambda *c: told.append(c)
+    store, counts = record_corrections(settings, demos, world, out, first=1, progress=progress)
     assert ended(counts) == (0, 1, 0) and told == [(1, counts)]
     assert sum(counts[reason] for reason in REASONS) == 1
     assert demos.fingerprint == before and store.fingerprint_of_first(1) == demos.fingerprint_of_first(1)
@@ -90,8 +89,7 @@ def test_a_correction_is_appended_to_a_copy(demos, settings, tmp_path):
     assert PATIENCE <= switch < 30 and not policy[switch:].any()  # the policy, then the picker to the end
     assert np.array_equal(arrays["imitate"], 1 - policy)
     assert np.array_equal(arrays["expert"][switch:, 0], arrays["action"][switch:])
-    env = CubePick(world_of_demos(demos), draw=False)
-    assert replay_episode(store, env, 1)["success"]
+    assert replay_episode(store, CubePick(world, draw=False), 1)["success"]
     windows = make_windows(store, np.array([1]), 1, STEPS)
     assert windows.steps.tolist() == list(range(int(store.lengths[0]) + switch, store.num_steps))
 

@@ -26,7 +26,7 @@ def settings(tmp_path):
     return make_settings(tmp_path)
 
 
-def test_crops_cover_both_s2_sizes():
+def test_crops_cover_both_s2_sizes_and_colours_are_normal_or_jittered():
     sides, settings = [], PretrainSettings(data="none", out="none")
     for u in torch.rand(500, 4, generator=torch.Generator().manual_seed(0)):
         y, x, h, w = crop_box(256, 256, u, settings)
@@ -36,9 +36,6 @@ def test_crops_cover_both_s2_sizes():
     assert 0.3 < np.mean(np.array(sides) < 165) < 0.7
     whole = crop_box(256, 256, torch.tensor([1.0, 0.5, 0.3, 0.3]), settings.replace(ratio=(1, 1)))
     assert whole == (0, 0, 256, 256)
-
-
-def test_normalise_and_jitter():
     x = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
     plain = normalise(x, 0.0, torch.Generator())
