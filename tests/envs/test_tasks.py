@@ -93,11 +93,8 @@ def test_success_is_what_one_says():
 
 
 def test_an_id_with_a_namespace_finds_its_package(tmp_path, monkeypatch):
-    (tmp_path / "dial_room.py").write_text(
-        "import gymnasium\n"
-        "from tests.envs.test_tasks import Dial\n"
-        "gymnasium.register('dial_room/Dial-v0', Dial, max_episode_steps=7)\n"
-    )
+    code = "import gymnasium\ngymnasium.register('dial_room/Dial-v0', 'tests.envs.test_tasks:Dial', max_episode_steps=7)"
+    (tmp_path / "dial_room.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     try:
         assert GymSettings(id="dial_room/Dial-v0", success="terminated").max_steps == 7
@@ -144,7 +141,6 @@ def with_parts(env, size: int):
     """The task, whose action is told to be so many numbers."""
     env.action_parts = [{"name": "turn", "size": size, "kind": "delta"}]
     env.spaces([-1.0], [1.0], sum(part["size"] for part in env.proprio_parts))
-    return env
 
 
 def started(env):
@@ -156,10 +152,8 @@ def started(env):
     ("call", "words"),
     [
         (lambda: GymSettings(success="x"), "task.id: expected a value, got nothing"),
-        (lambda: GymSettings(id="Dial-v0"), "task.success: expected .*, got ''"),
         (lambda: GymSettings(id="Dial-v0", success="reward>=1OO"), "task.success: expected .*, got 'reward>=1OO'"),
         (lambda: GymSettings(id="Dail-v0", success="x"), "task.id: 'Dail-v0' is not installed"),
-
         (lambda: make(GymSettings(id="Dial-v0", success="x", cameras=("wrist",))), "task.cameras: found 'wrist', expected one of render, eye"),
         (lambda: make(GymSettings(id="Dial-v0", success="x", kwargs={"end": 1})), "cannot be made here"),
         (lambda: make(GymSettings(id="CartPole-v1", success="x")), "expected continuous actions"),
@@ -167,7 +161,6 @@ def started(env):
         (lambda: started(make(DIAL)).expert(np.random.default_rng(0)), "task gym: it has no scripted expert"),
         (lambda: with_parts(make(DIAL), 2), "task gym: action_parts: expected 1 numbers together, got 2"),
         (lambda: settings_class("robosuit"), "task: found 'robosuit', did you mean 'robosuite'"),
-        (lambda: settings_class("juggling"), "task: found 'juggling', expected one of cube_pick, robosuite, "),
         (lambda: register_user_task("mine", ".pusher:Pusher"), "task.class: expected module:Class, got '.pusher:Pusher'"),
         (lambda: register_user_task("mine", "json:JSONDecoder"), "which is no subclass"),
         (lambda: register_user_task("gym", "json:JSONDecoder"), "task.name: found 'gym'"),

@@ -54,8 +54,7 @@ HF_VIT = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "
           "image_size": 32, "patch_size": 8}  # fmt: skip
 CASES = {
     "timm vit": timm_("vit_tiny_patch16_224", ((32, 64), 16, 1, 192, HALF, 3), False, *BLOCKS, img_size=(32, 64), depth=3),
-    "timm dinov2": timm_("vit_small_patch14_reg4_dinov2", ((56, 56), 14, 5, 384, IMAGENET, 3), False, *BLOCKS, img_size=56, depth=3),
-    "timm dinov2 dynamic": timm_("vit_small_patch14_reg4_dinov2", ((56, 56), 14, 5, 384, IMAGENET, 2), True, *BLOCKS,
+    "timm dinov2": timm_("vit_small_patch14_reg4_dinov2", ((56, 56), 14, 5, 384, IMAGENET, 2), True, *BLOCKS,
                                  img_size=56, depth=2, dynamic_img_size=True),
     "timm siglip": timm_("vit_so400m_patch14_siglip_384", ((384, 384), 14, 0, 32, HALF, 2), False, *BLOCKS,
                          depth=2, embed_dim=32, num_heads=2, mlp_ratio=2),  # 27 patches, 6 pixels over
@@ -194,18 +193,15 @@ def test_hugging_face_beyond_the_vision_model():
     backbone, x = find_backbone(clip), torch.randn(2, 3, 32, 32)
     assert torch.equal(backbone(x), clip.vision_model(x).last_hidden_state)
     assert size_of(backbone) == size_of(clip.vision_model)
-
     classifier = transformers.ViTForImageClassification(transformers.ViTConfig(**HF_VIT)).eval()
     assert torch.equal(find_backbone(classifier)(x), classifier.vit(x).last_hidden_state)
     wide, x = find_backbone(classifier, tile=(32, 64)), torch.randn(2, 3, 32, 64)
     assert wide.tile == (32, 64) and wide(x).shape[1] == 1 + 4 * 8  # the position table is interpolated
     assert torch.equal(wide(x), classifier.vit(x, interpolate_pos_encoding=True).last_hidden_state)
-
     processor = SimpleNamespace(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
     for given_ in (processor, SimpleNamespace(image_processor=processor)):
         backbone = find_backbone(classifier, processor=given_, std=(1, 1, 1))
         assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (1, 1, 1))
-
     config = transformers.ViTConfig(**HF_VIT, name_or_path="facebook/dino-vits16")
     assert find_backbone(transformers.ViTModel(config)).mean == IMAGENET[0]
     config.model_type = "vitamin"
@@ -245,13 +241,8 @@ class Patches(nn.Module):
     def forward(self, x):
         cells = F.avg_pool2d(x, self.patch)
         tokens = torch.cat([x.mean((2, 3))[:, None].expand(-1, self.prefix, -1), cells.flatten(2).mT], dim=1)
-        out = {
-            "tokens": tokens,
-            "pooled": tokens.mean(1),
-            "map": cells,
-            "channels last": cells.permute(0, 2, 3, 1),
-        }
-        return out[self.form]
+        out = {"tokens": tokens, "map": cells, "channels last": cells.permute(0, 2, 3, 1)}
+        return out[self.form] if self.form in out else tokens.mean(1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -265,9 +256,8 @@ def test_any_callable(grid, patch, prefix, form):
     prefix = prefix if form == "tokens" else 0
     tile, model = (grid[0] * patch, grid[1] * patch), Patches(patch, prefix, form)
     facts = {"patch": patch} if form == "channels last" else {}
-    backbone = find_backbone(
-        model.forward if grid[0] % 2 else model, tile=tile, num_prefix_tokens=prefix, **facts
-    )
+    made = model.forward if grid[0] % 2 else model
+    backbone = find_backbone(made, tile=tile, num_prefix_tokens=prefix, **facts)
     if form == "channels last" and grid == (grid[1], backbone.dim):
         return  # reads as (B, D, rows, columns) too, which goes first
     assert facts_of(backbone) == (tile, patch, prefix, 3, IMAGENET, None)
@@ -277,16 +267,8 @@ def test_any_callable(grid, patch, prefix, form):
 
 def test_what_models_return():
     x, y = torch.rand(2, 3), torch.rand(4)
-    of_hugging_face = {"last_hidden_state": x, "pooler_output": y}
-    for out in (
-        x,
-        SimpleNamespace(**of_hugging_face),
-        of_hugging_face,
-        (x, y),
-        [x],
-        {"out": x, "aux": y},
-        {"layer4": x},
-    ):
+    hf_ = {"last_hidden_state": x, "pooler_output": y}
+    for out in (x, SimpleNamespace(**hf_), hf_, (x, y), [x], {"out": x, "aux": y}, {"layer4": x}):
         assert features(out) is x
     for bad, words in (
         (None, "NoneType"),
@@ -347,25 +329,18 @@ def test_exports_with_a_dynamic_batch():
     torch.testing.assert_close(exported(x[:2]), backbone(x)[:2])
 
 
-ODD = partial(timm.create_model, "vit_tiny_patch16_224", depth=1, patch_size=(16, 32), img_size=64)
-
-
 @pytest.mark.parametrize(
     ("model", "words", "given_"),
     [
         (Patches(16, 1), r"197 tokens are 196 \+ 1: num_prefix_tokens=1\?", {"tile": 224}),
         (Patches(16), r"32 x 48 px.* \(1, 6, 3\), .* patches of 8 pixels", {"tile": (32, 48), "patch": 8}),
         (partial(model_of, "timm deit"), r"18 tokens are 16 \+ 2", {"num_prefix_tokens": 1}),
-        (partial(model_of, "timm vit"), r"\(1, 9, 192\), .* patches of 8 pixels", {"patch": 8}),
         (partial(model_of, "tv vit"), "made for 32 x 32.* zeros of 64 x 64", {"tile": 64}),
         (Patches(16), "fails on zeros of 8 x 8 px: RuntimeError", {"tile": 8}),
         (tv.squeezenet1_1, r"\(1, 512, 13, 13\)", {}),
         ("resnet18", "str: tile: not known", {}),
         (Patches(16, form="pooled"), r"gives \(1, 3\), expected tokens", {"tile": 32}),
-        (lambda x: None, "got a NoneType", {"tile": 32}),
         (partial(tv.GoogLeNet, aux_logits=False, init_weights=False), "GoogLeNet: its features", {}),
-        (ODD, "patches of 16 pixels", {}),
-        (partial(model_of, "timm resnet"), "block: expected 1 to 4, got 0", {"block": 0}),
         (partial(model_of, "tv swin"), "block: expected 1 to 4, got 5", {"block": 5}),
         (partial(model_of, "timm densenet"), "block: expected none", {"block": 1}),
         (Patches(16), "tile: expected .* got 32.0", {"tile": 32.0}),

@@ -28,6 +28,10 @@ def vit() -> MVPViT:
     return model
 
 
+def resnet() -> nn.Module:
+    return timm.create_model("resnet18", num_classes=0)
+
+
 def images(b: int = 3, side: int = 32) -> torch.Tensor:
     return torch.randn(b, 3, side, side, generator=torch.Generator().manual_seed(b))
 
@@ -76,8 +80,9 @@ def splits(attention: nn.Module) -> bool:
 def test_what_is_replaced():
     block = prepare(vit(), torch.bfloat16).blocks[0]
     assert splits(block.attn) and not splits(prepare(vit(), torch.float32).blocks[0].attn)
-    assert isinstance(block.mlp.fc1, PackedLinear) and block.mlp.fc1.gelu == "none"
-    assert isinstance(block.mlp.act, nn.Identity) and block.mlp.fc2.gelu is None
+    assert (
+        block.mlp.fc1.gelu == "none" and isinstance(block.mlp.act, nn.Identity) and block.mlp.fc2.gelu is None
+    )
     pieces = prepare(Pieces(), torch.float32)
     assert [m.gelu for m in pieces.modules() if isinstance(m, PackedLinear)] == ["none", "tanh", None, None]
     layer = nn.Linear(8, 6).requires_grad_(False)
@@ -87,7 +92,7 @@ def test_what_is_replaced():
 
 
 def test_batch_statistics_stay_float32():
-    fast = prepare(timm.create_model("resnet18", num_classes=0), torch.bfloat16)
+    fast = prepare(resnet(), torch.bfloat16)
     assert fast.bn1.running_var.dtype == fast.bn1.weight.dtype == torch.float32
     assert fast.conv1.weight.dtype == torch.bfloat16
     assert fast.conv1.weight.is_contiguous(memory_format=torch.channels_last)
@@ -107,7 +112,7 @@ def test_other_outputs_other_ways_of_holding_layers_and_autocast(packed, monkeyp
         assert cosine(fast(images()), expected) > 0.999
 
 
-@pytest.mark.parametrize("make", [vit, lambda: timm.create_model("resnet18", num_classes=0), Pieces])
+@pytest.mark.parametrize("make", [vit, resnet, Pieces])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_neither_the_model_nor_the_copy_changes_with_the_other(make, dtype):
     """Packed, reordered and converted weights would keep what they were, the others not: a model that never was."""

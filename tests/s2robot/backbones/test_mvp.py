@@ -41,10 +41,8 @@ def published_state(spec: ViTSpec, seed: int = 0) -> dict[str, torch.Tensor]:
     return {k: value + ("norm" in k) for k, value in scaled.items()}
 
 
-DECODER = dict.fromkeys(
-    ("mask_token", "decoder_embed.weight", "decoder_pos_embed", "decoder_blocks.0.attn.qkv.weight"),
-    torch.zeros(8),
-)
+UNUSED = "mask_token", "decoder_embed.weight", "decoder_pos_embed", "decoder_blocks.0.attn.qkv.weight"
+DECODER = dict.fromkeys(UNUSED, torch.zeros(8))
 
 
 def write(monkeypatch, path, state: dict, name: str = NAME) -> bytes:
@@ -112,20 +110,25 @@ def test_any_size_is_resized_with_antialiasing(height, width):
     torch.testing.assert_close(mvp.MVP(NAME, vit, []).encode(image), expected, rtol=1e-4, atol=1e-5)
 
 
+def rejected(words: str, path: Path | None = None, **how) -> str:
+    with pytest.raises(UserError, match=words) as error:
+        mvp.load(NAME, path, **how)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
 def test_files_that_are_rejected(monkeypatch, tmp_path):
     path, state = tmp_path / "x.pth", published_state(SMALL[NAME])
     write(monkeypatch, path, state | {"decoy.weight": torch.zeros(1)})
-    with pytest.raises(UserError, match="unexpected decoy.weight$"):
-        mvp.load(NAME, path)
+    rejected("unexpected decoy.weight$", path)
     write(monkeypatch, path, {k: v for k, v in state.items() if k != "norm.bias"} | DECODER)
-    with pytest.raises(UserError, match="missing norm.bias$"):
-        mvp.load(NAME, path)
+    rejected("missing norm.bias$", path)
     torch.save({"model": state}, path)  # the md5 is still that of the last write
-    with pytest.raises(UserError, match=f"md5 [0-9a-f]{{32}}, but {NAME} .* has [0-9a-f]{{32}}"):
-        mvp.load(NAME, path)
-    assert mvp.load(NAME, path, check_md5=False).dropped == []
+    rejected(f"md5 [0-9a-f]{{32}}, but {NAME} .* has [0-9a-f]{{32}}", path)
+    encoder = mvp.load(NAME, path, check_md5=False)
+    assert encoder.dropped == []
     with pytest.raises(UserError, match="pool: expected .* got 'max'"):
-        mvp.load(NAME, path, check_md5=False).encode(noise(1, 16, 16, 3), pool="max")
+        encoder.encode(noise(1, 16, 16, 3), pool="max")
 
 
 def test_pickled_code_does_not_run(monkeypatch, tmp_path):
@@ -136,14 +139,17 @@ def test_pickled_code_does_not_run(monkeypatch, tmp_path):
             return (os.mkdir, (str(trace),))
 
     write(monkeypatch, path, {"cls_token": Bomb()})
-    with pytest.raises(UserError, match="bomb.pth: not a readable weights file") as error:
-        mvp.load(NAME, path)
-    assert "\n" not in str(error.value) and not trace.exists()
+    rejected("bomb.pth: not a readable weights file", path)
+    assert not trace.exists()
     torch.load(path, weights_only=False)  # the bomb is a real one
     assert trace.exists()
 
 
 FILE = PUBLISHED[NAME].file
+
+
+def set_url(monkeypatch, url: str) -> None:
+    monkeypatch.setitem(PUBLISHED, NAME, PUBLISHED[NAME]._replace(url=url))
 
 
 @pytest.fixture
@@ -154,10 +160,6 @@ def source(monkeypatch, tmp_path):
     set_url(monkeypatch, path.as_uri())
     monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
     return path
-
-
-def set_url(monkeypatch, url: str) -> None:
-    monkeypatch.setitem(PUBLISHED, NAME, PUBLISHED[NAME]._replace(url=url))
 
 
 @pytest.fixture
@@ -172,22 +174,19 @@ def test_downloads_once_and_shows_progress_if_asked(source, folder, capsys):
     mvp.load(NAME)
     assert capsys.readouterr().err == ""
     right = hashlib.md5(source.read_bytes()).hexdigest()
-    source.write_bytes(
-        content := source.read_bytes() + b"?"
-    )  # another file, which is not fetched without need
+    content = source.read_bytes() + b"?"
+    source.write_bytes(content)  # another file, which is not fetched without need
     mvp.load(NAME)
     (folder / FILE).unlink()
     assert mvp.fetch(NAME, check_md5=False).read_bytes() == content
     assert "100%" in capsys.readouterr().err
-    wrong = hashlib.md5(content).hexdigest()
-    with pytest.raises(UserError, match=f"{FILE}: md5 {wrong}, but {NAME} .* has {right}; remove"):
-        mvp.load(NAME)
+    rejected(f"{FILE}: md5 {hashlib.md5(content).hexdigest()}, but {NAME} .* has {right}; remove")
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [("no server", "Connection refused"), ("short", "received md5"), ("full disk", "No space left")],
-)
+FAULTS = {"no server": "Connection refused", "short": "received md5", "full disk": "No space left"}
+
+
+@pytest.mark.parametrize(("fault", "words"), FAULTS.items())
 def test_a_failed_download_is_one_line_and_leaves_nothing(source, folder, monkeypatch, fault, words):
     if fault == "no server":
         with socket.socket() as closed:
@@ -199,10 +198,7 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(source, folder, monkey
     if fault == "full disk":
         full = lambda *_, **__: Path("/dev/full").write_text("x")  # noqa: E731
         monkeypatch.setattr(torch.hub, "download_url_to_file", full)
-    with pytest.raises(UserError, match=words) as error:
-        mvp.load(NAME, progress=False)
-    text = str(error.value)
-    assert "\n" not in text and text.startswith(f"{NAME}: ")
+    text = rejected(f"^{NAME}: .*{words}", progress=False)
     assert str(folder / FILE) in text and "checkpoint=" in text and list(folder.iterdir()) == []
 
 
@@ -211,6 +207,4 @@ def test_two_downloads_at_once_end_with_one_whole_file(source, folder):
         one = pool.submit(mvp.fetch, NAME, progress=False)
         other = processes.apply_async(mvp.fetch, (NAME,), {"progress": False})
         assert one.result(20) == other.get(20)
-    assert [p.name for p in folder.iterdir()] == [FILE] and (
-        folder / FILE
-    ).read_bytes() == source.read_bytes()
+    assert [(p.name, p.read_bytes()) for p in folder.iterdir()] == [(FILE, source.read_bytes())]
