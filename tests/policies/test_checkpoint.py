@@ -21,9 +21,9 @@ CONTRACT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["mlp", "transformer"])
-def test_round_trip_is_bit_exact(tmp_path, make_policy, make_batch, kind):
-    policy = make_policy(kind=kind, context=2, action_target="cumulative")
+@pytest.mark.parametrize(("kind", "head"), [("mlp", "regression"), ("transformer", "regression"), ("mlp", "diffusion")])  # fmt: skip
+def test_round_trip_is_bit_exact(tmp_path, make_policy, make_batch, kind, head):
+    policy = make_policy(kind=kind, context=2, action_target="cumulative", head={"kind": head})
     save_checkpoint(tmp_path / "best", policy, CONTRACT)
     loaded, contract = load_checkpoint(tmp_path / "best")
     assert loaded.spec == policy.spec and not loaded.training

@@ -12,16 +12,18 @@ from s2robot.policies.normalise import ACTION_FLOOR, FEATURE_FLOOR, PROPRIO_FLOO
 from s2robot.policies.parts import Parts
 
 
-def normaliser(mode, proprio, action, chunk, **more):
-    """Of the usual parts of so many numbers."""
+def normaliser(mode, size, chunk, action=None, **more):
+    """Of states and actions of so many numbers, or of actions in these parts."""
+    width = sum(part["size"] for part in action) if action else size
     return Normaliser(
-        mode, Parts.read(None, proprio, "", "proprio"), Parts.read(None, action, ""), chunk, **more
+        mode, Parts.read(None, size, "", "proprio"), Parts.read(action, width, ""), chunk, **more
     )
 
 
-def assert_scales(scaler, offset, scale):
-    np.testing.assert_allclose(scaler.offset, offset, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(scaler.scale, scale, rtol=1e-5)
+def assert_scales(scaler, *expected):
+    """Its offset and its scale."""
+    for found, values in zip((scaler.offset, scaler.scale), expected, strict=True):
+        np.testing.assert_allclose(found, np.broadcast_to(values, found.shape), rtol=1e-5, atol=1e-6)
 
 
 TABLE = arrays(np.float32, st.tuples(st.integers(2, 12), st.just(3)), elements=st.floats(-4, 4, width=32))
@@ -30,7 +32,7 @@ TABLE = arrays(np.float32, st.tuples(st.integers(2, 12), st.just(3)), elements=s
 @settings(max_examples=50, deadline=None)
 @given(data=TABLE, mode=st.sampled_from(["standard", "minmax", "quantile"]), cumulative=st.booleans())
 def test_round_trip(data, mode, cumulative):
-    n = normaliser(mode, 3, 3, 4, cumulative=cumulative)
+    n = normaliser(mode, 3, 4, cumulative=cumulative)
     n.fit(data, data, np.stack([data, data, data[::-1], data], 1))
     x = torch.from_numpy(data)
     chunk = x[:1].expand(4, 3)
@@ -43,7 +45,7 @@ def test_round_trip(data, mode, cumulative):
 
 def test_statistics_and_floor_of_a_constant_dimension():
     proprio = np.array([[0.0, 5.0], [2.0, 5.0]])
-    n = normaliser("standard", 2, 2, 3)
+    n = normaliser("standard", 2, 3)
     assert not n.fitted
     n.fit(proprio, proprio, np.stack([proprio] * 3, 1))
     assert n.fitted
@@ -53,64 +55,50 @@ def test_statistics_and_floor_of_a_constant_dimension():
     assert torch.equal(n.proprio(torch.tensor([[5.0, 1.0]])), torch.zeros(1, 2))
 
 
-# rows, how often each counts, and what that makes of both columns, the second of which has its rows in another order
 ROWS, OFTEN = np.array([[2.0, 5], [0, 6], [3, 5], [1, 9]]), np.array([49.0, 1, 1, 49])
 LONG = np.repeat(ROWS, OFTEN.astype(int), 0)
+WEIGHTED = {  # middle and half width of both columns, whose rows are in different orders
+    "standard": (LONG.mean(0), LONG.std(0)),
+    "minmax": ([1.5, 7], [1.5, 2]),
+    "quantile": ([1, 7], [1, 2]),  # from 0 to 2, and from 5 to 9
+}
 
 
-@pytest.mark.parametrize(
-    ("mode", "offset", "scale"),
-    [
-        ("standard", LONG.mean(0), LONG.std(0)),
-        ("minmax", [1.5, 7], [1.5, 2]),
-        (
-            "quantile",
-            [1, 7],
-            [1, 2],
-        ),  # 1 % and 99 % of the first column lie at 0 and 2, of the second at 5 and 9
-    ],
-)
-def test_rows_count_as_often_as_their_weights_say(mode, offset, scale):
-    n, chunks = normaliser(mode, 2, 2, 1), ROWS[:, None]
-    n.fit(ROWS, ROWS, chunks, None, (OFTEN, OFTEN, OFTEN))
+@pytest.mark.parametrize("mode", WEIGHTED)
+def test_rows_count_as_often_as_their_weights_say(mode):
+    n, (offset, scale) = normaliser(mode, 2, 1), WEIGHTED[mode]
+    n.fit(ROWS, ROWS, ROWS[:, None], None, (OFTEN, OFTEN, OFTEN))
     assert_scales(n.proprio, offset, scale)
-    for scaler, shape in ((n.action, (2,)), (n.target, (1, 2))):
-        assert_scales(scaler, np.reshape([offset[0], 0], shape), np.reshape([scale[0], 1], shape))
-    ones = normaliser(
-        "quantile", 1, 1, 1
-    )  # row 2 of 101 is the first beyond 1 %, row 100 the first beyond 99 %
-    x = np.arange(101.0)[:, None]
-    ones.fit(x, x, x[:, None], None, (np.ones(101),) * 3)
-    assert_scales(ones.proprio, [50], [49])
+    for scaler in (n.action, n.target):
+        assert_scales(scaler, [offset[0], 0], [scale[0], 1])
+    n, x = normaliser("quantile", 1, 1), np.arange(101.0)[:, None]
+    n.fit(x, x, x[:, None], None, (np.ones(101),) * 3)
+    assert_scales(n.proprio, [50], [49])  # from 1 to 99
 
 
-def test_cumulative_scales_are_those_of_the_targets_that_count():
+def test_scales_are_those_of_the_targets_that_count():
     chunks = np.zeros((5, 4, 2))
     chunks[:, :, 0] = [[1, 2, 3, 9], [2, 3, 9, 9], [3, 9, 9, 9], [10, 20, 9, 9], [20, 9, 9, 9]]
     chunks[2:, :, 1] = 1
     pad = chunks[:, :, 0] == 9  # beyond an episode's end
-    n = normaliser("minmax", 1, 2, 4, cumulative=True)
-    n.fit(np.zeros((5, 1)), chunks[:, 0], chunks, pad)
-    sums = {1: [1, 2, 3, 10, 20], 2: [3, 5, 30], 3: [6]}
-    middle = [(max(s) + min(s)) / 2 for s in sums.values()]
-    half = [max((max(s) - min(s)) / 2, ACTION_FLOOR) for s in sums.values()]
+    n = normaliser("minmax", 2, 4, cumulative=True)
+    n.fit(np.zeros((5, 2)), chunks[:, 0], chunks, pad)
+    sums = [[1, 2, 3, 10, 20], [3, 5, 30], [6]]
+    middle = [(max(s) + min(s)) / 2 for s in sums]
+    half = [max((max(s) - min(s)) / 2, ACTION_FLOOR) for s in sums]
     assert_scales(n.target, [[m, 0] for m in (*middle, middle[-1])], [[h, 1] for h in (*half, half[-1])])
-    low, high = n.range_of(chunks[:2], pad[:2], None)
-    wanted = [
-        [(s - m) / h for s in few] for few, m, h in zip(([1, 2], [3, 5], [6]), middle, half, strict=True)
-    ]
-    for found, pick in ((low, min), (high, max)):
-        expected = [*map(pick, wanted), pick(wanted[-1])]  # beyond all ends: as the step before
-        np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4, atol=1e-3)
-    by_step = [[1.0, 1], [3, 1]], [[2.0, 1], [9, 1]]  # weights and starts, of the chunks that are long enough
-    n = normaliser("standard", 1, 2, 2)
-    n.fit(
-        np.zeros((2, 1)), np.zeros((2, 2)), np.array(by_step), np.array([[0, 0], [0, 1]]),
-        (np.ones(2), np.ones(2), np.array([1.0, 3])), starts=np.array([[0.0, 0], [-1, 0]]),
-    )  # fmt: skip
-    assert_scales(
-        n.target, [[2.5, 0], [3, 0]], [[0.75**0.5, 1], [ACTION_FLOOR, 1]]
-    )  # of 1 once, 3 three times
+    few = zip(([1, 2], [3, 5], [6]), middle, half, strict=True)
+    inside = [[(s - m) / h for s in some] for some, m, h in few]  # of the first two chunks
+    inside.append(inside[-1])  # beyond all ends: as the step before
+    for found, pick in zip(n.range_of(chunks[:2], pad[:2], None), (min, max), strict=True):
+        np.testing.assert_allclose(found[:, 0], [*map(pick, inside)], rtol=1e-4, atol=1e-3)
+
+
+def test_targets_are_weighted_and_count_from_their_starts():
+    chunks, pad = np.array([[[1.0, 1], [3, 1]], [[2, 1], [9, 1]]]), np.array([[0, 0], [0, 1]])
+    weights, n = (np.ones(2), np.ones(2), np.array([1.0, 3])), normaliser("standard", 2, 2)
+    n.fit(chunks[:, 0], chunks[:, 0], chunks, pad, weights, starts=np.array([[0.0, 0], [-1, 0]]))
+    assert_scales(n.target, [[2.5, 0], [3, 0]], [[0.75**0.5, 1], [ACTION_FLOOR, 1]])  # 1 once, 3 three times
 
 
 GRIPPER = {"name": "gripper", "size": 1, "kind": "binary"}
@@ -122,8 +110,7 @@ def test_each_part_may_have_a_normalisation_of_its_own():
     rng = np.random.default_rng(0)
     places, turns = rng.normal(2, 3, (50, 3)), rng.normal(0, 0.2, (50, 3))
     values = np.concatenate([rng.integers(0, 2, (50, 1)), places, turns], 1)
-    action, state = Parts.read([GRIPPER, POSITION, TURN], 7, ""), Parts.read(None, 2, "", "proprio")
-    n = Normaliser("standard", state, action, 2, modes={"position": "minmax"})
+    n = normaliser("standard", 2, 2, [GRIPPER, POSITION, TURN], modes={"position": "minmax"})
     n.fit(np.zeros((50, 2)), values, np.stack([values, values], 1))
     six = Parts.read([TURN], 3, "").inner(torch.from_numpy(turns)).numpy()
     low, high = places.min(0), places.max(0)
@@ -135,7 +122,7 @@ def test_what_the_quantiles_cut_off_is_not_blown_up():
     """A number that is 0 but in every 500th step gets its standard deviation; one that never moves gets the floor."""
     x = np.zeros((1000, 3))
     x[::500, 0], x[:, 1] = 0.3, np.linspace(0, 1, 1000)
-    n = normaliser("quantile", 3, 3, 2)
+    n = normaliser("quantile", 3, 2)
     n.fit(x, x, np.stack([x, x], 1))
     assert_scales(n.proprio, [x[:, 0].mean(), 0.5, 0], [x[:, 0].std(), 0.49, PROPRIO_FLOOR])
     assert n.action(torch.tensor([0.3, 0.5, 0]))[0] < 25
@@ -144,22 +131,17 @@ def test_what_the_quantiles_cut_off_is_not_blown_up():
 @pytest.mark.parametrize("count", [1, 64, 65, 200])
 def test_channel_moments(count):
     x = np.random.default_rng(0).normal(3, 2, (count, 2, 4, 5)).astype(np.float16)
-
-    def check(found, *cameras):
-        for camera, values in enumerate(cameras):
-            wide = values.astype(np.float64)
-            np.testing.assert_allclose(found[0][camera], wide.mean((0, 1)), rtol=1e-5)
-            np.testing.assert_allclose(
-                found[1][camera], np.maximum(wide.std((0, 1)), FEATURE_FLOOR), rtol=1e-5
-            )
-
-    check(channel_moments(x), x[:, 0], x[:, 1])
     few = x[np.r_[0:64, 128:192]] if count == 200 else x  # two blocks of 64, spread out
-    check(channel_moments(x, frames=128), few[:, 0], few[:, 1])
-    rows = np.array([0, count - 1])
-    own = x[rows]
-    check(channel_moments(x, rows=rows, tokens=[4, 1]), own[:, 0], own[:, 1, :1])
-    assert (channel_moments(np.ones((3, 1, 2, 5)))[1] == np.float32(FEATURE_FLOOR)).all()
+    rows, wide = np.array([0, count - 1]), np.float64
+    for how, cameras in (
+        ({}, (x[:, 0], x[:, 1])),
+        ({"frames": 128}, (few[:, 0], few[:, 1])),
+        ({"rows": rows, "tokens": [4, 1]}, (x[rows, 0], x[rows, 1, :1])),
+    ):
+        mean, std = channel_moments(x, **how)
+        np.testing.assert_allclose(mean, [c.astype(wide).mean((0, 1)) for c in cameras], rtol=1e-5)
+        expected = np.maximum([c.astype(wide).std((0, 1)) for c in cameras], FEATURE_FLOOR)
+        np.testing.assert_allclose(std, expected, rtol=1e-5)
     for bad in (x * np.inf, x[:0]):
         with pytest.raises(PolicyError, match="^features: "):
             channel_moments(bad)
