@@ -36,20 +36,18 @@ def test_round_trip_is_bit_exact(tmp_path, make_policy, make_batch, kind, head):
     assert sorted(os.listdir(tmp_path / "best")) == ["README.md", "policy.json", "policy.safetensors"]
 
 
+def killed(*_):
+    raise KeyboardInterrupt
+
+
 def test_replacing_never_leaves_none(tmp_path, make_policy, monkeypatch):
     folder = tmp_path / "last"
     old, new = make_policy(), make_policy(chunk=2)
     save_checkpoint(folder, old, CONTRACT)
     real = os.replace
-    for whole in (0, 1):  # killed before the first rename, and between the two
-        left = [real] * whole
-
-        def replace(source, target, left=left):
-            if not left:
-                raise KeyboardInterrupt
-            left.pop()(source, target)
-
-        monkeypatch.setattr(os, "replace", replace)
+    for done in ([], [real]):  # killed before the first rename, and between the two
+        left = iter(done)
+        monkeypatch.setattr(os, "replace", lambda *paths, left=left: next(left, killed)(*paths))
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(folder, new, CONTRACT)
         assert load_checkpoint(folder)[0].spec.chunk == 4
@@ -127,22 +125,19 @@ def test_check_contract():
     same = {"cameras": ["left", "right", "hand"], "robot": "xarm7", "rate_hz": 10.0}
     check_contract(CONTRACT, encoder="abc123", action_frame="joint_delta_commanded", **same)
     check_contract(CONTRACT, encoder=CONTRACT["encoder"], joint_names=tuple(CONTRACT["joint_names"]))
-    for actual, words in [
-        ({"encoder": {"name": "base", "fingerprint": "fff"}}, "tiny abc123, .* base fff"),
-        ({"encoder": "fff"}, "abc123, .* fff"),
-        ({"cameras": ["hand"]}, "hand, left, .* 'left'"),
-        ({"robot": "panda"}, "'xarm7', .* 'panda'"),
-        ({"rate_hz": 20}, "10 Hz, .* 20 Hz"),
-        ({"joint_names": ["a"]}, "joint_names"),
-    ]:
-        with pytest.raises(PolicyError, match=words):
-            check_contract(CONTRACT, **actual)
+    others = {"robot": "panda", "rate_hz": 20, "joint_names": ["a"], "cameras": ["hand"], "encoder": "fff"}
+    for key, other in [*others.items(), ("encoder", {"name": "base", "fingerprint": "fff"})]:
+        shown = {"cameras": "'left'", "joint_names": "joint_names", "encoder": "abc123.*fff"}.get(
+            key, str(other)
+        )
+        with pytest.raises(PolicyError, match=shown):
+            check_contract(CONTRACT, **{key: other})
 
 
 def test_a_card_takes_a_summary_and_nothing_else_changes(tmp_path, make_policy):
     folder = save_checkpoint(tmp_path / "a", make_policy(), CONTRACT)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert "float32 (8,)" in before["README.md"].decode()
+    assert all(words in before["README.md"].decode() for words in ("float32 (8,)", "joints (7 delta)"))
     own = {"success": 0.992, "low": 0.957, "high": 0.999, "episodes": 128}
     write_card(folder, own | {"policy": {"parameters": 1_250_000}})
     after = {path.name: path.read_bytes() for path in folder.iterdir()}

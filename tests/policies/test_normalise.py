@@ -133,11 +133,9 @@ def test_channel_moments(count):
     x = np.random.default_rng(0).normal(3, 2, (count, 2, 4, 5)).astype(np.float16)
     few = x[np.r_[0:64, 128:192]] if count == 200 else x  # two blocks of 64, spread out
     rows, wide = np.array([0, count - 1]), np.float64
-    for how, cameras in (
-        ({}, (x[:, 0], x[:, 1])),
-        ({"frames": 128}, (few[:, 0], few[:, 1])),
-        ({"rows": rows, "tokens": [4, 1]}, (x[rows, 0], x[rows, 1, :1])),
-    ):
+    plain, spread = (x[:, 0], x[:, 1]), (few[:, 0], few[:, 1])
+    chosen = {"rows": rows, "tokens": [4, 1]}, (x[rows, 0], x[rows, 1, :1])
+    for how, cameras in (({}, plain), ({"frames": 128}, spread), chosen):
         mean, std = channel_moments(x, **how)
         np.testing.assert_allclose(mean, [c.astype(wide).mean((0, 1)) for c in cameras], rtol=1e-5)
         expected = np.maximum([c.astype(wide).std((0, 1)) for c in cameras], FEATURE_FLOOR)

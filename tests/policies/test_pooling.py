@@ -105,11 +105,13 @@ def test_channel_moments_and_blindness(kind):
 
 
 @pytest.mark.parametrize("tokens", [25, (4, 6)])
-def test_a_place_can_be_read_from_the_embedding_that_attention_begins_with(tokens):
+def test_attention_begins_with_waves_of_every_rate_in_both_directions_for_keys_and_values(tokens):
     position, again = (pooling("attention", 7, tokens, 11, width=16).position.detach() for _ in range(2))
-    known, places = np.insert(position.double().numpy(), 0, 1, 1), map_places(tokens).numpy()
-    assert np.abs(known @ np.linalg.lstsq(known, places)[0] - places).max() < 1e-3
-    assert position.abs().max() <= 1 and torch.equal(position, again)
+    angles = map_places(tokens)[..., None] * torch.pi / 2 * 2.0 ** torch.linspace(0, 2, 8)  # (N, 2, 8)
+    waves = torch.cat([angles.sin().flatten(1), angles.cos().flatten(1)], 1)
+    found, expected = (sorted(x.round(decimals=4).T.tolist()) for x in (position, waves))
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert torch.equal(position, again)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("mean", None), *((kind, torch.bfloat16) for kind in KINDS[1:])])

@@ -246,11 +246,9 @@ class Patches(nn.Module):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    grid=st.tuples(st.integers(1, 7), st.integers(1, 7)),
-    patch=st.integers(1, 8),
-    prefix=st.integers(0, 5),
-    form=st.sampled_from(["tokens", "map", "channels last"]),
-)
+    st.tuples(st.integers(1, 7), st.integers(1, 7)), st.integers(1, 8), st.integers(0, 5),
+    st.sampled_from(["tokens", "map", "channels last"]),
+)  # fmt: skip
 def test_any_callable(grid, patch, prefix, form):
     prefix = prefix if form == "tokens" else 0
     tile, model = (grid[0] * patch, grid[1] * patch), Patches(patch, prefix, form)
@@ -269,12 +267,8 @@ def test_what_models_return():
     hf_ = {"last_hidden_state": x, "pooler_output": y}
     for out in (x, SimpleNamespace(**hf_), hf_, (x, y), [x], {"out": x, "aux": y}, {"layer4": x}):
         assert features(out) is x
-    for bad, words in (
-        (None, "NoneType"),
-        ({"a": x, "b": y}, "dict with a, b"),
-        ((), "tuple"),
-        ({}, "nothing"),
-    ):
+    wrong = (None, "NoneType"), ({"a": x, "b": y}, "dict with a, b"), ((), "tuple"), ({}, "nothing")
+    for bad, words in wrong:
         with pytest.raises(TypeError, match=words):
             features(bad)
 

@@ -105,8 +105,8 @@ def test_sizes_by_hand_and_all_tiles_in_one_call():
 
 @pytest.mark.parametrize("output", ["tokens", "map", "pooled"])
 def test_gradients_flow_unless_frozen(output):
-    x = frames(1, 20, 24).permute(0, 3, 1, 2).float() / 255
-    model, image = Tokens(), x.clone().requires_grad_()
+    x, model = frames(1, 20, 24).permute(0, 3, 1, 2).float() / 255, Tokens()
+    image = x.clone().requires_grad_()
     make(model=model, frozen=False, output=output)(image).square().sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in model.embed.parameters()) and image.grad.abs().sum() > 0
     frozen = make(output=output)
@@ -127,23 +127,20 @@ def test_autocast_and_half_models():
     full = s2(x)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = s2(x)
-    half = s2.to(torch.bfloat16)(x)
-    assert half.dtype == torch.bfloat16
-    for other in (mixed, half):
+    for other in (mixed, s2.to(torch.bfloat16)(x)):
         assert 0.99 < F.cosine_similarity(other.float().flatten(), full.flatten(), dim=0) < 1 - 1e-7
+    assert other.dtype == torch.bfloat16
 
 
 def test_prepared_has_the_features_and_leaves_the_original_alone():
     torch.manual_seed(0)
     s2 = S2(timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3), frozen=False).train()
-    exact, half = s2.prepared(torch.float32), s2.prepared(torch.bfloat16)
+    exact, x = s2.prepared(torch.float32), frames(2, 128, 128)
     assert not exact.training and s2.training
     assert all(p.requires_grad for p in s2.backbone.model.blocks.parameters())
-    expected, scale = s2.eval()(frames(2, 128, 128)), s2.scale.clone()
-    torch.testing.assert_close(exact(frames(2, 128, 128)), expected.detach(), rtol=1e-5, atol=1e-5)
-    tokens = half(frames(2, 128, 128))
-    assert tokens.dtype == torch.bfloat16
-    assert F.cosine_similarity(tokens.float(), expected, dim=-1).min() > 0.999
+    expected, scale = s2.eval()(x).detach(), s2.scale.clone()
+    torch.testing.assert_close(exact(x), expected, rtol=1e-5, atol=1e-5)
+    assert s2.prepared(torch.bfloat16)(x).dtype == torch.bfloat16
     exact.half()
     exact.register_buffer("more", torch.zeros(1), persistent=False)
     assert torch.equal(s2.scale, scale) and s2._non_persistent_buffers_set == {"scale", "shift"}
@@ -216,20 +213,15 @@ def test_errors_name_the_argument_and_the_values():
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1, embed_dim=24, num_heads=3)
     images = torch.zeros(2, 3, 32, 32)
     for call, words in (
-        (lambda: make(output="cls"), "output: .*'cls'"),
         (lambda: make(resize="nativ"), "resize: .*'nativ'.* 'native'"),
-        (lambda: make((1, -2)), "16 x 16 px, got a level of -"),
         (lambda: make((1, 2), sizes=(16, 32)), "sizes: .*got both"),
         (lambda: S2(find_backbone(Tokens(), tile=16, patch=4), block=1, tile=16), "block: .* got 1"),
         (lambda: S2(vit, tile=60), "tile: .* patches of 16 px, got 60 x 60 px.* 48 x 48"),
         (lambda: make()(images.to(torch.uint8)), r"torch.uint8 \(2, 3, 32, 32\)"),
-        (lambda: make()([[1]]), r"images: .* got torch.int64 \(1, 1\)"),
     ):
         with pytest.raises(UserError, match=words) as error:
             call()
         assert "\n" not in str(error.value)
-    with pytest.raises(TypeError, match="scale"):
-        make(scale=(1, 2, 3))
 
 
 def test_importing_s2_imports_no_library_of_models():

@@ -167,7 +167,6 @@ def test_what_does_not_fit_is_one_line_and_a_missing_layer_changes_nothing():
         (s2_llava(llava()), {}, "model: .* 's2_vision_tower'"),
         (llava(), {"resize": "area"}, "resize: expected one of native, reference, got 'area'"),
         (llava(), {"scales": (2, 3)}, "scales: expected increasing integers from 1"),
-        (llava(), {"scales": ()}, "scales: expected increasing integers from 1"),
         (llava(tile=27), {"pool": 1}, "pool: .* 18 tokens and 81 px"),
         (quantised, {}, "linear_1: expected a plain Linear of 16 channels, got a Bilinear"),
     ):
