@@ -22,10 +22,15 @@ def settings(tiny_encoder, **changes) -> dict:
     return {"name": "mvp-tiny", "checkpoint": str(tiny_encoder), "scales": [1, 2]} | changes
 
 
-@pytest.mark.parametrize(
-    ("changes", "lora"),
-    [({"scales": [1]}, 3), ({"pool": "mean"}, 0), ({"resolution": "upsampled"}, 0), ({"dtype": "bfloat16"}, 3)],
-)  # fmt: skip
+CHANGES = (
+    ({"scales": [1]}, 3),
+    ({"pool": "mean"}, 0),
+    ({"resolution": "upsampled"}, 0),
+    ({"dtype": "bfloat16"}, 3),
+)
+
+
+@pytest.mark.parametrize(("changes", "lora"), CHANGES)
 def test_before_a_step_the_features_are_the_frozen_ones(tiny_encoder, changes, lora):
     given = settings(tiny_encoder, **changes)
     encoder, entering = build_encoder(given), build_entering(given, 1)
@@ -76,10 +81,8 @@ def test_a_block_in_the_middle_is_the_last_where_the_encoder_ends_there(tmp_path
     """timm's ViT with registers and a scale in each block, taken after the third of its blocks."""
     name = "vit_little_patch16_reg1_gap_256"
     save_file(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "vit.safetensors")
-    given = {"name": f"timm:{name}", "checkpoint": str(tmp_path / "vit.safetensors")} | {
-        "block": 3,
-        "img_size": 32,
-    }
+    given = {"name": f"timm:{name}", "checkpoint": str(tmp_path / "vit.safetensors")}
+    given |= {"block": 3, "img_size": 32}
     tail, entering = Tail(given, SIZES[:1], 2), build_entering(given, 2)
     want = encode_cameras(build_encoder(given).encode, FRAMES[:1])
     cached = encode_cameras(entering.encode, FRAMES[:1])
