@@ -16,7 +16,6 @@ SEEDS = {"xarm7": range(700, 708), "panda": range(700, 706)}
 
 @pytest.fixture(scope="module", params=list(SEEDS))
 def episodes(request):
-    """(arrays over time, {"seed", "success"}) of every seed; nothing is drawn."""
     config = CubePickConfig(robot=request.param)
     return [record_episode(config, PickerConfig(), seed) for seed in SEEDS[request.param]]
 
@@ -47,7 +46,6 @@ def env():
 
 
 def test_the_action_depends_on_what_is_seen_not_on_the_clock(env):
-    """From the same state the picker does the same, whenever that is."""
     env.reset(seed=1)
     late, early = (Picker(env, CALM) for _ in range(2))
     late.reset(1)
@@ -82,10 +80,7 @@ def test_a_picker_has_the_habit_that_is_asked_for(env):
     assert any(ways) and not all(ways)
 
 
-def test_wrong_settings_are_one_line():
-    words = "habit: expected 'nearest', 'left', 'right' or 'either', got 'up'"
-    with pytest.raises(UserError, match=f"^recording.picker.{words}"):
-        PickerConfig(habit="up")
+def test_fewer_kicks_than_the_fewest_are_refused():
     for kind in (PickerConfig, ExpertSettings):
         with pytest.raises(UserError, match="^recording.picker.kicks: "):
             kind(kicks=(3, 1))

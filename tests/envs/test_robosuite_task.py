@@ -26,7 +26,7 @@ def play(worlds, count, seed=0):
             world.step_physics(action.astype(np.float32))
 
 
-def test_the_seed_alone_decides_an_episode(pair):
+def test_the_seed_alone_decides_an_episode_and_a_state_brings_back_pictures_and_future(pair):
     one, other = pair
     other.reset(seed=9)
     play([other], 1)
@@ -39,25 +39,18 @@ def test_the_seed_alone_decides_an_episode(pair):
         np.testing.assert_array_equal(frame, again["images"][camera])
         assert camera in SETTINGS.cameras and frame.std() > 5  # it shows something
     play(pair, 2)
-    np.testing.assert_array_equal(one.get_state(), other.get_state())
-
-
-def test_a_state_brings_back_pictures_and_future(pair):
-    one, other = pair
-    one.reset(seed=3)
-    play([one], 1)
     state = one.get_state()
+    np.testing.assert_array_equal(state, other.get_state())
     with one.rehearsal():
         play([one], 2, seed=1)
     np.testing.assert_array_equal(one.get_state(), state)
-    play([one], 2, seed=2)
     other.reset(seed=11)
     other.set_state(state)
-    play([other], 2, seed=2)
+    play(pair, 2, seed=2)
     np.testing.assert_array_equal(other.get_state(), one.get_state())
-    frames = one.render_cameras()
     other.reset(seed=11)
     other.set_state(one.get_state())
+    frames = one.render_cameras()
     for camera, frame in other.render_cameras().items():
         np.testing.assert_array_equal(frame, frames[camera])
 
@@ -120,8 +113,6 @@ def test_a_grasp_is_seen_of_every_gripper(robot):
     ("changes", "words"),
     [
         ({"env": "Lft"}, "task.env: found 'Lft', expected one of Door, Lift"),
-        ({"robot": "Panda+GR1"}, "task.robot: found 'GR1', expected one of IIWA, Jaco, Kinova3, Panda, "),
-        ({"controller": "IK_POSE"}, "task.controller: found 'IK_POSE', expected one of"),
         ({"controller": "JOINT_VELOCITY"}, "robosuite refuses Lift"),  # fails deep inside robosuite 1.5.2
         ({"cameras": ("wrist",)}, "task.cameras: found 'wrist', expected one of frontview"),
         ({"proprio": ("eef",)}, "task.proprio: found 'eef', expected one of robot0_joint_pos"),

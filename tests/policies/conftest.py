@@ -37,8 +37,6 @@ def make_policy():
 
 @pytest.fixture
 def make_batch():
-    """A random batch for a policy."""
-
     def make(policy, b=3, seed=1):
         spec, g = policy.spec, torch.Generator().manual_seed(seed)
         t = spec.context

@@ -13,7 +13,6 @@ NETWORKS = {
 
 
 def small_spec(**keys) -> PolicySpec:
-    """A spec with these settings in place of the shipped ones."""
     network = NETWORKS[keys.get("kind", "mlp")] | keys.pop("network", {})
     return PolicySpec.from_dict(PLAIN | keys | {"network": network})
 

@@ -47,10 +47,10 @@ def test_executes_k_of_k_in_order(make_policy):
     np.testing.assert_array_equal(acted(actor, 1)[2], actions[:1])
 
 
-@pytest.mark.parametrize(
-    "kind, context, ensemble",
-    [("mlp", 1, None), ("transformer", 3, None), ("mlp", 3, 0.1), ("transformer", 1, 0.1)],
-)
+WAYS = [("mlp", 1, None), ("transformer", 3, None), ("mlp", 3, 0.1), ("transformer", 1, 0.1)]
+
+
+@pytest.mark.parametrize(("kind", "context", "ensemble"), WAYS)
 def test_batch_agrees_with_single(make_policy, kind, context, ensemble):
     history = {"action_history": True}
     policy = make_policy(kind=kind, context=context, execute=2, ensemble=ensemble, network=history)

@@ -16,17 +16,13 @@ from s2robot.policies.parts import Parts
 from tests.policies.small import plan_of, small_spec
 
 SMALL = {
-    "mip": {"width": 32, "layers": 2},
-    "flow": {"width": 32, "layers": 2},
-    "diffusion": {"width": 32, "layers": 2},
-    "gmm": {"components": 3, "spread": 0.1},
+    **dict.fromkeys(("mip", "flow", "diffusion"), {"width": 32, "layers": 2}), "gmm": {"components": 3, "spread": 0.1},
     "flow, U-Net": {"kind": "flow", "denoiser": "unet", "width": 8, "layers": 2},
     "act": {"width": 16, "layers": 1, "heads": 2, "style": 2, "dropout": 0.0, "kl_weight": 0.1},
-}
+}  # fmt: skip
 
 
 def slots(size: int):
-    """Of an action of so many numbers, the gripper last."""
     return Parts.read(None, size, "").slots
 
 
@@ -40,7 +36,6 @@ def made(settings: dict, context: int, chunk: int, size: int, net=None):
 
 
 def small(kind: str, **keys) -> dict:
-    """Settings of a head that trains in a second."""
     return {"kind": kind, **SMALL.get(kind, {}), **keys}
 
 
@@ -101,15 +96,14 @@ def test_an_episode_plans_the_same_whatever_runs_beside_it(make_policy, make_bat
 
 @pytest.mark.parametrize(("kind", "chunk"), [("mip", 1), ("flow", 5), ("diffusion", 8)])
 def test_the_unet_takes_chunks_of_any_length(chunk, kind):
-    head = made(small(kind, denoiser="unet", width=8, layers=3), 6, chunk, 3)
-    context = torch.randn(2, 6)
+    head, context = made(small(kind, denoiser="unet", width=8, layers=3), 6, chunk, 3), torch.randn(2, 6)
     head.loss(context, torch.rand(2, chunk, 3), torch.full((2, chunk), 1 / 2 / chunk)).loss.backward()
     assert all(p.grad is not None for p in head.parameters())
-    noise = noise_of(head, 2)
-    actions = head.sample(context, noise)
+    actions = head.sample(context, noise_of(head, 2))
     assert actions.shape == (2, chunk, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(head.sample(context, noise), actions, atol=0.3, rtol=0.1)
+        half = head.sample(context, noise_of(head, 2))
+    torch.testing.assert_close(half, actions, atol=0.3, rtol=0.1)
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "sample"])
@@ -125,11 +119,10 @@ def test_diffusion_finds_the_chunk_that_a_perfect_network_knows(predicts):
 
 
 FROM_LAST = {"kind": "transformer", "context": 3, "from_last": True}
+NORMALISED = {"standard": {"members": 2}, "quantile": FROM_LAST, "minmax": {}}
 
 
-@pytest.mark.parametrize(
-    ("normalise", "settings"), [("standard", {"members": 2}), ("quantile", FROM_LAST), ("minmax", {})]
-)
+@pytest.mark.parametrize(("normalise", "settings"), NORMALISED.items())
 def test_diffusion_can_plan_every_chunk_of_its_demos(normalise, settings):
     """An action that is rare in the demos lies many deviations from their mean: it is not cut, and nothing beyond it is planned."""
     spec = {"cameras": ("hand",), "dim": 2, "tokens": 1, "chunk": 4, "action_dim": 3, "proprio_dim": 2}
@@ -192,13 +185,11 @@ def test_mip_mends_what_its_first_step_gives():
 
 def test_a_mixture_draws_its_components_by_their_shares():
     head = made({"kind": "gmm", "components": 2, "spread": 0.5}, 2, 2, 2)
-    for p in head.parameters():
-        torch.nn.init.zeros_(p)
-    with torch.no_grad():
-        head.weights.bias.copy_(torch.tensor([0.25, 0.75]).log())
-        head.means.bias.copy_(torch.tensor([-3.0, 9, -3, 9, 3, -9, 3, -9]))  # (components, steps, dims)
-    noise = noise_of(head, 4000)
-    actions = head.sample(torch.zeros(4000, 2), noise)
+    state = {name: torch.zeros_like(value) for name, value in head.state_dict().items()}
+    state["weights.bias"] = torch.tensor([0.25, 0.75]).log()
+    state["means.bias"] = torch.tensor([-3.0, 9, -3, 9, 3, -9, 3, -9])  # (components, steps, dims)
+    head.load_state_dict(state)
+    actions = head.sample(torch.zeros(4000, 2), noise_of(head, 4000))
     right = actions[:, 0, 0] > 0
     assert 0.72 < right.float().mean() < 0.78
     assert torch.equal(right, actions[:, 1, 0] > 0)  # one component a chunk
@@ -208,7 +199,6 @@ def test_a_mixture_draws_its_components_by_their_shares():
 
 
 def alone(policy, member):
-    """A member of a policy as a policy of its own."""
     single, state = ChunkPolicy(policy.spec.replace(members=1)).train(policy.training), policy.state_dict()
     own = {k.replace("/", "."): v[member] if k.startswith("network.") else v for k, v in state.items()}
     single.load_state_dict(own)

@@ -21,7 +21,6 @@ def normaliser(mode, size, chunk, action=None, **more):
 
 
 def assert_scales(scaler, *expected):
-    """Its offset and its scale."""
     for found, values in zip((scaler.offset, scaler.scale), expected, strict=True):
         np.testing.assert_allclose(found, np.broadcast_to(values, found.shape), rtol=1e-5, atol=1e-6)
 

@@ -177,7 +177,6 @@ def test_the_loss_of_every_step_is_that_of_each(make_policy, make_batch):
 
 
 def outcome(kind: type[nn.Linear], members: int, rows: int, sizes: tuple[int, int]) -> list:
-    """Result, and gradients of rows, weights and biases."""
     torch.manual_seed(0)
     layers = [kind(*sizes) for _ in range(members)]
     x = torch.randn(members, rows, sizes[0], requires_grad=True)

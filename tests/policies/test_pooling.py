@@ -18,7 +18,6 @@ def pooling(kind, dim, tokens, out_dim, **settings):
 
 
 def cameras(kind, maps=9, count=2, **settings):
-    """A pooling of two cameras or so, of 7 channels."""
     return CameraPooling(PoolingSettings(kind=kind, keypoints=3, **settings), count, 7, maps, 11)
 
 
@@ -116,7 +115,6 @@ def test_attention_begins_with_waves_of_every_rate_in_both_directions_for_keys_a
 
 @pytest.mark.parametrize(("kind", "dtype"), [("mean", None), *((kind, torch.bfloat16) for kind in KINDS[1:])])
 def test_a_training_may_round_the_tokens_beforehand(kind, dtype):
-    """A policy that acts computes in float32."""
     pool, x = cameras(kind), torch.randn(5, 2, 9, 7)
     exact = pool(x)
     assert pool.token_dtype is None and pool.multiply_in(torch.bfloat16) is pool.token_dtype is dtype

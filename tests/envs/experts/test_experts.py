@@ -19,7 +19,6 @@ def world(name):
 
 
 def finish(task, expert):
-    """Let it act to the end; every action, and the pushes."""
     actions, pushes = [], []
     while not task.is_success and task._steps < task.settings.max_steps:
         actions.append(expert.act())
@@ -70,12 +69,10 @@ def test_it_goes_on_with_what_it_grasped_askew_and_nearly_dropped(name):
 
 
 def test_to_ask_changes_nothing_and_tells_what_it_will_do():
-    task = world("stack")
-    seen = []
+    task, seen = world("stack"), []
     for asks in (False, True):
         task.reset(seed=2)
-        expert = task.expert(np.random.default_rng(3), PUSHY)
-        actions = []
+        expert, actions = task.expert(np.random.default_rng(3), PUSHY), []
         for t in range(12):
             if asks and t % 4 == 0:
                 expert.ask(2)
@@ -124,18 +121,15 @@ def test_a_state_brings_the_expert_back_to_the_bit():
 
 def test_the_fingers_do_not_come_down_on_the_other_cube():
     """Faces that are free are taken, those nearest to how the fingers are turned where they are."""
-    task = world("stack")
-    turned = 0
+    task, turned = world("stack"), 0
     for seed in range(30):
         task.reset(seed=seed)
         expert = task.expert(None)
         position, rotation = expert.hand.pose(expert.body)
-        faces = nearest(angle_of(rotation[:, 0]), expert.hand.yaw, np.pi / 2)
-        if not expert._in_the_way(position, faces):
-            assert expert.grasp().yaw == faces
-        elif not expert._in_the_way(position, faces + np.pi / 2):
-            turned += 1
-            assert expert.grasp().yaw == faces + np.pi / 2
+        nearer = nearest(angle_of(rotation[:, 0]), expert.hand.yaw, np.pi / 2)
+        free = [faces for faces in (nearer, nearer + np.pi / 2) if not expert._in_the_way(position, faces)]
+        assert not free or expert.grasp().yaw == free[0]
+        turned += bool(free) and free[0] != nearer
     assert turned > 0
 
 

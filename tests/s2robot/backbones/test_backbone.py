@@ -26,8 +26,6 @@ from s2robot.s2 import forward
 
 
 class Case(NamedTuple):
-    """A model, its facts, and where its blocks are."""
-
     make: Callable[[], nn.Module]
     facts: tuple  # tile, patch, prefix tokens, dim, (mean, std), depth
     any_size: bool = False
@@ -131,7 +129,6 @@ def hooked(model: nn.Module, block: nn.Module, x: torch.Tensor, before: bool = F
 
 
 def features_by_hand(name: str, model: Any, x: torch.Tensor) -> torch.Tensor:
-    """The features by the library's own call."""
     if hasattr(model, "forward_features"):
         return model.forward_features(x)
     if name.startswith("hf"):

@@ -81,7 +81,6 @@ def test_square_frames_are_what_the_reference_gives(k, prefix, scales):
 @pytest.mark.parametrize("frame", [(480, 640), (37, 61)])
 @pytest.mark.parametrize("overlap", [0, 8])
 def test_a_patch_local_model_shows_no_seam_at_all(frame, overlap):
-    """Its tiled map is the map of the whole frame."""
     s2 = S2(Local(), (1, 1.5, 2), tile=16, patch=4, output="map", mean=MEAN, std=STD, overlap=overlap)
     x = frames(1, *frame)
     for index, level in enumerate(s2.layout(*frame).levels):
@@ -225,7 +224,6 @@ def test_errors_name_the_argument_and_the_values():
 
 
 def test_importing_s2_imports_no_library_of_models():
-    """They take longer to import than torch."""
     code = "import sys; from s2robot import S2; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"timm", "torchvision", "transformers", "omegaconf", "zarr", "robosuite"} & set(loaded.split())
