@@ -14,27 +14,20 @@ CALM = PickerConfig(kicks=(0, 0), misses=0.0)
 SEEDS = {"xarm7": range(700, 708), "panda": range(700, 706)}
 
 
-@pytest.fixture(scope="module", params=list(SEEDS))
-def episodes(request):
-    config = CubePickConfig(robot=request.param)
-    return [record_episode(config, PickerConfig(), seed) for seed in SEEDS[request.param]]
-
-
-def test_every_seed_succeeds(episodes):
-    assert [meta["seed"] for _, meta in episodes if not meta["success"]] == []
-    assert max(len(arrays["action"]) for arrays, _ in episodes) < CubePickConfig().max_steps
-
-
-def test_perturbations_are_flagged_and_end_before_the_lift(episodes):
-    c = PickerConfig()
-    most = c.kicks[1] * c.kick_steps[1] + c.miss_steps[1]
-    flagged = [arrays["perturbed"] for arrays, _ in episodes]
+@pytest.mark.parametrize("robot", SEEDS)
+def test_every_seed_succeeds_and_perturbations_are_flagged_and_end_before_the_lift(robot):
+    config, picker = CubePickConfig(robot=robot), PickerConfig()
+    recordings, metas = zip(*(record_episode(config, picker, seed) for seed in SEEDS[robot]), strict=True)
+    assert [meta["seed"] for meta in metas if not meta["success"]] == []
+    assert max(len(arrays["action"]) for arrays in recordings) < config.max_steps
+    most = picker.kicks[1] * picker.kick_steps[1] + picker.miss_steps[1]
+    flagged = [arrays["perturbed"] for arrays in recordings]
     for pushed in flagged:
         assert pushed.dtype == np.uint8 and pushed.sum() <= most
         assert not pushed[0] and not pushed[-5:].any()
     # a kick that is due after the gripper has begun to close is left out, so some episodes have none
     assert sum(pushed.any() for pushed in flagged) >= len(flagged) / 2
-    missed = [(a["action"][:, 7] * a["perturbed"]).any() for a, _ in episodes]  # closed beside the cube
+    missed = [(a["action"][:, 7] * a["perturbed"]).any() for a in recordings]  # closed beside the cube
     assert 0.2 < np.mean(missed) < 0.8
 
 

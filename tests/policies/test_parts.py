@@ -73,17 +73,13 @@ def test_relative_rotations_are_composed_and_never_added(turn):
     torch.testing.assert_close(own, parts(TURN).inner(vectors))
 
 
-def test_a_plan_keeps_to_limits_and_to_two_values():
+def test_a_plan_keeps_to_limits_and_to_two_values_and_errors_go_by_part():
     limited = parts({**POSITION, "low": [-0.1] * 3, "high": [0.1] * 3}, CLAW)
     actions = torch.tensor([[0.3, -0.3, 0.05, 0.2], [0, 0, 0, -0.2]])
     expected = torch.tensor([[0.1, -0.1, 0.05, 1], [0, 0, 0, -1]])
     torch.testing.assert_close(limited.clip(actions), expected)
     assert limited.clip(actions, binary=False)[0, 3] == 0.2
-
-
-def test_errors_by_part():
-    found = torch.tensor([[0.1, 0.2, 0.3, 0.0, 0.0, 0.4, 0.9]])
-    errors = parts(*ARM).errors(found, torch.zeros(1, 7))
+    errors = parts(*ARM).errors(torch.tensor([[0.1, 0.2, 0.3, 0.0, 0.0, 0.4, 0.9]]), torch.zeros(1, 7))
     expected = {"position_error": 0.2, "turn_error": 0.4, "gripper_accuracy": 0.0}
     assert {name: value.item() for name, value in errors.items()} == pytest.approx(expected, rel=1e-5)
 

@@ -219,12 +219,16 @@ def test_another_tile_resamples_a_copy():
     assert find_backbone(model_of("timm resnet"), tile=(64, 96))(torch.randn(1, 3, 64, 96)).shape[1] == 2 * 3
 
 
-def test_a_tile_that_is_no_whole_number_of_strides_is_rounded_unless_given():
+def test_a_tile_is_rounded_to_whole_strides_unless_given_and_a_dry_run_leaves_no_trace():
     overlay = {"input_size": (3, 240, 300)}
-    model = timm.create_model("mobilenetv3_small_050", pretrained_cfg_overlay=overlay)
+    model = timm.create_model("mobilenetv3_small_050", pretrained_cfg_overlay=overlay).train()
+    model.blocks[0].eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
     assert find_backbone(model).tile == (256, 288)
     assert find_backbone(model, block=2).tile == (240, 304)
     rejected(model, r"240 x 240 px: .*\(1, 288, 8, 8\), .* patches of 32 pixels", tile=240)
+    assert model.training and not model.blocks[0].training and model.blocks[1].training
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 
 
 class Patches(nn.Module):
@@ -300,15 +304,6 @@ def test_dinov2_of_torch_hub(registers, key):
     assert torch.equal(forward(model.forward_features, x[..., :32], [1, 2], num_prefix_token=front), expected)
     model.chunked_blocks = True
     rejected(model, "block: expected none", block=2)
-
-
-def test_a_dry_run_leaves_no_trace():
-    model = timm.create_model("mobilenetv3_small_050").train()
-    model.blocks[0].eval()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    find_backbone(model)
-    assert model.training and not model.blocks[0].training and model.blocks[1].training
-    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 
 
 @torch.no_grad()

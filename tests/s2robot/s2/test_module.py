@@ -191,21 +191,18 @@ def test_models_of_other_makes_are_frozen_and_one_that_cannot_be_copied_can_be_u
     assert S2(model, tile=16, frozen=False).dim == 12
 
 
-def test_float_images_in_0_to_255_warn_once():
-    model, x = make(), frames(1, 32, 32).permute(0, 3, 1, 2).float()
-    with pytest.warns(UserWarning, match="in 0 to 1"):
-        model(x)
-    with warnings.catch_warnings(action="error"):
-        for s2, images in ((model, x), (make(), x / 255), (make(), frames(1, 32, 32))):
-            s2(images)
-
-
-def test_numpy_arrays_are_images_too():
+def test_numpy_arrays_are_images_too_and_floats_in_0_to_255_warn_once():
     model, x = make(), frames(2, 30, 44)
     assert torch.equal(model(x.numpy()), model(x))
     assert torch.equal(model(x.numpy()[:, :, ::-1]), model(x.flip(2)))  # a view that torch does not take
-    planes = (x.numpy().transpose(0, 3, 1, 2) / 255).astype(np.float32)
-    assert torch.equal(model(planes), model(torch.from_numpy(planes)))
+    planes = x.numpy().transpose(0, 3, 1, 2).astype(np.float32)
+    with warnings.catch_warnings(action="error"):
+        assert torch.equal(model(planes / 255), model(torch.from_numpy(planes / 255)))
+    fresh = make()
+    with pytest.warns(UserWarning, match="in 0 to 1"):
+        fresh(planes)
+    with warnings.catch_warnings(action="error"):
+        fresh(planes)
 
 
 def test_errors_name_the_argument_and_the_values():
