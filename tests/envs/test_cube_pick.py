@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 import s2robot.envs  # noqa: F401 (registers the id)
 from s2robot.core.errors import UserError
 from s2robot.core.parts import MAX_DELTA
-from s2robot.envs.cube_config import _RESERVED, STAGES
+from s2robot.envs.cube_config import STAGES
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.errors import EnvError
@@ -227,11 +227,6 @@ def test_wrong_settings_are_one_line(settings, words):
     with pytest.raises(UserError, match=f"^{words}") as caught:
         CubePick(**settings)
     assert "\n" not in str(caught.value)
-
-
-def test_the_names_that_no_side_camera_may_have_are_those_of_the_world(env):
-    world = {env.model.camera(i).name for i in range(env.model.ncam)}
-    assert world == {*_RESERVED, *env.config.side_cameras}
 
 
 def test_a_rehearsal_brings_the_judge_back(blind):

@@ -42,13 +42,11 @@ def make_batch():
         t = spec.context
         actions = torch.randn(b, spec.chunk, spec.action_dim, generator=g) * 0.05
         actions[..., -1] = (actions[..., -1] > 0).float()
-        return {
-            "features": torch.randn(b, t, len(spec.cameras), spec.tokens, spec.dim, generator=g).half(),
-            "proprio": torch.randn(b, t, spec.proprio_dim, generator=g),
-            "past_actions": torch.randn(b, t, spec.action_dim, generator=g) * 0.05,
-            "pad": torch.zeros(b, t, dtype=torch.bool),
-            "actions": actions,
-            "action_pad": torch.zeros(b, spec.chunk, dtype=torch.bool),
-        }
+        shape = b, t, len(spec.cameras), spec.tokens, spec.dim
+        past = torch.randn(b, t, spec.action_dim, generator=g) * 0.05
+        seen = {"features": torch.randn(shape, generator=g).half(), "past_actions": past}
+        seen |= {"proprio": torch.randn(b, t, spec.proprio_dim, generator=g)}
+        pads = {"pad": torch.zeros(b, t).bool(), "action_pad": torch.zeros(b, spec.chunk).bool()}
+        return seen | pads | {"actions": actions}
 
     return make

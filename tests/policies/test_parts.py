@@ -103,14 +103,11 @@ def test_wrong_parts_are_one_line(given, size, words):
 
 CHUNK = 3
 ARMS = {
-    "arm": ARM,
+    "arm": ARM, "rot6d": [POSITION, TURN6, CLAW], "binary": [GRIPPER], "gripper first": [GRIPPER, POSITION],
     "all": [POSITION, TURN, CLAW, {"name": "height", "size": 1, "kind": "absolute"}, POSE],
-    "rot6d": [POSITION, TURN6, CLAW],
     "two arms": [{**p, "name": f"{side}_{p['name']}"} for side in ("left", "right") for p in ARM],
     "continuous": [{"name": "torque", "size": 2, "kind": "absolute"}],
-    "binary": [GRIPPER],
-    "gripper first": [GRIPPER, POSITION],
-}
+}  # fmt: skip
 
 
 def chunks_of(both, count):

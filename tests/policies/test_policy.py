@@ -122,8 +122,7 @@ def test_a_soft_gripper_noise_in_training_and_a_policy_without_features(make_pol
 @pytest.mark.parametrize(
     "key, wrong",
     [
-        ("policy.execute", {"execute": 9}),
-        ("policy.context", {"from_last": True}),
+        ("policy.execute", {"execute": 9}), ("policy.context", {"from_last": True}),
         ("policy.network.widht", {"network": {"widht": 2}, "kind": "transformer"}),
         ("policy.network.width", {"network": {"width": 30, "heads": 4}, "kind": "transformer"}),
         ("policy.grids: .* 6 tokens", {"tokens": 6}),
@@ -131,8 +130,7 @@ def test_a_soft_gripper_noise_in_training_and_a_policy_without_features(make_pol
         ("policy.ensemble", {"ensemble": math.nan}),
         ("policy.normalise_parts", {"normalise_parts": {"elbow": "minmax"}}),
         ("policy.normalise_parts.joints", {"normalise_parts": {"joints": "decile"}}),
-        ("policy.grids", {"grids": [[3, 3], [3, 3]]}),
-        ("policy.grids", {"grids": [[2, 3]]}),
+        ("policy.grids", {"grids": [[3, 3], [3, 3]]}), ("policy.grids", {"grids": [[2, 3]]}),
         ("policy.pooling.shared", {"pooling": {"shared": True}, "cameras": ["a", "b"], "grids": [[3, 3], [2, 3]]}),
     ],
 )  # fmt: skip

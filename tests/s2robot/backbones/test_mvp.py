@@ -3,7 +3,6 @@
 import hashlib
 import multiprocessing
 import os
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -158,40 +157,36 @@ def source(monkeypatch, tmp_path):
     path = tmp_path / "source.pth"
     write(monkeypatch, path, published_state(SMALL[NAME]))
     set_url(monkeypatch, path.as_uri())
-    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path))
     return path
 
 
-@pytest.fixture
-def folder(source, tmp_path):
-    return tmp_path / "cache" / "mvp"
+def files(source) -> dict[str, bytes]:
+    """What was downloaded."""
+    return {p.name: p.read_bytes() for p in source.with_name("mvp").iterdir()}
 
 
-def test_downloads_once_and_shows_progress_if_asked(source, folder, capsys):
+def test_downloads_once_and_shows_progress_if_asked(source, capsys):
+    right, content = source.read_bytes(), source.read_bytes() + b"?"
     encoder = mvp.load(NAME, progress=False)
-    assert encoder.encode(noise(1, 16, 16, 3)).shape == (1, 17, 24)
-    assert [p.name for p in folder.iterdir()] == [FILE]
-    mvp.load(NAME)
-    assert capsys.readouterr().err == ""
-    right = hashlib.md5(source.read_bytes()).hexdigest()
-    content = source.read_bytes() + b"?"
+    assert encoder.encode(noise(1, 16, 16, 3)).shape == (1, 17, 24) and files(source) == {FILE: right}
     source.write_bytes(content)  # another file, which is not fetched without need
     mvp.load(NAME)
-    (folder / FILE).unlink()
+    assert capsys.readouterr().err == ""
+    (source.with_name("mvp") / FILE).unlink()
     assert mvp.fetch(NAME, check_md5=False).read_bytes() == content
     assert "100%" in capsys.readouterr().err
-    rejected(f"{FILE}: md5 {hashlib.md5(content).hexdigest()}, but {NAME} .* has {right}; remove")
+    wrong, right = (hashlib.md5(each).hexdigest() for each in (content, right))
+    rejected(f"{FILE}: md5 {wrong}, but {NAME} .* has {right}; remove")
 
 
 FAULTS = {"no server": "Connection refused", "short": "received md5", "full disk": "No space left"}
 
 
 @pytest.mark.parametrize(("fault", "words"), FAULTS.items())
-def test_a_failed_download_is_one_line_and_leaves_nothing(source, folder, monkeypatch, fault, words):
+def test_a_failed_download_is_one_line_and_leaves_nothing(source, monkeypatch, fault, words):
     if fault == "no server":
-        with socket.socket() as closed:
-            closed.bind(("127.0.0.1", 0))
-            set_url(monkeypatch, f"http://127.0.0.1:{closed.getsockname()[1]}/x.pth")
+        set_url(monkeypatch, "http://127.0.0.1:1/x.pth")  # nothing listens there
         monkeypatch.setenv("no_proxy", "*")
     if fault == "short":
         source.write_bytes(source.read_bytes()[:30_000])
@@ -199,12 +194,12 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(source, folder, monkey
         full = lambda *_, **__: Path("/dev/full").write_text("x")  # noqa: E731
         monkeypatch.setattr(torch.hub, "download_url_to_file", full)
     text = rejected(f"^{NAME}: .*{words}", progress=False)
-    assert str(folder / FILE) in text and "checkpoint=" in text and list(folder.iterdir()) == []
+    assert f"mvp/{FILE}" in text and "checkpoint=" in text and files(source) == {}
 
 
-def test_two_downloads_at_once_end_with_one_whole_file(source, folder):
+def test_two_downloads_at_once_end_with_one_whole_file(source):
     with ThreadPoolExecutor(1) as pool, multiprocessing.get_context("fork").Pool(1) as processes:
         one = pool.submit(mvp.fetch, NAME, progress=False)
         other = processes.apply_async(mvp.fetch, (NAME,), {"progress": False})
         assert one.result(20) == other.get(20)
-    assert [(p.name, p.read_bytes()) for p in folder.iterdir()] == [(FILE, source.read_bytes())]
+    assert files(source) == {FILE: source.read_bytes()}

@@ -27,8 +27,7 @@ def encode(images: np.ndarray) -> torch.Tensor:
 
 
 def by_camera(frames: np.ndarray) -> list[np.ndarray]:
-    """(T, C, H, W, 3) -> one (T, H, W, 3) a camera."""
-    return list(frames.swapaxes(0, 1))
+    return list(frames.swapaxes(0, 1))  # (T, C, H, W, 3) -> one (T, H, W, 3) a camera
 
 
 def make_frames(missing):
@@ -141,16 +140,15 @@ def test_damaged_caches_are_never_read(tmp_path, file, damage):
     assert np.array_equal(cache.build(make_frames, encode), expected())
 
 
-def only(episode: int, frames: np.ndarray):
-    return lambda missing: [(episode, by_camera(frames))]
-
-
 @pytest.mark.parametrize(
     ("frames", "factor", "words"),
     [
-        (only(0, frames_of(1)), 1, r"episode 0: expected \(3, 2, 2, 5\) .* got \(1, 2"),
-        (only(0, frames_of(0)[:, :1]), 1, r"episode 0: expected .* got \(3, 1"),
-        (only(2, frames_of(2)), 1, r"2 of 3 episodes are missing \(first 0\)"),
+        (
+            lambda missing: [(0, by_camera(frames_of(1)))],
+            1,
+            r"episode 0: expected \(3, 2, 2, 5\) .* got \(1, 2",
+        ),
+        (lambda missing: [(2, by_camera(frames_of(2)))], 1, r"2 of 3 episodes are missing \(first 0\)"),
         (make_frames, 1e6, "finite float16, got"),
         (make_frames, np.nan, "finite float16, got .* nan"),
     ],

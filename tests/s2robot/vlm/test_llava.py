@@ -1,6 +1,7 @@
 """S2 in a Llava with small random towers: features against the reference algorithm, tokens, pictures, weights, errors."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -56,12 +57,9 @@ TOWERS = [("clip", 1, "default"), ("clip", 1, "full"), ("siglip", 0, "full")]  #
 @pytest.mark.parametrize(("layer", "side"), [(-2, 72), (3, 24)])
 @torch.no_grad()
 def test_features_are_the_reference_algorithms(tower, prefix, strategy, layer, side):
-    model = llava(tower, layer=layer, strategy=strategy)
-    alone, x = copy.deepcopy(model.model.vision_tower), torch.randn(2, 3, side, side)
-
-    def features(tiles):
-        return alone(tiles, output_hidden_states=True).hidden_states[layer]
-
+    model, x = llava(tower, layer=layer, strategy=strategy), torch.randn(2, 3, side, side)
+    alone = partial(copy.deepcopy(model.model.vision_tower), output_hidden_states=True)
+    features = lambda tiles: alone(tiles).hidden_states[layer]  # noqa: E731
     expected = forward(features, x, img_sizes=[24, 48, 72], max_split_size=24, num_prefix_token=prefix)
     if strategy == "default":
         expected = expected[:, prefix:]
