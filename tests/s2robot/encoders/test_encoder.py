@@ -295,6 +295,15 @@ def test_an_installed_package_gives_the_weights_of_timms_model(tmp_path, monkeyp
     build_rejected("weights do not fit", **cfg)
 
 
+def test_a_models_own_rest_is_no_place_for_a_seam():
+    """SigLIP's 384 px are 27 patches of 14 and 6 px over: between tiles these would be lost."""
+    sizes = {"depth": 1, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "num_classes": 0}
+    model = timm.create_model("vit_so400m_patch14_siglip_384", **sizes)
+    assert S2Encoder(model, (384,)).grid == S2Encoder(model, (378, 756), tile=378).grid == 27
+    with pytest.raises(UserError, match=r"tile: .* patches of 14 px, got 384 x 384 px.* 378"):
+        S2Encoder(model, (384, 768))
+
+
 @pytest.mark.parametrize(("height", "width", "grid"), [(48, 64, (4, 5)), (64, 48, (5, 4)), (16, 17, (4, 4))])
 def test_a_frame_keeps_its_shape(height, width, grid):
     """Its shorter side is a size, overlapping tiles cover the longer one."""
