@@ -45,12 +45,16 @@ def states_of(env, actions) -> np.ndarray:
     return np.stack(states)
 
 
-def picked(env, seed: int, config=CALM) -> list[np.ndarray]:
-    """Actions of the scripted picker from the seed to success."""
+def started(env, seed: int, config=CALM) -> Picker:
     env.reset(seed=seed)
     picker = Picker(env, config)
     picker.reset(seed)
-    actions = []
+    return picker
+
+
+def picked(env, seed: int, config=CALM) -> list[np.ndarray]:
+    """Actions of the scripted picker from the seed to success."""
+    picker, actions = started(env, seed, config), []
     while not env.is_success and len(actions) < env.config.max_steps:
         actions.append(picker.act()[0])
         env.step_physics(actions[-1])
@@ -165,10 +169,7 @@ def test_bad_actions_and_states_are_refused_and_change_nothing(blind, bad):
 
 
 def test_stages_come_in_order_and_success_needs_half_a_second(blind):
-    blind.reset(seed=2)
-    rest = blind.cube_pose[2]
-    picker = Picker(blind, CALM)
-    picker.reset(2)
+    picker, rest = started(blind, 2), blind.cube_pose[2]
     stages, raised, done, truncated = [], [], False, False
     while not (done or truncated):
         _, reward, done, truncated, info = blind.step(picker.act()[0])
@@ -197,11 +198,7 @@ def test_a_state_returns_exactly_and_goes_on_identically(blind):
     other.reset(seed=99)
     blind.reset(seed=6)
     states = states_of(blind, actions)
-    for start in (
-        0,
-        len(actions) // 2,
-        len(actions) - 4,
-    ):  # free, near the cube, with the cube in the gripper
+    for start in (0, len(actions) // 2, len(actions) - 4):  # free, near the cube, with it in the gripper
         for world in (blind, other):
             world.set_state(states[start])
             assert np.array_equal(world.get_state(), states[start])

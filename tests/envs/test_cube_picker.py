@@ -9,8 +9,8 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.robosuite_config import ExpertSettings
+from tests.envs.test_cube_pick import CALM, started
 
-CALM = PickerConfig(kicks=(0, 0), misses=0.0)
 SEEDS = {"xarm7": range(700, 708), "panda": range(700, 706)}
 
 
@@ -50,9 +50,7 @@ def test_the_action_depends_on_what_is_seen_not_on_the_clock(env):
 
 def turned(env: CubePick, habit: str, seed: int) -> float:
     """How far from home the hand has turned when the cube is held, rad."""
-    env.reset(seed=seed)
-    picker = Picker(env, CALM.replace(habit=habit))
-    picker.reset(seed)
+    picker = started(env, seed, CALM.replace(habit=habit))
     home = picker._yaw_home
     while not env.is_success:
         env.step_physics(picker.act()[0])

@@ -13,12 +13,13 @@ import pytest
 import s2robot.envs
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
-from s2robot.envs.cube_picker import Picker
+from s2robot.envs.cube_picker import PickerConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gl import choose_gl, require_simulator
 from s2robot.envs.meshes import coarse_meshes
 from s2robot.envs.renderer import OffscreenRenderer, outside_view
 from s2robot.envs.tasks import make, register_user_task
+from tests.envs.test_cube_pick import picked, states_of
 
 SIZE = 128
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system brings OpenGL")
@@ -27,14 +28,9 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system
 @pytest.fixture(scope="module")
 def moments(env):
     """States along a pick, from above the table to the lifted cube."""
+    actions = picked(env, 0, PickerConfig())
     env.reset(seed=0)
-    picker = Picker(env)
-    picker.reset(0)
-    states = [env.get_state()]
-    while not env.is_success:
-        env.step_physics(picker.act()[0])
-        states.append(env.get_state())
-    return states[::8]
+    return states_of(env, actions)[::8]
 
 
 def test_pictures_of_less_geometry_are_the_same_bytes(env, moments):

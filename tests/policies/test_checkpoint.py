@@ -133,9 +133,14 @@ def test_check_contract():
 
 
 def test_a_card_takes_a_summary_and_nothing_else_changes(tmp_path, make_policy):
-    folder = save_checkpoint(tmp_path / "a", make_policy(), CONTRACT)
+    parts = [{"name": "arm", "size": 7, "kind": "delta"}, {"name": "gripper", "size": 1, "kind": "binary"}]
+    policy = make_policy(action_parts=tuple(parts))
+    folder = save_checkpoint(tmp_path / "a", policy, CONTRACT | {"action_parts": parts})
+    loaded, contract = load_checkpoint(folder)
+    assert loaded.spec == policy.spec and contract["action_parts"] == parts
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert all(words in before["README.md"].decode() for words in ("float32 (8,)", "joints (7 delta)"))
+    text = before["README.md"].decode()
+    assert "float32 (8,)" in text and "arm (7 delta), gripper (1 binary)" in text
     own = {"success": 0.992, "low": 0.957, "high": 0.999, "episodes": 128}
     write_card(folder, own | {"policy": {"parameters": 1_250_000}})
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
