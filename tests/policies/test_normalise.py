@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from s2robot.policies import Normaliser, PolicyError, channel_moments, mixed_moments
-from s2robot.policies.normalise import ACTION_FLOOR, FEATURE_FLOOR, PROPRIO_FLOOR
 from s2robot.policies.parts import Parts
 
 
@@ -48,9 +47,9 @@ def test_statistics_and_floor_of_a_constant_dimension():
     assert not n.fitted
     n.fit(proprio, proprio, np.stack([proprio] * 3, 1))
     assert n.fitted
-    assert_scales(n.proprio, [1, 5], [1, PROPRIO_FLOOR])
+    assert_scales(n.proprio, [1, 5], [1, 1e-2])
     n.fit(proprio[:, ::-1], proprio[:, ::-1], np.stack([proprio] * 3, 1))
-    np.testing.assert_allclose(n.action.scale, [ACTION_FLOOR, 1])
+    np.testing.assert_allclose(n.action.scale, [1e-3, 1])
     assert torch.equal(n.proprio(torch.tensor([[5.0, 1.0]])), torch.zeros(1, 2))
 
 
@@ -84,7 +83,7 @@ def test_scales_are_those_of_the_targets_that_count():
     n.fit(np.zeros((5, 2)), chunks[:, 0], chunks, pad)
     sums = [[1, 2, 3, 10, 20], [3, 5, 30], [6]]
     middle = [(max(s) + min(s)) / 2 for s in sums]
-    half = [max((max(s) - min(s)) / 2, ACTION_FLOOR) for s in sums]
+    half = [max((max(s) - min(s)) / 2, 1e-3) for s in sums]
     assert_scales(n.target, [[m, 0] for m in (*middle, middle[-1])], [[h, 1] for h in (*half, half[-1])])
     few = zip(([1, 2], [3, 5], [6]), middle, half, strict=True)
     inside = [[(s - m) / h for s in some] for some, m, h in few]  # of the first two chunks
@@ -97,7 +96,7 @@ def test_targets_are_weighted_and_count_from_their_starts():
     chunks, pad = np.array([[[1.0, 1], [3, 1]], [[2, 1], [9, 1]]]), np.array([[0, 0], [0, 1]])
     weights, n = (np.ones(2), np.ones(2), np.array([1.0, 3])), normaliser("standard", 2, 2)
     n.fit(chunks[:, 0], chunks[:, 0], chunks, pad, weights, starts=np.array([[0.0, 0], [-1, 0]]))
-    assert_scales(n.target, [[2.5, 0], [3, 0]], [[0.75**0.5, 1], [ACTION_FLOOR, 1]])  # 1 once, 3 three times
+    assert_scales(n.target, [[2.5, 0], [3, 0]], [[0.75**0.5, 1], [1e-3, 1]])  # 1 once, 3 three times
 
 
 GRIPPER = {"name": "gripper", "size": 1, "kind": "binary"}
@@ -123,7 +122,7 @@ def test_what_the_quantiles_cut_off_is_not_blown_up():
     x[::500, 0], x[:, 1] = 0.3, np.linspace(0, 1, 1000)
     n = normaliser("quantile", 3, 2)
     n.fit(x, x, np.stack([x, x], 1))
-    assert_scales(n.proprio, [x[:, 0].mean(), 0.5, 0], [x[:, 0].std(), 0.49, PROPRIO_FLOOR])
+    assert_scales(n.proprio, [x[:, 0].mean(), 0.5, 0], [x[:, 0].std(), 0.49, 1e-2])
     assert n.action(torch.tensor([0.3, 0.5, 0]))[0] < 25
 
 
@@ -137,7 +136,7 @@ def test_channel_moments(count):
     for how, cameras in (({}, plain), ({"frames": 128}, spread), chosen):
         mean, std = channel_moments(x, **how)
         np.testing.assert_allclose(mean, [c.astype(wide).mean((0, 1)) for c in cameras], rtol=1e-5)
-        expected = np.maximum([c.astype(wide).std((0, 1)) for c in cameras], FEATURE_FLOOR)
+        expected = np.maximum([c.astype(wide).std((0, 1)) for c in cameras], 1e-3)
         np.testing.assert_allclose(std, expected, rtol=1e-5)
     for bad in (x * np.inf, x[:0]):
         with pytest.raises(PolicyError, match="^features: "):
@@ -149,4 +148,4 @@ def test_moments_of_a_mix_by_hand():
     parts = [(np.array([[0.0, 7]]), np.array([[1.0, 0]])), (np.array([[4.0, 7]]), np.array([[3.0, 0]]))]
     mean, std = mixed_moments(parts, [0.25, 0.75])
     assert mean.tolist() == [[3, 7]] and mean.dtype == std.dtype == np.float32
-    np.testing.assert_allclose(std, [[10**0.5, FEATURE_FLOOR]], rtol=1e-6)
+    np.testing.assert_allclose(std, [[10**0.5, 1e-3]], rtol=1e-6)
