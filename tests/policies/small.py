@@ -13,6 +13,10 @@ NETWORKS = {
 
 
 def small_spec(**keys) -> PolicySpec:
-    """A spec with these settings in place of the shipped ones."""
     network = NETWORKS[keys.get("kind", "mlp")] | keys.pop("network", {})
     return PolicySpec.from_dict(PLAIN | keys | {"network": network})
+
+
+def plan_of(policy, batch):
+    """What a policy plans for a batch, as far as the batch says what went before."""
+    return policy.plan(batch["features"], batch["proprio"], batch.get("past_actions"), batch.get("pad"))

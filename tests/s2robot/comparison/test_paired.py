@@ -246,3 +246,41 @@ def test_an_arm_stopped_early_is_inside_at_every_look_and_a_fixed_interval_is_no
         assert 0 <= low <= x[:, :n].mean() <= high <= 1 and low < rate < high
         widths.append(high - low)
     assert widths[-1] < widths[0] and widths[-1] < 3 * np.subtract(*success_interval(x)[1::-1])
+
+
+def mean_squares(x):
+    """Between seeds, and of what neither seed nor position explains; success by position. Term by term, of lists."""
+    k, n = len(x), len(x[0])
+    rows, columns = [sum(row) / n for row in x], [sum(column) / k for column in zip(*x, strict=True)]
+    mean = sum(rows) / k
+    rest = sum((x[i][j] - rows[i] - columns[j] + mean) ** 2 for i in range(k) for j in range(n))
+    return sum((row - mean) ** 2 for row in rows) / (k - 1), rest / ((k - 1) * (n - 1)), columns
+
+
+A, B = [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]], [[1, 0, 0, 1, 0, 0], [0] * 6]
+
+
+def test_variance_and_degrees_of_freedom_of_a_small_difference_are_those_term_by_term():
+    (between_a, rest_a, mean_a), (between_b, rest_b, mean_b) = mean_squares(A), mean_squares(B)
+    d = [x - y for x, y in zip(mean_a, mean_b, strict=True)]
+    centre = sum(d) / 8  # two positions are added: half a win, half a loss, one tie
+    parts = [between_a / 3, rest_a / 18, between_b / 2, rest_b / 12]
+    seeds = parts[0] - parts[1] + parts[2] - parts[3]
+    variance = (sum(v * v for v in d) + 1 - 8 * centre**2) / 64 + seeds
+    df = variance**2 / sum(v**2 / n for v, n in zip(parts, (2, 10, 1, 5), strict=True))
+    assert seeds > 0 and df > 1
+    found, half = difference(np.array(A), np.array(B), 0.5), stats.t.ppf(0.75, df) * math.sqrt(variance)
+    assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(centre) / math.sqrt(variance), df))
+    assert found.difference == pytest.approx(14 / 18 - 2 / 12)
+
+
+def test_the_interval_of_a_small_arm_is_wilsons_of_its_effective_episodes():
+    (between, rest, mean), p = mean_squares(A), 14 / 18
+    variance = sum((v - p) ** 2 for v in mean) / 5 / 6 + between / 3 - rest / 18
+    episodes, df = p * (1 - p) / variance, 2 * (variance / (between / 3)) ** 2
+    assert between / 3 > rest / 18 and 1 < episodes < 18 and df > 2
+    q = stats.t.ppf(0.75, df)
+    middle = (p + q**2 / (2 * episodes)) / (1 + q**2 / episodes)
+    half = q / (1 + q**2 / episodes) * math.sqrt(p * (1 - p) / episodes + q**2 / (4 * episodes**2))
+    assert success_interval(np.array(A), 0.5)[:2] == pytest.approx((middle - half, middle + half))
