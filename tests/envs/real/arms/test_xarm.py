@@ -56,28 +56,19 @@ def test_a_stream_of_small_steps_is_followed(driver, mode):
     assert 0 <= now() - state.t_mono < PATIENCE
 
 
-def test_the_gripper_moves_on_change_only(arm, emulator):
-    arm.command(HOME, 0.0)
-    wait_for(lambda: arm.read().gripper < 0.05, "closing")
-    before = arrived(emulator, "gripper")
-    for _ in range(5):
-        arm.command(HOME, 0.0)
-        time.sleep(0.15)
-    after = arrived(emulator, "gripper")
-    assert len(after) == len(before)
-    arm.command(HOME, 1.0)
-    wait_for(lambda: arm.read().gripper > 0.95, "opening")
+def opened(arm, holds, what):
+    wait_for(lambda: holds(arm.read().gripper), what)
 
 
 def close_from_open(arm):
     """Returns while the fingers are under way."""
     arm.command(HOME, 1.0)
-    wait_for(lambda: arm.read().gripper > 0.95, "opening")
+    opened(arm, lambda o: o > 0.95, "opening")
     arm.command(HOME, 0.0)
-    wait_for(lambda: arm.read().gripper < 0.9, "closing")
+    opened(arm, lambda o: o < 0.9, "closing")
 
 
-def test_a_stop_halts_fingers_under_way_and_leaves_those_that_stand(arm, emulator):
+def test_the_gripper_moves_on_change_only_and_a_stop_halts_it_under_way(arm, emulator):
     close_from_open(arm)
     arm.stop("test")
     at = [0.0]
@@ -86,9 +77,12 @@ def test_a_stop_halts_fingers_under_way_and_leaves_those_that_stand(arm, emulato
     assert arm.read().gripper == pytest.approx(at[-1], abs=0.01) and at[-1] > 0.02
     arm.arm()
     arm.command(HOME, 0.0)  # the same opening is a new wish
-    wait_for(lambda: arm.read().gripper < 0.02, "closing")
-    time.sleep(1.2)
+    opened(arm, lambda o: o < 0.02, "closing")
+    time.sleep(0.5)
     count = len(arrived(emulator, "gripper"))
+    for _ in range(3):
+        arm.command(HOME, 0.0)
+        time.sleep(0.1)
     arm.stop("test")  # what it may hold stays held
     time.sleep(0.4)
     assert len(arrived(emulator, "gripper")) == count
@@ -111,37 +105,35 @@ def test_a_box_that_is_set_to_another_tool_is_not_armed(driver, emulator):
 
 @pytest.mark.parametrize("on", [False, True])
 def test_native_limits_are_set_and_the_box_s_own_put_back(driver, on):
-    def told():
-        code, states = driver._sdk.get_reduced_states()
+    def told(collision, itself):
+        sdk = driver._sdk
+        wait_for(lambda: sdk.collision_sensitivity == collision, "a report of the sensitivity")
+        wait_for(lambda: bool(sdk.self_collision_params[0]) == itself, "a report of the check")
+        code, states = sdk.get_reduced_states()
         assert code == 0
         return states
+
+    def reconnect():
+        driver.close()
+        driver.connect(PATIENCE)
 
     sdk = driver._sdk
     sdk.set_reduced_max_tcp_speed(321), sdk.set_reduced_max_joint_speed(1.25)
     sdk.set_reduced_tcp_boundary([700, -700, 600, -600, 500, -500])
     sdk.set_reduced_mode(on), sdk.set_fence_mode(on), sdk.set_collision_sensitivity(4)
-    wait_for(lambda: sdk.collision_sensitivity == 4, "a report")
-    before = told()
     assert sdk.set_self_collision_detection(False) == 0  # as somebody may have left it
-    wait_for(lambda: not sdk.self_collision_params[0], "a report of that")
-    driver.close()
-    driver.connect(PATIENCE)
-    sdk = driver._sdk
+    before = told(4, False)
+    reconnect()
     driver.arm()
-    ours = told()
+    ours = told(3, True)  # the filter has no check of its own
     assert ours[0] == 1 and ours[1] != before[1]
     assert ours[2:4] == pytest.approx([1000 * XARM7_LIMITS.point_speed, max(XARM7_LIMITS.dq_max)], abs=1e-3)
-    wait_for(lambda: sdk.self_collision_params[0], "a report of the check")  # the filter has none
-    wait_for(lambda: sdk.collision_sensitivity == 3, "a report of the sensitivity")
     driver.stop("test")
     driver.arm()  # what is put back is what was there before the first
-    driver.close()
-    driver.connect(PATIENCE)
-    after = told()
+    reconnect()
+    after = told(4, False)
     assert after[:2] == before[:2] and after[2:4] == pytest.approx(before[2:4])
     assert after[4] == pytest.approx(before[4]) and bool(after[5]) == on
-    wait_for(lambda: driver._sdk.collision_sensitivity == 4, "a report")
-    wait_for(lambda: not driver._sdk.self_collision_params[0], "a report")
     driver._sdk.set_reduced_mode(False), driver._sdk.set_fence_mode(False)
 
 
@@ -195,7 +187,7 @@ def test_stop_is_at_once_repeatable_and_from_any_thread(arm, emulator):
 
 
 @pytest.mark.parametrize("way", ["arm", "lead"])
-def test_what_fails_half_way_is_stopped(driver, emulator, way):
+def test_what_fails_half_way_is_stopped_and_a_stop_meanwhile_is_not_lost(driver, emulator, monkeypatch, way):
     """The box is ready and in its mode when the report of the mode does not come."""
     driver._sdk.set_mode(0)
     late = time.monotonic() + 0.3  # reports come five times a second
@@ -207,9 +199,7 @@ def test_what_fails_half_way_is_stopped(driver, emulator, way):
     assert box["mode"] != 0 and box["state"] >= 4 and not box["ready"]
     assert driver.stopped == "could not be armed"
 
-
-@pytest.mark.parametrize("way", ["arm", "lead"])
-def test_a_stop_while_it_is_armed_is_not_lost(driver, emulator, monkeypatch, way):
+    emulator.side("clear")
     get_state = driver._sdk.get_state
 
     def stopped_meanwhile():
@@ -252,13 +242,12 @@ def test_a_hung_box_costs_the_timeout_and_no_more(arm, emulator):
 
 
 def test_a_box_that_accepts_and_never_answers_is_given_up_in_time():
+    begin = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        control = mute.getsockname()[1]
-        driver = XArmDriver("127.0.0.1", ports=replace(free_ports(), control=control))
-        begin = time.monotonic()
+        ports = replace(free_ports(), control=mute.getsockname()[1])
         with pytest.raises(EnvError, match="no control box \\(timed out\\)"):
-            driver.connect(0.5)
-        assert time.monotonic() - begin < 10.0
+            XArmDriver("127.0.0.1", ports=ports).connect(0.5)
+    assert time.monotonic() - begin < 10.0
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "192.168..1.200", "x" * 70])

@@ -24,7 +24,6 @@ from tests.envs.real.virtual import episode
 pytest.importorskip("xarm")
 
 
-@pytest.mark.realtime
 def test_actions_that_lift_the_cube_in_simulation_lift_it_over_the_bridge(monkeypatch):
     """Open loop, through runtime, SDK, emulated box and its camera."""
     monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
