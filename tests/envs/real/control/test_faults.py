@@ -1,7 +1,6 @@
 """Every fault of benchmarks/faults.py once: vendor's SDK, emulated box, loop, supervisor, recorder, policy server."""
 
 import shutil
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from s2robot.envs.real.emulator.emulator import launch
 RUN = ("jump_wire", "stall", "stall_long", "half_open", "mode", "cut", "sigkill", "suspended")
 
 
-@contextmanager
+@pytest.fixture(scope="module", autouse=True)
 def calm():
     """A busy machine is no hung box."""
     with pytest.MonkeyPatch.context() as patch:
@@ -38,13 +37,13 @@ def bench(tmp_path_factory):
         path = folder / "checkpoint"
         return served(path if path.exists() else make_checkpoint(folder))
 
-    with launch("kinematic") as emulator, calm():
+    with launch("kinematic") as emulator:
         yield Bench(emulator, folder, patience=2.0, server=server)
 
 
 @pytest.fixture(scope="module")
 def scene_bench(tmp_path_factory):
-    with launch(fps=30, env=SCENE) as emulator, calm():
+    with launch(fps=30, env=SCENE) as emulator:
         yield Bench(emulator, tmp_path_factory.mktemp("scene"), patience=2.0, scene=True)
 
 
@@ -70,14 +69,11 @@ def test_what_is_unsafe_or_not_as_designed_stands_in_the_table(bench):
 @pytest.mark.parametrize(
     "change, count",
     [
-        (lambda q: q, 0),
-        (lambda q: q + 0.018, 0),
-        (lambda q: q + 0.02, 1),  # a step of 2 rad/s
-        (lambda q: np.append(q[:6], np.nan), 1),
-        (lambda q: np.append(q[:6], 6.4), 1),
+        (lambda q: q, 0), (lambda q: q + 0.018, 0), (lambda q: q + 0.02, 1),  # a step of 2 rad/s
+        (lambda q: np.append(q[:6], np.nan), 1), (lambda q: np.append(q[:6], 6.4), 1),
         (lambda q: np.append(1.2, q[1:]), 1),  # the hand leaves the workspace to the left
     ],
-)
+)  # fmt: skip
 def test_unsafe_commands_are_counted(change, count):
     good = {"values": [*START, 0, 0, 0], "unsafe": False}
     changed = {"values": [*change(START), 0, 0, 0], "unsafe": False}
