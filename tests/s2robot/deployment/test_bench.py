@@ -200,7 +200,7 @@ def test_ctrl_c_is_heard_however_soon_it_is_pressed(tmp_path):
     """One in a hundred came while `input` had asked and not yet begun to read, and waited for the next line."""
     asking = Terminal([sys.executable, "-c", ASK], tmp_path)
     try:
-        for _ in range(200):
+        for _ in range(300):
             asking.answer("Well? ", "\x03")
             asking.until("heard")
     finally:
