@@ -27,8 +27,8 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 # Depend on the wall clock: the emulated box and the vendor's SDK talk in real time, deadlines of a server pass. Tests that
 # give the box patience (deployment's do) run beside the others: they wait more than they compute.
 REALTIME = (
-    "envs/real/arms/test_franka.py", "envs/real/control/test_bridge.py", "envs/real/control/test_faults.py",
-    "envs/real/control/test_supervisor.py", "envs/real/emulator/test_scene.py", "s2robot/serving/test_server.py",
+    "envs/real/control/test_bridge.py", "envs/real/control/test_faults.py", "envs/real/control/test_supervisor.py",
+    "s2robot/serving/test_open_network.py", "s2robot/serving/test_server.py",
 )  # fmt: skip
 # The longest modules first, so that no worker is left alone with one at the end; what waits beside what computes.
 LONG = (

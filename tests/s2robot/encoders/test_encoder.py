@@ -267,7 +267,9 @@ def test_a_package_that_is_not_installed_and_a_hub_out_of_reach_are_one_line(mon
         raise OSError("no route\nand more")
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    build_rejected("^encoder.checkpoint: .*_dinov2.*: no route and more$", name="timm:vit_small_patch14_dinov2")
+    build_rejected(
+        "^encoder.checkpoint: .*_dinov2.*: no route and more$", name="timm:vit_small_patch14_dinov2"
+    )
 
 
 def test_an_installed_package_gives_the_weights_of_timms_model(tmp_path, monkeypatch):
