@@ -7,9 +7,8 @@ import pytest
 
 pytest.importorskip("xarm")
 
-from benchmarks.fault_bench import START, Bench, Case, Outcome
+from benchmarks.fault_bench import START, Bench, Case, Outcome, digest, intact, unfiltered, unsafe
 from benchmarks.fault_cases import CASES
-from benchmarks.fault_judge import digest, intact, unfiltered, unsafe
 from benchmarks.fault_server import make_checkpoint, served
 from benchmarks.faults import SCENE, attempt, cells, markdown, row
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
