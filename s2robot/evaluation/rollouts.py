@@ -26,8 +26,9 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.cameras import encode_cameras
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.envs.chunk import in_chunks
+from s2robot.envs.chunk import ActionChunk
 from s2robot.envs.task import TaskSettings
+from s2robot.envs.tasks import make
 from s2robot.evaluation.records import Journal
 from s2robot.loading import device_of
 from s2robot.policies import BatchActor, ChunkPolicy
@@ -175,9 +176,9 @@ def run_episodes(
 class World:
     """A world and its planner, one episode after another: the state of a worker."""
 
-    def __init__(self, config: TaskSettings, planner: Planner) -> None:
+    def __init__(self, config: TaskSettings, planner: Planner, task: Any = None) -> None:
         self.planner, self.rate = planner, config.rate_hz
-        self.env = in_chunks(config, planner.execute, planner.every_step)
+        self.env = ActionChunk(task or make(config), planner.execute, planner.every_step)
 
     def run(self, episode: int, seed: int) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:
         """Return an episode's record, its actions, float32 (steps, A), and the seconds it took."""
