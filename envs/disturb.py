@@ -10,14 +10,16 @@ What is drawn at random depends on the seed and the axis alone, so two strengths
 import io
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from s2robot.core.parts import parts_of
-from s2robot.envs.mujoco_task import MujocoTask, geoms_of
 from s2robot.envs.task import Task
+
+if TYPE_CHECKING:  # it loads MuJoCo
+    from s2robot.envs.mujoco_task import MujocoTask
 
 Frame = np.ndarray  # uint8 (H, W, 3)
 _Random = np.random.Generator
@@ -58,12 +60,14 @@ def _free_bodies(model: Any) -> list[int]:
     return [b for b in range(model.nbody) if first[b] >= 0 and model.jnt_type[first[b]] == 0]  # 0: mjJNT_FREE
 
 
-def _objects(world: MujocoTask) -> list[int]:
+def _objects(world: "MujocoTask") -> list[int]:
     """The geoms of all that lies about and can be moved."""
+    from s2robot.envs.mujoco_task import geoms_of
+
     return sorted(g for body in _free_bodies(world.model) for g in geoms_of(world.model, body))
 
 
-def _fixed(world: MujocoTask) -> list[int]:
+def _fixed(world: "MujocoTask") -> list[int]:
     model = world.model
     return [g for g in range(model.ngeom) if model.body_weldid[model.geom_bodyid[g]] == 0]
 
@@ -79,13 +83,13 @@ def _random_colour(rng: _Random) -> np.ndarray:
     return colour / colour.max()
 
 
-def _light(world: MujocoTask, factor: float, rng: _Random) -> None:
+def _light(world: "MujocoTask", factor: float, rng: _Random) -> None:
     model, head = world.model, world.model.vis.headlight
     for light in (model.light_ambient, model.light_diffuse, head.ambient, head.diffuse):
         light *= factor
 
 
-def _light_direction(world: MujocoTask, degrees: float, rng: _Random) -> None:
+def _light_direction(world: "MujocoTask", degrees: float, rng: _Random) -> None:
     """Turn the lamps about the vertical, and dim all but the first, or several would hide it."""
     angle = np.radians(degrees) * rng.choice((-1, 1))
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
@@ -94,12 +98,12 @@ def _light_direction(world: MujocoTask, degrees: float, rng: _Random) -> None:
     world.model.light_diffuse[1:] *= 0.5
 
 
-def _camera_shift(world: MujocoTask, metres: float, rng: _Random) -> None:
+def _camera_shift(world: "MujocoTask", metres: float, rng: _Random) -> None:
     for i in world.camera_ids.values():
         world.model.cam_pos[i] += metres * _direction(rng)
 
 
-def _camera_turn(world: MujocoTask, degrees: float, rng: _Random) -> None:
+def _camera_turn(world: "MujocoTask", degrees: float, rng: _Random) -> None:
     for i in world.camera_ids.values():
         half = np.radians(degrees) / 2
         w, v = np.cos(half), np.sin(half) * _direction(rng)
@@ -107,12 +111,12 @@ def _camera_turn(world: MujocoTask, degrees: float, rng: _Random) -> None:
         world.model.cam_quat[i] = [w * q[0] - v @ q[1:], *(w * q[1:] + q[0] * v + np.cross(v, q[1:]))]
 
 
-def _field_of_view(world: MujocoTask, factor: float, rng: _Random) -> None:
+def _field_of_view(world: "MujocoTask", factor: float, rng: _Random) -> None:
     for i in world.camera_ids.values():
         world.model.cam_fovy[i] *= factor
 
 
-def _tint(world: MujocoTask, amount: float, rng: _Random) -> None:
+def _tint(world: "MujocoTask", amount: float, rng: _Random) -> None:
     """Multiply the colours of all that stands still by that of a tinted light; textures stay."""
     gain, model, geoms = 1 - amount * (1 - _random_colour(rng)), world.model, _fixed(world)
     model.mat_rgba[sorted({int(model.geom_matid[g]) for g in geoms} - {-1}), :3] *= gain
@@ -120,7 +124,7 @@ def _tint(world: MujocoTask, amount: float, rng: _Random) -> None:
     model.geom_rgba[own, :3] *= gain  # any other than the default one would replace the material's
 
 
-def _object_colour(world: MujocoTask, amount: float, rng: _Random) -> None:
+def _object_colour(world: "MujocoTask", amount: float, rng: _Random) -> None:
     """Mix the mean colour of all objects with a random one; they lose their textures."""
     model, other, geoms = world.model, np.append(_random_colour(rng), 1), _objects(world)
     for geom in geoms:
@@ -142,22 +146,22 @@ def _colour(model: Any, geom: int) -> np.ndarray:
     return colour
 
 
-def _object_size(world: MujocoTask, factor: float, rng: _Random) -> None:
+def _object_size(world: "MujocoTask", factor: float, rng: _Random) -> None:
     for sizes in (world.model.geom_size, world.model.geom_rbound, world.model.geom_aabb):
         sizes[_objects(world)] *= factor
 
 
-def _object_mass(world: MujocoTask, factor: float, rng: _Random) -> None:
+def _object_mass(world: "MujocoTask", factor: float, rng: _Random) -> None:
     bodies = _free_bodies(world.model)
     world.model.body_mass[bodies] *= factor
     world.model.body_inertia[bodies] *= factor
 
 
-def _friction(world: MujocoTask, factor: float, rng: _Random) -> None:
+def _friction(world: "MujocoTask", factor: float, rng: _Random) -> None:
     world.model.geom_friction *= factor
 
 
-MODELS: Mapping[str, Callable[[MujocoTask, float, _Random], None]] = {
+MODELS: Mapping[str, Callable[["MujocoTask", float, _Random], None]] = {
     "light": _light,
     "light_direction": _light_direction,
     "camera_shift": _camera_shift,
@@ -169,7 +173,10 @@ MODELS: Mapping[str, Callable[[MujocoTask, float, _Random], None]] = {
     "object_mass": _object_mass,
     "friction": _friction,
 }
-SETTINGS = {"distractors": "clutter", "start_pose": "start_noise"}  # axis -> a setting of the task, if it has it
+SETTINGS = {
+    "distractors": "clutter",
+    "start_pose": "start_noise",
+}  # axis -> a setting of the task, if it has it
 AXES = (*IMAGES, *_EPISODES, *MODELS, *SETTINGS)
 _CHANGED = (
     "light_ambient", "light_diffuse", "light_pos", "light_dir", "cam_pos", "cam_quat", "cam_fovy", "mat_rgba", "geom_rgba",
@@ -177,11 +184,17 @@ _CHANGED = (
 )  # fmt: skip
 
 
+def _in_mujoco(world: Task) -> TypeGuard["MujocoTask"]:
+    return hasattr(world, "model") and hasattr(world, "camera_ids")
+
+
 def available(world: Task) -> list[str]:
     """Return the axes that a world allows, in the order of :data:`AXES`."""
     found = [*IMAGES, *_EPISODES]
-    if isinstance(world, MujocoTask):
-        meshes = any(world.model.geom_type[g] == 7 for g in _objects(world))  # 7: mjGEOM_MESH, whose size is its file's
+    if _in_mujoco(world):
+        meshes = any(
+            world.model.geom_type[g] == 7 for g in _objects(world)
+        )  # 7: mjGEOM_MESH, whose size is its file's
         found += [axis for axis in MODELS if axis != "object_size" or not meshes]
     known = type(world.settings).model_fields
     return found + [axis for axis, setting in SETTINGS.items() if setting in known]
@@ -200,7 +213,7 @@ class Disturbed:
 
     def __init__(self, world: Task, axis: str = "", value: float = 0.0):
         self.world, self.axis, self.value = world, axis, value
-        self._before = list(_arrays(world.model)) if isinstance(world, MujocoTask) else []
+        self._before = list(_arrays(world.model)) if _in_mujoco(world) else []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.world, name)
@@ -246,7 +259,11 @@ class Disturbed:
                 images[name] = _clipped(image * (1 + self.value * self._gain))
             elif self.axis == "dropped_frames" and self._rng.random() < self.value and name in self._last:
                 images[name] = self._last[name]
-            elif self.axis == "dead_camera" and i == self._dead % len(images) and self._rng.random() < self.value:
+            elif (
+                self.axis == "dead_camera"
+                and i == self._dead % len(images)
+                and self._rng.random() < self.value
+            ):
                 images[name] = np.zeros_like(image)
         self._last = images
         return {**observation, "images": images}

@@ -120,9 +120,17 @@ def stress(cfg: DictConfig) -> dict[str, Any]:
     dtype, width = contract["encoder"]["features_dtype"], settings.workers or os.cpu_count() or 1
     planner = LearnedPlanner(policy, encoder, contract["cameras"], dtype, settings.device, settings.threads)
     journals = {c: Journal(out / c.folder / "episodes.jsonl", {**same, "cell": list(c)}) for c in cells}
-    todo = [(c, e, settings.seed + e) for c in cells for e in range(settings.episodes) if e not in journals[c].records]
+    todo = [
+        (c, e, settings.seed + e)
+        for c in cells
+        for e in range(settings.episodes)
+        if e not in journals[c].records
+    ]
     total = len(cells) * settings.episodes
-    with bar("disturbing") as update, worker_pool(width, partial(StressWorld, config, planner), encodes=True) as pool:
+    with (
+        bar("disturbing") as update,
+        worker_pool(width, partial(StressWorld, config, planner), encodes=True) as pool,
+    ):
         update(total - len(todo), total)
         for done, ((cell, *_), (record, actions, _)) in enumerate(pool.as_done(StressWorld.run, todo), 1):
             journals[cell].append(record, actions)
@@ -135,7 +143,11 @@ def stress(cfg: DictConfig) -> dict[str, Any]:
         "videos": [{"axis": c.axis, "strength": c.strength, "value": c.value, "episode": e, "path": p} for c, e, p in films],
         "checkpoint": str(checkpoint), "versions": versions(), "command": command(),
     }  # fmt: skip
-    rows = [[c.axis, c.value, r["seed"], int(r["success"]), r["stage"]] for c in cells for r in journals[c].records.values()]
+    rows = [
+        [c.axis, c.value, r["seed"], int(r["success"]), r["stage"]]
+        for c in cells
+        for r in journals[c].records.values()
+    ]
     write_csv(out / "episodes.csv", ("disturbance", "value", "position", "success", "stage"), rows)
     write_json(out / "stress.json", found)
     print(f"{headline(found)}\nreport: {write_stress_report(out, found)}")
@@ -154,10 +166,14 @@ def _chosen(settings: StressSettings, config: TaskSettings) -> list[str]:
 # ---------------------------------------------------------------- figures
 
 
-def figures(journals: Mapping[Cell, Journal], axes: Sequence[str], settings: StressSettings) -> dict[str, Any]:
+def figures(
+    journals: Mapping[Cell, Journal], axes: Sequence[str], settings: StressSettings
+) -> dict[str, Any]:
     """Return success by axis and strength with Wilson's intervals, and the score: the mean over axes and strengths, with an
     interval from positions drawn again (all cells of a position together)."""
-    outcomes = {c: np.array([j.records[e]["success"] for e in range(settings.episodes)]) for c, j in journals.items()}
+    outcomes = {
+        c: np.array([j.records[e]["success"] for e in range(settings.episodes)]) for c, j in journals.items()
+    }
     undisturbed, *others = outcomes
     table = np.array([outcomes[c] for c in others]).reshape(len(axes), STRENGTHS, -1)  # (A, S, N)
     means = np.concatenate([table.mean((0, 1))[None], outcomes[undisturbed][None]])  # (2, N)
@@ -169,7 +185,12 @@ def figures(journals: Mapping[Cell, Journal], axes: Sequence[str], settings: Str
         entries.append({"axis": axis, "success": float(rows.mean()), "points": points})
     score = {"success": float(means[0].mean()), "low": float(low), "high": float(high)}
     positions = {"seed": settings.seed, "episodes": settings.episodes}
-    return {"score": score, "undisturbed": _point(0.0, outcomes[undisturbed]), "axes": entries, "positions": positions}
+    return {
+        "score": score,
+        "undisturbed": _point(0.0, outcomes[undisturbed]),
+        "axes": entries,
+        "positions": positions,
+    }
 
 
 def _point(value: float, outcomes: np.ndarray) -> dict[str, Any]:
@@ -185,7 +206,12 @@ def _chosen_films(
     solved, films = journals[Cell("", 0, 0.0)].records, []
     for entry in sorted(found["axes"], key=lambda entry: entry["success"])[: settings.videos]:
         cells = sorted((c for c in journals if c.axis == entry["axis"]), key=lambda c: c.strength)
-        lost = [(c, e) for c in cells for e, r in journals[c].records.items() if solved[e]["success"] > r["success"]]
+        lost = [
+            (c, e)
+            for c in cells
+            for e, r in journals[c].records.items()
+            if solved[e]["success"] > r["success"]
+        ]
         films += [(c, e, f"videos/{c.axis}-{c.strength}_{e:04d}.mp4") for c, e in lost[:1]]
     return films
 
@@ -213,14 +239,25 @@ def write_stress_report(run_dir: Path, found: Mapping[str, Any]) -> Path:
     ]  # fmt: skip
     head: list[Block] = [
         ("headline", headline(found)),
-        ("text", "The score is the mean over axes and strengths; its interval holds for new positions of this policy."),
-        ("facts", {"positions": found["positions"]["episodes"], "first position": found["positions"]["seed"]}.items()),
+        (
+            "text",
+            "The score is the mean over axes and strengths; its interval holds for new positions of this policy.",
+        ),
+        (
+            "facts",
+            {
+                "positions": found["positions"]["episodes"],
+                "first position": found["positions"]["seed"],
+            }.items(),
+        ),
     ]
     plain, panels = found["undisturbed"], []
     for entry in entries:
         points = [plain, *entry["points"]]
         low, success, high = ([100 * point[key] for point in points] for key in ("low", "success", "high"))
-        ticks: dict[float, str] = {i: "none" if i == 0 else f"{point['value']:g}" for i, point in enumerate(points)}
+        ticks: dict[float, str] = {
+            i: "none" if i == 0 else f"{point['value']:g}" for i, point in enumerate(points)
+        }
         line = plots.Line(range(len(points)), success, "", low=low, high=high, style={"marker": "o", "ms": 4})
         panels.append(plots.Panel(_words(entry["axis"]), [line], "", "success (%)", ticks=ticks))
     sections = [
