@@ -55,7 +55,9 @@ def test_the_undisturbed_world_is_the_task_itself(world):
     assert (images[0] == np.array(list(observation["images"].values()))).all()
     for _ in range(2):
         observation, *_ = world.world.step(STILL)
-    assert (images[2] == np.array(list(observation["images"].values()))).all() and (state == world.get_state()).all()
+    assert (images[2] == np.array(list(observation["images"].values()))).all() and (
+        state == world.get_state()
+    ).all()
 
 
 def test_an_object_takes_another_colour_and_keeps_its_place(world):

@@ -28,7 +28,9 @@ def test_the_score_is_the_mean_over_cells_and_its_interval_that_of_positions():
     assert score["success"] == pytest.approx(shares.mean()) and found["undisturbed"]["success"] == 1
     assert [entry["axis"] for entry in found["axes"]] == ["blur", "noise"]
     assert found["axes"][0]["success"] < found["axes"][1]["success"]
-    error = shares.mean(0).std() / np.sqrt(200)  # cells of a position fail together, so it is wider than of 2,000 trials
+    error = shares.mean(0).std() / np.sqrt(
+        200
+    )  # cells of a position fail together, so it is wider than of 2,000 trials
     assert (score["high"] - score["low"]) / 2 == pytest.approx(1.96 * error, rel=0.1)
     assert score["low"] < score["success"] < score["high"]
 
@@ -50,11 +52,17 @@ def test_the_command_writes_its_page_and_a_second_one_adds_nothing(here, save_un
     assert here(*words).returncode == 0
     found = json.loads((tmp_path / "out" / "stress.json").read_text())
     assert [entry["axis"] for entry in found["axes"]] == ["blur", "start_pose"]
-    assert [len(entry["points"]) for entry in found["axes"]] == [STRENGTHS] * 2 and found["score"]["success"] == 0
+    assert [len(entry["points"]) for entry in found["axes"]] == [STRENGTHS] * 2 and found["score"][
+        "success"
+    ] == 0
     assert len((tmp_path / "out" / "episodes.csv").read_text().splitlines()) == 1 + 2 * (1 + 2 * STRENGTHS)
     assert "Success by axis" in (tmp_path / "out" / "report.html").read_text()
     journal = tmp_path / "out" / "cells" / "blur-5" / "episodes.jsonl"
     before = journal.read_text(), journal.stat().st_mtime_ns
     assert here(*words).returncode == 0 and journal.read_text() == before[0]
     refused = here(*words, "only=[blurr]")
-    assert refused.returncode == 2 and "only: expected one of" in refused.stderr and "did you mean 'blur'" in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "only: expected one of" in refused.stderr
+        and "did you mean 'blur'" in refused.stderr
+    )
