@@ -66,6 +66,8 @@ class MujocoTask(Task):
 
     # ---------------------------------------------------------------- state
 
+    settled = property(lambda self: self.data.qpos)
+
     # what decides the next step beside MuJoCo's state, all arrays: (holder, attribute)
     _memory: Callable[[], list[tuple[Any, str]]]
 

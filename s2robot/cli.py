@@ -69,6 +69,7 @@ VERBS = {
     "deploy": Verb("s2robot.deployment.deploy:deploy", _LIVE, resumes=False),
     "compare": Verb("s2robot.comparison.compare:compare", simulates=True),
     "stress": Verb("s2robot.evaluation.stress:stress", simulates=True),
+    "reproduce": Verb("s2robot.comparison.reproduce:reproduce", simulates=True),
     "stats": Verb("s2robot.comparison.trials:run_stats", resumes=False, words="trials"),
     "probe": Verb("s2robot.probing:run_probe"),
 }

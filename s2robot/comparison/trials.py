@@ -228,9 +228,8 @@ def barnard(k: int, m: int, j: int, n: int) -> float:
         return float(2 * stats.norm.sf(z[0, 0]))
     beyond = (z >= z[k, j] - 1e-9).astype(float)
     likely = stats.binomtest(k + j, m + n).proportion_ci(1 - _OUTSIDE)
-    chances = (
-        np.sin(np.linspace(*np.arcsin(np.sqrt([likely.low, likely.high])), _CHANCES)[:, None]) ** 2
-    )  # (C, 1)
+    low, high = (math.asin(math.sqrt(chance)) for chance in (likely.low, likely.high))
+    chances = np.sin(np.linspace(low, high, _CHANCES)[:, None]) ** 2  # (C, 1)
     first, second = (
         stats.binom.pmf(np.arange(m + 1), m, chances),
         stats.binom.pmf(np.arange(n + 1), n, chances),

@@ -5,6 +5,7 @@ alone decides its layout, start and course: every policy meets the same position
 ends: after a kill the same command resumes, and loses only the episodes in progress.
 """
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -32,6 +33,10 @@ from s2robot.envs.tasks import make
 from s2robot.evaluation.records import Journal
 from s2robot.loading import device_of
 from s2robot.policies import BatchActor, ChunkPolicy
+
+_DIGITS = (
+    6  # of a settled state's numbers (m, rad) that a fingerprint keeps: the last bits differ between machines
+)
 
 
 class LearnedPlanner:
@@ -186,6 +191,7 @@ class World:
         executed: list[np.ndarray] = []  # (execute, A) each
         with span("episode", episode=episode, seed=seed):
             observation, info = self.env.reset(seed=seed)
+            start_of = fingerprints(self.env.world, observation)
             self.planner.reset({"layout": json.loads(info["layout"]), "seed": seed})
             over = False
             while not over:
@@ -195,10 +201,22 @@ class World:
                 planning += time.monotonic() - began
                 observation, _, success, late, info = self.env.step(executed[-1])
                 over = success or late
-        record = _record(episode, seed, info, self.rate) | self.planner.about()
+        record = _record(episode, seed, info, self.rate) | {"start": start_of} | self.planner.about()
         costs = {key: value - before[key] for key, value in self.planner.seconds.items()}
         costs["simulate_s"] = time.monotonic() - start - planning
         return record, np.concatenate(executed)[: record["steps"]], costs
+
+
+def fingerprints(world: Any, observation: Mapping[str, Any]) -> dict[str, str]:
+    """Return what another machine has to show for the same episode: hashes of the settled state, to a micrometre, and of the
+    first frames, to the bit."""
+    state = np.round(np.asarray(world.settled, np.float64), _DIGITS) + 0.0  # no -0
+    frames = b"".join(np.ascontiguousarray(image).tobytes() for image in observation["images"].values())
+    return {"state": _short_hash(state.tobytes()), "frames": _short_hash(frames)}
+
+
+def _short_hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
 def _record(episode: int, seed: int, info: Mapping[str, Any], rate: float) -> dict[str, Any]:

@@ -32,7 +32,9 @@ def copied(traced, tmp_path):
 
 def changed(folder, **arrays):
     trace = load_file(folder / FILE)
-    save_file({**trace, **{name: change(trace[name].copy()) for name, change in arrays.items()}}, folder / FILE)
+    save_file(
+        {**trace, **{name: change(trace[name].copy()) for name, change in arrays.items()}}, folder / FILE
+    )
 
 
 def test_a_checkpoint_that_gives_what_it_gave_loads(traced):
@@ -62,7 +64,9 @@ def test_a_flipped_normaliser_is_found(copied):
 
 def test_a_damaged_trace_is_one_line_and_none_is_no_error(copied):
     changed(copied, proprio=lambda x: x[:, :3])
-    with pytest.raises(UserError, match=r"golden.safetensors: expected a trace of this checkpoint, which is damaged"):
+    with pytest.raises(
+        UserError, match=r"golden.safetensors: expected a trace of this checkpoint, which is damaged"
+    ):
         load_networks(copied, CPU)
     (copied / FILE).write_bytes(b"\0" * 99)
     with pytest.raises(UserError, match="which is damaged"):
