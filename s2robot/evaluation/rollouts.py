@@ -27,9 +27,8 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.cameras import encode_cameras
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.envs.chunk import ActionChunk
+from s2robot.envs.chunk import ActionChunk, in_chunks
 from s2robot.envs.task import TaskSettings
-from s2robot.envs.tasks import make
 from s2robot.evaluation.records import Journal
 from s2robot.loading import device_of
 from s2robot.policies import BatchActor, ChunkPolicy
@@ -183,7 +182,8 @@ class World:
 
     def __init__(self, config: TaskSettings, planner: Planner, task: Any = None) -> None:
         self.planner, self.rate = planner, config.rate_hz
-        self.env = ActionChunk(task or make(config), planner.execute, planner.every_step)
+        steps = planner.execute, planner.every_step
+        self.env = in_chunks(config, *steps) if task is None else ActionChunk(task, *steps)
 
     def run(self, episode: int, seed: int) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:
         """Return an episode's record, its actions, float32 (steps, A), and the seconds it took."""
