@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("backbones", "inspection"),
     ("s2",),
     ("encoders", "vlm"),
+    ("golden",),
     ("loading",),
     ("training",),
     ("pretraining", "features"),

@@ -64,6 +64,8 @@ class MujocoTask(Task):
             points[name] = np.clip(0.5 + 0.5 * seen, 0, 1).astype(np.float32)
         return points
 
+    settled = property(lambda self: self.data.qpos)
+
     # what decides the next step beside MuJoCo's state, all arrays: (holder, attribute)
     _memory: Callable[[], list[tuple[Any, str]]]
 

@@ -125,6 +125,11 @@ class Task(gymnasium.Env):
         return self.settings.stages[-1 if self.is_success else 0]
 
     @property
+    def settled(self) -> np.ndarray:
+        """What decides the physics at an episode's start, as far as the task shows it: by default its proprioception."""
+        return self.proprio
+
+    @property
     def progress(self) -> float:
         """Larger is nearer to success; NaN if it is not measured."""
         return float("nan")

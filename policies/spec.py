@@ -11,20 +11,25 @@ from pydantic import Field, PositiveInt, model_validator
 
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.policies.bodies.mlp import MlpSettings
+from s2robot.policies.bodies.rnn import RnnSettings
 from s2robot.policies.bodies.transformer import TransformerSettings
 from s2robot.policies.heads import read_head
 from s2robot.policies.normalise import Mode
 from s2robot.policies.parts import Parts
 from s2robot.policies.pooling import PoolingSettings
 
-_NETWORKS: dict[str, type[Settings]] = {"mlp": MlpSettings, "transformer": TransformerSettings}
+_NETWORKS: dict[str, type[Settings]] = {
+    "mlp": MlpSettings,
+    "rnn": RnnSettings,
+    "transformer": TransformerSettings,
+}
 
 
 class PolicySettings(Settings, at="policy", file="policy/mlp"):
     """configs/policy/common/policy.yaml and mlp.yaml document each value."""
 
-    kind: Literal["mlp", "transformer"] = from_yaml()
-    network: MlpSettings | TransformerSettings
+    kind: Literal["mlp", "rnn", "transformer"] = from_yaml()
+    network: MlpSettings | RnnSettings | TransformerSettings
     pooling: PoolingSettings = from_yaml()
     head: Any
     context: int = from_yaml(ge=1)

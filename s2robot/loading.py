@@ -21,6 +21,7 @@ from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.frames import ImageSize, as_image_size
+from s2robot.golden import check_trace
 from s2robot.policies import Actor, ChunkPolicy, PolicySpec, check_contract, load_checkpoint, load_tuned
 
 
@@ -53,7 +54,8 @@ def load_networks(
     checkpoint: str | Path, device: torch.device, weights: str | Path | None = None
 ) -> tuple[ChunkPolicy, S2Encoder, dict[str, Any]]:
     """Return the policy, the encoder and the contract of a checkpoint. ``weights``: the encoder's file, if it has moved.
-    PolicyError, UserError: a damaged checkpoint, missing weights, or another encoder than the policy's."""
+    PolicyError, UserError: a damaged checkpoint, missing weights, or another encoder than the policy's, or one
+    that gives other actions here than after training."""
     policy, contract = load_checkpoint(checkpoint, device)
     settings = dict(read(_Acts, contract, f"{checkpoint}: ").encoder.settings)
     if weights:
@@ -65,6 +67,7 @@ def load_networks(
     place = settings.get("checkpoint")  # two files with one name are easily confused
     name = f"{built.name} ({place})" if place else built.name
     check_contract(contract, encoder={"name": name, "fingerprint": built.fingerprint})
+    check_trace(Path(checkpoint), policy, built, contract)
     return policy, built, contract
 
 

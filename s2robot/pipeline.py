@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -40,6 +41,8 @@ from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, non_square
+from s2robot.golden import write_trace
+from s2robot.loading import image_size_of, load_networks
 from s2robot.overrides import key_of
 from s2robot.policies import PolicyError, PolicySpec, load_checkpoint
 from s2robot.policies.checkpoint import write_card
@@ -168,7 +171,12 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
             update(step, steps, f"{passes}  loss {row['train_loss']:.4f}{held_out}")
 
         split = task.split(store)
-        return train(task.train, spec, store, features, contract, out, split, progress, rollout, tail)
+        checkpoint = train(task.train, spec, store, features, contract, out, split, progress, rollout, tail)
+    for folder in out.glob("checkpoint*/") if is_first() else ():
+        policy, own, about = load_networks(folder, torch.device("cpu"))
+        states = store.episode(0)["proprio"]
+        write_trace(folder, policy, own, about, image_size_of(about, own), states[[0, len(states) // 2]])
+    return checkpoint
 
 
 def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Path], float] | None:
@@ -218,7 +226,6 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
 def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder) -> None:
     """Reject a dataset whose policy could not act in the world that evaluates it, before encoding and training."""
     from s2robot.evaluation.evaluate import world_for
-    from s2robot.loading import image_size_of
 
     contract = contract_of(task, store, encoder)
     try:

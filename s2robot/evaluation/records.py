@@ -42,6 +42,7 @@ class _Record(Stored):
     time_to_success_s: float | None
     video: str | None
     disagreement: float | None = None
+    start: dict[str, str] | None = None  # fingerprints of the settled state and the first frames
 
 
 class _Summary(Stored):

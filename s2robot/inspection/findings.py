@@ -1,12 +1,12 @@
 """Anomalies of a dataset: each found by one rule, with a threshold of `configs/inspect.yaml`, and named with its place."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from s2robot.core.settings import Settings, from_yaml
-from s2robot.inspection.tables import Columns, Table, episodes_of
+from s2robot.inspection.deceit import deceptions
+from s2robot.inspection.tables import Columns, Finding, FrameStats, Table, Thresholds, episodes_of
 
 # kind -> its description on the page
 KINDS = {
@@ -19,49 +19,16 @@ KINDS = {
     "gripper": "a gripper that stays as it is for a whole episode",
     "length": "episodes far shorter or longer than the rest",
     "constant": "numbers that are the same in all steps",
+    "offset": "commands a constant distance from the state that follows them",
+    "late": "a video that is not in step with the state",
+    "duplicate": "episodes that are nearly another one, so that splits leak",
+    "units": "numbers many times as large as in the other episodes",
+    "dead": "numbers that move in nearly all episodes but this one",
+    "ends early": "episodes that end in motion, where the others come to rest",
 }
 MANY = 5  # of a kind in an episode, of the same camera or numbers: more are one
 CLOCKS = ("timestamp", "timestamps", "time")  # keys of seconds
 GRIPPERS = ("grip", "claw", "opening")  # parts of the names of a gripper's numbers
-
-
-class Thresholds(Settings, at="odd", file="inspect"):
-    """Thresholds of the rules; configs/inspect.yaml documents each value."""
-
-    frozen_steps: int = from_yaml(ge=1)
-    frozen_change: float = from_yaml(ge=0)
-    frozen_motion: float = from_yaml(ge=0)
-    dark: float = from_yaml(ge=0)
-    bright: float = from_yaml(ge=0)
-    contrast: float = from_yaml(ge=0)
-    flat: float = from_yaml(ge=0)
-    clock: float = from_yaml(ge=0)
-    jump_times: float = from_yaml(ge=0)
-    jump_share: float = from_yaml(ge=0)
-    saturated_steps: int = from_yaml(ge=1)
-    gripper: float = from_yaml(ge=0)
-    short: float = from_yaml(ge=0)
-    long: float = from_yaml(ge=0)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One anomaly; without episode of the whole dataset."""
-
-    kind: str
-    text: str
-    episode: int | None = None
-    step: int = 0
-    steps: int = 1
-
-
-@dataclass(frozen=True)
-class FrameStats:
-    """Measurements of the frames of one camera in one episode: see films.py."""
-
-    change: np.ndarray  # (T,) mean difference to the frame before, 0 to 255; 0 where each byte is the same
-    mean: np.ndarray  # (T,) brightness, 0 to 255
-    deviation: np.ndarray  # (T,) of brightness over the image
 
 
 Frames = Sequence[
@@ -81,6 +48,7 @@ def find(
         found += [*_saturated(action, ends, limits), *_grippers(action, ends, limits)]
     for key in named.keys() & set(CLOCKS):
         found += _clock(key, named[key].values[:, 0], ends, rate, limits.clock)
+    found += deceptions(tables, ends, frames, limits)
     order = list(KINDS)
     found.sort(key=lambda f: (order.index(f.kind), -1 if f.episode is None else f.episode, f.step))
     # a camera at half the rate freezes always: many findings of one subject in an episode become one
