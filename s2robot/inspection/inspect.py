@@ -46,9 +46,9 @@ class InspectSettings(Settings, file="inspect"):
     odd: Thresholds = from_yaml()
 
 
-def _opened(demos: DemosSettings) -> tuple[EpisodeStore, int]:
-    """Return the dataset, and the count of its first episodes to use (UserError)."""
-    store = EpisodeStore.open(demos.folder())
+def _opened(demos: DemosSettings, world: Any = None) -> tuple[EpisodeStore, int]:
+    """Return the dataset, in ``world`` if it names none, and the count of its first episodes to use (UserError)."""
+    store = demos.open_one(world)
     if not len(store):
         raise mismatch(store.path, "at least one episode", "none")
     return store, min(len(store), demos.first() or len(store))
@@ -72,9 +72,9 @@ def replay_demos(demos: DemosSettings) -> str:
     return f"{count} of {count} episodes succeed again; proprioception differs by at most {worst:.2g}"
 
 
-def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path) -> Path:
+def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path, world: Any = None) -> Path:
     """Print contents and anomalies, and write `inspect.html` and its folder into `out`; returns the page (UserError)."""
-    store, count = _opened(demos)
+    store, count = _opened(demos, world)
     ends, numbers = store.episode_ends[:count], tables(store, count)
     print(summary(store, numbers, ends))
     films: Tiles | None = None
