@@ -91,7 +91,6 @@ def inspect(cfg: DictConfig) -> None:
     demos = read(DemosSettings, cfg.demos, "demos")
     settings = read_some(InspectSettings, cfg)
     if settings.replay:
-        require_simulator()
         print(replay_demos(demos, world))
     else:
         print(f"page: {inspect_demos(demos, settings, Path(cfg.run_dir), world)}")

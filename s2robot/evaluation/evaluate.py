@@ -23,7 +23,7 @@ from s2robot.core.files import write_json
 from s2robot.core.progress import bar
 from s2robot.core.provenance import command, policy_sha256, versions
 from s2robot.core.settings import Settings, from_yaml, read
-from s2robot.demos.binding import bind, is_open
+from s2robot.demos.binding import bind, is_open, names_no_world
 from s2robot.demos.lineage import TRAINING, USES, Lineage
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.frames import ImageSize
@@ -161,6 +161,9 @@ def world_for(
     the demos."""
     if is_open(contract, world):
         contract, world = bind(contract, world, "the policy")
+    if names_no_world(contract):
+        expected = "the world of the policy's demos, which name none, such as task=gym task.id=<its id>"
+        raise UserError(f"task: expected {expected}, got {DEFAULT if world is None else world.task}")
     theirs = contract["env_config"].get("task", DEFAULT)
     demos = settings_of(contract["env_config"], "the policy's env_config")
     given: Any = world or demos

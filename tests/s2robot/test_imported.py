@@ -29,7 +29,7 @@ def words(tiny_encoder, tmp_path):
 @pytest.mark.parametrize(
     ("about", "text"),
     [
-        (SOURCE, "the policy needs cameras hand, left.up"),
+        (SOURCE, "task: expected the world of the policy's demos"),
         ({**CUBE_PICK, "robot": "koch"}, "for robot 'koch', given is 'xarm7'"),
         ({**CUBE_PICK, "rate_hz": 30}, "acts at 30 Hz, given are 10 Hz"),
         (CUBE_PICK, "the policy's action is joints (2 delta), gripper (1 binary), given is joints (7 delta)"),

@@ -50,7 +50,7 @@ def frames(path, episode, cameras, size, world):
     return [np.random.default_rng(episode).integers(0, 256, (4, size, size, 3), np.uint8)]
 
 
-def evaluated(cfg, checkpoint: Path, out: Path, demos=None) -> dict:
+def evaluated(cfg, checkpoint: Path, out: Path, demos=None, world=None) -> dict:
     """Something of the policy, written where an evaluation writes."""
     summary = {"weights": (checkpoint / "policy.safetensors").stat().st_size, "policy": {"parameters": 5}}
     summary |= {"success": 1.0, "low": 0.2, "high": 1.0, "episodes": 1}

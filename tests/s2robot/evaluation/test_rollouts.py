@@ -220,7 +220,7 @@ def test_what_does_not_fit_is_refused(checkpoint, tmp_path, override, words):
 def test_the_demos_own_world_is_that_of_the_contract_and_others_are_refused(checkpoint):
     contract = json.loads((checkpoint / "policy.json").read_text())["contract"]
     contract["env_config"] |= {"max_steps": 9, "side_cameras": {"left": [[0.5, 0, 0.5], [0, 0, 0], 40.0]}}
-    world, changes = world_for(None, contract, 128)
+    world, _, changes = world_for(None, contract, 128)
     assert (world.max_steps, world.image_size, world.cameras, changes) == (9, 128, CAMERAS, [])
     assert world.side_cameras == {"left": ((0.5, 0, 0.5), (0, 0, 0), 40.0)}
     contract["action_parts"] = [{"name": "position", "size": 3, "kind": "delta"}]
