@@ -219,7 +219,8 @@ class GymTask(Task):
 
     def native_sizes(self) -> dict[str, tuple[int, int]]:
         self.begin(np.random.default_rng(0), {})
-        return {name: self._picture(name).shape[:2] for name in self.settings.cameras}
+        seen = {name: self._picture(name) for name in self.settings.cameras}
+        return {name: (picture.shape[0], picture.shape[1]) for name, picture in seen.items()}
 
     def close(self) -> None:
         self.inner.close()

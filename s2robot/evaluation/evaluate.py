@@ -155,8 +155,8 @@ def _roll_out(
 
 
 def world_for(
-    world: TaskSettings | None, contract: Mapping[str, Any], image_size: ImageSize
-) -> tuple[TaskSettings, Mapping[str, Any], list[str]]:
+    world: TaskSettings | None, contract: dict[str, Any], image_size: ImageSize
+) -> tuple[TaskSettings, dict[str, Any], list[str]]:
     """Return the world to evaluate in, with the policy's cameras, the contract, which names it, and how it differs from that of
     the demos."""
     if is_open(contract, world):
@@ -174,11 +174,8 @@ def world_for(
     env = make(config, draw=False)
     check_contract(contract, action_parts=env.action_parts, proprio_parts=env.proprio_parts)
     changes = world_changes(contract["env_config"], config)
-    return (
-        config,
-        contract,
-        changes + camera_changes(contract.get("camera_geometry") or {}, env.camera_geometry()),
-    )
+    changes += camera_changes(contract.get("camera_geometry") or {}, env.camera_geometry())
+    return config, contract, changes
 
 
 def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str], seed: int) -> dict[str, Any]:

@@ -237,8 +237,8 @@ def test_changes_are_of_what_both_sides_know():
     trained = json.loads(json.dumps(world.model_dump()))
     assert world_changes(trained, world) == []
     assert world_changes(trained, world.replace(max_steps=9)) == ["max_steps 200 -> 9"]
-    del trained["rate_hz"]  # of a version that had no such setting
-    assert world_changes(trained, world) == ["rate_hz 10.0 -> 20.0"]
+    del trained["bounded"]  # of a version that had no such setting
+    assert world_changes(trained, world.replace(bounded=False)) == ["bounded True -> False"]
     here = {"left": {"body": "world", "position": [0, 0, 1], "quaternion": [1, 0, 0, 0], "fovy": 45.0}}
     turned = {"left": here["left"] | {"quaternion": [np.cos(0.05), np.sin(0.05), 0, 0]}}
     assert camera_changes(here, turned) == ["camera left moved by 0 cm and 5.73 degrees"]
