@@ -14,8 +14,9 @@ from s2robot.core.errors import UserError
 from s2robot.core.files import cache_dir, shipped_demos
 from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, invalid, plain, read, shown
-from s2robot.demos.binding import bound
+from s2robot.demos.binding import bound, names_no_world
 from s2robot.demos.formats.convert import as_store
+from s2robot.demos.formats.robomimic import world_of_file
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.mix import Mix
@@ -133,11 +134,13 @@ class DemosSettings(Settings, at="demos"):
         enough = [one for one in found if len(one.select(one.open(), 0.0, 0)[0]) >= 10]
         return 0.1 if len(enough) == len(self.members) else 0.0
 
-    def stored_world(self, world: Any) -> Any:
-        """Return the world that an imported dataset names in place of the default one; else ``world``."""
+    def stored_world(self, world: Any, acts: bool) -> Any:
+        """Return the world that an imported dataset names in place of the default one; else ``world``. Only what ``acts`` makes one."""
         found = self.members[0]._attributes if world.task == DEFAULT else {}
         own = found.get("env_config", {}) if "source" in found else {}
-        return settings_of(own, f"{self.path}: env_config") if own.get("task", DEFAULT) != DEFAULT else world
+        if own.get("task", DEFAULT) != DEFAULT:
+            return settings_of(own, f"{self.path}: env_config")
+        return (world_of_file(found) if acts and found and names_no_world(found) else None) or world
 
     def own_world(self, world: Any = None) -> dict[str, Any]:
         """Return robot, rate, cameras and action frame of an imported dataset, in ``world`` if it names none; {} for our own tasks."""

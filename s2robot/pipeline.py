@@ -92,12 +92,12 @@ class Task:
         return Lineage.of(load_checkpoint(str(parent))[1], parent) if parent else Lineage()
 
 
-def read_task(cfg: DictConfig, recorded: Path | None = None) -> Task:
-    """Read a verb's config, with the demos at ``recorded`` if given; UserError names a wrong key or value."""
+def read_task(cfg: DictConfig, recorded: Path | None = None, acts: bool = False) -> Task:
+    """Read a verb's config, with the demos at ``recorded`` if given; UserError names a wrong key or value. ``acts``: the policy will."""
     world, demos = task_settings(cfg), read(DemosSettings, cfg.demos, "demos")
     if recorded:
         demos = demos.replace(path=str(recorded))
-    world = demos.stored_world(world)
+    world = demos.stored_world(world, acts)
     space = {key: getattr(world, key) for key in ("robot", "rate_hz", "action_frame", "cameras")}
     space |= demos.own_world(world)
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
@@ -266,7 +266,7 @@ def run(cfg: DictConfig) -> None:
     only_simulated(cfg)
     settings, out = read_some(RunSettings, cfg), Path(cfg.run_dir)
     recorded = out / "demos.zarr" if settings.record else None
-    evaluation, task = read(EvaluateSettings, cfg.evaluate, "evaluate"), read_task(cfg, recorded)
+    evaluation, task = read(EvaluateSettings, cfg.evaluate, "evaluate"), read_task(cfg, recorded, acts=True)
     task.lineage().refuse(evaluation.positions, "this training", "evaluate.seed")
     with tracing(out / "trace.json") if settings.profile and is_first() else nullcontext():
         encoder = build_encoder(task.encoder)
