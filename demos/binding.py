@@ -4,7 +4,7 @@ bound(EpisodeStore.open("pusht.zarr"), settings).attrs["env_config"]     # setti
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,53 +43,48 @@ def bind(about: Mapping[str, Any], world: Any, where: object) -> tuple[dict[str,
     world = world.seen_as(about["cameras"])
     if sizes.keys() >= {*world.cameras}:
         world = world.replace(image_size=as_image_size({c: sizes[c] for c in world.cameras}))
-    env = make_cached(world, draw=False)
-    found, wrong = _filled(about, theirs := env.describe())
+    env, wrong = make_cached(world, draw=False), list[str]()
+    theirs = env.describe()
     if {*about["cameras"]} - {*world.cameras}:
-        names = (", ".join(side["cameras"]) for side in (theirs, about))
-        wrong.append("cameras: expected {}, found {}".format(*names))
+        wrong.append(
+            "cameras: expected {}, found {}".format(*(", ".join(x["cameras"]) for x in (theirs, about)))
+        )
     for name, (height, width) in env.native_sizes().items():
         size = sizes.get(name, (height, width))
         if abs(size[0] * width / (size[1] * height) - 1) > ASPECT:
             wrong.append(f"camera {name}: expected the shape {height} x {width}, found {size[0]} x {size[1]}")
-    if wrong:
-        raise UserError(f"{where} in {theirs['env_version']}: {'; '.join(wrong)}")
-    return found, world
+    return filled(about, theirs, f"{where} in {theirs['env_version']}", wrong), world
 
 
-def filled(about: Mapping[str, Any], theirs: Mapping[str, Any], where: object) -> dict[str, Any]:
-    """Do :func:`bind` with a world's attributes, or with a contract bound to it."""
-    found, wrong = _filled(about, theirs)
-    if wrong:
-        raise UserError(f"{where}: {'; '.join(wrong)}")
-    return found
-
-
-def _filled(about: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    wrong: list[str] = []
+def filled(
+    about: Mapping[str, Any], theirs: Mapping[str, Any], where: object, wrong: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return attributes with those of a world or of a contract bound to it; UserError names what differs, ``wrong`` included."""
+    taken, wrong = {"source": {"format": "s2robot", "name": "unknown"}, **about}, list(wrong)
 
     def check(key: str, same: bool, expected: object, found: object) -> None:
         if not same:
             wrong.append(f"{key}: expected {expected}, found {found}")
 
-    taken = {"source": {"format": "s2robot", "name": "unknown"}, **about}
     for key in ("robot", "action_frame"):
         own, other = about[key], theirs[key]
         check(key, own == other or own in ANY or other in ANY, other, own)
     for key in ("action", "proprio"):
         ours, parts = parts_of(about, key), parts_of(theirs, key)
-        plain_values = all(part.kind == "absolute" for part in (*ours, *parts))
-        same = same_parts(ours, parts) or (plain_values and size_of(ours) == size_of(parts))
-        more = size_of(ours) > size_of(parts)
-        hint = f" ({key}=<array>[:{size_of(parts)}] chooses columns)" if more else ""
+        values = all(part.kind == "absolute" for part in (*ours, *parts))
+        more = size_of(ours) - size_of(parts)
+        same = same_parts(ours, parts) or (values and not more)
+        hint = f" ({key}=<array>[:{size_of(parts)}] chooses columns)" if more > 0 else ""
         check(key, same, words(parts), words(ours) + hint)
         if same and len(parts) == 1 and any(part.names for part in ours):
             parts = (parts[0].replace(names=tuple(number_names(ours))),)
         taken[f"{key}_parts"] = plain(parts)
     rates = theirs["rate_hz"], about["rate_hz"]
     check("rate_hz", math.isclose(*rates, rel_tol=1e-3), *(f"{rate:g}" for rate in rates))
-    keys = ("robot", "action_frame", "env_version", "env_config")
-    return taken | {key: theirs[key] for key in keys if key in theirs}, wrong
+    if wrong:
+        raise UserError(f"{where}: {'; '.join(wrong)}")
+    keys = ("robot", "action_frame", "rate_hz", "env_version", "env_config")
+    return taken | {key: theirs[key] for key in keys if key in theirs}
 
 
 class BoundStore(EpisodeStore):

@@ -71,15 +71,17 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
             object.__setattr__(self, "rate_hz", _rate_of(spec_of(self.id)) or 10)
         return self
 
-    def seen_as(self, cameras: Sequence[str]) -> Self:
-        """As :class:`TaskSettings`. A name that is no camera's is that of an entry which ends with it (`pixels/top` is `top`), or of
-        the only camera."""
+    def seen_as(self, cameras: Sequence[str], names: Mapping[str, str] | None = None) -> Self:
+        """As :class:`TaskSettings`. ``names`` are those of the checkpoint; without, a name that is no camera's is that of an entry
+        which ends with it (`pixels/top` is `top`), or of the only camera."""
         entries = {own: self.names.get(own, own) for own in self.cameras}
-        only = next(iter(entries)) if len(entries) == len(cameras) == 1 else None
-        found = {}
-        for name in cameras:
-            ending = (own for own, entry in entries.items() if entry.rpartition("/")[2] == name)
-            found[name] = name if name in entries else next(ending, only)
+        if names is not None:
+            owners = {entry: own for own, entry in entries.items()}
+            found = {name: owners.get(names.get(name, name)) for name in cameras}
+        else:
+            endings = {entry.rpartition("/")[2]: own for own, entry in entries.items()}
+            only = next(iter(entries)) if len(entries) == len(cameras) == 1 else None
+            found = {name: name if name in entries else endings.get(name, only) for name in cameras}
         if None in found.values():
             return self
         names = {name: entries[own] for name, own in found.items() if name != entries[own]}  # type: ignore[index]

@@ -86,7 +86,7 @@ class TaskSettings(Settings):
         """Return why one of the cameras cannot be drawn, if that is known without the world, or ""."""
         return ""
 
-    def seen_as(self, cameras: Sequence[str]) -> Self:
+    def seen_as(self, cameras: Sequence[str], names: Mapping[str, str] | None = None) -> Self:
         """Return the settings with the cameras of a dataset or a policy, if all are known."""
         return self.replace(cameras=tuple(cameras)) if {*cameras} <= {*self.cameras} else self
 

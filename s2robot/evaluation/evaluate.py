@@ -197,7 +197,7 @@ def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str],
 
 def world_seen_by(world: Any, contract: Mapping[str, Any], image_size: Any, *same: str) -> Any:
     """Return a world with a policy's cameras, which must be some of its own (PolicyError); ``same``: keys that agree."""
-    world = world.seen_as(contract["cameras"])
+    world = world.seen_as(contract["cameras"], (contract.get("env_config") or {}).get("names", {}))
     check_contract(contract, cameras=list(world.cameras), **{key: getattr(world, key) for key in same})
     return world.replace(cameras=tuple(contract["cameras"]), image_size=image_size)
 

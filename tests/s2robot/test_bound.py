@@ -106,6 +106,10 @@ def test_a_dataset_that_names_no_world_is_trained_and_evaluated_in_the_typed_one
     assert result.returncode == 0, result.stderr
     first, second = ((tmp_path / f / "episodes.jsonl").read_text() for f in ("run", "again"))
     assert first == second
+    other = refused(
+        here("evaluate", "checkpoint=run", *TYPED[:3], *EVALUATION), "evaluate"
+    )  # of its render()
+    assert "the policy needs cameras cam, given are render" in other
     result = here("evaluate", "evaluate=recorded", "checkpoint=run", "features.workers=1")
     assert result.returncode == 0, result.stderr
 
@@ -169,7 +173,8 @@ def test_all_that_differs_is_named(store, about, world, text):
 
 def test_limits_come_from_the_world_and_actions_beyond_them_are_refused_or_cut(store, buffer):
     demos = DemosSettings(path=str(store.path))
-    found = demos.open(WORLD)
+    found = demos.open(WORLD.replace(rate_hz=20.01))
+    assert found.attrs["rate_hz"] == 20.01  # a measured rate is nearly that of the world
     assert found.fingerprint == store.fingerprint and found.attrs["action_parts"][0]["low"] == [0, 0]
     assert demos.open().attrs == store.attrs
     zarr.open_array(str(store.path / "data/action"), mode="r+")[7, 1] = 1.5
