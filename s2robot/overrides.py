@@ -13,14 +13,7 @@ from s2robot.core.files import configs_dir
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-_OF_DEMOS = (
-    "data",
-    "rate_hz",
-    "action",
-    "proprio",
-    "cameras",
-    "clip",
-)  # keys that a verb may lack and `demos` has
+_OF_DEMOS = ("data", "rate_hz", "action", "proprio", "clip")  # keys that a verb may lack and `demos` has
 # Errors of the machine that a traceback explains no better than one line.
 _MACHINE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
@@ -48,12 +41,9 @@ def as_known(verb: str, override: str) -> str:
     elif key.startswith("task.kwargs.") and not sign:
         sign = "++"
     folder = Path(value[1:]) / "checkpoint"
-    if key.removeprefix("demos.") in ("action", "proprio") and re.fullmatch(
-        r"=[\w.]+(\[[\d:,]*\])?|=\[.*\]", value
-    ):
-        if value != "=null":  # a list, whose keys may choose columns: state[:2]
-            names = re.sub(r"[\w./]+\[[\d:,]*\]", lambda found: f"'{found[0]}'", value[1:])
-            value = f"={names}" if names[0] == "[" else f"=[{names}]"
+    if key.removeprefix("demos.") in ("action", "proprio") and not re.search("['\"]|^(=(null)?)?$", value):
+        names = re.sub(r"[\w./]+\[[\d:,]*\]", lambda found: f"'{found[0]}'", value[1:])  # state[:2]
+        value = f"={names}" if names[0] == "[" else f"=[{names}]"
     if key in ("checkpoint", "recording.checkpoint", "train.from") and (folder / "policy.json").is_file():
         value = f"={folder}"
     if value and not key:
@@ -154,11 +144,8 @@ def take_stored_world(cfg: "DictConfig", overrides: list[str]) -> None:
 
     typed = {".".join(key_of(override).split(".")[:2]) for override in overrides}
     is_default = "live" not in cfg and "task" not in typed
-    if (
-        "task" not in cfg
-        or not (is_default or OmegaConf.is_missing(cfg.task, "id"))
-        or not cfg.get("checkpoint")
-    ):
+    is_open = is_default or ("task" in cfg and OmegaConf.is_missing(cfg.task, "id"))
+    if not (is_open and "task" in cfg and cfg.get("checkpoint")):
         return
     try:
         text = (Path(str(cfg.checkpoint)) / "policy.json").read_text(encoding="utf-8")

@@ -35,7 +35,7 @@ def record(cfg: DictConfig) -> None:
 def convert(cfg: DictConfig) -> None:
     """`s2robot convert`: any data set as an episode store, or as one of another format; or a copy with an expert's chunks."""
     from s2robot.demos.binding import bound
-    from s2robot.demos.formats.convert import as_store, copy
+    from s2robot.demos.formats.convert import as_store, copy_store
     from s2robot.demos.formats.convert import convert as read_in
     from s2robot.demos.formats.export import ExportSettings, export, format_for
     from s2robot.demos.formats.source import Choice
@@ -63,7 +63,7 @@ def convert(cfg: DictConfig) -> None:
     else:
         with bar("converting") as update:
             steps = lambda *n: update(*n, "steps")  # noqa: E731
-            source = copy(store, out, steps) if world else read_in(data, out, choice, steps)
+            source = copy_store(store, out, steps) if world else read_in(data, out, choice, steps)
         for note in source.notes:
             print(f"note: {note}")
         counts = len(source), source.steps

@@ -98,7 +98,7 @@ def convert(path: Path, out: Path, choice: Choice | None = None, progress: Progr
     return source
 
 
-def copy(store: EpisodeStore, out: Path, progress: Progress = silent) -> Source:
+def copy_store(store: EpisodeStore, out: Path, progress: Progress = silent) -> Source:
     """Write an open store, with its attributes as they are here, as another (UserError)."""
     source = StoreSource(store.path, Choice(), store)
     source.select()

@@ -70,10 +70,10 @@ class DemoFile(Source):
 
     def scaled(self, columns: Sequence[np.ndarray]) -> np.ndarray:
         """Join the columns of an action, and convert -1..1 to our units.  # float32 (t, A)"""
+        if self._scale is None:
+            return super().joined("action", columns)
         joined = np.concatenate(columns, 1).astype(np.float64)
-        if self._scale is not None:
-            joined = np.clip(joined, -1, 1) * self._scale[0] + self._scale[1]
-        return joined.astype(np.float32)
+        return (np.clip(joined, -1, 1) * self._scale[0] + self._scale[1]).astype(np.float32)
 
 
 class Robomimic(DemoFile):

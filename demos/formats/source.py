@@ -95,7 +95,7 @@ class Source(ABC):
         self.keys: dict[str, list[str]] = {}  # array -> the file's arrays whose columns it joins
         self.columns: dict[
             str, list[Any]
-        ] = {}  # array -> which columns of each: `:2` until the sizes are known; "": all
+        ] = {}  # array -> which of each's columns; "": all, ":2" while sizes are unknown
         self.lengths: Sequence[int] = ()  # steps of each episode in the file
         self.notes: list[str] = []  # for the user: the contents that are left out
         self.progress: Progress = silent
@@ -210,14 +210,8 @@ class Source(ABC):
         lacks."""
         for array, parts in (("action", action_parts), ("proprio", proprio_parts)):
             for i, columns in enumerate(self.columns.get(array, ())):
-                where = f"{self.path}: {array}: {self.keys[array][i]}"
-                if columns and (
-                    len(parts) != len(self.keys[array]) or parts[i]["kind"] not in ("absolute", "delta")
-                ):
-                    raise mismatch(
-                        where, "all columns, which make more than one part or a rotation", f"[{columns}]"
-                    )
                 if columns:
+                    where = f"{self.path}: {array}: {self.keys[array][i]}"
                     parts[i], self.columns[array][i] = cut(parts[i], columns, where)
         names = [n for part in proprio_parts for n in part.get("names") or []]
         self.attributes = {
@@ -250,8 +244,9 @@ class Source(ABC):
         if key not in ("action", "proprio"):
             return columns[0]
         flat = [np.asarray(c).reshape(len(c), -1) for c in columns]
-        chosen_ones = zip(flat, self.columns.get(key) or [""] * len(flat), strict=True)
-        return np.concatenate([c[:, own] if own else c for c, own in chosen_ones], 1).astype(np.float32)
+        which = self.columns.get(key) or [""] * len(flat)
+        flat = [array[:, own] if own else array for array, own in zip(flat, which, strict=True)]
+        return np.concatenate(flat, 1).astype(np.float32)
 
 
 NEEDS = {"lerobot": ("pyarrow", "av"), "robomimic": ("h5py",)}  # format -> packages of the extra `data`
@@ -287,6 +282,8 @@ def part_of(key: str, size: int, kind: str, names: Sequence[str] | None = None) 
 
 def cut(part: dict[str, Any], columns: str, where: str) -> tuple[dict[str, Any], list[int]]:
     """Return a part with some of its numbers, and which they are: ":2" is 0 and 1 (DatasetError)."""
+    if part["kind"] not in ("absolute", "delta") or "low" in part:
+        raise mismatch(where, "all columns, which belong together", f"[{columns}]")
     found = numbers(columns, part["size"], where, "columns")
     names = {"names": [part["names"][i] for i in found]} if "names" in part else {}
     return {**part, "size": len(found), **names}, found
