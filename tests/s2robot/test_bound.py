@@ -171,6 +171,19 @@ def test_all_that_differs_is_named(store, about, world, text):
     assert text in str(caught.value)
 
 
+def test_cameras_are_paired_by_name_by_ending_or_one_for_one():
+    two = WORLD.replace(cameras=("a", "b"), names={"a": "render", "b": "pixels/top"})
+    for cameras, names in (
+        (("b", "a"), {"a": "render", "b": "pixels/top"}),
+        (("top", "render"), {"top": "pixels/top"}),
+        (("top",), {"top": "pixels/top"}),
+    ):
+        seen = two.seen_as(cameras)
+        assert (seen.cameras, seen.names) == (cameras, names)
+    assert two.seen_as(("a", "c")) is two and WORLD.seen_as(("c",)).names == {"c": "pixels/top"}
+    assert WORLD.seen_as(("c",), {}) is WORLD  # a checkpoint's names are not guessed
+
+
 def test_limits_come_from_the_world_and_actions_beyond_them_are_refused_or_cut(store, buffer):
     demos = DemosSettings(path=str(store.path))
     found = demos.open(WORLD.replace(rate_hz=20.01))
