@@ -109,10 +109,9 @@ def spec_of(env_id: str) -> EnvSpec:
 
 def _rate_of(spec: EnvSpec) -> float | None:
     """Return the control steps a second of an environment, which its metadata calls `render_fps`; None if it has none."""
+    made: Any = spec.entry_point
     try:
-        made: Any = (
-            load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-        )
+        made = load_env_creator(made) if isinstance(made, str) else made
     except (ImportError, AttributeError):
         return None  # making it gives the best message
     return (getattr(made, "metadata", None) or {}).get("render_fps")
@@ -132,15 +131,13 @@ class GymTask(Task):
             raise EnvError(f"task.id: expected continuous actions, a Box of one axis, got {space}")
         self._seen: dict[str, Any] = {}
         self._felt = self._entries()
-        low, high = (
-            (space.low, space.high) if settings.bounded else np.full((2, *space.shape), np.inf) * [[-1], [1]]
-        )
-        self._low, self._high = low, high
-        self.action_parts = [_part(low, high)]
+        endless = np.full(space.shape, np.inf)
+        self._low, self._high = (space.low, space.high) if settings.bounded else (-endless, endless)
+        self.action_parts = [_part(self._low, self._high)]
         sizes: list[int] = [flatten_space(self._space(key)).shape[0] for key in self._felt]  # type: ignore[index]
         named = zip(map(_name, self._felt), sizes, strict=True)
         self.proprio_parts = [{"name": name, "size": size, "kind": "absolute"} for name, size in named]
-        self.spaces(low, high, sum(sizes))
+        self.spaces(self._low, self._high, sum(sizes))
         self._success, self._ended, self._reward = False, False, math.nan
 
     def _entries(self) -> list[str]:

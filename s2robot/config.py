@@ -22,7 +22,7 @@ from s2robot.demos.lineage import Lineage
 from s2robot.demos.mix import Mix
 from s2robot.demos.selection import Episodes, select
 from s2robot.demos.store import EpisodeStore, Split
-from s2robot.envs.tasks import DEFAULT, SETTINGS, register_user_task, settings_class, settings_of
+from s2robot.envs.tasks import DEFAULT, OTHERS, register_user_task, settings_class, settings_of
 
 CHOSEN = ("mask", "rate_hz", "action", "proprio", "cameras")  # of a dataset in another format
 
@@ -138,7 +138,7 @@ class DemosSettings(Settings, at="demos"):
         """Return the world that an imported dataset names in place of the default one; else ``world``. Only what ``acts`` makes one."""
         found = self.members[0]._attributes if world.task == DEFAULT else {}
         own = found.get("env_config", {}) if "source" in found else {}
-        if own.get("task", DEFAULT) in SETTINGS.keys() - {DEFAULT}:  # not a user's, which needs a class
+        if own.get("task") in OTHERS:
             return settings_of(own, f"{self.path}: env_config")
         return (world_of_file(found) if acts and found and names_no_world(found) else None) or world
 

@@ -140,7 +140,7 @@ def take_stored_world(cfg: "DictConfig", overrides: list[str]) -> None:
     """Take the world from the checkpoint's contract: all of it if no task was typed, without `task.id` what was not typed of it."""
     from omegaconf import OmegaConf
 
-    from s2robot.envs.tasks import DEFAULT, SETTINGS
+    from s2robot.envs.tasks import OTHERS
 
     typed = {".".join(key_of(override).split(".")[:2]) for override in overrides}
     is_default = "live" not in cfg and "task" not in typed
@@ -150,9 +150,7 @@ def take_stored_world(cfg: "DictConfig", overrides: list[str]) -> None:
     try:
         text = (Path(str(cfg.checkpoint)) / "policy.json").read_text(encoding="utf-8")
         stored = json.loads(text)["contract"]["env_config"]
-        if is_default and stored.get("task", DEFAULT) in SETTINGS.keys() - {
-            DEFAULT
-        }:  # not a user's, which needs a class
+        if is_default and stored.get("task") in OTHERS:
             own = {key: value for key, value in stored.items() if key not in ("task", "target")}
             OmegaConf.update(cfg, "task", {"name": stored["task"], **own}, merge=False, force_add=True)
             return

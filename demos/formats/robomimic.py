@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -142,7 +142,7 @@ class RobosuiteStates(DemoFile):
             got = f"{args.get('env_name') or 'no world'}, type {args.get('type')}"
             raise mismatch(f"{self.path}: data", "obs, or states of a world of robosuite's (type 1)", got)
         with self._named(f"{self.path}: env_args"):
-            self._world, self._scene = make(_world(args, self.choice)), ""
+            self._world, self._scene = cast(Any, make(_world(args, self.choice))), ""
         s, world = self._world.settings, self._world
         self.describe_world(first, args, s.env, s.robot, s.rate_hz, world.camera_sizes, world.proprio_parts)
 
