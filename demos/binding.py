@@ -15,9 +15,8 @@ from s2robot.core.parts import number_names, parts_of, plain, same_parts, size_o
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.frames import as_image_size
-from s2robot.envs.tasks import DEFAULT, make_cached
+from s2robot.envs.tasks import DEFAULT, make_cached, settings_class
 
 ANY = ("unknown", "none", "parts")  # robots and action frames that leave it open
 ASPECT = 0.01  # difference of two images' height over width that is rounding
@@ -26,7 +25,8 @@ Limits = tuple[np.ndarray, np.ndarray]
 
 def names_no_world(about: Mapping[str, Any]) -> bool:
     """Whether a dataset or a contract is of no known world; recordings of an arm are of the default one."""
-    return not (about["env_config"] or about["action_frame"] == ACTION_FRAME or about.get("kind") == "states")
+    named = about["action_frame"] == settings_class(DEFAULT).action_frame
+    return not (about["env_config"] or named or about.get("kind") == "states")
 
 
 def is_open(about: Mapping[str, Any], world: Any = None) -> bool:
