@@ -132,6 +132,19 @@ def render_episodes(
         yield from zip(episodes, pool.in_order(episode_frames, tasks), strict=True)
 
 
+def follow_episode(store: EpisodeStore, env: Task, episode: int) -> np.ndarray:
+    """Execute an episode's actions from another start; returns how far the proprioception is from the recorded one in the second half.
+    # (steps, P)"""
+    arrays, far = store.episode(episode), []
+    env.reset(seed=episode)
+    for action, recorded in zip(arrays["action"], arrays["proprio"], strict=True):
+        far.append(np.abs(env.proprio - recorded))
+        env.step_physics(action)
+        if env.is_success:
+            break
+    return np.array(far[len(far) // 2 :])
+
+
 def replay_episode(store: EpisodeStore, env: Task, episode: int) -> dict:
     """Execute an episode's actions from its first state; returns ``{"success", "stage", "steps", "max_error"}``.
 

@@ -190,6 +190,10 @@ class Task(gymnasium.Env):
         """(H, W) of each camera's frames, in the policy's order."""
         return sizes_of(self.settings.image_size, self.settings.cameras)
 
+    def native_sizes(self) -> dict[str, tuple[int, int]]:
+        """(H, W) of the images of each camera that cannot be drawn in another shape, only cut and scaled."""
+        return {}
+
     def spaces(self, action_low, action_high, proprio_size: int) -> None:
         """Declare the spaces: actions within limits (A,), frames, proprioception; UserError if the parts do not fit."""
         spaces = gymnasium.spaces

@@ -32,6 +32,7 @@ SETTINGS = {
     "square": "s2robot.envs.robosuite_config:SquareSettings",
     "gym": "s2robot.envs.gym_task:GymSettings",
 }
+OTHERS = SETTINGS.keys() - {DEFAULT}  # that a dataset or a checkpoint can name: a user's task needs its class
 _USER_TASKS: dict[str, type[TaskSettings]] = {}  # registered by :func:`register_user_task`
 
 

@@ -7,7 +7,7 @@ s2robot run record=true           # record the demos first
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +40,7 @@ from s2robot.envs.gl import require_simulator
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
-from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, non_square
+from s2robot.features import FeaturesSettings, encode_demos, frame_sizes
 from s2robot.golden import write_trace
 from s2robot.loading import image_size_of, load_networks
 from s2robot.overrides import key_of
@@ -72,7 +72,7 @@ class Task:
     cameras = property(lambda self: self.space["cameras"])
 
     def open_demos(self) -> EpisodeStore:
-        store = self.demos.open()
+        store = self.demos.open(self.world)
         if not self.cameras:
             raise UserError(f"{store.path}: found no cameras, expected at least one to encode")
         store.check(**self.space)
@@ -95,13 +95,14 @@ class Task:
         return Lineage.of(load_checkpoint(str(parent))[1], parent) if parent else Lineage()
 
 
-def read_task(cfg: DictConfig, recorded: Path | None = None) -> Task:
-    """Read a verb's config, with the demos at ``recorded`` if given; UserError names a wrong key or value."""
+def read_task(cfg: DictConfig, recorded: Path | None = None, acts: bool = False) -> Task:
+    """Read a verb's config, with the demos at ``recorded`` if given; UserError names a wrong key or value. ``acts``: the policy will."""
     world, demos = task_settings(cfg), read(DemosSettings, cfg.demos, "demos")
     if recorded:
         demos = demos.replace(path=str(recorded))
+    world = demos.stored_world(world, acts)
     space = {key: getattr(world, key) for key in ("robot", "rate_hz", "action_frame", "cameras")}
-    space |= demos.own_world()
+    space |= demos.own_world(world)
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     typed = {key_of(override): override.partition("=")[2] for override in overrides}
     if typed and not typed.keys() & {"encoder", "encoder.name", "encoder.checkpoint"} and demos.elsewhere():
@@ -211,7 +212,7 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
             "features_dtype": "float32" if tune.blocks else task.features.dtype,  # a tail's are not rounded
             "parameters": encoder.num_parameters,
             "gflops_per_frame": round(sum(gflops) / len(gflops), 3),
-            **({"frames": non_square(frames)} if non_square(frames) else {}),
+            **({"frames": sizes} if (sizes := _sizes(frames, encoder.image_size)) else {}),
             **({"tuned": {**tune.model_dump(), "cached": task.features.dtype}} if tune.blocks else {}),
         },
         "cameras": list(task.cameras),
@@ -221,6 +222,11 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
         "versions": versions(),
         **{name: about[name] for name in PARTS.values() if name in about},
     }
+
+
+def _sizes(frames: Mapping[str, tuple[int, int]], side: int) -> dict[str, list[int]]:
+    """Return the sizes of recorded images that are not those which the encoder would draw."""
+    return {name: list(size) for name, size in frames.items() if size != (side, side)}
 
 
 def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder) -> None:
@@ -255,7 +261,7 @@ def run(cfg: DictConfig) -> None:
     only_simulated(cfg)
     out, profile = Path(cfg.run_dir), read(bool, cfg.profile, "profile")
     recorded = out / "demos.zarr" if read(bool, cfg.record, "record") else None
-    evaluation, task = read(EvaluateSettings, cfg.evaluate, "evaluate"), read_task(cfg, recorded)
+    evaluation, task = read(EvaluateSettings, cfg.evaluate, "evaluate"), read_task(cfg, recorded, acts=True)
     task.lineage().refuse(evaluation.positions, "this training", "evaluate.seed")
     with tracing(out / "trace.json") if profile and is_first() else nullcontext():
         encoder = build_encoder(task.encoder)
@@ -272,7 +278,7 @@ def run(cfg: DictConfig) -> None:
             checkpoint = train_policy(task, store, encoder, features, out)
         if is_first():
             with timed("evaluate"):
-                summary = evaluate_policy(cfg, checkpoint, out, store if recorded else None)
+                summary = evaluate_policy(cfg, checkpoint, out, store if recorded else None, task.world)
             write_card(checkpoint, summary)
             finish(summary, out, timed)
 

@@ -13,13 +13,14 @@ from typing import Any, Literal
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from s2robot.config import DemosSettings
+from s2robot.config import CHOSEN, DemosSettings
 from s2robot.core.errors import UserError, check_same, reported
 from s2robot.core.files import write_json
 from s2robot.core.parts import number_names
 from s2robot.core.progress import bar
 from s2robot.core.provenance import command, policy_sha256, versions
 from s2robot.core.settings import Settings, from_yaml, plain, read
+from s2robot.demos.binding import filled, names_no_world
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.selection import numbers
 from s2robot.demos.store import EpisodeStore
@@ -120,13 +121,15 @@ def _of_training(checkpoint: Path) -> DemosSettings:
     for each in [found, *mixed]:
         each |= {"path": str(where / each["path"])} if each.get("path") else {}
     found |= {"mix": mixed or None}
-    whole = ("name", "path", "mask", "rate_hz", "mix")  # the checkpoint stores which episodes were trained on
+    whole = ("name", "path", "mix", "clip", *CHOSEN)  # the checkpoint stores which episodes were trained on
     return read(DemosSettings, {key: found[key] for key in whole if key in found}, "demos")
 
 
 def _check(store: EpisodeStore, contract: Mapping[str, Any], policy: ChunkPolicy, encoder: S2Encoder) -> None:
     about = store.attrs
-    ours = {} if "source" in about else {"robot": store.robot}  # imported data have names of their own
+    if names_no_world(about) and contract["env_config"]:
+        about = filled(about, contract, store.path)
+    ours = {} if "source" in about else {"robot": about["robot"]}  # imported data have names of their own
     keys = ("action_frame", "rate_hz", "action_parts", "proprio_parts")
     check_contract(contract, cameras=store.cameras, **{key: about.get(key) for key in keys}, **ours)
     sizes = frame_sizes(store, encoder, policy.spec.cameras)

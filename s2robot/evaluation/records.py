@@ -177,6 +177,7 @@ def summarise(records: Sequence[Record], stages: Sequence[str] | None = None) ->
         by_stage[stage] = by_stage.get(stage, 0) + 1
     successes = sum(bool(record["success"]) for record in records)
     low, high = wilson(successes, len(records))
+    best = [record["progress"] for record in records if record.get("progress") is not None]
     times = [r["time_to_success_s"] for r in records if r["success"] and r["time_to_success_s"] is not None]
     return {
         "success": successes / len(records),
@@ -186,6 +187,7 @@ def summarise(records: Sequence[Record], stages: Sequence[str] | None = None) ->
         "successes": successes,
         "by_stage": by_stage,
         "median_time_to_success_s": statistics.median(times) if times else None,
+        **({"mean_best_progress": statistics.fmean(best)} if best else {}),
     }
 
 

@@ -68,7 +68,7 @@ def test_a_filter_key_that_is_not_there_is_refused(cache, tmp_path):
 @pytest.mark.parametrize(
     ("words", "about", "text"),
     [
-        (["run", *EVALUATION], SOURCE, "the policy needs cameras hand, left.up"),
+        (["run", *EVALUATION], SOURCE, "task: expected the world of the policy's demos"),
         (["train", "train.rollouts.every=1"], CUBE_PICK, "action is joints (2 delta), gripper (1 binary)"),
     ],
 )

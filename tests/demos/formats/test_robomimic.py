@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from s2robot.core.errors import UserError
+from s2robot.demos.binding import bind
 from s2robot.demos.formats.convert import read
 from s2robot.demos.formats.export import pieces
+from s2robot.demos.formats.robomimic import world_of_file
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.robosuite_config import RobosuiteSettings
@@ -52,6 +54,18 @@ def test_a_file_arrives_and_goes_out_as_it_came(tmp_path, file):
             there, back = first["data"][before], second["data"][after]
             np.testing.assert_allclose(back["actions"], there["actions"], atol=1e-7)
             np.testing.assert_array_equal(back["obs/agentview_image"], there["obs/agentview_image"])
+
+
+def test_a_file_says_its_world(file):
+    about = converted(file).attrs
+    found, world = bind(about, world_of_file(about), file)
+    assert (world.env, world.robot, world.rate_hz, world.cameras) == ("Lift", "Panda", 20, ("agentview",))
+    assert found["env_config"]["proprio"] == ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]
+    assert (
+        found["action_parts"][0]["high"] == [0.05] * 3
+        and found["camera_geometry"] == about["camera_geometry"]
+    )
+    assert world_of_file(about | {"env_args": {}}) is None
 
 
 def replaced(name, values):

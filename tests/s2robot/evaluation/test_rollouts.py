@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_refused(checkpoint, tmp_path, override, words):
 def test_the_demos_own_world_is_that_of_the_contract_and_others_are_refused(checkpoint):
     contract = json.loads((checkpoint / "policy.json").read_text())["contract"]
     contract["env_config"] |= {"max_steps": 9, "side_cameras": {"left": [[0.5, 0, 0.5], [0, 0, 0], 40.0]}}
-    world, changes = world_for(None, contract, 128)
+    world, _, changes = world_for(None, contract, 128)
     assert (world.max_steps, world.image_size, world.cameras, changes) == (9, 128, CAMERAS, [])
     assert world.side_cameras == {"left": ((0.5, 0, 0.5), (0, 0, 0), 40.0)}
     contract["action_parts"] = [{"name": "position", "size": 3, "kind": "delta"}]
@@ -225,8 +225,8 @@ def test_changes_are_of_what_both_sides_know():
     trained = json.loads(json.dumps(world.model_dump()))
     assert world_changes(trained, world) == []
     assert world_changes(trained, world.replace(max_steps=9)) == ["max_steps 200 -> 9"]
-    del trained["rate_hz"]  # of a version that had no such setting
-    assert world_changes(trained, world) == ["rate_hz 10.0 -> 20.0"]
+    del trained["bounded"]  # of a version that had no such setting
+    assert world_changes(trained, world.replace(bounded=False)) == ["bounded True -> False"]
     here = {"left": {"body": "world", "position": [0, 0, 1], "quaternion": [1, 0, 0, 0], "fovy": 45.0}}
     turned = {"left": here["left"] | {"quaternion": [np.cos(0.05), np.sin(0.05), 0, 0]}}
     assert camera_changes(here, turned) == ["camera left moved by 0 cm and 5.73 degrees"]
