@@ -140,7 +140,9 @@ class GymTask(Task):
         expect(right, "task.id", "continuous actions, a Box of one axis", space)
         self._seen: dict[str, Any] = {}
         self._felt = self._entries()
-        endless = np.full(space.shape, np.inf)
+        endless: np.ndarray = np.full(space.shape, np.inf)
+        self._low: np.ndarray
+        self._high: np.ndarray
         self._low, self._high = (space.low, space.high) if settings.bounded else (-endless, endless)
         self.action_parts = [_part(self._low, self._high)]
         sizes: list[int] = [flatten_space(self._space(key)).shape[0] for key in self._felt]  # type: ignore[index]

@@ -169,7 +169,7 @@ def world_for(
     given: Any = world or demos
     for found, expected in ((given.task, theirs), (given.version, demos.version)):
         if found != expected:
-            raise UserError(f"task: found {found}, expected {expected}: the policy's demos are of that task")
+            raise UserError(f"task: expected {expected}, of which the policy's demos are, got {found}")
     config = world_seen_by(given, contract, image_size, "robot", "action_frame", "rate_hz")
     env = make(config, draw=False)
     check_contract(contract, action_parts=env.action_parts, proprio_parts=env.proprio_parts)

@@ -111,7 +111,7 @@ def stress(cfg: DictConfig) -> dict[str, Any]:
     """Run all cells that are not done yet and write the figures; return what stress.json holds."""
     settings, out, checkpoint = read_some(StressSettings, cfg), Path(cfg.run_dir), Path(cfg.checkpoint)
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), cfg.encoder.checkpoint)
-    config, _ = world_for(task_settings(cfg), contract, image_size_of(contract, encoder))
+    config, contract, _ = world_for(task_settings(cfg), contract, image_size_of(contract, encoder))
     positions = range(settings.seed, settings.seed + settings.episodes)
     Lineage.of(contract, name=checkpoint).refuse(positions, checkpoint, "seed")
     axes = _chosen(settings, config)
