@@ -256,19 +256,19 @@ def drawing() -> str:
 # The first group with a matching prefix counts a module.
 BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "arm": (("envs.real", "deployment"), 7330),  # 7000
-    "envs": (("envs",), 3320),  # 3700
-    "demos": (("demos", "inspection"), 4710),  # 4000
-    "policies": (("policies",), 2890),  # 3000
+    "envs": (("envs",), 3670),  # 3700
+    "demos": (("demos", "inspection"), 5140),  # 4000
+    "policies": (("policies",), 2960),  # 3000
     "vision": (("backbones", "s2", "encoders", "vlm", "features"), 3090),  # 3600
     "training": (("training", "pretraining"), 1960),  # 1800
-    "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 3380),  # 4000
+    "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4110),  # 4000
     "probing": (("probing",), 1550),  # 1600
     "serving": (("serving",), 920),  # 600
-    "core": (("",), 2800),  # 2700: core, config, the command line and the pipeline
+    "core": (("",), 2970),  # 2700: core, config, the command line and the pipeline
 }
-MAX_TEST_LINES = 22000
+MAX_TEST_LINES = 22850
 MAX_BENCHMARK_LINES = 3000
-MAX_DOC_WORDS, MAX_README_WORDS = 24000, 900  # README included and the changelog not
+MAX_DOC_WORDS, MAX_README_WORDS = 24450, 900  # README included and the changelog not
 
 
 def sizes() -> dict[str, int]:
