@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, one_of
 from s2robot.core.parts import check_values
 from s2robot.policies.policy import ChunkPolicy
 
@@ -50,28 +50,42 @@ class BatchActor:
         self.device = next(policy.parameters()).device
         zeros = partial(torch.zeros, n, device=self.device)
         self._context = (  # pooled features, states, actions, and where there is no step yet
-            zeros(t, len(spec.cameras), policy.width), zeros(t, spec.proprio_dim), zeros(t, spec.action_dim),
+            zeros(t, len(spec.cameras), policy.width), zeros(t, spec.proprio_dim + len(spec.tasks)), zeros(t, spec.action_dim),
             torch.ones(n, t, dtype=torch.bool, device=self.device),
         )  # fmt: skip
         # ensembling: the weighted sum of plans (rotations as rot6d), its weights, and how many plans are in it
         self._votes = (zeros(k, spec.action.width), zeros(k, 1), zeros(k, 1))
+        self._task = zeros(len(spec.tasks))  # one-hot: what each episode is to do
         self.disagreement = zeros()  # of the newest plans, rad
         self._doubts = zeros(2)  # of an episode: the sum over its plans, and how many
         self._generators = [torch.Generator() for _ in range(n)]
 
-    def reset(self, indices: Iterable[int], seeds: Iterable[int] | None = None) -> None:
-        """Forget the episodes with these indices; seeds: of all that a head draws in each (0 by default)."""
+    def reset(
+        self, indices: Iterable[int], seeds: Iterable[int] | None = None, task: str | None = None
+    ) -> None:
+        """Forget the episodes with these indices; seeds: of all that a head draws in each (0 by default); task: what they are to
+        do, by default the only task that the policy has learnt. UserError: another task, or none of several."""
         rows = list(indices)
         for row, seed in zip(rows, [0] * len(rows) if seeds is None else seeds, strict=True):
             self._generators[row].manual_seed(seed)
         for memory in self.memory:
             memory[rows] = 0
         self._context[-1][rows] = True
+        self.set_task(rows, task)
+
+    def set_task(self, rows: Sequence[int], task: str | None) -> None:
+        """Say what these episodes are to do from now on; as :meth:`reset`, but a policy of no task takes any."""
+        known = self.policy.spec.tasks
+        if not known:
+            return
+        task = known[0] if task is None and len(known) == 1 else task
+        one_of("task", task, known)
+        self._task[rows] = torch.tensor([float(name == task) for name in known], device=self.device)
 
     @property
     def memory(self) -> tuple[Tensor, ...]:
         """The tensors, not copies, that later plans depend on besides their observations."""
-        return (*self._context, *self._votes, self.disagreement, self._doubts)
+        return (*self._context, *self._votes, self._task, self.disagreement, self._doubts)
 
     def mean_disagreement(self, index: int) -> float | None:
         """Over the plans of an episode so far, rad; None for a policy of one member, and before the first plan."""
@@ -93,6 +107,7 @@ class BatchActor:
         """Add a step to the context: features (n_i, C, N, D), proprio (n_i, P); arrays or tensors."""
         rows = list(indices)
         state = torch.as_tensor(proprio, dtype=torch.float32, device=self.device)
+        state = torch.cat([state, self._task[rows]], -1)
         pooled = self.policy.pool(torch.as_tensor(features, device=self.device)[:, None])[:, 0]  # (n_i, C, E)
         unknown = torch.zeros(len(rows), self.policy.spec.action_dim, device=self.device)
         real = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
@@ -162,10 +177,13 @@ class Actor:
         self._queue: list[np.ndarray] = []
         self.reset()
 
-    def reset(self, seed: int | None = None) -> None:
-        """Begin an episode, whose heads draw from `seed`; None draws one, which `self.seed` stores."""
+    def reset(self, seed: int | None = None, task: str | None = None) -> None:
+        """Begin an episode, whose heads draw from `seed`; None draws one, which `self.seed` stores. task: see `BatchActor.reset`;
+        an observation may name it, too."""
         self.seed = secrets.randbits(32) if seed is None else seed
-        self.batch.reset([0], [self.seed])
+        known = self.batch.policy.spec.tasks
+        self._named = task is not None or len(known) < 2
+        self.batch.reset([0], [self.seed], task if self._named else known[0])
         self._queue = []
 
     @property
@@ -183,13 +201,16 @@ class Actor:
         self._queue = []
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """Return the next action from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}.
+        """Return the next action from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}, and "task" for what is to be done.
 
         UserError at every call for what is missing, of another shape or type, or not finite.
         """
         for key in ("images", "proprio"):
             if observation.get(key) is None:
                 raise _wrong(key, "a value", ", ".join(observation) or "nothing")
+        if (task := observation.get("task")) is not None or not self._named:
+            self.batch.set_task([0], task)
+            self._named = True
         proprio, frames = self._state(observation["proprio"]), self._frames(observation["images"])
         if not self._queue:
             self._queue = list(self.batch.plan([0], self._features(frames), proprio[None])[0])

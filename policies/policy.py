@@ -6,7 +6,7 @@
     loss, scalars = policy(batch)                        # training
     policy.plan(features, proprio, past_actions, pad)    # (B, K, 8) joint deltas in rad + gripper
 
-Shapes: features (B, T, C, N, D), proprio (B, T, P), past_actions (B, T, A) with the last step unknown,
+Shapes: features (B, T, C, N, D), proprio (B, T, P), or with tasks (B, T, P + tasks), past_actions (B, T, A) with the last step unknown,
 pad (B, T) True before the episode began, actions (B, K, A), action_pad (B, K) True beyond its end. A batch may
 give each frame once, features (F, C, N, D), and say where it stands, frames (B, T); for a body that is causal it
 may have a target at every step of the context, actions (B, T, K, A) and action_pad (B, T, K). A batch that is one process's share
@@ -218,9 +218,12 @@ class ChunkPolicy(nn.Module):
         # A window that begins before its episode repeats the first step there, whose action is what the policy is to find:
         # a causal body shows a step the action before it. An acting policy has zeros in that place.
         past_actions = past_actions.masked_fill(pad[..., None], 0)
-        state = self.normaliser.proprio(spec.proprio.inner(proprio.float()))  # (B, T, width of the state)
+        proprio, task = proprio.float().split([spec.proprio_dim, len(spec.tasks)], -1)
+        state = self.normaliser.proprio(spec.proprio.inner(proprio))  # (B, T, width of the state)
         if self.training and spec.proprio_noise:
             state = state + spec.proprio_noise * torch.randn_like(state)
+        if spec.tasks:
+            state = torch.cat([state, task], -1)
         return pooled, state, self.normaliser.action(spec.action.inner(past_actions.float())), pad
 
     def _starts(

@@ -48,6 +48,7 @@ class PolicySettings(Settings, at="policy", file="policy/mlp"):
     ensemble: float | None = from_yaml(ge=-1)
     zero_features: bool = from_yaml()
     members: int = from_yaml(ge=1)
+    by_task: bool = from_yaml()
 
     @model_validator(mode="before")
     @classmethod
@@ -71,6 +72,9 @@ class PolicySpec(PolicySettings):
     tokens: int = Field(ge=1)  # of a camera, the most where they differ; 1 for features that are mean-pooled
     action_dim: int = Field(default=8, ge=1)  # numbers of an action
     proprio_dim: int = Field(default=8, ge=1)  # numbers of a state
+    tasks: tuple[
+        str, ...
+    ] = ()  # what the policy can be told to do, in words; it sees which one beside the state
     # (rows, columns) of each camera's token map, where they are not all squares of `tokens`; the largest has `tokens`
     grids: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
     # Plain dicts, see `Parts.read`. None: joints (action: delta; state: absolute) and the gripper, which is last.

@@ -97,7 +97,7 @@ def _tokens(encoder: S2Encoder, contract: Mapping[str, Any], trace: Mapping[str,
 def _actions(policy: ChunkPolicy, tokens: np.ndarray, proprio: np.ndarray) -> np.ndarray:
     """The plans of an episode's first step, before they are clipped: a switch near its threshold would flip.  # (B, K, A)"""
     actor, rows = BatchActor(policy, len(tokens)), range(len(tokens))
-    actor.reset(rows, rows)
+    actor.reset(rows, rows, next(iter(policy.spec.tasks), None))
     actor.observe(rows, tokens.astype(np.float32), proprio)
     plans = policy.plan_members(*actor._context, generators=actor._generators)
     return policy.combine(plans).float().cpu().numpy()

@@ -99,9 +99,9 @@ class Policy(NamedTuple):
         """Seed of everything that a head samples in this episode."""
         return self.actor.seed
 
-    def reset(self, seed: int | None = None) -> None:
+    def reset(self, seed: int | None = None, task: str | None = None) -> None:
         """Begin an episode, whose heads sample from the seed, None for a new one."""
-        self.actor.reset(seed)
+        self.actor.reset(seed, task)
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Return the next action, float32 (A,), from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}; see `Actor.act`."""

@@ -47,6 +47,7 @@ from s2robot.overrides import key_of
 from s2robot.policies import PolicyError, PolicySpec, load_checkpoint
 from s2robot.policies.checkpoint import write_card
 from s2robot.policies.spec import PolicySettings
+from s2robot.training.batches import tasks_of
 from s2robot.training.settings import TrainSettings
 from s2robot.training.train import train
 
@@ -162,6 +163,8 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     for array, attribute in PARTS.items():
         if found := store.attrs.get(attribute):
             values |= {attribute: found, f"{array}_dim": sum(part["size"] for part in found)}
+    if task.policy.by_task:
+        values["tasks"] = tasks_of(store)
     spec = PolicySpec.from_dict(values, action_frame=store.attrs["action_frame"])
     rollout = rollout_of(task, contract, out)
     with bar("training the policy") as update:

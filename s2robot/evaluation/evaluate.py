@@ -33,7 +33,7 @@ from s2robot.evaluation.records import summarise, write_records
 from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, Planner, Rollouts, run_episodes
 from s2robot.evaluation.video import film_some
 from s2robot.loading import image_size_of, load_networks
-from s2robot.policies import check_contract
+from s2robot.policies import BatchActor, check_contract
 
 _LEAST_M, _LEAST_DEGREES = 1e-4, 0.01  # cameras closer than this are the same: rounding
 
@@ -49,6 +49,7 @@ class EvaluateSettings(Settings, at="evaluate", file="evaluate/default"):
     video_size: int = from_yaml(ge=16)
     resume: bool = from_yaml()
     control: Literal["blind", "nearest_demo"] | None = from_yaml()
+    instruction: str | None = from_yaml()
     device: str = from_yaml()
     threads: int = from_yaml(ge=1)
 
@@ -104,6 +105,7 @@ def evaluate_checkpoint(
     lineage.refuse(e.positions, checkpoint, "evaluate.seed", TRAINING if selects else tuple(USES))
     if lineage.note and not selects:
         print(f"note: {lineage.note}")
+    BatchActor(policy, 1).reset([0], task=e.instruction)  # before any world is made
     spec = policy.spec.to_dict()  # execute, ensemble and steps of a head do not change the weights
     dtype = contract["encoder"]["features_dtype"]
     identity = {
@@ -112,10 +114,13 @@ def evaluate_checkpoint(
         "encoder": contract["encoder"]["fingerprint"],
         "features_dtype": dtype,
         **{"evaluate.seed": e.seed, "evaluate.control": e.control},
+        **({"evaluate.instruction": e.instruction} if e.instruction else {}),
         "env": config.model_dump(),
         **({"demos": demos.fingerprint} if demos is not None else {}),
     }
-    planner: Planner = LearnedPlanner(policy, encoder, contract["cameras"], dtype, e.device, e.threads)
+    planner: Planner = LearnedPlanner(
+        policy, encoder, contract["cameras"], dtype, e.device, e.threads, e.instruction
+    )
     if e.control == "blind":
         policy.network.pooling.blind = True
     elif e.control:

@@ -42,7 +42,7 @@ class LearnedPlanner:
     """Plans the next ``execute`` actions by a trained policy, one episode after another.
 
     ``dtype``: to which features are rounded. ``device``: where the networks go at the first episode, in the process that
-    runs it. ``threads``: torch's; None leaves them.
+    runs it. ``threads``: torch's; None leaves them. ``task``: what a policy of several tasks is to do.
     """
 
     def __init__(
@@ -53,7 +53,9 @@ class LearnedPlanner:
         dtype: str = "float16",
         device: str = "cpu",
         threads: int | None = None,
+        task: str | None = None,
     ):
+        self.task = task
         self.policy, self.encoder, self.cameras, self.dtype = policy, encoder, tuple(cameras), dtype
         self.device, self.threads = device, threads
         self._actor: BatchActor | None = None
@@ -73,7 +75,7 @@ class LearnedPlanner:
 
     def reset(self, info: Mapping) -> None:
         """Begin an episode with a ``seed`` and a ``layout``."""
-        self.actor.reset([0], [info["seed"]])
+        self.actor.reset([0], [info["seed"]], self.task)
         self._last = None
 
     def about(self) -> dict[str, float]:

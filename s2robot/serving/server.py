@@ -162,8 +162,13 @@ class PolicyServer:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
         images = {name: np.zeros((*size, 3), np.uint8) for name, size in self._sizes.items()}
-        proprio = self.actor.batch.policy.spec.proprio.zeros().numpy()
-        self.actor.plan({"images": images, "proprio": proprio})  # warm: the first client waits no longer
+        spec = self.actor.batch.policy.spec
+        seen = {
+            "images": images,
+            "proprio": spec.proprio.zeros().numpy(),
+            "task": next(iter(spec.tasks), None),
+        }
+        self.actor.plan(seen)  # warm: the first client waits no longer
         tls = tls_of(s.certificate, s.key)
         code, reason = _GOING, "the server was stopped"
         with ExitStack() as stack:

@@ -88,11 +88,11 @@ class Session:
 def observation_of(
     message: Mapping[str, Any], cameras: Sequence[str], keys: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return {"images": {camera: uint8 (H, W, 3)}, "proprio": float32 (P,)}.
+    """Return {"images": {camera: uint8 (H, W, 3)}, "proprio": float32 (P,)}, and `task` where one is named.
 
     Args:
         message: images by key, uint8 (H, W, 3) or (3, H, W), at the top level or in a map `images`, and the state under one
-            of STATES. Other keys, such as `prompt`, are ignored.
+            of STATES; `prompt`, which a policy of several tasks reads. Other keys are ignored.
         cameras: of the policy. Camera `left` is the image `left`, `left_image`, `observation/left`,
             `observation/left_image` or `observation.images.left`; the only camera is also `observation/image`.
         keys: a client's key -> camera, if its names differ.
@@ -116,7 +116,9 @@ def observation_of(
         images[camera] = _image(*arrays[0])
     for key in STATES:
         if key in message:
-            return {"images": images, "proprio": _state(key, message[key])}
+            told = message.get("prompt")
+            task = {"task": told} if isinstance(told, str) else {}
+            return {"images": images, "proprio": _state(key, message[key]), **task}
     raise WireError(f"state: expected one of the keys {', '.join(STATES)}, got {_keys(message)}")
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from s2robot.backbones.device import moved
+from s2robot.core.errors import UserError
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import Windows
@@ -28,6 +29,7 @@ class Batches:
         every: a batch's windows have targets at every step of their context, which a causal body trains in one pass.
         product: number format in which a step returns tokens, with their means (the pooling's `token_dtype`); on the
             CPU only, since another device does it faster itself.
+        tasks: those that the policy is told, one number each beside the state.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Batches:
         device: torch.device,
         every: bool = False,
         product: torch.dtype | None = None,
+        tasks: Sequence[str] = (),
     ):
         self.device, self.every = device, every
         self._mix = store if isinstance(store, Mix) else None
@@ -46,7 +49,10 @@ class Batches:
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes
             # (M, C, N, D) float16; processes of one machine share the pages of a mapped file
             self.features = features if isinstance(features, Joined) else torch.from_numpy(features)
-        self.proprio = torch.from_numpy(store["proprio"])  # (M, P)
+        self.proprio = torch.from_numpy(store["proprio"])  # (M, P), or with tasks (M, P + tasks)
+        if tasks:
+            told = torch.from_numpy(task_of_steps(store, tasks))  # (M,)
+            self.proprio = torch.cat([self.proprio, torch.nn.functional.one_hot(told, len(tasks)).float()], 1)
         self.action = torch.from_numpy(store["action"])  # (M, A)
         self._set_windows(windows)
 
@@ -130,6 +136,25 @@ class Batches:
             features[part] = frames = kept[: len(seen)].copy_(seen)
             torch.sum(frames, 2, out=means[part])
         return {"features": features, "means": means.div_(n)}
+
+
+def tasks_of(store: EpisodeStore) -> tuple[str, ...]:
+    """Return what the demos of a dataset do, in words, each once; UserError if it does not say so."""
+    parts = store.members if isinstance(store, Mix) else [store]
+    named = [part for part in parts if part.attrs.get("tasks") and "task" in part.meta_keys]
+    if len(named) < len(parts):
+        raise UserError(f"policy.by_task: expected demos that store their tasks, got {store.path}")
+    return tuple(dict.fromkeys(str(task) for part in parts for task in part.attrs["tasks"]))
+
+
+def task_of_steps(store: EpisodeStore, tasks: Sequence[str]) -> np.ndarray:
+    """Return the place in ``tasks`` of what each step's episode does.  # (M,)"""
+    parts = store.members if isinstance(store, Mix) else [store]
+    found = []
+    for part in parts:
+        places = np.array([tasks.index(str(task)) for task in part.attrs["tasks"]])
+        found.append(np.repeat(places[part.meta("task").astype(int)], part.lengths))
+    return np.concatenate(found)
 
 
 def shuffled(count: int, seed: int, places: Sequence[int]) -> Tensor:

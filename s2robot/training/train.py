@@ -95,7 +95,9 @@ def train(
         _fit(policy, store, training, windows, seen)
     token_dtype = policy.network.pooling.multiply_in(product_of(settings))
     token_dtype = None if tail else token_dtype  # the tail's tokens keep their format
-    batches = Batches(store, features, windows, fabric.device, policy.network.body.causal, token_dtype)
+    batches = Batches(
+        store, features, windows, fabric.device, policy.network.body.causal, token_dtype, spec.tasks
+    )
     validation = None
     if len(held_out):
         unseen = make_windows(store, held_out, spec.context, spec.chunk, settings.labels)
