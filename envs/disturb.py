@@ -220,14 +220,15 @@ class Disturbed:
 
     def reset(self, *, seed: int, options: Any = None) -> tuple[dict, dict]:
         """As a task's; the model is as it was before the last episode, and then changed."""
-        self._rng = np.random.default_rng([seed, zlib.crc32(self.axis.encode())])
+        self._drawn_by = seed, zlib.crc32(self.axis.encode())
+        rng = np.random.default_rng(self._drawn_by)
         for holder, name, value in self._before:
             np.copyto(getattr(holder, name), value)
         if self.axis in MODELS:
-            MODELS[self.axis](self.world, self.value, self._rng)  # type: ignore[arg-type]  # `available` says so
+            MODELS[self.axis](self.world, self.value, rng)  # type: ignore[arg-type]  # `available` says so
         self._queue: list[np.ndarray] = []
         self._last: dict[str, Frame] = {}
-        self._gain, self._dead = self._rng.uniform(-1, 1, 3), int(self._rng.integers(1 << 30))
+        self._gain, self._dead = rng.uniform(-1, 1, 3), int(rng.integers(1 << 30))
         observation, info = self.world.reset(seed=seed, options=options)
         return self._seen(observation), info
 
@@ -252,18 +253,17 @@ class Disturbed:
 
     def _seen(self, observation: dict[str, Any]) -> dict[str, Any]:
         images = dict(observation["images"])
+        rng = np.random.default_rng(
+            [*self._drawn_by, self.world._steps]
+        )  # whether or not other steps are observed
         for i, (name, image) in enumerate(images.items()):
             if self.axis in IMAGES:
-                images[name] = IMAGES[self.axis](image, self.value, self._rng)
+                images[name] = IMAGES[self.axis](image, self.value, rng)
             elif self.axis == "white_balance":
                 images[name] = _clipped(image * (1 + self.value * self._gain))
-            elif self.axis == "dropped_frames" and self._rng.random() < self.value and name in self._last:
+            elif self.axis == "dropped_frames" and rng.random() < self.value and name in self._last:
                 images[name] = self._last[name]
-            elif (
-                self.axis == "dead_camera"
-                and i == self._dead % len(images)
-                and self._rng.random() < self.value
-            ):
+            elif self.axis == "dead_camera" and i == self._dead % len(images) and rng.random() < self.value:
                 images[name] = np.zeros_like(image)
         self._last = images
         return {**observation, "images": images}

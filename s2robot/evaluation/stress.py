@@ -107,51 +107,68 @@ def configured(config: TaskSettings, cell: Cell) -> TaskSettings:
     return config if name is None else config.replace(**{name: type(getattr(config, name))(cell.value)})
 
 
+class Setup(NamedTuple):
+    """What a stress test runs: each cell's episodes so far, in the world of the policy's demos, as a config changes it."""
+
+    settings: StressSettings
+    config: TaskSettings
+    planner: LearnedPlanner
+    axes: list[str]
+    journals: dict[Cell, Journal]
+
+
 def stress(cfg: DictConfig) -> dict[str, Any]:
     """Run all cells that are not done yet and write the figures; return what stress.json holds."""
-    settings, out, checkpoint = read_some(StressSettings, cfg), Path(cfg.run_dir), Path(cfg.checkpoint)
-    policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), cfg.encoder.checkpoint)
-    config, contract, _ = world_for(task_settings(cfg), contract, image_size_of(contract, encoder))
-    positions = range(settings.seed, settings.seed + settings.episodes)
-    Lineage.of(contract, name=checkpoint).refuse(positions, checkpoint, "seed")
-    axes = _chosen(settings, config)
-    cells = [Cell("", 0, 0.0), *(Cell(a, i, v) for a in axes for i, v in enumerate(settings.axes[a], 1))]
-    same = {"policy": policy_sha256(checkpoint), "env": config.model_dump(), "seed": settings.seed}
-    dtype, width = contract["encoder"]["features_dtype"], settings.workers or os.cpu_count() or 1
-    planner = LearnedPlanner(policy, encoder, contract["cameras"], dtype, settings.device, settings.threads)
-    journals = {c: Journal(out / c.folder / "episodes.jsonl", {**same, "cell": list(c)}) for c in cells}
-    todo = [
-        (c, e, settings.seed + e)
-        for c in cells
-        for e in range(settings.episodes)
-        if e not in journals[c].records
-    ]
-    total = len(cells) * settings.episodes
-    with (
-        bar("disturbing") as update,
-        worker_pool(width, partial(StressWorld, config, planner), encodes=True) as pool,
-    ):
-        update(total - len(todo), total)
-        for done, ((cell, *_), (record, actions, _)) in enumerate(pool.as_done(StressWorld.run, todo), 1):
-            journals[cell].append(record, actions)
-            update(total - len(todo) + done, total)
-        found = figures(journals, axes, settings)
-        films = _chosen_films(found, journals, settings)
-        tasks = [(c, journals[c].records[e], journals[c].actions[e], out / path) for c, e, path in films]
-        list(pool.in_order(StressWorld.film, tasks))
-    found |= {
-        "videos": [{"axis": c.axis, "strength": c.strength, "value": c.value, "episode": e, "path": p} for c, e, p in films],
-        "checkpoint": str(checkpoint), "versions": versions(), "command": command(),
+    out = Path(cfg.run_dir)
+    setup = prepared(cfg, out)
+    found = measured(setup, out) | {
+        "checkpoint": str(cfg.checkpoint), "versions": versions(), "command": command(),
     }  # fmt: skip
-    rows = [
-        [c.axis, c.value, r["seed"], int(r["success"]), r["stage"]]
-        for c in cells
-        for r in journals[c].records.values()
-    ]
+    cells = [(c, r) for c, journal in setup.journals.items() for r in journal.records.values()]
+    rows = [[c.axis, c.value, r["seed"], int(r["success"]), r["stage"]] for c, r in cells]
     write_csv(out / "episodes.csv", ("disturbance", "value", "position", "success", "stage"), rows)
     write_json(out / "stress.json", found)
     print(f"{headline(found)}\nreport: {write_stress_report(out, found)}")
     return found
+
+
+def prepared(cfg: DictConfig, out: Path) -> Setup:
+    """Check policy, world, positions and axes, and open the journals (UserError), before anything runs."""
+    settings, checkpoint = read_some(StressSettings, cfg), Path(cfg.checkpoint)
+    policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), cfg.encoder.checkpoint)
+    config, contract, _ = world_for(task_settings(cfg), contract, image_size_of(contract, encoder))
+    positions = range(settings.seed, settings.seed + settings.episodes)
+    Lineage.of(contract, name=checkpoint).refuse(positions, checkpoint, "seed")
+    axes, dtype = _chosen(settings, config), contract["encoder"]["features_dtype"]
+    planner = LearnedPlanner(policy, encoder, contract["cameras"], dtype, settings.device, settings.threads)
+    cells = [Cell("", 0, 0.0), *(Cell(a, i, v) for a in axes for i, v in enumerate(settings.axes[a], 1))]
+    same = {"policy": policy_sha256(checkpoint), "env": config.model_dump(), "seed": settings.seed}
+    journals = {c: Journal(out / c.folder / "episodes.jsonl", {**same, "cell": list(c)}) for c in cells}
+    return Setup(settings, config, planner, axes, journals)
+
+
+def measured(setup: Setup, out: Path) -> dict[str, Any]:
+    """Run the episodes that are missing, film some failures, and return the figures."""
+    settings, journals = setup.settings, setup.journals
+    each = [(cell, e) for cell in journals for e in range(settings.episodes)]
+    todo = [(cell, e, settings.seed + e) for cell, e in each if e not in journals[cell].records]
+    state, width = partial(StressWorld, setup.config, setup.planner), settings.workers or os.cpu_count() or 1
+    with bar("disturbing") as update, worker_pool(width, state, encodes=True) as pool:
+        update(len(each) - len(todo), len(each))
+        for (cell, *_), (record, actions, _) in pool.as_done(StressWorld.run, todo):
+            journals[cell].append(record, actions)
+            update(sum(len(journal.records) for journal in journals.values()), len(each))
+        found = figures(journals, setup.axes, settings)
+        films = _chosen_films(found, journals, settings)
+        list(
+            pool.in_order(
+                StressWorld.film,
+                [(c, journals[c].records[e], journals[c].actions[e], out / p) for c, e, p in films],
+            )
+        )
+    return found | {
+        "videos": [{"axis": c.axis, "strength": c.strength, "value": c.value, "episode": e, "path": p} for c, e, p in films]
+    }  # fmt: skip
 
 
 def _chosen(settings: StressSettings, config: TaskSettings) -> list[str]:
