@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("encoders", "vlm"),
     ("golden",),
     ("loading",),
+    ("doctor",),
     ("training",),
     ("pretraining", "features"),
     ("evaluation",),
@@ -258,17 +259,17 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "arm": (("envs.real", "deployment"), 7330),  # 7000
     "envs": (("envs",), 3670),  # 3700
     "demos": (("demos", "inspection"), 5140),  # 4000
-    "policies": (("policies",), 2960),  # 3000
+    "policies": (("policies",), 2990),  # 3000
     "vision": (("backbones", "s2", "encoders", "vlm", "features"), 3090),  # 3600
-    "training": (("training", "pretraining"), 1960),  # 1800
-    "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4110),  # 4000
+    "training": (("training", "pretraining"), 1990),  # 1800
+    "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4140),  # 4000
     "probing": (("probing",), 1550),  # 1600
     "serving": (("serving",), 920),  # 600
-    "core": (("",), 2970),  # 2700: core, config, the command line and the pipeline
+    "core": (("",), 3090),  # 2700: core, config, the command line and the pipeline
 }
-MAX_TEST_LINES = 22850
+MAX_TEST_LINES = 22950
 MAX_BENCHMARK_LINES = 3000
-MAX_DOC_WORDS, MAX_README_WORDS = 24450, 900  # README included and the changelog not
+MAX_DOC_WORDS, MAX_README_WORDS = 24500, 900  # README included and the changelog not
 
 
 def sizes() -> dict[str, int]:

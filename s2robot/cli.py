@@ -68,6 +68,7 @@ VERBS = {
     "emulate": Verb("s2robot.envs.real.emulator.emulator:run_emulate", resumes=False),
     "deploy": Verb("s2robot.deployment.deploy:deploy", _LIVE, resumes=False),
     "compare": Verb("s2robot.comparison.compare:compare", simulates=True),
+    "doctor": Verb("s2robot.doctor:doctor", resumes=False),
     "stress": Verb("s2robot.evaluation.stress:stress", simulates=True),
     "reproduce": Verb("s2robot.comparison.reproduce:reproduce", simulates=True),
     "stats": Verb("s2robot.comparison.trials:run_stats", resumes=False, words="trials"),
