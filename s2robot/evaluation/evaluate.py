@@ -106,18 +106,12 @@ def evaluate_checkpoint(
     if lineage.note and not selects:
         print(f"note: {lineage.note}")
     BatchActor(policy, 1).reset([0], task=e.instruction)  # before any world is made
-    spec = policy.spec.to_dict()  # execute, ensemble and steps of a head do not change the weights
-    dtype = contract["encoder"]["features_dtype"]
-    identity = {
+    spec, dtype = policy.spec.to_dict(), contract["encoder"]["features_dtype"]
+    same = {
         "policy": policy_sha256(checkpoint),
         "policy.spec": spec,
-        "encoder": contract["encoder"]["fingerprint"],
-        "features_dtype": dtype,
-        **{"evaluate.seed": e.seed, "evaluate.control": e.control},
-        **({"evaluate.instruction": e.instruction} if e.instruction else {}),
-        "env": config.model_dump(),
-        **({"demos": demos.fingerprint} if demos is not None else {}),
-    }
+    }  # execute and ensemble do not change the weights
+    identity = same | _identity(e, contract, config, demos)
     planner: Planner = LearnedPlanner(
         policy, encoder, contract["cameras"], dtype, e.device, e.threads, e.instruction
     )
@@ -136,6 +130,20 @@ def evaluate_checkpoint(
     }
     write_json(out / "summary.json", summary)
     return summary
+
+
+def _identity(
+    e: EvaluateSettings, contract: Mapping[str, Any], config: TaskSettings, demos: EpisodeStore | None
+) -> dict[str, Any]:
+    """What decides an episode besides its number and the policy."""
+    return {
+        "encoder": contract["encoder"]["fingerprint"],
+        "features_dtype": contract["encoder"]["features_dtype"],
+        **{"evaluate.seed": e.seed, "evaluate.control": e.control},
+        **({"evaluate.instruction": e.instruction} if e.instruction else {}),
+        "env": config.model_dump(),
+        **({"demos": demos.fingerprint} if demos is not None else {}),
+    }
 
 
 def _roll_out(
