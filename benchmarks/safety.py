@@ -19,7 +19,7 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmLimits
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import ArmPoints, XArm7Points
 from s2robot.envs.real.control.safety import SafetyFilter, Verdict
 
 HOME = np.array((0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))
@@ -146,7 +146,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
-    safety = SafetyFilter(LIMITS, ArmPoints("xarm7"))
+    safety = SafetyFilter(LIMITS, XArm7Points())
     attacker = Attacker(safety, rng)
     judge = Judge(safety.limits, safety.points, start(safety, rng))
     verdicts, faults, reasons = Counter[str](), Counter[str](), Counter[str]()

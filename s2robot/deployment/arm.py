@@ -15,7 +15,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.settings import Bench, Bridge, CameraSettings
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, size_of
-from s2robot.envs.real.arms.driver import ArmLimits
+from s2robot.envs.real.arms.driver import ArmDriver, ArmLimits
 from s2robot.envs.real.arms.sdk import LOG_FILE
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import (
@@ -27,7 +27,6 @@ from s2robot.envs.real.cameras.camera import (
     part_seen,
 )
 
-JOINT_NAMES = tuple(f"joint{i}" for i in range(1, 8))
 STAND_IN = "s2robot.envs.real.emulator.stand_in"
 Scene = Any  # its `StandIn`: an emulated arm with cameras, table and operator
 DEVICES = {
@@ -75,10 +74,11 @@ class ConnectedArm:
 
     def __init__(self, bench: Bench, cameras: Iterable[str], stack: ExitStack, image_size: ImageSize):
         self.bench, self.bridge, self.limits = bench, bench.bridge, bench.bridge.arm_limits()
+        self.points = bench.watched()
         self.scene: Scene | None = None
-        if bench.bridge.emulated:
+        if port := bench.bridge.emulator["port"]:
             try:
-                self.scene = importlib.import_module(STAND_IN).StandIn(bench.bridge.emulator["port"])
+                self.scene = importlib.import_module(STAND_IN).StandIn(port)
             except EnvError as error:
                 raise UserError(f"bridge.emulator.port: {error}") from None
             stack.callback(self.scene.close)
@@ -86,21 +86,32 @@ class ConnectedArm:
         self.driver = self.make_driver()
         stack.callback(self.driver.close)
         self.driver.connect(bench.bridge.arm.connect_s)
+        self.scene = self.driver if bench.bridge.simulated else self.scene
         found = start_cameras(bench.bridge, cameras, self.scene, stack, image_size)
         self.readers, self.cameras, self.failed = found
 
 
-def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callable[..., XArmDriver]:
+def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callable[..., ArmDriver]:
     """Return what makes unconnected drivers, with `gripper=False` for one that only stops; it can be pickled.
 
-    In each process the SDK's own lines go to `LOG_FILE` in the run's folder.
+    In each process the lines of the xArm's SDK go to `LOG_FILE` in the run's folder.
     """
+    if bench.bridge.simulated:
+        from s2robot.envs.real.simulated import SimulatedArm
+
+        return partial(SimulatedArm, bench, limits)
+    driver, grips = bench.driver_class(), bench.gripper is not None
+    if not issubclass(driver, XArmDriver):
+        if scene:
+            hint = "(bridge=simulated simulates any arm)"
+            raise UserError(f"bridge.emulator.port: expected null with robot={bench.name} {hint}")
+        return partial(driver, bench.ip, limits, gripper=grips)
     ip, log = bench.ip or (scene.host if scene else None), bench.run_dir / LOG_FILE
     if scene and ip != scene.host:
         raise UserError(f"robot.ip: expected {scene.host} with bridge.emulator.port, got {ip}")
     print(f"log of the arm's SDK: {log}", flush=True)
     ports = scene.ports if scene else None
-    return partial(XArmDriver, str(ip), limits, bench.bridge.arm, ports=ports, log=log)
+    return partial(driver, str(ip), limits, bench.bridge.arm, ports=ports, gripper=grips, log=log)
 
 
 def start_cameras(

@@ -11,7 +11,7 @@ import pytest
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
@@ -79,7 +79,7 @@ def test_the_example_runs_an_episode(arm, box):
     camera = CameraReader("hand", lambda: ReplayCamera(NOISE, 30))
     camera.start(60.0)
     arm.arm()
-    safety = SafetyFilter(arm.limits, ArmPoints("xarm7"), SafetyConfig(state_age_max=3.0))
+    safety = SafetyFilter(arm.limits, XArm7Points(), SafetyConfig(state_age_max=3.0))
     slowly = np.append(np.full(7, 0.01), 0.0)
     config = LoopConfig(live=True, image_size=16)
     result = ControlLoop(arm, {"hand": camera}, lambda o: slowly, safety, config, CALM).run(3)

@@ -11,7 +11,7 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import UNCONFIRMED
@@ -52,7 +52,7 @@ def made(arm, act=None, loop=LIVE, **settings):
         "safety": SafetyConfig(state_age_max=0.1),
         "home_speed": 0.5,
     } | settings
-    return ArmRuntime(arm, cameras, act or slowly, ArmPoints("xarm7"), loop, clock=arm.clock, **settings)
+    return ArmRuntime(arm, cameras, act or slowly, XArm7Points(), loop, clock=arm.clock, **settings)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_target_below_the_table_is_not_reached(far):
     with pytest.raises(EnvError, match="move: "):
         moving(far, speed=1.0).go_to(down)
     low = far.limits.table_z + far.limits.table_clearance
-    assert (ArmPoints("xarm7").along(np.array(far.sent))[..., 2] >= low).all() and far.stopped
+    assert (XArm7Points().along(np.array(far.sent))[..., 2] >= low).all() and far.stopped
 
 
 def test_after_a_gap_the_move_does_not_go_on(far):

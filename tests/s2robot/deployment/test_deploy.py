@@ -106,7 +106,7 @@ def test_the_preflight_refuses_with_a_line_for_each_finding(
         (["bridge.limits.box=[[0,1],[0,1],[0]]"], "bridge.limits.box"),
         (["bridge.home.speed=inf"], "bridge.home.speed: expected a finite number, got inf"),
         (["bridge.cameras.hand.kind=webcam"], "bridge.cameras.hand.kind: expected 'opencv', 'realsense'"),
-        (["robot=panda"], "robot.name: expected 'xarm7', got 'panda'"),
+        (["robot=panda"], "bridge.emulator.port: expected null with robot=panda"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_line(config, monkeypatch, overrides, text):

@@ -9,17 +9,16 @@ from hydra import compose, initialize_config_dir
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
-from s2robot.core.settings import read
 from s2robot.deployment.policy import make_policy
-from s2robot.deployment.settings import Bridge, PolicySettings, read_policy
+from s2robot.deployment.settings import Bench, PolicySettings, read_bench, read_policy
 from s2robot.serving.remote import PolicyLost
 
 
-def settings(checkpoint, *overrides) -> tuple[PolicySettings, object]:
-    words = [f"checkpoint='{checkpoint}'", "bridge=emulator", "policy.threads=1", *overrides]
+def settings(checkpoint, *overrides) -> tuple[PolicySettings, Bench]:
+    words = [f"checkpoint='{checkpoint}'", "bridge=emulator", "policy.threads=1", "run_dir=none", *overrides]
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         cfg = compose("deploy", words)
-    return read_policy(cfg), read(Bridge, cfg.bridge)
+    return read_policy(cfg), read_bench(cfg)
 
 
 def made(checkpoint, *overrides):
@@ -59,10 +58,10 @@ def test_a_limit_needs_members_in_this_process(slow_policy, pair):
     limit = "bridge.watchdog.disagreement=0.05"
     with pytest.raises(UserError, match="^bridge.watchdog.disagreement: expected null for a policy of one"):
         made(slow_policy, limit)
-    source, bridge = settings(pair, limit)
+    source, bench = settings(pair, limit)
     served = source.replace(checkpoint=None, url="ws://nowhere:1")
     with pytest.raises(UserError, match="^bridge.watchdog.disagreement: expected null with policy.url"):
-        make_policy(served, bridge, ExitStack())
+        make_policy(served, bench, ExitStack())
 
 
 def test_a_policy_of_other_actions_is_refused_before_the_arm_is_looked_for(save_untrained, tmp_path):
@@ -87,11 +86,11 @@ def test_a_lost_answer_comes_after_the_loop_has_held_whatever_the_rate(monkeypat
             raise lost
 
     monkeypatch.setattr("s2robot.serving.remote.RemotePolicy", Remote)
-    source, bridge = settings("x", "checkpoint=null", "policy.url=ws://nowhere:1")
+    source, bench = settings("x", "checkpoint=null", "policy.url=ws://nowhere:1")
     with ExitStack() as stack:
-        policy = make_policy(source, bridge, stack)
+        policy = make_policy(source, bench, stack)
         begin = time.monotonic()
         with pytest.raises(PolicyLost):
             policy.act({})
-    period = 1 / (2 * bridge.speed)
-    assert time.monotonic() - begin > period + bridge.watchdog.policy_hold
+    period = 1 / (2 * bench.bridge.speed)
+    assert time.monotonic() - begin > period + bench.bridge.watchdog.policy_hold

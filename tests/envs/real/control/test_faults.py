@@ -14,7 +14,7 @@ from benchmarks.fault_judge import digest, intact, unsafe
 from benchmarks.fault_server import make_checkpoint, served
 from benchmarks.faults import SCENE, attempt, cells, markdown, row
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.emulator.emulator import launch
 
 KNOWN = {case.name: case for case in CASES}
@@ -91,7 +91,7 @@ def test_a_fault_that_is_none_is_a_mismatch(bench):
 def test_unsafe_commands_are_counted(change, count):
     good = {"values": [*START, 0, 0, 0], "unsafe": False}
     changed = {"values": [*change(START), 0, 0, 0], "unsafe": False}
-    points = ArmPoints("xarm7")
+    points = XArm7Points()
     assert unsafe([good, changed], START, XARM7_LIMITS, points) == count
     assert unsafe([good | {"unsafe": True}, good], START, XARM7_LIMITS, points) == 1
     assert unsafe([], START, XARM7_LIMITS, points) == 0

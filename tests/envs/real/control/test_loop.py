@@ -8,7 +8,7 @@ import pytest
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.subscriber import EpisodeRecorder
@@ -18,7 +18,7 @@ from tests.envs.real.virtual import SLOWLY, Calls, FakeArm, Film, Stalling
 from tests.s2robot.pictures import attributes_of
 
 NOISE = np.random.default_rng(0).integers(0, 256, (50, 24, 32, 3), np.uint8)
-POINTS = ArmPoints("xarm7")
+POINTS = XArm7Points()
 # what a test injects lasts for longer than these
 CALM = WatchdogLimits(
     camera_hold=1.0, camera_fault=4.0, state_hold=1.0, state_fault=4.0, policy_hold=1.0, policy_fault=4.0,

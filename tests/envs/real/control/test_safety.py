@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from benchmarks.safety import HOME, LIMITS, MOODS, NASTY, SHAPES, TYPES, Attacker, Judge
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.control.motion import Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
 
-POINTS = ArmPoints("xarm7")
+POINTS = XArm7Points()
 SLOW = XARM7_LIMITS.replace(dq_max=(0.5,) * 7, ddq_max=(5.0,) * 7, point_speed=0.25)
 
 
@@ -30,7 +30,7 @@ def send(safety, target, gripper=0.5, measured=None, age=0.0):
 @given(st.lists(st.floats(-0.1, 0.1), min_size=7, max_size=7), st.floats(0.2, 0.6))
 def test_a_target_below_the_table_is_raised_and_neither_turned_nor_shifted(offset, down):
     """`down` bends the shoulder forward, until the hand is up to 10 cm below the table."""
-    safety, hand = started(), POINTS.of("right_hand")
+    safety, hand = started(), POINTS.in_box
     table = XARM7_LIMITS.table_z + XARM7_LIMITS.table_clearance
     q = HOME + offset
     q[1] += down
@@ -311,7 +311,7 @@ def test_an_arm_that_touches_the_table_is_not_stuck(seed):
 @pytest.mark.parametrize("limits", [XARM7_LIMITS, SLOW])
 def test_a_policy_that_slides_along_the_table_is_not_stopped(limits):
     """6 s of pushing the hand 2 cm down with every action, to and fro, as the loop raises it."""
-    safety, path, hand = started(limits=limits), Interpolator(limits), POINTS.of("right_hand")
+    safety, path, hand = started(limits=limits), Interpolator(limits), POINTS.in_box
     path.reset(HOME)
     commanded, lowest, verdicts = HOME, np.inf, []
     for k in range(600):

@@ -7,7 +7,7 @@ import pytest
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import REFUSED
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
@@ -24,7 +24,7 @@ LIVE = LoopConfig(live=True, image_size=16, gripper_hold=0)
 
 def runtime_of(driver, cameras, act=None, loop=LIVE, limits=CALM, **settings):
     settings = {"safety": SafetyConfig(state_age_max=3.0), "supervisor": Watch()} | settings
-    return ArmRuntime(driver, cameras, act, ArmPoints(), loop, limits, **settings)
+    return ArmRuntime(driver, cameras, act, XArm7Points(), loop, limits, **settings)
 
 
 @pytest.fixture

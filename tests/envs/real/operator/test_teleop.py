@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK
+from s2robot.envs.real.arms.geometry import ToolIK, XArm7Points
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.operator.teleop import Controls, Keyboard, SharedControl, SpaceMouse, Teleoperator
@@ -21,7 +21,7 @@ from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, wait_for
 from tests.envs.real.virtual import NOISE, SLOWLY, Calls, Film, Watch, episode
 
-POINTS, IK = ArmPoints(), ToolIK()
+POINTS, IK = XArm7Points(), ToolIK()
 
 
 class Wish:
@@ -226,7 +226,7 @@ def shared(arm, policy, steps, device=None):
     commanded = lambda: runtime.loop.stream.commanded  # noqa: E731
     control = SharedControl(policy, lambda: None, hand, device and device(hand), commanded)
     runtime = ArmRuntime(
-        arm, {"hand": Film(arm.clock, NOISE, 30)}, control.act, ArmPoints("xarm7"),
+        arm, {"hand": Film(arm.clock, NOISE, 30)}, control.act, XArm7Points(),
         LoopConfig(live=True, image_size=16), CALM, SafetyConfig(state_age_max=3.0),
         [Calls(step=steps.append), control], supervisor=Watch(), clock=arm.clock,
     )  # fmt: skip
