@@ -22,7 +22,7 @@ class ArmDescription(Settings, at="robot"):
 
     name: str
     ip: str | None = None
-    driver: str
+    driver: str | None = None
     model: str | None = None
     joints: tuple[str, ...] | None = None
     home: Joints | None = None
