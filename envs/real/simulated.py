@@ -120,8 +120,13 @@ class SimulatedArm(ArmDriver):
 
     def camera(self, name: str) -> Callable[[], "SimulatedCamera"]:
         """Return what makes the source of a camera: the model's of that name, or a view of the whole arm."""
-        self._views[name] = number = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, name)
-        return partial(SimulatedCamera, self, number)
+        self._views[name] = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, name)
+        view = mujoco.MjvCamera()
+        mujoco.mjv_defaultFreeCamera(self.model, view)
+        view.azimuth += 60 * len(self._views)  # no two are alike
+        if (number := self._views[name]) >= 0:
+            view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, number
+        return partial(SimulatedCamera, self, view)
 
     def cameras(self) -> tuple[float, dict[str, dict]]:
         """Frames a second; camera -> its field of view, degrees, of those that were asked for."""
@@ -135,8 +140,8 @@ class SimulatedArm(ArmDriver):
 class SimulatedCamera:
     """A camera of a simulated arm: 20 frames a second of its model."""
 
-    def __init__(self, arm: SimulatedArm, camera: int):
-        self._arm, self._camera, self._data = arm, camera, mujoco.MjData(arm.model)
+    def __init__(self, arm: SimulatedArm, view: mujoco.MjvCamera):
+        self._arm, self._view, self._data = arm, view, mujoco.MjData(arm.model)
         self._renderer = mujoco.Renderer(arm.model, *SIZE)
 
     def read(self) -> tuple[float, np.ndarray]:
@@ -144,7 +149,7 @@ class SimulatedCamera:
         time.sleep(1 / FPS)
         taken, self._data.qpos[:] = now(), self._arm.data.qpos
         mujoco.mj_forward(self._arm.model, self._data)
-        self._renderer.update_scene(self._data, self._camera)
+        self._renderer.update_scene(self._data, self._view)
         return taken, self._renderer.render()
 
     def close(self) -> None:

@@ -102,9 +102,6 @@ def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callab
         return partial(SimulatedArm, bench, limits)
     driver, grips = bench.driver_class(), bench.gripper is not None
     if not issubclass(driver, XArmDriver):
-        if scene:
-            hint = "(bridge=simulated simulates any arm)"
-            raise UserError(f"bridge.emulator.port: expected null with robot={bench.name} {hint}")
         return partial(driver, bench.ip, limits, gripper=grips)
     ip, log = bench.ip or (scene.host if scene else None), bench.run_dir / LOG_FILE
     if scene and ip != scene.host:

@@ -14,7 +14,7 @@ from s2robot.config import plain
 from s2robot.core.errors import UserError
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.envs.frames import ImageSize
-from s2robot.envs.real.arms.description import ArmDescription
+from s2robot.envs.real.arms.description import BUILT_IN, ArmDescription
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.arms.xarm import ArmSettings
 from s2robot.envs.real.control.loop import LoopConfig
@@ -109,6 +109,9 @@ def read_bridge(cfg: DictConfig) -> Bridge:
 def read_bench(cfg: DictConfig) -> Bench:
     """Return robot, bridge and run folder of a config; UserError or EnvError for a wrong value."""
     bench = read(Bench, {**plain(cfg.robot), "bridge": read_bridge(cfg), "run_dir": Path(cfg.run_dir)})
+    if bench.bridge.emulator["port"] and bench.model != BUILT_IN:
+        hint = "bridge=simulated simulates any arm with a model"
+        raise UserError(f"bridge.emulator.port: expected null with robot={bench.name}; {hint}")
     if bench.ip is None and not bench.bridge.emulated:
         raise UserError("robot.ip: expected the arm's address, such as 192.168.1.200, got null")
     return bench

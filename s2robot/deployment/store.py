@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from s2robot.core.errors import UserError
-from s2robot.core.parts import plain
+from s2robot.core.parts import default_parts, plain
 from s2robot.demos.lineage import began_with
+from s2robot.demos.schema import JOINTS
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import Camera
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
@@ -32,8 +33,9 @@ def open_store(
     """
     names, same = list(cameras), {"kind": "images", **same}
     sizes = {name: size_of(image_size, name) for name in names}
-    if arm.gripper != "binary":
-        same |= {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}
+    parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}
+    if parts != {key: plain(default_parts(key, JOINTS)) for key in parts}:
+        same |= parts
     if not path.exists():
         return EpisodeStore.create(path, {
             "robot": arm.name, "joint_names": list(arm.joint_names), "rate_hz": rate_hz, "cameras": names,
