@@ -1,30 +1,23 @@
 """Any arm with a model, simulated in this process by MuJoCo: `deploy` without an arm (`bridge=simulated`).
 
-Time passes by the clock, between two calls of the driver: with a clock of its own a test runs as fast as it can, and the
-same every time. The arm's joints follow their commands by computed torques, whatever actuators the model has; its other
-joints are left alone, and the opening of its gripper is a number alone. There is no scene: nothing is picked up.
+Time passes between two calls of the driver, by the clock: a test's own is as fast as can be, and the same every time. The
+arm's joints follow their commands by computed torques, whatever actuators the model has; its other joints are left alone, and
+the opening of its gripper is a number alone. There is no scene: nothing is picked up.
 """
 
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import mujoco
 import numpy as np
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms import driver as arms
 from s2robot.envs.real.arms.description import ArmDescription
-from s2robot.envs.real.arms.driver import (
-    OK,
-    REFUSED,
-    ArmDriver,
-    ArmLimits,
-    ArmState,
-    Array,
-    CommandResult,
-    DriverStatus,
-)
-from s2robot.envs.real.arms.model import compiled, read_spec
+from s2robot.envs.real.arms.driver import ArmState, Array, CommandResult, DriverStatus
+from s2robot.envs.real.arms.model import compiled
 from s2robot.envs.real.control.clock import REAL, Clock, now
 from s2robot.envs.real.operator.prompts import Operator, Placing
 
@@ -35,31 +28,25 @@ STROKE_S = 0.5  # s that fingers take from open to closed
 ASLEEP_S = 1.0  # s without a call, of which no more is simulated
 
 
-class SimulatedArm(ArmDriver):
+class SimulatedArm(arms.ArmDriver):
     """The arm of `robot.model`, at its start. Beside the driver's calls: its cameras, and an operator who asks nobody."""
 
-    def __init__(self, robot: ArmDescription, limits: ArmLimits, gripper: bool = True, clock: Clock = REAL):
+    def __init__(
+        self, robot: ArmDescription, limits: arms.ArmLimits, gripper: bool = True, clock: Clock = REAL
+    ):
         super().__init__(limits, 5 * np.array(limits.dq_max) / limits.rate_hz)
         self._robot, self._clock, self._has_gripper = robot, clock, gripper and robot.gripper is not None
         self.data: mujoco.MjData | None = None
         self._views: dict[str, int] = {}  # camera -> the model's, or -1
 
     def connect(self, timeout_s: float) -> None:
-        """Build the model. Raises EnvError if there is none, or it does not fit."""
-        spec = read_spec(self._robot)
-        sky = spec.add_texture(
-            name="s2robot sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, width=64, height=64
-        )
-        sky.builtin = (
-            mujoco.mjtBuiltin.mjBUILTIN_GRADIENT
-        )  # else a camera that sees no geom has an empty frame
-        sky.rgb1, sky.rgb2 = (0.8, 0.8, 0.8), (0.3, 0.3, 0.4)
-        self.model, joints = compiled(self._robot, spec)
+        """Build the model. Raises EnvError if it does not fit."""
+        self.model, joints = compiled(self._robot, _paint_sky)
         self.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ACTUATION
         self._q, self._dof = self.model.jnt_qposadr[joints], self.model.jnt_dofadr[joints]
-        self.data = data = mujoco.MjData(self.model)
-        data.qpos[self._q] = self._goal = self._robot.start
-        mujoco.mj_forward(self.model, data)
+        self.data = mujoco.MjData(self.model)
+        self.data.qpos[self._q] = self._goal = self._robot.start
+        mujoco.mj_forward(self.model, self.data)
         self._mass = np.empty((self.model.nv, self.model.nv))
         self._time, self._opening, self._wanted = self._clock.now(), 1.0, 1.0
 
@@ -78,11 +65,11 @@ class SimulatedArm(ArmDriver):
     def command(self, q: Array, gripper: float | None) -> CommandResult:
         sent, target = self._clock.now(), self._sendable(q, gripper)
         if target is None:
-            return CommandResult(REFUSED, sent, sent)
+            return CommandResult(arms.REFUSED, sent, sent)
         self._advance(sent)
         self._last = self._goal = target
         self._wanted = self._wanted if gripper is None else float(gripper)
-        return CommandResult(OK, sent, self._clock.now())
+        return CommandResult(arms.OK, sent, self._clock.now())
 
     def stop(self, reason: str) -> bool:
         self._last_stop, self.stopped = object(), reason or "stopped"
@@ -105,26 +92,26 @@ class SimulatedArm(ArmDriver):
         model, data, dof = self.model, self.data, self._dof
         begin, step = self._time, model.opt.timestep
         self._time = max(self._time, until - ASLEEP_S)
-        stiffness, damping = STIFFNESS, 2 * np.sqrt(STIFFNESS)
         while self._time + step <= until:
             mujoco.mj_fullM(model, self._mass, data.qM)
-            wanted = stiffness * (self._goal - data.qpos[self._q]) - damping * data.qvel[dof]
-            torque = self._mass[np.ix_(dof, dof)] @ wanted + data.qfrc_bias[dof] - data.qfrc_passive[dof]
-            data.qfrc_applied[dof] = torque
+            gap, speed = self._goal - data.qpos[self._q], data.qvel[dof]
+            wanted = STIFFNESS * gap - 2 * np.sqrt(STIFFNESS) * speed
+            torque = self._mass[np.ix_(dof, dof)] @ wanted
+            data.qfrc_applied[dof] = torque + data.qfrc_bias[dof] - data.qfrc_passive[dof]
             mujoco.mj_step(model, data)
             self._time += step
         change = (self._time - begin) / STROKE_S
         self._opening += float(np.clip(self._wanted - self._opening, -change, change))
 
-    # ---------------------------------------------------------------- what stands in for cameras and operator
+    # ---------------------------------------------------------------- in the place of cameras and operator
 
     def camera(self, name: str) -> Callable[[], "SimulatedCamera"]:
         """Return what makes the source of a camera: the model's of that name, or a view of the whole arm."""
-        self._views[name] = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, name)
+        self._views[name] = number = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, name)
         view = mujoco.MjvCamera()
         mujoco.mjv_defaultFreeCamera(self.model, view)
         view.azimuth += 60 * len(self._views)  # no two are alike
-        if (number := self._views[name]) >= 0:
+        if number >= 0:
             view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, number
         return partial(SimulatedCamera, self, view)
 
@@ -137,15 +124,21 @@ class SimulatedArm(ArmDriver):
         return Unattended()
 
 
+def _paint_sky(spec: Any) -> None:
+    """Paint a background: a camera that sees no geom has no empty frame."""
+    kind, how = mujoco.mjtTexture.mjTEXTURE_SKYBOX, mujoco.mjtBuiltin.mjBUILTIN_GRADIENT
+    light, dark = (0.8, 0.8, 0.8), (0.3, 0.3, 0.4)
+    spec.add_texture(name="s2robot sky", type=kind, builtin=how, rgb1=light, rgb2=dark, width=64, height=64)
+
+
 class SimulatedCamera:
-    """A camera of a simulated arm: 20 frames a second of its model."""
+    """A source of a simulated arm's frames."""
 
     def __init__(self, arm: SimulatedArm, view: mujoco.MjvCamera):
         self._arm, self._view, self._data = arm, view, mujoco.MjData(arm.model)
         self._renderer = mujoco.Renderer(arm.model, *SIZE)
 
     def read(self) -> tuple[float, np.ndarray]:
-        """The next frame: time, s, and image."""
         time.sleep(1 / FPS)
         taken, self._data.qpos[:] = now(), self._arm.data.qpos
         mujoco.mj_forward(self._arm.model, self._data)
@@ -167,6 +160,3 @@ class Unattended(Operator):
 
     def success(self) -> bool:
         return False
-
-    def stage(self) -> str:
-        return ""

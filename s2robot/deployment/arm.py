@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, require
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.settings import Bench, Bridge, CameraSettings
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, size_of
+from s2robot.envs.real.arms.description import BUILT_IN, ArmDescription
 from s2robot.envs.real.arms.driver import ArmDriver, ArmLimits
+from s2robot.envs.real.arms.geometry import ArmPoints, XArm7Points
 from s2robot.envs.real.arms.sdk import LOG_FILE
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import (
@@ -74,7 +76,7 @@ class ConnectedArm:
 
     def __init__(self, bench: Bench, cameras: Iterable[str], stack: ExitStack, image_size: ImageSize):
         self.bench, self.bridge, self.limits = bench, bench.bridge, bench.bridge.arm_limits()
-        self.points = bench.watched()
+        self.points = watched_points(bench)
         self.scene: Scene | None = None
         if port := bench.bridge.emulator["port"]:
             try:
@@ -89,6 +91,16 @@ class ConnectedArm:
         self.scene = self.driver if bench.bridge.simulated else self.scene
         found = start_cameras(bench.bridge, cameras, self.scene, stack, image_size)
         self.readers, self.cameras, self.failed = found
+
+
+def watched_points(arm: ArmDescription) -> ArmPoints:
+    """Return an arm's points for the safety filter. EnvError, UserError: a model that does not fit, or no MuJoCo to read it."""
+    if arm.model in (None, BUILT_IN):
+        return XArm7Points() if arm.model else ArmPoints()
+    require("mujoco", "sim")
+    from s2robot.envs.real.arms.model import ModelPoints
+
+    return ModelPoints(arm)
 
 
 def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callable[..., ArmDriver]:

@@ -5,12 +5,11 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import model_validator
 
-from s2robot.core.errors import require
 from s2robot.core.parts import Part, default_parts
 from s2robot.core.settings import Settings, invalid, read
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmDriver, ArmLimits, Array, Joints, Rates
-from s2robot.envs.real.arms.geometry import ArmPoints, Point, XArm7Points
+from s2robot.envs.real.arms.geometry import Point
 from s2robot.envs.robots import robot_spec
 from s2robot.envs.tasks import import_class
 
@@ -66,17 +65,6 @@ class ArmDescription(Settings, at="robot"):
         """Return the settings `bridge.limits` (the defaults for None) for this arm's joints, no faster than it is."""
         given = read(ArmLimits, {**(node or {}), "q_min": self.q_min, "q_max": self.q_max})
         return given.at_most(self.dq_max, self.ddq_max)
-
-    def watched(self) -> ArmPoints:
-        """Return the points that are watched. EnvError, UserError: a model that does not fit, or no MuJoCo to read it."""
-        if self.model is None:
-            return ArmPoints()
-        if self.model == BUILT_IN:
-            return XArm7Points()
-        require("mujoco", "sim")
-        from s2robot.envs.real.arms.model import ModelPoints
-
-        return ModelPoints(self)
 
     def driver_class(self) -> type[ArmDriver]:
         """Return the driver, made as `driver(ip, limits, gripper=True)`. Raises EnvError if there is none."""

@@ -77,16 +77,13 @@ class XArmDriver(ArmDriver):
         # five periods at full speed: more is no stream, whatever asks for it
         super().__init__(limits, 5 * np.array(limits.dq_max) / limits.rate_hz)
         self.ip, self.settings, self.ports = ip, settings or ArmSettings(), ports
+        self.armed_mode = self.settings.number
         self._has_gripper, self._log = gripper, log
         self._sdk: Any = None  # streams and reads
         self._stopper: Any = None  # stops
         self._led, self._stop_lock, self._redirected = False, threading.Lock(), ExitStack()
         self._gripper: vendor.XArmGripper | None = None
         self._limits_before: vendor.Calls | None = None  # put back the limits that the box had
-
-    @property
-    def armed_mode(self) -> int:  # type: ignore[override]  # of the present settings
-        return self.settings.number
 
     def connect(self, timeout_s: float) -> None:
         """See `ArmDriver`; clears nothing. Raises EnvError: no SDK, no box, no answer in time, or other joints."""

@@ -1,5 +1,8 @@
 """Arms in MuJoCo models: their points for the safety filter, and a simulated driver through the control loop."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import mujoco
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ import pytest
 from s2robot.core.errors import UserError
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED
-from s2robot.envs.real.arms.model import model_file
+from s2robot.envs.real.arms.model import ModelPoints
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyFilter
 from s2robot.envs.real.control.watchdog import State
@@ -15,6 +18,7 @@ from s2robot.envs.real.simulated import SimulatedArm
 from tests.envs.real.home import described
 from tests.envs.real.virtual import NOISE, Calls, Film, VirtualClock
 
+ROBOSUITE = Path(find_spec("robosuite").origin).parent
 LINK = """
 <link name="link{i}"><inertial><mass value="1"/><inertia ixx=".01" iyy=".01" izz=".01" ixy="0" ixz="0" iyz="0"/></inertial>
 <visual><geometry><mesh filename="nowhere.stl"/></geometry></visual></link>
@@ -38,7 +42,10 @@ def urdf(tmp_path):
 @pytest.mark.parametrize("name", ["ur5e", "panda"])
 def test_points_are_where_the_whole_model_has_them(name):
     robot = described(name)
-    points, model = robot.watched(), mujoco.MjModel.from_xml_path(str(model_file(robot.model)))
+    points, model = (
+        ModelPoints(robot),
+        mujoco.MjModel.from_xml_path(str(ROBOSUITE / robot.model.partition(":")[2])),
+    )
     data, way = (
         mujoco.MjData(model),
         np.random.default_rng(0).uniform(robot.q_min, robot.q_max, (50, len(robot.q_min))),
@@ -55,26 +62,26 @@ def test_points_are_where_the_whole_model_has_them(name):
 
 def test_a_urdf_needs_no_meshes_for_its_points(urdf):
     # straight up it is 60 cm to the last joint, and 5 cm from there
-    np.testing.assert_allclose(urdf.watched().at(np.zeros(6)), [[0.0, 0.0, 0.65]], atol=1e-9)
-    np.testing.assert_allclose(urdf.watched().at(np.eye(6)[1] * np.pi / 2), [[0.45, 0.0, 0.2]], atol=1e-9)
+    np.testing.assert_allclose(ModelPoints(urdf).at(np.zeros(6)), [[0.0, 0.0, 0.65]], atol=1e-9)
+    np.testing.assert_allclose(ModelPoints(urdf).at(np.eye(6)[1] * np.pi / 2), [[0.45, 0.0, 0.2]], atol=1e-9)
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"model": "nowhere.xml"}, "robot.model: expected an MJCF or URDF, got no file 'nowhere.xml'"),
+        ({"model": "nowhere.xml"}, "robot.model: nowhere.xml: .*nowhere.xml"),
         (
             {"joints": None, "model": described("panda").model, "points": ({**POINT, "body": "right_hand"},)},
             "expected 6 joints as in robot.q_min, got 7: joint1, ",
         ),
         ({"joints": ("a",) * 6}, "expected a joint 'a' as in robot.joints, got shoulder_pan_joint"),
-        ({"q_max": (6.28, 6.28, 3.3, 6.28, 6.28, 6.28)}, "expected joint 3 within the model's -3.142 to 3.142, got -3.14 to 3.3"),
-        ({"points": (POINT,)}, "robot.points: expected a body of .*, got 'tool'"),
+        ({"q_max": (6.28, 6.28, 3.3, 6.28, 6.28, 6.28)}, "within -3.142 to 3.142 at joint 3, got -3.14 to 3.3"),
+        ({"points": (POINT,)}, "expected a body 'tool' as in robot.points"),
     ],
 )  # fmt: skip
 def test_a_model_of_another_arm_is_one_line(change, text):
     with pytest.raises(EnvError, match=text) as caught:
-        described("ur5e", **change).watched()
+        ModelPoints(described("ur5e", **change))
     assert "\n" not in str(caught.value)
 
 
@@ -106,7 +113,7 @@ def run(robot, act, steps=30):
         period=lambda now, state, safe: safe and lags.append(np.abs(arm.data.qpos[arm._q] - safe.q).max())
     )
     config = LoopConfig(live=True, image_size=16, policy_hz=7.0, gripper=robot.gripper)
-    film, safety = {"hand": Film(clock, NOISE)}, SafetyFilter(limits, robot.watched())
+    film, safety = {"hand": Film(clock, NOISE)}, SafetyFilter(limits, ModelPoints(robot))
     result = ControlLoop(arm, film, act, safety, config, subscribers=[lag], clock=clock).run(steps)
     return arm, result, np.array(lags)
 

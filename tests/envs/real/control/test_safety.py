@@ -9,6 +9,7 @@ from benchmarks.safety import HOME, LIMITS, MOODS, NASTY, SHAPES, TYPES, Attacke
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ArmPoints, XArm7Points
+from s2robot.envs.real.arms.model import ModelPoints
 from s2robot.envs.real.control.motion import Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
 from tests.envs.real.home import described
@@ -19,7 +20,7 @@ UR5E, PANDA = described("ur5e"), described("panda")
 # start, limits and points: the xArm7's built-in kinematics, models of six and seven joints, and no model
 ARMS = {
     "xarm7": (HOME, XARM7_LIMITS, POINTS), "xarm7 with walls": (HOME, LIMITS, POINTS), "slow xarm7": (HOME, SLOW, POINTS),
-    "ur5e": (UR5E.start, UR5E.limits(), UR5E.watched()), "panda": (PANDA.start, PANDA.limits(), PANDA.watched()),
+    "ur5e": (UR5E.start, UR5E.limits(), ModelPoints(UR5E)), "panda": (PANDA.start, PANDA.limits(), ModelPoints(PANDA)),
     "ur5e without a model": (UR5E.start, UR5E.limits(), ArmPoints()),
 }  # fmt: skip
 of_each_arm = pytest.mark.parametrize("arm", ARMS)
