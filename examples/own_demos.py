@@ -1,7 +1,7 @@
 """Your own demos in: pictures, joints and actions of any source as an episode store.
 
 python examples/own_demos.py mine.zarr
-s2robot run demos.path=mine.zarr           # or `train`, where no simulator is installed
+s2robot train demos.path=mine.zarr encoder=dinov2_s
 """
 
 import argparse
@@ -19,6 +19,7 @@ from s2robot.envs.real.arms.description import ArmDescription
 CAMERAS = ("hand", "left", "right")
 ATTRIBUTES = {
     "kind": "images",  # frames are stored; demos of the simulator hold its states instead
+    "source": "my own program",  # robot, rate and cameras are those below, whatever a config says
     "rate_hz": 10,  # actions a second
     "action_frame": "joint_delta_commanded",  # this step's commanded joints minus the last step's
     "cameras": list(CAMERAS),  # in the order in which the policy will get them

@@ -1,13 +1,14 @@
 """The bridge to a real arm, with the same observations and actions as the simulated world.
 
-arms/            what is asked of a driver; XArmDriver for UFACTORY's xArm7, FrankaDriver for Franka's Panda and FR3
+arms/            what is asked of a driver; an arm's description and model; XArmDriver, FrankaDriver (Panda, FR3)
 cameras/         one reader thread a camera: V4L2, RealSense, recorded pictures
 control/         the control loop, its safety filter and watchdog, and a supervisor in a process of its own
 operator/        questions to the operator, hand guiding, teleoperation, taking over from a policy
 emulator/        the xArm7's control box, its cameras and its operator, for rehearsals without an arm
 runtime          loop, filter, watchdog, supervisor and the operator's stop, for deploy, evaluate and record
+simulated        any arm with a model, in MuJoCo, in this process
 
-XArmDriver was tried against the emulator, FrankaDriver against franky-sim; the safety filter knows the xArm7 alone.
+XArmDriver was tried against the emulator, FrankaDriver against franky-sim.
 Nothing here was run on a physical arm. Software stops are no emergency stop: the hardware button is required.
 """
 

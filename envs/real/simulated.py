@@ -22,7 +22,7 @@ from s2robot.envs.real.control.clock import REAL, Clock, now
 from s2robot.envs.real.operator.prompts import Operator, Placing
 
 FPS = 20.0  # frames a second
-SIZE = 240, 320  # pixels, height and width of a frame
+SIZE = 256, 320  # pixels, height and width of a frame
 STIFFNESS = 5000.0  # 1/s², critically damped: an arm that moves at v lags 28 ms · v behind
 STROKE_S = 0.5  # s that fingers take from open to closed
 ASLEEP_S = 1.0  # s without a call, of which no more is simulated
@@ -36,7 +36,7 @@ class SimulatedArm(arms.ArmDriver):
     ):
         super().__init__(limits, 5 * np.array(limits.dq_max) / limits.rate_hz)
         self._robot, self._clock, self._has_gripper = robot, clock, gripper and robot.gripper is not None
-        self.data: mujoco.MjData | None = None
+        self.data: Any = None  # MjData, once connected
         self._views: dict[str, int] = {}  # camera -> the model's, or -1
 
     def connect(self, timeout_s: float) -> None:
@@ -160,3 +160,6 @@ class Unattended(Operator):
 
     def success(self) -> bool:
         return False
+
+    def stage(self) -> str:
+        return ""

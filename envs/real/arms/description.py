@@ -66,9 +66,9 @@ class ArmDescription(Settings, at="robot"):
         given = read(ArmLimits, {**(node or {}), "q_min": self.q_min, "q_max": self.q_max})
         return given.at_most(self.dq_max, self.ddq_max)
 
-    def driver_class(self) -> type[ArmDriver]:
+    def driver_class(self) -> type[Any]:
         """Return the driver, made as `driver(ip, limits, gripper=True)`. Raises EnvError if there is none."""
-        found: Any = import_class(self.driver, "robot.driver")
+        found: Any = import_class(str(self.driver), "robot.driver")
         if not (isinstance(found, type) and issubclass(found, ArmDriver)):
             raise EnvError(f"robot.driver: expected a subclass of ArmDriver, got '{self.driver}'")
         return found

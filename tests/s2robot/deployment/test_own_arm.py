@@ -1,18 +1,25 @@
 """Arms other than the xArm7 through `s2robot deploy`: simulated ones, and a driver of one's own (docs/own-arm.md)."""
 
+import importlib
 import json
 import re
+import shlex
+import shutil
+import sys
 
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
+from s2robot.cli import main
 from s2robot.core.files import configs_dir
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
 from s2robot.envs.real.arms.description import ArmDescription
 from tests.envs.real.home import OWN, described
 from tests.envs.real.test_own_driver import box  # noqa: F401
+from tests.inline import do_inline
+from tests.s2robot.conftest import CALM
 
 
 @pytest.fixture
@@ -100,7 +107,7 @@ def test_a_driver_of_ones_own_without_a_model_is_told_what_is_not_checked(config
 def test_a_panda_is_simulated_and_its_driver_is_reached(config, monkeypatch):
     arm = described("panda")
     assert deploy.deploy(config(arm, "bridge=simulated", "check=true")) == 0
-    monkeypatch.setitem(__import__("sys").modules, "franky", None)
+    monkeypatch.setitem(sys.modules, "franky", None)
     with pytest.raises(ValueError, match=r"found no franky .*s2robot\[franka\]"):
         deploy.deploy(config(arm, "robot.ip=192.0.2.1"))
 
@@ -120,3 +127,21 @@ def test_what_does_not_fit_the_arm_is_one_line(config, overrides, text):
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
         deploy.deploy(config(described("ur5e"), *overrides))
     assert caught.value.user_error and "\n" not in str(caught.value)
+
+
+def test_the_page_runs_as_it_is_written(tiny_encoder, tmp_path, monkeypatch, capsys):
+    """Commands of docs/own-arm.md, with smaller frames and encoder; a busy machine is no fault."""
+    page = (OWN.parents[1] / "docs" / "own-arm.md").read_text(encoding="utf-8")
+    enter, demos, train, live = (shlex.split(line) for line in re.findall("^    (.*)$", page, re.MULTILINE))
+    assert enter == ["cd", "examples/own_arm"] and demos[1] == "../own_demos.py"
+    shutil.copytree(OWN, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    do_inline(monkeypatch)
+    store = importlib.import_module("examples.own_demos").main([*demos[2:], "--size", "64"])
+    assert store["action"].shape[1] == 7
+    small = ["features.cache=cache", "features.workers=1", f"encoder.checkpoint='{tiny_encoder}'"]
+    assert main([*train[1:], *small]) == 0
+    own = [word.replace("$PWD", str(tmp_path)) for word in live[1:]]
+    assert main([*own, "hydra.run.dir=deployed", "bridge.loop.max_steps=4", *CALM]) == 0
+    (episode,) = json.loads((tmp_path / "deployed/summary.json").read_text())["records"]
+    assert (episode["cause"], episode["steps"]) == ("steps", 4), capsys.readouterr().out
