@@ -69,7 +69,8 @@ def deploy(cfg: DictConfig) -> int:
             print("this policy fits this robot")
             return 0
         if settings.live and settings.confirm:
-            where = f"[bold]The arm {rig.arm.bench.name} at {rig.arm.bench.ip} is about to move.[/]"
+            bench = rig.arm.bench
+            where = f"[bold]The arm {bench.name} ({bench.ip or 'simulated'}) is about to move.[/]"
             Console().print(f"{where} Is its space clear, and the emergency stop within reach?")
             if (answer := ask(f"Type '{WORD}' to go on: ") or "") != WORD:
                 raise UserError(f"confirmation: expected '{WORD}', got '{answer}'; nothing has moved")

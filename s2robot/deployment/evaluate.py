@@ -60,7 +60,9 @@ def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
         why = "since an evaluation moves the arm (`s2robot deploy` has a dry run)"
         raise UserError(f"live: expected true (`--live`), {why}, got false")
     settings = read(ArmEvaluationSettings, cfg.evaluate)
-    check_operator(read_bridge(cfg))
+    check_operator(bridge := read_bridge(cfg))
+    if bridge.simulated:
+        raise UserError("bridge.simulated: expected false, since a simulated arm picks nothing up, got true")
     with ExitStack() as stack:
         rig = Rig(cfg, stack)
         rig.check(out / "camera_check.png", live=True)

@@ -10,7 +10,7 @@ from s2robot.core.settings import Settings, invalid, read
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmDriver, ArmLimits, Array, Joints, Rates
 from s2robot.envs.real.arms.geometry import Point
-from s2robot.envs.robots import robot_spec
+from s2robot.envs.robots import ROBOTS, robot_spec
 from s2robot.envs.tasks import import_class
 
 BUILT_IN = "xarm7"  # the model that needs no file
@@ -38,6 +38,8 @@ class ArmDescription(Settings, at="robot"):
         for key in ("q_max", "joints", "home", "dq_max", "ddq_max"):
             if isinstance(values := getattr(self, key), tuple) and len(values) != n:
                 raise invalid(key, f"{n} values, one a joint as in q_min", list(values))
+        if self.home is None and self.name not in ROBOTS:
+            raise invalid("home", f"{n} values, rad", None)
         if (np.subtract(self.start, self.q_min) < 0).any() or (np.subtract(self.q_max, self.start) < 0).any():
             raise invalid("home", "joints within q_min and q_max", self.start.tolist())
         if self.model == BUILT_IN and n != 7:
@@ -66,7 +68,7 @@ class ArmDescription(Settings, at="robot"):
         given = read(ArmLimits, {**(node or {}), "q_min": self.q_min, "q_max": self.q_max})
         return given.at_most(self.dq_max, self.ddq_max)
 
-    def driver_class(self) -> type[Any]:
+    def driver_class(self) -> Any:
         """Return the driver, made as `driver(ip, limits, gripper=True)`. Raises EnvError if there is none."""
         found: Any = import_class(str(self.driver), "robot.driver")
         if not (isinstance(found, type) and issubclass(found, ArmDriver)):

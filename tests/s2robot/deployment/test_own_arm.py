@@ -119,7 +119,7 @@ def test_a_panda_is_simulated_and_its_driver_is_reached(config, monkeypatch):
         (["robot.ip=x", "robot.driver=null"], "robot.driver: expected module:Class, got 'None'"),
         (["robot.ip=x", "robot.driver=json:JSONDecoder"], "robot.driver: expected a subclass of ArmDriver, got 'json:JSONDecoder'"),
         (["robot.ip=x", "bridge.limits.dq_max=[1,1,1,1,1,1,1]"], "bridge.limits.dq_max: expected 6 values, one a joint"),
-        (["robot.home=[0,0,0]"], "robot.home: expected 6 values"), ([], "robot.ip: expected the arm's address"),
+        (["robot.home=[0,0,0]"], "robot.home: expected 6 values"), (["robot.home=null"], "robot.home: expected 6 values"), ([], "robot.ip: expected the arm's address"),
         (["bridge=simulated", "robot.gripper=null"], "policy: actions: the policy's are joints (6 delta), gripper"),
     ],
 )  # fmt: skip
