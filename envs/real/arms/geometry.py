@@ -6,8 +6,10 @@ where they reach lowest while closing, so that the answer holds for every openin
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field, FiniteFloat
 from scipy.spatial.transform import Rotation
 
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, Array
@@ -99,8 +101,8 @@ class Point:
 
     name: str
     body: str
-    position: tuple[float, float, float]  # m, in the body's frame
-    radius: float  # m
+    position: tuple[FiniteFloat, FiniteFloat, FiniteFloat]  # m, in the body's frame
+    radius: Annotated[FiniteFloat, Field(ge=0)]  # m
     in_box: bool  # whether the workspace box binds it, not the arm's; the table always does
 
 

@@ -10,8 +10,9 @@ than that, not even to catch up.
 
 What holds, by induction: from the joints commanded last, every joint can brake to rest, by itself and with its
 full deceleration, such that all joints stay in range, all watched points in the box and above the table, and no
-point is too fast. An arm without a model has no watched points: then joints alone are limited. A target is let through only if the same holds from there. Otherwise a part of the way to it
-is tried, and last comes the next step of the braking that was checked before.
+point is too fast. A target is let through only if the same holds from there. Otherwise a part of the way to it
+is tried, and last comes the next step of the braking that was checked before. An arm without a model has no
+watched points: only its joints are limited.
 """
 
 from dataclasses import dataclass

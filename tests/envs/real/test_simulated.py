@@ -89,7 +89,10 @@ def test_a_model_of_another_arm_is_one_line(change, text):
     ("change", "key"),
     [
         ({"home": (0.0,) * 7}, "home"), ({"home": (0.0, 0.0, 3.2, 0.0, 0.0, 0.0)}, "home"), ({"q_max": (1.0,)}, "q_max"),
-        ({"dq_max": (1.0,) * 7}, "dq_max"), ({"model": "xarm7"}, "model"), ({"points": ()}, "points"), ({"gripper": "soft"}, "gripper"),
+        ({"dq_max": (1.0,) * 7}, "dq_max"), ({"model": "xarm7"}, "model"), ({"points": ()}, "points"),
+        ({"points": ({**POINT, "radius": -0.1},)}, r"points\[0\].radius"), ({"home": None}, "home"),
+        ({"points": ({**POINT, "position": (0.0, np.nan, 0.0)},)}, r"points\[0\].position\[1\]"),
+        ({"gripper": "soft"}, "gripper"),
     ],
 )  # fmt: skip
 def test_a_description_that_contradicts_itself_names_the_key(change, key):
