@@ -141,7 +141,7 @@ class SimulatedCamera:
     def read(self) -> tuple[float, np.ndarray]:
         time.sleep(1 / FPS)
         taken, self._data.qpos[:] = now(), self._arm.data.qpos
-        mujoco.mj_forward(self._arm.model, self._data)
+        mujoco.mj_fwdPosition(self._arm.model, self._data)
         self._renderer.update_scene(self._data, self._view)
         return taken, self._renderer.render()
 
