@@ -111,7 +111,6 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=32, help="positions (default 32)")
     parser.add_argument("--seed", type=int, default=10000, help="of the first one (default 10000)")
     parser.add_argument("--out", type=Path, default=Path("bridge"), help="folder for all that is written")
-    parser.add_argument("--fps", type=float, default=20, help="of the emulated cameras (default 20)")
     parser.add_argument("overrides", nargs="*", help="settings of `s2robot deploy`, key=value")
     args = parser.parse_intermixed_args()
     out = args.out.resolve()
@@ -119,7 +118,7 @@ def main() -> None:
     torch.set_num_threads(1)
     plain, env = simulated(args.checkpoint, args.episodes, args.seed, out)
     print(f"plain simulation: {sum(plain)} of {len(plain)}", flush=True)
-    with launch(env=env, fps=args.fps) as emulator:
+    with launch(env=env, fps=20) as emulator:
         overrides = [
             f"checkpoint='{args.checkpoint.resolve()}'", "bridge=emulator", f"bridge.emulator.port={emulator.ports.side}",
             "live=true", "confirm=false", f"episodes={args.episodes}", f"seed={args.seed}", *args.overrides,
@@ -130,8 +129,9 @@ def main() -> None:
     for name in ("bridge", "simulation"):
         print(f"{name}: {found[name]['successes']} of {count}")
     print(f"difference {100 * gap['estimate']:+.1f} points [{100 * gap['low']:.1f}, {100 * gap['high']:.1f}]")
-    print(f"only the bridge: {found['only_bridge']}, only the simulation: {found['only_simulation']}")
-    print(f"{found['holds']} holds, faults: {found['faults'] or 'none'}")
+    print(
+        f"only the bridge: {found['only_bridge']}, only the simulation: {found['only_simulation']}; {found['holds']} holds"
+    )
     for name in ("command_period_deviation_ms", "policy_period_deviation_ms", "policy_latency_ms"):
         print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in (found[name] or {}).items()))
     print(f"load {found['load'][0]:.1f} on {found['cores']} cores: {out / 'bridge.json'}")

@@ -1,7 +1,6 @@
 """Measure conversions: CPU time of reading a dataset, size and loss of images on the way out.
 
-    python benchmarks/convert.py in aloha                       # as it is
-    python benchmarks/convert.py in aloha --pictures h264       # as LeRobot v3.0 with H.264
+    python benchmarks/convert.py in aloha --pictures h264       # as LeRobot v3.0 with H.264; without: as it is
     python benchmarks/convert.py out aloha                      # every way to store images
 
 CPU time is of all threads. PSNR is of the mean squared error over all frames, and of the worst frame.

@@ -59,11 +59,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--episodes", type=int, default=4, help="episodes to render and encode (default 4)")
     parser.add_argument("--epochs", type=int, default=4, help="training epochs, at least 2 (default 4)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("overrides", nargs="*", help="overrides of `s2robot train`")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         cfg = compose("train", args.overrides)
     task = read_task(cfg)

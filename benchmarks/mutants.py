@@ -30,7 +30,7 @@ MODULES: dict[str, tuple[str, list[str]]] = {  # name -> file, its tests (those 
     "engine": ("s2robot/s2/engine.py", [f"{S2}/test_reference.py", f"{S2}/test_module.py"]),
     "reference": ("s2robot/s2/reference.py", [f"{S2}/test_reference.py"]),
     "windows": ("demos/windows.py", ["tests/demos/test_windows.py"]),
-    "normalise": ("policies/normalise.py", ["tests/policies/test_normalise.py", "tests/policies/test_policy.py"]),
+    "normalise": ("policies/normalise.py", ["tests/policies/test_normalise.py"]),
     "pooling": ("policies/pooling.py", ["tests/policies/test_pooling.py"]),
     "actor": ("policies/actor.py", ["tests/policies/test_actor.py"]),
     "loop": ("s2robot/training/loop.py", ["tests/s2robot/training/test_loop.py"]),

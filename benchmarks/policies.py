@@ -3,8 +3,7 @@
     python benchmarks/policies.py                       # every row; hours on two cores
     python benchmarks/policies.py default flow --seeds 0 1 2 --episodes 128
 
-The rows of Panda, of the 2.5 cm cube and of two pickers, who prefer opposite faces of the cube, need their demonstrations
-first:
+Panda, the 2.5 cm cube and two pickers, who prefer opposite faces, need their demonstrations first:
 
     s2robot record robot=panda out=runs/policies/panda.zarr
     s2robot record env.cube_size=0.025 out=runs/policies/cube25.zarr

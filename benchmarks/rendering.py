@@ -4,7 +4,6 @@
     python benchmarks/rendering.py --robot panda --size 448 --rounds 50
 
 Three ways take turns; medians over the rounds, without physics. Run nothing else meanwhile, or take `--clock cpu`.
-
 1. robosuite's Lift with `use_camera_obs=True`: a step less a step of the same world without cameras.
 2. robosuite's renderer on CubePick's scene: the three views (hand, left, right) of the same states as 3.
 3. OffscreenRenderer as CubePick uses it.

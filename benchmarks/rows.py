@@ -1,5 +1,4 @@
 """Shared by the tables of policies and of tasks: train and evaluate rows, summarise them, extend the committed summary.
-
 Each row is trained with every seed and evaluated on the same positions. Runs are in `--work`: finished ones are skipped and
 interrupted ones resume. Rows of the summary that are not run stay as they are.
 """

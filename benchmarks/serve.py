@@ -1,6 +1,5 @@
 """Latency of a policy behind `s2robot serve` on this machine, against the same policy in this process.
 
-    python -m benchmarks.serve runs/run/<date>/checkpoint
     python -m benchmarks.serve runs/run/<date>/checkpoint --calls 500 --threads 1
 
 The server is a process of its own on loopback. Both run on the same cores with as many threads and take turns, a plan each of

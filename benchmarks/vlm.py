@@ -3,9 +3,9 @@
     python benchmarks/vlm.py                  # CLIP-L of 336 px, LLaVA-1.5-7B's projector, float16
     python benchmarks/vlm.py --tower siglip   # SigLIP-so400m of 384 px
 
-Shapes and types go through the model without numbers (torch's fake tensors), so that the figures are exact and the
-same on every machine. A multiplication with its addition counts as two operations. Memory is the largest sum of the tensors
-that are alive at once beside the weights; what an operation allocates and frees inside itself is not seen.
+Shapes and types go through the model without numbers (torch's fake tensors): the figures are exact everywhere. A multiplication
+with its addition is two operations. Memory is the largest sum of tensors alive at once beside the weights, without what an
+operation allocates inside itself.
 """
 
 import argparse
@@ -87,15 +87,13 @@ def measure(vision: dict[str, int], kind: str, case: tuple) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tower", choices=sorted(TOWERS), default="clip")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     rows = [measure(TOWERS[args.tower], args.tower, case) for case in CASES]
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
-    return rows
+    for cells in [rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)]:
+        print("| " + " | ".join(map(str, cells)) + " |")
 
 
 if __name__ == "__main__":

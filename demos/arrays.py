@@ -16,6 +16,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
+from s2robot.core.files import read_bytes
 from s2robot.demos.bounds import check_size, json_file, number_type, unpack
 from s2robot.demos.errors import DatasetError, disk_error, mismatch, readable
 
@@ -72,18 +73,17 @@ class StoredArray:
         check_size(self.root / folder_of(self.name), size, stored)
         out = np.empty(shape, self.array.dtype)
         for i, file in self.chunk_files(stop, start // rows):
-            chunk = unpack(file, ZSTD, file.read_bytes(), self.array.chunks, self.array.dtype, "C")
+            chunk = unpack(file, ZSTD, read_bytes(file), self.array.chunks, self.array.dtype, "C")
             least, most = max(start, i * rows), min(stop, (i + 1) * rows)
             out[least - start : most - start] = chunk[least - i * rows : most - i * rows]
         return out
 
     def _stored(self, rows: int, first: int = 0) -> int:
-        """Sum up the bytes of `chunk_files`; DatasetError for a missing or empty one."""
+        """Sum up the bytes of `chunk_files`; DatasetError for a missing one."""
         total = 0
         for _, file in self.chunk_files(rows, first):
-            if not (size := file.stat().st_size if file.is_file() else 0):
-                raise mismatch(file, f"a chunk of {self.name}", "an empty file" if file.exists() else "none")
-            total += size
+            with readable(file):
+                total += file.stat().st_size
         return total
 
     def extend(self, start: int, values: np.ndarray) -> None:

@@ -1,6 +1,5 @@
 """Limits on what a foreign dataset can make this machine do: plain numbers, few codecs, memory by the stored bytes."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import numcodecs
 import numpy as np
 
+from s2robot.core.files import parse_json, read_text
+from s2robot.core.settings import read
 from s2robot.demos.errors import mismatch, readable
 
 FREE = 256 << 20  # bytes that a read may always take: constant images compress without limit
@@ -83,21 +84,10 @@ def _declared_size(codec: str, head: bytes) -> int | None:
 
 
 def json_object(where: object, text: str | bytes) -> dict[str, Any]:
-    """Parse a JSON object (DatasetError)."""
-    with readable(where):
-        if isinstance(found := json.loads(text), dict):
-            return found
-    raise mismatch(where, "a JSON object", type(found).__name__)
-
-
-def text_of(file: Path) -> str:
-    """Read a text file (DatasetError); a link to a device or a pipe would never end."""
-    if not file.is_file():
-        raise mismatch(file, "a file", "something else" if file.exists() else "none")
-    with readable(file):
-        return file.read_text("utf-8")
+    """Parse a JSON object (UserError)."""
+    return read(dict[str, Any], parse_json(where, text), f"{where}: ")
 
 
 def json_file(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a file (DatasetError)."""
-    return json_object(file, text_of(file))
+    """Read a JSON object from a file (UserError)."""
+    return json_object(file, read_text(file))

@@ -6,15 +6,18 @@ other actions, such as absolute targets, is recognised by its states.
 """
 
 import hashlib
-import json
+import os
+import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from s2robot.core.errors import UserError
+from s2robot.core.files import read_json, write_json
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
@@ -38,13 +41,12 @@ def episode_keys(store: EpisodeStore) -> list[Keys]:
     for i in range(len(store)):
         own = [array[store.episode_slice(i)] + 0.0 for array in arrays]  # + 0.0 turns -0 into 0
         changing = [array for array in own if (array != array[0]).any()]
-        found.append(tuple(map(_digest, changing or [np.concatenate(own, 1)])))
+        columns = [
+            sorted(hashlib.sha256(column.tobytes()).digest() for column in array.T)
+            for array in changing or [np.concatenate(own, 1)]
+        ]
+        found.append(tuple(hashlib.sha256(b"".join(each)).hexdigest()[:16] for each in columns))
     return found
-
-
-def _digest(array: np.ndarray) -> str:
-    columns = sorted(hashlib.sha256(column.tobytes()).digest() for column in array.T)
-    return hashlib.sha256(b"".join(columns)).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,13 @@ class Lineage:
     def trained_on(self, store: EpisodeStore, episodes: Collection[int]) -> "Lineage":
         """Add these episodes of a dataset, and all positions that it was recorded at."""
         keys = episode_keys(store)
-        found = self._with_positions("recorded", seeds_of(store))._with_positions("corrected", _tried(store))
+        parts = list(store.members) if isinstance(store, Mix) else [store]
+        recorded = [int(seed) for part in parts if "seed" in part.meta_keys for seed in part.meta("seed")]
+        rounds = [each for part in parts for each in rounds_of(part.path)]
+        tried = [
+            seed for each in rounds for seed in range(*each["positions"])
+        ]  # those without a correction, too
+        found = self._with_positions("recorded", recorded)._with_positions("corrected", tried)
         return replace(found, hashes=self.hashes.union(*(keys[i] for i in episodes)))
 
     def selected_by(self, positions: Collection[int]) -> "Lineage":
@@ -120,20 +128,37 @@ class Lineage:
         return f"unknown whether all of this is unseen: {without}" if self.unknown else ""
 
 
-def seeds_of(store: EpisodeStore) -> list[int]:
-    """Return the positions that a dataset was recorded at, if it stores them."""
-    return [int(seed) for part in _parts(store) if "seed" in part.meta_keys for seed in part.meta("seed")]
+def rounds_of(folder: Path) -> list[dict[str, Any]]:
+    """Return what :func:`note_round` has stored in a dataset's folder."""
+    file = folder / CORRECTIONS
+    return read_json(file) if file.is_file() else []
 
 
-def _tried(store: EpisodeStore) -> list[int]:
-    """Return the positions that rounds of corrections tried, those without a correction included."""
-    files = [part.path / CORRECTIONS for part in _parts(store)]
-    rounds = [each for file in files if file.is_file() for each in json.loads(file.read_text("utf-8"))]
-    return [seed for each in rounds for seed in range(*each["positions"])]
+def note_round(folder: Path, now: dict[str, Any]) -> None:
+    """Store once which `positions` a round of corrections tries, and how, whether or not they need help."""
+    if now not in (before := rounds_of(folder)):
+        write_json(folder / CORRECTIONS, [*before, now])
 
 
-def _parts(store: EpisodeStore) -> list[EpisodeStore]:
-    return list(store.members) if isinstance(store, Mix) else [store]
+def open_copy(
+    out: Path, demos: EpisodeStore, count: int, fill: Callable[[EpisodeStore], None], adds: bool = False
+) -> EpisodeStore:
+    """Return the dataset that corrections are appended to; if there is none, one that ``fill`` begins with the first ``count`` demos
+    (``adds``: and to which it adds arrays). UserError: one that begins otherwise."""
+    begin = demos.fingerprint_of_first(count)
+    if not os.path.lexists(out):
+        part = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(part, ignore_errors=True)
+        began = {"began_with": begin} if adds else {}
+        with EpisodeStore.create(part, {**demos.attrs, **began}) as copy:
+            fill(copy)
+        os.rename(part, out)
+    store = EpisodeStore.open(out)
+    known = store.attrs.get("began_with")  # of a copy to which `fill` has added arrays
+    if (known if adds else len(store) >= count and store.fingerprint_of_first(count)) != begin:
+        expected = f"a dataset that begins with the {count} episodes of {demos.path}"
+        raise UserError(f"{out}: expected {expected}, got other episodes")
+    return EpisodeStore.open(out, "a")
 
 
 def began_with(demos: EpisodeStore, first: int | None) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from s2robot.core.errors import check_same
 from s2robot.demos.errors import mismatch
 from s2robot.demos.store import EpisodeStore
 
@@ -75,10 +76,8 @@ def _check_alike(members: Sequence[EpisodeStore]) -> None:
     for i, other in enumerate(members[1:], 1):
         if other.path.resolve() in [m.path.resolve() for m in members[:i]]:
             raise mismatch("demos.mix", "each dataset once, with a weight", f"{other.path} twice")
-        for name in ALIKE:
-            if name == "robot" and "source" in first.attrs and "source" in other.attrs:
-                continue  # each lab has its own name; the parts describe the numbers
-            a, b = (m.attrs.get(name) for m in (first, other))
-            if a != b and not (name == "cameras" and sorted(a or ()) == sorted(b or ())):
-                expected = f"{json.dumps(a)[:120]} as in {first.path}"
-                raise mismatch(f"demos.mix: {other.path}: {name}", expected, json.dumps(b)[:120])
+        ours, theirs = (m.attrs | {"cameras": sorted(m.cameras)} for m in (first, other))
+        # each lab has its own name of a robot; the parts describe the numbers
+        names = ALIKE[:-1] if "source" in ours and "source" in theirs else ALIKE
+        one, two = ({name: about.get(name) for name in names} for about in (ours, theirs))
+        check_same(f"demos.mix: {other.path}", one, two, f" as in {first.path}")

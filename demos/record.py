@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, check_same
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.core.timing import span
 from s2robot.core.workers import worker_pool
@@ -40,15 +40,6 @@ class RecordingSettings(Settings, at="recording", file="recording/default"):
     kind: Literal["scripted"] = from_yaml()
     expert: int = from_yaml(ge=0)
     imitate_kicks: bool = from_yaml()
-
-
-class RelabelSettings(Settings, file="convert"):
-    """Settings of :func:`relabel`; configs/convert.yaml documents each value."""
-
-    out: Path
-    expert: int = from_yaml(ge=1)
-    imitate_kicks: bool = from_yaml()
-    workers: int = from_yaml(ge=1)
 
 
 def record_episode(
@@ -203,34 +194,35 @@ def create_or_resume(path: Path, attributes: dict, episodes: int, expert: int) -
         raise mismatch(path, "a new path; nothing was overwritten", f"an existing one ({error})") from None
     wanted, own = checked_attributes(path, attributes), there.attrs
     steps = there.shape("expert")[0] if "expert" in there.keys else 0
-    facts = [(name, own.get(name), wanted.get(name)) for name in sorted(wanted.keys() | own.keys())]
-    facts += [("expert", steps, expert), ("seeds", "seed" in there.meta_keys, True)] if len(there) else []
-    facts += [("episodes", len(there), episodes)] if len(there) > episodes else []
-    for name, found, expected in facts:
-        if found != expected:
-            raise mismatch(f"{path}: {name}", f"{expected}, or a new path; nothing was overwritten", found)
+    if len(there):
+        own |= {"expert": steps, "seeds": "seed" in there.meta_keys, "episodes": len(there)}
+        wanted |= {"expert": expert, "seeds": True, "episodes": min(len(there), episodes)}
+    check_same(path, wanted, own, ", or a new path", "nothing was overwritten")
     return there if len(there) == episodes else EpisodeStore.open(path, "a")
 
 
 def relabel(
-    source: EpisodeStore, settings: RelabelSettings, progress: Callable[[int, int], None] = lambda *_: None
+    source: EpisodeStore,
+    out: Path,
+    settings: RecordingSettings,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> EpisodeStore:
-    """Copy simulated demos with (new) ``expert`` and ``imitate``, or resume; ``progress(episodes, all)`` follows each episode.
+    """Copy simulated demos to ``out`` with (new) ``expert`` and ``imitate``, or resume; ``progress(episodes, all)`` follows each.
 
     The picker follows each episode's states from its seed, so it has the same knowledge of every push. UserError: the
-    scripted picker did not record them, or acts differently, or `settings.out` holds anything else.
+    scripted picker did not record them, or acts differently, or `out` holds anything else.
     """
     picker, world = picker_of(source), world_of_demos(source)
     chosen = {"imitate_kicks": True} if settings.imitate_kicks else {}
     how = (world, picker, settings.expert, settings.imitate_kicks)
-    with create_or_resume(settings.out, {**source.attrs, **chosen}, len(source), settings.expert) as store:
+    with create_or_resume(out, {**source.attrs, **chosen}, len(source), settings.expert) as store:
         with worker_pool(settings.workers) as pool:
             left = range(len(store), len(source))
             labelled = pool.in_order(labelled_episode, [(source.path, i, *how) for i in left])
             for i, arrays in zip(left, labelled, strict=True):
                 store.append(arrays, {key: source.meta(key)[i] for key in source.meta_keys})
                 progress(len(store), len(source))
-    return EpisodeStore.open(settings.out)
+    return EpisodeStore.open(out)
 
 
 def labelled_episode(

@@ -15,7 +15,7 @@ from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.envs.task import Task, TaskSettings
 from s2robot.envs.tasks import make_cached, settings_class_or_base, settings_of
 
-_OPEN: dict[str, EpisodeStore] = {}  # kept open by a worker between episodes
+_OPEN: dict[Path, tuple[int, EpisodeStore]] = {}  # kept open by a worker between episodes
 
 
 def world_of_demos(store: EpisodeStore, **changes: Any) -> TaskSettings:
@@ -67,9 +67,12 @@ def episode_frames(
 
 def opened(path: str | Path, episode: int) -> EpisodeStore:
     """Return the dataset of an episode, which a worker keeps open between episodes."""
-    store = _OPEN.get(str(path))
-    if store is None or episode >= len(store):  # it may have grown since
-        store = _OPEN[str(path)] = EpisodeStore.open(path)
+    file = Path(path).resolve() / "zarr.json"
+    made = file.stat().st_mtime_ns if file.exists() else 0  # another dataset may stand there by now
+    known, store = _OPEN.get(file, (0, None))
+    if store is None or known != made or episode >= len(store):  # it may have grown since
+        store = EpisodeStore.open(path)
+        _OPEN[file] = made, store
     return store
 
 
@@ -127,6 +130,19 @@ def render_episodes(
     with worker_pool(workers) as pool:
         tasks = [(store.path, i, cameras, image_size, world) for i in episodes]
         yield from zip(episodes, pool.in_order(episode_frames, tasks), strict=True)
+
+
+def follow_episode(store: EpisodeStore, env: Task, episode: int) -> np.ndarray:
+    """Execute an episode's actions from another start; returns how far the proprioception is from the recorded one in the second half.
+    # (steps, P)"""
+    arrays, far = store.episode(episode), []
+    env.reset(seed=episode)
+    for action, recorded in zip(arrays["action"], arrays["proprio"], strict=True):
+        far.append(np.abs(env.proprio - recorded))
+        env.step_physics(action)
+        if env.is_success:
+            break
+    return np.array(far[len(far) // 2 :])
 
 
 def replay_episode(store: EpisodeStore, env: Task, episode: int) -> dict:

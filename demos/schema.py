@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
+from s2robot.core.errors import reported
 from s2robot.core.parts import check_values, parts_of, read_parts, size_of, words
-from s2robot.core.settings import Stored, read
+from s2robot.core.settings import Different, Stored, read
 from s2robot.demos.bounds import number_type
 from s2robot.demos.errors import mismatch
 
@@ -21,13 +22,7 @@ PARTS = {"action": "action_parts", "proprio": "proprio_parts"}
 JOINTS = 7  # of an arm without parts; its gripper comes on top in actions and proprio
 
 
-def _different(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(names)) != len(names):
-        raise ValueError(f"expected different names, got {list(names)}")
-    return names
-
-
-Names = Annotated[tuple[str, ...], AfterValidator(_different)]
+Names = Annotated[tuple[str, ...], Different]
 
 
 class _Attributes(Stored):
@@ -51,11 +46,8 @@ def checked_attributes(path: Path, attributes: Mapping[str, Any]) -> dict[str, A
     """Return the attributes as JSON restores them, with the schema version (UserError)."""
     plain: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     for name, value in attributes.items():
-        try:
+        with reported(f"{path}: {name}: expected JSON types or arrays, with finite numbers, got"):
             plain[name] = json.loads(json.dumps(value, default=lambda array: array.tolist(), allow_nan=False))
-        except (AttributeError, TypeError, ValueError):
-            expected = "JSON types or arrays, with finite numbers"
-            raise mismatch(f"{path}: {name}", expected, type(value).__name__) from None
     read(_Attributes, plain, f"{path}: ")
     for name in plain.keys() & set(PARTS.values()):
         read_parts(plain[name], f"{path}: {name}")
@@ -91,17 +83,14 @@ def checked_episode(
     _check_use(where, arrays, about)
     for name in sorted(named.keys() | specs.keys()) if specs else ():
         found, (dtype, shape) = named.get(name), specs.get(name, (None, None))
-        is_data = name.startswith("data/")
-        if found is None or dtype is None or not _fits(found, np.dtype(dtype), shape, is_data):
+        is_data, fits = name.startswith("data/"), found is not None and dtype is not None
+        if found is not None and fits:  # Python's numbers have no type: whole ones may fill a float column
+            same = found.dtype == dtype if is_data else np.can_cast(found.dtype, dtype, "safe")
+            fits = same and list(found.shape[is_data:]) == shape
+        if not fits:
             got = "none" if found is None else f"{found.dtype} {found.shape}"
             raise mismatch(f"{where}: {name}", f"{dtype} rows of {shape}" if dtype else "none", got)
     return arrays, values
-
-
-def _fits(array: np.ndarray, dtype: np.dtype, shape: list[int], is_data: bool) -> bool:
-    """Whether rows are of this type; Python's numbers have none of their own: whole ones may fill a float column."""
-    same = array.dtype == dtype if is_data else np.can_cast(array.dtype, dtype, "safe")
-    return same and list(array.shape[is_data:]) == shape
 
 
 def check_finite(where: str, array: np.ndarray, start: int = 0) -> None:
@@ -115,16 +104,24 @@ def check_finite(where: str, array: np.ndarray, start: int = 0) -> None:
 def _check_use(where: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
     """Refuse data that encoding or training would refuse hours later; images need not be square."""
     for key in (key for key in ("action", "proprio", "expert") if key in arrays):
-        array, kind = arrays[key], "proprio" if key == "proprio" else "action"
+        kind = "proprio" if key == "proprio" else "action"
         parts = parts_of(about, kind)
-        lead = "T, K" if key == "expert" else "T"
-        if array.shape[lead.count(",") + 1 :] != (size_of(parts),) or array.dtype.kind != "f":
-            expected = f"floats ({lead}, {size_of(parts)}): {words(parts)}"
-            raise mismatch(f"{where}: {key}", expected, f"{array.dtype} {array.shape}")
+        lead = ("T", "K") if key == "expert" else ("T",)
+        _check_rows(f"{where}: {key}", arrays[key], "f", (*lead, size_of(parts)), words(parts))
         if PARTS[kind] in about:
-            check_values(parts, array, f"{where}: {key}")
+            check_values(parts, arrays[key], f"{where}: {key}")
     for camera in about["cameras"] if about["kind"] == "images" else ():
         frames = arrays.get(f"images_{camera}", np.empty(0))
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            got = f"{frames.dtype} {frames.shape}" if frames.size else "none"
-            raise mismatch(f"{where}: images_{camera}", "uint8 (T, H, W, 3), RGB, upright", got)
+        _check_rows(f"{where}: images_{camera}", frames, "u1", ("T", "H", "W", 3), "RGB, upright")
+
+
+def _check_rows(where: str, array: np.ndarray, dtype: str, shape: tuple[str | int, ...], what: str) -> None:
+    """Refuse an array of another type or shape, in which words stand for any number (DatasetError)."""
+    wanted = [n if isinstance(n, int) else found for n, found in zip(shape, array.shape, strict=False)]
+    if (
+        len(shape) != array.ndim
+        or list(array.shape) != wanted
+        or dtype not in (array.dtype.kind, array.dtype.str[1:])
+    ):
+        expected = f"{'floats' if dtype == 'f' else 'uint8'} ({', '.join(map(str, shape))}): {what}"
+        raise mismatch(where, expected, f"{array.dtype} {array.shape}" if array.size else "none")

@@ -60,13 +60,12 @@ def select(
     found = read(_SplitFile, json_file(Path(split)), where)
     train = numbers(found.train, len(store), f"{where}train")
     held = numbers(found.validation, len(store), f"{where}validation") if found.validation else []
-    if both := sorted({*train} & {*held}):
-        raise mismatch(f"{where}validation", "episodes that are not in train", both[0])
+    _check_once([*train, *held], f"{where}train and validation")
     return np.sort(train), np.sort(np.array(held, dtype=int))
 
 
-def numbers(given: Any, total: int, where: str) -> list[int]:
-    """Return the episodes of numbers and ranges, in their order; "0:40" is 0 to 39, "40:" all from 40 on (DatasetError)."""
+def numbers(given: Any, total: int, where: str, what: str = "episodes") -> list[int]:
+    """Return the episodes (or ``what``) of numbers and ranges, in their order; "0:40" is 0 to 39, "40:" all from 40 on (DatasetError)."""
     found: list[int] = []
     is_list = isinstance(given, Sequence) and not isinstance(given, str)
     for item in given if is_list else str(given).split(","):
@@ -76,10 +75,14 @@ def numbers(given: Any, total: int, where: str) -> list[int]:
         begin = int(first or 0) if ok else 0
         end = (int(last or total) if colon else begin + 1) if ok else 0
         if not begin < end <= total:
-            expected = f"episodes of 0 to {total - 1} and ranges such as 20:40, which is 20 to 39"
+            expected = f"{what} of 0 to {total - 1} and ranges such as 20:40, which is 20 to 39"
             raise mismatch(where, expected, repr(item))
         found += range(begin, end)
-    if not found or len(found) != len(set(found)):
-        twice = next((i for i in found if found.count(i) > 1), None)
-        raise mismatch(where, "each episode once", "none" if twice is None else f"{twice} twice")
+    _check_once(found, where, what)
     return found
+
+
+def _check_once(episodes: list[int], where: str, what: str = "episodes") -> None:
+    if len(episodes) != len(set(episodes)) or not episodes:
+        twice = next((i for i in episodes if episodes.count(i) > 1), None)
+        raise mismatch(where, f"{what} once each", "none" if twice is None else f"{twice} twice")

@@ -21,7 +21,7 @@ import json
 import math
 import os
 import weakref
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
+from s2robot.core.errors import check_same
+from s2robot.core.settings import read
 from s2robot.demos.arrays import (
     CHUNK_BYTES,
     ENDS,
@@ -43,12 +45,13 @@ from s2robot.demos.errors import disk_error, mismatch
 from s2robot.demos.schema import SCHEMA_VERSION, check_joints, checked_attributes, checked_episode
 
 Arrays = Mapping[str, Any]  # key -> numbers
+PIECE_BYTES = 8 << 20  # of the arrays that are copied from another dataset at once
 Split = tuple[np.ndarray, np.ndarray]  # numbers of episodes to train on and to validate on, sorted
 
 
 def _attributes(path: Path) -> dict[str, Any]:
-    found = json_file(path / "zarr.json").get("attributes")
-    return found if isinstance(found, dict) else {}
+    file = path / "zarr.json"
+    return read(dict[str, Any], json_file(file).get("attributes"), f"{file}: attributes")
 
 
 class EpisodeStore:
@@ -120,9 +123,9 @@ class EpisodeStore:
 
     def _load(self) -> None:
         # the commit record first: all that it counts is on disk by the time the attributes are read
-        file, version = self.path / "zarr.json", _attributes(self.path).get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise mismatch(file, f"schema_version {SCHEMA_VERSION}", version)
+        file = self.path / "zarr.json"
+        found = _attributes(self.path).get("schema_version")
+        check_same(file, {"schema_version": SCHEMA_VERSION}, {"schema_version": found})
         self._arrays[ENDS] = StoredArray.open(self.path, ENDS, self.mode)
         self.episode_ends = committed_ends(self._arrays[ENDS])  # (episodes,) int64
         attributes = _attributes(self.path)
@@ -154,12 +157,20 @@ class EpisodeStore:
 
     def append_pieces(self, pieces: Iterable[Arrays], meta: Arrays | None = None) -> None:
         """As :meth:`append`, for an episode that arrives a few steps at a time."""
+        self._commit(pieces, [meta or {}])
+
+    def _commit(
+        self, pieces: Iterable[Arrays], meta: Sequence[Arrays], lengths: np.ndarray | None = None
+    ) -> None:
+        """Append episodes of these lengths together, by default one that holds all pieces."""
         if self.mode != "a":
             raise mismatch(self.path, "mode 'a' to append", self.mode)
-        where, end, values = f"{self.path}: episode {len(self)}", self.num_steps, dict[str, np.ndarray]()
+        where, first, keys = f"{self.path}: episode {len(self)}", self.num_steps, list[str]()
+        end = first
         try:
             for piece in pieces:
-                arrays, values = checked_episode(where, self._specs, piece, meta or {}, self._attrs)
+                arrays, values = checked_episode(where, self._specs, piece, meta[0], self._attrs)
+                keys = list(values)
                 if end == 0:  # the first episode defines the arrays
                     rows = [(f"data/{k}", v.dtype, v.shape[1:]) for k, v in arrays.items()]
                     rows += [(f"meta/{k}", v.dtype, v.shape) for k, v in values.items()]
@@ -169,11 +180,12 @@ class EpisodeStore:
                 for key, value in arrays.items():
                     self._arrays[f"data/{key}"].extend(end, value)
                 end += len(next(iter(arrays.values())))
-            if end == self.num_steps:
+            if end == first:
                 raise mismatch(where, "at least one step", "none")
-            for key, value in values.items():
-                self._arrays[f"meta/{key}"].extend(len(self), value[None])
-            self._arrays[ENDS].extend(len(self), np.array([end]))  # the commit
+            for key in keys:
+                self._arrays[f"meta/{key}"].extend(len(self), np.stack([each[key] for each in meta]))
+            ends = np.array([end]) if lengths is None else first + np.cumsum(lengths)
+            self._arrays[ENDS].extend(len(self), ends)  # the commit
         except BaseException as error:
             with contextlib.suppress(OSError):
                 self._cut()
@@ -182,18 +194,26 @@ class EpisodeStore:
                 lost = f"episode {len(self)} is lost; {len(self)} earlier episodes are intact"
                 raise disk_error(self.path, error, lost) from None
             raise
-        self.episode_ends = np.append(self.episode_ends, end)
+        self.episode_ends = np.append(self.episode_ends, ends)
         self._fingerprint = None
 
     def append_all(self, other: "EpisodeStore", first: int | None = None) -> None:
         """Append the (first) episodes of a dataset; UserError: another attribute than ``seed``, or an array, differs."""
-        mine, theirs = ({k: v for k, v in s.attrs.items() if k != "seed"} for s in (self, other))
-        for name in sorted(mine.keys() | theirs.keys()):
-            if (own := mine.get(name)) != theirs.get(name):
-                raise mismatch(f"{other.path}: {name}", f"{own} as in {self.path}", theirs.get(name))
-        values = {key: other.meta(key) for key in other.meta_keys}
-        for i in range(len(other))[:first]:
-            self.append(other.episode(i), {key: value[i] for key, value in values.items()})
+        check_same(other.path, self.attrs, other.attrs, f" as in {self.path}", free=("seed",))
+        lengths, columns = other.lengths[:first], {key: other.meta(key) for key in other.meta_keys}
+        meta = [{key: values[i] for key, values in columns.items()} for i in range(len(lengths))]
+        rows = max(1, PIECE_BYTES // max(sum(other.read(key, 0, 1).nbytes for key in other.keys), 1))
+        chunk, done = self._arrays[ENDS].array.chunks[0], 0
+        while done < len(lengths):
+            # the first episode of a chunk is committed alone: see `committed_ends`
+            room = -len(self) % chunk or 1
+            begin, end = other._start(done), other._start(min(done + room, len(lengths)))
+            pieces = (
+                {key: other.read(key, at, min(at + rows, end)) for key in other.keys}
+                for at in range(begin, end, rows)
+            )
+            self._commit(pieces, meta[done : done + room], lengths[done : done + room])
+            done += room
 
     def __len__(self) -> int:
         return len(self.episode_ends)
@@ -296,9 +316,9 @@ class EpisodeStore:
 
     def check(self, robot=None, action_frame=None, cameras=(), rate_hz=None) -> None:
         """Refuse a dataset of another robot, action frame or rate, or without one of the cameras (DatasetError)."""
-        for name, expected in (("robot", robot), ("action_frame", action_frame), ("rate_hz", rate_hz)):
-            if expected is not None and self._attrs[name] != expected:
-                raise mismatch(f"{self.path}: {name}", repr(expected), repr(self._attrs[name]))
+        wanted = {"robot": robot, "action_frame": action_frame, "rate_hz": rate_hz}
+        wanted = {name: value for name, value in wanted.items() if value is not None}
+        check_same(self.path, wanted, {name: self._attrs[name] for name in wanted})
         if missing := [camera for camera in cameras or () if camera not in self.cameras]:
             names = ",".join(self.cameras)
             use = f"; env.cameras=[{names}] takes those" if names else ""

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("backbones", "inspection"),
     ("s2",),
     ("encoders", "vlm"),
+    ("golden",),
     ("loading",),
     ("training",),
     ("pretraining", "features"),
@@ -254,20 +255,20 @@ def drawing() -> str:
 # Line limits of each group of packages, comments and docstrings included; the trailing comment is the goal.
 # The first group with a matching prefix counts a module.
 BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
-    "arm": (("envs.real", "deployment"), 7400),  # 7000
-    "envs": (("envs",), 3370),  # 3700
-    "demos": (("demos", "inspection"), 4700),  # 4000
-    "policies": (("policies",), 2920),  # 3000
-    "vision": (("backbones", "s2", "encoders", "vlm", "features"), 3120),  # 3600
-    "training": (("training", "pretraining"), 2030),  # 1800
-    "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 3430),  # 4000
-    "probing": (("probing",), 1570),  # 1600
-    "serving": (("serving",), 930),  # 600
-    "core": (("",), 2770),  # 2700: core, config, the command line and the pipeline
+    "arm": (("envs.real", "deployment"), 7330),  # 7000
+    "envs": (("envs",), 3320),  # 3700
+    "demos": (("demos", "inspection"), 4710),  # 4000
+    "policies": (("policies",), 2890),  # 3000
+    "vision": (("backbones", "s2", "encoders", "vlm", "features"), 3090),  # 3600
+    "training": (("training", "pretraining"), 1960),  # 1800
+    "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 3380),  # 4000
+    "probing": (("probing",), 1550),  # 1600
+    "serving": (("serving",), 920),  # 600
+    "core": (("",), 2800),  # 2700: core, config, the command line and the pipeline
 }
-MAX_TEST_LINES = 24250  # 22000
-MAX_BENCHMARK_LINES = 3220  # 3000
-MAX_DOC_WORDS, MAX_README_WORDS = 24200, 900  # 24000, README included and the changelog not
+MAX_TEST_LINES = 22000
+MAX_BENCHMARK_LINES = 3000
+MAX_DOC_WORDS, MAX_README_WORDS = 24000, 900  # README included and the changelog not
 
 
 def sizes() -> dict[str, int]:

@@ -1,10 +1,4 @@
-"""CubePick: pick up a cube anywhere in a box on the table, in joint space at 10 Hz.
-
-env = gymnasium.make("s2robot/CubePick-v0", robot="xarm7")
-observation, info = env.reset(seed=0)
-observation["images"]["hand"].shape   # (256, 256, 3)
-observation["proprio"].shape          # (8,)
-"""
+"""CubePick: pick up a cube anywhere in a box on the table, in joint space at 10 Hz."""
 
 from typing import Any
 
@@ -117,8 +111,6 @@ class CubePick(MujocoTask):
         self._apply(close=self._closed)
         self._judge()
 
-    # ---------------------------------------------------------------- state
-
     keeps_contacts = True
 
     def _memory(self) -> list[tuple[Any, str]]:
@@ -201,8 +193,6 @@ class CubePick(MujocoTask):
         xy = [round(float(layout[name]), 5) for name in "xy"]
         where = {"cube_xy": xy, "cube_yaw": round(float(layout["yaw"]), 5)}
         return where, {"closest_m": round(-float(progress), 5)}
-
-    # ---------------------------------------------------------------- inside
 
     def _apply(self, close: bool) -> None:
         self.world.advance(np.append(self.commanded, 1.0 if close else -1.0))

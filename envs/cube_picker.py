@@ -3,9 +3,6 @@
 Inverse kinematics by mink, from the *commanded* joints; decisions from the *measured* pose. The approach is a funnel, not a
 list of waypoints: the further the gripper is from being over the cube, the higher it flies. So the action depends on what the
 cameras can see, wherever a perturbation has put the gripper, and a policy has a function to learn instead of a clock.
-
-    picker.act()      # the next action, and whether it is a push
-    picker.ask(16)    # its next 16 actions without perturbations; asking changes nothing
 """
 
 from typing import Any
@@ -148,8 +145,6 @@ class Picker(AskedExpert):
             target[2] = np.clip(target[2], 0.03, 0.40)
             return self._move(target, self._push[1], closed=False, limit=False), "kick"
         return None
-
-    # ---------------------------------------------------------------- inside
 
     def _grip_yaw(self, data: Any = None) -> float:
         """Return the yaw of the grip site's y axis in the table's plane, rad; ``data``: the solver's, by default the world's."""

@@ -1,13 +1,9 @@
-"""Sizes of the cameras' frames: one side for all, one (height, width) for all, or each camera's own.
-
-size_of(256, "hand")                                   # (256, 256)
-size_of({"hand": 256, "top": [480, 640]}, "top")       # (480, 640)
-"""
+"""Sizes of the cameras' frames: one side for all, one (height, width) for all, or each camera's own."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import expect
 
 ImageSize = Any  # px: a side, (height, width), or {camera: either}
 
@@ -16,9 +12,9 @@ def size_of(image_size: ImageSize, camera: str, where: str = "env.image_size") -
     """Return (H, W) of a camera's frames; EnvError if its size is missing or invalid."""
     found = image_size.get(camera) if isinstance(image_size, Mapping) else image_size
     sides = tuple(found) if isinstance(found, list | tuple) else (found, found)
-    if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
-        expected = "a side of 1 or more, [height, width], or a size of each camera"
-        raise EnvError(f"{where}: expected {expected}, got {image_size!r} for '{camera}'")
+    right = len(sides) == 2 and all(type(side) is int and side >= 1 for side in sides)
+    expected = "a side of 1 or more, [height, width], or a size of each camera"
+    expect(right, where, expected, f"{image_size!r} for '{camera}'")
     return sides
 
 

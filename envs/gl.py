@@ -9,7 +9,7 @@ import os
 import sys
 
 from s2robot.core.errors import require
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import EnvError, expect
 
 logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it mentions an optional accelerator
 
@@ -28,8 +28,8 @@ def choose_gl() -> str:
     EnvError if neither EGL nor OSMesa is installed, or the one that the user asked for is not, or is unknown.
     """
     asked = os.environ.get("MUJOCO_GL", "").lower().strip()
-    if asked and asked not in (*_NAMES, *_ALIASES):
-        raise EnvError(f"MUJOCO_GL: found '{asked}', expected one of {', '.join(_NAMES)}")
+    known = not asked or asked in (*_NAMES, *_ALIASES)
+    expect(known, "MUJOCO_GL", f"one of {', '.join(_NAMES)}", f"'{asked}'")
     if asked and asked not in _LIBRARIES:  # glfw, wgl, cgl: the user's own screen
         return asked
     for name in [asked] if asked else list(_LIBRARIES):
@@ -39,8 +39,8 @@ def choose_gl() -> str:
                 os.environ.setdefault("PYOPENGL_PLATFORM", name)
             return name
     library, packages = _LIBRARIES[wanted := asked or "egl"]
-    needs = f"MUJOCO_GL={wanted} needs {library}, found none; install it with: apt-get install {packages}"
-    raise EnvError(f"no offscreen OpenGL: {needs}")
+    hint = f"install it with: apt-get install {packages}"
+    raise EnvError(f"MUJOCO_GL={wanted}: expected {library}, got no offscreen OpenGL; {hint}")
 
 
 def check_gl() -> None:
@@ -54,6 +54,5 @@ def check_gl() -> None:
 
 def require_simulator() -> None:
     """Raise UserError without the simulator, EnvError for a MUJOCO_GL with which MuJoCo cannot be imported."""
-    for module in SIMULATOR:
-        require(module, "sim")
+    require(*SIMULATOR, extra="sim")
     check_gl()

@@ -1,28 +1,32 @@
 """Any gymnasium environment with continuous actions, as a task.
 
     make(GymSettings(id="FetchPickAndPlace-v4", success="is_success", rate_hz=25, max_steps=50))
-    make(GymSettings(id="my_package:Mine-v0", success="reward>=1", cameras=("front",)))     # frames of its observation
+    make(GymSettings(id="my_package:Mine-v0", success="reward>=1", cameras=("pixels/top",)))  # frames of its observation
 
 A policy's proprioception is what the environment observes besides images. The image is that of ``render()``, or
-entries of its observation, (H, W, 3) uint8. Its own limit of steps (``max_episode_steps``) is the task's.
+entries of its observation, (H, W, 3) uint8; `pixels/top` is the entry `top` of the dict `pixels`. Its own limit of steps
+(``max_episode_steps``) and its rate (``render_fps``) are the task's.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import reduce
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.error import Error, NamespaceNotFound
-from gymnasium.spaces import Box, flatten, flatten_space
+from gymnasium.spaces import Box, Dict, flatten, flatten_space
 from PIL import Image, ImageOps
 from pydantic import Field, field_validator, model_validator
 
 from s2robot.core.settings import from_yaml, invalid
-from s2robot.envs.errors import EnvError, check_known
+from s2robot.envs.errors import EnvError, check_known, expect
+from s2robot.envs.frames import as_image_size, size_of
 from s2robot.envs.task import CommonSettings, Task
 
 _RENDER = "render"  # the camera that is the environment's own image
@@ -34,10 +38,14 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
     """`task=gym task.id=FetchPickAndPlace-v4 task.success=is_success`; configs/task/gym.yaml documents each value."""
 
     target: str = Field(default="s2robot.envs.gym_task:GymTask", alias="class")
-    max_steps: int | None = from_yaml(ge=1)  # type: ignore[assignment]  # replaced by the environment's limit
+    # null is replaced by the environment's own
+    rate_hz: float | None = from_yaml(gt=0)  # type: ignore[assignment]
+    max_steps: int | None = from_yaml(ge=1)  # type: ignore[assignment]
+    names: dict[str, str] = from_yaml()
     id: str = from_yaml(min_length=1)
     success: str = from_yaml()
     proprio: tuple[str, ...] | None = from_yaml()
+    bounded: bool = from_yaml()
     kwargs: dict[str, Any] = from_yaml()
 
     failures = {"start": "did not get there"}
@@ -60,14 +68,33 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
             if limit is None:
                 raise invalid("max_steps", f"a number, as {self.id} has no limit of its own", None)
             object.__setattr__(self, "max_steps", limit)
+        if self.rate_hz is None:
+            object.__setattr__(self, "rate_hz", _rate_of(spec_of(self.id)) or 10)
         return self
+
+    def seen_as(self, cameras: Sequence[str], names: Mapping[str, str] | None = None) -> Self:
+        """As :class:`TaskSettings`. ``names`` are those of the checkpoint; without, a name that is no camera's is that of an entry
+        which ends with it (`pixels/top` is `top`), or of the only camera."""
+        entries = {own: self.names.get(own, own) for own in self.cameras}
+        if names is not None:
+            owners = {entry: own for own, entry in entries.items()}
+            found = {name: owners.get(names.get(name, name)) for name in cameras}
+        else:
+            endings = {entry.rpartition("/")[2]: own for own, entry in entries.items()}
+            only = next(iter(entries)) if len(entries) == len(cameras) == 1 else None
+            found = {name: name if name in entries else endings.get(name, only) for name in cameras}
+        if None in found.values():
+            return self
+        names = {name: entries[own] for name, own in found.items() if name != entries[own]}  # type: ignore[index]
+        sizes = {name: size_of(self.image_size, str(own)) for name, own in found.items()}
+        return self.replace(cameras=tuple(cameras), names=names, image_size=as_image_size(sizes))
 
 
 def spec_of(env_id: str) -> EnvSpec:
     """Return what gymnasium has registered for an id, gymnasium-robotics included; EnvError if it is not installed."""
     package, _, name = env_id.rpartition(":")
     namespace = name.partition("/")[0] if "/" in name else ""
-    try:
+    with _one_line(env_id):
         if package:
             import_module(package)  # registers its own
         if env_id.startswith(("Fetch", "Hand", "Adroit", "PointMaze", "AntMaze", "FrankaKitchen")):
@@ -77,8 +104,26 @@ def spec_of(env_id: str) -> EnvSpec:
         except NamespaceNotFound:
             import_module(namespace)  # most packages have the name of their namespace
             return gymnasium.spec(name)
+
+
+@contextmanager
+def _one_line(env_id: str) -> Iterator[None]:
+    """Raise EnvError for what gymnasium says of an id, or of the arguments of its environment."""
+    try:
+        yield
     except (Error, ImportError, TypeError, ValueError) as error:  # the last two: it begins with a dot
-        raise EnvError(f"task.id: '{env_id}' is not installed: {' '.join(str(error).split())}") from None
+        why = f"'{env_id}': {' '.join(str(error).split())}"
+        raise EnvError(f"task.id: expected what is installed and can be made, got {why}") from None
+
+
+def _rate_of(spec: EnvSpec) -> float | None:
+    """Return the control steps a second of an environment, which its metadata calls `render_fps`; None if it has none."""
+    made: Any = spec.entry_point
+    try:
+        made = load_env_creator(made) if isinstance(made, str) else made
+    except (ImportError, AttributeError):
+        return None  # making it gives the best message
+    return (getattr(made, "metadata", None) or {}).get("render_fps")
 
 
 class GymTask(Task):
@@ -91,38 +136,48 @@ class GymTask(Task):
         self.settings, self.draw = settings, draw
         self.inner = _made(settings)
         space: Any = self.inner.action_space
-        if not isinstance(space, Box) or len(space.shape) != 1:
-            raise EnvError(f"task.id: expected continuous actions, a Box of one axis, got {space}")
+        right = isinstance(space, Box) and len(space.shape) == 1
+        expect(right, "task.id", "continuous actions, a Box of one axis", space)
         self._seen: dict[str, Any] = {}
         self._felt = self._entries()
-        self.action_parts = [_part(space)]
+        endless: np.ndarray = np.full(space.shape, np.inf)
+        self._low: np.ndarray
+        self._high: np.ndarray
+        self._low, self._high = (space.low, space.high) if settings.bounded else (-endless, endless)
+        self.action_parts = [_part(self._low, self._high)]
         sizes: list[int] = [flatten_space(self._space(key)).shape[0] for key in self._felt]  # type: ignore[index]
         named = zip(map(_name, self._felt), sizes, strict=True)
         self.proprio_parts = [{"name": name, "size": size, "kind": "absolute"} for name, size in named]
-        self.spaces(space.low, space.high, sum(sizes))
+        self.spaces(self._low, self._high, sum(sizes))
         self._success, self._ended, self._reward = False, False, math.nan
 
     def _entries(self) -> list[str]:
         """Check the cameras; return the entries of its observation that are proprioception ("": all of it)."""
         space, s = self.inner.observation_space, self.settings
-        known = list(space) if isinstance(space, gymnasium.spaces.Dict) else []
-        pictures = [key for key in known if len(self._space(key).shape or ()) == 3]
-        check_known("task.cameras", s.cameras, [_RENDER, *pictures])
+        self._paths = {"/".join(path): path for path in _paths(space)}
+        known = [key for key in self._paths if key]
+        pictures = [key for key in known if _has_picture(self._space(key))]
+        check_known("task.names", s.names, s.cameras)
+        check_known("task.cameras", map(self._entry, s.cameras), [_RENDER, *pictures])
         check_known("task.proprio", s.proprio or (), known)
-        for name in (name for name in s.cameras if name != _RENDER):
+        for name in (name for name in map(self._entry, s.cameras) if name != _RENDER):
             _check_picture(name, self._space(name))
         felt = list(s.proprio or [key for key in known if key not in pictures])
-        if not known and len(space.shape or ()) != 3:
+        if not known and not _has_picture(space):
             felt = [""]
-        if not felt or not all(isinstance(flatten_space(self._space(key)), Box) for key in felt):
-            raise EnvError(f"task.proprio: expected numbers of a fixed count beside pictures, got {space}")
+        fixed = felt and all(isinstance(flatten_space(self._space(key)), Box) for key in felt)
+        expect(fixed, "task.proprio", "numbers of a fixed count beside pictures", space)
         return felt
 
     def _space(self, key: str) -> gymnasium.Space:
-        space: Any = self.inner.observation_space
-        return space[key] if key else space
+        return self._at(self.inner.observation_space, key)
 
-    # ---------------------------------------------------------------- an episode
+    def _at(self, tree: Any, key: str) -> Any:
+        """Return an entry of an observation, or of its space."""
+        return reduce(lambda node, name: node[name], self._paths[key], tree)
+
+    def _entry(self, camera: str) -> str:
+        return self.settings.names.get(camera, camera)
 
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
         self._seen, _ = self.inner.reset(seed=int(rng.integers(2**31)))
@@ -134,7 +189,7 @@ class GymTask(Task):
         if self._ended:  # without success: nothing happens any more
             return
         space: Any = self.inner.action_space
-        action = np.clip(action, space.low, space.high).astype(space.dtype)
+        action = np.clip(action, self._low, self._high).astype(space.dtype)
         self._seen, reward, terminated, truncated, info = self.inner.step(action)
         self._ended, self._reward = bool(terminated or truncated), float(reward)
         self._success |= self._succeeded(terminated, info)
@@ -150,7 +205,7 @@ class GymTask(Task):
 
     @property
     def proprio(self) -> np.ndarray:
-        rows: Any = [flatten(self._space(key), self._seen[key] if key else self._seen) for key in self._felt]
+        rows: Any = [flatten(self._space(key), self._at(self._seen, key)) for key in self._felt]
         return np.concatenate(rows).astype(np.float32)
 
     is_success = property(lambda self: self._success)
@@ -159,12 +214,21 @@ class GymTask(Task):
     def render_cameras(self) -> dict[str, np.ndarray]:
         frames = {}
         for name in self.settings.cameras:
-            picture: Any = np.asarray(self.inner.render() if name == _RENDER else self._seen[name])
-            _check_picture(name, picture)
             height, width = self.camera_sizes[name]
-            image = Image.fromarray(picture)
+            image = Image.fromarray(self._picture(name))
             frames[name] = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BOX))
         return frames
+
+    def _picture(self, camera: str) -> np.ndarray:
+        entry = self._entry(camera)
+        picture: Any = np.asarray(self.inner.render() if entry == _RENDER else self._at(self._seen, entry))
+        _check_picture(camera, picture)
+        return picture
+
+    def native_sizes(self) -> dict[str, tuple[int, int]]:
+        self.begin(np.random.default_rng(0), {})
+        seen = {name: self._picture(name) for name in self.settings.cameras}
+        return {name: (picture.shape[0], picture.shape[1]) for name, picture in seen.items()}
 
     def close(self) -> None:
         self.inner.close()
@@ -173,25 +237,37 @@ class GymTask(Task):
 def _check_picture(name: str, found: Any) -> None:
     """Reject an image, or the space of one, that is no uint8 (H, W, 3): cast to it, floats would be black."""
     shape = tuple(found.shape or ())
-    if found.dtype != np.uint8 or shape[2:] != (3,):
-        raise EnvError(f"task.cameras: '{name}' is {found.dtype} {shape}, expected uint8 (H, W, 3)")
+    right = found.dtype == np.uint8 and shape[2:] == (3,)
+    expect(right, f"task.cameras: '{name}'", "uint8 (H, W, 3)", f"{found.dtype} {shape}")
 
 
 def _made(s: GymSettings) -> Any:
     spec_of(s.id)
-    render: dict[str, Any] = {"render_mode": "rgb_array"} if _RENDER in s.cameras else {}
-    try:
+    shown = {s.names.get(name, name) for name in s.cameras}
+    render: dict[str, Any] = {"render_mode": "rgb_array"} if _RENDER in shown else {}
+    with _one_line(s.id):
         return gymnasium.make(s.id, max_episode_steps=-1, **render, **s.kwargs)
-    except (Error, ImportError, TypeError, ValueError) as error:
-        raise EnvError(f"task.id: '{s.id}' cannot be made here: {' '.join(str(error).split())}") from None
 
 
-def _part(space: Box) -> dict[str, Any]:
+def _part(low: np.ndarray, high: np.ndarray) -> dict[str, Any]:
     """An action as one part; what its numbers mean is the environment's affair, so they are values."""
-    part: dict[str, Any] = {"name": "action", "size": int(space.shape[0]), "kind": "absolute"}
-    if np.abs([space.low, space.high]).max() <= _MOST:
-        part |= {"low": space.low.astype(float).tolist(), "high": space.high.astype(float).tolist()}
+    part: dict[str, Any] = {"name": "action", "size": len(low), "kind": "absolute"}
+    if np.abs([low, high]).max() <= _MOST:
+        part |= {"low": low.astype(float).tolist(), "high": high.astype(float).tolist()}
     return part
+
+
+def _has_picture(space: gymnasium.Space) -> bool:
+    return any(map(_has_picture, space.values())) if isinstance(space, Dict) else len(space.shape or ()) == 3
+
+
+def _paths(space: gymnasium.Space, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield where the entries of an observation lie; a dict without images inside is one entry."""
+    if isinstance(space, Dict) and (not at or _has_picture(space)):
+        for name, inner in space.items():
+            yield from _paths(inner, (*at, name))
+    else:
+        yield at
 
 
 def _name(key: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import expect
 from s2robot.envs.renderer import OffscreenRenderer
 from s2robot.envs.task import Task
 
@@ -64,7 +64,7 @@ class MujocoTask(Task):
             points[name] = np.clip(0.5 + 0.5 * seen, 0, 1).astype(np.float32)
         return points
 
-    # ---------------------------------------------------------------- state
+    settled = property(lambda self: self.data.qpos)
 
     # what decides the next step beside MuJoCo's state, all arrays: (holder, attribute)
     _memory: Callable[[], list[tuple[Any, str]]]
@@ -87,8 +87,7 @@ class MujocoTask(Task):
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         memory, end = self._memory(), mujoco.mj_stateSize(self.model, kind)
         physics, size = state[:end], end + sum(np.size(getattr(o, name)) for o, name in memory)
-        if np.shape(state) != (size,):
-            raise EnvError(f"state: found shape {np.shape(state)}, expected ({size},) for this scene")
+        expect(np.shape(state) == (size,), "state", f"({size},) for this scene", np.shape(state))
         mujoco.mj_setState(self.model, self.data, physics, kind)
         for holder, name in memory:
             now = np.asarray(getattr(holder, name))

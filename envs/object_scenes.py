@@ -1,10 +1,5 @@
 """Images of an object of a known class on a table, with clutter, random light and camera; with mask and depth.
 
-    scene = ObjectScene(size=384)
-    found = scene.draw(kind=3, seed=7, small=True)
-    found.image.shape, found.mask.shape, found.depth.shape  # (384, 384, 3), (384, 384), (384, 384)
-    CLASSES[3]                                              # "bread"
-
 The classes are robosuite's own objects, and tinted primitives that differ by their textures. Clutter are plain primitives of
 no class. Nothing is simulated: a thing lies turned in some way, its lowest point on the table.
 """

@@ -217,7 +217,7 @@ def opengl() -> str:
 def _gl_context(width: int, height: int) -> "mujoco.GLContext":
     choose_gl()  # one clear line where the library is missing
     if not hasattr(mujoco, "GLContext"):  # robosuite may have set MUJOCO_GL to another name meanwhile
-        raise EnvError("MUJOCO_GL: found disable, expected egl or osmesa where frames are drawn")
+        raise EnvError("MUJOCO_GL: expected egl or osmesa where frames are drawn, got disable")
     return mujoco.GLContext(width, height)
 
 

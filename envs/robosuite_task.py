@@ -1,9 +1,5 @@
 """Any robosuite world with its controller, as a task.
 
-env = make(RobosuiteSettings(env="Stack", robot="Panda", controller="OSC_POSE"))
-observation, info = env.reset(seed=0)
-env.raw                                       # the robosuite environment inside
-
 Facts about robosuite 1.5.2 that shape this file: all that it draws at a reset comes from ``env.rng``, which its samplers share,
 so an episode's seed is set in place; a hard reset compiles the scene anew (0.3 s) and may draw other sizes of the objects, so
 resets are soft, and sizes are those of the first compilation (seed 0) in every process; actions are scaled to -1..1, here they
@@ -20,7 +16,7 @@ from robosuite.controllers import load_part_controller_config
 from robosuite.environments.base import REGISTERED_ENVS
 from robosuite.robots import ROBOT_CLASS_MAPPING, FixedBaseRobot
 
-from s2robot.envs.errors import EnvError, check_known
+from s2robot.envs.errors import EnvError, check_known, expect
 from s2robot.envs.experts.worlds import EXPERT_OF
 from s2robot.envs.mujoco_task import MujocoTask, geoms_of, touching
 from s2robot.envs.robosuite_config import GRASPED, ExpertSettings, RobosuiteSettings
@@ -83,8 +79,6 @@ class RobosuiteTask(MujocoTask):
         }
         return {**self.raw._get_observations(force_update=True), **commands}
 
-    # ---------------------------------------------------------------- an episode
-
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
         drawn = np.random.default_rng(int(rng.integers(2**63)))
         self.raw.rng.bit_generator.state = drawn.bit_generator.state
@@ -131,8 +125,6 @@ class RobosuiteTask(MujocoTask):
         site = next(iter(self.raw.robots[0].eef_site_id.values()))
         return self._projected(self.data.site_xpos[site])
 
-    # ---------------------------------------------------------------- state
-
     def _memory(self) -> list[tuple[Any, str]]:
         """What decides the next step beside MuJoCo's state; a reset makes new controllers."""
         found: list[tuple[Any, str]] = []
@@ -148,8 +140,6 @@ class RobosuiteTask(MujocoTask):
     def _counters(self) -> list[tuple[Any, str]]:
         return [(self, "_steps"), (self, "_furthest"), (self.raw, "timestep"), (self.raw, "cur_time")]
 
-    # ---------------------------------------------------------------- robosuite's own recordings
-
     def arguments(self) -> dict[str, Any]:
         """What makes this world in `robosuite.make` and in robomimic, as JSON types."""
         return {"env_version": VERSION, "env_kwargs": _arguments(self.settings)}
@@ -160,19 +150,15 @@ class RobosuiteTask(MujocoTask):
             self.raw.reset_from_xml_string(self.raw.edit_model_xml(xml))
         except Exception as error:  # of many types: other names of joints, sites and meshes; malformed XML
             text = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            found = f"found a scene that robosuite {VERSION} cannot load ({text})"
-            raise EnvError(f"{found}, expected one of its own") from None
+            raise EnvError(f"scene: expected one that robosuite {VERSION} can load, got {text}") from None
         self.close()  # the renderer is of the scene before
         self._look_at_scene()
 
     def show(self, flat: np.ndarray) -> None:
         size = 1 + self.model.nq + self.model.nv
-        if np.shape(flat) != (size,):
-            raise EnvError(f"found a state of shape {np.shape(flat)}, expected ({size},) for this scene")
+        expect(np.shape(flat) == (size,), "state", f"({size},) for this scene", np.shape(flat))
         self.raw.sim.set_state_from_flattened(flat)
         self.raw.sim.forward()
-
-    # ---------------------------------------------------------------- inside
 
     def _reset_raw(self) -> None:
         self.raw.reset()
@@ -241,8 +227,8 @@ def _made(s: RobosuiteSettings) -> Any:
     check_known("task.robot", s.robot.split("+"), sorted(arms))
     controllers = set(robosuite.ALL_PART_CONTROLLERS) - {"IK_POSE"}  # whose limits are those of joints
     check_known("task.controller", [s.controller], sorted(controllers))
-    for key in (key for key in s.kwargs if key in _RESERVED):
-        raise EnvError(f"task.kwargs.{key}: found {s.kwargs[key]}, expected {_RESERVED[key]}")
+    for key, instead in _RESERVED.items():
+        expect(key not in s.kwargs, f"task.kwargs.{key}", instead, s.kwargs.get(key))
     try:
         return robosuite.make(s.env, **{"seed": 0, **_arguments(s)})
     except Exception as error:  # of many types, from any depth

@@ -20,7 +20,7 @@ import gymnasium
 import numpy as np
 
 from s2robot.core.parts import default_parts, plain, read_parts
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import EnvError, expect
 from s2robot.envs.frames import sizes_of
 from s2robot.envs.task_settings import CommonSettings, Group, TaskSettings
 
@@ -125,6 +125,11 @@ class Task(gymnasium.Env):
         return self.settings.stages[-1 if self.is_success else 0]
 
     @property
+    def settled(self) -> np.ndarray:
+        """What decides the physics at an episode's start, as far as the task shows it: by default its proprioception."""
+        return self.proprio
+
+    @property
     def progress(self) -> float:
         """Larger is nearer to success; NaN if it is not measured."""
         return float("nan")
@@ -146,8 +151,8 @@ class Task(gymnasium.Env):
 
     def expert(self, rng: np.random.Generator, settings: Any = None) -> Expert:
         """A scripted expert for the episode that has just begun; EnvError if the task has none."""
-        hint = "nothing to record from; use demos from elsewhere (demos.path=<dataset>)"
-        raise EnvError(f"task {self.settings.task}: it has no scripted expert, so there is {hint}")
+        hint = "to record from; use demos from elsewhere (demos.path=<dataset>)"
+        raise EnvError(f"task {self.settings.task}: expected a scripted expert {hint}, got none")
 
     # Recordings of states need these, and frames are drawn later; without them, demos hold the frames.
 
@@ -185,6 +190,10 @@ class Task(gymnasium.Env):
         """(H, W) of each camera's frames, in the policy's order."""
         return sizes_of(self.settings.image_size, self.settings.cameras)
 
+    def native_sizes(self) -> dict[str, tuple[int, int]]:
+        """(H, W) of the images of each camera that cannot be drawn in another shape, only cut and scaled."""
+        return {}
+
     def spaces(self, action_low, action_high, proprio_size: int) -> None:
         """Declare the spaces: actions within limits (A,), frames, proprioception; UserError if the parts do not fit."""
         spaces = gymnasium.spaces
@@ -219,8 +228,8 @@ class Task(gymnasium.Env):
     def step_physics(self, action) -> None:
         """:meth:`step` without an observation: what a rollout needs between two decisions of a policy."""
         action, shape = np.asarray(action, float), self.action_space.shape
-        if action.shape != shape or not np.isfinite(action).all():
-            raise EnvError(f"action: found {action.tolist()}, expected finite numbers of shape {shape}")
+        right = action.shape == shape and np.isfinite(action).all()
+        expect(right, "action", f"finite numbers of shape {shape}", action.tolist())
         self.apply(action)
         self._steps += 1
 
@@ -232,10 +241,9 @@ class Task(gymnasium.Env):
         frames = self.render_cameras()
         for name, size in self.camera_sizes.items() if frames else ():
             found = frames.get(name)
-            if found is None or found.dtype != np.uint8 or found.shape != (*size, 3):
-                got = "none" if found is None else f"{found.dtype} {found.shape}"
-                what = f"task {self.settings.task}: render_cameras: '{name}'"
-                raise EnvError(f"{what}: expected uint8 {(*size, 3)}, got {got}")
+            got = "none" if found is None else f"{found.dtype} {found.shape}"
+            what, expected = f"task {self.settings.task}: render_cameras: '{name}'", f"uint8 {(*size, 3)}"
+            expect(got == expected, what, expected, got)
         return frames
 
     def info(self) -> dict[str, Any]:

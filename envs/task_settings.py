@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
 from pydantic import AfterValidator, Field, field_validator
@@ -85,6 +85,10 @@ class TaskSettings(Settings):
     def camera_problem(self) -> str:
         """Return why one of the cameras cannot be drawn, if that is known without the world, or ""."""
         return ""
+
+    def seen_as(self, cameras: Sequence[str], names: Mapping[str, str] | None = None) -> Self:
+        """Return the settings with the cameras of a dataset or a policy, if all are known."""
+        return self.replace(cameras=tuple(cameras)) if {*cameras} <= {*self.cameras} else self
 
     def about(self) -> dict[str, Any]:
         """Return what a summary stores of the task, for readers that lack the task."""

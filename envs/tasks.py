@@ -8,11 +8,11 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from s2robot.core.errors import one_of
 from s2robot.core.settings import read
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import EnvError, expect
 from s2robot.envs.gl import check_gl
 from s2robot.envs.task_settings import TaskSettings
 
@@ -32,17 +32,15 @@ SETTINGS = {
     "square": "s2robot.envs.robosuite_config:SquareSettings",
     "gym": "s2robot.envs.gym_task:GymSettings",
 }
+OTHERS = SETTINGS.keys() - {DEFAULT}  # that a dataset or a checkpoint can name: a user's task needs its class
 _USER_TASKS: dict[str, type[TaskSettings]] = {}  # registered by :func:`register_user_task`
 
 
 def settings_class(name: str) -> type[TaskSettings]:
-    """Return the class of the settings of the task ``name``; EnvError for an unknown one."""
+    """Return the class of the settings of the task ``name``; UserError for an unknown one."""
     if name in _USER_TASKS:
         return _USER_TASKS[name]
-    if name not in SETTINGS:
-        near = get_close_matches(str(name), SETTINGS, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(SETTINGS)}"
-        raise EnvError(f"task: found '{name}', {hint}; your own task needs task.class=module:Class")
+    one_of("task", name, SETTINGS, "; your own task needs task.class=module:Class")
     return import_class(SETTINGS[name])
 
 
@@ -56,12 +54,10 @@ def register_user_task(name: str, target: str) -> type[TaskSettings]:
     check_gl()
     world = import_class(target, "task.class")
     lacking = [n for n in dir(world) if getattr(getattr(world, n), "__isabstractmethod__", False)]
-    if name in SETTINGS:
-        raise EnvError(f"task.name: found '{name}', which is a task of this package; expected another name")
-    if not (isinstance(world, type) and issubclass(world, Task)):
-        raise EnvError(f"task.class: found {target}, which is no subclass of s2robot.envs.task.Task")
-    if lacking:
-        raise EnvError(f"task.class: {target} lacks {', '.join(lacking)}, which every task defines")
+    fits = isinstance(world, type) and issubclass(world, Task)
+    expect(name not in SETTINGS, "task.name", "a name that no task of this package has", f"'{name}'")
+    expect(fits, "task.class", "a subclass of s2robot.envs.task.Task", target)
+    expect(not lacking, "task.class", f"{', '.join(lacking)}, as every task has", f"{target} without")
     _USER_TASKS[name] = world.Settings
     return world.Settings
 

@@ -38,10 +38,9 @@ def episodes(start: np.ndarray, count: int, steps: int, size: int) -> Iterator[d
         gripper = np.arange(steps) > steps // 2  # closes half-way
         yield {
             **{f"images_{c}": rng.integers(0, 256, (steps, size, size, 3), np.uint8) for c in CAMERAS},
-            "proprio": np.column_stack([joints[:-1], 1.0 - gripper]).astype(
-                np.float32
-            ),  # (T, N + 1) before the action
-            "action": np.column_stack([np.diff(joints, axis=0), gripper]).astype(np.float32),  # (T, N + 1)
+            # both float32 (T, N + 1); proprio is what was measured before the action
+            "proprio": np.column_stack([joints[:-1], 1.0 - gripper]).astype(np.float32),
+            "action": np.column_stack([np.diff(joints, axis=0), gripper]).astype(np.float32),
         }
 
 

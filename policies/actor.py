@@ -233,7 +233,7 @@ class Actor:
         if proprio.shape != (parts.size,):
             raise _wrong("proprio", expected, f"shape {proprio.shape}")
         if not np.isfinite(proprio).all():
-            raise UserError("observation: proprio holds NaN or infinity")
+            raise _wrong("proprio", "finite numbers", str(proprio))
         check_values(parts.parts, proprio[None], "observation: proprio", limits=False)
         if "proprio" not in self._warned:
             state = parts.inner(torch.from_numpy(proprio))

@@ -22,12 +22,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
-from s2robot.core.errors import UserError
-from s2robot.core.files import write_text
+from s2robot.core.errors import UserError, check_same, reported
+from s2robot.core.files import parse_json, write_text
 from s2robot.core.parts import parts_of, same_parts, words
 from s2robot.core.settings import Stored, read
 from s2robot.policies.policy import ChunkPolicy, PolicySpec
@@ -141,10 +140,7 @@ def load_checkpoint(
     _check(record.contract, spec, f"{place / RECORD}: contract")
     policy = ChunkPolicy(spec)
     expected, found = ({name: tuple(x.shape) for name, x in s.items()} for s in (policy.state_dict(), state))
-    for name in sorted(expected.keys() | found.keys()):
-        want, got = expected.get(name, "none"), found.get(name, "none")
-        if want != got:
-            raise UserError(f"{place / TENSORS}: tensor '{name}': expected shape {want}, got {got}")
+    check_same(f"{place / TENSORS}: shape of a tensor", expected, found)
     policy.load_state_dict(state, strict=True)
     return policy.to(device).eval(), record.contract
 
@@ -159,12 +155,7 @@ def _record_of(folder: Path) -> tuple[Path, _Record]:
     """Return where a checkpoint lies (a kill may have left the old one), and its policy.json."""
     place = folder if folder.exists() or not _old(folder).exists() else _old(folder)
     path = place / RECORD
-    data = _read(path)
-    try:
-        record = json.loads(data)
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON, the file is truncated or damaged") from error
-    return place, read(_Record, record, f"{path}: ")
+    return place, read(_Record, parse_json(path, _read(path)), f"{path}: ")
 
 
 def _read(path: Path) -> bytes:
@@ -182,18 +173,17 @@ def _bytes_of(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 def _tensors_of(path: Path, sha256: str) -> dict[str, torch.Tensor]:
     data = _read(path)
-    try:
+    with reported(path, "; the file is truncated or of another checkpoint"):
         if (found := hashlib.sha256(data).hexdigest()) != sha256:
-            raise SafetensorError(f"sha256 is {found[:12]}…, {RECORD} says {sha256[:12]}…")
+            raise ValueError(f"sha256 is {found[:12]}…, {RECORD} says {sha256[:12]}…")
         return tensors_from_bytes(data)
-    except SafetensorError as error:
-        raise UserError(f"{path}: {error}; the file is truncated or of another checkpoint") from error
 
 
-def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
+def check_contract(contract: Mapping[str, Any], where: Any = "", **actual: Any) -> None:
     """Reject the use of a policy with something it was not made for; UserError names both sides.
 
     Args:
+        where: begins the error.
         actual: any of encoder (its fingerprint, or a dict that holds it), cameras (those at hand, of which the policy's
             must be a part), robot, joint_names, action_frame, rate_hz, action_parts and proprio_parts (None: the usual).
             What is not given is not checked.
@@ -220,19 +210,17 @@ def check_contract(contract: Mapping[str, Any], **actual: Any) -> None:
             same = wanted == (list(value) if key == "joint_names" else value)
             why = f"the policy was trained for {key} '{wanted}', given is '{value}'"
         if not same:
-            raise UserError(why)
+            raise UserError(f"{where}: {why}" if where else why)
 
 
 def _check(contract: Mapping[str, Any], spec: PolicySpec, where: str) -> None:
     """Reject a contract that lacks a key, or has other cameras or parts than the policy."""
-    cameras = read(Contract, contract, f"{where}: ").cameras
-    facts: dict[str, Any] = {"cameras": (list(spec.cameras) == cameras, list(spec.cameras), cameras)}
-    for key in PARTS.values():
-        own, found = getattr(spec, key).parts, parts_of(contract, key)
-        facts[f"{key}_parts"] = same_parts(own, found), words(own), words(found)
-    for key, (same, ours, theirs) in facts.items():
-        if not same:
-            raise UserError(f"{where}: {key}: expected {ours}, got {theirs}")
+    found = read(Contract, contract, f"{where}: ")
+    check_same(where, {"cameras": spec.cameras}, {"cameras": found.cameras})
+    for key, array in PARTS.items():
+        ours, theirs = getattr(spec, array).parts, parts_of(contract, array)
+        if not same_parts(ours, theirs):
+            raise UserError(f"{where}: {key}: expected {words(ours)}, got {words(theirs)}")
 
 
 def _old(folder: Path) -> Path:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from s2robot.policies.bodies.mlp import MlpBody, MlpSettings
+from s2robot.policies.bodies.rnn import RnnBody, RnnSettings
 from s2robot.policies.bodies.transformer import TransformerBody
 from s2robot.policies.heads import HeadLoss, HeadSizes, build_head
 from s2robot.policies.pooling import CameraPooling
@@ -32,9 +33,11 @@ class Network(nn.Module):
     def __init__(self, spec: PolicySpec):
         super().__init__()
         sizes = spec.context, spec.proprio.width, spec.action.width
-        self.body: MlpBody | TransformerBody
+        self.body: MlpBody | RnnBody | TransformerBody
         if isinstance(spec.network, MlpSettings):
             self.body = MlpBody(spec.network, len(spec.cameras), *sizes)
+        elif isinstance(spec.network, RnnSettings):
+            self.body = RnnBody(spec.network, len(spec.cameras), *sizes)
         else:
             self.body = TransformerBody(spec.network, *sizes)
         images = len(spec.cameras), spec.dim, spec.maps, self.body.embed_dim

@@ -119,7 +119,8 @@ class Parts:
 
     def actions(self, targets: Tensor, cumulative: bool) -> Tensor:
         """Invert `targets`, but stay inside; rotations are made proper.  # (..., K, W)"""
-        return self._over_steps(targets, cumulative, _differences, rotations.between)
+        steps = lambda x: torch.diff(x, dim=-2, prepend=torch.zeros_like(x[..., :1, :]))  # noqa: E731
+        return self._over_steps(targets, cumulative, steps, rotations.between)
 
     def _over_steps(
         self,
@@ -219,8 +220,3 @@ def _outer(part: Part, x: Tensor) -> Tensor:
         low, high = _limits(part, x)
         return low + x * (high - low)
     return x
-
-
-def _differences(x: Tensor) -> Tensor:
-    """Invert `cumsum` over the steps of (..., K, size)."""
-    return torch.diff(x, dim=-2, prepend=torch.zeros_like(x[..., :1, :]))

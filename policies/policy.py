@@ -116,7 +116,12 @@ class ChunkPolicy(nn.Module):
             if every and start is not None:
                 counts = torch.cat([torch.zeros_like(counts[:1]), counts[1:]])
         weight = weight / counts.sum().clamp(min=1e-8)
-        context = self._context(self._pooled(batch), batch["proprio"], past, pad)
+        if "frames" in batch:  # a frame that several windows show is pooled once
+            means = batch["means"][None] if "means" in batch else None
+            pooled = self.pool(batch["features"][None], means)[0][batch["frames"]]  # (B, T, C, E)
+        else:
+            pooled = self.pool(batch["features"])
+        context = self._context(pooled, batch["proprio"], past, pad)
         target = self.normaliser.target(self._to_target(actions, start))  # as the actions
         loss, estimate, scalars = self.network("loss", *context, target, weight)
         with torch.no_grad():
@@ -124,13 +129,6 @@ class ChunkPolicy(nn.Module):
             errors = spec.action.errors(real, actions).items()
             sums = {name: (error * weight).sum() for name, error in errors}
         return loss, scalars | {"loss": loss.detach()} | sums
-
-    def _pooled(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """(B, T, C, E); a frame that several windows show is pooled once where the batch says which."""
-        if "frames" not in batch:
-            return self.pool(batch["features"])
-        means = batch["means"][None] if "means" in batch else None
-        return self.pool(batch["features"][None], means)[0][batch["frames"]]
 
     @torch.no_grad()
     def plan(

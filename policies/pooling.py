@@ -22,17 +22,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2robot.core.errors import UserError
-from s2robot.core.settings import from_yaml
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.policies.bodies.mlp import Dense
-from s2robot.policies.bodies.transformer import AttentionSettings
+from s2robot.policies.bodies.transformer import even_heads
 
 Tokens = int | tuple[int, int]  # how many form a square map, or its rows and columns
 
 
-class PoolingSettings(AttentionSettings, at="policy.pooling", file="policy/common/policy"):
+class PoolingSettings(Settings, at="policy.pooling", file="policy/common/policy"):
     """configs/policy/common/policy.yaml documents each value."""
 
+    rules = even_heads
+    width: int = from_yaml(ge=1)
+    heads: int = from_yaml(ge=1)
     kind: Literal["mean", "spatial_softmax", "attention"] = from_yaml()
     shared: bool = from_yaml()
     keypoints: int = from_yaml(ge=1)
@@ -44,13 +46,8 @@ class PoolingSettings(AttentionSettings, at="policy.pooling", file="policy/commo
 
 def map_places(tokens: Tokens) -> Tensor:
     """Places (N, 2) of the tokens, row by row: x to the right and y down, both -1..1 over the image."""
-    if isinstance(tokens, int):
-        if math.isqrt(tokens) ** 2 != tokens:
-            raise UserError(
-                f"policy.grids: expected rows and columns, since {tokens} tokens form no square map"
-            )
-        tokens = (math.isqrt(tokens),) * 2
-    rows, columns = (torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in tokens)
+    shape = (math.isqrt(tokens),) * 2 if isinstance(tokens, int) else tokens
+    rows, columns = (torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in shape)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], -1)
 
@@ -178,8 +175,6 @@ class CameraPooling(nn.Module):
     ):
         super().__init__()
         maps: list[Tokens] = [tokens] * cameras if isinstance(tokens, int) else list(tokens)
-        if settings.shared and len(set(maps)) > 1:
-            raise UserError(f"policy.pooling.shared: expected false with maps of several shapes, {maps}")
         self.settings, self.counts = settings, [n if isinstance(n, int) else math.prod(n) for n in maps]
         pool, count = POOLINGS[settings.kind], 1 if settings.shared else cameras
         self.norms = nn.ModuleList(FeatureNorm(dim) for _ in range(cameras))

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from s2robot.core.settings import Settings, from_yaml, invalid, read
+from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.policies.bodies.mlp import MlpSettings
+from s2robot.policies.bodies.rnn import RnnSettings
 from s2robot.policies.bodies.transformer import TransformerSettings
 from s2robot.policies.heads import read_head
 from s2robot.policies.normalise import Mode
 from s2robot.policies.parts import Parts
 from s2robot.policies.pooling import PoolingSettings
 
-_NETWORKS: dict[str, type[Settings]] = {"mlp": MlpSettings, "transformer": TransformerSettings}
+_NETWORKS: dict[str, type[Settings]] = {
+    "mlp": MlpSettings,
+    "rnn": RnnSettings,
+    "transformer": TransformerSettings,
+}
 
 
 class PolicySettings(Settings, at="policy", file="policy/mlp"):
     """configs/policy/common/policy.yaml and mlp.yaml document each value."""
 
-    kind: Literal["mlp", "transformer"] = from_yaml()
-    network: MlpSettings | TransformerSettings
+    kind: Literal["mlp", "rnn", "transformer"] = from_yaml()
+    network: MlpSettings | RnnSettings | TransformerSettings
     pooling: PoolingSettings = from_yaml()
     head: Any
     context: int = from_yaml(ge=1)
@@ -53,13 +58,9 @@ class PolicySettings(Settings, at="policy", file="policy/mlp"):
             network = read(found, network)
         return {**values, "network": network, "head": head if isinstance(head, Settings) else read_head(head)}
 
-    @model_validator(mode="after")
-    def _steps_fit(self) -> Self:
-        if self.execute > self.chunk:
-            raise invalid("execute", f"<= policy.chunk, which is {self.chunk}", self.execute)
-        if self.from_last and self.context < 2:
-            raise invalid("context", ">= 2 with policy.from_last", self.context)
-        return self
+    def rules(self) -> Iterator[tuple[Any, ...]]:
+        yield "execute", self.execute <= self.chunk, f"<= policy.chunk, which is {self.chunk}"
+        yield "context", self.context >= 2 or not self.from_last, ">= 2 with policy.from_last"
 
 
 class PolicySpec(PolicySettings):
@@ -84,17 +85,24 @@ class PolicySpec(PolicySettings):
         return {**values, "action_target": "cumulative"} if auto else values
 
     @model_validator(mode="after")
-    def _data_fits(self) -> Self:
+    def _parts_in_one_way(self) -> Self:
         for key in ("action", "proprio"):
             if getattr(self, key) == Parts.read(None, getattr(self, f"{key}_dim"), "", key):
-                object.__setattr__(self, f"{key}_parts", None)  # one way to say it
-        names = {part.name for parts in (self.action, self.proprio) for part in parts.parts}
-        if unknown := [name for name in self.normalise_parts if name not in names]:
-            raise invalid("normalise_parts", f"some of {', '.join(sorted(names))}", unknown[0])
-        if self.grids and (len(self.grids) != len(self.cameras) or max(self.counts) != self.tokens):
-            expected = f"rows and columns of {len(self.cameras)} cameras, the largest of {self.tokens} tokens"
-            raise invalid("grids", expected, [list(grid) for grid in self.grids])
+                object.__setattr__(self, f"{key}_parts", None)
         return self
+
+    def rules(self) -> Iterator[tuple[Any, ...]]:
+        yield from super().rules()
+        names = {part.name for parts in (self.action, self.proprio) for part in parts.parts}
+        for name in self.normalise_parts:
+            yield "normalise_parts", name in names, f"some of {', '.join(sorted(names))}", name
+        fits = math.isqrt(self.tokens) ** 2 == self.tokens or self.pooling.kind == "mean"
+        if self.grids:
+            fits = len(self.grids) == len(self.cameras) and max(self.counts) == self.tokens
+        expected = f"rows and columns of {len(self.cameras)} cameras, the largest of {self.tokens} tokens"
+        yield "grids", fits, expected
+        alike = len(set(self.grids)) < 2 or not self.pooling.shared
+        yield "pooling.shared", alike, "false with maps of several shapes", True
 
     @cached_property
     def action(self) -> Parts:

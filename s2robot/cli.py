@@ -44,6 +44,7 @@ class Verb(NamedTuple):
     target: str  # `module:function`, called with the DictConfig
     flags: Mapping[str, str] = {}  # flag -> override; `{}` stands for its value
     resumes: bool = True  # the same command in the same folder resumes what was interrupted
+    words: str = ""  # the setting that takes the words without `=`
     simulates: bool = False  # whatever its settings; the others ask for the simulator where they need it
 
 
@@ -64,9 +65,12 @@ VERBS = {
     "train": Verb("s2robot.verbs:train"),
     "evaluate": Verb("s2robot.verbs:evaluate", {"--live": "live=true"}),
     "serve": Verb("s2robot.serving.server:run_serve", resumes=False),
-    "emulate": Verb("s2robot.deployment.emulate:run_emulate", resumes=False),
+    "emulate": Verb("s2robot.envs.real.emulator.emulator:run_emulate", resumes=False),
     "deploy": Verb("s2robot.deployment.deploy:deploy", _LIVE, resumes=False),
     "compare": Verb("s2robot.comparison.compare:compare", simulates=True),
+    "stress": Verb("s2robot.evaluation.stress:stress", simulates=True),
+    "reproduce": Verb("s2robot.comparison.reproduce:reproduce", simulates=True),
+    "stats": Verb("s2robot.comparison.trials:run_stats", resumes=False, words="trials"),
     "probe": Verb("s2robot.probing:run_probe"),
 }
 
@@ -117,7 +121,7 @@ def _resume(verb: str, overrides: list[str], stop: KeyboardInterrupt) -> str:
 
 
 def _translated(verb: Verb, args: list[str]) -> list[str]:
-    given, overrides = iter(args), []
+    given, overrides, words = iter(args), [], []
     for arg in given:
         flag, equals, value = arg.partition("=")
         if override := verb.flags.get(flag):
@@ -125,14 +129,19 @@ def _translated(verb: Verb, args: list[str]) -> list[str]:
                 value = next(given, "")
             if ("{}" in override) != (value not in ("", *verb.flags)):
                 raise UserError(f"{flag}: expected {'a' if '{}' in override else 'no'} value, got '{value}'")
-            quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-            overrides.append(override.format(value if value.isdigit() else f"'{quoted}'"))
+            overrides.append(override.format(value if value.isdigit() else _quoted(value)))
         elif arg[:2] == "--" and flag not in _HYDRA_FLAGS:
             name, value = flag[2:].replace("-", "_"), value or next(given, "<value>")
             raise UserError(f"{flag}: unknown flag; write {name}={value}")
+        elif verb.words and arg[:1] not in "-~+" and "=" not in arg and overrides[-1:] != ["--cfg"]:
+            words.append(_quoted(arg))
         else:
             overrides.append(arg)
-    return overrides
+    return overrides + ([f"{verb.words}=[{','.join(words)}]"] if words else [])
+
+
+def _quoted(value: str) -> str:
+    return "'{}'".format(value.replace("\\", "\\\\").replace("'", "\\'"))
 
 
 def summary_of(verb: str) -> str:
@@ -155,7 +164,8 @@ def _help(verb: str, asked: Sequence[str]) -> str:
     """Return the help of a verb: flags, settings with the comments of its config, groups, and the groups `asked` for."""
     root, read_text = configs_dir(), partial(Path.read_text, encoding="utf-8")
     own = [f"[{flag}{' VALUE' if '{}' in override else ''}]" for flag, override in VERBS[verb].flags.items()]
-    lines = [" ".join(["usage: s2robot", verb, "[key=value ...]", *own]), summary_of(verb)]
+    wanted = [f"{VERBS[verb].words} ..."] if VERBS[verb].words else []
+    lines = [" ".join(["usage: s2robot", verb, *wanted, "[key=value ...]", *own]), summary_of(verb)]
     text = read_text(root / f"{verb}.yaml")
     if settings := text.partition("  - _self_\n")[2].strip():
         lines += ["", "Settings and their defaults:", "", *settings.splitlines()]
@@ -287,8 +297,8 @@ def engine_of(cfg: "DictConfig", soon: bool = False) -> Iterator[None]:
         with running_on(local):
             yield
     else:
-        require("ray", "ray")
-        from s2robot.core.ray import Ray, RaySettings
+        require("ray", extra="ray")
+        from s2robot.core.ray import Ray
 
-        with closing(Ray(read(RaySettings, cfg.engine))) as engine, running_on(engine):
+        with closing(read(Ray, cfg.engine)) as engine, running_on(engine):
             yield

@@ -1,26 +1,29 @@
 """Read the nodes of a verb's config."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any
 
 import numpy as np
 from omegaconf import DictConfig
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import cache_dir, shipped_demos
 from s2robot.core.progress import bar
-from s2robot.core.settings import Settings, invalid, plain, read, shown
+from s2robot.core.settings import Settings, plain, read
+from s2robot.demos.binding import bound, names_no_world
 from s2robot.demos.formats.convert import as_store
+from s2robot.demos.formats.robomimic import world_of_file
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.mix import Mix
 from s2robot.demos.selection import Episodes, select
 from s2robot.demos.store import EpisodeStore, Split
-from s2robot.envs.tasks import DEFAULT, register_user_task, settings_class
+from s2robot.envs.tasks import DEFAULT, OTHERS, register_user_task, settings_class, settings_of
+
+CHOSEN = ("mask", "rate_hz", "action", "proprio", "cameras")  # of a dataset in another format
 
 
 class DemosSettings(Settings, at="demos"):
@@ -32,44 +35,49 @@ class DemosSettings(Settings, at="demos"):
     split: str | None = None
     mask: str | None = None
     rate_hz: float | None = Field(default=None, gt=0)
+    action: tuple[str, ...] | None = None
+    proprio: tuple[str, ...] | None = None
+    cameras: tuple[str, ...] | None = None
+    clip: bool = False
     mix: tuple["DemosSettings", ...] | None = Field(default=None, min_length=1)
     weight: float = Field(default=1.0, gt=0)  # in a mix
 
-    @model_validator(mode="after")
-    def _one_choice(self) -> Self:
-        if self.split is not None and self.episodes is not None:
-            raise invalid("episodes", "null beside split", self.episodes)
-        for key in ("path", "episodes", "split", "mask", "rate_hz"):
-            if self.mix and (value := getattr(self, key)) is not None:
-                raise invalid(key, "null beside demos.mix, whose datasets have their own", value)
+    def rules(self) -> Iterator[tuple[Any, ...]]:
+        yield "episodes", self.split is None or self.episodes is None, "null beside split"
+        for key in ("path", "episodes", "split", *CHOSEN) if self.mix else ():
+            yield key, getattr(self, key) is None, "null beside demos.mix, whose datasets have their own"
         for i, member in enumerate(self.mix or ()):
-            if member.path is None:
-                raise invalid(f"mix[{i}].path", "a dataset", None)
-        return self
+            yield f"mix[{i}].path", member.path is not None, "a dataset", None
 
     @property
     def members(self) -> "tuple[DemosSettings, ...]":
         return self.mix or (self,)
 
-    def folder(self) -> Path:
-        """Return the store's path; other formats are converted once, into the cache (DatasetError). UserError: several datasets, or
-        a choice that an episode store does not have."""
+    def folder(self, world: Any = None) -> Path:
+        """Return the store's path; other formats are converted once, into the cache (DatasetError). UserError: several datasets, a
+        choice that an episode store does not have, or a ``world`` that a dataset to convert does not fit."""
         if self.mix:
             raise UserError("demos.mix: this verb takes one dataset, expected demos.path")
         path = Path(self.path) if self.path else shipped_demos(str(self.name))
         if self.foreign:
-            choice = Choice(mask=self.mask, episodes=self.episodes, rate_hz=self.rate_hz)
+            choice = Choice(episodes=self.episodes, **{key: getattr(self, key) for key in CHOSEN})
             with bar("converting demos") as update:
-                return as_store(path, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
-        for key in ("mask", "rate_hz"):
+                progress = lambda *n: update(*n, "steps")  # noqa: E731
+                return as_store(path, cache_dir("demos"), choice, progress, world=world)
+        for key in CHOSEN:
             if (value := getattr(self, key)) is not None:
                 raise UserError(f"demos.{key}: expected null, since {path} is an episode store, got {value}")
         return path
 
-    def open(self) -> EpisodeStore:
-        """Return the store, which is a `Mix` with `mix`."""
-        stores = [EpisodeStore.open(member.folder()) for member in self.members]
+    def open(self, world: Any = None) -> EpisodeStore:
+        """Return the store, which is a `Mix` with `mix`, in ``world`` if it names none (UserError: it does not fit)."""
+        stores = [one.open_one(world, one.clip or self.clip) for one in self.members]
         return Mix(stores, [member.weight for member in self.members]) if self.mix else stores[0]
+
+    def open_one(self, world: Any = None, clip: bool | None = None) -> EpisodeStore:
+        """As :meth:`open`; UserError for several datasets."""
+        clip = self.clip if clip is None else clip
+        return bound(EpisodeStore.open(self.folder(world)), world, clip, self.path)
 
     def select(
         self, store: EpisodeStore, fraction: float, seed: int, ancestors: Lineage | None = None
@@ -120,9 +128,17 @@ class DemosSettings(Settings, at="demos"):
         enough = [one for one in found if len(one.select(one.open(), 0.0, 0)[0]) >= 10]
         return 0.1 if len(enough) == len(self.members) else 0.0
 
-    def own_world(self) -> dict[str, Any]:
-        """Return robot, rate, cameras and action frame of an imported dataset; {} for our own tasks."""
-        found = self.members[0]._attributes
+    def stored_world(self, world: Any, acts: bool) -> Any:
+        """Return the world that an imported dataset names in place of the default one; else ``world``. Only what ``acts`` makes one."""
+        found = self.members[0]._attributes if world.task == DEFAULT else {}
+        own = found.get("env_config", {}) if "source" in found else {}
+        if own.get("task") in OTHERS:
+            return settings_of(own, f"{self.path}: env_config")
+        return (world_of_file(found) if acts and found and names_no_world(found) else None) or world
+
+    def own_world(self, world: Any = None) -> dict[str, Any]:
+        """Return robot, rate, cameras and action frame of an imported dataset, in ``world`` if it names none; {} for our own tasks."""
+        found = self.members[0]._attributes_in(world)
         if "source" not in found:
             return {}
         facts = {name: found[name] for name in ("robot", "rate_hz", "action_frame")}
@@ -130,19 +146,19 @@ class DemosSettings(Settings, at="demos"):
 
     @cached_property
     def _attributes(self) -> Mapping[str, Any]:
-        """The attributes of the dataset at `path`; {} if it is missing or has no episodes yet."""
+        return self._attributes_in(None)
+
+    def _attributes_in(self, world: Any) -> Mapping[str, Any]:
+        """Return the attributes of the dataset at `path`, bound as by :meth:`open`; {} if it is missing or has no episodes yet."""
         if not self.path or not Path(self.path).exists():
             return {}
-        store = EpisodeStore.open(self.folder())
+        store = self.open_one(world)
         return store.attrs if len(store) else {}
 
 
 def path_of(cfg: DictConfig, key: str) -> Path:
     """Return a path of a config, which may look like a number."""
-    found = cfg[key]
-    if isinstance(found, bool) or not isinstance(found, str | int | float) or found == "":
-        raise UserError(f"{key}: expected a path, got {shown(found)}")
-    return Path(str(found))
+    return Path(read(Annotated[str, Field(min_length=1)], cfg[key], key))
 
 
 def task_settings(cfg: DictConfig, **changes: Any) -> Any:
@@ -155,11 +171,17 @@ def task_settings(cfg: DictConfig, **changes: Any) -> Any:
     return read(cls, {**node, **changes})
 
 
+def chosen_world(cfg: DictConfig) -> Any:
+    """Return the settings of the world that was chosen in place of the default one, which needs more than `task`; else None."""
+    return task_settings(cfg) if cfg.task.name != DEFAULT or "class" in cfg.task else None
+
+
 def open_demos(cfg: DictConfig) -> EpisodeStore:
     """Open the dataset of a config; that of a task of ours must match robot, rate and action frame."""
-    store = EpisodeStore.open(read(DemosSettings, cfg.demos, "demos").folder())
+    task = task_settings(cfg)
+    demos = read(DemosSettings, cfg.demos, "demos")
+    store = demos.open_one(task)
     if "source" not in store.attrs:
-        task = task_settings(cfg)
         store.check(robot=task.robot, action_frame=task.action_frame, rate_hz=task.rate_hz)
     return store
 
@@ -167,9 +189,7 @@ def open_demos(cfg: DictConfig) -> EpisodeStore:
 def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
     """Return what `build_encoder` needs to build the same encoder again; stored in a checkpoint."""
     scales = plain(cfg.s2.scales)
-    given = scales if isinstance(scales, list) else []
-    if not given or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in given):
-        raise UserError(f"s2.scales: expected one or more numbers > 0, such as [1,2], got {shown(scales)}")
+    read(Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)], scales, "s2.scales")
     settings = {**plain(cfg.encoder), "scales": scales, "resolution": cfg.s2.resolution}
     if cfg.s2.grid is not None:
         settings["grid"] = cfg.s2.grid
@@ -179,10 +199,9 @@ def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def world_of(cfg: DictConfig) -> str:
-    """Return where a config evaluates: `simulation`, `arm`, or `recorded` for open loop."""
-    return "arm" if "live" in cfg else "recorded" if "parallel" in cfg.evaluate else "simulation"
+    """Return where a config evaluates: `default` (simulation), `arm`, or `recorded` for open loop."""
+    return "arm" if "live" in cfg else "recorded" if "parallel" in cfg.evaluate else "default"
 
 
 def only_simulated(cfg: DictConfig) -> None:
-    if (found := world_of(cfg)) != "simulation":
-        raise UserError(f"evaluate: expected default, got {found}; `s2robot evaluate` takes evaluate={found}")
+    one_of("evaluate", world_of(cfg), ("default",), " (`s2robot evaluate` takes the others)")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import check_same
 from s2robot.core.files import cache_dir
 from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, from_yaml
@@ -18,10 +18,9 @@ from s2robot.demos import replay
 from s2robot.demos.mix import Mix
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
-from s2robot.encoders.cache import FeatureCache
+from s2robot.encoders.cache import FeatureCache, Joined
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.encoders.joined import Joined
 from s2robot.envs.frames import as_image_size
 from s2robot.envs.gl import require_simulator
 from s2robot.loading import device_of
@@ -137,10 +136,9 @@ def frame_sizes(
 ) -> dict[str, tuple[int, int]]:
     """Return (H, W) of each camera's frames as they are encoded; UserError if two datasets of a mix differ."""
     if isinstance(store, Mix):
-        first, *others = [frame_sizes(member, encoder, cameras) for member in store.members]
-        for member, other in zip(store.members[1:], others, strict=True):
-            if other != first:
-                raise UserError(f"demos.mix: expected frames of {first} in {member.path}, got {other}")
+        first = frame_sizes(store.members[0], encoder, cameras)
+        for member in store.members[1:]:
+            check_same(f"demos.mix: {member.path}", first, frame_sizes(member, encoder, cameras), " px")
         return first
     sizes = replay.camera_sizes(store, cameras)
     if store.attrs["kind"] == "images":

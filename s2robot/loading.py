@@ -10,17 +10,32 @@ actor, encoder, contract = policy                                     # its part
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from s2robot.core.errors import UserError
+from s2robot.core.settings import Stored, read
 from s2robot.encoders.build import build_encoder
-from s2robot.encoders.cache import DTYPES, as_stored
+from s2robot.encoders.cache import as_stored
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.frames import ImageSize, as_image_size
+from s2robot.golden import check_trace
 from s2robot.policies import Actor, ChunkPolicy, PolicySpec, check_contract, load_checkpoint, load_tuned
+
+
+class _Encoder(Stored):
+    settings: dict[str, Any]
+    features_dtype: Literal["float16", "float32"]
+    frames: dict[str, tuple[int, int]] = {}
+
+
+class _Acts(Stored):
+    """What acting requires of a contract beside what every one has."""
+
+    encoder: _Encoder
+    camera_geometry: dict[str, dict[str, Any]] | None = None
 
 
 def device_of(name: str) -> torch.device:
@@ -39,19 +54,10 @@ def load_networks(
     checkpoint: str | Path, device: torch.device, weights: str | Path | None = None
 ) -> tuple[ChunkPolicy, S2Encoder, dict[str, Any]]:
     """Return the policy, the encoder and the contract of a checkpoint. ``weights``: the encoder's file, if it has moved.
-    PolicyError, UserError: a damaged checkpoint, missing weights, or another encoder than the policy's."""
+    PolicyError, UserError: a damaged checkpoint, missing weights, or another encoder than the policy's, or one
+    that gives other actions here than after training."""
     policy, contract = load_checkpoint(checkpoint, device)
-    geometry, encoder = contract.get("camera_geometry"), contract["encoder"]
-    tables = [geometry or {}, *(geometry.values() if isinstance(geometry, dict) else ())]
-    for key, found, good in (
-        ("encoder.settings", given := encoder.get("settings"), isinstance(given, dict)),
-        ("encoder.features_dtype", dtype := encoder.get("features_dtype"), dtype in list(DTYPES)),
-        ("camera_geometry", geometry, all(isinstance(table, dict) for table in tables)),
-        ("encoder.frames", frames := encoder.get("frames", {}), isinstance(frames, dict)),
-    ):
-        if not good:
-            raise UserError(f"{checkpoint}: {key}: expected what `s2robot train` writes, got {found!r}")
-    settings = dict(encoder["settings"])
+    settings = dict(read(_Acts, contract, f"{checkpoint}: ").encoder.settings)
     if weights:
         settings["checkpoint"] = str(weights)
     elif (place := settings.get("checkpoint")) and not Path(place).is_file():
@@ -61,6 +67,7 @@ def load_networks(
     place = settings.get("checkpoint")  # two files with one name are easily confused
     name = f"{built.name} ({place})" if place else built.name
     check_contract(contract, encoder={"name": name, "fingerprint": built.fingerprint})
+    check_trace(Path(checkpoint), policy, built, contract)
     return policy, built, contract
 
 

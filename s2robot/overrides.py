@@ -13,6 +13,7 @@ from s2robot.core.files import configs_dir
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_OF_DEMOS = ("data", "rate_hz", "action", "proprio", "clip")  # keys that a verb may lack and `demos` has
 # Errors of the machine that a traceback explains no better than one line.
 _MACHINE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
@@ -35,11 +36,14 @@ def as_known(verb: str, override: str) -> str:
     sign, key, value = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
     if verb == "dagger" and key == "checkpoint":
         key = "recording.checkpoint"
-    elif key in ("data", "rate_hz") and {"demos"} & {*groups_of(verb), *_file(verb)}:
-        key = {"data": "demos.path", "rate_hz": "demos.rate_hz"}[key]
+    elif key in _OF_DEMOS and key not in _file(verb) and {"demos"} & {*groups_of(verb), *_file(verb)}:
+        key = "demos.path" if key == "data" else f"demos.{key}"
     elif key.startswith("task.kwargs.") and not sign:
         sign = "++"
     folder = Path(value[1:]) / "checkpoint"
+    if key.removeprefix("demos.") in ("action", "proprio") and not re.search("['\"]|^(=(null)?)?$", value):
+        names = re.sub(r"[\w./]+\[[\d:,]*\]", lambda found: f"'{found[0]}'", value[1:])  # state[:2]
+        value = f"={names}" if names[0] == "[" else f"=[{names}]"
     if key in ("checkpoint", "recording.checkpoint", "train.from") and (folder / "policy.json").is_file():
         value = f"={folder}"
     if value and not key:
@@ -133,18 +137,26 @@ def groups_of(verb: str) -> dict[str, str | None]:
 
 
 def take_stored_world(cfg: "DictConfig", overrides: list[str]) -> None:
-    """Without `task.id`, fill the world from the checkpoint's contract, except for what was typed."""
+    """Take the world from the checkpoint's contract: all of it if no task was typed, without `task.id` what was not typed of it."""
     from omegaconf import OmegaConf
 
-    if "task" not in cfg or not OmegaConf.is_missing(cfg.task, "id") or not cfg.get("checkpoint"):
+    from s2robot.envs.tasks import OTHERS
+
+    typed = {".".join(key_of(override).split(".")[:2]) for override in overrides}
+    is_default = "live" not in cfg and "task" not in typed
+    is_open = is_default or ("task" in cfg and OmegaConf.is_missing(cfg.task, "id"))
+    if not (is_open and "task" in cfg and cfg.get("checkpoint")):
         return
     try:
         text = (Path(str(cfg.checkpoint)) / "policy.json").read_text(encoding="utf-8")
         stored = json.loads(text)["contract"]["env_config"]
+        if is_default and stored.get("task") in OTHERS:
+            own = {key: value for key, value in stored.items() if key not in ("task", "target")}
+            OmegaConf.update(cfg, "task", {"name": stored["task"], **own}, merge=False, force_add=True)
+            return
         keys = [key for key in cfg.task if key in stored] if stored["task"] == cfg.task.name else []
     except (OSError, ValueError, KeyError, TypeError):
         return  # the reader of checkpoints reports what is wrong
-    typed = {".".join(key_of(override).split(".")[:2]) for override in overrides}
     for key in keys:
         if f"task.{key}" not in typed:
             OmegaConf.update(cfg, f"task.{key}", stored[key], merge=False)

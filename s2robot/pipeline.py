@@ -7,7 +7,7 @@ s2robot run record=true           # record the demos first
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -24,7 +25,7 @@ from s2robot.core.files import read_json
 from s2robot.core.progress import bar
 from s2robot.core.provenance import policy_sha256, versions
 from s2robot.core.run_folder import is_first
-from s2robot.core.settings import Settings, from_yaml, plain, read, read_some
+from s2robot.core.settings import plain, read, read_some
 from s2robot.core.timing import Stages, tracing
 from s2robot.demos.lineage import TRAINING, Lineage
 from s2robot.demos.mix import Mix
@@ -39,7 +40,9 @@ from s2robot.envs.gl import require_simulator
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
 from s2robot.evaluation.report import write_report
-from s2robot.features import FeaturesSettings, encode_demos, frame_sizes, non_square
+from s2robot.features import FeaturesSettings, encode_demos, frame_sizes
+from s2robot.golden import write_trace
+from s2robot.loading import image_size_of, load_networks
 from s2robot.overrides import key_of
 from s2robot.policies import PolicyError, PolicySpec, load_checkpoint
 from s2robot.policies.checkpoint import write_card
@@ -69,7 +72,7 @@ class Task:
     cameras = property(lambda self: self.space["cameras"])
 
     def open_demos(self) -> EpisodeStore:
-        store = self.demos.open()
+        store = self.demos.open(self.world)
         if not self.cameras:
             raise UserError(f"{store.path}: found no cameras, expected at least one to encode")
         store.check(**self.space)
@@ -92,21 +95,25 @@ class Task:
         return Lineage.of(load_checkpoint(str(parent))[1], parent) if parent else Lineage()
 
 
-def read_task(cfg: DictConfig, recorded: Path | None = None) -> Task:
-    """Read a verb's config, with the demos at ``recorded`` if given; UserError names a wrong key or value."""
+def read_task(cfg: DictConfig, recorded: Path | None = None, acts: bool = False) -> Task:
+    """Read a verb's config, with the demos at ``recorded`` if given; UserError names a wrong key or value. ``acts``: the policy will."""
     world, demos = task_settings(cfg), read(DemosSettings, cfg.demos, "demos")
     if recorded:
         demos = demos.replace(path=str(recorded))
+    world = demos.stored_world(world, acts)
     space = {key: getattr(world, key) for key in ("robot", "rate_hz", "action_frame", "cameras")}
-    space |= demos.own_world()
+    space |= demos.own_world(world)
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     typed = {key_of(override): override.partition("=")[2] for override in overrides}
     if typed and not typed.keys() & {"encoder", "encoder.name", "encoder.checkpoint"} and demos.elsewhere():
         known = "encoder=efficientnet_lite0 (pip install 's2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in"
         why = f"such as {known}; encoder=mvp-tiny was pre-trained on rendered scenes only"
         raise UserError(f"encoder: expected a choice for imported images, {why}")
-    in_steps = _in_steps(plain(cfg.policy), space["rate_hz"]) if "policy" in cfg else None
-    policy = None if in_steps is None else read(PolicySettings, in_steps, "policy")
+    given = plain(cfg.policy) if "policy" in cfg else {}
+    for key in ("context", "chunk", "execute"):  # times such as `0.8s` are steps of the demos
+        if number := re.fullmatch(r"(\d+\.?\d*|\.\d+) ?s", str(given.get(key))):
+            given[key] = round(float(number[1]) * space["rate_hz"])
+    policy = read(PolicySettings, given, "policy") if given else None
     settings = read(TrainSettings, cfg.get("train", {}), "train")
     if settings.validation is None:
         settings = settings.replace(validation=demos.usual_validation())
@@ -114,14 +121,6 @@ def read_task(cfg: DictConfig, recorded: Path | None = None) -> Task:
         raise UserError(f"train.epochs: expected null beside train.steps={steps}, got {settings.epochs:g}")
     features = read(FeaturesSettings, cfg.features, "features")
     return Task(demos, encoder_settings(cfg), features, policy, settings, world, space)
-
-
-def _in_steps(policy: dict[str, Any], rate_hz: float) -> dict[str, Any]:
-    """Return a policy's settings with times such as `0.8s` as steps of the demos."""
-    for key in ("context", "chunk", "execute"):
-        if number := re.fullmatch(r"(\d+\.?\d*|\.\d+) ?s", str(policy.get(key))):
-            policy[key] = round(float(number[1]) * rate_hz)
-    return policy
 
 
 def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> EpisodeStore:
@@ -166,9 +165,19 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     spec = PolicySpec.from_dict(values, action_frame=store.attrs["action_frame"])
     rollout = rollout_of(task, contract, out)
     with bar("training the policy") as update:
-        progress = lambda *now: update(*now[:2], _progress(*now))  # noqa: E731
+
+        def progress(step: int, steps: int, row: dict[str, float]) -> None:
+            passes = f"pass {row['passes']:.1f} of {row['passes'] * steps / step:.1f}"  # over the windows
+            held_out = f"  held-out {row['val_loss']:.4f}" if "val_loss" in row else ""
+            update(step, steps, f"{passes}  loss {row['train_loss']:.4f}{held_out}")
+
         split = task.split(store)
-        return train(task.train, spec, store, features, contract, out, split, progress, rollout, tail)
+        checkpoint = train(task.train, spec, store, features, contract, out, split, progress, rollout, tail)
+    for folder in out.glob("checkpoint*/") if is_first() else ():
+        policy, own, about = load_networks(folder, torch.device("cpu"))
+        states = store.episode(0)["proprio"]
+        write_trace(folder, policy, own, about, image_size_of(about, own), states[[0, len(states) // 2]])
+    return checkpoint
 
 
 def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Path], float] | None:
@@ -203,7 +212,7 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
             "features_dtype": "float32" if tune.blocks else task.features.dtype,  # a tail's are not rounded
             "parameters": encoder.num_parameters,
             "gflops_per_frame": round(sum(gflops) / len(gflops), 3),
-            **({"frames": non_square(frames)} if non_square(frames) else {}),
+            **({"frames": sizes} if (sizes := _sizes(frames, encoder.image_size)) else {}),
             **({"tuned": {**tune.model_dump(), "cached": task.features.dtype}} if tune.blocks else {}),
         },
         "cameras": list(task.cameras),
@@ -215,10 +224,14 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
     }
 
 
+def _sizes(frames: Mapping[str, tuple[int, int]], side: int) -> dict[str, list[int]]:
+    """Return the sizes of recorded images that are not those which the encoder would draw."""
+    return {name: list(size) for name, size in frames.items() if size != (side, side)}
+
+
 def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder) -> None:
     """Reject a dataset whose policy could not act in the world that evaluates it, before encoding and training."""
     from s2robot.evaluation.evaluate import world_for
-    from s2robot.loading import image_size_of
 
     contract = contract_of(task, store, encoder)
     try:
@@ -241,28 +254,16 @@ def _selection(task: Task, store: EpisodeStore) -> dict[str, Any]:
     return about | {"selection": {"train": train.tolist(), "validation": held_out.tolist()}}
 
 
-def _progress(step: int, steps: int, row: dict[str, float]) -> str:
-    """Return how often a training has seen each window, and will have, and its losses."""
-    passes = f"pass {row['passes']:.1f} of {row['passes'] * steps / step:.1f}"
-    held_out = f"  held-out {row['val_loss']:.4f}" if "val_loss" in row else ""
-    return f"{passes}  loss {row['train_loss']:.4f}{held_out}"
-
-
-class RunSettings(Settings, file="run"):
-    record: bool = from_yaml()
-    profile: bool = from_yaml()
-
-
 def run(cfg: DictConfig) -> None:
     """`s2robot run`: all steps, timed. Other processes of a training repeat the command, and end after the training."""
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_policy  # the simulator with it
 
     only_simulated(cfg)
-    settings, out = read_some(RunSettings, cfg), Path(cfg.run_dir)
-    recorded = out / "demos.zarr" if settings.record else None
-    evaluation, task = read(EvaluateSettings, cfg.evaluate, "evaluate"), read_task(cfg, recorded)
+    out, profile = Path(cfg.run_dir), read(bool, cfg.profile, "profile")
+    recorded = out / "demos.zarr" if read(bool, cfg.record, "record") else None
+    evaluation, task = read(EvaluateSettings, cfg.evaluate, "evaluate"), read_task(cfg, recorded, acts=True)
     task.lineage().refuse(evaluation.positions, "this training", "evaluate.seed")
-    with tracing(out / "trace.json") if settings.profile and is_first() else nullcontext():
+    with tracing(out / "trace.json") if profile and is_first() else nullcontext():
         encoder = build_encoder(task.encoder)
         timed = Stages(out / "stages.json")
         if recorded and is_first():
@@ -277,7 +278,7 @@ def run(cfg: DictConfig) -> None:
             checkpoint = train_policy(task, store, encoder, features, out)
         if is_first():
             with timed("evaluate"):
-                summary = evaluate_policy(cfg, checkpoint, out, store if recorded else None)
+                summary = evaluate_policy(cfg, checkpoint, out, store if recorded else None, task.world)
             write_card(checkpoint, summary)
             finish(summary, out, timed)
 

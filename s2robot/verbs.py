@@ -5,8 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from s2robot.config import DemosSettings, path_of, task_settings, world_of
-from s2robot.core.errors import UserError
+from s2robot.config import DemosSettings, chosen_world, path_of, task_settings, world_of
+from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import cache_dir
 from s2robot.core.progress import bar
 from s2robot.core.run_folder import is_first
@@ -34,34 +34,33 @@ def record(cfg: DictConfig) -> None:
 
 def convert(cfg: DictConfig) -> None:
     """`s2robot convert`: any data set as an episode store, or as one of another format; or a copy with an expert's chunks."""
-    from s2robot.demos.formats.convert import as_store
+    from s2robot.demos.binding import bound
+    from s2robot.demos.formats.convert import as_store, copy_store
     from s2robot.demos.formats.convert import convert as read_in
     from s2robot.demos.formats.export import ExportSettings, export, format_for
     from s2robot.demos.formats.source import Choice
 
-    if "class" in cfg.task:
-        task_settings(cfg)  # makes a task of the user's own known
-    if cfg.expert is not None:
+    world = chosen_world(cfg)  # a task of the user's own is known from here on
+    if cfg.expert:
         return _relabel(cfg)
     choice, data, out = read_some(Choice, cfg), path_of(cfg, "data"), path_of(cfg, "out")
     settings = read_some(ExportSettings, cfg)
-    if to := format_for(out, cfg.to):
+    if (to := format_for(out, cfg.to)) or world:
         with bar("reading") as update:
-            store = EpisodeStore.open(
-                as_store(data, cache_dir("demos"), choice, lambda *n: update(*n, "steps"))
-            )
+            steps = lambda *n: update(*n, "steps")  # noqa: E731
+            path = as_store(data, cache_dir("demos"), choice, steps, world=world)
+        store = bound(EpisodeStore.open(path), world, cfg.clip, data)
+    if to:
         if store.attrs["kind"] == "states":
             require_simulator()
         with bar("converting") as update:
             export(store, out, to, settings, lambda *n: update(*n, "steps"))
         counts = len(store), store.num_steps
-    elif settings.actions != "recorded":
-        raise UserError(
-            f"actions: expected recorded on the way into an episode store, got {settings.actions}"
-        )
     else:
+        one_of("actions", settings.actions, ("recorded",), " on the way into an episode store")
         with bar("converting") as update:
-            source = read_in(data, out, choice, lambda *n: update(*n, "steps"))
+            steps = lambda *n: update(*n, "steps")  # noqa: E731
+            source = copy_store(store, out, steps) if world else read_in(data, out, choice, steps)
         for note in source.notes:
             print(f"note: {note}")
         counts = len(source), source.steps
@@ -69,12 +68,15 @@ def convert(cfg: DictConfig) -> None:
 
 
 def _relabel(cfg: DictConfig) -> None:
-    from s2robot.demos.record import RelabelSettings, relabel
+    from s2robot.demos.record import RecordingSettings, relabel
 
     require_simulator()
-    settings, source = read_some(RelabelSettings, cfg), EpisodeStore.open(path_of(cfg, "data"))
+    given = {key: cfg[key] for key in ("expert", "imitate_kicks", "workers")}
+    settings, source = read(RecordingSettings, given, ""), EpisodeStore.open(path_of(cfg, "data"))
     with bar("asking the expert") as update:
-        store = relabel(source, settings, lambda done, total: update(done, total, "episodes"))
+        store = relabel(
+            source, path_of(cfg, "out"), settings, lambda done, total: update(done, total, "episodes")
+        )
     counts = f"{len(store)} episodes, {store.num_steps} steps, {store['imitate'].sum()} to imitate"
     print(f"{counts}: {store.path}")
 
@@ -85,15 +87,13 @@ def inspect(cfg: DictConfig) -> None:
         return _report(path_of(cfg, "run"))
     from s2robot.inspection.inspect import InspectSettings, inspect_demos, replay_demos
 
-    if "class" in cfg.task:
-        task_settings(cfg)  # makes a task of the user's own known
+    world = chosen_world(cfg)
     demos = read(DemosSettings, cfg.demos, "demos")
     settings = read_some(InspectSettings, cfg)
     if settings.replay:
-        require_simulator()
-        print(replay_demos(demos))
+        print(replay_demos(demos, world))
     else:
-        print(f"page: {inspect_demos(demos, settings, Path(cfg.run_dir))}")
+        print(f"page: {inspect_demos(demos, settings, Path(cfg.run_dir), world)}")
 
 
 def _report(folder: Path) -> None:
@@ -112,14 +112,13 @@ def pretrain(cfg: DictConfig) -> None:
     from s2robot.pretraining.pretrain import pretrain as run_pretraining
     from s2robot.pretraining.render import ObjectsSettings, ScenesSettings, make_objects, make_scenes
 
+    one_of("kind", cfg.kind, ("encoder", "scenes", "objects"))
     if cfg.kind == "encoder":
         path = run_pretraining(read_some(PretrainSettings, cfg, ""))
     elif cfg.kind == "scenes":
         path = make_scenes(read(ScenesSettings, cfg.scenes, "scenes"), path_of(cfg, "out"))
-    elif cfg.kind == "objects":
-        path = make_objects(read(ObjectsSettings, cfg.objects, "objects"), path_of(cfg, "out"))
     else:
-        raise UserError(f"kind: expected encoder, scenes or objects, got {cfg.kind}")
+        path = make_objects(read(ObjectsSettings, cfg.objects, "objects"), path_of(cfg, "out"))
     if is_first():
         print(f"{cfg.kind}: {path}")
 

@@ -31,9 +31,8 @@ class Page:
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """A command of the protocol and its answer."""
         self._asked += 1
-        self._socket.send(
-            json.dumps({"id": self._asked, "method": method, "params": params, **self._session})
-        )
+        order = {"id": self._asked, "method": method, "params": params, **self._session}
+        self._socket.send(json.dumps(order))
         while True:
             answer = json.loads(self._socket.recv(timeout=60))
             told = answer.get("params", {})

@@ -81,9 +81,7 @@ def _watch(folder: Path, every: int, log: int) -> None:
             torn = _torn(args) if event == "open" else ""
             os.write(log, f"{json.dumps([write, os.path.relpath(full, folder), torn])}\n".encode())
             if count % every == 0:
-                signal.pthread_kill(
-                    threading.get_ident(), signal.SIGSTOP
-                )  # neither this thread nor others go on
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # of all threads
             count += 1
         busy = False
 

@@ -19,6 +19,19 @@ SHIPPED = (
     "configs/**/*.yaml", "demos/data/**/*", "s2robot/weights/mvp-tiny*.safetensors", "s2robot/reporting/templates/*",
     "s2robot/py.typed",
 )  # fmt: skip
+# a program in a user's own project
+OWN = """
+import sys
+import configs, demos, envs, policies, tests
+assert all(m.MINE == m.__name__ for m in (configs, demos, envs, policies, tests))
+from s2robot.core import files
+from s2robot.demos.store import EpisodeStore
+from s2robot.encoders import build_encoder
+assert len(EpisodeStore.open(files.shipped_demos("xarm7_cube"))) == 120
+assert build_encoder({"name": "mvp-tiny"}).dim == 384
+places = (m.__file__ for n, m in sys.modules.items() if n.split(".")[0] == "s2robot")
+print(*{p.split("/s2robot/")[0] for p in places if p}, files.configs_dir(), sep="\\n")
+"""
 
 
 def run(*command: object, **options) -> str:
@@ -91,33 +104,16 @@ def test_wheel_holds_every_data_file_and_s2robot_alone(wheel):
 
 
 def test_the_library_works_beside_a_users_own_packages(python, project):
-    (project / "own.py").write_text(
-        "import sys\n"
-        "import configs, demos, envs, policies, tests\n"
-        "assert all(m.MINE == m.__name__ for m in (configs, demos, envs, policies, tests))\n"
-        "from s2robot import S2\n"
-        "from s2robot.backbones import mvp\n"
-        "from s2robot.s2 import forward\n"
-        "from s2robot.encoders import build_encoder\n"
-        "from s2robot.core import files as paths\n"
-        "from s2robot.demos.store import EpisodeStore\n"
-        "assert len(EpisodeStore.open(paths.shipped_demos('xarm7_cube'))) == 120\n"
-        "print(build_encoder({'name': 'mvp-tiny'}).dim, mvp.load.__name__)\n"
-        "places = (m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 's2robot')\n"
-        "print(*{p.split('/s2robot/')[0] for p in places if p}, paths.configs_dir(), sep='\\n')\n"
-    )
-    dim, site, configs = run(python, "own.py", cwd=project, env=alone()).splitlines()
-    assert dim == "384 load"
+    (project / "own.py").write_text(OWN)
+    site, configs = run(python, "own.py", cwd=project, env=alone()).splitlines()
     assert Path(site).is_relative_to(python.parents[1]) and Path(configs) == Path(site) / "s2robot/configs"
 
 
 def test_verbs_run_beside_a_users_own_packages(python, project, recorded, tiny_encoder, tmp_path):
-    command = python.with_name("s2robot")
     env = alone(S2ROBOT_CACHE=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
-    assert "context: 16" in run(command, "run", "--cfg", "job", "policy=rpt", cwd=project, env=env)
     words = [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "env.cameras=[hand]"]
     words += ["demos.episodes=1", "features.workers=1"]  # a worker, which imports the simulator
-    assert "features (" in run(python, "-m", "s2robot", "encode", *words, cwd=project, env=env)
+    assert "features (" in run(python.with_name("s2robot"), "encode", *words, cwd=project, env=env)
 
 
 def test_the_core_asks_for_no_simulator():
@@ -128,15 +124,19 @@ def test_the_core_asks_for_no_simulator():
 
 @pytest.mark.slow
 def test_light_core_with_the_newest_numpy_and_no_simulator(wheel, tmp_path):
-    """`pip install s2robot` in an empty environment: S2 doctests, a policy from a feature cache, a server."""
-    place = tmp_path / "v"
-    venv.create(place, with_pip=True)
-    python = place / "bin/python"
+    """`pip install s2robot` in an empty environment: S2 doctests, own demos, a policy that acts here and in a server."""
+    venv.create(tmp_path / "v", with_pip=True)
+    python = tmp_path / "v/bin/python"
     run(python, "-m", "pip", "install", "--quiet", wheel, "transformers>=4.56")  # docs/s2.md shows its models
-    for file in ("tests/package/core.py", "docs/s2.md"):
-        shutil.copy(ROOT / file, tmp_path)
-    (tmp_path / "work").mkdir()
-    env = alone(S2ROBOT_CACHE=str(tmp_path / "cache"))
-    said = run(python, "core.py", "work", "s2.md", cwd=tmp_path, env=env)
-    numpy = said.split()[1]
-    assert numpy.split(".")[0] >= "2" and "the light core works" in said
+    script = "import numpy; from importlib.util import find_spec as found; print(numpy.__version__[0])\n"
+    assert run(python, "-c", f"{script}assert not any(map(found, ('robosuite', 'mujoco', 'mink')))") >= "2"
+    own, examples = ("demos.path=mine.zarr", "encoder=mvp-tiny"), ROOT / "examples"
+    for words in (
+        ("-m", "doctest", "-o", "ELLIPSIS", ROOT / "docs/s2.md"),
+        (examples / "own_demos.py", "mine.zarr", "--size", 64),
+        ("-m", "s2robot", "encode", *own),
+        ("-m", "s2robot", "train", *own, "train.steps=2", "train.batch_size=16", "hydra.run.dir=run"),
+        (examples / "act.py", "run/checkpoint"),
+        (examples / "serve_and_call.py", "run/checkpoint", "--deadline", 60),
+    ):
+        run(python, *words, cwd=tmp_path, env=alone(S2ROBOT_CACHE=str(tmp_path / "cache")))

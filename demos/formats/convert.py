@@ -8,10 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, require
 from s2robot.demos.arrays import new_path
+from s2robot.demos.binding import bind, is_open
 from s2robot.demos.errors import DatasetError, DiskError, mismatch, readable
-from s2robot.demos.formats.source import NEEDS, Choice, Piece, Progress, Source, piece_slices, require, silent
+from s2robot.demos.formats.source import NEEDS, Choice, Piece, Progress, Source, piece_slices, silent
 from s2robot.demos.store import EpisodeStore
 
 READER = 4  # raised when the same files are read differently, so that cached stores are made again
@@ -57,7 +58,7 @@ def read(path: Path, choice: Choice) -> Source:
 def _reader(path: Path, choice: Choice) -> type[Source]:
     """Return the reader of a dataset; refuse choices that it does not have."""
     kind = format_of(path)
-    require(*NEEDS.get(kind, ()))
+    require(*NEEDS.get(kind, ()), extra="data")
     if kind == "robomimic":
         from s2robot.demos.formats.robomimic import demo_names, open_file
 
@@ -74,9 +75,9 @@ def _reader(path: Path, choice: Choice) -> type[Source]:
 class StoreSource(Source):
     """A store, to copy some of its episodes."""
 
-    def __init__(self, path: Path, choice: Choice):
+    def __init__(self, path: Path, choice: Choice, store: EpisodeStore | None = None):
         super().__init__(path, choice)
-        self._store = EpisodeStore.open(path)
+        self._store = store or EpisodeStore.open(path)
         self.lengths = self._store.lengths.tolist()
         self.attributes = {k: v for k, v in self._store.attrs.items() if k != "schema_version"}
 
@@ -93,6 +94,14 @@ class StoreSource(Source):
 def convert(path: Path, out: Path, choice: Choice | None = None, progress: Progress = silent) -> Source:
     """Write the dataset at `path` as a store (UserError); returns its reader, whose `notes` list what was left out."""
     source = read(path, choice or Choice())
+    write_store(source, out, progress)
+    return source
+
+
+def copy_store(store: EpisodeStore, out: Path, progress: Progress = silent) -> Source:
+    """Write an open store, with its attributes as they are here, as another (UserError)."""
+    source = StoreSource(store.path, Choice(), store)
+    source.select()
     write_store(source, out, progress)
     return source
 
@@ -116,9 +125,11 @@ def as_store(
     choice: Choice | None = None,
     progress: Progress = silent,
     show: Callable[[str], None] = print,
+    world: Any = None,
 ) -> Path:
     """Return the path of a dataset's store: itself if it is one, else a copy in `cache`, made at the first call.
 
+    UserError, before anything is copied: the source names no world and does not fit ``world``, the settings of one.
     The copy's name depends on names, sizes and times of all files of the source, so a change makes a new copy.
     """
     choice = choice or Choice()
@@ -134,6 +145,8 @@ def as_store(
     out = cache / f"{path.name.split('.')[0]}-{key}.zarr"
     if not out.exists():
         source = read(path, choice)
+        if is_open(source.attributes, world):
+            bind(source.attributes, world, path)
         for note in source.notes:
             show(f"note: {path}: {note}")
         try:

@@ -25,12 +25,13 @@ import zarr
 from pydantic import Field
 from zarr.storage import LocalStore
 
+from s2robot.core.errors import require
 from s2robot.core.parts import words
 from s2robot.core.settings import Stored, read
 from s2robot.demos.bounds import CODECS, IMAGE_CODECS, check_size, json_object, number_type, unpack
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.formats.export import ExportSettings, all_pieces, array_keys, check_names, rates_of
-from s2robot.demos.formats.source import NAME, Choice, Piece, Progress, Sidecar, Source, part_of, require
+from s2robot.demos.formats.source import NAME, Choice, Piece, Progress, Sidecar, Source, part_of
 from s2robot.demos.formats.video import frames_at, open_video
 from s2robot.demos.schema import parts_of
 from s2robot.demos.store import EpisodeStore
@@ -176,7 +177,7 @@ class ReplayBuffer(Source):
         sizes = {}
         for key, name in cameras.items():
             if key in videos:
-                require("av")
+                require("av", extra="data")
                 with open_video(path / "videos/0" / key) as (_, stream):
                     sizes[name] = stream.codec_context.height, stream.codec_context.width
             else:

@@ -11,11 +11,12 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from s2robot.core.errors import require
 from s2robot.core.parts import default_parts, plain, words
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.demos.arrays import new_path
 from s2robot.demos.errors import mismatch
-from s2robot.demos.formats.source import NEEDS, Piece, Progress, piece_slices, require, silent
+from s2robot.demos.formats.source import NEEDS, Piece, Progress, piece_slices, silent
 from s2robot.demos.replay import camera_sizes, episode_frames
 from s2robot.demos.schema import check_finite, parts_of
 from s2robot.demos.store import EpisodeStore
@@ -58,7 +59,7 @@ def export(
         raise mismatch(store.path, "at least one episode", "none")
     if settings.image_size is not None or settings.actions == "absolute":
         store = ModifiedStore(store.path, settings.image_size, settings.actions == "absolute")
-    require(*NEEDS.get(to, ()))
+    require(*NEEDS.get(to, ()), extra="data")
     write = import_module(f"s2robot.demos.formats.{WRITERS[to]}").write
     with new_path(out) as part:
         write(store, part, settings, progress)

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from s2robot.core.files import read_text
 from s2robot.core.settings import Stored, read
-from s2robot.demos.bounds import json_file, json_object, text_of
+from s2robot.demos.bounds import json_file, json_object
 from s2robot.demos.errors import mismatch
 from s2robot.demos.formats.parquet import images, inside, read_columns, read_table
 from s2robot.demos.formats.source import Choice, Piece, Source, as_ranges, chosen, part_of, piece_slices
@@ -202,7 +203,7 @@ class LeRobot(Source):
             tables = (read_table(file, lambda name: not name.startswith("stats/")) for file in files)
             found: list[dict[str, Any]] = [row for each in tables for row in each.to_pylist()]
         else:
-            found = [json_object(table, line) for line in text_of(table).splitlines() if line.strip()]
+            found = [json_object(table, line) for line in read_text(table).splitlines() if line.strip()]
         rows = [(read(Row, row, f"{table}: "), row) for row in found]
         videos = [key for key in self._cameras if info.features[key].dtype == "video"]
         episodes = []

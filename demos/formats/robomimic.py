@@ -12,14 +12,14 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, require
 from s2robot.demos.bounds import check_size, json_object, number_type
 from s2robot.demos.errors import DatasetError, mismatch, readable
-from s2robot.demos.formats.source import NAME, Choice, Piece, Source, chosen, part_of, piece_slices, require
+from s2robot.demos.formats.source import NAME, Choice, Piece, Source, chosen, part_of, piece_slices
 from s2robot.demos.schema import check_finite
 from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.envs.tasks import make
@@ -70,10 +70,10 @@ class DemoFile(Source):
 
     def scaled(self, columns: Sequence[np.ndarray]) -> np.ndarray:
         """Join the columns of an action, and convert -1..1 to our units.  # float32 (t, A)"""
+        if self._scale is None:
+            return super().joined("action", columns)
         joined = np.concatenate(columns, 1).astype(np.float64)
-        if self._scale is not None:
-            joined = np.clip(joined, -1, 1) * self._scale[0] + self._scale[1]
-        return joined.astype(np.float32)
+        return (np.clip(joined, -1, 1) * self._scale[0] + self._scale[1]).astype(np.float32)
 
 
 class Robomimic(DemoFile):
@@ -142,7 +142,7 @@ class RobosuiteStates(DemoFile):
             got = f"{args.get('env_name') or 'no world'}, type {args.get('type')}"
             raise mismatch(f"{self.path}: data", "obs, or states of a world of robosuite's (type 1)", got)
         with self._named(f"{self.path}: env_args"):
-            self._world, self._scene = _world(self.path, args, self.choice), ""
+            self._world, self._scene = cast(Any, make(_world(args, self.choice))), ""
         s, world = self._world.settings, self._world
         self.describe_world(first, args, s.env, s.robot, s.rate_hz, world.camera_sizes, world.proprio_parts)
 
@@ -180,26 +180,34 @@ class RobosuiteStates(DemoFile):
             yield piece | {"action": actions[rows]}
 
 
-def _world(path: Path, args: dict[str, Any], choice: Choice) -> Any:
-    """Make the world that a file specifies (UserError: one that the installed robosuite lacks)."""
-    name, kwargs = args["env_name"], dict(args.get("env_kwargs", {}))
+def _world(args: Mapping[str, Any], choice: Choice) -> RobosuiteSettings:
+    """Return the settings of the world that a file specifies."""
+    kwargs = dict(args.get("env_kwargs", {}))
     robots = kwargs.get("robots", "Panda")
     robots = [robots] if isinstance(robots, str) else list(robots)
     hands = [key.replace("robot0", f"robot{i}") for i in range(len(robots)) for key in HAND]
     eyes = [f"robot{i}_eye_in_hand" for i in range(len(robots))]
     cameras = choice.cameras or kwargs.get("camera_names") or ("agentview", *eyes)
     sides = [kwargs.get(key) for key in ("camera_heights", "camera_widths")]
-    return make(
-        RobosuiteSettings(
-            env=str(name),
-            robot="+".join(robots),
-            rate_hz=choice.rate_hz or float(kwargs.get("control_freq", 20)),
-            cameras=(cameras,) if isinstance(cameras, str) else tuple(cameras),
-            image_size=choice.image_size or (sides if all(isinstance(s, int) for s in sides) else 256),
-            proprio=tuple(choice.proprio or hands),
-            kwargs={k: v for k, v in kwargs.items() if k not in NOT_THE_WORLD},
-        )
+    return RobosuiteSettings(
+        env=str(args["env_name"]),
+        robot="+".join(robots),
+        rate_hz=choice.rate_hz or float(kwargs.get("control_freq", 20)),
+        cameras=(cameras,) if isinstance(cameras, str) else tuple(cameras),
+        image_size=choice.image_size or (sides if all(isinstance(s, int) for s in sides) else 256),
+        proprio=tuple(choice.proprio or hands),
+        kwargs={k: v for k, v in kwargs.items() if k not in NOT_THE_WORLD},
     )
+
+
+def world_of_file(about: Mapping[str, Any]) -> RobosuiteSettings | None:
+    """Return the world of an imported file by its attributes, if they say enough: robosuite's, with OSC_POSE."""
+    args = about.get("env_args") or {}
+    if about["action_frame"] != "robosuite:OSC_POSE" or args.get("type", 1) != 1 or not args.get("env_name"):
+        return None
+    proprio = (p["name"] + ("_quat" if "form" in p else "") for p in about["proprio_parts"])
+    choice = Choice(cameras=about["cameras"], proprio=tuple(proprio), rate_hz=about["rate_hz"])
+    return _world(args, choice)
 
 
 def osc_parts(kwargs: Mapping[str, Any], size: int) -> list[dict]:

@@ -7,7 +7,6 @@ types, the order of cameras and the parts. Other programs ignore it.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -93,6 +92,9 @@ class Source(ABC):
         self.path, self.choice = path, choice
         self.attributes: dict[str, Any] = {}  # of a store of kind images
         self.keys: dict[str, list[str]] = {}  # array -> the file's arrays whose columns it joins
+        self.columns: dict[
+            str, list[Any]
+        ] = {}  # array -> which of each's columns; "": all, ":2" while sizes are unknown
         self.lengths: Sequence[int] = ()  # steps of each episode in the file
         self.notes: list[str] = []  # for the user: the contents that are left out
         self.progress: Progress = silent
@@ -188,8 +190,9 @@ class Source(ABC):
             keys = [names.get(n, n) for n in chosen(wanted, [*names, *cameras], "cameras", self.path)]
             cameras = {key: cameras[key] for key in keys}
         for array, (known, usual) in arrays.items():
-            own = getattr(self.choice, array) or usual or (array,)
-            self.keys[array] = chosen(own, known, array, self.path)
+            own = [key.partition("[") for key in getattr(self.choice, array) or usual or (array,)]
+            self.keys[array] = chosen([key for key, _, _ in own], known, array, self.path)
+            self.columns[array] = [columns.removesuffix("]") for _, _, columns in own]
         return dict(cameras)
 
     def describe(
@@ -202,7 +205,13 @@ class Source(ABC):
         proprio_parts: list[dict],
         **more: Any,
     ) -> None:
-        """Set the attributes; `cameras`: name -> (H, W), `kind`: the source's format or world."""
+        """Set the attributes; `cameras`: name -> (H, W), `kind`: the source's format or world. DatasetError: columns that an array
+        lacks."""
+        for array, parts in (("action", action_parts), ("proprio", proprio_parts)):
+            for i, columns in enumerate(self.columns.get(array, ())):
+                if columns:
+                    where = f"{self.path}: {array}: {self.keys[array][i]}"
+                    parts[i], self.columns[array][i] = cut(parts[i], columns, where)
         names = [n for part in proprio_parts for n in part.get("names") or []]
         self.attributes = {
             "robot": robot or "unknown",
@@ -233,17 +242,13 @@ class Source(ABC):
             return self.sidecar.array(key, columns)
         if key not in ("action", "proprio"):
             return columns[0]
-        return np.concatenate([c.reshape(len(c), -1) for c in columns], 1).astype(np.float32)
+        flat = [np.asarray(c).reshape(len(c), -1) for c in columns]
+        which = self.columns.get(key) or [""] * len(flat)
+        flat = [array[:, own] if own else array for array, own in zip(flat, which, strict=True)]
+        return np.concatenate(flat, 1).astype(np.float32)
 
 
 NEEDS = {"lerobot": ("pyarrow", "av"), "robomimic": ("h5py",)}  # format -> packages of the extra `data`
-
-
-def require(*modules: str, extra: str = "data") -> None:
-    """Raise DatasetError with the command that installs a missing package."""
-    for module in modules:
-        if find_spec(module) is None:
-            raise DatasetError(f"{module} is not installed: pip install 's2robot[{extra}]'")
 
 
 def as_ranges(episodes: Sequence[int]) -> str:
@@ -265,6 +270,15 @@ def part_of(key: str, size: int, kind: str, names: Sequence[str] | None = None) 
     """A part named after its key, in letters, digits and _."""
     name = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in key)
     return {"name": name, "size": size, "kind": kind} | ({"names": list(names)} if names else {})
+
+
+def cut(part: dict[str, Any], columns: str, where: str) -> tuple[dict[str, Any], list[int]]:
+    """Return a part with some of its numbers, and which they are: ":2" is 0 and 1 (DatasetError)."""
+    if part["kind"] not in ("absolute", "delta") or "low" in part:
+        raise mismatch(where, "all columns, which belong together", f"[{columns}]")
+    found = numbers(columns, part["size"], where, "columns")
+    names = {"names": [part["names"][i] for i in found]} if "names" in part else {}
+    return {**part, "size": len(found), **names}, found
 
 
 def chosen(keys: Sequence[str], known: Sequence[str], what: str, path: Path) -> list[str]:

@@ -2,9 +2,6 @@
 
 What it does follows from what the world shows (a funnel over the object, a funnel over the goal) and from whether it closed
 the gripper last. So it can be asked from any state, and a policy has a function to imitate instead of a clock.
-
-    expert = Stack(task, np.random.default_rng(0))   # task: a RobosuiteTask with one Panda and OSC_POSE
-    task.step(expert.act())                          # (7,)
 """
 
 from collections.abc import Callable, Sequence
@@ -153,8 +150,6 @@ class Expert(AskedExpert):
             if self.askew and c.kicks[1] and rng.random() < self.askew:
                 self._wrong = float(rng.choice([-1, 1]) * rng.uniform(*_ASKEW))
 
-    # ---------------------------------------------------------------- what a task says
-
     body: Any  # id of the object's
     grasp: Callable[[], Target]  # where the open gripper is to close
     to_go: Callable[[], float]  # how far the object still has to go, m
@@ -179,8 +174,6 @@ class Expert(AskedExpert):
     def calm(self) -> None:
         self._rng, self._kick_left, self._miss_left, self._slip_left = None, 0, 0, 0
         self._wrong = self._askew = None
-
-    # ---------------------------------------------------------------- acting
 
     def act(self) -> np.ndarray:
         """The next action in the task's units.  # float32 (7,)"""
@@ -261,8 +254,6 @@ class Expert(AskedExpert):
         for part, most in ((step[:3], self.speed), (step[3:], 1.0)):
             part /= max(1.0, float(np.abs(part).max()) / most)
         return np.append(step, 1.0 if closed else -1.0).astype(np.float32)
-
-    # ---------------------------------------------------------------- perturbations
 
     def _pushed(self, holds: bool, grasp: Target) -> np.ndarray | None:
         hand, c, rng = self.hand, self.settings, self._rng

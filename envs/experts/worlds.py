@@ -57,9 +57,8 @@ class Stack(Expert):
     # A policy grasps by the corners and begins to let go beside its goal: without examples of how to carry on, it opens and
     # closes until the time is over.
     slips, askew = True, 0.4
-    place_mouth = (
-        0.015  # the lower cube's edge is 25 mm from its middle, and how a cube is held is hard to see
-    )
+    # the lower cube's edge is 25 mm from its middle, and how a cube is held is hard to see
+    place_mouth = 0.015
     leave = 0.0  # the task is done then, and a hand that rises from a cube looks like one that comes to one
 
     @property

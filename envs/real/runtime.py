@@ -1,11 +1,4 @@
-"""An arm, ready for episodes: control loop, safety filter, watchdog, supervisor and the operator's stop.
-
-runtime = ArmRuntime(driver, cameras, policy.act, points, LoopConfig(live=True), watchdog, safety, [recorder])
-with runtime.watched(make_driver, limit_s=0.3):        # another process stops the arm if this one cannot
-    runtime.ready(operator, Placing.draw(config, seed))
-    runtime.arm()
-    result = runtime.run(max_steps=80)
-"""
+"""An arm, ready for episodes: control loop, safety filter, watchdog, supervisor and the operator's stop."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +6,7 @@ from typing import cast
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import EnvError, expect
 from s2robot.envs.real.arms.driver import ArmDriver, Array
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.cameras.camera import CameraReader
@@ -88,8 +81,8 @@ class ArmRuntime(Subscriber):
             self._supervisor.beat()
 
     def _check_watched(self) -> None:
-        if self.live and self._supervisor is None:
-            raise EnvError("supervisor: found none, expected one that stops the arm if this process cannot")
+        expected = "one that stops the arm if this process cannot"
+        expect(self._supervisor is not None or not self.live, "supervisor", expected, "none")
 
     def rest(self) -> None:
         """Tell the supervisor that the arm stands and that no heartbeat follows for now."""
@@ -191,7 +184,7 @@ class ArmRuntime(Subscriber):
             trouble = "; ".join(result.reasons)
         elif result.cause == "steps" and (off := np.abs(self.driver.read().q - goal).max()) > _ARRIVED:
             self.driver.stop("the arm did not arrive")
-            trouble = f"found the arm {off:.3f} rad from its goal, expected {_ARRIVED} at most"
+            trouble = f"expected the arm {_ARRIVED} rad from its goal at most, got {off:.3f}"
         if trouble:
             raise EnvError(f"move: {trouble}")
         return result.cause != "stopped"
@@ -205,7 +198,7 @@ class ArmRuntime(Subscriber):
             self.stand("before the operator comes near")
         fault, goal = self.fault, placing.start_joints
         moves = self.live and (bool(fault) or not self.at(goal))
-        refused = EnvError("start: the operator said no, expected a yes before the arm moves")
+        refused = EnvError("operator: expected a yes before the arm moves, got a no")
         if (fault or moves) and not operator.free(fault):
             raise refused
         self.clear()

@@ -13,7 +13,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import expect
 from s2robot.envs.real.arms import driver as arms
 from s2robot.envs.real.arms.description import ArmDescription
 from s2robot.envs.real.arms.driver import ArmState, Array, CommandResult, DriverStatus
@@ -56,8 +56,7 @@ class SimulatedArm(arms.ArmDriver):
             self.stopped = ""
 
     def read(self) -> ArmState:
-        if self.data is None:
-            raise EnvError("simulated arm: found no connection, expected connect first")
+        expect(self.data is not None, "simulated arm", "connect first", "no connection")
         self._advance(asked := self._clock.now())
         opening = self._opening if self._has_gripper else np.nan
         return ArmState(self.data.qpos[self._q].copy(), opening, asked, self._mode, 0)

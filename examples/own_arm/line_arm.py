@@ -34,7 +34,7 @@ class LineArm(ArmDriver):
             self._link, self._stop_link = (self._open(timeout_s / 2) for _ in range(2))
         except OSError as error:
             self.close()
-            raise EnvError(f"line arm {self.address}: found no arm ({error}), expected one") from None
+            raise EnvError(f"line arm {self.address}: expected an arm, got none ({error})") from None
 
     def _open(self, timeout_s: float):
         link = socket.create_connection(self.address, timeout=timeout_s)
@@ -43,20 +43,21 @@ class LineArm(ArmDriver):
 
     def _ask(self, link, **request) -> dict:
         if link is None:
-            raise EnvError(f"line arm {self.address}: found no connection, expected connect first")
+            raise EnvError(f"line arm {self.address}: expected connect first, got no connection")
         try:
             link.write(json.dumps(request).encode() + b"\n")
             link.flush()
             return json.loads(link.readline())  # an empty line, when the arm has gone, is no JSON either
         except (OSError, ValueError) as error:
-            raise EnvError(f"line arm {self.address}: found no answer ({error})") from None
+            raise EnvError(f"line arm {self.address}: expected an answer, got none ({error})") from None
 
     def arm(self) -> None:
         if error := self.read().error:
-            raise EnvError(f"line arm: found error {error} pending; look at the arm and clear it there")
+            hint = "look at the arm and clear it there"
+            raise EnvError(f"line arm: expected no error, got error {error} pending; {hint}")
         with self._arming():  # stops the arm if a step fails, or if `stop` is called meanwhile
             if self._ask(self._link, do="enable")["code"] != 0:
-                raise EnvError("line arm: found it refuses to enable")
+                raise EnvError("line arm: expected it to enable, got a refusal")
             self._last, self.stopped = self.read().q, ""
 
     def read(self) -> ArmState:

@@ -10,34 +10,29 @@ papers, all steps see each other, each has a position embedding, and a pass trai
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from s2robot.core.settings import Settings, from_yaml, invalid
+from s2robot.core.settings import Settings, from_yaml
 
 
-class AttentionSettings(Settings):
-    """Channels of attention, split over its heads."""
-
-    width: int = from_yaml(ge=1)
-    heads: int = from_yaml(ge=1)
-
-    @model_validator(mode="after")
-    def _even_heads(self) -> Self:
-        if self.width % self.heads:
-            raise invalid("width", f"a multiple of {self.heads} heads", self.width)
-        return self
+def even_heads(settings: Any) -> Iterator[tuple[Any, ...]]:
+    """The rule of settings of attention: its channels are split over its heads."""
+    yield "width", settings.width % settings.heads == 0, f"a multiple of {settings.heads} heads"
 
 
-class TransformerSettings(AttentionSettings, at="policy.network", file="policy/transformer"):
+class TransformerSettings(Settings, at="policy.network", file="policy/transformer"):
     """configs/policy/transformer.yaml documents each value."""
 
+    rules = even_heads
+    width: int = from_yaml(ge=1)
+    heads: int = from_yaml(ge=1)
     blocks: int = from_yaml(ge=1)
     mlp_ratio: float = from_yaml(ge=0.01)
     dropout: float = from_yaml(ge=0, le=0.99)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import one_of
 from s2robot.core.settings import Settings, read
 from s2robot.policies.heads.act import ActHead, ActSettings
 from s2robot.policies.heads.denoising import (
@@ -31,8 +31,7 @@ HEADS: dict[str, tuple[type[Settings], type[Head]]] = {
 def read_head(given: Any) -> Settings:
     """The settings of a head from `{"kind": ..., its own keys}`; UserError names an unknown kind or key."""
     kind = given.get("kind", "regression") if isinstance(given, Mapping) else given
-    if not isinstance(kind, str) or kind not in HEADS:
-        raise UserError(f"policy.head.kind: expected one of {', '.join(HEADS)}, got {kind!r}")
+    one_of("policy.head.kind", kind, [*HEADS])
     return read(HEADS[kind][0], given)
 
 

@@ -13,14 +13,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from s2robot.core.settings import from_yaml
-from s2robot.policies.bodies.transformer import AttentionSettings, Block, TransformerSettings, attend
+from s2robot.core.settings import Settings, from_yaml
+from s2robot.policies.bodies.transformer import Block, TransformerSettings, attend, even_heads
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, signed, unsigned
 
 
-class ActSettings(AttentionSettings, at="policy.head", file="policy/head/act"):
+class ActSettings(Settings, at="policy.head", file="policy/head/act"):
     """configs/policy/head/act.yaml documents each value."""
 
+    rules = even_heads
+    width: int = from_yaml(ge=1)
+    heads: int = from_yaml(ge=1)
     kind: Literal["act"] = from_yaml()
     style: int = from_yaml(ge=1)
     kl_weight: float = from_yaml(ge=0)

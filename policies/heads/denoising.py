@@ -22,13 +22,13 @@ All take the squared error of all dimensions, the gripper as -1 or 1.
 """
 
 import math
-from typing import Any, Literal, Self
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
-from pydantic import model_validator
 from torch import Tensor
 
-from s2robot.core.settings import from_yaml, invalid
+from s2robot.core.settings import from_yaml
 from s2robot.policies.heads.denoiser import DenoiserSettings, DenoisingHead
 from s2robot.policies.heads.head import HeadLoss, HeadSizes, by_part, signed, unsigned
 
@@ -104,11 +104,8 @@ class DiffusionSettings(DenoiserSettings, at="policy.head", file="policy/head/di
     predicts: Literal["sample", "epsilon"] = from_yaml()
     clip: float | None = from_yaml(gt=0)
 
-    @model_validator(mode="after")
-    def _no_more_steps_than_levels(self) -> Self:
-        if self.steps > self.train_steps:
-            raise invalid("steps", f"<= {self.train_steps}, policy.head.train_steps", self.steps)
-        return self
+    def rules(self) -> Iterator[tuple[Any, ...]]:
+        yield "steps", self.steps <= self.train_steps, f"<= {self.train_steps}, policy.head.train_steps"
 
 
 class DiffusionHead(DenoisingHead):

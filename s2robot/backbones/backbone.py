@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from s2robot.backbones.inference import shared_copy
 from s2robot.backbones.libraries import Facts, Given, Size, Source, check_tile, features, read_model
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, reported
 
 PROBE = (256, 384)  # for models that take any size: not square, and a multiple of every usual stride
 
@@ -103,14 +103,9 @@ def find_backbone(model: Any, **given: Unpack[Given]) -> Backbone:
                     height, width = (max(1, int(n / facts.patch + 0.5)) * facts.patch for n in made_for)  # type: ignore[operator]
                     facts = replace(facts, tile=(height, width))
         height, width = facts.tile or (0, 0)
-        try:
+        made = f" (made for {made_for[0]} x {made_for[1]})" if made_for else ""
+        with reported(f"{facts.name}{made} fails on zeros of {height} x {width} px"):
             facts = _read(facts, _dry_run(source, facts, (height, width)), (height, width))
-        except Exception as error:
-            made = f" (made for {made_for[0]} x {made_for[1]})" if made_for else ""
-            reason = (str(error).strip().splitlines() or [""])[0]
-            raise UserError(
-                f"{facts.name}{made} fails on zeros of {height} x {width} px: {type(error).__name__}: {reason}"
-            ) from error
     if asked.tile is not None:  # a model's own tile may have a rest
         check_tile(asked.tile, facts.patch or 1)
     return Backbone(source, facts)

@@ -14,6 +14,7 @@ import hashlib
 import http.client
 from pathlib import Path
 from typing import NamedTuple
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -23,11 +24,13 @@ from torch.nn import functional as F
 from s2robot.backbones.device import channels_first, tensor_of
 from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import MVPViT, ViTSpec, load_strict, read_state
-from s2robot.core.errors import UserError, one_of
+from s2robot.core.errors import UserError, one_of, reported
 from s2robot.core.files import cache_dir, replacing
+from s2robot.core.progress import bar
 
 BOX = "https://berkeley.box.com/shared/static"
 POOLS = ("tokens", "mean", "cls")
+_TIMEOUT_S = 60.0  # without an answer or further bytes
 
 
 class Published(NamedTuple):
@@ -99,18 +102,16 @@ class MVP(nn.Module):
     forward = encode
 
 
-def load(
-    name: str, checkpoint: str | Path | None = None, *, check_md5: bool = True, progress: bool = True
-) -> MVP:
+def load(name: str, checkpoint: str | Path | None = None, *, check_md5: bool = True) -> MVP:
     """Load one of the five checkpoints in `PUBLISHED`.
 
     checkpoint: a local file; None uses the user's cache and downloads the file if it is missing.
-    check_md5: reject a file whose md5 is not the published one. progress: show the download.
+    check_md5: reject a file whose md5 is not the published one.
     Raises UserError for an unknown name, a failed download, another md5 and weights that do not fit. Pickled code in
     the file does not run. Decoder, mask token and head are dropped.
     """
     one_of("MVP checkpoint", name, PUBLISHED)
-    path = fetch(name, check_md5=check_md5, progress=progress) if checkpoint is None else Path(checkpoint)
+    path = fetch(name, check_md5=check_md5) if checkpoint is None else Path(checkpoint)
     published = PUBLISHED[name]
     if check_md5 and (found := _md5(path)) != published.md5:
         raise UserError(
@@ -124,7 +125,7 @@ def load(
     return MVP(name, vit, dropped)
 
 
-def fetch(name: str, *, check_md5: bool = True, progress: bool = True) -> Path:
+def fetch(name: str, *, check_md5: bool = True) -> Path:
     """Return the checkpoint file in the user's cache (`paths.cache_dir("mvp")`), downloading it if it is missing.
 
     A file that was put there by hand under its published name is used. Raises UserError if the download fails or its
@@ -135,18 +136,29 @@ def fetch(name: str, *, check_md5: bool = True, progress: bool = True) -> Path:
     path = cache_dir("mvp") / published.file
     if path.is_file():
         return path
-    try:
-        with replacing(path, shared=True) as part:
-            torch.hub.download_url_to_file(published.url, str(part), progress=progress)
-            if check_md5 and (found := _md5(part)) != published.md5:
-                raise OSError(f"received md5 {found}, expected {published.md5}")
-    except (OSError, http.client.HTTPException) as error:  # URLError and HTTPError are OSErrors
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{name}: {published.url} could not be downloaded: {reason}; save the file as {path}, or set checkpoint= "
-            "(encoder.checkpoint= in a command)"
-        ) from error
+    hint = f"; save the file as {path}, or set checkpoint= (encoder.checkpoint= in a command)"
+    kinds = (OSError, http.client.HTTPException)  # URLError and HTTPError are OSErrors
+    with (
+        reported(f"{name}: {published.url} could not be downloaded", hint, kinds),
+        replacing(path, shared=True) as part,
+    ):
+        _download(published.url, part)
+        if check_md5 and (found := _md5(part)) != published.md5:
+            raise OSError(f"received md5 {found}, expected {published.md5}")
     return path
+
+
+def _download(url: str, path: Path) -> None:
+    """Write the content at the URL to a file. OSError: a silent server, or fewer bytes than it announced."""
+    request = urlopen(url, timeout=_TIMEOUT_S)
+    with request as answer, path.open("wb") as file, bar("downloading") as update:
+        done, total = 0, int(answer.headers.get("Content-Length") or 0)
+        while block := answer.read(1 << 20):
+            file.write(block)
+            done += len(block)
+            update(-(-done // 10**6), -(-total // 10**6), f"MB of {url}")
+    if total and done != total:
+        raise OSError(f"received {done} of {total} bytes")
 
 
 def _md5(path: Path) -> str:

@@ -21,13 +21,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, reported
 from s2robot.core.files import replacing
+from s2robot.core.settings import invalid
 
 RECIPE_KEY = "s2robot"  # the key of the recipe (JSON) in a safetensors header
 
@@ -49,7 +50,7 @@ class ViTSpec:
             step = lcm(step, 4) if key == "dim" else step  # for the position table
             value = getattr(self, key)
             if type(value) is not int or value < 1 or value % step:
-                raise UserError(f"encoder.{key}: expected a multiple of {step}, got {value!r}")
+                raise invalid(key, f"a multiple of {step}", value)
 
     @property
     def grid(self) -> int:
@@ -130,7 +131,7 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """Read the state dict in a .safetensors or .pth file, bare or under "model"; no pickled code runs."""
     path = Path(path)
-    try:
+    with reported(f"{path}: not a readable weights file"):
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -138,9 +139,6 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if not state or not all(isinstance(v, Tensor) for v in state.values()):
             raise ValueError('expected a state dict, bare or under "model"')
         return dict(state)
-    except Exception as error:  # torch raises many kinds for a broken file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a readable weights file: {reason}") from error
 
 
 def save_encoder(
@@ -157,17 +155,12 @@ def save_encoder(
 
 def load_encoder(path: str | Path) -> tuple[MVPViT, dict]:
     """Load an encoder that `save_encoder` wrote, and its recipe; the weights' sha256 is checked."""
-    try:
+    with reported(f"{path}: expected an encoder file that `s2robot pretrain` wrote, got"):
         with safe_open(path, framework="pt") as file:
             recipe = json.loads((file.metadata() or {})[RECIPE_KEY])
             state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
         vit = MVPViT(ViTSpec(**recipe["spec"]))
         if (found := weights_sha256(state)) != recipe["sha256"]:
             raise ValueError(f"weights have sha256 {found}, the recipe says {recipe['sha256']}")
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{path}: expected an encoder file that `s2robot pretrain` wrote ({reason})"
-        ) from error
     load_strict(vit, state, str(path))
     return vit, recipe

@@ -70,7 +70,11 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     looked = experiment.stopping.alpha if tried < len(plan.positions) else None  # stopped early
     runs, episodes = read_runs(plan, plan.main, tried), experiment.axis_episodes or tried
     for _, worlds in axes.values():
-        stages = [job for world in worlds for job in _stages(plan, world, policies, episodes, tried)]
+        stages = list[Job]()
+        for world in worlds:
+            own = planning.training(plan, world) if world.trains else policies
+            count = max(episodes, tried) if world.root == plan.out else episodes  # the main one is not cut
+            stages += planning.evaluation(plan, world, own, count)
         run_jobs(stages, plan.parallel, plan.threads)
         jobs += stages
     outcomes, cost, arms = outcomes_of(runs), _cost(plan), []
@@ -129,13 +133,6 @@ def _evaluate(
         "reason": "every pair is decided" if decided else "all planned positions were tried",
     }
     return jobs, episodes, found
-
-
-def _stages(plan: Plan, world: World, main: Policies, episodes: int, tried: int) -> list[Job]:
-    """The evaluations at a value of an axis; ``tried``: positions of the main comparison, which are not cut."""
-    policies = planning.training(plan, world) if world.trains else main
-    count = max(episodes, tried) if world.root == plan.out else episodes
-    return planning.evaluation(plan, world, policies, count)
 
 
 def _curves(

@@ -6,12 +6,13 @@ settings.experiment.axes["demos"].values      # (15, 30, 60, 120)
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator
 
-from s2robot.core.settings import Settings, from_yaml, invalid
+from s2robot.core.settings import Different, Settings, from_yaml
 from s2robot.overrides import key_of
 
 EXPERIMENT = "experiment/default"
@@ -30,15 +31,6 @@ _COMMON = ("task", "robot", "demos", "recording", "train.seed", "evaluate.seed",
 def group_of(override: str) -> str:
     """`train` of `train.seed=0`."""
     return re.split(r"[./]", key_of(override))[0]
-
-
-def _all_different(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not values or any(value in values[:i] for i, value in enumerate(values)):
-        raise ValueError(f"expected one or more different values, got {list(values)}")
-    return values
-
-
-Different = AfterValidator(_all_different)
 
 
 class Arm(Settings):
@@ -76,11 +68,8 @@ class Power(Settings, at="experiment.power", file=EXPERIMENT):
     alpha: float = from_yaml(gt=0, lt=1)
     strict: bool = from_yaml()
 
-    @model_validator(mode="after")
-    def _gap_fits_above_the_base(self) -> "Power":
-        if self.gap > 1 - self.base:
-            raise invalid("gap", f"<= {1 - self.base:g} with base={self.base:g}", self.gap)
-        return self
+    def rules(self) -> Iterator[tuple[Any, ...]]:
+        yield "gap", self.gap <= 1 - self.base, f"<= {1 - self.base:g} with base={self.base:g}"
 
 
 class Stopping(Settings, at="experiment.stopping", file=EXPERIMENT):
@@ -96,7 +85,7 @@ class Axis(Settings):
 
     label: str
     key: str
-    values: Annotated[tuple[Any, ...], Different]
+    values: Annotated[tuple[Any, ...], Different, Field(min_length=1)]
     unit: str | None = None
     record: bool = False
     train: bool = False
@@ -108,12 +97,14 @@ class Experiment(Settings, at="experiment", file=EXPERIMENT):
     title: str = from_yaml()
     question: str = from_yaml()
     overrides: tuple[str, ...] = from_yaml()  # of all arms
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Different] = from_yaml()
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Different] = from_yaml(min_length=1)
     videos: int = from_yaml(ge=0)
     power: Power = from_yaml()
     stopping: Stopping = from_yaml()
     arms: dict[str, Arm] = from_yaml()
-    pairs: Annotated[tuple[tuple[str, str], ...], Different] | None = from_yaml()  # None: every two arms
+    pairs: Annotated[tuple[tuple[str, str], ...], Different, Field(min_length=1)] | None = (
+        from_yaml()
+    )  # None: every two arms
     axis_episodes: int | None = from_yaml(ge=1)
     axes: dict[str, Axis] = from_yaml()
 
@@ -136,7 +127,7 @@ class Compare(Settings, file="compare"):
     out: Path = Field(alias="run_dir")  # relative to the working directory if it lies below it
     record: bool = from_yaml()
     arms: Annotated[tuple[str, ...], Different, Field(min_length=2)] | None = from_yaml()  # None: all
-    axes: Annotated[tuple[str, ...], Different] | None = from_yaml()
+    axes: Annotated[tuple[str, ...], Different, Field(min_length=1)] | None = from_yaml()
     jobs: int | None = from_yaml(ge=1)
     threads: int | None = from_yaml(ge=1)
     experiment: Experiment = from_yaml()
@@ -148,12 +139,10 @@ class Compare(Settings, file="compare"):
         below = out.is_absolute() and out.is_relative_to(Path.cwd())
         return out.relative_to(Path.cwd()) if below else out
 
-    @model_validator(mode="after")
-    def _axes_and_arms_exist(self) -> "Compare":
+    def rules(self) -> Iterator[tuple[Any, ...]]:
         arms, axes = self.experiment.arms, self.experiment.axes
         chosen: list[tuple[str, Any, Any]] = [("axes", self.axes, axes), ("arms", self.arms, arms)]
         chosen += [("experiment.pairs", pair, arms) for pair in self.experiment.pairs or ()]
         for key, names, known in chosen:
-            if unknown := [name for name in names or () if name not in known]:
-                raise invalid(key, f"some of {', '.join(known)}", unknown[0])
-        return self
+            for name in names or ():
+                yield key, name in known, f"some of {', '.join(known)}", name

@@ -1,6 +1,7 @@
 """The error that a user of the commands can cause."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
@@ -12,10 +13,40 @@ class UserError(ValueError):
     user_error = True
 
 
-def require(module: str, extra: str) -> None:
-    """Raise UserError unless the package `module` of the extra `extra` is installed. Does not import it."""
-    if find_spec(module) is None:
-        raise UserError(f"{module} is not installed: pip install 's2robot[{extra}]'")
+def require(*modules: str, extra: str) -> None:
+    """Raise UserError unless the packages `modules` of the extra `extra` are installed. Does not import them."""
+    if missing := [module for module in modules if find_spec(module) is None]:
+        raise UserError(f"{missing[0]} is not installed: pip install 's2robot[{extra}]'")
+
+
+@contextmanager
+def reported(
+    where: object, hint: str = "", kinds: tuple[type[Exception], ...] = (Exception,)
+) -> Iterator[None]:
+    """Turn errors of a library or of a file's contents into one line that begins with ``where``; a UserError stays as it is."""
+    try:
+        yield
+    except kinds as error:
+        if isinstance(error, NameError) or getattr(error, "user_error", False):
+            raise
+        text = " ".join(str(error).split())[:300]
+        text = text if " " in text else f"{type(error).__name__}: {text}"  # KeyError: 'encoder'
+        raise UserError(f"{where}: {text}{hint}") from error
+
+
+def check_same(
+    where: object, expected: Any, found: Any, why: str = "", remedy: str = "", free: Any = (), key: str = ""
+) -> None:
+    """Raise UserError for the first dotted key whose value differs between two mappings; keys in ``free`` may differ."""
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        for name in {**found, **expected}:
+            if (dotted := f"{key}.{name}".lstrip(".")) not in free:
+                check_same(where, expected.get(name), found.get(name), why, remedy, free, dotted)
+        return
+    wanted, got = (list(value) if isinstance(value, tuple) else value for value in (expected, found))
+    if wanted != got:
+        at = f"{where}: {key}" if key else where
+        raise UserError(f"{at}: expected {wanted!s:.200}{why}, got {got!s:.200}{remedy and '; '}{remedy}")
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
@@ -27,7 +58,7 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
 def one_of(key: str, value: Any, known: Collection[Any], hint: str = "") -> None:
     """Raise UserError, with the nearest choice, unless the value is a known one; long lists are not printed."""
     if value not in known:
-        choices = f"one of {', '.join(map(str, known))}{hint}" if len(known) < 30 else "a known name"
-        raise UserError(
-            f"{key}: expected {choices}, got {value!r}{did_you_mean(str(value), map(str, known))}"
-        )
+        names, several = [str(name) for name in known], len(known) != 1
+        choices = f"{'one of ' * several}{', '.join(names)}{hint}" if len(names) < 30 else "a known name"
+        near = did_you_mean(str(value), names) if several else ""
+        raise UserError(f"{key}: expected {choices}, got {value!r}{near}")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, check_same, reported
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -66,39 +66,38 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1))
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a file; UserError names a file that is missing or no text."""
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file; UserError: there is none, or a pipe or device, which would never end."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', 'not UTF-8 text')})") from None
+        if path.is_file() or not path.exists():
+            return path.read_bytes()
+        why = "not a file"
+    except OSError as error:
+        why = str(error.strerror)
+    raise UserError(f"{path}: cannot be read ({why})")
+
+
+def read_text(path: Path) -> str:
+    with reported(f"{path}: cannot be read"):
+        return read_bytes(path).decode()
+
+
+def parse_json(where: object, text: str | bytes) -> Any:
+    with reported(f"{where}: cannot be read: broken JSON"):
+        return json.loads(text)
 
 
 def read_json(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: broken JSON at line {error.lineno}: {error.msg}") from None
+    return parse_json(path, read_text(path))
 
 
 def claim(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
     """Store the settings (JSON types) that decide the results of a run; UserError, with the
     ``remedy``, if it began with others."""
     now = json.loads(json.dumps(settings))
-    if path.exists() and (found := _difference(read_json(path), now)):
-        key, was, new = found
-        where = f"{path}: {key or 'content'}"
-        raise UserError(f"{where}: expected {was} as when the run began, got {new}; {remedy}")
+    if path.exists():
+        check_same(path, read_json(path), now, " as when the run began", remedy)
     write_json(path, now)
-
-
-def _difference(was: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first dotted key whose value differs, with both values."""
-    if not (isinstance(was, dict) and isinstance(now, dict)):
-        return None if was == now else (key, was, now)
-    keys = [*now, *(name for name in was if name not in now)]
-    found = (_difference(was.get(name), now.get(name), f"{key}.{name}".lstrip(".")) for name in keys)
-    return next(filter(None, found), None)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -9,15 +9,14 @@
 default). Where a dataset or a policy has no parts, it has an arm's joints and its gripper (:func:`default_parts`).
 """
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field
 
 from s2robot.core.errors import UserError
-from s2robot.core.settings import Settings, invalid, read
+from s2robot.core.settings import Settings, read
 
 FORMS = {"axis_angle": 3, "rot6d": 6}  # of a rotation -> its numbers
 FLAT = 1e-4  # sine of the angle between the columns of a rot6d, and a column's length, that span no frame
@@ -25,16 +24,10 @@ MAX_DELTA = 0.25  # rad a step and joint, of the default parts where a dataset n
 BEYOND = 1e-5  # of a limit's range: what float32 and clipping round
 
 
-def _word(name: str) -> str:
-    if not re.fullmatch(r"\w+", name, re.ASCII):
-        raise ValueError(f"expected letters, digits and _, got '{name}'")
-    return name
-
-
 class Part(Settings):
     """One part of an action or a state."""
 
-    name: Annotated[str, AfterValidator(_word)]
+    name: str = Field(pattern=r"^[A-Za-z0-9_]+$")
     size: int = Field(ge=1)  # numbers that it takes in the action or state
     kind: Literal["delta", "absolute", "rotation", "binary"]
     low: tuple[float, ...] | None = None  # of each number
@@ -43,20 +36,18 @@ class Part(Settings):
     form: Literal["axis_angle", "rot6d"] | None = None  # of a rotation
     relative: bool = False  # a rotation from step to step
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def rules(self) -> Iterator[tuple[Any, ...]]:
         rotates = FORMS.get(str(self.form)) == self.size
-        if not rotates if self.kind == "rotation" else self.form or self.relative:
-            raise invalid("form", "axis_angle with 3 numbers or rot6d with 6, of a rotation alone", self.form)
+        fits = rotates if self.kind == "rotation" else not (self.form or self.relative)
+        yield "form", fits, "axis_angle with 3 numbers or rot6d with 6, of a rotation alone"
         for key in ("low", "high", "names"):
-            if (given := getattr(self, key)) is not None and len(given) != self.size:
-                raise invalid(key, f"{self.size} values", list(given))
-        if (self.low is None) != (self.high is None):
-            raise invalid("low" if self.low is None else "high", "a value beside the other limit", None)
+            given = getattr(self, key)
+            yield key, given is None or len(given) == self.size, f"{self.size} values"
+        missing = "low" if self.low is None else "high"
+        yield missing, (self.low is None) == (self.high is None), "a value beside the other limit"
         # never `limits`, which makes arrays of a size that a file may have made up
-        if self.low and not all(a < b for a, b in zip(self.low, self.high or (), strict=True)):
-            raise invalid("low", f"less than high {list(self.high or ())}", list(self.low))
-        return self
+        rising = all(a < b for a, b in zip(self.low or (), self.high or (), strict=True))
+        yield "low", rising, f"less than high {list(self.high or ())}"
 
     @property
     def limits(self) -> tuple[np.ndarray, np.ndarray]:
@@ -86,9 +77,7 @@ class Part(Settings):
 
 def read_parts(given: Any, where: str, size: int | None = None) -> tuple[Part, ...]:
     """Read parts from plain JSON dicts; UserError names `where` and the part, also if they are not `size` numbers together."""
-    if not isinstance(given, list | tuple) or not given:
-        raise UserError(f"{where}: expected a list of parts, got {given!r}")
-    parts = tuple(read(Part, part, f"{where}[{i}]") for i, part in enumerate(given))
+    parts: tuple[Part, ...] = read(Annotated[tuple[Part, ...], Field(min_length=1)], given, where)
     names = [part.name for part in parts]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{where}: expected different names, got two parts of the name '{twice}'")

@@ -1,6 +1,6 @@
 """Ray as the engine: workers are actors, on this machine or on the nodes of a cluster.
 
-    with closing(Ray(RaySettings(address="auto"))) as engine, running_on(engine): ...
+    with closing(Ray(address="auto")) as engine, running_on(engine): ...
 
 The state of a pool's workers goes to Ray's store once, and to each node once. When a worker dies, alone or with its node, the
 pool (`s2robot.core.workers`) restarts its task elsewhere; Ray's own retries are off.
@@ -15,11 +15,11 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from s2robot.core import workers
-from s2robot.core.errors import UserError
+from s2robot.core import workers as pools
+from s2robot.core.errors import UserError, reported
 from s2robot.core.provenance import versions
 from s2robot.core.settings import Settings, from_yaml
 
@@ -27,8 +27,9 @@ _CONNECT_S = 5.0  # timeout of a connection to an address
 ASKED = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # of Ray: no reports; 15 by default
 
 
-class RaySettings(Settings, at="engine", file="engine/ray"):
-    """configs/engine/ray.yaml documents each value."""
+class Ray(Settings, at="engine", file="engine/ray"):
+    """Connects when the first pool needs it; a Ray that this process has already started is reused. configs/engine/ray.yaml
+    documents each value."""
 
     name: str = from_yaml()
     address: str | None = from_yaml()
@@ -36,22 +37,15 @@ class RaySettings(Settings, at="engine", file="engine/ray"):
     gpus_per_encoder: float = from_yaml(ge=0)
     cpus: int | None = from_yaml(ge=1)
     store_mb: int | None = from_yaml(ge=80)
+    is_remote: ClassVar[bool] = True
+    _ours: bool = False  # started here
+    _ray: Any = None  # the module, once connected
 
-
-class Ray:
-    """Connects when the first pool needs it; a Ray that this process has already started is reused."""
-
-    is_remote = True
-
-    def __init__(self, settings: RaySettings) -> None:
-        self.settings, self._ours = settings, False
-        self._ray: Any = None  # the module, once connected
-
-    def pool(self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool) -> workers.Pool:
+    def pool(self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool) -> pools.Pool:
         """Workers for all CPUs of the cluster, as ``count`` suits one machine. Raises UserError if it has none."""
         if not anywhere:
-            return workers.Local().pool(count, make, encodes, anywhere)
-        ray, gpus = self._connected(), self.settings.gpus_per_encoder if encodes else 0
+            return pools.Local().pool(count, make, encodes, anywhere)
+        ray, gpus = self._connected(), self.gpus_per_encoder if encodes else 0
         has = ray.cluster_resources()
         most = min(has.get("CPU", 0), has.get("GPU", 0) / gpus if gpus else math.inf)
         if most < 1:
@@ -63,12 +57,12 @@ class Ray:
         except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
             raise _full(error) from None
         seat = ray.remote(_seat()).options(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")
-        return workers.Pool([Actor(ray, seat, made) for _ in range(self.settings.workers or int(most))])
+        return pools.Pool([Actor(ray, seat, made) for _ in range(self.workers or int(most))])
 
     def overrides(self) -> tuple[str, ...]:
-        given = {"workers": self.settings.workers, "gpus_per_encoder": self.settings.gpus_per_encoder or None}
+        given = {"workers": self.workers, "gpus_per_encoder": self.gpus_per_encoder or None}
         rest = (f"engine.{key}={value}" for key, value in given.items() if value is not None)
-        address = self.settings.address or self._connected().get_runtime_context().gcs_address
+        address = self.address or self._connected().get_runtime_context().gcs_address
         return "engine=ray", f"engine.address={address}", *rest
 
     def close(self) -> None:
@@ -84,10 +78,10 @@ class Ray:
         import ray
 
         if not ray.is_initialized():
-            address, store = self.settings.address, self.settings.store_mb
+            address, store = self.address, self.store_mb
             given: dict[str, Any] = {"include_dashboard": False} if address is None else {}
             # a Ray that runs already refuses these
-            wanted = {"num_cpus": self.settings.cpus, "object_store_memory": store and store * 1_000_000}
+            wanted = {"num_cpus": self.cpus, "object_store_memory": store and store * 1_000_000}
             given |= {key: value for key, value in wanted.items() if value}
             if address not in (None, "auto"):
                 _check_answers(address)
@@ -108,14 +102,11 @@ class Ray:
 
 def _check_answers(address: str) -> None:
     """Raise UserError at once where Ray itself would retry for minutes."""
-    try:
+    with reported(f"engine.address: expected a Ray (ray start --head), got {address}"):
         parts = urlsplit(address if "://" in address else f"//{address}")
         if parts.scheme not in ("", "ray") or parts.port is None:
             raise ValueError("neither null, auto, <host>:<port> nor ray://<host>:<port>")
         socket.create_connection((parts.hostname, parts.port), _CONNECT_S).close()
-    except (OSError, ValueError) as error:
-        why = f"expected a Ray (ray start --head), got {error}: {address}"
-        raise UserError(f"engine.address: {why}") from None
 
 
 class Actor:
@@ -152,7 +143,7 @@ class Actor:
             if isinstance(cause, errors.ObjectStoreFullError | errors.OutOfDiskError):
                 raise _full(cause) from None
             # the task's own errors are results; an error in Ray's task machinery would recur
-            kind = UserError if isinstance(error, errors.RayTaskError) else workers.Died
+            kind = UserError if isinstance(error, errors.RayTaskError) else pools.Died
             raise kind(f"engine: Ray: {_words(cause)}") from None
 
 
@@ -187,12 +178,12 @@ def _seat() -> type:
                 from s2robot.core import ray as on_ray
             except ImportError as error:
                 return socket.gethostname(), f"s2robot is not installed there ({error})"
-            os.environ.update(on_ray.workers.ONE_THREAD | os.environ)
+            os.environ.update(on_ray.pools.ONE_THREAD | os.environ)
             here = on_ray.installed()
             differ = [
                 f"{name} {v}, got {here.get(name)}" for name, v in wanted.items() if here.get(name) != v
             ]
-            self.state: Any = None if differ else on_ray.workers.State(made)
+            self.state: Any = None if differ else on_ray.pools.State(made)
             return socket.gethostname(), f"expected {'; '.join(differ)}" if differ else None
 
         def call(self, function: Callable, given: tuple) -> tuple[Any, Exception | None]:

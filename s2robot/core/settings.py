@@ -13,20 +13,38 @@ A default stands in one place, with its comment: the YAML file. Settings that no
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from os.path import commonprefix
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_origin, overload
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, ValidationError
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
 
 S = TypeVar("S", bound="_Frozen")
 CONFIGS = configs_dir()
+_PLAIN = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+def _all_different(values: Any) -> Any:
+    if any(value in values[:i] for i, value in enumerate(values)):
+        raise ValueError(f"expected different values, got {list(values)}")
+    return values
+
+
+Different = AfterValidator(_all_different)  # of a list
 
 
 def from_yaml(**constraints: Any) -> Any:
@@ -70,6 +88,17 @@ class _Frozen(_Base):
         if isinstance(value, bool) and isinstance(found, int | float) and not isinstance(found, bool):
             raise ValueError(f"expected a number, got {shown(value)}")
         return found
+
+    def rules(self) -> Iterable[tuple[Any, ...]]:
+        """Yield the rules across fields: key, whether it fits, what is expected, and the value where that is not the key's."""
+        return ()
+
+    @model_validator(mode="after")
+    def _follows_rules(self) -> Self:
+        for key, fits, expected, *got in self.rules():
+            if not fits:
+                raise invalid(key, expected, got[0] if got else getattr(self, key))
+        return self
 
     @classmethod
     def file_keys(cls) -> dict[str, str]:
@@ -131,12 +160,16 @@ class Settings(_Frozen):
         return found
 
 
-def read(cls: type[S], node: Any, at: str | None = None) -> S:
-    """Return a config node as settings, or a file's content as stored values; UserError names a wrong key after ``at``, a dotted
-    key or a file and ": "."""
-    node = plain(node)
+@overload
+def read(cls: type[S], node: Any, at: str | None = None) -> S: ...
+@overload
+def read(cls: Any, node: Any, at: str) -> Any: ...
+def read(cls: Any, node: Any, at: str | None = None) -> Any:
+    """Return a config node as settings or another type, or a file's content as stored values; UserError names a wrong key after
+    ``at``, a dotted key or a file and ": "."""
+    node, model = plain(node), isinstance(cls, type) and issubclass(cls, BaseModel)
     try:
-        return cls.model_validate(node)
+        return (cls.model_validate if model else TypeAdapter(cls, config=_PLAIN).validate_python)(node)
     except ValidationError as error:
         raise UserError(one_line(error, node, cls.at if at is None else at)) from None
 
@@ -185,7 +218,7 @@ def one_line(error: ValidationError, given: Any, at: str = "") -> str:
     """The first key that a validation of ``given`` rejects: `train.steps: expected >= 1, got 0`."""
     first, *others = error.errors()
     path = _path(given, first)
-    where = at + ("." if at and path and not at.endswith(": ") else "") + path
+    where = at + ("." if at and path[:1] not in ("", "[") and not at.endswith(": ") else "") + path
     if first["type"] == "value_error":
         cause = first["ctx"]["error"]
         if getattr(cause, "user_error", False):
@@ -196,7 +229,7 @@ def one_line(error: ValidationError, given: Any, at: str = "") -> str:
     same = [e for e in [first, *others] if _path(given, e) == path]
     expected = " or ".join(dict.fromkeys(map(_expected, same)))
     got = "nothing" if first["type"] == "missing" else shown(first["input"])
-    return f"{where.removesuffix(': ')}: expected {expected}, got {got}"
+    return f"{where.removesuffix(': ')}: expected {expected}, got {got:.200}"
 
 
 _WORDS = {
@@ -218,8 +251,8 @@ def _expected(error: ErrorDetails) -> str:
         return f"{'at least' if kind == 'too_short' else 'at most'} {count} values"
     if kind.startswith("path_not_"):
         return f"a {kind.removeprefix('path_not_')}"
-    if kind == "string_too_short":
-        return "a non-empty string"
+    if kind in ("string_too_short", "string_pattern_mismatch"):
+        return "a non-empty string" if "short" in kind else f"text like {context['pattern']}"
     return _WORDS.get(kind.split("_")[0]) or error["msg"]
 
 
@@ -239,4 +272,4 @@ def _path(given: Any, error: ErrorDetails) -> str:
 def shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
-    return repr(value)
+    return repr(list(value) if isinstance(value, tuple) else value)

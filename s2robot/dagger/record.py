@@ -6,8 +6,6 @@ The policy acts from new seeds; where it stalls, plainly fails or is unsure of i
 ends the episode, which is appended. Where the policy succeeds by itself there is nothing to correct.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +14,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from s2robot.core.errors import UserError
-from s2robot.core.files import read_json, write_json
+from s2robot.core.errors import UserError, check_same
 from s2robot.core.provenance import policy_sha256
-from s2robot.core.settings import Settings, from_yaml
+from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.core.workers import worker_pool
-from s2robot.demos.lineage import CORRECTIONS, began_with, left_to_try
+from s2robot.demos.lineage import began_with, left_to_try, note_round, open_copy, rounds_of
 from s2robot.demos.record import expert_chunks, layout_of, picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import Task, TaskSettings, next_action
@@ -93,7 +90,7 @@ def record_corrections(
     """
     course = _course(settings, demos, world)
     count = began_with(demos, first)
-    store = _begun(out, demos, count)
+    store = open_copy(out, demos, count, lambda copy: copy.append_all(demos, count))
     positions = range(settings.seed, settings.seed + settings.episodes)
     _same_as_before(out, positions, settings)
     todo, known = left_to_try(store, count, positions)
@@ -112,11 +109,10 @@ def record_corrections(
 
 def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course:
     """Check that policy, demos and world fit together; return what decides an episode."""
-    if settings.checkpoint is None:
-        raise UserError("checkpoint: found none, expected the folder of a trained policy")
-    if (task := demos.attrs["env_version"]) != world.version:
-        raise UserError(f"{demos.path}: found the task {task}, expected {world.version}")
-    policy, encoder, contract = load_networks(settings.checkpoint, torch.device("cpu"), settings.weights)
+    checkpoint = read(str, settings.checkpoint, "checkpoint")
+    task = {"env_version": demos.attrs["env_version"]}
+    check_same(demos.path, {"env_version": world.version}, task)
+    policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), settings.weights)
     keys = ("robot", "action_frame", "rate_hz", "action_parts", "proprio_parts")
     check_contract(contract, cameras=list(demos.cameras), **{key: demos.attrs.get(key) for key in keys})
     if (limit := settings.takeover.disagreement) is not None and policy.spec.members == 1:
@@ -149,37 +145,17 @@ def _check_fits(demos: EpisodeStore, course: Course) -> None:
 
 def _same_as_before(out: Path, positions: range, settings: DaggerSettings) -> None:
     """Store beside the episodes how these positions are tried; UserError if some were begun with other settings."""
-    file = out / CORRECTIONS
     now: dict[str, Any] = {
         "positions": [positions.start, positions.stop],
         "policy": policy_sha256(Path(str(settings.checkpoint))),
         "imitate_visited": settings.imitate_visited,
         **{f"takeover.{key}": value for key, value in settings.takeover.model_dump().items()},
     }
-    before = read_json(file) if file.exists() else []
-    for noted in before:
-        other = [key for key in now if key != "positions" and noted[key] != now[key]]
-        if other and set(range(*noted["positions"])) & set(positions):
-            tried = f"positions {noted['positions'][0]} to {noted['positions'][1] - 1} tried with {other[0]}"
-            expected = f"{noted[other[0]]}, expected {now[other[0]]}; choose another out or recording.seed"
-            raise UserError(f"{out}: found {tried} {expected}")
-    if now not in before:
-        write_json(file, [*before, now])
-
-
-def _begun(out: Path, demos: EpisodeStore, count: int) -> EpisodeStore:
-    """The dataset to append to, which begins as a copy of the first `count` demos."""
-    if not os.path.lexists(out):
-        part = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(part, ignore_errors=True)
-        with EpisodeStore.create(part, dict(demos.attrs)) as copy:
-            copy.append_all(demos, count)
-        os.rename(part, out)
-    store = EpisodeStore.open(out)
-    if len(store) < count or store.fingerprint_of_first(count) != demos.fingerprint_of_first(count):
-        expected = f"a dataset that begins with the {count} of {demos.path}"
-        raise UserError(f"{out}: found other episodes, expected {expected}")
-    return EpisodeStore.open(out, "a")
+    for noted in rounds_of(out):
+        if set(range(*noted["positions"])) & set(positions):
+            remedy = "choose another out or recording.seed"
+            check_same(out, noted, now, " as they were tried before", remedy, free=("positions",))
+    note_round(out, now)
 
 
 # ---------------------------------------------------------------- an episode

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.core.errors import UserError, require
+from s2robot.core.errors import require
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.settings import Bench, Bridge, CameraSettings
-from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, size_of
 from s2robot.envs.real.arms.description import BUILT_IN, ArmDescription
 from s2robot.envs.real.arms.driver import ArmDriver, ArmLimits
 from s2robot.envs.real.arms.geometry import ArmPoints, XArm7Points
-from s2robot.envs.real.arms.sdk import LOG_FILE
+from s2robot.envs.real.arms.sdk import EMULATED_IP, LOG_FILE
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import (
     CameraReader,
@@ -79,10 +78,7 @@ class ConnectedArm:
         self.points = watched_points(bench)
         self.scene: Scene | None = None
         if port := bench.bridge.emulator["port"]:
-            try:
-                self.scene = importlib.import_module(STAND_IN).StandIn(port)
-            except EnvError as error:
-                raise UserError(f"bridge.emulator.port: {error}") from None
+            self.scene = importlib.import_module(STAND_IN).StandIn(port)
             stack.callback(self.scene.close)
         self.make_driver = driver_maker(bench, self.limits, self.scene)
         self.driver = self.make_driver()
@@ -97,7 +93,7 @@ def watched_points(arm: ArmDescription) -> ArmPoints:
     """Return an arm's points for the safety filter. EnvError, UserError: a model that does not fit, or no MuJoCo to read it."""
     if arm.model in (None, BUILT_IN):
         return XArm7Points() if arm.model else ArmPoints()
-    require("mujoco", "sim")
+    require("mujoco", extra="sim")
     from s2robot.envs.real.arms.model import ModelPoints
 
     return ModelPoints(arm)
@@ -115,12 +111,10 @@ def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callab
     driver, grips = bench.driver_class(), bench.gripper is not None
     if not issubclass(driver, XArmDriver):
         return partial(driver, bench.ip, limits, gripper=grips)
-    ip, log = bench.ip or (scene.host if scene else None), bench.run_dir / LOG_FILE
-    if scene and ip != scene.host:
-        raise UserError(f"robot.ip: expected {scene.host} with bridge.emulator.port, got {ip}")
+    ip, log = bench.ip or EMULATED_IP, bench.run_dir / LOG_FILE
     print(f"log of the arm's SDK: {log}", flush=True)
     ports = scene.ports if scene else None
-    return partial(driver, str(ip), limits, bench.bridge.arm, ports=ports, gripper=grips, log=log)
+    return partial(driver, ip, limits, bench.bridge.arm, ports=ports, gripper=grips, log=log)
 
 
 def start_cameras(
@@ -132,16 +126,16 @@ def start_cameras(
     """
     readers, facts, failed = dict[str, CameraReader](), dict[str, Camera](), list[Finding]()
     for name in names:
+        if wrong := _wrong(bridge, name):
+            failed.append(Finding(STOP, f"camera {name}", wrong))
+            continue
+        camera = bridge.cameras[name]
         try:
-            if name not in bridge.cameras:
-                hint = f"(+bridge.cameras.{name}.kind=opencv +bridge.cameras.{name}.device=<path>)"
-                raise UserError(f"bridge.cameras: expected '{name}', got {', '.join(bridge.cameras)} {hint}")
-            camera = bridge.cameras[name]
             reader = CameraReader(name, _source(name, camera, scene), camera.rotate)
             stack.callback(reader.close)
             reader.start(START_S)
             readers[name] = reader
-        except ValueError as error:  # UserError, EnvError, DatasetError
+        except ValueError as error:  # EnvError, DatasetError
             failed.append(Finding(STOP, f"camera {name}", str(error)))
     if any(bridge.cameras[name].kind in ("opencv", "realsense") for name in readers):
         time.sleep(EXPOSURE_S)
@@ -158,14 +152,21 @@ def start_cameras(
     return readers, facts, failed
 
 
+def _wrong(bridge: Bridge, name: str) -> str:
+    """Return what is wrong with the settings of a camera that is needed, or ""."""
+    where, camera = f"bridge.cameras.{name}", bridge.cameras.get(name)
+    if camera is None:
+        hint = f"(+{where}.kind=opencv +{where}.device=<path>)"
+        return f"bridge.cameras: expected '{name}', got {', '.join(bridge.cameras)} {hint}"
+    if camera.kind == "emulator":
+        return "" if bridge.emulated else f"{where}.kind: expected bridge.emulator.port beside 'emulator'"
+    return "" if camera.device else f"{where}.device: expected {DEVICES[camera.kind]}, got none"
+
+
 def _source(name: str, camera: CameraSettings, scene: Scene | None) -> Callable[[], Source]:
-    kind, device, where = camera.kind, camera.device, f"bridge.cameras.{name}"
-    if kind == "emulator":
-        if scene is None:
-            raise UserError(f"{where}.kind: expected bridge.emulator.port beside '{kind}'")
+    kind, device = camera.kind, str(camera.device)
+    if scene is not None and kind == "emulator":
         return scene.camera(name)
-    if device is None:
-        raise UserError(f"{where}.device: expected {DEVICES[kind]}, got none")
     size = camera.width, camera.height, camera.fps
     if kind == "opencv":
         return partial(OpenCVCamera, device, *size, camera.fourcc, camera.exposure, camera.white_balance)

@@ -16,7 +16,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from s2robot.config import task_settings
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import read_json, write_json
 from s2robot.core.provenance import policy_sha256
 from s2robot.core.settings import Settings, from_yaml, read
@@ -203,5 +203,4 @@ def check_world(config: CubePickConfig, scene: Scene | None) -> None:
     if scene is not None:
         there, names, whose = scene.world(), _LOOKS + _JUDGED, "as the running `s2robot emulate` has it"
     for name in names:
-        if getattr(config, name) != there[name]:
-            raise UserError(f"env.{name}: expected {there[name]} {whose}, got {getattr(config, name)}")
+        one_of(f"env.{name}", getattr(config, name), [there[name]], f" {whose}")

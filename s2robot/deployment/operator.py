@@ -90,9 +90,8 @@ class WatchingOperator:
         end: ends the episode under way; called by a key.
         take_key: takes each key of an episode in place of these.
 
-    Attributes, of the episode under way: `acting` (keys count), `refused` (the operator said no), `t_end` (s,
-    monotonic, when its end was seen; None: not before its steps were over), `trouble` (of the attempt before, shown
-    with the next question).
+    Attributes, of the episode under way: `acting` (keys count), `t_end` (s, monotonic, when its end was seen; None: not
+    before its steps were over), `trouble` (of the attempt before, shown with the next question).
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class WatchingOperator:
         self.begin()
 
     def begin(self) -> None:
-        self.refused = self.acting = False
+        self.acting = False
         self.t_end: float | None = None
         self._verdict: bool | None = None
 
@@ -164,7 +163,7 @@ class WatchingOperator:
 
     def _before_motion(self, ask: Callable[[], bool]) -> bool:
         self.rest()
-        self.refused = not ask()
-        if not self.refused and self._take_key is None:
-            self.watch()
-        return not self.refused
+        if allowed := ask():
+            if self._take_key is None:
+                self.watch()
+        return allowed

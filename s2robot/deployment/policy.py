@@ -36,7 +36,12 @@ def make_policy(source: PolicySettings, bench: Bench, stack: ExitStack) -> Polic
     UserError, PolicyError, RemoteError: as `load_policy` and `RemotePolicy`, or one of other parts than the arm's.
     """
     bridge = bench.bridge
-    policy = _local(source, bridge) if source.url is None else _remote(source, bridge, stack)
+    local = None if source.url else _local(source, bridge)
+    limit, members = bridge.watchdog.disagreement, local.actor.batch.policy.spec.members if local else 1
+    if limit is not None and members == 1:
+        expected = "null for a policy of one member, or with policy.url"
+        raise UserError(f"bridge.watchdog.disagreement: expected {expected}, got {limit}")
+    policy = local or _remote(source, bridge, stack)
     contract = {"joint_names": bench.joint_names, **policy.contract}
     for key, what in (("action", "actions"), ("proprio", "proprio")):
         given, own = parts_of(contract, key), bench.parts(key)
@@ -53,10 +58,7 @@ def _local(source: PolicySettings, bridge: Bridge) -> Policy:
     if source.threads:
         torch.set_num_threads(source.threads)
     actor, encoder, contract = load_policy(str(source.checkpoint), source.device, source.weights)
-    members, limit = actor.batch.policy.spec.members, bridge.watchdog.disagreement
-    if limit is not None and members == 1:
-        expected = "null for a policy of one member"
-        raise UserError(f"bridge.watchdog.disagreement: expected {expected}, got {limit}")
+    limit = bridge.watchdog.disagreement
 
     def act(observation: Mapping) -> np.ndarray:
         action = actor.act(observation)
@@ -71,8 +73,6 @@ def _remote(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
     from s2robot.serving.remote import RemoteError, RemotePolicy
     from s2robot.serving.token import read_token
 
-    if (limit := bridge.watchdog.disagreement) is not None:
-        raise UserError(f"bridge.watchdog.disagreement: expected null with policy.url, got {limit}")
     token = read_token(source.token_file)
     remote = RemotePolicy(str(source.url), token, source.deadline_s, source.connect_s, source.ca_file)
     stack.callback(remote.close)

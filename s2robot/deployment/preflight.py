@@ -33,6 +33,7 @@ from s2robot.envs.real.arms.driver import ArmLimits, ArmState
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.cameras.camera import fitted
 from s2robot.envs.real.control.safety import SafetyFilter
+from s2robot.envs.real.control.sensors import observation_of
 from s2robot.reporting.style import save_figure
 
 FOVY_TOLERANCE = 0.05  # relative; 5 % of 45 degrees move a point at the frame's border by 2.5 % of its height
@@ -64,15 +65,11 @@ def check_all(
     limits, size, state = arm.limits, policy.image_size, arm.driver.read()
     # fewer than two commands between two decisions are no path
     rate = min(policy.rate_hz, limits.rate_hz / 2)
-    findings = (
-        check_contract(policy.contract, arm.bench, rate, arm.cameras, size, policy.encoder) + arm.failed
-    )
-    findings += check_pace(arm.bridge, limits, rate) + _check_arm(limits, arm.points, state)
-    latest = {name: reader.latest() for name, reader in arm.readers.items()}
-    images = {name: fitted(f.image, size_of(size, name)) for name, f in latest.items() if f is not None}
-    proprio = np.append(state.q, [state.gripper] * (arm.bench.gripper is not None)).astype(np.float32)
-    observation = {"images": images, "proprio": proprio}
-    findings += check_observation(observation, limits) + check_views(demos, policy, images, picture, live)
+    findings = check_contract(policy.contract, arm.bench, rate, arm.cameras, size, policy.encoder)
+    findings += arm.failed + check_pace(arm.bridge, limits, rate) + _check_arm(limits, arm.points, state)
+    observation = observation_of(state, arm.readers, size, arm.bench.gripper is not None)
+    findings += check_observation(observation, limits)
+    findings += check_views(demos, policy, observation["images"], picture, live)
     if not any(f.stops for f in findings):  # a policy does not plan from what it cannot see
         findings.append(_check_latency(policy, observation, rate * arm.bridge.speed))
     return findings
@@ -180,10 +177,9 @@ def check_observation(observation: Mapping[str, Any], limits: ArmLimits) -> list
     for a, b in combinations(frames, 2):
         if np.array_equal(frames[a], frames[b]):
             findings.append(Finding(STOP, f"frames {a} and {b}", "equal: one device under two names"))
+    of_joints = zip(limits.q_min, limits.q_max, strict=True)
+    ranges = [(f"joint {i}", *ends) for i, ends in enumerate(of_joints, 1)]
     # measured, so a little beyond 0 and 1 is right
-    ranges = [
-        (f"joint {i + 1}", *ends) for i, ends in enumerate(zip(limits.q_min, limits.q_max, strict=True))
-    ]
     ranges += [("the gripper's opening", -0.05, 1.05)] * (len(observation["proprio"]) - limits.joints)
     wrong = [
         f"{name}: expected {least:.3f} to {most:.3f}, got {found:.3f}; degrees?"
@@ -217,9 +213,6 @@ def check_latency(seconds: Sequence[float], rate_hz: float) -> Finding:
     p50, p99 = np.percentile(np.asarray(seconds, np.float64) * 1000, (50, 99))
     text = f"a plan takes {p50:.1f} ms (p99 {p99:.1f} ms) of the period of {period:.0f} ms"
     return Finding(STOP if not p99 < period else WARNING if p99 > period / 2 else OK, "latency", text)
-
-
-# ---------------------------------------------------------------- views
 
 
 def check_views(

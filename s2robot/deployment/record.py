@@ -17,11 +17,10 @@ import numpy as np
 from omegaconf import DictConfig
 from pydantic import Field
 
-from s2robot.config import DemosSettings, task_settings
-from s2robot.core.errors import UserError
-from s2robot.core.files import read_json, write_json
-from s2robot.core.settings import Settings, from_yaml, read, read_some
-from s2robot.demos.lineage import CORRECTIONS, began_with, left_to_try
+from s2robot.config import DemosSettings, path_of, task_settings
+from s2robot.core.errors import UserError, one_of
+from s2robot.core.settings import Settings, from_yaml, plain, read, read_some
+from s2robot.demos.lineage import began_with, left_to_try, note_round
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import ConnectedArm
@@ -30,6 +29,7 @@ from s2robot.deployment.session import ArmSession, Rig
 from s2robot.deployment.settings import PolicySettings, read_bench
 from s2robot.deployment.store import CAUSES, open_corrections, open_store
 from s2robot.envs.cube_config import ACTION_FRAME
+from s2robot.envs.errors import expect
 from s2robot.envs.frames import as_image_size
 from s2robot.envs.real.arms.description import BUILT_IN
 from s2robot.envs.real.arms.driver import OK
@@ -51,38 +51,32 @@ from s2robot.envs.real.operator.teleop import (
 from s2robot.policies import check_contract
 
 
-class PersonSettings(Settings, at="arm", file="recording/dagger"):
-    """The person's part: `arm` of configs/recording/dagger.yaml, or the keys of teleop.yaml and teach.yaml."""
-
-    device: Literal["keyboard", "spacemouse", "hand"] = from_yaml()
-    speed: float = from_yaml(gt=0)
-    turn_speed: float = from_yaml(gt=0)
-    max_steps: int = from_yaml(ge=1)
-
-
-class RecordingSettings(Settings):
+class RecordingSettings(Settings, file="recording/teleop"):
     """Settings of `s2robot record` on an arm; the files in configs/recording document each value."""
 
     kind: Literal["teach", "teleop", "dagger"]
     episodes: int = Field(ge=1)
     seed: int = Field(ge=0)
     out: Path
+    device: Literal["keyboard", "spacemouse", "hand"] = from_yaml()
+    speed: float = from_yaml(gt=0)
+    turn_speed: float = from_yaml(gt=0)
+    max_steps: int = from_yaml(ge=1)
 
 
 class ArmRecording:
     """`s2robot record` with `recording=teach`, `teleop` or `dagger`; `operator` and `read_keys` as of `ArmSession`."""
 
     def __init__(self, cfg: DictConfig, operator: Operator | None = None, read_keys: Keys = keys):
-        self.settings, self.person = read_some(RecordingSettings, cfg), _read_person(cfg)
-        self.bench, self.by_hand = read_bench(cfg), self.person.device == "hand"
-        if (
-            self.bench.model != BUILT_IN or self.bench.bridge.simulated
-        ):  # `ToolIK` and manual mode are the xArm7's
-            raise UserError(f"robot: expected xarm7 or its emulator to record on, got {self.bench.name}")
+        self.settings = _read_settings(cfg)
+        self.bench, self.by_hand = read_bench(cfg), self.settings.device == "hand"
+        own = self.bench.model == BUILT_IN and not self.bench.bridge.simulated
+        # `ToolIK` and manual mode are the xArm7's
+        expect(own, "robot", "xarm7 or its emulator, to record on", self.bench.name)
         self.corrects = self.settings.kind == "dagger"
         self.controls = Controls(shared=self.corrects)
         self.demos = self._open_demos(cfg) if self.corrects else None
-        self.world = task_settings(cfg, max_steps=self.person.max_steps)
+        self.world = task_settings(cfg, max_steps=self.settings.max_steps)
         if operator is None:
             check_operator(self.bench.bridge)
         self._cfg, self._asked = cfg, {"operator": operator, "read_keys": read_keys}
@@ -113,16 +107,12 @@ class ArmRecording:
                     break
             return EpisodeStore.open(store.path)
 
-    # ---------------------------------------------------------------- setting up
-
     def _open_demos(self, cfg: DictConfig) -> EpisodeStore:
-        if cfg.checkpoint is None:
-            raise UserError("checkpoint: expected the folder of a trained policy, got null")
+        path_of(cfg, "checkpoint")
         settings = read(DemosSettings, cfg.demos)
         demos, self.first = EpisodeStore.open(settings.folder()), settings.first()
-        if (kind := demos.attrs["kind"]) != "images":
-            hint = "to append an arm's episodes to (s2robot record recording=teleop records them)"
-            raise UserError(f"{demos.path}: expected demos of images, {hint}, got {kind}")
+        hint = ", to append an arm's episodes to (s2robot record recording=teleop records them)"
+        one_of(f"{demos.path}: kind", demos.attrs["kind"], ["images"], hint)
         return demos
 
     def _connect_rig(self, stack: ExitStack, demos: EpisodeStore) -> Rig:
@@ -138,7 +128,7 @@ class ArmRecording:
 
     def _session_on(self, arm: ConnectedArm, rig: Rig | None, stack: ExitStack) -> ArmSession:
         """Return the session, with what moves the arm in it."""
-        world, demos, controls, person = self.world, self.demos, self.controls, self.person
+        world, demos, controls, person = self.world, self.demos, self.controls, self.settings
         if rig is None or demos is None:
             # a person who reverses the gripper means it
             loop = arm.bridge.loop_config(world.rate_hz, world.image_size, live=True, gripper_hold=0)
@@ -193,18 +183,12 @@ class ArmRecording:
         wanted = self.settings
         if self.demos is not None:
             positions = range(wanted.seed, wanted.seed + wanted.episodes)
-            # store beside the episodes which positions are tried, whether or not they need help
-            file, now = store.path / CORRECTIONS, {"positions": [positions.start, positions.stop]}
-            before = read_json(file) if file.exists() else []
-            if now not in before:
-                write_json(file, [*before, now])
+            note_round(store.path, {"positions": [positions.start, positions.stop]})
             return left_to_try(store, began_with(self.demos, self.first), positions)[0]
         # a new place for each attempt, in this session, and behind those kept in the ones before
         known = [int(seed) + 1 for seed in store.meta("seed")] if len(store) else []
         begin = max([wanted.seed, *known])
         return range(begin, begin + 10 * wanted.episodes)
-
-    # ---------------------------------------------------------------- an episode
 
     def _episode(self, seed: int) -> str:
         """Record one position; return why it was not kept."""
@@ -220,7 +204,7 @@ class ArmRecording:
         motion = "Lead the arm by hand." if self.by_hand else HELP
         print(f"{motion}   {HANDOVER_HELP if self.corrects else CONTROLS_HELP}", flush=True)
         session.operator.watch()
-        broken, most = "", self.person.max_steps
+        broken, most = "", self.settings.max_steps
         try:
             while not (broken or controls.ended or len(recorder) >= most):
                 left = most - len(recorder)
@@ -280,8 +264,9 @@ class CorrectionRecorder(EpisodeRecorder):
         return super().finish(**meta, **self._meta)
 
 
-def _read_person(cfg: DictConfig) -> PersonSettings:
-    if cfg.kind == "dagger":
-        return read(PersonSettings, cfg.arm)
-    person = read_some(PersonSettings, cfg, "")
-    return person.replace(device="hand") if cfg.kind == "teach" else person
+def _read_settings(cfg: DictConfig) -> RecordingSettings:
+    if cfg.kind != "dagger":
+        settings = read_some(RecordingSettings, cfg)
+        return settings.replace(device="hand") if cfg.kind == "teach" else settings
+    own = read_some(RecordingSettings, {key: cfg[key] for key in ("kind", "episodes", "seed", "out")})
+    return read(RecordingSettings, {**own.model_dump(), **plain(cfg.arm)}, "arm")

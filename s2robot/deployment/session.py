@@ -103,15 +103,10 @@ class ArmSession(Subscriber):
     def ready(self, world: CubePickConfig, seed: int) -> Placing:
         """Bring the arm to the start of an episode, stop it, and have the cube placed.
 
-        UserError: the operator said no. EnvError: the arm refuses, did not arrive or was stopped.
+        EnvError: the operator said no; the arm refuses, did not arrive or was stopped.
         """
         placing = Placing.draw(world, seed)
-        try:
-            self.runtime.ready(self.operator, placing)
-        except EnvError:
-            if self.operator.refused:
-                raise UserError("operator: expected a yes before the arm moves, got a no") from None
-            raise
+        self.runtime.ready(self.operator, placing)
         return placing
 
     def act(self, max_steps: int) -> Outcome:

@@ -3,19 +3,21 @@
 configs/bridge/default.yaml, configs/host and configs/robot document each value and hold the defaults.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from omegaconf import DictConfig
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from s2robot.config import plain
 from s2robot.core.errors import UserError
 from s2robot.core.settings import Settings, from_yaml, read
+from s2robot.envs.errors import expect
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.description import BUILT_IN, ArmDescription
 from s2robot.envs.real.arms.driver import ArmLimits
+from s2robot.envs.real.arms.sdk import EMULATED_IP
 from s2robot.envs.real.arms.xarm import ArmSettings
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
@@ -81,6 +83,16 @@ class Bench(ArmDescription, at="robot"):
     bridge: Bridge
     run_dir: Path
 
+    def rules(self) -> Iterable[tuple[Any, ...]]:
+        yield from super().rules()
+        port, simulated = self.bridge.emulator["port"], self.bridge.simulated
+        other = f"null with robot={self.name} or bridge=simulated, which simulates any arm with a model"
+        expect(not port or (self.model == BUILT_IN and not simulated), "bridge.emulator.port", other, port)
+        if port:
+            yield "ip", self.ip in (None, EMULATED_IP), f"{EMULATED_IP} with bridge.emulator.port"
+        elif not simulated:
+            yield "ip", self.ip is not None, "the arm's address, such as 192.168.1.200"
+
 
 class PolicySettings(Settings, at="policy", file="host/default"):
     """Which policy acts, and `policy`: where it computes."""
@@ -95,6 +107,13 @@ class PolicySettings(Settings, at="policy", file="host/default"):
     device: str = from_yaml()
     threads: int | None = from_yaml(ge=1)
 
+    @model_validator(mode="after")
+    def _one_policy(self) -> Self:
+        if (self.checkpoint is None) == (self.url is None):
+            found = "neither" if self.url is None else "both"
+            raise UserError(f"checkpoint: expected either it or policy.url, got {found}")
+        return self
+
     @property
     def name(self) -> str:
         return self.checkpoint or str(self.url)
@@ -108,20 +127,10 @@ def read_bridge(cfg: DictConfig) -> Bridge:
 
 def read_bench(cfg: DictConfig) -> Bench:
     """Return robot, bridge and run folder of a config; UserError or EnvError for a wrong value."""
-    bench = read(Bench, {**plain(cfg.robot), "bridge": read_bridge(cfg), "run_dir": Path(cfg.run_dir)})
-    if bench.bridge.emulator["port"] and bench.model != BUILT_IN:
-        hint = "bridge=simulated simulates any arm with a model"
-        raise UserError(f"bridge.emulator.port: expected null with robot={bench.name}; {hint}")
-    if bench.ip is None and not bench.bridge.emulated:
-        raise UserError("robot.ip: expected the arm's address, such as 192.168.1.200, got null")
-    return bench
+    return read(Bench, {**plain(cfg.robot), "bridge": read_bridge(cfg), "run_dir": Path(cfg.run_dir)})
 
 
 def read_policy(cfg: DictConfig) -> PolicySettings:
     """Return `checkpoint`, `encoder.checkpoint` and `policy` of a config; UserError for a wrong value."""
     own = {"checkpoint": cfg.checkpoint, "weights": cfg.encoder.checkpoint}
-    source = read(PolicySettings, {**plain(cfg.policy), **own})
-    if (source.checkpoint is None) == (source.url is None):
-        found = "neither" if source.checkpoint is None else "both"
-        raise UserError(f"checkpoint: expected either it or policy.url, got {found}")
-    return source
+    return read(PolicySettings, {**plain(cfg.policy), **own})

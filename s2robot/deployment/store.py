@@ -1,16 +1,14 @@
 """The dataset that an arm's episodes are appended to."""
 
-import os
-import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import one_of
 from s2robot.core.parts import default_parts, plain
-from s2robot.demos.lineage import began_with
+from s2robot.demos.lineage import began_with, open_copy
 from s2robot.demos.schema import JOINTS
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import Camera
@@ -54,8 +52,7 @@ def open_store(
             found |= {f"images_{name}": tuple(store.shape(f"images_{name}")[:2]) for name in names}
             expected |= {f"images_{name}": tuple(sizes[name]) for name in names}
         for key, value in expected.items():
-            if found[key] != value:
-                raise UserError(f"{path}: {key}: expected {value}, got {found[key]}")
+            one_of(f"{path}: {key}", found[key], [value])
     except BaseException:
         store.close()
         raise
@@ -74,22 +71,15 @@ def open_corrections(
     """
     _check_fits(demos, demos.cameras if cameras is None else tuple(cameras))
     count = began_with(demos, first)
-    began = {"began_with": demos.fingerprint_of_first(count)}
-    if not os.path.lexists(out):
-        part = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(part, ignore_errors=True)
-        with EpisodeStore.create(part, {**demos.attrs, **began}) as copy:
-            for i in range(count):
-                arrays = demos.episode(i)
-                arrays.setdefault("perturbed", np.zeros(len(arrays["action"]), np.uint8))
-                values = {"speed": float(demos.attrs.get("speed", 1))}
-                copy.append(arrays, values | {key: demos.meta(key)[i] for key in demos.meta_keys})
-        os.rename(part, out)
-    store = EpisodeStore.open(out)
-    if store.attrs.get("began_with") != began["began_with"]:
-        expected = f"a dataset that begins with the {count} episodes of {demos.path}"
-        raise UserError(f"{out}: expected {expected}, got other episodes")
-    return EpisodeStore.open(out, "a")
+
+    def fill(copy: EpisodeStore) -> None:
+        for i in range(count):
+            arrays = demos.episode(i)
+            arrays.setdefault("perturbed", np.zeros(len(arrays["action"]), np.uint8))
+            values = {"speed": float(demos.attrs.get("speed", 1))}
+            copy.append(arrays, values | {key: demos.meta(key)[i] for key in demos.meta_keys})
+
+    return open_copy(out, demos, count, fill, adds=True)
 
 
 def _check_fits(demos: EpisodeStore, cameras: Collection[str]) -> None:

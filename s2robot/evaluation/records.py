@@ -21,8 +21,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from s2robot.core.errors import UserError
-from s2robot.core.files import claim, read_json, read_text, replacing, write_text
+from s2robot.core.errors import UserError, check_same
+from s2robot.core.files import claim, parse_json, read_json, read_text, replacing, write_text
 from s2robot.core.settings import Stored, read
 from s2robot.envs.task_settings import Record, TaskSettings
 from s2robot.envs.tasks import DEFAULT, settings_class_or_base
@@ -42,6 +42,7 @@ class _Record(Stored):
     time_to_success_s: float | None
     video: str | None
     disagreement: float | None = None
+    start: dict[str, str] | None = None  # fingerprints of the settled state and the first frames
 
 
 class _Summary(Stored):
@@ -117,16 +118,13 @@ def read_records(
     broken line, a wrong key, or other `episodes` and `successes` than ``counts``."""
     records: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
-        where = f"{path} line {number}: "
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}broken JSON: {error.msg} at column {error.colno}") from None
-        records[read(_Record, record, where).episode] = record
+        where = f"{path} line {number}"
+        record = parse_json(where, line)
+        records[read(_Record, record, f"{where}: ").episode] = record
     chosen = [records[episode] for episode in sorted(records) if first is None or episode < first]
     found = {"episodes": len(chosen), "successes": sum(record["success"] for record in chosen)}
-    if counts and (expected := {key: counts[key] for key in found}) != found:
-        raise UserError(f"{path}: expected {expected} as stored beside it, got {found}")
+    if counts:
+        check_same(path, {key: counts[key] for key in found}, found, " as stored beside it")
     return chosen
 
 
@@ -179,6 +177,7 @@ def summarise(records: Sequence[Record], stages: Sequence[str] | None = None) ->
         by_stage[stage] = by_stage.get(stage, 0) + 1
     successes = sum(bool(record["success"]) for record in records)
     low, high = wilson(successes, len(records))
+    best = [record["progress"] for record in records if record.get("progress") is not None]
     times = [r["time_to_success_s"] for r in records if r["success"] and r["time_to_success_s"] is not None]
     return {
         "success": successes / len(records),
@@ -188,6 +187,7 @@ def summarise(records: Sequence[Record], stages: Sequence[str] | None = None) ->
         "successes": successes,
         "by_stage": by_stage,
         "median_time_to_success_s": statistics.median(times) if times else None,
+        **({"mean_best_progress": statistics.fmean(best)} if best else {}),
     }
 
 

@@ -5,6 +5,7 @@ alone decides its layout, start and course: every policy meets the same position
 ends: after a kill the same command resumes, and loses only the episodes in progress.
 """
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -26,11 +27,15 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.cameras import encode_cameras
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.envs.chunk import in_chunks
+from s2robot.envs.chunk import ActionChunk, in_chunks
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import Journal
 from s2robot.loading import device_of
 from s2robot.policies import BatchActor, ChunkPolicy
+
+_DIGITS = (
+    6  # of a settled state's numbers (m, rad) that a fingerprint keeps: the last bits differ between machines
+)
 
 
 class LearnedPlanner:
@@ -175,9 +180,10 @@ def run_episodes(
 class World:
     """A world and its planner, one episode after another: the state of a worker."""
 
-    def __init__(self, config: TaskSettings, planner: Planner) -> None:
+    def __init__(self, config: TaskSettings, planner: Planner, task: Any = None) -> None:
         self.planner, self.rate = planner, config.rate_hz
-        self.env = in_chunks(config, planner.execute, planner.every_step)
+        steps = planner.execute, planner.every_step
+        self.env = in_chunks(config, *steps) if task is None else ActionChunk(task, *steps)
 
     def run(self, episode: int, seed: int) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:
         """Return an episode's record, its actions, float32 (steps, A), and the seconds it took."""
@@ -185,6 +191,7 @@ class World:
         executed: list[np.ndarray] = []  # (execute, A) each
         with span("episode", episode=episode, seed=seed):
             observation, info = self.env.reset(seed=seed)
+            start_of = fingerprints(self.env.world, observation)
             self.planner.reset({"layout": json.loads(info["layout"]), "seed": seed})
             over = False
             while not over:
@@ -194,10 +201,22 @@ class World:
                 planning += time.monotonic() - began
                 observation, _, success, late, info = self.env.step(executed[-1])
                 over = success or late
-        record = _record(episode, seed, info, self.rate) | self.planner.about()
+        record = _record(episode, seed, info, self.rate) | {"start": start_of} | self.planner.about()
         costs = {key: value - before[key] for key, value in self.planner.seconds.items()}
         costs["simulate_s"] = time.monotonic() - start - planning
         return record, np.concatenate(executed)[: record["steps"]], costs
+
+
+def fingerprints(world: Any, observation: Mapping[str, Any]) -> dict[str, str]:
+    """Return what another machine has to show for the same episode: hashes of the settled state, to a micrometre, and of the
+    first frames, to the bit."""
+    state = np.round(np.asarray(world.settled, np.float64), _DIGITS) + 0.0  # no -0
+    frames = b"".join(np.ascontiguousarray(image).tobytes() for image in observation["images"].values())
+    return {"state": _short_hash(state.tobytes()), "frames": _short_hash(frames)}
+
+
+def _short_hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
 def _record(episode: int, seed: int, info: Mapping[str, Any], rate: float) -> dict[str, Any]:

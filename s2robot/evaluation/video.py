@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from s2robot.core.errors import UserError
-from s2robot.core.files import replacing
 from s2robot.core.progress import Update
 from s2robot.core.workers import worker_pool
 from s2robot.envs.frames import at_height
@@ -106,12 +105,7 @@ def write_video(
         return _picture(views, upper, record["success"], lower)
 
     images = chain(map(picture, range(last)), [end := picture(last)] * (1 + round(hold_s * rate)))
-    try:
-        with replacing(path) as part:
-            encode(part, images, end.shape, rate)
-    except (OSError, RuntimeError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(f"{path}: cannot be written: {reason}") from error
+    encode(path, images, end.shape, rate)
     return path
 
 

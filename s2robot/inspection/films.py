@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from s2robot.core.errors import UserError
-from s2robot.core.files import replacing
 from s2robot.core.progress import Update
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
@@ -93,8 +91,12 @@ def film(
         for step in _frames(opened(path, episode), episode, world):
             canvas = np.full((layout.height, layout.width, 3), 255, np.uint8)
             for (camera, (left, top, wide, high)), image in zip(layout.places.items(), step, strict=True):
-                thin = _brightness(image)
-                measured[camera].append((_change(image, thin, last.get(camera)), thin.mean(), thin.std()))
+                thin, change = _brightness(image), 255.0
+                if camera in last:  # 0 only if every byte is the same
+                    before, thin_before = last[camera]
+                    change = max(float(np.abs(thin - thin_before).mean()), 1e-3)
+                    change = 0.0 if np.array_equal(image, before) else change
+                measured[camera].append((change, thin.mean(), thin.std()))
                 last[camera] = image, thin
                 if image.shape[:2] != (high, wide):
                     small = Image.fromarray(image).resize((wide, high), Image.Resampling.BILINEAR)
@@ -102,12 +104,7 @@ def film(
                 canvas[top : top + high, left : left + wide] = image
             yield canvas
 
-    try:
-        with replacing(video) as part:
-            shape = (layout.height, layout.width)
-            encode(part, canvases(), shape, rate, settings.crf, settings.key_every)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{video}: the video cannot be written: {error}") from error
+    encode(video, canvases(), (layout.height, layout.width), rate, settings.crf, settings.key_every)
     return {camera: FrameStats(*np.round(rows, 3).T) for camera, rows in measured.items()}
 
 
@@ -128,10 +125,3 @@ def _brightness(image: np.ndarray) -> np.ndarray:
     every = max(1, isqrt(image.shape[0] * image.shape[1] // SAMPLED))
     red, green, blue = np.moveaxis(image[::every, ::every].astype(np.uint16), -1, 0)
     return (red + green + blue) / 3  # a mean over the last axis takes ten times as long
-
-
-def _change(image: np.ndarray, thin: np.ndarray, last: tuple[np.ndarray, np.ndarray] | None) -> float:
-    """Return the mean change of brightness since the frame before; 0 only if every byte is the same."""
-    if last is None:
-        return 255.0
-    return 0.0 if np.array_equal(image, last[0]) else max(float(np.abs(thin - last[1]).mean()), 1e-3)

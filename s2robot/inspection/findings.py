@@ -1,12 +1,12 @@
 """Anomalies of a dataset: each found by one rule, with a threshold of `configs/inspect.yaml`, and named with its place."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from s2robot.core.settings import Settings, from_yaml
-from s2robot.inspection.tables import Columns, Table, episodes_of
+from s2robot.inspection.deceit import deceptions
+from s2robot.inspection.tables import Columns, Finding, FrameStats, Table, Thresholds, episodes_of
 
 # kind -> its description on the page
 KINDS = {
@@ -19,49 +19,16 @@ KINDS = {
     "gripper": "a gripper that stays as it is for a whole episode",
     "length": "episodes far shorter or longer than the rest",
     "constant": "numbers that are the same in all steps",
+    "offset": "commands a constant distance from the state that follows them",
+    "late": "a video that is not in step with the state",
+    "duplicate": "episodes that are nearly another one, so that splits leak",
+    "units": "numbers many times as large as in the other episodes",
+    "dead": "numbers that move in nearly all episodes but this one",
+    "ends early": "episodes that end in motion, where the others come to rest",
 }
 MANY = 5  # of a kind in an episode, of the same camera or numbers: more are one
 CLOCKS = ("timestamp", "timestamps", "time")  # keys of seconds
 GRIPPERS = ("grip", "claw", "opening")  # parts of the names of a gripper's numbers
-
-
-class Thresholds(Settings, at="odd", file="inspect"):
-    """Thresholds of the rules; configs/inspect.yaml documents each value."""
-
-    frozen_steps: int = from_yaml(ge=1)
-    frozen_change: float = from_yaml(ge=0)
-    frozen_motion: float = from_yaml(ge=0)
-    dark: float = from_yaml(ge=0)
-    bright: float = from_yaml(ge=0)
-    contrast: float = from_yaml(ge=0)
-    flat: float = from_yaml(ge=0)
-    clock: float = from_yaml(ge=0)
-    jump_times: float = from_yaml(ge=0)
-    jump_share: float = from_yaml(ge=0)
-    saturated_steps: int = from_yaml(ge=1)
-    gripper: float = from_yaml(ge=0)
-    short: float = from_yaml(ge=0)
-    long: float = from_yaml(ge=0)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One anomaly; without episode of the whole dataset."""
-
-    kind: str
-    text: str
-    episode: int | None = None
-    step: int = 0
-    steps: int = 1
-
-
-@dataclass(frozen=True)
-class FrameStats:
-    """Measurements of the frames of one camera in one episode: see films.py."""
-
-    change: np.ndarray  # (T,) mean difference to the frame before, 0 to 255; 0 where each byte is the same
-    mean: np.ndarray  # (T,) brightness, 0 to 255
-    deviation: np.ndarray  # (T,) of brightness over the image
 
 
 Frames = Sequence[
@@ -81,6 +48,7 @@ def find(
         found += [*_saturated(action, ends, limits), *_grippers(action, ends, limits)]
     for key in named.keys() & set(CLOCKS):
         found += _clock(key, named[key].values[:, 0], ends, rate, limits.clock)
+    found += deceptions(tables, ends, frames, limits)
     order = list(KINDS)
     found.sort(key=lambda f: (order.index(f.kind), -1 if f.episode is None else f.episode, f.step))
     # a camera at half the rate freezes always: many findings of one subject in an episode become one
@@ -167,19 +135,16 @@ def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
     usual = np.nanquantile(np.array(largest), 0.5, axis=0, method="lower")  # (columns,)
     bound = np.maximum(limits.jump_times * usual, limits.jump_share * state.spread())
     for i, own in enumerate(steps):
-        alone = _alone(own)
+        around = np.pad(
+            own, ((1, 1), (0, 0))
+        )  # 1 3 1 -2 exceed their neighbours in their direction by 0 2 0 2
+        beside = np.maximum(np.sign(own) * around[:-2], np.sign(own) * around[2:])
+        alone = np.maximum(np.abs(own) - np.maximum(beside, 0), 0)  # (T, columns)
         for t in np.flatnonzero((alone > bound).any(1)).tolist():
             which = alone[t] > bound
             worst = int(np.argmax(np.where(which, alone[t] / np.maximum(bound, 1e-12), 0)))
             by = f"by {abs(own[t, worst]):.3g} in a step, ordinary episodes by {usual[worst]:.3g} at most"
             yield Finding("jump", f"{_names(state, which)}: {by}", i, t + 1)
-
-
-def _alone(steps: np.ndarray) -> np.ndarray:
-    """Return how far each step exceeds its neighbours' in its direction: 1 3 1 -2 gives 0 2 0 2.  # (T, columns)"""
-    around = np.pad(steps, ((1, 1), (0, 0)))
-    beside = np.maximum(np.sign(steps) * around[:-2], np.sign(steps) * around[2:])
-    return np.maximum(np.abs(steps) - np.maximum(beside, 0), 0)
 
 
 def _frozen(state: Table, ends: np.ndarray, frames: Frames, limits: Thresholds) -> Iterator[Finding]:

@@ -18,10 +18,12 @@ from matplotlib.figure import Figure
 from s2robot.config import DemosSettings
 from s2robot.core.errors import UserError
 from s2robot.core.files import write_text
+from s2robot.core.parts import number_names, parts_of
 from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, from_yaml
+from s2robot.demos.binding import names_no_world
 from s2robot.demos.errors import mismatch
-from s2robot.demos.replay import replay_episode, starts, task_of, world_of_demos
+from s2robot.demos.replay import follow_episode, replay_episode, starts, task_of, world_of_demos
 from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.gl import require_simulator
@@ -46,18 +48,24 @@ class InspectSettings(Settings, file="inspect"):
     odd: Thresholds = from_yaml()
 
 
-def _opened(demos: DemosSettings) -> tuple[EpisodeStore, int]:
-    """Return the dataset, and the count of its first episodes to use (UserError)."""
-    store = EpisodeStore.open(demos.folder())
+def _opened(demos: DemosSettings, world: Any = None) -> tuple[EpisodeStore, int]:
+    """Return the dataset, in ``world`` if it names none, and the count of its first episodes to use (UserError)."""
+    store = demos.open_one(world)
     if not len(store):
         raise mismatch(store.path, "at least one episode", "none")
     return store, min(len(store), demos.first() or len(store))
 
 
-def replay_demos(demos: DemosSettings) -> str:
+def replay_demos(demos: DemosSettings, world: Any = None) -> str:
     """Execute the recorded actions of each episode again, open loop; returns the result in words (UserError: one fails)."""
-    store, count = _opened(demos)
+    store, count = _opened(demos, world)
+    if names_no_world(store.attrs):
+        raise mismatch("task", f"the world of {store.path}, which names none", "none")
+    if store.attrs["kind"] == "states":
+        require_simulator()
     env, worst, failed = make(world_of_demos(store), draw=False), 0.0, list[int]()
+    if "state" not in store.keys:
+        return _follow(store, env, count)
     with bar("replaying") as update:
         for i in range(count):
             result = replay_episode(store, env, i)
@@ -72,9 +80,26 @@ def replay_demos(demos: DemosSettings) -> str:
     return f"{count} of {count} episodes succeed again; proprioception differs by at most {worst:.2g}"
 
 
-def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path) -> Path:
+def _follow(store: EpisodeStore, env: Any, count: int) -> str:
+    """Compare the states that the actions lead to with the recorded ones: close after a while if actions are targets."""
+    with bar("replaying") as update:
+        found = []
+        for i in range(count):
+            found.append(follow_episode(store, env, i))
+            update(i + 1, count, "episodes")
+    recorded = store.read("proprio", 0, store.episode_slice(count - 1).stop)
+    spread = np.maximum(np.ptp(recorded, 0), 1e-9)
+    near = np.median(np.concatenate(found) / spread, 0)
+    usual = np.median(np.abs(recorded - recorded.mean(0)) / spread, 0)
+    rows = zip(number_names(parts_of(store.attrs, "proprio")), near, usual, strict=True)
+    lines = [f"  {name}: {100 * a:.1f} % (the mean state: {100 * b:.1f} %)" for name, a, b in rows]
+    title = f"{count} episodes from other starts; median distance to the recorded state, of its range:"
+    return "\n".join([title, *lines])
+
+
+def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path, world: Any = None) -> Path:
     """Print contents and anomalies, and write `inspect.html` and its folder into `out`; returns the page (UserError)."""
-    store, count = _opened(demos)
+    store, count = _opened(demos, world)
     ends, numbers = store.episode_ends[:count], tables(store, count)
     print(summary(store, numbers, ends))
     films: Tiles | None = None

@@ -1,4 +1,4 @@
-"""The numbers of a dataset as tables: names of the columns, their ranges, and their curves in a page."""
+"""The numbers of a dataset as tables: names of the columns, their ranges, and their curves in a page; and what is found in them."""
 
 import warnings
 from dataclasses import dataclass
@@ -6,11 +6,56 @@ from dataclasses import dataclass
 import numpy as np
 
 from s2robot.core.parts import MAX_DELTA, Part, number_names, parts_of, size_of, slices
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
 
 WIDEST = 64  # numbers a step: wider arrays are for programs, such as a simulator's state
 MOST_LINES = 7  # in one plot: as many as colours that can be told apart
+
+
+class Thresholds(Settings, at="odd", file="inspect"):
+    """Thresholds of the rules; configs/inspect.yaml documents each value."""
+
+    frozen_steps: int = from_yaml(ge=1)
+    frozen_change: float = from_yaml(ge=0)
+    frozen_motion: float = from_yaml(ge=0)
+    dark: float = from_yaml(ge=0)
+    bright: float = from_yaml(ge=0)
+    contrast: float = from_yaml(ge=0)
+    flat: float = from_yaml(ge=0)
+    clock: float = from_yaml(ge=0)
+    jump_times: float = from_yaml(ge=0)
+    jump_share: float = from_yaml(ge=0)
+    saturated_steps: int = from_yaml(ge=1)
+    gripper: float = from_yaml(ge=0)
+    short: float = from_yaml(ge=0)
+    long: float = from_yaml(ge=0)
+    offset: float = from_yaml(ge=0)
+    late_steps: int = from_yaml(ge=1)
+    duplicate: float = from_yaml(ge=0)
+    units: float = from_yaml(gt=1)
+    early: float = from_yaml(gt=0)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One anomaly; without episode of the whole dataset."""
+
+    kind: str
+    text: str
+    episode: int | None = None
+    step: int = 0
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class FrameStats:
+    """Measurements of the frames of one camera in one episode: see films.py."""
+
+    change: np.ndarray  # (T,) mean difference to the frame before, 0 to 255; 0 where each byte is the same
+    mean: np.ndarray  # (T,) brightness, 0 to 255
+    deviation: np.ndarray  # (T,) of brightness over the image
 
 
 @dataclass(frozen=True)

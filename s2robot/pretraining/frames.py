@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -26,9 +25,10 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from s2robot.core.errors import UserError, require
+from s2robot.core.errors import UserError, reported, require
 from s2robot.core.files import cache_dir, read_json, replacing
 from s2robot.core.progress import bar
+from s2robot.core.provenance import short_hash
 from s2robot.demos.store import EpisodeStore
 
 IMAGES = (".png", ".jpg", ".jpeg")
@@ -72,12 +72,10 @@ class FrameBank:
         self._reads.append(read)
 
     def _add_array(self, path: Path) -> None:
-        try:
+        with reported(f"{path}: not a readable array"):
             frames = np.load(path, mmap_mode="r", allow_pickle=False)
             if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
                 raise ValueError(f"expected uint8 (N, H, W, 3), got {frames.dtype} {frames.shape}")
-        except (ValueError, OSError, EOFError) as error:
-            raise _unreadable(path, "array", error) from error
         self._add(len(frames), frames.__getitem__)
 
     def _add_files(self) -> None:
@@ -140,24 +138,16 @@ class FrameBank:
         return {"frames": len(self), "shape": list(self[0].shape), "made": made}
 
 
-def _unreadable(file: Path, kind: str, error: object) -> UserError:
-    what = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{file}: not a readable {kind}: {what}")
-
-
 def read_image(file: Path, mode: str | None = None) -> Image.Image:
     """Read an image in Pillow's `mode` or its own; UserError names a file that cannot be read."""
-    try:
-        # by its format: Pillow would start a PostScript interpreter for what only is called .png
-        with Image.open(file, formats=("PNG", "JPEG", "WEBP", "BMP", "TIFF")) as image:
-            image.load()
-            if mode == "RGB" and image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
-                grey = (np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)
-                return Image.fromarray(grey).convert(mode)
-            return image.convert(mode) if mode else image.copy()
-    # Pillow raises many kinds for broken files, SyntaxError among them
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise _unreadable(file, "image", error) from error
+    # by its format: Pillow would start a PostScript interpreter for what only is called .png
+    formats = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+    with reported(f"{file}: not a readable image"), Image.open(file, formats=formats) as image:
+        image.load()
+        if mode == "RGB" and image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+            grey = (np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)
+            return Image.fromarray(grey).convert(mode)
+        return image.convert(mode) if mode else image.copy()
 
 
 def _read_rgb(file: Path, _: int) -> np.ndarray:
@@ -166,28 +156,23 @@ def _read_rgb(file: Path, _: int) -> np.ndarray:
 
 def _video_frames(file: Path) -> Iterator[np.ndarray]:
     """Yield every frame, uint8 (H, W, 3), upright. UserError for a damaged video, which would give grey frames."""
-    require("av", "data")
+    require("av", extra="data")
     import av
 
-    try:
-        with av.open(f"file:{file}") as video:  # "file:" so that no name is taken for an address
-            stream = video.streams.video[0]
-            stream.codec_context.options = {"err_detect": "explode"}
-            size: dict[str, Any] = {}
-            for frame in video.decode(stream):
-                size = size or {"width": frame.width, "height": frame.height}  # it may change later
-                yield np.rot90(frame.to_ndarray(format="rgb24", **size), frame.rotation // 90)
-    except IndexError as error:
-        raise _unreadable(file, "video", "no video stream") from error
-    except av.error.FFmpegError as error:
-        raise _unreadable(file, "video", error.strerror) from error
+    kinds = (IndexError, av.error.FFmpegError)  # the first without a video stream
+    with reported(f"{file}: not a readable video", kinds=kinds), av.open(f"file:{file}") as video:
+        stream = video.streams.video[0]  # "file:" so that no name is taken for an address
+        stream.codec_context.options = {"err_detect": "explode"}
+        size: dict[str, Any] = {}
+        for frame in video.decode(stream):
+            size = size or {"width": frame.width, "height": frame.height}  # it may change later
+            yield np.rot90(frame.to_ndarray(format="rgb24", **size), frame.rotation // 90)
 
 
 def _cached(key: dict[str, Any], frames: Iterable[np.ndarray], name: str) -> Path:
     """Write frames of one size to the user's cache once, while other processes wait; returns the .npy, (N, H, W, 3)."""
-    hashed = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache_dir("frames") / f"{hashed}.npy"
-    with FileLock(path.with_name(f".{hashed}.lock")):
+    path = cache_dir("frames") / f"{short_hash(key)}.npy"
+    with FileLock(path.with_name(f".{path.stem}.lock")):
         if not path.is_file():
             with replacing(path) as part, bar(f"frames of {name}") as update:
                 _write_array(part, frames, update)

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import lightning_fabric
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
-from pydantic import model_validator
 from timm.models.vision_transformer import Attention
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,7 +30,7 @@ from s2robot.backbones.device import moved
 from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.core.progress import bar
-from s2robot.core.settings import from_yaml, invalid
+from s2robot.core.settings import from_yaml
 from s2robot.encoders.encoder import DTYPES
 from s2robot.pretraining.frames import FrameBank
 from s2robot.pretraining.mae import MAE
@@ -74,23 +73,18 @@ class PretrainSettings(Machine, at="pretrain", file="pretrain/default"):
     log_every: int = from_yaml(ge=1)
     resume: bool = from_yaml()
 
-    @model_validator(mode="after")
-    def _fit_together(self) -> Self:
+    def rules(self) -> Iterator[tuple[Any, ...]]:
         grid, scales, heads = self.encoder.grid, self.scales, self.decoder_heads
+        yield "crop", 0 < self.crop[0] <= self.crop[1], "0 < least <= largest"
+        yield "ratio", 0 < self.ratio[0] <= self.ratio[1], "0 < least <= largest"
+        fits = self.decoder_dim % math.lcm(4, heads) == 0
+        yield "decoder_dim", fits, f"a multiple of 4 and of {heads} (heads)"
         nested = scales[0] == 1 and all(b % a == 0 and b > a for a, b in pairwise(scales))
+        fits = nested and grid % scales[-1] == 0
+        yield "scales", fits, f"1 first, each a divisor of the next, the last of the encoder's grid {grid}"
         blocks, visible = scales[-1] ** 2, int(grid**2 * (1 - self.mask_ratio))
-        for key, fits, expected in (
-            ("crop", 0 < self.crop[0] <= self.crop[1], "0 < least <= largest"),
-            ("ratio", 0 < self.ratio[0] <= self.ratio[1], "0 < least <= largest"),
-            ("decoder_dim", self.decoder_dim % math.lcm(4, heads) == 0, f"a multiple of 4 and of {heads} (heads)"),
-            ("scales", nested and grid % scales[-1] == 0,
-             f"1 first, each a divisor of the next, the last of the encoder's grid {grid}"),
-            ("mask_ratio", 1 <= visible < grid**2 and visible % blocks == 0,
-             f"a multiple of {blocks} visible patches from 1 to {grid**2 - 1}"),
-        ):  # fmt: skip
-            if not fits:
-                raise invalid(key, expected, getattr(self, key))
-        return self
+        fits = 1 <= visible < grid**2 and visible % blocks == 0
+        yield "mask_ratio", fits, f"a multiple of {blocks} visible patches from 1 to {grid**2 - 1}"
 
 
 def pretrain(settings: PretrainSettings) -> Path:

@@ -11,14 +11,15 @@ import os
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from s2robot.core.files import cache_dir, replacing
 from s2robot.core.progress import bar
-from s2robot.core.settings import Settings, from_yaml, invalid
+from s2robot.core.provenance import short_hash
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.cube_config import CubePickConfig
@@ -90,11 +91,9 @@ class FrameSettings(Settings, at="probe", file="probe/readout"):
     workers: int | None = from_yaml(ge=1)
     device: str = from_yaml()
 
-    @model_validator(mode="after")
-    def _test_on_other_episodes(self) -> Self:
-        if set(self.seeds("train")) & set(self.seeds("test")):
-            raise invalid("test_seed", "none of the training episodes", self.test_seed)
-        return self
+    def rules(self) -> Iterator[tuple[Any, ...]]:
+        other = not set(self.seeds("train")) & set(self.seeds("test"))
+        yield "test_seed", other, "none of the training episodes"
 
     def seeds(self, part: str) -> range:
         """Return the seeds of the "train" or "test" episodes."""
@@ -122,7 +121,7 @@ class FrameFeatures:
         self.seeds = [*cfg.seeds("train"), *cfg.seeds("test")]
         world = cfg.world.replace(image_size=size)
         facts = [_VERSION, repr(world), repr(PickerConfig()), cfg.frames, version("mujoco")]
-        self.key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        self.key = short_hash(facts)
         missing = [seed for seed in self.seeds if not self.file(seed).is_file()]
         jobs = [(self.file(seed), world, seed, cfg.frames) for seed in missing]
         if jobs:

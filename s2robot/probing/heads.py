@@ -8,24 +8,23 @@ A head sees features standardised by the training images. Of its states at `chec
 least validation loss is used, so that a wider feature, which a head fits faster, is not penalised.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import replacing
-from s2robot.core.settings import Settings, from_yaml, invalid
+from s2robot.core.provenance import short_hash
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.probing.images import Rows
 from s2robot.training.loop import optimise
 
@@ -63,11 +62,9 @@ class ScalingSettings(Settings, at="probe", file="probe/scaling"):
     families: tuple[tuple[str, ...], ...] = from_yaml()
     device: str = from_yaml()
 
-    @model_validator(mode="after")
-    def _smallest_scale_in_each(self) -> Self:
-        if any(self.all_scales[0] not in chosen for chosen in self.scales):
-            raise invalid("scales", "the smallest in each set", self.scales)
-        return self
+    def rules(self) -> Iterator[tuple[Any, ...]]:
+        fits = all(self.all_scales[0] in chosen for chosen in self.scales)
+        yield "scales", fits, "the smallest in each set"
 
     @property
     def all_scales(self) -> tuple[float, ...]:
@@ -146,20 +143,16 @@ Task = Classify | Segment | Depth  # the last two columns of a tally are the los
 
 
 def loss_of(task: Task, out: Tensor, truth: Tensor) -> Tensor:
-    losses, counts = task.tally(out, _thinned(truth))[:, -2:].sum(0)
+    """Return the mean loss, of a dense task at the nearest of _SEEN x _SEEN points."""
+    if truth.ndim > 1 and truth.shape[-1] > _SEEN:
+        at = ((torch.arange(_SEEN) + 0.5) * truth.shape[-1] / _SEEN).long()
+        truth = truth[:, at[:, None], at]
+    losses, counts = task.tally(out, truth)[:, -2:].sum(0)
     return losses / counts.clamp(min=1)
 
 
 def _resized(out: Tensor, truth: Tensor) -> Tensor:  # (B, C, h, w) -> (B, C, P, P)
     return F.interpolate(out, truth.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def _thinned(truth: Tensor) -> Tensor:
-    """Return the truth of points at the nearest of _SEEN x _SEEN, or all where there are fewer.  # (B, P, P)"""
-    if truth.ndim == 1 or truth.shape[-1] <= _SEEN:
-        return truth
-    at = ((torch.arange(_SEEN) + 0.5) * truth.shape[-1] / _SEEN).long()
-    return truth[:, at[:, None], at]
 
 
 class Head(nn.Module):
@@ -262,7 +255,7 @@ def tally(task: Task, head: Head, data: Data, role: int = TEST) -> np.ndarray:
 
 def stored(folder: Path, key: Sequence[Any], make: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray]:
     """Return the arrays of `key` from `folder`, or make and store them, so that a killed run resumes."""
-    path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.npz"
+    path = folder / f"{short_hash(key)}.npz"
     if not path.is_file():
         arrays = make()
         with replacing(path) as part, part.open("wb") as file:

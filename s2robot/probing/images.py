@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from s2robot.core.errors import UserError
 from s2robot.core.files import cache_dir, read_json, replacing
 from s2robot.core.progress import bar
+from s2robot.core.provenance import short_hash
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.pretraining.frames import IMAGES, read_image
@@ -80,8 +81,7 @@ def gather(data: str | None, objects: ObjectsSettings, classify: bool = True) ->
     """Return the images of a folder, or rendered ones from the user's cache; `classify`: their classes are learned."""
     if data is not None:
         return open_images(Path(data), classify)
-    key = hashlib.sha256(json.dumps(objects.recipe, sort_keys=True).encode()).hexdigest()[:12]
-    return open_images(make_objects(objects, cache_dir("objects", key)), classify)
+    return open_images(make_objects(objects, cache_dir("objects", short_hash(objects.recipe)[:12])), classify)
 
 
 def open_images(root: Path, classify: bool = True) -> Images:

@@ -22,7 +22,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch.nn import functional as F
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import one_of
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.probing.frames import FrameFeatures, FrameSettings, columns_of, describe
 from s2robot.probing.report import JOINED, NO_IMAGE, Outcome, Samples, compare, earlier, interval
@@ -134,8 +134,7 @@ def information(
     target: S2Encoder, sources: Mapping[str, S2Encoder], upper: str | None, cfg: FrameSettings
 ) -> Outcome:
     """Reconstruct the target's tokens from each source's; `upper` bounds the ratios: a source, ALL of them, or None."""
-    if upper not in (None, ALL, *sources):
-        raise UserError(f"probe.upper: expected null, {ALL} or one of {[*sources]}, got {upper}")
+    one_of("probe.upper", upper, (None, ALL, *sources))
     data = FrameFeatures(cfg, [target, *sources.values()])
     wanted = data.encode("target", target)
     found = {name: data.encode(name, encoder) for name, encoder in sources.items()}

@@ -93,7 +93,11 @@ def scaling(
             for done, ((task, kind), (scales, gflops)) in enumerate(arms, 1):
                 key = (f"{name} {'+'.join(f'{s:g}' for s in scales)}", task, kind, resize)
                 made_of = [_VERSION, encoder.fingerprint, images.fingerprint, task, kind, resize, scales]
-                columns = _columns(rows, scales, settings)
+                width, places = (
+                    rows.shape[2] // len(settings.all_scales),
+                    map(settings.all_scales.index, scales),
+                )
+                columns = np.concatenate([np.arange(i * width, (i + 1) * width) for i in places])
                 fits = [
                     _fitted(truths[task][0], kind, Data(rows, columns, truths[task][1], roles[seed]), settings, seed,
                             made_of, out / "fits")
@@ -142,13 +146,6 @@ def _described(facts: Mapping[str, Any], settings: ScalingSettings) -> dict[str,
         found["gflops"].append(round(encoder.gflops_per_image, 4))
     about = {key: getattr(encoder, name) for key, name in names.items()}
     return about | {"block": encoder.describe.get("block")} | found
-
-
-def _columns(rows: Rows, scales: tuple[float, ...], settings: ScalingSettings) -> np.ndarray:
-    """Return the channels of these scales in features at all scales."""
-    width = rows.shape[2] // len(settings.all_scales)
-    places = [settings.all_scales.index(scale) for scale in scales]
-    return np.concatenate([np.arange(i * width, (i + 1) * width) for i in places])
 
 
 def _fitted(

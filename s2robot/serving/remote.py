@@ -178,8 +178,6 @@ class RemotePolicy:
         self._used = self._asked
         return actions
 
-    # ---------------------------------------------------------------- the connection
-
     def _send(self) -> None:
         """Send requests: a server that does not read blocks this thread, and not the caller."""
         while (data := self._requests.get()) is not None:

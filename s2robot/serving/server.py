@@ -32,7 +32,7 @@ from websockets.sync.server import serve as listen
 
 from s2robot import __version__
 from s2robot.config import path_of
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, one_of
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.loading import image_size_of, load_policy
@@ -137,8 +137,7 @@ class PolicyServer:
         self.actor, self.settings, self._token = actor, settings, token
         self._sizes = sizes_of(image_size, actor.cameras)
         for key, camera in settings.keys.items():
-            if camera not in actor.cameras:
-                raise UserError(f"serve.keys.{key}: expected one of {', '.join(actor.cameras)}, got {camera}")
+            one_of(f"serve.keys.{key}", camera, actor.cameras)
         self._max_bytes = int(settings.max_message_mb * 1e6)
         self._metadata = pack({
             "s2robot": {"protocol": PROTOCOL, "version": __version__}, "max_bytes": self._max_bytes,

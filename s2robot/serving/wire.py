@@ -1,7 +1,5 @@
 """Messages of a policy server and its clients: openpi's msgpack with numpy arrays, and nothing that could run code.
 
-    unpack(pack({"state": np.zeros(8, np.float32)}))
-
 An array is a map with the keys `__ndarray__`, `data`, `dtype` and `shape`, all bytes, as in openpi-client 0.1.2 (Apache-2.0;
 none of its code is here). msgpack-numpy unpickles arrays of objects, and openpi's own module does not limit containers. Here
 a message needs little more memory than its own bytes, whoever sent it.

@@ -13,7 +13,7 @@ from s2robot.backbones.device import moved
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import Windows
-from s2robot.encoders.joined import Joined
+from s2robot.encoders.cache import Joined
 
 _MIXED = 1 << 40  # between the seeds of the groups of a mix and that of their common order
 _AT_ONCE = 2  # frames that are rounded together: they stay in the processor's cache

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, check_same, reported
 from s2robot.core.files import read_json, replacing, write_json
 from s2robot.core.run_folder import locked
 from s2robot.core.timing import span
@@ -32,7 +32,8 @@ from s2robot.training.settings import Machine
 
 def launch(machine: Machine, where: str) -> Fabric:
     """Return Fabric with its processes started; UserError for a device, strategy or precision that is not there."""
-    try:
+    kinds = (ValueError, RuntimeError, ImportError, TypeError)  # of whatever a strategy needs
+    with reported(where, kinds=kinds):
         fabric = Fabric(
             accelerator=machine.accelerator,
             devices=machine.devices,
@@ -43,8 +44,6 @@ def launch(machine: Machine, where: str) -> Fabric:
         fabric.launch()
         if machine.threads:
             torch.set_num_threads(machine.threads)
-    except (ValueError, RuntimeError, ImportError, TypeError) as error:  # of whatever a strategy needs
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
     return fabric
 
 
@@ -166,18 +165,13 @@ class Run:
     def _load_state(self) -> dict[str, Any]:
         """Return the state in the folder and put the learner into it."""
         path = self.state_path
-        try:
+        with reported(f"{path}: not a readable state of a training; remove it to start over"):
             state = torch.load(path, map_location=self.fabric.device, weights_only=True)
             saved = dict(state["identity"])
-        except Exception as error:  # torch raises many kinds for a broken file
-            raise UserError(f"{path}: not a readable state of a training; remove it to start over") from error
-        for key, value in self.identity.items():
-            if key in saved and (difference := first_difference(key, saved[key], value)):
-                begin = f"; train.from={self.out / 'checkpoint'} begins with its weights"
-                raise UserError(
-                    f"{path}: found the state of another run; remove it or choose another folder ({difference})"
-                    + (begin if key == "train.steps" else "")
-                )
+        begin = f", or begin with its weights by train.from={self.out / 'checkpoint'}"
+        remedy = "remove it or choose another folder" + begin * (self.verb == "train")
+        ours = {key: value for key, value in self.identity.items() if key in saved}
+        check_same(path, {key: saved[key] for key in ours}, ours, " in the state of another run", remedy)
         self.learner.load_state_dict(state)
         return state
 
@@ -216,17 +210,6 @@ class Run:
         self._stopped = True
 
 
-def first_difference(key: str, was: Any, now: Any, free: Collection[str] = ()) -> str:
-    """Name the first value that differs, by its dotted key, or return ""; keys in `free` may differ."""
-    if key in free:
-        return ""
-    if isinstance(was, Mapping) and isinstance(now, Mapping):
-        each = (first_difference(f"{key}.{k}", was.get(k), now.get(k), free) for k in {**was, **now})
-        return next(filter(None, each), "")
-    was, now = (list(value) if isinstance(value, tuple) else value for value in (was, now))
-    return "" if was == now else f"made with {key} {was!s:.40}, this run has {now!s:.40}"
-
-
 class Loggers:
     """Fabric's loggers of one training, beside metrics.json, made by the process that writes.
 
@@ -246,12 +229,9 @@ class Loggers:
                 self._loggers[name] = TensorBoardLogger(out, name="", version="", purge_step=done + 1)
                 continue
             sent = self._sent.setdefault(name, {"run": None, "step": 0})
-            try:
+            with reported(f"train.loggers: {name}"):  # no account, no network, no such run
                 self._loggers[name], sent["run"] = (_wandb if name == "wandb" else _mlflow)(out, sent["run"])
                 self._loggers[name].log_hyperparams(dict(about or {}))
-            # each service has kinds of its own: no account, no network, no such run
-            except Exception as error:
-                raise UserError(f"train.loggers: {name}: {' '.join(str(error).split())}") from error
             write_json(self._file, self._sent)
 
     def write(self, row: Mapping[str, float]) -> None:

@@ -4,12 +4,13 @@ settings = read(TrainSettings, cfg.train)         # s2robot.core.settings
 TrainSettings(steps=500).batch_size               # 64
 """
 
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from s2robot.core.errors import require
-from s2robot.core.settings import Settings, from_yaml, invalid
+from s2robot.core.settings import Settings, from_yaml
 
 SERVICES = ("wandb", "mlflow")  # each is an extra of pyproject.toml by its name
 
@@ -52,11 +53,8 @@ class TuneSettings(Settings, at="train.tune", file="train/default"):
     lora: int = from_yaml(ge=0)
     rate: float = from_yaml(ge=0)
 
-    @model_validator(mode="after")
-    def _lora_needs_blocks(self) -> Self:
-        if self.lora and not self.blocks:
-            raise invalid("lora", "0 with train.tune.blocks=0", self.lora)
-        return self
+    def rules(self) -> Iterator[tuple[Any, ...]]:
+        yield "lora", self.blocks or not self.lora, "0 with train.tune.blocks=0"
 
 
 class TrainSettings(Machine, at="train", file="train/default"):
@@ -85,6 +83,5 @@ class TrainSettings(Machine, at="train", file="train/default"):
     @classmethod
     def _services_are_installed(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in set(names) & set(SERVICES):
-            require(name, name)
-            require("pytorch_lightning", name)
+            require(name, "pytorch_lightning", extra=name)
         return names

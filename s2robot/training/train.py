@@ -21,17 +21,16 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import check_same
 from s2robot.core.files import write_json
 from s2robot.core.provenance import policy_sha256
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.demos.windows import Windows, make_windows
-from s2robot.encoders.joined import Joined
+from s2robot.encoders.cache import Joined
 from s2robot.encoders.tuning import Tail
 from s2robot.policies import (
     ChunkPolicy,
-    PolicyError,
     PolicySpec,
     channel_moments,
     check_contract,
@@ -40,7 +39,7 @@ from s2robot.policies import (
 )
 from s2robot.training.batches import Batches
 from s2robot.training.loop import Learner, warm_up_then_cosine
-from s2robot.training.run import Loggers, Run, first_difference, launch, mean_of_all, precision_of, product_of
+from s2robot.training.run import Loggers, Run, launch, mean_of_all, precision_of, product_of
 from s2robot.training.settings import TrainSettings
 from s2robot.training.tuned import TunedFeatures, TunedPolicy, groups_of, save
 
@@ -48,18 +47,8 @@ Row = dict[str, float]
 _COLUMNS = {"joint_error": "train_joint_error_rad", "grad_norm": "grad_norm"}  # others: train_<name>
 _RANK_SEED = 1_000_000_007  # far from any (seed, step): each process has dropout and noise of its own
 # another value of one of these is another run
-_DECIDING = (
-    "steps",
-    "batch_size",
-    "lr",
-    "weight_decay",
-    "warmup",
-    "grad_clip",
-    "ema",
-    "labels",
-    "validation",
-    "seed",
-)
+_DECIDING = ("steps", "batch_size", "lr", "weight_decay", "warmup", "grad_clip", "ema", "labels", "validation",
+             "seed")  # fmt: skip
 
 
 def train(
@@ -161,14 +150,11 @@ _FREE = {
 
 def _begin_from(policy: ChunkPolicy, checkpoint: str, contract: Mapping[str, Any]) -> None:
     """Give the policy the (averaged) weights and the normalisation of a checkpoint, which has to fit (UserError)."""
-    try:
-        other, theirs = load_checkpoint(checkpoint)
-        if difference := first_difference("policy", other.spec.to_dict(), policy.spec.to_dict(), _FREE):
-            raise PolicyError(difference)
-        keys = ("encoder", "robot", "joint_names", "action_frame", "rate_hz")
-        check_contract(theirs, **{key: contract[key] for key in keys})
-    except PolicyError as error:
-        raise UserError(f"train.from: {checkpoint}: {error}") from error
+    other, theirs = load_checkpoint(checkpoint)
+    specs = {"policy": other.spec.to_dict()}, {"policy": policy.spec.to_dict()}
+    check_same(f"train.from: {checkpoint}", *specs, free=_FREE)
+    keys = ("encoder", "robot", "joint_names", "action_frame", "rate_hz")
+    check_contract(theirs, f"train.from: {checkpoint}", **{key: contract[key] for key in keys})
     policy.load_state_dict(other.state_dict())
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from s2robot.encoders.build import build_encoder
-from s2robot.encoders.joined import Joined
+from s2robot.encoders.cache import Joined
 from s2robot.encoders.tuning import Tail
 from s2robot.policies import ChunkPolicy, save_checkpoint
 from s2robot.training.loop import parameter_groups

@@ -24,7 +24,7 @@ RESIZES = ("native", "reference")
 
 def register() -> None:
     """Register the tower with transformers, once before a saved model is loaded."""
-    require("transformers", "vlm")
+    require("transformers", extra="vlm")
     from s2robot.vlm.tower import register as register_classes
 
     register_classes()
@@ -56,7 +56,7 @@ def s2_llava(
 
     Raises UserError for another model or tower, a quantised projector, and sizes that do not divide.
     """
-    require("transformers", "vlm")
+    require("transformers", extra="vlm")
     from s2robot.vlm.tower import S2VisionConfig, S2VisionTower, layer_indices
 
     inner, scales = _inner(model), tuple(scales)

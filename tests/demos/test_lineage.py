@@ -1,17 +1,19 @@
-"""Episodes are known again by what was done and measured in them, whatever format they went through."""
+"""Which episodes are trained on and held out; they are known again whatever format they went through."""
 
 import json
+from functools import partial
 
 import h5py
 import numpy as np
 import pytest
 
 from s2robot.core.errors import UserError
-from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.lineage import Lineage, episode_keys
 from s2robot.demos.mix import Mix
+from s2robot.demos.selection import numbers, select
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
+from tests.demos.test_store import filled
 
 
 def matches(one: EpisodeStore, other: EpisodeStore) -> list[list[int]]:
@@ -20,14 +22,13 @@ def matches(one: EpisodeStore, other: EpisodeStore) -> list[list[int]]:
     return [[i for i, keys in enumerate(theirs) if {*keys} & {*own}] for own in episode_keys(one)]
 
 
-SIDECARS = [("lerobot", "out", "meta/s2robot.json"), ("robomimic", "out.hdf5", ""), ("diffusion_policy", "out.zarr", ".zattrs")]  # fmt: skip
-
-
-@pytest.mark.parametrize(("to", "name", "sidecar"), SIDECARS)
-def test_an_episode_is_known_again_in_every_format(tmp_path, to, name, sidecar):
+@pytest.mark.parametrize(
+    ("name", "sidecar"), zip(made.NAMES, ("meta/s2robot.json", None, ".zattrs"), strict=True)
+)
+def test_an_episode_is_known_again_in_every_format(tmp_path, name, sidecar):
     """Without the sidecar of our writers too; with it, the store comes back as it was: see formats/."""
-    store, out = made.store(tmp_path / "in.zarr"), tmp_path / name
-    export(store, out, to, ExportSettings(action_range="data"))
+    store = made.store(tmp_path / "in.zarr")
+    out = made.written(store, tmp_path / name, action_range="data")
     if sidecar:
         (out / sidecar).unlink()
     else:
@@ -50,17 +51,12 @@ def test_other_actions_are_known_by_the_states_and_a_constant_array_by_nothing(t
     def summed(arrays):
         return arrays | {"action": arrays["action"].cumsum(0).astype("f4").clip(-9, 1)}
 
+    def still(arrays, value):
+        rest = {k: v[:4] for k, v in arrays.items()}
+        return rest | {"action": np.zeros((4, 3), "f4"), "proprio": np.full((4, 4), value, "f4")}
+
     assert matches(store, changed(store, tmp_path / "summed.zarr", summed)) == [[0], [1]]
-    still = {k: np.zeros((4, n), "f4") for k, n in (("action", 3), ("proprio", 4))}
-
-    def moved(value):
-        def change(arrays):
-            rest = {k: v[:4] for k, v in arrays.items()} | still
-            return rest | {"proprio": still["proprio"] + value}
-
-        return change
-
-    a, b = (changed(store, tmp_path / f"{value}.zarr", moved(value)) for value in (0, 1))
+    a, b = (changed(store, tmp_path / f"{x}.zarr", partial(still, value=x)) for x in (0, 1))
     assert matches(a, a) == [[0, 1], [0, 1]] and matches(a, b) == [[], []]
 
 
@@ -85,8 +81,7 @@ def test_what_is_stored_comes_back(tmp_path):
 
 def test_no_episode_is_held_out_whose_copy_is_trained_on(tmp_path):
     store = made.store(tmp_path / "in.zarr")
-    export(store, tmp_path / "out", "lerobot", ExportSettings(pictures="png"))
-    mix = Mix([store, made.converted(tmp_path / "out")], [1, 1])
+    mix = Mix([store, made.converted(made.written(store, tmp_path / "out", pictures="png"))], [1, 1])
     assert Lineage().spent(mix) == [0, 1, 2, 3] and Lineage().spent(store) == []
     with pytest.raises(UserError, match="got 2, which is also episode 0, which is trained on"):
         Lineage().check_held_out(mix, np.array([0, 3]), np.array([2]))
@@ -96,17 +91,56 @@ def test_no_episode_is_held_out_whose_copy_is_trained_on(tmp_path):
         met.check_held_out(store, np.array([1]), np.array([0]))
 
 
-@pytest.mark.parametrize("fraction", [0.2, 0.5])
-def test_a_drawn_split_holds_out_none_that_is_spent(tmp_path, fraction):
-    source = made.store(tmp_path / "in.zarr")
-    with EpisodeStore.create(tmp_path / "a.zarr", source.attrs) as store:
-        for _ in range(4):
-            store.append_all(source)
-    for seed in range(5):
-        train, held_out = store.split(fraction, seed, None, [0, 2, 3, 7])
-        assert {*held_out} <= {1, 4, 5, 6} and len(held_out) == round(8 * fraction)
-        assert sorted([*train, *held_out]) == list(range(8))
-        few = store.split(fraction, seed, None, range(1, 8))
-        assert few[1].tolist() == [0] and few[0].tolist() == list(range(1, 8))
-    with pytest.raises(UserError, match="expected some to hold out"):
-        store.split(fraction, 0, [1, 2], [1, 2])
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return EpisodeStore.open(filled(tmp_path_factory.mktemp("store") / "ten.zarr", 10))
+
+
+def lists(split):
+    return tuple(part.tolist() for part in split)
+
+
+def test_numbers_and_ranges():
+    for given, found in (
+        (["0:3", 5], [0, 1, 2, 5]), ("0:3,5", [0, 1, 2, 5]), (["8:"], [8, 9]), ([":2", "9"], [0, 1, 9]), ([7, 2], [7, 2]),
+    ):  # fmt: skip
+        assert numbers(given, 10, "x") == found
+    for given, got in (
+        ([10], "10"), ([3, "2:5"], "3 twice"), ([-1], "-1"), ([], "none"), ([1, "7:4"], "'7:4'"), ([True], "True"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"^x: expected .*, got {got}$"):
+            numbers(given, 10, "x")
+
+
+def test_drawn_splits(store):
+    for episodes, fraction, seed in ((None, 0.0, 0), (None, 0.3, 5), (6, 0.5, 1), (40, 0.1, 2)):
+        drawn = select(store, episodes, None, fraction, seed)
+        assert lists(drawn) == lists(store.split(fraction, seed, episodes))
+    train, held = lists(select(store, ["1:4", 8, 9], None, 0.4, 3))
+    assert sorted(train + held) == [1, 2, 3, 8, 9] and len(held) == 2
+    assert lists(select(store, [9, 1], None, 0.0, 0)) == ([1, 9], [])
+
+
+def test_a_split_file(store, tmp_path):
+    path = tmp_path / "split.json"
+
+    def selected(text, fraction=0.0):
+        path.write_text(text if isinstance(text, str) else json.dumps(text))
+        return lists(select(store, None, path, fraction, 0))
+
+    both = {"train": ["0:3", 7], "validation": [4, 3]}
+    assert selected(both) == ([0, 1, 2, 7], [3, 4]) and selected({"train": [5]}) == ([5], [])
+    for text, words in (
+        ({"train": [0, 1], "validation": [1]}, "train and validation: expected .*, got 1"),
+        ({"train": [0, 10]}, "train: expected episodes of 0 to 9"),
+        ({"train": 2}, "train: expected"),
+        ({"validation": [1]}, "train: expected a value"),
+        ({"train": [1], "test": [2]}, "test: expected no such key"),
+        ("{", "cannot be read"),
+    ):
+        with pytest.raises(UserError, match=rf"split.json: {words}[^\n]*\Z"):
+            selected(text)
+    with pytest.raises(UserError, match=r"^train.validation: expected 0"):
+        selected(both, 0.1)
+    with pytest.raises(UserError, match="none.json: cannot be read"):
+        select(store, None, tmp_path / "none.json", 0.0, 0)

@@ -1,4 +1,4 @@
-"""Recording, rendering again and replaying: the same bytes and motion, after kills too."""
+"""Recording, rendering again and replaying: the same bytes and motion, after kills too; what the picker would do."""
 
 import os
 import signal
@@ -12,37 +12,39 @@ import pytest
 from s2robot.core.errors import UserError
 from s2robot.demos import record as recorder
 from s2robot.demos import replay
-from s2robot.demos.record import record, record_episode
+from s2robot.demos.record import (
+    RecordingSettings,
+    demo_attributes,
+    expert_chunks,
+    record,
+    record_episode,
+    relabel,
+)
 from s2robot.demos.replay import camera_sizes, drawn_by, episode_frames, replay_episode, world_of_demos
 from s2robot.demos.store import EpisodeStore
+from s2robot.demos.windows import make_windows
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from tests import forks
 from tests.demos.test_store import ATTRIBUTES
 from tests.inline import do_inline
-from tests.kills import kill_at_every_write
+from tests.kills import ROOT, kill_at_every_write
 
-ROOT = Path(__file__).resolve().parents[2]
 CAMERAS, SIZE = ("hand", "left", "right"), 64
 
 
-def recorded_here(path: Path, config: CubePickConfig, seed: int) -> EpisodeStore:
+def recorded_here(path: Path, seed: int, **world) -> EpisodeStore:
     """One episode, recorded by this process."""
+    config = CubePickConfig(**world)
     with EpisodeStore.create(path, {**CubePick(config).describe(), "seed": seed, "kind": "states"}) as store:
         store.append(*record_episode(config, PickerConfig(), seed))
     return store
 
 
-def blind(config: CubePickConfig) -> CubePick:
-    env = CubePick(config)
-    env.render_cameras = dict
-    return env
-
-
 def test_the_contents_of_a_recording(recorded):
     store = EpisodeStore.open(recorded)
-    assert len(store) == 3 and list(store.meta("seed")) == [500, 501, 502] and store.meta("success").all()
+    assert list(store.meta("seed")) == [500, 501, 502] and store.meta("success").all()
     assert store.robot == "xarm7" and store.cameras == CAMERAS and store.attrs["kind"] == "states"
     assert set(store.keys) == {"state", "proprio", "cube_pose", "action", "perturbed"}
     assert world_of_demos(store).model_dump_json() == CubePickConfig().model_dump_json()
@@ -118,9 +120,9 @@ def test_a_recording_resumes_in_its_own_store_only(tmp_path, monkeypatch):
     record(path, *args, 4, 500).close()
     before = EpisodeStore.open(path).fingerprint
     for world, picker, episodes, seed, more, text in (
-        (*args, 4, 501, {}, "seed: expected 501, or a new path; nothing was overwritten, got 500"),
+        (*args, 4, 501, {}, "seed: expected 501, or a new path, got 500; nothing was overwritten"),
         (*args, 3, 500, {}, "episodes: expected 3, .* got 4"),
-        (args[0], PickerConfig(misses=0.0), 4, 500, {}, "picker: expected "),
+        (args[0], PickerConfig(misses=0.0), 4, 500, {}, "picker.*: expected "),
         (*args, 4, 500, {"imitate_kicks": True}, "imitate_kicks: expected True, .* got None"),
     ):
         with pytest.raises(UserError, match=f"demos.zarr: {text}"):
@@ -137,7 +139,7 @@ def test_a_recording_resumes_in_its_own_store_only(tmp_path, monkeypatch):
 
 def test_replay_is_exact_and_tells_wrong_actions(recorded, tmp_path):
     store = EpisodeStore.open(recorded)
-    env = blind(world_of_demos(store))
+    env = CubePick(world_of_demos(store), draw=False)
     for i in (2, 0):  # in any order: nothing is left over from the one before
         found = replay_episode(store, env, i)
         assert found == {"success": True, "stage": "held", "steps": store.lengths[i], "max_error": 0.0}
@@ -147,19 +149,15 @@ def test_replay_is_exact_and_tells_wrong_actions(recorded, tmp_path):
         wrong.append(arrays, {"seed": 500, "success": True})
     result = replay_episode(wrong, env, 0)
     assert not result["success"] and result["max_error"] > 0.01
-    panda = recorded_here(tmp_path / "panda.zarr", CubePickConfig(robot="panda"), 31)
-    result = replay_episode(panda, blind(world_of_demos(panda)), 0)
+    panda = recorded_here(tmp_path / "panda.zarr", 31, robot="panda")
+    result = replay_episode(panda, CubePick(world_of_demos(panda), draw=False), 0)
     assert result["success"] and result["max_error"] == 0.0
-
-
-# ---------------------------------------------------------------- images
 
 
 @pytest.mark.parametrize("robot", ["xarm7", pytest.param("panda", marks=pytest.mark.slow)])
 def test_images_rendered_again_are_the_live_ones(tmp_path, robot):
-    config = CubePickConfig(robot=robot, image_size=SIZE, max_steps=12)
-    store = recorded_here(tmp_path / "one.zarr", config.replace(image_size=256), 31)
-    env = CubePick(config)
+    store = recorded_here(tmp_path / "one.zarr", 31, robot=robot, max_steps=12)
+    env = CubePick(CubePickConfig(robot=robot, image_size=SIZE, max_steps=12))
     observation, _ = env.reset(seed=31)
     picker = Picker(env, PickerConfig())
     picker.reset(31)
@@ -181,14 +179,11 @@ def test_images_rendered_again_are_the_live_ones(tmp_path, robot):
 def test_the_facts_that_decide_the_frames(recorded, tmp_path, monkeypatch):
     store = EpisodeStore.open(recorded)
     here = drawn_by(store)
-    assert here is not None and here == drawn_by(store)
-    assert {"mujoco", "robosuite", "look", "opengl", "robot"} == set(here)
+    assert here == drawn_by(store) and {"mujoco", "robosuite", "look", "opengl", "robot"} == set(here)
     monkeypatch.setattr(replay, "version", lambda name: "another")
     assert drawn_by(store) != here
     monkeypatch.setitem(sys.modules, "s2robot.envs.renderer", None)  # as without the simulator
     assert drawn_by(store) is None
-    with EpisodeStore.create(tmp_path / "images.zarr", {**store.attrs, "kind": "images"}) as images:
-        assert drawn_by(images) == {}
 
 
 def test_recorded_images_keep_the_size_of_each_camera(recorded, tmp_path):
@@ -202,13 +197,160 @@ def test_recorded_images_keep_the_size_of_each_camera(recorded, tmp_path):
         store.append({**arrays, "action": np.zeros((2, 8), np.float32)}, {"seed": 0})
     for found, name in zip(episode_frames(path, 0, ("c", "a"), 6), "ca", strict=True):
         assert np.array_equal(found, seen[name])
-    assert camera_sizes(EpisodeStore.open(path), ("c", "a")) == {"c": (4, 4), "a": (6, 8)}
+    store = EpisodeStore.open(path)
+    assert camera_sizes(store, ("c", "a")) == {"c": (4, 4), "a": (6, 8)} and drawn_by(store) == {}
     assert camera_sizes(EpisodeStore.open(recorded), ("hand",)) == {"hand": (256, 256)}
-
-
-def test_a_camera_that_the_dataset_lacks(recorded):
     words = "cameras: expected 'top' among them, got hand,left,right"
     with pytest.raises(UserError, match=words):
         next(replay.render_episodes(EpisodeStore.open(recorded), [0], ("hand", "top"), 32, workers=1))
     with pytest.raises(UserError, match=words):
         episode_frames(recorded, 0, ("top",), 32)
+
+
+SEED, STEPS = 500, 3  # an episode with kicks and a miss
+
+
+@pytest.fixture(scope="module")
+def world():
+    env = CubePick(draw=False)
+    return env, Picker(env, PickerConfig())
+
+
+def course(world, ask: bool) -> list[tuple]:
+    """All that decides each step of the episode, and what was done; asked before and after each action if `ask`."""
+    env, picker = world
+    env.reset(seed=SEED)
+    picker.reset(SEED)
+    query = picker.ask if ask else lambda steps: None
+    rows: list[tuple] = []
+    while not env.is_success:
+        query(STEPS)
+        action, push = picker.act()
+        query(STEPS)
+        env.step_physics(action)
+        state = env.get_state().tobytes(), picker._ik.q.tobytes(), str(picker._rng.bit_generator.state)
+        state += env.data.contact.geom[: env.data.ncon].tobytes(), env.stage, env._held_steps, env._steps
+        rows.append((action.tobytes(), push, picker.push, picker.remember(), *state))
+    return rows
+
+
+def test_asking_changes_nothing_of_what_follows(world):
+    rows = course(world, ask=True)
+    assert rows == course(world, ask=False)
+    assert {"kick", "miss", ""} == {row[2] for row in rows}
+
+
+def test_the_chunk_of_a_step_is_what_is_done_up_to_the_next_push_and_then_what_would_be():
+    action = np.arange(5, dtype=np.float32)[:, None]  # steps 2 and 3 are pushed
+    asked = {step: 10.0 * step + np.arange(3.0)[:, None] for step in (2, 3, 5)}
+    chunks = expert_chunks(action, asked)
+    assert chunks.dtype == np.float32
+    assert chunks[:, :, 0].tolist() == [[0, 1, 20], [1, 20, 21], [20, 21, 22], [30, 31, 32], [4, 50, 51]]
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    return record_episode(CubePickConfig(), PickerConfig(), SEED, STEPS)
+
+
+def test_a_recording_with_an_expert_is_the_same_recording(labelled):
+    plain, meta = record_episode(CubePickConfig(), PickerConfig(), SEED)
+    arrays, same = labelled
+    assert meta == same and set(arrays) - set(plain) == {"expert", "imitate"}
+    assert all(np.array_equal(plain[key], arrays[key]) for key in plain)
+    assert arrays["expert"].shape == (len(plain["action"]), STEPS, 8)
+    assert np.array_equal(arrays["imitate"], 1 - plain["perturbed"]) and arrays["imitate"].dtype == np.uint8
+    kicks, _ = record_episode(CubePickConfig(), PickerConfig(misses=0.0), SEED, 1, imitate_kicks=True)
+    assert kicks["perturbed"].any() and kicks["imitate"].all()
+
+
+def test_the_expert_does_what_it_says(world, labelled):
+    """From the start of every push, the picker that is not pushed goes the way that the chunk says."""
+    (arrays, _), (env, picker) = labelled, world
+    pushed = arrays["perturbed"].astype(bool)
+    starts = np.flatnonzero(pushed & ~np.roll(pushed, 1))
+    env.reset(seed=SEED)
+    picker.reset(SEED)
+    for t in range(int(starts[-1]) + 1):
+        if t in starts:
+            with env.rehearsal():
+                other = Picker(env, PickerConfig(kicks=(0, 0), misses=0.0))
+                other.reset(SEED)
+                for action in arrays["expert"][t]:
+                    assert np.allclose(other.act()[0], action, atol=1e-6)
+                    env.step_physics(action)
+        action, _ = picker.act()
+        assert np.array_equal(action, arrays["action"][t])
+        env.step_physics(action)
+    assert len(starts) > 1
+
+
+def test_an_expert_that_takes_over_closes_on_with_what_it_has(world):
+    env, picker = world
+    env.reset(seed=SEED, options={"cube_xy": (0.05, 0.05)})
+    picker.reset(SEED)
+    picker.take_over([])
+    assert picker.act()[0][7] == 0
+    for steps, closed in ((2, 1.0), (8, 0.0)):  # still closing: to its end; shut on nothing: open again
+        for _ in range(steps):
+            env.step_physics(np.array([0, 0, 0, 0, 0, 0, 0, 1.0]))
+        picker.take_over([[1.0] * 8])
+        assert picker.act()[0][7] == closed, env.opening
+    while not env.is_success:
+        env.step_physics(picker.act()[0])
+    assert picker.push == ""
+
+
+@pytest.fixture
+def source(tmp_path, labelled, monkeypatch):
+    """A dataset of one episode without an expert."""
+    do_inline(monkeypatch)
+    plain = {key: array for key, array in labelled[0].items() if key not in ("expert", "imitate")}
+    return one(tmp_path / "source.zarr", demo_attributes(CubePickConfig(), PickerConfig(), SEED), plain)
+
+
+def one(path, attributes: dict, arrays: dict) -> EpisodeStore:
+    with EpisodeStore.create(path, attributes) as store:
+        store.append(arrays, {"seed": SEED, "success": True})
+    return store
+
+
+def test_a_copy_is_labelled_as_a_recording_is(tmp_path, source, labelled):
+    settings, seen = RecordingSettings(expert=STEPS), []
+    copy = relabel(source, tmp_path / "copy.zarr", settings, lambda *c: seen.append(c))
+    assert seen == [(1, 1)] and copy.attrs == source.attrs and copy.meta("seed").tolist() == [SEED]
+    assert set(copy.keys) == {*source.keys, "expert", "imitate"}
+    assert all(np.array_equal(copy[key], labelled[0][key]) for key in copy.keys)
+    assert (
+        relabel(source, tmp_path / "copy.zarr", settings, lambda *c: seen.append(c)).fingerprint
+        == copy.fingerprint
+    )
+    assert len(seen) == 1  # nothing was left to do
+    with pytest.raises(UserError, match="expert: expected 1, .* got 3"):
+        relabel(source, tmp_path / "copy.zarr", settings.replace(expert=1))
+    short = relabel(copy, tmp_path / "short.zarr", RecordingSettings(expert=1))
+    assert np.array_equal(short["expert"], copy["expert"][:, :1])
+
+
+def test_what_the_picker_did_not_do_is_not_labelled(tmp_path, source):
+    arrays, about = source.episode(0), source.attrs
+    action = arrays["action"].copy()
+    action[4, 2] += 0.01
+    for name, picker, changes, text in (
+        ("a", about["picker"], {"action": action}, "episode 0: action: .* 0.01 away at step 4"),
+        ("b", about["picker"] | {"misses": 0.0}, {}, "episode 0: .* away at step"),
+        ("c", None, {}, "expected simulated demos of a scripted expert"),
+        ("d", {"speeed": 1}, {}, "picker.speeed: unknown key"),
+    ):
+        source = one(tmp_path / name, about | {"picker": picker}, arrays | changes)
+        with pytest.raises(UserError, match=text):
+            relabel(source, tmp_path / f"{name}.out", RecordingSettings(expert=1))
+
+
+def test_the_shipped_demos_hold_an_expert():
+    store = EpisodeStore.open(ROOT / "demos" / "data" / "xarm7_cube.zarr")
+    assert len(store) == 120 and np.array_equal(store["imitate"], 1 - store["perturbed"])
+    free = store["imitate"].astype(bool)
+    assert np.array_equal(store["expert"][free, 0], store["action"][free])  # it does what it says
+    windows = make_windows(store, np.arange(120), 1, 16)
+    assert len(windows) == free.sum() and not windows.action_pad.any()

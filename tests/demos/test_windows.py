@@ -52,13 +52,11 @@ def test_where_an_expert_is_known_it_is_imitated_beyond_pushes_and_ends(tmp_path
     assert windows("b", **asked) == ([[1, 2], [2, 3]], [[20, 21, 21], [30, 31, 31]])
     end = [False, True, True]  # what was executed ends before the push, and with the episode
     assert windows("c", "recorded", **asked) == ([[0, 0], [2, 3]], [end, end])
-
-
-@pytest.mark.parametrize("chosen", [[0], []])
-def test_nothing_to_imitate_is_one_line(tmp_path, chosen):
-    store = store_of(tmp_path / "d.zarr", [[1, 1], [0]])
-    with pytest.raises(UserError, match=f"expected a step to imitate, got none in {len(chosen)} episodes"):
-        make_windows(store, np.array(chosen, int), 1, 1)
+    for chosen in ([0], []):
+        with pytest.raises(
+            UserError, match=f"expected a step to imitate, got none in {len(chosen)} episodes"
+        ):
+            make_windows(store_of(tmp_path / f"{chosen}", [[1, 1], [0]]), np.array(chosen, int), 1, 1)
 
 
 flags = st.lists(st.integers(0, 1), min_size=1, max_size=9)

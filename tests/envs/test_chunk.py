@@ -25,35 +25,26 @@ def some_actions(count: int) -> np.ndarray:
     return np.append(rng.uniform(-0.05, 0.05, (count, 7)), np.zeros((count, 1)), 1).astype(np.float32)
 
 
-@pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("every_step", [False, True])
-def test_k_actions_in_one_call_are_k_steps(world, k, every_step):
-    actions = some_actions(k)
+@pytest.mark.parametrize(("k", "every_step"), [(1, False), (3, False), (3, True)])
+def test_k_actions_in_one_call_are_k_steps_and_only_what_is_asked_for_is_drawn(
+    world, monkeypatch, k, every_step
+):
+    actions, drawn, draw = some_actions(k), [], world.render_cameras
     world.reset(seed=2)
     single = [world.step(a) for a in actions]
     state, chunk = world.get_state(), ActionChunk(world, k, every_step)
+    count = k if every_step else 1
+    monkeypatch.setattr(world, "render_cameras", lambda: drawn.append(1) or draw())
     first, _ = chunk.reset(seed=2)
-    assert first["count"] == 1 and first["proprio"].shape == (k if every_step else 1, 8)
+    assert first["count"] == 1 and first["proprio"].shape == (count, 8)
     seen, reward, success, over, info = chunk.step(actions)
+    assert len(drawn) == 1 + count and seen["count"] == count
     assert np.array_equal(world.get_state(), state)
     assert (reward, success, over, info["steps"]) == (0.0, False, False, k)
     assert json.loads(info["best"]) == {"closest_m": round(min(s[4]["distance"] for s in single), 5)}
-    assert seen["count"] == (k if every_step else 1)
-    for i, (one, *_) in enumerate(single if every_step else single[-1:]):
+    for i, (one, *_) in enumerate(single[-count:]):
         assert np.array_equal(seen["proprio"][i], one["proprio"])
         assert all(np.array_equal(seen["images"][name][i], frame) for name, frame in one["images"].items())
-
-
-def test_only_the_last_step_is_drawn_unless_asked_for(world, monkeypatch):
-    drawn = []
-    draw = world.render_cameras
-    monkeypatch.setattr(world, "render_cameras", lambda: drawn.append(1) or draw())
-    chunk = ActionChunk(world, 4)
-    observation, _ = chunk.reset(seed=0)
-    assert len(drawn) == 1
-    observation, *_ = chunk.step(some_actions(4))
-    assert observation["images"]["hand"].shape == (1, 24, 24, 3) and observation["count"] == 1
-    assert len(drawn) == 2
 
 
 def test_nothing_is_simulated_after_success(world):

@@ -9,68 +9,59 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.robosuite_config import ExpertSettings
+from tests.envs.test_cube_pick import CALM, started
 
-CALM = PickerConfig(kicks=(0, 0), misses=0.0)
 SEEDS = {"xarm7": range(700, 708), "panda": range(700, 706)}
 
 
-@pytest.fixture(scope="module", params=list(SEEDS))
-def episodes(request):
-    """(arrays over time, {"seed", "success"}) of every seed; nothing is drawn."""
-    config = CubePickConfig(robot=request.param)
-    return [record_episode(config, PickerConfig(), seed) for seed in SEEDS[request.param]]
-
-
-def test_every_seed_succeeds(episodes):
-    failed = [meta["seed"] for _, meta in episodes if not meta["success"]]
-    assert failed == []
-    assert max(len(arrays["action"]) for arrays, _ in episodes) < CubePickConfig().max_steps
-
-
-def test_perturbations_are_flagged_and_end_before_the_lift(episodes):
-    c = PickerConfig()
-    most = c.kicks[1] * c.kick_steps[1] + c.miss_steps[1]
-    flagged = [arrays["perturbed"] for arrays, _ in episodes]
+@pytest.mark.parametrize("robot", SEEDS)
+def test_every_seed_succeeds_and_perturbations_are_flagged_and_end_before_the_lift(robot):
+    config, picker = CubePickConfig(robot=robot), PickerConfig()
+    recordings, metas = zip(*(record_episode(config, picker, seed) for seed in SEEDS[robot]), strict=True)
+    assert [meta["seed"] for meta in metas if not meta["success"]] == []
+    assert max(len(arrays["action"]) for arrays in recordings) < config.max_steps
+    most = picker.kicks[1] * picker.kick_steps[1] + picker.miss_steps[1]
+    flagged = [arrays["perturbed"] for arrays in recordings]
     for pushed in flagged:
         assert pushed.dtype == np.uint8 and pushed.sum() <= most
         assert not pushed[0] and not pushed[-5:].any()
     # a kick that is due after the gripper has begun to close is left out, so some episodes have none
     assert sum(pushed.any() for pushed in flagged) >= len(flagged) / 2
-    missed = [(a["action"][:, 7] * a["perturbed"]).any() for a, _ in episodes]  # closed beside the cube
+    missed = [(a["action"][:, 7] * a["perturbed"]).any() for a in recordings]  # closed beside the cube
     assert 0.2 < np.mean(missed) < 0.8
 
 
-def test_the_action_depends_on_what_is_seen_not_on_the_clock():
-    """From the same state the picker does the same, whenever that is."""
+@pytest.fixture
+def env():
     env = CubePick()
     env.render_cameras = dict
+    return env
+
+
+def test_the_action_depends_on_what_is_seen_not_on_the_clock(env):
     env.reset(seed=1)
     late, early = (Picker(env, CALM) for _ in range(2))
     late.reset(1)
     early.reset(1)
     for _ in range(5):
-        action, _ = late.act()
-        env.step_physics(action)
+        env.step_physics(late.act()[0])
     assert np.allclose(late.act()[0], early.act()[0], atol=1e-6)
 
 
 def turned(env: CubePick, habit: str, seed: int) -> float:
     """How far from home the hand has turned when the cube is held, rad."""
-    env.reset(seed=seed)
-    picker = Picker(env, CALM.replace(habit=habit))
-    picker.reset(seed)
+    picker = started(env, seed, CALM.replace(habit=habit))
     home = picker._yaw_home
     while not env.is_success:
         env.step_physics(picker.act()[0])
     return float((picker._grip_yaw() - home + np.pi) % (2 * np.pi) - np.pi)
 
 
-def test_a_picker_has_the_habit_that_is_asked_for():
+def test_a_picker_has_the_habit_that_is_asked_for(env):
     """To the left and to the right a quarter apart, the same cube; one of both where either is asked for."""
-    env, slack, ways = CubePick(), 0.3, []  # it closes when turned as well as 0.25 rad
-    env.render_cameras = dict
+    slack, ways = 0.3, []  # it closes when turned as well as 0.25 rad
     for seed in (701, 702):
-        habits = ("left", "right", "either", "nearest")
+        habits = "left", "right", "either", "nearest"
         left, right, either, nearest = (turned(env, habit, seed) for habit in habits)
         assert -slack < left < np.pi / 2 + slack and -np.pi / 2 - slack < right < slack
         assert abs(left - right - np.pi / 2) < 2 * slack
@@ -80,10 +71,7 @@ def test_a_picker_has_the_habit_that_is_asked_for():
     assert any(ways) and not all(ways)
 
 
-def test_wrong_settings_are_one_line():
-    words = "habit: expected 'nearest', 'left', 'right' or 'either', got 'up'"
-    with pytest.raises(UserError, match=f"^recording.picker.{words}"):
-        PickerConfig(habit="up")
+def test_fewer_kicks_than_the_fewest_are_refused():
     for kind in (PickerConfig, ExpertSettings):
         with pytest.raises(UserError, match="^recording.picker.kicks: "):
             kind(kicks=(3, 1))

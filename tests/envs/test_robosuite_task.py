@@ -19,49 +19,38 @@ def pair():
         world.close()
 
 
-def actions(world, count, seed=0):
-    box = world.action_space
-    return np.random.default_rng(seed).uniform(box.low, box.high, (count, *box.shape)).astype(np.float32)
-
-
 def play(worlds, count, seed=0):
     for world in worlds:
-        for action in actions(world, count, seed):
-            world.step_physics(action)
+        box = world.action_space
+        for action in np.random.default_rng(seed).uniform(box.low, box.high, (count, *box.shape)):
+            world.step_physics(action.astype(np.float32))
 
 
-def test_the_seed_alone_decides_an_episode(pair):
+def test_the_seed_alone_decides_an_episode_and_a_state_brings_back_pictures_and_future(pair):
     one, other = pair
     other.reset(seed=9)
-    other.step_physics(actions(other, 1)[0])
+    play([other], 1)
     (seen, info), (again, told) = one.reset(seed=3), other.reset(seed=3)
     assert info["layout"] == told["layout"] and len(info["layout"]) == 6  # x, y, yaw of two objects
     assert one.reset(seed=4)[1]["layout"] != info["layout"]
     one.reset(seed=3)
     np.testing.assert_array_equal(seen["proprio"], again["proprio"])
-    for camera in SETTINGS.cameras:
-        np.testing.assert_array_equal(seen["images"][camera], again["images"][camera])
-        assert seen["images"][camera].std() > 5  # it shows something
+    for camera, frame in seen["images"].items():
+        np.testing.assert_array_equal(frame, again["images"][camera])
+        assert camera in SETTINGS.cameras and frame.std() > 5  # it shows something
     play(pair, 2)
-    np.testing.assert_array_equal(one.get_state(), other.get_state())
-
-
-def test_a_state_brings_back_pictures_and_future(pair):
-    one, other = pair
-    one.reset(seed=3)
-    play([one], 1)
     state = one.get_state()
+    np.testing.assert_array_equal(state, other.get_state())
     with one.rehearsal():
         play([one], 2, seed=1)
     np.testing.assert_array_equal(one.get_state(), state)
-    play([one], 2, seed=2)
     other.reset(seed=11)
     other.set_state(state)
-    play([other], 2, seed=2)
+    play(pair, 2, seed=2)
     np.testing.assert_array_equal(other.get_state(), one.get_state())
-    frames = one.render_cameras()
     other.reset(seed=11)
     other.set_state(one.get_state())
+    frames = one.render_cameras()
     for camera, frame in other.render_cameras().items():
         np.testing.assert_array_equal(frame, frames[camera])
 
@@ -98,17 +87,6 @@ def test_a_policy_may_feel_where_the_gripper_was_told_to_go():
     assert task.proprio[1] == told[2]
 
 
-def test_success_is_robosuites(pair, monkeypatch):
-    world = pair[0]
-    assert world.reset(seed=0)[1]["stage"] == "approach"
-    grasps = lambda gripper, object_geoms: object_geoms is world.raw.cubeA  # noqa: E731
-    monkeypatch.setattr(world.raw, "_check_grasp", grasps)
-    assert world.step(np.zeros(7))[4]["stage"] == "grasp"
-    monkeypatch.setattr(world.raw, "_check_success", lambda: True)
-    _, reward, over, truncated, info = world.step(np.zeros(7))
-    assert (reward, over, truncated, info["stage"], info["is_success"]) == (1.0, True, False, "success", True)
-
-
 @pytest.mark.parametrize("robot", ["Panda", "XArm7"])
 def test_a_grasp_is_seen_of_every_gripper(robot):
     """robosuite's own check names pads that XArm7's gripper has not."""
@@ -126,20 +104,19 @@ def test_a_grasp_is_seen_of_every_gripper(robot):
         world.step_physics([*np.clip(1.5 * off, -0.05, 0.05), 0, 0, 0, step >= 60])
         stages.append(world.stage)
     assert set(stages[:61]) == {"approach"} and stages[75] == "grasp" and stages[-1] == "success"
+    world.render_cameras = dict
+    _, reward, over, truncated, info = world.step([0, 0, 0, 0, 0, 0, 1])
+    assert (reward, over, truncated, info["stage"], info["is_success"]) == (1.0, True, False, "success", True)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"env": "Lft"}, "task.env: found 'Lft', expected one of Door, Lift"),
-        ({"robot": "Panda+GR1"}, "task.robot: found 'GR1', expected one of IIWA, Jaco, Kinova3, Panda, "),
-        ({"controller": "IK_POSE"}, "task.controller: found 'IK_POSE', expected one of"),
+        ({"env": "Lft"}, "task.env: expected one of Door, Lift.*, got 'Lft'"),
         ({"controller": "JOINT_VELOCITY"}, "robosuite refuses Lift"),  # fails deep inside robosuite 1.5.2
-        ({"kwargs": {"table": 3}}, "robosuite refuses Lift"),
-        ({"cameras": ("wrist",)}, "task.cameras: found 'wrist', expected one of frontview"),
-        ({"proprio": ("eef",)}, "task.proprio: found 'eef', expected one of robot0_joint_pos"),
-        ({"kwargs": {"hard_reset": True}}, "^task.kwargs.hard_reset: found True, expected none"),
-        ({"kwargs": {"robots": "Sawyer"}}, "^task.kwargs.robots: found Sawyer, expected task.robot$"),
+        ({"cameras": ("wrist",)}, "task.cameras: expected one of frontview.*, got 'wrist'"),
+        ({"proprio": ("eef",)}, "task.proprio: expected one of robot0_joint_pos.*, got 'eef'"),
+        ({"kwargs": {"robots": "Sawyer"}}, "^task.kwargs.robots: expected task.robot, got Sawyer$"),
     ],
 )
 def test_what_robosuite_lacks_is_one_line(changes, words):

@@ -23,11 +23,8 @@ class Dial(gymnasium.Env):
     def __init__(self, render_mode=None, start=0.0):
         self.render_mode, self.start = render_mode, start
         box = gymnasium.spaces.Box
-        seen = {
-            "angle": box(-9, 9, (1,)),
-            "desired_goal": box(-9, 9, (1,)),
-            "eye": box(0, 255, (12, 20, 3), np.uint8),
-        }
+        one, eye = box(-9, 9, (1,)), box(0, 255, (12, 20, 3), np.uint8)
+        seen = {"angle": one, "desired_goal": one, "eye": eye}
         self.observation_space, self.action_space = gymnasium.spaces.Dict(seen), box(-0.5, 0.5, (1,))
 
     def _seen(self):
@@ -93,18 +90,15 @@ def test_success_is_what_one_says():
 
 
 def test_an_id_with_a_namespace_finds_its_package(tmp_path, monkeypatch):
-    (tmp_path / "dial_room.py").write_text(
-        "import gymnasium\n"
-        "from tests.envs.test_tasks import Dial\n"
-        "gymnasium.register('dial_room/Dial-v0', Dial, max_episode_steps=7)\n"
-    )
+    code = "import gymnasium\ngymnasium.register('dial_room/Dial-v0', 'tests.envs.test_tasks:Dial', max_episode_steps=7)"
+    (tmp_path / "dial_room.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     try:
         assert GymSettings(id="dial_room/Dial-v0", success="terminated").max_steps == 7
     finally:
         gymnasium.registry.pop("dial_room/Dial-v0", None)
         sys.modules.pop("dial_room", None)
-    with pytest.raises(UserError, match="^task.id: 'nowhere/Dial-v0' is not installed"):
+    with pytest.raises(UserError, match="^task.id: expected .*, got 'nowhere/Dial-v0'"):
         GymSettings(id="nowhere/Dial-v0", success="terminated")
 
 
@@ -136,15 +130,13 @@ def test_pictures_of_another_kind_are_refused(low, high, shape, dtype, monkeypat
     dial = Dial()
     dial.observation_space["eye"] = gymnasium.spaces.Box(low, high, shape, dtype)
     monkeypatch.setattr("s2robot.envs.gym_task._made", lambda settings: dial)
-    with pytest.raises(EnvError, match=r"task.cameras: 'eye' is .*, expected uint8 \(H, W, 3\)"):
+    with pytest.raises(EnvError, match=r"task.cameras: 'eye': expected uint8 \(H, W, 3\), got "):
         make(DIAL)
 
 
 def with_parts(env, size: int):
-    """The task, whose action is told to be so many numbers."""
     env.action_parts = [{"name": "turn", "size": size, "kind": "delta"}]
     env.spaces([-1.0], [1.0], sum(part["size"] for part in env.proprio_parts))
-    return env
 
 
 def started(env):
@@ -155,22 +147,17 @@ def started(env):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: GymSettings(success="x"), "task.id: expected a value, got nothing"),
-        (lambda: GymSettings(id="Dial-v0"), "task.success: expected .*, got ''"),
         (lambda: GymSettings(id="Dial-v0", success="reward>=1OO"), "task.success: expected .*, got 'reward>=1OO'"),
-        (lambda: GymSettings(id="Dail-v0", success="x"), "task.id: 'Dail-v0' is not installed"),
-
-        (lambda: make(GymSettings(id="Dial-v0", success="x", cameras=("wrist",))), "task.cameras: found 'wrist', expected one of render, eye"),
-        (lambda: make(GymSettings(id="Dial-v0", success="x", kwargs={"end": 1})), "cannot be made here"),
+        (lambda: GymSettings(id="Dail-v0", success="x"), "task.id: expected .*, got 'Dail-v0'"),
+        (lambda: make(GymSettings(id="Dial-v0", success="x", cameras=("wrist",))), "task.cameras: expected one of render, eye, got 'wrist'"),
+        (lambda: make(GymSettings(id="Dial-v0", success="x", kwargs={"end": 1})), "task.id: expected .*, got 'Dial-v0'"),
         (lambda: make(GymSettings(id="CartPole-v1", success="x")), "expected continuous actions"),
-        (lambda: started(make(GymSettings(id="Dial-v0", success="solved"))).step([0.0]), "task.success: found 'solved'"),
-        (lambda: started(make(DIAL)).expert(np.random.default_rng(0)), "task gym: it has no scripted expert"),
+        (lambda: started(make(GymSettings(id="Dial-v0", success="solved"))).step([0.0]), "task.success: expected .*, got 'solved'"),
+        (lambda: started(make(DIAL)).expert(np.random.default_rng(0)), "task gym: expected a scripted expert .*, got none"),
         (lambda: with_parts(make(DIAL), 2), "task gym: action_parts: expected 1 numbers together, got 2"),
-        (lambda: settings_class("robosuit"), "task: found 'robosuit', did you mean 'robosuite'"),
-        (lambda: settings_class("juggling"), "task: found 'juggling', expected one of cube_pick, robosuite, "),
+        (lambda: settings_class("robosuit"), "task: expected .*, got 'robosuit', did you mean 'robosuite'"),
         (lambda: register_user_task("mine", ".pusher:Pusher"), "task.class: expected module:Class, got '.pusher:Pusher'"),
-        (lambda: register_user_task("mine", "json:JSONDecoder"), "which is no subclass"),
-        (lambda: register_user_task("gym", "json:JSONDecoder"), "task.name: found 'gym'"),
+        (lambda: register_user_task("mine", "json:JSONDecoder"), "task.class: expected a subclass of"),
         (lambda: settings_of({"cube": 1}), "env_config.cube: unknown key"),
     ],
 )  # fmt: skip
@@ -182,6 +169,6 @@ def test_what_is_wrong_is_one_line(call, words):
 
 def test_a_dataset_names_no_code_to_run():
     """Settings come from a dataset by their names alone; a class that it names is not imported."""
-    with pytest.raises(EnvError, match="task: found 'mine'"):
+    with pytest.raises(UserError, match="task: expected .*, got 'mine'"):
         settings_of({"task": "mine", "target": "antigravity:Fly"})
     assert "antigravity" not in sys.modules

@@ -7,17 +7,13 @@ import torch
 from s2robot.policies import ChunkPolicy
 from tests.policies.small import small_spec
 
-C, N, D, K = 2, 9, 5, 4
+SIZES = {"cameras": ("hand", "left"), "dim": 5, "tokens": 9, "chunk": 4}
 POOLING = {"keypoints": 3, "values": 2, "queries": 2, "heads": 2, "width": 8}
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_seed():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _seed():
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -25,11 +21,9 @@ def make_policy():
     """A fitted policy in eval mode; keys of PolicySpec as arguments."""
 
     def make(**keys):
-        keys["pooling"] = {**POOLING, **keys.get("pooling", {})}
-        sizes = {"cameras": ("hand", "left"), "dim": D, "tokens": N, "chunk": K}
-        policy = ChunkPolicy(small_spec(**sizes | keys))
-        rng = np.random.default_rng(0)
-        spec = policy.spec
+        keys["pooling"] = POOLING | keys.get("pooling", {})
+        policy = ChunkPolicy(small_spec(**SIZES | keys))
+        rng, spec = np.random.default_rng(0), policy.spec
         actions = rng.normal(0, 0.05, (40, spec.action_dim))
         actions[:, -1] = rng.integers(0, 2, 40)
         shape = len(spec.cameras), spec.dim
@@ -42,37 +36,17 @@ def make_policy():
 
 
 @pytest.fixture
-def alone():
-    """A member of a policy as a policy of its own."""
-
-    def make(policy, member):
-        single = ChunkPolicy(policy.spec.replace(members=1)).train(policy.training)
-        own = {
-            name.replace("/", "."): value[member] if name.startswith("network.") else value
-            for name, value in policy.state_dict().items()
-        }
-        single.load_state_dict(own)
-        return single
-
-    return make
-
-
-@pytest.fixture
 def make_batch():
-    """A random batch for a policy."""
-
     def make(policy, b=3, seed=1):
         spec, g = policy.spec, torch.Generator().manual_seed(seed)
         t = spec.context
         actions = torch.randn(b, spec.chunk, spec.action_dim, generator=g) * 0.05
         actions[..., -1] = (actions[..., -1] > 0).float()
-        return {
-            "features": torch.randn(b, t, len(spec.cameras), spec.tokens, spec.dim, generator=g).half(),
-            "proprio": torch.randn(b, t, spec.proprio_dim, generator=g),
-            "past_actions": torch.randn(b, t, spec.action_dim, generator=g) * 0.05,
-            "pad": torch.zeros(b, t, dtype=torch.bool),
-            "actions": actions,
-            "action_pad": torch.zeros(b, spec.chunk, dtype=torch.bool),
-        }
+        shape = b, t, len(spec.cameras), spec.tokens, spec.dim
+        past = torch.randn(b, t, spec.action_dim, generator=g) * 0.05
+        seen = {"features": torch.randn(shape, generator=g).half(), "past_actions": past}
+        seen |= {"proprio": torch.randn(b, t, spec.proprio_dim, generator=g)}
+        pads = {"pad": torch.zeros(b, t).bool(), "action_pad": torch.zeros(b, spec.chunk).bool()}
+        return seen | pads | {"actions": actions}
 
     return make

@@ -4,6 +4,7 @@ from s2robot.policies import PolicySpec
 
 PLAIN = {"members": 1, "execute": 2, "action_target": "delta", "chunk": 8, "context": 1}
 NETWORKS = {
+    "rnn": {"image_dim": 8, "state_dim": 8, "width": 16, "layers": 2},
     "mlp": {"image_dim": 128, "state_dim": 128, "hidden": [64, 32], "layer_norm": False, "dropout": 0.0},
     "transformer": {
         "width": 16, "blocks": 2, "heads": 2, "dropout": 0.0, "causal": False, "action_history": True,
@@ -13,6 +14,10 @@ NETWORKS = {
 
 
 def small_spec(**keys) -> PolicySpec:
-    """A spec with these settings in place of the shipped ones."""
     network = NETWORKS[keys.get("kind", "mlp")] | keys.pop("network", {})
     return PolicySpec.from_dict(PLAIN | keys | {"network": network})
+
+
+def plan_of(policy, batch):
+    """What a policy plans for a batch, as far as the batch says what went before."""
+    return policy.plan(batch["features"], batch["proprio"], batch.get("past_actions"), batch.get("pad"))

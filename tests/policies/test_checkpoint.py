@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from s2robot.policies import PolicyError, check_contract, load_checkpoint, save_checkpoint
 from s2robot.policies.checkpoint import write_card
+from tests.policies.small import plan_of
 
 CONTRACT = {
     "encoder": {"name": "tiny", "fingerprint": "abc123", "scales": [1, 2]}, "cameras": ["hand", "left"],
@@ -20,21 +21,23 @@ CONTRACT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["mlp", "transformer"])
-def test_round_trip_is_bit_exact(tmp_path, make_policy, make_batch, kind):
-    policy = make_policy(kind=kind, context=2, action_target="cumulative")
+@pytest.mark.parametrize(("kind", "head"), [("mlp", "regression"), ("transformer", "regression"), ("mlp", "diffusion")])  # fmt: skip
+def test_round_trip_is_bit_exact(tmp_path, make_policy, make_batch, kind, head):
+    policy = make_policy(kind=kind, context=2, action_target="cumulative", head={"kind": head})
     save_checkpoint(tmp_path / "best", policy, CONTRACT)
     loaded, contract = load_checkpoint(tmp_path / "best")
     assert loaded.spec == policy.spec and not loaded.training
-    assert {k: contract[k] for k in CONTRACT} == CONTRACT
-    assert set(contract["versions"]) == {"python", "torch", "numpy"}
+    assert contract == contract | CONTRACT and set(contract["versions"]) == {"python", "torch", "numpy"}
     for name, tensor in policy.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     batch = make_batch(policy)
-    keys = ("features", "proprio", "past_actions", "pad")
-    assert torch.equal(loaded.plan(*(batch[k] for k in keys)), policy.plan(*(batch[k] for k in keys)))
+    assert torch.equal(plan_of(loaded, batch), plan_of(policy, batch))
     assert sorted(os.listdir(tmp_path)) == ["best"]
     assert sorted(os.listdir(tmp_path / "best")) == ["README.md", "policy.json", "policy.safetensors"]
+
+
+def killed(*_):
+    raise KeyboardInterrupt
 
 
 def test_replacing_never_leaves_none(tmp_path, make_policy, monkeypatch):
@@ -42,15 +45,9 @@ def test_replacing_never_leaves_none(tmp_path, make_policy, monkeypatch):
     old, new = make_policy(), make_policy(chunk=2)
     save_checkpoint(folder, old, CONTRACT)
     real = os.replace
-    for whole in (0, 1):  # killed before the first rename, and between the two
-        left = [real] * whole
-
-        def replace(source, target, left=left):
-            if not left:
-                raise KeyboardInterrupt
-            left.pop()(source, target)
-
-        monkeypatch.setattr(os, "replace", replace)
+    for done in ([], [real]):  # killed before the first rename, and between the two
+        left = iter(done)
+        monkeypatch.setattr(os, "replace", lambda *paths, left=left: next(left, killed)(*paths))
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(folder, new, CONTRACT)
         assert load_checkpoint(folder)[0].spec.chunk == 4
@@ -84,7 +81,6 @@ def test_loading_refuses(tmp_path, make_policy):
     about = json.loads(text)
 
     def refuse(words, **changes):
-        """The record with these changes, and the tensors as they lie there."""
         if changes:
             changed = {k: v for k, v in (about | changes).items() if v is not None}
             record.write_text(json.dumps(changed))
@@ -97,30 +93,28 @@ def test_loading_refuses(tmp_path, make_policy):
         tensors.write_bytes(data)
         return hashlib.sha256(data).hexdigest()
 
-    with pytest.raises(PolicyError, match="no such folder"):
-        load_checkpoint(tmp_path / "none")
-    with pytest.raises(PolicyError, match=r"policy.json: a file, expected its folder .*/p$"):
-        load_checkpoint(record)
+    for path in (tmp_path / "none", record):
+        with pytest.raises(PolicyError, match="folder"):
+            load_checkpoint(path)
     tensors.unlink()
     refuse("policy.safetensors is missing")
     tensors.write_bytes(whole[: len(whole) // 2])
-    refuse("policy.safetensors: sha256 is .* truncated or of another checkpoint")
-    refuse("policy.safetensors: .* truncated or of another checkpoint", tensors_sha256=summed(b"no tensors"))
+    refuse("policy.safetensors: sha256")
+    refuse("policy.safetensors: ", tensors_sha256=summed(b"no tensors"))
     save_file(make_policy().state_dict() | {"extra": torch.zeros(1)}, tensors)
-    refuse("tensor 'extra': expected shape none", tensors_sha256=summed(tensors.read_bytes()))
+    refuse("tensor: extra: expected None", tensors_sha256=summed(tensors.read_bytes()))
     tensors.write_bytes(whole)
     record.write_text(text[: len(text) // 2])
-    refuse("policy.json: not valid JSON")
+    refuse("policy.json: ")
     refuse("schema: expected 2, got 99", schema=99)
     refuse("policy.json: spec: ", spec=None)
-    refuse("policy.json: tensors_sha256: ", tensors_sha256=7)
     for key, wrong in {"rate_hz": "ten", "cameras": 3, "dataset": [], "encoder": {"fingerprint": 0}}.items():
         refuse(f"contract: {key}.*: expected", contract=CONTRACT | {key: wrong})
-    refuse("action_parts: expected a list of parts, got 7", contract=CONTRACT | {"action_parts": 7})
+    refuse("action_parts: expected .*, got 7", contract=CONTRACT | {"action_parts": 7})
     refuse("contract: cameras: expected", contract=CONTRACT | {"cameras": CONTRACT["cameras"][::-1]})
     shorter = make_policy(chunk=2).spec.to_dict()
-    refuse(r"tensor '.*': expected shape \((16|2),.*\), got \((32|4),", spec=shorter)
-    refuse("tensor '.*': expected shape .*, got none", spec=make_policy(kind="transformer").spec.to_dict())
+    refuse(r"tensor: .*: expected \[(16|2)[,\]].*, got \[(32|4)[,\]]", spec=shorter)
+    refuse("tensor: .*: expected .*, got ", spec=make_policy(kind="transformer").spec.to_dict())
     refuse("policy.json: spec.chunks: unknown key", spec=about["spec"] | {"chunks": 3})
     assert load_checkpoint(fresh)
 
@@ -129,28 +123,29 @@ def test_check_contract():
     same = {"cameras": ["left", "right", "hand"], "robot": "xarm7", "rate_hz": 10.0}
     check_contract(CONTRACT, encoder="abc123", action_frame="joint_delta_commanded", **same)
     check_contract(CONTRACT, encoder=CONTRACT["encoder"], joint_names=tuple(CONTRACT["joint_names"]))
-    base = {"name": "base", "fingerprint": "fff"}
-    for actual, words in [
-        ({"encoder": base}, "encoder tiny abc123, the one given is base fff"),
-        ({"encoder": "fff"}, "abc123, the one given is fff"),
-        ({"cameras": ["hand"]}, "needs cameras hand, left, given are hand: 'left' is missing"),
-        ({"robot": "panda"}, "robot 'xarm7', given is 'panda'"),
-        ({"rate_hz": 20}, "acts at 10 Hz, given are 20 Hz"),
-        ({"joint_names": ["a"]}, "joint_names"),
-    ]:
-        with pytest.raises(PolicyError, match=words):
-            check_contract(CONTRACT, **actual)
+    others = {"robot": "panda", "rate_hz": 20, "joint_names": ["a"], "cameras": ["hand"], "encoder": "fff"}
+    for key, other in [*others.items(), ("encoder", {"name": "base", "fingerprint": "fff"})]:
+        shown = {"cameras": "'left'", "joint_names": "joint_names", "encoder": "abc123.*fff"}.get(
+            key, str(other)
+        )
+        with pytest.raises(PolicyError, match=shown):
+            check_contract(CONTRACT, **{key: other})
 
 
 def test_a_card_takes_a_summary_and_nothing_else_changes(tmp_path, make_policy):
-    folder = save_checkpoint(tmp_path / "a", make_policy(), CONTRACT)
+    parts = [{"name": "arm", "size": 7, "kind": "delta"}, {"name": "gripper", "size": 1, "kind": "binary"}]
+    policy = make_policy(action_parts=tuple(parts))
+    folder = save_checkpoint(tmp_path / "a", policy, CONTRACT | {"action_parts": parts})
+    loaded, contract = load_checkpoint(folder)
+    assert loaded.spec == policy.spec and contract["action_parts"] == parts
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    first = before.pop("README.md").decode()
-    assert "success" not in first and "float32 (8,)" in first
+    text = before["README.md"].decode()
+    assert "float32 (8,)" in text and "arm (7 delta), gripper (1 binary)" in text
     own = {"success": 0.992, "low": 0.957, "high": 0.999, "episodes": 128}
     write_card(folder, own | {"policy": {"parameters": 1_250_000}})
-    text = (folder / "README.md").read_text()
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    text = after["README.md"].decode()
     head = yaml.safe_load(text.split("---\n", 2)[1])
     assert (head["library_name"], head["pipeline_tag"]) == ("s2robot", "robotics") and "xarm7" in head["tags"]
-    assert "99.2 % of 128 episodes (95 % interval 95.7–99.9 %)" in text and "1.25 M parameters" in text
-    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "README.md"} == before
+    assert all(figure in text for figure in ("99.2 %", "128 ", "95.7–99.9 %", "1.25 M"))
+    assert after == before | {"README.md": after["README.md"]}

@@ -27,24 +27,17 @@ def on(module: nn.Module, device: torch.device) -> nn.Module:
 
 def batch(policy: ChunkPolicy, every: bool, device: torch.device) -> dict[str, torch.Tensor]:
     spec, b = policy.spec, 3
-    t, k = spec.context, spec.chunk
-    asked = (b, t, k) if every else (b, k)
-    made = {
-        "features": torch.zeros(5, len(spec.cameras), TOKENS, DIM, dtype=torch.float16),
-        "frames": torch.zeros(b, t, dtype=torch.long),
-        "proprio": torch.zeros(b, t, spec.proprio_dim),
-        "past_actions": torch.zeros(b, t, spec.action_dim),
-        "pad": torch.zeros(b, t, dtype=torch.bool),
-        "actions": torch.zeros(*asked, spec.action_dim),
-        "action_pad": torch.zeros(asked, dtype=torch.bool),
-        "target_counts": torch.ones(asked[1:]),
-    }
-    return {name: value.to(device) for name, value in made.items()}
+    t, asked = spec.context, ((b, spec.context, spec.chunk) if every else (b, spec.chunk))
+    shapes = {
+        "features": (5, len(spec.cameras), TOKENS, DIM), "frames": (b, t), "proprio": (b, t, spec.proprio_dim),
+        "past_actions": (b, t, spec.action_dim), "pad": (b, t), "actions": (*asked, spec.action_dim),
+        "action_pad": asked, "target_counts": asked[1:],
+    }  # fmt: skip
+    types = {"features": torch.float16, "frames": torch.long, "pad": torch.bool, "action_pad": torch.bool}
+    return {name: torch.zeros(shape, dtype=types.get(name), device=device) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize(
-    "head, kind, members", [*((h, "mlp", 2) for h in HEADS), ("regression", "transformer", 1)]
-)
+@pytest.mark.parametrize("head, kind, members", [*((h, "mlp", 2) for h in HEADS), ("regression", "transformer", 1)])  # fmt: skip
 def test_a_step_and_a_plan_stay_on_the_device(head, kind, members):
     spec = make_spec(kind, head={"kind": head}, members=members, proprio_noise=0.1)
     with FakeTensorMode(allow_non_fake_inputs=False):

@@ -9,31 +9,26 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from s2robot.core.files import configs_dir
-from s2robot.policies import BatchActor, ChunkPolicy, PolicySpec, load_checkpoint, save_checkpoint
+from s2robot.policies import BatchActor, ChunkPolicy, PolicySpec
 from s2robot.policies.heads import HEADS, HeadSizes, build_head, read_head
 from s2robot.policies.heads.head import signed, unsigned
 from s2robot.policies.parts import Parts
-from tests.policies.small import small_spec
-from tests.policies.test_checkpoint import CONTRACT
+from tests.policies.small import plan_of, small_spec
 
 SMALL = {
-    "mip": {"width": 32, "layers": 2},
-    "flow": {"width": 32, "layers": 2},
-    "diffusion": {"width": 32, "layers": 2},
-    "gmm": {"components": 3, "spread": 0.1},
+    **dict.fromkeys(("mip", "flow", "diffusion"), {"width": 32, "layers": 2}), "gmm": {"components": 3, "spread": 0.1},
     "flow, U-Net": {"kind": "flow", "denoiser": "unet", "width": 8, "layers": 2},
     "act": {"width": 16, "layers": 1, "heads": 2, "style": 2, "dropout": 0.0, "kl_weight": 0.1},
-}
+}  # fmt: skip
 
 
 def slots(size: int):
-    """Of an action of so many numbers, the gripper last."""
     return Parts.read(None, size, "").slots
 
 
-def made(settings: dict, sizes: HeadSizes, net=None):
-    """A head; `net` in place of its network."""
-    head = build_head(read_head(settings), sizes)
+def made(settings: dict, context: int, chunk: int, size: int, net=None):
+    """A head for actions of so many numbers; `net` in place of its network."""
+    head = build_head(read_head(settings), HeadSizes(context, chunk, slots(size)))
     if net is not None:
         head.net = torch.nn.Module()
         head.net.forward = net
@@ -41,7 +36,6 @@ def made(settings: dict, sizes: HeadSizes, net=None):
 
 
 def small(kind: str, **keys) -> dict:
-    """Settings of a head that trains in a second."""
     return {"kind": kind, **SMALL.get(kind, {}), **keys}
 
 
@@ -51,32 +45,22 @@ def noise_of(head, count: int, seed: int = 0):
     return torch.randn(count, *head.noise_shape, generator=torch.Generator().manual_seed(seed))
 
 
-def two_ways(head, steps: int = 400, count: int = 128):
-    """Trains on going left or right round a post, at random, and samples: joint 0 is -1 or 1, never 0."""
-    torch.manual_seed(0)
+DRAW = {"draw": True}
+
+
+@pytest.mark.parametrize(("kind", "steps", "more"), [("gmm", 1000, {}), ("act", 300, DRAW)])
+def test_two_ways_round_a_post(kind, steps, more):
+    """Left or right, at random: joint 0 is -1 or 1, never 0. A component that lies between takes long to move."""
+    head, count = made(small(kind, **more), 2, 4, 2), 128
     optimizer = torch.optim.Adam(head.parameters(), 3e-3)
-    context = torch.zeros(count, 2)
     for _ in range(steps):
-        side = torch.randint(0, 2, (count, 1, 1)) * 2.0 - 1
-        way = side.expand(-1, 4, 1) + 0.05 * torch.randn(count, 4, 1)
-        target = torch.cat([way, torch.ones(count, 4, 1)], -1)
-        loss = head.loss(context, target, torch.full((count, 4), 1 / count / 4)).loss
+        way = torch.randint(0, 2, (count, 1, 1)) * 2.0 - 1 + 0.05 * torch.randn(count, 4, 1)
+        target, weight = torch.cat([way, torch.ones(count, 4, 1)], -1), torch.full((count, 4), 1 / count / 4)
         optimizer.zero_grad()
-        loss.backward()
+        head.loss(torch.zeros(count, 2), target, weight).loss.backward()
         optimizer.step()
     with torch.no_grad():
-        return head.eval().sample(torch.zeros(200, 2), noise_of(head, 200))[..., 0].mean(1)  # (200,)
-
-
-EPSILON, DRAW = {"predicts": "epsilon"}, {"draw": True}
-
-
-@pytest.mark.parametrize(
-    ("kind", "more"), [("flow", {}), ("diffusion", {}), ("diffusion", EPSILON), ("gmm", {}), ("act", DRAW)]
-)
-def test_two_ways_round_a_post(kind, more):
-    steps = 1000 if kind == "gmm" else 400  # a component that lies between takes long to move
-    went = two_ways(made(small(kind, **more), HeadSizes(2, 4, slots(2))), steps)
+        went = head.eval().sample(torch.zeros(200, 2), noise_of(head, 200))[..., 0].mean(1)  # (200,)
     assert (went.abs() > 0.5).float().mean() > 0.9  # round the post, not into it
     assert 0.2 < (went > 0).float().mean() < 0.8  # both ways
 
@@ -87,55 +71,59 @@ def test_an_episode_plans_the_same_whatever_runs_beside_it(make_policy, make_bat
     batch = make_batch(policy)
 
     def plans(order, actor):
-        """An episode's plans, one after the other, in turns with others."""
-        found = {place: [] for place in range(3)}
-        for place in order:
-            plan = actor.plan([place], batch["features"][[place], 0], batch["proprio"][[place], 0])
-            found[place].append(plan.tolist())
-        return found
+        """The third episode's plans, one after the other, in turns with others'."""
+        given = (([i], batch["features"][[i], 0], batch["proprio"][[i], 0]) for i in order)
+        found = [(rows, actor.plan(rows, *seen).tolist()) for rows, *seen in given]
+        return [plan for rows, plan in found if rows == [2]]
 
-    beside, alone = BatchActor(policy, 3), BatchActor(policy, 3)
-    for actor in (beside, alone):
+    beside, single = BatchActor(policy, 3), BatchActor(policy, 3)
+    for actor in (beside, single):
         actor.reset(range(3), seeds=(5, 6, 7))
-    whole = plans([0, 1, 2, 2, 0, 1, 2], beside)
-    first = plans([2], alone)
+    whole, first = plans([0, 1, 2, 2, 0, 1, 2], beside), plans([2], single)
     resumed = BatchActor(policy, 3)  # as of another process, with what was remembered
-    resumed.noise = alone.noise
-    assert whole[2] == first[2] + plans([2, 2], resumed)[2]
-    assert (whole[2][0] == whole[2][1]) is (not policy.noise_shape)
+    resumed.noise = single.noise
+    assert whole == first + plans([2, 2], resumed)
+    assert (whole[0] == whole[1]) is (not policy.noise_shape)
 
 
 @pytest.mark.parametrize(("kind", "chunk"), [("mip", 1), ("flow", 5), ("diffusion", 8)])
 def test_the_unet_takes_chunks_of_any_length(chunk, kind):
-    head = made(small(kind, denoiser="unet", width=8, layers=3), HeadSizes(6, chunk, slots(3)))
-    context = torch.randn(2, 6)
+    head, context = made(small(kind, denoiser="unet", width=8, layers=3), 6, chunk, 3), torch.randn(2, 6)
     head.loss(context, torch.rand(2, chunk, 3), torch.full((2, chunk), 1 / 2 / chunk)).loss.backward()
     assert all(p.grad is not None for p in head.parameters())
-    noise = noise_of(head, 2)
-    actions = head.sample(context, noise)
+    actions = head.sample(context, noise_of(head, 2))
     assert actions.shape == (2, chunk, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(head.sample(context, noise), actions, atol=0.3, rtol=0.1)
+        half = head.sample(context, noise_of(head, 2))
+    torch.testing.assert_close(half, actions, atol=0.3, rtol=0.1)
 
 
-@pytest.mark.parametrize("predicts", ["epsilon", "sample"])
-def test_diffusion_finds_the_chunk_that_a_perfect_network_knows(predicts):
+@pytest.mark.parametrize(("kind", "predicts"), [("flow", ""), ("mip", ""), ("diffusion", "epsilon"), ("diffusion", "sample")])  # fmt: skip
+def test_a_perfect_network_has_no_loss_and_its_head_finds_the_chunk(kind, predicts):
     wanted = torch.randn(2, 4, 3).clamp(-1, 1)
+    wanted[..., -1] = wanted[..., -1].sign()  # the gripper
+    target, context = unsigned(wanted, slots(3)), torch.zeros(2, 2)
 
     def perfect(noisy, time, context):
-        kept = head.signal[(time[0] * 100).round().long()]
-        return (noisy - kept.sqrt() * wanted) / (1 - kept).sqrt() if predicts == "epsilon" else wanted
+        if kind == "flow":
+            return (wanted - noisy) / (1 - time[:, None, None])
+        if predicts != "epsilon":
+            return wanted.repeat(len(noisy) // 2, 1, 1)
+        kept = head.signal[(time * 100).round().long()][:, None, None]
+        return (noisy - kept.sqrt() * wanted) / (1 - kept).sqrt()
 
-    head = made(small("diffusion", predicts=predicts), HeadSizes(2, 4, slots(3)), perfect)
-    torch.testing.assert_close(head.sample(torch.zeros(2, 2), noise_of(head, 2)), unsigned(wanted, slots(3)))
+    head = made(small(kind, **{"predicts": predicts} if predicts else {}), 2, 4, 3, perfect)
+    torch.testing.assert_close(head.sample(context, noise_of(head, 2)), target)
+    found = head.loss(context, target, torch.full((2, 4), 1 / 8))
+    torch.testing.assert_close(found.estimate, target)
+    assert found.loss < 1e-6
 
 
 FROM_LAST = {"kind": "transformer", "context": 3, "from_last": True}
+NORMALISED = {"standard": {"members": 2}, "quantile": FROM_LAST, "minmax": {}}
 
 
-@pytest.mark.parametrize(
-    ("normalise", "settings"), [("standard", {"members": 2}), ("quantile", FROM_LAST), ("minmax", {})]
-)
+@pytest.mark.parametrize(("normalise", "settings"), NORMALISED.items())
 def test_diffusion_can_plan_every_chunk_of_its_demos(normalise, settings):
     """An action that is rare in the demos lies many deviations from their mean: it is not cut, and nothing beyond it is planned."""
     spec = {"cameras": ("hand",), "dim": 2, "tokens": 1, "chunk": 4, "action_dim": 3, "proprio_dim": 2}
@@ -160,17 +148,11 @@ def test_diffusion_can_plan_every_chunk_of_its_demos(normalise, settings):
     kept = head.signal[0]
     assert torch.equal(head._split(wanted, wanted, kept)[0], wanted)
     assert torch.equal(head._split(wanted, wanted + 100, kept)[0], high.expand_as(wanted))
-
-
-def test_the_range_of_a_diffusion_policy_travels_and_widens(make_policy, tmp_path):
-    policy = make_policy(head=small("diffusion"))
-    again, _ = load_checkpoint(save_checkpoint(tmp_path / "policy", policy, CONTRACT))
-    low, high = again.network.head.low.clone(), again.network.head.high.clone()
-    assert torch.equal(low, policy.network.head.low) and bool((low[:, :-1] < high[:, :-1]).all())
-    spec = again.spec
-    again.fit_range(np.zeros((1, spec.proprio_dim)), np.full((1, spec.chunk, spec.action_dim), 0.5))
-    assert torch.equal(again.network.head.low, low)
-    assert bool((again.network.head.high[:, :-1] > high[:, :-1]).all())
+    far = np.full((1, 4, 3), 0.9), None, (chunks[:1, 0], np.zeros(1, bool))
+    narrow, wide = low.clone(), high.clone()
+    policy.fit_range(states[:1], *far)
+    assert torch.equal(bounds["head.low"].reshape(-1, 4, 3)[0], narrow)
+    assert bool((bounds["head.high"].reshape(-1, 4, 3)[0, :, :-1] > wide[:, :-1]).all())
 
 
 @pytest.mark.parametrize("steps", [3, 51, 100])
@@ -182,7 +164,7 @@ def test_diffusion_begins_with_noise_whatever_its_steps(steps):
         seen.append(round(float(time[0]) * 100))
         return torch.zeros_like(noisy)
 
-    head = made(small("diffusion", steps=steps), HeadSizes(2, 4, slots(3)), notes)
+    head = made(small("diffusion", steps=steps), 2, 4, 3, notes)
     head.sample(torch.zeros(2, 2), noise_of(head, 2))
     assert len(seen) == steps and seen[0] == (steps - 1) * 100 // steps and seen[-1] == 0
     falls = -np.diff(seen)
@@ -196,21 +178,19 @@ def test_mip_mends_what_its_first_step_gives():
         calls.append((noisy.clone(), time.tolist()))
         return noisy + 1
 
-    actions = made(small("mip", time=0.8), HeadSizes(2, 4, slots(3)), net).sample(torch.zeros(2, 2))
+    actions = made(small("mip", time=0.8), 2, 4, 3, net).sample(torch.zeros(2, 2))
     assert [time for _, time in calls] == [[0.0, 0.0], pytest.approx([0.8, 0.8])]
     assert not calls[0][0].any() and (calls[1][0] == 0.8).all()
     torch.testing.assert_close(actions[..., 0], torch.full((2, 4), 1.8))
 
 
 def test_a_mixture_draws_its_components_by_their_shares():
-    head = made({"kind": "gmm", "components": 2, "spread": 0.5}, HeadSizes(2, 2, slots(2)))
-    for p in head.parameters():
-        torch.nn.init.zeros_(p)
-    with torch.no_grad():
-        head.weights.bias.copy_(torch.tensor([0.25, 0.75]).log())
-        head.means.bias.copy_(torch.tensor([-3.0, 9, -3, 9, 3, -9, 3, -9]))  # (components, steps, dims)
-    noise = noise_of(head, 4000)
-    actions = head.sample(torch.zeros(4000, 2), noise)
+    head = made({"kind": "gmm", "components": 2, "spread": 0.5}, 2, 2, 2)
+    state = {name: torch.zeros_like(value) for name, value in head.state_dict().items()}
+    state["weights.bias"] = torch.tensor([0.25, 0.75]).log()
+    state["means.bias"] = torch.tensor([-3.0, 9, -3, 9, 3, -9, 3, -9])  # (components, steps, dims)
+    head.load_state_dict(state)
+    actions = head.sample(torch.zeros(4000, 2), noise_of(head, 4000))
     right = actions[:, 0, 0] > 0
     assert 0.72 < right.float().mean() < 0.78
     assert torch.equal(right, actions[:, 1, 0] > 0)  # one component a chunk
@@ -219,21 +199,16 @@ def test_a_mixture_draws_its_components_by_their_shares():
     torch.testing.assert_close(spread, torch.tensor(0.5 * (math.log(2) + 0.01)), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [*HEADS, "flow, U-Net"])
-def test_members_learn_in_bfloat16(make_policy, make_batch, kind):
-    policy = make_policy(head=small(kind), members=2).train()
-    batch = make_batch(policy)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, scalars = policy.loss(batch)
-        assert policy.eval().plan(batch["features"], batch["proprio"]).dtype == torch.float32
-    loss.backward()
-    assert loss.dtype == torch.float32 and all(torch.isfinite(p.grad).all() for p in policy.parameters())
-    assert all(torch.isfinite(value) for value in scalars.values())
+def alone(policy, member):
+    single, state = ChunkPolicy(policy.spec.replace(members=1)).train(policy.training), policy.state_dict()
+    own = {k.replace("/", "."): v[member] if k.startswith("network.") else v for k, v in state.items()}
+    single.load_state_dict(own)
+    return single
 
 
 @pytest.mark.parametrize("kind", [*HEADS, "flow, U-Net"])
 @pytest.mark.parametrize("body", ["mlp", "transformer"])
-def test_members_compute_as_each_alone(make_policy, make_batch, alone, kind, body):
+def test_members_compute_as_each_alone(make_policy, make_batch, kind, body):
     policy = make_policy(head=small(kind), kind=body, members=3, context=2)
     batch = make_batch(policy)
 
@@ -252,9 +227,12 @@ def test_members_compute_as_each_alone(make_policy, make_batch, alone, kind, bod
         torch.testing.assert_close(combined, plans.mean(0))
     assert (policy.disagreement(plans) > 0).all()
     assert policy.disagreement(plans[:1]).tolist() == [0, 0, 0]
-    loss, scalars = policy.train().loss(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert plan_of(policy, batch).dtype == torch.float32
+        loss, scalars = policy.train().loss(batch)
     loss.backward()
-    assert all(p.grad is not None and p.grad.shape[0] == 3 for p in policy.parameters())
+    assert loss.dtype == torch.float32 and all(value.isfinite() for value in scalars.values())
+    assert all(p.grad.isfinite().all() and p.grad.shape[0] == 3 for p in policy.parameters())
 
 
 @pytest.mark.parametrize("kind", HEADS)

@@ -1,3 +1,5 @@
+"""Scales of states, actions and targets, and moments of features: each by hand, and there and back."""
+
 import numpy as np
 import pytest
 import torch
@@ -5,14 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from s2robot.policies import Normaliser, PolicyError, channel_moments
-from s2robot.policies.normalise import ACTION_FLOOR, PROPRIO_FLOOR
+from s2robot.policies import Normaliser, PolicyError, channel_moments, mixed_moments
 from s2robot.policies.parts import Parts
 
 
-def parts(proprio, action):
-    """The usual parts of so many numbers."""
-    return Parts.read(None, proprio, "", "proprio"), Parts.read(None, action, "")
+def normaliser(mode, size, chunk, action=None, **more):
+    """Of states and actions of so many numbers, or of actions in these parts."""
+    width = sum(part["size"] for part in action) if action else size
+    return Normaliser(
+        mode, Parts.read(None, size, "", "proprio"), Parts.read(action, width, ""), chunk, **more
+    )
+
+
+def assert_scales(scaler, *expected):
+    for found, values in zip((scaler.offset, scaler.scale), expected, strict=True):
+        np.testing.assert_allclose(found, np.broadcast_to(values, found.shape), rtol=1e-5, atol=1e-6)
 
 
 TABLE = arrays(np.float32, st.tuples(st.integers(2, 12), st.just(3)), elements=st.floats(-4, 4, width=32))
@@ -21,65 +30,124 @@ TABLE = arrays(np.float32, st.tuples(st.integers(2, 12), st.just(3)), elements=s
 @settings(max_examples=50, deadline=None)
 @given(data=TABLE, mode=st.sampled_from(["standard", "minmax", "quantile"]), cumulative=st.booleans())
 def test_round_trip(data, mode, cumulative):
-    n = Normaliser(mode, *parts(3, 3), 4, cumulative)
+    n = normaliser(mode, 3, 4, cumulative=cumulative)
     n.fit(data, data, np.stack([data, data, data[::-1], data], 1))
     x = torch.from_numpy(data)
-    torch.testing.assert_close(n.proprio.inverse(n.proprio(x)), x, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(n.action.inverse(n.action(x)), x, atol=1e-5, rtol=1e-5)
     chunk = x[:1].expand(4, 3)
-    torch.testing.assert_close(n.target.inverse(n.target(chunk)), chunk, atol=1e-5, rtol=1e-5)
-    assert torch.equal(n.action(x)[:, -1], x[:, -1])  # the gripper is left alone
-    assert torch.equal(n.target(chunk)[:, -1], chunk[:, -1])
+    for scaler, values in ((n.proprio, x), (n.action, x), (n.target, chunk)):
+        torch.testing.assert_close(scaler.inverse(scaler(values)), values, atol=1e-5, rtol=1e-5)
+        assert scaler is n.proprio or torch.equal(scaler(values)[:, -1], values[:, -1])  # the gripper's
     if mode == "minmax":
         assert n.proprio(x).abs().max() <= 1 + 1e-4
 
 
 def test_statistics_and_floor_of_a_constant_dimension():
     proprio = np.array([[0.0, 5.0], [2.0, 5.0]])
-    n = Normaliser("standard", *parts(2, 2), 3)
+    n = normaliser("standard", 2, 3)
+    assert not n.fitted
     n.fit(proprio, proprio, np.stack([proprio] * 3, 1))
-    assert n.proprio.offset.tolist() == [1, 5]
-    np.testing.assert_allclose(n.proprio.scale, [1, PROPRIO_FLOOR])
+    assert n.fitted
+    assert_scales(n.proprio, [1, 5], [1, 1e-2])
     n.fit(proprio[:, ::-1], proprio[:, ::-1], np.stack([proprio] * 3, 1))
-    np.testing.assert_allclose(n.action.scale, [ACTION_FLOOR, 1])
+    np.testing.assert_allclose(n.action.scale, [1e-3, 1])
     assert torch.equal(n.proprio(torch.tensor([[5.0, 1.0]])), torch.zeros(1, 2))
 
 
-def test_cumulative_scales_are_those_of_the_targets_that_count():
+ROWS, OFTEN = np.array([[2.0, 5], [0, 6], [3, 5], [1, 9]]), np.array([49.0, 1, 1, 49])
+LONG = np.repeat(ROWS, OFTEN.astype(int), 0)
+WEIGHTED = {  # middle and half width of both columns, whose rows are in different orders
+    "standard": (LONG.mean(0), LONG.std(0)),
+    "minmax": ([1.5, 7], [1.5, 2]),
+    "quantile": ([1, 7], [1, 2]),  # from 0 to 2, and from 5 to 9
+}
+
+
+@pytest.mark.parametrize("mode", WEIGHTED)
+def test_rows_count_as_often_as_their_weights_say(mode):
+    n, (offset, scale) = normaliser(mode, 2, 1), WEIGHTED[mode]
+    n.fit(ROWS, ROWS, ROWS[:, None], None, (OFTEN, OFTEN, OFTEN))
+    assert_scales(n.proprio, offset, scale)
+    for scaler in (n.action, n.target):
+        assert_scales(scaler, [offset[0], 0], [scale[0], 1])
+    n, x = normaliser("quantile", 1, 1), np.arange(101.0)[:, None]
+    n.fit(x, x, x[:, None], None, (np.ones(101),) * 3)
+    assert_scales(n.proprio, [50], [49])  # from 1 to 99
+
+
+def test_scales_are_those_of_the_targets_that_count():
     chunks = np.zeros((5, 4, 2))
     chunks[:, :, 0] = [[1, 2, 3, 9], [2, 3, 9, 9], [3, 9, 9, 9], [10, 20, 9, 9], [20, 9, 9, 9]]
     chunks[2:, :, 1] = 1
     pad = chunks[:, :, 0] == 9  # beyond an episode's end
-    n = Normaliser("minmax", *parts(1, 2), 4, cumulative=True)
-    n.fit(np.zeros((5, 1)), chunks[:, 0], chunks, pad)
-    sums = {1: [1, 2, 3, 10, 20], 2: [3, 5, 30], 3: [6]}
-    middle = [(max(s) + min(s)) / 2 for s in sums.values()]
-    half = [max((max(s) - min(s)) / 2, ACTION_FLOOR) for s in sums.values()]
-    np.testing.assert_allclose(n.target.offset[:, 0], [*middle, middle[-1]])
-    np.testing.assert_allclose(n.target.scale[:, 0], [*half, half[-1]])
-    assert n.target.offset[:, 1].tolist() == [0] * 4 and n.target.scale[:, 1].tolist() == [1] * 4
+    n = normaliser("minmax", 2, 4, cumulative=True)
+    n.fit(np.zeros((5, 2)), chunks[:, 0], chunks, pad)
+    sums = [[1, 2, 3, 10, 20], [3, 5, 30], [6]]
+    middle = [(max(s) + min(s)) / 2 for s in sums]
+    half = [max((max(s) - min(s)) / 2, 1e-3) for s in sums]
+    assert_scales(n.target, [[m, 0] for m in (*middle, middle[-1])], [[h, 1] for h in (*half, half[-1])])
+    few = zip(([1, 2], [3, 5]), middle, half, strict=False)
+    inside = [[(s - m) / h for s in some] for some, m, h in few]  # of two steps of the first two chunks
+    inside += [inside[-1]] * 2  # beyond all ends: as the step before
+    for found, pick in zip(
+        n.range_of(chunks[:2], pad[:2] | (np.arange(4) > 1), None), (min, max), strict=True
+    ):
+        np.testing.assert_allclose(found[:, 0], [*map(pick, inside)], rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
-def test_channel_moments(count):
-    x = np.random.default_rng(0).normal(3, 2, (count, 2, 4, 5)).astype(np.float16)
-    mean, std = channel_moments(x)
-    np.testing.assert_allclose(mean, x.astype(np.float64).mean((0, 2)), rtol=1e-5)
-    np.testing.assert_allclose(std, x.astype(np.float64).std((0, 2)), rtol=1e-5)
-    assert mean.shape == std.shape == (2, 5)
-    mean, _ = channel_moments(x, frames=64)
-    np.testing.assert_allclose(mean, 3, atol=6 / np.sqrt(min(count, 64) * 4) * 2)
-    for bad in (x * np.inf, x[:0]):
-        with pytest.raises(PolicyError, match="^features: expected frames of finite values"):
-            channel_moments(bad)
+def test_targets_are_weighted_and_count_from_their_starts():
+    chunks, pad = np.array([[[1.0, 1], [3, 1]], [[2, 1], [9, 1]]]), np.array([[0, 0], [0, 1]])
+    weights, n = (np.ones(2), np.ones(2), np.array([1.0, 3])), normaliser("standard", 2, 2)
+    n.fit(chunks[:, 0], chunks[:, 0], chunks, pad, weights, starts=np.array([[0.0, 0], [-1, 0]]))
+    assert_scales(n.target, [[2.5, 0], [3, 0]], [[0.75**0.5, 1], [1e-3, 1]])  # 1 once, 3 three times
+
+
+GRIPPER = {"name": "gripper", "size": 1, "kind": "binary"}
+POSITION = {"name": "position", "size": 3, "kind": "delta"}
+TURN = {"name": "turn", "size": 3, "kind": "rotation", "form": "axis_angle", "relative": True}
+
+
+def test_each_part_may_have_a_normalisation_of_its_own():
+    rng = np.random.default_rng(0)
+    places, turns = rng.normal(2, 3, (50, 3)), rng.normal(0, 0.2, (50, 3))
+    values = np.concatenate([rng.integers(0, 2, (50, 1)), places, turns], 1)
+    n = normaliser("standard", 2, 2, [GRIPPER, POSITION, TURN], modes={"position": "minmax"})
+    n.fit(np.zeros((50, 2)), values, np.stack([values, values], 1))
+    six = Parts.read([TURN], 3, "").inner(torch.from_numpy(turns)).numpy()
+    low, high = places.min(0), places.max(0)
+    scale = [1, *(high - low) / 2, *six.std(0)]  # each of the six its own
+    assert_scales(n.action, [0, *(high + low) / 2, *six.mean(0)], scale)
 
 
 def test_what_the_quantiles_cut_off_is_not_blown_up():
     """A number that is 0 but in every 500th step gets its standard deviation; one that never moves gets the floor."""
     x = np.zeros((1000, 3))
     x[::500, 0], x[:, 1] = 0.3, np.linspace(0, 1, 1000)
-    n = Normaliser("quantile", *parts(3, 3), 2)
+    n = normaliser("quantile", 3, 2)
     n.fit(x, x, np.stack([x, x], 1))
-    np.testing.assert_allclose(n.proprio.scale, [x[:, 0].std(), 0.49, PROPRIO_FLOOR], rtol=1e-5)
-    np.testing.assert_allclose(n.proprio.offset, [x[:, 0].mean(), 0.5, 0], atol=1e-6)
+    assert_scales(n.proprio, [x[:, 0].mean(), 0.5, 0], [x[:, 0].std(), 0.49, 1e-2])
     assert n.action(torch.tensor([0.3, 0.5, 0]))[0] < 25
+
+
+@pytest.mark.parametrize("count", [1, 64, 65, 200])
+def test_channel_moments(count):
+    x = np.random.default_rng(0).normal(3, 2, (count, 2, 4, 5)).astype(np.float16)
+    few = x[np.r_[0:64, 128:192]] if count == 200 else x  # two blocks of 64, spread out
+    rows, wide = np.array([0, count - 1]), np.float64
+    plain, spread = (x[:, 0], x[:, 1]), (few[:, 0], few[:, 1])
+    chosen = {"rows": rows, "tokens": [4, 1]}, (x[rows, 0], x[rows, 1, :1])
+    for how, cameras in (({}, plain), ({"frames": 128}, spread), chosen):
+        mean, std = channel_moments(x, **how)
+        np.testing.assert_allclose(mean, [c.astype(wide).mean((0, 1)) for c in cameras], rtol=1e-5)
+        expected = np.maximum([c.astype(wide).std((0, 1)) for c in cameras], 1e-3)
+        np.testing.assert_allclose(std, expected, rtol=1e-5)
+    for bad in (x * np.inf, x[:0]):
+        with pytest.raises(PolicyError, match="^features: "):
+            channel_moments(bad)
+
+
+def test_moments_of_a_mix_by_hand():
+    """A quarter with mean 0 and deviation 1, the rest with 4 and 3: the squares' mean is 1 / 4 + 3 * 25 / 4 = 19."""
+    parts = [(np.array([[0.0, 7]]), np.array([[1.0, 0]])), (np.array([[4.0, 7]]), np.array([[3.0, 0]]))]
+    mean, std = mixed_moments(parts, [0.25, 0.75])
+    assert mean.tolist() == [[3, 7]] and mean.dtype == std.dtype == np.float32
+    np.testing.assert_allclose(std, [[10**0.5, 1e-3]], rtol=1e-6)

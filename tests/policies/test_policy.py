@@ -9,8 +9,10 @@ from torch.func import functional_call, stack_module_state
 
 from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec
 from s2robot.policies.bodies.mlp import Dense
+from tests.policies.small import plan_of
 
 KINDS = ["mlp", "transformer"]
+CAUSAL = {"causal": True, "action_history": True}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -23,48 +25,47 @@ def test_shapes(make_policy, make_batch, kind, context, network):
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.parameters())  # DDP needs all
     assert set(scalars) == {"loss", "joint_loss", "gripper_loss", "joint_error", "gripper_accuracy"}
-    actions = policy.plan(batch["features"], batch["proprio"], batch["past_actions"], batch["pad"])
-    assert actions.shape == (3, 4, 8)
-    assert set(actions[..., -1].unique().tolist()) <= {0.0, 1.0}
+    actions = plan_of(policy, batch)
+    assert actions.shape == (3, 4, 8) and set(actions[..., -1].unique().tolist()) <= {0.0, 1.0}
+    with pytest.raises(PolicyError, match=r"^features: .*\(B, T, \*\(2, 9, 5\)\), got .* 2, 9, 4\)$"):
+        policy.plan(batch["features"][..., :-1], batch["proprio"])
 
 
-@pytest.mark.parametrize(
-    ("kind", "network"),
-    [
-        ("mlp", {}),
-        ("mlp", {"action_history": True, "proprio_history": True}),
-        ("transformer", {"causal": False}),
-        ("transformer", {"causal": True}),
-    ],
-)
+HISTORY = {"action_history": True, "proprio_history": True}
+BODIES = [
+    ("mlp", {}),
+    ("mlp", HISTORY),
+    ("transformer", {"causal": False}),
+    ("transformer", {"causal": True}),
+]
+
+
+@pytest.mark.parametrize(("kind", "network"), BODIES)
 def test_padding_does_not_matter(make_policy, make_batch, kind, network):
     policy = make_policy(kind=kind, context=4, network=network)
     batch = make_batch(policy)
-    batch["pad"][0, :2] = True
-    batch["pad"][1, :3] = True
-    inputs = ("features", "proprio", "past_actions", "pad")
-    first = policy.plan(*(batch[k] for k in inputs))
-    for key in inputs[:3]:
-        batch[key] = batch[key].clone()
+    batch["pad"][0, :2] = batch["pad"][1, :3] = True
+    first = plan_of(policy, batch)
+    for key in ("features", "proprio", "past_actions"):
         batch[key][batch["pad"]] = 7
-    assert torch.equal(policy.plan(*(batch[k] for k in inputs)), first)
+    assert torch.equal(plan_of(policy, batch), first)
     batch["pad"][:] = False
-    changed = policy.plan(*(batch[k] for k in inputs))
+    changed = plan_of(policy, batch)
     assert not torch.allclose(changed[:2], first[:2])
     torch.testing.assert_close(changed[2], first[2])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_last_action_is_not_seen_and_history_can_be_shut_off(make_policy, make_batch, kind):
-    for history in (True, False):
-        policy = make_policy(kind=kind, context=3, network={"action_history": history})
-        batch = make_batch(policy)
-        out = [policy.plan(batch["features"], batch["proprio"], batch["past_actions"])]
-        for step in (-1, 0):
-            batch["past_actions"][:, step] += 5
-            out.append(policy.plan(batch["features"], batch["proprio"], batch["past_actions"]))
-        assert torch.equal(out[0], out[1])
-        assert torch.allclose(out[1], out[2]) is not history
+@pytest.mark.parametrize("history", [True, False])
+def test_last_action_is_not_seen_and_history_can_be_shut_off(make_policy, make_batch, kind, history):
+    policy = make_policy(kind=kind, context=3, network={"action_history": history})
+    batch = make_batch(policy)
+    out = [plan_of(policy, batch)]
+    for step in (-1, 0):
+        batch["past_actions"][:, step] += 5
+        out.append(plan_of(policy, batch))
+    assert torch.equal(out[0], out[1])
+    assert torch.allclose(out[1], out[2]) is not history
 
 
 def huber(error: torch.Tensor) -> torch.Tensor:
@@ -104,20 +105,16 @@ def test_loss_is_exact_and_blind_to_padding(make_policy, make_batch, target, joi
     assert torch.equal(policy.loss(batch)[0], loss)
 
 
-def test_soft_gripper_and_training_noise(make_policy, make_batch):
+def test_a_soft_gripper_noise_in_training_and_a_policy_without_features(make_policy, make_batch):
     policy = make_policy(binary_gripper=False, proprio_noise=0.1)
     batch = make_batch(policy)
-    gripper = policy.plan(batch["features"], batch["proprio"])[..., -1]
+    gripper = plan_of(policy, batch)[..., -1]
     assert (gripper % 1 > 0).all() and gripper.max() < 1
     assert torch.equal(policy.loss(batch)[0], policy.loss(batch)[0])
     policy.train()
     assert not torch.equal(policy.loss(batch)[0], policy.loss(batch)[0])
-
-
-def test_zero_features_is_blind(make_policy, make_batch):
     for zero in (True, False):
         policy = make_policy(zero_features=zero)
-        batch = make_batch(policy)
         plans = [policy.plan(batch["features"] * times, batch["proprio"]) for times in (1, 2)]
         assert torch.equal(*plans) is zero
 
@@ -125,65 +122,38 @@ def test_zero_features_is_blind(make_policy, make_batch):
 @pytest.mark.parametrize(
     "key, wrong",
     [
-        ("policy.kind", {"kind": "diffusion"}),
-        ("policy.chunks", {"chunks": 3}),
-        ("policy.execute", {"execute": 9}),
-        ("policy.context", {"from_last": True}),
+        ("policy.execute", {"execute": 9}), ("policy.context", {"from_last": True}),
         ("policy.network.widht", {"network": {"widht": 2}, "kind": "transformer"}),
         ("policy.network.width", {"network": {"width": 30, "heads": 4}, "kind": "transformer"}),
-        (r"policy.network.hidden\[1\]", {"network": {"hidden": [3, "x"]}}),
         ("policy.grids: .* 6 tokens", {"tokens": 6}),
         ("policy.head.steps", {"head": {"kind": "diffusion", "steps": 101}}),
         ("policy.ensemble", {"ensemble": math.nan}),
         ("policy.normalise_parts", {"normalise_parts": {"elbow": "minmax"}}),
         ("policy.normalise_parts.joints", {"normalise_parts": {"joints": "decile"}}),
-        ("policy.grids", {"grids": [[3, 3], [3, 3]]}),
-        ("policy.grids", {"grids": [[2, 3]]}),
-        (
-            "policy.pooling.shared",
-            {"pooling": {"shared": True}, "cameras": ["a", "b"], "grids": [[3, 3], [2, 3]]},
-        ),
+        ("policy.grids", {"grids": [[3, 3], [3, 3]]}), ("policy.grids", {"grids": [[2, 3]]}),
+        ("policy.pooling.shared", {"pooling": {"shared": True}, "cameras": ["a", "b"], "grids": [[3, 3], [2, 3]]}),
     ],
-)
+)  # fmt: skip
 def test_wrong_settings(key, wrong):
     with pytest.raises(PolicyError, match=f"^{key}"):
         ChunkPolicy(PolicySpec.from_dict({"cameras": ["hand"], "dim": 5, "tokens": 9, **wrong}))
 
 
-def test_features_of_another_shape_are_refused(make_policy, make_batch):
-    policy = make_policy()
-    batch, words = (
-        make_batch(policy),
-        r"^features: expected shape \(B, T, \*\(2, 9, 5\)\), got \(3, 1, 2, 9, 4\)$",
-    )
-    with pytest.raises(PolicyError, match=words):
-        policy.plan(batch["features"][..., :-1], batch["proprio"])
+def test_what_steps_from_the_measured_pose_are_no_sum():
+    targets = {"robosuite:OSC_POSE": "delta", "joint_delta_commanded": "cumulative", "parts": "cumulative"}
+    for frame, usual in targets.items():
+        for told, expected in (("auto", usual), ("delta", "delta"), ("cumulative", "cumulative")):
+            given = {"action_target": told, "cameras": ["hand"], "dim": 4, "tokens": 4}
+            assert PolicySpec.from_dict(given, action_frame=frame).action_target == expected
 
 
-@pytest.mark.parametrize(
-    ("frame", "target"),
-    [("robosuite:OSC_POSE", "delta"), ("joint_delta_commanded", "cumulative"), ("parts", "cumulative")],
-)
-def test_what_steps_from_the_measured_pose_are_no_sum(frame, target):
-    sizes = {"cameras": ["hand"], "dim": 4, "tokens": 4}
-    spec = PolicySpec.from_dict({"action_target": "auto", **sizes}, action_frame=frame)
-    assert spec.action_target == target
-    for told in ("delta", "cumulative"):
-        spec = PolicySpec.from_dict({"action_target": told, **sizes}, action_frame=frame)
-        assert spec.action_target == told
-
-
-CAUSAL = {"causal": True, "action_history": True}
-
-
-def test_every_step_is_asked_as_if_it_were_the_last(make_policy, make_batch):
+def test_every_step_is_asked_and_learns_as_if_it_were_the_last(make_policy, make_batch):
     policy = make_policy(kind="transformer", context=4, network=CAUSAL)
     torch.nn.init.normal_(policy.network.body.distance)
     batch = make_batch(policy)
     batch["pad"][1, :2] = True
-    pooled, state, past, pad = policy._context(
-        policy.pool(batch["features"]), batch["proprio"], batch["past_actions"], batch["pad"]
-    )
+    given = batch["proprio"], batch["past_actions"], batch["pad"]
+    pooled, state, past, pad = policy._context(policy.pool(batch["features"]), *given)
     every = policy.network.body(pooled, state, past, pad, True)  # (B, T, W)
     assert every.shape == (3, 4, 16)
     torch.testing.assert_close(every[:, -1], policy.network.body(pooled, state, past, pad))
@@ -193,21 +163,15 @@ def test_every_step_is_asked_as_if_it_were_the_last(make_policy, make_batch):
         alone = policy.network.body(pooled[:, seen], state[:, seen], unknown, pad[:, seen])
         rows = ~pad[:, last]
         torch.testing.assert_close(alone[rows], every[rows, last], atol=1e-5, rtol=1e-4)
-
-
-def test_the_loss_of_every_step_is_that_of_each(make_policy, make_batch):
-    policy = make_policy(kind="transformer", context=3, network=CAUSAL)
-    batch = make_batch(policy)
     one, _ = policy.loss(batch)
-    for key, unused in (("actions", torch.nan), ("action_pad", True)):
-        batch[key] = torch.stack([torch.full_like(batch[key], unused)] * 2 + [batch[key]], 1)
+    for key, unused in (("actions", torch.nan), ("action_pad", True)):  # targets at the last step alone
+        batch[key] = torch.stack([torch.full_like(batch[key], unused)] * 3 + [batch[key]], 1)
     torch.testing.assert_close(policy.loss(batch)[0], one)
 
 
-def outcome(kind: type[nn.Linear], members: int, rows: int, sizes: tuple[int, int], training: bool) -> list:
-    """Result, and gradients of rows, weights and biases."""
+def outcome(kind: type[nn.Linear], members: int, rows: int, sizes: tuple[int, int]) -> list:
     torch.manual_seed(0)
-    layers = [kind(*sizes).train(training) for _ in range(members)]
+    layers = [kind(*sizes) for _ in range(members)]
     x = torch.randn(members, rows, sizes[0], requires_grad=True)
     parameters, _ = stack_module_state(layers)
     out = torch.vmap(lambda state, x: functional_call(layers[0], state, (x,)))(parameters, x)
@@ -218,6 +182,6 @@ def outcome(kind: type[nn.Linear], members: int, rows: int, sizes: tuple[int, in
 @pytest.mark.parametrize("members", [1, 4])
 @pytest.mark.parametrize(("rows", "sizes"), [(1, (3, 5)), (64, (960, 128))])
 def test_dense_has_the_values_of_linear_and_gradients_in_the_order_of_the_weights(members, rows, sizes):
-    ours, torchs = (outcome(kind, members, rows, sizes, True) for kind in (Dense, nn.Linear))
+    ours, torchs = (outcome(kind, members, rows, sizes) for kind in (Dense, nn.Linear))
     torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-4)
     assert ours[2].is_contiguous()

@@ -1,3 +1,6 @@
+"""Pooling: each kind against its definition, maps of several shapes, and what is learned of a place."""
+
+import numpy as np
 import pytest
 import torch
 
@@ -9,14 +12,17 @@ KINDS = tuple(POOLINGS)
 def pooling(kind, dim, tokens, out_dim, **settings):
     """A pooling of one camera, whose norm changes nothing."""
     pool = POOLINGS[kind](PoolingSettings(kind=kind, **settings), dim, tokens, out_dim)
-    norm = FeatureNorm(dim)
-    forward = pool.forward
+    forward, norm = pool.forward, FeatureNorm(dim)
     pool.forward = lambda x: forward(x, norm)
     return pool
 
 
+def cameras(kind, maps=9, count=2, **settings):
+    return CameraPooling(PoolingSettings(kind=kind, keypoints=3, **settings), count, 7, maps, 11)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tokens", [1, 4, 9, 49])
+@pytest.mark.parametrize("tokens", [1, 9])
 def test_shapes_and_half_input(kind, tokens):
     pool = pooling(kind, 7, tokens, 11)
     x = torch.randn(5, tokens, 7)
@@ -31,23 +37,39 @@ def test_places_run_row_by_row():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_maps_of_two_shapes_and_nothing_is_read_of_what_fills_the_smaller_one(kind):
-    pool = CameraPooling(PoolingSettings(kind=kind, keypoints=3), 2, 7, [(3, 3), (2, 3)], 11).eval()
-    x = torch.randn(5, 2, 9, 7)
+    pool, x = cameras(kind, [(3, 3), (2, 3)]).eval(), torch.randn(5, 2, 9, 7)
     filled = x.clone()
     filled[:, 1, 6:] = torch.nan
     out = pool(filled)
     assert torch.equal(out, pool(x))
-    alone = CameraPooling(PoolingSettings(kind=kind, keypoints=3), 1, 7, [(2, 3)], 11).eval()
+    alone = cameras(kind, [(2, 3)], 1).eval()
     own = {k.replace("s.1.", "s.0."): v for k, v in pool.state_dict().items() if "s.0." not in k}
     alone.load_state_dict(own)
     assert torch.equal(out[:, 1:], alone(x[:, 1:, :6]))
 
 
-def test_mean_is_the_mean_and_same_on_pooled_features():
-    pool = pooling("mean", 7, 9, 11)
-    x = torch.randn(5, 9, 7)
-    torch.testing.assert_close(pool(x), pool.out(x.mean(1)))
-    torch.testing.assert_close(pool(x), pool(x.mean(1, keepdim=True)))
+def softmax_by_hand(pool, x, k, temperature):
+    """Place and feature that each of k heat maps expects, token by token, and the mean if it is kept."""
+    out = []
+    for tokens in x:
+        logits, found = [pool.project(token) for token in tokens], []  # k of heat, then the values
+        for i in range(k):
+            heat = [torch.exp(logit[i] / temperature) for logit in logits]
+            seen = [torch.cat([place, logit[k:]]) for place, logit in zip(pool.places, logits, strict=True)]
+            found.append(sum(h * s for h, s in zip(heat, seen, strict=True)) / sum(heat))
+        out.append(torch.cat([*found, *[tokens.mean(0)] * pool.settings.keep_mean]))
+    return torch.stack(out)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("keep_mean", [True, False])
+def test_mean_and_spatial_softmax_are_those_by_hand(keep_mean):
+    x, mean = torch.randn(5, 6, 7), pooling("mean", 7, 4, 11)
+    torch.testing.assert_close(mean(x), mean.out(x.mean(1)))
+    torch.testing.assert_close(mean(x), mean(x.mean(1, keepdim=True)))  # of what is pooled already
+    settings = {"keypoints": 3, "values": 2, "temperature": 0.5, "keep_mean": keep_mean}
+    pool = pooling("spatial_softmax", 7, (2, 3), 11, **settings)
+    torch.testing.assert_close(pool(x), pool.out(softmax_by_hand(pool, x, 3, 0.5)))
 
 
 def test_attention_equals_plain_cross_attention():
@@ -64,66 +86,42 @@ def test_attention_equals_plain_cross_attention():
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_cameras_are_told_apart(shared):
-    pool = CameraPooling(PoolingSettings(shared=shared, keypoints=3), 2, 7, 9, 11)
+    pool = cameras("spatial_softmax", shared=shared)
     assert len(pool.pools) == (1 if shared else 2)
-    one = torch.randn(12, 1, 9, 7)
-    out = pool(one.expand(-1, 2, -1, -1))
-    assert out.shape == (12, 2, 11)
-    assert not torch.allclose(out[:, 0], out[:, 1])
+    out = pool(torch.randn(12, 1, 9, 7).expand(-1, 2, -1, -1))
+    assert out.shape == (12, 2, 11) and not torch.allclose(out[:, 0], out[:, 1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_channel_moments_and_blindness(kind):
-    pool = CameraPooling(PoolingSettings(kind=kind, keypoints=3), 2, 7, 9, 11)
-    mean, std = torch.randn(2, 7), torch.rand(2, 7) + 0.5
-    x = torch.randn(3, 2, 9, 7)
-    before = pool(x)
+    pool, x = cameras(kind), torch.randn(3, 2, 9, 7)
+    mean, std, before = torch.randn(2, 7), torch.rand(2, 7) + 0.5, pool(x)
     pool.set_moments(mean, std)
     torch.testing.assert_close(pool(x * std[:, None] + mean[:, None]), before, atol=1e-5, rtol=1e-4)
+    assert not pool.blind
     pool.blind = True
-    assert torch.equal(pool(x), pool(x + 1))
+    assert pool.blind and torch.equal(pool(x), pool(x + 1))
 
 
-def localisation_error(kind: str) -> float:
-    """Mean error (grid is 2 wide) of a blob's place, after training."""
-    g = torch.Generator().manual_seed(0)
-    side, dim = 5, 8
-    blob = torch.randn(dim, generator=g) * 2
-
-    def sample(count):
-        place = torch.rand(count, 2, generator=g) * 2 - 1
-        # Bilinear weights sum to one: the mean over tokens does not know the place.
-        near = (1 - (place[:, None] - map_places(side * side)).abs() * (side - 1) / 2).clamp(min=0).prod(-1)
-        return torch.randn(count, side * side, dim, generator=g) * 0.2 + near[..., None] * blob, place
-
-    torch.manual_seed(0)
-    pool = pooling(kind, dim, side * side, 2, keypoints=4, values=2, queries=2, heads=2, width=16)
-    optimiser = torch.optim.Adam(pool.parameters(), 1e-2)
-    for _ in range(400):
-        x, place = sample(128)
-        loss = torch.nn.functional.mse_loss(pool(x), place)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    x, place = sample(512)
-    return (pool.eval()(x) - place).abs().mean().item()
+@pytest.mark.parametrize("tokens", [25, (4, 6)])
+def test_attention_begins_with_waves_of_every_rate_in_both_directions_for_keys_and_values(tokens):
+    position, again = (pooling("attention", 7, tokens, 11, width=16).position.detach() for _ in range(2))
+    angles = map_places(tokens)[..., None] * torch.pi / 2 * 2.0 ** torch.linspace(0, 2, 8)  # (N, 2, 8)
+    waves = torch.cat([angles.sin().flatten(1), angles.cos().flatten(1)], 1)
+    found, expected = (sorted(x.round(decimals=4).T.tolist()) for x in (position, waves))
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert torch.equal(position, again)
 
 
-def test_spatial_pooling_finds_a_place_that_the_mean_forgets():
-    errors = {kind: localisation_error(kind) for kind in KINDS}
-    assert errors["mean"] > 0.4  # guessing the middle errs by 0.5
-    assert errors["spatial_softmax"] < 0.1
-    assert errors["attention"] < 0.15
-
-
-@pytest.mark.parametrize(("temperature", "expected"), [(1.0, 0.5), (0.5, 0.8)])
-def test_the_temperature_divides(temperature, expected):
-    """Two tokens with logits ln 3 and 0, at x = 1 and x = -1: p = 3 ** (1 / t) / (3 ** (1 / t) + 1) lies right."""
-    alone = {"keypoints": 1, "values": 0, "keep_mean": False}
-    pool = pooling("spatial_softmax", 1, 4, 2, temperature=temperature, **alone)
-    torch.nn.init.constant_(pool.project.weight, 1.0)
-    torch.nn.init.zeros_(pool.project.bias)
-    pool.out = torch.nn.Identity()
-    logit = torch.log(torch.tensor(3.0))
-    tokens = torch.tensor([0.0, logit, 0.0, logit]).view(1, 4, 1)  # the left column 0, the right one ln 3
-    assert pool.eval()(tokens)[0].tolist() == pytest.approx([expected, 0.0], abs=1e-6)
+@pytest.mark.parametrize(("kind", "dtype"), [("mean", None), *((kind, torch.bfloat16) for kind in KINDS[1:])])
+def test_a_training_may_round_the_tokens_beforehand(kind, dtype):
+    pool, x = cameras(kind), torch.randn(5, 2, 9, 7)
+    exact = pool(x)
+    assert pool.token_dtype is None and pool.multiply_in(torch.bfloat16) is pool.token_dtype is dtype
+    assert torch.equal(pool.eval()(x), exact)
+    if dtype is not None:
+        assert torch.equal(pool.train()(x), pool(x.bfloat16(), x.mean(2)))
+        assert 0 < (pool(x) - exact).abs().max() < 0.1
+        pool.blind = True
+        assert pool.token_dtype is None
+    assert cameras(kind, [(3, 3), (2, 3)]).multiply_in(torch.bfloat16) is None

@@ -5,25 +5,22 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.core.singleton import Singleton
 
 from s2robot import cli
-from s2robot.core.files import configs_dir
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.real.emulator.side import SideChannel
 from s2robot.policies import ChunkPolicy, save_checkpoint
 from tests import forks
+from tests.configs import composed
 from tests.inline import do_inline
 from tests.policies.small import small_spec
 from tests.s2robot.pictures import write_pictures
 
-ROOT = Path(__file__).resolve().parents[2]
 CAMERAS = ("hand", "left")
 # a busy machine is no fault; what a test injects is
 CALM = (
@@ -109,7 +106,7 @@ def slow_policy(save_untrained, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """A dataset of pictures. A pre-flight that lays the cameras' beside them draws no demos."""
+    """A dataset of pictures: a pre-flight that compares the cameras' with them draws no demos."""
     return write_pictures(tmp_path_factory.mktemp("pictures") / "pictures.zarr", CAMERAS)
 
 
@@ -132,7 +129,7 @@ def emulator(request, tmp_path_factory):
             sys.executable, "-m", "s2robot", "emulate", "emulator.ports=free", "emulator.fps=10", "env.image_size=64",
             f"env.cameras=[{','.join(CAMERAS)}]",
         ],
-        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(forks.ROOT)}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
     greeting = [process.stdout.readline() for _ in range(4)]
@@ -158,9 +155,7 @@ def arm_config(emulator, calm, pictures, tmp_path, monkeypatch):
 
     def make(verb, *overrides):
         box = ("bridge=emulator", f"bridge.emulator.port={emulator.port}", f"run_dir='{tmp_path}'")
-        box += (f"demos.path='{pictures}'",)
-        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            return compose(verb, [*box, *calm, *overrides])
+        return composed(verb, *box, f"demos.path='{pictures}'", *calm, *overrides)
 
     return make
 
@@ -171,7 +166,7 @@ def served(slow_policy, tmp_path, monkeypatch):
     monkeypatch.setenv("S2ROBOT_TOKEN", "a-token-for-these-tests")
     server = forks.Popen(
         [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{slow_policy}'", "serve.port=0", "serve.threads=1"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(forks.ROOT)}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert server.stdout is not None

@@ -1,4 +1,4 @@
-"""Datasets of images that no simulator draws, and the settings of a policy that learns from them in a second."""
+"""Datasets of images that no simulator draws, and a policy that learns from them in a second."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from s2robot.cli import main
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 from tests.envs.real.home import described
@@ -19,6 +20,13 @@ POLICY = [
     "policy.network.hidden=[16]", "policy.network.image_dim=8", "policy.network.state_dim=8",
     "policy.pooling.keypoints=4", "policy.pooling.values=2",
 ]  # fmt: skip
+TRAINING = ["train.steps=2", "train.batch_size=8", "train.threads=1", "features.workers=1", *POLICY]
+
+
+def trained(out: Path, *words: object) -> Path:
+    """`s2robot train` into a folder; its checkpoint."""
+    assert main(["train", *TRAINING, *map(str, words), f"hydra.run.dir={out}"]) == 0
+    return out / "checkpoint"
 
 
 def write_noise(

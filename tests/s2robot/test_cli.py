@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,16 +12,15 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from s2robot.cli import VERBS, Verb, main, summary_of
 from s2robot.config import task_settings
 from s2robot.core.files import configs_dir
 from s2robot.overrides import as_known, take_stored_world
+from tests.configs import composed
 from tests.inline import do_inline
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.kills import ROOT
 
 
 @pytest.fixture
@@ -41,10 +39,8 @@ def s2robot(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("args", [(), ("--help",)])
 def test_alone_lists_every_verb(s2robot, args):
     status, out, _ = s2robot(*args)
-    assert status == 0
-    for verb in VERBS:
-        (line,) = (line for line in out.splitlines() if line.split()[:1] == [verb])
-        assert line.endswith(summary_of(verb)) and len(summary_of(verb).split()) > 3
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert status == 0 and all(lines[verb].endswith(summary_of(verb)) for verb in VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -81,16 +77,14 @@ def test_help_explains_a_group(s2robot):
         ("evaluate checkpoint=x encoder=mvp-tiny", "encoder: `s2robot evaluate` uses the checkpoint's own"),
         ("evaluate checkpoint=x policy.members=1", "policy.members: `s2robot evaluate` uses the checkpoint"),
         ("evaluate checkpoint=x evaluate=arm bridge=emulatr", "bridge: expected one of default, emulator"),
-        ("evaluate checkpoint=x evaluate.episode=1", "did you mean 'evaluate.episodes'?"),
         ("evaluate", "checkpoint: expected a value, got nothing"),
         ("train a:b", "cannot read 'a:b'"),
         ("pretrain crop.min=1 data=a out=b", "crop.min: crop is a list, "),
         ("inspect =3", "expected key=value"),
-        ("train encoder=0", "encoder: expected one of dinov2_s"),
         ("deploy robot=[1,2]", "robot: expected one of panda, xarm7, got [1,2]"),
         ("train policy.kind=transformer", "policy.network."),
         ("train demos.path=", "demos.path: expected "),
-        ("train s2.scales=[1,nan]", "s2.scales: expected one or more numbers > 0, such as [1,2], got [1, na"),
+        ("train s2.scales=[1,nan]", "s2.scales[1]: expected a finite number, got nan"),
         ("train data=nope", "nope: expected a dataset folder"),
         ("dagger checkpoint=", "recording.checkpoint: "),
         ("inspect data=nope odd=null", "odd: expected keys and values, got null"),
@@ -98,9 +92,15 @@ def test_help_explains_a_group(s2robot):
         ("train +env.side_cameras.top=3", "env.side_cameras.top: expected a list, got 3"),
         ("train env.box_x=[0.1]", "env.box_x[1]: expected a value, got nothing"),
         ("serve checkpoint=x serve=null", "serve: expected keys and values, got null"),
-        ("convert data=[a] out=b", "data: expected a path, got ['a']"),
+        ("convert data=[a] out=b", "data: expected a string, got ['a']"),
         ("record recording.picker.misses=2 recording.episodes=0", "recording.episodes: expected >= 1, got 0"),
         ("run evaluate.seed=100000", "evaluate.seed: positions 100000 to 100127 hold 120 that the demos of"),
+        ("train --checkpoint X", "write checkpoint=X"),
+        ("evaluate checkpoint=none", "checkpoint none: no such folder"),
+        ("encode encoder.name=mvp-tine", "encoder.name: expected one of mvp-tiny, "),
+        ("encode env.cameras=[hand,top]", "cameras: expected 'top' among them"),
+        ("train --train-steps=3", "write train_steps=3"),
+        ("train --live", "write live=<value>"),
     ],
 )
 def test_wrong_input_is_one_line(s2robot, words, text):
@@ -145,7 +145,7 @@ def test_a_gymnasium_world_is_the_checkpoints_own(tmp_path):
     (tmp_path / "policy.json").write_text(json.dumps({"contract": own}))
 
     def taken(*words):
-        config = composed("evaluate", [f"checkpoint={tmp_path}", *words])
+        config = composed("evaluate", f"checkpoint={tmp_path}", *words)
         take_stored_world(config, list(words))
         return config
 
@@ -156,15 +156,9 @@ def test_a_gymnasium_world_is_the_checkpoints_own(tmp_path):
     assert taken("task=stack").task.name == "stack"
 
 
-def composed(verb, words):
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        return compose(verb, words)
-
-
 def test_the_fast_run_is_one_network_and_what_is_typed_goes_before_it():
-    default, fast, typed = (
-        composed("run", words) for words in ([], ["preset=fast"], ["preset=fast", "train.steps=7"])
-    )
+    default, fast = composed("run"), composed("run", "preset=fast")
+    typed = composed("run", "preset=fast", "train.steps=7")
     assert (default.policy.members, fast.policy.members, typed.policy.members) == (4, 1, 1)
     assert (default.train.steps, fast.train.steps, typed.train.steps) == (2000, 3000, 7)
     fast.policy.members, fast.train.steps = default.policy.members, default.train.steps
@@ -187,38 +181,28 @@ def test_the_fast_run_is_one_network_and_what_is_typed_goes_before_it():
     ],
 )
 def test_a_task_or_policy_says_how_many_demos_and_steps_it_wants(verb, words, demos, steps):
-    config = composed(verb, words)
+    config = composed(verb, *words)
     recorded = config.episodes if verb == "record" else config.get("recording", {}).get("episodes")
     assert (recorded, config.get("train", {}).get("steps")) == (demos, steps)
 
 
-@pytest.mark.parametrize(
-    ("words", "typed"),
-    [("--checkpoint X", "checkpoint=X"), ("--train-steps=3", "train_steps=3"), ("--live", "live=<value>")],
-)
-def test_an_unknown_flag_says_what_to_type(s2robot, words, typed):
-    status, _, err = s2robot("train", *words.split())
-    assert status == 2 and err.rstrip().endswith(f"write {typed}")
-
-
-@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", None])
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", None])
 def test_answers_without_the_heavy_libraries_whose_threads_will_sleep(name, tmp_path):
     """OpenMP's settings come before torch is imported, from the command line alone, unless the user has his own."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-    own = {key: "7" if key == name else None for key in names}
+    own = {name: "7"} if name else {}
     env = {key: value for key, value in os.environ.items() if key not in names}
-    env |= {"PYTHONPATH": str(ROOT)} | ({name: "7"} if name else {})
-    script = (
-        "import json, os, sys, s2robot, s2robot.cli\n"
-        f"found = lambda: {{name: os.environ.get(name) for name in {names}}}\n"
-        "before = found()\n"
-        "s2robot.cli.main([]); s2robot.cli.main(['run', '--cfg', 'job'])\n"
-        "heavy = [m for m in ('torch', 'mujoco', 'robosuite', 'zarr', 'timm') if m in sys.modules]\n"
-        "print(json.dumps([before, found(), heavy]))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)  # fmt: skip
-    before, after, heavy = json.loads(done.stdout.splitlines()[-1])
-    assert before == own and after == (own if name else own | {"OMP_WAIT_POLICY": "PASSIVE"}) and not heavy
+    script = f"""
+import json, os, sys, s2robot, s2robot.cli
+found = lambda: {{name: os.environ[name] for name in {names} if name in os.environ}}
+before = found()
+s2robot.cli.main([]); s2robot.cli.main(["run", "--cfg", "job"])
+heavy = [m for m in ("torch", "mujoco", "robosuite", "zarr", "timm") if m in sys.modules]
+print(json.dumps([before, found(), heavy]))
+"""
+    how = {"cwd": tmp_path, "env": env | {"PYTHONPATH": str(ROOT)} | own, "text": True}
+    said = subprocess.check_output([sys.executable, "-c", script], **how).splitlines()[-1]
+    assert json.loads(said) == [own, own or {"OMP_WAIT_POLICY": "PASSIVE"}, []]
 
 
 # --- what a verb raises, and what becomes of it ------------------------------------------------------------
@@ -279,13 +263,12 @@ def test_a_verb_that_fails_before_it_writes_leaves_one_line_and_no_folder(inspec
 @pytest.mark.parametrize("words", [(), ("hydra.run.dir=runs/mine",)])
 def test_an_interrupted_verb_shows_how_to_resume_it(inspect, tmp_path, words):
     status, _, err = inspect(raises(KeyboardInterrupt()), "+a='x y'", *words)
-    assert (status, err) == (130, "s2robot inspect: interrupted\n")
+    assert (status, err) == (130, "s2robot inspect: interrupted\n") and not [*tmp_path.glob("runs/*/*")]
 
     def verb(cfg):
         (Path(cfg.run_dir) / "state").touch()
         raise KeyboardInterrupt
 
-    shutil.rmtree("runs", ignore_errors=True)
     status, _, err = inspect(verb, "+a='x y'", *words, resumes=True)
     (folder,) = tmp_path.glob("runs/mine" if words else "runs/inspect/*")
     command = f"s2robot inspect run=here '+a='\"'\"'x y'\"'\"'' hydra.run.dir={folder.relative_to(tmp_path)}"
@@ -293,9 +276,9 @@ def test_an_interrupted_verb_shows_how_to_resume_it(inspect, tmp_path, words):
 
 
 def test_a_job_in_the_folder_of_a_comparison_leaves_the_description_there_alone(inspect, tmp_path):
-    done = lambda cfg: None  # noqa: E731
-    assert inspect(done, "hydra.run.dir=one", "+who=whole")[0] == 0
-    assert inspect(done, "hydra.run.dir=one", "hydra.output_subdir=.hydra-job", "+who=job")[0] == 0
+    for name, who in ((".hydra", "whole"), (".hydra-job", "job")):
+        words = ("hydra.run.dir=one", f"hydra.output_subdir={name}", f"+who={who}")
+        assert inspect(lambda cfg: None, *words)[0] == 0
     for name, who in ((".hydra", "whole"), (".hydra-job", "job")):
         assert yaml.safe_load((tmp_path / "one" / name / "config.yaml").read_text())["who"] == who
 

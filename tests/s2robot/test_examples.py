@@ -1,7 +1,6 @@
 """Every script of examples/ runs, on a tiny scale, and does what it says."""
 
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.s2robot.evaluation.made import record, save_records
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -64,16 +65,11 @@ def test_train_by_hand(tmp_path):
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
 
 
-def test_act(slow_policy):
-    action = example("act", slow_policy)
-    assert action.shape == (8,) and np.isfinite(action).all()
-
-
 @pytest.mark.realtime
-def test_serve_and_call(slow_policy, monkeypatch):
+def test_act_here_and_through_a_server(slow_policy, monkeypatch):
     monkeypatch.setenv("S2ROBOT_TOKEN", "a-token-for-these-tests")
-    action = example("serve_and_call", slow_policy, "--deadline", 60)
-    assert action.shape == (8,) and np.isfinite(action).all()
+    for action in (example("act", slow_policy), example("serve_and_call", slow_policy, "--deadline", 60)):
+        assert action.shape == (8,) and np.isfinite(action).all()
 
 
 def test_evaluate(slow_policy):
@@ -81,19 +77,10 @@ def test_evaluate(slow_policy):
 
 
 def test_compare_arms(tmp_path):
-    rng, folders = np.random.default_rng(0), {"a": [], "b": []}
+    rng = np.random.default_rng(0)
+    folders = {arm: [tmp_path / f"{arm}{seed}" for seed in range(3)] for arm in "ab"}
     for arm, chance in (("a", 0.9), ("b", 0.4)):
-        for folder in (tmp_path / f"{arm}{seed}" for seed in range(3)):
-            folder.mkdir()
-            folders[arm].append(folder)
-            with open(folder / "episodes.jsonl", "w") as file:
-                for i in range(64):
-                    success = bool(rng.random() < chance)
-                    row = {
-                        "episode": i, "seed": 10000 + i, "success": success, "cube_xy": [0.0, 0.0], "cube_yaw": 0.0,
-                        "stage": "held" if success else "approach", "steps": 80, "seconds": 8.0,
-                        "time_to_success_s": 4.0 if success else None, "closest_m": None, "video": None,
-                    }  # fmt: skip
-                    print(json.dumps(row), file=file)
+        for folder in folders[arm]:
+            save_records(folder, [record(i, bool(rng.random() < chance)) for i in range(64)])
     result = example("compare_arms", "--a", *folders["a"], "--b", *folders["b"])
     assert result.difference > 0.3 and result.low > 0 and result.positions == 64

@@ -7,31 +7,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from s2robot.core.errors import UserError, require
-from s2robot.envs.gl import SIMULATOR, require_simulator
+from s2robot.envs.gl import SIMULATOR
 from tests import forks
-from tests.s2robot.pictures import POLICY, write_noise
+from tests.s2robot.pictures import TRAINING, write_noise
 
-ROOT = Path(__file__).resolve().parents[3]
 WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({SIMULATOR!r}))\n"  # None there: as if not installed
 
 
 def python(script: str, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a script in a process of its own that finds no simulator. What it does not import itself was imported without."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "S2ROBOT_CACHE": str(folder), forks.ALL: "1"}
+    env = os.environ | {"PYTHONPATH": str(forks.ROOT), "S2ROBOT_CACHE": str(folder), forks.ALL: "1"}
     command = [sys.executable, "-c", WITHOUT + script, *map(str, arguments)]
     return forks.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-
-
-def test_require_names_the_package_and_the_command(monkeypatch):
-    require("numpy", "sim")
-    with pytest.raises(UserError, match=r"^nowhere is not installed: pip install 's2robot\[xarm\]'$"):
-        require("nowhere", "xarm")
-    monkeypatch.setitem(sys.modules, "mink", None)
-    with pytest.raises(UserError, match=r"^mink is not installed: pip install 's2robot\[sim\]'$"):
-        require_simulator()
 
 
 def test_verbs_that_simulate_say_in_one_line_what_is_missing(tmp_path):
@@ -63,8 +51,7 @@ frame = np.zeros((encoder.image_size, encoder.image_size, 3), np.uint8)
 action = actor.act({"images": {"hand": frame}, "proprio": np.zeros(8, np.float32)})
 print("action", json.dumps(action.tolist()))
 """
-    few = ["train.steps=1", "train.batch_size=4", "train.threads=1", "features.workers=1"]
-    result = python(script, tmp_path, *POLICY, *few, f"encoder.checkpoint={tiny_encoder}")
+    result = python(script, tmp_path, *TRAINING, f"encoder.checkpoint={tiny_encoder}")
     assert result.returncode == 0, result.stderr
     action = json.loads(result.stdout.rsplit("action ", 1)[1])
     assert len(action) == 8 and np.isfinite(action).all()

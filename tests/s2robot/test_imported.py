@@ -1,60 +1,93 @@
-"""Datasets of other formats through the verbs: what does not fit is refused before anything is encoded."""
+"""Datasets of other formats and other robots through the verbs: what does not fit is refused before encoding."""
 
 import json
 import re
 
+import h5py
 import numpy as np
 import pytest
 
+from s2robot import cli
+from s2robot.config import DemosSettings
+from s2robot.core.errors import UserError
+from s2robot.demos.errors import DatasetError
+from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import ACTION_FRAME
-from tests.demos.formats.made import lerobot_v21, store
-from tests.s2robot.pictures import POLICY
+from s2robot.policies import load_checkpoint
+from tests.demos.formats.made import FPS, lerobot_v21, store
+from tests.s2robot.pictures import TRAINING, trained, write_noise
 from tests.s2robot.test_pipeline import EVALUATION, refused
 
-TRAINING = ["train.steps=2", "train.batch_size=8", "train.threads=1", "features.workers=1", *POLICY]
 SOURCE = {"source": {"format": "a", "name": "b"}}
-CUBE_PICK = SOURCE | {
-    "sizes": dict.fromkeys(("hand", "left", "right"), (32, 32)),
-    "action_frame": ACTION_FRAME,
-}
+CAMERAS = dict.fromkeys(("hand", "left", "right"), (32, 32))
+CUBE_PICK = SOURCE | {"sizes": CAMERAS, "action_frame": ACTION_FRAME}
 
 
 @pytest.fixture
-def words(tiny_encoder, tmp_path):
-    """Settings of a training of seconds, its features in a cache of its own."""
-    return [f"encoder.checkpoint={tiny_encoder}", f"features.cache={tmp_path / 'features'}", *TRAINING]
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def small(cache, tiny_encoder):
+    """Settings of a training of seconds, in a cache of its own."""
+    return [f"encoder.checkpoint={tiny_encoder}", *TRAINING]
+
+
+def test_a_lerobot_folder_brings_its_own_world_and_splits(cache, tmp_path):
+    path = lerobot_v21(tmp_path / "in")
+    demos = DemosSettings(path=str(path))
+    own = {"robot": "koch", "rate_hz": FPS, "action_frame": "parts", "cameras": ("top",)}
+    assert demos.own_world() == own and DemosSettings(name="xarm7_cube").own_world() == {}
+    assert demos.folder().parent == cache / "demos" and len(demos.open()) == 2
+    file = path / "meta/info.json"
+    info = json.loads(file.read_text())
+    file.write_text(json.dumps(info | {"splits": {"train": "0:1", "test": "1:2", "odd": "80%:"}}))
+    for name, episode in (("train", 0), ("test", 1)):
+        assert DemosSettings(path=str(path), mask=name).open().meta("source_episode").tolist() == [episode]
+    for name, words in (("val", "mask: expected some of train, test, odd, got"), ("odd", "80%")):
+        with pytest.raises(DatasetError, match=words):
+            DemosSettings(path=str(path), mask=name).folder()
+
+
+def test_a_filter_key_that_is_not_there_is_refused(cache, tmp_path):
+    own, path = store(tmp_path / "in.zarr"), tmp_path / "in.hdf5"
+    export(own, path, "robomimic", ExportSettings(action_range="data"))
+    with h5py.File(path, "a") as file:
+        file["mask/more"] = np.array([b"demo_1", b"demo_9"])
+    for mask, words in (("test", "more.*, got 'test'"), ("more", "demo_0, demo_1, got 'demo_9'")):
+        with pytest.raises(DatasetError, match=f"in.hdf5: mask.*: expected some of {words}"):
+            DemosSettings(path=str(path), mask=mask).folder()
+    for demos in ({"path": str(own.path)}, {"name": "xarm7_cube"}):  # which have no filter keys
+        with pytest.raises(UserError, match="demos.mask: "):
+            DemosSettings(**demos, mask="train").folder()
 
 
 @pytest.mark.parametrize(
-    ("about", "text"),
+    ("words", "about", "text"),
     [
-        (SOURCE, "the policy needs cameras hand, left.up"),
-        ({**CUBE_PICK, "robot": "koch"}, "for robot 'koch', given is 'xarm7'"),
-        ({**CUBE_PICK, "rate_hz": 30}, "acts at 30 Hz, given are 10 Hz"),
-        (CUBE_PICK, "the policy's action is joints (2 delta), gripper (1 binary), given is joints (7 delta)"),
+        (["run", *EVALUATION], SOURCE, "task: expected the world of the policy's demos"),
+        (["train", "train.rollouts.every=1"], CUBE_PICK, "action is joints (2 delta), gripper (1 binary)"),
     ],
 )
-@pytest.mark.parametrize("verb", ["run", "train"])
-def test_demos_that_the_world_cannot_evaluate_are_refused_before_encoding(
-    here, words, tmp_path, verb, about, text
-):
+def test_demos_that_the_world_cannot_evaluate_are_refused(here, words, small, cache, tmp_path, about, text):
     store(tmp_path / "own.zarr", **about)
-    more = ["train.rollouts.every=1"] if verb == "train" else EVALUATION
-    line = refused(here(verb, "demos.path=own.zarr", *words, *more), verb)
+    line = refused(here(*words, "demos.path=own.zarr", *small), words[0])
     assert text in line and "own.zarr: " in line
-    assert not (tmp_path / "features").exists()
+    assert not (cache / "features").exists()
 
 
-def test_demos_without_cameras_are_refused(here, words, tmp_path):
+def test_demos_without_cameras_are_refused(here, small, tmp_path):
     lerobot_v21(tmp_path / "aloha")
     assert here("convert", "data=aloha", "out=blind.zarr", "cameras=[]").returncode == 0
-    line = refused(here("train", "demos.path=blind.zarr", *words), "train")
+    line = refused(here("train", "demos.path=blind.zarr", *small), "train")
     assert "blind.zarr: found no cameras" in line
 
 
 @pytest.mark.parametrize("damaged", [0, 1])
-def test_a_damaged_video_is_left_out_by_what_the_message_says(here, words, tmp_path, damaged):
+def test_a_damaged_video_is_left_out_by_what_the_message_says(here, small, tmp_path, damaged):
     lerobot_v21(tmp_path / "aloha")
     video = tmp_path / f"aloha/videos/chunk-000/observation.images.top/episode_00000{damaged}.mp4"
     if damaged:
@@ -71,8 +104,7 @@ def test_a_damaged_video_is_left_out_by_what_the_message_says(here, words, tmp_p
         return
     result = here("inspect", "data=aloha", f"demos.{typed}", "videos.write=false")
     assert result.returncode == 0 and "odd: " in result.stdout
-    assert here("train", "demos.path=aloha", f"demos.{typed}", *words, "hydra.run.dir=run").returncode == 0
-    contract = json.loads((tmp_path / "run/checkpoint/policy.json").read_text())["contract"]
+    contract = load_checkpoint(trained(tmp_path / "run", "demos.path=aloha", f"demos.{typed}", small[0]))[1]
     assert contract["dataset"]["episodes"] == 1
 
 
@@ -95,3 +127,59 @@ def test_a_rate_reaches_the_reader_of_the_dataset(here, tmp_path):
     for data, expected in (("aloha", "rate_hz: expected 10"), ("own.zarr", "demos.rate_hz: expected null")):
         result = here("inspect", f"data={data}", "rate_hz=5", "videos.write=false")
         assert expected in refused(result, "inspect")
+
+
+# ---------------------------------------------------------------- demos of another robot, as an episode store
+
+
+def koch(path, episodes: int = 12, source: object = SOURCE["source"]):
+    about = {"robot": "koch", "rate_hz": 20, "env_version": "", "source": source}
+    return f"demos.path={write_noise(path, {'top': (32, 32)}, [9] * episodes, **about)}"
+
+
+@pytest.mark.parametrize("verb", ["train", "encode"])
+def test_an_encoder_has_to_be_chosen_before_anything_is_encoded(here, cache, tmp_path, verb):
+    more = TRAINING if verb == "train" else ["features.workers=1"]
+    line = refused(here(verb, koch(tmp_path / "koch.zarr"), *more), verb)
+    names = ("efficientnet_lite0", "dinov2_s", "vits-mae-in", "mvp-tiny")
+    assert all(f"encoder={name}" in line for name in names)
+    assert not cache.exists() and not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_a_tenth_is_held_out_and_times_are_steps_of_the_demos(here, small, tmp_path):
+    demos = koch(tmp_path / "koch.zarr")
+    times = ["train.epochs=0.5", "policy.chunk=0.4s", "policy.execute=.2s", "hydra.run.dir=run"]
+    assert here("train", demos, small[0], *TRAINING[1:], *times).returncode == 0
+    policy, contract = load_checkpoint(tmp_path / "run/checkpoint")
+    assert (policy.spec.chunk, policy.spec.execute) == (8, 4)  # at 20 Hz
+    assert (contract["training"]["demos"], contract["training"]["held_out"]) == (11, 1)
+    assert contract["training"]["step"] == -(-11 * 9 // 16)
+    assert here("evaluate", "evaluate=recorded", "checkpoint=run").returncode == 0
+    for wrong, key in (
+        (["train.epochs=2", "train.steps=5"], "train.epochs"),
+        (["policy.chunk=0.01s"], "policy.chunk"),
+        (["policy.chunk=soon"], "policy.chunk"),
+    ):
+        assert f" {key}: " in refused(here("train", demos, small[0], *wrong), "train")
+
+
+@pytest.mark.parametrize("source, episodes, share", [("emulator", 12, 0), ("arm", 12, 0.1), ("arm", 9, 0)])
+def test_of_few_and_of_rehearsals_none_are_held_out(tmp_path, source, episodes, share):
+    path = koch(tmp_path / "d.zarr", episodes, source).partition("=")[2]
+    assert DemosSettings(path=path).usual_validation() == share
+
+
+# ---------------------------------------------------------------- the same weights after a journey through another format
+
+
+@pytest.mark.slow  # it draws simulated demos anew for each format
+def test_the_same_policy_comes_of_every_format(recorded, tiny_encoder, tmp_path):
+    def weights(data) -> bytes:
+        words = [f"demos.path={data}", f"encoder.checkpoint={tiny_encoder}"]
+        return (trained(tmp_path / f"run-{data.name}", *words) / "policy.safetensors").read_bytes()
+
+    first = weights(recorded)
+    for name, *more in (("a.hdf5",), ("a.zarr.zip",), ("lerobot", "to=lerobot", "pictures=png")):
+        words = [f"data={recorded}", f"out={tmp_path / name}", f"hydra.run.dir={tmp_path / 'run'}"]
+        assert cli.main(["convert", *words, *more, "image_size=64"]) == 0  # rendered at the encoder's size
+        assert weights(tmp_path / name) == first, name

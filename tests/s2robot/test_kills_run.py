@@ -1,103 +1,79 @@
-"""`s2robot run record=true` that is killed at any of its writes ends, with the same command, as one that was not.
-
-Simulation and evaluation are made up, so that all else is quick: recording, encoding, training and the run's own files
-are the real ones. Kills in an evaluation: tests/s2robot/evaluation.
-"""
+"""A run or an evaluation that is killed at any of its writes ends, with the same command, as one that was not."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from s2robot import features, pipeline
-from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
+from s2robot import pipeline, verbs  # noqa: F401  before the forks
 from s2robot.cli import main
-from s2robot.core.files import write_json
-from s2robot.demos import record as recorder
-from s2robot.demos.store import EpisodeStore
-from s2robot.evaluation import evaluate
 from tests.inline import do_inline
 from tests.kills import kill_at_every_write
-from tests.s2robot.pictures import ABOUT
+from tests.s2robot.pictures import TRAINING
+from tests.s2robot.point import POINT
 
 WORDS = [
-    "record=true", "recording.episodes=3", "recording.seed=500", "env.cameras=[hand]", "train.steps=2",
-    "train.batch_size=4", "train.checkpoint_every=1", "train.threads=1", "train.accelerator=cpu", "features.device=cpu", "features.threads=1",
-    "policy.network.hidden=[8]", "policy.network.image_dim=4", "policy.network.state_dim=4",
-    "policy.pooling.keypoints=2", "policy.pooling.values=1",
+    *POINT, "evaluate.episodes=3", "evaluate.videos=2", "evaluate.video_size=32", "evaluate.workers=1",
+    "evaluate.threads=1", "evaluate.device=cpu",
 ]  # fmt: skip
+RUN = [
+    *WORDS, *TRAINING, "record=true", "recording.episodes=3", "recording.seed=500", "train.steps=3", "train.log_every=1",
+    "train.checkpoint_every=1", "train.accelerator=cpu", "train.tune.blocks=1", "train.tune.rate=0.1",
+    "features.device=cpu", "features.threads=1",
+]  # fmt: skip
+FILES = (
+    "episodes.jsonl", "actions/*.npy", "videos/[!.]*", "checkpoint/*.safetensors", "demos.zarr/data/*/c.*",
+    "../cache/features/*/features.bin",
+)  # fmt: skip
 
 
-def about(world, picker, seed: int) -> dict:
-    own = {"cameras": ["hand"], "camera_geometry": {"hand": {}}, "kind": "states", "picker": {}}
-    return {**ABOUT, **own, "env_version": "CubePick-v0", "seed": seed}
-
-
-def episode(world, picker, seed: int, expert: int, kicks: bool) -> tuple[dict, dict]:
-    rng = np.random.default_rng(seed)
-    arrays = {
-        "state": rng.random((4, 2)),
-        **{k: rng.random((4, 8), np.float32) for k in ("action", "proprio")},
-        "expert": rng.random((4, expert, 8), np.float32),
-        "imitate": np.ones(4, np.uint8),
-    }
-    return arrays, {"seed": seed, "success": seed != 501}
-
-
-def frames(path, episode, cameras, size, world):
-    return [np.random.default_rng(episode).integers(0, 256, (4, size, size, 3), np.uint8)]
-
-
-def evaluated(cfg, checkpoint: Path, out: Path, demos=None) -> dict:
-    """Something of the policy, written where an evaluation writes."""
-    summary = {"weights": (checkpoint / "policy.safetensors").stat().st_size, "policy": {"parameters": 5}}
-    summary |= {"success": 1.0, "low": 0.2, "high": 1.0, "episodes": 1}
-    write_json(out / "summary.json", summary)
-    return summary
+def command(folder: Path, verb: str, *words: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("S2ROBOT_CACHE", str(folder / "cache"))
+        patch.setattr(pipeline, "finish", lambda *_: None)  # the report takes seconds
+        do_inline(patch)
+        assert main([verb, *words, f"hydra.run.dir={folder / 'out'}"]) == 0
 
 
 def running(folder: Path) -> None:
-    encoder = folder.parent / "tiny.safetensors"
-    if not encoder.exists():
-        torch.manual_seed(0)
-        save_encoder(MVPViT(ViTSpec(32, 8, dim=16, depth=1, heads=2)), encoder, {"seed": 0})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("S2ROBOT_CACHE", str(folder / "cache"))
-        patch.setattr(recorder, "demo_attributes", about)
-        do_inline(patch)
-        patch.setattr(recorder, "record_episode", episode)
-        patch.setattr(features.replay, "drawn_by", lambda store: {"made": "up"})
-        patch.setattr(features, "world_of_demos", lambda store: None)
-        patch.setattr(features.replay, "episode_frames", frames)
-        patch.setattr(evaluate, "evaluate_policy", evaluated)
-        patch.setattr(pipeline, "finish", lambda *_: None)
-        words = [*WORDS, f"encoder.checkpoint={encoder}", f"hydra.run.dir={folder / 'out'}"]
-        assert main(["run", *words]) == 0
+    command(folder, "run", *RUN, f"encoder.checkpoint={folder.parent / 'tiny.safetensors'}")
+
+
+def evaluating(folder: Path) -> None:
+    command(folder, "evaluate", *WORDS, f"checkpoint={folder.parent / 'first/out'}")
 
 
 def what_is_left(folder: Path) -> dict:
+    """Names and bytes of what a run leaves, but for times."""
     out = folder / "out"
-    (features,) = (folder / "cache/features").glob("*/features.bin")
-    metrics = json.loads((out / "metrics.json").read_text())
+    summary = json.loads((out / "summary.json").read_text())
+    del summary["timing"]
+    stages = json.loads((out / "stages.json").read_text()) if (out / "stages.json").exists() else []
     return {
-        "files": {f.name for f in out.iterdir() if not f.name.startswith("events")},
-        "demos": EpisodeStore.open(out / "demos.zarr").fingerprint,
-        "features": features.read_bytes(),
-        "policy": (out / "checkpoint/policy.safetensors").read_bytes(),
-        "losses": [row["train_loss"] for row in metrics],
-        "summary": (out / "summary.json").read_text(),
-        "stages": [stage["stage"] for stage in json.loads((out / "stages.json").read_text())],
+        "names": {f.name for f in out.iterdir() if not f.name.startswith("events")},
+        "bytes": {str(f.relative_to(folder)): f.read_bytes() for pattern in FILES for f in out.glob(pattern)},
+        "summary": summary,
+        "stages": [row["stage"] for row in stages],
     }
 
 
-@pytest.mark.parametrize("every", [71, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_kill_at_any_write_of_a_run_changes_nothing(tmp_path, every):
-    """Every 71st write, other ones in each of the stages; all of them take ten minutes."""
-    killed = kill_at_every_write(running, tmp_path, every, seconds=3600)
+@pytest.mark.parametrize(
+    ("job", "every"),
+    [
+        (running, 62),  # some of recording, training and evaluation; all of them take ten minutes
+        (evaluating, 6),
+        pytest.param(running, 1, marks=pytest.mark.slow),
+        pytest.param(evaluating, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_kill_at_any_write_changes_nothing(tiny_encoder, tmp_path, job, every):
+    (tmp_path / "tiny.safetensors").symlink_to(tiny_encoder)
+    if job is evaluating:
+        running(tmp_path / "first")
+    killed = kill_at_every_write(job, tmp_path, every, seconds=3600)
     whole = what_is_left(tmp_path / "whole")
-    assert len(EpisodeStore.open(tmp_path / "whole/out/demos.zarr")) == 3
-    assert whole["stages"] == ["start", "record", "encode", "train", "evaluate"]
+    assert whole["stages"] == (["start", "record", "encode", "train", "evaluate"] if job is running else [])
+    assert {"actions", "videos", "episodes.jsonl", "episodes.settings.json"} <= whole["names"]
+    assert whole["summary"]["episodes"] == 3 and len(whole["bytes"]) >= 1 + 3 + 2
     for write, folder in killed.items():
         assert what_is_left(folder) == whole, write

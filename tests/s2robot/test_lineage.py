@@ -9,10 +9,9 @@ from s2robot import cli
 from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
-from tests.s2robot.pictures import write_noise
+from tests.s2robot.pictures import TRAINING, trained, write_noise
 
-SMALL = "train.steps=1 train.batch_size=4 policy.members=1 policy.network.hidden=[8] train.threads=1".split()
-RECORDED = ("evaluate", "evaluate=recorded")
+RECORDED = ("evaluate", "evaluate=recorded", "evaluate.plots=0")
 
 
 @pytest.fixture(scope="module")
@@ -23,26 +22,15 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def demos(home):
     """Six episodes of images that came from elsewhere."""
-    own = {
-        "robot": "koch",
-        "joint_names": [],
-        "action_frame": "parts",
-        "source": {"name": "koch"},
-    } | made.PARTS
-    path = write_noise(home / "koch.zarr", {"top": (16, 24)}, (7, 5, 8, 6, 8, 5), 3, 4, **own)
-    return EpisodeStore.open(path)
+    own = {"robot": "koch", "joint_names": [], "action_frame": "parts", "source": {"name": "koch"}}
+    return write_noise(home / "koch.zarr", {"top": (16, 24)}, (7, 5, 8, 6, 8, 5), 3, 4, **own | made.PARTS)
 
 
 @pytest.fixture(scope="module")
 def train(home, tiny_encoder):
-    """Trains in a folder of a name; the folder's checkpoint, or None where the command is refused."""
-
-    def run(name, *words):
-        out = home / name
-        args = ["train", f"encoder.checkpoint={tiny_encoder}", *SMALL, *words, f"hydra.run.dir={out}"]
-        return out / "checkpoint" if cli.main(list(map(str, args))) == 0 else None
-
-    return run
+    """`train(name, *words)`: the checkpoint of a training in a folder of that name."""
+    encoder = f"encoder.checkpoint={tiny_encoder}"
+    return lambda name, *words: trained(home / name, encoder, "policy.members=1", *words)
 
 
 def split(home, train, validation):
@@ -54,19 +42,18 @@ def split(home, train, validation):
 @pytest.fixture(scope="module")
 def parent(home, demos, train):
     """Trained on episodes 0 to 2; 3 is held out."""
-    return train("parent", f"demos.path={demos.path}", split(home, [0, 1, 2], [3]))
+    return train("parent", f"demos.path={demos}", split(home, [0, 1, 2], [3]))
 
 
 def validated(home, checkpoint, *words) -> dict:
     out = home / "validated"
     shutil.rmtree(out, ignore_errors=True)
-    args = [*RECORDED, f"checkpoint={checkpoint}", "evaluate.plots=0", *words, f"hydra.run.dir={out}"]
-    assert cli.main(args) == 0
+    assert cli.main([*RECORDED, f"checkpoint={checkpoint}", *words, f"hydra.run.dir={out}"]) == 0
     return json.loads((out / "open_loop.json").read_text())
 
 
 def test_episodes_of_an_ancestor_are_not_validated(home, demos, train, parent, capsys):
-    path = f"demos.path={demos.path}"
+    path = f"demos.path={demos}"
     child = train("child", path, f"train.from={parent}", split(home, [3, 4], [5]))
     assert validated(home, parent)["episodes"] == [3, 4, 5]
     assert validated(home, child)["episodes"] == [5]
@@ -76,45 +63,43 @@ def test_episodes_of_an_ancestor_are_not_validated(home, demos, train, parent, c
         assert f"(5), got {seen}" in capsys.readouterr().err
 
 
-def test_none_is_held_out_that_an_ancestor_was_trained_on(home, demos, train, parent, capsys):
-    words = [f"demos.path={demos.path}", f"train.from={parent}"]
+def test_none_is_held_out_that_an_ancestor_was_trained_on(home, demos, train, parent, tiny_encoder, capsys):
+    words = [f"demos.path={demos}", f"train.from={parent}", "policy.members=1"]
     found = train("drawn", *words, "train.validation=0.5", "train.seed=0")
     assert validated(home, found)["episodes"] == [3, 4, 5]
     assert json.loads((found / "policy.json").read_text())["contract"]["training"]["held_out"] == 3
     capsys.readouterr()
-    assert train("asked", *words, split(home, [3], [1])) is None
-    assert "expected unseen episodes to hold out, got 1, which train.from's" in capsys.readouterr().err
-    assert train("none", *words, "demos.episodes=3", "train.validation=0.5") is None
-    assert "expected some to hold out" in capsys.readouterr().err
+    for asked, text in (
+        ([split(home, [3], [1])], "expected unseen episodes to hold out, got 1"),
+        (["demos.episodes=3", "train.validation=0.5"], "expected some to hold out"),
+    ):
+        assert cli.main(["train", f"encoder.checkpoint={tiny_encoder}", *TRAINING, *words, *asked]) == 2
+        assert text in capsys.readouterr().err
 
 
-def test_a_converted_copy_is_known(home, demos, parent):
-    export(demos, home / "koch.hdf5", "robomimic", ExportSettings(action_range="data"))
+def test_a_converted_copy_a_member_of_a_mix_and_a_masked_dataset_are_known(home, demos, train, parent):
+    store = EpisodeStore.open(demos)
+    export(store, home / "koch.hdf5", "robomimic", ExportSettings(action_range="data"))
     assert validated(home, parent, f"demos.path={home / 'koch.hdf5'}")["episodes"] == [3, 4, 5]
-
-
-def test_a_member_of_a_mix_and_a_masked_dataset_are_known(home, demos, train):
-    export(demos, home / "masked", "lerobot", ExportSettings(pictures="png"))
+    export(store, home / "masked", "lerobot", ExportSettings(pictures="png"))
     info = home / "masked/meta/info.json"
     info.write_text(info.read_text().replace('"train": "0:6"', '"train": "0:4", "rest": "4:6"'))
     masked = train("mask", f"demos.path={home / 'masked'}", "demos.mask=train")
     assert validated(home, masked, f"demos.path={home / 'masked'}")["episodes"] == [4, 5]
-    mix = f"[{{path: '{home / 'masked'}', mask: rest}}, {{path: '{demos.path}', episodes: [1, 2]}}]"
+    mix = f"[{{path: '{home / 'masked'}', mask: rest}}, {{path: '{demos}', episodes: [1, 2]}}]"
     mixed = train("mix", f"demos.mix={mix}")
-    assert validated(home, mixed, f"demos.path={demos.path}")["episodes"] == [0, 3]
+    assert validated(home, mixed, f"demos.path={demos}")["episodes"] == [0, 3]
 
 
 def test_an_ancestor_without_a_lineage_makes_it_unknown(home, demos, train, parent, capsys):
-    older = home / "older/checkpoint"
+    older, path = home / "older/checkpoint", f"demos.path={demos}"
     shutil.copytree(parent, older)
     record = json.loads((older / "policy.json").read_text())
     del record["contract"]["lineage"]
     (older / "policy.json").write_text(json.dumps(record))
-    found = validated(home, older, f"demos.path={demos.path}")
-    assert found["episodes"] == [0, 1, 2, 3, 4, 5] and found["dataset"]["unseen"] == "unknown"
-    assert "unknown" in capsys.readouterr().out
-    heir = train("heir", f"demos.path={demos.path}", f"train.from={older}", split(home, [3], [4]))
-    assert "unknown" in capsys.readouterr().out
-    found = validated(home, heir, f"demos.path={demos.path}")
-    assert found["episodes"] == [0, 1, 2, 4, 5] and found["dataset"]["unseen"] == "unknown"
-    assert validated(home, parent, f"demos.path={demos.path}")["dataset"]["unseen"] is True
+    heir = train("heir", path, f"train.from={older}", split(home, [3], [4]))
+    for checkpoint, episodes in ((older, [0, 1, 2, 3, 4, 5]), (heir, [0, 1, 2, 4, 5])):
+        assert "unknown" in capsys.readouterr().out
+        found = validated(home, checkpoint, path)
+        assert (found["episodes"], found["dataset"]["unseen"]) == (episodes, "unknown")
+    assert validated(home, parent, path)["dataset"]["unseen"] is True

@@ -1,4 +1,4 @@
-"""Loading a policy: what is said of a wrong encoder and of a device that is not there."""
+"""Loading a policy: what acts, a damaged contract, and a device that is not there."""
 
 import json
 import shutil
@@ -8,33 +8,21 @@ import pytest
 import torch
 
 import s2robot
-from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.core.errors import UserError
 from s2robot.loading import device_of, load_networks
-from s2robot.policies import PolicyError
 
 
-def test_a_wrong_encoder_is_named_with_its_file(slow_policy, tmp_path):
-    other = tmp_path / "other.safetensors"
-    torch.manual_seed(1)
-    save_encoder(MVPViT(ViTSpec(img_size=32, patch_size=8, dim=64, depth=2, heads=2)), other, {"seed": 1})
-    words = r"trained on encoder mvp-tiny [0-9a-f]{12}, the one given is mvp-tiny \(.*other.safetensors\) [0-9a-f]{12}:"
-    with pytest.raises(PolicyError, match=words) as error:
-        load_networks(slow_policy, torch.device("cpu"), other)
-    assert "\n" not in str(error.value)
-
-
-BAD = [("encoder.features_dtype", "int3"), ("encoder.frames", [1]), ("camera_geometry", {"hand": None})]
-
-
-@pytest.mark.parametrize(("key", "value"), BAD)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("encoder.features_dtype", "int3"), ("encoder.frames", [1]), ("camera_geometry", {"hand": None})],
+)
 def test_a_damaged_contract_is_named_by_its_key(slow_policy, tmp_path, key, value):
     folder = shutil.copytree(slow_policy, tmp_path / "checkpoint")
     record = json.loads((folder / "policy.json").read_text())
     group, _, name = key.rpartition(".")
     (record["contract"][group] if group else record["contract"])[name] = value
     (folder / "policy.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=f"^{folder}: {key}: expected "):
+    with pytest.raises(UserError, match=f"^{folder}: {key}.*: expected "):
         load_networks(folder, torch.device("cpu"))
 
 
@@ -51,10 +39,8 @@ def test_one_line_loads_what_acts(slow_policy):
     policy = s2robot.load_policy(slow_policy, device="cpu")
     actor, encoder, contract = policy
     assert policy.spec.cameras == ("hand", "left") and policy.contract is contract and policy.image_size == 64
-    observation = {
-        "images": {c: np.full((64, 64, 3), 90, np.uint8) for c in policy.spec.cameras},
-        "proprio": np.zeros(8, np.float32),
-    }
+    images = dict.fromkeys(policy.spec.cameras, np.full((64, 64, 3), 90, np.uint8))
+    observation = {"images": images, "proprio": np.zeros(8, np.float32)}
     policy.reset(3)
     first = policy.act(observation)
     assert first.shape == (8,) and first.dtype == np.float32

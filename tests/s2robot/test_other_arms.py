@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from s2robot.cli import main
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
 from s2robot.loading import image_size_of, load_policy
 from s2robot.policies import PolicyError
 from s2robot.serving.remote import PolicyRefused
-from tests.s2robot.pictures import POLICY, write_noise
+from tests.s2robot.pictures import trained, write_noise
 from tests.s2robot.serving.test_server import connect, serving
 
 TOP = "observation.images.top"
@@ -33,15 +32,9 @@ def demos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(demos, tiny_encoder):
-    out = demos.parent
-    words = [
-        f"demos.path={demos}", f"encoder.checkpoint={tiny_encoder}", f"env.cameras=[{','.join(SIZES)}]", "train.steps=5",
-        "train.batch_size=8", "policy.members=2", *POLICY, "policy.normalise=quantile",
-        "+policy.normalise_parts.rotation=standard", "features.workers=1", "features.threads=1",
-        f"features.cache={out / 'cache'}", f"hydra.run.dir={out / 'run'}",
-    ]  # fmt: skip
-    assert main(["train", *words]) == 0
-    return out / "run" / "checkpoint"
+    words = [f"demos.path={demos}", f"encoder.checkpoint={tiny_encoder}", f"env.cameras=[{','.join(SIZES)}]"]
+    words += ["policy.members=2", "policy.normalise=quantile", "+policy.normalise_parts.rotation=standard"]
+    return trained(demos.parent / "run", *words)
 
 
 def observation(seed: int, pose=(1, 0, 0, 0, 1, 0)) -> dict:
@@ -50,14 +43,8 @@ def observation(seed: int, pose=(1, 0, 0, 0, 1, 0)) -> dict:
     return {"images": images, "proprio": np.array([0.1, 0.2, 0.3, *pose], np.float32)}
 
 
-def test_the_store_returns_its_images(demos):
-    store = EpisodeStore.open(demos)
-    assert camera_sizes(store, SIZES) == SIZES
-    assert store.episode(1)["images_wrist/left"].shape == (9, 64, 64, 3)
-    assert (demos / "data" / "images_wrist%2Fleft" / "zarr.json").is_file()
-
-
-def test_it_acts_as_its_parts_say_and_sees_all_of_each_frame(checkpoint):
+def test_it_acts_as_its_parts_say_and_sees_all_of_each_frame(demos, checkpoint):
+    assert camera_sizes(EpisodeStore.open(demos), SIZES) == SIZES
     actor, encoder, contract = load_policy(checkpoint, "cpu")
     spec = actor.batch.policy.spec
     assert spec.cameras == tuple(SIZES) and spec.grids == ((4, 5), (4, 4)) and spec.tokens == 20

@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from s2robot import pipeline, verbs
 from s2robot.config import task_settings
 from s2robot.core.errors import UserError
-from s2robot.core.files import configs_dir
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
@@ -21,10 +19,12 @@ from s2robot.envs.cube_config import ENV_VERSION
 from s2robot.evaluation.records import read_records, read_summary
 from s2robot.policies import load_checkpoint
 from tests import forks
+from tests.configs import composed
+from tests.kills import ROOT
 from tests.s2robot.core.test_timing import spans_of
-from tests.s2robot.pictures import POLICY, write_noise
+from tests.s2robot.pictures import TRAINING, write_noise
+from tests.s2robot.point import POINT
 
-ROOT = Path(__file__).resolve().parents[2]
 EVALUATION = ["evaluate.episodes=2", "evaluate.workers=1", "evaluate.threads=1", "env.max_steps=8"]
 
 
@@ -45,11 +45,8 @@ def command(tmp_path_factory):
 def finished(command, recorded, tiny_encoder, tmp_path_factory):
     """A whole `s2robot run`: its result and its folder."""
     out = tmp_path_factory.mktemp("run") / "out"
-    result = command(
-        "run", f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "train.steps=2",
-        "train.batch_size=32", "train.threads=1", "features.workers=1", "evaluate.videos=0",
-        "profile=true", f"hydra.run.dir={out}", *POLICY, *EVALUATION,
-    )  # fmt: skip
+    given = [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", f"hydra.run.dir={out}"]
+    result = command("run", *given, "evaluate.videos=0", "profile=true", *TRAINING, *EVALUATION)
     assert result.returncode == 0, result.stderr
     return result, out
 
@@ -99,11 +96,8 @@ def test_a_profile_holds_what_all_processes_did(finished):
 
 def test_evaluate_gives_the_same_records_again(finished, here, tmp_path):
     _, out = finished
-    result = here(
-        "evaluate", f"checkpoint={out / 'checkpoint'}", "evaluate.videos=1", f"hydra.run.dir={tmp_path / 'again'}",
-        "evaluate.video_size=32",
-        *EVALUATION,
-    )  # fmt: skip
+    words = [f"checkpoint={out / 'checkpoint'}", "evaluate.videos=1", "evaluate.video_size=32", *EVALUATION]
+    result = here("evaluate", *words, f"hydra.run.dir={tmp_path / 'again'}")
     assert result.returncode == 0, result.stderr
     again = read_records(tmp_path / "again/episodes.jsonl")
     (filmed,) = [r["video"] for r in again if r["video"]]
@@ -129,10 +123,9 @@ def test_a_run_of_two_processes_records_and_goes_on(command, tiny_encoder, tmp_p
     (tmp_path / "inline.py").write_text(INLINE)
     out = tmp_path / "out"
     words = [
-        "run", "record=true", "recording.episodes=2", "recording.workers=1", "env.cameras=[hand]",
-        f"encoder.checkpoint={tiny_encoder}", "train.steps=2", "train.batch_size=32", "train.threads=1",
-        "train.devices=2", "train.accelerator=cpu", "train.strategy=ddp", "features.workers=1", "evaluate.videos=0",
-        f"hydra.run.dir={out}", *POLICY, *EVALUATION[1:-1], "evaluate.episodes=1",
+        "run", *POINT, "record=true", "recording.episodes=2", "recording.workers=1", f"encoder.checkpoint={tiny_encoder}",
+        f"hydra.run.dir={out}", *TRAINING, "train.devices=2", "train.accelerator=cpu", "train.strategy=ddp",
+        "evaluate.videos=0", *EVALUATION[:-1],
     ]  # fmt: skip
     written = []
     for _ in range(times):
@@ -149,43 +142,33 @@ def test_a_run_of_two_processes_records_and_goes_on(command, tiny_encoder, tmp_p
 # ---------------------------------------------------------------- bad input
 
 
-def test_what_cannot_be_run_is_one_line(here, recorded, tiny_encoder, tmp_path):
-    encoder, demos = f"encoder.checkpoint={tiny_encoder}", f"demos.path={recorded}"
+def test_demos_that_cannot_be_used_are_one_line(here, recorded, tiny_encoder, tmp_path):
     cut = Path(shutil.copytree(recorded, tmp_path / "cut.zarr"))
     chunk = max((cut / "data/state").glob("c.*"), key=lambda file: file.stat().st_size)
     os.truncate(chunk, chunk.stat().st_size // 2)
     source = EpisodeStore.open(recorded)
     with EpisodeStore.create(tmp_path / "panda.zarr", source.attrs | {"robot": "panda"}) as store:
         store.append(source.episode(0), {"seed": 0, "success": True})
-    none = tmp_path / "none"
-    for words, text in (
-        (
-            ["train", encoder, f"demos.path={none}.zarr"],
-            "none.zarr: expected a dataset folder",
-        ),
-        (["train", encoder, f"demos.path={cut}"], "cut.zarr/data/state/c."),
-        (["run", encoder, f"demos.path={store.path}"], "panda.zarr: robot: expected 'xarm7', got 'panda'"),
-        (["encode", demos, "encoder.name=mvp-tine"], "encoder.name: expected one of mvp-tiny, "),
-        (["evaluate", f"checkpoint={none}"], f"checkpoint {none}: no such folder"),
-        (["record", "episodes=1", "workers=1", f"out={recorded}"], "nothing was overwritten"),
-        (["encode", demos, encoder, "env.cameras=[hand,top]"], "cameras: expected 'top' among them"),
+    encoder = f"encoder.checkpoint={tiny_encoder}"
+    for verb, words, text in (
+        ("train", [encoder, f"demos.path={cut}"], "cut.zarr/data/state/c."),
+        ("run", [encoder, f"demos.path={store.path}"], "panda.zarr: robot: expected xarm7, got panda"),
+        ("record", ["episodes=1", "workers=1", f"out={recorded}"], "nothing was overwritten"),
     ):
-        assert text in refused(here(*words), words[0])
+        assert text in refused(here(verb, *words), verb)
     assert EpisodeStore.open(recorded).fingerprint == source.fingerprint
 
 
 def test_a_camera_that_the_simulation_cannot_draw_is_reported_before_any_work(recorded, tmp_path, capsys):
     wrist = write_noise(tmp_path / "wrist.zarr", {"wrist": (32, 32)}, (5,), env_version=ENV_VERSION)
     given = ["env.cameras=[wrist]", f"demos.path={wrist}", "run_dir=unused"]
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        run, train = compose("run", given), compose("train", [*given, f"demos.path={recorded}"])
-        placed = compose("run", [*given, "+env.side_cameras.wrist=[[0.3,0,0.5],[0,0,0.1],45]"])
     words = r"env.cameras: expected .*, got 'wrist'; .*'\+env.side_cameras.wrist="
     with pytest.raises(UserError, match=words):
-        pipeline.run(run)
+        pipeline.run(composed("run", *given))
+    placed = composed("run", *given, "+env.side_cameras.wrist=[[0.3,0,0.5],[0,0,0.1],45]")
     assert task_settings(placed).camera_problem() == ""
     with pytest.raises(DatasetError, match="expected 'wrist' among them"):
-        verbs.train(train)  # of other demos, it is trained for an arm
+        verbs.train(composed("train", *given, f"demos.path={recorded}"))  # of other demos: for an arm
     assert "note: this policy can act on an arm, but not be evaluated" in capsys.readouterr().out
 
 
@@ -203,10 +186,8 @@ def test_replay_and_inspect(here, recorded, tmp_path):
 
 @pytest.fixture
 def training(recorded, tiny_encoder, tmp_path):
-    return [
-        f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "train.steps=2", "train.batch_size=8",
-        "train.threads=1", "features.workers=1", f"features.cache={tmp_path / 'cache'}", *POLICY,
-    ]  # fmt: skip
+    cache = f"features.cache={tmp_path / 'cache'}"
+    return [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", cache, *TRAINING]
 
 
 def test_demos_that_nobody_trains_on_are_not_encoded(here, training, tmp_path):
@@ -221,16 +202,16 @@ def test_demos_that_nobody_trains_on_are_not_encoded(here, training, tmp_path):
 
     done, policy = trained("two", "demos.episodes=[0,2]")
     assert done == [0, 2]
-    assert here("encode", *words[:2], *words[5:7], words[-1]).returncode == 0
+    assert here("encode", *words[:3], "features.workers=1", words[-1]).returncode == 0
     assert trained("again", "demos.episodes=[0,2]") == ([0, 1, 2], policy)  # what others hold changes nothing
 
 
-def test_a_policy_is_tried_while_it_is_trained(here, training, tmp_path):
+def test_a_policy_is_tried_while_it_is_trained(here, tiny_encoder, tmp_path):
     out = tmp_path / "out"
+    assert here("record", *POINT, "episodes=3", "seed=500", "workers=1", "out=demos.zarr").returncode == 0
     tried = ["train.rollouts.every=1", "train.rollouts.episodes=1", "train.rollouts.keep=1"]
-    words = [*training, "env.max_steps=4", *tried]
-    result = here("train", *words, f"hydra.run.dir={out}")
-    assert result.returncode == 0, result.stderr
+    words = [*POINT, "demos.path=demos.zarr", f"encoder.checkpoint={tiny_encoder}", *TRAINING, *tried]
+    assert here("train", *words, f"hydra.run.dir={out}").returncode == 0
     rows = json.loads((out / "metrics.json").read_text())
     kept = json.loads((out / "checkpoints.json").read_text())
     assert [row["success"] for row in rows] == [0, 0] and [row["step"] for row in kept] == [2]
@@ -239,14 +220,11 @@ def test_a_policy_is_tried_while_it_is_trained(here, training, tmp_path):
     anew = here("train", *words, "train.lr=0.002", "train.resume=false", f"hydra.run.dir={out}")
     assert anew.returncode == 0, anew.stderr  # the rollouts there are those of a policy that is no more
     checkpoint, child = f"checkpoint={out / 'checkpoint'}", f"train.from={out / 'checkpoint'}"
+    chose = "hold 1 that chose among the checkpoints"
     for verb, given, line in (
-        ("train", [*words, "train.rollouts.seed=502"],
-         "train.rollouts.seed: positions 502 to 502 hold 1 that the demos of this training"),
-        ("run", [*words, "train.rollouts.seed=10001"],
-         "evaluate.seed: positions 10000 to 10127 hold 1 that chose among the checkpoints"),
-        ("evaluate", [checkpoint, "evaluate.seed=30000"],
-         "evaluate.seed: positions 30000 to 30127 hold 1 that chose among the checkpoints"),
-        ("run", [*words, child, "train.rollouts.seed=31000", "evaluate.seed=30000"],
-         "evaluate.seed: positions 30000 to 30127 hold 1 that chose among the checkpoints"),
-    ):  # fmt: skip
+        ("train", [*words, "train.rollouts.seed=500"], "train.rollouts.seed: positions 500 to 500 hold 1"),
+        ("run", [*words, "train.rollouts.seed=10001"], f"evaluate.seed: positions 10000 to 10127 {chose}"),
+        ("evaluate", [*POINT, checkpoint, "evaluate.seed=30000"], f"positions 30000 to 30127 {chose}"),
+        ("run", [*words, child, "train.rollouts.seed=31000", "evaluate.seed=30000"], f"30127 {chose}"),
+    ):
         assert line in refused(here(verb, *given), verb)

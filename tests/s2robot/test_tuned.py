@@ -22,8 +22,7 @@ from s2robot.policies import PolicyError, load_checkpoint, load_tuned
 from s2robot.policies.spec import PolicySettings
 from s2robot.training.settings import TuneSettings
 from tests.inline import do_inline
-from tests.kills import kill_at_every_write
-from tests.s2robot.training.small import CAMERAS, CONTRACT, TIMES, about, make_settings
+from tests.s2robot.training.small import CAMERAS, CONTRACT, about, make_settings
 
 FROZEN = {"blocks": 0}
 SIZES = {"hand": (64, 64), "left": (64, 96)}
@@ -132,36 +131,6 @@ def test_a_causal_body_on_a_mix_is_tuned_too(demos, tiny_encoder, tmp_path):
     assert contract["encoder"]["tuned"]["blocks"] == 1
 
 
-def job(folder: Path) -> None:
-    demos, encoder = (folder.parent / name for name in ("demos.zarr", "tiny.safetensors"))
-    with pytest.MonkeyPatch.context() as patch:
-        do_inline(patch)
-        trained(task_of(demos, encoder, steps=10), folder / "run")
-
-
-def left(folder: Path) -> dict:
-    run = folder / "run"
-    files = [
-        run / f"{file}.safetensors"
-        for file in ("checkpoint/policy", "checkpoint/encoder", "checkpoint_best/encoder")
-    ]
-    rows = json.loads((run / "metrics.json").read_text())
-    return {
-        "tensors": [{k: v.tolist() for k, v in load_file(file).items()} for file in files],
-        "record": json.loads((run / "checkpoint/policy.json").read_text()),
-        "rows": [{k: v for k, v in row.items() if k not in TIMES} for row in rows],
-    }
-
-
-def test_a_kill_changes_nothing(demos, tiny_encoder, tmp_path):
-    (tmp_path / "tiny.safetensors").symlink_to(tiny_encoder)
-    trained(task_of(demos, tmp_path / "tiny.safetensors", steps=1), tmp_path / "first")  # fills the cache
-    killed = kill_at_every_write(job, tmp_path, 24)
-    whole = left(tmp_path / "whole")
-    for write, folder in killed.items():
-        assert left(folder) == whole, write
-
-
 def test_a_run_from_another_policy_and_a_lost_file(demos, tiny_encoder, tmp_path):
     """A run starts from a frozen policy, not from a tuned one, whose features no cache has."""
     with pytest.raises(UserError, match=r"^train.tune.blocks: expected 0"):
@@ -183,10 +152,3 @@ def test_a_run_from_another_policy_and_a_lost_file(demos, tiny_encoder, tmp_path
     file.write_bytes(content[:-1])
     with pytest.raises(PolicyError, match=r"encoder.safetensors: sha256 is .* the file is truncated"):
         load_policy(tuned)
-
-
-def test_what_makes_no_sense_is_refused(demos, tiny_encoder):
-    with pytest.raises(UserError, match="^train.tune.lora: "):
-        TuneSettings(blocks=0, lora=4)
-    with pytest.raises(UserError, match=r"^train.tune.blocks: expected 0"):
-        task_of(demos, tiny_encoder, policy={"zero_features": True})

@@ -1,13 +1,13 @@
 """An arm, as its YAML in configs/robot describes it: joints, gripper, driver, and the model that its watched points are in."""
 
-from typing import Any, Literal, Self
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import model_validator
 
 from s2robot.core.parts import Part, default_parts
-from s2robot.core.settings import Settings, invalid, read
-from s2robot.envs.errors import EnvError
+from s2robot.core.settings import Settings, read
+from s2robot.envs.errors import expect
 from s2robot.envs.real.arms.driver import ArmDriver, ArmLimits, Array, Joints, Rates
 from s2robot.envs.real.arms.geometry import Point
 from s2robot.envs.robots import ROBOTS, robot_spec
@@ -32,23 +32,23 @@ class ArmDescription(Settings, at="robot"):
     gripper: Literal["binary", "continuous"] | None = "binary"
     points: tuple[Point, ...] = ()
 
-    @model_validator(mode="after")
-    def _one_value_a_joint(self) -> Self:
+    def rules(self) -> Iterable[tuple[Any, ...]]:
         n = len(self.q_min)
         for key in ("q_max", "joints", "home", "dq_max", "ddq_max"):
-            if isinstance(values := getattr(self, key), tuple) and len(values) != n:
-                raise invalid(key, f"{n} values, one a joint as in q_min", list(values))
-        if self.home is None and self.name not in ROBOTS:
-            raise invalid("home", f"{n} values, rad", None)
-        if (np.subtract(self.start, self.q_min) < 0).any() or (np.subtract(self.q_max, self.start) < 0).any():
-            raise invalid("home", "joints within q_min and q_max", self.start.tolist())
-        if self.model == BUILT_IN and n != 7:
-            raise invalid("model", f"null or a file of an arm of {n} joints", self.model)
-        if self.model not in (None, BUILT_IN) and not any(point.in_box for point in self.points):
-            raise invalid(
-                "points", "a point of the model that is in_box, such as the tool's", list(self.points)
+            values = getattr(self, key)
+            yield (
+                key,
+                not isinstance(values, tuple) or len(values) == n,
+                f"{n} values, one a joint as in q_min",
             )
-        return self
+        known = self.home is not None or self.name in ROBOTS
+        yield "home", known and len(self.start) == n, f"{n} values, rad"
+        start, own = self.start, self.model in (None, BUILT_IN)
+        inside = (start >= self.q_min).all() and (start <= self.q_max).all()
+        yield "home", inside, "joints within q_min and q_max", start.tolist()
+        yield "model", self.model != BUILT_IN or n == 7, f"null or a file of an arm of {n} joints"
+        watched = any(point.in_box for point in self.points)
+        yield "points", own or watched, "a point of the model that is in_box, such as the tool's"
 
     @property
     def joint_names(self) -> tuple[str, ...]:
@@ -71,6 +71,6 @@ class ArmDescription(Settings, at="robot"):
     def driver_class(self) -> Any:
         """Return the driver, made as `driver(ip, limits, gripper=True)`. Raises EnvError if there is none."""
         found: Any = import_class(str(self.driver), "robot.driver")
-        if not (isinstance(found, type) and issubclass(found, ArmDriver)):
-            raise EnvError(f"robot.driver: expected a subclass of ArmDriver, got '{self.driver}'")
+        fits = isinstance(found, type) and issubclass(found, ArmDriver)
+        expect(fits, "robot.driver", "a subclass of ArmDriver", f"'{self.driver}'")
         return found

@@ -5,7 +5,7 @@ All positions are in the frame of the arm's base: x forward, y to its left, z up
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from s2robot.core.settings import Settings, from_yaml, invalid, yaml_defaults
-from s2robot.envs.errors import EnvError
+from s2robot.core.settings import Settings, from_yaml, yaml_defaults
+from s2robot.envs.errors import EnvError, expect
 
 T = TypeVar("T")
 Array = NDArray[np.float64]
@@ -63,16 +63,13 @@ class ArmLimits(Settings, at="bridge.limits", file="bridge/default"):
         one = isinstance(value, int | float) and not isinstance(value, bool)
         return (value,) * len(info.data.get("q_min", ())) if one else value
 
-    @model_validator(mode="after")
-    def _leaves_room(self) -> Self:
+    def rules(self) -> Iterable[tuple[Any, ...]]:
         for key in ("q_max", "dq_max", "ddq_max"):
-            if len(values := getattr(self, key)) != self.joints:
-                raise invalid(key, f"{self.joints} values, one a joint", list(values))
-        if (np.subtract(self.q_max, self.q_min) <= 2 * self.margin).any():
-            raise invalid("margin", "room between q_min and q_max", self.margin)
-        if self.step_max < (least := max(self.dq_max) / self.rate_hz):
-            raise invalid("step_max", f">= {least:.3g}, what dq_max allows in a period", self.step_max)
-        return self
+            yield key, len(getattr(self, key)) == self.joints, f"{self.joints} values, one a joint"
+        room = np.subtract(self.q_max, self.q_min)
+        yield "margin", (room > 2 * self.margin).all(), "room between q_min and q_max"
+        least = max(self.dq_max) / self.rate_hz
+        yield "step_max", self.step_max >= least, f">= {least:.3g}, what dq_max allows in a period"
 
     @property
     def joints(self) -> int:
@@ -201,7 +198,7 @@ class ArmDriver(ABC):
             raise
         if self._last_stop is not before:
             self.stop("stopped while it was armed")
-            raise EnvError("arm: found a stop while it was armed, expected none")
+            raise EnvError("arm: expected no stop while it was armed, got one")
 
 
 def finite_joints(value: Any, n: int) -> Array | None:
@@ -218,10 +215,8 @@ def finite_joints(value: Any, n: int) -> Array | None:
 
 def measured(arm: str, q: Array, silent_s: float = 0.0, most_s: float = 0.0) -> Array:
     """Return the measured joints. Raises EnvError unless they are finite and the gripper was silent for `most_s` at most."""
-    if not np.isfinite(q).all():
-        raise EnvError(f"{arm}: expected finite joints, got {q.tolist()}")
-    if silent_s > most_s:
-        raise EnvError(f"{arm}: found no answer from the gripper for {most_s:g} s")
+    expect(np.isfinite(q).all(), arm, "finite joints", q.tolist())
+    expect(silent_s <= most_s, arm, f"an answer from the gripper within {most_s:g} s", "none")
     return q
 
 

@@ -1,10 +1,5 @@
 """A Franka arm (Panda, FR3) with its hand, through franky (`pip install 's2robot[franka]'`).
 
-    with FrankaDriver("172.16.0.2", limits) as arm:
-        arm.connect(10.0)
-        arm.arm()
-        arm.command(arm.read().q, 1.0)
-
 libfranka's 1 kHz loop runs in franky's own thread: a joint impedance controller follows the newest target. The arm is
 soft, lags by a few hundredths of a radian under load, and holds the last target if Python hangs. Only one client may
 control it: there is no supervisor. If this process dies, the arm stops because its commands no longer come.
@@ -112,7 +107,8 @@ class FrankaDriver(ArmDriver):
         """
         if self.read().error:
             errors = self._robot.state.current_errors
-            raise EnvError(f"franka {self.ip}: found {errors}; look at the arm, then recover in Desk")
+            hint = "look at the arm, then recover in Desk"
+            raise EnvError(f"franka {self.ip}: expected no error, got {errors}; {hint}")
         with self._arming():
             self._start()
             self._last, self.stopped = self.read().q, ""
@@ -130,7 +126,7 @@ class FrankaDriver(ArmDriver):
             end = time.monotonic() + 2.0
             while not (self._tracker.is_running and self.read().mode == MOVING):
                 if time.monotonic() > end:
-                    raise TimeoutError(f"found mode {self._mode}, expected {MOVING}")
+                    raise TimeoutError(f"expected mode {MOVING}, got {self._mode}")
                 time.sleep(0.01)
         except Exception as error:
             raise EnvError(f"franka {self.ip}: the controller does not start ({error})") from None
@@ -143,7 +139,7 @@ class FrankaDriver(ArmDriver):
             q = np.array(state.q, float)
             mode, error = int(state.robot_mode.value), ERROR if self._robot.has_errors else 0
         except Exception as failure:
-            why = f"found no state ({failure}), expected connect first, and an arm that answers"
+            why = f"expected connect first, and an arm that answers, got no state ({failure})"
             raise EnvError(f"franka {self.ip}: {why}") from None
         silent = 0.0 if self._hand is None else asked - self._hand_heard
         q = measured(f"franka {self.ip}", q, silent, GRIPPER_LOST)

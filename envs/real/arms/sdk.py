@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import EnvError, expect
 from s2robot.envs.real import import_extra
 from s2robot.envs.real.arms.driver import ArmLimits, made_within
 from s2robot.envs.real.control.clock import now
 
 LOG_FILE = "xarm_sdk.log"  # in a run's folder
+EMULATED_IP = "127.0.0.1"  # where an emulated control box listens
 _VERSION_REQUEST = bytes([0, 1, 0, 2, 0, 1, 1])  # transaction, protocol 2, length, function 1
 DONE = (0, 1, 2, 9)  # codes of an answer: errors or warnings pending and "not ready" are answers, too
 HAND_REACH = 0.2  # m from the flange to the farthest that the box's limits leave to the hand
@@ -87,7 +88,7 @@ def probe(ip: str, port: int, end: float) -> None:
             if not s.recv(1):
                 raise OSError("it closed the connection")
     except (OSError, UnicodeError) as error:  # UnicodeError: not a host name
-        raise EnvError(f"xarm {ip}:{port}: found no control box ({error}), expected one") from None
+        raise EnvError(f"xarm {ip}:{port}: expected an answer, got no control box ({error})") from None
 
 
 def connect(ip: str, timeout_s: float, end: float, **settings: Any) -> Any:
@@ -108,8 +109,8 @@ def client_ports(ports: BoxPorts) -> Iterator[None]:
     conf = import_sdk("xarm.core.config.x_config").XCONF.SocketConf
     report = import_sdk("xarm.x3.report").ReportDataStructure
     before, create = (conf.TCP_CONTROL_PORT, conf.TCP_REPORT_RICH_PORT), vars(report)["create"]
-    if before != (BoxPorts.control, BoxPorts.report):
-        raise EnvError(f"xarm: found the SDK redirected to port {before[0]} already; one emulator a process")
+    own = BoxPorts.control, BoxPorts.report
+    expect(before == own, "xarm", "one emulator a process", f"the SDK redirected to port {before[0]} already")
 
     def create_by_port(sock_port: int, **kwargs: Any) -> Any:
         port = BoxPorts.report if sock_port == ports.report else sock_port  # the box's own number is expected
@@ -203,7 +204,7 @@ class XArmGripper:
         if not np.isfinite(self.opening):
             self.close()
             hint = "is it plugged in, its bus at 2 Mbaud, and port 503 open?"
-            raise EnvError(f"xarm {ip}: found no answer from the gripper (code {self._code}); {hint}")
+            raise EnvError(f"xarm {ip}: expected an answer from the gripper, got code {self._code}; {hint}")
 
     def want(self, opening: float | None) -> None:
         """The target, 0 closed to 1 open; None: none, and fingers under way halt (those that hold something stay)."""

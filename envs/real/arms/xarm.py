@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import EnvError, expect
 from s2robot.envs.real.arms import sdk as vendor
 from s2robot.envs.real.arms.driver import (
     OK,
@@ -97,8 +97,8 @@ class XArmDriver(ArmDriver):
                 self._redirected.enter_context(vendor.client_ports(self.ports))
             vendor.probe(self.ip, config.TCP_CONTROL_PORT, end)
             self._sdk = vendor.connect(self.ip, WIRE_TIMEOUT, end, report_type="rich")
-            if self._sdk.axis != (n := self.limits.joints):
-                raise EnvError(f"xarm {self.ip}: found an arm of {self._sdk.axis} joints, expected {n}")
+            n = self.limits.joints
+            expect(self._sdk.axis == n, f"xarm {self.ip}", f"an arm of {n} joints", self._sdk.axis)
             self._stopper = vendor.connect(self.ip, WIRE_TIMEOUT, end, enable_report=False)
             if self._has_gripper:
                 may_move = lambda: self._led or not self.stopped  # noqa: E731
@@ -149,7 +149,7 @@ class XArmDriver(ArmDriver):
     def grip(self, opening: float) -> None:
         """Move the gripper of an arm that is led, 0 closed to 1 open. Raises EnvError for anything else."""
         if not self._led or self._gripper is None or not 0 <= opening <= 1:
-            raise EnvError(f"xarm {self.ip}: found opening {opening}, expected 0 to 1 of an arm that is led")
+            raise EnvError(f"xarm {self.ip}: expected 0 to 1 of an arm that is led, got {opening}")
         self._gripper.want(opening)
 
     def _enable(self, mode: int) -> None:
@@ -157,9 +157,8 @@ class XArmDriver(ArmDriver):
         sdk = self._connected()
         code, (error, _) = sdk.get_err_warn_code()
         self._check("get_err_warn_code", code)
-        if error:
-            hint = "look at the arm, then clear it in UFACTORY Studio"
-            raise EnvError(f"xarm {self.ip}: found error {error} pending; {hint}")
+        hint = "look at the arm, then clear it in UFACTORY Studio"
+        expect(not error, f"xarm {self.ip}", "no error", f"error {error} pending; {hint}")
         vendor.check_tool(self.ip, sdk, self.settings.payload, self.settings.tcp_offset)
         if self._limits_before is None:
             self._limits_before = vendor.present_limits(sdk)
@@ -177,17 +176,14 @@ class XArmDriver(ArmDriver):
         end = time.monotonic() + 2.0  # the mode comes with a report, five times a second
         while state < STOPPED and sdk.mode != mode and time.monotonic() < end:
             time.sleep(0.01)
-        if state >= STOPPED or sdk.mode != mode:
-            found = f"found mode {sdk.mode} after arming, state {state}"
-            raise EnvError(f"xarm {self.ip}: {found}, expected mode {mode}, and a state below {STOPPED}")
+        ready, found = state < STOPPED and sdk.mode == mode, f"mode {sdk.mode} and state {state}"
+        expect(ready, f"xarm {self.ip}", f"mode {mode} and a state below {STOPPED} after arming", found)
 
     def _check(self, name: str, code: int) -> None:
-        if code not in (0, 2):  # 2: done, and a warning is pending
-            raise EnvError(f"xarm {self.ip}: {name} found code {code}, expected 0")
+        expect(code in (0, 2), f"xarm {self.ip}: {name}", "code 0", code)  # 2: done, and a warning is pending
 
     def _connected(self) -> Any:
-        if self._sdk is None:
-            raise EnvError(f"xarm {self.ip}: found no connection, expected connect first")
+        expect(self._sdk is not None, f"xarm {self.ip}", "connect first", "no connection")
         return self._sdk
 
     def read(self) -> ArmState:

@@ -1,9 +1,5 @@
 """One reader thread per camera, with the newest frame and its age always at hand; and what the frames come from.
 
-    camera = CameraReader("hand", lambda: OpenCVCamera("/dev/v4l/by-id/usb-...", 640, 480, 30))
-    camera.start(10.0)
-    frame = camera.latest()        # never waits
-
 A source is made and used in the reader's thread. Images are uint8 (H, W, 3), RGB and upright; times are those of
 `control.clock.now`, s.
 """
@@ -17,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import EnvError, expect
 from s2robot.envs.real import import_extra
 from s2robot.envs.real.control.clock import now
 
@@ -65,7 +61,7 @@ class CameraReader:
         if not came or self.error:
             reason = self.error or f"no frame within {timeout_s:g} s"
             self.close()
-            raise EnvError(f"camera {self.name}: found {reason}, expected frames")
+            raise EnvError(f"camera {self.name}: expected frames, got {reason}")
 
     def latest(self) -> Frame | None:
         """The newest frame; None before the first."""
@@ -90,7 +86,9 @@ class CameraReader:
             while not self._ended.is_set():
                 captured, image = source.read()
                 if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                    raise ValueError(f"a picture {getattr(image, 'shape', image)}, expected uint8 (H, W, 3)")
+                    raise ValueError(
+                        f"a picture {getattr(image, 'shape', image)} that is not uint8 (H, W, 3)"
+                    )
                 image = np.ascontiguousarray(np.rot90(image, self._rotate))
                 image.flags.writeable = False
                 changed, last = captured, self._frame
@@ -154,8 +152,8 @@ class OpenCVCamera:
         self._received = now()
         self._offset = self._received - time.monotonic()
         self._capture = cv2.VideoCapture(device, cv2.CAP_V4L2)
-        if not self._capture.isOpened():
-            raise EnvError(f"camera {device}: found none, expected a V4L2 device (ls /dev/v4l/by-id)")
+        expected = "a V4L2 device (ls /dev/v4l/by-id)"
+        expect(self._capture.isOpened(), f"camera {device}", expected, "none")
         wanted = {
             "fourcc": (cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*fourcc)), "fps": (cv2.CAP_PROP_FPS, fps),
             "width": (cv2.CAP_PROP_FRAME_WIDTH, width), "height": (cv2.CAP_PROP_FRAME_HEIGHT, height),
@@ -176,13 +174,12 @@ class OpenCVCamera:
                 shown = f"{found:g}"
                 if name == "fourcc":
                     shown, value = int(found).to_bytes(4, "little", signed=True).decode("latin1"), fourcc
-                raise EnvError(f"camera {device}: found {name} {shown} after setting it, expected {value}")
+                raise EnvError(f"camera {device}: {name}: expected {value}, got {shown} after setting it")
 
     def read(self) -> tuple[float, np.ndarray]:
         """The next frame. Raises EnvError where the camera gives none."""
         good, image = self._capture.read()
-        if not good or image is None:
-            raise EnvError(f"camera {self.device}: gave no frame")
+        expect(good and image is not None, f"camera {self.device}", "a frame", "none")
         stamp = self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
         if self._stamped is None:  # the first frame is fresh
             self._stamped = 0 <= time.monotonic() - stamp < 1

@@ -80,14 +80,8 @@ class Sensors:
     def observe(self, image_size: ImageSize) -> dict:
         """Return `images`, camera -> uint8 (H, W, 3) of `image_size`, and `proprio`, the newest joints and
         opening, float32 (N + 1,), or (N,) without a gripper."""
-        assert self.state is not None
-        images = {}
-        for name, reader in self.cameras.items():
-            frame = reader.latest()
-            assert frame is not None  # the watchdog requires a frame of every camera
-            images[name] = fitted(frame.image, size_of(image_size, name))
-        proprio = np.append(self.state.q, [self.state.gripper] * self._gripper).astype(np.float32)
-        return {"images": images, "proprio": proprio}
+        assert self.state is not None  # as the watchdog requires
+        return observation_of(self.state, self.cameras, image_size, self._gripper)
 
     def ages(self, now: float) -> np.ndarray:
         """Ages of the newest frames, s.  # float32 (cameras,)"""
@@ -100,6 +94,19 @@ class Sensors:
             return False
         joints = [q for t, q in self._moves if t >= frame.t_capture - self._frozen_s]
         return bool(joints) and bool(np.ptp(joints, axis=0).max() > self._frozen_motion)
+
+
+def observation_of(
+    state: ArmState, cameras: Mapping[str, CameraReader], image_size: ImageSize, gripper: bool
+) -> dict:
+    """Return what `Sensors.observe` does, of a reading and of cameras that have a frame each."""
+    images = {}
+    for name, reader in cameras.items():
+        frame = reader.latest()
+        assert frame is not None
+        images[name] = fitted(frame.image, size_of(image_size, name))
+    proprio = np.append(state.q, [state.gripper] * gripper).astype(np.float32)
+    return {"images": images, "proprio": proprio}
 
 
 @dataclass(frozen=True)

@@ -88,10 +88,8 @@ class CommandStream:
         elif self._clamped:  # what the filter did not let through is not owed
             self._commanded = self.path.q
         n = len(self._commanded)
-        delta, grip = (
-            np.clip(action[:n], -self.config.max_delta, self.config.max_delta),
-            self._grip(action[n:]),
-        )
+        delta = np.clip(action[:n], -self.config.max_delta, self.config.max_delta)
+        grip = self._grip(action[n:])
         wanted = self.safety.above_table(np.clip(self._commanded + delta, self._low, self._high))
         before, self._commanded = self._commanded, wanted
         self.path.push(now, now + self._period, self._commanded)
@@ -111,9 +109,8 @@ class CommandStream:
             self._opening = float(wanted[0])
         elif self.config.gripper == "binary":
             opening, self._turned = 0.0 if wanted[0] >= 0.5 else 1.0, self._turned + 1
-            if opening != self._opening and (
-                self._opening is None or self._turned > self.config.gripper_hold
-            ):
+            may = self._opening is None or self._turned > self.config.gripper_hold
+            if opening != self._opening and may:
                 # sooner, it would be judged by fingers that have not moved yet, and be reversed to and fro
                 self._opening, self._turned = opening, 0
             wanted = np.array([float(self._opening == 0)])

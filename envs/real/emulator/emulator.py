@@ -1,4 +1,8 @@
-"""All parts of the emulator put together, and a process of its own for it; users have `s2robot emulate`."""
+"""All parts of the emulator put together: `s2robot emulate`, to rehearse `s2robot deploy` without an arm.
+
+s2robot emulate                         # in one terminal; prints the ports and the command for the other
+s2robot emulate emulator.ports=free     # beside another one
+"""
 
 import asyncio
 import json
@@ -13,12 +17,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from omegaconf import DictConfig
 from pydantic import Field
 
-from s2robot.core.settings import Settings, from_yaml
+from s2robot.core.errors import one_of
+from s2robot.core.settings import Settings, from_yaml, plain, read
+from s2robot.envs.gl import require_simulator
 from s2robot.envs.real.emulator.controller import Controller, Journal, KinematicPlant, Plant
 from s2robot.envs.real.emulator.server import Faults, Server
-from s2robot.envs.real.emulator.side import Operation, Ports, SideChannel, free_ports, side_handler
+from s2robot.envs.real.emulator.side import HOST, Operation, Ports, SideChannel, free_ports, side_handler
 from s2robot.envs.robots import robot_spec
 
 Small = Annotated[float, Field(gt=-10, lt=10)]
@@ -26,12 +33,13 @@ Joints = Annotated[tuple[Small, ...], Field(min_length=7, max_length=7)]
 
 
 class EmulatorConfig(Settings, at="emulator", file="emulate"):
-    """What is emulated besides the box; configs/emulate.yaml documents seed and fps."""
+    """What is emulated besides the box; configs/emulate.yaml documents the others."""
 
     # CubePick's scene with cameras; joints alone, which starts at once
     plant: Literal["mujoco", "kinematic"] = "mujoco"
     seed: int = from_yaml(ge=0)
     fps: float = from_yaml(gt=0, le=240)
+    ports: Literal["default", "free"] = from_yaml()
     env: dict[str, Any] = {}  # settings of CubePickConfig, for instance a checkpoint's env_config
 
 
@@ -116,6 +124,24 @@ async def serve(
             emulator.frames.close()
 
 
+def run_emulate(cfg: DictConfig) -> None:
+    """Serve until Ctrl-C or SIGTERM. UserError, EnvError: a wrong setting, no simulator, or a port that is taken."""
+    one_of("robot", cfg.robot.name, ["xarm7"], ", the arm of the emulated control box")
+    config = read(EmulatorConfig, {**plain(cfg.emulator), "env": {"robot": cfg.robot.name, **plain(cfg.env)}})
+    require_simulator()
+    ports = free_ports() if config.ports == "free" else Ports()
+    port = "" if ports.side == Ports.side else f" bridge.emulator.port={ports.side}"
+    numbers = ", ".join(f"{name} {number}" for name, number in asdict(ports).items())
+    greeting = (
+        f"emulated xArm7 on {HOST}: {numbers}\n"
+        "In another terminal, a dry run; add --live and the arm moves:\n"
+        f"    s2robot deploy checkpoint=<folder> robot=xarm7 robot.ip={HOST} bridge=emulator{port}\n"
+        "Ctrl-C ends it."
+    )
+    asyncio.run(serve(config, ports, lambda: print(greeting, flush=True)))
+    print("emulator: stopped")
+
+
 @dataclass(frozen=True)
 class Launched:
     """A running emulator."""
@@ -127,7 +153,7 @@ class Launched:
 
 @contextmanager
 def launch(plant: str = "mujoco", **settings: Any) -> Iterator[Launched]:
-    """A running emulator, of an `EmulatorConfig`, on free ports; it ends with the context, or with this process."""
+    """A running emulator on free ports; it ends with the context, or with this process. `settings`: see `EmulatorConfig`."""
     root = str(Path(__file__).parents[4])  # not resolved: a link in a clone
     paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     with subprocess.Popen(

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, StrictInt
 
+from s2robot.core.errors import one_of
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator import wire
 from s2robot.envs.real.emulator.controller import JOINT_LIMIT, ONLINE_JOINT, SERVO, Controller, Gripper
@@ -106,9 +107,10 @@ class Faults:
         self.stale = self._cameras("camera_stale", camera)
 
     def _cameras(self, fault: str, camera: str | None) -> tuple[str, ...]:
-        if not self.cameras or camera not in (None, *self.cameras):
-            raise EnvError(f"{fault}: expected one of {', '.join(self.cameras)}, got {camera}")
-        return self.cameras if camera is None else (camera,)
+        if camera is None:
+            return self.cameras
+        one_of(fault, camera, self.cameras)
+        return (camera,)
 
 
 class Commands:
@@ -267,7 +269,7 @@ class Server:
                     servers.append(await asyncio.start_server(self._accept(port, handler), HOST, port))
                 except OSError as error:
                     why = error.strerror or error
-                    raise EnvError(f"port {port}: {why}, expected it to be free") from None
+                    raise EnvError(f"port {port}: expected a free one, got {why}") from None
             tasks = [asyncio.ensure_future(loop) for loop in (self._tick_forever(), self._report_forever())]
             stopped = asyncio.ensure_future(self._stop.wait())
             started()

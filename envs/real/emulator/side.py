@@ -1,7 +1,5 @@
 """The emulator's ports, and its side channel: faults, journal, scene and camera frames, as JSON lines on loopback.
 
-    {"op": "fault error", "code": 31}   ->   {"ok": true, "time": 1234.5}
-
 `SideChannel` is the client, for tests and for deployments that rehearse against the emulator.
 """
 
@@ -20,9 +18,9 @@ import numpy as np
 from pydantic import validate_call
 
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.sdk import EMULATED_IP as HOST
 from s2robot.envs.real.arms.sdk import BoxPorts
 
-HOST = "127.0.0.1"
 Operation = Callable[..., Any]  # returns a dict, None, or what to await for one
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -109,10 +107,10 @@ class SideChannel:
             with self._turn:
                 answer = self._ask(question)
         except (OSError, ValueError, KeyError) as error:
-            found = f"found no answer to '{op}' at {HOST}:{self._port} ({error})"
-            answer = {"ok": False, "error": f"{found}, expected a running `s2robot emulate`"}
+            why = f"expected a running `s2robot emulate`, got no answer to '{op}' ({error})"
+            answer = {"ok": False, "error": why}
         if not answer["ok"]:
-            raise EnvError(f"emulator: {answer['error']}")
+            raise EnvError(f"bridge.emulator.port={self._port}: {answer['error']}")
         return answer
 
     def fault(self, name: str, **settings) -> float:

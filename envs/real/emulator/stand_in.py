@@ -10,7 +10,7 @@ import numpy as np
 
 from s2robot.envs.real.arms.driver import Array
 from s2robot.envs.real.control.clock import from_monotonic
-from s2robot.envs.real.emulator.side import HOST, Ports, SideChannel
+from s2robot.envs.real.emulator.side import Ports, SideChannel
 from s2robot.envs.real.operator.prompts import Operator, Placing
 from s2robot.envs.robots import robot_spec
 
@@ -77,8 +77,6 @@ class EmulatedCamera:
 
 class StandIn:
     """The emulator at a side port of this machine. EnvError: nothing listens there, or something else."""
-
-    host = HOST
 
     def __init__(self, port: int):
         self.side = SideChannel(port)

@@ -97,7 +97,7 @@ def pack_floats(values: Sequence[float] | np.ndarray) -> bytes:
 def floats(payload: bytes, count: int) -> np.ndarray:
     """`count` little-endian f32 of a request; WireError if there are fewer.  # float64 (count,)"""
     if len(payload) < 4 * count:
-        raise WireError(f"payload: found {len(payload)} bytes, expected at least {4 * count}")
+        raise WireError(f"payload: expected at least {4 * count} bytes, got {len(payload)}")
     with np.errstate(invalid="ignore"):  # a signalling NaN
         return np.frombuffer(payload, "<f4", count).astype(float)
 

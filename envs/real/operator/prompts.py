@@ -121,7 +121,7 @@ class TerminalOperator(Operator):
         while (answer := self._ask(f"{question} ")) is not None:
             if answer.lower() in answers:
                 return answers[answer.lower()]
-        raise EnvError(f"operator: found the end of standard input at '{question}', expected an answer")
+        raise EnvError(f"operator: expected an answer to '{question}', got the end of standard input")
 
     def wait_to_start(self, episode: int, episodes: int) -> bool:
         text = "Lay the cube. The arm then moves slowly to its start. Enter: go on, q: end. "

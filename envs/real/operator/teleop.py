@@ -1,8 +1,6 @@
 """Teleoperation with keys or a SpaceMouse, in place of a policy or beside one, and teaching by hand (`teach`).
 
-    controls = Controls()
-    teleoperator = Teleoperator(Keyboard(controls), controls, ToolIK(), XARM7_LIMITS)
-    action = teleoperator.act(q)        # float32 (8,), as a policy's: through loop, interpolator and safety filter
+Its actions go through loop, interpolator and safety filter as a policy's do.
 
 Velocities are those of the point between the finger tips in the base's frame: x forward, y to the left, z up, and the
 turn about the vertical; the gripper stays as upright as at the start. Nothing jumps at a handover: the person's motion
@@ -143,7 +141,7 @@ def _open_spacemouse() -> Any:
     try:
         return library.open(axis_convention=library.AxisConvention.ROS)
     except Exception as error:
-        raise EnvError(f"spacemouse: found no device ({error}), expected one on USB") from None
+        raise EnvError(f"spacemouse: expected a device on USB, got none ({error})") from None
 
 
 class Teleoperator:

@@ -1,10 +1,12 @@
 """Small datasets, written by the formats' own libraries as their documents say, and how they are converted."""
 
 import json
-import zipfile
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import av
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,11 +15,20 @@ import zarr
 
 from s2robot.core.errors import UserError
 from s2robot.demos.formats.convert import convert
+from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 
 FPS, LENGTHS, H, W = 10, (5, 7), 16, 24
 TASKS = ("put the cup down", "lift the cup")
+NAMES = ("out", "out.hdf5", "out.zarr")  # of a dataset in the format of LeRobot, robomimic, diffusion_policy
+
+
+def written(store: EpisodeStore, path: Path, **settings: object) -> Path:
+    """A store in the format that the path's name tells, as in NAMES."""
+    to = {"": "lerobot", ".hdf5": "robomimic"}.get(path.suffix, "diffusion_policy")
+    export(store, path, to, ExportSettings(**settings))
+    return path
 
 
 def converted(path: Path, choice: Choice | None = None, name: str = "back.zarr") -> EpisodeStore:
@@ -68,17 +79,14 @@ def video(path: Path, pictures: np.ndarray, fps: int = FPS, gop: int = 2) -> Non
 
 
 def features(kind: str = "video") -> dict:
-    auto = dict.fromkeys(("frame_index", "episode_index", "index", "task_index"))
+    sides, numbers = ["height", "width", "channels"], dict.fromkeys(("next.reward", "timestamp"), "float32")
+    numbers |= dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
     return {
         "observation.state": {"dtype": "float32", "shape": [4], "names": [["a", "b", "c", "d"]]},
         "action": {"dtype": "float32", "shape": [3], "names": {"motors": ["x", "y", "z"]}},
-        "next.reward": {"dtype": "float32", "shape": [1], "names": None},
-        "observation.images.top": {
-            "dtype": kind, "shape": [H, W, 3], "names": ["height", "width", "channels"],
-        },
-        "timestamp": {"dtype": "float32", "shape": [1], "names": None},
-        **{name: {"dtype": "int64", "shape": [1], "names": None} for name in auto},
-    }  # fmt: skip
+        "observation.images.top": {"dtype": kind, "shape": [H, W, 3], "names": sides},
+        **{name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in numbers.items()},
+    }
 
 
 def table(i: int, first: int, **changes: list) -> pa.Table:
@@ -87,57 +95,43 @@ def table(i: int, first: int, **changes: list) -> pa.Table:
     columns = {
         "observation.state": pa.array(data["state"].tolist(), pa.list_(pa.float32(), 4)),
         "action": pa.array(data["action"].tolist(), pa.list_(pa.float32(), 3)),
-        "next.reward": pa.array(np.arange(n, dtype="f4")),
-        "timestamp": pa.array((np.arange(n) / FPS).astype("f4")),
-        "frame_index": pa.array(np.arange(n)),
-        "episode_index": pa.array(np.full(n, i)),
-        "index": pa.array(first + np.arange(n)),
-        "task_index": pa.array(np.full(n, i)),
-    }
+        "next.reward": pa.array(np.arange(n, dtype="f4")), "timestamp": pa.array((np.arange(n) / FPS).astype("f4")),
+        "frame_index": pa.array(np.arange(n)), "episode_index": pa.array(np.full(n, i)),
+        "index": pa.array(first + np.arange(n)), "task_index": pa.array(np.full(n, i)),
+    }  # fmt: skip
     return pa.table({**columns, **{k: pa.array(v, columns[k].type) for k, v in changes.items()}})
 
 
-def info(version: str, **paths: str) -> dict:
-    return {
-        "codebase_version": version, "robot_type": "koch", "fps": FPS, "features": features(),
-        "total_episodes": 2, "total_frames": sum(LENGTHS), "total_tasks": 2, "chunks_size": 1000,
-        "splits": {"train": "0:2"}, **paths,
+def describe(path: Path, version: str, data: str, videos: str) -> None:
+    """Make the folders, and meta/info.json: `data` and `videos` are where the files of an episode are."""
+    for folder in ("meta/episodes/chunk-000" if version == "v3.0" else "meta", "data/chunk-000"):
+        (path / folder).mkdir(parents=True)
+    about = {
+        "codebase_version": version, "robot_type": "koch", "fps": FPS, "features": features(), "total_episodes": 2,
+        "total_frames": sum(LENGTHS), "total_tasks": 2, "chunks_size": 1000, "splits": {"train": "0:2"},
+        "data_path": f"data/{data}.parquet", "video_path": f"videos/{videos}.mp4",
     }  # fmt: skip
-
-
-def lerobot_v21(path: Path, **changes: list) -> Path:
-    """LeRobot v2.1; `changes` go into the columns of episode 1."""
-    (path / "meta").mkdir(parents=True)
-    about = info(
-        "v2.1",
-        data_path="data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
-        video_path="videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
-    )
     (path / "meta/info.json").write_text(json.dumps(about))
+
+
+def lerobot_v21(path: Path) -> Path:
+    name = "episode_{episode_index:06d}"
+    chunk = "chunk-{episode_chunk:03d}"
+    describe(path, "v2.1", f"{chunk}/{name}", f"{chunk}/{{video_key}}/{name}")
     rows = [{"episode_index": i, "tasks": [TASKS[i]], "length": n} for i, n in enumerate(LENGTHS)]
     (path / "meta/episodes.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     tasks = [{"task_index": i, "task": task} for i, task in enumerate(TASKS)]
     (path / "meta/tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)) + "\n")
-    (path / "data/chunk-000").mkdir(parents=True)
     for i in range(2):
-        pq.write_table(
-            table(i, i * LENGTHS[0], **(changes if i else {})),
-            path / f"data/chunk-000/episode_{i:06d}.parquet",
-        )
+        pq.write_table(table(i, i * LENGTHS[0]), path / f"data/chunk-000/episode_{i:06d}.parquet")
         video(path / f"videos/chunk-000/observation.images.top/episode_{i:06d}.mp4", frames(i))
     return path
 
 
 def lerobot_v30(path: Path) -> Path:
     """LeRobot v3.0: both episodes in one parquet file and one video."""
-    (path / "meta/episodes/chunk-000").mkdir(parents=True)
-    about = info(
-        "v3.0",
-        data_path="data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        video_path="videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
-    )
-    (path / "meta/info.json").write_text(json.dumps(about))
-    (path / "data/chunk-000").mkdir(parents=True)
+    name = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+    describe(path, "v3.0", name, f"{{video_key}}/{name}")
     both = pa.concat_tables([table(i, i * LENGTHS[0]) for i in range(2)])
     pq.write_table(both, path / "data/chunk-000/file-000.parquet")
     key, ends = "observation.images.top", np.cumsum(LENGTHS)
@@ -153,6 +147,30 @@ def lerobot_v30(path: Path) -> Path:
     ]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows), path / "meta/episodes/chunk-000/file-000.parquet")
     video(path / f"videos/{key}/chunk-000/file-000.mp4", np.concatenate([frames(0), frames(1)]))
+    return path
+
+
+OSC = {"type": "OSC_POSE", "control_delta": True, "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5]}
+ARGS = {
+    "env_name": "Lift", "env_version": "1.4.1", "type": 1,
+    "env_kwargs": {"robots": ["Panda"], "control_freq": 20, "controller_configs": OSC},
+}  # fmt: skip
+
+
+def robomimic(path: Path) -> Path:
+    """Demos 2 and 10, whose images hold their numbers; demo 2 turns a quarter about z."""
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        file.create_group("data").attrs["env_args"] = json.dumps(ARGS)
+        for number, steps in ((10, 3), (2, 4)):
+            demo = file["data"].create_group(f"demo_{number}")
+            demo["actions"] = rng.uniform(-1, 1, (steps, 7))
+            half = np.sqrt(0.5) if number == 2 else 0.0
+            demo["obs/robot0_eef_quat"] = np.tile([0, 0, half, np.sqrt(1 - half**2)], (steps, 1))
+            demo["obs/robot0_eef_pos"] = rng.normal(size=(steps, 3))
+            demo["obs/robot0_gripper_qpos"] = rng.normal(size=(steps, 2))
+            demo["obs/agentview_image"] = np.full((steps, 6, 8, 3), number, np.uint8)
+        file["mask/train"] = np.array([b"demo_10"])
     return path
 
 
@@ -177,8 +195,8 @@ def episode(i: int, cameras: dict[str, tuple[int, int]]) -> dict[str, np.ndarray
 
 
 def store(path: Path, **about: object) -> EpisodeStore:
-    """Two episodes of our own: parts, cameras of two sizes, other arrays, a task each."""
-    cameras = dict(about.pop("sizes", CAMERAS))  # type: ignore[call-overload]
+    """Two episodes of our own: parts, cameras of two `sizes`, other arrays, a task and `values` each."""
+    cameras, values = dict(about.pop("sizes", CAMERAS)), about.pop("values", ({}, {}))  # type: ignore[call-overload]
     attributes = {
         "robot": "xarm7", "joint_names": ["elbow", "wrist"], "rate_hz": FPS, "seed": 3, "cameras": list(cameras),
         "camera_geometry": {n: {"size": list(size)} for n, size in cameras.items()}, "action_frame": "parts",
@@ -186,17 +204,27 @@ def store(path: Path, **about: object) -> EpisodeStore:
     }  # fmt: skip
     with EpisodeStore.create(path, attributes) as made:
         for i in range(len(LENGTHS)):
-            made.append(episode(i, cameras), {"task": 1 - i, "seed": 7 + i, "success": bool(i)})
+            made.append(episode(i, cameras), {"task": 1 - i, "seed": 7 + i, "success": bool(i), **values[i]})
     return made
+
+
+def edited(file: Path, **about: object) -> None:
+    """Change keys of a JSON object in a file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | about))
+
+
+def changed(file: Path, change: Callable[[h5py.File], object]) -> Path:
+    """A copy of an hdf5 file, with a change; the file itself may still be open where an error was caught."""
+    copy = file.with_name(f"{len([*file.parent.iterdir()])}.hdf5")
+    shutil.copy(file, copy)
+    with h5py.File(copy, "a") as opened:
+        change(opened)
+    return copy
 
 
 def zipped(path: Path) -> Path:
     """A folder as a zip beside it."""
-    file = path.with_name(f"{path.name}.zip")
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
-        for f in sorted(p for p in path.rglob("*") if p.is_file()):
-            out.write(f, f.relative_to(path).as_posix())
-    return file
+    return Path(shutil.make_archive(str(path), "zip", path))
 
 
 def overwrite(path: Path, key: str, values: np.ndarray) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numcodecs
 import numpy as np
@@ -11,11 +10,9 @@ import zarr
 
 from s2robot.core.errors import UserError
 from s2robot.demos.formats.convert import convert
-from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.formats.source import Choice
-from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
-from tests.demos.formats.made import converted, refused, zipped
+from tests.demos.formats.made import converted, edited, refused, written, zipped
 
 RNG = np.random.default_rng(0)
 DATA = {
@@ -30,14 +27,11 @@ DATA = {
 @pytest.fixture
 def folder(tmp_path):
     path = tmp_path / "in.zarr"
-    data = zarr.open_group(str(path), mode="w", zarr_format=2).create_group("data")
+    root = zarr.open_group(str(path), mode="w", zarr_format=2)
     for key, array in DATA.items():
-        chunks, lz4 = (2, *array.shape[1:]), numcodecs.Blosc("lz4", 5)
-        made_here = data.create_array(
-            key, shape=array.shape, dtype=array.dtype, chunks=chunks, compressors=lz4
-        )
-        made_here[:] = array
-    zarr.open_group(str(path)).create_array("meta/episode_ends", shape=(2,), dtype="i8")[:] = [4, 7]
+        how = {"chunks": (2, *array.shape[1:]), "compressors": numcodecs.Blosc("lz4", 5)}
+        root.create_array(f"data/{key}", shape=array.shape, dtype=array.dtype, **how)[:] = array
+    root.create_array("meta/episode_ends", shape=(2,), dtype="i8")[:] = [4, 7]
     return path
 
 
@@ -83,13 +77,10 @@ def test_a_missing_chunk_is_noted(tmp_path, folder):
     (folder / "data/front_image/1.0.0.0").unlink()
     source = convert(folder, tmp_path / "out.zarr")
     assert source.notes == ["data/front_image: 3 of 4 chunks are there; the others are read as 0"]
-    array = folder / "data/front_image/.zarray"
-    array.write_text(json.dumps(json.loads(array.read_text()) | {"fill_value": None}))
+    edited(folder / "data/front_image/.zarray", fill_value=None)
     for form in (folder, zipped(folder)):
         refused(form, "data/front_image: expected all chunks, got 3 of 4")
 
-
-# -------------------------------------------------------------------- a real robot's folder
 
 SHADES = 7  # of grey, from one frame to the next
 
@@ -125,12 +116,9 @@ def test_a_robots_videos_are_its_cameras(robot):
     # the first frame from 0, 0.08, 0.16 and 0.24 s on, of those each 1/30 s
     np.testing.assert_allclose(shown, [0, 3, 5, 8, 0, 3, 5], atol=0.3)
     assert converted(robot, Choice(cameras=("camera_10",)), "one.zarr").cameras == ("camera_10",)
-
-
-def test_a_robots_video_that_ends_early(robot):
     video = robot / "videos/1/0.mp4"
     film(video, 3)  # its last frame is repeated, as in diffusion_policy
-    shown = converted(robot)["images_camera_0"][4:].mean((1, 2, 3))
+    shown = converted(robot, name="early.zarr")["images_camera_0"][4:].mean((1, 2, 3))
     np.testing.assert_allclose((shown - 20) / SHADES, [0, 2, 2], atol=0.3)
     video.write_bytes(video.read_bytes()[:300])
     refused(robot, "videos/1/0.mp4: cannot be read")
@@ -138,20 +126,8 @@ def test_a_robots_video_that_ends_early(robot):
     refused(robot, "videos/1/0.mp4: expected a video")
 
 
-# -------------------------------------------------------------------- out
-
-
-@pytest.fixture
-def store(tmp_path):
-    return made.store(tmp_path / "own.zarr")
-
-
-def written(store: EpisodeStore, path: Path) -> Path:
-    export(store, path, "diffusion_policy", ExportSettings())
-    return path
-
-
-def test_our_store_as_a_buffer(tmp_path, store):
+def test_our_store_as_a_buffer(tmp_path):
+    store = made.store(tmp_path / "own.zarr")
     path = written(store, tmp_path / "out.zarr")
     assert not list(path.rglob("zarr.json"))
     hand = json.loads((path / "data/hand_image/.zarray").read_text())
@@ -164,6 +140,14 @@ def test_our_store_as_a_buffer(tmp_path, store):
         np.testing.assert_array_equal(root[f"data/{name}"], store[key])
     np.testing.assert_array_equal(root["data/timestamp"][5:], np.arange(7) / made.FPS)
     assert {array.shape[0] for _, array in root["data"].arrays()} == {12}
+    for lost, words in (
+        ("data/grid/.zarray", "out.zarr: cannot be read (KeyError: 'grid')"),
+        ("data/hand_image/0.0.0.0", "out.zarr: data/hand_image: expected all chunks, got 11 of 12"),
+    ):
+        content = (path / lost).read_bytes()
+        (path / lost).unlink()
+        refused(path, words)
+        (path / lost).write_bytes(content)
     (path / ".zattrs").unlink()  # the sidecar
     back = converted(path, Choice(cameras=("left.up",)))
     assert back.attrs["rate_hz"] == made.FPS and back.keys == ("action", "proprio", "images_left.up")
@@ -172,7 +156,8 @@ def test_our_store_as_a_buffer(tmp_path, store):
 
 
 @pytest.mark.parametrize("name", ["out.zarr", "out.zarr.zip"])
-def test_it_comes_back_as_it_was_and_nothing_half_written_is_left(tmp_path, store, name):
+def test_it_comes_back_as_it_was_and_nothing_half_written_is_left(tmp_path, name):
+    store = made.store(tmp_path / "own.zarr")
     assert converted(written(store, tmp_path / name)).fingerprint == store.fingerprint
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.zarr", name, "own.zarr"]
     numbers = np.array(store["proprio"])
@@ -183,23 +168,8 @@ def test_it_comes_back_as_it_was_and_nothing_half_written_is_left(tmp_path, stor
     assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.parametrize(
-    ("lost", "words"),
-    [
-        ("data/grid/.zarray", "out.zarr: cannot be read (KeyError: 'grid')"),
-        ("data/hand_image/0.0.0.0", "out.zarr: data/hand_image: expected all chunks, got 11 of 12"),
-    ],
-)
-def test_our_buffer_edited_by_others_is_one_line(tmp_path, store, lost, words):
-    (written(store, tmp_path / "out.zarr") / lost).unlink()
-    refused(tmp_path / "out.zarr", words)
-
-
-def test_time_stamps_are_each_episode_s_own(tmp_path, store):
-    about = {k: v for k, v in store.attrs.items() if k != "schema_version"}
-    with EpisodeStore.create(tmp_path / "in.zarr", about) as slowed:
-        for i, speed in enumerate((1.0, 0.7)):
-            slowed.append(store.episode(i), {"speed": speed})
+def test_time_stamps_are_each_episode_s_own(tmp_path):
+    slowed = made.store(tmp_path / "in.zarr", values=[{"speed": 1.0}, {"speed": 0.7}])
     stamps = data_of(written(slowed, tmp_path / "out.zarr"))["timestamp"][:]
     for found, count, rate in zip(np.split(stamps, made.LENGTHS[:1]), made.LENGTHS, (10, 7), strict=True):
         np.testing.assert_allclose(found, np.arange(count) / rate)

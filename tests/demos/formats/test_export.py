@@ -7,15 +7,16 @@ import pytest
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import shipped_demos
-from s2robot.demos.formats.export import ExportSettings, ModifiedStore, export, format_for
+from s2robot.demos.formats.export import ModifiedStore, format_for
 from s2robot.demos.lineage import episode_keys
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.tasks import make, settings_of
 from tests.demos.formats import made
-from tests.demos.formats.made import converted
+from tests.demos.formats.made import NAMES, converted, written
+from tests.demos.test_store import IMAGES
 
-ABSOLUTE = ExportSettings(pictures="png", actions="absolute", action_range="data")
+ABSOLUTE = {"pictures": "png", "actions": "absolute", "action_range": "data"}
 
 
 def test_the_format_follows_to_or_the_name():
@@ -26,47 +27,32 @@ def test_the_format_follows_to_or_the_name():
         format_for(Path("a"), "rlds")
 
 
-def test_a_size_of_rendered_images(tmp_path, recorded):
-    first, small = EpisodeStore.open(recorded), ExportSettings(image_size=12)
+def test_a_size_of_rendered_images(tmp_path):
+    first = EpisodeStore.open(shipped_demos("xarm7_cube"))
     with EpisodeStore.create(tmp_path / "one.zarr", first.attrs) as one:
-        one.append({key: rows[:8] for key, rows in first.episode(0).items()}, {"seed": 500})
-    export(one, tmp_path / "out.zarr", "diffusion_policy", small)
-    back = converted(tmp_path / "out.zarr")
+        one.append({key: rows[:3] for key, rows in first.episode(0).items()}, {"seed": 500})
+    back = converted(written(one, tmp_path / "out.zarr", image_size=12))
     assert back.shape("images_left") == (12, 12, 3)
     assert back.attrs["camera_geometry"]["left"]["size"] == [12, 12]
     task = make(settings_of(first.attrs["env_config"], image_size=12))
-    task.set_state(first["state"][5])
-    np.testing.assert_array_equal(back["images_left"][5], task.render_cameras()["left"])
+    task.set_state(first["state"][2])
+    np.testing.assert_array_equal(back["images_left"][2], task.render_cameras()["left"])
     with pytest.raises(UserError, match="image_size: expected null.* 16 x 24 px"):
-        export(made.store(tmp_path / "in.zarr"), tmp_path / "none.zarr", "diffusion_policy", small)
+        written(made.store(tmp_path / "in.zarr"), tmp_path / "none.zarr", image_size=12)
+    with pytest.raises(UserError, match="^actions: expected recorded"):  # others have no targets
+        written(made.store(tmp_path / "odd.zarr"), tmp_path / "out", **ABSOLUTE)
 
 
-# -------------------------------------------------------------------- joint targets
-
-
-@pytest.fixture
-def store(tmp_path):
-    """Two episodes of an arm, without a simulator's state."""
+@pytest.mark.parametrize("name", NAMES)
+def test_targets_come_back_and_the_episode_is_known(tmp_path, name):
+    """Of an arm, without a simulator's state."""
     rng = np.random.default_rng(0)
-    about = {
-        "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(7)], "rate_hz": 10, "seed": 0, "cameras": ["hand"],
-        "camera_geometry": {}, "action_frame": "joint_delta_commanded", "env_version": "CubePick-v0", "env_config": {},
-        "kind": "images", "source": "teleop, arm",
-    }  # fmt: skip
-    with EpisodeStore.create(tmp_path / "in.zarr", about) as store:
+    with EpisodeStore.create(tmp_path / "in.zarr", IMAGES | {"source": "teleop, arm"}) as store:
         for n in (5, 7):
             deltas = np.append(rng.normal(0, 0.1, (n, 7)), rng.integers(0, 2, (n, 1)), 1).astype("f4")
             own = {"action": deltas, "action_sent": deltas, "proprio": rng.normal(size=(n, 8)).astype("f4")}
             store.append({**own, "images_hand": np.zeros((n, 8, 8, 3), "u1")}, {"seed": n})
-    return store
-
-
-@pytest.mark.parametrize(
-    "to, name", [("lerobot", "out"), ("robomimic", "out.hdf5"), ("diffusion_policy", "out.zarr")]
-)
-def test_targets_come_back_and_the_episode_is_known(tmp_path, store, to, name):
-    export(store, tmp_path / name, to, ABSOLUTE)
-    back = converted(tmp_path / name)
+    back = converted(written(store, tmp_path / name, **ABSOLUTE))
     assert [part["kind"] for part in back.attrs["action_parts"]] == ["absolute", "binary"]
     assert back.attrs["action_frame"] == "parts" and "action_sent" not in back.keys
     for i in range(2):
@@ -89,8 +75,3 @@ def test_targets_are_the_commands_of_the_simulated_arm():
         for row in range(rows.start, rows.start + 12):
             env.apply(demos["action"][row])
             np.testing.assert_allclose(targets[row, :7], env.commanded, atol=1e-6)
-
-
-def test_other_actions_have_no_targets(tmp_path):
-    with pytest.raises(UserError, match="^actions: expected recorded"):
-        export(made.store(tmp_path / "odd.zarr"), tmp_path / "out", "lerobot", ABSOLUTE)

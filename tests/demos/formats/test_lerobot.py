@@ -1,33 +1,31 @@
-"""LeRobot datasets in: both versions, partial ones, and broken ones in one line."""
+"""LeRobot datasets in, both versions, partial and broken ones; and out, back by our own reader."""
 
 import errno
 import json
-import shutil
+import math
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from s2robot.core.errors import UserError
+from s2robot.demos.formats import write_lerobot
 from s2robot.demos.formats.convert import as_store, convert
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
-from tests.demos.formats.made import converted, psnr, refused
+from tests.demos.formats.made import converted, edited, psnr, refused, written
 
 EPISODE = "data/chunk-000/episode_000001.parquet"
 VIDEO = "videos/chunk-000/observation.images.top/episode_000001.mp4"
 
 
-@pytest.fixture(scope="module")
-def v21(tmp_path_factory):
-    return made.lerobot_v21(tmp_path_factory.mktemp("lerobot") / "v21")
-
-
 @pytest.fixture
-def copy(tmp_path, v21):
-    return shutil.copytree(v21, tmp_path / "in")
+def copy(tmp_path):
+    return made.lerobot_v21(tmp_path / "in")
 
 
 @pytest.mark.parametrize("make", [made.lerobot_v21, made.lerobot_v30])
@@ -69,22 +67,21 @@ def replaced(file, old, new):
 
 
 def info(**changes):
-    def change(path):
-        about = json.loads((path / "meta/info.json").read_text())
-        (path / "meta/info.json").write_text(json.dumps(about | changes))
-
-    return change
+    return lambda path: edited(path / "meta/info.json", **changes)
 
 
-def odd_type(path):
-    features = made.features()
-    features["next.reward"]["dtype"] = "float31"
-    info(features=features)(path)
+def columns(**changes):
+    return lambda path: pq.write_table(made.table(1, made.LENGTHS[0], **changes), path / EPISODE)
 
 
-def two_cameras(path):
-    features = made.features()
-    info(features=features | {"observation.image.top": features["observation.images.top"]})(path)
+def ragged(rows):
+    """Actions that are not as many numbers in each row."""
+    table = made.table(1, made.LENGTHS[0])
+    other = table.set_column(table.column_names.index("action"), "action", pa.array(rows))
+    return lambda path: pq.write_table(other, path / EPISODE)
+
+
+TOP, ODD = made.features()["observation.images.top"], {"dtype": "float31", "shape": [1], "names": None}
 
 
 def no_rows(path):
@@ -100,12 +97,20 @@ def no_rows(path):
         (lambda p: made.video(p / VIDEO, made.frames(0)), "episode_000001.mp4: expected 7 frames"),
         (replaced("meta/episodes.jsonl", '"length": 7', '"length": 8'), "episode 1: expected 8 rows"),
         (replaced("meta/episodes.jsonl", '"episode_index": 1', '"episode_index": 2'), "episode_index: expected 1"),
-        (two_cameras, "expected different names of cameras"),
+        (info(features=made.features() | {"observation.image.top": TOP}), "expected different names of cameras"),
         (no_rows, '"episodes=[0]"'),
-        (lambda p: (p / "meta/episodes.jsonl").write_text("[1]\n"), "in/meta/episodes.jsonl: expected a JSON object"),
+        (lambda p: (p / "meta/episodes.jsonl").write_text("[1]\n"), "in/meta/episodes.jsonl: expected keys and values"),
         (replaced("meta/episodes.jsonl", '"length": 7', '"length": "abc"'), "in/meta/episodes.jsonl: length: expected an integer"),
-        (odd_type, "in: cannot be read (TypeError: data type 'float31'"),
+        (info(features=made.features() | {"next.reward": ODD}), "in: cannot be read (TypeError: data type 'float31'"),
         (info(fps="ten"), "in/meta/info.json: fps: "),
+        (columns(timestamp=[0, 0.1, 0.2, 0.3, 0.4, 0.56, 0.6]), "episode 1: timestamp: row 5: expected 0.5"),
+        (columns(timestamp=[0, 0.1, 0.2, float("nan"), 0.4, 0.5, 0.6]), "episode 1: timestamp: row 3: expected 0.3"),
+        (columns(frame_index=[0, 1, 2, 4, 5, 6, 7]), "episode 1: frame_index: row 3: expected 3, got 4"),
+        (columns(index=[5, 6, 7, 9, 10, 11, 12]), "episode 1: index: row 3: expected 8, got 9"),
+        (columns(action=[[0, 0, 0]] * 3 + [[0, float("nan"), 0]] * 4), "action: expected finite numbers, got nan at step 3"),
+        (ragged([[1, 2, 3, 4], [5, 6]] + [[7, 8, 9]] * 5), "episode_000001.parquet: action: expected as many numbers"),
+        (ragged([[1, 2, 3]] * 6 + [None]), "episode_000001.parquet: action: expected as many numbers"),
+        (ragged([[[1], [2], [3]]] * 5 + [[[1], [2, 3], []], [[1], [2], [3]]]), "action: expected as many numbers"),
     ],
 )  # fmt: skip
 def test_a_broken_file_is_one_line_and_leaves_nothing(copy, broken, words):
@@ -113,40 +118,12 @@ def test_a_broken_file_is_one_line_and_leaves_nothing(copy, broken, words):
     refused(copy, words)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"timestamp": [0, 0.1, 0.2, 0.3, 0.4, 0.56, 0.6]}, "timestamp: row 5: expected 0.5"),
-        ({"timestamp": [0, 0.1, 0.2, float("nan"), 0.4, 0.5, 0.6]}, "timestamp: row 3: expected 0.3"),
-        ({"frame_index": [0, 1, 2, 4, 5, 6, 7]}, "frame_index: row 3: expected 3, got 4"),
-        ({"index": [5, 6, 7, 9, 10, 11, 12]}, "index: row 3: expected 8, got 9"),
-        ({"action": [[0, 0, 0]] * 3 + [[0, float("nan"), 0]] * 4}, "action: expected finite numbers, got nan at step 3"),
-    ],
-)  # fmt: skip
-def test_a_broken_column_is_named(tmp_path, changes, words):
-    refused(made.lerobot_v21(tmp_path / "in", **changes), words, "episode 1")
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [[1, 2, 3, 4], [5, 6]] + [[7, 8, 9]] * 5,  # as many numbers as there should be
-        [[1, 2, 3]] * 6 + [None],
-        [[[1], [2], [3]]] * 5 + [[[1], [2, 3], []], [[1], [2], [3]]],
-    ],
-)
-def test_rows_without_numbers_or_of_other_lengths_shift_nothing(copy, rows):
-    table = pq.read_table(copy / EPISODE)
-    changed = table.set_column(table.column_names.index("action"), "action", pa.array(rows))
-    pq.write_table(changed, copy / EPISODE)
-    refused(copy, "episode_000001.parquet: action: expected as many numbers in each row")
-
-
-@pytest.mark.parametrize("column", ["episode_index", "length"])
-def test_a_table_of_episodes_without_a_column_is_one_line(tmp_path, column):
+def test_a_table_of_episodes_without_a_column_is_one_line(tmp_path):
     file = made.lerobot_v30(tmp_path / "in") / "meta/episodes/chunk-000/file-000.parquet"
-    pq.write_table(pq.read_table(file).drop_columns([column]), file)
-    refused(tmp_path / "in", f"meta/episodes: {column}: expected a value")
+    table = pq.read_table(file)
+    for column in ("episode_index", "length"):
+        pq.write_table(table.drop_columns([column]), file)
+        refused(tmp_path / "in", f"meta/episodes: {column}: expected a value")
 
 
 def test_a_choice_of_keys_and_episodes(copy):
@@ -160,15 +137,14 @@ def test_a_choice_of_keys_and_episodes(copy):
 
 def test_no_feature_takes_the_place_of_another(tmp_path, copy):
     """The chosen action is not the one called so; names that collide, or that are ours or a camera's."""
-    about = json.loads((copy / "meta/info.json").read_text())
     columns = {"proprio": 1, "images_top": 2, "x?": 3, "x*": 4}
-    for file in sorted(copy.glob("data/*/*.parquet")):
+    plain = {"dtype": "float32", "shape": [1], "names": None}
+    info(features=made.features() | dict.fromkeys(columns, plain))(copy)
+    for file in copy.glob("data/*/*.parquet"):
         table = pq.read_table(file)
         for name, value in columns.items():
-            about["features"][name] = {"dtype": "float32", "shape": [1], "names": None}
             table = table.append_column(name, pa.array(np.full(len(table), value, "f4")))
         pq.write_table(table, file)
-    (copy / "meta/info.json").write_text(json.dumps(about))
     choice = Choice(action=("observation.state",), proprio=("observation.state",))
     source = convert(copy, tmp_path / "out.zarr", choice)
     store = EpisodeStore.open(tmp_path / "out.zarr")
@@ -189,7 +165,106 @@ def test_a_full_disk_is_blamed_on_the_way_out(tmp_path, copy, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("s2robot.demos.store.define_arrays", full)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match="^[^:]*out.zarr: the disk is full"):
         convert(copy, tmp_path / "out.zarr")
-    assert str(caught.value).startswith(f"{tmp_path / 'out.zarr'}: the disk is full")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_lossless_images_make_the_same_store_again(tmp_path):
+    store = made.store(tmp_path / "in.zarr")
+    written(store, tmp_path / "out", pictures="png")
+    assert convert(tmp_path / "out", tmp_path / "back.zarr").notes == []
+    assert EpisodeStore.open(tmp_path / "back.zarr").fingerprint == store.fingerprint
+
+
+def test_video_keeps_numbers_exactly_and_images_nearly(tmp_path):
+    """Sides of odd length too."""
+    store = made.store(tmp_path / "in.zarr", sizes={"hand": (64, 96), "left/up": (97, 63)})
+    back = converted(written(store, tmp_path / "out"))
+    assert back.attrs == store.attrs and back.episode_ends.tolist() == store.episode_ends.tolist()
+    for key in store.keys:
+        if key.startswith("images_"):
+            assert min(map(psnr, back[key], store[key])) > 38
+        else:
+            np.testing.assert_array_equal(back[key], store[key], strict=True)
+
+
+def test_full_files_are_followed_by_new_ones(tmp_path, monkeypatch):
+    """At most a second of video in a file: the second episode, 0.7 s after 0.5 s, starts another."""
+    for name in ("MOST_SECONDS", "CHUNK", "DATA_BYTES"):
+        monkeypatch.setattr(write_lerobot, name, 1)
+    store = made.store(tmp_path / "in.zarr")
+    out = written(store, tmp_path / "out")
+    rows = pq.read_table(out / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    video = "videos/observation.images.hand"
+    for kind in ("data", video):
+        assert [(row[f"{kind}/chunk_index"], row[f"{kind}/file_index"]) for row in rows] == [(0, 0), (1, 0)]
+        assert len(list((out / kind).glob("chunk-00[01]/file-000.*"))) == 2
+    assert [row[f"{video}/from_timestamp"] for row in rows] == [0, 0]
+    np.testing.assert_array_equal(converted(out)["action"], store["action"])
+
+
+def test_metadata_and_statistics_are_those_of_the_numbers_and_images(tmp_path):
+    store = made.store(tmp_path / "in.zarr")
+    out = written(store, tmp_path / "out")
+    info = json.loads((out / "meta/info.json").read_text())
+    features = info.pop("features")
+    assert info.pop("data_path").endswith(".parquet") and info.pop("video_path").endswith(".mp4")
+    assert info == {
+        "codebase_version": "v3.0", "robot_type": "xarm7", "total_episodes": 2, "total_frames": 12, "total_tasks": 2, "fps": 10,
+        "chunks_size": 1000, "splits": {"train": "0:2"}, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200,
+    }  # fmt: skip
+    names = ["delta_elbow", "delta_wrist", "gripper"]
+    assert features["action"] == {"dtype": "float32", "shape": [3], "names": names}
+    assert features["observation.state"]["names"] == ["pose 1", "pose 2", "pose 3", "pose 4"]
+    assert features["force_left"] == {"dtype": "float64", "shape": [1], "names": None}
+    assert (features["grid"]["shape"], features["index"]["dtype"]) == ([2, 3], "int64")
+    hand = features["observation.images.hand"]
+    assert (hand["shape"], hand["info"]["video.codec"]) == ([made.H, made.W, 3], "h264")
+    head = yaml.safe_load((out / "README.md").read_text().split("---")[1])
+    assert head["configs"] == [{"config_name": "default", "data_files": "data/*/*.parquet"}]
+    tasks = pd.read_parquet(out / "meta/tasks.parquet")  # as LeRobot looks them up
+    assert [tasks.iloc[i].name for i in range(2)] == list(made.TASKS) and tasks.task_index.tolist() == [0, 1]
+    table = pq.read_table(out / "data/chunk-000/file-000.parquet")
+    assert table["task_index"].to_pylist() == [1] * 5 + [0] * 7
+    rows = pq.read_table(out / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    every = json.loads((out / "meta/stats.json").read_text())
+    second, whole = store.episode(1), store["action"].astype("f8")
+    own = second["action"].astype("f8")
+    ninth = np.quantile(own, 0.9, axis=0)
+    for name, wanted in {"min": own.min(0), "std": own.std(0), "q90": ninth, "count": [7]}.items():
+        np.testing.assert_allclose(rows[1][f"stats/action/{name}"], wanted, rtol=1e-12)
+    all_steps = {"max": whole.max(0), "mean": whole.mean(0), "std": whole.std(0), "count": [12]}
+    for name, wanted in all_steps.items():
+        np.testing.assert_allclose(every["action"][name], wanted, rtol=1e-12)
+    pixels = second["images_hand"].transpose(3, 0, 1, 2).reshape(3, -1) / 255
+    median = np.quantile(pixels, 0.5, axis=1, method="inverted_cdf")
+    for name, wanted in (("max", pixels.max(1)), ("mean", pixels.mean(1)), ("std", pixels.std(1)), ("q50", median)):  # fmt: skip
+        found = np.array(rows[1][f"stats/observation.images.hand/{name}"])
+        assert found.shape == (3, 1, 1)
+        np.testing.assert_allclose(found.ravel(), wanted, atol=1e-12)
+    assert np.shape(every["grid"]["q10"]) == (2, 3) and every["observation.images.hand"]["count"] == [12]
+
+
+def test_the_sidecar_of_an_edited_dataset_is_not_used(tmp_path):
+    """LeRobot's tools drop episodes: the sidecar would then describe others."""
+    out = written(made.store(tmp_path / "in.zarr"), tmp_path / "out")
+    info = out / "meta/info.json"
+    info.write_text(info.read_text().replace('"total_frames": 12', '"total_frames": 11'))
+    assert len(convert(out, tmp_path / "back.zarr").notes) == 1
+    assert EpisodeStore.open(tmp_path / "back.zarr").attrs["source"]["format"] == "LeRobot v3.0"
+
+
+def test_a_dataset_that_the_format_cannot_hold_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def refused(name, words, pictures="h264", **about):
+        store = made.store(tmp_path / name, **about)
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(UserError, match=rf"{words}[^\n]*\Z"):
+            written(store, tmp_path / "out", pictures=pictures)
+        assert sorted(tmp_path.iterdir()) == before
+
+    refused("a.zarr", "rate_hz: expected a whole number.*12.5", rate_hz=12.5)
+    refused("b.zarr", "up/left and up_left", sizes={"up/left": (16, 16), "up_left": (16, 16)})
+    refused("c.zarr", "expected finite values", pictures="png", values=[{"grade": math.nan}] * 2)
+    monkeypatch.setattr("s2robot.demos.formats.video.ENCODER", "libnone")
+    refused("d.zarr", "libnone.*pictures=png")

@@ -1,46 +1,34 @@
-"""robomimic files in and out: order of demos, actions in our units and within -1..1, cameras, masks, broken files."""
+"""robomimic files in and out: units, cameras, masks, broken files; and robosuite's own recordings, drawn from their states."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from glob import glob
 
 import h5py
 import numpy as np
 import pytest
 
 from s2robot.core.errors import UserError
-from s2robot.demos.formats.export import ExportSettings, export
+from s2robot.demos.binding import bind
+from s2robot.demos.formats.convert import read
+from s2robot.demos.formats.export import pieces
+from s2robot.demos.formats.robomimic import world_of_file
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
+from s2robot.envs.robosuite_config import RobosuiteSettings
+from s2robot.envs.tasks import make
 from tests.demos.formats import made
-from tests.demos.formats.made import converted, refused
-
-ROOT = Path(__file__).resolve().parents[3]
-OSC = {"type": "OSC_POSE", "control_delta": True, "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5]}
-ARGS = {
-    "env_name": "Lift", "env_version": "1.4.1", "type": 1,
-    "env_kwargs": {"robots": ["Panda"], "control_freq": 20, "controller_configs": OSC},
-}  # fmt: skip
+from tests.demos.formats.made import ARGS, OSC, changed, converted, refused, written
+from tests.kills import ROOT
 
 
 @pytest.fixture
 def file(tmp_path):
-    """Demos 2 and 10, whose images hold their numbers; demo 2 turns a quarter about z."""
-    path, rng = tmp_path / "in.hdf5", np.random.default_rng(0)
-    with h5py.File(path, "w") as made:
-        made.create_group("data").attrs["env_args"] = json.dumps(ARGS)
-        for number, steps in ((10, 3), (2, 4)):
-            demo = made["data"].create_group(f"demo_{number}")
-            demo["actions"] = rng.uniform(-1, 1, (steps, 7))
-            half = np.sqrt(0.5) if number == 2 else 0.0
-            demo["obs/robot0_eef_quat"] = np.tile([0, 0, half, np.sqrt(1 - half**2)], (steps, 1))
-            demo["obs/robot0_eef_pos"] = rng.normal(size=(steps, 3))
-            demo["obs/robot0_gripper_qpos"] = rng.normal(size=(steps, 2))
-            demo["obs/agentview_image"] = np.full((steps, 6, 8, 3), number, np.uint8)
-        made["mask/train"] = np.array([b"demo_10"])
-    return path
+    return made.robomimic(tmp_path / "in.hdf5")
 
 
 def test_a_file_arrives_and_goes_out_as_it_came(tmp_path, file):
@@ -58,14 +46,26 @@ def test_a_file_arrives_and_goes_out_as_it_came(tmp_path, file):
     assert [p["kind"] for p in store.attrs["action_parts"]] == ["delta", "rotation", "binary"]
     assert converted(file, Choice(mask="train"), "some.zarr").meta("source_episode").tolist() == [10]
 
-    export(store, tmp_path / "out.hdf5", "robomimic", ExportSettings())
-    assert converted(tmp_path / "out.hdf5", name="again.zarr").fingerprint == store.fingerprint
-    with h5py.File(file) as first, h5py.File(tmp_path / "out.hdf5") as second:
+    out = written(store, tmp_path / "out.hdf5")
+    assert converted(out, name="again.zarr").fingerprint == store.fingerprint
+    with h5py.File(file) as first, h5py.File(out) as second:
         assert json.loads(second["data"].attrs["env_args"]) == ARGS
         for before, after in (("demo_2", "demo_0"), ("demo_10", "demo_1")):
             there, back = first["data"][before], second["data"][after]
             np.testing.assert_allclose(back["actions"], there["actions"], atol=1e-7)
             np.testing.assert_array_equal(back["obs/agentview_image"], there["obs/agentview_image"])
+
+
+def test_a_file_says_its_world(file):
+    about = converted(file).attrs
+    found, world = bind(about, world_of_file(about), file)
+    assert (world.env, world.robot, world.rate_hz, world.cameras) == ("Lift", "Panda", 20, ("agentview",))
+    assert found["env_config"]["proprio"] == ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]
+    assert (
+        found["action_parts"][0]["high"] == [0.05] * 3
+        and found["camera_geometry"] == about["camera_geometry"]
+    )
+    assert world_of_file(about | {"env_args": {}}) is None
 
 
 def replaced(name, values):
@@ -77,14 +77,13 @@ def replaced(name, values):
     return change
 
 
-def args(**changes):
-    told = json.dumps({"env_name": "Lift", "env_kwargs": changes})
+def args(**kwargs):
+    told = json.dumps(ARGS | {"env_kwargs": kwargs})
     return lambda raw: raw["data"].attrs.__setitem__("env_args", told)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
+def test_odd_contents_are_one_line_that_names_the_file(file):
+    for change, words in (
         (replaced("data/demo_10/obs/robot0_eef_pos", np.zeros((2, 3))), "data/demo_10: obs/robot0_eef_pos: expected"),
         (replaced("data/demo_2/actions", np.ones(4)), "cannot be read (IndexError: tuple index out"),
         (replaced("data/demo_2/obs", np.ones(4)), "cannot be read (AttributeError: 'Dataset' object"),
@@ -92,12 +91,9 @@ def args(**changes):
         (replaced("data", None), "cannot be read (KeyError"),
         (args(robots=[1, 2]), "cannot be read (TypeError: sequence item 0"),
         (args(control_freq=0), "rate_hz: expected > 0, got 0.0"),
-    ],
-)  # fmt: skip
-def test_odd_contents_are_one_line_that_names_the_file(file, change, words):
-    with h5py.File(file, "a") as raw:
-        change(raw)
-    assert refused(file, words).startswith(f"{file}: ")
+    ):  # fmt: skip
+        path = changed(file, change)
+        assert refused(path, words).startswith(f"{path}: ")
     file.write_bytes(file.read_bytes()[:3000])
     refused(file, "in.hdf5: cannot be read")
 
@@ -111,14 +107,12 @@ def test_odd_contents_are_one_line_that_names_the_file(file, change, words):
     ],
 )
 def test_two_arms_move_by_deltas_too(tmp_path, robots, controllers, prefixes):
-    kwargs = {"robots": robots, "control_freq": 20, "controller_configs": controllers}
     path, rng = tmp_path / "two.hdf5", np.random.default_rng(0)
-    with h5py.File(path, "w") as made:
-        made.create_group("data").attrs["env_args"] = json.dumps(ARGS | {"env_kwargs": kwargs})
-        demo = made["data"].create_group("demo_0")
-        actions = demo["actions"] = rng.uniform(-1, 1, (4, 14))
+    with h5py.File(path, "w") as file:
+        actions = file["data/demo_0/actions"] = rng.uniform(-1, 1, (4, 14))
+        args(robots=robots, control_freq=20, controller_configs=controllers)(file)
         for i in range(2):
-            demo[f"obs/robot{i}_eef_pos"] = rng.normal(size=(4, 3))
+            file[f"data/demo_0/obs/robot{i}_eef_pos"] = rng.normal(size=(4, 3))
     store = converted(path)
     kinds = {"position": "delta", "rotation": "rotation", "gripper": "binary"}
     found = [(part["name"], part["kind"]) for part in store.attrs["action_parts"]]
@@ -128,28 +122,15 @@ def test_two_arms_move_by_deltas_too(tmp_path, robots, controllers, prefixes):
     assert [p["name"] for p in store.attrs["proprio_parts"]] == ["robot0_eef_pos", "robot1_eef_pos"]
 
 
-@pytest.mark.parametrize(
-    ("config", "kind"),
-    [
+def test_other_controllers_decide_whether_actions_are_deltas(file):
+    for i, (config, kind) in enumerate((
         ({"type": "JOINT_POSITION", "output_max": 0.05}, "delta"),
         ({"type": "OSC_POSITION", "output_max": [0.05] * 3, "input_type": "delta"}, "delta"),
         ({"type": "OSC_POSITION", "output_max": [0.05] * 3, "control_delta": False}, "absolute"),
         ({"type": "JOINT_VELOCITY", "output_max": 1}, "absolute"),
-    ],
-)
-def test_other_controllers_decide_whether_actions_are_deltas(file, config, kind):
-    kwargs = ARGS["env_kwargs"] | {"controller_configs": config}
-    with h5py.File(file, "a") as made:
-        made["data"].attrs["env_args"] = json.dumps(ARGS | {"env_kwargs": kwargs})
-    assert converted(file).attrs["action_parts"][0]["kind"] == kind
-
-
-# -------------------------------------------------------------------- out
-
-
-def written(store: EpisodeStore, path: Path, **settings) -> Path:
-    export(store, path, "robomimic", ExportSettings(**settings))
-    return path
+    )):  # fmt: skip
+        path = changed(file, args(**ARGS["env_kwargs"] | {"controller_configs": config}))
+        assert converted(path, name=f"{i}.zarr").attrs["action_parts"][0]["kind"] == kind
 
 
 @pytest.fixture
@@ -185,6 +166,12 @@ def test_our_store_as_a_file_and_back(tmp_path, store):
     for key in some.keys:
         np.testing.assert_array_equal(some[key], store.episode(number)[key])
     refused(path, "rate_hz: expected 10", choice=Choice(rate_hz=5))
+    for change, words in (  # by others
+        (lambda f: f["data/demo_1"].__delitem__("s2robot/grid"), "data/demo_1: s2robot/grid: expected"),
+        (lambda f: f["data/demo_0"].attrs.__delitem__("s2robot:seed"), "data/demo_0: cannot be read (KeyError: 'seed')"),
+        (lambda f: f["data"].attrs.__setitem__("s2robot", "{"), "data: s2robot: cannot be read"),
+    ):  # fmt: skip
+        refused(changed(path, change), words)
 
 
 def test_actions_beyond_the_range_are_rejected_cut_or_stretched(tmp_path):
@@ -195,30 +182,16 @@ def test_actions_beyond_the_range_are_rejected_cut_or_stretched(tmp_path):
     store = EpisodeStore.open(store.path)
     with pytest.raises(UserError, match=r"own.zarr: action: joints: expected -1 to 1 .* got -[\d.]+ to 2\.5"):
         written(store, tmp_path / "none.hdf5")
-    with h5py.File(written(store, tmp_path / "cut.hdf5", action_range="clip")) as file:
+    path = written(store, tmp_path / "cut.hdf5", action_range="clip")
+    with h5py.File(path) as file:
         cut = np.clip(numbers[: made.LENGTHS[0], :2], -1, 1)
         np.testing.assert_array_equal(file["data/demo_0/actions"][:, :2], cut)
-    assert converted(tmp_path / "cut.hdf5", name="cut.zarr")["action"].max() == 1  # cut for us as for all
+    assert converted(path, name="cut.zarr")["action"].max() == 1  # cut for us as for all
     path = written(store, tmp_path / "stretched.hdf5", action_range="data")
     with h5py.File(path) as file:
         both = np.concatenate([file[f"data/demo_{i}/actions"] for i in range(2)])
     assert both.min(0).tolist() == [-1] * 3 and both.max(0).tolist() == [1] * 3
     assert converted(path)["action"].tobytes() == numbers.tobytes()
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda f: f["data"].attrs.__setitem__("s2robot", "{"), "out.hdf5: data: s2robot: cannot be read"),
-        (lambda f: f["data/demo_1"].__delitem__("s2robot/grid"), "data/demo_1: s2robot/grid: expected"),
-        (lambda f: f["data/demo_0"].attrs.__delitem__("s2robot:seed"), "data/demo_0: cannot be read (KeyError: 'seed')"),
-    ],
-)  # fmt: skip
-def test_our_file_edited_by_others_is_one_line(tmp_path, store, change, words):
-    path = written(store, tmp_path / "out.hdf5")
-    with h5py.File(path, "a") as file:
-        change(file)
-    refused(path, words)
 
 
 FULL = """
@@ -246,3 +219,130 @@ def test_a_disk_that_is_full(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout, done.stderr) == (0, "refused\n" * 5, "")
     assert [path.name for path in tmp_path.iterdir()] == ["in.zarr"]
+
+
+CHOICE = Choice(cameras=("agentview",), image_size=24)
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """(demo.hdf5 as robosuite's script makes it of what its own wrapper recorded, pictures and poses as they were)."""
+    from robosuite.wrappers import DataCollectionWrapper
+
+    folder = tmp_path_factory.mktemp("raw")
+    task = make(RobosuiteSettings(env="Lift", cameras=CHOICE.cameras, image_size=24))
+    with contextlib.redirect_stdout(io.StringIO()):
+        wrapper = DataCollectionWrapper(task.raw, str(folder / "tmp"))
+        rng, seen = np.random.default_rng(0), []
+        for _ in range(2):
+            wrapper.reset()
+            task._look_at_scene()
+            for _ in range(STEPS):
+                task._refresh_poses()  # a step leaves them half a step old
+                seen.append((task.proprio, task.render_cameras()["agentview"]))
+                wrapper.step(rng.uniform(-1, 1, 7))
+            task.close()
+        wrapper._flush()
+    kwargs = task.arguments()["env_kwargs"]
+    info = {"env_name": "Lift", "robots": ["Panda"], "controller_configs": kwargs["controller_configs"]}
+    path = folder / "demo.hdf5"
+    with h5py.File(
+        path, "w"
+    ) as file:  # as gather_demonstrations_as_hdf5 of collect_human_demonstrations.py does
+        data = file.create_group("data")
+        about = {"date": "1-1-2026", "time": "0:0:0", "repository_version": "1.5.2", "env": "Lift"}
+        data.attrs.update(about | {"env_info": json.dumps(info)})
+        for number, episode in enumerate(sorted((folder / "tmp").iterdir()), 1):
+            found = [np.load(name, allow_pickle=True) for name in sorted(glob(f"{episode}/state_*.npz"))]
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs["model_file"] = (episode / "model.xml").read_text()
+            demo["states"] = np.concatenate([f["states"] for f in found])[:-1]
+            demo["actions"] = np.stack([a["actions"] for f in found for a in f["action_infos"]])
+    return path, seen
+
+
+def test_a_recording_is_drawn_as_it_was(recording):
+    path, seen = recording
+    store = converted(path, CHOICE)
+    assert store.lengths.tolist() == [STEPS] * 2 and store.meta("source_episode").tolist() == [1, 2]
+    assert (store.robot, store.attrs["rate_hz"]) == ("Panda", 20)
+    assert store.attrs["action_frame"] == "robosuite:OSC_POSE"
+    np.testing.assert_array_equal(store["images_agentview"], [picture for _, picture in seen])
+    np.testing.assert_allclose(store["proprio"], [proprio for proprio, _ in seen], atol=1e-6)
+    with h5py.File(path) as file:
+        moves = file["data/demo_1/actions"][:, :3] * 0.05
+    np.testing.assert_allclose(store["action"][:STEPS, :3], moves, rtol=1e-6)
+
+
+def test_our_states_go_out_with_their_world(tmp_path):
+    """What we write, robomimic's scripts can draw: its states alone, in its scene, give the pictures again."""
+    task = make(RobosuiteSettings(env="Lift", rate_hz=10, cameras=CHOICE.cameras, image_size=24))
+    task.reset(seed=5)
+    task.action_space.seed(2)
+    with EpisodeStore.create(tmp_path / "in.zarr", task.describe() | {"seed": 5, "kind": "states"}) as store:
+        rows = []
+        for _ in range(STEPS):
+            action = task.action_space.sample()
+            rows.append({"state": task.get_state(), "proprio": task.proprio, "action": action})
+            task.step_physics(action)
+        store.append({key: np.stack([row[key] for row in rows]) for key in rows[0]}, {"seed": 5})
+    path = written(store, tmp_path / "out.hdf5")
+    back, (drawn,) = converted(path), pieces(store, 0)
+    assert {**back.attrs, "kind": "states"} == store.attrs and back.cameras == store.cameras
+    assert set(back.keys) == {*store.keys, "images_agentview"}
+    for key, array in drawn.items():
+        assert back[key].dtype == array.dtype
+        np.testing.assert_array_equal(back[key], array)
+
+    with h5py.File(path, "a") as file:
+        about = json.loads(file["data"].attrs["env_args"])
+        assert (about["env_name"], about["type"], about["env_kwargs"]["control_freq"]) == ("Lift", 1, 10)
+        for name in ("obs", "s2robot"):
+            del file[f"data/demo_0/{name}"]
+    again = converted(path, CHOICE, "again.zarr")
+    # a scene's text has fewer digits than its numbers: a pixel may fall on the other side of a grey level
+    apart = again["images_agentview"].astype(int) - drawn["images_agentview"]
+    assert np.abs(apart).max() <= 1 and (apart != 0).mean() < 0.01
+    np.testing.assert_allclose(again["proprio"], store["proprio"], atol=1e-6)
+    assert again.attrs["action_parts"] == store.attrs["action_parts"]
+    np.testing.assert_array_equal(again["action"], store["action"])
+
+
+def test_robomimics_file_of_states_reads_alike(recording):
+    def change(file):
+        data = file["data"]
+        kwargs = json.loads(data.attrs.pop("env_info"))
+        kwargs |= {"control_freq": 10, "use_camera_obs": True, "camera_heights": 20, "camera_widths": 30}
+        about = {"env_name": kwargs.pop("env_name"), "env_version": "1.5.2", "type": 1, "env_kwargs": kwargs}
+        data.attrs["env_args"] = json.dumps(about)
+        file["mask/train"] = np.array([b"demo_2"])
+
+    path = changed(recording[0], change)
+    source = read(path, Choice(cameras=("agentview",), mask="train", proprio=("robot0_joint_pos",)))
+    assert source.attributes["rate_hz"] == 10
+    assert source.attributes["camera_geometry"] == {"agentview": {"size": [20, 30]}}
+    (piece,) = source.pieces(0)
+    with h5py.File(path) as file:
+        states = file["data/demo_2/states"][:]
+    assert len(source) == 1 and piece["images_agentview"].shape == (STEPS, 20, 30, 3)
+    np.testing.assert_array_equal(piece["proprio"], states[:, 1:8].astype("f4"))  # the arm's come first
+
+
+def test_a_file_that_does_not_fit_is_one_line(recording):
+    for change, words in (
+        (lambda d: d.attrs.update(env_info=json.dumps({"env_name": "Kitchen"})), "env_args (of robosuite 1.5.2): task.env"),
+        (lambda d: d.attrs.update(env_args=json.dumps({"env_name": "Maze", "type": 2})), "Maze, type 2"),
+        (lambda d: d.attrs.update(env_info="{"), "data: env_info: cannot be read"),
+        (lambda d: d["demo_2"].__delitem__("states"), "data/demo_2: states: expected"),
+        (lambda d: d["demo_1/states"].__setitem__((1, 2), np.nan), "demo_1: states: expected finite numbers, got nan at step 1"),
+        (lambda d: d["demo_1"].attrs.update(model_file="<mujoco/>"), "demo_1: model_file (of robosuite 1.5.2)"),
+    ):  # fmt: skip
+        path = changed(recording[0], lambda file, change=change: change(file["data"]))
+        refused(path, words, choice=CHOICE)
+
+
+def test_without_robosuite_it_says_how_to_have_it(recording, monkeypatch):
+    monkeypatch.setattr("s2robot.core.errors.find_spec", {"h5py": True}.get)
+    with pytest.raises(UserError, match=r"^robosuite is not installed: pip install 's2robot\[sim\]'$"):
+        read(recording[0], CHOICE)

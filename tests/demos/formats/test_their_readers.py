@@ -1,22 +1,49 @@
 """What we write, read by those whose formats they are: frames and numbers compared."""
 
+import json
 import os
-from itertools import islice
+import subprocess
+import sys
+import venv
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from s2robot.demos.formats.export import ExportSettings, export
-from s2robot.demos.formats.video import frames_at
 from tests.demos.formats import made
-from tests.demos.formats.made import psnr
-from tests.demos.formats.test_diffusion_policy import film
-from tests.demos.formats.theirs import Theirs
+from tests.demos.formats.made import psnr, written
 
 pytestmark = pytest.mark.slow  # they install other people's packages from the registry
 CLONE = os.environ.get("S2ROBOT_DIFFUSION_POLICY")  # its package is on no registry
+
+_KEEP = """
+import json, sys
+import numpy as np
+globals().update(json.loads(sys.argv[1]))
+
+def keep(**arrays):
+    np.savez(kept_as, **arrays)
+"""
+
+
+def installed(folder: Path, *packages: str) -> Path:
+    """Packages without what they depend on, from the registry."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder / "theirs")]
+    subprocess.run([*pip, *packages], check=True)
+    return folder / "theirs"
+
+
+def kept(script: str, folder: Path, *before: Path, python: str = sys.executable, **names: object) -> dict:
+    """What a script keeps, in a process that finds `names` as its own and packages in `before` in place of ours."""
+    file = folder / "kept.npz"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, before))}
+    words = [python, "-c", _KEEP + script, json.dumps({**names, "kept_as": str(file)}, default=str)]
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
 
 SEQUENCES = """
 import robomimic.utils.obs_utils as known
@@ -38,10 +65,9 @@ keep(**read)
 
 def test_robomimic_reads_our_file(tmp_path):
     store = made.store(tmp_path / "in.zarr")
-    path = tmp_path / "out.hdf5"
-    export(store, path, "robomimic", ExportSettings(action_range="data", valid=0.5))
+    path = written(store, tmp_path / "out.hdf5", action_range="data", valid=0.5)
     images = ["hand_image", "left.up_image"]
-    read = Theirs(tmp_path, "robomimic==0.3.0")(SEQUENCES, path=path, images=images)
+    read = kept(SEQUENCES, tmp_path, installed(tmp_path, "robomimic==0.3.0"), path=path, images=images)
     with h5py.File(path) as file:
         demos = {mask: [int(n[5:]) for n in file["mask"][mask]] for mask in ("train", "valid")}
         actions = {i: file[f"data/demo_{i}/actions"][:].astype("f4") for i in range(2)}  # it reads all so
@@ -82,10 +108,10 @@ def test_diffusion_policy_reads_our_buffer(tmp_path, name, own_class):
     if own_class and not CLONE:
         pytest.skip("S2ROBOT_DIFFUSION_POLICY names no clone of diffusion_policy")
     store = made.store(tmp_path / "in.zarr")
-    export(store, tmp_path / name, "diffusion_policy", ExportSettings())
+    written(store, tmp_path / name)
     packages = ("zarr==2.16.1", "numcodecs==0.12.1", "asciitree==0.3.3", "fasteners==0.19")
-    theirs = Theirs(tmp_path, *packages, also=Path(CLONE) / "diffusion_policy/common" if CLONE else None)
-    read = theirs(BUFFER, path=tmp_path / name, own_class=own_class)
+    before = [installed(tmp_path, *packages)] + [Path(CLONE) / "diffusion_policy/common"] * bool(CLONE)
+    read = kept(BUFFER, tmp_path, *before, path=tmp_path / name, own_class=own_class)
     names = {"proprio": "agent_pos", "images_hand": "hand_image", "images_left.up": "left.up_image"}
     for i in range(len(store)):
         for key in ("action", "imitate", *names):
@@ -115,19 +141,15 @@ keep(**read)
 """
 
 
-@pytest.fixture(scope="module")
-def lerobot(tmp_path_factory):
-    return Theirs.alone(tmp_path_factory.mktemp("lerobot"), "lerobot==0.4.4", "S2ROBOT_LEROBOT_PYTHON")
-
-
-def test_lerobot_reads_our_folder(tmp_path, lerobot):
+def test_lerobot_reads_our_folder(tmp_path):
     """Its own environment takes some GB; S2ROBOT_LEROBOT_PYTHON=<its python> takes one that is there."""
     store = made.store(tmp_path / "in.zarr", sizes={"hand": (64, 96), "left/up": (97, 63)})
-    paths = {}
-    for name in ("h264", "png"):
-        paths[name] = str(tmp_path / name)
-        export(store, tmp_path / name, "lerobot", ExportSettings(pictures=name))
-    read = lerobot(LEROBOT, paths=paths)
+    paths = {name: str(written(store, tmp_path / name, pictures=name)) for name in ("h264", "png")}
+    if not (python := os.environ.get("S2ROBOT_LEROBOT_PYTHON")):
+        venv.create(tmp_path / "venv", with_pip=True)
+        python = str(tmp_path / "venv/bin/python")
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "lerobot==0.4.4"], check=True)
+    read = kept(LEROBOT, tmp_path, python=python, paths=paths)
     texts = [made.TASKS[i] for i in store.meta("task").repeat(store.lengths)]
     for name in paths:
         for key, feature in {"proprio": "observation.state", "imitate": "imitate", "grid": "grid"}.items():
@@ -174,20 +196,7 @@ keep(a=store["images_a"], b=store["images_b"])
 def test_we_read_pictures_in_their_codecs(tmp_path):
     frames = made.frames(1)
     np.save(tmp_path / "frames.npy", frames)
-    theirs = Theirs(tmp_path, "imagecodecs==2024.9.22", also=Path(made.__file__).parents[3])
-    read = theirs(CODECS, path=tmp_path / "in.zarr", pictures=tmp_path / "frames.npy")
+    before = installed(tmp_path, "imagecodecs==2024.9.22"), Path(made.__file__).parents[3]
+    read = kept(CODECS, tmp_path, *before, path=tmp_path / "in.zarr", pictures=tmp_path / "frames.npy")
     assert psnr(read["a"], frames) > 40  # dB; 50 asked for
     np.testing.assert_array_equal(read["b"], frames)  # a level of 99 loses nothing
-
-
-@pytest.mark.skipif(not CLONE, reason="S2ROBOT_DIFFUSION_POLICY names no clone of diffusion_policy")
-@pytest.mark.parametrize("fps", [15, 30, 60])
-def test_a_step_sees_the_frame_that_theirs_sees(tmp_path, monkeypatch, fps):
-    monkeypatch.syspath_prepend(CLONE)
-    from diffusion_policy.real_world.video_recorder import read_video
-
-    film(tmp_path / "a.mp4", 30, fps)
-    for step in (0.1, 0.08, 1 / 30, 0.033):
-        count = int(30 / fps / step) + 1
-        theirs = list(islice(read_video(str(tmp_path / "a.mp4"), dt=step), count))
-        np.testing.assert_array_equal(list(frames_at(tmp_path / "a.mp4", np.arange(count) * step)), theirs)

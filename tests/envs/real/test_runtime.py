@@ -17,11 +17,9 @@ from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import UNCONFIRMED
 from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from s2robot.envs.real.operator.prompts import Placing, Stop, TerminalOperator
-from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
-from tests.envs.real.virtual import NOISE, SLOWLY, Calls, FakeArm, Film, VirtualClock, Watch, episode
+from tests.envs.real.virtual import SLOWLY, FakeArm, VirtualClock, Watch, driven, episode
 
-LIVE = LoopConfig(live=True, image_size=16)
 WORLD = CubePickConfig(cameras=("hand",))
 
 
@@ -41,18 +39,13 @@ class Nodding(EmulatedOperator):
         return self.willing
 
 
-def made(arm, act=None, loop=LIVE, **settings):
+def made(arm, act=None, **settings):
     def slowly(observation):
         arm.clock.sleep(0.03)  # what an answer takes
         return SLOWLY
 
-    cameras = {"hand": Film(arm.clock, NOISE, 30)}
-    settings = {
-        "supervisor": Watch(),
-        "safety": SafetyConfig(state_age_max=0.1),
-        "home_speed": 0.5,
-    } | settings
-    return ArmRuntime(arm, cameras, act or slowly, XArm7Points(), loop, clock=arm.clock, **settings)
+    settings = {"safety": SafetyConfig(state_age_max=0.1), "home_speed": 0.5} | settings
+    return driven(arm, act or slowly, **settings)
 
 
 @pytest.fixture
@@ -63,9 +56,8 @@ def far():
     return arm
 
 
-def moving(arm, beat=lambda: None, speed=0.5):
-    safety = SafetyConfig(state_age_max=0.2)
-    return made(arm, subscribers=[Calls(beat=beat)], safety=safety, home_speed=speed)
+def moving(arm, speed=0.5):
+    return made(arm, safety=SafetyConfig(state_age_max=0.2), home_speed=speed)
 
 
 def test_it_arrives_slowly_and_opens_the_gripper(far):
@@ -109,20 +101,6 @@ def test_a_target_below_the_table_is_not_reached(far):
     assert (XArm7Points().along(np.array(far.sent))[..., 2] >= low).all() and far.stopped
 
 
-def test_after_a_gap_the_move_does_not_go_on(far):
-    """A process that was suspended finds the arm stopped by its supervisor."""
-    slept = []
-
-    def beat():
-        if len(far.sent) == 30 and not slept:
-            slept.append(1)
-            far.clock.sleep(1.0)
-
-    with pytest.raises(EnvError, match="stood still"):
-        moving(far, beat).go_to(HOME)
-    assert len(far.sent) == 30 and far.stopped
-
-
 def test_an_episode_ends_as_soon_as_it_is_over(arm):
     begin = arm.clock.now()
     runtime = made(arm)
@@ -159,20 +137,21 @@ def test_the_start_of_an_episode_is_that_of_the_simulated_one():
 def test_without_a_supervisor_that_watches_nothing_moves(arm):
     watch = Watch()
     runtime = made(arm, supervisor=watch)
-    watch.gone = True
+    arm.clock.at(0.5, lambda: setattr(watch, "gone", True))
     with pytest.raises(EnvError, match="found it gone"):
-        runtime.go_to(HOME + 0.1)
-    with pytest.raises(EnvError, match="found it gone"):
-        runtime.run(1)
-    assert arm.sent == [] and arm.stopped
-
-
-def test_a_live_arm_without_a_supervisor_is_not_armed_and_does_not_move(arm):
-    runtime = made(arm, supervisor=None)
-    for move in (runtime.arm, lambda: runtime.go_to(HOME + 0.1), lambda: runtime.run(1)):
-        with pytest.raises(EnvError, match="^supervisor: found none"):
-            move()
-    assert arm.sent == []
+        runtime.run(1000)
+    assert arm.stopped and "found it gone" in runtime.fault[0]  # which stays
+    arm.stopped, before = False, len(arm.sent)
+    for runtime, why in (
+        (made(arm, supervisor=watch), "found it gone"),
+        (made(arm, supervisor=None), "expected one"),
+    ):
+        for move in (lambda: runtime.go_to(HOME + 0.1), lambda: runtime.run(1)):  # noqa: B023
+            with pytest.raises(EnvError, match=f"^supervisor: {why}"):
+                move()
+    with pytest.raises(EnvError, match="^supervisor: expected one"):
+        runtime.arm()
+    assert len(arm.sent) == before and arm.stopped
     made(arm, loop=LoopConfig(image_size=16), supervisor=None).run(1)  # a dry run needs none
 
 
@@ -182,13 +161,17 @@ def test_a_stop_counts_once_it_is_acknowledged(arm, capsys):
     arm.acknowledges = False
     runtime.stand("hands come near")
     assert watch.heard == ["stop"] and runtime.confirmed and runtime.known != UNCONFIRMED
+    arm.error = 31  # an arm that cannot be armed is stopped by whoever can
+    with pytest.raises(EnvError, match="error 31 pending"):
+        runtime.arm()
+    assert watch.heard == ["stop", "stop"] and runtime.confirmed
     watch.gone = True
     with pytest.raises(EnvError, match="emergency stop"):
         runtime.stand("hands come near")
     assert not runtime.confirmed and runtime.known == UNCONFIRMED and UNCONFIRMED in capsys.readouterr().err
     arm.acknowledges = True
     runtime.stand("hands come near")
-    assert runtime.confirmed and watch.heard == ["stop", "stop"]
+    assert runtime.confirmed and watch.heard == ["stop"] * 3
 
 
 def test_a_signal_that_the_sdk_swallows_ends_the_session_at_the_next_beat(arm):
@@ -208,15 +191,6 @@ def test_a_signal_that_the_sdk_swallows_ends_the_session_at_the_next_beat(arm):
     assert arm.stopped and len(arm.sent) <= 21
 
 
-def test_an_arm_that_cannot_be_armed_is_stopped_by_whoever_can(arm):
-    watch = Watch()
-    runtime = made(arm, supervisor=watch)
-    arm.error, arm.acknowledges = 31, False
-    with pytest.raises(EnvError, match="error 31 pending"):
-        runtime.arm()
-    assert watch.heard == ["stop"] and runtime.confirmed
-
-
 def test_a_requested_stop_counts_until_the_arm_is_armed_again(arm):
     runtime = made(arm)
     runtime.loop.request_stop()
@@ -228,15 +202,6 @@ def test_a_requested_stop_counts_until_the_arm_is_armed_again(arm):
     assert runtime.run(5).cause == "stopped"
 
 
-def test_a_lost_supervisor_in_mid_episode_is_a_fault_that_stays(arm):
-    watch = Watch()
-    runtime = made(arm, supervisor=watch)
-    arm.clock.at(0.5, lambda: setattr(watch, "gone", True))
-    with pytest.raises(EnvError, match="found it gone"):
-        runtime.run(1000)
-    assert arm.stopped and "found it gone" in runtime.fault[0]
-
-
 def test_the_operator_is_asked_before_the_arm_moves_and_while_it_is_stopped(arm):
     runtime, operator, placing = made(arm), Nodding(), Placing.draw(WORLD, 3)
     runtime.ready(operator, placing)
@@ -246,7 +211,7 @@ def test_the_operator_is_asked_before_the_arm_moves_and_while_it_is_stopped(arm)
     assert operator.asked[2:] == [("place", placing)]
     assert episode(runtime, 3).steps == 3 and arm.stopped
     operator.willing = False
-    with pytest.raises(EnvError, match="the operator said no"):
+    with pytest.raises(EnvError, match="operator: expected a yes"):
         runtime.ready(operator, Placing.draw(WORLD, 4))
     assert operator.asked[3:] == [("free", ())]
     arm.lawful()
@@ -255,23 +220,19 @@ def test_the_operator_is_asked_before_the_arm_moves_and_while_it_is_stopped(arm)
 def test_a_fault_stays_until_the_operator_says_that_it_is_cleared(arm):
     runtime, operator = made(arm, act=lambda o: np.full(8, np.nan) if arm.sent else SLOWLY), Nodding()
     assert episode(runtime, 5).cause == "fault"
+    arm.acknowledges, runtime._supervisor.gone = False, True
+    runtime.driver.stop("test")
+    with pytest.raises(EnvError, match="emergency stop"):  # nobody is asked near an arm that has not stopped
+        runtime.ready(operator, Placing.draw(WORLD, 3))
+    assert operator.asked == []
+    arm.acknowledges, runtime._supervisor.gone = True, False
     operator.willing = False
-    with pytest.raises(EnvError, match="the operator said no"):
+    with pytest.raises(EnvError, match="operator: expected a yes"):
         runtime.ready(operator, Placing.draw(WORLD, 3))
     assert operator.asked == [("free", runtime.fault)] and runtime.fault[0].startswith("policy: found action")
     operator.willing = True
     runtime.ready(operator, Placing.draw(WORLD, 3))
     assert runtime.fault == () and arm.stopped
-
-
-def test_nobody_is_asked_near_an_arm_that_has_not_stopped(arm):
-    runtime, operator = made(arm), Nodding()
-    arm.acknowledges = False
-    runtime._supervisor.gone = True
-    runtime.driver.stop("test")
-    with pytest.raises(EnvError, match="emergency stop"):
-        runtime.ready(operator, Placing.draw(WORLD, 3))
-    assert operator.asked == []
 
 
 def test_a_stop_on_the_way_to_the_start_brakes_and_ends_the_session(arm):
@@ -285,9 +246,8 @@ def test_a_stop_on_the_way_to_the_start_brakes_and_ends_the_session(arm):
 
 
 def test_the_terminal_asks_and_takes_only_yes():
-    said, answers = [], []
+    said, answers = [], ["y"]
     operator = TerminalOperator(lambda question: (said.append(question), answers.pop(0))[1])
-    answers[:] = ["y"]
     assert operator.place(Placing(3, (0.051, -0.032), np.pi / 2 + 0.5, HOME))
     assert all(words in said[-1] for words in ("x +5.1 cm", "y -3.2 cm", "29 deg"))
     answers[:] = ["n"]

@@ -1,19 +1,21 @@
 """An arm and cameras in virtual time: seconds of motion in milliseconds, and the same every time."""
 
 import threading
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS, ArmState, CommandResult, DriverStatus
+from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.cameras.camera import Frame
-from s2robot.envs.real.control.loop import STOOD_S
+from s2robot.envs.real.control.loop import STOOD_S, LoopConfig
 from s2robot.envs.real.control.subscriber import Subscriber
+from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)  # pictures
+LIVE = LoopConfig(live=True, image_size=16)
 SLOWLY = np.append(np.full(7, 0.01), 1.0)  # an action
 
 
@@ -156,31 +158,6 @@ class FakeArm:
         assert (np.diff(self.times) >= 1 / rate - 1e-4).all()
 
 
-class Stalling(FakeArm):
-    """Once, in a fast motion, a call takes 190 ms; `heard` holds when each command was, at the latest."""
-
-    def __init__(self, clock, where):
-        super().__init__(clock)
-        self.where, self.stalled, self.heard = where, None, []
-
-    def _maybe(self, where):
-        moving = len(self.sent) > 30 and np.abs(self.sent[-1] - self.sent[-2]).max() > 0.005
-        if where == self.where and self.stalled is None and moving:
-            self.stalled = len(self.sent)
-            self.clock.sleep(0.19)
-
-    def read(self):
-        asked = self.clock.now()
-        self._maybe("read")
-        return replace(super().read(), t_mono=asked)
-
-    def command(self, q, gripper):
-        done = super().command(q, gripper)
-        self._maybe("command")
-        self.heard.append(self.clock.now())
-        return replace(done, t_ack=self.heard[-1])
-
-
 class Film:
     """A camera that shows pictures (T, H, W, 3) in turn, each 20 ms old before it is there."""
 
@@ -227,6 +204,13 @@ class Calls(Subscriber):
 
     def __init__(self, **functions):
         vars(self).update({f"on_{name}": function for name, function in functions.items()})
+
+
+def driven(arm, act, loop=LIVE, camera=None, **settings):
+    """An `ArmRuntime` of an arm in virtual time with one camera, beside a supervisor that only listens."""
+    cameras = {"hand": camera or Film(arm.clock, NOISE, 30)}
+    settings = {"supervisor": Watch(), "clock": arm.clock} | settings
+    return ArmRuntime(arm, cameras, act, XArm7Points(), loop, **settings)
 
 
 def episode(runtime, steps):

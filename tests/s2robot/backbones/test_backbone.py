@@ -26,8 +26,6 @@ from s2robot.s2 import forward
 
 
 class Case(NamedTuple):
-    """A model, its facts, and where its blocks are."""
-
     make: Callable[[], nn.Module]
     facts: tuple  # tile, patch, prefix tokens, dim, (mean, std), depth
     any_size: bool = False
@@ -54,8 +52,7 @@ HF_VIT = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "
           "image_size": 32, "patch_size": 8}  # fmt: skip
 CASES = {
     "timm vit": timm_("vit_tiny_patch16_224", ((32, 64), 16, 1, 192, HALF, 3), False, *BLOCKS, img_size=(32, 64), depth=3),
-    "timm dinov2": timm_("vit_small_patch14_reg4_dinov2", ((56, 56), 14, 5, 384, IMAGENET, 3), False, *BLOCKS, img_size=56, depth=3),
-    "timm dinov2 dynamic": timm_("vit_small_patch14_reg4_dinov2", ((56, 56), 14, 5, 384, IMAGENET, 2), True, *BLOCKS,
+    "timm dinov2": timm_("vit_small_patch14_reg4_dinov2", ((56, 56), 14, 5, 384, IMAGENET, 2), True, *BLOCKS,
                                  img_size=56, depth=2, dynamic_img_size=True),
     "timm siglip": timm_("vit_so400m_patch14_siglip_384", ((384, 384), 14, 0, 32, HALF, 2), False, *BLOCKS,
                          depth=2, embed_dim=32, num_heads=2, mlp_ratio=2),  # 27 patches, 6 pixels over
@@ -132,7 +129,6 @@ def hooked(model: nn.Module, block: nn.Module, x: torch.Tensor, before: bool = F
 
 
 def features_by_hand(name: str, model: Any, x: torch.Tensor) -> torch.Tensor:
-    """The features by the library's own call."""
     if hasattr(model, "forward_features"):
         return model.forward_features(x)
     if name.startswith("hf"):
@@ -182,8 +178,7 @@ def test_blocks(name):
         assert_tokens(cut(x), expected, channels_last=name.endswith(" swin") and not name.startswith("hf"))
         assert cut.block == k and size_of(cut) <= size_of(model) - size_of(*blocks[k:])
         assert not {p.data_ptr() for p in cut.parameters()} & {p.data_ptr() for p in model.parameters()}
-    assert len(model.state_dict()) == len(before)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 
 
 @torch.no_grad()
@@ -194,18 +189,15 @@ def test_hugging_face_beyond_the_vision_model():
     backbone, x = find_backbone(clip), torch.randn(2, 3, 32, 32)
     assert torch.equal(backbone(x), clip.vision_model(x).last_hidden_state)
     assert size_of(backbone) == size_of(clip.vision_model)
-
     classifier = transformers.ViTForImageClassification(transformers.ViTConfig(**HF_VIT)).eval()
     assert torch.equal(find_backbone(classifier)(x), classifier.vit(x).last_hidden_state)
     wide, x = find_backbone(classifier, tile=(32, 64)), torch.randn(2, 3, 32, 64)
     assert wide.tile == (32, 64) and wide(x).shape[1] == 1 + 4 * 8  # the position table is interpolated
     assert torch.equal(wide(x), classifier.vit(x, interpolate_pos_encoding=True).last_hidden_state)
-
     processor = SimpleNamespace(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
     for given_ in (processor, SimpleNamespace(image_processor=processor)):
         backbone = find_backbone(classifier, processor=given_, std=(1, 1, 1))
         assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (1, 1, 1))
-
     config = transformers.ViTConfig(**HF_VIT, name_or_path="facebook/dino-vits16")
     assert find_backbone(transformers.ViTModel(config)).mean == IMAGENET[0]
     config.model_type = "vitamin"
@@ -227,12 +219,16 @@ def test_another_tile_resamples_a_copy():
     assert find_backbone(model_of("timm resnet"), tile=(64, 96))(torch.randn(1, 3, 64, 96)).shape[1] == 2 * 3
 
 
-def test_a_tile_that_is_no_whole_number_of_strides_is_rounded_unless_given():
+def test_a_tile_is_rounded_to_whole_strides_unless_given_and_a_dry_run_leaves_no_trace():
     overlay = {"input_size": (3, 240, 300)}
-    model = timm.create_model("mobilenetv3_small_050", pretrained_cfg_overlay=overlay)
+    model = timm.create_model("mobilenetv3_small_050", pretrained_cfg_overlay=overlay).train()
+    model.blocks[0].eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
     assert find_backbone(model).tile == (256, 288)
     assert find_backbone(model, block=2).tile == (240, 304)
     rejected(model, r"240 x 240 px: .*\(1, 288, 8, 8\), .* patches of 32 pixels", tile=240)
+    assert model.training and not model.blocks[0].training and model.blocks[1].training
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 
 
 class Patches(nn.Module):
@@ -245,29 +241,21 @@ class Patches(nn.Module):
     def forward(self, x):
         cells = F.avg_pool2d(x, self.patch)
         tokens = torch.cat([x.mean((2, 3))[:, None].expand(-1, self.prefix, -1), cells.flatten(2).mT], dim=1)
-        out = {
-            "tokens": tokens,
-            "pooled": tokens.mean(1),
-            "map": cells,
-            "channels last": cells.permute(0, 2, 3, 1),
-        }
-        return out[self.form]
+        out = {"tokens": tokens, "map": cells, "channels last": cells.permute(0, 2, 3, 1)}
+        return out[self.form] if self.form in out else tokens.mean(1)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    grid=st.tuples(st.integers(1, 7), st.integers(1, 7)),
-    patch=st.integers(1, 8),
-    prefix=st.integers(0, 5),
-    form=st.sampled_from(["tokens", "map", "channels last"]),
-)
+    st.tuples(st.integers(1, 7), st.integers(1, 7)), st.integers(1, 8), st.integers(0, 5),
+    st.sampled_from(["tokens", "map", "channels last"]),
+)  # fmt: skip
 def test_any_callable(grid, patch, prefix, form):
     prefix = prefix if form == "tokens" else 0
     tile, model = (grid[0] * patch, grid[1] * patch), Patches(patch, prefix, form)
     facts = {"patch": patch} if form == "channels last" else {}
-    backbone = find_backbone(
-        model.forward if grid[0] % 2 else model, tile=tile, num_prefix_tokens=prefix, **facts
-    )
+    made = model.forward if grid[0] % 2 else model
+    backbone = find_backbone(made, tile=tile, num_prefix_tokens=prefix, **facts)
     if form == "channels last" and grid == (grid[1], backbone.dim):
         return  # reads as (B, D, rows, columns) too, which goes first
     assert facts_of(backbone) == (tile, patch, prefix, 3, IMAGENET, None)
@@ -277,23 +265,11 @@ def test_any_callable(grid, patch, prefix, form):
 
 def test_what_models_return():
     x, y = torch.rand(2, 3), torch.rand(4)
-    of_hugging_face = {"last_hidden_state": x, "pooler_output": y}
-    for out in (
-        x,
-        SimpleNamespace(**of_hugging_face),
-        of_hugging_face,
-        (x, y),
-        [x],
-        {"out": x, "aux": y},
-        {"layer4": x},
-    ):
+    hf_ = {"last_hidden_state": x, "pooler_output": y}
+    for out in (x, SimpleNamespace(**hf_), hf_, (x, y), [x], {"out": x, "aux": y}, {"layer4": x}):
         assert features(out) is x
-    for bad, words in (
-        (None, "NoneType"),
-        ({"a": x, "b": y}, "dict with a, b"),
-        ((), "tuple"),
-        ({}, "nothing"),
-    ):
+    wrong = (None, "NoneType"), ({"a": x, "b": y}, "dict with a, b"), ((), "tuple"), ({}, "nothing")
+    for bad, words in wrong:
         with pytest.raises(TypeError, match=words):
             features(bad)
 
@@ -330,15 +306,6 @@ def test_dinov2_of_torch_hub(registers, key):
     rejected(model, "block: expected none", block=2)
 
 
-def test_a_dry_run_leaves_no_trace():
-    model = timm.create_model("mobilenetv3_small_050").train()
-    model.blocks[0].eval()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    find_backbone(model)
-    assert model.training and not model.blocks[0].training and model.blocks[1].training
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-
 @torch.no_grad()
 def test_exports_with_a_dynamic_batch():
     backbone = find_backbone(model_of("timm vit"), block=1).eval()
@@ -347,25 +314,18 @@ def test_exports_with_a_dynamic_batch():
     torch.testing.assert_close(exported(x[:2]), backbone(x)[:2])
 
 
-ODD = partial(timm.create_model, "vit_tiny_patch16_224", depth=1, patch_size=(16, 32), img_size=64)
-
-
 @pytest.mark.parametrize(
     ("model", "words", "given_"),
     [
         (Patches(16, 1), r"197 tokens are 196 \+ 1: num_prefix_tokens=1\?", {"tile": 224}),
         (Patches(16), r"32 x 48 px.* \(1, 6, 3\), .* patches of 8 pixels", {"tile": (32, 48), "patch": 8}),
         (partial(model_of, "timm deit"), r"18 tokens are 16 \+ 2", {"num_prefix_tokens": 1}),
-        (partial(model_of, "timm vit"), r"\(1, 9, 192\), .* patches of 8 pixels", {"patch": 8}),
         (partial(model_of, "tv vit"), "made for 32 x 32.* zeros of 64 x 64", {"tile": 64}),
-        (Patches(16), "fails on zeros of 8 x 8 px: RuntimeError", {"tile": 8}),
+        (Patches(16), "fails on zeros of 8 x 8 px", {"tile": 8}),
         (tv.squeezenet1_1, r"\(1, 512, 13, 13\)", {}),
         ("resnet18", "str: tile: not known", {}),
         (Patches(16, form="pooled"), r"gives \(1, 3\), expected tokens", {"tile": 32}),
-        (lambda x: None, "got a NoneType", {"tile": 32}),
         (partial(tv.GoogLeNet, aux_logits=False, init_weights=False), "GoogLeNet: its features", {}),
-        (ODD, "patches of 16 pixels", {}),
-        (partial(model_of, "timm resnet"), "block: expected 1 to 4, got 0", {"block": 0}),
         (partial(model_of, "tv swin"), "block: expected 1 to 4, got 5", {"block": 5}),
         (partial(model_of, "timm densenet"), "block: expected none", {"block": 1}),
         (Patches(16), "tile: expected .* got 32.0", {"tile": 32.0}),

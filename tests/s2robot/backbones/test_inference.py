@@ -28,6 +28,10 @@ def vit() -> MVPViT:
     return model
 
 
+def resnet() -> nn.Module:
+    return timm.create_model("resnet18", num_classes=0)
+
+
 def images(b: int = 3, side: int = 32) -> torch.Tensor:
     return torch.randn(b, 3, side, side, generator=torch.Generator().manual_seed(b))
 
@@ -55,14 +59,13 @@ class Pieces(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_convnext", "test_efficientnet"])
+@torch.inference_mode()
 def test_timm_models_in_both_types(name):
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=0).eval()
-    x = images(2, 160 if "vit" in name else 96)
-    with torch.inference_mode():
-        expected = model(x)
-        exact, half = prepare(model, torch.float32)(x), prepare(model, torch.bfloat16)(x)
-        assert torch.equal(prepare(model)(x), prepare(model)(x))
+    model, x = timm.create_model(name, num_classes=0).eval(), images(2, 160 if "vit" in name else 96)
+    expected = model(x)
+    exact, half = prepare(model, torch.float32)(x), prepare(model, torch.bfloat16)(x)
+    assert torch.equal(prepare(model)(x), prepare(model)(x))
     assert exact.dtype == half.dtype == torch.float32
     torch.testing.assert_close(exact, expected, rtol=0, atol=1e-5 * max(1, expected.abs().max().item()))
     assert 0.999 < cosine(half, expected) < 1
@@ -72,42 +75,32 @@ def splits(attention: nn.Module) -> bool:
     return "forward" in vars(attention)
 
 
-@pytest.mark.skipif(not packs(), reason="needs an x86 CPU with oneDNN")
-def test_what_is_replaced():
-    block = prepare(vit(), torch.bfloat16).blocks[0]
-    assert splits(block.attn) and not splits(prepare(vit(), torch.float32).blocks[0].attn)
-    assert isinstance(block.mlp.fc1, PackedLinear) and block.mlp.fc1.gelu == "none"
-    assert isinstance(block.mlp.act, nn.Identity) and block.mlp.fc2.gelu is None
-    pieces = prepare(Pieces(), torch.float32)
-    assert [m.gelu for m in pieces.modules() if isinstance(m, PackedLinear)] == ["none", "tanh", None, None]
+def test_a_packed_layer_of_another_type_is_the_plain_one_and_batch_statistics_stay_float32():
     layer = nn.Linear(8, 6).requires_grad_(False)
     plain, x = copy.deepcopy(layer).double(), torch.ones(2, 8).double()
     PackedLinear.from_linear(layer, "none")
-    torch.testing.assert_close(layer.double()(x), F.gelu(plain(x)))  # another type: the plain layer
-
-
-def test_batch_statistics_stay_float32():
-    fast = prepare(timm.create_model("resnet18", num_classes=0), torch.bfloat16)
+    torch.testing.assert_close(layer.double()(x), F.gelu(plain(x)))
+    fast = prepare(resnet(), torch.bfloat16)
     assert fast.bn1.running_var.dtype == fast.bn1.weight.dtype == torch.float32
     assert fast.conv1.weight.dtype == torch.bfloat16
     assert fast.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("packed", [True, False])
+@torch.inference_mode()
 def test_other_outputs_other_ways_of_holding_layers_and_autocast(packed, monkeypatch):
     if not packed:
         monkeypatch.setattr(inference, "packs", lambda: False)
     for model in (Pieces().eval(), vit()):
-        with torch.inference_mode():
-            fast, expected = prepare(model, torch.float32), model(images())
-            torch.testing.assert_close(fast(images()), expected, rtol=0, atol=1e-5)
-            assert packed or not any(isinstance(m, PackedLinear) for m in fast.modules())
-            torch.testing.assert_close(copy.deepcopy(fast)(images()), expected, rtol=0, atol=1e-5)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        fast, expected = prepare(model, torch.float32), model(images())
+        assert any(isinstance(m, PackedLinear) for m in fast.modules()) is inference.packs()
+        for each in (fast, copy.deepcopy(fast)):
+            torch.testing.assert_close(each(images()), expected, rtol=0, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
         assert cosine(fast(images()), expected) > 0.999
 
 
-@pytest.mark.parametrize("make", [vit, lambda: timm.create_model("resnet18", num_classes=0), Pieces])
+@pytest.mark.parametrize("make", [vit, resnet, Pieces])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_neither_the_model_nor_the_copy_changes_with_the_other(make, dtype):
     """Packed, reordered and converted weights would keep what they were, the others not: a model that never was."""
@@ -118,8 +111,7 @@ def test_neither_the_model_nor_the_copy_changes_with_the_other(make, dtype):
     assert type(fast) is type(model) and list(fast.state_dict()) == list(before)
     assert asked == [p.requires_grad for p in model.parameters()]
     assert not any(p.requires_grad for p in fast.parameters())
-    after = model.state_dict()
-    assert all(torch.equal(v, after[k]) and v.dtype == after[k].dtype for k, v in before.items())
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
     copied = {k: v.clone() for k, v in fast.state_dict().items()}
     with torch.no_grad():
         for t in (*model.parameters(), *model.buffers()):
@@ -127,30 +119,28 @@ def test_neither_the_model_nor_the_copy_changes_with_the_other(make, dtype):
     assert all(torch.equal(v, copied[k]) for k, v in fast.state_dict().items())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_large_batches_go_in_even_parts_and_give_the_same(dtype, monkeypatch):
-    with torch.inference_mode():
-        whole = prepare(vit(), dtype)(images(7))
-        monkeypatch.setattr(inference, "PIXELS_PER_CALL", 3 * 32 * 32 + 5)
-        fast, seen = prepare(vit(), dtype), []
-        fast.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-        atol = 1e-5 if dtype == torch.float32 else 0.05
-        torch.testing.assert_close(fast(images(7)), whole, rtol=0, atol=atol)
-        assert seen == [3, 3, 1]
-        seen.clear()
-        fast(images(4))
-        assert seen == [2, 2]
-        assert fast(images(0)).shape == (0, 17, 96)
-        pieces = prepare(Pieces().eval(), torch.float32)(images(7))
-        torch.testing.assert_close(pieces, Pieces()(images(7)), rtol=0, atol=1e-5)
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+@torch.inference_mode()
+def test_large_batches_go_in_even_parts_and_give_the_same(dtype, atol, monkeypatch):
+    whole = prepare(vit(), dtype)(images(7))
+    monkeypatch.setattr(inference, "PIXELS_PER_CALL", 3 * 32 * 32 + 5)
+    fast, seen = prepare(vit(), dtype), []
+    fast.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    torch.testing.assert_close(fast(images(7)), whole, rtol=0, atol=atol)
+    fast(images(4))
+    assert seen == [3, 3, 1, 2, 2]
+    assert fast(images(0)).shape == (0, 17, 96)
+    pieces = prepare(Pieces().eval(), torch.float32)(images(7))
+    torch.testing.assert_close(pieces, Pieces()(images(7)), rtol=0, atol=1e-5)
 
 
+@torch.inference_mode()
 def test_attention_in_parts_with_a_mask_and_with_normed_queries_is_timms(monkeypatch):
     fast, plain = prepare(vit(), torch.bfloat16), vit().blocks[0].attn
     x, mask = torch.randn(2, 5, 96), torch.eye(5, dtype=torch.bool)
     options = {"img_size": 32, "depth": 1, "qk_norm": True, "global_pool": "", "num_classes": 0}
     normed = timm.create_model("vit_tiny_patch16_224", **options).eval()
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH):
         out = fast.blocks[0].attn(x.bfloat16(), attn_mask=mask)
         assert cosine(out, plain(x, attn_mask=mask)) > 0.999 and cosine(out, plain(x)) < 0.99
         whole = fast(images(5))
@@ -160,15 +150,15 @@ def test_attention_in_parts_with_a_mask_and_with_normed_queries_is_timms(monkeyp
         assert not splits(other.blocks[0].attn) and cosine(other(images()), normed(images())) > 0.999
 
 
+@torch.inference_mode()
 def test_copies_and_pickles_compute_the_same():
     fast = prepare(vit(), torch.bfloat16)
-    with torch.inference_mode():
-        expected = fast(images())
-        for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), prepare(fast, torch.bfloat16)):
-            assert torch.equal(other(images()), expected)
-            block = other.blocks[0]
-            assert not packs() or isinstance(block.mlp.fc1, PackedLinear)
-            assert not packs() or block.attn.forward.args[0] is block.attn  # not that of the original
+    expected = fast(images())
+    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), prepare(fast, torch.bfloat16)):
+        assert torch.equal(other(images()), expected)
+        assert (
+            not packs() or other.blocks[0].attn.forward.args[0] is other.blocks[0].attn
+        )  # not the original's
 
 
 def test_default_type(monkeypatch):

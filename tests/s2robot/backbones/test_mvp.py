@@ -6,6 +6,7 @@ import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -41,10 +42,8 @@ def published_state(spec: ViTSpec, seed: int = 0) -> dict[str, torch.Tensor]:
     return {k: value + ("norm" in k) for k, value in scaled.items()}
 
 
-DECODER = dict.fromkeys(
-    ("mask_token", "decoder_embed.weight", "decoder_pos_embed", "decoder_blocks.0.attn.qkv.weight"),
-    torch.zeros(8),
-)
+UNUSED = "mask_token", "decoder_embed.weight", "decoder_pos_embed", "decoder_blocks.0.attn.qkv.weight"
+DECODER = dict.fromkeys(UNUSED, torch.zeros(8))
 
 
 def write(monkeypatch, path, state: dict, name: str = NAME) -> bytes:
@@ -112,20 +111,25 @@ def test_any_size_is_resized_with_antialiasing(height, width):
     torch.testing.assert_close(mvp.MVP(NAME, vit, []).encode(image), expected, rtol=1e-4, atol=1e-5)
 
 
+def rejected(words: str, path: Path | None = None, **how) -> str:
+    with pytest.raises(UserError, match=words) as error:
+        mvp.load(NAME, path, **how)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
 def test_files_that_are_rejected(monkeypatch, tmp_path):
     path, state = tmp_path / "x.pth", published_state(SMALL[NAME])
     write(monkeypatch, path, state | {"decoy.weight": torch.zeros(1)})
-    with pytest.raises(UserError, match="unexpected decoy.weight$"):
-        mvp.load(NAME, path)
+    rejected("unexpected decoy.weight$", path)
     write(monkeypatch, path, {k: v for k, v in state.items() if k != "norm.bias"} | DECODER)
-    with pytest.raises(UserError, match="missing norm.bias$"):
-        mvp.load(NAME, path)
+    rejected("missing norm.bias$", path)
     torch.save({"model": state}, path)  # the md5 is still that of the last write
-    with pytest.raises(UserError, match=f"md5 [0-9a-f]{{32}}, but {NAME} .* has [0-9a-f]{{32}}"):
-        mvp.load(NAME, path)
-    assert mvp.load(NAME, path, check_md5=False).dropped == []
+    rejected(f"md5 [0-9a-f]{{32}}, but {NAME} .* has [0-9a-f]{{32}}", path)
+    encoder = mvp.load(NAME, path, check_md5=False)
+    assert encoder.dropped == []
     with pytest.raises(UserError, match="pool: expected .* got 'max'"):
-        mvp.load(NAME, path, check_md5=False).encode(noise(1, 16, 16, 3), pool="max")
+        encoder.encode(noise(1, 16, 16, 3), pool="max")
 
 
 def test_pickled_code_does_not_run(monkeypatch, tmp_path):
@@ -136,14 +140,17 @@ def test_pickled_code_does_not_run(monkeypatch, tmp_path):
             return (os.mkdir, (str(trace),))
 
     write(monkeypatch, path, {"cls_token": Bomb()})
-    with pytest.raises(UserError, match="bomb.pth: not a readable weights file") as error:
-        mvp.load(NAME, path)
-    assert "\n" not in str(error.value) and not trace.exists()
+    rejected("bomb.pth: not a readable weights file", path)
+    assert not trace.exists()
     torch.load(path, weights_only=False)  # the bomb is a real one
     assert trace.exists()
 
 
 FILE = PUBLISHED[NAME].file
+
+
+def set_url(monkeypatch, url: str) -> None:
+    monkeypatch.setitem(PUBLISHED, NAME, PUBLISHED[NAME]._replace(url=url))
 
 
 @pytest.fixture
@@ -152,65 +159,62 @@ def source(monkeypatch, tmp_path):
     path = tmp_path / "source.pth"
     write(monkeypatch, path, published_state(SMALL[NAME]))
     set_url(monkeypatch, path.as_uri())
-    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path))
     return path
 
 
-def set_url(monkeypatch, url: str) -> None:
-    monkeypatch.setitem(PUBLISHED, NAME, PUBLISHED[NAME]._replace(url=url))
+def files(source) -> dict[str, bytes]:
+    """What was downloaded."""
+    return {p.name: p.read_bytes() for p in source.with_name("mvp").iterdir()}
 
 
-@pytest.fixture
-def folder(source, tmp_path):
-    return tmp_path / "cache" / "mvp"
-
-
-def test_downloads_once_and_shows_progress_if_asked(source, folder, capsys):
-    encoder = mvp.load(NAME, progress=False)
-    assert encoder.encode(noise(1, 16, 16, 3)).shape == (1, 17, 24)
-    assert [p.name for p in folder.iterdir()] == [FILE]
+def test_downloads_once_and_shows_progress(source, capsys):
+    right, content = source.read_bytes(), source.read_bytes() + b"?"
+    encoder = mvp.load(NAME)
+    assert encoder.encode(noise(1, 16, 16, 3)).shape == (1, 17, 24) and files(source) == {FILE: right}
+    source.write_bytes(content)  # another file, which is not fetched without need
     mvp.load(NAME)
     assert capsys.readouterr().err == ""
-    right = hashlib.md5(source.read_bytes()).hexdigest()
-    source.write_bytes(
-        content := source.read_bytes() + b"?"
-    )  # another file, which is not fetched without need
-    mvp.load(NAME)
-    (folder / FILE).unlink()
+    (source.with_name("mvp") / FILE).unlink()
     assert mvp.fetch(NAME, check_md5=False).read_bytes() == content
-    assert "100%" in capsys.readouterr().err
-    wrong = hashlib.md5(content).hexdigest()
-    with pytest.raises(UserError, match=f"{FILE}: md5 {wrong}, but {NAME} .* has {right}; remove"):
-        mvp.load(NAME)
+    assert "1/1" in capsys.readouterr().out
+    wrong, right = (hashlib.md5(each).hexdigest() for each in (content, right))
+    rejected(f"{FILE}: md5 {wrong}, but {NAME} .* has {right}; remove")
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [("no server", "Connection refused"), ("short", "received md5"), ("full disk", "No space left")],
-)
-def test_a_failed_download_is_one_line_and_leaves_nothing(source, folder, monkeypatch, fault, words):
+FAULTS = {
+    "no server": "Connection refused", "short": "received md5", "cut off": "received 5 of 9 bytes", "full disk": "No space left",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "words"), FAULTS.items())
+def test_a_failed_download_is_one_line_and_leaves_nothing(source, monkeypatch, fault, words):
     if fault == "no server":
-        with socket.socket() as closed:
-            closed.bind(("127.0.0.1", 0))
-            set_url(monkeypatch, f"http://127.0.0.1:{closed.getsockname()[1]}/x.pth")
+        set_url(monkeypatch, "http://127.0.0.1:1/x.pth")  # nothing listens there
         monkeypatch.setenv("no_proxy", "*")
+    if fault == "cut off":
+        server = socket.create_server(("127.0.0.1", 0))
+        set_url(monkeypatch, f"http://127.0.0.1:{server.getsockname()[1]}/x.pth")
+        monkeypatch.setenv("no_proxy", "*")
+
+        def answer():
+            connection, _ = server.accept()
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\nshort")
+            connection.close()
+
+        Thread(target=answer, daemon=True).start()
     if fault == "short":
         source.write_bytes(source.read_bytes()[:30_000])
     if fault == "full disk":
-        full = lambda *_, **__: Path("/dev/full").write_text("x")  # noqa: E731
-        monkeypatch.setattr(torch.hub, "download_url_to_file", full)
-    with pytest.raises(UserError, match=words) as error:
-        mvp.load(NAME, progress=False)
-    text = str(error.value)
-    assert "\n" not in text and text.startswith(f"{NAME}: ")
-    assert str(folder / FILE) in text and "checkpoint=" in text and list(folder.iterdir()) == []
+        monkeypatch.setattr(mvp, "_download", lambda *_: Path("/dev/full").write_text("x"))
+    text = rejected(f"^{NAME}: .*{words}")
+    assert f"mvp/{FILE}" in text and "checkpoint=" in text and files(source) == {}
 
 
-def test_two_downloads_at_once_end_with_one_whole_file(source, folder):
+def test_two_downloads_at_once_end_with_one_whole_file(source):
     with ThreadPoolExecutor(1) as pool, multiprocessing.get_context("fork").Pool(1) as processes:
-        one = pool.submit(mvp.fetch, NAME, progress=False)
-        other = processes.apply_async(mvp.fetch, (NAME,), {"progress": False})
+        one = pool.submit(mvp.fetch, NAME)
+        other = processes.apply_async(mvp.fetch, (NAME,))
         assert one.result(20) == other.get(20)
-    assert [p.name for p in folder.iterdir()] == [FILE] and (
-        folder / FILE
-    ).read_bytes() == source.read_bytes()
+    assert files(source) == {FILE: source.read_bytes()}

@@ -13,20 +13,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
 from s2robot.comparison import compare as comparing
 from s2robot.comparison import jobs
 from s2robot.comparison import statistics as figures
 from s2robot.comparison.plan import Plan, make_plan
 from s2robot.comparison.settings import Compare
-from s2robot.core.files import configs_dir
 from s2robot.core.run_folder import locked
 from s2robot.core.settings import read_some
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.records import read_records
+from tests.configs import composed
 from tests.inline import do_inline
 from tests.kills import ROOT, kill_at_every_write
+from tests.s2robot.pictures import TRAINING
 
 STUB = Path(__file__).with_name("stub_stage.py")
 OUT = Path("out")  # relative, so that the commands of all runs are the same
@@ -34,16 +34,13 @@ WORDS = ["arms=[one,two]", "evaluate.episodes=4", "experiment.videos=0", "jobs=2
          "experiment.axes.lighting.values=[0.5,1.0]", "experiment.stopping.enabled=true", "experiment.stopping.batch=3",
          "+experiment.arms.one='encoder=mvp-tiny s2=single'", "+experiment.arms.two='encoder=mvp-tiny s2=single policy=rpt'"]  # fmt: skip
 SETTINGS = [
-    "policy.network.hidden=[16]", "policy.network.image_dim=8", "policy.network.state_dim=8",
-    "policy.pooling.keypoints=4", "policy.pooling.values=2", "train.steps=2", "train.batch_size=32",
-    "evaluate.episodes=4", "evaluate.workers=2", "env.max_steps=8", "experiment.seeds=[0,1]", "jobs=2", "threads=1",
+    *TRAINING, "evaluate.episodes=4", "evaluate.workers=2", "env.max_steps=8", "experiment.seeds=[0,1]", "jobs=2", "threads=1",
     "arms=[one,two]", "experiment.axis_episodes=2", "experiment.axes.lighting.values=[0.5,1.0]", "axes=[lighting]",
 ]  # fmt: skip
 
 
 def planned(words: list[str], typed: list[str]) -> tuple[Compare, Plan]:
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        settings = read_some(Compare, compose("compare", words), "")
+    settings = read_some(Compare, composed("compare", *words), "")
     return settings, make_plan(settings, typed)
 
 
@@ -55,15 +52,20 @@ def start_stub(command: list[str], **options) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-I", "-S", str(STUB), *command[3:]], **options)
 
 
+def compare_stubs(settings: Compare, plan: Plan, patch: pytest.MonkeyPatch) -> dict:
+    """The whole comparison but for its stages, which a stub stands in for."""
+    own = SimpleNamespace(Popen=start_stub, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
+    patch.setattr(jobs, "subprocess", own)
+    patch.setattr(comparing, "ms_per_action", lambda plan: {arm.name: 1.0 for arm in plan.arms})
+    patch.setattr(comparing, "command", lambda: "s2robot compare")
+    with locked(plan.out):
+        return comparing._run(settings, plan)
+
+
 def job(folder: Path) -> None:
     os.chdir(folder)
-    assert PLANNED is not None
     figures.power_figures = lambda *_: ({}, [])  # arithmetic, which writes nothing
-    jobs.subprocess = SimpleNamespace(Popen=start_stub, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)  # type: ignore[assignment]
-    comparing.ms_per_action = lambda plan: {arm.name: 1.0 for arm in plan.arms}
-    comparing.command = lambda: "s2robot compare"
-    with locked(PLANNED[1].out):
-        comparing._run(*PLANNED)
+    compare_stubs(*PLANNED, pytest.MonkeyPatch())
 
 
 def left(folder: Path) -> dict[str, object]:
@@ -89,14 +91,9 @@ def test_positions_that_one_arm_solves_are_filmed_for_both_and_only_once(recorde
     solved = {"base-s2": {0: (500,), 1: (500, 501)}, "base": {0: (), 1: (501, 502)}}
     store = EpisodeStore.open(recorded)
     positions = {int(seed): store.episode(i)["action"] for i, seed in enumerate(store.meta("seed"))}
-    words = [
-        "arms=[base-s2,base]",
-        "experiment.seeds=[0,1]",
-        "jobs=1",
-        "evaluate.video_size=32",
-        "env.cameras=[hand]",
-    ]
-    _, plan = planned([f"run_dir={tmp_path}", *words], words[-2:])
+    typed = ["evaluate.video_size=32", "env.cameras=[hand]"]
+    words = [f"run_dir={tmp_path}", "arms=[base-s2,base]", "experiment.seeds=[0,1]", "jobs=1", *typed]
+    _, plan = planned(words, typed)
     runs: dict = {}
     for arm in plan.arms:
         for seed in plan.seeds:
@@ -117,8 +114,8 @@ def test_positions_that_one_arm_solves_are_filmed_for_both_and_only_once(recorde
     made = [file.stat().st_mtime_ns for file in files]
     files[1].unlink()
     assert comparing.film_disagreements(plan, runs, pair, 3) == videos
-    again = [file.stat().st_mtime_ns for file in files]
-    assert again[1] != made[1] and again[2:] == made[2:] and again[0] == made[0]
+    again = [file.stat().st_mtime_ns == before for file, before in zip(files, made, strict=True)]
+    assert again == [True, False, True, True]
 
 
 @pytest.mark.slow

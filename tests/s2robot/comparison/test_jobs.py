@@ -1,7 +1,6 @@
 """Commands side by side: what fails, what is killed, what is done already."""
 
 import subprocess
-import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -49,9 +48,8 @@ def test_a_job_reads_the_users_own_configs_too(tmp_path, monkeypatch):
 
 def test_a_job_that_is_killed_says_so(tmp_path, monkeypatch):
     job = Job("base: report", "inspect", ["run=none"], tmp_path / "j")
-    killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdin=subprocess.PIPE)
+    killed = subprocess.Popen(["sh", "-c", "kill -9 $$"], stdin=subprocess.PIPE)
     monkeypatch.setattr("s2robot.comparison.jobs._start", lambda job, threads: killed)
-    killed.kill()
     with pytest.raises(UserError, match="^base: report: ended by SIGKILL; see "):
         run_jobs([job], 1, 1)
 

@@ -8,23 +8,48 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
+from scipy.special import betaln, ndtri
 from statsmodels.stats import contingency_tables, multitest
 
-from benchmarks.interval_coverage import arms as coverage
+from benchmarks import interval_coverage as coverage
 from s2robot.comparison.paired import (
     POSITIONS,
     SEEDS_AND_POSITIONS,
     difference,
+    estimate,
     holm,
+    log_evidence,
     mcnemar,
     outcomes_of,
     sequential,
     success_interval,
+    success_sequence,
     tally,
 )
 from s2robot.core.errors import UserError
 from s2robot.evaluation.records import wilson
-from tests.s2robot.comparison.simulated import estimates, simulate
+
+
+def simulate(rng, runs, seeds, positions, rates, seed_sd=0.0, shared=0.4, own=0.1):
+    """Two arms of bool (runs, seeds, positions): seeds differ by seed_sd, hard positions are hard for all.
+
+    `shared` and `own` are the parts of a normal latent that a position gives to both arms and to one arm.
+    """
+    hard = math.sqrt(shared) * rng.standard_normal((runs, 1, positions))
+    arms = []
+    for rate in rates:
+        level = np.clip(rate + seed_sd * rng.standard_normal((runs, seeds, 1)), 0.01, 0.99)
+        place = math.sqrt(own) * rng.standard_normal((runs, 1, positions))
+        noise = math.sqrt(1 - shared - own) * rng.standard_normal((runs, seeds, positions))
+        arms.append(ndtri(level) + hard + place + noise > 0)
+    return arms
+
+
+def estimates(a, b, seeds_random=True):
+    """Half width at 95 %, centre and p value of many runs at once, as `difference` computes them."""
+    a, b = a.astype(float), b.astype(float)
+    centre, error, df = estimate(a.mean(-2) - b.mean(-2), [a, b] if seeds_random else [])
+    return stats.t.ppf(0.975, df) * error, centre, 2 * stats.t.sf(np.abs(centre) / error, df)
 
 
 def records(outcomes, order=None):
@@ -132,7 +157,7 @@ def test_swapping_arms_flips_signs_and_the_order_of_positions_and_seeds_is_nothi
 @pytest.mark.parametrize(("seeds", "spread", "hard"), [(3, 0.0, 0.0), (5, 0.0, 0.8), (3, 0.1, 0.3), (5, 0.2, 0.0)])  # fmt: skip
 def test_new_seeds_and_positions_are_covered(seeds, spread, hard, rate):
     """All independent; positions dominate; both; seeds dominate."""
-    found = coverage(np.random.default_rng(0), 1500, seeds, rate, spread, hard)
+    found = coverage.arms(np.random.default_rng(0), 1500, seeds, rate, spread, hard)
     assert found["covered"] > 0.93 - 0.008  # two standard errors
 
 
@@ -152,3 +177,110 @@ def test_one_seed_is_wilson_and_odd_shapes_and_all_or_nothing_have_an_interval()
             assert 0 <= low <= x.mean() <= high <= 1 and high - low > 0.05
     low, high, _ = success_interval(np.array([[1], [0]]))
     assert 0 <= low < 0.5 < high <= 1
+
+
+# ---------------------------------------------------------------- looks at a running comparison
+
+
+def log_e(wins, losses):
+    return (wins + losses) * math.log(2) + betaln(wins + 1, losses + 1)
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 5), (1, 0, 0), (9, 2, 5), (3, 40, 90), (250, 150, 3000)])
+def test_evidence_of_one_seed_is_the_beta_mixture(counts):
+    d, n = np.array([1.0, -1.0, 0.0]), np.array(counts)
+    assert log_evidence(d, n, 0.0) == pytest.approx(log_e(*counts[:2]), abs=1e-9)
+    p, low, high = sequential(d, n)
+    assert p == pytest.approx(min(1, math.exp(-log_e(*counts[:2]))), rel=1e-8)
+    assert low <= (counts[0] - counts[1]) / sum(counts) <= high
+    assert (p <= 0.05) == (not low <= 0 <= high)
+    assert sequential(np.zeros(0), np.zeros(0)) == (1, -1, 1)  # nothing seen
+    for end in {low, high} - {-1.0, 1.0}:  # where the evidence reaches its limit
+        assert log_evidence(d, n, end) == pytest.approx(math.log(20), abs=1e-6)
+
+
+def stops(a, b):
+    """For streams bool (runs, 1, positions): the number of positions at which the test stops, 0 for never."""
+    d = a[:, 0].astype(int) - b[:, 0]
+    wins, losses = np.cumsum(d == 1, 1), np.cumsum(d == -1, 1)
+    most = int(max(wins.max(), losses.max())) + 1
+    over = np.array([[log_e(w, k) >= math.log(20) for k in range(most)] for w in range(most)])[wins, losses]
+    return np.where(over.any(1), over.argmax(1) + 1, 0)
+
+
+def test_looking_after_every_position_keeps_the_error_rate():
+    a, b = simulate(np.random.default_rng(10), 3000, 1, 256, (0.6, 0.6))
+    assert 0.005 < (stops(a, b) > 0).mean() < 0.05
+
+
+def test_a_planted_gap_stops_early_and_where_sequential_says():
+    a, b = simulate(np.random.default_rng(11), 500, 1, 256, (0.75, 0.5))
+    stopped = stops(a, b)
+    assert (stopped > 0).mean() > 0.95 and np.median(stopped[stopped > 0]) < 100
+    run, n = int(np.argmax(stopped > 10)), int(stopped[stopped > 10][0])
+    p = [sequential(*tally(a[run, :, :m], b[run, :, :m]))[0] for m in (n - 1, n)]
+    assert p[0] > 0.05 >= p[1]
+
+
+@pytest.mark.parametrize(("seeds", "gap"), [(1, 0.15), (3, 0.0)])
+def test_the_true_difference_stays_in_the_confidence_sequence(seeds, gap):
+    """At all of many looks together, for one seed an arm and for several whose outcomes hang together."""
+    a, b = simulate(np.random.default_rng(13), 200, seeds, 96, (0.6 + gap, 0.6))
+    d = (a.mean(1) - b.mean(1)).round(12)
+    values = np.unique(d)
+    counts = np.cumsum(d[..., None] == values, 1)[:, 7::8]  # (runs, looks, values)
+    lost = [any(log_evidence(values, n, gap) >= math.log(20) for n in run) for run in counts]
+    assert np.mean(lost) < 0.05
+    _, low, high = sequential(values, counts[0, -1])
+    assert low < gap < high
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.98])
+def test_an_arm_stopped_early_is_inside_at_every_look_and_a_fixed_interval_is_not(rate):
+    sequence, fixed = coverage.looks(np.random.default_rng(4), 300, 3, rate, 0.3)
+    assert sequence > 0.95 and fixed < 0.95
+    x = coverage.draw(np.random.default_rng(5), 1, 3, rate, 0.0, 0.3)[0].astype(bool)
+    widths = []
+    for n in range(coverage.LOOK, 129, coverage.LOOK):
+        low, high, _ = success_sequence(x[:, :n])
+        assert 0 <= low <= x[:, :n].mean() <= high <= 1 and low < rate < high
+        widths.append(high - low)
+    assert widths[-1] < widths[0] and widths[-1] < 3 * np.subtract(*success_interval(x)[1::-1])
+
+
+def mean_squares(x):
+    """Between seeds, and of what neither seed nor position explains; success by position. Term by term, of lists."""
+    k, n = len(x), len(x[0])
+    rows, columns = [sum(row) / n for row in x], [sum(column) / k for column in zip(*x, strict=True)]
+    mean = sum(rows) / k
+    rest = sum((x[i][j] - rows[i] - columns[j] + mean) ** 2 for i in range(k) for j in range(n))
+    return sum((row - mean) ** 2 for row in rows) / (k - 1), rest / ((k - 1) * (n - 1)), columns
+
+
+A, B = [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]], [[1, 0, 0, 1, 0, 0], [0] * 6]
+
+
+def test_variance_and_degrees_of_freedom_of_a_small_difference_are_those_term_by_term():
+    (between_a, rest_a, mean_a), (between_b, rest_b, mean_b) = mean_squares(A), mean_squares(B)
+    d = [x - y for x, y in zip(mean_a, mean_b, strict=True)]
+    centre = sum(d) / 8  # two positions are added: half a win, half a loss, one tie
+    parts = [between_a / 3, rest_a / 18, between_b / 2, rest_b / 12]
+    seeds = parts[0] - parts[1] + parts[2] - parts[3]
+    variance = (sum(v * v for v in d) + 1 - 8 * centre**2) / 64 + seeds
+    df = variance**2 / sum(v**2 / n for v, n in zip(parts, (2, 10, 1, 5), strict=True))
+    assert seeds > 0 and df > 1
+    found, half = difference(np.array(A), np.array(B), 0.5), stats.t.ppf(0.75, df) * math.sqrt(variance)
+    assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(centre) / math.sqrt(variance), df))
+    assert found.difference == pytest.approx(14 / 18 - 2 / 12)
+
+
+def test_the_interval_of_a_small_arm_is_wilsons_of_its_effective_episodes():
+    (between, rest, mean), p = mean_squares(A), 14 / 18
+    variance = sum((v - p) ** 2 for v in mean) / 5 / 6 + between / 3 - rest / 18
+    episodes, df = p * (1 - p) / variance, 2 * (variance / (between / 3)) ** 2
+    assert between / 3 > rest / 18 and 1 < episodes < 18 and df > 2
+    q = stats.t.ppf(0.75, df)
+    middle = (p + q**2 / (2 * episodes)) / (1 + q**2 / episodes)
+    half = q / (1 + q**2 / episodes) * math.sqrt(p * (1 - p) / episodes + q**2 / (4 * episodes**2))
+    assert success_interval(np.array(A), 0.5)[:2] == pytest.approx((middle - half, middle + half))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,74 +11,40 @@ from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from s2robot.comparison.report import write_compare_report
-from s2robot.comparison.statistics import MINUS, all_pairs, arm_figures, arm_interval, headline, p_text
+from s2robot.comparison.statistics import MINUS, headline, p_text
 from s2robot.core.errors import UserError
+from s2robot.core.files import read_json, write_json
 from s2robot.evaluation.video import write_video
 from s2robot.verbs import inspect
-from tests.s2robot.evaluation.made import record, save_records
+from tests.s2robot.comparison.test_compare import compare_stubs, planned
+from tests.s2robot.evaluation.made import record
 from tests.s2robot.html_page import Page
 
-ARMS = {
-    "base": ("Base", "mvp-tiny", [112], 0.52, 1.2, 2_811_904, 31.0),
-    "large": ("Large", "mvp-small", [112], 0.57, 4.3, 9_934_848, 58.5),
-    "base-s2": ("Base + S²", "mvp-tiny", [112, 224], 0.68, 6.1, 2_811_904, 74.2),
-}
-AXES = [
-    ("cube_size", "cube size", "cm", 2.5, [1.5, 2.5, 4.0], [-0.3, 0.0, 0.15]),
-    ("light", "light that the demos never showed", None, "as recorded", ["as recorded", "dim"], [0.0, -0.1]),
-]
+WORDS = ["arms=[base,base-s2,base-s2-pretrained]", "evaluate.episodes=8", "experiment.videos=0", "jobs=2", "threads=1",
+         "experiment.seeds=[0,1]", "experiment.stopping.enabled=true", "axes=[lighting]", "experiment.axis_episodes=4",
+         "experiment.axes.lighting.values=[0.5,1.0]"]  # fmt: skip
 
 
-def save(folder: Path, facts: dict) -> None:
-    (folder / "compare.json").write_text(json.dumps(facts), encoding="utf-8")
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """The folder of a comparison whose stages are stubs, with a video and an axis whose values are words."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("compared"))
+        facts = compare_stubs(*planned(["run_dir=out", *WORDS], WORDS[1:2]), patch)
+        run = Path("out").resolve()
+    frames = [{"hand": np.full((64, 64, 3), 90, np.uint8)}]
+    write_video(run / "videos/0.mp4", frames, record(0), height=64, hold_s=0)
+    (axis,), names = facts["axes"], {0.5: "dim", 1.0: "bright"}
+    arms = {a: [p | {"value": names[p["value"]]} for p in points] for a, points in axis["arms"].items()}
+    words = axis | {"label": "words", "default": None, "values": ["dim", "bright"], "arms": arms}
+    videos = [{"path": "videos/0.mp4", "arm": "base", "seed": 0, "position": 10_000}]
+    write_json(run / "compare.json", facts | {"videos": videos, "axes": [axis, words]})
+    return run
 
 
-def _axis(axis: tuple, rng: np.random.Generator, shape: tuple[int, int]) -> dict:
-    name, label, unit, default, values, shifts = axis
-    arms: dict[str, list] = {arm: [] for arm in ARMS}
-    for arm, row in ARMS.items():
-        for value, shift in zip(values, shifts, strict=True):
-            outcomes = rng.random(shape) < np.clip(row[3] + shift, 0.02, 0.98)
-            counts = {"episodes": outcomes.size, "successes": int(outcomes.sum())}
-            arms[arm].append({"value": value, **arm_interval(outcomes), **counts})
-    return {"name": name, "label": label, "unit": unit, "default": default, "values": values, "arms": arms}
-
-
-def make_comparison(folder: Path, positions: int = 128, seeds: int = 3, videos: int = 0) -> dict:
-    """A comparison's folder as `s2robot compare` leaves it, its outcomes drawn; returns compare.json."""
-    rng = np.random.default_rng(0)
-    solved, arms = {}, []
-    for name, (label, encoder, scales, rate, gflops, parameters, ms) in ARMS.items():
-        solved[name] = rng.random((seeds, positions)) < rate
-        runs = [f"arms/{name}/seed-{seed}" for seed in range(seeds)]
-        for run, outcomes in zip(runs, solved[name], strict=True):
-            episodes = [record(i, bool(x), "held" if x else "approach") for i, x in enumerate(outcomes)]
-            save_records(folder / run, episodes)
-        arms.append(
-            {"name": name, "label": label, "encoder": encoder, "scales": scales, "policy": "transformer",
-             "gflops_per_frame": gflops, "parameters": parameters, "ms_per_action": ms,
-             **arm_figures(solved[name], range(seeds), runs)}
-        )  # fmt: skip
-    pairs = all_pairs(solved, range(10_000, 10_000 + positions), [("base-s2", "base"), ("large", "base")])
-    facts = {
-        "title": "Table 10 with our encoders", "question": "Does S² on a small encoder beat a larger encoder?",
-        "arms": arms, "pairs": pairs,
-        "power": {
-            "gap": 0.1, "power": 0.8, "needed": 291, "planned": positions,
-            "table": [{"gap": 0.05, "needed": 1154}, {"gap": 0.2, "needed": None}],
-        },
-        "stopping": {"method": "betting", "looks": [0] * 4, "stopped_at": None, "reason": "all tried"},
-        "axes": [_axis(axis, rng, (seeds, positions)) for axis in AXES],
-        "positions": {"seed": 10_000, "episodes": positions},
-        "versions": {"s2robot": "0.4.0"}, "command": "s2robot compare experiment=table10",
-        "commands": [f"s2robot train encoder={arm[1]}" for arm in ARMS.values()], "videos": [],
-    }  # fmt: skip
-    for number in range(videos):
-        path, frames = f"videos/{number}.mp4", [{"hand": np.full((64, 64, 3), 90, np.uint8)}]
-        write_video(folder / path, frames, record(number), height=64, hold_s=0)
-        facts["videos"].append({"path": path, "arm": "base", "seed": 0, "position": 10_000 + number})
-    save(folder, facts)
-    return facts
+@pytest.fixture
+def run(compared, tmp_path):
+    return shutil.copytree(compared, tmp_path / "run")
 
 
 @pytest.fixture
@@ -87,44 +54,42 @@ def undrawn(monkeypatch):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_page_says_what_compare_json_says(tmp_path):
-    facts = make_comparison(tmp_path)
-    page = Page(write_compare_report(tmp_path))
-    labels = {name: row[0] for name, row in ARMS.items()}
+def test_the_page_says_what_compare_json_says(run):
+    facts, page = read_json(run / "compare.json"), Page(write_compare_report(run))
+    labels = {arm["name"]: arm["label"] for arm in facts["arms"]}
     for pair in facts["pairs"]:
         assert headline(pair, labels) in page.text
         row = page.row(f"{labels[pair['a']]} {MINUS} {labels[pair['b']]}")
         assert row[2] == f"{100 * pair['difference']:+.1f}".replace("-", MINUS)
         counts = f"{pair['mcnemar']['wins']} / {pair['mcnemar']['losses']}"
-        assert row[4:] == [p_text(pair["p_holm"]), "768", counts, p_text(pair["mcnemar"]["p"])]
+        assert row[4:] == [p_text(pair["p_holm"]), "32", counts, p_text(pair["mcnemar"]["p"])]
     for arm, glyph in zip(facts["arms"], "●■▲", strict=True):
         row = page.row(f"{glyph} {arm['label']}")
         assert row[1:3] == [arm["encoder"], ", ".join(map(str, arm["scales"]))]
         assert row[4] == f"{100 * arm['success']:.1f} %"
-        assert row[6] == " · ".join(f"{run['successes']}/128" for run in arm["seeds"])
+        assert row[6] == " · ".join(f"{run['successes']}/8" for run in arm["seeds"])
         costs = [arm["gflops_per_frame"], arm["parameters"] / 1e6, arm["ms_per_action"]]
         assert [float(cell) for cell in row[7:]] == pytest.approx(costs, rel=0.005)
-    for axis, row in zip(facts["axes"], ("4", "dim"), strict=True):
-        shown = [f"{100 * points[-1]['success']:.1f} %" for points in axis["arms"].values()]
+    for axis, row in zip(facts["axes"], ("0.5", "dim"), strict=True):
+        shown = [f"{100 * points[0]['success']:.1f} %" for points in axis["arms"].values()]
         assert [cell.split(" [")[0] for cell in page.row(row)[1:]] == shown
-    assert page.row("5") == ["5", "1154"] and page.row("20") == ["20", "–"]
+    needed = [page.row(f"{100 * row['gap']:g}")[1] for row in facts["power"]["table"]]
+    assert needed == [str(row["needed"] or "–") for row in facts["power"]["table"]]
     assert all(command in page.text for command in [facts["command"], *facts["commands"]])
-    save(tmp_path, facts | {"stopping": None, "axes": [], "commands": [], "versions": {}})
-    few = Page(write_compare_report(tmp_path))
-    assert few.tags.count("svg") == 4 and few.tags.count("h2") == 6
+    write_json(run / "compare.json", facts | {"stopping": None, "axes": [], "commands": [], "versions": {}})
+    few = Page(write_compare_report(run))
+    assert few.tags.count("svg") == 4 and few.tags.count("h2") == 7
 
 
-def test_the_page_that_the_verb_writes_needs_nothing_else(tmp_path):
-    facts = make_comparison(tmp_path, positions=16, seeds=2, videos=2)
-    (tmp_path / "summary.json").write_text("{}")  # of a comparison, too
-    inspect(OmegaConf.create({"run": str(tmp_path)}))
-    page = Page(tmp_path / "report.html")
-    assert page.tags.count("video") == 2 and page.tags.count("svg") == 6
+def test_the_page_that_the_verb_writes_needs_nothing_else(run, tmp_path):
+    inspect(OmegaConf.create({"run": str(run)}))
+    page = Page(run / "report.html")
+    assert page.tags.count("video") == 1 and page.tags.count("svg") == 6
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
     assert not {"script", "link", "iframe", "img"} & set(page.tags) and len(page.ids) == len(set(page.ids))
     assert "@import" not in page.source and not re.search(r"url\((?!#)", page.source)
-    assert f"position {facts['videos'][0]['position']}" in page.text
-    assert write_compare_report(tmp_path).read_text(encoding="utf-8") == page.source  # the same each time
+    assert "position 10000" in page.text
+    assert write_compare_report(run).read_text(encoding="utf-8") == page.source  # the same each time
     (tmp_path / "empty").mkdir()
     for name in ("empty", "none"):
         with pytest.raises(UserError, match=f"^run: expected .*got {tmp_path / name}$"):
@@ -132,24 +97,24 @@ def test_the_page_that_the_verb_writes_needs_nothing_else(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_broken_files_are_refused_in_one_line_and_the_earlier_report_stays(tmp_path):
-    facts = make_comparison(tmp_path, positions=4, seeds=2, videos=1)
-    before = write_compare_report(tmp_path).read_bytes()
-    episodes = tmp_path / "arms/large/seed-1/episodes.jsonl"
+def test_broken_files_are_refused_in_one_line_and_the_earlier_report_stays(run):
+    facts = read_json(run / "compare.json")
+    before = write_compare_report(run).read_bytes()
+    episodes = run / "arms/base-s2/seed-1/episodes.jsonl"
     lines = episodes.read_text().splitlines(keepends=True)
     beyond = {**json.loads(lines[-1]), "episode": len(lines), "seed": 99_999}
     episodes.write_text("".join(lines) + json.dumps(beyond) + "\n")  # an axis tried more positions
-    assert write_compare_report(tmp_path).read_bytes() == before
+    assert write_compare_report(run).read_bytes() == before
     moved = [json.dumps({**json.loads(line), "seed": 77 + i}) + "\n" for i, line in enumerate(lines)]
     outside = facts | {"videos": [facts["videos"][0] | {"path": "../videos/a.mp4"}]}
     for file, text, message in (
-        (episodes, "".join(lines[:3]), "expected .'episodes': 4, .*, got .'episodes': 3"),
-        (episodes, "".join(moved), "arm 'large' seed 1: expected the positions of"),
-        (tmp_path / "compare.json", json.dumps(outside), "expected a path inside the run folder"),
+        (episodes, "".join(lines[:3]), "episodes: expected 8 .*, got 3"),
+        (episodes, "".join(moved), "arm 'base-s2' seed 1: expected the positions of"),
+        (run / "compare.json", json.dumps(outside), "expected a path inside the run folder"),
     ):
         episodes.write_text("".join(lines))
         file.write_text(text)
         with pytest.raises(UserError, match=message) as caught:
-            write_compare_report(tmp_path)
+            write_compare_report(run)
         assert "\n" not in str(caught.value)
-    assert (tmp_path / "report.html").read_bytes() == before
+    assert (run / "report.html").read_bytes() == before

@@ -7,22 +7,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from s2robot.comparison import statistics
 from s2robot.comparison.paired import difference, mcnemar, success_interval, success_sequence
 from s2robot.comparison.settings import Power
-from s2robot.comparison.statistics import (
-    COLUMNS,
-    all_pairs,
-    arm_figures,
-    csv_rows,
-    headline,
-    look_at,
-    needed,
-    pair_figures,
-    power_at,
-    power_figures,
-)
 from s2robot.core.files import write_csv
-from tests.s2robot.comparison.simulated import estimates, simulate
+from tests.s2robot.comparison.test_paired import estimates, simulate
 from tests.s2robot.evaluation.made import record
 
 DESIGN = Power(gap=0.10, power=0.8, base=0.5, correlation=0.3, seed_sd=0.03, alpha=0.05, strict=False)
@@ -40,7 +29,7 @@ def correlated(base: float, gap: float, discordant: float) -> Power:
 def test_one_seed_agrees_with_connor(gap, discordant):
     z = stats.norm.ppf([0.975, 0.8])
     connor = ((z[0] * math.sqrt(discordant) + z[1] * math.sqrt(discordant - gap**2)) / gap) ** 2
-    found = needed(gap, correlated(0.5, gap, discordant))
+    found = statistics.needed(gap, correlated(0.5, gap, discordant))
     assert connor <= found <= 1.1 * connor + 10  # the exact test needs a little more than its approximation
 
 
@@ -52,7 +41,7 @@ def test_power_of_mcnemar_is_the_sum_over_all_tables():
         for k in range(n + 1 - w)
         if w > k and mcnemar(w, k) <= 0.05
     )
-    assert power_at(0.3, n, correlated(0.4, 0.3, 0.5)) == pytest.approx(expected, rel=1e-9)
+    assert statistics.power_at(0.3, n, correlated(0.4, 0.3, 0.5)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(("seeds", "positions", "seed_sd"), [(2, 96, 0.02), (5, 64, 0.08)])
@@ -63,35 +52,35 @@ def test_planned_power_is_what_simulated_experiments_have(seeds, positions, seed
     b, a = simulate(np.random.default_rng(9), 1000, seeds, positions, rates, seed_sd, own=0.0)
     _, centre, p = estimates(a, b)
     design = DESIGN.replace(base=0.6, correlation=float(alike), seed_sd=seed_sd)
-    planned = power_at(0.15, positions, design, seeds)
+    planned = statistics.power_at(0.15, positions, design, seeds)
     assert ((p < 0.05) & (centre > 0)).mean() == pytest.approx(planned, abs=0.06)
 
 
 def test_power_is_said_before_the_run_and_the_needed_positions_just_reach_it():
     for seeds in (1, 5):
         design = DESIGN.replace(base=0.6, seed_sd=0.02)
-        positions = needed(0.12, design, seeds)
-        found, below = (power_at(0.12, n, design, seeds) for n in (positions, positions - 3))
+        positions = statistics.needed(0.12, design, seeds)
+        found, below = (statistics.power_at(0.12, n, design, seeds) for n in (positions, positions - 3))
         assert found >= 0.8 > below - 0.01
-    figures, lines = power_figures(DESIGN, 1, 64)
+    figures, lines = statistics.power_figures(DESIGN, 1, 64)
     assert figures["needed"] == 291 and figures["planned"] == 64 and len(lines) == 2
     rows = {row["gap"]: row["needed"] for row in figures["table"]}
     assert list(rows) == [0.03, 0.05, 0.08, 0.1, 0.15, 0.2, 0.3]
     assert rows[0.1] == 291 and rows[0.05] > 1000 and rows[0.3] < 50
     few = DESIGN.replace(base=0.75)  # nothing is better than 100 %
-    assert [row["gap"] for row in power_figures(few, 1, 10_000)[0]["table"]] == [*rows][:-1]
-    figures, lines = power_figures(DESIGN.replace(gap=0.03, seed_sd=0.1), 2, 128)  # no N would do
+    assert [row["gap"] for row in statistics.power_figures(few, 1, 10_000)[0]["table"]] == [*rows][:-1]
+    figures, lines = statistics.power_figures(DESIGN.replace(gap=0.03, seed_sd=0.1), 2, 128)  # no N would do
     assert figures["needed"] is None and len(lines) == 2
 
 
 def test_looks_decide_and_keep_to_all_pairs():
     x = {"a": np.arange(64) < 61, "b": np.arange(64) < 13, "c": np.arange(64)[::-1] < 13}
     outcomes = {arm: row[None] for arm, row in x.items()}
-    assert look_at(outcomes, [("a", "b")], 0.05)["stop"]
-    both = look_at(outcomes, [("a", "b"), ("b", "c")], 0.05)
+    assert statistics.look_at(outcomes, [("a", "b")], 0.05)["stop"]
+    both = statistics.look_at(outcomes, [("a", "b"), ("b", "c")], 0.05)
     assert [row["stop"] for row in both["pairs"]] == [True, False] and not both["stop"]
     assert both["positions"] == 64
-    pair, row = pair_figures(outcomes, range(64), "a", "b", looked=0.025), both["pairs"][0]
+    pair, row = statistics.pair_figures(outcomes, range(64), "a", "b", looked=0.025), both["pairs"][0]
     assert (pair["low"], pair["high"], pair["p"]) == (row["low"], row["high"], row["p"])
 
 
@@ -104,12 +93,13 @@ def test_any_false_positive_among_all_pairs_is_as_rare_as_alpha(looked, count):
     for x in zip(*simulate(rng, count, 1, 96, (0.5,) * 4, own=0.0), strict=True):
         outcomes = dict(zip("abcd", x, strict=True))
         if looked is None:
-            rows = all_pairs(outcomes, range(96), pairs)
+            rows = statistics.all_pairs(outcomes, range(96), pairs)
             plain += min(row["p"] for row in rows) < 0.05
             adjusted += min(row["p_holm"] for row in rows) < 0.05
         else:
             parts = [{arm: x[:, :n] for arm, x in outcomes.items()} for n in (32, 64, 96)]
-            adjusted += any(row["stop"] for part in parts for row in look_at(part, pairs, looked)["pairs"])
+            looks = [statistics.look_at(part, pairs, looked)["pairs"] for part in parts]
+            adjusted += any(row["stop"] for look in looks for row in look)
     assert adjusted <= stats.binom.ppf(0.999, count, 0.05)
     assert looked or plain > 25
 
@@ -119,7 +109,7 @@ def test_a_look_decides_what_holm_does_and_bonferroni_does_not():
     rng = np.random.default_rng(3)
     x = {"a": rng.random((1, 64)) < 0.95, "b": rng.random((1, 64)) < 0.2, "c": np.zeros((1, 64), bool)}
     pairs = [("a", "b"), ("b", "c")]
-    found = [look_at({k: v[:, :n] for k, v in x.items()}, pairs, 0.05) for n in range(4, 65, 2)]
+    found = [statistics.look_at({k: v[:, :n] for k, v in x.items()}, pairs, 0.05) for n in range(4, 65, 2)]
     alone = [all(row["p"] <= 0.025 for row in look["pairs"]) for look in found]
     assert all(a <= look["stop"] for a, look in zip(alone, found, strict=True))
     assert any(look["stop"] and not a for a, look in zip(alone, found, strict=True))
@@ -127,11 +117,12 @@ def test_a_look_decides_what_holm_does_and_bonferroni_does_not():
 
 def test_the_csv_holds_a_row_an_episode(tmp_path):
     episodes = {"base": {0: [record(1), record(0, False, "grasp")]}, "s2": {3: [record(0)]}}
-    write_csv(tmp_path / "episodes.csv", COLUMNS, [*csv_rows(episodes), *csv_rows(episodes, "demos", 15)])
+    table = [*statistics.csv_rows(episodes), *statistics.csv_rows(episodes, "demos", 15)]
+    write_csv(tmp_path / "episodes.csv", statistics.COLUMNS, table)
     with (tmp_path / "episodes.csv").open() as file:
         rows = list(csv.DictReader(file))
     where = '{"cube_xy": [0.01, -0.02], "cube_yaw": 0.5, "closest_m": 0.012}'
-    assert tuple(rows[1]) == tuple(COLUMNS)
+    assert tuple(rows[1]) == tuple(statistics.COLUMNS)
     assert tuple(rows[1].values()) == ("base", "0", "", "", "10001", where, "1", "held", "25", "2.5")
     assert [row["success"] for row in rows] == ["0", "1", "1"] * 2 and rows[0]["time_to_success_s"] == ""
     assert rows[-1]["axis"] == "demos" and rows[-1]["value"] == "15" and rows[-1]["training_seed"] == "3"
@@ -140,15 +131,16 @@ def test_the_csv_holds_a_row_an_episode(tmp_path):
 def test_the_figures_of_a_small_pair_are_those_counted_by_hand():
     """Two training seeds: a position counts for an arm if both did it, and not both of the other's."""
     x = {"a": np.array([[1, 1, 0, 1], [1, 1, 0, 0]], bool), "b": np.array([[1, 0, 1, 1], [1, 0, 1, 1]], bool)}
-    pair, both = pair_figures(x, [7, 8, 9, 11], "a", "b"), difference(x["a"], x["b"])
+    pair, both = statistics.pair_figures(x, [7, 8, 9, 11], "a", "b"), difference(x["a"], x["b"])
     assert (pair["only_a"], pair["only_b"], pair["difference"]) == ([8], [9, 11], -0.125)
     assert pair["mcnemar"] == {"wins": 1, "losses": 2, "p": 1.0}
     assert (pair["episodes"], pair["positions"]) == (16, 4) and pair["method"].startswith("t interval")
     assert (pair["p"], pair["low"], pair["high"]) == (both.p, both.low, both.high)
-    assert "B: −12.5 points [" in headline({**pair, "p_holm": 0.4}, {"a": "B", "b": "A"})
-    one = pair_figures({"a": x["a"][:1], "b": x["b"]}, [7, 8, 9, 11], "a", "b")
+    assert "B: −12.5 points [" in statistics.headline({**pair, "p_holm": 0.4}, {"a": "B", "b": "A"})
+    one = statistics.pair_figures({"a": x["a"][:1], "b": x["b"]}, [7, 8, 9, 11], "a", "b")
     assert one["episodes"] == 12 and one["method"].startswith("adjusted Wald")
-    arm = arm_figures(x["a"], [3, 5], ["r3", "r5"])
+    arm = statistics.arm_figures(x["a"], [3, 5], ["r3", "r5"])
     assert arm["seeds"][1] == {"seed": 5, "episodes": 4, "successes": 2, "run": "r5"}
     assert (arm["success"], arm["low"], arm["high"]) == (0.625, *success_interval(x["a"])[:2])
-    assert arm_figures(x["a"], [3, 5], ["", ""], 0.05)["interval"] == success_sequence(x["a"], 0.05)[2]
+    early = statistics.arm_figures(x["a"], [3, 5], ["", ""], 0.05)
+    assert early["interval"] == success_sequence(x["a"], 0.05)[2]

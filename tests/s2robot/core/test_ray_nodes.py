@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2robot.core.ray import ASKED, Ray, RaySettings
+from s2robot.core.ray import ASKED, Ray
 from s2robot.core.workers import running_on
 from s2robot.demos.record import record
 from s2robot.encoders.build import build_encoder
@@ -53,7 +53,7 @@ def test_a_node_that_dies_costs_its_episode(tiny_encoder, untrained, tmp_path, m
         return features, found.records, bytes_of(folder / "d.zarr", "*"), bytes_of(folder, "*.npy")
 
     try:
-        with closing(Ray(RaySettings(address=cluster.address))) as engine, running_on(engine):
+        with closing(Ray(address=cluster.address)) as engine, running_on(engine):
             far = work("ray", lambda: partial(kills, cluster.add_node(**NODE)))
     finally:
         cluster.shutdown()

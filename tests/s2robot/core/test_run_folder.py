@@ -1,18 +1,19 @@
-"""Run folders: one process at a time, whatever the clock says, and none left where nothing was done."""
+"""Files appear whole or not at all; run folders hold one process at a time, and none is left where nothing was done."""
 
+import errno
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from s2robot.core import run_folder as room
+from s2robot.core import run_folder as module
 from s2robot.core.errors import UserError
+from s2robot.core.files import replacing, write_json, write_text
 from s2robot.core.run_folder import is_first, locked, run_folder
+from tests.kills import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 ABOUT = {".hydra/config.yaml": "a: 1", "about.txt": "b"}
 HOLD = """
 import sys
@@ -24,32 +25,53 @@ with locked(Path(sys.argv[1])):
 """
 
 
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path):
+    write_json(tmp_path / "a" / "b.json", {"x": 1})
+    (tmp_path / "a" / ".b.part.json").symlink_to("/dev/full")  # its write fails as on a full disk
+    with pytest.raises(OSError) as caught:
+        write_text(tmp_path / "a" / "b.json", "new")
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "a" / "b.json")
+    assert [f.name for f in (tmp_path / "a").iterdir()] == ["b.json"]
+    assert (tmp_path / "a" / "b.json").read_text() == '{\n "x": 1\n}'
+
+
+def test_who_writes_the_same_file_meanwhile_has_a_name_of_its_own(tmp_path):
+    path = tmp_path / "a.npz"
+    with replacing(path, shared=True) as own, replacing(path) as other:
+        own.write_text("own"), other.write_text("other")
+    assert path.read_text() == "own" and own.suffix == ".npz"
+    with pytest.raises(OSError, match="^half a file$"), replacing(path) as part:
+        part.write_text("half")
+        raise OSError("half a file")
+    assert [f.name for f in tmp_path.iterdir()] == ["a.npz"] and path.read_text() == "own"
+
+
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds `tmp_path / "run"` until it is killed or gets a line."""
+    """Another process that holds `tmp_path / "run"` until it is killed."""
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "mine\n"
-    yield process
-    process.kill()
-    process.communicate()
+    with subprocess.Popen(command, env=env, stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout.readline() == "mine\n"
+        yield process
+        process.kill()
 
 
-def test_a_folder_in_use_is_refused_and_its_holder_named(tmp_path, holder, monkeypatch):
-    monkeypatch.setattr(room, "_WAIT_S", 0.1)
-    with (
-        pytest.raises(UserError, match="run: expected no other process"),
-        run_folder(tmp_path / "run", ABOUT),
-    ):
-        pass
-    assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]  # nothing of its holder is touched
-
-
-def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
-    os.kill(holder.pid, signal.SIGKILL)
-    with locked(tmp_path / "run"), locked(tmp_path / "run"):  # a second claim of one's own holds too
-        assert room.held()["S2ROBOT_HELD_FOLDERS"].split(os.pathsep).count(str(tmp_path / "run")) == 1
+def test_a_folder_in_use_is_refused_until_its_holder_is_killed(tmp_path, holder, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="run: expected no other process"):
+        patch.setattr(module, "_WAIT_S", 0.1)
+        with run_folder(run, ABOUT):
+            pass
+    assert [p.name for p in run.iterdir()] == [".lock"]  # nothing of its holder is touched
+    with monkeypatch.context() as patch:  # other processes of a run work in the folder of the first
+        patch.setenv("LOCAL_RANK", "1")
+        with run_folder(run, ABOUT):
+            pass
+    assert not (run / ".hydra").exists()
+    holder.kill()
+    with locked(run), locked(run):  # a second claim of one's own holds too
+        assert module.held()["S2ROBOT_HELD_FOLDERS"].split(os.pathsep).count(str(run)) == 1
 
 
 def fail(folder: Path, wrong: type[BaseException] = ValueError, writes: str = "") -> None:
@@ -74,23 +96,16 @@ def test_a_failed_run_that_wrote_nothing_leaves_no_folder(tmp_path):
 
 def test_a_failed_run_keeps_the_folder_and_the_files_that_were_there_before(tmp_path, monkeypatch):
     run, mine = tmp_path / "run", tmp_path / "runs/train/mine"
-    run.mkdir()
+    for folder in (run, mine):
+        folder.mkdir(parents=True)
     (run / "mine.txt").write_text("mine")
     fail(run)
     assert (run / "mine.txt").exists()
-    mine.mkdir(parents=True)
     monkeypatch.chdir(mine)
     for folder in (mine, Path(".")):
         fail(folder)
         assert not list(mine.iterdir())
     assert Path.cwd() == mine
-
-
-def test_other_processes_of_a_run_work_in_the_folder_of_the_first(tmp_path, holder, monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with run_folder(tmp_path / "run", ABOUT):
-        pass
-    assert not (tmp_path / "run" / ".hydra").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,122 +4,87 @@ import pickle
 from typing import Any, Literal
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from s2robot.core import settings
 from s2robot.core.errors import UserError
-from s2robot.core.settings import Settings, from_yaml, invalid, read
-
-YAML = """
-defaults:
-  - _self_
-steps: 2000   # gradient steps
-rate: 0.1     # learning rate
-from: null    # a checkpoint
-sizes: [1, 2] # two of them
-kind: mlp     # mlp or gru
-place: ${steps}
-tune:
-  blocks: 0   # blocks to train
-  lora: 0     # their rank
-"""
+from s2robot.core.files import configs_dir
+from s2robot.core.settings import Settings, read
+from s2robot.training.settings import TrainSettings, TuneSettings
 
 
 class Point(Settings, at="point"):
     x: int = 3
     y: int
+    size: int | tuple[int, int] = 128
+    sizes: tuple[int, ...] = Field((1,), min_length=1)
+    any_: Any = Field(None, alias="any")
 
 
-@pytest.fixture
-def classes(tmp_path, monkeypatch):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train/default.yaml").write_text(YAML)
-    monkeypatch.setattr(settings, "CONFIGS", tmp_path)
-    settings.yaml_defaults.cache_clear()
-
-    class Tune(Settings, at="train.tune", file="train/default"):
-        blocks: int = from_yaml(ge=0)
-        lora: int = from_yaml(ge=0)
-
-        @model_validator(mode="after")
-        def _lora_needs_blocks(self) -> "Tune":
-            if self.lora and not self.blocks:
-                raise invalid("lora", "0 with blocks=0", self.lora)
-            return self
-
-    class Train(Settings, at="train", file="train/default"):
-        steps: int = from_yaml(ge=1)
-        rate: float = from_yaml(gt=0, le=1)
-        from_: str | None = from_yaml(alias="from")
-        sizes: tuple[int, ...] = from_yaml(min_length=1)
-        kind: Literal["mlp", "gru"] = from_yaml()
-        size: int | tuple[int, int] = 128
-        any_: Any = Field(None, alias="any")
-        place: str = "here"
-        tune: Tune = from_yaml()
-
-    Tune.model_rebuild(_types_namespace={"Tune": Tune})
-    yield Train, Tune
-    settings.yaml_defaults.cache_clear()
-
-
-def test_defaults_are_those_of_the_file(classes):
-    Train, Tune = classes
-    made = Train()
-    assert (made.steps, made.rate, made.from_, made.sizes, made.tune) == (2000, 0.1, None, (1, 2), Tune())
-    assert made.place == "here"  # an interpolation belongs to the composed config
-
-
-def test_python_and_a_config_give_equal_settings(classes):
-    Train, Tune = classes
-    given = {"steps": 3, "from": "a", "tune": {"blocks": 2}, "place": "${other}"}
+def test_defaults_are_those_of_the_file_and_a_config_gives_what_python_gives():
+    stored = yaml.safe_load((configs_dir() / "train/default.yaml").read_text())
+    del stored["defaults"]
+    assert TrainSettings().model_dump(mode="json", by_alias=True) == stored
+    given = {"steps": 3, "from": "a", "tune": {"blocks": 2}, "strategy": "${other}"}
     node = OmegaConf.create({"train": given, "other": "x"})
-    assert read(Train, node.train) == Train(steps=3, from_="a", tune={"blocks": 2}, place="x")
-    assert Train(tune={"blocks": 2}).tune.lora == 0
+    made = TrainSettings(steps=3, from_="a", tune={"blocks": 2}, strategy="x")
+    assert read(TrainSettings, node.train) == made and made.tune.rate == TuneSettings().rate
     with pytest.raises(UserError, match=r"^arms\.a\.blocks: expected >= 0, got -1$"):
-        read(Tune, {"blocks": -1}, "arms.a")
+        read(TuneSettings, {"blocks": -1}, "arms.a")
 
 
-def test_values_are_frozen_and_a_copy_is_validated(classes):
-    Train, _ = classes
-    made = Train(steps=5)
+def test_values_are_frozen_and_a_copy_is_validated():
+    made = TrainSettings(steps=5)
     with pytest.raises(ValueError):
         made.steps = 6
-    assert made.replace(rate=0.5).steps == 5
-    with pytest.raises(UserError, match=r"^train\.rate: expected <= 1, got 2$"):
-        made.replace(rate=2)
+    assert made.replace(lr=0.5).steps == 5
+    with pytest.raises(UserError, match=r"^train\.warmup: expected <= 1, got 2$"):
+        made.replace(warmup=2)
 
 
 @pytest.mark.parametrize(
-    ("given", "line"),
+    ("cls", "given", "line"),
     [
-        ({"steps": 0}, "train.steps: expected >= 1, got 0"),
-        ({"steps": "many"}, "train.steps: expected an integer, got 'many'"),
-        ({"steps": True}, "train.steps: expected a number, got true"),
-        ({"rate": float("nan")}, "train.rate: expected a finite number, got nan"),
-        ({"step": 1}, "train.step: unknown key, expected steps"),
-        ({"tune": {"block": 1}}, "train.tune.block: unknown key, expected blocks"),
-        ({"tune": {"blocks": -1}}, "train.tune.blocks: expected >= 0, got -1"),
-        ({"tune": {"lora": 2}}, "train.tune.lora: expected 0 with blocks=0, got 2"),
-        ({"tune": 3}, "train.tune: expected keys and values, got 3"),
-        ({"sizes": []}, "train.sizes: expected at least 1 values, got []"),
-        ({"sizes": [1, "b"]}, "train.sizes[1]: expected an integer, got 'b'"),
-        ({"kind": "cnn"}, "train.kind: expected 'mlp' or 'gru', got 'cnn'"),
-        ({"size": "big"}, "train.size: expected an integer or a list, got 'big'"),
+        (TrainSettings, {"steps": 0}, "train.steps: expected >= 1, got 0"),
+        (TrainSettings, {"steps": "many"}, "train.steps: expected an integer, got 'many'"),
+        (TrainSettings, {"steps": True}, "train.steps: expected a number, got true"),
+        (TrainSettings, {"lr": float("nan")}, "train.lr: expected a finite number, got nan"),
+        (TrainSettings, {"step": 1}, "train.step: unknown key, expected steps"),
+        (TrainSettings, {"tune": {"block": 1}}, "train.tune.block: unknown key, expected blocks"),
+        (TrainSettings, {"tune": {"blocks": -1}}, "train.tune.blocks: expected >= 0, got -1"),
+        (TrainSettings, {"tune": {"lora": 2}}, "train.tune.lora: expected 0 with train.tune.blocks=0, got 2"),
+        (TrainSettings, {"tune": 3}, "train.tune: expected keys and values, got 3"),
+        (TrainSettings, {"labels": "cnn"}, "train.labels: expected 'expert' or 'recorded', got 'cnn'"),
+        (Point, {}, "point.y: expected a value, got nothing"),
+        (Point, {"y": 1, "sizes": []}, "point.sizes: expected at least 1 values, got []"),
+        (Point, {"y": 1, "sizes": [1, "b"]}, "point.sizes[1]: expected an integer, got 'b'"),
+        (Point, {"y": 1, "size": "big"}, "point.size: expected an integer or a list, got 'big'"),
     ],
 )
-def test_a_wrong_value_is_one_line(classes, given, line):
-    Train, _ = classes
+def test_a_wrong_value_is_one_line(cls, given, line):
     with pytest.raises(UserError) as python:
-        Train(**given)
+        cls(**given)
     with pytest.raises(UserError) as config:
-        read(Train, OmegaConf.create({"train": given}).train)
+        read(cls, OmegaConf.create({"node": given}).node)
     assert str(python.value) == str(config.value) == line
 
 
-def test_settings_go_to_other_processes_and_need_a_value_without_a_default():
+def test_settings_go_to_other_processes():
     assert pickle.loads(pickle.dumps(Point(x=4, y=0))) == Point(x=4, y=0) != Point(y=0)
     assert hash(Point(y=0)) == hash(Point(x=3, y=0))
-    with pytest.raises(UserError, match=r"^point\.y: expected a value, got nothing$"):
-        Point()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "words"),
+    [
+        (bool, "maybe", "key: expected true or false, got 'maybe'"),
+        (tuple[int, ...], [1, "a"], r"key\[1\]: expected an integer, got 'a'"),
+        (Literal["a", "b"], "c", "key: expected 'a' or 'b', got 'c'"),
+        (dict[str, Any], [1], r"key: expected keys and values, got \[1\]"),
+    ],
+)
+def test_a_single_value_is_read_like_settings(kind, value, words):
+    with pytest.raises(UserError, match=f"^{words}$"):
+        read(kind, value, "key")
+    assert read(tuple[int, ...], [1, 2], "key") == (1, 2) and read(str, 7, "key") == "7"

@@ -14,25 +14,25 @@ import pytest
 
 from s2robot.core.errors import UserError
 from s2robot.core.workers import SLOW_IMPORTS, TRIES, Died, Pool, worker_pool
+from tests.kills import ROOT
 
 
 class Made:
-    """A worker's state, which logs its making and its tasks."""
+    """A worker's state, which logs its tasks."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
-        self._note("made")
-
-    def _note(self, word: str) -> None:
-        with self.log.open("a") as file:
-            file.write(f"{word}\n")
 
     def square(self, x: int, dies: int = 0) -> tuple[int, int]:
         """This process dies the first `dies` times that the task is tried."""
-        self._note(f"begun {x}")
+        with self.log.open("a") as file:
+            print("begun", x, file=file)
         if self.log.read_text().count(f"begun {x}\n") <= dies:
             os.kill(os.getpid(), signal.SIGKILL)
         return x * x, os.getpid()
+
+    def fail(self) -> None:
+        raise ValueError("two")
 
 
 def fails(x: int) -> int:
@@ -50,10 +50,6 @@ class Odd(Exception):
 
 def is_odd() -> None:
     raise Odd(1, 2)
-
-
-def raises(made: Made, x: int) -> None:
-    raise ValueError("two")
 
 
 def inside() -> tuple[list[str | None], set[str], str]:
@@ -81,9 +77,9 @@ def test_a_dead_worker_costs_its_task_and_another_takes_it(tmp_path):
         assert [square for square, _ in found] == [1, 4, 9, 16, 25]
         assert os.getpid() not in {pid for _, pid in found}
         assert pool.lost == 3
-        with pytest.raises(UserError, match="Made.square: 3 workers died of it one after another .*-9") as caught:  # fmt: skip
+        with pytest.raises(UserError, match="^Made.square: 3 workers died .*-9.*$"):
             pool.submit(Made.square, 7, 99).result()
-        assert "\n" not in str(caught.value) and pool.lost == 3 + TRIES
+        assert pool.lost == 3 + TRIES
         assert pool.submit(Made.square, 8).result()[0] == 64
     begun = log.read_text().split("\n")
     assert [begun.count(f"begun {x}") for x in (1, 2, 3, 4, 5, 7)] == [1, 2, 1, 1, 3, 3]
@@ -107,7 +103,7 @@ except KeyboardInterrupt:
 def test_ctrl_c_interrupts_the_parent_alone(after_s):
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        process_group=0, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        process_group=0, env=os.environ | {"PYTHONPATH": str(ROOT)},
     ) as process:  # fmt: skip
         assert process.stdout.readline() == b"\n"
         time.sleep(after_s)

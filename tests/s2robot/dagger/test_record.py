@@ -8,16 +8,9 @@ import pytest
 
 from s2robot.core.errors import UserError
 from s2robot.dagger import record as dagger_record
-from s2robot.dagger.record import (
-    REASONS,
-    Course,
-    DaggerSettings,
-    TakeoverSettings,
-    corrected_episode,
-    record_corrections,
-)
+from s2robot.dagger.record import REASONS, Course, DaggerSettings, TakeoverSettings, record_corrections
 from s2robot.demos.errors import DatasetError
-from s2robot.demos.record import record, record_episode
+from s2robot.demos.record import demo_attributes, record, record_episode
 from s2robot.demos.replay import replay_episode, world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
@@ -42,9 +35,7 @@ def in_this_process(monkeypatch):
 def demos(tmp_path_factory) -> EpisodeStore:
     """Two demos with an expert."""
     path, world = tmp_path_factory.mktemp("labelled") / "demos.zarr", CubePickConfig(cameras=CAMERAS)
-    own = {"seed": 500, "kind": "states", "picker": vars(PickerConfig())}
-    about = CubePick(world, draw=False).describe() | own
-    with EpisodeStore.create(path, about) as store:
+    with EpisodeStore.create(path, demo_attributes(world, PickerConfig(), 500)) as store:
         for seed in (500, 503):
             store.append(*record_episode(world, PickerConfig(), seed, STEPS))
     return EpisodeStore.open(path)
@@ -57,13 +48,27 @@ def checkpoint(save_untrained, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def settings(checkpoint) -> DaggerSettings:
-    return dagger(checkpoint)
+    how = {"episodes": 1, "seed": SEED, "workers": 1, "takeover": TakeoverSettings(patience=PATIENCE)}
+    return DaggerSettings(checkpoint=str(checkpoint), device="cpu", **how)
 
 
-def dagger(checkpoint: Path, **changes) -> DaggerSettings:
-    takeover = TakeoverSettings(patience=PATIENCE)
-    how = {"episodes": 1, "seed": SEED, "workers": 1, "takeover": takeover, "device": "cpu", **changes}
-    return DaggerSettings(checkpoint=str(checkpoint), **how)
+@pytest.fixture
+def scripted(monkeypatch):
+    """Stands in for a trained policy: does what it is told in one episode, two actions at a time."""
+
+    def use(actions: np.ndarray) -> None:
+        left = list(actions)
+
+        def plan(observation: dict) -> np.ndarray:
+            use.seen = observation
+            now, left[:] = left[:2], left[2:]
+            return np.stack(now)
+
+        script = types.SimpleNamespace(disagreement=0.0, plan=plan, reset=lambda seed: None)
+        monkeypatch.setattr(dagger_record, "_OPEN", {})
+        monkeypatch.setattr(dagger_record, "load_policy", lambda *given: (script, None, None))
+
+    return use
 
 
 def ended(counts: dict[str, int]) -> tuple[int, ...]:
@@ -71,9 +76,9 @@ def ended(counts: dict[str, int]) -> tuple[int, ...]:
 
 
 def test_a_correction_is_appended_to_a_copy(demos, settings, tmp_path):
-    before, told = demos.fingerprint, []
-    args = demos, world_of_demos(demos), tmp_path / "out.zarr"
-    store, counts = record_corrections(settings, *args, first=1, progress=lambda *c: told.append(c))
+    before, world, told = demos.fingerprint, world_of_demos(demos), []
+    out, progress = tmp_path / "out.zarr", lambda *c: told.append(c)
+    store, counts = record_corrections(settings, demos, world, out, first=1, progress=progress)
     assert ended(counts) == (0, 1, 0) and told == [(1, counts)]
     assert sum(counts[reason] for reason in REASONS) == 1
     assert demos.fingerprint == before and store.fingerprint_of_first(1) == demos.fingerprint_of_first(1)
@@ -84,85 +89,57 @@ def test_a_correction_is_appended_to_a_copy(demos, settings, tmp_path):
     assert PATIENCE <= switch < 30 and not policy[switch:].any()  # the policy, then the picker to the end
     assert np.array_equal(arrays["imitate"], 1 - policy)
     assert np.array_equal(arrays["expert"][switch:, 0], arrays["action"][switch:])
-    env = CubePick(world_of_demos(demos), draw=False)
-    assert replay_episode(store, env, 1)["success"]
+    assert replay_episode(store, CubePick(world, draw=False), 1)["success"]
     windows = make_windows(store, np.array([1]), 1, STEPS)
     assert windows.steps.tolist() == list(range(int(store.lengths[0]) + switch, store.num_steps))
 
-    again, counts = record_corrections(settings, *args, first=1)  # nothing is left to try
-    assert ended(counts) == (0, 1, 0) and not any(counts[reason] for reason in REASONS)
-    assert again.fingerprint == store.fingerprint
-    more, _ = record_corrections(settings.replace(episodes=2), *args, first=1)
-    whole, _ = record_corrections(settings.replace(episodes=2), *args[:2], tmp_path / "whole.zarr", first=1)
-    assert more.fingerprint == whole.fingerprint and len(more) == 3
 
-
-def course(demos: EpisodeStore, checkpoint: Path, patience: int = 30, steps: int = 100, **changes) -> Course:
+def course(demos: EpisodeStore, settings: DaggerSettings, patience: int = 30, steps: int = 100, **changes):
     world = world_of_demos(demos).replace(image_size=64, max_steps=steps)
-    takeover = TakeoverSettings(patience=patience)
-    return Course(dagger(checkpoint, takeover=takeover, **changes), world, PickerConfig(), STEPS)
+    how = settings.replace(takeover=TakeoverSettings(patience=patience), **changes)
+    return Course(how, world, PickerConfig(), STEPS)
 
 
-class Script:
-    """Stands in for a trained policy: does what it is told, two actions at a time."""
-
-    disagreement = 0.0
-
-    def __init__(self, actions: np.ndarray):
-        self.actions = actions
-
-    def reset(self, seed: int) -> None:
-        self._left = list(self.actions)
-
-    def plan(self, observation: dict) -> np.ndarray:
-        assert observation["images"]["hand"].shape == (64, 64, 3) and observation["proprio"].shape == (8,)
-        now, self._left = self._left[:2], self._left[2:]
-        return np.stack(now)
-
-
-@pytest.fixture
-def scripted(monkeypatch):
-    def use(actions: np.ndarray) -> None:
-        monkeypatch.setattr(dagger_record, "_OPEN", {})
-        monkeypatch.setattr(dagger_record, "load_policy", lambda *given: (Script(actions), None, None))
-
-    return use
-
-
-def test_corrections_of_a_task_with_layouts_have_theirs(checkpoint, tmp_path, monkeypatch):
+def test_corrections_of_a_task_with_layouts_have_theirs(settings, scripted, tmp_path, monkeypatch):
     world, expert = settings_class("lift")(image_size=24), ExpertSettings(kicks=(0, 0), misses=0.0)
     demos = record(tmp_path / "demos.zarr", world, expert, 1, 500, 1, expert=STEPS)
-    plan, asked = np.zeros((2, 7), np.float32), Course(dagger(checkpoint), world, expert, STEPS)
-    still = types.SimpleNamespace(reset=lambda seed: None, plan=lambda seen: plan, disagreement=0.0)
-    monkeypatch.setattr(dagger_record, "_course", lambda *given: asked)
-    monkeypatch.setattr(dagger_record, "_OPEN", {})
-    monkeypatch.setattr(dagger_record, "load_policy", lambda *given: (still, None, None))
-    store, counts = record_corrections(dagger(checkpoint), demos, world, tmp_path / "out.zarr")
+    monkeypatch.setattr(dagger_record, "_course", lambda *given: Course(settings, world, expert, STEPS))
+    scripted(np.zeros((9, 7), np.float32))
+    store, counts = record_corrections(settings, demos, world, tmp_path / "out.zarr")
     assert ended(counts) == (0, 1, 0) and store.meta("seed").tolist() == [500, SEED]
     task = make(world, draw=False)
     _, info = task.reset(seed=SEED)
     assert store.meta("layout")[1].tolist() == [info["layout"][name] for name in store.attrs["layout_names"]]
 
 
-def test_what_a_policy_does_alone_is_no_correction(demos, checkpoint, scripted):
+def test_what_a_policy_does_alone_and_what_nobody_can_save_is_no_correction(demos, settings, scripted):
     scripted(demos.episode(0)["action"])
-    arrays, facts = corrected_episode(course(demos, checkpoint), 500)
     alone = {"seed": 500, "reason": "", "step": int(demos.lengths[0]), "success": True}
-    assert arrays == {} and facts == alone
+    assert dagger_record.corrected_episode(course(demos, settings), 500) == ({}, alone)
+    assert scripted.seen["images"]["hand"].shape == (64, 64, 3) and scripted.seen["proprio"].shape == (8,)
+    still = np.zeros((40, 8), np.float32)
+    scripted(still)
+    late = {"seed": SEED, "reason": "late", "step": 5, "success": False}
+    assert dagger_record.corrected_episode(course(demos, settings, steps=5), SEED) == ({}, late)
+    scripted(still)
+    _, facts = dagger_record.corrected_episode(course(demos, settings, PATIENCE), SEED)
+    assert (facts["reason"], facts["step"]) == ("stalled", PATIENCE + 1)  # the first is progress on nothing
 
 
-def test_from_which_of_its_states_the_picker_is_imitated(demos, checkpoint, scripted):
+def test_from_which_of_its_states_the_picker_is_imitated(demos, settings, scripted):
     """A policy that closes where it is: the picker takes over when the gripper is shut."""
     close = np.repeat(np.append(np.zeros(7), 1.0)[None].astype(np.float32), 40, 0)
     close[0, 7] = 0
     env = CubePick(world_of_demos(demos).replace(image_size=64), draw=False)
-    for visited in ("none", "open", "all"):
+    for visited in ("open", "all"):
         scripted(close)
-        arrays, facts = corrected_episode(course(demos, checkpoint, imitate_visited=visited), SEED)
+        arrays, facts = dagger_record.corrected_episode(
+            course(demos, settings, imitate_visited=visited), SEED
+        )
         switch = facts["step"]
         missed = {"seed": SEED, "reason": "missed", "step": switch, "success": True}
         assert facts == missed and 3 < switch < 12
-        imitated = {"none": 0, "open": 2, "all": switch}[visited]  # open before steps 0 and 1
+        imitated = {"open": 2, "all": switch}[visited]  # open before steps 0 and 1
         after = [1] * (len(arrays["action"]) - switch)
         assert arrays["imitate"].tolist() == [1] * imitated + [0] * (switch - imitated) + after
         picker = Picker(env, PickerConfig())
@@ -173,17 +150,6 @@ def test_from_which_of_its_states_the_picker_is_imitated(demos, checkpoint, scri
             picker.take_over(arrays["action"][:t])
             assert np.allclose(picker.ask(STEPS), arrays["expert"][t], atol=1e-6), (visited, t)
         assert arrays["action"][switch, 7] == 0  # shut on nothing, it opens
-
-
-def test_a_policy_that_nobody_can_save_and_one_that_takes_too_long(demos, checkpoint, scripted):
-    still = np.zeros((40, 8), np.float32)
-    scripted(still)
-    late = {"seed": SEED, "reason": "late", "step": 5, "success": False}
-    assert corrected_episode(course(demos, checkpoint, steps=5), SEED) == ({}, late)
-    scripted(still)
-    _, facts = corrected_episode(course(demos, checkpoint, PATIENCE), SEED)
-    # the first step is progress on nothing
-    assert facts["reason"] == "stalled" and facts["step"] == PATIENCE + 1
 
 
 def test_members_that_disagree_are_not_followed(demos, settings, save_untrained, tmp_path):
@@ -200,7 +166,7 @@ def changed(demos: EpisodeStore, path: Path, drop: tuple = (), more: dict | None
     with EpisodeStore.create(path, {**demos.attrs, **about}) as store:
         arrays = {key: value for key, value in demos.episode(0).items() if key not in drop}
         store.append(arrays, {"seed": 500, "success": True} | (more or {}))
-    return EpisodeStore.open(path)
+    return store
 
 
 def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
@@ -215,56 +181,54 @@ def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
         (PolicyError, settings, one_eye, world, "cameras hand, left, given are hand: 'left' is missing"),
         (UserError, settings, blind, world, f"s2robot convert data={blind.path} .*expert="),
         (DatasetError, settings, scored, world, "meta/score: expected"),
-        (UserError, settings, real, world, "found the task RealCubePick-v0, expected CubePick-v0"),
+        (UserError, settings, real, world, "env_version: expected CubePick-v0, got RealCubePick-v0"),
         (UserError, settings, demos, lift, "env: found a world .* demos' .success_height 0.1 -> 0.04."),
-        (UserError, settings.replace(checkpoint=None), demos, world, "checkpoint: found none"),
+        (UserError, settings.replace(checkpoint=None), demos, world, "checkpoint: expected a string"),
         (PolicyError, settings.replace(checkpoint=str(tmp_path / "no")), demos, world, "no such folder"),
         (DatasetError, settings, unknown, world, "expected simulated demos of a scripted expert"),
     ):
         with pytest.raises(error, match=text):
             record_corrections(how, source, where, out)
     assert not out.exists()
-    with pytest.raises(UserError, match="c.zarr: found other episodes, expected a dataset that begins with"):
-        record_corrections(settings, demos, world, tmp_path / "c.zarr")
-    with pytest.raises(UserError, match="^recording.imitate_visited: expected "):
-        settings.replace(imitate_visited="some")
+    with pytest.raises(UserError, match="c.zarr: expected a dataset that begins with"):
+        record_corrections(settings, demos, world, one_eye.path)
 
 
-def test_positions_that_another_policy_tried_are_not_its(demos, settings, save_untrained, tmp_path):
-    args = demos, world_of_demos(demos), tmp_path / "out.zarr"
-    record_corrections(settings, *args, first=1)
-    other = save_untrained(tmp_path / "other", deltas=0.02)
-    for changes, words in (
-        ({"checkpoint": str(other)}, "policy [0-9a-f]{64}, expected "),
-        ({"imitate_visited": "all"}, "imitate_visited none, expected all"),
-        ({"takeover": TakeoverSettings(patience=PATIENCE + 1)}, r"takeover\.patience 3, expected 4"),
-    ):
-        with pytest.raises(UserError, match=f"found positions {SEED} to {SEED} tried with {words}"):
-            record_corrections(settings.replace(**changes), *args, first=1)
-    later = settings.replace(checkpoint=str(other), seed=SEED + 1)
-    store, counts = record_corrections(later, *args, first=1)
-    assert ended(counts) == (0, 1, 0) and store.meta("seed").tolist() == [500, SEED, SEED + 1]
-    again, counts = record_corrections(settings.replace(workers=2), *args, first=1)
-    assert ended(counts) == (0, 1, 0) and len(again) == 3
+def test_the_positions_that_are_tried(demos, settings, save_untrained, tmp_path, monkeypatch):
+    """The demos' own too, none twice, and not those of another policy; a copy that a kill left half made is made again."""
+    world, out, part, tried = world_of_demos(demos), tmp_path / "out.zarr", tmp_path / ".out.zarr.partial", []
 
-
-def test_the_demos_positions_are_tried_too_and_a_half_made_copy_is_made_again(
-    demos, settings, tmp_path, monkeypatch
-):
-    """As a kill leaves it."""
-    tried, part = [], tmp_path / ".out.zarr.partial"
-
-    def alone(course, seed):
+    def instead(course, seed):  # of simulating: odd positions are corrected, others need not be
         tried.append(seed)
-        return {}, {"seed": seed, "reason": "", "step": 1, "success": True}
+        reason = "late" if seed % 2 else ""
+        facts = {"seed": seed, "reason": reason, "step": 1, "success": True}
+        return (demos.episode(0) if reason else {}), facts
 
+    def recorded(**changes):
+        store, counts = record_corrections(settings.replace(**changes), demos, world, out, first=1)
+        return store.meta("seed").tolist(), ended(counts), sum(counts[reason] for reason in REASONS)
+
+    monkeypatch.setattr(dagger_record, "corrected_episode", instead)
     with EpisodeStore.create(part, demos.attrs) as copy:
-        copy.append_all(demos, 1)
-    monkeypatch.setattr("s2robot.dagger.record.corrected_episode", alone)
-    again = settings.replace(seed=500, episodes=3)  # the demos' first
-    store, counts = record_corrections(again, demos, world_of_demos(demos), tmp_path / "out.zarr")
-    assert tried == [500, 501, 502] and ended(counts) == (3, 0, 0)
-    assert store.fingerprint == demos.fingerprint and not part.exists()
+        copy.append_all(demos)
+    assert recorded(seed=500, episodes=3) == ([500, 501], (2, 1, 0), 1)
+    assert tried == [500, 501, 502] and not part.exists()
+    other, first = str(save_untrained(tmp_path / "other", deltas=0.02)), SEED + 1
+    assert recorded(seed=first) == ([500, 501, first], (0, 1, 0), 1)
+    for changes, words in (
+        ({"checkpoint": other}, "policy: expected [0-9a-f]{64} as "),
+        ({"imitate_visited": "all"}, "imitate_visited: expected none .* got all"),
+        ({"takeover": TakeoverSettings(patience=PATIENCE + 1)}, r"takeover\.patience: expected 3 .* got 4"),
+    ):
+        with pytest.raises(UserError, match=words):
+            recorded(seed=first, **changes)
+    assert recorded(checkpoint=other, seed=first + 2) == ([500, 501, first, first + 2], (0, 1, 0), 1)
+    assert recorded(seed=first, workers=2) == (
+        [500, 501, first, first + 2],
+        (0, 1, 0),
+        0,
+    )  # nothing is left to try
+    assert tried == [500, 501, 502, first, first + 2]
 
 
 def taken_over(settings, *left: float, missed=False, disagreement=0.0) -> str:
@@ -294,5 +258,3 @@ def test_the_expert_waits_for_progress_and_no_longer():
     sure = TakeoverSettings(disagreement=0.1)
     assert taken_over(settings, 0.3, disagreement=9.0) == taken_over(sure, 0.3, disagreement=0.1) == "late"
     assert taken_over(sure, 0.3, disagreement=0.11) == "unsure"
-    with pytest.raises(UserError, match="^recording.takeover.patience: expected .*, got 0"):
-        TakeoverSettings(patience=0)

@@ -1,16 +1,14 @@
 """`s2robot deploy` against `s2robot emulate`: what reaches the emulated box is asked of its journal."""
 
 import io
+import itertools
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,8 @@ from s2robot.core.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
 from s2robot.envs.real.control.watchdog import State
-from s2robot.envs.real.emulator.side import SideChannel
+from tests import forks
+from tests.envs.real.patience import PATIENCE
 
 pytest.importorskip("xarm")
 
@@ -34,6 +33,18 @@ def config(slow_policy, arm_config):
     def make(*overrides, policy=slow_policy):
         own = [f"checkpoint='{policy}'"] if policy else []
         return arm_config("deploy", *own, "confirm=false", *overrides)
+
+    return make
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """`at_step(count, what)`: does it when the policy has acted so often."""
+    on_step, steps = deploy.Board.on_step, itertools.count(1)
+
+    def make(count, what):
+        acted = lambda self, step: (on_step(self, step), next(steps) == count and what())  # noqa: E731
+        monkeypatch.setattr(deploy.Board, "on_step", acted)
 
     return make
 
@@ -77,12 +88,7 @@ def test_the_preflight_refuses_with_a_line_for_each_finding(
         deploy.deploy(config("live=true", "bridge.cameras.left.kind=opencv", policy=wrong))
     stops = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stop")]
     assert len(stops) == 4
-    for text in (
-        "robot: the policy expects 'panda'",
-        "joints: the policy expects 'joint2, ",
-        "60",
-        "left.device: ",
-    ):
+    for text in ("robot: ", "joints: ", "60", "left.device: "):
         assert sum(text in line for line in stops) == 1, stops
     assert commands(emulator, begin) == []
 
@@ -92,20 +98,15 @@ def test_the_preflight_refuses_with_a_line_for_each_finding(
     [
         (["bridge.emulator.port=null", "live=true"], "confirm: expected true on a real arm"),
         (["bridge.emulator.port=null", "live=true", "confirm=true"], "standard input: expected a terminal"),
-        (["bridge.emulator.port=null"], "robot.ip: expected"),
-        (["bridge.emulator.port=1"], "bridge.emulator.port: emulator: found no answer to 'ports' at 127.0.0.1:1"),
-        (["robot.ip=192.168.1.7"], "robot.ip: expected 127.0.0.1"),
-        (["record=demos.zarr"], "record: expected null"),
-        (["check=true", "live=true"], "check: expected false"),
+        (["bridge.emulator.port=null"], "robot.ip: expected"), (["robot.ip=192.168.1.7"], "robot.ip: expected 127.0.0.1"),
+        (["bridge.emulator.port=1"], "bridge.emulator.port=1: expected a running `s2robot emulate`, got no answer to 'ports'"),
+        (["record=demos.zarr"], "record: expected null"), (["check=true", "live=true"], "check: expected false"),
         (["policy.url=ws://127.0.0.1:1"], "checkpoint: expected either it or policy.url, got both"),
         (["checkpoint=null"], "checkpoint: expected either it or policy.url, got neither"),
         (["checkpoint=nope", "bridge.emulator.port=1"], "checkpoint nope: no such folder"),  # before the arm is sought
         (["+bridge.watchdog.camera_holt=1"], "bridge.watchdog.camera_holt: unknown key, expected camera_hold"),
-        (["bridge.safety.clamps_max=0"], "bridge.safety.clamps_max: expected >= 1, got 0"),
-        (["bridge.speed=2"], "bridge.speed: expected <= 1, got 2"),
         (["bridge.limits.box=[[0,1],[0,1],[0]]"], "bridge.limits.box"),
         (["bridge.home.speed=inf"], "bridge.home.speed: expected a finite number, got inf"),
-        (["bridge.cameras.hand.kind=webcam"], "bridge.cameras.hand.kind: expected 'opencv', 'realsense'"),
         (["robot=panda"], "bridge.emulator.port: expected null with robot=panda"),
     ],
 )  # fmt: skip
@@ -116,16 +117,11 @@ def test_wrong_settings_are_one_line(config, monkeypatch, overrides, text):
     assert caught.value.user_error
 
 
-class Typist(io.StringIO):
-    """A terminal, as far as one is asked."""
-
-    def isatty(self):
-        return True
-
-
 def test_without_the_operators_word_nothing_moves(config, emulator, monkeypatch):
     begin = time.monotonic()
-    monkeypatch.setattr("sys.stdin", Typist())
+    typist = io.StringIO()
+    typist.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", typist)
     monkeypatch.setattr("builtins.input", lambda: "yes")
     with pytest.raises(UserError, match="^confirmation: expected 'move', got 'yes'"):
         deploy.deploy(config("live=true", "confirm=true"))
@@ -164,16 +160,12 @@ def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys)
     assert len(EpisodeStore.open(path)) == 3
 
 
-def test_a_fault_of_the_arm_ends_all_and_keeps_the_episode(config, emulator, tmp_path, capsys):
+def test_a_fault_of_the_arm_ends_all_and_keeps_the_episode(config, emulator, at_step, tmp_path, capsys):
     path = tmp_path / "real.zarr"
 
-    def collide():
-        with SideChannel(emulator.port) as side:
-            side.fault("error", code=31)
-
-    with once_running(emulator.port, collide):
-        words = "live=true", "episodes=3", f"record='{path}'", "bridge.loop.max_steps=300"
-        assert deploy.deploy(config(*words)) == 1
+    at_step(3, lambda: emulator.fault("error", code=31))
+    words = "live=true", "episodes=3", f"record='{path}'", "bridge.loop.max_steps=300"
+    assert deploy.deploy(config(*words)) == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["episodes"] == 1 and summary["records"][0]["cause"] == "fault"
     fault = summary["records"][0]["fault"]  # a busy machine may add a reason of its own
@@ -183,25 +175,6 @@ def test_a_fault_of_the_arm_ends_all_and_keeps_the_episode(config, emulator, tmp
     assert max(np.abs(emulator("status")["velocities"])) < 0.01
 
 
-@contextmanager
-def once_running(port, what):
-    """Does `what` once a policy moves the arm: commands have come for a while after the move to the start."""
-    begin = time.monotonic()
-
-    def wait():
-        kinds = []
-        while not ("gripper" in kinds and kinds.count("motion") > 300) and time.monotonic() < begin + 120:
-            time.sleep(0.1)
-            with SideChannel(port) as side:
-                kinds = [c["kind"] for c in side("commands", since=begin)["commands"]]
-        what()
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    yield
-    thread.join()
-
-
 def test_ctrl_c_brakes_and_stops_the_arm(emulator, slow_policy, pictures, calm, tmp_path):
     emulator("clear_error")
     begin = time.monotonic()
@@ -209,21 +182,17 @@ def test_ctrl_c_brakes_and_stops_the_arm(emulator, slow_policy, pictures, calm, 
         f"checkpoint='{slow_policy}'", "bridge=emulator", f"bridge.emulator.port={emulator.port}", "confirm=false", *calm,
         f"demos.path='{pictures}'", "bridge.loop.max_steps=1000",
     ]  # fmt: skip
-    process = subprocess.Popen(
+    process = forks.Popen(
         [sys.executable, "-m", "s2robot", "deploy", "--live", "--episodes", "3", *words],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    assert process.stdout is not None
     seen = []
     while not any(re.search(r"state running, .*step [1-9]\d* of 1000", line) for line in seen[-1:]):
-        ready, _, _ = select.select([process.stdout], [], [], 120)
-        assert ready, seen
-        line = process.stdout.readline()
-        assert line, seen
-        seen.append(line)
+        seen.append(process.stdout.readline())
+        assert seen[-1], seen
     process.send_signal(signal.SIGINT)
-    rest = process.communicate(timeout=60)[0]
+    rest = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 130, rest
     said = "".join(seen) + rest
     (log,) = tmp_path.glob("runs/deploy/*/xarm_sdk.log")
@@ -239,14 +208,14 @@ def test_ctrl_c_brakes_and_stops_the_arm(emulator, slow_policy, pictures, calm, 
     assert max(c["time"] for c in found if c["kind"] in ("stop", "state")) >= last - 0.01
 
 
-def test_a_remote_policy_acts_and_its_loss_holds_before_it_is_a_fault(config, emulator, served, tmp_path):
+def test_a_remote_policy_acts_and_its_loss_holds_before_it_is_a_fault(config, served, at_step, tmp_path):
     server, url = served
     words = (
         "live=true", f"policy.url={url}", "policy.deadline_s=30", "policy.connect_s=60",
         "bridge.watchdog.policy_hold=0.5", "bridge.loop.max_steps=300",
     )  # fmt: skip
-    with once_running(emulator.port, server.kill):
-        assert deploy.deploy(config(*words, policy=None)) == 1
+    at_step(3, server.kill)
+    assert deploy.deploy(config(*words, policy=None)) == 1
     record = json.loads((tmp_path / "summary.json").read_text())["records"][0]
     states = [state for state, _ in record["changes"]]
     assert record["cause"] == "fault" and "Policy" in record["fault"], record["fault"]

@@ -4,9 +4,8 @@ import itertools
 import json
 import os
 import re
-import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -22,10 +21,10 @@ from s2robot.deployment.evaluate import ArmEvaluation, ArmEvaluationSettings, ch
 from s2robot.deployment.operator import WatchingOperator
 from s2robot.deployment.session import Rig
 from s2robot.envs.cube_config import CubePickConfig
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.emulator.stand_in import EmulatedOperator
-from s2robot.envs.real.operator.prompts import Placing, Stop, TerminalOperator
+from s2robot.envs.real.operator.prompts import Stop, TerminalOperator
 from s2robot.evaluation.records import read_records
+from tests.envs.real.virtual import Calls
 
 pytest.importorskip("xarm")
 
@@ -57,15 +56,14 @@ def evaluation(stack, cfg, **asked):
 # ---------------------------------------------------------------- end to end
 
 
-def test_an_evaluation_writes_what_a_simulated_one_writes(config, emulator, slow_policy, tmp_path, capsys):
+def test_an_evaluation_writes_what_a_simulated_one_writes_and_resumes(config, emulator, tmp_path, capsys):
     begin = time.monotonic()
     verbs.evaluate(config())
     found = commands(emulator, begin)
     assert sum(c["kind"] == "motion" for c in found) > 20 and not any(c["unsafe"] for c in found)
     assert emulator("status")["state"] >= 4  # stopped at the end
 
-    first, second = records(tmp_path)
-    for i, r in enumerate((first, second)):
+    for i, r in enumerate(records(tmp_path)):
         assert (r["episode"], r["seed"], r["steps"], r["success"]) == (i, SEED + i, 3, False)
         assert (r["stage"], r["fault"], r["world"], r["speed"]) == ("approach", "", "emulated arm", 0.2)
         assert sum(r["verdicts"].values()) == 3 and 0.05 < r["closest_m"] < 0.6
@@ -74,7 +72,7 @@ def test_an_evaluation_writes_what_a_simulated_one_writes(config, emulator, slow
         assert actions.shape == (3, 8) and actions.dtype == np.float32
     # the cube lies where the simulated episode of that seed has it
     scene = emulator("reset_scene", seed=SEED + 1)
-    assert second["cube_xy"] == pytest.approx(scene["cube_pose"][:2], abs=2e-3)
+    assert r["cube_xy"] == pytest.approx(scene["cube_pose"][:2], abs=2e-3)
 
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["episodes"], summary["successes"], summary["faults"]) == (2, 0, 0)
@@ -84,8 +82,7 @@ def test_an_evaluation_writes_what_a_simulated_one_writes(config, emulator, slow
     assert summary["policy"]["execute"] == 3 and summary["timing"]["wall_s"] > 1
     page = (tmp_path / "report.html").read_text()
     assert "emulated arm" in page and page.count("<video") == 2
-    out = capsys.readouterr().out
-    assert "ok      robot: xarm7" in out and "episode 2 of 2 (seed 10001): no success, 3 steps" in out
+    assert "episode 2 of 2 (seed 10001): no success, 3 steps" in capsys.readouterr().out
 
     # one more position is all that a longer one runs
     before = (tmp_path / "actions/episode_0000.npy").stat().st_mtime_ns
@@ -110,34 +107,19 @@ def test_it_holds_where_members_disagree_as_deploy_does(config, emulator, save_u
 
 
 def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_path, monkeypatch):
-    asked = []
-    free, looks = (
-        EmulatedOperator.free,
-        itertools.count(1),
-    )  # it looks five times a second while the policy acts
-    breaks = lambda self: next(looks) == 8 and not emulator.fault("error", code=31)  # noqa: E731
+    asked, free, steps = [], EmulatedOperator.free, itertools.count(1)
+    breaks = Calls(step=lambda step: next(steps) == 3 and emulator.fault("error", code=31))
     monkeypatch.setattr(EmulatedOperator, "free", lambda self, why: asked.append(why) or free(self, why))
-    monkeypatch.setattr(EmulatedOperator, "ended", breaks)
     with ExitStack() as stack:
-        summary = evaluation(stack, config("env.max_steps=8", "evaluate.videos=false")).run()
+        found = evaluation(stack, config("env.max_steps=6", "evaluate.videos=false"))
+        found.session.runtime.loop.subscribers.append(breaks)
+        summary = found.run()
     first, second = records(tmp_path)
     assert not first["success"] and re.search("arm error 31|command code", first["fault"])
-    assert 1 < first["steps"] < 8
-    assert second["fault"] == "" and second["steps"] == 8
+    assert 1 < first["steps"] < 6
+    assert second["fault"] == "" and second["steps"] == 6
     assert summary["faults"] == 1 and summary["episodes"] == 2
     assert asked[-1] == tuple(first["fault"].split("; "))  # told before the arm moved again
-
-
-def test_an_arm_that_does_not_come_to_the_start_ends_all(config, emulator, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(EmulatedOperator, "free", lambda self, fault: True)  # clears nothing
-    emulator.fault("error", code=31)
-    with ExitStack() as stack:
-        found = evaluation(stack, config())
-        with pytest.raises(EnvError, match="error 31 pending"):
-            found.run()
-    emulator("clear_error")
-    assert "0 of 2 episodes are done" in capsys.readouterr().out
-    assert not (tmp_path / "summary.json").exists()
 
 
 # ---------------------------------------------------------------- refusals
@@ -166,104 +148,63 @@ def test_wrong_settings_are_one_line_and_nothing_moves(config, emulator, monkeyp
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["run", "evaluate=arm"], "evaluate: expected default, got arm"),
-        (["compare", "evaluate=arm"], "evaluate: expected default, got arm"),
+        *(([verb, "evaluate=arm"], "evaluate: expected default") for verb in ("run", "compare")),
         (["evaluate", "checkpoint=x", "evaluate.world=arm"], "evaluate.world: expected 'simulation'"),
-        (["evaluate", "checkpoint=null"], "checkpoint: expected a path"),
+        (["evaluate", "checkpoint=null"], "checkpoint: expected a string"),
         (["evaluate", "evaluate=arm", "checkpoint=x"], "live: expected true (`--live`)"),
+        *((["deploy", *words], f"{words[0].split('=')[0]}: expected ")
+          for words in (["--episodes"], ["--record", "--live"], ["--live=yes"])),
     ],
 )  # fmt: skip
 def test_wrong_words_are_one_line(tmp_path, capsys, words, text):
-    assert main([*words, f"hydra.run.dir='{tmp_path}'"]) == 2
+    assert main([words[0], f"hydra.run.dir='{tmp_path}'", *words[1:]]) == 2
     assert text in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- a person beside the arm
 
 
-PLACING = Placing(3, (0.05, -0.03), 0.5, np.zeros(7))
-
-
-class Terminal:
-    """A person who answers from a list and presses keys; notes whether keys were read while a question was asked."""
-
-    def __init__(self, *answers):
-        self.answers, self.asked, self.press = list(answers), [], None
-
-    @contextmanager
-    def keys(self, on_key):
-        self.press = on_key
-        yield
-        self.press = None
-
-    def ask(self, question):
-        assert self.press is None  # a question on a terminal whose keys are read gets no answer
-        self.asked.append(question)
-        return self.answers.pop(0)
-
-
-def watching(*answers):
-    person, stop = Terminal(*answers), Stop()
-    return person, stop, WatchingOperator(TerminalOperator(person.ask), stop, read_keys=person.keys)
-
-
-def test_keys_judge_and_stop_while_the_arm_moves_and_questions_are_for_when_it_stands():
-    person, stop, operator = watching("y", "y")
-    assert operator.free(()) and stop.moving
-    person.press("y")  # on the way to the start: no judgement
-    assert operator.place(PLACING) and stop.moving and not operator.ended()
+def test_what_a_person_is_asked_about_an_episode_and_which_keys_judge_it():
+    """Keys and questions at a terminal are test_bench.py's."""
+    asked, answers, stop = [], ["", "x", "2", "y", "y"], Stop()
+    person = TerminalOperator(lambda question: (asked.append(question), answers.pop(0))[1])
+    operator = WatchingOperator(person, stop, read_keys=lambda on_key: nullcontext())
+    assert operator.stage() == "lift" and len(asked) == 3  # until it is answered
+    operator.trouble = "move: found arm error 31"  # of the attempt before
+    assert operator.free(()) and operator.trouble in asked[3] and stop.moving and not answers
+    operator.on_key("y")  # on the way to the start: no judgement
+    assert not operator.ended()
     operator.acting = True  # the loop has begun
-    person.press("n")
+    operator.on_key("n")
     assert operator.ended() and operator.t_end is not None
-    assert not operator.success() and not stop.moving and person.press is None
-    person.answers = ["", "x", "2"]  # asked until it is answered
-    assert operator.stage() == "lift" and len(person.asked) == 5
-    operator.begin()
-    person.answers = ["y", "maybe", "Y"]
-    assert operator.place(PLACING) and operator.t_end is None
-    assert operator.success() and operator.closest is None  # the steps were over
-    operator.begin()
-    operator.trouble = "move: found arm error 31"
-    person.answers = ["y", "y", "n"]
-    assert operator.free(()) and "FAULT: move: found arm error 31" in person.asked[-2]
-    person.press(" ")
-    assert stop.asked()
-    assert not operator.place(PLACING) and operator.refused and not stop.moving
+    assert not operator.success() and not stop.moving
 
 
-def test_a_person_evaluates(config, emulator, tmp_path, monkeypatch, capsys):
+def test_a_person_evaluates(config, emulator, tmp_path, capsys):
     """Questions on the terminal; the key y in the middle of the first episode, and a no to the second."""
-    person = Terminal()
-    scene = EmulatedOperator(emulator)
+    asked, scene = [], EmulatedOperator(emulator)
 
     def ask(question):
-        person.asked.append(question)
-        return "n" if sum("Place the cube" in q for q in person.asked) == 2 else "y"
-
-    person.ask = ask
+        asked.append(question)
+        return "n" if sum("Place the cube" in q for q in asked) == 2 else "y"
 
     class Person(TerminalOperator):
         def place(self, placing):
             scene.place(placing)
             return super().place(placing)
 
-    @contextmanager
-    def keys(on_key):
-        timer = threading.Timer(4.0, on_key, "y")
-        timer.start()
-        yield
-        timer.cancel()
-
     with ExitStack() as stack:
         cfg = config("env.max_steps=200", "evaluate.videos=false")
-        found = evaluation(stack, cfg, operator=Person(person.ask), read_keys=keys)
+        found = evaluation(stack, cfg, operator=Person(ask), read_keys=lambda on_key: nullcontext())
+        press = Calls(step=lambda step: len(found.log.actions) == 3 and found.session.operator.on_key("y"))
+        found.session.runtime.loop.subscribers.append(press)
         with pytest.raises(UserError, match="operator: expected a yes"):
             found.run()
     (r,) = records(tmp_path)
-    assert r["success"] and r["steps"] < 100 and 1 < r["time_to_success_s"] < 30 and r["closest_m"] is None
+    assert r["success"] and 3 <= r["steps"] <= 5 and r["time_to_success_s"] > 0.4 and r["closest_m"] is None
     assert r["stage"] == "held" and r["video"] is None and not (tmp_path / "videos").exists()
     assert len(np.load(tmp_path / "actions/episode_0000.npy")) == r["steps"]
-    assert "Place the cube at" in person.asked[-1] and "opens its gripper and moves" in person.asked[-2]
+    assert "Place the cube at" in asked[-1] and "opens its gripper and moves" in asked[-2]
     assert "1 of 2 episodes are done; hydra.run.dir=" in capsys.readouterr().out
     assert emulator("status")["state"] >= 4
 

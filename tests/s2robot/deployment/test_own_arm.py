@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from s2robot.cli import main
 from s2robot.core.files import configs_dir
+from s2robot.core.parts import plain
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
 from s2robot.envs.real.arms.description import ArmDescription
@@ -27,10 +28,7 @@ def policy(save_untrained, tmp_path):
     """Makes a checkpoint for an arm; its actions are small."""
 
     def make(arm: ArmDescription):
-        parts = {
-            f"{key}_parts": [p.model_dump(exclude_defaults=True) for p in arm.parts(key)]
-            for key in ("action", "proprio")
-        }
+        parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}
         size = len(arm.q_min) + (arm.gripper is not None)
         contract = {"robot": arm.name, "joint_names": list(arm.joint_names), "camera_geometry": {}, **parts}
         sizes = {"action_dim": size, "proprio_dim": size}
@@ -45,13 +43,14 @@ def config(policy, calm, pictures, tmp_path, monkeypatch):
 
     def make(arm: ArmDescription, *overrides):
         monkeypatch.syspath_prepend(OWN)
-        words = [
-            f"checkpoint='{policy(arm)}'",
-            f"demos.path='{pictures}'",
-            f"run_dir='{tmp_path}'",
+        words = [f"checkpoint='{policy(arm)}'", f"demos.path='{pictures}'", f"run_dir='{tmp_path}'"]
+        words += [
             "confirm=false",
+            f"robot={arm.name}",
+            f"hydra.searchpath=[file://{OWN}/configs]",
+            *calm,
+            *overrides,
         ]
-        words += [f"robot={arm.name}", f"hydra.searchpath=[file://{OWN}/configs]", *calm, *overrides]
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
             return compose("deploy", words)
 
@@ -60,10 +59,8 @@ def config(policy, calm, pictures, tmp_path, monkeypatch):
 
 def test_a_dry_run_of_six_joints(config, tmp_path, capsys):
     assert deploy.deploy(config(described("ur5e"), "bridge=simulated", "dry_run_steps=2")) == 0
-    assert (
-        not re.search("^stop ", out := capsys.readouterr().out, re.MULTILINE)
-        and "no Cartesian limits" not in out
-    )
+    out = capsys.readouterr().out
+    assert not re.search("^stop ", out, re.MULTILINE) and "no Cartesian limits" not in out
     found = json.loads((tmp_path / "dry_run.json").read_text())
     assert {len(q) for q in found["joints"]} == {6} and (tmp_path / "dry_run.png").exists()
 
@@ -71,11 +68,8 @@ def test_a_dry_run_of_six_joints(config, tmp_path, capsys):
 @pytest.mark.parametrize("gripper", ["continuous", None])
 def test_an_episode_of_six_joints_is_recorded_with_the_gripper_that_there_is(config, tmp_path, gripper):
     arm, size = described("ur5e", gripper=gripper), 6 + (gripper is not None)
-    words = [
-        f"robot.gripper={gripper or 'null'}",
-        "bridge.loop.max_steps=3",
-        f"record='{tmp_path}/mine.zarr'",
-    ]
+    record = f"record='{tmp_path}/mine.zarr'"
+    words = [f"robot.gripper={gripper or 'null'}", "bridge.loop.max_steps=3", record]
     assert deploy.deploy(config(arm, "bridge=simulated", "live=true", *words)) == 0
     (episode,) = json.loads((tmp_path / "summary.json").read_text())["records"]
     assert (episode["cause"], episode["steps"], episode["fault"]) == ("steps", 3, "")
@@ -91,11 +85,8 @@ def test_an_episode_of_six_joints_is_recorded_with_the_gripper_that_there_is(con
 def test_a_driver_of_ones_own_without_a_model_is_told_what_is_not_checked(config, box, pictures, capsys):  # noqa: F811
     arm = described("ur5e", model=None, points=())
     box.state["q_deg"] = np.degrees(arm.start).tolist()
-    cameras = [
-        f"bridge.cameras.{name}.{word}"
-        for name in ("hand", "left")
-        for word in ("kind=replay", f"device='{pictures}'")
-    ]
+    films = "kind=replay", f"device='{pictures}'"
+    cameras = [f"bridge.cameras.{name}.{word}" for name in ("hand", "left") for word in films]
     address = "{}:{}".format(*box.server_address)
     words = ["robot.model=null", "robot.points=[]", f"robot.ip='{address}'", *cameras]
     assert deploy.deploy(config(arm, *words, "dry_run_steps=2")) == 0

@@ -1,4 +1,4 @@
-"""The panel and the operator's keys."""
+"""The panel, the operator's keys, and the log of an episode."""
 
 import os
 import pty
@@ -13,14 +13,12 @@ from rich.console import Console
 
 from s2robot.deployment.operator import keys, typed
 from s2robot.deployment.panel import Board
+from s2robot.deployment.trace import EpisodeLog
+from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.control.safety import Safe, Verdict
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.operator.prompts import ask
 from tests.envs.real.patience import wait_for
-
-
-def safe(verdict, *reasons):
-    return Safe(np.zeros(7), None, verdict, reasons)
 
 
 @pytest.fixture
@@ -32,17 +30,16 @@ def clock(monkeypatch):
 
 
 def board_of(live=True):
-    reader = types.SimpleNamespace(age=lambda now: 0.031)
-    board = Board({"hand": reader}, live=live, episodes=3, rate_hz=100)
+    board = Board({"hand": types.SimpleNamespace(age=lambda now: 0.031)}, live=live, episodes=3, rate_hz=100)
     board.episode, board.step, board.max_steps, board.successes, board.judged = 2, 7, 80, 1, 1
     return board
 
 
-def run_loop(board, clock, seconds, state, answer):
+def run_loop(board, clock, seconds, state=State.RUNNING, verdict=Verdict.PASS, *reasons):
     for _ in range(round(100 * seconds)):
         clock.now += 0.01
         board.on_beat()
-        board.on_period(clock.now, state, answer)
+        board.on_period(clock.now, state, Safe(np.zeros(7), None, verdict, reasons))
 
 
 def text_of(board):
@@ -52,34 +49,32 @@ def text_of(board):
 
 
 def test_the_panel_shows_state_and_verdicts_with_their_age(clock):
-    board = board_of()
+    board, why = board_of(), "table: [left] finger tip"
     assert board.rows()["loop"] == "pauses"
-    run_loop(board, clock, 0.5, State.HOLD, safe(Verdict.CLAMP, "table: [left] finger tip"))
-    assert board.rows() == {
-        "state": "hold", "episode": "2 of 3, step 7 of 80", "loop": "100 of 100 Hz", "frames": "hand 31 ms",
-        "verdict": "CLAMP: table: [left] finger tip", "successes": "1 of 1",
-    }  # fmt: skip
-    text = text_of(board)
-    assert "LIVE" in text and "table: [left] finger tip" in text
-    run_loop(board, clock, 1.2, State.RUNNING, safe(Verdict.PASS))
-    assert board.rows()["verdict"] == "PASS (1.2 s ago CLAMP: table: [left] finger tip)"
-    run_loop(board, clock, 2.0, State.RUNNING, safe(Verdict.PASS))
+    run_loop(board, clock, 0.5, State.HOLD, Verdict.CLAMP, why)
+    found = board.rows()
+    assert (found["state"], found["verdict"], found["frames"]) == ("hold", f"CLAMP: {why}", "hand 31 ms")
+    assert why in text_of(board)
+    run_loop(board, clock, 1.2)
+    assert board.rows()["verdict"] == f"PASS (1.2 s ago CLAMP: {why})"
+    run_loop(board, clock, 2.0)
     assert board.rows()["verdict"] == "PASS"
     board.doing = "moving to the start"  # no state of the policy
     assert (board.rows()["state"], board.rows()["verdict"]) == ("moving to the start", "none")
-    dry = board_of(live=False)
-    assert "successes" not in dry.rows() and "nothing is sent" in text_of(dry)
+    assert "successes" in board.rows() and "successes" not in board_of(live=False).rows()
 
 
 def test_the_rate_is_that_of_the_last_second(clock):
-    board = board_of()
-    run_loop(board, clock, 0.3, State.RUNNING, safe(Verdict.PASS))
-    clock.now += 7
-    assert board.rows()["loop"] == "pauses"
-    run_loop(board, clock, 0.05, State.RUNNING, safe(Verdict.PASS))
-    assert board.rows()["loop"] == "pauses"  # five periods say nothing yet
-    run_loop(board, clock, 0.05, State.RUNNING, safe(Verdict.PASS))
-    assert board.rows()["loop"] == "100 of 100 Hz"  # and the pause is no part of it
+    board, shown = board_of(), []
+    for seconds, pause in ((0.3, 7), (0.05, 0), (0.05, 0)):
+        run_loop(board, clock, seconds)
+        clock.now += pause
+        shown.append(board.rows()["loop"])
+    assert shown == [
+        "pauses",
+        "pauses",
+        "100 of 100 Hz",
+    ]  # five periods say nothing yet; a pause is no part of it
 
 
 def test_without_a_terminal_there_are_plain_lines(capsys, monkeypatch):
@@ -129,3 +124,19 @@ def test_a_question_is_not_answered_by_what_was_typed_before_it(monkeypatch):
     os.close(ours)
     monkeypatch.setattr("sys.stdin", open(os.devnull))
     assert ask("And without a terminal? ") is None
+
+
+def test_a_log_counts_speeds_and_room(tmp_path):
+    log = EpisodeLog(XARM7_LIMITS)
+    log.write(tmp_path / "none", "nothing")
+    assert not list(tmp_path.iterdir())
+    for i in range(11):
+        q = np.array([0, 0, 0, 0.7 - 0.01 * i, 0, 0.7, 0])  # 1 rad/s towards the joint's lower limit
+        verdict, why = (Verdict.CLAMP, ("table",)) if i == 3 else (Verdict.PASS, ())
+        log.on_period(i / 100, State.RUNNING, Safe(q, 1.0, verdict, why))
+    found = log.summary()
+    assert found["verdicts"] == {"PASS": 10, "CLAMP": 1} and found["reasons"] == {"table": 1}
+    assert found["speed_max"] == pytest.approx(1.0) and found["room_joint"] == 4
+    assert found["room_min"] == pytest.approx(0.6 - (XARM7_LIMITS.q_min[3] + XARM7_LIMITS.margin))
+    log.write(tmp_path / "some", "a test")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["some.json", "some.png"]

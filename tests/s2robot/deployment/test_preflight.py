@@ -1,5 +1,6 @@
 """Pre-flight: what fits gives only `ok`, and each thing that does not gives one line that stops."""
 
+import itertools
 import types
 from dataclasses import replace
 
@@ -32,8 +33,9 @@ def check(cameras=CAMERAS, image_size=256, rate_hz=10, encoder="f00d", **contrac
     return check_contract(CONTRACT | contract, described("xarm7"), rate_hz, cameras, image_size, encoder)
 
 
-def bad(findings) -> list[str]:
-    return [str(finding) for finding in findings if finding.level != OK]
+def bad(findings) -> list[tuple[str, str]]:
+    """Level and check of all but those that are in order."""
+    return [(finding.level, finding.check) for finding in findings if finding.level != OK]
 
 
 def test_what_fits_gives_a_line_for_each_check_and_stops_nothing():
@@ -41,22 +43,19 @@ def test_what_fits_gives_a_line_for_each_check_and_stops_nothing():
     assert not bad(findings)
     checks = ["robot", "joints", "rate", "action frame", "encoder", "camera hand", "camera left"]
     assert [finding.check for finding in findings] == checks
-    assert str(findings[0]) == "ok      robot: xarm7"
     assert str(findings[-1]) == "ok      camera left: 480 x 480 at 30 Hz"
     assert not bad(check(cameras=CAMERAS | {"top": Camera(1, 1, 1)}))  # of no concern to this policy
 
 
 @pytest.mark.parametrize(
-    ("change", "check_name", "shown"),
+    ("change", "about"),
     [
-        ({"robot": "panda"}, "robot", ("xarm7", "panda")), ({"rate_hz": 20}, "rate", ("10 Hz", "20 Hz")),
-        ({"joint_names": NAMES[:6]}, "joints", ("joint7",)), ({"encoder": "beef"}, "encoder", ("f00d", "beef")),
-        ({"action_frame": "joint_absolute"}, "action frame", ("joint_absolute",)),
+        ({"robot": "panda"}, "robot"), ({"rate_hz": 20}, "rate"), ({"joint_names": NAMES[:6]}, "joints"),
+        ({"encoder": "beef"}, "encoder"), ({"action_frame": "joint_absolute"}, "action frame"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_stops(change, check_name, shown):
-    (line,) = bad(check(**change))
-    assert line.startswith(f"stop    {check_name}: ") and all(text in line for text in shown)
+def test_what_does_not_fit_stops(change, about):
+    assert bad(check(**change)) == [(STOP, about)]
 
 
 @given(st.permutations(NAMES))
@@ -70,8 +69,8 @@ def test_only_the_right_order_of_joints_passes(names):
      ({"fovy": None}, WARNING), ({"width": 128, "height": 128}, WARNING)],
 )  # fmt: skip
 def test_cameras_that_do_not_fit(change, level):
-    (line,) = bad(check(cameras=CAMERAS | {"hand": replace(CAMERAS["hand"], **change)}))
-    assert line.startswith(f"{level:<8}camera hand: ")
+    found = check(cameras=CAMERAS | {"hand": replace(CAMERAS["hand"], **change)})
+    assert bad(found) == [(level, "camera hand")]
 
 
 def test_a_camera_of_another_shape_and_one_that_the_demos_do_not_describe():
@@ -80,20 +79,19 @@ def test_a_camera_of_another_shape_and_one_that_the_demos_do_not_describe():
     sizes = {"hand": (480, 640), "left": 256}
     given = CAMERAS | {"hand": Camera(640, 480, 30, fovy=75.0)}
     assert not bad(check(cameras=given, image_size=sizes, camera_geometry=wide))
-    levels = [line.split(":")[0] for line in bad(check(image_size=sizes, camera_geometry=wide))]
-    assert levels == ["stop    camera hand", "warning camera hand"]
+    found = check(image_size=sizes, camera_geometry=wide)
+    assert bad(found) == [(STOP, "camera hand"), (WARNING, "camera hand")]
     assert not bad(check(camera_geometry=wide))  # squares
-    found = bad(check(camera_geometry={"hand": GEOMETRY["hand"], "left": {}}))
-    assert [line.split(":")[0] for line in found] == ["warning camera left"] * 2
+    found = check(camera_geometry={"hand": GEOMETRY["hand"], "left": {}})
+    assert bad(found) == [(WARNING, "camera left")] * 2
     assert len(bad(check(camera_geometry=None))) == 4
 
 
 # ---------------------------------------------------------------- an observation
 
 
-IMAGES = dict(
-    zip(("hand", "left"), np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8), strict=True)
-)
+FRAMES = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+IMAGES = dict(zip(("hand", "left"), FRAMES, strict=True))
 HOME = np.array([0, 0, 0, 0.7, 0, 0.7, 0, 1.0], np.float32)
 BLACK = np.zeros((8, 8, 3), np.uint8)
 DOTS = np.eye(8, dtype=np.uint8)[..., None].repeat(3, 2)
@@ -104,18 +102,14 @@ def seen(proprio=HOME, **images):
 
 
 @pytest.mark.parametrize(
-    ("change", "check_name"),
+    ("change", "about"),
     [({"left": BLACK}, "frame left"), ({"left": BLACK + 77}, "frame left"), ({"left": DOTS}, "frame left"),
      ({"left": 255 - DOTS}, "frame left"), ({"left": IMAGES["hand"]}, "frames hand and left"),
      ({"proprio": np.full(8, np.nan)}, "proprio"), ({"proprio": [*HOME[:7], 850.0]}, "proprio"),
      ({"proprio": [0.0, 45.0, *HOME[2:]]}, "proprio")],
 )  # fmt: skip
-def test_observations_that_cannot_be(change, check_name):
-    (line,) = bad(seen(**change))
-    assert line.startswith(f"stop    {check_name}: ")
-
-
-def test_a_good_observation():
+def test_observations_that_cannot_be(change, about):
+    assert bad(seen(**change)) == [(STOP, about)]
     assert not bad(seen()) and [f.check for f in seen()] == ["frame hand", "frame left", "proprio"]
 
 
@@ -139,18 +133,16 @@ def demos():
 def test_what_the_demos_saw_is_recognised(demos):
     assert {name: images.shape for name, images in demos.items()} == dict.fromkeys(VIEWS, (6, 64, 64, 3))
     for i in range(6):  # other cubes and start poses than the mean's
-        found = compare_views({name: demos[name][i] for name in VIEWS}, demos)
-        assert [f.level for f in found] == [OK] * 3, [str(f) for f in found]
+        assert not bad(compare_views({name: demos[name][i] for name in VIEWS}, demos))
 
 
-@pytest.mark.parametrize("camera", VIEWS)
 @pytest.mark.parametrize(
     ("change", "word"),
     [(lambda x: x[::-1, ::-1], "set rotate: 2"), (lambda x: x[::-1], "flipped"),
      (lambda x: np.rot90(x), "set rotate: 3"), (lambda x: np.full_like(x, 128), "unlike")],
 )  # fmt: skip
-def test_a_camera_that_is_mounted_wrongly_is_told(demos, camera, change, word):
-    for i in range(6):
+def test_a_camera_that_is_mounted_wrongly_is_told(demos, change, word):
+    for camera, i in itertools.product(VIEWS, range(6)):
         (found,) = compare_views({camera: np.ascontiguousarray(change(demos[camera][i]))}, demos)
         assert found.level == WARNING and found.check == f"view {camera}"
         # a symmetric view, as the hand's, may be told as another turn: a warning it is

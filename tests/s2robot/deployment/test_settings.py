@@ -1,4 +1,4 @@
-"""What a deployment is told, and what a box that plans makes of it."""
+"""What a deployment is told: limits, cameras, pace; and its policy."""
 
 import inspect
 import itertools
@@ -7,39 +7,43 @@ from contextlib import ExitStack
 
 import cv2
 import numpy as np
+import pytest
 from hydra import compose, initialize_config_dir
 
-from s2robot.core.files import configs_dir, shipped_demos
-from s2robot.core.settings import read
-from s2robot.demos.store import EpisodeStore
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
 from s2robot.deployment.arm import WARNING, Camera, start_cameras
+from s2robot.deployment.policy import make_policy
 from s2robot.deployment.preflight import check_pace
-from s2robot.deployment.settings import Bridge, CameraSettings
+from s2robot.deployment.settings import Bridge, CameraSettings, read_bench, read_bridge, read_policy
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT, ArmSettings
+from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT
 from s2robot.envs.real.control.loop import LoopConfig
-from s2robot.envs.real.control.motion import Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import Supervisor
-from s2robot.envs.real.control.watchdog import WatchdogLimits
-from s2robot.envs.real.emulator.controller import Motion
+from s2robot.serving.remote import PolicyLost
 from tests.s2robot.pictures import scene
 
 
-def configured(*overrides):
+def composed(*overrides):
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        return read(Bridge, compose("deploy", [*overrides, "run_dir=none"]).bridge)
+        return compose("deploy", [*overrides, "run_dir=none"])
 
 
-def test_defaults_are_the_same_in_code_and_config():
-    """Every field of every safety setting; whoever builds a loop without a config gets the rehearsed values."""
+def configured(*overrides):
+    return read_bridge(composed(*overrides))
+
+
+def acting(checkpoint, *overrides):
+    cfg = composed(f"checkpoint='{checkpoint}'", "bridge=emulator", "policy.threads=1", *overrides)
+    return read_policy(cfg), read_bench(cfg)
+
+
+def test_who_builds_a_loop_without_a_config_gets_the_rehearsed_values():
     bridge = configured()
-    assert bridge.arm_limits() == XARM7_LIMITS
-    assert bridge.safety == SafetyConfig() and bridge.watchdog == WatchdogLimits()
-    assert bridge.loop_config(10.0, 256, live=False) == LoopConfig()
+    assert bridge.arm_limits() == XARM7_LIMITS and bridge == Bridge()
+    assert bridge.safety == SafetyConfig() and bridge.loop_config(10.0, 256, live=False) == LoopConfig()
     assert set(bridge.cameras) == {"hand", "left", "right"}
-    assert all(camera == CameraSettings() for camera in bridge.cameras.values())
-    assert bridge.arm == ArmSettings() and bridge == Bridge()
     assert inspect.signature(Supervisor).parameters["limit_s"].default == bridge.supervisor_s
 
 
@@ -62,17 +66,14 @@ def test_cameras_of_each_kind_and_why_others_give_no_frames(realsense, pictures,
     monkeypatch.setattr(cv2, "VideoCapture", Film)
     monkeypatch.setattr("s2robot.deployment.arm.EXPOSURE_S", 0.1)
     realsense.pictures = scene(3)
-    cameras = {
+    cameras, words = {
         "hand": ("opencv", "/dev/v4l/by-id/hand"), "left": ("realsense", "0042"), "right": ("replay", pictures),
         "wrist": ("opencv", "null"), "top": ("emulator", "null"),
-    }  # fmt: skip
-    words = []
+    }, []  # fmt: skip
     for name, (kind, device) in cameras.items():
         begin = f"{'+' * (name in ('wrist', 'top'))}bridge.cameras.{name}"
-        words += [
-            f"{begin}.{key}"
-            for key in (f"kind={kind}", f"device={device}", "width=96", "height=72", "fps=20")
-        ]
+        settings = f"kind={kind}", f"device={device}", "width=96", "height=72", "fps=20"
+        words += [f"{begin}.{setting}" for setting in settings]
     bridge = configured(*words)
     assert bridge.cameras["wrist"] == CameraSettings(width=96, height=72, fps=20)
     with ExitStack() as stack:
@@ -85,47 +86,21 @@ def test_cameras_of_each_kind_and_why_others_give_no_frames(realsense, pictures,
     assert all(text in finding.text and finding.stops for finding, text in zip(failed, texts, strict=True))
 
 
-def lag(limits, bridge, episode):
-    """How far a box that plans falls behind the stream of a demo's actions, rad."""
-    box, path = Motion(episode["proprio"][0, :7]), Interpolator(limits)
-    path.reset(box.joints)
-    goal, most, periods = box.joints, 0.0, round(10 / bridge.speed)  # of the stream, between two actions
-    for i in range(periods * len(episode["action"])):
-        now = i / 100
-        if i % periods == 0:
-            goal = goal + episode["action"][i // periods, :7]
-            path.push(now, now + periods / 100, goal)
-        target = path.step(now)[0]
-        box.plan(target, bridge.arm.speed, bridge.arm.acceleration)
-        box.advance(0.005)
-        box.advance(0.005)
-        most = max(most, float(np.abs(target - box.joints).max()))
-    return most
-
-
-def test_a_box_that_plans_keeps_up_with_the_stream():
-    servo, online = configured(), configured("bridge.arm.mode=online")
-    episodes = EpisodeStore.open(shipped_demos("xarm7_cube"))
-    fast, slow = servo.arm_limits(), online.arm_limits()
-    assert set(fast.dq_max) == {1.8} and set(slow.dq_max) == {0.8} and set(slow.ddq_max) == {4.0}
-    lags = [[lag(limits, online, episodes.episode(i)) for i in range(4)] for limits in (fast, slow)]
-    assert max(lags[0]) > fast.lag_max  # a fault, were the stream as fast as in mode servo
-    assert max(lags[1]) < slow.lag_max / 2
-
-
 def test_a_policy_that_asks_for_more_speed_than_is_allowed_is_told():
     def found(*overrides):
         bridge = configured(*overrides)
-        return [str(f) for f in check_pace(bridge, bridge.arm_limits(), 10) if f.check == "pace"]
+        return [f for f in check_pace(bridge, bridge.arm_limits(), 10) if f.check == "pace"]
 
     assert found() == found("bridge.arm.mode=online", "bridge.speed=0.32") == []
-    (line,) = found("bridge.arm.mode=online")
-    assert line.startswith(WARNING) and "the limits allow 0.80; bridge.speed=0.32 keeps up" in line
+    (finding,) = found("bridge.arm.mode=online")
+    assert finding.level == WARNING and "bridge.speed=0.32 " in finding.text
     assert found("bridge.limits.dq_max=[2,2,2,2,2,2,1]")
 
 
 def test_the_stream_never_runs_away_from_a_box_that_plans():
+    assert set(configured().arm_limits().dq_max) == {1.8}
     for words, dq, ddq in (
+        ((), (0.8,) * 7, (4.0,) * 7),
         (("bridge.limits.dq_max=[1,1,1,1,1,1,0.5]",), (*(0.8,) * 6, 0.5), (4.0,) * 7),
         (("bridge.arm.acceleration=20",), (0.8,) * 7, (14.0,) * 7),
     ):
@@ -137,3 +112,81 @@ def test_a_stall_that_the_driver_waits_for_is_no_missing_heartbeat():
     bridge = configured()
     assert 0.19 < WIRE_TIMEOUT <= bridge.watchdog.state_fault
     assert WIRE_TIMEOUT + 3 / bridge.arm_limits().rate_hz <= bridge.supervisor_s
+
+
+# ---------------------------------------------------------------- the policy
+
+
+def made(checkpoint, *overrides):
+    with ExitStack() as stack:
+        return make_policy(*acting(checkpoint, *overrides), stack)
+
+
+@pytest.fixture(scope="module")
+def pair(save_untrained, tmp_path_factory):
+    return save_untrained(tmp_path_factory.mktemp("pair") / "checkpoint", members=2)
+
+
+@pytest.fixture
+def look():
+    rng = np.random.default_rng(0)
+    return lambda: {
+        "images": {name: rng.integers(0, 256, (64, 64, 3), np.uint8) for name in ("hand", "left")},
+        "proprio": np.zeros(8, np.float32),
+    }
+
+
+def test_an_unsure_plan_is_not_gone_on_with(pair, look):
+    first, second = look(), look()
+    sure, unsure = made(pair), made(pair, "bridge.watchdog.disagreement=1e-9")
+    for policy in (sure, unsure):
+        policy.act(first)
+    assert sure.actor.disagreement == unsure.actor.disagreement > 1e-9
+    plan = made(pair)
+    np.testing.assert_array_equal(unsure.act(second), plan.act(second))  # a plan of what is seen now
+    assert not np.array_equal(sure.act(second), plan.act(second))
+    assert sure.actor.mean_disagreement == pytest.approx(sure.actor.disagreement)  # one plan so far
+    sure.actor.reset()
+    assert sure.actor.mean_disagreement is None and sure.actor.disagreement == 0
+
+
+def test_a_limit_needs_members_in_this_process(slow_policy, pair):
+    limit = "bridge.watchdog.disagreement=0.05"
+    with pytest.raises(UserError, match="^bridge.watchdog.disagreement: expected null for a policy of one"):
+        made(slow_policy, limit)
+    source, bench = acting(pair, limit)
+    served = source.replace(checkpoint=None, url="ws://nowhere:1")
+    with pytest.raises(UserError, match="^bridge.watchdog.disagreement: expected null .*with policy.url"):
+        make_policy(served, bench, ExitStack())
+
+
+def test_a_policy_of_other_actions_is_refused_before_the_arm_is_looked_for(save_untrained, tmp_path):
+    gripper = {"name": "gripper", "size": 1, "kind": "binary"}
+    parts = [{"name": "joints", "size": 7, "kind": "absolute"}, gripper]
+    checkpoint = save_untrained(tmp_path / "c", {"action_parts": parts}, action_parts=parts)
+    words = r"^policy: actions: the policy's are joints \(7 absolute\), gripper \(1 binary\), the arm's joints \(7 delta\)"
+    with pytest.raises(UserError, match=words):
+        made(checkpoint)
+
+
+def test_a_lost_answer_comes_after_the_loop_has_held_whatever_the_rate(monkeypatch):
+    class Remote:
+        contract, image_size = {"rate_hz": 2}, 64
+
+        def __init__(self, *_):
+            self.plan = self.reset = self.close = lambda: None
+
+        def act(self, observation):
+            raise PolicyLost("gone")
+
+    monkeypatch.setattr("s2robot.serving.remote.RemotePolicy", Remote)
+    source, bench = acting("x", "checkpoint=null", "policy.url=ws://nowhere:1")
+    waits = []
+    with ExitStack() as stack:
+        policy = make_policy(source, bench, stack)
+        monkeypatch.setattr(time, "sleep", waits.append)
+        with pytest.raises(PolicyLost):
+            policy.act({})
+    assert (
+        sum(waits) > 1 / (2 * bench.bridge.speed) + bench.bridge.watchdog.policy_hold
+    )  # a period, and the limit

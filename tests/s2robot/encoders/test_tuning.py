@@ -22,15 +22,15 @@ def settings(tiny_encoder, **changes) -> dict:
     return {"name": "mvp-tiny", "checkpoint": str(tiny_encoder), "scales": [1, 2]} | changes
 
 
-@pytest.mark.parametrize(
-    ("changes", "lora"),
-    [
-        ({"scales": [1]}, 3),
-        ({"pool": "mean"}, 0),
-        ({"resolution": "upsampled"}, 0),
-        ({"dtype": "bfloat16"}, 3),
-    ],
+CHANGES = (
+    ({"scales": [1]}, 3),
+    ({"pool": "mean"}, 0),
+    ({"resolution": "upsampled"}, 0),
+    ({"dtype": "bfloat16"}, 3),
 )
+
+
+@pytest.mark.parametrize(("changes", "lora"), CHANGES)
 def test_before_a_step_the_features_are_the_frozen_ones(tiny_encoder, changes, lora):
     given = settings(tiny_encoder, **changes)
     encoder, entering = build_encoder(given), build_entering(given, 1)
@@ -81,12 +81,8 @@ def test_a_block_in_the_middle_is_the_last_where_the_encoder_ends_there(tmp_path
     """timm's ViT with registers and a scale in each block, taken after the third of its blocks."""
     name = "vit_little_patch16_reg1_gap_256"
     save_file(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "vit.safetensors")
-    given = {
-        "name": f"timm:{name}",
-        "checkpoint": str(tmp_path / "vit.safetensors"),
-        "block": 3,
-        "img_size": 32,
-    }
+    given = {"name": f"timm:{name}", "checkpoint": str(tmp_path / "vit.safetensors")}
+    given |= {"block": 3, "img_size": 32}
     tail, entering = Tail(given, SIZES[:1], 2), build_entering(given, 2)
     want = encode_cameras(build_encoder(given).encode, FRAMES[:1])
     cached = encode_cameras(entering.encode, FRAMES[:1])
@@ -109,8 +105,8 @@ def test_what_cannot_be_tuned_is_refused(tiny_encoder, tmp_path):
     save_file(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "r.safetensors")
     other = {"name": "timm:resnet18", "checkpoint": str(tmp_path / "r.safetensors")}
     words = "^train.tune.blocks: expected 0 to 0 for encoder timm:resnet18, got 1 .* a ResNet"
-    for build in (lambda: build_entering(other, 1), lambda: Tail(other, SIZES, 1)):
+    for build in (build_entering, lambda given, blocks: Tail(given, SIZES, blocks)):
         with pytest.raises(UserError, match=words):
-            build()
+            build(other, 1)
     with pytest.raises(UserError, match=r"encoder mvp-tiny, fine-tuned: .* unexpected blocks.7.norm1.weight"):
         build_encoder(given, {"blocks.7.norm1.weight": torch.zeros(64)})

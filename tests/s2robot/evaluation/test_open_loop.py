@@ -8,6 +8,7 @@ from scipy import stats
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.open_loop import interval, mean_action, measure, predict, summarise
 from s2robot.policies import BatchActor, ChunkPolicy, PolicySpec
+from tests.s2robot.pictures import ABOUT
 from tests.s2robot.training.small import make_data, make_spec
 
 PARTS = [
@@ -21,13 +22,9 @@ STATE = [{"name": "step", "size": 1, "kind": "absolute"}]
 @pytest.fixture
 def tiny(tmp_path):
     """Two episodes of 3 and 2 steps whose state is the row in the store."""
-    attributes = {
-        "robot": "r", "joint_names": [], "cameras": [], "action_frame": "parts", "rate_hz": 10, "camera_geometry": {},
-        "env_version": "none", "env_config": {}, "seed": 0, "kind": "states", "action_parts": PARTS, "proprio_parts": STATE,
-    }  # fmt: skip
-    quarter = np.pi / 2
-    with EpisodeStore.create(tmp_path / "tiny.zarr", attributes) as store:
-        one = [[0, 0, 0, 0, -1], [1, 0, 0, 0, -1], [3, 0, 0, quarter, 1]]
+    about = ABOUT | {"cameras": [], "kind": "states", "action_parts": PARTS, "proprio_parts": STATE}
+    with EpisodeStore.create(tmp_path / "tiny.zarr", about) as store:
+        one = [[0, 0, 0, 0, -1], [1, 0, 0, 0, -1], [3, 0, 0, np.pi / 2, 1]]
         for first, action in ((0, one), (3, [[5, 0, 0, 0, 1]] * 2)):
             rows = np.arange(first, first + len(action), dtype="f4")[:, None]
             store.append({"action": np.array(action, "f4"), "proprio": rows})

@@ -10,6 +10,7 @@ from s2robot.core.errors import UserError
 from s2robot.evaluation.recorded import _of_training
 from tests.demos.formats import made
 from tests.s2robot.html_page import Page
+from tests.s2robot.pictures import TRAINING, trained
 
 
 @pytest.fixture(scope="module")
@@ -17,15 +18,11 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("validate")
 
 
-SMALL = "train.steps=2 train.batch_size=4 policy.members=1 policy.network.hidden=[16]".split()
-
-
 @pytest.fixture(scope="module")
 def checkpoint(home, tiny_encoder):
     """Trained on one of the two episodes."""
-    words = [f"encoder.checkpoint={tiny_encoder}", "train.validation=0.5", f"hydra.run.dir={home / 'run'}"]
-    assert cli.main(["train", f"demos.path={made.lerobot_v21(home / 'koch')}", *words, *SMALL]) == 0
-    return home / "run/checkpoint"
+    words = [f"encoder.checkpoint={tiny_encoder}", "train.validation=0.5", "policy.members=1"]
+    return trained(home / "run", f"demos.path={made.lerobot_v21(home / 'koch')}", *words)
 
 
 def evaluated(checkpoint, out, *words) -> dict:
@@ -85,16 +82,15 @@ def test_a_mix_of_datasets_by_share_and_split(home, tiny_encoder, capsys):
     split, other = home / "split.json", made.lerobot_v30(home / "koch3")
     split.write_text(json.dumps({"train": ["0:1"], "validation": [1]}))
     mix = f"[{{path: '{made.lerobot_v21(home / 'koch2')}', episodes: [0]}}, {{path: '{other}', weight: 2, split: '{split}'}}]"
-    words = [f"encoder.checkpoint={tiny_encoder}", f"hydra.run.dir={home / 'mixed'}", *SMALL]
-    assert cli.main(["train", f"demos.mix={mix}", *words]) == 0
-    made_of = json.loads((home / "mixed/checkpoint/policy.json").read_text())["contract"]["dataset"]
+    encoder = f"encoder.checkpoint={tiny_encoder}"
+    checkpoint = trained(home / "mixed", f"demos.mix={mix}", encoder, "policy.members=1")
+    made_of = json.loads((checkpoint / "policy.json").read_text())["contract"]["dataset"]
     assert [part["share"] for part in made_of["mix"]] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
     assert made_of["selection"] == {"train": [0, 1], "validation": [2]}
-    assert evaluated(home / "mixed/checkpoint", home / "mixed_out", "evaluate.plots=0")["episodes"] == [2]
+    assert evaluated(checkpoint, home / "mixed_out", "evaluate.plots=0")["episodes"] == [2]
     assert Page(home / "mixed_out/report.html").tags.count("svg") == 1
-    line = refused(capsys, f"checkpoint={home / 'mixed/checkpoint'}", "demos.episodes=[0]")
+    line = refused(capsys, f"checkpoint={checkpoint}", "demos.episodes=[0]")
     assert "demos.episodes: expected some of the 1 episodes of" in line and line.endswith("(2), got 0")
-    assert (
-        cli.main(["train", "demos.episodes=[0:2,7]", f"demos.path={home / 'koch2'}", words[0], *SMALL]) == 2
-    )
+    words = ["demos.episodes=[0:2,7]", f"demos.path={home / 'koch2'}", encoder]
+    assert cli.main(["train", *words, *TRAINING]) == 2
     assert "episodes: expected episodes of 0 to 1" in capsys.readouterr().err

@@ -40,7 +40,7 @@ def test_records_come_back_as_written_and_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"episode": 0, "se', "line 2: broken JSON"),
+        ('{"episode": 0, "se', "line 2: cannot be read: broken JSON"),
         (json.dumps({**record(1), "stage": ["held"]}), "line 2: stage: expected a string"),
         (json.dumps(record(1, time_to_success_s=float("nan"))), "line 2: time_to_success_s: expected a fin"),
         (json.dumps({k: v for k, v in record(1).items() if k != "seed"}), "line 2: seed: expected a value"),
@@ -57,7 +57,7 @@ def test_broken_records_are_named(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"success": 0.5', "broken JSON at line 1"),
+        (b'{"success": 0.5', "cannot be read: broken JSON"),
         (b"\xff\xfe\x00", "cannot be read"),
         (json.dumps({**summarise([record(0)]), "success": 2}).encode(), "success: expected <= 1, got 2"),
     ],

@@ -8,11 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.core.errors import UserError
-from s2robot.core.files import configs_dir
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
@@ -25,6 +23,7 @@ from s2robot.evaluation.records import read_records
 from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, run_episodes
 from s2robot.evaluation.video import film, film_some
 from s2robot.policies import BatchActor, ChunkPolicy, PolicyError
+from tests.configs import composed
 from tests.inline import do_inline
 
 CAMERAS, SEED = ("hand", "left"), 9000
@@ -92,44 +91,34 @@ def test_a_record_tells_how_far_the_members_were_apart(encoder, untrained, tmp_p
     assert len(told) == 2 * CONFIG.max_steps // 2  # plans of two actions each
     means = np.mean(np.reshape(told, (2, -1)), 1)
     assert [record["disagreement"] for record in one] == pytest.approx(means, abs=1e-6)
-    alone = rollouts(encoder, untrained(encoder), tmp_path, episodes=1).records
-    assert "disagreement" not in alone[0]
+    assert "disagreement" not in rollouts(encoder, untrained(encoder), tmp_path, episodes=1).records[0]
 
 
-def test_an_evaluation_that_was_killed_goes_on(encoder, untrained, tmp_path, in_process):
-    """The same records and actions as one that ran through; a torn line and lost actions are run again."""
+def test_an_evaluation_goes_on_from_its_journal(encoder, untrained, tmp_path, in_process):
+    """A torn line and lost actions are run again; other settings are refused."""
     settings, ran = {"policy": "p", "env": {"cube_size": 0.04}}, []
 
-    def run(folder, episodes=4, **more):
+    def run(episodes=4, **more):
         ran.clear()
         given = {"settings": settings, "progress": lambda done, good: ran.append(done)} | more
-        return rollouts(encoder, untrained(encoder), folder, episodes, **given)
+        return rollouts(encoder, untrained(encoder), tmp_path, episodes, **given)
 
-    def kill(done, good):
-        if done == 2:
-            raise KeyboardInterrupt
-
-    cut = tmp_path / "cut"
-    whole, journal = run(tmp_path / "through"), cut / "episodes.jsonl"
-    with pytest.raises(KeyboardInterrupt):
-        run(cut, progress=kill)
-    assert len(read_records(journal)) == 2
-    with journal.open("a") as file:
-        file.write('{"episode": 4, "seed": 90')
-    (cut / "actions/episode_0001.npy").write_bytes(b"torn")
-    again = run(cut)
+    whole, journal = run(), tmp_path / "episodes.jsonl"
+    journal.write_text("".join(journal.read_text().splitlines(True)[:2]) + '{"episode": 4, "seed": 90')
+    (tmp_path / "actions/episode_0001.npy").write_bytes(b"torn")
+    again = run()
     assert ran == [2, 3, 4] and again.records == read_records(journal) == whole.records
     for i, actions in whole.actions.items():
         assert np.array_equal(actions, again.actions[i])
 
-    assert run(cut).spent["simulate_s"] == 0 and ran == [4]  # nothing is left to do
-    assert run(cut, 2).records == whole.records[:2]
-    more = run(cut, 5)  # more positions go on from there
+    assert run().spent["simulate_s"] == 0 and ran == [4]  # nothing is left to do
+    assert run(2).records == whole.records[:2]
+    more = run(5)  # more positions go on from there
     assert ran[0] in (3, 5) and more.records[:4] == whole.records and more.records[4]["seed"] == SEED + 4
     other = {**settings, "env": {"cube_size": 0.02}}
     with pytest.raises(UserError, match="env.cube_size: expected 0.04 .*, got 0.02; .*resume=false"):
-        run(cut, settings=other)
-    assert run(cut, 1, settings=other, resume=False).records == whole.records[:1] and ran == [1]
+        run(settings=other)
+    assert run(1, settings=other, resume=False).records == whole.records[:1] and ran == [1]
 
 
 def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, untrained, tmp_path, in_process):
@@ -193,8 +182,7 @@ QUICK = "evaluate.workers=1 evaluate.episodes=1 evaluate.videos=0 evaluate.threa
 
 
 def config(*overrides: str):
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        return compose("evaluate", ["checkpoint=unused", "evaluate.episodes=2", *overrides])
+    return composed("evaluate", "checkpoint=unused", "evaluate.episodes=2", *overrides)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +208,7 @@ def test_what_does_not_fit_is_refused(checkpoint, tmp_path, override, words):
 def test_the_demos_own_world_is_that_of_the_contract_and_others_are_refused(checkpoint):
     contract = json.loads((checkpoint / "policy.json").read_text())["contract"]
     contract["env_config"] |= {"max_steps": 9, "side_cameras": {"left": [[0.5, 0, 0.5], [0, 0, 0], 40.0]}}
-    world, changes = world_for(None, contract, 128)
+    world, _, changes = world_for(None, contract, 128)
     assert (world.max_steps, world.image_size, world.cameras, changes) == (9, 128, CAMERAS, [])
     assert world.side_cameras == {"left": ((0.5, 0, 0.5), (0, 0, 0), 40.0)}
     contract["action_parts"] = [{"name": "position", "size": 3, "kind": "delta"}]
@@ -237,17 +225,19 @@ def test_changes_are_of_what_both_sides_know():
     trained = json.loads(json.dumps(world.model_dump()))
     assert world_changes(trained, world) == []
     assert world_changes(trained, world.replace(max_steps=9)) == ["max_steps 200 -> 9"]
-    del trained["rate_hz"]  # of a version that had no such setting
-    assert world_changes(trained, world) == ["rate_hz 10.0 -> 20.0"]
+    del trained["bounded"]  # of a version that had no such setting
+    assert world_changes(trained, world.replace(bounded=False)) == ["bounded True -> False"]
     here = {"left": {"body": "world", "position": [0, 0, 1], "quaternion": [1, 0, 0, 0], "fovy": 45.0}}
     turned = {"left": here["left"] | {"quaternion": [np.cos(0.05), np.sin(0.05), 0, 0]}}
     assert camera_changes(here, turned) == ["camera left moved by 0 cm and 5.73 degrees"]
     opposite = {"left": here["left"] | {"quaternion": [-1, 0, 0, 0]}}  # the same rotation
     assert camera_changes(here, opposite) == []
-    assert camera_changes({"left": {"size": [64, 64]}}, here) == camera_changes({}, here) == []
-    assert (
-        camera_changes(here, {"left": {"size": [64, 64]}}) == []
-    )  # a fact that one side lacks is not compared
+    for one, other in (
+        ({"left": {"size": [64, 64]}}, here),
+        (here, {"left": {"size": [64, 64]}}),
+        ({}, here),
+    ):
+        assert camera_changes(one, other) == []  # a fact that one side lacks is not compared
     carried = {"left": here["left"] | {"body": "robot0_right_hand", "position": [9, 9, 9]}}
     assert camera_changes(here, carried) == ["camera left on world -> robot0_right_hand"]
 

@@ -1,4 +1,4 @@
-"""Frames from arrays, images, videos and demo stores: the same ones every time, and every broken file named."""
+"""Frames of a pre-training: read from arrays, images, videos and demos, every broken file named; and rendered by a seed."""
 
 import hashlib
 import json
@@ -17,8 +17,18 @@ from s2robot.core.errors import UserError
 from s2robot.core.files import cache_dir, shipped_demos
 from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
+from s2robot.envs.object_scenes import CLASSES, LABELS, ObjectScene
 from s2robot.pretraining import frames as module
+from s2robot.pretraining import render
 from s2robot.pretraining.frames import FrameBank, read_image
+from s2robot.pretraining.render import (
+    ObjectsSettings,
+    ScenesSettings,
+    make_objects,
+    make_scenes,
+    render_scenes,
+)
+from tests.demos.test_store import IMAGES
 from tests.inline import do_inline
 
 
@@ -52,22 +62,20 @@ def parts() -> list[str]:
     return [p.name for p in cache_dir("frames").iterdir() if "part" in p.name]
 
 
-def test_array_is_mapped_and_described(tmp_path):
-    frames = noise(3, 8, 10, 3)
-    np.save(tmp_path / "frames.npy", frames)
+def test_array_is_mapped_and_described_and_broken_ones_are_named(tmp_path):
+    frames, path = noise(3, 8, 10, 3), tmp_path / "frames.npy"
+    np.save(path, frames)
     bank = FrameBank(tmp_path)
-    assert len(bank) == 3 and isinstance(bank[1], np.memmap) and np.array_equal(bank[1], frames[1])
-    assert np.array_equal(bank[-1], frames[2]) and np.array_equal(np.stack(list(bank)), frames)
+    assert len(bank) == 3 and isinstance(bank[1], np.memmap) and np.array_equal(bank[-1], frames[2])
+    assert np.array_equal(np.stack(list(bank)), frames) and np.array_equal(FrameBank(path)[2], frames[2])
     assert bank.describe() == {"frames": 3, "shape": [8, 10, 3], "made": None}
     (tmp_path / "meta.json").write_text(json.dumps({"seed": 3}))
     assert bank.describe()["made"] == {"seed": 3}
-    assert np.array_equal(FrameBank(tmp_path / "frames.npy")[2], frames[2])
     with pytest.raises(IndexError):
         bank[3]
-
-
-def test_broken_arrays_are_named(tmp_path):
-    path = tmp_path / "frames.npy"
+    for broken in (b"", b"x" * 200, path.read_bytes()[:-1]):
+        path.write_bytes(broken)
+        rejects(tmp_path, f"{path}: not a readable array")
     for content, words in [
         (np.zeros((2, 8, 8, 3), np.float32), f"{path}: not a readable array: .* got float32"),
         (np.zeros((2, 8, 8), np.uint8), f"{path}: not a readable array: .* got uint8"),
@@ -76,10 +84,6 @@ def test_broken_arrays_are_named(tmp_path):
     ]:
         np.save(path, content)
         rejects(tmp_path, words)
-    np.save(path, noise(2, 8, 8, 3))
-    for broken in (b"", b"x" * 200, path.read_bytes()[:-1]):
-        path.write_bytes(broken)
-        rejects(tmp_path, f"{path}: not a readable array")
 
 
 def test_images_of_any_sizes_in_the_order_of_their_paths(tmp_path):
@@ -109,12 +113,12 @@ def test_broken_images_are_named_and_16_bits_keep_their_greys(tmp_path):
     assert seen[0, :, 0].tolist() == (ramp[0] // 257).tolist() and (seen == seen[..., :1]).all()
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
-def test_video_frame_by_frame(tmp_path, suffix):
-    frames, path = noise(7, 34, 46, 3), tmp_path / f"a{suffix}"
-    write_video(path, frames)
-    bank = FrameBank(path)
-    assert np.array_equal(np.stack([bank[i] for i in range(7)]), frames) and len(bank) == 7
+def test_video_frame_by_frame(tmp_path):
+    frames = noise(7, 34, 46, 3)
+    for path in (tmp_path / "a.mp4", tmp_path / "a.avi"):
+        write_video(path, frames)
+        bank = FrameBank(path)
+        assert np.array_equal(np.stack([bank[i] for i in range(7)]), frames) and len(bank) == 7
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     made = {"videos": 1, "sha256": hashlib.sha256(sha256.encode()).hexdigest(), "every": 1}
     assert bank.describe() == {"frames": 7, "shape": [34, 46, 3], "made": made}  # no paths
@@ -123,8 +127,7 @@ def test_video_frame_by_frame(tmp_path, suffix):
 
 def test_ordinary_video_in_order_and_upright(tmp_path):
     path, source = tmp_path / "a.mp4", np.zeros((20, 48, 64, 3), np.uint8)
-    numbers = np.arange(20, dtype=np.uint8)
-    source[:, :, 32:] = 10 * numbers[:, None, None, None]
+    source[:, :, 32:] = 10 * np.arange(20, dtype=np.uint8)[:, None, None, None]
     write_video(path, source, "-c:v libx264 -pix_fmt yuv420p -bf 2")
     got = np.stack(list(FrameBank(path)))
     assert got.shape == source.shape and np.abs(got.astype(int) - source).mean() < 3
@@ -172,20 +175,16 @@ def test_a_video_is_known_by_its_content_and_decoded_once_by_all_processes(tmp_p
 def test_store_of_images(tmp_path):
     """Cameras of two sizes; all of a step come one after the other, also from threads."""
     images = {"hand": noise(5, 8, 12, 3), "left": noise(5, 6, 6, 3, seed=1)}
-    attributes = EpisodeStore.open(shipped_demos("xarm7_cube")).attrs | {
-        "kind": "images",
-        "cameras": [*images],
-    }
-    with EpisodeStore.create(tmp_path / "a.zarr", attributes) as store:
+    with EpisodeStore.create(tmp_path / "a.zarr", IMAGES | {"cameras": [*images]}) as store:
         for rows in (slice(0, 3), slice(3, 5)):
             arrays = {f"images_{camera}": array[rows] for camera, array in images.items()}
             action = np.zeros((rows.stop - rows.start, 8), np.float32)
             store.append({**arrays, "action": action}, {"seed": rows.start})
     bank = FrameBank(tmp_path / "a.zarr")
     assert len(bank) == 10 and np.array_equal(bank[-1], images["left"][4])
-    about = {"robot": "xarm7", "kind": "images", "cameras": ["hand", "left"], "env_version": "CubePick-v0"}
-    fingerprint = EpisodeStore.open(tmp_path / "a.zarr").fingerprint
-    assert bank.describe() == {"frames": 10, "shape": [8, 12, 3], "made": {**about, "dataset": fingerprint}}
+    made = {key: store.attrs[key] for key in ("robot", "kind", "cameras", "env_version")}
+    made["dataset"] = EpisodeStore.open(tmp_path / "a.zarr").fingerprint
+    assert bank.describe() == {"frames": 10, "shape": [8, 12, 3], "made": made}
     with ThreadPoolExecutor(4) as pool:
         threaded = list(pool.map(bank.__getitem__, [i % 10 for i in range(40)]))
     wanted = [frame for step in zip(*images.values(), strict=True) for frame in step]
@@ -193,7 +192,6 @@ def test_store_of_images(tmp_path):
 
 
 def test_store_of_states_is_drawn_once(tmp_path, monkeypatch):
-    do_inline(monkeypatch)
     shipped, path = EpisodeStore.open(shipped_demos("xarm7_cube")), tmp_path / "a.zarr"
     attributes = shipped.attrs | {"cameras": ["hand", "right"]}
     attributes["env_config"]["image_size"] = 32
@@ -207,3 +205,96 @@ def test_store_of_states_is_drawn_once(tmp_path, monkeypatch):
     assert np.array_equal(np.stack(list(bank)), expected) and len(np.unique(expected)) > 20
     monkeypatch.setattr("s2robot.demos.replay.render_episodes", None)  # a second bank draws nothing
     assert np.array_equal(FrameBank(path)[9], expected[9])
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """Six frames a seed: two moments of an episode, of three cameras."""
+    do_inline(monkeypatch)
+    monkeypatch.setattr(render, "_FRAMES_A_SEED", 6)
+
+
+def test_looks_vary_as_much_as_asked(monkeypatch):
+    """Between two frames of one camera, a wild look changes far more pixels than the task's own does."""
+    monkeypatch.setattr(render, "_EVERY", 1)
+    apart = {}
+    for vary in (0.0, 1.0):
+        frames = render_scenes(2, ("cube_pick",), ("xarm7",), 32, vary)
+        assert frames.shape == (6, 32, 32, 3) and len({frame.tobytes() for frame in frames}) == 6
+        assert frames.reshape(6, -1).std(1).min() > 5  # no empty image
+        apart[vary] = np.abs(np.diff(frames[1::3].astype(float), axis=0)).mean()  # of the left camera
+    assert apart[1.0] > 2 * apart[0.0]
+
+
+def test_tasks_take_turns_and_the_end_of_an_episode_is_shown(monkeypatch):
+    monkeypatch.setattr(render, "_EVERY", 16)
+    monkeypatch.setattr(render, "_FRAMES_A_SEED", 24)
+    reached, moments = [], render._moments
+
+    def watched(env, seed):
+        for _ in moments(env, seed):
+            reached.append((env.settings.task, env.is_success))
+            yield
+
+    monkeypatch.setattr(render, "_moments", watched)
+    frames = render_scenes(1, ("cube_pick", "stack"), ("xarm7",), 32, 0.0)
+    assert len({frame.tobytes() for frame in frames}) == 24
+    assert any(success for _, success in reached) and all("stack" in task.lower() for task, _ in reached)
+
+
+def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch):
+    settings = ScenesSettings(frames=9, image_size=32, workers=1)
+    bank = np.load(make_scenes(settings, tmp_path))
+    assert bank.shape == (12, 32, 32, 3)  # whole episodes of 6 frames
+    assert np.array_equal(bank[6:], render_scenes(1, ("cube_pick",), ("xarm7", "panda"), 32, 0.6))
+    assert json.loads((tmp_path / "meta.json").read_text()) == {
+        "tasks": ["cube_pick"], "robots": ["xarm7", "panda"], "frames": 9, "image_size": 32, "vary": 0.6, "seed": 0,
+    }  # fmt: skip
+    monkeypatch.setattr(render, "render_scenes", None)
+    assert np.array_equal(bank, np.load(make_scenes(settings, tmp_path)))
+    with pytest.raises(UserError, match="meta.json: seed: "):
+        make_scenes(settings.replace(seed=1), tmp_path)
+    (tmp_path / "meta.json").unlink()
+    with pytest.raises(UserError, match="meta.json: cannot be read"):  # somebody else's frames
+        make_scenes(settings, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def world():
+    made = ObjectScene(96)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("kind", [0, 9, 12, 17, 23])
+def test_an_image_holds_its_object_where_the_mask_says(kind, world):
+    large, small, again = (world.draw(kind, 5, small) for small in (False, True, False))
+    assert all(np.array_equal(getattr(large, k), getattr(again, k)) for k in ("image", "mask", "depth"))
+    label = 3 + kind
+    shares = [(p.mask == label).mean() for p in (large, small)]
+    assert shares[0] > 4 * shares[1] > 0 and shares[1] < 0.15**2
+    assert set(np.unique(large.mask)) <= {0, 1, 2, label}  # clutter is of no class
+    seen, table = large.mask == label, large.mask == 1
+    assert large.image[seen].std(0).max() > 0 and large.image.dtype == np.uint8
+    assert large.depth[seen].mean() < large.depth[table].max()  # it is not behind the table
+
+
+def test_folders_hold_images_masks_and_depth_and_are_kept(tmp_path, monkeypatch, world):
+    monkeypatch.setitem(render._worlds, 96, world)
+    settings = ObjectsSettings(train=26, test=3, image_size=96)
+    assert make_objects(settings, tmp_path) == tmp_path
+    assert len(list((tmp_path / "train/images").rglob("*.png"))) == 26
+    assert (tmp_path / f"train/images/{CLASSES[1]}/000025.png").is_file()
+    assert len(list((tmp_path / "test").rglob("*.png"))) == 9
+    files = (tmp_path / f"train/{folder}/{CLASSES[0]}/000000.png" for folder in ("depth", "masks"))
+    depth, mask = (np.asarray(Image.open(file)) for file in files)
+    assert depth.dtype.itemsize * 8 in (16, 32) and depth.shape == mask.shape == (96, 96)
+    assert 50 < depth[mask == 3].min() and depth.max() <= 10_000 and 3 in mask
+    first, held_out = (tmp_path / f"{p}/images/{CLASSES[0]}/000000.png" for p in ("train", "test"))
+    assert first.read_bytes() != held_out.read_bytes()
+    meta, before = json.loads((tmp_path / "meta.json").read_text()), first.stat().st_mtime_ns
+    assert meta["labels"] == list(LABELS) and meta["train"] == 26
+    make_objects(settings, tmp_path)
+    assert first.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="meta.json: train: "):
+        make_objects(settings.replace(train=4), tmp_path)

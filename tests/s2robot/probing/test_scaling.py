@@ -13,17 +13,13 @@ from s2robot.core.errors import UserError
 from s2robot.core.settings import read
 from s2robot.encoders.build import build_encoder
 from s2robot.probing import heads
+from s2robot.probing.frames import FrameSettings
 from s2robot.probing.heads import FIT, TEST, VALIDATE, Classify, Data, Depth, ScalingSettings, fit_head, tally
 from s2robot.probing.images import Rows, count_labels, encode_images, open_images, truth_rows
 from s2robot.probing.memorize import MemorizeSettings
 from s2robot.probing.scaling import roles_of, truths_of
 
 SIDE = 128
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
 
 
 def data_of(x: np.ndarray, truth: np.ndarray, folder) -> Data:
@@ -175,8 +171,8 @@ def test_images_that_cannot_be_used_are_one_line(tmp_path):
         assert "\n" not in str(error.value)
 
     mask, depth, image = (root / f"{name}/bee/002.png" for name in ("masks", "depth", "images"))
-    for pixels in (np.zeros((64, 128), np.uint8), np.zeros((SIDE, SIDE, 3), np.uint8)):
-        Image.fromarray(pixels).save(mask)
+    for shape in ((64, 128), (SIDE, SIDE, 3)):
+        Image.fromarray(np.zeros(shape, np.uint8)).save(mask)
         rejects("masks/bee/002.png: expected one channel .* at 128 x 128 px", "segment")
     mask.unlink()
     rejects("masks/bee/002.png: not a readable image", "segment")
@@ -198,6 +194,9 @@ def test_images_that_cannot_be_used_are_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "change", "text"),
     [
+        (FrameSettings, {"train_seed": 100_000}, "probe.train_seed: "),
+        (FrameSettings, {"test_seed": 499_999_980}, "probe.test_seed: "),
+        (FrameSettings, {"test_seed": 300_090}, "probe.test_seed: .*training episodes"),
         (ScalingSettings, {"scales": [[1.0], [2.0, 3.0]]}, "probe.scales: expected the smallest in each set"),
         (MemorizeSettings, {"counts": [1]}, r"probe.counts\[0\]: "),
         (MemorizeSettings, {"base": {"img_size": 7}}, "img_size: "),
@@ -213,7 +212,7 @@ def test_the_command_compares_arms_and_resumes(tmp_path, capsys, monkeypatch):
     words = [
         "probe", "probe=scaling", f"probe.data={tmp_path / 'data'}",
         "+probe.models.twin={name: mvp-tiny, dtype: bfloat16}", "~probe.models.small",
-        "probe.scales=[[1],[1,2]]", "probe.resize=[upsample]", "probe.seeds=[0,1]", "probe.steps=4", "probe.heads=[conv]",
+        "probe.scales=[[1],[1,2]]", "probe.resize=[upsample]", "probe.seeds=[0]", "probe.steps=4", "probe.heads=[conv]",
         "probe.batch=8", "probe.points=16", "probe.resamples=100", f"hydra.run.dir={tmp_path / 'run'}",
     ]  # fmt: skip
     assert main(words) == 0

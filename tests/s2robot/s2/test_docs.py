@@ -41,10 +41,9 @@ def test_settings_of_commands_exist():
             assert verb in VERBS, f"{page.name}: {line}"
             if any(word.startswith("--config-dir") for word in words):
                 continue  # of a task of one's own: its page is run as it stands
-            sweep = "--multirun" in words  # compose takes one value only
-            settings = [word.split(",")[0] if sweep else word for word in words if "=" in word]
+            words = [word.split(",")[0] if "--multirun" in words else word for word in words if "=" in word]
             placeholders = ("hydra.", "hydra/", "task=x")  # launchers come with an extra
-            settings = [as_known(verb, word) for word in settings if not word.startswith(placeholders)]
+            settings = [as_known(verb, word) for word in words if not word.startswith(placeholders)]
             groups = together.setdefault(verb, [])
             free = (g for g in groups if not any(clash(a, b) for a, b in product(g, settings)))
             if (group := next(free, None)) is None:

@@ -103,15 +103,10 @@ def enlarged(images, sizes):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    batch=st.integers(1, 3),
-    grid=st.integers(1, 4),
-    patch=st.integers(1, 3),
-    scales=st.lists(st.integers(1, 3), min_size=1, max_size=3),
-    prefix=st.integers(0, 5),
-    shape=st.sampled_from(["bnc", "bchw"]),
-    one_by_one=st.booleans(),
-    data=st.data(),
-)
+    batch=st.integers(1, 3), grid=st.integers(1, 4), patch=st.integers(1, 3), prefix=st.integers(0, 5),
+    scales=st.lists(st.integers(1, 3), min_size=1, max_size=3), shape=st.sampled_from(["bnc", "bchw"]),
+    one_by_one=st.booleans(), data=st.data(),
+)  # fmt: skip
 def test_forward_equals_the_slow_one(batch, grid, patch, scales, prefix, shape, one_by_one, data):
     prefix = 0 if shape == "bchw" else prefix
     base = data.draw(st.integers(0, len(scales) - 1))
@@ -133,11 +128,9 @@ def test_forward_equals_the_slow_one(batch, grid, patch, scales, prefix, shape, 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    patch=st.integers(1, 3),
-    tile=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    patch=st.integers(1, 3), tile=st.tuples(st.integers(1, 4), st.integers(1, 4)), prefix=st.integers(0, 5),
     sizes=st.lists(st.tuples(st.integers(4, 13), st.integers(4, 13)), min_size=1, max_size=3),
-    prefix=st.integers(0, 5),
-)
+)  # fmt: skip
 def test_levels_of_any_shape_equal_the_slow_one(patch, tile, sizes, prefix):
     model, levels = TinyModel(patch, prefix), [noise(2, h * patch, w * patch) for h, w in sizes]
     side = (tile[0] * patch, tile[1] * patch)
@@ -156,12 +149,8 @@ def test_fractional_scales_are_cut_into_equal_tiles():
     assert model.calls == [(2, 3, 16, 16), (8, 3, 12, 12)]
     fine = slow_s2(model, enlarged(images, [(16, 16), (24, 24)]), (12, 12), 4, 0)
     torch.testing.assert_close(out[..., 3:], fine[..., 3:])
-    for shape, scales in (
-        ((2, 3, 16, 12), [1]),
-        ((2, 3, 15, 15), [1, 1.4]),
-        ((3, 16, 16), [1]),
-        (images.shape, []),
-    ):
+    wrong = ((2, 3, 16, 12), [1]), ((2, 3, 15, 15), [1, 1.4]), ((3, 16, 16), [1]), ((2, 3, 16, 16), [])
+    for shape, scales in wrong:
         with pytest.raises(UserError, match="input, scales: expected"):
             forward(model, torch.zeros(shape), scales=scales)
 
@@ -172,20 +161,15 @@ def test_integer_images_saturate_instead_of_wrapping():
     seen = []
     forward(lambda x: seen.append(x) or F.avg_pool2d(x.float(), 2), image, scales=[1, 2], output_shape="bchw")
     assert seen[1].dtype == torch.uint8
-    row = (
-        plan_tiles((8, 8), (4, 4)).merge(seen[1])[0, 0, 0].int()
-    )  # bicubic overshoots on both sides of the edge
+    row = plan_tiles((8, 8), (4, 4)).merge(seen[1])[0, 0, 0].int()  # bicubic overshoots beside the edge
     assert torch.all(row[1:] >= row[:-1]) and (row[0], row[-1]) == (0, 255)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    batch=st.integers(1, 3),
-    patch=st.integers(1, 3),
-    tile=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    more=st.tuples(st.integers(0, 12), st.integers(0, 12)),
-    overlap=st.integers(0, 4),
-)
+    batch=st.integers(1, 3), patch=st.integers(1, 3), tile=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    more=st.tuples(st.integers(0, 12), st.integers(0, 12)), overlap=st.integers(0, 4),
+)  # fmt: skip
 def test_split_then_merge_is_exact(batch, patch, tile, more, overlap):
     size = tuple((t + m) * patch for t, m in zip(tile, more, strict=True))
     tile = tuple(t * patch for t in tile)
@@ -209,10 +193,8 @@ def test_split_then_merge_is_exact(batch, patch, tile, more, overlap):
         (lambda: square((4, 6), 4, 2), r"sizes: .* tile of 4 px, got \[4, 6\]"),
         (lambda: plan_levels(8, 8, (6, 6), 4), "tile: .* patches of 4 px, got 6 x 6"),
         (lambda: plan_levels(4, 65, (4, 4), 2), "a frame of 4 x 65 px is more than 16 times .* sizes="),
-        (lambda: plan_levels(8, 8, (4, 4), 2, sizes=((2, 8),)), "4 x 4 px, got a level of 2 x 8 px"),
         (lambda: plan_levels(8, 8, (4, 4), 2, sizes=(7,)), "whole patches of 2 px .* a level of 7 x 7 px"),
         (lambda: plan_levels(8, 8, (4, 4), 2, overlap=4), "overlap: expected 0 to 2 px, got 4"),
-        (lambda: plan_levels(8, 8, (4, 4), 2, sizes=((1, 2, 3),)), r"sizes: .*\(1, 2, 3\)"),
     ],
 )
 def test_sizes_that_do_not_fit_are_rejected(call, words):

@@ -18,16 +18,9 @@ quick = settings(max_examples=200, deadline=None, suppress_health_check=[HealthC
 any_array = st.sampled_from(list(_DTYPES.values())).flatmap(
     lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
 )
-plain = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text() | st.binary()
-message = st.dictionaries(
-    st.text(),
-    st.recursive(
-        plain | any_array,
-        lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),
-        max_leaves=20,
-    ),
-    max_size=5,
-)
+leaves = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text() | st.binary() | any_array
+nested = lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5)  # noqa: E731
+message = st.dictionaries(st.text(), st.recursive(leaves, nested, max_leaves=20), max_size=5)
 
 
 def same(a, b) -> bool:

@@ -7,22 +7,19 @@ import numpy as np
 from s2robot.demos.store import EpisodeStore
 from s2robot.policies import PolicySpec
 from s2robot.training.settings import TrainSettings
+from s2robot.training.train import train
+from tests.demos.test_store import ATTRIBUTES
 from tests.policies.small import small_spec
 
 CAMERAS, TOKENS, DIM = ("hand", "left"), 4, 6
 CFG = {
-    "steps": 20, "batch_size": 16, "lr": 3e-3, "weight_decay": 0.01, "warmup": 0.1, "grad_clip": 1.0,
-    "ema": 0.9, "validation": 0.25, "seed": 0, "resume": True, "checkpoint_every": 5, "log_every": 5, "precision": "32-true",
-    "accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "threads": 1,
+    "steps": 20, "batch_size": 16, "lr": 3e-3, "warmup": 0.1, "ema": 0.9, "validation": 0.25, "checkpoint_every": 5,
+    "log_every": 5, "precision": "32-true", "accelerator": "cpu", "threads": 1,
 }  # fmt: skip
 TIMES = ("seconds", "steps_per_s", "memory_mb")  # of a row of metrics, no two alike
-CONTRACT = {
+OWN = {key: ATTRIBUTES[key] for key in ("robot", "joint_names", "cameras", "action_frame", "rate_hz")}
+CONTRACT = OWN | {
     "encoder": {"name": "random", "fingerprint": "e"},
-    "cameras": list(CAMERAS),
-    "robot": "xarm7",
-    "joint_names": [f"joint{i}" for i in range(1, 8)],
-    "action_frame": "joint_delta_commanded",
-    "rate_hz": 10,
     "dataset": {"name": "random", "fingerprint": "d", "episodes": 8, "seeds": []},
 }
 NETWORKS = {
@@ -44,10 +41,26 @@ def make_settings(**changes) -> TrainSettings:
     return TrainSettings(**(CFG | changes))
 
 
+class Killed(Exception):
+    pass
+
+
+def fit(data, out: Path, spec=None, contract=CONTRACT, progress=lambda *row: None, kill_at=0, **changes):
+    """Train on `data` of make_data; returns the checkpoint's folder. Killed: after the row of step `kill_at`."""
+
+    def told(done, total, row):
+        progress(done, total, row)
+        if done == kill_at:
+            raise Killed
+
+    rollout = changes.pop("rollout", None)
+    settings, spec = make_settings(**changes), spec or make_spec()
+    return train(settings, spec, *data, contract, out, progress=told, rollout=rollout)
+
+
 def about(kind: str) -> dict:
     """Attributes of demos that fit CONTRACT; kind: states or images."""
-    own = {k: CONTRACT[k] for k in ("robot", "joint_names", "cameras", "action_frame", "rate_hz")}
-    return own | {"camera_geometry": {}, "env_version": "none", "env_config": {}, "seed": 0, "kind": kind}
+    return OWN | {"camera_geometry": {}, "env_version": "none", "env_config": {}, "seed": 0, "kind": kind}
 
 
 def make_data(path: Path, times: int = 1) -> tuple[EpisodeStore, np.ndarray]:
@@ -63,9 +76,7 @@ def make_data(path: Path, times: int = 1) -> tuple[EpisodeStore, np.ndarray]:
             proprio = np.append(np.cumsum(action[:, :7], 0), action[:, 7:], 1)
             perturbed = np.zeros(length, np.uint8)
             perturbed[3] = i % 2
-            store.append(
-                {"action": action.astype("f4"), "proprio": proprio.astype("f4"), "perturbed": perturbed},
-                {"seed": i, "success": True},
-            )
+            arrays = {"action": action.astype("f4"), "proprio": proprio.astype("f4"), "perturbed": perturbed}
+            store.append(arrays, {"seed": i, "success": True})
             features.append(seen)
     return EpisodeStore.open(path), np.concatenate(features)

@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from tests.kills import ROOT
 
 # RLIMIT_DATA bounds what a process has of its own (heap and private maps): features that were read as a whole would be
 # there, the pages of a mapped file are not, for the system takes those back when it needs them. RLIMIT_AS would count the map.
@@ -38,7 +39,7 @@ print("trained")
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_a_cache_of_four_times_the_memory_trains(tmp_path):
-    words, root = [sys.executable, "-c", CHILD, str(tmp_path)], Path(__file__).resolve().parents[3]
-    result = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=600)
+    words = [sys.executable, "-c", CHILD, str(tmp_path)]
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0 and result.stdout.endswith("trained\n"), result.stderr
     assert (tmp_path / "features").stat().st_size > 3.9 * LIMIT_MB * 2**20

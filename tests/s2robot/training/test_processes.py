@@ -106,12 +106,11 @@ def test_a_batch_that_cannot_be_shared_evenly_is_rejected(tmp_path, monkeypatch)
 
 
 # pretrain shares train's loop and its exits: one of the two is enough, but for `make slow`
-@pytest.mark.parametrize("job", ["train", pytest.param("pretrain", marks=pytest.mark.slow)])
-def test_a_killed_process_is_one_line(tmp_path, job):
-    (line,) = errors(run(tmp_path, job, fails="killed"))
-    assert line.startswith(f"error: {job}: process 1 of 2 lost another")
-
-
-def test_a_process_that_ends_says_why(tmp_path):
-    why, lost = errors(run(tmp_path, fails="first"))
-    assert why == "error: no space left" and lost.startswith("error: train: process 2 of 2 lost another")
+@pytest.mark.parametrize(
+    ("job", "fails"),
+    [("train", "killed"), ("train", "first"), pytest.param("pretrain", "killed", marks=pytest.mark.slow)],
+)
+def test_a_process_that_ends_says_why_and_the_other_that_it_lost_it(tmp_path, job, fails):
+    *why, lost = errors(run(tmp_path, job, fails=fails))
+    assert why == ["error: no space left"] * (fails == "first")
+    assert lost.startswith(f"error: {job}: process {1 + (fails == 'first')} of 2 lost another")

@@ -1,4 +1,4 @@
-"""Training: it learns, resumes exactly after a stop, begins from other weights, and says what is wrong."""
+"""Training: it learns, resumes exactly after a stop, begins from other weights, and says what is wrong; what it reports."""
 
 import json
 import math
@@ -6,60 +6,43 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
-from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from s2robot.core.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from s2robot.policies import ChunkPolicy, load_checkpoint
 from s2robot.policies.checkpoint import Contract
-from s2robot.pretraining.pretrain import pretrain
+from s2robot.training import run as module
 from s2robot.training.batches import Batches
-from s2robot.training.train import train
+from s2robot.training.run import Loggers
+from s2robot.training.settings import RolloutSettings
 from tests.kills import kill_at_every_write
-from tests.s2robot.pretraining import small as pretraining
-from tests.s2robot.training.small import CONTRACT, NETWORKS, TIMES, make_data, make_settings, make_spec
+from tests.s2robot.training.small import (
+    CONTRACT,
+    NETWORKS,
+    TIMES,
+    Killed,
+    fit,
+    make_data,
+    make_settings,
+    make_spec,
+)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("train") / "d.zarr")
-
-
-def weights(folder) -> dict[str, torch.Tensor]:
-    return load_file(folder / "policy.safetensors")
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-class Killed(Exception):
-    pass
-
-
-def fit(data, out, spec=None, contract=CONTRACT, progress=lambda *row: None, **changes):
-    settings = make_settings(**changes)
-    return train(settings, spec or make_spec(), *data, contract, out, progress=progress)
+def weights(folder) -> bytes:
+    return (folder / "policy.safetensors").read_bytes()
 
 
 def rows_of(run) -> list[dict]:
     """The metrics of a run, without those of which no two are alike."""
     rows = json.loads((run / "metrics.json").read_text())
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-
-
-def killed_after(step: int):
-    def progress(done, total, row):
-        if done == step:
-            raise Killed
-
-    return progress
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -106,7 +89,7 @@ def test_a_stopped_run_resumes_exactly(data, tmp_path, monkeypatch, number, at, 
     torch.manual_seed(99)  # the random state of a new process is another one
     fit(data, tmp_path / "cut", spec)
     for name in ("checkpoint", "checkpoint_best"):
-        assert same(weights(tmp_path / "whole" / name), weights(tmp_path / "cut" / name))
+        assert weights(tmp_path / "whole" / name) == weights(tmp_path / "cut" / name)
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "cut")
 
 
@@ -122,8 +105,7 @@ def what_is_left(folder: Path) -> dict:
     run = folder / "run"
     left = {"rows": rows_of(run), "files": {p.name for p in run.iterdir() if not p.name.startswith("events")}}
     for name in ("checkpoint", "checkpoint_best"):
-        values = {k: v.tolist() for k, v in weights(run / name).items()}
-        left[name] = values, (run / name / "policy.json").read_text()
+        left[name] = weights(run / name), (run / name / "policy.json").read_text()
     return left
 
 
@@ -145,49 +127,40 @@ def test_a_signal_between_steps_ends_a_training_at_once(data, tmp_path):
     assert torch.load(tmp_path / "training_state.pt", weights_only=True)["step"] == 5
 
 
-@pytest.mark.parametrize(
-    ("change", "spec", "contract", "key"),
-    [
-        ({"lr": 1e-4}, {}, {}, "train.lr "),
-        ({"precision": "bf16-mixed"}, {}, {}, "train.precision "),
-        ({}, {}, {"dataset": {"fingerprint": "x"}}, "dataset.name random"),
-        ({}, {"chunk": 5}, {}, "policy.chunk 4"),
-    ],
-)
-def test_the_state_of_another_run_is_rejected(data, tmp_path, change, spec, contract, key):
+def test_the_state_of_another_run_is_rejected(data, tmp_path):
     with pytest.raises(Killed):
-        fit(data, tmp_path, progress=killed_after(5))
-    state, other = (tmp_path / "training_state.pt").read_bytes(), (make_spec(**spec), CONTRACT | contract)
-    with pytest.raises(UserError, match=rf"training_state.pt: .* another run.*\(made with {key}"):
-        fit(data, tmp_path, *other, **change)
-    assert (tmp_path / "training_state.pt").read_bytes() == state
-    fit(data, tmp_path, *other, **change | {"resume": False, "validation": 0.0})
-    assert not (tmp_path / "checkpoint_best").exists()  # of the run before
-
-
-@pytest.mark.parametrize("content", [b"", b"no state", {"policy": {}}])
-def test_a_state_that_cannot_be_read_is_one_line(data, tmp_path, content):
+        fit(data, tmp_path, kill_at=5)
     path = tmp_path / "training_state.pt"
-    torch.save(content, path) if isinstance(content, dict) else path.write_bytes(content)
-    with pytest.raises(UserError, match=r"training_state.pt: not a readable state"):
-        fit(data, tmp_path)
+    state = path.read_bytes()
+    for change, spec, contract, key in (
+        ({"lr": 1e-4}, {}, {}, "train.lr"),
+        ({"precision": "bf16-mixed"}, {}, {}, "train.precision"),
+        ({}, {}, {"dataset": {"fingerprint": "x"}}, "dataset.fingerprint"),
+        ({}, {"chunk": 5}, {}, "policy.chunk: expected 4"),
+    ):
+        other = make_spec(**spec), CONTRACT | contract
+        with pytest.raises(UserError, match=rf"training_state.pt: {key}.* another run"):
+            fit(data, tmp_path, *other, **change)
+    assert path.read_bytes() == state
+    fit(data, tmp_path, *other, resume=False, validation=0.0)
+    assert not (tmp_path / "checkpoint_best").exists()  # of the run before
+    for content in (b"", b"no state", {"policy": {}}):
+        torch.save(content, path) if isinstance(content, dict) else path.write_bytes(content)
+        with pytest.raises(UserError, match=r"training_state.pt: not a readable state"):
+            fit(data, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
-        ({"precision": "64-true"}, "train.precision"), ({"strategy": "ddp_spawn"}, "train"), ({"accelerator": "tpu"}, "train"),
-        ({"threads": 10**12}, "train"),
-    ],
-)  # fmt: skip
-def test_a_machine_that_cannot_train_is_one_line(data, tmp_path, change, key):
-    with pytest.raises(UserError, match=rf"\A{key}: [^\n]*\Z"):
-        fit(data, tmp_path, **change)
+def test_a_machine_that_cannot_train_is_one_line(data, tmp_path):
+    wrong = {"precision": "64-true", "strategy": "ddp_spawn", "accelerator": "tpu", "threads": 10**12}
+    for key, value in wrong.items():
+        where = "train.precision" if key == "precision" else "train"
+        with pytest.raises(UserError, match=rf"\A{where}: [^\n]*\Z"):
+            fit(data, tmp_path, **{key: value})
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypatch):
     with pytest.raises(Killed):
-        fit(data, tmp_path, progress=killed_after(5))
+        fit(data, tmp_path, kill_at=5)
     state, before = (tmp_path / "training_state.pt").read_bytes(), weights(tmp_path / "checkpoint")
     sound = ChunkPolicy.loss
 
@@ -199,18 +172,17 @@ def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypa
     with pytest.raises(UserError, match="the loss is nan at step 10"):
         fit(data, tmp_path)
     assert (tmp_path / "training_state.pt").read_bytes() == state
-    assert same(before, weights(tmp_path / "checkpoint"))
+    assert before == weights(tmp_path / "checkpoint")
 
 
 def test_a_finished_run_restores_its_checkpoint(data, tmp_path):
     """The checkpoint was damaged or removed, and the last state is left."""
     folder = fit(data, tmp_path)
     want = weights(folder)
-    (folder / "policy.safetensors").unlink()  # `want` is mapped from it
     (folder / "policy.safetensors").write_bytes(b"half")
     for _ in range(2):
         fit(data, tmp_path)
-        assert same(weights(folder), want) and load_checkpoint(folder)[1]["training"]["step"] == 20
+        assert weights(folder) == want and load_checkpoint(folder)[1]["training"]["step"] == 20
         shutil.rmtree(folder)
 
 
@@ -227,50 +199,31 @@ def test_without_validation_every_episode_is_trained_on_for_so_many_passes(data,
     assert all(set(row) == known and row["passes"] == done * 16 / windows for done, _, row in rows)
 
 
-@pytest.mark.parametrize("job", ["train", "pretrain"])
-def test_a_second_training_in_one_folder_is_rejected(data, tmp_path, monkeypatch, job):
-    monkeypatch.setattr("s2robot.core.run_folder._WAIT_S", 0.1)
-    folder = tmp_path / "out"
-    folder.mkdir()
-    with FileLock(folder / ".lock"), pytest.raises(UserError, match="out: expected no other process"):
-        fit(data, folder) if job == "train" else pretrain(pretraining.make_settings(tmp_path))
-    assert [path.name for path in folder.iterdir()] == [".lock"]
-
-
-@pytest.fixture(scope="module")
-def first(data, tmp_path_factory):
-    """Another training, to begin from."""
-    out = tmp_path_factory.mktemp("first")
-    split = data[0].split(0.25, 3, 4)
-    return str(train(make_settings(seed=3, steps=5), make_spec(), *data, CONTRACT, out, episodes=split))
-
-
-def test_a_training_begins_from_weights_and_normalisation(data, first, tmp_path):
-    spec = make_spec(execute=1, proprio_noise=0.1)  # no weight depends on these
-    folder = fit(data, tmp_path, spec, from_=first, steps=1, lr=1e-9, weight_decay=0.0)
+def test_a_training_begins_from_weights_and_normalisation(data, tmp_path):
+    first = str(fit(data, tmp_path / "first", seed=3, steps=5, validation=0.0))
+    spec, how = make_spec(execute=1, proprio_noise=0.1), {"steps": 1, "lr": 1e-9, "weight_decay": 0.0}
+    folder = fit(data, tmp_path, spec, from_=first, **how)  # no weight depends on what is other in the spec
     before, after = (load_checkpoint(f)[0] for f in (first, folder))
     for name, value in after.state_dict().items():
         torch.testing.assert_close(value, before.state_dict()[name], rtol=0, atol=1e-6)
     assert torch.equal(before.normaliser.target.scale, after.normaliser.target.scale)
     assert after.spec.execute == 1
     with pytest.raises(UserError, match="another run.*train.from"):  # its state belongs to what it began from
-        fit(data, tmp_path, spec, steps=1, lr=1e-9, weight_decay=0.0)
-
-
-@pytest.mark.parametrize(
-    ("changes", "contract", "words"),
-    [
-        ({"chunk": 5}, {}, "made with policy.chunk 4, this run has 5"),
-        ({"cameras": ["left", "hand"]}, {"cameras": ["left", "hand"]}, r"policy.cameras \['hand', 'left'\]"),
+        fit(data, tmp_path, spec, **how)
+    for changes, contract, words in (
+        ({"chunk": 5}, {}, "policy.chunk: expected 4, got 5"),
+        (
+            {"cameras": ["left", "hand"]},
+            {"cameras": ["left", "hand"]},
+            r"policy.cameras: expected \['hand', 'left'\]",
+        ),
         ({}, {"encoder": {"name": "other", "fingerprint": "f"}}, "encoder random e.* is other f"),
         ({}, {"robot": "panda"}, "robot 'xarm7', given is 'panda'"),
-    ],
-)
-def test_another_policy_is_no_start(data, first, tmp_path, changes, contract, words):
-    with pytest.raises(UserError, match=f"^train.from: {first}: .*{words}"):
-        fit(data, tmp_path, make_spec(**changes), CONTRACT | contract, from_=first)
-    with pytest.raises(UserError, match="^train.from: nowhere: "):
-        fit(data, tmp_path, from_="nowhere")
+    ):
+        with pytest.raises(UserError, match=f"^train.from: {first}: .*{words}"):
+            fit(data, tmp_path / "new", make_spec(**changes), CONTRACT | contract, from_=first)
+    with pytest.raises(UserError, match="^checkpoint nowhere: no such folder"):
+        fit(data, tmp_path / "new", from_="nowhere")
 
 
 @pytest.mark.gpu
@@ -282,3 +235,80 @@ def test_a_gpu_trains_in_every_precision_and_resumes(data, tmp_path, precision):
     state = torch.load(tmp_path / "training_state.pt", weights_only=True)
     assert rows[-1]["step"] == 10 and math.isfinite(rows[-1]["train_loss"])
     assert ("scale" in state["precision"]) is (precision == "16-mixed")
+
+
+SUCCESS = {4: 0.5, 8: 0.25, 12: 0.5, 16: 0.1, 20: 0.4}
+STEPS = [4, 5, 8, 10, 12, 15, 16, 20]  # of the rows
+
+
+def tries(data, out, **changes):
+    """A training of 20 steps with a rollout after every fourth; returns the steps of the checkpoints it got."""
+    tried = []
+
+    def rollout(folder):
+        tried.append(load_checkpoint(folder)[1]["training"]["step"])
+        return SUCCESS[tried[-1]]
+
+    fit(data, out, rollout=rollout, rollouts=RolloutSettings(every=4, keep=2), **changes)
+    return tried
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    assert tries(data, folder) == [4, 8, 12, 16, 20]
+    return folder
+
+
+def test_the_best_checkpoints_by_success_are_kept(whole):
+    rows = json.loads((whole / "metrics.json").read_text())
+    assert {row["step"]: row["success"] for row in rows if "success" in row} == SUCCESS
+    assert [row["step"] for row in rows] == STEPS
+    index = json.loads((whole / "checkpoints.json").read_text())
+    assert index == [{"checkpoint": f"checkpoint_{s}", "step": s, "success": 0.5} for s in (12, 4)]
+    assert {p.name for p in whole.glob("checkpoint*")} == {
+        "checkpoint", "checkpoint_best", "checkpoint_4", "checkpoint_12", "checkpoints.json",
+    }  # fmt: skip
+    assert load_checkpoint(whole / "checkpoint_12")[1]["training"]["step"] == 12
+
+
+@pytest.mark.parametrize("kill_at", [4, 10, 15, 16])
+def test_a_killed_training_rolls_out_no_step_twice_and_keeps_the_same(data, whole, tmp_path, kill_at):
+    with pytest.raises(Killed):  # row 15 is logged, and the state is that of 12
+        tries(data, tmp_path, kill_at=kill_at, checkpoint_every=10)
+    assert tries(data, tmp_path, checkpoint_every=10) == [s for s in SUCCESS if s > kill_at]
+    weights = [f"{name}/policy.safetensors" for name in ("checkpoint_4", "checkpoint_12", "checkpoint")]
+    for file in [*weights, "checkpoints.json"]:
+        assert (whole / file).read_bytes() == (tmp_path / file).read_bytes()
+    assert [row["step"] for row in json.loads((tmp_path / "metrics.json").read_text())] == STEPS
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == STEPS
+    success = [event.value for event in events.Scalars("success")]
+    np.testing.assert_allclose(success, list(SUCCESS.values()), rtol=1e-6)
+
+
+def test_a_service_gets_no_step_twice_and_keeps_its_run(tmp_path, monkeypatch):
+    service, runs = Mock(), []
+    monkeypatch.setattr(module, "_mlflow", lambda out, run: (runs.append(run) or service, run or "r1"))
+    for done, steps in ((0, (5, 10, 15)), (10, (15, 20))):  # killed after row 15, with the state of 10
+        loggers = Loggers(("mlflow",), tmp_path, done)
+        for step in steps:
+            loggers.write({"step": step, "train_loss": 1 / step})
+        loggers.close()
+    assert [call.args[1] for call in service.log_metrics.call_args_list] == [5, 10, 15, 20]
+    assert runs == [None, "r1"]
+    Loggers(("mlflow",), tmp_path)  # a training from the start
+    assert runs[-1] is None
+
+
+def test_a_service_that_fails_or_is_missing_is_one_line(tmp_path, monkeypatch):
+    def fail(out, run):
+        raise RuntimeError("no API key\nconfigured")
+
+    monkeypatch.setattr(module, "_wandb", fail)
+    with pytest.raises(UserError, match=r"\Atrain.loggers: wandb: [^\n]*\Z"):
+        Loggers(("wandb",), tmp_path)
+    monkeypatch.setattr("s2robot.core.errors.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="^wandb"):
+        make_settings(loggers=("wandb",))

@@ -1,8 +1,7 @@
 """A training by processes: `python -m tests.s2robot.training.two_processes <folder> <train|pretrain> <JSON>`.
 
-The JSON holds the number of `devices`, what `fails` ("killed": process 1 in its sixth step, "first": process 0), or `exact`: a
-run without dropout and noise, whose loss does not depend on the number of processes. Each process writes what it saw to
-<folder>/process<n>.json. Errors end as those of the command line do.
+The JSON holds the number of `devices`, what `fails` ("killed": process 1 in its sixth step, "first": process 0), or `exact`: a run
+whose loss does not depend on the number of processes. Each process writes what it saw to <folder>/process<n>.json.
 """
 
 import json
@@ -32,7 +31,17 @@ FAILS = {"killed": 1, "first": 0}  # the process that does
 
 def watch(seen: dict, number: int, fails: str) -> None:
     """Note the seed and loss of every step; let a process fail in the sixth where that is wanted."""
-    loss, forward = ChunkPolicy.loss, MAE.forward
+
+    def watched(kind: type, name: str) -> None:
+        method = getattr(kind, name)
+
+        def call(self, *given):
+            result = method(self, *given)
+            if self.training and torch.is_grad_enabled():
+                step(result[0])
+            return result
+
+        setattr(kind, name, call)
 
     def step(value: torch.Tensor) -> None:
         seen["seeds"].append(torch.initial_seed())
@@ -42,19 +51,8 @@ def watch(seen: dict, number: int, fails: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise UserError("no space left")
 
-    def watched_loss(self, batch):
-        result = loss(self, batch)
-        if self.training:
-            step(result[0])
-        return result
-
-    def watched_forward(self, images, cells=None):
-        result = forward(self, images, cells)
-        if torch.is_grad_enabled():
-            step(result[0])
-        return result
-
-    ChunkPolicy.loss, MAE.forward = watched_loss, watched_forward
+    watched(ChunkPolicy, "loss")
+    watched(MAE, "forward")
 
 
 def prepare(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """S2 in a Llava with small random towers: features against the reference algorithm, tokens, pictures, weights, errors."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,10 +26,9 @@ def llava(tower="clip", tile=24, patch=4, layer=-2, strategy="default"):
         hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=32,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    config = transformers.LlavaConfig(
-        vision_config=kind(**SMALL, image_size=tile, patch_size=patch), text_config=text, image_token_index=IMAGE,
-        vision_feature_layer=layer, vision_feature_select_strategy=strategy,
-    )  # fmt: skip
+    vision = kind(**SMALL, image_size=tile, patch_size=patch)
+    how = {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy}
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE, **how)
     model = transformers.LlavaForConditionalGeneration(config).eval()
     torch.manual_seed(1)  # the tower's parameters come first: they are alike, however wide the projector is
     for p in model.parameters():  # layers of such a small model as it is initialised hardly differ
@@ -50,29 +50,22 @@ def selected(model, pixels, **kwargs):
     return seen[0]
 
 
-@pytest.mark.parametrize(("tower", "prefix", "strategy"), [("clip", 1, "default"), ("clip", 1, "full"), ("siglip", 0, "full")])  # fmt: skip
+TOWERS = [("clip", 1, "default"), ("clip", 1, "full"), ("siglip", 0, "full")]  # prefix tokens of the tower
+
+
+@pytest.mark.parametrize(("tower", "prefix", "strategy"), TOWERS)
 @pytest.mark.parametrize(("layer", "side"), [(-2, 72), (3, 24)])
+@torch.no_grad()
 def test_features_are_the_reference_algorithms(tower, prefix, strategy, layer, side):
-    model = llava(tower, layer=layer, strategy=strategy)
-    alone = copy.deepcopy(model.model.vision_tower)
-    x = torch.randn(2, 3, side, side)
-    with torch.no_grad():
-        expected = forward(
-            lambda tiles: alone(tiles, output_hidden_states=True).hidden_states[layer], x,
-            img_sizes=[24, 48, 72], max_split_size=24, num_prefix_token=prefix,
-        )  # fmt: skip
-    found = selected(s2_llava(model, resize="reference"), x)
+    model, x = llava(tower, layer=layer, strategy=strategy), torch.randn(2, 3, side, side)
+    alone = partial(copy.deepcopy(model.model.vision_tower), output_hidden_states=True)
+    features = lambda tiles: alone(tiles).hidden_states[layer]  # noqa: E731
+    expected = forward(features, x, img_sizes=[24, 48, 72], max_split_size=24, num_prefix_token=prefix)
     if strategy == "default":
         expected = expected[:, prefix:]
-    assert found.shape == expected.shape == (2, 36 + (strategy == "full") * prefix, 3 * 16)
-    assert expected.std() > 0.3
+    found = selected(s2_llava(model, resize="reference"), x)
+    assert found.shape == (2, 36 + (strategy == "full") * prefix, 3 * 16) and expected.std() > 0.3
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
-def test_a_tile_with_a_rest_beside_its_patches_keeps_the_number_of_tokens():
-    """27 px are 6 patches of 4 and a rest, as SigLIP's 384 px with patches of 14."""
-    model = s2_llava(llava("siglip", tile=27, strategy="full"))
-    assert selected(model, torch.randn(1, 3, 81, 81)).shape == (1, 36, 48)
 
 
 def test_native_scales_are_the_mean_of_areas_and_pool_keeps_more_tokens():
@@ -84,21 +77,21 @@ def test_native_scales_are_the_mean_of_areas_and_pool_keeps_more_tokens():
     torch.testing.assert_close(repeated.mean((2, 4)).flatten(1, 2), small, atol=1e-5, rtol=0)
 
 
-def test_several_layers_stand_one_after_the_other():
+def test_layers_stand_one_after_the_other_and_a_rest_beside_the_patches_makes_no_token():
     x = torch.randn(1, 3, 72, 72)
     both = selected(s2_llava(llava(layer=[-1, 1]), (1, 3)), x)
     one = [selected(s2_llava(llava(layer=layer), (1, 3)), x) for layer in (-1, 1)]
     assert torch.equal(both, torch.cat(one, dim=-1)) and both.shape == (1, 36, 2 * 2 * 16)
+    model = s2_llava(llava("siglip", tile=27, strategy="full"))  # 6 patches of 4 and 3 px, as SigLIP's 384 px
+    assert selected(model, torch.randn(1, 3, 81, 81)).shape == (1, 36, 48)
 
 
 @pytest.mark.parametrize("layer", [-2, [-2, 1]])
-@pytest.mark.parametrize(
-    "tower, strategy, tokens", [("clip", "default", 36), ("clip", "full", 37), ("siglip", "full", 36)]
-)
+@pytest.mark.parametrize(("tower", "prefix", "strategy"), TOWERS)
 @torch.no_grad()
-def test_with_new_columns_of_zero_the_model_says_what_it_said(layer, tower, strategy, tokens):
-    model = llava(tower, layer=layer, strategy=strategy)
-    x = torch.randn(1, 3, 24, 24)
+def test_with_new_columns_of_zero_the_model_says_what_it_said(layer, tower, prefix, strategy):
+    model, x = llava(tower, layer=layer, strategy=strategy), torch.randn(1, 3, 24, 24)
+    tokens = 36 + (strategy == "full") * prefix
     before = model(input_ids=ids(tokens), pixel_values=x).logits
     large = x.repeat_interleave(3, -1).repeat_interleave(3, -2)  # the mean of whose areas is x
     after = s2_llava(model)(input_ids=ids(tokens), pixel_values=large).logits
@@ -162,24 +155,21 @@ def test_tiles_come_at_once_or_in_turn_with_the_same_features():
 
 
 def test_what_does_not_fit_is_one_line_and_a_missing_layer_changes_nothing():
-    other = transformers.LlavaConfig(
-        vision_config=transformers.ViTConfig(**SMALL, image_size=24, patch_size=4),
-        text_config=llava().config.text_config, image_token_index=IMAGE,
-    )  # fmt: skip
+    vision, text = transformers.ViTConfig(**SMALL, image_size=24, patch_size=4), llava().config.text_config
+    other = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)
     quantised = llava()
     quantised.model.multi_modal_projector.linear_1 = torch.nn.Bilinear(2, 2, 2)
-    for call, message in (
-        (lambda: s2_llava(torch.nn.Linear(2, 2)), "model: .* got Linear"),
-        (lambda: s2_llava(transformers.LlavaForConditionalGeneration(other)), "model: .* 'vit'"),
-        (lambda: s2_llava(s2_llava(llava())), "model: .* 's2_vision_tower'"),
-        (lambda: s2_llava(llava(), resize="area"), "resize: expected one of native, reference, got 'area'"),
-        (lambda: s2_llava(llava(), (2, 3)), "scales: expected increasing integers from 1"),
-        (lambda: s2_llava(llava(), ()), "scales: expected increasing integers from 1"),
-        (lambda: s2_llava(llava(tile=27), pool=1), "pool: .* 18 tokens and 81 px"),
-        (lambda: s2_llava(quantised), "linear_1: expected a plain Linear of 16 channels, got a Bilinear"),
+    for model, how, message in (
+        (torch.nn.Linear(2, 2), {}, "model: .* got Linear"),
+        (transformers.LlavaForConditionalGeneration(other), {}, "model: .* 'vit'"),
+        (s2_llava(llava()), {}, "model: .* 's2_vision_tower'"),
+        (llava(), {"resize": "area"}, "resize: expected one of native, reference, got 'area'"),
+        (llava(), {"scales": (2, 3)}, "scales: expected increasing integers from 1"),
+        (llava(tile=27), {"pool": 1}, "pool: .* 18 tokens and 81 px"),
+        (quantised, {}, "linear_1: expected a plain Linear of 16 channels, got a Bilinear"),
     ):
         with pytest.raises(UserError, match=message) as error:
-            call()
+            s2_llava(model, **how)
         assert "\n" not in str(error.value)
     for layer in (-5, [1, 4]):
         model = llava(layer=layer)

@@ -57,20 +57,17 @@ def test_frames_are_counted_and_aged():
     first = reader.latest()
     wait_for(lambda: reader.latest().seq >= first.seq + 8)
     frame = reader.latest()
-    assert any(np.array_equal(frame.image, image) for image in NOISE)
+    reader.close()
+    assert any(np.array_equal(frame.image, image) for image in NOISE) and not frame.image.flags.writeable
     assert first.t_capture < frame.t_capture <= now()
     assert frame.t_change == frame.t_capture  # every picture differs from the one before
-    with pytest.raises(ValueError, match="read-only"):
-        frame.image[0] = 0
-    reader.close()
 
 
 def test_equal_pictures_keep_the_time_of_the_first(read):
     almost = NOISE[0].copy()
     almost[1, 1, 0] ^= 1  # a pixel that the quick look leaves out
-    reader, source = read(
-        (1.0, NOISE[0]), (2.0, NOISE[0].copy()), (3.0, NOISE[0]), (4.0, NOISE[1]), (5.0, almost)
-    )
+    pictures = NOISE[0], NOISE[0].copy(), NOISE[0], NOISE[1], almost
+    reader, source = read(*zip((1.0, 2.0, 3.0, 4.0, 5.0), pictures, strict=True))
     seen = []
     for seq in (2, 3, 4, 5):
         seen.append(reader.latest().t_change)
@@ -103,13 +100,13 @@ def test_no_frame_in_time_is_one_clear_line():
     reader = CameraReader("hand", lambda: source)
     assert reader.latest() is None and reader.age(0.0) == np.inf
     threading.Timer(0.2, source.go.release).start()
-    with pytest.raises(EnvError, match="camera hand: found no frame within 0.05 s"):
+    with pytest.raises(EnvError, match="camera hand: expected frames, got no frame within 0.05 s"):
         reader.start(0.05)
 
 
 @pytest.mark.parametrize("image", [NOISE[0].astype(float), NOISE[0][..., 0], NOISE[0][..., :2], None])
 def test_what_is_no_picture_is_refused(read, image):
-    with pytest.raises(EnvError, match="expected uint8"):
+    with pytest.raises(EnvError, match="not uint8"):
         read((0.0, image))
 
 
@@ -139,11 +136,9 @@ class FakeCapture:
     """A camera that keeps what is set, but for the properties that it insists on."""
 
     def __init__(self, insists=None, opened=True, stamp=None):
-        self.values, self.insists, self.opened, self.stamp = {}, insists or {}, opened, stamp
-        self.released = False
-
-    def isOpened(self):
-        return self.opened
+        self.values, self.insists, self.stamp, self.released = {}, insists or {}, stamp, False
+        self.isOpened = lambda: opened
+        self.read = lambda: (True, NOISE[0][..., ::-1])
 
     def set(self, prop, value):
         self.values[prop] = self.insists.get(prop, value)
@@ -153,9 +148,6 @@ class FakeCapture:
         if prop == cv2.CAP_PROP_POS_MSEC:
             return 1000 * (self.stamp or time.monotonic() - 0.02)
         return self.values.get(prop, 0.0)
-
-    def read(self):
-        return True, NOISE[0][..., ::-1]
 
     def release(self):
         self.released = True
@@ -172,17 +164,13 @@ def opened(monkeypatch):
     return open_camera
 
 
-def test_opencv_frames_are_rgb_with_their_time_of_capture(opened):
-    captured, image = opened(FakeCapture()).read()
-    np.testing.assert_array_equal(image, NOISE[0])
-    assert 0.01 < now() - captured < PATIENCE
-
-
-def test_a_frame_that_waited_is_as_old_as_its_stamp_says(opened):
+def test_opencv_frames_are_rgb_and_as_old_as_their_stamp_says(opened):
     """However long ago: after a stall or a machine's sleep a queue gives what was taken before it."""
     fake = FakeCapture()
     camera = opened(fake)
-    camera.read()
+    captured, image = camera.read()
+    np.testing.assert_array_equal(image, NOISE[0])
+    assert 0.01 < now() - captured < PATIENCE
     for age in (0.9, 60.0):
         fake.stamp = time.monotonic() - age
         assert now() - camera.read()[0] >= age - 1e-3
@@ -198,7 +186,7 @@ def test_a_frame_from_before_the_machine_slept_is_old(opened, monkeypatch):
     camera.read()
     slept[0] = 30.0
     ages = [time.monotonic() + 30 - camera.read()[0] for _ in range(2)]
-    assert ages[0] > 29 and ages[1] < 1  # stamped 0.02 s ago: before the sleep, for all we know
+    assert ages[0] > 29 > ages[1]  # stamped 0.02 s ago: before the sleep, for all we know
 
 
 @pytest.mark.parametrize("stamp", [1.0e9, 0.001])
@@ -214,10 +202,10 @@ def test_a_frame_stamped_by_another_clock_is_as_old_as_the_receipt_of_the_one_be
 @pytest.mark.parametrize(
     "prop, value, words",
     [
-        (cv2.CAP_PROP_FRAME_WIDTH, 320.0, "found width 320 after setting it, expected 640"),
-        (cv2.CAP_PROP_FPS, 15.0, "found fps 15 after setting it, expected 30"),
-        (cv2.CAP_PROP_FOURCC, float(cv2.VideoWriter.fourcc(*"YUYV")), "found fourcc YUYV .* expected MJPG"),
-        (cv2.CAP_PROP_EXPOSURE, 77.0, "found exposure 77 after setting it, expected 100"),
+        (cv2.CAP_PROP_FRAME_WIDTH, 320.0, "width: expected 640, got 320 "),
+        (cv2.CAP_PROP_FPS, 15.0, "fps: expected 30, got 15 "),
+        (cv2.CAP_PROP_FOURCC, float(cv2.VideoWriter.fourcc(*"YUYV")), "fourcc: expected MJPG, got YUYV "),
+        (cv2.CAP_PROP_EXPOSURE, 77.0, "exposure: expected 100.0, got 77 "),
     ],
 )
 def test_a_format_that_was_not_taken_is_refused(opened, prop, value, words):
@@ -228,10 +216,10 @@ def test_a_format_that_was_not_taken_is_refused(opened, prop, value, words):
 
 
 def test_a_camera_or_library_that_is_missing_is_one_line(opened, monkeypatch):
-    with pytest.raises(EnvError, match="camera /dev/video9: found none"):
+    with pytest.raises(EnvError, match="camera /dev/video9: expected a V4L2 device"):
         opened(FakeCapture(opened=False))
     monkeypatch.setitem(sys.modules, "pyrealsense2", None)
-    with pytest.raises(EnvError, match="found no pyrealsense2"):
+    with pytest.raises(EnvError, match="^pyrealsense2: expected "):
         RealSenseCamera("123", 640, 480, 30)
 
 

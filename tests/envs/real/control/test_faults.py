@@ -1,31 +1,26 @@
 """Every fault of benchmarks/faults.py once: vendor's SDK, emulated box, loop, supervisor, recorder, policy server."""
 
 import shutil
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 pytest.importorskip("xarm")
 
-from benchmarks.fault_bench import START, Bench, Case
-from benchmarks.fault_cases import CASES, _wire
-from benchmarks.fault_judge import digest, intact, unsafe
+from benchmarks.fault_bench import START, Bench, Case, Outcome, digest, intact, unfiltered, unsafe
+from benchmarks.fault_cases import CASES
 from benchmarks.fault_server import make_checkpoint, served
 from benchmarks.faults import SCENE, attempt, cells, markdown, row
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.emulator.emulator import launch
 
-KNOWN = {case.name: case for case in CASES}
-# Those that need the wire, the box or a process; the others are run in virtual time (test_loop.py), or are their twins.
-RUN = (
-    "nan", "jump_wire", "workspace", "drop", "hang", "stall", "half_open", "error_1", "mode", "cut", "end_steps",
-    "end_raised", "sigint", "sigkill", "suspended", "terminal", "camera_frozen",
-)  # fmt: skip
+# Those that need the wire, the box or a process, one of a kind. The others are run in virtual time (test_loop.py,
+# test_runtime.py), by `s2robot deploy` (signals, a closed terminal, an error of the arm), or are their twins.
+RUN = ("jump_wire", "stall", "stall_long", "half_open", "mode", "cut", "sigkill", "suspended")
 
 
-@contextmanager
+@pytest.fixture(scope="module", autouse=True)
 def calm():
     """A busy machine is no hung box."""
     with pytest.MonkeyPatch.context() as patch:
@@ -41,53 +36,43 @@ def bench(tmp_path_factory):
         path = folder / "checkpoint"
         return served(path if path.exists() else make_checkpoint(folder))
 
-    with launch("kinematic") as emulator, calm():
+    with launch("kinematic") as emulator:
         yield Bench(emulator, folder, patience=2.0, server=server)
 
 
 @pytest.fixture(scope="module")
 def scene_bench(tmp_path_factory):
-    with launch(fps=30, env=SCENE) as emulator, calm():
+    with launch(fps=30, env=SCENE) as emulator:
         yield Bench(emulator, tmp_path_factory.mktemp("scene"), patience=2.0, scene=True)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(c.name, marks=() if c.name in RUN else pytest.mark.slow) for c in CASES]
+    "case", [pytest.param(c, id=c.name, marks=() if c.name in RUN else pytest.mark.slow) for c in CASES]
 )
-def test_the_arm_stops_as_designed(request, name):
-    case = KNOWN[name]
+def test_the_arm_stops_as_designed(request, case):
     outcomes = attempt(request.getfixturevalue("scene_bench" if case.scene else "bench"), case)
     assert sum(o.unsafe for o in outcomes) == 0 and all(o.record_intact for o in outcomes)
     assert outcomes[-1].valid and outcomes[-1].as_designed, outcomes[-1]
     assert outcomes[-1].speed > 0.2  # it was moving
 
 
-def test_a_driver_without_its_check_is_found_out(bench, monkeypatch):
-    unchecked = lambda self, q, gripper: np.asarray(q, float)  # noqa: E731
-    monkeypatch.setattr("s2robot.envs.real.arms.xarm.XArmDriver._sendable", unchecked)
-    outcome = bench.run(KNOWN["jump_wire"])
-    assert outcome.unsafe > 0 and not outcome.as_designed
-    assert cells(row(KNOWN["jump_wire"], [outcome]))[3] == str(outcome.unsafe)
-
-
-def test_a_fault_that_is_none_is_a_mismatch(bench):
-    harmless = Case("harmless", "nothing", "FAULT", "policy", _wire(lambda q: q), watch_s=0.2)
-    outcome = bench.run(harmless)
-    assert outcome.valid and not outcome.as_designed and outcome.state == "IDLE"
-    assert "**mismatch**" in markdown([row(harmless, [outcome])])
+def test_what_is_unsafe_or_not_as_designed_stands_in_the_table(bench):
+    case = Case("harmless", "nothing", "FAULT", "policy")
+    outcome, bench.notes = Outcome(case.name, unsafe=3, state="IDLE", standstill=0.1), {"history": []}
+    bench._judge(outcome, case)
+    assert outcome.valid and not outcome.as_designed
+    found = row(case, [outcome])
+    assert cells(found)[3] == "3" and "**mismatch**" in markdown([found]) and not found["good"]
 
 
 @pytest.mark.parametrize(
     "change, count",
     [
-        (lambda q: q, 0),
-        (lambda q: q + 0.018, 0),
-        (lambda q: q + 0.02, 1),  # a step of 2 rad/s
-        (lambda q: np.append(q[:6], np.nan), 1),
-        (lambda q: np.append(q[:6], 6.4), 1),
+        (lambda q: q, 0), (lambda q: q + 0.018, 0), (lambda q: q + 0.02, 1),  # a step of 2 rad/s
+        (lambda q: np.append(q[:6], np.nan), 1), (lambda q: np.append(q[:6], 6.4), 1),
         (lambda q: np.append(1.2, q[1:]), 1),  # the hand leaves the workspace to the left
     ],
-)
+)  # fmt: skip
 def test_unsafe_commands_are_counted(change, count):
     good = {"values": [*START, 0, 0, 0], "unsafe": False}
     changed = {"values": [*change(START), 0, 0, 0], "unsafe": False}
@@ -95,6 +80,7 @@ def test_unsafe_commands_are_counted(change, count):
     assert unsafe([good, changed], START, XARM7_LIMITS, points) == count
     assert unsafe([good | {"unsafe": True}, good], START, XARM7_LIMITS, points) == 1
     assert unsafe([], START, XARM7_LIMITS, points) == 0
+    assert unfiltered([good], [START]) == 0 and unfiltered([good, changed], [START]) == 1
 
 
 def test_a_changed_or_lost_record_is_noticed(bench, tmp_path):

@@ -1,5 +1,7 @@
 """Whatever goes into the filter, what comes out stays within limits."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
@@ -7,14 +9,17 @@ from hypothesis import strategies as st
 
 from benchmarks.safety import HOME, LIMITS, MOODS, NASTY, SHAPES, TYPES, Attacker, Judge
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms.driver import XARM7_LIMITS
+from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmState
 from s2robot.envs.real.arms.geometry import ArmPoints, XArm7Points
 from s2robot.envs.real.arms.model import ModelPoints
 from s2robot.envs.real.control.motion import Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
+from s2robot.envs.real.control.stream import CommandStream, LoopConfig
 from tests.envs.real.home import described
 
 POINTS = XArm7Points()
+SEEDS = st.integers(0, 2**32 - 1)
+MOVES = st.lists(st.tuples(st.sampled_from(MOODS), st.integers(1, 40)), max_size=6)
 SLOW = XARM7_LIMITS.replace(dq_max=(0.5,) * 7, ddq_max=(5.0,) * 7, point_speed=0.25)
 UR5E, PANDA = described("ur5e"), described("panda")
 # start, limits and points: the xArm7's built-in kinematics, models of six and seven joints, and no model
@@ -30,6 +35,15 @@ def started(q=HOME, limits=XARM7_LIMITS, points=POINTS, **settings) -> SafetyFil
     safety = SafetyFilter(limits, points, SafetyConfig(**settings))
     safety.reset(q)
     return safety
+
+
+def attack(safety, attacker, judge, mood, count):
+    """Every output is within limits."""
+    attacker.new_mood()
+    attacker.mood = mood
+    for _ in range(count):
+        safe = safety(*attacker.inputs())
+        assert judge.faults(safe.q, safe.gripper) == []
 
 
 def send(safety, target, gripper=0.5, measured=None, age=0.0):
@@ -59,11 +73,7 @@ def test_a_target_below_the_table_is_raised_and_neither_turned_nor_shifted(arm, 
 
 @of_each_arm
 @settings(max_examples=15, deadline=None)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.lists(st.tuples(st.sampled_from(MOODS), st.integers(1, 40)), min_size=1, max_size=5),
-    st.lists(st.sampled_from(NASTY), max_size=3),
-)
+@given(SEEDS, MOVES, st.lists(st.sampled_from(NASTY), max_size=3))
 def test_no_output_is_outside_limits(arm, seed, moods, nasty):
     """Moods one after the other; then hostile inputs; then braking to rest."""
     home, limits, points = ARMS[arm]
@@ -71,11 +81,7 @@ def test_no_output_is_outside_limits(arm, seed, moods, nasty):
     judge = Judge(limits, points, home)
     attacker = Attacker(safety, np.random.default_rng(seed))
     for mood, count in moods:
-        attacker.new_mood()
-        attacker.mood = mood
-        for _ in range(count):
-            safe = safety(*attacker.inputs())
-            assert judge.faults(safe.q, safe.gripper) == []
+        attack(safety, attacker, judge, mood, count)
     for kind in nasty:
         safe = safety(*attacker.inputs(kind))
         assert judge.faults(safe.q, safe.gripper) == []
@@ -87,7 +93,7 @@ def test_no_output_is_outside_limits(arm, seed, moods, nasty):
 
 @of_each_arm
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.02, 0.25]), st.integers(4, 30))
+@given(SEEDS, st.sampled_from([0.0, 0.02, 0.25]), st.integers(4, 30))
 def test_the_interpolator_never_jumps(arm, seed, faults, period):
     """As the loop has it: wild actions raised above the table, clamps that are followed, holds, late periods."""
     rng, (home, limits, points) = np.random.default_rng(seed), ARMS[arm]
@@ -141,10 +147,7 @@ def test_a_jump_is_one_from_its_limit_on(sign, joint):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.integers(0, 2**32 - 1),
-    st.sampled_from(MOODS),
-    st.integers(0, 40),
-    st.lists(st.floats(-1e9, 1e9), min_size=7, max_size=7),
+    SEEDS, st.sampled_from(MOODS), st.integers(0, 40), st.lists(st.floats(-1e9, 1e9), min_size=7, max_size=7)
 )
 def test_no_part_of_a_jump_is_gone_along(seed, mood, count, offset):
     """Whatever the arm does: a jump is a stop at once, the arm only brakes, and no later target moves it."""
@@ -213,19 +216,14 @@ def test_without_a_target_it_brakes_and_a_stop_stays_a_stop():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.lists(st.tuples(st.sampled_from(MOODS), st.integers(1, 30)), max_size=6))
+@given(SEEDS, MOVES)
 def test_from_rest_after_a_gap_everything_holds_as_before(seed, moods):
     """The arm stands at the last command: no speed to go on with, and every limit from there."""
     safety = started(clamps_max=10_000)
     attacker = Attacker(safety, np.random.default_rng(seed))
     for mood, count in moods:
         safety.rest()
-        judge = Judge(safety.limits, POINTS, safety.q_last)  # at rest
-        attacker.new_mood()
-        attacker.mood = mood
-        for _ in range(count):
-            safe = safety(*attacker.inputs())
-            assert judge.faults(safe.q, safe.gripper) == []
+        attack(safety, attacker, Judge(safety.limits, POINTS, safety.q_last), mood, count)  # at rest
     before = safety.q_last
     safety.rest()
     np.testing.assert_array_equal(safety.hold("nothing").q, before)
@@ -292,49 +290,47 @@ def test_the_count_of_clamped_targets_leaks(clamped, most, leak):
         assert safe.verdict == (Verdict.CLAMP if clamp else Verdict.PASS)
 
 
+def streamed(safety, limits, act, periods, every=14):
+    """What is sent of the stream of `act(commanded joints)`, as the loop makes it."""
+    stream = CommandStream(limits, safety, LoopConfig(live=True, policy_hz=1 / (every * safety.dt)))
+    stream.start(HOME)
+    for k in range(periods):
+        now, state = k * safety.dt, ArmState(safety.q_last, 1.0, k * safety.dt, 1, 0)
+        if k % every == 0:
+            action = np.append(act(stream.commanded), 0.0)
+            stream.take(now, action, state, {"images": {}, "proprio": state.q}, now, np.zeros(0))
+        yield stream.next(now, state)[0]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_an_arm_that_touches_the_table_is_not_stuck(seed):
     """Random targets just above the table, a turned hand among them: joints do not speed up alike, so that the straight
     way up begins with a fingertip a little lower. It stood for up to 4 s, with the target above it."""
     limits = SLOW.replace(table_clearance=0.0, box=((-1.0, 1.0),) * 3)
-    safety, path = started(limits=limits, clamps_max=10_000), Interpolator(limits)
-    rng = np.random.default_rng(seed)
-    path.reset(HOME)
-    commanded, clamped, stood = HOME, False, 0
-    for begin in range(0, 60 * 14, 14):
+    safety, rng, stood = started(limits=limits, clamps_max=10_000), np.random.default_rng(seed), 0
+
+    def act(commanded):
         low = HOME + rng.uniform(-0.08, 0.08, 7)
         low[1] += rng.uniform(0.6, 0.75)
-        origin = path.q if clamped else commanded
-        commanded, clamped = safety.above_table(origin + np.clip(low - origin, -0.12, 0.12)), False
-        path.push(begin * safety.dt, (begin + 14) * safety.dt, commanded)
-        for k in range(begin + 1, begin + 15):
-            q = path.step(k * safety.dt)[0]
-            safe = send(safety, q)
-            if not np.array_equal(safe.q, q):
-                path.follow(safe.q, safety.dq_last)
-                clamped = True
-            stood = 0 if safety.dq_last.any() else stood + 1
-            assert stood < 20, safe.reasons  # 0.2 s; targets come every 0.14 s
+        return np.clip(low - commanded, -0.12, 0.12)
+
+    for safe in streamed(safety, limits, act, 60 * 14):
+        stood = 0 if safety.dq_last.any() else stood + 1
+        assert stood < 20, safe.reasons  # 0.2 s; targets come every 0.14 s
 
 
 @pytest.mark.parametrize("limits", [XARM7_LIMITS, SLOW])
 def test_a_policy_that_slides_along_the_table_is_not_stopped(limits):
-    """6 s of pushing the hand 2 cm down with every action, to and fro, as the loop raises it."""
-    safety, path, hand = started(limits=limits), Interpolator(limits), POINTS.in_box
-    path.reset(HOME)
-    commanded, lowest, verdicts = HOME, np.inf, []
-    for k in range(600):
-        if k % 14 == 0:
-            slopes = (POINTS.along(commanded + 1e-5 * np.eye(7)) - POINTS.at(commanded))[:, hand] / 1e-5
-            down = np.linalg.lstsq(slopes.reshape(7, -1).T, np.tile([0, 0, -0.02], hand.sum()), rcond=1e-3)[0]
-            swing = (0.03 if k // 140 % 2 else -0.03) * np.eye(7)[0]
-            commanded = safety.above_table(commanded + down + swing)
-            path.push(k * safety.dt, (k + 14) * safety.dt, commanded)
-        safe = send(safety, path.step(k * safety.dt)[0])
-        if safe.verdict != Verdict.PASS:
-            path.follow(safe.q, safety.dq_last)
-        verdicts.append(safe.verdict)
-        lowest = min(lowest, POINTS.at(safe.q)[:, 2].min())
+    """6 s of pushing the hand 2 cm down with every action, to and fro."""
+    hand, swings = POINTS.in_box, itertools.cycle([-0.03] * 10 + [0.03] * 10)
+
+    def act(commanded):
+        slopes = (POINTS.along(commanded + 1e-5 * np.eye(7)) - POINTS.at(commanded))[:, hand] / 1e-5
+        down = np.linalg.lstsq(slopes.reshape(7, -1).T, np.tile([0, 0, -0.02], hand.sum()), rcond=1e-3)[0]
+        return down + next(swings) * np.eye(7)[0]
+
+    sent = list(streamed(started(limits=limits), limits, act, 600))
+    lowest, verdicts = min(POINTS.at(safe.q)[:, 2].min() for safe in sent), [safe.verdict for safe in sent]
     assert lowest < limits.table_z + limits.table_clearance + 3e-3  # it got there
     assert Verdict.STOP not in verdicts and verdicts.count(Verdict.CLAMP) < 10
 

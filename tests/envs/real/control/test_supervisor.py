@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -42,113 +41,105 @@ def moving(driver, emulator):
     return emulator
 
 
-def make(emulator):
-    return partial(XArmDriver, "127.0.0.1", ports=emulator.ports, gripper=False)
+@pytest.fixture
+def watch(moving):
+    """`watch(limit_s)`: a supervisor of that arm."""
+    made = []
+
+    def start(limit_s):
+        made.append(
+            Supervisor(partial(XArmDriver, "127.0.0.1", ports=moving.ports, gripper=False), limit_s=limit_s)
+        )
+        return made[-1]
+
+    yield start
+    for supervisor in made:
+        supervisor.close()
 
 
 def ready(emulator):
     return emulator.side("status")["ready"]
 
 
-def beats(supervisor, seconds=PATIENCE):
-    for _ in range(int(seconds / 0.01)):
+def beat_on(supervisor, seconds=PATIENCE):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         supervisor.beat()
         time.sleep(0.01)
 
 
-def test_a_loop_that_hangs_is_stopped(moving):
-    with Supervisor(make(moving), limit_s=2.0) as supervisor:
-        assert ready(moving)  # nothing is watched before the first beat
-        beats(supervisor, 0.2)
-        assert ready(moving)
-        wait_for(lambda: not ready(moving), "a stop")
-        supervisor.process.join(PATIENCE)
-        with pytest.raises(EnvError, match="found it gone"):
-            beats(supervisor)
+def test_a_loop_that_hangs_is_stopped_whatever_everybody_is_sent(moving, watch):
+    """Also by a supervisor that has been asked to end, as all that share a terminal are."""
+    supervisor = watch(2.0)
+    assert ready(moving)  # nothing is watched before the first beat
+    beat_on(supervisor, 0.2)
+    assert ready(moving)
+    for name in ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT", "SIGTSTP", "SIGTTIN", "SIGTTOU"):
+        os.kill(supervisor.process.pid, signal.Signals[name])
+    assert os.getsid(supervisor.process.pid) == supervisor.process.pid
+    wait_for(lambda: not ready(moving), "a stop")
+    supervisor.process.join(PATIENCE)
+    with pytest.raises(EnvError, match="found it gone"):
+        beat_on(supervisor)
 
 
-def test_one_that_has_lost_the_arm_says_so(moving):
-    with Supervisor(make(moving), limit_s=9.0) as supervisor:
+def test_one_that_has_lost_the_arm_is_no_watch(moving, watch):
+    supervisor = watch(9.0)
+    supervisor.beat()
+    moving.side.fault("drop")
+    with pytest.raises(EnvError, match="found it gone"):
+        beat_on(supervisor)
+
+
+def test_one_that_hangs_is_no_watch_and_pauses_are_no_lack_of_answers(watch, monkeypatch):
+    monkeypatch.setattr("s2robot.envs.real.control.supervisor.ANSWER_S", -8.5)
+    supervisor = watch(9.0)  # an answer may take 0.5 s
+    for _ in range(2):  # later beats count from the first that has no answer
+        time.sleep(0.6)
         supervisor.beat()
-        moving.side.fault("drop")
-        with pytest.raises(EnvError, match="found it gone"):
-            beats(supervisor)
-
-
-def test_one_that_hangs_is_not_taken_for_a_watch(moving):
-    supervisor = Supervisor(make(moving), limit_s=1.0)
+        wait_for(supervisor._pipe.poll, "an answer")
+    os.kill(supervisor.process.pid, signal.SIGSTOP)
     try:
-        os.kill(supervisor.process.pid, signal.SIGSTOP)
-        with pytest.raises(EnvError, match="found no answer for 2 s"):
-            beats(supervisor)
+        with pytest.raises(EnvError, match="found no answer for 0.5 s"):
+            beat_on(supervisor)
     finally:
         supervisor.process.kill()
-        supervisor.close()
 
 
-def test_pauses_before_the_first_beat_are_no_lack_of_answers(moving, monkeypatch):
-    monkeypatch.setattr("s2robot.envs.real.control.supervisor.ANSWER_S", -1.9)  # 0.1 s
-    with Supervisor(make(moving), limit_s=2.0) as supervisor:
-        time.sleep(0.5)
-        supervisor.beat()
-        time.sleep(0.5)  # and later ones count from the first that has no answer
-        supervisor.beat()
-
-
-def test_a_regular_end_stops_nothing_and_one_without_a_confirmed_stop_does(moving):
-    supervisor = Supervisor(make(moving), limit_s=5.0)
+def test_a_regular_end_stops_nothing_and_one_without_a_confirmed_stop_does(moving, watch):
+    supervisor = watch(9.0)
     supervisor.beat()
     supervisor.close()
     supervisor.close()
     assert ready(moving)
-    supervisor = Supervisor(make(moving), limit_s=9.0)
-    supervisor.close(confirmed=False)
+    watch(9.0).close(confirmed=False)
     assert not ready(moving)
 
 
-@contextmanager
-def victim(emulator):
-    """A loop in a process group of its own, whose beats the supervisor has heard."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", VICTIM, emulator.ports.to_json()], cwd=ROOT, env=os.environ | {"PYTHONPATH": ROOT},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0,
-    )  # fmt: skip
-    try:
-        lines = iter(process.stdout.readline, b"")
-        wait_for(lambda: next(lines).strip().isdigit(), "the victim")
-        assert ready(emulator)
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def test_a_loop_that_is_killed_while_it_rests_leaves_no_arm_enabled(moving):
-    with victim(moving) as process:
-        time.sleep(1.0)
-        assert ready(moving)
-        process.kill()
+    words = [sys.executable, "-c", VICTIM, moving.ports.to_json()]
+    environment, pipe = os.environ | {"PYTHONPATH": ROOT}, subprocess.PIPE
+    with subprocess.Popen(
+        words, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, process_group=0
+    ) as process:
+        try:
+            lines = iter(process.stdout.readline, b"")
+            wait_for(lambda: next(lines).strip().isdigit(), "the victim")
+            time.sleep(0.7)  # longer than the limit
+            assert ready(moving)
+        finally:
+            process.kill()
         wait_for(lambda: not ready(moving), "a stop")
 
 
-def test_a_stop_that_nobody_acknowledges_is_said(driver, moving, capsys):
-    with Supervisor(make(moving), limit_s=9.0) as supervisor:
-        arm = WatchedArm(driver, lambda: supervisor)
-        moving.side.fault("drop")
-        wait_for(lambda: not driver.status().connected, "the loss")
-        assert not arm.stop("operator") and not arm.confirmed and ready(moving)
-        assert not arm.stop("once more")
-        assert capsys.readouterr().err.splitlines() == [UNCONFIRMED]
-
-
-def test_a_supervisor_outlives_the_request_to_end_that_everybody_gets(moving):
-    supervisor = Supervisor(make(moving), limit_s=2.0)
-    supervisor.beat()
-    for name in ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT", "SIGTSTP", "SIGTTIN", "SIGTTOU"):
-        os.kill(supervisor.process.pid, signal.Signals[name])
-    assert os.getsid(supervisor.process.pid) == supervisor.process.pid
-    wait_for(lambda: not ready(moving), "a stop")  # it misses the beats as before
-    supervisor.close()
+def test_a_stop_that_nobody_acknowledges_is_told_once(driver, moving, watch, capsys):
+    supervisor = watch(9.0)
+    arm = WatchedArm(driver, lambda: supervisor)
+    moving.side.fault("drop")
+    wait_for(lambda: not driver.status().connected, "the loss")
+    assert not arm.stop("operator") and not arm.confirmed and ready(moving)
+    assert not arm.stop("once more")
+    assert capsys.readouterr().err.splitlines() == [UNCONFIRMED]
 
 
 def test_no_arm_is_one_line():

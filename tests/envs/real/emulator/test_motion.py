@@ -1,4 +1,4 @@
-"""Kinematics, set points and the state machine, in emulated time: no sockets, no waiting."""
+"""Frames, kinematics, set points and the state machine, in emulated time: no sockets, no waiting."""
 
 import struct
 
@@ -9,16 +9,7 @@ from hypothesis import strategies as st
 from s2robot.envs.real.arms import geometry as kin
 from s2robot.envs.real.emulator import controller as box
 from s2robot.envs.real.emulator import wire
-from s2robot.envs.real.emulator.controller import (
-    JOINT_HIGH,
-    JOINT_LOW,
-    MAX_SPEED,
-    Controller,
-    Gripper,
-    Journal,
-    KinematicPlant,
-    Motion,
-)
+from s2robot.envs.real.emulator.controller import Controller, Gripper, Motion
 from s2robot.envs.real.emulator.server import Commands
 from s2robot.envs.real.emulator.wire import Fn
 from tests.envs.real.home import HOME
@@ -32,8 +23,8 @@ class Bench:
 
     def __init__(self, mode=None):
         self.now = 0.0
-        self.journal = Journal(lambda: self.now)
-        self.box = Controller(KinematicPlant(HOME), self.journal)
+        self.journal = box.Journal(lambda: self.now)
+        self.box = Controller(box.KinematicPlant(HOME), self.journal)
         self.commands = Commands(self.box)
         if mode is not None:
             assert self(Fn.ENABLE, bytes([8, 1])) & 0x08 == 0
@@ -63,7 +54,7 @@ def test_forward_at_zero_is_the_published_pose():
 
 
 @patient
-@given(st.lists(st.floats(-1, 1), min_size=7, max_size=7), st.floats(0.5, MAX_SPEED), st.floats(1, 20))
+@given(st.lists(st.floats(-1, 1), min_size=7, max_size=7), st.floats(0.5, box.MAX_SPEED), st.floats(1, 20))
 def test_plans_keep_speed_and_acceleration_and_arrive(offset, speed, acceleration):
     target = HOME + offset
     motion, before = Motion(HOME), np.zeros(7)
@@ -114,24 +105,10 @@ def test_a_jump_of_one_radian_is_obeyed_at_full_speed_until_error_24():
     assert b.box.error == box.OVERSPEED and b.box.state == box.STOPPED
     assert 0.05 < b.box.plant.joints[0] < 1.0
     assert b.journal.commands[-1]["unsafe"]
-
-
-def test_emergency_stop_takes_power():
-    b = Bench(mode=1)
-    b.box.raise_error(box.EMERGENCY_STOP)
+    b.box.raise_error(box.EMERGENCY_STOP)  # which takes power
     assert b(Fn.ENABLE, bytes([8, 1])) & wire.STATUS_ERROR and b.box.enabled == 0
     b(Fn.CLEAN_ERROR)
     assert b.box.error == 0 and b.box.enabled == 0
-
-
-def test_a_planned_target_replaces_the_one_before():
-    b = Bench(mode=6)
-    assert b.move(HOME + 0.4) == 0
-    b.run(0.1)
-    assert b.move(HOME - 0.1) == 0 and b(Fn.COMMAND_COUNT, data=True) == b"\x00\x01"
-    b.run(1.0)
-    np.testing.assert_allclose(b.box.plant.joints, HOME - 0.1, atol=1e-3)
-    assert b(Fn.COMMAND_COUNT, data=True) == b"\x00\x00"
 
 
 def test_the_fence_is_watched():
@@ -177,7 +154,7 @@ def test_any_request_gets_an_answer_and_none_takes_the_arm_out_of_its_limits(req
     assert b(*request) & ~(0x40 | 0x20 | 0x10 | 0x08) == 0
     b.run(0.5)
     q = b.box.plant.joints
-    assert (q > JOINT_LOW - 0.01).all() and (q < JOINT_HIGH + 0.01).all()
+    assert (q > box.JOINT_LOW - 0.01).all() and (q < box.JOINT_HIGH + 0.01).all()
     assert len(wire.report_rich(b.box)) == 587
 
 
@@ -189,23 +166,50 @@ def test_motion_is_told_from_the_moment_asked_for():
     assert b.journal.motion_since(2.0) == [] and len(b.journal.motion_since(0.0)) == 250
 
 
-def test_gripper_registers():
-    g = Gripper()
-    assert g.answer(bytes.fromhex("08 10 0100 0001 02 0001")) == bytes.fromhex("08 10 0100 0001")
-    assert g.enabled
-    assert g.answer(bytes.fromhex("08 10 0700 0002 04 000000c8")) == bytes.fromhex("08 10 0700 0002")
-    assert g.target == 200
-    for _ in range(200):
-        g.measured = 850 * g.advance(DT)
-    assert g.answer(bytes.fromhex("08 03 0702 0002")) == bytes.fromhex("08 03 04 000000c8")
-    assert g.answer(bytes.fromhex("09 03 0000 0001")) is None
-    assert g.answer(bytes.fromhex("08 06 0000 0001")) == bytes.fromhex("08 86 01")
-    assert g.answer(bytes.fromhex("08 03 9000 0001")) == bytes.fromhex("08 83 02")
-
-
 @patient
 @given(st.binary(max_size=60))
 def test_gripper_answers_or_is_silent(frame):
     g = Gripper()
     assert (g.answer(frame) is None) == (len(frame) < 2 or frame[0] != 8)
     assert 0 <= g.target <= 850 and 1 <= g.speed <= 5000
+
+
+# ---------------------------------------------------------------- frames, however the stream is cut
+
+requests = st.builds(
+    wire.Request, transaction=st.integers(0, 65535), protocol=st.sampled_from([0, 1, 2, 3]), function=st.integers(0, 255),
+    payload=st.binary(max_size=200),
+)  # fmt: skip
+
+
+def pack(r: wire.Request) -> bytes:
+    return wire.HEADER.pack(r.transaction, r.protocol, len(r.payload) + 1, r.function) + r.payload
+
+
+@patient
+@given(st.lists(requests, max_size=5), st.lists(st.integers(1, 40), min_size=1, max_size=30))
+def test_requests_survive_any_cut_of_the_stream(sent, sizes):
+    stream, buffer, received, i = b"".join(map(pack, sent)), bytearray(), [], 0
+    while stream:
+        size = sizes[i % len(sizes)]
+        buffer += stream[:size]
+        stream, i = stream[size:], i + 1
+        received += wire.split_frames(buffer)
+    assert received == sent and not buffer
+
+
+@patient
+@given(st.binary(max_size=300))
+def test_garbage_is_a_wire_error_or_frames(data):
+    buffer = bytearray(data)
+    try:
+        frames = wire.split_frames(buffer)
+    except wire.WireError:
+        return
+    assert b"".join(map(pack, frames)) + bytes(buffer) == data
+
+
+def test_reply_to_golden_bytes():
+    (request,) = wire.split_frames(bytearray.fromhex("0007 0002 0002 0f 08"))
+    assert wire.reply(request, 0x50, b"\x1f\x00").hex(" ") == "00 07 00 02 00 04 0f 50 1f 00"
+    assert wire.modbus_exception(request).hex(" ") == "00 07 00 00 00 03 0f 88 01"

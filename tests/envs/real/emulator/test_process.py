@@ -1,11 +1,14 @@
-"""The emulator as a process: ports, start and end, bytes that are no frames."""
+"""The emulator as a process: ports, its end, bytes that are no frames; its faults, seen by the vendor's SDK."""
 
 import asyncio
 import json
+import logging
 import signal
 import socket
+import time
 from contextlib import suppress
 
+import numpy as np
 import pytest
 
 from s2robot.envs.errors import EnvError
@@ -13,8 +16,11 @@ from s2robot.envs.real.arms.sdk import client_ports
 from s2robot.envs.real.emulator.emulator import EmulatorConfig, launch, serve
 from s2robot.envs.real.emulator.side import HOST, Ports, SideChannel, free_ports
 from s2robot.envs.real.emulator.stand_in import StandIn
+from tests.envs.real import home
+from tests.envs.real.patience import wait_for
 
 ANSWER_S = 30.0
+HOME = home.HOME.tolist()  # JSON and the SDK want lists
 
 
 def ask(port: int, data: bytes, size: int) -> bytes:
@@ -74,18 +80,14 @@ def test_a_side_channel_goes_on_after_an_answer_that_came_late(emulator):
 
 def test_another_port_of_the_emulator_is_one_clear_line(emulator):
     for port in (emulator.ports.control, emulator.ports.report):
-        with pytest.raises(EnvError, match="^[^\n]*found no .*expected[^\n]*$"):
+        with pytest.raises(EnvError, match="^[^\n]*expected a running .*, got no [^\n]*$"):
             StandIn(port)
 
 
-def test_impossible_headers_close_the_connection_only(emulator):
+def test_impossible_headers_close_the_connection_only_and_modbus_is_answered(emulator):
     for data in ("00010009000101", "0001000200000d", "0001 0002 ffff 0d", "ff" * 64):
         assert ask(emulator.ports.control, bytes.fromhex(data), 1) == b""
-    assert emulator.side("status")["ok"]
-
-
-def test_standard_modbus_and_heartbeats(emulator):
-    data = bytes.fromhex("0000 0001 0002 00 00  0009 0000 0006 01 03 0000 0001")
+    data = bytes.fromhex("0000 0001 0002 00 00  0009 0000 0006 01 03 0000 0001")  # behind a heartbeat
     assert ask(emulator.ports.control, data, 9) == bytes.fromhex("0009 0000 0003 01 83 01")
 
 
@@ -98,15 +100,83 @@ def test_side_channel_answers_anything(emulator):
             assert answer["ok"] is False and "\n" not in answer["error"]
 
 
-def test_a_client_that_never_reads_does_not_hold_up_others(emulator):
-    with socket.socket() as deaf:
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.connect((HOST, emulator.ports.control))
-        deaf.setblocking(False)
-        joints = bytes.fromhex("0001 0002 0002 2a 03")
-        with pytest.raises(BlockingIOError):
-            for _ in range(100_000):
-                deaf.sendall(joints * 100)
-        with SideChannel(emulator.ports.side, ANSWER_S) as side:
-            assert side("status")["ok"]
-        assert len(ask(emulator.ports.control, joints, 92)) == 92
+# ---------------------------------------------------------------- the vendor's SDK, unmodified
+
+
+@pytest.fixture
+def arm(emulator):
+    """Ready for a stream of joints."""
+    wrapper = pytest.importorskip("xarm.wrapper")
+    logging.getLogger("xarm.core.utils.log").setLevel(logging.CRITICAL)
+    emulator.side("clear")
+    with client_ports(emulator.ports):
+        arm = wrapper.XArmAPI("127.0.0.1", is_radian=True, forbid_uds=True)
+        arm.set_timeout(10)
+        arm.clean_error()
+        emulator.side("place_arm", joints=HOME)
+        assert (arm.motion_enable(True), arm.set_mode(1), arm.set_state(0)) == (0, 0, 0)
+        yield arm
+        emulator.side("clear")
+        arm.disconnect()
+
+
+def joints(arm):
+    code, states = arm.get_joint_states()
+    assert code == 0
+    return np.array(states[0])
+
+
+def arrived(emulator, since=0.0):
+    """Motion commands that have reached the box."""
+    return [c for c in emulator.side("commands", since=since)["commands"] if c["kind"] == "motion"]
+
+
+def test_what_the_sdk_lets_through(arm, emulator):
+    began, targets = time.monotonic(), [np.array(HOME) + 0.001 * k for k in range(1, 11)]
+    for target in targets:
+        assert arm.set_servo_angle_j(list(target)) == 0
+        time.sleep(0.01)
+    wait_for(lambda: np.abs(joints(arm) - targets[-1]).max() < 1e-3, "the motion")
+    sent = arrived(emulator, began)
+    assert [c["name"] for c in sent] == ["SERVO_J"] * 10
+    np.testing.assert_allclose([c["values"][:7] for c in sent], targets, atol=1e-6)
+    assert all(c["accepted"] and not c["unsafe"] for c in sent)
+    began = time.monotonic()
+    assert arm.set_servo_angle_j([0, 0, 0, -0.5, 0, 0, 0]) == -8  # its own range check
+    assert arrived(emulator, began) == []
+    for value in (float("nan"), float("inf")):  # it compares with neither
+        assert arm.set_servo_angle_j([value, *HOME[1:]]) == 10
+    assert [c["flags"] for c in arrived(emulator, began)] == [["nonfinite"]] * 2
+    np.testing.assert_allclose(joints(arm), targets[-1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name, settings, said",
+    [
+        ("no", {}, "KeyError: 'fault no'"), ("delay", {"seconds": -1}, "seconds"), ("mode", {"mode": 9}, "mode"),
+        ("camera_stale", {"camera": "hand"}, "camera_stale: expected"), ("drop", {"clients": 1}, "clients"),
+    ],
+)  # fmt: skip
+def test_unknown_faults_and_settings_are_one_clear_line(emulator, name, settings, said):
+    with pytest.raises(EnvError, match=said) as caught:
+        emulator.side.fault(name, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_dropped_connection_sent_to_a_hung_box_is_never_obeyed(arm, emulator):
+    arm.set_timeout(0.3)
+    when = emulator.side.fault("hang")
+    assert arm.set_servo_angle_j([0.01, *HOME[1:]]) == 3
+    emulator.side.fault("drop")
+    control = str(emulator.ports.control)
+    wait_for(lambda: emulator.side("status")["connections"][control] == 0, "the end of the connection")
+    assert not arrived(emulator, when)
+
+
+def test_frozen_joints_are_told_while_the_arm_moves(arm, emulator):
+    emulator.side.fault("freeze_joints")
+    assert arm.set_servo_angle_j([0.05, *HOME[1:]]) == 0
+    wait_for(lambda: abs(emulator.side("status")["joints"][0] - 0.05) < 1e-3, "the motion")
+    assert joints(arm)[0] == 0
+    emulator.side("clear")
+    assert abs(joints(arm)[0] - 0.05) < 1e-3

@@ -8,6 +8,7 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.geometry import ToolIK
 from s2robot.envs.real.control.clock import now
+from s2robot.envs.real.emulator import stand_in
 from s2robot.envs.real.emulator.emulator import launch
 from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
 from s2robot.envs.real.emulator.stand_in import EmulatedCamera
@@ -69,9 +70,9 @@ def test_frames_are_cube_picks_and_each_scene_has_its_clutter():
     plant.env.close()
 
 
-def test_frames_come_over_loopback_and_go_wrong_on_demand(emulator):
-    side = emulator.side
-    camera = EmulatedCamera(emulator.ports.side, "hand", PATIENCE)
+def test_frames_come_over_loopback_and_go_wrong_on_demand(emulator, monkeypatch):
+    monkeypatch.setattr(stand_in, "_FRAME_S", PATIENCE)
+    side, camera = emulator.side, EmulatedCamera(emulator.ports.side, "hand", PATIENCE)
     (first, image), (second, _) = camera.read(), camera.read()
     assert image.shape == (64, 64, 3) and image.std() > 5 and 0 < second - first and now() - second < PATIENCE
 
@@ -87,12 +88,15 @@ def test_frames_come_over_loopback_and_go_wrong_on_demand(emulator):
     thawed = [camera.read()[1] for _ in range(2)][1]
     assert np.abs(thawed.astype(int) - frozen).max() > 20
 
+    monkeypatch.setattr(stand_in, "_FRAME_S", 0.3)
+    hasty = EmulatedCamera(emulator.ports.side, "hand", PATIENCE)
     side.fault("camera_stale")
     with pytest.raises(EnvError, match="no answer to 'frame'"):
         for _ in range(3):
-            camera.read()
+            hasty.read()
     side("clear")
-    camera.close()
+    for one in (camera, hasty):
+        one.close()
 
 
 def test_scene_over_the_side_channel(emulator):
@@ -100,6 +104,6 @@ def test_scene_over_the_side_channel(emulator):
     assert emulator.side("scene")["cube_pose"][:2] == pytest.approx(answer["cube_pose"][:2], abs=1e-3)
     assert len(answer["start_joints"]) == 7 and answer["stage"] == "approach"
     for wrong in ({"seed": -1}, {"cube_xy": [1]}, {"cube_yaw": "x"}, {"colour": 1}, {"cube_xy": [0, 99]}):
-        with pytest.raises(EnvError, match="emulator: "):
+        with pytest.raises(EnvError, match="bridge.emulator.port="):
             emulator.side("reset_scene", **wrong)
     assert emulator.side("scene")["env"]["env_config"]["image_size"] == 64

@@ -1,4 +1,4 @@
-"""A hand leads the emulated arm; what was recorded, played back through the bridge, reaches the same joints."""
+"""A hand leads the arm, emulated or in virtual time, and what it does becomes actions."""
 
 import threading
 
@@ -9,22 +9,15 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import REFUSED
 from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
-from s2robot.envs.real.control.loop import LoopConfig
-from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.operator.teleop import Controls, teach
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, PATIENCE, wait_for
-from tests.envs.real.virtual import NOISE, Calls, FakeArm, Film, VirtualClock, Watch, episode
+from tests.envs.real.virtual import LIVE, NOISE, Calls, FakeArm, Film, VirtualClock, Watch, driven
 
 pytest.importorskip("xarm")
 
-LIVE = LoopConfig(live=True, image_size=16, gripper_hold=0)
-
-
-def runtime_of(driver, cameras, act=None, loop=LIVE, limits=CALM, **settings):
-    settings = {"safety": SafetyConfig(state_age_max=3.0), "supervisor": Watch()} | settings
-    return ArmRuntime(driver, cameras, act, XArm7Points(), loop, limits, **settings)
+LED = LIVE.replace(gripper_hold=0)
 
 
 @pytest.fixture
@@ -35,8 +28,7 @@ def cameras():
     reader.close()
 
 
-@pytest.mark.realtime
-def test_what_was_taught_played_back_reaches_the_same_joints(emulator, driver, cameras):
+def test_what_a_hand_does_with_the_emulated_arm_becomes_actions(emulator, driver, cameras):
     steps, controls = [], Controls()
     goals = [HOME + np.linspace(0.1, -0.1, 7), HOME + np.linspace(0.15, 0.05, 7)]
 
@@ -53,7 +45,8 @@ def test_what_was_taught_played_back_reaches_the_same_joints(emulator, driver, c
 
     person = threading.Thread(target=hand, daemon=True)
     person.start()
-    assert teach(runtime_of(driver, cameras), controls, 300, Calls(step=steps.append)) == ""
+    runtime = ArmRuntime(driver, cameras, None, XArm7Points(), LED, CALM, supervisor=Watch())
+    assert teach(runtime, controls, 1000, Calls(step=steps.append)) == ""
     person.join(PATIENCE)
     assert emulator.side("status")["state"] >= 4 and driver.command(HOME, None).code == REFUSED
 
@@ -62,19 +55,10 @@ def test_what_was_taught_played_back_reaches_the_same_joints(emulator, driver, c
     assert actions.dtype == proprio.dtype == np.float32 and len(steps) > 5
     assert steps[0]["images_hand"].shape == (16, 16, 3)
     np.testing.assert_allclose(proprio[0, :7], HOME, atol=1e-3)
+    np.testing.assert_allclose(proprio[-1, :7], goals[-1], atol=1e-3)
     # the gripper closed at the first goal and opened at the second
     assert set(np.diff(actions[:, 7])) == {0.0, 1.0, -1.0} and proprio[:, 7].min() < 0.5
     np.testing.assert_allclose(proprio[0, :7] + actions[:-1, :7].sum(0), proprio[-1, :7], atol=1e-4)
-
-    emulator.side("place_arm", joints=HOME.tolist())
-    left = [np.zeros(8), *actions]  # the first answer only warms up
-    played = []
-    act = lambda o: left.pop(0)  # noqa: E731
-    runtime = runtime_of(driver, cameras, act, subscribers=[Calls(step=played.append)])
-    result = episode(runtime, len(actions))
-    assert (result.cause, result.steps) == ("steps", len(actions))
-    np.testing.assert_allclose(emulator.side("status")["joints"], goals[-1], atol=5e-3)
-    np.testing.assert_allclose(np.stack([s["action"] for s in played]), actions, atol=1e-5)
 
 
 class LedArm(FakeArm):
@@ -105,9 +89,8 @@ def led():
     return LedArm(VirtualClock())
 
 
-def taught(arm, controls, heard, camera=None, **settings):
-    runtime = runtime_of(arm, {"hand": camera or Film(arm.clock, NOISE, 30)}, clock=arm.clock, **settings)
-    return teach(runtime, controls, 300, Calls(step=heard))
+def taught(arm, controls, heard, loop=LED, watchdog=CALM, **settings):
+    return teach(driven(arm, None, loop, watchdog=watchdog, **settings), controls, 300, Calls(step=heard))
 
 
 def test_the_gripper_closes_at_once_and_the_end_is_the_end_of_the_step(led):
@@ -146,7 +129,7 @@ def test_a_hand_too_fast_for_an_action_is_caught_up_with(led):
             led.hand(HOME + 0.2)  # 0.8 rad/s against 0.2 rad/s
         controls.ended = len(steps) > 2 and abs(sum(s["action"][0] for s in steps) - 0.2) < 1e-3
 
-    assert taught(led, controls, add, loop=LIVE.replace(max_delta=0.02)) == ""
+    assert taught(led, controls, add, loop=LED.replace(max_delta=0.02)) == ""
     actions = np.stack([s["action"] for s in steps])
     assert np.abs(actions[:, :7]).max() <= 0.02 + 1e-6
     np.testing.assert_allclose(actions[:, :7].sum(0), np.full(7, 0.2), atol=2e-3)
@@ -159,7 +142,9 @@ def test_an_error_or_a_silent_camera_breaks_the_episode_off(led):
         taught(led, Controls(), lambda step: None)
     led.error = 0
     film = Film(led.clock, NOISE, 30)
-    stale = taught(led, Controls(), lambda step: film.end(), film, limits=CALM.replace(camera_hold=0.4))
+    stale = taught(
+        led, Controls(), lambda step: film.end(), camera=film, watchdog=CALM.replace(camera_hold=0.4)
+    )
     assert stale == "camera hand is stale"
     led.silent = lambda arm: True
     with pytest.raises(EnvError, match=r"teaching: found idle \(joint state is stale\), expected ready"):

@@ -1,0 +1,116 @@
+"""`s2robot reproduce`: does an evaluation of elsewhere hold here?
+
+    s2robot reproduce run=theirs/run checkpoint=theirs/run/checkpoint     # exit code 0, 3 or 4: VERDICTS
+
+First the episodes' starts: whose settled state or first frames are others here, whatever the policy does. Then success at
+the same positions: "reproduced" if the 90 % interval of the paired difference lies within the margin (two one-sided tests
+at 5 %), "differs" if its 95 % interval excludes zero, else "cannot tell". The margin is known before anything runs.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from s2robot.comparison.paired import difference
+from s2robot.core.errors import UserError
+from s2robot.core.files import read_json, write_json
+from s2robot.core.provenance import policy_sha256, versions
+from s2robot.core.settings import Settings, from_yaml, read_some
+from s2robot.envs.tasks import settings_of
+from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
+from s2robot.evaluation.records import read_records, read_summary
+
+VERDICTS = {"reproduced": 0, "differs": 3, "cannot tell": 4}
+_PARTS = {"state": "physics", "frames": "images"}  # of a start's fingerprints
+
+
+class ReproduceSettings(Settings, file="reproduce"):
+    run: Path = from_yaml()
+    checkpoint: Path | None = from_yaml()
+    episodes: int | None = from_yaml(ge=2)
+    margin: float = from_yaml(gt=0, lt=1)
+    workers: int | None = from_yaml(ge=1)
+
+
+def reproduce(cfg: DictConfig) -> int:
+    """Evaluate the first ``episodes`` of a run again, print what differs and the verdict; return its exit code."""
+    settings, out = read_some(ReproduceSettings, cfg), Path(cfg.run_dir)
+    theirs = read_summary(settings.run / "summary.json")
+    records = read_records(settings.run / "episodes.jsonl", settings.episodes)
+    identity = read_json(settings.run / "episodes.settings.json")
+    checkpoint = settings.checkpoint or settings.run / "checkpoint"
+    if (found := policy_sha256(checkpoint)) != (wanted := identity.get("policy")):
+        raise UserError(
+            f"checkpoint: expected the run's policy {str(wanted)[:12]}, got {found[:12]}: {checkpoint}"
+        )
+    how = EvaluateSettings(
+        episodes=len(records), seed=identity["evaluate.seed"], control=identity.get("evaluate.control"), videos=0,
+        workers=settings.workers,
+    )  # fmt: skip
+    world = settings_of(identity["env"], f"{settings.run}: env")
+    evaluate_checkpoint(checkpoint, out, how, world)
+    ours = read_records(out / "episodes.jsonl")
+    result = compared(records, ours, settings.margin) | {
+        "versions": {"there": theirs.get("versions"), "here": versions()}
+    }
+    write_json(out / "reproduce.json", result)
+    print("\n".join(lines(result, str(world.task))))
+    return VERDICTS[result["verdict"]]
+
+
+def compared(
+    theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]], margin: float
+) -> dict[str, Any]:
+    """Return the starts that differ, the paired difference (ours minus theirs) with its intervals, and the verdict."""
+    here = {record["seed"]: record for record in ours}
+    if missing := [record["seed"] for record in theirs if record["seed"] not in here]:
+        raise UserError(f"positions: expected those of the run, got no position {missing[0]}")
+    pairs = [(record, here[record["seed"]]) for record in theirs]
+    others = {
+        part: [
+            a["seed"]
+            for a, b in pairs
+            if a.get("start") and b.get("start") and a["start"][part] != b["start"][part]
+        ]
+        for part in _PARTS
+    }
+    success = np.array([[[a["success"] for a, _ in pairs]], [[b["success"] for _, b in pairs]]], float)
+    narrow, wide = (difference(success[1], success[0], level) for level in (0.90, 0.95))
+    verdict = "cannot tell"
+    if -margin < narrow.low and narrow.high < margin:
+        verdict = "reproduced"
+    elif wide.low > 0 or wide.high < 0:
+        verdict = "differs"
+    return {
+        "verdict": verdict, "margin": margin, "positions": len(pairs),
+        "known_starts": sum(bool(a.get("start")) for a, _ in pairs), "other_starts": others,
+        "there": int(success[0].sum()), "here": int(success[1].sum()), "difference": wide.difference,
+        "low90": narrow.low, "high90": narrow.high, "low95": wide.low, "high95": wide.high,
+        "changed": [a["seed"] for a, b in pairs if a["success"] != b["success"]],
+    }  # fmt: skip
+
+
+def lines(result: Mapping[str, Any], task: str) -> list[str]:
+    count, there, here = (
+        result["positions"],
+        *((result["versions"][side] or {}) for side in ("there", "here")),
+    )
+    found = []
+    for part, name in _PARTS.items():
+        if others := result["other_starts"][part]:
+            found.append(
+                f"{task}: {name} at the start differ in {len(others)} of {count} episodes (first: seed {others[0]})"
+            )
+    if not found:
+        known = result["known_starts"]
+        found.append(f"{task}: {known} of {count} episodes begin alike, in physics and images" if known else
+                     f"{task}: the run has no fingerprints of its starts")  # fmt: skip
+    if changes := [f"{name} {there.get(name)} -> {v}" for name, v in here.items() if there.get(name) != v]:
+        found.append("versions: " + ", ".join(changes))
+    points = [100 * result[key] for key in ("difference", "low90", "high90")]
+    found.append(f"success: {result['there']} of {count} there, {result['here']} here; {points[0]:+.1f} points "
+                 f"[{points[1]:+.1f}, {points[2]:+.1f}] at 90 %, margin {100 * result['margin']:g} points")  # fmt: skip
+    return [*found, result["verdict"]]

@@ -1,0 +1,302 @@
+"""`s2robot stats`: intervals, differences and what the trials could have seen, for anyone's trials.
+
+    s2robot stats 74/80 91/120                                # successes/trials of independent arms
+    s2robot stats act:31/50 diffusion:44/50 against=act
+    s2robot stats a/eval_info.json b/eval_info.json           # LeRobot's; a folder of `s2robot evaluate` or `compare`; CSV
+
+A CSV file has a column `success` (0, 1, true or false) and may have `arm`, `training_seed` and `position`. Arms on the same
+positions are paired. Exit code 0: every pair was told apart; 3: at least one was not.
+"""
+
+import csv
+import math
+import re
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from omegaconf import DictConfig
+from pydantic import Field
+from scipy import stats
+from scipy.optimize import brentq
+
+from s2robot.comparison import paired
+from s2robot.comparison.settings import Power
+from s2robot.comparison.statistics import MINUS, p_text, pair_figures, power_at, verdict
+from s2robot.core.errors import UserError, one_of
+from s2robot.core.files import read_json, read_text, write_json
+from s2robot.core.settings import Settings, Stored, from_yaml, read, read_some
+from s2robot.evaluation.records import read_records, wilson
+
+UNDECIDED = 3  # exit code
+_COUNTS = re.compile(r"(?:(?P<label>[^:/]+):)?(?P<successes>\d+)/(?P<trials>\d+)")
+_METHOD = "independent trials, Newcombe's interval, Barnard's exact test"
+_EXACT, _CHANCES, _OUTSIDE = (
+    4_000_000,
+    400,
+    1e-4,
+)  # of an exact test: most tables, points of its grid, see `barnard`
+_TRUTH = {"1": True, "true": True, "0": False, "false": False}
+
+
+class StatsSettings(Settings, file="stats"):
+    trials: tuple[str, ...] = from_yaml(min_length=1)
+    against: str | None = from_yaml()
+    power: float = from_yaml(gt=0, lt=1)
+
+
+class Arm(NamedTuple):
+    label: str
+    outcomes: np.ndarray  # bool (training seeds, trials)
+    positions: tuple[Any, ...] | None  # of the trials; None: not known, so it cannot be paired
+
+
+class _Row(NamedTuple):
+    arm: str
+    seed: str  # of training
+    position: Any
+    success: bool
+
+
+class _Episode(Stored):
+    success: bool
+    seed: int | None = None
+
+
+class _Task(Stored):
+    task_group: str
+    task_id: int
+    metrics: dict[str, Any]
+
+
+class _EvalInfo(Stored):
+    """LeRobot's eval_info.json: of one environment, or since 0.4 of several tasks, whose seeds it does not store."""
+
+    per_episode: tuple[_Episode, ...] = ()
+    per_task: tuple[_Task, ...] = ()
+
+
+class _Successes(Stored):
+    successes: tuple[bool, ...] = Field(min_length=1)
+
+
+def run_stats(cfg: DictConfig) -> int:
+    """Print the figures of ``cfg.trials``, write them to stats.json in the run directory, and return the exit code."""
+    settings = read_some(StatsSettings, cfg)
+    arms = [arm for word in settings.trials for arm in read_arms(word)]
+    labels = [arm.label for arm in arms]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise UserError(
+            f"trials: expected arms of different names, got {min(twice)!r} twice; type <name>:<trials>"
+        )
+    if settings.against is not None:
+        one_of("against", settings.against, labels)
+    pairs = [(a, b) for a, b in combinations(arms, 2) if settings.against in (None, a.label, b.label)]
+    pairs = [(b, a) if a.label == settings.against else (a, b) for a, b in pairs]
+    found = [compared(a, b, settings.power) for a, b in pairs]
+    for pair, p in zip(found, paired.holm([pair["p"] for pair in found]), strict=True):
+        pair["p_holm"] = p
+    rows = [_arm_row(arm) for arm in arms]
+    print("\n".join(["", *_lines(rows, found, settings.power)]))
+    write_json(Path(cfg.run_dir) / "stats.json", {"arms": rows, "pairs": found})
+    return 0 if all(verdict(pair) for pair in found) else UNDECIDED
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_arms(word: str) -> list[Arm]:
+    """Return the arms of `[<name>:]74/80`, or of `[<name>:]<file or folder>`. UserError: anything else, or a broken file."""
+    if counts := _COUNTS.fullmatch(word):
+        successes, trials = int(counts["successes"]), int(counts["trials"])
+        if not 0 <= successes <= trials or trials == 0:
+            raise UserError(f"trials: expected successes/trials such as 74/80, got {word}")
+        return [Arm(counts["label"] or word, np.arange(trials)[None] < successes, None)]
+    label, colon, rest = word.partition(":")
+    path = Path(rest if colon and not Path(word).exists() else word)
+    name = label if path != Path(word) else ""
+    if path.is_dir():
+        known = [path / file for file in ("episodes.csv", "episodes.jsonl", "eval_info.json")]
+        path = next((file for file in known if file.exists()), path / "episodes.jsonl")
+    if not path.exists():
+        raise UserError(f"trials: expected successes/trials such as 74/80, or a file, got {word}")
+    readers = {".csv": _read_csv, ".json": _read_lerobot, ".jsonl": _read_run}
+    one_of(f"{path}: the name's end", path.suffix, readers)
+    rows = readers[path.suffix](path)
+    own = name or (path.stem if path.stem not in ("episodes", "eval_info") else path.resolve().parent.name)
+    arms = dict.fromkeys(row.arm for row in rows)
+    return [_arm(path, arm or own, [row for row in rows if row.arm == arm]) for arm in arms]
+
+
+def _arm(path: Path, label: str, rows: Sequence[_Row]) -> Arm:
+    seeds: dict[str, dict[Any, bool]] = {}
+    for i, row in enumerate(rows):
+        run = seeds.setdefault(row.seed, {})
+        position = ("trial", i) if row.position is None else row.position
+        if position in run:
+            raise UserError(f"{path}: expected each position once, got {label} {position} twice")
+        run[position] = row.success
+    first, *others = seeds.values()
+    if any(run.keys() != first.keys() for run in others):
+        raise UserError(f"{path}: expected the same positions for each training seed of {label}, got others")
+    positions = tuple(sorted(first, key=str))
+    known = all(row.position is not None for row in rows)
+    return Arm(
+        label,
+        np.array([[run[at] for at in positions] for run in seeds.values()]),
+        positions if known else None,
+    )
+
+
+def _read_csv(path: Path) -> list[_Row]:
+    rows = list(csv.DictReader(read_text(path).splitlines()))
+    if not rows or "success" not in rows[0]:
+        got = ", ".join(rows[0]) if rows else "no rows"
+        raise UserError(f"{path}: expected a header with a column 'success', got {got}")
+    found = []
+    for number, row in enumerate(rows, start=2):
+        success = _TRUTH.get((row["success"] or "").strip().lower())
+        if success is None:
+            raise UserError(
+                f"{path} line {number}: success: expected 0, 1, true or false, got {row['success']!r}"
+            )
+        if not row.get("axis"):  # a comparison's other worlds
+            position = row.get("position") or row.get("seed") or None
+            found.append(_Row(row.get("arm") or "", row.get("training_seed") or "", position, success))
+    return found
+
+
+def _read_run(path: Path) -> list[_Row]:
+    return [_Row("", "", str(record["seed"]), record["success"]) for record in read_records(path)]
+
+
+def _read_lerobot(path: Path) -> list[_Row]:
+    info = read(_EvalInfo, read_json(path), f"{path}: ")
+    rows = [_Row("", "", None if e.seed is None else str(e.seed), e.success) for e in info.per_episode]
+    for task in info.per_task:
+        at = f"{path}: per_task.{task.task_group}.{task.task_id}: "
+        rows += [_Row("", "", None, success) for success in read(_Successes, task.metrics, at).successes]
+    if not rows:
+        raise UserError(f"{path}: expected per_episode or per_task of LeRobot's eval_info.json, got neither")
+    return rows
+
+
+# ---------------------------------------------------------------- figures
+
+
+def compared(a: Arm, b: Arm, power: float) -> dict[str, Any]:
+    """Return the difference in success of a and b, as in compare.json, and the smallest gap seen with ``power``."""
+    if matched := a.positions is not None and a.positions == b.positions:
+        outcomes = {a.label: a.outcomes, b.label: b.outcomes}
+        found = pair_figures(outcomes, range(len(a.positions or ())), a.label, b.label)
+        keys = ("a", "b", "difference", "low", "high", "p", "scope", "method")
+        found = {key: found[key] for key in keys}
+    else:
+        if len(a.outcomes) > 1 or len(b.outcomes) > 1:
+            raise UserError(
+                f"{a.label}, {b.label}: expected the same positions for arms of several training seeds"
+            )
+        found = {"a": a.label, "b": b.label, **independent(a.outcomes[0], b.outcomes[0])}
+        found |= {"scope": "new trials", "method": _METHOD}
+    return {**found, "paired": matched, "detectable": detectable(a, b, matched, power)}
+
+
+def independent(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """Return difference, low, high and p of two independent arms (trials,): Newcombe 1998, method 10, and `barnard`."""
+    (k, m), (j, n) = ((int(x.sum()), len(x)) for x in (a, b))
+    (la, ua), (lb, ub), (pa, pb) = wilson(k, m), wilson(j, n), (k / m, j / n)
+    low = pa - pb - math.hypot(pa - la, ub - pb)
+    high = pa - pb + math.hypot(ua - pa, pb - lb)
+    return {"difference": pa - pb, "low": low, "high": high, "p": barnard(k, m, j, n)}
+
+
+def barnard(k: int, m: int, j: int, n: int) -> float:
+    """Return the exact two-sided p of Barnard's test with the pooled z (Suissa & Shuster 1985): k of m against j of n.
+
+    The worst chance of success is looked for on a grid over the 99.99 % interval of the pooled one, and the 0.0001 outside it
+    is added (Berger & Boos 1994); scipy's searches all chances, where the worst is often one that the data exclude. Beyond
+    `_EXACT` tables the normal distribution serves.
+    """
+    x, y = np.ogrid[: m + 1, : n + 1] if (m + 1) * (n + 1) <= _EXACT else (np.array([[k]]), np.array([[j]]))
+    pooled = (x + y) / (m + n)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        z = np.abs(x / m - y / n) / np.sqrt(pooled * (1 - pooled) * (1 / m + 1 / n))
+    z = np.nan_to_num(z)  # none or all succeeded: no difference
+    if z.size == 1:
+        return float(2 * stats.norm.sf(z[0, 0]))
+    beyond = (z >= z[k, j] - 1e-9).astype(float)
+    likely = stats.binomtest(k + j, m + n).proportion_ci(1 - _OUTSIDE)
+    low, high = (math.asin(math.sqrt(chance)) for chance in (likely.low, likely.high))
+    chances = np.sin(np.linspace(low, high, _CHANCES)[:, None]) ** 2  # (C, 1)
+    first, second = (
+        stats.binom.pmf(np.arange(m + 1), m, chances),
+        stats.binom.pmf(np.arange(n + 1), n, chances),
+    )
+    return min(1.0, float(((first @ beyond) * second).sum(1).max()) + _OUTSIDE)
+
+
+def detectable(a: Arm, b: Arm, matched: bool, power: float) -> float | None:
+    """Return the smallest gap above the worse arm that so many trials see with ``power`` at 5 %; None if there is none."""
+    x, y = a.outcomes.mean(0), b.outcomes.mean(0)
+    if (most := 1 - min(x.mean(), y.mean())) <= 1e-6:
+        return None
+    base, noise = min(x.mean(), y.mean()), math.sqrt(x.mean() * (1 - x.mean()) * y.mean() * (1 - y.mean()))
+    same = np.cov(x, y)[0, 1] / noise if matched and noise else 0.0
+    spread = max(0.0, sum(_seed_variance(arm.outcomes) for arm in (a, b)) / 2) if matched else 0.0
+    design = Power(
+        base=float(base),
+        gap=1e-9,
+        correlation=min(max(same, 0.0), 0.95),
+        seed_sd=min(math.sqrt(spread), 0.49),
+    )
+
+    def lacks(gap: float) -> float:
+        if matched:
+            return power_at(gap, len(x), design, min(len(a.outcomes), len(b.outcomes))) - power
+        q = min(base + gap, 1.0)
+        error = math.sqrt(base * (1 - base) / len(x) + q * (1 - q) / len(y))
+        return float(stats.norm.sf(stats.norm.isf(design.alpha / 2) - gap / max(error, 1e-9))) - power
+
+    if lacks(most) < 0:
+        return None
+    return float(brentq(lacks, 1e-6, most, xtol=1e-4))
+
+
+def _seed_variance(outcomes: np.ndarray) -> float:
+    """Variance of success between training seeds (seeds, positions), less what positions explain; may be negative."""
+    if len(outcomes) == 1:
+        return 0.0
+    found = np.asarray(outcomes, float)
+    return float(found.mean(1).var(ddof=1) - paired.noise(found) / found.shape[1])
+
+
+def _arm_row(arm: Arm) -> dict[str, Any]:
+    low, high, method = paired.success_interval(arm.outcomes)
+    counts = {
+        "successes": int(arm.outcomes.sum()),
+        "trials": int(arm.outcomes.size),
+        "seeds": len(arm.outcomes),
+    }
+    return {"label": arm.label, **counts, "low": low, "high": high, "interval": method}
+
+
+def _lines(rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], power: float) -> Iterator[str]:
+    wide = max(len(row["label"]) for row in rows)
+    for row in rows:
+        share, low, high = (100 * v for v in (row["successes"] / row["trials"], row["low"], row["high"]))
+        of_seeds = f", {row['seeds']} training seeds" if row["seeds"] > 1 else ""
+        count = f"{row['successes']} of {row['trials']}"
+        yield f"{row['label']:<{wide}}  {share:5.1f} % [{low:.1f}, {high:.1f}]  {count}{of_seeds}"
+    words = {True: "differ", False: "not told apart", None: "borderline"}
+    for pair in pairs:
+        points = [f"{100 * pair[key]:+.1f}".replace("-", MINUS) for key in ("difference", "low", "high")]
+        name = f"{pair['a']} {MINUS} {pair['b']}"
+        yield f"{name}: {points[0]} points [{points[1]}, {points[2]}], {p_text(pair['p_holm'])}: {words[verdict(pair)]}"
+        gap = pair["detectable"]
+        seen = "no gap" if gap is None else f"a gap of {100 * gap:.1f} points or more"
+        method = f"paired, {pair['method']}" if pair["paired"] else pair["method"]
+        yield f"    {method}; holds for {pair['scope']}; {seen} would be seen with {100 * power:g} % power"
+    if len(pairs) > 1:
+        yield f"p is adjusted for {len(pairs)} pairs (Holm); intervals are not."

@@ -1,0 +1,277 @@
+"""`s2robot stress`: how a policy's success falls with disturbances, on the same positions as without.
+
+The run directory holds `cells/<axis>-<strength>/episodes.jsonl`, stress.json with all figures, episodes.csv and report.html;
+the same command resumes after a kill. Axes and strengths: configs/stress.yaml and `s2robot.envs.disturb`.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from pydantic import field_validator
+
+from s2robot.config import task_settings
+from s2robot.core.errors import one_of
+from s2robot.core.files import write_csv, write_json
+from s2robot.core.progress import bar
+from s2robot.core.provenance import command, policy_sha256, versions
+from s2robot.core.settings import Settings, from_yaml, read_some
+from s2robot.core.workers import worker_pool
+from s2robot.demos.lineage import Lineage
+from s2robot.envs.disturb import AXES, SETTINGS, Disturbed, available
+from s2robot.envs.task import TaskSettings
+from s2robot.envs.tasks import make, make_cached
+from s2robot.evaluation.evaluate import world_for
+from s2robot.evaluation.records import Journal, wilson
+from s2robot.evaluation.rollouts import LearnedPlanner, World
+from s2robot.evaluation.video import Frame, write_video
+from s2robot.loading import image_size_of, load_networks
+from s2robot.reporting import page, plots
+from s2robot.reporting.page import Block, Section
+
+STRENGTHS = 5
+_RESAMPLES = 2000  # of the positions, for the interval of the score
+
+
+class StressSettings(Settings, file="stress"):
+    episodes: int = from_yaml(ge=2)
+    seed: int = from_yaml(ge=0)
+    workers: int | None = from_yaml(ge=1)
+    threads: int = from_yaml(ge=1)
+    device: str = from_yaml()
+    videos: int = from_yaml(ge=0)
+    only: tuple[str, ...] | None = from_yaml()
+    axes: dict[str, tuple[float, ...]] = from_yaml()
+
+    @field_validator("axes")
+    @classmethod
+    def _five_strengths(cls, axes: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        for name, values in axes.items():
+            one_of("axes", name, AXES)
+            if len(values) != STRENGTHS:
+                raise ValueError(f"{name}: expected {STRENGTHS} strengths, weakest first, got {list(values)}")
+        return axes
+
+
+class Cell(NamedTuple):
+    axis: str  # "": undisturbed
+    strength: int  # from 1
+    value: float
+
+    @property
+    def folder(self) -> str:
+        return f"cells/{self.axis}-{self.strength}" if self.axis else "cells/undisturbed"
+
+
+class StressWorld:
+    """All cells' worlds and a planner: the state of a worker."""
+
+    def __init__(self, config: TaskSettings, planner: LearnedPlanner):
+        self.config, self.planner = config, planner
+        self._plain: Disturbed | None = None
+
+    def run(self, cell: Cell, episode: int, seed: int) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:
+        return self._world(cell).run(episode, seed)
+
+    def film(self, cell: Cell, record: Mapping[str, Any], actions: np.ndarray, path: Path) -> Path:
+        """Run an episode again and write what the policy saw."""
+        env: Any = self._world(cell).env.world
+        frames: list[Frame] = [env.reset(seed=record["seed"])[0]["images"]]
+        stages = [env.stage]
+        for action in actions:
+            env.step_physics(action)
+            frames.append(env.observe()["images"])
+            stages.append(env.stage)
+        return write_video(path, frames, record, stages=stages, rate=self.config.rate_hz)
+
+    def _world(self, cell: Cell) -> World:
+        config = configured(self.config, cell)
+        task = Disturbed(make_cached(config)) if cell.axis in SETTINGS else self._own()
+        task.axis, task.value = cell.axis, cell.value
+        return World(config, self.planner, task)
+
+    def _own(self) -> Disturbed:
+        """The one that most cells share; its first model is what each episode begins with."""
+        if self._plain is None:
+            self._plain = Disturbed(make(self.config))
+        return self._plain
+
+
+def configured(config: TaskSettings, cell: Cell) -> TaskSettings:
+    name = SETTINGS.get(cell.axis)
+    return config if name is None else config.replace(**{name: type(getattr(config, name))(cell.value)})
+
+
+def stress(cfg: DictConfig) -> dict[str, Any]:
+    """Run all cells that are not done yet and write the figures; return what stress.json holds."""
+    settings, out, checkpoint = read_some(StressSettings, cfg), Path(cfg.run_dir), Path(cfg.checkpoint)
+    policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), cfg.encoder.checkpoint)
+    config, contract, _ = world_for(task_settings(cfg), contract, image_size_of(contract, encoder))
+    positions = range(settings.seed, settings.seed + settings.episodes)
+    Lineage.of(contract, name=checkpoint).refuse(positions, checkpoint, "seed")
+    axes = _chosen(settings, config)
+    cells = [Cell("", 0, 0.0), *(Cell(a, i, v) for a in axes for i, v in enumerate(settings.axes[a], 1))]
+    same = {"policy": policy_sha256(checkpoint), "env": config.model_dump(), "seed": settings.seed}
+    dtype, width = contract["encoder"]["features_dtype"], settings.workers or os.cpu_count() or 1
+    planner = LearnedPlanner(policy, encoder, contract["cameras"], dtype, settings.device, settings.threads)
+    journals = {c: Journal(out / c.folder / "episodes.jsonl", {**same, "cell": list(c)}) for c in cells}
+    todo = [
+        (c, e, settings.seed + e)
+        for c in cells
+        for e in range(settings.episodes)
+        if e not in journals[c].records
+    ]
+    total = len(cells) * settings.episodes
+    with (
+        bar("disturbing") as update,
+        worker_pool(width, partial(StressWorld, config, planner), encodes=True) as pool,
+    ):
+        update(total - len(todo), total)
+        for done, ((cell, *_), (record, actions, _)) in enumerate(pool.as_done(StressWorld.run, todo), 1):
+            journals[cell].append(record, actions)
+            update(total - len(todo) + done, total)
+        found = figures(journals, axes, settings)
+        films = _chosen_films(found, journals, settings)
+        tasks = [(c, journals[c].records[e], journals[c].actions[e], out / path) for c, e, path in films]
+        list(pool.in_order(StressWorld.film, tasks))
+    found |= {
+        "videos": [{"axis": c.axis, "strength": c.strength, "value": c.value, "episode": e, "path": p} for c, e, p in films],
+        "checkpoint": str(checkpoint), "versions": versions(), "command": command(),
+    }  # fmt: skip
+    rows = [
+        [c.axis, c.value, r["seed"], int(r["success"]), r["stage"]]
+        for c in cells
+        for r in journals[c].records.values()
+    ]
+    write_csv(out / "episodes.csv", ("disturbance", "value", "position", "success", "stage"), rows)
+    write_json(out / "stress.json", found)
+    print(f"{headline(found)}\nreport: {write_stress_report(out, found)}")
+    return found
+
+
+def _chosen(settings: StressSettings, config: TaskSettings) -> list[str]:
+    world = make(config, draw=False)
+    known = [axis for axis in available(world) if axis in settings.axes]
+    world.close()
+    for axis in settings.only or ():
+        one_of("only", axis, known, hint=" in this world")
+    return [axis for axis in known if settings.only is None or axis in settings.only]
+
+
+# ---------------------------------------------------------------- figures
+
+
+def figures(
+    journals: Mapping[Cell, Journal], axes: Sequence[str], settings: StressSettings
+) -> dict[str, Any]:
+    """Return success by axis and strength with Wilson's intervals, and the score: the mean over axes and strengths, with an
+    interval from positions drawn again (all cells of a position together)."""
+    outcomes = {
+        c: np.array([j.records[e]["success"] for e in range(settings.episodes)]) for c, j in journals.items()
+    }
+    undisturbed, *others = outcomes
+    table = np.array([outcomes[c] for c in others]).reshape(len(axes), STRENGTHS, -1)  # (A, S, N)
+    means = np.concatenate([table.mean((0, 1))[None], outcomes[undisturbed][None]])  # (2, N)
+    draws = np.random.default_rng(0).integers(0, settings.episodes, (_RESAMPLES, settings.episodes))
+    low, high = np.percentile(means[0][draws].mean(1), (2.5, 97.5))
+    entries = []
+    for axis, rows in zip(axes, table, strict=True):
+        points = [_point(value, row) for value, row in zip(settings.axes[axis], rows, strict=True)]
+        entries.append({"axis": axis, "success": float(rows.mean()), "points": points})
+    score = {"success": float(means[0].mean()), "low": float(low), "high": float(high)}
+    positions = {"seed": settings.seed, "episodes": settings.episodes}
+    return {
+        "score": score,
+        "undisturbed": _point(0.0, outcomes[undisturbed]),
+        "axes": entries,
+        "positions": positions,
+    }
+
+
+def _point(value: float, outcomes: np.ndarray) -> dict[str, Any]:
+    low, high = wilson(outcomes.sum(), outcomes.size)
+    counts = {"successes": int(outcomes.sum()), "episodes": int(outcomes.size)}
+    return {"value": value, **counts, "success": float(outcomes.mean()), "low": low, "high": high}
+
+
+def _chosen_films(
+    found: Mapping[str, Any], journals: Mapping[Cell, Journal], settings: StressSettings
+) -> list[tuple[Cell, int, str]]:
+    """The weakest failure that the undisturbed policy solves, of each of the axes with the least success."""
+    solved, films = journals[Cell("", 0, 0.0)].records, []
+    for entry in sorted(found["axes"], key=lambda entry: entry["success"])[: settings.videos]:
+        cells = sorted((c for c in journals if c.axis == entry["axis"]), key=lambda c: c.strength)
+        lost = [
+            (c, e)
+            for c in cells
+            for e, r in journals[c].records.items()
+            if solved[e]["success"] > r["success"]
+        ]
+        films += [(c, e, f"videos/{c.axis}-{c.strength}_{e:04d}.mp4") for c, e in lost[:1]]
+    return films
+
+
+# ---------------------------------------------------------------- the page
+
+
+def headline(found: Mapping[str, Any]) -> str:
+    score, plain = found["score"], found["undisturbed"]
+    interval = f"[{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+    count = f"{len(found['axes'])} axes × {STRENGTHS} strengths"
+    return f"{100 * score['success']:.1f} % {interval} under disturbances ({count}), {100 * plain['success']:.1f} % without"
+
+
+def write_stress_report(run_dir: Path, found: Mapping[str, Any]) -> Path:
+    """Write `report.html` from the figures of stress.json and the videos beside it."""
+    entries = sorted(found["axes"], key=lambda entry: entry["success"])
+    films = [
+        (f"video-{i}", v["path"], f"{_words(v['axis'])} {v['value']:g}: episode {v['episode']}")
+        for i, v in enumerate(found["videos"])
+    ]
+    heads = ("axis", "mean", *(f"strength {i}" for i in range(1, STRENGTHS + 1)))
+    rows = [
+        [_words(e["axis"]), f"{100 * e['success']:.0f} %", *map(_cell, e["points"])] for e in entries
+    ]  # fmt: skip
+    head: list[Block] = [
+        ("headline", headline(found)),
+        (
+            "text",
+            "The score is the mean over axes and strengths; its interval holds for new positions of this policy.",
+        ),
+        (
+            "facts",
+            {
+                "positions": found["positions"]["episodes"],
+                "first position": found["positions"]["seed"],
+            }.items(),
+        ),
+    ]
+    plain, panels = found["undisturbed"], []
+    for entry in entries:
+        points = [plain, *entry["points"]]
+        low, success, high = ([100 * point[key] for point in points] for key in ("low", "success", "high"))
+        ticks: dict[float, str] = {
+            i: "none" if i == 0 else f"{point['value']:g}" for i, point in enumerate(points)
+        }
+        line = plots.Line(range(len(points)), success, "", low=low, high=high, style={"marker": "o", "ms": 4})
+        panels.append(plots.Panel(_words(entry["axis"]), [line], "", "success (%)", ticks=ticks))
+    sections = [
+        Section("Success by axis, worst first", [page.figure(plots.curves(panels), "axes", "Success by axis and strength")], "wide"),
+        Section("Success by axis and strength", [("table", heads, rows, 1)], "wide"),
+        Section("Failures, as the policy saw them", [page.videos(run_dir, films, page.VIDEO_BYTES)[0]]),
+        Section("Command and versions", [("code", found["command"]), ("settings", "Versions", page.flatten("versions", found["versions"]))]),
+    ]  # fmt: skip
+    return page.write_report_page(run_dir / "report.html", "Success under disturbances", head, sections)
+
+
+def _words(axis: str) -> str:
+    return axis.replace("_", " ")
+
+
+def _cell(point: Mapping[str, Any]) -> list[str]:
+    return [f"{100 * point['success']:.0f} %", f"at {point['value']:g}"]

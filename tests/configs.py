@@ -1,0 +1,11 @@
+"""A verb's config, as a command composes it."""
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from s2robot.core.files import configs_dir
+
+
+def composed(verb: str, *words: str) -> DictConfig:
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        return compose(verb, list(words))

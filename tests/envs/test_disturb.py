@@ -1,0 +1,103 @@
+"""Disturbances: each changes what it names, the same way for a seed, and nothing stays behind."""
+
+import numpy as np
+import pytest
+
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_pick import CubePick
+from s2robot.envs.disturb import AXES, IMAGES, MODELS, SETTINGS, Disturbed, available
+from s2robot.evaluation.stress import StressSettings
+
+STILL = np.array([0, 0, 0, 0, 0, 0, 0, 0.0])
+PHYSICS = ("object_mass", "friction")  # what is seen stays the same
+
+
+@pytest.fixture(scope="module")
+def world():
+    task = CubePick(image_size=64, cameras=("hand", "left"))
+    yield Disturbed(task)
+    task.close()
+
+
+def seen(world, axis="", value=0.0, seed=3, steps=2):
+    """Images (steps + 1, 2, H, W, 3) and states of an episode without motion."""
+    world.axis, world.value = axis, value
+    observations = [world.reset(seed=seed)[0]]
+    for _ in range(steps):
+        world.step_physics(STILL)
+        observations.append(world.observe())
+    return np.array([list(o["images"].values()) for o in observations]), world.get_state()
+
+
+def test_every_axis_disturbs_by_its_strength_and_leaves_nothing_behind(world):
+    plain, state = seen(world)
+    assert set(available(world.world)) == set(AXES)
+    for axis in [*IMAGES, "white_balance", "dead_camera", *MODELS]:
+        weak, strong = (StressSettings().axes[axis][i] for i in (0, -1))
+        images, after = seen(world, axis, strong)
+        if axis in PHYSICS:
+            arrays = {"object_mass": "body_mass", "friction": "geom_friction"}
+            before = {id(h): v for h, n, v in world._before if n == arrays[axis]}[id(world.model)]
+            assert (getattr(world.model, arrays[axis]) != before).any()
+        elif axis != "light_direction":  # which no table of one colour shows
+            small = seen(world, axis, weak)[0].astype(float)
+            assert np.abs(images - plain.astype(float)).mean() > np.abs(small - plain).mean(), axis
+        again, _ = seen(world, axis, strong)
+        assert (again == images).all(), axis
+        assert axis in ("object_size", *PHYSICS) or (after == state).all(), axis
+    images, after = seen(world)
+    assert (images == plain).all() and (after == state).all()
+
+
+def test_the_undisturbed_world_is_the_task_itself(world):
+    images, state = seen(world)
+    observation, _ = world.world.reset(seed=3)
+    assert (images[0] == np.array(list(observation["images"].values()))).all()
+    for _ in range(2):
+        observation, *_ = world.world.step(STILL)
+    assert (images[2] == np.array(list(observation["images"].values()))).all() and (
+        state == world.get_state()
+    ).all()
+
+
+def test_an_object_takes_another_colour_and_keeps_its_place(world):
+    red = world.world
+    cube = sorted(red._cube_geoms)[-1]
+    seen(world, "object_colour", 1.0)
+    flat = red.model.geom_rgba[cube].copy()
+    assert red.model.geom_matid[cube] == -1 and flat[:3].max() == 1
+    seen(world, "object_colour", 0.0)
+    wood = red.model.geom_rgba[cube].copy()
+    assert wood[0] > 1.5 * wood[1] > 0 and not np.allclose(wood, flat)  # the mean of its texture: red
+
+
+def test_late_actions_come_in_order_and_nothing_moves_before(world):
+    moves = [np.array([0.01 * (i + 1), 0, 0, 0, 0, 0, 0, 0.0]) for i in range(5)]
+    world.axis, world.value = "delay", 2
+    world.reset(seed=3)
+    start = world.commanded[0]
+    turned = []
+    for move in moves:
+        world.step_physics(move)
+        turned.append(round(world.commanded[0] - start, 6))
+    assert turned == [0, 0, 0.01, 0.03, 0.06]
+
+
+def test_frames_that_repeat_are_those_before(world):
+    still, _ = seen(world)
+    world.axis, world.value = "dropped_frames", 1.0
+    first = world.reset(seed=3)[0]["images"]
+    world.step_physics(np.array([0.2, 0, 0, 0, 0, 0, 0, 0.0]))
+    assert all((world.observe()["images"][name] == image).all() for name, image in first.items())
+    assert (np.array(list(first.values())) == still[0]).all()
+    world.axis, world.value = "dead_camera", 1.0
+    images, _ = seen(world, "dead_camera", 1.0)
+    assert sorted(images[:, i].max() > 0 for i in range(2)) == [False, True]
+
+
+def test_a_world_of_another_kind_takes_image_axes_and_delay_alone():
+    class Other:
+        settings = CubePickConfig()
+
+    assert set(available(Other())) == set(AXES) - set(MODELS)
+    assert set(SETTINGS) < set(available(Other()))

@@ -1,0 +1,75 @@
+"""The recurrent body: causal, blind to padding, and the same for members side by side."""
+
+import pytest
+import torch
+
+from s2robot.policies.bodies.rnn import RnnBody, RnnSettings
+from s2robot.policies.network import Members, Network
+from tests.policies.small import small_spec
+
+B, T, C, P, A, E = 3, 5, 2, 8, 8, 6
+
+
+@pytest.fixture
+def body():
+    torch.manual_seed(0)
+    return RnnBody(RnnSettings(image_dim=E, state_dim=4, width=7, layers=2), C, T, P, A).eval()
+
+
+def context(seed=0):
+    torch.manual_seed(seed)
+    return (
+        torch.randn(B, T, C, E),
+        torch.randn(B, T, P),
+        torch.randn(B, T, A),
+        torch.zeros(B, T, dtype=torch.bool),
+    )
+
+
+def test_one_layer_is_torchs_lstm(body):
+    one = RnnBody(RnnSettings(image_dim=E, state_dim=4, width=7, layers=1), C, T, P, A)
+    lstm = torch.nn.LSTM(C * E + 4, 7, batch_first=True)
+    order = torch.cat([torch.arange(7) + 7 * i for i in (0, 1, 3, 2)])  # torch: put, keep, new, show
+    with torch.no_grad():
+        lstm.weight_ih_l0.copy_(one.inputs[0].weight[order])
+        lstm.weight_hh_l0.copy_(one.memories[0].weight[order])
+        lstm.bias_ih_l0.copy_(one.inputs[0].bias[order])
+        lstm.bias_hh_l0.copy_(one.memories[0].bias[order])
+    images, proprio, past, pad = context()
+    expected, _ = lstm(torch.cat([images.flatten(2), one.state(proprio)], -1))
+    torch.testing.assert_close(one(images, proprio, past, pad, True), expected)
+
+
+def test_a_step_sees_those_before_it_alone_and_padding_not_at_all(body):
+    images, proprio, past, pad = context()
+    before = body(images, proprio, past, pad, True)
+    assert before.shape == (B, T, 7) and torch.equal(before[:, -1], body(images, proprio, past, pad))
+    images[:, 3] += 1
+    after = body(images, proprio, past, pad, True)
+    assert torch.equal(after[:, :3], before[:, :3]) and not torch.allclose(after[:, 3:], before[:, 3:])
+    pad[:, :2] = True
+    padded = body(images, proprio, past, pad)
+    images[:, :2], proprio[:, :2] = torch.nan, torch.nan
+    assert torch.equal(body(images, proprio, past, pad), padded)
+    short = body(*(x[:, 2:] for x in (images, proprio, past, pad)))
+    torch.testing.assert_close(padded, short)  # as if the episode had begun there
+
+
+@pytest.mark.parametrize("head", ["regression", "gmm"])
+def test_members_side_by_side_are_each_a_network_of_its_own(head):
+    network = {"image_dim": 4, "state_dim": 4, "width": 6, "layers": 2}
+    data = {"cameras": ["a", "b"], "dim": 6, "tokens": 4}
+    spec = small_spec(kind="rnn", network=network, context=T, members=2, head={"kind": head}, **data)
+    torch.manual_seed(0)
+    members = Members(spec).eval()
+    alone = Network(spec).eval()
+    images, state = torch.randn(B, T, len(spec.cameras), 2 * 4), torch.randn(B, T, spec.proprio.width)
+    past, pad = torch.randn(B, T, spec.action.width), torch.zeros(B, T, dtype=torch.bool)
+    noise = torch.zeros(B, *members.head.noise_shape)
+    both = members.sample(images, state, past, pad, noise)
+    for i in range(2):
+        alone.load_state_dict(
+            {name: members.state_dict()[name.replace(".", "/")][i] for name in alone.state_dict()}
+        )
+        own = images.unflatten(-1, (2, -1))[..., i, :]
+        torch.testing.assert_close(both[i], alone.sample(own, state, past, pad, noise))

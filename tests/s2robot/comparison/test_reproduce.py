@@ -1,0 +1,77 @@
+"""`s2robot reproduce`: planted differences and their verdicts, and an evaluation that is run again."""
+
+import json
+
+import numpy as np
+import pytest
+
+from s2robot.comparison.reproduce import VERDICTS, compared
+from s2robot.envs.cube_config import CubePickConfig
+
+
+def records(successes, frames="a", state="s"):
+    start = {"state": state, "frames": frames}
+    return [{"seed": 100 + i, "success": bool(done), "start": start} for i, done in enumerate(successes)]
+
+
+def test_verdicts_follow_the_difference_and_the_number_of_positions():
+    rng = np.random.default_rng(0)
+    done = rng.random(256) < 0.9
+    same = compared(records(done), records(done), 0.05)
+    assert (
+        same["verdict"] == "reproduced"
+        and same["changed"] == []
+        and same["other_starts"] == {"state": [], "frames": []}
+    )
+    lost = done & (rng.random(256) < 0.85)
+    worse = compared(records(done), records(lost), 0.05)
+    assert worse["verdict"] == "differs" and worse["difference"] == pytest.approx(lost.mean() - done.mean())
+    assert worse["changed"] == [100 + int(i) for i in np.flatnonzero(done != lost)]
+    few = compared(
+        records(done[:20]), records(done[:20]), 0.05
+    )  # no difference, and too few positions to say so
+    assert few["verdict"] == "cannot tell"
+    assert compared(records(done[:20]), records(done[:20]), 0.3)["verdict"] == "reproduced"
+    assert set(VERDICTS) == {"reproduced", "differs", "cannot tell"}
+
+
+def test_equal_machines_are_called_different_as_rarely_as_the_test_says():
+    rng, verdicts = np.random.default_rng(1), []
+    for _ in range(400):
+        hard = rng.random(64)
+        a, b = (records(rng.random(64) < np.where(hard < 0.2, 0.5, 0.95)) for _ in range(2))
+        verdicts.append(compared(a, b, 0.05)["verdict"])
+    assert verdicts.count("differs") / 400 < 0.07
+
+
+def test_other_images_and_other_physics_are_told_apart():
+    a, b = records([1, 1, 1]), records([1, 1, 1])
+    b[1]["start"] = {"state": "s", "frames": "b"}
+    b[2]["start"] = {"state": "t", "frames": "b"}
+    assert compared(a, b, 0.05)["other_starts"] == {"state": [102], "frames": [101, 102]}
+
+
+def test_a_run_is_reproduced_where_it_was_made_and_not_by_another_policy(here, save_untrained, tmp_path):
+    env = CubePickConfig(cameras=("hand", "left"), max_steps=4)
+    policy = save_untrained(tmp_path / "policy", {"env_config": env.model_dump(mode="json")})
+    words = [
+        "evaluate.episodes=3",
+        "evaluate.videos=0",
+        "evaluate.workers=1",
+        "env.cameras=[hand,left]",
+        "env.max_steps=4",
+    ]
+    assert here("evaluate", f"checkpoint={policy}", *words, "hydra.run.dir=first").returncode == 0
+    first = json.loads((tmp_path / "first" / "episodes.jsonl").read_text().splitlines()[0])
+    assert set(first["start"]) == {"state", "frames"}
+    again = here(
+        "reproduce", "run=first", f"checkpoint={policy}", "workers=1", "margin=0.9", "hydra.run.dir=second"
+    )
+    assert again.returncode == 0 and "3 of 3 episodes begin alike" in again.stdout, again
+    lines = (tmp_path / "first" / "episodes.jsonl").read_text()
+    (tmp_path / "first" / "episodes.jsonl").write_text(lines.replace(first["start"]["frames"], "0" * 12))
+    other = here("reproduce", "run=first", f"checkpoint={policy}", "workers=1", "hydra.run.dir=third")
+    assert other.returncode == 4 and "images at the start differ in 1 of 3 episodes" in other.stdout
+    wrong = save_untrained(tmp_path / "wrong", {"env_config": env.model_dump(mode="json")}, deltas=0.02)
+    refused = here("reproduce", "run=first", f"checkpoint={wrong}", "hydra.run.dir=fourth")
+    assert refused.returncode == 2 and "checkpoint: expected the run's policy" in refused.stderr

@@ -1,0 +1,118 @@
+"""`s2robot stats`: its test by full enumeration, its readers, and the command with its exit code."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from s2robot.cli import main
+from s2robot.comparison.paired import difference
+from s2robot.comparison.trials import Arm, barnard, compared, detectable, independent, read_arms
+from s2robot.core.errors import UserError
+
+
+@pytest.mark.parametrize(("m", "n"), [(10, 10), (14, 31)])
+def test_barnards_test_errs_at_most_as_often_as_it_says_whatever_the_truth(m, n):
+    """Over all tables; it also rejects where Fisher's test does not, or it would not be worth having."""
+    tables = [[barnard(k, m, j, n) for j in range(n + 1)] for k in range(m + 1)]
+    rejects = np.array(tables) <= 0.05
+    rates = [
+        stats.binom.pmf(range(m + 1), m, truth) @ rejects @ stats.binom.pmf(range(n + 1), n, truth)
+        for truth in np.linspace(0, 1, 201)
+    ]
+    fisher = [[stats.fisher_exact([[k, j], [m - k, n - j]])[1] for j in range(n + 1)] for k in range(m + 1)]
+    assert 0.03 < max(rates) <= 0.05
+    assert rejects.sum() > (np.array(fisher) <= 0.05).sum()
+    assert barnard(3, m, 5, n) == pytest.approx(barnard(5, n, 3, m))  # whichever is first
+
+
+def test_large_numbers_take_the_normal_distribution():
+    z = 0.02 / np.sqrt(0.71 * 0.29 * 2 / 10_000)
+    assert barnard(7000, 10_000, 7200, 10_000) == pytest.approx(2 * stats.norm.sf(z))
+
+
+def test_newcombes_interval_is_that_of_his_paper():
+    """Newcombe 1998, table II, method 10, without continuity correction: 56/70 - 48/80, and 9/10 - 3/10."""
+    for (k, m), (j, n), low, high in [
+        ((56, 70), (48, 80), 0.0524, 0.3339),
+        ((9, 10), (3, 10), 0.1705, 0.8090),
+    ]:
+        found = independent(np.arange(m) < k, np.arange(n) < j)
+        assert (found["low"], found["high"]) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_the_same_positions_are_paired_and_the_gap_is_what_so_many_trials_see():
+    rng = np.random.default_rng(0)
+    hard = rng.random(200) < 0.4
+    a, b = (Arm(name, (hard ^ (rng.random((1, 200)) < 0.05)), tuple(range(200))) for name in "ab")
+    found = compared(a, b, 0.8)
+    expected = difference(a.outcomes, b.outcomes)
+    assert found["paired"] and (found["low"], found["p"]) == (expected.low, expected.p)
+    apart = compared(a._replace(positions=None), b, 0.8)
+    assert not apart["paired"] and apart["high"] - apart["low"] > 1.5 * (found["high"] - found["low"])
+    assert found["detectable"] < 0.7 * apart["detectable"]
+    gap = detectable(
+        Arm("a", np.arange(80)[None] < 40, None), Arm("b", np.arange(80)[None] < 40, None), False, 0.8
+    )
+    x, y = np.random.default_rng(1).binomial(80, [0.5, 0.5 + gap], (5000, 2)).T
+    pooled = (x + y) / 160
+    assert np.mean(np.abs(x - y) / 80 / np.sqrt(pooled * (1 - pooled) / 40) > 1.96) == pytest.approx(
+        0.8, abs=0.03
+    )
+
+
+def test_every_kind_of_file_is_read(tmp_path):
+    seeds = [{"episode_ix": i, "success": i % 2 == 0, "seed": 7 + i, "sum_reward": 0.1} for i in range(4)]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "eval_info.json").write_text(json.dumps({"per_episode": seeds, "aggregated": {}}))
+    (one,) = read_arms(str(tmp_path / "one"))
+    assert one.label == "one" and one.positions == ("10", "7", "8", "9")
+    assert one.outcomes.tolist() == [[False, True, False, True]]
+    tasks = [
+        {"task_group": "libero", "task_id": i, "metrics": {"successes": [True, False]}} for i in range(2)
+    ]
+    (tmp_path / "many.json").write_text(json.dumps({"per_task": tasks, "overall": {"pc_success": 50.0}}))
+    (many,) = read_arms(f"mine:{tmp_path / 'many.json'}")
+    assert many.label == "mine" and many.positions is None and many.outcomes.sum() == 2
+    lines = ["arm,training_seed,axis,position,success"]
+    lines += [f"{arm},{seed},,{at},{int(arm == 'x')}" for arm in "xy" for seed in (1, 0) for at in (3, 1, 2)]
+    lines += ["x,0,lighting,1,0"]
+    (tmp_path / "episodes.csv").write_text("\n".join(lines))
+    x, y = read_arms(str(tmp_path))
+    assert (x.label, y.label) == ("x", "y") and x.positions == y.positions == ("1", "2", "3")
+    assert x.outcomes.all() and x.outcomes.shape == (2, 3) and not y.outcomes.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.csv", "arm,position\nx,1\n", "a.csv: expected a header with a column 'success', got arm, position"),
+        ("a.csv", "success\n1\nyes\n", "a.csv line 3: success: expected 0, 1, true or false, got 'yes'"),
+        ("a.csv", "position,success\n1,1\n1,0\n", "a.csv: expected each position once"),
+        ("a.csv", "training_seed,position,success\n0,1,1\n1,2,0\n", "a.csv: expected the same positions"),
+        ("a.json", "{}", "a.json: expected per_episode or per_task"),
+        ("a.json", '{"per_task": [{"task_group": "g", "task_id": 0, "metrics": {"successes": []}}]}',
+         r"per_task.g.0: successes: expected at least 1 values"),
+        ("a.json", '{"per_episode": [{"success": "no idea"}]}', r"a.json: per_episode\[0\].success: expected true or false"),
+        ("a.txt", "1", "expected one of .csv, .json, .jsonl"),
+    ],
+)  # fmt: skip
+def test_a_file_that_says_something_else_is_one_line(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_arms(str(tmp_path / name))
+
+
+def test_the_exit_code_is_the_verdict(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["stats", "74/80", "b:91/120", "hydra.run.dir=clear"]) == 0
+    found = json.loads((tmp_path / "clear" / "stats.json").read_text())
+    assert [arm["label"] for arm in found["arms"]] == ["74/80", "b"] and found["pairs"][0]["p"] < 0.05
+    assert main(["stats", "66/80", "b:91/120", "c:10/80", "against=b", "hydra.run.dir=open"]) == 3
+    pairs = json.loads((tmp_path / "open" / "stats.json").read_text())["pairs"]
+    assert [(pair["a"], pair["b"]) for pair in pairs] == [("66/80", "b"), ("c", "b")]
+    assert pairs[0]["p_holm"] >= pairs[0]["p"]
+    for words in (["81/80"], ["nowhere.json"], ["1/2", "1/2"], ["1/2", "against=x"], []):
+        assert main(["stats", *words]) == 2
+        assert capsys.readouterr().err.count("\n") == 1

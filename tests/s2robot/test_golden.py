@@ -1,0 +1,75 @@
+"""The golden trace: the same actions after loading, and drift refused with the stage that drifts."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from s2robot.core.errors import UserError
+from s2robot.golden import FILE, write_trace
+from s2robot.loading import image_size_of, load_networks
+
+CPU = torch.device("cpu")
+STATES = np.random.default_rng(0).normal(size=(2, 8))
+
+
+@pytest.fixture(scope="module", params=["regression", "flow"])
+def traced(request, save_untrained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("traced") / "checkpoint"
+    save_untrained(folder, head={"kind": request.param})
+    policy, encoder, contract = load_networks(folder, CPU)
+    write_trace(folder, policy, encoder, contract, image_size_of(contract, encoder), STATES)
+    return folder
+
+
+@pytest.fixture
+def copied(traced, tmp_path):
+    shutil.copytree(traced, tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def changed(folder, **arrays):
+    trace = load_file(folder / FILE)
+    save_file(
+        {**trace, **{name: change(trace[name].copy()) for name, change in arrays.items()}}, folder / FILE
+    )
+
+
+def test_a_checkpoint_that_gives_what_it_gave_loads(traced):
+    load_networks(traced, CPU)
+    trace = load_file(traced / FILE)
+    assert trace["actions"].shape == (2, 4, 8) and trace["images.hand"].dtype == np.uint8
+    assert trace["actions"].std() > 0 and trace["tokens"].dtype == np.float16
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 1.0])
+def test_drift_names_its_stage(copied, share):
+    tokens = load_file(copied / FILE)["tokens"]
+    changed(copied, tokens=lambda x: (x.astype(np.float32) * (1 + share)).astype(x.dtype))
+    with pytest.raises(UserError, match=r"golden.safetensors: the encoder: expected .* within 0.002, got"):
+        load_networks(copied, CPU)
+    changed(copied, tokens=lambda x: tokens, actions=lambda x: x + share * np.sqrt((x**2).mean()))
+    with pytest.raises(UserError, match="the policy, from the same tokens: expected"):
+        load_networks(copied, CPU)
+
+
+def test_a_flipped_normaliser_is_found(copied):
+    """As if the sign of every state were another here."""
+    changed(copied, proprio=lambda x: -x)
+    with pytest.raises(UserError, match="the policy, from the same tokens"):
+        load_networks(copied, CPU)
+
+
+def test_a_damaged_trace_is_one_line_and_none_is_no_error(copied):
+    changed(copied, proprio=lambda x: x[:, :3])
+    with pytest.raises(
+        UserError, match=r"golden.safetensors: expected a trace of this checkpoint, which is damaged"
+    ):
+        load_networks(copied, CPU)
+    (copied / FILE).write_bytes(b"\0" * 99)
+    with pytest.raises(UserError, match="which is damaged"):
+        load_networks(copied, CPU)
+    (copied / FILE).unlink()
+    load_networks(copied, CPU)
