@@ -21,7 +21,7 @@ from benchmarks.fault_processes import Victim
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, XARM7_LIMITS, ArmLimits
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import ArmPoints, XArm7Points
 from s2robot.envs.real.control.loop import ControlLoop
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.emulator.emulator import Launched
@@ -97,7 +97,7 @@ class Bench:
     def __init__(self, emulator: Launched, folder: Path, patience: float = 1.0, scene: bool = False, server: Any = None):  # fmt: skip
         self.emulator, self.path, self.patience, self.scene = emulator, folder / "real.zarr", patience, scene
         self.make_server = server
-        self.points = ArmPoints("xarm7")
+        self.points = XArm7Points()
         self.rng = np.random.default_rng(0)
         # of the run under way
         self.bridge: Any = None

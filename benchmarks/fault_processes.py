@@ -72,7 +72,7 @@ def main(ports: str, store: str, patience: str) -> None:
     # here, because the supervisor's process imports this file too
     from benchmarks.fault_bridge import Swing, assemble
     from s2robot.envs.errors import EnvError
-    from s2robot.envs.real.arms.geometry import ArmPoints
+    from s2robot.envs.real.arms.geometry import XArm7Points
     from s2robot.envs.real.emulator.side import Ports
 
     told: list[bool] = []
@@ -85,7 +85,7 @@ def main(ports: str, store: str, patience: str) -> None:
             print("moving", file=out)
 
     with ExitStack() as stack:
-        rig = Ports.from_json(ports), Path(store), Swing(), float(patience), ArmPoints("xarm7"), False
+        rig = Ports.from_json(ports), Path(store), Swing(), float(patience), XArm7Points(), False
         bridge = assemble(stack, *rig, ripe)
         stop = bridge.runtime.stop
         stack.enter_context(stop.on_signals())

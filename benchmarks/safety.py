@@ -19,14 +19,14 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmLimits
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import ArmPoints, XArm7Points
 from s2robot.envs.real.control.safety import SafetyFilter, Verdict
 
 HOME = np.array((0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))
 LIMITS = XARM7_LIMITS.replace(arm_box=((-0.2, 0.55), (-0.35, 0.35), (-0.2, 0.72)))  # walls near the elbow
 MOODS = ("wander", "far", "corner", "bang", "plunge", "sideways", "edge")  # one holds for many inputs
 NASTY = ("nan", "inf", "huge", "jump", "shape", "type", "stale", "gripper", "measured", "lag")  # one input
-SHAPES = (np.zeros(6), np.zeros((7, 1)), np.zeros((1, 7)), np.float64(0), np.zeros(0), [[0.0] * 7, [0.0] * 6])
+SHAPES = (np.zeros(5), np.zeros((7, 1)), np.zeros((1, 7)), np.float64(0), np.zeros(0), [[0.0] * 7, [0.0] * 6])
 TYPES = (None, "0000000", b"7 bytes", {}, object(), [None] * 7, np.zeros(7, complex), np.full(7, "1"), len)
 
 
@@ -35,13 +35,13 @@ class Judge:
 
     def __init__(self, limits: ArmLimits, points: ArmPoints, start: np.ndarray):
         self.limits, self.points = limits, points
-        self.q, self.dq = start, np.zeros(7)
+        self.q, self.dq = start, np.zeros(limits.joints)
         self.places = points.at(start)
 
     def faults(self, q: np.ndarray, gripper: float | None) -> list[str]:
         limits = self.limits
-        if q.shape != (7,) or not np.isfinite(q).all():
-            return ["not 7 finite numbers"]
+        if q.shape != (limits.joints,) or not np.isfinite(q).all():
+            return ["not N finite numbers"]
         dq = (q - self.q) * limits.rate_hz
         ddq = (dq - self.dq) * limits.rate_hz
         places = self.points.at(q)
@@ -69,20 +69,20 @@ class Attacker:
     """Makes inputs for a filter, knowing its state."""
 
     def __init__(self, safety: SafetyFilter, rng: np.random.Generator):
-        self.safety, self.rng = safety, rng
+        self.safety, self.rng, self.n = safety, rng, safety.limits.joints
         self.low, self.high = np.array(safety.limits.q_min), np.array(safety.limits.q_max)
         self.new_mood()
 
     def new_mood(self) -> None:
         rng, self.count = self.rng, 0
         self.mood = MOODS[rng.integers(len(MOODS))]
-        self.corner = np.where(rng.random(7) < 0.5, self.low, self.high)
+        self.corner = np.where(rng.random(self.n) < 0.5, self.low, self.high)
         self.period = int(rng.integers(1, 30))
-        self.sign = rng.choice([-1.0, 1.0], 7)
+        self.sign = rng.choice([-1.0, 1.0], self.n)
         self.axis = int(rng.integers(2))
 
     def target(self) -> np.ndarray:
-        """(7,) finite joints that the mood asks for, as far as no joint jumps: a jump only stops."""
+        """(N,) finite joints that the mood asks for, as far as no joint jumps: a jump only stops."""
         q, reach = self.safety.q_last, 0.999 * self.safety.limits.step_max
         return q + np.clip(self._wanted() - q, -reach, reach)
 
@@ -91,26 +91,29 @@ class Attacker:
         self.count += 1
         match self.mood:
             case "wander":
-                return q + self.safety.dq_last * self.safety.dt + rng.uniform(-1, 1, 7) * 1e-3
+                return q + self.safety.dq_last * self.safety.dt + rng.uniform(-1, 1, self.n) * 1e-3
             case "far":
-                return rng.uniform(-7, 7, 7)
+                return rng.uniform(-7, 7, self.n)
             case "corner":
                 return self.corner
             case "bang":
                 return q + self.sign * (1 if self.count // self.period % 2 else -1)
             case "edge":
                 return np.nextafter(self.corner, rng.choice([-np.inf, np.inf])) * rng.choice([1.0, 0.999999])
+        if not self.safety.points.names:
+            return rng.uniform(-7, 7, self.n)
         # the steepest way of the left finger down (plunge), or out of the box
         axis = 2 if self.mood == "plunge" else self.axis
-        slope = self.safety.points.along(q + np.eye(7) * 1e-4)[:, 1, axis] - self.safety.points.at(q)[1, axis]
+        around = self.safety.points.along(np.concatenate([q[None], q + np.eye(self.n) * 1e-4]))[:, 1, axis]
+        slope = around[1:] - around[0]
         direction = slope / (np.linalg.norm(slope) + 1e-12)
         return q - direction * (1.0 if axis == 2 else self.sign[0]) * rng.uniform(0, 0.2)
 
     def inputs(self, nasty: str | None = None) -> tuple:
         """Arguments of a call: target, gripper, measured, age."""
         rng, target = self.rng, self.target()
-        gripper, measured, age = rng.random(), self.safety.q_last + rng.normal(0, 2e-3, 7), 0.01
-        step, one = 1.001 * self.safety.limits.step_max, np.eye(7)[rng.integers(7)]
+        gripper, measured, age = rng.random(), self.safety.q_last + rng.normal(0, 2e-3, self.n), 0.01
+        step, one = 1.001 * self.safety.limits.step_max, np.eye(self.n)[rng.integers(self.n)]
         match nasty:
             case "nan" | "inf":
                 target = np.where(one, np.nan if nasty == "nan" else rng.choice([-np.inf, np.inf]), target)
@@ -126,7 +129,7 @@ class Attacker:
             case "gripper":
                 gripper = (np.nan, 2.0, -1.0, "open", None, np.inf, [])[rng.integers(7)]
             case "measured":
-                measured = (np.full(7, np.nan), np.zeros(6), None, "here")[rng.integers(4)]
+                measured = (np.full(self.n, np.nan), np.zeros(5), None, "here")[rng.integers(4)]
             case "lag":
                 measured = measured + rng.choice([-1.0, 1.0, 0.31])
         return target, gripper, measured, age
@@ -146,7 +149,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
-    safety = SafetyFilter(LIMITS, ArmPoints("xarm7"))
+    safety = SafetyFilter(LIMITS, XArm7Points())
     attacker = Attacker(safety, rng)
     judge = Judge(safety.limits, safety.points, start(safety, rng))
     verdicts, faults, reasons = Counter[str](), Counter[str](), Counter[str]()

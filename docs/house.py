@@ -256,7 +256,7 @@ def drawing() -> str:
 # Line limits of each group of packages, comments and docstrings included; the trailing comment is the goal.
 # The first group with a matching prefix counts a module.
 BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
-    "arm": (("envs.real", "deployment"), 7330),  # 7000
+    "arm": (("envs.real", "deployment"), 7760),  # 7000
     "envs": (("envs",), 3670),  # 3700
     "demos": (("demos", "inspection"), 5140),  # 4000
     "policies": (("policies",), 2990),  # 3000
@@ -265,11 +265,11 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4140),  # 4000
     "probing": (("probing",), 1550),  # 1600
     "serving": (("serving",), 920),  # 600
-    "core": (("",), 3090),  # 2700: core, config, the command line and the pipeline
+    "core": (("",), 3100),  # 2700: core, config, the command line and the pipeline
 }
-MAX_TEST_LINES = 22950
-MAX_BENCHMARK_LINES = 3000
-MAX_DOC_WORDS, MAX_README_WORDS = 24500, 900  # README included and the changelog not
+MAX_TEST_LINES = 23300
+MAX_BENCHMARK_LINES = 3010
+MAX_DOC_WORDS, MAX_README_WORDS = 24250, 900  # README included and the changelog not
 
 
 def sizes() -> dict[str, int]:

@@ -41,7 +41,7 @@ def settings_class(name: str) -> type[TaskSettings]:
     if name in _USER_TASKS:
         return _USER_TASKS[name]
     one_of("task", name, SETTINGS, "; your own task needs task.class=module:Class")
-    return _import_class(SETTINGS[name])
+    return import_class(SETTINGS[name])
 
 
 def register_user_task(name: str, target: str) -> type[TaskSettings]:
@@ -52,7 +52,7 @@ def register_user_task(name: str, target: str) -> type[TaskSettings]:
     from s2robot.envs.task import Task
 
     check_gl()
-    world = _import_class(target, "task.class")
+    world = import_class(target, "task.class")
     lacking = [n for n in dir(world) if getattr(getattr(world, n), "__isabstractmethod__", False)]
     fits = isinstance(world, type) and issubclass(world, Task)
     expect(name not in SETTINGS, "task.name", "a name that no task of this package has", f"'{name}'")
@@ -81,7 +81,7 @@ def settings_of(stored: Mapping[str, Any], where: str = "env_config", **changes:
 def make(settings: TaskSettings, draw: bool = True) -> "Task":
     """Return the world of these settings (EnvError if it cannot be made); without ``draw`` it observes no frames."""
     check_gl()
-    return _import_class(settings.target)(settings, draw=draw)
+    return import_class(settings.target)(settings, draw=draw)
 
 
 def make_cached(settings: TaskSettings, draw: bool = True) -> "Task":
@@ -94,7 +94,8 @@ def make_cached(settings: TaskSettings, draw: bool = True) -> "Task":
     return world
 
 
-def _import_class(target: str, where: str = "task") -> Any:
+def import_class(target: str, where: str = "task") -> Any:
+    """Return what "module:Class" names; the current folder is searched too. EnvError, from `where`: there is none."""
     module, _, name = str(target).partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a console script leaves it out

@@ -1,21 +1,25 @@
 """Your own demos in: pictures, joints and actions of any source as an episode store.
 
 python examples/own_demos.py mine.zarr
-s2robot run demos.path=mine.zarr           # or `train`, where no simulator is installed
+s2robot train demos.path=mine.zarr encoder=dinov2_s
 """
 
 import argparse
 from collections.abc import Iterator
 
 import numpy as np
+from omegaconf import OmegaConf
 
+from s2robot.core.files import configs_dir
+from s2robot.core.parts import plain
+from s2robot.core.settings import read
 from s2robot.demos.store import EpisodeStore
+from s2robot.envs.real.arms.description import ArmDescription
 
 CAMERAS = ("hand", "left", "right")
 ATTRIBUTES = {
     "kind": "images",  # frames are stored; demos of the simulator hold its states instead
-    "robot": "xarm7",
-    "joint_names": [f"robot0_joint{i}" for i in range(1, 8)],
+    "source": "my own program",  # robot, rate and cameras are those below, whatever a config says
     "rate_hz": 10,  # actions a second
     "action_frame": "joint_delta_commanded",  # this step's commanded joints minus the last step's
     "cameras": list(CAMERAS),  # in the order in which the policy will get them
@@ -26,30 +30,33 @@ ATTRIBUTES = {
 }
 
 
-def episodes(count: int, steps: int, size: int) -> Iterator[dict[str, np.ndarray]]:
+def episodes(start: np.ndarray, count: int, steps: int, size: int) -> Iterator[dict[str, np.ndarray]]:
     """Stands for your own source: here the arm wanders about before cameras that see noise."""
     rng = np.random.default_rng(0)
     for _ in range(count):
-        joints = np.cumsum(rng.normal(0, 0.01, (steps + 1, 7)), 0)  # (T + 1, 7) rad
+        joints = start + np.cumsum(rng.normal(0, 0.01, (steps + 1, len(start))), 0)  # (T + 1, N) rad
         gripper = np.arange(steps) > steps // 2  # closes half-way
         yield {
             **{f"images_{c}": rng.integers(0, 256, (steps, size, size, 3), np.uint8) for c in CAMERAS},
-            "proprio": np.column_stack([joints[:-1], 1.0 - gripper]).astype(
-                np.float32
-            ),  # (T, 8) before the action
-            "action": np.column_stack([np.diff(joints, axis=0), gripper]).astype(np.float32),  # (T, 8)
+            # both float32 (T, N + 1); proprio is what was measured before the action
+            "proprio": np.column_stack([joints[:-1], 1.0 - gripper]).astype(np.float32),
+            "action": np.column_stack([np.diff(joints, axis=0), gripper]).astype(np.float32),
         }
 
 
 def main(argv: list[str] | None = None) -> EpisodeStore:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("path", help="folder to write, such as mine.zarr; an existing one is refused")
+    parser.add_argument("--arm", default=configs_dir() / "robot/xarm7.yaml", help="YAML of the arm")
     parser.add_argument("--episodes", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=256, help="side of the frames in pixels")
     args = parser.parse_args(argv)
-    with EpisodeStore.create(args.path, ATTRIBUTES) as store:
-        for episode in episodes(args.episodes, args.steps, args.size):
+    arm = read(ArmDescription, OmegaConf.load(args.arm))
+    about = {"robot": arm.name, "joint_names": list(arm.joint_names)}
+    parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}  # what the numbers are
+    with EpisodeStore.create(args.path, ATTRIBUTES | about | parts) as store:
+        for episode in episodes(arm.start, args.episodes, args.steps, args.size):
             store.append(episode)  # whole or not at all; wrong shapes and types are refused by name
     store = EpisodeStore.open(args.path)
     print(f"{len(store)} episodes, {store.num_steps} steps: {store.path}")

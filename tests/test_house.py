@@ -12,7 +12,8 @@ MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 400
 # Modules that are of no use without the simulated world. Everything else imports without the extra `sim`.
 DRAWS = {
     "s2robot.envs.cube_picker", "s2robot.envs.cube_pick", "s2robot.envs.experts.expert", "s2robot.envs.experts.worlds",
-    "s2robot.envs.real.emulator.scene", "s2robot.envs.meshes", "s2robot.envs.renderer", "s2robot.envs.mujoco_task",
+    "s2robot.envs.real.arms.model", "s2robot.envs.real.emulator.scene", "s2robot.envs.real.simulated",
+    "s2robot.envs.meshes", "s2robot.envs.renderer", "s2robot.envs.mujoco_task",
     "s2robot.envs.robosuite_task", "s2robot.envs.object_scenes", "s2robot.envs.world", "s2robot.probing.frames",
     "s2robot.probing.readout",
 }  # fmt: skip

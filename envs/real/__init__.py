@@ -1,6 +1,6 @@
 """The bridge to a real arm, with the same observations and actions as the simulated world.
 
-XArmDriver was tried against the emulator, FrankaDriver against franky-sim; the safety filter knows the xArm7 alone.
+XArmDriver was tried against the emulator, FrankaDriver against franky-sim.
 Nothing here was run on a physical arm. Software stops are no emergency stop: the hardware button is required.
 """
 

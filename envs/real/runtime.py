@@ -129,31 +129,38 @@ class ArmRuntime(Subscriber):
                 raise
 
     def at(self, goal: Array) -> bool:
-        """Whether the arm stands at joints (7,) with its gripper open."""
+        """Whether the arm stands at joints (N,) with its gripper, if it has one, open."""
         state = self.driver.read()
-        return bool(np.abs(state.q - goal).max() < AT and state.gripper > OPEN)
+        return bool(np.abs(state.q - goal).max() < AT and (not self._grips or state.gripper > OPEN))
+
+    @property
+    def _grips(self) -> bool:
+        return self.loop.config.gripper is not None
 
     def go_to(self, goal: Array) -> bool:
-        """Move slowly, on a straight line in joint space, to joints (7,) rad with the gripper open; False after a stop.
+        """Move slowly, on a straight line in joint space, to joints (N,) rad with the gripper open; False after a stop.
 
         Filter and watchdog act as in an episode; nothing plans around obstacles, which are the operator's to check.
         Raises EnvError, with the arm stopped: a fault, or the arm did not arrive.
         """
         speed, main = self._home_speed, self.loop
-        config = main.config.replace(policy_hz=_MOVE_HZ, max_delta=speed / _MOVE_HZ, gripper_hold=0)
+        kind = "binary" if self._grips else None
+        changes = {"policy_hz": _MOVE_HZ, "max_delta": speed / _MOVE_HZ, "gripper_hold": 0, "gripper": kind}
+        config, n = main.config.replace(**changes), self.driver.limits.joints
         waited: list[int] = []  # a mark for each step at the goal: arm and fingers settle
 
         def act(observation: dict) -> Array:
             left, state = goal - move.stream.commanded, observation["proprio"]
             if np.isnan(left).any():  # the warm-up
-                return np.zeros(8)
-            off = np.abs(state[:7] - goal).max()
+                return np.zeros(len(state))
+            off = np.abs(state[:n] - goal).max()
             if np.abs(left).max() < 1e-6 and off < _ARRIVED:
                 waited.append(1)
                 # as near as a loop's end takes for free: it would go back to where the arm is
-                if (off < PRESSES and state[7] > OPEN) or len(waited) > _GRIPPER_S * _MOVE_HZ:
+                if (off < PRESSES and (state[n:] > OPEN).all()) or len(waited) > _GRIPPER_S * _MOVE_HZ:
                     move.request_end()
-            return np.append(left * min(1.0, config.max_delta / max(float(np.abs(left).max()), 1e-9)), 0.0)
+            part = min(1.0, config.max_delta / max(float(np.abs(left).max()), 1e-9))
+            return np.append(left * part, np.zeros(len(state) - n))
 
         def beat() -> None:
             main.tell("on_beat")

@@ -86,11 +86,17 @@ def read_parts(given: Any, where: str, size: int | None = None) -> tuple[Part, .
     return parts
 
 
-def default_parts(key: str, joints: int) -> tuple[Part, ...]:
-    """Return the default `action_parts` or `proprio_parts` (the key): those of an arm with that many joints, and its gripper."""
+def default_parts(key: str, joints: int, gripper: str | None = "binary") -> tuple[Part, ...]:
+    """Return the default `action_parts` or `proprio_parts` (the key): those of an arm with that many joints, and its gripper.
+
+    gripper: "binary"; "continuous", whose action is the opening; None.
+    """
     action = key == "action_parts"
     first = [Part(name="joints", size=joints, kind="delta" if action else "absolute")] if joints else []
     name, kind = ("gripper", "binary") if action else ("opening", "absolute")
+    if gripper is None:
+        return tuple(first)
+    kind = kind if gripper == "binary" else "absolute"
     return (*first, Part(name=name, size=1, kind=kind))  # type: ignore[arg-type]  # a Literal
 
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.core.errors import require
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.settings import Bench, Bridge, CameraSettings
 from s2robot.envs.frames import ImageSize, size_of
-from s2robot.envs.real.arms.driver import ArmLimits
+from s2robot.envs.real.arms.description import BUILT_IN, ArmDescription
+from s2robot.envs.real.arms.driver import ArmDriver, ArmLimits
+from s2robot.envs.real.arms.geometry import ArmPoints, XArm7Points
 from s2robot.envs.real.arms.sdk import EMULATED_IP, LOG_FILE
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import (
@@ -25,7 +28,6 @@ from s2robot.envs.real.cameras.camera import (
     part_seen,
 )
 
-JOINT_NAMES = tuple(f"joint{i}" for i in range(1, 8))
 STAND_IN = "s2robot.envs.real.emulator.stand_in"
 Scene = Any  # its `StandIn`: an emulated arm with cameras, table and operator
 DEVICES = {
@@ -73,27 +75,46 @@ class ConnectedArm:
 
     def __init__(self, bench: Bench, cameras: Iterable[str], stack: ExitStack, image_size: ImageSize):
         self.bench, self.bridge, self.limits = bench, bench.bridge, bench.bridge.arm_limits()
+        self.points = watched_points(bench)
         self.scene: Scene | None = None
-        if bench.bridge.emulated:
-            self.scene = importlib.import_module(STAND_IN).StandIn(bench.bridge.emulator["port"])
+        if port := bench.bridge.emulator["port"]:
+            self.scene = importlib.import_module(STAND_IN).StandIn(port)
             stack.callback(self.scene.close)
         self.make_driver = driver_maker(bench, self.limits, self.scene)
         self.driver = self.make_driver()
         stack.callback(self.driver.close)
         self.driver.connect(bench.bridge.arm.connect_s)
+        self.scene = self.driver if bench.bridge.simulated else self.scene
         found = start_cameras(bench.bridge, cameras, self.scene, stack, image_size)
         self.readers, self.cameras, self.failed = found
 
 
-def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callable[..., XArmDriver]:
+def watched_points(arm: ArmDescription) -> ArmPoints:
+    """Return an arm's points for the safety filter. EnvError, UserError: a model that does not fit, or no MuJoCo to read it."""
+    if arm.model in (None, BUILT_IN):
+        return XArm7Points() if arm.model else ArmPoints()
+    require("mujoco", extra="sim")
+    from s2robot.envs.real.arms.model import ModelPoints
+
+    return ModelPoints(arm)
+
+
+def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callable[..., ArmDriver]:
     """Return what makes unconnected drivers, with `gripper=False` for one that only stops; it can be pickled.
 
-    In each process the SDK's own lines go to `LOG_FILE` in the run's folder.
+    In each process the lines of the xArm's SDK go to `LOG_FILE` in the run's folder.
     """
+    if bench.bridge.simulated:
+        from s2robot.envs.real.simulated import SimulatedArm
+
+        return partial(SimulatedArm, bench, limits)
+    driver, grips = bench.driver_class(), bench.gripper is not None
+    if not issubclass(driver, XArmDriver):
+        return partial(driver, bench.ip, limits, gripper=grips)
     ip, log = bench.ip or EMULATED_IP, bench.run_dir / LOG_FILE
     print(f"log of the arm's SDK: {log}", flush=True)
     ports = scene.ports if scene else None
-    return partial(XArmDriver, ip, limits, bench.bridge.arm, ports=ports, log=log)
+    return partial(driver, ip, limits, bench.bridge.arm, ports=ports, gripper=grips, log=log)
 
 
 def start_cameras(

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import write_json
-from s2robot.core.settings import Settings, from_yaml, invalid, read, read_some
+from s2robot.core.settings import Settings, from_yaml, invalid, read_some
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.operator import check_operator, keys
 from s2robot.deployment.panel import WAITING, Board
 from s2robot.deployment.session import Outcome, Rig
-from s2robot.deployment.settings import Bridge
+from s2robot.deployment.settings import read_bridge
 from s2robot.deployment.store import CAUSES, open_store
 from s2robot.deployment.trace import EpisodeLog, sampled
 from s2robot.envs.errors import EnvError
@@ -58,7 +58,7 @@ def deploy(cfg: DictConfig) -> int:
     """
     settings, out = read_some(DeploySettings, cfg), Path(cfg.run_dir)
     if settings.live:
-        bridge = read(Bridge, cfg.bridge)
+        bridge = read_bridge(cfg)
         if not settings.confirm and not bridge.emulated:
             raise UserError("confirm: expected true on a real arm, got false: a person must allow it to move")
         check_operator(bridge, asked=settings.confirm)
@@ -69,7 +69,8 @@ def deploy(cfg: DictConfig) -> int:
             print("this policy fits this robot")
             return 0
         if settings.live and settings.confirm:
-            where = f"[bold]The arm at {rig.arm.driver.ip} is about to move.[/]"
+            bench = rig.arm.bench
+            where = f"[bold]The arm {bench.name} ({bench.ip or 'simulated'}) is about to move.[/]"
             Console().print(f"{where} Is its space clear, and the emergency stop within reach?")
             if (answer := ask(f"Type '{WORD}' to go on: ") or "") != WORD:
                 raise UserError(f"confirmation: expected '{WORD}', got '{answer}'; nothing has moved")
@@ -167,7 +168,7 @@ class LiveSession:
             with board.shown():
                 operator.watch()
                 board.doing = "moving to the start"
-                there = session.go_to(self.rig.arm.bench.home)
+                there = session.go_to(self.rig.arm.bench.start)
                 if there and (start := operator.lay(seed)) is not None:  # on the emulator
                     there = session.go_to(start)
                 board.doing = WAITING
@@ -200,7 +201,7 @@ class LiveSession:
         arm, contract = self.rig.arm, self.rig.policy.contract
         # rate_hz is that of the steps at full speed, as in the demos
         return open_store(
-            Path(path), contract["rate_hz"], arm.cameras, self.rig.policy.image_size, {"speed": arm.bridge.speed},
+            Path(path), arm.bench, contract["rate_hz"], arm.cameras, self.rig.policy.image_size, {"speed": arm.bridge.speed},
             seed=self.settings.seed, source="emulator" if arm.scene else "arm", causes=list(CAUSES),
             policy=contract["encoder"]["fingerprint"],
         )  # fmt: skip

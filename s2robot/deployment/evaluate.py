@@ -24,7 +24,7 @@ from s2robot.demos.lineage import Lineage
 from s2robot.deployment.arm import Scene
 from s2robot.deployment.operator import KEYS_HELP, check_operator
 from s2robot.deployment.session import Rig
-from s2robot.deployment.settings import Bridge
+from s2robot.deployment.settings import read_bridge
 from s2robot.deployment.trace import EpisodeLog, sampled
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
@@ -60,7 +60,9 @@ def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
         why = "since an evaluation moves the arm (`s2robot deploy` has a dry run)"
         raise UserError(f"live: expected true (`--live`), {why}, got false")
     settings = read(ArmEvaluationSettings, cfg.evaluate)
-    check_operator(read(Bridge, cfg.bridge))
+    check_operator(bridge := read_bridge(cfg))
+    if bridge.simulated:
+        raise UserError("bridge.simulated: expected false, since a simulated arm picks nothing up, got true")
     with ExitStack() as stack:
         rig = Rig(cfg, stack)
         rig.check(out / "camera_check.png", live=True)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from s2robot.core.errors import UserError
-from s2robot.core.parts import default_parts, read_parts, same_parts, words
-from s2robot.deployment.arm import JOINT_NAMES
-from s2robot.deployment.settings import Bridge, PolicySettings
+from s2robot.core.parts import parts_of, same_parts, words
+from s2robot.deployment.settings import Bench, Bridge, PolicySettings
 from s2robot.envs.frames import ImageSize
 
 
@@ -19,7 +18,7 @@ from s2robot.envs.frames import ImageSize
 class Policy:
     """The policy that acts."""
 
-    act: Callable[[Mapping], np.ndarray]  # observation -> float32 (8,)
+    act: Callable[[Mapping], np.ndarray]  # observation -> float32 (A,)
     actor: Any  # `Actor` or `RemotePolicy`: plans, is reset, and stores an episode's seed and disagreement
     contract: dict[str, Any]
     image_size: ImageSize  # pixels, of the frames that it expects of each camera
@@ -31,22 +30,23 @@ class Policy:
         return float(self.contract["rate_hz"])
 
 
-def make_policy(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
+def make_policy(source: PolicySettings, bench: Bench, stack: ExitStack) -> Policy:
     """Return the policy of a checkpoint or a server; it is closed with `stack`.
 
-    UserError, PolicyError, RemoteError: as `load_policy` and `RemotePolicy`, or one of other parts than joints and gripper.
+    UserError, PolicyError, RemoteError: as `load_policy` and `RemotePolicy`, or one of other parts than the arm's.
     """
+    bridge = bench.bridge
     local = None if source.url else _local(source, bridge)
     limit, members = bridge.watchdog.disagreement, local.actor.batch.policy.spec.members if local else 1
     if limit is not None and members == 1:
         expected = "null for a policy of one member, or with policy.url"
         raise UserError(f"bridge.watchdog.disagreement: expected {expected}, got {limit}")
     policy = local or _remote(source, bridge, stack)
-    for key, what in (("action_parts", "actions"), ("proprio_parts", "proprio")):
-        if policy.contract.get(key) is not None:
-            given, own = read_parts(policy.contract[key], key), default_parts(key, len(JOINT_NAMES))
-            if not same_parts(given, own):
-                raise UserError(f"policy: {what}: the policy's are {words(given)}, the arm's {words(own)}")
+    contract = {"joint_names": bench.joint_names, **policy.contract}
+    for key, what in (("action", "actions"), ("proprio", "proprio")):
+        given, own = parts_of(contract, key), bench.parts(key)
+        if not same_parts(given, own):
+            raise UserError(f"policy: {what}: the policy's are {words(given)}, the arm's {words(own)}")
     return policy
 
 

@@ -21,13 +21,14 @@ from s2robot.core.errors import UserError
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
-from s2robot.deployment.arm import JOINT_NAMES, OK, STOP, WARNING, Camera, ConnectedArm, Finding
+from s2robot.deployment.arm import OK, STOP, WARNING, Camera, ConnectedArm, Finding
 from s2robot.deployment.policy import Policy
 from s2robot.deployment.settings import Bridge
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, size_of
 from s2robot.envs.gl import require_simulator
+from s2robot.envs.real.arms.description import ArmDescription
 from s2robot.envs.real.arms.driver import ArmLimits, ArmState
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.cameras.camera import fitted
@@ -64,9 +65,9 @@ def check_all(
     limits, size, state = arm.limits, policy.image_size, arm.driver.read()
     # fewer than two commands between two decisions are no path
     rate = min(policy.rate_hz, limits.rate_hz / 2)
-    findings = check_contract(policy.contract, rate, arm.cameras, size, policy.encoder) + arm.failed
-    findings += check_pace(arm.bridge, limits, rate) + _check_arm(limits, state)
-    observation = observation_of(state, arm.readers, size)
+    findings = check_contract(policy.contract, arm.bench, rate, arm.cameras, size, policy.encoder)
+    findings += arm.failed + check_pace(arm.bridge, limits, rate) + _check_arm(limits, arm.points, state)
+    observation = observation_of(state, arm.readers, size, arm.bench.gripper is not None)
     findings += check_observation(observation, limits)
     findings += check_views(demos, policy, observation["images"], picture, live)
     if not any(f.stops for f in findings):  # a policy does not plan from what it cannot see
@@ -75,8 +76,8 @@ def check_all(
 
 
 def check_contract(
-    contract: Mapping[str, Any], rate_hz: float, cameras: Mapping[str, Camera], image_size: ImageSize,
-    encoder: str | None = None,
+    contract: Mapping[str, Any], arm: ArmDescription, rate_hz: float, cameras: Mapping[str, Camera],
+    image_size: ImageSize, encoder: str | None = None,
 ) -> list[Finding]:  # fmt: skip
     """Check a checkpoint's contract against an arm and its cameras.
 
@@ -90,8 +91,8 @@ def check_contract(
     own, rate = contract["encoder"]["fingerprint"], float(contract["rate_hz"])
     geometry, findings = contract.get("camera_geometry") or {}, []
     for check, wanted, found in (
-        ("robot", contract["robot"], "xarm7"),
-        ("joints", ", ".join(joints), ", ".join(JOINT_NAMES)),
+        ("robot", contract["robot"], arm.name),
+        ("joints", ", ".join(joints), ", ".join(arm.joint_names)),
         ("rate", f"{rate:g} Hz", f"{rate_hz:g} Hz"),
         ("action frame", contract["action_frame"], ACTION_FRAME),
         ("encoder", own, encoder or own),
@@ -146,14 +147,18 @@ def check_pace(bridge: Bridge, limits: ArmLimits, rate_hz: float) -> list[Findin
     return findings
 
 
-def _check_arm(limits: ArmLimits, state: ArmState) -> list[Finding]:
-    text = f"reports error {state.error}; look at it, then clear it in UFACTORY Studio"
+def _check_arm(limits: ArmLimits, points: ArmPoints, state: ArmState) -> list[Finding]:
+    text = f"reports error {state.error}; look at it, then clear it with its maker's software"
     found = [(STOP, text)] if state.error else []
     try:
-        SafetyFilter(limits, ArmPoints("xarm7")).reset(state.q)
-        found.append((OK, "stands within joint limits, workspace and above the table"))
+        SafetyFilter(limits, points).reset(state.q)
+        where = "joint limits, workspace and above the table" if points.names else "joint limits"
+        found.append((OK, f"stands within {where}"))
     except EnvError as error:
         found.append((STOP, str(error)))
+    if not points.names:
+        text = "no Cartesian limits: no model of this arm; the box, the table and the speed of points are not checked"
+        found.append((WARNING, text))
     return [Finding(level, "arm", text) for level, text in found]
 
 
@@ -172,11 +177,13 @@ def check_observation(observation: Mapping[str, Any], limits: ArmLimits) -> list
     for a, b in combinations(frames, 2):
         if np.array_equal(frames[a], frames[b]):
             findings.append(Finding(STOP, f"frames {a} and {b}", "equal: one device under two names"))
-    names = *(f"joint {i}" for i in range(1, 8)), "the gripper's opening"
-    low, high = (*limits.q_min, -0.05), (*limits.q_max, 1.05)  # measured, so a little beyond 0 and 1 is right
+    of_joints = zip(limits.q_min, limits.q_max, strict=True)
+    ranges = [(f"joint {i}", *ends) for i, ends in enumerate(of_joints, 1)]
+    # measured, so a little beyond 0 and 1 is right
+    ranges += [("the gripper's opening", -0.05, 1.05)] * (len(observation["proprio"]) - limits.joints)
     wrong = [
         f"{name}: expected {least:.3f} to {most:.3f}, got {found:.3f}; degrees?"
-        for name, found, least, most in zip(names, observation["proprio"], low, high, strict=True)
+        for (name, least, most), found in zip(ranges, observation["proprio"], strict=True)
         if not least <= found <= most
     ]
     text = "; ".join(wrong) or "joints within their limits"

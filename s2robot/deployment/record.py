@@ -29,7 +29,9 @@ from s2robot.deployment.session import ArmSession, Rig
 from s2robot.deployment.settings import PolicySettings, read_bench
 from s2robot.deployment.store import CAUSES, open_corrections, open_store
 from s2robot.envs.cube_config import ACTION_FRAME
+from s2robot.envs.errors import expect
 from s2robot.envs.frames import as_image_size
+from s2robot.envs.real.arms.description import BUILT_IN
 from s2robot.envs.real.arms.driver import OK
 from s2robot.envs.real.arms.geometry import ToolIK
 from s2robot.envs.real.control.safety import Verdict
@@ -68,6 +70,9 @@ class ArmRecording:
     def __init__(self, cfg: DictConfig, operator: Operator | None = None, read_keys: Keys = keys):
         self.settings = _read_settings(cfg)
         self.bench, self.by_hand = read_bench(cfg), self.settings.device == "hand"
+        own = self.bench.model == BUILT_IN and not self.bench.bridge.simulated
+        # `ToolIK` and manual mode are the xArm7's
+        expect(own, "robot", "xarm7 or its emulator, to record on", self.bench.name)
         self.corrects = self.settings.kind == "dagger"
         self.controls = Controls(shared=self.corrects)
         self.demos = self._open_demos(cfg) if self.corrects else None
@@ -170,7 +175,9 @@ class ArmRecording:
         if self.demos is not None:
             return open_corrections(wanted.out, self.demos, self.first, arm.readers)
         same = {"source": f"{wanted.kind}, {'emulator' if arm.scene else 'arm'}"}
-        return open_store(wanted.out, world.rate_hz, arm.cameras, world.image_size, same, seed=wanted.seed)
+        return open_store(
+            wanted.out, arm.bench, world.rate_hz, arm.cameras, world.image_size, same, seed=wanted.seed
+        )
 
     def _seeds(self, store: EpisodeStore) -> Iterable[int]:
         wanted = self.settings

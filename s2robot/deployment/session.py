@@ -29,7 +29,6 @@ from s2robot.deployment.settings import PolicySettings, read_bench, read_policy
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize
-from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.loop import LoopConfig, Result
 from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import State
@@ -71,7 +70,7 @@ class ArmSession(Subscriber):
         if disagreement is None and (found := bridge.watchdog.disagreement) is not None:
             raise UserError(f"bridge.watchdog.disagreement: expected null where a person acts, got {found}")
         self.runtime = ArmRuntime(
-            arm.driver, arm.readers, act, ArmPoints(arm.bench.name), loop, bridge.watchdog, bridge.safety,
+            arm.driver, arm.readers, act, arm.points, loop, bridge.watchdog, bridge.safety,
             [self, *subscribers], self.stop, home_speed=bridge.home["speed"], disagreement=disagreement or (lambda: 0.0),
         )  # fmt: skip
         if operator is None:
@@ -96,7 +95,7 @@ class ArmSession(Subscriber):
         self.operator.begin()
 
     def go_to(self, goal: np.ndarray) -> bool:
-        """Arm, and move slowly to joints (7,), the gripper open; False after a stop. EnvError: it did not arrive."""
+        """Arm, and move slowly to joints (N,), the gripper open; False after a stop. EnvError: it did not arrive."""
         if self.arm.driver.stopped:
             self.runtime.arm()
         return self.runtime.go_to(goal)
@@ -149,7 +148,7 @@ class Rig:
     def __init__(self, cfg: DictConfig, stack: ExitStack, source: PolicySettings | None = None):
         bench, self.source = read_bench(cfg), source or read_policy(cfg)
         self.demos = read(DemosSettings, cfg.demos, "demos")
-        self.policy = make_policy(self.source, bench.bridge, stack)  # before the arm is looked for
+        self.policy = make_policy(self.source, bench, stack)  # before the arm is looked for
         self.arm = ConnectedArm(bench, self.policy.contract["cameras"], stack, self.policy.image_size)
 
     def check(self, picture: Path, live: bool = False) -> None:
@@ -164,8 +163,9 @@ class Rig:
 
     def loop_config(self, live: bool, image_size: ImageSize | None = None) -> LoopConfig:
         """Return the settings of the control loop for this policy."""
-        bridge, policy = self.arm.bridge, self.policy
-        return bridge.loop_config(policy.rate_hz * bridge.speed, image_size or policy.image_size, live)
+        bridge, policy, gripper = self.arm.bridge, self.policy, self.arm.bench.gripper
+        size = image_size or policy.image_size
+        return bridge.loop_config(policy.rate_hz * bridge.speed, size, live, gripper=gripper)
 
     def session(self, subscribers: Sequence[Subscriber], live: bool = True, **settings: Any) -> ArmSession:
         """Return a session in which the policy acts; `settings` as of `ArmSession`."""

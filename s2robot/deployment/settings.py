@@ -3,25 +3,25 @@
 configs/bridge/default.yaml, configs/host and configs/robot document each value and hold the defaults.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 from omegaconf import DictConfig
 from pydantic import Field, model_validator
 
 from s2robot.config import plain
 from s2robot.core.errors import UserError
-from s2robot.core.settings import Settings, from_yaml, invalid, read
+from s2robot.core.settings import Settings, from_yaml, read
+from s2robot.envs.errors import expect
 from s2robot.envs.frames import ImageSize
+from s2robot.envs.real.arms.description import BUILT_IN, ArmDescription
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.arms.sdk import EMULATED_IP
 from s2robot.envs.real.arms.xarm import ArmSettings
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.watchdog import WatchdogLimits
-from s2robot.envs.robots import robot_spec
 
 
 class CameraSettings(Settings, at="bridge.cameras.hand", file="bridge/default"):
@@ -51,54 +51,47 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
     loop: LoopConfig = from_yaml()
     home: Mapping[Literal["speed"], Annotated[float, Field(gt=0)]] = from_yaml()
     cameras: Mapping[str, CameraSettings] = from_yaml()
+    simulated: bool = from_yaml()
     emulator: Mapping[Literal["port"], Annotated[int, Field(ge=1, le=65535)] | None] = from_yaml()
 
     @property
     def emulated(self) -> bool:
-        """Whether an emulator stands in for the arm."""
-        return self.emulator["port"] is not None
+        """Whether an emulator or a simulation stands in for the arm."""
+        return self.simulated or self.emulator["port"] is not None
 
     def arm_limits(self) -> ArmLimits:
         """Return the limits; in mode online the stream is never faster than the box plans.
 
         It would fall behind by `lag_max`, which is a fault.
         """
-        arm, limits = self.arm, self.limits
-        if arm.mode == "servo":
-            return limits
-        slower = tuple(min(v, arm.speed) for v in limits.dq_max)
-        return limits.replace(dq_max=slower, ddq_max=tuple(min(v, arm.acceleration) for v in limits.ddq_max))
+        arm = self.arm
+        return self.limits if arm.mode == "servo" else self.limits.at_most(arm.speed, arm.acceleration)
 
     def loop_config(self, policy_hz: float, image_size: ImageSize, live: bool, **changes: Any) -> LoopConfig:
         """Return the settings of the control loop: decisions a second, frames in pixels, and changes of `bridge.loop`."""
-        own = {"policy_hz": policy_hz, "image_size": image_size, "mode": self.arm.number}
+        own = {"policy_hz": policy_hz, "image_size": image_size}
         return self.loop.replace(live=live, **own, **changes)
 
     def described(self) -> dict[str, Any]:
-        """Return what summaries store: all but the emulator."""
-        return self.model_dump(mode="json", exclude={"emulator"})
+        """Return what summaries store: all but what stands in for the arm."""
+        return self.model_dump(mode="json", exclude={"emulator", "simulated"})
 
 
-class Bench(Settings, at="robot", file="robot/xarm7"):
-    """`robot`, an arm that there is a driver for, with its bridge and the run folder."""
+class Bench(ArmDescription, at="robot"):
+    """`robot`, with its bridge and the run folder."""
 
-    name: Literal["xarm7"] = from_yaml()
-    ip: str | None = from_yaml()
     bridge: Bridge
     run_dir: Path
 
-    @model_validator(mode="after")
-    def _has_an_address(self) -> Self:
-        emulated = self.bridge.emulated
-        if self.ip not in (None, EMULATED_IP) if emulated else self.ip is None:
-            real = "the control box's address, such as 192.168.1.200"
-            raise invalid("ip", f"{EMULATED_IP} with bridge.emulator.port" if emulated else real, self.ip)
-        return self
-
-    @property
-    def home(self) -> np.ndarray:
-        """Joints at which an episode starts, rad.  # (7,)"""
-        return np.array(robot_spec(self.name).home)
+    def rules(self) -> Iterable[tuple[Any, ...]]:
+        yield from super().rules()
+        port, simulated = self.bridge.emulator["port"], self.bridge.simulated
+        other = f"null with robot={self.name} or bridge=simulated, which simulates any arm with a model"
+        expect(not port or (self.model == BUILT_IN and not simulated), "bridge.emulator.port", other, port)
+        if port:
+            yield "ip", self.ip in (None, EMULATED_IP), f"{EMULATED_IP} with bridge.emulator.port"
+        elif not simulated:
+            yield "ip", self.ip is not None, "the arm's address, such as 192.168.1.200"
 
 
 class PolicySettings(Settings, at="policy", file="host/default"):
@@ -126,9 +119,15 @@ class PolicySettings(Settings, at="policy", file="host/default"):
         return self.checkpoint or str(self.url)
 
 
+def read_bridge(cfg: DictConfig) -> Bridge:
+    """Return `bridge`, with limits for the joints of `robot`; UserError for a wrong value."""
+    robot, node = read(ArmDescription, cfg.robot), plain(cfg.bridge)
+    return read(Bridge, {**node, "limits": robot.limits(node["limits"])})
+
+
 def read_bench(cfg: DictConfig) -> Bench:
     """Return robot, bridge and run folder of a config; UserError or EnvError for a wrong value."""
-    return read(Bench, {**plain(cfg.robot), "bridge": read(Bridge, cfg.bridge), "run_dir": Path(cfg.run_dir)})
+    return read(Bench, {**plain(cfg.robot), "bridge": read_bridge(cfg), "run_dir": Path(cfg.run_dir)})
 
 
 def read_policy(cfg: DictConfig) -> PolicySettings:

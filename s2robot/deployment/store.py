@@ -7,29 +7,36 @@ from typing import Any
 import numpy as np
 
 from s2robot.core.errors import one_of
+from s2robot.core.parts import default_parts, plain
 from s2robot.demos.lineage import began_with, open_copy
+from s2robot.demos.schema import JOINTS
 from s2robot.demos.store import EpisodeStore
-from s2robot.deployment.arm import JOINT_NAMES, Camera
+from s2robot.deployment.arm import Camera
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 from s2robot.envs.frames import ImageSize, size_of
+from s2robot.envs.real.arms.description import ArmDescription
 
 CAUSES = ("steps", "ended", "stopped", "fault")  # how an episode ended; stored as its place here
 
 
 def open_store(
-    path: Path, rate_hz: float, cameras: Mapping[str, Camera], image_size: ImageSize, same: Mapping[str, Any], **own: Any
+    path: Path, arm: ArmDescription, rate_hz: float, cameras: Mapping[str, Camera], image_size: ImageSize,
+    same: Mapping[str, Any], **own: Any,
 ) -> EpisodeStore:  # fmt: skip
     """Return the store at `path`, made if there is none. DatasetError, UserError: it holds something else.
 
     Args:
-        rate_hz, cameras, image_size (pixels), same: of a new one, which an old one must have too.
+        arm, rate_hz, cameras, image_size (pixels), same: of a new one, which an old one must have too.
         own: more attributes of a new one, `seed` among them.
     """
     names, same = list(cameras), {"kind": "images", **same}
     sizes = {name: size_of(image_size, name) for name in names}
+    parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}
+    if parts != {key: plain(default_parts(key, JOINTS)) for key in parts}:
+        same |= parts
     if not path.exists():
         return EpisodeStore.create(path, {
-            "robot": "xarm7", "joint_names": list(JOINT_NAMES), "rate_hz": rate_hz, "cameras": names,
+            "robot": arm.name, "joint_names": list(arm.joint_names), "rate_hz": rate_hz, "cameras": names,
             "camera_geometry": {
                 name: {"size": list(sizes[name])} | ({"fovy": camera.fovy} if camera and camera.fovy else {})
                 for name, camera in cameras.items()
@@ -38,7 +45,7 @@ def open_store(
         })  # fmt: skip
     store = EpisodeStore.open(path, "a")
     try:
-        store.check("xarm7", ACTION_FRAME, names, rate_hz)
+        store.check(arm.name, ACTION_FRAME, names, rate_hz)
         found = {key: store.attrs.get(key) for key in same} | {"cameras": sorted(store.cameras)}
         expected = {**same, "cameras": sorted(names)}
         if len(store) and found == expected:

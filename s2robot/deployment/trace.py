@@ -22,7 +22,7 @@ _ROOM = 0.15  # rad, of a joint's range that is shown around its way
 class EpisodeLog(Subscriber):
     """Every period's joints and verdict, and every step's action; with `frames`, the cameras' frames as well.
 
-    Attributes: `actions` (8,) as the policy gave them; `frames`, by camera; `verdicts`, how many steps had each;
+    Attributes: `actions` (A,) as the policy gave them; `frames`, by camera; `verdicts`, how many steps had each;
     `holds`, steps before which the arm had to wait.
     """
 
@@ -56,14 +56,14 @@ class EpisodeLog(Subscriber):
 
     @property
     def joints(self) -> np.ndarray:
-        """Commanded joints, rad.  # (T, 7)"""
-        return np.array([safe.q for _, _, safe in self._rows]).reshape(-1, 7)
+        """Commanded joints, rad.  # (T, N)"""
+        return np.array([safe.q for _, _, safe in self._rows]).reshape(-1, self.limits.joints)
 
     def summary(self) -> dict[str, Any]:
         """Return counts and extremes: verdicts, reasons, fastest speed and shortest way to a limit."""
         q = self.joints
-        room = np.minimum(q - self._low, self._high - q)  # (T, 7)
-        # (T - 1, 7) rad/s; a dry run jumps back between actions
+        room = np.minimum(q - self._low, self._high - q)  # (T, N)
+        # (T - 1, N) rad/s; a dry run jumps back between actions
         steps = np.abs(np.diff(q, axis=0)) * self.limits.rate_hz
         resumed = steps.max(1, initial=0) > 1.01 * max(self.limits.dq_max)
         return {
@@ -103,18 +103,20 @@ class EpisodeLog(Subscriber):
 
     def _draw(self, title: str, time: np.ndarray) -> Figure:
         """Draw each joint between its limits, and the gripper; dots where the filter changed the command."""
-        figure = Figure(figsize=(10, 9), layout="constrained", dpi=80)
+        n = self.limits.joints
+        rows = n // 2 + 1
+        figure = Figure(figsize=(10, 2.25 * rows), layout="constrained", dpi=80)
         figure.suptitle(title, fontsize=11)
         verdicts = np.array([safe.verdict for _, _, safe in self._rows])
         opening = [np.nan if safe.gripper is None else safe.gripper for _, _, safe in self._rows]
-        ways = np.column_stack([self.joints, opening])  # (T, 8)
-        for i, axes in enumerate(figure.subplots(4, 2, sharex=True).ravel()):
+        ways = np.column_stack([self.joints, opening])  # (T, N + 1)
+        for i, axes in enumerate(figure.subplots(rows, 2, sharex=True).ravel()[: n + 1]):
             axes.plot(time, ways[:, i], color=INK, lw=1)
             for verdict, colour in _COLOURS.items():
                 at = verdicts == verdict
                 axes.plot(time[at], ways[at, i], ".", ms=4, color=colour, label=f"{verdict.name} {at.sum()}")
             text = "gripper, 1 = open, and verdicts of the safety filter"
-            if i < 7:
+            if i < n:
                 for limit in (self._low[i], self._high[i]):
                     axes.axhline(limit, color=VERMILLION, lw=1.5)
                 axes.set_ylim(ways[:, i].min() - _ROOM, ways[:, i].max() + _ROOM)

@@ -64,11 +64,13 @@ def untrained():
         }  # fmt: skip
         torch.manual_seed(0)
         policy = ChunkPolicy(small_spec(**values | changes))
-        rng = np.random.default_rng(0)
-        actions = np.append(rng.normal(0, deltas, (50, 7)), rng.integers(0, 2, (50, 1)), 1)
+        rng, numbers = np.random.default_rng(0), policy.spec.action_dim
+        joints = numbers - ((changes.get("action_parts") or [{"name": "gripper"}])[-1]["name"] == "gripper")
+        moves, closes = rng.normal(0, deltas, (50, joints)), rng.integers(0, 2, (50, numbers - joints))
+        actions = np.append(moves, closes, 1)
         moments = np.zeros((2, encoder.dim)), np.ones((2, encoder.dim))
-        chunks = np.repeat(actions[:, None], policy.spec.chunk, 1)  # (50, K, 8)
-        policy.fit_normaliser(rng.normal(size=(50, 8)), actions, chunks, None, moments)
+        chunks = np.repeat(actions[:, None], policy.spec.chunk, 1)  # (50, K, A)
+        policy.fit_normaliser(rng.normal(size=(50, policy.spec.proprio_dim)), actions, chunks, None, moments)
         return policy.eval()
 
     return make

@@ -9,11 +9,11 @@ import numpy as np
 
 from s2robot.cli import main
 from s2robot.demos.store import EpisodeStore
-from s2robot.deployment.arm import JOINT_NAMES
 from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
+from tests.envs.real.home import described
 
 ABOUT = {
-    "robot": "xarm7", "joint_names": list(JOINT_NAMES), "rate_hz": 10, "seed": 0, "camera_geometry": {}, "kind": "images",
+    "robot": "xarm7", "joint_names": list(described("xarm7").joint_names), "rate_hz": 10, "seed": 0, "camera_geometry": {}, "kind": "images",
     "action_frame": ACTION_FRAME, "env_version": "mine", "env_config": {},
 }  # fmt: skip
 POLICY = [

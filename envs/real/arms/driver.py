@@ -5,7 +5,7 @@ All positions are in the frame of the arm's base: x forward, y to its left, z up
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from s2robot.core.settings import Settings, from_yaml, invalid
+from s2robot.core.settings import Settings, from_yaml, yaml_defaults
 from s2robot.envs.errors import EnvError, expect
 
 T = TypeVar("T")
@@ -32,10 +32,8 @@ def _rising(ends: tuple[float, float]) -> tuple[float, float]:
     return ends
 
 
-_SEVEN = Field(min_length=7, max_length=7)
-Joints = Annotated[tuple[float, ...], _SEVEN]
-_One = BeforeValidator(lambda v: (v,) * 7 if isinstance(v, int | float) else v)  # one number for all joints
-Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], _One, _SEVEN]
+Joints = Annotated[tuple[float, ...], Field(min_length=1)]  # one number for each
+Rates = tuple[Annotated[float, Field(gt=0)], ...]
 _Ends = Annotated[tuple[float, float], AfterValidator(_rising)]
 Box = tuple[_Ends, _Ends, _Ends]  # (low, high) of x, y, z
 
@@ -43,11 +41,9 @@ Box = tuple[_Ends, _Ends, _Ends]  # (low, high) of x, y, z
 class ArmLimits(Settings, at="bridge.limits", file="bridge/default"):
     """What the stream of commanded joints never leaves; configs/bridge/default.yaml documents each value."""
 
-    # rad, the range of the arm itself, by default the xArm7's (also in robosuite's model of it); `margin` is kept from it
-    q_min: Joints = Field(
-        default=(-6.28318, -2.059, -6.28318, -0.19198, -6.28318, -1.69297, -6.28318), exclude=True
-    )
-    q_max: Joints = Field(default=(6.28318, 2.0944, 6.28318, 3.927, 6.28318, 3.14159, 6.28318), exclude=True)
+    # rad, the range of the arm itself, which its description has; `margin` is kept from it
+    q_min: Joints = Field(default_factory=lambda: _xarm7("q_min"), exclude=True)
+    q_max: Joints = Field(default_factory=lambda: _xarm7("q_max"), exclude=True)
     dq_max: Rates = from_yaml()
     ddq_max: Rates = from_yaml()
     margin: float = from_yaml(ge=0)
@@ -61,13 +57,35 @@ class ArmLimits(Settings, at="bridge.limits", file="bridge/default"):
     point_lag_max: float = from_yaml(gt=0)
     rate_hz: float = from_yaml(gt=0)
 
-    @model_validator(mode="after")
-    def _leaves_room(self) -> Self:
-        if (np.subtract(self.q_max, self.q_min) <= 2 * self.margin).any():
-            raise invalid("margin", "room between q_min and q_max", self.margin)
-        if self.step_max < (least := max(self.dq_max) / self.rate_hz):
-            raise invalid("step_max", f">= {least:.3g}, what dq_max allows in a period", self.step_max)
-        return self
+    @field_validator("dq_max", "ddq_max", mode="before")
+    @classmethod
+    def _one_for_all_joints(cls, value: Any, info: ValidationInfo) -> Any:
+        one = isinstance(value, int | float) and not isinstance(value, bool)
+        return (value,) * len(info.data.get("q_min", ())) if one else value
+
+    def rules(self) -> Iterable[tuple[Any, ...]]:
+        for key in ("q_max", "dq_max", "ddq_max"):
+            yield key, len(getattr(self, key)) == self.joints, f"{self.joints} values, one a joint"
+        room = np.subtract(self.q_max, self.q_min)
+        yield "margin", (room > 2 * self.margin).all(), "room between q_min and q_max"
+        least = max(self.dq_max) / self.rate_hz
+        yield "step_max", self.step_max >= least, f">= {least:.3g}, what dq_max allows in a period"
+
+    @property
+    def joints(self) -> int:
+        """How many the arm has, N."""
+        return len(self.q_min)
+
+    def at_most(self, dq: Rates | float | None, ddq: Rates | float | None) -> Self:
+        """Return limits that are no faster than these rates, of all joints or of each; None: as they are."""
+        both = {"dq_max": dq, "ddq_max": ddq}
+        return self.replace(**{
+            key: tuple(np.minimum(getattr(self, key), most).tolist()) for key, most in both.items() if most is not None
+        })  # fmt: skip
+
+
+def _xarm7(key: str) -> tuple[float, ...]:
+    return tuple(yaml_defaults("robot/xarm7")[key])
 
 
 XARM7_LIMITS = ArmLimits()  # box and table are those of the cube-pick scene: another bench needs its own
@@ -77,8 +95,8 @@ XARM7_LIMITS = ArmLimits()  # box and table are those of the cube-pick scene: an
 class ArmState:
     """One reading of the arm."""
 
-    q: Array  # (7,) rad, measured
-    gripper: float  # opening, 0 closed to 1 open
+    q: Array  # (N,) rad, measured
+    gripper: float  # opening, 0 closed to 1 open; NaN without one
     t_mono: float  # s, host's clock (`control.clock.now`), when the reading was asked for: it is not older than that
     mode: int  # the arm's own number
     error: int  # the arm's own number; 0 = none
@@ -109,15 +127,17 @@ class DriverStatus:
 
 
 class ArmDriver(ABC):
-    """An arm with a gripper. Only `stop` may be called from another thread than the rest.
+    """An arm of N joints, with a gripper or without. Only `stop` may be called from another thread than the rest.
 
-    `command` refuses before `arm`, after `stop`, joints that are not 7 finite numbers or out of range, a step beyond
+    `command` refuses before `arm`, after `stop`, joints that are not N finite numbers or out of range, a step beyond
     `step_max` (rad) from the last, and an opening that is not within 0 to 1.
     """
 
+    armed_mode: int = 1  # the arm's own number of the mode in which it takes commands
+
     def __init__(self, limits: ArmLimits, step_max: Any):
         self.limits, self._step_max = limits, step_max
-        self._last = np.full(7, np.nan)  # rad, commanded last
+        self._last = np.full(limits.joints, np.nan)  # rad, commanded last
         self.stopped = "not armed"  # why `command` refuses; empty if it does not
         self._last_stop = object()  # made anew by each stop: one that comes from another thread is not lost
 
@@ -141,7 +161,7 @@ class ArmDriver(ABC):
 
     @abstractmethod
     def command(self, q: Array, gripper: float | None) -> CommandResult:
-        """Send absolute joints (7,) rad and, unless None, a gripper opening 0 to 1; does not wait for motion."""
+        """Send absolute joints (N,) rad and, unless None, a gripper opening 0 to 1; does not wait for motion."""
 
     @abstractmethod
     def stop(self, reason: str) -> bool:
@@ -160,7 +180,7 @@ class ArmDriver(ABC):
 
     def _sendable(self, q: Any, gripper: Any) -> Array | None:
         """Return the joints to send; None for a command to refuse."""
-        target = finite_joints(q)
+        target = finite_joints(q, self.limits.joints)
         good = gripper is None or (isinstance(gripper, float | int | np.number) and 0 <= gripper <= 1)
         if self.stopped or not good or target is None:
             return None
@@ -181,13 +201,13 @@ class ArmDriver(ABC):
             raise EnvError("arm: expected no stop while it was armed, got one")
 
 
-def finite_joints(value: Any) -> Array | None:
-    """`value` as (7,) finite float64, or None."""
+def finite_joints(value: Any, n: int) -> Array | None:
+    """`value` as (n,) finite float64, or None."""
     try:
         array = np.asarray(value)
     except Exception:  # whatever an odd object raises: it is no target
         return None
-    if array.shape != (7,) or array.dtype.kind not in "fiu":
+    if array.shape != (n,) or array.dtype.kind not in "fiu":
         return None
     array = array.astype(float)
     return array if np.isfinite(array).all() else None

@@ -5,7 +5,6 @@ soft, lags by a few hundredths of a radian under load, and holds the last target
 control it: there is no supervisor. If this process dies, the arm stops because its commands no longer come.
 
 Tested against franky-sim, which accepts what a real arm refuses and knows no errors: no claim about safety rests on it.
-`ArmPoints` has no points of this arm yet, so the safety filter, and the control loop, refuse it.
 """
 
 import threading
@@ -40,17 +39,9 @@ HAND_SPEED = 0.1  # m/s
 GRASP_FORCE = 40.0  # N
 STIFFNESS = np.array([600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0])  # N m/rad
 
-# the narrower of Panda's and FR3's range in every joint, and of their speeds; box and table as for the xArm7's bench
-FRANKA_LIMITS = ArmLimits(
-    q_min=(-2.7437, -1.7628, -2.8973, -3.0421, -2.8065, 0.5445, -2.8973),
-    q_max=(2.7437, 1.7628, 2.8973, -0.1518, 2.8065, 3.7525, 2.8973),
-    dq_max=(1.7,) * 7,
-    ddq_max=(7.5,) * 7,
-)
-
 
 class FrankaDriver(ArmDriver):
-    """A Panda or FR3 at an address; its `mode` while it is armed is MOVING.
+    """A Panda or FR3 at an address.
 
     Args:
         limits: `command` never exceeds their range and step.
@@ -58,9 +49,9 @@ class FrankaDriver(ArmDriver):
         gripper: False for an arm without a hand; its opening is NaN.
     """
 
-    def __init__(
-        self, ip: str, limits: ArmLimits = FRANKA_LIMITS, realtime: bool = True, gripper: bool = True
-    ):
+    armed_mode = MOVING
+
+    def __init__(self, ip: str, limits: ArmLimits, gripper: bool = True, realtime: bool = True):
         super().__init__(limits, limits.step_max)
         self.ip, self._realtime, self._has_gripper = ip, realtime, gripper
         self._robot: Any = None

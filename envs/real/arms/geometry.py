@@ -1,16 +1,17 @@
-"""The xArm7's kinematics, from its published modified Denavit-Hartenberg parameters, and its points that are watched.
+"""The points of an arm that are watched; the xArm7's, and its kinematics, from published modified Denavit-Hartenberg parameters.
 
 Metres and radians in the frame of the arm's base. The fingers are points fixed to the hand, where they are open and
 where they reach lowest while closing, so that the answer holds for every opening.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat
 from scipy.spatial.transform import Rotation
 
-from s2robot.envs.errors import expect
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, Array
 from s2robot.envs.robots import robot_spec
 
@@ -100,8 +101,8 @@ class Point:
 
     name: str
     body: str
-    position: tuple[float, float, float]  # m, in the body's frame
-    radius: float  # m
+    position: tuple[FiniteFloat, FiniteFloat, FiniteFloat]  # m, in the body's frame
+    radius: Annotated[FiniteFloat, Field(ge=0)]  # m
     in_box: bool  # whether the workspace box binds it, not the arm's; the table always does
 
 
@@ -139,14 +140,28 @@ def _xarm7_points() -> tuple[Point, ...]:
 
 
 class ArmPoints:
-    """Forward kinematics of an arm's points. Raises EnvError: an arm without points."""
+    """Forward kinematics of an arm's watched points; this one has none, of an arm without a model."""
 
-    def __init__(self, robot: str = "xarm7"):
-        expect(robot == "xarm7", "safety", "xarm7, whose points to watch are known", f"'{robot}'")
-        self.points = _xarm7_points()
-        self.names = tuple(p.name for p in self.points)
-        self.radius = np.array([p.radius for p in self.points])  # (P,)
-        self.in_box = np.array([p.in_box for p in self.points])  # (P,)
+    def __init__(self, points: Sequence[Point] = ()):
+        self.points = tuple(points)
+        self.names = tuple(p.name for p in points)
+        self.radius = np.array([p.radius for p in points])  # (P,)
+        self.in_box = np.array([p.in_box for p in points], bool)  # (P,)
+
+    def along(self, way: Array) -> Array:
+        """The points at each of the joint vectors (T, N), rad.  # (T, P, 3) m"""
+        return np.zeros((len(way), 0, 3))
+
+    def at(self, q: Array) -> Array:
+        """The points at joints (N,), rad.  # (P, 3) m"""
+        return self.along(np.asarray(q, float)[None])[0]
+
+
+class XArm7Points(ArmPoints):
+    """The xArm7's, of hand, fingers, wrist, forearm and elbow."""
+
+    def __init__(self) -> None:
+        super().__init__(_xarm7_points())
         # Every number of a chain of links is a sum over products that take one of 1, cos q and sin q of each joint, so two
         # products of matrices do what seven in a row would. Joints 1 to 4 carry the elbow, 5 to 7 the hand on it.
         arm = np.einsum("aij,bjk,ckl,dlm->abcdim", *LINKS[:4])[..., :3, :]  # (3, 3, 3, 3, 3, 4)
@@ -162,12 +177,7 @@ class ArmPoints:
         """The points of a body, in its frame.  # (4, n)"""
         return np.array([(*p.position, 1.0) for p in self.points if p.body == body]).T
 
-    def of(self, body: str) -> NDArray[np.bool_]:
-        """Which points are fixed to a body.  # (P,)"""
-        return np.array([p.body == body for p in self.points])
-
     def along(self, way: Array) -> Array:
-        """The points at each of the joint vectors (N, 7), rad.  # (N, P, 3) m"""
         n = len(way)
         terms = np.ones((7, n, 3))
         np.cos(way.T, out=terms[..., 1])
@@ -179,7 +189,3 @@ class ArmPoints:
         elbow = (arm @ self._elbow).reshape(n, 3, 4)  # pose of link 4 in the base's frame
         on_elbow = (hand @ self._on_elbow).reshape(n, 4, -1)  # the points in link 4's frame, (N, 4, P)
         return (elbow @ on_elbow).transpose(0, 2, 1)
-
-    def at(self, q: Array) -> Array:
-        """The points at joints (7,), rad.  # (P, 3) m"""
-        return self.along(np.asarray(q, float)[None])[0]

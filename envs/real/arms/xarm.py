@@ -1,4 +1,4 @@
-"""UFACTORY's xArm7 with its gripper, on the vendor's SDK (`pip install 's2robot[xarm]'`).
+"""UFACTORY's xArm7, or an xArm of fewer joints, with its gripper, on the vendor's SDK (`pip install 's2robot[xarm]'`).
 
 What of the SDK (1.18.4) shapes this file: it sends NaN to the arm, so nothing reaches it unchecked. `connect` may take
 four minutes, so it runs against our own clock. Requests on a connection wait for each other, so stopping has one of
@@ -61,7 +61,7 @@ class ArmSettings(Settings, at="bridge.arm", file="bridge/default"):
 
 
 class XArmDriver(ArmDriver):
-    """An xArm7 whose control box has the address `ip`.
+    """An xArm, of as many joints as its limits, whose control box has the address `ip`.
 
     Args:
         limits: `command` never exceeds their range and step.
@@ -77,6 +77,7 @@ class XArmDriver(ArmDriver):
         # five periods at full speed: more is no stream, whatever asks for it
         super().__init__(limits, 5 * np.array(limits.dq_max) / limits.rate_hz)
         self.ip, self.settings, self.ports = ip, settings or ArmSettings(), ports
+        self.armed_mode = self.settings.number
         self._has_gripper, self._log = gripper, log
         self._sdk: Any = None  # streams and reads
         self._stopper: Any = None  # stops
@@ -85,7 +86,7 @@ class XArmDriver(ArmDriver):
         self._limits_before: vendor.Calls | None = None  # put back the limits that the box had
 
     def connect(self, timeout_s: float) -> None:
-        """See `ArmDriver`; clears nothing. Raises EnvError: no SDK, no box, no answer in time, or no xArm7."""
+        """See `ArmDriver`; clears nothing. Raises EnvError: no SDK, no box, no answer in time, or other joints."""
         if self._log is not None:
             vendor.log_to(self._log)
         end = time.monotonic() + timeout_s
@@ -96,7 +97,8 @@ class XArmDriver(ArmDriver):
                 self._redirected.enter_context(vendor.client_ports(self.ports))
             vendor.probe(self.ip, config.TCP_CONTROL_PORT, end)
             self._sdk = vendor.connect(self.ip, WIRE_TIMEOUT, end, report_type="rich")
-            expect(self._sdk.axis == 7, f"xarm {self.ip}", "an arm of 7 joints", self._sdk.axis)
+            n = self.limits.joints
+            expect(self._sdk.axis == n, f"xarm {self.ip}", f"an arm of {n} joints", self._sdk.axis)
             self._stopper = vendor.connect(self.ip, WIRE_TIMEOUT, end, enable_report=False)
             if self._has_gripper:
                 may_move = lambda: self._led or not self.stopped  # noqa: E731
@@ -191,7 +193,8 @@ class XArmDriver(ArmDriver):
         self._check("get_joint_states", code)
         gripper = self._gripper
         opening, silent = (np.nan, 0.0) if gripper is None else (gripper.opening, asked - gripper.heard)
-        q = measured(f"xarm {self.ip}", np.array(states[0], float), silent, GRIPPER_LOST)
+        q = np.array(states[0][: self.limits.joints], float)  # the box sends seven numbers of any arm
+        q = measured(f"xarm {self.ip}", q, silent, GRIPPER_LOST)
         error = int(sdk.error_code)
         if sdk._arm.arm_cmd.has_err_warn:  # an answer has mentioned one; its report may come 0.2 s later
             code, (newest, _) = sdk.get_err_warn_code()
@@ -215,6 +218,7 @@ class XArmDriver(ArmDriver):
             code = sdk.set_servo_angle_j(joints)
         else:
             # set_servo_angle itself may wait for reports for ever
+            joints += [0.0] * (7 - len(joints))  # the other call does so by itself
             answer = sdk._arm.arm_cmd.move_joint(joints, box.speed, box.acceleration, 0)
             code = sdk._arm._check_code(answer[0], is_move_cmd=True, mode=ONLINE)
         self._last = target

@@ -73,7 +73,8 @@ class ControlLoop:
     Args:
         driver: connected and, for `live`, armed.
         cameras: name -> started reader, in the policy's order.
-        act: observation -> action (8,): deltas of the last commanded joints, rad, and the gripper (0.5 and above closes).
+        act: observation -> action: deltas (N,) of the last commanded joints, rad, and what moves the gripper, if there is one:
+            0.5 and above closes a binary one, and a continuous one goes to an opening, 0 closed to 1 open.
         disagreement: between the policy's members about its last action, rad.
     """
 
@@ -85,8 +86,12 @@ class ControlLoop:
     ):  # fmt: skip
         self.driver, self.safety, self.clock, self.disagreement = driver, safety, clock, disagreement
         self.config = config = config or LoopConfig()
-        self.watchdog = Watchdog(limits or WatchdogLimits(), config.mode)
-        self.sensors = Sensors(driver, cameras, self.watchdog, config.frozen_s, config.frozen_motion, clock)
+        self.watchdog = Watchdog(limits or WatchdogLimits(), driver.armed_mode)
+        grips = config.gripper is not None
+        self._size = driver.limits.joints + grips
+        self.sensors = Sensors(
+            driver, cameras, self.watchdog, config.frozen_s, config.frozen_motion, clock, grips
+        )
         self.stream = CommandStream(driver.limits, safety, config)
         self.subscribers = list(subscribers)  # each hears of an event in this order
         self._act = act
@@ -115,7 +120,7 @@ class ControlLoop:
         """
         self._end = False
         self.steps = 0
-        worker = self._worker = PolicyWorker(self._act, self.clock, self._worker)
+        worker = self._worker = PolicyWorker(self._act, self._size, self.clock, self._worker)
         try:
             self._prepare(worker)
             now = self.clock.now()

@@ -41,7 +41,7 @@ def pursuit_speed(
     """The speed for the coming step of a joint at `q` that pursues a target, now at `target` and a step ago `before`.
 
     It goes along with the target, at `speed` at most, and closes the gap such that it could stop relative to the
-    target without overshoot. On a target that it has met it stays exactly. All (7,), rad and rad/s.
+    target without overshoot. On a target that it has met it stays exactly. All (N,), rad and rad/s.
     """
     along = np.clip((target - before) / dt, -np.asarray(speed), speed)
     gap = target - along * dt - q
@@ -49,7 +49,7 @@ def pursuit_speed(
 
 
 def braking_steps(speed: ArrayLike, acceleration: ArrayLike, dt: float) -> Array:
-    """Speeds of the steps after one at `speed` (7,) when every joint brakes by itself; the last are 0.  # (N, 7)"""
+    """Speeds of the steps after one at `speed` (N,) when every joint brakes by itself; the last are 0.  # (steps, N)"""
     speed = np.asarray(speed, float)
     loss = np.asarray(acceleration) * dt
     count = int(np.ceil(np.max(np.abs(speed) / loss)))
@@ -60,7 +60,7 @@ def braking_steps(speed: ArrayLike, acceleration: ArrayLike, dt: float) -> Array
 class Interpolator:
     """A path of timed waypoints and the stream that follows it.
 
-    `q` (7,) rad and `dq` (7,) rad/s are the stream's last.
+    `q` (N,) rad and `dq` (N,) rad/s are the stream's last.
     """
 
     def __init__(self, limits: ArmLimits, grace_s: float = 0.02):
@@ -69,21 +69,21 @@ class Interpolator:
         self._dq = np.array(limits.dq_max) * SHARE
         self._ddq = np.array(limits.ddq_max) * SHARE
         self._points: deque[tuple[float, Array]] = deque()
-        self.q, self.dq = np.full(7, np.nan), np.zeros(7)
+        self.q, self.dq = np.full(limits.joints, np.nan), np.zeros(limits.joints)
         self._reference = self.q
 
     def reset(self, q: Array) -> None:
-        """Rest at `q` (7,), with no waypoints. Raises EnvError for what is not 7 finite numbers."""
-        self.q, self.dq = _finite(q, "start"), np.zeros(7)
+        """Rest at `q` (N,), with no waypoints. Raises EnvError for what is not N finite numbers."""
+        self.q, self.dq = self._finite(q, "start"), np.zeros(len(self._dq))
         self._reference = self.q
         self._points.clear()
 
     def push(self, now: float, due: float, q: Array) -> None:
-        """Be at `q` (7,), rad, at the time `due`, s, after the waypoint pushed before; later if that would be too fast.
+        """Be at `q` (N,), rad, at the time `due`, s, after the waypoint pushed before; later if that would be too fast.
 
-        Raises EnvError for what is not 7 finite numbers.
+        Raises EnvError for what is not N finite numbers.
         """
-        q = _finite(q, "waypoint")
+        q = self._finite(q, "waypoint")
         self._drop_passed(now)
         if not self._points or now > self._points[-1][0] + self.grace_s:
             # nothing is under way: the line starts here and now, not at the time of a waypoint long ago
@@ -94,7 +94,7 @@ class Interpolator:
         self._points.append((max(due, since + max(shortest, self.dt)), q))
 
     def step(self, now: float) -> tuple[Array, bool]:
-        """The stream's next joints (7,), rad, and whether the next waypoint is late."""
+        """The stream's next joints (N,), rad, and whether the next waypoint is late."""
         before, self._reference = self._reference, self._at(now)
         wanted = pursuit_speed(self.q, before, self._reference, self._dq, self._ddq, self.dt)
         change = self._ddq * self.dt
@@ -107,7 +107,7 @@ class Interpolator:
         self.q, self.dq = q, dq
 
     def _at(self, now: float) -> Array:
-        """The reference at a time, (7,)."""
+        """The reference at a time, (N,)."""
         self._drop_passed(now)
         if not self._points:
             return self._reference
@@ -121,8 +121,7 @@ class Interpolator:
         while len(self._points) > 1 and self._points[1][0] <= now:
             self._points.popleft()
 
-
-def _finite(q: Array, what: str) -> Array:
-    if (array := finite_joints(q)) is None:
-        raise EnvError(f"{what}: expected 7 finite joints, got {q!r}")
-    return array
+    def _finite(self, q: Array, what: str) -> Array:
+        if (array := finite_joints(q, n := len(self._dq))) is None:
+            raise EnvError(f"{what}: expected {n} finite joints, got {q!r}")
+        return array

@@ -1,6 +1,6 @@
 """The last thing between a target and the arm: a pure filter on the stream of commanded joints.
 
-    safety = SafetyFilter(XARM7_LIMITS, ArmPoints("xarm7"))
+    safety = SafetyFilter(XARM7_LIMITS, XArm7Points())
     safety.reset(state.q)
     safe = safety(q_target, gripper, state.q, state_age)   # once a period, 100 times a second
     driver.command(safe.q, safe.gripper)                   # safe.q is within limits, whatever came in
@@ -11,7 +11,8 @@ than that, not even to catch up.
 What holds, by induction: from the joints commanded last, every joint can brake to rest, by itself and with its
 full deceleration, such that all joints stay in range, all watched points in the box and above the table, and no
 point is too fast. A target is let through only if the same holds from there. Otherwise a part of the way to it
-is tried, and last comes the next step of the braking that was checked before.
+is tried, and last comes the next step of the braking that was checked before. An arm without a model has no
+watched points: only its joints are limited.
 """
 
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class SafetyConfig(Settings, at="bridge.safety", file="bridge/default"):
 class Safe:
     """The filter's answer."""
 
-    q: Array  # (7,) rad, what may be sent
+    q: Array  # (N,) rad, what may be sent
     gripper: float | None  # opening, 0 closed to 1 open; None: leave it
     verdict: Verdict
     reasons: tuple[str, ...]  # empty for PASS
@@ -67,15 +68,15 @@ class Safe:
 class SafetyFilter:
     """Filters a stream of joint targets; see the module for what is guaranteed.
 
-    `q_last` (7,) rad and `dq_last` (7,) rad/s are what it let through last.
+    `q_last` (N,) rad and `dq_last` (N,) rad/s are what it let through last.
     """
 
     def __init__(self, limits: ArmLimits, points: ArmPoints, config: SafetyConfig | None = None):
         self.limits, self.points, self.config = limits, points, config or SafetyConfig()
         self.dt = 1 / limits.rate_hz
-        self._low = np.array(limits.q_min) + limits.margin + _SLACK  # (7,)
+        self._low = np.array(limits.q_min) + limits.margin + _SLACK  # (N,)
         self._high = np.array(limits.q_max) - limits.margin - _SLACK
-        self._ends = np.stack([self._high, -self._low])  # (2, 7)
+        self._ends = np.stack([self._high, -self._low])  # (2, N)
         self._dq = np.array(limits.dq_max) * (1 - _SLACK)
         self._ddq = np.array(limits.ddq_max) * (1 - _SLACK)
         room = points.radius[:, None] + _SLACK
@@ -84,10 +85,10 @@ class SafetyFilter:
         self._point_low, self._point_high = boxes[..., 0] + room, boxes[..., 1] - room  # (P, 3)
         table = limits.table_z + limits.table_clearance + points.radius + _SLACK
         self._table = table  # (P,)
-        self._hand = np.flatnonzero(points.of("right_hand"))  # of the points
+        self._hand = np.flatnonzero(points.in_box)  # of the points
         self._stride = limits.point_speed * (1 - _SLACK) * self.dt  # m a point may move in a period
-        self.q_last = np.full(7, np.nan)
-        self.dq_last = np.zeros(7)
+        self.q_last = np.full(limits.joints, np.nan)
+        self.dq_last = np.zeros(limits.joints)
         self._target_last = self.q_last
         self._stopped: tuple[str, ...] = ("not started",)
         self._clamps = 0.0
@@ -98,9 +99,9 @@ class SafetyFilter:
         Raises:
             EnvError: the arm is outside its limits; it has to be moved by hand first.
         """
-        q = finite_joints(q_measured)
+        q = finite_joints(q_measured, n := self.limits.joints)
         if q is None:
-            raise EnvError(f"safety: found measured joints {q_measured!r}, expected 7 finite numbers")
+            raise EnvError(f"safety: found measured joints {q_measured!r}, expected {n} finite numbers")
         if (q < self._low).any() or (q > self._high).any():
             i = int(np.argmax(np.maximum(self._low - q, q - self._high)))
             raise EnvError(
@@ -110,7 +111,7 @@ class SafetyFilter:
         places = self.points.along(q[None])
         if problem := self._problem(places, places[0]):
             raise EnvError(f"safety: the arm starts outside its limits ({problem}); move it by hand first")
-        self.q_last, self.dq_last, self._places_last = q, np.zeros(7), places[0]
+        self.q_last, self.dq_last, self._places_last = q, np.zeros(n), places[0]
         self._target_last = q
         self._stopped, self._clamps = (), 0.0
 
@@ -118,19 +119,20 @@ class SafetyFilter:
         """Filter one target.
 
         Args:
-            q_target: (7,) rad, absolute; anything else, NaN, infinity and a jump (`limits.step_max`) stop.
+            q_target: (N,) rad, absolute; anything else, NaN, infinity and a jump (`limits.step_max`) stop.
             gripper: opening wanted, 0 to 1, or None.
-            q_measured: (7,) rad, the newest reading.
+            q_measured: (N,) rad, the newest reading.
             state_age: s, how old that reading is.
         """
         if self._stopped:
             return self._brake(Verdict.STOP, *self._stopped)
         # what is no target at all
-        target, measured = finite_joints(q_target), finite_joints(q_measured)
+        n = self.limits.joints
+        target, measured = finite_joints(q_target, n), finite_joints(q_measured, n)
         if target is None:
-            return self._stop("target is not 7 finite numbers")
+            return self._stop(f"target is not {n} finite numbers")
         if measured is None:
-            return self._stop("measured joints are not 7 finite numbers")
+            return self._stop(f"measured joints are not {n} finite numbers")
         opening = None if gripper is None else _number(gripper)
         if gripper is not None and opening is None:
             return self._stop("gripper command is not a finite number")
@@ -151,7 +153,7 @@ class SafetyFilter:
         # speed, acceleration, braking before the end of the range
         speed = self._limited_speed(inside)
         # the measured points and those of the way in one go: half the time
-        places = self.points.along(np.concatenate([measured[None], self._way(speed)]))  # (1 + N, P, 3)
+        places = self.points.along(np.concatenate([measured[None], self._way(speed)]))  # (1 + T, P, 3)
         if lag := self._lag(measured, places[0]):
             return self._stop(lag)
         places = places[1:]
@@ -172,14 +174,14 @@ class SafetyFilter:
         return Safe(self.q_last, opening, Verdict.PASS, ())
 
     def above_table(self, q: Array) -> Array:
-        """Joints (7,) rad whose hand is raised, where it is too low, until no watched point is below the table.
+        """Joints (N,) rad whose hand is raised, where it is too low, until no watched point is below the table.
 
         For targets: a policy that presses its fingers onto the table then slides along it, where the filter would
         stop it at the first touch. It promises nothing: what comes of it is filtered like any target.
         """
         for _ in range(3):  # the table is flat and the steps are small: one is enough, as a rule
             places = self.points.at(q)
-            depth = float((self._table + _ABOVE - places[:, 2]).max())
+            depth = float((self._table + _ABOVE - places[:, 2]).max(initial=-np.inf))
             if depth <= 0:
                 break
             q = np.clip(q + self._raising(q, depth), self._low, self._high)
@@ -193,34 +195,34 @@ class SafetyFilter:
 
     def rest(self) -> None:
         """No command was sent for so long that the arm has come to rest at the last one: go on from there, at rest."""
-        self.dq_last, self._target_last = np.zeros(7), self.q_last
+        self.dq_last, self._target_last = np.zeros_like(self.q_last), self.q_last
 
     def _lag(self, measured: Array, places: Array) -> str | None:
-        """What of the measured joints (7,) and their points (P, 3) is too far behind the last command."""
+        """What of the measured joints (N,) and their points (P, 3) is too far behind the last command."""
         lag = np.abs(self.q_last - measured)
         if lag.max() > self.limits.lag_max:
             return f"joint {int(lag.argmax()) + 1} lags {lag.max():.2f} rad behind its command"
         behind = np.linalg.norm(places - self._places_last, axis=1)
-        if behind.max() > self.limits.point_lag_max:
+        if behind.max(initial=0.0) > self.limits.point_lag_max:
             return f"{self._name(behind == behind.max())} lags {behind.max():.3f} m behind its command"
         return None
 
     def _limited_speed(self, target: Array) -> Array:
-        """The speed (7,) towards a target (7,) that every joint may have now."""
+        """The speed (N,) towards a target (N,) that every joint may have now."""
         return self._within(
             pursuit_speed(self.q_last, self._target_last, target, self._dq, self._ddq, self.dt)
         )
 
     def _within(self, speed: Array) -> Array:
-        """The part of a speed (7,) that every joint may have now."""
-        room = self._ends - _BOTH * self.q_last  # (2, 7) rad, up to the upper end and down to the lower one
+        """The part of a speed (N,) that every joint may have now."""
+        room = self._ends - _BOTH * self.q_last  # (2, N) rad, up to the upper end and down to the lower one
         up, down = np.minimum(self._dq, stopping_speed(room, self._ddq, self.dt))
         high = np.minimum(up, self.dq_last + self._ddq * self.dt)
         low = np.maximum(-down, self.dq_last - self._ddq * self.dt)
         return np.clip(speed, low, high)
 
     def _detour(self, wanted: Array, places: Array) -> tuple[Array, Array] | None:
-        """A speed (7,) near the one that is not allowed, and its places (N, P, 3); None if only braking is left.
+        """A speed (N,) near the one that is not allowed, and its places (T, P, 3); None if only braking is left.
 
         Less of it; and along the table what would go below: the arm may start to rise with a fingertip a little lower,
         because its joints do not speed up alike, and would otherwise be stuck where it touches.
@@ -242,19 +244,20 @@ class SafetyFilter:
         return None
 
     def _raising(self, q: Array, height: float) -> Array:
-        """The change of joints `q` (7,) by which the hand is higher by `height`, m, not shifted and not turned.  # (7,)"""
-        around = self.points.along(np.concatenate([q[None], q + _DIFFERENCE * np.eye(7)]))[:, self._hand, :]
-        slopes = (around[1:] - around[0]).reshape(7, -1).T / _DIFFERENCE  # (3 P, 7)
+        """The change of joints `q` (N,) by which the hand is higher by `height`, m, not shifted and not turned.  # (N,)"""
+        steps = _DIFFERENCE * np.eye(len(q))
+        around = self.points.along(np.concatenate([q[None], q + steps]))[:, self._hand, :]
+        slopes = (around[1:] - around[0]).reshape(len(q), -1).T / _DIFFERENCE  # (3 P, N)
         up = np.tile([0.0, 0.0, height], len(self._hand))
         return np.linalg.lstsq(slopes, up, rcond=1e-3)[0]
 
     def _way(self, speed: Array) -> Array:
-        """The joints after a period at `speed` (7,), and on the way to rest from there.  # (N, 7)"""
+        """The joints after a period at `speed` (N,), and on the way to rest from there.  # (T, N)"""
         speeds = np.concatenate([speed[None], braking_steps(speed, self._ddq, self.dt)])
         return self.q_last + np.cumsum(speeds, 0) * self.dt
 
     def _places(self, speed: Array) -> Array:
-        """The points along `_way`.  # (N, P, 3)"""
+        """The points along `_way`.  # (T, P, 3)"""
         return self.points.along(self._way(speed))
 
     def _braked(self) -> Array:
@@ -262,13 +265,13 @@ class SafetyFilter:
         return np.sign(self.dq_last) * np.maximum(np.abs(self.dq_last) - loss, 0.0)
 
     def beyond(self, q: Array) -> float:
-        """Return how far a point is outside its box or in the table at joints (7,), m; negative inside."""
+        """Return how far a point is outside its box or in the table at joints (N,), m; negative inside."""
         places = self.points.at(q)  # (P, 3)
         outside = np.maximum(self._point_low - places, places - self._point_high)
-        return max(float(outside.max()), float((self._table - places[:, 2]).max()))
+        return max(float(x.max(initial=-np.inf)) for x in (outside, self._table - places[:, 2]))
 
     def _problem(self, places: Array, before: Array) -> str | None:
-        """What is wrong with points on their way (N, P, 3), which come from `before` (P, 3)."""
+        """What is wrong with points on their way (T, P, 3), which come from `before` (P, 3)."""
         outside = (places < self._point_low) | (places > self._point_high)
         if outside.any():
             return f"box: {self._name(outside.any((0, 2)))}"

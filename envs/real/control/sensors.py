@@ -26,10 +26,10 @@ class Sensors:
 
     def __init__(
         self, driver: ArmDriver, cameras: Mapping[str, CameraReader], watchdog: Watchdog,
-        frozen_s: float = np.inf, frozen_motion: float = np.inf, clock: Clock = REAL,
+        frozen_s: float = np.inf, frozen_motion: float = np.inf, clock: Clock = REAL, gripper: bool = True,
     ):  # fmt: skip
         self.driver, self.cameras, self.watchdog, self.clock = driver, dict(cameras), watchdog, clock
-        self._frozen_s, self._frozen_motion = frozen_s, frozen_motion
+        self._frozen_s, self._frozen_motion, self._gripper = frozen_s, frozen_motion, gripper
         self.forget()
 
     def forget(self) -> None:
@@ -78,9 +78,10 @@ class Sensors:
         return self.state
 
     def observe(self, image_size: ImageSize) -> dict:
-        """Return `images`, camera -> uint8 (H, W, 3) of `image_size`, and `proprio`, float32 (8,): the newest."""
+        """Return `images`, camera -> uint8 (H, W, 3) of `image_size`, and `proprio`, the newest joints and
+        opening, float32 (N + 1,), or (N,) without a gripper."""
         assert self.state is not None  # as the watchdog requires
-        return observation_of(self.state, self.cameras, image_size)
+        return observation_of(self.state, self.cameras, image_size, self._gripper)
 
     def ages(self, now: float) -> np.ndarray:
         """Ages of the newest frames, s.  # float32 (cameras,)"""
@@ -95,14 +96,17 @@ class Sensors:
         return bool(joints) and bool(np.ptp(joints, axis=0).max() > self._frozen_motion)
 
 
-def observation_of(state: ArmState, cameras: Mapping[str, CameraReader], image_size: ImageSize) -> dict:
+def observation_of(
+    state: ArmState, cameras: Mapping[str, CameraReader], image_size: ImageSize, gripper: bool
+) -> dict:
     """Return what `Sensors.observe` does, of a reading and of cameras that have a frame each."""
     images = {}
     for name, reader in cameras.items():
         frame = reader.latest()
         assert frame is not None
         images[name] = fitted(frame.image, size_of(image_size, name))
-    return {"images": images, "proprio": np.append(state.q, state.gripper).astype(np.float32)}
+    proprio = np.append(state.q, [state.gripper] * gripper).astype(np.float32)
+    return {"images": images, "proprio": proprio}
 
 
 @dataclass(frozen=True)
@@ -111,18 +115,20 @@ class Answer:
 
     t_observed: float
     t_answered: float
-    action: np.ndarray | None  # float64 (8,), finite; None with an error
+    action: np.ndarray | None  # float64 (A,), finite; None with an error
     error: str  # one line; empty with an action
 
 
 class PolicyWorker:
-    """Runs `act(observation) -> action (8,)` for one observation at a time: the stream to the arm never waits for it.
+    """Runs `act(observation) -> action (A,)` of `size` numbers for one observation at a time: the stream to the arm never waits for it.
 
     It begins when the worker `before` has ended: the policy never runs in two threads. One that hangs keeps its thread.
     """
 
-    def __init__(self, act: Callable[[dict], Any], clock: Clock = REAL, before: "PolicyWorker | None" = None):
-        self._act, self._clock, self._before = act, clock, before
+    def __init__(
+        self, act: Callable[[dict], Any], size: int, clock: Clock = REAL, before: "PolicyWorker | None" = None
+    ):
+        self._act, self._size, self._clock, self._before = act, size, clock, before
         self._changed = clock.condition()
         self._request: tuple[float, dict] | None = None
         self._since: float | None = None  # of the request under way
@@ -175,8 +181,8 @@ class PolicyWorker:
             action, error = None, ""
             try:
                 action = np.asarray(self._act(observation))
-                if action.shape != (8,) or action.dtype.kind not in "fiu":
-                    error = f"found an action {action.dtype} {action.shape}, expected 8 numbers"
+                if action.shape != (self._size,) or action.dtype.kind not in "fiu":
+                    error = f"found an action {action.dtype} {action.shape}, expected {self._size} numbers"
                 elif not np.isfinite(action := action.astype(float)).all():
                     error = f"found action {action.tolist()}, expected finite numbers"
             except BaseException as failure:  # whatever a policy raises must stop the arm, not this thread

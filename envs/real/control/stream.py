@@ -1,5 +1,7 @@
 """Where the arm is sent: actions become waypoints, waypoints a filtered stream, and each step its record."""
 
+from typing import Literal
+
 import numpy as np
 from pydantic import Field
 
@@ -23,7 +25,7 @@ class LoopConfig(Settings, at="bridge.loop", file="bridge/default"):
     live: bool = Field(default=False, exclude=True)  # False: everything but sending
     policy_hz: float = Field(default=10.0, gt=0, exclude=True)  # observations a second, as in the demos
     image_size: ImageSize = Field(default=256, exclude=True)  # pixels, as the policy wants them
-    mode: int = Field(default=1, exclude=True)  # the arm's mode while it is ours
+    gripper: Literal["binary", "continuous"] | None = Field(default="binary", exclude=True)  # the arm's
 
 
 class CommandStream:
@@ -31,10 +33,10 @@ class CommandStream:
 
     def __init__(self, limits: ArmLimits, safety: SafetyFilter, config: LoopConfig):
         self.safety, self.config, self.path = safety, config, Interpolator(limits)
-        self._low = np.add(limits.q_min, limits.margin)  # (7,)
+        self._low = np.add(limits.q_min, limits.margin)  # (N,)
         self._high = np.subtract(limits.q_max, limits.margin)
         self._period = 1 / config.policy_hz
-        self._commanded = self.path.q  # (7,) rad, last waypoint
+        self._commanded = self.path.q  # (N,) rad, last waypoint
         self._opening: float | None = None  # gripper, wanted
         self._turned = 0  # actions since that was another
         self._clamped = False  # whether the filter changed anything since the last action
@@ -42,11 +44,11 @@ class CommandStream:
 
     @property
     def commanded(self) -> Array:
-        """The joints (7,) rad that the next action's deltas are added to; not where the stream is on its way."""
+        """The joints (N,) rad that the next action's deltas are added to; not where the stream is on its way."""
         return self.path.q if self._clamped else self._commanded
 
     def start(self, q: Array) -> None:
-        """Begin at rest at measured joints (7,). Raises EnvError outside the limits."""
+        """Begin at rest at measured joints (N,). Raises EnvError outside the limits."""
         self.safety.reset(q)
         self._rest_at(q)
         self._opening, self._turned, self._clamped, self.step = None, 0, False, None
@@ -63,7 +65,7 @@ class CommandStream:
         return safe
 
     def release(self, now: float, q: Array) -> None:
-        """From rest, go to joints (7,) in the time of an action."""
+        """From rest, go to joints (N,) in the time of an action."""
         self._rest_at(self.safety.q_last)
         self.path.push(now, now + self._period, np.clip(q, self._low, self._high))
 
@@ -76,7 +78,7 @@ class CommandStream:
         t_observed: float,
         ages: np.ndarray,
     ) -> None:
-        """Turn an action (8,) into the next waypoint, due a period later, and begin a step.
+        """Turn an action (A,) into the next waypoint, due a period later, and begin a step.
 
         The action answers `observation`, made at `t_observed`; `state` and `ages` of the cameras' frames are of now.
         """
@@ -85,11 +87,9 @@ class CommandStream:
             self._rest_at(state.q)
         elif self._clamped:  # what the filter did not let through is not owed
             self._commanded = self.path.q
-        delta = np.clip(action[:7], -self.config.max_delta, self.config.max_delta)
-        opening, self._turned = 0.0 if action[7] >= 0.5 else 1.0, self._turned + 1
-        if opening != self._opening and (self._opening is None or self._turned > self.config.gripper_hold):
-            # sooner, it would be judged by fingers that have not moved yet, and be reversed to and fro
-            self._opening, self._turned = opening, 0
+        n = len(self._commanded)
+        delta = np.clip(action[:n], -self.config.max_delta, self.config.max_delta)
+        grip = self._grip(action[n:])
         wanted = self.safety.above_table(np.clip(self._commanded + delta, self._low, self._high))
         before, self._commanded = self._commanded, wanted
         self.path.push(now, now + self._period, self._commanded)
@@ -97,10 +97,24 @@ class CommandStream:
         self.step = {
             **{f"images_{name}": image for name, image in observation["images"].items()},
             "proprio": observation["proprio"],
-            "action": np.append(self._commanded - before, float(self._opening == 0)).astype(np.float32),
+            "action": np.append(self._commanded - before, grip).astype(np.float32),
             "action_raw": action.astype(np.float32), "time": t_observed, "time_action": now,
             "verdict": np.uint8(Verdict.PASS), "code": np.int32(OK), "camera_age": ages, "start": self.safety.q_last,
         }  # fmt: skip
+
+    def _grip(self, wanted: Array) -> Array:
+        """Take up the gripper's part of an action; what is executed of it.  # (1,), or (0,) without a gripper"""
+        if self.config.gripper == "continuous":
+            wanted = np.clip(wanted, 0.0, 1.0)
+            self._opening = float(wanted[0])
+        elif self.config.gripper == "binary":
+            opening, self._turned = 0.0 if wanted[0] >= 0.5 else 1.0, self._turned + 1
+            may = self._opening is None or self._turned > self.config.gripper_hold
+            if opening != self._opening and may:
+                # sooner, it would be judged by fingers that have not moved yet, and be reversed to and fro
+                self._opening, self._turned = opening, 0
+            wanted = np.array([float(self._opening == 0)])
+        return wanted
 
     def next(self, now: float, state: ArmState) -> tuple[Safe, bool]:
         """The stream's next joints, filtered; whether it rests and nothing more is due."""
@@ -125,7 +139,7 @@ class CommandStream:
             return None
         step, self.step = self.step, None
         moved = self.safety.q_last - step.pop("start")
-        step["action_sent"] = np.append(moved, step["action"][7]).astype(np.float32)
+        step["action_sent"] = np.append(moved, step["action"][len(moved) :]).astype(np.float32)
         return step
 
     def _rest_at(self, q: Array) -> None:

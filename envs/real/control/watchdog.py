@@ -17,9 +17,9 @@ from pydantic import model_validator
 
 from s2robot.core.settings import Settings, from_yaml, invalid
 from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.driver import OK
 
 UNSURE = "the policy's members disagree"
-WARNING = 2  # the SDK's code of a command that was taken while a warning is pending
 
 
 class State(Enum):
@@ -66,7 +66,7 @@ class Inputs:
     state_age: float  # of the measured joints
     policy_late: float = 0.0  # by how much the next target is overdue; 0 = in time
     policy_error: str = ""  # the policy crashed, or its answer was no action
-    code: int = 0  # of the last command
+    code: int = OK  # of the last command
     error: int = 0  # the arm's
     mode: int = 0  # the arm's
     connected: bool = True
@@ -135,7 +135,7 @@ class Watchdog:
         found = {
             "connection lost": not x.connected,
             f"arm error {x.error}": x.error != 0,
-            f"command code {x.code}": x.code not in (0, WARNING),
+            f"command code {x.code}": x.code != OK,
             f"policy: {x.policy_error}": x.policy_error != "",
         }
         if started:

@@ -18,7 +18,7 @@ import numpy as np
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real import import_extra
 from s2robot.envs.real.arms.driver import ArmLimits, ArmState, Array
-from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK
+from s2robot.envs.real.arms.geometry import ToolIK, XArm7Points
 from s2robot.envs.real.arms.xarm import MANUAL
 from s2robot.envs.real.control.safety import SafetyFilter
 from s2robot.envs.real.control.sensors import Sensors
@@ -159,7 +159,7 @@ class Teleoperator:
     ):  # fmt: skip
         self._mover, self._controls, self._ik = mover, controls, ik
         self._full = np.array([speed, speed, speed, turn_speed]) / rate_hz  # m and rad an action
-        self._max_delta, self._limits, self._points = max_delta, limits, ArmPoints()
+        self._max_delta, self._limits, self._points = max_delta, limits, XArm7Points()
         self._safety = SafetyFilter(limits, self._points)
         self._position: Array | None = None
 

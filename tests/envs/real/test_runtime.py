@@ -11,7 +11,7 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.control.loop import LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import UNCONFIRMED
@@ -98,7 +98,7 @@ def test_a_target_below_the_table_is_not_reached(far):
     with pytest.raises(EnvError, match="move: "):
         moving(far, speed=1.0).go_to(down)
     low = far.limits.table_z + far.limits.table_clearance
-    assert (ArmPoints("xarm7").along(np.array(far.sent))[..., 2] >= low).all() and far.stopped
+    assert (XArm7Points().along(np.array(far.sent))[..., 2] >= low).all() and far.stopped
 
 
 def test_an_episode_ends_as_soon_as_it_is_over(arm):

@@ -7,7 +7,7 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS, ArmState, CommandResult, DriverStatus
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.cameras.camera import Frame
 from s2robot.envs.real.control.loop import STOOD_S, LoopConfig
 from s2robot.envs.real.control.subscriber import Subscriber
@@ -105,6 +105,7 @@ class FakeArm:
         self.clock, self.limits, self.start = clock, limits, np.array(q)
         self.q, self.sent, self.times, self.stops = self.start.copy(), [], [], []
         self.error, self.mode, self.code, self.gripper = 0, 1, OK, 1.0
+        self.armed_mode = 1
         self.silent, self.stuck, self.reads = lambda arm: False, False, 0
         self.stopped, self.acknowledges = False, True
 
@@ -209,7 +210,7 @@ def driven(arm, act, loop=LIVE, camera=None, **settings):
     """An `ArmRuntime` of an arm in virtual time with one camera, beside a supervisor that only listens."""
     cameras = {"hand": camera or Film(arm.clock, NOISE, 30)}
     settings = {"supervisor": Watch(), "clock": arm.clock} | settings
-    return ArmRuntime(arm, cameras, act, ArmPoints(), loop, **settings)
+    return ArmRuntime(arm, cameras, act, XArm7Points(), loop, **settings)
 
 
 def episode(runtime, steps):

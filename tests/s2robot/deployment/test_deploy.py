@@ -107,7 +107,7 @@ def test_the_preflight_refuses_with_a_line_for_each_finding(
         (["+bridge.watchdog.camera_holt=1"], "bridge.watchdog.camera_holt: unknown key, expected camera_hold"),
         (["bridge.limits.box=[[0,1],[0,1],[0]]"], "bridge.limits.box"),
         (["bridge.home.speed=inf"], "bridge.home.speed: expected a finite number, got inf"),
-        (["robot=panda"], "robot.name: expected 'xarm7', got 'panda'"),
+        (["robot=panda"], "bridge.emulator.port: expected null with robot=panda"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_line(config, monkeypatch, overrides, text):

@@ -14,12 +14,13 @@ from s2robot.core.errors import UserError
 from s2robot.core.files import shipped_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import preflight
-from s2robot.deployment.arm import JOINT_NAMES, OK, STOP, WARNING, Camera
+from s2robot.deployment.arm import OK, STOP, WARNING, Camera
 from s2robot.deployment.preflight import check_contract, check_latency, check_observation, compare_views
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
+from tests.envs.real.home import described
 
 VIEWS = ("hand", "left", "right")
-NAMES = [f"robot0_{name}" for name in JOINT_NAMES]  # as the simulator calls them
+NAMES = [f"robot0_{name}" for name in described("xarm7").joint_names]  # as the simulator calls them
 CAMERAS = {"hand": Camera(256, 256, 30, fovy=75.0), "left": Camera(480, 480, 30, fovy=45.0)}
 GEOMETRY = {"hand": {"size": [256, 256], "fovy": 75.0}, "left": {"size": [256, 256], "fovy": 45.0}}
 CONTRACT = {
@@ -29,7 +30,7 @@ CONTRACT = {
 
 
 def check(cameras=CAMERAS, image_size=256, rate_hz=10, encoder="f00d", **contract):
-    return check_contract(CONTRACT | contract, rate_hz, cameras, image_size, encoder)
+    return check_contract(CONTRACT | contract, described("xarm7"), rate_hz, cameras, image_size, encoder)
 
 
 def bad(findings) -> list[tuple[str, str]]:

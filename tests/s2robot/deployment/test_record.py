@@ -24,6 +24,7 @@ from s2robot.deployment.store import CAUSES, open_corrections, open_store
 from s2robot.envs.real.arms.geometry import ToolIK
 from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from tests import forks
+from tests.envs.real.home import described
 from tests.envs.real.patience import PATIENCE, wait_for
 from tests.s2robot.pictures import attributes_of
 
@@ -321,13 +322,14 @@ def test_demos_that_no_correction_could_be_appended_to_are_refused_before_an_epi
 def test_another_dataset_is_rejected_before_an_episode(demos, tmp_path):
     path, same, out = demos(), {"source": "teleop, emulator"}, tmp_path / "out.zarr"
     cameras = dict.fromkeys(("hand", "left"))  # what is known of them is for a new one
-    open_store(path, 10, cameras, SIZE, same).close()
+    arm = described("xarm7")
+    open_store(path, arm, 10, cameras, SIZE, same).close()
     for names, size, attributes, key in (
         (cameras, 2 * SIZE, same, "images_hand"), ({"hand": None}, SIZE, same, "cameras"),
         (cameras, SIZE, {"source": "teach, arm"}, "source"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"{key}: expected"):
-            open_store(path, 10, names, size, attributes)
+            open_store(path, arm, 10, names, size, attributes)
     source = EpisodeStore.open(path)
     with open_corrections(out, source, 1) as store:
         assert len(store) == 1 and not store["perturbed"].any()

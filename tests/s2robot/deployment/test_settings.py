@@ -12,11 +12,10 @@ from hydra import compose, initialize_config_dir
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
-from s2robot.core.settings import read
 from s2robot.deployment.arm import WARNING, Camera, start_cameras
 from s2robot.deployment.policy import make_policy
 from s2robot.deployment.preflight import check_pace
-from s2robot.deployment.settings import Bridge, CameraSettings, read_policy
+from s2robot.deployment.settings import Bridge, CameraSettings, read_bench, read_bridge, read_policy
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT
 from s2robot.envs.real.control.loop import LoopConfig
@@ -32,12 +31,12 @@ def composed(*overrides):
 
 
 def configured(*overrides):
-    return read(Bridge, composed(*overrides).bridge)
+    return read_bridge(composed(*overrides))
 
 
 def acting(checkpoint, *overrides):
     cfg = composed(f"checkpoint='{checkpoint}'", "bridge=emulator", "policy.threads=1", *overrides)
-    return read_policy(cfg), read(Bridge, cfg.bridge)
+    return read_policy(cfg), read_bench(cfg)
 
 
 def test_who_builds_a_loop_without_a_config_gets_the_rehearsed_values():
@@ -155,10 +154,10 @@ def test_a_limit_needs_members_in_this_process(slow_policy, pair):
     limit = "bridge.watchdog.disagreement=0.05"
     with pytest.raises(UserError, match="^bridge.watchdog.disagreement: expected null for a policy of one"):
         made(slow_policy, limit)
-    source, bridge = acting(pair, limit)
+    source, bench = acting(pair, limit)
     served = source.replace(checkpoint=None, url="ws://nowhere:1")
     with pytest.raises(UserError, match="^bridge.watchdog.disagreement: expected null .*with policy.url"):
-        make_policy(served, bridge, ExitStack())
+        make_policy(served, bench, ExitStack())
 
 
 def test_a_policy_of_other_actions_is_refused_before_the_arm_is_looked_for(save_untrained, tmp_path):
@@ -181,11 +180,13 @@ def test_a_lost_answer_comes_after_the_loop_has_held_whatever_the_rate(monkeypat
             raise PolicyLost("gone")
 
     monkeypatch.setattr("s2robot.serving.remote.RemotePolicy", Remote)
-    source, bridge = acting("x", "checkpoint=null", "policy.url=ws://nowhere:1")
+    source, bench = acting("x", "checkpoint=null", "policy.url=ws://nowhere:1")
     waits = []
     with ExitStack() as stack:
-        policy = make_policy(source, bridge, stack)
+        policy = make_policy(source, bench, stack)
         monkeypatch.setattr(time, "sleep", waits.append)
         with pytest.raises(PolicyLost):
             policy.act({})
-    assert sum(waits) > 1 / (2 * bridge.speed) + bridge.watchdog.policy_hold  # a period, and the limit
+    assert (
+        sum(waits) > 1 / (2 * bench.bridge.speed) + bench.bridge.watchdog.policy_hold
+    )  # a period, and the limit

@@ -19,14 +19,15 @@ import pytest
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED
 from s2robot.envs.real.arms.franka import GONE, MOVING, FrankaDriver
+from tests.envs.real.home import described
 from tests.envs.real.patience import wait_for
 
-HOME = np.array([0.0, 0.1094, 0.0, -2.5686, 0.0, 2.6781, 0.7859])
+HOME, LIMITS = described("panda").start, described("panda").limits()
 
 
 def test_without_franky_it_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "franky", None)
-    driver = FrankaDriver("192.0.2.1")
+    driver = FrankaDriver("192.0.2.1", LIMITS)
     with pytest.raises(EnvError, match=r"^franky: expected .*pip install 's2robot\[franka\]'"):
         driver.connect(1.0)
     with pytest.raises(EnvError, match="expected connect first"):
@@ -59,7 +60,7 @@ def server():
 
 @pytest.fixture
 def arm(server):
-    with FrankaDriver(server, realtime=False) as arm:
+    with FrankaDriver(server, LIMITS, realtime=False) as arm:
         arm.connect(60.0)
         yield arm
 

@@ -9,11 +9,10 @@ import pytest
 
 from s2robot.core.errors import UserError
 from s2robot.envs.cube_pick import CubePick
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK, finger_tip, frames, jacobian
+from s2robot.envs.real.arms.geometry import ToolIK, XArm7Points, finger_tip, frames, jacobian
 
-POINTS = ArmPoints("xarm7")
+POINTS = XArm7Points()
 
 
 class Model:
@@ -91,15 +90,10 @@ def test_no_opening_brings_a_finger_lower_than_its_points():
     assert all(finger_tip(angle)[1] <= lowest + 1e-9 for angle in np.linspace(0, 0.85, 50))
 
 
-def test_another_arm_is_refused():
-    with pytest.raises(EnvError, match="'panda'"):
-        ArmPoints("panda")
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"q_min": (0.0,) * 6}, {"dq_max": (0.0,) * 7}, {"margin": 4.0}, {"box": ((0.0, 1.0), (1.0, 0.0), (0.0, 1.0))},
+        {"q_max": (0.0,) * 6}, {"dq_max": (0.0,) * 7}, {"ddq_max": (1.0,) * 6}, {"margin": 4.0}, {"box": ((0.0, 1.0), (1.0, 0.0), (0.0, 1.0))},
         {"arm_box": (0.0, 1.0)}, {"table_z": np.inf}, {"step_max": 0.017},  # a stream at full speed would be stopped
     ],
 )  # fmt: skip

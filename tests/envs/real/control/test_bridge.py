@@ -10,7 +10,7 @@ import pytest
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.loop import LoopConfig
@@ -59,7 +59,7 @@ def test_actions_that_lift_the_cube_in_simulation_lift_it_over_the_bridge(monkey
             return np.append(np.nan_to_num(target[:7] - runtime.loop.stream.commanded), target[7])
 
         runtime = ArmRuntime(
-            driver, {"hand": camera}, act, ArmPoints("xarm7"), LoopConfig(live=True, image_size=32),
+            driver, {"hand": camera}, act, XArm7Points(), LoopConfig(live=True, image_size=32),
             CALM, SafetyConfig(state_age_max=3.0),
         )  # fmt: skip
         stack.enter_context(runtime.watched(partial(make, gripper=False), 9.0))

@@ -12,7 +12,7 @@ from benchmarks.fault_cases import CASES
 from benchmarks.fault_server import make_checkpoint, served
 from benchmarks.faults import SCENE, attempt, cells, markdown, row
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.emulator.emulator import launch
 
 # Those that need the wire, the box or a process, one of a kind. The others are run in virtual time (test_loop.py,
@@ -76,7 +76,7 @@ def test_what_is_unsafe_or_not_as_designed_stands_in_the_table(bench):
 def test_unsafe_commands_are_counted(change, count):
     good = {"values": [*START, 0, 0, 0], "unsafe": False}
     changed = {"values": [*change(START), 0, 0, 0], "unsafe": False}
-    points = ArmPoints("xarm7")
+    points = XArm7Points()
     assert unsafe([good, changed], START, XARM7_LIMITS, points) == count
     assert unsafe([good | {"unsafe": True}, good], START, XARM7_LIMITS, points) == 1
     assert unsafe([], START, XARM7_LIMITS, points) == 0

@@ -8,7 +8,7 @@ import pytest
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.subscriber import EpisodeRecorder
@@ -18,7 +18,7 @@ from tests.envs.real.patience import CALM
 from tests.envs.real.virtual import NOISE, SLOWLY, Calls, FakeArm, Film
 from tests.s2robot.pictures import attributes_of
 
-POINTS = ArmPoints("xarm7")
+POINTS = XArm7Points()
 
 
 @pytest.fixture

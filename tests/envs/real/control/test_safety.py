@@ -10,19 +10,29 @@ from hypothesis import strategies as st
 from benchmarks.safety import HOME, LIMITS, MOODS, NASTY, SHAPES, TYPES, Attacker, Judge
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmState
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import ArmPoints, XArm7Points
+from s2robot.envs.real.arms.model import ModelPoints
 from s2robot.envs.real.control.motion import Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
 from s2robot.envs.real.control.stream import CommandStream, LoopConfig
+from tests.envs.real.home import described
 
-POINTS = ArmPoints("xarm7")
+POINTS = XArm7Points()
 SEEDS = st.integers(0, 2**32 - 1)
 MOVES = st.lists(st.tuples(st.sampled_from(MOODS), st.integers(1, 40)), max_size=6)
 SLOW = XARM7_LIMITS.replace(dq_max=(0.5,) * 7, ddq_max=(5.0,) * 7, point_speed=0.25)
+UR5E, PANDA = described("ur5e"), described("panda")
+# start, limits and points: the xArm7's built-in kinematics, models of six and seven joints, and no model
+ARMS = {
+    "xarm7": (HOME, XARM7_LIMITS, POINTS), "xarm7 with walls": (HOME, LIMITS, POINTS), "slow xarm7": (HOME, SLOW, POINTS),
+    "ur5e": (UR5E.start, UR5E.limits(), ModelPoints(UR5E)), "panda": (PANDA.start, PANDA.limits(), ModelPoints(PANDA)),
+    "ur5e without a model": (UR5E.start, UR5E.limits(), ArmPoints()),
+}  # fmt: skip
+of_each_arm = pytest.mark.parametrize("arm", ARMS)
 
 
-def started(q=HOME, limits=XARM7_LIMITS, **settings) -> SafetyFilter:
-    safety = SafetyFilter(limits, POINTS, SafetyConfig(**settings))
+def started(q=HOME, limits=XARM7_LIMITS, points=POINTS, **settings) -> SafetyFilter:
+    safety = SafetyFilter(limits, points, SafetyConfig(**settings))
     safety.reset(q)
     return safety
 
@@ -40,55 +50,58 @@ def send(safety, target, gripper=0.5, measured=None, age=0.0):
     return safety(target, gripper, safety.q_last if measured is None else measured, age)
 
 
+@pytest.mark.parametrize("arm", ["xarm7", "ur5e"])
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-0.1, 0.1), min_size=7, max_size=7), st.floats(0.2, 0.6))
-def test_a_target_below_the_table_is_raised_and_neither_turned_nor_shifted(offset, down):
+def test_a_target_below_the_table_is_raised_and_neither_turned_nor_shifted(arm, offset, down):
     """`down` bends the shoulder forward, until the hand is up to 10 cm below the table."""
-    safety, hand = started(), POINTS.of("right_hand")
-    table = XARM7_LIMITS.table_z + XARM7_LIMITS.table_clearance
-    q = HOME + offset
+    home, limits, points = ARMS[arm]
+    safety, hand = started(home, limits, points), points.in_box
+    table = limits.table_z + limits.table_clearance
+    q = home + offset[: limits.joints]
     q[1] += down
-    before, raised = POINTS.at(q), safety.above_table(q)
-    after = POINTS.at(raised)
+    before, raised = points.at(q), safety.above_table(q)
+    after = points.at(raised)
     if raised is q:
-        assert (before[:, 2] - POINTS.radius).min() > table + 1e-3
+        assert (before[:, 2] - points.radius).min() > table + 1e-3
         return
-    assert (after[:, 2] - POINTS.radius).min() > table
+    assert (after[:, 2] - points.radius).min() > table
     moved = (after - before)[hand]  # (P, 3)
     assert np.ptp(moved, axis=0).max() < 5e-3  # all points of the hand alike
     assert np.abs(moved[:, :2]).max() < 5e-3 and moved[:, 2].min() > 0
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    SEEDS, MOVES, st.lists(st.sampled_from(NASTY), max_size=3), st.sampled_from([XARM7_LIMITS, LIMITS, SLOW])
-)
-def test_no_output_is_outside_limits(seed, moods, nasty, limits):
+@of_each_arm
+@settings(max_examples=15, deadline=None)
+@given(SEEDS, MOVES, st.lists(st.sampled_from(NASTY), max_size=3))
+def test_no_output_is_outside_limits(arm, seed, moods, nasty):
     """Moods one after the other; then hostile inputs; then braking to rest."""
-    safety = started(limits=limits, clamps_max=10_000)
-    judge = Judge(safety.limits, POINTS, HOME)
+    home, limits, points = ARMS[arm]
+    safety = started(home, limits, points, clamps_max=10_000)
+    judge = Judge(limits, points, home)
     attacker = Attacker(safety, np.random.default_rng(seed))
     for mood, count in moods:
         attack(safety, attacker, judge, mood, count)
     for kind in nasty:
         safe = safety(*attacker.inputs(kind))
         assert judge.faults(safe.q, safe.gripper) == []
-    for _ in range(20):
-        safe = send(safety, np.full(7, np.nan))
+    for _ in range(40):
+        safe = send(safety, np.full(limits.joints, np.nan))
         assert safe.verdict == Verdict.STOP and judge.faults(safe.q, safe.gripper) == []
     assert not safety.dq_last.any()
 
 
-@settings(max_examples=30, deadline=None)
-@given(SEEDS, st.sampled_from([XARM7_LIMITS, SLOW]), st.sampled_from([0.0, 0.02, 0.25]), st.integers(4, 30))
-def test_the_interpolator_never_jumps(seed, limits, faults, period):
+@of_each_arm
+@settings(max_examples=15, deadline=None)
+@given(SEEDS, st.sampled_from([0.0, 0.02, 0.25]), st.integers(4, 30))
+def test_the_interpolator_never_jumps(arm, seed, faults, period):
     """As the loop has it: wild actions raised above the table, clamps that are followed, holds, late periods."""
-    rng = np.random.default_rng(seed)
-    safety, path = started(limits=limits, clamps_max=10_000), Interpolator(limits)
-    path.reset(HOME)
-    now, commanded, clamped = 0.0, HOME, False
+    rng, (home, limits, points) = np.random.default_rng(seed), ARMS[arm]
+    safety, path = started(home, limits, points, clamps_max=10_000), Interpolator(limits)
+    path.reset(home)
+    now, commanded, clamped = 0.0, home, False
     low, high = np.add(limits.q_min, limits.margin), np.subtract(limits.q_max, limits.margin)
-    push = rng.uniform(-0.25, 0.25, 7)
+    push = rng.uniform(-0.25, 0.25, limits.joints)
     for k in range(200):
         late = rng.random() < faults
         now += safety.dt + late * rng.uniform(0, 0.3)
@@ -98,7 +111,7 @@ def test_the_interpolator_never_jumps(seed, limits, faults, period):
             commanded = safe.q
             continue
         if k % period == 0:
-            push = push if rng.random() < 0.7 else rng.uniform(-0.25, 0.25, 7)
+            push = push if rng.random() < 0.7 else rng.uniform(-0.25, 0.25, limits.joints)
             commanded = path.q if clamped else commanded
             commanded = safety.above_table(np.clip(commanded + push, low, high))
             path.push(now, now + period * safety.dt, commanded)
@@ -309,7 +322,7 @@ def test_an_arm_that_touches_the_table_is_not_stuck(seed):
 @pytest.mark.parametrize("limits", [XARM7_LIMITS, SLOW])
 def test_a_policy_that_slides_along_the_table_is_not_stopped(limits):
     """6 s of pushing the hand 2 cm down with every action, to and fro."""
-    hand, swings = POINTS.of("right_hand"), itertools.cycle([-0.03] * 10 + [0.03] * 10)
+    hand, swings = POINTS.in_box, itertools.cycle([-0.03] * 10 + [0.03] * 10)
 
     def act(commanded):
         slopes = (POINTS.along(commanded + 1e-5 * np.eye(7)) - POINTS.at(commanded))[:, hand] / 1e-5

@@ -34,7 +34,7 @@ def running() -> Watchdog:
         ({"state_age": 0.3}, State.FAULT, "joint state is gone"),
         ({"state_age": np.nan}, State.FAULT, "joint state is gone"), ({"policy_late": 0.2}, State.RUNNING, None),
         ({"policy_late": 0.3}, State.HOLD, "policy is late"), ({"policy_late": 1.1}, State.FAULT, "policy is gone"),
-        ({"policy_error": "boom"}, State.FAULT, "policy: boom"), ({"code": 2}, State.RUNNING, None),
+        ({"policy_error": "boom"}, State.FAULT, "policy: boom"), ({"code": 2}, State.FAULT, "command code 2"),
         ({"code": 1}, State.FAULT, "command code 1"), ({"code": -1000}, State.FAULT, "command code -1000"),
         ({"error": 31}, State.FAULT, "arm error 31"), ({"mode": 0}, State.FAULT, "mode 0, expected 1"),
         ({"connected": False}, State.FAULT, "connection lost"),

@@ -7,7 +7,7 @@ import pytest
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import REFUSED
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
 from s2robot.envs.real.operator.teleop import Controls, teach
 from s2robot.envs.real.runtime import ArmRuntime
@@ -45,7 +45,7 @@ def test_what_a_hand_does_with_the_emulated_arm_becomes_actions(emulator, driver
 
     person = threading.Thread(target=hand, daemon=True)
     person.start()
-    runtime = ArmRuntime(driver, cameras, None, ArmPoints(), LED, CALM, supervisor=Watch())
+    runtime = ArmRuntime(driver, cameras, None, XArm7Points(), LED, CALM, supervisor=Watch())
     assert teach(runtime, controls, 1000, Calls(step=steps.append)) == ""
     person.join(PATIENCE)
     assert emulator.side("status")["state"] >= 4 and driver.command(HOME, None).code == REFUSED

@@ -12,14 +12,14 @@ from hypothesis.extra.numpy import arrays
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints, ToolIK
+from s2robot.envs.real.arms.geometry import ToolIK, XArm7Points
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.operator.teleop import Controls, Keyboard, SharedControl, SpaceMouse, Teleoperator
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, wait_for
 from tests.envs.real.virtual import SLOWLY, Calls, driven, episode
 
-POINTS, IK = ArmPoints(), ToolIK()
+POINTS, IK = XArm7Points(), ToolIK()
 # wishes for a pose that the arm only reaches with the tool outside the box
 UNREACHED = (
     (0.721, -1, 0, 0.29),

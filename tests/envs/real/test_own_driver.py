@@ -1,26 +1,23 @@
-"""The worked example of docs/hardware.md, run as it is written there, against an arm that speaks its protocol."""
+"""The driver of examples/own_arm against an arm that speaks its protocol."""
 
 import json
-import re
 import socketserver
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS
-from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.watchdog import State
-from tests.envs.real.home import HOME
+from s2robot.envs.tasks import import_class
+from tests.envs.real.home import HOME, OWN, described
 from tests.envs.real.patience import CALM
 from tests.envs.real.virtual import NOISE
-
-PAGE = Path(__file__).parents[3] / "docs" / "hardware.md"
 
 
 class Box(socketserver.ThreadingTCPServer):
@@ -60,16 +57,15 @@ def box():
         server.shutdown()
 
 
-def example():
-    (code,) = re.findall(r"^```python\n(import json\n.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    names = {}
-    exec(compile(code, str(PAGE), "exec"), names)
-    return names["LineArm"]
+@pytest.fixture
+def driver(monkeypatch):
+    monkeypatch.syspath_prepend(OWN)
+    return import_class(described("ur5e").driver)
 
 
 @pytest.fixture
-def arm(box):
-    arm = example()(*box.server_address, XARM7_LIMITS)
+def arm(box, driver):
+    arm = driver("{}:{}".format(*box.server_address), XARM7_LIMITS)
     arm.connect(10.0)
     yield arm
     arm.close()
@@ -79,7 +75,7 @@ def test_the_example_runs_an_episode(arm, box):
     camera = CameraReader("hand", lambda: ReplayCamera(NOISE, 30))
     camera.start(60.0)
     arm.arm()
-    safety = SafetyFilter(arm.limits, ArmPoints("xarm7"), SafetyConfig(state_age_max=3.0))
+    safety = SafetyFilter(arm.limits, XArm7Points(), SafetyConfig(state_age_max=3.0))
     slowly = np.append(np.full(7, 0.01), 0.0)
     config = LoopConfig(live=True, image_size=16)
     result = ControlLoop(arm, {"hand": camera}, lambda o: slowly, safety, config, CALM).run(3)
@@ -88,7 +84,7 @@ def test_the_example_runs_an_episode(arm, box):
     np.testing.assert_allclose(arm.read().q, HOME + 0.03, atol=5e-3)
 
 
-def test_the_example_refuses_what_is_no_target_stops_and_never_clears(arm, box):
+def test_the_example_refuses_what_is_no_target_stops_and_never_clears(arm, box, driver):
     assert arm.command(HOME, None).code == REFUSED  # not armed
     arm.arm()
     nan = np.full(7, np.nan)
@@ -105,4 +101,4 @@ def test_the_example_refuses_what_is_no_target_stops_and_never_clears(arm, box):
         arm.read()
     assert not arm.stop("never raises")
     with pytest.raises(EnvError, match="expected an arm, got none"):
-        example()("127.0.0.1", 1, XARM7_LIMITS).connect(1.0)
+        driver("127.0.0.1:1", XARM7_LIMITS).connect(1.0)

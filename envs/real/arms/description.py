@@ -1,0 +1,76 @@
+"""An arm, as its YAML in configs/robot describes it: joints, gripper, driver, and the model that its watched points are in."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+
+from s2robot.core.parts import Part, default_parts
+from s2robot.core.settings import Settings, read
+from s2robot.envs.errors import expect
+from s2robot.envs.real.arms.driver import ArmDriver, ArmLimits, Array, Joints, Rates
+from s2robot.envs.real.arms.geometry import Point
+from s2robot.envs.robots import ROBOTS, robot_spec
+from s2robot.envs.tasks import import_class
+
+BUILT_IN = "xarm7"  # the model that needs no file
+
+
+class ArmDescription(Settings, at="robot"):
+    """`robot`; configs/robot/xarm7.yaml documents each value."""
+
+    name: str
+    ip: str | None = None
+    driver: str | None = None
+    model: str | None = None
+    joints: tuple[str, ...] | None = None
+    home: Joints | None = None
+    q_min: Joints
+    q_max: Joints
+    dq_max: Rates | float | None = None
+    ddq_max: Rates | float | None = None
+    gripper: Literal["binary", "continuous"] | None = "binary"
+    points: tuple[Point, ...] = ()
+
+    def rules(self) -> Iterable[tuple[Any, ...]]:
+        n = len(self.q_min)
+        for key in ("q_max", "joints", "home", "dq_max", "ddq_max"):
+            values = getattr(self, key)
+            yield (
+                key,
+                not isinstance(values, tuple) or len(values) == n,
+                f"{n} values, one a joint as in q_min",
+            )
+        known = self.home is not None or self.name in ROBOTS
+        yield "home", known and len(self.start) == n, f"{n} values, rad"
+        start, own = self.start, self.model in (None, BUILT_IN)
+        inside = (start >= self.q_min).all() and (start <= self.q_max).all()
+        yield "home", inside, "joints within q_min and q_max", start.tolist()
+        yield "model", self.model != BUILT_IN or n == 7, f"null or a file of an arm of {n} joints"
+        watched = any(point.in_box for point in self.points)
+        yield "points", own or watched, "a point of the model that is in_box, such as the tool's"
+
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        return self.joints or tuple(f"joint{i + 1}" for i in range(len(self.q_min)))
+
+    def parts(self, key: str) -> tuple[Part, ...]:
+        """Return what the numbers of an `action` or `proprio` (the key) are."""
+        return default_parts(f"{key}_parts", len(self.q_min), self.gripper)
+
+    @property
+    def start(self) -> Array:
+        """Joints at which an episode starts, rad.  # (N,)"""
+        return np.array(self.home or robot_spec(self.name).home)
+
+    def limits(self, node: Any = None) -> ArmLimits:
+        """Return the settings `bridge.limits` (the defaults for None) for this arm's joints, no faster than it is."""
+        given = read(ArmLimits, {**(node or {}), "q_min": self.q_min, "q_max": self.q_max})
+        return given.at_most(self.dq_max, self.ddq_max)
+
+    def driver_class(self) -> Any:
+        """Return the driver, made as `driver(ip, limits, gripper=True)`. Raises EnvError if there is none."""
+        found: Any = import_class(str(self.driver), "robot.driver")
+        fits = isinstance(found, type) and issubclass(found, ArmDriver)
+        expect(fits, "robot.driver", "a subclass of ArmDriver", f"'{self.driver}'")
+        return found

@@ -1,0 +1,88 @@
+"""Any arm in a MuJoCo model, an MJCF or a URDF: its watched points for the safety filter.
+
+The model's world frame is that of the arm's base. Joints beyond the arm's, such as fingers, stay where the model has them.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.description import ArmDescription
+from s2robot.envs.real.arms.driver import Array
+from s2robot.envs.real.arms.geometry import ArmPoints
+
+RANGE_SLACK = 0.01  # rad by which a stated range may exceed the model's
+# of a model, in an order in which nothing is deleted before what refers to it
+_UNNEEDED = (
+    "keys sensors actuators tendons equalities pairs excludes skins flexes sites cameras geoms meshes hfields"
+)
+
+
+def compiled(robot: ArmDescription, prepare: Callable[[Any], None]) -> tuple[mujoco.MjModel, Array]:
+    """Compile an arm's model after `prepare` has changed its `MjSpec`; return also the ids of its joints.  # int (N,)
+
+    `robot.model` is a file, or `package:file` for one in an installed package. Raises EnvError: a model that MuJoCo cannot read,
+    or of other joints than the description's, by number, name or range.
+    """
+    package, _, inside = str(robot.model).rpartition(":")
+    found = find_spec(package) if package.isidentifier() else None
+    file = Path(found.origin).parent / inside if found and found.origin else robot.model
+    try:
+        spec = mujoco.MjSpec.from_file(str(file))
+        spec.compiler.fusestatic = False  # points may be fixed to a URDF's links without joints
+        prepare(spec)
+        model = spec.compile()
+        return model, _joints(robot, model)
+    except ValueError as error:
+        raise EnvError(f"robot.model: {robot.model}: {' '.join(str(error).split())}") from None
+
+
+def _joints(robot: ArmDescription, model: mujoco.MjModel) -> Array:
+    moving = (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)
+    found = {model.joint(i).name: i for i in range(model.njnt) if model.jnt_type[i] in moving}
+    names = robot.joints or tuple(found)
+    if len(names) != (n := len(robot.q_min)):
+        raise ValueError(f"expected {n} joints as in robot.q_min, got {len(names)}: {', '.join(names)}")
+    for i, name in enumerate(names):
+        if name not in found:
+            raise ValueError(f"expected a joint '{name}' as in robot.joints, got {', '.join(found)}")
+        (low, high), q_min, q_max = model.jnt_range[found[name]], robot.q_min[i], robot.q_max[i]
+        if model.jnt_limited[found[name]] and (q_min < low - RANGE_SLACK or q_max > high + RANGE_SLACK):
+            expected = f"robot.q_min and q_max within {low:.4g} to {high:.4g}"
+            raise ValueError(f"expected {expected} at joint {i + 1}, got {q_min:g} to {q_max:g}")
+    return np.array([found[name] for name in names])
+
+
+class ModelPoints(ArmPoints):
+    """The points of `robot.points`, by MuJoCo's kinematics. Raises EnvError: a model that does not fit."""
+
+    def __init__(self, robot: ArmDescription):
+        super().__init__(robot.points)
+        self._model, joints = compiled(robot, self._strip)
+        self._data = mujoco.MjData(self._model)
+        self._q = self._model.jnt_qposadr[joints]
+        self._sites = [self._model.site(f"watched {i}").id for i in range(len(self.points))]
+
+    def _strip(self, spec: Any) -> None:
+        """Leave joints alone, and a site at each point."""
+        for kind in _UNNEEDED.split():
+            for thing in list(getattr(spec, kind)):
+                spec.delete(thing)
+        spec.compiler.boundmass = spec.compiler.boundinertia = 1.0  # geoms may have been all that weighs
+        for i, point in enumerate(self.points):
+            if (body := spec.body(point.body)) is None:
+                raise ValueError(f"expected a body '{point.body}' as in robot.points, got none")
+            body.add_site(name=f"watched {i}", pos=point.position)
+
+    def along(self, way: Array) -> Array:
+        places = np.empty((len(way), len(self.points), 3))
+        for place, q in zip(places, way, strict=True):
+            self._data.qpos[self._q] = q
+            mujoco.mj_kinematics(self._model, self._data)
+            place[:] = self._data.site_xpos[self._sites]
+        return places

@@ -1,0 +1,138 @@
+"""Arms other than the xArm7 through `s2robot deploy`: simulated ones, and a driver of one's own (docs/own-arm.md)."""
+
+import importlib
+import json
+import re
+import shlex
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+
+from s2robot.cli import main
+from s2robot.core.files import configs_dir
+from s2robot.core.parts import plain
+from s2robot.demos.store import EpisodeStore
+from s2robot.deployment import deploy
+from s2robot.envs.real.arms.description import ArmDescription
+from tests.envs.real.home import OWN, described
+from tests.envs.real.test_own_driver import box  # noqa: F401
+from tests.inline import do_inline
+from tests.s2robot.conftest import CALM
+
+
+@pytest.fixture
+def policy(save_untrained, tmp_path):
+    """Makes a checkpoint for an arm; its actions are small."""
+
+    def make(arm: ArmDescription):
+        parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}
+        size = len(arm.q_min) + (arm.gripper is not None)
+        contract = {"robot": arm.name, "joint_names": list(arm.joint_names), "camera_geometry": {}, **parts}
+        sizes = {"action_dim": size, "proprio_dim": size}
+        return save_untrained(tmp_path / "checkpoint", contract, 0.003, **parts, **sizes)
+
+    return make
+
+
+@pytest.fixture
+def config(policy, calm, pictures, tmp_path, monkeypatch):
+    """Makes a config of `s2robot deploy` for an arm; a dot of `changes` is written as __."""
+
+    def make(arm: ArmDescription, *overrides):
+        monkeypatch.syspath_prepend(OWN)
+        words = [f"checkpoint='{policy(arm)}'", f"demos.path='{pictures}'", f"run_dir='{tmp_path}'"]
+        words += [
+            "confirm=false",
+            f"robot={arm.name}",
+            f"hydra.searchpath=[file://{OWN}/configs]",
+            *calm,
+            *overrides,
+        ]
+        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+            return compose("deploy", words)
+
+    return make
+
+
+def test_a_dry_run_of_six_joints(config, tmp_path, capsys):
+    assert deploy.deploy(config(described("ur5e"), "bridge=simulated", "dry_run_steps=2")) == 0
+    out = capsys.readouterr().out
+    assert not re.search("^stop ", out, re.MULTILINE) and "no Cartesian limits" not in out
+    found = json.loads((tmp_path / "dry_run.json").read_text())
+    assert {len(q) for q in found["joints"]} == {6} and (tmp_path / "dry_run.png").exists()
+
+
+@pytest.mark.parametrize("gripper", ["continuous", None])
+def test_an_episode_of_six_joints_is_recorded_with_the_gripper_that_there_is(config, tmp_path, gripper):
+    arm, size = described("ur5e", gripper=gripper), 6 + (gripper is not None)
+    record = f"record='{tmp_path}/mine.zarr'"
+    words = [f"robot.gripper={gripper or 'null'}", "bridge.loop.max_steps=3", record]
+    assert deploy.deploy(config(arm, "bridge=simulated", "live=true", *words)) == 0
+    (episode,) = json.loads((tmp_path / "summary.json").read_text())["records"]
+    assert (episode["cause"], episode["steps"], episode["fault"]) == ("steps", 3, "")
+    store = EpisodeStore.open(tmp_path / "mine.zarr")
+    assert store["action"].shape == store["proprio"].shape == (3, size) and store.robot == "ur5e"
+    assert store.attrs["joint_names"] == list(arm.joint_names)
+    np.testing.assert_allclose(store["proprio"][0, :6], arm.start, atol=0.02)
+    assert np.ptp(store["images_hand"], axis=(1, 2)).max() > 10  # something is seen
+    moved = store["proprio"][2, :6] - store["proprio"][0, :6]
+    np.testing.assert_allclose(moved, store["action"][:2, :6].sum(0), atol=5e-3)
+
+
+def test_a_driver_of_ones_own_without_a_model_is_told_what_is_not_checked(config, box, pictures, capsys):  # noqa: F811
+    arm = described("ur5e", model=None, points=())
+    box.state["q_deg"] = np.degrees(arm.start).tolist()
+    films = "kind=replay", f"device='{pictures}'"
+    cameras = [f"bridge.cameras.{name}.{word}" for name in ("hand", "left") for word in films]
+    address = "{}:{}".format(*box.server_address)
+    words = ["robot.model=null", "robot.points=[]", f"robot.ip='{address}'", *cameras]
+    assert deploy.deploy(config(arm, *words, "dry_run_steps=2")) == 0
+    out = capsys.readouterr().out
+    assert re.search("^warning +arm: no Cartesian limits: no model of this arm", out, re.MULTILINE)
+    assert set(box.asked) <= {"state", "stop"}  # nothing was sent
+
+
+def test_a_panda_is_simulated_and_its_driver_is_reached(config, monkeypatch):
+    arm = described("panda")
+    assert deploy.deploy(config(arm, "bridge=simulated", "check=true")) == 0
+    monkeypatch.setitem(sys.modules, "franky", None)
+    with pytest.raises(ValueError, match=r"^franky: expected .*s2robot\[franka\]"):
+        deploy.deploy(config(arm, "robot.ip=192.0.2.1"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["bridge=emulator"], "bridge.emulator.port: expected null with robot=ur5e"),
+        (["robot.ip=x", "robot.driver=null"], "robot.driver: expected module:Class, got 'None'"),
+        (["robot.ip=x", "robot.driver=json:JSONDecoder"], "robot.driver: expected a subclass of ArmDriver, got 'json:JSONDecoder'"),
+        (["robot.ip=x", "bridge.limits.dq_max=[1,1,1,1,1,1,1]"], "bridge.limits.dq_max: expected 6 values, one a joint"),
+        (["robot.home=[0,0,0]"], "robot.home: expected 6 values"), (["robot.home=null"], "robot.home: expected 6 values"), ([], "robot.ip: expected the arm's address"),
+        (["bridge=simulated", "robot.gripper=null"], "policy: actions: the policy's are joints (6 delta), gripper"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_arm_is_one_line(config, overrides, text):
+    with pytest.raises(ValueError, match=re.escape(text)) as caught:
+        deploy.deploy(config(described("ur5e"), *overrides))
+    assert caught.value.user_error and "\n" not in str(caught.value)
+
+
+def test_the_page_runs_as_it_is_written(tiny_encoder, tmp_path, monkeypatch, capsys):
+    """Commands of docs/own-arm.md, with smaller frames and encoder; a busy machine is no fault."""
+    page = (OWN.parents[1] / "docs" / "own-arm.md").read_text(encoding="utf-8")
+    enter, demos, train, live = (shlex.split(line) for line in re.findall("^    (.*)$", page, re.MULTILINE))
+    assert enter == ["cd", "examples/own_arm"] and demos[1] == "../own_demos.py"
+    shutil.copytree(OWN, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    do_inline(monkeypatch)
+    store = importlib.import_module("examples.own_demos").main([*demos[2:], "--size", "64"])
+    assert store["action"].shape[1] == 7
+    small = ["features.cache=cache", "features.workers=1", f"encoder.checkpoint='{tiny_encoder}'"]
+    assert main([*train[1:], *small]) == 0
+    own = [word.replace("$PWD", str(tmp_path)) for word in live[1:]]
+    assert main([*own, "hydra.run.dir=deployed", "bridge.loop.max_steps=4", *CALM]) == 0
+    (episode,) = json.loads((tmp_path / "deployed/summary.json").read_text())["records"]
+    assert (episode["cause"], episode["steps"]) == ("steps", 4), capsys.readouterr().out
