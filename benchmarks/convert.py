@@ -2,7 +2,6 @@
 
     python benchmarks/convert.py in aloha --pictures h264       # as LeRobot v3.0 with H.264; without: as it is
     python benchmarks/convert.py out aloha                      # every way to store images
-
 CPU time is of all threads. PSNR is of the mean squared error over all frames, and of the worst frame.
 """
 

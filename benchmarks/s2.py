@@ -10,7 +10,6 @@ Models have random weights: tiny (as mvp-tiny), small (as mvp-small), base (timm
 * ours fp32, ours default: `s2robot.backbones.inference.prepare` in float32 and in the machine's default type, all tiles
   in one call. pooled: the default with the mean of the map only.
 * frames: S2Encoder in the default type from uint8 frames of the larger size. frames 1 2 3: at three scales, batch 1.
-
 The rows take turns; times are medians. Cosine (least over all tokens) and largest difference are to the reference.
 """
 

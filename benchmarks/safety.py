@@ -2,7 +2,6 @@
 
     python benchmarks/safety.py
     python benchmarks/safety.py --inputs 20000 --seed 1
-
 Every output is judged against the declared limits without any tolerance: joint range less the margin, speed and
 acceleration against the two outputs before, watched points against box, table and speed. After every stop the
 braking is followed to rest, and judged too. The exit code is 1 if one output is outside.

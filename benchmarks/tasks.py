@@ -3,7 +3,6 @@
     python benchmarks/tasks.py                                  # every row; hours on two cores
     python benchmarks/tasks.py stack "stack, one scale" --seeds 0 1 2 --episodes 128
     python benchmarks/tasks.py --experts --episodes 128         # the scripted experts instead: minutes
-
 The demonstrations of each task are recorded once.
 """
 

@@ -264,11 +264,11 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "training": (("training", "pretraining"), 1990),  # 1800
     "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4140),  # 4000
     "probing": (("probing",), 1550),  # 1600
-    "serving": (("serving",), 920),  # 600
+    "serving": (("serving",), 930),  # 600
     "core": (("",), 3100),  # 2700: core, config, the command line and the pipeline
 }
 MAX_TEST_LINES = 23300
-MAX_BENCHMARK_LINES = 3010
+MAX_BENCHMARK_LINES = 3000
 MAX_DOC_WORDS, MAX_README_WORDS = 24250, 900  # README included and the changelog not
 
 

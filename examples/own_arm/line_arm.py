@@ -22,6 +22,8 @@ from s2robot.envs.real.control.clock import now
 
 
 class LineArm(ArmDriver):
+    answer_s, gone_s = 0.1, 1.0  # an answer later than this is none; an arm unheard for so long is gone
+
     def __init__(self, ip: str, limits: ArmLimits, gripper: bool = True):
         super().__init__(limits, limits.step_max)
         host, _, port = ip.partition(":")
@@ -38,7 +40,7 @@ class LineArm(ArmDriver):
 
     def _open(self, timeout_s: float):
         link = socket.create_connection(self.address, timeout=timeout_s)
-        link.settimeout(0.1)  # an answer later than this is none
+        link.settimeout(self.answer_s)
         return link.makefile("rwb")
 
     def _ask(self, link, **request) -> dict:
@@ -84,7 +86,7 @@ class LineArm(ArmDriver):
 
     def status(self) -> DriverStatus:
         age = now() - self._heard
-        return DriverStatus(self._link is not None and age < 1, self._error, self._mode, age)
+        return DriverStatus(self._link is not None and age < self.gone_s, self._error, self._mode, age)
 
     def close(self) -> None:
         if not self.stopped:

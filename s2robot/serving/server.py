@@ -42,6 +42,7 @@ from s2robot.serving.token import token_for
 from s2robot.serving.wire import PROTOCOL, WireError, pack
 
 PER_ADDRESS, ALL = 16, 64  # connections without the token
+_LAST_ANSWER_S = 0.5  # s that an answer under way has, when the server is stopped
 _GOING, _UNSUPPORTED, _INTERNAL, _TRY_LATER = 1001, 1003, 1011, 1013  # websocket close codes
 _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _log = logging.getLogger("s2robot.serving.server.websockets")
@@ -195,6 +196,11 @@ class PolicyServer:
                         gate.expire(s.open_s)
             finally:
                 if client := self.client:  # do not wait for its plan
+                    end = time.monotonic() + _LAST_ANSWER_S
+                    while self._send_until < math.inf and time.monotonic() < end:
+                        time.sleep(
+                            0.01
+                        )  # an answer that has just left: the client is to read why it is the last one
                     if self._send_until < math.inf:
                         _cut_off(client[0].socket)
                     client[0].close(code, reason)

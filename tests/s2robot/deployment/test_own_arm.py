@@ -43,6 +43,8 @@ def config(policy, calm, pictures, tmp_path, monkeypatch):
 
     def make(arm: ArmDescription, *overrides):
         monkeypatch.syspath_prepend(OWN)
+        monkeypatch.setattr("line_arm.LineArm.answer_s", 20.0)  # a busy machine is no fault
+        monkeypatch.setattr("line_arm.LineArm.gone_s", 20.0)
         words = [f"checkpoint='{policy(arm)}'", f"demos.path='{pictures}'", f"run_dir='{tmp_path}'"]
         words += [
             "confirm=false",
