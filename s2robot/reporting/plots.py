@@ -69,6 +69,7 @@ class Panel:
     log: str = ""
     ticks: Mapping[float, str] = field(default_factory=dict)
     shaded: tuple[float, float] | None = None
+    ylim: tuple[float, float] | None = None
 
 
 @styled
@@ -136,6 +137,8 @@ def _dress(axes: Axes, panel: Panel) -> None:
     axes.tick_params(labelsize=8.5)
     axes.grid(**GRID)
     axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+    if panel.ylim:
+        axes.set_ylim(*panel.ylim)
     axes.set_title(panel.title, fontsize=9.5)
 
 
