@@ -267,7 +267,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "serving": (("serving",), 930),  # 600
     "core": (("",), 3100),  # 2700: core, config, the command line and the pipeline
 }
-MAX_TEST_LINES = 23300
+MAX_TEST_LINES = 23350
 MAX_BENCHMARK_LINES = 3000
 MAX_DOC_WORDS, MAX_README_WORDS = 24250, 900  # README included and the changelog not
 

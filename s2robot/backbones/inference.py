@@ -50,13 +50,18 @@ def default_dtype(device: torch.device | str = "cpu") -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def packs() -> bool:
-    """Whether linear layers can be packed: an x86 CPU with AVX2 or AVX-512, and a torch with oneDNN."""
+def packs(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether linear layers of this dtype can be packed: an x86 CPU with AVX2, or for 16 bits with AVX-512, and a torch with
+    oneDNN. Elsewhere they run as plain layers."""
+    short = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(
+        dtype
+    )
     return (
         torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and (short is None or bool(getattr(torch.ops.mkldnn, short)()))
     )
 
 
@@ -88,7 +93,7 @@ def prepare(model: Module, dtype: Any = "auto") -> Module:
     if sum(isinstance(m, nn.Conv2d) for m in fast.modules()) > 1:  # one is a transformer's patch embedding
         layout = torch.channels_last
         fast.to(memory_format=layout)
-    if first.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and packs():
+    if first.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and packs(dtype):
         timm = sys.modules.get("timm.models.vision_transformer")  # importing it takes longer than torch
         _pack(fast, getattr(timm, "Mlp", None))
         for module in fast.modules():
@@ -184,7 +189,7 @@ class PackedLinear(nn.Linear):
         layer.__class__ = PackedLinear
         assert isinstance(layer, PackedLinear)  # for the type checker
         layer.gelu = gelu
-        pack = torch.ops.mkldnn._reorder_linear_weight if packs() else None
+        pack = torch.ops.mkldnn._reorder_linear_weight if packs(layer.weight.dtype) else None
         layer._packed = pack and pack(layer.weight.detach(), None)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,10 @@
 """Prepared models against the models they were made of."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -90,7 +93,7 @@ def test_a_packed_layer_of_another_type_is_the_plain_one_and_batch_statistics_st
 @torch.inference_mode()
 def test_other_outputs_other_ways_of_holding_layers_and_autocast(packed, monkeypatch):
     if not packed:
-        monkeypatch.setattr(inference, "packs", lambda: False)
+        monkeypatch.setattr(inference, "packs", lambda *_: False)
     for model in (Pieces().eval(), vit()):
         fast, expected = prepare(model, torch.float32), model(images())
         assert any(isinstance(m, PackedLinear) for m in fast.modules()) is inference.packs()
@@ -175,3 +178,18 @@ def test_the_copy_to_a_gpu_is_whole_when_it_is_used():
     x = torch.arange(2**22)
     for _ in range(20):  # the pinned memory of one copy is that of the next
         assert torch.equal(moved(x, torch.device("cuda")).cpu(), x)
+
+
+def test_a_16_bit_encoder_runs_on_a_processor_without_avx512():
+    """oneDNN is told so before it starts; it packs such weights on AVX-512 alone."""
+    script = """
+import torch
+from s2robot.backbones.inference import prepare
+model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Linear(8, 3))
+print(tuple(prepare(model, torch.bfloat16)(torch.ones(2, 8, dtype=torch.bfloat16)).shape))
+"""
+    env = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=300
+    )
+    assert done.stdout.strip() == "(2, 3)", done.stderr[-500:]
