@@ -27,7 +27,7 @@ CALM = (
     "bridge.watchdog.camera_hold=9", "bridge.watchdog.camera_fault=20", "bridge.watchdog.state_hold=9",
     "bridge.watchdog.state_fault=20", "bridge.watchdog.policy_hold=5", "bridge.watchdog.policy_fault=20",
     "bridge.watchdog.hold_fault=60", "bridge.watchdog.report_fault=30", "bridge.safety.state_age_max=9",
-    "bridge.supervisor_s=9", "bridge.arm.connect_s=60", "bridge.speed=0.2", "bridge.home.speed=1",
+    "bridge.supervisor_s=9", "bridge.loop.ready_s=60", "bridge.arm.connect_s=60", "bridge.speed=0.2", "bridge.home.speed=1",
 )  # fmt: skip
 
 
