@@ -232,6 +232,10 @@ class Disturbed:
         observation, info = self.world.reset(seed=seed, options=options)
         return self._seen(observation), info
 
+    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
+        """As a task's."""
+        return Task.step(self, action)  # type: ignore[arg-type]  # the world's own step would not be disturbed
+
     def step_physics(self, action: np.ndarray) -> None:
         """As a task's; with a delay, the action that was given ``value`` steps ago."""
         if self.axis == "delay":

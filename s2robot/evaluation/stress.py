@@ -29,7 +29,7 @@ from s2robot.envs.tasks import make, make_cached
 from s2robot.evaluation.evaluate import world_for
 from s2robot.evaluation.records import Journal, wilson
 from s2robot.evaluation.rollouts import LearnedPlanner, World
-from s2robot.evaluation.video import Frame, write_video
+from s2robot.evaluation.video import rerun, write_video
 from s2robot.loading import image_size_of, load_networks
 from s2robot.reporting import page, plots
 from s2robot.reporting.page import Block, Section
@@ -80,13 +80,7 @@ class StressWorld:
 
     def film(self, cell: Cell, record: Mapping[str, Any], actions: np.ndarray, path: Path) -> Path:
         """Run an episode again and write what the policy saw."""
-        env: Any = self._world(cell).env.world
-        frames: list[Frame] = [env.reset(seed=record["seed"])[0]["images"]]
-        stages = [env.stage]
-        for action in actions:
-            env.step_physics(action)
-            frames.append(env.observe()["images"])
-            stages.append(env.stage)
+        frames, stages = rerun(self._world(cell).env.world, record["seed"], actions)
         return write_video(path, frames, record, stages=stages, rate=self.config.rate_hz)
 
     def _world(self, cell: Cell) -> World:

@@ -55,7 +55,9 @@ def film_some(
 
 def film(world: TaskSettings, record: Mapping[str, Any], actions: np.ndarray, path: Path) -> Path:
     """Run an episode again and write it as a video; UserError if it ends in another stage than its record says."""
-    frames, stages = rerun(world, record["seed"], actions)
+    env = make(world)
+    frames, stages = rerun(env, record["seed"], actions)
+    env.close()
     if stages[-1] != record["stage"]:
         raise UserError(
             f"{path}: seed {record['seed']}: expected stage {record['stage']} at the end, as recorded, got "
@@ -64,14 +66,12 @@ def film(world: TaskSettings, record: Mapping[str, Any], actions: np.ndarray, pa
     return write_video(path, frames, record, stages=stages, rate=world.rate_hz)
 
 
-def rerun(world: TaskSettings, seed: int, actions: np.ndarray) -> tuple[list[Frame], list[str]]:
+def rerun(env: Any, seed: int, actions: np.ndarray) -> tuple[list[Frame], list[str]]:
     """Run an episode again from its seed and its actions (T, A): images by camera and stage, T + 1 of each."""
-    env = make(world)
     frames, stages = [env.reset(seed=seed)[0]["images"]], [env.stage]
     for action in actions:
         frames.append(env.step(action)[0]["images"])
         stages.append(env.stage)
-    env.close()
     return frames, stages
 
 

@@ -60,6 +60,15 @@ def test_the_undisturbed_world_is_the_task_itself(world):
     ).all()
 
 
+@pytest.mark.parametrize(("axis", "value"), [("noise", 10.0), ("delay", 1)])
+def test_a_step_is_disturbed_as_its_two_halves_are(world, axis, value):
+    images, state = seen(world, axis, value, steps=1)
+    world.reset(seed=3)
+    observation, *_ = world.step(STILL)
+    assert (images[1] == np.array(list(observation["images"].values()))).all()
+    assert (state == world.get_state()).all() and len(world._queue) == (axis == "delay")
+
+
 def test_an_object_takes_another_colour_and_keeps_its_place(world):
     red = world.world
     cube = sorted(red._cube_geoms)[-1]
