@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.core.errors import UserError
-from s2robot.core.parts import number_names, parts_of, plain, same_parts, size_of, words
+from s2robot.core.parts import BEYOND, number_names, parts_of, plain, same_parts, size_of, words
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
@@ -116,7 +116,7 @@ def bound(store: EpisodeStore, world: Any, clip: bool = False, path: object = No
     low, high = _limits(attributes)
     actions = store["action"].astype(np.float64)
     beyond = np.maximum(low - actions, actions - high)
-    room = 1e-5 * np.nan_to_num(high - low, posinf=0)  # what float32 rounds
+    room = BEYOND * np.nan_to_num(high - low, posinf=0)
     outside = (beyond > room).any(1)
     if not outside.any():
         return BoundStore(store.path, attributes)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 from PIL import Image, ImageFilter
 
-from s2robot.core.parts import parts_of
+from s2robot.core.parts import moves, parts_of
 from s2robot.envs.task import Task
 
 if TYPE_CHECKING:  # it loads MuJoCo
@@ -243,14 +243,9 @@ class Disturbed:
             if len(self._queue) > self.value:
                 action = self._queue.pop(0)
             else:
-                action = np.where(self._moves, 0, self._queue[0])  # nothing has arrived yet
+                still = moves(parts_of({"action_parts": self.world.action_parts}, "action"))
+                action = np.where(still, 0, self._queue[0])  # nothing has arrived yet
         self.world.step_physics(action)
-
-    @property
-    def _moves(self) -> np.ndarray:
-        """Which numbers of an action are steps, of which zero means none.  # bool (A,)"""
-        parts = parts_of({"action_parts": self.world.action_parts}, "action")
-        return np.repeat([part.kind == "delta" or part.relative for part in parts], [p.size for p in parts])
 
     def observe(self) -> dict[str, Any]:
         return self._seen(self.world.observe())

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from s2robot.core.errors import UserError, one_of
+from s2robot.core.errors import UserError
 from s2robot.core.parts import check_values
 from s2robot.policies.policy import ChunkPolicy
 
@@ -75,12 +75,8 @@ class BatchActor:
 
     def set_task(self, rows: Sequence[int], task: str | None) -> None:
         """Say what these episodes are to do from now on; as :meth:`reset`, but a policy of no task takes any."""
-        known = self.policy.spec.tasks
-        if not known:
-            return
-        task = known[0] if task is None and len(known) == 1 else task
-        one_of("task", task, known)
-        self._task[rows] = torch.tensor([float(name == task) for name in known], device=self.device)
+        told, known = self.policy.spec.told(task), self.policy.spec.tasks
+        self._task[rows] = torch.tensor([float(name == told) for name in known], device=self.device)
 
     @property
     def memory(self) -> tuple[Tensor, ...]:

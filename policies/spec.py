@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from s2robot.core.errors import one_of
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.policies.bodies.mlp import MlpSettings
 from s2robot.policies.bodies.rnn import RnnSettings
@@ -72,9 +73,8 @@ class PolicySpec(PolicySettings):
     tokens: int = Field(ge=1)  # of a camera, the most where they differ; 1 for features that are mean-pooled
     action_dim: int = Field(default=8, ge=1)  # numbers of an action
     proprio_dim: int = Field(default=8, ge=1)  # numbers of a state
-    tasks: tuple[
-        str, ...
-    ] = ()  # what the policy can be told to do, in words; it sees which one beside the state
+    # what the policy can be told to do, in words; it sees which one beside the state
+    tasks: tuple[str, ...] = ()
     # (rows, columns) of each camera's token map, where they are not all squares of `tokens`; the largest has `tokens`
     grids: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
     # Plain dicts, see `Parts.read`. None: joints (action: delta; state: absolute) and the gripper, which is last.
@@ -107,6 +107,13 @@ class PolicySpec(PolicySettings):
         yield "grids", fits, expected
         alike = len(set(self.grids)) < 2 or not self.pooling.shared
         yield "pooling.shared", alike, "false with maps of several shapes", True
+
+    def told(self, task: str | None) -> str | None:
+        """Return the task to do, by default the only one; UserError: another task, or none of several. A policy of none takes any."""
+        task = self.tasks[0] if task is None and len(self.tasks) == 1 else task
+        if self.tasks:
+            one_of("task", task, self.tasks)
+        return task
 
     @cached_property
     def action(self) -> Parts:

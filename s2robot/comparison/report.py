@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.comparison.paired import outcomes_of
-from s2robot.comparison.statistics import MINUS, headline, p_text, verdict
+from s2robot.comparison.statistics import MINUS, VERDICTS, headline, p_text, verdict
 from s2robot.core.files import read_json
 from s2robot.envs.task import Group
 from s2robot.evaluation.records import known_of, read_records
@@ -21,7 +21,6 @@ from s2robot.reporting.page import Block, Section, as_text
 from s2robot.reporting.style import BLUE, INK, ORANGE, VERMILLION, page_colours
 
 _COSTS = {"gflops_per_frame": "GFLOPs per frame", "ms_per_action": "ms per action"}
-_VERDICTS = {True: "differ", False: "not told apart", None: "borderline"}
 _SPAN = 8  # largest over smallest value from which an axis is logarithmic
 _PLACES = (("all training seeds", "o", BLUE, 1.0), ("some", "D", ORANGE, 1.0), ("none", "X", VERMILLION, 1.4))
 _Facts = Mapping[str, Any]
@@ -94,7 +93,7 @@ def _pairs(pairs: Sequence[_Facts], labels: Mapping[str, str]) -> list[Block]:
         test, name = pair["mcnemar"], f"{labels[pair['a']]} {MINUS} {labels[pair['b']]}"
         points = [100 * pair[key] for key in ("difference", "low", "high")]
         texts = [f"{value:+.1f}".replace("-", MINUS) for value in points]
-        results = [_VERDICTS[verdict(pair)], texts[0], f"{texts[1]} to {texts[2]}", p_text(pair["p_holm"])]
+        results = [VERDICTS[verdict(pair)], texts[0], f"{texts[1]} to {texts[2]}", p_text(pair["p_holm"])]
         counts = [str(pair["episodes"]), f"{test['wins']} / {test['losses']}", p_text(test["p"])]
         rows.append([name, *results, *counts])
         clear = pair["low"] > 0 or pair["high"] < 0

@@ -24,6 +24,7 @@ Outcomes = Mapping[str, np.ndarray]  # arm -> bool (seeds, positions)
 Pair = Mapping[str, Any]  # one of compare.json's pairs
 
 MINUS, LEVEL = "\N{MINUS SIGN}", 0.05  # of p and of the intervals (95 %)
+VERDICTS = {True: "differ", False: "not told apart", None: "borderline"}
 GAPS = (0.03, 0.05, 0.08, 0.10, 0.15, 0.20, 0.30)  # of the power table
 COLUMNS = ("arm", "training_seed", "axis", "value", "position", "layout", "success", "stage", "steps", "time_to_success_s")  # fmt: skip
 _MOST_POSITIONS = 1_000_000  # beyond this an evaluation is out of reach, and the search for N ends

@@ -24,7 +24,7 @@ from scipy.optimize import brentq
 
 from s2robot.comparison import paired
 from s2robot.comparison.settings import Power
-from s2robot.comparison.statistics import MINUS, p_text, pair_figures, power_at, verdict
+from s2robot.comparison.statistics import MINUS, VERDICTS, p_text, pair_figures, power_at, verdict
 from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import read_json, read_text, write_json
 from s2robot.core.settings import Settings, Stored, from_yaml, read, read_some
@@ -33,11 +33,9 @@ from s2robot.evaluation.records import read_records, wilson
 UNDECIDED = 3  # exit code
 _COUNTS = re.compile(r"(?:(?P<label>[^:/]+):)?(?P<successes>\d+)/(?P<trials>\d+)")
 _METHOD = "independent trials, Newcombe's interval, Barnard's exact test"
-_EXACT, _CHANCES, _OUTSIDE = (
-    4_000_000,
-    400,
-    1e-4,
-)  # of an exact test: most tables, points of its grid, see `barnard`
+_EXACT = 4_000_000  # tables up to which a test is exact
+_CHANCES = 400  # points of its grid
+_OUTSIDE = 1e-4  # probability that the common chance is beyond the grid, see `barnard`
 _TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -111,7 +109,7 @@ def read_arms(word: str) -> list[Arm]:
     """Return the arms of `[<name>:]74/80`, or of `[<name>:]<file or folder>`. UserError: anything else, or a broken file."""
     if counts := _COUNTS.fullmatch(word):
         successes, trials = int(counts["successes"]), int(counts["trials"])
-        if not 0 <= successes <= trials or trials == 0:
+        if successes > trials or trials == 0:
             raise UserError(f"trials: expected successes/trials such as 74/80, got {word}")
         return [Arm(counts["label"] or word, np.arange(trials)[None] < successes, None)]
     label, colon, rest = word.partition(":")
@@ -230,10 +228,7 @@ def barnard(k: int, m: int, j: int, n: int) -> float:
     likely = stats.binomtest(k + j, m + n).proportion_ci(1 - _OUTSIDE)
     low, high = (math.asin(math.sqrt(chance)) for chance in (likely.low, likely.high))
     chances = np.sin(np.linspace(low, high, _CHANCES)[:, None]) ** 2  # (C, 1)
-    first, second = (
-        stats.binom.pmf(np.arange(m + 1), m, chances),
-        stats.binom.pmf(np.arange(n + 1), n, chances),
-    )
+    first, second = (stats.binom.pmf(np.arange(size + 1), size, chances) for size in (m, n))
     return min(1.0, float(((first @ beyond) * second).sum(1).max()) + _OUTSIDE)
 
 
@@ -289,11 +284,10 @@ def _lines(rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], powe
         of_seeds = f", {row['seeds']} training seeds" if row["seeds"] > 1 else ""
         count = f"{row['successes']} of {row['trials']}"
         yield f"{row['label']:<{wide}}  {share:5.1f} % [{low:.1f}, {high:.1f}]  {count}{of_seeds}"
-    words = {True: "differ", False: "not told apart", None: "borderline"}
     for pair in pairs:
         points = [f"{100 * pair[key]:+.1f}".replace("-", MINUS) for key in ("difference", "low", "high")]
         name = f"{pair['a']} {MINUS} {pair['b']}"
-        yield f"{name}: {points[0]} points [{points[1]}, {points[2]}], {p_text(pair['p_holm'])}: {words[verdict(pair)]}"
+        yield f"{name}: {points[0]} points [{points[1]}, {points[2]}], {p_text(pair['p_holm'])}: {VERDICTS[verdict(pair)]}"
         gap = pair["detectable"]
         seen = "no gap" if gap is None else f"a gap of {100 * gap:.1f} points or more"
         method = f"paired, {pair['method']}" if pair["paired"] else pair["method"]

@@ -115,6 +115,11 @@ def size_of(parts: Sequence[Part]) -> int:
     return sum(part.size for part in parts)
 
 
+def moves(parts: Sequence[Part]) -> np.ndarray:
+    """Return which numbers are steps, of which zero means to stay.  # bool (A,)"""
+    return np.repeat([part.kind == "delta" or part.relative for part in parts], [part.size for part in parts])
+
+
 def same_parts(one: Sequence[Part], other: Sequence[Part]) -> bool:
     """Whether both mean the same numbers, whatever they are called and where their limits are."""
     return [part.meaning for part in one] == [part.meaning for part in other]

@@ -33,7 +33,7 @@ from s2robot.evaluation.records import summarise, write_records
 from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, Planner, Rollouts, run_episodes
 from s2robot.evaluation.video import film_some
 from s2robot.loading import image_size_of, load_networks
-from s2robot.policies import BatchActor, check_contract
+from s2robot.policies import check_contract
 
 _LEAST_M, _LEAST_DEGREES = 1e-4, 0.01  # cameras closer than this are the same: rounding
 
@@ -105,7 +105,7 @@ def evaluate_checkpoint(
     lineage.refuse(e.positions, checkpoint, "evaluate.seed", TRAINING if selects else tuple(USES))
     if lineage.note and not selects:
         print(f"note: {lineage.note}")
-    BatchActor(policy, 1).reset([0], task=e.instruction)  # before any world is made
+    policy.spec.told(e.instruction)  # before any world is made
     spec, dtype = policy.spec.to_dict(), contract["encoder"]["features_dtype"]
     same = {
         "policy": policy_sha256(checkpoint),

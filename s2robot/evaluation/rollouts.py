@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from s2robot.core.errors import UserError
-from s2robot.core.parts import parts_of
+from s2robot.core.parts import moves, parts_of
 from s2robot.core.timing import span
 from s2robot.core.workers import worker_pool
 from s2robot.demos.replay import starts
@@ -116,10 +116,7 @@ class NearestDemo:
         self.execute, self.settings = execute, settings
         self.actions = [store.episode(i)["action"] for i in range(len(store))]
         self.starts = np.stack([settings.placing(layout) for layout in layouts])  # (episodes, n)
-        parts = parts_of(store.attrs, "action")
-        self.moves = np.repeat(
-            [p.kind == "delta" or p.relative for p in parts], [p.size for p in parts]
-        )  # 0: still
+        self.moves = moves(parts_of(store.attrs, "action"))
 
     def reset(self, info: Mapping) -> None:
         distance = np.linalg.norm(self.starts - self.settings.placing(info["layout"]), axis=1)

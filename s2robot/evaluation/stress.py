@@ -68,6 +68,9 @@ class Cell(NamedTuple):
         return f"cells/{self.axis}-{self.strength}" if self.axis else "cells/undisturbed"
 
 
+UNDISTURBED = Cell("", 0, 0.0)
+
+
 class StressWorld:
     """All cells' worlds and a planner: the state of a worker."""
 
@@ -135,7 +138,7 @@ def prepared(cfg: DictConfig, out: Path) -> Setup:
     Lineage.of(contract, name=checkpoint).refuse(positions, checkpoint, "seed")
     axes, dtype = _chosen(settings, config), contract["encoder"]["features_dtype"]
     planner = LearnedPlanner(policy, encoder, contract["cameras"], dtype, settings.device, settings.threads)
-    cells = [Cell("", 0, 0.0), *(Cell(a, i, v) for a in axes for i, v in enumerate(settings.axes[a], 1))]
+    cells = [UNDISTURBED, *(Cell(a, i, v) for a in axes for i, v in enumerate(settings.axes[a], 1))]
     same = {"policy": policy_sha256(checkpoint), "env": config.model_dump(), "seed": settings.seed}
     journals = {c: Journal(out / c.folder / "episodes.jsonl", {**same, "cell": list(c)}) for c in cells}
     return Setup(settings, config, planner, axes, journals)
@@ -148,18 +151,16 @@ def measured(setup: Setup, out: Path) -> dict[str, Any]:
     todo = [(cell, e, settings.seed + e) for cell, e in each if e not in journals[cell].records]
     state, width = partial(StressWorld, setup.config, setup.planner), settings.workers or os.cpu_count() or 1
     with bar("disturbing") as update, worker_pool(width, state, encodes=True) as pool:
-        update(len(each) - len(todo), len(each))
-        for (cell, *_), (record, actions, _) in pool.as_done(StressWorld.run, todo):
+        update(known := len(each) - len(todo), len(each))
+        for done, ((cell, *_), (record, actions, _)) in enumerate(
+            pool.as_done(StressWorld.run, todo), known + 1
+        ):
             journals[cell].append(record, actions)
-            update(sum(len(journal.records) for journal in journals.values()), len(each))
+            update(done, len(each))
         found = figures(journals, setup.axes, settings)
         films = _chosen_films(found, journals, settings)
-        list(
-            pool.in_order(
-                StressWorld.film,
-                [(c, journals[c].records[e], journals[c].actions[e], out / p) for c, e, p in films],
-            )
-        )
+        shown = [(c, journals[c].records[e], journals[c].actions[e], out / p) for c, e, p in films]
+        list(pool.in_order(StressWorld.film, shown))
     return found | {
         "videos": [{"axis": c.axis, "strength": c.strength, "value": c.value, "episode": e, "path": p} for c, e, p in films]
     }  # fmt: skip
@@ -185,23 +186,20 @@ def figures(
     outcomes = {
         c: np.array([j.records[e]["success"] for e in range(settings.episodes)]) for c, j in journals.items()
     }
-    undisturbed, *others = outcomes
-    table = np.array([outcomes[c] for c in others]).reshape(len(axes), STRENGTHS, -1)  # (A, S, N)
-    means = np.concatenate([table.mean((0, 1))[None], outcomes[undisturbed][None]])  # (2, N)
+    plain = outcomes.pop(UNDISTURBED)
+    table = np.array(list(outcomes.values())).reshape(len(axes), STRENGTHS, -1)  # (A, S, N)
+    means = table.mean((0, 1))  # (N,)
     draws = np.random.default_rng(0).integers(0, settings.episodes, (_RESAMPLES, settings.episodes))
-    low, high = np.percentile(means[0][draws].mean(1), (2.5, 97.5))
+    low, high = np.percentile(means[draws].mean(1), (2.5, 97.5))
     entries = []
     for axis, rows in zip(axes, table, strict=True):
         points = [_point(value, row) for value, row in zip(settings.axes[axis], rows, strict=True)]
         entries.append({"axis": axis, "success": float(rows.mean()), "points": points})
-    score = {"success": float(means[0].mean()), "low": float(low), "high": float(high)}
+    score = {"success": float(means.mean()), "low": float(low), "high": float(high)}
     positions = {"seed": settings.seed, "episodes": settings.episodes}
     return {
-        "score": score,
-        "undisturbed": _point(0.0, outcomes[undisturbed]),
-        "axes": entries,
-        "positions": positions,
-    }
+        "score": score, "undisturbed": _point(0.0, plain), "axes": entries, "positions": positions
+    }  # fmt: skip
 
 
 def _point(value: float, outcomes: np.ndarray) -> dict[str, Any]:
@@ -214,7 +212,7 @@ def _chosen_films(
     found: Mapping[str, Any], journals: Mapping[Cell, Journal], settings: StressSettings
 ) -> list[tuple[Cell, int, str]]:
     """The weakest failure that the undisturbed policy solves, of each of the axes with the least success."""
-    solved, films = journals[Cell("", 0, 0.0)].records, []
+    solved, films = journals[UNDISTURBED].records, []
     for entry in sorted(found["axes"], key=lambda entry: entry["success"])[: settings.videos]:
         cells = sorted((c for c in journals if c.axis == entry["axis"]), key=lambda c: c.strength)
         lost = [

@@ -16,7 +16,6 @@ _ALIKE, _SLOPES = 0.95, (0.8, 1.25)  # correlation and slope of a command and th
 _POINTS = 32  # of an episode, when two are compared
 _MOST = 3000  # episodes that are compared with each other
 _LEAST = 4  # episodes from which the rest says what is ordinary
-
 _NEAR = 0.15  # a factor within this share of a known one has its name
 _SAME = 2.0  # factors of columns within this of each other are one
 
@@ -51,7 +50,7 @@ def _offsets(state: Table, action: Table, ends: np.ndarray, limits: Thresholds) 
         if follower is None:
             continue
         away = np.concatenate([
-            (a - s)[np.abs(np.gradient(s)) <= np.quantile(np.abs(np.gradient(s)), 0.5)]
+            (a - s)[(speed := np.abs(np.gradient(s))) <= np.quantile(speed, 0.5)]
             for a, s in zip(episodes_of(action.values[:, column], ends), episodes_of(state.values[:, follower], ends), strict=True)
             if len(s) > 2
         ])  # fmt: skip
@@ -82,14 +81,19 @@ def _follower(action: Table, column: int, state: Table) -> int | None:
     return found
 
 
+def _speeds(state: Table, ends: np.ndarray) -> list[np.ndarray]:
+    """How much all numbers together change from step to step, in their ranges.  # (T - 1,) of each episode"""
+    spread = np.where(state.spread() > 0, state.spread(), np.inf)
+    return [
+        np.nansum(np.abs(np.diff(own, axis=0)) / spread, axis=1) for own in episodes_of(state.values, ends)
+    ]
+
+
 def _late(
     state: Table, ends: np.ndarray, frames: Sequence[Mapping[str, FrameStats]], limits: Thresholds
 ) -> Iterator[Finding]:
     """A video changes when the state does: the lag at which both agree best, over all episodes."""
-    spread = np.where(state.spread() > 0, state.spread(), np.inf)
-    speeds = [
-        np.nansum(np.abs(np.diff(own, axis=0)) / spread, axis=1) for own in episodes_of(state.values, ends)
-    ]
+    speeds = _speeds(state, ends)
     for camera in dict.fromkeys(camera for cameras in frames for camera in cameras):
         pairs = [
             (s, np.minimum(seen[camera].change[1:], 100.0))
@@ -187,10 +191,7 @@ def _early(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
     """Episodes that end at full speed, where the others come to rest."""
     if len(ends) < _LEAST:
         return
-    spread = np.where(state.spread() > 0, state.spread(), np.inf)
-    each = [
-        np.nansum(np.abs(np.diff(own, axis=0)) / spread, axis=1) for own in episodes_of(state.values, ends)
-    ]
+    each = _speeds(state, ends)
     last = np.array([s[-3:].mean() if len(s) > 3 else np.nan for s in each])
     mean = np.array([s.mean() if len(s) > 3 else np.nan for s in each])
     usual = float(np.nanmedian(last / np.where(mean > 0, mean, np.inf)))
