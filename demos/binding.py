@@ -131,7 +131,7 @@ def bound(store: EpisodeStore, world: Any, clip: bool = False, path: object = No
 
 
 def _limits(about: Mapping[str, Any]) -> Limits:
-    """Return the limits of each number of an action, infinite where there are none."""
+    """Return the low and high limit of each action component, infinite where it has none."""
     ends: list[Limits] = []
     for part in parts_of(about, "action"):
         known = part.low is not None or part.kind == "binary"

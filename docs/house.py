@@ -262,7 +262,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "policies": (("policies",), 2990),  # 3000
     "vision": (("backbones", "s2", "encoders", "vlm", "features"), 3090),  # 3600
     "training": (("training", "pretraining"), 1990),  # 1800
-    "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4150),  # 4000
+    "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4130),  # 4000
     "probing": (("probing",), 1550),  # 1600
     "serving": (("serving",), 930),  # 600
     "core": (("",), 3100),  # 2700: core, config, the command line and the pipeline

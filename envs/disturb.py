@@ -4,7 +4,7 @@
     available(make(settings))                            # the axes that this world allows
 
 Image axes and those of the action work on any task, the others on MuJoCo models, whose arrays they change for an episode.
-What is drawn at random depends on the seed and the axis alone, so two strengths disturb an episode in the same direction.
+The random numbers depend only on the seed and the axis, so every strength disturbs an episode in the same direction.
 """
 
 import io

@@ -102,7 +102,7 @@ class MujocoTask(Task):
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """As a task's, to the last bit: ``set_state`` would find contacts anew."""
+        """As in :class:`Task`, but exact to the last bit: ``set_state`` would recompute the contacts."""
         physics = copy(self.data)
         before = [(o, name, np.copy(getattr(o, name))) for o, name in self._memory()]
         before += [(o, name, getattr(o, name)) for o, name in self._counters()]

@@ -105,7 +105,7 @@ def configured(config: TaskSettings, cell: Cell) -> TaskSettings:
 
 
 class Setup(NamedTuple):
-    """What a stress test runs: each cell's episodes so far, in the world of the policy's demos, as a config changes it."""
+    """What a stress test runs: the policy, its world with the changes of the config, and the episodes of each cell so far."""
 
     settings: StressSettings
     config: TaskSettings

@@ -2,7 +2,7 @@
 
 An array is a map with the keys `__ndarray__`, `data`, `dtype` and `shape`, all bytes, as in openpi-client 0.1.2 (Apache-2.0;
 none of its code is here). msgpack-numpy unpickles arrays of objects, and openpi's own module does not limit containers. Here
-a message needs little more memory than its own bytes, whoever sent it.
+no message, whoever sent it, takes up much more memory than its own bytes.
 """
 
 from collections.abc import Mapping

@@ -29,7 +29,7 @@ class Batches:
         every: a batch's windows have targets at every step of their context, which a causal body trains in one pass.
         product: number format in which a step returns tokens, with their means (the pooling's `token_dtype`); on the
             CPU only, since another device does it faster itself.
-        tasks: those that the policy is told, one number each beside the state.
+        tasks: names of the tasks a policy can be told to do; they follow the state as a one-hot vector.
     """
 
     def __init__(

@@ -271,7 +271,7 @@ class SafetyFilter:
         return max(float(x.max(initial=-np.inf)) for x in (outside, self._table - places[:, 2]))
 
     def _problem(self, places: Array, before: Array) -> str | None:
-        """What is wrong with points on their way (T, P, 3), which come from `before` (P, 3)."""
+        """Which rule the points break on a path (T, P, 3) that starts at `before` (P, 3); None if they break none."""
         outside = (places < self._point_low) | (places > self._point_high)
         if outside.any():
             return f"box: {self._name(outside.any((0, 2)))}"

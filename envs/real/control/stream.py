@@ -1,4 +1,4 @@
-"""Where the arm is sent: actions become waypoints, waypoints a filtered stream, and each step its record."""
+"""Commands to the arm: actions become waypoints, waypoints become a filtered stream, and each step is recorded."""
 
 from typing import Literal
 
