@@ -30,8 +30,8 @@ ROWS = {  # row -> task, overrides of `s2robot train`
 }
 
 
-def expert_outcome(task: str, seed: int) -> tuple[bool, int]:
-    """Return whether a task's expert succeeds from a seed, with the pushes of demonstrations, and its steps."""
+def expert_outcome(task: str, seed: int) -> bool:
+    """Return whether a task's expert succeeds from a seed, with the pushes of demonstrations."""
     from s2robot.envs.tasks import make_cached, settings_class
 
     world: Any = make_cached(settings_class(task)(), draw=False)
@@ -40,13 +40,13 @@ def expert_outcome(task: str, seed: int) -> tuple[bool, int]:
     while not world.is_success and steps < world.settings.max_steps:
         world.step_physics(expert.act())
         steps += 1
-    return world.is_success, steps
+    return world.is_success
 
 
-def row_of(name: str, task: str, arm: str, seeds: list[dict[str, Any]], args: argparse.Namespace, **more: Any) -> dict:  # fmt: skip
+def row_of(name: str, task: str, arm: str, seeds: list[dict[str, Any]], args: argparse.Namespace, command: str) -> dict:  # fmt: skip
     demos = 0 if arm == "expert" else len(EpisodeStore.open(args.work / f"{task}.zarr"))
     about = {"name": name, "task": task, "robot": "Panda", "controller": "OSC_POSE", "arm": arm}
-    return about | {"demos": demos} | success(seeds, args.seed) | more
+    return about | {"demos": demos} | success(seeds, args.seed) | {"command": command}
 
 
 def experts(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -55,15 +55,11 @@ def experts(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     def one(task: str, seed: int) -> dict[str, Any]:
         seeds = range(args.seed, args.seed + args.episodes)
         with ProcessPoolExecutor(args.workers) as pool:
-            found = list(pool.map(partial(expert_outcome, task), seeds))
-        return {"seed": 0, "outcomes": np.array([s for s, _ in found]), "steps": [n for s, n in found if s]}
+            return {"seed": 0, "outcomes": list(pool.map(partial(expert_outcome, task), seeds))}
 
     def summarise(task: str, seeds: list[dict[str, Any]]) -> dict[str, Any]:
         words = f"{task} --experts --episodes {args.episodes} --seed {args.seed}"
-        steps = round(float(np.mean(seeds[0]["steps"] or [0])), 1)
-        command = f"python benchmarks/tasks.py {words}"
-        row = row_of(f"{task}, expert", task, "expert", seeds, args, stages={}, command=command, steps=steps)
-        return row | {"failed": row["seeds"][0]["failed"]}
+        return row_of(f"{task}, expert", task, "expert", seeds, args, f"python benchmarks/tasks.py {words}")
 
     args.seeds = [0]
     fill(parser, args, TASKS, one, summarise)
@@ -87,17 +83,13 @@ def main() -> None:
         positions = [f"evaluate.episodes={args.episodes}", f"evaluate.seed={args.seed}", "evaluate.videos=4"]
         run("evaluate", [f"checkpoint={folder}/train/checkpoint", world, *positions], folder / "evaluate")
         played = read_records(folder / "evaluate/episodes.jsonl")
-        outcomes = [bool(record["success"]) for record in played]
-        return {"seed": seed, "outcomes": outcomes, "stages": [record["stage"] for record in played]}
+        return {"seed": seed, "outcomes": [bool(record["success"]) for record in played]}
 
     def summarise(name: str, seeds: list[dict[str, Any]]) -> dict[str, Any]:
         task, train = ROWS[name]
         typed = f"task={task} demos.path=<demos> {train}".strip()
-        stages = [stage for each in seeds for stage in each["stages"]]
-        counts = {stage: stages.count(stage) for stage in sorted(set(stages))}
         arm = "one scale" if "s2=single" in train else "S2"
-        command = f"s2robot train {typed} train.seed=<seed>"
-        return row_of(name, task, arm, seeds, args, stages=counts, command=command)
+        return row_of(name, task, arm, seeds, args, f"s2robot train {typed} train.seed=<seed>")
 
     fill(parser, args, ROWS, one, summarise)
 

@@ -268,8 +268,8 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "core": (("",), 3100),  # 2700: core, config, the command line and the pipeline
 }
 MAX_TEST_LINES = 23350
-MAX_BENCHMARK_LINES = 3000
-MAX_DOC_WORDS, MAX_README_WORDS = 24250, 900  # README included and the changelog not
+MAX_BENCHMARK_LINES = 3200
+MAX_DOC_WORDS, MAX_README_WORDS = 24350, 900  # README included and the changelog not
 
 
 def sizes() -> dict[str, int]:

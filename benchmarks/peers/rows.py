@@ -89,7 +89,7 @@ def main() -> None:
         done = subprocess.run(words, cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, check=True)
         command = shlex.join(["python", "-m", "benchmarks.peers.rows", "<folder>", name])
         row = {"name": name, **json.loads(done.stdout.splitlines()[-1]), "command": command}
-        keep(ROOT / "docs/results/peers/summary.json", "rows", row)
+        keep(ROOT / "docs/results/peers/summary.json", row)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,228 @@
+"""Recompute the tables of success in README.md and docs/ from the outcome of every episode in docs/results/.
+
+    python benchmarks/verify.py                   # names every figure that differs, exit code 1
+    python benchmarks/verify.py --write           # writes tables and pictures anew
+    python benchmarks/verify.py --add runs/scales/cube4-15-expert     # a finished comparison, first
+
+A comparison is one file: command, commit, versions, first position, and for each arm and training seed one digit a
+position, 1 for a success. A page holds a table between `<!-- <its name> -->` and `<!-- end -->`.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2robot.comparison.paired import Difference, difference, holm, success_interval
+from s2robot.core.files import read_json, write_json
+from s2robot.evaluation.records import read_records
+from s2robot.reporting import plots
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+PAGES = (
+    "README.md",
+    "docs/results.md",
+    "docs/tasks.md",
+    *(f"docs/results/{name}/README.md" for name in ("s2", "table10", "trained")),
+)
+ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflops_per_frame", "ms_per_action")
+PRIMARY = ("s2", "two")  # of docs/results/protocol.md
+TESTS = 16  # that Holm corrects the primary comparison for
+Outcomes = Mapping[str, np.ndarray]  # arm or row -> bool (training seeds, positions)
+
+
+def comparison(name: str) -> tuple[dict[str, Any], Outcomes]:
+    """Return what docs/results/<name>.json says, and its outcomes by arm."""
+    facts = read_json(RESULTS / f"{name}.json")
+    return facts, {arm["name"]: bits(arm["outcomes"]) for arm in facts["arms"]}
+
+
+def bits(by_seed: Mapping[str, str]) -> np.ndarray:
+    return np.array([[digit == "1" for digit in row] for row in by_seed.values()])  # (S, N)
+
+
+def rows_of(name: str) -> dict[str, np.ndarray]:
+    """Return the outcomes of docs/results/<name>/summary.json by row, from the positions that failed."""
+    found = {}
+    for row in read_json(RESULTS / name / "summary.json")["rows"]:
+        positions = np.arange(row["positions"][0], row["positions"][1] + 1)
+        found[row["name"]] = np.array([~np.isin(positions, seed["failed"]) for seed in row["seeds"]])
+    return found
+
+
+def commit_of(folder: Path) -> str:
+    done = subprocess.run(
+        ["git", "-C", folder, "rev-parse", "HEAD"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def add(folder: Path) -> None:
+    """Store a finished comparison as docs/results/s2/<folder's name>.json."""
+    facts = read_json(folder / "compare.json")
+    arms = []
+    for arm in facts["arms"]:
+        outcomes = {}
+        for run in arm["seeds"]:
+            records = read_records(
+                folder / run["run"] / "episodes.jsonl", facts["positions"]["episodes"], run
+            )
+            tried = sorted(records, key=lambda record: record["seed"])
+            outcomes[str(run["seed"])] = "".join(str(int(record["success"])) for record in tried)
+        tokens = read_json(folder / run["run"] / "summary.json")["policy"]["tokens"]
+        arms.append({**{key: arm[key] for key in ABOUT}, "tokens_per_frame": tokens, "outcomes": outcomes})
+    keys = ("title", "command", "versions", "positions")
+    pairs = [[pair["a"], pair["b"]] for pair in facts["pairs"]]
+    about = {key: facts[key] for key in keys} | {"commit": commit_of(folder), "pairs": pairs, "arms": arms}
+    write_json(RESULTS / "s2" / f"{folder.name}.json", about)
+
+
+def percent(outcomes: np.ndarray) -> str:
+    low, high, _ = success_interval(outcomes)
+    return f"{100 * outcomes.mean():.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def points(found: Difference) -> str:
+    return f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def table(*lines: Sequence[Any]) -> str:
+    head, *rows = lines
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in (head, ["---"] * len(head), *rows))
+
+
+def counts(outcomes: np.ndarray) -> str:
+    return ", ".join(map(str, outcomes.sum(1)))
+
+
+def arms_table(name: str) -> str:
+    facts, outcomes = comparison(name)
+    rows = [
+        [arm["label"], arm["gflops_per_frame"], arm.get("tokens_per_frame", ""), f"{arm['ms_per_action']:.3g}",
+         percent(outcomes[arm["name"]]), counts(outcomes[arm["name"]])]
+        for arm in facts["arms"]
+    ]  # fmt: skip
+    return table(["arm", "GFLOPs a frame", "tokens", "ms an action", "success", "by training seed"], *rows)
+
+
+def pairs_table(name: str) -> str:
+    """Return the differences of a comparison, the primary one of the protocol aside, with Holm's correction."""
+    facts, outcomes = comparison(name)
+    labels = {arm["name"]: arm["label"] for arm in facts["arms"]}
+    pairs = [pair for pair in facts["pairs"] if not name.startswith("s2/") or tuple(pair) != PRIMARY]
+    found = [difference(outcomes[a], outcomes[b]) for a, b in pairs]
+    rows = [
+        [f"{labels[a]} − {labels[b]}", points(each), p_text(p)]
+        for (a, b), each, p in zip(pairs, found, holm([each.p for each in found]), strict=True)
+    ]
+    return table(["difference", "points [95 %]", "p, Holm"], *rows)
+
+
+def studies() -> list[str]:
+    return sorted(f"s2/{file.stem}" for file in (RESULTS / "s2").glob("*.json"))
+
+
+def primary_table() -> str:
+    """Return the primary comparison in every world that was run; tests that were not run count in Holm's correction."""
+    worlds = [comparison(name)[1] for name in studies()]
+    found = [difference(outcomes[PRIMARY[0]], outcomes[PRIMARY[1]]) for outcomes in worlds]
+    p = holm([each.p for each in found] + [1.0] * (TESTS - len(found)))
+    rows = [[name[3:], points(each), p_text(q)] for name, each, q in zip(studies(), found, p, strict=False)]
+    return table(["world", "scales 1 and 2 − scale 2 alone, points [95 %]", f"p, Holm over {TESTS}"], *rows)
+
+
+def success_table(name: str) -> str:
+    rows = [[row, counts(x), x.shape[1], percent(x)] for row, x in rows_of(name).items()]
+    return table(["row", "successes by training seed", "positions", "success [95 %]"], *rows)
+
+
+def difference_table(name: str) -> str:
+    outcomes, rows = rows_of(name), []
+    for a, b in read_json(RESULTS / name / "summary.json")["differences"]:
+        found = difference(outcomes[a], outcomes[b])
+        rows.append([f"{a} − {b}", points(found), p_text(found.p)])
+    return table(["difference", "points [95 %]", "p"], *rows)
+
+
+def block(name: str) -> str:
+    """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary`, `rows policies`, `differences …`, or
+    `success <comparison or table> <arm or row>`, one figure."""
+    kind, _, of = name.partition(" ")
+    if kind == "success":
+        source, _, row = of.partition(" ")
+        outcomes = rows_of(source) if (RESULTS / source).is_dir() else comparison(source)[1]
+        return percent(outcomes[row])
+    makers = {
+        "arms": arms_table,
+        "pairs": pairs_table,
+        "rows": success_table,
+        "differences": difference_table,
+    }
+    return makers[kind](of) if of else primary_table()
+
+
+def renew(text: str) -> str:
+    """Return a page with every table and every single figure written again."""
+    wide = re.compile(r"(<!-- (?!end)(\w[^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
+    text = wide.sub(lambda found: f"{found[1]}\n{block(found[2])}\n\n{found[3]}", text)
+    single = re.compile(r"[^|]*(<!-- (success [^>]*) -->)")
+    return single.sub(lambda found: f" {block(found[2])} {found[1]}", text)
+
+
+def differing() -> Iterator[str]:
+    for page in PAGES:
+        old = (ROOT / page).read_text(encoding="utf-8")
+        for was, now in zip_longest(old.splitlines(), renew(old).splitlines()):
+            if was != now:
+                yield f"{page}: {was!r} should be {now!r}"
+
+
+def picture(file: Path) -> None:
+    """Draw success against the cost of a frame, a panel for each world."""
+    panels = []
+    for name in studies():
+        facts, outcomes = comparison(name)
+        lines = []
+        for i, arm in enumerate(facts["arms"]):
+            colour, marker, *_ = plots.look(i)
+            low, high, _ = success_interval(outcomes[arm["name"]])
+            y, style = 100 * outcomes[arm["name"]].mean(), {"ls": "none", "marker": marker, "ms": 7}
+            span = ([100 * low], [100 * high])
+            lines.append(plots.Line([arm["gflops_per_frame"]], [y], arm["label"], colour, *span, style))
+        panels.append(plots.Panel(name[3:], lines, "GFLOPs a frame", "success (%)", "x", ylim=(0, 101)))
+    plots.curves(panels, 2, (4.6, 3.4)).savefig(file, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="write tables and the picture")
+    parser.add_argument("--add", type=Path, help="run directory of a finished comparison")
+    args = parser.parse_args()
+    if args.add:
+        add(args.add)
+    if args.write:
+        for page in PAGES:
+            text = (ROOT / page).read_text(encoding="utf-8")
+            (ROOT / page).write_text(renew(text), encoding="utf-8")
+        if studies():
+            picture(RESULTS / "s2" / "success.png")
+    print(
+        "\n".join(found := list(differing()))
+        or f"the tables of {len(PAGES)} pages follow from their episodes"
+    )
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
