@@ -15,7 +15,7 @@ from s2robot.envs.real.control.loop import PRESSES, ControlLoop, LoopConfig, Res
 from s2robot.envs.real.control.motion import SHARE, Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.subscriber import Subscriber
-from s2robot.envs.real.control.supervisor import UNCONFIRMED, Supervisor, WatchedArm
+from s2robot.envs.real.control.supervisor import UNCONFIRMED, EndsLoop, Supervisor, WatchedArm
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from s2robot.envs.real.operator.prompts import Operator, Placing, Stop
 
@@ -56,7 +56,7 @@ class ArmRuntime(Subscriber):
         self._supervisor = supervisor
 
     @contextmanager
-    def watched(self, make_driver: Callable[[], ArmDriver], limit_s: float) -> Iterator[None]:
+    def watched(self, make_driver: Callable[[], ArmDriver | EndsLoop], limit_s: float) -> Iterator[None]:
         """Run beside a `Supervisor` (see there for the arguments); the arm is stopped at the end.
 
         Signals that would end this process become the operator's stop, see `Stop.on_signals`.

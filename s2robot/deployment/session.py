@@ -31,6 +31,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.control.loop import LoopConfig, Result
 from s2robot.envs.real.control.subscriber import Subscriber
+from s2robot.envs.real.control.supervisor import EndsLoop
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.operator.prompts import Operator, Placing, Stop, TerminalOperator
 from s2robot.envs.real.runtime import ArmRuntime
@@ -83,7 +84,8 @@ class ArmSession(Subscriber):
     @contextmanager
     def started(self) -> Iterator[None]:
         """A supervisor watches and signals stop the arm; it is stopped at the end."""
-        stopping = partial(self.arm.make_driver, gripper=False)
+        arm = self.arm
+        stopping = EndsLoop if arm.driver.one_client else partial(arm.make_driver, gripper=False)
         with self.runtime.watched(stopping, self.arm.bridge.supervisor_s):
             try:
                 yield

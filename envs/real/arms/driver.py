@@ -134,6 +134,7 @@ class ArmDriver(ABC):
     """
 
     armed_mode: int = 1  # the arm's own number of the mode in which it takes commands
+    one_client: bool = False  # takes one connection, and brakes by itself when that is gone
 
     def __init__(self, limits: ArmLimits, step_max: Any):
         self.limits, self._step_max = limits, step_max

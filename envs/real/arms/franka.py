@@ -2,7 +2,7 @@
 
 libfranka's 1 kHz loop runs in franky's own thread: a joint impedance controller follows the newest target. The arm is
 soft, lags by a few hundredths of a radian under load, and holds the last target if Python hangs. Only one client may
-control it: there is no supervisor. If this process dies, the arm stops because its commands no longer come.
+control it, and the arm brakes when its commands no longer come: the supervisor stops it by ending this process.
 
 Tested against franky-sim, which accepts what a real arm refuses and knows no errors: no claim about safety rests on it.
 """
@@ -45,15 +45,16 @@ class FrankaDriver(ArmDriver):
 
     Args:
         limits: `command` never exceeds their range and step.
-        realtime: require a realtime kernel, as libfranka does.
+        realtime: require a realtime kernel, as libfranka does; by default unless the arm is simulated on this machine.
         gripper: False for an arm without a hand; its opening is NaN.
     """
 
-    armed_mode = MOVING
+    armed_mode, one_client = MOVING, True
 
-    def __init__(self, ip: str, limits: ArmLimits, gripper: bool = True, realtime: bool = True):
+    def __init__(self, ip: str, limits: ArmLimits, gripper: bool = True, realtime: bool | None = None):
         super().__init__(limits, limits.step_max)
-        self.ip, self._realtime, self._has_gripper = ip, realtime, gripper
+        self.ip, self._has_gripper = ip, gripper
+        self._realtime = not ip.startswith("127.") if realtime is None else realtime
         self._robot: Any = None
         self._hand: Any = None
         self._tracker: Any = None

@@ -44,7 +44,7 @@ def compiled(robot: ArmDescription, prepare: Callable[[Any], None]) -> tuple[muj
 
 def _joints(robot: ArmDescription, model: mujoco.MjModel) -> Array:
     moving = (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)
-    found = {model.joint(i).name: i for i in range(model.njnt) if model.jnt_type[i] in moving}
+    found = {model.joint(i).name: i for i in range(model.njnt) if int(model.jnt_type[i]) in moving}
     names = robot.joints or tuple(found)
     if len(names) != (n := len(robot.q_min)):
         raise ValueError(f"expected {n} joints as in robot.q_min, got {len(names)}: {', '.join(names)}")

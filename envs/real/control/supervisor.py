@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.arms.driver import ArmDriver
+from s2robot.envs.real.arms.driver import ArmDriver, DriverStatus
 from s2robot.envs.real.control.clock import now
 
 ANSWER_S = 1.0  # s beyond the limit that it may take to answer a word
@@ -40,11 +40,13 @@ class Supervisor:
     """Starts the process and waits until it has reached the arm (EnvError). Methods may be called from any thread.
 
     Args:
-        make_driver: makes an unconnected driver in that process; picklable.
+        make_driver: makes an unconnected driver in that process, or is `EndsLoop`; picklable.
         limit_s, start_s: s without a beat until the arm is stopped; s that starting may take.
     """
 
-    def __init__(self, make_driver: Callable[[], ArmDriver], limit_s: float = 0.3, start_s: float = 60.0):
+    def __init__(
+        self, make_driver: "Callable[[], ArmDriver | EndsLoop]", limit_s: float = 0.3, start_s: float = 60.0
+    ):
         context = get_context("spawn")  # a fork would share the parent's sockets
         self._pipe, theirs = context.Pipe()
         self._patience = limit_s + ANSWER_S
@@ -63,7 +65,7 @@ class Supervisor:
                 message = self._pipe.recv_bytes()
         if message != _READY:
             self.close()
-            raise EnvError(f"supervisor: found {message.decode()}, expected one that has reached the arm")
+            raise EnvError(f"supervisor: expected one that has reached the arm, got {message.decode()}")
 
     def beat(self) -> None:
         """Say that the loop lives. Raises EnvError if the supervisor does not, or has stopped the arm."""
@@ -103,7 +105,7 @@ class Supervisor:
             except (OSError, EOFError):
                 gone, found = True, "it gone"
             if gone:
-                raise EnvError(f"supervisor: found {found}, expected it to watch; no motion without it")
+                raise EnvError(f"supervisor: expected it to watch, got {found}; no motion without it")
             if self._unanswered is None:
                 self._unanswered = said
 
@@ -149,8 +151,40 @@ class WatchedArm:
         return confirmed
 
 
+class EndsLoop:
+    """Stands for the driver of an arm that takes one client, in the supervisor: its `stop` kills the loop's process. Such an arm
+    brakes by itself when its client is gone. True once the process has ended, which is all that can be known here.
+    """
+
+    def __init__(self) -> None:
+        self._loop = os.getppid()
+
+    def connect(self, timeout_s: float) -> None:
+        """Nothing to connect to."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def status(self) -> DriverStatus:
+        return DriverStatus(os.getppid() == self._loop, 0, 0, 0.0)
+
+    def stop(self, reason: str) -> bool:
+        end = now() + ANSWER_S
+        if os.getppid() == self._loop:
+            with suppress(OSError):  # the terminal may have gone
+                print(
+                    f"{reason}: the program is ended, for the arm to brake. {UNCONFIRMED}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            os.kill(self._loop, signal.SIGKILL)
+        while os.getppid() == self._loop and now() < end:
+            time.sleep(0.005)
+        return os.getppid() != self._loop
+
+
 def _supervise(
-    make_driver: Callable[[], ArmDriver], pipe: Connection, limit_s: float, start_s: float
+    make_driver: Callable[[], ArmDriver | EndsLoop], pipe: Connection, limit_s: float, start_s: float
 ) -> None:
     for name in _IGNORED:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -170,7 +204,7 @@ def _supervise(
         driver.close()
 
 
-def _stop(driver: ArmDriver, reason: str) -> bool:
+def _stop(driver: ArmDriver | EndsLoop, reason: str) -> bool:
     """Stop until the arm acknowledges it, or cannot any more."""
     end = now() + REPEAT_S
     while not driver.stop(reason):
@@ -180,7 +214,7 @@ def _stop(driver: ArmDriver, reason: str) -> bool:
     return True
 
 
-def _watch(pipe: Connection, limit_s: float, driver: ArmDriver) -> str:
+def _watch(pipe: Connection, limit_s: float, driver: ArmDriver | EndsLoop) -> str:
     """Why to stop; empty if the loop said good-bye, or the arm cannot be stopped."""
     parent, due, heard = os.getppid(), False, now()
     while True:

@@ -34,6 +34,9 @@ class Box(socketserver.ThreadingTCPServer):
 
 class Line(socketserver.StreamRequestHandler):
     def handle(self):
+        self.request.settimeout(
+            None
+        )  # the xArm's SDK leaves a default of 1 s in a process whose thread it reconnects in
         box = self.server
         for line in self.rfile:
             request = json.loads(line)

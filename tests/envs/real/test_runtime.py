@@ -138,12 +138,12 @@ def test_without_a_supervisor_that_watches_nothing_moves(arm):
     watch = Watch()
     runtime = made(arm, supervisor=watch)
     arm.clock.at(0.5, lambda: setattr(watch, "gone", True))
-    with pytest.raises(EnvError, match="found it gone"):
+    with pytest.raises(EnvError, match="got it gone"):
         runtime.run(1000)
-    assert arm.stopped and "found it gone" in runtime.fault[0]  # which stays
+    assert arm.stopped and "got it gone" in runtime.fault[0]  # which stays
     arm.stopped, before = False, len(arm.sent)
     for runtime, why in (
-        (made(arm, supervisor=watch), "found it gone"),
+        (made(arm, supervisor=watch), "got it gone"),
         (made(arm, supervisor=None), "expected one"),
     ):
         for move in (lambda: runtime.go_to(HOME + 0.1), lambda: runtime.run(1)):  # noqa: B023

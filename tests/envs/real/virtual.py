@@ -188,7 +188,7 @@ class Watch:
 
     def beat(self):
         if self.gone:
-            raise EnvError("supervisor: found it gone, expected it to watch")
+            raise EnvError("supervisor: expected it to watch, got it gone")
         self.heard.append("beat")
 
     def rest(self):

@@ -79,7 +79,7 @@ def test_a_loop_that_hangs_is_stopped_whatever_everybody_is_sent(moving, watch):
     assert os.getsid(supervisor.process.pid) == supervisor.process.pid
     wait_for(lambda: not ready(moving), "a stop")
     supervisor.process.join(PATIENCE)
-    with pytest.raises(EnvError, match="found it gone"):
+    with pytest.raises(EnvError, match="got it gone"):
         beat_on(supervisor)
 
 
@@ -87,7 +87,7 @@ def test_one_that_has_lost_the_arm_is_no_watch(moving, watch):
     supervisor = watch(9.0)
     supervisor.beat()
     moving.side.fault("drop")
-    with pytest.raises(EnvError, match="found it gone"):
+    with pytest.raises(EnvError, match="got it gone"):
         beat_on(supervisor)
 
 
@@ -100,7 +100,7 @@ def test_one_that_hangs_is_no_watch_and_pauses_are_no_lack_of_answers(watch, mon
         wait_for(supervisor._pipe.poll, "an answer")
     os.kill(supervisor.process.pid, signal.SIGSTOP)
     try:
-        with pytest.raises(EnvError, match="found no answer for 0.5 s"):
+        with pytest.raises(EnvError, match="got no answer for 0.5 s"):
             beat_on(supervisor)
     finally:
         supervisor.process.kill()
@@ -142,8 +142,34 @@ def test_a_stop_that_nobody_acknowledges_is_told_once(driver, moving, watch, cap
     assert capsys.readouterr().err.splitlines() == [UNCONFIRMED]
 
 
+ALONE = """
+import signal, sys, time
+from s2robot.envs.real.control.supervisor import EndsLoop, Supervisor
+if __name__ == "__main__":
+    with Supervisor(EndsLoop, limit_s=0.3) as s:
+        s.beat()
+        if sys.argv[1] == "hangs":
+            time.sleep(60)
+        elif sys.argv[1] == "asks":
+            s.rest()
+            s.stop()
+            time.sleep(60)
+        s.rest()
+        time.sleep(0.7)
+"""
+
+
+@pytest.mark.parametrize("loop, code", [("hangs", -signal.SIGKILL), ("asks", -signal.SIGKILL), ("rests", 0)])
+def test_the_loop_of_an_arm_that_takes_one_client_is_ended(loop, code):
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, loop], env=os.environ | {"PYTHONPATH": ROOT}, cwd=ROOT,
+        capture_output=True, text=True, timeout=PATIENCE + 30,
+    )  # fmt: skip
+    assert done.returncode == code and (UNCONFIRMED in done.stderr) == (code != 0)
+
+
 def test_no_arm_is_one_line():
-    with pytest.raises(EnvError, match="found xarm 127.0.0.1:.*no control box"):
+    with pytest.raises(EnvError, match="got xarm 127.0.0.1:.*no control box"):
         Supervisor(partial(XArmDriver, "127.0.0.1", ports=free_ports(), gripper=False))
 
 

@@ -115,7 +115,7 @@ def test_the_supervisor_hears_of_a_led_arm_as_often_as_of_one_that_is_driven(led
     assert max(np.diff([begin, *beats, led.clock.now()])) < 0.05 and watch.heard[-1] == "rest"
     led.clock.at(0.5, lambda: setattr(watch, "gone", True))
     controls.reset()
-    with pytest.raises(EnvError, match="found it gone"):
+    with pytest.raises(EnvError, match="got it gone"):
         taught(led, controls, lambda step: None, supervisor=watch)
     assert led.stopped and watch.heard[-1] == "rest"
 
