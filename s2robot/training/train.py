@@ -168,10 +168,9 @@ def _begin_from(
     check_same(f"train.from: {checkpoint}", *specs, free=_FREE)
     keys = {"encoder", "robot", "joint_names", "action_frame", "rate_hz"}
     if isinstance(tail, Whole):
-        settings = (
-            {f"encoder.{k}": v for k, v in each["encoder"]["settings"].items()} for each in (theirs, contract)
-        )
-        check_same(f"train.from: {checkpoint}", *settings, free={"encoder.checkpoint", "encoder.rate"})
+        both = (theirs["encoder"]["settings"], contract["encoder"]["settings"])
+        wanted, ours = ({f"encoder.{key}": value for key, value in each.items()} for each in both)
+        check_same(f"train.from: {checkpoint}", wanted, ours, free={"encoder.checkpoint", "encoder.rate"})
         tail.load(load_tuned(checkpoint))
         keys.remove("encoder")
     check_contract(theirs, f"train.from: {checkpoint}", **{key: contract[key] for key in keys})

@@ -48,10 +48,11 @@ def groups_of(model: nn.Module, lr: float, weight_decay: float, rate: float) -> 
 
 
 def save(folder: Path, model: ChunkPolicy | TunedPolicy, contract: Mapping[str, Any]) -> None:
-    """`save_checkpoint` of the trained model; of a tuned encoder the contract has the fingerprint."""
+    """`save_checkpoint` of the trained model; of a tuned encoder the contract has fingerprint and size."""
     policy, tuned = model, dict[str, Tensor]()
     if isinstance(model, TunedPolicy):
         policy, tuned, encoder = model.policy, model.tail.tuned(), contract["encoder"]
-        fingerprint = build_encoder(encoder["settings"], tuned).fingerprint
-        contract = {**contract, "encoder": {**encoder, "fingerprint": fingerprint}}
+        built = build_encoder(encoder["settings"], tuned)
+        found = {"fingerprint": built.fingerprint, "parameters": built.num_parameters}
+        contract = {**contract, "encoder": {**encoder, **found}}
     save_checkpoint(folder, policy, contract, tuned)

@@ -110,7 +110,9 @@ def test_a_checkpoint_acts_as_it_was_trained_and_a_killed_run_gives_the_same(dem
     folder = trained(task, tmp_path / "run")
     loaded, store = load_policy(folder, device="cpu"), task.open_demos()
     tuned, (policy, contract) = load_tuned(folder), load_checkpoint(folder)
-    assert contract["encoder"]["fingerprint"] == build_encoder(task.encoder, tuned).fingerprint
+    built = build_encoder(task.encoder, tuned)
+    assert contract["encoder"]["fingerprint"] == built.fingerprint
+    assert contract["encoder"]["parameters"] == built.num_parameters == sum(map(torch.numel, tuned.values()))
     model = Whole(task.encoder, [loaded.encoder.frame_size(*size) for size in SIZES.values()]).eval()
     model.load(tuned)
     pixels, _ = pipeline.encode(task, store, build_encoder(task.encoder))
@@ -159,6 +161,7 @@ def test_a_wrong_setting_is_one_line_before_anything_is_read(demos, tmp_path):
             whole(demos, **changes)
     for encoder, words in (
         ({"crop": 1.2}, "encoder.crop: expected <= 1"),
+        ({"img_size": 40}, r"tile: expected a whole number of patches of 32 px, got 40 x 40 px"),
         ({"img_size": 96}, r"encoder.img_size: expected at most 64 px .*'hand'"),
         ({"scales": [1, 3]}, r"encoder.img_size: expected at most 64 px .*, got 96"),
     ):
