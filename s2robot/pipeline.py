@@ -76,9 +76,8 @@ class Task:
             raise UserError("encoder.trained: expected false with policy.zero_features, got true")
 
     cameras = property(lambda self: self.space["cameras"])
-    whole = property(
-        lambda self: self.encoder.get("trained", False)
-    )  # the encoder is trained from its first layer
+    # whether the encoder is trained from its first layer
+    whole = property(lambda self: bool(self.encoder.get("trained")))
 
     def open_demos(self) -> EpisodeStore:
         store = self.demos.open(self.world)
@@ -225,9 +224,8 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
         "encoder": {
             **{"name": encoder.name, "fingerprint": encoder.fingerprint, "sizes": list(encoder.sizes)},
             "settings": task.encoder,
-            "features_dtype": "float32"
-            if tune.blocks or task.whole
-            else task.features.dtype,  # a trained one's are not rounded
+            # a trained one's are not rounded
+            "features_dtype": "float32" if tune.blocks or task.whole else task.features.dtype,
             "parameters": encoder.num_parameters,
             "gflops_per_frame": round(sum(gflops) / len(gflops), 3),
             **({"frames": sizes} if (sizes := _sizes(frames, encoder.image_size)) else {}),

@@ -1,4 +1,4 @@
-"""Frozen S2 encoders, the cache of their features, and the tuning of their last blocks."""
+"""S2 encoders, the cache of their features, and their training with a policy."""
 
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder

@@ -113,16 +113,19 @@ def test_a_checkpoint_acts_as_it_was_trained_and_a_killed_run_gives_the_same(dem
     built = build_encoder(task.encoder, tuned)
     assert contract["encoder"]["fingerprint"] == built.fingerprint
     assert contract["encoder"]["parameters"] == built.num_parameters == sum(map(torch.numel, tuned.values()))
+    state, name = torch.load(folder.parent / "training_state.pt"), "tail.copies.1.model.conv1.0.weight"
+    assert torch.equal(state["average"][f"module.{name}"], tuned["1.conv1.0.weight"])
+    assert not torch.equal(state["model"][name], tuned["1.conv1.0.weight"])
     model = Whole(task.encoder, [loaded.encoder.frame_size(*size) for size in SIZES.values()]).eval()
     model.load(tuned)
     pixels, _ = pipeline.encode(task, store, build_encoder(task.encoder))
-    state = torch.from_numpy(store["proprio"])
+    states = torch.from_numpy(store["proprio"])
     for step in range(0, store.num_steps, 9):
         loaded.reset()
         images = {name: store[f"images_{name}"][step] for name in CAMERAS}
         with torch.no_grad():
             features = model(torch.from_numpy(np.array(pixels[step : step + 1])))
-            seen = policy.plan(features[:, None], state[step : step + 1, None])[0, : policy.spec.execute]
+            seen = policy.plan(features[:, None], states[step : step + 1, None])[0, : policy.spec.execute]
         assert np.array_equal(
             loaded.plan({"images": images, "proprio": store["proprio"][step]}), seen.numpy()
         )
