@@ -2,7 +2,7 @@
 
 One robot or environment, as in the contract:
 
-    actor = Actor(policy, encoder.encode)
+    actor = Actor(policy, encoder.encode_cameras)
     actor.reset()                                        # actor.seed: of what a head draws in this episode
     action = actor.act(observation)                      # (8,)
 
@@ -150,7 +150,7 @@ class Actor:
     With a context of 1, images are encoded only when a new plan is due.
 
     Args:
-        encode: images uint8 (B, H, W, 3) -> tokens (B, N, D).
+        encode: one uint8 (B, H, W, 3) a camera -> features (B, C, N, D).
         sizes: (H, W) of each camera's frames in the demos, if known. Frames of another size, and states far from any in the
             demos (degrees instead of radians), are warned of once.
         map_of: (H, W) -> rows and columns of the tokens that `encode` gives; with it, frames of another shape than the
@@ -160,7 +160,7 @@ class Actor:
     def __init__(
         self,
         policy: ChunkPolicy,
-        encode: Callable[[np.ndarray], Any],
+        encode: Callable[[Sequence[np.ndarray]], Any],
         sizes: Mapping[str, Sequence[int]] | None = None,
         map_of: Callable[[int, int], tuple[int, int]] | None = None,
     ):
@@ -209,9 +209,9 @@ class Actor:
             self._named = True
         proprio, frames = self._state(observation["proprio"]), self._frames(observation["images"])
         if not self._queue:
-            self._queue = list(self.batch.plan([0], self._features(frames), proprio[None])[0])
+            self._queue = list(self.batch.plan([0], self.encode(frames), proprio[None])[0])
         elif self.batch.every_step:
-            self.batch.observe([0], self._features(frames), proprio[None])
+            self.batch.observe([0], self.encode(frames), proprio[None])
         action = self._queue.pop(0)
         self.batch.record_actions([0], action[None])
         return action
@@ -270,7 +270,7 @@ class Actor:
             warnings.warn(f"observation: {message}", stacklevel=4)
 
     def _frames(self, images: Any) -> list[np.ndarray]:
-        """The cameras' frames in the policy's order, checked."""
+        """The cameras' frames in the policy's order, checked, uint8 (1, H, W, 3) each."""
         if not isinstance(images, Mapping):
             raise _wrong("images", "camera -> frame", type(images).__name__)
         if missing := [name for name in self.cameras if name not in images]:
@@ -288,14 +288,7 @@ class Actor:
             if (height, width) != tuple(demos):
                 had = f"the policy's demos had {demos[0]} x {demos[1]}"
                 self._warn("size", f"camera '{name}' has {height} x {width} px, {had}")
-        return frames
-
-    @torch.no_grad()
-    def _features(self, frames: Sequence[np.ndarray]) -> Tensor:
-        if len({frame.shape for frame in frames}) == 1:
-            return torch.as_tensor(self.encode(np.stack(frames)))[None]  # (1, C, N, D)
-        tokens = [torch.as_tensor(self.encode(frame[None]))[0] for frame in frames]  # (N_c, D) each
-        return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)[None]
+        return [frame[None] for frame in frames]
 
     def _check_shape(self, i: int, name: str, frame: np.ndarray) -> None:
         """Reject a frame whose token map is not the policy's: one of another shape."""

@@ -2,7 +2,7 @@
 
 policy.json holds the schema, spec (PolicySpec), contract (encoder, cameras, camera geometry, robot, joint names, action
 frame, rate, dataset, versions, training summary) and the sha256 of the tensors. The normalisation is among the tensors.
-No pickle anywhere. encoder.safetensors holds the blocks of the encoder that were trained too, if any. README.md is the model
+No pickle anywhere. encoder.safetensors holds what of the encoder was trained too: all of it, or blocks. README.md is the model
 card: it follows from the rest and an evaluation's summary, and nothing reads it.
 """
 
@@ -265,7 +265,9 @@ def _card(
     """The text of a card; parameters: without the encoder's; summary: success, low, high (shares), episodes."""
     encoder, dataset = contract["encoder"], contract["dataset"]
     weights = "frozen, not part of these weights"
-    if tuned := encoder.get("tuned"):
+    if encoder.get("settings", {}).get("trained"):
+        weights = "trained with the policy (encoder.safetensors)"
+    elif tuned := encoder.get("tuned"):
         how = f" by LoRA of rank {tuned['lora']}" if tuned["lora"] else ""
         weights = f"its last {tuned['blocks']} blocks fine-tuned{how} (encoder.safetensors)"
     plan = f"{spec.execute} of {spec.chunk} actions a plan"

@@ -73,7 +73,7 @@ def _encode(
     about = {"dataset": str(store.path), "encoder": encoder.name, "sizes": list(encoder.sizes)}
     cache = FeatureCache(
         settings.cache or cache_dir("features"), store.fingerprint, encoder.fingerprint, tuple(sizes),
-        store.lengths.tolist(), tokens, encoder.dim, settings.dtype, about, replay.drawn_by(store), non_square(sizes),
+        store.lengths.tolist(), tokens, encoder.dim, encoder.stored or settings.dtype, about, replay.drawn_by(store), non_square(sizes),
         episodes,
     )  # fmt: skip
     device = device_of(settings.device)
@@ -110,7 +110,7 @@ def _encode(
         rendered = lambda episodes: replay.render_episodes(store, episodes, cameras, size, workers)  # noqa: E731
         features = cache.build(
             encoded if in_workers else rendered,
-            None if in_workers else encoder.encode,
+            None if in_workers else encoder.encode_cameras,
             lambda done, total: update(done, total, f"steps of {len(cameras)} cameras"),
             store.fingerprint_of_first,
         )
@@ -128,7 +128,7 @@ class Encoding:
     def run(self, episode: int, make_frames: Callable[[], list[np.ndarray]]) -> np.ndarray:
         frames = make_frames()
         with span("encode", episode=episode):
-            return self.cache.checked(episode, frames, self.encoder.encode)
+            return self.cache.checked(episode, frames, self.encoder.encode_cameras)
 
 
 def frame_sizes(

@@ -20,7 +20,6 @@ from safetensors.numpy import load, save
 from s2robot.core.errors import UserError
 from s2robot.core.files import replacing
 from s2robot.encoders.cache import as_stored
-from s2robot.encoders.cameras import encode_cameras
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.frames import sizes_of
 from s2robot.policies import BatchActor, ChunkPolicy
@@ -89,7 +88,7 @@ def _away(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def _tokens(encoder: S2Encoder, contract: Mapping[str, Any], trace: Mapping[str, np.ndarray]) -> np.ndarray:
     frames = [trace[f"images.{name}"] for name in contract["cameras"]]
-    tokens = as_stored(encode_cameras(encoder.encode, frames), dtype := contract["encoder"]["features_dtype"])
+    tokens = as_stored(encoder.encode_cameras(frames), dtype := contract["encoder"]["features_dtype"])
     return tokens.cpu().numpy().astype(dtype)  # (B, C, N, D)
 
 

@@ -60,6 +60,8 @@ def load_networks(
     settings = dict(read(_Acts, contract, f"{checkpoint}: ").encoder.settings)
     if weights:
         settings["checkpoint"] = str(weights)
+    elif settings.get("trained"):
+        pass  # the checkpoint holds all weights
     elif (place := settings.get("checkpoint")) and not Path(place).is_file():
         hint = "if it has moved, encoder.checkpoint=<file>, or weights= in Python"
         raise UserError(f"{place}: expected the encoder's weights, got no such file; {hint}")
@@ -120,5 +122,7 @@ def load_policy(checkpoint: str | Path, device: str = "auto", weights: str | Pat
     sizes = {name: camera["size"] for name, camera in geometry.items() if "size" in camera}
     sizes |= contract["encoder"].get("frames") or {}
     # rounded as the training saw them, out of the cache
-    actor = Actor(policy, lambda images: as_stored(encoder.encode(images), dtype), sizes, encoder.map_of)
+    actor = Actor(
+        policy, lambda frames: as_stored(encoder.encode_cameras(frames), dtype), sizes, encoder.map_of
+    )
     return Policy(actor, encoder, contract)

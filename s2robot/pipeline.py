@@ -35,7 +35,8 @@ from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.cameras import token_maps
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.encoders.tuning import Tail, build_entering
+from s2robot.encoders.trained import Pixels, TrainedEncoder
+from s2robot.encoders.tuning import Tail, Whole, build_entering
 from s2robot.envs.gl import require_simulator
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
@@ -67,10 +68,16 @@ class Task:
     space: dict[str, Any]  # robot, rate_hz, action_frame, cameras: of an imported dataset, else the world's
 
     def __post_init__(self) -> None:
-        if (blocks := self.train.tune.blocks) and self.policy and self.policy.zero_features:
-            raise UserError(f"train.tune.blocks: expected 0 with policy.zero_features, got {blocks}")
+        blocks, blind = self.train.tune.blocks, bool(self.policy and self.policy.zero_features)
+        if blocks and (blind or self.whole):
+            key = "policy.zero_features" if blind else "encoder.trained"
+            raise UserError(f"train.tune.blocks: expected 0 with {key}, got {blocks}")
+        if self.whole and blind:
+            raise UserError("encoder.trained: expected false with policy.zero_features, got true")
 
     cameras = property(lambda self: self.space["cameras"])
+    # whether the encoder is trained from its first layer
+    whole = property(lambda self: bool(self.encoder.get("trained")))
 
     def open_demos(self) -> EpisodeStore:
         store = self.demos.open(self.world)
@@ -139,9 +146,12 @@ def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> Episod
 
 
 def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, list[FeatureCache]]:
-    """Encode the demos to train on and to hold out, or the input of the first trained block; see :func:`encode_demos`."""
+    """Encode the demos to train on and to hold out, or what enters the trained part; see :func:`encode_demos`."""
     if blocks := task.train.tune.blocks:
         encoder = build_entering(task.encoder, blocks)
+    elif isinstance(encoder, TrainedEncoder):
+        encoder.check_frames(frame_sizes(store, encoder, task.cameras))
+        encoder = Pixels(encoder)
     chosen = np.concatenate(task.split(store))
     return encode_demos(store, encoder, task.cameras, task.features, chosen)
 
@@ -159,6 +169,8 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     tune, tail = task.train.tune, None
     if tune.blocks:
         tail = Tail(task.encoder, list(frames.values()), tune.blocks, tune.lora, task.train.seed)
+    elif task.whole:
+        tail = Whole(task.encoder, [encoder.frame_size(*size) for size in frames.values()], task.train.seed)
     values = task.policy.model_dump() | sizes
     for array, attribute in PARTS.items():
         if found := store.attrs.get(attribute):
@@ -212,7 +224,8 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
         "encoder": {
             **{"name": encoder.name, "fingerprint": encoder.fingerprint, "sizes": list(encoder.sizes)},
             "settings": task.encoder,
-            "features_dtype": "float32" if tune.blocks else task.features.dtype,  # a tail's are not rounded
+            # a trained one's are not rounded
+            "features_dtype": "float32" if tune.blocks or task.whole else task.features.dtype,
             "parameters": encoder.num_parameters,
             "gflops_per_frame": round(sum(gflops) / len(gflops), 3),
             **({"frames": sizes} if (sizes := _sizes(frames, encoder.image_size)) else {}),

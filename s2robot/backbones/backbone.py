@@ -102,12 +102,12 @@ def find_backbone(model: Any, **given: Unpack[Given]) -> Backbone:
                 if len(shape) == 4 and asked.tile is None:  # 240 px are 7.5 strides of EfficientNet-B1: 256
                     height, width = (max(1, int(n / facts.patch + 0.5)) * facts.patch for n in made_for)  # type: ignore[operator]
                     facts = replace(facts, tile=(height, width))
+        if asked.tile is not None:  # a model's own tile may have a rest
+            check_tile(asked.tile, facts.patch or 1)
         height, width = facts.tile or (0, 0)
         made = f" (made for {made_for[0]} x {made_for[1]})" if made_for else ""
         with reported(f"{facts.name}{made} fails on zeros of {height} x {width} px"):
             facts = _read(facts, _dry_run(source, facts, (height, width)), (height, width))
-    if asked.tile is not None:  # a model's own tile may have a rest
-        check_tile(asked.tile, facts.patch or 1)
     return Backbone(source, facts)
 
 

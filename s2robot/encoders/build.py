@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from s2robot.core.errors import UserError, one_of, reported, require
 from s2robot.core.files import weights_dir
 from s2robot.core.settings import Settings, read
 from s2robot.encoders.encoder import S2Encoder
+from s2robot.encoders.trained import TrainedEncoder, grouped
 
 OURS = ("mvp-tiny", "mvp-tiny-s2", "mvp-small")  # from `s2robot pretrain`
 # weights that come as a package from the registry: name -> timm's name of the model, package, file
@@ -51,6 +53,11 @@ class EncoderSettings(Settings, at="encoder"):
     block: int | None = None  # the block whose output is used, 1 = the first; None = the last
     img_size: int | None = None  # the tile, if it is not the model's own
     check_md5: bool = True  # reject an MVP file whose md5 is not the published one
+    trained: bool = False  # all of the weights, with the policy; without a checkpoint they begin at random
+    # the next three are for an encoder that is trained
+    crop: float = Field(default=1.0, gt=0, le=1)  # share of each side of a frame that a random crop has
+    per_camera: bool = True  # a copy of the weights for each camera
+    rate: float = Field(default=1.0, ge=0)  # learning rate, as a share of train.lr
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
         yield "sizes", self.sizes is None or self.scales is None, f"null beside scales {self.scales}"
@@ -59,14 +66,29 @@ class EncoderSettings(Settings, at="encoder"):
 def build_encoder(cfg: Mapping[str, Any], tuned: Mapping[str, Tensor] | None = None) -> S2Encoder:
     """Build the encoder of a config with the keys of `EncoderSettings`; UserError names a wrong key.
 
-    tuned: fine-tuned weights, by the model's names, that replace those of the file.
+    tuned: fine-tuned weights, by the model's names, that replace those of the file; of an encoder that is trained whole
+        each name has the number of the camera in front.
     """
     settings = read(EncoderSettings, cfg)
+    if settings.trained:
+        if tuned and settings.name.startswith("timm:"):
+            settings = settings.replace(checkpoint=None)  # all weights are there
+        return _trained(settings, tuned or {})
     backbone = backbone_of(settings)
     if tuned:
         state = backbone.model.state_dict()
         load_strict(backbone.model, state | dict(tuned), f"encoder {settings.name}, fine-tuned")
     return S2Encoder(backbone, **arguments(settings, backbone))
+
+
+def _trained(settings: EncoderSettings, weights: Mapping[str, Tensor]) -> TrainedEncoder:
+    backbone, made = backbone_of(settings), list[TrainedEncoder]()
+    how = {"crop": settings.crop, **arguments(settings, backbone)}
+    for i in sorted({int(name.partition(".")[0]) for name in weights}, reverse=True):
+        state = {name[len(f"{i}.") :]: value for name, value in weights.items() if name.startswith(f"{i}.")}
+        load_strict(backbone.model, state, f"encoder {settings.name}, camera {i}")
+        made.insert(0, TrainedEncoder(backbone, **how, copies=made if i == 0 else ()))
+    return made[0] if made else TrainedEncoder(backbone, **how)
 
 
 def arguments(settings: EncoderSettings, backbone: Backbone) -> dict[str, Any]:
@@ -77,17 +99,17 @@ def arguments(settings: EncoderSettings, backbone: Backbone) -> dict[str, Any]:
         "sizes": settings.sizes or [round(scale * backbone.tile[0]) for scale in settings.scales or (1, 2)],
         "grid_size": None if settings.grid is None else round(settings.grid * backbone.tile[0]),
         "name": settings.name,
-        "describe": {"timm": timm} if timm else {},
+        "describe": ({"timm": timm} if timm else {}) | ({"crop": settings.crop} if settings.trained else {}),
         **{key: value for key, value in given.items() if value is not None},
     }
 
 
-def backbone_of(settings: EncoderSettings) -> Backbone:
-    """Return the model alone, with the weights of its file."""
+def backbone_of(settings: EncoderSettings, seed: int = 0) -> Backbone:
+    """Return the model alone, with the weights of its file; seed: of the first weights of one that is trained."""
     name, checkpoint = settings.name, settings.checkpoint
     model: nn.Module
     if name.startswith("timm:"):
-        model = _timm(name[5:], checkpoint)
+        model = _timm(name[5:], checkpoint, seed if settings.trained else None)
     else:
         one_of("encoder.name", name, [*OURS, *WHEELS, *mvp.PUBLISHED], " or timm:<model>")
         if name in WHEELS:
@@ -96,14 +118,19 @@ def backbone_of(settings: EncoderSettings) -> Backbone:
             model = _own(name, checkpoint)
         else:
             model = mvp.load(name, checkpoint, check_md5=settings.check_md5).vit
+    model = grouped(model) if settings.trained else model
     return find_backbone(model, tile=settings.img_size, block=settings.block)
 
 
-def _timm(name: str, checkpoint: Path | None) -> nn.Module:
-    """Load a timm model with weights from a local .safetensors or .pth file, or else from timm's hub."""
+def _timm(name: str, checkpoint: Path | None, seed: int | None = None) -> nn.Module:
+    """Load a timm model with weights from a local .safetensors or .pth file, else from timm's hub or, with a seed, random."""
     import timm  # takes longer than torch
 
     one_of("encoder.name", name.partition(".")[0], timm.list_models())
+    if checkpoint is None and seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return timm.create_model(name, num_classes=0)
     if checkpoint is None:
         why = f"expected a weights file, got null, and timm's own weights of {name} cannot be downloaded"
         with reported(f"encoder.checkpoint: {why}"):

@@ -2,7 +2,7 @@
 
     cache = FeatureCache(root, dataset.fingerprint, encoder.fingerprint, cameras, lengths, encoder.num_tokens,
                          encoder.dim)
-    cache.build(make_frames, encoder.encode)   # encodes what is missing; resumes after a kill
+    cache.build(make_frames, encoder.encode_cameras)   # encodes what is missing; resumes after a kill
     cache.features.shape                       # (T, cameras, N, D), all episodes concatenated
 
 N is the token count of the camera that has the most; the other cameras are padded with zeros.
@@ -32,10 +32,14 @@ from s2robot.core.errors import UserError
 from s2robot.core.files import write_text
 from s2robot.core.provenance import short_hash
 from s2robot.core.timing import span
-from s2robot.encoders.cameras import encode_cameras
 
 Frames = Iterable[tuple[int, Sequence[np.ndarray]]]  # (episode, one uint8 (T_ep, H, W, 3) a camera)
-DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+Encode = Callable[[Sequence[np.ndarray]], Tensor]  # one uint8 (B, H, W, 3) a camera -> (B, C, N, D)
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float16": np.dtype("<f2"),
+    "float32": np.dtype("<f4"),
+    "uint8": np.dtype("u1"),
+}
 VERSION = 1
 JOURNAL = "done.txt"
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -55,7 +59,7 @@ class FeatureCache:
         cameras: names, in the order of the frames.
         episode_lengths: steps of every episode.
         tokens, dim: tokens of a frame (the largest count of any camera) and their width.
-        dtype: "float16" or "float32", of the numbers on disk.
+        dtype: "float16", "float32" or "uint8", of the numbers on disk.
         about: JSON-able notes, not part of the key.
         drawn: JSON-able facts about the renderer, part of the key; empty where the dataset holds frames. None: this
             machine cannot render, so a complete cache of this dataset and encoder is used whatever rendered it.
@@ -144,7 +148,7 @@ class FeatureCache:
     def build(
         self,
         make_frames: Callable[[list[int]], Any],
-        encode: Callable[[np.ndarray], Tensor | np.ndarray] | None,
+        encode: Encode | None,
         progress: Callable[[int, int], None] | None = None,
         dataset_of_first: Callable[[int], str] | None = None,
     ) -> np.ndarray:
@@ -152,7 +156,7 @@ class FeatureCache:
 
         Args:
             make_frames: given the missing episodes, yields (episode, one uint8 (T_ep, H, W, 3) a camera) in any order.
-            encode: uint8 (B, H, W, 3) -> (B, N, D). None: `make_frames` yields results of `checked`.
+            encode: one uint8 (B, H, W, 3) a camera -> (B, C, N, D). None: `make_frames` yields results of `checked`.
             progress: called with (steps done, steps in total), at the start and after every episode.
             dataset_of_first: returns the fingerprint that the dataset had with its first n episodes only; features
                 of that earlier dataset are copied.
@@ -180,7 +184,7 @@ class FeatureCache:
     def _encode_missing(
         self,
         make_frames: Callable[[list[int]], Any],
-        encode: Callable[[np.ndarray], Tensor | np.ndarray] | None,
+        encode: Encode | None,
         progress: Callable[[int, int], None],
     ) -> None:
         done, lengths = self.done(), self.ends - self.starts
@@ -231,14 +235,12 @@ class FeatureCache:
                 new.flush()  # features before their mark
                 return self._mark(index["done"])
 
-    def checked(
-        self, i: int, frames: Sequence[np.ndarray], encode: Callable[[np.ndarray], Tensor | np.ndarray]
-    ) -> np.ndarray:
+    def checked(self, i: int, frames: Sequence[np.ndarray], encode: Encode) -> np.ndarray:
         """Encode episode i in the cache's format, (T_ep, C, N, D); UserError for another shape or a value that is lost."""
         shape = (int(self.ends[i] - self.starts[i]), *self.shape[1:])
         if not shape[0]:
             return np.zeros(shape, self.dtype)
-        tokens = encode_cameras(encode, frames).cpu().numpy()
+        tokens = encode(frames).cpu().numpy()
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(tokens, dtype=self.dtype)
         if values.shape != shape or not np.isfinite(values).all():

@@ -3,7 +3,7 @@
     encode_cameras(encoder.encode, [hand, top]).shape     # uint8 (B, 64, 64, 3) and (B, 48, 64, 3) -> (B, 2, N, D)
 
 N is the token count of the camera that has the most; the others are padded with zeros. `PolicySpec.counts` stores each
-camera's own count.
+camera's own count. `S2Encoder.encode_cameras` is this for any encoder, also for one with weights of its own for each camera.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-
-from s2robot.encoders.encoder import S2Encoder
 
 Encode = Callable[[np.ndarray], Any]  # uint8 (B, H, W, 3) -> (B, N, D)
 
@@ -33,6 +31,6 @@ def stack_padded(tokens: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.nn.functional.pad(x, (0, 0, 0, most - x.shape[1])) for x in tokens], 1)
 
 
-def token_maps(encoder: S2Encoder, sizes: Mapping[str, tuple[int, int]]) -> list[tuple[int, int]]:
+def token_maps(encoder: Any, sizes: Mapping[str, tuple[int, int]]) -> list[tuple[int, int]]:
     """Return rows and columns of each camera's token map, from (H, W) of its frames."""
     return [encoder.map_of(*size) for size in sizes.values()]

@@ -33,6 +33,7 @@ from s2robot.backbones.inference import prepare
 from s2robot.backbones.libraries import Given, check_tile, structure
 from s2robot.backbones.vit import weights_sha256
 from s2robot.core.errors import UserError, one_of
+from s2robot.encoders.cameras import encode_cameras
 from s2robot.s2.engine import Model, encode, pyramid
 from s2robot.s2.tiling import Layout, plan_levels, square
 
@@ -60,6 +61,8 @@ class S2Encoder(nn.Module):
 
     The model given is not changed; `model` is a copy made by `inference.prepare`.
     """
+
+    stored: str | None = None  # number format in a cache, if it is not the cache's own
 
     def __init__(
         self,
@@ -245,6 +248,10 @@ class S2Encoder(nn.Module):
         return out[:, None] if self.pool == "mean" else out
 
     forward = encode
+
+    def encode_cameras(self, frames: Sequence[np.ndarray]) -> Tensor:
+        """Encode one uint8 (B, H, W, 3) a camera into features (B, cameras, N, dim), padded where N differs."""
+        return encode_cameras(self.encode, frames)
 
     def _features(self, model: Model, levels: Sequence[Tensor], layout: Layout) -> Tensor:
         """Normalised levels (B, 3, height, width) -> (B, N, dim), or (B, dim) for pool="mean"."""

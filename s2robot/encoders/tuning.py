@@ -1,4 +1,10 @@
-"""Train the last blocks of a vision transformer with a policy: their input is cached, they run in every step.
+"""Train an encoder with a policy: all of it, from cached frames, or a vision transformer's last blocks.
+
+    whole = Whole(settings, [(107, 107)] * 3)                   # of an encoder with `trained`
+    whole(frames of `Pixels`)                                   # (F, C, h * w, 3) -> (F, C, N, dim), with gradients
+    build_encoder(settings, whole.tuned())
+
+The input of blocks is cached, and the blocks run in every step:
 
     encoder = build_entering(settings, blocks=2)                # its features are the input of the last two blocks
     tail = Tail(settings, [(256, 256)] * 3, blocks=2)           # these blocks, the final norm and S2's merge
@@ -27,6 +33,7 @@ from s2robot.core.settings import read
 from s2robot.encoders.build import EncoderSettings, arguments, backbone_of
 from s2robot.encoders.cameras import stack_padded
 from s2robot.encoders.encoder import DTYPES, S2Encoder
+from s2robot.encoders.trained import TrainedEncoder, anywhere, middle
 from s2robot.s2.engine import Model, assemble
 from s2robot.s2.tiling import Layout
 
@@ -79,6 +86,57 @@ def _read(cfg: Mapping[str, Any], blocks: int) -> tuple[EncoderSettings, Backbon
             f"tuned, and only blocks of MVP's or timm's VisionTransformer are; this is a {type(model).__name__})"
         )
     return settings, backbone
+
+
+class Whole(nn.Module):
+    """Compute an encoder's features from the frames of `Pixels`, with gradients.
+
+    While it trains, each frame of each camera gets a random crop in every call, otherwise its middle.
+
+    Args:
+        cfg: as for `build_encoder`, with `trained`.
+        frames: (h, w) of each camera's frames, as `Pixels` gives them.
+        seed: of the first weights, if they are random; all cameras begin with the same.
+    """
+
+    def __init__(self, cfg: Mapping[str, Any], frames: Sequence[tuple[int, int]], seed: int = 0) -> None:
+        super().__init__()
+        settings = read(EncoderSettings, cfg)
+        backbone = backbone_of(settings, seed)
+        how = {**arguments(settings, backbone), "dtype": "float32"}
+        self.encoder = TrainedEncoder(backbone, **how, crop=settings.crop)
+        self.encoder.model = nn.Identity()  # it plans and normalises, the copies compute
+        self.frames, self.rate = list(frames), settings.rate
+        count = len(self.frames) if settings.per_camera else 1
+        self.copies = nn.ModuleList(copy.deepcopy(backbone) for _ in range(count))
+        if not backbone.num_prefix_tokens:
+            self.copies.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over what `tuned` of the same encoder returned."""
+        for i, each in enumerate(self.copies):
+            own = {name.removeprefix(f"{i}."): x for name, x in weights.items() if name.startswith(f"{i}.")}
+            each.model.load_state_dict(own)  # type: ignore[union-attr, operator]
+
+    def tuned(self) -> dict[str, Tensor]:
+        """Return all weights, for a checkpoint: the number of the camera, then the model's name."""
+        return {
+            f"{i}.{name}": value.detach().cpu().contiguous()
+            for i, each in enumerate(self.copies)
+            for name, value in each.model.state_dict().items()  # type: ignore[union-attr, operator]
+        }
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Map frames, uint8 (F, C, N', 3), padded to the largest camera's, to float32 features (F, C, N, dim)."""
+        features, crop = [], anywhere if self.training else middle
+        for i, (height, width) in enumerate(self.frames):
+            seen = frames[:, i, : height * width].unflatten(1, (height, width))
+            seen = crop(seen, self.encoder.window(height, width))
+            layout = self.encoder.layout_of(height, width)
+            levels = self.encoder.levels_of_crop(seen, layout)
+            found = self.encoder._features(self.copies[i % len(self.copies)], levels, layout).float()
+            features.append(found[:, None] if self.encoder.pool == "mean" else found)
+        return stack_padded(features)
 
 
 class Last(nn.Module):

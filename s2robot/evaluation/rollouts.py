@@ -25,7 +25,6 @@ from s2robot.core.workers import worker_pool
 from s2robot.demos.replay import starts
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import as_stored
-from s2robot.encoders.cameras import encode_cameras
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.chunk import ActionChunk, in_chunks
 from s2robot.envs.task import TaskSettings
@@ -87,7 +86,7 @@ class LearnedPlanner:
         """Return actions (execute, A) after the new observations."""
         start, count = time.monotonic(), observation["count"]
         frames = [observation["images"][camera][:count] for camera in self.cameras]  # (count, H, W, 3) each
-        tokens = as_stored(encode_cameras(self.encoder.encode, frames), self.dtype)  # (count, C, N, D)
+        tokens = as_stored(self.encoder.encode_cameras(frames), self.dtype)  # (count, C, N, D)
         encoded = time.monotonic()
         self.seconds["encode_s"] += encoded - start
         if self.every_step and self._last is not None:

@@ -151,7 +151,7 @@ def encoded(
         about={"encoder": name, "sizes": list(encoder.sizes)},
     )
     with bar(f"encoding {name}") as update:
-        cache.build(frames, encoder.encode, update)
+        cache.build(frames, encoder.encode_cameras, update)
     return cache
 
 

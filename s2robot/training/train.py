@@ -28,13 +28,14 @@ from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.demos.windows import Windows, make_windows
 from s2robot.encoders.cache import Joined
-from s2robot.encoders.tuning import Tail
+from s2robot.encoders.tuning import Tail, Whole
 from s2robot.policies import (
     ChunkPolicy,
     PolicySpec,
     channel_moments,
     check_contract,
     load_checkpoint,
+    load_tuned,
     mixed_moments,
 )
 from s2robot.training.batches import Batches
@@ -61,7 +62,7 @@ def train(
     episodes: Split | None = None,
     progress: Callable[[int, int, Row], None] = lambda step, steps, row: None,
     rollout: Callable[[Path], float] | None = None,
-    tail: Tail | None = None,
+    tail: Tail | Whole | None = None,
 ) -> Path:
     """Train and return the checkpoint folder ``out/checkpoint`` (the last weights; where episodes are held out, the
     best by their loss are in ``out/checkpoint_best``).
@@ -72,7 +73,7 @@ def train(
         episodes: numbers of those to train on and of those held out; without it all, and `settings.validation` of them.
         progress: called every `log_every` steps with a row of metrics.
         rollout: evaluates a checkpoint folder and returns its success rate; called as `settings.rollouts` says.
-        tail: of the encoder, trained too; `features` are what enters it.
+        tail: of the encoder, or the whole encoder, trained too; `features` are what enters it.
 
     Raises:
         UserError: `train.from` does not fit; a state file of another run, another training in `out`, a loss that is not
@@ -88,11 +89,11 @@ def train(
         steps = math.ceil(settings.epochs * len(windows) / settings.batch_size)
         settings = settings.replace(steps=steps, epochs=None)
     if settings.from_:
-        _begin_from(policy, settings.from_, contract)
+        _begin_from(policy, settings.from_, contract, tail)
         policy.fit_range(*_chunks(policy, store, windows))
     elif fabric.is_global_zero:  # a pass over all features; DDP gives the others what the first has
-        seen = TunedFeatures(features, tail.to(fabric.device)) if tail else features
-        _fit(policy, store, training, windows, seen)
+        seen = TunedFeatures(features, tail.to(fabric.device)) if isinstance(tail, Tail) else features
+        _fit(policy, store, training, windows, None if isinstance(tail, Whole) else seen)
     token_dtype = policy.network.pooling.multiply_in(product_of(settings))
     token_dtype = None if tail else token_dtype  # the tail's tokens keep their format
     batches = Batches(
@@ -113,14 +114,21 @@ def _fit(
     store: EpisodeStore,
     training: np.ndarray,
     windows: Windows,
-    features: np.ndarray | Joined | TunedFeatures,
+    features: np.ndarray | Joined | TunedFeatures | None,
 ) -> None:
-    """Set the policy's normalisation from the episodes that it is trained on; of a mix by each dataset's share."""
+    """Set the policy's normalisation from the episodes that it is trained on; of a mix by each dataset's share.
+
+    Without features, those of an encoder that is only about to be trained, channels stay as they are.
+    """
     rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.episode_slice, training)])
     weights, counts = None, policy.spec.counts
     if isinstance(store, Mix):
         which, of_windows = store.member_of(rows), store.weights_of(windows.steps)
         weights = (of_windows, store.weights_of(rows), of_windows)
+    if features is None:
+        channels = len(policy.spec.cameras), policy.spec.dim
+        moments = np.zeros(channels, np.float32), np.ones(channels, np.float32)
+    elif isinstance(store, Mix):
         members = [rows[which == i] for i in range(len(store.members))]
         moments = mixed_moments(
             [channel_moments(features, rows=own, tokens=counts) for own in members], store.shares
@@ -150,12 +158,21 @@ _FREE = {
 }  # fmt: skip
 
 
-def _begin_from(policy: ChunkPolicy, checkpoint: str, contract: Mapping[str, Any]) -> None:
-    """Give the policy the (averaged) weights and the normalisation of a checkpoint, which has to fit (UserError)."""
+def _begin_from(
+    policy: ChunkPolicy, checkpoint: str, contract: Mapping[str, Any], tail: Tail | Whole | None
+) -> None:
+    """Give the policy the (averaged) weights and the normalisation of a checkpoint, which has to fit (UserError); and its
+    encoder, if all of that is trained."""
     other, theirs = load_checkpoint(checkpoint)
     specs = {"policy": other.spec.to_dict()}, {"policy": policy.spec.to_dict()}
     check_same(f"train.from: {checkpoint}", *specs, free=_FREE)
-    keys = ("encoder", "robot", "joint_names", "action_frame", "rate_hz")
+    keys = {"encoder", "robot", "joint_names", "action_frame", "rate_hz"}
+    if isinstance(tail, Whole):
+        both = (theirs["encoder"]["settings"], contract["encoder"]["settings"])
+        wanted, ours = ({f"encoder.{key}": value for key, value in each.items()} for each in both)
+        check_same(f"train.from: {checkpoint}", wanted, ours, free={"encoder.checkpoint", "encoder.rate"})
+        tail.load(load_tuned(checkpoint))
+        keys.remove("encoder")
     check_contract(theirs, f"train.from: {checkpoint}", **{key: contract[key] for key in keys})
     policy.load_state_dict(other.state_dict())
 

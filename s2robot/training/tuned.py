@@ -1,4 +1,4 @@
-"""A policy and the last blocks of its encoder, trained as one model (`train.tune`)."""
+"""A policy and its encoder, or the encoder's last blocks (`train.tune`), trained as one model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import Joined
-from s2robot.encoders.tuning import Tail
+from s2robot.encoders.tuning import Tail, Whole
 from s2robot.policies import ChunkPolicy, save_checkpoint
 from s2robot.training.loop import parameter_groups
 
 
 class TunedPolicy(nn.Module):
-    """Takes a policy's batches, with features as `Entering` returns them."""
+    """Takes a policy's batches, with features as `Entering` or `Pixels` returns them."""
 
-    def __init__(self, policy: ChunkPolicy, tail: Tail) -> None:
+    def __init__(self, policy: ChunkPolicy, tail: Tail | Whole) -> None:
         super().__init__()
         self.policy, self.tail = policy, tail
 
@@ -39,18 +39,20 @@ class TunedFeatures:
 
 
 def groups_of(model: nn.Module, lr: float, weight_decay: float, rate: float) -> list[dict[str, Any]]:
-    """Return the optimiser's groups; the encoder's weights learn at `rate` times the policy's rate."""
+    """Return the optimiser's groups; the encoder's weights learn at `rate` times the policy's rate, or at its own share."""
     if not isinstance(model, TunedPolicy):
         return parameter_groups(model, weight_decay)
+    rate = getattr(model.tail, "rate", rate)
     tail = [group | {"lr": rate * lr} for group in parameter_groups(model.tail, weight_decay)]
     return parameter_groups(model.policy, weight_decay) + tail
 
 
 def save(folder: Path, model: ChunkPolicy | TunedPolicy, contract: Mapping[str, Any]) -> None:
-    """`save_checkpoint` of the trained model; of a tuned encoder the contract has the fingerprint."""
+    """`save_checkpoint` of the trained model; of a tuned encoder the contract has fingerprint and size."""
     policy, tuned = model, dict[str, Tensor]()
     if isinstance(model, TunedPolicy):
         policy, tuned, encoder = model.policy, model.tail.tuned(), contract["encoder"]
-        fingerprint = build_encoder(encoder["settings"], tuned).fingerprint
-        contract = {**contract, "encoder": {**encoder, "fingerprint": fingerprint}}
+        built = build_encoder(encoder["settings"], tuned)
+        found = {"fingerprint": built.fingerprint, "parameters": built.num_parameters}
+        contract = {**contract, "encoder": {**encoder, **found}}
     save_checkpoint(folder, policy, contract, tuned)

@@ -9,10 +9,10 @@ import torch
 from s2robot.policies import Actor, BatchActor, PolicyError
 
 
-def fake_encode(images):
-    """(B, 6, 6, 3) -> tokens (B, 9, 5), a fixed linear map of 2 × 2 patches."""
-    x = torch.as_tensor(np.asarray(images)).float().div(255)
-    x = x.view(-1, 3, 2, 3, 2, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, 9, 12)
+def fake_encode(frames):
+    """C times (B, 6, 6, 3) -> features (B, C, 9, 5), a fixed linear map of 2 × 2 patches."""
+    x = torch.as_tensor(np.stack(frames, 1)).float().div(255)
+    x = x.unflatten(3, (3, 2)).unflatten(2, (3, 2)).transpose(3, 4).reshape(*x.shape[:2], 9, 12)
     return (x @ torch.randn(12, 5, generator=torch.Generator().manual_seed(3))).half()
 
 
@@ -24,7 +24,7 @@ def observation(seed):
 
 def features(*seen):
     """(B, C, N, D)"""
-    return torch.stack([fake_encode([obs["images"]["hand"], obs["images"]["left"]]) for obs in seen])
+    return torch.cat([fake_encode([obs["images"][name][None] for name in ("hand", "left")]) for obs in seen])
 
 
 def acted(actor, steps):
@@ -113,7 +113,7 @@ def test_ensemble_weights(make_policy):
 
 
 def test_degrees_and_small_frames_are_warned_of_once(make_policy):
-    actor = Actor(make_policy(execute=1), lambda images: np.zeros((len(images), 9, 5)), {"hand": (8, 8)})
+    actor = Actor(make_policy(execute=1), lambda frames: np.zeros((1, len(frames), 9, 5)), {"hand": (8, 8)})
     obs = observation(0)
     degrees, small = r"proprio\[2\] is 45", r"camera 'hand' has 4 x 6 px, .* 8 x 8"
     for angle, size, words in ((0, (8, 8), ""), (45, (8, 8), degrees), (0, (4, 6), small), (45, (4, 6), "")):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from s2robot.core.errors import UserError
 from s2robot.encoders.cache import FeatureCache, as_stored
+from s2robot.encoders.cameras import encode_cameras
 from tests.kills import kill_at_every_write
 
 LENGTHS, CAMERAS, TOKENS, DIM = [3, 1, 4], ("hand", "left"), 2, 5
@@ -20,10 +22,13 @@ def frames_of(episode: int) -> np.ndarray:
     return rng.integers(0, 256, (LENGTHS[episode], len(CAMERAS), 4, 4, 3), dtype=np.uint8)
 
 
-def encode(images: np.ndarray) -> torch.Tensor:
+def tokens_of(images: np.ndarray) -> torch.Tensor:
     """Numbers that float16 has to round."""
     x = torch.from_numpy(images).double().flatten(1)[:, : TOKENS * DIM]
     return (x / 7).sin().reshape(-1, TOKENS, DIM).float()
+
+
+encode = partial(encode_cameras, tokens_of)
 
 
 def by_camera(frames: np.ndarray) -> list[np.ndarray]:
@@ -42,7 +47,7 @@ def make_cache(root, **changes) -> FeatureCache:
 
 def expected(dtype=np.float16) -> np.ndarray:
     every = np.concatenate([frames_of(i).reshape(-1, 4, 4, 3) for i in range(len(LENGTHS))])
-    return encode(every).numpy().reshape(-1, len(CAMERAS), TOKENS, DIM).astype(dtype)
+    return tokens_of(every).numpy().reshape(-1, len(CAMERAS), TOKENS, DIM).astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -55,8 +60,8 @@ def test_exact_on_reread(tmp_path, dtype):
     assert again.missing() == [] and again.features.dtype == dtype and again.features.shape == (8, 2, 2, 5)
     assert np.array_equal(built, expected(dtype)) and np.array_equal(again.features, expected(dtype))
     if dtype == "float16":  # rollouts see what training saw
-        live = as_stored(encode(frames_of(0).reshape(-1, 4, 4, 3))).numpy()
-        assert np.array_equal(live, built[: LENGTHS[0]].reshape(-1, TOKENS, DIM))
+        live = as_stored(encode(by_camera(frames_of(0)))).numpy()
+        assert np.array_equal(live, built[: LENGTHS[0]])
     with pytest.raises(ValueError, match="read-only"):
         again.features[0] = 0
     assert make_cache(tmp_path, episode_lengths=[]).build(make_frames, encode).shape == (0, 2, 2, 5)
@@ -90,11 +95,11 @@ def test_resumes_after_a_failure_and_marks_each_episode_with_a_line(tmp_path):
     """A line that a kill has cut off is no episode."""
     calls, seen = [], []
 
-    def dies(images):
+    def dies(frames):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return encode(images)
+        return encode(frames)
 
     cache = make_cache(tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -155,7 +160,7 @@ def test_damaged_caches_are_never_read(tmp_path, file, damage):
 )
 def test_wrong_input_is_named(tmp_path, frames, factor, words):
     with pytest.raises(UserError, match=words):
-        make_cache(tmp_path).build(frames, lambda images: encode(images) * factor)
+        make_cache(tmp_path).build(frames, lambda frames: encode(frames) * factor)
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
@@ -174,7 +179,7 @@ def test_cameras_of_two_shapes_fill_one_array_and_have_a_key_of_their_own(tmp_pa
 
     given = {"episode_lengths": [3], "tokens": 8}
     cache = make_cache(tmp_path, **given, shapes={"hand": (4, 8)})
-    features = cache.build(lambda missing: [(0, frames)], tokens)
+    features = cache.build(lambda missing: [(0, frames)], partial(encode_cameras, tokens))
     assert features.shape == (3, 2, 8, 5)
     assert np.array_equal(features[:, 0], tokens(frames[0]))
     assert np.array_equal(features[:, 1, :4], tokens(frames[1])) and not features[:, 1, 4:].any()
@@ -206,7 +211,7 @@ def test_what_a_dataset_held_before_it_grew_is_not_encoded_again(tmp_path, watch
     others = {"dataset": "other"}, {"encoder": "f"}, {"drawn": {"mujoco": "2"}}
     for n, changes in ((1, {}), *((2, each) for each in others)):
         cut = {"dataset": f"d{n}", "episode_lengths": LENGTHS[:n], "drawn": MUJOCO_3}
-        make_cache(tmp_path, **cut | changes).build(make_frames, lambda images: 1 + encode(images))
+        make_cache(tmp_path, **cut | changes).build(make_frames, lambda frames: 1 + encode(frames))
     for path in tmp_path.glob("*/features.bin"):
         path.write_bytes(bytes(path.stat().st_size))  # told apart from what is encoded now: all of it is 0
     grown = make_cache(tmp_path, drawn=MUJOCO_3)

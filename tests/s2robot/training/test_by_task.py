@@ -50,7 +50,7 @@ def test_an_observation_names_the_task_and_another_is_refused(told, tmp_path):
     policy, _ = load_checkpoint(
         fit(told, tmp_path, make_spec(tasks=TASKS), steps=60, lr=1e-2, validation=0.0)
     )
-    actor = Actor(policy, lambda images: torch.zeros(len(images), TOKENS, DIM))
+    actor = Actor(policy, lambda frames: torch.zeros(1, len(frames), TOKENS, DIM))
     seen = {"images": {name: np.zeros((8, 8, 3), np.uint8) for name in CAMERAS}, "proprio": np.zeros(8)}
     with pytest.raises(UserError, match="task: expected one of push it left, push it right, got None"):
         actor.act(seen)
