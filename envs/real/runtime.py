@@ -131,7 +131,10 @@ class ArmRuntime(Subscriber):
     def at(self, goal: Array) -> bool:
         """Whether the arm stands at joints (N,) with its gripper, if it has one, open."""
         state = self.driver.read()
-        return bool(np.abs(state.q - goal).max() < AT and (not self._grips or state.gripper > OPEN))
+        return bool(
+            np.abs(state.q - goal).max() < AT + self.driver.slack
+            and (not self._grips or state.gripper > OPEN)
+        )
 
     @property
     def _grips(self) -> bool:
@@ -145,7 +148,13 @@ class ArmRuntime(Subscriber):
         """
         speed, main = self._home_speed, self.loop
         kind = "binary" if self._grips else None
-        changes = {"policy_hz": _MOVE_HZ, "max_delta": speed / _MOVE_HZ, "gripper_hold": 0, "gripper": kind}
+        changes = {
+            "policy_hz": _MOVE_HZ,
+            "max_delta": speed / _MOVE_HZ,
+            "gripper_hold": 0,
+            "gripper": kind,
+            "absolute": False,
+        }
         config, n = main.config.replace(**changes), self.driver.limits.joints
         waited: list[int] = []  # a mark for each step at the goal: arm and fingers settle
 
@@ -154,10 +163,12 @@ class ArmRuntime(Subscriber):
             if np.isnan(left).any():  # the warm-up
                 return np.zeros(len(state))
             off = np.abs(state[:n] - goal).max()
-            if np.abs(left).max() < 1e-6 and off < _ARRIVED:
+            if np.abs(left).max() < 1e-6 and off < _ARRIVED + self.driver.slack:
                 waited.append(1)
                 # as near as a loop's end takes for free: it would go back to where the arm is
-                if (off < PRESSES and (state[n:] > OPEN).all()) or len(waited) > _GRIPPER_S * _MOVE_HZ:
+                if (off < PRESSES + self.driver.slack and (state[n:] > OPEN).all()) or len(
+                    waited
+                ) > _GRIPPER_S * _MOVE_HZ:
                     move.request_end()
             part = min(1.0, config.max_delta / max(float(np.abs(left).max()), 1e-9))
             return np.append(left * part, np.zeros(len(state) - n))
@@ -174,7 +185,10 @@ class ArmRuntime(Subscriber):
         # its own speed limit, so that what a busy machine delays is not made up for in a hurry
         slow = limits.replace(dq_max=tuple(min(v, speed / SHARE) for v in limits.dq_max))
         move.stream.path = Interpolator(slow)
-        steps = np.abs(goal - self.driver.read().q).max() / config.max_delta
+        steps, arrived = (
+            np.abs(goal - self.driver.read().q).max() / config.max_delta,
+            _ARRIVED + self.driver.slack,
+        )
         try:
             result = move.run(int(3 * steps + 10 * _MOVE_HZ))  # a busy machine stretches the move
         finally:
@@ -182,9 +196,9 @@ class ArmRuntime(Subscriber):
         trouble = ""
         if result.state == State.FAULT:
             trouble = "; ".join(result.reasons)
-        elif result.cause == "steps" and (off := np.abs(self.driver.read().q - goal).max()) > _ARRIVED:
+        elif result.cause == "steps" and (off := np.abs(self.driver.read().q - goal).max()) > arrived:
             self.driver.stop("the arm did not arrive")
-            trouble = f"expected the arm {_ARRIVED} rad from its goal at most, got {off:.3f}"
+            trouble = f"expected the arm {arrived:g} rad from its goal at most, got {off:.3f}"
         if trouble:
             raise EnvError(f"move: {trouble}")
         return result.cause != "stopped"

@@ -34,6 +34,7 @@ DEVICES = {
     "opencv": "a path such as /dev/v4l/by-id/...",
     "realsense": "a serial number",
     "replay": "the folder of a dataset",
+    "lerobot": "the name of one of the robot's cameras",
 }
 START_S = 30.0  # s until a camera's first frame
 EXPOSURE_S = 1.0  # s that automatic exposure takes after a camera's first frame, which may be black
@@ -85,7 +86,14 @@ class ConnectedArm:
         stack.callback(self.driver.close)
         self.driver.connect(bench.bridge.arm.connect_s)
         self.scene = self.driver if bench.bridge.simulated else self.scene
-        found = start_cameras(bench.bridge, cameras, self.scene, stack, image_size)
+        own = getattr(
+            self.driver, "views", {}
+        )  # cameras of the robot itself, unless another device is given for them
+        bridge = bench.bridge.replace(cameras={
+            **{name: CameraSettings(kind="lerobot", device=name) for name in own},
+            **{name: c for name, c in bench.bridge.cameras.items() if name not in own or c.device or c.kind == "emulator"},
+        })  # fmt: skip
+        found = start_cameras(bridge, cameras, self.driver if own else self.scene, stack, image_size)
         self.readers, self.cameras, self.failed = found
 
 
@@ -110,7 +118,7 @@ def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callab
         return partial(SimulatedArm, bench, limits)
     driver, grips = bench.driver_class(), bench.gripper is not None
     if not issubclass(driver, XArmDriver):
-        return partial(driver, bench.ip, limits, gripper=grips)
+        return partial(driver, bench if driver.described else bench.ip, limits, gripper=grips)
     ip, log = bench.ip or EMULATED_IP, bench.run_dir / LOG_FILE
     print(f"log of the arm's SDK: {log}", flush=True)
     ports = scene.ports if scene else None
@@ -165,7 +173,7 @@ def _wrong(bridge: Bridge, name: str) -> str:
 
 def _source(name: str, camera: CameraSettings, scene: Scene | None) -> Callable[[], Source]:
     kind, device = camera.kind, str(camera.device)
-    if scene is not None and kind == "emulator":
+    if scene is not None and kind in ("emulator", "lerobot"):
         return scene.camera(name)
     size = camera.width, camera.height, camera.fps
     if kind == "opencv":

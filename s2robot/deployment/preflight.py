@@ -67,6 +67,8 @@ def check_all(
     rate = min(policy.rate_hz, limits.rate_hz / 2)
     findings = check_contract(policy.contract, arm.bench, rate, arm.cameras, size, policy.encoder)
     findings += arm.failed + check_pace(arm.bridge, limits, rate) + _check_arm(limits, arm.points, state)
+    if arm.driver.stop_means:
+        findings.append(Finding(WARNING, "stop", arm.driver.stop_means))
     observation = observation_of(state, arm.readers, size, arm.bench.gripper is not None)
     findings += check_observation(observation, limits)
     findings += check_views(demos, policy, observation["images"], picture, live)

@@ -1,0 +1,161 @@
+"""The driver of LeRobot's robots, on one with LeRobot's documented interface; LeRobot itself is not needed.
+
+The test at the end is for LeRobot's own environment: its SO-101 on emulated servos.
+"""
+
+import json
+import os
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms import lerobot
+from s2robot.envs.real.arms.driver import OK, REFUSED
+from s2robot.envs.real.arms.lerobot import GONE, LOST, LeRobotArm
+from tests.envs.real.home import described
+
+JOINTS = described("lerobot").joint_names
+KEYS = [f"{name}.pos" for name in (*JOINTS, "gripper")]
+
+
+class Robot:
+    """LeRobot's `Robot`: stands where it was sent. Its dicts have another order than ours."""
+
+    def __init__(self, **values):
+        self.seen = dict.fromkeys(reversed(KEYS), 0.0) | {"gripper.pos": 50.0, "front": np.zeros((4, 6, 3), np.uint8)} | values
+        self.sent, self.is_connected, self.is_calibrated, self.silent = [], False, True, False
+
+    @property
+    def observation_features(self):
+        return {key: np.shape(value) if np.ndim(value) else float for key, value in self.seen.items()}
+
+    @property
+    def action_features(self):
+        return {key: kind for key, kind in self.observation_features.items() if kind is float}
+
+    def connect(self, calibrate=True):
+        assert not calibrate  # it would ask on the terminal
+        self.is_connected = True
+
+    def get_observation(self):
+        if self.silent:
+            raise ConnectionError("There is no status packet!")
+        return dict(self.seen)
+
+    def send_action(self, action):
+        if self.silent:
+            raise ConnectionError("There is no status packet!")
+        self.sent.append(action)
+        self.seen |= action
+        return action
+
+    def disconnect(self):
+        self.is_connected = False
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Makes a driver of a `Robot`, connected; keys are those of `robot`."""
+
+    def make(robot, **changes):
+        monkeypatch.setattr(lerobot, "make_robot", lambda about: robot)
+        about = described("lerobot", **{"type": "fake", "units": "degrees", "stop": "hold", **changes})
+        arm = LeRobotArm(about, about.limits())
+        arm.connect(5.0)
+        return arm
+
+    return make
+
+
+@pytest.mark.parametrize("units", ["degrees", "radians"])
+def test_it_reads_and_commands_by_name_in_the_declared_units(made, units):
+    degrees = {"elbow_flex.pos": 30.0, "gripper.pos": 25.0}
+    to_robot = np.rad2deg if units == "degrees" else np.asarray
+    robot = Robot(**degrees if units == "degrees" else degrees | {"elbow_flex.pos": np.radians(30)})
+    arm = made(robot, units=units)
+    state = arm.read()
+    np.testing.assert_allclose(state.q, np.radians([0, 0, 30, 0, 0]))
+    assert state.gripper == 0.25
+    assert arm.command(state.q, 0.25).code == REFUSED and not robot.sent  # not armed
+    arm.arm()
+    q = state.q + [0.01, 0, -0.02, 0, 0.03]
+    assert arm.command(q, 0.5).code == arm.command(q, None).code == OK
+    assert robot.sent[0] == robot.sent[1] and {*robot.sent[0]} == {*KEYS}
+    np.testing.assert_allclose([robot.sent[0][f"{name}.pos"] for name in JOINTS], to_robot(q))
+    assert robot.sent[0]["gripper.pos"] == 50
+    for wrong in (q + 1, q * np.nan, q[:4]):
+        assert arm.command(wrong, None).code == REFUSED
+    assert len(robot.sent) == 2
+    values = np.random.default_rng(0).normal(size=6)
+    np.testing.assert_allclose(arm.to_arm(arm.to_robot(values)), values)
+
+
+def test_a_stop_holds_or_switches_off_and_is_acknowledged_only_by_a_robot_at_rest(made):
+    robot = Robot(**{"elbow_flex.pos": 30.0})
+    arm = made(robot)
+    arm.arm()
+    assert arm.stop("test") and robot.sent[-1]["elbow_flex.pos"] == 30 and robot.is_connected
+    assert arm.command(arm.read().q, None).code == REFUSED
+    places = iter(range(100))
+    robot.get_observation = lambda: robot.seen | {"wrist_roll.pos": 2.0 * next(places)}  # moves on
+    assert not arm.stop("test")
+    off = made(robot := Robot(), stop="torque_off")
+    off.arm()
+    assert off.stop("test") and not robot.is_connected
+    assert "FALLS" in off.stop_means and "FALLS" not in arm.stop_means
+
+
+def test_a_robot_that_falls_silent_is_lost_after_two_observations(made):
+    arm = made(robot := Robot())
+    arm.arm()
+    q, robot.silent = arm.read().q, True
+    for error in (0, LOST):
+        with pytest.raises(EnvError, match="expected an observation, got There is no"):
+            arm.read()
+        assert arm.status().error == error
+    assert arm.command(q, None).code == GONE and not arm.stop("test")
+
+
+def test_its_cameras_give_each_frame_once(made):
+    arm = made(robot := Robot())
+    assert arm.views == {"front": (4, 6)}
+    camera = arm.camera("front")()
+    taken, first = camera.read()
+    robot.seen["front"] = np.ones((4, 6, 3), np.uint8)  # nobody reads: the camera does
+    later, second = camera.read()
+    assert second.all() and not first.any() and later >= taken
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"joints": ("shoulder_pan", "shoulder_lift", "elbow", "wrist_flex", "wrist_roll")}, "^robot.joints .*: expected elbow_flex.pos, .* got shoulder_pan, .* elbow,"),
+        ({"gripper": None}, "^robot.joints .*: expected .*gripper.pos"),
+        ({"units": None}, "^robot.units: expected degrees"), ({"stop": None}, "^robot.stop: expected hold"),
+        ({"units": "normalised"}, "^robot.units: expected degrees or radians without a serial bus"),
+        ({"port": "/dev/no such port"}, "^robot.port: expected a serial port"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_robot_is_one_line_before_it_moves(made, changes, line):
+    robot = Robot()
+    with pytest.raises(ValueError, match=line) as caught:
+        made(robot, **changes)
+    assert caught.value.user_error and "\n" not in str(caught.value) and not robot.sent
+
+
+def test_a_robot_that_is_not_calibrated_is_refused(made):
+    robot = Robot()
+    robot.is_calibrated = False
+    with pytest.raises(EnvError, match="^robot.id: expected servos calibrated as in"):
+        made(robot)
+
+
+@pytest.mark.skipif(find_spec("lerobot") is not None, reason="LeRobot is installed")
+def test_without_lerobot_there_is_one_line():
+    about = described("lerobot", type="so101_follower", units="degrees", stop="hold")
+    with pytest.raises(EnvError, match="^robot.type: expected LeRobot") as caught:
+        LeRobotArm(about, about.limits()).connect(1.0)
+    assert "\n" not in str(caught.value)
