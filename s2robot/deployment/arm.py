@@ -117,8 +117,10 @@ def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callab
 
         return partial(SimulatedArm, bench, limits)
     driver, grips = bench.driver_class(), bench.gripper is not None
+    if driver.described:
+        return partial(driver, bench, limits)
     if not issubclass(driver, XArmDriver):
-        return partial(driver, bench if driver.described else bench.ip, limits, gripper=grips)
+        return partial(driver, bench.ip, limits, gripper=grips)
     ip, log = bench.ip or EMULATED_IP, bench.run_dir / LOG_FILE
     print(f"log of the arm's SDK: {log}", flush=True)
     ports = scene.ports if scene else None
