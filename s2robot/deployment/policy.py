@@ -25,6 +25,7 @@ class Policy:
     image_size: ImageSize  # pixels, of the frames that it expects of each camera
     encoder: str | None  # fingerprint of the encoder that computes; None = the server's
     absolute: bool = False  # whether its actions are joints, not deltas
+    seen: Callable[[Mapping], Mapping] = lambda observation: observation  # ours -> the actor's
 
     @property
     def rate_hz(self) -> float:
@@ -69,15 +70,18 @@ def by_name(policy: Policy, bench: Bench, arm: Any) -> Policy:
             raise UserError(f"policy: {key}: expected absolute numbers, got {words(wrong)}")
         orders[key] = [names.index(name) for name in own]
 
-    def act(observation: Mapping) -> np.ndarray:
+    def seen(observation: Mapping) -> Mapping:
         proprio = np.empty(len(own), np.float32)
         proprio[orders["proprio"]] = arm.to_robot(observation["proprio"])
-        action = policy.act({**observation, "proprio": proprio})
-        return arm.to_arm(np.asarray(action, np.float64)[orders["action"]])
+        return {**observation, "proprio": proprio}
+
+    def act(observation: Mapping) -> np.ndarray:
+        action = np.asarray(policy.act(seen(observation)), np.float64)
+        return arm.to_arm(action[orders["action"]])
 
     parts = {f"{key}_parts": plain(bench.parts(key)) for key in orders}
     about = {"joint_names": list(bench.joint_names), "action_frame": ACTION_FRAME, **parts}
-    return replace(policy, act=act, contract={**policy.contract, **about}, absolute=True)
+    return replace(policy, act=act, contract={**policy.contract, **about}, absolute=True, seen=seen)
 
 
 def _local(source: PolicySettings, bridge: Bridge) -> Policy:

@@ -198,7 +198,7 @@ def _check_latency(policy: Policy, observation: Mapping, rate_hz: float) -> Find
     try:
         for i in range(PLANS + 2):
             begin = time.monotonic()
-            policy.actor.plan(observation)
+            policy.actor.plan(policy.seen(observation))
             if i >= 2:  # warm
                 seconds.append(time.monotonic() - begin)
     except Exception as error:  # whatever a policy raises: it will not act

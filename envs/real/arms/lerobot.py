@@ -37,8 +37,8 @@ AGREE = 200  # steps between two readings in a row
 REST, SETTLE_S = 0.02, 0.05  # rad that a robot without a bus may move in this time after a stop
 TRIES = 3  # of LeRobot's `configure`, some 60 packets without a retry of their own
 STOPS = {
-    "hold": "a stop holds the joints where they are and the gripper at its goal; the torque stays on to the end and after",
-    "torque_off": "a stop switches the torque off, also after each episode: THE ARM FALLS unless something supports it",
+    "hold": "the joints hold where they are, the gripper keeps its goal; the torque stays on, also after this command ends",
+    "torque_off": "the torque goes off, also after each episode: THE ARM FALLS unless something supports it",
 }
 
 
