@@ -11,8 +11,14 @@ import pytest
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms import lerobot
 from s2robot.envs.real.arms.driver import OK, REFUSED
+from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.lerobot import GONE, LOST, LeRobotArm
+from s2robot.envs.real.cameras.camera import CameraReader
+from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
+from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
+from s2robot.envs.real.control.watchdog import State
 from tests.envs.real.home import described
+from tests.envs.real.patience import CALM
 
 JOINTS = described("lerobot").joint_names
 KEYS = [f"{name}.pos" for name in (*JOINTS, "gripper")]
@@ -160,3 +166,21 @@ def test_without_lerobot_there_is_one_line():
     with pytest.raises(EnvError, match="^robot.type: expected LeRobot") as caught:
         LeRobotArm(about, about.limits()).connect(1.0)
     assert "\n" not in str(caught.value)
+
+
+def test_an_episode_of_absolute_targets_goes_no_further_than_an_action_may(made):
+    arm = made(robot := Robot())
+    camera = CameraReader("front", arm.camera("front"))
+    robot.get_observation = lambda: (
+        robot.seen | {"front": np.random.default_rng().integers(0, 256, (4, 6, 3), np.uint8)}
+    )
+    camera.start(60.0)
+    arm.arm()
+    safety = SafetyFilter(arm.limits, ArmPoints(), SafetyConfig(state_age_max=3.0))
+    config = LoopConfig(live=True, image_size=4, absolute=True, max_delta=0.05, gripper="continuous")
+    target = np.array([0.08, 0, 0, 0, -1.0, 0.75])
+    result = ControlLoop(arm, {"front": camera}, lambda o: target, safety, config, CALM).run(3)
+    camera.close()
+    assert (result.cause, result.state) == ("steps", State.IDLE)
+    np.testing.assert_allclose(arm.read().q, [0.08, 0, 0, 0, -0.15], atol=5e-3)
+    assert robot.seen["gripper.pos"] == 75
