@@ -35,7 +35,7 @@ CAMERA_S = 0.1  # s without an observation after which a camera makes one, befor
 CHECK_EVERY = 4  # observations between two checks of torque or status
 AGREE = 200  # steps between two readings in a row
 REST, SETTLE_S = 0.02, 0.05  # rad that a robot without a bus may move in this time after a stop
-TRIES = 3  # of LeRobot's `configure`, some 60 packets without a retry of their own
+TRIES = 3  # of what sends dozens of packets without a retry of its own
 STOPS = {
     "hold": "the joints hold where they are, the gripper keeps its goal; the torque stays on, also after this command ends",
     "torque_off": "the torque goes off, also after each episode: THE ARM FALLS unless something supports it",
@@ -93,8 +93,11 @@ class LeRobotArm(arms.ArmDriver):
                     if not self._only_stops:
                         robot.connect(calibrate=False)
                     return robot
-                bus.connect(handshake=not self._only_stops)  # a supervisor sends nothing on a bus in use
-                for camera in () if self._only_stops else robot.cameras.values():
+                if self._only_stops:
+                    bus.connect(handshake=False)  # nothing is sent on a bus in use
+                    return robot
+                _tried(partial(_connect, bus))
+                for camera in robot.cameras.values():
                     camera.connect()
             return robot
 
@@ -122,7 +125,12 @@ class LeRobotArm(arms.ArmDriver):
         """Raise EnvError unless servos, calibration file, `robot.units` and the joints' range fit each other."""
         about, bus, units = self._about, self._bus, self._about.units
         expected = f"servos calibrated as in {getattr(self._robot, 'calibration_fpath', 'its file')}"
-        expect(self._robot.is_calibrated, "robot.id", expected, "another calibration: another arm's?")
+        expect(
+            _tried(lambda: self._robot.is_calibrated),
+            "robot.id",
+            expected,
+            "another calibration: another arm's?",
+        )
         if bus is None:
             expect(units != "normalised", "robot.units", "degrees or radians without a serial bus", units)
             return
@@ -144,7 +152,7 @@ class LeRobotArm(arms.ArmDriver):
                 if (bus := self._bus) is not None:
                     bus.sync_write("Goal_Position", self._places(), normalize=False)
                     if not self._configured:
-                        _configure(self._robot)
+                        _tried(self._robot.configure)
                     bus.enable_torque(num_retry=TRIES)
                 self._configured = self._torque = True
             state = self.read()
@@ -321,14 +329,18 @@ def _in_one_line(what: str) -> Iterator[None]:
         raise EnvError(f"{what}: {' '.join(str(error).split())[:300]}") from None
 
 
-def _configure(robot: Any) -> None:
-    for left in reversed(range(TRIES)):
-        try:
-            robot.configure()
-            return
-        except ConnectionError:
-            if not left:
-                raise
+def _tried(call: Callable[[], Any]) -> Any:
+    """Return `call()`, tried again where LeRobot gives up after a lost packet."""
+    for _ in range(TRIES - 1):
+        with suppress(ConnectionError, RuntimeError):
+            return call()
+    return call()
+
+
+def _connect(bus: Any) -> None:
+    if bus.is_connected:  # the handshake failed
+        bus.disconnect(disable_torque=False)
+    bus.connect()
 
 
 def _disconnect(robot: Any) -> None:
