@@ -13,14 +13,9 @@ from s2robot.deployment.policy import Policy, by_name
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.real.arms import lerobot
 from s2robot.envs.real.arms.lerobot import LeRobotArm
-from tests.envs.real.arms.test_lerobot import KEYS, Robot
-from tests.envs.real.home import described
+from tests.envs.real.arms.test_lerobot import KEYS, Robot, about
 
 THEIRS = KEYS[::-1]  # a dataset's order
-
-
-def about(**changes):
-    return described("lerobot", **{"type": "fake", "units": "degrees", "stop": "hold", **changes})
 
 
 def contract(names=THEIRS, kind="absolute"):
