@@ -86,14 +86,12 @@ class ConnectedArm:
         stack.callback(self.driver.close)
         self.driver.connect(bench.bridge.arm.connect_s)
         self.scene = self.driver if bench.bridge.simulated else self.scene
-        own = getattr(
-            self.driver, "views", {}
-        )  # cameras of the robot itself, unless another device is given for them
-        bridge = bench.bridge.replace(cameras={
-            **{name: CameraSettings(kind="lerobot", device=name) for name in own},
-            **{name: c for name, c in bench.bridge.cameras.items() if name not in own or c.device or c.kind == "emulator"},
-        })  # fmt: skip
-        found = start_cameras(bridge, cameras, self.driver if own else self.scene, stack, image_size)
+        # cameras of the robot itself, unless another device is given for them
+        given, views = dict(bench.bridge.cameras), getattr(self.driver, "views", {})
+        for name in [name for name in views if name not in given or given[name].device is None]:
+            given[name] = CameraSettings(kind="lerobot", device=name)
+        bridge = bench.bridge.replace(cameras=given)
+        found = start_cameras(bridge, cameras, self.driver if views else self.scene, stack, image_size)
         self.readers, self.cameras, self.failed = found
 
 

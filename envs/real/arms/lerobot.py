@@ -31,7 +31,7 @@ from s2robot.envs.real.control.clock import now
 LOST = 256  # ArmState.error: two observations in a row failed; smaller numbers are the servos' status bits
 GONE = 1  # CommandResult.code: LeRobot raised an error instead of sending
 LOCK_S = 0.2  # s that a stop waits for a transaction under way
-CAMERA_S = 0.1  # s without an observation after which a camera makes one, before the arm is first armed
+CAMERA_S = 0.1  # s by which a new frame may be older than its observation
 CHECK_EVERY = 4  # observations between two checks of torque or status
 AGREE = 200  # steps between two readings in a row
 REST, SETTLE_S = 0.02, 0.05  # rad that a robot without a bus may move in this time after a stop
@@ -45,7 +45,8 @@ STOPS = {
 class LeRobotArm(arms.ArmDriver):
     """The robot that `robot.type` and `robot.port` select; with `gripper=False` a driver that only stops it.
 
-    Attributes: `names` (of joints, then the gripper), `views` (camera -> (H, W) of its frames).
+    Attributes: `names` (of joints, then the gripper), `views` (camera -> (H, W) of its frames), `frames` (camera -> time and image
+    of the newest frame; `news` tells of others).
     """
 
     described = True
@@ -60,8 +61,8 @@ class LeRobotArm(arms.ArmDriver):
         self._robot: Any = None
         self._bus: Any = None  # of a robot on a serial bus
         self._scale = np.full(limits.joints, np.pi / 180 if robot.units == "degrees" else 1.0)  # rad a unit
-        self._lock, self._news = threading.Lock(), threading.Condition()
-        self._frames: dict[str, tuple[float, Any]] = {}
+        self._lock, self.news = threading.Lock(), threading.Condition()
+        self.frames: dict[str, tuple[float, Any]] = {}
         self._heard, self._opening, self._seen = -np.inf, 1.0, 0
         self._misses, self._error, self._torque, self._configured = 0, 0, False, False
 
@@ -125,12 +126,8 @@ class LeRobotArm(arms.ArmDriver):
         """Raise EnvError unless servos, calibration file, `robot.units` and the joints' range fit each other."""
         about, bus, units = self._about, self._bus, self._about.units
         expected = f"servos calibrated as in {getattr(self._robot, 'calibration_fpath', 'its file')}"
-        expect(
-            _tried(lambda: self._robot.is_calibrated),
-            "robot.id",
-            expected,
-            "another calibration: another arm's?",
-        )
+        fits = _tried(lambda: self._robot.is_calibrated)
+        expect(fits, "robot.id", expected, "another calibration: another arm's?")
         if bus is None:
             expect(units != "normalised", "robot.units", "degrees or radians without a serial bus", units)
             return
@@ -177,11 +174,11 @@ class LeRobotArm(arms.ArmDriver):
                 self._misses += 1
                 self._error = LOST if self._misses > 1 else self._error
                 raise
-        with self._news:
+        with self.news:
             for name in self.views:  # a new frame is no older than the last observation, or a little
-                if (image := seen[name]) is not self._frames.get(name, (0.0, None))[1]:
-                    self._frames[name] = (max(self._heard, asked - CAMERA_S), image)
-            self._news.notify_all()
+                if (image := seen[name]) is not self.frames.get(name, (0.0, None))[1]:
+                    self.frames[name] = (max(self._heard, asked - CAMERA_S), image)
+            self.news.notify_all()
         self._heard, self._misses, n = asked, 0, self.limits.joints
         opening = float(values[n]) if len(values) > n else np.nan
         return ArmState(arms.measured(self._what, values[:n]), opening, asked, self._mode, self._error)
@@ -216,7 +213,7 @@ class LeRobotArm(arms.ArmDriver):
         self._last_stop, self.stopped = object(), reason or "stopped"
         taken = self._lock.acquire(timeout=LOCK_S)
         try:
-            return self._halt() if self._bus is not None else self._rest()
+            return self._halt() if self._bus else self._rest()
         except Exception:
             return False
         finally:
@@ -275,7 +272,7 @@ class LeRobotArm(arms.ArmDriver):
 
     def status(self) -> DriverStatus:
         port = self._about.port
-        there = self._robot is not None and (port is None or os.path.exists(port))
+        there = self.connected and (port is None or os.path.exists(port))
         return DriverStatus(there, self._error, self._mode, now() - self._heard)
 
     def close(self) -> None:
@@ -287,6 +284,10 @@ class LeRobotArm(arms.ArmDriver):
         self._robot = self._bus = None
 
     @property
+    def connected(self) -> bool:
+        return self._robot is not None
+
+    @property
     def _mode(self) -> int:
         return self.armed_mode if self._torque and not self.stopped else 0
 
@@ -294,25 +295,20 @@ class LeRobotArm(arms.ArmDriver):
         """Return what makes the source of one of the robot's cameras."""
         return partial(RobotCamera, self, name)
 
-    def next_frame(self, name: str, last: Any) -> tuple[float, Any]:
-        """Wait for another frame of a camera than the image `last`; the time of its capture, and the image."""
-        while True:
-            with self._news:
-                if self._news.wait_for(lambda: self._frames.get(name, (0.0, last))[1] is not last, CAMERA_S):
-                    return self._frames[name]
-            expect(self._robot is not None, f"camera {name}", "a connected robot", "none")
-            if not self._configured:  # later the control loop alone reads
-                self.read()
-
 
 class RobotCamera:
     """A camera whose frames are part of a robot's observations."""
 
     def __init__(self, arm: LeRobotArm, name: str):
-        self._next, self._last = partial(arm.next_frame, name), None
+        self._arm, self._name, self._last = arm, name, None
 
     def read(self) -> tuple[float, np.ndarray]:
-        taken, self._last = self._next(self._last)
+        """Wait for the frame of an observation that has another one."""
+        arm, name = self._arm, self._name
+        with arm.news:
+            while not arm.news.wait_for(lambda: arm.frames[name][1] is not self._last, CAMERA_S):
+                expect(arm.connected, f"camera {name}", "a connected robot", "none")
+            taken, self._last = arm.frames[name]
         return taken, np.asarray(self._last)
 
     def close(self) -> None: ...
@@ -373,15 +369,13 @@ def make_robot(about: ArmDescription) -> Any:
         importlib.import_module("lerobot.utils.import_utils").register_third_party_plugins()
     one_of("robot.type", about.type, known())
     config = known()[str(about.type)]
-    fields = {field.name: field for field in dataclasses.fields(config)}
+    fields = {field.name for field in dataclasses.fields(config)}
     own = {"id": about.id, "port": about.port, "use_degrees": about.units == "degrees", "num_read_retries": 0}
     values = {key: value for key, value in own.items() if key in fields and value is not None} | about.options
-    if (key := "disable_torque_on_disconnect") in fields:  # also when the robot is garbage
-        values[key] = about.stop == "torque_off"
-    for key, field in fields.items():
-        given = key in values or field.default is not field.default_factory
-        where = "robot.port" if key == "port" else f"robot.options.{key}"
-        expect(given, where, f"a value for LeRobot's {about.type}", "none")
+    if "disable_torque_on_disconnect" in fields:  # LeRobot disconnects what is garbage, too
+        values["disable_torque_on_disconnect"] = about.stop == "torque_off"
+    missing = "port" in fields and "port" not in values
+    expect(not missing, "robot.port", f"the serial port of LeRobot's {about.type}", "none")
     with _in_one_line("robot.options"):
         return robots.make_robot_from_config(draccus.decode(config, values))
 

@@ -111,7 +111,7 @@ def test_an_episode_of_absolute_targets_with_the_camera_of_the_robot(made):
     arm = made(robot := Robot())
     rng, camera = np.random.default_rng(0), CameraReader("front", arm.camera("front"))
     robot.get_observation = lambda: robot.seen | {"front": rng.integers(0, 256, FRAME.shape, np.uint8)}
-    camera.start(60.0)  # nobody else reads the robot yet
+    camera.start(60.0)
     arm.arm()
     safety = SafetyFilter(arm.limits, ArmPoints(), SafetyConfig(state_age_max=3.0))
     config = LoopConfig(live=True, image_size=4, absolute=True, max_delta=0.05, gripper="continuous")
