@@ -82,6 +82,7 @@ class LeRobotArm(arms.ArmDriver):
         bus = getattr(robot, "bus", None)
         bus = bus if hasattr(bus, "port_handler") else None
         self._check_names(robot)
+        expect(bus or about.stop == "hold", "robot.stop", "hold for a robot without a serial bus", about.stop)
         if about.port is not None and not self._only_stops:
             check_port(about.port)
         if bus is not None:
@@ -261,9 +262,6 @@ class LeRobotArm(arms.ArmDriver):
         robot, joints = self._robot, [f"{name}.pos" for name in self._about.joint_names]
         if self._only_stops and not robot.is_connected:
             robot.connect(calibrate=False)  # not before: the loop's connection may be the only one
-        if self._about.stop == "torque_off":
-            robot.disconnect()
-            return not robot.is_connected
         before = robot.get_observation()
         robot.send_action({f"{name}.pos": before[f"{name}.pos"] for name in self.names})
         time.sleep(SETTLE_S)
@@ -272,7 +270,7 @@ class LeRobotArm(arms.ArmDriver):
 
     def status(self) -> DriverStatus:
         port = self._about.port
-        there = self.connected and (port is None or os.path.exists(port))
+        there = self._robot is not None and (port is None or os.path.exists(port))
         return DriverStatus(there, self._error, self._mode, now() - self._heard)
 
     def close(self) -> None:
@@ -282,10 +280,6 @@ class LeRobotArm(arms.ArmDriver):
             with self._lock, suppress(Exception):
                 _disconnect(self._robot)
         self._robot = self._bus = None
-
-    @property
-    def connected(self) -> bool:
-        return self._robot is not None
 
     @property
     def _mode(self) -> int:
@@ -307,7 +301,7 @@ class RobotCamera:
         arm, name = self._arm, self._name
         with arm.news:
             while not arm.news.wait_for(lambda: arm.frames[name][1] is not self._last, CAMERA_S):
-                expect(arm.connected, f"camera {name}", "a connected robot", "none")
+                expect(arm.status().connected, f"camera {name}", "a connected robot", "none")
             taken, self._last = arm.frames[name]
         return taken, np.asarray(self._last)
 
