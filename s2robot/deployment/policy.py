@@ -60,7 +60,7 @@ def by_name(policy: Policy, bench: Bench, arm: Any) -> Policy:
 
     Raises UserError: other names, or actions that are no absolute targets. Another order is put right.
     """
-    orders, own = {}, list(arm.names)
+    orders, own = dict[str, list[int]](), list(arm.names)
     for key in ("proprio", "action"):
         parts = parts_of(policy.contract, key)
         names = [name.removesuffix(".pos") for name in number_names(parts)]
@@ -79,8 +79,8 @@ def by_name(policy: Policy, bench: Bench, arm: Any) -> Policy:
         action = np.asarray(policy.act(seen(observation)), np.float64)
         return arm.to_arm(action[orders["action"]])
 
-    parts = {f"{key}_parts": plain(bench.parts(key)) for key in orders}
-    about = {"joint_names": list(bench.joint_names), "action_frame": ACTION_FRAME, **parts}
+    about: dict[str, Any] = {f"{key}_parts": plain(bench.parts(key)) for key in orders}
+    about |= {"joint_names": list(bench.joint_names), "action_frame": ACTION_FRAME}
     return replace(policy, act=act, contract={**policy.contract, **about}, absolute=True, seen=seen)
 
 

@@ -335,7 +335,8 @@ def _connect(bus: Any) -> None:
 
 def _disconnect(robot: Any) -> None:
     """Disconnect, on a serial bus without a change of the torque."""
-    if not hasattr(bus := getattr(robot, "bus", None), "port_handler"):
+    bus: Any = getattr(robot, "bus", None)
+    if not hasattr(bus, "port_handler"):
         robot.disconnect()
         return
     if bus.is_connected:
@@ -365,7 +366,8 @@ def make_robot(about: ArmDescription) -> Any:
     config = known()[str(about.type)]
     fields = {field.name for field in dataclasses.fields(config)}
     own = {"id": about.id, "port": about.port, "use_degrees": about.units == "degrees", "num_read_retries": 0}
-    values = {key: value for key, value in own.items() if key in fields and value is not None} | about.options
+    values = {key: value for key, value in own.items() if key in fields and value is not None}
+    values |= dict(about.options)
     if "disable_torque_on_disconnect" in fields:  # LeRobot disconnects what is garbage, too
         values["disable_torque_on_disconnect"] = about.stop == "torque_off"
     missing = "port" in fields and "port" not in values

@@ -80,7 +80,8 @@ class Servo:
         """Let time pass."""
         if self[STATUS]:
             self[TORQUE] = 0
-        goal, before = min(max(self[GOAL], self[LOWEST]), self[HIGHEST]) + self[OFFSET], self.place
+        goal: float = min(max(self[GOAL], self[LOWEST]), self[HIGHEST]) + self[OFFSET]
+        before = self.place
         if self.rest is not None:
             goal += clipped(self.rest - goal, SAG)
         step, most = 0.0, FASTEST
