@@ -1,5 +1,7 @@
 """The driver of LeRobot's robots, on one with LeRobot's documented interface; LeRobot itself is not needed."""
 
+import os
+import subprocess
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms import lerobot
 from s2robot.envs.real.arms.driver import OK, REFUSED
 from s2robot.envs.real.arms.geometry import ArmPoints
-from s2robot.envs.real.arms.lerobot import GONE, LOST, STOPS, LeRobotArm
+from s2robot.envs.real.arms.lerobot import GONE, LOST, STOPS, LeRobotArm, check_port
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
@@ -140,6 +142,23 @@ def test_what_does_not_fit_the_robot_is_one_line_before_it_moves(made, changes, 
     with pytest.raises(ValueError, match=line) as caught:
         made(robot, **changes)
     assert caught.value.user_error and "\n" not in str(caught.value) and not robot.sent
+
+
+def test_a_port_in_use_or_without_permission_is_one_line(monkeypatch):
+    ours, theirs = os.openpty()
+    port = os.ttyname(theirs)
+    check_port(port)
+    with subprocess.Popen(["sleep", "60"], stdin=theirs) as other:
+        with pytest.raises(
+            EnvError, match=f"^robot.port: expected {port} free, got it in use by process {other.pid}$"
+        ):
+            check_port(port)
+        other.kill()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(EnvError, match="^robot.port: expected permission"):
+        check_port(port)
+    os.close(ours)
+    os.close(theirs)
 
 
 class Bus:
