@@ -131,7 +131,8 @@ class ArmRuntime(Subscriber):
     def at(self, goal: Array) -> bool:
         """Whether the arm stands at joints (N,) with its gripper, if it has one, open."""
         state = self.driver.read()
-        return bool(np.abs(state.q - goal).max() < AT and (not self._grips or state.gripper > OPEN))
+        near = np.abs(state.q - goal).max() < AT + self.driver.slack
+        return bool(near and (not self._grips or state.gripper > OPEN))
 
     @property
     def _grips(self) -> bool:
@@ -146,7 +147,8 @@ class ArmRuntime(Subscriber):
         speed, main = self._home_speed, self.loop
         kind = "binary" if self._grips else None
         changes = {"policy_hz": _MOVE_HZ, "max_delta": speed / _MOVE_HZ, "gripper_hold": 0, "gripper": kind}
-        config, n = main.config.replace(**changes), self.driver.limits.joints
+        config, n = main.config.replace(**changes, absolute=False), self.driver.limits.joints
+        arrived, presses = _ARRIVED + self.driver.slack, PRESSES + self.driver.slack
         waited: list[int] = []  # a mark for each step at the goal: arm and fingers settle
 
         def act(observation: dict) -> Array:
@@ -154,10 +156,10 @@ class ArmRuntime(Subscriber):
             if np.isnan(left).any():  # the warm-up
                 return np.zeros(len(state))
             off = np.abs(state[:n] - goal).max()
-            if np.abs(left).max() < 1e-6 and off < _ARRIVED:
+            if np.abs(left).max() < 1e-6 and off < arrived:
                 waited.append(1)
                 # as near as a loop's end takes for free: it would go back to where the arm is
-                if (off < PRESSES and (state[n:] > OPEN).all()) or len(waited) > _GRIPPER_S * _MOVE_HZ:
+                if (off < presses and (state[n:] > OPEN).all()) or len(waited) > _GRIPPER_S * _MOVE_HZ:
                     move.request_end()
             part = min(1.0, config.max_delta / max(float(np.abs(left).max()), 1e-9))
             return np.append(left * part, np.zeros(len(state) - n))
@@ -182,9 +184,9 @@ class ArmRuntime(Subscriber):
         trouble = ""
         if result.state == State.FAULT:
             trouble = "; ".join(result.reasons)
-        elif result.cause == "steps" and (off := np.abs(self.driver.read().q - goal).max()) > _ARRIVED:
+        elif result.cause == "steps" and (off := np.abs(self.driver.read().q - goal).max()) > arrived:
             self.driver.stop("the arm did not arrive")
-            trouble = f"expected the arm {_ARRIVED} rad from its goal at most, got {off:.3f}"
+            trouble = f"expected the arm {arrived:g} rad from its goal at most, got {off:.3f}"
         if trouble:
             raise EnvError(f"move: {trouble}")
         return result.cause != "stopped"

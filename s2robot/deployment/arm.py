@@ -34,6 +34,7 @@ DEVICES = {
     "opencv": "a path such as /dev/v4l/by-id/...",
     "realsense": "a serial number",
     "replay": "the folder of a dataset",
+    "lerobot": "the name of one of the robot's cameras",
 }
 START_S = 30.0  # s until a camera's first frame
 EXPOSURE_S = 1.0  # s that automatic exposure takes after a camera's first frame, which may be black
@@ -85,7 +86,12 @@ class ConnectedArm:
         stack.callback(self.driver.close)
         self.driver.connect(bench.bridge.arm.connect_s)
         self.scene = self.driver if bench.bridge.simulated else self.scene
-        found = start_cameras(bench.bridge, cameras, self.scene, stack, image_size)
+        # cameras of the robot itself, unless another device is given for them
+        given, views = dict(bench.bridge.cameras), getattr(self.driver, "views", {})
+        for name in [name for name in views if name not in given or given[name].device is None]:
+            given[name] = CameraSettings(kind="lerobot", device=name)
+        bridge = bench.bridge.replace(cameras=given)
+        found = start_cameras(bridge, cameras, self.driver if views else self.scene, stack, image_size)
         self.readers, self.cameras, self.failed = found
 
 
@@ -109,6 +115,8 @@ def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callab
 
         return partial(SimulatedArm, bench, limits)
     driver, grips = bench.driver_class(), bench.gripper is not None
+    if driver.described:
+        return partial(driver, bench, limits)
     if not issubclass(driver, XArmDriver):
         return partial(driver, bench.ip, limits, gripper=grips)
     ip, log = bench.ip or EMULATED_IP, bench.run_dir / LOG_FILE
@@ -165,7 +173,7 @@ def _wrong(bridge: Bridge, name: str) -> str:
 
 def _source(name: str, camera: CameraSettings, scene: Scene | None) -> Callable[[], Source]:
     kind, device = camera.kind, str(camera.device)
-    if scene is not None and kind == "emulator":
+    if scene is not None and kind in ("emulator", "lerobot"):
         return scene.camera(name)
     size = camera.width, camera.height, camera.fps
     if kind == "opencv":

@@ -70,8 +70,10 @@ def deploy(cfg: DictConfig) -> int:
             return 0
         if settings.live and settings.confirm:
             bench = rig.arm.bench
-            where = f"[bold]The arm {bench.name} ({bench.ip or 'simulated'}) is about to move.[/]"
+            where = f"[bold]The arm {bench.name} ({bench.ip or bench.port or bench.type or 'simulated'}) is about to move.[/]"
             Console().print(f"{where} Is its space clear, and the emergency stop within reach?")
+            if rig.arm.driver.stop_means:
+                print(f"At each stop {rig.arm.driver.stop_means}.")
             if (answer := ask(f"Type '{WORD}' to go on: ") or "") != WORD:
                 raise UserError(f"confirmation: expected '{WORD}', got '{answer}'; nothing has moved")
         good = LiveSession(rig, settings, out).run() if settings.live else dry_run(rig, settings, out)

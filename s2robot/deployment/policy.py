@@ -3,14 +3,15 @@
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from s2robot.core.errors import UserError
-from s2robot.core.parts import parts_of, same_parts, words
+from s2robot.core.parts import number_names, parts_of, plain, same_parts, words
 from s2robot.deployment.settings import Bench, Bridge, PolicySettings
+from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.frames import ImageSize
 
 
@@ -23,6 +24,8 @@ class Policy:
     contract: dict[str, Any]
     image_size: ImageSize  # pixels, of the frames that it expects of each camera
     encoder: str | None  # fingerprint of the encoder that computes; None = the server's
+    absolute: bool = False  # whether its actions are joints, not deltas
+    seen: Callable[[Mapping], Mapping] = lambda observation: observation  # ours -> the actor's
 
     @property
     def rate_hz(self) -> float:
@@ -42,12 +45,43 @@ def make_policy(source: PolicySettings, bench: Bench, stack: ExitStack) -> Polic
         expected = "null for a policy of one member, or with policy.url"
         raise UserError(f"bridge.watchdog.disagreement: expected {expected}, got {limit}")
     policy = local or _remote(source, bridge, stack)
+    if bench.type is not None and policy.contract["action_frame"] == "parts":
+        return policy  # `by_name` checks it, once the robot is connected
     contract = {"joint_names": bench.joint_names, **policy.contract}
     for key, what in (("action", "actions"), ("proprio", "proprio")):
         given, own = parts_of(contract, key), bench.parts(key)
         if not same_parts(given, own):
             raise UserError(f"policy: {what}: the policy's are {words(given)}, the arm's {words(own)}")
     return policy
+
+
+def by_name(policy: Policy, bench: Bench, arm: Any) -> Policy:
+    """Return a policy of a LeRobot dataset for our loop: its numbers are those of the robot `arm` by name, in the robot's units.
+
+    Raises UserError: other names, or actions that are no absolute targets. Another order is put right.
+    """
+    orders, own = dict[str, list[int]](), list(arm.names)
+    for key in ("proprio", "action"):
+        parts = parts_of(policy.contract, key)
+        names = [name.removesuffix(".pos") for name in number_names(parts)]
+        if sorted(names) != sorted(own):
+            raise UserError(f"policy: {key}: expected the robot's {', '.join(own)}, got {', '.join(names)}")
+        if wrong := [part for part in parts if part.kind != "absolute"]:
+            raise UserError(f"policy: {key}: expected absolute numbers, got {words(wrong)}")
+        orders[key] = [names.index(name) for name in own]
+
+    def seen(observation: Mapping) -> Mapping:
+        proprio = np.empty(len(own), np.float32)
+        proprio[orders["proprio"]] = arm.to_robot(observation["proprio"])
+        return {**observation, "proprio": proprio}
+
+    def act(observation: Mapping) -> np.ndarray:
+        action = np.asarray(policy.act(seen(observation)), np.float64)
+        return arm.to_arm(action[orders["action"]])
+
+    about: dict[str, Any] = {f"{key}_parts": plain(bench.parts(key)) for key in orders}
+    about |= {"joint_names": list(bench.joint_names), "action_frame": ACTION_FRAME}
+    return replace(policy, act=act, contract={**policy.contract, **about}, absolute=True, seen=seen)
 
 
 def _local(source: PolicySettings, bridge: Bridge) -> Policy:

@@ -67,6 +67,8 @@ def check_all(
     rate = min(policy.rate_hz, limits.rate_hz / 2)
     findings = check_contract(policy.contract, arm.bench, rate, arm.cameras, size, policy.encoder)
     findings += arm.failed + check_pace(arm.bridge, limits, rate) + _check_arm(limits, arm.points, state)
+    if arm.driver.stop_means:
+        findings.append(Finding(WARNING, "stop", arm.driver.stop_means))
     observation = observation_of(state, arm.readers, size, arm.bench.gripper is not None)
     findings += check_observation(observation, limits)
     findings += check_views(demos, policy, observation["images"], picture, live)
@@ -196,7 +198,7 @@ def _check_latency(policy: Policy, observation: Mapping, rate_hz: float) -> Find
     try:
         for i in range(PLANS + 2):
             begin = time.monotonic()
-            policy.actor.plan(observation)
+            policy.actor.plan(policy.seen(observation))
             if i >= 2:  # warm
                 seconds.append(time.monotonic() - begin)
     except Exception as error:  # whatever a policy raises: it will not act

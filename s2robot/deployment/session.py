@@ -23,7 +23,7 @@ from s2robot.core.errors import UserError
 from s2robot.core.settings import read
 from s2robot.deployment.arm import ConnectedArm
 from s2robot.deployment.operator import Keys, WatchingOperator, keys
-from s2robot.deployment.policy import make_policy
+from s2robot.deployment.policy import by_name, make_policy
 from s2robot.deployment.preflight import check_all
 from s2robot.deployment.settings import PolicySettings, read_bench, read_policy
 from s2robot.envs.cube_config import CubePickConfig
@@ -152,6 +152,8 @@ class Rig:
         self.demos = read(DemosSettings, cfg.demos, "demos")
         self.policy = make_policy(self.source, bench, stack)  # before the arm is looked for
         self.arm = ConnectedArm(bench, self.policy.contract["cameras"], stack, self.policy.image_size)
+        if bench.type is not None and self.policy.contract["action_frame"] == "parts":
+            self.policy = by_name(self.policy, bench, self.arm.driver)
 
     def check(self, picture: Path, live: bool = False) -> None:
         """Print the pre-flight and draw the cameras' frames; `live`: before the arm moves. UserError: a check stops."""
@@ -167,7 +169,9 @@ class Rig:
         """Return the settings of the control loop for this policy."""
         bridge, policy, gripper = self.arm.bridge, self.policy, self.arm.bench.gripper
         size = image_size or policy.image_size
-        return bridge.loop_config(policy.rate_hz * bridge.speed, size, live, gripper=gripper)
+        return bridge.loop_config(
+            policy.rate_hz * bridge.speed, size, live, gripper=gripper, absolute=policy.absolute
+        )
 
     def session(self, subscribers: Sequence[Subscriber], live: bool = True, **settings: Any) -> ArmSession:
         """Return a session in which the policy acts; `settings` as of `ArmSession`."""

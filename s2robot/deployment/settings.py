@@ -27,7 +27,7 @@ from s2robot.envs.real.control.watchdog import WatchdogLimits
 class CameraSettings(Settings, at="bridge.cameras.hand", file="bridge/default"):
     """`bridge.cameras.<name>`."""
 
-    kind: Literal["opencv", "realsense", "replay", "emulator"] = from_yaml()
+    kind: Literal["opencv", "realsense", "replay", "emulator", "lerobot"] = from_yaml()
     device: str | None = from_yaml()
     width: int = from_yaml(gt=0)
     height: int = from_yaml(gt=0)
@@ -90,7 +90,7 @@ class Bench(ArmDescription, at="robot"):
         expect(not port or (self.model == BUILT_IN and not simulated), "bridge.emulator.port", other, port)
         if port:
             yield "ip", self.ip in (None, EMULATED_IP), f"{EMULATED_IP} with bridge.emulator.port"
-        elif not simulated:
+        elif not simulated and self.type is None:
             yield "ip", self.ip is not None, "the arm's address, such as 192.168.1.200"
 
 

@@ -1,6 +1,6 @@
 """An arm, as its YAML in configs/robot describes it: joints, gripper, driver, and the model that its watched points are in."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +31,15 @@ class ArmDescription(Settings, at="robot"):
     ddq_max: Rates | float | None = None
     gripper: Literal["binary", "continuous"] | None = "binary"
     points: tuple[Point, ...] = ()
+    # of LeRobot's robots: configs/robot/lerobot.yaml documents these
+    type: str | None = None
+    port: str | None = None
+    id: str | None = None
+    options: Mapping[str, Any] = {}
+    units: Literal["degrees", "normalised", "radians"] | None = None
+    stop: Literal["hold", "torque_off"] | None = None
+    gripper_joint: str = "gripper"
+    gripper_range: tuple[float, float] = (0.0, 100.0)
 
     def rules(self) -> Iterable[tuple[Any, ...]]:
         n = len(self.q_min)
@@ -48,6 +57,12 @@ class ArmDescription(Settings, at="robot"):
         yield "home", inside, "joints within q_min and q_max", start.tolist()
         yield "model", self.model != BUILT_IN or n == 7, f"null or a file of an arm of {n} joints"
         watched = any(point.in_box for point in self.points)
+        closed, opened = self.gripper_range
+        yield "gripper_range", closed != opened, "two different numbers, closed and open"
+        if self.type is not None:
+            yield "units", self.units is not None, "degrees, normalised or radians, as its datasets have"
+            yield "stop", self.stop is not None, "hold (the torque stays on) or torque_off (the arm falls)"
+            yield "gripper", self.gripper != "binary", "continuous or null for a robot of LeRobot's"
         yield "points", own or watched, "a point of the model that is in_box, such as the tool's"
 
     @property
@@ -69,7 +84,7 @@ class ArmDescription(Settings, at="robot"):
         return given.at_most(self.dq_max, self.ddq_max)
 
     def driver_class(self) -> Any:
-        """Return the driver, made as `driver(ip, limits, gripper=True)`. Raises EnvError if there is none."""
+        """Return the driver, made as `driver(ip, limits, gripper=True)`, see also `ArmDriver.described`. Raises EnvError if there is none."""
         found: Any = import_class(str(self.driver), "robot.driver")
         fits = isinstance(found, type) and issubclass(found, ArmDriver)
         expect(fits, "robot.driver", "a subclass of ArmDriver", f"'{self.driver}'")

@@ -135,6 +135,9 @@ class ArmDriver(ABC):
 
     armed_mode: int = 1  # the arm's own number of the mode in which it takes commands
     one_client: bool = False  # takes one connection, and brakes by itself when that is gone
+    described: bool = False  # made with the whole ArmDescription in the place of its address
+    slack: float = 0.0  # rad that its joints may stay away from their command, for example by its weight
+    stop_means: str = ""  # what happens at each stop, for the operator to know before the arm moves
 
     def __init__(self, limits: ArmLimits, step_max: Any):
         self.limits, self._step_max = limits, step_max

@@ -73,7 +73,7 @@ class ControlLoop:
     Args:
         driver: connected and, for `live`, armed.
         cameras: name -> started reader, in the policy's order.
-        act: observation -> action: deltas (N,) of the last commanded joints, rad, and what moves the gripper, if there is one:
+        act: observation -> action: deltas (N,) of the last commanded joints, rad (joints with `config.absolute`), and what moves the gripper, if there is one:
             0.5 and above closes a binary one, and a continuous one goes to an opening, 0 closed to 1 open.
         disagreement: between the policy's members about its last action, rad.
     """
@@ -288,7 +288,7 @@ class ControlLoop:
         except EnvError:  # an arm that does not answer is found at the next start
             return
         begin = self.clock.now()
-        arrived = bool(np.abs(state.q - self.safety.q_last).max() < PRESSES)
+        arrived = bool(np.abs(state.q - self.safety.q_last).max() < PRESSES + self.driver.slack)
         self.stream.release(begin, state.q)
         while not (arrived or self.stop_requested or self.clock.now() - begin > RELEASE_S):
             with suppress(EnvError):  # the filter holds when the last state is old

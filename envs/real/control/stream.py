@@ -26,6 +26,7 @@ class LoopConfig(Settings, at="bridge.loop", file="bridge/default"):
     policy_hz: float = Field(default=10.0, gt=0, exclude=True)  # observations a second, as in the demos
     image_size: ImageSize = Field(default=256, exclude=True)  # pixels, as the policy wants them
     gripper: Literal["binary", "continuous"] | None = Field(default="binary", exclude=True)  # the arm's
+    absolute: bool = Field(default=False, exclude=True)  # whether actions are joints, not deltas
 
 
 class CommandStream:
@@ -88,7 +89,8 @@ class CommandStream:
         elif self._clamped:  # what the filter did not let through is not owed
             self._commanded = self.path.q
         n = len(self._commanded)
-        delta = np.clip(action[:n], -self.config.max_delta, self.config.max_delta)
+        asked = action[:n] - self._commanded if self.config.absolute else action[:n]
+        delta = np.clip(asked, -self.config.max_delta, self.config.max_delta)
         grip = self._grip(action[n:])
         wanted = self.safety.above_table(np.clip(self._commanded + delta, self._low, self._high))
         before, self._commanded = self._commanded, wanted

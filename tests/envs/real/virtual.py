@@ -105,7 +105,7 @@ class FakeArm:
         self.clock, self.limits, self.start = clock, limits, np.array(q)
         self.q, self.sent, self.times, self.stops = self.start.copy(), [], [], []
         self.error, self.mode, self.code, self.gripper = 0, 1, OK, 1.0
-        self.armed_mode = 1
+        self.armed_mode, self.slack = 1, 0.0
         self.silent, self.stuck, self.reads = lambda arm: False, False, 0
         self.stopped, self.acknowledges = False, True
 

@@ -1,0 +1,390 @@
+"""A robot of LeRobot's behind `ArmDriver`: joints and gripper by name, converted from LeRobot's units; its cameras too.
+
+A robot on a serial bus (`robot.bus`: SO-100, SO-101, Koch, OMX) is connected without `Robot.connect`, which switches its
+torque off and on. Torque comes on in `arm`, with each goal at the measured position. Other robots connect as LeRobot does.
+The supervisor opens the same serial port beforehand, and uses it only when it has to stop the arm.
+
+Tested against emulated servos only, see `s2robot.envs.real.emulator.servos`.
+"""
+
+import dataclasses
+import importlib
+import os
+import pkgutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from glob import glob
+from typing import Any
+
+import numpy as np
+
+from s2robot.core.errors import one_of
+from s2robot.envs.errors import EnvError, expect
+from s2robot.envs.real.arms import driver as arms
+from s2robot.envs.real.arms.description import ArmDescription
+from s2robot.envs.real.arms.driver import ArmState, Array, CommandResult, DriverStatus
+from s2robot.envs.real.control.clock import now
+
+LOST = 256  # ArmState.error: two observations in a row failed; smaller numbers are the servos' status bits
+GONE = 1  # CommandResult.code: LeRobot raised an error instead of sending
+LOCK_S = 0.2  # s that a stop waits for a transaction under way
+CAMERA_S = 0.1  # s by which a new frame may be older than its observation
+CHECK_EVERY = 4  # observations between two checks of torque or status
+AGREE = 200  # steps between two readings in a row
+REST, SETTLE_S = 0.02, 0.05  # rad that a robot without a bus may move in this time after a stop
+TRIES = 3  # of what sends dozens of packets without a retry of its own
+STOPS = {
+    "hold": "the joints hold where they are, the gripper keeps its goal; the torque stays on, also after this command ends",
+    "torque_off": "the torque goes off, also after each episode: THE ARM FALLS unless something supports it",
+}
+
+
+class LeRobotArm(arms.ArmDriver):
+    """The robot that `robot.type` and `robot.port` select; with `gripper=False` a driver that only stops it.
+
+    Attributes: `names` (of joints, then the gripper), `views` (camera -> (H, W) of its frames), `frames` (camera -> time and image
+    of the newest frame; `news` tells of others).
+    """
+
+    described = True
+    slack = 0.05
+
+    def __init__(self, robot: ArmDescription, limits: arms.ArmLimits, gripper: bool = True):
+        super().__init__(limits, limits.step_max)
+        self._about, self._only_stops, self._what = robot, not gripper, f"lerobot {robot.type}"
+        self.names = (*robot.joint_names, *[robot.gripper_joint] * (robot.gripper is not None))
+        self.views: dict[str, tuple[int, int]] = {}
+        self.stop_means = STOPS[str(robot.stop)]
+        self._robot: Any = None
+        self._bus: Any = None  # of a robot on a serial bus
+        self._scale = np.full(limits.joints, np.pi / 180 if robot.units == "degrees" else 1.0)  # rad a unit
+        self._lock, self.news = threading.Lock(), threading.Condition()
+        self.frames: dict[str, tuple[float, Any]] = {}
+        self._heard, self._opening, self._seen = -np.inf, 1.0, 0
+        self._misses, self._error, self._torque, self._configured = 0, 0, False, False
+
+    def to_arm(self, values: Array) -> Array:
+        """Convert numbers in the order of `names` from LeRobot's units to rad and an opening.  # (N + 1,), or (N,)"""
+        n, (closed, opened) = self.limits.joints, self._about.gripper_range
+        return np.append(values[:n] * self._scale, (values[n:] - closed) / (opened - closed))
+
+    def to_robot(self, values: Array) -> Array:
+        """The reverse of `to_arm`."""
+        n, (closed, opened) = self.limits.joints, self._about.gripper_range
+        return np.append(values[:n] / self._scale, closed + values[n:] * (opened - closed))
+
+    def connect(self, timeout_s: float) -> None:
+        """See `ArmDriver`. Raises EnvError: no LeRobot, a wrong setting, port, calibration, or names of other joints."""
+        about, robot = self._about, make_robot(self._about)
+        bus = getattr(robot, "bus", None)
+        bus = bus if hasattr(bus, "port_handler") else None
+        self._check_names(robot)
+        expect(bus or about.stop == "hold", "robot.stop", "hold for a robot without a serial bus", about.stop)
+        if about.port is not None and not self._only_stops:
+            check_port(about.port)
+        if bus is not None:
+            expected = f"a calibration file {robot.calibration_fpath} (lerobot-calibrate)"
+            expect(robot.calibration_fpath.is_file(), "robot.id", expected, "none")
+
+        def opened() -> Any:
+            with _in_one_line(self._what):
+                if bus is None:
+                    if not self._only_stops:
+                        robot.connect(calibrate=False)
+                    return robot
+                if self._only_stops:
+                    bus.connect(handshake=False)  # nothing is sent on a bus in use
+                    return robot
+                _tried(partial(_connect, bus))
+                for camera in robot.cameras.values():
+                    camera.connect()
+            return robot
+
+        self._robot, self._bus = arms.made_within(timeout_s, opened, _disconnect, self._what), bus
+        try:
+            if not self._only_stops:
+                with _in_one_line(self._what):
+                    self._check_calibration()
+                self.read()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_names(self, robot: Any) -> None:
+        wanted = {f"{name}.pos" for name in self.names}
+        for features in ("action_features", "observation_features"):
+            given = getattr(robot, features)
+            found = [key for key, value in given.items() if not isinstance(value, tuple)]
+            fits = wanted == {*found} if features == "action_features" else wanted <= {*found}
+            expected = f"{', '.join(sorted(found))}, as in {features} of {self._about.type}"
+            expect(fits, "robot.joints and robot.gripper_joint", expected, ", ".join(self.names))
+        self.views = {key: value[:2] for key, value in given.items() if isinstance(value, tuple)}
+
+    def _check_calibration(self) -> None:
+        """Raise EnvError unless servos, calibration file, `robot.units` and the joints' range fit each other."""
+        about, bus, units = self._about, self._bus, self._about.units
+        expected = f"servos calibrated as in {getattr(self._robot, 'calibration_fpath', 'its file')}"
+        fits = _tried(lambda: self._robot.is_calibrated)
+        expect(fits, "robot.id", expected, "another calibration: another arm's?")
+        if bus is None:
+            expect(units != "normalised", "robot.units", "degrees or radians without a serial bus", units)
+            return
+        for i, name in enumerate(about.joint_names):
+            motor, found = bus.motors[name], bus.calibration[name]
+            mode = {"degrees": "degrees", "range_m100_100": "normalised"}.get(motor.norm_mode.value)
+            expect(mode == units, "robot.units", f"{mode} as LeRobot has for {name}", units)
+            half = np.pi * (found.range_max - found.range_min) / (bus.model_resolution_table[motor.model] - 1)
+            self._scale[i] = self._scale[i] if units == "degrees" else half / 100
+            low, high = self.limits.q_min[i], self.limits.q_max[i]
+            expected = f"{-half:.2f} to {half:.2f} rad at most for {name}, as calibrated"
+            expect(-half <= low < high <= half, "robot.q_min, q_max", expected, f"{low:g} to {high:g}")
+
+    def arm(self) -> None:
+        """See `ArmDriver`. The first time, LeRobot's `configure` lets servos that hold go for a moment."""
+        expect(not (error := self.read().error), self._what, "no error", f"{error}; look at the arm")
+        with self._arming():
+            with self._lock, _in_one_line(self._what):
+                if (bus := self._bus) is not None:
+                    bus.sync_write("Goal_Position", self._places(), normalize=False)
+                    if not self._configured:
+                        _tried(self._robot.configure)
+                    bus.enable_torque(num_retry=TRIES)
+                self._configured = self._torque = True
+            state = self.read()
+            self._last, self._opening = state.q, float(np.clip(np.nan_to_num(state.gripper), 0, 1))
+            self.stopped = ""
+
+    def read(self) -> ArmState:
+        """See `ArmDriver`. Raises EnvError where the robot's observation fails."""
+        with self._lock:
+            asked = now()
+            try:
+                with _in_one_line(f"{self._what}: no observation"):
+                    if self._bus is not None:
+                        self._drain()
+                    seen = self._robot.get_observation()
+                    values = self.to_arm(np.array([seen[f"{name}.pos"] for name in self.names], float))
+                    self._seen += 1
+                if self._bus is not None and self._seen % CHECK_EVERY == 0:
+                    with suppress(ConnectionError):  # a bus that is dead fails the next observation
+                        self._check_servos()
+            except EnvError:
+                self._misses += 1
+                self._error = LOST if self._misses > 1 else self._error
+                raise
+        with self.news:
+            for name in self.views:  # a new frame is no older than the last observation, or a little
+                if (image := seen[name]) is not self.frames.get(name, (0.0, None))[1]:
+                    self.frames[name] = (max(self._heard, asked - CAMERA_S), image)
+            self.news.notify_all()
+        self._heard, self._misses, n = asked, 0, self.limits.joints
+        opening = float(values[n]) if len(values) > n else np.nan
+        return ArmState(arms.measured(self._what, values[:n]), opening, asked, self._mode, self._error)
+
+    def _check_servos(self) -> None:
+        """Read whether the torque is on, or all servos' status bits, in turn."""
+        bus = self._bus
+        if self._seen % (2 * CHECK_EVERY) == 0:
+            self._torque = all(bus.sync_read("Torque_Enable", normalize=False).values())
+        elif all("Status" in bus.model_ctrl_table[motor.model] for motor in bus.motors.values()):
+            bits = bus.sync_read("Status", normalize=False).values()
+            self._error = int(np.bitwise_or.reduce([int(value) for value in bits]))
+
+    def command(self, q: Array, gripper: float | None) -> CommandResult:
+        sent = now()
+        with self._lock:
+            if (target := self._sendable(q, gripper)) is None:
+                return CommandResult(arms.REFUSED, sent, sent)
+            self._opening = self._opening if gripper is None else float(gripper)
+            values = self.to_robot(np.append(target, self._opening))
+            try:  # without a gripper, zip leaves its number out
+                self._robot.send_action(
+                    {f"{n}.pos": float(v) for n, v in zip(self.names, values, strict=False)}
+                )
+            except Exception:
+                return CommandResult(GONE, sent, now())
+            self._last = target
+        return CommandResult(arms.OK, sent, now())
+
+    def stop(self, reason: str) -> bool:
+        """See `ArmDriver`, and `STOPS` for what it does. Each servo acknowledges it; a robot without a bus has to stand."""
+        self._last_stop, self.stopped = object(), reason or "stopped"
+        taken = self._lock.acquire(timeout=LOCK_S)
+        try:
+            return self._halt() if self._bus else self._rest()
+        except Exception:
+            return False
+        finally:
+            if taken:
+                self._lock.release()
+
+    def _halt(self) -> bool:
+        """Stop each servo by itself, since a broadcast read ends at the first one that is silent; those that fail twice."""
+        missed = [name for name in self._bus.motors if not self._halted(name)]
+        return not missed or (len(missed) < len(self._bus.motors) and all(map(self._halted, missed)))
+
+    def _halted(self, name: str) -> bool:
+        """Stop one servo; whether it acknowledged that."""
+        try:
+            if self._about.stop == "torque_off":
+                self._drain()
+                self._bus.disable_torque(name)
+            elif name != self._about.gripper_joint:
+                self._bus.write("Goal_Position", name, self._places(name)[name], normalize=False)
+        except RuntimeError:  # it did, with status bits
+            return True
+        except Exception:
+            return False
+        return True
+
+    def _places(self, motors: str | None = None) -> dict[str, int]:
+        """Return measured positions, in steps, that may become goals: two readings that agree, without the status bits.
+
+        LeRobot takes a late answer to one read for the answer to the next, whatever that asked for.
+        """
+        self._drain()
+        ask = partial(self._bus.sync_read, "Present_Position", motors, normalize=False)
+        first, second = ask(), ask()
+        if max(abs(first[name] - second[name]) for name in first) > AGREE:
+            raise ConnectionError(f"positions {first} and {second} disagree")
+        return second
+
+    def _drain(self) -> None:
+        """Drop late answers, and a transaction that was interrupted."""
+        self._bus.port_handler.ser.reset_input_buffer()
+        self._bus.port_handler.is_using = False
+
+    def _rest(self) -> bool:
+        """Stop a robot without a bus; whether it is measured to stand then."""
+        robot, joints = self._robot, [f"{name}.pos" for name in self._about.joint_names]
+        if self._only_stops and not robot.is_connected:
+            robot.connect(calibrate=False)  # not before: the loop's connection may be the only one
+        before = robot.get_observation()
+        robot.send_action({f"{name}.pos": before[f"{name}.pos"] for name in self.names})
+        time.sleep(SETTLE_S)
+        after = robot.get_observation()
+        return bool(np.abs(self._scale * [after[key] - before[key] for key in joints]).max() < REST)
+
+    def status(self) -> DriverStatus:
+        port = self._about.port
+        there = self._robot is not None and (port is None or os.path.exists(port))
+        return DriverStatus(there, self._error, self._mode, now() - self._heard)
+
+    def close(self) -> None:
+        if not self.stopped:
+            self.stop("closed")
+        if self._robot is not None:
+            with self._lock, suppress(Exception):
+                _disconnect(self._robot)
+        self._robot = self._bus = None
+
+    @property
+    def _mode(self) -> int:
+        return self.armed_mode if self._torque and not self.stopped else 0
+
+    def camera(self, name: str) -> Callable[[], "RobotCamera"]:
+        """Return what makes the source of one of the robot's cameras."""
+        return partial(RobotCamera, self, name)
+
+
+class RobotCamera:
+    """A camera whose frames are part of a robot's observations."""
+
+    def __init__(self, arm: LeRobotArm, name: str):
+        self._arm, self._name, self._last = arm, name, None
+
+    def read(self) -> tuple[float, np.ndarray]:
+        """Wait for the frame of an observation that has another one."""
+        arm, name = self._arm, self._name
+        with arm.news:
+            while not arm.news.wait_for(lambda: arm.frames[name][1] is not self._last, CAMERA_S):
+                expect(arm.status().connected, f"camera {name}", "a connected robot", "none")
+            taken, self._last = arm.frames[name]
+        return taken, np.asarray(self._last)
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Turn any error, LeRobot's have several lines, into an EnvError of one that begins with `what`."""
+    try:
+        yield
+    except EnvError:
+        raise
+    except Exception as error:
+        raise EnvError(f"{what}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _tried(call: Callable[[], Any]) -> Any:
+    """Return `call()`, tried again where LeRobot gives up after a lost packet."""
+    for _ in range(TRIES - 1):
+        with suppress(ConnectionError, RuntimeError):
+            return call()
+    return call()
+
+
+def _connect(bus: Any) -> None:
+    if bus.is_connected:  # the handshake failed
+        bus.disconnect(disable_torque=False)
+    bus.connect()
+
+
+def _disconnect(robot: Any) -> None:
+    """Disconnect, on a serial bus without a change of the torque."""
+    bus: Any = getattr(robot, "bus", None)
+    if not hasattr(bus, "port_handler"):
+        robot.disconnect()
+        return
+    if bus.is_connected:
+        bus.disconnect(disable_torque=False)
+    for camera in robot.cameras.values():
+        with suppress(Exception):
+            camera.disconnect()
+
+
+def make_robot(about: ArmDescription) -> Any:
+    """Return LeRobot's robot, not connected. Raises EnvError: no LeRobot, no robot of that type, a wrong option."""
+    try:
+        import draccus
+        import lerobot.robots as robots
+    except ImportError as error:
+        hint = "install s2robot into LeRobot's environment (Python 3.12)"
+        raise EnvError(f"robot.type: expected LeRobot 0.6 or later, got {error}; {hint}") from None
+    known = robots.RobotConfig.get_known_choices  # of the modules that were imported
+    modules = [f"lerobot.robots.{module.name}" for module in pkgutil.iter_modules(robots.__path__)]
+    for module in ("lerobot.cameras.opencv", "lerobot.cameras.realsense", *modules):
+        if about.type not in known():
+            with suppress(Exception):  # a package that this robot does not need may be missing
+                importlib.import_module(module)
+    if about.type not in known():
+        importlib.import_module("lerobot.utils.import_utils").register_third_party_plugins()
+    one_of("robot.type", about.type, known())
+    config = known()[str(about.type)]
+    fields = {field.name for field in dataclasses.fields(config)}
+    own = {"id": about.id, "port": about.port, "use_degrees": about.units == "degrees", "num_read_retries": 0}
+    values = {key: value for key, value in own.items() if key in fields and value is not None}
+    values |= dict(about.options)
+    if "disable_torque_on_disconnect" in fields:  # LeRobot disconnects what is garbage, too
+        values["disable_torque_on_disconnect"] = about.stop == "torque_off"
+    missing = "port" in fields and "port" not in values
+    expect(not missing, "robot.port", f"the serial port of LeRobot's {about.type}", "none")
+    with _in_one_line("robot.options"):
+        return robots.make_robot_from_config(draccus.decode(config, values))
+
+
+def check_port(port: str) -> None:
+    """Raise EnvError for a serial port that is missing, that this user may not use, or that another process has open."""
+    found = f"'{port}', which is missing"
+    expect(os.path.exists(port), "robot.port", "a serial port (lerobot-find-port lists them)", found)
+    allowed = os.access(port, os.R_OK | os.W_OK)
+    expect(allowed, "robot.port", f"permission for {port} (the user in group dialout)", "none")
+    real = os.path.realpath(port)
+    for link in glob("/proc/[0-9]*/fd/*"):
+        with suppress(OSError):
+            pid = link.split("/")[2]
+            used = os.readlink(link) == real and pid != str(os.getpid())
+            expect(not used, "robot.port", f"{port} free", f"it in use by process {pid}")

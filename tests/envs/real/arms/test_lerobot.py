@@ -1,0 +1,249 @@
+"""The driver of LeRobot's robots, on one with LeRobot's documented interface; LeRobot itself is not needed."""
+
+import os
+import subprocess
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms import lerobot
+from s2robot.envs.real.arms.driver import OK, REFUSED
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.arms.lerobot import GONE, LOST, STOPS, LeRobotArm, check_port
+from s2robot.envs.real.cameras.camera import CameraReader
+from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
+from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
+from tests.envs.real.home import described
+from tests.envs.real.patience import CALM
+
+JOINTS = described("lerobot").joint_names
+KEYS = [f"{name}.pos" for name in (*JOINTS, "gripper")]
+FRAME = np.zeros((4, 6, 3), np.uint8)
+
+
+class Robot:
+    """LeRobot's `Robot`: stands where it was sent. Its dicts have another order than ours."""
+
+    is_connected, is_calibrated, silent = False, True, False
+
+    def __init__(self, **values):
+        self.seen = dict.fromkeys(reversed(KEYS), 0.0) | {"gripper.pos": 50.0, "front": FRAME} | values
+        self.observation_features = {k: v.shape if np.ndim(v) else float for k, v in self.seen.items()}
+        self.action_features = {key: float for key in KEYS}
+        self.sent = []
+
+    def connect(self, calibrate=True):
+        assert not calibrate  # it would ask on the terminal
+        self.is_connected = True
+
+    def get_observation(self):
+        if self.silent:
+            raise ConnectionError("There is no\nstatus packet!")
+        return dict(self.seen)
+
+    def send_action(self, action):
+        self.seen |= {key: action[key] for key in self.get_observation() if key in action}
+        self.sent.append(action)
+
+    def disconnect(self):
+        self.is_connected = False
+
+
+def about(**changes):
+    return described("lerobot", **{"type": "fake", "units": "degrees", "stop": "hold", **changes})
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Makes a driver of a `Robot`, connected; keys are those of `robot`."""
+
+    def make(robot, **changes):
+        monkeypatch.setattr(lerobot, "make_robot", lambda description: robot)
+        arm = LeRobotArm(about(**changes), about(**changes).limits())
+        arm.connect(5.0)
+        return arm
+
+    return make
+
+
+@pytest.mark.parametrize(("units", "scale"), [("degrees", 180 / np.pi), ("radians", 1.0)])
+def test_it_reads_and_commands_by_name_in_the_declared_units(made, units, scale):
+    arm = made(robot := Robot(**{"elbow_flex.pos": 0.5 * scale, "gripper.pos": 25.0}), units=units)
+    state = arm.read()
+    np.testing.assert_allclose([*state.q, state.gripper], [0, 0, 0.5, 0, 0, 0.25])
+    assert arm.command(state.q, 0.25).code == REFUSED and not robot.sent  # not armed
+    arm.arm()
+    q = state.q + [0.01, 0, -0.02, 0, 0.03]
+    assert arm.command(q, 0.5).code == arm.command(q, None).code == OK
+    assert robot.sent[0] == robot.sent[1] and [*robot.sent[0]] == KEYS
+    np.testing.assert_allclose([*robot.sent[0].values()], [*q * scale, 50])
+    for wrong in (q + 1, q * np.nan, q[:4]):
+        assert arm.command(wrong, None).code == REFUSED
+    assert len(robot.sent) == 2
+
+
+def test_a_stop_is_acknowledged_only_by_a_robot_at_rest(made):
+    arm = made(robot := Robot(**{"elbow_flex.pos": 30.0}))
+    arm.arm()
+    assert arm.stop("test") and robot.sent[-1]["elbow_flex.pos"] == 30 and robot.is_connected
+    assert arm.command(arm.read().q, None).code == REFUSED
+    places = iter(range(100))
+    robot.get_observation = lambda: robot.seen | {"wrist_roll.pos": 2.0 * next(places)}  # moves on
+    assert not arm.stop("test")
+    assert "FALLS" in STOPS["torque_off"] and "FALLS" not in arm.stop_means
+
+
+def test_a_robot_that_falls_silent_is_lost_after_two_observations(made):
+    arm = made(robot := Robot())
+    arm.arm()
+    q, robot.silent = arm.read().q, True
+    for error in (0, LOST):
+        with pytest.raises(EnvError, match="There is no status packet!"):
+            arm.read()
+        assert arm.status().error == error
+    assert arm.command(q, None).code == GONE and not arm.stop("test")
+
+
+def test_an_episode_of_absolute_targets_with_the_camera_of_the_robot(made):
+    arm = made(robot := Robot())
+    rng, camera = np.random.default_rng(0), CameraReader("front", arm.camera("front"))
+    robot.get_observation = lambda: robot.seen | {"front": rng.integers(0, 256, FRAME.shape, np.uint8)}
+    camera.start(60.0)
+    arm.arm()
+    safety = SafetyFilter(arm.limits, ArmPoints(), SafetyConfig(state_age_max=3.0))
+    config = LoopConfig(live=True, image_size=4, absolute=True, max_delta=0.05, gripper="continuous")
+    target = np.array([0.08, 0, 0, 0, -1.0, 0.75])  # the last joint has further to go than three actions
+    result = ControlLoop(arm, {"front": camera}, lambda o: target, safety, config, CALM).run(3)
+    camera.close()
+    assert result.cause == "steps" and arm.views == {"front": (4, 6)}
+    # a busy machine makes up for lost time, and brakes from there
+    np.testing.assert_allclose(arm.read().q, [0.08, 0, 0, 0, -0.15], atol=0.13)
+    assert robot.seen["gripper.pos"] == 75
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"joints": (*JOINTS[:2], "elbow", *JOINTS[3:])}, "^robot.joints .*: expected elbow_flex.pos, .* got .* elbow,"),
+        ({"gripper": None}, "^robot.joints .*: expected .*gripper.pos"), ({"gripper": "binary"}, "^robot.gripper:"),
+        ({"units": None}, "^robot.units: expected degrees"), ({"stop": None}, "^robot.stop: expected hold"),
+        ({"stop": "torque_off"}, "^robot.stop: expected hold for a robot without a serial bus"),
+        ({"units": "normalised"}, "^robot.units: expected degrees or radians without a serial bus"),
+        ({"port": "/dev/no such port"}, "^robot.port: expected a serial port"),
+        ({"id": "uncalibrated"}, "^robot.id: expected servos calibrated as in"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_robot_is_one_line_before_it_moves(made, changes, line):
+    robot = Robot()
+    robot.is_calibrated = changes.get("id") is None
+    with pytest.raises(ValueError, match=line) as caught:
+        made(robot, **changes)
+    assert caught.value.user_error and "\n" not in str(caught.value) and not robot.sent
+
+
+def test_a_port_in_use_or_without_permission_is_one_line(monkeypatch):
+    ours, theirs = os.openpty()
+    port = os.ttyname(theirs)
+    check_port(port)
+    with subprocess.Popen(["sleep", "60"], stdin=theirs) as other:
+        with pytest.raises(
+            EnvError, match=f"^robot.port: expected {port} free, got it in use by process {other.pid}$"
+        ):
+            check_port(port)
+        other.kill()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(EnvError, match="^robot.port: expected permission"):
+        check_port(port)
+    os.close(ours)
+    os.close(theirs)
+
+
+class Bus:
+    """LeRobot's bus of servos whose ranges are -180 to 180 degrees. `late`: an answer to another read comes first."""
+
+    model_resolution_table, model_ctrl_table = {"sts": 4096}, {"sts": {"Status": (65, 1)}}
+    is_connected, silent, late = False, "", False
+
+    def __init__(self, mode):
+        motor = SimpleNamespace(model="sts", norm_mode=SimpleNamespace(value=mode))
+        self.motors = dict.fromkeys([*JOINTS, "gripper"], motor)
+        self.calibration = dict.fromkeys(self.motors, SimpleNamespace(range_min=0, range_max=4095))
+        self.port_handler = SimpleNamespace(ser=SimpleNamespace(reset_input_buffer=lambda: None))
+        self.goals, self.status = {}, 0
+
+    def connect(self):
+        self.is_connected = True
+
+    def disconnect(self, disable_torque):
+        assert not disable_torque
+
+    def enable_torque(self, num_retry): ...
+
+    def sync_read(self, register, motors=None, *, normalize):
+        if self.silent and motors in (None, self.silent):
+            raise ConnectionError("There is no status packet!")
+        place, self.late = 64001 if self.late else 2000, False
+        value = {"Present_Position": place, "Torque_Enable": 1, "Status": self.status}[register]
+        return dict.fromkeys([motors] if motors else self.motors, value)
+
+    def sync_write(self, register, goals, normalize):
+        self.goals = dict(goals)
+
+    def write(self, register, name, goal, normalize):
+        self.goals[name] = goal
+        if self.status:
+            raise RuntimeError("Overload error!")
+
+
+@pytest.fixture
+def servos(tmp_path):
+    robot = Robot(**{"elbow_flex.pos": 25.0})
+    (tmp_path / "emulated.json").touch()
+    robot.bus, robot.calibration_fpath, robot.cameras = Bus("range_m100_100"), tmp_path / "emulated.json", {}
+    robot.configure = lambda: None
+    return robot
+
+
+def test_normalised_numbers_follow_the_calibration_and_ranges_have_to_fit_it(made, servos):
+    arm = made(servos, units="normalised")
+    assert arm.read().q[2] == pytest.approx(np.pi / 4, rel=1e-3)
+    for wrong, line in (
+        ({"units": "degrees"}, "robot.units: expected normalised"),
+        ({"q_max": [3.3] * 5}, "q_max"),
+    ):
+        with pytest.raises(EnvError, match=line):
+            made(servos, **{"units": "normalised", **wrong})
+    servos.calibration_fpath.unlink()
+    with pytest.raises(EnvError, match="robot.id: expected a calibration file"):
+        made(servos, units="normalised")
+
+
+def test_a_stop_never_makes_a_late_answer_a_goal_and_stops_servos_beside_a_silent_one(made, servos):
+    arm, bus = made(servos, units="normalised"), servos.bus
+    arm.arm()
+    bus.goals, bus.late = {}, True
+    assert arm.stop("test") and bus.goals == dict.fromkeys(JOINTS, 2000)  # the gripper keeps what it holds
+    bus.goals, bus.silent = {}, "elbow_flex"
+    assert not arm.stop("test") and {*bus.goals} == {*JOINTS} - {"elbow_flex"}
+    bus.goals, bus.silent, bus.status = {}, "", 32
+    assert arm.stop("test") and {*bus.goals} == {*JOINTS}  # acknowledged, although overloaded
+    for _ in range(8):
+        state = arm.read()
+    assert state.error == 32
+    bus.status = 0
+    for _ in range(7):
+        arm.read()
+    bus.late = True
+    with pytest.raises(EnvError, match="disagree"):
+        arm.arm()
+    assert arm.stopped
+
+
+@pytest.mark.skipif(find_spec("lerobot") is not None, reason="LeRobot is installed")
+def test_without_lerobot_there_is_one_line():
+    with pytest.raises(EnvError, match="^robot.type: expected LeRobot") as caught:
+        LeRobotArm(about(), about().limits()).connect(1.0)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,140 @@
+"""LeRobot's own SO-101 on emulated servos, in LeRobot's environment: S2ROBOT_LEROBOT_PYTHON=<its python>, with feetech-servo-sdk."""
+
+import json
+import os
+import pty
+import signal
+import time
+from contextlib import suppress
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from s2robot.envs.real.arms.lerobot import LOST
+from s2robot.envs.real.emulator import servos
+from tests.envs.real.patience import wait_for
+
+PYTHON = os.environ.get("S2ROBOT_LEROBOT_PYTHON")
+pytestmark = [pytest.mark.realtime, pytest.mark.skipif(not PYTHON, reason="no LeRobot")]
+ROOT = str(Path(__file__).resolve().parents[4])
+MOVES = """
+import json, sys, time
+from functools import partial
+from s2robot.core.settings import yaml_defaults
+from s2robot.envs.errors import EnvError
+from s2robot.envs.real.arms.description import ArmDescription
+from s2robot.envs.real.arms.lerobot import LeRobotArm
+from s2robot.envs.real.control.supervisor import Supervisor
+about = ArmDescription(**{**yaml_defaults("robot/lerobot"), **json.loads(sys.argv[1])})
+make = partial(LeRobotArm, about, about.limits())
+with make() as arm:
+    arm.connect(60.0)
+    with Supervisor(partial(make, gripper=False), 2.0) as supervisor:
+        arm.arm()
+        q = arm.read().q
+        while not arm.status().error:
+            supervisor.beat()
+            q[0] = min(q[0] + 0.003, 1.5)
+            arm.command(q, None)
+            try:
+                arm.read()
+            except EnvError:
+                pass
+            time.sleep(0.01)
+        begin = time.monotonic()
+        done = arm.stop("fault")
+        print(f"error {arm.status().error} acknowledged {done} after {1000 * (time.monotonic() - begin):.0f} ms", flush=True)
+"""
+
+
+def serve(pipe, calibration):
+    """Servos in a process of their own: LeRobot waits busily. Statements come through the pipe, `=value` returns one."""
+    with servos.ServoBus() as bus:
+        bus.calibrate(calibration)
+        pipe.send(bus.port)
+        names = vars(servos) | {"bus": bus}
+        while True:
+            code = pipe.recv()
+            pipe.send(eval(code[1:], names) if code[0] == "=" else exec(code, names))
+
+
+@pytest.fixture
+def bus(tmp_path):
+    pipe, theirs = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(
+        target=serve, args=(theirs, tmp_path / "emulated.json"), daemon=True
+    )
+    process.start()
+
+    def ask(code):
+        pipe.send(code)
+        return pipe.recv()
+
+    ask.port = pipe.recv()
+    yield ask
+    process.kill()
+    process.join()
+
+
+@pytest.fixture
+def moving(bus, tmp_path):
+    """Starts the program in a terminal of its own, and waits until the arm moves; its process and the terminal."""
+    started = []
+
+    def start(stop):
+        options = {"calibration_dir": str(tmp_path), "num_read_retries": 3}
+        about = {
+            "type": "so101_follower",
+            "port": bus.port,
+            "id": "emulated",
+            "units": "degrees",
+            "stop": stop,
+            "options": options,
+        }
+        pid, terminal = pty.fork()
+        if not pid:
+            os.execve(PYTHON, [PYTHON, "-c", MOVES, json.dumps(about)], os.environ | {"PYTHONPATH": ROOT})
+        started.append(pid)
+        wait_for(lambda: bus("=bus.servos[1].place") > servos.REST[0] + 100, "motion")
+        assert bus("=bus.values(TORQUE)") == [1] * 6
+        return pid, terminal
+
+    yield start
+    for pid in started:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("how", ["killed", "suspended"])
+def test_a_program_that_dies_or_hangs_leaves_no_arm_with_torque(bus, moving, how):
+    pid, _ = moving("torque_off")
+    os.kill(pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+    wait_for(lambda: bus("=bus.values(TORQUE)") == [0] * 6, "a stop")
+
+
+def held(bus):
+    return all(abs(bus(f"=bus.servos[{i}][GOAL] - bus.servos[{i}][POSITION]")) < 20 for i in (1, 2, 4, 5))
+
+
+def test_a_terminal_that_closes_stops_the_arm_where_it_is(bus, moving):
+    _, terminal = moving("hold")
+    before = bus("=len(bus.servos[5].written)")
+    os.close(terminal)
+    time.sleep(3.0)
+    wait_for(lambda: held(bus) and bus("=len(bus.servos[5].written)") > before, "a stop")
+    count = bus("=bus.packets")
+    time.sleep(0.5)
+    assert bus("=bus.packets") == count and bus("=bus.values(TORQUE)") == [1] * 6
+
+
+def test_a_servo_that_drops_off_the_bus_is_a_fault_and_the_others_are_stopped(bus, moving):
+    _, terminal = moving("hold")
+    bus("bus.servos[3].silent = True")
+    said = b""
+    with suppress(OSError):  # the end of the program
+        while b"ms" not in said:
+            said += os.read(terminal, 4096)
+    assert f"error {LOST} acknowledged False".encode() in said, said
+    assert held(bus)

@@ -1,0 +1,67 @@
+"""Policies of LeRobot datasets on LeRobot's robots: `s2robot deploy robot=lerobot`, with a robot that has LeRobot's interface."""
+
+import json
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+
+from s2robot.core.errors import UserError
+from s2robot.core.files import configs_dir
+from s2robot.deployment import deploy
+from s2robot.deployment.policy import Policy, by_name
+from s2robot.envs.cube_config import ACTION_FRAME
+from s2robot.envs.real.arms import lerobot
+from s2robot.envs.real.arms.lerobot import LeRobotArm
+from tests.envs.real.arms.test_lerobot import KEYS, Robot, about
+
+THEIRS = KEYS[::-1]  # a dataset's order
+
+
+def contract(names=THEIRS, kind="absolute"):
+    parts = [{"name": "numbers", "size": len(names), "kind": kind, "names": list(names)}]
+    joints = {"action_frame": "parts", "joint_names": list(names), "robot": "so101_follower"}
+    return {"proprio_parts": parts, "action_parts": parts, **joints}
+
+
+def test_numbers_are_translated_by_name_and_unit():
+    arm = LeRobotArm(about(), about().limits())
+    given = []
+    policy = Policy(lambda o: given.append(o["proprio"]) or np.arange(6.0), None, contract(), 256, None)
+    translated = by_name(policy, about(), arm)
+    action = translated.act({"proprio": np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.25], np.float32)})
+    np.testing.assert_allclose(given[0], [25, *np.degrees([0.5, 0.4, 0.3, 0.2, 0.1])], rtol=1e-6)
+    np.testing.assert_allclose(action, [*np.radians([5, 4, 3, 2, 1]), 0.0])
+    assert translated.absolute and translated.contract["action_frame"] == ACTION_FRAME
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (contract([*THEIRS[:-1], "pan.pos"]), "proprio: expected the robot's shoulder_pan.*, got gripper.*, pan"),
+        (contract(kind="delta"), "expected absolute numbers, got numbers"),
+    ],
+)  # fmt: skip
+def test_other_names_and_steps_are_refused(wrong, text):
+    arm = LeRobotArm(about(), about().limits())
+    with pytest.raises(UserError, match=text):
+        by_name(Policy(np.zeros, None, wrong, 256, None), about(), arm)
+
+
+def test_a_dry_run_with_the_cameras_of_the_robot(
+    save_untrained, pictures, calm, tmp_path, monkeypatch, capsys
+):
+    home = dict(zip(KEYS, [*np.degrees(about().start), 50.0], strict=True))
+    rng = np.random.default_rng(0)
+    frames = {name: rng.integers(0, 256, (72, 96, 3), np.uint8) for name in ("hand", "left")}
+    monkeypatch.setattr(lerobot, "make_robot", lambda about: Robot(**home, **frames))
+    own = contract()
+    parts = {key: own[key] for key in ("action_parts", "proprio_parts")}
+    checkpoint = save_untrained(tmp_path / "checkpoint", own, 10.0, action_dim=6, proprio_dim=6, **parts)
+    words = ["robot=lerobot", "robot.type=fake", "robot.units=degrees", "robot.stop=hold", "dry_run_steps=2"]
+    words += [f"checkpoint='{checkpoint}'", f"demos.path='{pictures}'", f"run_dir='{tmp_path}'", *calm]
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        assert deploy.deploy(compose("deploy", words)) == 0, capsys.readouterr().out
+    assert "warning stop: the joints hold" in capsys.readouterr().out
+    found = json.loads((tmp_path / "dry_run.json").read_text())
+    assert len(found["joints"][0]) == 5
