@@ -115,19 +115,28 @@ class BatchActor:
         done = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
         self._context[2][list(indices), -1] = done
 
-    def plan(self, indices: Iterable[int], features: Any, proprio: Any) -> np.ndarray:
-        """Observe (n_i, C, N, D) and (n_i, P), then return the next k actions, float32 (n_i, k, A)."""
+    def plan(
+        self, indices: Iterable[int], features: Any, proprio: Any, pending: Any = None, fixed: int = 0
+    ) -> np.ndarray:
+        """Observe (n_i, C, N, D) and (n_i, P), then return the next k actions, float32 (n_i, k, A).
+
+        pending: actions (n_i, n, A) of the plans before, see `ChunkPolicy.plan_members`; with them, k is K.
+        """
         rows = list(indices)
         self.observe(rows, features, proprio)
         generators = [self._generators[row] for row in rows]
         pooled, *others = (memory[rows] for memory in self._context)
-        plans = self.policy.plan_members(pooled, *others, generators=generators)  # (M, n_i, K, A)
+        whole = pending is not None
+        if whole:
+            pending = torch.as_tensor(pending, dtype=torch.float32, device=self.device)
+            pending = pending if pending.shape[1] else None
+        plans = self.policy.plan_members(pooled, *others, generators, pending, fixed)  # (M, n_i, K, A)
         self.disagreement[rows] = self.policy.disagreement(plans)
         self._doubts[rows] += nn.functional.pad(self.disagreement[rows, None], (0, 1), value=1.0)
         soft = self.policy.combine(plans)  # (n_i, K, A)
         if self.policy.spec.ensemble is not None:
             soft = self._ensemble(rows, soft, self.policy.spec.ensemble)
-        out = self.policy.clip(soft)[:, : self.execute].cpu().numpy()
+        out = self.policy.clip(soft)[:, : None if whole else self.execute].cpu().numpy()
         if not np.isfinite(out).all():
             raise UserError("policy: the planned action holds NaN or infinity")
         return out
@@ -201,13 +210,7 @@ class Actor:
 
         UserError at every call for what is missing, of another shape or type, or not finite.
         """
-        for key in ("images", "proprio"):
-            if observation.get(key) is None:
-                raise _wrong(key, "a value", ", ".join(observation) or "nothing")
-        if (task := observation.get("task")) is not None or not self._named:
-            self.batch.set_task([0], task)
-            self._named = True
-        proprio, frames = self._state(observation["proprio"]), self._frames(observation["images"])
+        proprio, frames = self._checked(observation)
         if not self._queue:
             self._queue = list(self.batch.plan([0], self._features(frames), proprio[None])[0])
         elif self.batch.every_step:
@@ -215,6 +218,18 @@ class Actor:
         action = self._queue.pop(0)
         self.batch.record_actions([0], action[None])
         return action
+
+    def plan_chunk(
+        self, observation: Mapping[str, Any], pending: np.ndarray | None = None, fixed: int = 0
+    ) -> np.ndarray:
+        """Return a new plan in full, float32 (K, A); `act` is not to be called in the same episode.
+
+        pending: the actions (n, A) of the plan before that have not been executed, of which `fixed` will be before
+            this plan can be used: it repeats them, and goes on from there. Only for a head that `continues`.
+        """
+        proprio, frames = self._checked(observation)
+        before = np.zeros((0, self.batch.policy.spec.action_dim)) if pending is None else pending
+        return self.batch.plan([0], self._features(frames), proprio[None], before[None], fixed)[0]
 
     def plan(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Return the next actions that need no further observation, float32 (k, A): as k calls of `act` give them.
@@ -237,6 +252,16 @@ class Actor:
         for tensor, old in zip(self.batch.memory, tensors, strict=True):
             tensor.copy_(old)
         self._queue = list(queue)
+
+    def _checked(self, observation: Mapping[str, Any]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The state (P,) and the frames of an observation, whose task is set."""
+        for key in ("images", "proprio"):
+            if observation.get(key) is None:
+                raise _wrong(key, "a value", ", ".join(observation) or "nothing")
+        if (task := observation.get("task")) is not None or not self._named:
+            self.batch.set_task([0], task)
+            self._named = True
+        return self._state(observation["proprio"]), self._frames(observation["images"])
 
     def _state(self, given: Any) -> np.ndarray:
         """The proprioception (P,), checked; warns of one that is far from all that the normalisation was fitted on."""

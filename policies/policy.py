@@ -15,6 +15,7 @@ may say how many targets a process has in the mean, target_counts (K,) or (T, K)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from s2robot.core.errors import UserError
-from s2robot.policies.heads.head import signed
+from s2robot.policies.heads.head import Given, signed
 from s2robot.policies.network import Members, Network
 from s2robot.policies.normalise import Normaliser, Weights
 from s2robot.policies.spec import PolicySpec
@@ -166,16 +167,32 @@ class ChunkPolicy(nn.Module):
         past_actions: Tensor | None = None,
         pad: Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
+        pending: Tensor | None = None,
+        fixed: int = 0,
     ) -> Tensor:
-        """The plan of every member (M, B, K, A) from pooled features (B, T, C, E); binary parts are soft."""
+        """The plan of every member (M, B, K, A) from pooled features (B, T, C, E); binary parts are soft.
+
+        pending: actions (B, n, A) of the plan before, from this step on, for a head that `continues`: the plan repeats the
+            first `fixed` and stays near the others, less and less.
+        """
         noise = None
         if self.noise_shape:
             generators = generators or [torch.Generator().manual_seed(0) for _ in range(len(pooled))]
             drawn = [torch.randn(self.noise_shape, generator=g) for g in generators]
             noise = torch.stack(drawn).to(pooled.device)
-        out = self.network("sample", *self._context(pooled, proprio, past_actions, pad), noise)
         start = self._starts(proprio, past_actions, pad, False)
+        given = [] if pending is None else [self._given(pending, fixed, start)]
+        out = self.network("sample", *self._context(pooled, proprio, past_actions, pad), noise, *given)
         return self._to_actions(out if self.network.count > 1 else out[None], start)
+
+    def _given(self, pending: Tensor, fixed: int, start: Tensor | None) -> Given:
+        """Pending actions (B, n, A) as heads take them; the weights are those of arXiv 2506.07339, equation 5."""
+        n, k = pending.shape[1], self.spec.chunk
+        filled = torch.cat([pending, pending[:, -1:].expand(-1, k - n, -1)], 1)  # (B, K, A)
+        share = ((n - torch.arange(k, device=pending.device)) / (n - fixed + 1)).clamp(0, 1)
+        weight = share * share.expm1() / math.expm1(1)
+        weight[:fixed] = 1
+        return self.normaliser.target(self._to_target(filled, start)), weight
 
     def combine(self, plans: Tensor) -> Tensor:
         """One plan (B, K, A) of the members' (M, B, K, A).

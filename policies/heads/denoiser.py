@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.policies.heads.head import Head, HeadSizes
+from s2robot.policies.heads.head import Given, Head, HeadSizes, signed
+
+GUIDANCE = 5.0  # largest weight of the guidance by given actions, as in the paper
 
 
 class DenoiserSettings(Settings, at="policy.head"):
@@ -25,12 +28,31 @@ class DenoiserSettings(Settings, at="policy.head"):
 class DenoisingHead(Head):
     """Base of the heads with a denoiser, whose chunks are (K, A)."""
 
+    continues = True
+
     def __init__(self, settings: DenoiserSettings, sizes: HeadSizes):
         super().__init__()
         self.settings, self.slots = settings, sizes.slots
         self.shape = (sizes.chunk, sizes.action_dim)
         net = MlpDenoiser if settings.denoiser == "mlp" else UnetDenoiser
         self.net = net(settings, sizes.context, *self.shape)
+
+    def guided(self, clean: Callable[[Tensor], Tensor], noisy: Tensor, time: Tensor, given: Given) -> Tensor:
+        """Estimate the chunk of a noisy one, guided by given actions: real-time chunking (arXiv 2506.07339).
+
+        The estimate is corrected by the gradient of its distance to the given actions (pseudoinverse guidance, equations 2 to
+        4 there), which moves the steps that follow along; fixed steps are put in as they are.
+
+        Args:
+            clean: estimates the chunk of a noisy one; both (B, K, A).
+            noisy: time · chunk + (1 - time) · noise.
+        """
+        wanted, weight = signed(given[0], self.slots), given[1][:, None]
+        found, pull = torch.func.vjp(clean, noisy)
+        left = 1 - time
+        strength = torch.minimum(GUIDANCE * left, (time.square() + left.square()) / time)
+        found = found + strength * pull(weight * (wanted - found))[0]
+        return torch.where(weight == 1, wanted, found)
 
 
 class TimeEmbedding(nn.Module):
