@@ -201,6 +201,11 @@ class Actor:
         """The same over the plans of the episode so far; None for a policy of one member."""
         return self.batch.mean_disagreement(0)
 
+    @property
+    def remaining(self) -> Sequence[np.ndarray]:
+        """The actions of the plan that are left."""
+        return self._queue
+
     def replan(self) -> None:
         """Drop what is left of the plan, so that the next action comes from a new one."""
         self._queue = []
@@ -219,17 +224,14 @@ class Actor:
         self.batch.record_actions([0], action[None])
         return action
 
-    def plan_chunk(
-        self, observation: Mapping[str, Any], pending: np.ndarray | None = None, fixed: int = 0
-    ) -> np.ndarray:
+    def plan_chunk(self, observation: Mapping[str, Any], pending: np.ndarray, fixed: int) -> np.ndarray:
         """Return a new plan in full, float32 (K, A); `act` is not to be called in the same episode.
 
-        pending: the actions (n, A) of the plan before that have not been executed, of which `fixed` will be before
+        pending: the actions (n, A) that are left of the plan before, n = 0 for none. The first `fixed` will be executed before
             this plan can be used: it repeats them, and goes on from there. Only for a head that `continues`.
         """
         proprio, frames = self._checked(observation)
-        before = np.zeros((0, self.batch.policy.spec.action_dim)) if pending is None else pending
-        return self.batch.plan([0], self._features(frames), proprio[None], before[None], fixed)[0]
+        return self.batch.plan([0], self._features(frames), proprio[None], pending[None], fixed)[0]
 
     def plan(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Return the next actions that need no further observation, float32 (k, A): as k calls of `act` give them.

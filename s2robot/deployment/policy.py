@@ -1,5 +1,6 @@
 """The policy of a deployment: a checkpoint in this process, or a server's."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ import numpy as np
 
 from s2robot.core.errors import UserError
 from s2robot.core.parts import parts_of, same_parts, words
+from s2robot.deployment.ahead import PlanAhead
 from s2robot.deployment.settings import Bench, Bridge, PolicySettings
 from s2robot.envs.frames import ImageSize
 
@@ -23,6 +25,7 @@ class Policy:
     contract: dict[str, Any]
     image_size: ImageSize  # pixels, of the frames that it expects of each camera
     encoder: str | None  # fingerprint of the encoder that computes; None = the server's
+    forget: Callable[[], None]  # begins an episode
 
     @property
     def rate_hz(self) -> float:
@@ -36,6 +39,8 @@ def make_policy(source: PolicySettings, bench: Bench, stack: ExitStack) -> Polic
     UserError, PolicyError, RemoteError: as `load_policy` and `RemotePolicy`, or one of other parts than the arm's.
     """
     bridge = bench.bridge
+    if source.url and bridge.plan_s is not None:
+        raise UserError(f"bridge.plan_s: expected null with policy.url, got {bridge.plan_s:g}")
     local = None if source.url else _local(source, bridge)
     limit, members = bridge.watchdog.disagreement, local.actor.batch.policy.spec.members if local else 1
     if limit is not None and members == 1:
@@ -58,15 +63,37 @@ def _local(source: PolicySettings, bridge: Bridge) -> Policy:
     if source.threads:
         torch.set_num_threads(source.threads)
     actor, encoder, contract = load_policy(str(source.checkpoint), source.device, source.weights)
-    limit = bridge.watchdog.disagreement
+    limit, planner = bridge.watchdog.disagreement, actor
+    if bridge.plan_s is not None:
+        planner = _ahead(actor, bridge.plan_s, bridge.speed * float(contract["rate_hz"]))
 
     def act(observation: Mapping) -> np.ndarray:
-        action = actor.act(observation)
+        action = planner.act(observation)
         if limit is not None and actor.disagreement > limit:
-            actor.replan()  # the arm holds, and what comes next is a plan of what is seen then
+            planner.replan()  # the arm holds, and what comes next is a plan of what is seen then
         return action
 
-    return Policy(act, actor, contract, image_size_of(contract, encoder), encoder.fingerprint)
+    def forget() -> None:
+        if planner is not actor:
+            planner.reset()
+        actor.reset()
+
+    return Policy(act, actor, contract, image_size_of(contract, encoder), encoder.fingerprint, forget)
+
+
+def _ahead(actor: Any, plan_s: float, rate_hz: float) -> PlanAhead:
+    """Return what acts by plans that take so long. UserError: a policy that cannot plan ahead, or too short a chunk."""
+    policy, delay = actor.batch.policy, math.ceil(round(plan_s * rate_hz, 6))
+    spec = policy.spec
+    most = min(spec.chunk - spec.execute, spec.chunk // 2)  # the chunk before has as many left
+    for fits, expected in (
+        (policy.network.head.continues, f"null with policy.head {spec.head.kind}"),
+        (spec.context == 1 and spec.ensemble is None, "null for a policy that sees every step"),
+        (delay <= most, f"<= {most / rate_hz:.3g} with policy.chunk={spec.chunk} and policy.execute={spec.execute}"),
+    ):  # fmt: skip
+        if not fits:
+            raise UserError(f"bridge.plan_s: expected {expected}, got {plan_s:g}")
+    return PlanAhead(actor.plan_chunk, max(spec.execute, delay), delay, 2 / rate_hz)
 
 
 def _remote(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
@@ -87,4 +114,4 @@ def _remote(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
             time.sleep(max(0.0, begin + hold + 0.2 - time.monotonic()))
             raise
 
-    return Policy(act, remote, remote.contract, remote.image_size, None)
+    return Policy(act, remote, remote.contract, remote.image_size, None, remote.reset)

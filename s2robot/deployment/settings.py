@@ -43,6 +43,7 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
     """`bridge`: what stands between a policy and an arm."""
 
     speed: float = from_yaml(gt=0, le=1)
+    plan_s: float | None = from_yaml(gt=0)
     supervisor_s: float = from_yaml(gt=0, lt=10)
     arm: ArmSettings = from_yaml()
     limits: ArmLimits = from_yaml()

@@ -160,6 +160,45 @@ def test_a_limit_needs_members_in_this_process(slow_policy, pair):
         make_policy(served, bench, ExitStack())
 
 
+FLOW = {"head": {"kind": "flow", "width": 8, "layers": 1}, "chunk": 8, "execute": 4}
+
+
+def test_plans_made_ahead_are_executed_step_by_step(save_untrained, tmp_path, look):
+    """Each action is that of the newest plan for its time, and what is executed while it is made is what it was told."""
+    policy = made(save_untrained(tmp_path / "c", **FLOW), "bridge.plan_s=0.2", "bridge.speed=1")
+    plan_chunk, plans = policy.actor.plan_chunk, []
+    planner = inspect.getclosurevars(policy.act).nonlocals["planner"]
+    planner._stale_s = np.inf  # of a busy machine
+
+    def recorded(observation, pending, fixed):
+        plans.append((pending, fixed, plan_chunk(observation, pending, fixed)))
+        return plans[-1][2]
+
+    planner._plan = recorded
+    for _ in range(2):
+        plans.clear()
+        policy.forget()
+        actions = []
+        for _ in range(13):
+            assert planner._idle(60)
+            actions.append(policy.act(look()))
+        (_, _, first), (left, fixed, second), (_, _, third) = plans[:3]
+        np.testing.assert_array_equal(actions, [*first[:6], *second[2:6], *third[2:5]])
+        np.testing.assert_array_equal(left, first[4:])
+        np.testing.assert_allclose(second[:2], first[4:6], atol=1e-6)
+        assert fixed == 2 and plans[0][1] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "plan_s", "expected"),
+    [({}, 0.2, "null with policy.head regression"), (FLOW | {"ensemble": 0.1}, 0.2, "null for a policy that sees"),
+     (FLOW, 0.6, "<= 0.571 with policy.chunk=8 and policy.execute=4")],
+)  # fmt: skip
+def test_a_policy_that_cannot_plan_ahead_is_refused(save_untrained, tmp_path, changes, plan_s, expected):
+    with pytest.raises(UserError, match=f"^bridge.plan_s: expected {expected}"):
+        made(save_untrained(tmp_path / "c", **changes), f"bridge.plan_s={plan_s}")
+
+
 def test_a_policy_of_other_actions_is_refused_before_the_arm_is_looked_for(save_untrained, tmp_path):
     gripper = {"name": "gripper", "size": 1, "kind": "binary"}
     parts = [{"name": "joints", "size": 7, "kind": "absolute"}, gripper]
