@@ -131,7 +131,9 @@ def start_cameras(
             continue
         camera = bridge.cameras[name]
         try:
-            reader = CameraReader(name, _source(name, camera, scene), camera.rotate)
+            reader = CameraReader(
+                name, _source(name, camera, scene), camera.rotate, bridge.rehearse["camera_delay"]
+            )
             stack.callback(reader.close)
             reader.start(START_S)
             readers[name] = reader

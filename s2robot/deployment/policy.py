@@ -39,8 +39,12 @@ def make_policy(source: PolicySettings, bench: Bench, stack: ExitStack) -> Polic
     UserError, PolicyError, RemoteError: as `load_policy` and `RemotePolicy`, or one of other parts than the arm's.
     """
     bridge = bench.bridge
-    if source.url and bridge.plan_s is not None:
-        raise UserError(f"bridge.plan_s: expected null with policy.url, got {bridge.plan_s:g}")
+    for key, value in (
+        ("plan_s", bridge.plan_s),
+        ("rehearse.inference_delay", bridge.rehearse["inference_delay"]),
+    ):
+        if source.url and value:
+            raise UserError(f"bridge.{key}: expected none with policy.url, got {value:g}")
     local = None if source.url else _local(source, bridge)
     limit, members = bridge.watchdog.disagreement, local.actor.batch.policy.spec.members if local else 1
     if limit is not None and members == 1:
@@ -64,6 +68,9 @@ def _local(source: PolicySettings, bridge: Bridge) -> Policy:
         torch.set_num_threads(source.threads)
     actor, encoder, contract = load_policy(str(source.checkpoint), source.device, source.weights)
     limit, planner = bridge.watchdog.disagreement, actor
+    if delay := bridge.rehearse["inference_delay"]:
+        plan = actor.batch.plan
+        actor.batch.plan = lambda *given: (time.sleep(delay), plan(*given))[1]
     if bridge.plan_s is not None:
         planner = _ahead(actor, bridge.plan_s, bridge.speed * float(contract["rate_hz"]))
 

@@ -54,6 +54,11 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
     cameras: Mapping[str, CameraSettings] = from_yaml()
     simulated: bool = from_yaml()
     emulator: Mapping[Literal["port"], Annotated[int, Field(ge=1, le=65535)] | None] = from_yaml()
+    rehearse: Mapping[Literal["inference_delay", "camera_delay"], Annotated[float, Field(ge=0)]] = from_yaml()
+
+    def rules(self) -> Iterable[tuple[Any, ...]]:
+        for name, delay in self.rehearse.items():
+            yield f"rehearse.{name}", self.emulated or not delay, "0 on a real arm", delay
 
     @property
     def emulated(self) -> bool:

@@ -176,8 +176,8 @@ def test_plans_made_ahead_are_executed_step_by_step(save_untrained, tmp_path, lo
 
     planner._plan = recorded
     for _ in range(2):
-        plans.clear()
         policy.forget()
+        plans.clear()
         actions = []
         for _ in range(13):
             assert planner._idle(60)
@@ -187,6 +187,25 @@ def test_plans_made_ahead_are_executed_step_by_step(save_untrained, tmp_path, lo
         np.testing.assert_array_equal(left, first[4:])
         np.testing.assert_allclose(second[:2], first[4:6], atol=1e-6)
         assert fixed == 2 and plans[0][1] == 0
+
+
+def test_a_rehearsal_delays_plans_and_cameras(slow_policy, look, monkeypatch):
+    waits, cameras = [], []
+    policy = made(slow_policy, "bridge.rehearse.inference_delay=0.2")
+    monkeypatch.setattr(time, "sleep", waits.append)
+    for _ in range(4):  # a plan lasts three actions
+        policy.act(look())
+    assert waits == [0.2, 0.2]
+    reader = lambda name, source, rotate, delay_s: cameras.append((name, delay_s))  # noqa: E731
+    monkeypatch.setattr("s2robot.deployment.arm.CameraReader", reader)
+    with pytest.raises(AttributeError), ExitStack() as stack:
+        scene = inspect.types.SimpleNamespace(camera=lambda name: None)
+        start_cameras(
+            configured("bridge=emulator", "bridge.rehearse.camera_delay=0.05"), ["left"], scene, stack
+        )
+    assert cameras == [("left", 0.05)]
+    with pytest.raises(UserError, match=r"^bridge.rehearse.camera_delay: expected 0 on a real arm, got 0.05"):
+        configured("bridge.rehearse.camera_delay=0.05")
 
 
 @pytest.mark.parametrize(
