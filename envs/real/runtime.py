@@ -146,6 +146,7 @@ class ArmRuntime(Subscriber):
         speed, main = self._home_speed, self.loop
         kind = "binary" if self._grips else None
         changes = {"policy_hz": _MOVE_HZ, "max_delta": speed / _MOVE_HZ, "gripper_hold": 0, "gripper": kind}
+        changes["check_chunks"] = False
         config, n = main.config.replace(**changes), self.driver.limits.joints
         waited: list[int] = []  # a mark for each step at the goal: arm and fingers settle
 

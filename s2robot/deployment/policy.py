@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ class Policy:
     image_size: ImageSize  # pixels, of the frames that it expects of each camera
     encoder: str | None  # fingerprint of the encoder that computes; None = the server's
     forget: Callable[[], None]  # begins an episode
+    planner: Any  # `actor` or the `PlanAhead` in front of it: holds the actions that `remain`
 
     @property
     def rate_hz(self) -> float:
@@ -51,12 +53,19 @@ def make_policy(source: PolicySettings, bench: Bench, stack: ExitStack) -> Polic
         expected = "null for a policy of one member, or with policy.url"
         raise UserError(f"bridge.watchdog.disagreement: expected {expected}, got {limit}")
     policy = local or _remote(source, bridge, stack)
+    if bridge.loop.check_chunks:
+        policy.act = partial(_with_rest, policy.act, policy.planner)
     contract = {"joint_names": bench.joint_names, **policy.contract}
     for key, what in (("action", "actions"), ("proprio", "proprio")):
         given, own = parts_of(contract, key), bench.parts(key)
         if not same_parts(given, own):
             raise UserError(f"policy: {what}: the policy's are {words(given)}, the arm's {words(own)}")
     return policy
+
+
+def _with_rest(act: Callable[[Mapping], np.ndarray], planner: Any, observation: Mapping) -> np.ndarray:
+    """The next action and those that are planned after it.  # float32 (k, A)"""
+    return np.stack([act(observation), *planner.remaining])
 
 
 def _local(source: PolicySettings, bridge: Bridge) -> Policy:
@@ -85,7 +94,9 @@ def _local(source: PolicySettings, bridge: Bridge) -> Policy:
             planner.reset()
         actor.reset()
 
-    return Policy(act, actor, contract, image_size_of(contract, encoder), encoder.fingerprint, forget)
+    return Policy(
+        act, actor, contract, image_size_of(contract, encoder), encoder.fingerprint, forget, planner
+    )
 
 
 def _ahead(actor: Any, plan_s: float, rate_hz: float) -> PlanAhead:
@@ -121,4 +132,4 @@ def _remote(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
             time.sleep(max(0.0, begin + hold + 0.2 - time.monotonic()))
             raise
 
-    return Policy(act, remote, remote.contract, remote.image_size, None, remote.reset)
+    return Policy(act, remote, remote.contract, remote.image_size, None, remote.reset, remote)

@@ -147,6 +147,11 @@ class RemotePolicy:
             self._queue = list(self._ask(seen | {"state": np.asarray(proprio, np.float32)}, deadline_s))
         return self._queue.pop(0)
 
+    @property
+    def remaining(self) -> list[np.ndarray]:
+        """The actions of the plan that are left."""
+        return self._queue
+
     def plan(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:
         """Return the next actions that need no further observation, float32 (k, A); raises as `act`."""
         first = self.act(observation, deadline_s)

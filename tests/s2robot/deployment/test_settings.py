@@ -167,7 +167,7 @@ def test_plans_made_ahead_are_executed_step_by_step(save_untrained, tmp_path, lo
     """Each action is that of the newest plan for its time, and what is executed while it is made is what it was told."""
     policy = made(save_untrained(tmp_path / "c", **FLOW), "bridge.plan_s=0.2", "bridge.speed=1")
     plan_chunk, plans = policy.actor.plan_chunk, []
-    planner = inspect.getclosurevars(policy.act).nonlocals["planner"]
+    planner = policy.planner
     planner._stale_s = np.inf  # of a busy machine
 
     def recorded(observation, pending, fixed):
@@ -187,6 +187,16 @@ def test_plans_made_ahead_are_executed_step_by_step(save_untrained, tmp_path, lo
         np.testing.assert_array_equal(left, first[4:])
         np.testing.assert_allclose(second[:2], first[4:6], atol=1e-6)
         assert fixed == 2 and plans[0][1] == 0
+
+
+def test_a_checked_policy_says_what_it_has_planned(slow_policy, look):
+    """What its first action was with two more, each then moves up; the same actions as without the check."""
+    checked, seen = made(slow_policy, "bridge.loop.check_chunks=true"), look()
+    rows = [checked.act(seen) for _ in range(3)]
+    assert [len(r) for r in rows] == [3, 2, 1]
+    np.testing.assert_array_equal(rows[0][1:], rows[1])
+    plain = made(slow_policy)
+    np.testing.assert_array_equal([plain.act(seen) for _ in range(3)], rows[0])
 
 
 def test_a_rehearsal_delays_plans_and_cameras(slow_policy, look, monkeypatch):
