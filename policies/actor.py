@@ -118,10 +118,8 @@ class BatchActor:
     def plan(
         self, indices: Iterable[int], features: Any, proprio: Any, pending: Any = None, fixed: int = 0
     ) -> np.ndarray:
-        """Observe (n_i, C, N, D) and (n_i, P), then return the next k actions, float32 (n_i, k, A).
-
-        pending: actions (n_i, n, A) of the plans before, see `ChunkPolicy.plan_members`; with them, k is K.
-        """
+        """Observe (n_i, C, N, D) and (n_i, P), then return the next k actions, float32 (n_i, k, A); all K with actions that are
+        `pending` (n_i, n, A) from the plans before, of which the first are `fixed`."""
         rows = list(indices)
         self.observe(rows, features, proprio)
         generators = [self._generators[row] for row in rows]
@@ -179,7 +177,7 @@ class Actor:
         self.sizes, self._map_of = dict(sizes or {}), map_of
         self._warned: set[str] = set()
         self._accepted: set[tuple] = set()  # camera, dtype and shape of frames that have passed
-        self._queue: list[np.ndarray] = []
+        self.remaining: list[np.ndarray] = []  # actions of the plan
         self.reset()
 
     def reset(self, seed: int | None = None, task: str | None = None) -> None:
@@ -189,7 +187,7 @@ class Actor:
         known = self.batch.policy.spec.tasks
         self._named = task is not None or len(known) < 2
         self.batch.reset([0], [self.seed], task if self._named else known[0])
-        self._queue = []
+        self.remaining = []
 
     @property
     def disagreement(self) -> float:
@@ -201,14 +199,9 @@ class Actor:
         """The same over the plans of the episode so far; None for a policy of one member."""
         return self.batch.mean_disagreement(0)
 
-    @property
-    def remaining(self) -> Sequence[np.ndarray]:
-        """The actions of the plan that are left."""
-        return self._queue
-
     def replan(self) -> None:
         """Drop what is left of the plan, so that the next action comes from a new one."""
-        self._queue = []
+        self.remaining = []
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Return the next action from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}, and "task" for what is to be done.
@@ -216,11 +209,11 @@ class Actor:
         UserError at every call for what is missing, of another shape or type, or not finite.
         """
         proprio, frames = self._checked(observation)
-        if not self._queue:
-            self._queue = list(self.batch.plan([0], self._features(frames), proprio[None])[0])
+        if not self.remaining:
+            self.remaining = list(self.batch.plan([0], self._features(frames), proprio[None])[0])
         elif self.batch.every_step:
             self.batch.observe([0], self._features(frames), proprio[None])
-        action = self._queue.pop(0)
+        action = self.remaining.pop(0)
         self.batch.record_actions([0], action[None])
         return action
 
@@ -241,19 +234,19 @@ class Actor:
         first = self.act(observation)
         if self.batch.every_step:
             return first[None]
-        rest, self._queue = self._queue, []
+        rest, self.remaining = self.remaining, []
         return np.stack([first, *rest])  # (k, A)
 
     def remember(self) -> tuple[list[Tensor], list[np.ndarray], list[Tensor]]:
         """Return the state of the episode, for `restore`."""
-        return [tensor.clone() for tensor in self.batch.memory], list(self._queue), self.batch.noise
+        return [tensor.clone() for tensor in self.batch.memory], list(self.remaining), self.batch.noise
 
     def restore(self, memory: tuple[list[Tensor], list[np.ndarray], list[Tensor]]) -> None:
         """Go back to what `remember` returned, which may be used again."""
         tensors, queue, self.batch.noise = memory
         for tensor, old in zip(self.batch.memory, tensors, strict=True):
             tensor.copy_(old)
-        self._queue = list(queue)
+        self.remaining = list(queue)
 
     def _checked(self, observation: Mapping[str, Any]) -> tuple[np.ndarray, list[np.ndarray]]:
         """The state (P,) and the frames of an observation, whose task is set."""

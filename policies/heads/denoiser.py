@@ -38,21 +38,19 @@ class DenoisingHead(Head):
         self.net = net(settings, sizes.context, *self.shape)
 
     def guided(self, clean: Callable[[Tensor], Tensor], noisy: Tensor, time: Tensor, given: Given) -> Tensor:
-        """Estimate the chunk of a noisy one, guided by given actions: real-time chunking (arXiv 2506.07339).
+        """Estimate the chunk (B, K, A) of `noisy`, time · chunk + (1 - time) · noise, by `clean`, guided by given actions.
 
-        The estimate is corrected by the gradient of its distance to the given actions (pseudoinverse guidance, equations 2 to
-        4 there), which moves the steps that follow along; fixed steps are put in as they are.
-
-        Args:
-            clean: estimates the chunk of a noisy one; both (B, K, A).
-            noisy: time · chunk + (1 - time) · noise.
+        The gradient of its distance to them moves the steps that follow along (pseudoinverse guidance, equations 2 to 4 of
+        real-time chunking, arXiv 2506.07339). Beyond the paper, the estimate itself is mixed with them by their weights.
         """
-        wanted, weight = signed(given[0], self.slots), given[1][:, None]
         found, pull = torch.func.vjp(clean, noisy)
         left = 1 - time
         strength = torch.minimum(GUIDANCE * left, (time.square() + left.square()) / time)
-        found = found + strength * pull(weight * (wanted - found))[0]
-        return torch.where(weight == 1, wanted, found)
+        return self.near(found + strength * pull(self.near(found, given) - found)[0], given)
+
+    def near(self, chunk: Tensor, given: Given | None) -> Tensor:
+        """A chunk (B, K, A) mixed with given actions by their weights."""
+        return chunk if given is None else torch.lerp(chunk, signed(given[0], self.slots), given[1][:, None])
 
 
 class TimeEmbedding(nn.Module):

@@ -95,13 +95,8 @@ class MipHead(DenoisingHead):
 
     def sample(self, context: Tensor, noise: Any = None, given: Any = None) -> Tensor:
         start = context.new_zeros(len(context), dtype=torch.float32)  # (B,)
-
-        def near(chunk: Tensor) -> Tensor:
-            return chunk if given is None else torch.lerp(chunk, wanted, given[1][:, None])
-
-        wanted = None if given is None else signed(given[0], self.slots)
-        first = near(self.net(start[:, None, None].expand(-1, *self.shape), start, context))
-        again = near(self.net(self.settings.time * first, start + self.settings.time, context))
+        first = self.near(self.net(start[:, None, None].expand(-1, *self.shape), start, context), given)
+        again = self.near(self.net(self.settings.time * first, start + self.settings.time, context), given)
         return unsigned(again, self.slots)
 
 
@@ -151,7 +146,7 @@ class DiffusionHead(DenoisingHead):
             time, kept = actions.new_full(actions.shape[:-2], level / s.train_steps), self.signal[level]
             if given is None:
                 clean, epsilon = self._split(actions, self.net(actions, time, context), kept)
-            else:  # the same noisy chunk as flow matching scales it
+            else:  # scaled as in flow matching
                 size = kept.sqrt() + (1 - kept).sqrt()
 
                 def guess(x: Tensor, size: Tensor = size, time: Tensor = time, kept: Tensor = kept) -> Tensor:

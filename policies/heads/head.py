@@ -63,10 +63,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def sample(self, context: Tensor, noise: Any = None, given: Given | None = None) -> Tensor:
-        """Actions (B, K, A) from context (B, H) and noise (B, *noise_shape), None where a head takes none.
-
-        given: the actions to continue, for a head that `continues`.
-        """
+        """Actions (B, K, A) from context (B, H), noise (B, *noise_shape) where a head takes any, and `given`, if it `continues`."""
         raise NotImplementedError
 
 

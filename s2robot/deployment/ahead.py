@@ -45,10 +45,7 @@ class PlanAhead:
     def replan(self) -> None:
         """Drop the chunk: the next action waits for a new one."""
         self._chunk: np.ndarray = np.zeros((0, 0))
-        self._next, self._begun = (
-            0,
-            -1,
-        )  # in the chunk: its next action, and where the plan under way begins; -1 = none
+        self._next, self._begun = 0, -1  # in the chunk: the next action; where the plan under way begins
 
     def reset(self) -> None:
         """Begin an episode. EnvError: the policy does not end a plan of the one before."""

@@ -41,10 +41,8 @@ def make_policy(source: PolicySettings, bench: Bench, stack: ExitStack) -> Polic
     UserError, PolicyError, RemoteError: as `load_policy` and `RemotePolicy`, or one of other parts than the arm's.
     """
     bridge = bench.bridge
-    for key, value in (
-        ("plan_s", bridge.plan_s),
-        ("rehearse.inference_delay", bridge.rehearse["inference_delay"]),
-    ):
+    here = {"plan_s": bridge.plan_s, "rehearse.inference_delay": bridge.rehearse["inference_delay"]}
+    for key, value in here.items():
         if source.url and value:
             raise UserError(f"bridge.{key}: expected none with policy.url, got {value:g}")
     local = None if source.url else _local(source, bridge)
@@ -94,9 +92,8 @@ def _local(source: PolicySettings, bridge: Bridge) -> Policy:
             planner.reset()
         actor.reset()
 
-    return Policy(
-        act, actor, contract, image_size_of(contract, encoder), encoder.fingerprint, forget, planner
-    )
+    size = image_size_of(contract, encoder)
+    return Policy(act, actor, contract, size, encoder.fingerprint, forget, planner)
 
 
 def _ahead(actor: Any, plan_s: float, rate_hz: float) -> PlanAhead:

@@ -115,9 +115,7 @@ class Answer:
 
     t_observed: float
     t_answered: float
-    actions: (
-        np.ndarray | None
-    )  # float64 (k, A), finite: the next and those planned after it; None with an error
+    actions: np.ndarray | None  # float64 (k, A), finite: the next, those planned then; None with an error
     error: str  # one line; empty with an action
 
 
@@ -184,12 +182,8 @@ class PolicyWorker:
             action, error = None, ""
             try:
                 action = np.asarray(self._act(observation))
-                if (
-                    action.shape[-1:] != (self._size,)
-                    or action.ndim > 2
-                    or not action.size
-                    or action.dtype.kind not in "fiu"
-                ):
+                fits = action.ndim in (1, 2) and action.size > 0 and action.shape[-1] == self._size
+                if not fits or action.dtype.kind not in "fiu":
                     error = f"found an action {action.dtype} {action.shape}, expected {self._size} numbers"
                 elif not np.isfinite(action := action.astype(float)).all():
                     error = f"found action {action.tolist()}, expected finite numbers"
