@@ -89,16 +89,12 @@ class Instant(Clock):
 def seams(checkpoint: Path, episodes: int, seed: int, plan_s: float) -> dict[str, Any]:
     """Jumps at the seams of chunks, see the module."""
     policy = load_policy(checkpoint, "cpu")
-    actor, contract, execute, rate = (
-        policy.actor,
-        policy.contract,
-        policy.spec.execute,
-        policy.contract["rate_hz"],
-    )
+    actor, contract, execute = policy.actor, policy.contract, policy.spec.execute
+    rate = contract["rate_hz"]
     world = contract["env_config"] | {"image_size": policy.image_size, "cameras": tuple(contract["cameras"])}
     env, delay, rows = CubePick(CubePickConfig(**world)), math.ceil(round(plan_s * rate, 6)), {}
     for mode in ("waits", "unaware", "continues"):
-        jumps, at_seams, elsewhere, successes = [], [], [], 0
+        jumps, at_seams, elsewhere, successes = [], list[float](), list[float](), 0
 
         def plan(observation: Any, left: np.ndarray, fixed: int) -> np.ndarray:
             known = (left, fixed) if mode == "continues" else (left[:0], 0)  # noqa: B023
@@ -114,7 +110,8 @@ def seams(checkpoint: Path, episodes: int, seed: int, plan_s: float) -> dict[str
         for episode in range(episodes):
             observation, _ = env.reset(seed=seed + episode)
             actor.reset(seed + episode)
-            ahead, chunk, queue = PlanAhead(plan, execute, delay, clock=Instant()), np.zeros((0, 8)), []
+            ahead, chunk = PlanAhead(plan, execute, delay, clock=Instant()), np.zeros((0, 8))
+            queue: list[np.ndarray] = []
             now, seam, last, over = 0, list[int](), np.zeros(8), False
             while not over:
                 if mode != "waits":
@@ -125,7 +122,8 @@ def seams(checkpoint: Path, episodes: int, seed: int, plan_s: float) -> dict[str
                         queue = [np.append(np.zeros(7), last[7])] * delay + [*chunk[:execute]]
                     action = queue.pop(0)
                 change = np.abs(action - last)[:7].max() * rate
-                (at_seams if now in seam else elsewhere).append(change)
+                if change:  # it does not stand
+                    (at_seams if now in seam else elsewhere).append(change)
                 observation, _, success, late, _ = env.step(action)
                 now, last, over = now + 1, action, success or late
             successes += success

@@ -74,10 +74,17 @@ def _local(source: PolicySettings, bridge: Bridge) -> Policy:
     if source.threads:
         torch.set_num_threads(source.threads)
     actor, encoder, contract = load_policy(str(source.checkpoint), source.device, source.weights)
-    limit, planner = bridge.watchdog.disagreement, actor
-    if delay := bridge.rehearse["inference_delay"]:
-        plan = actor.batch.plan
-        actor.batch.plan = lambda *given: (time.sleep(delay), plan(*given))[1]
+    limit, delay = bridge.watchdog.disagreement, bridge.rehearse["inference_delay"]
+    batch: Any = actor.batch
+    plan = batch.plan
+
+    def late(*given: Any) -> np.ndarray:
+        time.sleep(delay)
+        return plan(*given)
+
+    if delay:
+        batch.plan = late
+    planner: Any = actor
     if bridge.plan_s is not None:
         planner = _ahead(actor, bridge.plan_s, bridge.speed * float(contract["rate_hz"]))
 

@@ -175,8 +175,8 @@ class SafetyFilter:
 
     def problem_between(self, begin: Array, end: Array, seconds: float) -> str | None:
         """Which limit a straight way in joint space (N,) rad breaks that takes so long, corners aside; None: none. Nothing changes."""
-        outside, fast = (end < self._low) | (end > self._high), np.abs(end - begin) > self._dq * seconds
-        if reasons := _named("range", outside) + _named("speed", fast):
+        fast = np.abs(end - begin) > self._dq * seconds
+        if reasons := _named("range", np.clip(end, self._low, self._high) != end) + _named("speed", fast):
             return reasons[0]
         shares = np.linspace(0, 1, 1 + int(np.ceil(seconds / self.dt - _SLACK)))[:, None]
         places = self.points.along(begin + shares * (end - begin))

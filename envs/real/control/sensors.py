@@ -179,18 +179,19 @@ class PolicyWorker:
                     return
                 assert self._request is not None
                 (t_observed, observation), self._request = self._request, None
-            action, error = None, ""
+            actions, error = None, ""
             try:
-                action = np.asarray(self._act(observation))
-                fits = action.ndim in (1, 2) and action.size > 0 and action.shape[-1] == self._size
-                if not fits or action.dtype.kind not in "fiu":
-                    error = f"found an action {action.dtype} {action.shape}, expected {self._size} numbers"
-                elif not np.isfinite(action := action.astype(float)).all():
-                    error = f"found action {action.tolist()}, expected finite numbers"
+                found = np.asarray(self._act(observation))
+                fits = found.ndim in (1, 2) and found.size > 0 and found.shape[-1] == self._size
+                if not fits or found.dtype.kind not in "fiu":
+                    error = f"found an action {found.dtype} {found.shape}, expected {self._size} numbers"
+                elif not np.isfinite(found := found.astype(float)).all():
+                    error = f"found action {found.tolist()}, expected finite numbers"
+                else:
+                    actions = np.atleast_2d(found)
             except BaseException as failure:  # whatever a policy raises must stop the arm, not this thread
                 error = f"{type(failure).__name__}: {failure}".splitlines()[0]
             with self._changed:
-                actions = None if error else np.atleast_2d(action)
                 self._answer = Answer(t_observed, self._clock.now(), actions, error)
                 self._since = None
                 self._changed.notify_all()

@@ -15,115 +15,93 @@ from tests.envs.real.virtual import Calls, FakeArm, VirtualClock, driven, episod
 CHUNK, STEP_S = 8, 0.1
 
 
-class Planner:
-    """Chunks of (number of the plan, when it was begun, step since then), which repeat what is fixed."""
+def made(takes, *settings):
+    """A clock, what acts, and what it asked of the planner, whose chunks (number of the plan, step) repeat what is fixed."""
+    clock, asked = VirtualClock(), []
 
-    def __init__(self, clock, takes):
-        self.clock, self.takes, self.asked = clock, takes, []
+    def plan(step, left, fixed):
+        asked.append((step, left, fixed))
+        number = len(asked)
+        clock.sleep(takes(number))
+        own = np.stack([np.full(CHUNK, number), step + np.arange(CHUNK)], 1)
+        return np.concatenate([left[:fixed], own[fixed:]]) if fixed else own
 
-    def __call__(self, observation, left, fixed):
-        self.asked.append((observation["step"], left.copy(), fixed))
-        plan, steps = len(self.asked), np.arange(CHUNK)
-        self.clock.sleep(self.takes(plan))
-        chunk = np.stack([np.full(CHUNK, plan), np.full(CHUNK, observation["step"]), steps], 1).astype(float)
-        if fixed:
-            chunk[:fixed] = left[:fixed]
-        return chunk
+    return clock, PlanAhead(plan, *settings, clock), asked
 
 
 def acted(ahead, clock, steps):
-    """Actions (steps, 3), and how late each came, s."""
+    """Actions (steps, 2), and how late each came, s."""
     actions, late = [], []
     for step in range(steps):
         begin = clock.now()
-        actions.append(ahead.act({"step": step}))
+        actions.append(ahead.act(step))
         late.append(clock.now() - begin)
         clock.sleep(begin + STEP_S - clock.now())
     return np.array(actions), np.array(late)
 
 
 @settings(max_examples=30, deadline=None)
-@given(execute=st.integers(1, 6), delay=st.integers(1, 4))
-def test_every_plan_continues_the_one_before_without_a_wait(execute, delay):
-    execute = max(execute, delay)
-    if execute + delay > CHUNK:
-        execute = CHUNK - delay
-    clock = VirtualClock()
-    plan = Planner(clock, lambda n: delay * STEP_S - 0.01)
-    actions, late = acted(PlanAhead(plan, execute, delay, 0.2, clock), clock, 30)
-    assert (late[1:] < 1e-9).all()  # the first plan alone is waited for
-    assert (np.diff(actions.sum(1) - actions[:, 0]) == 1).all()  # begun + step: each action is its time's
-    first = np.flatnonzero(np.diff(actions[:, 0])) + 1  # of each plan; the seams
-    assert first.tolist() == list(range(execute + delay, 30, execute))
-    for (step, left, fixed), seam in zip(plan.asked[1:], first, strict=False):
-        assert fixed == delay and step == seam - delay and len(left) == CHUNK - execute
+@given(sizes=st.tuples(st.integers(1, 6), st.integers(1, 4)).filter(lambda x: x[1] <= x[0] <= CHUNK - x[1]))
+def test_every_plan_continues_the_one_before_without_a_wait(sizes):
+    execute, delay = sizes
+    clock, ahead, asked = made(lambda n: delay * STEP_S - 0.01, execute, delay, 0.2)
+    actions, late = acted(ahead, clock, 30)
+    assert (late[1:] < 1e-9).all() and (
+        actions[:, 1] == np.arange(30)
+    ).all()  # the first plan alone is waited for
+    seams = np.flatnonzero(np.diff(actions[:, 0])) + 1
+    assert seams.tolist() == list(range(execute + delay, 30, execute))
+    for (step, left, fixed), seam in zip(asked[1:], seams, strict=False):
+        assert (step, fixed, len(left)) == (seam - delay, delay, CHUNK - execute)
         np.testing.assert_array_equal(left[:delay], actions[step:seam])  # what was fixed was executed
 
 
 def test_a_late_plan_is_waited_for_when_the_chunk_ends():
-    clock = VirtualClock()
-    plan = Planner(clock, lambda n: 0.7 if n == 2 else 0.15)
-    ahead = PlanAhead(plan, 4, 2, np.inf, clock)
+    clock, ahead, _ = made(lambda n: 0.7 if n == 2 else 0.15, 4, 2, np.inf)
     actions, late = acted(ahead, clock, 10)
-    assert (actions[:8, 0] == 1).all() and actions[8].tolist() == [
-        2,
-        4,
-        4,
-    ]  # the rest of the old chunk, then in step
+    assert actions[:, 0].tolist() == [1] * 8 + [2] * 2 and actions[:, 1].tolist() == list(range(10))
     assert np.flatnonzero(late > 1e-9).tolist() == [0, 8] and late[8] == pytest.approx(0.3)
-    assert len(ahead.remaining) == 2
 
 
-def test_what_a_plan_raises_its_next_action_raises():
-    clock = VirtualClock()
-
-    def fails(observation, left, fixed):
-        if fixed:
+def test_a_failure_a_pause_and_a_reset_begin_anew():
+    def takes(number):
+        if number == 2:
             raise EnvError("no camera")
-        return np.zeros((CHUNK, 1))
+        return 9.0 if number == 6 else 0.15
 
-    ahead = PlanAhead(fails, 4, 1, np.inf, clock)
+    clock, ahead, asked = made(takes, 4, 2, 0.25)
     with pytest.raises(EnvError, match="no camera"):
-        acted(ahead, clock, 6)
-    assert not len(ahead.remaining)
-
-
-def test_after_a_pause_or_a_reset_a_plan_is_made_of_what_is_seen_then():
-    clock = VirtualClock()
-    plan = Planner(clock, lambda n: 0.15 if n != 4 else 9.0)
-    ahead = PlanAhead(plan, 4, 2, 0.25, clock)
-    acted(ahead, clock, 5)  # the second plan is under way
+        acted(ahead, clock, 7)
+    assert acted(ahead, clock, 5)[0][:, 0].tolist() == [3] * 5  # the fourth is under way
     clock.sleep(1.0)
-    assert acted(ahead, clock, 1)[0][0].tolist() == [3, 0, 0] and plan.asked[-1][2] == 0
-    acted(ahead, clock, 4)
+    assert acted(ahead, clock, 5)[0][:, 0].tolist() == [5] * 5 and asked[4][2] == 0
     with pytest.raises(EnvError, match="^policy: expected the last plan to end"):
         ahead.reset()
     clock.sleep(5.0)
     ahead.reset()
-    assert acted(ahead, clock, 1)[0][0].tolist() == [5, 0, 0]
+    assert acted(ahead, clock, 1)[0].tolist() == [[7, 0]]
 
 
 def test_the_stream_to_the_arm_does_not_stop_at_a_seam():
-    """The whole control loop with plans that take 0.2 s: with a plan ahead it keeps its speed, without it stands each time."""
+    """The whole loop with plans that take 0.2 s: with a plan ahead it keeps its speed, without it stands each time."""
     slowest = []
-    for ahead in (True, False):
-        clock = VirtualClock()
-        arm, queue = FakeArm(clock), []
+    for is_ahead in (True, False):
+        clock, queue = VirtualClock(), []
+        arm = FakeArm(clock)
 
         def plan(observation, left, fixed, clock=clock):
             clock.sleep(0.2)
             return np.tile(np.append(np.eye(7)[6] * 0.05, 1.0), (CHUNK, 1))
 
         def waits(observation, queue=queue, plan=plan):
-            if not queue:
-                queue += list(plan(observation, None, 0)[:4])
+            queue += [] if queue else list(plan(observation, None, 0)[:4])
             return queue.pop(0)
 
-        planner = PlanAhead(plan, 4, 2, 0.25, clock)
+        ahead = PlanAhead(plan, 4, 2, 0.25, clock)
         loop = LoopConfig(live=True, image_size=16, policy_hz=10.0, check_chunks=True)
-        forget = Calls(begin=planner.reset if ahead else queue.clear)
-        act = planner.act if ahead else waits
-        result = episode(driven(arm, act, loop, watchdog=CALM, subscribers=[forget]), 16)
+        begin = Calls(begin=ahead.reset if is_ahead else queue.clear)
+        runtime = driven(arm, ahead.act if is_ahead else waits, loop, watchdog=CALM, subscribers=[begin])
+        result = episode(runtime, 16)
         assert (result.cause, result.steps) == ("steps", 16) and set(result.verdicts) == {"PASS"}
         np.testing.assert_allclose(arm.sent[-1] - HOME, np.eye(7)[6] * 0.8, atol=1e-6)
         speeds = np.diff(np.array(arm.sent)[:, 6]) / np.diff(arm.times)

@@ -203,15 +203,6 @@ def test_a_chunk_that_will_break_a_limit_stops_the_arm_before_it_moves(clock, ca
         assert not checks or result.reasons[0].startswith(reason)
 
 
-def test_a_chunk_within_limits_is_executed_as_without_the_check(clock, cameras):
-    sent = []
-    for checks in (True, False):
-        arm = FakeArm(clock)
-        made(arm, cameras, lambda o: np.stack([SLOWLY] * 4), config={"check_chunks": checks}).run(max_steps=6)
-        sent.append(arm.sent)
-    np.testing.assert_allclose(*sent, atol=1e-12)
-
-
 def crash():
     raise RuntimeError("cuda is gone")
 
