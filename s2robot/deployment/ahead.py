@@ -57,11 +57,17 @@ class PlanAhead:
         """Return the next action (A,), at once unless the plan is later than the chunk lasts. Raises what a plan raises."""
         if self._clock.now() - self._acted > self._stale_s:
             self.replan()
+        passed, over = self._next - self._begun, not len(self.remaining)
         if not len(self._chunk):
             self._idle()
             self._chunk = self._plan(observation, self._chunk, 0)
-        elif self._begun >= 0 and (self._next - self._begun >= self._delay or not len(self.remaining)):
-            self._take_over(not len(self.remaining))
+        elif self._begun >= 0 and (over or (passed >= self._delay and not self._busy)):
+            self._idle()  # a plan that is late is waited for
+            made = self._made
+            self.replan()
+            if isinstance(made, BaseException):
+                raise made
+            self._chunk, self._next = made, passed
         if self._begun < 0 and self._next >= self._execute:
             self._begun, self._busy = self._next, True
             left = self.remaining
@@ -69,17 +75,6 @@ class PlanAhead:
         action, self._next = self._chunk[self._next], self._next + 1
         self._acted = self._clock.now()
         return action
-
-    def _take_over(self, wait: bool) -> None:
-        """Continue with the plan under way, if it is there or has to be waited for."""
-        if self._busy and not wait:
-            return
-        self._idle()
-        made, passed = self._made, self._next - self._begun
-        self.replan()
-        if isinstance(made, BaseException):
-            raise made
-        self._chunk, self._next = made, passed
 
     def _make(self, observation: Mapping, left: np.ndarray, fixed: int) -> None:
         made: Any
