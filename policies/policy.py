@@ -15,7 +15,6 @@ may say how many targets a process has in the mean, target_counts (K,) or (T, K)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from s2robot.core.errors import UserError
-from s2robot.policies.heads.head import Given, signed
+from s2robot.policies.heads.head import signed
 from s2robot.policies.network import Members, Network
 from s2robot.policies.normalise import Normaliser, Weights
 from s2robot.policies.spec import PolicySpec
 
+FADE = 3  # steps in which a plan leaves the one that it continues: the whole overlap is smoother, and slower to react
 Before = tuple[np.ndarray, np.ndarray]  # actions (W, A), and where there is none (W,)
 
 
@@ -173,7 +173,7 @@ class ChunkPolicy(nn.Module):
         """The plan of every member (M, B, K, A) from pooled features (B, T, C, E); binary parts are soft.
 
         pending: actions (B, n, A) of the plan before, from this step on, for a head that `continues`: the plan repeats the
-            first `fixed` and stays near the others, less and less.
+            first `fixed`, and leaves the others in the next `FADE` steps.
         """
         noise = None
         if self.noise_shape:
@@ -181,18 +181,23 @@ class ChunkPolicy(nn.Module):
             drawn = [torch.randn(self.noise_shape, generator=g) for g in generators]
             noise = torch.stack(drawn).to(pooled.device)
         start = self._starts(proprio, past_actions, pad, False)
-        given = [] if pending is None else [self._given(pending, fixed, start)]
-        out = self.network("sample", *self._context(pooled, proprio, past_actions, pad), noise, *given)
+        context = (*self._context(pooled, proprio, past_actions, pad), noise)
+        if pending is None:
+            out = self.network("sample", *context)
+        else:
+            before, weight = self._given(pending, fixed, start)
+            out = self.network("sample", *context, (before, (weight == 1).float()))
+            out = torch.lerp(out, before, weight[:, None])
         return self._to_actions(out if self.network.count > 1 else out[None], start)
 
-    def _given(self, pending: Tensor, fixed: int, start: Tensor | None) -> Given:
-        """Pending actions (B, n, A) as heads take them; the weights are those of arXiv 2506.07339, equation 5."""
+    def _given(self, pending: Tensor, fixed: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Pending actions (B, n, A) as heads take them (B, K, W), and their share of a plan (K,), which falls with least jerk."""
         n, k = pending.shape[1], self.spec.chunk
         filled = torch.cat([pending, pending[:, -1:].expand(-1, k - n, -1)], 1)  # (B, K, A)
-        share = ((n - torch.arange(k, device=pending.device)) / (n - fixed + 1)).clamp(0, 1)
-        weight = share * share.expm1() / math.expm1(1)
-        weight[:fixed] = 1
-        return self.normaliser.target(self._to_target(filled, start)), weight
+        steps = torch.arange(k, device=pending.device)
+        x = ((steps - fixed + 1) / (FADE + 1)).clamp(0, 1)
+        share = (1 - x**3 * (10 - 15 * x + 6 * x**2)) * (steps < n)
+        return self.normaliser.target(self._to_target(filled, start)), share
 
     def combine(self, plans: Tensor) -> Tensor:
         """One plan (B, K, A) of the members' (M, B, K, A).

@@ -38,19 +38,21 @@ class DenoisingHead(Head):
         self.net = net(settings, sizes.context, *self.shape)
 
     def guided(self, clean: Callable[[Tensor], Tensor], noisy: Tensor, time: Tensor, given: Given) -> Tensor:
-        """Estimate the chunk (B, K, A) of `noisy`, time · chunk + (1 - time) · noise, by `clean`, guided by given actions.
+        """Estimate the chunk (B, K, A) of `noisy`, time · chunk + (1 - time) · noise, by `clean`, with the given actions in it.
 
-        The gradient of its distance to them moves the steps that follow along (pseudoinverse guidance, equations 2 to 4 of
-        real-time chunking, arXiv 2506.07339). Beyond the paper, the estimate itself is mixed with them by their weights.
+        The gradient of its distance to them moves the steps that follow along: pseudoinverse guidance, equations 2 to 4 of
+        real-time chunking (arXiv 2506.07339).
         """
         found, pull = torch.func.vjp(clean, noisy)
         left = 1 - time
         strength = torch.minimum(GUIDANCE * left, (time.square() + left.square()) / time)
-        return self.near(found + strength * pull(self.near(found, given) - found)[0], given)
+        return self.put_in(found + strength * pull(self.put_in(found, given) - found)[0], given)
 
-    def near(self, chunk: Tensor, given: Given | None) -> Tensor:
-        """A chunk (B, K, A) mixed with given actions by their weights."""
-        return chunk if given is None else torch.lerp(chunk, signed(given[0], self.slots), given[1][:, None])
+    def put_in(self, chunk: Tensor, given: Given | None) -> Tensor:
+        """A chunk (B, K, A) with the given actions in it."""
+        if given is None:
+            return chunk
+        return torch.where(given[1][:, None] > 0, signed(given[0], self.slots), chunk)
 
 
 class TimeEmbedding(nn.Module):

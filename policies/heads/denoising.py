@@ -95,8 +95,8 @@ class MipHead(DenoisingHead):
 
     def sample(self, context: Tensor, noise: Any = None, given: Any = None) -> Tensor:
         start = context.new_zeros(len(context), dtype=torch.float32)  # (B,)
-        first = self.near(self.net(start[:, None, None].expand(-1, *self.shape), start, context), given)
-        again = self.near(self.net(self.settings.time * first, start + self.settings.time, context), given)
+        first = self.put_in(self.net(start[:, None, None].expand(-1, *self.shape), start, context), given)
+        again = self.put_in(self.net(self.settings.time * first, start + self.settings.time, context), given)
         return unsigned(again, self.slots)
 
 

@@ -39,7 +39,7 @@ class HeadSizes:
         return self.slots[-1].at.stop
 
 
-# Actions (B, K, A) to continue and what each step of them counts (K,): 1 is fixed, 0 is not given.
+# Actions (B, K, A) and at which steps a sample has to repeat them (K,), 1 or 0.
 Given = tuple[Tensor, Tensor]
 
 
