@@ -115,19 +115,26 @@ class BatchActor:
         done = torch.as_tensor(actions, dtype=torch.float32, device=self.device)
         self._context[2][list(indices), -1] = done
 
-    def plan(self, indices: Iterable[int], features: Any, proprio: Any) -> np.ndarray:
-        """Observe (n_i, C, N, D) and (n_i, P), then return the next k actions, float32 (n_i, k, A)."""
+    def plan(
+        self, indices: Iterable[int], features: Any, proprio: Any, pending: Any = None, fixed: int = 0
+    ) -> np.ndarray:
+        """Observe (n_i, C, N, D) and (n_i, P), then return the next k actions, float32 (n_i, k, A); all K with actions that are
+        `pending` (n_i, n, A) from the plans before, of which the first are `fixed`."""
         rows = list(indices)
         self.observe(rows, features, proprio)
         generators = [self._generators[row] for row in rows]
         pooled, *others = (memory[rows] for memory in self._context)
-        plans = self.policy.plan_members(pooled, *others, generators=generators)  # (M, n_i, K, A)
+        whole = pending is not None
+        if whole:
+            pending = torch.as_tensor(pending, dtype=torch.float32, device=self.device)
+            pending = pending if pending.shape[1] else None
+        plans = self.policy.plan_members(pooled, *others, generators, pending, fixed)  # (M, n_i, K, A)
         self.disagreement[rows] = self.policy.disagreement(plans)
         self._doubts[rows] += nn.functional.pad(self.disagreement[rows, None], (0, 1), value=1.0)
         soft = self.policy.combine(plans)  # (n_i, K, A)
         if self.policy.spec.ensemble is not None:
             soft = self._ensemble(rows, soft, self.policy.spec.ensemble)
-        out = self.policy.clip(soft)[:, : self.execute].cpu().numpy()
+        out = self.policy.clip(soft)[:, : None if whole else self.execute].cpu().numpy()
         if not np.isfinite(out).all():
             raise UserError("policy: the planned action holds NaN or infinity")
         return out
@@ -170,7 +177,7 @@ class Actor:
         self.sizes, self._map_of = dict(sizes or {}), map_of
         self._warned: set[str] = set()
         self._accepted: set[tuple] = set()  # camera, dtype and shape of frames that have passed
-        self._queue: list[np.ndarray] = []
+        self.remaining: list[np.ndarray] = []  # actions of the plan
         self.reset()
 
     def reset(self, seed: int | None = None, task: str | None = None) -> None:
@@ -180,7 +187,7 @@ class Actor:
         known = self.batch.policy.spec.tasks
         self._named = task is not None or len(known) < 2
         self.batch.reset([0], [self.seed], task if self._named else known[0])
-        self._queue = []
+        self.remaining = []
 
     @property
     def disagreement(self) -> float:
@@ -194,27 +201,30 @@ class Actor:
 
     def replan(self) -> None:
         """Drop what is left of the plan, so that the next action comes from a new one."""
-        self._queue = []
+        self.remaining = []
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Return the next action from {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}, and "task" for what is to be done.
 
         UserError at every call for what is missing, of another shape or type, or not finite.
         """
-        for key in ("images", "proprio"):
-            if observation.get(key) is None:
-                raise _wrong(key, "a value", ", ".join(observation) or "nothing")
-        if (task := observation.get("task")) is not None or not self._named:
-            self.batch.set_task([0], task)
-            self._named = True
-        proprio, frames = self._state(observation["proprio"]), self._frames(observation["images"])
-        if not self._queue:
-            self._queue = list(self.batch.plan([0], self.encode(frames), proprio[None])[0])
+        proprio, frames = self._checked(observation)
+        if not self.remaining:
+            self.remaining = list(self.batch.plan([0], self.encode(frames), proprio[None])[0])
         elif self.batch.every_step:
             self.batch.observe([0], self.encode(frames), proprio[None])
-        action = self._queue.pop(0)
+        action = self.remaining.pop(0)
         self.batch.record_actions([0], action[None])
         return action
+
+    def plan_chunk(self, observation: Mapping[str, Any], pending: np.ndarray, fixed: int) -> np.ndarray:
+        """Return a new plan in full, float32 (K, A); `act` is not to be called in the same episode.
+
+        pending: the actions (n, A) that are left of the plan before, n = 0 for none. The first `fixed` will be executed before
+            this plan can be used: it repeats them, and goes on from there. Only for a head that `continues`.
+        """
+        proprio, frames = self._checked(observation)
+        return self.batch.plan([0], self.encode(frames), proprio[None], pending[None], fixed)[0]
 
     def plan(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Return the next actions that need no further observation, float32 (k, A): as k calls of `act` give them.
@@ -224,19 +234,29 @@ class Actor:
         first = self.act(observation)
         if self.batch.every_step:
             return first[None]
-        rest, self._queue = self._queue, []
+        rest, self.remaining = self.remaining, []
         return np.stack([first, *rest])  # (k, A)
 
     def remember(self) -> tuple[list[Tensor], list[np.ndarray], list[Tensor]]:
         """Return the state of the episode, for `restore`."""
-        return [tensor.clone() for tensor in self.batch.memory], list(self._queue), self.batch.noise
+        return [tensor.clone() for tensor in self.batch.memory], list(self.remaining), self.batch.noise
 
     def restore(self, memory: tuple[list[Tensor], list[np.ndarray], list[Tensor]]) -> None:
         """Go back to what `remember` returned, which may be used again."""
         tensors, queue, self.batch.noise = memory
         for tensor, old in zip(self.batch.memory, tensors, strict=True):
             tensor.copy_(old)
-        self._queue = list(queue)
+        self.remaining = list(queue)
+
+    def _checked(self, observation: Mapping[str, Any]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The state (P,) and the frames of an observation, whose task is set."""
+        for key in ("images", "proprio"):
+            if observation.get(key) is None:
+                raise _wrong(key, "a value", ", ".join(observation) or "nothing")
+        if (task := observation.get("task")) is not None or not self._named:
+            self.batch.set_task([0], task)
+            self._named = True
+        return self._state(observation["proprio"]), self._frames(observation["images"])
 
     def _state(self, given: Any) -> np.ndarray:
         """The proprioception (P,), checked; warns of one that is far from all that the normalisation was fitted on."""

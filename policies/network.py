@@ -16,6 +16,7 @@ from s2robot.policies.bodies.mlp import MlpBody, MlpSettings
 from s2robot.policies.bodies.rnn import RnnBody, RnnSettings
 from s2robot.policies.bodies.transformer import TransformerBody
 from s2robot.policies.heads import HeadLoss, HeadSizes, build_head
+from s2robot.policies.heads.head import Given
 from s2robot.policies.pooling import CameraPooling
 from s2robot.policies.spec import PolicySpec
 
@@ -69,9 +70,11 @@ class Network(nn.Module):
         result: HeadLoss = self.head.loss(context, target, weight)
         return result.loss, result.estimate, result.scalars
 
-    def sample(self, pooled: Tensor, state: Tensor, past: Tensor, pad: Tensor, noise: Any) -> Tensor:
+    def sample(
+        self, pooled: Tensor, state: Tensor, past: Tensor, pad: Tensor, noise: Any, given: Given | None = None
+    ) -> Tensor:
         """Normalised chunks (B, K, A); noise (B, *head.noise_shape)."""
-        return self.head.sample(self.body(pooled, state, past, pad), noise)
+        return self.head.sample(self.body(pooled, state, past, pad), noise, given)
 
 
 class Members(nn.Module):
@@ -130,10 +133,10 @@ class Members(nn.Module):
         loss, estimate, scalars = self._over_members("loss", *context)
         return loss.mean(0), estimate.mean(0), {name: value.mean(0) for name, value in scalars.items()}
 
-    def sample(self, *context: Tensor | None) -> Tensor:
+    def sample(self, *context: Any) -> Tensor:
         """Normalised chunks of all members (M, B, K, A); all start from the same noise."""
         return self._over_members("sample", *context)
 
-    def _over_members(self, what: str, pooled: Any, *shared: Tensor | None) -> Any:
+    def _over_members(self, what: str, pooled: Any, *shared: Any) -> Any:
         own = pooled.unflatten(-1, (self.count, -1))  # (B, T, C, M, E)
         return self._each(what, (own, *shared), (-2, *[None] * len(shared)))

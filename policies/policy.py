@@ -27,6 +27,7 @@ from s2robot.policies.network import Members, Network
 from s2robot.policies.normalise import Normaliser, Weights
 from s2robot.policies.spec import PolicySpec
 
+FADE = 3  # steps in which a plan leaves the one that it continues: the whole overlap is smoother, and slower to react
 Before = tuple[np.ndarray, np.ndarray]  # actions (W, A), and where there is none (W,)
 
 
@@ -166,16 +167,37 @@ class ChunkPolicy(nn.Module):
         past_actions: Tensor | None = None,
         pad: Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
+        pending: Tensor | None = None,
+        fixed: int = 0,
     ) -> Tensor:
-        """The plan of every member (M, B, K, A) from pooled features (B, T, C, E); binary parts are soft."""
+        """The plan of every member (M, B, K, A) from pooled features (B, T, C, E); binary parts are soft.
+
+        pending: actions (B, n, A) of the plan before, from this step on, for a head that `continues`: the plan repeats the
+            first `fixed`, and leaves the others in the next `FADE` steps.
+        """
         noise = None
         if self.noise_shape:
             generators = generators or [torch.Generator().manual_seed(0) for _ in range(len(pooled))]
             drawn = [torch.randn(self.noise_shape, generator=g) for g in generators]
             noise = torch.stack(drawn).to(pooled.device)
-        out = self.network("sample", *self._context(pooled, proprio, past_actions, pad), noise)
         start = self._starts(proprio, past_actions, pad, False)
+        context = (*self._context(pooled, proprio, past_actions, pad), noise)
+        if pending is None:
+            out = self.network("sample", *context)
+        else:
+            before, weight = self._given(pending, fixed, start)
+            out = self.network("sample", *context, (before, (weight == 1).float()))
+            out = torch.lerp(out, before, weight[:, None])
         return self._to_actions(out if self.network.count > 1 else out[None], start)
+
+    def _given(self, pending: Tensor, fixed: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Pending actions (B, n, A) as heads take them (B, K, W), and their share of a plan (K,), which falls with least jerk."""
+        n, k = pending.shape[1], self.spec.chunk
+        filled = torch.cat([pending, pending[:, -1:].expand(-1, k - n, -1)], 1)  # (B, K, A)
+        steps = torch.arange(k, device=pending.device)
+        x = ((steps - fixed + 1) / (FADE + 1)).clamp(0, 1)
+        share = (1 - x**3 * (10 - 15 * x + 6 * x**2)) * (steps < n)
+        return self.normaliser.target(self._to_target(filled, start)), share
 
     def combine(self, plans: Tensor) -> Tensor:
         """One plan (B, K, A) of the members' (M, B, K, A).

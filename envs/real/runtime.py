@@ -147,7 +147,8 @@ class ArmRuntime(Subscriber):
         speed, main = self._home_speed, self.loop
         kind = "binary" if self._grips else None
         changes = {"policy_hz": _MOVE_HZ, "max_delta": speed / _MOVE_HZ, "gripper_hold": 0, "gripper": kind}
-        config, n = main.config.replace(**changes, absolute=False), self.driver.limits.joints
+        changes |= {"absolute": False, "check_chunks": False}
+        config, n = main.config.replace(**changes), self.driver.limits.joints
         arrived, presses = _ARRIVED + self.driver.slack, PRESSES + self.driver.slack
         waited: list[int] = []  # a mark for each step at the goal: arm and fingers settle
 

@@ -62,7 +62,7 @@ class ActHead(Head):
         loss = loss + self.settings.kl_weight * divergence
         return HeadLoss(loss, estimate, {**parts, "kl": divergence.detach()})
 
-    def sample(self, context: Tensor, noise: Any = None) -> Tensor:
+    def sample(self, context: Tensor, noise: Any = None, given: Any = None) -> Tensor:
         middle = context.new_zeros(len(context), self.settings.style, dtype=torch.float32)
         return unsigned(self._decode(context, noise if self.settings.draw else middle), self.slots)
 

@@ -57,11 +57,16 @@ class FlowHead(DenoisingHead):
         estimate = unsigned((noisy + (1 - at) * velocity).detach(), self.slots)
         return HeadLoss(loss, estimate, parts)
 
-    def sample(self, context: Tensor, noise: Any = None) -> Tensor:
+    def sample(self, context: Tensor, noise: Any = None, given: Any = None) -> Tensor:
         actions, steps = noise, self.settings.steps
         for i in range(steps):
-            time = actions.new_full(actions.shape[:-2], i / steps)
-            actions = actions + self.net(actions, time, context) / steps
+            time, left = actions.new_full(actions.shape[:-2], i / steps), 1 - i / steps
+            if given is None:
+                actions = actions + self.net(actions, time, context) / steps
+                continue
+            clean = lambda x, time=time, left=left: x + left * self.net(x, time, context)  # noqa: E731
+            found = self.guided(clean, actions, actions.new_tensor(i / steps), given)
+            actions = torch.lerp(actions, found, 1 / (left * steps))
         return unsigned(actions, self.slots)
 
 
@@ -88,10 +93,10 @@ class MipHead(DenoisingHead):
         loss, parts = by_part(errors, torch.cat([weight, weight]), self.slots)
         return HeadLoss(loss, unsigned(found[: len(target)].detach(), self.slots), parts)
 
-    def sample(self, context: Tensor, noise: Any = None) -> Tensor:
+    def sample(self, context: Tensor, noise: Any = None, given: Any = None) -> Tensor:
         start = context.new_zeros(len(context), dtype=torch.float32)  # (B,)
-        first = self.net(start[:, None, None].expand(-1, *self.shape), start, context)
-        again = self.net(self.settings.time * first, start + self.settings.time, context)
+        first = self.put_in(self.net(start[:, None, None].expand(-1, *self.shape), start, context), given)
+        again = self.put_in(self.net(self.settings.time * first, start + self.settings.time, context), given)
         return unsigned(again, self.slots)
 
 
@@ -134,12 +139,21 @@ class DiffusionHead(DenoisingHead):
         guess = self._split(noisy, found.detach(), signal)[0]
         return HeadLoss(loss, unsigned(guess, self.slots), parts)
 
-    def sample(self, context: Tensor, noise: Any = None) -> Tensor:
+    def sample(self, context: Tensor, noise: Any = None, given: Any = None) -> Tensor:
         s, actions = self.settings, noise
         levels = [i * s.train_steps // s.steps for i in range(s.steps)]
         for level, below in zip(levels[::-1], [*levels[-2::-1], 0], strict=True):
-            time = actions.new_full(actions.shape[:-2], level / s.train_steps)
-            clean, epsilon = self._split(actions, self.net(actions, time, context), self.signal[level])
+            time, kept = actions.new_full(actions.shape[:-2], level / s.train_steps), self.signal[level]
+            if given is None:
+                clean, epsilon = self._split(actions, self.net(actions, time, context), kept)
+            else:  # scaled as in flow matching
+                size = kept.sqrt() + (1 - kept).sqrt()
+
+                def guess(x: Tensor, size: Tensor = size, time: Tensor = time, kept: Tensor = kept) -> Tensor:
+                    return self._split(size * x, self.net(size * x, time, context), kept)[0]
+
+                clean = self.guided(guess, actions / size, kept.sqrt() / size, given)
+                epsilon = (actions - kept.sqrt() * clean) / (1 - kept).sqrt()
             if level == 0:
                 return unsigned(clean, self.slots)
             signal = self.signal[below]

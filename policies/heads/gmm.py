@@ -53,7 +53,7 @@ class GmmHead(Head):
         loss = -(each.logsumexp(-1) * chunks).sum()
         return HeadLoss(loss, self._component(means.detach(), share.argmax(-1)), {"nll": loss.detach()})
 
-    def sample(self, context: Tensor, noise: Any = None) -> Tensor:
+    def sample(self, context: Tensor, noise: Any = None, given: Any = None) -> Tensor:
         share, means, std = self._mixture(context)
         drawn = torch.special.ndtr(noise[..., :1])  # (B, 1) from 0 to 1
         chosen = (drawn > share.exp().cumsum(-1)).sum(-1).clamp(max=self.shape[0] - 1)  # (B,)

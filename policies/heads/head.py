@@ -39,6 +39,10 @@ class HeadSizes:
         return self.slots[-1].at.stop
 
 
+# Actions (B, K, A) and at which steps a sample has to repeat them (K,), 1 or 0.
+Given = tuple[Tensor, Tensor]
+
+
 @dataclass
 class HeadLoss:
     """The outcome of a head's loss."""
@@ -52,13 +56,14 @@ class Head(nn.Module):
     """Base of the heads; see the module."""
 
     noise_shape: tuple[int, ...] = ()  # of the standard normal noise that a sample takes; () = deterministic
+    continues = False  # whether a sample can continue given actions
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
         """context (B, H), target (B, K, A), weight (B, K), which adds up to 1."""
         raise NotImplementedError
 
-    def sample(self, context: Tensor, noise: Any = None) -> Tensor:
-        """Actions (B, K, A) from context (B, H) and noise (B, *noise_shape), None where a head takes none."""
+    def sample(self, context: Tensor, noise: Any = None, given: Given | None = None) -> Tensor:
+        """Actions (B, K, A) from context (B, H), noise (B, *noise_shape) where a head takes any, and `given`, if it `continues`."""
         raise NotImplementedError
 
 

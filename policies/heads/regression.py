@@ -36,7 +36,7 @@ class RegressionHead(Head):
                 total = total + share * _mean(group)
         return HeadLoss(total, self._actions(out.detach()), parts)
 
-    def sample(self, context: Tensor, noise: Any = None) -> Tensor:
+    def sample(self, context: Tensor, noise: Any = None, given: Any = None) -> Tensor:
         return self._actions(self._raw(context))
 
     def _part(self, binary: bool, found: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:

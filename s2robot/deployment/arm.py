@@ -139,7 +139,8 @@ def start_cameras(
             continue
         camera = bridge.cameras[name]
         try:
-            reader = CameraReader(name, _source(name, camera, scene), camera.rotate)
+            late = bridge.rehearse["camera_delay"]
+            reader = CameraReader(name, _source(name, camera, scene), camera.rotate, late)
             stack.callback(reader.close)
             reader.start(START_S)
             readers[name] = reader

@@ -1,15 +1,18 @@
 """The policy of a deployment: a checkpoint in this process, or a server's."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from s2robot.core.errors import UserError
 from s2robot.core.parts import number_names, parts_of, plain, same_parts, words
+from s2robot.deployment.ahead import PlanAhead
 from s2robot.deployment.settings import Bench, Bridge, PolicySettings
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.frames import ImageSize
@@ -24,6 +27,8 @@ class Policy:
     contract: dict[str, Any]
     image_size: ImageSize  # pixels, of the frames that it expects of each camera
     encoder: str | None  # fingerprint of the encoder that computes; None = the server's
+    forget: Callable[[], None]  # begins an episode
+    planner: Any  # `actor` or the `PlanAhead` in front of it: holds the actions that `remain`
     absolute: bool = False  # whether its actions are joints, not deltas
     seen: Callable[[Mapping], Mapping] = lambda observation: observation  # ours -> the actor's
 
@@ -39,6 +44,10 @@ def make_policy(source: PolicySettings, bench: Bench, stack: ExitStack) -> Polic
     UserError, PolicyError, RemoteError: as `load_policy` and `RemotePolicy`, or one of other parts than the arm's.
     """
     bridge = bench.bridge
+    here = {"plan_s": bridge.plan_s, "rehearse.inference_delay": bridge.rehearse["inference_delay"]}
+    for key, value in here.items():
+        if source.url and value:
+            raise UserError(f"bridge.{key}: expected none with policy.url, got {value:g}")
     local = None if source.url else _local(source, bridge)
     limit, members = bridge.watchdog.disagreement, local.actor.batch.policy.spec.members if local else 1
     if limit is not None and members == 1:
@@ -46,7 +55,13 @@ def make_policy(source: PolicySettings, bench: Bench, stack: ExitStack) -> Polic
         raise UserError(f"bridge.watchdog.disagreement: expected {expected}, got {limit}")
     policy = local or _remote(source, bridge, stack)
     if bench.type is not None and policy.contract["action_frame"] == "parts":
+        if bridge.loop.check_chunks:
+            raise UserError(
+                "bridge.loop.check_chunks: expected false with a policy of absolute actions, got true"
+            )
         return policy  # `by_name` checks it, once the robot is connected
+    if bridge.loop.check_chunks:
+        policy.act = partial(_with_rest, policy.act, policy.planner)
     contract = {"joint_names": bench.joint_names, **policy.contract}
     for key, what in (("action", "actions"), ("proprio", "proprio")):
         given, own = parts_of(contract, key), bench.parts(key)
@@ -84,6 +99,11 @@ def by_name(policy: Policy, bench: Bench, arm: Any) -> Policy:
     return replace(policy, act=act, contract={**policy.contract, **about}, absolute=True, seen=seen)
 
 
+def _with_rest(act: Callable[[Mapping], np.ndarray], planner: Any, observation: Mapping) -> np.ndarray:
+    """The next action and those that are planned after it.  # float32 (k, A)"""
+    return np.stack([act(observation), *planner.remaining])
+
+
 def _local(source: PolicySettings, bridge: Bridge) -> Policy:
     import torch
 
@@ -92,15 +112,48 @@ def _local(source: PolicySettings, bridge: Bridge) -> Policy:
     if source.threads:
         torch.set_num_threads(source.threads)
     actor, encoder, contract = load_policy(str(source.checkpoint), source.device, source.weights)
-    limit = bridge.watchdog.disagreement
+    limit, delay = bridge.watchdog.disagreement, bridge.rehearse["inference_delay"]
+    batch: Any = actor.batch
+    plan = batch.plan
+
+    def late(*given: Any) -> np.ndarray:
+        time.sleep(delay)
+        return plan(*given)
+
+    if delay:
+        batch.plan = late
+    planner: Any = actor
+    if bridge.plan_s is not None:
+        planner = _ahead(actor, bridge.plan_s, bridge.speed * float(contract["rate_hz"]))
 
     def act(observation: Mapping) -> np.ndarray:
-        action = actor.act(observation)
+        action = planner.act(observation)
         if limit is not None and actor.disagreement > limit:
-            actor.replan()  # the arm holds, and what comes next is a plan of what is seen then
+            planner.replan()  # the arm holds, and what comes next is a plan of what is seen then
         return action
 
-    return Policy(act, actor, contract, image_size_of(contract, encoder), encoder.fingerprint)
+    def forget() -> None:
+        if planner is not actor:
+            planner.reset()
+        actor.reset()
+
+    size = image_size_of(contract, encoder)
+    return Policy(act, actor, contract, size, encoder.fingerprint, forget, planner)
+
+
+def _ahead(actor: Any, plan_s: float, rate_hz: float) -> PlanAhead:
+    """Return what acts by plans that take so long. UserError: a policy that cannot plan ahead, or too short a chunk."""
+    policy, delay = actor.batch.policy, math.ceil(round(plan_s * rate_hz, 6))
+    spec = policy.spec
+    most = min(spec.chunk - spec.execute, spec.chunk // 2)  # the chunk before has as many left
+    for fits, expected in (
+        (policy.network.head.continues, f"null with policy.head {spec.head.kind}"),
+        (spec.context == 1 and spec.ensemble is None, "null for a policy that sees every step"),
+        (delay <= most, f"<= {most / rate_hz:.3g} with policy.chunk={spec.chunk} and policy.execute={spec.execute}"),
+    ):  # fmt: skip
+        if not fits:
+            raise UserError(f"bridge.plan_s: expected {expected}, got {plan_s:g}")
+    return PlanAhead(actor.plan_chunk, max(spec.execute, delay), delay, 2 / rate_hz)
 
 
 def _remote(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
@@ -121,4 +174,4 @@ def _remote(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
             time.sleep(max(0.0, begin + hold + 0.2 - time.monotonic()))
             raise
 
-    return Policy(act, remote, remote.contract, remote.image_size, None)
+    return Policy(act, remote, remote.contract, remote.image_size, None, remote.reset, remote)

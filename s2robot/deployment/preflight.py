@@ -73,7 +73,7 @@ def check_all(
     findings += check_observation(observation, limits)
     findings += check_views(demos, policy, observation["images"], picture, live)
     if not any(f.stops for f in findings):  # a policy does not plan from what it cannot see
-        findings.append(_check_latency(policy, observation, rate * arm.bridge.speed))
+        findings.append(_check_latency(policy, observation, rate * arm.bridge.speed, arm.bridge.plan_s))
     return findings
 
 
@@ -192,7 +192,7 @@ def check_observation(observation: Mapping[str, Any], limits: ArmLimits) -> list
     return [*findings, Finding(STOP if wrong else OK, "proprio", text)]
 
 
-def _check_latency(policy: Policy, observation: Mapping, rate_hz: float) -> Finding:
+def _check_latency(policy: Policy, observation: Mapping, rate_hz: float, plan_s: float | None) -> Finding:
     seconds = []
     policy.actor.reset()
     try:
@@ -206,11 +206,11 @@ def _check_latency(policy: Policy, observation: Mapping, rate_hz: float) -> Find
         return Finding(STOP, "latency", text)
     finally:
         policy.actor.reset()
-    return check_latency(seconds, rate_hz)
+    return check_latency(seconds, rate_hz if plan_s is None else 1 / plan_s)
 
 
 def check_latency(seconds: Sequence[float], rate_hz: float) -> Finding:
-    """Check the times of single plans (s) against the period in which each has to be there."""
+    """Check the times of single plans (s) against the period, or `bridge.plan_s`, in which each has to be there."""
     period = 1000 / rate_hz
     p50, p99 = np.percentile(np.asarray(seconds, np.float64) * 1000, (50, 99))
     text = f"a plan takes {p50:.1f} ms (p99 {p99:.1f} ms) of the period of {period:.0f} ms"

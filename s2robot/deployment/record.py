@@ -153,8 +153,8 @@ class ArmRecording:
         }  # fmt: skip
         if rig is None:
             return ArmSession(arm, self._act, subscribers=[self.recorder], **asked)
-        forget = rig.policy.actor.reset
-        self.shared = SharedControl(rig.policy.act, forget, controls, self.teleoperator, self._commanded)
+        policy = rig.policy
+        self.shared = SharedControl(policy.act, policy.forget, controls, self.teleoperator, self._commanded)
         return rig.session([self.recorder, self.shared], act=self.shared.act, disagreement=None, **asked)
 
     def _act(self, observation: dict) -> np.ndarray:

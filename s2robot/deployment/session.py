@@ -177,4 +177,4 @@ class Rig:
         """Return a session in which the policy acts; `settings` as of `ArmSession`."""
         actor, own = self.policy.actor, dict[str, Any](act=self.policy.act, loop=self.loop_config(live))
         own["disagreement"] = lambda: actor.disagreement
-        return ArmSession(self.arm, subscribers=subscribers, forget=actor.reset, **(own | settings))
+        return ArmSession(self.arm, subscribers=subscribers, forget=self.policy.forget, **(own | settings))

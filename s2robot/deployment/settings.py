@@ -43,6 +43,7 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
     """`bridge`: what stands between a policy and an arm."""
 
     speed: float = from_yaml(gt=0, le=1)
+    plan_s: float | None = from_yaml(gt=0)
     supervisor_s: float = from_yaml(gt=0, lt=10)
     arm: ArmSettings = from_yaml()
     limits: ArmLimits = from_yaml()
@@ -53,6 +54,11 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
     cameras: Mapping[str, CameraSettings] = from_yaml()
     simulated: bool = from_yaml()
     emulator: Mapping[Literal["port"], Annotated[int, Field(ge=1, le=65535)] | None] = from_yaml()
+    rehearse: Mapping[Literal["inference_delay", "camera_delay"], Annotated[float, Field(ge=0)]] = from_yaml()
+
+    def rules(self) -> Iterable[tuple[Any, ...]]:
+        for name, delay in self.rehearse.items():
+            yield f"rehearse.{name}", self.emulated or not delay, "0 on a real arm", delay
 
     @property
     def emulated(self) -> bool:

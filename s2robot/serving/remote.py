@@ -130,7 +130,7 @@ class RemotePolicy:
         """Begin an episode. The next call tells the server, so this one cannot fail."""
         self.seed = secrets.randbits(32)
         self._used: int | None = None  # number of the last answer in this episode
-        self._queue: list[np.ndarray] = []
+        self.remaining: list[np.ndarray] = []
 
     def act(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:
         """Return the next action, float32 (A,), for {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}.
@@ -142,15 +142,15 @@ class RemotePolicy:
         if missing or proprio is None:
             found = ", ".join([*images, *observation]) or "nothing"
             raise UserError(f"observation: expected {[*missing, 'proprio'][0]}, got {found}")
-        if not self._queue:
+        if not self.remaining:
             seen = {"images": {name: np.asarray(images[name]) for name in self.cameras}}
-            self._queue = list(self._ask(seen | {"state": np.asarray(proprio, np.float32)}, deadline_s))
-        return self._queue.pop(0)
+            self.remaining = list(self._ask(seen | {"state": np.asarray(proprio, np.float32)}, deadline_s))
+        return self.remaining.pop(0)
 
     def plan(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:
         """Return the next actions that need no further observation, float32 (k, A); raises as `act`."""
         first = self.act(observation, deadline_s)
-        rest, self._queue = self._queue, []
+        rest, self.remaining = self.remaining, []
         return np.stack([first, *rest])  # (k, A)
 
     def _ask(self, seen: dict[str, Any], deadline_s: float | None) -> np.ndarray:

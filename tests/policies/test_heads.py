@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from s2robot.core.files import configs_dir
@@ -197,6 +199,78 @@ def test_a_mixture_draws_its_components_by_their_shares():
     assert torch.equal(actions[..., 1] < 0.5, right[:, None].expand(-1, 2))  # the gripper is the component's
     spread = (actions[..., 0].abs() - 3).std()
     torch.testing.assert_close(spread, torch.tensor(0.5 * (math.log(2) + 0.01)), atol=0.02, rtol=0)
+
+
+def known_field(head, together):
+    """A network that is exact for chunks whose steps are one normal number (`together`), or one each."""
+
+    def net(noisy, time, context):
+        kept = None if head.settings.kind == "flow" else head.signal[(time * 100).round().long()]
+        size = 1 if kept is None else (kept.sqrt() + (1 - kept).sqrt())[:, None, None]
+        time = time[:, None, None] if kept is None else kept.sqrt()[:, None, None] / size
+        seen, count = noisy / size, noisy.shape[1] if together else 1
+        total = seen.sum(1, keepdim=True).expand_as(seen) if together else seen
+        chunk = time * total / (count * time**2 + (1 - time) ** 2)
+        if kept is None:
+            return (chunk - seen) / (1 - time)
+        return chunk
+
+    return net
+
+
+@pytest.mark.parametrize("kind", ["flow", "diffusion"])
+def test_a_chunk_continues_the_actions_that_are_given(kind):
+    """Two of six steps are fixed. What depends on them follows, what does not is drawn as without them."""
+    head = made(small(kind, **({"clip": 9.0} if kind == "diffusion" else {})), 2, 6, 3)
+    context, noise = torch.zeros(200, 2), noise_of(head, 200)
+    wanted = torch.full((200, 6, 3), 0.7).index_fill(2, torch.tensor([2]), 1.0)  # with the gripper closed
+    for together in (True, False):
+        head.net = torch.nn.Module()
+        head.net.forward = known_field(head, together)
+        with torch.no_grad():
+            free = head.sample(context, noise)
+            found = head.sample(context, noise, (wanted, torch.tensor([1.0, 1, 0, 0, 0, 0])))
+        assert torch.equal(found[:, :2], wanted[:, :2])
+        if together:
+            off, usual = ((x[:, 2:, 0] - 0.7).abs().mean(0) for x in (found, free))  # (4,)
+            assert (off < 0.15 * usual).all()
+        else:
+            torch.testing.assert_close(found[:, 2:], free[:, 2:])
+
+
+@settings(max_examples=40, deadline=None)
+@given(chunk=st.integers(1, 9), left=st.integers(1, 9), fixed=st.integers(1, 9), kind=st.sampled_from(["flow", "diffusion", "mip"]),
+       members=st.integers(1, 2), target=st.sampled_from(["delta", "cumulative"]))  # fmt: skip
+def test_a_plan_repeats_what_is_fixed(chunk, left, fixed, kind, members, target):
+    """For any chunk, delay and rest of the plan before, in real units."""
+    left, fixed = min(left, chunk), min(fixed, left, chunk)
+    spec = {
+        "cameras": ("hand",),
+        "dim": 2,
+        "tokens": 1,
+        "chunk": chunk,
+        "action_dim": 3,
+        "proprio_dim": 2,
+        "execute": 1,
+    }
+    policy = ChunkPolicy(small_spec(**spec, head=small(kind), members=members, action_target=target)).eval()
+    rng = np.random.default_rng(chunk)
+    demos = np.append(rng.normal(0, 0.05, (60, chunk, 2)), rng.integers(0, 2, (60, chunk, 1)), -1)
+    policy.fit_normaliser(
+        rng.normal(size=(60, 2)), demos[:, 0], demos, None, (np.zeros((1, 2)), np.ones((1, 2)))
+    )
+    actor, seen = BatchActor(policy, 2), (torch.zeros(2, 1, 1, 2), torch.zeros(2, 2))
+    actor.reset([0, 1])
+    pending = demos[:2, :left].astype(np.float32)
+    plan = actor.plan([0, 1], *seen, pending, fixed)
+    assert plan.shape == (2, chunk, 3) and plan.dtype == np.float32
+    np.testing.assert_allclose(plan[:, :fixed], pending[:, :fixed], atol=2e-6)
+    share = policy._given(torch.from_numpy(pending), fixed, None)[1]
+    assert (
+        (share[:fixed] == 1).all()
+        and (share[min(left, fixed + 3) :] == 0).all()
+        and (share.diff() <= 0).all()
+    )
 
 
 def alone(policy, member):

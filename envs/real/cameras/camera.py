@@ -6,6 +6,7 @@ A source is made and used in the reader's thread. Images are uint8 (H, W, 3), RG
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,12 +43,15 @@ class Source(Protocol):
 class CameraReader:
     """Reads for ever what `source()` makes, and keeps the newest frame, after `rotate` quarter turns counterclockwise.
 
+    delay_s: frames count as not there yet until they are so old.
+
     Attributes: `error`, why reading has ended; empty while it goes on.
     """
 
-    def __init__(self, name: str, source: Callable[[], Source], rotate: int = 0):
-        self.name, self._make, self._rotate = name, source, rotate
+    def __init__(self, name: str, source: Callable[[], Source], rotate: int = 0, delay_s: float = 0.0):
+        self.name, self._make, self._rotate, self._delay_s = name, source, rotate, delay_s
         self._frame: Frame | None = None
+        self._late: deque[Frame] = deque()  # those that are not to be seen yet, behind the one that is
         self.error = ""
         self._news = threading.Condition()
         self._ended = threading.Event()
@@ -57,7 +61,7 @@ class CameraReader:
         """Begin to read and wait for the first frame. Raises EnvError if there is none in time."""
         self._thread.start()
         with self._news:
-            came = self._news.wait_for(lambda: self._frame is not None or self.error, timeout_s)
+            came = self._news.wait_for(lambda: self.latest() is not None or self.error, timeout_s)
         if not came or self.error:
             reason = self.error or f"no frame within {timeout_s:g} s"
             self.close()
@@ -65,11 +69,17 @@ class CameraReader:
 
     def latest(self) -> Frame | None:
         """The newest frame; None before the first."""
-        return self._frame
+        if not self._delay_s:
+            return self._frame
+        with self._news:
+            while len(self._late) > 1 and now() - self._late[1].t_capture >= self._delay_s:
+                self._late.popleft()
+            first = self._late[0] if self._late else None
+        return first if first and now() - first.t_capture >= self._delay_s else None
 
     def age(self, now: float) -> float:
         """Age of the newest frame, s; inf without one. One that has come since `now` was read is new."""
-        frame = self._frame
+        frame = self.latest()
         age = np.inf if frame is None else now - frame.t_capture
         return 0.0 if -_SINCE_S < age < 0 else age
 
@@ -96,6 +106,9 @@ class CameraReader:
                     changed = last.t_change if np.array_equal(image, last.image) else captured
                 with self._news:
                     self._frame = Frame(last.seq + 1 if last else 1, captured, image, changed)
+                    if self._delay_s:
+                        self._late.append(self._frame)
+                        self.latest()  # which drops those that nobody will see again
                     self._news.notify_all()
         except Exception as error:  # of any driver: the last frame's age tells the rest
             with self._news:

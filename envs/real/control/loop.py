@@ -73,8 +73,9 @@ class ControlLoop:
     Args:
         driver: connected and, for `live`, armed.
         cameras: name -> started reader, in the policy's order.
-        act: observation -> action: deltas (N,) of the last commanded joints, rad (joints with `config.absolute`), and what moves the gripper, if there is one:
-            0.5 and above closes a binary one, and a continuous one goes to an opening, 0 closed to 1 open.
+        act: observation -> action: deltas (N,) of the last commanded joints, rad (joints with `config.absolute`), and what moves the
+            gripper, if there is one: 0.5 and above closes a binary one, and a continuous one goes to an opening, 0 closed to 1 open.
+            Or actions (k, A), the next and those planned after it, which `check_chunks` looks at.
         disagreement: between the policy's members about its last action, rad.
     """
 
@@ -183,7 +184,7 @@ class ControlLoop:
             state = self.watchdog.state
         safe = None if state == State.FAULT else self._decide(episode, now, state, answer, worker)
         if safe is None:
-            episode.cause = "fault" if state == State.FAULT else "steps"
+            episode.cause = "fault" if self.watchdog.state == State.FAULT else "steps"
             return
         episode.work += 0.1 * (clock.now() - begin - episode.work)
         clock.sleep(episode.sent_last + dt - clock.now())
@@ -225,11 +226,14 @@ class ControlLoop:
         episode.unsure = False
         measured = self.sensors.state
         assert measured is not None
-        if answer is not None and answer.action is not None and answer.t_observed >= episode.void_before:
+        if answer is not None and answer.actions is not None and answer.t_observed >= episode.void_before:
+            if self.config.check_chunks and (why := self.stream.refused(answer.actions, measured)):
+                self.watchdog.fault(now, why)
+                return None
             episode.latencies.append(answer.t_answered - answer.t_observed)
             self._finish_step()
             ages = self.sensors.ages(now)
-            self.stream.take(now, answer.action, measured, self._observed, answer.t_observed, ages)
+            self.stream.take(now, answer.actions[0], measured, self._observed, answer.t_observed, ages)
             self.steps, episode.acted = self.steps + 1, now
         if now >= episode.next_tick and self.steps < episode.max_steps and not worker.busy:
             self._ask(now, worker)

@@ -173,6 +173,15 @@ class SafetyFilter:
         self._advance(self.q_last + speed * self.dt, speed, places[0])
         return Safe(self.q_last, opening, Verdict.PASS, ())
 
+    def problem_between(self, begin: Array, end: Array, seconds: float) -> str | None:
+        """Which limit a straight way in joint space (N,) rad breaks that takes so long, corners aside; None: none. Nothing changes."""
+        fast = np.abs(end - begin) > self._dq * seconds
+        if reasons := _named("range", np.clip(end, self._low, self._high) != end) + _named("speed", fast):
+            return reasons[0]
+        shares = np.linspace(0, 1, 1 + int(np.ceil(seconds / self.dt - _SLACK)))[:, None]
+        places = self.points.along(begin + shares * (end - begin))
+        return self._problem(places[1:], places[0])
+
     def above_table(self, q: Array) -> Array:
         """Joints (N,) rad whose hand is raised, where it is too low, until no watched point is below the table.
 

@@ -115,12 +115,13 @@ class Answer:
 
     t_observed: float
     t_answered: float
-    action: np.ndarray | None  # float64 (A,), finite; None with an error
+    actions: np.ndarray | None  # float64 (k, A), finite: the next, those planned then; None with an error
     error: str  # one line; empty with an action
 
 
 class PolicyWorker:
-    """Runs `act(observation) -> action (A,)` of `size` numbers for one observation at a time: the stream to the arm never waits for it.
+    """Runs `act(observation) -> action (A,)` or actions (k, A) of `size` numbers for one observation at a time: the stream to
+    the arm never waits for it.
 
     It begins when the worker `before` has ended: the policy never runs in two threads. One that hangs keeps its thread.
     """
@@ -178,16 +179,19 @@ class PolicyWorker:
                     return
                 assert self._request is not None
                 (t_observed, observation), self._request = self._request, None
-            action, error = None, ""
+            actions, error = None, ""
             try:
-                action = np.asarray(self._act(observation))
-                if action.shape != (self._size,) or action.dtype.kind not in "fiu":
-                    error = f"found an action {action.dtype} {action.shape}, expected {self._size} numbers"
-                elif not np.isfinite(action := action.astype(float)).all():
-                    error = f"found action {action.tolist()}, expected finite numbers"
+                found = np.asarray(self._act(observation))
+                fits = found.ndim in (1, 2) and found.size > 0 and found.shape[-1] == self._size
+                if not fits or found.dtype.kind not in "fiu":
+                    error = f"found an action {found.dtype} {found.shape}, expected {self._size} numbers"
+                elif not np.isfinite(found := found.astype(float)).all():
+                    error = f"found action {found.tolist()}, expected finite numbers"
+                else:
+                    actions = np.atleast_2d(found)
             except BaseException as failure:  # whatever a policy raises must stop the arm, not this thread
                 error = f"{type(failure).__name__}: {failure}".splitlines()[0]
             with self._changed:
-                self._answer = Answer(t_observed, self._clock.now(), None if error else action, error)
+                self._answer = Answer(t_observed, self._clock.now(), actions, error)
                 self._since = None
                 self._changed.notify_all()

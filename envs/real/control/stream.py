@@ -17,6 +17,7 @@ class LoopConfig(Settings, at="bridge.loop", file="bridge/default"):
 
     max_steps: int = from_yaml(ge=1)
     max_delta: float = from_yaml(gt=0)
+    check_chunks: bool = from_yaml()
     gripper_hold: int = from_yaml(ge=0)
     ready_s: float = from_yaml(gt=0)
     warm_up_s: float = from_yaml(gt=0)
@@ -69,6 +70,19 @@ class CommandStream:
         """From rest, go to joints (N,) in the time of an action."""
         self._rest_at(self.safety.q_last)
         self.path.push(now, now + self._period, np.clip(q, self._low, self._high))
+
+    def refused(self, actions: Array, state: ArmState) -> str | None:
+        """Which of the actions (k, A) to come would break a limit, and how, if all were taken from now on; None: none would."""
+        begin, n = self.commanded if self.config.live else state.q, len(self._low)
+        for i, action in enumerate(actions):
+            end, far = begin + action[:n], np.abs(action[:n]).max() > self.config.max_delta
+            if not far and (np.clip(end, self._low, self._high) == end).all():
+                end = self.safety.above_table(end)  # as `take` does
+            why = "bridge.loop.max_delta" if far else self.safety.problem_between(begin, end, self._period)
+            if why:
+                return f"action {i + 1} of the {len(actions)} planned breaks a limit ({why})"
+            begin = end
+        return None
 
     def take(
         self,

@@ -245,7 +245,8 @@ class SharedControl(Subscriber):
             action = person.act(self._commanded())
         else:
             action = np.asarray(self._policy(observation), np.float32)
-        self._closed = action.shape == (8,) and bool(action[7] >= 0.5)
+        first = np.atleast_2d(action)[0]  # of a plan
+        self._closed = first.shape == (8,) and bool(first[7] >= 0.5)
         self._acts.append((observation["proprio"], self._person))
         return action
 

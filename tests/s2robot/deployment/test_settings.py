@@ -160,6 +160,63 @@ def test_a_limit_needs_members_in_this_process(slow_policy, pair):
         make_policy(served, bench, ExitStack())
 
 
+FLOW = {"head": {"kind": "flow", "width": 8, "layers": 1}, "chunk": 8, "execute": 4}
+
+
+def test_plans_are_made_ahead_by_a_policy_of_a_checkpoint(save_untrained, tmp_path, look):
+    policy = made(save_untrained(tmp_path / "c", **FLOW), "bridge.plan_s=0.2", "bridge.speed=1")
+    ahead, plans = policy.planner, []
+    plan, ahead._stale_s = ahead._plan, np.inf  # of a busy machine
+    ahead._plan = lambda seen, left, fixed: (
+        plans.append((left, fixed, plan(seen, left, fixed))) or plans[-1][2]
+    )
+    actions = [ahead._idle(60) and policy.act(look()) for _ in range(9)]
+    (_, _, first), (left, fixed, second) = plans[:2]
+    np.testing.assert_array_equal(actions, [*first[:6], *second[2:5]])
+    np.testing.assert_allclose(second[:fixed], left[:2], atol=1e-6)
+    policy.forget()
+    assert not len(ahead.remaining)
+
+
+def test_a_checked_policy_says_what_it_has_planned(slow_policy, look):
+    """What its first action was with two more, each then moves up; the same actions as without the check."""
+    checked, seen = made(slow_policy, "bridge.loop.check_chunks=true"), look()
+    rows = [checked.act(seen) for _ in range(3)]
+    assert [len(r) for r in rows] == [3, 2, 1]
+    np.testing.assert_array_equal(rows[0][1:], rows[1])
+    plain = made(slow_policy)
+    np.testing.assert_array_equal([plain.act(seen) for _ in range(3)], rows[0])
+
+
+def test_a_rehearsal_delays_plans_and_cameras(slow_policy, look, monkeypatch):
+    waits, cameras = [], []
+    policy = made(slow_policy, "bridge.rehearse.inference_delay=0.2")
+    monkeypatch.setattr(time, "sleep", waits.append)
+    for _ in range(4):  # a plan lasts three actions
+        policy.act(look())
+    assert waits == [0.2, 0.2]
+    reader = lambda name, source, rotate, delay_s: cameras.append((name, delay_s))  # noqa: E731
+    monkeypatch.setattr("s2robot.deployment.arm.CameraReader", reader)
+    with pytest.raises(AttributeError), ExitStack() as stack:
+        scene = inspect.types.SimpleNamespace(camera=lambda name: None)
+        start_cameras(
+            configured("bridge=emulator", "bridge.rehearse.camera_delay=0.05"), ["left"], scene, stack
+        )
+    assert cameras == [("left", 0.05)]
+    with pytest.raises(UserError, match=r"^bridge.rehearse.camera_delay: expected 0 on a real arm, got 0.05"):
+        configured("bridge.rehearse.camera_delay=0.05")
+
+
+@pytest.mark.parametrize(
+    ("changes", "plan_s", "expected"),
+    [({}, 0.2, "null with policy.head regression"), (FLOW | {"ensemble": 0.1}, 0.2, "null for a policy that sees"),
+     (FLOW, 0.6, "<= 0.571 with policy.chunk=8 and policy.execute=4")],
+)  # fmt: skip
+def test_a_policy_that_cannot_plan_ahead_is_refused(save_untrained, tmp_path, changes, plan_s, expected):
+    with pytest.raises(UserError, match=f"^bridge.plan_s: expected {expected}"):
+        made(save_untrained(tmp_path / "c", **changes), f"bridge.plan_s={plan_s}")
+
+
 def test_a_policy_of_other_actions_is_refused_before_the_arm_is_looked_for(save_untrained, tmp_path):
     gripper = {"name": "gripper", "size": 1, "kind": "binary"}
     parts = [{"name": "joints", "size": 7, "kind": "absolute"}, gripper]

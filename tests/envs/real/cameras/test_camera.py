@@ -87,6 +87,19 @@ def test_ages(read, monkeypatch):
     assert abs(from_monotonic(time.monotonic()) - now()) < 1.0
 
 
+def test_a_delayed_camera_shows_the_newest_frame_that_is_old_enough(read, monkeypatch):
+    time_now = [10.0]
+    monkeypatch.setattr("s2robot.envs.real.cameras.camera.now", lambda: time_now[0])
+    captured = 9.0, 10.0, 10.05, 10.1
+    reader, source = read(*((t, NOISE[i]) for i, t in enumerate(captured)), delay_s=0.2)
+    for seq in (2, 3, 4):
+        source.go.release()
+        wait_for(lambda seq=seq: reader._frame.seq == seq)
+    for time_now[0], seq in ((10.1, 1), (10.19, 1), (10.22, 2), (10.31, 4)):
+        assert reader.latest().seq == seq and reader.age(time_now[0]) == time_now[0] - captured[seq - 1]
+    assert len(reader._late) == 1
+
+
 def test_a_source_that_fails_leaves_an_ageing_frame_and_its_reason(read):
     reader, source = read((time.monotonic(), NOISE[0]), RuntimeError("unplugged"))
     source.go.release()

@@ -177,6 +177,32 @@ def test_a_large_action_is_cut_to_what_the_simulated_world_takes(arm, cameras):
     arm.lawful()
 
 
+FAR = np.eye(8)[6] * 0.3  # more than an action may be
+OUT = np.eye(8)[0] * 0.15  # to the left, out of the workspace
+STOPPED = [
+    ([SLOWLY, FAR], "action 2 of the 2 planned breaks a limit (bridge.loop.max_delta)"),
+    ([SLOWLY, SLOWLY, np.eye(8)[6] * 0.2], "action 3 of the 3 planned breaks a limit (speed: joint 7)"),
+    ([OUT] * 10, "action 7 of the 10 planned breaks a limit (box: "),
+    ([np.eye(8)[6] * 0.08] * 5, "action 4 of the 5 planned breaks a limit (range: joint 7)"),
+]
+
+
+@pytest.mark.parametrize(("chunk", "reason"), STOPPED)
+def test_a_chunk_that_will_break_a_limit_stops_the_arm_before_it_moves(clock, cameras, chunk, reason):
+    start = HOME.copy()
+    start[6] = XARM7_LIMITS.q_max[6] - XARM7_LIMITS.margin - 0.25 if "range" in reason else HOME[6]
+    for checks in (True, False):
+        arm = FakeArm(clock, start)
+        calls: list[int] = []
+        act = lambda o: (calls.append(1), np.stack(chunk if len(calls) > 1 else [SLOWLY]))[1]  # noqa: E731, B023
+        loop = made(arm, cameras, act, config={"check_chunks": checks, "policy_hz": 10.0})
+        result = loop.run(max_steps=1)
+        moved = bool(arm.sent) and np.abs(arm.sent - start).max() > 1e-9
+        assert moved is not checks and result.steps == (not checks)
+        assert result.cause == ("fault" if checks else "steps") and len(arm.stops) == checks
+        assert not checks or result.reasons[0].startswith(reason)
+
+
 def crash():
     raise RuntimeError("cuda is gone")
 
