@@ -149,7 +149,7 @@ def test_a_head_that_gives_what_it_was_taught_plans_these_actions(arm, target, m
     loss = head.loss
     monkeypatch.setattr(head, "loss", lambda context, *goal: taught.append(goal[0]) or loss(context, *goal))
     _, scalars = policy(batch)
-    monkeypatch.setattr(head, "sample", lambda context, noise: taught[0])
+    monkeypatch.setattr(head, "sample", lambda *_: taught[0])
     plan = plan_of(policy, batch)
     torch.testing.assert_close(plan, batch["actions"], atol=1e-4, rtol=0)
     binary = [at for part, at in policy.spec.action.inside if part.kind == "binary"]

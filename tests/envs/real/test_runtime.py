@@ -143,7 +143,7 @@ def test_without_a_supervisor_that_watches_nothing_moves(arm):
     assert arm.stopped and "got it gone" in runtime.fault[0]  # which stays
     arm.stopped, before = False, len(arm.sent)
     for runtime, why in (
-        (made(arm, supervisor=watch), "got it gone"),
+        (made(arm, supervisor=watch), "expected it to watch, got it gone"),
         (made(arm, supervisor=None), "expected one"),
     ):
         for move in (lambda: runtime.go_to(HOME + 0.1), lambda: runtime.run(1)):  # noqa: B023
