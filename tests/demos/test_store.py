@@ -88,6 +88,78 @@ def test_images_and_zero_arrays(tmp_path, monkeypatch):
     assert "c.0.0.0.0: " in error(EpisodeStore.open, tmp_path / "a.zarr")
 
 
+FRAMES = np.random.default_rng(0).integers(0, 256, (29, 16, 8, 3), np.uint8)
+
+
+def images_in_pieces(path: Path, patch, frames: int) -> EpisodeStore:
+    """FRAMES as three episodes, in chunks of so many of them and files of twelve."""
+    patch.setattr(stored_arrays, "CHUNK_BYTES", 12 * FRAMES[0].nbytes)
+    patch.setattr(stored_arrays, "FRAMES", frames)
+    store = EpisodeStore.create(path, IMAGES)
+    for part in np.split(FRAMES, [5, 6]):
+        store.close()
+        store = EpisodeStore.open(path, "a")
+        store.append({"images_hand": part})
+    return store
+
+
+def test_a_frame_is_read_without_its_file(tmp_path, monkeypatch):
+    """Small chunks, many in a file: the same contents as the older layout, in zarr's own format."""
+    older = images_in_pieces(tmp_path / "older.zarr", monkeypatch, 99)
+    store = images_in_pieces(tmp_path / "a.zarr", monkeypatch, 3)
+    assert store.fingerprint == older.fingerprint
+    for each, rows in ((older, 12), (store, 3)):
+        array = zarr.open_array(each.path / "data/images_hand", mode="r")
+        assert array.chunks[0] == rows and np.array_equal(array[:], FRAMES)
+        assert {p.name for p in (each.path / "data/images_hand").glob("c.*")} == {
+            f"c.{i}.0.0.0" for i in range(3)
+        }
+        each.append({"images_hand": FRAMES[:2]})  # an older dataset keeps its layout
+        for start, stop in [(i, i + 1) for i in range(29)] + [(0, 29), (2, 13), (11, 12), (7, 7), (28, 99)]:
+            expected = np.concatenate([FRAMES, FRAMES[:2]])[start:stop]
+            np.testing.assert_array_equal(
+                EpisodeStore.open(each.path).read("images_hand", start, stop), expected
+            )
+    (store.path / "data/images_hand/c.0.0.0.0").write_bytes(
+        (other := store.path / "data/images_hand/c.1.0.0.0").read_bytes()
+    )
+    other.unlink()
+    os.mkfifo(other)  # is read no longer than it takes to see that it is none
+    monkeypatch.setattr(stored_arrays, "VERIFY_BYTES", 0)
+    damaged = EpisodeStore.open(store.path)
+    np.testing.assert_array_equal(damaged.read("images_hand", 0, 12), FRAMES[12:24])
+    assert "c.1.0.0.0: " in error(damaged.read, "images_hand", 12, 13)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("c.1.0.0.0", lambda content: content[:-68] + b"\xff" * 68),  # chunks that were never written
+        ("c.1.0.0.0", lambda content: content[:-52] + (1 << 40).to_bytes(8, "little") + content[-44:]),
+        ("c.1.0.0.0", lambda content: content[:40]),
+        ("c.1.0.0.0", lambda content: b""),
+        ("c.1.0.0.0", lambda content: content[:60] + bytes([content[60] ^ 0x55]) + content[61:]),
+        ("zarr.json", lambda content: content.replace(b'"end"', b'"start"')),
+        ("zarr.json", lambda content: content.replace(b'"zstd"', b'"blosc"')),
+    ],
+)
+def test_damaged_shards(tmp_path, monkeypatch, file, change):
+    store = images_in_pieces(tmp_path / "a.zarr", monkeypatch, 3)
+    broken = store.path / "data/images_hand" / file
+    broken.write_bytes(change(broken.read_bytes()))
+    assert f"images_hand/{file}: " in error(EpisodeStore.open, store.path)
+
+
+def test_a_full_disk_leaves_earlier_frames_of_the_same_file(tmp_path, monkeypatch):
+    store = images_in_pieces(tmp_path / "a.zarr", monkeypatch, 3)
+    with monkeypatch.context() as patch:
+        failing_put(patch, 1, errno.ENOSPC)  # the first write is the array's length
+        assert "3 earlier episodes are intact" in error(store.append, {"images_hand": FRAMES[:9]})
+    np.testing.assert_array_equal(EpisodeStore.open(store.path)["images_hand"], FRAMES)
+    store.append({"images_hand": FRAMES[:9]})
+    np.testing.assert_array_equal(store.episode(3)["images_hand"], FRAMES[:9])
+
+
 @settings(max_examples=6, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 11), st.booleans()), min_size=1, max_size=8))
 def test_append_and_reopen(steps):
