@@ -21,7 +21,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from s2robot.core.errors import check_same
+from s2robot.core.errors import UserError, check_same
 from s2robot.core.files import write_json
 from s2robot.core.provenance import policy_sha256
 from s2robot.demos.mix import Mix
@@ -62,6 +62,7 @@ def train(
     progress: Callable[[int, int, Row], None] = lambda step, steps, row: None,
     rollout: Callable[[Path], float] | None = None,
     tail: Tail | None = None,
+    vectors: Tensor | None = None,
 ) -> Path:
     """Train and return the checkpoint folder ``out/checkpoint`` (the last weights; where episodes are held out, the
     best by their loss are in ``out/checkpoint_best``).
@@ -73,6 +74,7 @@ def train(
         progress: called every `log_every` steps with a row of metrics.
         rollout: evaluates a checkpoint folder and returns its success rate; called as `settings.rollouts` says.
         tail: of the encoder, trained too; `features` are what enters it.
+        vectors: (tasks, D) of the spec's tasks, where it has a `task_dim`.
 
     Raises:
         UserError: `train.from` does not fit; a state file of another run, another training in `out`, a loss that is not
@@ -83,6 +85,8 @@ def train(
     training, held_out = episodes or store.split(settings.validation or 0.0, settings.seed)
     torch.manual_seed(settings.seed)
     policy = ChunkPolicy(spec)
+    if policy.tasks is not None and vectors is not None:
+        policy.tasks.fit(vectors)
     windows = make_windows(store, training, spec.context, spec.chunk, settings.labels)
     if settings.epochs:
         steps = math.ceil(settings.epochs * len(windows) / settings.batch_size)
@@ -157,6 +161,8 @@ def _begin_from(policy: ChunkPolicy, checkpoint: str, contract: Mapping[str, Any
     check_same(f"train.from: {checkpoint}", *specs, free=_FREE)
     keys = ("encoder", "robot", "joint_names", "action_frame", "rate_hz")
     check_contract(theirs, f"train.from: {checkpoint}", **{key: contract[key] for key in keys})
+    if policy.tasks and other.tasks and not torch.allclose(policy.tasks.table, other.tasks.table, atol=1e-3):
+        raise UserError(f"policy.task_vectors: expected those of train.from={checkpoint}, got others")
     policy.load_state_dict(other.state_dict())
 
 
