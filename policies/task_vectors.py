@@ -24,10 +24,9 @@ def read_vectors(path: str | Path, texts: Collection[str] = ()) -> dict[str, Ten
         else:
             with np.load(path, allow_pickle=False) as file:
                 found = {text: torch.from_numpy(np.asarray(file[text])) for text in file.files}
-    if missing := [text for text in texts if text not in found] or not found:
-        raise UserError(
-            f"{path}: expected a vector for {str(missing)[1:-1]}, got {', '.join(found) or 'none'}"
-        )
+    if missing := [text for text in texts if text not in found] or ([] if found else ["some text"]):
+        got = ", ".join(found) or "none"
+        raise UserError(f"{path}: expected a vector for {str(missing)[1:-1]:.200}, got {got:.200}")
     size = next(iter(found.values())).numel()
     for text, vector in found.items():
         if vector.shape != (size,) or not size:

@@ -28,7 +28,7 @@ from s2robot.core.run_folder import is_first
 from s2robot.core.settings import plain, read, read_some
 from s2robot.core.timing import Stages, tracing
 from s2robot.demos.lineage import TRAINING, Lineage
-from s2robot.demos.mix import Mix
+from s2robot.demos.mix import Mix, tasks_of
 from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.encoders.build import build_encoder
@@ -48,7 +48,6 @@ from s2robot.policies import PolicyError, PolicySpec, load_checkpoint
 from s2robot.policies.checkpoint import write_card
 from s2robot.policies.spec import PolicySettings
 from s2robot.policies.task_vectors import read_vectors
-from s2robot.training.batches import tasks_of
 from s2robot.training.settings import TrainSettings
 from s2robot.training.train import train
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from s2robot.core.errors import UserError, check_same
 from s2robot.core.files import write_json
-from s2robot.core.provenance import policy_sha256
+from s2robot.core.provenance import policy_sha256, short_hash
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.demos.windows import Windows, make_windows
@@ -207,6 +207,7 @@ class _Run(Run):
         identity = {
             "policy": policy.spec.to_dict(),
             "dataset": contract["dataset"],
+            **({"policy.task_vectors": short_hash(policy.tasks.table.tolist())} if policy.tasks else {}),
             "encoder": contract["encoder"],
             **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
             "train.from": policy_sha256(Path(settings.from_)) if settings.from_ else None,

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from s2robot.core.errors import UserError
+from s2robot.demos.mix import task_of_steps, tasks_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.policies import Actor, BatchActor, ChunkPolicy, load_checkpoint
-from s2robot.training.batches import task_of_steps, tasks_of
+from s2robot.serving.session import Session
+from s2robot.serving.wire import pack, unpack
 from tests.s2robot.training.small import CAMERAS, DIM, TOKENS, about, fit, make_spec
 
 TASKS = ("push it left", "push it right")
@@ -65,6 +67,44 @@ def test_an_observation_names_the_task_and_another_is_refused(told, tmp_path):
     actor.reset(0, TASKS[0])
     actor.restore(memory)
     assert np.array_equal(actor.act(seen), again)
+
+
+VECTORS = torch.tensor([[3.0, 0, 1, 0], [3, 0, 0, 1]])
+
+
+def test_a_near_vector_does_what_the_demos_did(told, tmp_path):
+    """By openpi's `prompt`, too; a known text has the vector of the training."""
+    spec = make_spec(tasks=TASKS, task_dim=4)
+    trained = fit(told, tmp_path / "run", spec, steps=150, lr=1e-2, validation=0.0, vectors=VECTORS)
+    policy, _ = load_checkpoint(trained)
+    torch.testing.assert_close(policy.tasks.table, torch.tensor([[0, 0, 1, -1], [0, 0, -1, 1]]) / 2**0.5)
+    near = {"shove it left": [3.0, 0, 0.9, 0.2], "shove it right": [3.1, 0.1, 0, 0.8]}
+    np.savez(tmp_path / "near.npz", **near | {TASKS[1]: VECTORS[1].numpy()})
+    policy.add_tasks(tmp_path / "near.npz")
+    assert policy.spec.tasks == (*TASKS, *near)
+    session = Session(Actor(policy, lambda images: torch.zeros(len(images), TOKENS, DIM)), {})
+    images = {f"observation/{name}": np.zeros((8, 8, 3), np.uint8) for name in CAMERAS}
+    seen = images | {"observation/state": np.zeros(8, np.float32), "reset": True}
+    turns = {
+        text: unpack(session.answer(pack(seen | {"prompt": text})))["actions"][0, 0]
+        for text in policy.spec.tasks
+    }
+    assert turns["shove it left"] < 0 < turns["shove it right"]
+    assert turns["push it left"] < 0 < turns["push it right"]
+
+    text = session.answer(pack(seen | {"prompt": "lift it"}))
+    assert "push it right, shove it left" in text and "got 'lift it'" in text and "\n" not in text
+    for given, message in (
+        ({TASKS[0]: [3.0, 0, 0, 1]}, "'push it left': expected its vector of the training"),
+        ({"lift it": [1.0, 2]}, r"expected vectors \(4,\), as in training, got \(2,\)"),
+    ):
+        np.savez(tmp_path / "other.npz", **given)
+        with pytest.raises(UserError, match=message):
+            policy.add_tasks(tmp_path / "other.npz")
+    again = dict(spec=spec, steps=1, validation=0.0)
+    fit(told, tmp_path / "same", **again, vectors=VECTORS, **{"from": str(trained)})
+    with pytest.raises(UserError, match="policy.task_vectors: expected those of train.from"):
+        fit(told, tmp_path / "other", **again, vectors=VECTORS.flip(0), **{"from": str(trained)})
 
 
 def test_a_policy_of_one_task_or_none_needs_no_name_and_demos_without_words_are_refused(data):
