@@ -38,8 +38,8 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.tuning import Tail, build_entering
 from s2robot.envs.gl import require_simulator
 from s2robot.envs.task import TaskSettings
-from s2robot.evaluation.records import by_task, headline
-from s2robot.evaluation.report import write_report
+from s2robot.evaluation.records import headline
+from s2robot.evaluation.report import by_task, write_report
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes
 from s2robot.golden import write_trace
 from s2robot.loading import image_size_of, load_networks

@@ -202,12 +202,6 @@ def where_of(record: Record) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in _COMMON}
 
 
-def by_task(task: str, rate: Mapping[str, Any]) -> list[str]:
-    """Return a row of a table: task, success, interval, episodes."""
-    share, low, high = (f"{100 * rate[key]:.1f}" for key in ("success", "low", "high"))
-    return [task, f"{share} %", f"{low}–{high} %", f"{rate['successes']} of {rate['episodes']}"]
-
-
 def headline(summary: Mapping[str, Any]) -> str:
     """Return "The policy stacked the objects in 118 of 128 episodes: 92.2 % (95 % interval 86.2–95.7 %)"."""
     noun = "episode" if summary["episodes"] == 1 else "episodes"

@@ -15,16 +15,7 @@ from markupsafe import Markup
 
 from s2robot.core.files import read_json
 from s2robot.envs.task_settings import Group
-from s2robot.evaluation.records import (
-    Known,
-    Record,
-    by_task,
-    headline,
-    known_of,
-    read_records,
-    read_summary,
-    wilson,
-)
+from s2robot.evaluation.records import Known, Record, headline, known_of, read_records, read_summary, wilson
 from s2robot.reporting import page, plots
 from s2robot.reporting.page import Block, Section
 from s2robot.reporting.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION
@@ -105,6 +96,12 @@ def _outcomes(records: Sequence[Record], known: Known, summary: Mapping[str, Any
             [by_task(*each) for each in rates.items()],
             1,
         )
+
+
+def by_task(task: str, rate: Mapping[str, Any]) -> list[str]:
+    """Return a row of a table: task, success, interval, episodes."""
+    share, low, high = (f"{100 * rate[key]:.1f}" for key in ("success", "low", "high"))
+    return [task, f"{share} %", f"{low}–{high} %", f"{rate['successes']} of {rate['episodes']}"]
 
 
 def _failures(records: Sequence[Record], known: Known, shown: Sequence[str]) -> Section:
