@@ -56,7 +56,8 @@ class LearnedPlanner:
         threads: int | None = None,
         tasks: Sequence[str] = (),
     ):
-        self.tasks, self._task = tasks, None
+        self.tasks = tasks
+        self._task: str | None = None
         self.policy, self.encoder, self.cameras, self.dtype = policy, encoder, tuple(cameras), dtype
         self.device, self.threads = device, threads
         self._actor: BatchActor | None = None
