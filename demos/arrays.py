@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,12 +18,13 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore
 
 from s2robot.core.files import read_bytes
-from s2robot.demos.bounds import check_size, json_file, number_type, unpack
+from s2robot.demos.bounds import FREE, check_size, json_file, number_type, unpack
 from s2robot.demos.errors import DatasetError, disk_error, mismatch, readable
 
 ENDS = "meta/episode_ends"
 ENDS_CHUNK = 4096  # episodes in a chunk of meta arrays
-CHUNK_BYTES = 1 << 20  # of a data chunk before compression: few files, and little to rewrite in an append
+CHUNK_BYTES = 1 << 20  # of a data file before compression: few files, and little to rewrite in an append
+FRAMES = 8  # decoded together at most: few for random reads, and enough to store what they share once
 ZSTD = {"id": "zstd"}
 LEVEL, QUICK_LEVEL = 5, 2  # of zstd; the second for imported datasets, which are large
 VERIFY_BYTES = 64 << 20  # arrays up to this size are decoded on opening; larger ones when they are read
@@ -48,15 +50,23 @@ class StoredArray:
             array = zarr.open_array(storage, path=place, mode="r" if mode == "r" else "r+", zarr_format=3)
         return cls(root, name, array)
 
+    # zarr makes some of these anew at each look
+    folder = cached_property(lambda self: self.root / folder_of(self.name))
+    dtype = cached_property(lambda self: self.array.dtype)
+    chunks = cached_property(lambda self: self.array.chunks)
+    file_rows = cached_property(
+        lambda self: (self.array.shards or self.array.chunks)[0]
+    )  # of one or many chunks
+
     def chunk_files(self, rows: int, first: int = 0) -> Iterator[tuple[int, Path]]:
-        """Yield number and file of the chunks of the first `rows` rows, from the chunk `first` on."""
-        for i in range(first, -(-rows // self.array.chunks[0])):
+        """Yield number and file of the files of the first `rows` rows, from the file `first` on."""
+        for i in range(first, -(-rows // self.file_rows)):
             key = self.array.metadata.encode_chunk_key((i,) + (0,) * (self.array.ndim - 1))
-            yield i, self.root / folder_of(self.name) / key
+            yield i, self.folder / key
 
     def check(self, expected: int) -> None:
         """Refuse an array of fewer than `expected` rows, with a missing chunk, or, up to VERIFY_BYTES, a broken one."""
-        array, folder = self.array, self.root / folder_of(self.name)
+        array, folder = self.array, self.folder
         if array.shape[0] < expected:
             raise mismatch(folder, f"{expected} rows by {ENDS}", array.shape[0])
         check_size(folder, array.dtype.itemsize * math.prod(array.chunks), self._stored(expected))
@@ -66,17 +76,28 @@ class StoredArray:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Read rows `start` to `stop`. Raises DatasetError with the file of a missing or broken chunk."""
         # zarr's own reader allocates the size in a chunk's header, and reads a missing chunk as zeros
-        rows, stop = self.array.chunks[0], min(stop, self.array.shape[0])
-        shape = (max(stop - start, 0), *self.array.shape[1:])
-        stored = self._stored(stop, start // rows) if shape[0] else 0
-        size = self.array.dtype.itemsize * (math.prod(shape) + math.prod(self.array.chunks))
-        check_size(self.root / folder_of(self.name), size, stored)
-        out = np.empty(shape, self.array.dtype)
-        for i, file in self.chunk_files(stop, start // rows):
-            chunk = unpack(file, ZSTD, read_bytes(file), self.array.chunks, self.array.dtype, "C")
-            least, most = max(start, i * rows), min(stop, (i + 1) * rows)
-            out[least - start : most - start] = chunk[least - i * rows : most - i * rows]
+        chunks, stop = self.chunks, min(stop, self.array.shape[0])
+        shape = (max(stop - start, 0), *chunks[1:])
+        size = self.dtype.itemsize * (math.prod(shape) + math.prod(chunks))
+        if shape[0] and size > FREE:
+            check_size(self.folder, size, self._stored(stop, start // self.file_rows))
+        out = np.empty(shape, self.dtype)
+        for first, file, data in self._packed(start, stop) if shape[0] else ():
+            chunk = unpack(file, ZSTD, data, chunks, self.dtype, "C")
+            least, most = max(start, first), min(stop, first + chunks[0])
+            out[least - start : most - start] = chunk[least - first : most - first]
         return out
+
+    def _packed(self, start: int, stop: int) -> Iterator[tuple[int, Path, bytes]]:
+        """Yield the first row, the file and the bytes of each chunk that holds some of these rows."""
+        rows, each = self.file_rows, self.chunks[0]
+        for i, file in self.chunk_files(stop, start // rows):
+            if rows == each:
+                yield i * rows, file, read_bytes(file)
+                continue
+            wanted = range(max(start - i * rows, 0) // each, -(-min(stop - i * rows, rows) // each))
+            for k, data in zip(wanted, _pieces(file, rows // each, wanted), strict=True):
+                yield i * rows + k * each, file, data
 
     def _stored(self, rows: int, first: int = 0) -> int:
         """Sum up the bytes of `chunk_files`; DatasetError for a missing one."""
@@ -96,14 +117,16 @@ def create_array(
     group: zarr.Group, name: str, dtype: np.dtype, shape: tuple[int, ...], level: int = LEVEL
 ) -> zarr.Array:
     """Create an array without rows, each of `shape`, in place of an existing one."""
-    row = dtype.itemsize * math.prod(shape)
-    # images: a few in a chunk, for random reads
-    rows = ENDS_CHUNK if name.startswith("meta/") else max(4, CHUNK_BYTES // max(row, 1))
+    row = max(dtype.itemsize * math.prod(shape), 1)
+    rows, shards = ENDS_CHUNK if name.startswith("meta/") else max(4, CHUNK_BYTES // row), None
+    if name.startswith("data/images_") and (count := rows // FRAMES):  # small chunks, many in a file
+        rows, shards = FRAMES, (FRAMES * count, *shape)
     return group.create_array(
         folder_of(name),
         shape=(0, *shape),
         dtype=dtype,
         chunks=(rows, *shape),
+        shards=shards,
         compressors=ZstdCodec(level=level, checksum=True),
         fill_value=0,
         chunk_key_encoding={"name": "default", "separator": "."},  # flat: c.0.0 beside zarr.json
@@ -135,15 +158,38 @@ def folder_of(name: str) -> str:
 
 
 def _check_layout(file: Path, about: Mapping[str, Any]) -> None:
-    """Refuse an array that our writer never makes: anything but numbers in whole rows, packed by zstd."""
+    """Refuse an array that our writer never makes: anything but numbers in whole rows, packed by zstd, alone or in shards."""
     number_type(file, about.get("data_type"))
     with readable(file):
-        codecs = [codec["name"] for codec in about["codecs"]]
-        shape, chunks = about["shape"], about["chunk_grid"]["configuration"]["chunk_shape"]
-        rows = len(shape) == len(chunks) > 0 and chunks[1:] == shape[1:] and chunks[0] > 0
-    if codecs != ["bytes", "zstd"] or not rows or about.get("storage_transformers"):
-        got = f"{codecs} and {shape} in chunks of {chunks}"[:160]
+        codecs, shape = about["codecs"], about["shape"]
+        grids = [about["chunk_grid"]["configuration"]["chunk_shape"]]
+        if len(codecs) == 1 and codecs[0]["name"] == "sharding_indexed":
+            shard = codecs[0]["configuration"]
+            index = [codec["name"] for codec in shard["index_codecs"]], shard["index_location"]
+            codecs = shard["codecs"] if index == (["bytes", "crc32c"], "end") else codecs
+            grids.append(shard["chunk_shape"])
+        names = [codec["name"] for codec in codecs]
+        rows = all(len(shape) == len(c) > 0 and c[1:] == shape[1:] and c[0] > 0 for c in grids)
+    if names != ["bytes", "zstd"] or not rows or about.get("storage_transformers"):
+        got = f"{names} and {shape} in chunks of {grids[-1]}"[:160]
         raise mismatch(file, "bytes, zstd and whole rows in a chunk", got)
+
+
+def _pieces(file: Path, count: int, wanted: range) -> list[bytes]:
+    """Return some chunks of a shard of `count`, whose index ends the file: offset and size of each (DatasetError)."""
+    with readable(file):
+        number = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would never open
+        try:
+            begin = os.fstat(number).st_size - 4 - 16 * count  # after the index: its checksum
+            index = np.frombuffer(os.pread(number, 16 * count, begin), "<u8").reshape(count, 2)
+            places = index[wanted.start : wanted.stop].tolist()
+            if any(
+                offset + length > begin for offset, length in places
+            ):  # as of a chunk that was never written
+                raise mismatch(file, f"chunks in its first {begin} bytes", places)
+            return [os.pread(number, length, offset) for offset, length in places]
+        finally:
+            os.close(number)
 
 
 def committed_ends(stored: StoredArray) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from s2robot.core.errors import check_same
+from s2robot.core.errors import UserError, check_same, one_of
 from s2robot.demos.errors import mismatch
 from s2robot.demos.store import EpisodeStore
 
@@ -81,3 +81,24 @@ def _check_alike(members: Sequence[EpisodeStore]) -> None:
         names = ALIKE[:-1] if "source" in ours and "source" in theirs else ALIKE
         one, two = ({name: about.get(name) for name in names} for about in (ours, theirs))
         check_same(f"demos.mix: {other.path}", one, two, f" as in {first.path}")
+
+
+def tasks_of(store: EpisodeStore) -> tuple[str, ...]:
+    """Return what the demos of a dataset do, in words, each once; UserError if it does not say so."""
+    parts = store.members if isinstance(store, Mix) else [store]
+    named = [part for part in parts if part.attrs.get("tasks") and "task" in part.meta_keys]
+    if len(named) < len(parts):
+        raise UserError(f"policy.by_task: expected demos that store their tasks, got {store.path}")
+    return tuple(dict.fromkeys(str(task) for part in parts for task in part.attrs["tasks"]))
+
+
+def task_of_steps(store: EpisodeStore, tasks: Sequence[str]) -> np.ndarray:
+    """Return the place in ``tasks`` of what each step's episode does; UserError for what is none of them.  # (M,)"""
+    for text in tasks_of(store):
+        one_of(f"{store.path}: tasks", text, tasks)
+    parts = store.members if isinstance(store, Mix) else [store]
+    found = []
+    for part in parts:
+        places = np.array([tasks.index(str(task)) for task in part.attrs["tasks"]])
+        found.append(np.repeat(places[part.meta("task").astype(int)], part.lengths))
+    return np.concatenate(found)

@@ -6,7 +6,7 @@
     store["action"].shape   # (all steps, 8)
 
 ``data/<key>`` holds all episodes end to end, ``meta/episode_ends`` the end of each one, ``meta/<key>`` a value per episode.
-Format: zarr 3, zstd with a checksum in every chunk.
+Format: zarr 3, zstd with a checksum in every chunk; images in shards of chunks of a few frames, for random reads.
 
 An append survives kill -9: zarr writes each file under a temporary name and renames it, so a chunk is the old one or the
 new one, and the new one holds the earlier episodes too. Arrays grow first, ``episode_ends`` last: it is lengthened with
@@ -331,6 +331,6 @@ class EpisodeStore:
         return self.num_steps if name.startswith("data/") else len(self)
 
     def _known(self, group: str, key: str) -> None:
-        has = self.keys if group == "data" else self.meta_keys
-        if key not in has:
+        if f"{group}/{key}" not in self._specs:
+            has = self.keys if group == "data" else self.meta_keys
             raise mismatch(self.path / group, f"the key '{key}'", ", ".join(has) or "none")

@@ -180,7 +180,9 @@ class GymTask(Task):
         return self.settings.names.get(camera, camera)
 
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
-        self._seen, _ = self.inner.reset(seed=int(rng.integers(2**31)))
+        self._seen, info = self.inner.reset(seed=int(rng.integers(2**31)))
+        said = [info.get(key) for key in ("instruction", "task", "task_description")]
+        self.instruction = next((text for text in said if isinstance(text, str)), None)
         self._success, self._ended, self._reward = False, False, math.nan  # none was given yet
         goal = self._seen.get("desired_goal", ()) if isinstance(self._seen, Mapping) else ()
         self.layout = {f"goal_{i}": float(value) for i, value in enumerate(np.ravel(goal))}

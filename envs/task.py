@@ -93,6 +93,7 @@ class Task(gymnasium.Env):
     action_parts: Sequence[dict] = ()  # by default the joints (deltas) and the gripper of an arm,
     proprio_parts: Sequence[dict] = ()  # and its joints and its gripper's opening
     layout: Mapping[str, float] = MappingProxyType({})  # where the episode began, by name
+    instruction: str | None = None  # what the episode is to do, in words, where a world has several tasks
     render_mode: str | None = None
     draw: bool = True
     _steps = 0

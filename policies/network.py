@@ -33,7 +33,7 @@ class Network(nn.Module):
 
     def __init__(self, spec: PolicySpec):
         super().__init__()
-        sizes = spec.context, spec.proprio.width + len(spec.tasks), spec.action.width
+        sizes = spec.context, spec.state_width, spec.action.width
         self.body: MlpBody | RnnBody | TransformerBody
         if isinstance(spec.network, MlpSettings):
             self.body = MlpBody(spec.network, len(spec.cameras), *sizes)

@@ -16,6 +16,7 @@ may say how many targets a process has in the mean, target_counts (K,) or (T, K)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from s2robot.policies.heads.head import signed
 from s2robot.policies.network import Members, Network
 from s2robot.policies.normalise import Normaliser, Weights
 from s2robot.policies.spec import PolicySpec
+from s2robot.policies.task_vectors import TaskVectors, read_vectors
 
 FADE = 3  # steps in which a plan leaves the one that it continues: the whole overlap is smoother, and slower to react
 Before = tuple[np.ndarray, np.ndarray]  # actions (W, A), and where there is none (W,)
@@ -41,8 +43,19 @@ class ChunkPolicy(nn.Module):
         self.cumulative = spec.action_target == "cumulative"
         parts = spec.proprio, spec.action, spec.chunk, self.cumulative, spec.normalise_parts
         self.normaliser = Normaliser(spec.normalise, *parts)
+        self.tasks = TaskVectors(len(spec.tasks), spec.task_dim) if spec.task_dim else None
         self.width = self.network.body.embed_dim * self.network.count  # of a camera's pooled vector
         self.noise_shape: tuple[int, ...] = self.network.head.noise_shape  # of one plan; (): deterministic
+
+    def add_tasks(self, path: str | Path) -> None:
+        """Act on the further texts of a file, too, see `task_vectors` (UserError: it does not fit, or the policy has no vectors)."""
+        vectors = read_vectors(path)
+        if self.tasks is None:
+            known = ", ".join(self.spec.tasks) or "no task"
+            raise UserError(f"task_vectors: expected a policy with policy.task_vectors, got one of {known}")
+        self.spec = self.spec.replace(
+            tasks=[*self.spec.tasks, *self.tasks.extend(path, self.spec.tasks, vectors)]
+        )
 
     def fit_normaliser(
         self,
@@ -245,7 +258,7 @@ class ChunkPolicy(nn.Module):
         if self.training and spec.proprio_noise:
             state = state + spec.proprio_noise * torch.randn_like(state)
         if spec.tasks:
-            state = torch.cat([state, task], -1)
+            state = torch.cat([state, self.tasks(task) if self.tasks else task], -1)
         return pooled, state, self.normaliser.action(spec.action.inner(past_actions.float())), pad
 
     def _starts(

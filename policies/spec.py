@@ -50,6 +50,7 @@ class PolicySettings(Settings, at="policy", file="policy/mlp"):
     zero_features: bool = from_yaml()
     members: int = from_yaml(ge=1)
     by_task: bool = from_yaml()
+    task_vectors: str | None = from_yaml()
 
     @model_validator(mode="before")
     @classmethod
@@ -75,6 +76,9 @@ class PolicySpec(PolicySettings):
     proprio_dim: int = Field(default=8, ge=1)  # numbers of a state
     # what the policy can be told to do, in words; it sees which one beside the state
     tasks: tuple[str, ...] = ()
+    task_dim: int = Field(
+        default=0, ge=0
+    )  # numbers of a task's vector; 0: the network sees its place in `tasks`
     # (rows, columns) of each camera's token map, where they are not all squares of `tokens`; the largest has `tokens`
     grids: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
     # Plain dicts, see `Parts.read`. None: joints (action: delta; state: absolute) and the gripper, which is last.
@@ -112,8 +116,15 @@ class PolicySpec(PolicySettings):
         """Return the task to do, by default the only one; UserError: another task, or none of several. A policy of none takes any."""
         task = self.tasks[0] if task is None and len(self.tasks) == 1 else task
         if self.tasks:
-            one_of("task", task, self.tasks)
+            one_of(
+                "task", task, self.tasks, ", or a text with a vector (task_vectors)" if self.task_dim else ""
+            )
         return task
+
+    @property
+    def state_width(self) -> int:
+        """Numbers beside the images that the network sees of a step: the state, and the task."""
+        return self.proprio.width + (self.task_dim or len(self.tasks))
 
     @cached_property
     def action(self) -> Parts:

@@ -51,12 +51,18 @@ def device_of(name: str) -> torch.device:
 
 
 def load_networks(
-    checkpoint: str | Path, device: torch.device, weights: str | Path | None = None
+    checkpoint: str | Path,
+    device: torch.device,
+    weights: str | Path | None = None,
+    task_vectors: str | Path | None = None,
 ) -> tuple[ChunkPolicy, S2Encoder, dict[str, Any]]:
     """Return the policy, the encoder and the contract of a checkpoint. ``weights``: the encoder's file, if it has moved.
+    ``task_vectors``: of texts that the policy is to act on besides those of its demos.
     PolicyError, UserError: a damaged checkpoint, missing weights, or another encoder than the policy's, or one
     that gives other actions here than after training."""
     policy, contract = load_checkpoint(checkpoint, device)
+    if task_vectors:
+        policy.add_tasks(task_vectors)
     settings = dict(read(_Acts, contract, f"{checkpoint}: ").encoder.settings)
     if weights:
         settings["checkpoint"] = str(weights)
@@ -114,9 +120,14 @@ class Policy(NamedTuple):
         return self.actor.plan(observation)
 
 
-def load_policy(checkpoint: str | Path, device: str = "auto", weights: str | Path | None = None) -> Policy:
+def load_policy(
+    checkpoint: str | Path,
+    device: str = "auto",
+    weights: str | Path | None = None,
+    task_vectors: str | Path | None = None,
+) -> Policy:
     """Load a checkpoint that acts for one robot. Arguments and errors as :func:`load_networks`, the device by name."""
-    policy, encoder, contract = load_networks(checkpoint, device_of(device), weights)
+    policy, encoder, contract = load_networks(checkpoint, device_of(device), weights, task_vectors)
     dtype = contract["encoder"]["features_dtype"]
     geometry = contract.get("camera_geometry") or {}
     sizes = {name: camera["size"] for name, camera in geometry.items() if "size" in camera}

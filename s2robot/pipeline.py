@@ -28,7 +28,7 @@ from s2robot.core.run_folder import is_first
 from s2robot.core.settings import plain, read, read_some
 from s2robot.core.timing import Stages, tracing
 from s2robot.demos.lineage import TRAINING, Lineage
-from s2robot.demos.mix import Mix
+from s2robot.demos.mix import Mix, tasks_of
 from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.encoders.build import build_encoder
@@ -40,7 +40,7 @@ from s2robot.encoders.tuning import Tail, Whole, build_entering
 from s2robot.envs.gl import require_simulator
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
-from s2robot.evaluation.report import write_report
+from s2robot.evaluation.report import by_task, write_report
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes
 from s2robot.golden import write_trace
 from s2robot.loading import image_size_of, load_networks
@@ -48,7 +48,7 @@ from s2robot.overrides import key_of
 from s2robot.policies import PolicyError, PolicySpec, load_checkpoint
 from s2robot.policies.checkpoint import write_card
 from s2robot.policies.spec import PolicySettings
-from s2robot.training.batches import tasks_of
+from s2robot.policies.task_vectors import read_vectors
 from s2robot.training.settings import TrainSettings
 from s2robot.training.train import train
 
@@ -84,7 +84,21 @@ class Task:
         if not self.cameras:
             raise UserError(f"{store.path}: found no cameras, expected at least one to encode")
         store.check(**self.space)
+        self.vectors(store)  # reject a wrong file before encoding
         return store
+
+    def tasks(self, store: EpisodeStore) -> tuple[str, ...]:
+        """Return what the policy is to learn, in words; () if it sees no task. UserError: the demos do not say."""
+        by_task = self.policy and (self.policy.by_task or self.policy.task_vectors)
+        return tasks_of(store) if by_task else ()
+
+    def vectors(self, store: EpisodeStore) -> torch.Tensor | None:
+        """Return the vectors (tasks, D) of the policy's tasks; None if it sees their places or none."""
+        tasks, path = self.tasks(store), self.policy and self.policy.task_vectors
+        if not path:
+            return None
+        found = read_vectors(path, tasks)
+        return torch.stack([found[text] for text in tasks])
 
     def split(self, store: EpisodeStore) -> Split:
         """Choose the episodes to train on, and those to hold out, on which no ancestor of the policy was trained."""
@@ -175,8 +189,9 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     for array, attribute in PARTS.items():
         if found := store.attrs.get(attribute):
             values |= {attribute: found, f"{array}_dim": sum(part["size"] for part in found)}
-    if task.policy.by_task:
-        values["tasks"] = tasks_of(store)
+    vectors = task.vectors(store)
+    values |= {"tasks": task.tasks(store), "task_vectors": None}
+    values |= {} if vectors is None else {"task_dim": vectors.shape[1], "by_task": True}
     spec = PolicySpec.from_dict(values, action_frame=store.attrs["action_frame"])
     rollout = rollout_of(task, contract, out)
     with bar("training the policy") as update:
@@ -187,7 +202,9 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
             update(step, steps, f"{passes}  loss {row['train_loss']:.4f}{held_out}")
 
         split = task.split(store)
-        checkpoint = train(task.train, spec, store, features, contract, out, split, progress, rollout, tail)
+        checkpoint = train(
+            task.train, spec, store, features, contract, out, split, progress, rollout, tail, vectors
+        )
     for folder in out.glob("checkpoint*/") if is_first() else ():
         policy, own, about = load_networks(folder, torch.device("cpu"))
         states = store.episode(0)["proprio"]
@@ -245,13 +262,15 @@ def _sizes(frames: Mapping[str, tuple[int, int]], side: int) -> dict[str, list[i
     return {name: list(size) for name, size in frames.items() if size != (side, side)}
 
 
-def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder) -> None:
+def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder, evaluation: Any) -> None:
     """Reject a dataset whose policy could not act in the world that evaluates it, before encoding and training."""
-    from s2robot.evaluation.evaluate import world_for
+    from s2robot.evaluation.evaluate import check_tasks, world_for
 
     contract = contract_of(task, store, encoder)
     try:
-        world_for(task.world, contract, image_size_of(contract, encoder))
+        config, *_ = world_for(task.world, contract, image_size_of(contract, encoder))
+        further = read_vectors(evaluation.task_vectors) if evaluation.task_vectors else ()
+        check_tasks(evaluation, config, [*task.tasks(store), *further])
     except (PolicyError, UserError) as error:
         raise type(error)(f"{store.path}: {error}; `s2robot train` trains without evaluating") from None
 
@@ -287,7 +306,7 @@ def run(cfg: DictConfig) -> None:
                 record_demos(task.world, cfg.recording, recorded)
         store = task.open_demos()
         task.lineage(store).refuse(evaluation.positions, store.path, "evaluate.seed")
-        check_world(task, store, encoder)
+        check_world(task, store, encoder, evaluation)
         with timed("encode"):
             features, _ = encode(task, store, encoder)
         with timed("train"):
@@ -302,4 +321,5 @@ def run(cfg: DictConfig) -> None:
 def finish(summary: dict[str, Any], out: Path, timed: Stages | None = None) -> None:
     report = write_report(out)
     table = f"\n{timed.table()}\n" if timed else ""
-    print(f"{table}\n{headline(summary)}\nreport: {report.resolve()}")
+    tasks = "".join("\n" + "  ".join(by_task(*each)) for each in summary.get("by_task", {}).items())
+    print(f"{table}\n{headline(summary)}{tasks}\nreport: {report.resolve()}")

@@ -26,13 +26,14 @@ ONE_THREAD = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LP
 ROWS = {  # row -> peer whose interpreter runs it, side, data
     "loading/lerobot": ("lerobot", "lerobot", "{}/lerobot"),
     "loading/robomimic": ("robomimic", "robomimic", "{}/robomimic.hdf5"),
+    "loading/hdf5": (None, "hdf5", "{}/robomimic.hdf5"),
     "loading/features": (None, "features", "{}/labelled.zarr"),
     "loading/images": (None, "images", "{}/images.zarr"),
     "world/ours": (None, "world", "ours"),
     "world/robosuite": (None, "world", "robosuite"),
 }
 PACKAGES = {  # robomimic does not declare six, and was written for numpy 1
-    "lerobot": ["lerobot==0.4.4"],
+    "lerobot": ["lerobot==0.6.1" if sys.version_info >= (3, 12) else "lerobot==0.4.4"],
     "robomimic": ["robomimic==0.3.0", "six", "numpy<2"],
 }
 CONVERT = {  # file -> what it is converted from, other settings
@@ -77,10 +78,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", default=[*ROWS], help=f"of {', '.join(ROWS)}")
+    parser.add_argument(
+        "--against", default="loading/robomimic", help="row that the ratios are to, measured first"
+    )
     args = parser.parse_args()
+    summary, base = ROOT / "docs/results/peers/summary.json", None
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    for name in args.names:
+    for name in sorted(args.names, key=lambda name: name != args.against):
         peer, side, data = ROWS[name]
         if data.startswith("{}/"):
             demos(folder, data.removeprefix("{}/"))
@@ -89,7 +94,10 @@ def main() -> None:
         done = subprocess.run(words, cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, check=True)
         command = shlex.join(["python", "-m", "benchmarks.peers.rows", "<folder>", name])
         row = {"name": name, **json.loads(done.stdout.splitlines()[-1]), "command": command}
-        keep(ROOT / "docs/results/peers/summary.json", row)
+        base = row["per_cpu_s"] if name == args.against else base
+        keep(summary, row)
+        if base:
+            print(f"{name}: {row['per_cpu_s'] / base:.2f} x {args.against}", flush=True)
 
 
 if __name__ == "__main__":

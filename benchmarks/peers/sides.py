@@ -2,6 +2,7 @@
 
 <python of lerobot> benchmarks/peers/sides.py lerobot <folder of the dataset> <seconds>
 <python of robomimic> benchmarks/peers/sides.py robomimic <data>.hdf5 <seconds>
+python benchmarks/peers/sides.py hdf5 <data>.hdf5 <seconds>      # as robomimic reads, without robomimic
 python benchmarks/peers/sides.py features <store> <seconds>      # batches of 16 windows from the feature cache
 python benchmarks/peers/sides.py images <store> <seconds>        # batches of 16 random steps from stored images
 python benchmarks/peers/sides.py world ours <seconds>            # or robosuite
@@ -92,6 +93,19 @@ def features(path: str) -> Iterator[dict]:
     return (batches.step(step, 16, 0) for step in count())
 
 
+def hdf5(path: str) -> Iterator[dict]:
+    """As `images` from robomimic's layout, a dataset per demo and camera: each frame is looked up by name and read alone."""
+    import h5py
+    import torch
+
+    file, rng = h5py.File(path), np.random.default_rng(0)
+    rows = [(demo, i) for demo, group in file["data"].items() for i in range(len(group["actions"]))]
+    while True:
+        drawn = [rows[i] for i in rng.integers(len(rows), size=16)]
+        frames = {c: np.stack([file[f"data/{demo}/obs/{c}_image"][i] for demo, i in drawn]) for c in CAMERAS}
+        yield {c: torch.from_numpy(seen).permute(0, 3, 1, 2).float() / 255 for c, seen in frames.items()}
+
+
 def images(path: str) -> Iterator[dict]:
     """Random steps with the images of all cameras as floats, as robomimic and LeRobot return them."""
     import torch
@@ -126,5 +140,5 @@ def world(whose: str) -> Iterator:
 
 if __name__ == "__main__":
     side, argument, seconds = sys.argv[1:]
-    sides = {f.__name__: f for f in (lerobot, robomimic, features, images, world)}
+    sides = {f.__name__: f for f in (lerobot, robomimic, hdf5, features, images, world)}
     print(json.dumps(clock(sides[side](argument), float(seconds))))

@@ -48,7 +48,7 @@ def reproduce(cfg: DictConfig) -> int:
         )
     how = EvaluateSettings(
         episodes=len(records), seed=identity["evaluate.seed"], control=identity.get("evaluate.control"), videos=0,
-        workers=settings.workers,
+        workers=settings.workers, instruction=identity.get("evaluate.instruction"),
     )  # fmt: skip
     world = settings_of(identity["env"], f"{settings.run}: env")
     evaluate_checkpoint(checkpoint, out, how, world)

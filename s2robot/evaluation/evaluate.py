@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,10 @@ import torch
 from omegaconf import DictConfig
 
 from s2robot.config import open_demos, task_settings
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import write_json
 from s2robot.core.progress import bar
-from s2robot.core.provenance import command, policy_sha256, versions
+from s2robot.core.provenance import command, policy_sha256, short_hash, versions
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.demos.binding import bind, is_open, names_no_world
 from s2robot.demos.lineage import TRAINING, USES, Lineage
@@ -49,13 +49,18 @@ class EvaluateSettings(Settings, at="evaluate", file="evaluate/default"):
     video_size: int = from_yaml(ge=16)
     resume: bool = from_yaml()
     control: Literal["blind", "nearest_demo"] | None = from_yaml()
-    instruction: str | None = from_yaml()
+    instruction: str | tuple[str, ...] | None = from_yaml()
+    task_vectors: str | None = from_yaml()
     device: str = from_yaml()
     threads: int = from_yaml(ge=1)
 
     @property
     def positions(self) -> range:
         return range(self.seed, self.seed + self.episodes)  # the episodes' seeds
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        return (self.instruction,) if isinstance(self.instruction, str) else self.instruction or ()
 
 
 def evaluate_policy(
@@ -97,7 +102,7 @@ def evaluate_checkpoint(
     """
     start, e = time.monotonic(), settings or EvaluateSettings()
     # on the CPU: only workers may have the device
-    policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), weights)
+    policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), weights, e.task_vectors)
     config, contract, changes = world_for(world, contract, image_size_of(contract, encoder))
     if changes:
         print(f"note: this world is not the demos': {'; '.join(changes)}")
@@ -105,15 +110,17 @@ def evaluate_checkpoint(
     lineage.refuse(e.positions, checkpoint, "evaluate.seed", TRAINING if selects else tuple(USES))
     if lineage.note and not selects:
         print(f"note: {lineage.note}")
-    policy.spec.told(e.instruction)  # before any world is made
+    check_tasks(e, config, policy.spec.tasks)
     spec, dtype = policy.spec.to_dict(), contract["encoder"]["features_dtype"]
     same = {
         "policy": policy_sha256(checkpoint),
         "policy.spec": spec,
     }  # execute and ensemble do not change the weights
     identity = same | _identity(e, contract, config, demos)
+    if e.task_vectors and policy.tasks is not None:
+        identity["evaluate.task_vectors"] = short_hash(policy.tasks.table.tolist())
     planner: Planner = LearnedPlanner(
-        policy, encoder, contract["cameras"], dtype, e.device, e.threads, e.instruction
+        policy, encoder, contract["cameras"], dtype, e.device, e.threads, e.instructions
     )
     if e.control == "blind":
         policy.network.pooling.blind = True
@@ -140,7 +147,7 @@ def _identity(
         "encoder": contract["encoder"]["fingerprint"],
         "features_dtype": contract["encoder"]["features_dtype"],
         **{"evaluate.seed": e.seed, "evaluate.control": e.control},
-        **({"evaluate.instruction": e.instruction} if e.instruction else {}),
+        **({"evaluate.instruction": list(e.instructions)} if e.instructions else {}),
         "env": config.model_dump(),
         **({"demos": demos.fingerprint} if demos is not None else {}),
     }
@@ -189,6 +196,16 @@ def world_for(
     changes = world_changes(contract["env_config"], config)
     changes += camera_changes(contract.get("camera_geometry") or {}, env.camera_geometry())
     return config, contract, changes
+
+
+def check_tasks(e: EvaluateSettings, config: TaskSettings, tasks: Sequence[str]) -> None:
+    """Reject instructions that are none of a policy's tasks, and none at all where the world does not say either (UserError)."""
+    for text in e.instructions if tasks else ():
+        one_of("evaluate.instruction", text, tasks)
+    if len(tasks) > 1 and not e.instructions:
+        env = make(config, draw=False)
+        env.reset(seed=e.seed)
+        one_of("evaluate.instruction", env.instruction, tasks)
 
 
 def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str], seed: int) -> dict[str, Any]:

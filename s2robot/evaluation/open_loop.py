@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from s2robot.demos.mix import task_of_steps
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from s2robot.policies import BatchActor, ChunkPolicy, Part
@@ -40,11 +41,13 @@ def predict(
     """
     actor.execute = actor.policy.spec.chunk  # all of a plan, not only what is executed
     states, actions = store["proprio"], store["action"]
-    plans = dict[int, np.ndarray]()
+    plans, known = dict[int, np.ndarray](), actor.policy.spec.tasks
+    tasks = [known[i] for i in task_of_steps(store, known)] if len(known) > 1 else []
     for begin in range(0, len(episodes), actor.n):
         group = episodes[begin : begin + actor.n]
         at = [store.episode_slice(i) for i in group]
-        actor.reset(range(len(group)), group)
+        for place, i in enumerate(group):
+            actor.reset([place], [i], tasks[at[place].start] if tasks else None)
         rows: list[list[np.ndarray]] = [[] for _ in group]
         for t in range(max(s.stop - s.start for s in at)):
             running = [place for place, s in enumerate(at) if s.start + t < s.stop]

@@ -22,7 +22,7 @@ from s2robot.reporting.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION
 
 _FAILURES = (("X", VERMILLION), ("^", ORANGE), ("s", PURPLE), ("D", INK), ("v", GREEN))  # by stage
 _SETTINGS = ("policy", "encoder", "robot", "cameras", "seed", "versions")  # shown first
-_ELSEWHERE = {"task", "command", "success", "low", "high", "episodes", "successes", "by_stage", "median_time_to_success_s"}  # fmt: skip
+_ELSEWHERE = {"task", "command", "success", "low", "high", "episodes", "successes", "by_stage", "by_task", "median_time_to_success_s"}  # fmt: skip
 _TRAINING = (
     "Solid: means since the last point, of the current weights, with dropout. Dashed: held-out demos, with the averaged "
     "weights that act. Success of a try: with its 95 % interval (Wilson)."
@@ -89,6 +89,19 @@ def _outcomes(records: Sequence[Record], known: Known, summary: Mapping[str, Any
     places = plots.layouts([("", groups)], known.settings, summary)
     yield page.figure(places, "table", "Outcomes by layout", "Where episodes succeeded and failed")
     yield "table", ("stage", "reached", "failed there"), rows, 1
+    if rates := summary.get("by_task"):
+        yield (
+            "table",
+            ("task", "success", "95 % interval", "episodes"),
+            [by_task(*each) for each in rates.items()],
+            1,
+        )
+
+
+def by_task(task: str, rate: Mapping[str, Any]) -> list[str]:
+    """Return a row of a table: task, success, interval, episodes."""
+    share, low, high = (f"{100 * rate[key]:.1f}" for key in ("success", "low", "high"))
+    return [task, f"{share} %", f"{low}–{high} %", f"{rate['successes']} of {rate['episodes']}"]
 
 
 def _failures(records: Sequence[Record], known: Known, shown: Sequence[str]) -> Section:

@@ -41,7 +41,8 @@ class LearnedPlanner:
     """Plans the next ``execute`` actions by a trained policy, one episode after another.
 
     ``dtype``: to which features are rounded. ``device``: where the networks go at the first episode, in the process that
-    runs it. ``threads``: torch's; None leaves them. ``task``: what a policy of several tasks is to do.
+    runs it. ``threads``: torch's; None leaves them. ``tasks``: what a policy of several tasks is to do, an episode after the
+    other; () = what the world says.
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class LearnedPlanner:
         dtype: str = "float16",
         device: str = "cpu",
         threads: int | None = None,
-        task: str | None = None,
+        tasks: Sequence[str] = (),
     ):
-        self.task = task
+        self.tasks = tasks
+        self._task: str | None = None
         self.policy, self.encoder, self.cameras, self.dtype = policy, encoder, tuple(cameras), dtype
         self.device, self.threads = device, threads
         self._actor: BatchActor | None = None
@@ -73,14 +75,17 @@ class LearnedPlanner:
         return self._actor
 
     def reset(self, info: Mapping) -> None:
-        """Begin an episode with a ``seed`` and a ``layout``."""
-        self.actor.reset([0], [info["seed"]], self.task)
+        """Begin an episode with a ``seed``, a ``layout``, its ``number``, and its ``task`` or None."""
+        task = self.tasks[info["number"] % len(self.tasks)] if self.tasks else info.get("task")
+        self._task = self.policy.spec.told(task) if self.policy.spec.tasks else None
+        self.actor.reset([0], [info["seed"]], self._task)
         self._last = None
 
-    def about(self) -> dict[str, float]:
+    def about(self) -> dict[str, Any]:
         """Return what a record stores of how the episode was planned."""
         found = self.actor.mean_disagreement(0)
-        return {} if found is None else {"disagreement": round(found, 6)}
+        doubt = {} if found is None else {"disagreement": round(found, 6)}
+        return doubt | ({} if self._task is None else {"task": self._task})
 
     def plan(self, observation: Mapping) -> np.ndarray:
         """Return actions (execute, A) after the new observations."""
@@ -190,7 +195,10 @@ class World:
         with span("episode", episode=episode, seed=seed):
             observation, info = self.env.reset(seed=seed)
             start_of = fingerprints(self.env.world, observation)
-            self.planner.reset({"layout": json.loads(info["layout"]), "seed": seed})
+            task = self.env.world.instruction
+            self.planner.reset(
+                {"layout": json.loads(info["layout"]), "seed": seed, "number": episode, "task": task}
+            )
             over = False
             while not over:
                 began = time.monotonic()

@@ -63,6 +63,7 @@ class ServeSettings(Settings, at="serve", file="serve"):
     idle_s: float = from_yaml(gt=0)
     call_s: float = from_yaml(gt=0)
     device: str = from_yaml()
+    task_vectors: str | None = from_yaml()
     threads: int | None = from_yaml(ge=1)
 
 
@@ -309,7 +310,9 @@ def run_serve(cfg: DictConfig) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     path = path_of(cfg, "checkpoint")
-    actor, encoder, contract = load_policy(path, settings.device, cfg.encoder.checkpoint)
+    actor, encoder, contract = load_policy(
+        path, settings.device, cfg.encoder.checkpoint, settings.task_vectors
+    )
     server = PolicyServer(actor, contract, image_size_of(contract, encoder), token, settings)
 
     def ready(port: int) -> None:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from s2robot.backbones.device import moved
-from s2robot.core.errors import UserError
-from s2robot.demos.mix import Mix
+from s2robot.demos.mix import Mix, task_of_steps
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import Windows
 from s2robot.encoders.cache import Joined
@@ -136,25 +135,6 @@ class Batches:
             features[part] = frames = kept[: len(seen)].copy_(seen)
             torch.sum(frames, 2, out=means[part])
         return {"features": features, "means": means.div_(n)}
-
-
-def tasks_of(store: EpisodeStore) -> tuple[str, ...]:
-    """Return what the demos of a dataset do, in words, each once; UserError if it does not say so."""
-    parts = store.members if isinstance(store, Mix) else [store]
-    named = [part for part in parts if part.attrs.get("tasks") and "task" in part.meta_keys]
-    if len(named) < len(parts):
-        raise UserError(f"policy.by_task: expected demos that store their tasks, got {store.path}")
-    return tuple(dict.fromkeys(str(task) for part in parts for task in part.attrs["tasks"]))
-
-
-def task_of_steps(store: EpisodeStore, tasks: Sequence[str]) -> np.ndarray:
-    """Return the place in ``tasks`` of what each step's episode does.  # (M,)"""
-    parts = store.members if isinstance(store, Mix) else [store]
-    found = []
-    for part in parts:
-        places = np.array([tasks.index(str(task)) for task in part.attrs["tasks"]])
-        found.append(np.repeat(places[part.meta("task").astype(int)], part.lengths))
-    return np.concatenate(found)
 
 
 def shuffled(count: int, seed: int, places: Sequence[int]) -> Tensor:

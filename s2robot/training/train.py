@@ -21,9 +21,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from s2robot.core.errors import check_same
+from s2robot.core.errors import UserError, check_same
 from s2robot.core.files import write_json
-from s2robot.core.provenance import policy_sha256
+from s2robot.core.provenance import policy_sha256, short_hash
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.demos.windows import Windows, make_windows
@@ -63,6 +63,7 @@ def train(
     progress: Callable[[int, int, Row], None] = lambda step, steps, row: None,
     rollout: Callable[[Path], float] | None = None,
     tail: Tail | Whole | None = None,
+    vectors: Tensor | None = None,
 ) -> Path:
     """Train and return the checkpoint folder ``out/checkpoint`` (the last weights; where episodes are held out, the
     best by their loss are in ``out/checkpoint_best``).
@@ -74,6 +75,7 @@ def train(
         progress: called every `log_every` steps with a row of metrics.
         rollout: evaluates a checkpoint folder and returns its success rate; called as `settings.rollouts` says.
         tail: of the encoder, or the whole encoder, trained too; `features` are what enters it.
+        vectors: (tasks, D) of the spec's tasks, where it has a `task_dim`.
 
     Raises:
         UserError: `train.from` does not fit; a state file of another run, another training in `out`, a loss that is not
@@ -84,6 +86,8 @@ def train(
     training, held_out = episodes or store.split(settings.validation or 0.0, settings.seed)
     torch.manual_seed(settings.seed)
     policy = ChunkPolicy(spec)
+    if policy.tasks is not None and vectors is not None:
+        policy.tasks.fit(vectors)
     windows = make_windows(store, training, spec.context, spec.chunk, settings.labels)
     if settings.epochs:
         steps = math.ceil(settings.epochs * len(windows) / settings.batch_size)
@@ -174,6 +178,8 @@ def _begin_from(
         tail.load(load_tuned(checkpoint))
         keys.remove("encoder")
     check_contract(theirs, f"train.from: {checkpoint}", **{key: contract[key] for key in keys})
+    if policy.tasks and other.tasks and not torch.allclose(policy.tasks.table, other.tasks.table, atol=1e-3):
+        raise UserError(f"policy.task_vectors: expected those of train.from={checkpoint}, got others")
     policy.load_state_dict(other.state_dict())
 
 
@@ -218,6 +224,7 @@ class _Run(Run):
         identity = {
             "policy": policy.spec.to_dict(),
             "dataset": contract["dataset"],
+            **({"policy.task_vectors": short_hash(policy.tasks.table.tolist())} if policy.tasks else {}),
             "encoder": contract["encoder"],
             **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
             "train.from": policy_sha256(Path(settings.from_)) if settings.from_ else None,

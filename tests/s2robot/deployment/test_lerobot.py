@@ -27,7 +27,9 @@ def contract(names=THEIRS, kind="absolute"):
 def test_numbers_are_translated_by_name_and_unit():
     arm = LeRobotArm(about(), about().limits())
     given = []
-    policy = Policy(lambda o: given.append(o["proprio"]) or np.arange(6.0), None, contract(), 256, None, list, None)
+    policy = Policy(
+        lambda o: given.append(o["proprio"]) or np.arange(6.0), None, contract(), 256, None, list, None
+    )
     translated = by_name(policy, about(), arm)
     action = translated.act({"proprio": np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.25], np.float32)})
     np.testing.assert_allclose(given[0], [25, *np.degrees([0.5, 0.4, 0.3, 0.2, 0.1])], rtol=1e-6)

@@ -53,9 +53,9 @@ def fit(data, out: Path, spec=None, contract=CONTRACT, progress=lambda *row: Non
         if done == kill_at:
             raise Killed
 
-    rollout = changes.pop("rollout", None)
+    more = {name: changes.pop(name, None) for name in ("rollout", "vectors")}
     settings, spec = make_settings(**changes), spec or make_spec()
-    return train(settings, spec, *data, contract, out, progress=told, rollout=rollout)
+    return train(settings, spec, *data, contract, out, progress=told, **more)
 
 
 def about(kind: str) -> dict:

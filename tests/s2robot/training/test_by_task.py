@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from s2robot.core.errors import UserError
+from s2robot.demos.mix import task_of_steps, tasks_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.policies import Actor, BatchActor, ChunkPolicy, load_checkpoint
-from s2robot.training.batches import task_of_steps, tasks_of
+from s2robot.serving.session import Session
+from s2robot.serving.wire import pack, unpack
 from tests.s2robot.training.small import CAMERAS, DIM, TOKENS, about, fit, make_spec
 
 TASKS = ("push it left", "push it right")
@@ -40,16 +42,13 @@ def test_the_task_decides_where_nothing_else_does(told, tmp_path, kind):
         actor = BatchActor(policy, 1)
         actor.reset([0], task=task)
         turns[task] = actor.plan([0], SEEN, np.zeros((1, 8), np.float32))[0, 0, 0]
-    assert (
-        turns["push it left"] < 0 < turns["push it right"]
-        and turns["push it right"] - turns["push it left"] > 0.1
-    )
+    left, right = turns.values()
+    assert left < 0 < right and right - left > 0.1
 
 
 def test_an_observation_names_the_task_and_another_is_refused(told, tmp_path):
-    policy, _ = load_checkpoint(
-        fit(told, tmp_path, make_spec(tasks=TASKS), steps=60, lr=1e-2, validation=0.0)
-    )
+    spec = make_spec(tasks=TASKS)
+    policy, _ = load_checkpoint(fit(told, tmp_path, spec, steps=60, lr=1e-2, validation=0.0))
     actor = Actor(policy, lambda frames: torch.zeros(1, len(frames), TOKENS, DIM))
     seen = {"images": {name: np.zeros((8, 8, 3), np.uint8) for name in CAMERAS}, "proprio": np.zeros(8)}
     with pytest.raises(UserError, match="task: expected one of push it left, push it right, got None"):
@@ -65,6 +64,38 @@ def test_an_observation_names_the_task_and_another_is_refused(told, tmp_path):
     actor.reset(0, TASKS[0])
     actor.restore(memory)
     assert np.array_equal(actor.act(seen), again)
+
+
+VECTORS = torch.tensor([[3.0, 0, 1, 0], [3, 0, 0, 1]])
+
+
+def test_a_near_vector_does_what_the_demos_did(told, tmp_path):
+    """By openpi's `prompt`, too; a known text has the vector of the training."""
+    spec = make_spec(tasks=TASKS, task_dim=4)
+    trained = fit(told, tmp_path / "run", spec, steps=150, lr=1e-2, validation=0.0, vectors=VECTORS)
+    policy, _ = load_checkpoint(trained)
+    torch.testing.assert_close(policy.tasks.table, torch.tensor([[0, 0, 1, -1], [0, 0, -1, 1]]) / 2**0.5)
+    np.savez(tmp_path / "near.npz", **{TASKS[1]: VECTORS[1].numpy(), "shove it left": [3.0, 0, 0.9, 0.2]})
+    policy.add_tasks(tmp_path / "near.npz")
+    session = Session(Actor(policy, lambda images: torch.zeros(len(images), TOKENS, DIM)), {})
+    seen = {f"observation/{name}": np.zeros((8, 8, 3), np.uint8) for name in CAMERAS}
+    seen |= {"observation/state": np.zeros(8, np.float32), "reset": True}
+    for text in (*TASKS, "shove it left"):
+        turn = unpack(session.answer(pack(seen | {"prompt": text})))["actions"][0, 0]
+        assert turn * (1 if "right" in text else -1) > 0, text
+    text = session.answer(pack(seen | {"prompt": "lift it"}))
+    assert "push it right, shove it left" in text and "got 'lift it'" in text and "\n" not in text
+    for given, message in (
+        ({TASKS[0]: [3.0, 0, 0, 1]}, "'push it left': expected its vector of the training"),
+        ({"lift it": [1.0, 2]}, r"expected vectors \(4,\), as in training, got \(2,\)"),
+    ):
+        np.savez(tmp_path / "other.npz", **given)
+        with pytest.raises(UserError, match=message):
+            policy.add_tasks(tmp_path / "other.npz")
+    again = {"steps": 1, "validation": 0.0, "from": str(trained)}
+    fit(told, tmp_path / "same", spec, **again, vectors=VECTORS)
+    with pytest.raises(UserError, match="policy.task_vectors: expected those of train.from"):
+        fit(told, tmp_path / "other", spec, **again, vectors=VECTORS.flip(0))
 
 
 def test_a_policy_of_one_task_or_none_needs_no_name_and_demos_without_words_are_refused(data):

@@ -1,0 +1,76 @@
+"""Vectors that stand for the texts of tasks: of any text encoder, in a file that the user makes.
+
+np.savez("tasks.npz", **{"lift the cube": encode("lift the cube"), ...})   # or safetensors; (D,) each
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from s2robot.core.errors import UserError, reported
+
+_SAME = 1e-3  # in the units of `TaskVectors`, in which two tasks are about 1 apart
+
+
+def read_vectors(path: str | Path, texts: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return text -> vector (D,), among them those of ``texts`` (UserError: none, of another size, not finite)."""
+    with reported(f"{path}: expected vectors by text, .npz or .safetensors, got"):
+        if Path(path).suffix == ".safetensors":
+            found = load_file(path)
+        else:
+            with np.load(path, allow_pickle=False) as file:
+                found = {text: torch.from_numpy(np.asarray(file[text])) for text in file.files}
+    if missing := [text for text in texts if text not in found] or ([] if found else ["some text"]):
+        got = ", ".join(found) or "none"
+        raise UserError(f"{path}: expected a vector for {str(missing)[1:-1]:.200}, got {got:.200}")
+    size = next(iter(found.values())).numel()
+    for text, vector in found.items():
+        if vector.shape != (size,) or not size:
+            raise UserError(f"{path}: '{text}': expected ({size or 1},), got {tuple(vector.shape)}")
+        found[text] = vector.float()
+        if not found[text].isfinite().all():
+            raise UserError(
+                f"{path}: '{text}': expected finite numbers, got {found[text][~found[text].isfinite()][0]}"
+            )
+    return found
+
+
+class TaskVectors(nn.Module):
+    """A policy's tasks as its network sees them: about their middle, and 1 away from it on average."""
+
+    def __init__(self, tasks: int, size: int):
+        super().__init__()
+        self.register_buffer("table", torch.zeros(tasks, size))
+        self.register_buffer("middle", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(()))
+        self.table: Tensor
+        self.middle: Tensor
+        self.spread: Tensor
+
+    def fit(self, vectors: Tensor) -> None:
+        """Set the vectors (tasks, D) of the tasks to learn."""
+        self.middle.copy_(vectors.mean(0))
+        away = (vectors - self.middle).norm(dim=1).mean()
+        self.spread.copy_(away if away > 0 else torch.ones(()))
+        self.table.copy_((vectors - self.middle) / self.spread)
+
+    def forward(self, chosen: Tensor) -> Tensor:
+        """One-hot (..., tasks) -> (..., D)."""
+        return chosen @ self.table
+
+    def extend(self, where: object, known: Collection[str], vectors: Mapping[str, Tensor]) -> list[str]:
+        """Take in the vectors of further texts, and return those texts; UserError: a known one has another vector here."""
+        if (size := len(next(iter(vectors.values())))) != len(self.middle):
+            raise UserError(f"{where}: expected vectors ({len(self.middle)},), as in training, got ({size},)")
+        rows = {text: (vector.to(self.table) - self.middle) / self.spread for text, vector in vectors.items()}
+        for text, row in zip(known, self.table, strict=True):
+            if text in rows and (away := float((rows.pop(text) - row).norm())) > _SAME:
+                raise UserError(
+                    f"{where}: '{text}': expected its vector of the training, got one {away:.3g} away"
+                )
+        self.table = torch.cat([self.table, *(row[None] for row in rows.values())])
+        return list(rows)
