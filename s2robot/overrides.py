@@ -44,7 +44,10 @@ def as_known(verb: str, override: str) -> str:
     if key.removeprefix("demos.") in ("action", "proprio") and not re.search("['\"]|^(=(null)?)?$", value):
         names = re.sub(r"[\w./]+\[[\d:,]*\]", lambda found: f"'{found[0]}'", value[1:])  # state[:2]
         value = f"={names}" if names[0] == "[" else f"=[{names}]"
-    if key in ("checkpoint", "recording.checkpoint", "train.from") and (folder / "policy.json").is_file():
+    if (
+        key in ("checkpoint", "recording.checkpoint", "train.from", "a", "b")
+        and (folder / "policy.json").is_file()
+    ):
         value = f"={folder}"
     if value and not key:
         raise UserError(f"cannot read '{override}', expected key=value")

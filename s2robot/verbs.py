@@ -1,5 +1,7 @@
 """What the verbs of the command line do besides `run`; each imports what it alone needs."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +174,20 @@ def evaluate(cfg: DictConfig) -> None:
 
         summary = evaluate_policy(cfg, path_of(cfg, "checkpoint"), out)
     pipeline.finish(summary, out)
+
+
+def trial(cfg: DictConfig) -> int:
+    """`s2robot trial`: two policies on an arm, or elsewhere by hand; the exit code is the verdict, as of `stats`."""
+    from s2robot.comparison.trial import Attempts, TrialSettings, by_hand, run_trial
+
+    settings = read_some(TrialSettings, cfg)
+    with ExitStack() as stack:
+
+        def connect(folders: Sequence[Path]) -> Sequence[Attempts]:
+            if settings.by_hand:
+                return by_hand(settings, task_settings(cfg), folders)
+            from s2robot.deployment.trial import on_arm
+
+            return on_arm(cfg, folders, stack)
+
+        return run_trial(settings, Path(cfg.run_dir), connect)

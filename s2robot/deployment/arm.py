@@ -2,10 +2,12 @@
 
 import importlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -88,6 +90,13 @@ class ConnectedArm:
         found = start_cameras(bench.bridge, cameras, self.scene, stack, image_size)
         self.readers, self.cameras, self.failed = found
 
+    def shared(self, cameras: Iterable[str], stack: ExitStack, image_size: ImageSize) -> "ConnectedArm":
+        """Return the same arm with the cameras of another policy; those that run already are used."""
+        other = copy(self)
+        found = start_cameras(self.bridge, cameras, self.scene, stack, image_size, self.readers)
+        other.readers, other.cameras, other.failed = found
+        return other
+
 
 def watched_points(arm: ArmDescription) -> ArmPoints:
     """Return an arm's points for the safety filter. EnvError, UserError: a model that does not fit, or no MuJoCo to read it."""
@@ -118,11 +127,17 @@ def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callab
 
 
 def start_cameras(
-    bridge: Bridge, names: Iterable[str], scene: Scene | None, stack: ExitStack, image_size: ImageSize = 256
+    bridge: Bridge,
+    names: Iterable[str],
+    scene: Scene | None,
+    stack: ExitStack,
+    image_size: ImageSize = 256,
+    started: Mapping[str, CameraReader] = MappingProxyType({}),
 ) -> tuple[dict[str, CameraReader], dict[str, Camera], list[Finding]]:
     """Start the cameras `names`, to be closed with `stack`; return also a finding for each one that gives no frames.
 
     image_size: of the frames that the policy gets; it sees the middle of a frame that has their shape.
+    started: cameras that run already.
     """
     readers, facts, failed = dict[str, CameraReader](), dict[str, Camera](), list[Finding]()
     for name in names:
@@ -130,6 +145,9 @@ def start_cameras(
             failed.append(Finding(STOP, f"camera {name}", wrong))
             continue
         camera = bridge.cameras[name]
+        if name in started:
+            readers[name] = started[name]
+            continue
         try:
             reader = CameraReader(name, _source(name, camera, scene), camera.rotate)
             stack.callback(reader.close)
@@ -137,7 +155,7 @@ def start_cameras(
             readers[name] = reader
         except ValueError as error:  # EnvError, DatasetError
             failed.append(Finding(STOP, f"camera {name}", str(error)))
-    if any(bridge.cameras[name].kind in ("opencv", "realsense") for name in readers):
+    if any(bridge.cameras[name].kind in ("opencv", "realsense") for name in readers.keys() - started.keys()):
         time.sleep(EXPOSURE_S)
     emulated = {name for name in readers if scene and bridge.cameras[name].kind == "emulator"}
     rate, geometry = scene.cameras() if scene and emulated else (0.0, {})

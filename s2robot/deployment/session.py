@@ -143,13 +143,23 @@ class ArmSession(Subscriber):
 
 
 class Rig:
-    """A policy and an arm, connected and not moved; `stack` closes them. UserError, EnvError: there is none."""
+    """A policy and an arm, connected and not moved; `stack` closes them. UserError, EnvError: there is none.
 
-    def __init__(self, cfg: DictConfig, stack: ExitStack, source: PolicySettings | None = None):
+    beside: a rig of another policy, whose arm this one shares; one of them acts at a time.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        stack: ExitStack,
+        source: PolicySettings | None = None,
+        beside: "Rig | None" = None,
+    ):
         bench, self.source = read_bench(cfg), source or read_policy(cfg)
         self.demos = read(DemosSettings, cfg.demos, "demos")
         self.policy = make_policy(self.source, bench, stack)  # before the arm is looked for
-        self.arm = ConnectedArm(bench, self.policy.contract["cameras"], stack, self.policy.image_size)
+        cameras = self.policy.contract["cameras"], stack, self.policy.image_size
+        self.arm = beside.arm.shared(*cameras) if beside else ConnectedArm(bench, *cameras)
 
     def check(self, picture: Path, live: bool = False) -> None:
         """Print the pre-flight and draw the cameras' frames; `live`: before the arm moves. UserError: a check stops."""

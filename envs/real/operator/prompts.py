@@ -9,7 +9,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -44,15 +44,26 @@ class Placing:
         noise = rng.uniform(-config.start_noise, config.start_noise, 7)
         return cls(seed, xy, yaw, np.array(robot_spec(config.robot).home) + noise)
 
+    @property
+    def instruction(self) -> str:
+        x, y = (100 * v for v in self.cube_xy)
+        turn = np.degrees(self.cube_yaw) % 90  # a cube looks the same every quarter turn
+        return f"Place the cube at x {x:+.1f} cm (away from the robot), y {y:+.1f} cm (to its left), turned {turn:.0f} degrees."
+
+
+class Void(Exception):
+    """An attempt that does not count: it is repeated."""
+
 
 class Operator(Protocol):
     """What the bridge asks between two motions. Every `no` ends the matter: nothing moves.
 
-    Attributes: `person`, whether somebody may press keys while the arm moves; `closest`, m, the least distance of grip and
-    cube since the cube was placed, where it is measured.
+    Attributes: `person`, whether somebody may press keys while the arm moves; `voids`, whether an attempt may be `Void`;
+    `closest`, m, the least distance of grip and cube since the cube was placed, where it is measured.
     """
 
     person: bool = False
+    voids: bool = False
     closest: float | None = None
 
     def wait_to_start(self, episode: int, episodes: int) -> bool:
@@ -74,7 +85,10 @@ class Operator(Protocol):
         return False
 
     def success(self) -> bool:
-        """Asked after an episode that ended without a fault: did it succeed?"""
+        """Asked after an episode that ended without a fault: did it succeed? Void: it does not count."""
+
+    def failed(self, fault: str) -> None:
+        """Told of the fault that ended an episode, which then failed. Void: it does not count."""
 
     def stage(self) -> str:
         """The furthest stage of a failed episode, as the simulated world names them."""
@@ -133,12 +147,7 @@ class TerminalOperator(Operator):
         return self._yes("The arm opens its gripper and moves to its start pose. Is everybody clear of it?")
 
     def place(self, placing: Placing) -> bool:
-        x, y = (100 * v for v in placing.cube_xy)
-        turn = np.degrees(placing.cube_yaw) % 90  # a cube looks the same every quarter turn
-        return self._yes(
-            f"Place the cube at x {x:+.1f} cm (away from the robot), y {y:+.1f} cm (to its left), turned {turn:.0f} "
-            "degrees. Is it there, and everybody clear of the arm?"
-        )
+        return self._yes(f"{placing.instruction} Is it there, and everybody clear of the arm?")
 
     def success(self) -> bool:
         return self._one_of("Did the episode succeed? [y/n]", _YES_NO)
@@ -149,6 +158,48 @@ class TerminalOperator(Operator):
 
     def keep(self) -> bool:  # a no throws the demonstration away
         return self._one_of("Keep it? [y/n]", _YES_NO)
+
+
+class TrialOperator(TerminalOperator):
+    """Judges attempts of a trial, which may be void. ``scene``: the operator of an emulated arm, who places what a person says
+    is there; ``stages``: how far an attempt may come, from the first to success."""
+
+    voids = True
+
+    def __init__(
+        self,
+        ask: Callable[[str], str | None] = ask,
+        scene: Operator | None = None,
+        stages: Sequence[str] = (),
+    ):
+        super().__init__(ask)
+        self._scene, self._stages = scene, stages
+
+    def free(self, fault: tuple[str, ...]) -> bool:
+        return super().free(fault) and (self._scene is None or self._scene.free(fault))
+
+    def place(self, placing: Placing) -> bool:
+        return (self._scene is None or self._scene.place(placing)) and super().place(placing)
+
+    def success(self) -> bool:
+        question = "Did it succeed? y: success, n: failure, v: void, repeat it [y/n/v]"
+        if (answer := self._one_of(question, {**_YES_NO, "v": None})) is None:
+            raise Void
+        return bool(answer)
+
+    def failed(self, fault: str) -> None:
+        if self._one_of(
+            f"FAULT: {fault}. n: it counts as a failure, v: void, repeat it [n/v]", {"n": 0, "v": 1}
+        ):
+            raise Void
+
+    def stage(self) -> str:
+        if not self._stages:
+            return super().stage()
+        numbered = {str(i): name for i, name in enumerate(self._stages[:-1])}
+        return self._one_of(
+            f"How far did it come? {', '.join(f'{i}: {name}' for i, name in numbered.items())}", numbered
+        )
 
 
 class Stop:
