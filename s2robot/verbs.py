@@ -179,13 +179,14 @@ def evaluate(cfg: DictConfig) -> None:
 def trial(cfg: DictConfig) -> int:
     """`s2robot trial`: two policies on an arm, or elsewhere by hand; the exit code is the verdict, as of `stats`."""
     from s2robot.comparison.trial import Attempts, TrialSettings, by_hand, run_trial
+    from s2robot.envs.cube_config import CubePickConfig
 
     settings = read_some(TrialSettings, cfg)
     with ExitStack() as stack:
 
         def connect(folders: Sequence[Path]) -> Sequence[Attempts]:
             if settings.by_hand:
-                return by_hand(settings, task_settings(cfg), folders)
+                return by_hand(settings, read(CubePickConfig, cfg.env), folders)
             from s2robot.deployment.trial import on_arm
 
             return on_arm(cfg, folders, stack)

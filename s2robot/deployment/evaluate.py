@@ -28,6 +28,7 @@ from s2robot.deployment.settings import read_bridge
 from s2robot.deployment.trace import EpisodeLog, sampled
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
+from s2robot.envs.robots import ROBOTS
 from s2robot.evaluation.evaluate import facts, world_changes, world_seen_by
 from s2robot.evaluation.records import Journal, summarise, write_records
 from s2robot.evaluation.video import write_video
@@ -66,7 +67,12 @@ def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
     with ExitStack() as stack:
         rig = Rig(cfg, stack)
         rig.check(out / "camera_check.png", live=True)
-        return ArmEvaluation(rig, settings, task_settings(cfg), out).run()
+        return ArmEvaluation(rig, settings, world_on_arm(cfg), out).run()
+
+
+def world_on_arm(cfg: DictConfig) -> CubePickConfig:
+    """Return the task's settings; an arm without a simulated one takes positions and length of an episode from `env` alone."""
+    return task_settings(cfg) if cfg.robot.name in ROBOTS else read(CubePickConfig, cfg.env)
 
 
 class ArmEvaluation:
@@ -80,7 +86,9 @@ class ArmEvaluation:
     ):
         self.rig, self.settings, self.out = rig, settings, out
         contract, arm, own = rig.policy.contract, rig.arm, rig.source.checkpoint
-        self.config = world_seen_by(world, contract, rig.policy.image_size, "rate_hz")
+        self.config = world.replace(rate_hz=contract["rate_hz"])
+        if arm.bench.name in ROBOTS:
+            self.config = world_seen_by(world, contract, rig.policy.image_size, "rate_hz")
         check_world(self.config, None if arm.bridge.simulated else arm.scene)
         positions = range(settings.seed, settings.seed + settings.episodes)
         lineage = Lineage.of(contract, name=rig.source.name)

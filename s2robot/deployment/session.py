@@ -10,7 +10,7 @@ with session.started():
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.operator.prompts import Operator, Placing, Stop, TerminalOperator
 from s2robot.envs.real.runtime import ArmRuntime
+from s2robot.envs.robots import ROBOTS
 
 
 @dataclass
@@ -106,6 +107,8 @@ class ArmSession(Subscriber):
         EnvError: the operator said no; the arm refuses, did not arrive or was stopped.
         """
         placing = Placing.draw(world, seed)
+        if self.arm.bench.name not in ROBOTS:  # its start is the arm's own
+            placing = replace(placing, start_joints=self.arm.bench.start)
         self.runtime.ready(self.operator, placing)
         return placing
 

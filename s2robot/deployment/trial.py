@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig
 
-from s2robot.config import plain, task_settings
+from s2robot.config import plain
 from s2robot.core.errors import UserError, one_of
 from s2robot.core.settings import Settings, from_yaml, read_some
-from s2robot.deployment.evaluate import ArmEvaluation, ArmEvaluationSettings
+from s2robot.deployment.evaluate import ArmEvaluation, ArmEvaluationSettings, world_on_arm
 from s2robot.deployment.operator import check_operator
 from s2robot.deployment.session import Rig
 from s2robot.deployment.settings import PolicySettings, read_bridge
@@ -85,7 +85,7 @@ def on_arm(
         raise UserError("live: expected true (`--live`), since a trial moves the arm, got false")
     own = settings.model_dump(include={"pairs", "seed", "videos", "video_size"})
     evaluation = ArmEvaluationSettings(world="arm", episodes=own.pop("pairs"), resume=True, **own)
-    world = task_settings(cfg)
+    world = world_on_arm(cfg)
     for stage in world.stages if settings.stages else ():
         one_of("stages", stage, settings.stages or ())
     if settings.judge == "scene" and (bridge.simulated or not bridge.emulated):

@@ -5,13 +5,16 @@ from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from s2robot.comparison.trial import TrialSettings, run_trial
+from s2robot.core.files import configs_dir
+from s2robot.core.parts import plain
 from s2robot.core.settings import read_some
 from s2robot.deployment.trial import on_arm
 from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from s2robot.envs.real.operator.prompts import TrialOperator
-from tests.configs import composed
+from tests.envs.real.home import OWN, described
 from tests.envs.real.virtual import Calls
 
 pytest.importorskip("xarm")
@@ -74,7 +77,9 @@ def test_a_trial_on_the_emulator_is_blind_survives_a_crash_and_counts_voids(
     assert {arm["label"] for arm in found["arms"]} == {*policies}
     shown, _, end = capsys.readouterr().out.partition("The trial has ended.")
     attempts = shown.partition("pair 1 of")[2]
-    assert "attempt 2 of 2" in attempts and not any(name in attempts for name in (*policies, "folder 1", "folder 2", "policy a:"))
+    assert "attempt 2 of 2" in attempts and not any(
+        name in attempts for name in (*policies, "folder 1", "folder 2", "policy a:")
+    )
     assert "1 void" in end and "0 void" in end
     for folder in "12":
         assert json.loads((tmp_path / folder / "summary.json").read_text())["episodes"] == 1
@@ -104,8 +109,19 @@ def test_a_fault_of_one_policy_is_cleared_by_the_operator_before_the_other_moves
     assert all(not record["success"] for record in records if record["fault"])
 
 
-def test_a_simulated_arm_is_judged_by_a_person(calm, pictures, policies, tmp_path):
+def test_a_simulated_arm_of_ones_own_is_judged_by_a_person(calm, pictures, save_untrained, tmp_path):
+    """Six joints, which no simulated task has: its start is its own."""
+    arm = described("ur5e")
+    parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}
+    contract = {"robot": arm.name, "joint_names": list(arm.joint_names), "camera_geometry": {}, **parts}
+    own = [
+        str(save_untrained(tmp_path / name, contract, 0.003, **parts, action_dim=7, proprio_dim=7))
+        for name in "ab"
+    ]
     box = ["bridge=simulated", f"run_dir='{tmp_path}'", f"demos.path='{pictures}'", *calm]
-    assert run(composed("trial", *box, *words(policies), "pairs=1"), answers(iter("yn"))) == 3
+    box += ["robot=ur5e", f"hydra.searchpath=[file://{OWN}/configs]"]
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        cfg = compose("trial", [*box, *words(own), "pairs=1"])
+    assert run(cfg, answers(iter("yn"))) == 3
     found = json.loads((tmp_path / "stats.json").read_text())
     assert sorted(arm["successes"] for arm in found["arms"]) == [0, 1]
