@@ -1,7 +1,7 @@
 """What the verbs of the command line do besides `run`; each imports what it alone needs."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,17 +178,12 @@ def evaluate(cfg: DictConfig) -> None:
 
 def trial(cfg: DictConfig) -> int:
     """`s2robot trial`: two policies on an arm, or elsewhere by hand; the exit code is the verdict, as of `stats`."""
-    from s2robot.comparison.trial import Attempts, TrialSettings, by_hand, run_trial
-    from s2robot.envs.cube_config import CubePickConfig
+    from s2robot.comparison.trial import TrialSettings, by_hand, run_trial
 
-    settings = read_some(TrialSettings, cfg)
+    settings, out = read_some(TrialSettings, cfg), Path(cfg.run_dir)
+    if settings.by_hand:
+        return run_trial(settings, out, partial(by_hand, settings, cfg.env))
+    from s2robot.deployment.trial import on_arm
+
     with ExitStack() as stack:
-
-        def connect(folders: Sequence[Path]) -> Sequence[Attempts]:
-            if settings.by_hand:
-                return by_hand(settings, read(CubePickConfig, cfg.env), folders)
-            from s2robot.deployment.trial import on_arm
-
-            return on_arm(cfg, folders, stack)
-
-        return run_trial(settings, Path(cfg.run_dir), connect)
+        return run_trial(settings, out, partial(on_arm, cfg, settings, stack))

@@ -3,7 +3,6 @@
     s2robot stats 74/80 91/120                                # successes/trials of independent arms
     s2robot stats act:31/50 diffusion:44/50 against=act
     s2robot stats a/eval_info.json b/eval_info.json           # LeRobot's; a folder of `s2robot evaluate` or `compare`; CSV
-
     s2robot stats runs/compare/mine replays=1000              # how many trials would tell these arms apart?
     s2robot stats real:runs/arm sim:runs/simulated simulated=sim   # prediction-powered: the arm's success, by both
 
@@ -26,18 +25,10 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from s2robot.comparison import paired
-from s2robot.comparison.replay import Plan, plan_lines, planned
+from s2robot.comparison import statistics as figures
+from s2robot.comparison.replay import plan_lines, planned
 from s2robot.comparison.settings import Power
-from s2robot.comparison.statistics import (
-    LEVEL,
-    MINUS,
-    VERDICTS,
-    arm_interval,
-    p_text,
-    pair_figures,
-    power_at,
-    verdict,
-)
+from s2robot.comparison.statistics import MINUS, VERDICTS, p_text, pair_figures, power_at, verdict
 from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import read_json, read_text, write_json
 from s2robot.core.settings import Different, Settings, Stored, from_yaml, read, read_some
@@ -120,16 +111,15 @@ def report(arms: Sequence[Arm], settings: StatsSettings, out: Path) -> int:
     real = [arm for arm in arms if arm.label != settings.simulated]
     pairs = [(a, b) for a, b in combinations(real, 2) if settings.against in (None, a.label, b.label)]
     pairs = [(b, a) if a.label == settings.against else (a, b) for a, b in pairs]
-    looked = LEVEL / max(1, len(pairs)) if settings.sequential else None
+    looked = figures.LEVEL / max(1, len(pairs)) if settings.sequential else None
     found = [compared(a, b, settings, looked) for a, b in pairs]
     for pair, p in zip(found, paired.holm([pair["p"] for pair in found]), strict=True):
         pair["p_holm"] = p
-    rows = [_arm_row(arm, looked and LEVEL / len(arms)) for arm in arms]
-    if settings.simulated is not None:
-        by_name = dict(zip(labels, arms, strict=True))
-        for row in rows:
-            if row["label"] != settings.simulated:
-                row["predicted"] = with_simulated(by_name[row["label"]], by_name[settings.simulated])
+    rows = [_arm_row(arm, looked and figures.LEVEL / len(arms)) for arm in arms]
+    for simulated in (arm for arm in arms if arm.label == settings.simulated):
+        for arm, row in zip(arms, rows, strict=True):
+            if arm is not simulated:
+                row["predicted"] = with_simulated(arm, simulated)
     print("\n".join(["", *_lines(rows, found, settings.power)]))
     write_json(out / "stats.json", {"arms": rows, "pairs": found})
     return 0 if all(verdict(pair) for pair in found) else UNDECIDED
@@ -227,7 +217,8 @@ def compared(a: Arm, b: Arm, settings: StatsSettings, looked: float | None = Non
         keys = ("a", "b", "difference", "low", "high", "p", "scope", "method")
         found = {key: found[key] for key in keys}
         if settings.replays:
-            found["plan"] = planned(x, y, Plan(settings.replays, settings.gap, settings.power))
+            design = _design(x, y, power=settings.power)
+            found["plan"] = planned(x, y, settings.replays, settings.gap, design)
     else:
         for key in ("sequential", "stages", "replays"):
             if value := getattr(settings, key):
@@ -249,9 +240,7 @@ def further(a: Arm, b: Arm, stages: Sequence[str]) -> tuple[np.ndarray, np.ndarr
     ranks = []
     for arm in (a, b):
         if len(arm.outcomes) > 1 or arm.stages is None:
-            raise UserError(
-                f"stages: expected one training seed of {arm.label}, with the stage of each trial"
-            )
+            raise UserError(f"stages: expected one training seed of {arm.label}, with stages")
         for stage in np.unique(arm.stages):
             one_of(f"stages: a stage of {arm.label}", str(stage), stages)
         ranks.append(np.array([[stages.index(stage) for stage in row] for row in arm.stages]))
@@ -261,12 +250,11 @@ def further(a: Arm, b: Arm, stages: Sequence[str]) -> tuple[np.ndarray, np.ndarr
 def with_simulated(arm: Arm, simulated: Arm) -> dict[str, Any]:
     """Return the arm's success by `paired.predicted`, from real trials and its simulation at these positions and others."""
     means = dict(zip(simulated.positions or (), simulated.outcomes.mean(0), strict=False))
-    if len(arm.outcomes) > 1 or not arm.positions or not means.keys() > {*arm.positions}:
-        what = f"positions of {simulated.label} that hold those of {arm.label}, tried once each, and others"
-        raise UserError(f"simulated: expected {what}, got {len(means)} and {len(arm.positions or ())}")
-    if len(arm.positions) < _FEWEST:
-        raise UserError(f"simulated: expected >= {_FEWEST} trials of {arm.label}, got {len(arm.positions)}")
-    here = np.array([means.pop(position) for position in arm.positions])
+    own = arm.positions or ()
+    if len(arm.outcomes) > 1 or len(own) < _FEWEST or not means.keys() > {*own}:
+        what = f"{simulated.label} on >= {_FEWEST} positions of {arm.label}, tried once each, and on others"
+        raise UserError(f"simulated: expected {what}, got {len(means)} and {arm.outcomes.size} trials")
+    here = np.array([means.pop(position) for position in own])
     names = ("success", "low", "high", "trials")
     found = paired.predicted(arm.outcomes[0], here, np.array([*means.values()]))
     return {**dict(zip(names, found, strict=True)), "simulated_only": len(means)}
@@ -308,15 +296,8 @@ def detectable(a: Arm, b: Arm, matched: bool, power: float) -> float | None:
     x, y = a.outcomes.mean(0), b.outcomes.mean(0)
     if (most := 1 - min(x.mean(), y.mean())) <= 1e-6:
         return None
-    base, noise = min(x.mean(), y.mean()), math.sqrt(x.mean() * (1 - x.mean()) * y.mean() * (1 - y.mean()))
-    same = np.cov(x, y)[0, 1] / noise if matched and noise else 0.0
-    spread = max(0.0, sum(_seed_variance(arm.outcomes) for arm in (a, b)) / 2) if matched else 0.0
-    design = Power(
-        base=float(base),
-        gap=1e-9,
-        correlation=min(max(same, 0.0), 0.95),
-        seed_sd=min(math.sqrt(spread), 0.49),
-    )
+    design = _design(a.outcomes, b.outcomes, matched)
+    base = design.base
 
     def lacks(gap: float) -> float:
         if matched:
@@ -330,6 +311,16 @@ def detectable(a: Arm, b: Arm, matched: bool, power: float) -> float | None:
     return float(brentq(lacks, 1e-6, most, xtol=1e-4))
 
 
+def _design(a: np.ndarray, b: np.ndarray, matched: bool = True, **wanted: float) -> Power:
+    """Return what outcomes (seeds, positions) say about arms like these; the gap is not chosen yet."""
+    x, y = a.mean(0), b.mean(0)
+    noise = math.sqrt(x.mean() * (1 - x.mean()) * y.mean() * (1 - y.mean()))
+    same = float(np.cov(x, y)[0, 1] / noise) if matched and noise else 0.0
+    spread = max(0.0, sum(map(_seed_variance, (a, b))) / 2) if matched else 0.0
+    own = {"base": float(min(x.mean(), y.mean(), 1 - 1e-6)), "seed_sd": min(math.sqrt(spread), 0.49)}
+    return Power(gap=1e-9, correlation=min(max(same, 0.0), 0.95), **own, **wanted)
+
+
 def _seed_variance(outcomes: np.ndarray) -> float:
     """Variance of success between training seeds (seeds, positions), less what positions explain; may be negative."""
     if len(outcomes) == 1:
@@ -339,7 +330,7 @@ def _seed_variance(outcomes: np.ndarray) -> float:
 
 
 def _arm_row(arm: Arm, looked: float | None) -> dict[str, Any]:
-    found = arm_interval(arm.outcomes, looked)
+    found = figures.arm_interval(arm.outcomes, looked)
     counts = {
         "successes": int(arm.outcomes.sum()),
         "trials": int(arm.outcomes.size),

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -127,13 +126,9 @@ def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callab
 
 
 def start_cameras(
-    bridge: Bridge,
-    names: Iterable[str],
-    scene: Scene | None,
-    stack: ExitStack,
-    image_size: ImageSize = 256,
-    started: Mapping[str, CameraReader] = MappingProxyType({}),
-) -> tuple[dict[str, CameraReader], dict[str, Camera], list[Finding]]:
+    bridge: Bridge, names: Iterable[str], scene: Scene | None, stack: ExitStack, image_size: ImageSize = 256,
+    started: Mapping[str, CameraReader] | None = None,
+) -> tuple[dict[str, CameraReader], dict[str, Camera], list[Finding]]:  # fmt: skip
     """Start the cameras `names`, to be closed with `stack`; return also a finding for each one that gives no frames.
 
     image_size: of the frames that the policy gets; it sees the middle of a frame that has their shape.
@@ -145,17 +140,15 @@ def start_cameras(
             failed.append(Finding(STOP, f"camera {name}", wrong))
             continue
         camera = bridge.cameras[name]
-        if name in started:
-            readers[name] = started[name]
-            continue
         try:
-            reader = CameraReader(name, _source(name, camera, scene), camera.rotate)
-            stack.callback(reader.close)
-            reader.start(START_S)
+            if (reader := (started or {}).get(name)) is None:
+                reader = CameraReader(name, _source(name, camera, scene), camera.rotate)
+                stack.callback(reader.close)
+                reader.start(START_S)
             readers[name] = reader
         except ValueError as error:  # EnvError, DatasetError
             failed.append(Finding(STOP, f"camera {name}", str(error)))
-    if any(bridge.cameras[name].kind in ("opencv", "realsense") for name in readers.keys() - started.keys()):
+    if any(bridge.cameras[name].kind in ("opencv", "realsense") for name in readers):
         time.sleep(EXPOSURE_S)
     emulated = {name for name in readers if scene and bridge.cameras[name].kind == "emulator"}
     rate, geometry = scene.cameras() if scene and emulated else (0.0, {})

@@ -152,12 +152,8 @@ class Rig:
     """
 
     def __init__(
-        self,
-        cfg: DictConfig,
-        stack: ExitStack,
-        source: PolicySettings | None = None,
-        beside: "Rig | None" = None,
-    ):
+        self, cfg: DictConfig, stack: ExitStack, source: PolicySettings | None = None, beside: "Rig | None" = None
+    ):  # fmt: skip
         bench, self.source = read_bench(cfg), source or read_policy(cfg)
         self.demos = read(DemosSettings, cfg.demos, "demos")
         self.policy = make_policy(self.source, bench, stack)  # before the arm is looked for

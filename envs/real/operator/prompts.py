@@ -124,8 +124,10 @@ class TerminalOperator(Operator):
 
     person = True
 
-    def __init__(self, ask: Callable[[str], str | None] = ask):
-        self._ask = ask
+    def __init__(
+        self, ask: Callable[[str], str | None] = ask, stages: Sequence[str] = ("approach", "grasp", "lift", "held")
+    ):  # fmt: skip
+        self._ask, self.stages = ask, stages
 
     def _yes(self, question: str) -> bool:
         return (self._ask(f"{question} [y/N] ") or "").lower() in ("y", "yes")
@@ -153,53 +155,37 @@ class TerminalOperator(Operator):
         return self._one_of("Did the episode succeed? [y/n]", _YES_NO)
 
     def stage(self) -> str:
-        question = "How far did it come? 0: not grasped, 1: grasped, 2: lifted [0/1/2]"
-        return self._one_of(question, {"0": "approach", "1": "grasp", "2": "lift"})
+        numbered = {str(i): name for i, name in enumerate(self.stages[:-1])}
+        names = ", ".join(f"{i}: {name}" for i, name in numbered.items())
+        return self._one_of(f"How far did it come? {names} [{'/'.join(numbered)}]", numbered)
 
     def keep(self) -> bool:  # a no throws the demonstration away
         return self._one_of("Keep it? [y/n]", _YES_NO)
 
 
 class TrialOperator(TerminalOperator):
-    """Judges attempts of a trial, which may be void. ``scene``: the operator of an emulated arm, who places what a person says
-    is there; ``stages``: how far an attempt may come, from the first to success."""
+    """Judges attempts of a trial, which may be void. `scene`: the operator of an emulated arm, who places what the person says
+    is there."""
 
     voids = True
-
-    def __init__(
-        self,
-        ask: Callable[[str], str | None] = ask,
-        scene: Operator | None = None,
-        stages: Sequence[str] = (),
-    ):
-        super().__init__(ask)
-        self._scene, self._stages = scene, stages
+    scene: Operator | None = None
 
     def free(self, fault: tuple[str, ...]) -> bool:
-        return super().free(fault) and (self._scene is None or self._scene.free(fault))
+        return super().free(fault) and (self.scene is None or self.scene.free(fault))
 
     def place(self, placing: Placing) -> bool:
-        return (self._scene is None or self._scene.place(placing)) and super().place(placing)
+        return (self.scene is None or self.scene.place(placing)) and super().place(placing)
 
     def success(self) -> bool:
-        question = "Did it succeed? y: success, n: failure, v: void, repeat it [y/n/v]"
-        if (answer := self._one_of(question, {**_YES_NO, "v": None})) is None:
-            raise Void
-        return bool(answer)
+        return self._judge("Did it succeed? y: success, n: failure, v: void, repeat it [y/n/v]", _YES_NO)
 
     def failed(self, fault: str) -> None:
-        if self._one_of(
-            f"FAULT: {fault}. n: it counts as a failure, v: void, repeat it [n/v]", {"n": 0, "v": 1}
-        ):
-            raise Void
+        self._judge(f"FAULT: {fault}. n: it counts as a failure, v: void, repeat it [n/v]", {"n": False})
 
-    def stage(self) -> str:
-        if not self._stages:
-            return super().stage()
-        numbered = {str(i): name for i, name in enumerate(self._stages[:-1])}
-        return self._one_of(
-            f"How far did it come? {', '.join(f'{i}: {name}' for i, name in numbered.items())}", numbered
-        )
+    def _judge(self, question: str, answers: dict[str, bool]) -> bool:
+        if (answer := self._one_of(question, {**answers, "v": None})) is None:
+            raise Void
+        return bool(answer)
 
 
 class Stop:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from s2robot.comparison.paired import mcnemar, sequential
-from s2robot.comparison.replay import MOST, Plan, draw, fixed, planned, stops
+from s2robot.comparison.replay import MOST, draw, fixed, planned, stops
+from s2robot.comparison.settings import Power
 from s2robot.comparison.trials import StatsSettings, further, read_arms
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -43,7 +44,7 @@ def test_it_errs_at_most_as_often_as_it_says_and_saves_trials_on_our_own_differe
     if stages:
         one = [arm._replace(outcomes=arm.outcomes[:1], stages=arm.stages[:1]) for arm in (a, b)]
         x, y = further(*one, StatsSettings(trials=("a",), stages=stages).stages)
-    found = planned(x, y, Plan(1000))
+    found = planned(x, y, 1000, 0.1, Power(base=float(y.mean()), correlation=0.3))
     assert 0.005 < found["false"] <= 0.05
-    assert found["sequential"]["mean"] < 0.6 * found["planned"]  # planned for 10 points
-    assert found["sequential"]["mean"] < found["known"] < found["sequential"]["enough"]
+    assert found["mean"] < 0.6 * found["planned"]  # planned for 10 points
+    assert found["mean"] < found["known"] < found["enough"]

@@ -1,6 +1,5 @@
-"""`s2robot trial`: order, blinding, resuming and the end of a trial, with scripted outcomes and typed ones."""
+"""`s2robot trial`: order, resuming and the end of a trial whose outcomes are typed by hand."""
 
-import itertools
 import json
 
 import numpy as np
@@ -8,129 +7,102 @@ import pytest
 
 from s2robot.cli import main
 from s2robot.comparison.paired import sequential
-from s2robot.comparison.trial import TrialSettings, _coin, by_hand, run_trial
+from s2robot.comparison.trial import TrialSettings, by_hand, run_trial
 from s2robot.core.errors import UserError
-from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.real.operator.prompts import TrialOperator
 
 
-def settings(**changes):
-    return TrialSettings(a="good", b="poor", by_hand=True, **changes)
+def settings(pairs=20, **changes):
+    return TrialSettings(a="good", b="poor", by_hand=True, pairs=pairs, **changes)
 
 
-class Bench:
-    """A person who types what ``outcome(policy, pair)`` says: y, n or v. `asked`: (pair, policy) of each attempt."""
+class Person:
+    """Types what ``outcome(policy, pair)`` says, and Ctrl-C before attempt ``stop_at``. `tried`: (pair, policy) of each attempt."""
 
     def __init__(self, capsys, outcome, stop_at=None):
-        self.capsys, self.outcome, self.stop_at, self.asked, self.text = capsys, outcome, stop_at, [], ""
+        self.capsys, self.outcome, self.stop_at, self.tried, self.text = capsys, outcome, stop_at, [], ""
 
     def ask(self, question):
+        if "How far" in question:
+            return "1" if self.tried[-1][1] == "good" else "0"
+        if len(self.tried) == self.stop_at:
+            raise KeyboardInterrupt
         self.text += (shown := self.capsys.readouterr().out)
-        if "Did it succeed" in question:
-            if len(self.asked) == self.stop_at:
-                raise KeyboardInterrupt
-            lines = shown.split("pair ")[-1].splitlines()
-            self.asked.append((int(lines[0].split()[0]) - 1, lines[-1].removeprefix("Run ").rstrip(".")))
-            return self.outcome(*self.asked[-1][::-1])
-        return "1"
+        first, *_, last = shown.split("pair ")[-1].splitlines()
+        self.tried.append((int(first.split()[0]) - 1, last.removeprefix("Run ").rstrip(".")))
+        return self.outcome(*self.tried[-1][::-1])
 
-    def run(self, out, given=None):
-        given = given or settings(pairs=20)
-        operator = TrialOperator(self.ask, stages=given.stages or ())
-        status = run_trial(given, out, lambda folders: by_hand(given, CubePickConfig(), folders, operator))
+    def run(self, out, given):
+        operator = TrialOperator(self.ask)
+        status = run_trial(given, out, lambda folders: by_hand(given, {}, folders, operator))
         self.text += self.capsys.readouterr().out
         return status
 
 
-def wins(policy, pair):
-    return "y" if policy == "good" else "n"
+def alike(policy, pair):
+    return "y" if pair % 2 else "n"
 
 
-def test_it_stops_when_they_are_told_apart_and_ends_as_stats_does(tmp_path, capsys):
-    bench = Bench(capsys, wins)
-    assert bench.run(tmp_path) == 0
+@pytest.mark.parametrize("stages", [None, ("missed", "grasped", "held")])
+def test_it_stops_when_they_are_told_apart_and_ends_as_stats_does(tmp_path, capsys, stages):
+    """By success; or by stages, where both fail, and one comes further."""
+    person = Person(capsys, lambda policy, pair: "y" if policy == "good" and not stages else "n")
+    assert person.run(tmp_path, settings(stages=stages)) == 0
     needed = next(n for n in range(1, 20) if sequential(np.ones(1), np.array([n]))[0] < 0.05)
-    assert len(bench.asked) == 2 * needed and "good" not in bench.text.split("Run")[0]
     found = json.loads((tmp_path / "stats.json").read_text())
     (pair,) = found["pairs"]
-    assert (pair["a"], pair["b"], pair["difference"]) == ("good", "poor", 1.0) and pair["low"] > 0
-    assert [arm["successes"] for arm in found["arms"]] == [needed, 0]
-    again = tmp_path / "again"
-    assert main(["stats", str(tmp_path), "sequential=true", f"hydra.run.dir={again}"]) == 0
-    assert json.loads((again / "stats.json").read_text())["pairs"] == found["pairs"]
+    assert (
+        len(person.tried) == 2 * needed
+        and (pair["a"], pair["difference"]) == ("good", 1.0)
+        and pair["low"] > 0
+    )
+    again, more = tmp_path / "again", [f"stages=[{','.join(stages)}]"] if stages else []
+    assert main(["stats", str(tmp_path), "sequential=true", f"hydra.run.dir={again}", *more]) == 0
+    assert json.loads((again / "stats.json").read_text()) == found
 
 
-def test_equal_policies_are_not_told_apart_and_the_order_is_random_in_each_pair(tmp_path, capsys):
-    bench = Bench(capsys, lambda policy, pair: "y" if pair % 2 else "n")
-    assert bench.run(tmp_path) == 3
-    pairs = [bench.asked[i : i + 2] for i in range(0, 40, 2)]
-    assert all({policy for _, policy in pair} == {"good", "poor"} for pair in pairs)
-    assert 2 < sum(pair[0][1] == "good" for pair in pairs) < 18
-    assert all(a[0] == b[0] == i for i, (a, b) in enumerate(pairs))
-    keys = [f"{i:x}" for i in range(2000)]
-    assert abs(np.mean([_coin(key, "pair 3") for key in keys]) - 0.5) < 0.04
+def test_both_policies_are_tried_in_each_pair_in_random_order_and_voids_are_repeated(tmp_path, capsys):
+    person = Person(capsys, lambda policy, pair: "v" if len(person.tried) == 1 else alike(policy, pair))
+    assert person.run(tmp_path, settings()) == 3
+    (pair, voided), second, *_ = tried = person.tried
+    assert second == (pair, voided) and f"{voided}, 20 attempts and 1 void" in person.text
+    pairs = [tried[i : i + 2] for i in range(1, 41, 2)]
+    assert all(a[0] == b[0] == i and {a[1], b[1]} == {"good", "poor"} for i, (a, b) in enumerate(pairs))
+    assert 1 < sum(a[1] == "good" for a, _ in pairs) < 19
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 5])
 def test_it_resumes_where_it_was_stopped_in_the_same_order(tmp_path, capsys, stop_at):
-    first = Bench(capsys, lambda policy, pair: "y" if pair % 2 else "n", stop_at)
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    first, second, all_at_once = (Person(capsys, alike, stop_at if i == 0 else None) for i in range(3))
     with pytest.raises(KeyboardInterrupt):
-        first.run(tmp_path / "stopped", settings(pairs=4))
-    stored = sorted((tmp_path / "stopped").glob("*/episodes.jsonl"))
-    assert (
-        sum(len(file.read_text().splitlines()) for file in stored) == stop_at
-    )  # each before the next is asked
-    second = Bench(capsys, first.outcome)
-    assert second.run(tmp_path / "stopped", settings(pairs=4)) == 3
-    whole = Bench(capsys, first.outcome)
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "whole" / "order.json").write_bytes((tmp_path / "stopped" / "order.json").read_bytes())
-    whole.run(tmp_path / "whole", settings(pairs=4))
-    assert first.asked + second.asked == whole.asked
+        first.run(stopped, settings(4))
+    stored = [line for file in stopped.glob("*/episodes.jsonl") for line in file.read_text().splitlines()]
+    assert len(stored) == stop_at  # each before the next is asked
+    assert second.run(stopped, settings(4)) == 3
+    whole.mkdir()
+    (whole / "order.json").write_bytes((stopped / "order.json").read_bytes())
+    all_at_once.run(whole, settings(4))
+    assert first.tried + second.tried == all_at_once.tried
     with pytest.raises(UserError, match="seed: expected 10000 as when the run began, got 5"):
-        second.run(tmp_path / "stopped", settings(pairs=4, seed=5))
-
-
-def test_a_void_attempt_is_repeated_and_counted(tmp_path, capsys):
-    answers = itertools.chain("v", itertools.repeat("n"))
-    bench = Bench(capsys, lambda policy, pair: next(answers))
-    assert bench.run(tmp_path, settings(pairs=2)) == 3
-    assert len(bench.asked) == 5 and bench.asked[0] == bench.asked[1]
-    assert (
-        f"{bench.asked[0][1]}, 2 attempts and 1 void" in bench.text and "2 attempts and 0 void" in bench.text
-    )
-
-
-def test_stages_decide_where_both_fail(tmp_path, capsys):
-    bench = Bench(capsys, lambda policy, pair: "n")
-    ask = bench.ask
-    bench.ask = lambda question: (
-        ask(question) if "How far" not in question else {"good": "1", "poor": "0"}[bench.asked[-1][1]]
-    )
-    assert bench.run(tmp_path, settings(pairs=20, stages=("missed", "grasped", "held"))) == 0
-    assert (
-        len(bench.asked) < 40
-        and (tmp_path / "episodes.csv").read_text().count("grasped") == len(bench.asked) / 2
-    )
+        second.run(stopped, settings(4, seed=5))
 
 
 def test_places_of_ones_own_and_wrong_settings_are_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "places.txt").write_text("Bowl left, spoon right\n\nBowl right, spoon left\n")
-    bench = Bench(capsys, wins)
-    assert bench.run(tmp_path / "out", settings(pairs=2, places=tmp_path / "places.txt")) == 3
-    assert bench.text.count("spoon left") == 2
+    person = Person(capsys, alike)
+    assert person.run(tmp_path / "out", settings(2, places="places.txt")) == 3
+    assert person.text.count("spoon left") == 2
+    with pytest.raises(UserError, match="pairs: expected <= 2, the lines of places.txt, got 3"):
+        person.run(tmp_path / "more", settings(3, places="places.txt"))
+    monkeypatch.setattr("sys.stdin", open("/dev/null"))
     for words, text in (
-        (["a=x", "b=x"], "b: expected another policy than a"),
-        (["a=x"], "b: expected a value"),
-        (["a=x", "b=y"], "live: expected true"),
-        (["a=x", "b=y", "places=p"], "places: expected null without by_hand=true"),
-        (["a=x", "b=y", "by_hand=true", "places=places.txt"], "pairs: expected at most the 2 lines"),
-        (["a=x", "b=y", "by_hand=true", "places=none.txt"], "none.txt: cannot be read"),
-        (["a=x", "b=y", "--live", "judge=scene"], "judge: expected person, except with bridge=emulator"),
-        (["a=x", "b=y", "--live", "robot.ip=10.0.0.1"], "standard input: expected a terminal"),
+        (["b=x"], "b: expected another policy than a"),
+        (["b=y"], "live: expected true"),
+        (["b=y", "--live", "judge=scene"], "judge: expected person, except with bridge=emulator"),
+        (["b=y", "--live", "robot.ip=10.0.0.1"], "standard input: expected a terminal"),
     ):
-        monkeypatch.setattr("sys.stdin", open("/dev/null"))
-        assert main(["trial", *words]) == 2
+        assert main(["trial", "a=x", *words]) == 2
         error = capsys.readouterr().err
-        assert text in error and error.count("\n") == 1
+        assert text in error and error.count("\n") == 1 and not [*tmp_path.glob("runs/*")]
