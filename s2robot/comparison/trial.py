@@ -76,7 +76,8 @@ def run_trial(settings: TrialSettings, out: Path, connect: Callable[[Sequence[Pa
                         with (out / "voids.jsonl").open("a", encoding="utf-8") as lines:
                             lines.write(json.dumps({"pair": done, "folder": folders[who].name}) + "\n")
             done += 1
-            pair = compared(*_arms(settings, policies, done), judging, LEVEL)
+            a, b = _arms(settings, policies, done)
+            pair = compared(a, b, judging, LEVEL)
             if verdict(pair | {"p_holm": pair["p"]}):
                 break
     except BaseException:

@@ -311,14 +311,14 @@ def detectable(a: Arm, b: Arm, matched: bool, power: float) -> float | None:
     return float(brentq(lacks, 1e-6, most, xtol=1e-4))
 
 
-def _design(a: np.ndarray, b: np.ndarray, matched: bool = True, **wanted: float) -> Power:
+def _design(a: np.ndarray, b: np.ndarray, matched: bool = True, power: float = 0.8) -> Power:
     """Return what outcomes (seeds, positions) say about arms like these; the gap is not chosen yet."""
     x, y = a.mean(0), b.mean(0)
     noise = math.sqrt(x.mean() * (1 - x.mean()) * y.mean() * (1 - y.mean()))
     same = float(np.cov(x, y)[0, 1] / noise) if matched and noise else 0.0
     spread = max(0.0, sum(map(_seed_variance, (a, b))) / 2) if matched else 0.0
-    own = {"base": float(min(x.mean(), y.mean(), 1 - 1e-6)), "seed_sd": min(math.sqrt(spread), 0.49)}
-    return Power(gap=1e-9, correlation=min(max(same, 0.0), 0.95), **own, **wanted)
+    base, seed_sd = float(min(x.mean(), y.mean(), 1 - 1e-6)), min(math.sqrt(spread), 0.49)
+    return Power(gap=1e-9, base=base, correlation=min(max(same, 0.0), 0.95), seed_sd=seed_sd, power=power)
 
 
 def _seed_variance(outcomes: np.ndarray) -> float:

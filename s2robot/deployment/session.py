@@ -158,7 +158,7 @@ class Rig:
         self.demos = read(DemosSettings, cfg.demos, "demos")
         self.policy = make_policy(self.source, bench, stack)  # before the arm is looked for
         cameras = self.policy.contract["cameras"], stack, self.policy.image_size
-        self.arm = beside.arm.shared(*cameras) if beside else ConnectedArm(bench, *cameras)
+        self.arm: ConnectedArm = beside.arm.shared(*cameras) if beside else ConnectedArm(bench, *cameras)
 
     def check(self, picture: Path, live: bool = False) -> None:
         """Print the pre-flight and draw the cameras' frames; `live`: before the arm moves. UserError: a check stops."""

@@ -89,6 +89,7 @@ class Operator(Protocol):
 
     def failed(self, fault: str) -> None:
         """Told of the fault that ended an episode, which then failed. Void: it does not count."""
+        return None
 
     def stage(self) -> str:
         """The furthest stage of a failed episode, as the simulated world names them."""
