@@ -1,6 +1,6 @@
 """How often the intervals of a comparison hold, and how wide they are: simulated, with the truth known.
 
-    python -m benchmarks.interval_coverage                # about 3 minutes; four tables
+    python -m benchmarks.interval_coverage                # about 4 minutes; five tables
     python -m benchmarks.interval_coverage runs=500       # a rougher one
 
 Success of seed and position: a normal latent of which a position gives the share `hard`, and a level of the seed
@@ -16,13 +16,14 @@ import numpy as np
 from scipy import stats
 from scipy.special import ndtri
 
-from s2robot.comparison.paired import bounds, estimate, log_evidence
+from s2robot.comparison.paired import bounds, estimate, log_evidence, predicted
 from s2robot.probing.report import resample, seeds_interval
 
 RATES = (0.5, 0.9, 0.95, 0.98, 0.99)
 SEEDS = (3, 5, 10)
 WORLDS = ((0.0, 0.0), (0.0, 0.3), (0.05, 0.3), (0.1, 0.3), (0.2, 0.0))  # spread, hard; last: seeds dominate
 POSITIONS, LOOK, PICTURES = 128, 16, 1000
+SIMULATED = 500  # positions beside real trials
 
 
 def draw(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: Any, positions: int = POSITIONS) -> np.ndarray:  # fmt: skip
@@ -85,6 +86,19 @@ def scores(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: fl
     return {"t": covered[0], "bootstrap": covered[1], "wider": width[0] / width[1]}
 
 
+def beside_simulation(
+    rng: Any, runs: int, trials: int, rate: float, gap: float, alike: float
+) -> tuple[float, float]:
+    """Coverage of an arm's success by `trials` real trials and SIMULATED simulated ones, which succeed `gap` less often and share
+    `alike` of a normal latent with the real one, and what it is worth: effective trials over `trials` (median)."""
+    latent = math.sqrt(alike) * rng.standard_normal((runs, SIMULATED))
+    drawn = lambda n, p: latent[:, :n] + math.sqrt(1 - alike) * rng.standard_normal((runs, n)) + ndtri(p) > 0  # noqa: E731
+    real, simulated = drawn(trials, rate), drawn(SIMULATED, rate - gap)
+    found = np.array([predicted(a, f[:trials], f[trials:]) for a, f in zip(real, simulated, strict=True)])
+    covered = (found[:, 1] <= rate) & (rate <= found[:, 2])
+    return float(covered.mean()), float(np.median(found[:, 3])) / trials
+
+
 def main(words: list[str]) -> None:
     given = dict(word.split("=", 1) for word in words)
     runs, rng = int(given.get("runs", 4000)), np.random.default_rng(0)
@@ -104,6 +118,17 @@ def main(words: list[str]) -> None:
     for seeds in (1, 3):
         cells = [looks(rng, max(200, runs // 10), seeds, rate, 0.3) for rate in RATES]
         print(f"{seeds:5d} | " + " | ".join(f"{100 * a:5.1f} {100 * b:5.1f}" for a, b in cells))
+    print(
+        f"An arm by real trials and {SIMULATED} simulated ones, equally good or 15 points worse: coverage %, worth so many"
+    )
+    for trials in (20, 40, 80):
+        for alike in (0.0, 0.5, 0.9):
+            found = [
+                beside_simulation(rng, runs // 2, trials, rate, gap, alike)
+                for rate in RATES[:3]
+                for gap in (0.0, 0.15)
+            ]
+            print(f"{trials:5d} {alike:4.1f} | " + " | ".join(f"{100 * a:4.1f} {b:4.2f}" for a, b in found))
     print("A score of pictures and seeds: coverage % of t interval and bootstrap, width t / bootstrap")
     text = lambda c: f"{100 * c['t']:4.1f} {100 * c['bootstrap']:4.1f} {c['wider']:4.2f}"  # noqa: E731
     table(scores, max(200, runs // 10), ((0.0, 0.8), *WORLDS[2:]), RATES[:3], text)

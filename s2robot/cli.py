@@ -67,6 +67,7 @@ VERBS = {
     "serve": Verb("s2robot.serving.server:run_serve", resumes=False),
     "emulate": Verb("s2robot.envs.real.emulator.emulator:run_emulate", resumes=False),
     "deploy": Verb("s2robot.deployment.deploy:deploy", _LIVE, resumes=False),
+    "trial": Verb("s2robot.verbs:trial", {"--live": "live=true"}),
     "compare": Verb("s2robot.comparison.compare:compare", simulates=True),
     "doctor": Verb("s2robot.doctor:doctor", resumes=False),
     "stress": Verb("s2robot.evaluation.stress:stress", simulates=True),

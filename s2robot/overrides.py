@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _OF_DEMOS = ("data", "rate_hz", "action", "proprio", "clip")  # keys that a verb may lack and `demos` has
+_CHECKPOINTS = ("checkpoint", "recording.checkpoint", "train.from", "a", "b")
 # Errors of the machine that a traceback explains no better than one line.
 _MACHINE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
@@ -44,7 +45,7 @@ def as_known(verb: str, override: str) -> str:
     if key.removeprefix("demos.") in ("action", "proprio") and not re.search("['\"]|^(=(null)?)?$", value):
         names = re.sub(r"[\w./]+\[[\d:,]*\]", lambda found: f"'{found[0]}'", value[1:])  # state[:2]
         value = f"={names}" if names[0] == "[" else f"=[{names}]"
-    if key in ("checkpoint", "recording.checkpoint", "train.from") and (folder / "policy.json").is_file():
+    if key in _CHECKPOINTS and (folder / "policy.json").is_file():
         value = f"={folder}"
     if value and not key:
         raise UserError(f"cannot read '{override}', expected key=value")

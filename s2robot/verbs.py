@@ -1,5 +1,7 @@
 """What the verbs of the command line do besides `run`; each imports what it alone needs."""
 
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +174,16 @@ def evaluate(cfg: DictConfig) -> None:
 
         summary = evaluate_policy(cfg, path_of(cfg, "checkpoint"), out)
     pipeline.finish(summary, out)
+
+
+def trial(cfg: DictConfig) -> int:
+    """`s2robot trial`: two policies on an arm, or elsewhere by hand; the exit code is the verdict, as of `stats`."""
+    from s2robot.comparison.trial import TrialSettings, by_hand, run_trial
+
+    settings, out = read_some(TrialSettings, cfg), Path(cfg.run_dir)
+    if settings.by_hand:
+        return run_trial(settings, out, partial(by_hand, settings, cfg.env))
+    from s2robot.deployment.trial import on_arm
+
+    with ExitStack() as stack:
+        return run_trial(settings, out, partial(on_arm, cfg, settings, stack))

@@ -131,10 +131,46 @@ def bounds(x: Any, confidence: float = 0.95) -> tuple[Any, Any, Any]:
         episodes = np.where(chance > 0, np.clip(chance / variance, 1e-9, most), most)
         df = np.maximum((k - 1) * (variance / np.maximum(between, 1e-12)) ** 2, k - 1)
         quantile = stats.t.ppf(0.5 + confidence / 2, df)
+    return *score_interval(p, episodes, quantile), episodes
+
+
+def score_interval(p: Any, episodes: Any, quantile: Any) -> tuple[Any, Any]:
+    """Wilson 1927: low and high (...) of a share p of so many episodes, which need not be whole."""
     z = quantile**2 / episodes
     centre = (p + z / 2) / (1 + z)
     half = quantile * np.sqrt(p * (1 - p) / episodes + z / (4 * episodes)) / (1 + z)
-    return np.maximum(0, np.minimum(p, centre - half)), np.minimum(1, np.maximum(p, centre + half)), episodes
+    return np.maximum(0, np.minimum(p, centre - half)), np.minimum(1, np.maximum(p, centre + half))
+
+
+def predicted(
+    arm: Array, simulated: Array, extra: Array, confidence: float = 0.95
+) -> tuple[float, float, float, float]:
+    """Return success, low, high and effective trials of an arm tried at n positions, from its simulation at these and others.
+
+    Args:
+        arm: outcomes (n,) of real trials. simulated: means (n,) in 0..1 of the simulated trials at the same positions.
+        extra: means (N,) at positions that were simulated alone, drawn as the others were.
+
+    Prediction-powered mean (Angelopoulos et al. 2023, Science 382:669) with the power-tuned weight of PPI++ (arXiv
+    2311.01453): a simulation that predicts nothing has no weight. For few trials its variance is that of a table with half a
+    trial more in each of the four cells (as in `estimate`), and Wilson's interval for so many trials replaces the normal one.
+    """
+    n, many = len(arm), len(extra)
+    pseudo = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
+    table = np.append(np.stack([arm, simulated]).astype(float), pseudo, 1)  # (2, n + 4)
+    weights = np.append(np.ones(n), np.full(4, 0.5))
+    (_, both), (_, of_simulated) = covariance = np.cov(table, aweights=weights, ddof=0)
+    weight = float(both / of_simulated * many / (many + n))
+    shift = weight * float(np.mean(extra))
+    success = float(np.mean(arm) - weight * np.mean(simulated)) + shift
+    rest = covariance[0, 0] - 2 * weight * both + weight**2 * of_simulated  # of arm - weight * simulated
+    variance = rest / n + weight**2 * float(np.var(extra)) / many
+    chance = float(np.average(table[0] - weight * table[1], weights=weights)) + shift
+    chance = min(max(chance, 1 / (2 * n + 4)), 1 - 1 / (2 * n + 4))
+    trials = min(max(chance * (1 - chance) / variance, n / 2), n + many)
+    success, quantile = min(max(success, 0.0), 1.0), float(stats.t.ppf(0.5 + confidence / 2, n - 2))
+    low, high = score_interval(success, trials, quantile)
+    return success, float(low), float(high), trials
 
 
 def mcnemar(b: int, c: int) -> float:

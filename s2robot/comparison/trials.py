@@ -3,9 +3,11 @@
     s2robot stats 74/80 91/120                                # successes/trials of independent arms
     s2robot stats act:31/50 diffusion:44/50 against=act
     s2robot stats a/eval_info.json b/eval_info.json           # LeRobot's; a folder of `s2robot evaluate` or `compare`; CSV
+    s2robot stats runs/compare/mine replays=1000              # how many trials would tell these arms apart?
+    s2robot stats real:runs/arm sim:runs/simulated simulated=sim   # prediction-powered: the arm's success, by both
 
-A CSV file has a column `success` (0, 1, true or false) and may have `arm`, `training_seed` and `position`. Arms on the same
-positions are paired. Exit code 0: every pair was told apart; 3: at least one was not.
+A CSV file has a column `success` (0, 1, true or false) and may have `arm`, `training_seed`, `position` and `stage`. Arms on
+the same positions are paired. Exit code 0: every pair was told apart; 3: at least one was not.
 """
 
 import csv
@@ -14,7 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from omegaconf import DictConfig
@@ -23,11 +25,13 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from s2robot.comparison import paired
+from s2robot.comparison import statistics as figures
+from s2robot.comparison.replay import plan_lines, planned
 from s2robot.comparison.settings import Power
 from s2robot.comparison.statistics import MINUS, VERDICTS, p_text, pair_figures, power_at, verdict
 from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import read_json, read_text, write_json
-from s2robot.core.settings import Settings, Stored, from_yaml, read, read_some
+from s2robot.core.settings import Different, Settings, Stored, from_yaml, read, read_some
 from s2robot.evaluation.records import read_records, wilson
 
 UNDECIDED = 3  # exit code
@@ -36,6 +40,7 @@ _METHOD = "independent trials, Newcombe's interval, Barnard's exact test"
 _EXACT = 4_000_000  # tables up to which a test is exact
 _CHANCES = 400  # points of its grid
 _OUTSIDE = 1e-4  # probability that the common chance is beyond the grid, see `barnard`
+_FEWEST = 10  # real trials beside simulated ones: with fewer, intervals do not hold
 _TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -43,12 +48,18 @@ class StatsSettings(Settings, file="stats"):
     trials: tuple[str, ...] = from_yaml(min_length=1)
     against: str | None = from_yaml()
     power: float = from_yaml(gt=0, lt=1)
+    sequential: bool = from_yaml()
+    stages: Annotated[tuple[str, ...], Different, Field(min_length=2)] | None = from_yaml()
+    simulated: str | None = from_yaml()
+    replays: int = from_yaml(ge=0)
+    gap: float = from_yaml(gt=0, lt=1)
 
 
 class Arm(NamedTuple):
     label: str
     outcomes: np.ndarray  # bool (training seeds, trials)
     positions: tuple[Any, ...] | None  # of the trials; None: not known, so it cannot be paired
+    stages: np.ndarray | None = None  # of str, as the outcomes: how far each trial came
 
 
 class _Row(NamedTuple):
@@ -56,6 +67,7 @@ class _Row(NamedTuple):
     seed: str  # of training
     position: Any
     success: bool
+    stage: str = ""
 
 
 class _Episode(Stored):
@@ -83,22 +95,33 @@ class _Successes(Stored):
 def run_stats(cfg: DictConfig) -> int:
     """Print the figures of ``cfg.trials``, write them to stats.json in the run directory, and return the exit code."""
     settings = read_some(StatsSettings, cfg)
-    arms = [arm for word in settings.trials for arm in read_arms(word)]
+    return report([arm for word in settings.trials for arm in read_arms(word)], settings, Path(cfg.run_dir))
+
+
+def report(arms: Sequence[Arm], settings: StatsSettings, out: Path) -> int:
+    """As :func:`run_stats`, of these arms."""
     labels = [arm.label for arm in arms]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise UserError(
             f"trials: expected arms of different names, got {min(twice)!r} twice; type <name>:<trials>"
         )
-    if settings.against is not None:
-        one_of("against", settings.against, labels)
-    pairs = [(a, b) for a, b in combinations(arms, 2) if settings.against in (None, a.label, b.label)]
+    for key in ("against", "simulated"):
+        if (name := getattr(settings, key)) is not None:
+            one_of(key, name, labels)
+    real = [arm for arm in arms if arm.label != settings.simulated]
+    pairs = [(a, b) for a, b in combinations(real, 2) if settings.against in (None, a.label, b.label)]
     pairs = [(b, a) if a.label == settings.against else (a, b) for a, b in pairs]
-    found = [compared(a, b, settings.power) for a, b in pairs]
+    looked = figures.LEVEL / max(1, len(pairs)) if settings.sequential else None
+    found = [compared(a, b, settings, looked) for a, b in pairs]
     for pair, p in zip(found, paired.holm([pair["p"] for pair in found]), strict=True):
         pair["p_holm"] = p
-    rows = [_arm_row(arm) for arm in arms]
+    rows = [_arm_row(arm, looked and figures.LEVEL / len(arms)) for arm in arms]
+    for simulated in (arm for arm in arms if arm.label == settings.simulated):
+        for arm, row in zip(arms, rows, strict=True):
+            if arm is not simulated:
+                row["predicted"] = with_simulated(arm, simulated)
     print("\n".join(["", *_lines(rows, found, settings.power)]))
-    write_json(Path(cfg.run_dir) / "stats.json", {"arms": rows, "pairs": found})
+    write_json(out / "stats.json", {"arms": rows, "pairs": found})
     return 0 if all(verdict(pair) for pair in found) else UNDECIDED
 
 
@@ -129,23 +152,23 @@ def read_arms(word: str) -> list[Arm]:
 
 
 def _arm(path: Path, label: str, rows: Sequence[_Row]) -> Arm:
-    seeds: dict[str, dict[Any, bool]] = {}
+    seeds: dict[str, dict[Any, _Row]] = {}
     for i, row in enumerate(rows):
         run = seeds.setdefault(row.seed, {})
         position = ("trial", i) if row.position is None else row.position
         if position in run:
             raise UserError(f"{path}: expected each position once, got {label} {position} twice")
-        run[position] = row.success
+        run[position] = row
     first, *others = seeds.values()
     if any(run.keys() != first.keys() for run in others):
         raise UserError(f"{path}: expected the same positions for each training seed of {label}, got others")
     positions = tuple(sorted(first, key=str))
     known = all(row.position is not None for row in rows)
-    return Arm(
-        label,
-        np.array([[run[at] for at in positions] for run in seeds.values()]),
-        positions if known else None,
+    success, stages = (
+        np.array([[getattr(run[at], key) for at in positions] for run in seeds.values()])
+        for key in ("success", "stage")
     )
+    return Arm(label, success, positions if known else None, stages)
 
 
 def _read_csv(path: Path) -> list[_Row]:
@@ -162,12 +185,13 @@ def _read_csv(path: Path) -> list[_Row]:
             )
         if not row.get("axis"):  # a comparison's other worlds
             position = row.get("position") or row.get("seed") or None
-            found.append(_Row(row.get("arm") or "", row.get("training_seed") or "", position, success))
+            arm, seed, stage = (row.get(key) or "" for key in ("arm", "training_seed", "stage"))
+            found.append(_Row(arm, seed, position, success, stage))
     return found
 
 
 def _read_run(path: Path) -> list[_Row]:
-    return [_Row("", "", str(record["seed"]), record["success"]) for record in read_records(path)]
+    return [_Row("", "", str(r["seed"]), r["success"], r["stage"]) for r in read_records(path)]
 
 
 def _read_lerobot(path: Path) -> list[_Row]:
@@ -184,21 +208,56 @@ def _read_lerobot(path: Path) -> list[_Row]:
 # ---------------------------------------------------------------- figures
 
 
-def compared(a: Arm, b: Arm, power: float) -> dict[str, Any]:
-    """Return the difference in success of a and b, as in compare.json, and the smallest gap seen with ``power``."""
+def compared(a: Arm, b: Arm, settings: StatsSettings, looked: float | None = None) -> dict[str, Any]:
+    """Return the difference in success of a and b, or with ``settings.stages`` in how often it came further than the other, as
+    in compare.json, and the smallest gap seen with ``settings.power``. ``looked``: as of `pair_figures`."""
     if matched := a.positions is not None and a.positions == b.positions:
-        outcomes = {a.label: a.outcomes, b.label: b.outcomes}
-        found = pair_figures(outcomes, range(len(a.positions or ())), a.label, b.label)
+        x, y = further(a, b, settings.stages) if settings.stages else (a.outcomes, b.outcomes)
+        found = pair_figures({a.label: x, b.label: y}, range(x.shape[1]), a.label, b.label, looked)
         keys = ("a", "b", "difference", "low", "high", "p", "scope", "method")
         found = {key: found[key] for key in keys}
+        if settings.replays:
+            design = _design(x, y, power=settings.power)
+            found["plan"] = planned(x, y, settings.replays, settings.gap, design)
     else:
+        for key in ("sequential", "stages", "replays"):
+            if value := getattr(settings, key):
+                raise UserError(f"{key}: expected {a.label} and {b.label} on the same positions, got {value}")
         if len(a.outcomes) > 1 or len(b.outcomes) > 1:
             raise UserError(
                 f"{a.label}, {b.label}: expected the same positions for arms of several training seeds"
             )
         found = {"a": a.label, "b": b.label, **independent(a.outcomes[0], b.outcomes[0])}
         found |= {"scope": "new trials", "method": _METHOD}
-    return {**found, "paired": matched, "detectable": detectable(a, b, matched, power)}
+    found["paired"] = matched
+    if looked is None and not settings.stages:
+        found["detectable"] = detectable(a, b, matched, settings.power)
+    return found
+
+
+def further(a: Arm, b: Arm, stages: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (1, trials) each: at which positions a came further than b, and b than a, in the order of ``stages``."""
+    ranks = []
+    for arm in (a, b):
+        if len(arm.outcomes) > 1 or arm.stages is None:
+            raise UserError(f"stages: expected one training seed of {arm.label}, with stages")
+        for stage in np.unique(arm.stages):
+            one_of(f"stages: a stage of {arm.label}", str(stage), stages)
+        ranks.append(np.array([[stages.index(stage) for stage in row] for row in arm.stages]))
+    return ranks[0] > ranks[1], ranks[0] < ranks[1]
+
+
+def with_simulated(arm: Arm, simulated: Arm) -> dict[str, Any]:
+    """Return the arm's success by `paired.predicted`, from real trials and its simulation at these positions and others."""
+    means = dict(zip(simulated.positions or (), simulated.outcomes.mean(0), strict=False))
+    own = arm.positions or ()
+    if len(arm.outcomes) > 1 or len(own) < _FEWEST or not means.keys() > {*own}:
+        what = f"{simulated.label} on >= {_FEWEST} positions of {arm.label}, tried once each, and on others"
+        raise UserError(f"simulated: expected {what}, got {len(means)} and {arm.outcomes.size} trials")
+    here = np.array([means.pop(position) for position in own])
+    names = ("success", "low", "high", "trials")
+    found = paired.predicted(arm.outcomes[0], here, np.array([*means.values()]))
+    return {**dict(zip(names, found, strict=True)), "simulated_only": len(means)}
 
 
 def independent(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
@@ -237,15 +296,8 @@ def detectable(a: Arm, b: Arm, matched: bool, power: float) -> float | None:
     x, y = a.outcomes.mean(0), b.outcomes.mean(0)
     if (most := 1 - min(x.mean(), y.mean())) <= 1e-6:
         return None
-    base, noise = min(x.mean(), y.mean()), math.sqrt(x.mean() * (1 - x.mean()) * y.mean() * (1 - y.mean()))
-    same = np.cov(x, y)[0, 1] / noise if matched and noise else 0.0
-    spread = max(0.0, sum(_seed_variance(arm.outcomes) for arm in (a, b)) / 2) if matched else 0.0
-    design = Power(
-        base=float(base),
-        gap=1e-9,
-        correlation=min(max(same, 0.0), 0.95),
-        seed_sd=min(math.sqrt(spread), 0.49),
-    )
+    design = _design(a.outcomes, b.outcomes, matched)
+    base = design.base
 
     def lacks(gap: float) -> float:
         if matched:
@@ -259,6 +311,16 @@ def detectable(a: Arm, b: Arm, matched: bool, power: float) -> float | None:
     return float(brentq(lacks, 1e-6, most, xtol=1e-4))
 
 
+def _design(a: np.ndarray, b: np.ndarray, matched: bool = True, power: float = 0.8) -> Power:
+    """Return what outcomes (seeds, positions) say about arms like these; the gap is not chosen yet."""
+    x, y = a.mean(0), b.mean(0)
+    noise = math.sqrt(x.mean() * (1 - x.mean()) * y.mean() * (1 - y.mean()))
+    same = float(np.cov(x, y)[0, 1] / noise) if matched and noise else 0.0
+    spread = max(0.0, sum(map(_seed_variance, (a, b))) / 2) if matched else 0.0
+    base, seed_sd = float(min(x.mean(), y.mean(), 1 - 1e-6)), min(math.sqrt(spread), 0.49)
+    return Power(gap=1e-9, base=base, correlation=min(max(same, 0.0), 0.95), seed_sd=seed_sd, power=power)
+
+
 def _seed_variance(outcomes: np.ndarray) -> float:
     """Variance of success between training seeds (seeds, positions), less what positions explain; may be negative."""
     if len(outcomes) == 1:
@@ -267,14 +329,14 @@ def _seed_variance(outcomes: np.ndarray) -> float:
     return float(found.mean(1).var(ddof=1) - paired.noise(found) / found.shape[1])
 
 
-def _arm_row(arm: Arm) -> dict[str, Any]:
-    low, high, method = paired.success_interval(arm.outcomes)
+def _arm_row(arm: Arm, looked: float | None) -> dict[str, Any]:
+    found = figures.arm_interval(arm.outcomes, looked)
     counts = {
         "successes": int(arm.outcomes.sum()),
         "trials": int(arm.outcomes.size),
         "seeds": len(arm.outcomes),
     }
-    return {"label": arm.label, **counts, "low": low, "high": high, "interval": method}
+    return {"label": arm.label, **counts, **{key: found[key] for key in ("low", "high", "interval")}}
 
 
 def _lines(rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], power: float) -> Iterator[str]:
@@ -284,13 +346,22 @@ def _lines(rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], powe
         of_seeds = f", {row['seeds']} training seeds" if row["seeds"] > 1 else ""
         count = f"{row['successes']} of {row['trials']}"
         yield f"{row['label']:<{wide}}  {share:5.1f} % [{low:.1f}, {high:.1f}]  {count}{of_seeds}"
+        if found := row.get("predicted"):
+            share, low, high = (100 * found[key] for key in ("success", "low", "high"))
+            worth = f"worth {found['trials']:.0f} trials"
+            yield f"    with {found['simulated_only']} simulated positions more: {share:.1f} % [{low:.1f}, {high:.1f}], {worth}"
     for pair in pairs:
         points = [f"{100 * pair[key]:+.1f}".replace("-", MINUS) for key in ("difference", "low", "high")]
         name = f"{pair['a']} {MINUS} {pair['b']}"
         yield f"{name}: {points[0]} points [{points[1]}, {points[2]}], {p_text(pair['p_holm'])}: {VERDICTS[verdict(pair)]}"
-        gap = pair["detectable"]
-        seen = "no gap" if gap is None else f"a gap of {100 * gap:.1f} points or more"
         method = f"paired, {pair['method']}" if pair["paired"] else pair["method"]
-        yield f"    {method}; holds for {pair['scope']}; {seen} would be seen with {100 * power:g} % power"
+        seen = ""
+        if "detectable" in pair:
+            gap = pair["detectable"]
+            gaps = "no gap" if gap is None else f"a gap of {100 * gap:.1f} points or more"
+            seen = f"; {gaps} would be seen with {100 * power:g} % power"
+        yield f"    {method}; holds for {pair['scope']}{seen}"
+        if "plan" in pair:
+            yield from plan_lines(pair["plan"])
     if len(pairs) > 1:
         yield f"p is adjusted for {len(pairs)} pairs (Holm); intervals are not."

@@ -2,8 +2,9 @@
 
 import importlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -90,9 +91,19 @@ class ConnectedArm:
         given, views = dict(bench.bridge.cameras), getattr(self.driver, "views", {})
         for name in [name for name in views if name not in given or given[name].device is None]:
             given[name] = CameraSettings(kind="lerobot", device=name)
-        bridge = bench.bridge.replace(cameras=given)
-        found = start_cameras(bridge, cameras, self.driver if views else self.scene, stack, image_size)
+        self._bridge, self._frames_of = (
+            bench.bridge.replace(cameras=given),
+            self.driver if views else self.scene,
+        )
+        found = start_cameras(self._bridge, cameras, self._frames_of, stack, image_size)
         self.readers, self.cameras, self.failed = found
+
+    def shared(self, cameras: Iterable[str], stack: ExitStack, image_size: ImageSize) -> "ConnectedArm":
+        """Return the same arm with the cameras of another policy; those that run already are used."""
+        other = copy(self)
+        found = start_cameras(self._bridge, cameras, self._frames_of, stack, image_size, self.readers)
+        other.readers, other.cameras, other.failed = found
+        return other
 
 
 def watched_points(arm: ArmDescription) -> ArmPoints:
@@ -126,11 +137,13 @@ def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callab
 
 
 def start_cameras(
-    bridge: Bridge, names: Iterable[str], scene: Scene | None, stack: ExitStack, image_size: ImageSize = 256
-) -> tuple[dict[str, CameraReader], dict[str, Camera], list[Finding]]:
+    bridge: Bridge, names: Iterable[str], scene: Scene | None, stack: ExitStack, image_size: ImageSize = 256,
+    started: Mapping[str, CameraReader] | None = None,
+) -> tuple[dict[str, CameraReader], dict[str, Camera], list[Finding]]:  # fmt: skip
     """Start the cameras `names`, to be closed with `stack`; return also a finding for each one that gives no frames.
 
     image_size: of the frames that the policy gets; it sees the middle of a frame that has their shape.
+    started: cameras that run already.
     """
     readers, facts, failed = dict[str, CameraReader](), dict[str, Camera](), list[Finding]()
     for name in names:
@@ -139,10 +152,11 @@ def start_cameras(
             continue
         camera = bridge.cameras[name]
         try:
-            late = bridge.rehearse["camera_delay"]
-            reader = CameraReader(name, _source(name, camera, scene), camera.rotate, late)
-            stack.callback(reader.close)
-            reader.start(START_S)
+            if (reader := (started or {}).get(name)) is None:
+                late = bridge.rehearse["camera_delay"]
+                reader = CameraReader(name, _source(name, camera, scene), camera.rotate, late)
+                stack.callback(reader.close)
+                reader.start(START_S)
             readers[name] = reader
         except ValueError as error:  # EnvError, DatasetError
             failed.append(Finding(STOP, f"camera {name}", str(error)))

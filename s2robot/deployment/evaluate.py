@@ -28,6 +28,7 @@ from s2robot.deployment.settings import read_bridge
 from s2robot.deployment.trace import EpisodeLog, sampled
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
+from s2robot.envs.robots import ROBOTS
 from s2robot.evaluation.evaluate import facts, world_changes, world_seen_by
 from s2robot.evaluation.records import Journal, summarise, write_records
 from s2robot.evaluation.video import write_video
@@ -66,7 +67,12 @@ def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
     with ExitStack() as stack:
         rig = Rig(cfg, stack)
         rig.check(out / "camera_check.png", live=True)
-        return ArmEvaluation(rig, settings, task_settings(cfg), out).run()
+        return ArmEvaluation(rig, settings, world_on_arm(cfg), out).run()
+
+
+def world_on_arm(cfg: DictConfig) -> CubePickConfig:
+    """Return the task's settings; an arm without a simulated one takes positions and length of an episode from `env` alone."""
+    return task_settings(cfg) if cfg.robot.name in ROBOTS else read(CubePickConfig, cfg.env)
 
 
 class ArmEvaluation:
@@ -80,8 +86,10 @@ class ArmEvaluation:
     ):
         self.rig, self.settings, self.out = rig, settings, out
         contract, arm, own = rig.policy.contract, rig.arm, rig.source.checkpoint
-        self.config = world_seen_by(world, contract, rig.policy.image_size, "rate_hz")
-        check_world(self.config, arm.scene)
+        self.config = world.replace(rate_hz=contract["rate_hz"])
+        if arm.bench.name in ROBOTS:
+            self.config = world_seen_by(world, contract, rig.policy.image_size, "rate_hz")
+        check_world(self.config, None if arm.bridge.simulated else arm.scene)
         positions = range(settings.seed, settings.seed + settings.episodes)
         lineage = Lineage.of(contract, name=rig.source.name)
         lineage.refuse(positions, rig.source.name, "evaluate.seed")
@@ -113,6 +121,10 @@ class ArmEvaluation:
             print(f"{done} of {episodes} episodes are done; hydra.run.dir={self.out} resumes", flush=True)
             raise
         self.timing["wall"] = time.monotonic() - start
+        return self.finish(episodes)
+
+    def finish(self, episodes: int) -> dict[str, Any]:
+        """Write the records and summary of the first so many, which have ended; return the summary."""
         records = []
         for e in range(episodes):
             video = VIDEO.format(e)
@@ -132,7 +144,7 @@ class ArmEvaluation:
         try:
             placing = session.ready(self.config, seed)
             if operator.person:
-                print(f"The policy acts. {KEYS_HELP}", flush=True)
+                print(f"The policy acts. {KEYS_HELP}{'; v: void' * operator.voids}", flush=True)
             outcome = session.act(self.config.max_steps)
         except EnvError:
             session.check_stop()
@@ -144,8 +156,10 @@ class ArmEvaluation:
         self.timing["acting"] += ended - session.begun
         if outcome.result is not None:
             self.timing["policy"] += float(outcome.result.latencies.sum())
-        success = not outcome.fault and operator.success()
         operator.trouble = outcome.fault
+        if outcome.fault:
+            operator.failed(outcome.fault)
+        success = not outcome.fault and operator.success()
         self._write({
             "episode": episode, "seed": seed, "cube_xy": [round(float(v), 5) for v in placing.cube_xy],
             "cube_yaw": round(float(placing.cube_yaw), 5), "success": success,
@@ -161,17 +175,21 @@ class ArmEvaluation:
         """The record on disk, with its actions, and the video."""
         log, settings, number = self.log, self.settings, record["episode"]
         self.journal.append(record, np.stack(log.actions) if log.actions else np.zeros((0, 8), np.float32))
-        done = [r for e, r in self.journal.records.items() if e < settings.episodes]
-        ended = f"{'success' if record['success'] else 'no success'}, {record['steps']} steps"
-        fault = f", FAULT: {record['fault']}" if record["fault"] else ""
-        counts = f"{sum(r['success'] for r in done)} of {len(done)} succeeded"
-        where = f"episode {number + 1} of {settings.episodes} (seed {record['seed']})"
-        print(f"{where}: {ended}{fault}; {counts}", flush=True)
+        self._tell(record)
         if settings.videos:
             loop = self.session.runtime.loop
             frames = [*log.frames, loop.sensors.observe(self.config.image_size)["images"]]
             path, rate = self.out / VIDEO.format(number), loop.config.policy_hz
             write_video(path, frames, record, rate=rate, height=settings.video_size)
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        episodes = self.settings.episodes
+        done = [r for e, r in self.journal.records.items() if e < episodes]
+        ended = f"{'success' if record['success'] else 'no success'}, {record['steps']} steps"
+        fault = f", FAULT: {record['fault']}" if record["fault"] else ""
+        counts = f"{sum(r['success'] for r in done)} of {len(done)} succeeded"
+        where = f"episode {record['episode'] + 1} of {episodes} (seed {record['seed']})"
+        print(f"{where}: {ended}{fault}; {counts}", flush=True)
 
     def _identity(self) -> dict[str, Any]:
         """Everything that decides an episode besides its number."""

@@ -13,7 +13,7 @@ from typing import Any
 from s2robot.core.errors import UserError
 from s2robot.deployment.settings import Bridge
 from s2robot.envs.errors import EnvError
-from s2robot.envs.real.operator.prompts import Operator, Placing, Stop
+from s2robot.envs.real.operator.prompts import Operator, Placing, Stop, Void
 
 Keys = Callable[[Callable[[str], None]], AbstractContextManager[None]]  # reads keys while its context lasts
 KEYS_HELP = "y: success, n: failure (both end the episode); space, q or Ctrl-C: brake and end the session"
@@ -107,7 +107,7 @@ class WatchingOperator:
     def begin(self) -> None:
         self.acting = False
         self.t_end: float | None = None
-        self._verdict: bool | None = None
+        self._verdict = ""  # the key that judged it
 
     def rest(self) -> None:
         """The arm stands: the terminal is for questions."""
@@ -129,8 +129,8 @@ class WatchingOperator:
                 self._take_key(key)
         elif key in " q":
             self._stop.ask()
-        elif key in "yn" and self.person and self.acting and self._verdict is None:
-            self._verdict, self.t_end = key == "y", time.monotonic()
+        elif key in ("ynv" if self.voids else "yn") and self.person and self.acting and not self._verdict:
+            self._verdict, self.t_end = key, time.monotonic()
             self._end()
 
     # ---------------------------------------------------------------- Operator
@@ -145,7 +145,7 @@ class WatchingOperator:
         return self._before_motion(lambda: self._operator.place(placing))
 
     def ended(self) -> bool:
-        over = self._verdict is not None or self._operator.ended()
+        over = bool(self._verdict) or self._operator.ended()
         if over:
             self.t_end = self.t_end or time.monotonic()
         return over
@@ -153,13 +153,15 @@ class WatchingOperator:
     def success(self) -> bool:
         """See `Operator`; a key has answered already. A Ctrl-D is no answer."""
         self.rest()
-        while self._verdict is None:
+        while not self._verdict:
             try:
                 return self._operator.success()
             except EnvError:
                 if not (self.person and sys.stdin.isatty()):
                     raise
-        return self._verdict
+        if self._verdict == "v":
+            raise Void
+        return self._verdict == "y"
 
     def _before_motion(self, ask: Callable[[], bool]) -> bool:
         self.rest()

@@ -10,7 +10,7 @@ with session.started():
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from s2robot.envs.real.control.supervisor import EndsLoop
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.operator.prompts import Operator, Placing, Stop, TerminalOperator
 from s2robot.envs.real.runtime import ArmRuntime
+from s2robot.envs.robots import ROBOTS
 
 
 @dataclass
@@ -108,6 +109,8 @@ class ArmSession(Subscriber):
         EnvError: the operator said no; the arm refuses, did not arrive or was stopped.
         """
         placing = Placing.draw(world, seed)
+        if self.arm.bench.name not in ROBOTS:  # its start is the arm's own
+            placing = replace(placing, start_joints=self.arm.bench.start)
         self.runtime.ready(self.operator, placing)
         return placing
 
@@ -145,13 +148,19 @@ class ArmSession(Subscriber):
 
 
 class Rig:
-    """A policy and an arm, connected and not moved; `stack` closes them. UserError, EnvError: there is none."""
+    """A policy and an arm, connected and not moved; `stack` closes them. UserError, EnvError: there is none.
 
-    def __init__(self, cfg: DictConfig, stack: ExitStack, source: PolicySettings | None = None):
+    beside: a rig of another policy, whose arm this one shares; one of them acts at a time.
+    """
+
+    def __init__(
+        self, cfg: DictConfig, stack: ExitStack, source: PolicySettings | None = None, beside: "Rig | None" = None
+    ):  # fmt: skip
         bench, self.source = read_bench(cfg), source or read_policy(cfg)
         self.demos = read(DemosSettings, cfg.demos, "demos")
         self.policy = make_policy(self.source, bench, stack)  # before the arm is looked for
-        self.arm = ConnectedArm(bench, self.policy.contract["cameras"], stack, self.policy.image_size)
+        cameras = self.policy.contract["cameras"], stack, self.policy.image_size
+        self.arm: ConnectedArm = beside.arm.shared(*cameras) if beside else ConnectedArm(bench, *cameras)
         if bench.type is not None and self.policy.contract["action_frame"] == "parts":
             self.policy = by_name(self.policy, bench, self.arm.driver)
 

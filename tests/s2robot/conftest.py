@@ -68,7 +68,8 @@ def untrained():
         joints = numbers - ((changes.get("action_parts") or [{"name": "gripper"}])[-1]["name"] == "gripper")
         moves, closes = rng.normal(0, deltas, (50, joints)), rng.integers(0, 2, (50, numbers - joints))
         actions = np.append(moves, closes, 1)
-        moments = np.zeros((2, encoder.dim)), np.ones((2, encoder.dim))
+        size = len(policy.spec.cameras), encoder.dim
+        moments = np.zeros(size), np.ones(size)
         chunks = np.repeat(actions[:, None], policy.spec.chunk, 1)  # (50, K, A)
         policy.fit_normaliser(rng.normal(size=(50, policy.spec.proprio_dim)), actions, chunks, None, moments)
         return policy.eval()

@@ -9,7 +9,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -44,15 +44,26 @@ class Placing:
         noise = rng.uniform(-config.start_noise, config.start_noise, 7)
         return cls(seed, xy, yaw, np.array(robot_spec(config.robot).home) + noise)
 
+    @property
+    def instruction(self) -> str:
+        x, y = (100 * v for v in self.cube_xy)
+        turn = np.degrees(self.cube_yaw) % 90  # a cube looks the same every quarter turn
+        return f"Place the cube at x {x:+.1f} cm (away from the robot), y {y:+.1f} cm (to its left), turned {turn:.0f} degrees."
+
+
+class Void(Exception):
+    """An attempt that does not count: it is repeated."""
+
 
 class Operator(Protocol):
     """What the bridge asks between two motions. Every `no` ends the matter: nothing moves.
 
-    Attributes: `person`, whether somebody may press keys while the arm moves; `closest`, m, the least distance of grip and
-    cube since the cube was placed, where it is measured.
+    Attributes: `person`, whether somebody may press keys while the arm moves; `voids`, whether an attempt may be `Void`;
+    `closest`, m, the least distance of grip and cube since the cube was placed, where it is measured.
     """
 
     person: bool = False
+    voids: bool = False
     closest: float | None = None
 
     def wait_to_start(self, episode: int, episodes: int) -> bool:
@@ -74,7 +85,11 @@ class Operator(Protocol):
         return False
 
     def success(self) -> bool:
-        """Asked after an episode that ended without a fault: did it succeed?"""
+        """Asked after an episode that ended without a fault: did it succeed? Void: it does not count."""
+
+    def failed(self, fault: str) -> None:
+        """Told of the fault that ended an episode, which then failed. Void: it does not count."""
+        return None
 
     def stage(self) -> str:
         """The furthest stage of a failed episode, as the simulated world names them."""
@@ -110,8 +125,10 @@ class TerminalOperator(Operator):
 
     person = True
 
-    def __init__(self, ask: Callable[[str], str | None] = ask):
-        self._ask = ask
+    def __init__(
+        self, ask: Callable[[str], str | None] = ask, stages: Sequence[str] = ("approach", "grasp", "lift", "held")
+    ):  # fmt: skip
+        self._ask, self.stages = ask, stages
 
     def _yes(self, question: str) -> bool:
         return (self._ask(f"{question} [y/N] ") or "").lower() in ("y", "yes")
@@ -133,22 +150,43 @@ class TerminalOperator(Operator):
         return self._yes("The arm opens its gripper and moves to its start pose. Is everybody clear of it?")
 
     def place(self, placing: Placing) -> bool:
-        x, y = (100 * v for v in placing.cube_xy)
-        turn = np.degrees(placing.cube_yaw) % 90  # a cube looks the same every quarter turn
-        return self._yes(
-            f"Place the cube at x {x:+.1f} cm (away from the robot), y {y:+.1f} cm (to its left), turned {turn:.0f} "
-            "degrees. Is it there, and everybody clear of the arm?"
-        )
+        return self._yes(f"{placing.instruction} Is it there, and everybody clear of the arm?")
 
     def success(self) -> bool:
         return self._one_of("Did the episode succeed? [y/n]", _YES_NO)
 
     def stage(self) -> str:
-        question = "How far did it come? 0: not grasped, 1: grasped, 2: lifted [0/1/2]"
-        return self._one_of(question, {"0": "approach", "1": "grasp", "2": "lift"})
+        numbered = {str(i): name for i, name in enumerate(self.stages[:-1])}
+        names = ", ".join(f"{i}: {name}" for i, name in numbered.items())
+        return self._one_of(f"How far did it come? {names} [{'/'.join(numbered)}]", numbered)
 
     def keep(self) -> bool:  # a no throws the demonstration away
         return self._one_of("Keep it? [y/n]", _YES_NO)
+
+
+class TrialOperator(TerminalOperator):
+    """Judges attempts of a trial, which may be void. `scene`: the operator of an emulated arm, who places what the person says
+    is there."""
+
+    voids = True
+    scene: Operator | None = None
+
+    def free(self, fault: tuple[str, ...]) -> bool:
+        return super().free(fault) and (self.scene is None or self.scene.free(fault))
+
+    def place(self, placing: Placing) -> bool:
+        return (self.scene is None or self.scene.place(placing)) and super().place(placing)
+
+    def success(self) -> bool:
+        return self._judge("Did it succeed? y: success, n: failure, v: void, repeat it [y/n/v]", _YES_NO)
+
+    def failed(self, fault: str) -> None:
+        self._judge(f"FAULT: {fault}. n: it counts as a failure, v: void, repeat it [n/v]", {"n": False})
+
+    def _judge(self, question: str, answers: dict[str, bool]) -> bool:
+        if (answer := self._one_of(question, {**answers, "v": None})) is None:
+            raise Void
+        return bool(answer)
 
 
 class Stop:

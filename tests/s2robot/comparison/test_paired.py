@@ -21,6 +21,7 @@ from s2robot.comparison.paired import (
     log_evidence,
     mcnemar,
     outcomes_of,
+    predicted,
     sequential,
     success_interval,
     success_sequence,
@@ -284,3 +285,28 @@ def test_the_interval_of_a_small_arm_is_wilsons_of_its_effective_episodes():
     middle = (p + q**2 / (2 * episodes)) / (1 + q**2 / episodes)
     half = q / (1 + q**2 / episodes) * math.sqrt(p * (1 - p) / episodes + q**2 / (4 * episodes**2))
     assert success_interval(np.array(A), 0.5)[:2] == pytest.approx((middle - half, middle + half))
+
+
+# ---------------------------------------------------------------- beside a simulation
+
+
+def test_real_and_simulated_trials_together_hold_and_are_worth_more_than_the_real_ones():
+    """On synthetic truths, of a simulation that is as good or 15 points worse; one that predicts nothing costs next to nothing."""
+    rng, covered = np.random.default_rng(0), []
+    for rate, gap in ((0.5, 0.0), (0.85, 0.15)):
+        for alike, least in ((0.0, 0.97), (0.9, 1.2)):
+            found, worth = coverage.beside_simulation(rng, 1500, 40, rate, gap, alike)
+            assert 0.93 <= found <= 0.975 and worth > least, (rate, gap, alike)
+            covered.append(found)
+    assert 0.94 < np.mean(covered) < 0.97
+
+
+def test_a_simulation_that_never_changes_leaves_wilsons_interval():
+    arm = np.arange(40) < 26
+    found = predicted(arm, np.ones(40), np.ones(100))
+    quantile, size = stats.t.ppf(0.975, 38), found[3]
+    low, high = wilson(26, 40, 2 * stats.norm.cdf(quantile) - 1)
+    assert found[0] == pytest.approx(0.65) and size == pytest.approx(40, rel=0.06)
+    assert found[1:3] == pytest.approx((low, high), abs=0.01)
+    perfect = predicted(arm, arm, np.arange(1000) < 600)  # as of one trial in which they disagreed
+    assert 0.6 < perfect[0] < 0.61 and 300 < perfect[3] < 1040

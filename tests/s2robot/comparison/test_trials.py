@@ -8,7 +8,15 @@ from scipy import stats
 
 from s2robot.cli import main
 from s2robot.comparison.paired import difference
-from s2robot.comparison.trials import Arm, barnard, compared, detectable, independent, read_arms
+from s2robot.comparison.trials import (
+    Arm,
+    StatsSettings,
+    barnard,
+    compared,
+    detectable,
+    independent,
+    read_arms,
+)
 from s2robot.core.errors import UserError
 
 
@@ -46,10 +54,11 @@ def test_the_same_positions_are_paired_and_the_gap_is_what_so_many_trials_see():
     rng = np.random.default_rng(0)
     hard = rng.random(200) < 0.4
     a, b = (Arm(name, (hard ^ (rng.random((1, 200)) < 0.05)), tuple(range(200))) for name in "ab")
-    found = compared(a, b, 0.8)
+    settings = StatsSettings(trials=("a", "b"))
+    found = compared(a, b, settings)
     expected = difference(a.outcomes, b.outcomes)
     assert found["paired"] and (found["low"], found["p"]) == (expected.low, expected.p)
-    apart = compared(a._replace(positions=None), b, 0.8)
+    apart = compared(a._replace(positions=None), b, settings)
     assert not apart["paired"] and apart["high"] - apart["low"] > 1.5 * (found["high"] - found["low"])
     assert found["detectable"] < 0.7 * apart["detectable"]
     gap = detectable(
@@ -60,6 +69,22 @@ def test_the_same_positions_are_paired_and_the_gap_is_what_so_many_trials_see():
     assert np.mean(np.abs(x - y) / 80 / np.sqrt(pooled * (1 - pooled) / 40) > 1.96) == pytest.approx(
         0.8, abs=0.03
     )
+
+
+def test_who_came_further_decides_in_place_of_success():
+    """12 wins, 2 losses by stage among 40 trials that all failed: McNemar's figures, and at every look the mixture's."""
+    a = np.array([["lift"] * 12 + ["approach"] * 28])
+    b = np.array([["grasp"] * 12 + ["grasp"] * 2 + ["approach"] * 26])
+    none = np.zeros((1, 40), bool)
+    arms = [Arm(name, none, tuple(range(40)), stages) for name, stages in (("a", a), ("b", b))]
+    settings = StatsSettings(trials=("a",), stages=("approach", "grasp", "lift", "held"))
+    found = compared(*arms, settings)
+    assert found["p"] == pytest.approx(stats.binomtest(2, 14).pvalue)
+    assert found["difference"] == pytest.approx(10 / 40) and "detectable" not in found
+    looked = compared(*arms, settings, 0.05)
+    assert looked["p"] == pytest.approx(1 / (2**14 / 15 / 91)) and looked["low"] < found["low"]
+    with pytest.raises(UserError, match="stages: a stage of a: expected one of approach, grasp, got 'lift'"):
+        compared(*arms, settings.replace(stages=("approach", "grasp")))
 
 
 def test_every_kind_of_file_is_read(tmp_path):
@@ -113,6 +138,18 @@ def test_the_exit_code_is_the_verdict(tmp_path, monkeypatch, capsys):
     pairs = json.loads((tmp_path / "open" / "stats.json").read_text())["pairs"]
     assert [(pair["a"], pair["b"]) for pair in pairs] == [("66/80", "b"), ("c", "b")]
     assert pairs[0]["p_holm"] >= pairs[0]["p"]
+    for name, trials, successes in (("real", 12, 9), ("sim", 100, 80)):
+        rows = [f"{i},{int(i < successes)}\n" for i in range(trials)]
+        (tmp_path / f"{name}.csv").write_text("position,success\n" + "".join(rows))
+    assert main(["stats", "real.csv", "sim.csv", "simulated=sim", "hydra.run.dir=both"]) == 0
+    arm, _ = json.loads((tmp_path / "both" / "stats.json").read_text())["arms"]
+    assert arm["predicted"]["simulated_only"] == 88 and arm["low"] < arm["predicted"]["success"] < arm["high"]
+    assert "worth" in capsys.readouterr().out
+    assert main(["stats", "real.csv", "sim.csv", "simulated=real"]) == 2
+    assert "simulated: expected real on >= 10 positions of sim" in capsys.readouterr().err
+    assert (
+        main(["stats", "1/2", "3/4", "sequential=true"]) == 2 and "same positions" in capsys.readouterr().err
+    )
     for words in (["81/80"], ["nowhere.json"], ["1/2", "1/2"], ["1/2", "against=x"], []):
         assert main(["stats", *words]) == 2
         assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,163 @@
+"""`s2robot trial`: two policies in pairs of attempts from the same position, blinded, until they are told apart.
+
+    s2robot trial a=runs/one b=runs/other --live robot.ip=192.168.1.200 hydra.run.dir=runs/mine   # again: resumes
+    s2robot trial a=act b=diffusion by_hand=true places=places.txt         # policies that run elsewhere; not blinded
+
+The run directory holds the attempts of both, in the folders `1` and `2`, of which `order.json` decides which is whose; at the
+end episodes.csv and stats.json, as `s2robot stats <folder> sequential=true` would write it.
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from s2robot.comparison.statistics import LEVEL, verdict
+from s2robot.comparison.trials import Arm, StatsSettings, compared, report
+from s2robot.core.errors import UserError
+from s2robot.core.files import claim, read_json, read_text, write_csv, write_json
+from s2robot.core.settings import Different, Settings, from_yaml, read
+from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.real.operator.prompts import Placing, TrialOperator, Void
+from s2robot.evaluation.records import Journal
+
+_REMEDY = "choose another hydra.run.dir"
+
+
+class TrialSettings(Settings, file="trial"):
+    a: str = from_yaml(min_length=1)
+    b: str = from_yaml(min_length=1)
+    live: bool = from_yaml()
+    pairs: int = from_yaml(ge=1)
+    seed: int = from_yaml(ge=0)
+    stages: Annotated[tuple[str, ...], Different, Field(min_length=2)] | None = from_yaml()
+    videos: bool = from_yaml()
+    video_size: int = from_yaml(ge=16)
+    judge: Literal["person", "scene"] = from_yaml()
+    by_hand: bool = from_yaml()
+    places: Path | None = from_yaml()
+
+    def rules(self) -> Iterator[tuple[Any, ...]]:
+        yield "b", self.a != self.b, "another policy than a"
+        yield "places", self.places is None or self.by_hand, "null without by_hand=true", str(self.places)
+
+
+def run_trial(settings: TrialSettings, out: Path, connect: Callable[[Sequence[Path]], Sequence[Any]]) -> int:
+    """Run or resume a trial in ``out`` and return its exit code, as of `s2robot stats`.
+
+    connect: gets the folders of a and b and returns what tries each of them: `attempt(pair)` stores an outcome in `journal`, or
+    returns False for one that is void; `finish(pairs)` after the last.
+    """
+    about = {"a": settings.a, "b": settings.b, "seed": settings.seed, "stages": settings.stages}
+    known, order, key = out / "trial.settings.json", out / "order.json", secrets.token_hex(16)
+    if resumes := order.exists():
+        claim(known, about, _REMEDY)
+        key = read(dict[str, str], read_json(order), f"{order}: ").get("key", "")
+    swapped = _coin(key, "folders")
+    folders = [out / str(1 + (i ^ swapped)) for i in range(2)]
+    policies, done = connect(folders), 0
+    if not resumes:  # what cannot be connected leaves no trial behind
+        claim(known, about, _REMEDY)
+        write_json(order, {"key": key})
+    judging = StatsSettings(trials=("episodes.csv",), sequential=True, stages=settings.stages)
+    try:
+        while done < settings.pairs:
+            first = _coin(key, f"pair {done}")
+            for turn, who in enumerate((first, 1 - first), start=1):
+                while done not in policies[who].journal.records:
+                    print(f"\npair {done + 1} of at most {settings.pairs}, attempt {turn} of 2", flush=True)
+                    if not policies[who].attempt(done):
+                        with (out / "voids.jsonl").open("a", encoding="utf-8") as lines:
+                            lines.write(json.dumps({"pair": done, "folder": folders[who].name}) + "\n")
+            done += 1
+            a, b = _arms(settings, policies, done)
+            pair = compared(a, b, judging, LEVEL)
+            if verdict(pair | {"p_holm": pair["p"]}):
+                break
+    except BaseException:
+        where = f"hydra.run.dir={out} resumes, in the same order"
+        print(f"{done} of at most {settings.pairs} pairs are done; {where}", flush=True)
+        raise
+    return _unblind(_arms(settings, policies, done), judging, folders, policies)
+
+
+def _coin(key: str, about: str) -> int:
+    return hashlib.sha256(f"{key} {about}".encode()).digest()[0] & 1
+
+
+def _arms(settings: TrialSettings, policies: Sequence[Any], pairs: int) -> list[Arm]:
+    positions, found = tuple(range(settings.seed, settings.seed + pairs)), []
+    for name, policy in zip((settings.a, settings.b), policies, strict=True):
+        records = [policy.journal.records[pair] for pair in range(pairs)]
+        success, stages = (np.array([[record[key] for record in records]]) for key in ("success", "stage"))
+        found.append(Arm(name, success, positions, stages))
+    return found
+
+
+def _unblind(arms: list[Arm], judging: StatsSettings, folders: list[Path], policies: Sequence[Any]) -> int:
+    out, rows = folders[0].parent, list[tuple[Any, ...]]()
+    voids = read_text(path) if (path := out / "voids.jsonl").exists() else ""
+    print("\nThe trial has ended.")
+    for arm, policy, folder in zip(arms, policies, folders, strict=True):
+        pairs = len(arm.positions or ())
+        policy.finish(pairs)
+        void = voids.count(json.dumps(folder.name))
+        print(f"folder {folder.name}: {arm.label}, {pairs} attempts and {void} void")
+        for pair, position in enumerate(arm.positions or ()):
+            record = policy.journal.records[pair]
+            rows.append((arm.label, position, int(record["success"]), record["stage"]))
+    write_csv(out / "episodes.csv", ("arm", "position", "success", "stage"), rows)
+    return report(arms, judging, out)
+
+
+# ---------------------------------------------------------------- by hand
+
+
+@dataclass
+class _ByHand:
+    """Attempts of a policy that runs elsewhere, with the outcomes that a person types."""
+
+    name: str
+    places: Sequence[str]
+    seed: int
+    operator: TrialOperator
+    journal: Journal
+
+    def attempt(self, pair: int) -> bool:
+        print(f"{self.places[pair]}\nRun {self.name}.", flush=True)
+        try:
+            success = self.operator.success()
+        except Void:
+            return False
+        stages = self.operator.stages
+        reached = (stages[-1] if success else self.operator.stage()) if stages else ""
+        record = {"episode": pair, "seed": self.seed + pair, "success": success, "stage": reached}
+        unknown = {"steps": 0, "time_to_success_s": None, "video": None}
+        self.journal.append(record | unknown, np.zeros((0, 1), np.float32))
+        return True
+
+    def finish(self, pairs: int) -> None:
+        """Everything is on disk."""
+
+
+def by_hand(
+    settings: TrialSettings, env: Any, folders: Sequence[Path], operator: TrialOperator | None = None
+) -> list[_ByHand]:
+    """Return the attempts of a and b, with outcomes that ``operator`` types. UserError: fewer places than pairs."""
+    seed, world, operator = settings.seed, read(CubePickConfig, env), operator or TrialOperator()
+    places = [Placing.draw(world, seed + pair).instruction for pair in range(settings.pairs)]
+    if settings.places is not None:
+        places = [line for line in read_text(settings.places).splitlines() if line.strip()]
+    if (lines := len(places)) < settings.pairs:
+        raise UserError(f"pairs: expected <= {lines}, the lines of {settings.places}, got {settings.pairs}")
+    operator.stages, found = settings.stages or (), []
+    for name, folder in zip((settings.a, settings.b), folders, strict=True):
+        journal = Journal(folder / "episodes.jsonl", {"policy": name, "seed": seed})
+        found.append(_ByHand(name, places, seed, operator, journal))
+    return found

@@ -1,0 +1,101 @@
+"""`s2robot trial` against `s2robot emulate` and a simulated arm, with scripted answers and policies that nobody trained."""
+
+import json
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from s2robot.comparison.trial import TrialSettings, run_trial
+from s2robot.core.files import configs_dir
+from s2robot.core.parts import plain
+from s2robot.core.settings import read_some
+from s2robot.deployment.trial import on_arm
+from s2robot.envs.real.operator.prompts import TrialOperator
+from tests.envs.real.home import OWN, described
+from tests.envs.real.virtual import Calls
+
+pytest.importorskip("xarm")
+
+
+def words(a, b):
+    return [f"a='{a}'", f"b='{b}'", "live=true", "env.max_steps=3", "videos=false", "pairs=1"]
+
+
+def run(cfg, outcomes, asked, prepare=lambda arms: None):
+    """A trial with a person who says yes to every motion, and judges by ``outcomes`` until there are none: Ctrl-C."""
+    settings, left = read_some(TrialSettings, cfg), iter(outcomes)
+
+    def ask(question):
+        asked.append(question)
+        if "v: void" in question and (answer := next(left, None)) is None:
+            raise KeyboardInterrupt
+        return answer if "v: void" in question else "0" if "How far" in question else "y"
+
+    with ExitStack() as stack:
+
+        def connect(folders):
+            quiet = {"read_keys": lambda on_key: nullcontext()}
+            prepare(arms := on_arm(cfg, settings, stack, folders, TrialOperator(ask), **quiet))
+            return arms
+
+        return run_trial(settings, Path(cfg.run_dir), connect)
+
+
+def test_a_trial_is_blind_survives_a_fault_and_a_crash_and_counts_voids(
+    arm_config, emulator, save_untrained, slow_policy, tmp_path, capsys
+):
+    """The first attempt ends by an error of the arm, the second is void, and its repetition is interrupted. Two cameras, and one."""
+    other = save_untrained(tmp_path / "other", {"cameras": ["left"]}, 0.002, cameras=["left"])
+    cfg, broken, asked = arm_config("trial", *words(slow_policy, other)), [], []
+
+    def breaks(arms):
+        for arm in arms:
+            step = lambda step: broken or broken.append(emulator.fault("error", code=31))  # noqa: E731
+            arm.session.runtime.loop.subscribers.append(Calls(step=step))
+
+    with pytest.raises(KeyboardInterrupt):
+        run(cfg, "nv", asked, breaks)
+    shown = capsys.readouterr().out
+    assert "0 of at most 1 pairs are done" in shown and emulator("status")["state"] >= 4
+    (record,) = [
+        json.loads(file.read_text()) for file in tmp_path.glob("[12]/episodes.jsonl") if file.stat().st_size
+    ]
+    assert not record["success"] and "31" in record["fault"] + "command code 31"
+    counts, cleared = (
+        next(i for i, q in enumerate(asked) if text in q) for text in ("n: it counts", "Cleared?")
+    )
+    # the other policy moves the arm only after the operator has cleared the fault of the first
+    assert (
+        counts < cleared
+        and "moves to its start" in asked[cleared + 1]
+        and "Place the cube" in asked[cleared + 2]
+    )
+
+    assert run(cfg, "n", []) == 3
+    found = json.loads((tmp_path / "stats.json").read_text())
+    assert {arm["label"]: arm["trials"] for arm in found["arms"]} == {str(slow_policy): 1, str(other): 1}
+    again, _, end = capsys.readouterr().out.partition("The trial has ended.")
+    for attempts in (shown.partition("pair 1 of")[2], again.partition("pair 1 of")[2]):
+        assert "attempt 2 of 2" in attempts
+        assert not any(name in attempts for name in (str(slow_policy), str(other), "policy a:", "policy b:"))
+    assert "1 void" in end and "0 void" in end
+    assert all(json.loads((tmp_path / f / "summary.json").read_text())["episodes"] == 1 for f in "12")
+    commands = emulator("commands", since=0)["commands"]
+    assert sum(c["kind"] == "motion" for c in commands) > 40 and not any(c["unsafe"] for c in commands)
+
+
+def test_a_simulated_arm_of_ones_own_is_judged_by_a_person(calm, pictures, save_untrained, tmp_path):
+    """Six joints, which no simulated task has: its start is its own."""
+    arm = described("ur5e")
+    parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}
+    contract = {"robot": arm.name, "joint_names": list(arm.joint_names), "camera_geometry": {}, **parts}
+    own = [save_untrained(tmp_path / x, contract, 0.003, **parts, action_dim=7, proprio_dim=7) for x in "ab"]
+    box = ["bridge=simulated", f"run_dir='{tmp_path}'", f"demos.path='{pictures}'", *calm]
+    box += ["robot=ur5e", f"hydra.searchpath=[file://{OWN}/configs]"]
+    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        cfg = compose("trial", [*box, *words(*own)])
+    assert run(cfg, "yn", []) == 3
+    found = json.loads((tmp_path / "stats.json").read_text())
+    assert sorted(arm["successes"] for arm in found["arms"]) == [0, 1]
