@@ -26,6 +26,23 @@ def refused(*words: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["pusht", "aloha_transfer", "aloha_insertion", "metaworld5"])
+def test_an_outside_experiment_is_words_that_every_verb_takes(name):
+    """The worlds are not installed here; what is typed wins over the experiment's own record and axes."""
+    settings = read(f"experiment={name}")
+    arms, axes = (
+        settings.experiment.arms.values(),
+        [settings.experiment.axes[axis] for axis in settings.experiment.along],
+    )
+    own = [f"{axis.key}={axis.values[0]}" for axis in axes]
+    for words in [[*settings.experiment.overrides, *arm.overrides, *own] for arm in arms]:
+        found = {verb: settings_of(verb, words) for verb in ("record", "encode", "train", "evaluate")}
+        assert {cfg.task.name for cfg in found.values()} == {"gym"} and len(settings.experiment.published) > 0
+    assert (
+        settings.records is (name != "pusht") and read(f"experiment={name}", "record=false").records is False
+    )
+
+
 def test_an_arm_and_an_axis_that_were_removed_stay_away():
     found = read("~experiment.arms.base", "~experiment.axes.cube_size").experiment
     assert list(found.arms) == ["base-s2", "base-s2-pretrained"] and "cube_size" not in found.axes
