@@ -164,7 +164,7 @@ def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
     """Return the default of an axis, and a world for each value; UserError for a key of no stage, or counts that do not exist."""
     verb = "evaluate" if axis.key.startswith("evaluate.") else "train"
     settings = [settings_of(verb, [*plan.common, *arm.overrides]) for arm in plan.arms]
-    values = [OmegaConf.select(each, axis.key, default=_NOTHING) for each in settings]
+    values = [OmegaConf.select(each, key_of(axis.key), default=_NOTHING) for each in settings]
     if _NOTHING in values:
         raise UserError(f"axes: expected a key that training or evaluation has, got {axis.key}")
     default = values[0] if values.count(values[0]) == len(values) else None  # else an arm has another value
