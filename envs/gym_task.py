@@ -27,7 +27,8 @@ from pydantic import Field, field_validator, model_validator
 from s2robot.core.settings import from_yaml, invalid
 from s2robot.envs.errors import EnvError, check_known, expect
 from s2robot.envs.frames import as_image_size, size_of
-from s2robot.envs.task import CommonSettings, Task
+from s2robot.envs.task import CommonSettings, Expert, Task
+from s2robot.envs.tasks import import_class
 
 _RENDER = "render"  # the camera that is the environment's own image
 _MOST = 1e3  # larger limits count as unbounded
@@ -46,6 +47,8 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
     success: str = from_yaml()
     proprio: tuple[str, ...] | None = from_yaml()
     bounded: bool = from_yaml()
+    measure: str | None = from_yaml()
+    expert: str | None = from_yaml(exclude=True)  # datasets and checkpoints name no code to run
     kwargs: dict[str, Any] = from_yaml()
 
     failures = {"start": "did not get there"}
@@ -127,7 +130,8 @@ def _rate_of(spec: EnvSpec) -> float | None:
 
 
 class GymTask(Task):
-    """One gymnasium environment; :attr:`inner` is it. EnvError for what it lacks, and for actions that are not continuous."""
+    """One gymnasium environment; :attr:`inner` is it, and :attr:`seen` its last observation. EnvError for what it lacks, and for
+    actions that are not continuous."""
 
     Settings = GymSettings
     settings: GymSettings
@@ -138,7 +142,7 @@ class GymTask(Task):
         space: Any = self.inner.action_space
         right = isinstance(space, Box) and len(space.shape) == 1
         expect(right, "task.id", "continuous actions, a Box of one axis", space)
-        self._seen: dict[str, Any] = {}
+        self.seen: dict[str, Any] = {}
         self._felt = self._entries()
         endless: np.ndarray = np.full(space.shape, np.inf)
         self._low: np.ndarray
@@ -149,7 +153,7 @@ class GymTask(Task):
         named = zip(map(_name, self._felt), sizes, strict=True)
         self.proprio_parts = [{"name": name, "size": size, "kind": "absolute"} for name, size in named]
         self.spaces(self._low, self._high, sum(sizes))
-        self._success, self._ended, self._reward = False, False, math.nan
+        self._success, self._ended, self._near = False, False, math.nan
 
     def _entries(self) -> list[str]:
         """Check the cameras; return the entries of its observation that are proprioception ("": all of it)."""
@@ -180,11 +184,11 @@ class GymTask(Task):
         return self.settings.names.get(camera, camera)
 
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
-        self._seen, info = self.inner.reset(seed=int(rng.integers(2**31)))
+        self.seen, info = self.inner.reset(seed=int(rng.integers(2**31)))
         said = [info.get(key) for key in ("instruction", "task", "task_description")]
         self.instruction = next((text for text in said if isinstance(text, str)), None)
-        self._success, self._ended, self._reward = False, False, math.nan  # none was given yet
-        goal = self._seen.get("desired_goal", ()) if isinstance(self._seen, Mapping) else ()
+        self._success, self._ended, self._near = False, False, math.nan  # none was given yet
+        goal = self.seen.get("desired_goal", ()) if isinstance(self.seen, Mapping) else ()
         self.layout = {f"goal_{i}": float(value) for i, value in enumerate(np.ravel(goal))}
 
     def apply(self, action: np.ndarray) -> None:
@@ -192,26 +196,33 @@ class GymTask(Task):
             return
         space: Any = self.inner.action_space
         action = np.clip(action, self._low, self._high).astype(space.dtype)
-        self._seen, reward, terminated, truncated, info = self.inner.step(action)
-        self._ended, self._reward = bool(terminated or truncated), float(reward)
-        self._success |= self._succeeded(terminated, info)
+        self.seen, reward, terminated, truncated, info = self.inner.step(action)
+        self._ended, measure = bool(terminated or truncated), self.settings.measure
+        check_known("task.measure", [measure] if measure else [], info)
+        self._near = float(info[measure] if measure else reward)
+        self._success |= self._succeeded(float(reward), terminated, info)
 
-    def _succeeded(self, terminated: bool, info: Mapping[str, Any]) -> bool:
+    def _succeeded(self, reward: float, terminated: bool, info: Mapping[str, Any]) -> bool:
         rule = self.settings.success
         if rule == "terminated":
             return bool(terminated)
         if (found := _RULE.fullmatch(rule)) and found["least"]:
-            return self._reward >= float(found["least"])
+            return reward >= float(found["least"])
         check_known("task.success", [rule], ["reward>=<number>", "terminated", *info])
         return bool(info[rule])
 
     @property
     def proprio(self) -> np.ndarray:
-        rows: Any = [flatten(self._space(key), self._at(self._seen, key)) for key in self._felt]
+        rows: Any = [flatten(self._space(key), self._at(self.seen, key)) for key in self._felt]
         return np.concatenate(rows).astype(np.float32)
 
     is_success = property(lambda self: self._success)
-    progress = property(lambda self: self._reward)
+    progress = property(lambda self: self._near)
+
+    def expert(self, rng: np.random.Generator, settings: Any = None) -> Expert:
+        if self.settings.expert is None:
+            return super().expert(rng, settings)
+        return import_class(self.settings.expert, "task.expert")(self, rng)
 
     def render_cameras(self) -> dict[str, np.ndarray]:
         frames = {}
@@ -223,7 +234,7 @@ class GymTask(Task):
 
     def _picture(self, camera: str) -> np.ndarray:
         entry = self._entry(camera)
-        picture: Any = np.asarray(self.inner.render() if entry == _RENDER else self._at(self._seen, entry))
+        picture: Any = np.asarray(self.inner.render() if entry == _RENDER else self._at(self.seen, entry))
         _check_picture(camera, picture)
         return picture
 

@@ -39,8 +39,8 @@ def as_known(verb: str, override: str) -> str:
         key = "recording.checkpoint"
     elif key in _OF_DEMOS and key not in _file(verb) and {"demos"} & {*groups_of(verb), *_file(verb)}:
         key = "demos.path" if key == "data" else f"demos.{key}"
-    elif key.startswith("task.kwargs.") and not sign:
-        sign = "++"
+    elif not sign and (key.startswith("task.kwargs.") or (verb == "compare" and key.startswith("encoder."))):
+        sign = "++"  # a comparison's own config has no encoder: its arms have
     folder = Path(value[1:]) / "checkpoint"
     if key.removeprefix("demos.") in ("action", "proprio") and not re.search("['\"]|^(=(null)?)?$", value):
         names = re.sub(r"[\w./]+\[[\d:,]*\]", lambda found: f"'{found[0]}'", value[1:])  # state[:2]

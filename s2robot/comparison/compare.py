@@ -64,7 +64,8 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     for arm in plan.arms:  # what lies under a path may change between two runs
         inputs = {"encoder": plan.known[arm.name].encoder, "demos": plan.demos}
         claim(plan.out / "arms" / arm.name / "inputs.json", inputs, REMEDY)
-    axes = {name: planning.worlds_of(plan, name, experiment.axes[name]) for name in settings.axes or ()}
+    chosen = experiment.along if settings.axes is None else settings.axes
+    axes = {name: planning.worlds_of(plan, name, experiment.axes[name]) for name in chosen}
     policies = planning.training(plan, plan.main)
     jobs, tried, stopping = _evaluate(experiment.stopping, plan, policies)
     looked = experiment.stopping.alpha if tried < len(plan.positions) else None  # stopped early
@@ -81,7 +82,8 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     for arm in plan.arms:
         folders = [plan.folder(plan.main, arm, seed).relative_to(plan.out).as_posix() for seed in plan.seeds]
         found = figures.arm_figures(outcomes[arm.name], plan.seeds, folders, looked)
-        arms.append({**plan.known[arm.name].about, **found, "ms_per_action": cost[arm.name]})
+        near = figures.mean_progress(runs[arm.name]) if experiment.measure else {}
+        arms.append({**plan.known[arm.name].about, **found, **near, "ms_per_action": cost[arm.name]})
     entries, rows = [], figures.csv_rows(runs)
     for name, (default, worlds) in axes.items():
         alpha = looked if episodes == tried else None
@@ -90,6 +92,7 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
         rows += more
     result: dict[str, Any] = {
         **{"title": experiment.title, "question": experiment.question, "arms": arms},
+        **{"measure": experiment.measure, "published": [each.model_dump() for each in experiment.published]},
         "pairs": figures.all_pairs(outcomes, plan.positions, plan.pairs, looked),
         "stopping": stopping,
         "power": power,

@@ -132,11 +132,11 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     arms = tuple(experiment.arms[name] for name in settings.arms or experiment.arms)
     for_arms = [word for word in typed if group_of(word) in GROUPS and not word.startswith("-")]
     common = [*experiment.overrides, *for_arms]
-    if settings.record:
+    if settings.records:
         common.append(f"demos.path={word(out / 'demos.zarr')}")
     with _about("all arms"):
         positions = settings_of("evaluate", common).evaluate
-        if settings.record:
+        if settings.records:
             settings_of("record", common)
     names = [arm.name for arm in arms]
     every_two = [(b, a) for i, a in enumerate(names) for b in names[i + 1 :]]
@@ -150,7 +150,7 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
         positions=range(positions.seed, positions.seed + positions.episodes),
         parallel=parallel, threads=settings.threads or max(1, cores // parallel),
     )  # fmt: skip
-    if settings.record:
+    if settings.records:
         return replace(plan, main=World(out, recording=_recording(out, "", common)))
     with _about("all arms"):
         return replace(plan, demos=demos_of(plan).fingerprint)
@@ -164,7 +164,7 @@ def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
     """Return the default of an axis, and a world for each value; UserError for a key of no stage, or counts that do not exist."""
     verb = "evaluate" if axis.key.startswith("evaluate.") else "train"
     settings = [settings_of(verb, [*plan.common, *arm.overrides]) for arm in plan.arms]
-    values = [OmegaConf.select(each, axis.key, default=_NOTHING) for each in settings]
+    values = [OmegaConf.select(each, key_of(axis.key), default=_NOTHING) for each in settings]
     if _NOTHING in values:
         raise UserError(f"axes: expected a key that training or evaluation has, got {axis.key}")
     default = values[0] if values.count(values[0]) == len(values) else None  # else an arm has another value

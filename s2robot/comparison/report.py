@@ -54,7 +54,7 @@ def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> 
         ("settings", "Versions", page.flatten("versions", facts["versions"])),
     ]
     sections = [
-        Section("Success of each arm", _arms(arms)),
+        Section("Success of each arm", [*_arms(arms, facts.get("measure")), *_published(facts)]),
         Section("Arm against arm", _pairs(pairs, labels)),
         Section("Success against cost", [_cost(arms)], "wide"),
         Section("Where each arm succeeds", [_places(run_dir, facts, labels)], "wide"),
@@ -66,25 +66,36 @@ def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> 
     return page.write_report_page(run_dir / "report.html", facts["title"], head, sections)
 
 
-def _arms(arms: Sequence[_Facts]) -> list[Block]:
+def _arms(arms: Sequence[_Facts], measure: str | None) -> list[Block]:
     rows, plotted, marks = [], [], []
     for i, arm in enumerate(arms):
         seeds = " · ".join(f"{run['successes']}/{run['episodes']}" for run in arm["seeds"])
         costs = (arm["gflops_per_frame"], arm["parameters"] / 1e6, arm["ms_per_action"])
         texts = [as_text(arm[key]) for key in ("label", "encoder", "scales", "policy")]
-        rows.append([*texts, _percent(arm["success"]), _span(arm), seeds, *map(_cell, costs)])
+        near = [_near(arm.get("progress"))] if measure else []
+        rows.append([*texts, _percent(arm["success"]), _span(arm), seeds, *near, *map(_cell, costs)])
         colour, marker, glyph, _ = plots.look(i)
         parts = [100 * run["successes"] / run["episodes"] for run in arm["seeds"]]
         value, low, high = (100 * arm[key] for key in ("success", "low", "high"))
         plotted.append(plots.Row(arm["label"], value, low, high, colour, marker, parts=parts))
         marks.append((page_colours(colour), glyph))
-    heads = ("arm", "encoder", "scales", "policy", "success", "95 % interval", "by training seed")
+    heads = ["arm", "encoder", "scales", "policy", "success", "95 % interval", "by training seed"]
+    heads += [f"{measure}, mean [95 % interval]"] if measure else []
     figure = plots.intervals(plotted, "success (%); open marks: one training seed each")
     return [
         ("table", (*heads, "GFLOPs per frame", "parameters (M)", "ms per action"), rows, 4, marks),
         ("note", f"Interval: {'; '.join(sorted({arm['interval'] for arm in arms}))}."),
         page.figure(figure, "success", "Success of each arm with its interval, and of each training seed"),
     ]
+
+
+def _near(found: Sequence[float] | None) -> str:
+    return "{:.3f} [{:.3f}–{:.3f}]".format(*found) if found else "–"
+
+
+def _published(facts: _Facts) -> list[Block]:
+    rows = [[each["name"], each["result"], each["conditions"]] for each in facts.get("published") or ()]
+    return [("table", ("published by others", "result", "conditions"), rows, 3)] if rows else []
 
 
 def _pairs(pairs: Sequence[_Facts], labels: Mapping[str, str]) -> list[Block]:

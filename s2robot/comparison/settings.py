@@ -20,7 +20,7 @@ EXPERIMENT = "experiment/default"
 READS = {
     "record": ("task", "robot", "env", "recording"),
     "encode": ("task", "robot", "env", "demos", "encoder", "s2", "features"),
-    "train": ("task", "robot", "env", "demos", "encoder", "s2", "features", "policy", "train"),
+    "train": ("preset", "task", "robot", "env", "demos", "encoder", "s2", "features", "policy", "train"),
     "evaluate": ("task", "robot", "env", "demos", "evaluate"),
 }
 GROUPS = tuple(dict.fromkeys(group for groups in READS.values() for group in groups))
@@ -91,6 +91,14 @@ class Axis(Settings):
     train: bool = False
 
 
+class Published(Settings):
+    """A result of others, in words."""
+
+    name: str
+    result: str
+    conditions: str = ""
+
+
 class Experiment(Settings, at="experiment", file=EXPERIMENT):
     """Which question, by which arms."""
 
@@ -98,6 +106,10 @@ class Experiment(Settings, at="experiment", file=EXPERIMENT):
     question: str = from_yaml()
     overrides: tuple[str, ...] = from_yaml()  # of all arms
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Different] = from_yaml(min_length=1)
+    record: bool = from_yaml()
+    along: Annotated[tuple[str, ...], Different] = from_yaml()
+    measure: str | None = from_yaml()
+    published: tuple[Published, ...] = from_yaml()
     videos: int = from_yaml(ge=0)
     power: Power = from_yaml()
     stopping: Stopping = from_yaml()
@@ -125,7 +137,7 @@ class Compare(Settings, file="compare"):
     """The settings that `compare` itself reads; the others reach the stages as they were typed."""
 
     out: Path = Field(alias="run_dir")  # relative to the working directory if it lies below it
-    record: bool = from_yaml()
+    record: bool | None = from_yaml()
     arms: Annotated[tuple[str, ...], Different, Field(min_length=2)] | None = from_yaml()  # None: all
     axes: Annotated[tuple[str, ...], Different, Field(min_length=1)] | None = from_yaml()
     jobs: int | None = from_yaml(ge=1)
@@ -139,9 +151,14 @@ class Compare(Settings, file="compare"):
         below = out.is_absolute() and out.is_relative_to(Path.cwd())
         return out.relative_to(Path.cwd()) if below else out
 
+    @property
+    def records(self) -> bool:
+        return self.experiment.record if self.record is None else self.record
+
     def rules(self) -> Iterator[tuple[Any, ...]]:
         arms, axes = self.experiment.arms, self.experiment.axes
         chosen: list[tuple[str, Any, Any]] = [("axes", self.axes, axes), ("arms", self.arms, arms)]
+        chosen.append(("experiment.along", self.experiment.along, axes))
         chosen += [("experiment.pairs", pair, arms) for pair in self.experiment.pairs or ()]
         for key, names, known in chosen:
             for name in names or ():

@@ -118,6 +118,16 @@ def arm_figures(
     return {"seeds": rows, **arm_interval(outcomes, looked)}
 
 
+def mean_progress(runs: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return the mean of the records' best progress, with its 95 % interval over positions, each averaged over the training
+    seeds; {} where nothing measured it."""
+    values = np.array([[record.get("progress") for record in run] for run in runs.values()], float).mean(0)
+    if np.isnan(values).any():
+        return {}
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else 0.0
+    return {"progress": [float(values.mean() + side * half) for side in (0, -1, 1)]}
+
+
 def pair_figures(
     outcomes: Outcomes, positions: Sequence[int], a: str, b: str, looked: float | None = None
 ) -> dict[str, Any]:

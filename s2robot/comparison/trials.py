@@ -81,9 +81,17 @@ class _Task(Stored):
     metrics: dict[str, Any]
 
 
+class _Recorded(Stored):
+    """An arm of a file in docs/results: training seed -> a digit for each position."""
+
+    name: str
+    outcomes: dict[str, str]
+
+
 class _EvalInfo(Stored):
     """LeRobot's eval_info.json: of one environment, or since 0.4 of several tasks, whose seeds it does not store."""
 
+    arms: tuple[_Recorded, ...] = ()
     per_episode: tuple[_Episode, ...] = ()
     per_task: tuple[_Task, ...] = ()
 
@@ -143,7 +151,7 @@ def read_arms(word: str) -> list[Arm]:
         path = next((file for file in known if file.exists()), path / "episodes.jsonl")
     if not path.exists():
         raise UserError(f"trials: expected successes/trials such as 74/80, or a file, got {word}")
-    readers = {".csv": _read_csv, ".json": _read_lerobot, ".jsonl": _read_run}
+    readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_run}
     one_of(f"{path}: the name's end", path.suffix, readers)
     rows = readers[path.suffix](path)
     own = name or (path.stem if path.stem not in ("episodes", "eval_info") else path.resolve().parent.name)
@@ -194,12 +202,15 @@ def _read_run(path: Path) -> list[_Row]:
     return [_Row("", "", str(r["seed"]), r["success"], r["stage"]) for r in read_records(path)]
 
 
-def _read_lerobot(path: Path) -> list[_Row]:
+def _read_json(path: Path) -> list[_Row]:
     info = read(_EvalInfo, read_json(path), f"{path}: ")
     rows = [_Row("", "", None if e.seed is None else str(e.seed), e.success) for e in info.per_episode]
     for task in info.per_task:
         at = f"{path}: per_task.{task.task_group}.{task.task_id}: "
         rows += [_Row("", "", None, success) for success in read(_Successes, task.metrics, at).successes]
+    for arm in info.arms:
+        for seed, digits in arm.outcomes.items():
+            rows += [_Row(arm.name, seed, str(i), digit == "1") for i, digit in enumerate(digits)]
     if not rows:
         raise UserError(f"{path}: expected per_episode or per_task of LeRobot's eval_info.json, got neither")
     return rows

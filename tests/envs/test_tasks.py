@@ -9,10 +9,12 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from s2robot.core.errors import UserError
+from s2robot.demos.record import record
 from s2robot.envs.chunk import ActionChunk
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gym_task import GymSettings
 from s2robot.envs.tasks import make, make_cached, register_user_task, settings_class, settings_of
+from tests.inline import do_inline
 
 
 class Dial(gymnasium.Env):
@@ -87,6 +89,34 @@ def test_success_is_what_one_says():
         for _ in range(4):
             env.step_physics([action])
         assert env.is_success is expected
+
+
+class Turner:
+    """What `s2robot record` records of Dial: turns to the goal, which the world alone knows."""
+
+    failed = False
+
+    def __init__(self, task, rng):
+        self.env = task.inner.unwrapped
+
+    def act(self):
+        return np.clip([self.env.goal - self.env.angle], -0.5, 0.5).astype(np.float32)
+
+
+def test_an_expert_by_name_records_a_gymnasium_world_and_is_stored_nowhere(tmp_path, monkeypatch):
+    do_inline(monkeypatch)  # other processes have no Dial
+    world = DIAL.replace(expert="tests.envs.test_tasks:Turner", measure="is_success")
+    with record(tmp_path / "demos.zarr", world, {}, episodes=2, seed=3, workers=1) as store:
+        assert store.meta("success").all() and "images_eye" in store.keys
+        assert "expert" not in store.attrs["env_config"]
+        assert settings_of(store.attrs["env_config"]) == world.replace(expert=None)
+    env = make(world)
+    env.reset(seed=5)
+    assert np.isnan(env.progress)
+    env.step([0.0])
+    assert env.progress == 0.0  # of its info; the reward is below zero
+    with pytest.raises(UserError, match="^task.measure: expected is_success, got 'coverage'"):
+        started(make(DIAL.replace(measure="coverage"))).step([0.0])
 
 
 def test_an_id_with_a_namespace_finds_its_package(tmp_path, monkeypatch):

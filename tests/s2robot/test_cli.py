@@ -81,7 +81,7 @@ def test_help_explains_a_group(s2robot):
         ("train a:b", "cannot read 'a:b'"),
         ("pretrain crop.min=1 data=a out=b", "crop.min: crop is a list, "),
         ("inspect =3", "expected key=value"),
-        ("deploy robot=[1,2]", "robot: expected one of panda, xarm7, got [1,2]"),
+        ("deploy robot=[1,2]", "robot: expected one of lerobot, panda, xarm7, got [1,2]"),
         ("train policy.kind=transformer", "policy.network."),
         ("train demos.path=", "demos.path: expected "),
         ("train s2.scales=[1,nan]", "s2.scales[1]: expected a finite number, got nan"),
@@ -123,6 +123,7 @@ def test_wrong_input_is_one_line(s2robot, words, text):
         ("evaluate", "encoder.checkpoint=run", "encoder.checkpoint=run"),
         ("inspect", "rate_hz=10", "demos.rate_hz=10"),
         ("train", "task.kwargs.obs_type=state", "++task.kwargs.obs_type=state"),
+        ("compare", "encoder.checkpoint=a", "++encoder.checkpoint=a"),
     ],
 )
 def test_dataset_and_checkpoint_have_one_name_in_all_verbs(tmp_path, monkeypatch, verb, typed, known):
@@ -131,6 +132,12 @@ def test_dataset_and_checkpoint_have_one_name_in_all_verbs(tmp_path, monkeypatch
     (tmp_path / "run/checkpoint/policy.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     assert as_known(verb, typed) == known
+
+
+def test_run_with_an_experiment_is_a_comparison(s2robot):
+    status, out, _ = s2robot("run", "experiment=pusht", "encoder.block=3", "--cfg", "job")
+    found = yaml.safe_load(out)
+    assert status == 0 and found["encoder"] == {"block": 3} and len(found["experiment"]["seeds"]) == 3
 
 
 def test_what_gymnasium_success_suggests_can_be_typed(s2robot):

@@ -21,7 +21,7 @@ def main(verb: str, words: list[str]) -> None:
             record = {
                 "episode": episode, "seed": 10000 + episode, "cube_xy": [0.01 * episode, 0.0], "cube_yaw": 0.0,
                 "success": success, "stage": "held" if success else "grasp", "steps": 9,
-                "time_to_success_s": 0.9 if success else None, "closest_m": 0.0, "video": None,
+                "time_to_success_s": 0.9 if success else None, "closest_m": 0.0, "progress": 0.25 * (episode % 5), "video": None,
             }  # fmt: skip
             lines.append(json.dumps(record) + "\n")
         (folder / "episodes.jsonl").write_text("".join(lines))

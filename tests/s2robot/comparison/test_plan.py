@@ -26,6 +26,23 @@ def refused(*words: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["pusht", "aloha_transfer", "aloha_insertion", "metaworld5"])
+def test_an_outside_experiment_is_words_that_every_verb_takes(name):
+    """The worlds are not installed here; what is typed wins over the experiment's own record and axes."""
+    settings = read(f"experiment={name}")
+    arms, axes = (
+        settings.experiment.arms.values(),
+        [settings.experiment.axes[axis] for axis in settings.experiment.along],
+    )
+    own = [f"{axis.key}={axis.values[1]}" for axis in axes]
+    for words in [[*settings.experiment.overrides, *arm.overrides, *own] for arm in arms]:
+        found = {verb: settings_of(verb, words) for verb in ("record", "encode", "train", "evaluate")}
+        assert {cfg.task.name for cfg in found.values()} == {"gym"} and len(settings.experiment.published) > 0
+    assert (
+        settings.records is (name != "pusht") and read(f"experiment={name}", "record=false").records is False
+    )
+
+
 def test_an_arm_and_an_axis_that_were_removed_stay_away():
     found = read("~experiment.arms.base", "~experiment.axes.cube_size").experiment
     assert list(found.arms) == ["base-s2", "base-s2-pretrained"] and "cube_size" not in found.axes
@@ -90,6 +107,16 @@ def test_a_value_that_an_arm_has_not_is_no_world_of_the_main_comparison():
     assert default == 0.995 and [world.trains for world in worlds] == [True, False]
     with pytest.raises(UserError, match="axes: expected a key that .*, got train.stepz"):
         worlds_of(plan, "steps", axis.replace(key="train.stepz"))
+
+
+def test_an_axis_reaches_a_key_that_only_the_world_has():
+    words = ["task=gym", "task.id=X-v0", "++task.kwargs.name=press"]
+    plan = replace(make_plan(read("arms=[base,base-s2]"), []), common=tuple(words))
+    default, worlds = worlds_of(
+        plan, "world", Axis(label="", key="++task.kwargs.name", values=("press", "open"), record=True)
+    )
+    assert default == "press" and [world.trains for world in worlds] == [False, True]
+    assert settings_of("record", read_by("record", worlds[1].recording.overrides)).task.kwargs.name == "open"
 
 
 def test_each_verb_gets_its_own_words_and_of_a_key_the_last():

@@ -14,7 +14,7 @@ RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
 
 def recorded(name):
-    return {arm.label: arm for arm in read_arms(str(RESULTS / name))}
+    return {arm.label: arm for arm in read_arms(str(RESULTS / f"{name}.json"))}
 
 
 def test_it_stops_where_the_sequential_test_of_a_comparison_does():
@@ -42,7 +42,11 @@ def test_it_errs_at_most_as_often_as_it_says_and_saves_trials_on_our_own_differe
     a, b = arms["base-s2"], arms["base"]
     x, y = a.outcomes, b.outcomes
     if stages:
-        one = [arm._replace(outcomes=arm.outcomes[:1], stages=arm.stages[:1]) for arm in (a, b)]
+        failed = np.random.default_rng(0).choice(stages[:-1], x.shape[1])
+        one = [
+            arm._replace(outcomes=arm.outcomes[:1], stages=np.where(arm.outcomes[:1], stages[-1], failed))
+            for arm in (a, b)
+        ]
         x, y = further(*one, StatsSettings(trials=("a",), stages=stages).stages)
     found = planned(x, y, 1000, 0.1, Power(base=float(y.mean()), correlation=0.3))
     assert 0.005 < found["false"] <= 0.05

@@ -22,7 +22,7 @@ from tests.s2robot.html_page import Page
 
 WORDS = ["arms=[base,base-s2,base-s2-pretrained]", "evaluate.episodes=8", "experiment.videos=0", "jobs=2", "threads=1",
          "experiment.seeds=[0,1]", "experiment.stopping.enabled=true", "axes=[lighting]", "experiment.axis_episodes=4",
-         "experiment.axes.lighting.values=[0.5,1.0]"]  # fmt: skip
+         "experiment.axes.lighting.values=[0.5,1.0]", "experiment.measure=overlap", "experiment.published=[{name: Theirs, result: 64 %}]"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,11 @@ def test_the_page_says_what_compare_json_says(run):
         assert row[4] == f"{100 * arm['success']:.1f} %"
         assert row[6] == " · ".join(f"{run['successes']}/8" for run in arm["seeds"])
         costs = [arm["gflops_per_frame"], arm["parameters"] / 1e6, arm["ms_per_action"]]
-        assert [float(cell) for cell in row[7:]] == pytest.approx(costs, rel=0.005)
+        assert [float(cell) for cell in row[8:]] == pytest.approx(costs, rel=0.005)
+        assert row[7] == "0.406 [0.112–0.701]" and arm["progress"][0] == pytest.approx(
+            0.40625
+        )  # of 8 positions
+    assert page.row("Theirs")[1:] == ["64 %", ""]
     for axis, row in zip(facts["axes"], ("0.5", "dim"), strict=True):
         shown = [f"{100 * points[0]['success']:.1f} %" for points in axis["arms"].values()]
         assert [cell.split(" [")[0] for cell in page.row(row)[1:]] == shown
