@@ -30,7 +30,7 @@ PAGES = (
     "README.md",
     "docs/results.md",
     "docs/tasks.md",
-    *(f"docs/results/{name}/README.md" for name in ("s2", "table10", "trained")),
+    *(f"docs/results/{name}/README.md" for name in ("s2", "table10")),
 )
 ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflops_per_frame", "ms_per_action")
 PRIMARY = ("s2", "two")  # of docs/results/protocol.md

@@ -38,7 +38,7 @@ def test_a_fixed_number_is_the_first_at_which_the_exact_test_has_the_power():
 @pytest.mark.parametrize("stages", [None, ("approach", "grasp", "lift", "held")])
 def test_it_errs_at_most_as_often_as_it_says_and_saves_trials_on_our_own_differences(stages):
     """1,000 replays each: of a comparison whose arms differ by 26 points, by success and by stage, and of no difference."""
-    arms = recorded("trained/demos30")
+    arms = recorded("table10/result")
     a, b = arms["base-s2"], arms["base"]
     x, y = a.outcomes, b.outcomes
     if stages:
