@@ -262,15 +262,16 @@ def _sizes(frames: Mapping[str, tuple[int, int]], side: int) -> dict[str, list[i
     return {name: list(size) for name, size in frames.items() if size != (side, side)}
 
 
-def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder, evaluation: Any) -> None:
+def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder, evaluation: Any = None) -> None:
     """Reject a dataset whose policy could not act in the world that evaluates it, before encoding and training."""
     from s2robot.evaluation.evaluate import check_tasks, world_for
 
     contract = contract_of(task, store, encoder)
     try:
         config, *_ = world_for(task.world, contract, image_size_of(contract, encoder))
-        further = read_vectors(evaluation.task_vectors) if evaluation.task_vectors else ()
-        check_tasks(evaluation, config, [*task.tasks(store), *further])
+        if evaluation is not None:
+            further = read_vectors(evaluation.task_vectors) if evaluation.task_vectors else ()
+            check_tasks(evaluation, config, [*task.tasks(store), *further])
     except (PolicyError, UserError) as error:
         raise type(error)(f"{store.path}: {error}; `s2robot train` trains without evaluating") from None
 
