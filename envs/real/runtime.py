@@ -218,7 +218,6 @@ class ArmRuntime(Subscriber):
             self.stand("at the start")  # hands come near while the cube is placed
 
     def run(self, max_steps: int) -> Result:
-        """Run one episode, see `ControlLoop.run`."""
         try:
             return self.loop.run(max_steps)
         finally:

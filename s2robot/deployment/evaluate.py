@@ -127,8 +127,7 @@ class ArmEvaluation:
         """Write the records and summary of the first so many, which have ended; return the summary."""
         records = []
         for e in range(episodes):
-            video = VIDEO.format(e)
-            there = (self.out / video).exists()
+            there = (self.out / (video := VIDEO.format(e))).exists()
             records.append({**self.journal.records[e], "video": video if there else None})
         write_records(records, self.journal.path)
         summary = self._summary(records)

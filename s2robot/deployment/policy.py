@@ -20,8 +20,6 @@ from s2robot.envs.frames import ImageSize
 
 @dataclass
 class Policy:
-    """The policy that acts."""
-
     act: Callable[[Mapping], np.ndarray]  # observation -> float32 (A,)
     actor: Any  # `Actor` or `RemotePolicy`: plans, is reset, and stores an episode's seed and disagreement
     contract: dict[str, Any]

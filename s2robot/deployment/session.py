@@ -40,8 +40,6 @@ from s2robot.envs.robots import ROBOTS
 
 @dataclass
 class Outcome:
-    """How an episode ended."""
-
     cause: str  # "steps", "ended", "stopped" or "fault"
     fault: str = ""
     result: Result | None = None  # of the control loop, if it came to its end
@@ -175,7 +173,6 @@ class Rig:
             raise UserError(f"pre-flight: {stops} of {len(findings)} checks stop; nothing has moved")
 
     def loop_config(self, live: bool, image_size: ImageSize | None = None) -> LoopConfig:
-        """Return the settings of the control loop for this policy."""
         bridge, policy, gripper = self.arm.bridge, self.policy, self.arm.bench.gripper
         size = image_size or policy.image_size
         return bridge.loop_config(

@@ -88,7 +88,6 @@ class StandIn:
         return EmulatedOperator(self.side)
 
     def camera(self, name: str) -> Callable[[], EmulatedCamera]:
-        """Return what makes the source of a camera."""
         return partial(EmulatedCamera, self.ports.side, name)
 
     def cameras(self) -> tuple[float, dict[str, dict]]:

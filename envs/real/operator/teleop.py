@@ -113,7 +113,6 @@ class SpaceMouse:
         return self._velocity if time.monotonic() - self._heard <= _STALE_S else np.zeros(4)
 
     def close(self) -> None:
-        """Let go of the device."""
         self._ended.set()
         self._thread.join(2.0)
         self._device.close()
@@ -230,7 +229,6 @@ class SharedControl(Subscriber):
         self.begin()
 
     def begin(self) -> None:
-        """Start an episode, with the policy."""
         self._person = self._closed = False
         self.persons: list[bool] = []  # of each executed step
         self._acts: deque[tuple[Any, bool]] = deque(maxlen=8)  # proprio of an observation, who acted upon it
@@ -251,7 +249,6 @@ class SharedControl(Subscriber):
         return action
 
     def on_begin(self) -> None:
-        """Start anew after the warm-up."""
         self._forget()
         self._person = False
 
