@@ -2,14 +2,12 @@
 
 import importlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from s2robot.core.errors import require
 from s2robot.demos.store import EpisodeStore
@@ -38,9 +36,7 @@ OK, WARNING, STOP = "ok", "warning", "stop"
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check: `ok`, `warning` or `stop`, and a line about it."""
-
-    level: str
+    level: str  # `ok`, `warning` or `stop`
     check: str
     text: str
 
@@ -186,18 +182,6 @@ def _source(name: str, camera: CameraSettings, scene: Scene | None) -> Callable[
     if kind == "realsense":
         return partial(sources.RealSenseCamera, device, *size)
     store = EpisodeStore.open(device)
-    store.read(f"images_{name}", 0, 1)  # raises DatasetError if there are none
-    return partial(sources.ReplayCamera, _Images(store, f"images_{name}"), camera.fps)
-
-
-class _Images(Sequence[np.ndarray]):
-    """The images of a dataset, read one by one: all of them may exceed the memory."""
-
-    def __init__(self, store: EpisodeStore, key: str):
-        self._store, self._key = store, key
-
-    def __len__(self) -> int:
-        return self._store.num_steps
-
-    def __getitem__(self, i: Any) -> Any:
-        return self._store.read(self._key, i, i + 1)[0]
+    read = partial(store.read, f"images_{name}")
+    read(0, 1)  # raises DatasetError if there are none
+    return partial(sources.ReplayCamera, lambda i: read(i, i + 1)[0], store.num_steps, camera.fps)

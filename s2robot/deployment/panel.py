@@ -78,7 +78,6 @@ class Board(Subscriber):
 
     @contextmanager
     def shown(self, console: Console | None = None) -> Iterator[None]:
-        """Show it until the context ends."""
         console = console or Console()
         if console.is_terminal:
             with Live(

@@ -116,11 +116,11 @@ class ArmRecording:
         return rig
 
     def _session_on(self, arm: ConnectedArm, rig: Rig | None, stack: ExitStack) -> ArmSession:
-        """Return the session, with what moves the arm in it."""
         world, demos, controls, person = self.world, self.demos, self.controls, self.settings
         if rig is None or demos is None:
             # a person who reverses the gripper means it
-            loop = arm.bridge.loop_config(world.rate_hz, world.image_size, live=True, gripper_hold=0)
+            own = {"policy_hz": world.rate_hz, "image_size": world.image_size, "gripper_hold": 0}
+            loop = arm.bridge.loop.replace(**own, live=True)
         else:  # slower than the demos where the bridge is; an action is what it was
             loop = rig.loop_config(True, as_image_size(camera_sizes(demos, demos.cameras)))
         self.teleoperator, on_key = None, controls.on_key

@@ -79,7 +79,6 @@ class FrankaDriver(arms.ArmDriver):
             raise
 
     def close(self) -> None:
-        """Stop, if it was armed, and disconnect."""
         if self._robot is not None and not self.stopped:
             self.stop("closed")
         if self._tracker is not None:

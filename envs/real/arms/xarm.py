@@ -34,8 +34,6 @@ WIRE_TIMEOUT = 0.25
 
 
 class ArmSettings(Settings, at="bridge.arm", file="bridge/default"):
-    """How the control box is used; configs/bridge/default.yaml documents each value."""
-
     mode: Literal["servo", "online"] = from_yaml()
     connect_s: float = from_yaml(gt=0)
     sensitivity: int = from_yaml(ge=1, le=5)  # 0 would switch collision detection off

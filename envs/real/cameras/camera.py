@@ -7,9 +7,10 @@ A source is made and used in the reader's thread. Images are uint8 (H, W, 3), RG
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Protocol
 
 import numpy as np
@@ -237,16 +238,16 @@ class RealSenseCamera:
 
 
 class ReplayCamera:
-    """Recorded images (T, H, W, 3) at a fixed rate, from the first again after the last."""
+    """Recorded images at a fixed rate, from the first again after the last; `image` returns one of `count` by its number."""
 
-    def __init__(self, images: Sequence[np.ndarray] | np.ndarray, fps: float):
-        self._images, self._period, self._next, self._due = images, 1 / fps, 0, time.monotonic()
+    def __init__(self, image: Callable[[int], np.ndarray], count: int, fps: float):
+        self._image, self._numbers = image, cycle(range(count))
+        self._period, self._due = 1 / fps, time.monotonic()
 
     def read(self) -> tuple[float, np.ndarray]:
         time.sleep(max(0.0, self._due - time.monotonic()))
         self._due = max(self._due + self._period, time.monotonic())
-        image = self._images[self._next % len(self._images)]
-        self._next += 1
-        return now(), np.asarray(image)
+        image = self._image(next(self._numbers))
+        return now(), image
 
     def close(self) -> None: ...

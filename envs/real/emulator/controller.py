@@ -134,15 +134,15 @@ class KinematicPlant:
         self.torques, self.opening, self.contact = np.zeros(7), 1.0, 0.0
         self.place(joints)
 
+    def place(self, joints: np.ndarray) -> None:
+        self.joints, self.velocities = np.array(joints, float), np.zeros(7)
+
     def step(self, set_point: np.ndarray, grip: float, dt: float) -> None:
         for _ in range(2):  # stable for steps of 4 ms
             pull = self.stiffness * (set_point - self.joints) - 2 * self.stiffness**0.5 * self.velocities
             self.velocities = self.velocities + pull * dt / 2
             self.joints = self.joints + self.velocities * dt / 2
         self.opening = grip
-
-    def place(self, joints: np.ndarray) -> None:
-        self.joints, self.velocities = np.array(joints, float), np.zeros(7)
 
 
 class Journal:

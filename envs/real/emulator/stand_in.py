@@ -84,7 +84,6 @@ class StandIn:
         self.ports = Ports(**{f.name: answer[f.name] for f in fields(Ports)})
 
     def operator(self) -> EmulatedOperator:
-        """Return an operator, who may be asked from any thread."""
         return EmulatedOperator(self.side)
 
     def camera(self, name: str) -> Callable[[], EmulatedCamera]:
