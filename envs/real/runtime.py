@@ -132,11 +132,7 @@ class ArmRuntime(Subscriber):
         """Whether the arm stands at joints (N,) with its gripper, if it has one, open."""
         state = self.driver.read()
         near = np.abs(state.q - goal).max() < AT + self.driver.slack
-        return bool(near and (not self._grips or state.gripper > OPEN))
-
-    @property
-    def _grips(self) -> bool:
-        return self.loop.config.gripper is not None
+        return bool(near and (self.loop.config.gripper is None or state.gripper > OPEN))
 
     def go_to(self, goal: Array) -> bool:
         """Move slowly, on a straight line in joint space, to joints (N,) rad with the gripper open; False after a stop.
@@ -145,7 +141,7 @@ class ArmRuntime(Subscriber):
         Raises EnvError, with the arm stopped: a fault, or the arm did not arrive.
         """
         speed, main = self._home_speed, self.loop
-        kind = "binary" if self._grips else None
+        kind = "binary" if main.config.gripper else None
         changes = {"policy_hz": _MOVE_HZ, "max_delta": speed / _MOVE_HZ, "gripper_hold": 0, "gripper": kind}
         changes |= {"absolute": False, "check_chunks": False}
         config, n = main.config.replace(**changes), self.driver.limits.joints
@@ -205,20 +201,18 @@ class ArmRuntime(Subscriber):
         if (fault or moves) and not operator.free(fault):
             raise refused
         self.clear()
-        if moves and not self._start_at(goal):
-            raise EnvError("start: stopped on the way")
+        if moves:
+            self.arm()
+            try:
+                there = self.go_to(goal)
+            finally:
+                self.stand("at the start")  # hands come near while the cube is placed
+            if not there:
+                raise EnvError("start: stopped on the way")
         if not operator.place(placing):
             raise refused
 
-    def _start_at(self, goal: Array) -> bool:
-        self.arm()
-        try:
-            return self.go_to(goal)
-        finally:
-            self.stand("at the start")  # hands come near while the cube is placed
-
     def run(self, max_steps: int) -> Result:
-        """Run one episode, see `ControlLoop.run`."""
         try:
             return self.loop.run(max_steps)
         finally:

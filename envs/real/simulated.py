@@ -87,7 +87,6 @@ class SimulatedArm(arms.ArmDriver):
         return 0 if self.stopped else self.armed_mode
 
     def _advance(self, until: float) -> None:
-        """Let the time pass."""
         model, data, dof = self.model, self.data, self._dof
         begin, step = self._time, model.opt.timestep
         self._time = max(self._time, until - ASLEEP_S)
@@ -102,10 +101,7 @@ class SimulatedArm(arms.ArmDriver):
         change = (self._time - begin) / STROKE_S
         self._opening += float(np.clip(self._wanted - self._opening, -change, change))
 
-    # ---------------------------------------------------------------- in the place of cameras and operator
-
     def camera(self, name: str) -> Callable[[], "SimulatedCamera"]:
-        """Return what makes the source of a camera: the model's of that name, or a view of the whole arm."""
         self._views[name] = number = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, name)
         view = mujoco.MjvCamera()
         mujoco.mjv_defaultFreeCamera(self.model, view)
@@ -131,8 +127,6 @@ def _paint_sky(spec: Any) -> None:
 
 
 class SimulatedCamera:
-    """A source of a simulated arm's frames."""
-
     def __init__(self, arm: SimulatedArm, view: mujoco.MjvCamera):
         self._arm, self._view, self._data = arm, view, mujoco.MjData(arm.model)
         self._renderer = mujoco.Renderer(arm.model, *SIZE)

@@ -21,9 +21,9 @@ def require(*modules: str, extra: str) -> None:
 
 @contextmanager
 def reported(
-    where: object, hint: str = "", kinds: tuple[type[Exception], ...] = (Exception,)
-) -> Iterator[None]:
-    """Turn errors of a library or of a file's contents into one line that begins with ``where``; a UserError stays as it is."""
+    where: object, hint: str = "", kinds: tuple[type[Exception], ...] = (Exception,), kind: type[UserError] = UserError
+) -> Iterator[None]:  # fmt: skip
+    """Turn errors of a library or of a file's contents into a ``kind`` of one line, ``where`` first; a UserError stays as it is."""
     try:
         yield
     except kinds as error:
@@ -31,7 +31,7 @@ def reported(
             raise
         text = " ".join(str(error).split())[:300]
         text = text if " " in text else f"{type(error).__name__}: {text}"  # KeyError: 'encoder'
-        raise UserError(f"{where}: {text}{hint}") from error
+        raise kind(f"{where}: {text}{hint}") from error
 
 
 def check_same(

@@ -2,14 +2,12 @@
 
 import importlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from s2robot.core.errors import require
 from s2robot.demos.store import EpisodeStore
@@ -20,14 +18,8 @@ from s2robot.envs.real.arms.driver import ArmDriver, ArmLimits
 from s2robot.envs.real.arms.geometry import ArmPoints, XArm7Points
 from s2robot.envs.real.arms.sdk import EMULATED_IP, LOG_FILE
 from s2robot.envs.real.arms.xarm import XArmDriver
-from s2robot.envs.real.cameras.camera import (
-    CameraReader,
-    OpenCVCamera,
-    RealSenseCamera,
-    ReplayCamera,
-    Source,
-    part_seen,
-)
+from s2robot.envs.real.cameras import camera as sources
+from s2robot.envs.real.cameras.camera import CameraReader, part_seen
 
 STAND_IN = "s2robot.envs.real.emulator.stand_in"
 Scene = Any  # its `StandIn`: an emulated arm with cameras, table and operator
@@ -44,9 +36,7 @@ OK, WARNING, STOP = "ok", "warning", "stop"
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check: `ok`, `warning` or `stop`, and a line about it."""
-
-    level: str
+    level: str  # `ok`, `warning` or `stop`
     check: str
     text: str
 
@@ -91,17 +81,14 @@ class ConnectedArm:
         given, views = dict(bench.bridge.cameras), getattr(self.driver, "views", {})
         for name in [name for name in views if name not in given or given[name].device is None]:
             given[name] = CameraSettings(kind="lerobot", device=name)
-        self._bridge, self._frames_of = (
-            bench.bridge.replace(cameras=given),
-            self.driver if views else self.scene,
-        )
-        found = start_cameras(self._bridge, cameras, self._frames_of, stack, image_size)
-        self.readers, self.cameras, self.failed = found
+        bridge, scene = bench.bridge.replace(cameras=given), self.driver if views else self.scene
+        self._start = partial(start_cameras, bridge, scene=scene)
+        self.readers, self.cameras, self.failed = self._start(cameras, stack=stack, image_size=image_size)
 
     def shared(self, cameras: Iterable[str], stack: ExitStack, image_size: ImageSize) -> "ConnectedArm":
         """Return the same arm with the cameras of another policy; those that run already are used."""
         other = copy(self)
-        found = start_cameras(self._bridge, cameras, self._frames_of, stack, image_size, self.readers)
+        found = self._start(cameras, stack=stack, image_size=image_size, started=self.readers)
         other.readers, other.cameras, other.failed = found
         return other
 
@@ -168,10 +155,8 @@ def start_cameras(
         frame, camera = reader.latest(), bridge.cameras[name]
         assert frame is not None  # start has waited for it
         height, width = part_seen((frame.image.shape[0], frame.image.shape[1]), size_of(image_size, name))
-        fps, fovy = float(camera.fps), camera.fovy
-        if name in emulated:
-            fps, fovy = rate, geometry[name]["fovy"]
-        facts[name] = Camera(width, height, fps, fovy)
+        own = (rate, geometry[name]["fovy"]) if name in emulated else (float(camera.fps), camera.fovy)
+        facts[name] = Camera(width, height, *own)
     return readers, facts, failed
 
 
@@ -186,28 +171,17 @@ def _wrong(bridge: Bridge, name: str) -> str:
     return "" if camera.device else f"{where}.device: expected {DEVICES[camera.kind]}, got none"
 
 
-def _source(name: str, camera: CameraSettings, scene: Scene | None) -> Callable[[], Source]:
+def _source(name: str, camera: CameraSettings, scene: Scene | None) -> Callable[[], sources.Source]:
     kind, device = camera.kind, str(camera.device)
     if scene is not None and kind in ("emulator", "lerobot"):
         return scene.camera(name)
     size = camera.width, camera.height, camera.fps
     if kind == "opencv":
-        return partial(OpenCVCamera, device, *size, camera.fourcc, camera.exposure, camera.white_balance)
+        own = camera.fourcc, camera.exposure, camera.white_balance
+        return partial(sources.OpenCVCamera, device, *size, *own)
     if kind == "realsense":
-        return partial(RealSenseCamera, device, *size)
+        return partial(sources.RealSenseCamera, device, *size)
     store = EpisodeStore.open(device)
-    store.read(f"images_{name}", 0, 1)  # raises DatasetError if there are none
-    return partial(ReplayCamera, _Images(store, f"images_{name}"), camera.fps)
-
-
-class _Images(Sequence[np.ndarray]):
-    """The images of a dataset, read one by one: all of them may exceed the memory."""
-
-    def __init__(self, store: EpisodeStore, key: str):
-        self._store, self._key = store, key
-
-    def __len__(self) -> int:
-        return self._store.num_steps
-
-    def __getitem__(self, i: Any) -> Any:
-        return self._store.read(self._key, i, i + 1)[0]
+    read = partial(store.read, f"images_{name}")
+    read(0, 1)  # raises DatasetError if there are none
+    return partial(sources.ReplayCamera, lambda i: read(i, i + 1)[0], store.num_steps, camera.fps)

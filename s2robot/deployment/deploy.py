@@ -4,17 +4,17 @@ Space, q, Ctrl-C and everything that goes wrong brake and stop the arm, by this 
 All of that is software: a hardware emergency stop has to be within reach.
 """
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from omegaconf import DictConfig
-from pydantic import model_validator
 from rich.console import Console
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import write_json
-from s2robot.core.settings import Settings, from_yaml, invalid, read_some
+from s2robot.core.settings import Settings, from_yaml, read_some
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.operator import check_operator, keys
 from s2robot.deployment.panel import WAITING, Board
@@ -27,13 +27,10 @@ from s2robot.envs.real.control.subscriber import EpisodeRecorder
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.operator.prompts import ask
 
-FAULT_EXIT = 1  # exit code
 WORD = "move"  # what the operator types before the arm moves
 
 
 class DeploySettings(Settings, file="deploy"):
-    """Settings of `s2robot deploy`; configs/deploy.yaml documents each value."""
-
     check: bool = from_yaml()
     live: bool = from_yaml()
     confirm: bool = from_yaml()
@@ -42,13 +39,10 @@ class DeploySettings(Settings, file="deploy"):
     record: str | None = from_yaml()
     dry_run_steps: int = from_yaml(ge=1)
 
-    @model_validator(mode="after")
-    def _live_has_all_it_needs(self) -> Self:
-        if self.record is not None and not self.live:
-            raise invalid("record", "null without --live, since a dry run has nothing to record", self.record)
-        if self.check and self.live:
-            raise invalid("check", "false with --live", True)
-        return self
+    def rules(self) -> Iterable[tuple[Any, ...]]:
+        why = "null without --live, since a dry run has nothing to record"
+        yield "record", self.record is None or self.live, why
+        yield "check", not (self.check and self.live), "false with --live"
 
 
 def deploy(cfg: DictConfig) -> int:
@@ -77,7 +71,7 @@ def deploy(cfg: DictConfig) -> int:
             if (answer := ask(f"Type '{WORD}' to go on: ") or "") != WORD:
                 raise UserError(f"confirmation: expected '{WORD}', got '{answer}'; nothing has moved")
         good = LiveSession(rig, settings, out).run() if settings.live else dry_run(rig, settings, out)
-        return 0 if good else FAULT_EXIT
+        return int(not good)
 
 
 def dry_run(rig: Rig, settings: DeploySettings, out: Path) -> bool:

@@ -41,8 +41,6 @@ _JUDGED: tuple[str, ...] = ("cube_size", "success_height", "success_hold")
 
 
 class ArmEvaluationSettings(Settings, at="evaluate", file="evaluate/arm"):
-    """The node `evaluate`; configs/evaluate/arm.yaml documents each value."""
-
     world: Literal["arm"] = from_yaml()
     episodes: int = from_yaml(ge=1)
     seed: int = from_yaml(ge=0)
@@ -127,8 +125,7 @@ class ArmEvaluation:
         """Write the records and summary of the first so many, which have ended; return the summary."""
         records = []
         for e in range(episodes):
-            video = VIDEO.format(e)
-            there = (self.out / video).exists()
+            there = (self.out / (video := VIDEO.format(e))).exists()
             records.append({**self.journal.records[e], "video": video if there else None})
         write_records(records, self.journal.path)
         summary = self._summary(records)
@@ -172,7 +169,6 @@ class ArmEvaluation:
         })  # fmt: skip
 
     def _write(self, record: dict[str, Any]) -> None:
-        """The record on disk, with its actions, and the video."""
         log, settings, number = self.log, self.settings, record["episode"]
         self.journal.append(record, np.stack(log.actions) if log.actions else np.zeros((0, 8), np.float32))
         self._tell(record)

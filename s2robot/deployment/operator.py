@@ -133,8 +133,6 @@ class WatchingOperator:
             self._verdict, self.t_end = key, time.monotonic()
             self._end()
 
-    # ---------------------------------------------------------------- Operator
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self._operator, name)
 
@@ -165,7 +163,6 @@ class WatchingOperator:
 
     def _before_motion(self, ask: Callable[[], bool]) -> bool:
         self.rest()
-        if allowed := ask():
-            if self._take_key is None:
-                self.watch()
+        if (allowed := ask()) and self._take_key is None:
+            self.watch()
         return allowed

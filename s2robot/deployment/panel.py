@@ -59,7 +59,6 @@ class Board(Subscriber):
         self._beats.append(now)
 
     def rows(self) -> dict[str, str]:
-        """What is shown, by name."""
         now = REAL.now()
         beats, rate = self._beats.copy(), "pauses"
         if len(beats) >= 10 and now - beats[-1] <= _PAUSE_S:
@@ -79,7 +78,6 @@ class Board(Subscriber):
 
     @contextmanager
     def shown(self, console: Console | None = None) -> Iterator[None]:
-        """Show it until the context ends."""
         console = console or Console()
         if console.is_terminal:
             with Live(
@@ -102,7 +100,6 @@ class Board(Subscriber):
             thread.join(2.0)
 
     def panel(self) -> Panel:
-        """Return the panel for a terminal."""
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold")
         for name, value in self.rows().items():

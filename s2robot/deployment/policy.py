@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,6 @@ from s2robot.envs.frames import ImageSize
 
 @dataclass
 class Policy:
-    """The policy that acts."""
-
     act: Callable[[Mapping], np.ndarray]  # observation -> float32 (A,)
     actor: Any  # `Actor` or `RemotePolicy`: plans, is reset, and stores an episode's seed and disagreement
     contract: dict[str, Any]
@@ -61,7 +58,8 @@ def make_policy(source: PolicySettings, bench: Bench, stack: ExitStack) -> Polic
             )
         return policy  # `by_name` checks it, once the robot is connected
     if bridge.loop.check_chunks:
-        policy.act = partial(_with_rest, policy.act, policy.planner)
+        act, planner = policy.act, policy.planner
+        policy.act = lambda seen: np.stack([act(seen), *planner.remaining])  # float32 (k, A)
     contract = {"joint_names": bench.joint_names, **policy.contract}
     for key, what in (("action", "actions"), ("proprio", "proprio")):
         given, own = parts_of(contract, key), bench.parts(key)
@@ -97,11 +95,6 @@ def by_name(policy: Policy, bench: Bench, arm: Any) -> Policy:
     about: dict[str, Any] = {f"{key}_parts": plain(bench.parts(key)) for key in orders}
     about |= {"joint_names": list(bench.joint_names), "action_frame": ACTION_FRAME}
     return replace(policy, act=act, contract={**policy.contract, **about}, absolute=True, seen=seen)
-
-
-def _with_rest(act: Callable[[Mapping], np.ndarray], planner: Any, observation: Mapping) -> np.ndarray:
-    """The next action and those that are planned after it.  # float32 (k, A)"""
-    return np.stack([act(observation), *planner.remaining])
 
 
 def _local(source: PolicySettings, bridge: Bridge) -> Policy:

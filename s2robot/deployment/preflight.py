@@ -8,7 +8,6 @@ is seen in the picture alone.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 from s2robot.config import DemosSettings
 from s2robot.core.errors import UserError
 from s2robot.demos.errors import DatasetError
-from s2robot.demos.replay import world_of_demos
+from s2robot.demos.replay import frames_of, world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import OK, STOP, WARNING, Camera, ConnectedArm, Finding
 from s2robot.deployment.policy import Policy
@@ -249,14 +248,9 @@ def demo_images(
         read = lambda c, i: fitted(store.read(f"images_{c}", i, i + 1)[0], size_of(image_size, c))  # noqa: E731
         return {c: np.stack([read(c, i) for i in starts]) for c in cameras}
     require_simulator()
-    from s2robot.envs.tasks import make
-
-    drawn = []
-    with closing(make(world_of_demos(store, cameras=cameras, image_size=image_size))) as env:
-        for i in starts:
-            env.set_state(store.read("state", i, i + 1)[0])
-            drawn.append(env.render_cameras())
-    return {c: np.stack([images[c] for images in drawn]) for c in cameras}
+    states = np.concatenate([store.read("state", i, i + 1) for i in starts])
+    world = world_of_demos(store, cameras=cameras, image_size=image_size)
+    return dict(zip(cameras, frames_of([states], world), strict=True))
 
 
 def compare_views(

@@ -36,18 +36,8 @@ from s2robot.envs.real.arms.driver import OK
 from s2robot.envs.real.arms.geometry import ToolIK
 from s2robot.envs.real.control.safety import Verdict
 from s2robot.envs.real.control.subscriber import EpisodeRecorder
+from s2robot.envs.real.operator import teleop
 from s2robot.envs.real.operator.prompts import Operator
-from s2robot.envs.real.operator.teleop import (
-    CONTROLS_HELP,
-    HANDOVER_HELP,
-    HELP,
-    Controls,
-    Keyboard,
-    SharedControl,
-    SpaceMouse,
-    Teleoperator,
-    teach,
-)
 from s2robot.policies import check_contract
 
 
@@ -74,7 +64,7 @@ class ArmRecording:
         # `ToolIK` and manual mode are the xArm7's
         expect(own, "robot", "xarm7 or its emulator, to record on", self.bench.name)
         self.corrects = self.settings.kind == "dagger"
-        self.controls = Controls(shared=self.corrects)
+        self.controls = teleop.Controls(shared=self.corrects)
         self.demos = self._open_demos(cfg) if self.corrects else None
         self.world = task_settings(cfg, max_steps=self.settings.max_steps)
         if operator is None:
@@ -116,7 +106,6 @@ class ArmRecording:
         return demos
 
     def _connect_rig(self, stack: ExitStack, demos: EpisodeStore) -> Rig:
-        """Connect policy and arm for demos, and check them."""
         own = {key: self._cfg[key] for key in ("checkpoint", "weights", "device")}
         rig = Rig(self._cfg, stack, PolicySettings(**own, url=None, threads=None))
         check_contract(
@@ -127,24 +116,24 @@ class ArmRecording:
         return rig
 
     def _session_on(self, arm: ConnectedArm, rig: Rig | None, stack: ExitStack) -> ArmSession:
-        """Return the session, with what moves the arm in it."""
         world, demos, controls, person = self.world, self.demos, self.controls, self.settings
         if rig is None or demos is None:
             # a person who reverses the gripper means it
-            loop = arm.bridge.loop_config(world.rate_hz, world.image_size, live=True, gripper_hold=0)
+            own = {"policy_hz": world.rate_hz, "image_size": world.image_size, "gripper_hold": 0}
+            loop = arm.bridge.loop.replace(**own, live=True)
         else:  # slower than the demos where the bridge is; an action is what it was
             loop = rig.loop_config(True, as_image_size(camera_sizes(demos, demos.cameras)))
         self.teleoperator, on_key = None, controls.on_key
         if not self.by_hand:
-            mover: Keyboard | SpaceMouse
+            mover: teleop.Keyboard | teleop.SpaceMouse
             if person.device == "keyboard":
-                mover = Keyboard(controls)
+                mover = teleop.Keyboard(controls)
                 on_key = mover.on_key
             else:
-                mover = SpaceMouse(controls)
+                mover = teleop.SpaceMouse(controls)
                 stack.callback(mover.close)
             pace = arm.bridge.speed if rig else 1.0
-            self.teleoperator = Teleoperator(
+            self.teleoperator = teleop.Teleoperator(
                 mover, controls, ToolIK(), arm.limits, loop.policy_hz, person.speed * pace, person.turn_speed * pace,
                 loop.max_delta,
             )  # fmt: skip
@@ -154,7 +143,8 @@ class ArmRecording:
         if rig is None:
             return ArmSession(arm, self._act, subscribers=[self.recorder], **asked)
         policy = rig.policy
-        self.shared = SharedControl(policy.act, policy.forget, controls, self.teleoperator, self._commanded)
+        acting = policy.act, policy.forget, controls, self.teleoperator
+        self.shared = teleop.SharedControl(*acting, self._commanded)
         return rig.session([self.recorder, self.shared], act=self.shared.act, disagreement=None, **asked)
 
     def _act(self, observation: dict) -> np.ndarray:
@@ -201,8 +191,8 @@ class ArmRecording:
             self.teleoperator.reset()
         session.begin()
         session.ready(self.world, seed)
-        motion = "Lead the arm by hand." if self.by_hand else HELP
-        print(f"{motion}   {HANDOVER_HELP if self.corrects else CONTROLS_HELP}", flush=True)
+        motion = "Lead the arm by hand." if self.by_hand else teleop.HELP
+        print(f"{motion}   {teleop.HANDOVER_HELP if self.corrects else teleop.CONTROLS_HELP}", flush=True)
         session.operator.watch()
         broken, most = "", self.settings.max_steps
         try:
@@ -230,7 +220,7 @@ class ArmRecording:
         session.operator.acting = True
         if self.corrects:
             self.shared.take()
-        broken = teach(session.runtime, self.controls, steps, recorder)
+        broken = teleop.teach(session.runtime, self.controls, steps, recorder)
         if self.corrects:
             self.shared.led(len(recorder) - before)
         return broken
@@ -250,11 +240,8 @@ class CorrectionRecorder(EpisodeRecorder):
             self._meta["cause"] = CAUSES.index("ended")
 
     def on_step(self, step: dict) -> None:
-        led = {
-            **dict.fromkeys(("action_raw", "action_sent"), step["action"]),
-            "verdict": np.uint8(Verdict.PASS),
-        }
-        both = {**led, "code": np.int32(OK), **step}
+        led = dict.fromkeys(("action_raw", "action_sent"), step["action"])
+        both = {**led, "verdict": np.uint8(Verdict.PASS), "code": np.int32(OK), **step}
         super().on_step({key: value for key, value in both.items() if key in self._wanted})
 
     def finish(self, persons: Iterable[bool] = (), **meta: Any) -> int:

@@ -40,8 +40,6 @@ from s2robot.envs.robots import ROBOTS
 
 @dataclass
 class Outcome:
-    """How an episode ended."""
-
     cause: str  # "steps", "ended", "stopped" or "fault"
     fault: str = ""
     result: Result | None = None  # of the control loop, if it came to its end
@@ -175,15 +173,12 @@ class Rig:
             raise UserError(f"pre-flight: {stops} of {len(findings)} checks stop; nothing has moved")
 
     def loop_config(self, live: bool, image_size: ImageSize | None = None) -> LoopConfig:
-        """Return the settings of the control loop for this policy."""
-        bridge, policy, gripper = self.arm.bridge, self.policy, self.arm.bench.gripper
-        size = image_size or policy.image_size
-        return bridge.loop_config(
-            policy.rate_hz * bridge.speed, size, live, gripper=gripper, absolute=policy.absolute
-        )
+        bridge, policy, size = self.arm.bridge, self.policy, image_size or self.policy.image_size
+        own = {"policy_hz": policy.rate_hz * bridge.speed, "gripper": self.arm.bench.gripper, "live": live}
+        return bridge.loop.replace(**own, image_size=size, absolute=policy.absolute)
 
     def session(self, subscribers: Sequence[Subscriber], live: bool = True, **settings: Any) -> ArmSession:
         """Return a session in which the policy acts; `settings` as of `ArmSession`."""
         actor, own = self.policy.actor, dict[str, Any](act=self.policy.act, loop=self.loop_config(live))
-        own["disagreement"] = lambda: actor.disagreement
-        return ArmSession(self.arm, subscribers=subscribers, forget=self.policy.forget, **(own | settings))
+        own |= {"disagreement": lambda: actor.disagreement, **settings}
+        return ArmSession(self.arm, subscribers=subscribers, forget=self.policy.forget, **own)

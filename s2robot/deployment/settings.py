@@ -14,7 +14,6 @@ from s2robot.config import plain
 from s2robot.core.errors import UserError
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.envs.errors import expect
-from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.arms.description import BUILT_IN, ArmDescription
 from s2robot.envs.real.arms.driver import ArmLimits
 from s2robot.envs.real.arms.sdk import EMULATED_IP
@@ -25,8 +24,6 @@ from s2robot.envs.real.control.watchdog import WatchdogLimits
 
 
 class CameraSettings(Settings, at="bridge.cameras.hand", file="bridge/default"):
-    """`bridge.cameras.<name>`."""
-
     kind: Literal["opencv", "realsense", "replay", "emulator", "lerobot"] = from_yaml()
     device: str | None = from_yaml()
     width: int = from_yaml(gt=0)
@@ -72,11 +69,6 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
         """
         arm = self.arm
         return self.limits if arm.mode == "servo" else self.limits.at_most(arm.speed, arm.acceleration)
-
-    def loop_config(self, policy_hz: float, image_size: ImageSize, live: bool, **changes: Any) -> LoopConfig:
-        """Return the settings of the control loop: decisions a second, frames in pixels, and changes of `bridge.loop`."""
-        own = {"policy_hz": policy_hz, "image_size": image_size}
-        return self.loop.replace(live=live, **own, **changes)
 
     def described(self) -> dict[str, Any]:
         """Return what summaries store: all but what stands in for the arm."""

@@ -32,7 +32,6 @@ class EpisodeLog(Subscriber):
         self.begin()
 
     def begin(self) -> None:
-        """Start an episode."""
         self._rows: list[tuple[float, State, Safe]] = []
         self._times: list[float] = []  # s, when each action was taken up
         self.actions: list[np.ndarray] = []

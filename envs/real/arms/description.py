@@ -45,11 +45,8 @@ class ArmDescription(Settings, at="robot"):
         n = len(self.q_min)
         for key in ("q_max", "joints", "home", "dq_max", "ddq_max"):
             values = getattr(self, key)
-            yield (
-                key,
-                not isinstance(values, tuple) or len(values) == n,
-                f"{n} values, one a joint as in q_min",
-            )
+            fits = not isinstance(values, tuple) or len(values) == n
+            yield key, fits, f"{n} values, one a joint as in q_min"
         known = self.home is not None or self.name in ROBOTS
         yield "home", known and len(self.start) == n, f"{n} values, rad"
         start, own = self.start, self.model in (None, BUILT_IN)

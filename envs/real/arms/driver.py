@@ -93,8 +93,6 @@ XARM7_LIMITS = ArmLimits()  # box and table are those of the cube-pick scene: an
 
 @dataclass(frozen=True)
 class ArmState:
-    """One reading of the arm."""
-
     q: Array  # (N,) rad, measured
     gripper: float  # opening, 0 closed to 1 open; NaN without one
     t_mono: float  # s, host's clock (`control.clock.now`), when the reading was asked for: it is not older than that
@@ -183,7 +181,6 @@ class ArmDriver(ABC):
         """Disconnect; may be repeated."""
 
     def _sendable(self, q: Any, gripper: Any) -> Array | None:
-        """Return the joints to send; None for a command to refuse."""
         target = finite_joints(q, self.limits.joints)
         good = gripper is None or (isinstance(gripper, float | int | np.number) and 0 <= gripper <= 1)
         if self.stopped or not good or target is None:

@@ -16,18 +16,8 @@ import numpy as np
 
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real import import_extra
-from s2robot.envs.real.arms.driver import (
-    OK,
-    REFUSED,
-    ArmDriver,
-    ArmLimits,
-    ArmState,
-    Array,
-    CommandResult,
-    DriverStatus,
-    made_within,
-    measured,
-)
+from s2robot.envs.real.arms import driver as arms
+from s2robot.envs.real.arms.driver import ArmLimits, ArmState, Array, CommandResult, DriverStatus
 from s2robot.envs.real.control.clock import now
 
 MOVING = 2  # franky's RobotMode.Move: a controller runs
@@ -40,7 +30,7 @@ GRASP_FORCE = 40.0  # N
 STIFFNESS = np.array([600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0])  # N m/rad
 
 
-class FrankaDriver(ArmDriver):
+class FrankaDriver(arms.ArmDriver):
     """A Panda or FR3 at an address.
 
     Args:
@@ -75,7 +65,7 @@ class FrankaDriver(ArmDriver):
             hand = franky.Gripper(self.ip) if self._has_gripper else None
             return robot, hand, hand.state if hand else None
 
-        made = made_within(timeout_s, build, lambda late: None, f"franka {self.ip}")
+        made = arms.made_within(timeout_s, build, lambda late: None, f"franka {self.ip}")
         self._robot, self._hand, hand_state = made
         try:
             if self._hand is not None:
@@ -89,7 +79,6 @@ class FrankaDriver(ArmDriver):
             raise
 
     def close(self) -> None:
-        """Stop, if it was armed, and disconnect."""
         if self._robot is not None and not self.stopped:
             self.stop("closed")
         if self._tracker is not None:
@@ -143,7 +132,7 @@ class FrankaDriver(ArmDriver):
             why = f"expected connect first, and an arm that answers, got no state ({failure})"
             raise EnvError(f"franka {self.ip}: {why}") from None
         silent = 0.0 if self._hand is None else asked - self._hand_heard
-        q = measured(f"franka {self.ip}", q, silent, GRIPPER_LOST)
+        q = arms.measured(f"franka {self.ip}", q, silent, GRIPPER_LOST)
         self._heard, self._mode, self._error = asked, mode, error
         return ArmState(q, self._opening, asked, mode, error)
 
@@ -156,14 +145,14 @@ class FrankaDriver(ArmDriver):
         begin = now()
         with self._lock:
             if (target := self._sendable(q, gripper)) is None:
-                return CommandResult(REFUSED, begin, begin)
+                return CommandResult(arms.REFUSED, begin, begin)
             if not self._tracker.is_running:
                 return CommandResult(GONE, begin, begin)
             self._tracker.set_target(target)
             self._last = target
             if gripper is not None:
                 self._wanted = float(gripper)
-        return CommandResult(OK, begin, now())
+        return CommandResult(arms.OK, begin, now())
 
     def stop(self, reason: str) -> bool:
         """Brake and end the controller; True also where none was running. See `ArmDriver`; does not wait for rest."""

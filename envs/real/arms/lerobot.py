@@ -13,15 +13,15 @@ import os
 import pkgutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from glob import glob
 from typing import Any
 
 import numpy as np
 
-from s2robot.core.errors import one_of
+from s2robot.core.errors import one_of, reported
 from s2robot.envs.errors import EnvError, expect
 from s2robot.envs.real.arms import driver as arms
 from s2robot.envs.real.arms.description import ArmDescription
@@ -40,6 +40,7 @@ STOPS = {
     "hold": "the joints hold where they are, the gripper keeps its goal; the torque stays on, also after this command ends",
     "torque_off": "the torque goes off, also after each episode: THE ARM FALLS unless something supports it",
 }
+in_one_line = partial(reported, kind=EnvError)  # LeRobot's have several lines
 
 
 class LeRobotArm(arms.ArmDriver):
@@ -90,23 +91,21 @@ class LeRobotArm(arms.ArmDriver):
             expect(robot.calibration_fpath.is_file(), "robot.id", expected, "none")
 
         def opened() -> Any:
-            with _in_one_line(self._what):
-                if bus is None:
-                    if not self._only_stops:
-                        robot.connect(calibrate=False)
-                    return robot
-                if self._only_stops:
+            with in_one_line(self._what):
+                if bus is not None and self._only_stops:
                     bus.connect(handshake=False)  # nothing is sent on a bus in use
-                    return robot
-                _tried(partial(_connect, bus))
-                for camera in robot.cameras.values():
-                    camera.connect()
+                elif bus is not None:
+                    _tried(partial(_connect, bus))
+                    for camera in robot.cameras.values():
+                        camera.connect()
+                elif not self._only_stops:
+                    robot.connect(calibrate=False)
             return robot
 
         self._robot, self._bus = arms.made_within(timeout_s, opened, _disconnect, self._what), bus
         try:
             if not self._only_stops:
-                with _in_one_line(self._what):
+                with in_one_line(self._what):
                     self._check_calibration()
                 self.read()
         except BaseException:
@@ -146,7 +145,7 @@ class LeRobotArm(arms.ArmDriver):
         """See `ArmDriver`. The first time, LeRobot's `configure` lets servos that hold go for a moment."""
         expect(not (error := self.read().error), self._what, "no error", f"{error}; look at the arm")
         with self._arming():
-            with self._lock, _in_one_line(self._what):
+            with self._lock, in_one_line(self._what):
                 if (bus := self._bus) is not None:
                     bus.sync_write("Goal_Position", self._places(), normalize=False)
                     if not self._configured:
@@ -162,7 +161,7 @@ class LeRobotArm(arms.ArmDriver):
         with self._lock:
             asked = now()
             try:
-                with _in_one_line(f"{self._what}: no observation"):
+                with in_one_line(f"{self._what}: no observation"):
                     if self._bus is not None:
                         self._drain()
                     seen = self._robot.get_observation()
@@ -227,7 +226,6 @@ class LeRobotArm(arms.ArmDriver):
         return not missed or (len(missed) < len(self._bus.motors) and all(map(self._halted, missed)))
 
     def _halted(self, name: str) -> bool:
-        """Stop one servo; whether it acknowledged that."""
         try:
             if self._about.stop == "torque_off":
                 self._drain()
@@ -291,13 +289,10 @@ class LeRobotArm(arms.ArmDriver):
 
 
 class RobotCamera:
-    """A camera whose frames are part of a robot's observations."""
-
     def __init__(self, arm: LeRobotArm, name: str):
         self._arm, self._name, self._last = arm, name, None
 
     def read(self) -> tuple[float, np.ndarray]:
-        """Wait for the frame of an observation that has another one."""
         arm, name = self._arm, self._name
         with arm.news:
             while not arm.news.wait_for(lambda: arm.frames[name][1] is not self._last, CAMERA_S):
@@ -306,17 +301,6 @@ class RobotCamera:
         return taken, np.asarray(self._last)
 
     def close(self) -> None: ...
-
-
-@contextmanager
-def _in_one_line(what: str) -> Iterator[None]:
-    """Turn any error, LeRobot's have several lines, into an EnvError of one that begins with `what`."""
-    try:
-        yield
-    except EnvError:
-        raise
-    except Exception as error:
-        raise EnvError(f"{what}: {' '.join(str(error).split())[:300]}") from None
 
 
 def _tried(call: Callable[[], Any]) -> Any:
@@ -372,7 +356,7 @@ def make_robot(about: ArmDescription) -> Any:
         values["disable_torque_on_disconnect"] = about.stop == "torque_off"
     missing = "port" in fields and "port" not in values
     expect(not missing, "robot.port", f"the serial port of LeRobot's {about.type}", "none")
-    with _in_one_line("robot.options"):
+    with in_one_line("robot.options"):
         return robots.make_robot_from_config(draccus.decode(config, values))
 
 

@@ -126,7 +126,6 @@ def client_ports(ports: BoxPorts) -> Iterator[None]:
 
 
 def call(sdk: Any, name: str, *args: Any) -> int:
-    """Call the SDK by name; return its code."""
     # its own call for the sensitivity would wait for motion and set the state by the way
     sensitivity = name == "set_collision_sensitivity"
     answer = (sdk._arm.arm_cmd.set_collis_sens if sensitivity else getattr(sdk, name))(*args)
@@ -212,7 +211,6 @@ class XArmGripper:
         self._news.set()
 
     def close(self) -> None:
-        """End the thread; may be repeated."""
         self._closing.set()
         self._news.set()
         if self._thread.ident:

@@ -19,19 +19,9 @@ import numpy as np
 
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.errors import EnvError, expect
+from s2robot.envs.real.arms import driver as arms
 from s2robot.envs.real.arms import sdk as vendor
-from s2robot.envs.real.arms.driver import (
-    OK,
-    REFUSED,
-    XARM7_LIMITS,
-    ArmDriver,
-    ArmLimits,
-    ArmState,
-    Array,
-    CommandResult,
-    DriverStatus,
-    measured,
-)
+from s2robot.envs.real.arms.driver import ArmLimits, ArmState, Array, CommandResult, DriverStatus
 from s2robot.envs.real.control.clock import now
 
 SERVO, ONLINE = 1, 6  # modes: stream of set points; planned by the box with limited speed and acceleration
@@ -44,8 +34,6 @@ WIRE_TIMEOUT = 0.25
 
 
 class ArmSettings(Settings, at="bridge.arm", file="bridge/default"):
-    """How the control box is used; configs/bridge/default.yaml documents each value."""
-
     mode: Literal["servo", "online"] = from_yaml()
     connect_s: float = from_yaml(gt=0)
     sensitivity: int = from_yaml(ge=1, le=5)  # 0 would switch collision detection off
@@ -56,11 +44,10 @@ class ArmSettings(Settings, at="bridge.arm", file="bridge/default"):
 
     @property
     def number(self) -> int:
-        """The arm's own number of the mode."""
         return {"servo": SERVO, "online": ONLINE}[self.mode]
 
 
-class XArmDriver(ArmDriver):
+class XArmDriver(arms.ArmDriver):
     """An xArm, of as many joints as its limits, whose control box has the address `ip`.
 
     Args:
@@ -71,7 +58,7 @@ class XArmDriver(ArmDriver):
     """
 
     def __init__(
-        self, ip: str, limits: ArmLimits = XARM7_LIMITS, settings: ArmSettings | None = None,
+        self, ip: str, limits: ArmLimits = arms.XARM7_LIMITS, settings: ArmSettings | None = None,
         ports: vendor.BoxPorts | None = None, gripper: bool = True, log: Path | None = None,
     ):  # fmt: skip
         # five periods at full speed: more is no stream, whatever asks for it
@@ -194,7 +181,7 @@ class XArmDriver(ArmDriver):
         gripper = self._gripper
         opening, silent = (np.nan, 0.0) if gripper is None else (gripper.opening, asked - gripper.heard)
         q = np.array(states[0][: self.limits.joints], float)  # the box sends seven numbers of any arm
-        q = measured(f"xarm {self.ip}", q, silent, GRIPPER_LOST)
+        q = arms.measured(f"xarm {self.ip}", q, silent, GRIPPER_LOST)
         error = int(sdk.error_code)
         if sdk._arm.arm_cmd.has_err_warn:  # an answer has mentioned one; its report may come 0.2 s later
             code, (newest, _) = sdk.get_err_warn_code()
@@ -210,7 +197,7 @@ class XArmDriver(ArmDriver):
     def command(self, q: Array, gripper: float | None) -> CommandResult:
         begin, target = now(), self._sendable(q, gripper)
         if target is None:
-            return CommandResult(REFUSED, begin, begin)
+            return CommandResult(arms.REFUSED, begin, begin)
         if gripper is not None and self._gripper is not None:
             self._gripper.want(gripper)
         sdk, joints, box, sent = self._connected(), target.tolist(), self.settings, now()
@@ -222,7 +209,7 @@ class XArmDriver(ArmDriver):
             answer = sdk._arm.arm_cmd.move_joint(joints, box.speed, box.acceleration, 0)
             code = sdk._arm._check_code(answer[0], is_move_cmd=True, mode=ONLINE)
         self._last = target
-        return CommandResult(OK if code in (0, 2) else int(code), sent, now())
+        return CommandResult(arms.OK if code in (0, 2) else int(code), sent, now())
 
     def stop(self, reason: str) -> bool:
         """See `ArmDriver`: state 4 over the connection that nothing else uses, or over the other if that one fails."""

@@ -7,9 +7,10 @@ A source is made and used in the reader's thread. Images are uint8 (H, W, 3), RG
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Protocol
 
 import numpy as np
@@ -23,8 +24,6 @@ _SINCE_S = 0.1  # s by which a frame may be newer than the time at which its age
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of one camera."""
-
     seq: int  # counts the frames that this reader got, from 1
     t_capture: float  # s
     image: np.ndarray  # uint8 (H, W, 3) RGB, upright; not to be written to
@@ -32,8 +31,6 @@ class Frame:
 
 
 class Source(Protocol):
-    """Where frames come from."""
-
     def read(self) -> tuple[float, np.ndarray]:
         """Wait for the next frame; its time of capture and image. Raises an exception where there is none any more."""
 
@@ -96,9 +93,8 @@ class CameraReader:
             while not self._ended.is_set():
                 captured, image = source.read()
                 if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                    raise ValueError(
-                        f"a picture {getattr(image, 'shape', image)} that is not uint8 (H, W, 3)"
-                    )
+                    shape = getattr(image, "shape", image)
+                    raise ValueError(f"a picture {shape} that is not uint8 (H, W, 3)")
                 image = np.ascontiguousarray(np.rot90(image, self._rotate))
                 image.flags.writeable = False
                 changed, last = captured, self._frame
@@ -190,7 +186,6 @@ class OpenCVCamera:
                 raise EnvError(f"camera {device}: {name}: expected {value}, got {shown} after setting it")
 
     def read(self) -> tuple[float, np.ndarray]:
-        """The next frame. Raises EnvError where the camera gives none."""
         good, image = self._capture.read()
         expect(good and image is not None, f"camera {self.device}", "a frame", "none")
         stamp = self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
@@ -243,17 +238,16 @@ class RealSenseCamera:
 
 
 class ReplayCamera:
-    """Recorded images (T, H, W, 3) at a fixed rate, from the first again after the last."""
+    """Recorded images at a fixed rate, from the first again after the last; `image` returns one of `count` by its number."""
 
-    def __init__(self, images: Sequence[np.ndarray] | np.ndarray, fps: float):
-        self._images, self._period, self._next, self._due = images, 1 / fps, 0, time.monotonic()
+    def __init__(self, image: Callable[[int], np.ndarray], count: int, fps: float):
+        self._image, self._numbers = image, cycle(range(count))
+        self._period, self._due = 1 / fps, time.monotonic()
 
     def read(self) -> tuple[float, np.ndarray]:
-        """The next picture when it is due."""
         time.sleep(max(0.0, self._due - time.monotonic()))
         self._due = max(self._due + self._period, time.monotonic())
-        image = self._images[self._next % len(self._images)]
-        self._next += 1
-        return now(), np.asarray(image)
+        image = self._image(next(self._numbers))
+        return now(), image
 
     def close(self) -> None: ...

@@ -38,8 +38,6 @@ RELEASE_S = 1.0  # s that moving back from there may take
 
 @dataclass
 class Result:
-    """How an episode ended."""
-
     state: State  # IDLE after a regular end; FAULT with the reasons
     reasons: tuple[str, ...]
     cause: str  # "steps", "ended", "stopped" or "fault"
@@ -257,7 +255,6 @@ class ControlLoop:
         self.stream.note(safe, self._code)
 
     def _watch(self, worker: PolicyWorker) -> State:
-        """Read the arm and update the watchdog."""
         return self.sensors.watch(
             lambda now: max(0.0, worker.busy_for(now) - self.period), self._policy_error, self._code,
             self.config.live, self.disagreement(),

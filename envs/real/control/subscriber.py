@@ -59,5 +59,4 @@ class EpisodeRecorder(Subscriber):
         return count
 
     def discard(self) -> None:
-        """Forget the steps."""
         self._steps = []

@@ -172,11 +172,8 @@ class EndsLoop:
         end = now() + ANSWER_S
         if os.getppid() == self._loop:
             with suppress(OSError):  # the terminal may have gone
-                print(
-                    f"{reason}: the program is ended, for the arm to brake. {UNCONFIRMED}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                text = f"{reason}: the program is ended, for the arm to brake. {UNCONFIRMED}"
+                print(text, file=sys.stderr, flush=True)
             os.kill(self._loop, signal.SIGKILL)
         while os.getppid() == self._loop and now() < end:
             time.sleep(0.005)

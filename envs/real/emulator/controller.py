@@ -57,7 +57,6 @@ class Motion:
         self._share = np.ones(7)  # of both, so that all joints arrive together
 
     def hand(self, target: np.ndarray) -> None:
-        """A person leads the arm to `target` (7,)."""
         self.kind, self.goal = "hand", np.array(target, float)
 
     def stop(self, joints: np.ndarray, velocity: np.ndarray) -> None:
@@ -129,13 +128,14 @@ class Plant(Protocol):
 class KinematicPlant:
     """No physics: each joint is a critically damped spring to its set point, the gripper follows at once."""
 
-    joints: np.ndarray
-    velocities: np.ndarray
     stiffness = 4000.0  # 1/s²; the lag behind a moving set point is 2 / sqrt(stiffness)
 
     def __init__(self, joints: np.ndarray):
         self.torques, self.opening, self.contact = np.zeros(7), 1.0, 0.0
         self.place(joints)
+
+    def place(self, joints: np.ndarray) -> None:
+        self.joints, self.velocities = np.array(joints, float), np.zeros(7)
 
     def step(self, set_point: np.ndarray, grip: float, dt: float) -> None:
         for _ in range(2):  # stable for steps of 4 ms
@@ -143,9 +143,6 @@ class KinematicPlant:
             self.velocities = self.velocities + pull * dt / 2
             self.joints = self.joints + self.velocities * dt / 2
         self.opening = grip
-
-    def place(self, joints: np.ndarray) -> None:
-        self.joints, self.velocities = np.array(joints, float), np.zeros(7)
 
 
 class Journal:
@@ -199,7 +196,6 @@ class Gripper:
         return self.commanded / self.STROKE
 
     def stop(self) -> None:
-        """Hold the present position."""
         self.target = round(self.commanded)
         self.commanded = float(self.target)
 
@@ -264,7 +260,6 @@ class Controller:
 
     @property
     def queued(self) -> int:
-        """Planned motions under way."""
         return int(self.motion.kind == "plan")
 
     def reported(self) -> dict:
@@ -319,7 +314,6 @@ class Controller:
         return [] if inside.all() else ["limit"]
 
     def raise_error(self, code: int) -> None:
-        """Stop the arm with an error."""
         self.error = code
         self._halt(STOPPED)
         if code in _UNPOWERING:

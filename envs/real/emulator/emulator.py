@@ -144,8 +144,6 @@ def run_emulate(cfg: DictConfig) -> None:
 
 @dataclass(frozen=True)
 class Launched:
-    """A running emulator."""
-
     process: subprocess.Popen
     ports: Ports
     side: SideChannel

@@ -133,7 +133,6 @@ class SceneRenderer:
         return {name: draw(self._data, i, self._sizes[name]) for name, i in self._cameras.items()}
 
     def close(self) -> None:
-        """Free the OpenGL context."""
         self._renderer.close()
 
 
@@ -150,7 +149,6 @@ class FrameServer:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread."""
         self._ended.set()
         self._wanted.set()
         self._thread.join(10)

@@ -114,8 +114,6 @@ class Faults:
 
 
 class Commands:
-    """Answers requests to one controller."""
-
     def __init__(self, controller: Controller):
         self.box = controller
         self.unsupported: dict[int, int] = {}  # function -> requests; none is rejected in silence
@@ -184,29 +182,21 @@ class Commands:
 
     def _read(self, fn: Fn, p: bytes, client: int) -> Answer | None:
         """Answer a question; None if `fn` is a setting."""
-        box = self.box
-        match fn:
-            case Fn.VERSION:
-                return True, VERSION
-            case Fn.GET_STATE:
-                return True, bytes([box.state])
-            case Fn.COMMAND_COUNT:
-                return True, bytes([0, box.queued])
-            case Fn.ERROR:
-                return True, bytes([box.error, box.warning])
-            case Fn.TCP_POSE:
-                return True, wire.pack_floats(wire.pose_of(box.reported()["joints"]))
-            case Fn.JOINTS:
-                count, told = min(max(p[0] & 0x0F, 1), 3) if p else 1, box.reported()
-                parts = [told[name] for name in ("joints", "velocities", "torques")[:count]]
-                return True, wire.pack_floats(np.concatenate(parts))
-            case Fn.REDUCED_STATES:
-                return True, bytes([box.reduced]) + wire.reduced_states(box)
-            case Fn.TOOL_READ16:
-                return True, struct.pack(">i", BAUD_2M if p[1:3] == BAUD_REGISTER else 0)
-            case Fn.RS485:
-                return self._rs485(p, client)
-        return None
+        if fn == Fn.RS485:
+            return self._rs485(p, client)
+        box, told = self.box, self.box.reported()
+        kinds = ("joints", "velocities", "torques")[: min(max(p[0] & 0x0F, 1), 3) if p else 1]
+        answers = {
+            Fn.VERSION: VERSION,
+            Fn.GET_STATE: bytes([box.state]),
+            Fn.COMMAND_COUNT: bytes([0, box.queued]),
+            Fn.ERROR: bytes([box.error, box.warning]),
+            Fn.TCP_POSE: wire.pack_floats(wire.pose_of(told["joints"])),
+            Fn.JOINTS: wire.pack_floats(np.concatenate([told[kind] for kind in kinds])),
+            Fn.REDUCED_STATES: bytes([box.reduced]) + wire.reduced_states(box),
+            Fn.TOOL_READ16: struct.pack(">i", BAUD_2M if p[1:3] == BAUD_REGISTER else 0),
+        }
+        return (True, answers[fn]) if fn in answers else None
 
     def _rs485(self, p: bytes, client: int) -> Answer:
         """Pass a frame on to the tool's bus; the answer holds the bus it came from."""
@@ -286,11 +276,9 @@ class Server:
                 writer.transport.abort()
 
     def stop(self) -> None:
-        """End `run`."""
         self._stop.set()
 
     def connections(self) -> dict[int, int]:
-        """Open connections by port."""
         return {port: len(writers) for port, writers in self._writers.items()}
 
     def drop(self, clients: list[int] | None = None) -> None:

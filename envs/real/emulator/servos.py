@@ -69,7 +69,6 @@ class Servo:
         self.memory[register[0] : sum(register)] = raw.to_bytes(register[1], "little")
 
     def write(self, address: int, data: bytes) -> None:
-        """Take up what a packet writes."""
         for i, value in enumerate(data, address):
             if i not in MEASURED and i < len(self.memory):
                 self.memory[i] = value
@@ -77,7 +76,6 @@ class Servo:
             self.written.append(self[GOAL])
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
         if self[STATUS]:
             self[TORQUE] = 0
         goal: float = min(max(self[GOAL], self[LOWEST]), self[HIGHEST]) + self[OFFSET]
@@ -123,10 +121,7 @@ class ServoBus:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.unplug()
-
-    def unplug(self) -> None:
+    def unplug(self, *_: object) -> None:
         """Take the port away; may be repeated."""
         self._ended.set()
         self._thread.join(5.0)
@@ -134,8 +129,9 @@ class ServoBus:
             os.close(self._ours)
         self._ours = -1
 
+    __exit__ = unplug
+
     def values(self, register: tuple[int, int]) -> list[int]:
-        """Return a register of all servos."""
         return [servo[register] for servo in self.servos.values()]
 
     def calibrate(self, file: Path, margin: int = 700) -> None:

@@ -42,7 +42,6 @@ class Ports(BoxPorts):
 
 
 def free_ports() -> Ports:
-    """Return ports that are free now."""
     with ExitStack() as held:
 
         def hold(port: int = 0) -> int:

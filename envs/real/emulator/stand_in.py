@@ -84,11 +84,9 @@ class StandIn:
         self.ports = Ports(**{f.name: answer[f.name] for f in fields(Ports)})
 
     def operator(self) -> EmulatedOperator:
-        """Return an operator, who may be asked from any thread."""
         return EmulatedOperator(self.side)
 
     def camera(self, name: str) -> Callable[[], EmulatedCamera]:
-        """Return what makes the source of a camera."""
         return partial(EmulatedCamera, self.ports.side, name)
 
     def cameras(self) -> tuple[float, dict[str, dict]]:

@@ -79,7 +79,6 @@ def split_frames(buffer: bytearray) -> list[Request]:
 
 
 def reply(to: Request, status: int, data: bytes = b"") -> bytes:
-    """The bytes that answer `to`."""
     return HEADER.pack(to.transaction, to.protocol, len(data) + 2, to.function) + bytes([status]) + data
 
 

@@ -124,11 +124,10 @@ class TerminalOperator(Operator):
     """Asks on the terminal. Before a motion anything but `y` is a no; a question about an outcome is repeated."""
 
     person = True
+    stages: Sequence[str] = ("approach", "grasp", "lift", "held")
 
-    def __init__(
-        self, ask: Callable[[str], str | None] = ask, stages: Sequence[str] = ("approach", "grasp", "lift", "held")
-    ):  # fmt: skip
-        self._ask, self.stages = ask, stages
+    def __init__(self, ask: Callable[[str], str | None] = ask):
+        self._ask = ask
 
     def _yes(self, question: str) -> bool:
         return (self._ask(f"{question} [y/N] ") or "").lower() in ("y", "yes")
@@ -204,7 +203,6 @@ class Stop:
         self.stop()
 
     def asked(self) -> bool:
-        """Whether it was."""
         return self._asked.is_set()
 
     def check(self) -> None:

@@ -113,7 +113,6 @@ class SpaceMouse:
         return self._velocity if time.monotonic() - self._heard <= _STALE_S else np.zeros(4)
 
     def close(self) -> None:
-        """Let go of the device."""
         self._ended.set()
         self._thread.join(2.0)
         self._device.close()
@@ -180,7 +179,10 @@ class Teleoperator:
         # the arm was held, or could not follow: what it is behind by is not owed
         ahead = self._position - here
         self._position = here + ahead * min(1.0, _AHEAD[0] / max(float(np.linalg.norm(ahead)), 1e-9))
-        turned = _about_z(rotation @ self._upright.T)
+        turn = rotation @ self._upright.T
+        turned = float(
+            np.arctan2(turn[1, 0] - turn[0, 1], turn[0, 0] + turn[1, 1])
+        )  # about the vertical, rad
         behind = (self._turn - turned + np.pi) % (2 * np.pi) - np.pi
         self._turn = turned + np.clip(behind, -_AHEAD[1], _AHEAD[1])
         low, high = np.minimum(self._low, self._position), np.maximum(self._high, self._position)
@@ -207,11 +209,6 @@ class Teleoperator:
         return np.array([x0 + wide, y0 + wide, floor]), np.array([x1 - wide, y1 - wide, z1 - above])
 
 
-def _about_z(rotation: Array) -> float:
-    """How far a rotation (3, 3) turns about the vertical, rad."""
-    return float(np.arctan2(rotation[1, 0] - rotation[0, 1], rotation[0, 0] + rotation[1, 1]))
-
-
 class SharedControl(Subscriber):
     """The policy of a loop in which a person may take over; it is a subscriber, too. `persons`: who acted in each step.
 
@@ -230,7 +227,6 @@ class SharedControl(Subscriber):
         self.begin()
 
     def begin(self) -> None:
-        """Start an episode, with the policy."""
         self._person = self._closed = False
         self.persons: list[bool] = []  # of each executed step
         self._acts: deque[tuple[Any, bool]] = deque(maxlen=8)  # proprio of an observation, who acted upon it
@@ -251,7 +247,6 @@ class SharedControl(Subscriber):
         return action
 
     def on_begin(self) -> None:
-        """Start anew after the warm-up."""
         self._forget()
         self._person = False
 
@@ -282,8 +277,7 @@ def teach(runtime: ArmRuntime, controls: Controls, max_steps: int, subscriber: S
         controls: the gripper and the end of the person's part.
         subscriber: receives each step: images, proprio, action, time, time_action, camera_age.
 
-    Raises:
-        EnvError: the arm refuses, or images or joints are not fresh.
+    Raises EnvError: the arm refuses, or images or joints are not fresh.
     """
     driver: Any = runtime.driver
     try:

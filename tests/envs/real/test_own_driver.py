@@ -75,7 +75,7 @@ def arm(box, driver):
 
 
 def test_the_example_runs_an_episode(arm, box):
-    camera = CameraReader("hand", lambda: ReplayCamera(NOISE, 30))
+    camera = CameraReader("hand", lambda: ReplayCamera(NOISE.__getitem__, len(NOISE), 30))
     camera.start(60.0)
     arm.arm()
     safety = SafetyFilter(arm.limits, XArm7Points(), SafetyConfig(state_age_max=3.0))

@@ -42,7 +42,7 @@ def acting(checkpoint, *overrides):
 def test_who_builds_a_loop_without_a_config_gets_the_rehearsed_values():
     bridge = configured()
     assert bridge.arm_limits() == XARM7_LIMITS and bridge == Bridge()
-    assert bridge.safety == SafetyConfig() and bridge.loop_config(10.0, 256, live=False) == LoopConfig()
+    assert bridge.safety == SafetyConfig() and bridge.loop == LoopConfig()
     assert set(bridge.cameras) == {"hand", "left", "right"}
     assert inspect.signature(Supervisor).parameters["limit_s"].default == bridge.supervisor_s
 

@@ -52,7 +52,7 @@ class Scripted:
 
 
 def test_frames_are_counted_and_aged():
-    reader = CameraReader("hand", lambda: ReplayCamera(NOISE, 200))
+    reader = CameraReader("hand", lambda: ReplayCamera(NOISE.__getitem__, len(NOISE), 200))
     reader.start(PATIENCE)
     first = reader.latest()
     wait_for(lambda: reader.latest().seq >= first.seq + 8)

@@ -22,7 +22,7 @@ LED = LIVE.replace(gripper_hold=0)
 
 @pytest.fixture
 def cameras():
-    reader = CameraReader("hand", lambda: ReplayCamera(NOISE, 30))
+    reader = CameraReader("hand", lambda: ReplayCamera(NOISE.__getitem__, len(NOISE), 30))
     reader.start(PATIENCE)
     yield {"hand": reader}
     reader.close()
