@@ -33,7 +33,7 @@ from s2robot.loading import device_of
 from s2robot.policies import BatchActor, ChunkPolicy
 
 _DIGITS = (
-    6  # of a settled state's numbers (m, rad) that a fingerprint keeps: the last bits differ between machines
+    6  # of a settled state's numbers (m, rad) that a fingerprint keeps: the last bits are a machine's own
 )
 
 
@@ -55,10 +55,9 @@ class LearnedPlanner:
         threads: int | None = None,
         tasks: Sequence[str] = (),
     ):
-        self.tasks = tasks
-        self._task: str | None = None
         self.policy, self.encoder, self.cameras, self.dtype = policy, encoder, tuple(cameras), dtype
-        self.device, self.threads = device, threads
+        self.device, self.threads, self.tasks = device, threads, tasks
+        self._task: str | None = None
         self._actor: BatchActor | None = None
         self.execute, self.every_step = policy.spec.planned, policy.spec.context > 1
         self.seconds = {"encode_s": 0.0, "policy_s": 0.0}
@@ -195,10 +194,8 @@ class World:
         with span("episode", episode=episode, seed=seed):
             observation, info = self.env.reset(seed=seed)
             start_of = fingerprints(self.env.world, observation)
-            task = self.env.world.instruction
-            self.planner.reset(
-                {"layout": json.loads(info["layout"]), "seed": seed, "number": episode, "task": task}
-            )
+            about = {"layout": json.loads(info["layout"]), "task": self.env.world.instruction}
+            self.planner.reset({**about, "seed": seed, "number": episode})
             over = False
             while not over:
                 began = time.monotonic()
