@@ -43,9 +43,8 @@ def reproduce(cfg: DictConfig) -> int:
     identity = read_json(settings.run / "episodes.settings.json")
     checkpoint = settings.checkpoint or settings.run / "checkpoint"
     if (found := policy_sha256(checkpoint)) != (wanted := identity.get("policy")):
-        raise UserError(
-            f"checkpoint: expected the run's policy {str(wanted)[:12]}, got {found[:12]}: {checkpoint}"
-        )
+        got = f"{found[:12]}: {checkpoint}"
+        raise UserError(f"checkpoint: expected the run's policy {str(wanted)[:12]}, got {got}")
     how = EvaluateSettings(
         episodes=len(records), seed=identity["evaluate.seed"], control=identity.get("evaluate.control"), videos=0,
         workers=settings.workers, instruction=identity.get("evaluate.instruction"),

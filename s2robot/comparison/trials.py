@@ -110,9 +110,8 @@ def report(arms: Sequence[Arm], settings: StatsSettings, out: Path) -> int:
     """As :func:`run_stats`, of these arms."""
     labels = [arm.label for arm in arms]
     if twice := {label for label in labels if labels.count(label) > 1}:
-        raise UserError(
-            f"trials: expected arms of different names, got {min(twice)!r} twice; type <name>:<trials>"
-        )
+        got = f"{min(twice)!r} twice; type <name>:<trials>"
+        raise UserError(f"trials: expected arms of different names, got {got}")
     for key in ("against", "simulated"):
         if (name := getattr(settings, key)) is not None:
             one_of(key, name, labels)
@@ -188,9 +187,8 @@ def _read_csv(path: Path) -> list[_Row]:
     for number, row in enumerate(rows, start=2):
         success = _TRUTH.get((row["success"] or "").strip().lower())
         if success is None:
-            raise UserError(
-                f"{path} line {number}: success: expected 0, 1, true or false, got {row['success']!r}"
-            )
+            where, got = f"{path} line {number}: success", repr(row["success"])
+            raise UserError(f"{where}: expected 0, 1, true or false, got {got}")
         if not row.get("axis"):  # a comparison's other worlds
             position = row.get("position") or row.get("seed") or None
             arm, seed, stage = (row.get(key) or "" for key in ("arm", "training_seed", "stage"))
@@ -233,9 +231,8 @@ def compared(a: Arm, b: Arm, settings: StatsSettings, looked: float | None = Non
             if value := getattr(settings, key):
                 raise UserError(f"{key}: expected {a.label} and {b.label} on the same positions, got {value}")
         if len(a.outcomes) > 1 or len(b.outcomes) > 1:
-            raise UserError(
-                f"{a.label}, {b.label}: expected the same positions for arms of several training seeds"
-            )
+            both = f"{a.label}, {b.label}"
+            raise UserError(f"{both}: expected the same positions for arms of several training seeds")
         found = {"a": a.label, "b": b.label, **independent(a.outcomes[0], b.outcomes[0])}
         found |= {"scope": "new trials", "method": _METHOD}
     found["paired"] = matched

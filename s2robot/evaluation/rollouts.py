@@ -32,9 +32,7 @@ from s2robot.evaluation.records import Journal
 from s2robot.loading import device_of
 from s2robot.policies import BatchActor, ChunkPolicy
 
-_DIGITS = (
-    6  # of a settled state's numbers (m, rad) that a fingerprint keeps: the last bits are a machine's own
-)
+_DIGITS = 6  # of a settled state's numbers (m, rad) in a fingerprint: the last bits differ between machines
 
 
 class LearnedPlanner:
@@ -113,9 +111,8 @@ class NearestDemo:
     def __init__(self, store: EpisodeStore | None, settings: type[TaskSettings], execute: int = 4):
         layouts = [settings.layout_of(start) for start in starts(store)] if store else []
         if store is None or not all(layouts):
-            raise UserError(
-                "evaluate.control: nearest_demo: expected demos that hold their layouts, got none"
-            )
+            expected = "demos that hold their layouts"
+            raise UserError(f"evaluate.control: nearest_demo: expected {expected}, got none")
         self.execute, self.settings = execute, settings
         self.actions = [store.episode(i)["action"] for i in range(len(store))]
         self.starts = np.stack([settings.placing(layout) for layout in layouts])  # (episodes, n)

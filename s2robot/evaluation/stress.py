@@ -176,10 +176,9 @@ def _chosen_films(
     """The weakest failure that the undisturbed policy solves, of each of the axes with the least success."""
     solved, films = journals[UNDISTURBED].records, []
     for entry in sorted(found["axes"], key=lambda entry: entry["success"])[: settings.videos]:
-        tried = (
-            (c, *item) for c in journals if c.axis == entry["axis"] for item in journals[c].records.items()
-        )
-        lost = [(c, e) for c, e, record in tried if solved[e]["success"] > record["success"]]
+        own = [cell for cell in journals if cell.axis == entry["axis"]]
+        tried = ((c, e, record["success"]) for c in own for e, record in journals[c].records.items())
+        lost = [(c, e) for c, e, success in tried if solved[e]["success"] > success]
         films += [(c, e, f"videos/{c.axis}-{c.strength}_{e:04d}.mp4") for c, e in lost[:1]]
     return films
 
@@ -203,11 +202,9 @@ def write_stress_report(run_dir: Path, found: Mapping[str, Any]) -> Path:
     ]
     heads = ("axis", "mean", *(f"strength {i}" for i in range(1, STRENGTHS + 1)))
     rows = [[_words(e["axis"]), f"{100 * e['success']:.0f} %", *map(_cell, e["points"])] for e in entries]
-    about = (
-        "The score is the mean over axes and strengths; its interval holds for new positions of this policy."
-    )
+    what = "the mean over axes and strengths; its interval holds for new positions of this policy."
     facts = [("positions", found["positions"]["episodes"]), ("first position", found["positions"]["seed"])]
-    head: list[Block] = [("headline", headline(found)), ("text", about), ("facts", facts)]
+    head: list[Block] = [("headline", headline(found)), ("text", f"The score is {what}"), ("facts", facts)]
     plain, panels = found["undisturbed"], []
     for entry in entries:
         points = [plain, *entry["points"]]

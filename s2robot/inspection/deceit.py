@@ -52,10 +52,9 @@ def _offsets(state: Table, action: Table, ends: np.ndarray, limits: Thresholds) 
         offset = float(np.nanmedian(away)) if len(away) else 0.0
         own = spread[follower]  # of a joint that hardly moves every offset is large
         if own > 0.2 * np.median(spread) and abs(offset) > limits.offset * own:
-            away_from = (
-                f"{offset:+.3g} from {state.names[follower]}, {100 * abs(offset) / own:.0f} % of its range"
-            )
-            yield Finding("offset", f"{action.names[column]}: {away_from}")
+            share = f"{100 * abs(offset) / own:.0f} % of its range"
+            text = f"{action.names[column]}: {offset:+.3g} from {state.names[follower]}, {share}"
+            yield Finding("offset", text)
 
 
 def _follower(action: Table, column: int, state: Table) -> int | None:
