@@ -171,11 +171,12 @@ def plot(points: Sequence[Point], columns: int) -> Figure:
     for panel in panels:
         lines = []
         for i, name in enumerate(series):
-            own = sorted([(order(x), *found.values()) for *at, x, found in points if at == [panel, name]])
+            own = [(order(x), *found.values()) for *at, x, found in points if at == [panel, name]]
+            own.sort(key=lambda row: row[0])
             x, value, low, high = np.array(own, float).reshape(-1, 4).T
             shift = 0.16 * (i - (len(series) - 1) / 2) if named else 0
             colour, marker, _, dashes = plots.look(i)
-            style = {"marker": marker, "ms": 5, "ls": "none" if named else dashes}
+            style = {"marker": marker, "ms": 5, "ls": "none" if named or len(own) < 2 else dashes}
             lines.append(plots.Line(x + shift, value, name, colour, low, high, style))
         drawn.append(plots.Panel(panel, lines, log="" if named else "x", ticks=ticks))
     return plots.curves(drawn, columns, (4.4, 3.4))
