@@ -167,7 +167,7 @@ def plot(points: Sequence[Point], columns: int) -> Figure:
     panels, series, places = (list(dict.fromkeys(point[i] for point in points)) for i in range(3))
     named, drawn = isinstance(places[0], str), []
     order: Callable[[Any], Any] = places.index if named else float
-    ticks = dict(enumerate(places)) if named else {}
+    ticks: dict[float, str] = dict(enumerate(places)) if named else {}
     for panel in panels:
         lines = []
         for i, name in enumerate(series):
