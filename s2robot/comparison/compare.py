@@ -156,9 +156,9 @@ def _curves(
 
 
 def _cost(plan: Plan) -> dict[str, float]:
-    path, names = plan.out / "cost.json", [arm.name for arm in plan.arms]
+    path = plan.out / "cost.json"
     cost: dict[str, float] = read_json(path) if path.exists() else {}
-    if not cost.keys() >= {*names}:
+    if not cost.keys() >= plan.known.keys():
         cost = ms_per_action(plan)
         write_json(path, cost)
     return cost
@@ -172,11 +172,10 @@ def ms_per_action(plan: Plan) -> dict[str, float]:
     for arm in plan.arms:
         folder = plan.folder(plan.main, arm, plan.seeds[0]) / "checkpoint"
         policy, encoder, contract = load_networks(folder, torch.device("cpu"))
-        cameras = tuple(contract["cameras"])
+        cameras, size = tuple(contract["cameras"]), image_size_of(contract, encoder)
         planners[arm.name] = LearnedPlanner(policy, encoder, cameras, device=settings.device)
-        size = image_size_of(contract, encoder)
-        drawn = episode_frames(store.path, 0, cameras, size)  # (T, H, W, 3) each
-        frames = dict(zip(cameras, drawn, strict=True))
+        # (T, H, W, 3) each
+        frames = dict(zip(cameras, episode_frames(store.path, 0, cameras, size), strict=True))
         seen[arm.name] = [
             {"images": {name: f[t][None] for name, f in frames.items()}, "proprio": state[None], "count": 1}
             for t, state in enumerate(store.episode(0)["proprio"][:_STEPS])
@@ -199,16 +198,16 @@ def film_disagreements(plan: Plan, runs: Runs, pair: Mapping[str, Any], count: i
     arms = {arm.name: arm for arm in plan.arms}
     turns = zip_longest(pair["only_a"], pair["only_b"])
     videos, tasks = [], []
-    for position in [position for turn in turns for position in turn if position is not None][:count]:
-        for name in (pair["a"], pair["b"]):
-            wanted = (name == pair["a"]) == (position in pair["only_a"])
-            tries = ((s, r) for s, records in runs[name].items() for r in records if r["seed"] == position)
-            seed, record = next((s, r) for s, r in tries if r["success"] == wanted)
-            path = plan.out / "videos" / f"{position}_{name}-{seed}.mp4"
-            videos.append({"path": f"videos/{path.name}", "position": position, "arm": name, "seed": seed})
-            if not path.exists():  # it appears whole
-                actions = read_actions(plan.folder(plan.main, arms[name], seed), record["episode"])
-                tasks.append((plan.known[name].world, record, actions, path))
+    positions = [position for turn in turns for position in turn if position is not None]
+    for position, name in product(positions[:count], (pair["a"], pair["b"])):
+        wanted = (name == pair["a"]) == (position in pair["only_a"])
+        tries = ((s, r) for s, records in runs[name].items() for r in records if r["seed"] == position)
+        seed, record = next((s, r) for s, r in tries if r["success"] == wanted)
+        path = plan.out / "videos" / f"{position}_{name}-{seed}.mp4"
+        videos.append({"path": f"videos/{path.name}", "position": position, "arm": name, "seed": seed})
+        if not path.exists():  # it appears whole
+            actions = read_actions(plan.folder(plan.main, arms[name], seed), record["episode"])
+            tasks.append((plan.known[name].world, record, actions, path))
     with worker_pool(plan.parallel) as pool:
         list(pool.in_order(film, tasks))
     return videos

@@ -42,9 +42,7 @@ class Job:
     overrides: Sequence[str]
     stamp: Path  # of its files, without their suffixes
     needs: Sequence["Job"] = ()  # done before it; they are run too
-    lines: tuple[Path, int] | None = (
-        None  # file and its line count when done; a shorter evaluation may follow
-    )
+    lines: tuple[Path, int] | None = None  # file and its lines when done; a shorter evaluation may follow
 
     @property
     def command(self) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
         if settings.records:
             settings_of("record", common)
     names = [arm.name for arm in arms]
-    every_two = [(b, a) for i, a in enumerate(names) for b in names[i + 1 :]]
+    every_two = [(b, a) for a, b in combinations(names, 2)]
     chosen = every_two if experiment.pairs is None else experiment.pairs
     pairs = tuple(pair for pair in chosen if {*pair} <= {*names}) or tuple(every_two)
     known = {arm.name: _look_up(arm, common) for arm in arms}
@@ -217,15 +218,14 @@ def training(plan: Plan, world: World) -> Policies:
 def evaluation(plan: Plan, world: World, policies: Policies, episodes: int) -> list[Job]:
     """Evaluate in ``world`` on the first so many positions, each policy once it is trained, wherever that is."""
     jobs = []
-    for arm in plan.arms:
-        for seed in plan.seeds:
-            folder, policy = plan.folder(world, arm, seed), policies[arm.name, seed]
-            own = ["evaluate.videos=0", *plan.common, *arm.overrides, *world.words]
-            own = read_by("evaluate", [*own, f"evaluate.episodes={episodes}"])
-            words = (f"checkpoint={word(policy.stamp.parent / 'checkpoint')}", *own)
-            name = f"{world.label}{arm.name} seed {seed}: evaluate {episodes} positions"
-            job = _job(name, "evaluate", words, folder / f"evaluate-{episodes}", (policy,))
-            jobs.append(replace(job, lines=(folder / "episodes.jsonl", episodes)))
+    for arm, seed in product(plan.arms, plan.seeds):
+        folder, policy = plan.folder(world, arm, seed), policies[arm.name, seed]
+        own = ["evaluate.videos=0", *plan.common, *arm.overrides, *world.words]
+        own = read_by("evaluate", [*own, f"evaluate.episodes={episodes}"])
+        words = (f"checkpoint={word(policy.stamp.parent / 'checkpoint')}", *own)
+        name = f"{world.label}{arm.name} seed {seed}: evaluate {episodes} positions"
+        job = _job(name, "evaluate", words, folder / f"evaluate-{episodes}", (policy,))
+        jobs.append(replace(job, lines=(folder / "episodes.jsonl", episodes)))
     return jobs
 
 
@@ -234,11 +234,10 @@ def _job(name: str, verb: str, words: Sequence[str], stamp: Path, needs: tuple[J
 
 
 def read_runs(plan: Plan, world: World, episodes: int) -> Runs:
-    file = lambda arm, seed: plan.folder(world, arm, seed) / "episodes.jsonl"  # noqa: E731
-    runs = (
-        (arm, {seed: read_records(file(arm, seed), episodes) for seed in plan.seeds}) for arm in plan.arms
-    )
-    return {arm.name: by_seed for arm, by_seed in runs}
+    runs: Runs = {arm.name: {} for arm in plan.arms}
+    for arm, seed in product(plan.arms, plan.seeds):
+        runs[arm.name][seed] = read_records(plan.folder(world, arm, seed) / "episodes.jsonl", episodes)
+    return runs
 
 
 def _hydra(folder: Path, verb: str) -> tuple[str, str]:

@@ -69,18 +69,13 @@ def _counts(d: np.ndarray) -> list[np.ndarray]:
 
 def plan_lines(found: dict[str, Any]) -> Iterator[str]:
     share, mean = f"{100 * found['power']:g} %", found["mean"]
+    start = f"    replayed {found['replays']} times"
     if found["enough"] is None:
-        yield f"    replayed {found['replays']} times: {MOST} pairs do not tell them apart in {share} of the replays"
+        yield f"{start}: {MOST} pairs do not tell them apart in {share} of the replays"
         return
-    ends, wrong = (
-        f"{found['median']} pairs, {share} by {found['enough']}",
-        f"{100 * found['false']:.1f} % are",
-    )
-    yield f"    replayed {found['replays']} times: half are told apart by {ends}; without a difference, {wrong}"
-    for pairs, what in (
-        (found["known"], "this difference"),
-        (found["planned"], f"{100 * found['gap']:g} points"),
-    ):
-        if pairs is not None:
+    ends = f"{found['median']} pairs, {share} by {found['enough']}"
+    yield f"{start}: half are told apart by {ends}; without a difference, {100 * found['false']:.1f} % are"
+    for key, what in (("known", "this difference"), ("planned", f"{100 * found['gap']:g} points")):
+        if (pairs := found[key]) is not None:
             fewer = f"{abs(100 * (1 - mean / pairs)):.0f} % {'fewer' if mean <= pairs else 'more'}"
             yield f"    with {share} power: {mean:.0f} pairs on average, {fewer} than {pairs} planned for {what}"

@@ -43,9 +43,8 @@ def reproduce(cfg: DictConfig) -> int:
     identity = read_json(settings.run / "episodes.settings.json")
     checkpoint = settings.checkpoint or settings.run / "checkpoint"
     if (found := policy_sha256(checkpoint)) != (wanted := identity.get("policy")):
-        raise UserError(
-            f"checkpoint: expected the run's policy {str(wanted)[:12]}, got {found[:12]}: {checkpoint}"
-        )
+        got = f"{found[:12]}: {checkpoint}"
+        raise UserError(f"checkpoint: expected the run's policy {str(wanted)[:12]}, got {got}")
     how = EvaluateSettings(
         episodes=len(records), seed=identity["evaluate.seed"], control=identity.get("evaluate.control"), videos=0,
         workers=settings.workers, instruction=identity.get("evaluate.instruction"),
@@ -53,9 +52,8 @@ def reproduce(cfg: DictConfig) -> int:
     world = settings_of(identity["env"], f"{settings.run}: env")
     evaluate_checkpoint(checkpoint, out, how, world)
     ours = read_records(out / "episodes.jsonl")
-    result = compared(records, ours, settings.margin) | {
-        "versions": {"there": theirs.get("versions"), "here": versions()}
-    }
+    both = {"there": theirs.get("versions") or {}, "here": versions()}
+    result = compared(records, ours, settings.margin) | {"versions": both}
     write_json(out / "reproduce.json", result)
     print("\n".join(lines(result, str(world.task))))
     return VERDICTS[result["verdict"]]
@@ -69,21 +67,13 @@ def compared(
     if missing := [record["seed"] for record in theirs if record["seed"] not in here]:
         raise UserError(f"positions: expected those of the run, got no position {missing[0]}")
     pairs = [(record, here[record["seed"]]) for record in theirs]
-    others = {
-        part: [
-            a["seed"]
-            for a, b in pairs
-            if a.get("start") and b.get("start") and a["start"][part] != b["start"][part]
-        ]
-        for part in _PARTS
-    }
+    known = [(a["seed"], a["start"], b["start"]) for a, b in pairs if a.get("start") and b.get("start")]
+    others = {part: [seed for seed, a, b in known if a[part] != b[part]] for part in _PARTS}
     success = np.array([[[a["success"] for a, _ in pairs]], [[b["success"] for _, b in pairs]]], float)
     narrow, wide = (difference(success[1], success[0], level) for level in (0.90, 0.95))
-    verdict = "cannot tell"
+    verdict = "differs" if wide.low > 0 or wide.high < 0 else "cannot tell"
     if -margin < narrow.low and narrow.high < margin:
         verdict = "reproduced"
-    elif wide.low > 0 or wide.high < 0:
-        verdict = "differs"
     return {
         "verdict": verdict, "margin": margin, "positions": len(pairs),
         "known_starts": sum(bool(a.get("start")) for a, _ in pairs), "other_starts": others,
@@ -94,16 +84,12 @@ def compared(
 
 
 def lines(result: Mapping[str, Any], task: str) -> list[str]:
-    count, there, here = (
-        result["positions"],
-        *((result["versions"][side] or {}) for side in ("there", "here")),
-    )
+    count, there, here = result["positions"], result["versions"]["there"], result["versions"]["here"]
     found = []
     for part, name in _PARTS.items():
         if others := result["other_starts"][part]:
-            found.append(
-                f"{task}: {name} at the start differ in {len(others)} of {count} episodes (first: seed {others[0]})"
-            )
+            some = f"{len(others)} of {count} episodes (first: seed {others[0]})"
+            found.append(f"{task}: {name} at the start differ in {some}")
     if not found:
         known = result["known_starts"]
         found.append(f"{task}: {known} of {count} episodes begin alike, in physics and images" if known else

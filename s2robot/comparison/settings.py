@@ -114,9 +114,8 @@ class Experiment(Settings, at="experiment", file=EXPERIMENT):
     power: Power = from_yaml()
     stopping: Stopping = from_yaml()
     arms: dict[str, Arm] = from_yaml()
-    pairs: Annotated[tuple[tuple[str, str], ...], Different, Field(min_length=1)] | None = (
-        from_yaml()
-    )  # None: every two arms
+    # None: every two arms
+    pairs: Annotated[tuple[tuple[str, str], ...], Different, Field(min_length=1)] | None = from_yaml()
     axis_episodes: int | None = from_yaml(ge=1)
     axes: dict[str, Axis] = from_yaml()
 

@@ -135,13 +135,12 @@ def pair_figures(
     x, y = outcomes[a], outcomes[b]
     found = paired.difference(x, y)
     low, high, p, scope = found.low, found.high, found.p, found.scope
+    method = "adjusted Wald interval, McNemar's exact test"
     if looked is not None:
         p, low, high = sequential(*tally(x, y), looked)
         scope, method = POSITIONS, "confidence sequence (sequential)"
     elif scope == SEEDS_AND_POSITIONS:
         method = "t interval, training seeds and positions random"
-    else:
-        method = "adjusted Wald interval, McNemar's exact test"
     did_a, did_b = x.mean(0) > 0.5, y.mean(0) > 0.5
     only_a, only_b = np.flatnonzero(did_a & ~did_b), np.flatnonzero(did_b & ~did_a)
     return {

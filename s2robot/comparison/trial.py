@@ -105,13 +105,11 @@ def _unblind(arms: list[Arm], judging: StatsSettings, folders: list[Path], polic
     voids = read_text(path) if (path := out / "voids.jsonl").exists() else ""
     print("\nThe trial has ended.")
     for arm, policy, folder in zip(arms, policies, folders, strict=True):
-        pairs = len(arm.positions or ())
+        pairs, void = arm.outcomes.size, voids.count(json.dumps(folder.name))
         policy.finish(pairs)
-        void = voids.count(json.dumps(folder.name))
         print(f"folder {folder.name}: {arm.label}, {pairs} attempts and {void} void")
-        for pair, position in enumerate(arm.positions or ()):
-            record = policy.journal.records[pair]
-            rows.append((arm.label, position, int(record["success"]), record["stage"]))
+        records = (policy.journal.records[pair] for pair in range(pairs))
+        rows += [(arm.label, r["seed"], int(r["success"]), r["stage"]) for r in records]
     write_csv(out / "episodes.csv", ("arm", "position", "success", "stage"), rows)
     return report(arms, judging, out)
 

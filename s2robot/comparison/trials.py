@@ -75,6 +75,10 @@ class _Episode(Stored):
     seed: int | None = None
 
 
+class _Successes(Stored):
+    successes: tuple[bool, ...] = Field(min_length=1)
+
+
 class _Task(Stored):
     task_group: str
     task_id: int
@@ -96,10 +100,6 @@ class _EvalInfo(Stored):
     per_task: tuple[_Task, ...] = ()
 
 
-class _Successes(Stored):
-    successes: tuple[bool, ...] = Field(min_length=1)
-
-
 def run_stats(cfg: DictConfig) -> int:
     """Print the figures of ``cfg.trials``, write them to stats.json in the run directory, and return the exit code."""
     settings = read_some(StatsSettings, cfg)
@@ -110,9 +110,8 @@ def report(arms: Sequence[Arm], settings: StatsSettings, out: Path) -> int:
     """As :func:`run_stats`, of these arms."""
     labels = [arm.label for arm in arms]
     if twice := {label for label in labels if labels.count(label) > 1}:
-        raise UserError(
-            f"trials: expected arms of different names, got {min(twice)!r} twice; type <name>:<trials>"
-        )
+        got = f"{min(twice)!r} twice; type <name>:<trials>"
+        raise UserError(f"trials: expected arms of different names, got {got}")
     for key in ("against", "simulated"):
         if (name := getattr(settings, key)) is not None:
             one_of(key, name, labels)
@@ -188,9 +187,8 @@ def _read_csv(path: Path) -> list[_Row]:
     for number, row in enumerate(rows, start=2):
         success = _TRUTH.get((row["success"] or "").strip().lower())
         if success is None:
-            raise UserError(
-                f"{path} line {number}: success: expected 0, 1, true or false, got {row['success']!r}"
-            )
+            where, got = f"{path} line {number}: success", repr(row["success"])
+            raise UserError(f"{where}: expected 0, 1, true or false, got {got}")
         if not row.get("axis"):  # a comparison's other worlds
             position = row.get("position") or row.get("seed") or None
             arm, seed, stage = (row.get(key) or "" for key in ("arm", "training_seed", "stage"))
@@ -225,19 +223,16 @@ def compared(a: Arm, b: Arm, settings: StatsSettings, looked: float | None = Non
     if matched := a.positions is not None and a.positions == b.positions:
         x, y = further(a, b, settings.stages) if settings.stages else (a.outcomes, b.outcomes)
         found = pair_figures({a.label: x, b.label: y}, range(x.shape[1]), a.label, b.label, looked)
-        keys = ("a", "b", "difference", "low", "high", "p", "scope", "method")
-        found = {key: found[key] for key in keys}
+        found = {key: found[key] for key in ("a", "b", "difference", "low", "high", "p", "scope", "method")}
         if settings.replays:
-            design = _design(x, y, power=settings.power)
-            found["plan"] = planned(x, y, settings.replays, settings.gap, design)
+            found["plan"] = planned(x, y, settings.replays, settings.gap, _design(x, y, power=settings.power))
     else:
         for key in ("sequential", "stages", "replays"):
             if value := getattr(settings, key):
                 raise UserError(f"{key}: expected {a.label} and {b.label} on the same positions, got {value}")
         if len(a.outcomes) > 1 or len(b.outcomes) > 1:
-            raise UserError(
-                f"{a.label}, {b.label}: expected the same positions for arms of several training seeds"
-            )
+            both = f"{a.label}, {b.label}"
+            raise UserError(f"{both}: expected the same positions for arms of several training seeds")
         found = {"a": a.label, "b": b.label, **independent(a.outcomes[0], b.outcomes[0])}
         found |= {"scope": "new trials", "method": _METHOD}
     found["paired"] = matched
@@ -266,18 +261,17 @@ def with_simulated(arm: Arm, simulated: Arm) -> dict[str, Any]:
         what = f"{simulated.label} on >= {_FEWEST} positions of {arm.label}, tried once each, and on others"
         raise UserError(f"simulated: expected {what}, got {len(means)} and {arm.outcomes.size} trials")
     here = np.array([means.pop(position) for position in own])
-    names = ("success", "low", "high", "trials")
     found = paired.predicted(arm.outcomes[0], here, np.array([*means.values()]))
-    return {**dict(zip(names, found, strict=True)), "simulated_only": len(means)}
+    names = ("success", "low", "high", "trials", "simulated_only")
+    return dict(zip(names, (*found, len(means)), strict=True))
 
 
 def independent(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """Return difference, low, high and p of two independent arms (trials,): Newcombe 1998, method 10, and `barnard`."""
     (k, m), (j, n) = ((int(x.sum()), len(x)) for x in (a, b))
     (la, ua), (lb, ub), (pa, pb) = wilson(k, m), wilson(j, n), (k / m, j / n)
-    low = pa - pb - math.hypot(pa - la, ub - pb)
-    high = pa - pb + math.hypot(ua - pa, pb - lb)
-    return {"difference": pa - pb, "low": low, "high": high, "p": barnard(k, m, j, n)}
+    d, down, up = pa - pb, math.hypot(pa - la, ub - pb), math.hypot(ua - pa, pb - lb)
+    return {"difference": d, "low": d - down, "high": d + up, "p": barnard(k, m, j, n)}
 
 
 def barnard(k: int, m: int, j: int, n: int) -> float:
@@ -327,26 +321,16 @@ def _design(a: np.ndarray, b: np.ndarray, matched: bool = True, power: float = 0
     x, y = a.mean(0), b.mean(0)
     noise = math.sqrt(x.mean() * (1 - x.mean()) * y.mean() * (1 - y.mean()))
     same = float(np.cov(x, y)[0, 1] / noise) if matched and noise else 0.0
-    spread = max(0.0, sum(map(_seed_variance, (a, b))) / 2) if matched else 0.0
-    base, seed_sd = float(min(x.mean(), y.mean(), 1 - 1e-6)), min(math.sqrt(spread), 0.49)
+    seeded = [arm.astype(float) for arm in (a, b) if matched and len(arm) > 1]
+    # variance of success between training seeds, less what positions explain
+    spread = sum(float(arm.mean(1).var(ddof=1) - paired.noise(arm) / arm.shape[1]) for arm in seeded) / 2
+    base, seed_sd = float(min(x.mean(), y.mean(), 1 - 1e-6)), min(math.sqrt(max(0.0, spread)), 0.49)
     return Power(gap=1e-9, base=base, correlation=min(max(same, 0.0), 0.95), seed_sd=seed_sd, power=power)
-
-
-def _seed_variance(outcomes: np.ndarray) -> float:
-    """Variance of success between training seeds (seeds, positions), less what positions explain; may be negative."""
-    if len(outcomes) == 1:
-        return 0.0
-    found = np.asarray(outcomes, float)
-    return float(found.mean(1).var(ddof=1) - paired.noise(found) / found.shape[1])
 
 
 def _arm_row(arm: Arm, looked: float | None) -> dict[str, Any]:
     found = figures.arm_interval(arm.outcomes, looked)
-    counts = {
-        "successes": int(arm.outcomes.sum()),
-        "trials": int(arm.outcomes.size),
-        "seeds": len(arm.outcomes),
-    }
+    counts = {"successes": int(arm.outcomes.sum()), "trials": arm.outcomes.size, "seeds": len(arm.outcomes)}
     return {"label": arm.label, **counts, **{key: found[key] for key in ("low", "high", "interval")}}
 
 
@@ -365,13 +349,12 @@ def _lines(rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], powe
         points = [f"{100 * pair[key]:+.1f}".replace("-", MINUS) for key in ("difference", "low", "high")]
         name = f"{pair['a']} {MINUS} {pair['b']}"
         yield f"{name}: {points[0]} points [{points[1]}, {points[2]}], {p_text(pair['p_holm'])}: {VERDICTS[verdict(pair)]}"
-        method = f"paired, {pair['method']}" if pair["paired"] else pair["method"]
         seen = ""
         if "detectable" in pair:
             gap = pair["detectable"]
             gaps = "no gap" if gap is None else f"a gap of {100 * gap:.1f} points or more"
             seen = f"; {gaps} would be seen with {100 * power:g} % power"
-        yield f"    {method}; holds for {pair['scope']}{seen}"
+        yield f"    {'paired, ' * pair['paired']}{pair['method']}; holds for {pair['scope']}{seen}"
         if "plan" in pair:
             yield from plan_lines(pair["plan"])
     if len(pairs) > 1:

@@ -112,16 +112,12 @@ def evaluate_checkpoint(
         print(f"note: {lineage.note}")
     check_tasks(e, config, policy.spec.tasks)
     spec, dtype = policy.spec.to_dict(), contract["encoder"]["features_dtype"]
-    same = {
-        "policy": policy_sha256(checkpoint),
-        "policy.spec": spec,
-    }  # execute and ensemble do not change the weights
-    identity = same | _identity(e, contract, config, demos)
+    identity = {"policy": policy_sha256(checkpoint), **_identity(e, contract, config, demos)}
+    identity["policy.spec"] = spec  # execute and ensemble do not change the weights
     if e.task_vectors and policy.tasks is not None:
         identity["evaluate.task_vectors"] = short_hash(policy.tasks.table.tolist())
-    planner: Planner = LearnedPlanner(
-        policy, encoder, contract["cameras"], dtype, e.device, e.threads, e.instructions
-    )
+    cameras, how = contract["cameras"], (e.device, e.threads, e.instructions)
+    planner: Planner = LearnedPlanner(policy, encoder, cameras, dtype, *how)
     if e.control == "blind":
         policy.network.pooling.blind = True
     elif e.control:

@@ -100,9 +100,9 @@ def _chosen(episodes: Any, trained: list[int], store: EpisodeStore, checkpoint: 
     if seen or not wanted:
         some = ", ".join(map(str, unseen[:10])) + (", ..." if len(unseen) > 10 else "")
         some = some or "none; train.validation=0.1 holds some out"
+        which = f"the {len(unseen)} episodes of {store.path} that neither {checkpoint} nor an ancestor was trained on"
         raise UserError(
-            f"demos.episodes: expected some of the {len(unseen)} episodes of {store.path} that neither {checkpoint} nor an "
-            f"ancestor was trained on ({some}), got {seen[0] if seen else 'none'}"
+            f"demos.episodes: expected some of {which} ({some}), got {seen[0] if seen else 'none'}"
         )
     return wanted
 

@@ -173,28 +173,27 @@ def known_of(summary: Mapping[str, Any]) -> Known:
 def summarise(records: Sequence[Record], stages: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the part of summary.json that follows from the records, with Wilson's 95 % interval, also of each task."""
     by_stage = dict.fromkeys(settings_class_or_base(DEFAULT).stages if stages is None else stages, 0)
+    by_task: dict[str, list[bool]] = {}
     for record in records:
         stage = record["stage"]  # a user's task may lack it in its `stages`
         by_stage[stage] = by_stage.get(stage, 0) + 1
-    by_task: dict[str, list[Record]] = {}
-    for record in records:
-        by_task.setdefault(record.get("task") or "", []).append(record)
+        by_task.setdefault(record.get("task") or "", []).append(record["success"])
     best = [record["progress"] for record in records if record.get("progress") is not None]
     times = [r["time_to_success_s"] for r in records if r["success"] and r["time_to_success_s"] is not None]
     return {
-        **_rate(records),
-        **({"by_task": {task: _rate(by_task[task]) for task in sorted(by_task)}} if any(by_task) else {}),
+        **rate([record["success"] for record in records]),
+        **({"by_task": {task: rate(by_task[task]) for task in sorted(by_task)}} if any(by_task) else {}),
         "by_stage": by_stage,
         "median_time_to_success_s": statistics.median(times) if times else None,
         **({"mean_best_progress": statistics.fmean(best)} if best else {}),
     }
 
 
-def _rate(records: Sequence[Record]) -> dict[str, Any]:
-    successes = sum(bool(record["success"]) for record in records)
-    low, high = wilson(successes, len(records))
-    counts = {"episodes": len(records), "successes": successes}
-    return {"success": successes / len(records), "low": low, "high": high, **counts}
+def rate(outcomes: Sequence[bool] | np.ndarray) -> dict[str, Any]:
+    successes, episodes = int(sum(outcomes)), len(outcomes)
+    low, high = wilson(successes, episodes)
+    counts = {"episodes": episodes, "successes": successes}
+    return {"success": successes / episodes, "low": low, "high": high, **counts}
 
 
 def where_of(record: Record) -> dict[str, Any]:

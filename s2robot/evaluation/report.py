@@ -90,12 +90,8 @@ def _outcomes(records: Sequence[Record], known: Known, summary: Mapping[str, Any
     yield page.figure(places, "table", "Outcomes by layout", "Where episodes succeeded and failed")
     yield "table", ("stage", "reached", "failed there"), rows, 1
     if rates := summary.get("by_task"):
-        yield (
-            "table",
-            ("task", "success", "95 % interval", "episodes"),
-            [by_task(*each) for each in rates.items()],
-            1,
-        )
+        heads = ("task", "success", "95 % interval", "episodes")
+        yield "table", heads, [by_task(*each) for each in rates.items()], 1
 
 
 def by_task(task: str, rate: Mapping[str, Any]) -> list[str]:

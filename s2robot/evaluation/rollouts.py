@@ -32,9 +32,7 @@ from s2robot.evaluation.records import Journal
 from s2robot.loading import device_of
 from s2robot.policies import BatchActor, ChunkPolicy
 
-_DIGITS = (
-    6  # of a settled state's numbers (m, rad) that a fingerprint keeps: the last bits differ between machines
-)
+_DIGITS = 6  # of a settled state's numbers (m, rad) in a fingerprint: the last bits differ between machines
 
 
 class LearnedPlanner:
@@ -55,10 +53,9 @@ class LearnedPlanner:
         threads: int | None = None,
         tasks: Sequence[str] = (),
     ):
-        self.tasks = tasks
-        self._task: str | None = None
         self.policy, self.encoder, self.cameras, self.dtype = policy, encoder, tuple(cameras), dtype
-        self.device, self.threads = device, threads
+        self.device, self.threads, self.tasks = device, threads, tasks
+        self._task: str | None = None
         self._actor: BatchActor | None = None
         self.execute, self.every_step = policy.spec.planned, policy.spec.context > 1
         self.seconds = {"encode_s": 0.0, "policy_s": 0.0}
@@ -114,9 +111,8 @@ class NearestDemo:
     def __init__(self, store: EpisodeStore | None, settings: type[TaskSettings], execute: int = 4):
         layouts = [settings.layout_of(start) for start in starts(store)] if store else []
         if store is None or not all(layouts):
-            raise UserError(
-                "evaluate.control: nearest_demo: expected demos that hold their layouts, got none"
-            )
+            expected = "demos that hold their layouts"
+            raise UserError(f"evaluate.control: nearest_demo: expected {expected}, got none")
         self.execute, self.settings = execute, settings
         self.actions = [store.episode(i)["action"] for i in range(len(store))]
         self.starts = np.stack([settings.placing(layout) for layout in layouts])  # (episodes, n)
@@ -195,10 +191,8 @@ class World:
         with span("episode", episode=episode, seed=seed):
             observation, info = self.env.reset(seed=seed)
             start_of = fingerprints(self.env.world, observation)
-            task = self.env.world.instruction
-            self.planner.reset(
-                {"layout": json.loads(info["layout"]), "seed": seed, "number": episode, "task": task}
-            )
+            about = {"layout": json.loads(info["layout"]), "task": self.env.world.instruction}
+            self.planner.reset({**about, "seed": seed, "number": episode})
             over = False
             while not over:
                 began = time.monotonic()

@@ -6,7 +6,7 @@ the same command resumes after a kill. Axes and strengths: configs/stress.yaml a
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from s2robot.envs.disturb import AXES, SETTINGS, Disturbed, available
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import make, make_cached
 from s2robot.evaluation.evaluate import world_for
-from s2robot.evaluation.records import Journal, wilson
+from s2robot.evaluation.records import Journal, rate
 from s2robot.evaluation.rollouts import LearnedPlanner, World
 from s2robot.evaluation.video import rerun, write_video
 from s2robot.loading import image_size_of, load_networks
@@ -76,7 +76,6 @@ class StressWorld:
 
     def __init__(self, config: TaskSettings, planner: LearnedPlanner):
         self.config, self.planner = config, planner
-        self._plain: Disturbed | None = None
 
     def run(self, cell: Cell, episode: int, seed: int) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:
         return self._world(cell).run(episode, seed)
@@ -86,52 +85,26 @@ class StressWorld:
         frames, stages = rerun(self._world(cell).env.world, record["seed"], actions)
         return write_video(path, frames, record, stages=stages, rate=self.config.rate_hz)
 
+    @cached_property
+    def _own(self) -> Disturbed:
+        """The world that most cells share; its first model is what each episode begins with."""
+        return Disturbed(make(self.config))
+
     def _world(self, cell: Cell) -> World:
-        config = configured(self.config, cell)
-        task = Disturbed(make_cached(config)) if cell.axis in SETTINGS else self._own()
+        config, name = self.config, SETTINGS.get(cell.axis)
+        if name is not None:
+            config = config.replace(**{name: type(getattr(config, name))(cell.value)})
+        task = self._own if name is None else Disturbed(make_cached(config))
         task.axis, task.value = cell.axis, cell.value
         return World(config, self.planner, task)
 
-    def _own(self) -> Disturbed:
-        """The one that most cells share; its first model is what each episode begins with."""
-        if self._plain is None:
-            self._plain = Disturbed(make(self.config))
-        return self._plain
-
-
-def configured(config: TaskSettings, cell: Cell) -> TaskSettings:
-    name = SETTINGS.get(cell.axis)
-    return config if name is None else config.replace(**{name: type(getattr(config, name))(cell.value)})
-
-
-class Setup(NamedTuple):
-    """What a stress test runs: the policy, its world with the changes of the config, and the episodes of each cell so far."""
-
-    settings: StressSettings
-    config: TaskSettings
-    planner: LearnedPlanner
-    axes: list[str]
-    journals: dict[Cell, Journal]
-
 
 def stress(cfg: DictConfig) -> dict[str, Any]:
-    """Run all cells that are not done yet and write the figures; return what stress.json holds."""
-    out = Path(cfg.run_dir)
-    setup = prepared(cfg, out)
-    found = measured(setup, out) | {
-        "checkpoint": str(cfg.checkpoint), "versions": versions(), "command": command(),
-    }  # fmt: skip
-    cells = [(c, r) for c, journal in setup.journals.items() for r in journal.records.values()]
-    rows = [[c.axis, c.value, r["seed"], int(r["success"]), r["stage"]] for c, r in cells]
-    write_csv(out / "episodes.csv", ("disturbance", "value", "position", "success", "stage"), rows)
-    write_json(out / "stress.json", found)
-    print(f"{headline(found)}\nreport: {write_stress_report(out, found)}")
-    return found
+    """Run all cells that are not done yet, film some failures and write the figures; return what stress.json holds.
 
-
-def prepared(cfg: DictConfig, out: Path) -> Setup:
-    """Check policy, world, positions and axes, and open the journals (UserError), before anything runs."""
-    settings, checkpoint = read_some(StressSettings, cfg), Path(cfg.checkpoint)
+    UserError, before anything runs: policy, world, positions or axes do not fit each other, or the run directory.
+    """
+    settings, checkpoint, out = read_some(StressSettings, cfg), Path(cfg.checkpoint), Path(cfg.run_dir)
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), cfg.encoder.checkpoint)
     config, contract, _ = world_for(task_settings(cfg), contract, image_size_of(contract, encoder))
     positions = range(settings.seed, settings.seed + settings.episodes)
@@ -141,29 +114,27 @@ def prepared(cfg: DictConfig, out: Path) -> Setup:
     cells = [UNDISTURBED, *(Cell(a, i, v) for a in axes for i, v in enumerate(settings.axes[a], 1))]
     same = {"policy": policy_sha256(checkpoint), "env": config.model_dump(), "seed": settings.seed}
     journals = {c: Journal(out / c.folder / "episodes.jsonl", {**same, "cell": list(c)}) for c in cells}
-    return Setup(settings, config, planner, axes, journals)
-
-
-def measured(setup: Setup, out: Path) -> dict[str, Any]:
-    """Run the episodes that are missing, film some failures, and return the figures."""
-    settings, journals = setup.settings, setup.journals
-    each = [(cell, e) for cell in journals for e in range(settings.episodes)]
-    todo = [(cell, e, settings.seed + e) for cell, e in each if e not in journals[cell].records]
-    state, width = partial(StressWorld, setup.config, setup.planner), settings.workers or os.cpu_count() or 1
+    total = len(cells) * settings.episodes
+    todo = [(c, e, seed) for c in cells for e, seed in enumerate(positions) if e not in journals[c].records]
+    state, width = partial(StressWorld, config, planner), settings.workers or os.cpu_count() or 1
     with bar("disturbing") as update, worker_pool(width, state, encodes=True) as pool:
-        update(known := len(each) - len(todo), len(each))
-        for done, ((cell, *_), (record, actions, _)) in enumerate(
-            pool.as_done(StressWorld.run, todo), known + 1
-        ):
+        update(known := total - len(todo), total)
+        each = pool.as_done(StressWorld.run, todo)
+        for done, ((cell, *_), (record, actions, _)) in enumerate(each, known + 1):
             journals[cell].append(record, actions)
-            update(done, len(each))
-        found = figures(journals, setup.axes, settings)
+            update(done, total)
+        found = figures(journals, axes, settings)
         films = _chosen_films(found, journals, settings)
-        shown = [(c, journals[c].records[e], journals[c].actions[e], out / p) for c, e, p in films]
+        shown = [(c, journals[c].records[e], journals[c].actions[e], out / path) for c, e, path in films]
         list(pool.in_order(StressWorld.film, shown))
-    return found | {
-        "videos": [{"axis": c.axis, "strength": c.strength, "value": c.value, "episode": e, "path": p} for c, e, p in films]
-    }  # fmt: skip
+    found["videos"] = [{**c._asdict(), "episode": e, "path": path} for c, e, path in films]
+    found |= {"checkpoint": str(cfg.checkpoint), "versions": versions(), "command": command()}
+    records = [(c, r) for c, journal in journals.items() for r in journal.records.values()]
+    rows = [[c.axis, c.value, r["seed"], int(r["success"]), r["stage"]] for c, r in records]
+    write_csv(out / "episodes.csv", ("disturbance", "value", "position", "success", "stage"), rows)
+    write_json(out / "stress.json", found)
+    print(f"{headline(found)}\nreport: {write_stress_report(out, found)}")
+    return found
 
 
 def _chosen(settings: StressSettings, config: TaskSettings) -> list[str]:
@@ -183,29 +154,20 @@ def figures(
 ) -> dict[str, Any]:
     """Return success by axis and strength with Wilson's intervals, and the score: the mean over axes and strengths, with an
     interval from positions drawn again (all cells of a position together)."""
-    outcomes = {
-        c: np.array([j.records[e]["success"] for e in range(settings.episodes)]) for c, j in journals.items()
-    }
-    plain = outcomes.pop(UNDISTURBED)
-    table = np.array(list(outcomes.values())).reshape(len(axes), STRENGTHS, -1)  # (A, S, N)
+    episodes = range(settings.episodes)
+    plain, *others = ([j.records[e]["success"] for e in episodes] for j in journals.values())
+    table = np.array(others).reshape(len(axes), STRENGTHS, -1)  # (A, S, N)
     means = table.mean((0, 1))  # (N,)
     draws = np.random.default_rng(0).integers(0, settings.episodes, (_RESAMPLES, settings.episodes))
     low, high = np.percentile(means[draws].mean(1), (2.5, 97.5))
     entries = []
     for axis, rows in zip(axes, table, strict=True):
-        points = [_point(value, row) for value, row in zip(settings.axes[axis], rows, strict=True)]
+        points = [{"value": v, **rate(row)} for v, row in zip(settings.axes[axis], rows, strict=True)]
         entries.append({"axis": axis, "success": float(rows.mean()), "points": points})
     score = {"success": float(means.mean()), "low": float(low), "high": float(high)}
     positions = {"seed": settings.seed, "episodes": settings.episodes}
-    return {
-        "score": score, "undisturbed": _point(0.0, plain), "axes": entries, "positions": positions
-    }  # fmt: skip
-
-
-def _point(value: float, outcomes: np.ndarray) -> dict[str, Any]:
-    low, high = wilson(outcomes.sum(), outcomes.size)
-    counts = {"successes": int(outcomes.sum()), "episodes": int(outcomes.size)}
-    return {"value": value, **counts, "success": float(outcomes.mean()), "low": low, "high": high}
+    undisturbed = {"value": 0.0, **rate(plain)}
+    return {"score": score, "undisturbed": undisturbed, "axes": entries, "positions": positions}
 
 
 def _chosen_films(
@@ -214,13 +176,9 @@ def _chosen_films(
     """The weakest failure that the undisturbed policy solves, of each of the axes with the least success."""
     solved, films = journals[UNDISTURBED].records, []
     for entry in sorted(found["axes"], key=lambda entry: entry["success"])[: settings.videos]:
-        cells = sorted((c for c in journals if c.axis == entry["axis"]), key=lambda c: c.strength)
-        lost = [
-            (c, e)
-            for c in cells
-            for e, r in journals[c].records.items()
-            if solved[e]["success"] > r["success"]
-        ]
+        own = [cell for cell in journals if cell.axis == entry["axis"]]
+        tried = ((c, e, record["success"]) for c in own for e, record in journals[c].records.items())
+        lost = [(c, e) for c, e, success in tried if solved[e]["success"] > success]
         films += [(c, e, f"videos/{c.axis}-{c.strength}_{e:04d}.mp4") for c, e in lost[:1]]
     return films
 
@@ -243,29 +201,16 @@ def write_stress_report(run_dir: Path, found: Mapping[str, Any]) -> Path:
         for i, v in enumerate(found["videos"])
     ]
     heads = ("axis", "mean", *(f"strength {i}" for i in range(1, STRENGTHS + 1)))
-    rows = [
-        [_words(e["axis"]), f"{100 * e['success']:.0f} %", *map(_cell, e["points"])] for e in entries
-    ]  # fmt: skip
-    head: list[Block] = [
-        ("headline", headline(found)),
-        (
-            "text",
-            "The score is the mean over axes and strengths; its interval holds for new positions of this policy.",
-        ),
-        (
-            "facts",
-            {
-                "positions": found["positions"]["episodes"],
-                "first position": found["positions"]["seed"],
-            }.items(),
-        ),
-    ]
+    rows = [[_words(e["axis"]), f"{100 * e['success']:.0f} %", *map(_cell, e["points"])] for e in entries]
+    what = "the mean over axes and strengths; its interval holds for new positions of this policy."
+    facts = [("positions", found["positions"]["episodes"]), ("first position", found["positions"]["seed"])]
+    head: list[Block] = [("headline", headline(found)), ("text", f"The score is {what}"), ("facts", facts)]
     plain, panels = found["undisturbed"], []
     for entry in entries:
         points = [plain, *entry["points"]]
         low, success, high = ([100 * point[key] for point in points] for key in ("low", "success", "high"))
         ticks: dict[float, str] = {
-            i: "none" if i == 0 else f"{point['value']:g}" for i, point in enumerate(points)
+            i: f"{point['value']:g}" if i else "none" for i, point in enumerate(points)
         }
         line = plots.Line(range(len(points)), success, "", low=low, high=high, style={"marker": "o", "ms": 4})
         title = _words(entry["axis"])

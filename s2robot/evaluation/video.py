@@ -59,10 +59,8 @@ def film(world: TaskSettings, record: Mapping[str, Any], actions: np.ndarray, pa
     frames, stages = rerun(env, record["seed"], actions)
     env.close()
     if stages[-1] != record["stage"]:
-        raise UserError(
-            f"{path}: seed {record['seed']}: expected stage {record['stage']} at the end, as recorded, got "
-            f"{stages[-1]}; the simulation is not repeatable here"
-        )
+        expected = f"expected stage {record['stage']} at the end, as recorded, got {stages[-1]}"
+        raise UserError(f"{path}: seed {record['seed']}: {expected}; the simulation is not repeatable here")
     return write_video(path, frames, record, stages=stages, rate=world.rate_hz)
 
 

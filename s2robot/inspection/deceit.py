@@ -4,11 +4,11 @@ An offset between state and commanded state, a late video, episodes that are nea
 number that is dead in an episode, episodes that end in motion. Each rule compares a dataset with itself, so none needs the robot.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from s2robot.inspection.tables import Finding, FrameStats, Table, Thresholds, episodes_of
+from s2robot.inspection.tables import Finding, Frames, Table, Thresholds, episodes_of
 
 _UNITS = {57.29578: "degrees for radians", 1000.0: "mm for m", 100.0: "cm for m", 25.4: "inches"}
 _LAGS = range(-12, 13)  # steps that a video may be early or late
@@ -21,10 +21,7 @@ _SAME = 2.0  # factors of columns within this of each other are one
 
 
 def deceptions(
-    tables: Sequence[Table],
-    ends: np.ndarray,
-    frames: Sequence[Mapping[str, FrameStats]],
-    limits: Thresholds,
+    tables: Sequence[Table], ends: np.ndarray, frames: Frames, limits: Thresholds
 ) -> Iterator[Finding]:
     """Find what these rules find; arguments as of `findings.find`."""
     named = {table.key: table for table in tables}
@@ -43,11 +40,9 @@ def deceptions(
 def _offsets(state: Table, action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
     """A command that the state follows, as a leader arm's, has a median distance to it where the state rests."""
     kinds = {c: part.kind for part in action.parts for c in range(part.at.start, part.at.stop)}
-    absolute = [c for c in range(len(action.names)) if kinds[c] in ("absolute", "")]
     spread = state.spread()
-    for column in absolute:
-        follower = _follower(action, column, state)
-        if follower is None:
+    for column in (c for c in range(len(action.names)) if kinds[c] in ("absolute", "")):
+        if (follower := _follower(action, column, state)) is None:
             continue
         away = np.concatenate([
             (a - s)[(speed := np.abs(np.gradient(s))) <= np.quantile(speed, 0.5)]
@@ -55,14 +50,11 @@ def _offsets(state: Table, action: Table, ends: np.ndarray, limits: Thresholds) 
             if len(s) > 2
         ])  # fmt: skip
         offset = float(np.nanmedian(away)) if len(away) else 0.0
-        moves = spread[follower] > 0.2 * np.median(
-            spread
-        )  # of a joint that hardly moves every offset is large
-        if moves and abs(offset) > limits.offset * spread[follower]:
-            share = f"{100 * abs(offset) / spread[follower]:.0f} % of its range"
-            yield Finding(
-                "offset", f"{action.names[column]}: {offset:+.3g} from {state.names[follower]}, {share}"
-            )
+        own = spread[follower]  # of a joint that hardly moves every offset is large
+        if own > 0.2 * np.median(spread) and abs(offset) > limits.offset * own:
+            share = f"{100 * abs(offset) / own:.0f} % of its range"
+            text = f"{action.names[column]}: {offset:+.3g} from {state.names[follower]}, {share}"
+            yield Finding("offset", text)
 
 
 def _follower(action: Table, column: int, state: Table) -> int | None:
@@ -84,14 +76,11 @@ def _follower(action: Table, column: int, state: Table) -> int | None:
 def _speeds(state: Table, ends: np.ndarray) -> list[np.ndarray]:
     """How much all numbers together change from step to step, in their ranges.  # (T - 1,) of each episode"""
     spread = np.where(state.spread() > 0, state.spread(), np.inf)
-    return [
-        np.nansum(np.abs(np.diff(own, axis=0)) / spread, axis=1) for own in episodes_of(state.values, ends)
-    ]
+    steps = (np.abs(np.diff(own, axis=0)) / spread for own in episodes_of(state.values, ends))
+    return [np.nansum(own, axis=1) for own in steps]
 
 
-def _late(
-    state: Table, ends: np.ndarray, frames: Sequence[Mapping[str, FrameStats]], limits: Thresholds
-) -> Iterator[Finding]:
+def _late(state: Table, ends: np.ndarray, frames: Frames, limits: Thresholds) -> Iterator[Finding]:
     """A video changes when the state does: the lag at which both agree best, over all episodes."""
     speeds = _speeds(state, ends)
     for camera in dict.fromkeys(camera for cameras in frames for camera in cameras):
@@ -102,14 +91,10 @@ def _late(
         ]
         agree = {lag: _agreement(pairs, lag) for lag in _LAGS} if pairs else {0: 0.0}
         lag = max(agree, key=lambda lag: (agree[lag], -abs(lag)))
-        if abs(lag) >= limits.late_steps and agree[lag] > max(
-            0.3, agree[0] + max(0.02, 0.3 * (1 - agree[lag]))
-        ):
-            how = "late" if lag > 0 else "early"
-            yield Finding(
-                "late",
-                f"camera {camera}: {abs(lag)} steps {how} (correlation {agree[lag]:.2f}, {agree[0]:.2f} without)",
-            )
+        most, without = agree[lag], agree[0]
+        if abs(lag) >= limits.late_steps and most > max(0.3, without + max(0.02, 0.3 * (1 - most))):
+            how = f"{abs(lag)} steps {'late' if lag > 0 else 'early'}"
+            yield Finding("late", f"camera {camera}: {how} (correlation {most:.2f}, {without:.2f} without)")
 
 
 def _agreement(pairs: Sequence[tuple[np.ndarray, np.ndarray]], lag: int) -> float:
@@ -129,25 +114,18 @@ def _duplicates(state: Table, action: Table, ends: np.ndarray, limits: Threshold
     values = _finite(np.concatenate([state.values, action.values], 1))
     spread = np.concatenate([state.spread(), action.spread()])
     values = values[:, spread > 0] / spread[spread > 0]
-    rows = []
-    for own in episodes_of(values, ends):
-        at = np.linspace(0, len(own) - 1, _POINTS)
-        rows.append(own[np.round(at).astype(int)].ravel())
-    points = np.array(rows)
-    size, squares = points.shape[1], (points**2).sum(1)
-    apart = np.sqrt(
-        np.maximum(squares[:, None] + squares - 2 * points @ points.T, 0) / size
-    )  # root mean square, of a range
+    at = lambda own: np.round(np.linspace(0, len(own) - 1, _POINTS)).astype(int)  # noqa: E731
+    points = np.array([own[at(own)].ravel() for own in episodes_of(values, ends)])
+    squares = (points**2).sum(1)
+    apart = np.maximum(squares[:, None] + squares - 2 * points @ points.T, 0)
+    apart = np.sqrt(apart / points.shape[1])  # root mean square, of a range
     np.fill_diagonal(apart, np.inf)
     usual = float(np.median(apart.min(1)))
-    for i in range(len(ends)):
-        j = int(apart[i, :i].argmin()) if i else 0
-        if i and apart[i, j] < limits.duplicate * usual:
-            yield Finding(
-                "duplicate",
-                f"nearly episode {j}: {100 * apart[i, j]:.2g} % of the range apart, neighbours {100 * usual:.2g} %",
-                i,
-            )
+    for i in range(1, len(ends)):
+        j = int(apart[i, :i].argmin())
+        if apart[i, j] < limits.duplicate * usual:
+            shares = f"{100 * apart[i, j]:.2g} % of the range apart, neighbours {100 * usual:.2g} %"
+            yield Finding("duplicate", f"nearly episode {j}: {shares}", i)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -173,10 +151,8 @@ def _units(table: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
             known = [n for f, n in _UNITS.items() for x in (factor, 1 / factor) if abs(x / f - 1) < _NEAR]
             same = np.ptp(np.log(own[large])) < np.log(_SAME) and large.sum() > 1
             if same or known:
-                name = f", {known[0]}?" if known else ""
-                yield Finding(
-                    "units", f"{table.key} {part.name}: {factor:.3g} times the other episodes{name}", i
-                )
+                times_as = f"{factor:.3g} times the other episodes" + (f", {known[0]}?" if known else "")
+                yield Finding("units", f"{table.key} {part.name}: {times_as}", i)
 
 
 def _dead(state: Table, ends: np.ndarray) -> Iterator[Finding]:
@@ -192,14 +168,11 @@ def _early(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
     if len(ends) < _LEAST:
         return
     each = _speeds(state, ends)
-    last = np.array([s[-3:].mean() if len(s) > 3 else np.nan for s in each])
-    mean = np.array([s.mean() if len(s) > 3 else np.nan for s in each])
+    pairs = [(s[-3:].mean(), s.mean()) if len(s) > 3 else (np.nan, np.nan) for s in each]
+    last, mean = np.array(pairs).T
     usual = float(np.nanmedian(last / np.where(mean > 0, mean, np.inf)))
     if usual > limits.early / 4:  # this dataset does not come to rest
         return
     for i in np.flatnonzero(last > limits.early * mean).tolist():
-        yield Finding(
-            "ends early",
-            f"ends at {last[i] / mean[i]:.1f} times its mean speed, the others at {usual:.2f} times",
-            i,
-        )
+        text = f"ends at {last[i] / mean[i]:.1f} times its mean speed, the others at {usual:.2f} times"
+        yield Finding("ends early", text, i)

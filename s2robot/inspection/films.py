@@ -15,7 +15,7 @@ from s2robot.core.workers import worker_pool
 from s2robot.demos.replay import camera_sizes, episode_frames, opened, world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.frames import at_height
-from s2robot.inspection.findings import FrameStats
+from s2robot.inspection.tables import FrameStats
 from s2robot.reporting.h264 import encode
 
 PIECE = 32  # recorded frames of a camera in memory

@@ -1,12 +1,12 @@
 """Anomalies of a dataset: each found by one rule, with a threshold of `configs/inspect.yaml`, and named with its place."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from s2robot.inspection.deceit import deceptions
-from s2robot.inspection.tables import Columns, Finding, FrameStats, Table, Thresholds, episodes_of
+from s2robot.inspection.tables import Columns, Finding, Frames, Table, Thresholds, episodes_of
 
 # kind -> its description on the page
 KINDS = {
@@ -29,11 +29,6 @@ KINDS = {
 MANY = 5  # of a kind in an episode, of the same camera or numbers: more are one
 CLOCKS = ("timestamp", "timestamps", "time")  # keys of seconds
 GRIPPERS = ("grip", "claw", "opening")  # parts of the names of a gripper's numbers
-
-
-Frames = Sequence[
-    Mapping[str, FrameStats]
-]  # camera -> measurements, of each episode; empty if no frames were read
 
 
 def find(
@@ -135,9 +130,8 @@ def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
     usual = np.nanquantile(np.array(largest), 0.5, axis=0, method="lower")  # (columns,)
     bound = np.maximum(limits.jump_times * usual, limits.jump_share * state.spread())
     for i, own in enumerate(steps):
-        around = np.pad(
-            own, ((1, 1), (0, 0))
-        )  # 1 3 1 -2 exceed their neighbours in their direction by 0 2 0 2
+        # 1 3 1 -2 exceed their neighbours in their direction by 0 2 0 2
+        around = np.pad(own, ((1, 1), (0, 0)))
         beside = np.maximum(np.sign(own) * around[:-2], np.sign(own) * around[2:])
         alone = np.maximum(np.abs(own) - np.maximum(beside, 0), 0)  # (T, columns)
         for t in np.flatnonzero((alone > bound).any(1)).tolist():

@@ -29,8 +29,17 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.gl import require_simulator
 from s2robot.envs.tasks import make
 from s2robot.inspection.films import FilmSettings, Tiles, film_all
-from s2robot.inspection.findings import KINDS, Finding, FrameStats, Thresholds, find, unchecked_kinds
-from s2robot.inspection.tables import Table, curves, episodes_of, plots, tables
+from s2robot.inspection.findings import KINDS, find, unchecked_kinds
+from s2robot.inspection.tables import (
+    Finding,
+    FrameStats,
+    Table,
+    Thresholds,
+    curves,
+    episodes_of,
+    plots,
+    tables,
+)
 from s2robot.reporting.page import drawing, flatten, write_page
 from s2robot.reporting.style import BLUE, VERMILLION, styled
 
@@ -73,17 +82,15 @@ def replay_demos(demos: DemosSettings, world: Any = None) -> str:
             failed += [] if result["success"] else [i]
             update(i + 1, count, f"{len(failed)} failed")
     if failed:
-        raise UserError(
-            f"{store.path}: {len(failed)} of {count} episodes fail when replayed (first {failed[0]}); the recorded "
-            "actions are not what this environment executes"
-        )
+        some = f"{len(failed)} of {count} episodes fail when replayed (first {failed[0]})"
+        raise UserError(f"{store.path}: {some}; the recorded actions are not what this environment executes")
     return f"{count} of {count} episodes succeed again; proprioception differs by at most {worst:.2g}"
 
 
 def _follow(store: EpisodeStore, env: Any, count: int) -> str:
     """Compare the states that the actions lead to with the recorded ones: close after a while if actions are targets."""
+    found = []
     with bar("replaying") as update:
-        found = []
         for i in range(count):
             found.append(follow_episode(store, env, i))
             update(i + 1, count, "episodes")

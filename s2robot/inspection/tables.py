@@ -1,6 +1,7 @@
 """The numbers of a dataset as tables: names of the columns, their ranges, and their curves in a page; and what is found in them."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,9 @@ class FrameStats:
     change: np.ndarray  # (T,) mean difference to the frame before, 0 to 255; 0 where each byte is the same
     mean: np.ndarray  # (T,) brightness, 0 to 255
     deviation: np.ndarray  # (T,) of brightness over the image
+
+
+Frames = Sequence[Mapping[str, FrameStats]]  # camera -> measurements, of each episode; empty: none were read
 
 
 @dataclass(frozen=True)

@@ -44,15 +44,10 @@ def draw_episode(world: CubePickConfig, seed: int, count: int) -> dict[str, np.n
     for env, step in _moments(world, seed, count):
         rotation = env.data.site_xmat[env.grip_site].reshape(3, 3)
         yaw = 4 * np.arctan2(rotation[1, 1], rotation[0, 1])
-        rows.append(
-            {
-                "images": np.stack([*env.render_cameras().values()]),
-                "cube_pose": env.cube_pose,
-                "distance": np.linalg.norm(env.grip_position - env.cube_pose[:3]),
-                "gripper": np.array([*env.grip_position, np.sin(yaw), np.cos(yaw), env.opening]),
-                "step": step,
-            }
-        )
+        distance = np.linalg.norm(env.grip_position - env.cube_pose[:3])
+        gripper = np.array([*env.grip_position, np.sin(yaw), np.cos(yaw), env.opening])
+        seen = {"images": np.stack([*env.render_cameras().values()]), "cube_pose": env.cube_pose}
+        rows.append({**seen, "distance": distance, "gripper": gripper, "step": step})
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

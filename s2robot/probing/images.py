@@ -70,10 +70,9 @@ class Images:
         with Image.open(self.path(i)) as shown:  # reads the header only
             size = shown.size
         if image.size != size or image.mode not in _MODES[task]:
-            raise UserError(
-                f"{path}: expected one channel of {_BITS[task]} bits at {size[0]} x {size[1]} px as its image, got "
-                f"Pillow's mode {image.mode} at {image.size[0]} x {image.size[1]}"
-            )
+            expected = f"one channel of {_BITS[task]} bits at {size[0]} x {size[1]} px as its image"
+            got = f"Pillow's mode {image.mode} at {image.size[0]} x {image.size[1]}"
+            raise UserError(f"{path}: expected {expected}, got {got}")
         return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.NEAREST)).astype(np.uint16)
 
 
@@ -140,16 +139,9 @@ def encoded(
     frames: Callable[[list[int]], Iterator[tuple[int, list[np.ndarray]]]],
 ) -> FeatureCache:
     """Return the user's cache of an encoder's features, complete; `frames` as in `FeatureCache.build`."""
-    cache = FeatureCache(
-        cache_dir("features"),
-        dataset,
-        encoder.fingerprint,
-        cameras,
-        lengths,
-        encoder.num_tokens,
-        encoder.dim,
-        about={"encoder": name, "sizes": list(encoder.sizes)},
-    )
+    about = {"encoder": name, "sizes": list(encoder.sizes)}
+    shape, key = (encoder.num_tokens, encoder.dim), encoder.fingerprint
+    cache = FeatureCache(cache_dir("features"), dataset, key, cameras, lengths, *shape, about=about)
     with bar(f"encoding {name}") as update:
         cache.build(frames, encoder.encode_cameras, update)
     return cache

@@ -66,14 +66,8 @@ class Classifier(nn.Module):
         self, spec: ViTSpec, scales: tuple[int, ...], resize: str, classes: int, vit: nn.Module | None = None
     ) -> None:
         super().__init__()
-        mean, std = IMAGENET
-        facts: Any = {
-            "tile": spec.img_size,
-            "patch": spec.patch_size,
-            "num_prefix_tokens": 1,
-            "mean": mean,
-            "std": std,
-        }
+        facts: Any = {"tile": spec.img_size, "patch": spec.patch_size, "num_prefix_tokens": 1}
+        facts |= dict(zip(("mean", "std"), IMAGENET, strict=True))
         self.vit = vit or MVPViT(spec)
         self.s2 = S2(self.vit, scales, output="pooled", resize=resize, frozen=vit is not None, **facts)
         self.norm = nn.LayerNorm(self.s2.dim)
@@ -107,9 +101,8 @@ def _augmented(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     side = frames.shape[1]
     moved = np.empty_like(frames)
     for i, frame in enumerate(frames):
-        down, right = (
-            np.clip(np.arange(side) + rng.integers(-side // 8, side // 8 + 1), 0, side - 1) for _ in "yx"
-        )
+        shifts = rng.integers(-side // 8, side // 8 + 1, 2)
+        down, right = np.clip(np.arange(side) + shifts[:, None], 0, side - 1)
         moved[i] = frame[down[:, None], right[:: rng.choice([-1, 1])]]
     return moved
 
@@ -126,10 +119,8 @@ def memorize(settings: MemorizeSettings, objects: ObjectsSettings, out: Path) ->
     images, by_class, most = gather(settings.data, objects), settings.task == "classes", max(settings.counts)
     learned, test = (np.flatnonzero(keep) for keep in (images.parts != 1, images.parts == 1))
     if most > len(learned) or (by_class and not len(test)):
-        raise UserError(
-            f"{images.root}: expected {most} images to learn (probe.counts), and for task=classes a folder of test "
-            f"images, got {len(learned)} and {len(test)}"
-        )
+        wanted = f"{most} images to learn (probe.counts), and for task=classes a folder of test images"
+        raise UserError(f"{images.root}: expected {wanted}, got {len(learned)} and {len(test)}")
     side = max(settings.base.img_size, settings.large.img_size) * max(settings.scales)
     places = {"train": learned[:most]} | ({"test": test} if by_class else {})
     frames = {part: np.stack([images.frame(i, side) for i in p]) for part, p in places.items()}

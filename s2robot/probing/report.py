@@ -15,10 +15,10 @@ from scipy import stats
 
 from s2robot.core.files import write_csv, write_json
 from s2robot.core.provenance import command, versions
+from s2robot.reporting import plots
 from s2robot.reporting.page import drawing, flatten, write_page
-from s2robot.reporting.style import BLUE, GREEN, GRID, ORANGE, PURPLE, VERMILLION, save_figure, styled
+from s2robot.reporting.style import save_figure
 
-_COLOURS, _MARKS, _LINES = (GREEN, BLUE, ORANGE, PURPLE, VERMILLION), "osD^v", ("-", "--", ":")
 JOINED, NO_IMAGE = "all", "-"  # values of a row's cameras: all of them, none
 Samples = Mapping[tuple, Mapping[str, np.ndarray]]  # (name, ...) -> metric -> the value, then resamples
 Found = Mapping[str, float | None]  # {"value", "low", "high"}
@@ -162,28 +162,21 @@ def _text(value: Any) -> str:
     return middle if value["low"] is None else f"{middle} [{low}, {high}]"
 
 
-@styled
 def plot(points: Sequence[Point], columns: int) -> Figure:
     """Plot (panel, series, x, found) with intervals: x is a name, or a number on a logarithmic axis."""
     panels, series, places = (list(dict.fromkeys(point[i] for point in points)) for i in range(3))
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.4 * lines + 0.6), layout="constrained")
-    names = isinstance(places[0], str)
-    order: Callable[[Any], Any] = places.index if names else float
-    for axes, panel in zip(figure.subplots(lines, columns, squeeze=False).flat, panels, strict=False):
+    named, drawn = isinstance(places[0], str), []
+    order: Callable[[Any], Any] = places.index if named else float
+    ticks: dict[float, str] = dict(enumerate(places)) if named else {}
+    for panel in panels:
+        lines = []
         for i, name in enumerate(series):
-            own = sorted([p[2:] for p in points if p[:2] == (panel, name)], key=lambda p: order(p[0]))
-            shift = 0.16 * (i - (len(series) - 1) / 2) if names else 0
-            x = [order(place) + shift for place, _ in own]
-            value, low, high = np.array([[*found.values()] for _, found in own], float).reshape(-1, 3).T
-            style = {"color": _COLOURS[i % 5], "label": name if panel == panels[0] else None}
-            axes.vlines(x, low, high, color=style["color"], lw=1.4)
-            axes.plot(x, value, _MARKS[i % 5], ls="" if names else _LINES[i // 5 % 3], ms=5, **style)
-        if names:
-            axes.set_xticks(range(len(places)), places, rotation=20, ha="right")
-        else:
-            axes.set_xscale("log")
-        axes.set_title(panel, fontsize=9.5)
-        axes.grid(**GRID)
-    figure.legend(loc="outside lower center", ncols=4)
-    return figure
+            own = [(order(x), *found.values()) for *at, x, found in points if at == [panel, name]]
+            own.sort(key=lambda row: row[0])
+            x, value, low, high = np.array(own, float).reshape(-1, 4).T
+            shift = 0.16 * (i - (len(series) - 1) / 2) if named else 0
+            colour, marker, _, dashes = plots.look(i)
+            style = {"marker": marker, "ms": 5, "ls": "none" if named or len(own) < 2 else dashes}
+            lines.append(plots.Line(x + shift, value, name, colour, low, high, style))
+        drawn.append(plots.Panel(panel, lines, log="" if named else "x", ticks=ticks))
+    return plots.curves(drawn, columns, (4.4, 3.4))

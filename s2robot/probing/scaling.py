@@ -24,20 +24,8 @@ from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.loading import device_of
 from s2robot.pretraining.render import ObjectsSettings
-from s2robot.probing.heads import (
-    FIT,
-    TEST,
-    VALIDATE,
-    Classify,
-    Data,
-    Depth,
-    ScalingSettings,
-    Segment,
-    Task,
-    fit_head,
-    stored,
-    tally,
-)
+from s2robot.probing import heads
+from s2robot.probing.heads import FIT, TEST, VALIDATE, Classify, Data, Depth, ScalingSettings, Segment, Task
 from s2robot.probing.images import Images, Rows, count_labels, encode_images, gather, truth_rows
 from s2robot.probing.report import Outcome, compare, earlier, resampled
 
@@ -93,11 +81,8 @@ def scaling(
             for done, ((task, kind), (scales, gflops)) in enumerate(arms, 1):
                 key = (f"{name} {'+'.join(f'{s:g}' for s in scales)}", task, kind, resize)
                 made_of = [_VERSION, encoder.fingerprint, images.fingerprint, task, kind, resize, scales]
-                width, places = (
-                    rows.shape[2] // len(settings.all_scales),
-                    map(settings.all_scales.index, scales),
-                )
-                columns = np.concatenate([np.arange(i * width, (i + 1) * width) for i in places])
+                channels = np.split(np.arange(rows.shape[2]), len(settings.all_scales))  # of each scale
+                columns = np.concatenate([channels[settings.all_scales.index(s)] for s in scales])
                 fits = [
                     _fitted(truths[task][0], kind, Data(rows, columns, truths[task][1], roles[seed]), settings, seed,
                             made_of, out / "fits")
@@ -157,9 +142,9 @@ def _fitted(
     truth = data.truth.path.name if isinstance(data.truth, Rows) else None
 
     def make() -> dict[str, Any]:
-        head, curve = fit_head(task, kind, data, settings, seed)
+        head, curve = heads.fit_head(task, kind, data, settings, seed)
         loss = min(curve, key=lambda check: check[2])[1]
         rows = np.flatnonzero(data.roles == TEST)
-        return {"rows": rows, "tallies": tally(task, head, data), "train_loss": loss}
+        return {"rows": rows, "tallies": heads.tally(task, head, data), "train_loss": loss}
 
-    return stored(folder, [*made_of, repr(task), how, truth, seed], make)
+    return heads.stored(folder, [*made_of, repr(task), how, truth, seed], make)

@@ -168,10 +168,9 @@ class RemotePolicy:
         right = array and 1 <= len(actions) <= most and actions.shape[1] == width
         if not right or not np.isfinite(actions).all():
             found = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else "none"
+            found = "NaN or infinity" if right else found
             expected = f"finite actions, float32 of 1 to {most} by {width}"
-            raise PolicyMalformed(
-                f"{self._url}: expected {expected}, got {'NaN or infinity' if right else found}"
-            )
+            raise PolicyMalformed(f"{self._url}: expected {expected}, got {found}")
         timing = answer.get("server_timing")
         took = timing.get("infer_ms") if isinstance(timing, dict) else None
         self.server_s = took / 1000 if isinstance(took, float) else math.nan

@@ -309,16 +309,13 @@ def run_serve(cfg: DictConfig) -> None:
     tls_of(settings.certificate, settings.key)  # report their errors before the policy is loaded
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    path = path_of(cfg, "checkpoint")
-    actor, encoder, contract = load_policy(
-        path, settings.device, cfg.encoder.checkpoint, settings.task_vectors
-    )
+    path, weights = path_of(cfg, "checkpoint"), cfg.encoder.checkpoint
+    actor, encoder, contract = load_policy(path, settings.device, weights, settings.task_vectors)
     server = PolicyServer(actor, contract, image_size_of(contract, encoder), token, settings)
 
     def ready(port: int) -> None:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        scheme = "wss" if settings.certificate else "ws"
-        where = f"{scheme}://{host}:{port}"
+        where = f"{'wss' if settings.certificate else 'ws'}://{host}:{port}"
         print(f"{cfg.checkpoint}: {contract['robot']} policy at {where}\ntoken: {place}", flush=True)
 
     server.run(ready)

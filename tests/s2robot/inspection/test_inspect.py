@@ -13,9 +13,9 @@ from s2robot.core.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.inspection import films
 from s2robot.inspection.films import FilmSettings, tiles
-from s2robot.inspection.findings import FrameStats, Thresholds, find, unchecked_kinds
+from s2robot.inspection.findings import Thresholds, find, unchecked_kinds
 from s2robot.inspection.inspect import InspectSettings, inspect_demos, summary
-from s2robot.inspection.tables import Columns, Table, curves, plots, tables
+from s2robot.inspection.tables import Columns, FrameStats, Table, curves, plots, tables
 from tests.browser import BROWSER, chromium
 from tests.demos.test_store import ATTRIBUTES
 from tests.inline import do_inline
