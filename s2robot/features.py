@@ -19,8 +19,7 @@ from s2robot.demos.mix import Mix
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import FeatureCache, Joined
-from s2robot.encoders.cameras import token_maps
-from s2robot.encoders.encoder import S2Encoder
+from s2robot.encoders.encoder import S2Encoder, token_maps
 from s2robot.envs.frames import as_image_size
 from s2robot.envs.gl import require_simulator
 from s2robot.loading import device_of

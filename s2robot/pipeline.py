@@ -33,8 +33,7 @@ from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
-from s2robot.encoders.cameras import token_maps
-from s2robot.encoders.encoder import S2Encoder
+from s2robot.encoders.encoder import S2Encoder, token_maps
 from s2robot.encoders.trained import Pixels, TrainedEncoder
 from s2robot.encoders.tuning import Tail, Whole, build_entering
 from s2robot.envs.gl import require_simulator
@@ -262,11 +261,12 @@ def _sizes(frames: Mapping[str, tuple[int, int]], side: int) -> dict[str, list[i
     return {name: list(size) for name, size in frames.items() if size != (side, side)}
 
 
-def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder, evaluation: Any) -> None:
-    """Reject a dataset whose policy could not act in the world that evaluates it, before encoding and training."""
-    from s2robot.evaluation.evaluate import check_tasks, world_for
+def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder, evaluation: Any = None) -> None:
+    """Reject a dataset whose policy could not act in the world that evaluates it, or rolls it out, before encoding and training."""
+    from s2robot.evaluation.evaluate import EvaluateSettings, check_tasks, world_for
 
     contract = contract_of(task, store, encoder)
+    evaluation = evaluation or EvaluateSettings(seed=task.train.rollouts.seed)
     try:
         config, *_ = world_for(task.world, contract, image_size_of(contract, encoder))
         further = read_vectors(evaluation.task_vectors) if evaluation.task_vectors else ()

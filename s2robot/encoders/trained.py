@@ -21,8 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from s2robot.backbones.device import channels_first, moved, tensor_of
 from s2robot.core.errors import UserError
-from s2robot.encoders.cameras import stack_padded
-from s2robot.encoders.encoder import S2Encoder
+from s2robot.encoders.encoder import S2Encoder, stack_padded
 from s2robot.s2.engine import resize
 from s2robot.s2.tiling import Layout, Size
 
@@ -38,16 +37,9 @@ class TrainedEncoder(S2Encoder):
     largest scale.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        sizes: Sequence[int],
-        crop: float,
-        copies: Sequence[S2Encoder] = (),
-        **how: Any,
-    ) -> None:
+    def __init__(self, model: nn.Module, crop: float, copies: Sequence[S2Encoder] = (), **how: Any) -> None:
         self.crop = crop  # before the base class plans a layout
-        super().__init__(model, sizes, **how)
+        super().__init__(model, **how)
         self.copies = nn.ModuleList(copies)
         if copies:
             every = "".join([self.weights_sha256, *(copy.weights_sha256 for copy in copies)])

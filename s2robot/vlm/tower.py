@@ -85,10 +85,7 @@ class S2VisionTower(PreTrainedModel):
         return replace(square([s * tile for s in config.scales], tile, patch), grid=(side, side))
 
     def forward(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | int | list[int] | None = None,
-        **kwargs: Any,
+        self, pixel_values: Tensor, output_hidden_states: bool | int | list[int] | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """Map normalised images (B, 3, H, W) to S2 features (B, P + N, D * scales), P prefix tokens first.
 
