@@ -129,7 +129,5 @@ def load_policy(
     sizes = {name: camera["size"] for name, camera in geometry.items() if "size" in camera}
     sizes |= contract["encoder"].get("frames") or {}
     # rounded as the training saw them, out of the cache
-    actor = Actor(
-        policy, lambda frames: as_stored(encoder.encode_cameras(frames), dtype), sizes, encoder.map_of
-    )
-    return Policy(actor, encoder, contract)
+    encode = lambda frames: as_stored(encoder.encode_cameras(frames), dtype)  # noqa: E731
+    return Policy(Actor(policy, encode, sizes, encoder.map_of), encoder, contract)

@@ -7,7 +7,7 @@ s2robot run record=true           # record the demos first
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -236,6 +236,8 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
 def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str, Any]:
     about, frames, tune = store.attrs, frame_sizes(store, encoder, task.cameras), task.train.tune
     gflops = [encoder.gflops_of(*size) for size in frames.values()]
+    square = (encoder.image_size, encoder.image_size)  # as the encoder would draw frames
+    sizes = {name: list(size) for name, size in frames.items() if size != square}
     return {
         "encoder": {
             **{"name": encoder.name, "fingerprint": encoder.fingerprint, "sizes": list(encoder.sizes)},
@@ -244,7 +246,7 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
             "features_dtype": "float32" if tune.blocks or task.whole else task.features.dtype,
             "parameters": encoder.num_parameters,
             "gflops_per_frame": round(sum(gflops) / len(gflops), 3),
-            **({"frames": sizes} if (sizes := _sizes(frames, encoder.image_size)) else {}),
+            **({"frames": sizes} if sizes else {}),
             **({"tuned": {**tune.model_dump(), "cached": task.features.dtype}} if tune.blocks else {}),
         },
         "cameras": list(task.cameras),
@@ -254,11 +256,6 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
         "versions": versions(),
         **{name: about[name] for name in PARTS.values() if name in about},
     }
-
-
-def _sizes(frames: Mapping[str, tuple[int, int]], side: int) -> dict[str, list[int]]:
-    """Return the sizes of recorded images that are not those which the encoder would draw."""
-    return {name: list(size) for name, size in frames.items() if size != (side, side)}
 
 
 def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder, evaluation: Any = None) -> None:

@@ -77,7 +77,8 @@ class TrainedEncoder(S2Encoder):
         size = self.frame_size(*channels_first(images[:0]).shape[-2:])
         if tuple(images.shape[1:3]) == size:
             return images
-        return torch.cat([_resized(part, size) for part in images.split(16)])
+        sized = (resize(channels_first(part), size) for part in images.split(16))
+        return torch.cat([x.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1) for x in sized])
 
     def _levels(self, images: Tensor, layout: Layout) -> list[Tensor]:
         frames = self.fitted(images)
@@ -141,8 +142,3 @@ def grouped(model: nn.Module) -> nn.Module:
                 act = getattr(child, "act", None)  # timm's norm with an activation in it
                 setattr(module, name, norm if act is None else nn.Sequential(norm, act))
     return model
-
-
-def _resized(images: Tensor, size: Size) -> Tensor:
-    exact = resize(channels_first(images).float(), size)
-    return exact.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1)
