@@ -73,7 +73,8 @@ def _encode(
     about = {"dataset": str(store.path), "encoder": encoder.name, "sizes": list(encoder.sizes)}
     cache = FeatureCache(
         settings.cache or cache_dir("features"), store.fingerprint, encoder.fingerprint, tuple(sizes),
-        store.lengths.tolist(), tokens, encoder.dim, encoder.stored or settings.dtype, about, replay.drawn_by(store), wide, episodes,
+        store.lengths.tolist(), tokens, encoder.dim, encoder.stored or settings.dtype, about,
+        replay.drawn_by(store), wide, episodes,
     )  # fmt: skip
     device = device_of(settings.device)
     encoder.to(device)
