@@ -230,7 +230,6 @@ class Disturbed:
         return self._seen(observation), info
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
-        """As a task's."""
         return Task.step(self, action)  # type: ignore[arg-type]  # the world's own step would not be disturbed
 
     def step_physics(self, action: np.ndarray) -> None:

@@ -126,12 +126,10 @@ class PolicySpec(PolicySettings):
 
     @cached_property
     def action(self) -> Parts:
-        """The parts of an action."""
         return Parts.read(self.action_parts, self.action_dim, "policy.action_parts")
 
     @cached_property
     def proprio(self) -> Parts:
-        """The parts of a state."""
         return Parts.read(self.proprio_parts, self.proprio_dim, "policy.proprio_parts", "proprio")
 
     @cached_property

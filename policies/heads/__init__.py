@@ -26,7 +26,6 @@ def read_head(given: Any) -> Settings:
 
 
 def build_head(settings: Any, sizes: HeadSizes) -> Head:
-    """The head of these settings."""
     return HEADS[settings.kind][1](settings, sizes)  # type: ignore[call-arg]
 
 

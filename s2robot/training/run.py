@@ -67,7 +67,6 @@ def product_of(machine: Machine) -> torch.dtype:
 
 
 def mean_of_all(fabric: Fabric, value: Tensor) -> Tensor:
-    """Return the mean over all processes."""
     return value if fabric.world_size == 1 else fabric.all_reduce(value, reduce_op="mean")  # type: ignore[return-value]
 
 

@@ -135,6 +135,5 @@ def layer_indices(layers: bool | int | Sequence[int] | None, depth: int) -> list
 
 
 def register() -> None:
-    """Register the classes with transformers' Auto classes."""
     AutoConfig.register(NAME, S2VisionConfig, exist_ok=True)
     AutoModel.register(S2VisionConfig, S2VisionTower, exist_ok=True)
