@@ -54,9 +54,8 @@ class StoredArray:
     folder = cached_property(lambda self: self.root / folder_of(self.name))
     dtype = cached_property(lambda self: self.array.dtype)
     chunks = cached_property(lambda self: self.array.chunks)
-    file_rows = cached_property(
-        lambda self: (self.array.shards or self.array.chunks)[0]
-    )  # of one or many chunks
+    # of one or many chunks
+    file_rows = cached_property(lambda self: (self.array.shards or self.array.chunks)[0])
 
     def chunk_files(self, rows: int, first: int = 0) -> Iterator[tuple[int, Path]]:
         """Yield number and file of the files of the first `rows` rows, from the file `first` on."""
@@ -183,9 +182,8 @@ def _pieces(file: Path, count: int, wanted: range) -> list[bytes]:
             begin = os.fstat(number).st_size - 4 - 16 * count  # after the index: its checksum
             index = np.frombuffer(os.pread(number, 16 * count, begin), "<u8").reshape(count, 2)
             places = index[wanted.start : wanted.stop].tolist()
-            if any(
-                offset + length > begin for offset, length in places
-            ):  # as of a chunk that was never written
+            # as of a chunk that was never written
+            if any(offset + length > begin for offset, length in places):
                 raise mismatch(file, f"chunks in its first {begin} bytes", places)
             return [os.pread(number, length, offset) for offset, length in places]
         finally:

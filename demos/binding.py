@@ -46,9 +46,8 @@ def bind(about: Mapping[str, Any], world: Any, where: object) -> tuple[dict[str,
     env, wrong = make_cached(world, draw=False), list[str]()
     theirs = env.describe()
     if {*about["cameras"]} - {*world.cameras}:
-        wrong.append(
-            "cameras: expected {}, found {}".format(*(", ".join(x["cameras"]) for x in (theirs, about)))
-        )
+        both = (", ".join(x["cameras"]) for x in (theirs, about))
+        wrong.append("cameras: expected {}, found {}".format(*both))
     for name, (height, width) in env.native_sizes().items():
         size = sizes.get(name, (height, width))
         if abs(size[0] * width / (size[1] * height) - 1) > ASPECT:

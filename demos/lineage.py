@@ -77,9 +77,8 @@ class Lineage:
         parts = list(store.members) if isinstance(store, Mix) else [store]
         recorded = [int(seed) for part in parts if "seed" in part.meta_keys for seed in part.meta("seed")]
         rounds = [each for part in parts for each in rounds_of(part.path)]
-        tried = [
-            seed for each in rounds for seed in range(*each["positions"])
-        ]  # those without a correction, too
+        # those without a correction, too
+        tried = [seed for each in rounds for seed in range(*each["positions"])]
         found = self._with_positions("recorded", recorded)._with_positions("corrected", tried)
         return replace(found, hashes=self.hashes.union(*(keys[i] for i in episodes)))
 

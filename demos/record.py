@@ -26,6 +26,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import Task, TaskSettings, next_action
 from s2robot.envs.tasks import make, make_cached
 
+Progress = Callable[[int, int], None]
 _SAME = 1e-4  # rad: other builds of the simulator differ in the last bits, another picker in the first
 
 
@@ -115,7 +116,7 @@ def record(
     episodes: int,
     seed: int,
     workers: int = 2,
-    progress: Callable[[int, int], None] = lambda *_: None,
+    progress: Progress = lambda *_: None,
     expert: int = 0,
     imitate_kicks: bool = False,
 ) -> EpisodeStore:
@@ -154,11 +155,7 @@ def demo_attributes(settings: TaskSettings, expert_settings: Any, seed: int) -> 
 
 
 def _append_all(
-    store: EpisodeStore,
-    episodes: int,
-    seed: int,
-    start: Callable[[int], Future],
-    progress: Callable[[int, int], None],
+    store: EpisodeStore, episodes: int, seed: int, start: Callable[[int], Future], progress: Progress
 ) -> None:
     """Append the missing episodes, in the order of their seeds; failures are replaced."""
     # the last episode's seed tells how many failed before it
@@ -202,10 +199,7 @@ def create_or_resume(path: Path, attributes: dict, episodes: int, expert: int) -
 
 
 def relabel(
-    source: EpisodeStore,
-    out: Path,
-    settings: RecordingSettings,
-    progress: Callable[[int, int], None] = lambda *_: None,
+    source: EpisodeStore, out: Path, settings: RecordingSettings, progress: Progress = lambda *_: None
 ) -> EpisodeStore:
     """Copy simulated demos to ``out`` with (new) ``expert`` and ``imitate``, or resume; ``progress(episodes, all)`` follows each.
 

@@ -15,6 +15,7 @@ from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.envs.task import Task, TaskSettings
 from s2robot.envs.tasks import make_cached, settings_class_or_base, settings_of
 
+World = TaskSettings | None  # None: the dataset's own
 _OPEN: dict[Path, tuple[int, EpisodeStore]] = {}  # kept open by a worker between episodes
 
 
@@ -41,7 +42,7 @@ def starts(store: EpisodeStore, count: int | None = None) -> list[dict[str, Any]
 
 
 def camera_sizes(
-    store: EpisodeStore, cameras: Iterable[str], world: TaskSettings | None = None
+    store: EpisodeStore, cameras: Iterable[str], world: World = None
 ) -> dict[str, tuple[int, int]]:
     """Return (H, W) of each camera: of the recorded images, or as the world renders the states."""
     if store.attrs["kind"] == "images":
@@ -50,11 +51,7 @@ def camera_sizes(
 
 
 def episode_frames(
-    path: str | Path,
-    episode: int,
-    cameras: tuple[str, ...],
-    image_size: ImageSize,
-    world: TaskSettings | None = None,
+    path: str | Path, episode: int, cameras: tuple[str, ...], image_size: ImageSize, world: World = None
 ) -> list[np.ndarray]:
     """Return the frames of one episode, uint8 (T, H, W, 3) per camera; DatasetError: a camera that the dataset lacks.
 
@@ -77,11 +74,7 @@ def opened(path: str | Path, episode: int) -> EpisodeStore:
 
 
 def seen_of(
-    store: EpisodeStore,
-    episode: int,
-    cameras: tuple[str, ...],
-    image_size: ImageSize,
-    world: TaskSettings | None = None,
+    store: EpisodeStore, episode: int, cameras: tuple[str, ...], image_size: ImageSize, world: World = None
 ) -> tuple[list[np.ndarray], TaskSettings | None]:
     """Return the input of :func:`frames_of`, which may run elsewhere: an episode's frames, or its states and world."""
     rows = store.episode_slice(episode)
@@ -118,11 +111,7 @@ def drawn_by(store: EpisodeStore) -> dict[str, Any] | None:
 
 
 def render_episodes(
-    store: EpisodeStore,
-    episodes: list[int],
-    cameras: tuple[str, ...],
-    image_size: ImageSize,
-    workers: int = 2,
+    store: EpisodeStore, episodes: list[int], cameras: tuple[str, ...], image_size: ImageSize, workers: int
 ) -> Iterator[tuple[int, list[np.ndarray]]]:
     """Yield (episode, its frames) in order, rendered by worker processes a few episodes ahead."""
     store.check(cameras=cameras)

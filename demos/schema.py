@@ -118,10 +118,7 @@ def _check_use(where: str, arrays: Mapping[str, np.ndarray], about: Mapping[str,
 def _check_rows(where: str, array: np.ndarray, dtype: str, shape: tuple[str | int, ...], what: str) -> None:
     """Refuse an array of another type or shape, in which words stand for any number (DatasetError)."""
     wanted = [n if isinstance(n, int) else found for n, found in zip(shape, array.shape, strict=False)]
-    if (
-        len(shape) != array.ndim
-        or list(array.shape) != wanted
-        or dtype not in (array.dtype.kind, array.dtype.str[1:])
-    ):
+    kinds = array.dtype.kind, array.dtype.str[1:]
+    if len(shape) != array.ndim or list(array.shape) != wanted or dtype not in kinds:
         expected = f"{'floats' if dtype == 'f' else 'uint8'} ({', '.join(map(str, shape))}): {what}"
         raise mismatch(where, expected, f"{array.dtype} {array.shape}" if array.size else "none")

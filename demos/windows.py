@@ -20,9 +20,8 @@ from s2robot.demos.store import EpisodeStore
 class Windows:
     """One row per window."""
 
-    context: (
-        np.ndarray
-    )  # (W, T) rows of the dataset's steps, oldest first, clipped to the episode's first step
+    # (W, T) rows of the dataset's steps, oldest first, clipped to the episode's first step
+    context: np.ndarray
     pad: np.ndarray  # (W, T) True where the context reaches before the episode
     actions: np.ndarray  # (W, K, A) to imitate
     action_pad: np.ndarray  # (W, K) True beyond the last action that counts

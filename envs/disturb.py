@@ -72,8 +72,8 @@ def _fixed(world: "MujocoTask") -> list[int]:
     return [g for g in range(model.ngeom) if model.body_weldid[model.geom_bodyid[g]] == 0]
 
 
-def _direction(rng: _Random, size: int = 3) -> np.ndarray:
-    vector = rng.normal(size=size)
+def _direction(rng: _Random) -> np.ndarray:
+    vector = rng.normal(size=3)
     return vector / np.linalg.norm(vector)
 
 
@@ -173,10 +173,8 @@ MODELS: Mapping[str, Callable[["MujocoTask", float, _Random], None]] = {
     "object_mass": _object_mass,
     "friction": _friction,
 }
-SETTINGS = {
-    "distractors": "clutter",
-    "start_pose": "start_noise",
-}  # axis -> a setting of the task, if it has it
+# axis -> a setting of the task, if it has it
+SETTINGS = {"distractors": "clutter", "start_pose": "start_noise"}
 AXES = (*IMAGES, *_EPISODES, *MODELS, *SETTINGS)
 _CHANGED = (
     "light_ambient", "light_diffuse", "light_pos", "light_dir", "cam_pos", "cam_quat", "cam_fovy", "mat_rgba", "geom_rgba",
@@ -192,9 +190,8 @@ def available(world: Task) -> list[str]:
     """Return the axes that a world allows, in the order of :data:`AXES`."""
     found = [*IMAGES, *_EPISODES]
     if _in_mujoco(world):
-        meshes = any(
-            world.model.geom_type[g] == 7 for g in _objects(world)
-        )  # 7: mjGEOM_MESH, whose size is its file's
+        # 7: mjGEOM_MESH, whose size is its file's
+        meshes = any(world.model.geom_type[g] == 7 for g in _objects(world))
         found += [axis for axis in MODELS if axis != "object_size" or not meshes]
     known = type(world.settings).model_fields
     return found + [axis for axis, setting in SETTINGS.items() if setting in known]
@@ -233,7 +230,6 @@ class Disturbed:
         return self._seen(observation), info
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
-        """As a task's."""
         return Task.step(self, action)  # type: ignore[arg-type]  # the world's own step would not be disturbed
 
     def step_physics(self, action: np.ndarray) -> None:
@@ -252,9 +248,8 @@ class Disturbed:
 
     def _seen(self, observation: dict[str, Any]) -> dict[str, Any]:
         images = dict(observation["images"])
-        rng = np.random.default_rng(
-            [*self._drawn_by, self.world._steps]
-        )  # whether or not other steps are observed
+        # whether or not other steps are observed
+        rng = np.random.default_rng([*self._drawn_by, self.world._steps])
         for i, (name, image) in enumerate(images.items()):
             if self.axis in IMAGES:
                 images[name] = IMAGES[self.axis](image, self.value, rng)

@@ -144,9 +144,7 @@ class GymTask(Task):
         expect(right, "task.id", "continuous actions, a Box of one axis", space)
         self.seen: dict[str, Any] = {}
         self._felt = self._entries()
-        endless: np.ndarray = np.full(space.shape, np.inf)
-        self._low: np.ndarray
-        self._high: np.ndarray
+        endless: Any = np.full(space.shape, np.inf)
         self._low, self._high = (space.low, space.high) if settings.bounded else (-endless, endless)
         self.action_parts = [_part(self._low, self._high)]
         sizes: list[int] = [flatten_space(self._space(key)).shape[0] for key in self._felt]  # type: ignore[index]
@@ -256,8 +254,8 @@ def _check_picture(name: str, found: Any) -> None:
 
 def _made(s: GymSettings) -> Any:
     spec_of(s.id)
-    shown = {s.names.get(name, name) for name in s.cameras}
-    render: dict[str, Any] = {"render_mode": "rgb_array"} if _RENDER in shown else {}
+    draws = _RENDER in (s.names.get(name, name) for name in s.cameras)
+    render: dict[str, Any] = {"render_mode": "rgb_array"} if draws else {}
     with _one_line(s.id):
         return gymnasium.make(s.id, max_episode_steps=-1, **render, **s.kwargs)
 

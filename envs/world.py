@@ -123,9 +123,8 @@ class CubeWorld(Lift):
             tex_attrib={"type": "cube"},
             mat_attrib={"texrepeat": "1 1", "specular": "0.4", "shininess": "0.1"},
         )  # fmt: skip
-        self.cube = BoxObject(
-            name="cube", size=[self._config.cube_size / 2] * 3, rgba=[1, 0, 0, 1], material=wood
-        )
+        half = self._config.cube_size / 2
+        self.cube = BoxObject(name="cube", size=[half] * 3, rgba=[1, 0, 0, 1], material=wood)
         self.model = ManipulationTask(mujoco_arena=arena, mujoco_robots=[robot], mujoco_objects=self.cube)
 
     def _reset_internal(self) -> None:

@@ -302,24 +302,18 @@ class Actor:
                 continue
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
                 raise _wrong(f"camera '{name}'", "uint8 (H, W, 3)", f"{frame.dtype} {frame.shape}")
-            self._check_shape(i, name, frame)
+            height, width = frame.shape[:2]
+            wanted, demos = self.batch.policy.spec.shapes[i], self.sizes.get(name, (height, width))
+            found = self._map_of(height, width) if self._map_of else wanted
+            if found != wanted and math.prod(wanted) > 1:
+                expected = f"frames of {wanted[0]} x {wanted[1]} tokens, as in the policy's demos"
+                got = f"{height} x {width} px, {found[0]} x {found[1]} tokens"
+                raise _wrong(f"camera '{name}'", expected, got)
             self._accepted.add((i, frame.dtype, frame.shape))
-            (height, width), demos = frame.shape[:2], self.sizes.get(name, frame.shape[:2])
             if (height, width) != tuple(demos):
                 had = f"the policy's demos had {demos[0]} x {demos[1]}"
                 self._warn("size", f"camera '{name}' has {height} x {width} px, {had}")
         return [frame[None] for frame in frames]
-
-    def _check_shape(self, i: int, name: str, frame: np.ndarray) -> None:
-        """Reject a frame whose token map is not the policy's: one of another shape."""
-        if self._map_of is None:
-            return
-        wanted = self.batch.policy.spec.shapes[i]
-        found, (height, width) = self._map_of(*frame.shape[:2]), frame.shape[:2]
-        if found != wanted and math.prod(wanted) > 1:
-            expected = f"frames of {wanted[0]} x {wanted[1]} tokens, as in the policy's demos"
-            got = f"{height} x {width} px, {found[0]} x {found[1]} tokens"
-            raise _wrong(f"camera '{name}'", expected, got)
 
 
 def _wrong(what: str, expected: str, got: str) -> UserError:

@@ -33,6 +33,7 @@ from s2robot.policies.policy import ChunkPolicy, PolicySpec
 
 RECORD, CARD, TENSORS = "policy.json", "README.md", "policy.safetensors"
 ENCODER = "encoder.safetensors"
+Weights = Mapping[str, torch.Tensor]
 PARTS = {"action_parts": "action", "proprio_parts": "proprio"}  # of a contract: what numbers are
 
 _TEXT = """---
@@ -90,10 +91,7 @@ class _Record(Stored):
 
 
 def save_checkpoint(
-    folder: str | Path,
-    policy: ChunkPolicy,
-    contract: Mapping[str, Any],
-    tuned: Mapping[str, torch.Tensor] | None = None,
+    folder: str | Path, policy: ChunkPolicy, contract: Mapping[str, Any], tuned: Weights | None = None
 ) -> Path:
     """Write the checkpoint `folder`, replacing an older one; a kill at any moment leaves the old or the new.
 
@@ -167,7 +165,7 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _bytes_of(tensors: Mapping[str, torch.Tensor]) -> bytes:
+def _bytes_of(tensors: Weights) -> bytes:
     return tensors_to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 

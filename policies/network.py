@@ -21,9 +21,7 @@ from s2robot.policies.pooling import CameraPooling
 from s2robot.policies.spec import PolicySpec
 
 # Fused attention acts for one member after the other, which is faster than the way that torch has for all at once.
-warnings.filterwarnings(
-    "ignore", "There is a performance drop because we have not yet implemented the batching rule"
-)
+warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented")
 
 
 class Network(nn.Module):

@@ -24,6 +24,8 @@ from torch import Tensor
 from s2robot.core.parts import Part, default_parts, read_parts, size_of, slices, words
 from s2robot.policies import rotations
 
+Change = Callable[[Tensor], Tensor]
+
 
 class Slot(NamedTuple):
     """Where a part lies inside, for a head."""
@@ -122,13 +124,7 @@ class Parts:
         steps = lambda x: torch.diff(x, dim=-2, prepend=torch.zeros_like(x[..., :1, :]))  # noqa: E731
         return self._over_steps(targets, cumulative, steps, rotations.between)
 
-    def _over_steps(
-        self,
-        chunk: Tensor,
-        cumulative: bool,
-        deltas: Callable[[Tensor], Tensor],
-        turns: Callable[[Tensor], Tensor],
-    ) -> Tensor:
+    def _over_steps(self, chunk: Tensor, cumulative: bool, deltas: Change, turns: Change) -> Tensor:
         if not cumulative and self._plain:
             return chunk
         pieces = []

@@ -53,9 +53,8 @@ class ChunkPolicy(nn.Module):
         if self.tasks is None:
             known = ", ".join(self.spec.tasks) or "no task"
             raise UserError(f"task_vectors: expected a policy with policy.task_vectors, got one of {known}")
-        self.spec = self.spec.replace(
-            tasks=[*self.spec.tasks, *self.tasks.extend(path, self.spec.tasks, vectors)]
-        )
+        further = self.tasks.extend(path, self.spec.tasks, vectors)
+        self.spec = self.spec.replace(tasks=[*self.spec.tasks, *further])
 
     def fit_normaliser(
         self,

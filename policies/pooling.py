@@ -166,12 +166,7 @@ class CameraPooling(nn.Module):
     """
 
     def __init__(
-        self,
-        settings: PoolingSettings,
-        cameras: int,
-        dim: int,
-        tokens: int | Sequence[tuple[int, int]],
-        out_dim: int,
+        self, settings: PoolingSettings, cameras: int, dim: int, tokens: int | Sequence[Tokens], out_dim: int
     ):
         super().__init__()
         maps: list[Tokens] = [tokens] * cameras if isinstance(tokens, int) else list(tokens)

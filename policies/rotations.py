@@ -34,10 +34,8 @@ def numbers(matrix: Tensor, form: str) -> Tensor:
     w, vector = _quaternion(matrix).split([1, 3], -1)
     length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)  # sin(angle / 2)
     small = length < 1e-6
-    ratio = torch.where(
-        small, 2 / w.clamp(min=0.5), 2 * torch.atan2(length, w) / length.masked_fill(small, 1)
-    )
-    return vector * ratio
+    usual = 2 * torch.atan2(length, w) / length.masked_fill(small, 1)
+    return vector * torch.where(small, 2 / w.clamp(min=0.5), usual)
 
 
 def compose(later: Tensor, earlier: Tensor) -> Tensor:

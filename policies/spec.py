@@ -76,9 +76,8 @@ class PolicySpec(PolicySettings):
     proprio_dim: int = Field(default=8, ge=1)  # numbers of a state
     # what the policy can be told to do, in words; it sees which one beside the state
     tasks: tuple[str, ...] = ()
-    task_dim: int = Field(
-        default=0, ge=0
-    )  # numbers of a task's vector; 0: the network sees its place in `tasks`
+    # numbers of a task's vector; 0: the network sees its place in `tasks`
+    task_dim: int = Field(default=0, ge=0)
     # (rows, columns) of each camera's token map, where they are not all squares of `tokens`; the largest has `tokens`
     grids: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
     # Plain dicts, see `Parts.read`. None: joints (action: delta; state: absolute) and the gripper, which is last.
@@ -116,9 +115,8 @@ class PolicySpec(PolicySettings):
         """Return the task to do, by default the only one; UserError: another task, or none of several. A policy of none takes any."""
         task = self.tasks[0] if task is None and len(self.tasks) == 1 else task
         if self.tasks:
-            one_of(
-                "task", task, self.tasks, ", or a text with a vector (task_vectors)" if self.task_dim else ""
-            )
+            hint = ", or a text with a vector (task_vectors)" if self.task_dim else ""
+            one_of("task", task, self.tasks, hint)
         return task
 
     @property
@@ -128,12 +126,10 @@ class PolicySpec(PolicySettings):
 
     @cached_property
     def action(self) -> Parts:
-        """The parts of an action."""
         return Parts.read(self.action_parts, self.action_dim, "policy.action_parts")
 
     @cached_property
     def proprio(self) -> Parts:
-        """The parts of a state."""
         return Parts.read(self.proprio_parts, self.proprio_dim, "policy.proprio_parts", "proprio")
 
     @cached_property

@@ -31,11 +31,9 @@ def read_vectors(path: str | Path, texts: Collection[str] = ()) -> dict[str, Ten
     for text, vector in found.items():
         if vector.shape != (size,) or not size:
             raise UserError(f"{path}: '{text}': expected ({size or 1},), got {tuple(vector.shape)}")
-        found[text] = vector.float()
-        if not found[text].isfinite().all():
-            raise UserError(
-                f"{path}: '{text}': expected finite numbers, got {found[text][~found[text].isfinite()][0]}"
-            )
+        found[text] = vector = vector.float()
+        if len(bad := vector[~vector.isfinite()]):
+            raise UserError(f"{path}: '{text}': expected finite numbers, got {bad[0]}")
     return found
 
 
@@ -69,8 +67,7 @@ class TaskVectors(nn.Module):
         rows = {text: (vector.to(self.table) - self.middle) / self.spread for text, vector in vectors.items()}
         for text, row in zip(known, self.table, strict=True):
             if text in rows and (away := float((rows.pop(text) - row).norm())) > _SAME:
-                raise UserError(
-                    f"{where}: '{text}': expected its vector of the training, got one {away:.3g} away"
-                )
+                expected = "its vector of the training"
+                raise UserError(f"{where}: '{text}': expected {expected}, got one {away:.3g} away")
         self.table = torch.cat([self.table, *(row[None] for row in rows.values())])
         return list(rows)

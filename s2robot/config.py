@@ -111,9 +111,8 @@ class DemosSettings(Settings, at="demos"):
         if self.foreign and self.split is None:
             return None
         if not self.plain:
-            raise UserError(
-                "demos: this verb takes a count of first episodes, expected demos.episodes=<number>"
-            )
+            why = "this verb takes a count of first episodes"
+            raise UserError(f"demos: {why}, expected demos.episodes=<number>")
         return self.episodes
 
     def elsewhere(self) -> bool:

@@ -64,9 +64,8 @@ def machine() -> Iterator[Check]:
     yield from pins()
     yield Check("processor", True, f"{os.cpu_count()} cores")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    yield Check(
-        "gpu", bool(gpus), ", ".join(gpus) or "none that torch finds; everything runs on the processor", False
-    )
+    text = ", ".join(gpus) or "none that torch finds; everything runs on the processor"
+    yield Check("gpu", bool(gpus), text, needed=False)
     free = shutil.disk_usage(cache_dir()).free / 1e9
     yield Check(
         "cache", free >= _LEAST_GB and os.access(cache_dir(), os.W_OK), f"{cache_dir()}, {free:.0f} GB free"

@@ -1,7 +1,7 @@
 """Get the features of a dataset: from the cache, or by rendering and encoding its frames."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -19,8 +19,7 @@ from s2robot.demos.mix import Mix
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import FeatureCache, Joined
-from s2robot.encoders.cameras import token_maps
-from s2robot.encoders.encoder import S2Encoder
+from s2robot.encoders.encoder import S2Encoder, token_maps
 from s2robot.envs.frames import as_image_size
 from s2robot.envs.gl import require_simulator
 from s2robot.loading import device_of
@@ -70,11 +69,12 @@ def _encode(
 ) -> tuple[np.ndarray, FeatureCache]:
     sizes = frame_sizes(store, encoder, cameras)
     tokens = max(rows * columns for rows, columns in token_maps(encoder, sizes))
+    wide = {name: size for name, size in sizes.items() if size[0] != size[1]}
     about = {"dataset": str(store.path), "encoder": encoder.name, "sizes": list(encoder.sizes)}
     cache = FeatureCache(
         settings.cache or cache_dir("features"), store.fingerprint, encoder.fingerprint, tuple(sizes),
-        store.lengths.tolist(), tokens, encoder.dim, encoder.stored or settings.dtype, about, replay.drawn_by(store), non_square(sizes),
-        episodes,
+        store.lengths.tolist(), tokens, encoder.dim, encoder.stored or settings.dtype, about,
+        replay.drawn_by(store), wide, episodes,
     )  # fmt: skip
     device = device_of(settings.device)
     encoder.to(device)
@@ -144,8 +144,3 @@ def frame_sizes(
     if store.attrs["kind"] == "images":
         return sizes
     return {name: encoder.frame_size(*size) for name, size in sizes.items()}
-
-
-def non_square(sizes: Mapping[str, tuple[int, int]]) -> dict[str, list[int]]:
-    """Return the sizes that are not square, as JSON types; caches and checkpoints store only these."""
-    return {name: [height, width] for name, (height, width) in sizes.items() if height != width}

@@ -44,7 +44,8 @@ def write_trace(
     trace = {"proprio": np.asarray(states, np.float32)}
     for name, size in sizes_of(image_size, contract["cameras"]).items():
         coarse = rng.integers(0, 256, (len(states), _COARSE, _COARSE, 3), np.uint8)
-        trace[f"images.{name}"] = np.stack([_enlarged(image, size) for image in coarse])  # (B, H, W, 3)
+        fine = (Image.fromarray(x).resize(size[::-1], Image.Resampling.BICUBIC) for x in coarse)
+        trace[f"images.{name}"] = np.stack([np.asarray(image) for image in fine])  # (B, H, W, 3)
     trace["tokens"] = _tokens(encoder, contract, trace)
     trace["actions"] = _actions(policy, trace["tokens"], trace["proprio"])
     with replacing(folder / FILE) as part:
@@ -100,7 +101,3 @@ def _actions(policy: ChunkPolicy, tokens: np.ndarray, proprio: np.ndarray) -> np
     actor.observe(rows, tokens.astype(np.float32), proprio)
     plans = policy.plan_members(*actor._context, generators=actor._generators)
     return policy.combine(plans).float().cpu().numpy()
-
-
-def _enlarged(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))

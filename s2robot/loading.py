@@ -24,6 +24,8 @@ from s2robot.envs.frames import ImageSize, as_image_size
 from s2robot.golden import check_trace
 from s2robot.policies import Actor, ChunkPolicy, PolicySpec, check_contract, load_checkpoint, load_tuned
 
+Place = str | Path
+
 
 class _Encoder(Stored):
     settings: dict[str, Any]
@@ -51,10 +53,7 @@ def device_of(name: str) -> torch.device:
 
 
 def load_networks(
-    checkpoint: str | Path,
-    device: torch.device,
-    weights: str | Path | None = None,
-    task_vectors: str | Path | None = None,
+    checkpoint: Place, device: torch.device, weights: Place | None = None, task_vectors: Place | None = None
 ) -> tuple[ChunkPolicy, S2Encoder, dict[str, Any]]:
     """Return the policy, the encoder and the contract of a checkpoint. ``weights``: the encoder's file, if it has moved.
     ``task_vectors``: of texts that the policy is to act on besides those of its demos.
@@ -121,10 +120,7 @@ class Policy(NamedTuple):
 
 
 def load_policy(
-    checkpoint: str | Path,
-    device: str = "auto",
-    weights: str | Path | None = None,
-    task_vectors: str | Path | None = None,
+    checkpoint: Place, device: str = "auto", weights: Place | None = None, task_vectors: Place | None = None
 ) -> Policy:
     """Load a checkpoint that acts for one robot. Arguments and errors as :func:`load_networks`, the device by name."""
     policy, encoder, contract = load_networks(checkpoint, device_of(device), weights, task_vectors)
@@ -133,7 +129,5 @@ def load_policy(
     sizes = {name: camera["size"] for name, camera in geometry.items() if "size" in camera}
     sizes |= contract["encoder"].get("frames") or {}
     # rounded as the training saw them, out of the cache
-    actor = Actor(
-        policy, lambda frames: as_stored(encoder.encode_cameras(frames), dtype), sizes, encoder.map_of
-    )
-    return Policy(actor, encoder, contract)
+    encode = lambda frames: as_stored(encoder.encode_cameras(frames), dtype)  # noqa: E731
+    return Policy(Actor(policy, encode, sizes, encoder.map_of), encoder, contract)

@@ -175,6 +175,5 @@ def check_config(cfg: "DictConfig", overrides: list[str]) -> None:
         raise UserError("task.name: expected a name, which demos and checkpoints store, got nothing")
     if "task" in cfg and cfg.task.name != DEFAULT:
         for key in (key for key in map(key_of, overrides) if key.startswith("env.")):
-            raise UserError(
-                f"{key}: expected a setting of task={cfg.task.name}, task.<key>, which ignores env"
-            )
+            expected = f"a setting of task={cfg.task.name}, task.<key>, which ignores env"
+            raise UserError(f"{key}: expected {expected}")

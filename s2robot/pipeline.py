@@ -7,7 +7,7 @@ s2robot run record=true           # record the demos first
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,8 +33,7 @@ from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
-from s2robot.encoders.cameras import token_maps
-from s2robot.encoders.encoder import S2Encoder
+from s2robot.encoders.encoder import S2Encoder, token_maps
 from s2robot.encoders.trained import Pixels, TrainedEncoder
 from s2robot.encoders.tuning import Tail, Whole, build_entering
 from s2robot.envs.gl import require_simulator
@@ -237,6 +236,8 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
 def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str, Any]:
     about, frames, tune = store.attrs, frame_sizes(store, encoder, task.cameras), task.train.tune
     gflops = [encoder.gflops_of(*size) for size in frames.values()]
+    square = (encoder.image_size, encoder.image_size)  # as the encoder would draw frames
+    sizes = {name: list(size) for name, size in frames.items() if size != square}
     return {
         "encoder": {
             **{"name": encoder.name, "fingerprint": encoder.fingerprint, "sizes": list(encoder.sizes)},
@@ -245,7 +246,7 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
             "features_dtype": "float32" if tune.blocks or task.whole else task.features.dtype,
             "parameters": encoder.num_parameters,
             "gflops_per_frame": round(sum(gflops) / len(gflops), 3),
-            **({"frames": sizes} if (sizes := _sizes(frames, encoder.image_size)) else {}),
+            **({"frames": sizes} if sizes else {}),
             **({"tuned": {**tune.model_dump(), "cached": task.features.dtype}} if tune.blocks else {}),
         },
         "cameras": list(task.cameras),
@@ -257,21 +258,16 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
     }
 
 
-def _sizes(frames: Mapping[str, tuple[int, int]], side: int) -> dict[str, list[int]]:
-    """Return the sizes of recorded images that are not those which the encoder would draw."""
-    return {name: list(size) for name, size in frames.items() if size != (side, side)}
-
-
 def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder, evaluation: Any = None) -> None:
-    """Reject a dataset whose policy could not act in the world that evaluates it, before encoding and training."""
-    from s2robot.evaluation.evaluate import check_tasks, world_for
+    """Reject a dataset whose policy could not act in the world that evaluates it, or rolls it out, before encoding and training."""
+    from s2robot.evaluation.evaluate import EvaluateSettings, check_tasks, world_for
 
     contract = contract_of(task, store, encoder)
+    evaluation = evaluation or EvaluateSettings(seed=task.train.rollouts.seed)
     try:
         config, *_ = world_for(task.world, contract, image_size_of(contract, encoder))
-        if evaluation is not None:
-            further = read_vectors(evaluation.task_vectors) if evaluation.task_vectors else ()
-            check_tasks(evaluation, config, [*task.tasks(store), *further])
+        further = read_vectors(evaluation.task_vectors) if evaluation.task_vectors else ()
+        check_tasks(evaluation, config, [*task.tasks(store), *further])
     except (PolicyError, UserError) as error:
         raise type(error)(f"{store.path}: {error}; `s2robot train` trains without evaluating") from None
 

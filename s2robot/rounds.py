@@ -107,10 +107,8 @@ def _begun(cfg: DictConfig, out: Path, rounds: int, file: Path) -> tuple[pipelin
     claim(out / "rounds.settings.json", _deciding(cfg), "choose another run folder")
     rows: list[dict[str, Any]] = read_json(file) if file.exists() else []
     if len(rows) < rounds and (out / "summary.json").exists() and cfg.evaluate.resume:
-        hint = (
-            f"for {rounds} in all choose another run folder, or evaluate.resume=false, which evaluates again"
-        )
-        raise UserError(f"{out}: holds the evaluation after {len(rows)} rounds; {hint}")
+        hint = "choose another run folder, or evaluate.resume=false, which evaluates again"
+        raise UserError(f"{out}: holds the evaluation after {len(rows)} rounds; for {rounds} in all {hint}")
     return task, rows
 
 

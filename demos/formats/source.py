@@ -92,9 +92,8 @@ class Source(ABC):
         self.path, self.choice = path, choice
         self.attributes: dict[str, Any] = {}  # of a store of kind images
         self.keys: dict[str, list[str]] = {}  # array -> the file's arrays whose columns it joins
-        self.columns: dict[
-            str, list[Any]
-        ] = {}  # array -> which of each's columns; "": all, ":2" while sizes are unknown
+        # array -> which of each's columns; "": all, ":2" while sizes are unknown
+        self.columns: dict[str, list[Any]] = {}
         self.lengths: Sequence[int] = ()  # steps of each episode in the file
         self.notes: list[str] = []  # for the user: the contents that are left out
         self.progress: Progress = silent

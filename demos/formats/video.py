@@ -15,6 +15,7 @@ with suppress(ImportError):  # of the extra `data`, which readers and writers re
     import av
     from av.video.reformatter import VideoReformatter
 
+Size = tuple[int, int]  # (H, W)
 SLACK = 128  # px
 EARLY = 1e-5  # of a step: how much before its time the first frame after it may be
 MISSING = 10  # steps for which the last frame may be repeated
@@ -23,7 +24,7 @@ OPTIONS = {"g": "2", "bf": "0", "preset": "veryfast"}  # with g=2 every second f
 
 
 @contextmanager
-def open_video(path: Path, size: tuple[int, int] | None = None) -> Iterator[tuple[Any, Any]]:
+def open_video(path: Path, size: Size | None = None) -> Iterator[tuple[Any, Any]]:
     """Open a video to decode frames of at most `size` (H, W); DatasetError: none, broken, or larger than its bytes explain."""
     if not path.is_file():
         raise mismatch(path, "a video", "none")
@@ -42,11 +43,7 @@ def open_video(path: Path, size: tuple[int, int] | None = None) -> Iterator[tupl
 
 
 def frames_at(
-    path: Path,
-    times: np.ndarray,
-    near: float | None = None,
-    size: tuple[int, int] | None = None,
-    whole: bool = False,
+    path: Path, times: np.ndarray, near: float | None = None, size: Size | None = None, whole: bool = False
 ) -> Iterator[np.ndarray]:
     """Yield the first frame at or after each time, s since the video's start (T,) (DatasetError).  # uint8 (H, W, 3)
 
@@ -84,7 +81,7 @@ def frames_at(
 class VideoWriter:
     """An H.264 file of frames of one size (H, W) at a constant rate (DatasetError: the encoder rejects the size)."""
 
-    def __init__(self, path: Path, rate: int, size: tuple[int, int], crf: int):
+    def __init__(self, path: Path, rate: int, size: Size, crf: int):
         self.bytes, self.count, self._rate = 0, 0, rate
         self._where = f"{ENCODER}, {size[0]} x {size[1]} px"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +118,6 @@ class VideoWriter:
             self._file.mux(packets)
 
     def close(self) -> None:
-        """Finish the file."""
         try:
             if self.count:
                 self._encode(None)
@@ -129,6 +125,6 @@ class VideoWriter:
             self._file.close()
 
 
-def pix_fmt(size: tuple[int, int]) -> str:
+def pix_fmt(size: Size) -> str:
     """Return the format with colours at half the resolution, or at full where an odd side cannot be halved."""
     return "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"

@@ -68,8 +68,6 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
 
 
 class _Writer:
-    """One dataset being written."""
-
     def __init__(self, store: EpisodeStore, target: Path, settings: ExportSettings):
         self._store, self._target, self._settings = store, target, settings
         rate = rate_of(store)

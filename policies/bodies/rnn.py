@@ -46,9 +46,8 @@ class RnnBody(nn.Module):
         self, images: Tensor, proprio: Tensor, past_actions: Tensor, pad: Tensor, every: bool = False
     ) -> Tensor:
         """images (B, T, C, E), proprio (B, T, P), pad (B, T) -> (B, width); `every`: of each step, (B, T, width)."""
-        x = torch.cat([images.flatten(2), self.state(proprio)], -1).masked_fill(
-            pad[..., None], 0
-        )  # (B, T, I)
+        seen = torch.cat([images.flatten(2), self.state(proprio)], -1)
+        x = seen.masked_fill(pad[..., None], 0)  # (B, T, I)
         for i, (given, memory) in enumerate(zip(self.inputs, self.memories, strict=True)):
             x = self._layer(given(self.dropout(x) if i else x), memory, pad)
         return x if every else x[:, -1]

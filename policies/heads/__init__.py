@@ -5,26 +5,16 @@ from typing import Any
 
 from s2robot.core.errors import one_of
 from s2robot.core.settings import Settings, read
-from s2robot.policies.heads.act import ActHead, ActSettings
-from s2robot.policies.heads.denoising import (
-    DiffusionHead,
-    DiffusionSettings,
-    FlowHead,
-    FlowSettings,
-    MipHead,
-    MipSettings,
-)
-from s2robot.policies.heads.gmm import GmmHead, GmmSettings
+from s2robot.policies.heads import act, denoising, gmm, regression
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes
-from s2robot.policies.heads.regression import RegressionHead, RegressionSettings
 
 HEADS: dict[str, tuple[type[Settings], type[Head]]] = {
-    "regression": (RegressionSettings, RegressionHead),
-    "mip": (MipSettings, MipHead),
-    "flow": (FlowSettings, FlowHead),
-    "diffusion": (DiffusionSettings, DiffusionHead),
-    "gmm": (GmmSettings, GmmHead),
-    "act": (ActSettings, ActHead),
+    "regression": (regression.RegressionSettings, regression.RegressionHead),
+    "mip": (denoising.MipSettings, denoising.MipHead),
+    "flow": (denoising.FlowSettings, denoising.FlowHead),
+    "diffusion": (denoising.DiffusionSettings, denoising.DiffusionHead),
+    "gmm": (gmm.GmmSettings, gmm.GmmHead),
+    "act": (act.ActSettings, act.ActHead),
 }
 
 
@@ -36,7 +26,6 @@ def read_head(given: Any) -> Settings:
 
 
 def build_head(settings: Any, sizes: HeadSizes) -> Head:
-    """The head of these settings."""
     return HEADS[settings.kind][1](settings, sizes)  # type: ignore[call-arg]
 
 

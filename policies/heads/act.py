@@ -33,8 +33,6 @@ class ActSettings(Settings, at="policy.head", file="policy/head/act"):
 
 
 class ActHead(Head):
-    """See the module."""
-
     def __init__(self, settings: ActSettings, sizes: HeadSizes):
         super().__init__()
         s = self.settings = settings

@@ -28,8 +28,6 @@ class GmmSettings(Settings, at="policy.head", file="policy/head/gmm"):
 
 
 class GmmHead(Head):
-    """See the module."""
-
     def __init__(self, settings: GmmSettings, sizes: HeadSizes):
         super().__init__()
         self.settings = settings

@@ -139,11 +139,8 @@ def _read(facts: Facts, shape: Sequence[int], size: Size) -> Facts:
             if count + prefix == shape[1]:
                 return replace(facts, patch=p, num_prefix_tokens=prefix, dim=shape[2])
         over = sorted((shape[1] - n, n) for n in cells.values() if 0 <= shape[1] - n <= 16)
-        hint = (
-            f" ({shape[1]} tokens are {over[0][1]} + {over[0][0]}: num_prefix_tokens={over[0][0]}?)"
-            if over
-            else ""
-        )
+        for rest, count in over[:1]:
+            hint = f" ({shape[1]} tokens are {count} + {rest}: num_prefix_tokens={rest}?)"
     raise ValueError(
         f"gives {tuple(shape)}, expected tokens (1, {prefix or 0} + N, D) or a map, for whole square patches of "
         f"{patch or 'any number of'} pixels{hint}"

@@ -53,9 +53,8 @@ def default_dtype(device: torch.device | str = "cpu") -> torch.dtype:
 def packs(dtype: torch.dtype = torch.float32) -> bool:
     """Whether linear layers of this dtype can be packed: an x86 CPU with AVX2, or for 16 bits with AVX-512, and a torch with
     oneDNN. Elsewhere they run as plain layers."""
-    short = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(
-        dtype
-    )
+    names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    short = names.get(dtype)
     return (
         torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")

@@ -106,9 +106,8 @@ def read_model(model: Any, block: int | None = None, size: Size | None = None) -
     """Read a model, cut after `block` and resampled for images of `size` where possible, in a copy."""
     if isinstance(model, nn.Module):
         if any(c.__module__.startswith("torchvision.models.") for c in type(model).__mro__):
-            return (
-                _torchvision_vit(model, block) if hasattr(model, "conv_proj") else _torchvision(model, block)
-            )
+            reader = _torchvision_vit if hasattr(model, "conv_proj") else _torchvision
+            return reader(model, block)
         if hasattr(getattr(model, "config", None), "model_type"):
             return _hugging_face(model, block, size)
         if hasattr(model, "forward_features"):
@@ -176,10 +175,8 @@ def structure(model: nn.Module) -> str | None:
     known library, without the functions that they call.
     """
     modules = dict(model.named_modules())
-    bases = {
-        base for module in modules.values() for base in type(module).__mro__ if issubclass(base, nn.Module)
-    }
-    own = [base for base in bases if not f"{base.__module__}.".startswith(LIBRARIES)]
+    bases = {base for module in modules.values() for base in type(module).__mro__}
+    own = [b for b in bases if issubclass(b, nn.Module) and not f"{b.__module__}.".startswith(LIBRARIES)]
     if any(isinstance(m, Function | torch.jit.ScriptModule | torch.fx.GraphModule) for m in modules.values()):
         return None
     try:
@@ -237,9 +234,8 @@ def _timm(model: Any, block: int | None, size: Size | None) -> Source:
 
 def _timm_stages(model: Any) -> tuple[list[str], bool]:
     """Return the names of the blocks or stages, and whether all have the same output shape, as in a transformer."""
-    container = next(
-        (a for a in STAGES if isinstance(getattr(model, a, None), nn.Sequential | nn.ModuleList)), None
-    )
+    lists = nn.Sequential | nn.ModuleList
+    container = next((a for a in STAGES if isinstance(getattr(model, a, None), lists)), None)
     if container:
         stages = [f"{container}.{child}" for child, _ in getattr(model, container).named_children()]
     else:  # ResNet and RegNet: direct children
@@ -266,9 +262,8 @@ def _hugging_face(model: Any, block: int | None, size: Size | None) -> Source:
     config = model.config
     name = str(getattr(config, "_name_or_path", "") or config.model_type)
     if hasattr(config, "mask_ratio"):
-        raise UserError(
-            f"{name}: a {type(model).__name__} masks and shuffles its tokens; load it as a ViTModel"
-        )
+        why = f"a {type(model).__name__} masks and shuffles its tokens"
+        raise UserError(f"{name}: {why}; load it as a ViTModel")
     tile = pair(getattr(config, "image_size", None) or 224, "tile")
     depth = len(getattr(config, "depths", ())) or getattr(config, "num_hidden_layers", 0)
     lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth > 0]
@@ -347,9 +342,8 @@ def _up_to(model: nn.Module, stages: Sequence[str], block: int, name: str, tail:
         gone += children[children.index(stages[-1].split(".")[0]) + 1 :]
     needed = {id(model.get_submodule(stage)) for stage in stages[:block]}
     # deepcopy does not copy what is in its memo, so removed modules cost no memory
-    memo: dict[int, Any] = {
-        id(m): nn.Identity() for m in map(model.get_submodule, gone) if id(m) not in needed
-    }
+    dropped = {id(model.get_submodule(name)) for name in gone} - needed
+    memo: dict[int, Any] = {number: nn.Identity() for number in dropped}
     cut = copy.deepcopy(model, memo)
     path, in_container, _ = stages[0].rpartition(".")
     if in_container:

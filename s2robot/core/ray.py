@@ -180,9 +180,8 @@ def _seat() -> type:
                 return socket.gethostname(), f"s2robot is not installed there ({error})"
             os.environ.update(on_ray.pools.ONE_THREAD | os.environ)
             here = on_ray.installed()
-            differ = [
-                f"{name} {v}, got {here.get(name)}" for name, v in wanted.items() if here.get(name) != v
-            ]
+            other = {name: v for name, v in wanted.items() if here.get(name) != v}
+            differ = [f"{name} {v}, got {here.get(name)}" for name, v in other.items()]
             self.state: Any = None if differ else on_ray.pools.State(made)
             return socket.gethostname(), f"expected {'; '.join(differ)}" if differ else None
 

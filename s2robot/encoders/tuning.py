@@ -31,11 +31,10 @@ from s2robot.backbones.backbone import Backbone
 from s2robot.core.errors import UserError
 from s2robot.core.settings import read
 from s2robot.encoders.build import EncoderSettings, arguments, backbone_of
-from s2robot.encoders.cameras import stack_padded
-from s2robot.encoders.encoder import DTYPES, S2Encoder
+from s2robot.encoders.encoder import DTYPES, S2Encoder, stack_padded
 from s2robot.encoders.trained import TrainedEncoder, anywhere, middle
 from s2robot.s2.engine import Model, assemble
-from s2robot.s2.tiling import Layout
+from s2robot.s2.tiling import Layout, Size
 
 _TILES = 128  # per call of the blocks: their activations stay in the processor's cache
 
@@ -99,7 +98,7 @@ class Whole(nn.Module):
         seed: of the first weights, if they are random; all cameras begin with the same.
     """
 
-    def __init__(self, cfg: Mapping[str, Any], frames: Sequence[tuple[int, int]], seed: int = 0) -> None:
+    def __init__(self, cfg: Mapping[str, Any], frames: Sequence[Size], seed: int = 0) -> None:
         super().__init__()
         settings = read(EncoderSettings, cfg)
         backbone = backbone_of(settings, seed)
@@ -114,17 +113,15 @@ class Whole(nn.Module):
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Take over what `tuned` of the same encoder returned."""
-        for i, each in enumerate(self.copies):
-            own = {name.removeprefix(f"{i}."): x for name, x in weights.items() if name.startswith(f"{i}.")}
-            each.model.load_state_dict(own)  # type: ignore[union-attr, operator]
+        self._models.load_state_dict(weights)
 
     def tuned(self) -> dict[str, Tensor]:
         """Return all weights, for a checkpoint: the number of the camera, then the model's name."""
-        return {
-            f"{i}.{name}": value.detach().cpu().contiguous()
-            for i, each in enumerate(self.copies)
-            for name, value in each.model.state_dict().items()  # type: ignore[union-attr, operator]
-        }
+        return {name: x.detach().cpu().contiguous() for name, x in self._models.state_dict().items()}
+
+    @property
+    def _models(self) -> nn.ModuleList:
+        return nn.ModuleList(each.model for each in self.copies)  # type: ignore[misc]
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map frames, uint8 (F, C, N', 3), padded to the largest camera's, to float32 features (F, C, N, dim)."""
@@ -170,12 +167,7 @@ class Tail(nn.Module):
     """
 
     def __init__(
-        self,
-        cfg: Mapping[str, Any],
-        frames: Sequence[tuple[int, int]],
-        blocks: int,
-        lora: int = 0,
-        seed: int = 0,
+        self, cfg: Mapping[str, Any], frames: Sequence[Size], blocks: int, lora: int = 0, seed: int = 0
     ) -> None:
         super().__init__()
         settings, backbone = _read(cfg, blocks)
@@ -189,9 +181,8 @@ class Tail(nn.Module):
         self.layers = list(layers) if lora else []
         draw = torch.Generator().manual_seed(seed)
         sizes = [layers[name].weight.shape for name in self.layers]  # (out, in) each
-        self.into = nn.ParameterList(
-            (torch.rand(lora, i, generator=draw) * 2 - 1) * i**-0.5 for _, i in sizes
-        )
+        drawn = (torch.rand(lora, i, generator=draw) * 2 - 1 for _, i in sizes)
+        self.into = nn.ParameterList(x * x.shape[1] ** -0.5 for x in drawn)
         self.out_of = nn.ParameterList(torch.zeros(o, lora) for o, _ in sizes)
         self.eval()
 

@@ -24,8 +24,7 @@ from s2robot.demos.binding import filled, names_no_world
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.selection import numbers
 from s2robot.demos.store import EpisodeStore
-from s2robot.encoders.cameras import token_maps
-from s2robot.encoders.encoder import S2Encoder
+from s2robot.encoders.encoder import S2Encoder, token_maps
 from s2robot.evaluation.open_loop import METHODS, WORDS, Measured, mean_action, measure, predict, summarise
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes
 from s2robot.loading import device_of, load_networks

@@ -105,9 +105,8 @@ class MAE(nn.Module):
         """
         noise = torch.rand(batch, self.patches, generator=generator)
         # rank the cells within their tile; the first ranks of all tiles are kept
-        by_block = (noise + self.get_buffer(f"block_{self.scales[-1]}").cpu()).argsort(
-            dim=1
-        )  # (B, N), tile by tile
+        block = self.get_buffer(f"block_{self.scales[-1]}").cpu()
+        by_block = (noise + block).argsort(dim=1)  # (B, N), tile by tile
         rank = torch.arange(self.patches) % (self.patches // self.blocks)
         noise = torch.empty_like(noise).scatter(1, by_block, rank.to(noise).expand(batch, -1))
         order = noise.argsort(dim=1, stable=True)

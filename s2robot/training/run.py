@@ -67,7 +67,6 @@ def product_of(machine: Machine) -> torch.dtype:
 
 
 def mean_of_all(fabric: Fabric, value: Tensor) -> Tensor:
-    """Return the mean over all processes."""
     return value if fabric.world_size == 1 else fabric.all_reduce(value, reduce_op="mean")  # type: ignore[return-value]
 
 
@@ -84,13 +83,7 @@ class Run:
     state_file: ClassVar[str]
 
     def __init__(
-        self,
-        fabric: Fabric,
-        learner: Learner,
-        settings: Any,
-        size: int,
-        out: Path,
-        identity: Mapping[str, Any],
+        self, fabric: Fabric, learner: Learner, settings: Any, size: int, out: Path, identity: dict[str, Any]
     ) -> None:
         if size % fabric.world_size:
             raise UserError(
@@ -99,8 +92,7 @@ class Run:
             )
         self.fabric, self.learner, self.settings, self.out = fabric, learner, settings, out
         self.steps: int = settings.steps
-        self.identity = dict(identity)
-        self.state_path = out / self.state_file
+        self.identity, self.state_path = identity, out / self.state_file
         self.loggers: Loggers | None = None  # of the process that writes
         self._in_step = self._stopped = False
 

@@ -29,15 +29,8 @@ from s2robot.demos.store import EpisodeStore, Split
 from s2robot.demos.windows import Windows, make_windows
 from s2robot.encoders.cache import Joined
 from s2robot.encoders.tuning import Tail, Whole
-from s2robot.policies import (
-    ChunkPolicy,
-    PolicySpec,
-    channel_moments,
-    check_contract,
-    load_checkpoint,
-    load_tuned,
-    mixed_moments,
-)
+from s2robot.policies import ChunkPolicy, PolicySpec, check_contract, load_checkpoint, load_tuned
+from s2robot.policies.normalise import channel_moments, mixed_moments
 from s2robot.training.batches import Batches
 from s2robot.training.loop import Learner, warm_up_then_cosine
 from s2robot.training.run import Loggers, Run, launch, mean_of_all, precision_of, product_of

@@ -88,9 +88,8 @@ def widened(linear: nn.Linear, layers: int, scales: int) -> nn.Linear:
     like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
     new = nn.Linear(linear.in_features * scales, linear.out_features, linear.bias is not None, **like)
     with torch.no_grad():
-        columns = new.weight.zero_().view(
-            linear.out_features, layers, scales, -1
-        )  # ordered by layer, then scale
+        # ordered by layer, then scale
+        columns = new.weight.zero_().view(linear.out_features, layers, scales, -1)
         columns[:, :, 0] = linear.weight.view(linear.out_features, layers, -1)
         if linear.bias is not None:
             new.bias.copy_(linear.bias)
@@ -119,10 +118,8 @@ def s2_processor(processor: Any, model: Any) -> Any:
 def _inner(model: Any) -> Any:
     """Return the LlavaModel inside; UserError for another model or tower."""
     inner = getattr(model, "model", model)
-    kinds = (
-        getattr(getattr(m, "config", None), "model_type", None)
-        for m in (model, getattr(inner, "vision_tower", None))
-    )
+    both = (model, getattr(inner, "vision_tower", None))
+    kinds = (getattr(getattr(m, "config", None), "model_type", None) for m in both)
     if (found := tuple(kinds))[0] != "llava" or found[1] not in TOWERS:
         raise UserError(
             f"model: expected a llava with one of {', '.join(TOWERS)}, got {type(model).__name__} {found}"

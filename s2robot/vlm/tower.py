@@ -85,10 +85,7 @@ class S2VisionTower(PreTrainedModel):
         return replace(square([s * tile for s in config.scales], tile, patch), grid=(side, side))
 
     def forward(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | int | list[int] | None = None,
-        **kwargs: Any,
+        self, pixel_values: Tensor, output_hidden_states: bool | int | list[int] | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """Map normalised images (B, 3, H, W) to S2 features (B, P + N, D * scales), P prefix tokens first.
 
@@ -138,6 +135,5 @@ def layer_indices(layers: bool | int | Sequence[int] | None, depth: int) -> list
 
 
 def register() -> None:
-    """Register the classes with transformers' Auto classes."""
     AutoConfig.register(NAME, S2VisionConfig, exist_ok=True)
     AutoModel.register(S2VisionConfig, S2VisionTower, exist_ok=True)

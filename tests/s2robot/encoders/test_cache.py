@@ -11,7 +11,7 @@ import torch
 
 from s2robot.core.errors import UserError
 from s2robot.encoders.cache import FeatureCache, as_stored
-from s2robot.encoders.cameras import encode_cameras
+from s2robot.encoders.encoder import encode_cameras
 from tests.kills import kill_at_every_write
 
 LENGTHS, CAMERAS, TOKENS, DIM = [3, 1, 4], ("hand", "left"), 2, 5

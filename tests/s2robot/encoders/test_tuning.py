@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from s2robot.core.errors import UserError
 from s2robot.encoders.build import build_encoder
-from s2robot.encoders.cameras import encode_cameras
+from s2robot.encoders.encoder import encode_cameras
 from s2robot.encoders.tuning import Tail, build_entering
 from s2robot.training.tuned import TunedFeatures
 

@@ -8,7 +8,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from s2robot.encoders.build import build_encoder
-from s2robot.encoders.cameras import encode_cameras, token_maps
+from s2robot.encoders.encoder import encode_cameras, token_maps
 from s2robot.policies import PolicySpec
 from s2robot.policies.network import Network
 
