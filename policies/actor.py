@@ -304,10 +304,10 @@ class Actor:
                 raise _wrong(f"camera '{name}'", "uint8 (H, W, 3)", f"{frame.dtype} {frame.shape}")
             height, width = frame.shape[:2]
             wanted, demos = self.batch.policy.spec.shapes[i], self.sizes.get(name, (height, width))
-            found = self._map_of(height, width) if self._map_of else wanted
-            if found != wanted and math.prod(wanted) > 1:
+            tokens = self._map_of(height, width) if self._map_of else wanted
+            if tokens != wanted and math.prod(wanted) > 1:
                 expected = f"frames of {wanted[0]} x {wanted[1]} tokens, as in the policy's demos"
-                got = f"{height} x {width} px, {found[0]} x {found[1]} tokens"
+                got = f"{height} x {width} px, {tokens[0]} x {tokens[1]} tokens"
                 raise _wrong(f"camera '{name}'", expected, got)
             self._accepted.add((i, frame.dtype, frame.shape))
             if (height, width) != tuple(demos):

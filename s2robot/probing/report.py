@@ -164,7 +164,8 @@ def _text(value: Any) -> str:
 
 def plot(points: Sequence[Point], columns: int) -> Figure:
     """Plot (panel, series, x, found) with intervals: x is a name, or a number on a logarithmic axis."""
-    panels, series, places = (list(dict.fromkeys(point[i] for point in points)) for i in range(3))
+    columns_of: list[list[Any]] = [list(dict.fromkeys(point[i] for point in points)) for i in range(3)]
+    panels, series, places = columns_of
     named, drawn = isinstance(places[0], str), []
     order: Callable[[Any], Any] = places.index if named else float
     ticks: dict[float, str] = dict(enumerate(places)) if named else {}
