@@ -156,9 +156,12 @@ def difference_table(name: str) -> str:
 
 
 def block(name: str) -> str:
-    """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary`, `rows policies`, `differences …`, or
-    `success <comparison or table> <arm or row>`, one figure."""
+    """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary`, `rows policies`, `differences …`; or one
+    figure: `success <comparison or table> <arm or row>`, `difference <comparison> <arm> <arm>`."""
     kind, _, of = name.partition(" ")
+    if kind == "difference":
+        source, a, b = of.split()
+        return points(difference(comparison(source)[1][a], comparison(source)[1][b]))
     if kind == "success":
         source, _, row = of.partition(" ")
         outcomes = rows_of(source) if (RESULTS / source).is_dir() else comparison(source)[1]
@@ -176,7 +179,7 @@ def renew(text: str) -> str:
     """Return a page with every table and every single figure written again."""
     wide = re.compile(r"(<!-- (?!end)(\w[^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
     text = wide.sub(lambda found: f"{found[1]}\n{block(found[2])}\n\n{found[3]}", text)
-    single = re.compile(r"[^|]*(<!-- (success [^>]*) -->)")
+    single = re.compile(r"[^|]*(<!-- ((?:success|difference) [^>]*) -->)")
     return single.sub(lambda found: f" {block(found[2])} {found[1]}", text)
 
 
@@ -201,7 +204,8 @@ def picture(file: Path) -> None:
             span = ([100 * low], [100 * high])
             lines.append(plots.Line([arm["gflops_per_frame"]], [y], arm["label"], colour, *span, style))
         panels.append(plots.Panel(name[3:], lines, "GFLOPs a frame", "success (%)", "x", ylim=(0, 101)))
-    plots.curves(panels, 2, (4.6, 3.4)).savefig(file, dpi=110)
+    size = (9.2, 4.0) if len(panels) == 1 else (4.6, 3.4)  # the legend needs the width
+    plots.curves(panels, 2, size).savefig(file, dpi=110)
 
 
 def main() -> None:

@@ -268,8 +268,8 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "core": (("",), 3140),  # 2700: core, config, the command line and the pipeline
 }
 MAX_TEST_LINES = 24900
-MAX_BENCHMARK_LINES = 3310
-MAX_DOC_WORDS, MAX_README_WORDS = 23950, 900  # README included and the changelog not
+MAX_BENCHMARK_LINES = 3320
+MAX_DOC_WORDS, MAX_README_WORDS = 24300, 900  # README included and the changelog not
 
 
 def sizes() -> dict[str, int]:
