@@ -331,6 +331,6 @@ class EpisodeStore:
         return self.num_steps if name.startswith("data/") else len(self)
 
     def _known(self, group: str, key: str) -> None:
-        if f"{group}/{key}" not in self._specs:
-            has = self.keys if group == "data" else self.meta_keys
+        has = self.keys if group == "data" else self.meta_keys
+        if key not in has:
             raise mismatch(self.path / group, f"the key '{key}'", ", ".join(has) or "none")
