@@ -43,7 +43,7 @@ class Recorded(ChunkPolicy):
         super().__init__(PolicySpec.from_dict(spec))
         self.actions = torch.from_numpy(store["action"])
 
-    def plan_members(self, pooled, proprio, past_actions=None, pad=None, generators=None):
+    def plan_members(self, pooled, proprio, *_):
         rows = proprio[:, -1, 0].long()[:, None] + torch.arange(self.spec.chunk)
         return self.actions[rows.clamp(max=len(self.actions) - 1)][None]
 
