@@ -226,7 +226,7 @@ def test_the_command_compares_arms_and_resumes(tmp_path, capsys, monkeypatch):
     assert len(table) == (2 + 2 + 3) * (4 + 6)  # four arms and their pairs
     page = (tmp_path / "run/scaling.html").read_text()
     assert "<svg" in page and "tiny 1+2" in page and "tiny 1+2" in capsys.readouterr().out
-    monkeypatch.setattr("s2robot.probing.scaling.fit_head", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr("s2robot.probing.heads.fit_head", lambda *_: pytest.fail("fitted again"))
     assert main(words) == 0
     again = json.loads((tmp_path / "run/scaling.json").read_text())
     assert again["results"] == rows and again["differences"] == report["differences"]

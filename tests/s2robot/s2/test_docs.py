@@ -39,6 +39,8 @@ def test_settings_of_commands_exist():
         for line in lines:
             verb, *words = shlex.split(re.sub(r"<[^>]*>", "x", line))[1:]
             assert verb in VERBS, f"{page.name}: {line}"
+            if verb == "run" and any(word.startswith("experiment=") for word in words):
+                verb = "compare"
             if any(word.startswith("--config-dir") for word in words):
                 continue  # of a task of one's own: its page is run as it stands
             words = [word.split(",")[0] if "--multirun" in words else word for word in words if "=" in word]
