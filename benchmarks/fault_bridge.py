@@ -124,7 +124,8 @@ def assemble(
     arm.arm()
     driver = Tampered(arm)
     noise = np.random.default_rng(0).integers(0, 256, (20, SIZE, SIZE, 3), np.uint8)
-    open_camera = partial(EmulatedCamera, ports.side, "hand") if scene else partial(ReplayCamera, noise, 30)
+    replay = partial(ReplayCamera, noise.__getitem__, len(noise), 30)
+    open_camera = partial(EmulatedCamera, ports.side, "hand") if scene else replay
     camera = CameraReader("hand", open_camera)
     camera.start(PATIENCE_S)
     stack.callback(camera.close)

@@ -1,6 +1,6 @@
 """Vectors that stand for the texts of tasks: of any text encoder, in a file that the user makes.
 
-np.savez("tasks.npz", **{"lift the cube": encode("lift the cube"), ...})   # or safetensors; (D,) each
+np.savez("tasks.npz", **{"close the drawer": encode("close the drawer"), ...})   # or safetensors; (D,) each
 """
 
 from collections.abc import Collection, Mapping

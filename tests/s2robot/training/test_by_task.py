@@ -77,7 +77,7 @@ def test_a_near_vector_does_what_the_demos_did(told, tmp_path):
     torch.testing.assert_close(policy.tasks.table, torch.tensor([[0, 0, 1, -1], [0, 0, -1, 1]]) / 2**0.5)
     np.savez(tmp_path / "near.npz", **{TASKS[1]: VECTORS[1].numpy(), "shove it left": [3.0, 0, 0.9, 0.2]})
     policy.add_tasks(tmp_path / "near.npz")
-    session = Session(Actor(policy, lambda images: torch.zeros(len(images), TOKENS, DIM)), {})
+    session = Session(Actor(policy, lambda frames: torch.zeros(1, len(frames), TOKENS, DIM)), {})
     seen = {f"observation/{name}": np.zeros((8, 8, 3), np.uint8) for name in CAMERAS}
     seen |= {"observation/state": np.zeros(8, np.float32), "reset": True}
     for text in (*TASKS, "shove it left"):
