@@ -172,7 +172,7 @@ class Actor:
         map_of: Callable[[int, int], tuple[int, int]] | None = None,
     ):
         self.batch = BatchActor(policy, 1)
-        self.encode = encode
+        self.encode = torch.no_grad()(encode)  # which may be a user's, on a model that is trained elsewhere
         self.cameras = policy.spec.cameras
         self.sizes, self._map_of = dict(sizes or {}), map_of
         self._warned: set[str] = set()

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -199,9 +200,9 @@ def check_tasks(e: EvaluateSettings, config: TaskSettings, tasks: Sequence[str])
     for text in e.instructions if tasks else ():
         one_of("evaluate.instruction", text, tasks)
     if len(tasks) > 1 and not e.instructions:
-        env = make(config, draw=False)
-        env.reset(seed=e.seed)
-        one_of("evaluate.instruction", env.instruction, tasks)
+        with closing(make(config, draw=False)) as env:
+            env.reset(seed=e.seed)
+            one_of("evaluate.instruction", env.instruction, tasks)
 
 
 def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str], seed: int) -> dict[str, Any]:

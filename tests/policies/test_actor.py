@@ -47,6 +47,13 @@ def test_executes_k_of_k_in_order(make_policy):
     np.testing.assert_array_equal(acted(actor, 1)[2], actions[:1])
 
 
+def test_no_gradients_are_kept_of_what_is_encoded(make_policy):
+    seen = []
+    actor = Actor(make_policy(), lambda frames: seen.append(torch.is_grad_enabled()) or fake_encode(frames))
+    acted(actor, 1)
+    assert seen == [False]
+
+
 WAYS = [("mlp", 1, None), ("transformer", 3, None), ("mlp", 3, 0.1), ("transformer", 1, 0.1)]
 
 
