@@ -50,7 +50,7 @@ class StoredArray:
             array = zarr.open_array(storage, path=place, mode="r" if mode == "r" else "r+", zarr_format=3)
         return cls(root, name, array)
 
-    # zarr makes some of these anew at each look
+    # zarr recomputes some of these on every access
     folder = cached_property(lambda self: self.root / folder_of(self.name))
     dtype = cached_property(lambda self: self.array.dtype)
     chunks = cached_property(lambda self: self.array.chunks)

@@ -93,7 +93,7 @@ def tasks_of(store: EpisodeStore) -> tuple[str, ...]:
 
 
 def task_of_steps(store: EpisodeStore, tasks: Sequence[str]) -> np.ndarray:
-    """Return the place in ``tasks`` of what each step's episode does; UserError for what is none of them.  # (M,)"""
+    """Return the index in ``tasks`` of each step's task; UserError if a task is not among them.  # (M,)"""
     for text in tasks_of(store):
         one_of(f"{store.path}: tasks", text, tasks)
     parts = store.members if isinstance(store, Mix) else [store]

@@ -74,9 +74,9 @@ class PolicySpec(PolicySettings):
     tokens: int = Field(ge=1)  # of a camera, the most where they differ; 1 for features that are mean-pooled
     action_dim: int = Field(default=8, ge=1)  # numbers of an action
     proprio_dim: int = Field(default=8, ge=1)  # numbers of a state
-    # what the policy can be told to do, in words; it sees which one beside the state
+    # tasks that the policy was trained on, in words; it gets the chosen one as an input beside the state
     tasks: tuple[str, ...] = ()
-    # numbers of a task's vector; 0: the network sees its place in `tasks`
+    # length of a task's vector; 0: the network gets a one-hot vector over `tasks`
     task_dim: int = Field(default=0, ge=0)
     # (rows, columns) of each camera's token map, where they are not all squares of `tokens`; the largest has `tokens`
     grids: tuple[tuple[PositiveInt, PositiveInt], ...] = ()

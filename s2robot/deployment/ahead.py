@@ -1,7 +1,7 @@
 """Plans that are made while the arm executes the plan before, as in real-time chunking (arXiv 2506.07339).
 
-A plan begins with the observation before action `execute` of the present chunk, and is used from its action `delay` on: the
-actions before are executed while it is made, so it is told them and repeats them.
+A plan starts from the observation before action `execute` of the current chunk. The arm executes `delay` more actions while it is
+computed; the plan gets these actions, repeats them, and takes over after them.
 """
 
 from collections.abc import Callable, Mapping

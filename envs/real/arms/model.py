@@ -17,7 +17,7 @@ from s2robot.envs.real.arms.driver import Array
 from s2robot.envs.real.arms.geometry import ArmPoints
 
 RANGE_SLACK = 0.01  # rad by which a stated range may exceed the model's
-# of a model; whatever refers to an element is deleted before it
+# parts of a model, in an order in which nothing that is left refers to a deleted one
 _UNNEEDED = (
     "keys sensors actuators tendons equalities pairs excludes skins flexes sites cameras geoms meshes hfields"
 )

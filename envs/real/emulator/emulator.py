@@ -33,7 +33,7 @@ Joints = Annotated[tuple[Small, ...], Field(min_length=7, max_length=7)]
 
 
 class EmulatorConfig(Settings, at="emulator", file="emulate"):
-    """What the emulator simulates beside the control box; configs/emulate.yaml documents the other settings."""
+    """What is simulated around the control box; configs/emulate.yaml documents the other settings."""
 
     # CubePick's scene with cameras; joints alone, which starts at once
     plant: Literal["mujoco", "kinematic"] = "mujoco"

@@ -88,7 +88,7 @@ class Operator(Protocol):
         """Asked after an episode that ended without a fault: did it succeed? Void: it does not count."""
 
     def failed(self, fault: str) -> None:
-        """Told of the fault that ended an episode, which then failed. Void: it does not count."""
+        """Called when a fault has ended an episode, which counts as failed. Raises Void if it is to be repeated."""
         return None
 
     def stage(self) -> str:
