@@ -1,7 +1,7 @@
 """Recompute the tables of success in README.md and docs/ from the outcome of every episode in docs/results/.
 
     python benchmarks/verify.py                   # names every figure that differs, exit code 1
-    python benchmarks/verify.py --write           # writes tables and pictures anew
+    python benchmarks/verify.py --write           # rewrites the tables and the picture
     python benchmarks/verify.py --add runs/scales/cube4-15-expert     # a finished comparison, first
 
 A comparison is one file: command, commit, versions, first position, and for each arm and training seed one digit a
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.comparison.paired import Difference, difference, holm, success_interval
+from s2robot.comparison.trials import read_arms
 from s2robot.core.files import read_json, write_json
 from s2robot.evaluation.records import read_records
 from s2robot.reporting import plots
@@ -41,11 +42,7 @@ Outcomes = Mapping[str, np.ndarray]  # arm or row -> bool (training seeds, posit
 def comparison(name: str) -> tuple[dict[str, Any], Outcomes]:
     """Return what docs/results/<name>.json says, and its outcomes by arm."""
     facts = read_json(RESULTS / f"{name}.json")
-    return facts, {arm["name"]: bits(arm["outcomes"]) for arm in facts["arms"]}
-
-
-def bits(by_seed: Mapping[str, str]) -> np.ndarray:
-    return np.array([[digit == "1" for digit in row] for row in by_seed.values()])  # (S, N)
+    return facts, {arm.label: arm.outcomes for arm in read_arms(str(RESULTS / f"{name}.json"))}
 
 
 def rows_of(name: str) -> dict[str, np.ndarray]:

@@ -90,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif {"-h", "--help"} & {*args}:
             print(_help(verb, args))
         else:
-            if verb == "run" and any(word.startswith("experiment=") for word in args):
-                verb = "compare"  # demos to report, too, for several arms and training seeds
+            verb = typed.verb_of(verb, args)
             overrides = [typed.as_known(verb, o) for o in _translated(VERBS[verb], args)]
             return _hydra_app(verb, overrides)
     except KeyboardInterrupt as stop:

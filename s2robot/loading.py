@@ -65,9 +65,8 @@ def load_networks(
     settings = dict(read(_Acts, contract, f"{checkpoint}: ").encoder.settings)
     if weights:
         settings["checkpoint"] = str(weights)
-    elif settings.get("trained"):
-        pass  # the checkpoint holds all weights
-    elif (place := settings.get("checkpoint")) and not Path(place).is_file():
+    # an encoder that was trained whole needs no file: the checkpoint holds its weights
+    elif not settings.get("trained") and (place := settings.get("checkpoint")) and not Path(place).is_file():
         hint = "if it has moved, encoder.checkpoint=<file>, or weights= in Python"
         raise UserError(f"{place}: expected the encoder's weights, got no such file; {hint}")
     built = build_encoder(settings, load_tuned(checkpoint)).to(device)

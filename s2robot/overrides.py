@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,11 @@ def key_of(override: str) -> str:
 def of_record(override: str) -> str:
     """Return an override of the group `recording` as `record` knows it, at the top level."""
     return re.sub(r"^([+~]*)recording\.", r"\1", override)
+
+
+def verb_of(verb: str, words: Sequence[str]) -> str:
+    """Return the verb that does what was typed: `run` of an experiment compares its arms, from demos to the report."""
+    return "compare" if verb == "run" and any(word.startswith("experiment=") for word in words) else verb
 
 
 def as_known(verb: str, override: str) -> str:

@@ -178,10 +178,12 @@ def evaluate(cfg: DictConfig) -> None:
 
 def trial(cfg: DictConfig) -> int:
     """`s2robot trial`: two policies on an arm, or elsewhere by hand; the exit code is the verdict, as of `stats`."""
-    from s2robot.comparison.trial import TrialSettings, by_hand, run_trial
+    from s2robot.comparison.trial import TrialSettings, run_trial
 
     settings, out = read_some(TrialSettings, cfg), Path(cfg.run_dir)
     if settings.by_hand:
+        from s2robot.deployment.by_hand import by_hand
+
         return run_trial(settings, out, partial(by_hand, settings, cfg.env))
     from s2robot.deployment.trial import on_arm
 

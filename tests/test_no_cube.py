@@ -12,7 +12,6 @@ EXCEPTIONS = {
     "envs/tasks.py": "the registry: names, and the task of datasets that name none",
     "demos/formats/export.py": "joint targets from the deltas of that task's recordings",
     "envs/real": "the arm's scene: an operator lays the cube, the emulator simulates it",
-    "s2robot/comparison/trial.py": "a trial by hand draws that scene's places",
     "s2robot/deployment": "the same scene on the arm: evaluation, recording, the emulator",
     "s2robot/probing": "read-outs of that scene's truth: where its cube is",
     "s2robot/pretraining/render.py": "paints that scene for pre-training",

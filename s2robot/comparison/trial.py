@@ -11,7 +11,6 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,12 +19,8 @@ from pydantic import Field
 
 from s2robot.comparison.statistics import LEVEL, verdict
 from s2robot.comparison.trials import Arm, StatsSettings, compared, report
-from s2robot.core.errors import UserError
 from s2robot.core.files import claim, read_json, read_text, write_csv, write_json
 from s2robot.core.settings import Different, Settings, from_yaml, read
-from s2robot.envs.cube_config import CubePickConfig
-from s2robot.envs.real.operator.prompts import Placing, TrialOperator, Void
-from s2robot.evaluation.records import Journal
 
 _REMEDY = "choose another hydra.run.dir"
 
@@ -112,50 +107,3 @@ def _unblind(arms: list[Arm], judging: StatsSettings, folders: list[Path], polic
         rows += [(arm.label, r["seed"], int(r["success"]), r["stage"]) for r in records]
     write_csv(out / "episodes.csv", ("arm", "position", "success", "stage"), rows)
     return report(arms, judging, out)
-
-
-# ---------------------------------------------------------------- by hand
-
-
-@dataclass
-class _ByHand:
-    """Attempts of a policy that runs elsewhere, with the outcomes that a person types."""
-
-    name: str
-    places: Sequence[str]
-    seed: int
-    operator: TrialOperator
-    journal: Journal
-
-    def attempt(self, pair: int) -> bool:
-        print(f"{self.places[pair]}\nRun {self.name}.", flush=True)
-        try:
-            success = self.operator.success()
-        except Void:
-            return False
-        stages = self.operator.stages
-        reached = (stages[-1] if success else self.operator.stage()) if stages else ""
-        record = {"episode": pair, "seed": self.seed + pair, "success": success, "stage": reached}
-        unknown = {"steps": 0, "time_to_success_s": None, "video": None}
-        self.journal.append(record | unknown, np.zeros((0, 1), np.float32))
-        return True
-
-    def finish(self, pairs: int) -> None:
-        """Everything is on disk."""
-
-
-def by_hand(
-    settings: TrialSettings, env: Any, folders: Sequence[Path], operator: TrialOperator | None = None
-) -> list[_ByHand]:
-    """Return the attempts of a and b, with outcomes that ``operator`` types. UserError: fewer places than pairs."""
-    seed, world, operator = settings.seed, read(CubePickConfig, env), operator or TrialOperator()
-    places = [Placing.draw(world, seed + pair).instruction for pair in range(settings.pairs)]
-    if settings.places is not None:
-        places = [line for line in read_text(settings.places).splitlines() if line.strip()]
-    if (lines := len(places)) < settings.pairs:
-        raise UserError(f"pairs: expected <= {lines}, the lines of {settings.places}, got {settings.pairs}")
-    operator.stages, found = settings.stages or (), []
-    for name, folder in zip((settings.a, settings.b), folders, strict=True):
-        journal = Journal(folder / "episodes.jsonl", {"policy": name, "seed": seed})
-        found.append(_ByHand(name, places, seed, operator, journal))
-    return found

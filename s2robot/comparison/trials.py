@@ -93,7 +93,8 @@ class _Recorded(Stored):
 
 
 class _EvalInfo(Stored):
-    """LeRobot's eval_info.json: of one environment, or since 0.4 of several tasks, whose seeds it does not store."""
+    """LeRobot's eval_info.json: of one environment, or since 0.4 of several tasks, whose seeds it does not store. `arms`: a
+    comparison in docs/results."""
 
     arms: tuple[_Recorded, ...] = ()
     per_episode: tuple[_Episode, ...] = ()

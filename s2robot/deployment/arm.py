@@ -78,7 +78,7 @@ class ConnectedArm:
         self.driver.connect(bench.bridge.arm.connect_s)
         self.scene = self.driver if bench.bridge.simulated else self.scene
         # cameras of the robot itself, unless another device is given for them
-        given, views = dict(bench.bridge.cameras), getattr(self.driver, "views", {})
+        given, views = dict(bench.bridge.cameras), self.driver.views
         for name in [name for name in views if name not in given or given[name].device is None]:
             given[name] = CameraSettings(kind="lerobot", device=name)
         bridge, scene = bench.bridge.replace(cameras=given), self.driver if views else self.scene

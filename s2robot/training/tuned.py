@@ -42,7 +42,7 @@ def groups_of(model: nn.Module, lr: float, weight_decay: float, rate: float) -> 
     """Return the optimiser's groups; the encoder's weights learn at `rate` times the policy's rate, or at its own share."""
     if not isinstance(model, TunedPolicy):
         return parameter_groups(model, weight_decay)
-    rate = getattr(model.tail, "rate", rate)
+    rate = model.tail.rate if isinstance(model.tail, Whole) else rate
     tail = [group | {"lr": rate * lr} for group in parameter_groups(model.tail, weight_decay)]
     return parameter_groups(model.policy, weight_decay) + tail
 

@@ -5,7 +5,7 @@ All positions are in the frame of the arm's base: x forward, y to its left, z up
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,6 +135,7 @@ class ArmDriver(ABC):
     one_client: bool = False  # takes one connection, and brakes by itself when that is gone
     described: bool = False  # made with the whole ArmDescription in the place of its address
     slack: float = 0.0  # rad that its joints may stay away from their command, for example by its weight
+    views: Mapping[str, tuple[int, int]] = {}  # cameras of the robot itself -> (H, W) of their frames
     stop_means: str = ""  # what happens at each stop, for the operator to know before the arm moves
 
     def __init__(self, limits: ArmLimits, step_max: Any):

@@ -46,8 +46,8 @@ in_one_line = partial(reported, kind=EnvError)  # LeRobot's have several lines
 class LeRobotArm(arms.ArmDriver):
     """The robot that `robot.type` and `robot.port` select; with `gripper=False` a driver that only stops it.
 
-    Attributes: `names` (of joints, then the gripper), `views` (camera -> (H, W) of its frames), `frames` (camera -> time and image
-    of the newest frame; `news` tells of others).
+    Attributes: `names` (joints, then the gripper), `frames` (camera -> time and image of its newest frame; `news` is notified of
+    each observation).
     """
 
     described = True
@@ -57,7 +57,6 @@ class LeRobotArm(arms.ArmDriver):
         super().__init__(limits, limits.step_max)
         self._about, self._only_stops, self._what = robot, not gripper, f"lerobot {robot.type}"
         self.names = (*robot.joint_names, *[robot.gripper_joint] * (robot.gripper is not None))
-        self.views: dict[str, tuple[int, int]] = {}
         self.stop_means = STOPS[str(robot.stop)]
         self._robot: Any = None
         self._bus: Any = None  # of a robot on a serial bus

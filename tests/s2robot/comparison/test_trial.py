@@ -7,8 +7,9 @@ import pytest
 
 from s2robot.cli import main
 from s2robot.comparison.paired import sequential
-from s2robot.comparison.trial import TrialSettings, by_hand, run_trial
+from s2robot.comparison.trial import TrialSettings, run_trial
 from s2robot.core.errors import UserError
+from s2robot.deployment.by_hand import by_hand
 from s2robot.envs.real.operator.prompts import TrialOperator
 
 

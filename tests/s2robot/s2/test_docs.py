@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from s2robot.cli import VERBS
 from s2robot.core.files import configs_dir
-from s2robot.overrides import as_known
+from s2robot.overrides import as_known, verb_of
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -39,8 +39,7 @@ def test_settings_of_commands_exist():
         for line in lines:
             verb, *words = shlex.split(re.sub(r"<[^>]*>", "x", line))[1:]
             assert verb in VERBS, f"{page.name}: {line}"
-            if verb == "run" and any(word.startswith("experiment=") for word in words):
-                verb = "compare"
+            verb = verb_of(verb, words)
             if any(word.startswith("--config-dir") for word in words):
                 continue  # of a task of one's own: its page is run as it stands
             words = [word.split(",")[0] if "--multirun" in words else word for word in words if "=" in word]
