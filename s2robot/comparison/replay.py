@@ -42,14 +42,14 @@ def draw(a: np.ndarray, b: np.ndarray, replays: int, rng: np.random.Generator) -
     return x - y
 
 
-def stops(d: np.ndarray) -> np.ndarray:
+def stops(d: np.ndarray, level: float = LEVEL) -> np.ndarray:
     """Return after how many pairs (replays,) the sequential test of differences -1, 0, 1 (replays, pairs) ends; pairs + 1: never.
 
     `log_evidence` at 0 is here in closed form, 2^(w+l) B(w+1, l+1).
     """
     wins, losses = _counts(d)
     won, lost = np.ogrid[: wins.max() + 1, : losses.max() + 1]
-    over = (betaln(won + 1, lost + 1) + (won + lost) * np.log(2) >= -np.log(LEVEL))[wins, losses]
+    over = (betaln(won + 1, lost + 1) + (won + lost) * np.log(2) >= -np.log(level))[wins, losses]
     return np.where(over.any(1), over.argmax(1) + 1, d.shape[1] + 1)
 
 

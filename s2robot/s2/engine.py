@@ -70,7 +70,7 @@ def encode(
     model: Model,
     levels: Sequence[Tensor],
     layout: Layout,
-    front: int = 0,
+    front: int,
     output: str = "tokens",
     prefix: bool = False,
 ) -> Tensor:
@@ -81,7 +81,7 @@ def encode(
 
 
 def assemble(
-    outputs: Tensor, layout: Layout, front: int = 0, output: str = "tokens", prefix: bool = False
+    outputs: Tensor, layout: Layout, front: int, output: str = "tokens", prefix: bool = False
 ) -> Tensor:
     """Assemble S2 features from the tokens of all tiles of all levels, (tiles, B, P + N, D).
 

@@ -139,6 +139,7 @@ def test_levels_of_any_shape_equal_the_slow_one(patch, tile, sizes, prefix):
     torch.testing.assert_close(out, slow_s2(model, levels, side, patch, prefix), rtol=1e-5, atol=1e-5)
     as_map = encode(model, levels, Layout(plans, tile, sizes[0]), prefix, "map")
     assert torch.equal(as_map.flatten(2).mT, out[:, prefix:])
+    assert torch.equal(encode(model, levels, Layout(plans, tile, sizes[0]), prefix), out[:, prefix:])
     pooled = encode(model, levels, Layout(plans, tile, sizes[0]), prefix, "pooled")
     torch.testing.assert_close(pooled, as_map.mean((2, 3)), rtol=1e-4, atol=1e-4)
 
@@ -195,12 +196,26 @@ def test_split_then_merge_is_exact(batch, patch, tile, more, overlap):
         (lambda: plan_levels(4, 65, (4, 4), 2), "a frame of 4 x 65 px is more than 16 times .* sizes="),
         (lambda: plan_levels(8, 8, (4, 4), 2, sizes=(7,)), "whole patches of 2 px .* a level of 7 x 7 px"),
         (lambda: plan_levels(8, 8, (4, 4), 2, overlap=4), "overlap: expected 0 to 2 px, got 4"),
+        (lambda: plan_levels(8, 8, (4, 4), 2, overlap=-1), "overlap: expected 0 to 2 px, got -1"),
+        (lambda: plan_levels(8, 8, (6, 4), 2, sizes=((4, 8),)), "at least the tile of 6 x 4 px, got a level of 4 x 8 px"),
+        (lambda: plan_levels(8, 8, (4, 6), 2, sizes=((8, 4),)), "at least the tile of 4 x 6 px, got a level of 8 x 4 px"),
     ],
 )
 def test_sizes_that_do_not_fit_are_rejected(call, words):
     with pytest.raises(UserError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_a_tile_that_is_not_square():
+    layout = plan_levels(12, 8, (6, 4), 2)
+    assert (layout.cells, layout.grid, layout.tiles) == ((3, 2), (3, 2), 1 + 4)
+
+
+def test_reduced_images_are_antialiased():
+    checkerboard = (torch.arange(90)[:, None] + torch.arange(90)).remainder(2).float().expand(1, 3, 90, 90)
+    for size in ((20, 20), (30, 30), (45, 45)):
+        assert resize(checkerboard, size)[..., 2:-2, 2:-2].std() < 0.12
 
 
 def test_pyramid_averages_areas_exactly():
