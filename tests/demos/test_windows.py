@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2robot.core.errors import UserError
+from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from tests.demos.test_store import ATTRIBUTES
@@ -87,3 +88,22 @@ def test_windows_are_what_a_plain_loop_makes(episodes, context, chunk):
         first += len(pushed)
     made = (windows.context.tolist(), windows.pad.tolist(), chunks(windows), windows.action_pad.tolist())
     assert [*zip(*made, strict=True)] == rows and len(windows) == len(rows)
+    assert windows.steps.tolist() == [context_rows[-1] for context_rows, *_ in rows]
+
+
+def test_the_windows_of_a_mix_are_those_of_its_datasets(tmp_path):
+    stores = [
+        store_of(tmp_path / f"{i}.zarr", e)
+        for i, e in enumerate([[[0, 0], [0], [1, 0]], [[0, 1, 0], [0, 0]]])
+    ]
+    mixed = make_windows(
+        Mix(stores, [1, 1]), np.array([0, 2, 3]), 2, 2
+    )  # the first two are of the first dataset
+    parts = [
+        make_windows(store, np.array(own), 2, 2) for store, own in zip(stores, ([0, 2], [0]), strict=True)
+    ]
+    contexts = [
+        part.context + row for part, row in zip(parts, (0, 5), strict=True)
+    ]  # the first dataset has 5 steps
+    np.testing.assert_array_equal(mixed.context, np.concatenate(contexts))
+    assert chunks(mixed) == chunks(parts[0]) + chunks(parts[1])

@@ -150,7 +150,13 @@ def test_fractional_scales_are_cut_into_equal_tiles():
     assert model.calls == [(2, 3, 16, 16), (8, 3, 12, 12)]
     fine = slow_s2(model, enlarged(images, [(16, 16), (24, 24)]), (12, 12), 4, 0)
     torch.testing.assert_close(out[..., 3:], fine[..., 3:])
-    wrong = ((2, 3, 16, 12), [1]), ((2, 3, 15, 15), [1, 1.4]), ((3, 16, 16), [1]), ((2, 3, 16, 16), [])
+    wrong = (
+        ((2, 3, 16, 12), [1]),
+        ((2, 3, 12, 16), [1]),
+        ((2, 3, 15, 15), [1, 1.4]),
+        ((3, 16, 16), [1]),
+        ((2, 3, 16, 16), []),
+    )
     for shape, scales in wrong:
         with pytest.raises(UserError, match="input, scales: expected"):
             forward(model, torch.zeros(shape), scales=scales)
@@ -197,8 +203,14 @@ def test_split_then_merge_is_exact(batch, patch, tile, more, overlap):
         (lambda: plan_levels(8, 8, (4, 4), 2, sizes=(7,)), "whole patches of 2 px .* a level of 7 x 7 px"),
         (lambda: plan_levels(8, 8, (4, 4), 2, overlap=4), "overlap: expected 0 to 2 px, got 4"),
         (lambda: plan_levels(8, 8, (4, 4), 2, overlap=-1), "overlap: expected 0 to 2 px, got -1"),
-        (lambda: plan_levels(8, 8, (6, 4), 2, sizes=((4, 8),)), "at least the tile of 6 x 4 px, got a level of 4 x 8 px"),
-        (lambda: plan_levels(8, 8, (4, 6), 2, sizes=((8, 4),)), "at least the tile of 4 x 6 px, got a level of 8 x 4 px"),
+        (
+            lambda: plan_levels(8, 8, (6, 4), 2, sizes=((4, 8),)),
+            "at least the tile of 6 x 4 px, got a level of 4 x 8 px",
+        ),
+        (
+            lambda: plan_levels(8, 8, (4, 6), 2, sizes=((8, 4),)),
+            "at least the tile of 4 x 6 px, got a level of 8 x 4 px",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit_are_rejected(call, words):
