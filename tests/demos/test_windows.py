@@ -29,7 +29,7 @@ def store_of(path: Path, episodes: list[list[int]]) -> EpisodeStore:
 
 def chunks(windows) -> list[list[int]]:
     """The rows whose actions are imitated."""
-    assert (windows.actions == windows.actions[..., :1]).all()
+    assert windows.actions.shape[-1] == 8 and (windows.actions == windows.actions[..., :1]).all()
     return windows.actions[..., 0].astype(int).tolist()
 
 
