@@ -8,20 +8,10 @@ cameras, safety filter, watchdog and supervisor, in real time. Position i is the
 a fault this program does what an operator would do, clears it and goes on; the episode counts as failed. Period
 deviations are of the 100 Hz command stream and of the policy's decisions, with the policy running. Needs a quiet
 machine; the load is printed. More arguments are settings of `s2robot deploy`.
-
-    python benchmarks/bridge.py <checkpoint of policy/head=flow policy.chunk=16> --seams 0.2 --episodes 8
-
-measures the seams between chunks in plain simulation, at the demos' speed, where a plan takes 0.2 s. Meanwhile the arm stands
-(`waits`, today's default), or executes the chunk before, which the plan continues (`continues`, bridge.plan_s) or is not told
-(`unaware`). A jump is against the chunk before, had it gone on: how far joints are from it when the new chunk takes over, rad,
-and how much their speed differs, rad/s. `change` is that of the executed speed from one action to the next, rad/s, at seams and
-elsewhere. Each is of the joint where it is largest, as median and 95 % quantile.
 """
 
 import argparse
-import math
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,17 +23,14 @@ from hydra import compose, initialize_config_dir
 from s2robot.comparison.paired import difference
 from s2robot.core.files import configs_dir, write_json
 from s2robot.core.settings import read_some
-from s2robot.deployment.ahead import PlanAhead
 from s2robot.deployment.deploy import DeploySettings, LiveSession
 from s2robot.deployment.session import Rig
 from s2robot.deployment.trace import percentiles
 from s2robot.envs.cube_config import CubePickConfig
-from s2robot.envs.cube_pick import CubePick
-from s2robot.envs.real.control.clock import Clock
 from s2robot.envs.real.emulator.emulator import launch
 from s2robot.evaluation.records import wilson
 from s2robot.evaluation.rollouts import LearnedPlanner, run_episodes
-from s2robot.loading import load_networks, load_policy
+from s2robot.loading import load_networks
 
 
 def simulated(checkpoint: Path, episodes: int, seed: int, out: Path) -> tuple[list[bool], dict[str, Any]]:
@@ -77,63 +64,6 @@ def bridged(overrides: list[str], episodes: int, out: Path) -> LiveSession:
                 session.operator.free((fault,))
                 session.operator.rest()
         return live
-
-
-class Instant(Clock):
-    """Threads that end before they are waited for."""
-
-    def spawn(self, target: Callable[[], None], name: str) -> Any:
-        target()
-
-
-def seams(checkpoint: Path, episodes: int, seed: int, plan_s: float) -> dict[str, Any]:
-    """Jumps at the seams of chunks, see the module."""
-    policy = load_policy(checkpoint, "cpu")
-    actor, contract, execute = policy.actor, policy.contract, policy.spec.execute
-    rate = contract["rate_hz"]
-    world = contract["env_config"] | {"image_size": policy.image_size, "cameras": tuple(contract["cameras"])}
-    env, delay, rows = CubePick(CubePickConfig(**world)), math.ceil(round(plan_s * rate, 6)), {}
-    for mode in ("waits", "unaware", "continues"):
-        jumps, at_seams, elsewhere, successes = [], list[float](), list[float](), 0
-
-        def plan(observation: Any, left: np.ndarray, fixed: int) -> np.ndarray:
-            known = (left, fixed) if mode == "continues" else (left[:0], 0)  # noqa: B023
-            chunk = actor.plan_chunk(observation, *known)
-            if len(left):
-                old, new = left[:, :7], chunk[:, :7]
-                apart = np.zeros(7) if mode == "waits" else new[:delay].sum(0)  # noqa: B023
-                speeds = [old[0], new[0]] if mode == "waits" else [new[delay] - old[delay]]  # noqa: B023
-                jumps.append((np.abs(apart - old[:delay].sum(0)).max(), np.abs(speeds).max() * rate))  # noqa: B023
-                seam.extend([now, now + delay] if mode == "waits" else [now + delay])  # noqa: B023
-            return chunk
-
-        for episode in range(episodes):
-            observation, _ = env.reset(seed=seed + episode)
-            actor.reset(seed + episode)
-            ahead, chunk = PlanAhead(plan, execute, delay, clock=Instant()), np.zeros((0, 8))
-            queue: list[np.ndarray] = []
-            now, seam, last, over = 0, list[int](), np.zeros(8), False
-            while not over:
-                if mode != "waits":
-                    action = ahead.act(observation)
-                else:
-                    if not queue:
-                        chunk = plan(observation, chunk[execute:], 0)
-                        queue = [np.append(np.zeros(7), last[7])] * delay + [*chunk[:execute]]
-                    action = queue.pop(0)
-                change = np.abs(action - last)[:7].max() * rate
-                if change:  # it does not stand
-                    (at_seams if now in seam else elsewhere).append(change)
-                observation, _, success, late, _ = env.step(action)
-                now, last, over = now + 1, action, success or late
-            successes += success
-        measured = {"rad": [j for j, _ in jumps], "rad_s": [j for _, j in jumps], "change_at_seams": at_seams}
-        measured["change_elsewhere"] = elsewhere
-        rows[mode] = {key: np.percentile(x, (50, 95)).tolist() for key, x in measured.items()}
-        rows[mode] |= {"seams": len(jumps), "successes": successes, "episodes": episodes}
-        shown = "; ".join(f"{key} {rows[mode][key][0]:.2g}, {rows[mode][key][1]:.2g}" for key in measured)
-        print(f"{mode}: {len(jumps)} seams: {shown}; {successes} of {episodes} picked", flush=True)
-    return rows
 
 
 def report(session: LiveSession, plain: list[bool], args: argparse.Namespace) -> dict[str, Any]:
@@ -181,17 +111,11 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=32, help="positions (default 32)")
     parser.add_argument("--seed", type=int, default=10000, help="of the first one (default 10000)")
     parser.add_argument("--out", type=Path, default=Path("bridge"), help="folder for all that is written")
-    parser.add_argument(
-        "--seams", type=float, metavar="S", help="measure seams alone, with plans that take so long"
-    )
     parser.add_argument("overrides", nargs="*", help="settings of `s2robot deploy`, key=value")
     args = parser.parse_intermixed_args()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    if args.seams:
-        write_json(out / "seams.json", seams(args.checkpoint, args.episodes, args.seed, args.seams))
-        return
     plain, env = simulated(args.checkpoint, args.episodes, args.seed, out)
     print(f"plain simulation: {sum(plain)} of {len(plain)}", flush=True)
     with launch(env=env, fps=20) as emulator:

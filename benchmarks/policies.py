@@ -3,11 +3,7 @@
     python benchmarks/policies.py                       # every row; hours on two cores
     python benchmarks/policies.py default flow --seeds 0 1 2 --episodes 128
 
-Panda, the 2.5 cm cube and two pickers, who prefer opposite faces, need their demonstrations first:
-
-    s2robot record robot=panda out=runs/policies/panda.zarr
-    s2robot record env.cube_size=0.025 out=runs/policies/cube25.zarr
-    s2robot record picker.habit=either out=runs/policies/two_pickers.zarr
+Panda needs its demonstrations first: `s2robot record robot=panda out=runs/policies/panda.zarr`.
 """
 
 import json
@@ -28,7 +24,6 @@ class Row:
     train: str = ""
     world: str = ""  # overrides of both verbs
     robot: str = "xarm7"
-    cube_size: float = 0.04
     head: str = "regression"
     demos: int = 120
     dagger_rounds: int = 0
@@ -36,13 +31,8 @@ class Row:
 
 
 PANDA = {"world": "robot=panda demos.path=runs/policies/panda.zarr", "robot": "panda"}
-SMALL: dict[str, Any] = {
-    "world": "env.cube_size=0.025 demos.path=runs/policies/cube25.zarr",
-    "cube_size": 0.025,
-}
 HEADS = ("regression", "mip", "flow", "diffusion", "gmm", "act")
 ONE = "policy.members=1 train.steps=3000"
-TWO = "demos.path=runs/policies/two_pickers.zarr"
 ATTENTION = "policy.pooling.kind=attention"
 EIGHT = (
     "policy=rpt policy.execute=8 policy.network.action_history=false policy.network.proprio_history=false "
@@ -50,10 +40,7 @@ EIGHT = (
 )
 ROWS = {
     "default": Row(),
-    "one scale": Row("s2=single"),
     **{head: Row(f"{ONE} policy/head={head}", head=head) for head in HEADS},
-    **{f"two pickers, {head}": Row(f"{ONE} policy/head={head}", TWO, head=head) for head in HEADS},
-    **{f"DAgger, {head}": Row(f"{ONE} policy/head={head}", head=head, dagger_rounds=1, base=head) for head in HEADS},
     "40 demos": Row("demos.episodes=40", demos=40),
     "15 demos": Row("demos.episodes=15", demos=15),
     "15 demos, DAgger": Row("demos.episodes=15", demos=15, dagger_rounds=2, base="15 demos"),
@@ -67,10 +54,6 @@ ROWS = {
     "panda": Row(**PANDA),
     "panda, DAgger": Row(dagger_rounds=1, base="panda", **PANDA),
     "panda, DAgger, 4000 steps": Row("train.steps=4000", dagger_rounds=1, base="panda", **PANDA),
-    "2.5 cm cube": Row(**SMALL),
-    "2.5 cm cube, one scale": Row("s2=single", **SMALL),
-    "2.5 cm cube, attention": Row(ATTENTION, **SMALL),
-    "2.5 cm cube, attention, DAgger": Row(ATTENTION, dagger_rounds=1, base="2.5 cm cube, attention", **SMALL),
 }  # fmt: skip
 
 
@@ -95,11 +78,12 @@ def main() -> None:
         positions = [f"evaluate.episodes={args.episodes}", f"evaluate.seed={args.seed}", "evaluate.videos=0"]
         if row.dagger_rounds:
             tried, fitted = folder / "dagger", folder / "dagger" / f"round_{row.dagger_rounds}"
-            base, rounds = (
-                f"recording.checkpoint={trained(row.base, seed)}",
-                f"recording.rounds={row.dagger_rounds}",
+            base = f"recording.checkpoint={trained(row.base, seed)}"
+            run(
+                "dagger",
+                [*words(name, seed), base, f"recording.rounds={row.dagger_rounds}", *positions],
+                tried,
             )
-            run("dagger", [*words(name, seed), base, rounds, *positions], tried)
         else:
             tried, fitted = folder / "evaluate", folder / "train"
             run("evaluate", [f"checkpoint={trained(name, seed)}", *row.world.split(), *positions], tried)
@@ -118,11 +102,9 @@ def main() -> None:
         command = f"s2robot train {typed}"
         if row.dagger_rounds:
             command = f"s2robot dagger {typed} recording.checkpoint=<{row.base}> recording.rounds={row.dagger_rounds}"
-        about = {key: getattr(row, key) for key in ("robot", "cube_size", "head", "demos", "dagger_rounds")}
-        means = {
-            key: float(np.mean([each[key] for each in seeds])) for key in ("train_seconds", "ms_per_action")
-        }
-        costs = {key: round(mean, 1 if key == "train_seconds" else 2) for key, mean in means.items()}
+        about = {key: getattr(row, key) for key in ("robot", "head", "demos", "dagger_rounds")}
+        digits = {"train_seconds": 1, "ms_per_action": 2}
+        costs = {key: round(float(np.mean([each[key] for each in seeds])), n) for key, n in digits.items()}
         return {"name": name, **about, **success(seeds, args.seed), **costs, "command": command}
 
     fill(parser, args, ROWS, one, summarise)

@@ -19,14 +19,9 @@ from s2robot.evaluation.records import read_records
 
 DEMOS_SEED = 100_000  # of the first demonstration
 TASKS = ("stack", "lift", "can", "square")
-SUMS = "policy.action_target=cumulative"  # the targets of the rows "sums"
-AVERAGED = f"policy.ensemble=0.05 {SUMS}"  # plans of every step are averaged
 ROWS = {  # row -> task, overrides of `s2robot train`
     **{task: (task, "") for task in TASKS},
     **{f"{task}, one scale": (task, "s2=single") for task in TASKS},
-    **{f"{task}, sums": (task, SUMS) for task in TASKS},
-    "lift, sums averaged": ("lift", AVERAGED),
-    "lift, sums averaged, one scale": ("lift", f"{AVERAGED} s2=single"),
 }
 
 

@@ -1,7 +1,7 @@
-"""Measure loading and stepping of each side, as rows of docs/results/peers/summary.json.
+"""Measure loading of each side, as rows of docs/results/peers/summary.json.
 
     python -m benchmarks.peers.rows <folder>                               # all rows
-    python -m benchmarks.peers.rows <folder> loading/robomimic world/ours
+    python -m benchmarks.peers.rows <folder> loading/robomimic loading/images
 
 Peers are installed once, into $S2ROBOT_CACHE/peers (LeRobot's torch brings 7 GB of CUDA libraries). The demonstrations are
 converted once, into the folder. A peer imitates the action of every step. A fifth of the shipped actions push the arm off its
@@ -29,8 +29,6 @@ ROWS = {  # row -> peer whose interpreter runs it, side, data
     "loading/hdf5": (None, "hdf5", "{}/robomimic.hdf5"),
     "loading/features": (None, "features", "{}/labelled.zarr"),
     "loading/images": (None, "images", "{}/images.zarr"),
-    "world/ours": (None, "world", "ours"),
-    "world/robosuite": (None, "world", "robosuite"),
 }
 PACKAGES = {  # robomimic does not declare six, and was written for numpy 1
     "lerobot": ["lerobot==0.6.1" if sys.version_info >= (3, 12) else "lerobot==0.4.4"],
@@ -87,8 +85,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in sorted(args.names, key=lambda name: name != args.against):
         peer, side, data = ROWS[name]
-        if data.startswith("{}/"):
-            demos(folder, data.removeprefix("{}/"))
+        demos(folder, data.removeprefix("{}/"))
         python = python_of(peer) if peer else sys.executable
         words = [str(python), "-m", "benchmarks.peers.sides", side, data.format(folder), "60"]
         done = subprocess.run(words, cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, check=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from s2robot.core.errors import require
-from s2robot.core.settings import Settings, from_yaml
+from s2robot.core.settings import Positions, Settings, from_yaml
 
 SERVICES = ("wandb", "mlflow")  # each is an extra of pyproject.toml by its name
 
@@ -27,23 +27,16 @@ class Machine(Settings):
     threads: int | None = from_yaml(ge=1)
 
 
-class RolloutSettings(Settings, at="train.rollouts", file="train/default"):
+class RolloutSettings(Positions, at="train.rollouts", file="train/default"):
     """Rollouts in simulation during a training."""
 
     every: int = from_yaml(ge=0)
-    episodes: int = from_yaml(ge=1)
-    seed: int = from_yaml(ge=0)
     workers: int = from_yaml(ge=1)
     keep: int = from_yaml(ge=0)
 
     def due(self, step: int) -> bool:
         """Whether the policy is rolled out after this step."""
         return self.every > 0 and step % self.every == 0
-
-    @property
-    def positions(self) -> range:
-        """The seeds of the episodes."""
-        return range(self.seed, self.seed + self.episodes)
 
 
 class TuneSettings(Settings, at="train.tune", file="train/default"):

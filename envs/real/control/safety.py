@@ -101,7 +101,7 @@ class SafetyFilter:
         """
         q = finite_joints(q_measured, n := self.limits.joints)
         if q is None:
-            raise EnvError(f"safety: found measured joints {q_measured!r}, expected {n} finite numbers")
+            raise EnvError(f"safety: expected {n} finite measured joints, got {q_measured!r}")
         if (q < self._low).any() or (q > self._high).any():
             i = int(np.argmax(np.maximum(self._low - q, q - self._high)))
             raise EnvError(

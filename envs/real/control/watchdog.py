@@ -112,7 +112,7 @@ class Watchdog:
         """READY to RUNNING, on the operator's word. Raises EnvError from any other state."""
         if self.state != State.READY:
             why = f" ({'; '.join(self.reasons)})" if self.reasons else ""
-            raise EnvError(f"watchdog: found state {self.state.value}{why}, expected ready")
+            raise EnvError(f"watchdog: expected state ready, got {self.state.value}{why}")
         self._enter(now, State.RUNNING, ())
 
     def fault(self, now: float, reason: str) -> None:
