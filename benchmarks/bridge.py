@@ -11,6 +11,7 @@ machine; the load is printed. More arguments are settings of `s2robot deploy`.
 """
 
 import argparse
+import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -79,10 +80,7 @@ def report(session: LiveSession, plain: list[bool], args: argparse.Namespace) ->
     both = list(zip([r["seed"] for r in records], bridge, plain, strict=True))
     rate_hz, policy_hz = session.rig.arm.limits.rate_hz, session.session.runtime.loop.config.policy_hz
     kept = ("seed", "success", "cause", "fault", "steps", "verdicts")
-
-    def counted(successes: list[bool]) -> dict[str, Any]:
-        return {"successes": sum(successes), "wilson95": list(wilson(sum(successes), len(successes)))}
-
+    counted = lambda x: {"successes": sum(x), "wilson95": list(wilson(sum(x), len(x)))}  # noqa: E731
     return {
         "checkpoint": str(args.checkpoint),
         "overrides": args.overrides,
@@ -117,7 +115,6 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     plain, env = simulated(args.checkpoint, args.episodes, args.seed, out)
-    print(f"plain simulation: {sum(plain)} of {len(plain)}", flush=True)
     with launch(env=env, fps=20) as emulator:
         overrides = [
             f"checkpoint='{args.checkpoint.resolve()}'", "bridge=emulator", f"bridge.emulator.port={emulator.ports.side}",
@@ -125,16 +122,7 @@ def main() -> None:
         ]  # fmt: skip
         found = report(bridged(overrides, args.episodes, out), plain, args)
     write_json(out / "bridge.json", found)
-    gap, count = found["difference"], found["positions"]
-    for name in ("bridge", "simulation"):
-        print(f"{name}: {found[name]['successes']} of {count}")
-    print(f"difference {100 * gap['estimate']:+.1f} points [{100 * gap['low']:.1f}, {100 * gap['high']:.1f}]")
-    print(
-        f"only the bridge: {found['only_bridge']}, only the simulation: {found['only_simulation']}; {found['holds']} holds"
-    )
-    for name in ("command_period_deviation_ms", "policy_period_deviation_ms", "policy_latency_ms"):
-        print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in (found[name] or {}).items()))
-    print(f"load {found['load'][0]:.1f} on {found['cores']} cores: {out / 'bridge.json'}")
+    print(json.dumps({key: value for key, value in found.items() if key != "episodes"}, indent=1))
 
 
 if __name__ == "__main__":

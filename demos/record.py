@@ -31,8 +31,6 @@ _SAME = 1e-4  # rad: other builds of the simulator differ in the last bits, anot
 
 
 class RecordingSettings(Positions, at="recording", file="recording/default"):
-    """Settings of scripted recording; configs/recording/default.yaml documents each value."""
-
     workers: int = from_yaml(ge=1)
     picker: dict[str, Any] = from_yaml()
     expert_settings: dict[str, Any] = from_yaml()

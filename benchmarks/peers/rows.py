@@ -18,17 +18,17 @@ import sys
 import venv
 from pathlib import Path
 
-from benchmarks.rows import ROOT, keep
+from benchmarks.success import ROOT, keep
 from s2robot.core.files import cache_dir, shipped_demos
 from s2robot.demos.store import EpisodeStore
 
 ONE_THREAD = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
-ROWS = {  # row -> peer whose interpreter runs it, side, data
-    "loading/lerobot": ("lerobot", "lerobot", "{}/lerobot"),
-    "loading/robomimic": ("robomimic", "robomimic", "{}/robomimic.hdf5"),
-    "loading/hdf5": (None, "hdf5", "{}/robomimic.hdf5"),
-    "loading/features": (None, "features", "{}/labelled.zarr"),
-    "loading/images": (None, "images", "{}/images.zarr"),
+ROWS = {  # row -> peer whose interpreter runs it, data
+    "loading/lerobot": ("lerobot", "lerobot"),
+    "loading/robomimic": ("robomimic", "robomimic.hdf5"),
+    "loading/hdf5": (None, "robomimic.hdf5"),
+    "loading/features": (None, "labelled.zarr"),
+    "loading/images": (None, "images.zarr"),
 }
 PACKAGES = {  # robomimic does not declare six, and was written for numpy 1
     "lerobot": ["lerobot==0.6.1" if sys.version_info >= (3, 12) else "lerobot==0.4.4"],
@@ -84,10 +84,17 @@ def main() -> None:
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     for name in sorted(args.names, key=lambda name: name != args.against):
-        peer, side, data = ROWS[name]
-        demos(folder, data.removeprefix("{}/"))
+        peer, data = ROWS[name]
+        demos(folder, data)
         python = python_of(peer) if peer else sys.executable
-        words = [str(python), "-m", "benchmarks.peers.sides", side, data.format(folder), "60"]
+        words = [
+            str(python),
+            "-m",
+            "benchmarks.peers.sides",
+            name.partition("/")[2],
+            str(folder / data),
+            "60",
+        ]
         done = subprocess.run(words, cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, check=True)
         command = shlex.join(["python", "-m", "benchmarks.peers.rows", "<folder>", name])
         row = {"name": name, **json.loads(done.stdout.splitlines()[-1]), "command": command}

@@ -32,8 +32,6 @@ _OPEN: dict[str, tuple[Task, Actor]] = {}
 
 
 class TakeoverSettings(Settings, at="recording.takeover", file="recording/dagger"):
-    """When the expert takes over; configs/recording/dagger.yaml documents each value."""
-
     patience: int = from_yaml(ge=1)
     progress: float = from_yaml(ge=0)
     disagreement: float | None = from_yaml(gt=0)

@@ -41,8 +41,6 @@ from s2robot.policies import check_contract
 
 
 class ArmRecordingSettings(Positions, file="recording/teleop"):
-    """Settings of `s2robot record` on an arm; the files in configs/recording document each value."""
-
     kind: Literal["teach", "teleop", "dagger"]
     out: Path
     device: Literal["keyboard", "spacemouse", "hand"] = from_yaml()

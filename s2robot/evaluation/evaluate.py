@@ -40,8 +40,6 @@ _LEAST_M, _LEAST_DEGREES = 1e-4, 0.01  # cameras closer than this are the same: 
 
 
 class EvaluateSettings(Positions, at="evaluate", file="evaluate/default"):
-    """How a policy is evaluated in simulation; configs/evaluate/default.yaml documents each value."""
-
     world: Literal["simulation"] = from_yaml()
     workers: int | None = from_yaml(ge=1)
     videos: int = from_yaml(ge=0)

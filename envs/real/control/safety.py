@@ -48,8 +48,6 @@ class Verdict(IntEnum):
 
 
 class SafetyConfig(Settings, at="bridge.safety", file="bridge/default"):
-    """What the filter decides besides the arm's limits; configs/bridge/default.yaml documents each value."""
-
     state_age_max: float = from_yaml(gt=0)
     clamps_max: int = from_yaml(ge=1)
     clamps_leak: float = from_yaml(gt=0)
