@@ -77,7 +77,6 @@ def report(session: LiveSession, plain: list[bool], args: argparse.Namespace) ->
         np.concatenate([np.zeros(0), *(r[key] for r in records if key in r)])
         for key in ("periods_s", "decision_periods_s", "latencies_s")
     )
-    both = list(zip([r["seed"] for r in records], bridge, plain, strict=True))
     rate_hz, policy_hz = session.rig.arm.limits.rate_hz, session.session.runtime.loop.config.policy_hz
     kept = ("seed", "success", "cause", "fault", "steps", "verdicts")
     counted = lambda x: {"successes": sum(x), "wilson95": list(wilson(sum(x), len(x)))}  # noqa: E731
@@ -90,9 +89,7 @@ def report(session: LiveSession, plain: list[bool], args: argparse.Namespace) ->
         "bridge": counted(bridge),
         "simulation": counted(plain),
         "difference": {"estimate": gap.difference, "low": gap.low, "high": gap.high, "p": gap.p},
-        "only_bridge": [seed for seed, a, b in both if a and not b],
-        "only_simulation": [seed for seed, a, b in both if b and not a],
-        "faults": {str(r["seed"]): r["fault"] for r in records if r["fault"]},
+        "only_one": [r["seed"] for r, a, b in zip(records, bridge, plain, strict=True) if a != b],
         "holds": sum(state == "hold" for r in records for state, _ in r["changes"]),
         "command_period_deviation_ms": percentiles(np.abs(stream - 1 / rate_hz)),
         "policy_period_deviation_ms": percentiles(np.abs(decisions - 1 / policy_hz)),

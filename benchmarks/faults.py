@@ -23,9 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 SCENE = {"image_size": 64, "cameras": ["hand"]}  # small, so that two cores draw 30 a second beside the bridge
 TRIES = 4  # of a run that load has spoilt
-HEAD = (
-    "fault", "speed", "unsafe", "last motion command", "stop command", "standstill", "afterwards", "as designed",
-)  # fmt: skip
+HEAD = "fault,speed,unsafe,last motion command,stop command,standstill,afterwards,as designed".split(",")
 
 
 def attempt(bench: Any, case: Any) -> list[Any]:

@@ -28,14 +28,15 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.pipeline import Task, read_task, train_policy
 
 
-def measure_frames(store: EpisodeStore, encoder: S2Encoder, cameras: tuple[str, ...], episodes: int) -> tuple[float, np.ndarray]:  # fmt: skip
+def measure_frames(
+    task: Task, store: EpisodeStore, encoder: S2Encoder, episodes: int
+) -> tuple[float, np.ndarray]:
     """Return the median seconds per step of encoding, and the features, float16 (T, C, N, D)."""
     encoder.encode(np.zeros((4, encoder.image_size, encoder.image_size, 3), np.uint8))
     encode, features = [], []
     for episode in range(min(episodes, len(store))):
-        for step in np.stack(
-            episode_frames(store.path, episode, cameras, encoder.image_size), 1
-        ):  # (C, S, S, 3)
+        drawn = episode_frames(store.path, episode, task.cameras, encoder.image_size)
+        for step in np.stack(drawn, 1):  # (C, S, S, 3)
             start = time.perf_counter()
             features.append(encoder.encode(step).cpu().numpy().astype(np.float16))  # (C, N, D)
             encode.append(time.perf_counter() - start)
@@ -65,14 +66,16 @@ def main() -> None:
     epoch = max(1, store.num_steps // task.train.batch_size)
     steps = {"log_every": epoch, "steps": args.epochs * epoch, "checkpoint_every": 10**9}
     task = replace(task, train=task.train.replace(**steps, epochs=None))
-    encode, features = measure_frames(store, encoder, task.cameras, args.episodes)
+    encode, features = measure_frames(task, store, encoder, args.episodes)
     trained = measure_epoch(task, store, encoder, features)
 
-    steps = store.num_steps
-    threads = torch.get_num_threads()
-    print(f"\n{encoder.name}, sizes {list(encoder.sizes)}, {encoder.dtype}, {threads} threads")
-    print(f"{len(store)} episodes, {steps} steps, {len(task.cameras)} cameras; policy {cfg.policy.kind}")
-    again = trained + steps * encode
+    print(
+        f"\n{encoder.name}, sizes {list(encoder.sizes)}, {encoder.dtype}, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"{len(store)} episodes, {store.num_steps} steps, {len(task.cameras)} cameras; policy {cfg.policy.kind}"
+    )
+    again = trained + store.num_steps * encode
     print(
         f"encoding a step of all cameras: {encode * 1e3:.1f} ms; an epoch from cached features: {trained:.2f} s, with"
     )

@@ -1,7 +1,6 @@
 """Success over training seeds, on positions that no choice of settings used: rows of docs/results/<table>/summary.json.
 
     python -m benchmarks.success policies                       # every row; hours on two cores
-    python -m benchmarks.success policies default flow --seeds 0 1 2 --episodes 128
     python -m benchmarks.success tasks stack "stack, one scale"
     python -m benchmarks.success experts                        # robosuite's scripted experts, as rows of `tasks`: minutes
 
@@ -48,7 +47,6 @@ PANDA = {
     "world": "robot=panda demos.path=runs/policies/panda.zarr",
     "record": "robot=panda out=runs/policies/panda.zarr",
 }
-HEADS = ("regression", "mip", "flow", "diffusion", "gmm", "act")
 ATTENTION = "policy.pooling.kind=attention"
 EIGHT = (
     "policy=rpt policy.execute=8 policy.network.action_history=false policy.network.proprio_history=false "
@@ -57,7 +55,7 @@ EIGHT = (
 ROWS = {
     "policies": {
         "default": Row(),
-        **{head: Row(f"policy.members=1 train.steps=3000 policy/head={head}") for head in HEADS},
+        **{head: Row(f"policy.members=1 train.steps=3000 policy/head={head}") for head in "regression mip flow diffusion gmm act".split()},
         "40 demos": Row("demos.episodes=40"),
         "15 demos": Row("demos.episodes=15"),
         "15 demos, DAgger": Row("demos.episodes=15", dagger_rounds=2, base="15 demos"),
@@ -136,7 +134,7 @@ def keep(path: Path, row: dict[str, Any]) -> None:
     write_json(path, summary)
 
 
-def keep_success(table: str, name: str, seeds: list[dict[str, Any]], first: int, **facts: Any) -> None:
+def keep_success(table: str, name: str, seeds: list[dict], first: int, facts: dict[str, Any]) -> None:
     """Store a row; `outcomes` of each training seed are bool (positions,) from position `first` on."""
     failed = [[first + i for i, done in enumerate(each["outcomes"]) if not done] for each in seeds]
     row = {
@@ -151,17 +149,14 @@ def keep_success(table: str, name: str, seeds: list[dict[str, Any]], first: int,
 
 def keep_policy(table: str, name: str, args: argparse.Namespace) -> None:
     row, seeds = ROWS[table][name], [measured(table, name, seed, args) for seed in args.seeds]
-    costs = {key: float(np.mean([each[key] for each in seeds])) for key in ("train_seconds", "ms_per_action")}
-    typed = " ".join(words_of(row, "<seed>"))
-    command = f"s2robot train {typed}"
-    if row.dagger_rounds:
-        command = (
-            f"s2robot dagger {typed} recording.checkpoint=<{row.base}> recording.rounds={row.dagger_rounds}"
-        )
-    about = seeds[0]["about"] | {"dagger_rounds": row.dagger_rounds}
-    keep_success(
-        table, name, seeds, args.seed, **about, **{k: round(x, 2) for k, x in costs.items()}, command=command
-    )
+    command, rounds = f"s2robot train {' '.join(words_of(row, '<seed>'))}", row.dagger_rounds
+    if rounds:
+        command += f" recording.checkpoint=<{row.base}> recording.rounds={rounds}"
+        command = command.replace("train", "dagger", 1)
+    facts = seeds[0]["about"] | {"dagger_rounds": rounds, "command": command}
+    for key in ("train_seconds", "ms_per_action"):
+        facts[key] = round(float(np.mean([each[key] for each in seeds])), 2)
+    keep_success(table, name, seeds, args.seed, facts)
 
 
 def expert_outcome(task: str, seed: int) -> bool:
@@ -181,7 +176,9 @@ def keep_expert(task: str, args: argparse.Namespace) -> None:
     with ProcessPoolExecutor(2) as pool:
         outcomes = list(pool.map(partial(expert_outcome, task), range(args.seed, args.seed + args.episodes)))
     command = f"python -m benchmarks.success experts {task} --episodes {args.episodes} --seed {args.seed}"
-    keep_success("tasks", f"{task}, expert", [{"seed": 0, "outcomes": outcomes}], args.seed, command=command)
+    keep_success(
+        "tasks", f"{task}, expert", [{"seed": 0, "outcomes": outcomes}], args.seed, {"command": command}
+    )
 
 
 def main() -> None:

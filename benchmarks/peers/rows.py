@@ -30,6 +30,7 @@ ROWS = {  # row -> peer whose interpreter runs it, data
     "loading/features": (None, "labelled.zarr"),
     "loading/images": (None, "images.zarr"),
 }
+BASE = "loading/robomimic"  # the ratios are to it, so it is measured first
 PACKAGES = {  # robomimic does not declare six, and was written for numpy 1
     "lerobot": ["lerobot==0.6.1" if sys.version_info >= (3, 12) else "lerobot==0.4.4"],
     "robomimic": ["robomimic==0.3.0", "six", "numpy<2"],
@@ -76,14 +77,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", default=[*ROWS], help=f"of {', '.join(ROWS)}")
-    parser.add_argument(
-        "--against", default="loading/robomimic", help="row that the ratios are to, measured first"
-    )
     args = parser.parse_args()
     summary, base = ROOT / "docs/results/peers/summary.json", None
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    for name in sorted(args.names, key=lambda name: name != args.against):
+    for name in sorted(args.names, key=lambda name: name != BASE):
         peer, data = ROWS[name]
         demos(folder, data)
         python = python_of(peer) if peer else sys.executable
@@ -98,10 +96,10 @@ def main() -> None:
         done = subprocess.run(words, cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, check=True)
         command = shlex.join(["python", "-m", "benchmarks.peers.rows", "<folder>", name])
         row = {"name": name, **json.loads(done.stdout.splitlines()[-1]), "command": command}
-        base = row["per_cpu_s"] if name == args.against else base
+        base = row["per_cpu_s"] if name == BASE else base
         keep(summary, row)
         if base:
-            print(f"{name}: {row['per_cpu_s'] / base:.2f} x {args.against}", flush=True)
+            print(f"{name}: {row['per_cpu_s'] / base:.2f} x {BASE}", flush=True)
 
 
 if __name__ == "__main__":
