@@ -113,8 +113,6 @@ class Bench:
         if not first.as_designed or not first.record_intact:
             raise EnvError(f"faults: found {first} without a fault, expected an episode")
 
-    # ---------------------------------------------------------------- a run
-
     def run(self, case: Case) -> Outcome:
         """One episode with one fault."""
         side = self.emulator.side
@@ -226,8 +224,6 @@ class Bench:
     def _start(self, case: Case) -> np.ndarray:
         return np.array([(case.start or {}).get(joint, value) for joint, value in enumerate(START, 1)])
 
-    # ---------------------------------------------------------------- measures
-
     def _latched(self, out: Outcome, loop: ControlLoop) -> None:
         """The state after the episode, and whether a fault stays one."""
         out.state = loop.watchdog.state.name
@@ -295,9 +291,6 @@ class Bench:
             out.problem = f"{out.state} because of load: {out.reasons[0]}"
         if extra := self.notes.get("mismatch"):
             out.as_designed, out.reasons = False, (*out.reasons, extra)
-
-
-# ---------------------------------------------------------------- what a run left
 
 
 def unsafe(commands: list[dict], start: np.ndarray, limits: ArmLimits, points: ArmPoints) -> int:

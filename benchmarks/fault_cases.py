@@ -15,43 +15,37 @@ from s2robot.envs.real.arms.xarm import XArmDriver
 CONNECT_S = 1.0  # s that a new connection may take to be refused
 
 
-def _policy(bad: Callable[[], Any], once: bool = False) -> Callable[[Bench], float]:
+def _fault(strike: Callable[..., float]) -> Callable[..., Callable[[Bench], float]]:
+    """`strike(bench, ...)` as a function of what follows the bench, which returns the `inject` of a case."""
+    return lambda *given, **named: lambda bench: strike(bench, *given, **named)
+
+
+@_fault
+def _policy(bench: Bench, bad: Callable[[], Any], once: bool = False) -> float:
     """From now on, or once, the policy does `bad`; the fault begins with its first call."""
+    policy = bench.bridge.policy
 
-    def inject(bench: Bench) -> float:
-        policy = bench.bridge.policy
+    def act() -> Any:
+        policy.bad = None if once else act
+        return bad()
 
-        def act() -> Any:
-            policy.bad = None if once else act
-            return bad()
-
-        policy.bad = act
-        return _wait(lambda: policy.bad_at)
-
-    return inject
+    policy.bad = act
+    return _wait(lambda: policy.bad_at)
 
 
-def _wire(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Bench], float]:
+@_fault
+def _wire(bench: Bench, change: Callable[[np.ndarray], np.ndarray]) -> float:
     """From now on every command is another than the filter let through."""
-
-    def inject(bench: Bench) -> float:
-        driver = bench.bridge.driver
-        driver.change = change
-        return _wait(lambda: driver.changed_at)
-
-    return inject
+    driver = bench.bridge.driver
+    driver.change = change
+    return _wait(lambda: driver.changed_at)
 
 
-def _box(name: str, **settings: Any) -> Callable[[Bench], float]:
-    """A fault of the emulated box; seconds are times the bench's patience."""
-
-    def inject(bench: Bench) -> float:
-        scaled = {
-            key: value * bench.patience if key == "seconds" else value for key, value in settings.items()
-        }
-        return bench.emulator.side.fault(name, **scaled)
-
-    return inject
+@_fault
+def _box(bench: Bench, name: str, seconds: float | None = None, **settings: Any) -> float:
+    """A fault of the emulated box; `seconds` are times the bench's patience."""
+    settings |= {} if seconds is None else {"seconds": seconds * bench.patience}
+    return bench.emulator.side.fault(name, **settings)
 
 
 def _wait(value: Callable[[], float | None]) -> float:
@@ -73,17 +67,15 @@ def _push(joint: int, delta: float) -> Callable[[], np.ndarray]:
     return lambda: action
 
 
-def _late(seconds: float) -> Callable[[Bench], float]:
+@_fault
+def _late(bench: Bench, seconds: float) -> float:
     """One answer of the policy comes late."""
 
-    def inject(bench: Bench) -> float:
-        def wait() -> np.ndarray:
-            time.sleep(seconds * bench.patience)
-            return np.zeros(8)
+    def wait() -> np.ndarray:
+        time.sleep(seconds * bench.patience)
+        return np.zeros(8)
 
-        return _policy(wait, once=True)(bench)
-
-    return inject
+    return _policy(wait, once=True)(bench)
 
 
 def _half_open(bench: Bench) -> float:
@@ -115,15 +107,12 @@ def _cut(bench: Bench) -> float:
     return bench.emulator.side.fault("drop", clients=own_ports())
 
 
-def _end(how: str) -> Callable[[Bench], float]:
+@_fault
+def _end(bench: Bench, how: str) -> float:
     """The episode ends without a fault: by `request_end` or `request_stop` of the loop."""
-
-    def inject(bench: Bench) -> float:
-        at = time.monotonic()
-        getattr(bench.bridge.runtime.loop, how)()
-        return at
-
-    return inject
+    at = time.monotonic()
+    getattr(bench.bridge.runtime.loop, how)()
+    return at
 
 
 def _end_pressing(bench: Bench) -> float:
@@ -143,9 +132,9 @@ def _raise(bench: Bench) -> float:
 
 
 CASES = (
-    Case("nan", "NaN action", "FAULT", "policy: found action", _policy(lambda: np.full(8, np.nan))),
-    Case("inf", "inf action", "FAULT", "policy: found action", _policy(lambda: np.full(8, np.inf))),
-    Case("shape", "action of 7 numbers", "FAULT", "policy: found an action", _policy(lambda: np.zeros(7))),
+    Case("nan", "NaN action", "FAULT", "policy: expected a finite", _policy(lambda: np.full(8, np.nan))),
+    Case("inf", "inf action", "FAULT", "policy: expected a finite", _policy(lambda: np.full(8, np.inf))),
+    Case("shape", "action of 7 numbers", "FAULT", "policy: expected an action", _policy(lambda: np.zeros(7))),
     Case("limit", "targets beyond a joint's range, from the policy", "FAULT", "safety stop: clamped",
          _policy(_push(7, 0.25)), start={7: 5.6}, watch_s=4.0),
     Case("limit_wire", "targets beyond a joint's range, behind the filter", "FAULT", "command code -1000",

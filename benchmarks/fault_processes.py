@@ -16,6 +16,7 @@ import subprocess
 import sys
 import termios
 from contextlib import ExitStack, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,10 @@ def main(ports: str, store: str, patience: str) -> None:
     from s2robot.envs.real.arms.geometry import XArm7Points
     from s2robot.envs.real.emulator.side import Ports
 
-    told: list[bool] = []
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # the vendor's SDK talks on stdout
 
-    def ripe() -> None:
-        if not told:
-            told.append(True)
-            print("moving", file=out)
-
+    ripe = cache(lambda: print("moving", file=out))  # once
     with ExitStack() as stack:
         rig = Ports.from_json(ports), Path(store), Swing(), float(patience), XArm7Points(), False
         bridge = assemble(stack, *rig, ripe)

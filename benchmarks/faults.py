@@ -6,7 +6,7 @@
 
 Each run is an episode with the vendor's SDK, the emulated box, the live control loop with its default limits, a supervisor,
 cameras and a recorder; the fault strikes while the arm moves. docs/faults.md explains the columns. A run that a busy machine
-spoilt is repeated, see the column "load". Exit code 1 if anything was unsafe or not as designed.
+spoilt is repeated. Exit code 1 if anything was unsafe or not as designed.
 """
 
 import argparse
@@ -23,10 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 SCENE = {"image_size": 64, "cameras": ["hand"]}  # small, so that two cores draw 30 a second beside the bridge
 TRIES = 4  # of a run that load has spoilt
-HEAD = (
-    "fault", "runs", "speed", "unsafe", "last motion command", "stop command", "standstill", "afterwards",
-    "as designed", "record", "load",
-)  # fmt: skip
+HEAD = "fault,speed,unsafe,last motion command,stop command,standstill,afterwards,as designed".split(",")
 
 
 def attempt(bench: Any, case: Any) -> list[Any]:
@@ -83,13 +80,13 @@ def cells(r: dict[str, Any]) -> list[str]:
         return " / ".join("never" if v == float("inf") else f"{v * 1000:.0f}" for v in spread) + " ms"
 
     note = "" if r["good"] else " **mismatch**" if r["runs"] else " **no valid run**"
-    load = f"{r['held_for_load']} held, {r['repeated_for_load']} repeated"
+    note += f", {damaged} records damaged" if (damaged := r["records"] - r["records_intact"]) else ""
+    note += ", load" if r["held_for_load"] + r["repeated_for_load"] else ""
     return [
-        r["fault"], str(r["runs"]), "–" if r["speed_min"] is None else f"≥ {r['speed_min']:.2f} rad/s",
+        r["fault"], "–" if r["speed_min"] is None else f"≥ {r['speed_min']:.2f} rad/s",
         str(r["unsafe"]), ms(r["last_command"]), ms(r["stop_command"]), ms(r["standstill"]),
         " / ".join(r["states"]) + ("" if r["states"] == [r["designed"]] else f" (designed: {r['designed']})"),
         f"{r['as_designed']}/{r['runs']}" + note,
-        f"{r['records_intact']}/{r['records']}", load if r["held_for_load"] + r["repeated_for_load"] else "–",
     ]  # fmt: skip
 
 

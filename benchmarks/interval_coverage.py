@@ -1,6 +1,6 @@
 """How often the intervals of a comparison hold, and how wide they are: simulated, with the truth known.
 
-    python -m benchmarks.interval_coverage                # about 4 minutes; five tables
+    python -m benchmarks.interval_coverage                # three tables
     python -m benchmarks.interval_coverage runs=500       # a rougher one
 
 Success of seed and position: a normal latent of which a position gives the share `hard`, and a level of the seed
@@ -10,50 +10,39 @@ from a Beta distribution whose mean is the truth; `spread` is its standard devia
 
 import math
 import sys
+from itertools import product
 from typing import Any
 
 import numpy as np
-from scipy import stats
 from scipy.special import ndtri
 
-from s2robot.comparison.paired import bounds, estimate, log_evidence, predicted
-from s2robot.probing.report import resample, seeds_interval
+from s2robot.comparison.paired import bounds, log_evidence, predicted
 
 RATES = (0.5, 0.9, 0.95, 0.98, 0.99)
 SEEDS = (3, 5, 10)
 WORLDS = ((0.0, 0.0), (0.0, 0.3), (0.05, 0.3), (0.1, 0.3), (0.2, 0.0))  # spread, hard; last: seeds dominate
-POSITIONS, LOOK, PICTURES = 128, 16, 1000
+POSITIONS, LOOK = 128, 16
 SIMULATED = 500  # positions beside real trials
 
 
-def draw(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: Any, positions: int = POSITIONS) -> np.ndarray:  # fmt: skip
-    """Outcomes 0 or 1 (runs, seeds, positions); `hard` is a share, or latents (runs, 1, positions) and a share."""
-    latents, share = hard if isinstance(hard, tuple) else (rng.standard_normal((runs, 1, positions)), hard)
+def draw(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: float) -> np.ndarray:
+    """Outcomes 0 or 1 (runs, seeds, POSITIONS)."""
+    latents = rng.standard_normal((runs, 1, POSITIONS))
     level = np.full((runs, 1, 1), rate)
     if spread:
         size = 1 / spread**2 - 1
         level = rng.beta(rate * size, (1 - rate) * size, (runs, seeds, 1))
-    noise = math.sqrt(1 - share) * rng.standard_normal((runs, seeds, positions))
-    return (ndtri(level) + math.sqrt(share) * latents + noise > 0).astype(float)
+    noise = math.sqrt(1 - hard) * rng.standard_normal((runs, seeds, POSITIONS))
+    return (ndtri(level) + math.sqrt(hard) * latents + noise > 0).astype(float)
 
 
 def arms(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: float) -> dict[str, float]:
-    """Coverage of an arm's interval, its width by Wilson's (median and mean), effective episodes (median)."""
+    """Coverage of an arm's interval, and its width by Wilson's (median)."""
     x = draw(rng, runs, seeds, rate, spread, hard)
-    low, high, episodes = bounds(x)
+    low, high, _ = bounds(x)
     pooled_low, pooled_high, _ = bounds(x.reshape(runs, 1, -1))
-    ratio = (high - low) / (pooled_high - pooled_low)
-    covered = float(((low <= rate) & (rate <= high)).mean())
-    return {"covered": covered, "median": float(np.median(ratio)), "mean": float(ratio.mean()), "episodes": float(np.median(episodes))}  # fmt: skip
-
-
-def differences(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: float) -> float:
-    """Coverage of the interval of a difference, of an arm that succeeds half as often in failing as the other."""
-    latents = rng.standard_normal((runs, 1, POSITIONS)), hard
-    better = (1 + rate) / 2
-    a, b = (draw(rng, runs, seeds, p, spread, latents) for p in (better, rate))
-    centre, error, df = estimate(a.mean(1) - b.mean(1), [a, b])
-    return float((np.abs(centre - (better - rate)) <= stats.t.ppf(0.975, df) * error).mean())
+    width = np.median((high - low) / (pooled_high - pooled_low))
+    return {"covered": float(((low <= rate) & (rate <= high)).mean()), "width": float(width)}
 
 
 def looks(rng: Any, runs: int, seeds: int, rate: float, hard: float) -> tuple[float, float]:
@@ -71,21 +60,6 @@ def looks(rng: Any, runs: int, seeds: int, rate: float, hard: float) -> tuple[fl
     return 1 - float(np.mean(lost)), float(inside.mean())
 
 
-def scores(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: float) -> dict[str, float]:
-    """Coverage of a score of pictures and seeds, and mean widths: the t interval, and a bootstrap over both."""
-    x, weights = draw(rng, runs, seeds, rate, spread, hard, PICTURES), resample(PICTURES, 300, 0) / PICTURES
-    turns = resample(seeds, 300, 1) / seeds  # (1 + B, S)
-    ends = np.empty((2, 2, runs))  # method, end
-    for i, one in enumerate(x):
-        drawn = weights @ one.T  # (1 + B, S)
-        found = seeds_interval(drawn)
-        ends[0, :, i] = found["low"], found["high"]
-        ends[1, :, i] = np.percentile((turns * drawn).sum(1)[1:], (2.5, 97.5))
-    covered = ((ends[:, 0] <= rate) & (rate <= ends[:, 1])).mean(-1)
-    width = (ends[:, 1] - ends[:, 0]).mean(-1)
-    return {"t": covered[0], "bootstrap": covered[1], "wider": width[0] / width[1]}
-
-
 def beside_simulation(
     rng: Any, runs: int, trials: int, rate: float, gap: float, alike: float
 ) -> tuple[float, float]:
@@ -100,38 +74,27 @@ def beside_simulation(
 
 
 def main(words: list[str]) -> None:
-    given = dict(word.split("=", 1) for word in words)
-    runs, rng = int(given.get("runs", 4000)), np.random.default_rng(0)
-
-    def table(measure: Any, runs: int, worlds: tuple, rates: tuple, text: Any) -> None:
-        for seeds in SEEDS:
-            for spread, hard in worlds:
-                cells = [text(measure(rng, runs, seeds, rate, spread, hard)) for rate in rates]
-                print(f"{seeds:5d} {spread:6.2f} {hard:4.1f} | " + " | ".join(cells))
-
-    print("An arm: coverage %, width by Wilson's (median, mean), effective episodes (median)")
-    print("seeds spread hard | " + " | ".join(f"p = {rate:<4}            " for rate in RATES))
-    table(arms, runs, WORLDS, RATES, lambda c: f"{100 * c['covered']:4.1f} {c['median']:4.2f} {c['mean']:4.2f} {c['episodes']:5.0f}")  # fmt: skip
-    print("A difference (1 + p) / 2 against p: coverage %")
-    table(differences, runs, WORLDS, RATES, lambda c: f"{100 * c:4.1f}")
+    runs, rng = int(dict(word.split("=", 1) for word in words).get("runs", 4000)), np.random.default_rng(0)
+    print("An arm: coverage %, width by Wilson's (median)")
+    print("seeds spread hard | " + " | ".join(f"p = {rate:<4} " for rate in RATES))
+    for seeds, (spread, hard) in product(SEEDS, WORLDS):
+        found = [arms(rng, runs, seeds, rate, spread, hard) for rate in RATES]
+        text = "{:4.1f} {median:4.2f} {mean:4.2f} {episodes:5.0f}".format
+        print(
+            f"{seeds:5d} {spread:6.2f} {hard:4.1f} | "
+            + " | ".join(text(100 * c["covered"], **c) for c in found)
+        )
     print(f"Inside at every look (each {LOOK} positions), %: confidence sequence, interval of a fixed number")
     for seeds in (1, 3):
         cells = [looks(rng, max(200, runs // 10), seeds, rate, 0.3) for rate in RATES]
         print(f"{seeds:5d} | " + " | ".join(f"{100 * a:5.1f} {100 * b:5.1f}" for a, b in cells))
     print(
-        f"An arm by real trials and {SIMULATED} simulated ones, equally good or 15 points worse: coverage %, worth so many"
+        f"An arm by real trials and {SIMULATED} simulated ones, as good or 15 points worse: coverage %, worth so many"
     )
-    for trials in (20, 40, 80):
-        for alike in (0.0, 0.5, 0.9):
-            found = [
-                beside_simulation(rng, runs // 2, trials, rate, gap, alike)
-                for rate in RATES[:3]
-                for gap in (0.0, 0.15)
-            ]
-            print(f"{trials:5d} {alike:4.1f} | " + " | ".join(f"{100 * a:4.1f} {b:4.2f}" for a, b in found))
-    print("A score of pictures and seeds: coverage % of t interval and bootstrap, width t / bootstrap")
-    text = lambda c: f"{100 * c['t']:4.1f} {100 * c['bootstrap']:4.1f} {c['wider']:4.2f}"  # noqa: E731
-    table(scores, max(200, runs // 10), ((0.0, 0.8), *WORLDS[2:]), RATES[:3], text)
+    for trials, alike in product((20, 40, 80), (0.0, 0.5, 0.9)):
+        given = [(rate, gap, alike) for rate in RATES[:3] for gap in (0.0, 0.15)]
+        found = [beside_simulation(rng, runs // 2, trials, *each) for each in given]
+        print(f"{trials:5d} {alike:4.1f} | " + " | ".join(f"{100 * a:4.1f} {b:4.2f}" for a, b in found))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
-"""Time S2 at two sizes on one model: the reference algorithm, our ways, and the machine's own rate.
+"""Time S2 at two sizes on one model: the reference algorithm and our ways.
 
     python benchmarks/s2.py
-    python benchmarks/s2.py --models base --batches 1 --budget 5
-    python benchmarks/s2.py --threads 2 --json s2.json
+    python benchmarks/s2.py --models base --batches 1 --threads 2 --budget 5 --json s2.json
 
 Models have random weights: tiny (as mvp-tiny), small (as mvp-small), base (timm's vit_base_patch16_224). Rows:
 
 * reference: the authors' algorithm on the timm model, one call a scale, float32. All ratios are to it.
 * ours fp32, ours default: `s2robot.backbones.inference.prepare` in float32 and in the machine's default type, all tiles
-  in one call. pooled: the default with the mean of the map only.
-* frames: S2Encoder in the default type from uint8 frames of the larger size. frames 1 2 3: at three scales, batch 1.
-The rows take turns; times are medians. Cosine (least over all tokens) and largest difference are to the reference.
+  in one call.
+The rows take turns; times are medians.
 """
 
 import argparse
@@ -19,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from torch.nn import functional as F
 
 from s2robot.backbones.inference import default_dtype, prepare
 from s2robot.backbones.vit import MVPViT, ViTSpec
-from s2robot.encoders.encoder import DTYPES, S2Encoder
 from s2robot.s2.engine import encode
 from s2robot.s2.reference import forward
 from s2robot.s2.tiling import square
@@ -64,42 +62,33 @@ def arms(vit: nn.Module, tile: int, batch: int) -> dict[str, tuple[Callable[[], 
     """Return the calls to compare, and the type that each multiplies in."""
     size, default = 2 * tile, default_dtype()
     images = torch.randn(batch, 3, tile, tile)
-    frames = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
     layout = square((tile, size), tile, PATCH)
 
-    def ours(model: Callable[[Tensor], Tensor], output: str = "tokens") -> Callable[[], Tensor]:
+    def ours(dtype: torch.dtype) -> Callable[[], Tensor]:
+        model = prepare(Plain(vit), dtype)
+
         def call() -> Tensor:
             larger = F.interpolate(images, size=(size, size), mode="bicubic")
-            return encode(model, [images, larger], layout, PREFIX, output)
+            return encode(model, [images, larger], layout, PREFIX, "tokens")
 
         return call
 
-    fast = prepare(Plain(vit), default)
-    name = {v: k for k, v in DTYPES.items()}[default]
-    encoder = S2Encoder(vit, (tile, size), dtype=name)
     reference = partial(forward, vit.forward_features, images, scales=[1, 2], num_prefix_token=PREFIX)
-    rows: dict[str, tuple[Callable[[], Tensor], torch.dtype]] = {
+    return {
         "reference": (reference, torch.float32),
-        "ours fp32": (ours(prepare(Plain(vit), torch.float32)), torch.float32),
-        "ours default": (ours(fast), default),
-        "pooled": (ours(fast, "pooled"), default),
-        "frames": (lambda: encoder.encode(frames), default),
+        "ours fp32": (ours(torch.float32), torch.float32),
+        "ours default": (ours(default), default),
     }
-    if batch == 1:  # at 32 frames of 14 tiles the larger models take too long
-        three = S2Encoder(vit, (tile, size, 3 * tile), dtype=name)
-        larger = torch.randint(0, 256, (1, 3 * tile, 3 * tile, 3), dtype=torch.uint8)
-        rows["frames 1 2 3"] = (lambda: three.encode(larger), default)
-    return rows
 
 
 def measure(name: str, batch: int, budget: float) -> list[dict]:
     vit, tile = build(name)
     compared = arms(vit, tile, batch)
-    outputs = {arm: call() for arm, (call, _) in compared.items()}  # warms up, too
+    for call, _ in compared.values():
+        call()  # warms up
     round_s = sum(clock(call) for call, _ in compared.values())
     rounds = max(5, min(101, int(budget / round_s)))
     turns = [{arm: clock(call) for arm, (call, _) in compared.items()} for _ in range(rounds)]
-    truth = outputs["reference"][:, PREFIX:]  # (B, N, 2 * D)
     rows = []
     for arm, (_, dtype) in compared.items():
         median = statistics.median(turn[arm] for turn in turns)
@@ -109,24 +98,13 @@ def measure(name: str, batch: int, budget: float) -> list[dict]:
             "frames_per_s": batch / median,
             "ratio": statistics.median(turn["reference"] / turn[arm] for turn in turns),
         }  # fmt: skip
-        if not arm.startswith("frames"):  # these take other images
-            out = outputs[arm] if arm != "reference" else truth
-            against = truth.mean(dim=1) if arm == "pooled" else truth
-            row["cosine"] = F.cosine_similarity(out, against, dim=-1).min().item()
-            row["largest_difference"] = (out - against).abs().max().item()
+        print(
+            ", ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items()
+            )
+        )
         rows.append(row)
     return rows
-
-
-def show(rows: list[dict]) -> None:
-    first, names = rows[0], ("type", "ms", "frames/s", "ratio", "cosine", "diff")
-    print(f"\n{first['model']} at {first['sizes']}, batch {first['batch']}, {first['repeats']} repeats each")
-    print(f"{'':<18}" + "".join(f"{name:>10}" for name in names))
-    for r in rows:
-        same = f"{r['cosine']:>10.6f}{r['largest_difference']:>10.1e}" if "cosine" in r else ""
-        print(
-            f"{r['arm']:<18}{r['dtype']:>10}{r['ms']:>10.1f}{r['frames_per_s']:>10.1f}{r['ratio']:>10.2f}{same}"
-        )
 
 
 def main() -> None:
@@ -139,14 +117,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    with torch.inference_mode():
-        tables = [measure(name, batch, args.budget) for name in args.models for batch in args.batches]
     capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     print(f"{capability}, {threads} threads, torch {torch.__version__}")
-    for rows in tables:
-        show(rows)
+    with torch.inference_mode():
+        rows = [row for one in product(args.models, args.batches) for row in measure(*one, args.budget)]
     if args.json:
-        args.json.write_text(json.dumps([row for rows in tables for row in rows], indent=1))
+        args.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from s2robot.core.errors import UserError, check_same
-from s2robot.core.settings import Settings, from_yaml, read
+from s2robot.core.settings import Positions, Settings, from_yaml, read
 from s2robot.core.timing import span
 from s2robot.core.workers import worker_pool
 from s2robot.demos.errors import DatasetError, mismatch
@@ -30,11 +30,7 @@ Progress = Callable[[int, int], None]
 _SAME = 1e-4  # rad: other builds of the simulator differ in the last bits, another picker in the first
 
 
-class RecordingSettings(Settings, at="recording", file="recording/default"):
-    """Settings of scripted recording; configs/recording/default.yaml documents each value."""
-
-    episodes: int = from_yaml(ge=1)
-    seed: int = from_yaml(ge=0)
+class RecordingSettings(Positions, at="recording", file="recording/default"):
     workers: int = from_yaml(ge=1)
     picker: dict[str, Any] = from_yaml()
     expert_settings: dict[str, Any] = from_yaml()

@@ -50,8 +50,6 @@ class PickerConfig(PushSettings):
 
 
 class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
-    """All that decides an episode besides its seed; configs/env/cube_pick.yaml documents each value."""
-
     task: ClassVar[str] = "cube_pick"  # type: ignore[misc]
     target: ClassVar[str] = "s2robot.envs.cube_pick:CubePick"  # type: ignore[misc]
     version = ENV_VERSION

@@ -139,6 +139,15 @@ class BatchActor:
             raise UserError("policy: the planned action holds NaN or infinity")
         return out
 
+    @torch.no_grad()
+    def unclipped(self, features: Any, proprio: Any) -> np.ndarray:
+        """Return the whole plans of all episodes' first step, before they are clipped, float32 (n, K, A)."""
+        rows = range(self.n)
+        self.reset(rows, rows, next(iter(self.policy.spec.tasks), None))
+        self.observe(rows, features, proprio)
+        plans = self.policy.plan_members(*self._context, generators=self._generators)
+        return self.policy.combine(plans).float().cpu().numpy()
+
     def _ensemble(self, rows: list[int], plan: Tensor, rate: float) -> Tensor:
         """ACT's weights: the i-th plan made for a step counts exp(-rate * i), the oldest (i = 0) most."""
         for memory in self._votes:

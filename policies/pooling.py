@@ -30,8 +30,6 @@ Tokens = int | tuple[int, int]  # how many form a square map, or its rows and co
 
 
 class PoolingSettings(Settings, at="policy.pooling", file="policy/common/policy"):
-    """configs/policy/common/policy.yaml documents each value."""
-
     rules = even_heads
     width: int = from_yaml(ge=1)
     heads: int = from_yaml(ge=1)

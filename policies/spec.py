@@ -27,8 +27,6 @@ _NETWORKS: dict[str, type[Settings]] = {
 
 
 class PolicySettings(Settings, at="policy", file="policy/mlp"):
-    """configs/policy/common/policy.yaml and mlp.yaml document each value."""
-
     kind: Literal["mlp", "rnn", "transformer"] = from_yaml()
     network: MlpSettings | RnnSettings | TransformerSettings
     pooling: PoolingSettings = from_yaml()

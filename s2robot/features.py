@@ -26,8 +26,6 @@ from s2robot.loading import device_of
 
 
 class FeaturesSettings(Settings, at="features", file="features/default"):
-    """configs/features/default.yaml documents each value."""
-
     cache: str | None = from_yaml()
     workers: int | None = from_yaml(ge=1)
     dtype: Literal["float16", "float32"] = from_yaml()

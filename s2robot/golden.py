@@ -93,11 +93,6 @@ def _tokens(encoder: S2Encoder, contract: Mapping[str, Any], trace: Mapping[str,
     return tokens.cpu().numpy().astype(dtype)  # (B, C, N, D)
 
 
-@torch.no_grad()
 def _actions(policy: ChunkPolicy, tokens: np.ndarray, proprio: np.ndarray) -> np.ndarray:
-    """The plans of an episode's first step, before they are clipped: a switch near its threshold would flip.  # (B, K, A)"""
-    actor, rows = BatchActor(policy, len(tokens)), range(len(tokens))
-    actor.reset(rows, rows, next(iter(policy.spec.tasks), None))
-    actor.observe(rows, tokens.astype(np.float32), proprio)
-    plans = policy.plan_members(*actor._context, generators=actor._generators)
-    return policy.combine(plans).float().cpu().numpy()
+    """Unclipped plans (B, K, A): clipping would flip a switch near its threshold."""
+    return BatchActor(policy, len(tokens)).unclipped(tokens.astype(np.float32), proprio)

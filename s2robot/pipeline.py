@@ -81,7 +81,7 @@ class Task:
     def open_demos(self) -> EpisodeStore:
         store = self.demos.open(self.world)
         if not self.cameras:
-            raise UserError(f"{store.path}: found no cameras, expected at least one to encode")
+            raise UserError(f"{store.path}: expected at least one camera to encode, got none")
         store.check(**self.space)
         self.vectors(store)  # reject a wrong file before encoding
         return store
@@ -113,7 +113,10 @@ class Task:
     @cached_property
     def _ancestors(self) -> Lineage:  # of the policy to begin from, which is read once
         parent = self.train.from_
-        return Lineage.of(load_checkpoint(str(parent))[1], parent) if parent else Lineage()
+        try:
+            return Lineage.of(load_checkpoint(parent)[1], parent) if parent else Lineage()
+        except UserError as error:
+            raise type(error)(f"train.from: {error}") from None
 
 
 def read_task(cfg: DictConfig, recorded: Path | None = None, acts: bool = False) -> Task:

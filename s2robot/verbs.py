@@ -76,9 +76,8 @@ def _relabel(cfg: DictConfig) -> None:
     given = {key: cfg[key] for key in ("expert", "imitate_kicks", "workers")}
     settings, source = read(RecordingSettings, given, ""), EpisodeStore.open(path_of(cfg, "data"))
     with bar("asking the expert") as update:
-        store = relabel(
-            source, path_of(cfg, "out"), settings, lambda done, total: update(done, total, "episodes")
-        )
+        episodes = lambda *n: update(*n, "episodes")  # noqa: E731
+        store = relabel(source, path_of(cfg, "out"), settings, episodes)
     counts = f"{len(store)} episodes, {store.num_steps} steps, {store['imitate'].sum()} to imitate"
     print(f"{counts}: {store.path}")
 

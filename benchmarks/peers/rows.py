@@ -1,7 +1,7 @@
-"""Measure loading and stepping of each side, as rows of docs/results/peers/summary.json.
+"""Measure loading of each side, as rows of docs/results/peers/summary.json.
 
     python -m benchmarks.peers.rows <folder>                               # all rows
-    python -m benchmarks.peers.rows <folder> loading/robomimic world/ours
+    python -m benchmarks.peers.rows <folder> loading/robomimic loading/images
 
 Peers are installed once, into $S2ROBOT_CACHE/peers (LeRobot's torch brings 7 GB of CUDA libraries). The demonstrations are
 converted once, into the folder. A peer imitates the action of every step. A fifth of the shipped actions push the arm off its
@@ -18,20 +18,19 @@ import sys
 import venv
 from pathlib import Path
 
-from benchmarks.rows import ROOT, keep
+from benchmarks.success import ROOT, keep
 from s2robot.core.files import cache_dir, shipped_demos
 from s2robot.demos.store import EpisodeStore
 
 ONE_THREAD = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
-ROWS = {  # row -> peer whose interpreter runs it, side, data
-    "loading/lerobot": ("lerobot", "lerobot", "{}/lerobot"),
-    "loading/robomimic": ("robomimic", "robomimic", "{}/robomimic.hdf5"),
-    "loading/hdf5": (None, "hdf5", "{}/robomimic.hdf5"),
-    "loading/features": (None, "features", "{}/labelled.zarr"),
-    "loading/images": (None, "images", "{}/images.zarr"),
-    "world/ours": (None, "world", "ours"),
-    "world/robosuite": (None, "world", "robosuite"),
+ROWS = {  # row -> peer whose interpreter runs it, data
+    "loading/lerobot": ("lerobot", "lerobot"),
+    "loading/robomimic": ("robomimic", "robomimic.hdf5"),
+    "loading/hdf5": (None, "robomimic.hdf5"),
+    "loading/features": (None, "labelled.zarr"),
+    "loading/images": (None, "images.zarr"),
 }
+BASE = "loading/robomimic"  # the ratios are to it, so it is measured first
 PACKAGES = {  # robomimic does not declare six, and was written for numpy 1
     "lerobot": ["lerobot==0.6.1" if sys.version_info >= (3, 12) else "lerobot==0.4.4"],
     "robomimic": ["robomimic==0.3.0", "six", "numpy<2"],
@@ -78,26 +77,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", default=[*ROWS], help=f"of {', '.join(ROWS)}")
-    parser.add_argument(
-        "--against", default="loading/robomimic", help="row that the ratios are to, measured first"
-    )
     args = parser.parse_args()
     summary, base = ROOT / "docs/results/peers/summary.json", None
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    for name in sorted(args.names, key=lambda name: name != args.against):
-        peer, side, data = ROWS[name]
-        if data.startswith("{}/"):
-            demos(folder, data.removeprefix("{}/"))
+    for name in sorted(args.names, key=lambda name: name != BASE):
+        peer, data = ROWS[name]
+        demos(folder, data)
         python = python_of(peer) if peer else sys.executable
-        words = [str(python), "-m", "benchmarks.peers.sides", side, data.format(folder), "60"]
+        words = [
+            str(python),
+            "-m",
+            "benchmarks.peers.sides",
+            name.partition("/")[2],
+            str(folder / data),
+            "60",
+        ]
         done = subprocess.run(words, cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, check=True)
         command = shlex.join(["python", "-m", "benchmarks.peers.rows", "<folder>", name])
         row = {"name": name, **json.loads(done.stdout.splitlines()[-1]), "command": command}
-        base = row["per_cpu_s"] if name == args.against else base
+        base = row["per_cpu_s"] if name == BASE else base
         keep(summary, row)
         if base:
-            print(f"{name}: {row['per_cpu_s'] / base:.2f} x {args.against}", flush=True)
+            print(f"{name}: {row['per_cpu_s'] / base:.2f} x {BASE}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Count the batches or control steps that one side yields per second, as one line of JSON.
+"""Count the batches that one side yields per second, as one line of JSON.
 
 <python of lerobot> benchmarks/peers/sides.py lerobot <folder of the dataset> <seconds>
 <python of robomimic> benchmarks/peers/sides.py robomimic <data>.hdf5 <seconds>
 python benchmarks/peers/sides.py hdf5 <data>.hdf5 <seconds>      # as robomimic reads, without robomimic
 python benchmarks/peers/sides.py features <store> <seconds>      # batches of 16 windows from the feature cache
 python benchmarks/peers/sides.py images <store> <seconds>        # batches of 16 random steps from stored images
-python benchmarks/peers/sides.py world ours <seconds>            # or robosuite
 """
 
 import json
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 
 CAMERAS = ["hand", "left", "right"]
-SIZE = 84  # px
 
 
 def clock(batches: Iterable[Any], seconds: float) -> dict[str, float]:
@@ -119,26 +117,7 @@ def images(path: str) -> Iterator[dict]:
         yield {c: torch.from_numpy(seen).permute(0, 3, 1, 2).float() / 255 for c, seen in frames.items()}
 
 
-def world(whose: str) -> Iterator:
-    """Control steps at 10 Hz without motion, each with an observation; an episode has 80 of them."""
-    if whose == "ours":
-        from s2robot.envs.cube_config import CubePickConfig
-        from s2robot.envs.tasks import make
-
-        env: Any = make(CubePickConfig(image_size=SIZE))
-    else:
-        import robosuite
-
-        cameras = {"camera_names": ["robot0_eye_in_hand", "agentview", "frontview"], "use_camera_obs": True}
-        sizes = {"camera_heights": SIZE, "camera_widths": SIZE, "control_freq": 10, "horizon": 80}
-        env = robosuite.make("Lift", robots="Panda", has_renderer=False, **cameras, **sizes)
-    still = np.zeros(8 if whose == "ours" else env.action_dim)
-    while True:
-        env.reset()
-        yield from (env.step(still) for _ in range(80))
-
-
 if __name__ == "__main__":
     side, argument, seconds = sys.argv[1:]
-    sides = {f.__name__: f for f in (lerobot, robomimic, hdf5, features, images, world)}
+    sides = {f.__name__: f for f in (lerobot, robomimic, hdf5, features, images)}
     print(json.dumps(clock(sides[side](argument), float(seconds))))

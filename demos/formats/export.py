@@ -31,8 +31,6 @@ DELTAS = ("action_raw", "action_sent")  # of an arm's recording: dropped beside 
 
 
 class ExportSettings(Settings, file="convert"):
-    """Settings of the writers; configs/convert.yaml documents each value."""
-
     pictures: Pictures = from_yaml()
     crf: int = from_yaml(ge=0, le=51)
     instruction: str | None = from_yaml()

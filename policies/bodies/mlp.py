@@ -30,8 +30,6 @@ class Dense(nn.Linear):
 
 
 class MlpSettings(Settings, at="policy.network", file="policy/mlp"):
-    """configs/policy/mlp.yaml documents each value."""
-
     image_dim: int = from_yaml(ge=1)
     state_dim: int = from_yaml(ge=1)
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = from_yaml(min_length=1)

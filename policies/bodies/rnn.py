@@ -12,8 +12,6 @@ from s2robot.policies.bodies.mlp import Dense
 
 
 class RnnSettings(Settings, at="policy.network", file="policy/rnn"):
-    """configs/policy/rnn.yaml documents each value."""
-
     image_dim: int = from_yaml(ge=1)
     state_dim: int = from_yaml(ge=1)
     width: int = from_yaml(ge=1)

@@ -28,8 +28,6 @@ def even_heads(settings: Any) -> Iterator[tuple[Any, ...]]:
 
 
 class TransformerSettings(Settings, at="policy.network", file="policy/transformer"):
-    """configs/policy/transformer.yaml documents each value."""
-
     rules = even_heads
     width: int = from_yaml(ge=1)
     heads: int = from_yaml(ge=1)

@@ -19,8 +19,6 @@ from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, by_part, sign
 
 
 class ActSettings(Settings, at="policy.head", file="policy/head/act"):
-    """configs/policy/head/act.yaml documents each value."""
-
     rules = even_heads
     width: int = from_yaml(ge=1)
     heads: int = from_yaml(ge=1)

@@ -17,8 +17,6 @@ GUIDANCE = 5.0  # largest weight of the guidance by given actions, as in the pap
 
 
 class DenoiserSettings(Settings, at="policy.head"):
-    """Settings of every head with a denoiser; configs/policy/head/flow.yaml documents each value."""
-
     denoiser: Literal["mlp", "unet"] = from_yaml()
     width: int = from_yaml(ge=1)
     layers: int = from_yaml(ge=1)

@@ -34,8 +34,6 @@ from s2robot.policies.heads.head import HeadLoss, HeadSizes, by_part, signed, un
 
 
 class FlowSettings(DenoiserSettings, at="policy.head", file="policy/head/flow"):
-    """configs/policy/head/flow.yaml documents each value."""
-
     kind: Literal["flow"] = from_yaml()
     steps: int = from_yaml(ge=1)
 
@@ -71,8 +69,6 @@ class FlowHead(DenoisingHead):
 
 
 class MipSettings(DenoiserSettings, at="policy.head", file="policy/head/mip"):
-    """configs/policy/head/mip.yaml documents each value."""
-
     kind: Literal["mip"] = from_yaml()
     time: float = from_yaml(gt=0, lt=1)
 
@@ -101,8 +97,6 @@ class MipHead(DenoisingHead):
 
 
 class DiffusionSettings(DenoiserSettings, at="policy.head", file="policy/head/diffusion"):
-    """configs/policy/head/diffusion.yaml documents each value."""
-
     kind: Literal["diffusion"] = from_yaml()
     train_steps: int = from_yaml(ge=2)
     steps: int = from_yaml(ge=2)  # with 1, the only level would be the one without noise

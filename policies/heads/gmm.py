@@ -19,8 +19,6 @@ from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, on_binary
 
 
 class GmmSettings(Settings, at="policy.head", file="policy/head/gmm"):
-    """configs/policy/head/gmm.yaml documents each value."""
-
     kind: Literal["gmm"] = from_yaml()
     components: int = from_yaml(ge=1)
     min_std: float = from_yaml(gt=0)

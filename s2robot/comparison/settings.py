@@ -1,8 +1,4 @@
-"""The settings of `s2robot compare`; configs/compare.yaml and configs/experiment/default.yaml document each value.
-
-settings = read_some(Compare, cfg, "")
-settings.experiment.axes["demos"].values      # (15, 30, 60, 120)
-"""
+"""The settings of `s2robot compare`; configs/compare.yaml and configs/experiment/default.yaml document each value."""
 
 import re
 import shlex
@@ -100,8 +96,6 @@ class Published(Settings):
 
 
 class Experiment(Settings, at="experiment", file=EXPERIMENT):
-    """Which question, by which arms."""
-
     title: str = from_yaml()
     question: str = from_yaml()
     overrides: tuple[str, ...] = from_yaml()  # of all arms

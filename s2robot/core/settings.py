@@ -27,7 +27,6 @@ from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
 
 S = TypeVar("S", bound="_Frozen")
-CONFIGS = configs_dir()
 _PLAIN = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
@@ -153,6 +152,17 @@ class Settings(_Frozen):
         return found
 
 
+class Positions(Settings):
+    """So many episodes; the i-th is at the position ``seed`` + i."""
+
+    episodes: int = from_yaml(ge=1)
+    seed: int = from_yaml(ge=0)
+
+    @property
+    def positions(self) -> range:
+        return range(self.seed, self.seed + self.episodes)
+
+
 @overload
 def read(cls: type[S], node: Any, at: str | None = None) -> S: ...
 @overload
@@ -188,7 +198,7 @@ def yaml_defaults(file: str, at: str = "") -> Mapping[str, Any]:
 
     if not file:
         return {}
-    node: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{file}.yaml"))
+    node: Any = OmegaConf.to_container(OmegaConf.load(configs_dir() / f"{file}.yaml"))
     parts = at.split(".") if at else []
     if parts and "/" in file and parts[0] not in node:
         # the file of a group: `train/default` is the node `train`, `policy/head/flow` is `policy.head`

@@ -16,7 +16,7 @@ import torch
 
 from s2robot.core.errors import UserError, check_same
 from s2robot.core.provenance import policy_sha256
-from s2robot.core.settings import Settings, from_yaml, read
+from s2robot.core.settings import Positions, Settings, from_yaml, read
 from s2robot.core.workers import worker_pool
 from s2robot.demos.lineage import began_with, left_to_try, note_round, open_copy, rounds_of
 from s2robot.demos.record import expert_chunks, layout_of, picker_of
@@ -32,20 +32,14 @@ _OPEN: dict[str, tuple[Task, Actor]] = {}
 
 
 class TakeoverSettings(Settings, at="recording.takeover", file="recording/dagger"):
-    """When the expert takes over; configs/recording/dagger.yaml documents each value."""
-
     patience: int = from_yaml(ge=1)
     progress: float = from_yaml(ge=0)
     disagreement: float | None = from_yaml(gt=0)
 
 
-class DaggerSettings(Settings, at="recording", file="recording/dagger"):
-    """configs/recording/dagger.yaml documents each value."""
-
+class DaggerSettings(Positions, at="recording", file="recording/dagger"):
     checkpoint: str | None = from_yaml(min_length=1)
     rounds: int = from_yaml(ge=1)
-    episodes: int = from_yaml(ge=1)
-    seed: int = from_yaml(ge=0)
     workers: int = from_yaml(ge=1)
     imitate_visited: Literal["none", "open", "all"] = from_yaml()
     takeover: TakeoverSettings = from_yaml()
@@ -91,9 +85,8 @@ def record_corrections(
     course = _course(settings, demos, world)
     count = began_with(demos, first)
     store = open_copy(out, demos, count, lambda copy: copy.append_all(demos, count))
-    positions = range(settings.seed, settings.seed + settings.episodes)
-    _same_as_before(out, positions, settings)
-    todo, known = left_to_try(store, count, positions)
+    _same_as_before(out, settings)
+    todo, known = left_to_try(store, count, settings.positions)
     counts = {"alone": 0, "corrected": known, "failed": 0, **dict.fromkeys(REASONS, 0)}
     with store, worker_pool(settings.workers) as pool:
         corrected = pool.in_order(corrected_episode, [(course, seed) for seed in todo])
@@ -121,10 +114,12 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
     picker = picker_of(demos)
     if not {"expert", "imitate"} <= set(demos.keys):
         hint = f"a copy with them: s2robot convert data={demos.path} out=<copy> expert=<steps>"
-        raise UserError(f"{demos.path}: found no 'expert' and 'imitate', expected both; {hint}")
+        raise UserError(
+            f"{demos.path}: expected arrays expert and imitate, got {', '.join(sorted(demos.keys))}; {hint}"
+        )
     changes = world_changes(demos.attrs["env_config"], world)
     if other := [text for text in changes if not text.startswith("max_steps ")]:
-        raise UserError(f"env: found a world that is not the demos' ({'; '.join(other)}), expected theirs")
+        raise UserError(f"env: expected the demos' world, got another ({'; '.join(other)})")
     own = world.replace(cameras=tuple(contract["cameras"]), image_size=image_size_of(contract, encoder))
     course = Course(settings, own, picker, demos.read("expert", 0, 1).shape[1])
     _check_fits(demos, course)
@@ -143,16 +138,16 @@ def _check_fits(demos: EpisodeStore, course: Course) -> None:
     demos.check_fits({key: np.array([value]) for key, value in step.items()}, meta)
 
 
-def _same_as_before(out: Path, positions: range, settings: DaggerSettings) -> None:
+def _same_as_before(out: Path, settings: DaggerSettings) -> None:
     """Store beside the episodes how these positions are tried; UserError if some were begun with other settings."""
     now: dict[str, Any] = {
-        "positions": [positions.start, positions.stop],
+        "positions": [settings.positions.start, settings.positions.stop],
         "policy": policy_sha256(Path(str(settings.checkpoint))),
         "imitate_visited": settings.imitate_visited,
         **{f"takeover.{key}": value for key, value in settings.takeover.model_dump().items()},
     }
     for noted in rounds_of(out):
-        if set(range(*noted["positions"])) & set(positions):
+        if set(range(*noted["positions"])) & set(settings.positions):
             remedy = "choose another out or recording.seed"
             check_same(out, noted, now, " as they were tried before", remedy, free=("positions",))
     note_round(out, now)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import write_json
-from s2robot.core.settings import Settings, from_yaml, read_some
+from s2robot.core.settings import Positions, from_yaml, read_some
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.operator import check_operator, keys
 from s2robot.deployment.panel import WAITING, Board
@@ -30,12 +30,10 @@ from s2robot.envs.real.operator.prompts import ask
 WORD = "move"  # what the operator types before the arm moves
 
 
-class DeploySettings(Settings, file="deploy"):
+class DeploySettings(Positions, file="deploy"):
     check: bool = from_yaml()
     live: bool = from_yaml()
     confirm: bool = from_yaml()
-    episodes: int = from_yaml(ge=1)
-    seed: int = from_yaml(ge=0)
     record: str | None = from_yaml()
     dry_run_steps: int = from_yaml(ge=1)
 

@@ -19,7 +19,7 @@ from s2robot.config import task_settings
 from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import read_json, write_json
 from s2robot.core.provenance import policy_sha256
-from s2robot.core.settings import Settings, from_yaml, read
+from s2robot.core.settings import Positions, from_yaml, read
 from s2robot.demos.lineage import Lineage
 from s2robot.deployment.arm import Scene
 from s2robot.deployment.operator import KEYS_HELP, check_operator
@@ -40,10 +40,8 @@ _LOOKS: tuple[str, ...] = ("camera_distance", "camera_shift", "lighting", "clutt
 _JUDGED: tuple[str, ...] = ("cube_size", "success_height", "success_hold")
 
 
-class ArmEvaluationSettings(Settings, at="evaluate", file="evaluate/arm"):
+class ArmEvaluationSettings(Positions, at="evaluate", file="evaluate/arm"):
     world: Literal["arm"] = from_yaml()
-    episodes: int = from_yaml(ge=1)
-    seed: int = from_yaml(ge=0)
     videos: bool = from_yaml()
     video_size: int = from_yaml(ge=16)
     resume: bool = from_yaml()
@@ -88,9 +86,8 @@ class ArmEvaluation:
         if arm.bench.name in ROBOTS:
             self.config = world_seen_by(world, contract, rig.policy.image_size, "rate_hz")
         check_world(self.config, None if arm.bridge.simulated else arm.scene)
-        positions = range(settings.seed, settings.seed + settings.episodes)
         lineage = Lineage.of(contract, name=rig.source.name)
-        lineage.refuse(positions, rig.source.name, "evaluate.seed")
+        lineage.refuse(settings.positions, rig.source.name, "evaluate.seed")
         if lineage.note:
             print(f"note: {lineage.note}")
         self.changes = world_changes(contract.get("env_config", {}), self.config)

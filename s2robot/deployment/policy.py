@@ -12,7 +12,7 @@ import numpy as np
 from s2robot.core.errors import UserError
 from s2robot.core.parts import number_names, parts_of, plain, same_parts, words
 from s2robot.deployment.ahead import PlanAhead
-from s2robot.deployment.settings import Bench, Bridge, PolicySettings
+from s2robot.deployment.settings import Bench, Bridge, HostSettings
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.frames import ImageSize
 
@@ -35,7 +35,7 @@ class Policy:
         return float(self.contract["rate_hz"])
 
 
-def make_policy(source: PolicySettings, bench: Bench, stack: ExitStack) -> Policy:
+def make_policy(source: HostSettings, bench: Bench, stack: ExitStack) -> Policy:
     """Return the policy of a checkpoint or a server; it is closed with `stack`.
 
     UserError, PolicyError, RemoteError: as `load_policy` and `RemotePolicy`, or one of other parts than the arm's.
@@ -97,7 +97,7 @@ def by_name(policy: Policy, bench: Bench, arm: Any) -> Policy:
     return replace(policy, act=act, contract={**policy.contract, **about}, absolute=True, seen=seen)
 
 
-def _local(source: PolicySettings, bridge: Bridge) -> Policy:
+def _local(source: HostSettings, bridge: Bridge) -> Policy:
     import torch
 
     from s2robot.loading import image_size_of, load_policy
@@ -149,7 +149,7 @@ def _ahead(actor: Any, plan_s: float, rate_hz: float) -> PlanAhead:
     return PlanAhead(actor.plan_chunk, max(spec.execute, delay), delay, 2 / rate_hz)
 
 
-def _remote(source: PolicySettings, bridge: Bridge, stack: ExitStack) -> Policy:
+def _remote(source: HostSettings, bridge: Bridge, stack: ExitStack) -> Policy:
     from s2robot.serving.remote import RemoteError, RemotePolicy
     from s2robot.serving.token import read_token
 

@@ -15,18 +15,17 @@ from typing import Any, Literal
 
 import numpy as np
 from omegaconf import DictConfig
-from pydantic import Field
 
 from s2robot.config import DemosSettings, path_of, task_settings
 from s2robot.core.errors import UserError, one_of
-from s2robot.core.settings import Settings, from_yaml, plain, read, read_some
+from s2robot.core.settings import Positions, from_yaml, plain, read, read_some
 from s2robot.demos.lineage import began_with, left_to_try, note_round
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import ConnectedArm
 from s2robot.deployment.operator import Keys, check_operator, keys
 from s2robot.deployment.session import ArmSession, Rig
-from s2robot.deployment.settings import PolicySettings, read_bench
+from s2robot.deployment.settings import HostSettings, read_bench
 from s2robot.deployment.store import CAUSES, open_corrections, open_store
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.errors import expect
@@ -41,12 +40,8 @@ from s2robot.envs.real.operator.prompts import Operator
 from s2robot.policies import check_contract
 
 
-class RecordingSettings(Settings, file="recording/teleop"):
-    """Settings of `s2robot record` on an arm; the files in configs/recording document each value."""
-
+class ArmRecordingSettings(Positions, file="recording/teleop"):
     kind: Literal["teach", "teleop", "dagger"]
-    episodes: int = Field(ge=1)
-    seed: int = Field(ge=0)
     out: Path
     device: Literal["keyboard", "spacemouse", "hand"] = from_yaml()
     speed: float = from_yaml(gt=0)
@@ -107,7 +102,7 @@ class ArmRecording:
 
     def _connect_rig(self, stack: ExitStack, demos: EpisodeStore) -> Rig:
         own = {key: self._cfg[key] for key in ("checkpoint", "weights", "device")}
-        rig = Rig(self._cfg, stack, PolicySettings(**own, url=None, threads=None))
+        rig = Rig(self._cfg, stack, HostSettings(**own, url=None, threads=None))
         check_contract(
             rig.policy.contract, robot=demos.robot, action_frame=ACTION_FRAME, cameras=list(demos.cameras),
             rate_hz=demos.attrs["rate_hz"],
@@ -172,9 +167,8 @@ class ArmRecording:
     def _seeds(self, store: EpisodeStore) -> Iterable[int]:
         wanted = self.settings
         if self.demos is not None:
-            positions = range(wanted.seed, wanted.seed + wanted.episodes)
-            note_round(store.path, {"positions": [positions.start, positions.stop]})
-            return left_to_try(store, began_with(self.demos, self.first), positions)[0]
+            note_round(store.path, {"positions": [wanted.positions.start, wanted.positions.stop]})
+            return left_to_try(store, began_with(self.demos, self.first), wanted.positions)[0]
         # a new place for each attempt, in this session, and behind those kept in the ones before
         known = [int(seed) + 1 for seed in store.meta("seed")] if len(store) else []
         begin = max([wanted.seed, *known])
@@ -251,9 +245,9 @@ class CorrectionRecorder(EpisodeRecorder):
         return super().finish(**meta, **self._meta)
 
 
-def _read_settings(cfg: DictConfig) -> RecordingSettings:
+def _read_settings(cfg: DictConfig) -> ArmRecordingSettings:
     if cfg.kind != "dagger":
-        settings = read_some(RecordingSettings, cfg)
+        settings = read_some(ArmRecordingSettings, cfg)
         return settings.replace(device="hand") if cfg.kind == "teach" else settings
-    own = read_some(RecordingSettings, {key: cfg[key] for key in ("kind", "episodes", "seed", "out")})
-    return read(RecordingSettings, {**own.model_dump(), **plain(cfg.arm)}, "arm")
+    own = read_some(ArmRecordingSettings, {key: cfg[key] for key in ("kind", "episodes", "seed", "out")})
+    return read(ArmRecordingSettings, {**own.model_dump(), **plain(cfg.arm)}, "arm")

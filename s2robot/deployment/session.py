@@ -25,7 +25,7 @@ from s2robot.deployment.arm import ConnectedArm
 from s2robot.deployment.operator import Keys, WatchingOperator, keys
 from s2robot.deployment.policy import by_name, make_policy
 from s2robot.deployment.preflight import check_all
-from s2robot.deployment.settings import PolicySettings, read_bench, read_policy
+from s2robot.deployment.settings import HostSettings, read_bench, read_policy
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize
@@ -152,7 +152,7 @@ class Rig:
     """
 
     def __init__(
-        self, cfg: DictConfig, stack: ExitStack, source: PolicySettings | None = None, beside: "Rig | None" = None
+        self, cfg: DictConfig, stack: ExitStack, source: HostSettings | None = None, beside: "Rig | None" = None
     ):  # fmt: skip
         bench, self.source = read_bench(cfg), source or read_policy(cfg)
         self.demos = read(DemosSettings, cfg.demos, "demos")

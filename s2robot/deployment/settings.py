@@ -92,7 +92,7 @@ class Bench(ArmDescription, at="robot"):
             yield "ip", self.ip is not None, "the arm's address, such as 192.168.1.200"
 
 
-class PolicySettings(Settings, at="policy", file="host/default"):
+class HostSettings(Settings, at="policy", file="host/default"):
     """Which policy acts, and `policy`: where it computes."""
 
     checkpoint: str | None = None
@@ -128,7 +128,7 @@ def read_bench(cfg: DictConfig) -> Bench:
     return read(Bench, {**plain(cfg.robot), "bridge": read_bridge(cfg), "run_dir": Path(cfg.run_dir)})
 
 
-def read_policy(cfg: DictConfig) -> PolicySettings:
+def read_policy(cfg: DictConfig) -> HostSettings:
     """Return `checkpoint`, `encoder.checkpoint` and `policy` of a config; UserError for a wrong value."""
     own = {"checkpoint": cfg.checkpoint, "weights": cfg.encoder.checkpoint}
-    return read(PolicySettings, {**plain(cfg.policy), **own})
+    return read(HostSettings, {**plain(cfg.policy), **own})

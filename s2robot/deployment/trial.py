@@ -16,7 +16,7 @@ from s2robot.core.errors import UserError, one_of
 from s2robot.deployment.evaluate import ArmEvaluation, ArmEvaluationSettings, world_on_arm
 from s2robot.deployment.operator import check_operator
 from s2robot.deployment.session import Rig
-from s2robot.deployment.settings import PolicySettings, read_bridge
+from s2robot.deployment.settings import HostSettings, read_bridge
 from s2robot.envs.real.operator.prompts import TrialOperator, Void
 
 
@@ -73,7 +73,7 @@ def on_arm(
     rigs = list[Rig]()
     for letter, name in (("a", settings.a), ("b", settings.b)):
         where = "url" if name.startswith(("http://", "https://")) else "checkpoint"
-        source = PolicySettings(**{**plain(cfg.policy), "url": None, where: name})
+        source = HostSettings(**{**plain(cfg.policy), "url": None, where: name})
         rigs.append(Rig(cfg, stack, source, *rigs))
         print(f"policy {letter}: {name}")
         rigs[-1].check(Path(cfg.run_dir) / f"camera_check_{letter}.png", live=True)

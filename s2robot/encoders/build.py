@@ -37,10 +37,8 @@ class EncoderSettings(Settings, at="encoder"):
     """The settings of an encoder; `null` selects each default."""
 
     name: str  # one of OURS, WHEELS, MVP's published checkpoints, or timm:<model>
-    # the weights; None for what ships, is installed, or is downloaded (MVP's, timm's)
-    checkpoint: Path | None = None
-    # image sides in pixels; or scales
-    sizes: tuple[int, ...] | None = Field(default=None, min_length=1)
+    checkpoint: Path | None = None  # the weights; None for what ships, is installed, or is downloaded
+    sizes: tuple[int, ...] | None = Field(default=None, min_length=1)  # image sides in pixels; or scales
     # image sides as multiples of the tile; (1, 2) by default
     scales: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
     resolution: Literal["native", "upsampled"] | None = None  # of the larger sizes

@@ -23,7 +23,7 @@ from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import write_json
 from s2robot.core.progress import bar
 from s2robot.core.provenance import command, policy_sha256, short_hash, versions
-from s2robot.core.settings import Settings, from_yaml, read
+from s2robot.core.settings import Positions, from_yaml, read
 from s2robot.demos.binding import bind, is_open, names_no_world
 from s2robot.demos.lineage import TRAINING, USES, Lineage
 from s2robot.demos.store import EpisodeStore
@@ -39,12 +39,8 @@ from s2robot.policies import check_contract
 _LEAST_M, _LEAST_DEGREES = 1e-4, 0.01  # cameras closer than this are the same: rounding
 
 
-class EvaluateSettings(Settings, at="evaluate", file="evaluate/default"):
-    """How a policy is evaluated in simulation; configs/evaluate/default.yaml documents each value."""
-
+class EvaluateSettings(Positions, at="evaluate", file="evaluate/default"):
     world: Literal["simulation"] = from_yaml()
-    episodes: int = from_yaml(ge=1)
-    seed: int = from_yaml(ge=0)
     workers: int | None = from_yaml(ge=1)
     videos: int = from_yaml(ge=0)
     video_size: int = from_yaml(ge=16)
@@ -54,10 +50,6 @@ class EvaluateSettings(Settings, at="evaluate", file="evaluate/default"):
     task_vectors: str | None = from_yaml()
     device: str = from_yaml()
     threads: int = from_yaml(ge=1)
-
-    @property
-    def positions(self) -> range:
-        return range(self.seed, self.seed + self.episodes)  # the episodes' seeds
 
     @property
     def instructions(self) -> tuple[str, ...]:

@@ -42,8 +42,6 @@ _ABOUT = (
 
 
 class RecordedSettings(Settings, at="evaluate", file="evaluate/recorded"):
-    """configs/evaluate/recorded.yaml documents each value."""
-
     world: Literal["recorded"] = from_yaml()
     plots: int = from_yaml(ge=0)
     parallel: int = from_yaml(ge=1)

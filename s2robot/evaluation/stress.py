@@ -20,7 +20,7 @@ from s2robot.core.errors import one_of
 from s2robot.core.files import write_csv, write_json
 from s2robot.core.progress import bar
 from s2robot.core.provenance import command, policy_sha256, versions
-from s2robot.core.settings import Settings, from_yaml, read_some
+from s2robot.core.settings import Positions, from_yaml, read_some
 from s2robot.core.workers import worker_pool
 from s2robot.demos.lineage import Lineage
 from s2robot.envs.disturb import AXES, SETTINGS, Disturbed, available
@@ -38,9 +38,8 @@ STRENGTHS = 5
 _RESAMPLES = 2000  # of the positions, for the interval of the score
 
 
-class StressSettings(Settings, file="stress"):
+class StressSettings(Positions, file="stress"):
     episodes: int = from_yaml(ge=2)
-    seed: int = from_yaml(ge=0)
     workers: int | None = from_yaml(ge=1)
     threads: int = from_yaml(ge=1)
     device: str = from_yaml()
@@ -107,15 +106,19 @@ def stress(cfg: DictConfig) -> dict[str, Any]:
     settings, checkpoint, out = read_some(StressSettings, cfg), Path(cfg.checkpoint), Path(cfg.run_dir)
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), cfg.encoder.checkpoint)
     config, contract, _ = world_for(task_settings(cfg), contract, image_size_of(contract, encoder))
-    positions = range(settings.seed, settings.seed + settings.episodes)
-    Lineage.of(contract, name=checkpoint).refuse(positions, checkpoint, "seed")
+    Lineage.of(contract, name=checkpoint).refuse(settings.positions, checkpoint, "seed")
     axes, dtype = _chosen(settings, config), contract["encoder"]["features_dtype"]
     planner = LearnedPlanner(policy, encoder, contract["cameras"], dtype, settings.device, settings.threads)
     cells = [UNDISTURBED, *(Cell(a, i, v) for a in axes for i, v in enumerate(settings.axes[a], 1))]
     same = {"policy": policy_sha256(checkpoint), "env": config.model_dump(), "seed": settings.seed}
     journals = {c: Journal(out / c.folder / "episodes.jsonl", {**same, "cell": list(c)}) for c in cells}
     total = len(cells) * settings.episodes
-    todo = [(c, e, seed) for c in cells for e, seed in enumerate(positions) if e not in journals[c].records]
+    todo = [
+        (c, e, seed)
+        for c in cells
+        for e, seed in enumerate(settings.positions)
+        if e not in journals[c].records
+    ]
     state, width = partial(StressWorld, config, planner), settings.workers or os.cpu_count() or 1
     with bar("disturbing") as update, worker_pool(width, state, encodes=True) as pool:
         update(known := total - len(todo), total)

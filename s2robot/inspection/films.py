@@ -25,8 +25,6 @@ GAP = 4  # px between them
 
 
 class FilmSettings(Settings, at="videos", file="inspect"):
-    """Settings of the videos; configs/inspect.yaml documents each value."""
-
     write: bool = from_yaml()
     height: int = from_yaml(ge=16)
     draw: int | None = from_yaml(ge=16)

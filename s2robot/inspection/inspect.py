@@ -49,8 +49,6 @@ MOST = 200  # findings of a kind in the page; more are counted
 
 
 class InspectSettings(Settings, file="inspect"):
-    """Settings of `s2robot inspect`; configs/inspect.yaml documents each value."""
-
     workers: int = from_yaml(ge=1)
     replay: bool = from_yaml()
     videos: FilmSettings = from_yaml()

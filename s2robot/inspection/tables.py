@@ -16,8 +16,6 @@ MOST_LINES = 7  # in one plot: as many as colours that can be told apart
 
 
 class Thresholds(Settings, at="odd", file="inspect"):
-    """Thresholds of the rules; configs/inspect.yaml documents each value."""
-
     frozen_steps: int = from_yaml(ge=1)
     frozen_change: float = from_yaml(ge=0)
     frozen_motion: float = from_yaml(ge=0)

@@ -36,7 +36,7 @@ from s2robot.pretraining.frames import FrameBank
 from s2robot.pretraining.mae import MAE
 from s2robot.training.loop import Learner, cosine_with_warm_up, parameter_groups
 from s2robot.training.run import Loggers, Run, launch, mean_of_all
-from s2robot.training.settings import Machine
+from s2robot.training.settings import Fitting
 
 # a checkpoint with another value of one of these belongs to another run
 _DECIDING = ("encoder", "decoder_dim", "decoder_depth", "decoder_heads", "scales", "batch_size", "mask_ratio",
@@ -45,9 +45,7 @@ _RECIPE = (*_DECIDING, "lr", "warmup_steps", "store")
 _MEAN, _STD = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
 
 
-class PretrainSettings(Machine, at="pretrain", file="pretrain/default"):
-    """One masked pre-training."""
-
+class PretrainSettings(Fitting, at="pretrain", file="pretrain/default"):
     data: str
     out: str
     encoder: ViTSpec = from_yaml()
@@ -56,22 +54,14 @@ class PretrainSettings(Machine, at="pretrain", file="pretrain/default"):
     decoder_heads: int = from_yaml(ge=1)
     scales: tuple[int, ...] = from_yaml(min_length=1)
     every: int = from_yaml(ge=1)
-    batch_size: int = from_yaml(ge=1)
-    steps: int = from_yaml(ge=1)
-    lr: float = from_yaml(gt=0)
     warmup_steps: int = from_yaml(ge=0)
-    weight_decay: float = from_yaml(ge=0)
     mask_ratio: float = from_yaml(ge=0, le=1)
     crop: tuple[float, float] = from_yaml()
     ratio: tuple[float, float] = from_yaml()
     flip: float = from_yaml(ge=0, le=1)
     jitter: float = from_yaml(ge=0, le=1)
-    seed: int = from_yaml(ge=0)
     store: Literal["float32", "bfloat16"] = from_yaml()
-    checkpoint_every: int = from_yaml(ge=1)
     picture_every: int = from_yaml(ge=1)
-    log_every: int = from_yaml(ge=1)
-    resume: bool = from_yaml()
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
         grid, scales, heads = self.encoder.grid, self.scales, self.decoder_heads

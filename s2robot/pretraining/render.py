@@ -37,8 +37,6 @@ _worlds: dict[int, Any] = {}  # a worker's worlds of objects by image size
 
 
 class ScenesSettings(Settings, at="scenes", file="scenes/default"):
-    """configs/scenes/default.yaml documents each value."""
-
     tasks: tuple[Literal["cube_pick", "lift", "stack", "can", "square"], ...] = from_yaml(min_length=1)
     robots: tuple[str, ...] = from_yaml(min_length=1)
     frames: int = from_yaml(ge=1)
@@ -49,8 +47,6 @@ class ScenesSettings(Settings, at="scenes", file="scenes/default"):
 
 
 class ObjectsSettings(Settings, at="objects", file="objects/default"):
-    """configs/objects/default.yaml documents each value."""
-
     train: int = from_yaml(ge=2, le=999_999)
     test: int = from_yaml(ge=0, le=999_999)
     image_size: int = from_yaml(ge=1)

@@ -73,8 +73,6 @@ def _draw_to(path: Path, *episode: Any) -> None:
 
 
 class FrameSettings(Settings, at="probe", file="probe/readout"):
-    """configs/probe/readout.yaml describes each."""
-
     world: CubePickConfig = Field(default_factory=CubePickConfig)
     image_size: int | None = from_yaml(ge=1)
     train_episodes: int = from_yaml(**_EPISODES)

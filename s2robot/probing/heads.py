@@ -38,8 +38,6 @@ Curve = list[tuple[int, float, float]]  # step, training loss since the last, va
 
 
 class ScalingSettings(Settings, at="probe", file="probe/scaling"):
-    """configs/probe/scaling.yaml describes each."""
-
     scales: tuple[Scales, ...] = from_yaml(min_length=1)
     resize: tuple[Literal["upsample", "native"], ...] = from_yaml(min_length=1)
     tasks: tuple[Literal["classify", "segment", "depth"], ...] = from_yaml(min_length=1)

@@ -42,8 +42,6 @@ Part = tuple[np.ndarray, np.ndarray]  # frames uint8 (n, S, S, 3), labels (n,)
 
 
 class MemorizeSettings(Settings, at="probe", file="probe/memorize"):
-    """configs/probe/memorize.yaml describes each."""
-
     task: Literal["instances", "classes"] = from_yaml()
     counts: tuple[Annotated[int, Field(ge=2)], ...] = from_yaml(min_length=1)
     base: ViTSpec = from_yaml()

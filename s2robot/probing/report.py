@@ -134,12 +134,8 @@ def write_outcome(outcome: Outcome, seconds: float, out: Path) -> str:
             if not tables or tables[-1][0] != [*facts, *metrics]:
                 tables.append([[*facts, *metrics]])
             tables[-1].append([*map(_text, facts.values()), *map(_text, metrics.values())])
-    shown = {
-        "title": f"s2robot probe: {kind}",
-        "svg": drawing(figure, kind),
-        "tables": tables,
-        "report": report,
-    }
+    title, svg = f"s2robot probe: {kind}", drawing(figure, kind)
+    shown = {"title": title, "svg": svg, "tables": tables, "report": report}
     write_page(out / f"{kind}.html", "probe.html.j2", **shown, settings=flatten("probe", report["settings"]))
     texts = []
     for table in tables:

@@ -50,8 +50,6 @@ _log.setLevel(logging.CRITICAL)  # scanners and their broken handshakes would fi
 
 
 class ServeSettings(Settings, at="serve", file="serve"):
-    """`serve` of configs/serve.yaml, which documents every value. Times in s."""
-
     host: str = from_yaml()
     port: int = from_yaml(ge=0, lt=65536)
     token_file: str | None = from_yaml()

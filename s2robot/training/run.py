@@ -27,43 +27,43 @@ from s2robot.core.files import read_json, replacing, write_json
 from s2robot.core.run_folder import locked
 from s2robot.core.timing import span
 from s2robot.training.loop import Learner
-from s2robot.training.settings import Machine
+from s2robot.training.settings import Fitting
 
 
-def launch(machine: Machine, where: str) -> Fabric:
+def launch(settings: Fitting, where: str) -> Fabric:
     """Return Fabric with its processes started; UserError for a device, strategy or precision that is not there."""
     kinds = (ValueError, RuntimeError, ImportError, TypeError)  # of whatever a strategy needs
     with reported(where, kinds=kinds):
         fabric = Fabric(
-            accelerator=machine.accelerator,
-            devices=machine.devices,
-            num_nodes=machine.num_nodes,
-            strategy=machine.strategy,
-            precision=precision_of(machine),  # type: ignore[arg-type]  # Fabric names those that it knows
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            strategy=settings.strategy,
+            precision=precision_of(settings),  # type: ignore[arg-type]  # Fabric names those that it knows
         )
         fabric.launch()
-        if machine.threads:
-            torch.set_num_threads(machine.threads)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
     return fabric
 
 
-def precision_of(machine: Machine) -> str:
+def precision_of(settings: Fitting) -> str:
     """Return Fabric's name of the precision; `auto` is bf16-mixed on a GPU that has bfloat16, else 32-true."""
-    if machine.precision != "auto":
-        return machine.precision
+    if settings.precision != "auto":
+        return settings.precision
     # what a GPU emulates is slower than float32
-    fast = _on_gpu(machine) and torch.cuda.is_bf16_supported(including_emulation=False)
+    fast = _on_gpu(settings) and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16-mixed" if fast else "32-true"
 
 
-def _on_gpu(machine: Machine) -> bool:
-    return machine.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+def _on_gpu(settings: Fitting) -> bool:
+    return settings.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
 
 
-def product_of(machine: Machine) -> torch.dtype:
+def product_of(settings: Fitting) -> torch.dtype:
     """Return the number format in which a step multiplies matrices: with `auto`, bfloat16 where the processor has it."""
-    auto = machine.precision == "auto" and not _on_gpu(machine) and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if auto or precision_of(machine).startswith("bf16") else torch.float32
+    auto = settings.precision == "auto" and not _on_gpu(settings) and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if auto or precision_of(settings).startswith("bf16") else torch.float32
 
 
 def mean_of_all(fabric: Fabric, value: Tensor) -> Tensor:
@@ -74,7 +74,6 @@ class Run:
     """The steps of a training; subclasses define what a batch is, and what is logged and saved.
 
     Args:
-        settings: of the machine, with `steps`, `batch_size` and `resume`.
         size: what a step divides among the processes, which all get as much.
         identity: the settings and data that decide the result; a state with others is rejected.
     """
@@ -83,7 +82,13 @@ class Run:
     state_file: ClassVar[str]
 
     def __init__(
-        self, fabric: Fabric, learner: Learner, settings: Any, size: int, out: Path, identity: dict[str, Any]
+        self,
+        fabric: Fabric,
+        learner: Learner,
+        settings: Fitting,
+        size: int,
+        out: Path,
+        identity: dict[str, Any],
     ) -> None:
         if size % fabric.world_size:
             raise UserError(

@@ -1,8 +1,4 @@
-"""The settings of a training; configs/train/default.yaml documents each value.
-
-settings = read(TrainSettings, cfg.train)         # s2robot.core.settings
-TrainSettings(steps=500).batch_size               # 64
-"""
+"""The settings of a training; configs/train/default.yaml documents each value."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -10,14 +6,22 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from s2robot.core.errors import require
-from s2robot.core.settings import Settings, from_yaml
+from s2robot.core.settings import Positions, Settings, from_yaml
 
 SERVICES = ("wandb", "mlflow")  # each is an extra of pyproject.toml by its name
 
 
-class Machine(Settings):
-    """Devices and processes, of a training or a pre-training."""
+class Fitting(Settings):
+    """What a training and a pre-training share: steps, devices and processes."""
 
+    steps: int = from_yaml(ge=1)
+    batch_size: int = from_yaml(ge=1)
+    lr: float = from_yaml(gt=0)
+    weight_decay: float = from_yaml(ge=0)
+    seed: int = from_yaml(ge=0, le=10**12)  # a generator's seed is computed from it at each step
+    resume: bool = from_yaml()
+    log_every: int = from_yaml(ge=1)
+    checkpoint_every: int = from_yaml(ge=1)
     # Lightning Fabric's precisions with weights in float32
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = from_yaml()
     accelerator: str = from_yaml()
@@ -27,28 +31,16 @@ class Machine(Settings):
     threads: int | None = from_yaml(ge=1)
 
 
-class RolloutSettings(Settings, at="train.rollouts", file="train/default"):
-    """Rollouts in simulation during a training."""
-
+class RolloutSettings(Positions, at="train.rollouts", file="train/default"):
     every: int = from_yaml(ge=0)
-    episodes: int = from_yaml(ge=1)
-    seed: int = from_yaml(ge=0)
     workers: int = from_yaml(ge=1)
     keep: int = from_yaml(ge=0)
 
     def due(self, step: int) -> bool:
-        """Whether the policy is rolled out after this step."""
         return self.every > 0 and step % self.every == 0
-
-    @property
-    def positions(self) -> range:
-        """The seeds of the episodes."""
-        return range(self.seed, self.seed + self.episodes)
 
 
 class TuneSettings(Settings, at="train.tune", file="train/default"):
-    """Blocks of the encoder that are trained with the policy."""
-
     blocks: int = from_yaml(ge=0)
     lora: int = from_yaml(ge=0)
     rate: float = from_yaml(ge=0)
@@ -57,27 +49,17 @@ class TuneSettings(Settings, at="train.tune", file="train/default"):
         yield "lora", self.blocks or not self.lora, "0 with train.tune.blocks=0"
 
 
-class TrainSettings(Machine, at="train", file="train/default"):
-    """One training by behaviour cloning."""
-
-    steps: int = from_yaml(ge=1)
+class TrainSettings(Fitting, at="train", file="train/default"):
     epochs: float | None = from_yaml(gt=0)
-    batch_size: int = from_yaml(ge=1)
-    lr: float = from_yaml(gt=0)
-    weight_decay: float = from_yaml(ge=0)
     warmup: float = from_yaml(ge=0, le=1)
     grad_clip: float | None = from_yaml(ge=0)
     ema: float = from_yaml(ge=0, lt=1)
     labels: Literal["expert", "recorded"] = from_yaml()
     validation: float | None = from_yaml(ge=0, lt=1)
-    seed: int = from_yaml(ge=0, le=10**12)  # a generator's seed is computed from it at each step
     from_: str | None = Field(alias="from", min_length=1)
-    resume: bool = from_yaml()
     tune: TuneSettings = from_yaml()
     rollouts: RolloutSettings = from_yaml()
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = from_yaml()
-    log_every: int = from_yaml(ge=1)
-    checkpoint_every: int = from_yaml(ge=1)
 
     @field_validator("loggers")
     @classmethod

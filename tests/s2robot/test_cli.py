@@ -97,6 +97,7 @@ def test_help_explains_a_group(s2robot):
         ("run evaluate.seed=100000", "evaluate.seed: positions 100000 to 100127 hold 120 that the demos of"),
         ("train --checkpoint X", "write checkpoint=X"),
         ("evaluate checkpoint=none", "checkpoint none: no such folder"),
+        ("train train.from=none", "train.from: checkpoint none: no such folder"),
         ("encode encoder.name=mvp-tine", "encoder.name: expected one of mvp-tiny, "),
         ("encode env.cameras=[hand,top]", "cameras: expected 'top' among them"),
         ("train --train-steps=3", "write train_steps=3"),

@@ -48,8 +48,6 @@ class Verdict(IntEnum):
 
 
 class SafetyConfig(Settings, at="bridge.safety", file="bridge/default"):
-    """What the filter decides besides the arm's limits; configs/bridge/default.yaml documents each value."""
-
     state_age_max: float = from_yaml(gt=0)
     clamps_max: int = from_yaml(ge=1)
     clamps_leak: float = from_yaml(gt=0)
@@ -101,7 +99,7 @@ class SafetyFilter:
         """
         q = finite_joints(q_measured, n := self.limits.joints)
         if q is None:
-            raise EnvError(f"safety: found measured joints {q_measured!r}, expected {n} finite numbers")
+            raise EnvError(f"safety: expected {n} finite measured joints, got {q_measured!r}")
         if (q < self._low).any() or (q > self._high).any():
             i = int(np.argmax(np.maximum(self._low - q, q - self._high)))
             raise EnvError(

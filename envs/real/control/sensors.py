@@ -73,7 +73,7 @@ class Sensors:
         while watch() != State.READY or self.state is None:
             if self.watchdog.state == State.FAULT or self.clock.now() > end:
                 why = "; ".join(self.watchdog.reasons) or "no joints"
-                raise EnvError(f"{who}: found {self.watchdog.state.value} ({why}), expected ready")
+                raise EnvError(f"{who}: expected state ready, got {self.watchdog.state.value} ({why})")
             self.clock.sleep(POLL_S)
         return self.state
 
@@ -184,9 +184,9 @@ class PolicyWorker:
                 found = np.asarray(self._act(observation))
                 fits = found.ndim in (1, 2) and found.size > 0 and found.shape[-1] == self._size
                 if not fits or found.dtype.kind not in "fiu":
-                    error = f"found an action {found.dtype} {found.shape}, expected {self._size} numbers"
+                    error = f"expected an action of {self._size} numbers, got {found.dtype} {found.shape}"
                 elif not np.isfinite(found := found.astype(float)).all():
-                    error = f"found action {found.tolist()}, expected finite numbers"
+                    error = f"expected a finite action, got {found.tolist()}"
                 else:
                     actions = np.atleast_2d(found)
             except BaseException as failure:  # whatever a policy raises must stop the arm, not this thread

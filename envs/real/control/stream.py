@@ -13,8 +13,6 @@ from s2robot.envs.real.control.safety import Safe, SafetyFilter, Verdict
 
 
 class LoopConfig(Settings, at="bridge.loop", file="bridge/default"):
-    """How the loop runs; configs/bridge/default.yaml documents each value that stands in it."""
-
     max_steps: int = from_yaml(ge=1)
     max_delta: float = from_yaml(gt=0)
     check_chunks: bool = from_yaml()

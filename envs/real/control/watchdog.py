@@ -8,14 +8,14 @@ and waiting; RUNNING again by itself when the cause is gone. FAULT: latched; onl
 for, leads out of it, and to IDLE at that.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Self
+from typing import Any
 
 import numpy as np
-from pydantic import model_validator
 
-from s2robot.core.settings import Settings, from_yaml, invalid
+from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK
 
@@ -31,8 +31,6 @@ class State(Enum):
 
 
 class WatchdogLimits(Settings, at="bridge.watchdog", file="bridge/default"):
-    """When to hold and when to give up; configs/bridge/default.yaml documents each value."""
-
     camera_hold: float = from_yaml(gt=0)
     camera_fault: float = from_yaml(gt=0)
     state_hold: float = from_yaml(gt=0)
@@ -43,13 +41,10 @@ class WatchdogLimits(Settings, at="bridge.watchdog", file="bridge/default"):
     report_fault: float = from_yaml(gt=0)
     disagreement: float | None = from_yaml(gt=0)
 
-    @model_validator(mode="after")
-    def _holds_before_faults(self) -> Self:
+    def rules(self) -> Iterable[tuple[Any, ...]]:
         for name in ("camera", "state", "policy"):
             hold, fault = getattr(self, f"{name}_hold"), getattr(self, f"{name}_fault")
-            if hold > fault:
-                raise invalid(f"{name}_hold", f"<= {name}_fault, {fault}", hold)
-        return self
+            yield f"{name}_hold", hold <= fault, f"<= {name}_fault, {fault}"
 
     @property
     def gap(self) -> float:
@@ -112,7 +107,7 @@ class Watchdog:
         """READY to RUNNING, on the operator's word. Raises EnvError from any other state."""
         if self.state != State.READY:
             why = f" ({'; '.join(self.reasons)})" if self.reasons else ""
-            raise EnvError(f"watchdog: found state {self.state.value}{why}, expected ready")
+            raise EnvError(f"watchdog: expected state ready, got {self.state.value}{why}")
         self._enter(now, State.RUNNING, ())
 
     def fault(self, now: float, reason: str) -> None:

@@ -222,8 +222,6 @@ def test_a_training_begins_from_weights_and_normalisation(data, tmp_path):
     ):
         with pytest.raises(UserError, match=f"^train.from: {first}: .*{words}"):
             fit(data, tmp_path / "new", make_spec(**changes), CONTRACT | contract, from_=first)
-    with pytest.raises(UserError, match="^checkpoint nowhere: no such folder"):
-        fit(data, tmp_path / "new", from_="nowhere")
 
 
 @pytest.mark.gpu

@@ -147,5 +147,5 @@ def test_an_error_or_a_silent_camera_breaks_the_episode_off(led):
     )
     assert stale == "camera hand is stale"
     led.silent = lambda arm: True
-    with pytest.raises(EnvError, match=r"teaching: found idle \(joint state is stale\), expected ready"):
+    with pytest.raises(EnvError, match=r"teaching: expected state ready, got idle \(joint state is stale\)"):
         taught(led, Controls(), lambda step: None)

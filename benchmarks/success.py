@@ -1,0 +1,203 @@
+"""Success over training seeds, on positions that no choice of settings used: rows of docs/results/<table>/summary.json.
+
+    python -m benchmarks.success policies                       # every row; hours on two cores
+    python -m benchmarks.success tasks stack "stack, one scale"
+    python -m benchmarks.success experts                        # robosuite's scripted experts, as rows of `tasks`: minutes
+
+Each row is trained with every seed and evaluated on the same positions. Runs are in runs/<table>: finished ones are skipped and
+interrupted ones resume. Rows of the summary that are not run stay as they are.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.verify import ROOT, commit_of
+from s2robot.core.files import read_json, write_json
+from s2robot.core.provenance import versions
+from s2robot.evaluation.records import read_records
+
+
+@dataclass(frozen=True)
+class Row:
+    """Overrides of `s2robot train`, of both `train` and `evaluate`, and of `record` for demonstrations that do not ship."""
+
+    train: str = ""
+    world: str = ""
+    record: str = ""
+    dagger_rounds: int = 0
+    base: str = ""  # with DAgger: the row whose policies it starts from
+
+
+def of_task(task: str, train: str = "") -> Row:
+    demos = f"runs/tasks/{task}.zarr"
+    return Row(train, f"task={task} demos.path={demos}", f"task={task} seed=100000 out={demos}")
+
+
+TASKS = ("stack", "lift", "can", "square")
+PANDA = {
+    "world": "robot=panda demos.path=runs/policies/panda.zarr",
+    "record": "robot=panda out=runs/policies/panda.zarr",
+}
+ATTENTION = "policy.pooling.kind=attention"
+EIGHT = (
+    "policy=rpt policy.execute=8 policy.network.action_history=false policy.network.proprio_history=false "
+    "policy.pooling.kind=spatial_softmax policy.action_target=cumulative policy.joint_loss=huber train.steps=8000"
+)
+ROWS = {
+    "policies": {
+        "default": Row(),
+        **{head: Row(f"policy.members=1 train.steps=3000 policy/head={head}") for head in "regression mip flow diffusion gmm act".split()},
+        "40 demos": Row("demos.episodes=40"),
+        "15 demos": Row("demos.episodes=15"),
+        "15 demos, DAgger": Row("demos.episodes=15", dagger_rounds=2, base="15 demos"),
+        "15 demos, one scale": Row("demos.episodes=15 s2=single"),
+        "15 demos, attention": Row(f"demos.episodes=15 {ATTENTION}"),
+        "15 demos, attention, one scale": Row(f"demos.episodes=15 {ATTENTION} s2=single"),
+        "DAgger": Row(dagger_rounds=1, base="default"),
+        "transformer": Row("policy=transformer"),
+        "rpt, eight of sixteen executed": Row(EIGHT),
+        "rpt, four networks": Row(f"{EIGHT} policy.members=4"),
+        "panda": Row(**PANDA),
+        "panda, DAgger": Row(dagger_rounds=1, base="panda", **PANDA),
+        "panda, DAgger, 4000 steps": Row("train.steps=4000", dagger_rounds=1, base="panda", **PANDA),
+    },
+    "tasks": {
+        **{task: of_task(task) for task in TASKS},
+        **{f"{task}, one scale": of_task(task, "s2=single") for task in TASKS},
+    },
+}  # fmt: skip
+
+
+def run(verb: str, words: list[str], folder: Path) -> None:
+    """Run a verb in its run directory, unless it has finished there."""
+    if (folder / "done").exists():
+        return
+    command = [sys.executable, "-m", "s2robot", verb, *words, f"hydra.run.dir={folder}"]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.txt", "a") as log:
+        subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
+    (folder / "done").touch()
+
+
+def words_of(row: Row, seed: Any) -> list[str]:
+    return [*row.train.split(), *row.world.split(), f"train.seed={seed}"]
+
+
+def folder_of(table: str, name: str, seed: int) -> Path:
+    return ROOT / "runs" / table / name.replace(",", "") / f"seed{seed}"
+
+
+def trained(table: str, name: str, seed: int) -> Path:
+    """Return the checkpoint of a row, which is trained first, on demonstrations that are recorded once."""
+    row, folder = ROWS[table][name], folder_of(table, name, seed) / "train"
+    if row.record:
+        run("record", row.record.split(), ROOT / "runs" / table / "record" / Path(row.record).stem)
+    run("train", words_of(row, seed), folder)
+    return folder / "checkpoint"
+
+
+def measured(table: str, name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    row, folder = ROWS[table][name], folder_of(table, name, seed)
+    positions = [f"evaluate.episodes={args.episodes}", f"evaluate.seed={args.seed}", "evaluate.videos=0"]
+    if rounds := row.dagger_rounds:
+        tried, fitted = folder / "dagger", folder / f"dagger/round_{rounds}"
+        base = f"recording.checkpoint={trained(table, row.base, seed)}"
+        run("dagger", [*words_of(row, seed), base, f"recording.rounds={rounds}", *positions], tried)
+    else:
+        tried, fitted = folder / "evaluate", folder / "train"
+        run("evaluate", [f"checkpoint={trained(table, name, seed)}", *row.world.split(), *positions], tried)
+    records, summary = read_records(tried / "episodes.jsonl"), read_json(tried / "summary.json")
+    head, demos = summary["policy"]["head"]["kind"], summary["training"]["demos"]
+    return {
+        "seed": seed,
+        "outcomes": [bool(record["success"]) for record in records],
+        "about": {"robot": summary["robot"], "head": head, "demos": demos},
+        "train_seconds": sum(r["seconds"] for r in read_json(fitted / "metrics.json")),
+        "ms_per_action": 1e3 * summary["timing"]["policy_s"] / sum(record["steps"] for record in records),
+    }
+
+
+def keep(path: Path, row: dict[str, Any]) -> None:
+    """Print a row and store it in the summary, in place of the row with its name."""
+    print(json.dumps(row), flush=True)
+    summary = read_json(path) if path.exists() else {"rows": []}
+    summary["rows"] = list(({r["name"]: r for r in summary["rows"]} | {row["name"]: row}).values())
+    write_json(path, summary)
+
+
+def keep_success(table: str, name: str, seeds: list[dict], first: int, facts: dict[str, Any]) -> None:
+    """Store a row; `outcomes` of each training seed are bool (positions,) from position `first` on."""
+    failed = [[first + i for i, done in enumerate(each["outcomes"]) if not done] for each in seeds]
+    row = {
+        "name": name,
+        "seeds": [{"seed": each["seed"], "failed": rest} for each, rest in zip(seeds, failed, strict=True)],
+        "positions": [first, first + len(seeds[0]["outcomes"]) - 1],
+        "commit": commit_of(ROOT),
+        "versions": versions(),
+    }
+    keep(ROOT / f"docs/results/{table}/summary.json", row | facts)
+
+
+def keep_policy(table: str, name: str, args: argparse.Namespace) -> None:
+    row, seeds = ROWS[table][name], [measured(table, name, seed, args) for seed in args.seeds]
+    command, rounds = f"s2robot train {' '.join(words_of(row, '<seed>'))}", row.dagger_rounds
+    if rounds:
+        command += f" recording.checkpoint=<{row.base}> recording.rounds={rounds}"
+        command = command.replace("train", "dagger", 1)
+    facts = seeds[0]["about"] | {"dagger_rounds": rounds, "command": command}
+    for key in ("train_seconds", "ms_per_action"):
+        facts[key] = round(float(np.mean([each[key] for each in seeds])), 2)
+    keep_success(table, name, seeds, args.seed, facts)
+
+
+def expert_outcome(task: str, seed: int) -> bool:
+    """Return whether a task's expert succeeds from a seed, with the pushes of demonstrations."""
+    from s2robot.envs.tasks import make_cached, settings_class
+
+    world: Any = make_cached(settings_class(task)(), draw=False)
+    world.reset(seed=seed)
+    expert, steps = world.expert(np.random.default_rng([seed, 7])), 0
+    while not world.is_success and steps < world.settings.max_steps:
+        world.step_physics(expert.act())
+        steps += 1
+    return world.is_success
+
+
+def keep_expert(task: str, args: argparse.Namespace) -> None:
+    with ProcessPoolExecutor(2) as pool:
+        outcomes = list(pool.map(partial(expert_outcome, task), range(args.seed, args.seed + args.episodes)))
+    command = f"python -m benchmarks.success experts {task} --episodes {args.episodes} --seed {args.seed}"
+    keep_success(
+        "tasks", f"{task}, expert", [{"seed": 0, "outcomes": outcomes}], args.seed, {"command": command}
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=(*ROWS, "experts"))
+    parser.add_argument("rows", nargs="*", help="rows of the table (default: all)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
+    parser.add_argument("--episodes", type=int, default=128, help="positions (default 128)")
+    parser.add_argument("--seed", type=int, default=60_000, help="of the first position (default 60000)")
+    args = parser.parse_args()
+    known = ROWS.get(args.table, TASKS)
+    if unknown := [name for name in args.rows if name not in known]:
+        parser.error(f"rows: expected some of {', '.join(known)}, got {unknown[0]}")
+    for name in args.rows or known:
+        if args.table == "experts":
+            keep_expert(name, args)
+        else:
+            keep_policy(args.table, name, args)
+
+
+if __name__ == "__main__":
+    main()
