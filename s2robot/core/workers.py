@@ -161,7 +161,7 @@ class Pool:
                 self.lost, task.deaths = self.lost + 1, task.deaths + 1
                 if task.deaths == TRIES:
                     name = getattr(task.function, "__qualname__", "a task")
-                    text = f"{name}: {TRIES} workers in a row died running it ({error})"
+                    text = f"{name}: {TRIES} workers died while running it ({error})"
                     task.future.set_exception(UserError(text))
                 elif self._closed or self._broken is not None:
                     task.future.set_exception(self._broken or error)
