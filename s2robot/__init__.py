@@ -1,7 +1,7 @@
 """s2robot: S2 features of frozen MVP encoders for robot policies that learn from demonstrations.
 
 from s2robot import S2            # S2 on any vision model, see s2robot.s2.module
-from s2robot import load_policy   # a checkpoint, ready to act, see s2robot.loading
+from s2robot import load_policy   # load a checkpoint for acting, see s2robot.loading
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # Both bring torch with them, which `import s2robot` alone (the command line's --version) should not pay for.
+    # Both import torch; loading them lazily keeps `import s2robot` (and `s2robot --version`) fast.
     if name == "S2":
         from s2robot.s2.module import S2
 

@@ -1,4 +1,4 @@
-"""`python -m s2robot` is the same as `s2robot`; with $S2ROBOT_JOB it ends with the process that started it."""
+"""`python -m s2robot` is the same as `s2robot`; with $S2ROBOT_JOB set, it ends when its parent process ends."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from s2robot.cli import main
 
 
 def _end_with_parent() -> None:
-    os.read(0, 1)  # nothing is ever written: it returns when the other end is closed
+    os.read(0, 1)  # the parent never writes; this returns when the parent's end of the pipe closes
     os._exit(1)
 
 

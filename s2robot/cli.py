@@ -6,9 +6,9 @@
     s2robot train --multirun train.seed=0,1,2        # three runs
     s2robot deploy --live --episodes 5 checkpoint=<folder> robot.ip=192.168.1.200
 
-Every verb is a Hydra app over `configs/<verb>.yaml`. What a verb does is imported only when it runs, so
-listing, help and `--cfg` answer at once. Exit codes: 0 done, 2 the user's input is wrong (one line says how),
-130 interrupted, 1 anything else, a fault of an arm among it.
+Every verb is a Hydra app over `configs/<verb>.yaml`. A verb's implementation is imported only when it runs, so
+listing, help and `--cfg` respond at once. Exit codes: 0 done, 2 invalid user input (explained in one line),
+130 interrupted, 1 any other error, including arm faults.
 """
 
 import importlib
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
 
 class Verb(NamedTuple):
-    """One verb; the first comment of its config says what it does."""
+    """One verb; the first comment of its config describes it."""
 
     target: str  # `module:function`, called with the DictConfig
-    flags: Mapping[str, str] = {}  # flag -> override; `{}` stands for its value
-    resumes: bool = True  # the same command in the same folder resumes what was interrupted
-    words: str = ""  # the setting that takes the words without `=`
-    simulates: bool = False  # whatever its settings; the others ask for the simulator where they need it
+    flags: Mapping[str, str] = {}  # flag -> override; `{}` is replaced by its value
+    resumes: bool = True  # the same command in the same folder resumes an interrupted run
+    words: str = ""  # the setting for arguments without `=`
+    simulates: bool = False  # always needs the simulator; other verbs load it only if their settings need it
 
 
 _HYDRA_FLAGS = (
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"s2robot {verb}: interrupted{_resume(verb, overrides, stop)}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of `s2robot inspect | head` has ended
+    except BrokenPipeError:  # the reader has ended, as in `s2robot inspect | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         message = typed.one_line(verb, overrides, error)
@@ -107,34 +107,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def yield_while_waiting() -> None:
-    """Let OpenMP's threads sleep while they wait for each other, unless the environment sets what they do: spinning is many
-    times slower beside another busy process. Results are the same to the bit."""
+    """Let OpenMP threads sleep while they wait for each other, unless the environment sets a policy. Spinning is many times
+    slower when another process is busy. Results are bit-identical."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _resume(verb: str, overrides: list[str], stop: KeyboardInterrupt) -> str:
-    """Return the command that resumes an interrupted verb, or nothing if none does."""
+    """Return a hint with the command that resumes an interrupted verb, or "" if it cannot be resumed."""
     folder: Path | None = getattr(stop, "folder", None)
     if not VERBS[verb].resumes or folder is None or not folder.exists() or "--multirun" in overrides:
         return ""
-    rest = [o for o in overrides if key_of(o) != "hydra.run.dir"]
-    where = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-    return f"; resume with: {shlex.join(['s2robot', verb, *rest, f'hydra.run.dir={where}'])}"
+    others = [o for o in overrides if key_of(o) != "hydra.run.dir"]
+    path = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+    return f"; resume with: {shlex.join(['s2robot', verb, *others, f'hydra.run.dir={path}'])}"
 
 
 def _translated(verb: Verb, args: list[str]) -> list[str]:
-    given, overrides, words = iter(args), [], []
-    for arg in given:
+    """Return the arguments of a verb as Hydra overrides; UserError for an unknown flag or a wrong value."""
+    remaining, overrides, words = iter(args), [], []
+    for arg in remaining:
         flag, equals, value = arg.partition("=")
         if override := verb.flags.get(flag):
             if "{}" in override and not equals:
-                value = next(given, "")
+                value = next(remaining, "")
             if ("{}" in override) != (value not in ("", *verb.flags)):
                 raise UserError(f"{flag}: expected {'a' if '{}' in override else 'no'} value, got '{value}'")
             overrides.append(override.format(value if value.isdigit() else _quoted(value)))
         elif arg[:2] == "--" and flag not in _HYDRA_FLAGS:
-            name, value = flag[2:].replace("-", "_"), value or next(given, "<value>")
+            name, value = flag[2:].replace("-", "_"), value or next(remaining, "<value>")
             raise UserError(f"{flag}: unknown flag; write {name}={value}")
         elif verb.words and arg[:1] not in "-~+" and "=" not in arg and overrides[-1:] != ["--cfg"]:
             words.append(_quoted(arg))
@@ -148,7 +149,7 @@ def _quoted(value: str) -> str:
 
 
 def summary_of(verb: str) -> str:
-    """Return what a verb does: the first sentence of its config's first comment, without the verb."""
+    """Return the summary of a verb: the first sentence of its config's first comment, without the verb."""
     text = (configs_dir() / f"{verb}.yaml").read_text(encoding="utf-8")
     about = re.sub(r"\n# ", " ", text.partition(f"# `s2robot {verb}`: ")[2])
     return about.partition("\n")[0].partition(". ")[0].rstrip(".")
@@ -163,12 +164,12 @@ def _usage() -> str:
     )
 
 
-def _help(verb: str, asked: Sequence[str]) -> str:
-    """Return the help of a verb: flags, settings with the comments of its config, groups, and the groups `asked` for."""
+def _help(verb: str, requested: Sequence[str]) -> str:
+    """Return the help of a verb: flags, settings with comments, config groups, and the `requested` groups in full."""
     root, read_text = configs_dir(), partial(Path.read_text, encoding="utf-8")
-    own = [f"[{flag}{' VALUE' if '{}' in override else ''}]" for flag, override in VERBS[verb].flags.items()]
-    wanted = [f"{VERBS[verb].words} ..."] if VERBS[verb].words else []
-    lines = [" ".join(["usage: s2robot", verb, *wanted, "[key=value ...]", *own]), summary_of(verb)]
+    flags = [f"[{flag}{' VALUE' if '{}' in over else ''}]" for flag, over in VERBS[verb].flags.items()]
+    words = [f"{VERBS[verb].words} ..."] if VERBS[verb].words else []
+    lines = [" ".join(["usage: s2robot", verb, *words, "[key=value ...]", *flags]), summary_of(verb)]
     text = read_text(root / f"{verb}.yaml")
     if settings := text.partition("  - _self_\n")[2].strip():
         lines += ["", "Settings and their defaults:", "", *settings.splitlines()]
@@ -176,11 +177,11 @@ def _help(verb: str, asked: Sequence[str]) -> str:
     if "policy" in groups:
         groups["policy/head"] = "regression"
     if groups:
-        lines += ["", f"Groups of settings (`s2robot {verb} --help <group>` explains them):", ""]
+        lines += ["", f"Config groups (`s2robot {verb} --help <group>` shows their settings):", ""]
     for group, default in groups.items():
         options = ", ".join(sorted(file.stem for file in (root / group).glob("*.yaml")))
         lines.append(f"  {f'{group}={default}':<22}  {group}: {options}")
-    for group, _, chosen in (word.partition("=") for word in asked):
+    for group, _, chosen in (word.partition("=") for word in requested):
         file = root / group / f"{chosen or groups.get(group)}.yaml"
         if group in groups and file.is_file():
             lines += ["", f"{group}={file.stem}: type {group.replace('/', '.')}.<key>=<value>", ""]
@@ -207,17 +208,17 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
     status, began = 0, time.time()
 
     def task(cfg: "DictConfig") -> Any:
-        # Fabric starts its DDP ranks by repeating sys.argv, which has to hold the verb again by then.
+        # Fabric starts its DDP ranks by rerunning sys.argv, so restore the verb in it.
         nonlocal status
         sys.argv = process_argv
         sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
             _check_shared(overrides)
-            given = list(HydraConfig.get().overrides.task)
-            typed.take_stored_world(cfg, given)
+            words = list(HydraConfig.get().overrides.task)
+            typed.take_stored_world(cfg, words)
             with run_folder(folder, _about(cfg), keep=sweep, began=began):
-                typed.check_config(cfg, given)
+                typed.check_config(cfg, words)
                 result = _call(verb, cfg)
             status = result if isinstance(result, int) else 0
             return result
@@ -225,12 +226,12 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
             stop.folder = folder  # type: ignore[attr-defined]
             raise
         except Exception as error:
-            if sweep:  # Hydra's own line says which job failed
+            if sweep:  # Hydra reports which job failed
                 raise
             failure.append(error)
             return None
 
-    # Hydra wants its flags before the overrides; a user may type them in any order.
+    # Hydra requires flags before overrides; users may type them in any order.
     later = [a for a in overrides if a[:1] != "-" and (a[:1] == "~" or "=" in a)]
     sys.argv = [f"s2robot {verb}", *(a for a in overrides if a not in later), *later]
     try:
@@ -245,7 +246,7 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
 
 @contextmanager
 def _restored_logging() -> Iterator[None]:
-    """Undo Hydra's logging into the run directory, which a failed verb removes, for callers from Python."""
+    """Undo Hydra's logging setup for Python callers; it logs into the run directory, which a failed verb removes."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -258,12 +259,12 @@ def _restored_logging() -> Iterator[None]:
 
 
 def _about(cfg: "DictConfig") -> dict[str, str]:
-    """Return what Hydra itself would write into the run directory, before the directory is known to be free."""
+    """Return the files that Hydra would write, by path; they are written once the run directory is locked."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     hydra = OmegaConf.create({"hydra": HydraConfig.get()})
-    # jobs of a comparison that share a directory name their own
+    # jobs of a comparison share a directory, so each sets its own subdirectory
     folder = HydraConfig.get().output_subdir or ".hydra"
     nodes = {"config": cfg, "hydra": hydra, "overrides": hydra.hydra.overrides.task}
     return {f"{folder}/{name}.yaml": OmegaConf.to_yaml(node) for name, node in nodes.items()}
@@ -284,13 +285,13 @@ def _call(verb: str, cfg: "DictConfig") -> Any:
         with engine_of(cfg, soon=VERBS[verb].simulates):
             return getattr(importlib.import_module(module), function)(cfg)
     except Exception as error:
-        error.verb = verb  # type: ignore[attr-defined]  # a config error raised here is a bug
+        error.verb = verb  # type: ignore[attr-defined]  # a config error raised inside a verb is a bug
         raise
 
 
 @contextmanager
 def engine_of(cfg: "DictConfig", soon: bool = False) -> Iterator[None]:
-    """Run the pools that are made inside on the config's engine, if it has one. ``soon``: workers will be needed."""
+    """Run worker pools created in this context on the config's engine, if any. ``soon``: start workers right away."""
     if "engine" not in cfg:
         yield
     elif cfg.engine.name == "local":

@@ -1,4 +1,4 @@
-"""Read the nodes of a verb's config."""
+"""Read the sections of a verb's config."""
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -23,14 +23,14 @@ from s2robot.demos.selection import Episodes, select
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.envs.tasks import DEFAULT, OTHERS, register_user_task, settings_class, settings_of
 
-CHOSEN = ("mask", "rate_hz", "action", "proprio", "cameras")  # of a dataset in another format
+CHOSEN = ("mask", "rate_hz", "action", "proprio", "cameras")  # import options for datasets in other formats
 
 
 class DemosSettings(Settings, at="demos"):
-    """One dataset, or with `mix` several; configs/demos documents each value."""
+    """One dataset, or several with `mix`; configs/demos documents each value."""
 
     name: str | None = None
-    path: str | None = Field(default=None, min_length=1)  # "": an unset variable of a shell
+    path: str | None = Field(default=None, min_length=1)  # "" comes from an unset shell variable
     episodes: Episodes = None
     split: str | None = None
     mask: str | None = None
@@ -43,9 +43,9 @@ class DemosSettings(Settings, at="demos"):
     weight: float = Field(default=1.0, gt=0)  # in a mix
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
-        yield "episodes", self.split is None or self.episodes is None, "null beside split"
+        yield "episodes", self.split is None or self.episodes is None, "null with split"
         for key in ("path", "episodes", "split", *CHOSEN) if self.mix else ():
-            yield key, getattr(self, key) is None, "null beside demos.mix, whose datasets have their own"
+            yield key, getattr(self, key) is None, "null with demos.mix; set it per dataset"
         for i, member in enumerate(self.mix or ()):
             yield f"mix[{i}].path", member.path is not None, "a dataset", None
 
@@ -54,10 +54,10 @@ class DemosSettings(Settings, at="demos"):
         return self.mix or (self,)
 
     def folder(self, world: Any = None) -> Path:
-        """Return the store's path; other formats are converted once, into the cache (DatasetError). UserError: several datasets, a
-        choice that an episode store does not have, or a ``world`` that a dataset to convert does not fit."""
+        """Return the store's path. Other formats are converted once, into the cache (DatasetError). UserError for several
+        datasets, for import options on an episode store, or if a dataset to convert does not fit ``world``."""
         if self.mix:
-            raise UserError("demos.mix: this verb takes one dataset, expected demos.path")
+            raise UserError("demos.mix: expected null, since this verb supports one dataset; use demos.path")
         path = Path(self.path) if self.path else shipped_demos(str(self.name))
         if self.foreign:
             choice = Choice(episodes=self.episodes, **{key: getattr(self, key) for key in CHOSEN})
@@ -70,26 +70,26 @@ class DemosSettings(Settings, at="demos"):
         return path
 
     def open(self, world: Any = None) -> EpisodeStore:
-        """Return the store, which is a `Mix` with `mix`, in ``world`` if it names none (UserError: it does not fit)."""
+        """Return the store, or a `Mix` if `mix` is set, bound to ``world`` if it names none (UserError if it does not fit)."""
         stores = [one.open_one(world, one.clip or self.clip) for one in self.members]
         return Mix(stores, [member.weight for member in self.members]) if self.mix else stores[0]
 
     def open_one(self, world: Any = None, clip: bool | None = None) -> EpisodeStore:
-        """As :meth:`open`; UserError for several datasets."""
+        """Open as :meth:`open` does; UserError for several datasets."""
         clip = self.clip if clip is None else clip
         return bound(EpisodeStore.open(self.folder(world)), world, clip, self.path)
 
     def select(
         self, store: EpisodeStore, fraction: float, seed: int, ancestors: Lineage | None = None
     ) -> Split:
-        """Choose the episodes of `open` to train on and to hold out, from each dataset of a mix. DatasetError: episodes that do not
-        exist, twice or in both, none, a broken split file, or one held out that the `ancestors` were trained on."""
+        """Choose the training and held-out episodes from each dataset of a mix. DatasetError if an episode does not exist, occurs
+        twice or in both, if there is none, if the split file is broken, or if `ancestors` were trained on a held-out episode."""
         ancestors = ancestors or Lineage()
         spent = ancestors.spent(store) if fraction else []
         stores, firsts = (store.members, store.firsts) if isinstance(store, Mix) else ([store], [0])
         each = []
         for member, own, at in zip(self.members, stores, firsts, strict=False):
-            episodes = None if member.foreign else member.episodes  # else chosen during the conversion
+            episodes = None if member.foreign else member.episodes  # a conversion has already chosen them
             found = select(own, episodes, member.split, fraction, seed, [i - at for i in spent])
             each.append([part + at for part in found])
         train, held_out = (np.concatenate(parts) for parts in zip(*each, strict=True))
@@ -98,57 +98,58 @@ class DemosSettings(Settings, at="demos"):
 
     @property
     def foreign(self) -> bool:
-        """Whether the dataset is in another format; only the chosen episodes are converted."""
+        """Whether the dataset is in another format, of which only the chosen episodes are converted."""
         return self.path is not None and not (Path(self.path) / "zarr.json").exists()
 
     @property
     def plain(self) -> bool:
-        """Whether the episodes are chosen by a count of the first ones only."""
+        """Whether the choice of episodes is only a count of the first ones."""
         return not self.mix and self.split is None and isinstance(self.episodes, int | None)
 
     def first(self) -> int | None:
-        """Return the count of episodes, None for all, for verbs that take no other choice (UserError)."""
+        """Return the number of first episodes, None for all. UserError for any other choice, which some verbs do not support."""
         if self.foreign and self.split is None:
             return None
         if not self.plain:
-            why = "this verb takes a count of first episodes"
+            why = "this verb supports a number of first episodes only"
             raise UserError(f"demos: {why}, expected demos.episodes=<number>")
         return self.episodes
 
-    def elsewhere(self) -> bool:
-        """Whether some episodes come from no simulated task of ours: imported, from a user's program, or from an arm."""
-        known = [found for member in self.members if (found := member._attributes)]
-        others = [found for found in known if "source" in found or not found["env_config"]]
-        return any(found.get("source") != "emulator" for found in others)
+    def is_external(self) -> bool:
+        """Whether some episodes are imported, from a user's program or from an arm, not from a built-in simulated task."""
+        known = [attrs for member in self.members if (attrs := member._attributes)]
+        others = [attrs for attrs in known if "source" in attrs or not attrs["env_config"]]
+        return any(attrs.get("source") != "emulator" for attrs in others)
 
-    def usual_validation(self) -> float:
-        """Return the default share to hold out: a tenth of ten or more episodes that come from elsewhere."""
-        found = (one for one in self.members if one.split is None and one.elsewhere())
-        enough = [one for one in found if len(one.select(one.open(), 0.0, 0)[0]) >= 10]
+    def default_validation(self) -> float:
+        """Return the default share to hold out: a tenth if every dataset has ten or more external episodes, else none."""
+        external = (one for one in self.members if one.split is None and one.is_external())
+        enough = [one for one in external if len(one.select(one.open(), 0.0, 0)[0]) >= 10]
         return 0.1 if len(enough) == len(self.members) else 0.0
 
     def stored_world(self, world: Any, acts: bool) -> Any:
-        """Return the world that an imported dataset names in place of the default one; else ``world``. Only what ``acts`` makes one."""
-        found = self.members[0]._attributes if world.task == DEFAULT else {}
-        own = found.get("env_config", {}) if "source" in found else {}
-        if own.get("task") in OTHERS:
-            return settings_of(own, f"{self.path}: env_config")
-        return (world_of_file(found) if acts and found and names_no_world(found) else None) or world
+        """Return the world that an imported dataset names, if ``world`` is the default one; else ``world``. ``acts``: the policy
+        will act in simulation, so a world is also derived from a source file if necessary."""
+        attrs = self.members[0]._attributes if world.task == DEFAULT else {}
+        stored = attrs.get("env_config", {}) if "source" in attrs else {}
+        if stored.get("task") in OTHERS:
+            return settings_of(stored, f"{self.path}: env_config")
+        return (world_of_file(attrs) if acts and attrs and names_no_world(attrs) else None) or world
 
-    def own_world(self, world: Any = None) -> dict[str, Any]:
-        """Return robot, rate, cameras and action frame of an imported dataset, in ``world`` if it names none; {} for our own tasks."""
-        found = self.members[0]._attributes_in(world)
-        if "source" not in found:
+    def imported_space(self, world: Any = None) -> dict[str, Any]:
+        """Return robot, rate, cameras and action frame of an imported dataset, bound to ``world`` if it names none; else {}."""
+        attrs = self.members[0]._attributes_in(world)
+        if "source" not in attrs:
             return {}
-        facts = {name: found[name] for name in ("robot", "rate_hz", "action_frame")}
-        return facts | {"cameras": tuple(found["cameras"])}
+        facts = {name: attrs[name] for name in ("robot", "rate_hz", "action_frame")}
+        return facts | {"cameras": tuple(attrs["cameras"])}
 
     @cached_property
     def _attributes(self) -> Mapping[str, Any]:
         return self._attributes_in(None)
 
     def _attributes_in(self, world: Any) -> Mapping[str, Any]:
-        """Return the attributes of the dataset at `path`, bound as by :meth:`open`; {} if it is missing or has no episodes yet."""
+        """Return the attributes of the dataset at `path`, bound as in :meth:`open`; {} if it is missing or still empty."""
         if not self.path or not Path(self.path).exists():
             return {}
         store = self.open_one(world)
@@ -156,12 +157,12 @@ class DemosSettings(Settings, at="demos"):
 
 
 def path_of(cfg: DictConfig, key: str) -> Path:
-    """Return a path of a config, which may look like a number."""
+    """Return a path setting; YAML may have parsed it as a number."""
     return Path(read(Annotated[str, Field(min_length=1)], cfg[key], key))
 
 
 def task_settings(cfg: DictConfig, **changes: Any) -> Any:
-    """Return the settings of the simulated world of a config, the default task's from `env` and `robot`; ``changes`` win."""
+    """Return the settings of a config's simulated world with ``changes``; the default task reads `env` and `robot`."""
     node = plain(cfg.task) if "task" in cfg else {"name": DEFAULT}
     name, target = node["name"], node.get("class")
     if target is None and name == DEFAULT:
@@ -171,12 +172,12 @@ def task_settings(cfg: DictConfig, **changes: Any) -> Any:
 
 
 def chosen_world(cfg: DictConfig) -> Any:
-    """Return the settings of the world that was chosen in place of the default one, which needs more than `task`; else None."""
+    """Return the settings of the chosen world, or None for the default one, which needs more than `task`."""
     return task_settings(cfg) if cfg.task.name != DEFAULT or "class" in cfg.task else None
 
 
 def open_demos(cfg: DictConfig) -> EpisodeStore:
-    """Open the dataset of a config; that of a task of ours must match robot, rate and action frame."""
+    """Open the dataset of a config; unless it is imported, it must match robot, rate and action frame."""
     task = task_settings(cfg)
     demos = read(DemosSettings, cfg.demos, "demos")
     store = demos.open_one(task)
@@ -186,21 +187,21 @@ def open_demos(cfg: DictConfig) -> EpisodeStore:
 
 
 def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
-    """Return what `build_encoder` needs to build the same encoder again; stored in a checkpoint."""
+    """Return the settings from which `build_encoder` rebuilds the same encoder; checkpoints store them."""
     scales = plain(cfg.s2.scales)
     read(Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)], scales, "s2.scales")
     settings = {**plain(cfg.encoder), "scales": scales, "resolution": cfg.s2.resolution}
     if cfg.s2.grid is not None:
         settings["grid"] = cfg.s2.grid
-    if settings["checkpoint"]:  # a checkpoint is used from other folders too
+    if settings["checkpoint"]:  # absolute, because a checkpoint may be used from another folder
         settings["checkpoint"] = str(Path(settings["checkpoint"]).resolve())
     return settings
 
 
 def world_of(cfg: DictConfig) -> str:
-    """Return where a config evaluates: `default` (simulation), `arm`, or `recorded` for open loop."""
+    """Return where a config evaluates a policy: `default` (simulation), `arm` or `recorded` (open loop)."""
     return "arm" if "live" in cfg else "recorded" if "parallel" in cfg.evaluate else "default"
 
 
 def only_simulated(cfg: DictConfig) -> None:
-    one_of("evaluate", world_of(cfg), ("default",), " (`s2robot evaluate` takes the others)")
+    one_of("evaluate", world_of(cfg), ("default",), " (`s2robot evaluate` supports the others)")

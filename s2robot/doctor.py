@@ -1,4 +1,4 @@
-"""`s2robot doctor`: what this machine has, what is missing for which use, and whether a checkpoint acts here as it did."""
+"""`s2robot doctor`: check this machine, list missing extras and their uses, and check that a checkpoint acts as trained."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.gl import SIMULATOR, choose_gl
 from s2robot.loading import device_of, load_networks
 
-# extra -> a module that it brings, and what needs it
+# extra -> a module that it installs, and its uses
 EXTRAS = {
     "sim": (SIMULATOR[0], "record, evaluate, compare"),
     "data": ("pyarrow", "datasets of LeRobot, robomimic and diffusion_policy"),
@@ -30,31 +30,31 @@ EXTRAS = {
     "vlm": ("transformers", "S² in a Llava"),
     "ray": ("ray", "engine=ray"),
 }
-_LEAST_GB = 5.0  # free disk for features and runs of the default job
+_MIN_GB = 5.0  # disk space for features and runs of the default job
 
 
 class Check(NamedTuple):
     name: str
     good: bool
     text: str
-    needed: bool = True  # else it is only said
+    needed: bool = True  # False: information only
 
 
 def doctor(cfg: DictConfig) -> int:
-    """Print a line for each check; exit code 1 if one that is needed fails."""
+    """Print a line for each check; return exit code 1 if a needed one fails."""
     checkpoint = read(str | None, cfg.checkpoint, "checkpoint")  # type: ignore[arg-type]
     checks = [*machine(), *extras()]
     if checkpoint:
-        checks.append(tried("checkpoint", lambda: acts(Path(checkpoint), read(str, cfg.device, "device"))))
+        checks.append(attempt("checkpoint", lambda: acts(Path(checkpoint), read(str, cfg.device, "device"))))
     for check in checks:
         mark = "ok  " if check.good else "FAIL" if check.needed else "-   "
         print(f"{mark}  {check.name:<14}{check.text}")
     return int(any(check.needed and not check.good for check in checks))
 
 
-def tried(name: str, look: Callable[[], str], needed: bool = True) -> Check:
+def attempt(name: str, check: Callable[[], str], needed: bool = True) -> Check:
     try:
-        return Check(name, True, look(), needed)
+        return Check(name, True, check(), needed)
     except (UserError, EnvError, OSError) as error:
         return Check(name, False, str(error), needed)
 
@@ -64,49 +64,50 @@ def machine() -> Iterator[Check]:
     yield from pins()
     yield Check("processor", True, f"{os.cpu_count()} cores")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    text = ", ".join(gpus) or "none that torch finds; everything runs on the processor"
+    text = ", ".join(gpus) or "torch finds none; everything runs on the CPU"
     yield Check("gpu", bool(gpus), text, needed=False)
     free = shutil.disk_usage(cache_dir()).free / 1e9
     yield Check(
-        "cache", free >= _LEAST_GB and os.access(cache_dir(), os.W_OK), f"{cache_dir()}, {free:.0f} GB free"
+        "cache", free >= _MIN_GB and os.access(cache_dir(), os.W_OK), f"{cache_dir()}, {free:.0f} GB free"
     )
     demos = shipped_demos("any").parent
     yield Check("demos", any(demos.glob("*.zarr")), f"shipped in {demos}")
-    yield tried("drawing", drawn, needed=find_spec(SIMULATOR[0]) is not None)
+    yield attempt("drawing", drawn, needed=find_spec(SIMULATOR[0]) is not None)
 
 
 def drawn() -> str:
-    """Draw nothing on OpenGL and say by what."""
+    """Create an OpenGL context and return its backend and version."""
     name = choose_gl()
-    from s2robot.envs.renderer import opengl  # MuJoCo with it
+    from s2robot.envs.renderer import opengl  # imports MuJoCo
 
     return f"MUJOCO_GL={name}: {opengl()}"
 
 
 def pins() -> Iterator[Check]:
-    """Installed packages that do not satisfy this package's own pins."""
+    """Yield a failed check for each installed package that violates this package's version pins."""
     from packaging.requirements import Requirement
 
     for text in requires("s2robot") or ():
-        wanted = Requirement(text)
-        if wanted.marker is None or wanted.marker.evaluate({"extra": "sim"}):
+        required = Requirement(text)
+        if required.marker is None or required.marker.evaluate({"extra": "sim"}):
             try:
-                found = version(wanted.name)
+                found = version(required.name)
             except PackageNotFoundError:
-                continue  # an extra, which has its own line
-            if not wanted.specifier.contains(found, prereleases=True):
-                yield Check(wanted.name, False, f"expected {wanted.specifier}, got {found}")
+                continue  # extras have their own checks
+            if not required.specifier.contains(found, prereleases=True):
+                yield Check(required.name, False, f"expected {required.specifier}, got {found}")
 
 
 def extras() -> Iterator[Check]:
     for extra, (module, use) in EXTRAS.items():
-        there = find_spec(module) is not None
-        yield Check(extra, there, use if there else f"pip install 's2robot[{extra}]' for {use}", needed=False)
+        installed = find_spec(module) is not None
+        text = use if installed else f"pip install 's2robot[{extra}]' for {use}"
+        yield Check(extra, installed, text, needed=False)
 
 
 def acts(checkpoint: Path, device: str) -> str:
-    """Load a checkpoint, which replays its golden trace."""
+    """Load a checkpoint, which checks its golden trace, and describe it."""
     _, encoder, contract = load_networks(checkpoint, device_of(device))
     traced = (checkpoint / "golden.safetensors").is_file()
-    trace: Any = "its golden trace holds" if traced else "it has no golden trace"
+    trace: Any = "its golden trace matches" if traced else "it has no golden trace"
     return f"{checkpoint}: {contract['robot']}, {encoder.name}; {trace}"

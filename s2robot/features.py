@@ -1,4 +1,4 @@
-"""Get the features of a dataset: from the cache, or by rendering and encoding its frames."""
+"""Compute the features of a dataset, or read them from the cache."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ class FeaturesSettings(Settings, at="features", file="features/default"):
     threads: int | None = from_yaml(ge=1)
 
     def shares(self) -> tuple[int, int]:
-        """Return the number of processes and the threads of each; threads spin while they wait, so one by default."""
+        """Return the number of processes and the threads per process; the default is one, since waiting threads spin."""
         threads = self.threads or 1
         return self.workers or max(1, (os.cpu_count() or 1) // threads), threads
 
@@ -45,12 +45,12 @@ def encode_demos(
     settings: FeaturesSettings,
     episodes: np.ndarray | None = None,
 ) -> tuple[Any, list[FeatureCache]]:
-    """Return the features of a dataset (steps, cameras, tokens, dim) and their caches, one for each dataset of a mix; with
-    ``episodes`` the rows of others are undefined."""
+    """Return the features of a dataset (steps, cameras, tokens, dim) and their caches, one for each dataset of a mix. With
+    ``episodes``, the rows of other episodes are undefined."""
     if not isinstance(store, Mix):
         features, cache = _encode(store, encoder, cameras, settings, episodes)
         return features, [cache]
-    frame_sizes(store, encoder, cameras)  # rejects datasets that do not fit into one array
+    frame_sizes(store, encoder, cameras)  # rejects datasets with different frame sizes
     found = []
     for member, first in zip(store.members, store.firsts, strict=False):
         own = None if episodes is None else np.intersect1d(episodes, first + np.arange(len(member))) - first
@@ -82,22 +82,22 @@ def _encode(
         require_simulator()
     workers, threads = settings.shares()
     size = as_image_size(sizes)
-    before = torch.get_num_threads()
+    previous_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
-    # a CPU worker encodes what it renders: features are fewer bytes than frames, and no core waits for another
+    # CPU workers also encode their frames: features are smaller to transfer, and no core waits for another
     far = engine_in_use().is_remote
     in_workers = far or device.type == "cpu"
 
     def encoded(episodes: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield episodes and their features, in the order in which they finish."""
+        """Yield episodes and their features in the order of completion."""
         world = world_of_demos(store) if store.attrs["kind"] == "states" else None
         state = partial(Encoding, cache, encoder.to("cpu"), settings.device, threads)
-        how = cameras, size, world
+        options = cameras, size, world
 
         def frames(i: int) -> Callable[[], list[np.ndarray]]:
-            if far:  # to call on any machine, else on that of the dataset
-                return partial(replay.frames_of, *replay.seen_of(store, i, *how), i)
-            return partial(replay.episode_frames, store.path, i, *how)
+            if far:  # a remote worker cannot read the dataset, so send it the recorded data
+                return partial(replay.frames_of, *replay.seen_of(store, i, *options), i)
+            return partial(replay.episode_frames, store.path, i, *options)
 
         tasks = ((i, frames(i)) for i in episodes)
         with worker_pool(workers, state, encodes=True, anywhere=far) as pool:
@@ -112,7 +112,7 @@ def _encode(
             lambda done, total: update(done, total, f"steps of {len(cameras)} cameras"),
             store.fingerprint_of_first,
         )
-    torch.set_num_threads(before)
+    torch.set_num_threads(previous_threads)
     return features, cache
 
 
@@ -132,7 +132,7 @@ class Encoding:
 def frame_sizes(
     store: EpisodeStore, encoder: S2Encoder, cameras: Sequence[str]
 ) -> dict[str, tuple[int, int]]:
-    """Return (H, W) of each camera's frames as they are encoded; UserError if two datasets of a mix differ."""
+    """Return the encoded frame size (H, W) of each camera; UserError if two datasets of a mix differ."""
     if isinstance(store, Mix):
         first = frame_sizes(store.members[0], encoder, cameras)
         for member in store.members[1:]:

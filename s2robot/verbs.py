@@ -1,4 +1,4 @@
-"""What the verbs of the command line do besides `run`; each imports what it alone needs."""
+"""The verbs of the command line, except `run`. Each imports only its own dependencies."""
 
 from contextlib import ExitStack
 from functools import partial
@@ -18,7 +18,7 @@ from s2robot.envs.gl import require_simulator
 
 
 def record(cfg: DictConfig) -> None:
-    """`s2robot record`: demos into `out`, scripted in simulation, by a person on an arm, or corrections of a policy."""
+    """`s2robot record`: record demos into `out`: scripted in simulation, by an operator on an arm, or corrections of a policy."""
     from s2robot import pipeline, rounds
 
     on_arm = cfg.robot.ip is not None or cfg.bridge.emulator.port is not None
@@ -26,7 +26,7 @@ def record(cfg: DictConfig) -> None:
         store = pipeline.record_demos(task_settings(cfg), cfg, path_of(cfg, "out"))
     elif cfg.kind == "dagger" and not on_arm:
         store, counts = rounds.record(cfg, cfg, path_of(cfg, "out"))
-        print(rounds.words(counts))
+        print(rounds.outcome_text(counts))
     else:
         from s2robot.deployment.record import ArmRecording
 
@@ -35,14 +35,14 @@ def record(cfg: DictConfig) -> None:
 
 
 def convert(cfg: DictConfig) -> None:
-    """`s2robot convert`: any data set as an episode store, or as one of another format; or a copy with an expert's chunks."""
+    """`s2robot convert`: convert a dataset to an episode store or another format, or copy it with an expert's action chunks."""
     from s2robot.demos.binding import bound
     from s2robot.demos.formats.convert import as_store, copy_store
     from s2robot.demos.formats.convert import convert as read_in
     from s2robot.demos.formats.export import ExportSettings, export, format_for
     from s2robot.demos.formats.source import Choice
 
-    world = chosen_world(cfg)  # a task of the user's own is known from here on
+    world = chosen_world(cfg)  # also registers a user's own task
     if cfg.expert:
         return _relabel(cfg)
     choice, data, out = read_some(Choice, cfg), path_of(cfg, "data"), path_of(cfg, "out")
@@ -59,7 +59,7 @@ def convert(cfg: DictConfig) -> None:
             export(store, out, to, settings, lambda *n: update(*n, "steps"))
         counts = len(store), store.num_steps
     else:
-        one_of("actions", settings.actions, ("recorded",), " on the way into an episode store")
+        one_of("actions", settings.actions, ("recorded",), " when converting to an episode store")
         with bar("converting") as update:
             steps = lambda *n: update(*n, "steps")  # noqa: E731
             source = copy_store(store, out, steps) if world else read_in(data, out, choice, steps)
@@ -73,9 +73,9 @@ def _relabel(cfg: DictConfig) -> None:
     from s2robot.demos.record import RecordingSettings, relabel
 
     require_simulator()
-    given = {key: cfg[key] for key in ("expert", "imitate_kicks", "workers")}
-    settings, source = read(RecordingSettings, given, ""), EpisodeStore.open(path_of(cfg, "data"))
-    with bar("asking the expert") as update:
+    values = {key: cfg[key] for key in ("expert", "imitate_kicks", "workers")}
+    settings, source = read(RecordingSettings, values, ""), EpisodeStore.open(path_of(cfg, "data"))
+    with bar("relabelling with the expert") as update:
         episodes = lambda *n: update(*n, "episodes")  # noqa: E731
         store = relabel(source, path_of(cfg, "out"), settings, episodes)
     counts = f"{len(store)} episodes, {store.num_steps} steps, {store['imitate'].sum()} to imitate"
@@ -83,7 +83,7 @@ def _relabel(cfg: DictConfig) -> None:
 
 
 def inspect(cfg: DictConfig) -> None:
-    """`s2robot inspect`: a page of a dataset; `replay` executes its actions, `run` writes the report of that run again."""
+    """`s2robot inspect`: write a page about a dataset; `replay` executes its actions, `run` rewrites the report of a run."""
     if cfg.run is not None:
         return _report(path_of(cfg, "run"))
     from s2robot.inspection.inspect import InspectSettings, inspect_demos, replay_demos
@@ -103,12 +103,12 @@ def _report(folder: Path) -> None:
 
     if not any((folder / name).exists() for name in ("compare.json", "summary.json", "episodes.jsonl")):
         raise UserError(f"run: expected the run directory of an evaluation or comparison, got {folder}")
-    compared = (folder / "compare.json").exists()  # a comparison has a summary.json too
+    compared = (folder / "compare.json").exists()  # a comparison also has a summary.json
     print(f"report: {(write_compare_report if compared else write_report)(folder)}")
 
 
 def pretrain(cfg: DictConfig) -> None:
-    """`s2robot pretrain`: masked autoencoding, or with `kind` the images for it."""
+    """`s2robot pretrain`: train a masked autoencoder, or make images for it (`kind`)."""
     from s2robot.pretraining.pretrain import PretrainSettings
     from s2robot.pretraining.pretrain import pretrain as run_pretraining
     from s2robot.pretraining.render import ObjectsSettings, ScenesSettings, make_objects, make_scenes
@@ -154,7 +154,7 @@ def _encoded(task: Any) -> tuple[EpisodeStore, Any, Any, Any]:
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """`s2robot evaluate`: success over positions in simulation or on an arm, or open-loop errors, and the report."""
+    """`s2robot evaluate`: measure success in simulation or on an arm, or open-loop errors, and write the report."""
     from s2robot import pipeline
 
     out, world = Path(cfg.run_dir), world_of(cfg)
@@ -176,7 +176,7 @@ def evaluate(cfg: DictConfig) -> None:
 
 
 def trial(cfg: DictConfig) -> int:
-    """`s2robot trial`: two policies on an arm, or elsewhere by hand; the exit code is the verdict, as of `stats`."""
+    """`s2robot trial`: compare two policies on an arm, or elsewhere by hand; return the exit code of `s2robot stats`."""
     from s2robot.comparison.trial import TrialSettings, run_trial
 
     settings, out = read_some(TrialSettings, cfg), Path(cfg.run_dir)

@@ -1,1 +1,1 @@
-"""Arms against each other on the same positions, with paired statistics."""
+"""Comparisons of arms on the same positions, with paired statistics."""

@@ -1,12 +1,12 @@
-"""`s2robot compare`: arms on the same demos and the same positions, with as many training seeds as it takes.
+"""`s2robot compare`: compare arms on the same demos and the same positions, with one or more training seeds.
 
     s2robot compare                                             # the encoders that ship, one seed each
-    s2robot compare experiment=table10 hydra.run.dir=runs/table10   # the same command again resumes after a kill
-    s2robot compare axes=[demos,lighting]                       # and where does S2 pay?
+    s2robot compare experiment=table10 hydra.run.dir=runs/table10   # repeat the command to resume after a kill
+    s2robot compare axes=[demos,lighting]                       # also vary settings: where does S2 help?
 
-Every stage is an ordinary `s2robot record / encode / train / evaluate`, run in a process of its own. The run directory
-holds compare.json (all figures), summary.json (the table), episodes.csv, report.html, and a run directory of `s2robot
-evaluate` for each arm and training seed.
+Every stage is an ordinary `s2robot record / encode / train / evaluate` in a separate process. The run directory
+holds compare.json (all figures), summary.json (the table), episodes.csv, report.html, and one `s2robot evaluate`
+run directory per arm and training seed.
 """
 
 import statistics
@@ -38,12 +38,12 @@ from s2robot.evaluation.rollouts import LearnedPlanner
 from s2robot.evaluation.video import film
 from s2robot.loading import image_size_of, load_networks
 
-_ROUNDS, _STEPS = 3, 12  # of measuring the cost: passes, after one that warms up, over the first frames
+_ROUNDS, _STEPS = 3, 12  # cost measurement: passes (after a warm-up pass) over this many first frames
 
 
 def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run what is not done yet and write the figures; returns what compare.json holds. ``typed``: the overrides that all arms
-    share, by default those that Hydra was given."""
+    """Run the unfinished stages, write the figures and return the contents of compare.json. ``typed``: the overrides shared by
+    all arms; defaults to the command line's."""
     if typed is None:
         typed = list(HydraConfig.get().overrides.task)
     only_simulated(cfg)
@@ -61,39 +61,39 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     experiment = settings.experiment
     power, lines = figures.power_figures(experiment.power, len(plan.seeds), len(plan.positions))
     print("\n".join(lines))
-    for arm in plan.arms:  # what lies under a path may change between two runs
+    for arm in plan.arms:  # the files at a path may change between two runs
         inputs = {"encoder": plan.known[arm.name].encoder, "demos": plan.demos}
         claim(plan.out / "arms" / arm.name / "inputs.json", inputs, REMEDY)
     chosen = experiment.along if settings.axes is None else settings.axes
     axes = {name: planning.worlds_of(plan, name, experiment.axes[name]) for name in chosen}
     policies = planning.training(plan, plan.main)
     jobs, tried, stopping = _evaluate(experiment.stopping, plan, policies)
-    looked = experiment.stopping.alpha if tried < len(plan.positions) else None  # stopped early
+    seq_alpha = experiment.stopping.alpha if tried < len(plan.positions) else None  # stopped early
     runs, episodes = read_runs(plan, plan.main, tried), experiment.axis_episodes or tried
     for _, worlds in axes.values():
         stages = list[Job]()
         for world in worlds:
             own = planning.training(plan, world) if world.trains else policies
-            count = max(episodes, tried) if world.root == plan.out else episodes  # the main one is not cut
+            count = max(episodes, tried) if world.root == plan.out else episodes  # keep all main episodes
             stages += planning.evaluation(plan, world, own, count)
         run_jobs(stages, plan.parallel, plan.threads)
         jobs += stages
     outcomes, cost, arms = outcomes_of(runs), _cost(plan), []
     for arm in plan.arms:
         folders = [plan.folder(plan.main, arm, seed).relative_to(plan.out).as_posix() for seed in plan.seeds]
-        found = figures.arm_figures(outcomes[arm.name], plan.seeds, folders, looked)
+        found = figures.arm_figures(outcomes[arm.name], plan.seeds, folders, seq_alpha)
         near = figures.mean_progress(runs[arm.name]) if experiment.measure else {}
         arms.append({**plan.known[arm.name].about, **found, **near, "ms_per_action": cost[arm.name]})
     entries, rows = [], figures.csv_rows(runs)
     for name, (default, worlds) in axes.items():
-        alpha = looked if episodes == tried else None
+        alpha = seq_alpha if episodes == tried else None
         entry, more = _curves(plan, name, experiment.axes[name], worlds, episodes, alpha)
         entries.append(entry | {"default": default})
         rows += more
     result: dict[str, Any] = {
         **{"title": experiment.title, "question": experiment.question, "arms": arms},
         **{"measure": experiment.measure, "published": [each.model_dump() for each in experiment.published]},
-        "pairs": figures.all_pairs(outcomes, plan.positions, plan.pairs, looked),
+        "pairs": figures.all_pairs(outcomes, plan.positions, plan.pairs, seq_alpha),
         "stopping": stopping,
         "power": power,
         "axes": entries,
@@ -115,7 +115,7 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
 def _evaluate(
     stopping: Stopping, plan: Plan, policies: Policies
 ) -> tuple[list[Job], int, dict[str, Any] | None]:
-    """Train and evaluate all positions, or batches until every pair is decided: the jobs, positions and looks."""
+    """Train and evaluate all positions, or in batches until every pair is decided. Return jobs, positions and looks."""
     if not stopping.enabled:
         jobs = planning.evaluation(plan, plan.main, policies, len(plan.positions))
         run_jobs(jobs, plan.parallel, plan.threads)
@@ -125,7 +125,7 @@ def _evaluate(
         jobs += (batch := planning.evaluation(plan, plan.main, policies, episodes))
         run_jobs(batch, plan.parallel, plan.threads)
         outcomes = outcomes_of(read_runs(plan, plan.main, episodes))
-        looks.append(figures.look_at(outcomes, plan.pairs, stopping.alpha))
+        looks.append(figures.interim(outcomes, plan.pairs, stopping.alpha))
         if looks[-1]["stop"]:
             break
     decided = looks[-1]["stop"]
@@ -139,9 +139,9 @@ def _evaluate(
 
 
 def _curves(
-    plan: Plan, name: str, axis: Axis, worlds: Sequence[World], episodes: int, looked: float | None
+    plan: Plan, name: str, axis: Axis, worlds: Sequence[World], episodes: int, seq_alpha: float | None
 ) -> tuple[dict[str, Any], list[list[Any]]]:
-    """The axis's entry in compare.json, and its rows of episodes.csv; ``looked`` as in `statistics.arm_interval`."""
+    """Return the axis's entry in compare.json and its rows of episodes.csv."""
     arms: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in plan.arms}
     rows: list[list[Any]] = []
     for world in worlds:
@@ -150,7 +150,7 @@ def _curves(
             rows += figures.csv_rows(runs, name, world.value)
         for arm, outcomes in outcomes_of(runs).items():
             counts = {"episodes": int(outcomes.size), "successes": int(outcomes.sum())}
-            arms[arm].append({"value": world.value, **figures.arm_interval(outcomes, looked), **counts})
+            arms[arm].append({"value": world.value, **figures.arm_interval(outcomes, seq_alpha), **counts})
     about = {"name": name, "label": axis.label, "unit": axis.unit}
     return about | {"values": [world.value for world in worlds], "arms": arms}, rows
 
@@ -165,9 +165,9 @@ def _cost(plan: Plan) -> dict[str, float]:
 
 
 def ms_per_action(plan: Plan) -> dict[str, float]:
-    """Return the median time from frames to the next action, by arm; in turns, so that a slow machine slows all arms."""
+    """Return the median time from frames to the next action by arm. Arms alternate, so slow phases affect all of them."""
     store, settings = demos_of(plan), plan.known[plan.arms[0].name].evaluate
-    before, planners, seen = torch.get_num_threads(), {}, {}
+    threads, planners, observations = torch.get_num_threads(), {}, {}
     torch.set_num_threads(settings.threads)
     for arm in plan.arms:
         folder = plan.folder(plan.main, arm, plan.seeds[0]) / "checkpoint"
@@ -176,36 +176,36 @@ def ms_per_action(plan: Plan) -> dict[str, float]:
         planners[arm.name] = LearnedPlanner(policy, encoder, cameras, device=settings.device)
         # (T, H, W, 3) each
         frames = dict(zip(cameras, episode_frames(store.path, 0, cameras, size), strict=True))
-        seen[arm.name] = [
+        observations[arm.name] = [
             {"images": {name: f[t][None] for name, f in frames.items()}, "proprio": state[None], "count": 1}
             for t, state in enumerate(store.episode(0)["proprio"][:_STEPS])
         ]
     times: dict[str, list[float]] = {name: [] for name in planners}
-    for turn, (name, planner) in product(range(_ROUNDS + 1), planners.items()):
+    for iteration, (name, planner) in product(range(_ROUNDS + 1), planners.items()):
         planner.reset({"seed": 0})
-        for observation in seen[name]:
+        for observation in observations[name]:
             start = time.perf_counter()
             planner.plan(observation)
-            if turn:
+            if iteration:  # the first one warms up
                 times[name].append(1000 * (time.perf_counter() - start))
-    torch.set_num_threads(before)
-    return {name: round(statistics.median(found), 2) for name, found in times.items()}
+    torch.set_num_threads(threads)
+    return {name: round(statistics.median(values), 2) for name, values in times.items()}
 
 
 def film_disagreements(plan: Plan, runs: Runs, pair: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Film up to `count` positions that only one arm of the pair solves, wins and losses in turns, each by the first training
-    seed with the outcome that most have. Returns the entries of compare.json."""
+    """Film up to `count` positions that only one arm of the pair solves, alternating wins and losses, each with the first
+    training seed that has the majority outcome. Return the entries for compare.json."""
     arms = {arm.name: arm for arm in plan.arms}
     turns = zip_longest(pair["only_a"], pair["only_b"])
     videos, tasks = [], []
     positions = [position for turn in turns for position in turn if position is not None]
     for position, name in product(positions[:count], (pair["a"], pair["b"])):
-        wanted = (name == pair["a"]) == (position in pair["only_a"])
-        tries = ((s, r) for s, records in runs[name].items() for r in records if r["seed"] == position)
-        seed, record = next((s, r) for s, r in tries if r["success"] == wanted)
+        outcome = (name == pair["a"]) == (position in pair["only_a"])
+        attempts = ((s, r) for s, records in runs[name].items() for r in records if r["seed"] == position)
+        seed, record = next((s, r) for s, r in attempts if r["success"] == outcome)
         path = plan.out / "videos" / f"{position}_{name}-{seed}.mp4"
         videos.append({"path": f"videos/{path.name}", "position": position, "arm": name, "seed": seed})
-        if not path.exists():  # it appears whole
+        if not path.exists():  # videos are written atomically
             actions = read_actions(plan.folder(plan.main, arms[name], seed), record["episode"])
             tasks.append((plan.known[name].world, record, actions, path))
     with worker_pool(plan.parallel) as pool:

@@ -1,11 +1,11 @@
-"""Commands side by side, a process each; what is done is not done again.
+"""Run commands in parallel, one process each, and skip those that are done.
 
     encode = Job("base: encode", "encode", ["s2=single"], folder / "encode")
     run_jobs([Job("base: train", "train", ["s2=single"], folder / "train", needs=[encode])], parallel=2, threads=1)
 
 Each job is an ordinary `s2robot <verb> ...`. `<stamp>.json` stores its command, `<stamp>.log` its output, and
-`<stamp>.done` exists once it is done. Each job ends with this process, because its standard input is a pipe that this
-process holds open.
+`<stamp>.done` exists once it is done. A job ends when this process ends, because its standard input is a pipe that
+this process holds open.
 """
 
 import os
@@ -37,12 +37,12 @@ _THREADS: dict[str, tuple[str, ...]] = {  # keys that get a job's share of the c
 class Job:
     """One command of `s2robot`."""
 
-    name: str  # for people; two jobs of a comparison with the same one are the same job
+    name: str  # for display, and unique: jobs of a comparison with equal names are the same job
     verb: str
     overrides: Sequence[str]
-    stamp: Path  # of its files, without their suffixes
-    needs: Sequence["Job"] = ()  # done before it; they are run too
-    lines: tuple[Path, int] | None = None  # file and its lines when done; a shorter evaluation may follow
+    stamp: Path  # common path of its files, without their suffixes
+    needs: Sequence["Job"] = ()  # jobs to finish first; they are run too
+    lines: tuple[Path, int] | None = None  # file and line count when done; a shorter evaluation may follow
 
     @property
     def command(self) -> str:
@@ -52,11 +52,11 @@ class Job:
         return self.stamp.with_name(f"{self.stamp.name}.{suffix}")
 
     def claim(self) -> None:
-        """Store the command, without threads and engine; UserError if the stamp is that of another one."""
+        """Store the command, without threads and engine; UserError if the stamp belongs to another command."""
         claim(self.file("json"), {"command": self.command}, REMEDY)
 
     def is_done(self) -> bool:
-        """Raises UserError if the stamp is that of another job."""
+        """Return whether the job is done; UserError if the stamp belongs to another job."""
         if self.file("json").exists():
             self.claim()
         if not self.file("done").exists() or self.lines is None:
@@ -66,7 +66,7 @@ class Job:
 
 
 def with_needs(jobs: Iterable[Job]) -> list[Job]:
-    """Return the jobs and what they need, each once and after what it needs."""
+    """Return the jobs and their dependencies, each once and after its own dependencies."""
     found: dict[str, Job] = {}
     for job in jobs:
         found |= {other.name: other for other in with_needs(job.needs) if other.name not in found}
@@ -75,8 +75,8 @@ def with_needs(jobs: Iterable[Job]) -> list[Job]:
 
 
 def run_jobs(jobs: Iterable[Job], parallel: int, threads: int) -> None:
-    """Run what is not done yet, at most ``parallel`` at once, each after those that it needs. UserError if a job failed (the
-    others are ended and can be resumed), or a folder holds a job of other settings."""
+    """Run the unfinished jobs, at most ``parallel`` at once and each after its dependencies. UserError if a job failed (the
+    others are terminated and can be resumed), or if a folder holds a job with other settings."""
     every = with_needs(jobs)
     done = {job.name for job in every if job.is_done()}
     waiting = [job for job in every if job.name not in done]
@@ -111,12 +111,12 @@ def _start(job: Job, threads: int) -> subprocess.Popen:
     job.file("done").unlink(missing_ok=True)
     typed = {word.partition("=")[0] for word in job.overrides}
     shares = [f"{key}={threads}" for key in _THREADS.get(job.verb, ()) if key not in typed]
-    given = [*job.overrides, *shares, *engine_in_use().overrides()]
+    overrides = [*job.overrides, *shares, *engine_in_use().overrides()]
     with job.file("log").open("a", encoding="utf-8") as log:
         print(f"$ {job.command}", file=log, flush=True)
         return subprocess.Popen(
-            [sys.executable, "-m", "s2robot", job.verb, *_own_configs(), *given],
-            stdin=subprocess.PIPE,  # never written to: it closes when this process ends, however that may be
+            [sys.executable, "-m", "s2robot", job.verb, *_own_configs(), *overrides],
+            stdin=subprocess.PIPE,  # never written to: it closes when this process ends, even if it is killed
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | held() | {"OMP_NUM_THREADS": str(threads), "S2ROBOT_JOB": "1"},
@@ -131,7 +131,7 @@ def _own_configs() -> list[str]:
 
 
 def _reason(job: Job, code: int) -> str:
-    """The signal that ended a job, else the error in its log, else the last line there."""
+    """Return the signal that ended a job, else the error in its log, else the last line of the log."""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
     lines, mark = job.file("log").read_text("utf-8", "replace").split("\n"), f"s2robot {job.verb}: error: "

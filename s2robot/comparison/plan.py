@@ -1,8 +1,8 @@
-"""What a comparison will run: the stages of each arm and training seed, for the main comparison and along each axis.
+"""Plan a comparison: the stages of each arm and training seed, for the main comparison and along each axis.
 
-plan = make_plan(settings, ["train.steps=500"])   # what all arms share, as it was typed
-policies = training(plan, plan.main)              # (arm, training seed) -> the job that trains it
-evaluation(plan, plan.main, policies, 128)        # jobs that need these
+plan = make_plan(settings, ["train.steps=500"])   # the overrides shared by all arms
+policies = training(plan, plan.main)              # (arm, training seed) -> training job
+evaluation(plan, plan.main, policies, 128)        # evaluation jobs, which depend on the training jobs
 """
 
 import os
@@ -33,31 +33,31 @@ from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import read_records
 from s2robot.overrides import key_of, of_record
 
-Policies = Mapping[tuple[str, int], Job]  # (arm, training seed) -> its training
+Policies = Mapping[tuple[str, int], Job]  # (arm, training seed) -> training job
 Runs = dict[str, dict[int, list[dict[str, Any]]]]  # arm -> training seed -> episode records
 _NOTHING = object()
 
 
 @dataclass(frozen=True)
 class Known:
-    """An arm before it runs, from the settings that its stages will get."""
+    """Facts about an arm before it runs, from the settings of its stages."""
 
     about: Mapping[str, Any]  # for compare.json
     encoder: str  # fingerprint
-    world: TaskSettings  # of its evaluation, at the size of a video
+    world: TaskSettings  # for its evaluation, at the video's image size
     evaluate: DictConfig
 
 
 @dataclass(frozen=True)
 class World:
-    """The settings that arms are trained and evaluated with: those of the main comparison, or of one value of an axis."""
+    """The settings for training and evaluating arms, either of the main comparison or of one value of an axis."""
 
     root: Path  # folder of its stages
-    label: str = ""  # begins the names of its stages
-    words: tuple[str, ...] = ()  # its own overrides, beside those of all arms
-    recording: Job | None = None  # of its demos, if it has its own
+    label: str = ""  # prefix of its stage names
+    words: tuple[str, ...] = ()  # its overrides, in addition to the shared ones
+    recording: Job | None = None  # recording job, if it has separate demos
     value: Any = None  # of the axis
-    trains: bool = False  # policies of its own; else those of the main comparison act in it
+    trains: bool = False  # True: train separate policies; False: evaluate those of the main comparison
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class Plan:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]  # of training
     pairs: tuple[tuple[str, str], ...]  # arms compared: the first minus the second
-    common: tuple[str, ...]  # settings of every arm
+    common: tuple[str, ...]  # overrides shared by all arms
     known: Mapping[str, Known]  # by arm
     main: World
     positions: range
-    parallel: int  # processes side by side
-    threads: int  # of each
-    demos: str | None = None  # fingerprint; None: they are recorded first
+    parallel: int  # concurrent processes
+    threads: int  # per process
+    demos: str | None = None  # fingerprint; None: demos are recorded first
 
     def folder(self, world: World, arm: Arm, seed: int) -> Path:
         """Return the run directory of an arm's training and evaluation."""
@@ -82,8 +82,8 @@ class Plan:
 
 
 @contextmanager
-def _about(where: str) -> Iterator[None]:
-    """Turn a user's errors into one line that begins with what they are about."""
+def _errors_about(where: str) -> Iterator[None]:
+    """Turn user errors into one line that starts with ``where``."""
     try:
         yield
     except (UserError, DatasetError, HydraException, OmegaConfBaseException) as error:
@@ -92,16 +92,16 @@ def _about(where: str) -> Iterator[None]:
 
 
 def read_by(verb: str, overrides: Sequence[str]) -> list[str]:
-    """Return those of the overrides that the verb has a key for, in the verb's own words; of one key the last."""
+    """Return the overrides that apply to the verb, in the verb's syntax; the last override of a key wins."""
     last = {key_of(override): override for override in overrides}
     found = [o for o in overrides if last[key_of(o)] is o and group_of(o) in READS[verb]]
-    if verb == "record":  # has the group at its top level
+    if verb == "record":  # `record` has this group at its top level
         found = [of_record(o) for o in found if key_of(o) != "recording"]
     return found
 
 
 def settings_of(verb: str, overrides: Sequence[str]) -> DictConfig:
-    """Return the config that the verb would get; Hydra's errors for an unknown key or option."""
+    """Return the composed config of the verb; Hydra raises its own errors for an unknown key or option."""
     checkpoint = ["checkpoint=unused"] if verb == "evaluate" else []
     words = ["run_dir=unused", *checkpoint, *read_by(verb, overrides)]
     if GlobalHydra.instance().is_initialized():
@@ -110,8 +110,8 @@ def settings_of(verb: str, overrides: Sequence[str]) -> DictConfig:
         return compose(verb, words)
 
 
-def _look_up(arm: Arm, common: Sequence[str]) -> Known:
-    with _about(f"arm '{arm.name}'"):
+def _resolve(arm: Arm, common: Sequence[str]) -> Known:
+    with _errors_about(f"arm '{arm.name}'"):
         words = [*common, *arm.overrides]
         train, e = settings_of("train", words), settings_of("evaluate", words)
         encoder, world = build_encoder(encoder_settings(train)), task_settings(e)
@@ -128,14 +128,14 @@ def _look_up(arm: Arm, common: Sequence[str]) -> Known:
 
 
 def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
-    """Do all checks that need no run: arms, weights, demos, settings of every verb; UserError names the arm."""
+    """Run all checks that need no job: arms, weights, demos and every verb's settings. UserError names the arm."""
     experiment, out = settings.experiment, settings.out
     arms = tuple(experiment.arms[name] for name in settings.arms or experiment.arms)
     for_arms = [word for word in typed if group_of(word) in GROUPS and not word.startswith("-")]
     common = [*experiment.overrides, *for_arms]
     if settings.records:
         common.append(f"demos.path={word(out / 'demos.zarr')}")
-    with _about("all arms"):
+    with _errors_about("all arms"):
         positions = settings_of("evaluate", common).evaluate
         if settings.records:
             settings_of("record", common)
@@ -143,7 +143,7 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     every_two = [(b, a) for a, b in combinations(names, 2)]
     chosen = every_two if experiment.pairs is None else experiment.pairs
     pairs = tuple(pair for pair in chosen if {*pair} <= {*names}) or tuple(every_two)
-    known = {arm.name: _look_up(arm, common) for arm in arms}
+    known = {arm.name: _resolve(arm, common) for arm in arms}
     cores = os.cpu_count() or 1
     parallel = settings.jobs or min(cores, 8, len(arms) * len(experiment.seeds))
     plan = Plan(
@@ -153,7 +153,7 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     )  # fmt: skip
     if settings.records:
         return replace(plan, main=World(out, recording=_recording(out, "", common)))
-    with _about("all arms"):
+    with _errors_about("all arms"):
         return replace(plan, demos=demos_of(plan).fingerprint)
 
 
@@ -162,19 +162,19 @@ def demos_of(plan: Plan) -> EpisodeStore:
 
 
 def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
-    """Return the default of an axis, and a world for each value; UserError for a key of no stage, or counts that do not exist."""
+    """Return an axis's default and a world for each value. UserError for a key that no stage has, or for too many demos."""
     verb = "evaluate" if axis.key.startswith("evaluate.") else "train"
     settings = [settings_of(verb, [*plan.common, *arm.overrides]) for arm in plan.arms]
     values = [OmegaConf.select(each, key_of(axis.key), default=_NOTHING) for each in settings]
     if _NOTHING in values:
         raise UserError(f"axes: expected a key that training or evaluation has, got {axis.key}")
-    default = values[0] if values.count(values[0]) == len(values) else None  # else an arm has another value
+    default = values[0] if values.count(values[0]) == len(values) else None  # None: the arms differ
     if axis.key == "demos.episodes":
-        own = plan.main.recording is None
-        most = len(demos_of(plan)) if own else int(settings_of("record", plan.common).episodes)
-        default = most if default is None else default
-        if wrong := [value for value in axis.values if type(value) is not int or not 1 <= value <= most]:
-            why = f"expected integers from 1 to {most}, got {wrong[0]}"
+        exists = plan.main.recording is None
+        total = len(demos_of(plan)) if exists else int(settings_of("record", plan.common).episodes)
+        default = total if default is None else default
+        if wrong := [value for value in axis.values if type(value) is not int or not 1 <= value <= total]:
+            why = f"expected integers from 1 to {total}, got {wrong[0]}"
             raise UserError(f"experiment.axes.{name}.values: {why}")
     worlds = []
     for value in axis.values:
@@ -196,13 +196,13 @@ def _recording(root: Path, label: str, words: Sequence[str]) -> Job:
 
 
 def training(plan: Plan, world: World) -> Policies:
-    """Encode once for each frozen encoder, train once for each arm and seed."""
+    """Return the training job of each arm and seed; arms with the same frozen encoder share an encoding job."""
     jobs: dict[tuple[str, int], Job] = {}
     encoded: dict[tuple[str, ...], Job] = {}
     for arm in plan.arms:
         words = (*plan.common, *arm.overrides, *world.words)
         needs = () if world.recording is None else (world.recording,)
-        if not settings_of("train", words).train.tune.blocks:  # else a training reads what enters its blocks
+        if not settings_of("train", words).train.tune.blocks:  # tuned arms compute their own features
             reads = tuple(read_by("encode", words))
             name, stamp = f"{world.label}{arm.name}: encode", world.root / "encode" / arm.name / "encode"
             encoded.setdefault(reads, _job(name, "encode", reads, stamp, needs))
@@ -216,7 +216,7 @@ def training(plan: Plan, world: World) -> Policies:
 
 
 def evaluation(plan: Plan, world: World, policies: Policies, episodes: int) -> list[Job]:
-    """Evaluate in ``world`` on the first so many positions, each policy once it is trained, wherever that is."""
+    """Return the jobs that evaluate every policy in ``world`` on the first ``episodes`` positions, once it is trained."""
     jobs = []
     for arm, seed in product(plan.arms, plan.seeds):
         folder, policy = plan.folder(world, arm, seed), policies[arm.name, seed]
@@ -241,11 +241,11 @@ def read_runs(plan: Plan, world: World, episodes: int) -> Runs:
 
 
 def _hydra(folder: Path, verb: str) -> tuple[str, str]:
-    """One folder holds the stages of an arm; each has a config folder of its own there."""
+    """Return Hydra's folder overrides; an arm's stages share a folder, but have separate config folders in it."""
     return f"hydra.run.dir={word(folder)}", f"hydra.output_subdir=.hydra-{verb}"
 
 
 def word(path: Path) -> str:
-    """A path as Hydra reads it."""
+    """Return a path quoted for Hydra."""
     text = str(path)
     return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", "\\'") + "'"

@@ -1,4 +1,4 @@
-"""A comparison as one HTML page: which arm wins and how surely, where, at what cost.
+"""Write a comparison as one HTML page: which arm wins, with what confidence, at which positions and at what cost.
 
     write_compare_report(Path("runs/compare"))   # -> runs/compare/report.html
 
@@ -15,27 +15,27 @@ from s2robot.comparison.paired import outcomes_of
 from s2robot.comparison.statistics import MINUS, VERDICTS, headline, p_text, verdict
 from s2robot.core.files import read_json
 from s2robot.envs.task import Group
-from s2robot.evaluation.records import known_of, read_records
+from s2robot.evaluation.records import read_records, task_of
 from s2robot.reporting import page, plots
 from s2robot.reporting.page import Block, Section, as_text
 from s2robot.reporting.style import BLUE, INK, ORANGE, VERMILLION, page_colours
 
 _COSTS = {"gflops_per_frame": "GFLOPs per frame", "ms_per_action": "ms per action"}
-_SPAN = 8  # largest over smallest value from which an axis is logarithmic
-_PLACES = (("all training seeds", "o", BLUE, 1.0), ("some", "D", ORANGE, 1.0), ("none", "X", VERMILLION, 1.4))
+_LOG_RATIO = 8  # an axis is logarithmic if its largest value is at least this many times its smallest
+_MARKS = (("all training seeds", "o", BLUE, 1.0), ("some", "D", ORANGE, 1.0), ("none", "X", VERMILLION, 1.4))
 _Facts = Mapping[str, Any]
 
 
 def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
     """Write `report.html` into a comparison's run directory, with videos up to about `video_bytes` of text. UserError if a file
-    is missing or broken, or the episodes are not those that it counts; an earlier report stays."""
+    is missing or broken, or the episodes do not match compare.json; an earlier report is kept."""
     facts = read_json(run_dir / "compare.json")
     arms, pairs, labels = facts["arms"], facts["pairs"], {arm["name"]: arm["label"] for arm in facts["arms"]}
     titles = (f"position {video['position']}: {labels[video['arm']]}" for video in facts["videos"])
     films = [(f"video-{i}", facts["videos"][i]["path"], title) for i, title in enumerate(titles)]
     lines = [headline(pair, labels) for pair in pairs]
     counts = {
-        "training seeds an arm": sorted({len(arm["seeds"]) for arm in arms}),
+        "training seeds per arm": sorted({len(arm["seeds"]) for arm in arms}),
         "positions": facts["positions"]["episodes"],
         "first position": facts["positions"]["seed"],
     }
@@ -49,7 +49,7 @@ def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> 
     runs = [[arm["label"], str(run["seed"]), run["run"]] for arm in arms for run in arm["seeds"]]
     reproduce = [
         ("code", facts["command"]),
-        ("commands", "Its stages, each as a command of its own", facts["commands"]),
+        ("commands", "The stages as separate commands", facts["commands"]),
         ("table", ("arm", "training seed", "folder"), runs, 9),
         ("settings", "Versions", page.flatten("versions", facts["versions"])),
     ]
@@ -57,7 +57,7 @@ def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> 
         Section("Success of each arm", [*_arms(arms, facts.get("measure")), *_published(facts)]),
         Section("Arm against arm", _pairs(pairs, labels)),
         Section("Success against cost", [_cost(arms)], "wide"),
-        Section("Where each arm succeeds", [_places(run_dir, facts, labels)], "wide"),
+        Section("Where each arm succeeds", [_position_maps(run_dir, facts, labels)], "wide"),
         *(_axis(axis, labels, number) for number, axis in enumerate(facts["axes"])),
         Section("Power", _power(facts["power"], facts["stopping"])),
         Section("Where the arms disagree", [page.videos(run_dir, films, video_bytes)[0]]),
@@ -72,8 +72,8 @@ def _arms(arms: Sequence[_Facts], measure: str | None) -> list[Block]:
         seeds = " · ".join(f"{run['successes']}/{run['episodes']}" for run in arm["seeds"])
         costs = (arm["gflops_per_frame"], arm["parameters"] / 1e6, arm["ms_per_action"])
         texts = [as_text(arm[key]) for key in ("label", "encoder", "scales", "policy")]
-        near = [_near(arm.get("progress"))] if measure else []
-        rows.append([*texts, _percent(arm["success"]), _span(arm), seeds, *near, *map(_cell, costs)])
+        progress = [_progress(arm.get("progress"))] if measure else []
+        rows.append([*texts, _percent(arm["success"]), _span(arm), seeds, *progress, *map(_cell, costs)])
         colour, marker, glyph, _ = plots.look(i)
         parts = [100 * run["successes"] / run["episodes"] for run in arm["seeds"]]
         value, low, high = (100 * arm[key] for key in ("success", "low", "high"))
@@ -89,13 +89,13 @@ def _arms(arms: Sequence[_Facts], measure: str | None) -> list[Block]:
     ]
 
 
-def _near(found: Sequence[float] | None) -> str:
-    return "{:.3f} [{:.3f}–{:.3f}]".format(*found) if found else "–"
+def _progress(values: Sequence[float] | None) -> str:
+    return "{:.3f} [{:.3f}–{:.3f}]".format(*values) if values else "–"
 
 
 def _published(facts: _Facts) -> list[Block]:
     rows = [[each["name"], each["result"], each["conditions"]] for each in facts.get("published") or ()]
-    return [("table", ("published by others", "result", "conditions"), rows, 3)] if rows else []
+    return [("table", ("published result", "result", "conditions"), rows, 3)] if rows else []
 
 
 def _pairs(pairs: Sequence[_Facts], labels: Mapping[str, str]) -> list[Block]:
@@ -113,8 +113,8 @@ def _pairs(pairs: Sequence[_Facts], labels: Mapping[str, str]) -> list[Block]:
     heads = ("first arm − second", "verdict", "points", "95 % interval", "test", "episodes")
     about = dict.fromkeys(f"They hold for {pair['scope']}. Method: {pair['method']}." for pair in pairs)
     note = (
-        f"Interval and test: {' '.join(about)} McNemar's test counts the cases that only one arm solved. The p values of "
-        f"the test are adjusted for {len(pairs)} pairs (Holm); intervals and McNemar's are not."
+        f"Interval and test: {' '.join(about)} McNemar's test counts the positions that only one arm solved. The p values "
+        f"of the test are adjusted for {len(pairs)} pairs (Holm); the intervals and McNemar's p values are not."
     )
     figure = plots.intervals(plotted, "difference in success (points); filled: the interval excludes 0", 0.0)
     return [
@@ -141,30 +141,30 @@ def _cost(arms: Sequence[_Facts]) -> Block:
 
 def _log(values: Sequence[Any]) -> str:
     numbers = all(isinstance(value, int | float) for value in values)
-    return "x" if numbers and min(values) > 0 and max(values) / min(values) >= _SPAN else ""
+    return "x" if numbers and min(values) > 0 and max(values) / min(values) >= _LOG_RATIO else ""
 
 
-def _places(run_dir: Path, facts: _Facts, labels: Mapping[str, str]) -> Block:
+def _position_maps(run_dir: Path, facts: _Facts, labels: Mapping[str, str]) -> Block:
     records: dict[str, dict[int, list[dict[str, Any]]]] = {arm: {} for arm in labels}
     for arm in facts["arms"]:
         for run in arm["seeds"]:
             file = run_dir / run["run"] / "episodes.jsonl"
-            found = read_records(file, facts["positions"]["episodes"], run)  # an axis may have tried more
-            records[arm["name"]][run["seed"]] = found
+            episodes = read_records(file, facts["positions"]["episodes"], run)  # an axis may have added more
+            records[arm["name"]][run["seed"]] = episodes
     summary = file.with_name("summary.json")
     about = read_json(summary) if summary.exists() else {}
-    first, panels = sorted(found, key=lambda record: record["seed"]), []
+    first, panels = sorted(episodes, key=lambda record: record["seed"]), []
     size = plots.mark_size(len(first), 2)
     for name, outcomes in outcomes_of(records).items():
         share = outcomes.mean(0)
-        parts = zip((share == 1, share % 1 > 0, share == 0), _PLACES, strict=True)
+        parts = zip((share == 1, share % 1 > 0, share == 0), _MARKS, strict=True)
         groups = [
             Group([first[i] for i in np.flatnonzero(chosen)], "", marker, colour, scale * size)
             for chosen, (_, marker, colour, scale) in parts
         ]
         panels.append((f"{labels[name]}: {_percent(share.mean())}", groups))
-    figure = plots.layouts(panels, known_of(about).settings, about, [row[:3] for row in _PLACES])
-    return page.figure(figure, "places", "Each arm's successes by where episodes began")
+    figure = plots.layouts(panels, task_of(about).settings, about, [row[:3] for row in _MARKS])
+    return page.figure(figure, "places", "Each arm's successes by starting position")
 
 
 def _axis(axis: _Facts, labels: Mapping[str, str], number: int) -> Section:
@@ -191,14 +191,14 @@ def _power(power: _Facts, stopping: _Facts | None) -> list[Block]:
     rows = [[f"{100 * row['gap']:g}", _cell(row["needed"])] for row in power["table"]]
     enough = power["needed"] is not None and power["planned"] >= power["needed"]
     text = (
-        f"A gap of {100 * power['gap']:g} points is seen with {100 * power['power']:g} % power on "
+        f"Detecting a gap of {100 * power['gap']:g} points with {100 * power['power']:g} % power needs "
         f"{_cell(power['needed'])} positions; planned: {power['planned']}, {'enough' if enough else 'too few'}."
     )
     blocks: list[Block] = [("text", text), ("table", ("gap (points)", "positions needed"), rows, 0)]
     if stopping is not None:
         at, looks = stopping["stopped_at"], len(stopping["looks"])
         end = "It ran to its planned end" if at is None else f"It stopped after {at} positions"
-        words = f"Sequential analysis ({stopping['method']}), looks: {looks}. {end}: {stopping['reason']}."
+        words = f"Sequential analysis ({stopping['method']}), interim analyses: {looks}. {end}: {stopping['reason']}."
         blocks.append(("text", words))
     return blocks
 

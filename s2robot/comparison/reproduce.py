@@ -1,10 +1,10 @@
-"""`s2robot reproduce`: does an evaluation of elsewhere hold here?
+"""`s2robot reproduce`: check whether an evaluation from another machine holds on this one.
 
     s2robot reproduce run=theirs/run checkpoint=theirs/run/checkpoint     # exit code 0, 3 or 4: VERDICTS
 
-First the episodes' starts: whose settled state or first frames are others here, whatever the policy does. Then success at
-the same positions: "reproduced" if the 90 % interval of the paired difference lies within the margin (two one-sided tests
-at 5 %), "differs" if its 95 % interval excludes zero, else "cannot tell". The margin is known before anything runs.
+First, compare the starts of the episodes: those whose settled state or first frames differ here, regardless of the policy.
+Then compare success at the same positions: "reproduced" if the 90 % interval of the paired difference lies within the margin
+(two one-sided tests at 5 %), "differs" if its 95 % interval excludes zero, else "cannot tell". The margin is fixed in advance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
 from s2robot.evaluation.records import read_records, read_summary
 
 VERDICTS = {"reproduced": 0, "differs": 3, "cannot tell": 4}
-_PARTS = {"state": "physics", "frames": "images"}  # of a start's fingerprints
+_PARTS = {"state": "physics", "frames": "images"}  # parts of a start's fingerprint
 
 
 class ReproduceSettings(Settings, file="reproduce"):
@@ -36,37 +36,37 @@ class ReproduceSettings(Settings, file="reproduce"):
 
 
 def reproduce(cfg: DictConfig) -> int:
-    """Evaluate the first ``episodes`` of a run again, print what differs and the verdict; return its exit code."""
+    """Evaluate the first ``episodes`` of a run again, print the differences and the verdict; return its exit code."""
     settings, out = read_some(ReproduceSettings, cfg), Path(cfg.run_dir)
-    theirs = read_summary(settings.run / "summary.json")
+    summary = read_summary(settings.run / "summary.json")
     records = read_records(settings.run / "episodes.jsonl", settings.episodes)
     identity = read_json(settings.run / "episodes.settings.json")
     checkpoint = settings.checkpoint or settings.run / "checkpoint"
-    if (found := policy_sha256(checkpoint)) != (wanted := identity.get("policy")):
+    if (found := policy_sha256(checkpoint)) != (expected := identity.get("policy")):
         got = f"{found[:12]}: {checkpoint}"
-        raise UserError(f"checkpoint: expected the run's policy {str(wanted)[:12]}, got {got}")
-    how = EvaluateSettings(
+        raise UserError(f"checkpoint: expected the run's policy {str(expected)[:12]}, got {got}")
+    evaluate = EvaluateSettings(
         episodes=len(records), seed=identity["evaluate.seed"], control=identity.get("evaluate.control"), videos=0,
         workers=settings.workers, instruction=identity.get("evaluate.instruction"),
     )  # fmt: skip
     world = settings_of(identity["env"], f"{settings.run}: env")
-    evaluate_checkpoint(checkpoint, out, how, world)
-    ours = read_records(out / "episodes.jsonl")
-    both = {"there": theirs.get("versions") or {}, "here": versions()}
-    result = compared(records, ours, settings.margin) | {"versions": both}
+    evaluate_checkpoint(checkpoint, out, evaluate, world)
+    rerun = read_records(out / "episodes.jsonl")
+    both = {"there": summary.get("versions") or {}, "here": versions()}
+    result = compared(records, rerun, settings.margin) | {"versions": both}
     write_json(out / "reproduce.json", result)
     print("\n".join(lines(result, str(world.task))))
     return VERDICTS[result["verdict"]]
 
 
 def compared(
-    theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]], margin: float
+    original: Sequence[Mapping[str, Any]], rerun: Sequence[Mapping[str, Any]], margin: float
 ) -> dict[str, Any]:
-    """Return the starts that differ, the paired difference (ours minus theirs) with its intervals, and the verdict."""
-    here = {record["seed"]: record for record in ours}
-    if missing := [record["seed"] for record in theirs if record["seed"] not in here]:
+    """Return the starts that differ, the paired difference (rerun minus original) with its intervals, and the verdict."""
+    here = {record["seed"]: record for record in rerun}
+    if missing := [record["seed"] for record in original if record["seed"] not in here]:
         raise UserError(f"positions: expected those of the run, got no position {missing[0]}")
-    pairs = [(record, here[record["seed"]]) for record in theirs]
+    pairs = [(record, here[record["seed"]]) for record in original]
     known = [(a["seed"], a["start"], b["start"]) for a, b in pairs if a.get("start") and b.get("start")]
     others = {part: [seed for seed, a, b in known if a[part] != b[part]] for part in _PARTS}
     success = np.array([[[a["success"] for a, _ in pairs]], [[b["success"] for _, b in pairs]]], float)
@@ -89,10 +89,10 @@ def lines(result: Mapping[str, Any], task: str) -> list[str]:
     for part, name in _PARTS.items():
         if others := result["other_starts"][part]:
             some = f"{len(others)} of {count} episodes (first: seed {others[0]})"
-            found.append(f"{task}: {name} at the start differ in {some}")
+            found.append(f"{task}: different initial {name} in {some}")
     if not found:
         known = result["known_starts"]
-        found.append(f"{task}: {known} of {count} episodes begin alike, in physics and images" if known else
+        found.append(f"{task}: {known} of {count} episodes start identically, in physics and images" if known else
                      f"{task}: the run has no fingerprints of its starts")  # fmt: skip
     if changes := [f"{name} {there.get(name)} -> {v}" for name, v in here.items() if there.get(name) != v]:
         found.append("versions: " + ", ".join(changes))

@@ -12,7 +12,7 @@ from s2robot.core.settings import Different, Settings, from_yaml
 from s2robot.overrides import key_of
 
 EXPERIMENT = "experiment/default"
-# the groups of settings that each verb of a comparison reads
+# config groups that each verb of a comparison reads
 READS = {
     "record": ("task", "robot", "env", "recording"),
     "encode": ("task", "robot", "env", "demos", "encoder", "s2", "features"),
@@ -20,20 +20,20 @@ READS = {
     "evaluate": ("task", "robot", "env", "demos", "evaluate"),
 }
 GROUPS = tuple(dict.fromkeys(group for groups in READS.values() for group in groups))
-# what is the same for all arms, or they could not be compared
+# settings that must be equal for all arms to be comparable
 _COMMON = ("task", "robot", "demos", "recording", "train.seed", "evaluate.seed", "evaluate.episodes")
 
 
 def group_of(override: str) -> str:
-    """`train` of `train.seed=0`."""
+    """Return the config group of an override: `train` for `train.seed=0`."""
     return re.split(r"[./]", key_of(override))[0]
 
 
 class Arm(Settings):
-    """One of the things compared: overrides of `s2robot train` and `s2robot evaluate`, as a list or as typed."""
+    """One side of a comparison: overrides of `s2robot train` and `s2robot evaluate`, as a list or one string."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[\w.+-]+$")]  # of its folder
-    label: str  # for people
+    name: Annotated[str, StringConstraints(pattern=r"^[\w.+-]+$")]  # also its folder
+    label: str  # for display
     overrides: tuple[str, ...] = ()
 
     @field_validator("overrides", mode="before")
@@ -54,7 +54,7 @@ class Arm(Settings):
 
 
 class Power(Settings, at="experiment.power", file=EXPERIMENT):
-    """What the planned positions should see, and what that assumes."""
+    """The gap that the planned positions should detect, and the assumptions behind it."""
 
     gap: float = from_yaml(gt=0, lt=1)
     power: float = from_yaml(gt=0, lt=1)
@@ -69,7 +69,7 @@ class Power(Settings, at="experiment.power", file=EXPERIMENT):
 
 
 class Stopping(Settings, at="experiment.stopping", file=EXPERIMENT):
-    """Interim looks at the running comparison."""
+    """Interim analyses of a running comparison."""
 
     enabled: bool = from_yaml()
     batch: int = from_yaml(ge=1)
@@ -77,7 +77,7 @@ class Stopping(Settings, at="experiment.stopping", file=EXPERIMENT):
 
 
 class Axis(Settings):
-    """One setting and its values. `record`: new demos at each; `train`: new policies at each."""
+    """One setting and its values. `record`: new demos for each value; `train`: new policies for each value."""
 
     label: str
     key: str
@@ -88,7 +88,7 @@ class Axis(Settings):
 
 
 class Published(Settings):
-    """A result of others, in words."""
+    """A published result, as text."""
 
     name: str
     result: str
@@ -98,7 +98,7 @@ class Published(Settings):
 class Experiment(Settings, at="experiment", file=EXPERIMENT):
     title: str = from_yaml()
     question: str = from_yaml()
-    overrides: tuple[str, ...] = from_yaml()  # of all arms
+    overrides: tuple[str, ...] = from_yaml()  # for all arms
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Different] = from_yaml(min_length=1)
     record: bool = from_yaml()
     along: Annotated[tuple[str, ...], Different] = from_yaml()
@@ -108,7 +108,7 @@ class Experiment(Settings, at="experiment", file=EXPERIMENT):
     power: Power = from_yaml()
     stopping: Stopping = from_yaml()
     arms: dict[str, Arm] = from_yaml()
-    # None: every two arms
+    # None: every pair of arms
     pairs: Annotated[tuple[tuple[str, str], ...], Different, Field(min_length=1)] | None = from_yaml()
     axis_episodes: int | None = from_yaml(ge=1)
     axes: dict[str, Axis] = from_yaml()
@@ -116,7 +116,7 @@ class Experiment(Settings, at="experiment", file=EXPERIMENT):
     @field_validator("axes", "arms", mode="before")
     @classmethod
     def _without_removed(cls, found: Any, info: Any) -> Any:
-        """`experiment.axes.light=null` removes an axis of the file; an arm may be given by its overrides alone."""
+        """`experiment.axes.light=null` removes an axis of the file; an arm's value may be just its overrides."""
         if not isinstance(found, dict):
             return found
         found = {name: value for name, value in found.items() if value is not None}
@@ -127,9 +127,9 @@ class Experiment(Settings, at="experiment", file=EXPERIMENT):
 
 
 class Compare(Settings, file="compare"):
-    """The settings that `compare` itself reads; the others reach the stages as they were typed."""
+    """The settings that `compare` itself reads; other overrides are passed to the stages unchanged."""
 
-    out: Path = Field(alias="run_dir")  # relative to the working directory if it lies below it
+    out: Path = Field(alias="run_dir")  # relative if it is below the working directory
     record: bool | None = from_yaml()
     arms: Annotated[tuple[str, ...], Different, Field(min_length=2)] | None = from_yaml()  # None: all
     axes: Annotated[tuple[str, ...], Different, Field(min_length=1)] | None = from_yaml()
@@ -140,7 +140,7 @@ class Compare(Settings, file="compare"):
     @field_validator("out")
     @classmethod
     def _relative_below_here(cls, out: Path) -> Path:
-        """The commands of the stages should work on another machine too."""
+        """Keep the commands of the stages portable to other machines."""
         below = out.is_absolute() and out.is_relative_to(Path.cwd())
         return out.relative_to(Path.cwd()) if below else out
 

@@ -1,4 +1,4 @@
-"""Figures of a comparison: positions needed before it runs, then those of compare.json, summary.json and episodes.csv.
+"""Figures of a comparison: the positions needed, before it runs, and the contents of compare.json and episodes.csv.
 
 needed(0.10, Power(base=0.5), seeds=3)                            # positions for 80 % power
 runs = {"base": {0: records, 1: records}, "base-s2": {0: records, 1: records}}   # arm -> training seed
@@ -23,34 +23,34 @@ Runs = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]  # arm -> trainin
 Outcomes = Mapping[str, np.ndarray]  # arm -> bool (seeds, positions)
 Pair = Mapping[str, Any]  # one of compare.json's pairs
 
-MINUS, LEVEL = "\N{MINUS SIGN}", 0.05  # of p and of the intervals (95 %)
+MINUS, LEVEL = "\N{MINUS SIGN}", 0.05  # significance level of p and of the intervals (95 %)
 VERDICTS = {True: "differ", False: "not told apart", None: "borderline"}
-GAPS = (0.03, 0.05, 0.08, 0.10, 0.15, 0.20, 0.30)  # of the power table
+GAPS = (0.03, 0.05, 0.08, 0.10, 0.15, 0.20, 0.30)  # rows of the power table
 COLUMNS = ("arm", "training_seed", "axis", "value", "position", "layout", "success", "stage", "steps", "time_to_success_s")  # fmt: skip
-_MOST_POSITIONS = 1_000_000  # beyond this an evaluation is out of reach, and the search for N ends
+_MAX_POSITIONS = 1_000_000  # where the search for N ends; no evaluation is this large
 
 
 def power_at(gap: float, positions: int, design: Power, seeds: int = 1) -> float:
-    """Return the chance to find the better arm better (p < alpha in `difference`) when it is `gap` above the base.
+    """Return the probability of a significant result (p < alpha in `difference`) if one arm is `gap` above the base.
 
     One seed: exact power of McNemar's exact test, summed over the number of discordant positions. More seeds:
-    chance that the estimate passes the limit of `difference`, averaged over the mean squares that few seeds
-    may show. Sources: Miettinen 1968, Connor 1987 (paired table).
+    probability that the estimate exceeds the limit of `difference`, averaged over the distribution of the mean
+    squares of a few seeds. Sources: Miettinen 1968, Connor 1987 (paired table).
     """
     p, q = design.base, min(design.base + gap, 1.0)
     v, w = p * (1 - p), max(q * (1 - q), 1e-9)
-    least, most = max(0.0, p + q - 1) - p * q, min(p, q) - p * q  # all that a 2 × 2 table can hold
-    covariance = min(max(design.correlation * math.sqrt(v * w), least), most)
+    lowest, highest = max(0.0, p + q - 1) - p * q, min(p, q) - p * q  # limits of a 2 × 2 table
+    covariance = min(max(design.correlation * math.sqrt(v * w), lowest), highest)
     if seeds == 1:
         return _mcnemar_power(gap, p + q - 2 * (covariance + p * q), positions, design.alpha)
     k, n = seeds, positions + 2
     rho = covariance / math.sqrt(v * w)
-    of_mean = max(0.0, (v + w) * (1 + (k - 1) * rho) / k - 2 * covariance)  # of a position's mean difference
+    of_mean = max(0.0, (v + w) * (1 + (k - 1) * rho) / k - 2 * covariance)  # variance of a mean difference
     of_positions = (positions * (of_mean + 2 * gap**2 / n) + 1) / n**2
     quantiles = stats.chi2.ppf((np.arange(40) + 0.5) / 40, k - 1) / (k - 1)
     within = [x * (1 - rho) / (k * positions) for x in (v, w)]
     x, y = np.meshgrid(*((design.seed_sd**2 / k + part) * quantiles for part in within))
-    error = np.sqrt(of_positions + np.maximum(x + y - sum(within), 0))  # what `estimate` would find
+    error = np.sqrt(of_positions + np.maximum(x + y - sum(within), 0))  # standard error of `estimate`
     df = np.maximum(error**4 * (k - 1) / (x**2 + y**2), k - 1)
     true_error = math.sqrt(positions * of_mean / n**2 + 2 * design.seed_sd**2 / k + 1e-12)
     limit = stats.t.ppf(1 - design.alpha / 2, df) * error
@@ -61,16 +61,16 @@ def _mcnemar_power(gap: float, discordant: float, positions: int, alpha: float) 
     mean, sd = positions * discordant, math.sqrt(positions * discordant * (1 - discordant))
     m = np.arange(max(0, int(mean - 9 * sd)), min(positions, int(mean + 9 * sd) + 1) + 1)  # discordant
     limit = stats.binom.ppf(alpha / 2, m, 0.5)
-    limit -= stats.binom.cdf(limit, m, 0.5) > alpha / 2  # the most losses that still reject; -1: none
+    limit -= stats.binom.cdf(limit, m, 0.5) > alpha / 2  # largest loss count that still rejects; -1: none
     losses = np.clip((1 - gap / discordant) / 2, 0, 1)
     return float((stats.binom.pmf(m, positions, discordant) * stats.binom.cdf(limit, m, losses)).sum())
 
 
 def needed(gap: float, design: Power, seeds: int = 1) -> int | None:
-    """Return the positions needed to see `gap` (fraction); None if no number is enough with so few training seeds."""
-    if power_at(gap, _MOST_POSITIONS, design, seeds) < design.power:
+    """Return the positions needed to detect `gap` (fraction); None if no number suffices with these training seeds."""
+    if power_at(gap, _MAX_POSITIONS, design, seeds) < design.power:
         return None
-    low, high = 1, 2  # power at low < wanted <= power at high
+    low, high = 1, 2  # power at low < design.power <= power at high
     while power_at(gap, high, design, seeds) < design.power:
         low, high = high, 2 * high
     while high - low > 1:
@@ -81,19 +81,19 @@ def needed(gap: float, design: Power, seeds: int = 1) -> int | None:
 
 
 def power_figures(design: Power, seeds: int, planned: int) -> tuple[dict[str, Any], list[str]]:
-    """Return what the planned positions can see, for compare.json and as lines to print; UserError if ``design.strict`` and
-    they are too few."""
+    """Return the power of the planned positions, for compare.json and as lines to print. UserError if ``design.strict`` is set
+    and there are too few positions."""
     table = [{"gap": gap, "needed": needed(gap, design, seeds)} for gap in GAPS if gap <= 1 - design.base]
     enough = needed(design.gap, design, seeds)
-    goal = f"to see a gap of {100 * design.gap:g} points with {100 * design.power:g} % power"
-    wanted = f"more than {seeds} training seeds an arm" if enough is None else f"{enough} positions"
+    goal = f"to detect a gap of {100 * design.gap:g} points with {100 * design.power:g} % power"
+    required = f"more than {seeds} training seeds per arm" if enough is None else f"{enough} positions"
     spread = f"spread {100 * design.seed_sd:g} points, " if seeds > 1 else ""
     lines = [
-        f"You need {wanted} {goal} (training seeds an arm: {seeds}, {spread}base {100 * design.base:g} %, alpha "
-        f"{100 * design.alpha:g} %); it holds for {SEEDS_AND_POSITIONS if seeds > 1 else POSITIONS}."
+        f"You need {required} {goal} (training seeds per arm: {seeds}, {spread}base {100 * design.base:g} %, alpha "
+        f"{100 * design.alpha:g} %); the result holds for {SEEDS_AND_POSITIONS if seeds > 1 else POSITIONS}."
     ]
     if enough is None or planned < enough:
-        few = f"evaluate.episodes: expected {wanted if enough is None else f'>= {enough}'} {goal}, got {planned}"
+        few = f"evaluate.episodes: expected {required if enough is None else f'>= {enough}'} {goal}, got {planned}"
         if design.strict:
             raise UserError(f"{few}; experiment.power.strict=false runs anyway")
         lines.append(f"warning: {few}")
@@ -101,26 +101,28 @@ def power_figures(design: Power, seeds: int, planned: int) -> tuple[dict[str, An
     return about, lines
 
 
-def arm_interval(outcomes: np.ndarray, looked: float | None = None) -> dict[str, Any]:
-    """Return an arm's success and its interval; ``looked``: the alpha of a comparison that was stopped early."""
-    found = paired.success_interval(outcomes) if looked is None else paired.success_sequence(outcomes, looked)
+def arm_interval(outcomes: np.ndarray, seq_alpha: float | None = None) -> dict[str, Any]:
+    """Return an arm's success and its interval; ``seq_alpha``: alpha of a comparison that stopped early, else None."""
+    found = paired.success_interval(outcomes)
+    if seq_alpha is not None:
+        found = paired.success_sequence(outcomes, seq_alpha)
     return {"success": float(outcomes.mean()), "low": found[0], "high": found[1], "interval": found[2]}
 
 
 def arm_figures(
-    outcomes: np.ndarray, seeds: Sequence[int], runs: Sequence[str], looked: float | None = None
+    outcomes: np.ndarray, seeds: Sequence[int], runs: Sequence[str], seq_alpha: float | None = None
 ) -> dict[str, Any]:
-    """Return successes by training seed and :func:`arm_interval`; ``runs`` are the folders."""
+    """Return successes by training seed and :func:`arm_interval`; ``runs``: the seeds' folders."""
     rows = [
         {"seed": int(seed), "episodes": int(row.size), "successes": int(row.sum()), "run": run}
         for seed, row, run in zip(seeds, outcomes, runs, strict=True)
     ]
-    return {"seeds": rows, **arm_interval(outcomes, looked)}
+    return {"seeds": rows, **arm_interval(outcomes, seq_alpha)}
 
 
 def mean_progress(runs: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return the mean of the records' best progress, with its 95 % interval over positions, each averaged over the training
-    seeds; {} where nothing measured it."""
+    """Return the mean of the records' best progress with its 95 % interval over positions, averaged over training seeds; {} if
+    it was not measured."""
     values = np.array([[record.get("progress") for record in run] for run in runs.values()], float).mean(0)
     if np.isnan(values).any():
         return {}
@@ -129,20 +131,20 @@ def mean_progress(runs: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, 
 
 
 def pair_figures(
-    outcomes: Outcomes, positions: Sequence[int], a: str, b: str, looked: float | None = None
+    outcomes: Outcomes, positions: Sequence[int], a: str, b: str, seq_alpha: float | None = None
 ) -> dict[str, Any]:
-    """Return success of arm a minus that of arm b; ``only_a``: positions that most of a's training seeds, and not of b's, did."""
+    """Return success of arm a minus success of arm b; ``only_a``: positions solved by most training seeds of a but not of b."""
     x, y = outcomes[a], outcomes[b]
     found = paired.difference(x, y)
     low, high, p, scope = found.low, found.high, found.p, found.scope
     method = "adjusted Wald interval, McNemar's exact test"
-    if looked is not None:
-        p, low, high = sequential(*tally(x, y), looked)
+    if seq_alpha is not None:
+        p, low, high = sequential(*tally(x, y), seq_alpha)
         scope, method = POSITIONS, "confidence sequence (sequential)"
     elif scope == SEEDS_AND_POSITIONS:
         method = "t interval, training seeds and positions random"
-    did_a, did_b = x.mean(0) > 0.5, y.mean(0) > 0.5
-    only_a, only_b = np.flatnonzero(did_a & ~did_b), np.flatnonzero(did_b & ~did_a)
+    solved_a, solved_b = x.mean(0) > 0.5, y.mean(0) > 0.5
+    only_a, only_b = np.flatnonzero(solved_a & ~solved_b), np.flatnonzero(solved_b & ~solved_a)
     return {
         "a": a, "b": b, "difference": found.difference, "low": low, "high": high, "p": p,
         "episodes": int(x.size + y.size), "positions": int(x.shape[1]), "scope": scope, "method": method,
@@ -156,17 +158,17 @@ def all_pairs(
     outcomes: Outcomes,
     positions: Sequence[int],
     pairs: Sequence[tuple[str, str]],
-    looked: float | None = None,
+    seq_alpha: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Return `pair_figures` of each pair, with `p_holm`, by which it is decided; ``looked`` is their common alpha."""
-    share = None if looked is None else looked / len(pairs)  # of intervals that hold together
+    """Return `pair_figures` of each pair with `p_holm`, which decides it; ``seq_alpha``: the common alpha of all pairs."""
+    share = None if seq_alpha is None else seq_alpha / len(pairs)  # so that all intervals hold simultaneously
     rows = [pair_figures(outcomes, positions, a, b, share) for a, b in pairs]
     return [row | {"p_holm": p} for row, p in zip(rows, paired.holm([row["p"] for row in rows]), strict=True)]
 
 
-def look_at(outcomes: Outcomes, pairs: Sequence[tuple[str, str]], alpha: float) -> dict[str, Any]:
-    """Return one look of a sequential comparison: ``stop`` if every pair is decided, by Holm's rule; the intervals hold
-    together, each at alpha / number of pairs."""
+def interim(outcomes: Outcomes, pairs: Sequence[tuple[str, str]], alpha: float) -> dict[str, Any]:
+    """Return one interim analysis of a sequential comparison. ``stop``: every pair is decided by Holm's rule. The intervals
+    hold simultaneously, each at alpha / number of pairs."""
     looks = [sequential(*tally(outcomes[a], outcomes[b]), alpha / len(pairs)) for a, b in pairs]
     rows = [
         {"a": a, "b": b, "p": look[0], "p_holm": p, "low": look[1], "high": look[2], "stop": p <= alpha}
@@ -186,7 +188,7 @@ def csv_rows(runs: Runs, axis: str = "", value: Any = "") -> list[list[Any]]:
 
 
 def verdict(pair: Pair) -> bool | None:
-    """Return whether the arms differ: True if interval and test agree on it, False if neither does, None otherwise."""
+    """Return whether the arms differ: True if both interval and test say so, False if neither does, else None."""
     outside = pair["low"] > 0 or pair["high"] < 0
     return outside if outside == (pair["p_holm"] < LEVEL) else None
 

@@ -1,10 +1,10 @@
-"""`s2robot trial`: two policies in pairs of attempts from the same position, blinded, until they are told apart.
+"""`s2robot trial`: a blinded trial of two policies, in pairs of attempts from the same position, until they can be told apart.
 
-    s2robot trial a=runs/one b=runs/other --live robot.ip=192.168.1.200 hydra.run.dir=runs/mine   # again: resumes
+    s2robot trial a=runs/one b=runs/other --live robot.ip=192.168.1.200 hydra.run.dir=runs/mine   # repeat to resume
     s2robot trial a=act b=diffusion by_hand=true places=places.txt         # policies that run elsewhere; not blinded
 
-The run directory holds the attempts of both, in the folders `1` and `2`, of which `order.json` decides which is whose; at the
-end episodes.csv and stats.json, as `s2robot stats <folder> sequential=true` would write it.
+The run directory holds the attempts in folders `1` and `2`; `order.json` decides which policy uses which folder. The end of
+the trial writes episodes.csv, and stats.json as `s2robot stats <folder> sequential=true` would.
 """
 
 import hashlib
@@ -44,10 +44,10 @@ class TrialSettings(Settings, file="trial"):
 
 
 def run_trial(settings: TrialSettings, out: Path, connect: Callable[[Sequence[Path]], Sequence[Any]]) -> int:
-    """Run or resume a trial in ``out`` and return its exit code, as of `s2robot stats`.
+    """Run or resume a trial in ``out`` and return the exit code of `s2robot stats`.
 
-    connect: gets the folders of a and b and returns what tries each of them: `attempt(pair)` stores an outcome in `journal`, or
-    returns False for one that is void; `finish(pairs)` after the last.
+    connect: maps the folders of a and b to their runners. `attempt(pair)` stores an outcome in the runner's `journal`, or
+    returns False for a void attempt; `finish(pairs)` is called after the last pair.
     """
     about = {"a": settings.a, "b": settings.b, "seed": settings.seed, "stages": settings.stages}
     known, order, key = out / "trial.settings.json", out / "order.json", secrets.token_hex(16)
@@ -57,27 +57,27 @@ def run_trial(settings: TrialSettings, out: Path, connect: Callable[[Sequence[Pa
     swapped = _coin(key, "folders")
     folders = [out / str(1 + (i ^ swapped)) for i in range(2)]
     policies, done = connect(folders), 0
-    if not resumes:  # what cannot be connected leaves no trial behind
+    if not resumes:  # a failed connection leaves no trial behind
         claim(known, about, _REMEDY)
         write_json(order, {"key": key})
     judging = StatsSettings(trials=("episodes.csv",), sequential=True, stages=settings.stages)
     try:
         while done < settings.pairs:
             first = _coin(key, f"pair {done}")
-            for turn, who in enumerate((first, 1 - first), start=1):
-                while done not in policies[who].journal.records:
+            for turn, index in enumerate((first, 1 - first), start=1):
+                while done not in policies[index].journal.records:
                     print(f"\npair {done + 1} of at most {settings.pairs}, attempt {turn} of 2", flush=True)
-                    if not policies[who].attempt(done):
+                    if not policies[index].attempt(done):
                         with (out / "voids.jsonl").open("a", encoding="utf-8") as lines:
-                            lines.write(json.dumps({"pair": done, "folder": folders[who].name}) + "\n")
+                            lines.write(json.dumps({"pair": done, "folder": folders[index].name}) + "\n")
             done += 1
             a, b = _arms(settings, policies, done)
             pair = compared(a, b, judging, LEVEL)
             if verdict(pair | {"p_holm": pair["p"]}):
                 break
     except BaseException:
-        where = f"hydra.run.dir={out} resumes, in the same order"
-        print(f"{done} of at most {settings.pairs} pairs are done; {where}", flush=True)
+        hint = f"hydra.run.dir={out} resumes, in the same order"
+        print(f"{done} of at most {settings.pairs} pairs are done; {hint}", flush=True)
         raise
     return _unblind(_arms(settings, policies, done), judging, folders, policies)
 

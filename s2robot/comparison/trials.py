@@ -1,10 +1,10 @@
-"""`s2robot stats`: intervals, differences and what the trials could have seen, for anyone's trials.
+"""`s2robot stats`: intervals, differences and detectable gaps for trials from any source.
 
     s2robot stats 74/80 91/120                                # successes/trials of independent arms
     s2robot stats act:31/50 diffusion:44/50 against=act
-    s2robot stats a/eval_info.json b/eval_info.json           # LeRobot's; a folder of `s2robot evaluate` or `compare`; CSV
+    s2robot stats a/eval_info.json b/eval_info.json           # LeRobot files; run folders and CSV files work too
     s2robot stats runs/compare/mine replays=1000              # how many trials would tell these arms apart?
-    s2robot stats real:runs/arm sim:runs/simulated simulated=sim   # prediction-powered: the arm's success, by both
+    s2robot stats real:runs/arm sim:runs/simulated simulated=sim   # estimate the arm's success from both
 
 A CSV file has a column `success` (0, 1, true or false) and may have `arm`, `training_seed`, `position` and `stage`. Arms on
 the same positions are paired. Exit code 0: every pair was told apart; 3: at least one was not.
@@ -37,10 +37,10 @@ from s2robot.evaluation.records import read_records, wilson
 UNDECIDED = 3  # exit code
 _COUNTS = re.compile(r"(?:(?P<label>[^:/]+):)?(?P<successes>\d+)/(?P<trials>\d+)")
 _METHOD = "independent trials, Newcombe's interval, Barnard's exact test"
-_EXACT = 4_000_000  # tables up to which a test is exact
+_EXACT = 4_000_000  # the test is exact up to this number of tables
 _CHANCES = 400  # points of its grid
-_OUTSIDE = 1e-4  # probability that the common chance is beyond the grid, see `barnard`
-_FEWEST = 10  # real trials beside simulated ones: with fewer, intervals do not hold
+_OUTSIDE = 1e-4  # probability that the pooled success rate is outside the grid, see `barnard`
+_MIN_REAL_TRIALS = 10  # with simulated trials; with fewer, the intervals do not hold
 _TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -58,8 +58,8 @@ class StatsSettings(Settings, file="stats"):
 class Arm(NamedTuple):
     label: str
     outcomes: np.ndarray  # bool (training seeds, trials)
-    positions: tuple[Any, ...] | None  # of the trials; None: not known, so it cannot be paired
-    stages: np.ndarray | None = None  # of str, as the outcomes: how far each trial came
+    positions: tuple[Any, ...] | None  # of the trials; None: unknown, so the arm cannot be paired
+    stages: np.ndarray | None = None  # str, same shape as outcomes: the stage each trial reached
 
 
 class _Row(NamedTuple):
@@ -86,15 +86,15 @@ class _Task(Stored):
 
 
 class _Recorded(Stored):
-    """An arm of a file in docs/results: training seed -> a digit for each position."""
+    """An arm of a file in docs/results: training seed -> one digit per position."""
 
     name: str
     outcomes: dict[str, str]
 
 
 class _EvalInfo(Stored):
-    """LeRobot's eval_info.json: of one environment, or since 0.4 of several tasks, whose seeds it does not store. `arms`: a
-    comparison in docs/results."""
+    """LeRobot's eval_info.json, for one environment or (since 0.4) for several tasks, without seeds. `arms`: a comparison in
+    docs/results."""
 
     arms: tuple[_Recorded, ...] = ()
     per_episode: tuple[_Episode, ...] = ()
@@ -108,7 +108,7 @@ def run_stats(cfg: DictConfig) -> int:
 
 
 def report(arms: Sequence[Arm], settings: StatsSettings, out: Path) -> int:
-    """As :func:`run_stats`, of these arms."""
+    """Print and write the figures of these arms; return the exit code."""
     labels = [arm.label for arm in arms]
     if twice := {label for label in labels if labels.count(label) > 1}:
         got = f"{min(twice)!r} twice; type <name>:<trials>"
@@ -119,11 +119,11 @@ def report(arms: Sequence[Arm], settings: StatsSettings, out: Path) -> int:
     real = [arm for arm in arms if arm.label != settings.simulated]
     pairs = [(a, b) for a, b in combinations(real, 2) if settings.against in (None, a.label, b.label)]
     pairs = [(b, a) if a.label == settings.against else (a, b) for a, b in pairs]
-    looked = figures.LEVEL / max(1, len(pairs)) if settings.sequential else None
-    found = [compared(a, b, settings, looked) for a, b in pairs]
+    seq_alpha = figures.LEVEL / max(1, len(pairs)) if settings.sequential else None
+    found = [compared(a, b, settings, seq_alpha) for a, b in pairs]
     for pair, p in zip(found, paired.holm([pair["p"] for pair in found]), strict=True):
         pair["p_holm"] = p
-    rows = [_arm_row(arm, looked and figures.LEVEL / len(arms)) for arm in arms]
+    rows = [_arm_row(arm, seq_alpha and figures.LEVEL / len(arms)) for arm in arms]
     for simulated in (arm for arm in arms if arm.label == settings.simulated):
         for arm, row in zip(arms, rows, strict=True):
             if arm is not simulated:
@@ -137,14 +137,14 @@ def report(arms: Sequence[Arm], settings: StatsSettings, out: Path) -> int:
 
 
 def read_arms(word: str) -> list[Arm]:
-    """Return the arms of `[<name>:]74/80`, or of `[<name>:]<file or folder>`. UserError: anything else, or a broken file."""
+    """Return the arms of `[<name>:]74/80` or `[<name>:]<file or folder>`. UserError for anything else, or a broken file."""
     if counts := _COUNTS.fullmatch(word):
         successes, trials = int(counts["successes"]), int(counts["trials"])
         if successes > trials or trials == 0:
             raise UserError(f"trials: expected successes/trials such as 74/80, got {word}")
         return [Arm(counts["label"] or word, np.arange(trials)[None] < successes, None)]
-    label, colon, rest = word.partition(":")
-    path = Path(rest if colon and not Path(word).exists() else word)
+    label, colon, location = word.partition(":")
+    path = Path(location if colon and not Path(word).exists() else word)
     name = label if path != Path(word) else ""
     if path.is_dir():
         known = [path / file for file in ("episodes.csv", "episodes.jsonl", "eval_info.json")]
@@ -152,7 +152,7 @@ def read_arms(word: str) -> list[Arm]:
     if not path.exists():
         raise UserError(f"trials: expected successes/trials such as 74/80, or a file, got {word}")
     readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_run}
-    one_of(f"{path}: the name's end", path.suffix, readers)
+    one_of(f"{path}: suffix", path.suffix, readers)
     rows = readers[path.suffix](path)
     own = name or (path.stem if path.stem not in ("episodes", "eval_info") else path.resolve().parent.name)
     arms = dict.fromkeys(row.arm for row in rows)
@@ -169,7 +169,7 @@ def _arm(path: Path, label: str, rows: Sequence[_Row]) -> Arm:
         run[position] = row
     first, *others = seeds.values()
     if any(run.keys() != first.keys() for run in others):
-        raise UserError(f"{path}: expected the same positions for each training seed of {label}, got others")
+        raise UserError(f"{path}: expected the same positions for all training seeds of {label}, got others")
     positions = tuple(sorted(first, key=str))
     known = all(row.position is not None for row in rows)
     success, stages = (
@@ -190,7 +190,7 @@ def _read_csv(path: Path) -> list[_Row]:
         if success is None:
             where, got = f"{path} line {number}: success", repr(row["success"])
             raise UserError(f"{where}: expected 0, 1, true or false, got {got}")
-        if not row.get("axis"):  # a comparison's other worlds
+        if not row.get("axis"):  # skip a comparison's axes
             position = row.get("position") or row.get("seed") or None
             arm, seed, stage = (row.get(key) or "" for key in ("arm", "training_seed", "stage"))
             found.append(_Row(arm, seed, position, success, stage))
@@ -218,12 +218,12 @@ def _read_json(path: Path) -> list[_Row]:
 # ---------------------------------------------------------------- figures
 
 
-def compared(a: Arm, b: Arm, settings: StatsSettings, looked: float | None = None) -> dict[str, Any]:
-    """Return the difference in success of a and b, or with ``settings.stages`` in how often it came further than the other, as
-    in compare.json, and the smallest gap seen with ``settings.power``. ``looked``: as of `pair_figures`."""
+def compared(a: Arm, b: Arm, settings: StatsSettings, seq_alpha: float | None = None) -> dict[str, Any]:
+    """Return the difference in success of a and b, as in compare.json, and the gap detectable with ``settings.power``. With
+    ``settings.stages``, an arm wins a position by reaching a later stage. ``seq_alpha``: see `pair_figures`."""
     if matched := a.positions is not None and a.positions == b.positions:
         x, y = further(a, b, settings.stages) if settings.stages else (a.outcomes, b.outcomes)
-        found = pair_figures({a.label: x, b.label: y}, range(x.shape[1]), a.label, b.label, looked)
+        found = pair_figures({a.label: x, b.label: y}, range(x.shape[1]), a.label, b.label, seq_alpha)
         found = {key: found[key] for key in ("a", "b", "difference", "low", "high", "p", "scope", "method")}
         if settings.replays:
             found["plan"] = planned(x, y, settings.replays, settings.gap, _design(x, y, power=settings.power))
@@ -237,13 +237,13 @@ def compared(a: Arm, b: Arm, settings: StatsSettings, looked: float | None = Non
         found = {"a": a.label, "b": b.label, **independent(a.outcomes[0], b.outcomes[0])}
         found |= {"scope": "new trials", "method": _METHOD}
     found["paired"] = matched
-    if looked is None and not settings.stages:
+    if seq_alpha is None and not settings.stages:
         found["detectable"] = detectable(a, b, matched, settings.power)
     return found
 
 
 def further(a: Arm, b: Arm, stages: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (1, trials) each: at which positions a came further than b, and b than a, in the order of ``stages``."""
+    """Return two bool arrays (1, trials): where a reached a later stage than b, and b than a, in the order of ``stages``."""
     ranks = []
     for arm in (a, b):
         if len(arm.outcomes) > 1 or arm.stages is None:
@@ -255,12 +255,12 @@ def further(a: Arm, b: Arm, stages: Sequence[str]) -> tuple[np.ndarray, np.ndarr
 
 
 def with_simulated(arm: Arm, simulated: Arm) -> dict[str, Any]:
-    """Return the arm's success by `paired.predicted`, from real trials and its simulation at these positions and others."""
+    """Return the arm's success by `paired.predicted`, from real trials and simulation at these and other positions."""
     means = dict(zip(simulated.positions or (), simulated.outcomes.mean(0), strict=False))
     own = arm.positions or ()
-    if len(arm.outcomes) > 1 or len(own) < _FEWEST or not means.keys() > {*own}:
-        what = f"{simulated.label} on >= {_FEWEST} positions of {arm.label}, tried once each, and on others"
-        raise UserError(f"simulated: expected {what}, got {len(means)} and {arm.outcomes.size} trials")
+    if len(arm.outcomes) > 1 or len(own) < _MIN_REAL_TRIALS or not means.keys() > {*own}:
+        need = f"{simulated.label} on >= {_MIN_REAL_TRIALS} positions of {arm.label}, tried once each, and on others"
+        raise UserError(f"simulated: expected {need}, got {len(means)} and {arm.outcomes.size} trials")
     here = np.array([means.pop(position) for position in own])
     found = paired.predicted(arm.outcomes[0], here, np.array([*means.values()]))
     names = ("success", "low", "high", "trials", "simulated_only")
@@ -278,9 +278,9 @@ def independent(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 def barnard(k: int, m: int, j: int, n: int) -> float:
     """Return the exact two-sided p of Barnard's test with the pooled z (Suissa & Shuster 1985): k of m against j of n.
 
-    The worst chance of success is looked for on a grid over the 99.99 % interval of the pooled one, and the 0.0001 outside it
-    is added (Berger & Boos 1994); scipy's searches all chances, where the worst is often one that the data exclude. Beyond
-    `_EXACT` tables the normal distribution serves.
+    The p value is maximised over a grid of success rates in the 99.99 % interval of the pooled rate, plus 0.0001 for rates
+    outside it (Berger & Boos 1994). scipy maximises over all rates, and often picks one that the data exclude. Beyond
+    `_EXACT` tables the normal distribution is used.
     """
     x, y = np.ogrid[: m + 1, : n + 1] if (m + 1) * (n + 1) <= _EXACT else (np.array([[k]]), np.array([[j]]))
     pooled = (x + y) / (m + n)
@@ -289,73 +289,73 @@ def barnard(k: int, m: int, j: int, n: int) -> float:
     z = np.nan_to_num(z)  # none or all succeeded: no difference
     if z.size == 1:
         return float(2 * stats.norm.sf(z[0, 0]))
-    beyond = (z >= z[k, j] - 1e-9).astype(float)
+    extreme = (z >= z[k, j] - 1e-9).astype(float)
     likely = stats.binomtest(k + j, m + n).proportion_ci(1 - _OUTSIDE)
     low, high = (math.asin(math.sqrt(chance)) for chance in (likely.low, likely.high))
     chances = np.sin(np.linspace(low, high, _CHANCES)[:, None]) ** 2  # (C, 1)
     first, second = (stats.binom.pmf(np.arange(size + 1), size, chances) for size in (m, n))
-    return min(1.0, float(((first @ beyond) * second).sum(1).max()) + _OUTSIDE)
+    return min(1.0, float(((first @ extreme) * second).sum(1).max()) + _OUTSIDE)
 
 
 def detectable(a: Arm, b: Arm, matched: bool, power: float) -> float | None:
-    """Return the smallest gap above the worse arm that so many trials see with ``power`` at 5 %; None if there is none."""
+    """Return the smallest gap above the worse arm that these trials detect with ``power`` at 5 %; None if there is none."""
     x, y = a.outcomes.mean(0), b.outcomes.mean(0)
-    if (most := 1 - min(x.mean(), y.mean())) <= 1e-6:
+    if (largest := 1 - min(x.mean(), y.mean())) <= 1e-6:
         return None
     design = _design(a.outcomes, b.outcomes, matched)
     base = design.base
 
-    def lacks(gap: float) -> float:
+    def missing_power(gap: float) -> float:
         if matched:
             return power_at(gap, len(x), design, min(len(a.outcomes), len(b.outcomes))) - power
         q = min(base + gap, 1.0)
         error = math.sqrt(base * (1 - base) / len(x) + q * (1 - q) / len(y))
         return float(stats.norm.sf(stats.norm.isf(design.alpha / 2) - gap / max(error, 1e-9))) - power
 
-    if lacks(most) < 0:
+    if missing_power(largest) < 0:
         return None
-    return float(brentq(lacks, 1e-6, most, xtol=1e-4))
+    return float(brentq(missing_power, 1e-6, largest, xtol=1e-4))
 
 
 def _design(a: np.ndarray, b: np.ndarray, matched: bool = True, power: float = 0.8) -> Power:
-    """Return what outcomes (seeds, positions) say about arms like these; the gap is not chosen yet."""
+    """Return the power settings estimated from outcomes (seeds, positions); the gap is a placeholder."""
     x, y = a.mean(0), b.mean(0)
     noise = math.sqrt(x.mean() * (1 - x.mean()) * y.mean() * (1 - y.mean()))
-    same = float(np.cov(x, y)[0, 1] / noise) if matched and noise else 0.0
+    rho = float(np.cov(x, y)[0, 1] / noise) if matched and noise else 0.0
     seeded = [arm.astype(float) for arm in (a, b) if matched and len(arm) > 1]
-    # variance of success between training seeds, less what positions explain
+    # variance of success between training seeds, minus the part due to positions
     spread = sum(float(arm.mean(1).var(ddof=1) - paired.noise(arm) / arm.shape[1]) for arm in seeded) / 2
     base, seed_sd = float(min(x.mean(), y.mean(), 1 - 1e-6)), min(math.sqrt(max(0.0, spread)), 0.49)
-    return Power(gap=1e-9, base=base, correlation=min(max(same, 0.0), 0.95), seed_sd=seed_sd, power=power)
+    return Power(gap=1e-9, base=base, correlation=min(max(rho, 0.0), 0.95), seed_sd=seed_sd, power=power)
 
 
-def _arm_row(arm: Arm, looked: float | None) -> dict[str, Any]:
-    found = figures.arm_interval(arm.outcomes, looked)
+def _arm_row(arm: Arm, seq_alpha: float | None) -> dict[str, Any]:
+    found = figures.arm_interval(arm.outcomes, seq_alpha)
     counts = {"successes": int(arm.outcomes.sum()), "trials": arm.outcomes.size, "seeds": len(arm.outcomes)}
     return {"label": arm.label, **counts, **{key: found[key] for key in ("low", "high", "interval")}}
 
 
 def _lines(rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], power: float) -> Iterator[str]:
-    wide = max(len(row["label"]) for row in rows)
+    width = max(len(row["label"]) for row in rows)
     for row in rows:
         share, low, high = (100 * v for v in (row["successes"] / row["trials"], row["low"], row["high"]))
         of_seeds = f", {row['seeds']} training seeds" if row["seeds"] > 1 else ""
         count = f"{row['successes']} of {row['trials']}"
-        yield f"{row['label']:<{wide}}  {share:5.1f} % [{low:.1f}, {high:.1f}]  {count}{of_seeds}"
+        yield f"{row['label']:<{width}}  {share:5.1f} % [{low:.1f}, {high:.1f}]  {count}{of_seeds}"
         if found := row.get("predicted"):
             share, low, high = (100 * found[key] for key in ("success", "low", "high"))
             worth = f"worth {found['trials']:.0f} trials"
-            yield f"    with {found['simulated_only']} simulated positions more: {share:.1f} % [{low:.1f}, {high:.1f}], {worth}"
+            yield f"    with {found['simulated_only']} more simulated positions: {share:.1f} % [{low:.1f}, {high:.1f}], {worth}"
     for pair in pairs:
         points = [f"{100 * pair[key]:+.1f}".replace("-", MINUS) for key in ("difference", "low", "high")]
         name = f"{pair['a']} {MINUS} {pair['b']}"
         yield f"{name}: {points[0]} points [{points[1]}, {points[2]}], {p_text(pair['p_holm'])}: {VERDICTS[verdict(pair)]}"
-        seen = ""
+        detectable = ""
         if "detectable" in pair:
             gap = pair["detectable"]
             gaps = "no gap" if gap is None else f"a gap of {100 * gap:.1f} points or more"
-            seen = f"; {gaps} would be seen with {100 * power:g} % power"
-        yield f"    {'paired, ' * pair['paired']}{pair['method']}; holds for {pair['scope']}{seen}"
+            detectable = f"; {gaps} would be detected with {100 * power:g} % power"
+        yield f"    {'paired, ' * pair['paired']}{pair['method']}; holds for {pair['scope']}{detectable}"
         if "plan" in pair:
             yield from plan_lines(pair["plan"])
     if len(pairs) > 1:

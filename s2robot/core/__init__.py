@@ -1,1 +1,1 @@
-"""What every package may import: settings, errors, run directories, workers and progress."""
+"""Modules that every package may import: settings, errors, run directories, workers and progress."""

@@ -1,4 +1,4 @@
-"""The error that a user of the commands can cause."""
+"""UserError for invalid user input, and helpers that raise it."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Wrong input; its text is one clear line that names the file or key, what was found and what was expected."""
+    """Invalid input. The message is one line with the file or key, the expected and the actual value."""
 
     user_error = True
 
@@ -23,7 +23,7 @@ def require(*modules: str, extra: str) -> None:
 def reported(
     where: object, hint: str = "", kinds: tuple[type[Exception], ...] = (Exception,), kind: type[UserError] = UserError
 ) -> Iterator[None]:  # fmt: skip
-    """Turn errors of a library or of a file's contents into a ``kind`` of one line, ``where`` first; a UserError stays as it is."""
+    """Turn any error into a one-line ``kind`` that starts with ``where``; a UserError is passed on unchanged."""
     try:
         yield
     except kinds as error:
@@ -37,26 +37,26 @@ def reported(
 def check_same(
     where: object, expected: Any, found: Any, why: str = "", remedy: str = "", free: Any = (), key: str = ""
 ) -> None:
-    """Raise UserError for the first dotted key whose value differs between two mappings; keys in ``free`` may differ."""
+    """Raise UserError for the first dotted key whose value differs between two mappings; ``free``: keys that may differ."""
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         for name in {**found, **expected}:
             if (dotted := f"{key}.{name}".lstrip(".")) not in free:
                 check_same(where, expected.get(name), found.get(name), why, remedy, free, dotted)
         return
-    wanted, got = (list(value) if isinstance(value, tuple) else value for value in (expected, found))
-    if wanted != got:
+    want, got = (list(value) if isinstance(value, tuple) else value for value in (expected, found))
+    if want != got:
         at = f"{where}: {key}" if key else where
-        raise UserError(f"{at}: expected {wanted!s:.200}{why}, got {got!s:.200}{remedy and '; '}{remedy}")
+        raise UserError(f"{at}: expected {want!s:.200}{why}, got {got!s:.200}{remedy and '; '}{remedy}")
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """Return `, did you mean 'x'?` with the nearest candidate, or nothing if none is near."""
+    """Return `, did you mean 'x'?` with the closest candidate, or "" if none is close."""
     near = get_close_matches(word, list(candidates), 1)
     return f", did you mean '{near[0]}'?" if near else ""
 
 
 def one_of(key: str, value: Any, known: Collection[Any], hint: str = "") -> None:
-    """Raise UserError, with the nearest choice, unless the value is a known one; long lists are not printed."""
+    """Raise UserError, with the closest choice, unless the value is known. Long lists of choices are not printed."""
     if value not in known:
         names, several = [str(name) for name in known], len(known) != 1
         choices = f"{'one of ' * several}{', '.join(names)}{hint}" if len(names) < 30 else "a known name"

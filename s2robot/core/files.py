@@ -1,4 +1,4 @@
-"""The package's own files and the user's caches; files that appear whole or not at all.
+"""Paths of package files and user caches, and atomic file writes.
 
 `configs` and `demos` are below the package: folders in a wheel, links to the top level in a clone.
 """
@@ -31,7 +31,7 @@ def shipped_demos(name: str) -> Path:
 
 
 def cache_dir(*parts: str) -> Path:
-    """Create and return a folder `parts` below `$S2ROBOT_CACHE`, else `$XDG_CACHE_HOME/s2robot`, else `~/.cache/s2robot`."""
+    """Create and return the folder `parts` in `$S2ROBOT_CACHE`, or else `$XDG_CACHE_HOME/s2robot` or `~/.cache/s2robot`."""
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     path = Path(os.environ.get("S2ROBOT_CACHE") or os.path.join(user, "s2robot"), *parts)
     path.mkdir(parents=True, exist_ok=True)
@@ -40,11 +40,11 @@ def cache_dir(*parts: str) -> Path:
 
 @contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """Yield a temporary name beside `path`, which replaces it at the end; nothing is left if the writing fails. `shared`: other
-    processes may write the same file meanwhile."""
+    """Yield a temporary path that replaces `path` at the end, or is deleted if writing fails. `shared`: other processes may
+    write the same file at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = f"{os.getpid()}." if shared else ""
-    part = path.with_name(f".{path.stem}.{own}part{path.suffix}")
+    process = f"{os.getpid()}." if shared else ""
+    part = path.with_name(f".{path.stem}.{process}part{path.suffix}")
     try:
         yield part
         os.replace(part, path)
@@ -57,7 +57,7 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as :func:`replacing` does."""
+    """Write a text file atomically."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 
@@ -67,7 +67,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a file; UserError: there is none, or a pipe or device, which would never end."""
+    """Return the content of a file. UserError if it is missing, or a pipe or device, which could block forever."""
     try:
         if path.is_file() or not path.exists():
             return path.read_bytes()
@@ -92,8 +92,8 @@ def read_json(path: Path) -> Any:
 
 
 def claim(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
-    """Store the settings (JSON types) that decide the results of a run; UserError, with the
-    ``remedy``, if it began with others."""
+    """Store the settings (JSON types) that determine a run's results. UserError with the
+    ``remedy`` if the run began with different ones."""
     now = json.loads(json.dumps(settings))
     if path.exists():
         check_same(path, read_json(path), now, " as when the run began", remedy)
@@ -101,7 +101,7 @@ def claim(path: Path, settings: Mapping[str, Any], remedy: str) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table as CSV, as :func:`replacing` does."""
+    """Write a table as CSV, atomically."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     write_text(path, text.getvalue())

@@ -1,4 +1,4 @@
-"""Progress of the long steps: a bar on a terminal, now and then a line in a log file."""
+"""Show the progress of long steps: a bar on a terminal, occasional lines in a log file."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 Update = Callable[..., None]  # done, total, note
-_shown = False  # whether one is on the screen, which has room for one
-_LINE_SECONDS = 10.0  # least time between two lines in a log file
+_shown = False  # whether a bar is on the screen; only one is shown at a time
+_LINE_SECONDS = 10.0  # minimum time between two lines in a log file
 
 
 @contextmanager
 def bar(title: str) -> Iterator[Update]:
-    """``with bar("encoding") as update: update(3, 10, "note")``; inside another bar it shows nothing."""
+    """Show a bar: ``with bar("encoding") as update: update(3, 10, "note")``. A nested bar shows nothing."""
     global _shown
     if _shown:
         yield lambda *_: None

@@ -1,4 +1,4 @@
-"""Provenance of a result: package versions, the command, the weights."""
+"""Provenance of a result: package versions, the command and hashes of settings and weights."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def command() -> str:
 
 
 def short_hash(value: Any) -> str:
-    """Return 16 hexadecimal digits of the hash of a value of JSON types, whatever the order of its keys."""
+    """Return 16 hexadecimal digits of the hash of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 

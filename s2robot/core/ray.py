@@ -2,8 +2,8 @@
 
     with closing(Ray(address="auto")) as engine, running_on(engine): ...
 
-The state of a pool's workers goes to Ray's store once, and to each node once. When a worker dies, alone or with its node, the
-pool (`s2robot.core.workers`) restarts its task elsewhere; Ray's own retries are off.
+The workers' state is stored in Ray once, and sent to each node once. When a worker dies, alone or with its node, the pool
+(`s2robot.core.workers`) restarts its task elsewhere; Ray's own retries are off.
 """
 
 import logging
@@ -24,12 +24,12 @@ from s2robot.core.provenance import versions
 from s2robot.core.settings import Settings, from_yaml
 
 _CONNECT_S = 5.0  # timeout of a connection to an address
-ASKED = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # of Ray: no reports; 15 by default
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # no reports; not 15
 
 
 class Ray(Settings, at="engine", file="engine/ray"):
-    """Connects when the first pool needs it; a Ray that this process has already started is reused. configs/engine/ray.yaml
-    documents each value."""
+    """The Ray engine. It connects when the first pool is made, and reuses a Ray that this process has already started.
+    configs/engine/ray.yaml documents each value."""
 
     name: str = from_yaml()
     address: str | None = from_yaml()
@@ -38,70 +38,70 @@ class Ray(Settings, at="engine", file="engine/ray"):
     cpus: int | None = from_yaml(ge=1)
     store_mb: int | None = from_yaml(ge=80)
     is_remote: ClassVar[bool] = True
-    _ours: bool = False  # started here
+    _started: bool = False  # by this object
     _ray: Any = None  # the module, once connected
 
     def pool(self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool) -> pools.Pool:
-        """Workers for all CPUs of the cluster, as ``count`` suits one machine. Raises UserError if it has none."""
+        """Return workers for all CPUs of the cluster, or ``count`` local ones unless ``anywhere``. UserError if it has none."""
         if not anywhere:
             return pools.Local().pool(count, make, encodes, anywhere)
         ray, gpus = self._connected(), self.gpus_per_encoder if encodes else 0
         has = ray.cluster_resources()
-        most = min(has.get("CPU", 0), has.get("GPU", 0) / gpus if gpus else math.inf)
-        if most < 1:
+        fits = min(has.get("CPU", 0), has.get("GPU", 0) / gpus if gpus else math.inf)
+        if fits < 1:
             key = "gpus_per_encoder" if gpus else "address"
             found = f"{has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs"
-            raise UserError(f"engine.{key}: expected a Ray that has what a worker takes, got {found}")
+            raise UserError(f"engine.{key}: expected a Ray cluster with resources for a worker, got {found}")
         try:
-            made = ray.put(pickle.dumps(make))
+            state = ray.put(pickle.dumps(make))
         except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
             raise _full(error) from None
-        seat = ray.remote(_seat()).options(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")
-        return pools.Pool([Actor(ray, seat, made) for _ in range(self.workers or int(most))])
+        remote = ray.remote(_remote_class()).options(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")
+        return pools.Pool([Actor(ray, remote, state) for _ in range(self.workers or int(fits))])
 
     def overrides(self) -> tuple[str, ...]:
-        given = {"workers": self.workers, "gpus_per_encoder": self.gpus_per_encoder or None}
-        rest = (f"engine.{key}={value}" for key, value in given.items() if value is not None)
+        values = {"workers": self.workers, "gpus_per_encoder": self.gpus_per_encoder or None}
+        others = (f"engine.{key}={value}" for key, value in values.items() if value is not None)
         address = self.address or self._connected().get_runtime_context().gcs_address
-        return "engine=ray", f"engine.address={address}", *rest
+        return "engine=ray", f"engine.address={address}", *others
 
     def close(self) -> None:
-        if self._ours and self._ray is not None:
+        if self._started and self._ray is not None:
             self._ray.shutdown()
-        self._ray, self._ours = None, False
+        self._ray, self._started = None, False
 
     def _connected(self) -> Any:
-        """Connect or start; UserError if nothing answers, or another version."""
+        """Connect to Ray or start it; UserError if there is no answer, or another version."""
         if self._ray is not None:
             return self._ray
-        os.environ.update(ASKED | os.environ)
+        os.environ.update(ENVIRONMENT | os.environ)
         import ray
 
         if not ray.is_initialized():
             address, store = self.address, self.store_mb
-            given: dict[str, Any] = {"include_dashboard": False} if address is None else {}
-            # a Ray that runs already refuses these
-            wanted = {"num_cpus": self.cpus, "object_store_memory": store and store * 1_000_000}
-            given |= {key: value for key, value in wanted.items() if value}
+            options: dict[str, Any] = {"include_dashboard": False} if address is None else {}
+            # a running Ray rejects these
+            resources = {"num_cpus": self.cpus, "object_store_memory": store and store * 1_000_000}
+            options |= {key: value for key, value in resources.items() if value}
             if address not in (None, "auto"):
                 _check_answers(address)
-            before = signal.getsignal(signal.SIGTERM)
+            handler = signal.getsignal(signal.SIGTERM)
             try:
-                ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **given)
-                # Ray's handler exits at once: a training could not save its last step
+                ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
+                # Ray's handler exits at once, so training could not save its last step
                 if threading.current_thread() is threading.main_thread():
-                    signal.signal(signal.SIGTERM, before)
-            except Exception as error:  # of many kinds, most of them plain RuntimeErrors
+                    signal.signal(signal.SIGTERM, handler)
+            except Exception as error:  # Ray raises many types, mostly RuntimeError
                 ray.shutdown()
-                place = address or "a Ray started here"
-                raise UserError(f"engine.address: {place}: {_words(error, 6)}") from None
-            self._ours = True
+                name = address or "a local Ray"
+                raise UserError(f"engine.address: {name}: {_first_lines(error, 6)}") from None
+            self._started = True
         self._ray = ray
         return ray
 
 
 def _check_answers(address: str) -> None:
-    """Raise UserError at once where Ray itself would retry for minutes."""
+    """Raise UserError at once if an address does not answer; Ray itself would retry for minutes."""
     with reported(f"engine.address: expected a Ray (ray start --head), got {address}"):
         parts = urlsplit(address if "://" in address else f"//{address}")
         if parts.scheme not in ("", "ray") or parts.port is None:
@@ -110,19 +110,19 @@ def _check_answers(address: str) -> None:
 
 
 class Actor:
-    def __init__(self, ray: Any, seat: Any, made: Any) -> None:
-        self._ray, self._seat, self._made = ray, seat, made
+    def __init__(self, ray: Any, remote: Any, state: Any) -> None:
+        self._ray, self._remote, self._state = ray, remote, state
         self._actor: Any = None
 
     def start(self) -> None:
         self.kill()
-        actor = self._actor = self._seat.remote()
-        node, why = self._result(lambda: actor.begin.remote(self._made, installed()))
+        actor = self._actor = self._remote.remote()
+        node, why = self._result(lambda: actor.begin.remote(self._state, installed()))
         if why is not None:
             raise UserError(f"engine: node {node}: {why}")
 
-    def call(self, function: Callable, given: tuple) -> Any:
-        result, error = self._result(lambda: self._actor.call.remote(function, given))
+    def call(self, function: Callable, args: tuple) -> Any:
+        result, error = self._result(lambda: self._actor.call.remote(function, args))
         if error is not None:
             raise error
         return result
@@ -142,35 +142,35 @@ class Actor:
             cause = getattr(error, "cause", None) or error
             if isinstance(cause, errors.ObjectStoreFullError | errors.OutOfDiskError):
                 raise _full(cause) from None
-            # the task's own errors are results; an error in Ray's task machinery would recur
+            # errors of the task itself are returned as results; a RayTaskError would recur in a retry
             kind = UserError if isinstance(error, errors.RayTaskError) else pools.Died
-            raise kind(f"engine: Ray: {_words(cause)}") from None
+            raise kind(f"engine: Ray: {_first_lines(cause)}") from None
 
 
 def _full(error: BaseException) -> UserError:
-    why = "Ray's object store and its disk are full; expected a larger one, or fewer engine.workers"
-    return UserError(f"engine.store_mb: {why} ({_words(error)})")
+    why = "expected a larger object store, or fewer engine.workers; Ray's object store and its disk are full"
+    return UserError(f"engine.store_mb: {why} ({_first_lines(error)})")
 
 
-def _words(error: BaseException, most: int = 1) -> str:
-    """Return the first lines of an error of Ray, before its tables and tracebacks."""
+def _first_lines(error: BaseException, count: int = 1) -> str:
+    """Return the first lines of a Ray error, before its tables and tracebacks."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:most]) or type(error).__name__
+    return " ".join(lines[:count]) or type(error).__name__
 
 
 def installed() -> dict[str, str]:
-    """Return the versions that must match on all nodes, without the accelerator a package was built for."""
+    """Return the package versions that must match on all nodes, without suffixes such as +cu121."""
     import ray
 
     return {name: found.partition("+")[0] for name, found in versions().items()} | {"ray": ray.__version__}
 
 
-def _seat() -> type:
-    """Return the class of the actors, pickled by value so that a node without this package can report that."""
+def _remote_class() -> type:
+    """Return the class of the actors. It is pickled by value, so a node without this package can report the problem."""
 
-    class Seat:
-        def begin(self, made: bytes, wanted: Mapping[str, str]) -> tuple[str, str | None]:
-            """Return the node, and why it cannot run tasks."""
+    class Remote:
+        def begin(self, state: bytes, required: Mapping[str, str]) -> tuple[str, str | None]:
+            """Return the node, and the reason why it cannot run tasks, or None."""
             import os
             import socket
 
@@ -180,15 +180,15 @@ def _seat() -> type:
                 return socket.gethostname(), f"s2robot is not installed there ({error})"
             os.environ.update(on_ray.pools.ONE_THREAD | os.environ)
             here = on_ray.installed()
-            other = {name: v for name, v in wanted.items() if here.get(name) != v}
+            other = {name: v for name, v in required.items() if here.get(name) != v}
             differ = [f"{name} {v}, got {here.get(name)}" for name, v in other.items()]
-            self.state: Any = None if differ else on_ray.pools.State(made)
+            self.state: Any = None if differ else on_ray.pools.State(state)
             return socket.gethostname(), f"expected {'; '.join(differ)}" if differ else None
 
-        def call(self, function: Callable, given: tuple) -> tuple[Any, Exception | None]:
+        def call(self, function: Callable, args: tuple) -> tuple[Any, Exception | None]:
             try:
-                return self.state.call(function, given), None
+                return self.state.call(function, args), None
             except Exception as error:
                 return None, error
 
-    return Seat
+    return Remote

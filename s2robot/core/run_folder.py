@@ -1,6 +1,6 @@
-"""One run, one directory: locked by one process while it works, described in `.hydra`, removed if nothing came of it.
+"""Run directories: locked by the process that works in them, described in `.hydra`, removed if the run wrote nothing.
 
-The system releases the lock on the file `.lock` when its holder dies, so nothing has to be cleared after a kill.
+The operating system releases the lock on `.lock` when its holder dies, so no cleanup is needed after a kill.
 """
 
 import math
@@ -16,19 +16,19 @@ from s2robot.core.errors import UserError
 from s2robot.core.files import write_text
 
 LOCK = ".lock"
-_WAIT_S = 5.0  # for a process that was just killed to end
-INHERITED = "S2ROBOT_HELD_FOLDERS"  # the directories that the process that started this one holds
-_HELD = {Path(p) for p in os.environ.get(INHERITED, "").split(os.pathsep) if p}  # by this process or for it
+_WAIT_S = 5.0  # time for a killed process to end
+INHERITED = "S2ROBOT_HELD_FOLDERS"  # environment variable: directories that the parent process has locked
+_HELD = {Path(p) for p in os.environ.get(INHERITED, "").split(os.pathsep) if p}  # locked by us or a parent
 
 
 def is_first() -> bool:
-    """Return whether this process, alone or the first of torchrun, srun or Lightning Fabric, is the one that writes."""
+    """Return whether this process writes the files: a single process, or rank 0 of torchrun, srun or Lightning Fabric."""
     names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
     return all(int(os.environ.get(name) or 0) == 0 for name in names)
 
 
 def held() -> dict[str, str]:
-    """Return the environment in which a child process may work in the directories that this one holds."""
+    """Return the environment that lets a child process work in the directories locked by this one."""
     return {INHERITED: os.pathsep.join(sorted(map(str, _HELD)))}
 
 
@@ -36,15 +36,15 @@ def held() -> dict[str, str]:
 def run_folder(
     folder: Path, about: Mapping[str, str], keep: bool = False, began: float = math.inf
 ) -> Iterator[None]:
-    """Lock `folder` (UserError: another process works there), write `about` (file -> text) into it, and remove both if the run
-    fails and wrote nothing else, unless ``keep`` or the folder is older than ``began`` (s since 1970). Other processes of a
-    distributed run work in the first one's."""
+    """Lock `folder` (UserError if another process uses it) and write `about` (file -> text) into it. If the run fails and wrote
+    nothing else, remove these files unless ``keep``, and the folder if it was created after ``began`` (s since 1970). Other
+    ranks of a distributed run use the folder of rank 0."""
     if not is_first():
         yield
         return
-    made = True
+    created = True
     with suppress(FileNotFoundError):
-        made = folder.stat().st_ctime >= began  # before the lock changes that time
+        created = folder.stat().st_ctime >= began  # checked first, because the lock changes that time
     with locked(folder):
         fresh = {path.name for path in folder.iterdir()} <= {LOCK}
         try:
@@ -52,41 +52,41 @@ def run_folder(
                 write_text(folder / name, text)
             yield
         except BaseException:
-            ours = {LOCK, *(Path(name).parts[0] for name in about)}
-            if fresh and not keep and {path.name for path in folder.iterdir()} <= ours:
-                _remove(folder, ours, made)
+            written = {LOCK, *(Path(name).parts[0] for name in about)}
+            if fresh and not keep and {path.name for path in folder.iterdir()} <= written:
+                _remove(folder, written, created)
             raise
 
 
-def _remove(folder: Path, ours: set[str], made: bool) -> None:
-    """Remove what a run has made: its directory, or in one that was there the names of `ours`."""
-    for path in [folder] if made else [folder / name for name in ours]:
+def _remove(folder: Path, written: set[str], created: bool) -> None:
+    """Remove a run's directory, or only the `written` names in it if the directory existed before."""
+    for path in [folder] if created else [folder / name for name in written]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    if made and folder.parent.parent.name == "runs":  # runs/<verb>
-        with suppress(OSError):  # holds other runs
+    if created and folder.parent.parent.name == "runs":  # runs/<verb>
+        with suppress(OSError):  # not empty
             folder.parent.rmdir()
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time (UserError) work in a directory, which is created; it may lock it again."""
-    place = folder.resolve()
-    if place in _HELD:
+    """Create a directory and lock it for this process (UserError if another holds the lock). Locking is reentrant."""
+    path = folder.resolve()
+    if path in _HELD:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place / LOCK)
+    lock = FileLock(path / LOCK)
     try:
         lock.acquire(timeout=_WAIT_S)
     except Timeout:
         why = "expected no other process in this directory; wait for it, or choose hydra.run.dir=<folder>"
         raise UserError(f"{folder}: {why}") from None
-    _HELD.add(place)
+    _HELD.add(path)
     try:
         yield
     finally:
-        _HELD.discard(place)
+        _HELD.discard(path)
         lock.release()

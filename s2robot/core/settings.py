@@ -1,14 +1,14 @@
-"""Frozen settings validated by pydantic, whose defaults are the values in `configs/`.
+"""Frozen settings, validated by pydantic, with defaults from `configs/`.
 
     class TuneSettings(Settings, at="train.tune", file="train/default"):
         blocks: int = from_yaml(ge=0)
 
     TuneSettings().blocks                          # the value in configs/train/default.yaml
     TuneSettings(blocks=-1)                        # UserError: train.tune.blocks: expected >= 0, got -1
-    read(TuneSettings, cfg.train.tune)             # the same from a node of a config
+    read(TuneSettings, cfg.train.tune)             # the same from a config node
     TuneSettings(blocks=2).replace(rate=0.5)       # a validated copy
 
-A default stands in one place, with its comment: the YAML file. Settings that no file holds take ordinary defaults.
+The YAML file is the only place for a default and its comment. Settings without a file have ordinary defaults.
 """
 
 import difflib
@@ -36,28 +36,28 @@ def _all_different(values: Any) -> Any:
     return values
 
 
-Different = AfterValidator(_all_different)  # of a list
+Different = AfterValidator(_all_different)  # the values of a list must differ
 
 
 def from_yaml(**constraints: Any) -> Any:
-    """A field whose default is the value in the YAML file of its class; ``constraints`` are pydantic's `Field`'s."""
+    """Return a field whose default is the value in the YAML file of its class; ``constraints``: see pydantic's `Field`."""
     return Field(**constraints)
 
 
 def invalid(key: str, expected: str, got: object) -> ValueError:
-    """The error that a validator across fields raises: `<key>: expected <constraint>, got <value>`."""
+    """Return the error for a validator across fields: `<key>: expected <constraint>, got <value>`."""
     return ValueError(f"{key}: expected {expected}, got {shown(got)}")
 
 
-class _OneLine(type(BaseModel)):  # type: ignore[misc]  # pydantic keeps the name of its metaclass private
-    """Makes constructors raise a UserError in place of pydantic's ValidationError."""
+class _OneLine(type(BaseModel)):  # type: ignore[misc]  # the name of pydantic's metaclass is private
+    """Metaclass whose constructors raise UserError instead of pydantic's ValidationError."""
 
     def __call__(cls, **values: Any) -> Any:
         try:
             return super().__call__(**values)
         except ValidationError as error:
-            given = {cls.file_keys().get(name, name): value for name, value in values.items()}
-            raise UserError(one_line(error, given, cls.at)) from None
+            by_key = {cls.file_keys().get(name, name): value for name, value in values.items()}
+            raise UserError(one_line(error, by_key, cls.at)) from None
 
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ else:
 
 
 class _Frozen(_Base):
-    """What settings and stored values share: frozen, finite numbers, and no boolean for a number."""
+    """Common base of settings and stored values: frozen, finite numbers only, no booleans as numbers."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, populate_by_name=True)
     at: ClassVar[str] = ""
@@ -75,14 +75,14 @@ class _Frozen(_Base):
     @field_validator("*", mode="wrap")
     @classmethod
     def _no_bool_for_a_number(cls, value: Any, validate: Any) -> Any:
-        """Reject `train.steps=true`, which pydantic would take for 1."""
-        found = validate(value)
-        if isinstance(value, bool) and isinstance(found, int | float) and not isinstance(found, bool):
+        """Reject `train.steps=true`, which pydantic would convert to 1."""
+        result = validate(value)
+        if isinstance(value, bool) and isinstance(result, int | float) and not isinstance(result, bool):
             raise ValueError(f"expected a number, got {shown(value)}")
-        return found
+        return result
 
     def rules(self) -> Iterable[tuple[Any, ...]]:
-        """Yield the rules across fields: key, whether it fits, what is expected, and the value where that is not the key's."""
+        """Yield rules across fields as (key, whether it holds, expected, [actual value if not the key's own])."""
         return ()
 
     @model_validator(mode="after")
@@ -94,7 +94,7 @@ class _Frozen(_Base):
 
     @classmethod
     def file_keys(cls) -> dict[str, str]:
-        """Return the key in a file of each field: another than its name if Python keeps that for itself, as `from`."""
+        """Return field name -> key in files; they differ only for Python keywords such as `from`."""
         return {name: field.alias or name for name, field in cls.model_fields.items()}
 
     def replace(self, **changes: Any) -> Self:
@@ -102,12 +102,12 @@ class _Frozen(_Base):
 
 
 class Stored(_Frozen):
-    """Base of what a file of ours holds. Keys that a later version added are ignored."""
+    """Base of values stored in this package's files. Unknown keys, from a later version, are ignored."""
 
 
 class Settings(_Frozen):
-    """Base of all settings; UserError names the first wrong key. Class arguments: ``at``, the dotted key of the node in a config,
-    and ``file``, which holds the defaults below `configs/`."""
+    """Base of all settings; UserError names the first wrong key. Class arguments: ``at``, the dotted key of the config node, and
+    ``file``, the file with the defaults, relative to `configs/`."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
     file: ClassVar[str] = ""
@@ -123,7 +123,7 @@ class Settings(_Frozen):
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """Return the default of each field that has one, by the field's name."""
+        """Return the default of each field that has one, by field name."""
         fields = cls.model_fields.items()
         own = {n: f.get_default(call_default_factory=True) for n, f in fields if not f.is_required()}
         stored = yaml_defaults(cls.file, cls.at)
@@ -132,24 +132,24 @@ class Settings(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _with_defaults(cls, values: Any) -> Any:
-        """Reject unknown keys, and fill those that were not given from the YAML file."""
+        """Reject unknown keys, and fill missing ones from the YAML file."""
         if not isinstance(values, Mapping):
             return values
         names = cls.file_keys()
-        given: dict[str, Any] = {names.get(str(key), str(key)): value for key, value in values.items()}
+        by_key: dict[str, Any] = {names.get(str(key), str(key)): value for key, value in values.items()}
         known = sorted(names.values())
-        for key in given:
+        for key in by_key:
             if key not in known:
                 near = difflib.get_close_matches(key, known, 1) or ["one of " + ", ".join(known)]
                 raise ValueError(f"{key}: unknown key, expected {near[0]}")
         dicts = {names[name] for name, f in cls.model_fields.items() if get_origin(f.annotation) is dict}
         defaults = yaml_defaults(cls.file, cls.at)
-        found = {key: defaults[key] for key in known if key in defaults}  # others may be of another class
-        for key, value in given.items():
-            # the keys of a dict are the user's own: nested settings alone are filled
-            nested = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
-            found[key] = {**found[key], **value} if nested and key not in dicts else value
-        return found
+        result = {key: defaults[key] for key in known if key in defaults}  # others belong to other classes
+        for key, value in by_key.items():
+            # fill nested settings only; the keys of a dict field belong to the user
+            nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+            result[key] = {**result[key], **value} if nested and key not in dicts else value
+        return result
 
 
 class Positions(Settings):
@@ -168,8 +168,8 @@ def read(cls: type[S], node: Any, at: str | None = None) -> S: ...
 @overload
 def read(cls: Any, node: Any, at: str) -> Any: ...
 def read(cls: Any, node: Any, at: str | None = None) -> Any:
-    """Return a config node as settings or another type, or a file's content as stored values; UserError names a wrong key after
-    ``at``, a dotted key or a file and ": "."""
+    """Parse a config node into settings or another type, or a file's content into stored values. UserError names the wrong key,
+    after ``at``: a dotted key, or a file followed by ": "."""
     node, model = plain(node), isinstance(cls, type) and issubclass(cls, BaseModel)
     try:
         return (cls.model_validate if model else TypeAdapter(cls, config=_PLAIN).validate_python)(node)
@@ -178,12 +178,12 @@ def read(cls: Any, node: Any, at: str | None = None) -> Any:
 
 
 def read_some(cls: type[S], cfg: Any, at: str | None = None) -> S:
-    """As :func:`read`, from a config that holds other keys too."""
+    """Like :func:`read`, but the config may hold other keys too."""
     return read(cls, {key: cfg[key] for key in cls.file_keys().values() if key in cfg}, at)
 
 
 def plain(node: Any) -> Any:
-    """Convert config nodes, also inside a dict, to plain dicts and lists."""
+    """Convert config nodes, including those inside a dict, to plain dicts and lists."""
     from omegaconf import OmegaConf
 
     if OmegaConf.is_config(node):
@@ -193,7 +193,7 @@ def plain(node: Any) -> Any:
 
 @cache
 def yaml_defaults(file: str, at: str = "") -> Mapping[str, Any]:
-    """The values of `configs/<file>.yaml`, or of its node ``at``; without values to be given or interpolated."""
+    """Return the values of `configs/<file>.yaml`, or of its node ``at``, without required and interpolated ones."""
     from omegaconf import OmegaConf
 
     if not file:
@@ -201,12 +201,12 @@ def yaml_defaults(file: str, at: str = "") -> Mapping[str, Any]:
     node: Any = OmegaConf.to_container(OmegaConf.load(configs_dir() / f"{file}.yaml"))
     parts = at.split(".") if at else []
     if parts and "/" in file and parts[0] not in node:
-        # the file of a group: `train/default` is the node `train`, `policy/head/flow` is `policy.head`
+        # a file of a config group: `train/default` is the node `train`, `policy/head/flow` is `policy.head`
         parts = parts[max(1, len(commonprefix([parts, list(Path(file).parent.parts)]))) :]
     for part in parts:
         node = node.get(part, {})
     found: dict[str, Any] = {}
-    if "/" in file:  # `defaults: [robosuite, _self_]`: the other file's values, where this one has none
+    if "/" in file:  # `defaults: [robosuite, _self_]`: inherit the other file's values
         others = [name for name in node.get("defaults", ()) if isinstance(name, str) and name != "_self_"]
         for other in others:
             found |= yaml_defaults(f"{Path(file).parent}/{other.partition('@')[0]}", at)
@@ -217,10 +217,10 @@ def yaml_defaults(file: str, at: str = "") -> Mapping[str, Any]:
     }
 
 
-def one_line(error: ValidationError, given: Any, at: str = "") -> str:
-    """The first key that a validation of ``given`` rejects: `train.steps: expected >= 1, got 0`."""
+def one_line(error: ValidationError, values: Any, at: str = "") -> str:
+    """Return one line about the first key of ``values`` that is rejected: `train.steps: expected >= 1, got 0`."""
     first, *others = error.errors()
-    path = _path(given, first)
+    path = _path(values, first)
     where = at + ("." if at and path[:1] not in ("", "[") and not at.endswith(": ") else "") + path
     if first["type"] == "value_error":
         cause = first["ctx"]["error"]
@@ -229,7 +229,7 @@ def one_line(error: ValidationError, given: Any, at: str = "") -> str:
         key = str(cause).partition(": ")[0]
         joint = "." if where and re.fullmatch(r"[\w.\[\]]+", key) else ": "
         return f"{where}{joint if where and not where.endswith(': ') else ''}{cause}"
-    same = [e for e in [first, *others] if _path(given, e) == path]
+    same = [e for e in [first, *others] if _path(values, e) == path]
     expected = " or ".join(dict.fromkeys(map(_expected, same)))
     got = "nothing" if first["type"] == "missing" else shown(first["input"])
     return f"{where.removesuffix(': ')}: expected {expected}, got {got:.200}"
@@ -259,9 +259,9 @@ def _expected(error: ErrorDetails) -> str:
     return _WORDS.get(kind.split("_")[0]) or error["msg"]
 
 
-def _path(given: Any, error: ErrorDetails) -> str:
-    """The dotted key of an error's place, without pydantic's names of a union's members, which are no keys of the value."""
-    path, here = "", given
+def _path(values: Any, error: ErrorDetails) -> str:
+    """Return the dotted key of an error, without the names that pydantic inserts for the members of a union."""
+    path, here = "", values
     for part in error["loc"]:
         if isinstance(here, Mapping) and (part in here or not path or error["type"] == "missing"):
             path, here = f"{path}.{part}", here.get(part)

@@ -1,13 +1,13 @@
-"""Where a run's time went: a table of its steps, and a trace of all its processes for https://ui.perfetto.dev.
+"""Measure a run's time: a table of its steps, and a trace of all its processes for https://ui.perfetto.dev.
 
     timed = Stages(out / "stages.json")
     with timed("encode"): ...
     timed.table()                     # from the start of the process until now
 
-    with tracing(Path("runs/mine/trace.json")):       # workers that start inside take part; else a span does nothing
+    with tracing(Path("runs/mine/trace.json")):       # includes workers started inside; outside, a span does nothing
         with span("encode", episode=3): ...
 
-The trace has Chrome's format without the last bracket: each process appends its spans, one a line.
+The trace uses Chrome's format without the closing bracket: each process appends its spans, one per line.
 """
 
 import json
@@ -28,23 +28,23 @@ _TICKS = os.sysconf("SC_CLK_TCK")  # per second
 
 @contextmanager
 def span(name: str, **about: Any) -> Iterator[None]:
-    """Measure the time spent inside; ``about`` (JSON types) is shown beside it."""
+    """Measure the time spent in this context; ``about`` (JSON types) is stored with it."""
     if not (file := os.environ.get(_FILE)):
         yield
         return
-    start = time.time_ns()  # all processes of a machine read the same clock
+    start = time.time_ns()  # this clock is the same for all processes of a machine
     try:
         yield
     finally:
         row = {"name": name, "ph": "X", "pid": os.getpid(), "tid": threading.get_native_id(), "args": about}
         row |= {"ts": start / 1e3, "dur": (time.time_ns() - start) / 1e3}  # µs; X: a complete span
-        with open(file, "a") as trace:  # one short write: lines of processes do not mix
+        with open(file, "a") as trace:  # one short write, so lines of different processes do not mix
             trace.write(f"{json.dumps(row)},\n")
 
 
 @contextmanager
 def tracing(file: Path) -> Iterator[None]:
-    """Write the spans of this process, and of those that it starts inside, to a file."""
+    """Write the spans of this process, and of processes started in this context, to a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("[\n")
     os.environ[_FILE] = str(file.resolve())
@@ -55,33 +55,33 @@ def tracing(file: Path) -> Iterator[None]:
 
 
 def processor_s() -> float:
-    """Return the CPU seconds of this process, and of its living and ended descendants."""
+    """Return the CPU seconds of this process and of all its descendants, running or ended."""
     found = sum(os.times()[:4])
     with suppress(OSError):  # a system without /proc
         for task in Path("/proc/self/task").iterdir():
             for pid in (task / "children").read_text().split():
-                with suppress(OSError):  # it has ended
-                    # its own and those of its ended children: workers end long before the fork server
+                with suppress(OSError):  # the process has ended
+                    # its time and that of its ended children, because workers end before the fork server
                     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                     found += sum(map(int, fields[11:15])) / _TICKS
     return found
 
 
 def age_s() -> float:
-    """Return the seconds since this process began; its CPU seconds on a system without /proc."""
+    """Return the seconds since this process started, or its CPU seconds on a system without /proc."""
     try:
-        begun = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # in ticks since boot
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - begun / _TICKS
+        start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # in ticks since boot
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - start / _TICKS
     except (OSError, AttributeError, ValueError):
         return time.process_time()
 
 
 class Stages:
-    """The time of each step of a run, in a file: wall seconds, CPU seconds of all processes, and wall times cores less those."""
+    """Times of a run's steps, stored in a file: wall seconds, CPU seconds of all processes, and unused CPU seconds."""
 
     def __init__(self, file: Path):
         self.file, self._cores = file, len(os.sched_getaffinity(0))
-        self.rows = [self._row("start", age_s(), processor_s())]  # imports, before anything could be timed
+        self.rows = [self._row("start", age_s(), processor_s())]  # imports
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -93,12 +93,12 @@ class Stages:
             write_json(self.file, self.rows)
 
     def table(self) -> str:
-        """Return a table that adds up to the age of the process; the row before the last is what no step covers."""
-        whole = self._row("together", age_s(), processor_s())
+        """Return a table that adds up to the age of the process; `other` is the time outside all steps."""
+        total = self._row("total", age_s(), processor_s())
         covered = {key: sum(row[key] for row in self.rows) for key in ("seconds", "processor_s")}
-        rest = self._row("rest", *(whole[key] - covered[key] for key in covered))
-        lines = [f"{'':<12}{'wall':>9}{'processor':>12}{f'unused of {self._cores} cores':>20}"]
-        for row in [*self.rows, rest, whole]:
+        other = self._row("other", *(total[key] - covered[key] for key in covered))
+        lines = [f"{'':<12}{'wall':>9}{'CPU':>12}{f'unused of {self._cores} cores':>20}"]
+        for row in [*self.rows, other, total]:
             figures = f"{row['seconds']:>7.1f} s{row['processor_s']:>10.1f} s{row['unused_s']:>18.1f} s"
             lines.append(f"{row['stage']:<12}{figures}")
         return "\n".join(lines)

@@ -1,12 +1,12 @@
-"""Pools of workers, on the engine in use: processes of this machine, or Ray.
+"""Worker pools on the current engine: local processes, or Ray.
 
-    with worker_pool(4) as pool:                              # a task is a call of a function
+    with worker_pool(4) as pool:                              # a task is a function call
         for arrays in pool.in_order(record_episode, [(settings, seed) for seed in seeds]): ...
 
-    with worker_pool(4, partial(Places, config)) as pool:     # each worker makes its state once
-        for (seed,), record in pool.as_done(Places.run, [(seed,) for seed in seeds]): ...   # state.run(seed)
+    with worker_pool(4, partial(World, config)) as pool:      # each worker creates its state once
+        for (seed,), record in pool.as_done(World.run, [(seed,) for seed in seeds]): ...    # state.run(seed)
 
-If a worker dies, it is restarted and the task is run again; finished results are kept.
+If a worker dies, it is restarted and its task is run again; finished results are kept.
 """
 
 import os
@@ -26,33 +26,33 @@ from typing import Any, ClassVar, Protocol
 from s2robot.core.errors import UserError
 from s2robot.core.settings import Settings, from_yaml
 
-TRIES = 3  # of a task whose worker dies: the third death is due to the task or the machine
-# Two single-threaded processes on two cores beat two of two threads each. LP: Mesa's software rasteriser.
+TRIES = 3  # attempts at a task whose worker dies; the third death is due to the task or the machine
+# On two cores, two single-threaded processes are faster than two with two threads each. LP: Mesa's rasteriser.
 ONE_THREAD = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-SLOW_IMPORTS = ("torch", "timm", "zarr", "scipy.stats")  # those that are installed
+SLOW_IMPORTS = ("torch", "timm", "zarr", "scipy.stats")  # if installed
 
 
 class Died(UserError):
-    """A worker is dead: its process, or its node."""
+    """A worker has died: its process, or its node."""
 
 
 class Worker(Protocol):
-    """One worker of an engine. `start` blocks until it can take a task, `call` until it has the result of `function(*given)`
-    or `function(state, *given)`; both raise Died, also when `kill` is called meanwhile. `stop` follows its last task."""
+    """One worker of an engine. `start` blocks until the worker is ready, `call` until it returns the result of
+    `function(*args)` or `function(state, *args)`. Both raise Died, also if `kill` is called. `stop` follows the last task."""
 
     def start(self) -> None: ...
-    def call(self, function: Callable, given: tuple) -> Any: ...
+    def call(self, function: Callable, args: tuple) -> Any: ...
     def kill(self) -> None: ...
     def stop(self) -> None: ...
 
 
 class _Task:
-    def __init__(self, function: Callable, given: tuple) -> None:
-        self.function, self.given, self.future, self.deaths = function, given, Future[Any](), 0
+    def __init__(self, function: Callable, args: tuple) -> None:
+        self.function, self.args, self.future, self.deaths = function, args, Future[Any](), 0
 
 
 class Pool:
-    """Workers, a thread each, that share a queue of tasks; leaving the context drops tasks that have not begun."""
+    """Workers that share a task queue, each served by a thread. Leaving the context drops tasks that have not started."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.lost = 0  # tasks that had to be restarted
@@ -74,14 +74,14 @@ class Pool:
             self._tasks.put(None)
         for thread in self._threads:
             while thread.is_alive():
-                # one that starts may wait for a node that never comes
+                # a starting worker may wait for a node that never joins
                 for worker in self._workers if kind is not None else list(self._starting):
                     worker.kill()
                 thread.join(0.1)
 
-    def submit(self, function: Callable, *given: Any) -> Future:
-        """Queue a task. Its future has the result or the error; UserError if it killed too many workers."""
-        task = _Task(function, given)
+    def submit(self, function: Callable, *args: Any) -> Future:
+        """Queue a task and return the future of its result or error; UserError if it killed too many workers."""
+        task = _Task(function, args)
         with self._lock:
             if self._broken is not None:
                 task.future.set_exception(self._broken)
@@ -94,11 +94,11 @@ class Pool:
         return task.future
 
     def in_order(self, function: Callable, tasks: Iterable[tuple], ahead: int = 2) -> Iterator[Any]:
-        """Yield results in the order of the tasks; at most ``ahead`` results beyond the workers' own wait."""
-        left, waiting = iter(tasks), deque[Future]()
+        """Yield results in the order of the tasks; at most ``ahead`` tasks are queued beyond one per worker."""
+        remaining, waiting = iter(tasks), deque[Future]()
         while True:
-            room = len(self._workers) + ahead - len(waiting)
-            waiting.extend(self.submit(function, *task) for task in islice(left, room))
+            free = len(self._workers) + ahead - len(waiting)
+            waiting.extend(self.submit(function, *task) for task in islice(remaining, free))
             if not waiting:
                 return
             yield waiting.popleft().result()
@@ -106,10 +106,10 @@ class Pool:
     def as_done(
         self, function: Callable, tasks: Iterable[tuple], ahead: int = 0
     ) -> Iterator[tuple[tuple, Any]]:
-        """Yield each task and its result as it ends; ``ahead`` tasks are queued so that no worker waits."""
-        left, running = iter(tasks), dict[Future, tuple]()
+        """Yield each task and its result as it ends; ``ahead`` extra tasks are queued so that no worker waits."""
+        remaining, running = iter(tasks), dict[Future, tuple]()
         while True:
-            for task in islice(left, len(self._workers) + ahead - len(running)):
+            for task in islice(remaining, len(self._workers) + ahead - len(running)):
                 running[self.submit(function, *task)] = task
             if not running:
                 return
@@ -142,8 +142,8 @@ class Pool:
             except Exception as error:
                 with self._lock:
                     self._failed_starts += 1
-                    again = isinstance(error, Died) and self._failed_starts < TRIES * len(self._workers)
-                    if not again and not self._closed:
+                    retry = isinstance(error, Died) and self._failed_starts < TRIES * len(self._workers)
+                    if not retry and not self._closed:
                         self._broken = error
                         for task in self._waiting():
                             task.future.set_exception(error)
@@ -151,18 +151,18 @@ class Pool:
                 self._starting.discard(worker)
 
     def _run(self, worker: Worker, task: _Task) -> bool:
-        """Run a task; return whether the worker is alive. A task whose worker died goes back to the queue."""
+        """Run a task and return whether the worker is alive. If the worker died, the task is queued again."""
         if not task.deaths and not task.future.set_running_or_notify_cancel():
             return True
         try:
-            result = worker.call(task.function, task.given)
+            result = worker.call(task.function, task.args)
         except Died as error:
             with self._lock:
                 self.lost, task.deaths = self.lost + 1, task.deaths + 1
                 if task.deaths == TRIES:
                     name = getattr(task.function, "__qualname__", "a task")
-                    words = f"{name}: {TRIES} workers died of it one after another ({error})"
-                    task.future.set_exception(UserError(words))
+                    text = f"{name}: {TRIES} workers died while running it ({error})"
+                    task.future.set_exception(UserError(text))
                 elif self._closed or self._broken is not None:
                     task.future.set_exception(self._broken or error)
                 else:
@@ -176,18 +176,18 @@ class Pool:
 
 
 class Local(Settings, at="engine", file="engine/local"):
-    """Processes of this machine, the default; configs/engine/local.yaml documents each value. `Ray` is the other engine."""
+    """The default engine: local processes. configs/engine/local.yaml documents each value. `Ray` is the other engine."""
 
     name: str = from_yaml()
     workers: int | None = from_yaml(ge=1)
-    is_remote: ClassVar[bool] = False  # on other machines too: workers encode what they draw
+    is_remote: ClassVar[bool] = False  # True: workers may be elsewhere, and encode what they render
 
     def pool(self, count: int, make: Callable[[], Any] | None, encodes: bool, anywhere: bool) -> Pool:
-        """Return a pool of ``count`` workers, or of the engine's own number; arguments as in :func:`worker_pool`."""
+        """Return a pool of ``count`` workers, or of `engine.workers` if set; arguments as in :func:`worker_pool`."""
         return Pool([Process(make) for _ in range(self.workers or count)])
 
     def overrides(self) -> tuple[str, ...]:
-        """Return the overrides that make a command run on the same engine."""
+        """Return the overrides that run a command on the same engine."""
         return () if self.workers is None else (f"engine.workers={self.workers}",)
 
 
@@ -197,10 +197,10 @@ _engine: Any = None  # Local or Ray
 def worker_pool(
     workers: int, make: Callable[[], Any] | None = None, encodes: bool = False, anywhere: bool = False
 ) -> Pool:
-    """Return a pool on the engine in use.
+    """Return a pool on the current engine.
 
-    ``make``, called in each worker before its first task, gives the first argument of the functions; ``encodes``: tasks can
-    use an accelerator; ``anywhere``: they use no files of this machine.
+    ``make``: called in each worker before its first task; returns the first argument of all functions. ``encodes``: tasks
+    can use an accelerator. ``anywhere``: tasks use no local files.
     """
     return engine_in_use().pool(max(1, workers), make, encodes, anywhere)
 
@@ -212,34 +212,34 @@ def engine_in_use() -> Any:
 @contextmanager
 def running_on(engine: Any) -> Iterator[None]:
     global _engine
-    before, _engine = _engine, engine
+    previous, _engine = _engine, engine
     try:
         yield
     finally:
-        _engine = before
+        _engine = previous
 
 
 def prepare() -> None:
-    """Start the fork server, which imports what workers need in the background. It has neither threads nor an OpenGL context;
-    so each worker imports the simulator itself. Workers ignore Ctrl-C: this process stops them."""
+    """Start the fork server, which imports slow modules in the background. It has no threads and no OpenGL context, so each
+    worker imports the simulator itself. Workers ignore Ctrl-C; this process stops them."""
     forkserver.set_forkserver_preload(list(SLOW_IMPORTS))
-    resource_tracker.ensure_running()  # the fork server would start it, and it unblocks Ctrl-C
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by what starts now
+    resource_tracker.ensure_running()  # otherwise the fork server starts it, which unblocks Ctrl-C
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited by the fork server
     added = ONE_THREAD.keys() - os.environ.keys()
-    os.environ.update({name: ONE_THREAD[name] for name in added})  # read when a library is loaded
+    os.environ.update({name: ONE_THREAD[name] for name in added})  # libraries read these when loaded
     try:
         forkserver.ensure_running()
     finally:
         for name in added:
             os.environ.pop(name, None)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class Process:
-    """A worker that is a local process, forked from a server that has done the slow imports."""
+    """A worker in a local process, forked from a server that has already imported slow modules."""
 
     def __init__(self, make: Callable[[], Any] | None) -> None:
-        self._given = pickle.dumps(make)
+        self._make = pickle.dumps(make)
         self._process: Any = None
         self._connection: connection.Connection | None = None
 
@@ -248,13 +248,13 @@ class Process:
         self.stop()
         context = get_context("forkserver")
         self._connection, end = context.Pipe()
-        process = context.Process(target=_work, args=(end, self._given, ONE_THREAD | os.environ), daemon=True)
+        process = context.Process(target=_work, args=(end, self._make, ONE_THREAD | os.environ), daemon=True)
         process.start()
         self._process = process
         end.close()
 
-    def call(self, function: Callable, given: tuple) -> Any:
-        task = pickle.dumps((function, given))
+    def call(self, function: Callable, args: tuple) -> Any:
+        task = pickle.dumps((function, args))
         assert self._connection is not None
         try:
             self._connection.send_bytes(task)
@@ -281,20 +281,20 @@ class Process:
 
 
 class State:
-    """What a worker makes before its first task. An error while it is made is an error of the task."""
+    """The state of a worker, created before its first task. An error while creating it is an error of the task."""
 
     def __init__(self, make: bytes) -> None:
         self._make: Callable[[], Any] | None = pickle.loads(make)
-        self._made: list[Any] = []
+        self._state: list[Any] = []  # empty or one item
 
-    def call(self, function: Callable, given: tuple) -> Any:
-        if self._make is not None and not self._made:
-            self._made.append(self._make())
-        return function(*self._made, *given)
+    def call(self, function: Callable, args: tuple) -> Any:
+        if self._make is not None and not self._state:
+            self._state.append(self._make())
+        return function(*self._state, *args)
 
 
 def _work(end: connection.Connection, make: bytes, environment: dict[str, str]) -> None:
-    """Run tasks in this process, in the environment of now; end with the parent, even if that is killed."""
+    """Run tasks in this process with the parent's current environment; exit when the parent ends, even if it is killed."""
     os.environ.clear()
     os.environ.update(environment)
     parent = parent_process()

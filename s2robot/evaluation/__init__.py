@@ -1,1 +1,1 @@
-"""Success over seeded positions: rollouts, their records, journal, videos and report."""
+"""Evaluation of policies over seeded positions: rollouts, episode records, journal, videos and report."""

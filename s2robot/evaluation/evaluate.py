@@ -1,4 +1,4 @@
-"""A checkpoint's success over seeded positions in simulation: records, videos and a summary in one folder.
+"""Evaluate a checkpoint over seeded positions in simulation, and write records, videos and a summary into one folder.
 
 summary = evaluate_checkpoint(Path("runs/run/<date>/checkpoint"), Path("out"), EvaluateSettings(episodes=16))
 summary["success"], summary["low"], summary["high"]
@@ -36,7 +36,7 @@ from s2robot.evaluation.video import film_some
 from s2robot.loading import image_size_of, load_networks
 from s2robot.policies import check_contract
 
-_LEAST_M, _LEAST_DEGREES = 1e-4, 0.01  # cameras closer than this are the same: rounding
+_TOLERANCE_M, _TOLERANCE_DEGREES = 1e-4, 0.01  # smaller differences between cameras are rounding errors
 
 
 class EvaluateSettings(Positions, at="evaluate", file="evaluate/default"):
@@ -63,7 +63,7 @@ def evaluate_policy(
     demos: EpisodeStore | None = None,
     world: TaskSettings | None = None,
 ) -> dict[str, Any]:
-    """Do :func:`evaluate_checkpoint` with the settings of a config, and its demos and world if none are given."""
+    """Call :func:`evaluate_checkpoint` with the settings of a config; demos and world default to the config's."""
     settings = read(EvaluateSettings, cfg.evaluate, "evaluate")
     weights = cfg.encoder.checkpoint if "checkpoint" in cfg else None
     if settings.control == "nearest_demo" and demos is None:
@@ -80,25 +80,25 @@ def evaluate_checkpoint(
     demos: EpisodeStore | None = None,
     selects: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint; writes episodes.jsonl, videos/ and summary.json into `out`, and returns the summary.
+    """Evaluate a checkpoint; write episodes.jsonl, videos/ and summary.json into `out`, and return the summary.
 
     Args:
-        out: run directory, in which an unfinished evaluation is resumed.
-        world: with the policy's cameras at least; by default the world of the policy's demos.
-        weights: the encoder's weights file, if it lies elsewhere than at training time.
+        out: run directory; an unfinished evaluation in it is resumed.
+        world: must have the policy's cameras; defaults to the world of the policy's demos.
+        weights: the encoder's weights file, if it has moved since training.
         demos: for control `nearest_demo`.
-        selects: the result chooses among checkpoints, at positions that a report may not use.
+        selects: the result is used to select a checkpoint, so its positions may not be used for a report.
 
     Raises:
-        PolicyError, UserError: a checkpoint that is damaged or does not fit the world; positions that the policy or an
-            ancestor was trained on or selected by; episodes of other settings in `out`.
+        PolicyError, UserError: the checkpoint is damaged or does not fit the world; the policy or an ancestor was trained
+            or selected on some of the positions; `out` holds episodes with other settings.
     """
     start, e = time.monotonic(), settings or EvaluateSettings()
-    # on the CPU: only workers may have the device
+    # on the CPU: only the workers use the device
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), weights, e.task_vectors)
     config, contract, changes = world_for(world, contract, image_size_of(contract, encoder))
     if changes:
-        print(f"note: this world is not the demos': {'; '.join(changes)}")
+        print(f"note: this world differs from the demos' world: {'; '.join(changes)}")
     lineage = Lineage.of(contract, name=checkpoint)
     lineage.refuse(e.positions, checkpoint, "evaluate.seed", TRAINING if selects else tuple(USES))
     if lineage.note and not selects:
@@ -109,8 +109,8 @@ def evaluate_checkpoint(
     identity["policy.spec"] = spec  # execute and ensemble do not change the weights
     if e.task_vectors and policy.tasks is not None:
         identity["evaluate.task_vectors"] = short_hash(policy.tasks.table.tolist())
-    cameras, how = contract["cameras"], (e.device, e.threads, e.instructions)
-    planner: Planner = LearnedPlanner(policy, encoder, cameras, dtype, *how)
+    cameras, execution = contract["cameras"], (e.device, e.threads, e.instructions)
+    planner: Planner = LearnedPlanner(policy, encoder, cameras, dtype, *execution)
     if e.control == "blind":
         policy.network.pooling.blind = True
     elif e.control:
@@ -131,7 +131,7 @@ def evaluate_checkpoint(
 def _identity(
     e: EvaluateSettings, contract: Mapping[str, Any], config: TaskSettings, demos: EpisodeStore | None
 ) -> dict[str, Any]:
-    """What decides an episode besides its number and the policy."""
+    """Return everything that determines an episode, apart from its number and the policy."""
     return {
         "encoder": contract["encoder"]["fingerprint"],
         "features_dtype": contract["encoder"]["features_dtype"],
@@ -145,7 +145,7 @@ def _identity(
 def _roll_out(
     e: EvaluateSettings, config: TaskSettings, planner: Planner, identity: Mapping[str, Any], out: Path
 ) -> Rollouts:
-    """Run and film what is missing; episodes.jsonl is whole and in order afterwards."""
+    """Run and film the missing episodes; episodes.jsonl is complete and sorted afterwards."""
     journal, workers = out / "episodes.jsonl", e.workers or os.cpu_count() or 1
     with bar("evaluating") as update:
         found = run_episodes(
@@ -166,20 +166,20 @@ def _roll_out(
 def world_for(
     world: TaskSettings | None, contract: dict[str, Any], image_size: ImageSize
 ) -> tuple[TaskSettings, dict[str, Any], list[str]]:
-    """Return the world to evaluate in, with the policy's cameras, the contract, which names it, and how it differs from that of
-    the demos."""
+    """Return the world to evaluate in (with the policy's cameras), the contract bound to it, and the differences between this
+    world and the demos' world."""
     if is_open(contract, world):
         contract, world = bind(contract, world, "the policy")
     if names_no_world(contract):
-        expected = "the world of the policy's demos, which name none, such as task=gym task.id=<its id>"
+        expected = "the task of the policy's demos, which do not name one, such as task=gym task.id=<its id>"
         raise UserError(f"task: expected {expected}, got {DEFAULT if world is None else world.task}")
-    theirs = contract["env_config"].get("task", DEFAULT)
+    task = contract["env_config"].get("task", DEFAULT)
     demos = settings_of(contract["env_config"], "the policy's env_config")
-    given: Any = world or demos
-    for found, expected in ((given.task, theirs), (given.version, demos.version)):
+    chosen: Any = world or demos
+    for found, expected in ((chosen.task, task), (chosen.version, demos.version)):
         if found != expected:
-            raise UserError(f"task: expected {expected}, of which the policy's demos are, got {found}")
-    config = world_seen_by(given, contract, image_size, "robot", "action_frame", "rate_hz")
+            raise UserError(f"task: expected {expected} as in the policy's demos, got {found}")
+    config = world_seen_by(chosen, contract, image_size, "robot", "action_frame", "rate_hz")
     env = make(config, draw=False)
     check_contract(contract, action_parts=env.action_parts, proprio_parts=env.proprio_parts)
     changes = world_changes(contract["env_config"], config)
@@ -188,7 +188,7 @@ def world_for(
 
 
 def check_tasks(e: EvaluateSettings, config: TaskSettings, tasks: Sequence[str]) -> None:
-    """Reject instructions that are none of a policy's tasks, and none at all where the world does not say either (UserError)."""
+    """Raise UserError if an instruction is not one of the policy's tasks, or if neither settings nor world provide one."""
     for text in e.instructions if tasks else ():
         one_of("evaluate.instruction", text, tasks)
     if len(tasks) > 1 and not e.instructions:
@@ -215,40 +215,41 @@ def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str],
 
 
 def world_seen_by(world: Any, contract: Mapping[str, Any], image_size: Any, *same: str) -> Any:
-    """Return a world with a policy's cameras, which must be some of its own (PolicyError); ``same``: keys that agree."""
+    """Return the world with the policy's cameras only. PolicyError if one is missing, or a key in ``same`` differs."""
     world = world.seen_as(contract["cameras"], (contract.get("env_config") or {}).get("names", {}))
     check_contract(contract, cameras=list(world.cameras), **{key: getattr(world, key) for key in same})
     return world.replace(cameras=tuple(contract["cameras"]), image_size=image_size)
 
 
 def world_changes(trained: Mapping[str, Any], config: TaskSettings) -> list[str]:
-    """Return how the evaluated world differs from the one that the demos were recorded in, a text each."""
+    """Return the differences between the evaluated world and the world in which the demos were recorded, one text each."""
     newer = {key: value for key, value in config.defaults().items() if key not in trained}  # than the dataset
-    ours, before = (json.loads(json.dumps(w.model_dump())) for w in (config, config.replace(**newer)))
-    trained = {**before, **trained}
-    ignored = ("cameras", "image_size")  # checked by name, and drawn as the encoder needs them
-    return [f"{k} {trained[k]} -> {v}" for k, v in ours.items() if k not in ignored and trained[k] != v]
+    evaluated, older = (json.loads(json.dumps(w.model_dump())) for w in (config, config.replace(**newer)))
+    trained = {**older, **trained}
+    ignored = ("cameras", "image_size")  # cameras are checked by name; the encoder determines the size
+    return [f"{k} {trained[k]} -> {v}" for k, v in evaluated.items() if k not in ignored and trained[k] != v]
 
 
-def camera_changes(trained: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """Return how the evaluated cameras differ from those of the demos, a text each; what one side lacks is not compared.
+def camera_changes(trained: Mapping[str, Any], evaluated: Mapping[str, Any]) -> list[str]:
+    """Return the differences between the evaluated cameras and those of the demos, one text each.
 
-    Both: camera -> `body` that carries it, `position` on that (m), `quaternion` (w, x, y, z), `fovy` (degrees).
+    Both: camera -> `body` it is mounted on, `position` on that body (m), `quaternion` (w, x, y, z), `fovy` (degrees). Values that
+    one side lacks are not compared.
     """
     changes = []
-    for name, now in ours.items():
-        was = trained.get(name) or {}
-        known = [key for key in ("body", "position", "quaternion", "fovy") if key in was and key in now]
-        was, now = ({key: side[key] for key in known} for side in (was, now))
-        if "body" in now and was["body"] != now["body"]:
-            changes.append(f"camera {name} on {was['body']} -> {now['body']}")
-            continue  # places on two bodies cannot be compared
-        moved = math.dist(was.get("position", ()), now.get("position", ()))
-        one, other = (np.array(each.get("quaternion", [1])) for each in (was, now))
-        same = abs(one @ other) / np.sqrt((one @ one) * (other @ other))  # cosine of half the angle
-        turned = math.degrees(2 * math.acos(min(1.0, same)))
-        if moved > _LEAST_M or turned > _LEAST_DEGREES:
-            changes.append(f"camera {name} moved by {100 * moved:.3g} cm and {turned:.3g} degrees")
-        if abs(was.get("fovy", 0) - now.get("fovy", 0)) > _LEAST_DEGREES:
-            changes.append(f"camera {name} field of view {was['fovy']:g} -> {now['fovy']:g} degrees")
+    for name, new in evaluated.items():
+        old = trained.get(name) or {}
+        common = [key for key in ("body", "position", "quaternion", "fovy") if key in old and key in new]
+        old, new = ({key: camera[key] for key in common} for camera in (old, new))
+        if "body" in new and old["body"] != new["body"]:
+            changes.append(f"camera {name} on {old['body']} -> {new['body']}")
+            continue  # poses on different bodies cannot be compared
+        shift = math.dist(old.get("position", ()), new.get("position", ()))
+        p, q = (np.array(each.get("quaternion", [1])) for each in (old, new))
+        cosine = abs(p @ q) / np.sqrt((p @ p) * (q @ q))  # of half the angle
+        angle = math.degrees(2 * math.acos(min(1.0, cosine)))
+        if shift > _TOLERANCE_M or angle > _TOLERANCE_DEGREES:
+            changes.append(f"camera {name} moved by {100 * shift:.3g} cm and {angle:.3g} degrees")
+        if abs(old.get("fovy", 0) - new.get("fovy", 0)) > _TOLERANCE_DEGREES:
+            changes.append(f"camera {name} field of view {old['fovy']:g} -> {new['fovy']:g} degrees")
     return changes

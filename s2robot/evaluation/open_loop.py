@@ -1,11 +1,11 @@
-"""Open loop, without any simulator: what a policy would have done at every step of recorded episodes.
+"""Open-loop evaluation without a simulator: compare a policy's predictions with recorded actions at every step.
 
     plans = predict(BatchActor(policy, 8), store, features, [3, 7])       # {3: (T, K, A), 7: (T, K, A)}
-    found = measure(policy, store, plans, mean)                           # how far each is from what was done
+    found = measure(policy, store, plans, mean)                           # errors of the policy and the baselines
     summarise(policy, found)["verdict"]                                   # "better than both baselines"
 
-Two baselines are measured beside it: `repeat`, the action before a step again and again, and `mean`, always the same
-action. A step counts if training would learn from it and an action precedes it.
+There are two baselines: `repeat` repeats the previous action, and `mean` always predicts the mean action. A step counts
+if training would use it and an action precedes it.
 """
 
 import math
@@ -23,7 +23,7 @@ from s2robot.policies import BatchActor, ChunkPolicy, Part
 
 METHODS = ("policy", "repeat", "mean")
 WORDS = {"policy": "policy", "repeat": "repeating the last action", "mean": "the mean action"}
-OVERALL = "normalised"  # all numbers that are not binary, over their spread in the demos
+OVERALL = "normalised"  # error of all non-binary dimensions, divided by their spread in the demos
 
 
 def predict(
@@ -33,36 +33,36 @@ def predict(
     episodes: Sequence[int],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[int, np.ndarray]:
-    """Return the whole plan at every step, with the recorded actions as the past: episode -> (T, K, A).
+    """Return the full action chunk at every step, with the recorded actions as the past: episode -> (T, K, A).
 
     Args:
-        actor: runs as many episodes side by side as it has places; each has random numbers of its own.
-        features: (all steps of the store, C, N, D), as they were trained on.
+        actor: its size is the number of episodes run in parallel; each episode has its own random numbers.
+        features: (all steps of the store, C, N, D), as in training.
     """
-    actor.execute = actor.policy.spec.chunk  # all of a plan, not only what is executed
+    actor.execute = actor.policy.spec.chunk  # the full chunk, not only the executed part
     states, actions = store["proprio"], store["action"]
     plans, known = dict[int, np.ndarray](), actor.policy.spec.tasks
     tasks = [known[i] for i in task_of_steps(store, known)] if len(known) > 1 else []
     for begin in range(0, len(episodes), actor.n):
         group = episodes[begin : begin + actor.n]
-        at = [store.episode_slice(i) for i in group]
-        for place, i in enumerate(group):
-            actor.reset([place], [i], tasks[at[place].start] if tasks else None)
+        slices = [store.episode_slice(i) for i in group]
+        for slot, i in enumerate(group):
+            actor.reset([slot], [i], tasks[slices[slot].start] if tasks else None)
         rows: list[list[np.ndarray]] = [[] for _ in group]
-        for t in range(max(s.stop - s.start for s in at)):
-            running = [place for place, s in enumerate(at) if s.start + t < s.stop]
-            now = [at[place].start + t for place in running]
-            found = actor.plan(running, np.asarray(features[now]), states[now])  # (n, K, A)
+        for t in range(max(s.stop - s.start for s in slices)):
+            running = [slot for slot, s in enumerate(slices) if s.start + t < s.stop]
+            now = [slices[slot].start + t for slot in running]
+            chunks = actor.plan(running, np.asarray(features[now]), states[now])  # (n, K, A)
             actor.record_actions(running, actions[now])
-            for place, plan in zip(running, found, strict=True):
-                rows[place].append(plan)
+            for slot, plan in zip(running, chunks, strict=True):
+                rows[slot].append(plan)
         plans |= {i: np.stack(row) for i, row in zip(group, rows, strict=True)}
         progress(len(plans), len(episodes))
     return plans
 
 
 def mean_action(policy: ChunkPolicy, actions: np.ndarray) -> np.ndarray:
-    """Return the mean (A,) of actions (N, A); for rotations, the projected mean of their matrices."""
+    """Return the mean (A,) of actions (N, A); for rotations, the projected mean of the rotation matrices."""
     parts = policy.spec.action
     return parts.outer(parts.inner(torch.from_numpy(actions).double()).mean(0)).float().numpy()
 
@@ -72,9 +72,9 @@ class Measured:
     """Errors by episode and step of the chunk.
 
     errors: method -> measure -> (E, K), means over an episode's steps, NaN where no step counts. Measures:
-    `<part>_error` and `<part>_accuracy` as `Parts.errors` has them, and `normalised`: mean absolute difference over the
-    spread in the policy's normalisation.
-    counts: (E, K) how many steps each is of.
+    `<part>_error` and `<part>_accuracy` from `Parts.errors`, and `normalised`: the mean absolute difference, divided by
+    the spread in the policy's normalisation.
+    counts: (E, K) number of steps in each mean.
     """
 
     episodes: list[int]
@@ -83,7 +83,7 @@ class Measured:
     counts: np.ndarray
 
     def values(self, method: str, measure: str) -> np.ndarray:
-        """Return the mean over the executed actions of a plan, by episode.  # (E,)"""
+        """Return the mean over the executed actions of a chunk, by episode.  # (E,)"""
         values, counts = (x[:, : self.execute] for x in (self.errors[method][measure], self.counts))
         return _mean(values, counts, 1)
 
@@ -96,7 +96,7 @@ class Measured:
         return OVERALL if OVERALL in self.errors["policy"] else next(iter(self.errors["policy"]))
 
     def worst_first(self) -> list[int]:
-        """Return the places of the episodes, those of the largest error first."""
+        """Return the indices of the episodes, largest error first."""
         sign = 1 if self.ranking.endswith("_accuracy") else -1
         return np.argsort(sign * self.values("policy", self.ranking), kind="stable").tolist()
 
@@ -109,9 +109,9 @@ def _mean(values: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
 def measure(
     policy: ChunkPolicy, store: EpisodeStore, plans: Mapping[int, np.ndarray], mean: np.ndarray
 ) -> Measured:
-    """Return how far plans are from the recorded actions, beside the baselines; `mean`: the action (A,) of the second.
+    """Return the errors of plans and baselines against the recorded actions; `mean`: action (A,) of the mean baseline.
 
-    Episodes without a step that counts are left out; DatasetError if no episode has one.
+    Episodes without a step that counts are skipped; DatasetError if no episode has one.
     """
     spec, actions = policy.spec, store["action"]
     windows = make_windows(store, np.array(list(plans)), 1, spec.chunk)
@@ -119,20 +119,20 @@ def measure(
     measured, counts = list[int](), list[np.ndarray]()
     for i, plan in plans.items():
         episode = store.episode_slice(i)
-        own = (windows.steps > episode.start) & (windows.steps < episode.stop)  # the first has none to repeat
+        own = (windows.steps > episode.start) & (windows.steps < episode.stop)  # step 0 has no predecessor
         if not own.any():
             continue
         measured.append(i)
-        steps, wanted = windows.steps[own], torch.from_numpy(np.ascontiguousarray(windows.actions[own]))
+        steps, target = windows.steps[own], torch.from_numpy(np.ascontiguousarray(windows.actions[own]))
         real = torch.from_numpy(~windows.action_pad[own])  # (n, K)
         counts.append(real.sum(0).numpy())
-        tries = {
+        predictions = {
             "policy": plan[steps - episode.start],
             "repeat": np.repeat(actions[steps - 1][:, None], spec.chunk, 1),
-            "mean": np.broadcast_to(mean, wanted.shape),
+            "mean": np.broadcast_to(mean, target.shape),
         }
-        for method, tried in tries.items():
-            found = _errors(policy, torch.from_numpy(np.array(tried, np.float32)), wanted.float())
+        for method, predicted in predictions.items():
+            found = _errors(policy, torch.from_numpy(np.array(predicted, np.float32)), target.float())
             for name, error in found.items():
                 total = (error * real).sum(0) / real.sum(0)  # NaN if no window is that long
                 totals[method].setdefault(name, []).append(total.numpy())
@@ -140,16 +140,16 @@ def measure(
     return Measured(measured, spec.execute, errors, np.stack(counts))
 
 
-def _errors(policy: ChunkPolicy, found: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
+def _errors(policy: ChunkPolicy, predicted: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
     parts = policy.spec.action
-    away = (parts.inner(found) - parts.inner(wanted)).abs() / policy.normaliser.action.scale.cpu()
-    scaled = [away[..., at] for part, at in parts.inside if part.kind != "binary"]
+    error = (parts.inner(predicted) - parts.inner(target)).abs() / policy.normaliser.action.scale.cpu()
+    scaled = [error[..., at] for part, at in parts.inside if part.kind != "binary"]
     overall = {OVERALL: torch.cat(scaled, -1).mean(-1)} if scaled else {}
-    return parts.errors(found, wanted) | overall
+    return parts.errors(predicted, target) | overall
 
 
 def summarise(policy: ChunkPolicy, measured: Measured) -> dict[str, Any]:
-    """Return the figures by part as JSON types, and whether the policy is better than both baselines."""
+    """Return the figures of each part as JSON types, and whether the policy beats both baselines."""
     parts = [_part(part, measured, policy.spec.action_parts is None) for part in policy.spec.action.parts]
     errors = measured.errors["policy"]
     judged = [part for part in parts if part["measure"] == "error"] or parts
@@ -167,7 +167,7 @@ def summarise(policy: ChunkPolicy, measured: Measured) -> dict[str, Any]:
     }
 
 
-def _part(part: Part, measured: Measured, usual: bool) -> dict[str, Any]:
+def _part(part: Part, measured: Measured, default_parts: bool) -> dict[str, Any]:
     kind, sign = ("accuracy", -1) if part.kind == "binary" else ("error", 1)
     name = f"{part.label}_{kind}"
     figures = _figures(measured, name)
@@ -176,7 +176,7 @@ def _part(part: Part, measured: Measured, usual: bool) -> dict[str, Any]:
     return {
         "part": part.name,
         "measure": kind,
-        "unit": "rad" if part.kind == "rotation" or (usual and part.name == "joints") else "",
+        "unit": "rad" if part.kind == "rotation" or (default_parts and part.name == "joints") else "",
         **figures,
         "by_step": by_step,
         "better_than": {m: bool(value < sign * figures[m]["value"]) for m in METHODS[1:]},
@@ -184,36 +184,39 @@ def _part(part: Part, measured: Measured, usual: bool) -> dict[str, Any]:
 
 
 def _words(part: Mapping[str, Any]) -> str:
-    ours, repeating, mean = (f"{part[m]['value']:.3g}" for m in METHODS)
+    policy, repeating, mean = (f"{part[m]['value']:.3g}" for m in METHODS)
     unit = f" {part['unit']}" if part["unit"] else ""
-    return f"{part['part']} {part['measure']} {ours}{unit} (repeating {repeating}, mean {mean})"
+    return f"{part['part']} {part['measure']} {policy}{unit} (repeating {repeating}, mean {mean})"
 
 
 def _figures(measured: Measured, name: str) -> dict[str, Any]:
-    """The value of each method with its interval; for errors also the policy's share of each baseline's."""
+    """Return each method's value with its interval; for errors, also the ratio of the policy's error to each baseline's."""
     values = {method: measured.values(method, name) for method in METHODS}  # (E,) each
     if name.endswith("_accuracy"):
-        return {method: interval(each, most=1.0) for method, each in values.items()}
+        return {method: interval(each, maximum=1.0) for method, each in values.items()}
     found = {method: interval(each) for method, each in values.items()}
     return found | {f"of_{m}": interval(values["policy"], values[m]) for m in METHODS[1:]}
 
 
-def interval(values: np.ndarray, of: np.ndarray | None = None, most: float = math.inf) -> dict[str, Any]:
-    """Return the mean of values (E,), or its ratio to the mean of others, with its 95 % interval for new episodes: jackknife
-    with Student's quantile, of a ratio by its logarithm. None if undefined; `most`: upper bound."""
-    from scipy.stats import t  # half a second, which readers of settings need not wait for
+def interval(
+    values: np.ndarray, baseline: np.ndarray | None = None, maximum: float = math.inf
+) -> dict[str, Any]:
+    """Return the mean of values (E,), or its ratio to the mean of a baseline, with the 95 % interval for new episodes: jackknife
+    with Student's quantile, on the log scale for a ratio. None if undefined; `maximum`: upper bound."""
+    from scipy.stats import t  # takes half a second to import
 
-    count = len(values)
-    if of is not None and not (values.any() and of.any()):  # one of the two errors is 0
-        return {"value": 0.0 if of.any() else None, "low": None, "high": None}
+    n = len(values)
+    if baseline is not None and not (values.any() and baseline.any()):  # one of the two errors is 0
+        return {"value": 0.0 if baseline.any() else None, "low": None, "high": None}
     with np.errstate(divide="ignore", invalid="ignore"):
-        back: Callable[[float], float] = float if of is None else math.exp
-        if of is None:
-            whole, others = values.mean(), (values.sum() - values) / (count - 1)
+        inverse: Callable[[float], float] = float if baseline is None else math.exp
+        if baseline is None:
+            mean, left_out = values.mean(), (values.sum() - values) / (n - 1)
         else:
-            whole = np.log(values.sum() / of.sum())
-            others = np.log((values.sum() - values) / (of.sum() - of))
-        half = t.ppf(0.975, count - 1) * np.sqrt((count - 1) * others.var())
+            mean = np.log(values.sum() / baseline.sum())
+            left_out = np.log((values.sum() - values) / (baseline.sum() - baseline))
+        half = t.ppf(0.975, n - 1) * np.sqrt((n - 1) * left_out.var())
     if not math.isfinite(half):
-        return {"value": back(whole), "low": None, "high": None}
-    return {"value": back(whole), "low": max(0.0, back(whole - half)), "high": min(most, back(whole + half))}
+        return {"value": inverse(mean), "low": None, "high": None}
+    low, high = max(0.0, inverse(mean - half)), min(maximum, inverse(mean + half))
+    return {"value": inverse(mean), "low": low, "high": high}

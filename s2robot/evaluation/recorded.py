@@ -1,4 +1,4 @@
-"""`s2robot evaluate evaluate=recorded`: predictions for episodes that a policy was not trained on. Needs no simulator.
+"""`s2robot evaluate evaluate=recorded`: open-loop evaluation on episodes that a policy was not trained on, without a simulator.
 
     s2robot evaluate evaluate=recorded checkpoint=runs/train/<date>/checkpoint                     # held-out episodes
     s2robot evaluate evaluate=recorded checkpoint=runs/train/<date>/checkpoint demos.path=aloha    # other data
@@ -35,9 +35,9 @@ from s2robot.reporting.style import BLUE, GREEN, INK, ORANGE
 
 _LOOK = {"policy": (BLUE, "-"), "repeat": (ORANGE, (0, (4, 2))), "mean": (GREEN, (0, (1, 1.5)))}
 _ABOUT = (
-    "Over the {} actions of a plan that are executed. Error: mean absolute difference in the part's own unit, of a rotation "
-    "the angle. Normalised: over the spread in the training demos. Of repeating, of the mean: the policy's error as a share "
-    "of that baseline's. Intervals are over episodes (jackknife, Student's t)."
+    "Figures cover the {} executed actions of each chunk. Error: mean absolute difference in the part's unit, or the angle of a "
+    "rotation. Normalised: divided by the spread in the training demos. Of repeating, of the mean: the policy's error relative "
+    "to that baseline's error. Intervals are over episodes (jackknife, Student's t)."
 )
 
 
@@ -49,13 +49,13 @@ class RecordedSettings(Settings, at="evaluate", file="evaluate/recorded"):
 
 
 def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, Any]:
-    """Evaluate a checkpoint on a dataset's episodes that it was not trained on; writes into `out`.
+    """Evaluate a checkpoint on the episodes of a dataset that it was not trained on, and write the results into `out`.
 
-    Raises UserError or PolicyError for no such episode, data of other parts, cameras or rate, and as `load_networks`.
+    UserError or PolicyError if there is no such episode, if the data have other parts, cameras or rate, and as `load_networks`.
     """
     settings = read(RecordedSettings, cfg.evaluate, "evaluate")
-    given = read(DemosSettings, plain(cfg.demos) | {"episodes": None}, "demos")
-    store = (given if given.name or given.path else _of_training(checkpoint)).open()
+    demos = read(DemosSettings, plain(cfg.demos) | {"episodes": None}, "demos")
+    store = (demos if demos.name or demos.path else _of_training(checkpoint)).open()
     policy, encoder, contract = load_networks(checkpoint, device_of(settings.device), cfg.encoder.checkpoint)
     dtype = {"dtype": contract["encoder"]["features_dtype"]}
     features = read(FeaturesSettings, plain(cfg.features) | dtype, "features")
@@ -67,7 +67,7 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
     actor = BatchActor(policy, min(settings.parallel, len(chosen)))
     with bar("predicting") as update:
         plans = predict(actor, store, encoded, chosen, lambda done, total: update(done, total, "episodes"))
-    actions = store["action"]  # the baseline: the mean of what was trained on, else of all that is predicted
+    actions = store["action"]  # baseline: the mean over training episodes, or else over the predicted ones
     rows = np.concatenate([actions[store.episode_slice(i)] for i in trained or chosen])
     measured = measure(policy, store, plans, mean_action(policy, rows))
     unseen = {"unseen": "unknown", "note": lineage.note} if lineage.unknown else {"unseen": True}
@@ -90,45 +90,45 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
 
 
 def _chosen(episodes: Any, trained: list[int], store: EpisodeStore, checkpoint: Path) -> list[int]:
-    """The wanted episodes (None: all) that are unseen; UserError names one that was trained on."""
+    """Return the requested episodes (None: all unseen ones). UserError if the policy was trained on one, or none are left."""
     unseen = [i for i in range(len(store)) if i not in set(trained)]
-    wanted = unseen if episodes is None else numbers(episodes, len(store), "demos.episodes")
-    seen = sorted(set(wanted) - set(unseen))
-    if seen or not wanted:
-        some = ", ".join(map(str, unseen[:10])) + (", ..." if len(unseen) > 10 else "")
-        some = some or "none; train.validation=0.1 holds some out"
+    chosen = unseen if episodes is None else numbers(episodes, len(store), "demos.episodes")
+    seen = sorted(set(chosen) - set(unseen))
+    if seen or not chosen:
+        listed = ", ".join(map(str, unseen[:10])) + (", ..." if len(unseen) > 10 else "")
+        listed = listed or "none; train.validation=0.1 holds some out"
         which = f"the {len(unseen)} episodes of {store.path} that neither {checkpoint} nor an ancestor was trained on"
         raise UserError(
-            f"demos.episodes: expected some of {which} ({some}), got {seen[0] if seen else 'none'}"
+            f"demos.episodes: expected some of {which} ({listed}), got {seen[0] if seen else 'none'}"
         )
-    return wanted
+    return chosen
 
 
 def _of_training(checkpoint: Path) -> DemosSettings:
-    """The demos that the run folder of a checkpoint names; UserError where there is none."""
+    """Return the demos named in the checkpoint's run folder; UserError if there is none."""
     config = checkpoint.resolve().parent / ".hydra"
-    why = "no run folder around it that names its demos, expected demos.path=<the dataset>"
-    with reported(f"{checkpoint}: {why}"):  # none, or damaged
+    why = "its run folder does not name its demos, expected demos.path=<the dataset>"
+    with reported(f"{checkpoint}: {why}"):  # missing or damaged
         stored: Any = OmegaConf.load(config / "config.yaml")
         found = dict(plain(stored.demos))
-        if stored.get("record") is True:  # `s2robot run record=true` chooses them after the config is written
+        if stored.get("record") is True:  # `s2robot run record=true` sets the path after writing the config
             found["path"] = str(config.parent / "demos.zarr")
         where = Path(OmegaConf.load(config / "hydra.yaml").hydra.runtime.cwd)
         mixed = [dict(each) for each in found.get("mix") or []]
     for each in [found, *mixed]:
         each |= {"path": str(where / each["path"])} if each.get("path") else {}
     found |= {"mix": mixed or None}
-    whole = ("name", "path", "mix", "clip", *CHOSEN)  # the checkpoint stores which episodes were trained on
-    return read(DemosSettings, {key: found[key] for key in whole if key in found}, "demos")
+    keys = ("name", "path", "mix", "clip", *CHOSEN)  # not `episodes`: the checkpoint stores those
+    return read(DemosSettings, {key: found[key] for key in keys if key in found}, "demos")
 
 
 def _check(store: EpisodeStore, contract: Mapping[str, Any], policy: ChunkPolicy, encoder: S2Encoder) -> None:
     about = store.attrs
     if names_no_world(about) and contract["env_config"]:
         about = filled(about, contract, store.path)
-    ours = {} if "source" in about else {"robot": about["robot"]}  # imported data have names of their own
+    robot = {} if "source" in about else {"robot": about["robot"]}  # imported data use other names
     keys = ("action_frame", "rate_hz", "action_parts", "proprio_parts")
-    check_contract(contract, cameras=store.cameras, **{key: about.get(key) for key in keys}, **ours)
+    check_contract(contract, cameras=store.cameras, **{key: about.get(key) for key in keys}, **robot)
     sizes = frame_sizes(store, encoder, policy.spec.cameras)
     both = (dict(zip(sizes, maps, strict=True)) for maps in (policy.spec.shapes, token_maps(encoder, sizes)))
     check_same(f"{store.path}: tokens of a camera", next(both), next(both), " as in the policy's demos")
@@ -181,16 +181,16 @@ def _by_step(part: Mapping[str, Any], execute: int) -> plots.Panel:
 
 
 def _episode(number: int, plan: np.ndarray, parts: Parts, store: EpisodeStore) -> page.Section:
-    """Every number of the action over time: recorded, the first action of each plan, and now and then a whole plan."""
+    """Plot each action dimension over time: recorded, the first action of each chunk, and every chunk-th full chunk."""
     steps, chunk = plan.shape[:2]
     time, actions = np.arange(steps) / store.attrs["rate_hz"], store["action"][store.episode_slice(number)]
     panels, thin = [], {"lw": 1, "marker": None}
-    for place, name in enumerate(number_names(parts.parts)):
-        lines = [plots.Line(time, actions[:, place], "recorded", INK)]
+    for dim, name in enumerate(number_names(parts.parts)):
+        lines = [plots.Line(time, actions[:, dim], "recorded", INK)]
         for t in range(0, steps if chunk > 1 else 0, chunk):
-            y = plan[t, : steps - t, place]
-            lines.append(plots.Line(time[t : t + chunk], y, "a whole plan", ORANGE, style=thin))
-        lines.append(plots.Line(time, plan[:, 0, place], "predicted", BLUE, style=thin))
+            y = plan[t, : steps - t, dim]
+            lines.append(plots.Line(time[t : t + chunk], y, "full chunk", ORANGE, style=thin))
+        lines.append(plots.Line(time, plan[:, 0, dim], "predicted", BLUE, style=thin))
         panels.append(plots.Panel(name, lines, "time (s)"))
     figure = page.figure(plots.curves(panels), f"episode{number}", "Recorded and predicted actions over time")
     return page.Section(f"Episode {number}", [figure], "wide")

@@ -1,14 +1,14 @@
-"""Episodes of an evaluation: the files that hold them, and their figures.
+"""Episode records of an evaluation: their files and figures.
 
     journal = Journal(run / "episodes.jsonl", settings={"seed": 10000, "policy": sha256})
-    journal.records, journal.actions   # what an earlier process has finished, by episode
+    journal.records, journal.actions   # episodes finished by an earlier process
     journal.append(record, actions)    # on disk when it returns
 
     records = read_records(run / "episodes.jsonl")
     summarise(records)  # {"success": 0.921875, "low": 0.862..., "high": 0.957..., "episodes": 128, ...}
 
-Beside `episodes.jsonl` lie `episodes.settings.json` (all that decides an episode but its number) and
-`actions/episode_0000.npy` (float32 (steps, A), to film it later).
+The folder also holds `episodes.settings.json` (everything that determines an episode except its number) and
+`actions/episode_0000.npy` (float32 (steps, A), for filming it later).
 """
 
 import json
@@ -28,11 +28,11 @@ from s2robot.envs.task_settings import Record, TaskSettings
 from s2robot.envs.tasks import DEFAULT, settings_class_or_base
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-_REMEDY = "choose another run folder, or start again with evaluate.resume=false"
+_REMEDY = "choose another run folder, or restart with evaluate.resume=false"
 
 
 class _Record(Stored):
-    """What every record holds; the task adds where the episode began and how far it came."""
+    """Fields of every record; the task adds its own, such as the start of the episode and its progress."""
 
     episode: int
     seed: int
@@ -42,7 +42,7 @@ class _Record(Stored):
     time_to_success_s: float | None
     video: str | None
     disagreement: float | None = None
-    task: str | None = None  # what a policy of several tasks was to do
+    task: str | None = None  # instruction of a multi-task policy
     start: dict[str, str] | None = None  # fingerprints of the settled state and the first frames
 
 
@@ -62,10 +62,10 @@ _COMMON = {*_Record.model_fields, "progress", "fault"}
 
 
 class Journal:
-    """Finished episodes on disk, in `episodes.jsonl`; opening drops what a kill has left unfinished.
+    """Finished episodes on disk, in `episodes.jsonl`. Opening it drops an episode left unfinished by a kill.
 
-    Without ``resume``, or without ``settings`` (JSON types, all that decides an episode), what is there is written over.
-    UserError: episodes of other settings are there, or a broken line before the last.
+    ``settings``: JSON types, everything that determines an episode. Without them, or without ``resume``, existing files are
+    overwritten. UserError if the folder holds episodes with other settings, or a line before the last is broken.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any] | None = None, resume: bool = True):
@@ -73,20 +73,20 @@ class Journal:
         self.records: dict[int, dict[str, Any]] = {}
         self.actions: dict[int, np.ndarray] = {}  # episode -> float32 (steps, A)
         (path.parent / "actions").mkdir(parents=True, exist_ok=True)
-        known = path.with_suffix(".settings.json")
-        found = path.exists() and path.stat().st_size > 0
-        if resume and settings and found and not known.exists():  # hours of somebody's work may be in it
-            raise UserError(f"{path}: expected {known.name} beside it, got none; {_REMEDY}")
-        if not (resume and settings and found):
+        stored = path.with_suffix(".settings.json")
+        has_episodes = path.exists() and path.stat().st_size > 0
+        if resume and settings and has_episodes and not stored.exists():  # do not overwrite hours of work
+            raise UserError(f"{path}: expected {stored.name} in the same folder, got none; {_REMEDY}")
+        if not (resume and settings and has_episodes):
             write_records([], path)  # before the settings: a kill leaves no episodes of unknown origin
-            known.unlink(missing_ok=True)
+            stored.unlink(missing_ok=True)
         if settings is not None:
-            claim(known, settings, _REMEDY)
+            claim(stored, settings, _REMEDY)
             self._read()
         write_records(list(self.records.values()), path)
 
     def append(self, record: Record, actions: np.ndarray) -> None:
-        """Store one ended episode: its actions first, so that every line of the journal has them."""
+        """Store a finished episode. Its actions are written first, so every line of the journal has them."""
         with replacing(_actions_file(self.path.parent, record["episode"])) as part:
             np.save(part, actions, allow_pickle=False)
         with self.path.open("a", encoding="utf-8") as lines:
@@ -97,7 +97,7 @@ class Journal:
 
     def _read(self) -> None:
         text = self.path.read_text(encoding="utf-8", errors="replace")
-        write_text(self.path, text[: text.rfind("\n") + 1])  # a whole line ends with one
+        write_text(self.path, text[: text.rfind("\n") + 1])  # drop an incomplete last line
         for record in read_records(self.path):
             try:
                 actions = read_actions(self.path.parent, record["episode"])
@@ -115,8 +115,8 @@ def write_records(records: Sequence[Record], path: Path) -> None:
 def read_records(
     path: Path, first: int | None = None, counts: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """Return the episodes of `episodes.jsonl` in order, below the number ``first`` if given; UserError for a missing file, a
-    broken line, a wrong key, or other `episodes` and `successes` than ``counts``."""
+    """Return the episodes of `episodes.jsonl` in order, only the ``first`` ones if given. UserError for a missing file, a broken
+    line, a wrong key, or if `episodes` and `successes` differ from ``counts``."""
     records: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         where = f"{path} line {number}"
@@ -125,7 +125,7 @@ def read_records(
     chosen = [records[episode] for episode in sorted(records) if first is None or episode < first]
     found = {"episodes": len(chosen), "successes": sum(record["success"] for record in chosen)}
     if counts:
-        check_same(path, {key: counts[key] for key in found}, found, " as stored beside it")
+        check_same(path, {key: counts[key] for key in found}, found, " as in the stored summary")
     return chosen
 
 
@@ -154,28 +154,28 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[flo
     return float(interval.low), float(interval.high)
 
 
-class Known(NamedTuple):
+class Task(NamedTuple):
     settings: type[TaskSettings]
     success_text: str
     failures: Mapping[str, str]
 
     def failure(self, stage: str) -> str:
-        return self.failures.get(stage, f"came as far as {stage}")
+        return self.failures.get(stage, f"reached {stage}")
 
 
-def known_of(summary: Mapping[str, Any]) -> Known:
-    """Return the task of a summary; the first task of this package if the summary names none."""
+def task_of(summary: Mapping[str, Any]) -> Task:
+    """Return the facts about a summary's task; the default task if the summary names none."""
     about = summary.get("task") or {}
     cls = settings_class_or_base(about.get("name", DEFAULT))
-    return Known(cls, *(about.get(key) or getattr(cls, key) for key in ("success_text", "failures")))
+    return Task(cls, *(about.get(key) or getattr(cls, key) for key in ("success_text", "failures")))
 
 
 def summarise(records: Sequence[Record], stages: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return the part of summary.json that follows from the records, with Wilson's 95 % interval, also of each task."""
+    """Return the figures of summary.json that follow from the records, with Wilson's 95 % interval, overall and by task."""
     by_stage = dict.fromkeys(settings_class_or_base(DEFAULT).stages if stages is None else stages, 0)
     by_task: dict[str, list[bool]] = {}
     for record in records:
-        stage = record["stage"]  # a user's task may lack it in its `stages`
+        stage = record["stage"]  # a user's task may not list it in `stages`
         by_stage[stage] = by_stage.get(stage, 0) + 1
         by_task.setdefault(record.get("task") or "", []).append(record["success"])
     best = [record["progress"] for record in records if record.get("progress") is not None]
@@ -197,7 +197,7 @@ def rate(outcomes: Sequence[bool] | np.ndarray) -> dict[str, Any]:
 
 
 def where_of(record: Record) -> dict[str, Any]:
-    """Return where an episode began, in its task's own words: the keys that not all records have."""
+    """Return the task-specific fields of a record, which describe the start of the episode."""
     return {key: value for key, value in record.items() if key not in _COMMON}
 
 
@@ -206,4 +206,4 @@ def headline(summary: Mapping[str, Any]) -> str:
     noun = "episode" if summary["episodes"] == 1 else "episodes"
     share, low, high = (f"{100 * summary[key]:.1f}" for key in ("success", "low", "high"))
     count = f"{summary['successes']} of {summary['episodes']} {noun}"
-    return f"The policy {known_of(summary).success_text} in {count}: {share} % (95 % interval {low}–{high} %)"
+    return f"The policy {task_of(summary).success_text} in {count}: {share} % (95 % interval {low}–{high} %)"

@@ -1,9 +1,9 @@
-"""One evaluation as one HTML file: result, layouts, failures, videos, training, settings.
+"""Write an evaluation as one HTML file: result, layouts, failures, videos, training and settings.
 
     write_report(Path("runs/evaluate"))   # -> runs/evaluate/report.html
 
-Reads summary.json and episodes.jsonl of the run folder, and if they exist metrics.json or train/metrics.json, stages.json
-and the videos that the episodes name.
+Reads summary.json and episodes.jsonl in the run folder, and if present, metrics.json or train/metrics.json, stages.json
+and the videos named in the records.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from s2robot.core.files import read_json
 from s2robot.envs.task_settings import Group
-from s2robot.evaluation.records import Known, Record, headline, known_of, read_records, read_summary, wilson
+from s2robot.evaluation.records import Record, Task, headline, read_records, read_summary, task_of, wilson
 from s2robot.reporting import page, plots
 from s2robot.reporting.page import Block, Section
 from s2robot.reporting.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION
@@ -24,30 +24,30 @@ _FAILURES = (("X", VERMILLION), ("^", ORANGE), ("s", PURPLE), ("D", INK), ("v", 
 _SETTINGS = ("policy", "encoder", "robot", "cameras", "seed", "versions")  # shown first
 _ELSEWHERE = {"task", "command", "success", "low", "high", "episodes", "successes", "by_stage", "by_task", "median_time_to_success_s"}  # fmt: skip
 _TRAINING = (
-    "Solid: means since the last point, of the current weights, with dropout. Dashed: held-out demos, with the averaged "
-    "weights that act. Success of a try: with its 95 % interval (Wilson)."
+    "Solid: means since the last point, with the current weights and dropout. Dashed: held-out demos, with the averaged "
+    "weights used for acting. Success of a try-out: with its 95 % interval (Wilson)."
 )
 
 
 def write_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
     """Write `report.html` into an evaluation's run folder, with videos, failures first, up to about `video_bytes` of text.
-    UserError if a file is missing, broken or contradicts another; an earlier report stays."""
+    UserError if a file is missing or broken, or contradicts another; an earlier report is kept."""
     summary = read_summary(run_dir / "summary.json")
-    known, records = known_of(summary), read_records(run_dir / "episodes.jsonl", counts=summary)
-    films, shown = page.videos(run_dir, _films(records, known), video_bytes)
+    task, records = task_of(summary), read_records(run_dir / "episodes.jsonl", counts=summary)
+    films, shown = page.videos(run_dir, _films(records, task), video_bytes)
     stages = read_json(file) if (file := run_dir / "stages.json").exists() else []
     bars = [(row["stage"], row["seconds"]) for row in stages]
-    whole = sum(row["seconds"] for row in stages)
-    command = [("text", "Made by"), ("code", summary["command"])] if summary.get("command") else []
+    total = sum(row["seconds"] for row in stages)
+    command = [("text", "Command"), ("code", summary["command"])] if summary.get("command") else []
     sections = [
-        Section("", list(_outcomes(records, known, summary)), "pictures"),
-        _failures(records, known, shown),
+        Section("", list(_outcomes(records, task, summary)), "pictures"),
+        _failures(records, task, shown),
         Section("Videos", [films]),
-        Section("Time", [("bars", "From start to report", bars, whole, True) if bars else None]),
+        Section("Time", [("bars", "From start to report", bars, total, True) if bars else None]),
         Section("Training", _training(run_dir, summary), "wide"),
-        Section("Settings and versions", [*command, ("settings", "All settings", _settings(summary, known))]),
+        Section("Settings and versions", [*command, ("settings", "All settings", _settings(summary, task))]),
     ]
-    title = f"{summary['successes']} of {summary['episodes']} {known.success_text}"
+    title = f"{summary['successes']} of {summary['episodes']} {task.success_text}"
     return page.write_report_page(run_dir / "report.html", title, _head(summary), sections)
 
 
@@ -59,7 +59,7 @@ def _head(summary: Mapping[str, Any]) -> list[Block]:
     if (median := summary.get("median_time_to_success_s")) is not None:
         facts["median time to success"] = f"{median:.1f} s"
     if (wall := (summary.get("timing") or {}).get("wall_s")) is not None:
-        facts["evaluation took"] = page.duration(wall)
+        facts["evaluation time"] = page.duration(wall)
     words, figures = headline(summary).replace(" %", "\N{NO-BREAK SPACE}%").split(": ")
     return [
         ("headline", f"{words}:", figures),
@@ -75,19 +75,19 @@ def _fitted(summary: Mapping[str, Any]) -> str | None:
     return f"{training['demos']} demos, {training.get('held_out') or 'none'} held out"
 
 
-def _outcomes(records: Sequence[Record], known: Known, summary: Mapping[str, Any]) -> Iterator[Block]:
+def _outcomes(records: Sequence[Record], task: Task, summary: Mapping[str, Any]) -> Iterator[Block]:
     size, good, rows = plots.mark_size(len(records)), [record for record in records if record["success"]], []
     groups = [Group(good, f"success: {len(good)}", "o", BLUE, size, 3, tick_alpha=0.6)] if good else []
-    stages = list(summary["by_stage"])  # in the order in which an episode can reach them
+    stages = list(summary["by_stage"])  # in the order in which an episode reaches them
     for i, stage in enumerate(stages):
         lost = [record for record in records if not record["success"] and record["stage"] == stage]
         marker, colour = _FAILURES[i % len(_FAILURES)]
-        label = f"failure, {known.failure(stage)}: {len(lost)}"
+        label = f"failure, {task.failure(stage)}: {len(lost)}"
         groups += [Group(lost, label, marker, colour, 2 * size, 4)] if lost else []
         later = [r for r in records if r["success"] or stages.index(r["stage"]) >= i]
         rows.append([stage, str(len(later)), str(len(lost))])
-    places = plots.layouts([("", groups)], known.settings, summary)
-    yield page.figure(places, "table", "Outcomes by layout", "Where episodes succeeded and failed")
+    layouts = plots.layouts([("", groups)], task.settings, summary)
+    yield page.figure(layouts, "table", "Outcomes by layout", "Where episodes succeeded and failed")
     yield "table", ("stage", "reached", "failed there"), rows, 1
     if rates := summary.get("by_task"):
         heads = ("task", "success", "95 % interval", "episodes")
@@ -95,32 +95,32 @@ def _outcomes(records: Sequence[Record], known: Known, summary: Mapping[str, Any
 
 
 def by_task(task: str, rate: Mapping[str, Any]) -> list[str]:
-    """Return a row of a table: task, success, interval, episodes."""
+    """Return a table row: task, success, interval, episodes."""
     share, low, high = (f"{100 * rate[key]:.1f}" for key in ("success", "low", "high"))
     return [task, f"{share} %", f"{low}–{high} %", f"{rate['successes']} of {rate['episodes']}"]
 
 
-def _failures(records: Sequence[Record], known: Known, shown: Sequence[str]) -> Section:
+def _failures(records: Sequence[Record], task: Task, shown: Sequence[str]) -> Section:
     failed = [record for record in records if not record["success"]]
     if not failed:
         return Section("Failures", [("text", "None: every episode succeeded.")])
-    cells = [known.settings.table(record) for record in failed]
+    cells = [task.settings.table(record) for record in failed]
     columns, rows = list(dict.fromkeys(name for row in cells for name in row)), []
     for record, row in zip(failed, cells, strict=True):
         name, number = f"video-{record['episode']}", str(record["episode"])
         link = Markup('<a href="#{}">{}</a>').format(name, number) if name in shown else number
         fault = [f"FAULT: {record['fault']}"] if record.get("fault") else []
-        stage = [f"{record['stage']} ({known.failure(record['stage'])})", *fault]
+        stage = [f"{record['stage']} ({task.failure(record['stage'])})", *fault]
         numbers = [row.get(column, "–").replace("-", "\N{MINUS SIGN}") for column in columns]
         rows.append([link, stage, str(record["seed"]), *numbers, str(record["steps"])])
-    about = known.settings.columns_text
+    about = task.settings.columns_text
     table = ("table", ["episode", "furthest stage", "seed", *columns, "steps"], rows, 2)
     return Section(f"Failures ({len(rows)})", [("text", about) if about else None, table])
 
 
-def _films(records: Sequence[Record], known: Known) -> Iterator[tuple[str, str, str]]:
+def _films(records: Sequence[Record], task: Task) -> Iterator[tuple[str, str, str]]:
     for record in sorted((r for r in records if r["video"] is not None), key=lambda r: r["success"]):
-        outcome = "success" if record["success"] else f"failure, {known.failure(record['stage'])}"
+        outcome = "success" if record["success"] else f"failure, {task.failure(record['stage'])}"
         number = record["episode"]
         yield f"video-{number}", record["video"], f"episode {number}: {outcome}"
 
@@ -136,7 +136,7 @@ def _training(run_dir: Path, summary: Mapping[str, Any]) -> list[Block]:
 
 
 def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[plots.Panel]:
-    """Return a panel for each quantity of metrics.json: `train_<name>` and `val_<name>`, or a column of its own."""
+    """Return a panel for each quantity in metrics.json; `train_<name>` and `val_<name>` share a panel."""
     lines: dict[str, list[plots.Line]] = {}
     for column in dict.fromkeys(key for row in rows for key in row):
         name = column.removeprefix("train_").removeprefix("val_").removesuffix("_rad")
@@ -152,11 +152,11 @@ def training_panels(rows: Sequence[Mapping[str, Any]]) -> list[plots.Panel]:
             label, colour, style = "held out", VERMILLION, {"ls": (0, (3, 2))}
         lines.setdefault(name, []).append(plots.Line(steps, values, label, colour, low, high, style))
     log = {name: "y" if name.endswith(("loss", "error", "grad_norm")) else "" for name in lines}
-    found = lines.items()
-    return [plots.Panel(name.replace("_", " "), own, "gradient step", log=log[name]) for name, own in found]
+    panels = lines.items()
+    return [plots.Panel(name.replace("_", " "), own, "gradient step", log=log[name]) for name, own in panels]
 
 
-def _settings(summary: Mapping[str, Any], known: Known) -> list[tuple[str, Any]]:
+def _settings(summary: Mapping[str, Any], task: Task) -> list[tuple[str, Any]]:
     keys = [key for key in dict.fromkeys([*_SETTINGS, *summary]) if key in summary]
-    hidden = {*_ELSEWHERE, *known.settings.placing_keys}
+    hidden = {*_ELSEWHERE, *task.settings.placing_keys}
     return [row for key in keys if key not in hidden for row in page.flatten(key, summary[key])]

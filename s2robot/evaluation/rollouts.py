@@ -1,8 +1,8 @@
-"""Success of a policy over a fixed, seeded list of positions, and the planners that act there.
+"""Rollouts of a policy over a fixed, seeded list of positions, and the planners that act in them.
 
-A worker simulates, draws, encodes and plans an episode in one process. The seed of episode i is ``evaluate.seed + i``, which
-alone decides its layout, start and course: every policy meets the same positions. Each record is on disk when its episode
-ends: after a kill the same command resumes, and loses only the episodes in progress.
+A worker simulates, renders, encodes and plans an episode in one process. The seed of episode i is ``evaluate.seed + i``. It
+alone determines the layout, start and course, so every policy is evaluated on the same positions. Each record is written when
+its episode ends: after a kill, the same command resumes and loses only the episodes in progress.
 """
 
 import hashlib
@@ -32,15 +32,15 @@ from s2robot.evaluation.records import Journal
 from s2robot.loading import device_of
 from s2robot.policies import BatchActor, ChunkPolicy
 
-_DIGITS = 6  # of a settled state's numbers (m, rad) in a fingerprint: the last bits differ between machines
+_DIGITS = 6  # decimals of a settled state (m, rad) in a fingerprint; the last bits differ between machines
 
 
 class LearnedPlanner:
-    """Plans the next ``execute`` actions by a trained policy, one episode after another.
+    """Plans the next ``execute`` actions with a trained policy, one episode at a time.
 
-    ``dtype``: to which features are rounded. ``device``: where the networks go at the first episode, in the process that
-    runs it. ``threads``: torch's; None leaves them. ``tasks``: what a policy of several tasks is to do, an episode after the
-    other; () = what the world says.
+    ``dtype``: precision to which features are rounded. ``device``: where the networks are moved at the first episode, in the
+    process that runs it. ``threads``: torch threads; None keeps the current number. ``tasks``: instructions for a multi-task
+    policy, used by the episodes in rotation; () uses the world's instruction.
     """
 
     def __init__(
@@ -72,27 +72,27 @@ class LearnedPlanner:
         return self._actor
 
     def reset(self, info: Mapping) -> None:
-        """Begin an episode with a ``seed``, a ``layout``, its ``number``, and its ``task`` or None."""
+        """Begin an episode. ``info`` holds its ``seed``, ``layout``, ``number`` and ``task`` (or None)."""
         task = self.tasks[info["number"] % len(self.tasks)] if self.tasks else info.get("task")
         self._task = self.policy.spec.told(task) if self.policy.spec.tasks else None
         self.actor.reset([0], [info["seed"]], self._task)
         self._last = None
 
     def about(self) -> dict[str, Any]:
-        """Return what a record stores of how the episode was planned."""
-        found = self.actor.mean_disagreement(0)
-        doubt = {} if found is None else {"disagreement": round(found, 6)}
-        return doubt | ({} if self._task is None else {"task": self._task})
+        """Return the planner's fields of an episode record."""
+        mean = self.actor.mean_disagreement(0)
+        disagreement = {} if mean is None else {"disagreement": round(mean, 6)}
+        return disagreement | ({} if self._task is None else {"task": self._task})
 
     def plan(self, observation: Mapping) -> np.ndarray:
-        """Return actions (execute, A) after the new observations."""
+        """Return the next actions (execute, A), given the new observations."""
         start, count = time.monotonic(), observation["count"]
         frames = [observation["images"][camera][:count] for camera in self.cameras]  # (count, H, W, 3) each
         tokens = as_stored(self.encoder.encode_cameras(frames), self.dtype)  # (count, C, N, D)
         encoded = time.monotonic()
         self.seconds["encode_s"] += encoded - start
         if self.every_step and self._last is not None:
-            # the steps between two plans enter the context, each after the action that led to it
+            # add the steps since the last plan to the context, each after the action that led to it
             for j, action in enumerate(self._last[:count]):
                 self.actor.record_actions([0], action[None])
                 if j < count - 1:
@@ -103,7 +103,7 @@ class LearnedPlanner:
 
 
 class NearestDemo:
-    """A planner without vision: knows the layout and replays the nearest demo open loop."""
+    """A planner without vision: replays the demo with the nearest layout open loop."""
 
     every_step = False
     seconds: Mapping[str, float] = {}
@@ -111,7 +111,7 @@ class NearestDemo:
     def __init__(self, store: EpisodeStore | None, settings: type[TaskSettings], execute: int = 4):
         layouts = [settings.layout_of(start) for start in starts(store)] if store else []
         if store is None or not all(layouts):
-            expected = "demos that hold their layouts"
+            expected = "demos with stored layouts"
             raise UserError(f"evaluate.control: nearest_demo: expected {expected}, got none")
         self.execute, self.settings = execute, settings
         self.actions = [store.episode(i)["action"] for i in range(len(store))]
@@ -141,7 +141,7 @@ Planner = LearnedPlanner | NearestDemo
 class Rollouts:
     records: list[dict[str, Any]]  # sorted by episode
     actions: dict[int, np.ndarray]  # episode -> float32 (steps, A)
-    spent: dict[str, float]  # seconds of all workers together, of the episodes that ran now
+    spent: dict[str, float]  # seconds, summed over all workers, excluding resumed episodes
 
 
 def run_episodes(
@@ -155,13 +155,13 @@ def run_episodes(
     settings: Mapping[str, Any] | None = None,
     resume: bool = True,
 ) -> Rollouts:
-    """Try every position once; each ended episode is appended to the :class:`Journal` at ``journal`` at once."""
-    known = Journal(journal, settings, resume)
+    """Try every position once; each episode is appended to the :class:`Journal` at ``journal`` as soon as it ends."""
+    stored = Journal(journal, settings, resume)
     spent = Counter({"simulate_s": 0.0})
-    todo = [(e, seed + e) for e in range(episodes) if e not in known.records]
+    todo = [(e, seed + e) for e in range(episodes) if e not in stored.records]
 
     def report() -> None:
-        done = [record["success"] for episode, record in known.records.items() if episode < episodes]
+        done = [record["success"] for episode, record in stored.records.items() if episode < episodes]
         progress(len(done), sum(done))
 
     if not todo:
@@ -169,15 +169,15 @@ def run_episodes(
     state = partial(World, env_config, planner)
     with worker_pool(min(workers, len(todo)), state, encodes=True, anywhere=True) as pool:
         for _, (record, actions, costs) in pool.as_done(World.run, todo):
-            known.append(record, actions)
+            stored.append(record, actions)
             spent.update(costs)
             report()
-    records = [known.records[e] for e in range(episodes)]
-    return Rollouts(records, {e: known.actions[e] for e in range(episodes)}, dict(spent))
+    records = [stored.records[e] for e in range(episodes)]
+    return Rollouts(records, {e: stored.actions[e] for e in range(episodes)}, dict(spent))
 
 
 class World:
-    """A world and its planner, one episode after another: the state of a worker."""
+    """The state of a worker: a world and its planner, which run one episode at a time."""
 
     def __init__(self, config: TaskSettings, planner: Planner, task: Any = None) -> None:
         self.planner, self.rate = planner, config.rate_hz
@@ -185,31 +185,31 @@ class World:
         self.env = in_chunks(config, *steps) if task is None else ActionChunk(task, *steps)
 
     def run(self, episode: int, seed: int) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:
-        """Return an episode's record, its actions, float32 (steps, A), and the seconds it took."""
+        """Return an episode's record, its actions (float32 (steps, A)), and the seconds spent in each part."""
         before, start, planning = dict(self.planner.seconds), time.monotonic(), 0.0
         executed: list[np.ndarray] = []  # (execute, A) each
         with span("episode", episode=episode, seed=seed):
             observation, info = self.env.reset(seed=seed)
-            start_of = fingerprints(self.env.world, observation)
+            prints = fingerprints(self.env.world, observation)
             about = {"layout": json.loads(info["layout"]), "task": self.env.world.instruction}
             self.planner.reset({**about, "seed": seed, "number": episode})
-            over = False
-            while not over:
-                began = time.monotonic()
+            done = False
+            while not done:
+                plan_start = time.monotonic()
                 with span("plan"):
                     executed.append(self.planner.plan(observation))
-                planning += time.monotonic() - began
-                observation, _, success, late, info = self.env.step(executed[-1])
-                over = success or late
-        record = _record(episode, seed, info, self.rate) | {"start": start_of} | self.planner.about()
+                planning += time.monotonic() - plan_start
+                observation, _, success, truncated, info = self.env.step(executed[-1])
+                done = success or truncated
+        record = _record(episode, seed, info, self.rate) | {"start": prints} | self.planner.about()
         costs = {key: value - before[key] for key, value in self.planner.seconds.items()}
         costs["simulate_s"] = time.monotonic() - start - planning
         return record, np.concatenate(executed)[: record["steps"]], costs
 
 
 def fingerprints(world: Any, observation: Mapping[str, Any]) -> dict[str, str]:
-    """Return what another machine has to show for the same episode: hashes of the settled state, to a micrometre, and of the
-    first frames, to the bit."""
+    """Return hashes that identify the start of an episode on any machine: of the settled state, rounded to a micrometre, and of
+    the first frames, bit for bit."""
     state = np.round(np.asarray(world.settled, np.float64), _DIGITS) + 0.0  # no -0
     frames = b"".join(np.ascontiguousarray(image).tobytes() for image in observation["images"].values())
     return {"state": _short_hash(state.tobytes()), "frames": _short_hash(frames)}

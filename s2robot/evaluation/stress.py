@@ -1,7 +1,7 @@
-"""`s2robot stress`: how a policy's success falls with disturbances, on the same positions as without.
+"""`s2robot stress`: measure how a policy's success drops under disturbances, on the same positions as without them.
 
-The run directory holds `cells/<axis>-<strength>/episodes.jsonl`, stress.json with all figures, episodes.csv and report.html;
-the same command resumes after a kill. Axes and strengths: configs/stress.yaml and `s2robot.envs.disturb`.
+The run directory holds `cells/<axis>-<strength>/episodes.jsonl`, stress.json with all figures, episodes.csv and report.html.
+The same command resumes after a kill. Axes and strengths: configs/stress.yaml and `s2robot.envs.disturb`.
 """
 
 import os
@@ -35,7 +35,7 @@ from s2robot.reporting import page, plots
 from s2robot.reporting.page import Block, Section
 
 STRENGTHS = 5
-_RESAMPLES = 2000  # of the positions, for the interval of the score
+_RESAMPLES = 2000  # bootstrap resamples of the positions, for the interval of the score
 
 
 class StressSettings(Positions, file="stress"):
@@ -71,7 +71,7 @@ UNDISTURBED = Cell("", 0, 0.0)
 
 
 class StressWorld:
-    """All cells' worlds and a planner: the state of a worker."""
+    """The state of a worker: the worlds of all cells, and a planner."""
 
     def __init__(self, config: TaskSettings, planner: LearnedPlanner):
         self.config, self.planner = config, planner
@@ -80,13 +80,13 @@ class StressWorld:
         return self._world(cell).run(episode, seed)
 
     def film(self, cell: Cell, record: Mapping[str, Any], actions: np.ndarray, path: Path) -> Path:
-        """Run an episode again and write what the policy saw."""
+        """Rerun an episode and film what the policy saw."""
         frames, stages = rerun(self._world(cell).env.world, record["seed"], actions)
         return write_video(path, frames, record, stages=stages, rate=self.config.rate_hz)
 
     @cached_property
     def _own(self) -> Disturbed:
-        """The world that most cells share; its first model is what each episode begins with."""
+        """Return the world that most cells share; every episode starts from its original model."""
         return Disturbed(make(self.config))
 
     def _world(self, cell: Cell) -> World:
@@ -99,9 +99,9 @@ class StressWorld:
 
 
 def stress(cfg: DictConfig) -> dict[str, Any]:
-    """Run all cells that are not done yet, film some failures and write the figures; return what stress.json holds.
+    """Run the unfinished cells, film some failures and write the figures; return the contents of stress.json.
 
-    UserError, before anything runs: policy, world, positions or axes do not fit each other, or the run directory.
+    UserError, before anything runs, if policy, world, positions, axes and run directory do not fit together.
     """
     settings, checkpoint, out = read_some(StressSettings, cfg), Path(cfg.checkpoint), Path(cfg.run_dir)
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), cfg.encoder.checkpoint)
@@ -155,8 +155,8 @@ def _chosen(settings: StressSettings, config: TaskSettings) -> list[str]:
 def figures(
     journals: Mapping[Cell, Journal], axes: Sequence[str], settings: StressSettings
 ) -> dict[str, Any]:
-    """Return success by axis and strength with Wilson's intervals, and the score: the mean over axes and strengths, with an
-    interval from positions drawn again (all cells of a position together)."""
+    """Return success by axis and strength with Wilson's intervals, and the score: the mean over axes and strengths, with a
+    bootstrap interval over positions (all cells of a position are resampled together)."""
     episodes = range(settings.episodes)
     plain, *others = ([j.records[e]["success"] for e in episodes] for j in journals.values())
     table = np.array(others).reshape(len(axes), STRENGTHS, -1)  # (A, S, N)
@@ -176,12 +176,12 @@ def figures(
 def _chosen_films(
     found: Mapping[str, Any], journals: Mapping[Cell, Journal], settings: StressSettings
 ) -> list[tuple[Cell, int, str]]:
-    """The weakest failure that the undisturbed policy solves, of each of the axes with the least success."""
+    """Return, for the axes with the least success, the weakest failure on a position that is solved undisturbed."""
     solved, films = journals[UNDISTURBED].records, []
     for entry in sorted(found["axes"], key=lambda entry: entry["success"])[: settings.videos]:
         own = [cell for cell in journals if cell.axis == entry["axis"]]
-        tried = ((c, e, record["success"]) for c in own for e, record in journals[c].records.items())
-        lost = [(c, e) for c, e, success in tried if solved[e]["success"] > success]
+        outcomes = ((c, e, record["success"]) for c in own for e, record in journals[c].records.items())
+        lost = [(c, e) for c, e, success in outcomes if solved[e]["success"] > success]
         films += [(c, e, f"videos/{c.axis}-{c.strength}_{e:04d}.mp4") for c, e in lost[:1]]
     return films
 
@@ -197,7 +197,7 @@ def headline(found: Mapping[str, Any]) -> str:
 
 
 def write_stress_report(run_dir: Path, found: Mapping[str, Any]) -> Path:
-    """Write `report.html` from the figures of stress.json and the videos beside it."""
+    """Write `report.html` from the figures of stress.json and the videos in the same folder."""
     entries = sorted(found["axes"], key=lambda entry: entry["success"])
     films = [
         (f"video-{i}", v["path"], f"{_words(v['axis'])} {v['value']:g}: episode {v['episode']}")
@@ -205,9 +205,9 @@ def write_stress_report(run_dir: Path, found: Mapping[str, Any]) -> Path:
     ]
     heads = ("axis", "mean", *(f"strength {i}" for i in range(1, STRENGTHS + 1)))
     rows = [[_words(e["axis"]), f"{100 * e['success']:.0f} %", *map(_cell, e["points"])] for e in entries]
-    what = "the mean over axes and strengths; its interval holds for new positions of this policy."
+    text = "The score is the mean over axes and strengths; its interval holds for new positions."
     facts = [("positions", found["positions"]["episodes"]), ("first position", found["positions"]["seed"])]
-    head: list[Block] = [("headline", headline(found)), ("text", f"The score is {what}"), ("facts", facts)]
+    head: list[Block] = [("headline", headline(found)), ("text", text), ("facts", facts)]
     plain, panels = found["undisturbed"], []
     for entry in entries:
         points = [plain, *entry["points"]]

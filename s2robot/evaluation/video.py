@@ -1,7 +1,7 @@
-"""Episodes as videos that every browser plays: cameras side by side below a caption bar. Imports no torch.
+"""Write episodes as videos that every browser plays: cameras side by side below a caption bar. Does not import torch.
 
 write_video(run / "videos/episode_012.mp4", frames, record, stages=stages)
-film(world, record, actions, path)        # of an episode that is run again from its seed and its actions
+film(world, record, actions, path)        # reruns an episode from its seed and actions
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ Frame = Mapping[str, np.ndarray]  # camera -> uint8 (H, W, 3)
 
 _BAR, _TEXT = (24, 26, 30), (240, 240, 240)
 _GOOD, _BAD = (86, 180, 233), (230, 159, 0)  # Okabe and Ito's sky blue and orange, bright on the dark bar
-_LEAST_WIDTH = 24  # characters' heights; narrower images get a margin, so that the caption fits
+_MIN_WIDTH = 24  # in font heights; narrower images get a margin so that the caption fits
 _GAP = 4  # px between cameras
 
 
@@ -54,18 +54,18 @@ def film_some(
 
 
 def film(world: TaskSettings, record: Mapping[str, Any], actions: np.ndarray, path: Path) -> Path:
-    """Run an episode again and write it as a video; UserError if it ends in another stage than its record says."""
+    """Rerun an episode and write it as a video; UserError if its final stage differs from its record."""
     env = make(world)
     frames, stages = rerun(env, record["seed"], actions)
     env.close()
     if stages[-1] != record["stage"]:
-        expected = f"expected stage {record['stage']} at the end, as recorded, got {stages[-1]}"
+        expected = f"expected the recorded final stage {record['stage']}, got {stages[-1]}"
         raise UserError(f"{path}: seed {record['seed']}: {expected}; the simulation is not repeatable here")
     return write_video(path, frames, record, stages=stages, rate=world.rate_hz)
 
 
 def rerun(env: Any, seed: int, actions: np.ndarray) -> tuple[list[Frame], list[str]]:
-    """Run an episode again from its seed and its actions (T, A): images by camera and stage, T + 1 of each."""
+    """Rerun an episode from its seed and its actions (T, A). Return images by camera, and stages; T + 1 of each."""
     frames, stages = [env.reset(seed=seed)[0]["images"]], [env.stage]
     for action in actions:
         frames.append(env.step(action)[0]["images"])
@@ -83,37 +83,37 @@ def write_video(
     height: int | None = None,
     hold_s: float = 1.0,
 ) -> Path:
-    """Write an episode as H.264, whole or not at all; UserError if it cannot be (disk full, no ffmpeg).
+    """Write an episode as H.264, atomically; UserError if that fails (disk full, no ffmpeg).
 
     Args:
-        frames: camera -> uint8 (H, W, 3) RGB for each step, the first being the reset.
-        record: with episode, seed, success and stage.
-        stages: at each frame; without them the bar shows the furthest stage of the episode.
-        rate: steps a second, also of the video.
-        height: to which cameras are scaled (px); None: that of the tallest, at least 224.
+        frames: camera -> uint8 (H, W, 3) RGB for each step, starting with the reset.
+        record: holds episode, seed, success and stage.
+        stages: stage at each frame; if None, the bar shows the furthest stage of the episode.
+        rate: steps per second, which is also the frame rate.
+        height: camera height in the video (px); None: the tallest camera's, at least 224.
         hold_s: duration of the last frame.
     """
     size = height or max(224, *(image.shape[0] for image in frames[0].values()))
     upper, last = f"episode {record['episode']} · seed {record['seed']}", len(frames) - 1
 
-    def picture(step: int) -> np.ndarray:
+    def draw_step(step: int) -> np.ndarray:
         views = side_by_side({camera: frames[step][camera] for camera in frames[0]}, size)
         stage = f"stage: {stages[step]}" if stages else f"furthest stage: {record['stage']}"
         lower = f"step {step}/{last} · {step / rate:.1f} s · {stage}"
-        return _picture(views, upper, record["success"], lower)
+        return _with_caption(views, upper, record["success"], lower)
 
-    images = chain(map(picture, range(last)), [end := picture(last)] * (1 + round(hold_s * rate)))
+    images = chain(map(draw_step, range(last)), [end := draw_step(last)] * (1 + round(hold_s * rate)))
     encode(path, images, end.shape, rate)
     return path
 
 
 def side_by_side(images: Frame, height: int) -> np.ndarray:
-    """Return all cameras in one row, scaled with their aspect and named in the corner.  # uint8 (height, W, 3)"""
+    """Return all cameras in one row, scaled to one height and labelled in the corner.  # uint8 (height, W, 3)"""
     tiles: list[np.ndarray] = []
     for camera, image in images.items():
         width = max(1, round(image.shape[1] * height / image.shape[0]))
         tile = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-        # black rim: white letters stay readable on a bright table
+        # the black outline keeps white letters readable on a bright table
         style: dict[str, Any] = {"font": _font(max(11, height // 18)), "stroke_width": 2}
         ImageDraw.Draw(tile).text((6, 4), camera, fill=_TEXT, stroke_fill=(0, 0, 0), **style)
         if tiles:
@@ -122,11 +122,11 @@ def side_by_side(images: Frame, height: int) -> np.ndarray:
     return np.concatenate(tiles, axis=1)
 
 
-def _picture(views: np.ndarray, upper: str, success: bool, lower: str) -> np.ndarray:
-    """The cameras of one step below a caption bar (browsers cover the lower edge), even in both sizes for yuv420p. (H, W, 3)"""
+def _with_caption(views: np.ndarray, upper: str, success: bool, lower: str) -> np.ndarray:
+    """Return (H, W, 3): cameras below a caption bar (browser controls cover the lower edge). yuv420p needs even H and W."""
     height = len(views)
     font = _font(max(13, height // 16))
-    width = max(_LEAST_WIDTH * round(font.size), views.shape[1])
+    width = max(_MIN_WIDTH * round(font.size), views.shape[1])
     width += width % 2
     outcome, colour = ("✓ success", _GOOD) if success else ("✗ failure", _BAD)
     line = round(1.35 * font.size)
@@ -143,5 +143,5 @@ def _picture(views: np.ndarray, upper: str, success: bool, lower: str) -> np.nda
 
 @lru_cache(maxsize=64)
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as it comes with matplotlib, so that no system font is needed."""
+    """Return DejaVu Sans as shipped with matplotlib, so that no system font is needed."""
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)

@@ -184,7 +184,7 @@ def started(env):
         (lambda: make(GymSettings(id="CartPole-v1", success="x")), "expected continuous actions"),
         (lambda: started(make(GymSettings(id="Dial-v0", success="solved"))).step([0.0]), "task.success: expected .*, got 'solved'"),
         (lambda: started(make(DIAL)).expert(np.random.default_rng(0)), "task gym: expected a scripted expert .*, got none"),
-        (lambda: with_parts(make(DIAL), 2), "task gym: action_parts: expected 1 numbers together, got 2"),
+        (lambda: with_parts(make(DIAL), 2), "task gym: action_parts: expected 1 numbers in total, got 2"),
         (lambda: settings_class("robosuit"), "task: expected .*, got 'robosuit', did you mean 'robosuite'"),
         (lambda: register_user_task("mine", ".pusher:Pusher"), "task.class: expected module:Class, got '.pusher:Pusher'"),
         (lambda: register_user_task("mine", "json:JSONDecoder"), "task.class: expected a subclass of"),

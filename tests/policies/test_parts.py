@@ -87,8 +87,8 @@ def test_a_plan_keeps_to_limits_and_to_two_values_and_errors_go_by_part():
 @pytest.mark.parametrize(
     "given, size, words",
     [
-        (ARM, 8, r"action_parts: expected 8 numbers together, got 7"),
-        ([GRIPPER, GRIPPER], 2, "two parts of the name 'gripper'"),
+        (ARM, 8, r"action_parts: expected 8 numbers in total, got 7"),
+        ([GRIPPER, GRIPPER], 2, "two parts named 'gripper'"),
         ([{**POSITION, "relative": True}], 3, r"\[0\].form: .*rotation"),
         ([{**POSITION, "low": [0, 0, 2], "high": [1, 1, 1]}], 3, r"\[0\].low: expected less than high"),
         ([{**POSITION, "low": [0, 0, 0]}], 3, r"\[0\].high: "),

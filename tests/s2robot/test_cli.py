@@ -73,7 +73,7 @@ def test_help_explains_a_group(s2robot):
         ("train train.seed=0 --multirun trian.steps=3,4", "did you mean 'train.steps'?"),
         ("train encoder=mvp-tny", "encoder: expected one of dinov2_s, efficientnet_lite0, mvp-small"),
         ("run record=3", "record: expected true or false, got 3"),
-        ("train task=stack env.cube_size=0.02", "env.cube_size: expected a setting of task=stack"),
+        ("train task=stack env.cube_size=0.02", "env.cube_size: expected task.<key>"),
         ("evaluate checkpoint=x encoder=mvp-tiny", "encoder: `s2robot evaluate` uses the checkpoint's own"),
         ("evaluate checkpoint=x policy.members=1", "policy.members: `s2robot evaluate` uses the checkpoint"),
         ("evaluate checkpoint=x evaluate=arm bridge=emulatr", "bridge: expected one of default, emulator"),

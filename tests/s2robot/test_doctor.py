@@ -27,7 +27,7 @@ def test_a_checkpoint_that_acts_differently_fails(here, save_untrained, tmp_path
     write_trace(
         folder, policy, encoder, contract, image_size_of(contract, encoder), torch.zeros(2, 8).numpy()
     )
-    assert "its golden trace holds" in here("doctor", f"checkpoint={folder}").stdout
+    assert "its golden trace matches" in here("doctor", f"checkpoint={folder}").stdout
     (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-9])
     bad = here("doctor", f"checkpoint={folder}")
     assert bad.returncode == 1 and "FAIL  checkpoint" in bad.stdout and "which is damaged" in bad.stdout

@@ -64,12 +64,10 @@ def test_a_flipped_normaliser_is_found(copied):
 
 def test_a_damaged_trace_is_one_line_and_none_is_no_error(copied):
     changed(copied, proprio=lambda x: x[:, :3])
-    with pytest.raises(
-        UserError, match=r"golden.safetensors: expected a trace of this checkpoint, which is damaged"
-    ):
+    with pytest.raises(UserError, match=r"golden.safetensors: expected a readable trace"):
         load_networks(copied, CPU)
     (copied / FILE).write_bytes(b"\0" * 99)
-    with pytest.raises(UserError, match="which is damaged"):
+    with pytest.raises(UserError, match="expected a readable trace"):
         load_networks(copied, CPU)
     (copied / FILE).unlink()
     load_networks(copied, CPU)

@@ -40,7 +40,7 @@ def test_a_lerobot_folder_brings_its_own_world_and_splits(cache, tmp_path):
     path = lerobot_v21(tmp_path / "in")
     demos = DemosSettings(path=str(path))
     own = {"robot": "koch", "rate_hz": FPS, "action_frame": "parts", "cameras": ("top",)}
-    assert demos.own_world() == own and DemosSettings(name="xarm7_cube").own_world() == {}
+    assert demos.imported_space() == own and DemosSettings(name="xarm7_cube").own_world() == {}
     assert demos.folder().parent == cache / "demos" and len(demos.open()) == 2
     file = path / "meta/info.json"
     info = json.loads(file.read_text())
@@ -166,7 +166,7 @@ def test_a_tenth_is_held_out_and_times_are_steps_of_the_demos(here, small, tmp_p
 @pytest.mark.parametrize("source, episodes, share", [("emulator", 12, 0), ("arm", 12, 0.1), ("arm", 9, 0)])
 def test_of_few_and_of_rehearsals_none_are_held_out(tmp_path, source, episodes, share):
     path = koch(tmp_path / "d.zarr", episodes, source).partition("=")[2]
-    assert DemosSettings(path=path).usual_validation() == share
+    assert DemosSettings(path=path).default_validation() == share
 
 
 # ---------------------------------------------------------------- the same weights after a journey through another format

@@ -61,7 +61,7 @@ def test_rounds_of_correcting_and_training_end_with_a_report(dagger, tmp_path, m
     assert stages(out) == ["start", "encode", "train", "encode", "train", "evaluate"]
     for change, words in (
         ("recording.seed=300000", "rounds.settings.json: recording.seed: expected 200000"),
-        ("recording.rounds=3", "out: holds the evaluation after 2 rounds"),
+        ("recording.rounds=3", "out: expected an unfinished run, got an evaluation of 2 rounds"),
     ):
         assert words in refused(dagger(change), "dagger")
 

@@ -81,7 +81,7 @@ def test_an_arm_whose_weights_did_not_come_along_is_named(tmp_path, monkeypatch)
 def test_too_few_positions_are_refused_before_anything_runs(tmp_path):
     out = tmp_path / "out"
     words = ["arms=[base,base-s2]", "evaluate.episodes=16", "experiment.power.strict=true"]
-    with pytest.raises(UserError, match="^evaluate.episodes: expected >= [0-9]+ to see a gap of .*, got 16"):
+    with pytest.raises(UserError, match="^evaluate.episodes: expected >= [0-9]+ to detect a gap .*, got 16"):
         compare(composed("compare", f"run_dir={out}", *words), words[1:2])
     assert [path.name for path in out.iterdir()] == [".lock"]
 

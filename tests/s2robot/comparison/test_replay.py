@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from s2robot.comparison.paired import mcnemar, sequential
-from s2robot.comparison.replay import MOST, draw, fixed, planned, stops
+from s2robot.comparison.replay import MAX_PAIRS, draw, fixed, planned, stops
 from s2robot.comparison.settings import Power
 from s2robot.comparison.trials import StatsSettings, further, read_arms
 
@@ -23,7 +23,7 @@ def test_it_stops_where_the_sequential_test_of_a_comparison_does():
     for row, end in zip(d, stops(d), strict=True):
         p = [sequential(*np.unique(row[:n], return_counts=True))[0] for n in (end - 1, end)]
         assert p[1] <= 0.05 < p[0]
-    assert stops(draw(a, a, 3, np.random.default_rng(1))).min() == MOST + 1  # never
+    assert stops(draw(a, a, 3, np.random.default_rng(1))).min() == MAX_PAIRS + 1  # never
 
 
 def test_a_fixed_number_is_the_first_at_which_the_exact_test_has_the_power():

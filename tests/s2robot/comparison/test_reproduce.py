@@ -67,11 +67,11 @@ def test_a_run_is_reproduced_where_it_was_made_and_not_by_another_policy(here, s
     again = here(
         "reproduce", "run=first", f"checkpoint={policy}", "workers=1", "margin=0.9", "hydra.run.dir=second"
     )
-    assert again.returncode == 0 and "3 of 3 episodes begin alike" in again.stdout, again
+    assert again.returncode == 0 and "3 of 3 episodes start identically" in again.stdout, again
     lines = (tmp_path / "first" / "episodes.jsonl").read_text()
     (tmp_path / "first" / "episodes.jsonl").write_text(lines.replace(first["start"]["frames"], "0" * 12))
     other = here("reproduce", "run=first", f"checkpoint={policy}", "workers=1", "hydra.run.dir=third")
-    assert other.returncode == 4 and "images at the start differ in 1 of 3 episodes" in other.stdout
+    assert other.returncode == 4 and "different initial images in 1 of 3 episodes" in other.stdout
     wrong = save_untrained(tmp_path / "wrong", {"env_config": env.model_dump(mode="json")}, deltas=0.02)
     refused = here("reproduce", "run=first", f"checkpoint={wrong}", "hydra.run.dir=fourth")
     assert refused.returncode == 2 and "checkpoint: expected the run's policy" in refused.stderr

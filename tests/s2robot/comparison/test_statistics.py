@@ -76,11 +76,11 @@ def test_power_is_said_before_the_run_and_the_needed_positions_just_reach_it():
 def test_looks_decide_and_keep_to_all_pairs():
     x = {"a": np.arange(64) < 61, "b": np.arange(64) < 13, "c": np.arange(64)[::-1] < 13}
     outcomes = {arm: row[None] for arm, row in x.items()}
-    assert statistics.look_at(outcomes, [("a", "b")], 0.05)["stop"]
-    both = statistics.look_at(outcomes, [("a", "b"), ("b", "c")], 0.05)
+    assert statistics.interim(outcomes, [("a", "b")], 0.05)["stop"]
+    both = statistics.interim(outcomes, [("a", "b"), ("b", "c")], 0.05)
     assert [row["stop"] for row in both["pairs"]] == [True, False] and not both["stop"]
     assert both["positions"] == 64
-    pair, row = statistics.pair_figures(outcomes, range(64), "a", "b", looked=0.025), both["pairs"][0]
+    pair, row = statistics.pair_figures(outcomes, range(64), "a", "b", seq_alpha=0.025), both["pairs"][0]
     assert (pair["low"], pair["high"], pair["p"]) == (row["low"], row["high"], row["p"])
 
 
@@ -98,7 +98,7 @@ def test_any_false_positive_among_all_pairs_is_as_rare_as_alpha(looked, count):
             adjusted += min(row["p_holm"] for row in rows) < 0.05
         else:
             parts = [{arm: x[:, :n] for arm, x in outcomes.items()} for n in (32, 64, 96)]
-            looks = [statistics.look_at(part, pairs, looked)["pairs"] for part in parts]
+            looks = [statistics.interim(part, pairs, looked)["pairs"] for part in parts]
             adjusted += any(row["stop"] for look in looks for row in look)
     assert adjusted <= stats.binom.ppf(0.999, count, 0.05)
     assert looked or plain > 25
@@ -109,7 +109,7 @@ def test_a_look_decides_what_holm_does_and_bonferroni_does_not():
     rng = np.random.default_rng(3)
     x = {"a": rng.random((1, 64)) < 0.95, "b": rng.random((1, 64)) < 0.2, "c": np.zeros((1, 64), bool)}
     pairs = [("a", "b"), ("b", "c")]
-    found = [statistics.look_at({k: v[:, :n] for k, v in x.items()}, pairs, 0.05) for n in range(4, 65, 2)]
+    found = [statistics.interim({k: v[:, :n] for k, v in x.items()}, pairs, 0.05) for n in range(4, 65, 2)]
     alone = [all(row["p"] <= 0.025 for row in look["pairs"]) for look in found]
     assert all(a <= look["stop"] for a, look in zip(alone, found, strict=True))
     assert any(look["stop"] and not a for a, look in zip(alone, found, strict=True))

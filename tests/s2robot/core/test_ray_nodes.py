@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2robot.core.ray import ASKED, Ray
+from s2robot.core.ray import ENVIRONMENT, Ray
 from s2robot.core.workers import running_on
 from s2robot.demos.record import record
 from s2robot.encoders.build import build_encoder
@@ -30,7 +30,7 @@ def bytes_of(folder: Path, pattern: str) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_a_node_that_dies_costs_its_episode(tiny_encoder, untrained, tmp_path, monkeypatch):
     """Demos, features and an evaluation, which goes on with the journal of another engine."""
-    for name, value in ASKED.items():
+    for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     encoder = build_encoder({"name": "mvp-tiny", "checkpoint": str(tiny_encoder)})
     planner = partial(LearnedPlanner, untrained(encoder), encoder, CAMERAS, threads=1)

@@ -74,6 +74,6 @@ def test_episodes_without_their_settings_are_kept(tmp_path):
     save_records(tmp_path, [record(0)])
     path = tmp_path / "episodes.jsonl"
     before = path.read_text()
-    with pytest.raises(UserError, match="episodes.jsonl: expected episodes.settings.json beside it"):
+    with pytest.raises(UserError, match="episodes.jsonl: expected episodes.settings.json in the same folder"):
         Journal(path, {"seed": 0})
     assert path.read_text() == before and Journal(path, {"seed": 0}, resume=False).records == {}

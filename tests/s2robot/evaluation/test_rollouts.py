@@ -255,7 +255,7 @@ def test_a_folder_goes_on_with_its_own_policy_alone(checkpoint, tmp_path, capsys
     summary = evaluate_policy(cfg, folder, out)
     told = ["camera left moved by 2 cm and 0 degrees", "camera left field of view 60 -> 45 degrees"]
     assert summary["world_changes"] == told  # and nothing of the hand's camera, nor of the frames' size
-    assert f"note: this world is not the demos': {'; '.join(told)}" in capsys.readouterr().out
+    assert f"note: this world differs from the demos' world: {'; '.join(told)}" in capsys.readouterr().out
     assert json.loads((out / "summary.json").read_text()) == summary
     assert (summary["episodes"], summary["control"], summary["robot"]) == (1, "blind", "xarm7")
     assert summary["cameras"] == list(CAMERAS) and summary["seed"] == 10000
