@@ -124,7 +124,7 @@ class Lineage:
     def note(self) -> str:
         """A line for the user about checkpoints with an incomplete lineage; "" without such checkpoints."""
         without = f"{', '.join(self.unknown)} does not store its complete lineage"
-        return f"cannot verify that all of these are unseen: {without}" if self.unknown else ""
+        return f"unknown whether all of these are unseen: {without}" if self.unknown else ""
 
 
 def rounds_of(folder: Path) -> list[dict[str, Any]]:

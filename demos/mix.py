@@ -46,7 +46,7 @@ class Mix(EpisodeStore):
         return self.fingerprint if episodes == len(self) else ""
 
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
-        self._known("data", key)
+        self._check_key("data", key)
         pieces = [
             m.read(key, max(start - at, 0), min(stop - at, m.num_steps))
             for m, at in zip(self.members, self.rows, strict=False)
@@ -55,7 +55,7 @@ class Mix(EpisodeStore):
         return np.concatenate(pieces) if pieces else self.members[0].read(key, 0, 0)
 
     def meta(self, key: str) -> np.ndarray:
-        self._known("meta", key)
+        self._check_key("meta", key)
         return np.concatenate([m.meta(key) for m in self.members])
 
     @property
@@ -67,7 +67,7 @@ class Mix(EpisodeStore):
         return tuple(k for k in self.members[0].meta_keys if all(k in m.meta_keys for m in self.members))
 
     def shape(self, key: str) -> tuple[int, ...]:
-        self._known("data", key)
+        self._check_key("data", key)
         return self.members[0].shape(key)
 
 

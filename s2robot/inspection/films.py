@@ -12,7 +12,7 @@ from PIL import Image
 from s2robot.core.progress import Update
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
-from s2robot.demos.replay import camera_sizes, episode_frames, opened, world_of_demos
+from s2robot.demos.replay import camera_sizes, episode_frames, open_cached, world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.frames import at_height
 from s2robot.inspection.tables import FrameStats
@@ -88,7 +88,7 @@ def film(
 
     def canvases() -> Iterator[np.ndarray]:
         last: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # camera -> frame before, its brightness
-        for step in _frames(opened(path, episode), episode, world):
+        for step in _frames(open_cached(path, episode), episode, world):
             canvas = np.full((layout.height, layout.width, 3), 255, np.uint8)
             for (camera, (left, top, wide, high)), image in zip(layout.places.items(), step, strict=True):
                 thin, change = _brightness(image), 255.0
