@@ -1,3 +1,3 @@
-"""Demonstrations: the episode store and what records, replays and shows it."""
+"""Demonstrations: the episode store, recording, replay and dataset formats."""
 
-import s2robot.envs  # noqa: F401 (chooses how MuJoCo draws, before anything imports mujoco)
+import s2robot.envs  # noqa: F401 (selects MuJoCo's renderer before anything imports mujoco)

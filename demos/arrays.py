@@ -1,4 +1,4 @@
-"""The arrays of a dataset on disk; errors name the file that is broken."""
+"""Read and write the arrays of a dataset on disk; errors name the broken file."""
 
 import math
 import os
@@ -22,17 +22,17 @@ from s2robot.demos.bounds import FREE, check_size, json_file, number_type, unpac
 from s2robot.demos.errors import DatasetError, disk_error, mismatch, readable
 
 ENDS = "meta/episode_ends"
-ENDS_CHUNK = 4096  # episodes in a chunk of meta arrays
-CHUNK_BYTES = 1 << 20  # of a data file before compression: few files, and little to rewrite in an append
-FRAMES = 8  # decoded together at most: few for random reads, and enough to store what they share once
+ENDS_CHUNK = 4096  # episodes per chunk of a meta array
+CHUNK_BYTES = 1 << 20  # uncompressed size of a data file: few files, and appends rewrite little
+FRAMES = 8  # images per chunk: few for fast random reads, enough to compress what they share
 ZSTD = {"id": "zstd"}
-LEVEL, QUICK_LEVEL = 5, 2  # of zstd; the second for imported datasets, which are large
-VERIFY_BYTES = 64 << 20  # arrays up to this size are decoded on opening; larger ones when they are read
+LEVEL, QUICK_LEVEL = 5, 2  # zstd levels; the second is for imported datasets, which are large
+VERIFY_BYTES = 64 << 20  # arrays up to this size are verified on opening, larger ones on reading
 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """One array of the dataset folder `root`; `name` is "data/<key>" or "meta/<key>"."""
+    """An array in the dataset folder `root`, named "data/<key>" or "meta/<key>"."""
 
     root: Path
     name: str
@@ -40,66 +40,66 @@ class StoredArray:
 
     @classmethod
     def open(cls, root: Path, name: str, mode: str = "r") -> "StoredArray":
-        """Open an array to read ("r") or also to write ("a"). Raises DatasetError without one."""
-        place = folder_of(name)
-        file = root / place / "zarr.json"
+        """Open an array to read ("r") or to read and write ("a"); DatasetError if it does not exist."""
+        folder = folder_of(name)
+        file = root / folder / "zarr.json"
         _check_layout(file, json_file(file))
         storage = LocalStore(root, read_only=mode == "r")
-        # empty chunks are written, so that a lost chunk never reads as zeros
+        # write empty chunks, so that a missing chunk is an error and never reads as zeros
         with readable(file), zarr.config.set({"array.write_empty_chunks": True}):
-            array = zarr.open_array(storage, path=place, mode="r" if mode == "r" else "r+", zarr_format=3)
+            array = zarr.open_array(storage, path=folder, mode="r" if mode == "r" else "r+", zarr_format=3)
         return cls(root, name, array)
 
     # zarr recomputes some of these on every access
     folder = cached_property(lambda self: self.root / folder_of(self.name))
     dtype = cached_property(lambda self: self.array.dtype)
     chunks = cached_property(lambda self: self.array.chunks)
-    # of one or many chunks
+    # rows per file, which holds one chunk or a shard of many
     file_rows = cached_property(lambda self: (self.array.shards or self.array.chunks)[0])
 
     def chunk_files(self, rows: int, first: int = 0) -> Iterator[tuple[int, Path]]:
-        """Yield number and file of the files of the first `rows` rows, from the file `first` on."""
+        """Yield (number, path) of the files that hold the first `rows` rows, starting with file `first`."""
         for i in range(first, -(-rows // self.file_rows)):
             key = self.array.metadata.encode_chunk_key((i,) + (0,) * (self.array.ndim - 1))
             yield i, self.folder / key
 
     def check(self, expected: int) -> None:
-        """Refuse an array of fewer than `expected` rows, with a missing chunk, or, up to VERIFY_BYTES, a broken one."""
+        """Reject an array with fewer than `expected` rows, a missing chunk or (up to VERIFY_BYTES) a broken one."""
         array, folder = self.array, self.folder
         if array.shape[0] < expected:
-            raise mismatch(folder, f"{expected} rows by {ENDS}", array.shape[0])
-        check_size(folder, array.dtype.itemsize * math.prod(array.chunks), self._stored(expected))
+            raise mismatch(folder, f"{expected} rows according to {ENDS}", array.shape[0])
+        check_size(folder, array.dtype.itemsize * math.prod(array.chunks), self._stored_bytes(expected))
         if array.dtype.itemsize * math.prod(array.shape[1:]) * expected <= VERIFY_BYTES:
             self.read(0, expected)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Read rows `start` to `stop`. Raises DatasetError with the file of a missing or broken chunk."""
-        # zarr's own reader allocates the size in a chunk's header, and reads a missing chunk as zeros
+        """Read rows `start` to `stop`; DatasetError names the file of a missing or broken chunk."""
+        # zarr's reader trusts the size in a chunk's header, and reads a missing chunk as zeros
         chunks, stop = self.chunks, min(stop, self.array.shape[0])
         shape = (max(stop - start, 0), *chunks[1:])
         size = self.dtype.itemsize * (math.prod(shape) + math.prod(chunks))
         if shape[0] and size > FREE:
-            check_size(self.folder, size, self._stored(stop, start // self.file_rows))
+            check_size(self.folder, size, self._stored_bytes(stop, start // self.file_rows))
         out = np.empty(shape, self.dtype)
-        for first, file, data in self._packed(start, stop) if shape[0] else ():
+        for first, file, data in self._packed_chunks(start, stop) if shape[0] else ():
             chunk = unpack(file, ZSTD, data, chunks, self.dtype, "C")
-            least, most = max(start, first), min(stop, first + chunks[0])
-            out[least - start : most - start] = chunk[least - first : most - first]
+            begin, end = max(start, first), min(stop, first + chunks[0])
+            out[begin - start : end - start] = chunk[begin - first : end - first]
         return out
 
-    def _packed(self, start: int, stop: int) -> Iterator[tuple[int, Path, bytes]]:
-        """Yield the first row, the file and the bytes of each chunk that holds some of these rows."""
-        rows, each = self.file_rows, self.chunks[0]
+    def _packed_chunks(self, start: int, stop: int) -> Iterator[tuple[int, Path, bytes]]:
+        """Yield the first row, the file and the packed bytes of each chunk that overlaps these rows."""
+        rows, step = self.file_rows, self.chunks[0]
         for i, file in self.chunk_files(stop, start // rows):
-            if rows == each:
+            if rows == step:
                 yield i * rows, file, read_bytes(file)
                 continue
-            wanted = range(max(start - i * rows, 0) // each, -(-min(stop - i * rows, rows) // each))
-            for k, data in zip(wanted, _pieces(file, rows // each, wanted), strict=True):
-                yield i * rows + k * each, file, data
+            chunks = range(max(start - i * rows, 0) // step, -(-min(stop - i * rows, rows) // step))
+            for k, data in zip(chunks, _read_shard(file, rows // step, chunks), strict=True):
+                yield i * rows + k * step, file, data
 
-    def _stored(self, rows: int, first: int = 0) -> int:
-        """Sum up the bytes of `chunk_files`; DatasetError for a missing one."""
+    def _stored_bytes(self, rows: int, first: int = 0) -> int:
+        """Return the total size of `chunk_files` in bytes; DatasetError if one is missing."""
         total = 0
         for _, file in self.chunk_files(rows, first):
             with readable(file):
@@ -107,7 +107,7 @@ class StoredArray:
         return total
 
     def extend(self, start: int, values: np.ndarray) -> None:
-        """Write rows after the first `start` ones, and drop what was there."""
+        """Write rows from `start` on, and drop the rows that were there."""
         self.array.resize((start + len(values), *self.array.shape[1:]))
         self.array[start:] = values
 
@@ -115,10 +115,10 @@ class StoredArray:
 def create_array(
     group: zarr.Group, name: str, dtype: np.dtype, shape: tuple[int, ...], level: int = LEVEL
 ) -> zarr.Array:
-    """Create an array without rows, each of `shape`, in place of an existing one."""
+    """Create an array of no rows, each row of shape `shape`; an existing array is replaced."""
     row = max(dtype.itemsize * math.prod(shape), 1)
     rows, shards = ENDS_CHUNK if name.startswith("meta/") else max(4, CHUNK_BYTES // row), None
-    if name.startswith("data/images_") and (count := rows // FRAMES):  # small chunks, many in a file
+    if name.startswith("data/images_") and (count := rows // FRAMES):  # small chunks, many per file
         rows, shards = FRAMES, (FRAMES * count, *shape)
     return group.create_array(
         folder_of(name),
@@ -128,36 +128,36 @@ def create_array(
         shards=shards,
         compressors=ZstdCodec(level=level, checksum=True),
         fill_value=0,
-        chunk_key_encoding={"name": "default", "separator": "."},  # flat: c.0.0 beside zarr.json
+        chunk_key_encoding={"name": "default", "separator": "."},  # flat: c.0.0 next to zarr.json
         config={"write_empty_chunks": True},
-        # zarr writes in threads: one that a failed write left behind may still write its file
+        # a zarr thread left over from a failed write may still be writing its file
         overwrite=True,
     )
 
 
 def define_arrays(root: Path, attributes: Mapping, specs: Mapping) -> dict[str, StoredArray]:
-    """Create the arrays (name -> [dtype, shape of a row]) of a first episode, and remove those of a lost one."""
+    """Create the arrays of the first episode (name -> [dtype, shape of a row]); remove those of a lost one."""
     for folder in (*(root / "data").iterdir(), *(root / "meta").iterdir()):
         if folder.is_dir() and folder.name != "episode_ends":
             shutil.rmtree(folder)
     group = zarr.open_group(LocalStore(root), mode="r+", zarr_format=3)
     level = QUICK_LEVEL if "source" in attributes else LEVEL
-    made = {
+    arrays = {
         name: StoredArray(root, name, create_array(group, name, np.dtype(dtype), tuple(shape), level))
         for name, (dtype, shape) in specs.items()
     }
     group.attrs.put({**attributes, "arrays": specs})
-    return made
+    return arrays
 
 
 def folder_of(name: str) -> str:
-    """Return an array's folder in the dataset: data/images_wrist/left is in data/images_wrist%2Fleft."""
+    """Return an array's folder in the dataset: data/images_wrist%2Fleft for data/images_wrist/left."""
     kind, _, key = name.partition("/")
     return f"{kind}/{quote(key, safe='')}"
 
 
 def _check_layout(file: Path, about: Mapping[str, Any]) -> None:
-    """Refuse an array that our writer never makes: anything but numbers in whole rows, packed by zstd, alone or in shards."""
+    """Reject any layout that our writer does not produce: numbers in whole rows, zstd, with or without shards."""
     number_type(file, about.get("data_type"))
     with readable(file):
         codecs, shape = about["codecs"], about["shape"]
@@ -174,27 +174,27 @@ def _check_layout(file: Path, about: Mapping[str, Any]) -> None:
         raise mismatch(file, "bytes, zstd and whole rows in a chunk", got)
 
 
-def _pieces(file: Path, count: int, wanted: range) -> list[bytes]:
-    """Return some chunks of a shard of `count`, whose index ends the file: offset and size of each (DatasetError)."""
+def _read_shard(file: Path, count: int, chunks: range) -> list[bytes]:
+    """Return `chunks` of a shard that holds `count`; its index of (offset, size) ends the file (DatasetError)."""
     with readable(file):
-        number = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would never open
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would block forever
         try:
-            begin = os.fstat(number).st_size - 4 - 16 * count  # after the index: its checksum
-            index = np.frombuffer(os.pread(number, 16 * count, begin), "<u8").reshape(count, 2)
-            places = index[wanted.start : wanted.stop].tolist()
-            # as of a chunk that was never written
-            if any(offset + length > begin for offset, length in places):
-                raise mismatch(file, f"chunks in its first {begin} bytes", places)
-            return [os.pread(number, length, offset) for offset, length in places]
+            begin = os.fstat(descriptor).st_size - 4 - 16 * count  # a checksum follows the index
+            index = np.frombuffer(os.pread(descriptor, 16 * count, begin), "<u8").reshape(count, 2)
+            spans = index[chunks.start : chunks.stop].tolist()
+            # also true of a chunk that was never written
+            if any(offset + length > begin for offset, length in spans):
+                raise mismatch(file, f"chunks in its first {begin} bytes", spans)
+            return [os.pread(descriptor, length, offset) for offset, length in spans]
         finally:
-            os.close(number)
+            os.close(descriptor)
 
 
 def committed_ends(stored: StoredArray) -> np.ndarray:
-    """Where each committed episode ends: before the first zero of `meta/episode_ends` (DatasetError).  # (episodes,)"""
+    """Return the ends of the committed episodes, those before the first zero (DatasetError).  # (episodes,)"""
     size = stored.array.shape[0]
     files = [file for _, file in stored.chunk_files(size)]
-    # a commit that starts a chunk holds one episode: only that chunk may still be unwritten
+    # a commit that starts a chunk adds one episode, so only that chunk may be unwritten
     if size % stored.array.chunks[0] == 1 and not files[-1].is_file():
         size -= 1
     ends = stored.read(0, size)
@@ -207,7 +207,7 @@ def committed_ends(stored: StoredArray) -> np.ndarray:
 
 @contextmanager
 def new_path(out: Path) -> Iterator[Path]:
-    """Yield a temporary name that is renamed to `out` at the end, and removed if that fails (DatasetError)."""
+    """Yield a temporary path, renamed to `out` on success and removed on failure (DatasetError)."""
     if os.path.lexists(out):
         raise DatasetError(f"{out}: exists already, expected a new path; nothing was overwritten")
     part = out.with_name(f".{uuid.uuid4().hex}.partial.{out.name}")
@@ -221,5 +221,5 @@ def new_path(out: Path) -> Iterator[Path]:
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
         else:
-            with suppress(OSError):  # it was never made, or its parent is no folder
+            with suppress(OSError):  # it was never created, or its parent is not a folder
                 part.unlink()

@@ -1,6 +1,6 @@
-"""Bind a dataset that names no world to a task: check that they fit, and fill what the dataset leaves open.
+"""Bind a dataset without a world to a task: check that they match, and fill in the missing attributes.
 
-bound(EpisodeStore.open("pusht.zarr"), settings).attrs["env_config"]     # settings of the world, stored in checkpoints
+bound(EpisodeStore.open("pusht.zarr"), settings).attrs["env_config"]     # the world's settings, stored in checkpoints
 """
 
 import math
@@ -18,76 +18,76 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.frames import as_image_size
 from s2robot.envs.tasks import DEFAULT, make_cached, settings_class
 
-ANY = ("unknown", "none", "parts")  # robots and action frames that leave it open
-ASPECT = 0.01  # difference of two images' height over width that is rounding
+ANY = ("unknown", "none", "parts")  # robots and action frames that match any other
+ASPECT = 0.01  # relative difference of two aspect ratios that is rounding
 Limits = tuple[np.ndarray, np.ndarray]
 
 
 def names_no_world(about: Mapping[str, Any]) -> bool:
-    """Whether a dataset or a contract is of no known world; recordings of an arm are of the default one."""
-    named = about["action_frame"] == settings_class(DEFAULT).action_frame
-    return not (about["env_config"] or named or about.get("kind") == "states")
+    """Return whether a dataset or contract has no known world; recordings of an arm have the default one."""
+    is_default = about["action_frame"] == settings_class(DEFAULT).action_frame
+    return not (about["env_config"] or is_default or about.get("kind") == "states")
 
 
 def is_open(about: Mapping[str, Any], world: Any = None) -> bool:
-    """Whether a dataset or a contract names no world, and another than the default one was chosen for it."""
+    """Return whether a dataset or contract has no world, and the user chose one other than the default."""
     return names_no_world(about) and world is not None and world.task != DEFAULT
 
 
 def bind(about: Mapping[str, Any], world: Any, where: object) -> tuple[dict[str, Any], Any]:
-    """Return attributes of a dataset or a contract with those of a world, and the world with the dataset's cameras.
+    """Return a dataset's or contract's attributes with those of a world, and the world with the dataset's cameras.
 
-    UserError names in one line everything in which they differ.
+    The one line of a UserError lists all differences.
     """
     sizes = {c: tuple(g["size"]) for c, g in about["camera_geometry"].items() if "size" in g}
     world = world.seen_as(about["cameras"])
     if sizes.keys() >= {*world.cameras}:
         world = world.replace(image_size=as_image_size({c: sizes[c] for c in world.cameras}))
     env, wrong = make_cached(world, draw=False), list[str]()
-    theirs = env.describe()
+    world_about = env.describe()
     if {*about["cameras"]} - {*world.cameras}:
-        both = (", ".join(x["cameras"]) for x in (theirs, about))
+        both = (", ".join(x["cameras"]) for x in (world_about, about))
         wrong.append("cameras: expected {}, found {}".format(*both))
     for name, (height, width) in env.native_sizes().items():
         size = sizes.get(name, (height, width))
         if abs(size[0] * width / (size[1] * height) - 1) > ASPECT:
             wrong.append(f"camera {name}: expected the shape {height} x {width}, found {size[0]} x {size[1]}")
-    return filled(about, theirs, f"{where} in {theirs['env_version']}", wrong), world
+    return filled(about, world_about, f"{where} in {world_about['env_version']}", wrong), world
 
 
 def filled(
-    about: Mapping[str, Any], theirs: Mapping[str, Any], where: object, wrong: Sequence[str] = ()
+    about: Mapping[str, Any], world_about: Mapping[str, Any], where: object, wrong: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return attributes with those of a world or of a contract bound to it; UserError names what differs, ``wrong`` included."""
-    taken, wrong = {"source": {"format": "s2robot", "name": "unknown"}, **about}, list(wrong)
+    """Fill attributes in from a world, or a contract bound to it; UserError lists all differences and ``wrong``."""
+    attributes, wrong = {"source": {"format": "s2robot", "name": "unknown"}, **about}, list(wrong)
 
     def check(key: str, same: bool, expected: object, found: object) -> None:
         if not same:
             wrong.append(f"{key}: expected {expected}, found {found}")
 
     for key in ("robot", "action_frame"):
-        own, other = about[key], theirs[key]
+        own, other = about[key], world_about[key]
         check(key, own == other or own in ANY or other in ANY, other, own)
     for key in ("action", "proprio"):
-        ours, parts = parts_of(about, key), parts_of(theirs, key)
-        values = all(part.kind == "absolute" for part in (*ours, *parts))
-        more = size_of(ours) - size_of(parts)
-        same = same_parts(ours, parts) or (values and not more)
-        hint = f" ({key}=<array>[:{size_of(parts)}] chooses columns)" if more > 0 else ""
-        check(key, same, words(parts), words(ours) + hint)
-        if same and len(parts) == 1 and any(part.names for part in ours):
-            parts = (parts[0].replace(names=tuple(number_names(ours))),)
-        taken[f"{key}_parts"] = plain(parts)
-    rates = theirs["rate_hz"], about["rate_hz"]
+        own_parts, parts = parts_of(about, key), parts_of(world_about, key)
+        are_absolute = all(part.kind == "absolute" for part in (*own_parts, *parts))
+        extra = size_of(own_parts) - size_of(parts)
+        same = same_parts(own_parts, parts) or (are_absolute and not extra)
+        hint = f" ({key}=<array>[:{size_of(parts)}] chooses columns)" if extra > 0 else ""
+        check(key, same, words(parts), words(own_parts) + hint)
+        if same and len(parts) == 1 and any(part.names for part in own_parts):
+            parts = (parts[0].replace(names=tuple(number_names(own_parts))),)
+        attributes[f"{key}_parts"] = plain(parts)
+    rates = world_about["rate_hz"], about["rate_hz"]
     check("rate_hz", math.isclose(*rates, rel_tol=1e-3), *(f"{rate:g}" for rate in rates))
     if wrong:
         raise UserError(f"{where}: {'; '.join(wrong)}")
     keys = ("robot", "action_frame", "rate_hz", "env_version", "env_config")
-    return taken | {key: theirs[key] for key in keys if key in theirs}
+    return attributes | {key: world_about[key] for key in keys if key in world_about}
 
 
 class BoundStore(EpisodeStore):
-    """A dataset with the attributes of a world. Its fingerprint stays, and so do its cached features."""
+    """A dataset with the attributes of a world; its fingerprint, and so its cached features, stay the same."""
 
     def __init__(self, path: Path, attributes: dict[str, Any], limits: Limits | None = None):
         super().__init__(path, "r")
@@ -104,8 +104,8 @@ class BoundStore(EpisodeStore):
 
 
 def bound(store: EpisodeStore, world: Any, clip: bool = False, path: object = None) -> EpisodeStore:
-    """Return a dataset bound to ``world`` if it names none, else itself; UserError as :func:`bind`, and for actions beyond the
-    world's limits, which ``clip`` cuts. ``path``: of the dataset, if the store is a copy."""
+    """Bind a dataset without a world to ``world``; return other datasets unchanged. UserError: as :func:`bind`, or for
+    actions beyond the world's limits, unless ``clip``. ``path``: the original dataset, if the store is a copy."""
     about, where = store.attrs, path or store.path
     if not is_open(about, world):
         return store
@@ -120,17 +120,17 @@ def bound(store: EpisodeStore, world: Any, clip: bool = False, path: object = No
     if not outside.any():
         return BoundStore(store.path, attributes)
     step, column = np.unravel_index(int(np.argmax(beyond)), beyond.shape)
-    got = f"{100 * outside.mean():.2g} % of the steps outside, {actions[step, column]:.4g} the farthest"
+    got = f"{100 * outside.mean():.2g} % of the steps outside, the farthest {actions[step, column]:.4g}"
     if not clip:
         limits = f"{low[column]:g} to {high[column]:g} in {attributes['env_version']}"
-        hint = "clip=true cuts them, and for task=gym task.bounded=false ignores the limits"
+        hint = "clip=true clips them; for task=gym, task.bounded=false ignores the limits"
         raise DatasetError(f"{where}: action {column + 1}: expected {limits}, found {got}; {hint}")
-    print(f"note: {where}: actions are cut to the world's limits: {got}", flush=True)
+    print(f"note: {where}: actions are clipped to the world's limits: {got}", flush=True)
     return BoundStore(store.path, attributes, (low, high))
 
 
 def _limits(about: Mapping[str, Any]) -> Limits:
-    """Return the low and high limit of each action component, infinite where it has none."""
+    """Return the lower and upper limit of each action component; infinite if it has none."""
     ends: list[Limits] = []
     for part in parts_of(about, "action"):
         known = part.low is not None or part.kind == "binary"

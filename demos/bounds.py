@@ -1,4 +1,4 @@
-"""Limits on what a foreign dataset can make this machine do: plain numbers, few codecs, memory by the stored bytes."""
+"""Limits for untrusted datasets: plain numbers, a few codecs, and memory in proportion to the stored bytes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,32 +11,32 @@ from s2robot.core.files import parse_json, read_text
 from s2robot.core.settings import read
 from s2robot.demos.errors import mismatch, readable
 
-FREE = 256 << 20  # bytes that a read may always take: constant images compress without limit
-RATIO = 2000  # bytes in memory for each stored byte beyond that; deflate ends at 1032
+FREE = 256 << 20  # bytes that any read may allocate: constant images compress without limit
+RATIO = 2000  # bytes in memory per stored byte beyond that; deflate reaches 1032
 CODECS = ("blosc", "zstd", "lz4", "zlib", "gzip")
-IMAGE_CODECS = ("imagecodecs_jpeg2k", "imagecodecs_jpegxl")  # of diffusion_policy's image caches
+IMAGE_CODECS = ("imagecodecs_jpeg2k", "imagecodecs_jpegxl")  # in diffusion_policy's image caches
 
 
 def most_bytes(stored: int) -> int:
-    """Return the bytes in memory that a read of so many stored bytes may take."""
+    """Return the bytes that a read of `stored` bytes may allocate."""
     return max(FREE, RATIO * stored)
 
 
 def check_size(where: object, size: int, stored: int) -> None:
-    """Refuse a read of `size` bytes in memory that `stored` bytes on disk do not explain (DatasetError)."""
+    """Reject a read that allocates more than `stored` bytes on disk can justify (DatasetError)."""
     if size > most_bytes(stored):
         raise mismatch(where, f"at most {RATIO} times the {stored} stored bytes", f"{size} bytes")
 
 
 def check_frame(where: object, found: tuple[int, int], declared: tuple[int, int], stored: int) -> None:
-    """Refuse an image whose header declares more pixels (H, W) than the dataset, or than its bytes can hold."""
+    """Reject an image whose header claims more pixels (H, W) than the dataset declares or its bytes can hold."""
     if found[0] * found[1] > declared[0] * declared[1]:
         raise mismatch(where, f"{declared[0]} x {declared[1]} px", f"{found[0]} x {found[1]} px")
     check_size(where, 3 * found[0] * found[1], stored)
 
 
 def number_type(where: object, name: object) -> np.dtype:
-    """Return the dtype that foreign metadata names; DatasetError if it is no plain number of up to 8 bytes."""
+    """Return the dtype in untrusted metadata; DatasetError if it is not a plain number of at most 8 bytes."""
     try:
         dtype = np.dtype(name)  # type: ignore[call-overload]
     except (TypeError, ValueError, SyntaxError):
@@ -49,9 +49,9 @@ def number_type(where: object, name: object) -> np.dtype:
 def unpack(
     where: object, codec: Mapping[str, Any], data: bytes, shape: tuple[int, ...], dtype: np.dtype, order: Any
 ) -> np.ndarray:
-    """Return the numbers of a chunk, decoded into a buffer of its size: more is never allocated (DatasetError: broken).
+    """Decode a chunk into a buffer of the expected size, so that it cannot allocate more (DatasetError: broken).
 
-    ``codec``: its zarr 2 configuration, `id` one of CODECS or IMAGE_CODECS; {}: the bytes as they are.
+    ``codec``: its zarr 2 configuration, with an `id` from CODECS or IMAGE_CODECS; {}: uncompressed bytes.
     """
     kind = codec.get("id", "")
     with readable(where):
@@ -66,7 +66,7 @@ def unpack(
 
 
 def _declared_size(codec: str, head: bytes) -> int | None:
-    """Return the unpacked size in a chunk's header, -1 if it is left open; None for a codec without such a field."""
+    """Return the unpacked size in a chunk's header, -1 if it is missing; None for codecs without such a field."""
     if codec == "blosc":
         return int.from_bytes(head[4:8], "little")
     if codec == "lz4":

@@ -1,4 +1,4 @@
-"""Errors in datasets that a user can cause."""
+"""Errors about datasets that a user can cause."""
 
 import errno
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ class DiskError(DatasetError):
 
 
 def mismatch(where: object, expected: object, got: object) -> DatasetError:
-    """The error of a file or key that does not hold what is expected."""
+    """Return the error for a file or key with unexpected contents."""
     return DatasetError(f"{where}: expected {expected}, got {got}")
 
 
 def disk_error(path: object, error: OSError, consequence: str) -> DiskError:
-    """The error of a write to `path` that failed."""
+    """Return the error for a failed write to `path`."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     what = "the disk is full" if full else "writing failed"
     return DiskError(f"{path}: {what} ({error.strerror or error}), {consequence}")
@@ -33,8 +33,8 @@ def readable(where: object) -> Iterator[None]:
     try:
         yield
     except (NameError, ImportError):
-        raise  # of the program, not of the file
-    except Exception as error:  # libraries raise many kinds for bad bytes
+        raise  # a fault of the program, not of the file
+    except Exception as error:  # libraries raise many kinds of errors for bad bytes
         if getattr(error, "user_error", False):
             raise
         text = " ".join(f"{type(error).__name__}: {error}".split())[:160]

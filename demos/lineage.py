@@ -1,8 +1,8 @@
-"""Which episodes and positions a policy and its ancestors were trained on, whatever format the episodes are in.
+"""Track which episodes and positions a policy and its ancestors were trained on, in any dataset format.
 
-An episode has two keys: a hash of its actions and one of its proprioception, both as float32 and independent of the order
-of the columns, of names, formats, dtypes, images (video is lossy) and the rate. One equal key is a match, so a copy with
-other actions, such as absolute targets, is recognised by its states.
+An episode has two keys: a hash of its actions and one of its proprioception. Both use float32 and do not depend on the
+order of columns, names, formats, dtypes, images (video is lossy) or the rate. One equal key is a match, so a copy with
+converted actions, such as absolute targets, is still recognised by its proprioception.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 
-CORRECTIONS = "corrections.json"  # in a dataset: the positions that rounds of corrections tried
-# use of a position -> its words in an error
+CORRECTIONS = "corrections.json"  # in a dataset: the positions that correction rounds tried
+# how a position was used -> text of the error
 USES = {
     "recorded": "the demos of {} were recorded at",
-    "corrected": "were tried in the rounds of corrections of {}",
+    "corrected": "were tried in the correction rounds of {}",
     "selected": "chose among the checkpoints of {}",
 }
 TRAINING = ("recorded", "corrected")
@@ -34,7 +34,7 @@ Keys = tuple[str, ...]
 
 
 def episode_keys(store: EpisodeStore) -> list[Keys]:
-    """Return the keys of each episode. Constant arrays get none, because they do not identify an episode."""
+    """Return the keys of each episode; constant arrays have none, because they do not identify an episode."""
     names = [name for name in ("action", "proprio") if name in store.keys]
     arrays = [np.asarray(store[name], np.float32).reshape(store.num_steps, -1) for name in names]
     found = []
@@ -51,39 +51,39 @@ def episode_keys(store: EpisodeStore) -> list[Keys]:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What a policy, its ancestors included, was trained on and selected by."""
+    """The episodes and positions that trained and selected a policy and its ancestors."""
 
-    hashes: frozenset[str] = frozenset()  # keys of the episodes that were trained on
-    positions: Mapping[str, frozenset[int]] = field(default_factory=dict)  # a key of USES -> seeds
-    unknown: tuple[str, ...] = ()  # checkpoints among them that do not store all of it
+    hashes: frozenset[str] = frozenset()  # keys of the training episodes
+    positions: Mapping[str, frozenset[int]] = field(default_factory=dict)  # key of USES -> seeds
+    unknown: tuple[str, ...] = ()  # checkpoints with an incomplete lineage
 
     @classmethod
     def of(cls, contract: Mapping[str, Any], name: str | Path = "the policy") -> "Lineage":
         """Read it from the contract of the checkpoint ``name``."""
         if (stored := contract.get("lineage")) is None:
-            seeds = (contract.get("dataset") or {}).get("seeds") or ()  # the positions of its own demos alone
+            seeds = (contract.get("dataset") or {}).get("seeds") or ()  # only the positions of its own demos
             return cls(positions={"recorded": frozenset(map(int, seeds))}, unknown=(str(name),))
         positions = {use: frozenset(map(int, seeds)) for use, seeds in stored["positions"].items()}
         return cls(frozenset(stored.get("episode_hashes", ())), positions, tuple(stored["unknown"]))
 
     def stored(self) -> dict[str, Any]:
-        """Return the JSON that `of` reads."""
+        """Return the lineage as JSON, to be read by `of`."""
         positions = {use: sorted(seeds) for use, seeds in self.positions.items() if seeds}
         return {"episode_hashes": sorted(self.hashes), "positions": positions, "unknown": list(self.unknown)}
 
     def trained_on(self, store: EpisodeStore, episodes: Collection[int]) -> "Lineage":
-        """Add these episodes of a dataset, and all positions that it was recorded at."""
+        """Add these episodes of a dataset, and all positions at which it was recorded."""
         keys = episode_keys(store)
         parts = list(store.members) if isinstance(store, Mix) else [store]
         recorded = [int(seed) for part in parts if "seed" in part.meta_keys for seed in part.meta("seed")]
         rounds = [each for part in parts for each in rounds_of(part.path)]
-        # those without a correction, too
+        # including positions that needed no correction
         tried = [seed for each in rounds for seed in range(*each["positions"])]
         found = self._with_positions("recorded", recorded)._with_positions("corrected", tried)
         return replace(found, hashes=self.hashes.union(*(keys[i] for i in episodes)))
 
     def selected_by(self, positions: Collection[int]) -> "Lineage":
-        """Add positions whose results chose among its checkpoints."""
+        """Add positions whose results selected a checkpoint."""
         return self._with_positions("selected", positions)
 
     def _with_positions(self, use: str, seeds: Collection[int]) -> "Lineage":
@@ -95,13 +95,13 @@ class Lineage:
         return [i for i, keys in enumerate(episode_keys(store)) if self.hashes.intersection(keys)]
 
     def spent(self, store: EpisodeStore) -> list[int]:
-        """Return the numbers of the episodes that cannot be held out: those seen, and those that occur twice."""
+        """Return the numbers of the episodes that cannot be held out: seen ones and duplicates."""
         keys = episode_keys(store)
         counts = Counter(keys)
         return [i for i, own in enumerate(keys) if counts[own] > 1 or self.hashes.intersection(own)]
 
     def check_held_out(self, store: EpisodeStore, train: np.ndarray, held_out: np.ndarray) -> None:
-        """Refuse to hold out an episode that was trained on, or whose copy is trained on (DatasetError)."""
+        """Reject held-out episodes that were trained on, or whose copy is in the training set (DatasetError)."""
         keys = episode_keys(store) if len(held_out) else []
         copies = {keys[i]: i for i in train} if len(held_out) else {}
         for i in held_out:
@@ -114,7 +114,7 @@ class Lineage:
     def refuse(
         self, positions: range, policy: str | Path, key: str, uses: Collection[str] = tuple(USES)
     ) -> None:
-        """Refuse positions (seeds), which the setting `key` chose, that a policy or an ancestor met (DatasetError)."""
+        """Reject positions (seeds) from the setting `key` that a policy or an ancestor has used (DatasetError)."""
         for use in uses:
             if met := self.positions.get(use, frozenset()).intersection(positions):
                 found = f"{len(met)} that {USES[use].format(policy)} (first {min(met)}); choose another {key}"
@@ -122,19 +122,19 @@ class Lineage:
 
     @property
     def note(self) -> str:
-        """A line for the user about checkpoints without a lineage; "" if there are none."""
-        without = f"{', '.join(self.unknown)} does not store what it and its ancestors were trained on"
-        return f"unknown whether all of this is unseen: {without}" if self.unknown else ""
+        """A line for the user about checkpoints with an incomplete lineage; "" without such checkpoints."""
+        without = f"{', '.join(self.unknown)} does not store its complete lineage"
+        return f"unknown whether all of these are unseen: {without}" if self.unknown else ""
 
 
 def rounds_of(folder: Path) -> list[dict[str, Any]]:
-    """Return what :func:`note_round` has stored in a dataset's folder."""
+    """Return the rounds that :func:`note_round` has stored in a dataset's folder."""
     file = folder / CORRECTIONS
     return read_json(file) if file.is_file() else []
 
 
 def note_round(folder: Path, now: dict[str, Any]) -> None:
-    """Store once which `positions` a round of corrections tries, and how, whether or not they need help."""
+    """Store the `positions` and settings of a correction round once, whether or not they need corrections."""
     if now not in (before := rounds_of(folder)):
         write_json(folder / CORRECTIONS, [*before, now])
 
@@ -142,8 +142,8 @@ def note_round(folder: Path, now: dict[str, Any]) -> None:
 def open_copy(
     out: Path, demos: EpisodeStore, count: int, fill: Callable[[EpisodeStore], None], adds: bool = False
 ) -> EpisodeStore:
-    """Return the dataset that corrections are appended to; if there is none, one that ``fill`` begins with the first ``count`` demos
-    (``adds``: and to which it adds arrays). UserError: one that begins otherwise."""
+    """Open the dataset of corrections to append to; ``fill`` starts a new one with the first ``count`` demos.
+    ``adds``: `fill` also adds arrays. UserError: an existing dataset starts with other episodes."""
     begin = demos.fingerprint_of_first(count)
     if not os.path.lexists(out):
         part = out.with_name(f".{out.name}.partial")
@@ -153,7 +153,7 @@ def open_copy(
             fill(copy)
         os.rename(part, out)
     store = EpisodeStore.open(out)
-    known = store.attrs.get("began_with")  # of a copy to which `fill` has added arrays
+    known = store.attrs.get("began_with")  # in a copy to which `fill` has added arrays
     if (known if adds else len(store) >= count and store.fingerprint_of_first(count)) != begin:
         expected = f"a dataset that begins with the {count} episodes of {demos.path}"
         raise UserError(f"{out}: expected {expected}, got other episodes")
@@ -161,11 +161,11 @@ def open_copy(
 
 
 def began_with(demos: EpisodeStore, first: int | None) -> int:
-    """Return how many demos come before the corrections in a dataset of corrections."""
+    """Return how many demos precede the corrections in a dataset of corrections."""
     return len(range(len(demos))[:first])
 
 
 def left_to_try(store: EpisodeStore, begin: int, positions: range) -> tuple[range, int]:
-    """Return the positions after the last corrected one, and how many were; episodes before `begin` are demos."""
+    """Return the positions after the last corrected one, and the number corrected; demos end at episode `begin`."""
     known = [seed for seed in store.meta("seed")[begin:].tolist() if seed in positions]
     return positions[positions.index(max(known)) + 1 :] if known else positions, len(known)

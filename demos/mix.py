@@ -1,4 +1,4 @@
-"""Several datasets read as one: their episodes end to end, each dataset with a share of the training."""
+"""Read several datasets as one, end to end; each dataset has a share of the training."""
 
 import hashlib
 import json
@@ -11,12 +11,12 @@ from s2robot.core.errors import UserError, check_same, one_of
 from s2robot.demos.errors import mismatch
 from s2robot.demos.store import EpisodeStore
 
-# attributes that must be equal for one policy to learn from all
+# attributes that must be equal for a policy to learn from all datasets
 ALIKE = ("rate_hz", "cameras", "action_frame", "action_parts", "proprio_parts", "joint_names", "robot")
 
 
 class Mix(EpisodeStore):
-    """Several datasets, to read only: the keys that all have, and the first's attributes (DatasetError: unlike)."""
+    """Read-only view of several datasets: their common keys and the first's attributes (DatasetError: they differ)."""
 
     def __init__(self, members: Sequence[EpisodeStore], weights: Sequence[float]):
         self.members = tuple(members)
@@ -24,7 +24,7 @@ class Mix(EpisodeStore):
         self.shares = tuple(float(w) for w in np.array(weights, float) / np.sum(weights))
         self.path, self.mode, self._lock = Path(" + ".join(m.path.name for m in self.members)), "r", None
         self._attrs = self.members[0].attrs
-        # the first step and episode of each, and the end
+        # the first step and first episode of each dataset, then the totals
         self.rows = np.cumsum([0, *(m.num_steps for m in self.members)])
         self.firsts = np.cumsum([0, *(len(m) for m in self.members)])
         ends = [m.episode_ends + at for m, at in zip(self.members, self.rows, strict=False)]
@@ -33,7 +33,7 @@ class Mix(EpisodeStore):
         self._fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def member_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return the dataset of each step, counted from 0."""
+        """Return the index of the dataset that each step belongs to."""
         return np.searchsorted(self.rows, rows, "right") - 1
 
     def weights_of(self, rows: np.ndarray) -> np.ndarray:
@@ -42,11 +42,11 @@ class Mix(EpisodeStore):
         return np.array(self.shares)[which] / np.bincount(which)[which]
 
     def fingerprint_of_first(self, episodes: int) -> str:
-        """Return the fingerprint of all episodes, "" for fewer: a mix does not grow at its end."""
+        """Return the fingerprint of all episodes, "" for fewer, because a mix never grows by appending."""
         return self.fingerprint if episodes == len(self) else ""
 
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
-        self._known("data", key)
+        self._check_key("data", key)
         pieces = [
             m.read(key, max(start - at, 0), min(stop - at, m.num_steps))
             for m, at in zip(self.members, self.rows, strict=False)
@@ -55,7 +55,7 @@ class Mix(EpisodeStore):
         return np.concatenate(pieces) if pieces else self.members[0].read(key, 0, 0)
 
     def meta(self, key: str) -> np.ndarray:
-        self._known("meta", key)
+        self._check_key("meta", key)
         return np.concatenate([m.meta(key) for m in self.members])
 
     @property
@@ -67,7 +67,7 @@ class Mix(EpisodeStore):
         return tuple(k for k in self.members[0].meta_keys if all(k in m.meta_keys for m in self.members))
 
     def shape(self, key: str) -> tuple[int, ...]:
-        self._known("data", key)
+        self._check_key("data", key)
         return self.members[0].shape(key)
 
 
@@ -76,15 +76,15 @@ def _check_alike(members: Sequence[EpisodeStore]) -> None:
     for i, other in enumerate(members[1:], 1):
         if other.path.resolve() in [m.path.resolve() for m in members[:i]]:
             raise mismatch("demos.mix", "each dataset once, with a weight", f"{other.path} twice")
-        ours, theirs = (m.attrs | {"cameras": sorted(m.cameras)} for m in (first, other))
-        # each lab has its own name of a robot; the parts describe the numbers
-        names = ALIKE[:-1] if "source" in ours and "source" in theirs else ALIKE
-        one, two = ({name: about.get(name) for name in names} for about in (ours, theirs))
+        one, two = (m.attrs | {"cameras": sorted(m.cameras)} for m in (first, other))
+        # labs name the same robot differently; the parts describe the numbers
+        names = ALIKE[:-1] if "source" in one and "source" in two else ALIKE
+        one, two = ({name: about.get(name) for name in names} for about in (one, two))
         check_same(f"demos.mix: {other.path}", one, two, f" as in {first.path}")
 
 
 def tasks_of(store: EpisodeStore) -> tuple[str, ...]:
-    """Return what the demos of a dataset do, in words, each once; UserError if it does not say so."""
+    """Return the distinct task texts of a dataset; UserError if it does not store them."""
     parts = store.members if isinstance(store, Mix) else [store]
     named = [part for part in parts if part.attrs.get("tasks") and "task" in part.meta_keys]
     if len(named) < len(parts):
@@ -93,12 +93,12 @@ def tasks_of(store: EpisodeStore) -> tuple[str, ...]:
 
 
 def task_of_steps(store: EpisodeStore, tasks: Sequence[str]) -> np.ndarray:
-    """Return the index in ``tasks`` of each step's task; UserError if a task is not among them.  # (M,)"""
+    """Return the index of each step's task in ``tasks``; UserError for a task that is not there.  # (M,)"""
     for text in tasks_of(store):
         one_of(f"{store.path}: tasks", text, tasks)
     parts = store.members if isinstance(store, Mix) else [store]
-    found = []
+    indices = []
     for part in parts:
-        places = np.array([tasks.index(str(task)) for task in part.attrs["tasks"]])
-        found.append(np.repeat(places[part.meta("task").astype(int)], part.lengths))
-    return np.concatenate(found)
+        part_tasks = np.array([tasks.index(str(task)) for task in part.attrs["tasks"]])
+        indices.append(np.repeat(part_tasks[part.meta("task").astype(int)], part.lengths))
+    return np.concatenate(indices)

@@ -1,4 +1,4 @@
-"""What a dataset must contain: its attributes, and episodes that match the earlier ones."""
+"""Validate a dataset's attributes, and that each episode matches the earlier ones."""
 
 import json
 import re
@@ -16,17 +16,17 @@ from s2robot.demos.bounds import number_type
 from s2robot.demos.errors import mismatch
 
 SCHEMA_VERSION = 1
-KEY = r"(data|meta)/\w([\w./: -]*\w)?"  # cameras keep their owner's names: observation.images.top
+KEY = r"(data|meta)/\w([\w./: -]*\w)?"  # cameras keep their original names: observation.images.top
 # array -> the attribute that describes its numbers
 PARTS = {"action": "action_parts", "proprio": "proprio_parts"}
-JOINTS = 7  # of an arm without parts; its gripper comes on top in actions and proprio
+JOINTS = 7  # of an arm without parts; actions and proprio add the gripper
 
 
 Names = Annotated[tuple[str, ...], Different]
 
 
 class _Attributes(Stored):
-    """The attributes that every dataset has; others are kept as they are."""
+    """The attributes that every dataset has; others are stored unchanged."""
 
     schema_version: Literal[1]
     robot: str
@@ -43,7 +43,7 @@ class _Attributes(Stored):
 
 
 def checked_attributes(path: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes as JSON restores them, with the schema version (UserError)."""
+    """Return the attributes as plain JSON values, with the schema version (UserError)."""
     plain: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     for name, value in attributes.items():
         with reported(f"{path}: {name}: expected JSON types or arrays, with finite numbers, got"):
@@ -55,7 +55,7 @@ def checked_attributes(path: Path, attributes: Mapping[str, Any]) -> dict[str, A
 
 
 def check_joints(path: Path, about: Mapping[str, Any]) -> None:
-    """Refuse to begin a dataset of an arm that no policy can act on: not seven joints, and without parts."""
+    """Reject a new dataset for an arm that no policy supports: no parts and other than seven joints."""
     if not about.keys() >= set(PARTS.values()) and (found := len(about["joint_names"])) != JOINTS:
         raise mismatch(f"{path}: joint_names", f"{JOINTS}, without the gripper's", found)
 
@@ -63,16 +63,16 @@ def check_joints(path: Path, about: Mapping[str, Any]) -> None:
 def checked_episode(
     where: str, specs: Mapping, episode: Mapping, meta: Mapping, about: Mapping[str, Any]
 ) -> tuple[dict, dict]:
-    """Return the arrays and values of an episode that fits (UserError names the key).
+    """Return an episode's arrays and values as numpy arrays after validation (UserError names the key).
 
-    ``specs``: array name -> [dtype, shape], of the earlier episodes; empty for the first. ``about``: the attributes.
+    ``specs``: array name -> [dtype, shape] of the earlier episodes; empty for the first. ``about``: the attributes.
     """
     arrays = {k: np.asarray(v) for k, v in episode.items()}
     values = {k: np.asarray(v) for k, v in meta.items()}
     named = {f"data/{k}": v for k, v in arrays.items()} | {f"meta/{k}": v for k, v in values.items()}
     for name, array in named.items():
         if not re.fullmatch(KEY, name, re.ASCII) or name == "meta/episode_ends":
-            raise mismatch(where, "keys of letters, digits and inside them _ . / : -", f"'{name}'")
+            raise mismatch(where, "keys of letters and digits, with _ . / : - in between", f"'{name}'")
         number_type(f"{where}: {name}", array.dtype)
     lengths = {len(a) if a.ndim and a.size else 0 for a in arrays.values()}
     if len(lengths) != 1 or 0 in lengths:
@@ -84,7 +84,7 @@ def checked_episode(
     for name in sorted(named.keys() | specs.keys()) if specs else ():
         found, (dtype, shape) = named.get(name), specs.get(name, (None, None))
         is_data, fits = name.startswith("data/"), found is not None and dtype is not None
-        if found is not None and fits:  # Python's numbers have no type: whole ones may fill a float column
+        if found is not None and fits:  # Python numbers have no dtype: an int may go into a float column
             same = found.dtype == dtype if is_data else np.can_cast(found.dtype, dtype, "safe")
             fits = same and list(found.shape[is_data:]) == shape
         if not fits:
@@ -94,7 +94,7 @@ def checked_episode(
 
 
 def check_finite(where: str, array: np.ndarray, start: int = 0) -> None:
-    """Refuse NaN and infinity (DatasetError); ``start``: number of the array's first step in the episode."""
+    """Reject NaN and infinity (DatasetError); ``start``: index of the array's first step in the episode."""
     if array.dtype.kind == "f" and (bad := ~np.isfinite(array).reshape(len(array), -1).all(1)).any():
         step = int(bad.argmax())
         value = array[step][~np.isfinite(array[step])].flat[0]
@@ -102,7 +102,7 @@ def check_finite(where: str, array: np.ndarray, start: int = 0) -> None:
 
 
 def _check_use(where: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-    """Refuse data that encoding or training would refuse hours later; images need not be square."""
+    """Reject data now that encoding or training would reject hours later; images need not be square."""
     for key in (key for key in ("action", "proprio", "expert") if key in arrays):
         kind = "proprio" if key == "proprio" else "action"
         parts = parts_of(about, kind)
@@ -116,9 +116,9 @@ def _check_use(where: str, arrays: Mapping[str, np.ndarray], about: Mapping[str,
 
 
 def _check_rows(where: str, array: np.ndarray, dtype: str, shape: tuple[str | int, ...], what: str) -> None:
-    """Refuse an array of another type or shape, in which words stand for any number (DatasetError)."""
-    wanted = [n if isinstance(n, int) else found for n, found in zip(shape, array.shape, strict=False)]
+    """Reject an array of another dtype or shape; strings in ``shape`` match any size (DatasetError)."""
+    sizes = [n if isinstance(n, int) else found for n, found in zip(shape, array.shape, strict=False)]
     kinds = array.dtype.kind, array.dtype.str[1:]
-    if len(shape) != array.ndim or list(array.shape) != wanted or dtype not in kinds:
+    if len(shape) != array.ndim or list(array.shape) != sizes or dtype not in kinds:
         expected = f"{'floats' if dtype == 'f' else 'uint8'} ({', '.join(map(str, shape))}): {what}"
         raise mismatch(where, expected, f"{array.dtype} {array.shape}" if array.size else "none")

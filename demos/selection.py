@@ -1,6 +1,6 @@
-"""Which episodes of a dataset are trained on and which are held out, as a user specifies it.
+"""Select the training and validation episodes of a dataset, as the user specifies them.
 
-select(store, 40, None, 0.1, seed)                # of the first 40, a tenth held out
+select(store, 40, None, 0.1, seed)                # the first 40, a tenth of them held out
 select(store, ["0:40", 50], None, 0.0, seed)      # 0 to 39 and 50
 select(store, None, Path("split.json"), 0.0, 0)   # {"train": ["0:40"], "validation": [40, 41]}
 """
@@ -25,11 +25,11 @@ def _count_or_list(episodes: Any) -> Any:
     return episodes
 
 
-Episodes = Annotated[Any, AfterValidator(_count_or_list)]  # None, a count of the first ones, or a list
+Episodes = Annotated[Any, AfterValidator(_count_or_list)]  # None, a count from the start, or a list
 
 
 class _SplitFile(Stored, extra="forbid"):
-    """Episodes by number and range, as a JSON file stores them."""
+    """A JSON file with episodes as numbers and ranges."""
 
     train: list[int | str] | str
     validation: list[int | str] | str | None = None
@@ -46,16 +46,16 @@ def select(
     """Return the episodes to train on and to validate on (UserError: see :func:`numbers` and `EpisodeStore.split`).
 
     Args:
-        episodes: None for all, the number of the first ones, or a list of numbers and ranges "0:40".
-        split: a JSON file with the lists "train" and "validation", in place of `episodes` and `fraction`.
-        spent: those that a split by `fraction` and `seed` does not hold out.
+        episodes: None for all, a count from the start, or a list of numbers and ranges such as "0:40".
+        split: a JSON file with the lists "train" and "validation", instead of `episodes` and `fraction`.
+        spent: episodes that a split by `fraction` and `seed` must not hold out.
     """
     if split is None:
         listed = episodes is not None and not isinstance(episodes, int)
         chosen = sorted(numbers(episodes, len(store), "demos.episodes")) if listed else episodes
         return store.split(fraction, seed, chosen, spent)
     if fraction:
-        raise mismatch("train.validation", "0 beside demos.split", fraction)
+        raise mismatch("train.validation", "0 with demos.split", fraction)
     where = f"demos.split: {split}: "
     found = read(_SplitFile, json_file(Path(split)), where)
     train = numbers(found.train, len(store), f"{where}train")
@@ -64,11 +64,11 @@ def select(
     return np.sort(train), np.sort(np.array(held, dtype=int))
 
 
-def numbers(given: Any, total: int, where: str, what: str = "episodes") -> list[int]:
-    """Return the episodes (or ``what``) of numbers and ranges, in their order; "0:40" is 0 to 39, "40:" all from 40 on (DatasetError)."""
+def numbers(ranges: Any, total: int, where: str, what: str = "episodes") -> list[int]:
+    """Expand numbers and ranges of episodes (or ``what``): "0:40" is 0 to 39, "40:" all from 40 on (DatasetError)."""
     found: list[int] = []
-    is_list = isinstance(given, Sequence) and not isinstance(given, str)
-    for item in given if is_list else str(given).split(","):
+    is_list = isinstance(ranges, Sequence) and not isinstance(ranges, str)
+    for item in ranges if is_list else str(ranges).split(","):
         text = str(item).strip()
         first, colon, last = text.partition(":")
         ok = re.fullmatch(r"\d+|\d*:\d*", text)

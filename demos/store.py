@@ -1,17 +1,17 @@
-"""Whole episodes in one zarr folder, appended atomically.
+"""Store episodes in one zarr folder, appending each atomically.
 
     with EpisodeStore.create("demos.zarr", attributes) as store:
         store.append({"action": actions, "proprio": proprio}, {"seed": 7, "success": True})
     store = EpisodeStore.open("demos.zarr")
     store["action"].shape   # (all steps, 8)
 
-``data/<key>`` holds all episodes end to end, ``meta/episode_ends`` the end of each one, ``meta/<key>`` a value per episode.
-Format: zarr 3, zstd with a checksum in every chunk; images in shards of chunks of a few frames, for random reads.
+``data/<key>`` holds all episodes end to end, ``meta/episode_ends`` their ends, and ``meta/<key>`` a value per episode.
+Format: zarr 3, zstd with a checksum in every chunk; images are sharded in chunks of a few frames, for random reads.
 
-An append survives kill -9: zarr writes each file under a temporary name and renames it, so a chunk is the old one or the
-new one, and the new one holds the earlier episodes too. Arrays grow first, ``episode_ends`` last: it is lengthened with
-zeros, and then the one rename of its chunk commits the episode. Readers cut ``episode_ends`` at the first zero and every
-array at the last end; the next writer removes the rest. Files are not synced, so a power cut is up to the file system.
+An append survives kill -9. zarr writes each file under a temporary name and renames it, so a chunk is either old or
+new, and the new one includes the earlier episodes. Arrays grow first, ``episode_ends`` last: it is padded with zeros,
+and a single rename of its chunk then commits the episode. Readers stop at the first zero in ``episode_ends``, and the
+next writer removes uncommitted rows. Files are not synced, so a power failure may lose data on some file systems.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ from s2robot.demos.errors import disk_error, mismatch
 from s2robot.demos.schema import SCHEMA_VERSION, check_joints, checked_attributes, checked_episode
 
 Arrays = Mapping[str, Any]  # key -> numbers
-PIECE_BYTES = 8 << 20  # of the arrays that are copied from another dataset at once
+PIECE_BYTES = 8 << 20  # copied from another dataset at a time
 Split = tuple[np.ndarray, np.ndarray]  # numbers of episodes to train on and to validate on, sorted
 
 
@@ -57,8 +57,8 @@ def _attributes(path: Path) -> dict[str, Any]:
 class EpisodeStore:
     """A dataset of episodes; use :meth:`create` or :meth:`open`.
 
-    The first episode defines ``keys`` and ``meta_keys``. A reader sees the episodes that were committed when it was opened,
-    even if another process appends; one writer at a time can hold the store.
+    The first episode defines ``keys`` and ``meta_keys``. A reader sees the episodes committed before it was opened, even
+    if another process appends. Only one process at a time can write to the store.
     """
 
     def __init__(self, path: Path, mode: str):
@@ -71,9 +71,9 @@ class EpisodeStore:
             self._load()
             return
         try:
-            self._take_lock()
+            self._acquire_lock()
             self._load()
-            for file in self.path.rglob("*.partial"):  # of a killed writer
+            for file in self.path.rglob("*.partial"):  # left by a killed writer
                 file.unlink(missing_ok=True)
             self._cut()
         except BaseException:
@@ -82,7 +82,7 @@ class EpisodeStore:
 
     @classmethod
     def create(cls, path: str | Path, attributes: Mapping[str, Any]) -> "EpisodeStore":
-        """Make an empty dataset with these attributes (see `schema.py`), open for appending (UserError)."""
+        """Create an empty dataset with these attributes (see `schema.py`), open for appending (UserError)."""
         path = Path(path)
         attributes = checked_attributes(path, attributes)
         check_joints(path, attributes)
@@ -95,16 +95,16 @@ class EpisodeStore:
 
     @classmethod
     def open(cls, path: str | Path, mode: str = "r") -> "EpisodeStore":
-        """Open a dataset to read ("r") or to append ("a"); UserError: none, a broken one, or another writer at work."""
+        """Open a dataset to read ("r") or append ("a"); UserError: missing, broken, or in use by another writer."""
         path = Path(path)
         if not path.is_dir():
             raise mismatch(path, "a dataset folder", "a file" if path.exists() else "none")
         return cls(path, mode)
 
     def close(self) -> None:
-        """Let another writer in; the store can still be read."""
+        """Release the write lock; the store can still be read."""
         if self._lock is not None:
-            self._lock()  # closes the descriptor once
+            self._lock()  # closes the descriptor, once only
         self._lock, self.mode = None, "r"
 
     def __enter__(self) -> "EpisodeStore":
@@ -113,8 +113,8 @@ class EpisodeStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _take_lock(self) -> None:
-        descriptor = os.open(self.path, os.O_RDONLY)  # the folder itself: no lock file is left in a dataset
+    def _acquire_lock(self) -> None:
+        descriptor = os.open(self.path, os.O_RDONLY)  # lock the folder itself, which leaves no lock file
         self._lock = weakref.finalize(self, os.close, descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,7 +122,7 @@ class EpisodeStore:
             raise mismatch(self.path, "one writer at a time", "another writer at work") from None
 
     def _load(self) -> None:
-        # the commit record first: all that it counts is on disk by the time the attributes are read
+        # read the commit record first, so that the attributes cover every episode it counts
         file = self.path / "zarr.json"
         found = _attributes(self.path).get("schema_version")
         check_same(file, {"schema_version": SCHEMA_VERSION}, {"schema_version": found})
@@ -145,24 +145,24 @@ class EpisodeStore:
                 stored.array.resize((self._rows(name), *stored.array.shape[1:]))
 
     def append(self, episode: Arrays, meta: Arrays | None = None) -> None:
-        """Add one whole episode, or nothing (UserError): the earlier episodes stay as they were.
+        """Add one whole episode; after an error (UserError), the dataset is unchanged.
 
-        ``episode``: key -> (T, ...) finite numbers, all of one T >= 1; ``meta``: key -> number, bool or small numeric array.
+        ``episode``: key -> finite numbers (T, ...), T >= 1 equal; ``meta``: key -> number, bool or small numeric array.
         """
         self.append_pieces([episode], meta)
 
     def check_fits(self, episode: Arrays, meta: Arrays) -> None:
-        """Refuse what :meth:`append` would refuse (UserError), before an episode like it is recorded."""
+        """Reject an episode that :meth:`append` would reject (UserError), before one like it is recorded."""
         checked_episode(f"{self.path}: another episode", self._specs, episode, meta, self._attrs)
 
     def append_pieces(self, pieces: Iterable[Arrays], meta: Arrays | None = None) -> None:
-        """As :meth:`append`, for an episode that arrives a few steps at a time."""
+        """Like :meth:`append`, for an episode that arrives a few steps at a time."""
         self._commit(pieces, [meta or {}])
 
     def _commit(
         self, pieces: Iterable[Arrays], meta: Sequence[Arrays], lengths: np.ndarray | None = None
     ) -> None:
-        """Append episodes of these lengths together, by default one that holds all pieces."""
+        """Append episodes of these lengths in one commit; by default, all pieces form one episode."""
         if self.mode != "a":
             raise mismatch(self.path, "mode 'a' to append", self.mode)
         where, first, keys = f"{self.path}: episode {len(self)}", self.num_steps, list[str]()
@@ -175,8 +175,8 @@ class EpisodeStore:
                     rows = [(f"data/{k}", v.dtype, v.shape[1:]) for k, v in arrays.items()]
                     rows += [(f"meta/{k}", v.dtype, v.shape) for k, v in values.items()]
                     self._specs = {name: [str(dtype), list(shape)] for name, dtype, shape in rows}
-                    made = define_arrays(self.path, self._attrs, self._specs)
-                    self._arrays = {ENDS: self._arrays[ENDS], **made}
+                    new_arrays = define_arrays(self.path, self._attrs, self._specs)
+                    self._arrays = {ENDS: self._arrays[ENDS], **new_arrays}
                 for key, value in arrays.items():
                     self._arrays[f"data/{key}"].extend(end, value)
                 end += len(next(iter(arrays.values())))
@@ -198,16 +198,16 @@ class EpisodeStore:
         self._fingerprint = None
 
     def append_all(self, other: "EpisodeStore", first: int | None = None) -> None:
-        """Append the (first) episodes of a dataset; UserError: another attribute than ``seed``, or an array, differs."""
+        """Append the (``first``) episodes of a dataset; UserError: attributes other than ``seed``, or arrays, differ."""
         check_same(other.path, self.attrs, other.attrs, f" as in {self.path}", free=("seed",))
         lengths, columns = other.lengths[:first], {key: other.meta(key) for key in other.meta_keys}
         meta = [{key: values[i] for key, values in columns.items()} for i in range(len(lengths))]
         rows = max(1, PIECE_BYTES // max(sum(other.read(key, 0, 1).nbytes for key in other.keys), 1))
         chunk, done = self._arrays[ENDS].array.chunks[0], 0
         while done < len(lengths):
-            # the first episode of a chunk is committed alone: see `committed_ends`
+            # commit the first episode of a chunk alone: see `committed_ends`
             room = -len(self) % chunk or 1
-            begin, end = other._start(done), other._start(min(done + room, len(lengths)))
+            begin, end = other._first_row(done), other._first_row(min(done + room, len(lengths)))
             pieces = (
                 {key: other.read(key, at, min(at + rows, end)) for key in other.keys}
                 for at in range(begin, end, rows)
@@ -219,25 +219,25 @@ class EpisodeStore:
         return len(self.episode_ends)
 
     def __getitem__(self, key: str) -> np.ndarray:
-        """All committed steps of a key.  # (num_steps, ...)"""
+        """Return all committed steps of a key.  # (num_steps, ...)"""
         return self.read(key, 0, self.num_steps)
 
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
-        """Steps ``start`` to ``stop`` of a key, counted over all episodes.  # (stop - start, ...)"""
-        self._known("data", key)
+        """Return steps ``start`` to ``stop`` of a key, counted over all episodes.  # (stop - start, ...)"""
+        self._check_key("data", key)
         return self._arrays[f"data/{key}"].read(start, min(stop, self.num_steps))
 
     def meta(self, key: str) -> np.ndarray:
-        """One value per episode.  # (episodes, ...)"""
-        self._known("meta", key)
+        """Return one value per episode.  # (episodes, ...)"""
+        self._check_key("meta", key)
         return self._arrays[f"meta/{key}"].read(0, len(self))
 
     def episode_slice(self, i: int) -> slice:
-        """Where episode ``i`` (from the end if negative) lies in the arrays over time."""
-        return slice(self._start(range(len(self))[i]), int(self.episode_ends[i]))
+        """Return the rows of episode ``i`` in the arrays over time; negative ``i`` counts from the end."""
+        return slice(self._first_row(range(len(self))[i]), int(self.episode_ends[i]))
 
     def episode(self, i: int) -> dict[str, np.ndarray]:
-        """All arrays of episode ``i``.  # key -> (T, ...)"""
+        """Return all arrays of episode ``i``.  # key -> (T, ...)"""
         rows = self.episode_slice(i)
         return {key: self.read(key, rows.start, rows.stop) for key in self.keys}
 
@@ -251,7 +251,7 @@ class EpisodeStore:
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Return the shape of one step of a key."""
-        self._known("data", key)
+        self._check_key("data", key)
         return tuple(self._specs[f"data/{key}"][1])
 
     @property
@@ -261,11 +261,11 @@ class EpisodeStore:
 
     @property
     def num_steps(self) -> int:
-        return self._start(len(self))
+        return self._first_row(len(self))
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """A copy of the attributes, schema_version among them."""
+        """A copy of the attributes, including schema_version."""
         return json.loads(json.dumps(self._attrs))
 
     @property
@@ -278,13 +278,13 @@ class EpisodeStore:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over attributes and committed contents, whatever the file layout."""
+        """sha256 of the attributes and committed contents, independent of the file layout."""
         if self._fingerprint is None:
             self._fingerprint = self.fingerprint_of_first(len(self))
         return self._fingerprint
 
     def fingerprint_of_first(self, episodes: int) -> str:
-        """What the fingerprint was, or would be, of the first so many episodes alone."""
+        """Return the fingerprint that the first `episodes` alone have."""
         ends = self.episode_ends[:episodes]
         specs = self._specs if len(ends) else {}
         digest = hashlib.sha256(json.dumps([self._attrs, specs], sort_keys=True).encode())
@@ -292,45 +292,45 @@ class EpisodeStore:
         for name in sorted(specs):
             dtype, shape = specs[name]
             step = max(1, CHUNK_BYTES // max(np.dtype(dtype).itemsize * math.prod(shape), 1))
-            count = self._start(len(ends)) if name.startswith("data/") else len(ends)
+            count = self._first_row(len(ends)) if name.startswith("data/") else len(ends)
             for start in range(0, count, step):
                 digest.update(self._arrays[name].read(start, min(start + step, count)).tobytes())
         return digest.hexdigest()
 
     def split(self, fraction: float, seed: int, chosen: Any = None, spent: Collection[int] = ()) -> Split:
-        """Draw episodes to train on and a ``fraction`` to validate on, at least one each unless that is 0 (DatasetError).
+        """Draw training episodes and a ``fraction`` for validation, at least one of each unless that is 0 (DatasetError).
 
-        ``chosen`` take part: a count of the first ones, a list, or None for all. ``spent`` are trained on in any case.
+        ``chosen``: the episodes to split, a count from the start, a list, or None for all. ``spent`` are never held out.
         """
         pool = np.array(chosen) if isinstance(chosen, list) else np.arange(len(self))[:chosen]
-        total, least = len(pool), 2 if fraction else 1
-        if total < least:
-            raise mismatch(self.path, f"at least {least} episodes", total)
+        total, minimum = len(pool), 2 if fraction else 1
+        if total < minimum:
+            raise mismatch(self.path, f"at least {minimum} episodes", total)
         count = min(max(round(fraction * total), 1), total - 1) if fraction else 0
         order = pool[np.random.default_rng(seed).permutation(total)]
         held_out = order[~np.isin(order, list(spent))][:count]
         if count and not len(held_out):
-            got = f"{total} that train.from's policy was trained on, or that exist twice"
-            raise mismatch(self.path, "some to hold out, or train.validation=0", got)
+            got = f"{total} duplicates or episodes that train.from's policy was trained on"
+            raise mismatch(self.path, "unseen episodes to hold out, or train.validation=0", got)
         return np.setdiff1d(order, held_out), np.sort(held_out)
 
     def check(self, robot=None, action_frame=None, cameras=(), rate_hz=None) -> None:
-        """Refuse a dataset of another robot, action frame or rate, or without one of the cameras (DatasetError)."""
-        wanted = {"robot": robot, "action_frame": action_frame, "rate_hz": rate_hz}
-        wanted = {name: value for name, value in wanted.items() if value is not None}
-        check_same(self.path, wanted, {name: self._attrs[name] for name in wanted})
+        """Reject a dataset with another robot, action frame or rate, or without one of the cameras (DatasetError)."""
+        expected = {"robot": robot, "action_frame": action_frame, "rate_hz": rate_hz}
+        expected = {name: value for name, value in expected.items() if value is not None}
+        check_same(self.path, expected, {name: self._attrs[name] for name in expected})
         if missing := [camera for camera in cameras or () if camera not in self.cameras]:
             names = ",".join(self.cameras)
-            use = f"; env.cameras=[{names}] takes those" if names else ""
+            use = f"; use env.cameras=[{names}]" if names else ""
             raise mismatch(f"{self.path}: cameras", f"'{missing[0]}' among them", f"{names or 'none'}{use}")
 
-    def _start(self, i: int) -> int:
+    def _first_row(self, i: int) -> int:
         return int(self.episode_ends[i - 1]) if i else 0
 
     def _rows(self, name: str) -> int:
         return self.num_steps if name.startswith("data/") else len(self)
 
-    def _known(self, group: str, key: str) -> None:
-        has = self.keys if group == "data" else self.meta_keys
-        if key not in has:
-            raise mismatch(self.path / group, f"the key '{key}'", ", ".join(has) or "none")
+    def _check_key(self, group: str, key: str) -> None:
+        keys = self.keys if group == "data" else self.meta_keys
+        if key not in keys:
+            raise mismatch(self.path / group, f"the key '{key}'", ", ".join(keys) or "none")

@@ -1,9 +1,9 @@
-"""Training windows: the steps that a policy sees, and the actions that it should take from there.
+"""Training windows: the context steps that a policy observes, and the actions to imitate from there.
 
 If a dataset has the array ``expert`` (a chunk of actions for every step), the expert is imitated, unless
-``labels="recorded"`` asks for the executed actions. Those are imitated in chunks that end before the next step in which
-the picker was pushed (``perturbed``). No window starts at a pushed step, unless ``imitate`` marks the steps to imitate.
-All steps remain in the context.
+``labels="recorded"`` selects the executed actions. Chunks of executed actions end before the next step in which the
+picker was pushed (``perturbed``). Windows start at the steps marked by ``imitate``, or else at every step without a
+push. The context includes all steps.
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ from s2robot.demos.store import EpisodeStore
 class Windows:
     """One row per window."""
 
-    # (W, T) rows of the dataset's steps, oldest first, clipped to the episode's first step
+    # (W, T) rows in the dataset, oldest first, clipped to the episode's first step
     context: np.ndarray
-    pad: np.ndarray  # (W, T) True where the context reaches before the episode
+    pad: np.ndarray  # (W, T) True before the start of the episode
     actions: np.ndarray  # (W, K, A) to imitate
-    action_pad: np.ndarray  # (W, K) True beyond the last action that counts
+    action_pad: np.ndarray  # (W, K) True beyond the last valid action
 
     def __len__(self) -> int:
         return len(self.context)
@@ -38,7 +38,7 @@ class Windows:
 def make_windows(
     store: EpisodeStore, episodes: np.ndarray, context: int, chunk: int, labels: str = "expert"
 ) -> Windows:
-    """Return every window of the given episodes, those of a mix in the order of its datasets (DatasetError: none)."""
+    """Return all windows of the given episodes, in the order of a mix's datasets (DatasetError: none)."""
     if isinstance(store, Mix):
         found = []
         for member, first, row in zip(store.members, store.firsts, store.rows, strict=False):
@@ -50,9 +50,9 @@ def make_windows(
         return Windows(*(np.concatenate([getattr(w, name) for w in found]) for name in names))
     by_expert = labels == "expert" and "expert" in store.keys
     chunks = _expert_chunks if by_expert else _executed_chunks
-    wanted = ("expert" if by_expert else "action", "perturbed", "imitate")
-    # all steps at once: a chunk on disk holds many episodes
-    data = {key: store[key] for key in wanted if key in store.keys}
+    keys = ("expert" if by_expert else "action", "perturbed", "imitate")
+    # read all steps at once: a chunk on disk holds many episodes
+    data = {key: store[key] for key in keys if key in store.keys}
     rows: list[tuple[np.ndarray, ...]] = []
     for episode in (store.episode_slice(int(i)) for i in episodes):
         t, actions, beyond = chunks(data, episode, chunk)
@@ -64,7 +64,7 @@ def make_windows(
 
 
 def _expert_chunks(data: Mapping[str, np.ndarray], episode: slice, chunk: int) -> tuple[np.ndarray, ...]:
-    """Return rows (n,), the expert's actions (n, K, A) and which of them are unknown (n, K)."""
+    """Return rows (n,), the expert's actions (n, K, A) and a mask of the missing ones (n, K)."""
     start = data["imitate"][episode].astype(bool) if "imitate" in data else ~_pushed(data, episode)
     actions = data["expert"][episode][start, :chunk]  # (n, up to K, A)
     missing = chunk - actions.shape[1]
@@ -74,10 +74,10 @@ def _expert_chunks(data: Mapping[str, np.ndarray], episode: slice, chunk: int) -
 
 
 def _executed_chunks(data: Mapping[str, np.ndarray], episode: slice, chunk: int) -> tuple[np.ndarray, ...]:
-    """As `_expert_chunks`, from the executed actions."""
+    """Like `_expert_chunks`, with the executed actions."""
     t = np.arange(episode.start, episode.stop)
     pushed = _pushed(data, episode)
-    # for every step, the first pushed step at or after it, or the episode's end
+    # for every step: the next pushed step (or the step itself), or the episode's end
     end = np.minimum.accumulate(np.where(pushed, t, episode.stop)[::-1])[::-1]
     t, end = t[~pushed], end[~pushed]
     ahead = t[:, None] + np.arange(chunk)  # (n, K)
@@ -85,6 +85,6 @@ def _executed_chunks(data: Mapping[str, np.ndarray], episode: slice, chunk: int)
 
 
 def _pushed(data: Mapping[str, np.ndarray], episode: slice) -> np.ndarray:
-    """Return in which steps the picker was pushed.  # (T,) bool"""
+    """Return a mask of the steps in which the picker was pushed.  # (T,) bool"""
     count = episode.stop - episode.start
     return data["perturbed"][episode].astype(bool) if "perturbed" in data else np.zeros(count, bool)

@@ -1,1 +1,1 @@
-"""Datasets of LeRobot, robomimic and diffusion_policy: `convert.convert` reads one, `export.export` writes one."""
+"""Datasets in the formats of LeRobot, robomimic and diffusion_policy; see `convert.convert` and `export.export`."""

@@ -1,4 +1,4 @@
-"""Read a dataset of any format, and convert it into a store piece by piece; a store appears whole or not at all."""
+"""Read a dataset of any format, and convert it to a store piece by piece; no partial store is ever left behind."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ from s2robot.demos.errors import DatasetError, DiskError, mismatch, readable
 from s2robot.demos.formats.source import NEEDS, Choice, Piece, Progress, Source, piece_slices, silent
 from s2robot.demos.store import EpisodeStore
 
-READER = 4  # raised when the same files are read differently, so that cached stores are made again
+READER = 4  # increase it when readers change, so that cached stores are converted again
 COMMON = {"action", "proprio", "cameras", "action_kind", "rate_hz"}
-# format -> its module and reader, and the keys of Choice that it has besides `episodes`
+# format -> its module, reader, and supported keys of Choice besides `episodes`
 READERS = {
     "s2robot": ("convert", "StoreSource", set[str]()),
     "lerobot": ("lerobot", "LeRobot", COMMON | {"mask", "tolerance_s"}),
@@ -28,7 +28,7 @@ READERS = {
 
 
 def format_of(path: Path) -> str:
-    """Return s2robot, lerobot, robomimic or diffusion_policy, by the content and never by the name alone (DatasetError)."""
+    """Detect s2robot, lerobot, robomimic or diffusion_policy from the contents, not the name (DatasetError)."""
     if path.is_dir():
         if (path / "zarr.json").is_file():
             return "s2robot"
@@ -43,12 +43,12 @@ def format_of(path: Path) -> str:
             return "robomimic"
         if head.startswith(b"PK\x03\x04"):
             return "diffusion_policy"
-    known = "a dataset of s2robot (.zarr), LeRobot (meta/info.json), robomimic (.hdf5) or diffusion_policy"
-    raise mismatch(path, known, "something else" if path.exists() else "nothing")
+    formats = "a dataset of s2robot (.zarr), LeRobot (meta/info.json), robomimic (.hdf5) or diffusion_policy"
+    raise mismatch(path, formats, "something else" if path.exists() else "nothing")
 
 
 def read(path: Path, choice: Choice) -> Source:
-    """Open a dataset (UserError: it is none, cannot be read, or `choice` does not fit its format)."""
+    """Open a dataset (UserError: not a dataset, unreadable, or `choice` does not fit its format)."""
     with readable(path):
         source = _reader(path, choice)(path, choice)
         source.select()
@@ -56,7 +56,7 @@ def read(path: Path, choice: Choice) -> Source:
 
 
 def _reader(path: Path, choice: Choice) -> type[Source]:
-    """Return the reader of a dataset; refuse choices that it does not have."""
+    """Return the reader for a dataset; reject options that it does not support."""
     kind = format_of(path)
     require(*NEEDS.get(kind, ()), extra="data")
     if kind == "robomimic":
@@ -73,7 +73,7 @@ def _reader(path: Path, choice: Choice) -> type[Source]:
 
 
 class StoreSource(Source):
-    """A store, to copy some of its episodes."""
+    """Read episodes of an existing store, to copy them."""
 
     def __init__(self, path: Path, choice: Choice, store: EpisodeStore | None = None):
         super().__init__(path, choice)
@@ -92,14 +92,14 @@ class StoreSource(Source):
 
 
 def convert(path: Path, out: Path, choice: Choice | None = None, progress: Progress = silent) -> Source:
-    """Write the dataset at `path` as a store (UserError); returns its reader, whose `notes` list what was left out."""
+    """Write the dataset at `path` as a store (UserError); return its reader, whose `notes` list omitted contents."""
     source = read(path, choice or Choice())
     write_store(source, out, progress)
     return source
 
 
 def copy_store(store: EpisodeStore, out: Path, progress: Progress = silent) -> Source:
-    """Write an open store, with its attributes as they are here, as another (UserError)."""
+    """Copy an open store, with its attributes as modified in memory (UserError)."""
     source = StoreSource(store.path, Choice(), store)
     source.select()
     write_store(source, out, progress)
@@ -107,7 +107,7 @@ def copy_store(store: EpisodeStore, out: Path, progress: Progress = silent) -> S
 
 
 def write_store(source: Source, out: Path, progress: Progress = silent) -> None:
-    """Write an open dataset as a store. Raises as :func:`convert`."""
+    """Write an open dataset as a store (UserError)."""
     source.progress = progress
     with new_path(out) as part:
         try:
@@ -115,8 +115,8 @@ def write_store(source: Source, out: Path, progress: Progress = silent) -> None:
                 for i in range(len(source)):
                     store.append_pieces(source.pieces(i), source.values(i))
         except UserError as error:  # the store rejects the source's contents
-            blamed, kind = (out, DiskError) if isinstance(error, DiskError) else (source.path, DatasetError)
-            raise kind(str(error).replace(str(part), str(blamed))) from error
+            path, kind = (out, DiskError) if isinstance(error, DiskError) else (source.path, DatasetError)
+            raise kind(str(error).replace(str(part), str(path))) from error
 
 
 def as_store(
@@ -127,16 +127,16 @@ def as_store(
     show: Callable[[str], None] = print,
     world: Any = None,
 ) -> Path:
-    """Return the path of a dataset's store: itself if it is one, else a copy in `cache`, made at the first call.
+    """Return the path of a dataset as a store: `path` itself if it is one, else a copy in `cache`.
 
-    UserError, before anything is copied: the source names no world and does not fit ``world``, the settings of one.
-    The copy's name depends on names, sizes and times of all files of the source, so a change makes a new copy.
+    UserError, before anything is copied: the source has no world of its own and does not fit the settings ``world``.
+    The copy's name depends on the names, sizes and times of all source files, so a change creates a new copy.
     """
     choice = choice or Choice()
     if not path.exists():
-        return path  # opening it as a store gives the best message
+        return path  # opening it as a store raises the clearest error
     if format_of(path) == "s2robot":
-        choice = choice.replace(image_size=None)  # a size of images is also a setting of the export
+        choice = choice.replace(image_size=None)  # an option of the export only
         if choice == Choice():
             return path
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
@@ -152,7 +152,7 @@ def as_store(
         try:
             write_store(source, out, progress)
         except UserError:
-            if not out.exists():  # another process may have been first
+            if not out.exists():  # another process may have created it
                 raise
         show(f"{path} ({source.attributes['env_version']}) as episodes: {out}")
     return out

@@ -1,11 +1,11 @@
 """Read and write diffusion_policy's replay buffers: zarr format 2, as a folder or a .zarr.zip.
 
-Format: real-stanford/diffusion_policy, `common/replay_buffer.py`: `data/<key>` end to end, `meta/episode_ends`, one image per
-chunk. A real robot's folder holds a buffer and `videos/<episode>/<camera>.mp4` at a higher rate: as in their
-`real_data_to_replay_buffer`, a step gets the first frame at or after its time.
+Format: real-stanford/diffusion_policy, `common/replay_buffer.py`: `data/<key>` holds all episodes end to end, next to
+`meta/episode_ends`, with one image per chunk. A real robot's folder holds a buffer and `videos/<episode>/<camera>.mp4`
+at a higher rate. As in `real_data_to_replay_buffer`, each step uses the first frame at or after its time.
 
-zarr's own reader runs any codec that numcodecs knows, pickle included, allocates the size in a chunk's header, and fills in
-missing chunks. This one reads plain numbers through a few codecs, within the limits of `bounds.py`.
+zarr's reader runs any numcodecs codec, even pickle, trusts the size in a chunk's header, and fills in missing chunks.
+This one reads only plain numbers, through a few codecs and within the limits of `bounds.py`.
 """
 
 import math
@@ -37,24 +37,24 @@ from s2robot.demos.schema import parts_of
 from s2robot.demos.store import EpisodeStore
 
 STATE = "agent_pos"
-CHUNK_BYTES = 2_000_000  # of numbers
+CHUNK_BYTES = 2_000_000  # per chunk of numbers
 ReadFile = Callable[[str], bytes]
 Chunk = tuple[tuple[int, ...], str, int]  # position, name, stored bytes
 
 
 class Layout(Stored):
-    """An array's .zarray."""
+    """The .zarray file of an array."""
 
     shape: tuple[Annotated[int, Field(ge=0)], ...]
     chunks: tuple[Annotated[int, Field(ge=1)], ...]
     order: Literal["C", "F"] = "C"
-    fill_value: Any = None  # None: no chunk may be missing
+    fill_value: Any = None  # None: missing chunks are an error
     compressor: dict[str, Any] | None = None
     filters: list[Any] | None = None
 
 
 class Array2:
-    """One array by its .zarray, read by rows (UserError); a missing chunk reads as the fill value."""
+    """An array described by its .zarray, read by rows (UserError); missing chunks read as the fill value."""
 
     def __init__(self, where: str, stored: dict[str, Any], chunks: list[Chunk], read_file: ReadFile):
         self.where, self._read, self.dtype = where, read_file, number_type(where, stored.get("dtype"))
@@ -69,47 +69,47 @@ class Array2:
 
             register_codecs(verbose=False)
         self.shape, self.ndim = about.shape, len(about.shape)
-        ends = [-(-n // c) for n, c in zip(about.shape, about.chunks, strict=True)]
-        self.chunk_count = math.prod(ends)
-        self.chunks = sorted(c for c in chunks if len(c[0]) == len(ends) and all(map(int.__lt__, c[0], ends)))
+        grid = [-(-n // c) for n, c in zip(about.shape, about.chunks, strict=True)]
+        self.chunk_count = math.prod(grid)
+        self.chunks = sorted(c for c in chunks if len(c[0]) == len(grid) and all(map(int.__lt__, c[0], grid)))
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         about, (start, stop, _) = self.about, rows.indices(self.shape[0])
         first, last = start // about.chunks[0], -(-stop // about.chunks[0])
-        found = self.chunks[bisect_left(self.chunks, ((first,),)) : bisect_left(self.chunks, ((last,),))]
+        chunks = self.chunks[bisect_left(self.chunks, ((first,),)) : bisect_left(self.chunks, ((last,),))]
         shape = (max(stop - start, 0), *self.shape[1:])
         size = self.dtype.itemsize * (math.prod(shape) + math.prod(about.chunks))
-        check_size(self.where, size, sum(stored for _, _, stored in found))
+        check_size(self.where, size, sum(stored for _, _, stored in chunks))
         out = np.full(shape, 0 if about.fill_value is None else about.fill_value, self.dtype)
-        for at, name, _ in found:
+        for at, name, _ in chunks:
             where, codec = f"{self.where.rpartition(':')[0]}: {name}", about.compressor or {}
             chunk = unpack(where, codec, self._read(name), about.chunks, self.dtype, about.order)
             begin = [i * c for i, c in zip(at, about.chunks, strict=True)]
             begin[0] -= start
-            room = out[tuple(slice(max(b, 0), b + c) for b, c in zip(begin, about.chunks, strict=True))]
-            room[...] = chunk[max(-begin[0], 0) :][tuple(slice(n) for n in room.shape)]
+            target = out[tuple(slice(max(b, 0), b + c) for b, c in zip(begin, about.chunks, strict=True))]
+            target[...] = chunk[max(-begin[0], 0) :][tuple(slice(n) for n in target.shape)]
         return out
 
 
 def _files(path: Path) -> tuple[dict[str, int], ReadFile]:
-    """Return the files of a folder or a zip with their stored bytes, and a function that reads one."""
+    """Return the sizes of the files in a folder or zip, and a function that reads one."""
     if path.is_dir():
-        # a link to a device or a pipe is no file
+        # is_file() skips links to devices and pipes
         files = (f for f in path.rglob("*") if f.is_file())
         sizes = {f.relative_to(path).as_posix(): f.stat().st_size for f in files}
         return sizes, lambda name: (path / name).read_bytes()
     archive = zipfile.ZipFile(path)
 
-    def unzipped(name: str) -> bytes:
+    def read_zipped(name: str) -> bytes:
         info = archive.getinfo(name)
         check_size(f"{path}: {name}", info.file_size, info.compress_size)
         return archive.read(name)
 
-    return {info.filename: info.compress_size for info in archive.infolist()}, unzipped
+    return {info.filename: info.compress_size for info in archive.infolist()}, read_zipped
 
 
 def arrays_of(path: Path, sizes: dict[str, int], read_file: ReadFile) -> tuple[dict[str, Array2], list[str]]:
-    """Return the arrays `data/<key>` and `meta/<key>` of numbers, and the keys of the others."""
+    """Return the numeric arrays `data/<key>` and `meta/<key>`, and the keys of all other arrays."""
     arrays, others, chunks = dict[str, Array2](), list[str](), dict[str, list[Chunk]]()
     for name, size in sizes.items():
         if found := re.fullmatch(r"((?:data|meta)/[^/]+)/(\d+(?:[./]\d+)*)", name):
@@ -119,7 +119,7 @@ def arrays_of(path: Path, sizes: dict[str, int], read_file: ReadFile) -> tuple[d
         key, stored = name.removesuffix("/.zarray"), json_object(f"{path}: {name}", read_file(name))
         try:
             number_type(key, stored.get("dtype"))
-        except DatasetError:  # such as texts of instructions
+        except DatasetError:  # such as instruction texts
             others.append(key)
             continue
         arrays[key] = Array2(f"{path}: {key}", stored, chunks.get(key, []), read_file)
@@ -127,12 +127,12 @@ def arrays_of(path: Path, sizes: dict[str, int], read_file: ReadFile) -> tuple[d
 
 
 class ReplayBuffer(Source):
-    """One replay buffer, or a real robot's folder with a buffer and videos; see :class:`Source`."""
+    """A replay buffer, or the folder of a real robot with a buffer and videos; see :class:`Source`."""
 
     def __init__(self, path: Path, choice: Choice):
         super().__init__(path, choice)
-        inside = path / "replay_buffer.zarr"
-        sizes, read_file = _files(inside if inside.is_dir() else path)
+        buffer = path / "replay_buffer.zarr"
+        sizes, read_file = _files(buffer if buffer.is_dir() else path)
         arrays, others = arrays_of(path, sizes, read_file)
         self.notes += [f"{key} is left out" for key in others]
         self._arrays = {k.removeprefix("data/"): a for k, a in arrays.items() if k.startswith("data/")}
@@ -143,23 +143,23 @@ class ReplayBuffer(Source):
             raise mismatch(f"{path}: meta/episode_ends", "increasing ends", ends.tolist()[:5])
         for key, array in self._arrays.items():
             if array.shape[0] != ends[-1]:
-                raise mismatch(f"{path}: data/{key}", f"{ends[-1]} steps by episode_ends", array.shape[0])
+                raise mismatch(f"{path}: data/{key}", f"{ends[-1]} steps as in episode_ends", array.shape[0])
         self._videos: dict[str, str] = {}  # camera -> its file in an episode's folder
         where = f"{path}: {NAME}"
         text = json_object(where, read_file(".zattrs")).get(NAME) if ".zattrs" in sizes else None
         if not text or not self.restore(json_object(where, text), where):
             self._choose_arrays()
-        self._check_chunks(ours=bool(text))
+        self._check_chunks(by_s2robot=bool(text))
 
-    def _check_chunks(self, ours: bool) -> None:
-        """Note missing chunks, which read as the fill value. Our writer omits none, so there they are an error."""
+    def _check_chunks(self, by_s2robot: bool) -> None:
+        """Note missing chunks, which read as the fill value, or raise for our own files, which never omit any."""
         for name in dict.fromkeys(k for keys in self.keys.values() for k in keys):
             array = self._arrays[name]
             count, fill = f"{len(array.chunks)} of {array.chunk_count} chunks", array.about.fill_value
             if len(array.chunks) < array.chunk_count:
-                if ours or fill is None:
+                if by_s2robot or fill is None:
                     raise mismatch(f"{self.path}: data/{name}", "all chunks", count)
-                self.notes.append(f"data/{name}: {count} are there; the others are read as {fill}")
+                self.notes.append(f"data/{name}: {count} exist; the others are read as {fill}")
 
     def _choose_arrays(self) -> None:
         """Choose the arrays that make action, proprio and cameras."""
@@ -190,7 +190,7 @@ class ReplayBuffer(Source):
         self.keys |= {f"images_{name}": [key] for key, name in cameras.items() if key not in videos}
 
     def _rate(self) -> float:
-        """Steps a second, by the time stamps of the first episode."""
+        """Return the rate in Hz from the time stamps of the first episode."""
         stamps = self._arrays.get("timestamp")
         if stamps is None or self._ends[0] < 2:
             raise mismatch(f"{self.path}: data/timestamp", "time stamps, or rate_hz=10", "none")
@@ -199,8 +199,8 @@ class ReplayBuffer(Source):
     def values_of(self, number: int) -> dict[str, Any]:
         if self.sidecar is None:
             return {}
-        own = {key: array for key, array in self._meta.items() if key in self.sidecar.values and array.ndim}
-        stored = {key: array[number : number + 1][0] for key, array in own.items()}
+        arrays = {k: array for k, array in self._meta.items() if k in self.sidecar.values and array.ndim}
+        stored = {key: array[number : number + 1][0] for key, array in arrays.items()}
         return self.sidecar.episode_values(stored, f"{self.path}: meta")
 
     def pieces_of(self, number: int) -> Iterator[Piece]:
@@ -217,7 +217,7 @@ class ReplayBuffer(Source):
             yield piece | {key: np.stack([*islice(stream, count)]) for key, stream in streams.items()}
 
     def _times(self, start: int, stop: int) -> np.ndarray:
-        """Seconds of an episode's steps since its first.  # (T,)"""
+        """Return the time of each step in s since the first.  # (T,)"""
         if not self._use_timestamps:
             return np.arange(stop - start) / self.attributes["rate_hz"]
         stamps = self._arrays["timestamp"][start:stop].astype(np.float64).ravel()
@@ -227,25 +227,25 @@ class ReplayBuffer(Source):
         array = super().joined(key, columns)
         if not key.startswith("images_") or array.dtype == np.uint8:
             return array
-        if array.dtype.kind == "f" and 0 < array.max() <= 1:  # others hold 0 to 255 as floats
+        if array.dtype.kind == "f" and 0 < array.max() <= 1:  # float images are valid if they hold 0 to 255
             where = f"{self.path}: data/{self.keys[key][0]}"
             raise mismatch(where, "images of 0 to 255", f"0 to {array.max():g}")
         return np.rint(array).clip(0, 255).astype(np.uint8)
 
 
 def camera_files(folder: Path) -> dict[str, str]:
-    """Return file name -> name of the cameras in an episode's folder; `0.mp4` is `camera_0`."""
+    """Return the cameras in an episode's folder, file name -> camera name; `0.mp4` is `camera_0`."""
     stems = sorted((p.stem for p in folder.glob("*.mp4")), key=lambda s: (len(s), s))
     return {f"{stem}.mp4": f"camera_{stem}" if stem.isdigit() else stem for stem in stems}
 
 
 def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> None:
-    """Write a store as one replay buffer; as one file if the name ends in .zip (UserError: see `pieces`)."""
+    """Write a store as a replay buffer, zipped if the name ends in .zip (UserError: see `pieces`)."""
     if target.suffix != ".zip":
         return _write_folder(store, target, progress)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as folder:
         _write_folder(store, Path(folder), progress)
-        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as file:  # its chunks are compressed
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as file:  # the chunks are compressed already
             for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
                 file.write(path, path.relative_to(folder).as_posix())
 
@@ -264,7 +264,7 @@ def _write_folder(store: EpisodeStore, target: Path, progress: Progress) -> None
     values = {quote(key, safe=" :"): store.meta(key) for key in store.meta_keys}
     for name, rows in {"episode_ends": store.episode_ends, **values}.items():
         _array(meta, name, rows.shape, str(rows.dtype))[:] = rows
-    if "timestamp" not in places.values():  # as in their real robot's data: s since the episode began
+    if "timestamp" not in places.values():  # s since the episode's start, as their real robot records
         each = zip(store.lengths, rates_of(store), strict=True)
         times = np.concatenate([np.arange(count) / rate for count, rate in each])
         _array(data, "timestamp", times.shape, "float64")[:] = times

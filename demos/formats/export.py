@@ -1,7 +1,7 @@
 """Export a store to LeRobot, robomimic or diffusion_policy.
 
-A writer is a module with `write(store, target, settings, progress)`. It writes `target`, a temporary name that is renamed
-when it returns, so no partial output is ever found.
+A writer is a module with `write(store, target, settings, progress)`. It writes to `target`, a temporary name, which is
+renamed when it returns, so no partial output appears under the final name.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,7 +27,7 @@ WRITERS = {"lerobot": "write_lerobot", "robomimic": "write_robomimic", "diffusio
 ENDINGS = {".hdf5": "robomimic", ".h5": "robomimic", ".zarr.zip": "diffusion_policy"}
 Pictures = Literal["h264", "png"]
 PICTURES = get_args(Pictures)
-DELTAS = ("action_raw", "action_sent")  # of an arm's recording: dropped beside absolute targets
+DELTAS = ("action_raw", "action_sent")  # recorded on an arm; dropped when actions become absolute targets
 
 
 class ExportSettings(Settings, file="convert"):
@@ -41,7 +41,7 @@ class ExportSettings(Settings, file="convert"):
 
 
 def format_for(out: Path, to: str | None) -> str | None:
-    """Return the format that `to` or the ending of `out` specifies; None for an episode store (DatasetError)."""
+    """Return the format specified by `to` or the ending of `out`; None for an episode store (DatasetError)."""
     if to is None:
         return next((name for ending, name in ENDINGS.items() if out.name.endswith(ending)), None)
     if to not in WRITERS:
@@ -52,7 +52,7 @@ def format_for(out: Path, to: str | None) -> str | None:
 def export(
     store: EpisodeStore, out: Path, to: str, settings: ExportSettings, progress: Progress = silent
 ) -> None:
-    """Write a store as `out`, in the format `to`; after an error (UserError) nothing is left under that name."""
+    """Write a store to `out` in the format `to`; after an error (UserError), `out` does not exist."""
     if not len(store):
         raise mismatch(store.path, "at least one episode", "none")
     if settings.image_size is not None or settings.actions == "absolute":
@@ -64,7 +64,7 @@ def export(
 
 
 class ModifiedStore(EpisodeStore):
-    """A store to read, with rendered images of `side` px, or joint targets in place of deltas if `absolute` (DatasetError)."""
+    """Read-only store with images rendered at `side` px, or with joint targets instead of deltas (DatasetError)."""
 
     _targets: np.ndarray | None = None  # float64 (steps, 7), rad
 
@@ -93,7 +93,7 @@ class ModifiedStore(EpisodeStore):
         return tuple(k for k in super().keys if self._targets is None or k not in DELTAS)
 
     def _make_absolute(self) -> None:
-        """Add each delta to the last commanded joints if the state holds them, else sum up from the first measured ones."""
+        """Add each delta to the last commanded joints from the state; without them, sum from the first measured joints."""
         attrs = self._attrs
         if attrs["action_frame"] != ACTION_FRAME or "action_parts" in attrs:
             got = f"absolute for {words(parts_of(attrs, 'action'))} of {self.path}"
@@ -115,37 +115,37 @@ class ModifiedStore(EpisodeStore):
 
 
 def rates_of(store: EpisodeStore) -> np.ndarray:
-    """Return the real steps per second of each episode: an arm may run slower than `rate_hz`.  # (episodes,)"""
+    """Return the real rate of each episode in Hz: an arm may run slower than `rate_hz`.  # (episodes,)"""
     usual = np.full(len(store), store.attrs.get("speed", 1.0))
     speeds = store.meta("speed") if "speed" in store.meta_keys else usual
     return np.round(store.attrs["rate_hz"] * speeds, 6)
 
 
 def rate_of(store: EpisodeStore) -> float:
-    """Return the one rate of all episodes; DatasetError if they differ."""
+    """Return the common rate of all episodes; DatasetError if they differ."""
     rates = np.unique(rates_of(store))
     if len(rates) > 1:
         got = f"{rates[0]:g} and {rates[-1]:g} Hz"
-        raise mismatch(f"{store.path}: speed", "one rate of all episodes in this format", got)
+        raise mismatch(f"{store.path}: speed", "one rate for all episodes in this format", got)
     return float(rates[0])
 
 
 def array_keys(store: EpisodeStore) -> list[str]:
-    """Return the keys of all arrays of an exported store, rendered images included."""
+    """Return the keys of all arrays of an exported store, including rendered images."""
     images = [f"images_{name}" for name in store.cameras]
     return [*images, *(key for key in store.keys if key not in images)]
 
 
 def check_names(names: Iterable[tuple[str, str]], path: Path) -> None:
-    """Refuse two arrays of one name (DatasetError); ``names``: array and its name in the format."""
+    """Reject two arrays with the same name (DatasetError); ``names``: (array, its name in the format)."""
     seen: dict[str, str] = {}
     for key, name in names:
         if seen.setdefault(name, key) != key:
-            raise mismatch(path, "arrays of different names", f"{seen[name]} and {key}, both '{name}'")
+            raise mismatch(path, "arrays with different names", f"{seen[name]} and {key}, both '{name}'")
 
 
 def all_pieces(store: EpisodeStore, progress: Progress) -> Iterator[tuple[int, int, Piece]]:
-    """Yield the pieces of all episodes, with the number of the episode and of the piece's first step in it."""
+    """Yield (episode, its first step in the piece, piece) for all episodes."""
     for i in range(len(store)):
         rows = store.episode_slice(i)
         at = rows.start
@@ -156,17 +156,17 @@ def all_pieces(store: EpisodeStore, progress: Progress) -> Iterator[tuple[int, i
 
 
 def pieces(store: EpisodeStore, i: int) -> Iterator[Piece]:
-    """Yield the arrays of an episode, a few steps at a time, images recorded or rendered as `images_<camera>` (UserError)."""
+    """Yield an episode's arrays a few steps at a time, with recorded or rendered images (UserError)."""
     steps = store.episode_slice(i)
     sizes = camera_sizes(store, store.cameras)
-    drawn: dict[str, np.ndarray] = {}
+    rendered: dict[str, np.ndarray] = {}
     if store.attrs["kind"] != "images" and store.cameras:
         frames = episode_frames(store.path, i, store.cameras, as_image_size(sizes))
-        drawn = {f"images_{name}": images for name, images in zip(store.cameras, frames, strict=True)}
+        rendered = {f"images_{name}": images for name, images in zip(store.cameras, frames, strict=True)}
     for rows in piece_slices(steps.start, steps.stop, sum(h * w * 3 for h, w in sizes.values())):
         first = rows.start - steps.start
         piece = {key: store.read(key, rows.start, rows.stop) for key in store.keys}
-        piece |= {key: frames[first : rows.stop - steps.start] for key, frames in drawn.items()}
+        piece |= {key: frames[first : rows.stop - steps.start] for key, frames in rendered.items()}
         for key, array in piece.items():
             check_finite(f"{store.path}: episode {i}: {key}", array, first)
         yield piece

@@ -1,7 +1,7 @@
-"""Read LeRobot datasets, v3.0, v2.1 and v2.0, from a folder; partial downloads as well.
+"""Read LeRobot datasets v3.0, v2.1 and v2.0 from a folder, including partial downloads.
 
-Format: huggingface/lerobot, `src/lerobot/datasets`, wheels 0.3.3 (v2.1) and 0.4.4 (v3.0). Frames are found by counting:
-row k of an episode is the frame k / fps after the episode's start in its video.
+Format: huggingface/lerobot, `src/lerobot/datasets`, wheels 0.3.3 (v2.1) and 0.4.4 (v3.0). The time of a frame follows
+from its row: row k of an episode is the frame at k / fps s after the episode's start in its video.
 """
 
 import math
@@ -23,16 +23,16 @@ from s2robot.demos.formats.parquet import images, inside, read_columns, read_tab
 from s2robot.demos.formats.source import Choice, Piece, Source, as_ranges, chosen, part_of, piece_slices
 from s2robot.demos.formats.video import frames_at
 
-NEAR = 0.4  # of a step: tolerance of a frame's time
-MARKER = "meta/s2robot.json"  # the sidecar, and the values of episodes
-AUTOMATIC = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # columns of LeRobot's own
+NEAR = 0.4  # tolerance of a frame's time, as a fraction of a step
+MARKER = "meta/s2robot.json"  # the sidecar and the values of each episode
+AUTOMATIC = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # LeRobot's own columns
 ACTION, STATE, IMAGES = "action", "observation.state", "observation.images."
 ACTIONS = (ACTION, "actions")
 STATES = (STATE, "state", "observations.state")
 
 
 def _template(text: str) -> str:
-    if not re.fullmatch(r"([^{}]|\{\w+(:\d{1,2}d)?\})+", text):  # a wide number would fill the memory
+    if not re.fullmatch(r"([^{}]|\{\w+(:\d{1,2}d)?\})+", text):  # a large width would exhaust memory
         raise ValueError(f"expected fields such as {{episode_index:06d}}, got {text[:80]!r}")
     return text
 
@@ -60,7 +60,7 @@ class Feature(Stored):
 
 
 class Info(Stored):
-    """meta/info.json; keys that are not read here are ignored."""
+    """meta/info.json; other keys are ignored."""
 
     codebase_version: Literal["v3.0", "v2.1", "v2.0"]
     fps: int | float = Field(gt=0)
@@ -75,12 +75,12 @@ class Info(Stored):
 
     @property
     def is_v3(self) -> bool:
-        """Whether files hold several episodes."""
+        """Whether a file can hold several episodes."""
         return self.codebase_version == "v3.0"
 
 
 class Row(Stored):
-    """An episode in the table of episodes."""
+    """A row of the episodes table."""
 
     episode_index: int
     length: int
@@ -88,17 +88,17 @@ class Row(Stored):
 
 
 class Episode(NamedTuple):
-    """One episode and its files."""
+    """An episode and its files."""
 
     number: int  # in the dataset
     length: int
     tasks: list[str]
     data: Path
-    videos: Mapping[str, tuple[Path, float]]  # feature -> file, and the second at which the episode begins
+    videos: Mapping[str, tuple[Path, float]]  # feature -> (file, start of the episode in s)
 
 
 class LeRobot(Source):
-    """One dataset folder; see :class:`Source`."""
+    """A dataset folder; see :class:`Source`."""
 
     def __init__(self, path: Path, choice: Choice):
         super().__init__(path, choice)
@@ -106,7 +106,7 @@ class LeRobot(Source):
         self._info = info = read(Info, json_file(file), f"{file}: ")
         self.check_rate(info.fps, file)
         self._cameras: dict[str, str] = {}  # feature -> camera
-        self._values: dict[str, list] = {}  # of episodes, by our own writer
+        self._values: dict[str, list] = {}  # per episode, from our own writer
         if not self._restore():
             self._choose_features()
         self._episodes = self._read_episodes()
@@ -116,7 +116,7 @@ class LeRobot(Source):
             ranges = [range(*map(int, r.split(":"))) for r in text.split(",") if r.strip()]
             self._episodes = [e for e in self._episodes if any(e.number in numbers for numbers in ranges)]
         if several := sum(len(e.tasks) > 1 for e in self._episodes):
-            self.notes.append(f"{several} episodes have several tasks; the first is kept")
+            self.notes.append(f"{several} episodes have several tasks; only the first is used")
         self.lengths = [episode.length for episode in self._episodes]
         self._tasks = sorted({t for e in self._episodes for t in e.tasks})
         if not self.sidecar:
@@ -137,7 +137,7 @@ class LeRobot(Source):
         return next((f for f, _ in self._episodes[number].videos.values() if not f.is_file()), None)
 
     def _restore(self) -> bool:
-        """Use the sidecar of our own writer, unless the dataset was changed since."""
+        """Restore from our own writer's sidecar, unless the dataset has changed since."""
         file = self.path / MARKER
         if not file.is_file():
             return False
@@ -146,7 +146,7 @@ class LeRobot(Source):
         counts, info = ("total_episodes", "total_frames"), self._info
         same = features == info.features.keys() - set(AUTOMATIC)
         if not same or any(stored.get(name) != getattr(info, name) for name in counts):
-            self.notes.append(f"{MARKER} is of another dataset and is not used")
+            self.notes.append(f"{MARKER} belongs to another dataset and is ignored")
             return False
         if not self.restore(stored, str(file)):
             return False
@@ -156,7 +156,7 @@ class LeRobot(Source):
         return True
 
     def _choose_features(self) -> None:
-        """Choose the features that make action, proprio and cameras, and name the other arrays."""
+        """Choose the features for action, proprio and cameras, and name the other arrays."""
         cameras: dict[str, str] = {}
         flat, others, info = list[str](), list[str](), self._info
         for key, feature in info.features.items():
@@ -177,11 +177,11 @@ class LeRobot(Source):
         sizes = {name: info.features[key].image_size for key, name in self._cameras.items()}
         images = {f"images_{name}" for name in sizes}
         for key in (key for key in info.features if key in {*flat, *others} - used):
-            name = own = _array_name(key)
+            name = plain_name = _array_name(key)
             while name in images | self.keys.keys():
                 name = f"recorded_{name}"
-            if name != own:
-                self.notes.append(f"{key} is called {name}: there is another {own}")
+            if name != plain_name:
+                self.notes.append(f"{key} is stored as {name}, because {plain_name} exists already")
             self.keys[name] = [key]
         self.describe(f"LeRobot {info.codebase_version}", info.robot_type, info.fps, sizes, *parts)
 
@@ -195,39 +195,39 @@ class LeRobot(Source):
         ]
 
     def _read_episodes(self) -> list[Episode]:
-        """Return the episodes whose parquet file exists, and note the others."""
+        """Return the episodes whose parquet file exists, and note missing ones."""
         path, info = self.path, self._info
         table = path / ("meta/episodes" if info.is_v3 else "meta/episodes.jsonl")
         if info.is_v3:
             files = sorted(table.rglob("*.parquet"))
             tables = (read_table(file, lambda name: not name.startswith("stats/")) for file in files)
-            found: list[dict[str, Any]] = [row for each in tables for row in each.to_pylist()]
+            records: list[dict[str, Any]] = [row for each in tables for row in each.to_pylist()]
         else:
-            found = [json_object(table, line) for line in read_text(table).splitlines() if line.strip()]
-        rows = [(read(Row, row, f"{table}: "), row) for row in found]
+            records = [json_object(table, line) for line in read_text(table).splitlines() if line.strip()]
+        rows = [(read(Row, row, f"{table}: "), row) for row in records]
         videos = [key for key in self._cameras if info.features[key].dtype == "video"]
         episodes = []
         for i, (about, row) in enumerate(sorted(rows, key=lambda pair: pair[0].episode_index)):
             if about.episode_index != i:
-                raise mismatch(f"{table}: episode_index", f"{i}: no gaps, no repeats", about.episode_index)
+                raise mismatch(f"{table}: episode_index", f"{i} (no gaps or repeats)", about.episode_index)
             place = {"episode_index": i, "episode_chunk": i // info.chunks_size}
             if info.is_v3:
                 place = {n: row.get(f"data/{n}", 0) for n in ("chunk_index", "file_index")}
             data = inside(path, info.data_path.format(**place))
             if data.is_file():
-                of_videos = {key: self._video(key, row, place) for key in videos}
+                video_files = {key: self._video(key, row, place) for key in videos}
                 tasks = [about.tasks] if isinstance(about.tasks, str) else about.tasks or []
-                episodes.append(Episode(i, about.length, tasks, data, of_videos))
-        here = f"{len(episodes)} of {len(rows)} episodes are here"
+                episodes.append(Episode(i, about.length, tasks, data, video_files))
+        here = f"{len(episodes)} of {len(rows)} episodes exist"
         if info.total_episodes not in (None, len(rows)):
             self.notes.append(f"{here}; meta/info.json counts {info.total_episodes}")
         elif len(episodes) != len(rows):
             ranges = as_ranges([episode.number for episode in episodes])
-            self.notes.append(f"{here} ({ranges}); `episodes` counts those, 0 to {len(episodes) - 1}")
+            self.notes.append(f"{here} ({ranges}); `episodes` numbers them 0 to {len(episodes) - 1}")
         return episodes
 
     def _video(self, key: str, row: Mapping[str, Any], place: Mapping[str, int]) -> tuple[Path, float]:
-        """Return an episode's video, and the second at which the episode begins."""
+        """Return an episode's video and the start of the episode in it, in s."""
         start = 0.0
         if self._info.is_v3:
             place = {n: row[f"videos/{key}/{n}"] for n in ("chunk_index", "file_index")}
@@ -237,12 +237,12 @@ class LeRobot(Source):
         return other if other.is_file() and not file.is_file() else file, start
 
     def pieces_of(self, number: int) -> Iterator[Piece]:
-        """Read each piece in a thread while the one before it is used."""
+        """Yield pieces, and read the next one in a thread meanwhile."""
         with ThreadPoolExecutor(1) as pool:
             pieces = self._pieces(number)
-            waiting = pool.submit(next, pieces, None)
-            while (piece := waiting.result()) is not None:
-                waiting = pool.submit(next, pieces, None)
+            upcoming = pool.submit(next, pieces, None)
+            while (piece := upcoming.result()) is not None:
+                upcoming = pool.submit(next, pieces, None)
                 yield piece
 
     def _pieces(self, number: int) -> Iterator[Piece]:
@@ -262,17 +262,17 @@ class LeRobot(Source):
             frames = {f"images_{name}": np.stack([*islice(s, count)]) for name, s in streams.items()}
             yield {key: array[rows] for key, array in arrays.items()} | frames
         for stream in streams.values():
-            next(stream, None)  # refuses further frames
+            next(stream, None)  # raises if there are more frames
 
     def _arrays(self, episode: Episode, where: str) -> Piece:
         """Read and check the arrays of an episode, without images.  # key -> (T, ...)"""
         columns = [feature for features in self.keys.values() for feature in features]
-        wanted = tuple(dict.fromkeys((*columns, *AUTOMATIC)))
-        table = dict(read_columns(episode.data, wanted))
+        names = tuple(dict.fromkeys((*columns, *AUTOMATIC)))
+        table = dict(read_columns(episode.data, names))
         if "episode_index" in table:
             table = {k: v[table["episode_index"] == episode.number] for k, v in table.items()}
         if (count := len(next(iter(table.values())))) != episode.length:
-            raise mismatch(where, f"{episode.length} rows by the table of episodes", count)
+            raise mismatch(where, f"{episode.length} rows according to the episodes table", count)
         self._check_time(table, where)
         for name in columns:
             feature = self._info.features[name]
@@ -281,26 +281,26 @@ class LeRobot(Source):
         return {key: self.joined(key, [table[f] for f in fs]) for key, fs in self.keys.items()}
 
     def _check_time(self, table: Piece, where: str) -> None:
-        """Refuse rows out of order, and time stamps that do not match the rate."""
+        """Reject rows out of order, and time stamps that do not match the rate."""
         fps, tolerance = self._info.fps, self.choice.tolerance_s
         steps = np.arange(len(next(iter(table.values()))))
         first = table["index"].ravel()[:1] if "index" in table else 0
-        for column, due, most in (
+        for column, due, allowed in (
             ("frame_index", steps, 0.0),
             ("index", first + steps, 0.0),
             ("timestamp", steps / fps, tolerance + np.spacing(np.float32(len(steps) / fps))),
         ):
             found = table.get(column, due).ravel()
-            bad = ~(np.abs(found.astype(np.float64) - due) <= most)  # NaN is bad
+            bad = ~(np.abs(found.astype(np.float64) - due) <= allowed)  # NaN is bad
             if bad.any():
                 row = int(bad.argmax())
-                hint = f" ({fps} a second, tolerance_s={tolerance:g})" if column == "timestamp" else ""
+                hint = f" ({fps} Hz, tolerance_s={tolerance:g})" if column == "timestamp" else ""
                 expected = f"{due[row]:.10g}{hint}"
                 raise mismatch(f"{where}: {column}: row {row}", expected, f"{found[row]:.10g}")
 
 
 def _usual(flat: Sequence[str], names: tuple[str, ...], prefix: str) -> list[str]:
-    """Return the features that make `action` or `proprio` by convention."""
+    """Return the features that are `action` or `proprio` by convention."""
     if key := next((key for key in names if key in flat), None):
         return [key]
     several = [k for k in flat if k.startswith(prefix) and k != "observation.environment_state"]
@@ -308,19 +308,19 @@ def _usual(flat: Sequence[str], names: tuple[str, ...], prefix: str) -> list[str
 
 
 def camera_name(key: str) -> str:
-    """Return a camera's name, `top` for observation.images.top."""
+    """Return a camera's name, such as `top` for observation.images.top."""
     prefixes = (IMAGES, "observation.image.", "observation.")
     return next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)
 
 
 def _array_name(key: str) -> str:
-    """A feature's name as a key of our store: letters, digits and inside it _ . / : -."""
+    """Return a feature's name as a valid store key: letters and digits, with _ . / : - in between."""
     name = "".join(c if c.isascii() and (c.isalnum() or c in "_./: -") else "_" for c in key)
     return name if name[:1].isalnum() and name[-1:].isalnum() else f"x{name}x"
 
 
 def flat_names(names: Any, size: int) -> list[str] | None:
-    """Flatten names: nested lists, or a dict of lists; None if they do not fit the size."""
+    """Flatten names from nested lists or a dict of lists; return None unless there are `size` distinct ones."""
 
     def walk(node: Any) -> list[str]:
         if isinstance(node, Mapping):

@@ -16,18 +16,18 @@ from PIL import Image
 from s2robot.demos.bounds import check_frame, check_size
 from s2robot.demos.errors import mismatch, readable
 
-with suppress(ImportError):  # of the extra `data`, which readers and writers require
+with suppress(ImportError):  # in the extra `data`, which readers and writers require
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
     import pyarrow.parquet as pq
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow would start a PostScript interpreter for others
-PNG_LEVEL = 1  # larger ones cost much time and save little
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")  # excludes PostScript, for which Pillow starts an interpreter
+PNG_LEVEL = 1  # higher levels cost much time and save little
 
 
 def read_table(path: Path, is_wanted: Callable[[str], bool]) -> pa.Table:
-    """Read the wanted columns; DatasetError for a broken file, or more rows than its bytes explain."""
+    """Read the columns that `is_wanted` selects; DatasetError: broken file, or too many rows for its size."""
     with readable(path), pq.ParquetFile(path) as file:
         metadata = file.metadata
         groups = (metadata.row_group(g) for g in range(metadata.num_row_groups))
@@ -38,7 +38,7 @@ def read_table(path: Path, is_wanted: Callable[[str], bool]) -> pa.Table:
 
 
 def read_columns(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Read columns as arrays, cached for the next episode of the same file."""
+    """Read columns as arrays, cached for the next episode in the same file."""
     return _cached_columns(path, columns, path.stat().st_mtime_ns)
 
 
@@ -49,17 +49,19 @@ def _cached_columns(path: Path, columns: tuple[str, ...], stamp: int) -> dict[st
 
 
 def _column(column: pa.ChunkedArray, where: str) -> np.ndarray:
-    """Return a column of numbers, or of lists of them however deep.  # (rows,) or (rows, numbers)"""
+    """Return a column of numbers, or of arbitrarily nested lists of them.  # (rows,) or (rows, numbers)"""
     array, rows = column.combine_chunks(), len(column)
     while isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
-    nested = uneven = False  # lists of different lengths would shift the numbers of all later rows
+    nested = uneven = False  # lists of different lengths would shift all later rows
     lists = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
     while not array.null_count and isinstance(array.type, lists):
         uneven |= len(pc.unique(pc.list_value_length(array))) > 1
         array, nested = array.flatten(), True
     if array.null_count or uneven:
-        raise mismatch(where, "as many numbers in each row", "rows without a value, or of different lengths")
+        raise mismatch(
+            where, "the same count of numbers in each row", "rows without a value, or of different lengths"
+        )
     flat = array.to_numpy(zero_copy_only=False)
     return flat.reshape(rows, -1) if nested else flat
 
@@ -67,12 +69,14 @@ def _column(column: pa.ChunkedArray, where: str) -> np.ndarray:
 def images(root: Path, path: Path, episode: int, column: str, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Yield the images of an episode (PNG or JPEG in a struct of bytes and path).  # uint8 (H, W, 3)
 
-    size: (H, W) by info.json; an image of more pixels is not decoded.
+    size: (H, W) from info.json; an image with more pixels is not decoded.
     """
     where = f"{path}: {column}"
     with readable(where):
-        own = ds.field("episode_index") == episode  # row groups without it are skipped
-        batches = ds.dataset(path).to_batches(columns=[column], filter=own, batch_size=16, batch_readahead=1)
+        is_own = ds.field("episode_index") == episode  # skips row groups without the episode
+        batches = ds.dataset(path).to_batches(
+            columns=[column], filter=is_own, batch_size=16, batch_readahead=1
+        )
         for row in (row for batch in batches for row in batch.column(0).to_pylist()):
             raw = inside(root, row["path"]).read_bytes() if row["bytes"] is None else row["bytes"]
             image = Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS)
@@ -81,16 +85,16 @@ def images(root: Path, path: Path, episode: int, column: str, size: tuple[int, i
 
 
 def inside(root: Path, name: str) -> Path:
-    """Return a file of the dataset folder; DatasetError for a path out of it, or to a device or a pipe."""
+    """Return a file in the dataset folder; DatasetError for a path outside it, or a device or pipe."""
     path = root / name
-    out = Path(name).is_absolute() or ".." in Path(name).parts
-    if out or (path.exists() and not path.is_file()):
+    is_outside = Path(name).is_absolute() or ".." in Path(name).parts
+    if is_outside or (path.exists() and not path.is_file()):
         raise mismatch(root, "files inside this folder", name[:120])
     return path
 
 
 class ParquetWriter:
-    """A parquet file that tables are appended to, a row group each."""
+    """A parquet file to which tables are appended, one row group each."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +106,7 @@ class ParquetWriter:
         return self._file.tell()
 
     def write(self, numbers: Mapping[str, np.ndarray], images: Mapping[str, np.ndarray]) -> None:
-        """Rows to append.  # column -> (t, ...), uint8 (t, H, W, 3)"""
+        """Append rows.  # column -> (t, ...), uint8 (t, H, W, 3)"""
         columns = {name: column_of(values) for name, values in numbers.items()}
         table = pa.table(columns | {name: png_column(frames) for name, frames in images.items()})
         if self._writer is None:
@@ -117,7 +121,7 @@ class ParquetWriter:
 
 
 def column_of(values: np.ndarray) -> Any:
-    """Convert values to LeRobot's columns: numbers (T,), lists of one length (T, n), lists of lists (T, ...)."""
+    """Convert values to a LeRobot column: numbers (T,), lists of equal length (T, n), nested lists (T, ...)."""
     column = pa.array(values.reshape(-1))
     for size in reversed(values.shape[1:]):
         if values.ndim == 2:
@@ -130,22 +134,22 @@ def column_of(values: np.ndarray) -> Any:
 def png_column(frames: np.ndarray) -> pa.Array:
     """Encode images as LeRobot's `image` features.  # uint8 (t, H, W, 3)"""
 
-    def encoded(frame: np.ndarray) -> dict[str, Any]:
+    def encode(frame: np.ndarray) -> dict[str, Any]:
         file = io.BytesIO()
         Image.fromarray(frame).save(file, "PNG", compress_level=PNG_LEVEL)
         return {"bytes": file.getvalue(), "path": None}
 
-    return pa.array([encoded(f) for f in frames], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    return pa.array([encode(f) for f in frames], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a table of rows that all have the same keys."""
+    """Write a table from rows with equal keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 def write_indexed(path: Path, index: str, names: Sequence[str], column: str) -> None:
-    """Write a table of two columns as pandas 2.2 writes numbered rows with names as their index."""
+    """Write a table of numbers indexed by name, in the layout of pandas 2.2."""
     kinds = {column: ("int64", "int64"), index: ("unicode", "object")}
     columns = [
         {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": dtype, "metadata": None}

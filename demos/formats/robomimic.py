@@ -1,8 +1,8 @@
-"""Read robomimic's hdf5 files, and robosuite's own recordings.
+"""Read robomimic's hdf5 files and robosuite's own recordings.
 
-Format: ARISE-Initiative/robomimic, docs/datasets/overview.md. Actions of robosuite's OSC_POSE in -1..1 become m and rad
-(as in `task=robosuite`) if env_args holds the controller's scale. Without observations, each state is set in the world that
-the file specifies, in the scene of its demo (`model_file`), where images and proprioception are read.
+Format: ARISE-Initiative/robomimic, docs/datasets/overview.md. Actions of robosuite's OSC_POSE in -1..1 are converted to
+m and rad (as in `task=robosuite`) if env_args holds the controller's scale. If a file has no observations, images and
+proprioception are read from the world in the file: each state is set in the scene of its demo (`model_file`).
 """
 
 import json
@@ -24,21 +24,21 @@ from s2robot.demos.schema import check_finite
 from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.envs.tasks import make
 
-FILTERS = (1, 2, 3, 32000)  # of hdf5: deflate, shuffle, checksum, lzf
+FILTERS = (1, 2, 3, 32000)  # hdf5 filters: deflate, shuffle, checksum, lzf
 HAND = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # the proprioception of `task=robosuite`
-EXACT = f"{NAME}/action"  # the action in our units, which our writer scaled to -1..1 as `actions`
-# of `env_kwargs`: rendering, and settings of `task=robosuite` itself
+EXACT = f"{NAME}/action"  # our writer's action in our units; `actions` are scaled to -1..1
+# keys of `env_kwargs` that are ignored: rendering, and settings of `task=robosuite` itself
 NOT_THE_WORLD = (
     "env_name", "robots", "controller_configs", "control_freq", "renderer", "has_renderer", "has_offscreen_renderer",
     "render_camera", "render_gpu_device_id", "use_camera_obs", "use_object_obs", "reward_shaping", "hard_reset",
     "ignore_done", "camera_names", "camera_heights", "camera_widths", "camera_depths", "camera_segmentations", "seed",
     "lite_physics", "horizon",
 )  # fmt: skip
-Scale = tuple[np.ndarray, np.ndarray]  # ours = theirs * first + second
+Scale = tuple[np.ndarray, np.ndarray]  # our units = file's units * first + second
 
 
 class DemoFile(Source):
-    """The chosen demos of an hdf5 file."""
+    """The selected demos of an hdf5 file."""
 
     def __init__(self, path: Path, choice: Choice):
         super().__init__(path, choice)
@@ -49,7 +49,7 @@ class DemoFile(Source):
 
     @abstractmethod
     def _prepare(self, data: Any, first: Any, args: dict[str, Any]) -> None:
-        """Choose the arrays to read; `first` is one of the demos, `args` describes their world."""
+        """Choose the arrays to read; `first` is the first demo, and `args` describes its world."""
 
     def name_of(self, number: int) -> str:
         return f"{self.path}: data/{self._demos[number]}"
@@ -58,18 +58,18 @@ class DemoFile(Source):
         return {"source_episode": number_of(self._demos[number])}
 
     def describe_world(self, first: Any, args: dict[str, Any], *facts: Any) -> None:
-        """As `describe`, with the parts of the actions; ``facts``: name, robot, rate, cameras and proprio_parts."""
+        """Like `describe`, and choose the action parts; ``facts``: name, robot, rate, cameras and proprio_parts."""
         name, robot, rate, cameras, proprio = facts
         parts, frame = action_parts(args.get("env_kwargs", {}), first, self.keys["action"], self.choice)
         self.describe(name, robot, rate, cameras, parts, proprio, env_args=args)
         self.attributes |= {"action_frame": frame} if frame else {}
         self._scale: Scale | None = None
-        if frame:  # from robosuite's -1..1 to the limits of all parts
+        if frame:  # from robosuite's -1..1 to the limits of the parts
             low, high = (np.concatenate([p[key] for p in parts], dtype=np.float64) for key in ("low", "high"))
             self._scale = (high - low) / 2, (high + low) / 2
 
     def scaled(self, columns: Sequence[np.ndarray]) -> np.ndarray:
-        """Join the columns of an action, and convert -1..1 to our units.  # float32 (t, A)"""
+        """Join the columns of an action, and convert them from -1..1 to our units.  # float32 (t, A)"""
         if self._scale is None:
             return super().joined("action", columns)
         joined = np.concatenate(columns, 1).astype(np.float64)
@@ -77,12 +77,12 @@ class DemoFile(Source):
 
 
 class Robomimic(DemoFile):
-    """A file with observations; see :class:`Source`."""
+    """An hdf5 file with observations; see :class:`Source`."""
 
     def _prepare(self, data: Any, first: Any, args: dict[str, Any]) -> None:
         where = f"{self.path}: data: {NAME}"
         if NAME in data.attrs and self.restore(json_object(where, data.attrs[NAME]), where):
-            if self.keys["action"] != [EXACT]:  # of an older writer
+            if self.keys["action"] != [EXACT]:  # written by an older version
                 raise mismatch(where, f"action at {EXACT}; convert the dataset again", self.keys["action"])
             return
         obs = {name: array for name, array in first["obs"].items() if hasattr(array, "ndim")}
@@ -128,7 +128,7 @@ class Robomimic(DemoFile):
 
 
 class RobosuiteStates(DemoFile):
-    """One file; see :class:`Source`."""
+    """An hdf5 file with simulator states only; see :class:`Source`."""
 
     def _prepare(self, data: Any, first: Any, args: dict[str, Any]) -> None:
         require("robosuite", "mujoco", extra="sim")
@@ -140,7 +140,7 @@ class RobosuiteStates(DemoFile):
         self._version = str(args.get("env_version") or "an unknown version")
         if args.get("type", 1) != 1 or not args.get("env_name"):
             got = f"{args.get('env_name') or 'no world'}, type {args.get('type')}"
-            raise mismatch(f"{self.path}: data", "obs, or states of a world of robosuite's (type 1)", got)
+            raise mismatch(f"{self.path}: data", "obs, or states of a robosuite world (type 1)", got)
         with self._named(f"{self.path}: env_args"):
             self._world, self._scene = cast(Any, make(_world(args, self.choice))), ""
         s, world = self._world.settings, self._world
@@ -148,7 +148,7 @@ class RobosuiteStates(DemoFile):
 
     @contextmanager
     def _named(self, where: str) -> Iterator[None]:
-        """Name the place and the version of robosuite in an error."""
+        """Prefix errors with `where` and the version of robosuite."""
         try:
             yield
         except UserError as error:
@@ -181,7 +181,7 @@ class RobosuiteStates(DemoFile):
 
 
 def _world(args: Mapping[str, Any], choice: Choice) -> RobosuiteSettings:
-    """Return the settings of the world that a file specifies."""
+    """Return the settings of the world described in a file."""
     kwargs = dict(args.get("env_kwargs", {}))
     robots = kwargs.get("robots", "Panda")
     robots = [robots] if isinstance(robots, str) else list(robots)
@@ -201,7 +201,7 @@ def _world(args: Mapping[str, Any], choice: Choice) -> RobosuiteSettings:
 
 
 def world_of_file(about: Mapping[str, Any]) -> RobosuiteSettings | None:
-    """Return the world of an imported file by its attributes, if they say enough: robosuite's, with OSC_POSE."""
+    """Return the world of an imported file if its attributes describe one: robosuite with OSC_POSE."""
     args = about.get("env_args") or {}
     if about["action_frame"] != "robosuite:OSC_POSE" or args.get("type", 1) != 1 or not args.get("env_name"):
         return None
@@ -211,17 +211,17 @@ def world_of_file(about: Mapping[str, Any]) -> RobosuiteSettings | None:
 
 
 def osc_parts(kwargs: Mapping[str, Any], size: int) -> list[dict]:
-    """Return the parts of an action of arms with OSC_POSE in deltas, as in `task=robosuite`; [] for other controllers."""
+    """Return the action parts of arms with delta OSC_POSE, as in `task=robosuite`; [] for other controllers."""
     arms, left = divmod(size, 7)
     prefixes, controllers = _prefixes(kwargs, arms), _controllers(kwargs, arms)
     if left or not prefixes or len(controllers) != arms:
         return []
     parts: list[dict] = []
     for prefix, config in zip(prefixes, controllers, strict=True):
-        most: Any = config.get("output_max")
-        if not _is_delta(config) or config.get("type") != "OSC_POSE" or np.shape(most) != (6,):
+        limit: Any = config.get("output_max")
+        if not _is_delta(config) or config.get("type") != "OSC_POSE" or np.shape(limit) != (6,):
             return []
-        shift, turn = ({"size": 3, "low": [-v for v in m], "high": list(m)} for m in (most[:3], most[3:]))
+        shift, turn = ({"size": 3, "low": [-v for v in m], "high": list(m)} for m in (limit[:3], limit[3:]))
         turn |= {"kind": "rotation", "form": "axis_angle", "relative": True}
         parts += [
             {"name": f"{prefix}position", "kind": "delta", **shift},
@@ -232,21 +232,21 @@ def osc_parts(kwargs: Mapping[str, Any], size: int) -> list[dict]:
 
 
 def _prefixes(kwargs: Mapping[str, Any], arms: int) -> list[str]:
-    """Return the prefix of each arm's parts; none if the order of the arms is unknown."""
+    """Return the prefix of each arm's part names; [] if the order of the arms is unknown."""
     robots = kwargs.get("robots")
     count = len(robots) if isinstance(robots, list) else 1
     if count == arms:
         return [f"robot{i}_" for i in range(arms)] if arms > 1 else [""]
     config = kwargs.get("controller_configs")
     first = (config[0] if isinstance(config, list) else config) or {}
-    # robosuite 1.4: one robot of two arms, each with its gripper
+    # robosuite 1.4: one robot with two arms and a gripper each
     return ["right_", "left_"] if count == 1 and arms == 2 and "body_parts" not in first else []
 
 
 def _controllers(kwargs: Mapping[str, Any], arms: int) -> list[dict]:
-    """Return the settings of each arm's controller; a single one is used for all arms."""
-    given = kwargs.get("controller_configs") or {}
-    configs = [c if isinstance(c, dict) else {} for c in (given if isinstance(given, list) else [given])]
+    """Return the controller settings of each arm; a single controller applies to all arms."""
+    stored = kwargs.get("controller_configs") or {}
+    configs = [c if isinstance(c, dict) else {} for c in (stored if isinstance(stored, list) else [stored])]
     for i, config in enumerate(configs):
         if (parts := config.get("body_parts")) is not None:
             configs[i] = parts.get("right") or (parts.get("arms") or {}).get("right") or {}
@@ -254,7 +254,7 @@ def _controllers(kwargs: Mapping[str, Any], arms: int) -> list[dict]:
 
 
 def _is_delta(config: Mapping[str, Any]) -> bool:
-    """Whether a controller's actions are deltas."""
+    """Return whether a controller's actions are deltas."""
     known = str(config.get("type")).startswith(("OSC", "IK", "JOINT_POSITION")) and "output_max" in config
     return known and bool(config.get("control_delta", config.get("input_type", "delta") == "delta"))
 
@@ -262,7 +262,7 @@ def _is_delta(config: Mapping[str, Any]) -> bool:
 def action_parts(
     kwargs: Mapping[str, Any], demo: Any, keys: list[str], choice: Choice
 ) -> tuple[list[dict], str]:
-    """Return the parts of a demo's actions and their frame, "" if the controller is unknown."""
+    """Return the parts of a demo's actions, and the action frame or "" for an unknown controller."""
     kind = choice.action_kind
     if keys == ["actions"]:
         if parts := osc_parts(kwargs, demo["actions"].shape[1]):
@@ -272,7 +272,7 @@ def action_parts(
 
 
 def rot6d(quats: np.ndarray) -> np.ndarray:
-    """Convert quaternions x y z w to the first two columns of their matrices.  # (t, 4) -> (t, 6)"""
+    """Convert quaternions (x, y, z, w) to the first two columns of rotation matrices.  # (t, 4) -> (t, 6)"""
     x, y, z, w = (quats / np.linalg.norm(quats, axis=1, keepdims=True)).T
     first = 1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)
     second = 2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)
@@ -295,7 +295,7 @@ def open_file(path: Path) -> Iterator[Any]:
 
 
 def demo_names(file: Any, path: Path, choice: Choice) -> list[str]:
-    """Return the names of the chosen demos, in the order of their numbers."""
+    """Return the names of the selected demos in numerical order."""
     check_inside(file["data"], path)
     names = sorted((n for n in file["data"] if re.fullmatch(r"demo_\d+", n)), key=number_of)
     if choice.mask is not None:
@@ -303,7 +303,7 @@ def demo_names(file: Any, path: Path, choice: Choice) -> list[str]:
         chosen([choice.mask], list(file.get("mask", {})), "mask", path)
         mask = check_inside(file["mask"][choice.mask], path)
         check_size(f"{path}: {where}", mask.nbytes, mask.id.get_storage_size())
-        # one by one: they may share their bytes
+        # check each: several may share their bytes
         masked = {name.decode() if isinstance(name, bytes) else str(name) for name in mask}
         names = sorted(chosen(sorted(masked), names, where, path), key=number_of)
     if not names:
@@ -314,7 +314,7 @@ def demo_names(file: Any, path: Path, choice: Choice) -> list[str]:
 
 
 def check_inside(node: Any, path: Path) -> Any:
-    """Return a group or array; DatasetError for a link to another file, or values outside this one."""
+    """Return the group or array itself; DatasetError if it links to, or stores values in, another file."""
     elsewhere = Path(node.file.filename) != path
     if elsewhere or getattr(node, "is_virtual", False) or getattr(node, "external", None):
         got = node.file.filename if elsewhere else "values in other files"
@@ -323,7 +323,7 @@ def check_inside(node: Any, path: Path) -> Any:
 
 
 def env_args(data: Any, path: Path) -> dict[str, Any]:
-    """Read the world's arguments: robomimic's `env_args`, or the `env_info` of robosuite's own script; {} without them."""
+    """Read the world's arguments from robomimic's `env_args` or robosuite's `env_info`; {} without either."""
     attrs, where = data.attrs, f"{path}: data: env"
     if "env_args" in attrs:
         return json_object(f"{where}_args", attrs["env_args"])
@@ -334,7 +334,7 @@ def env_args(data: Any, path: Path) -> dict[str, Any]:
         "env_name": args.pop("env_name", None) or str(attrs.get("env")),
         "env_version": str(attrs.get("repository_version", "")),
         "type": 1,
-        "env_kwargs": {"control_freq": 20, **args},  # the script does not store its rate
+        "env_kwargs": {"control_freq": 20, **args},  # robosuite's script does not store the rate
     }
 
 
@@ -343,17 +343,17 @@ def number_of(name: str) -> int:
 
 
 def array_of(demo: Any, key: str, path: Path, count: int | None = None) -> Any:
-    """Return an array of numbers of a demo, over `count` steps (DatasetError: none, filtered, or larger than stored)."""
+    """Return a numeric array of a demo with `count` steps (DatasetError: none, filtered, or larger than stored)."""
     where = f"{path}: {demo.name.strip('/')}: {key}"
     shape = getattr(demo.get(key), "shape", ())
     if not shape or count not in (None, shape[0]):
-        raise mismatch(where, "an array of one row per step of actions", f"{shape}" if shape else "none")
+        raise mismatch(where, "an array with one row per action", f"{shape}" if shape else "none")
     array = check_inside(demo[key], path)
     plist, item = array.id.get_create_plist(), number_type(where, array.dtype).itemsize
     filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
     if not {*filters} <= {*FILTERS}:
         raise mismatch(where, f"hdf5 filters of {FILTERS}", filters)
-    # a chunk that is not stored reads as the fill value
+    # chunks that are not stored read as the fill value
     stored = min(array.id.get_storage_size(), path.stat().st_size)
     check_size(where, item * (math.prod(shape) + math.prod(array.chunks or ())), stored)
     return array

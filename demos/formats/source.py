@@ -1,6 +1,6 @@
-"""The common base of the readers: the chosen episodes of a dataset, in pieces, with the attributes of a store.
+"""Base class of the readers: the selected episodes of a dataset, in pieces, with the attributes of a store.
 
-Our writers store a :class:`Sidecar` beside a format's own fields, from which the readers restore the same store: names,
+Our writers add a :class:`Sidecar` to the format's own fields, from which the readers restore the same store: names,
 types, the order of cameras and the parts. Other programs ignore it.
 """
 
@@ -22,13 +22,13 @@ from s2robot.demos.schema import check_finite
 from s2robot.demos.selection import Episodes, numbers
 from s2robot.demos.store import EpisodeStore
 
-NAME = "s2robot"  # of the attribute with the sidecar, and of the group of arrays that the format has no place for
-PIECE_BYTES = 32 << 20  # of images in a piece: memory does not grow with an episode
-SHOWN = 12  # keys in a message
+NAME = "s2robot"  # of the sidecar's attribute, and of the group for arrays that the format cannot hold
+PIECE_BYTES = 32 << 20  # images per piece: memory does not grow with the length of an episode
+SHOWN = 12  # keys listed in a message
 
 Piece = dict[str, np.ndarray]
 Names = Sequence[str]
-Progress = Callable[[int, int], None]  # steps done, of how many
+Progress = Callable[[int, int], None]  # (steps done, total)
 Dtype = Annotated[str, AfterValidator(lambda name: str(number_type("dtype", name)))]
 Types = dict[str, tuple[Dtype, tuple[int, ...]]]  # key -> dtype, shape of a row
 
@@ -38,7 +38,7 @@ def silent(done: int, total: int) -> None:
 
 
 class Choice(Settings, file="convert"):
-    """A user's choice of a dataset's contents; configs/convert.yaml documents each value."""
+    """The contents to read from a dataset; configs/convert.yaml documents each value."""
 
     action: tuple[str, ...] | None = from_yaml()
     proprio: tuple[str, ...] | None = from_yaml()
@@ -52,16 +52,16 @@ class Choice(Settings, file="convert"):
 
 
 class Sidecar(Stored):
-    """Attributes of a store, and the types and places of its arrays and values."""
+    """Attributes of a store, and the types and locations of its arrays and values."""
 
     attributes: dict[str, Any]
     arrays: Types  # over time
     values: Types  # one per episode
-    places: dict[str, tuple[str, ...]]  # array -> the file's arrays whose columns it joins
+    places: dict[str, tuple[str, ...]]  # array -> the file's arrays, joined by columns
 
     @classmethod
     def of_store(cls, store: EpisodeStore, places: Mapping[str, Sequence[str]]) -> "Sidecar":
-        """Describe a store whose arrays are at ``places``. Frames rendered from states count as images."""
+        """Describe a store whose arrays are written to ``places``; rendered frames count as images."""
         attributes = {k: v for k, v in store.attrs.items() if k != "schema_version"} | {"kind": "images"}
         sizes = camera_sizes(store, store.cameras)
         arrays: dict[str, Any] = {f"images_{name}": ("uint8", (*size, 3)) for name, size in sizes.items()}
@@ -71,56 +71,56 @@ class Sidecar(Stored):
         return read(cls, {"attributes": attributes, "arrays": arrays, "values": values, "places": places})
 
     def array(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
-        """Join columns of the file to an array of the store.  # (t, ...)"""
+        """Join columns of the file into an array of the store.  # (t, ...)"""
         dtype, row = self.arrays[key]
         joined = columns[0] if len(columns) == 1 else np.concatenate(columns, 1)
         return np.asarray(joined).reshape(len(joined), *row).astype(dtype, copy=False)
 
     def episode_values(self, stored: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
-        """Return an episode's values with their types (DatasetError)."""
+        """Return an episode's values with their stored types (DatasetError)."""
         with readable(where):
             return {k: np.asarray(stored[k], d).reshape(s) for k, (d, s) in self.values.items()}
 
 
 class Source(ABC):
-    """A dataset to read, whose episodes are checked while they are read; any error is one line.
+    """A dataset whose episodes are validated while they are read; every error is one line.
 
-    A reader sets `lengths`, and `keys` and `attributes` by `restore` or by `choose` and `describe`.
+    A subclass sets `lengths`, and sets `keys` and `attributes` with `restore`, or with `choose` and `describe`.
     """
 
     def __init__(self, path: Path, choice: Choice):
         self.path, self.choice = path, choice
-        self.attributes: dict[str, Any] = {}  # of a store of kind images
-        self.keys: dict[str, list[str]] = {}  # array -> the file's arrays whose columns it joins
-        # array -> which of each's columns; "": all, ":2" while sizes are unknown
+        self.attributes: dict[str, Any] = {}  # of a store with kind "images"
+        self.keys: dict[str, list[str]] = {}  # array -> the file's arrays, joined by columns
+        # array -> columns of each of them; "": all, text such as ":2" until sizes are known
         self.columns: dict[str, list[Any]] = {}
         self.lengths: Sequence[int] = ()  # steps of each episode in the file
-        self.notes: list[str] = []  # for the user: the contents that are left out
+        self.notes: list[str] = []  # for the user, about omitted contents
         self.progress: Progress = silent
         self.sidecar: Sidecar | None = None
         self._done = 0
 
     @abstractmethod
     def pieces_of(self, number: int) -> Iterator[Piece]:
-        """Yield the arrays of an episode, a few steps at a time: all keys in every piece.  # key -> (t, ...)"""
+        """Yield the arrays of an episode a few steps at a time; each piece has all keys.  # key -> (t, ...)"""
 
     def values_of(self, number: int) -> dict[str, Any]:
         """Return an episode's values, one per key."""
         return {}
 
     def name_of(self, number: int) -> str:
-        """Return an episode's name in messages."""
+        """Return the name of an episode for messages."""
         return f"{self.path}: episode {number}"
 
     def missing_file(self, number: int) -> Path | None:
-        """Return a file of an episode that does not exist."""
+        """Return a missing file of an episode, or None."""
         return None
 
     def select(self) -> None:
-        """Choose the episodes; DatasetError: one that does not exist, or whose file does not."""
-        wanted, every = self.choice.episodes, range(len(self.lengths))
-        counted = wanted is None or isinstance(wanted, int)
-        self._chosen = list(every[:wanted]) if counted else sorted(numbers(wanted, len(every), "episodes"))
+        """Select the episodes; DatasetError if one of them or its file does not exist."""
+        episodes, total = self.choice.episodes, len(self.lengths)
+        is_count = episodes is None or isinstance(episodes, int)
+        self._chosen = sorted(range(total)[:episodes] if is_count else numbers(episodes, total, "episodes"))
         if not self._chosen:
             raise mismatch(self.path, "at least one episode", "none")
         self.steps = sum(int(self.lengths[i]) for i in self._chosen)
@@ -128,9 +128,9 @@ class Source(ABC):
             raise mismatch(next(iter(missing.values())), "a file", f"none{self._without(set(missing))}")
 
     def _without(self, bad: set[int]) -> str:
-        rest = as_ranges([i for i in self._chosen if i not in bad])
-        hint = f'; "episodes=[{rest}]" reads the others (demos.episodes where a verb has that)'
-        return hint if rest else ""
+        others = as_ranges([i for i in self._chosen if i not in bad])
+        hint = f'; "episodes=[{others}]" (or demos.episodes) reads the others'
+        return hint if others else ""
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -140,12 +140,12 @@ class Source(ABC):
             return self.values_of(self._chosen[i])
 
     def pieces(self, i: int) -> Iterator[Piece]:
-        """Yield the arrays of the chosen episode ``i``, a few steps at a time (DatasetError)."""
+        """Yield the arrays of the selected episode ``i``, a few steps at a time (DatasetError)."""
         number, start = self._chosen[i], 0
         pieces = self.pieces_of(number)
         while True:
             try:
-                with readable(self.path):  # not errors of whoever uses a piece
+                with readable(self.path):  # excludes errors of the caller
                     if (piece := next(pieces, None)) is None:
                         return
                     for key, array in piece.items():
@@ -158,7 +158,7 @@ class Source(ABC):
             self.progress(self._done, self.steps)
 
     def restore(self, stored: dict[str, Any], where: str) -> bool:
-        """Take keys, types and attributes from a sidecar; False if the user chooses other keys (UserError)."""
+        """Restore keys, types and attributes from a sidecar; False if the user selected other keys (UserError)."""
         sidecar, choice = read(Sidecar, stored, f"{where}: "), self.choice
         if choice.action is not None or choice.proprio is not None:
             return False
@@ -167,31 +167,31 @@ class Source(ABC):
         cameras = about["cameras"]
         if choice.cameras is not None:
             cameras = chosen(choice.cameras, cameras, "cameras", self.path)
-        left_out = {f"images_{name}" for name in about["cameras"] if name not in cameras}
-        self.keys = {key: list(places) for key, places in sidecar.places.items() if key not in left_out}
+        omitted = {f"images_{name}" for name in about["cameras"] if name not in cameras}
+        self.keys = {key: list(places) for key, places in sidecar.places.items() if key not in omitted}
         self.sidecar, self.attributes = sidecar, about | {"cameras": cameras}
         return True
 
     def check_rate(self, rate: float, where: object) -> None:
-        """Refuse another `rate_hz` than the stored one (DatasetError)."""
+        """Reject a `rate_hz` that differs from the stored one (DatasetError)."""
         if self.choice.rate_hz not in (None, rate):
             raise mismatch("rate_hz", f"{rate:g} as in {where}, or null", f"{self.choice.rate_hz:g}")
 
     def choose(self, cameras: Mapping[str, str], **arrays: tuple[Names, Names]) -> dict[str, str]:
-        """Set the file's arrays of action and proprio, and return the chosen cameras, key -> name (DatasetError).
+        """Set the file's arrays for action and proprio, and return the selected cameras, key -> name (DatasetError).
 
-        ``arrays``: for `action` and `proprio` the arrays that may be chosen, and the format's usual ones.
+        ``arrays``: for `action` and `proprio`, the available arrays and the format's usual ones.
         """
         names = {name: key for key, name in cameras.items()}
         if len(names) < len(cameras):
-            raise mismatch(self.path, "different names of cameras", ", ".join(cameras))
-        if (wanted := self.choice.cameras) is not None:
-            keys = [names.get(n, n) for n in chosen(wanted, [*names, *cameras], "cameras", self.path)]
+            raise mismatch(self.path, "cameras with different names", ", ".join(cameras))
+        if (selected := self.choice.cameras) is not None:
+            keys = [names.get(n, n) for n in chosen(selected, [*names, *cameras], "cameras", self.path)]
             cameras = {key: cameras[key] for key in keys}
         for array, (known, usual) in arrays.items():
-            own = [key.partition("[") for key in getattr(self.choice, array) or usual or (array,)]
-            self.keys[array] = chosen([key for key, _, _ in own], known, array, self.path)
-            self.columns[array] = [columns.removesuffix("]") for _, _, columns in own]
+            terms = [key.partition("[") for key in getattr(self.choice, array) or usual or (array,)]
+            self.keys[array] = chosen([key for key, _, _ in terms], known, array, self.path)
+            self.columns[array] = [columns.removesuffix("]") for _, _, columns in terms]
         return dict(cameras)
 
     def describe(
@@ -204,8 +204,8 @@ class Source(ABC):
         proprio_parts: list[dict],
         **more: Any,
     ) -> None:
-        """Set the attributes; `cameras`: name -> (H, W), `kind`: the source's format or world. DatasetError: columns that an array
-        lacks."""
+        """Set the attributes; `cameras`: name -> (H, W), `kind`: the source's format or world. DatasetError: a column
+        does not exist."""
         for array, parts in (("action", action_parts), ("proprio", proprio_parts)):
             for i, columns in enumerate(self.columns.get(array, ())):
                 if columns:
@@ -230,28 +230,28 @@ class Source(ABC):
         }
 
     def sliced(self, arrays: Mapping[str, list], start: int, stop: int, more: int = 0) -> Iterator[Piece]:
-        """Yield rows of arrays of the file that `keys` lists; ``more``: bytes of a step that the reader adds itself."""
+        """Yield pieces of the file's arrays, joined by `keys`; ``more``: bytes per step that the reader adds itself."""
         row = sum(a.dtype.itemsize * math.prod(a.shape[1:]) for each in arrays.values() for a in each)
         for rows in piece_slices(start, stop, row + more):
             yield {key: self.joined(key, [a[rows] for a in each]) for key, each in arrays.items()}
 
     def joined(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
-        """Make an array of the store from the arrays of the file that `keys` lists for it.  # (t, ...)"""
+        """Join the file's arrays that `keys` lists for an array of the store.  # (t, ...)"""
         if self.sidecar:
             return self.sidecar.array(key, columns)
         if key not in ("action", "proprio"):
             return columns[0]
         flat = [np.asarray(c).reshape(len(c), -1) for c in columns]
-        which = self.columns.get(key) or [""] * len(flat)
-        flat = [array[:, own] if own else array for array, own in zip(flat, which, strict=True)]
+        selected = self.columns.get(key) or [""] * len(flat)
+        flat = [array[:, which] if which else array for array, which in zip(flat, selected, strict=True)]
         return np.concatenate(flat, 1).astype(np.float32)
 
 
-NEEDS = {"lerobot": ("pyarrow", "av"), "robomimic": ("h5py",)}  # format -> packages of the extra `data`
+NEEDS = {"lerobot": ("pyarrow", "av"), "robomimic": ("h5py",)}  # format -> packages from the extra `data`
 
 
 def as_ranges(episodes: Sequence[int]) -> str:
-    """[0, 1, 2, 5] -> "0:3,5"."""
+    """Return [0, 1, 2, 5] as "0:3,5"."""
     known = set(episodes)
     starts = [i for i in episodes if i - 1 not in known]
     ends = [i + 1 for i in episodes if i + 1 not in known]
@@ -259,20 +259,20 @@ def as_ranges(episodes: Sequence[int]) -> str:
 
 
 def piece_slices(start: int, stop: int, step_bytes: int) -> Iterator[slice]:
-    """Split steps into pieces, by the bytes of one step."""
+    """Split steps into pieces of about PIECE_BYTES."""
     # a chunk of a store holds 4 images
     step = int(np.clip(PIECE_BYTES // max(step_bytes, 1), 4, 4096)) // 4 * 4
     yield from (slice(at, min(at + step, stop)) for at in range(start, stop, step))
 
 
 def part_of(key: str, size: int, kind: str, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """A part named after its key, in letters, digits and _."""
+    """Return a part named after its key, with other characters than letters, digits and _ replaced."""
     name = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in key)
     return {"name": name, "size": size, "kind": kind} | ({"names": list(names)} if names else {})
 
 
 def cut(part: dict[str, Any], columns: str, where: str) -> tuple[dict[str, Any], list[int]]:
-    """Return a part with some of its numbers, and which they are: ":2" is 0 and 1 (DatasetError)."""
+    """Select columns of a part, such as ":2" for 0 and 1; return the smaller part and the columns (DatasetError)."""
     if part["kind"] not in ("absolute", "delta") or "low" in part:
         raise mismatch(where, "all columns, which belong together", f"[{columns}]")
     found = numbers(columns, part["size"], where, "columns")
@@ -281,8 +281,8 @@ def cut(part: dict[str, Any], columns: str, where: str) -> tuple[dict[str, Any],
 
 
 def chosen(keys: Sequence[str], known: Sequence[str], what: str, path: Path) -> list[str]:
-    """Return the chosen keys; DatasetError names one that does not exist."""
-    known = list(dict.fromkeys(known))  # a camera's name may be its key
+    """Return the selected keys; DatasetError names one that does not exist."""
+    known = list(dict.fromkeys(known))  # a camera's name may equal its key
     if missing := [key for key in keys if key not in known]:
         more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
         names = f"{', '.join(known[:SHOWN]) or 'none'}{more}"

@@ -11,49 +11,49 @@ import numpy as np
 from s2robot.demos.bounds import check_frame, most_bytes
 from s2robot.demos.errors import mismatch, readable
 
-with suppress(ImportError):  # of the extra `data`, which readers and writers require
+with suppress(ImportError):  # in the extra `data`, which readers and writers require
     import av
     from av.video.reformatter import VideoReformatter
 
 Size = tuple[int, int]  # (H, W)
 SLACK = 128  # px
-EARLY = 1e-5  # of a step: how much before its time the first frame after it may be
+EARLY = 1e-5  # steps by which a frame "at or after" a time may be too early, for rounding
 MISSING = 10  # steps for which the last frame may be repeated
 ENCODER = "libx264"
-OPTIONS = {"g": "2", "bf": "0", "preset": "veryfast"}  # with g=2 every second frame can be sought
+OPTIONS = {"g": "2", "bf": "0", "preset": "veryfast"}  # with g=2, every second frame is seekable
 
 
 @contextmanager
 def open_video(path: Path, size: Size | None = None) -> Iterator[tuple[Any, Any]]:
-    """Open a video to decode frames of at most `size` (H, W); DatasetError: none, broken, or larger than its bytes explain."""
+    """Open a video to decode frames of at most `size` (H, W); DatasetError: missing, broken or implausibly large."""
     if not path.is_file():
         raise mismatch(path, "a video", "none")
     stored = path.stat().st_size
-    # slack: codecs round sizes up to their blocks
-    most = (size[0] + SLACK) * (size[1] + SLACK) if size else most_bytes(stored) // 3
-    options = {"max_pixels": str(min(most, 2**31 - 1))}
-    # by its format: others, as playlists, would open further files
+    # slack: codecs round sizes up to whole blocks
+    max_pixels = (size[0] + SLACK) * (size[1] + SLACK) if size else most_bytes(stored) // 3
+    options = {"max_pixels": str(min(max_pixels, 2**31 - 1))}
+    # fix the format: others, such as playlists, could open further files
     with readable(path), av.open(str(path), format="mp4", options=options) as container:
         stream: Any = container.streams.video[0]
         stream.thread_type, stream.codec_context.options = "AUTO", options
         stream.codec_context.thread_count = 2
-        seen = stream.codec_context.height, stream.codec_context.width
-        check_frame(path, seen, size or seen, stored)
+        found = stream.codec_context.height, stream.codec_context.width
+        check_frame(path, found, size or found, stored)
         yield container, stream
 
 
 def frames_at(
     path: Path, times: np.ndarray, near: float | None = None, size: Size | None = None, whole: bool = False
 ) -> Iterator[np.ndarray]:
-    """Yield the first frame at or after each time, s since the video's start (T,) (DatasetError).  # uint8 (H, W, 3)
+    """Yield the first frame at or after each time, in s from the video's start (T,) (DatasetError).  # uint8 (H, W, 3)
 
     Args:
-        near: s that a frame may be before or after its time; without it, the last frame may be repeated for a few steps.
-        whole: the file must hold no more frames.
+        near: tolerance of a frame's time in s; without it, the last frame may be repeated for a few steps.
+        whole: reject a file with further frames.
     """
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     early, late = (EARLY * step, np.inf) if near is None else (near, near)
-    colours = VideoReformatter()  # one for all frames: a frame's own is made anew for each
+    colours = VideoReformatter()  # shared: each frame would create its own
     done, now = 0, 0.0
     frame: Any = None
     with open_video(path, size) as (container, stream):
@@ -94,7 +94,7 @@ class VideoWriter:
 
     @contextmanager
     def _encodable(self) -> Iterator[None]:
-        """Turn an encoder's error into one line; errors of the disk pass."""
+        """Turn an encoder's error into one line; let disk errors pass."""
         try:
             yield
         except (av.error.FFmpegError, ValueError) as error:
@@ -111,7 +111,7 @@ class VideoWriter:
             self.count += 1
 
     def _encode(self, frame: Any) -> None:
-        """Pass a frame on, or with None all that the encoder still holds."""
+        """Encode a frame; None flushes the encoder."""
         with self._encodable():
             packets = self._stream.encode(frame)
             self.bytes += sum(packet.size for packet in packets)
@@ -126,5 +126,5 @@ class VideoWriter:
 
 
 def pix_fmt(size: Size) -> str:
-    """Return the format with colours at half the resolution, or at full where an odd side cannot be halved."""
+    """Return the pixel format with half-resolution colour, or full resolution if a side is odd."""
     return "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"

@@ -1,7 +1,7 @@
 """Write LeRobot v3.0 datasets: huggingface/lerobot, `src/lerobot/datasets`, wheel 0.4.4.
 
-`action` and `proprio` become `action` and `observation.state`, with our parts as names; cameras become
-`observation.images.<name>`; other arrays keep their names. The rest goes into `meta/s2robot.json`: see `source.Sidecar`.
+`action` and `proprio` become `action` and `observation.state`, with names from our parts; cameras become
+`observation.images.<name>`; other arrays keep their names. `meta/s2robot.json` holds the rest: see `source.Sidecar`.
 """
 
 import json
@@ -27,9 +27,9 @@ from s2robot.envs.tasks import DEFAULT
 
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-DATA_BYTES, VIDEO_BYTES = 100 << 20, 200 << 20  # of a file, about
-CHUNK = 1000  # files in a folder
-MOST_SECONDS = 1000  # of a video: beyond, float32 time stamps are coarser than LeRobot's own tolerance
+DATA_BYTES, VIDEO_BYTES = 100 << 20, 200 << 20  # approximate size of a file
+CHUNK = 1000  # files per folder
+MAX_SECONDS = 1000  # per video; beyond it, float32 time stamps are coarser than LeRobot's tolerance
 NAMES = {"action": ACTION, "proprio": STATE}
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 SIDE, LARGE = 150, 300  # images with a side of at least LARGE px are subsampled to about SIDE px
@@ -57,7 +57,7 @@ Tasks:
 
 
 def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> None:
-    """Write a dataset folder (UserError: an odd rate, two features of one name, or images that cannot be encoded)."""
+    """Write a dataset folder (UserError: fractional rate, duplicate feature names, or unencodable images)."""
     writer = _Writer(store, target, settings)
     try:
         for i, group in groupby(all_pieces(store, progress), lambda piece: piece[0]):
@@ -72,11 +72,11 @@ class _Writer:
         self._store, self._target, self._settings = store, target, settings
         rate = rate_of(store)
         if rate != int(rate):
-            raise mismatch(f"{store.path}: rate_hz", "a whole number, as LeRobot needs", rate)
+            raise mismatch(f"{store.path}: rate_hz", "a whole number, which LeRobot requires", rate)
         self._fps = int(rate)
         self._png = settings.pictures == "png"
         self.sizes = camera_sizes(store, store.cameras)
-        # LeRobot reserves its own columns, and no feature has a / in its name
+        # LeRobot reserves its own columns, and forbids / in the name of a feature
         self._numbers = {
             key: NAMES.get(key, f"recorded.{key}" if key in AUTOMATIC else key.replace("/", "_"))
             for key in store.keys
@@ -89,7 +89,7 @@ class _Writer:
         self._stats: list[dict[str, Stats]] = []
         self._data = _Files(lambda number: ParquetWriter(target / _path(DATA, number)), DATA_BYTES)
         self._videos = {
-            name: _Files(partial(self._open_video, name), VIDEO_BYTES, MOST_SECONDS * self._fps)
+            name: _Files(partial(self._open_video, name), VIDEO_BYTES, MAX_SECONDS * self._fps)
             for name in (() if self._png else self._cameras)
         }
 
@@ -119,7 +119,7 @@ class _Writer:
         self._rows.append(row | stats | _place("meta/episodes", 0))
 
     def _write_arrays(self, i: int, length: int, first: int, arrays: Iterator[Piece]) -> dict[str, Stats]:
-        """Write an episode's arrays; returns their statistics."""
+        """Write an episode's arrays, and return their statistics."""
         data, steps, start = self._data.file, np.arange(length), 0
         samples = max(min(length, 100), min(int(length**0.75), 10_000))
         sampled = np.linspace(0, length - 1, samples).round().astype(int)
@@ -138,14 +138,14 @@ class _Writer:
             frames = {feature: piece[f"images_{name}"] for name, feature in self._cameras.items()}
             for feature, values in rows.items():
                 numbers[feature].append(values)
-            here = sampled[(sampled >= start) & (sampled < stop)] - start
+            in_piece = sampled[(sampled >= start) & (sampled < stop)] - start
             for feature, values in frames.items():
                 longest = max(values.shape[1:3])
                 every = longest // SIDE if longest >= LARGE else 1
-                images[feature].append(values[here, ::every, ::every])
+                images[feature].append(values[in_piece, ::every, ::every])
             for name, files in self._videos.items():
                 files.file.write(piece[f"images_{name}"])
-            if self._png:  # an episode's images need not fit into memory
+            if self._png:  # an episode's images may not fit into memory
                 data.write(rows | {name: values[start:stop] for name, values in automatic.items()}, frames)
             start = stop
         columns = {feature: np.concatenate(values) for feature, values in numbers.items()} | automatic
@@ -155,7 +155,7 @@ class _Writer:
         return stats | {feature: image_stats(frames) for feature, frames in images.items()}
 
     def write_meta(self) -> None:
-        """Write the tables, after all episodes."""
+        """Write the metadata tables, after all episodes."""
         store, folder = self._store, self._target / "meta"
         write_rows(folder / "episodes/chunk-000/file-000.parquet", self._rows)
         _write_json(folder / "stats.json", _lists(combined(self._stats)))
@@ -211,20 +211,21 @@ class _Writer:
 
 
 class _Files:
-    """Numbered files of one kind, of which the last is being written.
+    """A series of numbered files; the last one is open for writing.
 
-    An episode starts a new file if the last one is likely to exceed `limit` bytes or would exceed `most` steps.
+    An episode starts a new file if the last one is likely to exceed `limit` bytes, or would exceed `max_steps`.
     """
 
-    def __init__(self, make: Callable[[int], Any], limit: int, most: int | None = None):
-        self._make, self._limit, self._most = make, limit, most
+    def __init__(self, make: Callable[[int], Any], limit: int, max_steps: int | None = None):
+        self._make, self._limit, self._max_steps = make, limit, max_steps
         self.number, self._before = -1, 0
         self.file: Any = None
 
     def start_episode(self, length: int) -> None:
         if self.file is not None:
-            likely = 2 * self.file.bytes - self._before  # one more like the last
-            if likely < self._limit and (self._most is None or self.file.count + length <= self._most):
+            likely = 2 * self.file.bytes - self._before  # if the next episode is as large as the last
+            fits = self._max_steps is None or self.file.count + length <= self._max_steps
+            if likely < self._limit and fits:
                 self._before = self.file.bytes
                 return
             self.close()
@@ -238,7 +239,7 @@ class _Files:
 
 
 def _number_names(parts: tuple[Part, ...]) -> list[str]:
-    """Name each number, with the prefix `delta_` for steps."""
+    """Return the name of each number, with the prefix `delta_` for deltas."""
     named = ((part.kind == "delta" or part.relative, name) for part in parts for name in number_names([part]))
     return [f"delta_{name}" if is_step else name for is_step, name in named]
 
@@ -252,7 +253,7 @@ def _path(template: str, number: int, key: str = "") -> str:
 
 
 def _tasks(store: EpisodeStore, instruction: str | None) -> tuple[list[str], list[int]]:
-    """Return the different task texts, and the number of each episode's."""
+    """Return the distinct task texts, and the index of each episode's text."""
     known = store.attrs.get("tasks") or []
     if known and "task" in store.meta_keys:
         tasks = list(dict.fromkeys(known))
@@ -268,16 +269,16 @@ def _lists(stats: dict[str, Stats]) -> dict[str, dict[str, Any]]:
 def _write_json(path: Path, content: Any) -> None:
     try:
         text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
-    except ValueError:  # of an episode's values: those of steps were checked while they were written
-        raise mismatch(path.name, "finite values of episodes", "nan or inf") from None
+    except ValueError:  # in values per episode; those per step are validated while they are written
+        raise mismatch(path.name, "finite values per episode", "nan or inf") from None
     path.write_text(text + "\n", "utf-8")
 
 
-# statistics as in lerobot 0.4.4, `datasets/compute_stats.py`, except that the quantiles of an episode are exact
+# statistics as in lerobot 0.4.4, `datasets/compute_stats.py`, but with exact quantiles per episode
 
 
 def number_stats(values: np.ndarray) -> Stats:
-    """Return the statistics of one episode.  # (T, ...) -> each (...), or (1,) for one number a step"""
+    """Return the statistics of one episode.  # (T, ...) -> each (...), or (1,) for one number per step"""
     x = values.reshape(len(values), -1).astype(np.float64)
     stats = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0)}
     stats |= dict(zip(QUANTILES, np.quantile(x, list(QUANTILES.values()), axis=0), strict=True))
@@ -286,7 +287,7 @@ def number_stats(values: np.ndarray) -> Stats:
 
 
 def image_stats(images: Sequence[np.ndarray]) -> Stats:
-    """Return the statistics of a sample of one episode's images, 0 to 1.  # each uint8 (t, H, W, 3) -> each (3, 1, 1)"""
+    """Return the statistics of sampled images of one episode, 0 to 1.  # each uint8 (t, H, W, 3) -> each (3, 1, 1)"""
     count, pixels = sum(map(len, images)), np.concatenate([x.reshape(-1, 3) for x in images])
     bins = np.stack([np.bincount(colour, minlength=256) for colour in pixels.T])
     values, total, below = np.arange(256) / 255, len(pixels), bins.cumsum(1)
@@ -301,7 +302,7 @@ def image_stats(images: Sequence[np.ndarray]) -> Stats:
 
 
 def combined(episodes: Sequence[Mapping[str, Stats]]) -> dict[str, Stats]:
-    """Return the statistics of a dataset from those of its episodes."""
+    """Combine the statistics of the episodes into those of the dataset."""
     result = {}
     for feature in episodes[0]:
         each = {name: np.stack([stats[feature][name] for stats in episodes]) for name in episodes[0][feature]}

@@ -1,7 +1,7 @@
 """Write robomimic files: ARISE-Initiative/robomimic, docs/datasets/overview.md.
 
-Demos of robosuite's worlds keep states, scene and the world's arguments, so that robomimic's scripts can render and replay
-them. The rest goes into `data/demo_N/s2robot` and attributes of that name: see `source.Sidecar`.
+Demos of robosuite worlds include states, the scene and the world's arguments, so that robomimic's scripts can render
+and replay them. `data/demo_N/s2robot` and attributes of that name hold everything else: see `source.Sidecar`.
 """
 
 import io
@@ -27,7 +27,7 @@ from s2robot.envs.tasks import make
 
 
 def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> None:
-    """Write a store as one file (UserError: actions that do not fit into -1..1, or numbers that are not finite)."""
+    """Write a store as one file (UserError: actions that do not fit in -1..1, or non-finite numbers)."""
     import h5py
 
     (scale, offset), world = scaling(store, settings.action_range), _world(store)
@@ -64,28 +64,28 @@ def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress:
 
 
 class _Disk(io.FileIO):
-    """A file for hdf5, which crashes the process when a write fails: errors are stored, and raised by `check`."""
+    """A file that stores write errors for `check` to raise, because hdf5 crashes the process on an error."""
 
     def __init__(self, path: Path):
         super().__init__(path, "w+")
         self.error: OSError | None = None
 
     @contextmanager
-    def _storing(self) -> Iterator[None]:
+    def _store_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             self.error = self.error or error
 
     def write(self, data: Any) -> int:
-        rest = memoryview(data).cast("B")
-        with self._storing():
-            while rest:
-                rest = rest[super().write(rest) :]
+        remaining = memoryview(data).cast("B")
+        with self._store_error():
+            while remaining:
+                remaining = remaining[super().write(remaining) :]
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
-        with self._storing():
+        with self._store_error():
             super().truncate(size)
         return size or 0
 
@@ -99,24 +99,24 @@ class _Disk(io.FileIO):
 
 
 def scaling(store: EpisodeStore, how: str) -> Scale:
-    """Return scale and offset of actions in -1..1: by the limits of the parts, or by their data (how="data").
+    """Return the scale and offset of actions in -1..1, from the limits of the parts or the data (how="data").
 
-    A part without limits stays as it is. Actions beyond it are refused (DatasetError), cut (how="clip") or stretched.
+    A part without limits is not scaled. Actions beyond the limits raise DatasetError, or are clipped (how="clip").
     """
     actions, parts = store["action"], parts_of(store.attrs, "action")
     lows, highs = list[np.ndarray](), list[np.ndarray]()
     for part, at in zip(parts, slices(parts), strict=True):
         x = actions[:, at].astype(np.float64)
-        least, most = x.min(0), x.max(0)
+        smallest, largest = x.min(0), x.max(0)
         known = part.low is not None or part.kind == "binary"
         low, high = part.limits if known else (-np.ones(part.size), np.ones(part.size))
         room = BEYOND * (high - low)
-        beyond = ((least < low - room) | (most > high + room)).any()
+        beyond = ((smallest < low - room) | (largest > high + room)).any()
         if how == "data" and (beyond or not known):
-            low, high = least, np.where(most > least, most, least + 1)
+            low, high = smallest, np.where(largest > smallest, largest, smallest + 1)
         elif beyond and how == "limits":
-            expected = f"{low.min():g} to {high.max():g} (action_range=data stretches, =clip cuts)"
-            got = f"{least.min():.4g} to {most.max():.4g}"
+            expected = f"{low.min():g} to {high.max():g} (action_range=data rescales, =clip clips)"
+            got = f"{smallest.min():.4g} to {largest.max():.4g}"
             raise mismatch(f"{store.path}: action: {part.name}", expected, got)
         lows.append(low)
         highs.append(high)
@@ -125,7 +125,7 @@ def scaling(store: EpisodeStore, how: str) -> Scale:
 
 
 def _place(store: EpisodeStore, key: str, world: Any) -> list[str]:
-    """Return the arrays of a demo that hold an array of the store."""
+    """Return the names of a demo's arrays for an array of the store."""
     if key == "proprio":
         return [f"obs/{part.name}" for part in parts_of(store.attrs, key)]
     if key == "action":
@@ -148,19 +148,19 @@ def _write_episode_values(demo: Any, store: EpisodeStore, i: int, world: Any) ->
 
 
 def _world(store: EpisodeStore) -> Any:
-    """Return the robosuite world of simulated demos; None for others, and without robosuite."""
+    """Return the robosuite world of simulated demos; None for other demos, or without robosuite."""
     if not issubclass(task_of(store), RobosuiteSettings) or find_spec("robosuite") is None:
         return None
     return make(world_of_demos(store), draw=False)
 
 
 def _env_args(store: EpisodeStore, world: Any) -> dict[str, Any]:
-    """Return robomimic's description of the world, or its name alone."""
+    """Return robomimic's description of the world, or only its name if the world is not available."""
     about = store.attrs
     if "env_args" in about:
-        return about["env_args"]  # its controllers describe the action
+        return about["env_args"]  # the controllers in it describe the action
     parts = {"action_parts": plain(parts_of(about, "action"))}  # before scaling
-    if world is None:  # type 2: a gym's
+    if world is None:  # type 2: a gym environment
         rate = {"control_freq": rate_of(store)}
         return {"env_name": about["env_version"], "env_version": "", "type": 2, "env_kwargs": rate, **parts}
     return {"env_name": world.settings.env, "type": 1, **world.arguments(), **parts}

@@ -1,4 +1,4 @@
-"""Episodes as videos for the page, all cameras side by side and in step, and measurements of their frames."""
+"""Write episodes as videos for the page, with all cameras side by side, and measure their frames."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from PIL import Image
 from s2robot.core.progress import Update
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.workers import worker_pool
-from s2robot.demos.replay import camera_sizes, episode_frames, opened, world_of_demos
+from s2robot.demos.replay import camera_sizes, episode_frames, open_cached, world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.frames import at_height
 from s2robot.inspection.tables import FrameStats
 from s2robot.reporting.h264 import encode
 
-PIECE = 32  # recorded frames of a camera in memory
-SAMPLED = 10_000  # pixels of an image at least, if it has so many, for brightness and change
-ROW = 3  # cameras beside each other
-GAP = 4  # px between them
+PIECE = 32  # recorded frames per camera to hold in memory
+SAMPLED = 10_000  # minimum count of pixels for brightness and change, if the image has that many
+ROW = 3  # most cameras in a single row
+GAP = 4  # px between cameras
 
 
 class FilmSettings(Settings, at="videos", file="inspect"):
@@ -34,7 +34,7 @@ class FilmSettings(Settings, at="videos", file="inspect"):
 
 @dataclass(frozen=True)
 class Tiles:
-    """The places of the cameras in the video."""
+    """The positions of the cameras in the video."""
 
     width: int
     height: int
@@ -42,64 +42,64 @@ class Tiles:
 
 
 def tiles(sizes: dict[str, tuple[int, int]], height: int) -> Tiles:
-    """Place cameras in rows of one height, at most `height` px; `sizes`: camera -> (H, W)."""
+    """Arrange cameras in rows of equal height, at most `height` px; `sizes`: camera -> (H, W)."""
     names = list(sizes)
-    across = len(names) if len(names) <= ROW else ceil(sqrt(len(names)))
+    per_row = len(names) if len(names) <= ROW else ceil(sqrt(len(names)))
     places, top, widest = {}, 0, 0
-    for start in range(0, len(names), across):
-        row = names[start : start + across]
-        high, left = min(height, max(sizes[name][0] for name in row)), 0
+    for start in range(0, len(names), per_row):
+        row = names[start : start + per_row]
+        row_height, left = min(height, max(sizes[name][0] for name in row)), 0
         for name in row:
-            wide = max(1, round(sizes[name][1] * high / sizes[name][0]))
-            places[name] = (left, top, wide, high)
-            left += wide + GAP
-        widest, top = max(widest, left - GAP), top + high + GAP
+            width = max(1, round(sizes[name][1] * row_height / sizes[name][0]))
+            places[name] = (left, top, width, row_height)
+            left += width + GAP
+        widest, top = max(widest, left - GAP), top + row_height + GAP
     top -= GAP
-    return Tiles(widest + widest % 2, top + top % 2, places)  # even, for the encoder
+    return Tiles(widest + widest % 2, top + top % 2, places)  # the encoder requires even sizes
 
 
 def film_all(
     store: EpisodeStore, episodes: int, settings: FilmSettings, workers: int, folder: Path, update: Update
 ) -> tuple[Tiles, list[dict[str, FrameStats]]]:
-    """Write videos of the first so many episodes as `folder`/0000.mp4 and so on, and measure their frames (UserError)."""
+    """Write videos of the first `episodes` as `folder`/0000.mp4 and so on, and measure their frames (UserError)."""
     world: Any = world_of_demos(store) if store.attrs["kind"] == "states" else None
     if world is not None:
         size = world.image_size
         size = size if settings.draw is None else at_height(size, store.cameras, settings.draw)
         world = world.replace(image_size=size, cameras=store.cameras)
     layout = tiles(camera_sizes(store, store.cameras, world), settings.height)
-    found: list[dict[str, FrameStats]] = []
+    measured: list[dict[str, FrameStats]] = []
     with worker_pool(min(workers, episodes)) as pool:
-        how = (world, layout, store.attrs["rate_hz"], settings)
-        tasks = [(store.path, i, folder / f"{i:04d}.mp4", *how) for i in range(episodes)]
+        options = (world, layout, store.attrs["rate_hz"], settings)
+        tasks = [(store.path, i, folder / f"{i:04d}.mp4", *options) for i in range(episodes)]
         for stats in pool.in_order(film, tasks):
-            found.append(stats)
-            update(len(found), episodes, "episodes")
-    return layout, found
+            measured.append(stats)
+            update(len(measured), episodes, "episodes")
+    return layout, measured
 
 
 def film(
     path: Path, episode: int, video: Path, world: Any, layout: Tiles, rate: float, settings: FilmSettings
 ) -> dict[str, FrameStats]:
-    """Write the video of an episode; returns the measurements of each camera."""
+    """Write the video of an episode, and return the measurements of each camera."""
     measured: dict[str, list[tuple[float, ...]]] = {camera: [] for camera in layout.places}
 
     def canvases() -> Iterator[np.ndarray]:
-        last: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # camera -> frame before, its brightness
-        for step in _frames(opened(path, episode), episode, world):
+        last: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # camera -> previous frame and its brightness
+        for step in _frames(open_cached(path, episode), episode, world):
             canvas = np.full((layout.height, layout.width, 3), 255, np.uint8)
-            for (camera, (left, top, wide, high)), image in zip(layout.places.items(), step, strict=True):
-                thin, change = _brightness(image), 255.0
-                if camera in last:  # 0 only if every byte is the same
-                    before, thin_before = last[camera]
-                    change = max(float(np.abs(thin - thin_before).mean()), 1e-3)
+            for (camera, (left, top, width, height)), image in zip(layout.places.items(), step, strict=True):
+                brightness, change = _brightness(image), 255.0
+                if camera in last:  # 0 only if every byte is equal
+                    before, brightness_before = last[camera]
+                    change = max(float(np.abs(brightness - brightness_before).mean()), 1e-3)
                     change = 0.0 if np.array_equal(image, before) else change
-                measured[camera].append((change, thin.mean(), thin.std()))
-                last[camera] = image, thin
-                if image.shape[:2] != (high, wide):
-                    small = Image.fromarray(image).resize((wide, high), Image.Resampling.BILINEAR)
-                    image = np.asarray(small)
-                canvas[top : top + high, left : left + wide] = image
+                measured[camera].append((change, brightness.mean(), brightness.std()))
+                last[camera] = image, brightness
+                if image.shape[:2] != (height, width):
+                    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+                    image = np.asarray(resized)
+                canvas[top : top + height, left : left + width] = image
             yield canvas
 
     encode(video, canvases(), (layout.height, layout.width), rate, settings.crf, settings.key_every)
@@ -119,7 +119,7 @@ def _frames(store: EpisodeStore, episode: int, world: Any) -> Iterator[tuple[np.
 
 
 def _brightness(image: np.ndarray) -> np.ndarray:
-    """Return the brightness of a sample of the pixels.  # (H, W, 3) -> (h, w)"""
+    """Return the brightness of sampled pixels.  # (H, W, 3) -> (h, w)"""
     every = max(1, isqrt(image.shape[0] * image.shape[1] // SAMPLED))
     red, green, blue = np.moveaxis(image[::every, ::every].astype(np.uint16), -1, 0)
-    return (red + green + blue) / 3  # a mean over the last axis takes ten times as long
+    return (red + green + blue) / 3  # mean() over the last axis is ten times slower

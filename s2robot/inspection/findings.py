@@ -1,4 +1,4 @@
-"""Anomalies of a dataset: each found by one rule, with a threshold of `configs/inspect.yaml`, and named with its place."""
+"""Find anomalies in a dataset; each rule has its thresholds in `configs/inspect.yaml`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,30 +11,30 @@ from s2robot.inspection.tables import Columns, Finding, Frames, Table, Threshold
 # kind -> its description on the page
 KINDS = {
     "no number": "NaN or infinite",
-    "frozen": "images that stand still while the state moves",
-    "blank": "images that are black, white or of one colour",
+    "frozen": "images that do not change while the state moves",
+    "blank": "images that are black, white or a single colour",
     "clock": "time stamps that are not one control step apart",
-    "jump": "state that changes far more in a step than it otherwise does",
-    "saturated": "actions at their limit for many steps",
-    "gripper": "a gripper that stays as it is for a whole episode",
-    "length": "episodes far shorter or longer than the rest",
-    "constant": "numbers that are the same in all steps",
-    "offset": "commands a constant distance from the state that follows them",
-    "late": "a video that is not in step with the state",
-    "duplicate": "episodes that are nearly another one, so that splits leak",
-    "units": "numbers many times as large as in the other episodes",
-    "dead": "numbers that move in nearly all episodes but this one",
-    "ends early": "episodes that end in motion, where the others come to rest",
+    "jump": "steps in which the state changes far more than usual",
+    "saturated": "actions that stay at their limit for many steps",
+    "gripper": "a gripper that does not move for a whole episode",
+    "length": "episodes far shorter or longer than the others",
+    "constant": "numbers that are equal in all steps",
+    "offset": "commands at a constant distance from the state that follows them",
+    "late": "a video that is out of sync with the state",
+    "duplicate": "near-duplicate episodes, which leak between splits",
+    "units": "numbers many times larger or smaller than in other episodes",
+    "dead": "numbers that are constant in one episode but move in nearly all others",
+    "ends early": "episodes that end in motion, while the others end at rest",
 }
-MANY = 5  # of a kind in an episode, of the same camera or numbers: more are one
-CLOCKS = ("timestamp", "timestamps", "time")  # keys of seconds
-GRIPPERS = ("grip", "claw", "opening")  # parts of the names of a gripper's numbers
+MANY = 5  # findings of one kind and subject per episode; more are merged into one
+CLOCKS = ("timestamp", "timestamps", "time")  # keys of time stamps in s
+GRIPPERS = ("grip", "claw", "opening")  # words in the names of gripper numbers
 
 
 def find(
     tables: Sequence[Table], ends: np.ndarray, rate: float, frames: Frames, limits: Thresholds
 ) -> list[Finding]:
-    """Return all anomalies, ordered by kind and place; ``ends``: of the episodes in the tables, (episodes,)."""
+    """Return all anomalies, ordered by kind, episode and step; ``ends``: ends of the episodes, (episodes,)."""
     named = {table.key: table for table in tables}
     found = [*_no_numbers(tables, ends), *_lengths(ends, limits), *_constant(tables), *_blank(frames, limits)]
     if (state := named.get("proprio")) is not None:
@@ -46,41 +46,41 @@ def find(
     found += deceptions(tables, ends, frames, limits)
     order = list(KINDS)
     found.sort(key=lambda f: (order.index(f.kind), -1 if f.episode is None else f.episode, f.step))
-    # a camera at half the rate freezes always: many findings of one subject in an episode become one
-    alike: dict[tuple, list[Finding]] = {}
+    # merge many findings about one subject in an episode: a camera at half the rate always freezes
+    groups: dict[tuple, list[Finding]] = {}
     for one in found:
-        alike.setdefault((one.kind, one.episode, one.text.partition(":")[0]), []).append(one)
-    for which, group in alike.items():
+        groups.setdefault((one.kind, one.episode, one.text.partition(":")[0]), []).append(one)
+    for key, group in groups.items():
         if len(group) > MANY:
             until = group[-1].step + group[-1].steps - 1
             text = f"{group[0].text}; {len(group) - 1} times more until step {until}"
-            alike[which] = [replace(group[0], text=text)]
-    return [one for group in alike.values() for one in group]
+            groups[key] = [replace(group[0], text=text)]
+    return [one for group in groups.values() for one in group]
 
 
 def unchecked_kinds(tables: Sequence[Table], ends: np.ndarray, frames: Frames) -> dict[str, str]:
-    """Return the kinds, joined by commas, that `find` cannot check, and why."""
+    """Return the kinds (joined by commas) that `find` cannot check, with the reason."""
     keys, actions = {table.key for table in tables}, [table for table in tables if table.key == "action"]
-    jump = "one episode, nothing to compare with" if "proprio" in keys else "no key proprio"
+    jump = "a single episode, with none to compare" if "proprio" in keys else "no key proprio"
     limited = any(part.limits is not None for table in actions for part in table.parts)
     checks = {
         "frozen, blank": (frames, "no videos were made"),
         "clock": (keys.intersection(CLOCKS), f"no key {' or '.join(CLOCKS)}"),
         "jump": ("proprio" in keys and len(ends) > 1, jump),
-        "saturated": (limited, "no limits of the action are known"),
-        "gripper": (any(map(_gripper_columns, actions)), "no part is binary or called so"),
+        "saturated": (limited, "the limits of the action are unknown"),
+        "gripper": (any(map(_gripper_columns, actions)), "no part is binary or named as a gripper"),
     }
     return {kind: why for kind, (known, why) in checks.items() if not known}
 
 
 def _runs(where: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of each stretch of a mask (T,)."""
+    """Yield (start, end) of each run of True in a mask (T,)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], where.astype(np.int8), [0]])))
     yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
 
 
 def _runs_of(mask: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """Yield (episode, start, end) of each stretch of a mask of all steps."""
+    """Yield (episode, start, end) of each run of True in a mask over all steps."""
     for i, own in enumerate(episodes_of(mask, ends)):
         yield from ((i, start, end) for start, end in _runs(own))
 
@@ -107,19 +107,19 @@ def _constant(tables: Sequence[Table]) -> Iterator[Finding]:
         same = (table.values == table.values[:1]).all(0)
         if len(table.values) > 1 and same.any():
             values = sorted({f"{x:.4g}" for x in table.values[0, same]})
-            value = values[0] if len(values) == 1 else "each one value"
+            value = values[0] if len(values) == 1 else "one value each"
             yield Finding("constant", f"{table.key}: {_names(table, same)} ({value})")
 
 
 def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
-    """Find steps some times as large as the largest of an ordinary episode, and large beside the number's spread.
+    """Yield steps much larger than the largest step of a usual episode, and large relative to the number's spread.
 
-    Only the part of a step counts that its neighbours do not continue: an arm that is swung is fast for several steps. The
-    lower median over the episodes of the largest step is ordinary, so a gripper that closes in one step in every episode
-    does not jump. One episode alone gives nothing to compare with.
+    Only the part of a step beyond its neighbouring steps counts, because a swinging arm is fast for several steps. The
+    usual size is the lower median of the largest steps of all episodes, so a gripper that always closes in one step does
+    not jump. A single episode cannot be compared.
     """
     span = _range(state.values)
-    turn = np.zeros(len(span))  # of a column of angles, which may wrap within a step
+    turn = np.zeros(len(span))  # full turn of a column of angles, which may wrap within a step
     for full in (2 * np.pi, 360.0):
         turn[(span > 0.9 * full) & (span <= 1.001 * full)] = full
     steps = [np.diff(own, axis=0) for own in episodes_of(state.values.astype(np.float64), ends)]
@@ -130,14 +130,14 @@ def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
     usual = np.nanquantile(np.array(largest), 0.5, axis=0, method="lower")  # (columns,)
     bound = np.maximum(limits.jump_times * usual, limits.jump_share * state.spread())
     for i, own in enumerate(steps):
-        # 1 3 1 -2 exceed their neighbours in their direction by 0 2 0 2
+        # example: 1 3 1 -2 exceed their neighbours in the same direction by 0 2 0 2
         around = np.pad(own, ((1, 1), (0, 0)))
-        beside = np.maximum(np.sign(own) * around[:-2], np.sign(own) * around[2:])
-        alone = np.maximum(np.abs(own) - np.maximum(beside, 0), 0)  # (T, columns)
-        for t in np.flatnonzero((alone > bound).any(1)).tolist():
-            which = alone[t] > bound
-            worst = int(np.argmax(np.where(which, alone[t] / np.maximum(bound, 1e-12), 0)))
-            by = f"by {abs(own[t, worst]):.3g} in a step, ordinary episodes by {usual[worst]:.3g} at most"
+        neighbours = np.maximum(np.sign(own) * around[:-2], np.sign(own) * around[2:])
+        excess = np.maximum(np.abs(own) - np.maximum(neighbours, 0), 0)  # (T, columns)
+        for t in np.flatnonzero((excess > bound).any(1)).tolist():
+            which = excess[t] > bound
+            worst = int(np.argmax(np.where(which, excess[t] / np.maximum(bound, 1e-12), 0)))
+            by = f"by {abs(own[t, worst]):.3g} in a step, usual episodes by at most {usual[worst]:.3g}"
             yield Finding("jump", f"{_names(state, which)}: {by}", i, t + 1)
 
 
@@ -157,7 +157,7 @@ def _frozen(state: Table, ends: np.ndarray, frames: Frames, limits: Thresholds) 
 
 
 def _range(values: np.ndarray) -> np.ndarray:
-    """Return the range of the finite numbers of each column (T, C), NaN without any.  # (C,)"""
+    """Return the range of the finite numbers in each column (T, C), NaN if there are none.  # (C,)"""
     values = np.where(np.isfinite(values), values, np.nan)
     return np.fmax.reduce(values, axis=0) - np.fmin.reduce(values, axis=0)
 
@@ -167,7 +167,7 @@ def _blank(frames: Frames, limits: Thresholds) -> Iterator[Finding]:
         empty = seen.deviation < limits.contrast  # a white page with a drawing is not overexposed
         dark, bright = empty & (seen.mean < limits.dark), empty & (seen.mean > limits.bright)
         flat = (seen.deviation < limits.flat) & ~dark & ~bright
-        for what, where in (("black", dark), ("overexposed", bright), ("of one colour", flat)):
+        for what, where in (("black", dark), ("overexposed", bright), ("a single colour", flat)):
             for start, end in _runs(where):
                 yield Finding("blank", f"camera {camera}: {what}", i, start, end - start)
 
@@ -175,7 +175,7 @@ def _blank(frames: Frames, limits: Thresholds) -> Iterator[Finding]:
 def _saturated(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
     for part in (part for part in action.parts if part.limits is not None):
         low, high = part.limits  # type: ignore[misc]
-        room = 1e-6 * (high - low)  # float32 rounds a limit
+        room = 1e-6 * (high - low)  # for limits rounded to float32
         values = action.values[:, part.at]
         at_limit = ((values <= low + room) | (values >= high - room)) & (high > low)
         for column, name in enumerate(action.names[part.at]):
@@ -185,42 +185,42 @@ def _saturated(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[
 
 
 def _grippers(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
-    """Find numbers of a gripper that move in most episodes and not in this one."""
+    """Yield gripper numbers that do not move in an episode but do in most others."""
     lengths = np.diff(ends, prepend=0).tolist()
     for column, part in _gripper_columns(action):
         each = [x[np.isfinite(x)] for x in episodes_of(action.values[:, column], ends)]
         known = {i: x for i, x in enumerate(each) if len(x)}
-        together = np.concatenate(each) if known else np.zeros(1)
-        low, high = float(together.min()), float(together.max())
+        values = np.concatenate(each) if known else np.zeros(1)
+        low, high = float(values.min()), float(values.max())
         still = [i for i, x in known.items() if np.ptp(x) < limits.gripper * (high - low)]
         if high == low or 2 * len(still) >= len(known):
             continue
         for i in still:
-            way = "never opens" if known[i][0] > (low + high) / 2 else "never closes"
-            found = way if part.kind == "binary" else "stays as it is"
-            yield Finding("gripper", f"{action.names[column]} {found}", i, 0, lengths[i])
+            motion = "never opens" if known[i][0] > (low + high) / 2 else "never closes"
+            text = motion if part.kind == "binary" else "does not move"
+            yield Finding("gripper", f"{action.names[column]} {text}", i, 0, lengths[i])
 
 
 def _gripper_columns(action: Table) -> list[tuple[int, Columns]]:
-    found = []
+    columns = []
     for part in action.parts:
         for i in range(part.at.start, part.at.stop):
-            called = f"{part.name} {action.names[i]}".lower()
-            if part.kind == "binary" or any(word in called for word in GRIPPERS):
-                found.append((i, part))
-    return found
+            name = f"{part.name} {action.names[i]}".lower()
+            if part.kind == "binary" or any(word in name for word in GRIPPERS):
+                columns.append((i, part))
+    return columns
 
 
-def _clock(key: str, times: np.ndarray, ends: np.ndarray, rate: float, most: float) -> Iterator[Finding]:
+def _clock(key: str, times: np.ndarray, ends: np.ndarray, rate: float, tolerance: float) -> Iterator[Finding]:
     for i, own in enumerate(episodes_of(times.astype(np.float64), ends)):
         gaps = np.diff(own) * rate  # in control steps
-        for t in np.flatnonzero(np.abs(gaps - 1) > most).tolist():
+        for t in np.flatnonzero(np.abs(gaps - 1) > tolerance).tolist():
             lost = round(gaps[t]) - 1
-            what = "runs backwards" if gaps[t] <= 0 else f"{lost} dropped" if lost > 0 else "irregular"
-            yield Finding("clock", f"{key}: {what}, {gaps[t] / rate:.3g} s after the step before", i, t + 1)
+            fault = "runs backwards" if gaps[t] <= 0 else f"{lost} dropped" if lost > 0 else "irregular"
+            yield Finding("clock", f"{key}: {fault}, {gaps[t] / rate:.3g} s after the last step", i, t + 1)
 
 
 def _names(table: Table, which: np.ndarray) -> str:
-    """Return names of the columns of a mask, the first few."""
-    found = [name for name, yes in zip(table.names, which, strict=True) if yes]
-    return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+    """Return the names of the first few columns in a mask."""
+    names = [name for name, is_in in zip(table.names, which, strict=True) if is_in]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

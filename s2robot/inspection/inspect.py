@@ -1,7 +1,7 @@
-"""`s2robot inspect`: print a dataset, find its anomalies and write inspect.html, or replay its actions.
+"""`s2robot inspect`: summarise a dataset, find its anomalies and write inspect.html, or replay its actions.
 
-Beside the page lies `episodes/` with a video and a script per episode, which the page loads when the episode is chosen: a
-page opened as a file may not fetch, but it may load scripts.
+Next to the page, `episodes/` holds a video and a script per episode, which the page loads when you select the episode.
+They are scripts because browsers block fetch() on pages opened as files.
 """
 
 import json
@@ -44,8 +44,8 @@ from s2robot.reporting.page import drawing, flatten, write_page
 from s2robot.reporting.style import BLUE, VERMILLION, styled
 
 FOLDER = "episodes"
-POINTS = 4000  # of a curve in the page: as many as a screen has dots
-MOST = 200  # findings of a kind in the page; more are counted
+POINTS = 4000  # per curve in the page: about the width of a screen
+MAX_LISTED = 200  # findings per kind in the page; more are only counted
 
 
 class InspectSettings(Settings, file="inspect"):
@@ -55,8 +55,8 @@ class InspectSettings(Settings, file="inspect"):
     odd: Thresholds = from_yaml()
 
 
-def _opened(demos: DemosSettings, world: Any = None) -> tuple[EpisodeStore, int]:
-    """Return the dataset, in ``world`` if it names none, and the count of its first episodes to use (UserError)."""
+def _open(demos: DemosSettings, world: Any = None) -> tuple[EpisodeStore, int]:
+    """Return the dataset, bound to ``world`` if it has no world, and the count of episodes to use (UserError)."""
     store = demos.open_one(world)
     if not len(store):
         raise mismatch(store.path, "at least one episode", "none")
@@ -64,10 +64,10 @@ def _opened(demos: DemosSettings, world: Any = None) -> tuple[EpisodeStore, int]
 
 
 def replay_demos(demos: DemosSettings, world: Any = None) -> str:
-    """Execute the recorded actions of each episode again, open loop; returns the result in words (UserError: one fails)."""
-    store, count = _opened(demos, world)
+    """Replay the recorded actions of each episode open loop; return a summary (UserError: an episode fails)."""
+    store, count = _open(demos, world)
     if names_no_world(store.attrs):
-        raise mismatch("task", f"the world of {store.path}, which names none", "none")
+        raise mismatch("task", f"the world of {store.path}, which does not store one", "none")
     if store.attrs["kind"] == "states":
         require_simulator()
     env, worst, failed = make(world_of_demos(store), draw=False), 0.0, list[int]()
@@ -80,31 +80,31 @@ def replay_demos(demos: DemosSettings, world: Any = None) -> str:
             failed += [] if result["success"] else [i]
             update(i + 1, count, f"{len(failed)} failed")
     if failed:
-        some = f"{len(failed)} of {count} episodes fail when replayed (first {failed[0]})"
-        raise UserError(f"{store.path}: {some}; the recorded actions are not what this environment executes")
+        failures = f"{len(failed)} of {count} episodes fail when replayed (first {failed[0]})"
+        raise UserError(f"{store.path}: {failures}; the environment may differ from the recorded one")
     return f"{count} of {count} episodes succeed again; proprioception differs by at most {worst:.2g}"
 
 
 def _follow(store: EpisodeStore, env: Any, count: int) -> str:
-    """Compare the states that the actions lead to with the recorded ones: close after a while if actions are targets."""
-    found = []
+    """Compare replayed with recorded states; if actions are absolute targets, they converge after a while."""
+    errors = []
     with bar("replaying") as update:
         for i in range(count):
-            found.append(follow_episode(store, env, i))
+            errors.append(follow_episode(store, env, i))
             update(i + 1, count, "episodes")
     recorded = store.read("proprio", 0, store.episode_slice(count - 1).stop)
     spread = np.maximum(np.ptp(recorded, 0), 1e-9)
-    near = np.median(np.concatenate(found) / spread, 0)
+    error = np.median(np.concatenate(errors) / spread, 0)
     usual = np.median(np.abs(recorded - recorded.mean(0)) / spread, 0)
-    rows = zip(number_names(parts_of(store.attrs, "proprio")), near, usual, strict=True)
-    lines = [f"  {name}: {100 * a:.1f} % (the mean state: {100 * b:.1f} %)" for name, a, b in rows]
-    title = f"{count} episodes from other starts; median distance to the recorded state, of its range:"
+    rows = zip(number_names(parts_of(store.attrs, "proprio")), error, usual, strict=True)
+    lines = [f"  {name}: {100 * a:.1f} % (mean state: {100 * b:.1f} %)" for name, a, b in rows]
+    title = f"{count} episodes from other starts; median distance to the recorded state, in % of its range:"
     return "\n".join([title, *lines])
 
 
 def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path, world: Any = None) -> Path:
-    """Print contents and anomalies, and write `inspect.html` and its folder into `out`; returns the page (UserError)."""
-    store, count = _opened(demos, world)
+    """Print contents and anomalies, write `inspect.html` and its folder to `out`, and return its path (UserError)."""
+    store, count = _open(demos, world)
     ends, numbers = store.episode_ends[:count], tables(store, count)
     print(summary(store, numbers, ends))
     films: Tiles | None = None
@@ -126,13 +126,13 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path, wo
 
 
 def facts_of(store: EpisodeStore, ends: np.ndarray) -> list[tuple[str, str]]:
-    """Return facts about a dataset, for page and terminal."""
+    """Return facts about a dataset for the page and the terminal."""
     lengths, seconds, count = np.diff(ends, prepend=0), ends[-1] / store.attrs["rate_hz"], len(ends)
     facts = [
         ("robot", store.robot),
         ("rate", f"{store.attrs['rate_hz']:g} Hz"),
-        ("together", f"{seconds / 60:.1f} min" if seconds > 90 else f"{seconds:.1f} s"),
-        ("steps an episode", f"{lengths.min()} to {lengths.max()}, median {np.median(lengths):g}"),
+        ("duration", f"{seconds / 60:.1f} min" if seconds > 90 else f"{seconds:.1f} s"),
+        ("steps per episode", f"{lengths.min()} to {lengths.max()}, median {np.median(lengths):g}"),
         ("cameras", ", ".join(store.cameras) or "none"),
     ]
     if "success" in store.meta_keys:
@@ -141,7 +141,7 @@ def facts_of(store: EpisodeStore, ends: np.ndarray) -> list[tuple[str, str]]:
 
 
 def summary(store: EpisodeStore, numbers: Sequence[Table], ends: np.ndarray) -> str:
-    """Return a dataset's contents, and the ranges of action and proprioception, as text."""
+    """Return a dataset's contents and the ranges of action and proprioception as text."""
     attrs = store.attrs
     rows = [
         ("episodes", f"{len(ends)} ({ends[-1]} steps)"),
@@ -172,12 +172,12 @@ def _write_page(
     numbers: Sequence[Table],
     ends: np.ndarray,
     films: Tiles | None,
-    found: Sequence[Finding],
+    findings: Sequence[Finding],
     unknown: Mapping[str, str],
     path: Path,
 ) -> Path:
-    kinds = Counter(finding.kind for finding in found)
-    # the file of a cached copy has a number for a name
+    kinds = Counter(finding.kind for finding in findings)
+    # the folder name of a cached copy is not the dataset's name
     name = source["name"] if isinstance(source := store.attrs.get("source"), dict) else store.path.stem
     title, lengths = f"{name}: {len(ends):,} episode{'s' * (len(ends) != 1)}", np.diff(ends, prepend=0)
     return write_page(
@@ -189,8 +189,8 @@ def _write_page(
         kinds=[(kind, meaning, kinds[kind]) for kind, meaning in KINDS.items() if kinds[kind]],
         looked=[meaning for kind, meaning in KINDS.items() if kind not in ", ".join(unknown).split(", ")],
         unknown=unknown,
-        findings={kind: [f for f in found if f.kind == kind][:MOST] for kind in kinds},
-        most=MOST,
+        findings={kind: [f for f in findings if f.kind == kind][:MAX_LISTED] for kind in kinds},
+        most=MAX_LISTED,
         ranges=[(table.key, _cells(table)) for table in numbers],
         pictures=[("Lengths", drawing(_lengths(lengths, store.attrs["rate_hz"]), "lengths"))],
         settings=[row for key, value in store.attrs.items() for row in flatten(key, value)],
@@ -201,13 +201,13 @@ def _write_page(
             "videos": films is not None,
             "charts": _charts(numbers),
             "episodes": _episodes(store, ends),
-            "findings": [asdict(f) for f in found if f.episode is not None],
+            "findings": [asdict(f) for f in findings if f.episode is not None],
         },
     )
 
 
 def _charts(numbers: Sequence[Table]) -> list[dict[str, Any]]:
-    """Return the plots of the curves, whose columns are counted over all tables."""
+    """Return the plots of the curves; columns are numbered across all tables."""
     first, charts = 0, []
     for table in numbers:
         low, _, _, _, high = np.nan_to_num(table.ranges()).tolist()
@@ -220,21 +220,21 @@ def _charts(numbers: Sequence[Table]) -> list[dict[str, Any]]:
 
 
 def _episodes(store: EpisodeStore, ends: np.ndarray) -> list[dict[str, Any]]:
-    """Return the steps of each episode, and its success, task and number in the source if stored."""
-    found: list[dict[str, Any]] = [{"steps": int(steps)} for steps in np.diff(ends, prepend=0)]
+    """Return the steps of each episode and, if stored, its success, task and number in the source."""
+    episodes: list[dict[str, Any]] = [{"steps": int(steps)} for steps in np.diff(ends, prepend=0)]
     tasks = dict(enumerate(store.attrs.get("tasks") or []))
-    shown: dict[str, Any] = {"success": ("success", bool), "source_episode": ("source", int)}
+    values: dict[str, Any] = {"success": ("success", bool), "source_episode": ("source", int)}
     if tasks:
-        shown["task"] = ("task", lambda number: tasks.get(number, f"task {number}"))
-    for key in shown.keys() & {*store.meta_keys}:
-        name, convert = shown[key]
-        for episode, value in zip(found, store.meta(key).tolist(), strict=False):
+        values["task"] = ("task", lambda number: tasks.get(number, f"task {number}"))
+    for key in values.keys() & {*store.meta_keys}:
+        name, convert = values[key]
+        for episode, value in zip(episodes, store.meta(key).tolist(), strict=False):
             episode[name] = convert(value)
-    return found
+    return episodes
 
 
 def _cells(table: Table) -> list[list[str]]:
-    """Return name and ranges of each column, with as many decimals as its scale needs: 1e-18 beside 1 is 0."""
+    """Return the name and ranges of each column, with decimals that suit its scale: next to 1, 1e-18 is 0."""
     rows = []
     for name, values in zip(table.names, table.ranges().T.tolist(), strict=True):
         largest = max((abs(x) for x in values if np.isfinite(x)), default=0.0)

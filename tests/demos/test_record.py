@@ -337,8 +337,8 @@ def test_what_the_picker_did_not_do_is_not_labelled(tmp_path, source):
     action = arrays["action"].copy()
     action[4, 2] += 0.01
     for name, picker, changes, text in (
-        ("a", about["picker"], {"action": action}, "episode 0: action: .* 0.01 away at step 4"),
-        ("b", about["picker"] | {"misses": 0.0}, {}, "episode 0: .* away at step"),
+        ("a", about["picker"], {"action": action}, "episode 0: action: .* difference of 0.01 at step 4"),
+        ("b", about["picker"] | {"misses": 0.0}, {}, "episode 0: .* difference of .* at step"),
         ("c", None, {}, "expected simulated demos of a scripted expert"),
         ("d", {"speeed": 1}, {}, "picker.speeed: unknown key"),
     ):

@@ -195,7 +195,7 @@ def test_split(tmp_path):
         assert sorted([*train, *validation]) == list(range(10))
         train, validation = store.split(fraction, seed, None, range(1, 10))
         assert validation.tolist() == [0] and train.tolist() == list(range(1, 10))
-    assert "expected some to hold out" in error(store.split, 0.5, 0, [1, 2], [1, 2])
+    assert "expected unseen episodes to hold out" in error(store.split, 0.5, 0, [1, 2], [1, 2])
     assert "got 1" in error(EpisodeStore.open(filled(tmp_path / "b.zarr", 1)).split, 0.5, 0)
 
 

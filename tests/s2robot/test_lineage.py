@@ -71,7 +71,7 @@ def test_none_is_held_out_that_an_ancestor_was_trained_on(home, demos, train, pa
     capsys.readouterr()
     for asked, text in (
         ([split(home, [3], [1])], "expected unseen episodes to hold out, got 1"),
-        (["demos.episodes=3", "train.validation=0.5"], "expected some to hold out"),
+        (["demos.episodes=3", "train.validation=0.5"], "expected unseen episodes to hold out"),
     ):
         assert cli.main(["train", f"encoder.checkpoint={tiny_encoder}", *TRAINING, *words, *asked]) == 2
         assert text in capsys.readouterr().err

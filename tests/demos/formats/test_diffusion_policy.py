@@ -76,7 +76,7 @@ def test_a_missing_chunk_is_noted(tmp_path, folder):
     """It may be one of zeros that was left out, if there is a fill value for it."""
     (folder / "data/front_image/1.0.0.0").unlink()
     source = convert(folder, tmp_path / "out.zarr")
-    assert source.notes == ["data/front_image: 3 of 4 chunks are there; the others are read as 0"]
+    assert source.notes == ["data/front_image: 3 of 4 chunks exist; the others are read as 0"]
     edited(folder / "data/front_image/.zarray", fill_value=None)
     for form in (folder, zipped(folder)):
         refused(form, "data/front_image: expected all chunks, got 3 of 4")

@@ -97,7 +97,7 @@ def no_rows(path):
         (lambda p: made.video(p / VIDEO, made.frames(0)), "episode_000001.mp4: expected 7 frames"),
         (replaced("meta/episodes.jsonl", '"length": 7', '"length": 8'), "episode 1: expected 8 rows"),
         (replaced("meta/episodes.jsonl", '"episode_index": 1', '"episode_index": 2'), "episode_index: expected 1"),
-        (info(features=made.features() | {"observation.image.top": TOP}), "expected different names of cameras"),
+        (info(features=made.features() | {"observation.image.top": TOP}), "expected cameras with different names"),
         (no_rows, '"episodes=[0]"'),
         (lambda p: (p / "meta/episodes.jsonl").write_text("[1]\n"), "in/meta/episodes.jsonl: expected keys and values"),
         (replaced("meta/episodes.jsonl", '"length": 7', '"length": "abc"'), "in/meta/episodes.jsonl: length: expected an integer"),
@@ -108,9 +108,9 @@ def no_rows(path):
         (columns(frame_index=[0, 1, 2, 4, 5, 6, 7]), "episode 1: frame_index: row 3: expected 3, got 4"),
         (columns(index=[5, 6, 7, 9, 10, 11, 12]), "episode 1: index: row 3: expected 8, got 9"),
         (columns(action=[[0, 0, 0]] * 3 + [[0, float("nan"), 0]] * 4), "action: expected finite numbers, got nan at step 3"),
-        (ragged([[1, 2, 3, 4], [5, 6]] + [[7, 8, 9]] * 5), "episode_000001.parquet: action: expected as many numbers"),
-        (ragged([[1, 2, 3]] * 6 + [None]), "episode_000001.parquet: action: expected as many numbers"),
-        (ragged([[[1], [2], [3]]] * 5 + [[[1], [2, 3], []], [[1], [2], [3]]]), "action: expected as many numbers"),
+        (ragged([[1, 2, 3, 4], [5, 6]] + [[7, 8, 9]] * 5), "episode_000001.parquet: action: expected the same count"),
+        (ragged([[1, 2, 3]] * 6 + [None]), "episode_000001.parquet: action: expected the same count"),
+        (ragged([[[1], [2], [3]]] * 5 + [[[1], [2, 3], []], [[1], [2], [3]]]), "action: expected the same count"),
     ],
 )  # fmt: skip
 def test_a_broken_file_is_one_line_and_leaves_nothing(copy, broken, words):
@@ -191,7 +191,7 @@ def test_video_keeps_numbers_exactly_and_images_nearly(tmp_path):
 
 def test_full_files_are_followed_by_new_ones(tmp_path, monkeypatch):
     """At most a second of video in a file: the second episode, 0.7 s after 0.5 s, starts another."""
-    for name in ("MOST_SECONDS", "CHUNK", "DATA_BYTES"):
+    for name in ("MAX_SECONDS", "CHUNK", "DATA_BYTES"):
         monkeypatch.setattr(write_lerobot, name, 1)
     store = made.store(tmp_path / "in.zarr")
     out = written(store, tmp_path / "out")

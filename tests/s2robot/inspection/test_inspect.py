@@ -164,7 +164,7 @@ def test_facts_and_ranges(tmp_path):
             store.append(arrays | {"perturbed": np.arange(length) == 1}, {"success": i != 1})
     found = lines_of(store)
     for name, values in (
-        ("episodes", "3 (20 steps)"), ("rate", "10 Hz"), ("steps an episode", "4 to 10, median 6"),
+        ("episodes", "3 (20 steps)"), ("rate", "10 Hz"), ("steps per episode", "4 to 10, median 6"),
         ("successful", "2 of 3"), ("perturbed", "15.0 %"), ("x at the start", "-0.1 to +0.1"),
     ):  # fmt: skip
         assert values in found[name]
@@ -272,7 +272,7 @@ class Data:
         (lambda d: d.show(3, slice(11, 15), change=0), "frozen", (3, 10, 5), "camera hand: one image for 5"),
         (lambda d: d.show(1, slice(5, 8), mean=1, deviation=1), "blank", (1, 5, 3), "camera hand: black"),
         (lambda d: d.show(1, slice(5, 8), mean=254, deviation=2), "blank", (1, 5, 3), "camera hand: overexposed"),
-        (lambda d: d.show(1, slice(5, 8), mean=90, deviation=0.2), "blank", (1, 5, 3), "camera hand: of one colour"),
+        (lambda d: d.show(1, slice(5, 8), mean=90, deviation=0.2), "blank", (1, 5, 3), "camera hand: a single colour"),
         (lambda d: d.add("state", rows(4, 20), 1, 0.15), "jump", (4, 20), "height: by 0.1"),
         (lambda d: d.set("state", ALL, 1, 0.5), "constant", (None,), "proprio: height (0.5)"),
         (lambda d: d.set("action", rows(1, 3, 10), 0, np.float32(0.2)), "saturated", (1, 3, 10), "turn: "),
