@@ -12,11 +12,11 @@ from pydantic import Field, field_validator
 from s2robot.core.errors import require
 from s2robot.core.settings import Settings, from_yaml
 
-SERVICES = ("wandb", "mlflow")  # each is an extra of pyproject.toml by its name
+SERVICES = ("wandb", "mlflow")  # each is also the name of an extra in pyproject.toml
 
 
 class Machine(Settings):
-    """Devices and processes, of a training or a pre-training."""
+    """Devices and processes of a training or a pre-training."""
 
     # Lightning Fabric's precisions with weights in float32
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = from_yaml()
