@@ -1,4 +1,4 @@
-"""The error that a user of the simulated worlds can cause."""
+"""Errors that a user of the simulated worlds can cause."""
 
 from collections.abc import Iterable
 
@@ -6,11 +6,11 @@ from s2robot.core.errors import UserError, one_of
 
 
 class EnvError(UserError):
-    """A setting or a machine on which the environment cannot run; its text is one clear line."""
+    """A setting or machine with which the environment cannot run; the message is one line."""
 
 
 def expect(good: object, key: str, expected: str, got: object) -> None:
-    """Raise EnvError, `<key>: expected <constraint>, got <value>`, unless something is right."""
+    """Raise EnvError, `<key>: expected <constraint>, got <value>`, unless `good` is true."""
     if not good:
         raise EnvError(f"{key}: expected {expected}, got {got}")
 
