@@ -12,7 +12,7 @@ import numpy as np
 
 from s2robot.core.parts import MAX_DELTA
 from s2robot.envs.cube_config import PickerConfig
-from s2robot.envs.task import AskedExpert
+from s2robot.envs.task import PredictingExpert
 from s2robot.envs.world import TABLE_HEIGHT
 
 
@@ -21,7 +21,7 @@ class _Arm(mink.Configuration):
         """Skip the check for joints beyond their limits, which would take a tenth of a demo's time."""
 
 
-class Picker(AskedExpert):
+class Picker(PredictingExpert):
     """Picks the cube of one :class:`CubePick`.
 
     Pushes (kicks, and grasps next to the cube) are executed and recorded but flagged: training imitates the recoveries.
@@ -183,8 +183,8 @@ class Picker(AskedExpert):
         goal_yaw = yaw + turn - self._yaw_home
         cos, sin = np.cos(goal_yaw), np.sin(goal_yaw)
         rotation = mink.SO3.from_matrix(np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ self._level())
-        place = position + step + [0, 0, TABLE_HEIGHT]
-        self._task.set_target(mink.SE3.from_rotation_and_translation(rotation, place))
+        point = position + step + [0, 0, TABLE_HEIGHT]
+        self._task.set_target(mink.SE3.from_rotation_and_translation(rotation, point))
         options = {"dt": 1.0, "solver": "quadprog", "limits": self._limits, "damping": 1e-5}
         for _ in range(4):
             velocity = mink.solve_ik(self._ik, [self._task, self._posture], **options)

@@ -6,7 +6,7 @@ from s2robot.core.errors import UserError, one_of
 
 
 class EnvError(UserError):
-    """A setting or machine with which the environment cannot run; the message is one line."""
+    """A setting or machine on which the environment cannot run; the message is one line."""
 
 
 def expect(good: object, key: str, expected: str, got: object) -> None:
@@ -15,6 +15,6 @@ def expect(good: object, key: str, expected: str, got: object) -> None:
         raise EnvError(f"{key}: expected {expected}, got {got}")
 
 
-def check_known(key: str, found: Iterable[str], known: Iterable[str]) -> None:
-    for name in found:
+def check_known(key: str, names: Iterable[str], known: Iterable[str]) -> None:
+    for name in names:
         one_of(key, name, list(known))

@@ -138,7 +138,7 @@ class GymTask(Task):
 
     def __init__(self, settings: GymSettings, draw: bool = True):
         self.settings, self.draw = settings, draw
-        self.inner = _made(settings)
+        self.inner = _create(settings)
         space: Any = self.inner.action_space
         valid = isinstance(space, Box) and len(space.shape) == 1
         expect(valid, "task.id", "continuous actions, a Box of one axis", space)
@@ -252,7 +252,7 @@ def _check_image(name: str, image: Any) -> None:
     expect(valid, f"task.cameras: '{name}'", "uint8 (H, W, 3)", f"{image.dtype} {shape}")
 
 
-def _made(s: GymSettings) -> Any:
+def _create(s: GymSettings) -> Any:
     spec_of(s.id)
     draws = _RENDER in (s.names.get(name, name) for name in s.cameras)
     render: dict[str, Any] = {"render_mode": "rgb_array"} if draws else {}

@@ -63,7 +63,7 @@ class ObjectScene:
         self.data = mujoco.MjData(m)
         self.camera = m.camera("still").id
         bodies = [m.body(thing.root_body).id for thing in things]
-        self.places = [int(m.jnt_qposadr[m.body_jntadr[body]]) for body in bodies]
+        self.addresses = [int(m.jnt_qposadr[m.body_jntadr[body]]) for body in bodies]
         visible, owner = m.geom_group == 1, m.body_rootid[m.geom_bodyid]
         self.geoms = [np.flatnonzero(visible & (owner == body)) for body in bodies]
         labels = np.zeros(m.ngeom + 1, np.uint8)  # of each geom; the last is for -1, no geom
@@ -72,7 +72,7 @@ class ObjectScene:
         labels[m.geom("table_visual").id] = _TABLE
         self.labels = labels
         self.points = [_outline(m, body, geoms) for body, geoms in zip(bodies, self.geoms, strict=True)]
-        m.qpos0[[place + 2 for place in self.places]] = _AWAY
+        m.qpos0[[address + 2 for address in self.addresses]] = _AWAY
         names = "geom_rgba mat_rgba mat_texid mat_texrepeat light_pos light_dir light_diffuse".split()
         self.stock = {name: getattr(m, name).copy() for name in names}
         self.textures = np.unique(m.mat_texid[:, 1][m.mat_texid[:, 1] >= 0])
@@ -91,7 +91,7 @@ class ObjectScene:
         for name, value in self.stock.items():
             getattr(self.model, name)[:] = value
         radius = self._lay(kind, np.zeros(2), rng)
-        target = self.data.qpos[self.places[kind] :][:3].copy()
+        target = self.data.qpos[self.addresses[kind] :][:3].copy()
         share = rng.uniform(*(_SMALL if small else _WIDE))
         fovy = rng.uniform(30, 55)
         distance = radius / share / np.tan(np.radians(fovy) / 2)
@@ -103,7 +103,7 @@ class ObjectScene:
         depth, geoms = self.renderer.truth(self.data, self.camera)
         return share, LabelledImage(self.renderer.render(self.data, self.camera), self.labels[geoms], depth)
 
-    def _lay(self, thing: int, place: np.ndarray, rng: np.random.Generator) -> float:
+    def _lay(self, thing: int, position: np.ndarray, rng: np.random.Generator) -> float:
         """Put an object on the table, rotated at random but mostly upright; return its bounding sphere's radius, m."""
         quat = np.array([1.0, 0.0, 0.0, 0.0])
         tilt = rng.choice([0.0, 90.0, rng.uniform(0, 180)], p=[0.6, 0.25, 0.15])
@@ -114,9 +114,9 @@ class ObjectScene:
         rotation = np.empty(9)
         mujoco.mju_quat2Mat(rotation, quat)
         turned = self.points[thing] @ rotation.reshape(3, 3).T  # (n, 3)
-        centre, at = (turned.max(0) + turned.min(0)) / 2, self.places[thing]
+        centre, at = (turned.max(0) + turned.min(0)) / 2, self.addresses[thing]
         height = TABLE_HEIGHT - turned[:, 2].min()
-        self.data.qpos[at : at + 7] = [*(place - centre[:2]), height, *quat]
+        self.data.qpos[at : at + 7] = [*(position - centre[:2]), height, *quat]
         return float(np.linalg.norm(turned - centre, axis=1).max())
 
     def _scatter(self, radius: float, rng: np.random.Generator) -> None:

@@ -53,19 +53,19 @@ class OffscreenRenderer:
     Args:
         model: the scene; its ``vis.quality`` is lowered (no multi-sampling, a minimal shadow map).
         sizes: (height, width) in pixels of all frames to render; the first is the default.
-        spare: skip geoms outside the camera's view, and draw fixed geoms once (the image is the same).
+        skip_hidden: skip geoms outside the camera's view, and draw fixed geoms once (the image is the same).
         coarse: draw moving meshes with fewer triangles (the image is nearly the same).
 
     EnvError if no offscreen OpenGL library is installed, or MUJOCO_GL disables it.
     """
 
-    def __init__(self, model: mujoco.MjModel, *sizes: tuple[int, int], spare=True, coarse=True):
+    def __init__(self, model: mujoco.MjModel, *sizes: tuple[int, int], skip_hidden=True, coarse=True):
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 1
         height, width = (max(sides) for sides in zip(*sizes, strict=True))
         model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
         model.vis.global_.offheight = max(height, model.vis.global_.offheight)
-        self.model, self.size, self.spare = model, sizes[0], spare
+        self.model, self.size, self.skip_hidden = model, sizes[0], skip_hidden
         self._fixed = model.body_weldid[model.geom_bodyid] == 0  # (ngeom,)
         self._stills: dict[tuple[int, int, int], _Still] = {}  # by camera and size
         self._gl = _gl_context(width, height)
@@ -89,7 +89,7 @@ class OffscreenRenderer:
     def render(self, data: mujoco.MjData, camera_id: int, size: tuple[int, int] | None = None) -> np.ndarray:
         """Return one frame of an up-to-date ``data`` (after mj_forward).  # uint8 (H, W, 3)"""
         height, width = size or self.size
-        pixels = self._over_still(data, camera_id, height, width) if self.spare else None
+        pixels = self._over_still(data, camera_id, height, width) if self.skip_hidden else None
         if pixels is None:
             rect = self._draw(data, camera_id, height, width)
             pixels = np.empty((height, width, 3), np.uint8)
@@ -182,7 +182,7 @@ class OffscreenRenderer:
         self, data: mujoco.MjData, camera_id: int, height: int, width: int, hidden: np.ndarray | None = None
     ) -> mujoco.MjrRect:
         out = np.zeros(self.model.ngeom, bool) if hidden is None else hidden
-        if self.spare:
+        if self.skip_hidden:
             out = out | outside_view(self.model, data, camera_id, width / height)
         self._update(data, camera_id, out)
         self._gl.make_current()  # now: a renderer collected meanwhile has left none current

@@ -87,7 +87,7 @@ class RobosuiteTask(MujocoTask):
         self._refresh_poses()
         self._guide = EXPERT_OF[self.settings.env](self, None) if self.settings.Expert else None
         self._furthest = 0
-        self.layout = self._places()
+        self.layout = self._layout()
         self._judge()
 
     def apply(self, action: np.ndarray) -> None:
@@ -205,17 +205,17 @@ class RobosuiteTask(MujocoTask):
             return raw.objects[raw.object_id]
         return raw.nuts[raw.nut_id] if hasattr(raw, "nut_id") else next(iter(raw.model.mujoco_objects), None)
 
-    def _places(self) -> dict[str, float]:
+    def _layout(self) -> dict[str, float]:
         """Return x, y (m, world) and yaw (rad) of all free objects, by body name."""
-        places: dict[str, float] = {}
+        layout: dict[str, float] = {}
         for joint in np.flatnonzero(self.model.jnt_type == mujoco.mjtJoint.mjJNT_FREE):
             at = self.model.jnt_qposadr[joint]
             x, y, _, w, i, j, k = self.data.qpos[at : at + 7]
             name = self.model.body(self.model.jnt_bodyid[joint]).name.removesuffix("_main")
             if max(abs(x), abs(y)) < _FAR:
                 yaw = np.arctan2(2 * (w * k + i * j), 1 - 2 * (j * j + k * k))
-                places |= {f"{name}_x": float(x), f"{name}_y": float(y), f"{name}_yaw": float(yaw)}
-        return places
+                layout |= {f"{name}_x": float(x), f"{name}_y": float(y), f"{name}_yaw": float(yaw)}
+        return layout
 
 
 def _create(s: RobosuiteSettings) -> Any:

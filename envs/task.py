@@ -57,7 +57,7 @@ def next_actions(env: "Task", expert: Any, steps: int) -> np.ndarray:
     return np.stack(actions)
 
 
-class AskedExpert:
+class PredictingExpert:
     """An expert that can predict its next actions; a subclass defines ``calm``, which ends perturbations."""
 
     world: "Task"

@@ -141,7 +141,7 @@ class TaskSettings(Settings):
         if not names:
             axes.text(0.5, 0.5, "this task has no layout", ha="center", va="center", transform=axes.transAxes)
         axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.set(xlim=(-0.05, 1.3), xticks=[], xlabel="least → most")
+        axes.set(xlim=(-0.05, 1.3), xticks=[], xlabel="minimum → maximum")
 
 
 class CommonSettings(TaskSettings, at="task"):

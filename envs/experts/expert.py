@@ -13,7 +13,7 @@ import numpy as np
 
 from s2robot.envs.mujoco_task import geoms_of, touching
 from s2robot.envs.robosuite_config import ExpertSettings
-from s2robot.envs.task import AskedExpert
+from s2robot.envs.task import PredictingExpert
 
 SHUT = 0.006  # m between the fingers; below it they hold nothing
 _NUDGE = 0.005  # m
@@ -97,7 +97,7 @@ class Target:
     yaw: float
 
 
-class Expert(AskedExpert):
+class Expert(PredictingExpert):
     """Base of the experts for lift, stack, can and square; each defines where to grasp and where to place.
 
     ``task`` is a `RobosuiteTask` after a reset; ``rng`` draws the perturbations and the tolerances of grasps, None: no
@@ -108,7 +108,7 @@ class Expert(AskedExpert):
         "closed", "push", "_step", "_rng", "_kick", "_kick_left", "_slip_left", "_will_miss", "_miss_left", "_wrong", "_askew",
     )  # fmt: skip
     world: Any  # a RobosuiteTask
-    failed = False  # it never gives up
+    failed = False  # it never fails
     push: str  # of the last action: a kick, a miss, a slip, askew, or none
     close_z = 0.008  # height error below which the fingers close
     easy = 1.0  # tolerance of its grasp, relative to a cube's

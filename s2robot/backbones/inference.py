@@ -50,7 +50,7 @@ def default_dtype(device: torch.device | str = "cpu") -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def packs(dtype: torch.dtype = torch.float32) -> bool:
+def can_pack(dtype: torch.dtype = torch.float32) -> bool:
     """Whether linear layers of this dtype can be packed, which requires torch with oneDNN and an x86 CPU with AVX2 (AVX-512
     for 16-bit types). Elsewhere they run as plain layers."""
     names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
@@ -92,7 +92,7 @@ def prepare(model: Module, dtype: Any = "auto") -> Module:
     if sum(isinstance(m, nn.Conv2d) for m in fast.modules()) > 1:  # one is a transformer's patch embedding
         layout = torch.channels_last
         fast.to(memory_format=layout)
-    if first.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and packs(dtype):
+    if first.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and can_pack(dtype):
         timm = sys.modules.get("timm.models.vision_transformer")  # slower to import than torch
         _pack(fast, getattr(timm, "Mlp", None))
         for module in fast.modules():
@@ -188,7 +188,7 @@ class PackedLinear(nn.Linear):
         layer.__class__ = PackedLinear
         assert isinstance(layer, PackedLinear)  # for the type checker
         layer.gelu = gelu
-        pack = torch.ops.mkldnn._reorder_linear_weight if packs(layer.weight.dtype) else None
+        pack = torch.ops.mkldnn._reorder_linear_weight if can_pack(layer.weight.dtype) else None
         layer._packed = pack and pack(layer.weight.detach(), None)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from s2robot.core.errors import UserError, one_of, reported, require
 from s2robot.core.files import weights_dir
 from s2robot.core.settings import Settings, read
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.encoders.trained import TrainedEncoder, grouped
+from s2robot.encoders.trained import TrainedEncoder, with_group_norms
 
 OURS = ("mvp-tiny", "mvp-tiny-s2", "mvp-small")  # from `s2robot pretrain`
 # weights distributed as a Python package: name -> timm's model name, package, file
@@ -58,7 +58,7 @@ class EncoderSettings(Settings, at="encoder"):
     rate: float = Field(default=1.0, ge=0)  # learning rate, as a fraction of train.lr
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
-        yield "sizes", self.sizes is None or self.scales is None, f"null beside scales {self.scales}"
+        yield "sizes", self.sizes is None or self.scales is None, f"null with scales {self.scales}"
 
 
 def build_encoder(cfg: Mapping[str, Any], tuned: Mapping[str, Tensor] | None = None) -> S2Encoder:
@@ -116,7 +116,7 @@ def backbone_of(settings: EncoderSettings, seed: int = 0) -> Backbone:
             model = _own(name, checkpoint)
         else:
             model = mvp.load(name, checkpoint, check_md5=settings.check_md5).vit
-    model = grouped(model) if settings.trained else model
+    model = with_group_norms(model) if settings.trained else model
     return find_backbone(model, tile=settings.img_size, block=settings.block)
 
 

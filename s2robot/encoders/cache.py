@@ -2,7 +2,7 @@
 
     cache = FeatureCache(root, dataset.fingerprint, encoder.fingerprint, cameras, lengths, encoder.num_tokens,
                          encoder.dim)
-    cache.build(make_frames, encoder.encode_cameras)   # encodes what is missing; resumes after a kill
+    cache.build(make_frames, encoder.encode_cameras)   # encodes missing episodes; resumes after a kill
     cache.features.shape                       # (T, cameras, N, D), all episodes concatenated
 
 N is the largest token count of any camera; the other cameras are padded with zeros.
@@ -57,10 +57,10 @@ class FeatureCache:
         tokens, dim: tokens of a frame (the largest count of any camera) and their width.
         dtype: number format on disk, "float16", "float32" or "uint8".
         about: JSON-able notes, not part of the key.
-        drawn: JSON-able facts about the renderer, part of the key; empty if the dataset contains frames. None: this
+        renderer: JSON-able facts about the renderer, part of the key; empty if the dataset contains frames. None: this
             machine cannot render, so any complete cache of this dataset and encoder is used, whatever its renderer.
         shapes: (H, W) of each camera whose frames are not square, part of the key.
-        wanted: required episodes; None: all. Rows of other episodes may be empty.
+        required: required episodes; None: all. Rows of other episodes may be empty.
 
     Data on disk that does not match all of these is ignored and encoded again.
     """
@@ -76,16 +76,16 @@ class FeatureCache:
         dim: int,
         dtype: str = "float16",
         about: Mapping[str, Any] | None = None,
-        drawn: Mapping[str, Any] | None = NOTHING,
+        renderer: Mapping[str, Any] | None = NOTHING,
         shapes: Mapping[str, Sequence[int]] = NOTHING,
-        wanted: Iterable[int] | None = None,
+        required: Iterable[int] | None = None,
     ) -> None:
         lengths = [int(n) for n in episode_lengths]
         self.dtype: np.dtype[Any] = DTYPES[dtype]
         self.shape = (sum(lengths), len(cameras), int(tokens), int(dim))  # (T, C, N, D)
         self.ends = np.cumsum(lengths, dtype=np.int64)
         self.starts = self.ends - np.asarray(lengths, dtype=np.int64)
-        self.wanted = list(range(len(lengths))) if wanted is None else sorted(map(int, wanted))
+        self.required = list(range(len(lengths))) if required is None else sorted(map(int, required))
         self.identity = {
             "version": VERSION,
             "dataset": dataset,
@@ -98,12 +98,12 @@ class FeatureCache:
         key = {k: self.identity[k] for k in ("version", "dataset", "encoder", "cameras", "dtype")}
         if shapes:
             key["wide"] = self.identity["wide"] = {name: list(size) for name, size in shapes.items()}
-        if drawn:
-            key["drawn"] = self.identity["drawn"] = json.loads(json.dumps(drawn))
+        if renderer:
+            key["drawn"] = self.identity["drawn"] = json.loads(json.dumps(renderer))
         self.path = Path(root) / short_hash(key)
-        if drawn is None:
+        if renderer is None:
             others = sorted(Path(root).glob("*/"))
-            self.path = next((p for p in others if {*self.wanted} <= self.done(p) != set()), self.path)
+            self.path = next((p for p in others if {*self.required} <= self.done(p) != set()), self.path)
         self.about = dict(about or {})
 
     @property
@@ -125,14 +125,14 @@ class FeatureCache:
     def missing(self) -> list[int]:
         """Return the required episodes that are not encoded yet."""
         done = self.done()
-        return [i for i in self.wanted if i not in done]
+        return [i for i in self.required if i not in done]
 
     @property
     def features(self) -> np.ndarray:
         """All features, read-only (T, C, N, D), memory-mapped. Raises UserError if required episodes are missing."""
         if missing := self.missing():
             raise UserError(
-                f"{self.path}: features of {len(missing)} of {len(self.wanted)} episodes are missing "
+                f"{self.path}: features of {len(missing)} of {len(self.required)} episodes are missing "
                 f"(first {missing[0]}); build the cache first"
             )
         if not self.nbytes:
@@ -182,9 +182,9 @@ class FeatureCache:
         progress: Callable[[int, int], None],
     ) -> None:
         done, lengths = self.done(), self.ends - self.starts
-        missing = [i for i in self.wanted if i not in done]
-        total = int(lengths[self.wanted].sum())
-        steps = int(sum(lengths[i] for i in self.wanted if i in done))
+        missing = [i for i in self.required if i not in done]
+        total = int(lengths[self.required].sum())
+        steps = int(sum(lengths[i] for i in self.required if i in done))
         progress(steps, total)
         if not missing:
             return

@@ -132,8 +132,8 @@ def random_crop(images: Tensor, size: Size) -> Tensor:
     return images[image, rows[:, :, None], columns[:, None]]
 
 
-def grouped(model: nn.Module) -> nn.Module:
-    """Replace batch norms with group norms of 16 channels a group, which suit small batches and averaged weights."""
+def with_group_norms(model: nn.Module) -> nn.Module:
+    """Replace batch norms with group norms of 16 channels per group, which suit small batches and averaged weights."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, _BatchNorm):

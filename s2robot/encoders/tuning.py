@@ -12,7 +12,7 @@ For the last blocks, their input is cached, and the blocks run in every step:
     build_encoder(settings, tail.tuned())                       # the encoder of the trained policy
 
 The tail computes in the encoder's dtype, with master weights in float32. LoRA (arXiv 2106.09685) adds its products to
-the weights, so a checkpoint holds plain weights.
+the weights, so a checkpoint stores plain weights.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class FrameBank:
             self.made = {"videos": videos, "sha256": digest.hexdigest(), "every": self.every}
 
     def _add_store(self, store: EpisodeStore, workers: int) -> None:
-        """Add every camera at every step: read, or rendered at the store's image size if it holds states only."""
+        """Add every camera at every step: read, or rendered at the store's image size if it contains only states."""
         cameras = store.cameras
         about = {key: store.attrs[key] for key in ("robot", "kind", "cameras", "env_version")}
         self.made = {**about, "dataset": store.fingerprint}

@@ -75,8 +75,8 @@ class PretrainSettings(Machine, at="pretrain", file="pretrain/default"):
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
         grid, scales, heads = self.encoder.grid, self.scales, self.decoder_heads
-        yield "crop", 0 < self.crop[0] <= self.crop[1], "0 < least <= largest"
-        yield "ratio", 0 < self.ratio[0] <= self.ratio[1], "0 < least <= largest"
+        yield "crop", 0 < self.crop[0] <= self.crop[1], "0 < minimum <= maximum"
+        yield "ratio", 0 < self.ratio[0] <= self.ratio[1], "0 < minimum <= maximum"
         fits = self.decoder_dim % math.lcm(4, heads) == 0
         yield "decoder_dim", fits, f"a multiple of 4 and of {heads} (heads)"
         nested = scales[0] == 1 and all(b % a == 0 and b > a for a, b in pairwise(scales))

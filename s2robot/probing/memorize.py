@@ -116,13 +116,13 @@ def tallies_of(model: Classifier, part: Part) -> np.ndarray:
 
 def memorize(settings: MemorizeSettings, objects: ObjectsSettings, out: Path) -> Outcome:
     """Train every arm for every count and seed; the tallies are stored in `out`/fits."""
-    images, by_class, most = gather(settings.data, objects), settings.task == "classes", max(settings.counts)
+    images, by_class, limit = gather(settings.data, objects), settings.task == "classes", max(settings.counts)
     learned, test = (np.flatnonzero(keep) for keep in (images.parts != 1, images.parts == 1))
-    if most > len(learned) or (by_class and not len(test)):
-        wanted = f"{most} images to learn (probe.counts), and for task=classes a folder of test images"
-        raise UserError(f"{images.root}: expected {wanted}, got {len(learned)} and {len(test)}")
+    if limit > len(learned) or (by_class and not len(test)):
+        expected = f"{limit} images to learn (probe.counts), and for task=classes a folder of test images"
+        raise UserError(f"{images.root}: expected {expected}, got {len(learned)} and {len(test)}")
     side = max(settings.base.img_size, settings.large.img_size) * max(settings.scales)
-    indices = {"train": learned[:most]} | ({"test": test} if by_class else {})
+    indices = {"train": learned[:limit]} | ({"test": test} if by_class else {})
     frames = {part: np.stack([images.frame(i, side) for i in p]) for part, p in indices.items()}
     labels = {part: images.labels[p] if by_class else np.arange(len(p)) for part, p in indices.items()}
     samples, facts = {}, {}

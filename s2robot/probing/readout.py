@@ -28,7 +28,7 @@ from s2robot.probing.frames import FrameFeatures, FrameSettings, columns_of, des
 from s2robot.probing.report import JOINED, NO_IMAGE, Outcome, Samples, compare, earlier, interval
 
 GRIPPER, MEAN = "gripper pose", "mean"  # rows without an image
-PLACE = "no image"  # the mean at each position
+PLACE = "no image"  # the mean at each token position
 ZERO, ALL = "l0", "all"  # the best constant, all sources concatenated
 POOLS = ("tokens", "mean")  # all tokens concatenated, and their mean
 GROUPS = {"position": [0, 1], "height": [2], "yaw": [3, 4]}  # pose targets that share a penalty
@@ -182,7 +182,7 @@ def judge_information(
     """Return "l0", "results" and "differences"; a ratio is None if the bound is not clearly above 0."""
     samples: dict[tuple, dict[str, np.ndarray]] = {}
     for part, weights in cfg.weights().items():
-        loss = {name: weights @ found[part] / weights.sum(1) for name, found in losses.items()}  # (1 + B,)
+        loss = {name: weights @ parts[part] / weights.sum(1) for name, parts in losses.items()}  # (1 + B,)
         info = {name: -np.log(np.maximum(x / loss[ZERO], _FLOOR)) for name, x in loss.items()}
         best = info[upper] if upper else np.full(len(weights), np.nan)
         known = interval(best)

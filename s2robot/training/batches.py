@@ -45,7 +45,7 @@ class Batches:
         self._mix = store if isinstance(store, Mix) else None
         self.product = product if device.type == "cpu" else None
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
             # (M, C, N, D) float16; processes of one machine share the pages of a mapped file
             self.features = features if isinstance(features, Joined) else torch.from_numpy(features)
         self.proprio = torch.from_numpy(store["proprio"])  # (M, P), or with tasks (M, P + tasks)

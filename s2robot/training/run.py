@@ -71,7 +71,7 @@ def mean_of_all(fabric: Fabric, value: Tensor) -> Tensor:
 
 
 class Run:
-    """The steps of a training; subclasses define what a batch is, and what is logged and saved.
+    """The steps of a training; subclasses define batches, logging and saving.
 
     Args:
         settings: of the machine, with `steps`, `batch_size` and `resume`.

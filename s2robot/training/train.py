@@ -235,7 +235,7 @@ class _Run(Run):
     def averaged(self) -> ChunkPolicy | TunedPolicy:
         """The model with its averaged weights, which are validated and saved."""
         assert self.learner.average is not None
-        return self.learner.average.module  # type: ignore[return-value]  # torch says Tensor or Module
+        return self.learner.average.module  # type: ignore[return-value]  # typed as Tensor or Module
 
     def begin(self, state: dict[str, Any] | None) -> None:
         if state:
