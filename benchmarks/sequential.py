@@ -27,10 +27,16 @@ def drawn(replays: int) -> dict[str, np.ndarray]:
     """Return the outcomes bool (2, replays, MOST) of each pair of arms."""
     from s2robot.comparison.trials import read_arms
 
-    arms, rng, found = {arm.label: arm.outcomes for arm in read_arms(str(RESULTS))}, np.random.default_rng(0), {}
+    arms, rng, found = (
+        {arm.label: arm.outcomes for arm in read_arms(str(RESULTS))},
+        np.random.default_rng(0),
+        {},
+    )
     for a, b in PAIRS:
         at = rng.integers(0, arms[a].shape[1], (replays, MOST))
-        found[f"{a} - {b}"] = np.stack([arms[x][rng.integers(0, len(arms[x]), (replays, 1)), at] for x in (a, b)])
+        found[f"{a} - {b}"] = np.stack(
+            [arms[x][rng.integers(0, len(arms[x]), (replays, 1)), at] for x in (a, b)]
+        )
     a, b = found["two - one"]
     swap = rng.random(a.shape) < 0.5
     found["two - one, swapped at random"] = np.stack([np.where(swap, b, a), np.where(swap, a, b)])
@@ -84,7 +90,9 @@ def main() -> None:
         n = ends[name]
         half, most = (int(np.quantile(n, q, method="higher")) for q in (0.5, 0.8))
         shown = [str(x) if x <= MOST else f"> {MOST}" for x in (half, most)]
-        print(f"| {name} | {(n <= MOST).mean():.1%} | {' | '.join(shown)} | {np.minimum(n, MOST).mean():.0f} |")
+        print(
+            f"| {name} | {(n <= MOST).mean():.1%} | {' | '.join(shown)} | {np.minimum(n, MOST).mean():.0f} |"
+        )
 
 
 if __name__ == "__main__":

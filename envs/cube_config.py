@@ -1,4 +1,4 @@
-"""Settings of CubePick; read and written where no simulator is installed, too."""
+"""Settings of CubePick, usable without the simulator."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from s2robot.core.settings import from_yaml
 from s2robot.envs.frames import ImageSize
-from s2robot.envs.robots import MOST_HZ, robot_spec
+from s2robot.envs.robots import MAX_HZ, robot_spec
 from s2robot.envs.task_settings import Group, Lengths, PushSettings, Range, TaskSettings
 
 if TYPE_CHECKING:
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
 STAGES = ("approach", "grasp", "lift", "held")
 ACTION_FRAME = "joint_delta_commanded"  # deltas against the last *commanded* joints
 ENV_VERSION = "CubePick-v0"
-# cameras that the world has beside the side cameras: the hand's, robosuite's table's and its robot's
+# the world's cameras other than the side cameras: the hand's and those of robosuite's table and robot
 _RESERVED = "hand frontview birdview agentview sideview robot0_robotview robot0_eye_in_hand".split()
-SHUT = 0.15  # opening below which a gripper that touches nothing has closed on nothing
+SHUT = 0.15  # opening below which a gripper without contact has closed on nothing
 GRIPPERS_OPEN = 0.08  # m, the smaller opening of the two robots' grippers
 
 Point = tuple[float, float, float]
 # position, target, vertical field of view (degrees)
 View = tuple[Point, Point, Annotated[float, Field(gt=0, lt=180)]]
-_TICK = 2.0  # cm, of the line that shows a cube's yaw in a plot: half a cube
+_TICK = 2.0  # cm, length of the line that shows a cube's yaw in a plot: half a cube
 _DASHED: dict[str, Any] = {"ls": (0, (5, 4)), "lw": 1, "alpha": 0.6}
 
 
 class PickerConfig(PushSettings):
     """How the picker moves. Lengths in m, angles in rad; a step is a control step."""
 
-    hover: float = 0.10  # height over the grasp from which the cube is approached
+    hover: float = 0.10  # height above the grasp from which the cube is approached
     funnel_slope: float = 3.0  # height gained per metre of horizontal error
-    funnel_yaw: float = 0.08  # metres of horizontal error that a turn of one rad counts as
-    funnel_mouth: float = 0.008  # horizontal error below which the gripper goes all the way down
-    step_xy: float = 0.03  # farthest horizontal move a step
-    step_z: float = 0.03  # farthest vertical move a step
-    step_yaw: float = 0.35  # farthest turn a step
-    close_xy: Lengths = (0.006, 0.012)  # the gripper closes when nearer than this,
-    close_z: float = 0.010  # as low as this
-    close_yaw: Lengths = (0.08, 0.25)  # and turned as well as this; both drawn for each episode
-    grip_steps: int = 0  # steps of contact to wait before lifting; a policy clones waiting worst
-    open_enough: float = 0.85  # the gripper goes down on the cube only when opened further than this
+    funnel_yaw: float = 0.08  # metres of horizontal error that one rad of yaw error counts as
+    funnel_mouth: float = 0.008  # horizontal error below which the gripper moves all the way down
+    step_xy: float = 0.03  # largest horizontal move per step
+    step_z: float = 0.03  # largest vertical move per step
+    step_yaw: float = 0.35  # largest turn per step
+    close_xy: Lengths = (0.006, 0.012)  # the gripper closes if its horizontal error is below this,
+    close_z: float = 0.010  # its height error below this
+    close_yaw: Lengths = (0.08, 0.25)  # and its yaw error below this; the ranges are sampled per episode
+    grip_steps: int = 0  # steps of contact to wait before lifting; policies imitate waiting poorly
+    open_enough: float = 0.85  # minimum opening with which the gripper descends on the cube
     lift: float = 0.15  # height to lift the cube to
     habit: Literal["nearest", "left", "right", "either"] = from_yaml()
 
@@ -65,12 +65,12 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
     }
     placing_keys = ("cube_box",)
     columns_text = (
-        'x points away from the robot, y to its left, from the centre of the table. "Closest" is the least distance '
+        'x points away from the robot, y to its left, from the centre of the table. "Closest" is the smallest distance '
         "between the gripper and the cube's centre."
     )
 
     robot: str = "xarm7"  # configs/robot
-    rate_hz: int | float = from_yaml(ge=1, le=MOST_HZ)  # an arm may be driven at a fraction
+    rate_hz: int | float = from_yaml(ge=1, le=MAX_HZ)  # an arm may run at a fraction
     cameras: tuple[str, ...] = from_yaml()
     image_size: ImageSize = from_yaml()
     cube_size: float = from_yaml(gt=0, le=GRIPPERS_OPEN)
@@ -96,13 +96,13 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
     def _cameras_can_be_placed(cls, views: dict[str, View]) -> dict[str, View]:
         for name, (position, target, _) in views.items():
             if name in _RESERVED or position == target:
-                expected = "a name that the world has no camera of, and a target away from the position"
+                expected = "a name other than the world's own cameras, and a target other than the position"
                 raise ValueError(f"expected {expected}, got '{name}' at {list(position)}")
         return views
 
     def views(self) -> dict[str, tuple]:
-        """Return the side cameras, at the distance that the settings ask for."""
-        if (factor := self.camera_distance) == 1:  # to the last bit: recorded states are drawn again alike
+        """Return the side cameras, at the configured distance."""
+        if (factor := self.camera_distance) == 1:  # bit-exact, so that recorded states render the same
             return dict(self.side_cameras)
         return {
             name: (tuple(t + factor * (p - t) for p, t in zip(position, target, strict=True)), target, fovy)
@@ -141,12 +141,12 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
         from matplotlib.patches import Rectangle
 
         ink = matplotlib.rcParams["text.color"]
-        given, usual = about.get("cube_box"), cls()  # else the default box, if every cube lies inside
-        box = 100 * np.array(given or (usual.box_x, usual.box_y), float)  # cm  # (2, 2): x and y, from and to
-        low, high = box.T  # (2,) of all that is drawn
+        recorded, usual = about.get("cube_box"), cls()  # else the default box, if every cube lies inside
+        box = 100 * np.array(recorded or (usual.box_x, usual.box_y), float)  # cm  # (2, 2): x, y; from, to
+        low, high = box.T  # (2,) of everything drawn
         for group in (group for group in groups if group.records):
-            found = [cls.layout_of(record) for record in group.records]
-            x, y, yaw = (np.array([at[name] for at in found], float) for name in ("x", "y", "yaw"))  # (n,)
+            layouts = [cls.layout_of(record) for record in group.records]
+            x, y, yaw = (np.array([at[name] for at in layouts], float) for name in ("x", "y", "yaw"))  # (n,)
             x, y = 100 * x, 100 * y
             if not small:
                 ends = np.stack([y, y + _TICK * np.sin(yaw)]), np.stack([x, x + _TICK * np.cos(yaw)])
@@ -155,12 +155,12 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
             group.scatter(axes, y, x)
             low, high = np.minimum(low, [x.min(), y.min()]), np.maximum(high, [x.max(), y.max()])
         edge, below = (2.0, 4.0) if small else (2.5, 5.5)
-        least, most = low - [below, edge], high + edge
-        if small and axes.xaxis_inverted():  # a panel beside this one has widened the view already
+        lower, upper = low - [below, edge], high + edge
+        if small and axes.xaxis_inverted():  # a panel next to this one has already widened the view
             (right, left), (bottom, top) = sorted(axes.get_xlim()), sorted(axes.get_ylim())
-            least, most = np.minimum(least, [bottom, right]), np.maximum(most, [top, left])
-        # the robot's left is the picture's
-        axes.set(xlim=(most[1], least[1]), ylim=(least[0], most[0]), aspect="equal")
+            lower, upper = np.minimum(lower, [bottom, right]), np.maximum(upper, [top, left])
+        # the robot's left is the plot's left
+        axes.set(xlim=(upper[1], lower[1]), ylim=(lower[0], upper[0]), aspect="equal")
         font: dict[str, Any] = {"ha": "center", "va": "center", "fontweight": "bold", "color": ink}
         axes.annotate("robot", (0, low[0] - (2.7 if small else 4.4)), fontsize=8 if small else 9, **font)
         axes.grid(alpha=0.12, color=ink, lw=0.8)
@@ -171,7 +171,7 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
         axes.set(xlabel=sides, ylabel="x (cm)  away from the robot →")
         axes.add_patch(Rectangle((-3, low[0] - 5.5), 6, 2.2, fc=ink, alpha=0.25, lw=0))
         inside = bool((low >= box[:, 0] - 0.1).all() and (high <= box[:, 1] + 0.1).all())
-        if given is not None or inside:
+        if recorded is not None or inside:
             depth, width = box[:, 1] - box[:, 0]
             axes.add_patch(Rectangle((box[1, 0], box[0, 0]), width, depth, fill=False, ec=ink, **_DASHED))
             label = f"cubes are placed in {depth:.0f} × {width:.0f} cm"
@@ -186,15 +186,15 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
         return {"cube x (cm)": x, "cube y (cm)": y, "yaw (°)": yaw, "closest (cm)": near}
 
     def recording_problem(self) -> str:
-        # its places are no part of a state, so the frames could not be drawn again
-        return f"env.clutter: expected 0 where demos are recorded, got {self.clutter}" if self.clutter else ""
+        # a state does not contain its positions, so the frames could not be rendered again
+        return f"env.clutter: expected 0 when recording demos, got {self.clutter}" if self.clutter else ""
 
     def appearance(self) -> dict[str, Any]:
         spec = asdict(robot_spec(self.robot)).items()
         return {"robot": {name: value for name, value in spec if name.startswith(("camera_", "base_"))}}
 
     def camera_problem(self) -> str:
-        """Return why one of the cameras cannot be drawn, or ""."""
+        """Return why one of the cameras cannot be rendered, or ""."""
         known = ("hand", *self.side_cameras)
         for name in (camera for camera in self.cameras if camera not in known):
             hint = f"'+env.side_cameras.{name}=[[x,y,z],[x,y,z],45]' (position and target, m; field of view, degrees)"

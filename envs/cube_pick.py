@@ -12,7 +12,7 @@ from s2robot.envs.mujoco_task import MujocoTask, geoms_of, touching
 from s2robot.envs.robots import robot_spec
 from s2robot.envs.world import TABLE_HEIGHT, CubeWorld
 
-_CLEAR = 0.09  # m, from the centre of the cube or of another object to that of a piece of clutter
+_CLEAR = 0.09  # m, minimum distance of the centres of clutter from each other and from the cube's
 
 
 class CubePick(MujocoTask):
@@ -22,7 +22,7 @@ class CubePick(MujocoTask):
     Action: 7 joint deltas (rad, at most 0.25) against the last commanded joints + gripper command (0.5 and above closes).
     ``info`` also has ``cube_pose`` (x, y, z, qw, qx, qy, qz in the table's frame) and ``distance`` (m, grip centre to cube
     centre). Options of a reset: ``cube_xy`` (m, table frame), ``cube_yaw`` (rad) and ``start_joints`` (7,) override the
-    sampled values; the random stream is the same either way.
+    sampled values; the random stream does not depend on them.
     """
 
     Settings = CubePickConfig
@@ -59,7 +59,7 @@ class CubePick(MujocoTask):
         self.camera_ids = {name: model.camera(name).id for name in self.config.cameras}
 
     def _change_looks(self) -> None:
-        """Lights and side cameras of the config; the hand's camera stays."""
+        """Apply the config's lighting and shift of the cameras, except the hand's."""
         m, c = self.model, self.config
         for name, i in self.camera_ids.items():
             if name != "hand":
@@ -71,14 +71,14 @@ class CubePick(MujocoTask):
         self._clutter = [m.geom(f"clutter{i}").id for i in range(c.clutter)]
 
     def _scatter(self, rng: np.random.Generator, cube_xy: np.ndarray) -> None:
-        taken = [cube_xy]
+        occupied = [cube_xy]
         for geom in self._clutter:
             for _ in range(200):
-                place = rng.uniform((-0.2, -0.28), (0.2, 0.28))
-                if min(np.linalg.norm(place - other) for other in taken) > _CLEAR:
+                position = rng.uniform((-0.2, -0.28), (0.2, 0.28))
+                if min(np.linalg.norm(position - other) for other in occupied) > _CLEAR:
                     break
-            taken.append(place)
-            self.model.geom_pos[geom, :2] = place
+            occupied.append(position)
+            self.model.geom_pos[geom, :2] = position
 
     def begin(self, rng, options) -> None:
         c = self.config
@@ -86,7 +86,7 @@ class CubePick(MujocoTask):
         yaw = rng.uniform(*c.yaw)
         noise = rng.uniform(-c.start_noise, c.start_noise, 7)
         cube_xy = np.asarray(options.get("cube_xy", cube_xy), float)
-        if self._clutter:  # after all other draws, which are the same without it
+        if self._clutter:  # after all other draws, so that they do not depend on it
             self._scatter(rng, cube_xy)
         yaw = float(options.get("cube_yaw", yaw))
         start = np.asarray(options.get("start_joints", np.array(self.spec_robot.home) + noise), float)
@@ -149,8 +149,8 @@ class CubePick(MujocoTask):
         return self.data.site_xpos[self.grip_site] - [0, 0, TABLE_HEIGHT]
 
     def project(self, position) -> dict[str, np.ndarray]:
-        """Where each camera sees a point of the table's frame (3,), m: x to the right and y downwards in 0..1 of the
-        upright frame, at its border if outside, NaN if behind the camera.  # {camera: float32 (2,)}"""
+        """Return where each camera sees a point of the table's frame (3,), m: x to the right and y downwards in 0..1 of
+        the upright frame, clamped to its border, NaN if behind the camera.  # {camera: float32 (2,)}"""
         return self._projected(np.asarray(position) + [0, 0, TABLE_HEIGHT])
 
     @property
@@ -166,7 +166,7 @@ class CubePick(MujocoTask):
 
     @property
     def remaining(self) -> float:
-        """m: falls on the way to the cube and on the way up with it."""
+        """Remaining distance, m: decreases on the way to the cube and while lifting it."""
         return self.distance - max(self.cube_pose[2] - self._cube_rest, 0.0)
 
     @property

@@ -1,8 +1,8 @@
-"""A scripted picker: where the demos come from.
+"""A scripted picker that generates the demos.
 
 Inverse kinematics by mink, from the *commanded* joints; decisions from the *measured* pose. The approach is a funnel, not a
-list of waypoints: the further the gripper is from being over the cube, the higher it flies. So the action depends on what the
-cameras can see, wherever a perturbation has put the gripper, and a policy has a function to learn instead of a clock.
+list of waypoints: the farther the gripper is from above the cube, the higher it moves. So the action depends on what
+the cameras can see, wherever a perturbation has moved the gripper, and a policy learns a function, not a schedule.
 """
 
 from typing import Any
@@ -12,19 +12,19 @@ import numpy as np
 
 from s2robot.core.parts import MAX_DELTA
 from s2robot.envs.cube_config import PickerConfig
-from s2robot.envs.task import AskedExpert
+from s2robot.envs.task import PredictingExpert
 from s2robot.envs.world import TABLE_HEIGHT
 
 
 class _Arm(mink.Configuration):
     def check_limits(self, tol: float = 1e-6, safety_break: bool = True) -> None:
-        """Say nothing of a joint that leans over its limits, which would take a tenth of a demo's time."""
+        """Skip the check for joints beyond their limits, which would take a tenth of a demo's time."""
 
 
-class Picker(AskedExpert):
+class Picker(PredictingExpert):
     """Picks the cube of one :class:`CubePick`.
 
-    Pushes (kicks, and grasps beside the cube) are executed and recorded but flagged: training imitates only the recoveries.
+    Pushes (kicks, and grasps next to the cube) are executed and recorded but flagged: training imitates the recoveries.
     """
 
     memory = ("_step", "_firm", "_closing", "_pushes", "_miss_left", "_kick_left", "_will_miss", "push")
@@ -45,14 +45,14 @@ class Picker(AskedExpert):
 
     def begin(self, rng: np.random.Generator) -> None:
         env, c, self._rng = self.env, self.config, rng
-        # loose and tight grasps, so that lifting follows from any firm grip and not from a perfect one
+        # loose and tight grasps, so that lifting follows any firm grip and not only a perfect one
         self._close_xy, self._close_yaw = rng.uniform(*c.close_xy), rng.uniform(*c.close_yaw)
         # a kick starts at a step drawn over the usual length of the approach
         count = rng.integers(c.kicks[0], c.kicks[1] + 1)
         self._kick_at = set(rng.choice(np.arange(1, 14), size=count, replace=False).tolist())
         self._will_miss = rng.random() < c.misses
         habit = ("left", "right")[int(rng.integers(2))] if c.habit == "either" else c.habit
-        self._least_turn = {"nearest": -np.pi / 4, "left": 0.0, "right": -np.pi / 2}[habit]
+        self._min_turn = {"nearest": -np.pi / 4, "left": 0.0, "right": -np.pi / 2}[habit]
         self._kick_left = self._miss_left = 0
         self._step, self._firm, self._closing, self._pushes = -1, 0, False, True
         self.push = ""  # of the last action: a kick, a miss, or none
@@ -63,7 +63,7 @@ class Picker(AskedExpert):
         self._yaw_home = self._grip_yaw(self._ik.data)
 
     def act(self) -> tuple[np.ndarray, bool]:
-        """The next action and whether it is a push, `push` saying which.  # float32 (8,), bool"""
+        """Return the next action and whether it is a push; `push` names it.  # float32 (8,), bool"""
         env, c = self.env, self.config
         cube, grip = env.cube_pose, env.grip_position
         yaw_error = self._yaw_error(cube, self._grip_yaw())
@@ -73,7 +73,7 @@ class Picker(AskedExpert):
         self.push = ""
 
         if self._closing and env.grips_nothing:
-            self._closing = False  # closed on nothing: open and try again
+            self._closing = False  # closed on nothing: open and retry
         if not self._closing and not self._miss_left:
             low = abs(grip[2] - grasp_z) < c.close_z and env.opening > c.open_enough
             self._closing = low and far < self._close_xy and abs(yaw_error) < self._close_yaw
@@ -100,7 +100,7 @@ class Picker(AskedExpert):
         self._pushes, self._miss_left = False, 0
 
     def take_over(self, actions) -> None:
-        """Continue without perturbations after the actions of a policy (T, 8), T 0 or more."""
+        """Continue without perturbations after a policy's actions (T, 8), T >= 0."""
         closed = len(actions) > 0 and bool(actions[-1][7] >= 0.5)
         self.calm()
         self._firm = 0
@@ -116,7 +116,7 @@ class Picker(AskedExpert):
         return self._move(target, 0.0, closed=True)
 
     def _push_off(self, cube, grip, far: float, grasp_z: float) -> tuple[np.ndarray, str] | None:
-        """The action of a perturbation, where one is due, and which: a kick, or a miss, a grasp beside the cube."""
+        """Return the action and name of a perturbation that is due: a kick, or a miss (a grasp next to the cube)."""
         env, c, rng = self.env, self.config, self._rng
         if self._will_miss and far < 0.04 and grip[2] < grasp_z + 0.08:
             self._will_miss = False
@@ -124,7 +124,7 @@ class Picker(AskedExpert):
             angle, distance = rng.uniform(-np.pi, np.pi), rng.uniform(*c.miss_by)
             beside = cube[:2] + distance * np.array([np.cos(angle), np.sin(angle)])
             self._miss_at = np.array([*beside, grasp_z])
-            self._miss_rise = int(rng.integers(0, 4))  # its last steps may lift nothing, as a policy would
+            self._miss_rise = int(rng.integers(0, 4))  # its last steps may lift nothing, as policies do
         if self._miss_left:
             self._miss_left -= 1
             if self._miss_left == 0 and env._touching():
@@ -152,19 +152,19 @@ class Picker(AskedExpert):
         return float(np.arctan2(rotation[1, 1], rotation[0, 1]))
 
     def _yaw_error(self, cube: np.ndarray, yaw: float) -> float:
-        """The turn that sets the fingers on two faces: from home a quarter at most, to the side of the picker's habit, or
-        the least; a cube looks the same every quarter turn."""
+        """Return the turn that aligns the fingers with two faces: at most a quarter turn from home, in the direction of
+        the picker's habit, or the smallest; a cube looks the same after a quarter turn."""
         w, x, y, z = cube[3:]
         cube_yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
         quarter = np.pi / 2
-        # near the diagonal both turns are equal: prefer the one towards home, so that neighbours agree
-        from_home = (cube_yaw - self._yaw_home - self._least_turn) % quarter + self._least_turn
+        # near the diagonal both turns are equal: prefer the one towards home, so that similar poses agree
+        from_home = (cube_yaw - self._yaw_home - self._min_turn) % quarter + self._min_turn
         return float((self._yaw_home + from_home - yaw + np.pi) % (2 * np.pi) - np.pi)
 
     def _commanded_pose(self) -> tuple[np.ndarray, float]:
-        """Where the commanded joints would put the grip centre.  # (3,) m table frame, rad"""
+        """Return the pose of the grip centre at the commanded joints.  # (3,) m table frame, rad"""
         qpos = self.env.data.qpos.copy()
-        # a closing gripper leans a little over its joint limits, at which the solver would complain
+        # a closing gripper slightly exceeds its joint limits, which the solver would reject
         qpos[self._limited] = np.clip(qpos[self._limited], self._low, self._high)
         qpos[self.env.joint_index] = self.env.commanded
         self._ik.update(qpos)
@@ -172,7 +172,7 @@ class Picker(AskedExpert):
         return position, self._grip_yaw(self._ik.data)
 
     def _move(self, target: np.ndarray, turn: float, closed: bool, limit: bool = True) -> np.ndarray:
-        """One step of the commanded pose towards ``target`` (table frame), turning by ``turn``."""
+        """Return the action of one step towards ``target`` (table frame), turning by ``turn``."""
         c = self.config
         position, yaw = self._commanded_pose()  # also sets the IK to the commanded joints
         step = target - position
@@ -183,11 +183,11 @@ class Picker(AskedExpert):
         goal_yaw = yaw + turn - self._yaw_home
         cos, sin = np.cos(goal_yaw), np.sin(goal_yaw)
         rotation = mink.SO3.from_matrix(np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ self._level())
-        place = position + step + [0, 0, TABLE_HEIGHT]
-        self._task.set_target(mink.SE3.from_rotation_and_translation(rotation, place))
-        how = {"dt": 1.0, "solver": "quadprog", "limits": self._limits, "damping": 1e-5}
+        point = position + step + [0, 0, TABLE_HEIGHT]
+        self._task.set_target(mink.SE3.from_rotation_and_translation(rotation, point))
+        options = {"dt": 1.0, "solver": "quadprog", "limits": self._limits, "damping": 1e-5}
         for _ in range(4):
-            velocity = mink.solve_ik(self._ik, [self._task, self._posture], **how)
+            velocity = mink.solve_ik(self._ik, [self._task, self._posture], **options)
             self._ik.integrate_inplace(velocity, 1.0)
         delta = self._ik.q[self.env.joint_index] - self.env.commanded
         return np.append(np.clip(delta, -MAX_DELTA, MAX_DELTA), float(closed)).astype(np.float32)

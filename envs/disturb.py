@@ -1,6 +1,6 @@
-"""Disturbances: what a policy meets on another machine, under another lamp or in another lab.
+"""Disturbances that a policy meets on another machine, under other lighting or in another lab.
 
-    world = Disturbed(make(settings), "blur", 0.02)      # a task like any other; reset(seed=...) decides the disturbance too
+    world = Disturbed(make(settings), "blur", 0.02)      # a task; the seed of reset() also determines the disturbance
     available(make(settings))                            # the axes that this world allows
 
 Image axes and those of the action work on any task, the others on MuJoCo models, whose arrays they change for an episode.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # it loads MuJoCo
 
 Frame = np.ndarray  # uint8 (H, W, 3)
 _Random = np.random.Generator
-_DEFAULT_RGBA = np.array((0.5, 0.5, 0.5, 1.0), np.float32)  # MuJoCo's, of a geom that shows its material
+_DEFAULT_RGBA = np.array((0.5, 0.5, 0.5, 1.0), np.float32)  # MuJoCo's, for a geom that shows its material
 
 
 def _clipped(image: np.ndarray) -> Frame:
@@ -40,10 +40,10 @@ def _blurred(image: Frame, sigma: float, rng: _Random) -> Frame:
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma * image.shape[1])))
 
 
-# axis -> change of one frame by its value; called with the episode's own random numbers
+# axis -> change of one frame, called with the axis's value and the episode's random numbers
 IMAGES: Mapping[str, Callable[[Frame, float, _Random], Frame]] = {
     "exposure": lambda image, gain, rng: _clipped(image * gain),
-    "contrast": lambda image, kept, rng: _clipped(image.mean() + (image - image.mean()) * kept),
+    "contrast": lambda image, factor, rng: _clipped(image.mean() + (image - image.mean()) * factor),
     "blur": _blurred,
     "noise": lambda image, sd, rng: _clipped(image + rng.normal(0, sd, image.shape)),
     "compression": _jpeg,
@@ -61,7 +61,7 @@ def _free_bodies(model: Any) -> list[int]:
 
 
 def _objects(world: "MujocoTask") -> list[int]:
-    """The geoms of all that lies about and can be moved."""
+    """Return the geoms of all free objects."""
     from s2robot.envs.mujoco_task import geoms_of
 
     return sorted(g for body in _free_bodies(world.model) for g in geoms_of(world.model, body))
@@ -78,7 +78,7 @@ def _direction(rng: _Random) -> np.ndarray:
 
 
 def _random_colour(rng: _Random) -> np.ndarray:
-    """A bright one, (3,) of 0 to 1."""
+    """Return a bright colour, (3,) in 0 to 1."""
     colour = _direction(rng) ** 2
     return colour / colour.max()
 
@@ -90,7 +90,7 @@ def _light(world: "MujocoTask", factor: float, rng: _Random) -> None:
 
 
 def _light_direction(world: "MujocoTask", degrees: float, rng: _Random) -> None:
-    """Turn the lamps about the vertical, and dim all but the first, or several would hide it."""
+    """Turn the lamps about the vertical, and dim all but the first, because several would hide the change."""
     angle = np.radians(degrees) * rng.choice((-1, 1))
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     world.model.light_pos[:] = world.model.light_pos @ turn.T
@@ -117,11 +117,11 @@ def _field_of_view(world: "MujocoTask", factor: float, rng: _Random) -> None:
 
 
 def _tint(world: "MujocoTask", amount: float, rng: _Random) -> None:
-    """Multiply the colours of all that stands still by that of a tinted light; textures stay."""
+    """Multiply the colours of all fixed geoms by that of a tinted light; textures stay."""
     gain, model, geoms = 1 - amount * (1 - _random_colour(rng)), world.model, _fixed(world)
     model.mat_rgba[sorted({int(model.geom_matid[g]) for g in geoms} - {-1}), :3] *= gain
     own = [g for g in geoms if model.geom_matid[g] < 0 or (model.geom_rgba[g] != _DEFAULT_RGBA).any()]
-    model.geom_rgba[own, :3] *= gain  # any other than the default one would replace the material's
+    model.geom_rgba[own, :3] *= gain  # a non-default colour would replace the material's
 
 
 def _object_colour(world: "MujocoTask", amount: float, rng: _Random) -> None:
@@ -133,12 +133,12 @@ def _object_colour(world: "MujocoTask", amount: float, rng: _Random) -> None:
 
 
 def _colour(model: Any, geom: int) -> np.ndarray:
-    """The mean colour of a geom, RGBA of 0 to 1."""
+    """Return the mean colour of a geom, RGBA in 0 to 1."""
     material, own = model.geom_matid[geom], model.geom_rgba[geom]
     if material < 0 or (own != _DEFAULT_RGBA).any():
         return own
     colour = model.mat_rgba[material].astype(float)
-    texture = np.ravel(model.mat_texid[material]).max()  # of the roles it may have, at most one is used here
+    texture = np.ravel(model.mat_texid[material]).max()  # at most one of its roles is used here
     if texture >= 0:
         first, channels = model.tex_adr[texture], model.tex_nchannel[texture]
         count = model.tex_height[texture] * model.tex_width[texture] * channels
@@ -173,7 +173,7 @@ MODELS: Mapping[str, Callable[["MujocoTask", float, _Random], None]] = {
     "object_mass": _object_mass,
     "friction": _friction,
 }
-# axis -> a setting of the task, if it has it
+# axis -> the task's setting that it changes, if the task has it
 SETTINGS = {"distractors": "clutter", "start_pose": "start_noise"}
 AXES = (*IMAGES, *_EPISODES, *MODELS, *SETTINGS)
 _CHANGED = (
@@ -188,25 +188,25 @@ def _in_mujoco(world: Task) -> TypeGuard["MujocoTask"]:
 
 def available(world: Task) -> list[str]:
     """Return the axes that a world allows, in the order of :data:`AXES`."""
-    found = [*IMAGES, *_EPISODES]
+    axes = [*IMAGES, *_EPISODES]
     if _in_mujoco(world):
-        # 7: mjGEOM_MESH, whose size is its file's
+        # 7: mjGEOM_MESH, whose size comes from its file
         meshes = any(world.model.geom_type[g] == 7 for g in _objects(world))
-        found += [axis for axis in MODELS if axis != "object_size" or not meshes]
+        axes += [axis for axis in MODELS if axis != "object_size" or not meshes]
     known = type(world.settings).model_fields
-    return found + [axis for axis, setting in SETTINGS.items() if setting in known]
+    return axes + [axis for axis, setting in SETTINGS.items() if setting in known]
 
 
 def _arrays(model: Any) -> Iterator[tuple[Any, str, np.ndarray]]:
-    """All that a disturbance may change: holder, attribute, value."""
+    """Yield everything that a disturbance may change: holder, attribute, value."""
     head = model.vis.headlight
     for holder, name in [*((model, name) for name in _CHANGED), (head, "ambient"), (head, "diffuse")]:
         yield holder, name, np.copy(getattr(holder, name))
 
 
 class Disturbed:
-    """A task with one disturbance; ``axis`` of :data:`AXES`, "" for none, and ``value`` its strength in the axis's own unit.
-    Both may change between two episodes."""
+    """A task with one disturbance: an ``axis`` of :data:`AXES`, "" for none, and its strength ``value`` in the axis's
+    unit. Both may change between episodes."""
 
     def __init__(self, world: Task, axis: str = "", value: float = 0.0):
         self.world, self.axis, self.value = world, axis, value
@@ -216,39 +216,39 @@ class Disturbed:
         return getattr(self.world, name)
 
     def reset(self, *, seed: int, options: Any = None) -> tuple[dict, dict]:
-        """As a task's; the model is as it was before the last episode, and then changed."""
+        """Reset like a task; the original model is restored, then disturbed."""
         self._drawn_by = seed, zlib.crc32(self.axis.encode())
         rng = np.random.default_rng(self._drawn_by)
         for holder, name, value in self._before:
             np.copyto(getattr(holder, name), value)
         if self.axis in MODELS:
-            MODELS[self.axis](self.world, self.value, rng)  # type: ignore[arg-type]  # `available` says so
+            MODELS[self.axis](self.world, self.value, rng)  # type: ignore[arg-type]  # as `available` checks
         self._queue: list[np.ndarray] = []
         self._last: dict[str, Frame] = {}
         self._gain, self._dead = rng.uniform(-1, 1, 3), int(rng.integers(1 << 30))
         observation, info = self.world.reset(seed=seed, options=options)
-        return self._seen(observation), info
+        return self._disturbed(observation), info
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         return Task.step(self, action)  # type: ignore[arg-type]  # the world's own step would not be disturbed
 
     def step_physics(self, action: np.ndarray) -> None:
-        """As a task's; with a delay, the action that was given ``value`` steps ago."""
+        """Step like a task; with a delay, execute the action from ``value`` steps ago."""
         if self.axis == "delay":
             self._queue.append(np.asarray(action, float))
             if len(self._queue) > self.value:
                 action = self._queue.pop(0)
             else:
-                still = moves(parts_of({"action_parts": self.world.action_parts}, "action"))
-                action = np.where(still, 0, self._queue[0])  # nothing has arrived yet
+                zero = moves(parts_of({"action_parts": self.world.action_parts}, "action"))
+                action = np.where(zero, 0, self._queue[0])  # nothing has arrived yet
         self.world.step_physics(action)
 
     def observe(self) -> dict[str, Any]:
-        return self._seen(self.world.observe())
+        return self._disturbed(self.world.observe())
 
-    def _seen(self, observation: dict[str, Any]) -> dict[str, Any]:
+    def _disturbed(self, observation: dict[str, Any]) -> dict[str, Any]:
         images = dict(observation["images"])
-        # whether or not other steps are observed
+        # the same whether or not other steps are observed
         rng = np.random.default_rng([*self._drawn_by, self.world._steps])
         for i, (name, image) in enumerate(images.items()):
             if self.axis in IMAGES:

@@ -1,11 +1,11 @@
 """Any gymnasium environment with continuous actions, as a task.
 
     make(GymSettings(id="FetchPickAndPlace-v4", success="is_success", rate_hz=25, max_steps=50))
-    make(GymSettings(id="my_package:Mine-v0", success="reward>=1", cameras=("pixels/top",)))  # frames of its observation
+    make(GymSettings(id="my_package:Mine-v0", success="reward>=1", cameras=("pixels/top",)))  # observed frames
 
-A policy's proprioception is what the environment observes besides images. The image is that of ``render()``, or
-entries of its observation, (H, W, 3) uint8; `pixels/top` is the entry `top` of the dict `pixels`. Its own limit of steps
-(``max_episode_steps``) and its rate (``render_fps``) are the task's.
+A policy's proprioception is the environment's observation without images. The image is that of ``render()``, or
+entries of the observation, (H, W, 3) uint8; `pixels/top` is the entry `top` of the dict `pixels`. By default the task
+has the environment's step limit (``max_episode_steps``) and rate (``render_fps``).
 """
 
 import math
@@ -30,8 +30,8 @@ from s2robot.envs.frames import as_image_size, size_of
 from s2robot.envs.task import CommonSettings, Expert, Task
 from s2robot.envs.tasks import import_class
 
-_RENDER = "render"  # the camera that is the environment's own image
-_MOST = 1e3  # larger limits count as unbounded
+_RENDER = "render"  # the camera of the environment's own image
+_MAX_LIMIT = 1e3  # larger limits count as unbounded
 _RULE = re.compile(r"\s*reward\s*>=\s*(?P<least>[-+]?[\d.]+([eE][-+]?\d+)?)\s*|[^>]+")
 
 
@@ -39,7 +39,7 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
     """`task=gym task.id=FetchPickAndPlace-v4 task.success=is_success`; configs/task/gym.yaml documents each value."""
 
     target: str = Field(default="s2robot.envs.gym_task:GymTask", alias="class")
-    # null is replaced by the environment's own
+    # null selects the environment's own value
     rate_hz: float | None = from_yaml(gt=0)  # type: ignore[assignment]
     max_steps: int | None = from_yaml(ge=1)  # type: ignore[assignment]
     names: dict[str, str] = from_yaml()
@@ -48,7 +48,7 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
     proprio: tuple[str, ...] | None = from_yaml()
     bounded: bool = from_yaml()
     measure: str | None = from_yaml()
-    expert: str | None = from_yaml(exclude=True)  # datasets and checkpoints name no code to run
+    expert: str | None = from_yaml(exclude=True)  # datasets and checkpoints cannot name code to run
     kwargs: dict[str, Any] = from_yaml()
 
     failures = {"start": "did not get there"}
@@ -60,7 +60,7 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
     @classmethod
     def _is_a_rule(cls, success: str) -> str:
         if not _RULE.fullmatch(success):
-            rules = "an entry of its info such as is_success, terminated, or 'task.success=\"reward>=1\"' in both quotes"
+            rules = "an entry of info such as is_success, terminated, or 'task.success=\"reward>=1\"' with both quotes"
             raise ValueError(f"expected {rules}, got '{success}'")
         return success
 
@@ -69,107 +69,107 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
         if self.max_steps is None:
             limit = spec_of(self.id).max_episode_steps
             if limit is None:
-                raise invalid("max_steps", f"a number, as {self.id} has no limit of its own", None)
+                raise invalid("max_steps", f"a number, because {self.id} has no step limit", None)
             object.__setattr__(self, "max_steps", limit)
         if self.rate_hz is None:
             object.__setattr__(self, "rate_hz", _rate_of(spec_of(self.id)) or 10)
         return self
 
     def seen_as(self, cameras: Sequence[str], names: Mapping[str, str] | None = None) -> Self:
-        """As :class:`TaskSettings`. ``names`` are those of the checkpoint; without, a name that is no camera's is that of an entry
-        which ends with it (`pixels/top` is `top`), or of the only camera."""
+        """Like :class:`TaskSettings`'s. ``names`` are those of the checkpoint; without them, an unknown camera name stands
+        for the entry that ends with it (`top` for `pixels/top`), or for the only camera."""
         entries = {own: self.names.get(own, own) for own in self.cameras}
         if names is not None:
             owners = {entry: own for own, entry in entries.items()}
-            found = {name: owners.get(names.get(name, name)) for name in cameras}
+            matches = {name: owners.get(names.get(name, name)) for name in cameras}
         else:
             endings = {entry.rpartition("/")[2]: own for own, entry in entries.items()}
             only = next(iter(entries)) if len(entries) == len(cameras) == 1 else None
-            found = {name: name if name in entries else endings.get(name, only) for name in cameras}
-        if None in found.values():
+            matches = {name: name if name in entries else endings.get(name, only) for name in cameras}
+        if None in matches.values():
             return self
-        names = {name: entries[own] for name, own in found.items() if name != entries[own]}  # type: ignore[index]
-        sizes = {name: size_of(self.image_size, str(own)) for name, own in found.items()}
+        names = {name: entries[own] for name, own in matches.items() if name != entries[own]}  # type: ignore[index]
+        sizes = {name: size_of(self.image_size, str(own)) for name, own in matches.items()}
         return self.replace(cameras=tuple(cameras), names=names, image_size=as_image_size(sizes))
 
 
 def spec_of(env_id: str) -> EnvSpec:
-    """Return what gymnasium has registered for an id, gymnasium-robotics included; EnvError if it is not installed."""
+    """Return gymnasium's spec of an id, including gymnasium-robotics; EnvError if it is not installed."""
     package, _, name = env_id.rpartition(":")
     namespace = name.partition("/")[0] if "/" in name else ""
     with _one_line(env_id):
         if package:
-            import_module(package)  # registers its own
+            import_module(package)  # registers its environments
         if env_id.startswith(("Fetch", "Hand", "Adroit", "PointMaze", "AntMaze", "FrankaKitchen")):
             gymnasium.register_envs(import_module("gymnasium_robotics"))
         try:
             return gymnasium.spec(name)
         except NamespaceNotFound:
-            import_module(namespace)  # most packages have the name of their namespace
+            import_module(namespace)  # most packages are named like their namespace
             return gymnasium.spec(name)
 
 
 @contextmanager
 def _one_line(env_id: str) -> Iterator[None]:
-    """Raise EnvError for what gymnasium says of an id, or of the arguments of its environment."""
+    """Turn gymnasium's errors about an id or its environment's arguments into a one-line EnvError."""
     try:
         yield
-    except (Error, ImportError, TypeError, ValueError) as error:  # the last two: it begins with a dot
+    except (Error, ImportError, TypeError, ValueError) as error:  # the last two: an id with a leading dot
         why = f"'{env_id}': {' '.join(str(error).split())}"
-        raise EnvError(f"task.id: expected what is installed and can be made, got {why}") from None
+        raise EnvError(f"task.id: expected an installed environment that can be created, got {why}") from None
 
 
 def _rate_of(spec: EnvSpec) -> float | None:
-    """Return the control steps a second of an environment, which its metadata calls `render_fps`; None if it has none."""
-    made: Any = spec.entry_point
+    """Return an environment's control steps per second, `render_fps` in its metadata; None if missing."""
+    creator: Any = spec.entry_point
     try:
-        made = load_env_creator(made) if isinstance(made, str) else made
+        creator = load_env_creator(creator) if isinstance(creator, str) else creator
     except (ImportError, AttributeError):
-        return None  # making it gives the best message
-    return (getattr(made, "metadata", None) or {}).get("render_fps")
+        return None  # creating it raises the best message
+    return (getattr(creator, "metadata", None) or {}).get("render_fps")
 
 
 class GymTask(Task):
-    """One gymnasium environment; :attr:`inner` is it, and :attr:`seen` its last observation. EnvError for what it lacks, and for
-    actions that are not continuous."""
+    """A task around one gymnasium environment, :attr:`inner`; :attr:`seen` is its last observation. EnvError for
+    missing entries and for actions that are not continuous."""
 
     Settings = GymSettings
     settings: GymSettings
 
     def __init__(self, settings: GymSettings, draw: bool = True):
         self.settings, self.draw = settings, draw
-        self.inner = _made(settings)
+        self.inner = _create(settings)
         space: Any = self.inner.action_space
-        right = isinstance(space, Box) and len(space.shape) == 1
-        expect(right, "task.id", "continuous actions, a Box of one axis", space)
+        valid = isinstance(space, Box) and len(space.shape) == 1
+        expect(valid, "task.id", "continuous actions, a Box of one axis", space)
         self.seen: dict[str, Any] = {}
-        self._felt = self._entries()
+        self._proprio_keys = self._entries()
         endless: Any = np.full(space.shape, np.inf)
         self._low, self._high = (space.low, space.high) if settings.bounded else (-endless, endless)
         self.action_parts = [_part(self._low, self._high)]
-        sizes: list[int] = [flatten_space(self._space(key)).shape[0] for key in self._felt]  # type: ignore[index]
-        named = zip(map(_name, self._felt), sizes, strict=True)
-        self.proprio_parts = [{"name": name, "size": size, "kind": "absolute"} for name, size in named]
+        sizes: list[int] = [flatten_space(self._space(key)).shape[0] for key in self._proprio_keys]  # type: ignore[index]
+        sized = zip(map(_name, self._proprio_keys), sizes, strict=True)
+        self.proprio_parts = [{"name": name, "size": size, "kind": "absolute"} for name, size in sized]
         self.spaces(self._low, self._high, sum(sizes))
-        self._success, self._ended, self._near = False, False, math.nan
+        self._success, self._ended, self._measured = False, False, math.nan
 
     def _entries(self) -> list[str]:
-        """Check the cameras; return the entries of its observation that are proprioception ("": all of it)."""
+        """Check the cameras; return the observation's entries that are proprioception ("": all of it)."""
         space, s = self.inner.observation_space, self.settings
         self._paths = {"/".join(path): path for path in _paths(space)}
         known = [key for key in self._paths if key]
-        pictures = [key for key in known if _has_picture(self._space(key))]
+        images = [key for key in known if _has_image(self._space(key))]
         check_known("task.names", s.names, s.cameras)
-        check_known("task.cameras", map(self._entry, s.cameras), [_RENDER, *pictures])
+        check_known("task.cameras", map(self._entry, s.cameras), [_RENDER, *images])
         check_known("task.proprio", s.proprio or (), known)
         for name in (name for name in map(self._entry, s.cameras) if name != _RENDER):
-            _check_picture(name, self._space(name))
-        felt = list(s.proprio or [key for key in known if key not in pictures])
-        if not known and not _has_picture(space):
-            felt = [""]
-        fixed = felt and all(isinstance(flatten_space(self._space(key)), Box) for key in felt)
-        expect(fixed, "task.proprio", "numbers of a fixed count beside pictures", space)
-        return felt
+            _check_image(name, self._space(name))
+        proprio = list(s.proprio or [key for key in known if key not in images])
+        if not known and not _has_image(space):
+            proprio = [""]
+        fixed = proprio and all(isinstance(flatten_space(self._space(key)), Box) for key in proprio)
+        expect(fixed, "task.proprio", "a fixed number of values besides images", space)
+        return proprio
 
     def _space(self, key: str) -> gymnasium.Space:
         return self._at(self.inner.observation_space, key)
@@ -183,39 +183,39 @@ class GymTask(Task):
 
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
         self.seen, info = self.inner.reset(seed=int(rng.integers(2**31)))
-        said = [info.get(key) for key in ("instruction", "task", "task_description")]
-        self.instruction = next((text for text in said if isinstance(text, str)), None)
-        self._success, self._ended, self._near = False, False, math.nan  # none was given yet
+        texts = [info.get(key) for key in ("instruction", "task", "task_description")]
+        self.instruction = next((text for text in texts if isinstance(text, str)), None)
+        self._success, self._ended, self._measured = False, False, math.nan  # no reward yet
         goal = self.seen.get("desired_goal", ()) if isinstance(self.seen, Mapping) else ()
         self.layout = {f"goal_{i}": float(value) for i, value in enumerate(np.ravel(goal))}
 
     def apply(self, action: np.ndarray) -> None:
-        if self._ended:  # without success: nothing happens any more
+        if self._ended:  # without success: ignore further actions
             return
         space: Any = self.inner.action_space
         action = np.clip(action, self._low, self._high).astype(space.dtype)
         self.seen, reward, terminated, truncated, info = self.inner.step(action)
         self._ended, measure = bool(terminated or truncated), self.settings.measure
         check_known("task.measure", [measure] if measure else [], info)
-        self._near = float(info[measure] if measure else reward)
+        self._measured = float(info[measure] if measure else reward)
         self._success |= self._succeeded(float(reward), terminated, info)
 
     def _succeeded(self, reward: float, terminated: bool, info: Mapping[str, Any]) -> bool:
         rule = self.settings.success
         if rule == "terminated":
             return bool(terminated)
-        if (found := _RULE.fullmatch(rule)) and found["least"]:
-            return reward >= float(found["least"])
+        if (match := _RULE.fullmatch(rule)) and match["least"]:
+            return reward >= float(match["least"])
         check_known("task.success", [rule], ["reward>=<number>", "terminated", *info])
         return bool(info[rule])
 
     @property
     def proprio(self) -> np.ndarray:
-        rows: Any = [flatten(self._space(key), self._at(self.seen, key)) for key in self._felt]
+        rows: Any = [flatten(self._space(key), self._at(self.seen, key)) for key in self._proprio_keys]
         return np.concatenate(rows).astype(np.float32)
 
     is_success = property(lambda self: self._success)
-    progress = property(lambda self: self._near)
+    progress = property(lambda self: self._measured)
 
     def expert(self, rng: np.random.Generator, settings: Any = None) -> Expert:
         if self.settings.expert is None:
@@ -226,33 +226,33 @@ class GymTask(Task):
         frames = {}
         for name in self.settings.cameras:
             height, width = self.camera_sizes[name]
-            image = Image.fromarray(self._picture(name))
+            image = Image.fromarray(self._image(name))
             frames[name] = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BOX))
         return frames
 
-    def _picture(self, camera: str) -> np.ndarray:
+    def _image(self, camera: str) -> np.ndarray:
         entry = self._entry(camera)
-        picture: Any = np.asarray(self.inner.render() if entry == _RENDER else self._at(self.seen, entry))
-        _check_picture(camera, picture)
-        return picture
+        image: Any = np.asarray(self.inner.render() if entry == _RENDER else self._at(self.seen, entry))
+        _check_image(camera, image)
+        return image
 
     def native_sizes(self) -> dict[str, tuple[int, int]]:
         self.begin(np.random.default_rng(0), {})
-        seen = {name: self._picture(name) for name in self.settings.cameras}
-        return {name: (picture.shape[0], picture.shape[1]) for name, picture in seen.items()}
+        images = {name: self._image(name) for name in self.settings.cameras}
+        return {name: (image.shape[0], image.shape[1]) for name, image in images.items()}
 
     def close(self) -> None:
         self.inner.close()
 
 
-def _check_picture(name: str, found: Any) -> None:
-    """Reject an image, or the space of one, that is no uint8 (H, W, 3): cast to it, floats would be black."""
-    shape = tuple(found.shape or ())
-    right = found.dtype == np.uint8 and shape[2:] == (3,)
-    expect(right, f"task.cameras: '{name}'", "uint8 (H, W, 3)", f"{found.dtype} {shape}")
+def _check_image(name: str, image: Any) -> None:
+    """Raise EnvError unless an image, or its space, is uint8 (H, W, 3): floats cast to uint8 would be black."""
+    shape = tuple(image.shape or ())
+    valid = image.dtype == np.uint8 and shape[2:] == (3,)
+    expect(valid, f"task.cameras: '{name}'", "uint8 (H, W, 3)", f"{image.dtype} {shape}")
 
 
-def _made(s: GymSettings) -> Any:
+def _create(s: GymSettings) -> Any:
     spec_of(s.id)
     draws = _RENDER in (s.names.get(name, name) for name in s.cameras)
     render: dict[str, Any] = {"render_mode": "rgb_array"} if draws else {}
@@ -261,20 +261,20 @@ def _made(s: GymSettings) -> Any:
 
 
 def _part(low: np.ndarray, high: np.ndarray) -> dict[str, Any]:
-    """An action as one part; what its numbers mean is the environment's affair, so they are values."""
+    """Return an action as one part of absolute values; only the environment defines their meaning."""
     part: dict[str, Any] = {"name": "action", "size": len(low), "kind": "absolute"}
-    if np.abs([low, high]).max() <= _MOST:
+    if np.abs([low, high]).max() <= _MAX_LIMIT:
         part |= {"low": low.astype(float).tolist(), "high": high.astype(float).tolist()}
     return part
 
 
-def _has_picture(space: gymnasium.Space) -> bool:
-    return any(map(_has_picture, space.values())) if isinstance(space, Dict) else len(space.shape or ()) == 3
+def _has_image(space: gymnasium.Space) -> bool:
+    return any(map(_has_image, space.values())) if isinstance(space, Dict) else len(space.shape or ()) == 3
 
 
 def _paths(space: gymnasium.Space, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield where the entries of an observation lie; a dict without images inside is one entry."""
-    if isinstance(space, Dict) and (not at or _has_picture(space)):
+    """Yield the paths of an observation's entries; a dict without images inside is one entry."""
+    if isinstance(space, Dict) and (not at or _has_image(space)):
         for name, inner in space.items():
             yield from _paths(inner, (*at, name))
     else:

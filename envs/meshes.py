@@ -1,7 +1,7 @@
-"""The moving meshes of a scene with no more triangles than a small image shows.
+"""Reduce the moving meshes of a scene to the triangles that a small image can show.
 
-Where a processor draws, an image costs what its triangles cost, whatever their size. The 24,000 of the xArm's gripper base
-are half a millimetre wide, a fifth of a pixel from the side.
+On a CPU, the time of an image depends on the number of triangles, whatever their size. The 24,000 of the xArm's gripper
+base are half a millimetre wide, a fifth of a pixel from the side.
 """
 
 from copy import copy
@@ -12,21 +12,21 @@ import mujoco
 import numpy as np
 from scipy.spatial import cKDTree
 
-_SHARE, _LEAST = 1 / 8, 1500  # of a mesh's triangles stay, and of smaller meshes so many
-_NEAREST = 16  # of a mesh's old corners, among which a new one looks for its normal
+_SHARE, _MIN_TRIANGLES = 1 / 8, 1500  # the fraction of a mesh's triangles that stays, and its minimum
+_NEAREST = 16  # old corners of a mesh among which a new corner's normal is chosen
 
 
 def coarse_meshes(model: mujoco.MjModel) -> mujoco.MjModel:
-    """A copy for OpenGL, in which what moves has fewer triangles; physics keeps all of them.
+    """Return a copy for OpenGL in which moving meshes have fewer triangles; physics keeps all of them.
 
-    Triangles are merged where the surface moves least by it (quadric error, Garland and Heckbert 1997, as
-    fast-simplification has it). Normals and texture coordinates are those of a near old corner, the one that faces most as the
-    new triangle does, so that edges stay sharp and what is round looks round.
+    Triangles are merged where this changes the surface least (quadric error, Garland and Heckbert 1997, by
+    fast-simplification). Normals and texture coordinates are those of a nearby old corner, the one whose normal agrees
+    best with the new triangle's, so that edges stay sharp and round surfaces look round.
     """
     model = copy(model)
     moves = (model.geom_type == mujoco.mjtGeom.mjGEOM_MESH) & (model.body_weldid[model.geom_bodyid] != 0)
     for mesh in np.unique(model.geom_dataid[moves]):
-        if model.mesh_facenum[mesh] > _LEAST:
+        if model.mesh_facenum[mesh] > _MIN_TRIANGLES:
             _make_coarse(model, mesh)
     return model
 
@@ -45,15 +45,15 @@ def _make_coarse(model: mujoco.MjModel, mesh: int) -> None:
         part[: len(fewer)] = fewer
 
 
-@lru_cache(maxsize=64)  # the next world of a process has the same arm
+@lru_cache(maxsize=64)  # a process's next world has the same arm
 def _coarse(
     vertices: bytes, normals: bytes, faces: bytes, facing: bytes, textured: bytes
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Points (P, 3), and of the triangles' corners the points, normals and texture coordinates by number, each (T, 3)."""
+    """Return points (P, 3), and the triangles' indices of points, normals and texture coordinates, each (T, 3)."""
     vertex, normal = (np.frombuffer(part, np.float32).reshape(-1, 3) for part in (vertices, normals))
     corners = [np.frombuffer(part, np.int32).reshape(-1, 3) for part in (faces, facing, textured)]
-    count = max(_LEAST, round(_SHARE * len(corners[0])))
-    points, at = np.unique(vertex, axis=0, return_inverse=True)  # one where a file has one a normal
+    count = max(_MIN_TRIANGLES, round(_SHARE * len(corners[0])))
+    points, at = np.unique(vertex, axis=0, return_inverse=True)  # files repeat points per normal
     points, triangles = fast_simplification.simplify(
         points.astype(np.float64), at.ravel()[corners[0]].astype(np.int32), target_count=count
     )

@@ -1,4 +1,4 @@
-"""Base of the tasks in a MuJoCo model: their cameras with geometry, states and contacts."""
+"""Base class of tasks in a MuJoCo model: cameras with their geometry, states and contacts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +19,9 @@ class MujocoTask(Task):
     model: mujoco.MjModel
     data: mujoco.MjData
     camera_ids: dict[str, int]
-    keeps_contacts = False  # whether its recordings followed the contacts that a step leaves
+    keeps_contacts = False  # whether its recordings used the contacts left by a step
     _renderer: OffscreenRenderer | None = None
-    _furthest = 0  # of the stages, in this episode
+    _furthest = 0  # index of the furthest stage in this episode
 
     is_success = property(lambda self: self._furthest == len(self.settings.stages) - 1)
     stage = property(lambda self: self.settings.stages[self._furthest])
@@ -52,12 +52,12 @@ class MujocoTask(Task):
         }
 
     def _projected(self, position: np.ndarray) -> dict[str, np.ndarray]:
-        """Where each camera sees a point of the world (3,): x to the right, y downwards, 0 to 1; NaN behind the camera."""
+        """Return where each camera sees a world point (3,): x to the right, y downwards, 0 to 1; NaN if behind it."""
         points, sizes = {}, self.camera_sizes
         for name, i in self.camera_ids.items():
             offset = position - self.data.cam_xpos[i]
             right, up, backward = offset @ self.data.cam_xmat[i].reshape(3, 3)
-            # half the picture's height there, m
+            # half the image's height at the point, m
             half = -backward * np.tan(np.radians(self.model.cam_fovy[i]) / 2)
             height, width = sizes[name]
             seen = np.array([right * (height / width), -up]) / half if half > 0 else np.full(2, np.nan)
@@ -66,15 +66,15 @@ class MujocoTask(Task):
 
     settled = property(lambda self: self.data.qpos)
 
-    # what decides the next step beside MuJoCo's state, all arrays: (holder, attribute)
+    # arrays that determine the next step besides MuJoCo's state: (holder, attribute)
     _memory: Callable[[], list[tuple[Any, str]]]
 
     def _counters(self) -> list[tuple[Any, str]]:
-        """What else an episode has counted, and no state holds: (holder, attribute)."""
+        """Return an episode's counters, which no state contains: (holder, attribute)."""
         return [(self, "_steps")]
 
-    def _forget_poses(self) -> None:
-        """Drop what controllers have stored of another state."""
+    def _drop_poses(self) -> None:
+        """Drop the poses that controllers have cached from another state."""
 
     def get_state(self) -> np.ndarray:
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -83,7 +83,7 @@ class MujocoTask(Task):
         return np.concatenate([physics, *(np.ravel(getattr(o, name)) for o, name in self._memory())])
 
     def set_state(self, state: np.ndarray, find_contacts: bool = True) -> None:
-        """As a task's. Without ``find_contacts``, a task that keeps contacts has those that the last step left."""
+        """Like a task's. Without ``find_contacts``, a task with ``keeps_contacts`` has those left by the last step."""
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         memory, end = self._memory(), mujoco.mj_stateSize(self.model, kind)
         physics, size = state[:end], end + sum(np.size(getattr(o, name)) for o, name in memory)
@@ -93,16 +93,16 @@ class MujocoTask(Task):
             now = np.asarray(getattr(holder, name))
             setattr(holder, name, state[end : end + now.size].reshape(now.shape).copy())
             end += now.size
-        self._forget_poses()
+        self._drop_poses()
         if not find_contacts and self.keeps_contacts:
             return self._refresh_poses()
         mujoco.mj_forward(self.model, self.data)
-        # mj_forward writes the warm start that the next step reads: put the recorded one back
+        # mj_forward overwrites the warm start of the next step: restore the recorded one
         mujoco.mj_setState(self.model, self.data, physics, kind)
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """As in :class:`Task`, but exact to the last bit: ``set_state`` would recompute the contacts."""
+        """Like :class:`Task`'s, but bit-exact: ``set_state`` would recompute the contacts."""
         physics = copy(self.data)
         before = [(o, name, np.copy(getattr(o, name))) for o, name in self._memory()]
         before += [(o, name, getattr(o, name)) for o, name in self._counters()]
@@ -125,7 +125,7 @@ def refresh_poses(model: mujoco.MjModel, data: mujoco.MjData) -> None:
 
 
 def geoms_of(model: mujoco.MjModel, body: int) -> set[int]:
-    """The geoms of a body and of all that is fixed to it."""
+    """Return the geoms of a body and of everything fixed to it."""
     bodies = {body}
     for i in range(body + 1, model.nbody):  # a body's parent has a smaller id
         if model.body_parentid[i] in bodies:
@@ -134,10 +134,10 @@ def geoms_of(model: mujoco.MjModel, body: int) -> set[int]:
 
 
 def touching(data: mujoco.MjData, fingers: Sequence[set[int]], geoms: set[int]) -> list[bool]:
-    found = [False] * len(fingers)
+    touched = [False] * len(fingers)
     for a, b in data.contact.geom[: data.ncon]:
         for this, other in ((a, b), (b, a)):
             if this in geoms:
                 for side, finger in enumerate(fingers):
-                    found[side] |= other in finger
-    return found
+                    touched[side] |= other in finger
+    return touched

@@ -1,7 +1,7 @@
-"""Images of an object of a known class on a table, with clutter, random light and camera; with mask and depth.
+"""Images, masks and depth of an object of a known class on a table, with clutter, random light and camera.
 
-The classes are robosuite's own objects, and tinted primitives that differ by their textures. Clutter are plain primitives of
-no class. Nothing is simulated: a thing lies turned in some way, its lowest point on the table.
+The classes are robosuite's own objects, and tinted primitives that differ in their textures. Clutter consists of plain
+primitives without a class. Nothing is simulated: an object has a random rotation and its lowest point on the table.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from s2robot.envs.mujoco_task import refresh_poses
 from s2robot.envs.renderer import OffscreenRenderer
 from s2robot.envs.world import TABLE_HEIGHT, look_at
 
-LOOK = 1  # version of the images: raise it with any change after which a seed looks different
+LOOK = 1  # version of the images: increase it with any change to a seed's image
 OBJECTS = {
     "bottle": "BottleObject", "can": "CanObject", "lemon": "LemonObject", "bread": "BreadObject",
     "milk": "MilkObject", "cereal": "CerealObject", "square-nut": "SquareNutObject", "round-nut": "RoundNutObject",
@@ -29,21 +29,21 @@ OBJECTS = {
 SHAPES = {"box": (0.03, 0.03, 0.03), "ball": (0.033,), "cylinder": (0.028, 0.035)}  # MuJoCo's sizes in m
 TEXTURES = {"bricks": "BricksWhite", "tiles": "WoodTiles", "brass": "Brass", "felt": "FeltGray"}
 CLASSES = (*OBJECTS, *(f"{shape}-{texture}" for shape in SHAPES for texture in TEXTURES))
-LABELS = ("background", "table", "clutter", *CLASSES)  # a mask's numbers are places in here
+LABELS = ("background", "table", "clutter", *CLASSES)  # a mask's values are indices of this
 _CLUTTER, _TABLE = LABELS.index("clutter"), LABELS.index("table")
 _PLAIN = (
     ("box", (0.02, 0.02, 0.03)), ("box", (0.045, 0.02, 0.012)), ("box", (0.012, 0.012, 0.06)),
     ("ball", (0.022,)), ("ball", (0.03,)), ("cylinder", (0.02, 0.05)), ("cylinder", (0.04, 0.01)),
     ("capsule", (0.015, 0.03)),
 )  # fmt: skip
-_AWAY = -30.0  # m, where a thing waits that is not in the image
-_VISIBLE = 0.1  # of the square around the object; a hammer fills a fifth
-_WIDE, _SMALL = (0.28, 0.6), (0.08, 0.15)  # of an image's side, what the object's bounding sphere takes
+_AWAY = -30.0  # m, height of objects that are not in the image
+_VISIBLE = 0.1  # least visible fraction of the square around the object; a hammer fills a fifth
+_WIDE, _SMALL = (0.28, 0.6), (0.08, 0.15)  # of an image's side, the object's bounding sphere
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """image uint8 (S, S, 3); mask uint8 (S, S), places in LABELS; depth float64 (S, S), m along the camera's axis."""
+    """image uint8 (S, S, 3); mask uint8 (S, S), indices of LABELS; depth float64 (S, S), m along the camera's axis."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -51,7 +51,7 @@ class LabelledImage:
 
 
 class ObjectScene:
-    """All things in one model, drawn `size` px wide and high; those that an image does not show wait far below it."""
+    """All objects in one model, rendered at `size` x `size` px; those that an image does not show are far below it."""
 
     def __init__(self, size: int) -> None:
         table = (4.0, 4.0, 0.05)
@@ -63,48 +63,48 @@ class ObjectScene:
         self.data = mujoco.MjData(m)
         self.camera = m.camera("still").id
         bodies = [m.body(thing.root_body).id for thing in things]
-        self.places = [int(m.jnt_qposadr[m.body_jntadr[body]]) for body in bodies]
-        seen, owner = m.geom_group == 1, m.body_rootid[m.geom_bodyid]
-        self.geoms = [np.flatnonzero(seen & (owner == body)) for body in bodies]
-        labels = np.zeros(m.ngeom + 1, np.uint8)  # of each geom; the last is -1, where nothing is drawn
+        self.addresses = [int(m.jnt_qposadr[m.body_jntadr[body]]) for body in bodies]
+        visible, owner = m.geom_group == 1, m.body_rootid[m.geom_bodyid]
+        self.geoms = [np.flatnonzero(visible & (owner == body)) for body in bodies]
+        labels = np.zeros(m.ngeom + 1, np.uint8)  # of each geom; the last is for -1, no geom
         for i, geoms in enumerate(self.geoms):
             labels[geoms] = LABELS.index(CLASSES[i]) if i < len(CLASSES) else _CLUTTER
         labels[m.geom("table_visual").id] = _TABLE
         self.labels = labels
         self.points = [_outline(m, body, geoms) for body, geoms in zip(bodies, self.geoms, strict=True)]
-        m.qpos0[[place + 2 for place in self.places]] = _AWAY
+        m.qpos0[[address + 2 for address in self.addresses]] = _AWAY
         names = "geom_rgba mat_rgba mat_texid mat_texrepeat light_pos light_dir light_diffuse".split()
         self.stock = {name: getattr(m, name).copy() for name in names}
         self.textures = np.unique(m.mat_texid[:, 1][m.mat_texid[:, 1] >= 0])
-        self.renderer = OffscreenRenderer(m, (size, size), coarse=False)  # the objects are what is looked at
+        self.renderer = OffscreenRenderer(m, (size, size), coarse=False)  # the objects are the subject
 
     def draw(self, kind: int, seed: int, small: bool) -> LabelledImage:
-        """An image of an object of class CLASSES[kind], decided by the arguments; drawn again until the object is seen."""
+        """Return an image of an object of class CLASSES[kind], determined by the arguments; retried until visible."""
         for attempt in count():
-            share, found = self._attempt(kind, np.random.default_rng([seed, kind, attempt, 23]), small)
-            if (found.mask == LABELS.index(CLASSES[kind])).mean() > _VISIBLE * share**2:
+            share, image = self._attempt(kind, np.random.default_rng([seed, kind, attempt, 23]), small)
+            if (image.mask == LABELS.index(CLASSES[kind])).mean() > _VISIBLE * share**2:
                 break
-        return found
+        return image
 
     def _attempt(self, kind: int, rng: np.random.Generator, small: bool) -> tuple[float, LabelledImage]:
         mujoco.mj_resetData(self.model, self.data)
         for name, value in self.stock.items():
             getattr(self.model, name)[:] = value
         radius = self._lay(kind, np.zeros(2), rng)
-        target = self.data.qpos[self.places[kind] :][:3].copy()
+        target = self.data.qpos[self.addresses[kind] :][:3].copy()
         share = rng.uniform(*(_SMALL if small else _WIDE))
         fovy = rng.uniform(30, 55)
         distance = radius / share / np.tan(np.radians(fovy) / 2)
         self._scatter(radius, rng)
         self._light(kind, rng)
         self._look(target, distance, fovy, share, rng)
-        # poses alone: what waits below would cost a fifth of a second of collisions
+        # only poses: collisions of the objects far below would take a fifth of a second
         refresh_poses(self.model, self.data)
         depth, geoms = self.renderer.truth(self.data, self.camera)
         return share, LabelledImage(self.renderer.render(self.data, self.camera), self.labels[geoms], depth)
 
-    def _lay(self, thing: int, place: np.ndarray, rng: np.random.Generator) -> float:
-        """Put a thing on the table, turned at random but mostly upright; the radius of its bounding sphere, m."""
+    def _lay(self, thing: int, position: np.ndarray, rng: np.random.Generator) -> float:
+        """Put an object on the table, rotated at random but mostly upright; return its bounding sphere's radius, m."""
         quat = np.array([1.0, 0.0, 0.0, 0.0])
         tilt = rng.choice([0.0, 90.0, rng.uniform(0, 180)], p=[0.6, 0.25, 0.15])
         for axis, angle in (([1.0, 0, 0], np.radians(tilt)), ([0, 0, 1.0], rng.uniform(0, 2 * np.pi))):
@@ -114,13 +114,13 @@ class ObjectScene:
         rotation = np.empty(9)
         mujoco.mju_quat2Mat(rotation, quat)
         turned = self.points[thing] @ rotation.reshape(3, 3).T  # (n, 3)
-        middle, at = (turned.max(0) + turned.min(0)) / 2, self.places[thing]
+        centre, at = (turned.max(0) + turned.min(0)) / 2, self.addresses[thing]
         height = TABLE_HEIGHT - turned[:, 2].min()
-        self.data.qpos[at : at + 7] = [*(place - middle[:2]), height, *quat]
-        return float(np.linalg.norm(turned - middle, axis=1).max())
+        self.data.qpos[at : at + 7] = [*(position - centre[:2]), height, *quat]
+        return float(np.linalg.norm(turned - centre, axis=1).max())
 
     def _scatter(self, radius: float, rng: np.random.Generator) -> None:
-        """Some pieces of clutter around the object, nearer and farther, none through it."""
+        """Place some clutter around the object at random distances, without touching it."""
         for piece in rng.permutation(len(_PLAIN))[: rng.integers(0, len(_PLAIN) + 1)]:
             away, angle = radius + rng.uniform(0.06, 0.3), rng.uniform(0, 2 * np.pi)
             self._lay(len(CLASSES) + piece, away * np.array([np.cos(angle), np.sin(angle)]), rng)
@@ -145,7 +145,7 @@ class ObjectScene:
                 m.mat_rgba[material, :3] = rng.uniform(0.35, 1, 3)
 
     def _look(self, target: np.ndarray, distance: float, fovy: float, share: float, rng: np.random.Generator):
-        """The camera, so that the object is somewhere in the image, whole as far as nothing stands before it."""
+        """Place the camera so that the whole object is somewhere in the image, except for occlusions."""
         m = self.model
         up, around = np.radians(rng.uniform(20, 75)), rng.uniform(0, 2 * np.pi)
         eye = np.array([np.cos(up) * np.cos(around), np.cos(up) * np.sin(around), np.sin(up)])
@@ -183,14 +183,14 @@ def _shape(name: str, shape: str, size: tuple[float, ...], **look: object) -> ob
 
 
 def _outline(model: mujoco.MjModel, body: int, geoms: np.ndarray) -> np.ndarray:
-    """Points of a thing's surface in its own frame: a mesh's vertices, else those of a fine hull.  # (n, 3)"""
+    """Return points of an object's surface in its own frame: a mesh's vertices, else those of a fine hull.  # (n, 3)"""
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
     ball = np.random.default_rng(0).normal(size=(2000, 3))
     ball /= np.linalg.norm(ball, axis=1, keepdims=True)
     corners = np.stack(np.meshgrid(*[[-1.0, 1.0]] * 3), -1).reshape(-1, 3)
     ring = ball[:, :2] / np.linalg.norm(ball[:, :2], axis=1, keepdims=True)
-    found = []
+    points = []
     for geom in geoms:
         size, kind = model.geom_size[geom], mujoco.mjtGeom(model.geom_type[geom])
         if kind == mujoco.mjtGeom.mjGEOM_MESH:
@@ -204,5 +204,5 @@ def _outline(model: mujoco.MjModel, body: int, geoms: np.ndarray) -> np.ndarray:
             half = size[1] if kind == mujoco.mjtGeom.mjGEOM_CAPSULE else 0.0
             local = ball * size[0] + np.sign(ball[:, 2:]) * [0, 0, half]
         turned = local @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom]
-        found.append((turned - data.xpos[body]) @ data.xmat[body].reshape(3, 3))
-    return np.concatenate(found)
+        points.append((turned - data.xpos[body]) @ data.xmat[body].reshape(3, 3))
+    return np.concatenate(points)

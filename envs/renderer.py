@@ -1,9 +1,9 @@
-"""Offscreen frames of a MuJoCo scene, at the price of the geometry that moves in the camera's view.
+"""Render offscreen frames of a MuJoCo scene, at the cost of only the geometry that moves in the camera's view.
 
 Stock settings cost three times as much on a CPU (docs/tasks.md): shadows, reflections and multi-sampling are off, and
-geoms whose bounding sphere lies outside the camera's view are not sent to OpenGL. Where a camera stands still, what stands
-still before it is drawn once and kept with its depths; later frames draw what moves and lay it over, as OpenGL itself does
-with opaque things. Meshes that move have an eighth of their triangles (`s2robot.envs.meshes`).
+geoms whose bounding sphere lies outside the camera's view are not sent to OpenGL. For a fixed camera, the fixed geoms
+are drawn once and cached with their depths; later frames draw the moving geoms over them by depth, as OpenGL itself
+does with opaque geoms. Moving meshes have an eighth of their triangles (`s2robot.envs.meshes`).
 """
 
 import atexit
@@ -19,14 +19,14 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.gl import choose_gl
 from s2robot.envs.meshes import coarse_meshes
 
-LOOK = 2  # of the frames: raise it with any change here or in world.py after which a state looks different
+LOOK = 2  # version of the frames: increase it with any change here or in world.py to a state's image
 _HIDDEN_GROUP = 5  # a geom group that is never drawn
 
 
 def outside_view(
     model: mujoco.MjModel, data: mujoco.MjData, camera_id: int, aspect: float = 1.0
 ) -> np.ndarray:
-    """True for each geom that cannot touch the camera's image, by bounding sphere.  # (ngeom,)"""
+    """Return True for each geom outside the camera's image, by bounding sphere.  # (ngeom,)"""
     rotation = data.cam_xmat[camera_id].reshape(3, 3)
     centre = (data.geom_xpos - data.cam_xpos[camera_id]) @ rotation  # (ngeom, 3): right, up, backward
     radius, half_y = model.geom_rbound, np.radians(model.cam_fovy[camera_id]) / 2
@@ -39,12 +39,12 @@ def outside_view(
 
 @dataclass
 class _Still:
-    """What stands still before a camera: all that decides its image, and the image once it was seen twice."""
+    """A camera's fixed geoms: everything that determines their image, and the image once the scene has repeated."""
 
     scene: bytes
     pixels: np.ndarray | None = None  # uint8 (H, W, 3), the bottom row first
     depth: np.ndarray | None = None  # float32 (H, W), larger is nearer and 0 where there is nothing
-    mixed: bool = False  # something is seen through, or is no geom: all is drawn together
+    mixed: bool = False  # something is transparent or not a geom: everything is drawn together
 
 
 class OffscreenRenderer:
@@ -52,20 +52,20 @@ class OffscreenRenderer:
 
     Args:
         model: the scene; its ``vis.quality`` is lowered (no multi-sampling, a minimal shadow map).
-        sizes: (height, width) in pixels of the frames to come; the first is that of a frame whose size is not given.
-        spare: leave out geoms that the camera cannot see, and draw what stands still once (the image is the same).
-        coarse: draw fewer triangles of what moves (the image is nearly the same).
+        sizes: (height, width) in pixels of all frames to render; the first is the default.
+        skip_hidden: skip geoms outside the camera's view, and draw fixed geoms once (the image is the same).
+        coarse: draw moving meshes with fewer triangles (the image is nearly the same).
 
     EnvError if no offscreen OpenGL library is installed, or MUJOCO_GL disables it.
     """
 
-    def __init__(self, model: mujoco.MjModel, *sizes: tuple[int, int], spare=True, coarse=True):
+    def __init__(self, model: mujoco.MjModel, *sizes: tuple[int, int], skip_hidden=True, coarse=True):
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 1
         height, width = (max(sides) for sides in zip(*sizes, strict=True))
         model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
         model.vis.global_.offheight = max(height, model.vis.global_.offheight)
-        self.model, self.size, self.spare = model, sizes[0], spare
+        self.model, self.size, self.skip_hidden = model, sizes[0], skip_hidden
         self._fixed = model.body_weldid[model.geom_bodyid] == 0  # (ngeom,)
         self._stills: dict[tuple[int, int, int], _Still] = {}  # by camera and size
         self._gl = _gl_context(width, height)
@@ -82,14 +82,14 @@ class OffscreenRenderer:
         self._option.sitegroup[:] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        # at interpreter exit too, and before EGL itself ends: the last registered is the first called
+        # also at interpreter exit, before EGL itself ends: the last handler registered is called first
         self._finalizer = weakref.finalize(self, _free, self._context, self._gl)
         atexit.register(self._finalizer)
 
     def render(self, data: mujoco.MjData, camera_id: int, size: tuple[int, int] | None = None) -> np.ndarray:
-        """One frame of an up-to-date ``data`` (after mj_forward).  # uint8 (H, W, 3)"""
+        """Return one frame of an up-to-date ``data`` (after mj_forward).  # uint8 (H, W, 3)"""
         height, width = size or self.size
-        pixels = self._over_still(data, camera_id, height, width) if self.spare else None
+        pixels = self._over_still(data, camera_id, height, width) if self.skip_hidden else None
         if pixels is None:
             rect = self._draw(data, camera_id, height, width)
             pixels = np.empty((height, width, 3), np.uint8)
@@ -97,7 +97,7 @@ class OffscreenRenderer:
         return pixels[::-1].copy()  # OpenGL's first row is the bottom one
 
     def truth(self, data: mujoco.MjData, camera_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """Each pixel's distance along the camera's axis, m, float64 (H, W), and its geom, int (H, W), -1 for none."""
+        """Return each pixel's distance along the camera's axis, m, float64 (H, W), and geom, int (H, W), -1 for none."""
         flags = {mujoco.mjtRndFlag.mjRND_SEGMENT: True, mujoco.mjtRndFlag.mjRND_IDCOLOR: True}
         pixels, raw = self._read(data, camera_id, *self.size, flags=flags)
         planes = self.model.vis.map
@@ -112,11 +112,11 @@ class OffscreenRenderer:
         return depth, geoms[segments]
 
     def _over_still(self, data: mujoco.MjData, camera_id: int, height: int, width: int) -> np.ndarray | None:
-        """The frame, bottom row first, made of what stands still and what moves; None where it is to be drawn whole."""
-        place, scene = (camera_id, height, width), self._scene_bytes(data, camera_id)
-        still = self._stills.get(place)
-        if still is None or still.scene != scene:  # perhaps the camera moves: wait for a second one
-            self._stills[place] = _Still(scene)
+        """Compose a frame, bottom row first, of fixed and moving geoms; None if it must be drawn as a whole."""
+        key, scene = (camera_id, height, width), self._scene_bytes(data, camera_id)
+        still = self._stills.get(key)
+        if still is None or still.scene != scene:  # the camera may move: wait for a repetition
+            self._stills[key] = _Still(scene)
             return None
         if still.pixels is None and not still.mixed:
             self._update(data, camera_id, np.zeros(self.model.ngeom, bool))
@@ -132,13 +132,13 @@ class OffscreenRenderer:
         if len(rows):
             part = slice(rows[0], rows[-1] + 1)
             depth, behind = depth[part], still.depth[part]
-            if np.any((depth == behind) & (depth > 0)):  # OpenGL takes the one that it draws last
+            if np.any((depth == behind) & (depth > 0)):  # OpenGL keeps the one drawn last
                 return None
             out[part][depth > behind] = pixels[part][depth > behind]
         return out
 
     def _scene_bytes(self, data: mujoco.MjData, camera_id: int) -> bytes:
-        """All that decides the image of what stands still, and whether it may be drawn apart."""
+        """Return everything that determines the image of the fixed geoms, and whether it may be drawn separately."""
         m, fixed, head = self.model, self._fixed, self.model.vis.headlight
         parts = (
             data.cam_xpos[camera_id], data.cam_xmat[camera_id], m.cam_fovy[camera_id], m.cam_intrinsic[camera_id],
@@ -150,9 +150,9 @@ class OffscreenRenderer:
         return b"".join(np.asarray(part).tobytes() for part in parts)
 
     def _only_opaque_geoms(self) -> bool:
-        """Whether the scene holds nothing else, so that a pixel shows the nearest thing alone."""
-        seen = self._scene.geoms[: self._scene.ngeom]
-        geoms = all(geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and geom.rgba[3] == 1 for geom in seen)
+        """Whether the scene contains nothing else, so that a pixel shows only the nearest geom."""
+        drawn = self._scene.geoms[: self._scene.ngeom]
+        geoms = all(geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and geom.rgba[3] == 1 for geom in drawn)
         return geoms and not self._scene.nskin and not self._scene.nflex
 
     def _read(
@@ -164,7 +164,7 @@ class OffscreenRenderer:
         hidden: np.ndarray | None = None,
         flags: Mapping[int, bool] = MappingProxyType({}),
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels and depths of the scene without the hidden geoms, drawn with other flags, bottom row first."""
+        """Return pixels and depths of the scene without the hidden geoms, drawn with other flags, bottom row first."""
         before = self._scene.flags.copy()
         for flag, value in flags.items():
             self._scene.flags[flag] = value
@@ -173,7 +173,7 @@ class OffscreenRenderer:
         finally:
             self._scene.flags[:] = before
         pixels, depth = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.float32)
-        # far counted as 0: that is how it is kept, and the only way that rounds far things finely
+        # far is 0, as in the depth buffer: only this rounds distant depths finely
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
         mujoco.mjr_readPixels(pixels, depth, rect, self._context)
         return pixels, depth
@@ -182,10 +182,10 @@ class OffscreenRenderer:
         self, data: mujoco.MjData, camera_id: int, height: int, width: int, hidden: np.ndarray | None = None
     ) -> mujoco.MjrRect:
         out = np.zeros(self.model.ngeom, bool) if hidden is None else hidden
-        if self.spare:
+        if self.skip_hidden:
             out = out | outside_view(self.model, data, camera_id, width / height)
         self._update(data, camera_id, out)
-        self._gl.make_current()  # only now: one collected meanwhile has left none current
+        self._gl.make_current()  # now: a renderer collected meanwhile has left none current
         rect = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_render(rect, self._scene, self._context)
         return rect
@@ -203,9 +203,9 @@ class OffscreenRenderer:
 
 
 def opengl() -> str:
-    """OpenGL's own name of renderer and version, such as `llvmpipe (LLVM 15.0.6, 256 bits), 4.5 ...`."""
+    """Return OpenGL's renderer and version, such as `llvmpipe (LLVM 15.0.6, 256 bits), 4.5 ...`."""
     context = _gl_context(1, 1)
-    from OpenGL import GL  # MuJoCo brings it; imported late, when the platform is chosen
+    from OpenGL import GL  # a dependency of MuJoCo; imported after the platform is chosen
 
     try:
         context.make_current()
@@ -215,13 +215,13 @@ def opengl() -> str:
 
 
 def _gl_context(width: int, height: int) -> "mujoco.GLContext":
-    choose_gl()  # one clear line where the library is missing
+    choose_gl()  # a one-line error if the library is missing
     if not hasattr(mujoco, "GLContext"):  # robosuite may have set MUJOCO_GL to another name meanwhile
-        raise EnvError("MUJOCO_GL: expected egl or osmesa where frames are drawn, got disable")
+        raise EnvError("MUJOCO_GL: expected egl or osmesa to render frames, got disable")
     return mujoco.GLContext(width, height)
 
 
-def _free(context: mujoco.MjrContext, gl: "mujoco.GLContext") -> None:  # a string: MUJOCO_GL=disable has none
-    gl.make_current()  # else the buffers of these names in another renderer's context are deleted
+def _free(context: mujoco.MjrContext, gl: "mujoco.GLContext") -> None:  # a string: MUJOCO_GL=disable lacks it
+    gl.make_current()  # otherwise another renderer's buffers of the same names would be deleted
     context.free()
     gl.free()

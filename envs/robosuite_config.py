@@ -1,4 +1,4 @@
-"""Settings of any robosuite world; read and written where robosuite is not installed, too."""
+"""Settings of any robosuite environment, usable without robosuite."""
 
 from types import new_class
 from typing import Any, Literal
@@ -6,10 +6,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from s2robot.core.settings import from_yaml
-from s2robot.envs.robots import MOST_HZ
+from s2robot.envs.robots import MAX_HZ
 from s2robot.envs.task_settings import CommonSettings, Lengths, PushSettings
 
-# worlds in which one thing is grasped -> description of a success
+# environments in which one object is grasped -> description of a success
 GRASPED = {
     "Lift": "lifted the object",
     "Stack": "stacked the objects",
@@ -19,29 +19,29 @@ GRASPED = {
     },
     **dict.fromkeys(("NutAssemblySquare", "NutAssemblyRound"), "put the nut onto its peg"),
 }
-# robosuite's names of the worlds that have an expert, a class of that name in `s2robot.envs.experts.worlds`
+# robosuite's environments with an expert, a class of the same name in `s2robot.envs.experts.worlds`
 EXPERTS = ("Lift", "Stack", "PickPlaceCan", "NutAssemblySquare")
 
 
 class ExpertSettings(PushSettings):
-    """The experts of robosuite's worlds. Lengths in m, angles in rad; a step is a control step."""
+    """Settings of robosuite's experts. Lengths in m, angles in rad; a step is a control step."""
 
-    gain: float | None = None  # share of the remaining distance that a step asks for; None: the world's own
-    speed: float | None = None  # farthest that a step asks for, a share of its limit; None: the world's own
-    hover: float = 0.08  # height over the grasp from which the object is approached
+    gain: float | None = None  # commanded fraction of the remaining distance; None: the environment's
+    speed: float | None = None  # largest command, as a fraction of its limit; None: the environment's
+    hover: float = 0.08  # height above the grasp from which the object is approached
     slope: float = 3.0  # height gained per metre of horizontal error
-    turn: float = 0.06  # metres of horizontal error that a turn of one rad counts as
-    mouth: float = 0.008  # horizontal error below which the gripper goes all the way down
-    close_xy: Lengths = (0.006, 0.012)  # the gripper closes when nearer than this
-    close_yaw: Lengths = (0.08, 0.2)  # and turned as well as this; both drawn for each episode
-    habit: Literal["nearest"] = from_yaml()  # other habits are those of another task
+    turn: float = 0.06  # metres of horizontal error that one rad of yaw error counts as
+    mouth: float = 0.008  # horizontal error below which the gripper moves all the way down
+    close_xy: Lengths = (0.006, 0.012)  # the gripper closes if its horizontal error is below this
+    close_yaw: Lengths = (0.08, 0.2)  # and its yaw error below this; both are sampled per episode
+    habit: Literal["nearest"] = from_yaml()  # only CubePick has other habits
 
 
 class RobosuiteSettings(CommonSettings, at="task", file="task/robosuite"):
     """`task=robosuite task.env=Stack task.robot=Panda`; configs/task/robosuite.yaml documents each value."""
 
     target: str = Field(default="s2robot.envs.robosuite_task:RobosuiteTask", alias="class")
-    rate_hz: float = from_yaml(gt=0, le=MOST_HZ)
+    rate_hz: float = from_yaml(gt=0, le=MAX_HZ)
     env: str = from_yaml()
     controller: str = from_yaml()
     proprio: tuple[str, ...] = from_yaml()
@@ -68,10 +68,10 @@ class RobosuiteSettings(CommonSettings, at="task", file="task/robosuite"):
 
 
 def _named(task: str) -> type[RobosuiteSettings]:
-    """The class of `task=<task>`, whose defaults are in configs/task/<task>.yaml."""
-    where = {"at": "task", "file": f"task/{task}"}
+    """Return the class of `task=<task>`, whose defaults are in configs/task/<task>.yaml."""
+    arguments = {"at": "task", "file": f"task/{task}"}
     name = f"{task.capitalize()}Settings"
-    return new_class(name, (RobosuiteSettings,), where, lambda own: own.update(__module__=__name__))
+    return new_class(name, (RobosuiteSettings,), arguments, lambda own: own.update(__module__=__name__))
 
 
 LiftSettings, StackSettings, CanSettings, SquareSettings = map(_named, ("lift", "stack", "can", "square"))

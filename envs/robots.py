@@ -1,4 +1,4 @@
-"""The arms that the joint-space task knows: what robosuite calls them, where they start, where the hand camera sits.
+"""The arms of the joint-space task: their names in robosuite, start poses and hand cameras.
 
 A new arm is one more ``RobotSpec``: its robosuite name, a home pose with the gripper pointing down over the
 table's centre, the joint of the gripper's opening, and the two finger bodies.
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from s2robot.envs.errors import check_known
 
-MOST_HZ = 500  # robosuite steps its physics by 2 ms, so at a higher control rate none would fit and the world stand still
+MAX_HZ = 500  # robosuite steps its physics by 2 ms; at a higher control rate no step would fit into a control period
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,14 @@ class RobotSpec:
     robosuite_name: str
     base_x: float  # the base's distance from the table's centre along x (negative: behind the table)
     home: tuple[float, ...]  # (7,) start joints, gripper straight down
-    gripper_joint: str  # the joint of the opening
+    gripper_joint: str  # the joint that opens the gripper
     gripper_open: float  # its value when open
     gripper_closed: float  # its value when closed
     finger_bodies: tuple[str, str]
     camera_body: str  # the body that carries the hand camera
     camera_pos: tuple[float, float, float]  # in that body's frame
     camera_target: tuple[float, float, float]  # the point it looks at, in that frame
-    camera_up: tuple[float, float, float]  # what is up in its image: away from the robot
+    camera_up: tuple[float, float, float]  # the direction that is up in its image: away from the robot
     camera_fovy: float  # degrees
 
 
@@ -62,6 +62,6 @@ ROBOTS = {
 
 
 def robot_spec(name: str) -> RobotSpec:
-    """The spec of ``name``; an unknown one raises EnvError with the names that exist."""
+    """Return the spec of ``name``; EnvError lists the known names for an unknown one."""
     check_known("robot", [name], ROBOTS)
     return ROBOTS[name]

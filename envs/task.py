@@ -1,13 +1,13 @@
-"""The interface of a task: a world that a policy acts in, for evaluation, recording and reports.
+"""The interface of a task: a world in which a policy acts, for evaluation, recording and reports.
 
     class Push(Task):                              # your own task; docs/tasks.md has a complete one
-        def begin(self, rng, options): ...         # put everything in its place
+        def begin(self, rng, options): ...         # place everything for a new episode
         def apply(self, action): ...               # move for one control period
         proprio = property(lambda self: ...)       # float32 (P,)
         is_success = property(lambda self: ...)
         def render_cameras(self): ...              # {camera: uint8 (H, W, 3)}
 
-A task is a gymnasium environment: ``check_env`` passes. Its settings (task_settings.py) hold the facts that need no simulator.
+A task is a gymnasium environment: ``check_env`` passes. Its settings (task_settings.py) need no simulator.
 """
 
 from abc import abstractmethod
@@ -28,28 +28,28 @@ __all__ = ["CommonSettings", "Expert", "Group", "Task", "TaskSettings", "next_ac
 
 
 class Expert(Protocol):
-    """A scripted expert in one world; :meth:`Task.expert` makes it after a reset.
+    """A scripted expert in one world; :meth:`Task.expert` creates it after a reset.
 
-    Optional members: ``push``, the name of a perturbation if the last action was one (never imitated; :meth:`act` may return
-    a flag beside the action instead). DAgger needs three more: ``ask(steps, memory=None)``, its next actions without
-    perturbations (steps, A); ``remember()``, the memory that `ask` takes; ``take_over(actions)``, to continue after the
-    actions of a policy (T, A).
+    Optional members: ``push``, the name of a perturbation if the last action was one (never imitated; :meth:`act` may
+    return a flag with the action instead). DAgger needs three more: ``ask(steps, memory=None)``, its next actions without
+    perturbations (steps, A); ``remember()``, the memory for `ask`; ``take_over(actions)``, to continue after the actions
+    of a policy (T, A).
     """
 
     failed: bool  # it has given up
 
     def act(self) -> np.ndarray:
-        """The next action.  # float32 (A,)"""
+        """Return the next action.  # float32 (A,)"""
 
 
 def next_action(expert: Any) -> tuple[np.ndarray, bool]:
-    """An expert's next action, and whether it is a push."""
-    found = expert.act()
-    return found if isinstance(found, tuple) else (found, bool(getattr(expert, "push", "")))
+    """Return an expert's next action, and whether it is a push."""
+    action = expert.act()
+    return action if isinstance(action, tuple) else (action, bool(getattr(expert, "push", "")))
 
 
 def next_actions(env: "Task", expert: Any, steps: int) -> np.ndarray:
-    """An expert's next actions; all but the last are executed.  # float32 (steps, A)"""
+    """Return an expert's next actions; all but the last are executed.  # float32 (steps, A)"""
     actions = [next_action(expert)[0]]
     while len(actions) < steps:
         env.step_physics(actions[-1])
@@ -57,15 +57,15 @@ def next_actions(env: "Task", expert: Any, steps: int) -> np.ndarray:
     return np.stack(actions)
 
 
-class AskedExpert:
-    """An expert whose next actions can be asked for; a subclass defines ``calm``, which ends perturbations."""
+class PredictingExpert:
+    """An expert that can predict its next actions; a subclass defines ``calm``, which ends perturbations."""
 
     world: "Task"
-    memory: ClassVar[tuple[str, ...]]  # its attributes that decide its actions besides the world's state
+    memory: ClassVar[tuple[str, ...]]  # attributes that determine its actions besides the world's state
     calm: Any
 
     def ask(self, steps: int, memory: dict[str, Any] | None = None) -> np.ndarray:
-        """Its next actions without perturbations, as of a memory of :meth:`remember` or now; nothing else changes.
+        """Return its next actions without perturbations, from a memory of :meth:`remember` or now, and change nothing.
         # float32 (steps, A)"""
         present = self.remember()
         with self.world.rehearsal():
@@ -80,7 +80,7 @@ class AskedExpert:
 
 
 class Task(gymnasium.Env):
-    """A world with images and proprioception, in which an episode is decided by its seed.
+    """A world with images and proprioception, in which the seed determines an episode.
 
     Observation: ``{"images": {camera: uint8 (H, W, 3) RGB upright}, "proprio": float32 (P,)}``, without images if ``draw`` is
     false; action: float32 (A,); ``info``: the properties ``is_success``, ``stage``, ``progress`` and ``layout``.
@@ -92,17 +92,17 @@ class Task(gymnasium.Env):
     joint_names: tuple[str, ...] = ()
     action_parts: Sequence[dict] = ()  # by default the joints (deltas) and the gripper of an arm,
     proprio_parts: Sequence[dict] = ()  # and its joints and its gripper's opening
-    layout: Mapping[str, float] = MappingProxyType({})  # where the episode began, by name
-    instruction: str | None = None  # what the episode is to do, in words, where a world has several tasks
+    layout: Mapping[str, float] = MappingProxyType({})  # the episode's initial layout, by name
+    instruction: str | None = None  # the episode's task in words, in a world with several tasks
     render_mode: str | None = None
     draw: bool = True
     _steps = 0
 
-    # ---------------------------------------------------------------- what a task defines
+    # ---------------------------------------------------------------- defined by each task
 
     @abstractmethod
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
-        """Put everything in its place for a new episode; ``rng`` alone decides where."""
+        """Place everything for a new episode; only ``rng`` and ``options`` determine where."""
 
     @abstractmethod
     def apply(self, action: np.ndarray) -> None:
@@ -110,7 +110,7 @@ class Task(gymnasium.Env):
 
     @abstractmethod
     def render_cameras(self) -> dict[str, np.ndarray]:
-        """One frame per camera of the present state.  # {camera: uint8 (H, W, 3)}"""
+        """Return one frame per camera of the current state.  # {camera: uint8 (H, W, 3)}"""
 
     @property
     @abstractmethod
@@ -127,12 +127,12 @@ class Task(gymnasium.Env):
 
     @property
     def settled(self) -> np.ndarray:
-        """What decides the physics at an episode's start, as far as the task shows it: by default its proprioception."""
+        """The physical state at an episode's start, as far as the task exposes it: by default its proprioception."""
         return self.proprio
 
     @property
     def progress(self) -> float:
-        """Larger is nearer to success; NaN if it is not measured."""
+        """Progress, larger when closer to success; NaN if it is not measured."""
         return float("nan")
 
     @property
@@ -142,7 +142,7 @@ class Task(gymnasium.Env):
 
     @property
     def remaining(self) -> float:
-        """The distance still to go, in m if the task measures it, else minus :attr:`progress`; a policy has stalled when it stops falling."""
+        """Remaining distance, in m if measured, else minus :attr:`progress`; a policy stalls if it stops decreasing."""
         return -self.progress
 
     @property
@@ -151,27 +151,27 @@ class Task(gymnasium.Env):
         return False
 
     def expert(self, rng: np.random.Generator, settings: Any = None) -> Expert:
-        """A scripted expert for the episode that has just begun; EnvError if the task has none."""
-        hint = "to record from; use demos from elsewhere (demos.path=<dataset>)"
+        """Return a scripted expert for the episode that has just started; EnvError if the task has none."""
+        hint = "to record from; use existing demos (demos.path=<dataset>)"
         raise EnvError(f"task {self.settings.task}: expected a scripted expert {hint}, got none")
 
-    # Recordings of states need these, and frames are drawn later; without them, demos hold the frames.
+    # Recordings of states need these, and render frames later; without them, demos store the frames.
 
     def demo_fields(self) -> dict[str, np.ndarray]:
-        """Arrays that a demo stores of each step beside state, proprioception and action; always the same names."""
+        """Return a step's arrays that a demo stores besides state, proprioception and action; always the same names."""
         return {}
 
     def get_state(self) -> np.ndarray:
-        """All that decides the future and the images.  # float64 (S,)"""
+        """Return everything that determines the future and the images.  # float64 (S,)"""
         raise NotImplementedError
 
     def set_state(self, state: np.ndarray, find_contacts: bool = True) -> None:
-        """Go to a state of :meth:`get_state`; ``find_contacts=False`` for a state that the last step led to."""
+        """Restore a state of :meth:`get_state`; ``find_contacts=False`` for a state reached by the last step."""
         raise NotImplementedError
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """What happens in this context leaves no trace; right where a state holds all that decides the future."""
+        """Undo everything done in this context; exact if a state contains everything that determines the future."""
         state, steps = self.get_state(), self._steps
         try:
             yield
@@ -184,7 +184,7 @@ class Task(gymnasium.Env):
         """Whether the task can return to a state."""
         return type(self).set_state is not Task.set_state
 
-    # ---------------------------------------------------------------- what all tasks share
+    # ---------------------------------------------------------------- shared by all tasks
 
     @property
     def camera_sizes(self) -> dict[str, tuple[int, int]]:
@@ -192,11 +192,11 @@ class Task(gymnasium.Env):
         return sizes_of(self.settings.image_size, self.settings.cameras)
 
     def native_sizes(self) -> dict[str, tuple[int, int]]:
-        """(H, W) of the images of each camera that cannot be drawn in another shape, only cut and scaled."""
+        """Return (H, W) of each camera whose images have a fixed shape and can only be cropped and scaled."""
         return {}
 
     def spaces(self, action_low, action_high, proprio_size: int) -> None:
-        """Declare the spaces: actions within limits (A,), frames, proprioception; UserError if the parts do not fit."""
+        """Declare the spaces: actions within limits (A,), frames, proprioception; UserError if the parts do not match."""
         spaces = gymnasium.spaces
         images: Any = {n: spaces.Box(0, 255, (*size, 3), np.uint8) for n, size in self.camera_sizes.items()}
         proprio = spaces.Box(-np.inf, np.inf, (proprio_size,), np.float32)
@@ -205,14 +205,14 @@ class Task(gymnasium.Env):
         self.action_space = spaces.Box(low, high)
         for key, size in (("action_parts", len(action_low)), ("proprio_parts", proprio_size)):
             if not getattr(self, key):
-                setattr(self, key, self._usual(key))
+                setattr(self, key, self._default_parts(key))
             read_parts(getattr(self, key), f"task {self.settings.task}: {key}", size)
 
-    def _usual(self, key: str) -> list[dict]:
+    def _default_parts(self, key: str) -> list[dict]:
         return plain(default_parts(key, len(self.joint_names)))
 
     def reset(self, *, seed=None, options=None):
-        """Start an episode; the seed alone decides it."""
+        """Start an episode, which only the seed and the options determine."""
         super().reset(seed=seed)
         self._steps = 0
         self.begin(self.np_random, options or {})
@@ -227,10 +227,10 @@ class Task(gymnasium.Env):
         return self.observe(), float(success), success, truncated, info
 
     def step_physics(self, action) -> None:
-        """:meth:`step` without an observation: what a rollout needs between two decisions of a policy."""
+        """Step without an observation, as a rollout does between two decisions of a policy."""
         action, shape = np.asarray(action, float), self.action_space.shape
-        right = action.shape == shape and np.isfinite(action).all()
-        expect(right, "action", f"finite numbers of shape {shape}", action.tolist())
+        valid = action.shape == shape and np.isfinite(action).all()
+        expect(valid, "action", f"finite numbers of shape {shape}", action.tolist())
         self.apply(action)
         self._steps += 1
 
@@ -238,13 +238,13 @@ class Task(gymnasium.Env):
         return {"images": self.frames() if self.draw else {}, "proprio": self.proprio}
 
     def frames(self) -> dict[str, np.ndarray]:
-        """:meth:`render_cameras`; EnvError for a frame that is missing, or of another type or size than set."""
+        """Return :meth:`render_cameras`; EnvError for a frame that is missing, or has a wrong type or size."""
         frames = self.render_cameras()
         for name, size in self.camera_sizes.items() if frames else ():
-            found = frames.get(name)
-            got = "none" if found is None else f"{found.dtype} {found.shape}"
-            what, expected = f"task {self.settings.task}: render_cameras: '{name}'", f"uint8 {(*size, 3)}"
-            expect(got == expected, what, expected, got)
+            frame = frames.get(name)
+            got = "none" if frame is None else f"{frame.dtype} {frame.shape}"
+            key, expected = f"task {self.settings.task}: render_cameras: '{name}'", f"uint8 {(*size, 3)}"
+            expect(got == expected, key, expected, got)
         return frames
 
     def info(self) -> dict[str, Any]:
@@ -253,7 +253,7 @@ class Task(gymnasium.Env):
         return facts | {"layout": dict(self.layout)} | ({"grip_points": points} if points else {})
 
     def render(self):
-        """The cameras side by side, black below the lower ones.  # uint8 (max H, sum of W, 3)"""
+        """Return the cameras side by side, padded with black below.  # uint8 (max H, sum of W, 3)"""
         if self.render_mode != "rgb_array":
             return None
         frames = list(self.render_cameras().values())
@@ -261,16 +261,16 @@ class Task(gymnasium.Env):
         return np.concatenate([np.pad(f, ((0, height - len(f)), (0, 0), (0, 0))) for f in frames], axis=1)
 
     def record_fields(self, layout: Mapping[str, float], progress: float) -> tuple[dict, dict]:
-        """The fields of an episode's record for its start (of the first ``info``) and its best progress; JSON types."""
+        """Return a record's fields for the layout (of the first ``info``) and the best progress; JSON types."""
         best = None if np.isnan(progress) else round(float(progress), 5)
         return {"layout": {k: round(float(v), 5) for k, v in layout.items()}}, {"progress": best}
 
     def camera_geometry(self) -> dict[str, dict[str, Any]]:
-        """Camera -> ``size`` [H, W], and ``fovy``, ``position`` ... if known."""
+        """Return camera -> ``size`` [H, W], and ``fovy``, ``position`` ... if known."""
         return {name: {"size": list(size)} for name, size in self.camera_sizes.items()}
 
     def describe(self) -> dict[str, Any]:
-        """The attributes that datasets and checkpoints store of this world; JSON types. An arm's usual parts are left out."""
+        """Return this world's attributes for datasets and checkpoints; JSON types. Default parts are left out."""
         s = self.settings
         about = {
             **{"robot": s.robot, "joint_names": list(self.joint_names), "rate_hz": s.rate_hz},
@@ -281,4 +281,4 @@ class Task(gymnasium.Env):
             "env_config": {k: list(v) if isinstance(v, tuple) else v for k, v in s.model_dump().items()},
         }
         parts = {"action_parts": self.action_parts, "proprio_parts": self.proprio_parts}
-        return about | {key: value for key, value in parts.items() if value != self._usual(key)}
+        return about | {key: value for key, value in parts.items() if value != self._default_parts(key)}

@@ -1,4 +1,4 @@
-"""Settings of a task and its expert, with the facts that need no simulator: stages, messages, records, the plot of a layout."""
+"""Settings of a task and its expert, and the facts that need no simulator: stages, messages, records, layout plots."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from s2robot.envs.frames import ImageSize, as_image_size, sizes_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Record = Mapping[str, Any]  # of an episode: one line of episodes.jsonl
+Record = Mapping[str, Any]  # an episode's line of episodes.jsonl
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Group:
 
 
 class TaskSettings(Settings):
-    """All that decides an episode besides its seed, and the facts about the task that need no simulator.
+    """Everything that determines an episode except its seed, and the facts about the task that need no simulator.
 
     A class variable may be overridden by a property. A subclass has at least the fields that are annotated below.
     """
@@ -54,13 +54,13 @@ class TaskSettings(Settings):
         target: str = ""  # the class of its world, "module:Class"
 
     version: ClassVar[Any] = "1"
-    action_frame: ClassVar[Any] = "parts"  # meaning of an action; a policy acts only where it is the same
+    action_frame: ClassVar[Any] = "parts"  # meaning of an action; a policy requires the same
     stages: ClassVar[Any] = ("start", "success")
     success_text: ClassVar[Any] = "succeeded"
     failures: ClassVar[Mapping[str, str]] = {}  # stage -> description of an episode that ended there
     placing_keys: ClassVar[tuple[str, ...]] = ()  # keys of :meth:`placement` that the plot shows
     columns_text: ClassVar[str] = ""  # describes the columns of :meth:`table`
-    Expert: ClassVar[Any] = None  # class of the scripted expert's settings, if it has some
+    Expert: ClassVar[Any] = None  # class of the scripted expert's settings, if any
 
     @field_validator("cameras", check_fields=False)
     @classmethod
@@ -79,11 +79,11 @@ class TaskSettings(Settings):
         return ""
 
     def appearance(self) -> dict[str, Any]:
-        """Return what decides the frames of a state besides renderer, package versions and these settings."""
+        """Return what determines a state's frames besides renderer, package versions and these settings."""
         return {}
 
     def camera_problem(self) -> str:
-        """Return why one of the cameras cannot be drawn, if that is known without the world, or ""."""
+        """Return why one of the cameras cannot be rendered, if that is known without the world, or ""."""
         return ""
 
     def seen_as(self, cameras: Sequence[str], names: Mapping[str, str] | None = None) -> Self:
@@ -91,22 +91,22 @@ class TaskSettings(Settings):
         return self.replace(cameras=tuple(cameras)) if {*cameras} <= {*self.cameras} else self
 
     def about(self) -> dict[str, Any]:
-        """Return what a summary stores of the task, for readers that lack the task."""
+        """Return the facts on the task in a summary, for readers without the task."""
         keys = {"version": self.version, "stages": list(self.stages), "success_text": self.success_text}
         return {"name": self.task, **keys, "failures": dict(self.failures)}
 
     def placement(self) -> dict[str, Any]:
-        """Return what a summary stores of where objects are placed, by key."""
+        """Return the facts on the placement of objects in a summary, by key."""
         return {}
 
     @property
     def success_rule(self) -> str:
-        """When an episode has succeeded."""
+        """The condition for a successful episode."""
         return self.success_text
 
     @classmethod
     def layout_of(cls, record: Record) -> dict[str, float]:
-        """Return where an episode began, from its record or the first step of its demo: numbers by name."""
+        """Return an episode's initial layout, from its record or the first step of its demo: numbers by name."""
         return dict(record.get("layout") or {})
 
     @classmethod
@@ -125,32 +125,32 @@ class TaskSettings(Settings):
     def draw_layout(
         cls, axes: "Axes", groups: Sequence[Group], about: Mapping[str, Any], small: bool = False
     ) -> None:
-        """Plot where episodes began. ``about``: an evaluation's summary; ``small``: the plot is beside others."""
+        """Plot the layouts of episodes. ``about``: an evaluation's summary; ``small``: one of several plots."""
         layouts = [[cls.layout_of(record) for record in group.records] for group in groups]
         names = sorted({name for group in layouts for layout in group for name in layout})
         for row, name in enumerate(names):
             values = [np.array([layout.get(name, np.nan) for layout in group]) for group in layouts]
             low, high = (f(np.concatenate(values)) for f in (np.nanmin, np.nanmax))
-            for i, (group, found) in enumerate(zip(groups, values, strict=True)):
-                if len(found):  # side by side, a little apart
+            for i, (group, group_values) in enumerate(zip(groups, values, strict=True)):
+                if len(group_values):  # groups slightly offset
                     shift = 0.5 * (i + 0.5) / len(groups) - 0.25
-                    place = (found - low) / max(high - low, 1e-12)
+                    position = (group_values - low) / max(high - low, 1e-12)
                     shown = group if row == 0 else replace(group, label="_")
-                    shown.scatter(axes, place, np.full(len(found), row + shift))
+                    shown.scatter(axes, position, np.full(len(group_values), row + shift))
             axes.text(1.02, row, f"{low:.3g} to {high:.3g}", va="center", fontsize=8)
         if not names:
             axes.text(0.5, 0.5, "this task has no layout", ha="center", va="center", transform=axes.transAxes)
         axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.set(xlim=(-0.05, 1.3), xticks=[], xlabel="least → most")
+        axes.set(xlim=(-0.05, 1.3), xticks=[], xlabel="minimum → maximum")
 
 
 class CommonSettings(TaskSettings, at="task"):
-    """Settings that most tasks share; your own task may add fields. A value in its YAML wins over a default here."""
+    """Settings that most tasks share; your own task may add fields. A value in its YAML overrides a default here."""
 
     task: str = Field(default="", alias="name")
     target: str = Field(default="", alias="class")
-    robot: str = "none"  # whose arm it is: a policy acts only on the robot of its demos
-    rate_hz: float = Field(default=10, gt=0)  # control steps a second
+    robot: str = "none"  # a policy acts only on the robot of its demos
+    rate_hz: float = Field(default=10, gt=0)  # control steps per second
     cameras: tuple[str, ...] = ("front",)  # in the order in which the policy gets them
     image_size: ImageSize = 256  # px: a side, (height, width), or {camera: either}
     max_steps: int = Field(default=100, ge=1)  # after which an episode ends
@@ -158,7 +158,7 @@ class CommonSettings(TaskSettings, at="task"):
 
 def _ordered(pair: tuple[Any, Any]) -> tuple[Any, Any]:
     if not pair[0] <= pair[1]:
-        raise ValueError(f"expected the least and the most, got {list(pair)}")
+        raise ValueError(f"expected a minimum and a maximum, got {list(pair)}")
     return pair
 
 

@@ -1,4 +1,4 @@
-"""robosuite's Lift with our cameras, cube and base: the physics behind CubePick.
+"""The physics of CubePick: robosuite's Lift with our cameras, cube and base.
 
 Facts about robosuite 1.5.2 that shape this file: xArm7's named controller config does not exist, so the part
 controller is spelled out; the gripper moves a fixed increment per control *step*, so its speed is scaled to the
@@ -20,7 +20,7 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.robots import RobotSpec
 
 TABLE_HEIGHT = 0.8  # m, the table's top
-# (shape, MuJoCo size in m, colour) of what may lie about; none is red as the cube is
+# (shape, MuJoCo size in m, colour) of clutter; none is red like the cube
 CLUTTER = (
     ("box", (0.02, 0.02, 0.02), (0.1, 0.3, 0.8, 1)),
     ("cylinder", (0.025, 0.04), (0.9, 0.8, 0.1, 1)),
@@ -31,11 +31,11 @@ CLUTTER = (
     ("sphere", (0.018,), (0.9, 0.9, 0.9, 1)),
     ("box", (0.025, 0.025, 0.015), (0.25, 0.25, 0.25, 1)),
 )
-_GRIPPER_STEPS_PER_S = 20 * 0.2  # robosuite's increment of 0.2 a step, meant for 20 Hz
+_GRIPPER_STEPS_PER_S = 20 * 0.2  # robosuite's increment of 0.2 per step, meant for 20 Hz
 
 
 def _arm_controller(stiffness: float) -> dict:
-    """robosuite's config of an absolute joint-position controller, critically damped; stiffness in 1/s²."""
+    """Return robosuite's config of an absolute joint-position controller, critically damped; stiffness in 1/s²."""
     arm = {
         "type": "JOINT_POSITION", "input_type": "absolute", "impedance_mode": "fixed",
         "input_max": 1, "input_min": -1, "output_max": 1, "output_min": -1,
@@ -46,7 +46,7 @@ def _arm_controller(stiffness: float) -> dict:
 
 
 def look_at(position, target, up=(0.0, 0.0, 1.0)) -> np.ndarray:
-    """The ``xyaxes`` (6,) of a camera at ``position`` that looks at ``target``; straight down, x is up in its image."""
+    """Return the ``xyaxes`` (6,) of a camera at ``position`` facing ``target``; if straight down, x is up in the image."""
     backward = np.subtract(position, target).astype(float)
     backward /= np.linalg.norm(backward)
     right = np.cross(up, backward)
@@ -57,7 +57,7 @@ def look_at(position, target, up=(0.0, 0.0, 1.0)) -> np.ndarray:
 
 
 class CubeWorld(Lift):
-    """One arm, a table, a cube and clutter that nothing collides with, stepped with absolute joint targets."""
+    """One arm, a table, a cube and clutter without collisions, stepped with absolute joint targets."""
 
     def __init__(self, spec: RobotSpec, config: CubePickConfig):
         self._spec, self._config = spec, config
@@ -68,16 +68,16 @@ class CubeWorld(Lift):
             hard_reset=False, ignore_done=True,
         )  # fmt: skip
         gripper = self.robots[0].gripper["right"]
-        # `speed` is a property without a setter: the one instance gets a class of its own
+        # `speed` is a property without a setter, so the instance gets its own class
         speed = _GRIPPER_STEPS_PER_S / config.rate_hz
         gripper.__class__ = type("RateGripper", (gripper.__class__,), {"speed": speed})
 
     def advance(self, action: np.ndarray) -> None:
-        """What robosuite's ``step`` does to the physics, to the last bit, in a fraction of its time.
+        """Step the physics like robosuite's ``step``, bit for bit, in a fraction of its time.
 
-        robosuite computes poses, velocities and Jacobians of the hand, limits and observations in each physics step, which are
-        not used here. Its code sets the goals and makes the first step; the joint controller, in its own order of operations,
-        makes the others. The gripper's command stays that of the first.
+        robosuite computes poses, velocities and Jacobians of the hand, limits and observations in each physics step, which
+        are not used here. Its code sets the goals and does the first step; the joint controller, in its own order of
+        operations, does the others. The gripper's command stays that of the first step.
         """
         model, data = self.sim.model._model, self.sim.data._data
         mujoco.mj_step1(model, data)
@@ -92,8 +92,8 @@ class CubeWorld(Lift):
         for _ in range(int(self.control_timestep / self.model_timestep) - 1):
             mujoco.mj_step1(model, data)
             mujoco.mj_fullM(model, mass, data.qM)
-            wanted = (goal - data.qpos[qpos]) * kp + -data.qvel[qvel] * kd
-            torque = np.dot(mass[qvel, :][:, qvel], wanted) + data.qfrc_bias[qvel]
+            acceleration = (goal - data.qpos[qpos]) * kp + -data.qvel[qvel] * kd
+            torque = np.dot(mass[qvel, :][:, qvel], acceleration) + data.qfrc_bias[qvel]
             data.ctrl[motors] = np.minimum(np.maximum(torque, low), high)
             mujoco.mj_step2(model, data)
         self.timestep += 1
@@ -114,7 +114,7 @@ class CubeWorld(Lift):
             place, view = np.add(position, self.table_offset), look_at(position, target)
             _add(arena.worldbody, "camera", name=name, pos=place, xyaxes=view, fovy=str(fovy))
         for i, (shape, size, colour) in enumerate(CLUTTER[: self._config.clutter]):
-            height = size[0] if shape == "sphere" else size[-1]  # half of it: it stands on the table
+            height = size[0] if shape == "sphere" else size[-1]  # half the height, as it stands on the table
             place = np.add((0, 0, height), self.table_offset)
             look = {"rgba": colour, "group": "1", "contype": "0", "conaffinity": "0"}  # 1: the visual group
             _add(arena.worldbody, "geom", name=f"clutter{i}", type=shape, size=size, pos=place, **look)

@@ -19,9 +19,9 @@ def main(argv: list[str] | None = None) -> list[bool]:
     parser.add_argument("checkpoint")
     parser.add_argument("--episodes", type=int, default=16)
     parser.add_argument(
-        "--seed", type=int, default=20000, help="of the first episode; the demos' seeds lie above 100000"
+        "--seed", type=int, default=20000, help="of the first episode; demos use seeds above 100000"
     )
-    parser.add_argument("--steps", type=int, default=80, help="most steps an episode")
+    parser.add_argument("--steps", type=int, default=80, help="maximum steps per episode")
     args = parser.parse_args(argv)
 
     actor, encoder, contract = load_policy(args.checkpoint)
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> list[bool]:
     )  # fmt: skip
     outcomes = []
     for episode in range(args.episodes):
-        observation, info = env.reset(seed=args.seed + episode)  # the seed alone decides cube and start
+        observation, info = env.reset(seed=args.seed + episode)  # the seed determines cube and start
         actor.reset()
         done = False
         while not done:

@@ -1,4 +1,4 @@
-"""Your own demos in: pictures, joints and actions of any source as an episode store.
+"""Import your own demos: images, joints and actions from any source as an episode store.
 
 python examples/own_demos.py mine.zarr
 s2robot train demos.path=mine.zarr encoder=dinov2_s
@@ -18,12 +18,12 @@ from s2robot.envs.real.arms.description import ArmDescription
 
 CAMERAS = ("hand", "left", "right")
 ATTRIBUTES = {
-    "kind": "images",  # frames are stored; demos of the simulator hold its states instead
-    "source": "my own program",  # robot, rate and cameras are those below, whatever a config says
-    "rate_hz": 10,  # actions a second
+    "kind": "images",  # frames are stored; demos from the simulator store its states instead
+    "source": "my own program",  # the robot, rate and cameras below override those of a config
+    "rate_hz": 10,  # actions per second
     "action_frame": "joint_delta_commanded",  # this step's commanded joints minus the last step's
-    "cameras": list(CAMERAS),  # in the order in which the policy will get them
-    "camera_geometry": {},  # where they stand, if you know
+    "cameras": list(CAMERAS),  # in the policy's order
+    "camera_geometry": {},  # their poses, if known
     "env_version": "my bench, March",
     "env_config": {},
     "seed": 0,
@@ -31,11 +31,11 @@ ATTRIBUTES = {
 
 
 def episodes(start: np.ndarray, count: int, steps: int, size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Stands for your own source: here the arm wanders about before cameras that see noise."""
+    """Stand in for your own source: the arm moves at random and the cameras show noise."""
     rng = np.random.default_rng(0)
     for _ in range(count):
         joints = start + np.cumsum(rng.normal(0, 0.01, (steps + 1, len(start))), 0)  # (T + 1, N) rad
-        gripper = np.arange(steps) > steps // 2  # closes half-way
+        gripper = np.arange(steps) > steps // 2  # closes halfway
         yield {
             **{f"images_{c}": rng.integers(0, 256, (steps, size, size, 3), np.uint8) for c in CAMERAS},
             # both float32 (T, N + 1); proprio is what was measured before the action
@@ -46,7 +46,7 @@ def episodes(start: np.ndarray, count: int, steps: int, size: int) -> Iterator[d
 
 def main(argv: list[str] | None = None) -> EpisodeStore:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("path", help="folder to write, such as mine.zarr; an existing one is refused")
+    parser.add_argument("path", help="folder to write, such as mine.zarr; an existing one is rejected")
     parser.add_argument("--arm", default=configs_dir() / "robot/xarm7.yaml", help="YAML of the arm")
     parser.add_argument("--episodes", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
@@ -54,10 +54,10 @@ def main(argv: list[str] | None = None) -> EpisodeStore:
     args = parser.parse_args(argv)
     arm = read(ArmDescription, OmegaConf.load(args.arm))
     about = {"robot": arm.name, "joint_names": list(arm.joint_names)}
-    parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}  # what the numbers are
+    parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}  # meaning of the values
     with EpisodeStore.create(args.path, ATTRIBUTES | about | parts) as store:
         for episode in episodes(arm.start, args.episodes, args.steps, args.size):
-            store.append(episode)  # whole or not at all; wrong shapes and types are refused by name
+            store.append(episode)  # atomic; wrong shapes and types are rejected by name
     store = EpisodeStore.open(args.path)
     print(f"{len(store)} episodes, {store.num_steps} steps: {store.path}")
     return store

@@ -1,6 +1,6 @@
-"""An encoder of your own: any module from images to tokens, with S², a fingerprint and a feature cache.
+"""Your own encoder: any module from images to tokens, with S², a fingerprint and a feature cache.
 
-python examples/own_encoder.py mine.zarr        # a store as own_demos.py writes it
+python examples/own_encoder.py mine.zarr        # a store written by own_demos.py
 """
 
 import argparse
@@ -14,7 +14,7 @@ from s2robot.encoders import S2Encoder
 
 
 class Patches(nn.Module):
-    """Normalised images (B, 3, 64, 64) -> tokens (B, 16, 32): one linear layer a patch of 16 pixels."""
+    """Normalised images (B, 3, 64, 64) -> tokens (B, 16, 32): one linear layer per patch of 16 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Patches(nn.Module):
 
 def main(argv: list[str] | None = None) -> np.ndarray:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("path", help="a dataset whose frames are stored")
+    parser.add_argument("path", help="a dataset with stored frames")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     encoder = S2Encoder(

@@ -1,7 +1,7 @@
 """S² on a Hugging Face model, and the authors' function on the same model: the same features.
 
-python examples/s2_huggingface.py --model facebook/dinov2-base      # fetches the weights
-python examples/s2_huggingface.py                                    # a small random one, nothing is fetched
+python examples/s2_huggingface.py --model facebook/dinov2-base      # downloads the weights
+python examples/s2_huggingface.py                                    # a small random model, without a download
 """
 
 import argparse
@@ -15,26 +15,26 @@ from s2robot.s2 import forward
 
 def main(argv: list[str] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", help="a vision model of the hub, or its folder; none: a small random one")
+    parser.add_argument("--model", help="a vision model on the hub, or a folder; default: a small random one")
     args = parser.parse_args(argv)
     small = ViTConfig(hidden_size=96, num_hidden_layers=2, num_attention_heads=3, intermediate_size=192)
     model = (AutoModel.from_pretrained(args.model) if args.model else ViTModel(small)).eval()
     frames = torch.randint(0, 256, (1, 224, 224, 3), dtype=torch.uint8)
 
-    # Tile, patch, prefix, mean and std come from the model. A frame of the base size is enlarged, as in the paper;
-    # give the camera's own pixels, and leave `resize` out, and the larger scale sees more.
+    # Tile, patch, prefix, mean and std come from the model. A frame of the base size is enlarged, as in the paper; with
+    # the camera's full resolution and without `resize`, the larger scale contains more detail.
     tokens = S2(model, resize="upsample")(frames)
     print(f"S2(model) {tuple(tokens.shape)}")
 
-    # The authors' call: images are prepared by hand, the model is a function from images to patch tokens.
+    # The authors' call: images are preprocessed manually, the model is a function from images to patch tokens.
     x = frames.permute(0, 3, 1, 2).float() / 255  # (B, 3, H, W)
-    x = (x - 0.5) / 0.5  # ViTModel's mean and std; another model has others
+    x = (x - 0.5) / 0.5  # ViTModel's mean and std; other models differ
     with torch.no_grad():
-        theirs = forward(
+        reference = forward(
             lambda image: model(image).last_hidden_state, x, img_sizes=[224, 448], num_prefix_token=1
         )
-    print(f"forward(model, x) {tuple(theirs.shape)}, prefix token first")
-    return tokens, theirs
+    print(f"forward(model, x) {tuple(reference.shape)}, prefix token first")
+    return tokens, reference
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""S² in the vision tower of a Llava: larger pictures, the same number of image tokens.
+"""S² in the vision tower of a Llava: larger images, the same number of image tokens.
 
 python examples/s2_llava.py --model llava-hf/llava-1.5-7b-hf --image photo.jpg --prompt "USER: <image>\\nWhat is this? ASSISTANT:"
-python examples/s2_llava.py                                       # a small random one, nothing is fetched
+python examples/s2_llava.py                                       # a small random model, without a download
 """
 
 import argparse
@@ -14,7 +14,7 @@ from s2robot.vlm import s2_llava, s2_processor
 
 
 def small() -> tuple[hf.LlavaForConditionalGeneration, hf.LlavaProcessor]:
-    """A Llava with random weights and few channels, for pictures of 336 px, and a processor of five words."""
+    """Return a Llava with random weights and few channels, for images of 336 px, and a processor with few words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     torch.manual_seed(0)
@@ -33,16 +33,16 @@ def small() -> tuple[hf.LlavaForConditionalGeneration, hf.LlavaProcessor]:
     tokenizer = hf.PreTrainedTokenizerFast(
         tokenizer_object=split, additional_special_tokens=["<image>"], **marks
     )
-    pictures = hf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    images = hf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     count = dict(patch_size=14, num_additional_image_tokens=1, vision_feature_select_strategy="default")
-    processor = hf.LlavaProcessor(image_processor=pictures, tokenizer=tokenizer, **count)
+    processor = hf.LlavaProcessor(image_processor=images, tokenizer=tokenizer, **count)
     return hf.LlavaForConditionalGeneration(config), processor
 
 
 def main(argv: list[str] | None = None) -> dict[str, tuple[int, ...]]:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", help="a Llava of the hub, or its folder; none: a small random one")
-    parser.add_argument("--image", help="a picture; none: a grey one of 800 x 1600 px")
+    parser.add_argument("--model", help="a Llava on the hub, or a folder; default: a small random one")
+    parser.add_argument("--image", help="an image file; default: a grey image of 800 x 1600 px")
     parser.add_argument("--prompt", default="<image> what is this")
     args = parser.parse_args(argv)
     if args.model:
@@ -50,16 +50,16 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[int, ...]]:
         processor = hf.AutoProcessor.from_pretrained(args.model)
     else:
         model, processor = small()
-    picture = Image.open(args.image) if args.image else Image.new("RGB", (1600, 800), (128, 128, 128))
+    image = Image.open(args.image) if args.image else Image.new("RGB", (1600, 800), (128, 128, 128))
 
     model = s2_llava(model.eval(), tiles_at_once=4)
     processor = s2_processor(processor, model)
-    inputs = processor(images=picture, text=args.prompt, return_tensors="pt").to(model.dtype)
+    inputs = processor(images=image, text=args.prompt, return_tensors="pt").to(model.dtype)
     tokens = int((inputs["input_ids"] == model.config.image_token_index).sum())
-    print(f"pictures {tuple(inputs['pixel_values'].shape)}, {tokens} image tokens")
+    print(f"images {tuple(inputs['pixel_values'].shape)}, {tokens} image tokens")
     out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     print(processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])
-    return {"pictures": tuple(inputs["pixel_values"].shape), "tokens": (tokens,), "said": tuple(out.shape)}
+    return {"images": tuple(inputs["pixel_values"].shape), "tokens": (tokens,), "output": tuple(out.shape)}
 
 
 if __name__ == "__main__":

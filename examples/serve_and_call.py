@@ -1,4 +1,4 @@
-"""A policy in another process, or on another machine: start `s2robot serve` and ask it.
+"""A policy in another process, or on another machine: start `s2robot serve` and request an action.
 
 python examples/serve_and_call.py runs/run/<date>/checkpoint
 """
@@ -18,23 +18,23 @@ from s2robot.serving.token import read_token
 def main(argv: list[str] | None = None) -> np.ndarray:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoint")
-    parser.add_argument("--deadline", type=float, default=1.0, help="seconds that a call may take")
+    parser.add_argument("--deadline", type=float, default=1.0, help="maximum seconds per call")
     args = parser.parse_args(argv)
 
-    token = os.environ.setdefault("S2ROBOT_TOKEN", secrets.token_urlsafe(32))  # both sides hold it
+    token = os.environ.setdefault("S2ROBOT_TOKEN", secrets.token_urlsafe(32))  # shared by both sides
     server = subprocess.Popen(
         [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{args.checkpoint}'", "serve.port=0"],
         env={**os.environ, "S2ROBOT_TOKEN": token}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert server.stdout is not None
-        url = server.stdout.readline().split()[-1]  # it says where it listens once it is ready
+        url = server.stdout.readline().split()[-1]  # printed once the server is ready
         with RemotePolicy(url, read_token(), deadline_s=args.deadline) as policy:
             policy.reset()
             frame = np.zeros((policy.image_size, policy.image_size, 3), np.uint8)
             observation = {"images": dict.fromkeys(policy.cameras, frame), "proprio": np.zeros(8, np.float32)}
-            action = policy.act(observation)  # by the deadline: an action, or a RemoteError
-            print(f"{url}: {np.round(action, 4)}, {1000 * policy.server_s:.0f} ms there")
+            action = policy.act(observation)  # an action before the deadline, or a RemoteError
+            print(f"{url}: {np.round(action, 4)}, {1000 * policy.server_s:.0f} ms on the server")
     finally:
         server.terminate()
         server.communicate()

@@ -1,4 +1,4 @@
-"""A policy trained in a loop of your own, from features and actions as arrays: no verb, no config, no store.
+"""Train a policy in your own loop, from features and actions as arrays: no verb, no config, no store.
 
 python examples/train_by_hand.py --steps 200 --out checkpoint
 """
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> list[float]:
     parser.add_argument("--out", default="checkpoint", help="folder to write")
     args = parser.parse_args(argv)
 
-    # Where the goal is stands in the features; the arm goes there. One episode of 256 steps.
+    # The features encode the goal; the arm moves there. One episode of 256 steps.
     rng = np.random.default_rng(0)
     goal = rng.normal(size=(256, 7)).astype(np.float32)
     features = (goal @ rng.normal(size=(7, 2 * 16 * 32)).astype(np.float32)).reshape(
@@ -49,17 +49,15 @@ def main(argv: list[str] | None = None) -> list[float]:
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    print(
-        f"loss {losses[0]:.3f} -> {losses[-1]:.3f}, joints wrong by {float(scalars['joint_error']):.4f} rad"
-    )
-    contract = {  # what a deployment checks, and anything else worth keeping
+    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}, joint error {float(scalars['joint_error']):.4f} rad")
+    contract = {  # facts that a deployment checks, and any others worth storing
         "encoder": {"name": "patches", "fingerprint": "of S2Encoder.fingerprint"}, "cameras": ["hand", "left"],
         "robot": "xarm7", "joint_names": [f"robot0_joint{i}" for i in range(1, 8)], "rate_hz": 10,
         "action_frame": "joint_delta_commanded", "dataset": {"name": "made up"},
     }  # fmt: skip
     save_checkpoint(args.out, policy.eval(), contract)
-    again, contract = load_checkpoint(args.out)
-    print(f"{args.out}: {sum(p.numel() for p in again.parameters())} parameters, for {contract['robot']}")
+    loaded, contract = load_checkpoint(args.out)
+    print(f"{args.out}: {sum(p.numel() for p in loaded.parameters())} parameters, for {contract['robot']}")
     return losses
 
 

@@ -35,7 +35,7 @@ from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.encoder import S2Encoder, token_maps
 from s2robot.encoders.trained import Pixels, TrainedEncoder
-from s2robot.encoders.tuning import Tail, Whole, build_entering
+from s2robot.encoders.tuning import FullEncoder, Tail, build_early_blocks
 from s2robot.envs.gl import require_simulator
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
@@ -164,7 +164,7 @@ def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> Episod
 def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, list[FeatureCache]]:
     """Encode the training and held-out demos, or compute the inputs of the encoder's trained part; see :func:`encode_demos`."""
     if blocks := task.train.tune.blocks:
-        encoder = build_entering(task.encoder, blocks)
+        encoder = build_early_blocks(task.encoder, blocks)
     elif isinstance(encoder, TrainedEncoder):
         encoder.check_frames(frame_sizes(store, encoder, task.cameras))
         encoder = Pixels(encoder)
@@ -186,7 +186,9 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     if tune.blocks:
         tail = Tail(task.encoder, list(frames.values()), tune.blocks, tune.lora, task.train.seed)
     elif task.trains_encoder:
-        tail = Whole(task.encoder, [encoder.frame_size(*size) for size in frames.values()], task.train.seed)
+        tail = FullEncoder(
+            task.encoder, [encoder.frame_size(*size) for size in frames.values()], task.train.seed
+        )
     values = task.policy.model_dump() | sizes
     for array, attribute in PARTS.items():
         if found := store.attrs.get(attribute):

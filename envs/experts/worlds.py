@@ -1,15 +1,15 @@
-"""The experts of Lift, Stack, PickPlaceCan and NutAssemblySquare, each under robosuite's name of its world."""
+"""The experts of Lift, Stack, PickPlaceCan and NutAssemblySquare, named like robosuite's environments."""
 
 import numpy as np
 
 from s2robot.envs.experts.expert import Expert, Target, angle_of, nearest
 
-_ROOM = 0.10  # m to a wall, below which the fingers turn away from it,
-_RAMP = 0.04  # m, over which they do so
+_ROOM = 0.10  # m to a wall, below which the fingers turn away from it
+_RAMP = 0.04  # m, over which they turn
 PEG = 0.1  # m, half its length
-# Where the open fingers' pads are: from and to along their direction, and half their width, with some room, m.
+# Extent of the open fingers' pads: start and end along their direction, and half their width, with a margin, m.
 _INNER, _OUTER, _WIDE = 0.038, 0.053, 0.012
-_OTHER = 0.026  # half of the other cube's side, with some room, m
+_OTHER = 0.026  # half of the other cube's side, with a margin, m
 
 
 def _ahead(direction: float) -> np.ndarray:
@@ -25,7 +25,7 @@ def _corners(centre: np.ndarray, direction: float, along: float, across: float) 
 
 
 def _apart(a: np.ndarray, b: np.ndarray, directions: tuple[float, float]) -> bool:
-    """Whether a line along a side of one of two rectangles (4, 2), turned by `directions`, lies between them."""
+    """Whether a line along a side of one of two rectangles (4, 2), turned by `directions`, separates them."""
     for axis in (turn + quarter for turn in directions for quarter in (0.0, np.pi / 2)):
         one, two = a @ _ahead(axis), b @ _ahead(axis)
         if one.max() < two.min() or two.max() < one.min():
@@ -52,21 +52,21 @@ class Lift(Expert):
 
 class Stack(Expert):
     busy = 60
-    # Six to ten kicks by default: with two to six, a policy rises and turns in places that no demo covers
+    # Six to ten kicks by default: with two to six, a policy rises and turns at poses that no demo covers
     rough, extra, low = 2, 4, True
-    # A policy grasps by the corners and begins to let go beside its goal: without examples of how to carry on, it opens and
-    # closes until the time is over.
+    # A policy grasps at corners and starts to release next to its goal: without examples of how to continue, it opens
+    # and closes until the time is up.
     slips, askew = True, 0.4
-    # the lower cube's edge is 25 mm from its middle, and how a cube is held is hard to see
+    # the lower cube's edge is 25 mm from its centre, and the pose of a held cube is hard to see
     place_mouth = 0.015
-    leave = 0.0  # the task is done then, and a hand that rises from a cube looks like one that comes to one
+    leave = 0.0  # the task is then done, and a hand leaving a cube looks like one approaching it
 
     @property
     def body(self) -> int:
         return self.env.cubeA_body_id
 
     def grasp(self) -> Target:
-        """On the faces nearest to how the fingers are turned now; if the other cube is in their way, on the next ones."""
+        """Grasp the faces closest to the fingers' current yaw, or the other two if the other cube is in the way."""
         position, rotation = self.hand.pose(self.body)
         yaw = nearest(angle_of(rotation[:, 0]), self.hand.yaw, np.pi / 2)
         if self._in_the_way(position, yaw) and not self._in_the_way(position, yaw + np.pi / 2):
@@ -74,7 +74,7 @@ class Stack(Expert):
         return Target(position + [0, 0, 0.004], yaw)
 
     def _in_the_way(self, position: np.ndarray, yaw: float) -> bool:
-        """Whether fingers that close along ``yaw`` around the red cube come down on the other one."""
+        """Whether fingers that close along ``yaw`` around the red cube would descend on the other one."""
         other, rotation = self.hand.pose(self.env.cubeB_body_id)
         direction = angle_of(rotation[:, 0])
         cube = _corners(other[:2], direction, _OTHER, _OTHER)
@@ -112,14 +112,14 @@ class PickPlaceCan(Expert):
         return Target(position + [0, 0, 0.005], self._yaw(position))
 
     def _yaw(self, position: np.ndarray) -> float:
-        """A can is round: as at home, which needs room in y, turned the more the nearer a wall is there, up to along it, or
-        in a corner to half of that. Nothing flips from one place to the next, so there is no line where a policy errs."""
+        """Return home's yaw, which needs room in y, turned gradually near a wall, up to parallel to it, or half of that
+        in a corner. A can is round, so the yaw can be continuous: without a jump, no line where a policy errs."""
         room = np.array(self.env.bin_size[:2]) / 2 - np.abs(position - self.env.bin1_pos)[:2]  # to the walls
         near = np.clip((_ROOM - room) / _RAMP, 0.0, 1.0)  # (2,)
         return self.home + np.pi / 2 * float(near[1] * (1.0 - near[0] / 2))
 
     def _goal(self) -> np.ndarray:
-        """In the can's quarter of the bin, where the arm still reaches over the wall."""
+        """Return a point in the can's quarter of the bin that the arm can reach over the wall."""
         return self.env.target_bin_placements[self.env.object_id] - [0.045, 0.05, 0]
 
     def place(self) -> tuple[Target, bool]:
@@ -152,7 +152,7 @@ class NutAssemblySquare(Expert):
     def grasp(self) -> Target:
         _, rotation = self.hand.pose(self.body)
         handle = self.hand.data.site_xpos[self.env.object_site_ids[self.env.nut_id]]
-        # towards the handle's end, else the fingers would stand on the nut; a little over it, else on the table
+        # towards the handle's end, or the fingers would hit the nut; slightly above it, or they would hit the table
         over = handle + 0.011 * rotation[:, 0] + [0, 0, 0.007]
         return Target(over, nearest(angle_of(rotation[:, 1]), self.hand.yaw, np.pi))
 
@@ -174,7 +174,7 @@ class NutAssemblySquare(Expert):
     def height(self, off: float) -> float:
         position, _ = self.hand.pose(self.body)
         away = position - self._peg() - [0, 0, PEG]
-        around = float(np.abs(away[:2]).max()) < 0.012 and away[2] < 0.0  # the peg holds it: nothing but down
+        around = float(np.abs(away[:2]).max()) < 0.012 and away[2] < 0.0  # on the peg: only down
         return 0.0 if around else super().height(off)
 
     def to_go(self) -> float:

@@ -1,4 +1,4 @@
-"""Meta-World's tasks with the picture and the hand's state alone, and its own scripted policies as experts.
+"""Meta-World's tasks with only the image and the hand's state, and its own scripted policies as experts.
 
 s2robot record task=gym task.id=examples.outside.metaworld_v3:MetaWorld-v3 task.kwargs.name=button-press \
     task.cameras=[top] task.success=success task.expert=examples.outside.metaworld_v3:Scripted out=demos.zarr
@@ -13,7 +13,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as WORLDS
 
 
 class MetaWorld(gymnasium.Env):
-    """One task; a reset's seed places its objects. VC-1's camera `top_cap2` is not in this version: `topview` is the nearest."""
+    """One task; a reset's seed places its objects. VC-1's camera `top_cap2` is missing: `topview` is closest."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
 
@@ -26,12 +26,12 @@ class MetaWorld(gymnasium.Env):
             10**6,
         )
         quality = self.world.model.vis.quality
-        quality.shadowsize, quality.offsamples = 0, 0  # drawn by a processor, shadows take most of the time
+        quality.shadowsize, quality.offsamples = 0, 0  # on a CPU, shadows take most of the time
         self._renderer = mujoco.Renderer(self.world.model, size, size)
-        picture, hand = Box(0, 255, (size, size, 3), np.uint8), Box(-np.inf, np.inf, (4,))
-        self.observation_space, self.action_space = Dict({"top": picture, "hand": hand}), Box(-1, 1, (4,))
+        image, hand = Box(0, 255, (size, size, 3), np.uint8), Box(-np.inf, np.inf, (4,))
+        self.observation_space, self.action_space = Dict({"top": image, "hand": hand}), Box(-1, 1, (4,))
 
-    def _seen(self):
+    def _observe(self):
         self._renderer.update_scene(self.world.data, self.camera)
         return {"top": self._renderer.render().copy(), "hand": self.state[:4].astype(np.float32)}
 
@@ -39,15 +39,15 @@ class MetaWorld(gymnasium.Env):
         super().reset(seed=seed)
         self.world.seed(seed)
         self.state, _ = self.world.reset()
-        return self._seen(), {}
+        return self._observe(), {}
 
     def step(self, action):
         self.state, reward, _, _, info = self.world.step(action)
-        return self._seen(), float(reward), False, False, {"success": info["success"] > 0}
+        return self._observe(), float(reward), False, False, {"success": info["success"] > 0}
 
 
 class Scripted:
-    """Meta-World's policy of the task, which sees the state."""
+    """Meta-World's own policy for the task, which uses the full state."""
 
     failed = False
 

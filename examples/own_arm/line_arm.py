@@ -1,4 +1,4 @@
-"""A driver: an arm behind a box that takes one JSON line per request, in degrees and with openings from 0 to 1."""
+"""A driver for an arm whose controller accepts one JSON line per request, in degrees and with openings from 0 to 1."""
 
 import json
 import math
@@ -22,13 +22,13 @@ from s2robot.envs.real.control.clock import now
 
 
 class LineArm(ArmDriver):
-    answer_s, gone_s = 0.1, 1.0  # an answer later than this is none; an arm unheard for so long is gone
+    answer_s, gone_s = 0.1, 1.0  # timeout of a response; silence after which the arm counts as disconnected
 
     def __init__(self, ip: str, limits: ArmLimits, gripper: bool = True):
         super().__init__(limits, limits.step_max)
         host, _, port = ip.partition(":")
         self.address = (host, int(port or 5000))
-        self._link = self._stop_link = None  # a stop must not wait behind a command
+        self._link = self._stop_link = None  # separate, so that a stop does not wait behind a command
         self._heard, self._mode, self._error = -math.inf, -1, 0
 
     def connect(self, timeout_s: float) -> None:
@@ -43,46 +43,46 @@ class LineArm(ArmDriver):
         link.settimeout(self.answer_s)
         return link.makefile("rwb")
 
-    def _ask(self, link, **request) -> dict:
+    def _request(self, link, **request) -> dict:
         if link is None:
             raise EnvError(f"line arm {self.address}: expected connect first, got no connection")
         try:
             link.write(json.dumps(request).encode() + b"\n")
             link.flush()
-            return json.loads(link.readline())  # an empty line, when the arm has gone, is no JSON either
+            return json.loads(link.readline())  # a closed connection yields an empty line: not JSON either
         except (OSError, ValueError) as error:
-            raise EnvError(f"line arm {self.address}: expected an answer, got none ({error})") from None
+            raise EnvError(f"line arm {self.address}: expected a response, got none ({error})") from None
 
     def arm(self) -> None:
         if error := self.read().error:
-            hint = "look at the arm and clear it there"
+            hint = "check the arm and clear the error there"
             raise EnvError(f"line arm: expected no error, got error {error} pending; {hint}")
-        with self._arming():  # stops the arm if a step fails, or if `stop` is called meanwhile
-            if self._ask(self._link, do="enable")["code"] != 0:
+        with self._arming():  # stops the arm if a step fails or `stop` is called meanwhile
+            if self._request(self._link, do="enable")["code"] != 0:
                 raise EnvError("line arm: expected it to enable, got a refusal")
             self._last, self.stopped = self.read().q, ""
 
     def read(self) -> ArmState:
-        asked = now()
-        r = self._ask(self._link, do="state")
-        self._heard, self._mode, self._error = asked, r["mode"], r["error"]
+        sent = now()
+        r = self._request(self._link, do="state")
+        self._heard, self._mode, self._error = sent, r["mode"], r["error"]
         q = measured(f"line arm {self.address}", np.radians(r["q_deg"]))
-        return ArmState(q, r["opening"], asked, r["mode"], r["error"])
+        return ArmState(q, r["opening"], sent, r["mode"], r["error"])
 
     def command(self, q, gripper: float | None) -> CommandResult:
         sent, target = now(), self._sendable(q, gripper)  # None: not armed, NaN, out of range, too far, ...
         if target is None:
             return CommandResult(REFUSED, sent, sent)
-        answer = self._ask(self._link, do="move", q_deg=np.degrees(target).tolist(), opening=gripper)
+        response = self._request(self._link, do="move", q_deg=np.degrees(target).tolist(), opening=gripper)
         self._last = target
-        return CommandResult(OK if answer["code"] == 0 else answer["code"], sent, now())
+        return CommandResult(OK if response["code"] == 0 else response["code"], sent, now())
 
     def stop(self, reason: str) -> bool:
         self._last_stop, self.stopped = object(), reason  # first, so that no command follows the stop
         for link in (self._stop_link, self._link):
             with suppress(EnvError):
-                return self._ask(link, do="stop")["code"] == 0
-        return False  # nobody acknowledged it: the supervisor stops the arm
+                return self._request(link, do="stop")["code"] == 0
+        return False  # not acknowledged: the supervisor stops the arm
 
     def status(self) -> DriverStatus:
         age = now() - self._heard

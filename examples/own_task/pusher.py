@@ -1,4 +1,4 @@
-"""A task of one's own: a finger pushes a puck onto a mark. Written with MuJoCo; nothing of it is robosuite's."""
+"""Your own task: a finger pushes a puck onto a mark. Written with MuJoCo, without robosuite."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ MARK = np.array([0.2, 0.0])
 
 
 class PusherSettings(CommonSettings):
-    near: float = 0.03  # m, of the puck to the mark
+    near: float = 0.03  # m, distance of the puck to the mark
     success_text = "pushed the puck onto the mark"
 
 
@@ -63,10 +63,10 @@ class Pusher(Task):
 class Push:
     env: Pusher
 
-    def act(self):  # behind the puck, and from there onto the mark
+    def act(self):  # move behind the puck, then push it onto the mark
         puck, finger = self.env.puck, self.env.data.ctrl
         away = (puck - MARK) / np.linalg.norm(puck - MARK)
-        off = (finger - puck) @ away, np.cross(away, finger - puck)  # behind it, beside it
+        off = (finger - puck) @ away, np.cross(away, finger - puck)  # distance behind it and to its side
         target = MARK if off[0] > 0 and abs(off[1]) < 0.01 else puck + 0.075 * away
         step = target - finger
         return (step * min(1, 0.03 / max(np.linalg.norm(step), 1e-9))).astype(np.float32)

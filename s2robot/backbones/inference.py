@@ -33,14 +33,14 @@ from torch.utils._pytree import tree_map
 
 from s2robot.core.errors import one_of
 
-PIXELS_PER_CALL = 10 * 224 * 224  # on a CPU; ViT-B is at its best from 4 to 10 tiles
-SCORES_PER_CALL = 2**21  # of attention: 4 MiB in bfloat16 stay in the cache
+PIXELS_PER_CALL = 10 * 224 * 224  # on a CPU; ViT-B is fastest with 4 to 10 tiles
+SCORES_PER_CALL = 2**21  # attention scores: 4 MiB in bfloat16 stay in the cache
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def default_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """Return bfloat16 if the device multiplies in it (CPU with avx512_bf16 or AMX, NVIDIA since Ampere), else float32."""
+    """Return bfloat16 if the device supports it in hardware (CPU with avx512_bf16 or AMX, NVIDIA since Ampere), else float32."""
     device = torch.device(device)
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -50,9 +50,9 @@ def default_dtype(device: torch.device | str = "cpu") -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def packs(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether linear layers of this dtype can be packed: an x86 CPU with AVX2, or for 16 bits with AVX-512, and a torch with
-    oneDNN. Elsewhere they run as plain layers."""
+def can_pack(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether linear layers of this dtype can be packed, which requires torch with oneDNN and an x86 CPU with AVX2 (AVX-512
+    for 16-bit types). Elsewhere they run as plain layers."""
     names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
     short = names.get(dtype)
     return (
@@ -73,8 +73,8 @@ def prepare(model: Module, dtype: Any = "auto") -> Module:
 
     The copy is in evaluation mode without gradients. It accepts floating point images of any dtype and returns that
     dtype. Features in float32 differ by up to 1e-5, those in bfloat16 have a cosine of at least 0.999. The copy shares
-    no memory with the model, because packed weights could not follow later changes. Packed weights take as much memory
-    again. Raises UserError for another dtype.
+    no memory with the model, because packed weights could not follow later changes. Packing doubles the memory of the
+    weights. Raises UserError for another dtype.
     """
     first = next((t for t in (*model.parameters(), *model.buffers())), torch.empty(0))
     if dtype == "auto":
@@ -92,8 +92,8 @@ def prepare(model: Module, dtype: Any = "auto") -> Module:
     if sum(isinstance(m, nn.Conv2d) for m in fast.modules()) > 1:  # one is a transformer's patch embedding
         layout = torch.channels_last
         fast.to(memory_format=layout)
-    if first.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and packs(dtype):
-        timm = sys.modules.get("timm.models.vision_transformer")  # importing it takes longer than torch
+    if first.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and can_pack(dtype):
+        timm = sys.modules.get("timm.models.vision_transformer")  # slower to import than torch
         _pack(fast, getattr(timm, "Mlp", None))
         for module in fast.modules():
             if timm and dtype == torch.bfloat16 and type(module) is timm.Attention and _is_plain(module):
@@ -105,14 +105,14 @@ def prepare(model: Module, dtype: Any = "auto") -> Module:
 
 def shared_copy(model: Module, convert: Callable[[Tensor], Tensor] = lambda t: t) -> Module:
     """Copy a model without gradients; its tensors share the model's memory unless `convert` returns new ones."""
-    memo: dict[int, Any] = {}  # deepcopy does not copy what is in its memo
+    memo: dict[int, Any] = {}  # deepcopy reuses the objects in its memo
     for t in (*model.parameters(), *model.buffers()):
         new = convert(t).detach()
         memo[id(t)] = nn.Parameter(new, requires_grad=False) if isinstance(t, nn.Parameter) else new
     try:
-        with torch.no_grad():  # scripted modules clone what is not in the memo
+        with torch.no_grad():  # scripted modules clone tensors that are not in the memo
             return copy.deepcopy(model, memo)
-    except Exception as error:  # modules may hold anything
+    except Exception as error:  # modules may hold objects that cannot be copied
         error.add_note("The model cannot be copied; freeze it yourself and use S2(..., frozen=False).")
         raise
 
@@ -121,7 +121,7 @@ def _forward(
     run: Callable[..., Any], dtype: torch.dtype, layout: torch.memory_format, *args: Any, **kwargs: Any
 ) -> Any:
     """Run the model on images (B, 3, h, w) of any floating dtype, on a CPU in parts of `PIXELS_PER_CALL`."""
-    given = next(a.dtype for a in (*args, *kwargs.values(), torch.empty(0)) if _is_float(a))
+    input_dtype = next(a.dtype for a in (*args, *kwargs.values(), torch.empty(0)) if _is_float(a))
 
     def cast(x: Any) -> Any:
         if not _is_float(x):
@@ -129,8 +129,8 @@ def _forward(
         return x.to(dtype, memory_format=layout) if x.ndim == 4 else x.to(dtype)
 
     args, kwargs = tuple(map(cast, args)), {key: cast(value) for key, value in kwargs.items()}
-    alone = len(args) == 1 and not kwargs
-    if alone and _is_float(args[0]) and args[0].ndim == 4 and args[0].device.type == "cpu":
+    single = len(args) == 1 and not kwargs
+    if single and _is_float(args[0]) and args[0].ndim == 4 and args[0].device.type == "cpu":
         b, _, height, width = args[0].shape
         parts = -(-b // max(1, PIXELS_PER_CALL // max(1, height * width)))
         outputs = [run(part) for part in args[0].chunk(max(1, parts))]
@@ -140,7 +140,7 @@ def _forward(
     def join(*leaves: Any) -> Any:
         if not _is_float(leaves[0]):
             return leaves[0]
-        return (torch.cat(leaves) if len(leaves) > 1 else leaves[0]).to(given)
+        return (torch.cat(leaves) if len(leaves) > 1 else leaves[0]).to(input_dtype)
 
     return tree_map(join, *outputs)
 
@@ -158,7 +158,7 @@ def _is_plain(attention: Any) -> bool:
 
 
 def _split_attention(attention: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """timm's attention without a mask, on a CPU: products of a few images at a time."""
+    """Compute timm's attention without a mask on a CPU, with products of a few images at a time."""
     masked = any(a is not None and a is not False for a in (*args, *kwargs.values()))
     grad = torch.is_grad_enabled() and x.requires_grad
     if masked or grad or x.device.type != "cpu" or torch.compiler.is_compiling():
@@ -177,7 +177,7 @@ def _split_attention(attention: Any, x: Tensor, *args: Any, **kwargs: Any) -> Te
 
 class PackedLinear(nn.Linear):
     """A linear layer with a packed weight and an optional GELU. Runs as a plain layer on another device, in another
-    dtype, while compiling and with gradients."""
+    dtype, under compilation and with gradients."""
 
     _packed: Tensor | None
     gelu: str | None  # "none" (exact) or "tanh"
@@ -188,7 +188,7 @@ class PackedLinear(nn.Linear):
         layer.__class__ = PackedLinear
         assert isinstance(layer, PackedLinear)  # for the type checker
         layer.gelu = gelu
-        pack = torch.ops.mkldnn._reorder_linear_weight if packs(layer.weight.dtype) else None
+        pack = torch.ops.mkldnn._reorder_linear_weight if can_pack(layer.weight.dtype) else None
         layer._packed = pack and pack(layer.weight.detach(), None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class PackedLinear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, post, [], self.gelu)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_packed"}  # its memory cannot be read
+        return {k: v for k, v in self.__dict__.items() if k != "_packed"}  # it cannot be serialised
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -216,13 +216,13 @@ class PackedLinear(nn.Linear):
 
 
 def _pack(model: nn.Module, mlp: Any) -> None:
-    """Pack every plain linear layer, in place, together with a GELU that takes its output directly.
+    """Pack every plain linear layer in place, fused with a GELU that directly follows it.
 
     mlp: timm's class for layers fc1 and act in this order.
     """
     for module in list(model.modules()):
         names = ["fc1", "act"] if type(module) is mlp else []
-        if getattr(type(module), "forward", None) is nn.Sequential.forward:  # a scripted one has none
+        if getattr(type(module), "forward", None) is nn.Sequential.forward:  # scripted modules have none
             names = [name for name, _ in module.named_children()]
         for name, after in zip(names, names[1:], strict=False):
             layer, act = module.get_submodule(name), module.get_submodule(after)

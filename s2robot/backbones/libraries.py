@@ -28,7 +28,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # Mean and std of the published checkpoints of a Hugging Face family, by config.model_type. "vit" is Google's;
-# Facebook's (DINO, MAE) use ImageNet's, which only their name shows.
+# Facebook's (DINO, MAE) use ImageNet's and are recognised only by name.
 HUGGING_FACE = (
     dict.fromkeys(("vit", "beit", "siglip_vision_model", "siglip2_vision_model"), HALF)
     | dict.fromkeys(("clip_vision_model", "metaclip_2_vision_model"), CLIP)
@@ -36,12 +36,12 @@ HUGGING_FACE = (
     | dict.fromkeys(("dinov3_convnext", "convnext", "convnextv2", "resnet", "swin"), IMAGENET)
 )
 STAGES = ("blocks", "stages", "layers")  # the attribute that holds a timm model's blocks
-# libraries whose source is not in `structure`
+# libraries whose source `structure` leaves out
 LIBRARIES = ("torch.nn.", "timm.", "torchvision.", "transformers.", "dinov2.", "s2robot.")
 
 
-class Given(TypedDict, total=False):
-    """Facts that the user may give as keywords of `find_backbone`, `S2` and `S2Encoder`; None means not given."""
+class Overrides(TypedDict, total=False):
+    """Facts that keywords of `find_backbone`, `S2` and `S2Encoder` can override; None means no override."""
 
     tile: int | Size | None
     patch: int | None
@@ -67,12 +67,12 @@ class Facts:
     block: int | None = None  # the block after which the tokens are taken; None for the model's end
     channels_last: bool | None = None  # of maps, (B, rows, columns, D)
 
-    def corrected(self, given: Given) -> Facts:
-        """Return these facts with those of the user in their place."""
-        processor = given.get("processor")
+    def corrected(self, overrides: Overrides) -> Facts:
+        """Return these facts with the overrides applied."""
+        processor = overrides.get("processor")
         processor = getattr(processor, "image_processor", processor)
         new = {} if processor is None else {"mean": processor.image_mean, "std": processor.image_std}
-        new |= {k: v for k, v in given.items() if v is not None and k != "processor"}
+        new |= {k: v for k, v in overrides.items() if v is not None and k != "processor"}
         new |= {k: index(new[k]) for k in ("patch", "num_prefix_tokens", "block") if k in new}
         return replace(self, **new | ({"tile": pair(new["tile"], "tile")} if "tile" in new else {}))
 
@@ -85,25 +85,25 @@ class Source(NamedTuple):
     facts: Facts
 
 
-def pair(size: Any, what: str) -> Size:
-    """Return a side or (height, width) as (height, width); UserError, naming `what`, unless both are integers >= 1."""
+def pair(size: Any, key: str) -> Size:
+    """Return a side or (height, width) as (height, width); UserError about `key` unless both are integers >= 1."""
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(sides) != 2 or not all(hasattr(side, "__index__") and side >= 1 for side in sides):
-        raise UserError(f"{what}: expected pixels >= 1, an integer or (height, width), got {size!r}")
+        raise UserError(f"{key}: expected pixels >= 1, an integer or (height, width), got {size!r}")
     return int(sides[0]), int(sides[1])
 
 
 def check_tile(tile: Size, patch: int) -> None:
-    """Reject a tile whose last rows or columns are in no token."""
+    """Raise UserError for a tile that is not a whole number of patches."""
     if tile[0] % patch or tile[1] % patch:
         raise UserError(
-            f"tile: expected a whole number of patches of {patch} px, got {tile[0]} x {tile[1]} px; give a tile "
+            f"tile: expected a whole number of patches of {patch} px, got {tile[0]} x {tile[1]} px; use a tile "
             f"(encoder.img_size) of {tile[0] // patch * patch} x {tile[1] // patch * patch}"
         )
 
 
 def read_model(model: Any, block: int | None = None, size: Size | None = None) -> Source:
-    """Read a model, cut after `block` and resampled for images of `size` where possible, in a copy."""
+    """Read a model, cut after `block` and resampled for images of `size` (in a copy) where possible."""
     if isinstance(model, nn.Module):
         if any(c.__module__.startswith("torchvision.models.") for c in type(model).__mro__):
             reader = _torchvision_vit if hasattr(model, "conv_proj") else _torchvision
@@ -124,7 +124,7 @@ def call(model: nn.Module, x: Tensor) -> Any:
 
 
 class Function(nn.Module):
-    """A callable as a module."""
+    """A module that wraps a callable."""
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -138,13 +138,13 @@ class Function(nn.Module):
 
 
 def features(out: Any, num_prefix_tokens: int | None = None) -> Tensor:
-    """Return the features in a model's output: a tensor, or the one that an object, mapping or tuple holds.
+    """Return the feature tensor of a model's output, which may be a tensor, object, mapping or tuple.
 
-    In this order: the attribute or key last_hidden_state (Hugging Face), DINOv2's and v3's mapping from torch.hub, the
-    keys features and out, a mapping's only tensor, the first item of a tuple.
+    Tried in this order: the attribute or key last_hidden_state (Hugging Face), DINOv2's and v3's mapping from torch.hub,
+    the keys features and out, a mapping's only tensor, the first item of a tuple.
 
-    num_prefix_tokens: DINO's mapping holds CLS and registers apart from the patches; they come first, or are left out
-    if 0 is expected.
+    num_prefix_tokens: DINO's mapping stores CLS and registers separately from the patches; they are prepended, or
+    dropped if this is 0.
     """
     out = getattr(out, "last_hidden_state", out)
     found = type(out).__name__
@@ -168,9 +168,9 @@ def features(out: Any, num_prefix_tokens: int | None = None) -> Tensor:
 
 
 def structure(model: nn.Module) -> str | None:
-    """Describe a model's code and settings, the same on every machine; None if its source is not available.
+    """Describe a model's code and settings identically on every machine; None if its source is not available.
 
-    Contains the layers' names and numbers (attention heads appear in no weight), without names that depend on the
+    Contains the layers' names and numbers (no weight shows the attention heads), without names that depend on the
     library's version or the machine (`fused_attn`, a checkpoint's path), and the source of classes that come from no
     known library, without the functions that they call.
     """
@@ -202,20 +202,20 @@ def _forward_features(model: Any, x: Tensor) -> Any:
 
 
 def _timm(model: Any, block: int | None, size: Size | None) -> Source:
-    """timm, our MVPViT (a subclass of timm's ViT), and DINOv2 from torch.hub."""
+    """Read timm models, our MVPViT (a subclass of timm's ViT), and DINOv2 from torch.hub."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
     name = str(cfg.get("architecture") or type(model).__name__)
     embed: Any = getattr(model, "patch_embed", None) or getattr(model, "stem", None)  # MLP-Mixer: stem
     tile = tuple(getattr(embed, "img_size", None) or cfg.get("input_size", (3, 224, 224))[1:])
-    stages, alike = _timm_stages(model)
+    stages, uniform = _timm_stages(model)
     patch = None
-    if alike and hasattr(embed, "patch_size"):
+    if uniform and hasattr(embed, "patch_size"):
         patch = _side(embed.feat_ratio(False) if hasattr(embed, "feat_ratio") else embed.patch_size)
     facts = Facts(
         name,
         tile,
         patch,
-        num_prefix_tokens=getattr(model, "num_prefix_tokens", None) if alike else None,
+        num_prefix_tokens=getattr(model, "num_prefix_tokens", None) if uniform else None,
         mean=cfg.get("mean", IMAGENET[0]),
         std=cfg.get("std", IMAGENET[1]),
         depth=len(stages) or None,
@@ -224,7 +224,7 @@ def _timm(model: Any, block: int | None, size: Size | None) -> Source:
     resample = size not in (None, tile) and hasattr(model, "set_input_size")
     resample = resample and not getattr(model, "dynamic_img_size", False)
     if block is not None:
-        model = _up_to(model, stages, block, name, tail=alike)
+        model = _up_to(model, stages, block, name, tail=uniform)
     elif resample:
         model = copy.deepcopy(model)
     if resample:
@@ -240,7 +240,7 @@ def _timm_stages(model: Any) -> tuple[list[str], bool]:
         stages = [f"{container}.{child}" for child, _ in getattr(model, container).named_children()]
     else:  # ResNet and RegNet: direct children
         stages = [child for child, _ in model.named_children() if child[:-1] in ("layer", "s")]
-    if getattr(model, "chunked_blocks", False):  # torch.hub's DINOv2: each holds several blocks
+    if getattr(model, "chunked_blocks", False):  # torch.hub's DINOv2: each chunk holds several blocks
         stages = []
     info = getattr(model, "feature_info", None) or []
     return stages, container == "blocks" and len({(i["reduction"], i["num_chs"]) for i in info}) <= 1
@@ -255,9 +255,9 @@ def _interpolated(model: nn.Module, x: Tensor) -> Any:
 
 
 def _hugging_face(model: Any, block: int | None, size: Size | None) -> Source:
-    """The part of the model that returns `last_hidden_state`: in CLIP before, elsewhere after the final norm."""
-    model = getattr(model, "vision_model", model)  # of CLIP, SigLIP with their text side
-    if "For" in type(model).__name__:  # ViTForImageClassification and the like: without the head
+    """Read the part of the model that returns `last_hidden_state`: before the final norm in CLIP, after it elsewhere."""
+    model = getattr(model, "vision_model", model)  # CLIP and SigLIP with a text tower
+    if "For" in type(model).__name__:  # ViTForImageClassification and similar: drop the head
         model = model.base_model
     config = model.config
     name = str(getattr(config, "_name_or_path", "") or config.model_type)
@@ -268,14 +268,14 @@ def _hugging_face(model: Any, block: int | None, size: Size | None) -> Source:
     depth = len(getattr(config, "depths", ())) or getattr(config, "num_hidden_layers", 0)
     lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth > 0]
     stages = [f"{lists[0]}.{i}" for i in range(depth)] if lists else []
-    alike = hasattr(config, "patch_size") and not hasattr(config, "depths")
+    uniform = hasattr(config, "patch_size") and not hasattr(config, "depths")
     if block is not None:
-        model = _up_to(model, stages, block, name, tail=alike)
+        model = _up_to(model, stages, block, name, tail=uniform)
     interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
     mean, std = HUGGING_FACE.get(config.model_type, (None, None))
     if config.model_type == "vit" and name.startswith("facebook/"):
         mean, std = IMAGENET
-    patch = _side(config.patch_size) if alike else None
+    patch = _side(config.patch_size) if uniform else None
     facts = Facts(name, tile, patch, mean=mean, std=std, depth=len(stages) or None)
     return Source(model, _interpolated if interpolates and size not in (None, tile) else _pixel_values, facts)
 
@@ -295,10 +295,10 @@ def _torchvision_vit(model: Any, block: int | None) -> Source:
 
 
 def _torchvision(model: Any, block: int | None) -> Source:
-    """A torchvision classifier: the modules before its pooling, in sequence; the tile is 224 px."""
+    """Read a torchvision classifier: the modules before its pooling, in sequence; the tile is 224 px."""
     name = type(model).__name__
     steps: list[nn.Module] = []
-    ends: list[int] = []  # after how many of the steps a stage is complete
+    ends: list[int] = []  # for each stage, the number of steps after which it is complete
     for child, module in model.named_children():
         if child in ("avgpool", "classifier", "fc", "permute"):
             break
@@ -316,7 +316,7 @@ def _torchvision(model: Any, block: int | None) -> Source:
             if child[:-1] in ("layer", "stage"):
                 ends.append(len(steps))
     if not steps or hasattr(model, "aux_logits"):
-        raise UserError(f"{name}: its features are not known; give a callable that returns them")
+        raise UserError(f"{name}: unknown features; pass a callable that returns them")
     if name == "DenseNet":
         steps.append(nn.ReLU())
     if block is not None:
@@ -329,20 +329,20 @@ def _torchvision(model: Any, block: int | None) -> Source:
 
 def _check_block(name: str, block: int, depth: int) -> None:
     if not 1 <= block <= depth:
-        expected = f"1 to {depth}" if depth else "none, as its blocks are not known (cut the model by hand)"
+        expected = f"1 to {depth}" if depth else "none, as its blocks are unknown (cut the model yourself)"
         raise UserError(f"{name}: block: expected {expected}, got {block}")
 
 
 def _up_to(model: nn.Module, stages: Sequence[str], block: int, name: str, tail: bool) -> nn.Module:
-    """Copy a model without the stages (dotted names) after the block and, unless `tail`, without what follows them."""
+    """Copy a model without the stages (dotted names) after the block and, unless `tail`, the modules that follow them."""
     _check_block(name, block, len(stages))
-    gone = list(stages[block:])
+    removed = list(stages[block:])
     if not tail:
         children = [child for child, _ in model.named_children()]
-        gone += children[children.index(stages[-1].split(".")[0]) + 1 :]
+        removed += children[children.index(stages[-1].split(".")[0]) + 1 :]
     needed = {id(model.get_submodule(stage)) for stage in stages[:block]}
-    # deepcopy does not copy what is in its memo, so removed modules cost no memory
-    dropped = {id(model.get_submodule(name)) for name in gone} - needed
+    # deepcopy does not copy modules in its memo, so removed modules cost no memory
+    dropped = {id(model.get_submodule(name)) for name in removed} - needed
     memo: dict[int, Any] = {number: nn.Identity() for number in dropped}
     cut = copy.deepcopy(model, memo)
     path, in_container, _ = stages[0].rpartition(".")
@@ -353,5 +353,5 @@ def _up_to(model: nn.Module, stages: Sequence[str], block: int, name: str, tail:
 
 
 def _side(patch: Any) -> int:
-    """The height of a patch; a dry run finds that one is not square."""
+    """Return the height of a patch; the dry run rejects patches that are not square."""
     return patch if isinstance(patch, int) else tuple(patch)[0]

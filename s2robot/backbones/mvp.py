@@ -1,4 +1,4 @@
-"""Load MVP's published encoders by name: downloaded once, checked, frozen.
+"""Load MVP's published encoders by name: downloaded once, verified, frozen.
 
     encoder = load("vitb-mae-egosoup")               # from the user's cache; downloads 343 MB the first time
     encoder = load("vits-mae-hoi", "mae_pretrain_hoi_vit_small.pth")
@@ -30,7 +30,7 @@ from s2robot.core.progress import bar
 
 BOX = "https://berkeley.box.com/shared/static"
 POOLS = ("tokens", "mean", "cls")
-_TIMEOUT_S = 60.0  # without an answer or further bytes
+_TIMEOUT_S = 60.0  # without a response or further bytes
 
 
 class Published(NamedTuple):
@@ -66,7 +66,7 @@ class MVP(nn.Module):
     """A frozen MVP vision transformer: no gradients, always in evaluation mode.
 
     Attributes: `name`, `vit` (normalised images to tokens), `spec`, `dim` (D), `img_size` (px), `grid`
-    (patches along a side; N = grid squared), `dropped` (keys of the file that are not the encoder's).
+    (patches along a side; N = grid squared), `dropped` (keys of the file that the encoder does not use).
     """
 
     def __init__(self, name: str, vit: MVPViT, dropped: list[str]) -> None:
@@ -88,7 +88,7 @@ class MVP(nn.Module):
 
         pool: "mean" returns (B, D), the mean of the N patch tokens without CLS (as RPT uses MVP); "cls" returns
         (B, D), the CLS token (as MVP itself does). Images of other sizes are resized to img_size x img_size with
-        antialiasing, without keeping their aspect ratio. Raises UserError for another type or shape.
+        antialiasing, ignoring their aspect ratio. Raises UserError for another type or shape.
         """
         one_of("pool", pool, POOLS)
         weight, size = self.vit.cls_token, (self.img_size, self.img_size)
@@ -106,17 +106,17 @@ def load(name: str, checkpoint: str | Path | None = None, *, check_md5: bool = T
     """Load one of the five checkpoints in `PUBLISHED`.
 
     checkpoint: a local file; None uses the user's cache and downloads the file if it is missing.
-    check_md5: reject a file whose md5 is not the published one.
-    Raises UserError for an unknown name, a failed download, another md5 and weights that do not fit. Pickled code in
-    the file does not run. Decoder, mask token and head are dropped.
+    check_md5: reject a file whose md5 differs from the published one.
+    Raises UserError for an unknown name, a failed download, a wrong md5 or mismatched weights. Pickled code in the
+    file does not run. Decoder, mask token and head are dropped.
     """
     one_of("MVP checkpoint", name, PUBLISHED)
     path = fetch(name, check_md5=check_md5) if checkpoint is None else Path(checkpoint)
     published = PUBLISHED[name]
     if check_md5 and (found := _md5(path)) != published.md5:
         raise UserError(
-            f"{path}: md5 {found}, but {name} ({published.file}) has {published.md5}; remove the file to download it "
-            "again, or set encoder.check_md5=false"
+            f"{path}: expected md5 {published.md5} of {name} ({published.file}), got {found}; remove the file to "
+            "download it again, or set encoder.check_md5=false"
         )
     state = read_state(path)
     dropped = sorted(k for k in state if k == "mask_token" or k.startswith(("decoder_", "decoder.", "head.")))
@@ -128,8 +128,8 @@ def load(name: str, checkpoint: str | Path | None = None, *, check_md5: bool = T
 def fetch(name: str, *, check_md5: bool = True) -> Path:
     """Return the checkpoint file in the user's cache (`paths.cache_dir("mvp")`), downloading it if it is missing.
 
-    A file that was put there by hand under its published name is used. Raises UserError if the download fails or its
-    md5 is not the published one.
+    A file placed there manually under its published name is used. Raises UserError if the download fails or its md5
+    differs from the published one.
     """
     one_of("MVP checkpoint", name, PUBLISHED)
     published = PUBLISHED[name]
@@ -144,21 +144,21 @@ def fetch(name: str, *, check_md5: bool = True) -> Path:
     ):
         _download(published.url, part)
         if check_md5 and (found := _md5(part)) != published.md5:
-            raise OSError(f"received md5 {found}, expected {published.md5}")
+            raise OSError(f"expected md5 {published.md5}, got {found}")
     return path
 
 
 def _download(url: str, path: Path) -> None:
-    """Write the content at the URL to a file. OSError: a silent server, or fewer bytes than it announced."""
+    """Download a URL to a file; OSError if the server does not respond or sends fewer bytes than announced."""
     request = urlopen(url, timeout=_TIMEOUT_S)
-    with request as answer, path.open("wb") as file, bar("downloading") as update:
-        done, total = 0, int(answer.headers.get("Content-Length") or 0)
-        while block := answer.read(1 << 20):
+    with request as response, path.open("wb") as file, bar("downloading") as update:
+        done, total = 0, int(response.headers.get("Content-Length") or 0)
+        while block := response.read(1 << 20):
             file.write(block)
             done += len(block)
             update(-(-done // 10**6), -(-total // 10**6), f"MB of {url}")
     if total and done != total:
-        raise OSError(f"received {done} of {total} bytes")
+        raise OSError(f"expected {total} bytes, got {done}")
 
 
 def _md5(path: Path) -> str:

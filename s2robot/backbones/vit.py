@@ -1,4 +1,4 @@
-"""MVP's vision transformers, and the files of their weights.
+"""MVP's vision transformers and their weights files.
 
     vit = MVPViT(ViTSpec(img_size=128, patch_size=16, dim=192, depth=6, heads=6))
     vit(images).shape                      # (B, 1 + 64, 192), the CLS token first
@@ -44,9 +44,9 @@ class ViTSpec:
     heads: int
 
     def __post_init__(self) -> None:
-        rest = ("patch_size", 1), ("depth", 1), ("heads", 1)
-        for key, of in (*rest, ("img_size", "patch_size"), ("dim", "heads")):
-            step = getattr(self, of) if isinstance(of, str) else of
+        positive = ("patch_size", 1), ("depth", 1), ("heads", 1)
+        for key, divisor in (*positive, ("img_size", "patch_size"), ("dim", "heads")):
+            step = getattr(self, divisor) if isinstance(divisor, str) else divisor
             step = lcm(step, 4) if key == "dim" else step  # for the position table
             value = getattr(self, key)
             if type(value) is not int or value < 1 or value % step:
@@ -154,13 +154,13 @@ def save_encoder(
 
 
 def load_encoder(path: str | Path) -> tuple[MVPViT, dict]:
-    """Load an encoder that `save_encoder` wrote, and its recipe; the weights' sha256 is checked."""
-    with reported(f"{path}: expected an encoder file that `s2robot pretrain` wrote, got"):
+    """Load an encoder written by `save_encoder`, and its recipe; the weights' sha256 is checked."""
+    with reported(f"{path}: expected an encoder file written by `s2robot pretrain`, got"):
         with safe_open(path, framework="pt") as file:
             recipe = json.loads((file.metadata() or {})[RECIPE_KEY])
             state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
         vit = MVPViT(ViTSpec(**recipe["spec"]))
         if (found := weights_sha256(state)) != recipe["sha256"]:
-            raise ValueError(f"weights have sha256 {found}, the recipe says {recipe['sha256']}")
+            raise ValueError(f"weights with sha256 {found} instead of the recipe's {recipe['sha256']}")
     load_strict(vit, state, str(path))
     return vit, recipe

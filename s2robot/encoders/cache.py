@@ -1,15 +1,15 @@
-"""Cache a dataset's features on disk, so that every frame is encoded once and not once per epoch.
+"""Cache a dataset's features on disk, so that every frame is encoded once instead of once per epoch.
 
     cache = FeatureCache(root, dataset.fingerprint, encoder.fingerprint, cameras, lengths, encoder.num_tokens,
                          encoder.dim)
-    cache.build(make_frames, encoder.encode_cameras)   # encodes what is missing; resumes after a kill
+    cache.build(make_frames, encoder.encode_cameras)   # encodes missing episodes; resumes after a kill
     cache.features.shape                       # (T, cameras, N, D), all episodes concatenated
 
-N is the token count of the camera that has the most; the other cameras are padded with zeros.
+N is the largest token count of any camera; the other cameras are padded with zeros.
 
-A cache is a folder named by a hash of dataset, encoder, cameras, number format and renderer. `features.bin` holds raw
-little-endian numbers, `index.json` the identity, `done.txt` a line for every finished episode. An episode is marked after
-its features are safe on disk, so a kill loses at most the episode in progress.
+A cache is a folder named by a hash of dataset, encoder, cameras, number format and renderer. `features.bin` stores raw
+little-endian numbers, `index.json` the identity, `done.txt` a line for every finished episode. An episode is marked as
+finished after its features are safe on disk, so a kill loses at most the episode in progress.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from s2robot.core.files import write_text
 from s2robot.core.provenance import short_hash
 from s2robot.core.timing import span
 
-Frames = Iterable[tuple[int, Sequence[np.ndarray]]]  # (episode, one uint8 (T_ep, H, W, 3) a camera)
-Encode = Callable[[Sequence[np.ndarray]], Tensor]  # one uint8 (B, H, W, 3) a camera -> (B, C, N, D)
+Frames = Iterable[tuple[int, Sequence[np.ndarray]]]  # (episode, one uint8 (T_ep, H, W, 3) per camera)
+Encode = Callable[[Sequence[np.ndarray]], Tensor]  # one uint8 (B, H, W, 3) per camera -> (B, C, N, D)
 DTYPES = {name: np.dtype(code) for name, code in {"float16": "<f2", "float32": "<f4", "uint8": "u1"}.items()}
 VERSION = 1
 JOURNAL = "done.txt"
@@ -42,12 +42,12 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def as_stored(tokens: Tensor, dtype: str = "float16") -> Tensor:
-    """Round tokens as the cache does: a policy that was trained from the cache must see the same."""
+    """Round tokens as the cache does, so that a policy trained from the cache gets the same values."""
     return tokens.half().to(tokens.dtype) if dtype == "float16" else tokens
 
 
 class FeatureCache:
-    """The features of one dataset by one encoder.
+    """The features of one dataset, computed by one encoder.
 
     Args:
         root: folder of all caches.
@@ -55,14 +55,14 @@ class FeatureCache:
         cameras: names, in the order of the frames.
         episode_lengths: steps of every episode.
         tokens, dim: tokens of a frame (the largest count of any camera) and their width.
-        dtype: "float16", "float32" or "uint8", of the numbers on disk.
+        dtype: number format on disk, "float16", "float32" or "uint8".
         about: JSON-able notes, not part of the key.
-        drawn: JSON-able facts about the renderer, part of the key; empty where the dataset holds frames. None: this
-            machine cannot render, so a complete cache of this dataset and encoder is used whatever rendered it.
+        renderer: JSON-able facts about the renderer, part of the key; empty if the dataset contains frames. None: this
+            machine cannot render, so any complete cache of this dataset and encoder is used, whatever its renderer.
         shapes: (H, W) of each camera whose frames are not square, part of the key.
-        wanted: required episodes; None: all. Rows of other episodes may be empty.
+        required: required episodes; None: all. Rows of other episodes may be empty.
 
-    Data on disk that does not match all of this is never read; it is encoded again.
+    Data on disk that does not match all of these is ignored and encoded again.
     """
 
     def __init__(
@@ -76,16 +76,16 @@ class FeatureCache:
         dim: int,
         dtype: str = "float16",
         about: Mapping[str, Any] | None = None,
-        drawn: Mapping[str, Any] | None = NOTHING,
+        renderer: Mapping[str, Any] | None = NOTHING,
         shapes: Mapping[str, Sequence[int]] = NOTHING,
-        wanted: Iterable[int] | None = None,
+        required: Iterable[int] | None = None,
     ) -> None:
         lengths = [int(n) for n in episode_lengths]
         self.dtype: np.dtype[Any] = DTYPES[dtype]
         self.shape = (sum(lengths), len(cameras), int(tokens), int(dim))  # (T, C, N, D)
         self.ends = np.cumsum(lengths, dtype=np.int64)
         self.starts = self.ends - np.asarray(lengths, dtype=np.int64)
-        self.wanted = list(range(len(lengths))) if wanted is None else sorted(map(int, wanted))
+        self.required = list(range(len(lengths))) if required is None else sorted(map(int, required))
         self.identity = {
             "version": VERSION,
             "dataset": dataset,
@@ -95,15 +95,15 @@ class FeatureCache:
             "shape": list(self.shape),
             "episode_lengths": lengths,
         }
-        named = {k: self.identity[k] for k in ("version", "dataset", "encoder", "cameras", "dtype")}
+        key = {k: self.identity[k] for k in ("version", "dataset", "encoder", "cameras", "dtype")}
         if shapes:
-            named["wide"] = self.identity["wide"] = {name: list(size) for name, size in shapes.items()}
-        if drawn:
-            named["drawn"] = self.identity["drawn"] = json.loads(json.dumps(drawn))
-        self.path = Path(root) / short_hash(named)
-        if drawn is None:
+            key["wide"] = self.identity["wide"] = {name: list(size) for name, size in shapes.items()}
+        if renderer:
+            key["drawn"] = self.identity["drawn"] = json.loads(json.dumps(renderer))
+        self.path = Path(root) / short_hash(key)
+        if renderer is None:
             others = sorted(Path(root).glob("*/"))
-            self.path = next((p for p in others if {*self.wanted} <= self.done(p) != set()), self.path)
+            self.path = next((p for p in others if {*self.required} <= self.done(p) != set()), self.path)
         self.about = dict(about or {})
 
     @property
@@ -112,7 +112,7 @@ class FeatureCache:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def done(self, path: Path | None = None) -> set[int]:
-        """Return the episodes whose features are on disk (at `path`), valid and of this dataset and encoder."""
+        """Return the episodes with valid features of this dataset and encoder on disk (at `path`)."""
         path = path or self.path
         try:
             index = _index(path)
@@ -123,16 +123,16 @@ class FeatureCache:
         return index["done"] if same else set()
 
     def missing(self) -> list[int]:
-        """Return the wanted episodes that are not encoded yet."""
+        """Return the required episodes that are not encoded yet."""
         done = self.done()
-        return [i for i in self.wanted if i not in done]
+        return [i for i in self.required if i not in done]
 
     @property
     def features(self) -> np.ndarray:
-        """All features, read-only (T, C, N, D), memory-mapped. Raises UserError if wanted episodes are missing."""
+        """All features, read-only (T, C, N, D), memory-mapped. Raises UserError if required episodes are missing."""
         if missing := self.missing():
             raise UserError(
-                f"{self.path}: features of {len(missing)} of {len(self.wanted)} episodes are missing "
+                f"{self.path}: features of {len(missing)} of {len(self.required)} episodes are missing "
                 f"(first {missing[0]}); build the cache first"
             )
         if not self.nbytes:
@@ -149,14 +149,14 @@ class FeatureCache:
         """Encode the missing episodes and return `features`.
 
         Args:
-            make_frames: given the missing episodes, yields (episode, one uint8 (T_ep, H, W, 3) a camera) in any order.
-            encode: one uint8 (B, H, W, 3) a camera -> (B, C, N, D). None: `make_frames` yields results of `checked`.
+            make_frames: given the missing episodes, yields (episode, one uint8 (T_ep, H, W, 3) per camera) in any order.
+            encode: one uint8 (B, H, W, 3) per camera -> (B, C, N, D). None: `make_frames` yields results of `checked`.
             progress: called with (steps done, steps in total), at the start and after every episode.
-            dataset_of_first: returns the fingerprint that the dataset had with its first n episodes only; features
+            dataset_of_first: returns the fingerprint that the dataset had with only its first n episodes; features
                 of that earlier dataset are copied.
 
-        Waits for another process that builds the same cache. Raises UserError for features of a wrong shape or that
-        float16 cannot hold, a missing episode and a full disk.
+        Waits for another process that builds the same cache. Raises UserError for features of a wrong shape or beyond
+        the range of float16, a missing episode or a full disk.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ class FeatureCache:
                 if not self.done():
                     self._start()
                     if dataset_of_first:
-                        self._take_over(dataset_of_first)
+                        self._copy_earlier(dataset_of_first)
                 self._encode_missing(make_frames, encode, progress or (lambda done, total: None))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -182,9 +182,9 @@ class FeatureCache:
         progress: Callable[[int, int], None],
     ) -> None:
         done, lengths = self.done(), self.ends - self.starts
-        missing = [i for i in self.wanted if i not in done]
-        total = int(lengths[self.wanted].sum())
-        steps = int(sum(lengths[i] for i in self.wanted if i in done))
+        missing = [i for i in self.required if i not in done]
+        total = int(lengths[self.required].sum())
+        steps = int(sum(lengths[i] for i in self.required if i in done))
         progress(steps, total)
         if not missing:
             return
@@ -198,7 +198,7 @@ class FeatureCache:
                         values = self.checked(i, frames, encode)
                 file.seek(int(self.starts[i]) * row)
                 with span("write features", episode=i):
-                    # features before their mark
+                    # features before the journal entry
                     for stream, data in ((file, values.tobytes()), (journal, f"{i}\n".encode())):
                         stream.write(data)
                         stream.flush()
@@ -206,28 +206,28 @@ class FeatureCache:
                 steps += int(lengths[i])
                 progress(steps, total)
 
-    def _take_over(self, dataset_of_first: Callable[[int], str]) -> None:
-        """Copy the features of the longest earlier state of the dataset."""
-        found, ours = [], (self.ends - self.starts).tolist()
+    def _copy_earlier(self, dataset_of_first: Callable[[int], str]) -> None:
+        """Copy the features of the longest earlier version of the dataset."""
+        candidates, current = [], (self.ends - self.starts).tolist()
         for path in self.path.parent.glob("*/"):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 index, size = _index(path), (path / "features.bin").stat().st_size
                 lengths, keys = index["episode_lengths"], "version encoder cameras dtype drawn wide".split()
                 same = all(index.get(key) == self.identity.get(key) for key in keys)
                 row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
-                fits = 0 < len(lengths) < len(ours) and lengths == ours[: len(lengths)]
+                fits = 0 < len(lengths) < len(current) and lengths == current[: len(lengths)]
                 if same and fits and index["done"] and 0 < size == sum(lengths) * row:
-                    found.append((-len(lengths), path, index))
-        for count, path, index in sorted(found, key=lambda each: each[:2]):
+                    candidates.append((-len(lengths), path, index))
+        for count, path, index in sorted(candidates, key=lambda candidate: candidate[:2]):
             if index["dataset"] == dataset_of_first(-count):
                 shape = (int(self.ends[-count - 1]), *self.shape[1:])
                 new = np.memmap(self.path / "features.bin", self.dtype, "r+", shape=self.shape)
                 new[: shape[0]] = np.memmap(path / "features.bin", self.dtype, "r", shape=shape)
-                new.flush()  # features before their mark
+                new.flush()  # features before the journal entry
                 return self._mark(index["done"])
 
     def checked(self, i: int, frames: Sequence[np.ndarray], encode: Encode) -> np.ndarray:
-        """Encode episode i in the cache's format, (T_ep, C, N, D); UserError for another shape or a value that is lost."""
+        """Encode episode i in the cache's format, (T_ep, C, N, D); UserError for a wrong shape or a lost value."""
         shape = (int(self.ends[i] - self.starts[i]), *self.shape[1:])
         if not shape[0]:
             return np.zeros(shape, self.dtype)
@@ -242,7 +242,7 @@ class FeatureCache:
         return values
 
     def _start(self) -> None:
-        """Allocate the file and write an empty index; a full disk shows at once."""
+        """Allocate the file, so that a full disk fails immediately, and write an empty index."""
         (self.path / "index.json").unlink(missing_ok=True)
         (self.path / JOURNAL).unlink(missing_ok=True)
         with (self.path / "features.bin").open("wb") as file:
@@ -260,12 +260,12 @@ def _index(path: Path) -> dict[str, Any]:
     lines: list[str] = []
     with suppress(FileNotFoundError):
         lines = (path / JOURNAL).read_text().split("\n")[:-1]
-    # older caches hold the finished episodes in the index
+    # older caches store the finished episodes in the index
     return index | {"done": {*map(int, lines), *index.get("done", [])}}
 
 
 class Joined:
-    """Arrays (M_i, ...) as one along the first axis, without copying memory-mapped files; `index_select` as in a tensor."""
+    """Arrays (M_i, ...) joined along the first axis without copying memory-mapped files, with a tensor's `index_select`."""
 
     def __init__(self, arrays: Sequence[np.ndarray]):
         self.arrays = tuple(arrays)
@@ -279,14 +279,14 @@ class Joined:
         return int(self._ends[-1])
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """Copy the rows of a slice, list or array of indices (n,).  # (n, ...)"""
-        wanted = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
-        out = np.empty((len(wanted), *self.shape[1:]), self.arrays[0].dtype)
-        which = np.searchsorted(self._ends, wanted, "right")
+        """Return a copy of the rows (n, ...) at a slice, list or array of indices (n,)."""
+        indices = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
+        out = np.empty((len(indices), *self.shape[1:]), self.arrays[0].dtype)
+        array_of = np.searchsorted(self._ends, indices, "right")
         for i, array in enumerate(self.arrays):
-            mine = which == i
-            if mine.any():
-                out[mine] = array[wanted[mine] - (self._ends[i] - len(array))]
+            selected = array_of == i
+            if selected.any():
+                out[selected] = array[indices[selected] - (self._ends[i] - len(array))]
         return out
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:

@@ -2,11 +2,11 @@
 
     encoder = build_encoder({"name": "mvp-tiny", "sizes": [128, 256]})     # `s2robot.encoders.build`
     encoder.encode(images).shape           # uint8 (B, 256, 256, 3) -> float32 (B, 64, 384)
-    encoder.fingerprint                    # changes with everything that changes a feature
+    encoder.fingerprint                    # changes whenever the features change
     encoder.encode(camera).shape           # uint8 (B, 480, 640, 3) -> float32 (B, 88, 384): a map of 8 x 11
 
 A frame keeps its aspect ratio: a size is its shorter side, the longer one is rounded to whole patches, and square tiles
-of the model's own size cover it, overlapping where they must. So the position embedding is the trained one.
+of the model's own size cover it, overlapping if necessary, so the trained position embedding applies unchanged.
 
 Your own model: `S2Encoder(model, sizes)` accepts what `s2robot.backbones.backbone.find_backbone` accepts. For S2 with
 gradients or maps use `s2robot.s2.module.S2`.
@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from s2robot.backbones.backbone import find_backbone
 from s2robot.backbones.device import channels_first, fitting, moved, tensor_of
 from s2robot.backbones.inference import prepare
-from s2robot.backbones.libraries import Given, check_tile, structure
+from s2robot.backbones.libraries import Overrides, check_tile, structure
 from s2robot.backbones.vit import weights_sha256
 from s2robot.core.errors import UserError, one_of
 from s2robot.s2.engine import Model, encode, pyramid
@@ -49,19 +49,19 @@ class S2Encoder(nn.Module):
         pool: "tokens" for a grid of tokens, "mean" for their mean.
         name: for messages.
         describe: a JSON-able mapping that identifies the architecture in the fingerprint. Without it the fingerprint
-            reads the model's layers, settings and source; a plain function has none, so it needs `describe`.
+            covers the model's layers, settings and source; a plain function has none, so it needs `describe`.
         dtype: "float32", or "bfloat16": faster on CPUs with avx512_bf16 or AMX, features differ by 1e-2.
-        frames_per_call: frames in one call of the model; default 4 on a CPU (its cache), else 64, or as many as fit
-            into the GPU's memory.
-        resolution: of the larger sizes: "native", or "upsampled" from the first one, which adds no information.
-        grid_size: side of the square frame whose grid of tokens the features have; larger maps are averaged. Default: the
-            smallest size.
-        given: tile, num_prefix_tokens, mean, std and the like, if the model does not provide them (`find_backbone`).
+        frames_per_call: frames in one call of the model; default 4 on a CPU (to fit its cache), else 64, or as many as
+            fit into the GPU's memory.
+        resolution: how larger sizes are made: "native", or "upsampled" from the first one, which adds no information.
+        grid_size: side of the square frame that determines the grid of the features; larger maps are averaged. Default:
+            the smallest size.
+        overrides: tile, num_prefix_tokens, mean, std etc., if the model does not provide them (`find_backbone`).
 
-    The model given is not changed; `model` is a copy made by `inference.prepare`.
+    The model passed in is not changed; `model` is a copy made by `inference.prepare`.
     """
 
-    stored: str | None = None  # number format in a cache, if it is not the cache's own
+    stored: str | None = None  # number format in a cache, if not the cache's default
 
     def __init__(
         self,
@@ -75,38 +75,38 @@ class S2Encoder(nn.Module):
         frames_per_call: int | None = None,
         resolution: str = "native",
         grid_size: int | None = None,
-        **given: Unpack[Given],
+        **overrides: Unpack[Overrides],
     ) -> None:
         super().__init__()
         one_of("encoder.pool", pool, ("tokens", "mean"))
         one_of("encoder.dtype", dtype, DTYPES)
         one_of("encoder.resolution", resolution, ("native", "upsampled"))
-        backbone = find_backbone(model, **given)
+        backbone = find_backbone(model, **overrides)
         self.sizes = tuple(int(size) for size in sizes)
         self.tile, self._patch = backbone.tile[0], backbone.patch
         self.layout = square(self.sizes, self.tile, self._patch)
         ordered = sorted(size for size in {*self.sizes} if size % self.sizes[0] == 0)
-        # else cells would not fall into one grid
+        # otherwise the cells would not align on one grid
         if backbone.tile[1] != self.tile or list(self.sizes) != ordered:
             raise UserError(
                 "encoder.sizes: expected multiples of a square tile and of the first size, each once, smallest first, "
                 f"got {list(sizes)} for a tile of {backbone.tile}"
             )
-        if self.layout.tiles > 1:  # a model's own rest is at the frame's edge, a tile's is in the middle
+        if self.layout.tiles > 1:  # a remainder is harmless at the frame's edge, but not between tiles
             check_tile(backbone.tile, self._patch)
         self.grid_size = self.sizes[0] if grid_size is None else grid_size
         if not 0 < self.grid_size <= self.sizes[0] or self.sizes[0] % self.grid_size:
             raise UserError(f"encoder.grid: expected a divisor of {self.sizes[0]} px, got {grid_size} px")
         self.layout = self._on_grid(self.layout)
         self.grid = self.layout.grid[0]
-        self.upsampled = resolution == "upsampled" and len(self.sizes) > 1  # one size is the same either way
+        self.upsampled = resolution == "upsampled" and len(self.sizes) > 1  # with one size both are the same
         self.num_prefix_tokens, self.dim = backbone.num_prefix_tokens, backbone.dim * len(self.sizes)
         self.pool, self.name, self.dtype, self.frames_per_call = pool, name, dtype, frames_per_call
         spec = getattr(backbone.model, "spec", None)
         self.describe = {"block": backbone.block, **(describe or {})}
         self.describe |= {"spec": asdict(spec)} if spec else {}
         self.architecture = type(backbone.model).__name__
-        # a spec or `describe` identifies the architecture; of other models it is read
+        # a spec or `describe` identifies the architecture; otherwise it is read from the model
         self._structure = "" if spec or describe else structure(backbone.model)
         self.weights_sha256 = weights_sha256(backbone.model.state_dict())
         self.preprocessing = {"mean": list(backbone.mean), "std": list(backbone.std)}
@@ -132,7 +132,7 @@ class S2Encoder(nn.Module):
         return self.sizes[0] if self.upsampled else self.sizes[-1]
 
     def frame_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return (H, W) of the frames to render for a camera of that shape; their shorter side is `image_size`."""
+        """Return (H, W) of the frames to render for a camera of this shape; their shorter side is `image_size`."""
         side, short = self.image_size, min(height, width)
         return round(height * side / short), round(width * side / short)
 
@@ -144,12 +144,12 @@ class S2Encoder(nn.Module):
         return self._on_grid(levels)
 
     def _on_grid(self, layout: Layout) -> Layout:
-        """Give the layout the grid of `grid_size`."""
+        """Return the layout with the grid of `grid_size`."""
         share = self.sizes[0] // self.grid_size
         return replace(layout, grid=(-(-layout.grid[0] // share), -(-layout.grid[1] // share)))
 
     def map_of(self, height: int, width: int) -> tuple[int, int]:
-        """Return rows and columns of the tokens of a frame of height x width pixels; (1, 1) for pool="mean"."""
+        """Return the rows and columns of the tokens of a frame of height x width pixels; (1, 1) for pool="mean"."""
         return (1, 1) if self.pool == "mean" else self.layout_of(height, width).grid
 
     @property
@@ -163,23 +163,23 @@ class S2Encoder(nn.Module):
 
     @property
     def gflops_per_image(self) -> float:
-        """Multiply-adds of one square image over all sizes, in 1e9; papers call it GFLOPs (ViT-B at 224: 17.5)."""
+        """Multiply-adds of one square image over all sizes, in 1e9; called GFLOPs in papers (ViT-B at 224: 17.5)."""
         return self.gflops_of(self.tile, self.tile)
 
     def gflops_of(self, height: int, width: int) -> float:
-        """Return the same for an image of height x width pixels."""
+        """Return the multiply-adds, in 1e9, of an image of height x width pixels."""
         return self._gflops_per_tile * self.layout_of(height, width).tiles
 
     @cached_property
     def _gflops_per_tile(self) -> float:
-        # fused and packed kernels are not counted; with a gradient the plain ones run
+        # the counter misses fused and packed kernels; with gradients the plain ones run
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self._model(torch.zeros(1, 3, self.tile, self.tile, device=self.scale.device, requires_grad=True))
         return counter.get_total_flops() / 2 / 1e9
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of all that a feature depends on: model, weights, preprocessing, sizes, pool, dtype.
+        """sha256 of everything that determines a feature: model, weights, preprocessing, sizes, pool, dtype.
 
         Raises UserError for a function, or a class without source, if there is no `describe`: two of them would share
         a fingerprint, and a cache would mix up their features.
@@ -199,7 +199,7 @@ class S2Encoder(nn.Module):
             "pool": self.pool,
             "dtype": self.dtype,
         }
-        if self.upsampled:  # absent otherwise, for caches that were made before this option
+        if self.upsampled:  # absent otherwise, for compatibility with older caches
             parts["resolution"] = "upsampled"
         if self.grid_size != self.sizes[0]:
             parts["grid"] = self.grid_size
@@ -213,7 +213,7 @@ class S2Encoder(nn.Module):
         The largest size comes from the images and the others from it, or all from the first if `upsampled`.
         """
         sizes, made = [level.frame for level in layout.levels], []
-        # one frame at a time on a CPU: in float32 it stays in the cache throughout
+        # one frame at a time on a CPU, so that its float32 pixels stay in the cache
         for part in images.split(1) if self.scale.device.type == "cpu" else [images]:
             frames = channels_first(moved(part, self.scale.device))
             levels = pyramid(frames, sizes, sizes[0 if self.upsampled else -1], self.upsampled)
@@ -224,20 +224,20 @@ class S2Encoder(nn.Module):
     def encode(self, images: Tensor | np.ndarray) -> Tensor:
         """Encode uint8 RGB (B, H, W, 3) to float32 tokens (B, N, dim), row by row, without the CLS token.
 
-        N is `num_tokens` for square frames, else that of the map `map_of(H, W)`. Frames of `image_size` are used as
-        they are, multiples of it averaged by area, others resized with antialiasing. Raises UserError for another
-        type or shape.
+        N is `num_tokens` for square frames, else that of the map `map_of(H, W)`. Frames of `image_size` are used
+        unchanged, multiples of it are averaged by area, others are resized with antialiasing. Raises UserError for
+        another type or shape.
         """
         on_cpu = self.scale.device.type == "cpu"
-        at_once = self.frames_per_call or (4 if on_cpu else 64)
+        batch_size = self.frames_per_call or (4 if on_cpu else 64)
         model = TileCache(self._model) if on_cpu else self._model
         images = tensor_of(images)
         height, width = channels_first(images[:0]).shape[-2:]
         layout = self.layout_of(height, width)
         features = lambda x: self._features(model, self._levels(x, layout), layout)  # noqa: E731
-        outputs, fits = fitting(features, images, at_once)
-        if fits < at_once:
-            self.frames_per_call = fits  # the next call does not retry
+        outputs, fitting_size = fitting(features, images, batch_size)
+        if fitting_size < batch_size:
+            self.frames_per_call = fitting_size  # the next call does not retry
         if not outputs:
             rows, columns = self.map_of(height, width)
             return torch.empty(0, rows * columns, self.dim, device=self.scale.device)
@@ -247,7 +247,7 @@ class S2Encoder(nn.Module):
     forward = encode
 
     def encode_cameras(self, frames: Sequence[np.ndarray]) -> Tensor:
-        """Encode one uint8 (B, H, W, 3) a camera into features (B, cameras, N, dim), padded where N differs."""
+        """Encode one uint8 (B, H, W, 3) per camera into features (B, cameras, N, dim), padded where N differs."""
         return encode_cameras(self.encode, frames)
 
     def _features(self, model: Model, levels: Sequence[Tensor], layout: Layout) -> Tensor:
@@ -259,17 +259,17 @@ class S2Encoder(nn.Module):
 class TileCache:
     """A model that computes equal tiles once: rendered frames of a still camera repeat most of their tiles.
 
-    Tiles must be equal to the last bit. Tiles of a real camera never are; the search then costs a hundredth of the
+    Only bit-identical tiles are equal. A real camera's tiles never are; the lookup then costs about 1 % of the
     encoding.
     """
 
     def __init__(self, model: Model, size: int = 64) -> None:
-        """size: tiles to remember; the least recently used ones are dropped first."""
+        """size: number of cached tiles; the least recently used are dropped first."""
         self.model, self.size = model, size
         self._entries: dict[int, list[Tensor]] = {}  # sum of the bits -> tile and, once computed, its tokens
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        found, new = [], []
+        entries, new = [], []
         bits = tiles.flatten(1).view(torch.uint8)
         aligned = bits.shape[1] % 8 == 0 and bits.data_ptr() % 8 == 0
         sums = (bits.view(torch.int64) if aligned else bits).sum(1).tolist()
@@ -279,24 +279,24 @@ class TileCache:
                 entry = [tile]
                 new.append(entry)
             self._entries[key] = entry  # most recent last
-            found.append(entry)
+            entries.append(entry)
         if new:
             try:
                 computed = self.model(torch.stack([entry[0] for entry in new]))
             except BaseException:
-                self._entries.clear()  # entries without tokens; a full GPU retries with fewer
+                self._entries.clear()  # drop entries without tokens; a full GPU retries with fewer
                 raise
             for entry, tokens in zip(new, computed, strict=True):
                 entry.append(tokens)
         for key in list(self._entries)[: -self.size]:
             del self._entries[key]
-        return torch.stack([tokens for _, tokens in found])
+        return torch.stack([tokens for _, tokens in entries])
 
 
 def encode_cameras(encode: Callable[[np.ndarray], Any], frames: Sequence[np.ndarray]) -> Tensor:
-    """Encode one uint8 (B, H, W, 3) a camera, each of its own size, into features (B, cameras, N, D).
+    """Encode one uint8 (B, H, W, 3) per camera, each of its own size, into features (B, cameras, N, D).
 
-    N is the token count of the camera that has the most; the others are padded with zeros. `PolicySpec.counts` stores each
+    N is the largest token count of any camera; the others are padded with zeros. `PolicySpec.counts` stores each
     camera's own count.
     """
     if len({seen.shape for seen in frames}) == 1:
@@ -308,10 +308,10 @@ def encode_cameras(encode: Callable[[np.ndarray], Any], frames: Sequence[np.ndar
 
 def stack_padded(tokens: Sequence[Tensor]) -> Tensor:
     """Stack tokens (B, N_c, D) of each camera as (B, cameras, N, D), padded with zeros."""
-    most = max(x.shape[1] for x in tokens)
-    return torch.stack([torch.nn.functional.pad(x, (0, 0, 0, most - x.shape[1])) for x in tokens], 1)
+    longest = max(x.shape[1] for x in tokens)
+    return torch.stack([torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[1])) for x in tokens], 1)
 
 
 def token_maps(encoder: Any, sizes: Mapping[str, tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return rows and columns of each camera's token map, from (H, W) of its frames."""
+    """Return the rows and columns of each camera's token map, from (H, W) of its frames."""
     return [encoder.map_of(*size) for size in sizes.values()]

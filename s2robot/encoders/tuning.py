@@ -1,18 +1,18 @@
 """Train an encoder with a policy: all of it, from cached frames, or a vision transformer's last blocks.
 
-    whole = Whole(settings, [(107, 107)] * 3)                   # of an encoder with `trained`
-    whole(frames of `Pixels`)                                   # (F, C, h * w, 3) -> (F, C, N, dim), with gradients
-    build_encoder(settings, whole.tuned())
+    full = FullEncoder(settings, [(107, 107)] * 3)              # for an encoder with `trained`
+    full(frames of `Pixels`)                                    # (F, C, h * w, 3) -> (F, C, N, dim), with gradients
+    build_encoder(settings, full.tuned())
 
-The input of blocks is cached, and the blocks run in every step:
+For the last blocks, their input is cached, and the blocks run in every step:
 
-    encoder = build_entering(settings, blocks=2)                # its features are the input of the last two blocks
+    encoder = build_early_blocks(settings, blocks=2)            # its features are the input of the last two blocks
     tail = Tail(settings, [(256, 256)] * 3, blocks=2)           # these blocks, the final norm and S2's merge
     tail(encoder's features)                                    # (F, C, tiles * (P + n), D) -> (F, C, N, dim), with gradients
     build_encoder(settings, tail.tuned())                       # the encoder of the trained policy
 
 The tail computes in the encoder's dtype, with master weights in float32. LoRA (arXiv 2106.09685) adds its products to
-the weights, so a checkpoint holds plain weights.
+the weights, so a checkpoint stores plain weights.
 """
 
 from __future__ import annotations
@@ -32,44 +32,44 @@ from s2robot.core.errors import UserError
 from s2robot.core.settings import read
 from s2robot.encoders.build import EncoderSettings, arguments, backbone_of
 from s2robot.encoders.encoder import DTYPES, S2Encoder, stack_padded
-from s2robot.encoders.trained import TrainedEncoder, anywhere, middle
+from s2robot.encoders.trained import TrainedEncoder, center_crop, random_crop
 from s2robot.s2.engine import Model, assemble
 from s2robot.s2.tiling import Layout, Size
 
-_TILES = 128  # per call of the blocks: their activations stay in the processor's cache
+_TILES = 128  # per call of the blocks, so that their activations stay in the processor's cache
 
 
-class Entering(S2Encoder):
+class EarlyBlocks(S2Encoder):
     """An encoder whose features are a block's input: all tokens of all tiles with prefix, (B, tiles * (P + n), D)."""
 
-    def __init__(self, backbone: Backbone, **how: Any) -> None:
-        super().__init__(backbone, **how)
+    def __init__(self, backbone: Backbone, **args: Any) -> None:
+        super().__init__(backbone, **args)
         self.dim = backbone.dim
-        self._each = self.num_prefix_tokens + math.prod(self.layout.cells)  # tokens of a tile
+        self._tile_tokens = self.num_prefix_tokens + math.prod(self.layout.cells)  # tokens per tile
 
     def map_of(self, height: int, width: int) -> tuple[int, int]:
-        return self.layout_of(height, width).tiles, self._each
+        return self.layout_of(height, width).tiles, self._tile_tokens
 
     @property
     def num_tokens(self) -> int:
-        return self.layout.tiles * self._each
+        return self.layout.tiles * self._tile_tokens
 
     def _features(self, model: Model, levels: Sequence[Tensor], layout: Layout) -> Tensor:
         tiles = torch.cat([plan.split(x) for plan, x in zip(layout.levels, levels, strict=True)])
         return model(tiles).unflatten(0, (layout.tiles, -1)).transpose(0, 1).flatten(1, 2)
 
 
-def build_entering(cfg: Mapping[str, Any], blocks: int) -> Entering:
+def build_early_blocks(cfg: Mapping[str, Any], blocks: int) -> EarlyBlocks:
     """Build the part of a config's encoder before its last `blocks` blocks.
 
     Raises UserError for an encoder that is not MVP's or timm's plain vision transformer, or has too few blocks.
     """
-    settings, whole = _read(cfg, blocks)
-    depth = len(whole.model.blocks)  # type: ignore[arg-type]
-    backbone = backbone_of(settings.replace(block=depth - blocks))  # a copy of its own
+    settings, backbone = _read(cfg, blocks)
+    depth = len(backbone.model.blocks)  # type: ignore[arg-type]
+    backbone = backbone_of(settings.replace(block=depth - blocks))  # a separate copy
     backbone.model.norm = nn.Identity()
-    how = arguments(settings.replace(pool="tokens", grid=None), backbone)
-    return Entering(backbone, **how | {"describe": {**how["describe"], "enters": depth - blocks + 1}})
+    args = arguments(settings.replace(pool="tokens", grid=None), backbone)
+    return EarlyBlocks(backbone, **args | {"describe": {**args["describe"], "enters": depth - blocks + 1}})
 
 
 def _read(cfg: Mapping[str, Any], blocks: int) -> tuple[EncoderSettings, Backbone]:
@@ -78,33 +78,33 @@ def _read(cfg: Mapping[str, Any], blocks: int) -> tuple[EncoderSettings, Backbon
     model = backbone.model
     plain = isinstance(model, VisionTransformer)
     plain = plain and type(model).forward_features is VisionTransformer.forward_features
-    most = len(model.blocks) - 1 if plain else 0  # type: ignore[arg-type]
-    if blocks > most:
+    limit = len(model.blocks) - 1 if plain else 0  # type: ignore[arg-type]
+    if blocks > limit:
         raise UserError(
-            f"train.tune.blocks: expected 0 to {most} for encoder {settings.name}, got {blocks} (the first block is never "
+            f"train.tune.blocks: expected 0 to {limit} for encoder {settings.name}, got {blocks} (the first block is never "
             f"tuned, and only blocks of MVP's or timm's VisionTransformer are; this is a {type(model).__name__})"
         )
     return settings, backbone
 
 
-class Whole(nn.Module):
+class FullEncoder(nn.Module):
     """Compute an encoder's features from the frames of `Pixels`, with gradients.
 
-    While it trains, each frame of each camera gets a random crop in every call, otherwise its middle.
+    In training mode each frame of each camera gets a random crop in every call, otherwise its centre crop.
 
     Args:
         cfg: as for `build_encoder`, with `trained`.
-        frames: (h, w) of each camera's frames, as `Pixels` gives them.
-        seed: of the first weights, if they are random; all cameras begin with the same.
+        frames: (h, w) of each camera's frames, as `Pixels` returns them.
+        seed: of the initial weights, if they are random; they are the same for all cameras.
     """
 
     def __init__(self, cfg: Mapping[str, Any], frames: Sequence[Size], seed: int = 0) -> None:
         super().__init__()
         settings = read(EncoderSettings, cfg)
         backbone = backbone_of(settings, seed)
-        how = {**arguments(settings, backbone), "dtype": "float32"}
-        self.encoder = TrainedEncoder(backbone, **how, crop=settings.crop)
-        self.encoder.model = nn.Identity()  # it plans and normalises, the copies compute
+        args = {**arguments(settings, backbone), "dtype": "float32"}
+        self.encoder = TrainedEncoder(backbone, **args, crop=settings.crop)
+        self.encoder.model = nn.Identity()  # only plans and normalises; the copies compute
         self.frames, self.rate = list(frames), settings.rate
         count = len(self.frames) if settings.per_camera else 1
         self.copies = nn.ModuleList(copy.deepcopy(backbone) for _ in range(count))
@@ -112,11 +112,11 @@ class Whole(nn.Module):
             self.copies.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over what `tuned` of the same encoder returned."""
+        """Load the weights that `tuned` of the same encoder returned."""
         self._models.load_state_dict(weights)
 
     def tuned(self) -> dict[str, Tensor]:
-        """Return all weights, for a checkpoint: the number of the camera, then the model's name."""
+        """Return all weights for a checkpoint, by camera number and the model's parameter name."""
         return {name: x.detach().cpu().contiguous() for name, x in self._models.state_dict().items()}
 
     @property
@@ -124,15 +124,15 @@ class Whole(nn.Module):
         return nn.ModuleList(each.model for each in self.copies)  # type: ignore[misc]
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Map frames, uint8 (F, C, N', 3), padded to the largest camera's, to float32 features (F, C, N, dim)."""
-        features, crop = [], anywhere if self.training else middle
+        """Map uint8 frames (F, C, N', 3), padded to the largest camera's N', to float32 features (F, C, N, dim)."""
+        features, crop = [], random_crop if self.training else center_crop
         for i, (height, width) in enumerate(self.frames):
-            seen = frames[:, i, : height * width].unflatten(1, (height, width))
-            seen = crop(seen, self.encoder.window(height, width))
+            images = frames[:, i, : height * width].unflatten(1, (height, width))
+            images = crop(images, self.encoder.window(height, width))
             layout = self.encoder.layout_of(height, width)
-            levels = self.encoder.levels_of_crop(seen, layout)
-            found = self.encoder._features(self.copies[i % len(self.copies)], levels, layout).float()
-            features.append(found[:, None] if self.encoder.pool == "mean" else found)
+            levels = self.encoder.levels_of_crop(images, layout)
+            tokens = self.encoder._features(self.copies[i % len(self.copies)], levels, layout).float()
+            features.append(tokens[:, None] if self.encoder.pool == "mean" else tokens)
         return stack_padded(features)
 
 
@@ -154,16 +154,16 @@ class Last(nn.Module):
 
 
 class Tail(nn.Module):
-    """Compute the whole encoder's features from those of `Entering`, with gradients.
+    """Compute the whole encoder's features from those of `EarlyBlocks`, with gradients.
 
     Args:
         cfg: as for `build_encoder`.
         frames: (H, W) of each camera's frames.
         blocks: number of trained blocks; the final norm is trained too.
-        lora: rank of the LoRA of their linear layers, which alone is trained then; 0 trains all weights.
+        lora: rank of the LoRA of their linear layers; only the LoRA is then trained. 0 trains all weights.
         seed: of the LoRA's initial values.
 
-    Stays in evaluation mode (no dropout). Raises UserError as `build_entering`.
+    Stays in evaluation mode (no dropout). Raises UserError like `build_early_blocks`.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class Tail(nn.Module):
         return super().train(False)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the effective weights of the blocks and the norm, by the model's names."""
+        """Return the effective weights of the blocks and the norm, by the model's parameter names."""
         weights: dict[str, Tensor] = dict(self.last.named_parameters())
         for name, into, out_of in zip(self.layers, self.into, self.out_of, strict=True):
             weights[name] = weights[name] + out_of @ into
@@ -203,7 +203,7 @@ class Tail(nn.Module):
         return {name: weights[name].detach().cpu().contiguous() for name in self.layers or weights}
 
     def forward(self, entering: Tensor) -> Tensor:
-        """Map the padded features of `Entering` to the encoder's float32 features."""
+        """Map the padded features of `EarlyBlocks` to the encoder's float32 features."""
         each = self.front + math.prod(self.layouts[0].cells)
         tiles = [
             entering[:, i, : layout.tiles * each].unflatten(1, (layout.tiles, each)).transpose(0, 1)
@@ -216,6 +216,6 @@ class Tail(nn.Module):
         sizes = [len(t) * t.shape[1] for t in tiles]
         for tokens, layout in zip(out.split(sizes), self.layouts, strict=True):
             parts = tokens.unflatten(0, (layout.tiles, -1))
-            found = assemble(parts, layout, self.front, self.output)
-            features.append(found[:, None] if self.output == "pooled" else found)
+            merged = assemble(parts, layout, self.front, self.output)
+            features.append(merged[:, None] if self.output == "pooled" else merged)
         return stack_padded(features)  # (F, C, N, dim)

@@ -1,13 +1,13 @@
-"""Read the frames of a pre-training from arrays, images, videos or demos.
+"""Read frames for pre-training from arrays, images, videos or demos.
 
     bank = FrameBank("scenes")                 # frames.npy, as `pretrain kind=scenes` writes it
-    bank = FrameBank("photos")                 # .png, .jpg and videos of any sizes, in any sub-folders
+    bank = FrameBank("photos")                 # .png, .jpg and videos of any size, in any subfolders
     bank = FrameBank("kitchen.mp4", every=10)  # every tenth frame of a video
     bank = FrameBank("demos.zarr")             # every camera at every step; states are rendered
     len(bank), bank[7].shape                   # bank[7] is uint8 (H, W, 3), RGB
 
-Videos and recorded states are decoded once into a memory-mapped file of the user's cache, so `bank[i]` is always the same
-and may be called from threads and forks.
+Videos are decoded and recorded states rendered once into a memory-mapped file in the user's cache, so `bank[i]` is
+always the same and may be called from threads and forks.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 
 
 class FrameBank:
-    """Frames by index; the kind of `path` decides how they are read.
+    """Frames by index; the kind of `path` determines how they are read.
 
     Args:
         path: a folder with frames.npy (uint8, N x H x W x 3, memory-mapped), a demo store, an image, a video, or a folder
-            of images and videos, in the order of their paths, of any sizes.
+            of images and videos of any size, in the order of their paths.
         every: use every n-th frame of a video.
         workers: processes that render recorded states.
 
     Raises:
-        UserError: names a file that cannot be read; a broken image shows when it is opened.
+        UserError: for an unreadable file; a broken image is detected when it is opened.
     """
 
     def __init__(self, path: str | Path, *, every: int = 1, workers: int = 2) -> None:
         self.path, self.every = Path(path), every
         self.made: dict[str, Any] | None = None
-        self._reads: list[Callable[[int], np.ndarray]] = []  # of each source, a frame by its index there
+        self._reads: list[Callable[[int], np.ndarray]] = []  # for each source: its frame at an index
         self._counts: list[int] = []
         array = self.path if self.path.suffix == ".npy" else self.path / "frames.npy"
         if array.is_file():
@@ -81,7 +81,7 @@ class FrameBank:
     def _add_files(self) -> None:
         digest, videos = hashlib.sha256(), 0
         for file in [self.path] if self.path.is_file() else sorted(self.path.rglob("*")):
-            if file.name.startswith("."):  # partial files and notes of file managers
+            if file.name.startswith("."):  # partial files and file managers' metadata
                 continue
             if file.suffix.lower() in IMAGES:
                 self._add(1, partial(_read_rgb, file))
@@ -96,7 +96,7 @@ class FrameBank:
             self.made = {"videos": videos, "sha256": digest.hexdigest(), "every": self.every}
 
     def _add_store(self, store: EpisodeStore, workers: int) -> None:
-        """Add every camera at every step: read, or rendered at the store's image size if it holds states only."""
+        """Add every camera at every step: read, or rendered at the store's image size if it contains only states."""
         cameras = store.cameras
         about = {key: store.attrs[key] for key in ("robot", "kind", "cameras", "env_version")}
         self.made = {**about, "dataset": store.fingerprint}
@@ -110,9 +110,9 @@ class FrameBank:
         from s2robot.demos.replay import render_episodes, world_of_demos  # loads the simulator
 
         size = world_of_demos(store).image_size
-        # another mujoco may render other pixels
-        drawn_by = {"mujoco": importlib.metadata.version("mujoco"), "size": size}
-        key = {"dataset": store.fingerprint, "cameras": list(cameras), **drawn_by}
+        # another version of mujoco may render different pixels
+        renderer = {"mujoco": importlib.metadata.version("mujoco"), "size": size}
+        key = {"dataset": store.fingerprint, "cameras": list(cameras), **renderer}
 
         def draw() -> Iterator[np.ndarray]:
             for _, frames in render_episodes(store, list(range(len(store))), cameras, size, workers):
@@ -124,7 +124,7 @@ class FrameBank:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """Return frame i, uint8 (H, W, 3), as a view where it is memory-mapped."""
+        """Return frame i, uint8 (H, W, 3), as a view if it is memory-mapped."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"{self.path}: frame {i} of {len(self)}")
         i %= len(self)
@@ -139,12 +139,12 @@ class FrameBank:
 
 
 def read_image(file: Path, mode: str | None = None) -> Image.Image:
-    """Read an image in Pillow's `mode` or its own; UserError names a file that cannot be read."""
-    # by its format: Pillow would start a PostScript interpreter for what only is called .png
+    """Read an image in Pillow's `mode` or its own; UserError for an unreadable file."""
+    # only these formats: Pillow would start a PostScript interpreter for PostScript named .png
     formats = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
     with reported(f"{file}: not a readable image"), Image.open(file, formats=formats) as image:
         image.load()
-        if mode == "RGB" and image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+        if mode == "RGB" and image.mode.startswith("I"):  # 16-bit values, which Pillow would clip at 255
             grey = (np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)
             return Image.fromarray(grey).convert(mode)
         return image.convert(mode) if mode else image.copy()
@@ -155,17 +155,17 @@ def _read_rgb(file: Path, _: int) -> np.ndarray:
 
 
 def _video_frames(file: Path) -> Iterator[np.ndarray]:
-    """Yield every frame, uint8 (H, W, 3), upright. UserError for a damaged video, which would give grey frames."""
+    """Yield every frame, uint8 (H, W, 3), upright. UserError for a damaged video, which would yield grey frames."""
     require("av", extra="data")
     import av
 
-    kinds = (IndexError, av.error.FFmpegError)  # the first without a video stream
+    kinds = (IndexError, av.error.FFmpegError)  # IndexError if there is no video stream
     with reported(f"{file}: not a readable video", kinds=kinds), av.open(f"file:{file}") as video:
-        stream = video.streams.video[0]  # "file:" so that no name is taken for an address
+        stream = video.streams.video[0]  # "file:" so that no name is parsed as a URL
         stream.codec_context.options = {"err_detect": "explode"}
         size: dict[str, Any] = {}
         for frame in video.decode(stream):
-            size = size or {"width": frame.width, "height": frame.height}  # it may change later
+            size = size or {"width": frame.width, "height": frame.height}  # later frames may differ
             yield np.rot90(frame.to_ndarray(format="rgb24", **size), frame.rotation // 90)
 
 

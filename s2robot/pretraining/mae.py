@@ -4,12 +4,12 @@
     loss, pred, mask = mae(images, torch.Generator().manual_seed(0))
     mae.vit.state_dict()                   # exactly the encoder's
 
-Three quarters of the patches are hidden. The encoder sees the rest; a light decoder predicts the pixels of the hidden
+Three quarters of the patches are hidden. The encoder gets the others; a light decoder predicts the pixels of the hidden
 ones, each patch normalised by its own mean and deviation. Hidden patches are never embedded, visible ones never predicted.
 
 With several scales S2 is part of the pre-training (arXiv 2403.13043, Section 4.3, which uses a classifier). A cell of the
-base grid is hidden together with the s x s patches over it at scale s. The encoder runs on the rest of every tile of every
-scale, a cell's tokens are averaged and concatenated as S2 does, and the decoder predicts the hidden cells at all scales.
+base grid is hidden together with its s x s patches at scale s. The encoder runs on the visible patches of every tile of
+every scale, a cell's tokens are averaged and concatenated as in S2, and the decoder predicts hidden cells at all scales.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch: int) -> Tensor:
-    """The inverse of `patchify` for square images."""
+    """Invert `patchify` for square images."""
     grid = int(patches.shape[1] ** 0.5)
     return F.pixel_shuffle(patches.transpose(1, 2).unflatten(2, (grid, grid)), patch)
 
@@ -67,7 +67,7 @@ class MAE(nn.Module):
         super().__init__()
         spec, self.scales = vit.spec, tuple(scales)
         self.patches = spec.grid**2
-        self.blocks = self.scales[-1] ** 2  # tiles of the largest scale, each with as many visible cells
+        self.blocks = self.scales[-1] ** 2  # tiles of the largest scale, all with equally many visible cells
         self.visible = int(self.patches * (1 - mask_ratio))
         self.vit = vit
         norm = partial(nn.LayerNorm, eps=1e-6)
@@ -84,7 +84,7 @@ class MAE(nn.Module):
         for scale in self.scales:
             block, token = cell_tokens(spec.grid, scale)
             self.register_buffer(f"block_{scale}", block, persistent=False)  # (N,) tile of a cell
-            self.register_buffer(f"token_{scale}", token, persistent=False)  # (N, s * s) places in that tile
+            self.register_buffer(f"token_{scale}", token, persistent=False)  # (N, s * s) indices in the tile
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -99,7 +99,7 @@ class MAE(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def draw_mask(self, batch: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Draw cells to keep (B, K) and to hide (B, N - K), sorted, as many in every tile of the largest scale.
+        """Draw cells to keep (B, K) and to hide (B, N - K), sorted; every tile of the largest scale keeps as many.
 
         Drawn on the CPU, so that every device hides the same cells.
         """
@@ -114,7 +114,7 @@ class MAE(nn.Module):
         return keep, order[:, self.visible :].sort(dim=1).values
 
     def cells(self, images: Tensor) -> list[Tensor]:
-        """Return for every scale s the patches over each cell of the base grid, (B, N, s * s, P)."""
+        """Return the patches of each cell of the base grid at every scale s, (B, N, s * s, P)."""
         spec = self.vit.spec
         out = []
         for scale in self.scales:
@@ -127,8 +127,8 @@ class MAE(nn.Module):
     def encode_visible(self, cells: Sequence[Tensor], keep: Tensor) -> Tensor:
         """Encode the kept cells (B, K) of every scale to S2 tokens (B, 1 + K, D * scales) after the final norm.
 
-        At scale s each of the s * s tiles keeps K / (s * s) cells of s * s patches, so K tokens at every scale: the
-        tiles of all scales go through the blocks in one batch.
+        At scale s each of the s * s tiles keeps K / (s * s) cells of s * s patches, that is K tokens at every scale, so
+        the tiles of all scales go through the blocks in one batch.
         """
         vit = self.vit
         proj = vit.patch_embed.proj  # a convolution with kernel = stride is a Linear over patches
@@ -160,9 +160,9 @@ class MAE(nn.Module):
     def decode(self, tokens: Tensor, keep: Tensor, hidden: Tensor) -> Tensor:
         """Predict the pixels of the hidden cells (B, N - K, P * patches) from tokens (B, 1 + K, D * scales)."""
         x = self.decoder_embed(tokens)  # (B, 1 + K, d)
-        first, rest = self.decoder_pos[0, :1], self.decoder_pos[0, 1:]
-        # in the order CLS, visible, hidden: the hidden ones are the last
-        x = torch.cat([x[:, :1] + first, x[:, 1:] + rest[keep], self.mask_token + rest[hidden]], dim=1)
+        cls_pos, pos = self.decoder_pos[0, :1], self.decoder_pos[0, 1:]
+        # in the order CLS, visible, hidden
+        x = torch.cat([x[:, :1] + cls_pos, x[:, 1:] + pos[keep], self.mask_token + pos[hidden]], dim=1)
         for block in self.decoder_blocks:
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x[:, 1 + keep.shape[1] :]))
@@ -172,15 +172,15 @@ class MAE(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, pred (B, N - K, patches, P) and mask (B, N, True = hidden) of normalised images (B, 3, S, S).
 
-        cells: the result of `draw_mask`; None draws it. `pred` holds the patches of each hidden cell, by scale,
+        cells: the result of `draw_mask`; None draws a mask. `pred` contains the patches of each hidden cell, by scale,
         normalised by each patch's mean and deviation. Every scale has the same weight in the loss.
         """
         keep, hidden = (x.to(images.device) for x in cells or self.draw_mask(len(images), None))
-        seen = self.cells(images)
-        pred = self.decode(self.encode_visible(seen, keep), keep, hidden)
-        pred = pred.unflatten(-1, (-1, seen[0].shape[-1]))  # (B, N - K, patches, P)
+        targets = self.cells(images)
+        pred = self.decode(self.encode_visible(targets, keep), keep, hidden)
+        pred = pred.unflatten(-1, (-1, targets[0].shape[-1]))  # (B, N - K, patches, P)
         losses = []
-        for patches, part in zip(seen, pred.split([s**2 for s in self.scales], dim=2), strict=True):
+        for patches, part in zip(targets, pred.split([s**2 for s in self.scales], dim=2), strict=True):
             target = patches.gather(1, hidden[..., None, None].expand(-1, -1, *patches.shape[2:]))
             var, mean = torch.var_mean(target, dim=-1, keepdim=True)
             losses.append(F.mse_loss(part.float(), (target - mean) / (var + 1e-6).sqrt()))
@@ -188,15 +188,15 @@ class MAE(nn.Module):
         return torch.stack(losses).mean(), pred, mask.scatter(1, keep, False)
 
     @torch.no_grad()
-    def picture(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return the images (B, 3, S, S) with hidden patches set to 0, and with hidden patches predicted."""
         spec, scale = self.vit.spec, self.scales[-1]
         _, pred, mask = self(images, self.draw_mask(len(images), generator))
         patches = self.cells(images)[-1]  # (B, N, s * s, P)
         var, mean = torch.var_mean(patches[mask], dim=-1, keepdim=True)
         filled = patches.clone()
-        guess = pred[:, :, -(scale**2) :].flatten(0, 1).float()
-        filled[mask] = guess * (var + 1e-6).sqrt() + mean
+        predicted = pred[:, :, -(scale**2) :].flatten(0, 1).float()
+        filled[mask] = predicted * (var + 1e-6).sqrt() + mean
 
         def draw(cells: Tensor) -> Tensor:
             grid = cells.unflatten(2, (scale, scale)).unflatten(1, (spec.grid, spec.grid))

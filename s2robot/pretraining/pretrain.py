@@ -3,7 +3,7 @@
     pretrain(PretrainSettings(data="scenes", out="runs/mae"))
 
 Every step draws its frames, crops and masks from a generator seeded by (seed, step), for all processes together. So a
-killed run resumes exactly, and several processes see the same batches as one. configs/pretrain/default.yaml documents
+killed run resumes exactly, and several processes use the same batches as one. configs/pretrain/default.yaml documents
 each setting.
 """
 
@@ -65,8 +65,8 @@ class PretrainSettings(Fitting, at="pretrain", file="pretrain/default"):
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
         grid, scales, heads = self.encoder.grid, self.scales, self.decoder_heads
-        yield "crop", 0 < self.crop[0] <= self.crop[1], "0 < least <= largest"
-        yield "ratio", 0 < self.ratio[0] <= self.ratio[1], "0 < least <= largest"
+        yield "crop", 0 < self.crop[0] <= self.crop[1], "0 < minimum <= maximum"
+        yield "ratio", 0 < self.ratio[0] <= self.ratio[1], "0 < minimum <= maximum"
         fits = self.decoder_dim % math.lcm(4, heads) == 0
         yield "decoder_dim", fits, f"a multiple of 4 and of {heads} (heads)"
         nested = scales[0] == 1 and all(b % a == 0 and b > a for a, b in pairwise(scales))
@@ -81,7 +81,7 @@ def pretrain(settings: PretrainSettings) -> Path:
     """Run or resume a pre-training; returns the path of the encoder, `out`/encoder.safetensors.
 
     Every checkpoint also writes the encoder. Raises UserError for unreadable data, a checkpoint of another run, another
-    pre-training in `out`, a loss that is not finite and the end of one of several processes.
+    pre-training in `out`, a non-finite loss, or the loss of one of several processes.
     """
     fabric = launch(settings, "pretrain")
     bank = FrameBank(settings.data, every=settings.every)
@@ -125,7 +125,7 @@ class _Run(Run):
         super().__init__(fabric, learner, settings, settings.batch_size, Path(settings.out), identity)
         self.loss: float | None = None  # running mean
         self.images = torch.empty(0)
-        self.ahead: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}  # batches that were drawn early
+        self.ahead: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}  # batches drawn in advance
         self.start = self.tick = time.monotonic()
         self.ticked, self.saved = 0, -1
 
@@ -145,19 +145,19 @@ class _Run(Run):
     def _draw(self, step: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Draw the crops and masks of a step, for all processes together."""
         settings, rank = self.settings, self.fabric.global_rank
-        each = settings.batch_size // self.fabric.world_size
-        mine = slice(rank * each, (rank + 1) * each)
+        per_process = settings.batch_size // self.fabric.world_size
+        share = slice(rank * per_process, (rank + 1) * per_process)
         generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * 1024)
-        crops = make_batch(self.bank, settings, generator, self.pool, mine)
-        images = normalise(crops, settings.jitter, generator, settings.batch_size, mine)
+        crops = make_batch(self.bank, settings, generator, self.pool, share)
+        images = normalise(crops, settings.jitter, generator, settings.batch_size, share)
         keep, hidden = self.mae.draw_mask(settings.batch_size, generator)
-        return images, (keep[mine], hidden[mine])
+        return images, (keep[share], hidden[share])
 
     def after(self, loss: Tensor, rest: Any) -> None:
-        """Write scalars, reconstructions and checkpoints at their steps; the checkpoint last."""
+        """Write scalars, reconstructions and checkpoints at their intervals, the checkpoint last."""
         step, settings = self.learner.step, self.settings
         if self.fabric.device.type == "cuda" and step < settings.steps:
-            self.ahead[step] = self._draw(step)  # while the GPU still computes
+            self.ahead[step] = self._draw(step)  # while the GPU is still computing
         value = mean_of_all(self.fabric, loss).item()
         self.check_loss(value, settings.lr)
         self.loss = value if self.loss is None else 0.98 * self.loss + 0.02 * value
@@ -179,7 +179,7 @@ class _Run(Run):
         self.tick, self.ticked = now, step
 
     def save(self) -> None:
-        """Write the encoder with the description of how it was made, then the state."""
+        """Write the encoder with its recipe, then the state."""
         self.saved, seconds, settings = self.learner.step, time.monotonic() - self.start, self.settings
         recipe = {
             "recipe": "masked autoencoding (MAE, as in MVP)" + " with S2" * (len(settings.scales) > 1),
@@ -224,10 +224,10 @@ def make_batch(
     pool: ThreadPoolExecutor,
     share: slice = slice(None),
 ) -> Tensor:
-    """Return random crops as uint8 (B, 3, S, S), antialiased where they shrink.
+    """Return random crops as uint8 (B, 3, S, S), antialiased when downsized.
 
-    S is the encoder's image size times the largest scale. Crops are drawn for the whole batch, whatever `share` of it
-    is returned.
+    S is the encoder's image size times the largest scale. Crops are drawn for the whole batch, even if only a `share`
+    of it is returned.
     """
     size, batch = settings.encoder.img_size * max(settings.scales), settings.batch_size
     rows = torch.randint(len(bank), (batch,), generator=generator).tolist()
@@ -249,16 +249,16 @@ def normalise(
     images: Tensor,
     jitter: float,
     generator: torch.Generator,
-    whole: int | None = None,
+    batch: int | None = None,
     share: slice = slice(None),
 ) -> Tensor:
-    """Convert uint8 (B, 3, S, S) to float32 in ImageNet's units, after random brightness and contrast.
+    """Convert uint8 (B, 3, S, S) to float32 with ImageNet's normalisation, after random brightness and contrast.
 
-    whole: the size of the batch, if the images are only a `share` of it.
+    batch: the size of the whole batch, if the images are only a `share` of it.
     """
     x = images.contiguous().float().div_(255)
     if jitter:
-        drawn = torch.rand(2, whole or len(x), 1, 1, 1, generator=generator)[:, share]
+        drawn = torch.rand(2, batch or len(x), 1, 1, 1, generator=generator)[:, share]
         gain = 1 + jitter * (2 * drawn - 1)
         mean = x.mean(dim=(1, 2, 3), keepdim=True)
         x = ((x - mean) * gain[0] + mean * gain[1]).clamp_(0, 1)
@@ -268,7 +268,7 @@ def normalise(
 def save_reconstruction(mae: MAE, images: Tensor, path: Path, rows: int = 8) -> None:
     """Save an image with a row for each input: the input, its visible patches, the reconstruction."""
     images = images[:rows]
-    masked, filled = mae.picture(images.to(mae.mask_token.device), torch.Generator().manual_seed(0))
+    masked, filled = mae.reconstruct(images.to(mae.mask_token.device), torch.Generator().manual_seed(0))
     strip = torch.cat([images, masked.cpu(), filled.cpu()], dim=3)  # (rows, 3, S, 3 * S)
     strip = strip * _STD + _MEAN
     sheet = torch.cat(list(strip), dim=1).clamp(0, 1).mul(255).round().byte()  # (3, rows * S, 3 * S)

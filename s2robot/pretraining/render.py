@@ -1,13 +1,13 @@
-"""Render the images that `s2robot pretrain kind=scenes` and `kind=objects` write, for pre-training and for probes.
+"""Render the images of `s2robot pretrain kind=scenes` and `kind=objects`, for pre-training and for probes.
 
     s2robot pretrain kind=scenes scenes.frames=20000           # <out>/frames.npy: steps of experts' episodes
     s2robot pretrain kind=objects                              # <out>/{train,test}/{images,masks,depth}/<class>/<number>.png
 
 Scenes show tasks with a scripted expert in random colours, lights and camera poses; the first task also varies the robot and
-the cube's size. No demo is used, so the encoder has not seen the frames that policies are trained or tested on.
+the cube's size. No demo is used, so the encoder is not trained on frames that policies are trained or tested on.
 
 For objects, masks store indices into the "labels" of meta.json (8 bits), depth is in mm along the camera's axis (16 bits, 0 =
-farther than 10 m). `s2robot.envs.object_scenes` draws them. Finished images are kept.
+farther than 10 m). `s2robot.envs.object_scenes` renders them. Existing images are kept.
 """
 
 from collections.abc import Iterator
@@ -28,12 +28,12 @@ from s2robot.envs.tasks import DEFAULT, make, settings_class
 
 FARTHEST = 10.0  # m, in depth images
 _FREE = 0  # mujoco.mjtJoint.mjJNT_FREE; mujoco is imported after OpenGL is chosen
-_FRAMES_A_SEED = 60  # about one episode: a worker's task takes some seconds
-_EVERY = 4  # steps between frames: neighbours look alike
-_FIRST_SEED = {"train": 0, "test": 1_000_000}  # of a part's images, plus 2 million times the seed
-_IMAGES_A_JOB = 24
+_FRAMES_PER_SEED = 60  # about one episode: a worker's task takes some seconds
+_EVERY = 4  # steps between frames, because consecutive ones look alike
+_FIRST_SEED = {"train": 0, "test": 1_000_000}  # of a split's images, plus 2 million times the seed
+_IMAGES_PER_JOB = 24
 _REMEDY = "remove it or choose another out"
-_worlds: dict[int, Any] = {}  # a worker's worlds of objects by image size
+_worlds: dict[int, Any] = {}  # a worker's object worlds by image size
 
 
 class ScenesSettings(Settings, at="scenes", file="scenes/default"):
@@ -56,7 +56,7 @@ class ObjectsSettings(Settings, at="objects", file="objects/default"):
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The settings that decide the images."""
+        """The settings that determine the images."""
         return self.model_dump(exclude={"workers"})
 
 
@@ -64,16 +64,16 @@ def make_scenes(settings: ScenesSettings, out: Path) -> Path:
     """Render `settings.frames` frames, rounded up to whole episodes, into ``out/frames.npy``, and return its path.
 
     Raises:
-        UserError: ``out`` holds frames of other settings, or the simulator is not installed.
+        UserError: ``out`` contains frames of other settings, or the simulator is not installed.
     """
     require_simulator()
-    path, seeds = out / "frames.npy", -(-settings.frames // _FRAMES_A_SEED)
+    path, seeds = out / "frames.npy", -(-settings.frames // _FRAMES_PER_SEED)
     if path.exists():
-        read_json(out / "meta.json")  # frames without it come from elsewhere
+        read_json(out / "meta.json")  # fails for frames of another origin, which have none
     claim(out / "meta.json", settings.model_dump(mode="json", exclude={"workers"}), _REMEDY)
     if path.exists():
         return path
-    shape = (seeds * _FRAMES_A_SEED, settings.image_size, settings.image_size, 3)
+    shape = (seeds * _FRAMES_PER_SEED, settings.image_size, settings.image_size, 3)
     drawn = (settings.tasks, settings.robots, settings.image_size, settings.vary)
     with (
         replacing(path) as part,
@@ -83,7 +83,7 @@ def make_scenes(settings: ScenesSettings, out: Path) -> Path:
         bank = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
         jobs = [(settings.seed * 100_000 + i, *drawn) for i in range(seeds)]
         for i, frames in enumerate(pool.in_order(render_scenes, jobs)):
-            bank[i * _FRAMES_A_SEED : (i + 1) * _FRAMES_A_SEED] = frames
+            bank[i * _FRAMES_PER_SEED : (i + 1) * _FRAMES_PER_SEED] = frames
             update(i + 1, seeds)
         bank.flush()
     return path
@@ -92,14 +92,14 @@ def make_scenes(settings: ScenesSettings, out: Path) -> Path:
 def render_scenes(
     seed: int, tasks: tuple[str, ...], robots: tuple[str, ...], image_size: int, vary: float
 ) -> np.ndarray:
-    """Render the frames of one seed: episodes of one task, every camera.  # uint8 (N, S, S, 3)"""
+    """Render the frames of one seed: episodes of one task, from every camera.  # uint8 (N, S, S, 3)"""
     rng = np.random.default_rng([seed, 11])
     task, chosen = tasks[seed % len(tasks)], dict[str, Any]()
     if task == DEFAULT:
         size = float(rng.choice([0.04, 0.04, rng.uniform(0.025, 0.055)]))
         chosen = {"robot": robots[seed // len(tasks) % len(robots)], "cube_size": round(size, 3)}
-    usual: Any = settings_class(task)()
-    env: Any = make(usual.replace(image_size=image_size, **chosen), draw=False)
+    defaults: Any = settings_class(task)()
+    env: Any = make(defaults.replace(image_size=image_size, **chosen), draw=False)
     m = env.model
     looks = {
         name: getattr(m, name)
@@ -109,7 +109,7 @@ def render_scenes(
     stock = {name: values.copy() for name, values in looks.items()}
     frames: list[np.ndarray] = []
     episode = seed * 1000 + 500_000_000  # not a seed of demos or evaluations
-    while len(frames) < _FRAMES_A_SEED:
+    while len(frames) < _FRAMES_PER_SEED:
         for _ in islice(_moments(env, episode), 0, None, _EVERY):
             _change_look(env, rng.random() < vary, rng)
             env._refresh_poses()
@@ -119,11 +119,11 @@ def render_scenes(
             env._refresh_poses()
         episode += 1
     env.close()
-    return np.stack(frames[:_FRAMES_A_SEED])
+    return np.stack(frames[:_FRAMES_PER_SEED])
 
 
 def _change_look(env: Any, wild: bool, rng: np.random.Generator) -> None:
-    """Move the cameras a little, or if `wild` farther, with other colours and lights."""
+    """Move the cameras slightly; if `wild`, move them farther and change colours and lights."""
     m = env.model
     if wild:
         m.mat_rgba[:, :3] = np.clip(m.mat_rgba[:, :3] * rng.uniform(0.3, 1.2, (m.nmat, 3)), 0, 1)
@@ -135,7 +135,7 @@ def _change_look(env: Any, wild: bool, rng: np.random.Generator) -> None:
         m.light_pos[:] += rng.normal(0, 0.5, m.light_pos.shape)
         m.vis.headlight.diffuse[:] *= rng.uniform(0.5, 1.5)
     spread = 0.08 if wild else 0.01  # m
-    # of a camera on the hand; robosuite's is so close that 2 cm move it inside
+    # scale for a hand camera; robosuite's is so close to the hand that 2 cm would move it inside
     held = 0.3 if env.settings.task == DEFAULT else 0.1
     for camera in env.camera_ids.values():
         scale = spread * (held if m.cam_bodyid[camera] else 1.0)
@@ -157,10 +157,10 @@ def _moments(env: Any, seed: int) -> Iterator[None]:
 
 
 def make_objects(settings: ObjectsSettings, out: Path) -> Path:
-    """Draw the images of both parts into `out`, classes in turn, and return `out`; existing images are kept.
+    """Render the images of both splits into `out`, cycling through the classes; existing ones are kept. Returns `out`.
 
     Raises:
-        UserError: `out` holds images of other settings, or the simulator is not installed.
+        UserError: `out` contains images of other settings, or the simulator is not installed.
     """
     require_simulator()
     from s2robot.envs.object_scenes import CLASSES, LABELS, LOOK
@@ -169,9 +169,9 @@ def make_objects(settings: ObjectsSettings, out: Path) -> Path:
     claim(out / "meta.json", settings.recipe | facts, _REMEDY)
     counts = {"train": settings.train, "test": settings.test}
     jobs = [
-        (part, range(first, min(first + _IMAGES_A_JOB, count)))
+        (part, range(first, min(first + _IMAGES_PER_JOB, count)))
         for part, count in counts.items()
-        for first in range(0, count, _IMAGES_A_JOB)
+        for first in range(0, count, _IMAGES_PER_JOB)
     ]
     done = 0
     with worker_pool(settings.workers) as pool, bar("rendering objects") as update:
@@ -182,7 +182,7 @@ def make_objects(settings: ObjectsSettings, out: Path) -> Path:
 
 
 def _draw_objects(settings: ObjectsSettings, out: Path, part: str, numbers: range) -> int:
-    """Draw and save the missing images of these numbers; returns how many numbers there are."""
+    """Render and save the missing images of these numbers; return the count of numbers."""
     from s2robot.envs.object_scenes import CLASSES, ObjectScene
 
     for number in numbers:

@@ -1,4 +1,4 @@
-"""`s2robot probe`: what frozen features hold, how scores grow with cost, and what models memorize."""
+"""`s2robot probe`: measure the information in frozen features, scores against cost, and memorization."""
 
 import time
 from pathlib import Path
@@ -18,7 +18,7 @@ from s2robot.probing.scaling import scaling as measure_scaling
 
 
 def run_probe(cfg: DictConfig) -> None:
-    """Run the probe that `probe=<kind>` chooses; write its files and print its tables."""
+    """Run the probe selected by `probe=<kind>`; write its files and print its tables."""
     start, out = time.monotonic(), Path(cfg.run_dir)
     print(write_outcome(_measure(cfg, out), time.monotonic() - start, out))
     print(f"{cfg.probe.kind}: {out / cfg.probe.kind}.html, .json, .csv, .png")

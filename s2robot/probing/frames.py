@@ -1,6 +1,6 @@
-"""Frames of scripted cube picks with the simulator's truth, and features of encoders on them.
+"""Frames of scripted cube picks with the simulator's ground truth, and encoders' features of them.
 
-data = FrameFeatures(FrameSettings(), [encoder])   # draws missing frames, a file an episode
+data = FrameFeatures(FrameSettings(), [encoder])   # renders missing frames, one file per episode
 data.encode("tiny", encoder).shape                 # (T, cameras, N, D), from the feature cache
 data.labels("train")["cube_pose"].shape            # (600, 7)
 """
@@ -32,7 +32,7 @@ from s2robot.probing.report import JOINED, resample
 
 # Lower seeds belong to evaluations (10000, 20000) and demos (100000), those from 500,000,000 to pre-training scenes.
 _SEEDS, _EPISODES = {"ge": 200_000, "le": 490_000_000}, {"ge": 2, "le": 1_000_000}
-_VERSION = 3  # of what a file holds and how its frames are drawn
+_VERSION = 3  # of a file's contents and the rendering of its frames
 
 
 def draw_episode(world: CubePickConfig, seed: int, count: int) -> dict[str, np.ndarray]:
@@ -46,13 +46,13 @@ def draw_episode(world: CubePickConfig, seed: int, count: int) -> dict[str, np.n
         yaw = 4 * np.arctan2(rotation[1, 1], rotation[0, 1])
         distance = np.linalg.norm(env.grip_position - env.cube_pose[:3])
         gripper = np.array([*env.grip_position, np.sin(yaw), np.cos(yaw), env.opening])
-        seen = {"images": np.stack([*env.render_cameras().values()]), "cube_pose": env.cube_pose}
-        rows.append({**seen, "distance": distance, "gripper": gripper, "step": step})
+        frame = {"images": np.stack([*env.render_cameras().values()]), "cube_pose": env.cube_pose}
+        rows.append({**frame, "distance": distance, "gripper": gripper, "step": step})
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _moments(world: CubePickConfig, seed: int, count: int) -> Iterator[tuple[CubePick, int]]:
-    """Yield a scripted pick's simulation at `count` of its steps, drawn without repetition, and the step."""
+    """Yield a scripted pick's simulation at `count` distinct random steps, each with its step."""
     env: Any = make_cached(world, draw=False)
     picker = Picker(env)
     env.reset(seed=seed)
@@ -85,8 +85,8 @@ class FrameSettings(Settings, at="probe", file="probe/readout"):
     device: str = from_yaml()
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
-        other = not set(self.seeds("train")) & set(self.seeds("test"))
-        yield "test_seed", other, "none of the training episodes"
+        disjoint = not set(self.seeds("train")) & set(self.seeds("test"))
+        yield "test_seed", disjoint, "none of the training episodes"
 
     def seeds(self, part: str) -> range:
         """Return the seeds of the "train" or "test" episodes."""
@@ -95,7 +95,7 @@ class FrameSettings(Settings, at="probe", file="probe/readout"):
 
     @property
     def parts(self) -> dict[str, range]:
-        """Places of the training and the held-out episodes."""
+        """Indices of the training and the held-out episodes."""
         train = self.train_episodes
         return {"train": range(train), "test": range(train, train + self.test_episodes)}
 
@@ -106,7 +106,7 @@ class FrameSettings(Settings, at="probe", file="probe/readout"):
 
 
 class FrameFeatures:
-    """The frames of a probe, as large as the largest encoder takes, and features on them; later runs use them again."""
+    """The frames of a probe, at the largest encoder's image size, and their features; later runs reuse them."""
 
     def __init__(self, cfg: FrameSettings, encoders: Sequence[S2Encoder]) -> None:
         size = cfg.image_size or max(encoder.image_size for encoder in encoders)
@@ -119,7 +119,7 @@ class FrameFeatures:
         jobs = [(self.file(seed), world, seed, cfg.frames) for seed in missing]
         if jobs:
             workers = min(cfg.workers or max(1, (os.cpu_count() or 1) // 2), len(jobs))
-            with worker_pool(workers) as pool, bar("drawing frames") as update:
+            with worker_pool(workers) as pool, bar("rendering frames") as update:
                 for done, _ in enumerate(pool.in_order(_draw_to, jobs), 1):
                     update(done, len(jobs))
 
@@ -131,7 +131,7 @@ class FrameFeatures:
             return dict(file)
 
     def labels(self, part: str) -> dict[str, np.ndarray]:
-        """Return `draw_episode`'s labels of a part's n frames, and "episode" (n,), its place in the part."""
+        """Return `draw_episode`'s labels of a part's n frames, and "episode" (n,), its index in the part."""
         rows = [self._read(seed) for seed in self.cfg.seeds(part)]
         labels = {name: np.concatenate([row[name] for row in rows]) for name in rows[0] if name != "images"}
         return {**labels, "episode": np.repeat(np.arange(len(rows)), self.cfg.frames)}
@@ -150,11 +150,11 @@ class FrameFeatures:
 
 
 def columns_of(cameras: Sequence[str]) -> dict[str, list[int]]:
-    """Return which cameras are read: each alone, then all of them joined."""
+    """Return the camera indices of each readout: each camera alone, then all of them joined."""
     return {name: [i] for i, name in enumerate(cameras)} | {JOINED: list(range(len(cameras)))}
 
 
 def describe(encoder: S2Encoder) -> dict[str, Any]:
-    """Return what a report stores of an encoder."""
+    """Return an encoder's facts for a report."""
     names = "name sizes num_tokens dim dtype num_parameters gflops_per_image fingerprint"
     return {name: getattr(encoder, name) for name in names.split()}

@@ -1,11 +1,11 @@
-"""Heads on frozen features, trained in pieces, and what they get right: classes, segments, depth.
+"""Train heads on frozen features, read in chunks, and score them: classes, segments, depth.
 
     head, curve = fit_head(Classify(24), "linear", data, settings, seed=0)
     tallies = tally(Classify(24), head, data)                 # (held-out images, width), in order
     Classify(24).scores(weights @ tallies)                    # weights (B, n) -> {"accuracy": (B,), ...}
 
-A head sees features standardised by the training images. Of its states at `checks` even steps, the one with the
-least validation loss is used, so that a wider feature, which a head fits faster, is not penalised.
+Features are standardised by the training images. A head is validated at `checks` evenly spaced steps and its state
+with the lowest validation loss is used, so that wider features, which a head fits faster, are not penalised.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,10 +31,10 @@ from s2robot.training.loop import optimise
 FIT, VALIDATE, TEST = 0, 1, 2  # roles of an image
 _NEAR = 1e-3  # m, so that the logarithm of an unknown depth is finite
 _WIDTH = 32  # channels of the convolutional head
-_SEEN = 32  # points along a side at which a dense head is trained
-_BATCH = 32  # images judged at once
+_TRAIN_POINTS = 32  # points along a side at which a dense head is trained
+_BATCH = 32  # images evaluated at once
 Scales = Annotated[tuple[int | float, ...], Field(min_length=1)]
-Curve = list[tuple[int, float, float]]  # step, training loss since the last, validation loss
+Curve = list[tuple[int, float, float]]  # step, mean training loss since the previous one, validation loss
 
 
 class ScalingSettings(Settings, at="probe", file="probe/scaling"):
@@ -71,13 +71,13 @@ class ScalingSettings(Settings, at="probe", file="probe/scaling"):
 
 @dataclass(frozen=True)
 class Classify:
-    """One of `channels` classes; out (B, C), truth (B,)."""
+    """Classification into `channels` classes; out (B, C), truth (B,)."""
 
     channels: int
     metrics: ClassVar = ("accuracy", "loss")
 
     def tally(self, out: Tensor, truth: Tensor) -> Tensor:
-        """Return whether each is right, its loss and 1: (B, C), (B,) -> (B, 3)."""
+        """Return whether each image is correct, its loss and 1: (B, C), (B,) -> (B, 3)."""
         losses = F.cross_entropy(out, truth.long(), reduction="none")
         return torch.stack([(out.argmax(1) == truth).float(), losses, torch.ones_like(losses)], 1)
 
@@ -88,20 +88,20 @@ class Classify:
 
 @dataclass(frozen=True)
 class Segment:
-    """Labels of points; out (B, C, h, w), truth (B, P, P), `ignore` where there is none."""
+    """Segmentation of points; out (B, C, h, w), truth (B, P, P), `ignore` where unlabelled."""
 
     channels: int
     ignore: int | None
     metrics: ClassVar = ("miou", "loss")
 
     def tally(self, out: Tensor, truth: Tensor) -> Tensor:
-        """Return intersection and union of each label, the loss, labelled points: -> (B, 2 C + 2)."""
+        """Return each label's intersection and union, the loss, and the number of labelled points: -> (B, 2 C + 2)."""
         out, known = _resized(out, truth), truth != (-1 if self.ignore is None else self.ignore)
         losses = F.cross_entropy(out, truth.long() * known, reduction="none") * known
-        found = out.argmax(1)  # (B, P, P)
-        both = self._count(truth, known & (found == truth))
-        either = self._count(truth, known) + self._count(found, known) - both
-        return torch.cat([both, either, losses.sum((1, 2))[:, None], known.sum((1, 2))[:, None]], 1)
+        predicted = out.argmax(1)  # (B, P, P)
+        intersection = self._count(truth, known & (predicted == truth))
+        union = self._count(truth, known) + self._count(predicted, known) - intersection
+        return torch.cat([intersection, union, losses.sum((1, 2))[:, None], known.sum((1, 2))[:, None]], 1)
 
     def _count(self, labels: Tensor, where: Tensor) -> Tensor:
         """Count the points of each label.  # (B, P, P) -> float (B, C)"""
@@ -109,9 +109,9 @@ class Segment:
         return torch.zeros(len(labels), self.channels).scatter_add_(1, index, where.flatten(1).float())
 
     def scores(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the mean IoU over labels that occur or are predicted, of all points of all images."""
-        both, either = sums[:, : self.channels], sums[:, self.channels : -2]
-        iou = np.where(either > 0, both / np.where(either > 0, either, 1), np.nan)
+        """Return the mean IoU over labels that occur or are predicted, from all points of all images."""
+        intersection, union = sums[:, : self.channels], sums[:, self.channels : -2]
+        iou = np.where(union > 0, intersection / np.where(union > 0, union, 1), np.nan)
         return {"miou": np.nanmean(iou, axis=1), "loss": sums[:, -2] / sums[:, -1]}
 
 
@@ -124,11 +124,11 @@ class Depth:
     metrics: ClassVar = ("rmse_m", "delta_1.25", "loss")
 
     def tally(self, out: Tensor, truth: Tensor) -> Tensor:
-        """Return squared errors, points within 1.25, squared errors of the logarithm, known points: -> (B, 4)."""
-        known, found = truth > 0, _resized(out, truth)[:, 0]
+        """Return squared errors, points within 1.25, squared logarithmic errors, known points: -> (B, 4)."""
+        known, predicted = truth > 0, _resized(out, truth)[:, 0]
         logs = torch.log(truth.float() * self.metre + _NEAR * ~known)
-        within, errors = (found - logs).abs() < np.log(1.25), (found.exp() - logs.exp()) ** 2
-        counted = (errors, within, (found - logs) ** 2, torch.ones_like(found))
+        within, errors = (predicted - logs).abs() < np.log(1.25), (predicted.exp() - logs.exp()) ** 2
+        counted = (errors, within, (predicted - logs) ** 2, torch.ones_like(predicted))
         return torch.stack([(x * known).sum((1, 2)) for x in counted], 1)
 
     def scores(self, sums: np.ndarray) -> dict[str, np.ndarray]:
@@ -137,13 +137,13 @@ class Depth:
         return {"rmse_m": np.sqrt(squared / points), "delta_1.25": within / points, "loss": logs / points}
 
 
-Task = Classify | Segment | Depth  # the last two columns of a tally are the loss and what it is the mean of
+Task = Classify | Segment | Depth  # the last two columns of a tally are the summed loss and its count
 
 
 def loss_of(task: Task, out: Tensor, truth: Tensor) -> Tensor:
-    """Return the mean loss, of a dense task at the nearest of _SEEN x _SEEN points."""
-    if truth.ndim > 1 and truth.shape[-1] > _SEEN:
-        at = ((torch.arange(_SEEN) + 0.5) * truth.shape[-1] / _SEEN).long()
+    """Return the mean loss; for a dense task, at the points nearest to a _TRAIN_POINTS x _TRAIN_POINTS grid."""
+    if truth.ndim > 1 and truth.shape[-1] > _TRAIN_POINTS:
+        at = ((torch.arange(_TRAIN_POINTS) + 0.5) * truth.shape[-1] / _TRAIN_POINTS).long()
         truth = truth[:, at[:, None], at]
     losses, counts = task.tally(out, truth)[:, -2:].sum(0)
     return losses / counts.clamp(min=1)
@@ -180,9 +180,9 @@ class Head(nn.Module):
 
 @dataclass(frozen=True)
 class Data:
-    """Features (n, N, D) of which a head sees `columns`, truth (n, ...), and roles FIT, VALIDATE or TEST (n,).
+    """Features (n, N, D) of which a head uses `columns`, truth (n, ...), and roles FIT, VALIDATE or TEST (n,).
 
-    For one truth an image, it sees the mean token.
+    With one truth value per image, the head uses the mean token.
     """
 
     features: Rows
@@ -193,7 +193,7 @@ class Data:
     def batches(
         self, role: int, size: int, rng: np.random.Generator | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the images of a role, in runs of neighbours that hold about `size` of them; `rng` shuffles the runs."""
+        """Yield the images of a role, in contiguous runs with about `size` of them each; `rng` shuffles the runs."""
         keep, total = self.roles == role, len(self.roles)
         run = max(size, min(total, round(size * total / max(1, int(keep.sum())))))
         first = int(rng.integers(run)) if rng is not None else 0
@@ -208,37 +208,37 @@ class Data:
                 yield torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int32))
 
     def spread(self, size: int) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of each number over the tokens of the training images."""
+        """Return the mean and standard deviation of each channel over the tokens of the training images."""
         tokens = (x.double().flatten(0, 1) for x, _ in self.batches(FIT, size))
         sums = [(len(x), x.sum(0), (x**2).sum(0)) for x in tokens]
         n, total, squares = (sum(column) for column in zip(*sums, strict=True))
         mean = total / n
         std = (squares / n - mean**2).clamp(min=0).sqrt()
-        std[std < 1e-6 * (mean.abs() + 1e-30)] = torch.inf  # a constant number carries nothing
+        std[std < 1e-6 * (mean.abs() + 1e-30)] = torch.inf  # a constant channel carries no information
         return mean.float(), std.float()
 
 
 def fit_head(task: Task, kind: str, data: Data, settings: ScalingSettings, seed: int) -> tuple[Head, Curve]:
-    """Train a head on the images of FIT; return its state with the least loss on those of VALIDATE, and its curve."""
+    """Train a head on the FIT images; return its state with the lowest loss on the VALIDATE images, and its curve."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 31])
     size = settings.batch if isinstance(task, Classify) else settings.dense_batch
     head = Head(task, kind, data.features.shape[1], *data.spread(size))
     lr, steps = settings.lr if kind == "linear" else settings.lr_deep, settings.steps
     batches = chain.from_iterable(data.batches(FIT, size, rng) for _ in count())
-    judged = VALIDATE if (data.roles == VALIDATE).any() else FIT
-    least, best = np.inf, {}
+    role = VALIDATE if (data.roles == VALIDATE).any() else FIT
+    lowest, best = np.inf, {}
     curve: Curve = []
     losses: list[float] = []
     trained = optimise(head, batches, partial(loss_of, task), steps, lr, settings.weight_decay, steps // 20)
     for step, loss in enumerate(trained, 1):
         losses.append(loss)
         if step % max(1, steps // settings.checks) == 0 or step == steps:
-            total, points = tally(task, head, data, judged)[:, -2:].sum(0, dtype=np.float64)
+            total, points = tally(task, head, data, role)[:, -2:].sum(0, dtype=np.float64)
             curve.append((step, sum(losses) / len(losses), total / points))
             losses = []
-            if total / points < least:
-                least, best = total / points, {k: v.clone() for k, v in head.state_dict().items()}
+            if total / points < lowest:
+                lowest, best = total / points, {k: v.clone() for k, v in head.state_dict().items()}
     if not best:
         raise UserError(f"probe.lr: the loss of a {kind} head is not finite; lower its rate {lr}")
     head.load_state_dict(best)
@@ -247,16 +247,16 @@ def fit_head(task: Task, kind: str, data: Data, settings: ScalingSettings, seed:
 
 @torch.no_grad()
 def tally(task: Task, head: Head, data: Data, role: int = TEST) -> np.ndarray:
-    """Return what the head gets right on each image of a role.  # float32 (n of the role, width)"""
+    """Return the head's tally of each image of a role.  # float32 (n of the role, width)"""
     return torch.cat([task.tally(head(x), y).float() for x, y in data.batches(role, _BATCH)]).numpy()
 
 
 def stored(folder: Path, key: Sequence[Any], make: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Return the arrays of `key` from `folder`, or make and store them, so that a killed run resumes."""
+    """Return the arrays of `key` from `folder`, or compute and store them, so that a killed run resumes."""
     path = folder / f"{short_hash(key)}.npz"
     if not path.is_file():
         arrays = make()
         with replacing(path) as part, part.open("wb") as file:
             np.savez(file, **arrays)
-    with np.load(path, allow_pickle=False) as found:
-        return dict(found)
+    with np.load(path, allow_pickle=False) as content:
+        return dict(content)

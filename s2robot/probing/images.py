@@ -1,12 +1,12 @@
-"""Folders of images with classes, masks and depth; files are read in pieces, so memory does not grow with them.
+"""Folders of images with classes, masks and depth; files are read in chunks, so memory use does not grow with them.
 
     images = open_images(Path("photos"))             # photos/<class>/*.jpg, or photos/images/<class>/*.jpg
-    images.frame(7, 224).shape                       # uint8 (224, 224, 3): the middle square, resized
+    images.frame(7, 224).shape                       # uint8 (224, 224, 3): the centre square, resized
     images.truth(7, "segment", 96).shape             # photos/masks/<class>/<same name>.png, at the nearest pixels
     encode_images("tiny", encoder, images)[:64].shape    # (64, N, D)
 
-Masks and depth lie beside `images` under the same relative names. A folder may hold `train` and `test` (or `val`), each
-such a folder. Images stand in an order mixed by a fixed seed, so that neighbours are a sample of all.
+Masks and depth are in folders next to `images`, under the same relative names. A folder may contain `train` and `test`
+(or `val`), each with this layout. Images are shuffled with a fixed seed, so that any run of them is a random sample.
 """
 
 import hashlib
@@ -28,23 +28,23 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.pretraining.frames import IMAGES, read_image
 from s2robot.pretraining.render import ObjectsSettings, make_objects
 
-_HELD_OUT = ("test", "val", "validation")  # names of the folder beside `train`
+_HELD_OUT = ("test", "val", "validation")  # names of the folder next to `train`
 _TRUTHS = {"segment": "masks", "depth": "depth"}  # task -> folder of its truth
 _MODES = {"segment": ("L", "P", "1", "I", "I;16"), "depth": ("I", "I;16")}  # Pillow's, one channel
 _BITS = {"segment": "8 or 16", "depth": "16"}
 _KINDS = (*IMAGES, ".webp", ".bmp", ".tif", ".tiff")
-_FRAME_BYTES = 48_000_000  # of the frames that are in memory at once, about
-_VERSION = 3  # of how images become frames
+_FRAME_BYTES = 48_000_000  # approximate size of the frames in memory at once
+_VERSION = 3  # of the conversion of images to frames
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images of one folder, in mixed order."""
+    """Images of one folder, in shuffled order."""
 
     root: Path
     names: list[str]  # paths below `root`
-    classes: tuple[str, ...]  # names of the class folders; empty where images lie in none
-    labels: np.ndarray  # (n,), place in `classes`
+    classes: tuple[str, ...]  # names of the class folders; empty if there are none
+    labels: np.ndarray  # (n,), index in `classes`
     parts: np.ndarray  # (n,), 0 for `train`, 1 for `test`; -1 in a folder without parts
     fingerprint: str  # changes with names, sizes and times of the files
 
@@ -52,39 +52,39 @@ class Images:
         return len(self.names)
 
     def path(self, i: int, task: str = "") -> Path:
-        """Return the path of image i, or with a task of its mask or depth."""
+        """Return the path of image i or, given a task, of its mask or depth."""
         name = Path(self.names[i])
         if task:
             name = Path(*(_TRUTHS[task] if p == "images" else p for p in name.parts)).with_suffix(".png")
         return self.root / name
 
     def frame(self, i: int, side: int) -> np.ndarray:
-        """Return the middle square, resized.  # uint8 (side, side, 3)"""
+        """Return the centre square, resized.  # uint8 (side, side, 3)"""
         image = read_image(self.path(i), "RGB")
         return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
 
     def truth(self, i: int, task: str, side: int) -> np.ndarray:
-        """Return labels or depth of the middle square at the nearest pixels.  # uint16 (side, side)"""
+        """Return the labels or depth of the centre square at the nearest pixels.  # uint16 (side, side)"""
         path = self.path(i, task)
         image = read_image(path)
         with Image.open(self.path(i)) as shown:  # reads the header only
             size = shown.size
         if image.size != size or image.mode not in _MODES[task]:
-            expected = f"one channel of {_BITS[task]} bits at {size[0]} x {size[1]} px as its image"
+            expected = f"one channel of {_BITS[task]} bits at {size[0]} x {size[1]} px like its image"
             got = f"Pillow's mode {image.mode} at {image.size[0]} x {image.size[1]}"
             raise UserError(f"{path}: expected {expected}, got {got}")
         return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.NEAREST)).astype(np.uint16)
 
 
 def gather(data: str | None, objects: ObjectsSettings, classify: bool = True) -> Images:
-    """Return the images of a folder, or rendered ones from the user's cache; `classify`: their classes are learned."""
+    """Return the images of a folder, or rendered ones from the user's cache; `classify` requires classes to learn."""
     if data is not None:
         return open_images(Path(data), classify)
     return open_images(make_objects(objects, cache_dir("objects", short_hash(objects.recipe)[:12])), classify)
 
 
 def open_images(root: Path, classify: bool = True) -> Images:
-    """Return the images of a folder; raise UserError where classes to learn have too few images."""
+    """Return the images of a folder; UserError if classes to learn have too few images."""
     folders = {-1: root}
     if (root / "train").is_dir():
         held_out = [root / name for name in _HELD_OUT if (root / name).is_dir()]
@@ -104,12 +104,12 @@ def open_images(root: Path, classify: bool = True) -> Images:
         counts = dict(zip(classes, learned.tolist(), strict=True))
         raise UserError(f"{root}: expected class folders with 2 or more images to learn from, got {counts}")
     order = np.random.default_rng(5).permutation(len(rows))
-    known = () if set(classes) == {""} else tuple(classes)
-    return Images(root, [rows[i][0] for i in order], known, labels[order], parts[order], digest.hexdigest())
+    names = () if set(classes) == {""} else tuple(classes)
+    return Images(root, [rows[i][0] for i in order], names, labels[order], parts[order], digest.hexdigest())
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield image files below a folder, sorted; hidden ones are half written, or notes of file managers."""
+    """Yield image files below a folder, sorted, except hidden ones (partial files and file managers' metadata)."""
     for here, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if name[0] != ".")
         for name in sorted(files):
@@ -126,7 +126,7 @@ class Rows:
     shape: tuple[int, ...]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        # mapped anew each time: pages of a mapped file count as memory of the process
+        # mapped again for each read, because pages of a mapped file count as memory of the process
         return np.array(np.memmap(self.path, self.dtype, "r", shape=self.shape)[rows])
 
 
@@ -138,7 +138,7 @@ def encoded(
     lengths: Sequence[int],
     frames: Callable[[list[int]], Iterator[tuple[int, list[np.ndarray]]]],
 ) -> FeatureCache:
-    """Return the user's cache of an encoder's features, complete; `frames` as in `FeatureCache.build`."""
+    """Complete and return the user's cache of an encoder's features; `frames` as in `FeatureCache.build`."""
     about = {"encoder": name, "sizes": list(encoder.sizes)}
     shape, key = (encoder.num_tokens, encoder.dim), encoder.fingerprint
     cache = FeatureCache(cache_dir("features"), dataset, key, cameras, lengths, *shape, about=about)
@@ -148,7 +148,7 @@ def encoded(
 
 
 def encode_images(name: str, encoder: S2Encoder, images: Images) -> Rows:
-    """Return features of all images, from the user's cache or newly encoded.  # float16 (n, N, D)"""
+    """Return the features of all images, from the user's cache or newly encoded.  # float16 (n, N, D)"""
     side = encoder.image_size
     count = int(np.clip(2 ** int(np.log2(_FRAME_BYTES / (3 * side**2))), 1, 1024))
     pieces = [range(start, min(start + count, len(images))) for start in range(0, len(images), count)]
@@ -163,7 +163,7 @@ def encode_images(name: str, encoder: S2Encoder, images: Images) -> Rows:
 
 
 def truth_rows(images: Images, task: str, side: int) -> Rows:
-    """Return labels or depth of all images, read once and stored in the user's cache.  # uint16 (n, side, side)"""
+    """Return the labels or depth of all images, read once and stored in the user's cache.  # uint16 (n, side, side)"""
     digest = hashlib.sha256(json.dumps([images.fingerprint, task, side]).encode())
     for i in range(len(images)):
         if (path := images.path(i, task)).is_file():
@@ -178,7 +178,7 @@ def truth_rows(images: Images, task: str, side: int) -> Rows:
 
 
 def count_labels(images: Images, truth: Rows, ignore: int | None) -> int:
-    """Return how many labels masks hold: as meta.json says, but more than the largest."""
+    """Return the number of labels in the masks: that of meta.json, but more than the largest label."""
     about = read_json(images.root / "meta.json") if (images.root / "meta.json").is_file() else {}
     blocks = (truth[start : start + 256] for start in range(0, len(images), 256))
     largest = max(int(block[block != ignore].max(initial=0)) for block in blocks)

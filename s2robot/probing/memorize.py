@@ -1,11 +1,11 @@
-"""Classifiers trained end to end, to compare capacity and S2 in pre-training: Tables 3 and 4 of the S2 paper.
+"""Train classifiers end to end, to compare capacity and S2 in pre-training: Tables 3 and 4 of the S2 paper.
 
-    s2robot probe probe=memorize                              # every image a class of its own: loss over their number
+    s2robot probe probe=memorize                              # every image is its own class: loss by their number
     s2robot probe probe=memorize probe.task=classes           # class folders: accuracy on held-out images
 
-Three vision transformers see the same number of images: a base one, the base one with S2 in its training, and a large
-one. With `classes` a fourth arm trains a new head on S2 of the trained, frozen base model. Intervals are 95 %
-t intervals over images and seeds, paired in differences.
+Three vision transformers are trained on the same number of images: a base model, the base model with S2 in training,
+and a large model. With `classes` a fourth arm trains a new head on S2 of the trained, frozen base model. Intervals are
+95 % t intervals over images and seeds, paired in differences.
 """
 
 from collections import deque
@@ -36,7 +36,7 @@ from s2robot.training.loop import optimise
 
 BASE, S2_TRAINED, LARGE, S2_AFTER = "base", "base-s2", "large", "base-s2-after"
 ARMS = {"instances": (BASE, S2_TRAINED, LARGE), "classes": (BASE, S2_AFTER, S2_TRAINED, LARGE)}
-_BATCH = 64  # images judged at once
+_BATCH = 64  # images evaluated at once
 _VERSION = 2  # of the training and its tallies
 Part = tuple[np.ndarray, np.ndarray]  # frames uint8 (n, S, S, 3), labels (n,)
 
@@ -58,7 +58,7 @@ class MemorizeSettings(Settings, at="probe", file="probe/memorize"):
 
 
 class Classifier(nn.Module):
-    """A vision transformer, or the frozen `vit`, at some scales and a linear layer: uint8 (B, H, W, 3) -> (B, classes)."""
+    """A vision transformer, or the frozen `vit`, at `scales` and a linear layer: uint8 (B, H, W, 3) -> (B, classes)."""
 
     def __init__(
         self, spec: ViTSpec, scales: tuple[int, ...], resize: str, classes: int, vit: nn.Module | None = None
@@ -76,7 +76,7 @@ class Classifier(nn.Module):
 
 
 def train(model: Classifier, part: Part, settings: MemorizeSettings, seed: int) -> None:
-    """Show every image `seen` times, in an order that the seed draws; for classes mirrored and shifted at random."""
+    """Train on every image `seen` times, in seeded random order; for classes, mirrored and shifted at random."""
     frames, labels = part
     rng = np.random.default_rng([seed, 41])
     steps = max(1, settings.seen * len(frames) // settings.batch)
@@ -95,7 +95,7 @@ def train(model: Classifier, part: Part, settings: MemorizeSettings, seed: int) 
 
 
 def _augmented(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirror each or not, and shift it by up to an eighth, the edge repeated."""
+    """Mirror frames at random and shift each by up to an eighth, repeating the edge."""
     side = frames.shape[1]
     moved = np.empty_like(frames)
     for i, frame in enumerate(frames):
@@ -107,34 +107,34 @@ def _augmented(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @torch.no_grad()
 def tallies_of(model: Classifier, part: Part) -> np.ndarray:
-    """Return whether each image is right, its loss and 1.  # (N, 3)"""
+    """Return whether each image is correct, its loss and 1.  # (N, 3)"""
     task, batches = Classify(model.head.out_features), (torch.from_numpy(x).split(_BATCH) for x in part)
     return torch.cat([task.tally(model(x), y) for x, y in zip(*batches, strict=True)]).numpy()
 
 
 def memorize(settings: MemorizeSettings, objects: ObjectsSettings, out: Path) -> Outcome:
-    """Train every arm for every count and seed; each leaves its tallies in `out`/fits."""
-    images, by_class, most = gather(settings.data, objects), settings.task == "classes", max(settings.counts)
+    """Train every arm for every count and seed; the tallies are stored in `out`/fits."""
+    images, by_class, limit = gather(settings.data, objects), settings.task == "classes", max(settings.counts)
     learned, test = (np.flatnonzero(keep) for keep in (images.parts != 1, images.parts == 1))
-    if most > len(learned) or (by_class and not len(test)):
-        wanted = f"{most} images to learn (probe.counts), and for task=classes a folder of test images"
-        raise UserError(f"{images.root}: expected {wanted}, got {len(learned)} and {len(test)}")
+    if limit > len(learned) or (by_class and not len(test)):
+        expected = f"{limit} images to learn (probe.counts), and for task=classes a folder of test images"
+        raise UserError(f"{images.root}: expected {expected}, got {len(learned)} and {len(test)}")
     side = max(settings.base.img_size, settings.large.img_size) * max(settings.scales)
-    places = {"train": learned[:most]} | ({"test": test} if by_class else {})
-    frames = {part: np.stack([images.frame(i, side) for i in p]) for part, p in places.items()}
-    labels = {part: images.labels[p] if by_class else np.arange(len(p)) for part, p in places.items()}
+    indices = {"train": learned[:limit]} | ({"test": test} if by_class else {})
+    frames = {part: np.stack([images.frame(i, side) for i in p]) for part, p in indices.items()}
+    labels = {part: images.labels[p] if by_class else np.arange(len(p)) for part, p in indices.items()}
     samples, facts = {}, {}
     jobs = [(n, arm) for n in settings.counts for arm in ARMS[settings.task]]
     costs = {arm: _cost(arm, settings) for arm in ARMS[settings.task]}
     with bar("training classifiers") as update:
         for done, (n, arm) in enumerate(jobs, 1):
             classes = len(images.classes) if by_class else n
-            parts = {part: (frames[part], labels[part]) for part in places}
+            parts = {part: (frames[part], labels[part]) for part in indices}
             parts["train"] = frames["train"][:n], labels["train"][:n]
             fixed = (arm, classes, parts, settings, out / "fits", images.fingerprint)
-            found = [_trained(*fixed, seed) for seed in settings.seeds]
+            fits = [_trained(*fixed, seed) for seed in settings.seeds]
             for part in parts:
-                tallies = [{"rows": np.arange(len(f[part])), "tallies": f[part]} for f in found]
+                tallies = [{"rows": np.arange(len(f[part])), "tallies": f[part]} for f in fits]
                 samples[arm, n, part] = resampled(tallies, Classify(classes).scores, settings.resamples)
                 facts[arm, n, part] = costs[arm]
             update(done, len(jobs), arm)
@@ -159,10 +159,10 @@ def _model(arm: str, classes: int, settings: MemorizeSettings) -> Classifier:
 
 
 def _cost(arm: str, settings: MemorizeSettings) -> dict[str, float]:
-    """Return parameters without the head, and multiply-adds of an image in 1e9."""
+    """Return the parameters without the head, and the multiply-adds of an image in 1e9."""
     model = _model(S2_TRAINED if arm == S2_AFTER else arm, 2, settings)
     side = model.vit.spec.img_size * max(settings.scales)  # type: ignore[union-attr]
-    # fused kernels are not counted
+    # the counter misses fused kernels
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, side, side, 3, dtype=torch.uint8))
     parameters = sum(p.numel() for p in model.vit.parameters())
@@ -178,8 +178,8 @@ def _trained(
     images: str,
     seed: int,
 ) -> Mapping[str, np.ndarray]:
-    """Return tallies on each part: read from `folder`, or trained and stored there."""
-    decides = settings.model_dump(mode="json", exclude={"counts", "seeds", "resamples", "data"})
+    """Return the tallies of each part, read from `folder` or computed and stored there."""
+    identity = settings.model_dump(mode="json", exclude={"counts", "seeds", "resamples", "data"})
 
     def make() -> dict[str, np.ndarray]:
         torch.manual_seed(seed)
@@ -190,4 +190,4 @@ def _trained(
             train(model, parts["train"], settings, seed)
         return {name: tallies_of(model, part) for name, part in parts.items()}
 
-    return stored(folder, [_VERSION, images, arm, len(parts["train"][0]), seed, decides], make)
+    return stored(folder, [_VERSION, images, arm, len(parts["train"][0]), seed, identity], make)

@@ -1,11 +1,11 @@
-"""What frozen features hold of a scripted pick: the cube's pose, and another encoder's features.
+"""Measure the information in frozen features of a scripted pick: on the cube's pose, and on another encoder's features.
 
     s2robot probe                                  # whole frames -> pose
     s2robot probe probe=information                # Table 2 of the S2 paper: mvp-small from mvp-tiny, with and without S2
 
-Ridge maps are fitted on some episodes and judged on others; penalties are chosen on training episodes that a fit left out.
-Yaw counts modulo 90 degrees, since a cube looks the same every quarter turn. "gripper pose" predicts from the gripper's true
-pose instead of an image, "mean" from nothing.
+Ridge maps are fitted on some episodes and evaluated on others; penalties are chosen on left-out training episodes. Yaw
+is modulo 90 degrees, since a cube looks the same after a quarter turn. "gripper pose" predicts from the gripper's true
+pose instead of an image, "mean" without input.
 
 With a token map's mean squared error l and l0 that of the best constant, information is -log(l / l0); the ratio divides it
 by that of the upper bound. The paper trains the map by gradient descent; here it is exact ridge regression.
@@ -27,17 +27,17 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.probing.frames import FrameFeatures, FrameSettings, columns_of, describe
 from s2robot.probing.report import JOINED, NO_IMAGE, Outcome, Samples, compare, earlier, interval
 
-GRIPPER, MEAN = "gripper pose", "mean"  # rows that see no image
-PLACE = "no image"  # the mean of each place
-ZERO, ALL = "l0", "all"  # the best constant, all sources side by side
-POOLS = ("tokens", "mean")  # all tokens side by side, and their mean
+GRIPPER, MEAN = "gripper pose", "mean"  # rows without an image
+PLACE = "no image"  # the mean at each token position
+ZERO, ALL = "l0", "all"  # the best constant, all sources concatenated
+POOLS = ("tokens", "mean")  # all tokens concatenated, and their mean
 GROUPS = {"position": [0, 1], "height": [2], "yaw": [3, 4]}  # pose targets that share a penalty
 FRAME_PENALTIES = 10.0 ** np.linspace(-8, 4, 37)  # times the mean eigenvalue of the standardised features
 TOKEN_PENALTIES = 10.0 ** np.arange(-10, 3)
 _BLOCK = 4096  # features standardised at once
 _FLAT = 1e-3  # m, or 1 of sin and cos: below this spread R² is undefined
 _FAR = 0.10  # m between grip centre and cube centre
-_FLOOR = 1e-12  # of l / l0: equal features would otherwise hold infinite information
+_FLOOR = 1e-12  # of l / l0: equal features would otherwise have infinite information
 
 
 def readout(encoders: Mapping[str, S2Encoder], cfg: FrameSettings) -> Outcome:
@@ -72,13 +72,13 @@ def read_poses(
     targets, true = pose_targets(train["cube_pose"]), pose_targets(test["cube_pose"])
     n, cameras = len(targets), columns_of(cfg.world.cameras)
     sources = {(GRIPPER, NO_IMAGE, NO_IMAGE): kernels(train["gripper"], test["gripper"])}
-    for (name, found), pool in product(features.items(), POOLS):
+    for (name, tokens_of), pool in product(features.items(), POOLS):
         parts = []
         for i in cameras[JOINED]:
-            tokens = found[:, i] if pool == "tokens" else found[:, i].mean(1, dtype=np.float64)
+            tokens = tokens_of[:, i] if pool == "tokens" else tokens_of[:, i].mean(1, dtype=np.float64)
             flat = tokens.reshape(len(tokens), -1)
             parts.append(kernels(flat[:n], flat[n:]))
-        for camera, chosen in cameras.items():  # the kernel of several cameras is the sum of theirs
+        for camera, chosen in cameras.items():  # the kernel of several cameras is the sum of their kernels
             own, cross = (np.sum([parts[i][j] for i in chosen], 0) for j in (0, 1))
             sources[name, pool, camera] = own, cross
     weights = cfg.weights()["test"][:, test["episode"]]  # (1 + B, m)
@@ -97,7 +97,7 @@ def pose_targets(cube_pose: np.ndarray) -> np.ndarray:
     rotation = Rotation.from_quat(cube_pose[:, [4, 5, 6, 3]]).as_matrix()  # (n, 3, 3)
     rows, upright = np.arange(len(rotation)), np.abs(rotation[:, 2]).argmax(1)
     turn = np.zeros((len(rotation), 2))
-    for step in (1, 2):  # the two level axes are a quarter turn apart: equal at four times the angle
+    for step in (1, 2):  # the two horizontal axes are a quarter turn apart, so equal at four times the angle
         axis = rotation[rows, :, (upright + step) % 3]  # (n, 3)
         angle = 4 * np.arctan2(axis[:, 1], axis[:, 0])
         turn += np.stack([np.sin(angle), np.cos(angle)], 1)
@@ -105,18 +105,18 @@ def pose_targets(cube_pose: np.ndarray) -> np.ndarray:
     return np.concatenate([cube_pose[:, :3], turn], 1)
 
 
-def yaw_errors(found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Return degrees between two yaws modulo 90, given sin and cos of 4 yaw: (n, 2) -> (n,), 0 to 45."""
-    apart = np.arctan2(found[:, 0], found[:, 1]) - np.arctan2(true[:, 0], true[:, 1])
+def yaw_errors(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Return the degrees between two yaws modulo 90, from sin and cos of 4 yaw: (n, 2) -> (n,), 0 to 45."""
+    apart = np.arctan2(predicted[:, 0], predicted[:, 1]) - np.arctan2(true[:, 0], true[:, 1])
     return np.abs(np.degrees(np.arctan2(np.sin(apart), np.cos(apart)))) / 4
 
 
-def pose_scores(found: np.ndarray, true: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Return mean error and R² of position (horizontal), height and yaw, or NaN: (n, 5), (n, 5), (B, n) -> (B,)."""
+def pose_scores(predicted: np.ndarray, true: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the mean error and R² of position (horizontal), height and yaw, or NaN: (n, 5), (n, 5), (B, n) -> (B,)."""
     errors = {
-        "position_mean_cm": 100 * np.linalg.norm(found[:, :2] - true[:, :2], axis=1),
-        "height_mean_cm": 100 * np.abs(found[:, 2] - true[:, 2]),
-        "yaw_mean_deg": yaw_errors(found[:, 3:], true[:, 3:]),
+        "position_mean_cm": 100 * np.linalg.norm(predicted[:, :2] - true[:, :2], axis=1),
+        "height_mean_cm": 100 * np.abs(predicted[:, 2] - true[:, 2]),
+        "yaw_mean_deg": yaw_errors(predicted[:, 3:], true[:, 3:]),
     }
     count = weights.sum(1)
     count = np.where(count > 0, count, np.nan)  # (B,)
@@ -124,7 +124,7 @@ def pose_scores(found: np.ndarray, true: np.ndarray, weights: np.ndarray) -> dic
     for (key, error), (name, columns) in zip(errors.items(), GROUPS.items(), strict=True):
         scores[key] = weights @ error / count
         centred = true[:, columns] - true[:1, columns]
-        missed = weights @ ((found - true)[:, columns] ** 2).sum(1) / count
+        missed = weights @ ((predicted - true)[:, columns] ** 2).sum(1) / count
         spread = (weights @ centred**2 / count[:, None] - (weights @ centred / count[:, None]) ** 2).sum(1)
         scores[f"{name}_r2"] = 1 - missed / np.where(spread > _FLAT**2, spread, np.nan)
     return scores
@@ -136,11 +136,11 @@ def information(
     """Reconstruct the target's tokens from each source's; `upper` bounds the ratios: a source, ALL of them, or None."""
     one_of("probe.upper", upper, (None, ALL, *sources))
     data = FrameFeatures(cfg, [target, *sources.values()])
-    wanted = data.encode("target", target)
-    found = {name: data.encode(name, encoder) for name, encoder in sources.items()}
+    tokens = data.encode("target", target)
+    features = {name: data.encode(name, encoder) for name, encoder in sources.items()}
     if upper == ALL:
-        found[ALL] = side_by_side([*found.values()], wanted.shape[2])
-    losses, penalties = reconstruct(wanted, found, cfg)
+        features[ALL] = side_by_side([*features.values()], tokens.shape[2])
+    losses, penalties = reconstruct(tokens, features, cfg)
     report = {
         "settings": data.cfg.model_dump() | {"upper": upper},
         "target": describe(target),
@@ -156,7 +156,7 @@ def information(
 
 
 def side_by_side(sources: list[np.ndarray], count: int) -> np.ndarray:
-    """Concatenate sources (T, C, N, D) of any maps and widths on a map of `count` tokens.  # (T, C, count, sum of D)"""
+    """Concatenate sources (T, C, N, D) of any map size and width on a map of `count` tokens.  # (T, C, count, sum of D)"""
     return np.concatenate([regrid(s, count).astype(s.dtype) for s in sources], axis=-1)
 
 
@@ -179,10 +179,10 @@ def reconstruct(
 def judge_information(
     losses: Mapping[str, Mapping[str, np.ndarray]], upper: str | None, cfg: FrameSettings
 ) -> dict[str, Any]:
-    """Return "l0", "results" and "differences"; a ratio is None where the bound is not clearly above 0."""
+    """Return "l0", "results" and "differences"; a ratio is None if the bound is not clearly above 0."""
     samples: dict[tuple, dict[str, np.ndarray]] = {}
     for part, weights in cfg.weights().items():
-        loss = {name: weights @ found[part] / weights.sum(1) for name, found in losses.items()}  # (1 + B,)
+        loss = {name: weights @ parts[part] / weights.sum(1) for name, parts in losses.items()}  # (1 + B,)
         info = {name: -np.log(np.maximum(x / loss[ZERO], _FLOOR)) for name, x in loss.items()}
         best = info[upper] if upper else np.full(len(weights), np.nan)
         known = interval(best)
@@ -196,7 +196,7 @@ def judge_information(
 
 
 def kernels(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return products of features standardised by the training rows: (n, F), (m, F) -> float64 (n, n), (m, n)."""
+    """Return the products of features standardised by the training rows: (n, F), (m, F) -> float64 (n, n), (m, n)."""
     n = len(train)
     own, cross = np.zeros((n, n)), np.zeros((len(test), n))
     for start in range(0, train.shape[1], _BLOCK):
@@ -218,27 +218,27 @@ def fit_frames(
     groups: Sequence[list[int]],
     penalties: np.ndarray = FRAME_PENALTIES,
 ) -> tuple[np.ndarray, list[float], np.ndarray]:
-    """Fit ridge regression from `kernels` to targets (n, k), of which each group has a penalty of its own.
+    """Fit ridge regression from `kernels` to targets (n, k), with a separate penalty for each group.
 
-    One training episode is left out at a time. The left-out errors need no refit: with R the matrix that maps targets to residuals, they are R_ee^-1 r_e for the rows e
-    of an episode.
+    One training episode is left out at a time. The left-out errors need no refit: with R the matrix that maps targets
+    to residuals, they are R_ee^-1 r_e for the rows e of an episode.
 
     Returns:
         Predictions (m, k), the penalty of each group, left-out squared errors by penalty (P, k).
     """
     n = len(own)
-    # Centred features leave the constant vector without an eigenvalue. It gets the largest, so it comes last.
+    # For centred features the constant vector has eigenvalue 0. It gets the largest instead, so it comes last.
     values, vectors = np.linalg.eigh(own + 2 * (np.trace(own) + 1) / n)
     values, vectors = np.maximum(values[:-1], 0), vectors[:, :-1]
     mean = targets.mean(0)
     inner = vectors.T @ (targets - mean)  # (n - 1, k)
     absolute = penalties * max(np.trace(own) / n, 1e-6)  # above rounding
-    places = [np.flatnonzero(episodes == e) for e in np.unique(episodes)]
+    episode_rows = [np.flatnonzero(episodes == e) for e in np.unique(episodes)]
     left_out = np.zeros((len(penalties), targets.shape[1]))
     for p, penalty in enumerate(absolute):
         shrunk = penalty / (values + penalty)  # (n - 1,)
         residuals = vectors @ (shrunk[:, None] * inner)  # (n, k)
-        for e in places:
+        for e in episode_rows:
             block = (vectors[e] * shrunk) @ vectors[e].T  # (n_e, n_e)
             left_out[p] += (np.linalg.solve(block, residuals[e]) ** 2).sum(0)
     predictions, chosen = np.empty((len(cross), targets.shape[1])), []
@@ -253,7 +253,7 @@ def fit_frames(
 def token_pairs(
     source: np.ndarray, target: np.ndarray, frames: int, episodes: range
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield (episode, x (n, D), y (n, K)) at the same places of source (T, C, N, D) and target (T, C, M, K)."""
+    """Yield (episode, x (n, D), y (n, K)) at the same positions of source (T, C, N, D) and target (T, C, M, K)."""
     for episode in episodes:
         rows = slice(episode * frames, (episode + 1) * frames)
         x = regrid(source[rows], target.shape[2])
@@ -279,9 +279,9 @@ def fit_tokens(
     folds: int = 5,
     penalties: np.ndarray = TOKEN_PENALTIES,
 ) -> tuple[Callable[[np.ndarray], np.ndarray], float, np.ndarray]:
-    """Fit one ridge map for the tokens of all places, with an unpenalised bias.
+    """Fit one ridge map for the tokens of all positions, with an unpenalised bias.
 
-    Episode e belongs to fold e modulo `folds`, of which there are no more than episodes. A constant source channel
+    Episode e belongs to fold e modulo `folds`, which is at most the number of episodes. A constant source channel
     counts as zero.
 
     Returns:
@@ -291,13 +291,13 @@ def fit_tokens(
     pairs = token_pairs(source, target, frames, episodes)
     sums = [(len(x), x.sum(0), (x**2).sum(0), y.sum(0)) for _, x, y in pairs]
     count, first, second, last = (np.sum(column, axis=0) for column in zip(*sums, strict=True))
-    mean, middle, size = first / count, last / count, 1 + len(first)
+    mean, y_mean, size = first / count, last / count, 1 + len(first)
     variance = second / count - mean**2
     varies = variance > 1e-12 * second / count  # above rounding
     scale = np.where(varies, 1 / np.sqrt(np.where(varies, variance, 1)), 0)
-    grams = np.zeros((folds, size + len(middle), size + len(middle)))  # of [1, x, y], all that a fit needs
+    grams = np.zeros((folds, size + len(y_mean), size + len(y_mean)))  # of [1, x, y], sufficient for a fit
     for episode, x, y in token_pairs(source, target, frames, episodes):
-        rows = np.concatenate([np.ones((len(x), 1)), (x - mean) * scale, y - middle], 1)
+        rows = np.concatenate([np.ones((len(x), 1)), (x - mean) * scale, y - y_mean], 1)
         grams[episode % folds] += rows.T @ rows
 
     def solve(gram: np.ndarray, penalty: float) -> np.ndarray:  # (1 + D, K)
@@ -306,7 +306,7 @@ def fit_tokens(
         xx[range(1, size), range(1, size)] += penalty * max(spread, 1e-6)  # above rounding
         return scipy.linalg.solve(xx, gram[:size, size:], assume_a="pos")
 
-    total, left_out = grams.sum(0), np.zeros((len(penalties), len(middle)))
+    total, left_out = grams.sum(0), np.zeros((len(penalties), len(y_mean)))
     for (p, penalty), gram in product(enumerate(penalties), grams):
         w = solve(total - gram, penalty)
         xx, xy, yy = gram[:size, :size], gram[:size, size:], gram[size:, size:].diagonal()
@@ -314,5 +314,5 @@ def fit_tokens(
     chosen = float(penalties[left_out.sum(1).argmin()])
     w = solve(total, chosen)
     weight = scale[:, None] * w[1:]
-    bias = w[0] + middle - mean @ weight
+    bias = w[0] + y_mean - mean @ weight
     return lambda x: x @ weight + bias, chosen, left_out

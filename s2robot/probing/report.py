@@ -1,4 +1,4 @@
-"""Shared by all probes: resampling, comparing rows, and writing JSON, CSV, plot and page.
+"""Resample, compare rows, and write JSON, CSV, plot and page, for all probes.
 
 results, differences = compare(samples, ("encoder", "cameras"), earlier(samples))
 write_outcome(Outcome("readout", {"settings": ..., "results": results, "differences": differences}, points, 2), run_dir)
@@ -19,33 +19,33 @@ from s2robot.reporting import plots
 from s2robot.reporting.page import drawing, flatten, write_page
 from s2robot.reporting.style import save_figure
 
-JOINED, NO_IMAGE = "all", "-"  # values of a row's cameras: all of them, none
+JOINED, NO_IMAGE = "all", "-"  # values of a row's cameras: all, none
 Samples = Mapping[tuple, Mapping[str, np.ndarray]]  # (name, ...) -> metric -> the value, then resamples
-Found = Mapping[str, float | None]  # {"value", "low", "high"}
-Point = tuple[str, str, Any, Found]  # panel, series, x, result
+Estimate = Mapping[str, float | None]  # {"value", "low", "high"}
+Point = tuple[str, str, Any, Estimate]  # panel, series, x, result
 
 
 def resample(count: int, resamples: int, seed: int = 0) -> np.ndarray:
-    """Return how often each item is drawn: first once each, then with replacement.  # (1 + resamples, count)"""
+    """Return how often each item is drawn: once each in row 0, then with replacement.  # (1 + resamples, count)"""
     rng = np.random.default_rng([seed, 17])
     drawn = rng.multinomial(count, np.full(count, 1 / count), resamples)
     return np.concatenate([np.ones((1, count)), drawn])
 
 
 def resampled(
-    found: Sequence[Mapping[str, np.ndarray]],
+    results: Sequence[Mapping[str, np.ndarray]],
     scores: Callable[[np.ndarray], dict[str, np.ndarray]],
     resamples: int,
 ) -> dict[str, np.ndarray]:
-    """Return the scores of every seed, resampled over the items, the first as they are.  # (1 + B, S)
+    """Return the scores of every seed, resampled over the items except in the first row.  # (1 + B, S)
 
     Args:
-        found: for each seed "rows", numbers of its items (n,), and "tallies" of them (n, width).
-        scores: from weighted sums of tallies (1 + B, width).
+        results: for each seed "rows", the indices of its items (n,), and their "tallies" (n, width).
+        scores: computes scores from weighted sums of tallies (1 + B, width).
     """
-    items = np.unique(np.concatenate([result["rows"] for result in found]))
+    items = np.unique(np.concatenate([result["rows"] for result in results]))
     times, each = resample(len(items), resamples), []  # (1 + B, n)
-    for result in found:
+    for result in results:
         weights = times[:, np.searchsorted(items, result["rows"])]
         with np.errstate(invalid="ignore", divide="ignore"):
             each.append(scores(weights @ result["tallies"].astype(np.float64)))
@@ -53,24 +53,24 @@ def resampled(
 
 
 def interval(samples: np.ndarray) -> dict[str, float | None]:
-    """Return the first sample as the value and 95 % of the others as the interval; None where undefined.
+    """Return the first sample as the value and the central 95 % of the others as the interval; None where undefined.
 
     Args:
-        samples: a score on the data as they are, then on B resamples of them  # (1 + B,) or, by seed, (1 + B, S)
+        samples: a score on the original data, then on B resamples  # (1 + B,) or, by seed, (1 + B, S)
     """
     if samples.ndim == 2:
         return seeds_interval(samples)
     others = samples[1:][np.isfinite(samples[1:])]
     low, high = np.percentile(others, [2.5, 97.5]) if len(others) else (np.nan, np.nan)
-    found = {"value": samples[0], "low": low, "high": high}
-    return {name: float(x) if np.isfinite(x) else None for name, x in found.items()}
+    bounds = {"value": samples[0], "low": low, "high": high}
+    return {name: float(x) if np.isfinite(x) else None for name, x in bounds.items()}
 
 
 def seeds_interval(samples: np.ndarray) -> dict[str, float | None]:
     """Return the mean over seeds and its 95 % t interval, for new seeds and new images; None where undefined.
 
-    Variance: that of the mean over resampled images, plus what seeds add (their mean square less what images bring
-    into it). Degrees of freedom: Satterthwaite 1946. With one seed, the interval holds for that seed.
+    Variance: that of the mean over resampled images, plus the variance that seeds add (between seeds, less the part due
+    to images). Degrees of freedom: Satterthwaite 1946. With one seed, the interval is for that seed only.
     """
     own, others = samples[0], samples[1:][np.isfinite(samples[1:]).all(1)]
     if not np.isfinite(own).all() or len(others) < 2:
@@ -89,17 +89,17 @@ def compare(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return a row for each key of `samples`, and one with paired differences for each pair."""
     results, differences = [], []
-    for key, found in samples.items():
-        results.append(dict(zip(keys, key, strict=True)) | {m: interval(x) for m, x in found.items()})
+    for key, metrics in samples.items():
+        results.append(dict(zip(keys, key, strict=True)) | {m: interval(x) for m, x in metrics.items()})
     for one, other in pairs:
-        apart = {m: interval(x - samples[other][m]) for m, x in samples[one].items()}
+        gaps = {m: interval(x - samples[other][m]) for m, x in samples[one].items()}
         facts = dict(zip(keys[1:], one[1:], strict=True))
-        differences.append({keys[0]: one[0], "minus": other[0], **facts, **apart})
+        differences.append({keys[0]: one[0], "minus": other[0], **facts, **gaps})
     return results, differences
 
 
 def earlier(samples: Samples, without: Collection[str] = ()) -> list[tuple[tuple, tuple]]:
-    """Return each key with every earlier one that differs in the name alone; names `without` are left out."""
+    """Pair each key with every earlier key that differs only in the name; names in `without` are left out."""
     keys = [key for key in samples if key[0] not in without]
     return [(a, b) for i, a in enumerate(keys) for b in keys[:i] if a[1:] == b[1:]]
 
@@ -122,13 +122,13 @@ def write_outcome(outcome: Outcome, seconds: float, out: Path) -> str:
     write_json(out / f"{kind}.json", report)
     names = [*dict.fromkeys(name for row in rows for name in _split(row)[0])]
     numbers = [
-        (*(facts.get(name, "") for name in names), metric, *found.values())
+        (*(facts.get(name, "") for name in names), metric, *estimate.values())
         for facts, metrics in map(_split, rows)
-        for metric, found in metrics.items()
+        for metric, estimate in metrics.items()
     ]
     write_csv(out / f"{kind}.csv", [*names, "metric", "value", "low", "high"], numbers)
     save_figure(figure, out / f"{kind}.png")
-    tables: list[list[list[str]]] = []  # one for all neighbouring rows with the same columns
+    tables: list[list[list[str]]] = []  # one per run of rows with the same columns
     for facts, metrics in map(_split, rows):
         if facts.get("cameras", JOINED) in (JOINED, NO_IMAGE):
             if not tables or tables[-1][0] != [*facts, *metrics]:
@@ -144,7 +144,7 @@ def write_outcome(outcome: Outcome, seconds: float, out: Path) -> str:
     return "\n".join(texts)
 
 
-def _split(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Found]]:
+def _split(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Estimate]]:
     """Return the facts of a row and its metrics."""
     facts = {k: v for k, v in row.items() if isinstance(v, str | int | float)}
     return facts, {k: v for k, v in row.items() if isinstance(v, Mapping) and "low" in v}
@@ -159,16 +159,16 @@ def _text(value: Any) -> str:
 
 
 def plot(points: Sequence[Point], columns: int) -> Figure:
-    """Plot (panel, series, x, found) with intervals: x is a name, or a number on a logarithmic axis."""
+    """Plot (panel, series, x, estimate) with intervals: x is a name, or a number on a logarithmic axis."""
     columns_of: list[list[Any]] = [list(dict.fromkeys(point[i] for point in points)) for i in range(3)]
-    panels, series, places = columns_of
-    named, drawn = isinstance(places[0], str), []
-    order: Callable[[Any], Any] = places.index if named else float
-    ticks: dict[float, str] = dict(enumerate(places)) if named else {}
+    panels, series, x_values = columns_of
+    named, drawn = isinstance(x_values[0], str), []
+    order: Callable[[Any], Any] = x_values.index if named else float
+    ticks: dict[float, str] = dict(enumerate(x_values)) if named else {}
     for panel in panels:
         lines = []
         for i, name in enumerate(series):
-            own = [(order(x), *found.values()) for *at, x, found in points if at == [panel, name]]
+            own = [(order(x), *estimate.values()) for *at, x, estimate in points if at == [panel, name]]
             own.sort(key=lambda row: row[0])
             x, value, low, high = np.array(own, float).reshape(-1, 4).T
             shift = 0.16 * (i - (len(series) - 1) / 2) if named else 0

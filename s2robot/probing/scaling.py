@@ -1,12 +1,12 @@
-"""Score against cost of frozen encoders, model size against S2: Figures 2 and 6 of the S2 paper.
+"""Measure scores of frozen encoders against cost, with model size or S2: Figures 2 and 6 of the S2 paper.
 
     s2robot probe probe=scaling                                  # mvp-tiny and mvp-small on rendered images
     s2robot probe probe=scaling probe.data=photos probe.tasks=[classify]
 
-An arm is a model with a set of scales. Its backbone is frozen; a head is trained on its features and judged on
-held-out images. A model runs once at all scales and each arm reads the channels of its own, so all arms of a model
-see the same image at scale 1. `resize` says what larger scales see: `upsample` enlarges what scale 1 sees, as in the
-paper, and adds no information; `native` is the image as it is.
+An arm is a model with a set of scales. Its backbone is frozen; a head is trained on its features and evaluated on
+held-out images. A model runs once at all scales and each arm uses its own channels, so all arms of a model use the
+same image at scale 1. `resize` selects the input of larger scales: `upsample` enlarges the input of scale 1, as in the
+paper, and adds no information; `native` uses the original image.
 
 Intervals are 95 % t intervals over held-out images and seeds, paired between arms.
 """
@@ -29,8 +29,8 @@ from s2robot.probing.heads import FIT, TEST, VALIDATE, Classify, Data, Depth, Sc
 from s2robot.probing.images import Images, Rows, count_labels, encode_images, gather, truth_rows
 from s2robot.probing.report import Outcome, compare, earlier, resampled
 
-_RESIZES = {"upsample": "upsampled", "native": "native"}  # here: encoder.resolution
-_VERSION = 4  # of how a head is trained and judged
+_RESIZES = {"upsample": "upsampled", "native": "native"}  # probe.resize: encoder.resolution
+_VERSION = 4  # of the training and evaluation of a head
 
 
 def roles_of(images: Images, settings: ScalingSettings, seed: int) -> np.ndarray:
@@ -38,35 +38,35 @@ def roles_of(images: Images, settings: ScalingSettings, seed: int) -> np.ndarray
     rng = np.random.default_rng([seed, 37])
     roles = np.full(len(images), TEST, np.int8)
     for label in np.unique(images.labels):
-        places = rng.permutation(np.flatnonzero((images.labels == label) & (images.parts != 1)))
-        mixed = len(places) > 1 and images.parts[places[0]] == -1
-        tested = min(len(places) - 1, max(1, round(settings.held_out * len(places)))) if mixed else 0
-        validated = tested + int(settings.validation * (len(places) - tested))
-        roles[places[tested:validated]], roles[places[validated:]] = VALIDATE, FIT
-    for role, what in ((FIT, "learn from"), (TEST, "be judged on")):
+        indices = rng.permutation(np.flatnonzero((images.labels == label) & (images.parts != 1)))
+        mixed = len(indices) > 1 and images.parts[indices[0]] == -1
+        tested = min(len(indices) - 1, max(1, round(settings.held_out * len(indices)))) if mixed else 0
+        validated = tested + int(settings.validation * (len(indices) - tested))
+        roles[indices[tested:validated]], roles[indices[validated:]] = VALIDATE, FIT
+    for role, purpose in ((FIT, "train on"), (TEST, "test on")):
         if not (roles == role).any():
-            raise UserError(f"{images.root}: expected images to {what}, got none")
+            raise UserError(f"{images.root}: expected images to {purpose}, got none")
     return roles
 
 
 def truths_of(images: Images, settings: ScalingSettings) -> dict[str, tuple[Task, Rows | np.ndarray]]:
-    """Return each task with its truth."""
-    found: dict[str, tuple[Task, Rows | np.ndarray]] = {}
+    """Return each task with its ground truth."""
+    truths: dict[str, tuple[Task, Rows | np.ndarray]] = {}
     for name in settings.tasks:
         if name == "classify":
-            found[name] = Classify(len(images.classes)), images.labels
+            truths[name] = Classify(len(images.classes)), images.labels
             continue
         rows = truth_rows(images, name, settings.points)
         labels = count_labels(images, rows, settings.ignore) if name == "segment" else 0
-        found[name] = Segment(labels, settings.ignore) if labels else Depth(settings.metre), rows
-    return found
+        truths[name] = Segment(labels, settings.ignore) if labels else Depth(settings.metre), rows
+    return truths
 
 
 def scaling(
     models: Mapping[str, Mapping[str, Any]], settings: ScalingSettings, objects: ObjectsSettings, out: Path
 ) -> Outcome:
-    """Train and judge a head for each arm and seed; each leaves a file in `out`/fits."""
-    # a wrong model is rejected before anything is drawn
+    """Train and evaluate a head for each arm and seed; each is stored in `out`/fits."""
+    # reject a wrong model before rendering anything
     described = {name: _described(facts, settings) for name, facts in models.items()}
     images = gather(settings.data, objects, "classify" in settings.tasks)
     roles = {seed: roles_of(images, settings, seed) for seed in settings.seeds}
@@ -80,12 +80,12 @@ def scaling(
         with bar(f"heads of {name}, {resize}") as update:
             for done, ((task, kind), (scales, gflops)) in enumerate(arms, 1):
                 key = (f"{name} {'+'.join(f'{s:g}' for s in scales)}", task, kind, resize)
-                made_of = [_VERSION, encoder.fingerprint, images.fingerprint, task, kind, resize, scales]
-                channels = np.split(np.arange(rows.shape[2]), len(settings.all_scales))  # of each scale
+                identity = [_VERSION, encoder.fingerprint, images.fingerprint, task, kind, resize, scales]
+                channels = np.split(np.arange(rows.shape[2]), len(settings.all_scales))  # for each scale
                 columns = np.concatenate([channels[settings.all_scales.index(s)] for s in scales])
                 fits = [
                     _fitted(truths[task][0], kind, Data(rows, columns, truths[task][1], roles[seed]), settings, seed,
-                            made_of, out / "fits")
+                            identity, out / "fits")
                     for seed in settings.seeds
                 ]  # fmt: skip
                 samples[key] = resampled(fits, truths[task][0].scores, settings.resamples)
@@ -116,29 +116,29 @@ def scaling(
 def _encoder(
     facts: Mapping[str, Any], settings: ScalingSettings, scales: tuple[float, ...], resize: str = "native"
 ) -> S2Encoder:
-    """Return a model at these scales; the mean alone is stored where no head asks for more."""
+    """Return a model at these scales; only the mean is stored if no head needs more."""
     pool = "mean" if settings.tasks == ("classify",) else "tokens"
     return build_encoder({**facts, "scales": list(scales), "resolution": _RESIZES[resize], "pool": pool})
 
 
 def _described(facts: Mapping[str, Any], settings: ScalingSettings) -> dict[str, Any]:
-    """Return facts of a model, and what each set of scales costs."""
+    """Return a model's facts and the cost of each set of scales."""
     names = {"name": "name", "tile": "tile", "dtype": "dtype", "parameters": "num_parameters"}
-    found: dict[str, Any] = {"sizes": [], "gflops": []}
+    costs: dict[str, Any] = {"sizes": [], "gflops": []}
     for scales in settings.scales:  # one encoder at a time in memory
         encoder = _encoder(facts, settings, scales)
-        found["sizes"].append(list(encoder.sizes))
-        found["gflops"].append(round(encoder.gflops_per_image, 4))
+        costs["sizes"].append(list(encoder.sizes))
+        costs["gflops"].append(round(encoder.gflops_per_image, 4))
     about = {key: getattr(encoder, name) for key, name in names.items()}
-    return about | {"block": encoder.describe.get("block")} | found
+    return about | {"block": encoder.describe.get("block")} | costs
 
 
 def _fitted(
-    task: Task, kind: str, data: Data, settings: ScalingSettings, seed: int, made_of: list[Any], folder: Path
+    task: Task, kind: str, data: Data, settings: ScalingSettings, seed: int, identity: list[Any], folder: Path
 ) -> Mapping[str, np.ndarray]:
-    """Return a head's tallies: read from `folder`, or trained, judged and stored there."""
+    """Return a head's tallies, read from `folder` or computed and stored there."""
     names = "steps batch dense_batch lr lr_deep weight_decay checks held_out validation".split()
-    how = [getattr(settings, name) for name in names]
+    options = [getattr(settings, name) for name in names]
     truth = data.truth.path.name if isinstance(data.truth, Rows) else None
 
     def make() -> dict[str, Any]:
@@ -147,4 +147,4 @@ def _fitted(
         rows = np.flatnonzero(data.roles == TEST)
         return {"rows": rows, "tallies": heads.tally(task, head, data), "train_loss": loss}
 
-    return heads.stored(folder, [*made_of, repr(task), how, truth, seed], make)
+    return heads.stored(folder, [*identity, repr(task), options, truth, seed], make)

@@ -37,7 +37,7 @@ def resize(images: Tensor, size: int | Size) -> Tensor:
 
 
 def _halved(images: Tensor) -> Tensor:
-    """F.avg_pool2d(images, 2) to the last bit, in half the time: the same additions, a row of pixels at once."""
+    """Compute F.avg_pool2d(images, 2) bit for bit in half the time, by adding whole rows of pixels."""
     top, bottom = images[..., ::2, :], images[..., 1::2, :]
     total = top[..., ::2] + top[..., 1::2]
     return total.add_(bottom[..., ::2]).add_(bottom[..., 1::2]).mul_(0.25)
@@ -57,10 +57,10 @@ def bicubic(images: Tensor, size: Size) -> Tensor:
 def pyramid(
     images: Tensor, sizes: Sequence[Size], first: Size | None = None, enlarge: bool = False
 ) -> list[Tensor]:
-    """Resize float (B, C, H, W) to one (B, C, *size) a size.
+    """Resize float (B, C, H, W) to (B, C, *size) for each size.
 
-    first: resize the images to this size before all others; None makes each level from the images.
-    enlarge: make the levels as the S2 paper does, bicubic without antialiasing.
+    first: an intermediate size from which all levels are resized; None resizes each level from the images.
+    enlarge: resize bicubically without antialiasing, as in the S2 paper.
     """
     x = images if first is None else resize(images, first)
     return [bicubic(x, size) if enlarge else resize(x, size) for size in sizes]
@@ -86,9 +86,9 @@ def assemble(
     """Assemble S2 features from the tokens of all tiles of all levels, (tiles, B, P + N, D).
 
     Args:
-        front: P, the prefix tokens (CLS, registers) at the front.
+        front: P, the number of prefix tokens (CLS, registers) at the front.
         output: "tokens" (B, N, D * levels), "map" (B, D * levels, rows, columns) or "pooled" (B, D * levels).
-        prefix: put the prefix tokens, averaged over tiles, in front of the tokens.
+        prefix: prepend the prefix tokens, averaged over tiles.
 
     Means are computed in float32; the result has the dtype of the tokens.
     """
@@ -111,11 +111,11 @@ def finish(
 ) -> Tensor:
     """Concatenate the levels' maps (B, D, h, w) on the grid, with prefix tokens (B, P, D) in front if given."""
     size, dtype = (grid[0], grid[1]), maps[0].dtype
-    # the mean of areas, in float32
-    even = [m if m.shape[-2:] == size else F.interpolate(m.float(), size, mode="area") for m in maps]
+    # area mean, in float32
+    resized = [m if m.shape[-2:] == size else F.interpolate(m.float(), size, mode="area") for m in maps]
     if output == "pooled":
-        return torch.cat([m.float().mean(dim=(2, 3)) for m in even], dim=1).to(dtype)
-    out = torch.cat([m.to(dtype) for m in even], dim=1)
+        return torch.cat([m.float().mean(dim=(2, 3)) for m in resized], dim=1).to(dtype)
+    out = torch.cat([m.to(dtype) for m in resized], dim=1)
     if output == "map":
         return out
     out = out.flatten(2).transpose(1, 2)  # (B, N, D * levels)

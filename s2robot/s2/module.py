@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from s2robot.backbones.backbone import find_backbone
 from s2robot.backbones.device import channels_first, tensor_of
 from s2robot.backbones.inference import prepare, shared_copy
-from s2robot.backbones.libraries import Given
+from s2robot.backbones.libraries import Overrides
 from s2robot.core.errors import UserError, one_of
 from s2robot.s2.engine import OUTPUTS, encode, pyramid
 from s2robot.s2.tiling import Layout, Size, base_size, plan_levels
@@ -36,29 +36,29 @@ class S2(nn.Module):
 
         S2(vit)(frames)                                        # tokens (B, N, 2 * D)
         S2(cnn, output="map")(frames)                          # (B, 2 * D, rows, columns)
-        S2(vit, sizes=((224, 304), (448, 608)))(frames)        # sizes by hand, (height, width) in pixels
-        S2(function, tile=224, patch=16, num_prefix_tokens=1)  # any callable, with the facts by hand
+        S2(vit, sizes=((224, 304), (448, 608)))(frames)        # explicit sizes, (height, width) in pixels
+        S2(function, tile=224, patch=16, num_prefix_tokens=1)  # any callable, with explicit facts
 
     Args:
         model: a timm, torchvision or Hugging Face model, a `Backbone`, or a callable (`find_backbone`).
         scales: multiples of the base size, smallest first; the result has the grid of the first. Default: (1, 2). At
-            scale 1 the shorter side is the tile's, and the longer one is rounded to whole patches.
-        sizes: instead of scales, the levels in pixels: a side (the frame's shorter one) or (height, width).
+            scale 1 the shorter side equals the tile's, and the longer one is rounded to whole patches.
+        sizes: the levels in pixels, instead of scales: the frame's shorter side, or (height, width).
         output: "tokens" (B, N, D * levels), "map" (B, D * levels, rows, columns), or "pooled" (B, D * levels), the
             map's mean.
         resize: "native" resizes the frame to each level (exact area mean at whole multiples, else antialiased);
             "upsample" resizes it to the base size and enlarges that, bicubic, as in the paper's experiments.
-        overlap: least overlap of neighbouring tiles in pixels: smoother seams, more tiles.
-        frozen: no gradients, and evaluation mode also after `train()`, in a copy that shares the model's weights.
-        prefix: put the prefix tokens (CLS, registers), averaged over tiles, before the tokens.
-        given: block, tile, patch, num_prefix_tokens, mean, std, processor: see `find_backbone`.
+        overlap: minimum overlap of neighbouring tiles in pixels; a larger one gives smoother seams and more tiles.
+        frozen: use a copy that shares the model's weights, without gradients and always in evaluation mode.
+        prefix: prepend the prefix tokens (CLS, registers), averaged over tiles.
+        overrides: block, tile, patch, num_prefix_tokens, mean, std, processor: see `find_backbone`.
 
     Input: uint8 RGB (B, H, W, 3), or float RGB (B, 3, H, W) in 0 to 1, as a tensor or a numpy array, not normalised.
-    Resizing and means are in float32, also under autocast; the result has the dtype of the model's tokens. All tiles of
-    all levels go through the model in one call. Without `frozen` the model is shared and its mode stays as it is.
+    Resizing and averaging use float32, also under autocast; the result has the dtype of the model's tokens. All tiles of
+    all levels go through the model in one call. Without `frozen` the model is shared and its mode does not change.
 
-    Attributes: dim (channels of the result), grid and num_tokens (of frames of the tile's shape; of other frames see
-    `layout(height, width)`), backbone. Raises UserError for arguments that do not fit together or another input.
+    Attributes: dim (channels of the result), grid and num_tokens (for frames of the tile's shape; for other frames see
+    `layout(height, width)`), backbone. Raises UserError for incompatible arguments or unsupported input.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class S2(nn.Module):
         overlap: int = 0,
         frozen: bool = True,
         prefix: bool = False,
-        **given: Unpack[Given],
+        **overrides: Unpack[Overrides],
     ) -> None:
         super().__init__()
         one_of("output", output, OUTPUTS)
         one_of("resize", resize, RESIZES)
         if scales is not None and sizes is not None:
             raise UserError("sizes: expected either scales or sizes, got both")
-        backbone = find_backbone(model, **given)
+        backbone = find_backbone(model, **overrides)
         self.scales = (1, 2) if scales is None else tuple(scales)
         self.sizes = None if sizes is None else tuple(sizes)
         self.output, self.resize, self.overlap, self.frozen = output, resize, overlap, frozen
@@ -104,16 +104,16 @@ class S2(nn.Module):
         return self
 
     def prepared(self, dtype: Any = "auto") -> S2:
-        """Return a copy for inference, its model in the fastest form for this device; see `inference.prepare`.
+        """Return a copy for inference, with the model in this device's fastest form; see `inference.prepare`.
 
-        dtype: a torch dtype, or "auto": bfloat16 if the device multiplies in it, else float32.
+        dtype: a torch dtype, or "auto": bfloat16 if the device supports it in hardware, else float32.
         """
         fast = shared_copy(self)
         fast.backbone, fast.frozen = prepare(self.backbone, dtype), True
         return fast.eval()
 
     def layout(self, height: int, width: int) -> Layout:
-        """Return the tilings and the grid of a frame of height x width pixels; UserError if it cannot be tiled."""
+        """Return the tilings and the grid for frames of height x width pixels; UserError if they cannot be tiled."""
         model = self.backbone
         return plan_levels(height, width, model.tile, model.patch, self.scales, self.sizes, self.overlap)
 
@@ -125,13 +125,13 @@ class S2(nn.Module):
             x = x.float()
         else:
             x = channels_first(x) / 255
-        # index() fixes the size under torch.compile, which else makes it a symbol at the second size it sees
+        # index() keeps the size static under torch.compile, which otherwise makes the second size symbolic
         layout = self.layout(index(x.shape[2]), index(x.shape[3]))
         front = self.backbone.num_prefix_tokens
         return encode(self.backbone, self._levels(x, layout), layout, front, self.output, self.prefix)
 
     def _levels(self, x: Tensor, layout: Layout) -> list[Tensor]:
-        """Resize (B, 3, H, W) to every level, normalised, in the dtype of the model."""
+        """Resize (B, 3, H, W) to every level and normalise it, in the dtype of the model."""
         first = None
         if self.resize == "upsample":
             first = layout.levels[0].frame
@@ -148,9 +148,9 @@ class S2(nn.Module):
         if self._range_seen or torch.compiler.is_compiling() or not images.numel():
             return
         self._range_seen = True
-        if (most := float(images.detach().amax())) > 2:
+        if (maximum := float(images.detach().amax())) > 2:
             warnings.warn(
-                f"S2 expects float images in 0 to 1, found a value of {most:g}; divide by 255 or pass uint8 (B, H, W, 3)",
+                f"S2 expects float images in 0 to 1, got a value of {maximum:g}; divide by 255 or pass uint8 (B, H, W, 3)",
                 stacklevel=4,
             )
 

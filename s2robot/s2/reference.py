@@ -30,18 +30,18 @@ def forward(
     output_shape: str = "bnc",
     split_forward: bool = False,
 ) -> Tensor:
-    """Replace `s2wrapper.forward`: the same arguments in the same order, and the same results.
+    """Return S2 features, with the arguments, argument order and results of `s2wrapper.forward`.
 
     Args:
         model: tiles (n, C, side, side) -> tokens (n, num_prefix_token + N, D), a map (n, D, h, w), or an object that
-            holds them (`s2robot.backbones.libraries.features`).
+            contains them (`s2robot.backbones.libraries.features`).
         input: (B, C, side, side), normalised for the model.
         scales: multiples of the input's size, rounded down to whole pixels; ignored if `img_sizes` is given.
         img_sizes: sides in pixels, each cut into equal tiles of at most `max_split_size` (default: the input's side).
-        resize_output_to_idx: the level whose grid the result has.
+        resize_output_to_idx: the level that determines the grid of the result.
         num_prefix_token: CLS and register tokens at the front; their mean over tiles comes first in the result.
-        output_shape: "bnc" for tokens (B, N, D), "bchw" for maps; of the model and of the result.
-        split_forward: call the model once a tile instead of once a level, to save memory.
+        output_shape: "bnc" for tokens (B, N, D), "bchw" for maps; applies to the model and the result.
+        split_forward: call the model once per tile instead of once per level, to save memory.
 
     Resizing is bicubic in float32 without antialiasing. Integer images stay integers and saturate.
     """
@@ -51,7 +51,7 @@ def forward(
     equal = sizes and all(size % count == 0 for size, count in zip(sizes, counts, strict=True))
     if input.ndim != 4 or input.shape[2] != side or not equal:
         raise UserError(
-            "input, scales: expected (B, C, side, side) and sizes that equal tiles cover (S2 takes any frame), got "
+            "input, scales: expected (B, C, side, side) and sizes that equal tiles cover (S2 accepts any frame), got "
             f"{tuple(input.shape)} and {sizes}"
         )
     maps, fronts = [], []

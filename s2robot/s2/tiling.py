@@ -1,13 +1,13 @@
-"""Plan the sizes of a frame that S2 uses, cover each with tiles, and merge the tiles' maps into one.
+"""Plan the sizes at which S2 encodes a frame, cover each with tiles, and merge the tiles' maps into one.
 
     layout = plan_levels(480, 640, tile=(224, 224), patch=16)      # levels of 224 x 304 and 448 x 608 px
     layout.tiles, layout.grid                                      # 8, (14, 19)
     level = layout.levels[1]                                       # 2 x 3 tiles; columns start at 0, 192 and 384 px
-    tiles = level.split(images)                                    # (6 * B, 3, 224, 224), tiles outside, batch inside
+    tiles = level.split(images)                                    # (6 * B, 3, 224, 224), tile by tile
     level.merge(maps)                                              # (6 * B, C, 14, 14) -> (B, C, 28, 38)
 
 If a side is not a multiple of the tile, tiles overlap evenly (at offsets of whole patches) and the maps are blended
-linearly across the overlap. `merge(split(x))` is x, bit by bit: a + w * (b - a) is exact where both tiles agree.
+linearly across the overlap. `merge(split(x))` equals x bit for bit: a + w * (b - a) is exact where both tiles agree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from s2robot.backbones.libraries import Size, check_tile, pair
 from s2robot.core.errors import UserError
 
-LONGEST = 16  # times the shorter side: the axes of a longer frame are most likely in another order
+MAX_ASPECT = 16  # longer side / shorter side; beyond it, the axes are most likely in the wrong order
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Tiling:
         return (len(self.rows) * self.tile[0], len(self.columns) * self.tile[1]) != self.frame
 
     def split(self, images: Tensor) -> Tensor:
-        """Split (B, C, H, W) into (count * B, C, th, tw): tiles row by row outside, batch inside."""
+        """Split (B, C, H, W) into (count * B, C, th, tw), ordered by tile (row by row), then by image."""
         (b, c, _, _), (th, tw) = images.shape, self.tile
         if self.overlaps:
             return torch.cat([images[:, :, y : y + th, x : x + tw] for y in self.rows for x in self.columns])
@@ -62,7 +62,7 @@ class Tiling:
             )
             x = _blend(x.unbind(1), lefts, dim=-1)  # (kh, B, C, h, columns)
             return _blend(x.unbind(0), tops, dim=-2)
-        if maps.stride(1) == 1:  # a transformer's tokens are contiguous: copy whole ones
+        if maps.stride(1) == 1:  # a transformer's tokens are contiguous: copy whole tokens
             return x.permute(2, 0, 4, 1, 5, 3).reshape(b, kh * h, kw * w, c).permute(0, 3, 1, 2)
         return x.permute(2, 3, 0, 4, 1, 5).reshape(b, c, kh * h, kw * w)
 
@@ -71,15 +71,15 @@ def _blend(parts: Sequence[Tensor], starts: Sequence[int], dim: int) -> Tensor:
     """Concatenate parts that start at `starts` (in cells) along dim, blending where they overlap."""
     out = parts[0]
     for part, start in zip(parts[1:], starts[1:], strict=True):
-        both = out.shape[dim] - start
-        if both == 0:
+        shared = out.shape[dim] - start
+        if shared == 0:
             out = torch.cat([out, part], dim)
             continue
-        ramp = torch.arange(1, both + 1, device=part.device).to(part.dtype) / (both + 1)
-        ramp = ramp.reshape([both if axis == dim % part.ndim else 1 for axis in range(part.ndim)])
-        old, new = out.narrow(dim, start, both), part.narrow(dim, 0, both)
-        rest = part.narrow(dim, both, part.shape[dim] - both)
-        out = torch.cat([out.narrow(dim, 0, start), old + ramp * (new - old), rest], dim)
+        ramp = torch.arange(1, shared + 1, device=part.device).to(part.dtype) / (shared + 1)
+        ramp = ramp.reshape([shared if axis == dim % part.ndim else 1 for axis in range(part.ndim)])
+        old, new = out.narrow(dim, start, shared), part.narrow(dim, 0, shared)
+        remainder = part.narrow(dim, shared, part.shape[dim] - shared)
+        out = torch.cat([out.narrow(dim, 0, start), old + ramp * (new - old), remainder], dim)
     return out
 
 
@@ -90,7 +90,7 @@ def plan_tiles(frame: Size, tile: Size, patch: int = 1, overlap: int = 0) -> Til
     """
 
     def starts(side: int, length: int) -> tuple[int, ...]:
-        # in patches: the way, and the longest step
+        # in patches: the distance to cover, and the longest step
         free, step = (side - length) // patch, (length - overlap) // patch
         moves = -(-free // step)  # tiles after the first
         return tuple((i * free + moves // 2) // moves * patch if moves else 0 for i in range(moves + 1))
@@ -100,7 +100,7 @@ def plan_tiles(frame: Size, tile: Size, patch: int = 1, overlap: int = 0) -> Til
 
 @dataclass(frozen=True)
 class Layout:
-    """One tiling a level, and the grids (rows, columns) of a tile and of the result."""
+    """One tiling per level, and the grids (rows, columns) of a tile and of the result."""
 
     levels: tuple[Tiling, ...]
     cells: Size
@@ -108,7 +108,7 @@ class Layout:
 
     @property
     def tiles(self) -> int:
-        """Tiles of a frame over all levels."""
+        """The number of tiles of a frame over all levels."""
         return sum(level.count for level in self.levels)
 
 
@@ -130,7 +130,7 @@ def plan_levels(
     sizes: Sequence[int | Size] | None = None,
     overlap: int = 0,
 ) -> Layout:
-    """Plan the levels of a frame of height x width pixels; arguments as those of `s2robot.s2.module.S2`.
+    """Plan the levels of a frame of height x width pixels; the arguments are those of `s2robot.s2.module.S2`.
 
     Raises UserError for a level that cannot be tiled, and for a frame that is most likely transposed.
     """
@@ -139,7 +139,7 @@ def plan_levels(
         raise UserError(f"overlap: expected 0 to {min(tile) - patch} px, got {overlap}")
     if sizes is None:
         one = base_size(height, width, tile, patch)
-        frames = [(_whole(one[0] * scale, patch), _whole(one[1] * scale, patch)) for scale in scales]
+        frames = [(_rounded(one[0] * scale, patch), _rounded(one[1] * scale, patch)) for scale in scales]
     else:
         first = _sized(sizes[0], height, width, patch)
         frames = [first, *(_sized(size, *first, patch) for size in sizes[1:])]
@@ -156,29 +156,29 @@ def plan_levels(
 
 
 def base_size(height: int, width: int, tile: Size, patch: int) -> Size:
-    """Return the size of scale 1: the smallest of the frame's shape that covers the tile, in whole patches."""
+    """Return the size at scale 1: the smallest with the frame's aspect ratio that covers the tile, in whole patches."""
     _check_shape(height, width)
     ratio = max(tile[0] / height, tile[1] / width)
-    return max(tile[0], _whole(height * ratio, patch)), max(tile[1], _whole(width * ratio, patch))
+    return max(tile[0], _rounded(height * ratio, patch)), max(tile[1], _rounded(width * ratio, patch))
 
 
 def _sized(size: int | Size, height: int, width: int, patch: int) -> Size:
-    """Return an explicit size as (height, width); an integer is the shorter side of the frame's shape."""
+    """Return an explicit size as (height, width); an integer is the shorter side at the frame's aspect ratio."""
     side, other = pair(size, "sizes")
     if isinstance(size, Sequence) or height == width:
         return side, other
     _check_shape(height, width)
-    longer = _whole(max(height, width) * (side / min(height, width)), patch)
+    longer = _rounded(max(height, width) * (side / min(height, width)), patch)
     return (side, longer) if height < width else (longer, side)
 
 
-def _whole(pixels: float, patch: int) -> int:
+def _rounded(pixels: float, patch: int) -> int:
     return int(pixels / patch + 0.5) * patch
 
 
 def _check_shape(height: int, width: int) -> None:
-    if not 0 < max(height, width) <= LONGEST * min(height, width):
+    if not 0 < max(height, width) <= MAX_ASPECT * min(height, width):
         raise UserError(
-            f"a frame of {height} x {width} px is more than {LONGEST} times as long as wide, which would be as many "
-            "times the tokens; is (height, width) right? Its levels can be given as sizes=((height, width), ...)"
+            f"frame: expected an aspect ratio of at most {MAX_ASPECT}, got (height, width) of {height} x {width} px; "
+            "check the order of the axes, or pass the levels as sizes=((height, width), ...)"
         )

@@ -15,20 +15,20 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import Windows
 from s2robot.encoders.cache import Joined
 
-_MIXED = 1 << 40  # between the seeds of the groups of a mix and that of their common order
-_AT_ONCE = 2  # frames that are rounded together: they stay in the processor's cache
+_MIXED = 1 << 40  # offset between the seeds of a mix's groups and the seed of their common order
+_AT_ONCE = 2  # frames rounded together, few enough to stay in the processor's cache
 
 
 class Batches:
-    """Batches of windows; each reads the frames that it shows once, from a memory-mapped cache of any size.
+    """Batches of windows; each batch reads its frames once from a memory-mapped cache of any size.
 
-    What a step draws does not depend on how many processes share it.
+    The windows drawn for a step do not depend on the number of processes that share it.
 
     Args:
-        every: a batch's windows have targets at every step of their context, which a causal body trains in one pass.
+        every: windows have targets at every step of their context, which a causal body trains in one pass.
         product: number format in which a step returns tokens, with their means (the pooling's `token_dtype`); on the
-            CPU only, since another device does it faster itself.
-        tasks: names of the tasks a policy can be told to do; they follow the state as a one-hot vector.
+            CPU only, because other devices convert them faster themselves.
+        tasks: names of the policy's tasks, appended to the state as a one-hot vector.
     """
 
     def __init__(
@@ -45,24 +45,24 @@ class Batches:
         self._mix = store if isinstance(store, Mix) else None
         self.product = product if device.type == "cpu" else None
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
             # (M, C, N, D) float16; processes of one machine share the pages of a mapped file
             self.features = features if isinstance(features, Joined) else torch.from_numpy(features)
         self.proprio = torch.from_numpy(store["proprio"])  # (M, P), or with tasks (M, P + tasks)
         if tasks:
-            told = torch.from_numpy(task_of_steps(store, tasks))  # (M,)
-            self.proprio = torch.cat([self.proprio, torch.nn.functional.one_hot(told, len(tasks)).float()], 1)
+            task = torch.from_numpy(task_of_steps(store, tasks))  # (M,)
+            self.proprio = torch.cat([self.proprio, torch.nn.functional.one_hot(task, len(tasks)).float()], 1)
         self.action = torch.from_numpy(store["action"])  # (M, A)
         self._set_windows(windows)
 
     def _set_windows(self, windows: Windows) -> None:
         self.count = len(windows)
-        self.groups = [(1.0, torch.arange(self.count))]  # share of the targets, and the windows that have it
+        self.groups = [(1.0, torch.arange(self.count))]  # (share of the targets, windows with this share)
         if self._mix is not None:
             which = torch.from_numpy(self._mix.member_of(windows.steps))
-            found = [(share, torch.nonzero(which == i)[:, 0]) for i, share in enumerate(self._mix.shares)]
-            present = sum(share for share, group in found if len(group))  # a dataset may hold out none
-            self.groups = [(share / present, group) for share, group in found if len(group)]
+            groups = [(share, torch.nonzero(which == i)[:, 0]) for i, share in enumerate(self._mix.shares)]
+            present = sum(share for share, group in groups if len(group))  # a dataset may hold out none
+            self.groups = [(share / present, group) for share, group in groups if len(group)]
         self._tables = {
             name: torch.from_numpy(np.ascontiguousarray(getattr(windows, name)))
             for name in ("context", "pad", "actions", "action_pad")
@@ -70,7 +70,7 @@ class Batches:
         self._window_at = torch.full((len(self.features),), -1)  # (M,) the window that starts at a step
         self._window_at[self._tables["context"][:, -1]] = torch.arange(self.count)
 
-    def over(self, windows: Windows) -> "Batches":
+    def with_windows(self, windows: Windows) -> "Batches":
         """Return batches of other windows from the same tensors."""
         other = copy.copy(self)
         other._set_windows(windows)
@@ -79,15 +79,15 @@ class Batches:
     def take(
         self, rows: Tensor, every: bool = False, product: torch.dtype | None = None
     ) -> dict[str, Tensor]:
-        """Return the batch of these windows, with the keys that ChunkPolicy.loss reads."""
+        """Return the batch of these windows, with the keys that ChunkPolicy.loss uses."""
         context = self._tables["context"][rows]
-        shown, frames = torch.unique(context, return_inverse=True)  # (F,), (B, T)
+        steps, frames = torch.unique(context, return_inverse=True)  # (F,), (B, T)
         starts, action_pad = self._targets(rows, every)
         past = self.action[context].clone()  # (B, T, A)
-        past[:, -1] = 0  # the present step's action is what the policy has to predict
-        features = {"features": self.features.index_select(0, shown)} if product is None else None
+        past[:, -1] = 0  # the policy has to predict the current step's action
+        features = {"features": self.features.index_select(0, steps)} if product is None else None
         batch = {
-            **(features or self._rounded(shown, product)),
+            **(features or self._rounded(steps, product)),
             "frames": frames,  # (B, T)
             "proprio": self.proprio[context],  # (B, T, P)
             "past_actions": past,
@@ -98,7 +98,7 @@ class Batches:
         return {name: moved(value, self.device) for name, value in batch.items()}
 
     def _targets(self, rows: Tensor, every: bool) -> tuple[Tensor, Tensor]:
-        """Return the windows of the targets (B,), or at every step (B, T), and which of their steps do not count."""
+        """Return the windows of the targets, (B,) or at every step (B, T), and the mask of their padded steps."""
         if not every:
             return rows, self._tables["action_pad"][rows]
         starts = self._window_at[self._tables["context"][rows]]
@@ -106,14 +106,14 @@ class Batches:
         return starts, self._tables["action_pad"][starts] | ~known[..., None]
 
     def step(self, step: int, size: int, seed: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-        """Return this process's share of a step's `size` targets: shuffled epochs, end to end; see `mixed`.
+        """Return this process's share of a step's `size` targets, from consecutive shuffled epochs; see `mixed`.
 
-        With several processes, `target_counts` (K,), or (T, K) at every step, is the mean number of targets of a
-        process at each place of a chunk, so that the mean of their losses is the loss of the whole.
+        With several processes, `target_counts` (K,), or (T, K) at every step, is the mean number of targets per
+        process at each position of a chunk, so that the mean of their losses is the loss of the whole batch.
         """
         size = self.windows_of(size)
-        places = range(step * size, (step + 1) * size)
-        drawn = shuffled(self.count, seed, places) if self._mix is None else mixed(self.groups, seed, places)
+        at = range(step * size, (step + 1) * size)
+        drawn = shuffled(self.count, seed, at) if self._mix is None else mixed(self.groups, seed, at)
         batch = self.take(drawn[rank * size // world : (rank + 1) * size // world], self.every, self.product)
         if world > 1:
             counts = (~self._targets(drawn, self.every)[1]).sum(0) / world
@@ -124,24 +124,24 @@ class Batches:
         """Return the number of windows in a batch of `size` targets."""
         return max(1, size // self._tables["context"].shape[1]) if self.every else size
 
-    def _rounded(self, shown: Tensor, product: torch.dtype | None) -> dict[str, Tensor]:
+    def _rounded(self, steps: Tensor, product: torch.dtype | None) -> dict[str, Tensor]:
         """Return features (F, C, N, D) in another number format, contiguous per camera, and their means (F, C, D)."""
         c, n, d = self.features.shape[1:]
-        features = torch.empty(c, len(shown), n, d, dtype=product).transpose(0, 1)  # (F, C, N, D)
-        means, kept = torch.empty(len(shown), c, d), torch.empty(_AT_ONCE, c, n, d)
-        for begin in range(0, len(shown), _AT_ONCE):
+        features = torch.empty(c, len(steps), n, d, dtype=product).transpose(0, 1)  # (F, C, N, D)
+        means, buffer = torch.empty(len(steps), c, d), torch.empty(_AT_ONCE, c, n, d)
+        for begin in range(0, len(steps), _AT_ONCE):
             part = slice(begin, begin + _AT_ONCE)
-            seen = self.features.index_select(0, shown[part])
-            features[part] = frames = kept[: len(seen)].copy_(seen)
+            half = self.features.index_select(0, steps[part])
+            features[part] = frames = buffer[: len(half)].copy_(half)
             torch.sum(frames, 2, out=means[part])
         return {"features": features, "means": means.div_(n)}
 
 
-def shuffled(count: int, seed: int, places: Sequence[int]) -> Tensor:
-    """Return these places of an endless row of shuffles of 0..count-1, one after the other."""
-    first, last = places[0] // count, places[-1] // count
+def shuffled(count: int, seed: int, positions: Sequence[int]) -> Tensor:
+    """Return these positions of an endless sequence of shuffles of 0..count-1."""
+    first, last = positions[0] // count, positions[-1] // count
     orders = [_shuffle(count, seed * 100_003 + epoch) for epoch in range(first, last + 1)]
-    return torch.cat(orders)[places[0] - first * count : places[-1] + 1 - first * count]
+    return torch.cat(orders)[positions[0] - first * count : positions[-1] + 1 - first * count]
 
 
 @lru_cache(maxsize=64)
@@ -149,16 +149,16 @@ def _shuffle(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def mixed(groups: Sequence[tuple[float, Tensor]], seed: int, places: Sequence[int]) -> Tensor:
-    """Return these places of an endless row of windows in which each group has its share of every epoch.
+def mixed(groups: Sequence[tuple[float, Tensor]], seed: int, positions: Sequence[int]) -> Tensor:
+    """Return these positions of an endless sequence of windows in which each group has its share of every epoch.
 
-    An epoch is as long as all windows together, rounded so that no group is missing. A window is drawn again when all others
-    of its group were; the order is shuffled.
+    An epoch has as many windows as all groups together, rounded so that no group is missing. A window repeats only
+    after all others of its group; the order is shuffled.
     """
     total = sum(len(group) for _, group in groups)
     quotas = [max(1, round(share * total)) for share, _ in groups]
     epoch = sum(quotas)
-    first, last = places[0] // epoch, places[-1] // epoch
+    first, last = positions[0] // epoch, positions[-1] // epoch
     orders = []
     for e in range(first, last + 1):
         drawn = [
@@ -166,4 +166,4 @@ def mixed(groups: Sequence[tuple[float, Tensor]], seed: int, places: Sequence[in
             for i, (quota, (_, group)) in enumerate(zip(quotas, groups, strict=True))
         ]
         orders.append(torch.cat(drawn)[_shuffle(epoch, seed * 100_003 + e + _MIXED)])
-    return torch.cat(orders)[places[0] - first * epoch : places[-1] + 1 - first * epoch]
+    return torch.cat(orders)[positions[0] - first * epoch : positions[-1] + 1 - first * epoch]

@@ -1,4 +1,4 @@
-"""Gradient steps of one model, with its schedule and its averaged weights, for policies, encoders and the probes' heads.
+"""Gradient steps of one model, with a schedule and averaged weights, for policies, encoders and the probes' heads.
 
 learner = Learner(fabric, model, optimizer, lambda step: warm_up_then_cosine(step, steps, 10), decay=0.99)
 learner.update(batch)
@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def warm_up_then_cosine(step: int, steps: int, warmup: int) -> float:
-    """Share of the peak rate: linear over the first `warmup` steps, then a cosine to zero over the rest."""
+    """Return the fraction of the peak rate: linear over the first `warmup` steps, then a cosine to zero."""
     warmup = max(1, warmup)
     if step < warmup:
         return (step + 1) / warmup
@@ -25,17 +25,17 @@ def warm_up_then_cosine(step: int, steps: int, warmup: int) -> float:
 
 
 def cosine_with_warm_up(step: int, steps: int, warmup: int) -> float:
-    """Share of the peak rate: a cosine to zero over all steps, cut by a linear rise over the first `warmup`."""
+    """Return the fraction of the peak rate: a cosine to zero over all steps, capped by a linear rise over `warmup`."""
     return min((step + 1) / max(1, warmup), 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trained parameters: weight decay for the weights of layers alone, which multiply their input.
+    """Split the trained parameters: only the weights of layers, which multiply their input, get weight decay.
 
-    Biases, norms, temperatures, and the tables and tokens of places and queries have no reason to be small.
+    Biases, norms, temperatures, position tables and query tokens have no reason to be small.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    # the members of an ensemble are stacked in front; their names have slashes for dots
+    # ensemble members are stacked along the first axis; their names use slashes instead of dots
     layer = {name for name, p in trained if name.endswith("weight") and p.ndim - ("/" in name) > 1}
     decayed = [p for name, p in trained if name in layer]
     plain = [p for name, p in trained if name not in layer]
@@ -54,7 +54,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
         torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + step) / (10 + step)))
 
     average = AveragedModel(model, multi_avg_fn=follow)
-    average.n_averaged.fill_(1)  # the weights at the start count as the first, or torch would forget them
+    average.n_averaged.fill_(1)  # count the initial weights as the first, or torch would discard them
     return average
 
 
@@ -71,11 +71,11 @@ def _products_in(dtype: torch.dtype) -> Iterator[None]:
 
 
 class Learner:
-    """A model and all that changes with it in a step; `step` counts those that are done.
+    """A model and everything that changes with it in a step; `step` is the number of finished steps.
 
     Args:
-        rate: share of the optimiser's learning rate at a step.
-        decay: of the averaged weights; None for no average.
+        rate: fraction of the optimiser's learning rate at a step.
+        decay: of the averaged weights; None for no averaging.
         product: number format in which float32 matrices are multiplied in a step.
     """
 
@@ -98,14 +98,14 @@ class Learner:
         self.average: AveragedModel | None = None if decay is None else averaged(model, decay)
 
     def update(self, *batch: Any) -> tuple[Tensor, Any]:
-        """Do one gradient step; return the loss, and what else the model returned."""
+        """Do one gradient step; return the loss and the model's other outputs."""
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * self._rate(self.step)
         self.lr = float(self._optimizer.param_groups[0]["lr"])
         with _products_in(self.product):
             loss, *rest = self.model(*batch)
             self.fabric.backward(loss)
-        if self.grad_clip:  # a norm that is not finite shows in the loss
+        if self.grad_clip:  # a non-finite norm shows up in the loss
             norm = self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=self.grad_clip, error_if_nonfinite=False
             )
@@ -118,12 +118,12 @@ class Learner:
         return loss.detach(), rest
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the next steps depend on besides their batches."""
+        """Return everything that the next steps depend on, except their batches."""
         state = {
             "model": self._bare.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "step": self.step,
-            "precision": self.fabric.strategy.precision.state_dict(),  # the gradients' scale of 16-mixed
+            "precision": self.fabric.strategy.precision.state_dict(),  # the gradient scale of 16-mixed
         }
         return state if self.average is None else state | {"average": self.average.state_dict()}
 
@@ -155,7 +155,7 @@ def optimise(
     warmup: int,
     clip: float | None = None,
 ) -> Iterator[float]:
-    """Train on this process alone with AdamW, a warm-up and a cosine to 0; yield the loss of each step."""
+    """Train in this process only, with AdamW, a warm-up and a cosine to 0; yield the loss of each step."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr, weight_decay=weight_decay)
     fabric = Fabric(accelerator="cpu", devices=1)

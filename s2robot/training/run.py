@@ -1,7 +1,7 @@
-"""A training in a folder: start its processes, resume from the state there, step, log, save, stop between two steps.
+"""Run a training in a folder: start its processes, resume from the saved state, step, log, save, stop between steps.
 
-The state is one file, which appears whole or not at all. It is written last, after all that belongs to the same step
-(checkpoint, metrics), so a kill leaves it behind them, never ahead, and resuming writes them again.
+The state is one file, written atomically. It is written last, after the checkpoint and metrics of the same step, so
+after a kill it may be older than they are, never newer, and resuming writes them again.
 
 Every process of Lightning Fabric runs the whole command. The first one reaches `launch` and starts the others;
 `s2robot.core.run_folder.is_first()` identifies it before that.
@@ -31,15 +31,15 @@ from s2robot.training.settings import Fitting
 
 
 def launch(settings: Fitting, where: str) -> Fabric:
-    """Return Fabric with its processes started; UserError for a device, strategy or precision that is not there."""
-    kinds = (ValueError, RuntimeError, ImportError, TypeError)  # of whatever a strategy needs
+    """Return Fabric with its processes started; UserError for an unavailable device, strategy or precision."""
+    kinds = (ValueError, RuntimeError, ImportError, TypeError)  # raised by a strategy's dependencies
     with reported(where, kinds=kinds):
         fabric = Fabric(
             accelerator=settings.accelerator,
             devices=settings.devices,
             num_nodes=settings.num_nodes,
             strategy=settings.strategy,
-            precision=precision_of(settings),  # type: ignore[arg-type]  # Fabric names those that it knows
+            precision=precision_of(settings),  # type: ignore[arg-type]  # Fabric expects a Literal
         )
         fabric.launch()
         if settings.threads:
@@ -48,10 +48,10 @@ def launch(settings: Fitting, where: str) -> Fabric:
 
 
 def precision_of(settings: Fitting) -> str:
-    """Return Fabric's name of the precision; `auto` is bf16-mixed on a GPU that has bfloat16, else 32-true."""
+    """Return Fabric's name for the precision; `auto` is bf16-mixed on a GPU that supports bfloat16, else 32-true."""
     if settings.precision != "auto":
         return settings.precision
-    # what a GPU emulates is slower than float32
+    # emulated bfloat16 is slower than float32
     fast = _on_gpu(settings) and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16-mixed" if fast else "32-true"
 
@@ -61,7 +61,7 @@ def _on_gpu(settings: Fitting) -> bool:
 
 
 def product_of(settings: Fitting) -> torch.dtype:
-    """Return the number format in which a step multiplies matrices: with `auto`, bfloat16 where the processor has it."""
+    """Return the number format in which a step multiplies matrices: with `auto`, bfloat16 if the CPU supports it."""
     auto = settings.precision == "auto" and not _on_gpu(settings) and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if auto or precision_of(settings).startswith("bf16") else torch.float32
 
@@ -71,11 +71,11 @@ def mean_of_all(fabric: Fabric, value: Tensor) -> Tensor:
 
 
 class Run:
-    """The steps of a training; subclasses define what a batch is, and what is logged and saved.
+    """The steps of a training; subclasses define batches, logging and saving.
 
     Args:
-        size: what a step divides among the processes, which all get as much.
-        identity: the settings and data that decide the result; a state with others is rejected.
+        size: the number of samples that a step divides equally among the processes.
+        identity: the settings and data that determine the result; a state with a different identity is rejected.
     """
 
     verb: ClassVar[str]
@@ -92,19 +92,19 @@ class Run:
     ) -> None:
         if size % fabric.world_size:
             raise UserError(
-                f"{self.verb}.batch_size: expected a multiple of {fabric.world_size} a step for as many processes, "
-                f"got {size}"
+                f"{self.verb}.batch_size: expected a multiple of {fabric.world_size} (the number of processes), "
+                f"got {size} per step"
             )
         self.fabric, self.learner, self.settings, self.out = fabric, learner, settings, out
         self.steps: int = settings.steps
         self.identity, self.state_path = identity, out / self.state_file
-        self.loggers: Loggers | None = None  # of the process that writes
+        self.loggers: Loggers | None = None  # only in the writing process
         self._in_step = self._stopped = False
 
     def run(self) -> None:
-        """Do the steps that are left, in a folder that is locked against a second training.
+        """Run the remaining steps, with the folder locked against a second training.
 
-        A process alone saves its state on Ctrl-C and SIGTERM before it ends; the loss of one of several is one line.
+        A single process saves its state on Ctrl-C and SIGTERM before it exits; a lost one of several is a UserError.
         """
         first, world = self.fabric.is_global_zero, self.fabric.world_size
         with locked(self.out) if first else nullcontext(), self._signals() if world == 1 else nullcontext():
@@ -118,8 +118,8 @@ class Run:
                 if world == 1 or not lost:
                     raise
                 raise UserError(
-                    f"{self.verb}: process {self.fabric.global_rank + 1} of {world} lost another, which was killed or "
-                    "says in a line of its own why it ended; the same command resumes from the last state"
+                    f"{self.verb}: process {self.fabric.global_rank + 1} of {world} lost another process, which was "
+                    "killed or reported its own error; rerun the command to resume from the last state"
                 ) from error
 
     def _run(self) -> None:
@@ -129,8 +129,8 @@ class Run:
             with span("step", step=self.learner.step):
                 self._in_step = True
                 with span("batch"):
-                    given = self.batch(self.learner.step)
-                loss, rest = self.learner.update(*given)
+                    batch = self.batch(self.learner.step)
+                loss, rest = self.learner.update(*batch)
                 self._in_step = False
                 self.after(loss, rest)
             if self._stopped:
@@ -139,7 +139,7 @@ class Run:
         self.close()
 
     def begin(self, state: dict[str, Any] | None) -> None:
-        """Take over what `save_state` stored, or start over, and open the loggers."""
+        """Restore the values of `save_state`, or start over, and open the loggers."""
         raise NotImplementedError
 
     def batch(self, step: int) -> tuple:
@@ -147,11 +147,11 @@ class Run:
         raise NotImplementedError
 
     def after(self, loss: Tensor, rest: Any) -> None:
-        """Log and save what is due after a step, given its loss and what else the model returned."""
+        """Log and save what is due after a step, given its loss and the model's other outputs."""
         raise NotImplementedError
 
     def save(self) -> None:
-        """Save what belongs to this step, the state last."""
+        """Save everything that belongs to this step, the state last."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -160,40 +160,40 @@ class Run:
         self.fabric.barrier()
 
     def _load_state(self) -> dict[str, Any]:
-        """Return the state in the folder and put the learner into it."""
+        """Load the folder's state into the learner and return it."""
         path = self.state_path
-        with reported(f"{path}: not a readable state of a training; remove it to start over"):
+        with reported(f"{path}: not a readable training state; remove it to start over"):
             state = torch.load(path, map_location=self.fabric.device, weights_only=True)
             saved = dict(state["identity"])
-        begin = f", or begin with its weights by train.from={self.out / 'checkpoint'}"
+        begin = f", or start from its weights with train.from={self.out / 'checkpoint'}"
         remedy = "remove it or choose another folder" + begin * (self.verb == "train")
-        ours = {key: value for key, value in self.identity.items() if key in saved}
-        check_same(path, {key: saved[key] for key in ours}, ours, " in the state of another run", remedy)
+        own = {key: value for key, value in self.identity.items() if key in saved}
+        check_same(path, {key: saved[key] for key in own}, own, " in the state of another run", remedy)
         self.learner.load_state_dict(state)
         return state
 
     def save_state(self, **own: Any) -> None:
         state = {"identity": self.identity, **self.learner.state_dict(), **own}
-        whole = io.BytesIO()  # torch would hide the error of a full disk
-        torch.save(state, whole)
+        buffer = io.BytesIO()  # torch would hide the error of a full disk
+        torch.save(state, buffer)
         with replacing(self.state_path) as part, part.open("wb") as file:
-            file.write(whole.getbuffer())
+            file.write(buffer.getbuffer())
             file.flush()
-            os.fsync(file.fileno())  # whole before it gets its name, also after a power cut
+            os.fsync(file.fileno())  # complete before the rename, also after a power cut
 
     def check_loss(self, value: float, lr: float) -> None:
-        """Raise UserError for a loss that is not finite; nothing of its step is saved."""
+        """Raise UserError for a loss that is not finite; its step is not saved."""
         if not abs(value) < float("inf"):
             step = self.learner.step
             raise UserError(f"{self.verb}: the loss is {value} at step {step}; lower {self.verb}.lr ({lr})")
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Handle Ctrl-C and SIGTERM, in the main thread and where nobody else has taken or ignored them."""
-        usual = (signal.default_int_handler, signal.SIG_DFL)
+        """Handle Ctrl-C and SIGTERM in the main thread, unless they already have another handler or are ignored."""
+        defaults = (signal.default_int_handler, signal.SIG_DFL)
         main = threading.current_thread() is threading.main_thread()
-        taken = [s for s in (signal.SIGINT, signal.SIGTERM) if main and signal.getsignal(s) in usual]
-        before = {s: signal.signal(s, self._on_signal) for s in taken}
+        handled = [s for s in (signal.SIGINT, signal.SIGTERM) if main and signal.getsignal(s) in defaults]
+        before = {s: signal.signal(s, self._on_signal) for s in handled}
         try:
             yield
         finally:
@@ -201,23 +201,23 @@ class Run:
                 signal.signal(number, handler)
 
     def _on_signal(self, *_: object) -> None:
-        """Inside a step wait for its end; elsewhere, and on a second signal, stop at once."""
+        """Inside a step, wait for its end; otherwise, or on a second signal, stop immediately."""
         if not self._in_step or self._stopped:
             raise KeyboardInterrupt
         self._stopped = True
 
 
 class Loggers:
-    """Fabric's loggers of one training, beside metrics.json, made by the process that writes.
+    """Fabric's loggers of one training, in addition to metrics.json, created by the writing process.
 
-    No step is logged twice, also after a kill: TensorBoard hides what comes after the state, and `loggers.json` stores the
-    run's name at a service and the last step that was sent there.
+    No step is logged twice, even after a kill: TensorBoard hides steps after the state, and `loggers.json` stores the
+    run's ID at a service and the last step sent there.
     """
 
     def __init__(
         self, names: Sequence[str], out: Path, done: int = 0, about: Mapping[str, Any] | None = None
     ) -> None:
-        """done: steps of the state that a training resumes from; about: the settings, for a service's table of runs."""
+        """done: step of the state that a training resumes from; about: the settings, for a service's table of runs."""
         self._file = out / "loggers.json"
         self._sent = read_json(self._file) if done and self._file.exists() else {}
         self._loggers: dict[str, Logger] = {}
@@ -232,7 +232,7 @@ class Loggers:
             write_json(self._file, self._sent)
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Log a row of metrics, which has its `step`."""
+        """Log a row of metrics, which contains its `step`."""
         step = int(row["step"])
         for name, logger in self._loggers.items():
             if name in self._sent:
@@ -245,7 +245,7 @@ class Loggers:
     def close(self) -> None:
         for name, logger in self._loggers.items():
             logger.finalize("success")
-            if name == "wandb":  # or the next training of this process would write into the same run
+            if name == "wandb":  # otherwise the next training of this process would write to the same run
                 logger.experiment.finish()  # type: ignore[attr-defined]
 
 
@@ -257,9 +257,9 @@ def _wandb(out: Path, run: str | None) -> tuple[Logger, str]:
 
 
 def _mlflow(out: Path, run: str | None) -> tuple[Logger, str]:
-    """MLFLOW_TRACKING_URI says where; by default a database in the run folder."""
+    """Log to MLFLOW_TRACKING_URI; by default a database in the run folder."""
     from pytorch_lightning.loggers import MLFlowLogger
 
-    where = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(out / 'mlflow.db').resolve()}")
-    logger = MLFlowLogger("s2robot", run_name=out.name, tracking_uri=where, run_id=run)
+    uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(out / 'mlflow.db').resolve()}")
+    logger = MLFlowLogger("s2robot", run_name=out.name, tracking_uri=uri, run_id=run)
     return logger, str(logger.run_id)

@@ -8,11 +8,11 @@ from pydantic import Field, field_validator
 from s2robot.core.errors import require
 from s2robot.core.settings import Positions, Settings, from_yaml
 
-SERVICES = ("wandb", "mlflow")  # each is an extra of pyproject.toml by its name
+SERVICES = ("wandb", "mlflow")  # each is also the name of an extra in pyproject.toml
 
 
 class Fitting(Settings):
-    """What a training and a pre-training share: steps, devices and processes."""
+    """Settings shared by training and pre-training: steps, devices and processes."""
 
     steps: int = from_yaml(ge=1)
     batch_size: int = from_yaml(ge=1)

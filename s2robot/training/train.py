@@ -2,9 +2,9 @@
 
     s2robot train policy=mlp train.steps=4000       # -> <run folder>/checkpoint, metrics.json, TensorBoard
 
-Lightning Fabric carries the devices: one CPU, one GPU, or many with DDP, by config. A killed run resumes exactly
-where it was: every step seeds its own batch, dropout and noise from (seed, step), so the state on disk is weights,
-optimiser and the number of the step.
+Lightning Fabric manages the devices: one CPU, one GPU, or many with DDP, as configured. A killed run resumes exactly
+where it stopped: every step seeds its own batch, dropout and noise from (seed, step), so the state on disk contains
+the weights, the optimiser and the step number.
 """
 
 import math
@@ -28,7 +28,7 @@ from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.demos.windows import Windows, make_windows
 from s2robot.encoders.cache import Joined
-from s2robot.encoders.tuning import Tail, Whole
+from s2robot.encoders.tuning import FullEncoder, Tail
 from s2robot.policies import ChunkPolicy, PolicySpec, check_contract, load_checkpoint, load_tuned
 from s2robot.policies.normalise import channel_moments, mixed_moments
 from s2robot.training.batches import Batches
@@ -39,8 +39,8 @@ from s2robot.training.tuned import TunedFeatures, TunedPolicy, groups_of, save
 
 Row = dict[str, float]
 _COLUMNS = {"joint_error": "train_joint_error_rad", "grad_norm": "grad_norm"}  # others: train_<name>
-_RANK_SEED = 1_000_000_007  # far from any (seed, step): each process has dropout and noise of its own
-# another value of one of these is another run
+_RANK_SEED = 1_000_000_007  # far from any (seed, step), so that each process draws its own dropout and noise
+# a state with another value of one of these belongs to another run
 _DECIDING = ("steps", "batch_size", "lr", "weight_decay", "warmup", "grad_clip", "ema", "labels", "validation",
              "seed")  # fmt: skip
 
@@ -55,7 +55,7 @@ def train(
     episodes: Split | None = None,
     progress: Callable[[int, int, Row], None] = lambda step, steps, row: None,
     rollout: Callable[[Path], float] | None = None,
-    tail: Tail | Whole | None = None,
+    tail: Tail | FullEncoder | None = None,
     vectors: Tensor | None = None,
 ) -> Path:
     """Train and return the checkpoint folder ``out/checkpoint`` (the last weights; where episodes are held out, the
@@ -63,16 +63,16 @@ def train(
 
     Args:
         features: (steps, cameras, tokens, dim), cameras in the spec's order.
-        contract: what a checkpoint says of encoder, robot and dataset (see s2robot.policies.checkpoint).
-        episodes: numbers of those to train on and of those held out; without it all, and `settings.validation` of them.
+        contract: a checkpoint's facts on encoder, robot and dataset (see s2robot.policies.checkpoint).
+        episodes: the training and held-out episodes. Default: all, with the fraction `settings.validation` held out.
         progress: called every `log_every` steps with a row of metrics.
-        rollout: evaluates a checkpoint folder and returns its success rate; called as `settings.rollouts` says.
-        tail: of the encoder, or the whole encoder, trained too; `features` are what enters it.
-        vectors: (tasks, D) of the spec's tasks, where it has a `task_dim`.
+        rollout: evaluates a checkpoint folder and returns its success rate; scheduled by `settings.rollouts`.
+        tail: the encoder's last blocks, or the whole encoder, trained too; `features` are its input.
+        vectors: (tasks, D) vectors of the spec's tasks, if it has a `task_dim`.
 
     Raises:
-        UserError: `train.from` does not fit; a state file of another run, another training in `out`, a loss that is not
-            finite, a full disk, or a process of several that ended.
+        UserError: `train.from` does not match; a state file of another run, another training in `out`, a non-finite
+            loss, a full disk, or the loss of one of several processes.
     """
     assert rollout or not settings.rollouts.every
     fabric = launch(settings, "train")
@@ -88,9 +88,9 @@ def train(
     if settings.from_:
         _begin_from(policy, settings.from_, contract, tail)
         policy.fit_range(*_chunks(policy, store, windows))
-    elif fabric.is_global_zero:  # a pass over all features; DDP gives the others what the first has
-        seen = TunedFeatures(features, tail.to(fabric.device)) if isinstance(tail, Tail) else features
-        _fit(policy, store, training, windows, None if isinstance(tail, Whole) else seen)
+    elif fabric.is_global_zero:  # a pass over all features; DDP copies the result to the others
+        inputs = TunedFeatures(features, tail.to(fabric.device)) if isinstance(tail, Tail) else features
+        _fit(policy, store, training, windows, None if isinstance(tail, FullEncoder) else inputs)
     token_dtype = policy.network.pooling.multiply_in(product_of(settings))
     token_dtype = None if tail else token_dtype  # the tail's tokens keep their format
     batches = Batches(
@@ -99,7 +99,7 @@ def train(
     validation = None
     if len(held_out):
         unseen = make_windows(store, held_out, spec.context, spec.chunk, settings.labels)
-        validation = batches.over(unseen)
+        validation = batches.with_windows(unseen)
     contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out)}}
     model = TunedPolicy(policy, tail) if tail else policy
     _Run(settings, policy, model, batches, validation, contract, out, fabric, progress, rollout).run()
@@ -113,20 +113,20 @@ def _fit(
     windows: Windows,
     features: np.ndarray | Joined | TunedFeatures | None,
 ) -> None:
-    """Set the policy's normalisation from the episodes that it is trained on; of a mix by each dataset's share.
+    """Fit the policy's normalisation to the training episodes, weighting each dataset of a mix by its share.
 
-    Without features, those of an encoder that is only about to be trained, channels stay as they are.
+    Without features (the whole encoder is trained), channels are not normalised.
     """
     rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.episode_slice, training)])
     weights, counts = None, policy.spec.counts
     if isinstance(store, Mix):
-        which, of_windows = store.member_of(rows), store.weights_of(windows.steps)
-        weights = (of_windows, store.weights_of(rows), of_windows)
+        members_of_rows, window_weights = store.member_of(rows), store.weights_of(windows.steps)
+        weights = (window_weights, store.weights_of(rows), window_weights)
     if features is None:
         channels = len(policy.spec.cameras), policy.spec.dim
         moments = np.zeros(channels, np.float32), np.ones(channels, np.float32)
     elif isinstance(store, Mix):
-        members = [rows[which == i] for i in range(len(store.members))]
+        members = [rows[members_of_rows == i] for i in range(len(store.members))]
         moments = mixed_moments(
             [channel_moments(features, rows=own, tokens=counts) for own in members], store.shares
         )
@@ -139,7 +139,7 @@ def _fit(
 def _chunks(
     policy: ChunkPolicy, store: EpisodeStore, windows: Windows
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-    """States (W, P), chunks (W, K, A), their pad (W, K), and with `from_last` the action before each and where none is."""
+    """Return states (W, P), chunks (W, K, A), padding (W, K), and with `from_last` previous actions and their mask."""
     before = None
     if policy.spec.from_last:
         before = store["action"][windows.context[:, -2]], windows.pad[:, -2]
@@ -156,21 +156,21 @@ _FREE = {
 
 
 def _begin_from(
-    policy: ChunkPolicy, checkpoint: str, contract: Mapping[str, Any], tail: Tail | Whole | None
+    policy: ChunkPolicy, checkpoint: str, contract: Mapping[str, Any], tail: Tail | FullEncoder | None
 ) -> None:
-    """Give the policy the (averaged) weights and the normalisation of a checkpoint, which has to fit (UserError); and its
-    encoder, if all of that is trained."""
-    other, theirs = load_checkpoint(checkpoint)
+    """Load a matching checkpoint's (averaged) weights and normalisation into the policy, and its encoder if the whole
+    encoder is trained; UserError if it does not match."""
+    other, other_contract = load_checkpoint(checkpoint)
     specs = {"policy": other.spec.to_dict()}, {"policy": policy.spec.to_dict()}
     check_same(f"train.from: {checkpoint}", *specs, free=_FREE)
     keys = {"encoder", "robot", "joint_names", "action_frame", "rate_hz"}
-    if isinstance(tail, Whole):
-        both = (theirs["encoder"]["settings"], contract["encoder"]["settings"])
-        wanted, ours = ({f"encoder.{key}": value for key, value in each.items()} for each in both)
-        check_same(f"train.from: {checkpoint}", wanted, ours, free={"encoder.checkpoint", "encoder.rate"})
+    if isinstance(tail, FullEncoder):
+        both = (other_contract["encoder"]["settings"], contract["encoder"]["settings"])
+        stored, current = ({f"encoder.{key}": value for key, value in each.items()} for each in both)
+        check_same(f"train.from: {checkpoint}", stored, current, free={"encoder.checkpoint", "encoder.rate"})
         tail.load(load_tuned(checkpoint))
         keys.remove("encoder")
-    check_contract(theirs, f"train.from: {checkpoint}", **{key: contract[key] for key in keys})
+    check_contract(other_contract, f"train.from: {checkpoint}", **{key: contract[key] for key in keys})
     if policy.tasks and other.tasks and not torch.allclose(policy.tasks.table, other.tasks.table, atol=1e-3):
         raise UserError(f"policy.task_vectors: expected those of train.from={checkpoint}, got others")
     policy.load_state_dict(other.state_dict())
@@ -201,7 +201,7 @@ class _Run(Run):
         optimizer = torch.optim.AdamW(
             groups_of(model, settings.lr, settings.weight_decay, settings.tune.rate),
             lr=settings.lr,
-            # 16-mixed clips gradients after taking off their scale, which fused steps do themselves
+            # 16-mixed unscales gradients before clipping, which fused steps do themselves
             fused=precision != "16-mixed",
         )
         warmup = round(settings.warmup * settings.steps)
@@ -229,13 +229,13 @@ class _Run(Run):
         self.best = math.inf
         self.totals: dict[str, Tensor] = {}
         self.began = time.monotonic()
-        self.since = self.saved = 0  # the step that the next row counts from; that of the state on disk
+        self.since = self.saved = 0  # the step of the last row, and of the state on disk
 
     @property
     def averaged(self) -> ChunkPolicy | TunedPolicy:
         """The model with its averaged weights, which are validated and saved."""
         assert self.learner.average is not None
-        return self.learner.average.module  # type: ignore[return-value]  # torch says Tensor or Module
+        return self.learner.average.module  # type: ignore[return-value]  # typed as Tensor or Module
 
     def begin(self, state: dict[str, Any] | None) -> None:
         if state:
@@ -245,8 +245,8 @@ class _Run(Run):
         if not self.fabric.is_global_zero:
             return
         if state:
-            self._save_checkpoint()  # that on disk may be newer than the state, or damaged
-        else:  # nothing of an earlier training stays
+            self._save_checkpoint()  # the one on disk may be newer than the state, or damaged
+        else:  # remove the output of an earlier training
             self.state_path.unlink(missing_ok=True)
             shutil.rmtree(self.out / "checkpoint_best", ignore_errors=True)
         self._keep_best()
@@ -254,7 +254,7 @@ class _Run(Run):
         self.loggers = Loggers(self.settings.loggers, self.out, logged, self.identity)
 
     def batch(self, step: int) -> tuple[dict[str, Tensor]]:
-        """Return the batch of a step, which seeds its dropout and noise, too."""
+        """Return the batch of a step, and seed its dropout and noise."""
         seed, rank = self.settings.seed, self.fabric.global_rank
         torch.manual_seed(seed * 100_003 + step + rank * _RANK_SEED)
         return (self.batches.step(step, self.settings.batch_size, seed, rank, self.fabric.world_size),)
@@ -294,7 +294,7 @@ class _Run(Run):
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Return mean scalars of the averaged weights over all held-out windows, of a mix by share."""
+        """Return the averaged weights' mean scalars over all held-out windows, weighted by share in a mix."""
         data, totals = self.validation, dict[str, Tensor]()
         if data is None:
             return {}
@@ -315,7 +315,7 @@ class _Run(Run):
             self._save_checkpoint("checkpoint_best")
         if step == self.steps or "success" in row or step - self.saved >= self.settings.checkpoint_every:
             self.save()
-            if "success" in row:  # after the state: a checkpoint that it may go back to is never removed
+            if "success" in row:  # after the state, which may resume from an earlier checkpoint
                 self._keep_best()
 
     def save(self) -> None:
@@ -332,7 +332,7 @@ class _Run(Run):
         save(self.out / name, self.averaged, {**self.contract, "training": training})
 
     def _keep_best(self) -> None:
-        """Write checkpoints.json, the `checkpoint_<step>` of highest success, and remove the others; of equals the later."""
+        """List the `checkpoint_<step>` of highest success in checkpoints.json (later wins ties), remove the others."""
         if not self.settings.rollouts.every:
             return
         tried: Sequence[Row] = [row for row in self.history if "success" in row]

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import Joined
-from s2robot.encoders.tuning import Tail, Whole
+from s2robot.encoders.tuning import FullEncoder, Tail
 from s2robot.policies import ChunkPolicy, save_checkpoint
 from s2robot.training.loop import parameter_groups
 
 
 class TunedPolicy(nn.Module):
-    """Takes a policy's batches, with features as `Entering` or `Pixels` returns them."""
+    """A policy with its encoder's tail, for batches with features as `EarlyBlocks` or `Pixels` returns them."""
 
-    def __init__(self, policy: ChunkPolicy, tail: Tail | Whole) -> None:
+    def __init__(self, policy: ChunkPolicy, tail: Tail | FullEncoder) -> None:
         super().__init__()
         self.policy, self.tail = policy, tail
 
@@ -27,7 +27,7 @@ class TunedPolicy(nn.Module):
 
 
 class TunedFeatures:
-    """Cached features (M, C, N', D) as the policy sees them before anything is tuned; rows are computed on access."""
+    """Cached features (M, C, N', D), mapped by the initial tail; rows are computed on access."""
 
     def __init__(self, features: np.ndarray | Joined, tail: Tail) -> None:
         self.features, self.tail = features, tail
@@ -39,20 +39,20 @@ class TunedFeatures:
 
 
 def groups_of(model: nn.Module, lr: float, weight_decay: float, rate: float) -> list[dict[str, Any]]:
-    """Return the optimiser's groups; the encoder's weights learn at `rate` times the policy's rate, or at its own share."""
+    """Return the optimiser's groups; the encoder's learning rate is `rate`, or the encoder's own factor, times `lr`."""
     if not isinstance(model, TunedPolicy):
         return parameter_groups(model, weight_decay)
-    rate = model.tail.rate if isinstance(model.tail, Whole) else rate
+    rate = model.tail.rate if isinstance(model.tail, FullEncoder) else rate
     tail = [group | {"lr": rate * lr} for group in parameter_groups(model.tail, weight_decay)]
     return parameter_groups(model.policy, weight_decay) + tail
 
 
 def save(folder: Path, model: ChunkPolicy | TunedPolicy, contract: Mapping[str, Any]) -> None:
-    """`save_checkpoint` of the trained model; of a tuned encoder the contract has fingerprint and size."""
+    """Save the trained model as a checkpoint; for a tuned encoder, update its fingerprint and size in the contract."""
     policy, tuned = model, dict[str, Tensor]()
     if isinstance(model, TunedPolicy):
         policy, tuned, encoder = model.policy, model.tail.tuned(), contract["encoder"]
         built = build_encoder(encoder["settings"], tuned)
-        found = {"fingerprint": built.fingerprint, "parameters": built.num_parameters}
-        contract = {**contract, "encoder": {**encoder, **found}}
+        facts = {"fingerprint": built.fingerprint, "parameters": built.num_parameters}
+        contract = {**contract, "encoder": {**encoder, **facts}}
     save_checkpoint(folder, policy, contract, tuned)

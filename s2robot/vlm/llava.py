@@ -41,20 +41,20 @@ def s2_llava(
 ) -> Any:
     """Put S2 into a Llava's vision tower and widen its projector; returns the same model, changed in place.
 
-    The projector's columns of the first scale keep their weights and the others are zero, so outputs do not change yet.
+    The projector's columns of the first scale keep their weights and the others are zero, so outputs are unchanged.
 
     Args:
-        model: a LlavaForConditionalGeneration (or LlavaModel) with a CLIP or SigLIP tower. The layer and the strategy
-            that its config selects stay.
+        model: a LlavaForConditionalGeneration (or LlavaModel) with a CLIP or SigLIP tower. The feature layer and
+            strategy that its config selects do not change.
         scales: multiples of the tower's image size, 1 first, smallest first.
         resize: how the scales are made: "native" (exact area mean, else antialiased) or "reference" (the authors'
             bicubic without antialiasing).
         pool: an image token averages pool x pool tokens of the largest scale. None: the largest scale, which keeps
             the number of image tokens.
-        tiles_at_once: tiles in one call of the tower, to save memory. None: all, 14 an image at scales (1, 2, 3).
-        only_projector: only the projector has gradients. Otherwise `requires_grad` stays as it is.
+        tiles_at_once: tiles per call of the tower, to save memory. None: all, 14 per image at scales (1, 2, 3).
+        only_projector: only the projector has gradients. Otherwise `requires_grad` does not change.
 
-    Raises UserError for another model or tower, a quantised projector, and sizes that do not divide.
+    Raises UserError for another model or tower, a quantised projector or sizes that do not divide.
     """
     require("transformers", extra="vlm")
     from s2robot.vlm.tower import S2VisionConfig, S2VisionTower, layer_indices
@@ -62,8 +62,8 @@ def s2_llava(
     inner, scales = _inner(model), tuple(scales)
     config, tower = model.config, inner.vision_tower
     one_of("resize", resize, RESIZES)
-    whole = all(type(scale) is int for scale in scales)
-    if not whole or scales[:1] != (1,) or list(scales) != sorted(set(scales)):
+    integers = all(type(scale) is int for scale in scales)
+    if not integers or scales[:1] != (1,) or list(scales) != sorted(set(scales)):
         raise UserError(f"scales: expected increasing integers from 1, such as (1, 2, 3), got {scales}")
     layers = config.vision_feature_layer
     layer_indices(layers, config.vision_config.num_hidden_layers)  # fails for a missing layer
@@ -84,7 +84,7 @@ def s2_llava(
 
 
 def widened(linear: nn.Linear, layers: int, scales: int) -> nn.Linear:
-    """Return a linear layer for more scales: the first one's columns are kept, the others zero."""
+    """Return a linear layer for more scales: the first scale's columns are kept, the others are zero."""
     like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
     new = nn.Linear(linear.in_features * scales, linear.out_features, linear.bias is not None, **like)
     with torch.no_grad():
@@ -97,7 +97,7 @@ def widened(linear: nn.Linear, layers: int, scales: int) -> nn.Linear:
 
 
 def s2_processor(processor: Any, model: Any) -> Any:
-    """Return a copy of a LlavaProcessor with the image size and token count of a model of `s2_llava`."""
+    """Return a copy of a LlavaProcessor with the image size and token count of a model from `s2_llava`."""
     tower = getattr(model, "model", model).vision_tower
     images, side = copy.deepcopy(processor.image_processor), tower.config.image_size
     shorter = "shortest_edge" in images.size and images.size["shortest_edge"]
@@ -116,7 +116,7 @@ def s2_processor(processor: Any, model: Any) -> Any:
 
 
 def _inner(model: Any) -> Any:
-    """Return the LlavaModel inside; UserError for another model or tower."""
+    """Return the inner LlavaModel; UserError for another model or tower."""
     inner = getattr(model, "model", model)
     both = (model, getattr(inner, "vision_tower", None))
     kinds = (getattr(getattr(m, "config", None), "model_type", None) for m in both)
@@ -128,7 +128,7 @@ def _inner(model: Any) -> Any:
 
 
 def _first_linear(projector: nn.Module, width: int) -> nn.Linear:
-    """Return the projector's first layer; UserError unless it is a plain one that takes the tower's channels."""
+    """Return the projector's first layer; UserError unless it is a plain Linear for the tower's channels."""
     linear: Any = getattr(projector, "linear_1", None)
     if type(linear) is not nn.Linear or linear.in_features != width:
         found = f"{type(linear).__name__} of {getattr(linear, 'in_features', '?')} channels"

@@ -78,7 +78,7 @@ class S2VisionTower(PreTrainedModel):
 
     @property
     def layout(self) -> Layout:
-        """The tilings of all scales, and the grid of image tokens."""
+        """The tilings of all scales and the grid of image tokens."""
         config: Any = self.config
         tile, patch = config.tower.image_size, config.tower.patch_size
         side = config.image_size // config.patch_size
@@ -90,7 +90,7 @@ class S2VisionTower(PreTrainedModel):
         """Map normalised images (B, 3, H, W) to S2 features (B, P + N, D * scales), P prefix tokens first.
 
         Args:
-            output_hidden_states: the layers to return, as Llava asks for them; True for all. Only those are kept.
+            output_hidden_states: the layers to return, in the form that Llava passes; True for all.
         """
         layers = layer_indices(output_hidden_states, self.config.num_hidden_layers)
         out = self._encode(pixel_values, layers)
@@ -104,7 +104,7 @@ class S2VisionTower(PreTrainedModel):
         return BaseModelOutputWithPooling(hidden_states=tuple(states))
 
     def _encode(self, images: Tensor, layers: list[int]) -> Tensor:
-        """Images of one size (B, 3, H, W) -> (B, P + N, D * layers * scales)."""
+        """Encode images of one size (B, 3, H, W) as (B, P + N, D * layers * scales)."""
         layout = self.layout
         sizes, dtype = [level.frame for level in layout.levels], self.dtype
         if self.config.resize == "reference":
@@ -127,11 +127,11 @@ class S2VisionTower(PreTrainedModel):
 
 
 def layer_indices(layers: bool | int | Sequence[int] | None, depth: int) -> list[int]:
-    """Return the indices of the hidden states asked for, none of them negative; IndexError for a missing layer."""
+    """Return the indices of the requested hidden states, all non-negative; IndexError for a missing layer."""
     if layers is None or isinstance(layers, bool):
         return list(range(depth + 1)) if layers else []
-    every = range(depth + 1)
-    return sorted({every[layer] for layer in ([layers] if isinstance(layers, int) else layers)})
+    indices = range(depth + 1)
+    return sorted({indices[layer] for layer in ([layers] if isinstance(layers, int) else layers)})
 
 
 def register() -> None:

@@ -34,7 +34,7 @@ def moments(env):
 
 
 def test_pictures_of_less_geometry_are_the_same_bytes(env, moments):
-    whole, left_out = OffscreenRenderer(env.model, (SIZE, SIZE), spare=False), 0
+    whole, left_out = OffscreenRenderer(env.model, (SIZE, SIZE), skip_hidden=False), 0
     groups = env.model.geom_group.copy()
     for state in moments:
         env.set_state(state)
@@ -91,7 +91,7 @@ SCENE = """
 def test_what_stands_still_is_drawn_once_and_again_when_anything_of_it_changes():
     model = mujoco.MjModel.from_xml_string(SCENE)
     data = mujoco.MjData(model)
-    size, whole = (48, 64), OffscreenRenderer(model, (48, 64), spare=False)
+    size, whole = (48, 64), OffscreenRenderer(model, (48, 64), skip_hidden=False)
     renderer, rng = OffscreenRenderer(model, size), np.random.default_rng(0)
 
     def still():

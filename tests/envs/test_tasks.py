@@ -159,7 +159,7 @@ def test_an_episode_that_has_ended_goes_on_without_a_step():
 def test_pictures_of_another_kind_are_refused(low, high, shape, dtype, monkeypatch):
     dial = Dial()
     dial.observation_space["eye"] = gymnasium.spaces.Box(low, high, shape, dtype)
-    monkeypatch.setattr("s2robot.envs.gym_task._made", lambda settings: dial)
+    monkeypatch.setattr("s2robot.envs.gym_task._create", lambda settings: dial)
     with pytest.raises(EnvError, match=r"task.cameras: 'eye': expected uint8 \(H, W, 3\), got "):
         make(DIAL)
 

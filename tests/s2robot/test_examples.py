@@ -49,8 +49,8 @@ def test_s2_on_models_of_three_libraries(tmp_path):
 
 def test_s2_in_a_llava():
     done = example("s2_llava")
-    assert done["pictures"] == (1, 3, 1008, 1008) and done["tokens"] == (576,)
-    assert done["said"][1] > 576 + 3
+    assert done["images"] == (1, 3, 1008, 1008) and done["tokens"] == (576,)
+    assert done["output"][1] > 576 + 3
 
 
 def test_own_demos_and_own_encoder(tmp_path):

@@ -16,7 +16,7 @@ from s2robot.core.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.trained import Pixels
-from s2robot.encoders.tuning import Whole
+from s2robot.encoders.tuning import FullEncoder
 from s2robot.loading import load_policy
 from s2robot.policies import load_checkpoint, load_tuned
 from s2robot.training.train import _Run
@@ -68,7 +68,7 @@ def test_what_only_pixels_show_is_learnt_by_a_trained_encoder_alone(demos, tmp_p
         errors.append(json.loads((folder.parent / "metrics.json").read_text())[-1]["val_joint_error"])
         first.append(load_tuned(folder)["0.conv1.0.weight"])
     assert errors[0] < 0.5 * errors[1]
-    start = Whole(whole(dots).encoder, [(36, 36)], 0).tuned()["0.conv1.0.weight"]
+    start = FullEncoder(whole(dots).encoder, [(36, 36)], 0).tuned()["0.conv1.0.weight"]
     assert torch.equal(first[1], start) and (first[0] - start).abs().max() > 1e-3
 
 
@@ -80,7 +80,7 @@ def test_crops_are_random_in_training_and_central_otherwise_and_all_layers_get_g
     pixels = Pixels(encoder).encode_cameras(frames)
     sizes = [encoder.frame_size(*size) for size in SIZES.values()]
     assert sizes == [(71, 71), (71, 106)] and pixels.shape == (3, 2, 71 * 106, 3)
-    model = Whole(task.encoder, sizes)
+    model = FullEncoder(task.encoder, sizes)
     torch.manual_seed(3)
     model.train()
     seen = model(pixels)
@@ -116,7 +116,7 @@ def test_a_checkpoint_acts_as_it_was_trained_and_a_killed_run_gives_the_same(dem
     state, name = torch.load(folder.parent / "training_state.pt"), "tail.copies.1.model.conv1.0.weight"
     assert torch.equal(state["average"][f"module.{name}"], tuned["1.conv1.0.weight"])
     assert not torch.equal(state["model"][name], tuned["1.conv1.0.weight"])
-    model = Whole(task.encoder, [loaded.encoder.frame_size(*size) for size in SIZES.values()]).eval()
+    model = FullEncoder(task.encoder, [loaded.encoder.frame_size(*size) for size in SIZES.values()]).eval()
     model.load(tuned)
     pixels, _ = pipeline.encode(task, store, build_encoder(task.encoder))
     states = torch.from_numpy(store["proprio"])
@@ -179,6 +179,6 @@ def test_the_papers_encoder_is_an_option():
     cfg = settings_of("train", ["encoder=resnet18", "s2=single"])
     encoder = build_encoder(encoder_settings(cfg))
     assert (encoder.image_size, encoder.map_of(240, 320), encoder.dim) == (107, (3, 4), 512)
-    model = Whole(encoder_settings(cfg), [(107, 107)])
+    model = FullEncoder(encoder_settings(cfg), [(107, 107)])
     kinds = [type(module) for module in model.modules()]
     assert nn.GroupNorm in kinds and not {nn.BatchNorm2d} & {*kinds}

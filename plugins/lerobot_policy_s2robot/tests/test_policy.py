@@ -1,4 +1,4 @@
-"""The policy in LeRobot's own environment: `pytest plugins/lerobot_policy_s2robot/tests` there."""
+"""Tests of the policy; run `pytest plugins/lerobot_policy_s2robot/tests` in LeRobot's environment."""
 
 import numpy as np
 import pytest
@@ -36,46 +36,46 @@ def policy(head, **changes):
 
 def batch(seed=0):
     torch.manual_seed(seed)
-    found = {
+    data = {
         "observation.images.top": torch.rand(B, 3, SIDE, SIDE),
         "observation.state": torch.randn(B, STATE),
     }
-    return found | {"action": torch.randn(B, 4, ACTION), "action_is_pad": torch.zeros(B, 4, dtype=torch.bool)}
+    return data | {"action": torch.randn(B, 4, ACTION), "action_is_pad": torch.zeros(B, 4, dtype=torch.bool)}
 
 
 @pytest.mark.parametrize("head", ["regression", "flow", "diffusion", "gmm", "act", "mip"])
 def test_each_head_learns_and_acts(head):
-    made, seen = policy(head), batch()
-    optimiser = torch.optim.Adam(made.get_optim_params(), 3e-3)
+    model, data = policy(head), batch()
+    optimiser = torch.optim.Adam(model.get_optim_params(), 3e-3)
     losses = []
     for _ in range(30):
-        loss, scalars = made.train().forward(seen)
+        loss, scalars = model.train().forward(data)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(float(loss))
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) and all(np.isfinite(list(scalars.values())))
-    made.reset()
-    first = made.select_action(seen)
-    assert first.shape == (B, ACTION) and len(made._queue) == 1
+    model.reset()
+    first = model.select_action(data)
+    assert first.shape == (B, ACTION) and len(model._queue) == 1
 
 
 def test_it_is_saved_without_the_frozen_encoder_and_acts_alike_when_loaded(tmp_path):
-    made, seen = policy("regression"), batch()
-    made.train().forward(seen)
-    made.eval().save_pretrained(tmp_path)
+    model, data = policy("regression"), batch()
+    model.train().forward(data)
+    model.eval().save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_size < 4e6
     again = get_policy_class("s2robot").from_pretrained(tmp_path)
-    assert torch.equal(again.predict_action_chunk(seen), made.predict_action_chunk(seen))
-    before, after = make_pre_post_processors(made.config)
+    assert torch.equal(again.predict_action_chunk(data), model.predict_action_chunk(data))
+    before, after = make_pre_post_processors(model.config)
     assert before is not None and after is not None
 
 
 def test_padding_does_not_count_and_a_wrong_setting_is_named():
-    made, seen = policy("regression").eval(), batch()
-    seen["action_is_pad"][:, 2:] = True
-    loss, _ = made.forward(seen)
-    seen["action"][:, 2:] += 100
-    assert torch.allclose(made.forward(seen)[0], loss)
+    model, data = policy("regression").eval(), batch()
+    data["action_is_pad"][:, 2:] = True
+    loss, _ = model.forward(data)
+    data["action"][:, 2:] += 100
+    assert torch.allclose(model.forward(data)[0], loss)
     with pytest.raises(ValueError, match="n_action_steps: expected 1 to chunk_size=4"):
         policy("regression").config.__class__(chunk_size=4, n_action_steps=5, device="cpu")

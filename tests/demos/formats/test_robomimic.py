@@ -237,7 +237,7 @@ def recording(tmp_path_factory):
         rng, seen = np.random.default_rng(0), []
         for _ in range(2):
             wrapper.reset()
-            task._look_at_scene()
+            task._bind_scene()
             for _ in range(STEPS):
                 task._refresh_poses()  # a step leaves them half a step old
                 seen.append((task.proprio, task.render_cameras()["agentview"]))

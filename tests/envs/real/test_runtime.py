@@ -229,7 +229,9 @@ def test_a_fault_stays_until_the_operator_says_that_it_is_cleared(arm):
     operator.willing = False
     with pytest.raises(EnvError, match="operator: expected a yes"):
         runtime.ready(operator, Placing.draw(WORLD, 3))
-    assert operator.asked == [("free", runtime.fault)] and runtime.fault[0].startswith("policy: expected a finite")
+    assert operator.asked == [("free", runtime.fault)] and runtime.fault[0].startswith(
+        "policy: expected a finite"
+    )
     operator.willing = True
     runtime.ready(operator, Placing.draw(WORLD, 3))
     assert runtime.fault == () and arm.stopped

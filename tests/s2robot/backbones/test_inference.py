@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from s2robot.backbones import inference
 from s2robot.backbones.device import moved
-from s2robot.backbones.inference import PackedLinear, default_dtype, packs, prepare
+from s2robot.backbones.inference import PackedLinear, can_pack, default_dtype, prepare
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.core.errors import UserError
 
@@ -93,10 +93,10 @@ def test_a_packed_layer_of_another_type_is_the_plain_one_and_batch_statistics_st
 @torch.inference_mode()
 def test_other_outputs_other_ways_of_holding_layers_and_autocast(packed, monkeypatch):
     if not packed:
-        monkeypatch.setattr(inference, "packs", lambda *_: False)
+        monkeypatch.setattr(inference, "can_pack", lambda *_: False)
     for model in (Pieces().eval(), vit()):
         fast, expected = prepare(model, torch.float32), model(images())
-        assert any(isinstance(m, PackedLinear) for m in fast.modules()) is inference.packs()
+        assert any(isinstance(m, PackedLinear) for m in fast.modules()) is inference.can_pack()
         for each in (fast, copy.deepcopy(fast)):
             torch.testing.assert_close(each(images()), expected, rtol=0, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
@@ -160,7 +160,7 @@ def test_copies_and_pickles_compute_the_same():
     for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), prepare(fast, torch.bfloat16)):
         assert torch.equal(other(images()), expected)
         assert (
-            not packs() or other.blocks[0].attn.forward.args[0] is other.blocks[0].attn
+            not can_pack() or other.blocks[0].attn.forward.args[0] is other.blocks[0].attn
         )  # not the original's
 
 

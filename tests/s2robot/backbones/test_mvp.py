@@ -125,7 +125,7 @@ def test_files_that_are_rejected(monkeypatch, tmp_path):
     write(monkeypatch, path, {k: v for k, v in state.items() if k != "norm.bias"} | DECODER)
     rejected("missing norm.bias$", path)
     torch.save({"model": state}, path)  # the md5 is still that of the last write
-    rejected(f"md5 [0-9a-f]{{32}}, but {NAME} .* has [0-9a-f]{{32}}", path)
+    rejected(f"expected md5 [0-9a-f]{{32}} of {NAME} .*, got [0-9a-f]{{32}}", path)
     encoder = mvp.load(NAME, path, check_md5=False)
     assert encoder.dropped == []
     with pytest.raises(UserError, match="pool: expected .* got 'max'"):
@@ -179,11 +179,11 @@ def test_downloads_once_and_shows_progress(source, capsys):
     assert mvp.fetch(NAME, check_md5=False).read_bytes() == content
     assert "1/1" in capsys.readouterr().out
     wrong, right = (hashlib.md5(each).hexdigest() for each in (content, right))
-    rejected(f"{FILE}: md5 {wrong}, but {NAME} .* has {right}; remove")
+    rejected(f"{FILE}: expected md5 {right} of {NAME} .*, got {wrong}; remove")
 
 
 FAULTS = {
-    "no server": "Connection refused", "short": "received md5", "cut off": "received 5 of 9 bytes", "full disk": "No space left",
+    "no server": "Connection refused", "short": "expected md5", "cut off": "expected 9 bytes, got 5", "full disk": "No space left",
 }  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def watched():
 
 def test_only_what_is_wanted_is_encoded_and_the_rest_later(tmp_path, watched):
     told = []
-    some = make_cache(tmp_path, wanted=np.array([2, 0]))
+    some = make_cache(tmp_path, required=np.array([2, 0]))
     found = some.build(watched, encode, lambda *n: told.append(n))
     rows = np.r_[0:3, 4:8]
     assert np.array_equal(found[rows], expected()[rows]) and watched.asked == [[0, 2]]
@@ -192,18 +192,18 @@ MUJOCO_3, MUJOCO_4 = ({"mujoco": v, "opengl": "llvmpipe", "robot": {"camera_pos"
 
 
 def test_frames_drawn_by_something_else_are_encoded_again_unless_nothing_draws_here(tmp_path):
-    assert make_cache(tmp_path, drawn=None).missing() == [0, 1, 2]
-    make_cache(tmp_path, drawn=MUJOCO_3).build(make_frames, encode)
-    assert make_cache(tmp_path, drawn=MUJOCO_3).missing() == make_cache(tmp_path, drawn=None).missing() == []
+    assert make_cache(tmp_path, renderer=None).missing() == [0, 1, 2]
+    make_cache(tmp_path, renderer=MUJOCO_3).build(make_frames, encode)
+    assert all(make_cache(tmp_path, renderer=each).missing() == [] for each in (MUJOCO_3, None))
     for other in (MUJOCO_4, MUJOCO_3 | {"opengl": "NVIDIA"}, MUJOCO_3 | {"robot": {"camera_pos": (0, 2)}}):
-        assert make_cache(tmp_path, drawn=other).missing() == [0, 1, 2]
+        assert make_cache(tmp_path, renderer=other).missing() == [0, 1, 2]
     assert make_cache(tmp_path).missing() == [0, 1, 2]  # a dataset with frames of its own
-    index = json.loads((make_cache(tmp_path, drawn=MUJOCO_3).path / "index.json").read_text())
+    index = json.loads((make_cache(tmp_path, renderer=MUJOCO_3).path / "index.json").read_text())
     assert index["drawn"] == json.loads(json.dumps(MUJOCO_3))
-    make_cache(tmp_path, drawn=MUJOCO_3, encoder="some", wanted=[0, 2]).build(make_frames, encode)
-    assert make_cache(tmp_path, drawn=None, encoder="some", wanted=[2]).missing() == []
-    assert make_cache(tmp_path, drawn=None, encoder="some").missing() == [0, 1, 2]
-    assert make_cache(tmp_path, drawn=None, encoder="other").missing() == [0, 1, 2]
+    make_cache(tmp_path, renderer=MUJOCO_3, encoder="some", required=[0, 2]).build(make_frames, encode)
+    assert make_cache(tmp_path, renderer=None, encoder="some", required=[2]).missing() == []
+    assert make_cache(tmp_path, renderer=None, encoder="some").missing() == [0, 1, 2]
+    assert make_cache(tmp_path, renderer=None, encoder="other").missing() == [0, 1, 2]
 
 
 def test_what_a_dataset_held_before_it_grew_is_not_encoded_again(tmp_path, watched):
@@ -214,23 +214,23 @@ def test_what_a_dataset_held_before_it_grew_is_not_encoded_again(tmp_path, watch
         make_cache(tmp_path, **cut | changes).build(make_frames, lambda frames: 1 + encode(frames))
     for path in tmp_path.glob("*/features.bin"):
         path.write_bytes(bytes(path.stat().st_size))  # told apart from what is encoded now: all of it is 0
-    grown = make_cache(tmp_path, drawn=MUJOCO_3)
+    grown = make_cache(tmp_path, renderer=MUJOCO_3)
     built = grown.build(watched, encode, dataset_of_first="d{}".format)
     assert watched.asked == [[1, 2]] and not built[:3].any() and np.array_equal(built[3:], expected()[3:])
 
 
 def growing(folder: Path) -> None:
     """Encode a dataset of two episodes, and then the same with a third; over half of a cache, as a kill may leave it."""
-    earlier = make_cache(folder, dataset="d2", episode_lengths=LENGTHS[:2], drawn=MUJOCO_3)
+    earlier = make_cache(folder, dataset="d2", episode_lengths=LENGTHS[:2], renderer=MUJOCO_3)
     earlier.build(make_frames, encode)
-    make_cache(folder, drawn=MUJOCO_3).build(make_frames, encode, dataset_of_first="d{}".format)
+    make_cache(folder, renderer=MUJOCO_3).build(make_frames, encode, dataset_of_first="d{}".format)
 
 
 def test_a_kill_at_any_write_changes_nothing(tmp_path):
     killed = kill_at_every_write(growing, tmp_path, 2)
-    names = {f.name for f in make_cache(tmp_path / "whole", drawn=MUJOCO_3).path.iterdir()}
+    names = {f.name for f in make_cache(tmp_path / "whole", renderer=MUJOCO_3).path.iterdir()}
     assert len(killed) >= 4
     for write, folder in killed.items():
-        cache = make_cache(folder, drawn=MUJOCO_3)
+        cache = make_cache(folder, renderer=MUJOCO_3)
         assert np.array_equal(cache.features, expected()), write
         assert {f.name for f in cache.path.iterdir()} - {"lock"} == names - {"lock"}, write

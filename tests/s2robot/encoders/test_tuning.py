@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from s2robot.core.errors import UserError
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import encode_cameras
-from s2robot.encoders.tuning import Tail, build_entering
+from s2robot.encoders.tuning import Tail, build_early_blocks
 from s2robot.training.tuned import TunedFeatures
 
 SIZES = [(64, 64), (72, 96)]  # one camera is no square, and has more tiles
@@ -33,7 +33,7 @@ CHANGES = (
 @pytest.mark.parametrize(("changes", "lora"), CHANGES)
 def test_before_a_step_the_features_are_the_frozen_ones(tiny_encoder, changes, lora):
     given = settings(tiny_encoder, **changes)
-    encoder, entering = build_encoder(given), build_entering(given, 1)
+    encoder, entering = build_encoder(given), build_early_blocks(given, 1)
     tail = Tail(given, SIZES, 1, lora)
     want = encode_cameras(encoder.encode, FRAMES)
     cached = encode_cameras(entering.encode, FRAMES)
@@ -51,7 +51,7 @@ def test_before_a_step_the_features_are_the_frozen_ones(tiny_encoder, changes, l
 @pytest.mark.parametrize(("dtype", "lora"), [("float32", 0), ("float32", 3), ("bfloat16", 3)])
 def test_gradients_reach_the_tuned_blocks_alone_and_what_is_saved_gives_the_same(tiny_encoder, lora, dtype):
     given = settings(tiny_encoder, dtype=dtype)
-    frozen, entering, tail = build_encoder(given), build_entering(given, 1), Tail(given, SIZES, 1, lora)
+    frozen, entering, tail = build_encoder(given), build_early_blocks(given, 1), Tail(given, SIZES, 1, lora)
     assert not any(p.requires_grad for p in entering.parameters())
     cached = encode_cameras(entering.encode, FRAMES).requires_grad_()
     before = copy.deepcopy(tail.last.state_dict())
@@ -83,7 +83,7 @@ def test_a_block_in_the_middle_is_the_last_where_the_encoder_ends_there(tmp_path
     save_file(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "vit.safetensors")
     given = {"name": f"timm:{name}", "checkpoint": str(tmp_path / "vit.safetensors")}
     given |= {"block": 3, "img_size": 32}
-    tail, entering = Tail(given, SIZES[:1], 2), build_entering(given, 2)
+    tail, entering = Tail(given, SIZES[:1], 2), build_early_blocks(given, 2)
     want = encode_cameras(build_encoder(given).encode, FRAMES[:1])
     cached = encode_cameras(entering.encode, FRAMES[:1])
     torch.testing.assert_close(tail(cached).detach(), want, atol=1e-4, rtol=0)
@@ -94,18 +94,18 @@ def test_what_enters_has_a_fingerprint_of_its_own(tiny_encoder):
     given = settings(tiny_encoder)
     whole, cut = build_encoder(given).fingerprint, build_encoder(given | {"block": 1}).fingerprint
     changes: list[dict] = [{}, {"pool": "mean"}, {"scales": [1]}]
-    entering, pooled, single = (build_entering(given | change, 1).fingerprint for change in changes)
+    entering, pooled, single = (build_early_blocks(given | change, 1).fingerprint for change in changes)
     assert len({whole, cut, entering, single}) == 4 and entering == pooled
 
 
 def test_what_cannot_be_tuned_is_refused(tiny_encoder, tmp_path):
     given = settings(tiny_encoder)
     with pytest.raises(UserError, match="^train.tune.blocks: expected 0 to 1 .* got 2"):
-        build_entering(given, 2)
+        build_early_blocks(given, 2)
     save_file(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "r.safetensors")
     other = {"name": "timm:resnet18", "checkpoint": str(tmp_path / "r.safetensors")}
     words = "^train.tune.blocks: expected 0 to 0 for encoder timm:resnet18, got 1 .* a ResNet"
-    for build in (build_entering, lambda given, blocks: Tail(given, SIZES, blocks)):
+    for build in (build_early_blocks, lambda given, blocks: Tail(given, SIZES, blocks)):
         with pytest.raises(UserError, match=words):
             build(other, 1)
     with pytest.raises(UserError, match=r"encoder mvp-tiny, fine-tuned: .* unexpected blocks.7.norm1.weight"):

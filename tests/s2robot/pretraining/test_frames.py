@@ -211,7 +211,7 @@ def test_store_of_states_is_drawn_once(tmp_path, monkeypatch):
 def few(monkeypatch):
     """Six frames a seed: two moments of an episode, of three cameras."""
     do_inline(monkeypatch)
-    monkeypatch.setattr(render, "_FRAMES_A_SEED", 6)
+    monkeypatch.setattr(render, "_FRAMES_PER_SEED", 6)
 
 
 def test_looks_vary_as_much_as_asked(monkeypatch):
@@ -228,7 +228,7 @@ def test_looks_vary_as_much_as_asked(monkeypatch):
 
 def test_tasks_take_turns_and_the_end_of_an_episode_is_shown(monkeypatch):
     monkeypatch.setattr(render, "_EVERY", 16)
-    monkeypatch.setattr(render, "_FRAMES_A_SEED", 24)
+    monkeypatch.setattr(render, "_FRAMES_PER_SEED", 24)
     reached, moments = [], render._moments
 
     def watched(env, seed):

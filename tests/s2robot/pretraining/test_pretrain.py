@@ -188,7 +188,8 @@ def test_hidden_pixels_do_not_reach_the_prediction_and_visible_ones_stay(scales)
     x = torch.randn(2, 3, 4 * cell, 4 * cell)
     _, pred, mask = mae(x, drawn(mae, x))
     patches = patchify(x, cell)
-    for picture, hidden in zip(mae.picture(x, torch.Generator().manual_seed(0)), (True, False), strict=True):
+    images = mae.reconstruct(x, torch.Generator().manual_seed(0))
+    for picture, hidden in zip(images, (True, False), strict=True):
         shown = patchify(picture, cell)
         assert torch.equal(shown[~mask], patches[~mask]) and (shown[mask].abs().max() == 0) == hidden
     patches[mask] = torch.randn_like(patches[mask])

@@ -146,7 +146,7 @@ def test_the_state_of_another_run_is_rejected(data, tmp_path):
     assert not (tmp_path / "checkpoint_best").exists()  # of the run before
     for content in (b"", b"no state", {"policy": {}}):
         torch.save(content, path) if isinstance(content, dict) else path.write_bytes(content)
-        with pytest.raises(UserError, match=r"training_state.pt: not a readable state"):
+        with pytest.raises(UserError, match=r"training_state.pt: not a readable training state"):
             fit(data, tmp_path)
 
 

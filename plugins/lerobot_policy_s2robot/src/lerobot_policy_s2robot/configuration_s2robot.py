@@ -10,7 +10,7 @@ from lerobot.optim import AdamWConfig
 @PreTrainedConfig.register_subclass("s2robot")
 @dataclass
 class S2robotConfig(PreTrainedConfig):
-    """A frozen encoder at several scales, pooling, an MLP and a head that gives a chunk of actions."""
+    """A frozen encoder at several scales, pooling, an MLP and a head that predicts a chunk of actions."""
 
     encoder: str = "mvp-tiny"
     encoder_checkpoint: str | None = None
@@ -23,7 +23,7 @@ class S2robotConfig(PreTrainedConfig):
     optimizer_weight_decay: float = 1e-2
     normalization_mapping: dict[str, Any] = field(
         default_factory=lambda: {
-            "VISUAL": NormalizationMode.IDENTITY,  # the encoder has its own
+            "VISUAL": NormalizationMode.IDENTITY,  # the encoder normalises images itself
             "STATE": NormalizationMode.MEAN_STD,
             "ACTION": NormalizationMode.MEAN_STD,
         }

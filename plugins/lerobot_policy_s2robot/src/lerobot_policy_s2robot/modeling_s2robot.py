@@ -1,4 +1,4 @@
-"""s2robot's network behind LeRobot's interface of a policy."""
+"""s2robot's network behind LeRobot's policy interface."""
 
 from collections import deque
 from typing import Any
@@ -18,7 +18,7 @@ ACTION, STATE = "action", "observation.state"
 
 
 class S2robotPolicy(PreTrainedPolicy):
-    """States and actions come and go normalised, by LeRobot's processors; images as floats of 0 to 1."""
+    """A policy on states and actions normalised by LeRobot's processors, and images as floats in 0 to 1."""
 
     config_class = S2robotConfig
     name = "s2robot"
@@ -31,7 +31,7 @@ class S2robotPolicy(PreTrainedPolicy):
             settings["checkpoint"] = config.encoder_checkpoint
         self._frozen = (
             build_encoder(settings).eval().requires_grad_(False),
-        )  # a tuple: its weights are not the policy's
+        )  # in a tuple, so that its weights are not the policy's
         self.cameras = sorted(config.image_features)
         sizes = {name: tuple(config.image_features[name].shape[1:]) for name in self.cameras}
         maps = token_maps(self.encoder, sizes)
@@ -50,7 +50,7 @@ class S2robotPolicy(PreTrainedPolicy):
         self.network = Network(PolicySpec.from_dict(spec))
         self.register_buffer(
             "measured", torch.zeros((), dtype=torch.bool)
-        )  # the features' moments, of the first batch
+        )  # whether the first batch has set the features' moments
         self.reset()
 
     @property
@@ -64,7 +64,7 @@ class S2robotPolicy(PreTrainedPolicy):
         self._queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
-        """The head's loss on chunks (B, K, A); steps beyond the episode's end (`action_is_pad`) do not count."""
+        """Return the head's loss on chunks (B, K, A), without steps beyond the episode's end (`action_is_pad`)."""
         target = batch[ACTION]
         weight = torch.ones(target.shape[:2], device=target.device)
         if (pad := batch.get("action_is_pad")) is not None:
@@ -90,12 +90,12 @@ class S2robotPolicy(PreTrainedPolicy):
         return self._queue.popleft()
 
     def _context(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Pooled images (B, 1, C, E), state (B, 1, P), no past actions, and no padding."""
+        """Return pooled images (B, 1, C, E), state (B, 1, P), zeros for past actions, and no padding."""
         state = batch[STATE]
         tokens = self._tokens(batch)
         if self.training and not self.measured:
-            seen = tokens.flatten(0, 0).movedim(1, 0).flatten(1, 2)  # (C, B * N, D)
-            self.network.set_moments(seen.mean(1), seen.std(1).clamp(min=1e-6))
+            features = tokens.flatten(0, 0).movedim(1, 0).flatten(1, 2)  # (C, B * N, D)
+            self.network.set_moments(features.mean(1), features.std(1).clamp(min=1e-6))
             self.measured.fill_(True)
         pooled = self.network.pool(tokens)[:, None]
         past = torch.zeros(len(state), 1, self.config.action_feature.shape[0], device=state.device)
@@ -103,11 +103,11 @@ class S2robotPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def _tokens(self, batch: dict[str, Tensor]) -> Tensor:
-        """Images (B, 3, H, W) of 0 to 1 of all cameras -> tokens (B, C, N, D)."""
+        """Encode all cameras' images (B, 3, H, W) in 0 to 1 as tokens (B, C, N, D)."""
         device = batch[STATE].device
         self.encoder.to(device)
         frames = [
             (batch[name] * 255).round().clamp(0, 255).to(torch.uint8).movedim(1, -1) for name in self.cameras
         ]
         tokens = encode_cameras(self.encoder.encode, [frame.cpu().numpy() for frame in frames])
-        return tokens.to(device).float().clone()  # tensors of the inference mode cannot be learnt from
+        return tokens.to(device).float().clone()  # inference-mode tensors cannot be used in training

@@ -1,4 +1,4 @@
-"""LeRobot's own normalisation, batching and devices."""
+"""LeRobot's own normalisation, batching and device placement."""
 
 from typing import Any
 
