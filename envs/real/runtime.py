@@ -162,7 +162,7 @@ class ArmRuntime(Subscriber):
             return np.append(left * part, np.zeros(len(state) - n))
 
         def beat() -> None:
-            main.tell("on_beat")
+            main.notify("on_beat")
             if self.stop.asked() or main.stop_requested:
                 move.request_stop()
 

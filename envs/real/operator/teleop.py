@@ -297,7 +297,7 @@ def _record(
 
     def watch() -> State:
         runtime.on_beat()
-        sensors.forget()  # a reading that fails leaves no joints
+        sensors.clear()  # so that a failed reading leaves no joints
         return sensors.watch()
 
     def observe(state: ArmState) -> dict:

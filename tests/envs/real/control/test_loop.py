@@ -127,7 +127,7 @@ def test_after_a_gap_the_loop_does_not_move_again(arm, cameras, clock, when):
     result = loop.run(max_steps=80)
     assert (result.cause, result.state) == ("fault", State.FAULT)
     assert len(arm.sent) == gone[0] and len(arm.stops) == 1
-    with pytest.raises(EnvError, match="found fault"):
+    with pytest.raises(EnvError, match="expected ready, got fault"):
         loop.run(max_steps=1)
 
 
@@ -167,7 +167,7 @@ def test_nothing_is_sent_at_the_end_after_a_gap(clock, cameras, blocked):
     )
     result = loop.run(max_steps=100)
     assert at and len(arm.sent) == at[0] > 10
-    assert result.state == State.FAULT and "stood still for 3" in result.reasons[0] and len(arm.stops) == 1
+    assert result.state == State.FAULT and "did not run for 3" in result.reasons[0] and len(arm.stops) == 1
 
 
 def test_a_large_action_is_cut_to_what_the_simulated_world_takes(arm, cameras):
@@ -223,9 +223,9 @@ def put(**change):
         (put(error=31), {}, "arm error 31"), (put(mode=0), {}, "mode 0, expected 1"), (put(code=1), {}, "command code 1"),
         (put(silent=lambda arm: True), {"state_hold": 0.1, "state_fault": 0.4}, "joint state is gone"),
         (lambda arm, film: film.end(), {"camera_hold": 0.3, "camera_fault": 0.8}, "camera hand is gone"),
-        (answers(crash), {}, "policy: RuntimeError: cuda is gone"), (answers(lambda: np.full(8, np.nan)), {}, "policy: found action"),
-        (answers(lambda: np.zeros(7)), {}, "policy: found an action float64 (7,)"),
-        (answers(lambda: None), {}, "policy: found an action object"),
+        (answers(crash), {}, "policy: RuntimeError: cuda is gone"), (answers(lambda: np.full(8, np.nan)), {}, "policy: expected finite numbers"),
+        (answers(lambda: np.zeros(7)), {}, "policy: expected 8 numbers, got an action float64 (7,)"),
+        (answers(lambda: None), {}, "policy: expected 8 numbers, got an action object"),
         (answers(lambda: np.eye(8)[0] * 0.25), {}, "safety stop: clamped"),  # out of the workspace, to the left
     ],
 )  # fmt: skip
@@ -246,7 +246,7 @@ def test_what_breaks_in_motion_is_a_fault_at_once_or_after_a_hold(arm, cameras, 
     assert limits or "clamped" in reason or len(arm.sent) <= sent_at[0] + 2
     assert np.isfinite(arm.sent).all()
     arm.lawful()
-    with pytest.raises(EnvError, match="found fault"):  # latched: no second episode
+    with pytest.raises(EnvError, match="expected ready, got fault"):  # latched: no second episode
         loop.run(max_steps=1)
     if len(set(answer)) > 1:  # the arm is in order
         loop.watchdog.clear(arm.clock.now())

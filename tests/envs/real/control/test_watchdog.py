@@ -93,11 +93,11 @@ def test_holding_too_long_is_a_fault():
 def test_before_the_start_a_camera_may_be_missing_but_an_error_may_not():
     watchdog = Watchdog()
     assert watchdog.update(0.0, replace(GOOD, camera_age={"hand": np.inf})) == State.IDLE
-    with pytest.raises(EnvError, match="found state idle \\(camera hand is stale\\), expected ready"):
+    with pytest.raises(EnvError, match="expected state ready, got idle \\(camera hand is stale\\)"):
         watchdog.start(0.0)
     assert watchdog.update(0.1, replace(GOOD, mode=0)) == State.READY
     assert watchdog.update(0.2, replace(GOOD, error=1)) == State.FAULT
-    with pytest.raises(EnvError, match="found state fault"):
+    with pytest.raises(EnvError, match="expected state ready, got fault"):
         watchdog.start(0.3)
 
 
