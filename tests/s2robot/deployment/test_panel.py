@@ -119,7 +119,7 @@ def test_a_question_is_not_answered_by_what_was_typed_before_it(monkeypatch):
         for typed, answer in ((b" Yes\n", "yes"), (b"\n", ""), (b"\x04", None)):
             timer = threading.Timer(0.3, os.write, (ours, typed))
             timer.start()
-            assert ask("Enter: go on, q: end. ") == answer
+            assert ask("Enter: continue, q: quit. ") == answer
             timer.join()
     os.close(ours)
     monkeypatch.setattr("sys.stdin", open(os.devnull))
