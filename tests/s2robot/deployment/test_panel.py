@@ -50,7 +50,7 @@ def text_of(board):
 
 def test_the_panel_shows_state_and_verdicts_with_their_age(clock):
     board, why = board_of(), "table: [left] finger tip"
-    assert board.rows()["loop"] == "pauses"
+    assert board.rows()["loop"] == "paused"
     run_loop(board, clock, 0.5, State.HOLD, Verdict.CLAMP, why)
     found = board.rows()
     assert (found["state"], found["verdict"], found["frames"]) == ("hold", f"CLAMP: {why}", "hand 31 ms")
@@ -71,8 +71,8 @@ def test_the_rate_is_that_of_the_last_second(clock):
         clock.now += pause
         shown.append(board.rows()["loop"])
     assert shown == [
-        "pauses",
-        "pauses",
+        "paused",
+        "paused",
         "100 of 100 Hz",
     ]  # five periods say nothing yet; a pause is no part of it
 
