@@ -132,9 +132,9 @@ def _raise(bench: Bench) -> float:
 
 
 CASES = (
-    Case("nan", "NaN action", "FAULT", "policy: expected a finite", _policy(lambda: np.full(8, np.nan))),
-    Case("inf", "inf action", "FAULT", "policy: expected a finite", _policy(lambda: np.full(8, np.inf))),
-    Case("shape", "action of 7 numbers", "FAULT", "policy: expected an action", _policy(lambda: np.zeros(7))),
+    Case("nan", "NaN action", "FAULT", "policy: expected finite numbers", _policy(lambda: np.full(8, np.nan))),
+    Case("inf", "inf action", "FAULT", "policy: expected finite numbers", _policy(lambda: np.full(8, np.inf))),
+    Case("shape", "action of 7 numbers", "FAULT", "policy: expected [0-9]+ numbers", _policy(lambda: np.zeros(7))),
     Case("limit", "targets beyond a joint's range, from the policy", "FAULT", "safety stop: clamped",
          _policy(_push(7, 0.25)), start={7: 5.6}, watch_s=4.0),
     Case("limit_wire", "targets beyond a joint's range, behind the filter", "FAULT", "command code -1000",

@@ -19,21 +19,21 @@ from s2robot.envs.real.control.supervisor import UNCONFIRMED, EndsLoop, Supervis
 from s2robot.envs.real.control.watchdog import State, WatchdogLimits
 from s2robot.envs.real.operator.prompts import Operator, Placing, Stop
 
-AT = 0.02  # rad; within this the arm is where it is to be
-OPEN = 0.9  # of the gripper, likewise
-_ARRIVED = 0.01  # rad, at the end of a move
-_MOVE_HZ, _GRIPPER_S = 10.0, 3.0  # waypoints a second of a move; s that the fingers may take
+AT = 0.02  # rad from its goal within which the arm need not move
+OPEN = 0.9  # opening from which the gripper counts as open
+_ARRIVED = 0.01  # rad, tolerance at the end of a move
+_MOVE_HZ, _GRIPPER_S = 10.0, 3.0  # waypoints per second of a move; s allowed for the fingers
 _POLL_S = 0.2  # s between two checks whether the episode is over
 
 
 class ArmRuntime(Subscriber):
-    """One arm with its cameras and a policy; arguments as for `ControlLoop`, and
+    """One arm with its cameras and a policy. Arguments as for `ControlLoop`, and:
 
     Args:
-        points: of the arm, for the filter.
-        stop: the operator's; it stops the way to a start as well as an episode.
-        supervisor: stops the arm when this process hangs or dies; or see `watched`. A live arm needs one.
-        home_speed: rad/s of the way to a start.
+        points: the arm's monitored points, for the filter.
+        stop: the operator's stop; it ends moves to a start as well as episodes.
+        supervisor: stops the arm if this process hangs or dies; see also `watched`. A live arm requires one.
+        home_speed: rad/s of a move to a start.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ArmRuntime(Subscriber):
 
     @contextmanager
     def watched(self, make_driver: Callable[[], ArmDriver | EndsLoop], limit_s: float) -> Iterator[None]:
-        """Run beside a `Supervisor` (see there for the arguments); the arm is stopped at the end.
+        """Run with a `Supervisor` (see there for the arguments); the arm is stopped at the end.
 
         Signals that would end this process become the operator's stop, see `Stop.on_signals`.
         """
@@ -74,7 +74,7 @@ class ArmRuntime(Subscriber):
                     supervisor.close(confirmed)
 
     def on_beat(self) -> None:
-        """Send the supervisor a heartbeat. Raises EnvError if it is gone or there is none; see also `Stop.check`."""
+        """Send the supervisor a heartbeat. Raises EnvError if it has ended or there is none; see also `Stop.check`."""
         self.stop.check()
         self._check_watched()
         if self._supervisor is not None:
@@ -85,9 +85,9 @@ class ArmRuntime(Subscriber):
         expect(self._supervisor is not None or not self.live, "supervisor", expected, "none")
 
     def rest(self) -> None:
-        """Tell the supervisor that the arm stands and that no heartbeat follows for now."""
+        """Announce to the supervisor that the arm is at rest and no heartbeat follows for now."""
         if self._supervisor is not None:
-            with suppress(EnvError):  # the next heartbeat raises it, before the next motion
+            with suppress(EnvError):  # the next heartbeat raises it again, before the next motion
                 self._supervisor.rest()
 
     @property
@@ -96,7 +96,7 @@ class ArmRuntime(Subscriber):
         return self.loop.watchdog.reasons if self.loop.watchdog.state == State.FAULT else ()
 
     def clear(self) -> None:
-        """Clear a fault, on the word of an operator who has looked at the arm."""
+        """Clear a fault, after an operator has inspected the arm and confirmed it."""
         self.loop.watchdog.clear(self.clock.now())
 
     @property
@@ -106,18 +106,18 @@ class ArmRuntime(Subscriber):
 
     @property
     def known(self) -> str:
-        """The state of the arm after a stop, for the screen."""
+        """The state of the arm after a stop, as a sentence for the operator."""
         return "The arm is stopped." if self.confirmed else UNCONFIRMED
 
     def stand(self, reason: str) -> None:
-        """Stop the arm before people come near. Raises EnvError if the arm does not acknowledge it."""
+        """Stop the arm before anyone approaches it. Raises EnvError if the arm does not acknowledge the stop."""
         if not self.driver.stop(reason):
             raise EnvError(f"stop ({reason}): {UNCONFIRMED}")
 
     def arm(self) -> None:
-        """Enable motion (nothing without `live`) and drop a stop that was requested before.
+        """Enable motion (only with `live`) and reset an earlier stop request.
 
-        Raises EnvError: an error is pending, or there is no supervisor.
+        Raises EnvError if an error is pending, or there is no supervisor.
         """
         self._check_watched()
         self.loop.stop_requested = False
@@ -129,16 +129,16 @@ class ArmRuntime(Subscriber):
                 raise
 
     def at(self, goal: Array) -> bool:
-        """Whether the arm stands at joints (N,) with its gripper, if it has one, open."""
+        """Return whether the arm is at joints (N,) with its gripper, if any, open."""
         state = self.driver.read()
         near = np.abs(state.q - goal).max() < AT + self.driver.slack
         return bool(near and (self.loop.config.gripper is None or state.gripper > OPEN))
 
     def go_to(self, goal: Array) -> bool:
-        """Move slowly, on a straight line in joint space, to joints (N,) rad with the gripper open; False after a stop.
+        """Move slowly, on a straight line in joint space, to joints (N,) rad with the gripper open; return False after a stop.
 
-        Filter and watchdog act as in an episode; nothing plans around obstacles, which are the operator's to check.
-        Raises EnvError, with the arm stopped: a fault, or the arm did not arrive.
+        Filter and watchdog act as in an episode. No planner avoids obstacles: the operator must check the path.
+        Raises EnvError and leaves the arm stopped after a fault, or if the arm did not arrive.
         """
         speed, main = self._home_speed, self.loop
         kind = "binary" if main.config.gripper else None
@@ -146,7 +146,7 @@ class ArmRuntime(Subscriber):
         changes |= {"absolute": False, "check_chunks": False}
         config, n = main.config.replace(**changes), self.driver.limits.joints
         arrived, presses = _ARRIVED + self.driver.slack, PRESSES + self.driver.slack
-        waited: list[int] = []  # a mark for each step at the goal: arm and fingers settle
+        waited: list[int] = []  # one entry per step at the goal, while arm and fingers settle
 
         def act(observation: dict) -> Array:
             left, state = goal - move.stream.commanded, observation["proprio"]
@@ -155,14 +155,14 @@ class ArmRuntime(Subscriber):
             off = np.abs(state[:n] - goal).max()
             if np.abs(left).max() < 1e-6 and off < arrived:
                 waited.append(1)
-                # as near as a loop's end takes for free: it would go back to where the arm is
+                # within the tolerance of the loop's end, which otherwise moves the command back to the arm
                 if (off < presses and (state[n:] > OPEN).all()) or len(waited) > _GRIPPER_S * _MOVE_HZ:
                     move.request_end()
             part = min(1.0, config.max_delta / max(float(np.abs(left).max()), 1e-9))
             return np.append(left * part, np.zeros(len(state) - n))
 
         def beat() -> None:
-            main.tell("on_beat")
+            main.notify("on_beat")
             if self.stop.asked() or main.stop_requested:
                 move.request_stop()
 
@@ -170,7 +170,7 @@ class ArmRuntime(Subscriber):
         beats.on_beat = beat  # type: ignore[method-assign]
         watchdog = main.watchdog.limits
         move = ControlLoop(self.driver, {}, act, main.safety, config, watchdog, [beats], self.clock)
-        # its own speed limit, so that what a busy machine delays is not made up for in a hurry
+        # a separate speed limit, so that the arm does not speed up after a delay on a busy machine
         slow = limits.replace(dq_max=tuple(min(v, speed / SHARE) for v in limits.dq_max))
         move.stream.path = Interpolator(slow)
         steps = np.abs(goal - self.driver.read().q).max() / config.max_delta
@@ -183,15 +183,15 @@ class ArmRuntime(Subscriber):
             trouble = "; ".join(result.reasons)
         elif result.cause == "steps" and (off := np.abs(self.driver.read().q - goal).max()) > arrived:
             self.driver.stop("the arm did not arrive")
-            trouble = f"expected the arm {arrived:g} rad from its goal at most, got {off:.3f}"
+            trouble = f"expected the arm within {arrived:g} rad of its goal, got {off:.3f}"
         if trouble:
             raise EnvError(f"move: {trouble}")
         return result.cause != "stopped"
 
     def ready(self, operator: Operator, placing: Placing) -> None:
-        """Bring the arm to the start of an episode and have the cube placed; the arm is stopped afterwards.
+        """Move the arm to the start of an episode and have the cube placed; the arm is stopped afterwards.
 
-        Raises EnvError: the operator says no or stops the arm, or the arm refuses or does not arrive.
+        Raises EnvError if the operator answers no or stops the arm, or if the arm cannot be armed or does not arrive.
         """
         if not self.confirmed:
             self.stand("before the operator comes near")
@@ -206,7 +206,7 @@ class ArmRuntime(Subscriber):
             try:
                 there = self.go_to(goal)
             finally:
-                self.stand("at the start")  # hands come near while the cube is placed
+                self.stand("at the start")  # the operator reaches in to place the cube
             if not there:
                 raise EnvError("start: stopped on the way")
         if not operator.place(placing):
@@ -220,16 +220,16 @@ class ArmRuntime(Subscriber):
 
     @contextmanager
     def ends_when(self, over: Callable[[], bool]) -> Iterator[None]:
-        """End an episode as soon as `over` returns True; it is called in a thread of its own."""
+        """End an episode as soon as `over` returns True; `over` is called in a separate thread."""
         done, left = self.clock.condition(), False
 
         def watch() -> None:
-            with suppress(EnvError):  # of the emulator; if the arm is gone, too, the loop notices
+            with suppress(EnvError):  # of the emulator; if the arm is lost too, the loop notices
                 while not left:
                     with done:
                         done.wait_for(lambda: left, _POLL_S)
                     if not left and over():
-                        self.loop.request_end()  # again and again: a loop that begins drops earlier requests
+                        self.loop.request_end()  # repeatedly: a starting loop resets earlier requests
 
         thread = self.clock.spawn(watch, "end of the episode")
         try:

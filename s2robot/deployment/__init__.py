@@ -1,1 +1,1 @@
-"""A policy on an arm: pre-flight, dry run, live episodes, evaluation and demos there."""
+"""A policy on an arm: pre-flight checks, dry run, live episodes, evaluation and recording."""

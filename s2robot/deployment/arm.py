@@ -1,4 +1,4 @@
-"""The arm of a deployment with its cameras: real ones, or the emulator's, imported only where the config asks for it."""
+"""The arm of a deployment and its cameras, real or emulated; the emulator is imported only if the config requires it."""
 
 import importlib
 import time
@@ -22,15 +22,15 @@ from s2robot.envs.real.cameras import camera as sources
 from s2robot.envs.real.cameras.camera import CameraReader, part_seen
 
 STAND_IN = "s2robot.envs.real.emulator.stand_in"
-Scene = Any  # its `StandIn`: an emulated arm with cameras, table and operator
+Scene = Any  # `StandIn` of that module: an emulated arm with cameras, table and operator
 DEVICES = {
     "opencv": "a path such as /dev/v4l/by-id/...",
     "realsense": "a serial number",
-    "replay": "the folder of a dataset",
+    "replay": "a dataset folder",
     "lerobot": "the name of one of the robot's cameras",
 }
 START_S = 30.0  # s until a camera's first frame
-EXPOSURE_S = 1.0  # s that automatic exposure takes after a camera's first frame, which may be black
+EXPOSURE_S = 1.0  # s for automatic exposure after a camera's first frame, which may be black
 OK, WARNING, STOP = "ok", "warning", "stop"
 
 
@@ -50,19 +50,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera after set-up: as the device says, not as requested."""
+    """A camera's actual settings, which may differ from those requested."""
 
-    width: int  # pixels, of the frames that the policy gets, after cropping
+    width: int  # pixels, of the policy's frames, after cropping
     height: int
     fps: float
-    fovy: float | None = None  # degrees, vertical field of view of those frames; None = not known
+    fovy: float | None = None  # degrees, vertical field of view of those frames; None = unknown
 
 
 class ConnectedArm:
-    """An arm and its cameras, or the emulator's: connected, not armed; `stack` closes them. UserError, EnvError: no arm.
+    """An arm and its cameras, real or emulated: connected, not armed; `stack` closes them. Raises UserError, EnvError: no arm.
 
-    Attributes: `scene` (None: a real arm), `readers` (the cameras that give frames), `cameras` (what is known of their
-    frames), `failed` (why the others give none).
+    Attributes: `scene` (None: a real arm), `readers` (the working cameras), `cameras` (properties of their frames), `failed`
+    (findings for the other cameras).
     """
 
     def __init__(self, bench: Bench, cameras: Iterable[str], stack: ExitStack, image_size: ImageSize):
@@ -77,24 +77,24 @@ class ConnectedArm:
         stack.callback(self.driver.close)
         self.driver.connect(bench.bridge.arm.connect_s)
         self.scene = self.driver if bench.bridge.simulated else self.scene
-        # cameras of the robot itself, unless another device is given for them
-        given, views = dict(bench.bridge.cameras), self.driver.views
-        for name in [name for name in views if name not in given or given[name].device is None]:
-            given[name] = CameraSettings(kind="lerobot", device=name)
-        bridge, scene = bench.bridge.replace(cameras=given), self.driver if views else self.scene
+        # use the robot's own cameras unless the settings name another device
+        chosen, views = dict(bench.bridge.cameras), self.driver.views
+        for name in [name for name in views if name not in chosen or chosen[name].device is None]:
+            chosen[name] = CameraSettings(kind="lerobot", device=name)
+        bridge, scene = bench.bridge.replace(cameras=chosen), self.driver if views else self.scene
         self._start = partial(start_cameras, bridge, scene=scene)
         self.readers, self.cameras, self.failed = self._start(cameras, stack=stack, image_size=image_size)
 
     def shared(self, cameras: Iterable[str], stack: ExitStack, image_size: ImageSize) -> "ConnectedArm":
-        """Return the same arm with the cameras of another policy; those that run already are used."""
+        """Return the same arm with the cameras of another policy; running cameras are reused."""
         other = copy(self)
-        found = self._start(cameras, stack=stack, image_size=image_size, started=self.readers)
-        other.readers, other.cameras, other.failed = found
+        cameras_of_other = self._start(cameras, stack=stack, image_size=image_size, started=self.readers)
+        other.readers, other.cameras, other.failed = cameras_of_other
         return other
 
 
 def watched_points(arm: ArmDescription) -> ArmPoints:
-    """Return an arm's points for the safety filter. EnvError, UserError: a model that does not fit, or no MuJoCo to read it."""
+    """Return an arm's points for the safety filter. Raises EnvError, UserError: an unfit model, or no MuJoCo to read it."""
     if arm.model in (None, BUILT_IN):
         return XArm7Points() if arm.model else ArmPoints()
     require("mujoco", extra="sim")
@@ -104,9 +104,9 @@ def watched_points(arm: ArmDescription) -> ArmPoints:
 
 
 def driver_maker(bench: Bench, limits: ArmLimits, scene: Scene | None) -> Callable[..., ArmDriver]:
-    """Return what makes unconnected drivers, with `gripper=False` for one that only stops; it can be pickled.
+    """Return a picklable factory of unconnected drivers; with `gripper=False`, it makes one that only stops the arm.
 
-    In each process the lines of the xArm's SDK go to `LOG_FILE` in the run's folder.
+    In each process, the output of the xArm's SDK goes to `LOG_FILE` in the run directory.
     """
     if bench.bridge.simulated:
         from s2robot.envs.real.simulated import SimulatedArm
@@ -127,21 +127,21 @@ def start_cameras(
     bridge: Bridge, names: Iterable[str], scene: Scene | None, stack: ExitStack, image_size: ImageSize = 256,
     started: Mapping[str, CameraReader] | None = None,
 ) -> tuple[dict[str, CameraReader], dict[str, Camera], list[Finding]]:  # fmt: skip
-    """Start the cameras `names`, to be closed with `stack`; return also a finding for each one that gives no frames.
+    """Start the cameras `names`, which `stack` closes; return also a finding for each one that does not work.
 
-    image_size: of the frames that the policy gets; it sees the middle of a frame that has their shape.
-    started: cameras that run already.
+    image_size: of the policy's frames, cropped from the centre of a camera's frame.
+    started: cameras that are already running.
     """
     readers, facts, failed = dict[str, CameraReader](), dict[str, Camera](), list[Finding]()
     for name in names:
-        if wrong := _wrong(bridge, name):
-            failed.append(Finding(STOP, f"camera {name}", wrong))
+        if problem := _problem(bridge, name):
+            failed.append(Finding(STOP, f"camera {name}", problem))
             continue
         camera = bridge.cameras[name]
         try:
             if (reader := (started or {}).get(name)) is None:
-                late = bridge.rehearse["camera_delay"]
-                reader = CameraReader(name, _source(name, camera, scene), camera.rotate, late)
+                delay = bridge.rehearse["camera_delay"]
+                reader = CameraReader(name, _source(name, camera, scene), camera.rotate, delay)
                 stack.callback(reader.close)
                 reader.start(START_S)
             readers[name] = reader
@@ -160,14 +160,14 @@ def start_cameras(
     return readers, facts, failed
 
 
-def _wrong(bridge: Bridge, name: str) -> str:
-    """Return what is wrong with the settings of a camera that is needed, or ""."""
+def _problem(bridge: Bridge, name: str) -> str:
+    """Return the error in the settings of a required camera, or ""."""
     where, camera = f"bridge.cameras.{name}", bridge.cameras.get(name)
     if camera is None:
         hint = f"(+{where}.kind=opencv +{where}.device=<path>)"
         return f"bridge.cameras: expected '{name}', got {', '.join(bridge.cameras)} {hint}"
     if camera.kind == "emulator":
-        return "" if bridge.emulated else f"{where}.kind: expected bridge.emulator.port beside 'emulator'"
+        return "" if bridge.emulated else f"{where}.kind: 'emulator' requires bridge.emulator.port"
     return "" if camera.device else f"{where}.device: expected {DEVICES[camera.kind]}, got none"
 
 

@@ -1,4 +1,4 @@
-"""The attempts of `s2robot trial` with policies that run elsewhere: a person runs them and types the outcomes."""
+"""The attempts of `s2robot trial` with policies that run elsewhere: a person runs them and enters the outcomes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from s2robot.evaluation.records import Journal
 
 @dataclass
 class _ByHand:
-    """Attempts of a policy that runs elsewhere, with the outcomes that a person types."""
+    """Attempts of a policy that runs elsewhere; a person enters the outcomes."""
 
     name: str
     places: Sequence[str]
@@ -39,15 +39,15 @@ class _ByHand:
         return True
 
     def finish(self, pairs: int) -> None:
-        """Everything is on disk."""
+        """Do nothing: everything is on disk."""
 
 
 def by_hand(
     settings: Any, env: Any, folders: Sequence[Path], operator: TrialOperator | None = None
 ) -> list[_ByHand]:
-    """Return the attempts of a and b, with outcomes that ``operator`` types. UserError: fewer places than pairs.
+    """Return the attempts of a and b, whose outcomes ``operator`` enters. Raises UserError for fewer positions than pairs.
 
-    settings: `comparison.trial.TrialSettings`. env: the settings of the world whose places are drawn, if no file gives them.
+    settings: `comparison.trial.TrialSettings`. env: settings of the world from which to sample positions, if no file lists them.
     """
     seed, operator = settings.seed, operator or TrialOperator()
     if settings.places is None:
@@ -57,8 +57,8 @@ def by_hand(
         places = [line for line in read_text(settings.places).splitlines() if line.strip()]
     if (lines := len(places)) < settings.pairs:
         raise UserError(f"pairs: expected <= {lines}, the lines of {settings.places}, got {settings.pairs}")
-    operator.stages, found = settings.stages or (), []
+    operator.stages, attempts = settings.stages or (), []
     for name, folder in zip((settings.a, settings.b), folders, strict=True):
         journal = Journal(folder / "episodes.jsonl", {"policy": name, "seed": seed})
-        found.append(_ByHand(name, places, seed, operator, journal))
-    return found
+        attempts.append(_ByHand(name, places, seed, operator, journal))
+    return attempts

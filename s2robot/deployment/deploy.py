@@ -1,7 +1,7 @@
 """A trained policy on an arm.
 
-Space, q, Ctrl-C and everything that goes wrong brake and stop the arm, by this process or another one that watches it.
-All of that is software: a hardware emergency stop has to be within reach.
+Space, q, Ctrl-C and any failure brake and stop the arm, through this process or the supervisor process.
+All of this is software: a hardware emergency stop must be within reach.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ from s2robot.envs.real.control.subscriber import EpisodeRecorder
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.operator.prompts import ask
 
-WORD = "move"  # what the operator types before the arm moves
+WORD = "move"  # the operator must type it before the arm moves
 
 
 class DeploySettings(Positions, file="deploy"):
@@ -38,22 +38,22 @@ class DeploySettings(Positions, file="deploy"):
     dry_run_steps: int = from_yaml(ge=1)
 
     def rules(self) -> Iterable[tuple[Any, ...]]:
-        why = "null without --live, since a dry run has nothing to record"
+        why = "null without --live, since a dry run records nothing"
         yield "record", self.record is None or self.live, why
         yield "check", not (self.check and self.live), "false with --live"
 
 
 def deploy(cfg: DictConfig) -> int:
-    """`s2robot deploy`: the exit code, 0 or that of a fault. KeyboardInterrupt: Ctrl-C; the arm has been stopped.
+    """Run `s2robot deploy`; return its exit code, 1 after a fault, else 0. Raises KeyboardInterrupt after Ctrl-C stopped the arm.
 
-    UserError, EnvError: a wrong setting, or something that the pre-flight rejects; nothing has moved then.
+    Raises UserError or EnvError for a wrong setting or a failed pre-flight check, before anything moves.
     """
     settings, out = read_some(DeploySettings, cfg), Path(cfg.run_dir)
     if settings.live:
         bridge = read_bridge(cfg)
         if not settings.confirm and not bridge.emulated:
-            raise UserError("confirm: expected true on a real arm, got false: a person must allow it to move")
-        check_operator(bridge, asked=settings.confirm)
+            raise UserError("confirm: expected true on a real arm: its operator must confirm, got false")
+        check_operator(bridge, required=settings.confirm)
     with ExitStack() as stack:
         rig = Rig(cfg, stack)
         rig.check(out / "camera_check.png", settings.live)
@@ -63,37 +63,37 @@ def deploy(cfg: DictConfig) -> int:
         if settings.live and settings.confirm:
             bench = rig.arm.bench
             where = f"[bold]The arm {bench.name} ({bench.ip or bench.port or bench.type or 'simulated'}) is about to move.[/]"
-            Console().print(f"{where} Is its space clear, and the emergency stop within reach?")
+            Console().print(f"{where} Is its workspace clear, and is the emergency stop within reach?")
             if rig.arm.driver.stop_means:
-                print(f"At each stop {rig.arm.driver.stop_means}.")
-            if (answer := ask(f"Type '{WORD}' to go on: ") or "") != WORD:
+                print(f"At each stop, {rig.arm.driver.stop_means}.")
+            if (answer := ask(f"Type '{WORD}' to continue: ") or "") != WORD:
                 raise UserError(f"confirmation: expected '{WORD}', got '{answer}'; nothing has moved")
         good = LiveSession(rig, settings, out).run() if settings.live else dry_run(rig, settings, out)
         return int(not good)
 
 
 def dry_run(rig: Rig, settings: DeploySettings, out: Path) -> bool:
-    """Do everything but motion; draw what would have been sent. False after a fault."""
+    """Run everything except motion and plot the unsent commands. Return False after a fault."""
     steps, arm = settings.dry_run_steps, rig.arm
     log, board = EpisodeLog(arm.limits), Board(arm.readers, False, 1, arm.limits.rate_hz)
     board.episode, board.max_steps, board.doing = 1, steps, WAITING
     session = rig.session([board, log], live=False)
     stop = session.stop
     with stop.on_signals(), board.shown(), keys(lambda key: stop.ask() if key in " q" else None):
-        stop.moving = True  # Ctrl-C ends the loop in order
+        stop.moving = True  # Ctrl-C ends the loop cleanly
         result = session.runtime.run(steps)
         stop.moving = False
-    title = f"dry run of {result.steps} decisions, each from where the arm stands: what would have been sent"
+    title = f"dry run: unsent commands of {result.steps} decisions, each starting at the measured joints"
     log.write(out / "dry_run", title)
-    found = log.summary()
-    verdicts = ", ".join(f"{name} {count}" for name, count in found["verdicts"].items())
-    print(f"dry run: {result.steps} decisions, {found['periods']} commands not sent ({verdicts})")
-    for reason, count in found["reasons"].items():
+    summary = log.summary()
+    verdicts = ", ".join(f"{name} {count}" for name, count in summary["verdicts"].items())
+    print(f"dry run: {result.steps} decisions, {summary['periods']} commands not sent ({verdicts})")
+    for reason, count in summary["reasons"].items():
         print(f"    {count} times: {reason}")
-    if found["periods"]:
-        nearest = f"joint {found['room_joint']}, {found['room_min']:.2f} rad"
-        print(f"fastest {found['speed_max']:.2f} rad/s; nearest to a limit: {nearest}")
-        print(f"picture: {out / 'dry_run.png'}")
+    if summary["periods"]:
+        nearest = f"joint {summary['room_joint']}, {summary['room_min']:.2f} rad"
+        print(f"fastest {summary['speed_max']:.2f} rad/s; nearest to a limit: {nearest}")
+        print(f"plot: {out / 'dry_run.png'}")
     if result.state == State.FAULT:
         print(f"FAULT: {'; '.join(result.reasons)}")
     if stop.interrupted:
@@ -102,7 +102,7 @@ def dry_run(rig: Rig, settings: DeploySettings, out: Path) -> bool:
 
 
 class LiveSession:
-    """`--live`: runs the episodes on a checked rig and writes `summary.json`, and each one's commands, to `out`."""
+    """`--live`: runs the episodes on a checked rig and writes `summary.json` and each episode's commands to `out`."""
 
     def __init__(self, rig: Rig, settings: DeploySettings, out: Path):
         self.rig, self.settings, self.out, arm = rig, settings, out, rig.arm
@@ -127,21 +127,21 @@ class LiveSession:
                 if fault or stop.asked():
                     break
         if fault:
-            known = f"{self.session.runtime.known} Look at it before anything else."
-            print(f"FAULT: {fault}\n{known}", flush=True)
+            advice = f"{self.session.runtime.known} Inspect the arm before doing anything else."
+            print(f"FAULT: {fault}\n{advice}", flush=True)
         print(f"{self.board.successes} of {len(self.records)} episodes succeeded: {summary}", flush=True)
         if stop.interrupted:
             raise KeyboardInterrupt
         return not fault
 
     def episode(self, i: int) -> str:
-        """Run one episode; return its fault, if there was one."""
+        """Run one episode; return its fault, or "" if there was none."""
         seed, session = self.settings.seed + i, self.session
         self.board.episode, self.board.step = i + 1, 0
         self.log.begin()
         session.begin()
         if session.operator.person:
-            session.runtime.stand("the operator is at the table")  # hands come near
+            session.runtime.stand("the operator is at the table")  # the operator may reach in
         if not session.operator.wait_to_start(i, self.settings.episodes):
             session.stop.ask()
             return ""
@@ -151,38 +151,38 @@ class LiveSession:
         success = False
         try:
             success = outcome.cause in ("steps", "ended") and session.operator.success()
-        finally:  # Ctrl-C at that question: the episode was run all the same
-            self._note(i, seed, success, outcome)
+        finally:  # also after Ctrl-C at that question, since the episode was run
+            self._store(i, seed, success, outcome)
         return outcome.fault
 
     def _act(self, seed: int) -> Outcome | None:
-        """Go to the start, and let the policy act; None: stopped before."""
+        """Move to the start and let the policy act; return None if stopped before that."""
         session, operator, board = self.session, self.session.operator, self.board
         try:
             with board.shown():
                 operator.watch()
                 board.doing = "moving to the start"
                 there = session.go_to(self.rig.arm.bench.start)
-                if there and (start := operator.lay(seed)) is not None:  # on the emulator
+                if there and (start := operator.lay(seed)) is not None:  # with the emulator
                     there = session.go_to(start)
                 board.doing = WAITING
                 return session.act(board.max_steps) if there else None
-        except EnvError as error:  # the arm has been stopped by who raised it
+        except EnvError as error:  # the arm was stopped before this was raised
             return Outcome("fault", str(error))
         finally:
             operator.rest()
 
-    def _note(self, i: int, seed: int, success: bool, outcome: Outcome) -> None:
+    def _store(self, i: int, seed: int, success: bool, outcome: Outcome) -> None:
         log, actor, watchdog = self.log, self.rig.policy.actor, self.session.runtime.loop.watchdog
         self.board.judged += 1
         self.board.successes += success
         for recorder in self.recorder:
             recorder.finish(success=success, seed=seed, cause=CAUSES.index(outcome.cause))
         log.write(self.out / "episodes" / f"episode_{i:04d}", f"episode {i}, {outcome.cause}")
-        found = log.summary()
+        counts = log.summary()
         self.records.append({
             "episode": i, "seed": seed, "success": success, "cause": outcome.cause, "fault": outcome.fault,
-            "steps": len(log.actions), "verdicts": found["verdicts"], "reasons": found["reasons"],
+            "steps": len(log.actions), "verdicts": counts["verdicts"], "reasons": counts["reasons"],
             "changes": [[s.value, list(why)] for _, s, why in watchdog.history],
             **(log.timing(outcome.result) if outcome.result is not None else {}), **sampled(actor),
         })  # fmt: skip
@@ -191,9 +191,9 @@ class LiveSession:
         print(f"episode {i + 1} of {self.settings.episodes} (seed {seed}): {ended}", flush=True)
 
     def _open_store(self, path: str) -> EpisodeStore:
-        """Open the store that every episode is appended to. DatasetError, UserError: another dataset."""
+        """Open the store to which every episode is appended. Raises DatasetError, UserError: another dataset."""
         arm, contract = self.rig.arm, self.rig.policy.contract
-        # rate_hz is that of the steps at full speed, as in the demos
+        # rate_hz is the rate at full speed, as in the demos
         return open_store(
             Path(path), arm.bench, contract["rate_hz"], arm.cameras, self.rig.policy.image_size, {"speed": arm.bridge.speed},
             seed=self.settings.seed, source="emulator" if arm.scene else "arm", causes=list(CAUSES),

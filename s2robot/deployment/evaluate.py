@@ -1,7 +1,7 @@
-"""Success of a policy on an arm, over the positions that every simulated evaluation has.
+"""Evaluation of a policy on an arm, over the same positions as in a simulated evaluation.
 
-The operator lays each cube, says when the arm may move, and judges; the emulator asks nobody. A fault fails its episode:
-the arm is stopped, and the operator is asked before the next one. The same command in the same run folder resumes.
+The operator places each cube, permits motion, and judges; the emulator needs no operator. A fault fails its episode: the
+arm is stopped, and the operator must agree before the next one. The same command in the same run directory resumes.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from s2robot.evaluation.video import write_video
 
 ARM, EMULATED = "arm", "emulated arm"  # where an episode took place
 VIDEO = "videos/episode_{:04d}.mp4"
-# settings of a scene that is drawn; and what the emulator's own scene decides
+# settings of a rendered scene; and settings that the emulator's own scene determines
 _LOOKS: tuple[str, ...] = ("camera_distance", "camera_shift", "lighting", "clutter")
 _JUDGED: tuple[str, ...] = ("cube_size", "success_height", "success_hold")
 
@@ -48,10 +48,10 @@ class ArmEvaluationSettings(Positions, at="evaluate", file="evaluate/arm"):
 
 
 def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
-    """Evaluate a checkpoint; write what a simulated evaluation writes to `out`, and return the summary.
+    """Evaluate a checkpoint; write the same files to `out` as a simulated evaluation, and return the summary.
 
-    UserError, EnvError: a wrong setting, something that the pre-flight rejects, an operator who said no, or an arm that
-    does not come to the start of an episode. KeyboardInterrupt: the operator stopped the arm. Ended episodes are on disk.
+    Raises UserError or EnvError for a wrong setting, a failed pre-flight check, an operator's no, or an arm that does not reach
+    an episode's start; KeyboardInterrupt if the operator stopped the arm. Finished episodes are on disk.
     """
     if not cfg.live:
         why = "since an evaluation moves the arm (`s2robot deploy` has a dry run)"
@@ -59,7 +59,7 @@ def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
     settings = read(ArmEvaluationSettings, cfg.evaluate)
     check_operator(bridge := read_bridge(cfg))
     if bridge.simulated:
-        raise UserError("bridge.simulated: expected false, since a simulated arm picks nothing up, got true")
+        raise UserError("bridge.simulated: expected false, since a simulated arm has no scene, got true")
     with ExitStack() as stack:
         rig = Rig(cfg, stack)
         rig.check(out / "camera_check.png", live=True)
@@ -67,18 +67,18 @@ def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
 
 
 def world_on_arm(cfg: DictConfig) -> CubePickConfig:
-    """Return the task's settings; an arm without a simulated one takes positions and length of an episode from `env` alone."""
+    """Return the task's settings; for an arm without a simulated model, `env` alone gives positions and episode length."""
     return task_settings(cfg) if cfg.robot.name in ROBOTS else read(CubePickConfig, cfg.env)
 
 
 class ArmEvaluation:
-    """All episodes of one evaluation on a checked rig; `asked`: `operator` and `read_keys` of `ArmSession`.
+    """All episodes of one evaluation on a checked rig; `options`: `operator` and `read_keys` of `ArmSession`.
 
-    world: the simulated one, for its positions, rate and length of an episode.
+    world: the simulated world, for positions, rate and episode length.
     """
 
     def __init__(
-        self, rig: Rig, settings: ArmEvaluationSettings, world: CubePickConfig, out: Path, **asked: Any
+        self, rig: Rig, settings: ArmEvaluationSettings, world: CubePickConfig, out: Path, **options: Any
     ):
         self.rig, self.settings, self.out = rig, settings, out
         contract, arm, own = rig.policy.contract, rig.arm, rig.source.checkpoint
@@ -92,20 +92,20 @@ class ArmEvaluation:
             print(f"note: {lineage.note}")
         self.changes = world_changes(contract.get("env_config", {}), self.config)
         self.world = EMULATED if arm.scene else ARM
-        # the policy's; None where another machine has it
+        # the policy's; None if the policy is on another machine
         self.spec = read_json(Path(own) / "policy.json")["spec"] if own else None
         self.log = EpisodeLog(arm.limits, settings.videos)
-        self.session = rig.session([self.log], **asked)
+        self.session = rig.session([self.log], **options)
         self.journal = Journal(out / "episodes.jsonl", self._identity(), settings.resume)
         self.timing: dict[str, float] = defaultdict(float)  # s
 
     def run(self) -> dict[str, Any]:
         start, episodes = time.monotonic(), self.settings.episodes
         if self.changes:
-            print(f"note: this world is not the demos': {'; '.join(self.changes)}")
+            print(f"note: this world differs from the demos': {'; '.join(self.changes)}")
         todo = [e for e in range(episodes) if e not in self.journal.records]
         if len(todo) < episodes:
-            print(f"{episodes - len(todo)} of {episodes} episodes were done before", flush=True)
+            print(f"{episodes - len(todo)} of {episodes} episodes are already done", flush=True)
         try:
             if todo:
                 with self.session.started():
@@ -119,18 +119,18 @@ class ArmEvaluation:
         return self.finish(episodes)
 
     def finish(self, episodes: int) -> dict[str, Any]:
-        """Write the records and summary of the first so many, which have ended; return the summary."""
+        """Write the records and summary of the first `episodes`, which are finished; return the summary."""
         records = []
         for e in range(episodes):
-            there = (self.out / (video := VIDEO.format(e))).exists()
-            records.append({**self.journal.records[e], "video": video if there else None})
+            exists = (self.out / (video := VIDEO.format(e))).exists()
+            records.append({**self.journal.records[e], "video": video if exists else None})
         write_records(records, self.journal.path)
         summary = self._summary(records)
         write_json(self.out / "summary.json", summary)
         return summary
 
     def _episode(self, episode: int) -> None:
-        """One position, from the operator's yes to the record on disk."""
+        """Run one position, from the operator's consent to the record on disk."""
         session, log, seed = self.session, self.log, self.settings.seed + episode
         operator, actor, start = session.operator, self.rig.policy.actor, time.monotonic()
         session.begin()
@@ -138,14 +138,14 @@ class ArmEvaluation:
         try:
             placing = session.ready(self.config, seed)
             if operator.person:
-                print(f"The policy acts. {KEYS_HELP}{'; v: void' * operator.voids}", flush=True)
+                print(f"The policy acts now. {KEYS_HELP}{'; v: void' * operator.voids}", flush=True)
             outcome = session.act(self.config.max_steps)
         except EnvError:
             session.check_stop()
             raise
         ended = operator.t_end or time.monotonic()
         operator.rest()
-        session.check_stop()  # neither a success nor a failure
+        session.check_stop()  # a stopped episode is neither a success nor a failure
         self.timing["reset"] += session.begun - start
         self.timing["acting"] += ended - session.begun
         if outcome.result is not None:
@@ -158,7 +158,7 @@ class ArmEvaluation:
             "episode": episode, "seed": seed, "cube_xy": [round(float(v), 5) for v in placing.cube_xy],
             "cube_yaw": round(float(placing.cube_yaw), 5), "success": success,
             "stage": "held" if success else operator.stage(), "steps": len(log.actions),
-            # on an arm an end that nobody saw is that of the last step
+            # on an arm, only an operator's key gives the time of the end
             "time_to_success_s": round(ended - session.begun, 3) if success and operator.t_end else None,
             "closest_m": None if operator.closest is None else round(operator.closest, 5), "video": None,
             "world": self.world, "speed": self.rig.arm.bridge.speed, "fault": outcome.fault, "holds": log.holds,
@@ -168,14 +168,14 @@ class ArmEvaluation:
     def _write(self, record: dict[str, Any]) -> None:
         log, settings, number = self.log, self.settings, record["episode"]
         self.journal.append(record, np.stack(log.actions) if log.actions else np.zeros((0, 8), np.float32))
-        self._tell(record)
+        self._report(record)
         if settings.videos:
             loop = self.session.runtime.loop
             frames = [*log.frames, loop.sensors.observe(self.config.image_size)["images"]]
             path, rate = self.out / VIDEO.format(number), loop.config.policy_hz
             write_video(path, frames, record, rate=rate, height=settings.video_size)
 
-    def _tell(self, record: dict[str, Any]) -> None:
+    def _report(self, record: dict[str, Any]) -> None:
         episodes = self.settings.episodes
         done = [r for e, r in self.journal.records.items() if e < episodes]
         ended = f"{'success' if record['success'] else 'no success'}, {record['steps']} steps"
@@ -185,13 +185,13 @@ class ArmEvaluation:
         print(f"{where}: {ended}{fault}; {counts}", flush=True)
 
     def _identity(self) -> dict[str, Any]:
-        """Everything that decides an episode besides its number."""
+        """Return everything that determines an episode, except its number."""
         own, contract, arm = self.rig.source.checkpoint, self.rig.policy.contract, self.rig.arm
         remote = hashlib.sha256(json.dumps(contract, sort_keys=True).encode()).hexdigest()
         return {
             "world": self.world, "robot.ip": arm.bench.ip if self.world == ARM else None,
             "policy": policy_sha256(Path(own)) if own else remote,
-            "policy.spec": self.spec,  # execute, ensemble and steps of a head leave the weights as they are
+            "policy.spec": self.spec,  # a head's execute, ensemble and steps do not change the weights
             "encoder": contract["encoder"]["fingerprint"], "evaluate.seed": self.settings.seed,
             "env": self.config.model_dump(), "bridge": arm.bridge.described(),
         }  # fmt: skip
@@ -209,9 +209,9 @@ class ArmEvaluation:
 
 
 def check_world(config: CubePickConfig, scene: Scene | None) -> None:
-    """Reject settings that only a simulated world could follow."""
-    there, names, whose = CubePickConfig().model_dump(), _LOOKS, "on an arm, where nothing is drawn"
+    """Reject settings that only a simulated world can apply."""
+    actual, names, where = CubePickConfig().model_dump(), _LOOKS, "on an arm, where nothing is rendered"
     if scene is not None:
-        there, names, whose = scene.world(), _LOOKS + _JUDGED, "as the running `s2robot emulate` has it"
+        actual, names, where = scene.world(), _LOOKS + _JUDGED, "as in the running `s2robot emulate`"
     for name in names:
-        one_of(f"env.{name}", getattr(config, name), [there[name]], f" {whose}")
+        one_of(f"env.{name}", getattr(config, name), [actual[name]], f" {where}")

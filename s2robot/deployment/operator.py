@@ -1,4 +1,4 @@
-"""The operator beside a policy that acts: asked while the arm stands, with keys that count while it moves."""
+"""The operator during a policy's episodes: answers questions while the arm is at rest, and presses keys while it moves."""
 
 import os
 import re
@@ -19,30 +19,30 @@ Keys = Callable[[Callable[[str], None]], AbstractContextManager[None]]  # reads 
 KEYS_HELP = "y: success, n: failure (both end the episode); space, q or Ctrl-C: brake and end the session"
 
 
-def check_operator(bridge: Bridge, asked: bool = False) -> None:
-    """Reject a real arm, or with `asked` any, without a person at a terminal: a pipe gives no consent."""
-    if not sys.stdin.isatty() and (asked or not bridge.emulated):
+def check_operator(bridge: Bridge, required: bool = False) -> None:
+    """Reject a real arm (any arm if `required`) without a terminal: input from a pipe is not an operator's consent."""
+    if not sys.stdin.isatty() and (required or not bridge.emulated):
         hint = " (confirm=false skips this, for the emulator only)" if bridge.emulated else ""
-        what = "a terminal, for the operator to be asked before the arm moves"
-        raise UserError(f"standard input: expected {what}{hint}")
+        what = "a terminal, on which to ask the operator before the arm moves"
+        raise UserError(f"standard input: expected {what}{hint}, got none")
 
 
-# What a terminal sends for arrows and function keys: its letters were not typed, and A would move the arm. After a bare
-# escape nothing is taken away: a space or q that follows it stops the arm.
+# The bytes of arrow and function keys contain letters that were not typed, such as A, which would move the arm. After a
+# bare escape nothing is removed: a space or q that follows must stop the arm.
 _SEQUENCE = re.compile(r"\x1b(\[[0-?]*[@-~]|O[A-Za-z])?")
-_BEGUN = re.compile(r"\x1b(\[[0-?]*|O)?$")
+_INCOMPLETE = re.compile(r"\x1b(\[[0-?]*|O)?$")
 
 
 def typed(text: str) -> tuple[str, str]:
-    """Return the keys with a letter or sign of their own in a terminal's bytes, and a sequence that only begins there."""
-    begun = _BEGUN.search(text)
-    end = begun.start() if begun else len(text)
+    """Return the character keys in a terminal's bytes, without escape sequences, and an incomplete sequence at the end."""
+    incomplete = _INCOMPLETE.search(text)
+    end = incomplete.start() if incomplete else len(text)
     return _SEQUENCE.sub("", text[:end]), text[end:]
 
 
 @contextmanager
 def keys(on_key: Callable[[str], None]) -> Iterator[None]:
-    """Call `on_key` from a thread with each key that is pressed; nothing where standard input is no terminal."""
+    """Call `on_key` from a thread with each pressed key; do nothing if standard input is not a terminal."""
     if not sys.stdin.isatty():
         yield
         return
@@ -54,44 +54,44 @@ def keys(on_key: Callable[[str], None]) -> Iterator[None]:
     ended = threading.Event()
 
     def read() -> None:
-        begun = ""
+        incomplete = ""
         while not ended.is_set():
             ready, _, _ = select.select([descriptor], [], [], 0.1)
             if not ready:
-                begun = ""  # a terminal sends the rest at once: what comes later was typed
+                incomplete = ""  # a terminal sends a sequence at once: later bytes were typed
             if ready and not ended.is_set():
                 sent = b""
                 with suppress(OSError):
                     sent = os.read(descriptor, 4096)
                 if not sent:
-                    return  # the terminal has gone, as SIGHUP reports
-                pressed, begun = typed(begun + sent.decode(errors="ignore"))
+                    return  # the terminal was closed; SIGHUP reports it
+                pressed, incomplete = typed(incomplete + sent.decode(errors="ignore"))
                 for key in pressed:
                     on_key(key)
 
     thread = threading.Thread(target=read, daemon=True, name="keys")
     try:
-        tty.setcbreak(descriptor)  # Ctrl-C still is a signal
+        tty.setcbreak(descriptor)  # Ctrl-C remains a signal
         thread.start()
         yield
     finally:
         ended.set()
         thread.join(2.0)
-        with suppress(termios.error):  # the terminal has gone
-            termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)  # a key too many answers no question
+        with suppress(termios.error):  # the terminal was closed
+            termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)  # drop keys that might answer a question
 
 
 class WatchingOperator:
-    """An operator who is asked while the arm stands, and whose keys count while it may move.
+    """An operator who answers questions while the arm is at rest, and whose keys have an effect while it may move.
 
     Args:
-        operator: who answers.
-        stop: requested by space and q. Ctrl-C brakes while the arm may move, and ends the session at once otherwise.
-        end: ends the episode under way; called by a key.
-        take_key: takes each key of an episode in place of these.
+        operator: answers the questions.
+        stop: requested by space and q. Ctrl-C brakes while the arm may move, and otherwise ends the session at once.
+        end: ends the current episode; called on a key.
+        take_key: handles each key of an episode instead.
 
-    Attributes, of the episode under way: `acting` (keys count), `t_end` (s, monotonic, when its end was seen; None: not
-    before its steps were over), `trouble` (of the attempt before, shown with the next question).
+    Attributes of the current episode: `acting` (keys have an effect), `t_end` (s, monotonic, when its end was noticed; None:
+    not before its last step), `trouble` (fault of the previous attempt, shown with the next question).
     """
 
     def __init__(
@@ -107,17 +107,17 @@ class WatchingOperator:
     def begin(self) -> None:
         self.acting = False
         self.t_end: float | None = None
-        self._verdict = ""  # the key that judged it
+        self._verdict = ""  # the key that judged the episode
 
     def rest(self) -> None:
-        """The arm stands: the terminal is for questions."""
+        """Use the terminal for questions: the arm is at rest."""
         self._stop.moving = self.acting = False
         if self._keys is not None:
             self._keys.close()
         self._keys = None
 
     def watch(self, brakes: bool = True) -> None:
-        """The arm may move until `rest`: keys count. `brakes`: Ctrl-C does not end the session at once."""
+        """Read keys until `rest`: the arm may move. `brakes`: Ctrl-C brakes the arm instead of ending the session at once."""
         if self._keys is None:
             self._keys = ExitStack()
             self._keys.enter_context(self._read_keys(self.on_key))
@@ -149,7 +149,7 @@ class WatchingOperator:
         return over
 
     def success(self) -> bool:
-        """See `Operator`; a key has answered already. A Ctrl-D is no answer."""
+        """See `Operator`; a key pressed during the episode is the answer. Ctrl-D is not an answer."""
         self.rest()
         while not self._verdict:
             try:

@@ -1,4 +1,4 @@
-"""The screen while the arm moves: a panel on a terminal, plain lines elsewhere."""
+"""The display while the arm moves: a panel on a terminal, plain lines elsewhere."""
 
 import threading
 from collections import deque
@@ -19,16 +19,16 @@ from s2robot.envs.real.control.watchdog import State
 
 _STYLES = {"ready": "cyan", "running": "green", "hold": "yellow", "fault": "bold red"}
 WAITING = "waiting for frames and the policy"  # until an episode's first command
-_REFRESH_HZ = 4  # drawing takes the interpreter from the control loop
+_REFRESH_HZ = 4  # low, because drawing blocks the control loop
 _LINE_S = 1.0  # s between plain lines
-_PAUSE_S = 0.5  # s without a period: the loop does not run
-_RECENT_S = 3.0  # s that a verdict other than PASS is shown
+_PAUSE_S = 0.5  # s without a period, after which the loop counts as paused
+_RECENT_S = 3.0  # s for which a verdict other than PASS is shown
 
 
 class Board(Subscriber):
-    """The present state, written by the control loop and read by the screen.
+    """The current state, written by the control loop and read by the display.
 
-    Attributes: `episode`, `step`, `max_steps`, `successes`, `judged`; `doing`, shown in place of the loop's state while
+    Attributes: `episode`, `step`, `max_steps`, `successes`, `judged`; `doing`, shown instead of the loop's state while
     the policy does not act.
     """
 
@@ -38,8 +38,8 @@ class Board(Subscriber):
         self.doing = ""
         self._state = State.IDLE
         self._verdict: Verdict | None = None  # of this period
-        self._changed: tuple[float, str] | None = None  # s, the last verdict other than PASS, with reasons
-        self._beats: deque[float] = deque(maxlen=round(rate_hz) + 1)  # s, begins of the last second's periods
+        self._changed: tuple[float, str] | None = None  # s, last verdict but PASS, with reasons
+        self._beats: deque[float] = deque(maxlen=round(rate_hz) + 1)  # s, starts of the last second's periods
 
     def on_begin(self) -> None:
         self.doing = ""
@@ -60,7 +60,7 @@ class Board(Subscriber):
 
     def rows(self) -> dict[str, str]:
         now = REAL.now()
-        beats, rate = self._beats.copy(), "pauses"
+        beats, rate = self._beats.copy(), "paused"
         if len(beats) >= 10 and now - beats[-1] <= _PAUSE_S:
             rate = f"{(len(beats) - 1) / max(beats[-1] - beats[0], 1e-9):.0f} of {self._rate:g} Hz"
         verdict, changed = self._verdict, self._changed
@@ -105,5 +105,5 @@ class Board(Subscriber):
         for name, value in self.rows().items():
             table.add_row(name, escape(value), style=_STYLES.get(value, "") if name == "state" else "")
         live = "LIVE: the arm may move", "red"
-        title, colour = live if self._live else ("dry run: nothing is sent", "blue")
+        title, colour = live if self._live else ("dry run: no command is sent", "blue")
         return Panel(table, title=title, subtitle="space, q or Ctrl-C: stop", border_style=colour)

@@ -20,29 +20,29 @@ from s2robot.envs.frames import ImageSize
 @dataclass
 class Policy:
     act: Callable[[Mapping], np.ndarray]  # observation -> float32 (A,)
-    actor: Any  # `Actor` or `RemotePolicy`: plans, is reset, and stores an episode's seed and disagreement
+    actor: Any  # `Actor` or `RemotePolicy`: plans, and stores an episode's seed and disagreement
     contract: dict[str, Any]
-    image_size: ImageSize  # pixels, of the frames that it expects of each camera
-    encoder: str | None  # fingerprint of the encoder that computes; None = the server's
-    forget: Callable[[], None]  # begins an episode
-    planner: Any  # `actor` or the `PlanAhead` in front of it: holds the actions that `remain`
+    image_size: ImageSize  # pixels, of the frames that it expects from each camera
+    encoder: str | None  # fingerprint of the encoder in use; None = the server's
+    reset: Callable[[], None]  # begins an episode
+    planner: Any  # `actor` or the `PlanAhead` in front of it: has the `remaining` actions
     absolute: bool = False  # whether its actions are joints, not deltas
-    seen: Callable[[Mapping], Mapping] = lambda observation: observation  # ours -> the actor's
+    seen: Callable[[Mapping], Mapping] = lambda observation: observation  # loop's -> actor's
 
     @property
     def rate_hz(self) -> float:
-        """Its decisions a second at the demos' speed."""
+        """Decisions per second at the demos' speed."""
         return float(self.contract["rate_hz"])
 
 
 def make_policy(source: HostSettings, bench: Bench, stack: ExitStack) -> Policy:
-    """Return the policy of a checkpoint or a server; it is closed with `stack`.
+    """Return the policy of a checkpoint or a server; `stack` closes it.
 
-    UserError, PolicyError, RemoteError: as `load_policy` and `RemotePolicy`, or one of other parts than the arm's.
+    Raises UserError, PolicyError or RemoteError as `load_policy` and `RemotePolicy` do, or if its parts differ from the arm's.
     """
     bridge = bench.bridge
-    here = {"plan_s": bridge.plan_s, "rehearse.inference_delay": bridge.rehearse["inference_delay"]}
-    for key, value in here.items():
+    local_only = {"plan_s": bridge.plan_s, "rehearse.inference_delay": bridge.rehearse["inference_delay"]}
+    for key, value in local_only.items():
         if source.url and value:
             raise UserError(f"bridge.{key}: expected none with policy.url, got {value:g}")
     local = None if source.url else _local(source, bridge)
@@ -56,22 +56,22 @@ def make_policy(source: HostSettings, bench: Bench, stack: ExitStack) -> Policy:
             raise UserError(
                 "bridge.loop.check_chunks: expected false with a policy of absolute actions, got true"
             )
-        return policy  # `by_name` checks it, once the robot is connected
+        return policy  # `by_name` checks it once the robot is connected
     if bridge.loop.check_chunks:
         act, planner = policy.act, policy.planner
         policy.act = lambda seen: np.stack([act(seen), *planner.remaining])  # float32 (k, A)
     contract = {"joint_names": bench.joint_names, **policy.contract}
     for key, what in (("action", "actions"), ("proprio", "proprio")):
-        given, own = parts_of(contract, key), bench.parts(key)
-        if not same_parts(given, own):
-            raise UserError(f"policy: {what}: the policy's are {words(given)}, the arm's {words(own)}")
+        parts, own = parts_of(contract, key), bench.parts(key)
+        if not same_parts(parts, own):
+            raise UserError(f"policy: {what}: expected the arm's {words(own)}, got {words(parts)}")
     return policy
 
 
 def by_name(policy: Policy, bench: Bench, arm: Any) -> Policy:
-    """Return a policy of a LeRobot dataset for our loop: its numbers are those of the robot `arm` by name, in the robot's units.
+    """Adapt a policy trained on a LeRobot dataset to the control loop: match its values to the robot `arm` by name and unit.
 
-    Raises UserError: other names, or actions that are no absolute targets. Another order is put right.
+    Values in another order are reordered. Raises UserError for other names, or actions that are not absolute targets.
     """
     orders, own = dict[str, list[int]](), list(arm.names)
     for key in ("proprio", "action"):
@@ -80,7 +80,7 @@ def by_name(policy: Policy, bench: Bench, arm: Any) -> Policy:
         if sorted(names) != sorted(own):
             raise UserError(f"policy: {key}: expected the robot's {', '.join(own)}, got {', '.join(names)}")
         if wrong := [part for part in parts if part.kind != "absolute"]:
-            raise UserError(f"policy: {key}: expected absolute numbers, got {words(wrong)}")
+            raise UserError(f"policy: {key}: expected absolute values, got {words(wrong)}")
         orders[key] = [names.index(name) for name in own]
 
     def seen(observation: Mapping) -> Mapping:
@@ -109,12 +109,12 @@ def _local(source: HostSettings, bridge: Bridge) -> Policy:
     batch: Any = actor.batch
     plan = batch.plan
 
-    def late(*given: Any) -> np.ndarray:
+    def delayed(*args: Any) -> np.ndarray:
         time.sleep(delay)
-        return plan(*given)
+        return plan(*args)
 
     if delay:
-        batch.plan = late
+        batch.plan = delayed
     planner: Any = actor
     if bridge.plan_s is not None:
         planner = _ahead(actor, bridge.plan_s, bridge.speed * float(contract["rate_hz"]))
@@ -122,27 +122,27 @@ def _local(source: HostSettings, bridge: Bridge) -> Policy:
     def act(observation: Mapping) -> np.ndarray:
         action = planner.act(observation)
         if limit is not None and actor.disagreement > limit:
-            planner.replan()  # the arm holds, and what comes next is a plan of what is seen then
+            planner.replan()  # the arm holds; the next plan starts from the observation at that time
         return action
 
-    def forget() -> None:
+    def reset() -> None:
         if planner is not actor:
             planner.reset()
         actor.reset()
 
     size = image_size_of(contract, encoder)
-    return Policy(act, actor, contract, size, encoder.fingerprint, forget, planner)
+    return Policy(act, actor, contract, size, encoder.fingerprint, reset, planner)
 
 
 def _ahead(actor: Any, plan_s: float, rate_hz: float) -> PlanAhead:
-    """Return what acts by plans that take so long. UserError: a policy that cannot plan ahead, or too short a chunk."""
+    """Return an actor that plans ahead by `plan_s`. Raises UserError if the policy cannot do so, or its chunk is too short."""
     policy, delay = actor.batch.policy, math.ceil(round(plan_s * rate_hz, 6))
     spec = policy.spec
-    most = min(spec.chunk - spec.execute, spec.chunk // 2)  # the chunk before has as many left
+    limit = min(spec.chunk - spec.execute, spec.chunk // 2)  # actions left in the previous chunk
     for fits, expected in (
         (policy.network.head.continues, f"null with policy.head {spec.head.kind}"),
         (spec.context == 1 and spec.ensemble is None, "null for a policy that sees every step"),
-        (delay <= most, f"<= {most / rate_hz:.3g} with policy.chunk={spec.chunk} and policy.execute={spec.execute}"),
+        (delay <= limit, f"<= {limit / rate_hz:.3g} with policy.chunk={spec.chunk} and policy.execute={spec.execute}"),
     ):  # fmt: skip
         if not fits:
             raise UserError(f"bridge.plan_s: expected {expected}, got {plan_s:g}")
@@ -159,7 +159,7 @@ def _remote(source: HostSettings, bridge: Bridge, stack: ExitStack) -> Policy:
     hold = bridge.watchdog.policy_hold + 1.5 / (bridge.speed * float(remote.contract["rate_hz"]))
 
     def act(observation: Mapping) -> np.ndarray:
-        """A failure comes late enough that the loop holds first: the arm stands before the fault."""
+        """Act; delay an exception until the loop holds, so that the arm is at rest before the fault."""
         begin = time.monotonic()
         try:
             return remote.act(observation)

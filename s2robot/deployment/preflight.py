@@ -1,8 +1,8 @@
-"""The pre-flight of a deployment: does this policy fit this arm? A line for each check, and a picture; nothing moves.
+"""Pre-flight checks of a deployment: does this policy fit this arm? One line per check, and an image; nothing moves.
 
-No check ends the others. What a check cannot know is a warning, never an "ok". The cameras' views are compared with the
-demos' by the correlation of blurred images, which finds flips and exchanged cameras; a camera that moved by centimetres
-is seen in the picture alone.
+A failed check does not prevent the others. Anything a check cannot determine is a warning, never "ok". The cameras' views
+are compared with the demos' by the correlation of blurred images, which detects flips and swapped cameras; a shift of a
+camera by centimetres is visible only in the image.
 """
 
 import math
@@ -36,33 +36,33 @@ from s2robot.envs.real.control.sensors import observation_of
 from s2robot.reporting.style import save_figure
 
 FOVY_TOLERANCE = 0.05  # relative; 5 % of 45 degrees move a point at the frame's border by 2.5 % of its height
-ASPECT_TOLERANCE = 0.01  # relative; of the shape of frames, which a camera cuts to whole pixels
-DARK, BRIGHT = 8, 247  # mean grey value of a frame below or above which nothing can be seen
-PLANS = 20  # measured for the latency
-SIDE = 24  # pixels, of the images that are correlated: blurred enough for another cube and start pose
-MARGIN = 0.1  # by how much another reading of the image has to fit better
-LOW = 0.5  # a correlation below this is no resemblance
+ASPECT_TOLERANCE = 0.01  # relative tolerance of the aspect ratio, since cameras crop to whole pixels
+DARK, BRIGHT = 8, 247  # mean grey value of a frame below or above which nothing is visible
+PLANS = 20  # number measured for the latency
+SIDE = 24  # pixels, of the images to correlate: blurred enough to ignore cube and start pose
+MARGIN = 0.1  # by which the correlation of a changed image must be better
+LOW = 0.5  # images with a lower correlation do not resemble each other
 _TURNS = {  # how an image looks, and what corrects it
     "upside down (set rotate: 2)": lambda x: np.rot90(x, 2),
-    "turned by a quarter (set rotate: 1)": lambda x: np.rot90(x, 1),
-    "turned by a quarter (set rotate: 3)": lambda x: np.rot90(x, 3),
+    "rotated by 90 degrees (set rotate: 1)": lambda x: np.rot90(x, 1),
+    "rotated by 90 degrees (set rotate: 3)": lambda x: np.rot90(x, 3),
     "flipped top to bottom": lambda x: x[::-1],
     "mirrored left to right": lambda x: x[:, ::-1],
-    "like red and blue are exchanged": lambda x: x[..., ::-1],
+    "as if red and blue were swapped": lambda x: x[..., ::-1],
 }
 
 
 def check_all(
     policy: Policy, arm: ConnectedArm, demos: DemosSettings, picture: Path, live: bool = False
 ) -> list[Finding]:
-    """Check contract, arm, observation, views and latency; write `picture`.
+    """Check contract, arm, observation, views and latency; write the image file `picture`.
 
     Args:
-        demos: whose images the cameras' are compared with.
-        live: whether the arm is to move: exchanged cameras then stop it.
+        demos: the demos whose images to compare with.
+        live: whether the arm will move: swapped cameras are then a "stop".
     """
     limits, size, state = arm.limits, policy.image_size, arm.driver.read()
-    # fewer than two commands between two decisions are no path
+    # a path requires at least two commands between two decisions
     rate = min(policy.rate_hz, limits.rate_hz / 2)
     findings = check_contract(policy.contract, arm.bench, rate, arm.cameras, size, policy.encoder)
     findings += arm.failed + check_pace(arm.bridge, limits, rate) + _check_arm(limits, arm.points, state)
@@ -71,7 +71,7 @@ def check_all(
     observation = observation_of(state, arm.readers, size, arm.bench.gripper is not None)
     findings += check_observation(observation, limits)
     findings += check_views(demos, policy, observation["images"], picture, live)
-    if not any(f.stops for f in findings):  # a policy does not plan from what it cannot see
+    if not any(f.stops for f in findings):  # a policy cannot plan without a valid observation
         findings.append(_check_latency(policy, observation, rate * arm.bridge.speed, arm.bridge.plan_s))
     return findings
 
@@ -83,109 +83,109 @@ def check_contract(
     """Check a checkpoint's contract against an arm and its cameras.
 
     Args:
-        rate_hz: decisions a second that the arm can follow.
+        rate_hz: decisions per second that the arm can follow.
         image_size: of the frames that the policy expects, pixels.
-        encoder: the fingerprint of the encoder that will compute; None = the server's, which checks it itself.
+        encoder: the fingerprint of the encoder in use; None = the server's, which checks it itself.
     """
-    # the simulator puts the number of the robot in front of its names
+    # the simulator prefixes joint names with the robot's number
     joints = [str(name).removeprefix("robot0_") for name in contract["joint_names"]]
     own, rate = contract["encoder"]["fingerprint"], float(contract["rate_hz"])
     geometry, findings = contract.get("camera_geometry") or {}, []
-    for check, wanted, found in (
+    for check, expected, actual in (
         ("robot", contract["robot"], arm.name),
         ("joints", ", ".join(joints), ", ".join(arm.joint_names)),
         ("rate", f"{rate:g} Hz", f"{rate_hz:g} Hz"),
         ("action frame", contract["action_frame"], ACTION_FRAME),
         ("encoder", own, encoder or own),
     ):
-        text = found if wanted == found else f"the policy expects '{wanted}', got '{found}'"
-        findings.append(Finding(OK if wanted == found else STOP, check, text))
+        text = actual if expected == actual else f"the policy expects '{expected}', got '{actual}'"
+        findings.append(Finding(OK if expected == actual else STOP, check, text))
     for name in contract["cameras"]:
-        if name in cameras:  # one that failed has a finding already
-            about = _camera(cameras[name], geometry.get(name) or {}, size_of(image_size, name), rate)
-            findings += [Finding(level, f"camera {name}", text) for level, text in about]
+        if name in cameras:  # a camera that failed already has a finding
+            problems = _camera(cameras[name], geometry.get(name) or {}, size_of(image_size, name), rate)
+            findings += [Finding(level, f"camera {name}", text) for level, text in problems]
     return findings
 
 
 def _camera(
-    camera: Camera, trained: Mapping[str, Any], wanted: tuple[int, int], rate_hz: float
+    camera: Camera, trained: Mapping[str, Any], expected: tuple[int, int], rate_hz: float
 ) -> list[tuple[str, str]]:
     size, found = f"{camera.width} x {camera.height}", []
     if not camera.fps >= rate_hz:
-        found.append((STOP, f"{camera.fps:g} frames a second are less than {rate_hz:g} steps"))
+        found.append((STOP, f"expected at least {rate_hz:g} frames per second, as steps, got {camera.fps:g}"))
     if "size" in trained:
-        # from demos whose frames were cut to squares, the policy knows squares
-        height, width = wanted if wanted[0] == wanted[1] else trained["size"]
+        # if the demos' frames were cropped to squares, the policy expects squares
+        height, width = expected if expected[0] == expected[1] else trained["size"]
         if not math.isclose(camera.width / camera.height, width / height, rel_tol=ASPECT_TOLERANCE):
             height, width = trained["size"]
-            text = f"frames of {size} have another shape than the demos' {width} x {height}; crop them"
+            text = f"frames of {size} differ in aspect ratio from the demos' {width} x {height}; crop them"
             found.append((STOP, text))
     else:
-        found.append((WARNING, "the size of its frames in the demos is not known; compare the pictures"))
-    if camera.height < wanted[0] or camera.width < wanted[1]:
-        text = f"frames of {size} are smaller than the encoder's {wanted[1]} x {wanted[0]} pixels and would be enlarged"
+        found.append((WARNING, "its frame size in the demos is unknown; compare the images"))
+    if camera.height < expected[0] or camera.width < expected[1]:
+        text = f"frames of {size} are smaller than the encoder's {expected[1]} x {expected[0]} pixels and will be enlarged"
         found.append((WARNING, text))
     if camera.fovy is None or "fovy" not in trained:
         whose = "the camera's" if camera.fovy is None else "the demos'"
-        found.append((WARNING, f"{whose} field of view is not known; compare the pictures"))
+        found.append((WARNING, f"{whose} field of view is unknown; compare the images"))
     elif not math.isclose(camera.fovy, trained["fovy"], rel_tol=FOVY_TOLERANCE):
-        text = f"a vertical field of view of {camera.fovy:g} degrees, the demos' is {trained['fovy']:g}"
-        found.append((STOP, text))
+        degrees = f"{trained['fovy']:g} degrees as in the demos, got {camera.fovy:g}"
+        found.append((STOP, f"expected a vertical field of view of {degrees}"))
     return found or [(OK, f"{size} at {camera.fps:g} Hz")]
 
 
 def check_pace(bridge: Bridge, limits: ArmLimits, rate_hz: float) -> list[Finding]:
-    """Warn where an action may ask for more than the arm does in a period: it would fall behind the policy."""
+    """Warn if an action may request more motion than the arm can do in a period: it would fall behind the policy."""
     findings, speed = [], bridge.speed
     if speed < 1:
-        text = f"{speed:g} of the demos': a decision every {1000 / rate_hz / speed:.0f} ms"
+        text = f"{speed:g} times the demos' speed: a decision every {1000 / rate_hz / speed:.0f} ms"
         findings.append(Finding(OK, "speed", text))
-    asked, allowed = bridge.loop.max_delta * rate_hz * speed, min(limits.dq_max)
-    if asked > allowed:
-        enough = np.floor(100 * speed * allowed / asked) / 100
-        text = f"actions may ask for {asked:.2f} rad/s, the limits allow {allowed:.2f}; bridge.speed={enough:g} keeps up"
+    requested, allowed = bridge.loop.max_delta * rate_hz * speed, min(limits.dq_max)
+    if requested > allowed:
+        enough = np.floor(100 * speed * allowed / requested) / 100
+        text = f"actions may request {requested:.2f} rad/s, the limits allow {allowed:.2f}; bridge.speed={enough:g} is slow enough"
         findings.append(Finding(WARNING, "pace", text))
     return findings
 
 
 def _check_arm(limits: ArmLimits, points: ArmPoints, state: ArmState) -> list[Finding]:
-    text = f"reports error {state.error}; look at it, then clear it with its maker's software"
+    text = f"reports error {state.error}; inspect the arm, then clear it with the manufacturer's software"
     found = [(STOP, text)] if state.error else []
     try:
         SafetyFilter(limits, points).reset(state.q)
-        where = "joint limits, workspace and above the table" if points.names else "joint limits"
-        found.append((OK, f"stands within {where}"))
+        where = "joint limits and workspace, and above the table" if points.names else "joint limits"
+        found.append((OK, f"within {where}"))
     except EnvError as error:
         found.append((STOP, str(error)))
     if not points.names:
-        text = "no Cartesian limits: no model of this arm; the box, the table and the speed of points are not checked"
+        text = "no Cartesian limits: without a model of this arm, box, table and point speeds are NOT checked"
         found.append((WARNING, text))
     return [Finding(level, "arm", text) for level, text in found]
 
 
 def check_observation(observation: Mapping[str, Any], limits: ArmLimits) -> list[Finding]:
-    """Check a first real observation: frames that show something, and possible joints."""
+    """Check a first real observation: usable frames, and joints within their limits."""
     findings, frames = [], observation["images"]
     for name, frame in frames.items():
         mean = float(frame.mean())
         level, text = OK, f"{frame.shape[1]} x {frame.shape[0]}, mean {mean:.0f} of 255"
         if frame.min() == frame.max():
-            level, text = STOP, f"every pixel is {frame.min()}: no picture"
+            level, text = STOP, f"no image: every pixel is {frame.min()}"
         elif not DARK <= mean <= BRIGHT:
             what = "dark" if mean < DARK else "bright"
             level, text = STOP, f"too {what} to see anything (mean {mean:.0f} of 255)"
         findings.append(Finding(level, f"frame {name}", text))
     for a, b in combinations(frames, 2):
         if np.array_equal(frames[a], frames[b]):
-            findings.append(Finding(STOP, f"frames {a} and {b}", "equal: one device under two names"))
+            findings.append(Finding(STOP, f"frames {a} and {b}", "identical: one device has both names"))
     of_joints = zip(limits.q_min, limits.q_max, strict=True)
     ranges = [(f"joint {i}", *ends) for i, ends in enumerate(of_joints, 1)]
-    # measured, so a little beyond 0 and 1 is right
+    # a measured opening may be slightly outside 0 to 1
     ranges += [("the gripper's opening", -0.05, 1.05)] * (len(observation["proprio"]) - limits.joints)
     wrong = [
-        f"{name}: expected {least:.3f} to {most:.3f}, got {found:.3f}; degrees?"
-        for (name, least, most), found in zip(ranges, observation["proprio"], strict=True)
-        if not least <= found <= most
+        f"{name}: expected {low:.3f} to {high:.3f}, got {value:.3f}; check the unit, which may be degrees"
+        for (name, low, high), value in zip(ranges, observation["proprio"], strict=True)
+        if not low <= value <= high
     ]
     text = "; ".join(wrong) or "joints within their limits"
     return [*findings, Finding(STOP if wrong else OK, "proprio", text)]
@@ -200,7 +200,7 @@ def _check_latency(policy: Policy, observation: Mapping, rate_hz: float, plan_s:
             policy.actor.plan(policy.seen(observation))
             if i >= 2:  # warm
                 seconds.append(time.monotonic() - begin)
-    except Exception as error:  # whatever a policy raises: it will not act
+    except Exception as error:  # the policy may raise anything; it cannot act
         text = " ".join(f"the policy fails: {type(error).__name__}: {error}".split())
         return Finding(STOP, "latency", text)
     finally:
@@ -209,7 +209,7 @@ def _check_latency(policy: Policy, observation: Mapping, rate_hz: float, plan_s:
 
 
 def check_latency(seconds: Sequence[float], rate_hz: float) -> Finding:
-    """Check the times of single plans (s) against the period, or `bridge.plan_s`, in which each has to be there."""
+    """Check the durations of single plans (s) against the period, or `bridge.plan_s`, within which each must finish."""
     period = 1000 / rate_hz
     p50, p99 = np.percentile(np.asarray(seconds, np.float64) * 1000, (50, 99))
     text = f"a plan takes {p50:.1f} ms (p99 {p99:.1f} ms) of the period of {period:.0f} ms"
@@ -219,12 +219,12 @@ def check_latency(seconds: Sequence[float], rate_hz: float) -> Finding:
 def check_views(
     demos: DemosSettings, policy: Policy, frames: Mapping[str, np.ndarray], picture: Path, live: bool
 ) -> list[Finding]:
-    """Compare the cameras' frames with the demos'; write `picture`."""
+    """Compare the cameras' frames with the demos'; write the image file `picture`."""
     findings, images = list[Finding](), dict[str, np.ndarray]()
     try:
         store = EpisodeStore.open(demos.folder())
         if (policy.contract.get("dataset") or {}).get("fingerprint") != store.fingerprint:
-            text = f"{store.path.name} is not what this policy was trained on; compare with care (demos.path=<folder>)"
+            text = f"this policy was not trained on {store.path.name}; set demos.path=<folder> for a valid comparison"
             findings.append(Finding(WARNING, "demos", text))
         images = demo_images(store, tuple(n for n in frames if n in store.cameras), policy.image_size)
     except (UserError, DatasetError, EnvError) as error:
@@ -238,9 +238,9 @@ def check_views(
 def demo_images(
     store: EpisodeStore, cameras: tuple[str, ...], image_size: ImageSize, episodes: int = 6
 ) -> dict[str, np.ndarray]:
-    """Return first frames of some episodes, drawn again where the demos hold states.  # {camera: uint8 (n, H, W, 3)}
+    """Return the first frames of some episodes, rendered if the demos store states.  # {camera: uint8 (n, H, W, 3)}
 
-    UserError: they have to be drawn, and the simulator is not installed.
+    Raises UserError if rendering is necessary and the simulator is not installed.
     """
     chosen = np.linspace(0, len(store) - 1, min(episodes, len(store))).round().astype(int)
     starts = [store.episode_slice(int(i)).start for i in chosen]
@@ -256,9 +256,9 @@ def demo_images(
 def compare_views(
     frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray], live: bool = False
 ) -> list[Finding]:
-    """Compare a camera's frame (H, W, 3) with the demos' images of all cameras; a finding each.
+    """Compare each camera's frame (H, W, 3) with the demos' images of all cameras; return one finding per camera.
 
-    live: the arm is to move; a camera that looks like another one is then no warning but a stop.
+    live: the arm will move; a camera that looks like another one is then a "stop" instead of a warning.
     """
     small = lambda image: fitted(image, (SIDE, SIDE)).astype(float)  # noqa: E731  # (SIDE, SIDE, 3)
     means, findings = {name: np.mean([small(x) for x in images], 0) for name, images in demos.items()}, []
@@ -273,7 +273,7 @@ def compare_views(
             if live and what in others and best >= LOW:
                 level = STOP
         elif plain < LOW:
-            text = f"looks unlike the demos (correlation {plain:.2f}); compare the pictures"
+            text = f"looks unlike the demos (correlation {plain:.2f}); compare the images"
         else:
             level, text = OK, f"looks like the demos (correlation {plain:.2f})"
         findings.append(Finding(level, f"view {name}", text))
@@ -281,7 +281,7 @@ def compare_views(
 
 
 def draw_views(frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray], path: Path) -> None:
-    """Draw a row for each camera: its frame, a demo's, and both over each other."""
+    """Plot a row per camera: its frame, a demo's frame, and an overlay of both."""
     figure = Figure(figsize=(9, 3.1 * len(frames)), layout="constrained", dpi=90)
     rows = figure.subplots(len(frames), 3, squeeze=False)
     for axes in rows.ravel():
@@ -299,7 +299,7 @@ def draw_views(frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray]
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two images (S, S, 3), each colour about its own mean: brightness and tint do not count."""
+    """Return the correlation of two images (S, S, 3), each colour relative to its mean, so brightness and tint are ignored."""
     a, b = (x - x.mean((0, 1)) for x in (a, b))
     scale = np.sqrt((a**2).sum() * (b**2).sum())
     return float((a * b).sum() / scale) if scale > 0 else 0.0

@@ -1,11 +1,11 @@
-"""Demonstrations and corrections on an arm, into the store that simulated ones go to.
+"""Demonstrations and corrections on an arm, stored in the same format as simulated ones.
 
-For each episode the operator is asked before the arm goes to its start, and again when the cube is to be laid where the
-simulated episode of that seed has it. Afterwards: did it succeed, is it kept? Episodes are appended, so a session may be
-interrupted and resumed.
+In each episode, the operator must agree before the arm moves to its start, and then places the cube as in the simulated
+episode of that seed. Afterwards the operator answers whether it succeeded and whether to keep it. Episodes are appended, so
+a session may be interrupted and resumed.
 
-In DAgger a policy acts; space takes over and gives back. An episode in which the person acted goes into a copy of the
-policy's demos, with the policy's own steps marked as `perturbed`, which are never imitated.
+In DAgger a policy acts; space takes over or hands back control. An episode in which the person acted is appended to a copy
+of the policy's demos, with the policy's steps marked as `perturbed`, which are never imitated.
 """
 
 from collections.abc import Iterable
@@ -50,27 +50,27 @@ class ArmRecordingSettings(Positions, file="recording/teleop"):
 
 
 class ArmRecording:
-    """`s2robot record` with `recording=teach`, `teleop` or `dagger`; `operator` and `read_keys` as of `ArmSession`."""
+    """`s2robot record` with `recording=teach`, `teleop` or `dagger`; `operator` and `read_keys` as in `ArmSession`."""
 
     def __init__(self, cfg: DictConfig, operator: Operator | None = None, read_keys: Keys = keys):
         self.settings = _read_settings(cfg)
         self.bench, self.by_hand = read_bench(cfg), self.settings.device == "hand"
         own = self.bench.model == BUILT_IN and not self.bench.bridge.simulated
-        # `ToolIK` and manual mode are the xArm7's
-        expect(own, "robot", "xarm7 or its emulator, to record on", self.bench.name)
+        # `ToolIK` and manual mode work only with the xArm7
+        expect(own, "robot", "xarm7 or its emulator for recording", self.bench.name)
         self.corrects = self.settings.kind == "dagger"
         self.controls = teleop.Controls(shared=self.corrects)
         self.demos = self._open_demos(cfg) if self.corrects else None
         self.world = task_settings(cfg, max_steps=self.settings.max_steps)
         if operator is None:
             check_operator(self.bench.bridge)
-        self._cfg, self._asked = cfg, {"operator": operator, "read_keys": read_keys}
+        self._cfg, self._options = cfg, {"operator": operator, "read_keys": read_keys}
 
     def run(self) -> EpisodeStore:
         """Record all episodes, or let the policy try all positions.
 
-        UserError, EnvError, PolicyError, DatasetError: a wrong setting, no arm, no camera, another dataset, a policy that
-        does not fit, or a fault of the arm, which is stopped; earlier episodes are on disk.
+        Raises UserError, EnvError, PolicyError or DatasetError: a wrong setting, no arm or camera, another dataset, an
+        incompatible policy, or a fault of the arm, which is then stopped; earlier episodes are on disk.
         """
         world = self.world
         with ExitStack() as stack:
@@ -86,8 +86,8 @@ class ArmRecording:
             for seed in self._seeds(store):
                 why = self._episode(seed)
                 kept += not why
-                said = f"not kept ({why})" if why else "kept"
-                print(f"position {seed}: {said}; {len(store)} episodes: {store.path}", flush=True)
+                outcome = f"not kept ({why})" if why else "kept"
+                print(f"position {seed}: {outcome}; {len(store)} episodes: {store.path}", flush=True)
                 if kept == self.settings.episodes:
                     break
             return EpisodeStore.open(store.path)
@@ -96,7 +96,7 @@ class ArmRecording:
         path_of(cfg, "checkpoint")
         settings = read(DemosSettings, cfg.demos)
         demos, self.first = EpisodeStore.open(settings.folder()), settings.first()
-        hint = ", to append an arm's episodes to (s2robot record recording=teleop records them)"
+        hint = " for appending an arm's episodes (s2robot record recording=teleop records such demos)"
         one_of(f"{demos.path}: kind", demos.attrs["kind"], ["images"], hint)
         return demos
 
@@ -113,10 +113,10 @@ class ArmRecording:
     def _session_on(self, arm: ConnectedArm, rig: Rig | None, stack: ExitStack) -> ArmSession:
         world, demos, controls, person = self.world, self.demos, self.controls, self.settings
         if rig is None or demos is None:
-            # a person who reverses the gripper means it
+            # a person reverses the gripper intentionally
             own = {"policy_hz": world.rate_hz, "image_size": world.image_size, "gripper_hold": 0}
             loop = arm.bridge.loop.replace(**own, live=True)
-        else:  # slower than the demos where the bridge is; an action is what it was
+        else:  # scaled by the bridge's speed; the size of an action stays the same
             loop = rig.loop_config(True, as_image_size(camera_sizes(demos, demos.cameras)))
         self.teleoperator, on_key = None, controls.on_key
         if not self.by_hand:
@@ -132,15 +132,15 @@ class ArmRecording:
                 mover, controls, ToolIK(), arm.limits, loop.policy_hz, person.speed * pace, person.turn_speed * pace,
                 loop.max_delta,
             )  # fmt: skip
-        asked: dict[str, Any] = {
-            **self._asked, "loop": loop, "take_key": on_key, "over": lambda: controls.ended or self._leads
+        options: dict[str, Any] = {
+            **self._options, "loop": loop, "take_key": on_key, "over": lambda: controls.ended or self._leads
         }  # fmt: skip
         if rig is None:
-            return ArmSession(arm, self._act, subscribers=[self.recorder], **asked)
+            return ArmSession(arm, self._act, subscribers=[self.recorder], **options)
         policy = rig.policy
-        acting = policy.act, policy.forget, controls, self.teleoperator
+        acting = policy.act, policy.reset, controls, self.teleoperator
         self.shared = teleop.SharedControl(*acting, self._commanded)
-        return rig.session([self.recorder, self.shared], act=self.shared.act, disagreement=None, **asked)
+        return rig.session([self.recorder, self.shared], act=self.shared.act, disagreement=None, **options)
 
     def _act(self, observation: dict) -> np.ndarray:
         assert self.teleoperator is not None
@@ -151,28 +151,29 @@ class ArmRecording:
 
     @property
     def _leads(self) -> bool:
-        """Whether the person has the arm in hand."""
+        """Whether the person guides the arm by hand."""
         return self.by_hand and self.controls.person
 
     def _open_store(self, arm: ConnectedArm) -> EpisodeStore:
-        """Open the dataset `out`. DatasetError, UserError: one that holds something else."""
-        wanted, world = self.settings, self.world
+        """Open the dataset `out`. Raises DatasetError, UserError: another dataset."""
+        settings, world = self.settings, self.world
         if self.demos is not None:
-            return open_corrections(wanted.out, self.demos, self.first, arm.readers)
-        same = {"source": f"{wanted.kind}, {'emulator' if arm.scene else 'arm'}"}
+            return open_corrections(settings.out, self.demos, self.first, arm.readers)
+        same = {"source": f"{settings.kind}, {'emulator' if arm.scene else 'arm'}"}
         return open_store(
-            wanted.out, arm.bench, world.rate_hz, arm.cameras, world.image_size, same, seed=wanted.seed
+            settings.out, arm.bench, world.rate_hz, arm.cameras, world.image_size, same, seed=settings.seed
         )
 
     def _seeds(self, store: EpisodeStore) -> Iterable[int]:
-        wanted = self.settings
+        settings = self.settings
         if self.demos is not None:
-            note_round(store.path, {"positions": [wanted.positions.start, wanted.positions.stop]})
-            return left_to_try(store, began_with(self.demos, self.first), wanted.positions)[0]
-        # a new place for each attempt, in this session, and behind those kept in the ones before
-        known = [int(seed) + 1 for seed in store.meta("seed")] if len(store) else []
-        begin = max([wanted.seed, *known])
-        return range(begin, begin + 10 * wanted.episodes)
+            positions = settings.positions
+            note_round(store.path, {"positions": [positions.start, positions.stop]})
+            return left_to_try(store, began_with(self.demos, self.first), positions)[0]
+        # a new position for each attempt of this session, after those stored by earlier sessions
+        stored = [int(seed) + 1 for seed in store.meta("seed")] if len(store) else []
+        begin = max([settings.seed, *stored])
+        return range(begin, begin + 10 * settings.episodes)
 
     def _episode(self, seed: int) -> str:
         """Record one position; return why it was not kept."""
@@ -185,61 +186,61 @@ class ArmRecording:
             self.teleoperator.reset()
         session.begin()
         session.ready(self.world, seed)
-        motion = "Lead the arm by hand." if self.by_hand else teleop.HELP
+        motion = "Guide the arm by hand." if self.by_hand else teleop.HELP
         print(f"{motion}   {teleop.HANDOVER_HELP if self.corrects else teleop.CONTROLS_HELP}", flush=True)
         session.operator.watch()
-        broken, most = "", self.settings.max_steps
+        aborted, max_steps = "", self.settings.max_steps
         try:
-            while not (broken or controls.ended or len(recorder) >= most):
-                left = most - len(recorder)
-                broken = self._lead(left) if self._leads else session.act(left).fault
+            while not (aborted or controls.ended or len(recorder) >= max_steps):
+                left = max_steps - len(recorder)
+                aborted = self._lead(left) if self._leads else session.act(left).fault
                 session.check_stop()
         finally:
             session.operator.rest()
-        if broken or controls.discarded or not len(recorder):
-            return f"{len(recorder)} steps, {broken or 'discarded'}"
+        if aborted or controls.discarded or not len(recorder):
+            return f"{len(recorder)} steps, {aborted or 'discarded'}"
         if self.corrects and not any(self.shared.persons):
             return "the policy needed no help"
         success = session.operator.success()
         if not session.operator.keep():
-            return "as the operator says"
+            return "discarded by the operator"
         meta: dict[str, Any] = {"persons": self.shared.persons} if self.corrects else {}
         recorder.finish(success=success, seed=seed, **meta)
         return ""
 
     def _lead(self, steps: int) -> str:
-        """Let the person lead the arm until it is given back; return why that broke off."""
+        """Let the person guide the arm until they hand back control; return why that was aborted, or ""."""
         session, recorder, before = self.session, self.recorder, len(self.recorder)
         session.operator.watch(brakes=False)
         session.operator.acting = True
         if self.corrects:
             self.shared.take()
-        broken = teleop.teach(session.runtime, self.controls, steps, recorder)
+        aborted = teleop.teach(session.runtime, self.controls, steps, recorder)
         if self.corrects:
             self.shared.led(len(recorder) - before)
-        return broken
+        return aborted
 
 
 class CorrectionRecorder(EpisodeRecorder):
-    """Stores which steps are the policy's, and of each step what the demos store.
+    """Stores which steps are the policy's, with the keys of the demos.
 
-    Nothing is sent where a person leads the arm: what it did stands for what was said and sent, and nothing was wrong.
+    While a person guides the arm, no command is sent: the executed action replaces the raw and sent ones, without faults.
     """
 
     def __init__(self, store: EpisodeStore, speed: float):
         super().__init__(store)
-        self._wanted = set(store.keys) - {"perturbed"}
+        self._keys = set(store.keys) - {"perturbed"}
         self._meta: dict[str, Any] = {"speed": speed}
-        if "cause" in store.meta_keys:  # of demos that a deployment recorded
+        if "cause" in store.meta_keys:  # demos recorded by a deployment
             self._meta["cause"] = CAUSES.index("ended")
 
     def on_step(self, step: dict) -> None:
-        led = dict.fromkeys(("action_raw", "action_sent"), step["action"])
-        both = {**led, "verdict": np.uint8(Verdict.PASS), "code": np.int32(OK), **step}
-        super().on_step({key: value for key, value in both.items() if key in self._wanted})
+        defaults = dict.fromkeys(("action_raw", "action_sent"), step["action"])
+        complete = {**defaults, "verdict": np.uint8(Verdict.PASS), "code": np.int32(OK), **step}
+        super().on_step({key: value for key, value in complete.items() if key in self._keys})
 
     def finish(self, persons: Iterable[bool] = (), **meta: Any) -> int:
-        """As of `EpisodeRecorder`; `persons`: whether each step is the person's."""
+        """See `EpisodeRecorder`; `persons`: whether the person acted, per step."""
         for step, person in zip(self._steps, persons, strict=True):
             step["perturbed"] = np.uint8(not person)
         return super().finish(**meta, **self._meta)

@@ -1,9 +1,9 @@
-"""A session on an arm: what deployment, evaluation, recording and correction do alike.
+"""A session on an arm, shared by deployment, evaluation, recording and correction.
 
 session = rig.session(subscribers)
 with session.started():
     session.begin()
-    session.ready(world, seed)                   # asks, moves to the start, stops, asks for the cube
+    session.ready(world, seed)                   # asks, moves to the start, stops, has the cube placed
     outcome = session.act(max_steps)             # the control loop; the arm is stopped afterwards
 """
 
@@ -42,18 +42,18 @@ from s2robot.envs.robots import ROBOTS
 class Outcome:
     cause: str  # "steps", "ended", "stopped" or "fault"
     fault: str = ""
-    result: Result | None = None  # of the control loop, if it came to its end
+    result: Result | None = None  # of the control loop, if it returned one
 
 
 class ArmSession(Subscriber):
     """Episodes on one connected arm.
 
     Args:
-        act, loop, subscribers, disagreement: see `ControlLoop`; no `disagreement` where a person acts.
-        operator: who is asked; a person on the terminal, or the emulator's, if not given.
-        forget: called before an episode's first observation: what was planned belongs to another one.
+        act, loop, subscribers, disagreement: see `ControlLoop`; no `disagreement` if a person acts.
+        operator: answers questions; default: a person on the terminal, or the emulator's operator.
+        reset_policy: called before an episode's first observation, to drop plans of an earlier episode.
         read_keys, take_key: see `WatchingOperator`.
-        over: polled; ends the control loop's part of an episode.
+        over: called repeatedly; ends the control loop when it returns True.
 
     Attributes: `begun`, s, monotonic, when the loop began to act; 0 before.
     """
@@ -61,14 +61,14 @@ class ArmSession(Subscriber):
     def __init__(
         self, arm: ConnectedArm, act: Callable[[dict], np.ndarray], loop: LoopConfig,
         subscribers: Sequence[Subscriber] = (), operator: Operator | None = None,
-        forget: Callable[[], None] = lambda: None, disagreement: Callable[[], float] | None = None,
+        reset_policy: Callable[[], None] = lambda: None, disagreement: Callable[[], float] | None = None,
         read_keys: Keys = keys, take_key: Callable[[str], None] | None = None,
         over: Callable[[], bool] | None = None,
     ):  # fmt: skip
-        self.arm, self.stop, self.begun, self._forget = arm, Stop(), 0.0, forget
+        self.arm, self.stop, self.begun, self._reset_policy = arm, Stop(), 0.0, reset_policy
         bridge = arm.bridge
-        if disagreement is None and (found := bridge.watchdog.disagreement) is not None:
-            raise UserError(f"bridge.watchdog.disagreement: expected null where a person acts, got {found}")
+        if disagreement is None and (limit := bridge.watchdog.disagreement) is not None:
+            raise UserError(f"bridge.watchdog.disagreement: expected null when a person acts, got {limit}")
         self.runtime = ArmRuntime(
             arm.driver, arm.readers, act, arm.points, loop, bridge.watchdog, bridge.safety,
             [self, *subscribers], self.stop, home_speed=bridge.home["speed"], disagreement=disagreement or (lambda: 0.0),
@@ -77,12 +77,12 @@ class ArmSession(Subscriber):
             operator = TerminalOperator() if arm.scene is None else arm.scene.operator()
         end = self.runtime.loop.request_end
         self.operator = WatchingOperator(operator, self.stop, end, read_keys, take_key)
-        # the emulator's sees a lifted cube
+        # the emulator's operator notices a lifted cube
         self._over = over or (None if operator.person else self.operator.ended)
 
     @contextmanager
     def started(self) -> Iterator[None]:
-        """A supervisor watches and signals stop the arm; it is stopped at the end."""
+        """Run with a supervisor, and with signals that stop the arm; the arm is stopped at the end."""
         arm = self.arm
         stopping = EndsLoop if arm.driver.one_client else partial(arm.make_driver, gripper=False)
         with self.runtime.watched(stopping, self.arm.bridge.supervisor_s):
@@ -96,15 +96,15 @@ class ArmSession(Subscriber):
         self.operator.begin()
 
     def go_to(self, goal: np.ndarray) -> bool:
-        """Arm, and move slowly to joints (N,), the gripper open; False after a stop. EnvError: it did not arrive."""
+        """Arm if necessary and move slowly to joints (N,), gripper open; False after a stop. Raises EnvError if not arrived."""
         if self.arm.driver.stopped:
             self.runtime.arm()
         return self.runtime.go_to(goal)
 
     def ready(self, world: CubePickConfig, seed: int) -> Placing:
-        """Bring the arm to the start of an episode, stop it, and have the cube placed.
+        """Move the arm to the start of an episode, stop it, and have the cube placed.
 
-        EnvError: the operator said no; the arm refuses, did not arrive or was stopped.
+        Raises EnvError if the operator said no, or the arm could not be armed, did not arrive or was stopped.
         """
         placing = Placing.draw(world, seed)
         if self.arm.bench.name not in ROBOTS:  # its start is the arm's own
@@ -113,9 +113,9 @@ class ArmSession(Subscriber):
         return placing
 
     def act(self, max_steps: int) -> Outcome:
-        """Run the control loop from where the arm is, and stop the arm; keys count until `operator.rest`.
+        """Run the control loop from the arm's joints, then stop the arm; keys have an effect until `operator.rest`.
 
-        EnvError: the arm refuses, or something is not ready. Nothing has moved then.
+        Raises EnvError before any motion if the arm cannot be armed, or something is not ready.
         """
         self.begun = 0.0
         self.operator.watch()
@@ -133,22 +133,22 @@ class ArmSession(Subscriber):
         return Outcome("fault" if fault else result.cause, fault, result)
 
     def on_begin(self) -> None:
-        self._forget()
+        self._reset_policy()
         self.begun = time.monotonic()
         self.operator.acting = True
-        if self.stop.asked():  # arming has dropped the loop's own request
+        if self.stop.asked():  # arming has reset the loop's own request
             self.runtime.loop.request_stop()
 
     def check_stop(self) -> None:
-        """Raise KeyboardInterrupt if the operator has asked for a stop."""
+        """Raise KeyboardInterrupt if the operator has requested a stop."""
         if self.stop.asked():
             raise KeyboardInterrupt
 
 
 class Rig:
-    """A policy and an arm, connected and not moved; `stack` closes them. UserError, EnvError: there is none.
+    """A policy and a connected arm, which has not moved; `stack` closes them. Raises UserError, EnvError: either is missing.
 
-    beside: a rig of another policy, whose arm this one shares; one of them acts at a time.
+    beside: a rig of another policy, whose arm this one shares; only one of them acts at a time.
     """
 
     def __init__(
@@ -156,21 +156,21 @@ class Rig:
     ):  # fmt: skip
         bench, self.source = read_bench(cfg), source or read_policy(cfg)
         self.demos = read(DemosSettings, cfg.demos, "demos")
-        self.policy = make_policy(self.source, bench, stack)  # before the arm is looked for
+        self.policy = make_policy(self.source, bench, stack)  # before connecting to the arm
         cameras = self.policy.contract["cameras"], stack, self.policy.image_size
         self.arm: ConnectedArm = beside.arm.shared(*cameras) if beside else ConnectedArm(bench, *cameras)
         if bench.type is not None and self.policy.contract["action_frame"] == "parts":
             self.policy = by_name(self.policy, bench, self.arm.driver)
 
-    def check(self, picture: Path, live: bool = False) -> None:
-        """Print the pre-flight and draw the cameras' frames; `live`: before the arm moves. UserError: a check stops."""
-        findings = check_all(self.policy, self.arm, self.demos, picture, live)
+    def check(self, image: Path, live: bool = False) -> None:
+        """Print the pre-flight checks and plot the cameras' frames; `live`: the arm will move. Raises UserError on a "stop"."""
+        findings = check_all(self.policy, self.arm, self.demos, image, live)
         for finding in findings:
             print(finding)
         if self.arm.readers:
-            print(f"pictures: {picture}", flush=True)
+            print(f"camera images: {image}", flush=True)
         if stops := sum(finding.stops for finding in findings):
-            raise UserError(f"pre-flight: {stops} of {len(findings)} checks stop; nothing has moved")
+            raise UserError(f"pre-flight: {stops} of {len(findings)} checks failed (stop); nothing has moved")
 
     def loop_config(self, live: bool, image_size: ImageSize | None = None) -> LoopConfig:
         bridge, policy, size = self.arm.bridge, self.policy, image_size or self.policy.image_size
@@ -178,7 +178,7 @@ class Rig:
         return bridge.loop.replace(**own, image_size=size, absolute=policy.absolute)
 
     def session(self, subscribers: Sequence[Subscriber], live: bool = True, **settings: Any) -> ArmSession:
-        """Return a session in which the policy acts; `settings` as of `ArmSession`."""
+        """Return a session in which the policy acts; `settings` are arguments of `ArmSession`."""
         actor, own = self.policy.actor, dict[str, Any](act=self.policy.act, loop=self.loop_config(live))
         own |= {"disagreement": lambda: actor.disagreement, **settings}
-        return ArmSession(self.arm, subscribers=subscribers, forget=self.policy.forget, **own)
+        return ArmSession(self.arm, subscribers=subscribers, reset_policy=self.policy.reset, **own)

@@ -37,7 +37,7 @@ class CameraSettings(Settings, at="bridge.cameras.hand", file="bridge/default"):
 
 
 class Bridge(Settings, at="bridge", file="bridge/default"):
-    """`bridge`: what stands between a policy and an arm."""
+    """`bridge`: settings of everything between a policy and an arm."""
 
     speed: float = from_yaml(gt=0, le=1)
     plan_s: float | None = from_yaml(gt=0)
@@ -59,24 +59,24 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
 
     @property
     def emulated(self) -> bool:
-        """Whether an emulator or a simulation stands in for the arm."""
+        """Whether an emulator or a simulation replaces the arm."""
         return self.simulated or self.emulator["port"] is not None
 
     def arm_limits(self) -> ArmLimits:
-        """Return the limits; in mode online the stream is never faster than the box plans.
+        """Return the limits; in mode "online", capped at the speed with which the control box plans.
 
-        It would fall behind by `lag_max`, which is a fault.
+        Otherwise the arm would fall behind by more than `lag_max`, which is a fault.
         """
         arm = self.arm
         return self.limits if arm.mode == "servo" else self.limits.at_most(arm.speed, arm.acceleration)
 
     def described(self) -> dict[str, Any]:
-        """Return what summaries store: all but what stands in for the arm."""
+        """Return the settings that summaries store: all except those of an emulator or simulation."""
         return self.model_dump(mode="json", exclude={"emulator", "simulated"})
 
 
 class Bench(ArmDescription, at="robot"):
-    """`robot`, with its bridge and the run folder."""
+    """`robot`, with its bridge and the run directory."""
 
     bridge: Bridge
     run_dir: Path
@@ -93,10 +93,10 @@ class Bench(ArmDescription, at="robot"):
 
 
 class HostSettings(Settings, at="policy", file="host/default"):
-    """Which policy acts, and `policy`: where it computes."""
+    """The policy, and `policy`: where it runs."""
 
     checkpoint: str | None = None
-    weights: str | None = None  # of the encoder, if they lie elsewhere than at training time
+    weights: str | None = None  # of the encoder, if their location has changed since training
     url: str | None = from_yaml()
     token_file: str | None = from_yaml()
     ca_file: str | None = from_yaml()
@@ -108,8 +108,8 @@ class HostSettings(Settings, at="policy", file="host/default"):
     @model_validator(mode="after")
     def _one_policy(self) -> Self:
         if (self.checkpoint is None) == (self.url is None):
-            found = "neither" if self.url is None else "both"
-            raise UserError(f"checkpoint: expected either it or policy.url, got {found}")
+            given = "neither" if self.url is None else "both"
+            raise UserError(f"checkpoint: expected either checkpoint or policy.url, got {given}")
         return self
 
     @property
@@ -118,17 +118,17 @@ class HostSettings(Settings, at="policy", file="host/default"):
 
 
 def read_bridge(cfg: DictConfig) -> Bridge:
-    """Return `bridge`, with limits for the joints of `robot`; UserError for a wrong value."""
+    """Return `bridge`, with limits for the joints of `robot`. Raises UserError for an invalid value."""
     robot, node = read(ArmDescription, cfg.robot), plain(cfg.bridge)
     return read(Bridge, {**node, "limits": robot.limits(node["limits"])})
 
 
 def read_bench(cfg: DictConfig) -> Bench:
-    """Return robot, bridge and run folder of a config; UserError or EnvError for a wrong value."""
+    """Return robot, bridge and run directory of a config. Raises UserError or EnvError for an invalid value."""
     return read(Bench, {**plain(cfg.robot), "bridge": read_bridge(cfg), "run_dir": Path(cfg.run_dir)})
 
 
 def read_policy(cfg: DictConfig) -> HostSettings:
-    """Return `checkpoint`, `encoder.checkpoint` and `policy` of a config; UserError for a wrong value."""
+    """Return `checkpoint`, `encoder.checkpoint` and `policy` of a config. Raises UserError for an invalid value."""
     own = {"checkpoint": cfg.checkpoint, "weights": cfg.encoder.checkpoint}
     return read(HostSettings, {**plain(cfg.policy), **own})

@@ -1,4 +1,4 @@
-"""The dataset that an arm's episodes are appended to."""
+"""The dataset to which an arm's episodes are appended."""
 
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -16,18 +16,18 @@ from s2robot.envs.cube_config import ACTION_FRAME, ENV_VERSION
 from s2robot.envs.frames import ImageSize, size_of
 from s2robot.envs.real.arms.description import ArmDescription
 
-CAUSES = ("steps", "ended", "stopped", "fault")  # how an episode ended; stored as its place here
+CAUSES = ("steps", "ended", "stopped", "fault")  # how an episode ended; stored as an index into this tuple
 
 
 def open_store(
     path: Path, arm: ArmDescription, rate_hz: float, cameras: Mapping[str, Camera], image_size: ImageSize,
     same: Mapping[str, Any], **own: Any,
 ) -> EpisodeStore:  # fmt: skip
-    """Return the store at `path`, made if there is none. DatasetError, UserError: it holds something else.
+    """Return the store at `path`, created if it does not exist. Raises DatasetError or UserError if it does not match.
 
     Args:
-        arm, rate_hz, cameras, image_size (pixels), same: of a new one, which an old one must have too.
-        own: more attributes of a new one, `seed` among them.
+        arm, rate_hz, cameras, image_size (pixels), same: attributes of a new store, which an existing one must match.
+        own: further attributes of a new store, including `seed`.
     """
     names, same = list(cameras), {"kind": "images", **same}
     sizes = {name: size_of(image_size, name) for name in names}
@@ -46,13 +46,13 @@ def open_store(
     store = EpisodeStore.open(path, "a")
     try:
         store.check(arm.name, ACTION_FRAME, names, rate_hz)
-        found = {key: store.attrs.get(key) for key in same} | {"cameras": sorted(store.cameras)}
+        actual = {key: store.attrs.get(key) for key in same} | {"cameras": sorted(store.cameras)}
         expected = {**same, "cameras": sorted(names)}
-        if len(store) and found == expected:
-            found |= {f"images_{name}": tuple(store.shape(f"images_{name}")[:2]) for name in names}
+        if len(store) and actual == expected:
+            actual |= {f"images_{name}": tuple(store.shape(f"images_{name}")[:2]) for name in names}
             expected |= {f"images_{name}": tuple(sizes[name]) for name in names}
         for key, value in expected.items():
-            one_of(f"{path}: {key}", found[key], [value])
+            one_of(f"{path}: {key}", actual[key], [value])
     except BaseException:
         store.close()
         raise
@@ -62,12 +62,12 @@ def open_store(
 def open_corrections(
     out: Path, demos: EpisodeStore, first: int | None = None, cameras: Iterable[str] | None = None
 ) -> EpisodeStore:
-    """Return the dataset that corrections are appended to; if there is none, a copy of the (first) demos.
+    """Return the dataset for appending corrections; if there is none, create it as a copy of the (first) demos.
 
-    Each episode stores in `perturbed` which steps are not to be imitated, and in `speed` its share of `rate_hz`.
-    `cameras`: of a correction, if not those of the demos.
+    Each episode stores in `perturbed` which steps must not be imitated, and in `speed` its fraction of `rate_hz`.
+    `cameras`: of a correction, if they differ from the demos'.
 
-    DatasetError, UserError: one that does not begin with the demos, or demos that no correction could be appended to.
+    Raises DatasetError or UserError if it does not begin with the demos, or corrections cannot be appended to the demos.
     """
     _check_fits(demos, demos.cameras if cameras is None else tuple(cameras))
     count = began_with(demos, first)
@@ -83,7 +83,7 @@ def open_corrections(
 
 
 def _check_fits(demos: EpisodeStore, cameras: Collection[str]) -> None:
-    """Refuse demos that a step of the control loop does not fit to, before an episode is lost by it."""
+    """Reject demos to which steps of the control loop cannot be appended, before an episode is lost."""
     images = [key for key in (f"images_{name}" for name in cameras) if key in demos.keys]
     step: dict[str, Any] = {
         **{key: np.zeros(8, np.float32) for key in ("action", "action_raw", "action_sent", "proprio")},

@@ -1,4 +1,4 @@
-"""The log of an episode: its commands, actions and frames, written as JSON and drawn afterwards."""
+"""The log of an episode: its commands, actions and frames, written as JSON and plotted afterwards."""
 
 from collections import Counter
 from pathlib import Path
@@ -16,14 +16,14 @@ from s2robot.envs.real.control.watchdog import State
 from s2robot.reporting.style import INK, ORANGE, PURPLE, VERMILLION, save_figure
 
 _COLOURS = {Verdict.CLAMP: ORANGE, Verdict.HOLD: PURPLE, Verdict.STOP: VERMILLION}
-_ROOM = 0.15  # rad, of a joint's range that is shown around its way
+_ROOM = 0.15  # rad, margin of the plots around a joint's path
 
 
 class EpisodeLog(Subscriber):
-    """Every period's joints and verdict, and every step's action; with `frames`, the cameras' frames as well.
+    """Every period's joints and verdict, and every step's action; with `frames`, also the cameras' frames.
 
-    Attributes: `actions` (A,) as the policy gave them; `frames`, by camera; `verdicts`, how many steps had each;
-    `holds`, steps before which the arm had to wait.
+    Attributes: `actions` (A,) as returned by the policy; `frames`, by camera; `verdicts`, number of steps with each;
+    `holds`, number of steps before which the arm had to wait.
     """
 
     def __init__(self, limits: ArmLimits, frames: bool = False):
@@ -33,7 +33,7 @@ class EpisodeLog(Subscriber):
 
     def begin(self) -> None:
         self._rows: list[tuple[float, State, Safe]] = []
-        self._times: list[float] = []  # s, when each action was taken up
+        self._times: list[float] = []  # s, when each action was accepted
         self.actions: list[np.ndarray] = []
         self.frames: list[dict] = []
         self.verdicts: Counter[str] = Counter()
@@ -59,7 +59,7 @@ class EpisodeLog(Subscriber):
         return np.array([safe.q for _, _, safe in self._rows]).reshape(-1, self.limits.joints)
 
     def summary(self) -> dict[str, Any]:
-        """Return counts and extremes: verdicts, reasons, fastest speed and shortest way to a limit."""
+        """Return counts and extremes: verdicts, reasons, highest speed and smallest distance to a limit."""
         q = self.joints
         room = np.minimum(q - self._low, self._high - q)  # (T, N)
         # (T - 1, N) rad/s; a dry run jumps back between actions
@@ -76,7 +76,7 @@ class EpisodeLog(Subscriber):
         }
 
     def timing(self, result: Result) -> dict[str, Any]:
-        """Return the periods and latencies of an episode's control loop, s, and how far they are off, ms."""
+        """Return the periods and latencies of an episode's control loop, s, and percentiles of their deviations, ms."""
         return {
             "period_deviation_ms": percentiles(np.abs(result.periods - 1 / self.limits.rate_hz)),
             "latency_ms": percentiles(result.latencies),
@@ -86,7 +86,7 @@ class EpisodeLog(Subscriber):
         }
 
     def write(self, path: Path, title: str) -> None:
-        """Write `path`.json and `path`.png; nothing if there were no periods."""
+        """Write `path`.json and `path`.png, unless there were no periods."""
         if not self._rows:
             return
         times, states, safes = zip(*self._rows, strict=True)
@@ -101,24 +101,24 @@ class EpisodeLog(Subscriber):
         save_figure(self._draw(title, time), path.with_suffix(".png"))
 
     def _draw(self, title: str, time: np.ndarray) -> Figure:
-        """Draw each joint between its limits, and the gripper; dots where the filter changed the command."""
+        """Plot each joint between its limits, and the gripper; dots mark commands that the filter changed."""
         n = self.limits.joints
         rows = n // 2 + 1
         figure = Figure(figsize=(10, 2.25 * rows), layout="constrained", dpi=80)
         figure.suptitle(title, fontsize=11)
         verdicts = np.array([safe.verdict for _, _, safe in self._rows])
         opening = [np.nan if safe.gripper is None else safe.gripper for _, _, safe in self._rows]
-        ways = np.column_stack([self.joints, opening])  # (T, N + 1)
+        paths = np.column_stack([self.joints, opening])  # (T, N + 1)
         for i, axes in enumerate(figure.subplots(rows, 2, sharex=True).ravel()[: n + 1]):
-            axes.plot(time, ways[:, i], color=INK, lw=1)
+            axes.plot(time, paths[:, i], color=INK, lw=1)
             for verdict, colour in _COLOURS.items():
                 at = verdicts == verdict
-                axes.plot(time[at], ways[at, i], ".", ms=4, color=colour, label=f"{verdict.name} {at.sum()}")
+                axes.plot(time[at], paths[at, i], ".", ms=4, color=colour, label=f"{verdict.name} {at.sum()}")
             text = "gripper, 1 = open, and verdicts of the safety filter"
             if i < n:
                 for limit in (self._low[i], self._high[i]):
                     axes.axhline(limit, color=VERMILLION, lw=1.5)
-                axes.set_ylim(ways[:, i].min() - _ROOM, ways[:, i].max() + _ROOM)
+                axes.set_ylim(paths[:, i].min() - _ROOM, paths[:, i].max() + _ROOM)
                 text = f"joint {i + 1} (rad): limits {self._low[i]:.2f} to {self._high[i]:.2f}"
             else:
                 axes.legend(fontsize=7)
@@ -128,14 +128,14 @@ class EpisodeLog(Subscriber):
 
 
 def sampled(actor: Any) -> dict[str, Any]:
-    """Return what a record holds of an actor's episode: its seed, and how far its members were apart."""
-    found = actor.mean_disagreement
-    return {"policy_seed": actor.seed} | ({} if found is None else {"disagreement": round(found, 6)})
+    """Return an actor's values for an episode's record: its seed, and its members' mean disagreement, if any."""
+    mean = actor.mean_disagreement
+    return {"policy_seed": actor.seed} | ({} if mean is None else {"disagreement": round(mean, 6)})
 
 
 def percentiles(seconds: np.ndarray) -> dict[str, float] | None:
     """Return p50, p99 and max in ms; None for an empty array."""
     if not len(seconds):
         return None
-    found = np.percentile(seconds * 1000, (50, 99, 100))
-    return {name: round(float(ms), 2) for name, ms in zip(("p50", "p99", "max"), found, strict=True)}
+    values = np.percentile(seconds * 1000, (50, 99, 100))
+    return {name: round(float(ms), 2) for name, ms in zip(("p50", "p99", "max"), values, strict=True)}

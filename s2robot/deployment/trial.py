@@ -1,6 +1,6 @@
-"""The attempts of `s2robot trial` on an arm: those of `s2robot evaluate evaluate=arm`, of two policies in turns.
+"""The attempts of `s2robot trial` on an arm: as in `s2robot evaluate evaluate=arm`, with two policies alternately.
 
-Nothing that is printed between two attempts depends on which policy acts, except how it moves.
+Nothing printed between two attempts reveals which policy acts.
 """
 
 import time
@@ -21,55 +21,55 @@ from s2robot.envs.real.operator.prompts import TrialOperator, Void
 
 
 class BlindEvaluation(ArmEvaluation):
-    """One policy's attempts; `other` is told of a fault, since both share the arm."""
+    """One policy's attempts; a fault also affects `other`, since both share the arm."""
 
     other: "BlindEvaluation"
 
     def attempt(self, pair: int) -> bool:
-        """Try a pair's position; False: void. EnvError, KeyboardInterrupt: as `ArmEvaluation.run`."""
-        mine, theirs = self.session.runtime, self.other.session.runtime
-        if theirs.fault:  # the operator clears it before the arm moves, whoever acts
-            mine.loop.watchdog.fault(time.monotonic(), "; ".join(theirs.fault))
+        """Try a pair's position; return False if the attempt is void. Raises as `ArmEvaluation.run` does."""
+        runtime, other = self.session.runtime, self.other.session.runtime
+        if other.fault:  # the operator must clear it before the arm moves for either policy
+            runtime.loop.watchdog.fault(time.monotonic(), "; ".join(other.fault))
         self.session.begun = 0.0
         try:
             with self.session.started():
-                mine.stand("the operator is at the table")
+                runtime.stand("the operator is at the table")
                 self._episode(pair)
         except Void:
-            print("void: it is repeated", flush=True)
+            print("void: the attempt will be repeated", flush=True)
             return False
         finally:
-            if self.session.begun:  # the operator has said yes
-                theirs.clear()
+            if self.session.begun:  # the operator has agreed
+                other.clear()
             self.other.session.operator.trouble = self.session.operator.trouble
         return True
 
-    def _tell(self, record: dict[str, Any]) -> None:
-        """The counts of one policy would tell which of the two it is."""
+    def _report(self, record: dict[str, Any]) -> None:
+        """Print the outcome without counts, which would reveal the policy."""
         print(f"stored: {'success' if record['success'] else 'no success'}", flush=True)
 
 
 def on_arm(
     cfg: DictConfig, settings: Any, stack: ExitStack, folders: Sequence[Path], operator: TrialOperator | None = None,
-    **asked: Any,
+    **options: Any,
 ) -> list[BlindEvaluation]:  # fmt: skip
-    """Connect the arm and return the attempts of a and b past the pre-flight; ``stack`` closes all. Raises as `evaluate_on_arm`.
+    """Connect the arm, check both policies and return the attempts of a and b; ``stack`` closes all. Raises as `evaluate_on_arm`.
 
     Args:
         settings: `comparison.trial.TrialSettings`.
-        operator: who is asked, in place of a person at a terminal. asked: `read_keys` of `ArmSession`.
+        operator: answers instead of a person at a terminal. options: `read_keys` of `ArmSession`.
     """
     bridge, world, own = read_bridge(cfg), world_on_arm(cfg), ("seed", "videos", "video_size")
     if not settings.live:
         raise UserError("live: expected true (`--live`), since a trial moves the arm, got false")
-    given = {key: getattr(settings, key) for key in own}
-    evaluation = ArmEvaluationSettings(episodes=settings.pairs, resume=True, **given)
+    shared = {key: getattr(settings, key) for key in own}
+    evaluation = ArmEvaluationSettings(episodes=settings.pairs, resume=True, **shared)
     for stage in world.stages if settings.stages else ():
         one_of("stages", stage, settings.stages)
     if settings.judge == "scene" and (bridge.simulated or not bridge.emulated):
         raise UserError("judge: expected person, except with bridge=emulator, got scene")
     if operator is None:
-        check_operator(bridge, asked=settings.judge == "person")
+        check_operator(bridge, required=settings.judge == "person")
     rigs = list[Rig]()
     for letter, name in (("a", settings.a), ("b", settings.b)):
         where = "url" if name.startswith(("http://", "https://")) else "checkpoint"
@@ -81,7 +81,7 @@ def on_arm(
         operator = TrialOperator()
     if operator is not None and (scene := rigs[0].arm.scene):
         operator.scene = scene.operator()
-    found = [BlindEvaluation(rig, evaluation, world, folder, operator=operator, **asked)
-             for rig, folder in zip(rigs, folders, strict=True)]  # fmt: skip
-    found[0].other, found[1].other = found[1], found[0]
-    return found
+    attempts = [BlindEvaluation(rig, evaluation, world, folder, operator=operator, **options)
+                for rig, folder in zip(rigs, folders, strict=True)]  # fmt: skip
+    attempts[0].other, attempts[1].other = attempts[1], attempts[0]
+    return attempts

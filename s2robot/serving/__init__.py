@@ -1,1 +1,1 @@
-"""A policy on another machine than the robot: wire, server, client."""
+"""Remote policies: wire format, server and client."""

@@ -1,12 +1,12 @@
-"""A policy on another machine, with the interface of `policies.Actor`.
+"""The client of a policy on another machine, with the interface of `policies.Actor`.
 
     with RemotePolicy("ws://gpu:8765", read_token()) as policy:
         policy.reset()
         action = policy.act(observation)                     # float32 (8,), or a RemoteError, by the deadline
 
-The server is `s2robot serve`. The client asks it when a plan is used up, or at every step if the policy must see every
-observation. After a failed call, the policy continues from the last action that the client received. The client needs
-neither torch nor a simulator.
+The server is `s2robot serve`. The client sends a request when a plan is used up, or at every step if the policy needs
+every observation. After a failed call, the policy continues from the last action that the client received. The client
+requires neither torch nor a simulator.
 """
 
 import logging
@@ -32,15 +32,15 @@ from s2robot.core.settings import Stored, read
 from s2robot.envs.frames import as_image_size
 from s2robot.serving.wire import PROTOCOL, WireError, pack, unpack
 
-MAX_ANSWER = 1 << 22  # bytes of a message from the server; the metadata lists every training episode
+MAX_ANSWER = 1 << 22  # bytes of a server message; the metadata lists every training episode
 _TRY_LATER = 1013  # websocket close code of a busy server
 
 _quiet = logging.getLogger("s2robot.serving.remote.websockets")
-_quiet.setLevel(logging.CRITICAL)  # its errors are raised
+_quiet.setLevel(logging.CRITICAL)  # errors are raised, not logged
 
 
 class RemoteError(RuntimeError):
-    """A remote policy returned no action; the text is one line."""
+    """A remote policy returned no action; the message is one line."""
 
     user_error = True
 
@@ -50,19 +50,19 @@ class PolicyLate(RemoteError):
 
 
 class PolicyLost(RemoteError):
-    """The connection is gone, or was never made; a new RemotePolicy is needed."""
+    """The connection was lost or could not be opened; create a new RemotePolicy."""
 
 
 class PolicyMalformed(RemoteError):
-    """The answer holds no actions: wrong bytes, another shape, or numbers that are not finite."""
+    """The answer contains no valid actions: malformed bytes, a wrong shape, or values that are not finite."""
 
 
 class PolicyRefused(RemoteError):
-    """The server rejected the call: wrong token, another version, busy, or an observation that it cannot use."""
+    """The server rejected the call: wrong token, another version, busy, or an unusable observation."""
 
 
 class _Metadata(Stored):
-    """What the client uses of the server's first message."""
+    """The part of the server's first message that the client uses."""
 
     sizes: dict[str, tuple[int, int]]  # (H, W) of each camera's frames, in the policy's order
     actions: int = Field(gt=0)
@@ -71,33 +71,33 @@ class _Metadata(Stored):
 
 
 class RemotePolicy:
-    """A policy behind `s2robot serve`. Not for several threads at once.
+    """A policy behind `s2robot serve`. Not thread-safe.
 
     Args:
         url: `ws://host:port`, or `wss://host:port` for a server with a certificate.
         token: the server's secret, see `s2robot.serving.token.read_token`.
-        deadline_s: of a call that asks the server, including encoding.
-        connect_s: to connect and receive the metadata.
-        ca_file: PEM file of certificates that may sign the server's; None: those that the system trusts.
+        deadline_s: of a call that contacts the server, including encoding.
+        connect_s: time to connect and receive the metadata.
+        ca_file: PEM file of the certificate authorities to trust; None: those of the system.
 
     Attributes: `contract` (the checkpoint's), `cameras`, `image_size` (of the frames that the policy expects), `server_s`
-    (seconds that the server needed for the last plan), `seed` (of all that the policy's head samples in this episode).
+    (server's computing time of the last plan, s), `seed` (of all random samples of the policy's head in this episode).
 
-    UserError: a wrong URL, token, deadline or file. RemoteError: no policy server accepts this client by `connect_s`.
+    Raises UserError for an invalid URL, token, deadline or file; RemoteError if no policy server accepts it within `connect_s`.
     """
 
-    disagreement: float = 0.0  # of members, as of an `Actor`
+    disagreement: float = 0.0  # between members, as in `Actor`
     mean_disagreement: float | None = None
 
     def __init__(
         self, url: str, token: str | None, deadline_s: float = 0.25, connect_s: float = 5.0, ca_file: Any = None
     ):  # fmt: skip
         if not token:
-            raise UserError("no token: set $S2ROBOT_TOKEN to the server's, or copy its token file")
+            raise UserError("token: expected the server's, got none; set $S2ROBOT_TOKEN or copy its file")
         _until("deadline_s", deadline_s)
         until = _until("connect_s", connect_s)
         self._url, self.deadline_s, self.server_s = url, deadline_s, math.nan
-        self._asked = 0  # number of the last request
+        self._request = 0  # number of the last request
         self.reset()
         self._ws = _connected(url, token, until, ca_file)
         self._requests: queue.Queue[bytes | None] = queue.Queue(1)
@@ -121,13 +121,13 @@ class RemotePolicy:
     def close(self) -> None:
         """End the connection; safe to call twice."""
         with suppress(OSError):
-            self._ws.socket.shutdown(socket.SHUT_RDWR)  # ends what the other threads wait for
+            self._ws.socket.shutdown(socket.SHUT_RDWR)  # wakes the other threads
         if self._sender.is_alive():
             self._requests.put(None)
             self._sender.join()
 
     def reset(self) -> None:
-        """Begin an episode. The next call tells the server, so this one cannot fail."""
+        """Begin an episode. The next request informs the server, so this call cannot fail."""
         self.seed = secrets.randbits(32)
         self._used: int | None = None  # number of the last answer in this episode
         self.remaining: list[np.ndarray] = []
@@ -135,28 +135,28 @@ class RemotePolicy:
     def act(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:
         """Return the next action, float32 (A,), for {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}.
 
-        RemoteError: no action; see its kinds. UserError: an observation that lacks a camera or cannot be sent.
+        Raises RemoteError (see its subclasses), or UserError if the observation lacks a camera or cannot be sent.
         """
         images, proprio = observation.get("images") or {}, observation.get("proprio")
         missing = [f"camera '{name}'" for name in self.cameras if images.get(name) is None]
         if missing or proprio is None:
-            found = ", ".join([*images, *observation]) or "nothing"
-            raise UserError(f"observation: expected {[*missing, 'proprio'][0]}, got {found}")
+            keys = ", ".join([*images, *observation]) or "nothing"
+            raise UserError(f"observation: expected {[*missing, 'proprio'][0]}, got {keys}")
         if not self.remaining:
             seen = {"images": {name: np.asarray(images[name]) for name in self.cameras}}
             self.remaining = list(self._ask(seen | {"state": np.asarray(proprio, np.float32)}, deadline_s))
         return self.remaining.pop(0)
 
     def plan(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:
-        """Return the next actions that need no further observation, float32 (k, A); raises as `act`."""
+        """Return the next actions that require no further observation, float32 (k, A). Raises as `act`."""
         first = self.act(observation, deadline_s)
         rest, self.remaining = self.remaining, []
         return np.stack([first, *rest])  # (k, A)
 
     def _ask(self, seen: dict[str, Any], deadline_s: float | None) -> np.ndarray:
         until = _until("deadline_s", self.deadline_s if deadline_s is None else deadline_s)
-        self._asked += 1
-        numbers = {"id": self._asked, "used": self._used, "seed": self.seed}
+        self._request += 1
+        numbers = {"id": self._request, "used": self._used, "seed": self.seed}
         try:
             data = pack({**seen, "reset": self._used is None, "s2robot": numbers})
         except WireError as error:
@@ -174,13 +174,13 @@ class RemotePolicy:
         timing = answer.get("server_timing")
         took = timing.get("infer_ms") if isinstance(timing, dict) else None
         self.server_s = took / 1000 if isinstance(took, float) else math.nan
-        self._used = self._asked
+        self._used = self._request
         return actions
 
     def _send(self) -> None:
-        """Send requests: a server that does not read blocks this thread, and not the caller."""
+        """Send requests: a server that does not read blocks this thread instead of the caller."""
         while (data := self._requests.get()) is not None:
-            with suppress(ConnectionClosed):  # the caller sees it when it receives
+            with suppress(ConnectionClosed):  # the caller notices when it receives
                 self._ws.send(data)
 
     def _exchange(self, data: bytes, until: float) -> dict[str, Any]:
@@ -188,15 +188,15 @@ class RemotePolicy:
         try:
             self._requests.put(data, timeout=max(0.0, until - time.monotonic()))
         except queue.Full:
-            raise PolicyLate(f"{self._url}: earlier requests not sent by the deadline") from None
+            raise PolicyLate(f"{self._url}: earlier requests could not be sent by the deadline") from None
         found: Any = 0
-        while found != self._asked:
+        while found != self._request:
             answer = self._receive(until, "no answer")
             ours = answer.get("s2robot")
             found = ours.get("id") if isinstance(ours, dict) else None
-            if type(found) is not int or not 0 < found <= self._asked:
-                expected = f"an answer to request {self._asked}"
-                raise PolicyMalformed(f"{self._url}: expected {expected}, got another one")
+            if type(found) is not int or not 0 < found <= self._request:
+                expected = f"an answer to request {self._request}"
+                raise PolicyMalformed(f"{self._url}: expected {expected}, got another answer")
         if "error" in answer:
             raise PolicyRefused(f"{self._url}: {_text(answer['error'])}")
         return answer
@@ -206,7 +206,7 @@ class RemotePolicy:
             if (left := until - time.monotonic()) <= 0:
                 raise TimeoutError
             data = self._ws.recv(left)
-            if isinstance(data, str):  # how openpi's servers report an error
+            if isinstance(data, str):  # openpi's servers report errors as text
                 raise PolicyRefused(f"{self._url}: {_text(data)}")
             return unpack(data)
         except TimeoutError:
@@ -234,7 +234,7 @@ def _connected(url: str, token: str, until: float, ca_file: Any) -> Any:
         if uri.user_info:
             raise ValueError(url)
     except (InvalidURI, ValueError):
-        shown = _text(url.rpartition("@")[2])  # no password
+        shown = _text(url.rpartition("@")[2])  # without a password
         raise UserError(f"policy url: expected ws://<host>:<port> or wss://, got '{shown}'") from None
     options: dict[str, Any] = {}
     if uri.secure:
@@ -244,7 +244,7 @@ def _connected(url: str, token: str, until: float, ca_file: Any) -> Any:
             text = f"{ca_file} ({'not found' if isinstance(error, FileNotFoundError) else 'no certificate in it'})"
             raise UserError(f"ca_file: expected a PEM file of certificates, got {text}") from error
     try:
-        # with a socket of ours, no redirect is followed
+        # with an explicit socket, no redirect is followed
         sock = socket.create_connection((uri.host, uri.port), max(0.01, until - time.monotonic()))
         sock.settimeout(None)
         return connect(
@@ -259,7 +259,7 @@ def _connected(url: str, token: str, until: float, ca_file: Any) -> Any:
 
 
 def _failure(url: str, error: Exception) -> RemoteError:
-    """Return what happened to a connection, and why."""
+    """Return the error for a failed connection, with its reason."""
     kind: type[RemoteError] = PolicyLost
     words: object = ""
     if type(error) is ValueError and isinstance(error.__cause__, InvalidStatus):
@@ -268,7 +268,7 @@ def _failure(url: str, error: Exception) -> RemoteError:
         body = bytes(error.response.body or b"").decode("utf-8", "replace")
         kind, words = PolicyRefused, f"HTTP {error.response.status_code}: {body}"
     elif isinstance(error, ConnectionClosed):
-        if error.sent and not error.rcvd_then_sent:  # websockets rejected what it received
+        if error.sent and not error.rcvd_then_sent:  # websockets rejected the received bytes
             kind, words = PolicyMalformed, f"not a message of a policy server: {error.sent.reason}"
         elif error.rcvd:
             kind = PolicyRefused if error.rcvd.code == _TRY_LATER else PolicyLost
@@ -281,7 +281,7 @@ def _failure(url: str, error: Exception) -> RemoteError:
 
 
 def _text(words: object) -> str:
-    """Return a server's words as one line of at most 400 visible characters."""
+    """Return a server's text as one line of at most 400 printable characters."""
     return "".join(c if c.isprintable() else " " for c in str(words)[:400]).strip()
 
 

@@ -3,9 +3,10 @@
 A client opens a websocket with the header `Authorization: Api-Key <token>`, receives metadata, then sends observations:
 
     {"images": {camera: uint8 (H, W, 3)}, "state": float32 (P,), ...}
-    {"actions": float32 (k, A), "server_timing": {"infer_ms": 31.0}, ...}        or the reason why there is no answer
+    {"actions": float32 (k, A), "server_timing": {"infer_ms": 31.0}, ...}        or an error
 
-If several requests wait, only the newest is answered. The server accepts one client at a time and tells others who is connected.
+If several requests are waiting, only the newest is answered. The server accepts one client at a time; it rejects others and
+names the connected client.
 """
 
 import errno
@@ -41,8 +42,8 @@ from s2robot.serving.session import Session
 from s2robot.serving.token import token_for
 from s2robot.serving.wire import PROTOCOL, WireError, pack
 
-PER_ADDRESS, ALL = 16, 64  # connections without the token
-_LAST_ANSWER_S = 0.5  # s that an answer under way has, when the server is stopped
+PER_ADDRESS, ALL = 16, 64  # most connections without a token
+_LAST_ANSWER_S = 0.5  # s allowed for an unsent answer when the server is stopped
 _GOING, _UNSUPPORTED, _INTERNAL, _TRY_LATER = 1001, 1003, 1011, 1013  # websocket close codes
 _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _log = logging.getLogger("s2robot.serving.server.websockets")
@@ -68,25 +69,27 @@ class ServeSettings(Settings, at="serve", file="serve"):
 class Gate(socket.socket):
     """A listening socket for websockets' server, which calls `accept`.
 
-    A connection is pending from then until `admit`; of too many, the oldest ends: a client needs milliseconds, and a flood
-    never finishes. The TLS handshake takes place in the connection's thread, as it first reads.
+    A connection is pending from `accept` until `admit`. If there are too many, the oldest is closed: a genuine client needs
+    milliseconds, a flood never finishes. The TLS handshake takes place in the connection's thread, at its first read.
     """
 
     def __init__(self, family: int, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(family, socket.SOCK_STREAM)
         self._tls, self._lock = tls, threading.Lock()
-        self.pending: dict[tuple, tuple[socket.socket, float]] = {}  # by address; since when, oldest first
+        self.pending: dict[tuple, tuple[socket.socket, float]] = {}  # address -> socket, start; oldest first
         self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             self.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
     def accept(self) -> tuple[socket.socket, tuple]:
-        """Return the next connection. If the process can open no more files, the pending connections end first."""
+        """Return the next connection. If the process cannot open more files, close the pending connections first."""
         while True:
             try:
-                made, address = super().accept()
+                connection, address = super().accept()
                 if self._tls:
-                    made = self._tls.wrap_socket(made, server_side=True, do_handshake_on_connect=False)
+                    connection = self._tls.wrap_socket(
+                        connection, server_side=True, do_handshake_on_connect=False
+                    )
                 break
             except OSError as error:
                 if self.fileno() < 0:
@@ -101,32 +104,32 @@ class Gate(socket.socket):
                 self._end(same[0])
             if len(self.pending) >= ALL:
                 self._end(next(iter(self.pending)))
-            self.pending[address] = made, time.monotonic()
-        return made, address
+            self.pending[address] = connection, time.monotonic()
+        return connection, address
 
     def admit(self, address: tuple) -> None:
-        """Stop counting a connection that has sent the token."""
+        """Remove a connection that has sent the token from the pending ones."""
         with self._lock:
             self.pending.pop(address, None)
 
     def expire(self, seconds: float) -> None:
-        """End connections that are pending for so long."""
+        """Close connections that have been pending for at least this time."""
         with self._lock:
             for at in [at for at, (_, since) in self.pending.items() if time.monotonic() >= since + seconds]:
                 self._end(at)
 
     def _end(self, address: tuple) -> None:
-        _cut_off(self.pending.pop(address)[0])  # its thread closes it then
+        _cut_off(self.pending.pop(address)[0])  # then its thread closes it
 
 
 def _cut_off(connection: socket.socket) -> None:
-    """End whatever waits for a connection, in any thread."""
-    with suppress(OSError):  # it is gone
+    """Wake all threads that wait for a connection."""
+    with suppress(OSError):  # already closed
         connection.shutdown(socket.SHUT_RDWR)
 
 
 class PolicyServer:
-    """The policy of a checkpoint with this contract behind a websocket, for clients that have the token.
+    """Serves a checkpoint's policy, with its contract, over a websocket to clients that have the token.
 
     image_size: of each camera's frames, pixels.
     """
@@ -143,7 +146,7 @@ class PolicyServer:
             "s2robot": {"protocol": PROTOCOL, "version": __version__}, "max_bytes": self._max_bytes,
             "robot": contract["robot"], "rate_hz": contract["rate_hz"], "contract": contract_text(contract),
             "sizes": {name: list(size) for name, size in self._sizes.items()},
-            "actions": actor.batch.execute,  # the most in an answer
+            "actions": actor.batch.execute,  # at most, in an answer
             "action_dim": actor.batch.policy.spec.action_dim,
         })  # fmt: skip
         self.skipped = 0  # requests that a newer one replaced
@@ -151,12 +154,12 @@ class PolicyServer:
         self.client: tuple[ServerConnection, str, float] | None = None  # name and time of connection
         self.stop = threading.Event()  # ends `run`
         self._lock, self._gates = threading.Lock(), list[Gate]()
-        self._plan_until = self._send_until = math.inf  # s, monotonic, of what is under way
+        self._plan_until = self._send_until = math.inf  # s, monotonic, current deadlines
 
     def run(self, ready: Callable[[int], None] = lambda port: None) -> None:
-        """Serve until SIGTERM, Ctrl-C or `stop`; `ready` is called with the port.
+        """Serve until SIGTERM, Ctrl-C or `stop`; call `ready` with the port once the server listens.
 
-        UserError: the address is not available, or the policy hangs.
+        Raises UserError if the address is not available, or the policy hangs.
         """
         s = self.settings
         if threading.current_thread() is threading.main_thread():
@@ -168,7 +171,7 @@ class PolicyServer:
             "proprio": spec.proprio.zeros().numpy(),
             "task": next(iter(spec.tasks), None),
         }
-        self.actor.plan(seen)  # warm: the first client waits no longer
+        self.actor.plan(seen)  # warm up, so that the first client does not wait longer
         tls = tls_of(s.certificate, s.key)
         code, reason = _GOING, "the server was stopped"
         with ExitStack() as stack:
@@ -188,7 +191,7 @@ class PolicyServer:
                 while not self.stop.wait(0.05):
                     if time.monotonic() > self._plan_until:
                         code, reason = _INTERNAL, "the policy hangs"
-                        raise UserError(f"the policy gave no plan in {s.call_s:g} s; stopped")
+                        raise UserError(f"policy: expected a plan within {s.call_s:g} s, got none; stopped")
                     if (client := self.client) and time.monotonic() > self._send_until:
                         _cut_off(client[0].socket)
                     for gate in self._gates:
@@ -197,9 +200,7 @@ class PolicyServer:
                 if client := self.client:  # do not wait for its plan
                     end = time.monotonic() + _LAST_ANSWER_S
                     while self._send_until < math.inf and time.monotonic() < end:
-                        time.sleep(
-                            0.01
-                        )  # an answer that has just left: the client is to read why it is the last one
+                        time.sleep(0.01)  # let a last answer leave, so that the client reads the reason
                     if self._send_until < math.inf:
                         _cut_off(client[0].socket)
                     client[0].close(code, reason)
@@ -207,22 +208,22 @@ class PolicyServer:
     def _listen(self, gate: Gate, stack: ExitStack) -> None:
         server = listen(
             self._serve_client, sock=gate, process_request=self._admit, server_header=None, logger=_log,
-            origins=[None],  # no web page
-            compression=None,  # images do not compress, and it costs time
-            open_timeout=None,  # the gate's
+            origins=[None],  # reject web pages
+            compression=None,  # slow, and does not shrink images
+            open_timeout=None,  # enforced by the gate
             close_timeout=1, max_size=self._max_bytes,
-            ping_interval=10, ping_timeout=15,  # finds a client whose machine died
+            ping_interval=10, ping_timeout=15,  # detects a client whose machine died
         )  # fmt: skip
-        # its threads are daemons, too: the process ends even if a plan hangs
+        # its threads are daemons too: the process ends even if a plan hangs
         threading.Thread(target=server.serve_forever, daemon=True).start()
         stack.callback(threading.Thread(target=server.shutdown, daemon=True).start)
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Reject a client without the token before any message is read."""
-        given = request.headers.get_all("Authorization")
-        offered = given[0].encode("utf-8", "surrogateescape") if len(given) == 1 else b""
-        if not hmac.compare_digest(offered, f"Api-Key {self._token}".encode()):
-            text = "expected the header 'Authorization: Api-Key <token>', the token is missing or wrong"
+        headers = request.headers.get_all("Authorization")
+        credentials = headers[0].encode("utf-8", "surrogateescape") if len(headers) == 1 else b""
+        if not hmac.compare_digest(credentials, f"Api-Key {self._token}".encode()):
+            text = "expected the header 'Authorization: Api-Key <token>', got no token or a wrong one"
             return connection.respond(HTTPStatus.UNAUTHORIZED, text)
         for gate in self._gates:
             gate.admit(connection.remote_address)
@@ -233,10 +234,10 @@ class PolicyServer:
         with self._lock:
             before, self.client = self.client, self.client or (ws, who, time.monotonic())
         if before:
-            text = f"busy: {before[1]} is connected for {time.monotonic() - before[2]:.0f} s"
+            text = f"busy: {before[1]} has been connected for {time.monotonic() - before[2]:.0f} s"
             return ws.close(_TRY_LATER, text)
         calls, skipped = self.session.calls, self.skipped
-        code, reason = _GOING, "gone"
+        code, reason = _GOING, "disconnected"
         print(f"{who}: connected", flush=True)
         try:
             self.session.begin()
@@ -252,7 +253,7 @@ class PolicyServer:
             ws.close(code, reason)
 
     def _converse(self, ws: ServerConnection) -> tuple[int, str]:
-        """Answer until there is a reason to end: its websocket code and text."""
+        """Answer requests until the connection must end; return the websocket code and the reason."""
         s = self.settings
         answer: bytes | str = self._metadata
         while True:
@@ -276,18 +277,18 @@ class PolicyServer:
 
 
 def contract_text(node: Mapping) -> str:
-    """Return a contract as JSON. The hashes of episodes are left out: only a dataset is compared with them."""
+    """Return a contract as JSON, without the episodes' hashes, which only comparisons with a dataset need."""
     lineage = {key: value for key, value in node.get("lineage", {}).items() if key != "episode_hashes"}
     return json.dumps({**node} | ({"lineage": lineage} if lineage else {}), separators=(",", ":"))
 
 
 def tls_of(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
-    """Return what encrypts connections; None without files. UserError: they are no PEM pair."""
+    """Return the TLS context of a certificate; None without files. Raises UserError if they are not a PEM pair."""
     if not certificate and not key:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # without the empty password, a key with a passphrase would ask for it on the terminal
+        # without the empty password, OpenSSL would prompt on the terminal for a key's passphrase
         context.load_cert_chain(certificate, key, password=lambda: "")  # type: ignore[arg-type]
     except (OSError, TypeError, ValueError) as error:
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
@@ -298,9 +299,9 @@ def tls_of(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
 
 
 def run_serve(cfg: DictConfig) -> None:
-    """`s2robot serve`: host a checkpoint's policy until Ctrl-C."""
+    """Run `s2robot serve`: host a checkpoint's policy until Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # `s2robot serve &` in a script starts with Ctrl-C's signal ignored
+        # a script's `s2robot serve &` starts with SIGINT ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
     settings = read(ServeSettings, cfg.serve)
     token, place = token_for(settings.host, settings.token_file)

@@ -1,12 +1,12 @@
-"""The policy as its clients use it: a message in, an answer out, and an episode that a failed call leaves as it was.
+"""A client's session with the policy: it answers messages; a failed call leaves the episode unchanged.
 
-openpi's client sends an observation alone. Our own client adds `s2robot`, a map of numbers:
+openpi's client sends only an observation. Our own client adds `s2robot`, a map of numbers:
 
-    id     of the request; the answer repeats it, so that a late answer is never taken for a newer one
-    used   of the last answer whose actions the client has used; the policy returns to its memory after that answer
-    seed   of everything that the policy's head samples in an episode that begins here
+    id     number of the request; the answer repeats it, so that a late answer is never mistaken for a newer one
+    used   number of the last answer whose actions the client has used; the policy restores its memory from then
+    seed   of all random samples of the policy's head in an episode that begins here
 
-An episode begins with the connection and with each message that holds `reset: true`.
+An episode begins with the connection and with each message that contains `reset: true`.
 """
 
 import time
@@ -36,20 +36,20 @@ class _Numbers(Stored):
 
 
 class Session:
-    """Plans for one client after the other; `keys` as of `observation_of`."""
+    """Plans for one client after another; `keys` as in `observation_of`."""
 
     def __init__(self, actor: Actor, keys: Mapping[str, str]):
         self.actor, self._keys, self.calls = actor, keys, 0  # plans so far
         self.begin()
 
     def begin(self) -> None:
-        """Expect another client."""
+        """Prepare for another client."""
         self._memories: dict[int | None, Any] | None = None  # number of an answer -> the memory after it
 
     def answer(self, data: bytes | str) -> bytes | str:
-        """Return the answer to a message, or the reason why there is none: text, or `error` for our own client.
+        """Return the answer to a message or, on failure, the reason: text, or `error` for our own client.
 
-        WireError: the bytes are no message, or its numbers are wrong: not a client of ours.
+        Raises WireError if the bytes are not a message, or its `s2robot` numbers are invalid.
         """
         message, number = unpack(data), dict[str, Any]()
         numbers: _Numbers | None = None
@@ -88,16 +88,16 @@ class Session:
 def observation_of(
     message: Mapping[str, Any], cameras: Sequence[str], keys: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return {"images": {camera: uint8 (H, W, 3)}, "proprio": float32 (P,)}, and `task` where one is named.
+    """Return {"images": {camera: uint8 (H, W, 3)}, "proprio": float32 (P,)}, and `task` if the message names one.
 
     Args:
-        message: images by key, uint8 (H, W, 3) or (3, H, W), at the top level or in a map `images`, and the state under one
-            of STATES; `prompt`, which a policy of several tasks reads. Other keys are ignored.
-        cameras: of the policy. Camera `left` is the image `left`, `left_image`, `observation/left`,
-            `observation/left_image` or `observation.images.left`; the only camera is also `observation/image`.
+        message: images by key, uint8 (H, W, 3) or (3, H, W), at the top level or in a map `images`; the state under one
+            of STATES; and `prompt` for a policy with several tasks. Other keys are ignored.
+        cameras: the policy's. The image of camera `left` is `left`, `left_image`, `observation/left`,
+            `observation/left_image` or `observation.images.left`; for a single camera, also `observation/image`.
         keys: a client's key -> camera, if its names differ.
 
-    WireError: a camera or the state is missing or has another type.
+    Raises WireError if a camera or the state is missing or has another type.
     """
     nested = message.get("images")
     nested = nested if isinstance(nested, dict) else {}
@@ -106,18 +106,18 @@ def observation_of(
     for camera in cameras:
         names = [f"{prefix}{camera}{suffix}" for prefix in _PREFIXES for suffix in ("", "_image")]
         names += ["observation/image", "observation.image", "image"] * (len(cameras) == 1)
-        found = {name: flat.get(name) for name in names}
+        values = {name: flat.get(name) for name in names}
         if camera in renamed:
-            found = {renamed[camera]: flat.get(renamed[camera]), camera: nested.get(camera)}
-        arrays = [(name, value) for name, value in found.items() if isinstance(value, np.ndarray)]
+            values = {renamed[camera]: flat.get(renamed[camera]), camera: nested.get(camera)}
+        arrays = [(name, value) for name, value in values.items() if isinstance(value, np.ndarray)]
         if not arrays:
-            expected = f"an image '{next(iter(found))}', or serve.keys to name it"
+            expected = f"an image '{next(iter(values))}', or its name in serve.keys"
             raise WireError(f"camera '{camera}': expected {expected}, got {_keys(flat)}")
         images[camera] = _image(*arrays[0])
     for key in STATES:
         if key in message:
-            told = message.get("prompt")
-            task = {"task": told} if isinstance(told, str) else {}
+            prompt = message.get("prompt")
+            task = {"task": prompt} if isinstance(prompt, str) else {}
             return {"images": images, "proprio": _state(key, message[key]), **task}
     raise WireError(f"state: expected one of the keys {', '.join(STATES)}, got {_keys(message)}")
 
@@ -125,8 +125,8 @@ def observation_of(
 def _image(key: str, image: np.ndarray) -> np.ndarray:
     if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
         image = np.ascontiguousarray(image.transpose(1, 2, 0))
-    right = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size
-    if not right or max(image.shape) > MAX_PIXELS:
+    valid = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size
+    if not valid or max(image.shape) > MAX_PIXELS:
         sides = f"uint8 (H, W, 3) with sides of 1 to {MAX_PIXELS}"
         raise WireError(f"{key}: expected {sides}, got {image.dtype} {image.shape}")
     return image
@@ -139,7 +139,7 @@ def _state(key: str, value: Any) -> np.ndarray:
         state = np.array("lists in lists")
     if state.ndim != 1 or state.dtype.kind not in "fiu":
         raise WireError(f"{key}: expected numbers (P,), got {state.dtype} {state.shape}")
-    with np.errstate(over="ignore"):  # the policy rejects a number that becomes infinite
+    with np.errstate(over="ignore"):  # the policy rejects numbers that overflow to infinity
         return state.astype(np.float32)
 
 

@@ -1,8 +1,8 @@
-"""Messages of a policy server and its clients: openpi's msgpack with numpy arrays, and nothing that could run code.
+"""Messages of a policy server and its clients: openpi's msgpack format with numpy arrays; decoding cannot execute code.
 
 An array is a map with the keys `__ndarray__`, `data`, `dtype` and `shape`, all bytes, as in openpi-client 0.1.2 (Apache-2.0;
-none of its code is here). msgpack-numpy unpickles arrays of objects, and openpi's own module does not limit containers. Here
-no message, whoever sent it, takes up much more memory than its own bytes.
+none of its code is used). msgpack-numpy unpickles object arrays, and openpi's own module does not limit containers. This
+module never uses much more memory than the bytes of a message, even from a malicious sender.
 """
 
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ from typing import Any
 import msgpack
 import numpy as np
 
-PROTOCOL = 2  # of the `s2robot` keys in openpi's messages; raise it when one changes its meaning
-MAX_ITEMS = 4096  # of one list or map, and of all lists and maps together
+PROTOCOL = 2  # version of the `s2robot` keys in openpi's messages; increase it if a key changes its meaning
+MAX_ITEMS = 4096  # in one list or map, and lists and maps in total
 _NAMES = "? u1 u2 u4 u8 i1 i2 i4 i8 f2 f4 f8"
 _DTYPES = {np.dtype(name).str: np.dtype(name) for name in _NAMES.split()}  # little-endian
 
 
 class WireError(ValueError):
-    """A message that cannot be sent, or bytes that are no message; the text is one line."""
+    """A message that cannot be encoded, or bytes that are not a message; the text is one line."""
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """Return a message as bytes. Raises WireError for values that a message cannot hold."""
+    """Encode a message. Raises WireError for values that a message cannot contain."""
     try:
         return msgpack.packb(message, default=_array_to_map)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -30,7 +30,7 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes | str) -> dict[str, Any]:
-    """Return the message of these bytes; its arrays are copies. Raises WireError for anything else."""
+    """Decode a message; its arrays are copies. Raises WireError if the bytes are not a message."""
     count = 0
 
     def container(value: Any) -> Any:  # an empty list takes one byte in the message and 64 in memory
@@ -41,23 +41,23 @@ def unpack(data: bytes | str) -> dict[str, Any]:
         return value
 
     def table(pairs: Any) -> Any:
-        found = container(dict(pairs))
-        if b"__ndarray__" in found:
-            return _map_to_array(found)
-        if b"__npgeneric__" in found:
-            return found.get(b"data")
-        if not all(isinstance(key, str) for key in found):
-            raise ValueError("expected keys of text, got another type")
-        return found
+        items = container(dict(pairs))
+        if b"__ndarray__" in items:
+            return _map_to_array(items)
+        if b"__npgeneric__" in items:
+            return items.get(b"data")
+        if not all(isinstance(key, str) for key in items):
+            raise ValueError("expected text keys, got another type")
+        return items
 
     limits = {"max_array_len": MAX_ITEMS, "max_map_len": MAX_ITEMS, "max_ext_len": 0}
     try:
         message = msgpack.unpackb(data, list_hook=container, object_pairs_hook=table, **limits)
-    # msgpack and numpy raise one of these for bytes that are no message
+    # msgpack and numpy raise one of these for invalid bytes
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"not a message: {_line(error)}") from error
     if not isinstance(message, dict):
-        raise WireError(f"expected keys and values, got {type(message).__name__}")
+        raise WireError(f"expected a map, got {type(message).__name__}")
     return message
 
 
@@ -73,9 +73,9 @@ def _array_to_map(value: Any) -> Any:
     return {b"__ndarray__": True, b"data": array.tobytes(), b"dtype": array.dtype.str, b"shape": shape}
 
 
-def _map_to_array(found: Mapping[Any, Any]) -> np.ndarray:
-    data, name = found.get(b"data"), found.get(b"dtype")
-    shape: Any = found.get(b"shape")
+def _map_to_array(items: Mapping[Any, Any]) -> np.ndarray:
+    data, name = items.get(b"data"), items.get(b"dtype")
+    shape: Any = items.get(b"shape")
     sides = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
     if not sides or not isinstance(data, bytes) or name not in _DTYPES:
         raise ValueError(f"expected an array's data, shape, and dtype of {', '.join(_DTYPES)}")

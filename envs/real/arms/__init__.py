@@ -1,1 +1,1 @@
-"""Arms: the driver's protocol, drivers for xArm and Franka, their geometry."""
+"""Arms: the driver interface, drivers for xArm, Franka and LeRobot's robots, and arm geometry."""

@@ -1,4 +1,4 @@
-"""An arm, as its YAML in configs/robot describes it: joints, gripper, driver, and the model that its watched points are in."""
+"""The description of an arm, from its YAML in configs/robot: joints, gripper, driver, model and monitored points."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from s2robot.envs.real.arms.geometry import Point
 from s2robot.envs.robots import ROBOTS, robot_spec
 from s2robot.envs.tasks import import_class
 
-BUILT_IN = "xarm7"  # the model that needs no file
+BUILT_IN = "xarm7"  # its model needs no file
 
 
 class ArmDescription(Settings, at="robot"):
@@ -31,7 +31,7 @@ class ArmDescription(Settings, at="robot"):
     ddq_max: Rates | float | None = None
     gripper: Literal["binary", "continuous"] | None = "binary"
     points: tuple[Point, ...] = ()
-    # of LeRobot's robots: configs/robot/lerobot.yaml documents these
+    # only for LeRobot's robots: configs/robot/lerobot.yaml documents these
     type: str | None = None
     port: str | None = None
     id: str | None = None
@@ -46,7 +46,7 @@ class ArmDescription(Settings, at="robot"):
         for key in ("q_max", "joints", "home", "dq_max", "ddq_max"):
             values = getattr(self, key)
             fits = not isinstance(values, tuple) or len(values) == n
-            yield key, fits, f"{n} values, one a joint as in q_min"
+            yield key, fits, f"{n} values, one per joint as in q_min"
         known = self.home is not None or self.name in ROBOTS
         yield "home", known and len(self.start) == n, f"{n} values, rad"
         start, own = self.start, self.model in (None, BUILT_IN)
@@ -59,30 +59,30 @@ class ArmDescription(Settings, at="robot"):
         if self.type is not None:
             yield "units", self.units is not None, "degrees, normalised or radians, as its datasets have"
             yield "stop", self.stop is not None, "hold (the torque stays on) or torque_off (the arm falls)"
-            yield "gripper", self.gripper != "binary", "continuous or null for a robot of LeRobot's"
-        yield "points", own or watched, "a point of the model that is in_box, such as the tool's"
+            yield "gripper", self.gripper != "binary", "continuous or null for a LeRobot robot"
+        yield "points", own or watched, "at least one point with in_box, such as the tool's"
 
     @property
     def joint_names(self) -> tuple[str, ...]:
         return self.joints or tuple(f"joint{i + 1}" for i in range(len(self.q_min)))
 
     def parts(self, key: str) -> tuple[Part, ...]:
-        """Return what the numbers of an `action` or `proprio` (the key) are."""
+        """Return the parts (joints, gripper) of the vector `key`, "action" or "proprio"."""
         return default_parts(f"{key}_parts", len(self.q_min), self.gripper)
 
     @property
     def start(self) -> Array:
-        """Joints at which an episode starts, rad.  # (N,)"""
+        """The joint positions at which an episode starts, rad.  # (N,)"""
         return np.array(self.home or robot_spec(self.name).home)
 
     def limits(self, node: Any = None) -> ArmLimits:
-        """Return the settings `bridge.limits` (the defaults for None) for this arm's joints, no faster than it is."""
-        given = read(ArmLimits, {**(node or {}), "q_min": self.q_min, "q_max": self.q_max})
-        return given.at_most(self.dq_max, self.ddq_max)
+        """Return `bridge.limits` (defaults if None) with this arm's joint ranges, capped at its own speed and acceleration."""
+        limits = read(ArmLimits, {**(node or {}), "q_min": self.q_min, "q_max": self.q_max})
+        return limits.at_most(self.dq_max, self.ddq_max)
 
     def driver_class(self) -> Any:
-        """Return the driver, made as `driver(ip, limits, gripper=True)`, see also `ArmDriver.described`. Raises EnvError if there is none."""
-        found: Any = import_class(str(self.driver), "robot.driver")
-        fits = isinstance(found, type) and issubclass(found, ArmDriver)
+        """Return the driver class, called as `driver(ip, limits, gripper=True)`; see `ArmDriver.described`. Raises EnvError."""
+        driver: Any = import_class(str(self.driver), "robot.driver")
+        fits = isinstance(driver, type) and issubclass(driver, ArmDriver)
         expect(fits, "robot.driver", "a subclass of ArmDriver", f"'{self.driver}'")
-        return found
+        return driver

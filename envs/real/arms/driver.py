@@ -1,6 +1,6 @@
-"""The interface of an arm, and what drivers share. SI units here: rad, m, s, N m; other units stay inside a driver.
+"""The interface of an arm, and code that drivers share. It uses SI units (rad, m, s, N m); other units stay in a driver.
 
-All positions are in the frame of the arm's base: x forward, y to its left, z up.
+All positions are in the frame of the arm's base: x forward, y left, z up.
 """
 
 import threading
@@ -21,27 +21,27 @@ from s2robot.envs.errors import EnvError, expect
 T = TypeVar("T")
 Array = NDArray[np.float64]
 
-OK = 0  # CommandResult.code of a command that the arm took
-LATE_S = 0.005  # s that an answer may take while the command counts as heard when it was sent
-REFUSED = -1000  # CommandResult.code of a command that the driver itself did not send
+OK = 0  # CommandResult.code of a command that the arm accepted
+LATE_S = 0.005  # s; if an answer takes longer, the arm may have received the command as late as the answer
+REFUSED = -1000  # CommandResult.code of a command that the driver rejected without sending it
 
 
-def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+def _check_ascending(ends: tuple[float, float]) -> tuple[float, float]:
     if ends[0] >= ends[1]:
         raise ValueError(f"expected (low, high), got {ends}")
     return ends
 
 
-Joints = Annotated[tuple[float, ...], Field(min_length=1)]  # one number for each
+Joints = Annotated[tuple[float, ...], Field(min_length=1)]  # one number per joint
 Rates = tuple[Annotated[float, Field(gt=0)], ...]
-_Ends = Annotated[tuple[float, float], AfterValidator(_rising)]
+_Ends = Annotated[tuple[float, float], AfterValidator(_check_ascending)]
 Box = tuple[_Ends, _Ends, _Ends]  # (low, high) of x, y, z
 
 
 class ArmLimits(Settings, at="bridge.limits", file="bridge/default"):
-    """What the stream of commanded joints never leaves; configs/bridge/default.yaml documents each value."""
+    """Limits that the stream of joint commands never exceeds; configs/bridge/default.yaml documents each value."""
 
-    # rad, the range of the arm itself, which its description has; `margin` is kept from it
+    # rad, the arm's own range, from its description; commands stay `margin` away from its ends
     q_min: Joints = Field(default_factory=lambda: _xarm7("q_min"), exclude=True)
     q_max: Joints = Field(default_factory=lambda: _xarm7("q_max"), exclude=True)
     dq_max: Rates = from_yaml()
@@ -65,22 +65,22 @@ class ArmLimits(Settings, at="bridge.limits", file="bridge/default"):
 
     def rules(self) -> Iterable[tuple[Any, ...]]:
         for key in ("q_max", "dq_max", "ddq_max"):
-            yield key, len(getattr(self, key)) == self.joints, f"{self.joints} values, one a joint"
+            yield key, len(getattr(self, key)) == self.joints, f"{self.joints} values, one per joint"
         room = np.subtract(self.q_max, self.q_min)
-        yield "margin", (room > 2 * self.margin).all(), "room between q_min and q_max"
+        yield "margin", (room > 2 * self.margin).all(), "less than half of each range q_min to q_max"
         least = max(self.dq_max) / self.rate_hz
         yield "step_max", self.step_max >= least, f">= {least:.3g}, what dq_max allows in a period"
 
     @property
     def joints(self) -> int:
-        """How many the arm has, N."""
+        """The number of joints, N."""
         return len(self.q_min)
 
     def at_most(self, dq: Rates | float | None, ddq: Rates | float | None) -> Self:
-        """Return limits that are no faster than these rates, of all joints or of each; None: as they are."""
-        both = {"dq_max": dq, "ddq_max": ddq}
+        """Return limits capped at these rates, one for all joints or one per joint; None: no cap."""
+        caps = {"dq_max": dq, "ddq_max": ddq}
         return self.replace(**{
-            key: tuple(np.minimum(getattr(self, key), most).tolist()) for key, most in both.items() if most is not None
+            key: tuple(np.minimum(getattr(self, key), cap).tolist()) for key, cap in caps.items() if cap is not None
         })  # fmt: skip
 
 
@@ -88,61 +88,61 @@ def _xarm7(key: str) -> tuple[float, ...]:
     return tuple(yaml_defaults("robot/xarm7")[key])
 
 
-XARM7_LIMITS = ArmLimits()  # box and table are those of the cube-pick scene: another bench needs its own
+XARM7_LIMITS = ArmLimits()  # box and table fit the cube-pick scene: another bench needs its own values
 
 
 @dataclass(frozen=True)
 class ArmState:
     q: Array  # (N,) rad, measured
-    gripper: float  # opening, 0 closed to 1 open; NaN without one
-    t_mono: float  # s, host's clock (`control.clock.now`), when the reading was asked for: it is not older than that
-    mode: int  # the arm's own number
-    error: int  # the arm's own number; 0 = none
+    gripper: float  # opening, 0 closed to 1 open; NaN without a gripper
+    t_mono: float  # s, host's clock (`control.clock.now`), when the reading was requested: it is no older than that
+    mode: int  # the arm's own code
+    error: int  # the arm's own code; 0 = none
 
 
 @dataclass(frozen=True)
 class CommandResult:
-    """The outcome of one command. Times are those of the host's clock."""
+    """The outcome of one command. Times are on the host's clock."""
 
-    code: int  # OK, REFUSED, or the arm's own number
+    code: int  # OK, REFUSED, or the arm's own code
     t_sent: float  # s
     t_ack: float  # s
 
     @property
     def t_heard(self) -> float:
-        """The latest time, s, at which the arm got it: the next is due no sooner than a period after."""
+        """The latest time, s, at which the arm received it; the next command is due at least one period later."""
         return self.t_ack if self.t_ack - self.t_sent > LATE_S else self.t_sent
 
 
 @dataclass(frozen=True)
 class DriverStatus:
-    """The arm's status, without a request."""
+    """The arm's last known status, read without a request to it."""
 
     connected: bool
     error: int  # 0 = none
     mode: int
-    report_age_s: float  # since the arm last said anything by itself; inf = never
+    report_age_s: float  # since the arm's last unsolicited report; inf = never
 
 
 class ArmDriver(ABC):
-    """An arm of N joints, with a gripper or without. Only `stop` may be called from another thread than the rest.
+    """An arm of N joints, with or without a gripper. `stop` may be called from any thread, all else from one thread only.
 
-    `command` refuses before `arm`, after `stop`, joints that are not N finite numbers or out of range, a step beyond
-    `step_max` (rad) from the last, and an opening that is not within 0 to 1.
+    `command` is rejected before `arm` and after `stop`, and if the joints are not N finite numbers within range, are more
+    than `step_max` (rad) from the last command, or the opening is not within 0 to 1.
     """
 
-    armed_mode: int = 1  # the arm's own number of the mode in which it takes commands
-    one_client: bool = False  # takes one connection, and brakes by itself when that is gone
-    described: bool = False  # made with the whole ArmDescription in the place of its address
-    slack: float = 0.0  # rad that its joints may stay away from their command, for example by its weight
+    armed_mode: int = 1  # the arm's own code of the mode in which it accepts commands
+    one_client: bool = False  # accepts one connection, and brakes by itself when that is lost
+    described: bool = False  # constructed with the whole ArmDescription instead of its address
+    slack: float = 0.0  # rad by which joints at rest may miss their command, for example under gravity
     views: Mapping[str, tuple[int, int]] = {}  # cameras of the robot itself -> (H, W) of their frames
-    stop_means: str = ""  # what happens at each stop, for the operator to know before the arm moves
+    stop_means: str = ""  # the effect of each stop, shown to the operator before the arm moves
 
     def __init__(self, limits: ArmLimits, step_max: Any):
         self.limits, self._step_max = limits, step_max
-        self._last = np.full(limits.joints, np.nan)  # rad, commanded last
-        self.stopped = "not armed"  # why `command` refuses; empty if it does not
-        self._last_stop = object()  # made anew by each stop: one that comes from another thread is not lost
+        self._last = np.full(limits.joints, np.nan)  # rad, the last command
+        self.stopped = "not armed"  # why `command` rejects everything; empty while armed
+        self._last_stop = object()  # replaced by each stop, so that a stop from another thread is noticed
 
     def __enter__(self) -> Self:
         return self
@@ -152,34 +152,34 @@ class ArmDriver(ABC):
 
     @abstractmethod
     def connect(self, timeout_s: float) -> None:
-        """Reach the arm, move nothing. Raises EnvError after `timeout_s` at the latest."""
+        """Connect to the arm without moving it. Raises EnvError after `timeout_s` at the latest."""
 
     @abstractmethod
     def arm(self) -> None:
-        """Enable motion. Clears no error: raises EnvError where one is pending."""
+        """Enable motion. Clears no error: raises EnvError if one is pending."""
 
     @abstractmethod
     def read(self) -> ArmState:
-        """Return the measured state, asked for now. Raises EnvError where the arm does not answer in time."""
+        """Request and return the measured state. Raises EnvError if the arm does not answer in time."""
 
     @abstractmethod
     def command(self, q: Array, gripper: float | None) -> CommandResult:
-        """Send absolute joints (N,) rad and, unless None, a gripper opening 0 to 1; does not wait for motion."""
+        """Send absolute joints (N,) rad and, unless None, a gripper opening 0 to 1, without waiting for the motion."""
 
     @abstractmethod
     def stop(self, reason: str) -> bool:
-        """Stop in a controlled way, no emergency stop; may be repeated, from any thread. Never raises.
+        """Stop in a controlled way (not an emergency stop). May be called repeatedly, from any thread. Never raises.
 
-        Returns: whether the arm acknowledged it. After False the arm may go on to its last target and stay enabled.
+        Returns: whether the arm acknowledged it. After False the arm may move on to its last target and stay enabled.
         """
 
     @abstractmethod
     def status(self) -> DriverStatus:
-        """Cheap, never blocks on the arm."""
+        """Return the last known status; cheap, never waits for the arm."""
 
     @abstractmethod
     def close(self) -> None:
-        """Disconnect; may be repeated."""
+        """Disconnect; may be called repeatedly."""
 
     def _sendable(self, q: Any, gripper: Any) -> Array | None:
         target = finite_joints(q, self.limits.joints)
@@ -191,7 +191,7 @@ class ArmDriver(ABC):
 
     @contextmanager
     def _arming(self) -> Iterator[None]:
-        """Arm the arm within this context: it is stopped where a step fails, or where it was stopped meanwhile."""
+        """Arm the arm within this context; stop it if a step fails, or if `stop` was called meanwhile."""
         before = self._last_stop
         try:
             yield
@@ -200,14 +200,14 @@ class ArmDriver(ABC):
             raise
         if self._last_stop is not before:
             self.stop("stopped while it was armed")
-            raise EnvError("arm: expected no stop while it was armed, got one")
+            raise EnvError("arm: expected no stop while it was armed, got a stop")
 
 
 def finite_joints(value: Any, n: int) -> Array | None:
-    """`value` as (n,) finite float64, or None."""
+    """Return `value` as n finite numbers, or None if it is anything else.  # float64 (n,)"""
     try:
         array = np.asarray(value)
-    except Exception:  # whatever an odd object raises: it is no target
+    except Exception:  # an arbitrary object may raise anything; it is not a target
         return None
     if array.shape != (n,) or array.dtype.kind not in "fiu":
         return None
@@ -216,23 +216,23 @@ def finite_joints(value: Any, n: int) -> Array | None:
 
 
 def measured(arm: str, q: Array, silent_s: float = 0.0, most_s: float = 0.0) -> Array:
-    """Return the measured joints. Raises EnvError unless they are finite and the gripper was silent for `most_s` at most."""
+    """Return the measured joints. Raises EnvError unless they are finite and the gripper answered within `most_s`."""
     expect(np.isfinite(q).all(), arm, "finite joints", q.tolist())
     expect(silent_s <= most_s, arm, f"an answer from the gripper within {most_s:g} s", "none")
     return q
 
 
 def made_within(seconds: float, make: Callable[[], T], drop: Callable[[T], object], what: str) -> T:
-    """Return `make()`, called in a thread of its own: a library may wait for minutes for an arm that is silent.
+    """Return `make()`, called in a separate thread because a library may wait minutes for a silent arm.
 
-    A result that comes too late goes to `drop`. Raises EnvError, which begins with `what`, if it failed or took longer.
+    A late result is passed to `drop`. Raises EnvError, prefixed with `what`, if the call failed or took longer.
     """
     result: Future[T] = Future()
 
     def run() -> None:
         try:
             result.set_result(make())
-        except BaseException as error:  # of whatever kind
+        except BaseException as error:  # passed to the caller's thread
             result.set_exception(RuntimeError(error))
 
     threading.Thread(target=run, daemon=True, name=what).start()

@@ -1,10 +1,11 @@
 """A Franka arm (Panda, FR3) with its hand, through franky (`pip install 's2robot[franka]'`).
 
 libfranka's 1 kHz loop runs in franky's own thread: a joint impedance controller follows the newest target. The arm is
-soft, lags by a few hundredths of a radian under load, and holds the last target if Python hangs. Only one client may
-control it, and the arm brakes when its commands no longer come: the supervisor stops it by ending this process.
+compliant, lags by a few hundredths of a radian under load, and holds the last target if Python hangs. It accepts one
+client and brakes when that client's commands stop, so the supervisor stops the arm by ending this process.
 
-Tested against franky-sim, which accepts what a real arm refuses and knows no errors: no claim about safety rests on it.
+Tested only against franky-sim, which accepts commands that a real arm rejects and reports no errors. That shows nothing
+about safety on a real arm.
 """
 
 import threading
@@ -21,8 +22,8 @@ from s2robot.envs.real.arms.driver import ArmLimits, ArmState, Array, CommandRes
 from s2robot.envs.real.control.clock import now
 
 MOVING = 2  # franky's RobotMode.Move: a controller runs
-GONE = 1  # CommandResult.code: the controller has ended, by an error or a stop
-ERROR = 1  # ArmState.error: franky says which in words
+GONE = 1  # CommandResult.code: the controller has ended after an error or a stop
+ERROR = 1  # ArmState.error: any error; franky describes it only in words
 GRIPPER_PERIOD = 0.1  # s between two readings of the hand
 GRIPPER_LOST = 2.0  # s without an answer from the hand
 HAND_SPEED = 0.1  # m/s
@@ -34,9 +35,9 @@ class FrankaDriver(arms.ArmDriver):
     """A Panda or FR3 at an address.
 
     Args:
-        limits: `command` never exceeds their range and step.
-        realtime: require a realtime kernel, as libfranka does; by default unless the arm is simulated on this machine.
-        gripper: False for an arm without a hand; its opening is NaN.
+        limits: `command` never exceeds its joint range and `step_max`.
+        realtime: require a realtime kernel, as libfranka does; by default only if the arm is not simulated on this machine.
+        gripper: False for an arm without a hand; the opening is then NaN.
     """
 
     armed_mode, one_client = MOVING, True
@@ -49,14 +50,14 @@ class FrankaDriver(arms.ArmDriver):
         self._hand: Any = None
         self._tracker: Any = None
         self._heard, self._mode, self._error = -np.inf, -1, 0
-        self._lock = threading.Lock()  # between a stop and a command of another thread
+        self._lock = threading.Lock()  # held by a stop or a command, which may come from different threads
         self._wanted: float | None = None  # opening
         self._opening, self._hand_heard = np.nan, -np.inf
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def connect(self, timeout_s: float) -> None:
-        """See `ArmDriver`; recovers from no error. Raises EnvError: no franky, no arm or hand, no answer."""
+        """See `ArmDriver`; clears no error. Raises EnvError if franky, the arm or the hand is missing or silent."""
         franky = import_extra("franky", "franka")
 
         def build() -> tuple[Any, Any, Any]:
@@ -69,9 +70,9 @@ class FrankaDriver(arms.ArmDriver):
         self._robot, self._hand, hand_state = made
         try:
             if self._hand is not None:
-                self._heard_hand(hand_state)
+                self._update_hand(hand_state)
                 self._closing.clear()
-                self._thread = threading.Thread(target=self._tend_hand, daemon=True, name="franka hand")
+                self._thread = threading.Thread(target=self._run_hand, daemon=True, name="franka hand")
                 self._thread.start()
             self.read()
         except BaseException:
@@ -90,14 +91,14 @@ class FrankaDriver(arms.ArmDriver):
         self._robot = self._hand = self._tracker = self._thread = None
 
     def arm(self) -> None:
-        """Start the controller at the measured joints; the arm stands still.
+        """Start the controller at the measured joints; the arm does not move.
 
-        Raises EnvError, with the arm stopped: an error is pending (recover in Desk, after looking at the arm), the
+        Raises EnvError and leaves the arm stopped if an error is pending (inspect the arm, then recover in Desk), the
         controller does not start, or `stop` was called meanwhile.
         """
         if self.read().error:
             errors = self._robot.state.current_errors
-            hint = "look at the arm, then recover in Desk"
+            hint = "inspect the arm, then recover in Desk"
             raise EnvError(f"franka {self.ip}: expected no error, got {errors}; {hint}")
         with self._arming():
             self._start()
@@ -107,7 +108,7 @@ class FrankaDriver(arms.ArmDriver):
         import franky
 
         try:
-            with suppress(franky.ControlException):  # what ended the motion before was reported then
+            with suppress(franky.ControlException):  # an error of the last motion was already reported
                 self._robot.join_motion(2.0)
             low, high = np.array(self.limits.q_min), np.array(self.limits.q_max)
             self._tracker = franky.JointImpedanceTracker(
@@ -122,7 +123,7 @@ class FrankaDriver(arms.ArmDriver):
             raise EnvError(f"franka {self.ip}: the controller does not start ({error})") from None
 
     def read(self) -> ArmState:
-        """See `ArmDriver`; the hand's opening is up to 0.2 s old. EnvError: also no answer from it for 2 s."""
+        """See `ArmDriver`; the hand's opening is up to 0.2 s old. Raises EnvError also if the hand is silent for 2 s."""
         asked = now()
         try:
             state = self._robot.state
@@ -141,7 +142,7 @@ class FrankaDriver(arms.ArmDriver):
         return DriverStatus(self._robot is not None and age < 1.0, self._error, self._mode, age)
 
     def command(self, q: Array, gripper: float | None) -> CommandResult:
-        """Set the controller's target, joints (7,) rad, and an opening; see `ArmDriver`. GONE: the controller has ended."""
+        """Set the controller's target, joints (7,) rad, and an opening; see `ArmDriver`. Code GONE: the controller has ended."""
         begin = now()
         with self._lock:
             if (target := self._sendable(q, gripper)) is None:
@@ -155,7 +156,7 @@ class FrankaDriver(arms.ArmDriver):
         return CommandResult(arms.OK, begin, now())
 
     def stop(self, reason: str) -> bool:
-        """Brake and end the controller; True also where none was running. See `ArmDriver`; does not wait for rest."""
+        """Brake and end the controller without waiting for rest; see `ArmDriver`. True also if no controller was running."""
         self._last_stop = object()
         with self._lock:
             self.stopped, self._wanted = reason or "stopped", None
@@ -168,34 +169,34 @@ class FrankaDriver(arms.ArmDriver):
                 if robot.is_in_control:
                     robot.move(franky.TorqueStopMotion(), asynchronous=True)
                 return True
-        with suppress(Exception):  # the braking was refused: end the motion as it is
+        with suppress(Exception):  # the braking motion was rejected: end the current motion directly
             robot.stop()
             return True
         return False
 
-    def _heard_hand(self, state: Any) -> None:
+    def _update_hand(self, state: Any) -> None:
         self._opening = float(np.clip(state.width / max(state.max_width, 1e-6), 0.0, 1.0))
         self._hand_heard = now()
 
-    def _tend_hand(self) -> None:
-        """Ten times a second: begin a changed motion, read the width."""
+    def _run_hand(self) -> None:
+        """Ten times a second, start a motion if the target has changed, and read the width."""
         sent: float | None = None
         under_way: Any = None
         while not self._closing.wait(GRIPPER_PERIOD):
-            if self._wanted is None:  # stopped: the same opening is a new command after it
+            if self._wanted is None:  # stopped: afterwards even the same opening is a new command
                 sent = None
-            with suppress(Exception):  # one motion that fails ends neither the next nor the reading
-                # a motion ends first: franky-sim never answers one that was cut short
+            with suppress(Exception):  # a failed motion prevents neither the next one nor the reading
+                # wait for a motion to end: franky-sim never answers one that was interrupted
                 free = under_way is None or under_way.wait(0.0)
                 if free and (wanted := self._wanted) is not None and wanted != sent:
                     if wanted < 0.5:
-                        # any width counts as grasped: the policy sees what it holds
+                        # every width counts as a grasp: the policy sees what it holds
                         under_way = self._hand.grasp_async(0.0, HAND_SPEED, GRASP_FORCE, 1.0, 1.0)
                     else:
                         under_way = self._hand.move_async(wanted * self._hand.max_width, HAND_SPEED)
                     sent = wanted
             with suppress(Exception):
-                self._heard_hand(self._hand.state)
+                self._update_hand(self._hand.state)
         if under_way is not None:
             with suppress(Exception):
-                under_way.wait(2.0)  # destroying one that is under way waits for it without a limit
+                under_way.wait(2.0)  # destroying an unfinished motion would wait for it without a timeout

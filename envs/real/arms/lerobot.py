@@ -1,10 +1,10 @@
-"""A robot of LeRobot's behind `ArmDriver`: joints and gripper by name, converted from LeRobot's units; its cameras too.
+"""An `ArmDriver` for LeRobot's robots: joints and gripper by name, converted from LeRobot's units, and the robot's cameras.
 
 A robot on a serial bus (`robot.bus`: SO-100, SO-101, Koch, OMX) is connected without `Robot.connect`, which switches its
-torque off and on. Torque comes on in `arm`, with each goal at the measured position. Other robots connect as LeRobot does.
-The supervisor opens the same serial port beforehand, and uses it only when it has to stop the arm.
+torque off and on. `arm` enables the torque, with each goal at the measured position. Other robots use `Robot.connect`.
+The supervisor opens the same serial port in advance, and uses it only when it has to stop the arm.
 
-Tested against emulated servos only, see `s2robot.envs.real.emulator.servos`.
+Tested against emulated servos only (`s2robot.envs.real.emulator.servos`).
 """
 
 import dataclasses
@@ -30,23 +30,23 @@ from s2robot.envs.real.control.clock import now
 
 LOST = 256  # ArmState.error: two observations in a row failed; smaller numbers are the servos' status bits
 GONE = 1  # CommandResult.code: LeRobot raised an error instead of sending
-LOCK_S = 0.2  # s that a stop waits for a transaction under way
+LOCK_S = 0.2  # s that a stop waits for an unfinished transaction
 CAMERA_S = 0.1  # s by which a new frame may be older than its observation
 CHECK_EVERY = 4  # observations between two checks of torque or status
-AGREE = 200  # steps between two readings in a row
-REST, SETTLE_S = 0.02, 0.05  # rad that a robot without a bus may move in this time after a stop
-TRIES = 3  # of what sends dozens of packets without a retry of its own
+AGREE = 200  # greatest difference, in steps, between two consecutive readings
+REST, SETTLE_S = 0.02, 0.05  # a stopped robot without a bus may move by this many rad within this many s
+TRIES = 3  # for calls that send dozens of packets and do not retry
 STOPS = {
     "hold": "the joints hold where they are, the gripper keeps its goal; the torque stays on, also after this command ends",
     "torque_off": "the torque goes off, also after each episode: THE ARM FALLS unless something supports it",
 }
-in_one_line = partial(reported, kind=EnvError)  # LeRobot's have several lines
+in_one_line = partial(reported, kind=EnvError)  # LeRobot's error messages have several lines
 
 
 class LeRobotArm(arms.ArmDriver):
-    """The robot that `robot.type` and `robot.port` select; with `gripper=False` a driver that only stops it.
+    """The robot that `robot.type` and `robot.port` select; with `gripper=False`, a driver that only stops it.
 
-    Attributes: `names` (joints, then the gripper), `frames` (camera -> time and image of its newest frame; `news` is notified of
+    Attributes: `names` (joints, then the gripper), `frames` (camera -> time and image of its newest frame), `news` (notified at
     each observation).
     """
 
@@ -59,25 +59,25 @@ class LeRobotArm(arms.ArmDriver):
         self.names = (*robot.joint_names, *[robot.gripper_joint] * (robot.gripper is not None))
         self.stop_means = STOPS[str(robot.stop)]
         self._robot: Any = None
-        self._bus: Any = None  # of a robot on a serial bus
-        self._scale = np.full(limits.joints, np.pi / 180 if robot.units == "degrees" else 1.0)  # rad a unit
+        self._bus: Any = None  # only for a robot on a serial bus
+        self._scale = np.full(limits.joints, np.pi / 180 if robot.units == "degrees" else 1.0)  # rad per unit
         self._lock, self.news = threading.Lock(), threading.Condition()
         self.frames: dict[str, tuple[float, Any]] = {}
         self._heard, self._opening, self._seen = -np.inf, 1.0, 0
         self._misses, self._error, self._torque, self._configured = 0, 0, False, False
 
     def to_arm(self, values: Array) -> Array:
-        """Convert numbers in the order of `names` from LeRobot's units to rad and an opening.  # (N + 1,), or (N,)"""
+        """Convert values in the order of `names` from LeRobot's units to rad and an opening.  # (N + 1,), or (N,)"""
         n, (closed, opened) = self.limits.joints, self._about.gripper_range
         return np.append(values[:n] * self._scale, (values[n:] - closed) / (opened - closed))
 
     def to_robot(self, values: Array) -> Array:
-        """The reverse of `to_arm`."""
+        """Invert `to_arm`."""
         n, (closed, opened) = self.limits.joints, self._about.gripper_range
         return np.append(values[:n] / self._scale, closed + values[n:] * (opened - closed))
 
     def connect(self, timeout_s: float) -> None:
-        """See `ArmDriver`. Raises EnvError: no LeRobot, a wrong setting, port, calibration, or names of other joints."""
+        """See `ArmDriver`. Raises EnvError if LeRobot is missing, or for a wrong setting, port, calibration or joint name."""
         about, robot = self._about, make_robot(self._about)
         bus = getattr(robot, "bus", None)
         bus = bus if hasattr(bus, "port_handler") else None
@@ -92,7 +92,7 @@ class LeRobotArm(arms.ArmDriver):
         def opened() -> Any:
             with in_one_line(self._what):
                 if bus is not None and self._only_stops:
-                    bus.connect(handshake=False)  # nothing is sent on a bus in use
+                    bus.connect(handshake=False)  # send nothing on a bus that the loop uses
                 elif bus is not None:
                     _tried(partial(_connect, bus))
                     for camera in robot.cameras.values():
@@ -122,11 +122,11 @@ class LeRobotArm(arms.ArmDriver):
         self.views = {key: value[:2] for key, value in given.items() if isinstance(value, tuple)}
 
     def _check_calibration(self) -> None:
-        """Raise EnvError unless servos, calibration file, `robot.units` and the joints' range fit each other."""
+        """Raise EnvError unless servos, calibration file, `robot.units` and joint ranges are consistent."""
         about, bus, units = self._about, self._bus, self._about.units
         expected = f"servos calibrated as in {getattr(self._robot, 'calibration_fpath', 'its file')}"
         fits = _tried(lambda: self._robot.is_calibrated)
-        expect(fits, "robot.id", expected, "another calibration: another arm's?")
+        expect(fits, "robot.id", expected, "another calibration, perhaps of another arm")
         if bus is None:
             expect(units != "normalised", "robot.units", "degrees or radians without a serial bus", units)
             return
@@ -141,8 +141,8 @@ class LeRobotArm(arms.ArmDriver):
             expect(-half <= low < high <= half, "robot.q_min, q_max", expected, f"{low:g} to {high:g}")
 
     def arm(self) -> None:
-        """See `ArmDriver`. The first time, LeRobot's `configure` lets servos that hold go for a moment."""
-        expect(not (error := self.read().error), self._what, "no error", f"{error}; look at the arm")
+        """See `ArmDriver`. The first time, LeRobot's `configure` switches the torque off for a moment."""
+        expect(not (error := self.read().error), self._what, "no error", f"{error}; inspect the arm")
         with self._arming():
             with self._lock, in_one_line(self._what):
                 if (bus := self._bus) is not None:
@@ -156,7 +156,7 @@ class LeRobotArm(arms.ArmDriver):
             self.stopped = ""
 
     def read(self) -> ArmState:
-        """See `ArmDriver`. Raises EnvError where the robot's observation fails."""
+        """See `ArmDriver`. Raises EnvError if the robot's observation fails."""
         with self._lock:
             asked = now()
             try:
@@ -167,14 +167,14 @@ class LeRobotArm(arms.ArmDriver):
                     values = self.to_arm(np.array([seen[f"{name}.pos"] for name in self.names], float))
                     self._seen += 1
                 if self._bus is not None and self._seen % CHECK_EVERY == 0:
-                    with suppress(ConnectionError):  # a bus that is dead fails the next observation
+                    with suppress(ConnectionError):  # if the bus is dead, the next observation fails too
                         self._check_servos()
             except EnvError:
                 self._misses += 1
                 self._error = LOST if self._misses > 1 else self._error
                 raise
         with self.news:
-            for name in self.views:  # a new frame is no older than the last observation, or a little
+            for name in self.views:  # a new frame is at most slightly older than the last observation
                 if (image := seen[name]) is not self.frames.get(name, (0.0, None))[1]:
                     self.frames[name] = (max(self._heard, asked - CAMERA_S), image)
             self.news.notify_all()
@@ -183,7 +183,7 @@ class LeRobotArm(arms.ArmDriver):
         return ArmState(arms.measured(self._what, values[:n]), opening, asked, self._mode, self._error)
 
     def _check_servos(self) -> None:
-        """Read whether the torque is on, or all servos' status bits, in turn."""
+        """Read, alternately, whether the torque is on and the status bits of all servos."""
         bus = self._bus
         if self._seen % (2 * CHECK_EVERY) == 0:
             self._torque = all(bus.sync_read("Torque_Enable", normalize=False).values())
@@ -198,7 +198,7 @@ class LeRobotArm(arms.ArmDriver):
                 return CommandResult(arms.REFUSED, sent, sent)
             self._opening = self._opening if gripper is None else float(gripper)
             values = self.to_robot(np.append(target, self._opening))
-            try:  # without a gripper, zip leaves its number out
+            try:  # without a gripper, zip drops the opening
                 self._robot.send_action(
                     {f"{n}.pos": float(v) for n, v in zip(self.names, values, strict=False)}
                 )
@@ -208,19 +208,19 @@ class LeRobotArm(arms.ArmDriver):
         return CommandResult(arms.OK, sent, now())
 
     def stop(self, reason: str) -> bool:
-        """See `ArmDriver`, and `STOPS` for what it does. Each servo acknowledges it; a robot without a bus has to stand."""
+        """See `ArmDriver`; `STOPS` describes the effect. True once each servo acknowledges, or a robot without a bus is at rest."""
         self._last_stop, self.stopped = object(), reason or "stopped"
-        taken = self._lock.acquire(timeout=LOCK_S)
+        acquired = self._lock.acquire(timeout=LOCK_S)
         try:
             return self._halt() if self._bus else self._rest()
         except Exception:
             return False
         finally:
-            if taken:
+            if acquired:
                 self._lock.release()
 
     def _halt(self) -> bool:
-        """Stop each servo by itself, since a broadcast read ends at the first one that is silent; those that fail twice."""
+        """Stop each servo separately, since a broadcast read ends at the first silent one; retry those that fail."""
         missed = [name for name in self._bus.motors if not self._halted(name)]
         return not missed or (len(missed) < len(self._bus.motors) and all(map(self._halted, missed)))
 
@@ -231,34 +231,34 @@ class LeRobotArm(arms.ArmDriver):
                 self._bus.disable_torque(name)
             elif name != self._about.gripper_joint:
                 self._bus.write("Goal_Position", name, self._places(name)[name], normalize=False)
-        except RuntimeError:  # it did, with status bits
+        except RuntimeError:  # it acknowledged, with status bits set
             return True
         except Exception:
             return False
         return True
 
     def _places(self, motors: str | None = None) -> dict[str, int]:
-        """Return measured positions, in steps, that may become goals: two readings that agree, without the status bits.
+        """Return measured positions, in steps, safe to use as goals: two readings that agree, without the status bits.
 
-        LeRobot takes a late answer to one read for the answer to the next, whatever that asked for.
+        LeRobot mistakes a late answer to one read for the answer to the next, even if that requested something else.
         """
         self._drain()
-        ask = partial(self._bus.sync_read, "Present_Position", motors, normalize=False)
-        first, second = ask(), ask()
+        read = partial(self._bus.sync_read, "Present_Position", motors, normalize=False)
+        first, second = read(), read()
         if max(abs(first[name] - second[name]) for name in first) > AGREE:
             raise ConnectionError(f"positions {first} and {second} disagree")
         return second
 
     def _drain(self) -> None:
-        """Drop late answers, and a transaction that was interrupted."""
+        """Drop late answers and an interrupted transaction."""
         self._bus.port_handler.ser.reset_input_buffer()
         self._bus.port_handler.is_using = False
 
     def _rest(self) -> bool:
-        """Stop a robot without a bus; whether it is measured to stand then."""
+        """Stop a robot without a bus; return whether its measured joints are then at rest."""
         robot, joints = self._robot, [f"{name}.pos" for name in self._about.joint_names]
         if self._only_stops and not robot.is_connected:
-            robot.connect(calibrate=False)  # not before: the loop's connection may be the only one
+            robot.connect(calibrate=False)  # not earlier: the robot may accept only the loop's connection
         before = robot.get_observation()
         robot.send_action({f"{name}.pos": before[f"{name}.pos"] for name in self.names})
         time.sleep(SETTLE_S)
@@ -283,7 +283,7 @@ class LeRobotArm(arms.ArmDriver):
         return self.armed_mode if self._torque and not self.stopped else 0
 
     def camera(self, name: str) -> Callable[[], "RobotCamera"]:
-        """Return what makes the source of one of the robot's cameras."""
+        """Return a factory for the source of one of the robot's cameras."""
         return partial(RobotCamera, self, name)
 
 
@@ -296,14 +296,14 @@ class RobotCamera:
         with arm.news:
             while not arm.news.wait_for(lambda: arm.frames[name][1] is not self._last, CAMERA_S):
                 expect(arm.status().connected, f"camera {name}", "a connected robot", "none")
-            taken, self._last = arm.frames[name]
-        return taken, np.asarray(self._last)
+            captured, self._last = arm.frames[name]
+        return captured, np.asarray(self._last)
 
     def close(self) -> None: ...
 
 
 def _tried(call: Callable[[], Any]) -> Any:
-    """Return `call()`, tried again where LeRobot gives up after a lost packet."""
+    """Return `call()`, retried because LeRobot gives up after a lost packet."""
     for _ in range(TRIES - 1):
         with suppress(ConnectionError, RuntimeError):
             return call()
@@ -317,7 +317,7 @@ def _connect(bus: Any) -> None:
 
 
 def _disconnect(robot: Any) -> None:
-    """Disconnect, on a serial bus without a change of the torque."""
+    """Disconnect; on a serial bus, leave the torque as it is."""
     bus: Any = getattr(robot, "bus", None)
     if not hasattr(bus, "port_handler"):
         robot.disconnect()
@@ -330,14 +330,14 @@ def _disconnect(robot: Any) -> None:
 
 
 def make_robot(about: ArmDescription) -> Any:
-    """Return LeRobot's robot, not connected. Raises EnvError: no LeRobot, no robot of that type, a wrong option."""
+    """Return LeRobot's robot, not connected. Raises EnvError if LeRobot is missing, or for an unknown type or option."""
     try:
         import draccus
         import lerobot.robots as robots
     except ImportError as error:
         hint = "install s2robot into LeRobot's environment (Python 3.12)"
         raise EnvError(f"robot.type: expected LeRobot 0.6 or later, got {error}; {hint}") from None
-    known = robots.RobotConfig.get_known_choices  # of the modules that were imported
+    known = robots.RobotConfig.get_known_choices  # covers only modules already imported
     modules = [f"lerobot.robots.{module.name}" for module in pkgutil.iter_modules(robots.__path__)]
     for module in ("lerobot.cameras.opencv", "lerobot.cameras.realsense", *modules):
         if about.type not in known():
@@ -351,7 +351,7 @@ def make_robot(about: ArmDescription) -> Any:
     own = {"id": about.id, "port": about.port, "use_degrees": about.units == "degrees", "num_read_retries": 0}
     values = {key: value for key, value in own.items() if key in fields and value is not None}
     values |= dict(about.options)
-    if "disable_torque_on_disconnect" in fields:  # LeRobot disconnects what is garbage, too
+    if "disable_torque_on_disconnect" in fields:  # LeRobot also disconnects on garbage collection
         values["disable_torque_on_disconnect"] = about.stop == "torque_off"
     missing = "port" in fields and "port" not in values
     expect(not missing, "robot.port", f"the serial port of LeRobot's {about.type}", "none")
@@ -360,11 +360,11 @@ def make_robot(about: ArmDescription) -> Any:
 
 
 def check_port(port: str) -> None:
-    """Raise EnvError for a serial port that is missing, that this user may not use, or that another process has open."""
-    found = f"'{port}', which is missing"
+    """Raise EnvError if a serial port is missing, not accessible to this user, or open in another process."""
+    found = f"'{port}', which does not exist"
     expect(os.path.exists(port), "robot.port", "a serial port (lerobot-find-port lists them)", found)
     allowed = os.access(port, os.R_OK | os.W_OK)
-    expect(allowed, "robot.port", f"permission for {port} (the user in group dialout)", "none")
+    expect(allowed, "robot.port", f"permission for {port} (add the user to the group dialout)", "none")
     real = os.path.realpath(port)
     for link in glob("/proc/[0-9]*/fd/*"):
         with suppress(OSError):

@@ -1,6 +1,6 @@
-"""Any arm in a MuJoCo model, an MJCF or a URDF: its watched points for the safety filter.
+"""Monitored points for the safety filter, for any arm with a MuJoCo model (MJCF or URDF).
 
-The model's world frame is that of the arm's base. Joints beyond the arm's, such as fingers, stay where the model has them.
+The model's world frame is that of the arm's base. Other joints, such as fingers, stay at their default in the model.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from s2robot.envs.real.arms.driver import Array
 from s2robot.envs.real.arms.geometry import ArmPoints
 
 RANGE_SLACK = 0.01  # rad by which a stated range may exceed the model's
-# parts of a model, in an order in which nothing that is left refers to a deleted one
+# parts of a model to delete, in an order in which no remaining part refers to a deleted one
 _UNNEEDED = (
     "keys sensors actuators tendons equalities pairs excludes skins flexes sites cameras geoms meshes hfields"
 )
 
 
 def compiled(robot: ArmDescription, prepare: Callable[[Any], None]) -> tuple[mujoco.MjModel, Array]:
-    """Compile an arm's model after `prepare` has changed its `MjSpec`; return also the ids of its joints.  # int (N,)
+    """Compile an arm's model after `prepare` has changed its `MjSpec`; return it and the ids of its joints.  # int (N,)
 
-    `robot.model` is a file, or `package:file` for one in an installed package. Raises EnvError: a model that MuJoCo cannot read,
-    or of other joints than the description's, by number, name or range.
+    `robot.model` is a file, or `package:file` for one in an installed package. Raises EnvError if MuJoCo cannot read the model,
+    or if its joints differ from the description in number, name or range.
     """
     package, _, inside = str(robot.model).rpartition(":")
     found = find_spec(package) if package.isidentifier() else None
@@ -54,12 +54,12 @@ def _joints(robot: ArmDescription, model: mujoco.MjModel) -> Array:
         (low, high), q_min, q_max = model.jnt_range[found[name]], robot.q_min[i], robot.q_max[i]
         if model.jnt_limited[found[name]] and (q_min < low - RANGE_SLACK or q_max > high + RANGE_SLACK):
             expected = f"robot.q_min and q_max within {low:.4g} to {high:.4g}"
-            raise ValueError(f"expected {expected} at joint {i + 1}, got {q_min:g} to {q_max:g}")
+            raise ValueError(f"expected {expected} for joint {i + 1}, got {q_min:g} to {q_max:g}")
     return np.array([found[name] for name in names])
 
 
 class ModelPoints(ArmPoints):
-    """The points of `robot.points`, by MuJoCo's kinematics. Raises EnvError: a model that does not fit."""
+    """The points of `robot.points`, from MuJoCo's kinematics. Raises EnvError if the model does not fit."""
 
     def __init__(self, robot: ArmDescription):
         super().__init__(robot.points)
@@ -69,20 +69,20 @@ class ModelPoints(ArmPoints):
         self._sites = [self._model.site(f"watched {i}").id for i in range(len(self.points))]
 
     def _strip(self, spec: Any) -> None:
-        """Leave joints alone, and a site at each point."""
+        """Delete everything but bodies and joints, and add a site at each point."""
         for kind in _UNNEEDED.split():
-            for thing in list(getattr(spec, kind)):
-                spec.delete(thing)
-        spec.compiler.boundmass = spec.compiler.boundinertia = 1.0  # geoms may have been all that weighs
+            for element in list(getattr(spec, kind)):
+                spec.delete(element)
+        spec.compiler.boundmass = spec.compiler.boundinertia = 1.0  # the mass may have come from geoms only
         for i, point in enumerate(self.points):
             if (body := spec.body(point.body)) is None:
                 raise ValueError(f"expected a body '{point.body}' as in robot.points, got none")
             body.add_site(name=f"watched {i}", pos=point.position)
 
     def along(self, way: Array) -> Array:
-        places = np.empty((len(way), len(self.points), 3))
-        for place, q in zip(places, way, strict=True):
+        positions = np.empty((len(way), len(self.points), 3))
+        for position, q in zip(positions, way, strict=True):
             self._data.qpos[self._q] = q
             mujoco.mj_kinematics(self._model, self._data)
-            place[:] = self._data.site_xpos[self._sites]
-        return places
+            position[:] = self._data.site_xpos[self._sites]
+        return positions

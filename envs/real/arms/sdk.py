@@ -1,7 +1,7 @@
-"""The vendor's SDK of the xArm: import, connection, ports, where it prints, the box's own settings, and the gripper.
+"""The vendor's SDK of the xArm: import, connection, ports, output, the control box's own settings, and the gripper.
 
-The SDK (1.18.4) keeps its port numbers in a class: within `client_ports` every connection of this process uses the
-other ports. It writes to standard output through two loggers, by `print`, and while it is imported, also from threads.
+The SDK (1.18.4) stores its port numbers in a class: within `client_ports` every connection of this process uses other
+ports. It writes to standard output through two loggers, with `print`, at import, and from threads.
 """
 
 import logging
@@ -24,18 +24,18 @@ from s2robot.envs.real import import_extra
 from s2robot.envs.real.arms.driver import ArmLimits, made_within
 from s2robot.envs.real.control.clock import now
 
-LOG_FILE = "xarm_sdk.log"  # in a run's folder
+LOG_FILE = "xarm_sdk.log"  # in the run directory
 EMULATED_IP = "127.0.0.1"  # where an emulated control box listens
 _VERSION_REQUEST = bytes([0, 1, 0, 2, 0, 1, 1])  # transaction, protocol 2, length, function 1
-DONE = (0, 1, 2, 9)  # codes of an answer: errors or warnings pending and "not ready" are answers, too
-HAND_REACH = 0.2  # m from the flange to the farthest that the box's limits leave to the hand
-_PAYLOAD_OFF, _OFFSET_OFF = 0.1, 2e-3  # kg; m and rad
-_REPORT_S = 0.5  # s until a report says what the box has; five come a second
+DONE = (0, 1, 2, 9)  # codes that acknowledge a call: also "error pending", "warning pending" and "not ready"
+HAND_REACH = 0.2  # m from the flange that the control box's limits leave for the hand
+_PAYLOAD_OFF, _OFFSET_OFF = 0.1, 2e-3  # tolerances: kg; m and rad
+_REPORT_S = 0.5  # s until a report contains the control box's values; it sends five per second
 
-PULSES = 850  # the gripper's, open
-PERIOD = 0.1  # s between two requests to it
-STROKE_S = 1.0  # s after a target in which fingers that stand may be about to move
-# the SDK's calls that arming takes, with their arguments; the speed is the highest of its register, pulses/s
+PULSES = 850  # position of the open gripper
+PERIOD = 0.1  # s between two requests to the gripper
+STROKE_S = 1.0  # s after a new target within which fingers at rest may still start to move
+# the SDK calls that arm the gripper, with their arguments; the speed is the register's highest, pulses/s
 GRIPPER_STEPS = (("set_gripper_enable", True), ("set_gripper_mode", 0), ("set_gripper_speed", 5000))
 Calls = tuple[tuple[Any, ...], ...]  # names of the SDK's calls, each with its arguments
 
@@ -45,31 +45,31 @@ class BoxPorts:
     """TCP ports of a control box; the defaults are the box's own."""
 
     control: int = 502
-    report: int = 30002  # 5 Hz
+    report: int = 30002  # at 5 Hz
 
     @property
     def gripper(self) -> int:
-        """The second control port: the SDK adds one."""
+        """The second control port, which the SDK derives by adding one."""
         return self.control + 1
 
 
 def import_sdk(module: str = "xarm.wrapper") -> Any:
     """Import a module of the SDK. Raises EnvError if it is not installed."""
-    # while it is imported, the SDK (1.18.4) checks for this folder and makes it where it is missing: of two processes
-    # that do so at once, the slower one would die of FileExistsError
+    # at import, the SDK (1.18.4) creates this folder if it is missing: if two processes do so at once,
+    # the slower one fails with FileExistsError
     with suppress(OSError):
         os.makedirs(os.path.join(os.path.expanduser("~"), ".UFACTORY", "log", "xarm", "sdk"), exist_ok=True)
     return import_extra(module, "xarm")
 
 
 def log_to(path: Path) -> None:
-    """Append what the SDK prints from now on to a file. Raises EnvError without the SDK."""
+    """Append the SDK's output to a file from now on. Raises EnvError without the SDK."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a", buffering=1)
-    with redirect_stdout(file):  # for its import only, before anything is drawn
+    with redirect_stdout(file):  # only for the import, before the panel is drawn
         import_sdk()
     loggers = import_sdk("xarm.core.utils.log")
-    handler = logging.StreamHandler(file)  # the supervisor, a process of its own, writes to the same file
+    handler = logging.StreamHandler(file)  # the supervisor process writes to the same file
     handler.setFormatter(logging.Formatter("%(asctime)s %(processName)s %(levelname)s %(message)s"))
     for logger in (loggers.logger, loggers.origin_logger):
         logger.handlers[:] = [handler]
@@ -80,7 +80,7 @@ def log_to(path: Path) -> None:
 
 
 def probe(ip: str, port: int, end: float) -> None:
-    """EnvError unless a control box answers until `end` (s, monotonic): a silent one keeps the SDK busy for minutes."""
+    """Raise EnvError unless a control box answers by `end` (s, monotonic): a silent one would block the SDK for minutes."""
     try:
         with socket.create_connection((ip, port), timeout=max(end - time.monotonic(), 0.01)) as s:
             s.settimeout(max(end - time.monotonic(), 0.01))
@@ -92,7 +92,7 @@ def probe(ip: str, port: int, end: float) -> None:
 
 
 def connect(ip: str, timeout_s: float, end: float, **settings: Any) -> Any:
-    """Open one `XArmAPI`, with a timeout for each answer. EnvError: what the SDK says, or nothing until `end`."""
+    """Open an `XArmAPI` with a timeout for each answer. Raises EnvError if the SDK fails, or has not connected by `end`."""
     api = import_sdk().XArmAPI
 
     def make() -> Any:
@@ -105,15 +105,15 @@ def connect(ip: str, timeout_s: float, end: float, **settings: Any) -> Any:
 
 @contextmanager
 def client_ports(ports: BoxPorts) -> Iterator[None]:
-    """Send the SDK's connections of this process to `ports`. Raises EnvError: no SDK, or redirected already."""
+    """Redirect the SDK's connections of this process to `ports`. Raises EnvError without the SDK, or if already redirected."""
     conf = import_sdk("xarm.core.config.x_config").XCONF.SocketConf
     report = import_sdk("xarm.x3.report").ReportDataStructure
     before, create = (conf.TCP_CONTROL_PORT, conf.TCP_REPORT_RICH_PORT), vars(report)["create"]
     own = BoxPorts.control, BoxPorts.report
-    expect(before == own, "xarm", "one emulator a process", f"the SDK redirected to port {before[0]} already")
+    expect(before == own, "xarm", "one emulator per process", f"the SDK redirected to port {before[0]}")
 
     def create_by_port(sock_port: int, **kwargs: Any) -> Any:
-        port = BoxPorts.report if sock_port == ports.report else sock_port  # the box's own number is expected
+        port = BoxPorts.report if sock_port == ports.report else sock_port  # the box's own number
         return create.__get__(None, report)(port, **kwargs)
 
     try:
@@ -126,33 +126,34 @@ def client_ports(ports: BoxPorts) -> Iterator[None]:
 
 
 def call(sdk: Any, name: str, *args: Any) -> int:
-    # its own call for the sensitivity would wait for motion and set the state by the way
+    # the SDK's own sensitivity call would wait for motion and also change the state
     sensitivity = name == "set_collision_sensitivity"
     answer = (sdk._arm.arm_cmd.set_collis_sens if sensitivity else getattr(sdk, name))(*args)
-    return int(answer[0] if isinstance(answer, list | tuple) else answer)  # some return what the bus returned
+    return int(answer[0] if isinstance(answer, list | tuple) else answer)  # some calls return the raw answer
 
 
 def check_tool(ip: str, sdk: Any, payload: float | None, tcp_offset: tuple[float, ...] | None) -> None:
-    """Compare payload (kg) and TCP offset (m and rad) with the box's; None is not compared.
+    """Compare payload (kg) and TCP offset (m and rad) with the control box's; skip a value that is None.
 
-    Raises EnvError if they differ: the box's collision detection, its fence and an arm led by hand depend on them.
+    Raises EnvError if they differ: the box's collision detection, fence and manual mode depend on them.
     """
     end, wrong = time.monotonic() + _REPORT_S, "unknown"
     while wrong and time.monotonic() < end:
         weight, offset, wrong = float(sdk.tcp_load[0]), np.array(sdk.tcp_offset, float), ""
         offset[:3] /= 1000
         if payload is not None and abs(weight - payload) > _PAYLOAD_OFF:
-            wrong = f"bridge.arm.payload: expected the box's {weight:g} kg, got {payload:g}"
+            wrong = f"bridge.arm.payload: expected {weight:g} kg as in the control box, got {payload:g}"
         if tcp_offset is not None and np.abs(offset - tcp_offset).max() > _OFFSET_OFF:
-            wrong = f"bridge.arm.tcp_offset: expected the box's {offset.tolist()}, got {list(tcp_offset)}"
-        if wrong:  # a report may still be under way
+            expected = f"{offset.tolist()} as in the control box"
+            wrong = f"bridge.arm.tcp_offset: expected {expected}, got {list(tcp_offset)}"
+        if wrong:  # the first report may not have arrived yet
             time.sleep(0.01)
     if wrong:
-        raise EnvError(f"xarm {ip}: {wrong}; set it in UFACTORY Studio, or give the box's value here")
+        raise EnvError(f"xarm {ip}: {wrong}; correct it in UFACTORY Studio or in this setting")
 
 
 def present_limits(sdk: Any) -> Calls:
-    """Return the calls that put back the limits that the box has now; none for old firmware, which knows fewer."""
+    """Return the calls that restore the control box's present limits; none for old firmware, which has fewer limits."""
     code, states = sdk.get_reduced_states()
     if code != 0 or len(states) <= 5:
         return ()
@@ -160,7 +161,7 @@ def present_limits(sdk: Any) -> Calls:
 
 
 def wanted_limits(limits: ArmLimits, sensitivity: int) -> Calls:
-    """Return the calls that set the box's own limits."""
+    """Return the calls that set the control box's limits."""
     joints = np.stack([limits.q_min, limits.q_max], 1).ravel().tolist()
     fence = np.array(limits.box)[:, ::-1] + [HAND_REACH, -HAND_REACH]  # m, (high, low), of the flange
     boundary, speed = (1000 * fence).ravel().tolist(), limits.point_speed * 1000
@@ -168,7 +169,7 @@ def wanted_limits(limits: ArmLimits, sensitivity: int) -> Calls:
 
 
 def _limit_calls(reduced: list[Any], sensitivity: int, self_collision: bool) -> Calls:
-    """`reduced`: on, boundary in mm, tool speed in mm/s, joint speed in rad/s, joint ranges in rad, fence on."""
+    """Return the calls for `reduced`: mode on, boundary mm, tool speed mm/s, joint speed rad/s, joint ranges rad, fence on."""
     on, boundary, tool_speed, joint_speed, ranges, fence = reduced
     return (
         ("set_collision_sensitivity", sensitivity), ("set_self_collision_detection", self_collision),
@@ -179,22 +180,22 @@ def _limit_calls(reduced: list[Any], sensitivity: int, self_collision: bool) -> 
 
 
 class XArmGripper:
-    """Sends a changed target and reads the opening, ten times a second, on a connection that never holds up the arm's.
+    """Sends a new target and reads the opening ten times a second, on a connection that never delays the arm's.
 
     Args:
         sdk: the arm's connection, whose second port this opens.
-        ours: whether the gripper may move now.
-        timeout_s, end: for an answer; s, monotonic, when the first one must be there (EnvError).
+        may_move: whether the gripper may move now.
+        timeout_s: for each answer. end: deadline of the first answer (EnvError), s, monotonic.
 
-    Attributes: `opening` (measured, 0 closed to 1 open) and `heard` (s, when it was).
+    Attributes: `opening` (measured, 0 closed to 1 open) and `heard` (s, time of that measurement).
     """
 
-    def __init__(self, ip: str, sdk: Any, ours: Callable[[], bool], timeout_s: float, end: float):
-        self._sdk, self._ours = sdk, ours
-        self._wanted: int | None = None  # pulses
+    def __init__(self, ip: str, sdk: Any, may_move: Callable[[], bool], timeout_s: float, end: float):
+        self._sdk, self._may_move = sdk, may_move
+        self._target: int | None = None  # pulses
         self.opening, self.heard, self._code = np.nan, -np.inf, sdk.set_rs485_use_503_port()
-        self._closing, self._news = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._tend, daemon=True, name="xarm gripper")
+        self._closing, self._changed = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="xarm gripper")
         if self._code == 0:
             sdk._arm.arm_cmd_503.set_timeout(timeout_s)
             self._thread.start()
@@ -202,38 +203,38 @@ class XArmGripper:
             time.sleep(0.01)
         if not np.isfinite(self.opening):
             self.close()
-            hint = "is it plugged in, its bus at 2 Mbaud, and port 503 open?"
+            hint = "check that it is plugged in, its bus runs at 2 Mbaud, and port 503 is open"
             raise EnvError(f"xarm {ip}: expected an answer from the gripper, got code {self._code}; {hint}")
 
-    def want(self, opening: float | None) -> None:
-        """The target, 0 closed to 1 open; None: none, and fingers under way halt (those that hold something stay)."""
-        self._wanted = None if opening is None else round(float(opening) * PULSES)
-        self._news.set()
+    def set_target(self, opening: float | None) -> None:
+        """Set the target, 0 closed to 1 open. None: no target; moving fingers halt, a grasp is kept."""
+        self._target = None if opening is None else round(float(opening) * PULSES)
+        self._changed.set()
 
     def close(self) -> None:
         self._closing.set()
-        self._news.set()
+        self._changed.set()
         if self._thread.ident:
             self._thread.join(2.0)
 
-    def _tend(self) -> None:
+    def _run(self) -> None:
         sdk, sent, sent_at, before = self._sdk, None, -np.inf, None
         closing = False
         while not closing:
-            self._news.wait(PERIOD)
-            self._news.clear()
-            closing = self._closing.is_set()  # a stop that came before is still obeyed
+            self._changed.wait(PERIOD)
+            self._changed.clear()
+            closing = self._closing.is_set()  # an earlier stop is still executed
             try:
-                wanted, ours = self._wanted, self._ours()
-                if wanted != sent and wanted is not None and ours and self._go_to(wanted):
-                    sent, sent_at = wanted, time.monotonic()
+                target, may_move = self._target, self._may_move()
+                if target != sent and target is not None and may_move and self._go_to(target):
+                    sent, sent_at = target, time.monotonic()
                 code, pulses = sdk.get_gripper_position(check_baud=False)
-                if not ours and sent is not None and code == 0 and pulses is not None:
-                    under_way = pulses != before or time.monotonic() - sent_at < STROKE_S
-                    # fingers under way halt where they are
-                    if pulses == sent or not under_way or self._go_to(pulses):
+                if not may_move and sent is not None and code == 0 and pulses is not None:
+                    moving = pulses != before or time.monotonic() - sent_at < STROKE_S
+                    # moving fingers halt where they are
+                    if pulses == sent or not moving or self._go_to(pulses):
                         sent = None
-            except Exception:  # whatever the SDK makes of a broken answer
+            except Exception:  # the SDK may raise anything for a malformed answer
                 code, pulses = -1, None
             self._code, before = code, pulses
             if code == 0 and pulses is not None:

@@ -1,7 +1,7 @@
-"""One reader thread per camera, with the newest frame and its age always at hand; and what the frames come from.
+"""Camera readers, one thread each, that provide the newest frame and its age; and the sources of frames.
 
-A source is made and used in the reader's thread. Images are uint8 (H, W, 3), RGB and upright; times are those of
-`control.clock.now`, s.
+A source is created and used in the reader's thread. Images are uint8 (H, W, 3), RGB and upright; times, in s, are those
+of `control.clock.now`.
 """
 
 import threading
@@ -19,69 +19,69 @@ from s2robot.envs.errors import EnvError, expect
 from s2robot.envs.real import import_extra
 from s2robot.envs.real.control.clock import now
 
-_SINCE_S = 0.1  # s by which a frame may be newer than the time at which its age is asked for
+_SINCE_S = 0.1  # s by which a frame may be newer than the time for which its age is computed
 
 
 @dataclass(frozen=True)
 class Frame:
-    seq: int  # counts the frames that this reader got, from 1
+    seq: int  # number of this frame, from 1
     t_capture: float  # s
-    image: np.ndarray  # uint8 (H, W, 3) RGB, upright; not to be written to
-    t_change: float  # s, capture of the first of the equal pictures that this is the last of
+    image: np.ndarray  # uint8 (H, W, 3) RGB, upright, read-only
+    t_change: float  # s, capture time of the first in an unbroken series of identical images that ends with this one
 
 
 class Source(Protocol):
     def read(self) -> tuple[float, np.ndarray]:
-        """Wait for the next frame; its time of capture and image. Raises an exception where there is none any more."""
+        """Wait for the next frame; return its capture time, s, and image. Raises an exception if no more frames come."""
 
     def close(self) -> None: ...
 
 
 class CameraReader:
-    """Reads for ever what `source()` makes, and keeps the newest frame, after `rotate` quarter turns counterclockwise.
+    """Reads frames from `source()` and stores the newest one, rotated by `rotate` quarter turns counterclockwise.
 
-    delay_s: frames count as not there yet until they are so old.
+    delay_s: frames become visible only at this age.
 
-    Attributes: `error`, why reading has ended; empty while it goes on.
+    Attributes: `error`, why reading has ended; empty while it continues.
     """
 
     def __init__(self, name: str, source: Callable[[], Source], rotate: int = 0, delay_s: float = 0.0):
         self.name, self._make, self._rotate, self._delay_s = name, source, rotate, delay_s
         self._frame: Frame | None = None
-        self._late: deque[Frame] = deque()  # those that are not to be seen yet, behind the one that is
+        self._late: deque[Frame] = deque()  # the visible frame, then those not yet visible
         self.error = ""
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"camera {name}")
 
     def start(self, timeout_s: float) -> None:
-        """Begin to read and wait for the first frame. Raises EnvError if there is none in time."""
+        """Start reading and wait for the first frame. Raises EnvError if none arrives in time."""
         self._thread.start()
-        with self._news:
-            came = self._news.wait_for(lambda: self.latest() is not None or self.error, timeout_s)
-        if not came or self.error:
+        with self._changed:
+            arrived = self._changed.wait_for(lambda: self.latest() is not None or self.error, timeout_s)
+        if not arrived or self.error:
             reason = self.error or f"no frame within {timeout_s:g} s"
             self.close()
             raise EnvError(f"camera {self.name}: expected frames, got {reason}")
 
     def latest(self) -> Frame | None:
-        """The newest frame; None before the first."""
+        """Return the newest frame; None before the first."""
         if not self._delay_s:
             return self._frame
-        with self._news:
+        with self._changed:
             while len(self._late) > 1 and now() - self._late[1].t_capture >= self._delay_s:
                 self._late.popleft()
             first = self._late[0] if self._late else None
         return first if first and now() - first.t_capture >= self._delay_s else None
 
     def age(self, now: float) -> float:
-        """Age of the newest frame, s; inf without one. One that has come since `now` was read is new."""
+        """Return the age of the newest frame, s; inf without one, and 0 for one that arrived since `now` was read."""
         frame = self.latest()
         age = np.inf if frame is None else now - frame.t_capture
         return 0.0 if -_SINCE_S < age < 0 else age
 
     def close(self) -> None:
-        """End reading; may be repeated. Waits 2 s at most for a source that hangs."""
+        """Stop reading; may be called repeatedly. Waits at most 2 s for a source that hangs."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(2.0)
@@ -94,22 +94,22 @@ class CameraReader:
                 captured, image = source.read()
                 if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                     shape = getattr(image, "shape", image)
-                    raise ValueError(f"a picture {shape} that is not uint8 (H, W, 3)")
+                    raise ValueError(f"an image {shape} that is not uint8 (H, W, 3)")
                 image = np.ascontiguousarray(np.rot90(image, self._rotate))
                 image.flags.writeable = False
                 changed, last = captured, self._frame
                 if last is not None and np.array_equal(image[::16, ::16], last.image[::16, ::16]):
                     changed = last.t_change if np.array_equal(image, last.image) else captured
-                with self._news:
+                with self._changed:
                     self._frame = Frame(last.seq + 1 if last else 1, captured, image, changed)
                     if self._delay_s:
                         self._late.append(self._frame)
-                        self.latest()  # which drops those that nobody will see again
-                    self._news.notify_all()
-        except Exception as error:  # of any driver: the last frame's age tells the rest
-            with self._news:
+                        self.latest()  # drops outdated frames
+                    self._changed.notify_all()
+        except Exception as error:  # any driver's; from here on the last frame grows old
+            with self._changed:
                 self.error = str(error) or type(error).__name__
-                self._news.notify_all()
+                self._changed.notify_all()
         finally:
             if source is not None:
                 with suppress(Exception):
@@ -117,7 +117,7 @@ class CameraReader:
 
 
 def fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The largest middle part of a picture (H, W, 3) that has the shape of `size`, area-averaged or enlarged to it.
+    """Crop the largest central part of an image (H, W, 3) with the aspect ratio of `size`, and resize it to `size`.
 
     >>> fitted(np.zeros((480, 640, 3), np.uint8), (256, 256)).shape
     (256, 256, 3)
@@ -132,22 +132,22 @@ def fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=how))
 
 
-def part_seen(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) of the largest part of a picture (H, W) that has the shape of `size`."""
-    scale = min(found / wanted for found, wanted in zip(picture, size, strict=True))
-    h, w = (min(found, round(wanted * scale)) for found, wanted in zip(picture, size, strict=True))
+def part_seen(image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Return (h, w) of the largest part of an image (H, W) with the aspect ratio of `size`."""
+    scale = min(length / target for length, target in zip(image, size, strict=True))
+    h, w = (min(length, round(target * scale)) for length, target in zip(image, size, strict=True))
     return h, w
 
 
 class OpenCVCamera:
-    """A V4L2 camera through OpenCV. Raises EnvError: no camera, or another format than requested.
+    """A V4L2 camera, read through OpenCV. Raises EnvError if there is no camera, or it does not accept the format.
 
-    V4L2 stamps frames on the monotonic clock. A driver whose first stamp is on no such clock gives no times of capture:
-    its frames count as old as the receipt of the frame before, so that one that waited in a queue is never new.
+    V4L2 timestamps frames on the monotonic clock. If the first timestamp is not on that clock, the driver's timestamps are
+    ignored: a frame then counts as captured when the previous one was received, so a queued frame never counts as new.
 
     Args:
-        device: path, best one of /dev/v4l/by-id, which survives replugging.
-        exposure, white_balance: fixed, in the driver's own units; None: automatic.
+        device: path, preferably in /dev/v4l/by-id, which survives replugging.
+        exposure, white_balance: fixed values in the driver's own units; None: automatic.
     """
 
     def __init__(
@@ -156,33 +156,33 @@ class OpenCVCamera:
     ):  # fmt: skip
         self._cv2 = cv2 = import_extra("cv2", "opencv")
         self.device = device
-        cv2.setNumThreads(1)  # decoding must not take the cores from the control loop
-        self._stamped: bool | None = None  # whether stamps are on the monotonic clock; None before the first
+        cv2.setNumThreads(1)  # leave the other cores to the control loop
+        self._stamped: bool | None = None  # timestamps on the monotonic clock; None: no frame yet
         self._received = now()
         self._offset = self._received - time.monotonic()
         self._capture = cv2.VideoCapture(device, cv2.CAP_V4L2)
         expected = "a V4L2 device (ls /dev/v4l/by-id)"
         expect(self._capture.isOpened(), f"camera {device}", expected, "none")
-        wanted = {
+        settings = {
             "fourcc": (cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*fourcc)), "fps": (cv2.CAP_PROP_FPS, fps),
             "width": (cv2.CAP_PROP_FRAME_WIDTH, width), "height": (cv2.CAP_PROP_FRAME_HEIGHT, height),
         }  # fmt: skip
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, not the oldest of a queue
         if exposure is not None:
             self._capture.set(cv2.CAP_PROP_AUTO_EXPOSURE, 1)  # V4L2's number for manual
-            wanted["exposure"] = (cv2.CAP_PROP_EXPOSURE, exposure)
+            settings["exposure"] = (cv2.CAP_PROP_EXPOSURE, exposure)
         if white_balance is not None:
             self._capture.set(cv2.CAP_PROP_AUTO_WB, 0)
-            wanted["white_balance"] = (cv2.CAP_PROP_WB_TEMPERATURE, white_balance)
-        for prop, value in wanted.values():
-            self._capture.set(prop, float(value))  # its answer says little: what was set is read back
-        for name, (prop, value) in wanted.items():
-            found = self._capture.get(prop)
-            if not abs(found - value) <= 0.01 * abs(value):  # NaN is as good as nothing
+            settings["white_balance"] = (cv2.CAP_PROP_WB_TEMPERATURE, white_balance)
+        for prop, value in settings.values():
+            self._capture.set(prop, float(value))  # the return value is unreliable: read back below
+        for name, (prop, value) in settings.items():
+            actual = self._capture.get(prop)
+            if not abs(actual - value) <= 0.01 * abs(value):  # also rejects NaN
                 self.close()
-                shown = f"{found:g}"
+                shown = f"{actual:g}"
                 if name == "fourcc":
-                    shown, value = int(found).to_bytes(4, "little", signed=True).decode("latin1"), fourcc
+                    shown, value = int(actual).to_bytes(4, "little", signed=True).decode("latin1"), fourcc
                 raise EnvError(f"camera {device}: {name}: expected {value}, got {shown} after setting it")
 
     def read(self) -> tuple[float, np.ndarray]:
@@ -191,7 +191,7 @@ class OpenCVCamera:
         stamp = self._capture.get(self._cv2.CAP_PROP_POS_MSEC) / 1000
         if self._stamped is None:  # the first frame is fresh
             self._stamped = 0 <= time.monotonic() - stamp < 1
-        # the clocks' distance is that before this frame came: a machine that has slept since makes it older, not newer
+        # use the clock offset from before this frame: if the machine slept since, the frame looks older, never newer
         captured = stamp + self._offset if self._stamped else self._received
         self._received = now()
         self._offset = self._received - time.monotonic()
@@ -202,9 +202,9 @@ class OpenCVCamera:
 
 
 class RealSenseCamera:
-    """The colour stream of an Intel RealSense camera, through `pyrealsense2`. Not tested on a camera.
+    """The colour stream of an Intel RealSense camera, through `pyrealsense2`. Not tested on a real camera.
 
-    Raises EnvError: no library, no camera of that serial number, or no such format.
+    Raises EnvError if the library, a camera with that serial number, or the format is missing.
     """
 
     def __init__(self, serial: str, width: int, height: int, fps: int):
@@ -216,19 +216,19 @@ class RealSenseCamera:
         try:
             sensor = self._pipeline.start(config).get_device().first_color_sensor()
             if sensor.supports(rs.option.global_time_enabled):
-                sensor.set_option(rs.option.global_time_enabled, 1)  # stamps on the host's clock
+                sensor.set_option(rs.option.global_time_enabled, 1)  # timestamps on the host's clock
         except RuntimeError as error:
             self.close()
-            wanted = f"{width} x {height} at {fps} Hz"
-            raise EnvError(f"camera {serial}: cannot start {wanted} ({error})") from None
+            requested = f"{width} x {height} at {fps} Hz"
+            raise EnvError(f"camera {serial}: cannot start {requested} ({error})") from None
 
     def read(self) -> tuple[float, np.ndarray]:
-        """The next frame; RuntimeError if none comes within a second."""
+        """Return the next frame's capture time and image. Raises RuntimeError if none arrives within a second."""
         frame = self._pipeline.wait_for_frames(1000).get_color_frame()
         before, self._received = self._received, now()
         if frame.get_frame_timestamp_domain() == self._rs.timestamp_domain.global_time:
             captured = self._received - max(time.time() - frame.get_timestamp() / 1000, 0.0)
-        else:  # the camera's own clock: no older than the receipt of the frame before
+        else:  # on the camera's own clock: not older than the previous frame's receipt
             captured = before
         return captured, np.array(frame.get_data())
 
@@ -238,7 +238,7 @@ class RealSenseCamera:
 
 
 class ReplayCamera:
-    """Recorded images at a fixed rate, from the first again after the last; `image` returns one of `count` by its number."""
+    """Replays recorded images at a fixed rate, in a loop; `image` returns one of `count` images by its number."""
 
     def __init__(self, image: Callable[[int], np.ndarray], count: int, fps: float):
         self._image, self._numbers = image, cycle(range(count))

@@ -1,1 +1,1 @@
-"""The control loop and what keeps it safe: filter, watchdog, supervisor, interpolation."""
+"""The control loop, interpolation, and the safety layer: filter, watchdog and supervisor."""

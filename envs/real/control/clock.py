@@ -1,7 +1,7 @@
-"""Time and waiting of the control loop: `REAL`, or in tests a clock that advances only when everybody waits.
+"""The control loop's clock: `REAL`, or in tests a clock that advances only while all threads wait.
 
-Reading a time, sleeping, waiting for a thread and starting one all go through one clock, so a test can run an hour of
-motion in a second, and the same every time.
+All code reads the time, sleeps, waits for threads and starts them through one clock, so a test can run an hour of motion
+in a second, and deterministically.
 """
 
 import threading
@@ -12,23 +12,23 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def now() -> float:
-    """Return the host's clock, s: monotonic, and it counts the time for which the machine sleeps (Linux)."""
+    """Return the host's monotonic clock, s; on Linux it includes time during which the machine sleeps."""
     return time.clock_gettime(_CLOCK)
 
 
 def from_monotonic(seconds: float) -> float:
-    """Return a time of `time.monotonic` on the clock of `now`; exact if the machine has not slept since then."""
+    """Convert a time of `time.monotonic` to the clock of `now`; exact if the machine has not slept since then."""
     return now() - (time.monotonic() - seconds)
 
 
 class Clock:
-    """Time in s that never runs backwards and counts a machine's sleep, and all waiting."""
+    """Monotonic time, s, which includes a machine's sleep, and all waiting."""
 
     def now(self) -> float:
         return now()
 
     def sleep(self, seconds: float) -> None:
-        """Wait; returns at once for 0 and less."""
+        """Wait; return at once for 0 or less."""
         time.sleep(max(0.0, seconds))
 
     def condition(self) -> threading.Condition:

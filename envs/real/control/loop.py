@@ -1,13 +1,13 @@
-"""From observations to a stream of commands: what runs while the arm moves.
+"""The control loop: from observations to a stream of commands while the arm moves.
 
-A hundred times a second: read the arm, ask the watchdog, let the interpolator make the next joints, filter them,
-send them. Ten times a second: cameras and joints go to the policy, in a thread of its own; its answer becomes the
-next waypoint, due a period later. Without `live` all of this happens but for the sending.
+A hundred times a second, the loop reads the arm, updates the watchdog, interpolates the next joints, filters and sends
+them. Ten times a second, the policy gets images and joints in a separate thread; its answer becomes the next waypoint,
+due one period later. Without `live`, the loop does all of this except sending.
 
-A period begins when the last command was sent, or, after a stall of the wire, when it was answered. A late one is
-never caught up with: two commands closer together than a period would move the arm faster than the filter allowed.
-After a gap of 0.05 s the stream begins from rest, as the arm does. After one that no answer of the arm explains, this
-process was suspended or its machine slept: a fault, before the next command.
+A period begins when the last command was sent or, if the connection stalled, when it was answered. The loop never catches
+up after a delay: two commands less than a period apart would move the arm faster than the filter allows. After a gap of
+0.05 s the stream starts from rest, as the arm does. If a gap is longer than the arm's answers can explain, this process
+was suspended or the machine slept: the loop raises a fault before the next command.
 """
 
 from collections import Counter
@@ -30,10 +30,10 @@ from s2robot.envs.real.control.watchdog import UNSURE, State, Watchdog, Watchdog
 
 __all__ = ["STOOD_S", "ControlLoop", "LoopConfig", "Result"]
 
-STOOD_S = 0.05  # s without a command, after which the arm has come to rest at its last one
-SETTLE_S = 0.1  # s after braking until the arm stands where it will
-PRESSES = 5e-3  # rad between the last command and an arm that stands: something holds it
-RELEASE_S = 1.0  # s that moving back from there may take
+STOOD_S = 0.05  # s without a command, after which the arm is at rest at its last one
+SETTLE_S = 0.1  # s after braking until the arm has settled
+PRESSES = 5e-3  # rad between the last command and an arm at rest: from here on, something blocks it
+RELEASE_S = 1.0  # s allowed for moving back from there
 
 
 @dataclass
@@ -42,38 +42,38 @@ class Result:
     reasons: tuple[str, ...]
     cause: str  # "steps", "ended", "stopped" or "fault"
     steps: int  # actions executed
-    verdicts: dict[str, int] = field(default_factory=dict)  # how many commands had each
+    verdicts: dict[str, int] = field(default_factory=dict)  # verdict -> number of commands
     periods: np.ndarray = field(default_factory=lambda: np.zeros(0))  # s between commands
     latencies: np.ndarray = field(default_factory=lambda: np.zeros(0))  # s from observation to answer
 
 
 @dataclass
 class _Episode:
-    """The episode under way. Times in s, monotonic."""
+    """The current episode. Times in s, monotonic."""
 
     max_steps: int
-    void_before: float  # answers to older observations are not wanted
+    void_before: float  # answers to older observations are dropped
     next_tick: float  # when the next observation is due
-    acted: float  # the last action was taken up
-    alive: float  # the last time that a command was about to be sent
-    cause: str = ""  # of its end, once it has one
-    unsure: bool = False  # it holds because the members disagree
+    acted: float  # when the last action was accepted
+    alive: float  # when a command was last about to be sent
+    cause: str = ""  # of the episode's end, once known
+    unsure: bool = False  # the arm holds because the members disagree
     sent_last: float = -np.inf
-    work: float = 0.0  # s, moving average of what a period's work takes
+    work: float = 0.0  # s, moving average of the computing time per period
     verdicts: Counter[str] = field(default_factory=Counter)
     sent: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
 
 
 class ControlLoop:
-    """One arm, its cameras and a policy; `steps` counts the actions taken up in this or the last episode.
+    """One arm, its cameras and a policy; `steps` counts the actions accepted in this or the last episode.
 
     Args:
         driver: connected and, for `live`, armed.
         cameras: name -> started reader, in the policy's order.
-        act: observation -> action: deltas (N,) of the last commanded joints, rad (joints with `config.absolute`), and what moves the
-            gripper, if there is one: 0.5 and above closes a binary one, and a continuous one goes to an opening, 0 closed to 1 open.
-            Or actions (k, A), the next and those planned after it, which `check_chunks` looks at.
+        act: observation -> action: deltas (N,) from the last commanded joints, rad (joints with `config.absolute`), and one value
+            for the gripper, if any: a binary gripper closes at 0.5 and above, a continuous one moves to an opening, 0 closed to 1 open.
+            Or actions (k, A): the next one and those planned after it, which `check_chunks` validates.
         disagreement: between the policy's members about its last action, rad.
     """
 
@@ -92,20 +92,20 @@ class ControlLoop:
             driver, cameras, self.watchdog, config.frozen_s, config.frozen_motion, clock, grips
         )
         self.stream = CommandStream(driver.limits, safety, config)
-        self.subscribers = list(subscribers)  # each hears of an event in this order
+        self.subscribers = list(subscribers)  # notified of each event in this order
         self._act = act
         self._worker: PolicyWorker | None = None  # of the last episode
-        # plain values: an Event's lock could be held by the code that a signal interrupts
-        self.stop_requested = False  # until whoever arms the arm again drops it
+        # plain values: a signal could interrupt code that holds an Event's lock
+        self.stop_requested = False  # reset only by the caller that arms the arm again
         self._end = False
         self.period = 1 / config.policy_hz
-        # of the episode under way
+        # of the current episode
         self.steps = 0
-        self._observed: dict = {}  # what the policy was given last
+        self._observed: dict = {}  # the policy's last observation
         self._code, self._policy_error = OK, ""
 
     def request_stop(self) -> None:
-        """End this episode, and each until `stop_requested` is reset, with the arm stopped; from anywhere, at any time."""
+        """End this episode, and any other until `stop_requested` is reset, and stop the arm; from any thread, at any time."""
         self.stop_requested = True
 
     def request_end(self) -> None:
@@ -113,9 +113,9 @@ class ControlLoop:
         self._end = True
 
     def run(self, max_steps: int) -> Result:
-        """Run one episode. The arm is at rest afterwards; after a fault or a stop it is stopped as well.
+        """Run one episode. The arm is at rest afterwards; after a fault or a stop it is also stopped.
 
-        Raises EnvError, before anything moves: an arm outside its limits, no first answer of the policy, nothing fresh.
+        Raises EnvError before any motion if the arm is outside its limits, the policy does not answer, or readings are stale.
         """
         self._end = False
         self.steps = 0
@@ -129,7 +129,7 @@ class ControlLoop:
                 self._period(episode, worker)
             self._come_to_rest(episode)
             self._finish_step()
-            self.tell("on_period", self.clock.now(), self.watchdog.state, None)
+            self.notify("on_period", self.clock.now(), self.watchdog.state, None)
             return Result(
                 self.watchdog.state, self.watchdog.reasons, episode.cause, self.steps, dict(episode.verdicts),
                 np.diff(episode.sent), np.array(episode.latencies),
@@ -144,26 +144,26 @@ class ControlLoop:
             worker.close()
 
     def _prepare(self, worker: PolicyWorker) -> None:
-        """Everything fresh, the policy warm, filter and path at the arm's joints."""
+        """Wait for fresh readings, warm up the policy, and reset filter and path to the arm's joints."""
         config, watch = self.config, lambda: self._watch(worker)
         self._code, self._policy_error = OK, ""
-        self.sensors.forget()
+        self.sensors.clear()
         self.sensors.wait_ready(watch, config.ready_s, "loop")
         worker.submit(self.clock.now(), self.sensors.observe(config.image_size))
         answer = worker.take(config.warm_up_s)
         if answer is None or answer.error:
             why = answer.error if answer else f"no answer within {config.warm_up_s:g} s"
             raise EnvError(f"policy: {why}; nothing has moved")
-        self.tell("on_begin")
-        # again: what the first answer took from the computer may have made frames stale
+        self.notify("on_begin")
+        # again: frames may have become stale during the policy's first, slow answer
         self.stream.start(self.sensors.wait_ready(watch, config.ready_s, "loop").q)
 
     def _period(self, episode: _Episode, worker: PolicyWorker) -> None:
-        """Wait for its begin, look, decide, send; or find the cause of the episode's end."""
+        """Wait for the period to begin, then read, decide and send; or set the cause of the episode's end."""
         dt, clock = self.safety.dt, self.clock
         clock.sleep(episode.sent_last + dt - episode.work - clock.now())
         begin = clock.now()
-        self.tell("on_beat")
+        self.notify("on_beat")
         if self.stop_requested or self._end:
             episode.cause = "stopped" if self.stop_requested else "ended"
             return
@@ -173,10 +173,10 @@ class ControlLoop:
         state = self._watch(worker)
         now = clock.now()
         if now - episode.sent_last > STOOD_S:
-            self.stream.stood()
+            self.stream.resume_from_rest()
         limit = self.watchdog.limits.hold_fault
         if self.steps < episode.max_steps and now - episode.acted > limit:
-            # a policy that is always a little late: each answer comes in a HOLD of its own, and is void
+            # a policy that is always slightly late: each answer arrives during another HOLD and is dropped
             why = f": {UNSURE}" if self.watchdog.reasons == (UNSURE,) else ""
             self.watchdog.fault(now, f"no action for {limit:g} s{why}")
             state = self.watchdog.state
@@ -186,38 +186,38 @@ class ControlLoop:
             return
         episode.work += 0.1 * (clock.now() - begin - episode.work)
         clock.sleep(episode.sent_last + dt - clock.now())
-        if self._stood_still(episode):
+        if self._was_suspended(episode):
             episode.cause = "fault"
             return
         self._send(episode, safe)
-        self.tell("on_period", now, state, safe)
+        self.notify("on_period", now, state, safe)
         if safe.verdict == Verdict.STOP:
             self.watchdog.fault(now, f"safety stop: {safe.reasons[0]}")
             episode.cause = "fault"
 
-    def _stood_still(self, episode: _Episode) -> bool:
-        """Whether this process did not run for a while: then it must not move the arm. A fault."""
+    def _was_suspended(self, episode: _Episode) -> bool:
+        """Return whether this process was suspended, and latch a fault if so: it must not move the arm then."""
         now, limits = self.clock.now(), self.watchdog.limits
         gap, episode.alive = now - episode.alive, now
         assert self.sensors.state is not None
-        still = gap > limits.gap or now - self.sensors.state.t_mono > limits.state_fault
-        if still:
-            self.watchdog.fault(now, f"the control loop stood still for {gap:.1f} s")
-        return still
+        suspended = gap > limits.gap or now - self.sensors.state.t_mono > limits.state_fault
+        if suspended:
+            self.watchdog.fault(now, f"the control loop did not run for {gap:.1f} s")
+        return suspended
 
     def _decide(
         self, episode: _Episode, now: float, state: State, answer: Answer | None, worker: PolicyWorker
     ) -> Safe | None:
-        """What to send in this period; None when the last step is done. Asks the policy when that is due."""
+        """Return what to send in this period; None when the last step is done. Submit an observation when one is due."""
         if state == State.HOLD:
             unsure = self.watchdog.reasons == (UNSURE,)
-            asks = unsure and now >= episode.next_tick and not worker.busy
-            if asks:
-                self._ask(now, worker)  # it goes on when the members agree about what they see then
+            submits = unsure and now >= episode.next_tick and not worker.busy
+            if submits:
+                self._submit(now, worker)  # the hold ends once the members agree on a new observation
                 episode.next_tick = now + self.period
             elif not unsure:
                 episode.next_tick = now
-            if asks or not (unsure and episode.unsure):  # else the answer that ends the hold would be void
+            if submits or not (unsure and episode.unsure):  # else the answer ending the hold would be dropped
                 episode.void_before = now
             episode.unsure = unsure
             return self.stream.hold(self.watchdog.reasons[0])
@@ -225,7 +225,7 @@ class ControlLoop:
         measured = self.sensors.state
         assert measured is not None
         if answer is not None and answer.actions is not None and answer.t_observed >= episode.void_before:
-            if self.config.check_chunks and (why := self.stream.refused(answer.actions, measured)):
+            if self.config.check_chunks and (why := self.stream.chunk_problem(answer.actions, measured)):
                 self.watchdog.fault(now, why)
                 return None
             episode.latencies.append(answer.t_answered - answer.t_observed)
@@ -234,14 +234,14 @@ class ControlLoop:
             self.stream.take(now, answer.actions[0], measured, self._observed, answer.t_observed, ages)
             self.steps, episode.acted = self.steps + 1, now
         if now >= episode.next_tick and self.steps < episode.max_steps and not worker.busy:
-            self._ask(now, worker)
-            # two observations in a row would not show what the first action did
+            self._submit(now, worker)
+            # of two observations in quick succession, the second would not show the effect of the first action
             on_time = now - episode.next_tick < self.period / 2
             episode.next_tick = (episode.next_tick if on_time else now) + self.period
         safe, arrived = self.stream.next(now, measured)
         return None if self.steps >= episode.max_steps and arrived else safe
 
-    def _ask(self, now: float, worker: PolicyWorker) -> None:
+    def _submit(self, now: float, worker: PolicyWorker) -> None:
         self._observed = self.sensors.observe(self.config.image_size)
         worker.submit(now, self._observed)
 
@@ -270,23 +270,23 @@ class ControlLoop:
         self._brake(episode)
         if live and episode.sent and not self.stop_requested and self.watchdog.state != State.FAULT:
             self._release(episode)
-        if self.stop_requested:  # also one that came in the last moment
+        if self.stop_requested:  # possibly during the braking
             episode.cause = "stopped"
         if live and episode.cause == "stopped":
             self.driver.stop("operator")
         self.watchdog.pause(self.clock.now())
 
     def _brake(self, episode: _Episode) -> None:
-        """Brake to rest along the way that the filter has checked."""
+        """Brake to rest along the path that the filter has checked."""
         while self.safety.dq_last.any() and self.watchdog.state != State.FAULT:
             self._send_at_end(episode, self.safety.hold("end of the episode"))
 
     def _release(self, episode: _Episode) -> None:
-        """Move, filtered as ever, to where the arm stands if that is not where it was sent: it presses on something."""
+        """Move the command, still filtered, to the measured joints if they differ: the arm is pressing on something."""
         self.clock.sleep(SETTLE_S)
         try:
             state = self.driver.read()
-        except EnvError:  # an arm that does not answer is found at the next start
+        except EnvError:  # the next start reports an arm that does not answer
             return
         begin = self.clock.now()
         arrived = bool(np.abs(state.q - self.safety.q_last).max() < PRESSES + self.driver.slack)
@@ -301,13 +301,13 @@ class ControlLoop:
         self._brake(episode)
 
     def _send_at_end(self, episode: _Episode, safe: Safe) -> None:
-        """Send once more after the episode's last; a gap, a code or a stop of the filter is a fault."""
+        """Send a command after the episode's last one; a gap, an error code or a stop of the filter is a fault."""
         self.clock.sleep(episode.sent_last + self.safety.dt - self.clock.now())
-        self.tell("on_beat")
+        self.notify("on_beat")
         now, why = self.clock.now(), ""
         gap, episode.sent_last = now - episode.sent_last, now
         if gap > self.watchdog.limits.gap:  # this process did not run: it must not move the arm now
-            why = f"the control loop stood still for {gap:.1f} s"
+            why = f"the control loop did not run for {gap:.1f} s"
         elif self.config.live:
             done = self.driver.command(safe.q, None)
             episode.sent_last = done.t_heard
@@ -319,9 +319,9 @@ class ControlLoop:
     def _finish_step(self) -> None:
         step = self.stream.finish()
         if step is not None:
-            self.tell("on_step", step)
+            self.notify("on_step", step)
 
-    def tell(self, event: str, *values: Any) -> None:
-        """Call a method of every subscriber, in their order."""
+    def notify(self, event: str, *values: Any) -> None:
+        """Call a method of every subscriber, in order."""
         for subscriber in self.subscribers:
             getattr(subscriber, event)(*values)

@@ -1,16 +1,16 @@
-"""How fast a joint may be so that it can still stop in time, and the stream of joints that follows from it.
+"""The speed from which a joint can still stop in time, and the stream of joints derived from it.
 
-Time is discrete. A joint at speed v that brakes with a moves (v - a dt) dt in the next step, (v - 2 a dt) dt in the one
-after, and so on to rest.
+Time is discrete. A joint that brakes from speed v with deceleration a moves (v - a dt) dt in the next step, (v - 2 a dt) dt
+in the one after, and so on to rest.
 
     path = Interpolator(limits)
     path.reset(state.q)
-    path.push(now, now + 0.1, target)     # when a target is decided: be there at that time
-    q, late = path.step(now)              # once a period of the stream
+    path.push(now, now + 0.1, target)     # for each new target, with the time at which to reach it
+    q, late = path.step(now)              # once per period of the stream
 
-Between two waypoints the reference is a straight line in joint space. The stream pursues it: a corner costs at most v²/2a
-of lag, made up for without overshoot. After the last waypoint the reference rests, so a waypoint that comes late means
-that the arm holds where it was told to go last.
+Between two waypoints the reference is a straight line in joint space. The stream pursues it: a corner causes a lag of at
+most v²/2a, recovered without overshoot. After the last waypoint the reference rests, so if the next waypoint is late, the
+arm holds at the last one.
 """
 
 from collections import deque
@@ -21,27 +21,27 @@ from numpy.typing import ArrayLike
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmLimits, Array, finite_joints
 
-SHARE = 0.95  # of the limits' speed and acceleration, so that the filter behind has nothing to clamp
+SHARE = 0.95  # fraction of the limits' speed and acceleration, so that the filter has nothing to clamp
 
 
 def stopping_speed(distance: ArrayLike, acceleration: ArrayLike, dt: float) -> Array:
-    """The greatest speed for the coming step, such that it and the braking after it cover at most `distance`.
+    """Return the greatest speed for the next step such that it and the braking after it cover at most `distance`.
 
     Exact for the discrete law above; 0 where `distance` is 0 or less. Shapes broadcast.
     """
-    unit = np.asarray(acceleration) * dt * dt  # what one step of braking takes off each step's way
+    unit = np.asarray(acceleration) * dt * dt  # each braking step is this much shorter than the last
     units = np.maximum(distance, 0.0) / unit
-    n = np.floor((np.sqrt(1 + 8 * units) - 1) / 2)  # whole steps of braking after the coming one
+    n = np.floor((np.sqrt(1 + 8 * units) - 1) / 2)  # full braking steps after the next one
     return (units + n * (n + 1) / 2) / (n + 1) * unit / dt
 
 
 def pursuit_speed(
     q: Array, before: Array, target: Array, speed: ArrayLike, acceleration: ArrayLike, dt: float
 ) -> Array:
-    """The speed for the coming step of a joint at `q` that pursues a target, now at `target` and a step ago `before`.
+    """Return the next step's speed for a joint at `q` that pursues a target, now at `target` and one step ago at `before`.
 
-    It goes along with the target, at `speed` at most, and closes the gap such that it could stop relative to the
-    target without overshoot. On a target that it has met it stays exactly. All (N,), rad and rad/s.
+    The joint moves along with the target, at `speed` at most, and closes the gap so that it could stop relative to the
+    target without overshoot. Once it has reached the target, it follows exactly. All (N,), rad and rad/s.
     """
     along = np.clip((target - before) / dt, -np.asarray(speed), speed)
     gap = target - along * dt - q
@@ -49,7 +49,7 @@ def pursuit_speed(
 
 
 def braking_steps(speed: ArrayLike, acceleration: ArrayLike, dt: float) -> Array:
-    """Speeds of the steps after one at `speed` (N,) when every joint brakes by itself; the last are 0.  # (steps, N)"""
+    """Return the speeds after a step at `speed` (N,) if every joint brakes independently; the last are 0.  # (steps, N)"""
     speed = np.asarray(speed, float)
     loss = np.asarray(acceleration) * dt
     count = int(np.ceil(np.max(np.abs(speed) / loss)))
@@ -60,7 +60,7 @@ def braking_steps(speed: ArrayLike, acceleration: ArrayLike, dt: float) -> Array
 class Interpolator:
     """A path of timed waypoints and the stream that follows it.
 
-    `q` (N,) rad and `dq` (N,) rad/s are the stream's last.
+    `q` (N,) rad and `dq` (N,) rad/s are the stream's last values.
     """
 
     def __init__(self, limits: ArmLimits, grace_s: float = 0.02):
@@ -73,20 +73,20 @@ class Interpolator:
         self._reference = self.q
 
     def reset(self, q: Array) -> None:
-        """Rest at `q` (N,), with no waypoints. Raises EnvError for what is not N finite numbers."""
+        """Rest at `q` (N,), with no waypoints. Raises EnvError unless `q` is N finite numbers."""
         self.q, self.dq = self._finite(q, "start"), np.zeros(len(self._dq))
         self._reference = self.q
         self._points.clear()
 
     def push(self, now: float, due: float, q: Array) -> None:
-        """Be at `q` (N,), rad, at the time `due`, s, after the waypoint pushed before; later if that would be too fast.
+        """Add a waypoint `q` (N,), rad, to reach at time `due`, s, after the previous one; later if that would be too fast.
 
-        Raises EnvError for what is not N finite numbers.
+        Raises EnvError unless `q` is N finite numbers.
         """
         q = self._finite(q, "waypoint")
         self._drop_passed(now)
         if not self._points or now > self._points[-1][0] + self.grace_s:
-            # nothing is under way: the line starts here and now, not at the time of a waypoint long ago
+            # no motion in progress: the line starts here and now, not at the time of a past waypoint
             self._points.clear()
             self._points.append((now, self._reference))
         since, origin = self._points[-1]
@@ -94,20 +94,20 @@ class Interpolator:
         self._points.append((max(due, since + max(shortest, self.dt)), q))
 
     def step(self, now: float) -> tuple[Array, bool]:
-        """The stream's next joints (N,), rad, and whether the next waypoint is late."""
+        """Return the stream's next joints (N,), rad, and whether the next waypoint is late."""
         before, self._reference = self._reference, self._at(now)
-        wanted = pursuit_speed(self.q, before, self._reference, self._dq, self._ddq, self.dt)
+        speed = pursuit_speed(self.q, before, self._reference, self._dq, self._ddq, self.dt)
         change = self._ddq * self.dt
-        self.dq = np.clip(np.clip(wanted, -self._dq, self._dq), self.dq - change, self.dq + change)
+        self.dq = np.clip(np.clip(speed, -self._dq, self._dq), self.dq - change, self.dq + change)
         self.q = self.q + self.dq * self.dt
         return self.q, not self._points or now > self._points[-1][0] + self.grace_s
 
     def follow(self, q: Array, dq: Array) -> None:
-        """Go on from what was sent, where that differs from the stream: what the filter made of it."""
+        """Continue from the joints actually sent, after the filter has changed the stream's."""
         self.q, self.dq = q, dq
 
     def _at(self, now: float) -> Array:
-        """The reference at a time, (N,)."""
+        """Return the reference at a time, (N,)."""
         self._drop_passed(now)
         if not self._points:
             return self._reference

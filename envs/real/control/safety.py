@@ -1,18 +1,18 @@
-"""The last thing between a target and the arm: a pure filter on the stream of commanded joints.
+"""The last check before the arm: a pure filter on the stream of joint commands.
 
     safety = SafetyFilter(XARM7_LIMITS, XArm7Points())
     safety.reset(state.q)
-    safe = safety(q_target, gripper, state.q, state_age)   # once a period, 100 times a second
-    driver.command(safe.q, safe.gripper)                   # safe.q is within limits, whatever came in
+    safe = safety(q_target, gripper, state.q, state_age)   # once per period, 100 times a second
+    driver.command(safe.q, safe.gripper)                   # safe.q is within limits for any input
 
-It does no I/O and reads no clock: a call is one period of `limits.rate_hz`. Whoever sends must never send faster
-than that, not even to catch up.
+It does no I/O and reads no clock: a call stands for one period of `limits.rate_hz`. The caller must never send commands
+faster than that, not even to catch up.
 
-What holds, by induction: from the joints commanded last, every joint can brake to rest, by itself and with its
-full deceleration, such that all joints stay in range, all watched points in the box and above the table, and no
-point is too fast. A target is let through only if the same holds from there. Otherwise a part of the way to it
-is tried, and last comes the next step of the braking that was checked before. An arm without a model has no
-watched points: only its joints are limited.
+The filter guarantees by induction: from the last command, every joint can brake to rest, independently and with its
+full deceleration, such that all joints stay in range, all monitored points stay in the box and above the table, and no
+point is too fast. A target passes only if the same holds from there. Otherwise the filter tries a part of the way to it,
+and finally falls back to the next step of the braking checked before. An arm without a model has no monitored points:
+only its joints are limited.
 """
 
 from dataclasses import dataclass
@@ -27,24 +27,22 @@ from s2robot.envs.real.arms.driver import ArmLimits, Array, finite_joints
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.motion import braking_steps, pursuit_speed, stopping_speed
 
-_SLACK = 1e-6  # relative and in rad or m: rounding in a long braking never crosses a limit
-_EXACT = 1e-9  # rad, a target met this closely counts as sent as it came
+_SLACK = 1e-6  # relative, and in rad or m: keeps rounding errors during braking from crossing a limit
+_EXACT = 1e-9  # rad, a target met this closely counts as unchanged
 _BOTH = np.array([[1.0], [-1.0]])  # directions
-_PARTS = (1.0, 0.5, 0.25)  # of the way from braking to the target, tried in this order
+_PARTS = (1.0, 0.5, 0.25)  # fractions of the way from braking to the target, tried in this order
 _RISE = 1e-5  # m
-_DIFFERENCE = 1e-5  # rad, of a slope
-_ABOVE = (
-    1e-3  # m that `above_table` leaves to the table: a straight way in joints between two such targets sags
-)
+_DIFFERENCE = 1e-5  # rad, step of numerical derivatives
+_ABOVE = 1e-3  # m, `above_table`'s clearance: a straight line in joint space sags between two such targets
 
 
 class Verdict(IntEnum):
-    """What the filter made of a target, from harmless to serious."""
+    """The filter's decision about a target, from harmless to serious."""
 
-    PASS = 0  # sent as it came
+    PASS = 0  # unchanged
     CLAMP = 1  # changed to stay within limits
-    HOLD = 2  # braking and waiting; goes on when the cause is gone
-    STOP = 3  # braking, latched until `reset`: the driver is to be stopped
+    HOLD = 2  # braking and waiting; resumes once the cause has disappeared
+    STOP = 3  # braking, latched until `reset`: the caller must stop the driver
 
 
 class SafetyConfig(Settings, at="bridge.safety", file="bridge/default"):
@@ -57,16 +55,16 @@ class SafetyConfig(Settings, at="bridge.safety", file="bridge/default"):
 class Safe:
     """The filter's answer."""
 
-    q: Array  # (N,) rad, what may be sent
-    gripper: float | None  # opening, 0 closed to 1 open; None: leave it
+    q: Array  # (N,) rad, safe to send
+    gripper: float | None  # opening, 0 closed to 1 open; None: no gripper command
     verdict: Verdict
     reasons: tuple[str, ...]  # empty for PASS
 
 
 class SafetyFilter:
-    """Filters a stream of joint targets; see the module for what is guaranteed.
+    """Filters a stream of joint targets; the module's docstring states the guarantees.
 
-    `q_last` (N,) rad and `dq_last` (N,) rad/s are what it let through last.
+    `q_last` (N,) rad and `dq_last` (N,) rad/s are its last output.
     """
 
     def __init__(self, limits: ArmLimits, points: ArmPoints, config: SafetyConfig | None = None):
@@ -83,7 +81,7 @@ class SafetyFilter:
         self._point_low, self._point_high = boxes[..., 0] + room, boxes[..., 1] - room  # (P, 3)
         table = limits.table_z + limits.table_clearance + points.radius + _SLACK
         self._table = table  # (P,)
-        self._hand = np.flatnonzero(points.in_box)  # of the points
+        self._hand = np.flatnonzero(points.in_box)  # indices of the points
         self._stride = limits.point_speed * (1 - _SLACK) * self.dt  # m a point may move in a period
         self.q_last = np.full(limits.joints, np.nan)
         self.dq_last = np.zeros(limits.joints)
@@ -92,10 +90,10 @@ class SafetyFilter:
         self._clamps = 0.0
 
     def reset(self, q_measured: Any) -> None:
-        """Start, at rest, from where the arm is.
+        """Start at rest at the measured joints.
 
         Raises:
-            EnvError: the arm is outside its limits; it has to be moved by hand first.
+            EnvError: the arm is outside its limits and must first be moved by hand.
         """
         q = finite_joints(q_measured, n := self.limits.joints)
         if q is None:
@@ -103,7 +101,7 @@ class SafetyFilter:
         if (q < self._low).any() or (q > self._high).any():
             i = int(np.argmax(np.maximum(self._low - q, q - self._high)))
             raise EnvError(
-                f"safety: joint {i + 1} is at {q[i]:.3f} rad, expected {self._low[i]:.3f} to {self._high[i]:.3f}; "
+                f"safety: joint {i + 1}: expected {self._low[i]:.3f} to {self._high[i]:.3f} rad, got {q[i]:.3f}; "
                 "move the arm by hand first"
             )
         places = self.points.along(q[None])
@@ -117,14 +115,14 @@ class SafetyFilter:
         """Filter one target.
 
         Args:
-            q_target: (N,) rad, absolute; anything else, NaN, infinity and a jump (`limits.step_max`) stop.
-            gripper: opening wanted, 0 to 1, or None.
+            q_target: (N,) rad, absolute; any other value, NaN, infinity or a jump (`limits.step_max`) causes STOP.
+            gripper: target opening, 0 to 1, or None.
             q_measured: (N,) rad, the newest reading.
-            state_age: s, how old that reading is.
+            state_age: s, age of that reading.
         """
         if self._stopped:
             return self._brake(Verdict.STOP, *self._stopped)
-        # what is no target at all
+        # invalid values
         n = self.limits.joints
         target, measured = finite_joints(q_target, n), finite_joints(q_measured, n)
         if target is None:
@@ -134,7 +132,7 @@ class SafetyFilter:
         opening = None if gripper is None else _number(gripper)
         if gripper is not None and opening is None:
             return self._stop("gripper command is not a finite number")
-        # the interpolator makes no jump: this is a bug or a corrupted value, and no part of it is right
+        # the interpolator never jumps: this is a bug or a corrupted value, and no part of it can be trusted
         jump = np.abs(target - self.q_last)
         if jump.max() > self.limits.step_max:
             return self._stop(f"jump of joint {int(jump.argmax()) + 1} by {jump.max():.3g} rad")
@@ -150,7 +148,7 @@ class SafetyFilter:
         reasons += _named("range", inside != target)
         # speed, acceleration, braking before the end of the range
         speed = self._limited_speed(inside)
-        # the measured points and those of the way in one go: half the time
+        # one call for the measured points and those of the path takes half the time
         places = self.points.along(np.concatenate([measured[None], self._way(speed)]))  # (1 + T, P, 3)
         if lag := self._lag(measured, places[0]):
             return self._stop(lag)
@@ -158,13 +156,13 @@ class SafetyFilter:
         short = np.abs(self.q_last + speed * self.dt - inside) > _EXACT
         reasons += _named("speed or acceleration", short)
         self._target_last = inside
-        # the watched points
+        # the monitored points
         if problem := self._problem(places, self._places_last):
             reasons.append(problem)
-            way = self._detour(speed, places)
-            if way is None:
+            detour = self._detour(speed, places)
+            if detour is None:
                 return self._clamped(self._braked(), None, opening, reasons)
-            speed, places = way
+            speed, places = detour
         if reasons:
             return self._clamped(speed, places[0], opening, reasons)
         self._clamps = max(self._clamps - self.config.clamps_leak, 0.0)
@@ -172,7 +170,9 @@ class SafetyFilter:
         return Safe(self.q_last, opening, Verdict.PASS, ())
 
     def problem_between(self, begin: Array, end: Array, seconds: float) -> str | None:
-        """Which limit a straight way in joint space (N,) rad breaks that takes so long, corners aside; None: none. Nothing changes."""
+        """Return which limit a straight line in joint space (N,), rad, of this duration breaks, apart from its ends; None: none.
+
+        Changes no state."""
         fast = np.abs(end - begin) > self._dq * seconds
         if reasons := _named("range", np.clip(end, self._low, self._high) != end) + _named("speed", fast):
             return reasons[0]
@@ -181,10 +181,10 @@ class SafetyFilter:
         return self._problem(places[1:], places[0])
 
     def above_table(self, q: Array) -> Array:
-        """Joints (N,) rad whose hand is raised, where it is too low, until no watched point is below the table.
+        """Return joints (N,) rad with the hand raised, if necessary, until no monitored point is below the table.
 
-        For targets: a policy that presses its fingers onto the table then slides along it, where the filter would
-        stop it at the first touch. It promises nothing: what comes of it is filtered like any target.
+        For targets: a policy that pushes its fingers onto the table then slides along it, instead of being stopped by the
+        filter at the first touch. This is no guarantee: the result is filtered like any target.
         """
         for _ in range(3):  # the table is flat and the steps are small: one is enough, as a rule
             places = self.points.at(q)
@@ -195,17 +195,17 @@ class SafetyFilter:
         return q
 
     def hold(self, reason: str) -> Safe:
-        """A period in which there is no target: brake to rest, or stay there."""
+        """Filter a period without a target: brake to rest, or stay at rest."""
         return (
             self._brake(Verdict.STOP, *self._stopped) if self._stopped else self._brake(Verdict.HOLD, reason)
         )
 
     def rest(self) -> None:
-        """No command was sent for so long that the arm has come to rest at the last one: go on from there, at rest."""
+        """Resume at rest from the last command: nothing was sent for so long that the arm has come to rest there."""
         self.dq_last, self._target_last = np.zeros_like(self.q_last), self.q_last
 
     def _lag(self, measured: Array, places: Array) -> str | None:
-        """What of the measured joints (N,) and their points (P, 3) is too far behind the last command."""
+        """Return which measured joint (N,) or point (P, 3) is too far behind the last command, or None."""
         lag = np.abs(self.q_last - measured)
         if lag.max() > self.limits.lag_max:
             return f"joint {int(lag.argmax()) + 1} lags {lag.max():.2f} rad behind its command"
@@ -215,35 +215,35 @@ class SafetyFilter:
         return None
 
     def _limited_speed(self, target: Array) -> Array:
-        """The speed (N,) towards a target (N,) that every joint may have now."""
+        """Return the speed (N,) towards a target (N,), limited to what every joint may have now."""
         return self._within(
             pursuit_speed(self.q_last, self._target_last, target, self._dq, self._ddq, self.dt)
         )
 
     def _within(self, speed: Array) -> Array:
-        """The part of a speed (N,) that every joint may have now."""
-        room = self._ends - _BOTH * self.q_last  # (2, N) rad, up to the upper end and down to the lower one
+        """Clip a speed (N,) to what every joint may have now."""
+        room = self._ends - _BOTH * self.q_last  # (2, N) rad, distances to the upper and the lower end
         up, down = np.minimum(self._dq, stopping_speed(room, self._ddq, self.dt))
         high = np.minimum(up, self.dq_last + self._ddq * self.dt)
         low = np.maximum(-down, self.dq_last - self._ddq * self.dt)
         return np.clip(speed, low, high)
 
-    def _detour(self, wanted: Array, places: Array) -> tuple[Array, Array] | None:
-        """A speed (N,) near the one that is not allowed, and its places (T, P, 3); None if only braking is left.
+    def _detour(self, rejected: Array, places: Array) -> tuple[Array, Array] | None:
+        """Return an allowed speed (N,) close to a rejected one, and its points (T, P, 3); None if only braking remains.
 
-        Less of it; and along the table what would go below: the arm may start to rise with a fingertip a little lower,
-        because its joints do not speed up alike, and would otherwise be stuck where it touches.
+        It reduces the speed, and redirects motion below the table along it: when the arm starts to rise, a fingertip may first
+        sink slightly, because the joints accelerate differently, and the arm would otherwise be stuck at the table.
         """
         braked = self._braked()
         for part in _PARTS:
-            speed = braked + part * (wanted - braked)
+            speed = braked + part * (rejected - braked)
             if part < 1:
                 places = self._places(speed)
                 if self._problem(places, self._places_last) is None:
                     return speed, places
             depth = float((self._table - places[..., 2]).max())
             if depth > 0:
-                # a little more than it takes, for what the slope leaves out
+                # slightly more than necessary, to compensate for the linear approximation
                 speed = self._within(speed + self._raising(self.q_last, 1.1 * depth + _RISE) / self.dt)
                 places = self._places(speed)
                 if self._problem(places, self._places_last) is None:
@@ -251,7 +251,7 @@ class SafetyFilter:
         return None
 
     def _raising(self, q: Array, height: float) -> Array:
-        """The change of joints `q` (N,) by which the hand is higher by `height`, m, not shifted and not turned.  # (N,)"""
+        """Return the change of joints `q` (N,) that raises the hand by `height`, m, without shifting or turning it.  # (N,)"""
         steps = _DIFFERENCE * np.eye(len(q))
         around = self.points.along(np.concatenate([q[None], q + steps]))[:, self._hand, :]
         slopes = (around[1:] - around[0]).reshape(len(q), -1).T / _DIFFERENCE  # (3 P, N)
@@ -259,12 +259,12 @@ class SafetyFilter:
         return np.linalg.lstsq(slopes, up, rcond=1e-3)[0]
 
     def _way(self, speed: Array) -> Array:
-        """The joints after a period at `speed` (N,), and on the way to rest from there.  # (T, N)"""
+        """Return the joints after a period at `speed` (N,), and while braking to rest from there.  # (T, N)"""
         speeds = np.concatenate([speed[None], braking_steps(speed, self._ddq, self.dt)])
         return self.q_last + np.cumsum(speeds, 0) * self.dt
 
     def _places(self, speed: Array) -> Array:
-        """The points along `_way`.  # (T, P, 3)"""
+        """Return the points along `_way`.  # (T, P, 3)"""
         return self.points.along(self._way(speed))
 
     def _braked(self) -> Array:
@@ -272,13 +272,13 @@ class SafetyFilter:
         return np.sign(self.dq_last) * np.maximum(np.abs(self.dq_last) - loss, 0.0)
 
     def beyond(self, q: Array) -> float:
-        """Return how far a point is outside its box or in the table at joints (N,), m; negative inside."""
+        """Return how far any point is outside its box or below the table at joints (N,), m; negative if none is."""
         places = self.points.at(q)  # (P, 3)
         outside = np.maximum(self._point_low - places, places - self._point_high)
         return max(float(x.max(initial=-np.inf)) for x in (outside, self._table - places[:, 2]))
 
     def _problem(self, places: Array, before: Array) -> str | None:
-        """Which rule the points break on a path (T, P, 3) that starts at `before` (P, 3); None if they break none."""
+        """Return which rule the points break on a path (T, P, 3) from `before` (P, 3); None if they break none."""
         outside = (places < self._point_low) | (places > self._point_high)
         if outside.any():
             return f"box: {self._name(outside.any((0, 2)))}"
@@ -304,7 +304,7 @@ class SafetyFilter:
         return self._brake(Verdict.STOP, *reasons)
 
     def _brake(self, verdict: Verdict, *reasons: str) -> Safe:
-        """The next step of the braking that was checked when the last target was let through."""
+        """Take the next step of the braking that was checked when the last target passed."""
         speed = self._braked()
         self._advance(self.q_last + speed * self.dt, speed, None)
         self._target_last = self.q_last
@@ -324,7 +324,7 @@ def _number(value: Any) -> float | None:
 
 
 def _named(what: str, which: Array) -> list[str]:
-    """One reason that names the joints, or none."""
+    """Return one reason that names the joints, or none."""
     if not which.any():
         return []
     return [f"{what}: joint {', '.join(str(i + 1) for i in np.flatnonzero(which))}"]

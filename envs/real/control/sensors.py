@@ -1,4 +1,4 @@
-"""The readings of arm and cameras, the watchdog's state that follows from them, and the policy's answers."""
+"""Readings of the arm and cameras, the resulting watchdog state, and the policy's answers."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -15,13 +15,13 @@ from s2robot.envs.real.cameras.camera import CameraReader, fitted
 from s2robot.envs.real.control.clock import REAL, Clock
 from s2robot.envs.real.control.watchdog import Inputs, State, Watchdog
 
-POLL_S = 0.01  # s between two looks while everything is waited for
+POLL_S = 0.01  # s between two checks while waiting for all sensors
 
 
 class Sensors:
     """One arm and its cameras; `state` is the arm's last reading, None before the first.
 
-    A camera is frozen if its image stays the same for `frozen_s` while a joint moves by `frozen_motion`, rad.
+    A camera counts as frozen if its image stays the same for `frozen_s` while a joint moves by `frozen_motion`, rad.
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class Sensors:
     ):  # fmt: skip
         self.driver, self.cameras, self.watchdog, self.clock = driver, dict(cameras), watchdog, clock
         self._frozen_s, self._frozen_motion, self._gripper = frozen_s, frozen_motion, gripper
-        self.forget()
+        self.clear()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop all readings of the arm."""
         self.state: ArmState | None = None
         self._moves: deque[tuple[float, Array]] = deque()  # measured joints of the last seconds
@@ -44,12 +44,12 @@ class Sensors:
         """Read the arm and update the watchdog.
 
         Args:
-            late: by how much the policy's answer is overdue at a time, s.
-            error, disagreement: of the policy and its members, rad.
+            late: returns by how much the policy's answer is overdue at a time, s.
+            error, disagreement: of the policy, and between its members, rad.
             code: of the last command.
-            live: whether the arm's mode matters.
+            live: whether to check the arm's mode.
         """
-        with suppress(EnvError):  # its age tells how long that has been so
+        with suppress(EnvError):  # the age of the last reading shows for how long
             self.state = self.driver.read()
         now, state, status = self.clock.now(), self.state, self.driver.status()
         if state is not None and (not self._moves or state.t_mono - self._moves[-1][0] >= 0.05):
@@ -68,12 +68,12 @@ class Sensors:
         return self.watchdog.update(now, inputs)
 
     def wait_ready(self, watch: Callable[[], State], seconds: float, who: str) -> ArmState:
-        """Return the arm's state when `watch` returns READY. EnvError, from `who`: a fault, or not within `seconds`."""
+        """Return the arm's state once `watch` returns READY. Raises EnvError, prefixed with `who`, on a fault or a timeout."""
         end = self.clock.now() + seconds
         while watch() != State.READY or self.state is None:
             if self.watchdog.state == State.FAULT or self.clock.now() > end:
                 why = "; ".join(self.watchdog.reasons) or "no joints"
-                raise EnvError(f"{who}: expected state ready, got {self.watchdog.state.value} ({why})")
+                raise EnvError(f"{who}: expected ready, got {self.watchdog.state.value} ({why})")
             self.clock.sleep(POLL_S)
         return self.state
 
@@ -84,11 +84,11 @@ class Sensors:
         return observation_of(self.state, self.cameras, image_size, self._gripper)
 
     def ages(self, now: float) -> np.ndarray:
-        """Ages of the newest frames, s.  # float32 (cameras,)"""
+        """Return the ages of the newest frames, s.  # float32 (cameras,)"""
         return np.array([reader.age(now) for reader in self.cameras.values()], np.float32)
 
     def _frozen(self, camera: str) -> bool:
-        """Whether its picture has stayed the same although the arm has moved."""
+        """Return whether a camera's image has stayed the same although the arm has moved."""
         frame = self.cameras[camera].latest()
         if frame is None or frame.t_capture - frame.t_change < self._frozen_s:
             return False
@@ -99,7 +99,7 @@ class Sensors:
 def observation_of(
     state: ArmState, cameras: Mapping[str, CameraReader], image_size: ImageSize, gripper: bool
 ) -> dict:
-    """Return what `Sensors.observe` does, of a reading and of cameras that have a frame each."""
+    """Return the observation as `Sensors.observe` does, from a reading and from cameras that all have a frame."""
     images = {}
     for name, reader in cameras.items():
         frame = reader.latest()
@@ -115,15 +115,15 @@ class Answer:
 
     t_observed: float
     t_answered: float
-    actions: np.ndarray | None  # float64 (k, A), finite: the next, those planned then; None with an error
-    error: str  # one line; empty with an action
+    actions: np.ndarray | None  # float64 (k, A), finite: the next one, then planned ones; None after an error
+    error: str  # one line; empty if there are actions
 
 
 class PolicyWorker:
-    """Runs `act(observation) -> action (A,)` or actions (k, A) of `size` numbers for one observation at a time: the stream to
-    the arm never waits for it.
+    """Runs `act(observation) -> action (A,)` or actions (k, A) of `size` numbers, one observation at a time, so that the stream
+    to the arm never waits.
 
-    It begins when the worker `before` has ended: the policy never runs in two threads. One that hangs keeps its thread.
+    It starts once the worker `before` has ended: the policy never runs in two threads. If the policy hangs, its thread stays.
     """
 
     def __init__(
@@ -132,19 +132,19 @@ class PolicyWorker:
         self._act, self._size, self._clock, self._before = act, size, clock, before
         self._changed = clock.condition()
         self._request: tuple[float, dict] | None = None
-        self._since: float | None = None  # of the request under way
+        self._since: float | None = None  # s, observation time of the current request
         self._answer: Answer | None = None
         self._ended = False
         self._thread = clock.spawn(self._run, "policy")
 
     def submit(self, t_observed: float, observation: dict) -> None:
-        """Hand over an observation; not while `busy`."""
+        """Submit an observation; not allowed while `busy`."""
         with self._changed:
             self._request, self._since = (t_observed, observation), t_observed
             self._changed.notify_all()
 
     def take(self, timeout_s: float = 0.0) -> Answer | None:
-        """Return the answer, once, after waiting for it; None if there is none."""
+        """Wait for the answer and return it, once; None if there is none."""
         with self._changed:
             if timeout_s:
                 self._changed.wait_for(lambda: self._answer is not None, timeout_s)
@@ -152,13 +152,13 @@ class PolicyWorker:
             return answer
 
     def busy_for(self, now: float) -> float:
-        """How long the observation under way has been with the policy, s; 0 if there is none."""
+        """Return for how long the policy has been processing an observation, s; 0 if there is none."""
         since = self._since
         return 0.0 if since is None else max(0.0, now - since)
 
     @property
     def busy(self) -> bool:
-        """Whether an observation is under way, or an answer waits to be taken."""
+        """Whether an observation is being processed, or an answer is waiting."""
         with self._changed:
             return self._since is not None or self._answer is not None
 
@@ -181,15 +181,15 @@ class PolicyWorker:
                 (t_observed, observation), self._request = self._request, None
             actions, error = None, ""
             try:
-                found = np.asarray(self._act(observation))
-                fits = found.ndim in (1, 2) and found.size > 0 and found.shape[-1] == self._size
-                if not fits or found.dtype.kind not in "fiu":
-                    error = f"expected an action of {self._size} numbers, got {found.dtype} {found.shape}"
-                elif not np.isfinite(found := found.astype(float)).all():
-                    error = f"expected a finite action, got {found.tolist()}"
+                answer = np.asarray(self._act(observation))
+                fits = answer.ndim in (1, 2) and answer.size > 0 and answer.shape[-1] == self._size
+                if not fits or answer.dtype.kind not in "fiu":
+                    error = f"expected {self._size} numbers, got an action {answer.dtype} {answer.shape}"
+                elif not np.isfinite(answer := answer.astype(float)).all():
+                    error = f"expected finite numbers, got action {answer.tolist()}"
                 else:
-                    actions = np.atleast_2d(found)
-            except BaseException as failure:  # whatever a policy raises must stop the arm, not this thread
+                    actions = np.atleast_2d(answer)
+            except BaseException as failure:  # any exception of the policy must stop the arm, not this thread
                 error = f"{type(failure).__name__}: {failure}".splitlines()[0]
             with self._changed:
                 self._answer = Answer(t_observed, self._clock.now(), actions, error)

@@ -21,9 +21,9 @@ class LoopConfig(Settings, at="bridge.loop", file="bridge/default"):
     warm_up_s: float = from_yaml(gt=0)
     frozen_s: float = from_yaml(gt=0)
     frozen_motion: float = from_yaml(gt=0)
-    live: bool = Field(default=False, exclude=True)  # False: everything but sending
-    policy_hz: float = Field(default=10.0, gt=0, exclude=True)  # observations a second, as in the demos
-    image_size: ImageSize = Field(default=256, exclude=True)  # pixels, as the policy wants them
+    live: bool = Field(default=False, exclude=True)  # False: do everything except sending
+    policy_hz: float = Field(default=10.0, gt=0, exclude=True)  # observations per second, as in the demos
+    image_size: ImageSize = Field(default=256, exclude=True)  # pixels, as the policy requires
     gripper: Literal["binary", "continuous"] | None = Field(default="binary", exclude=True)  # the arm's
     absolute: bool = Field(default=False, exclude=True)  # whether actions are joints, not deltas
 
@@ -37,40 +37,40 @@ class CommandStream:
         self._high = np.subtract(limits.q_max, limits.margin)
         self._period = 1 / config.policy_hz
         self._commanded = self.path.q  # (N,) rad, last waypoint
-        self._opening: float | None = None  # gripper, wanted
-        self._turned = 0  # actions since that was another
+        self._opening: float | None = None  # of the gripper, commanded
+        self._turned = 0  # actions since the opening changed
         self._clamped = False  # whether the filter changed anything since the last action
         self.step: dict | None = None  # being executed
 
     @property
     def commanded(self) -> Array:
-        """The joints (N,) rad that the next action's deltas are added to; not where the stream is on its way."""
+        """The joints (N,) rad to which the next action's deltas are added; not the stream's present joints."""
         return self.path.q if self._clamped else self._commanded
 
     def start(self, q: Array) -> None:
-        """Begin at rest at measured joints (N,). Raises EnvError outside the limits."""
+        """Start at rest at measured joints (N,). Raises EnvError if they are outside the limits."""
         self.safety.reset(q)
         self._rest_at(q)
         self._opening, self._turned, self._clamped, self.step = None, 0, False, None
 
-    def stood(self) -> None:
-        """The arm has come to rest, because nothing was sent: the stream goes on from rest."""
+    def resume_from_rest(self) -> None:
+        """Resume from rest: the arm has come to rest because nothing was sent."""
         self.safety.rest()
         self.path.follow(self.safety.q_last, self.safety.dq_last)
 
     def hold(self, reason: str) -> Safe:
-        """Brake, or stay at rest; what was under way is given up."""
+        """Brake, or stay at rest; drop the current waypoints."""
         safe = self.safety.hold(reason)
         self._rest_at(safe.q)
         return safe
 
     def release(self, now: float, q: Array) -> None:
-        """From rest, go to joints (N,) in the time of an action."""
+        """From rest, move to joints (N,) within the period of an action."""
         self._rest_at(self.safety.q_last)
         self.path.push(now, now + self._period, np.clip(q, self._low, self._high))
 
-    def refused(self, actions: Array, state: ArmState) -> str | None:
-        """Which of the actions (k, A) to come would break a limit, and how, if all were taken from now on; None: none would."""
+    def chunk_problem(self, actions: Array, state: ArmState) -> str | None:
+        """Return which of the planned actions (k, A) would break a limit, and how, if all were executed from now; or None."""
         begin, n = self.commanded if self.config.live else state.q, len(self._low)
         for i, action in enumerate(actions):
             end, far = begin + action[:n], np.abs(action[:n]).max() > self.config.max_delta
@@ -91,21 +91,21 @@ class CommandStream:
         t_observed: float,
         ages: np.ndarray,
     ) -> None:
-        """Turn an action (A,) into the next waypoint, due a period later, and begin a step.
+        """Turn an action (A,) into the next waypoint, due one period later, and begin a step.
 
-        The action answers `observation`, made at `t_observed`; `state` and `ages` of the cameras' frames are of now.
+        The action answers `observation`, made at `t_observed`; `state` and the camera frames' `ages` are current.
         """
-        if not self.config.live:  # the arm has not moved: what would be sent starts where it stands
+        if not self.config.live:  # the arm has not moved: the hypothetical commands start at its joints
             self.safety.reset(state.q)
             self._rest_at(state.q)
-        elif self._clamped:  # what the filter did not let through is not owed
+        elif self._clamped:  # drop the motion that the filter did not pass
             self._commanded = self.path.q
         n = len(self._commanded)
-        asked = action[:n] - self._commanded if self.config.absolute else action[:n]
-        delta = np.clip(asked, -self.config.max_delta, self.config.max_delta)
+        requested = action[:n] - self._commanded if self.config.absolute else action[:n]
+        delta = np.clip(requested, -self.config.max_delta, self.config.max_delta)
         grip = self._grip(action[n:])
-        wanted = self.safety.above_table(np.clip(self._commanded + delta, self._low, self._high))
-        before, self._commanded = self._commanded, wanted
+        target = self.safety.above_table(np.clip(self._commanded + delta, self._low, self._high))
+        before, self._commanded = self._commanded, target
         self.path.push(now, now + self._period, self._commanded)
         self._clamped = False
         self.step = {
@@ -116,22 +116,22 @@ class CommandStream:
             "verdict": np.uint8(Verdict.PASS), "code": np.int32(OK), "camera_age": ages, "start": self.safety.q_last,
         }  # fmt: skip
 
-    def _grip(self, wanted: Array) -> Array:
-        """Take up the gripper's part of an action; what is executed of it.  # (1,), or (0,) without a gripper"""
+    def _grip(self, action: Array) -> Array:
+        """Apply an action's gripper value; return the executed value.  # (1,), or (0,) without a gripper"""
         if self.config.gripper == "continuous":
-            wanted = np.clip(wanted, 0.0, 1.0)
-            self._opening = float(wanted[0])
+            action = np.clip(action, 0.0, 1.0)
+            self._opening = float(action[0])
         elif self.config.gripper == "binary":
-            opening, self._turned = 0.0 if wanted[0] >= 0.5 else 1.0, self._turned + 1
-            may = self._opening is None or self._turned > self.config.gripper_hold
-            if opening != self._opening and may:
-                # sooner, it would be judged by fingers that have not moved yet, and be reversed to and fro
+            opening, self._turned = 0.0 if action[0] >= 0.5 else 1.0, self._turned + 1
+            may_change = self._opening is None or self._turned > self.config.gripper_hold
+            if opening != self._opening and may_change:
+                # earlier, the policy would see fingers that have not moved yet, and toggle back and forth
                 self._opening, self._turned = opening, 0
-            wanted = np.array([float(self._opening == 0)])
-        return wanted
+            action = np.array([float(self._opening == 0)])
+        return action
 
     def next(self, now: float, state: ArmState) -> tuple[Safe, bool]:
-        """The stream's next joints, filtered; whether it rests and nothing more is due."""
+        """Return the stream's next joints, filtered, and whether it is at rest with no waypoint pending."""
         q, late = self.path.step(now)
         measured = state.q if self.config.live else self.safety.q_last
         safe = self.safety(q, self._opening, measured, now - state.t_mono)
@@ -141,14 +141,14 @@ class CommandStream:
         return safe, late and not self.safety.dq_last.any()
 
     def note(self, safe: Safe, code: int) -> None:
-        """The worst that happened in a step: what was let through, and the arm's answer to it."""
+        """Record the worst verdict of the current step, and the arm's last error code."""
         if self.step is not None:
             self.step["verdict"] = np.uint8(max(self.step["verdict"], safe.verdict))
             if code != OK:
                 self.step["code"] = np.int32(code)
 
     def finish(self) -> dict | None:
-        """The step that was under way, with how far it came; None if there was none."""
+        """End the current step and return it with the executed motion; None if there is none."""
         if self.step is None:
             return None
         step, self.step = self.step, None

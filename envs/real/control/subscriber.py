@@ -1,9 +1,9 @@
-"""Events of a control loop, who receives them, and the recorder of an episode in the demos' format.
+"""Events of a control loop, their subscribers, and the recorder of an episode in the demos' format.
 
-Beyond the demos' own keys (`action`, `proprio`, `images_<camera>`) a recorded step has `action_raw` (the policy's),
-`action_sent` (how far the stream went in that step, and the gripper), `time` and `time_action` (s, monotonic: of the
-observation, and when its action was taken up), `verdict` (the worst of `safety.Verdict`), `code` (the arm's last that
-was not 0) and `camera_age` (s, in the cameras' order).
+In addition to the demos' keys (`action`, `proprio`, `images_<camera>`), a recorded step has `action_raw` (the policy's),
+`action_sent` (the stream's motion in that step, and the gripper), `time` and `time_action` (s, monotonic: of the
+observation, and of accepting its action), `verdict` (the worst `safety.Verdict`), `code` (the arm's last nonzero code)
+and `camera_age` (s, in the cameras' order).
 """
 
 from typing import Any
@@ -17,20 +17,20 @@ from s2robot.envs.real.control.watchdog import State
 class Subscriber:
     """Receives the events of a loop's episodes, in the loop's thread; does nothing by default.
 
-    A method must not wait. An exception that it raises stops the arm.
+    A method must not block. An exception raised by a method stops the arm.
     """
 
     def on_begin(self) -> None:
-        """The policy is warm and everything is fresh; motion begins next."""
+        """Called when the policy is warm and all readings are fresh, before motion begins."""
 
     def on_beat(self) -> None:
-        """A period of the stream begins."""
+        """Called when a period of the stream begins."""
 
     def on_period(self, now: float, state: State, safe: Safe | None) -> None:
-        """A period is over (s, monotonic): the watchdog's state and the filter's answer. None: the last one."""
+        """Called after each period (s, monotonic) with the watchdog's state and the filter's answer; None in the last call."""
 
     def on_step(self, step: dict) -> None:
-        """An action has been executed: arrays by name, see the module."""
+        """Called after each executed action with arrays by name; see the module's docstring."""
 
 
 class EpisodeRecorder(Subscriber):
@@ -47,11 +47,11 @@ class EpisodeRecorder(Subscriber):
         self._steps.append(step)
 
     def finish(self, **meta: Any) -> int:
-        """Append the episode with values such as `success` and `seed`; how many steps it has (0: not written)."""
+        """Append the episode with values such as `success` and `seed`; return its number of steps (0: nothing written)."""
         if not (count := len(self)):
             return 0
         episode = {key: np.stack([np.asarray(step[key]) for step in self._steps]) for key in self._steps[0]}
-        for key in ("time", "time_action", "camera_age"):  # a store takes finite numbers only
+        for key in ("time", "time_action", "camera_age"):  # a store accepts finite numbers only
             if key in episode:
                 episode[key] = np.nan_to_num(episode[key], posinf=1e6)
         self._sink.append(episode, meta)

@@ -1,14 +1,14 @@
 """A process that stops the arm when the control loop sends no more heartbeats.
 
-The process has a session and a connection of its own, both opened beforehand: no signal to the loop's process group and
-no closing terminal reaches it. It stops the arm when
+The process has a separate session and a separate connection, both opened in advance: neither signals to the loop's process
+group nor a closing terminal affect it. It stops the arm when
 
-- no beat comes for `limit_s`; from a beat on, only `rest` and `close` end that watch;
-- the loop's process ends without `close`, at once, also while it rests: the arm may still be enabled;
-- it is asked to (`stop`), because the arm did not acknowledge the loop's own stop.
+- no beat arrives for `limit_s`; after a beat, only `rest` and `close` suspend this check;
+- the loop's process ends without `close`, at once and also after `rest`: the arm may still be enabled;
+- the loop requests it (`stop`), because the arm did not acknowledge the loop's own stop.
 
 It repeats a stop that is not acknowledged. If it hangs or its connection breaks, the loop's next beat fails. It is
-software on the same machine: no emergency stop.
+software on the same machine, not an emergency stop.
 """
 
 import atexit
@@ -27,37 +27,37 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmDriver, DriverStatus
 from s2robot.envs.real.control.clock import now
 
-ANSWER_S = 1.0  # s beyond the limit that it may take to answer a word
+ANSWER_S = 1.0  # s beyond the limit that an answer to a message may take
 REPEAT_S = 10.0  # s for which an unacknowledged stop is repeated
 UNCONFIRMED = "The arm has NOT confirmed a stop and may still be enabled: press the hardware emergency stop."
 _READY, _BEAT, _REST, _STOP, _STOPPED, _BYE = b"ready", b"beat", b"rest", b"stop", b"stopped", b"bye"
-_PARENT_S = 0.5  # s between two checks that the loop's process lives, while no beat is due
-# what a terminal or a service manager sends to everybody: the loop's to handle, or its end is noticed
+_PARENT_S = 0.5  # s between two checks that the loop's process is alive, while no beat is due
+# signals that a terminal or service manager sends to all processes: the loop handles them, or its end is noticed
 _IGNORED = ("SIGINT", "SIGQUIT", "SIGHUP", "SIGTERM", "SIGTSTP", "SIGTTIN", "SIGTTOU")
 
 
 class Supervisor:
-    """Starts the process and waits until it has reached the arm (EnvError). Methods may be called from any thread.
+    """Starts the process and waits until it has connected to the arm (else EnvError). All methods are thread-safe.
 
     Args:
-        make_driver: makes an unconnected driver in that process, or is `EndsLoop`; picklable.
-        limit_s, start_s: s without a beat until the arm is stopped; s that starting may take.
+        make_driver: creates an unconnected driver in that process, or is `EndsLoop`; picklable.
+        limit_s, start_s: s without a beat until the arm is stopped; s allowed for starting.
     """
 
     def __init__(
         self, make_driver: "Callable[[], ArmDriver | EndsLoop]", limit_s: float = 0.3, start_s: float = 60.0
     ):
         context = get_context("spawn")  # a fork would share the parent's sockets
-        self._pipe, theirs = context.Pipe()
+        self._pipe, child_end = context.Pipe()
         self._patience = limit_s + ANSWER_S
-        self._unanswered: float | None = None  # s, the earliest word since the last answer
+        self._unanswered: float | None = None  # s, time of the first message since the last answer
         self._lock = threading.Lock()
         self.process = context.Process(
-            target=_supervise, args=(make_driver, theirs, limit_s, start_s), daemon=True, name="supervisor"
+            target=_supervise, args=(make_driver, child_end, limit_s, start_s), daemon=True, name="supervisor"
         )
         self.process.start()
-        theirs.close()  # so that the end of this process closes the pipe
-        # at exit multiprocessing sends SIGTERM, which is ignored, and waits: the process ends with the pipe
+        child_end.close()  # so that the pipe closes when this process ends
+        # at exit, multiprocessing sends SIGTERM, which is ignored, and waits: closing the pipe ends the process
         atexit.register(self._pipe.close)
         message = b"no answer"
         with suppress(EOFError):
@@ -65,20 +65,20 @@ class Supervisor:
                 message = self._pipe.recv_bytes()
         if message != _READY:
             self.close()
-            raise EnvError(f"supervisor: expected one that has reached the arm, got {message.decode()}")
+            raise EnvError(f"supervisor: expected a connection to the arm, got {message.decode()}")
 
     def beat(self) -> None:
-        """Say that the loop lives. Raises EnvError if the supervisor does not, or has stopped the arm."""
-        self._say(_BEAT)
+        """Send a heartbeat. Raises EnvError if the supervisor has ended or hangs, or has stopped the arm."""
+        self._send(_BEAT)
 
     def rest(self) -> None:
-        """Say that the arm stands and that no beat follows for now; raises as `beat`."""
-        self._say(_REST)
+        """Announce that the arm is at rest and no beat follows for now. Raises as `beat`."""
+        self._send(_REST)
 
     def stop(self) -> bool:
-        """Stop the arm over the supervisor's connection; whether the arm acknowledged that in time. Never raises.
+        """Stop the arm over the supervisor's connection; return whether the arm acknowledged it in time. Never raises.
 
-        After False the supervisor goes on trying for `REPEAT_S`, and ends if that is in vain.
+        After False the supervisor keeps trying for `REPEAT_S`, then ends.
         """
         with self._lock, suppress(OSError, EOFError):
             while self._pipe.poll():
@@ -91,26 +91,26 @@ class Supervisor:
                     return True
         return False
 
-    def _say(self, word: bytes) -> None:
+    def _send(self, message: bytes) -> None:
         with self._lock:
-            said = now()
+            sent = now()
             try:
                 while self._pipe.poll():
                     self._pipe.recv_bytes()
                     self._unanswered = None
-                gone = self._unanswered is not None and said - self._unanswered > self._patience
-                found = f"no answer for {self._patience:g} s"
-                if not gone:
-                    self._pipe.send_bytes(word)
+                lost = self._unanswered is not None and sent - self._unanswered > self._patience
+                reason = f"no answer for {self._patience:g} s"
+                if not lost:
+                    self._pipe.send_bytes(message)
             except (OSError, EOFError):
-                gone, found = True, "it gone"
-            if gone:
-                raise EnvError(f"supervisor: expected it to watch, got {found}; no motion without it")
+                lost, reason = True, "a closed connection"
+            if lost:
+                raise EnvError(f"supervisor: expected it to run, got {reason}; no motion without it")
             if self._unanswered is None:
-                self._unanswered = said
+                self._unanswered = sent
 
     def close(self, confirmed: bool = True) -> None:
-        """End the watch; may be repeated. Unless the arm has `confirmed` a stop, or was never armed, it is stopped first."""
+        """End the supervisor; may be called repeatedly. With `confirmed=False`, it stops the arm first."""
         if confirmed:
             with suppress(OSError):
                 self._pipe.send_bytes(_BYE)
@@ -130,7 +130,7 @@ class Supervisor:
 
 
 class WatchedArm:
-    """A driver whose `stop` falls back to the supervisor's; `confirmed`: whether the last stop was acknowledged."""
+    """A driver whose `stop` falls back to the supervisor's; `confirmed`: whether the arm acknowledged the last stop."""
 
     def __init__(self, driver: Any, supervisor: Callable[[], Supervisor | None]):
         self._driver, self._supervisor = driver, supervisor
@@ -140,20 +140,20 @@ class WatchedArm:
         return getattr(self._driver, name)
 
     def stop(self, reason: str) -> bool:
-        """See `ArmDriver`; says on stderr what to do if nobody can stop the arm."""
+        """See `ArmDriver`; if no stop is acknowledged, print on stderr what to do."""
         before, confirmed = self.confirmed, bool(self._driver.stop(reason))
         if not confirmed and (supervisor := self._supervisor()) is not None:
             confirmed = supervisor.stop()
         self.confirmed = confirmed
         if before and not confirmed:
-            with suppress(OSError):  # the terminal may have gone
+            with suppress(OSError):  # the terminal may be closed
                 print(UNCONFIRMED, file=sys.stderr, flush=True)
         return confirmed
 
 
 class EndsLoop:
-    """Stands for the driver of an arm that takes one client, in the supervisor: its `stop` kills the loop's process. Such an arm
-    brakes by itself when its client is gone. True once the process has ended, which is all that can be known here.
+    """Replaces, in the supervisor, the driver of an arm that accepts one client: its `stop` kills the loop's process. Such an arm
+    brakes by itself when it loses its client. `stop` returns True once the process has ended; it cannot know more.
     """
 
     def __init__(self) -> None:
@@ -171,8 +171,8 @@ class EndsLoop:
     def stop(self, reason: str) -> bool:
         end = now() + ANSWER_S
         if os.getppid() == self._loop:
-            with suppress(OSError):  # the terminal may have gone
-                text = f"{reason}: the program is ended, for the arm to brake. {UNCONFIRMED}"
+            with suppress(OSError):  # the terminal may be closed
+                text = f"{reason}: ending the program so that the arm brakes. {UNCONFIRMED}"
                 print(text, file=sys.stderr, flush=True)
             os.kill(self._loop, signal.SIGKILL)
         while os.getppid() == self._loop and now() < end:
@@ -202,7 +202,7 @@ def _supervise(
 
 
 def _stop(driver: ArmDriver | EndsLoop, reason: str) -> bool:
-    """Stop until the arm acknowledges it, or cannot any more."""
+    """Repeat the stop until the arm acknowledges it; return False if time runs out or the connection is lost."""
     end = now() + REPEAT_S
     while not driver.stop(reason):
         if now() > end or not driver.status().connected:
@@ -212,7 +212,7 @@ def _stop(driver: ArmDriver | EndsLoop, reason: str) -> bool:
 
 
 def _watch(pipe: Connection, limit_s: float, driver: ArmDriver | EndsLoop) -> str:
-    """Why to stop; empty if the loop said good-bye, or the arm cannot be stopped."""
+    """Wait for a reason to stop and return it; empty if the loop closed the supervisor, or the arm cannot be stopped."""
     parent, due, heard = os.getppid(), False, now()
     while True:
         try:
@@ -222,17 +222,17 @@ def _watch(pipe: Connection, limit_s: float, driver: ArmDriver | EndsLoop) -> st
                 if os.getppid() != parent:
                     return "the loop's process ended"
                 continue
-            word = pipe.recv_bytes()
-            if word == _BYE:
+            message = pipe.recv_bytes()
+            if message == _BYE:
                 return ""
             if due and now() - heard > limit_s + ANSWER_S:
                 return f"no heartbeat for {now() - heard:.1f} s"  # the machine slept
-            if word == _STOP:
+            if message == _STOP:
                 if not _stop(driver, "the arm has not acknowledged the loop's stop"):
                     return ""
             elif not driver.status().connected:
                 return "the supervisor's connection to the arm broke"
-            pipe.send_bytes(_STOPPED if word == _STOP else word)  # a bare echo: that the watch lives
+            pipe.send_bytes(_STOPPED if message == _STOP else message)  # the echo shows it is alive
         except (EOFError, OSError):
             return "the loop's process ended"
-        due, heard = word == _BEAT, now()
+        due, heard = message == _BEAT, now()

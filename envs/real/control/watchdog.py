@@ -1,11 +1,11 @@
-"""What may go on: a pure state machine over ages and codes, with faults that stay.
+"""The watchdog: a pure state machine over ages and codes, with latched faults, that decides whether the arm may move.
 
     watchdog = Watchdog()
     state = watchdog.update(time.monotonic(), inputs)     # every period of the stream
 
-IDLE: not started. READY: everything is fresh, motion is allowed to begin. RUNNING: moving. HOLD: standing still
-and waiting; RUNNING again by itself when the cause is gone. FAULT: latched; only `clear`, which an operator asks
-for, leads out of it, and to IDLE at that.
+IDLE: not started. READY: all readings are fresh, motion may begin. RUNNING: moving. HOLD: at rest and waiting;
+returns to RUNNING by itself once the cause has disappeared. FAULT: latched; only `clear`, at an operator's request,
+leaves it, and leads to IDLE.
 """
 
 from collections.abc import Iterable
@@ -48,44 +48,44 @@ class WatchdogLimits(Settings, at="bridge.watchdog", file="bridge/default"):
 
     @property
     def gap(self) -> float:
-        """s between two commands after which this process was suspended: a period holds two exchanges with the arm, and
-        either may take as long as `state_fault`."""
+        """s between two commands beyond which this process must have been suspended: a period contains two exchanges with
+        the arm, and each may take as long as `state_fault`."""
         return 2 * self.state_fault
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is known at one moment. Ages in s; NaN counts as never seen."""
+    """The readings at one moment. Ages in s; NaN means never received."""
 
     camera_age: dict[str, float]  # of each camera's newest frame
     state_age: float  # of the measured joints
-    policy_late: float = 0.0  # by how much the next target is overdue; 0 = in time
-    policy_error: str = ""  # the policy crashed, or its answer was no action
+    policy_late: float = 0.0  # by how much the next target is overdue; 0 = on time
+    policy_error: str = ""  # the policy crashed, or its answer was not an action
     code: int = OK  # of the last command
     error: int = 0  # the arm's
     mode: int = 0  # the arm's
     connected: bool = True
-    report_age: float = 0.0  # since the arm last reported by itself
-    frozen_cameras: tuple[str, ...] = ()  # whose pictures no longer change
-    disagreement: float = 0.0  # rad, of the members of the policy about the newest plan
+    report_age: float = 0.0  # since the arm's last unsolicited report
+    frozen_cameras: tuple[str, ...] = ()  # whose images no longer change
+    disagreement: float = 0.0  # rad, between the policy's members about the newest plan
 
 
 @dataclass
 class Watchdog:
-    """The state and why it is so.
+    """The state and its reasons.
 
-    `reasons` are those of the present state; `history` holds (time, state, reasons) of every change.
+    `reasons` belong to the present state; `history` contains (time, state, reasons) of every change.
     """
 
     limits: WatchdogLimits = field(default_factory=WatchdogLimits)
-    mode: int = 1  # the arm's mode while it is ours
+    mode: int = 1  # the arm's mode while this program controls it
     state: State = State.IDLE
     reasons: tuple[str, ...] = ()
     history: list[tuple[float, State, tuple[str, ...]]] = field(default_factory=list)
     _held_since: float = np.nan
 
     def update(self, now: float, inputs: Inputs) -> State:
-        """The state at the time `now` (s, monotonic)."""
+        """Update and return the state at the time `now` (s, monotonic)."""
         if self.state == State.FAULT:
             return self.state
         started = self.state in (State.RUNNING, State.HOLD)
@@ -93,7 +93,7 @@ class Watchdog:
         if faults:
             return self._enter(now, State.FAULT, faults)
         if not started:
-            # before the start a missing frame is waited for
+            # before the start, wait for a missing frame
             return self._enter(now, State.IDLE if holds else State.READY, holds)
         if not holds:
             return self._enter(now, State.RUNNING, ())
@@ -104,54 +104,54 @@ class Watchdog:
         return self.state
 
     def start(self, now: float) -> None:
-        """READY to RUNNING, on the operator's word. Raises EnvError from any other state."""
+        """Go from READY to RUNNING, at the operator's request. Raises EnvError in any other state."""
         if self.state != State.READY:
             why = f" ({'; '.join(self.reasons)})" if self.reasons else ""
             raise EnvError(f"watchdog: expected state ready, got {self.state.value}{why}")
         self._enter(now, State.RUNNING, ())
 
     def fault(self, now: float, reason: str) -> None:
-        """Latch a fault from outside; an earlier one stays."""
+        """Latch a fault found elsewhere; keep an earlier one."""
         if self.state != State.FAULT:
             self._enter(now, State.FAULT, (reason,))
 
     def pause(self, now: float) -> None:
-        """The end of an episode: back to IDLE, unless there is a fault."""
+        """End an episode: return to IDLE unless there is a fault."""
         if self.state != State.FAULT:
             self._enter(now, State.IDLE, ())
 
     def clear(self, now: float) -> None:
-        """FAULT to IDLE: the operator has looked at the arm and says so. Never called by a program."""
+        """Go from FAULT to IDLE, after an operator has inspected the arm and confirmed it. Never called automatically."""
         if self.state == State.FAULT:
             self._enter(now, State.IDLE, ())
 
     def _faults(self, x: Inputs, started: bool) -> tuple[str, ...]:
         limits = self.limits
-        found = {
+        faults = {
             "connection lost": not x.connected,
             f"arm error {x.error}": x.error != 0,
             f"command code {x.code}": x.code != OK,
             f"policy: {x.policy_error}": x.policy_error != "",
         }
         if started:
-            found[f"mode {x.mode}, expected {self.mode}"] = x.mode != self.mode
-            found |= {
+            faults[f"mode {x.mode}, expected {self.mode}"] = x.mode != self.mode
+            faults |= {
                 f"camera {n} is gone": _over(age, limits.camera_fault) for n, age in x.camera_age.items()
             }
-            found["joint state is gone"] = _over(x.state_age, limits.state_fault)
-            found["policy is gone"] = _over(x.policy_late, limits.policy_fault)
-            found["arm reports nothing"] = _over(x.report_age, limits.report_fault)
-            found |= {f"camera {name} is frozen": True for name in x.frozen_cameras}
-        return tuple(text for text, wrong in found.items() if wrong)
+            faults["joint state is gone"] = _over(x.state_age, limits.state_fault)
+            faults["policy is gone"] = _over(x.policy_late, limits.policy_fault)
+            faults["arm reports nothing"] = _over(x.report_age, limits.report_fault)
+            faults |= {f"camera {name} is frozen": True for name in x.frozen_cameras}
+        return tuple(text for text, present in faults.items() if present)
 
     def _holds(self, x: Inputs, started: bool) -> tuple[str, ...]:
-        limits, most = self.limits, self.limits.disagreement
-        found = {f"camera {n} is stale": _over(age, limits.camera_hold) for n, age in x.camera_age.items()}
-        found["joint state is stale"] = _over(x.state_age, limits.state_hold)
-        found["policy is late"] = _over(x.policy_late, limits.policy_hold)
-        # before the start, it was of another episode
-        found[UNSURE] = started and most is not None and not x.disagreement <= most
-        return tuple(text for text, waits in found.items() if waits)
+        limits, limit = self.limits, self.limits.disagreement
+        holds = {f"camera {n} is stale": _over(age, limits.camera_hold) for n, age in x.camera_age.items()}
+        holds["joint state is stale"] = _over(x.state_age, limits.state_hold)
+        holds["policy is late"] = _over(x.policy_late, limits.policy_hold)
+        # before the start, the disagreement is from another episode
+        holds[UNSURE] = started and limit is not None and not x.disagreement <= limit
+        return tuple(text for text, present in holds.items() if present)
 
     def _enter(self, now: float, state: State, reasons: tuple[str, ...]) -> State:
         if state == State.HOLD and self.state != State.HOLD:
@@ -163,4 +163,4 @@ class Watchdog:
 
 
 def _over(age: float, limit: float) -> bool:
-    return not 0 <= age <= limit  # NaN and a clock that ran backwards are over as well
+    return not 0 <= age <= limit  # NaN and a clock that ran backwards count as over

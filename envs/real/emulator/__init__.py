@@ -1,5 +1,5 @@
 """An emulator of the UFACTORY xArm7 control box, for the vendor's unmodified SDK on loopback.
 
-What is known of the box comes from the SDK's own code and from vendor and user issues; what had to be assumed
-(answers after a mode change, to NaN, the collision threshold, dynamics) is marked [assumed] where it is decided.
+Its behaviour follows the SDK's own code and vendor and user issues. Assumptions (answers after a mode change and to NaN,
+the collision threshold, dynamics) are marked [assumed] in the code.
 """

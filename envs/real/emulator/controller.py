@@ -1,6 +1,6 @@
-"""The box's state machine: enabling, modes and states, errors, its gripper, and what it watches while the arm moves.
+"""The control box's state machine: enabling, modes and states, errors, the gripper, and checks while the arm moves.
 
-States as the box reports them: 1 moving, 2 ready, 4 stopped, 5 stopped because the mode was changed. A client must
+The box reports these states: 1 moving, 2 ready, 4 stopped, 5 stopped because the mode was changed. A client must
 clear errors, enable, set the mode and set state 0, in this order. The reduced mode limits joint speed and joint range;
 its tool speed is only reported. Position mode (0) is emulated without motion.
 """
@@ -19,14 +19,14 @@ POSITION, SERVO, MANUAL, ONLINE_JOINT = MODES = 0, 1, 2, 6
 MOVING, READY, STOPPED, MODE_CHANGED = 1, 2, 4, 5
 
 EMERGENCY_STOP, JOINT_LIMIT, OVERSPEED, COLLISION, BOUNDARY = 1, 23, 24, 31, 35
-_UNPOWERING = (EMERGENCY_STOP, 2, 3, *range(10, 18))  # errors after which the motors are off
+_UNPOWERING = (EMERGENCY_STOP, 2, 3, *range(10, 18))  # errors that switch the motors off
 
 MAX_TCP_SPEED = 1.2  # m/s; users report errors 24 and 60 from about 1 to 1.2 m/s in servo mode
-# N on the arm that raise error 31, per sensitivity 0 (off) to 5, if they last; [assumed]
+# N on the arm that raise error 31 if they last, per sensitivity 0 (off) to 5; [assumed]
 COLLISION_FORCE = (np.inf, 180.0, 120.0, 80.0, 50.0, 30.0)
-# s; a user saw about 2 s in servo mode, and closing fingers that scrape the table push hard for up to 0.1 s
+# s; a user observed about 2 s in servo mode, and closing fingers that scrape the table push hard for up to 0.1 s
 COLLISION_TIME = 0.3
-JOINT_TOLERANCE = np.radians(0.1)  # beyond the range of a joint
+JOINT_TOLERANCE = np.radians(0.1)  # rad beyond the range of a joint
 ALL_JOINTS = 0x7F
 # rad, the vendor SDK's range of an xArm7 with a serial number below 1305
 JOINT_LOW = np.array([-2 * np.pi, -2.059488, -2 * np.pi, -0.191986, -2 * np.pi, -1.692969, -2 * np.pi])
@@ -34,8 +34,8 @@ JOINT_HIGH = np.array([2 * np.pi, 2.094395, 2 * np.pi, 3.92699, 2 * np.pi, np.pi
 
 MAX_SPEED = np.pi  # rad/s, 180 deg/s
 MAX_ACCELERATION = 20.0  # rad/s²
-STOP_DECELERATION = 20.0  # rad/s²; [assumed] for every stop, the emergency stop included
-HAND_SPEED = 0.8  # rad/s, of a person who leads the arm in manual mode
+STOP_DECELERATION = 20.0  # rad/s²; [assumed] for every stop, including the emergency stop
+HAND_SPEED = 0.8  # rad/s, of an operator who guides the arm in manual mode
 _ARRIVED = 1e-5  # rad
 
 
@@ -51,21 +51,21 @@ class Motion:
         self.kind, self.goal = "servo", np.array(target, float)
 
     def plan(self, target: np.ndarray, speed: float, acceleration: float) -> None:
-        """Go to `target` (7,) with a speed and acceleration of its own, from now."""
+        """Go to `target` (7,) with this speed and acceleration, from now."""
         self.kind, self.goal = "plan", np.array(target, float)
         self._speed, self._acceleration = np.clip([speed, acceleration], 0.01, [MAX_SPEED, MAX_ACCELERATION])
-        self._share = np.ones(7)  # of both, so that all joints arrive together
+        self._share = np.ones(7)  # fraction of both per joint, so that all joints arrive together
 
     def hand(self, target: np.ndarray) -> None:
         self.kind, self.goal = "hand", np.array(target, float)
 
     def stop(self, joints: np.ndarray, velocity: np.ndarray) -> None:
-        """Brake and hold, from the measured `joints` and `velocity` (7,); forget the target."""
+        """Brake and hold, from the measured `joints` and `velocity` (7,); drop the target."""
         if self.kind not in ("hold", "stop"):
             self.joints, self.velocity, self.kind = np.array(joints, float), np.array(velocity, float), "stop"
 
     def place(self, joints: np.ndarray) -> None:
-        """The arm stands still at `joints` (7,): no motion on the way there."""
+        """Put the arm at rest at `joints` (7,) at once, without motion."""
         self.joints, self.velocity = np.array(joints, float), np.zeros(7)
         self.kind, self.goal = "hold", self.joints.copy()  # hold, servo, plan, stop, hand
 
@@ -77,7 +77,7 @@ class Motion:
         return self.kind != "hold"
 
     def advance(self, dt: float) -> np.ndarray:
-        """The set point `dt` later.  # (7,)"""
+        """Advance by `dt` and return the set point.  # (7,)"""
         if self.kind in ("servo", "hand"):
             speed = HAND_SPEED if self.kind == "hand" else self.speed_limit
             step = np.clip(self.goal - self.joints, -speed * dt, speed * dt)
@@ -90,8 +90,8 @@ class Motion:
                 self.place(self.joints)
         return self.joints
 
-    def _change_velocity(self, wanted: np.ndarray, acceleration: np.ndarray | float, dt: float) -> None:
-        change = np.clip(wanted - self.velocity, -acceleration * dt, acceleration * dt)
+    def _change_velocity(self, target: np.ndarray, acceleration: np.ndarray | float, dt: float) -> None:
+        change = np.clip(target - self.velocity, -acceleration * dt, acceleration * dt)
         self.velocity = self.velocity + change
         self.joints = self.joints + self.velocity * dt
 
@@ -101,32 +101,32 @@ class Motion:
         if not self.velocity.any():  # from rest, the joints arrive together
             self._share = np.maximum(distance / max(distance.max(), _ARRIVED), 0.02)
         speed, gain = min(self._speed, self.speed_limit) * self._share, self._acceleration * self._share
-        # the fastest from which the joint can still stop at the target, less what one step adds
+        # the highest speed from which the joint can still stop at the target, corrected for one step
         stoppable = np.sqrt(2 * gain * distance + (gain * dt / 2) ** 2) - gain * dt / 2
-        wanted = np.sign(error) * np.minimum(np.minimum(speed, stoppable), distance / dt)
-        self._change_velocity(wanted, gain, dt)
+        velocity = np.sign(error) * np.minimum(np.minimum(speed, stoppable), distance / dt)
+        self._change_velocity(velocity, gain, dt)
         if (np.abs(self.goal - self.joints) < 1e-4).all() and (np.abs(self.velocity) < 2e-2).all():
             self.place(self.goal)
 
 
 class Plant(Protocol):
-    """The body: follows a joint set point in steps of fixed length. Radians, seconds, newtons."""
+    """The emulated arm: follows a joint set point in fixed time steps. Radians, seconds, newtons."""
 
     joints: np.ndarray  # (7,) measured
     velocities: np.ndarray  # (7,) measured, rad/s
     torques: np.ndarray  # (7,) Nm
     opening: float  # of the gripper, measured: 0 closed to 1 open
-    contact: float  # N, the strongest push on the arm by anything but what it holds
+    contact: float  # N, the strongest contact force on the arm, except from an object it holds
 
     def step(self, set_point: np.ndarray, grip: float, dt: float) -> None:
-        """Move for `dt` towards `set_point` (7,) with the gripper going to opening `grip`."""
+        """Move for `dt` towards `set_point` (7,), and the gripper towards opening `grip`."""
 
     def place(self, joints: np.ndarray) -> None:
-        """Stand still at `joints` (7,)."""
+        """Put the arm at rest at `joints` (7,)."""
 
 
 class KinematicPlant:
-    """No physics: each joint is a critically damped spring to its set point, the gripper follows at once."""
+    """A plant without physics: a critically damped spring per joint pulls it to its set point; the gripper follows at once."""
 
     stiffness = 4000.0  # 1/s²; the lag behind a moving set point is 2 / sqrt(stiffness)
 
@@ -146,7 +146,7 @@ class KinematicPlant:
 
 
 class Journal:
-    """What reached the box, obeyed or not, and two minutes of motion: the evidence behind every fault test."""
+    """All commands that reached the box, executed or not, and two minutes of motion: the evidence for every fault test."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
@@ -156,11 +156,11 @@ class Journal:
     def command(
         self, kind: str, name: str, values: Any, client: int, accepted: bool, flags: Sequence[str] = ()
     ) -> None:
-        """Note a command that has just arrived.
+        """Record a command that has just arrived.
 
         Args:
             kind: motion, gripper, stop or state.
-            flags: nonfinite, limit, jump (the three that could harm the arm), error, not_ready, mode.
+            flags: nonfinite, limit, jump (these three could damage the arm), error, not_ready, mode.
         """
         unsafe = bool({"nonfinite", "limit", "jump"} & set(flags))
         row = {"time": self._clock(), "kind": kind, "name": name, "values": tuple(map(float, values))}
@@ -168,11 +168,11 @@ class Journal:
         self.commands.append(row)
 
     def moved(self, joints: np.ndarray, velocities: np.ndarray) -> None:
-        """Note where the arm is, rad and rad/s; the arrays are not copied."""
+        """Record the arm's joints, rad, and velocities, rad/s; the arrays are not copied."""
         self._motion.append({"time": self._clock(), "joints": joints, "velocities": velocities})
 
     def motion_since(self, time_s: float) -> list[dict]:
-        """Joints and velocities of each tick from `time_s` on."""
+        """Return the joints and velocities of each tick from `time_s` on."""
         return [row for row in self._motion if row["time"] >= time_s]
 
 
@@ -190,7 +190,7 @@ class Gripper:
         self.commanded = self.measured = float(self.STROKE)  # on its way to the target
 
     def advance(self, dt: float) -> float:
-        """The commanded opening `dt` later, 0 closed to 1 open."""
+        """Advance by `dt` and return the commanded opening, 0 closed to 1 open."""
         step = self.speed * self.PULSES_PER_SPEED * dt
         self.commanded += min(max(self.target - self.commanded, -step), step)
         return self.commanded / self.STROKE
@@ -200,7 +200,7 @@ class Gripper:
         self.commanded = float(self.target)
 
     def answer(self, frame: bytes) -> bytes | None:
-        """The reply to one RTU frame; None if no slave of that address is on the bus."""
+        """Return the reply to one RTU frame; None if no slave has that address."""
         if len(frame) < 2 or frame[0] != self.SLAVE:
             return None
         function, size = frame[1], len(frame)
@@ -228,7 +228,7 @@ class Gripper:
 
 
 class Controller:
-    """Obeys commands, moves the plant and stops it on errors; the journal notes all motion."""
+    """Executes commands, moves the plant and stops it on errors; the journal records all motion."""
 
     def __init__(self, plant: Plant, journal: Journal):
         self.plant, self.journal = plant, journal
@@ -240,12 +240,12 @@ class Controller:
         self.reduced_tcp_speed, self.reduced_joint_speed = 1000.0, np.pi  # mm/s, reported only; rad/s
         self.reduced_ranges = np.stack([JOINT_LOW, JOINT_HIGH], axis=1).ravel()  # rad: low, high per joint
         self.mode, self.error, self.warning = POSITION, 0, 0
-        self.enabled = 0  # bit per joint; its brake is released with it
+        self.enabled = 0  # one bit per joint: motor on and brake released
         self.tcp_speed = 0.0
         self._base_state = STOPPED
         self._pushed = 0.0  # s
-        self._frozen: dict | None = None  # what is reported in place of the arm's motion
-        self._look()
+        self._frozen: dict | None = None  # reported instead of the arm's motion
+        self._measure()
 
     @property
     def state(self) -> int:
@@ -255,7 +255,7 @@ class Controller:
 
     @property
     def ready(self) -> bool:
-        """Whether motion commands are obeyed."""
+        """Whether motion commands are executed."""
         return self.enabled == ALL_JOINTS and self._base_state == READY and not self.error
 
     @property
@@ -263,13 +263,13 @@ class Controller:
         return int(self.motion.kind == "plan")
 
     def reported(self) -> dict:
-        """The motion of the arm, rad, m, Nm and s; as it was when the fault `freeze_joints` began."""
+        """Return the arm's motion, rad, m, Nm and s; during the fault `freeze_joints`, as it was when that began."""
         p = self.plant
         motion = {"joints": p.joints, "velocities": p.velocities, "torques": p.torques}
         return self._frozen or {**motion, "tcp_speed": self.tcp_speed}
 
     def enable(self, joint: int, on: bool) -> bool:
-        """Motor power of joint 1 to 7, or of all (8). False for another number."""
+        """Switch motor power of joint 1 to 7, or of all (8). Return False for another number."""
         if not 1 <= joint <= 8:
             return False
         bits = ALL_JOINTS if joint == 8 else 1 << joint - 1
@@ -281,7 +281,7 @@ class Controller:
         return True
 
     def set_mode(self, mode: int) -> bool:
-        """Change the mode; the arm stops and needs state 0 again [assumed]. False for a mode not emulated."""
+        """Change the mode; the arm stops and needs state 0 again [assumed]. Return False for a mode not emulated."""
         if mode not in MODES:
             return False
         self._halt(MODE_CHANGED if self._base_state != STOPPED else STOPPED)
@@ -289,7 +289,7 @@ class Controller:
         return True
 
     def set_state(self, state: int) -> bool:
-        """0 go on, 4 stop, 6 slow stop. False for another."""
+        """Set the state: 0 ready, 4 stop, 6 slow stop. Return False for any other."""
         if state == 0:
             if not self.error and self.enabled == ALL_JOINTS:
                 self._base_state = READY
@@ -300,11 +300,11 @@ class Controller:
         return True
 
     def clean_error(self) -> None:
-        """Forget the error; the arm stays stopped."""
+        """Clear the error; the arm stays stopped."""
         self.error = 0
 
     def limit_flags(self, target: np.ndarray) -> list[str]:
-        """What is wrong with a joint target (7,)."""
+        """Return the flags of an invalid joint target (7,); none if it is valid."""
         if not np.isfinite(target).all():
             return ["nonfinite"]
         low, high = JOINT_LOW, JOINT_HIGH
@@ -321,27 +321,27 @@ class Controller:
             self.gripper.stop()
 
     def force_mode(self, mode: int) -> None:
-        """Another client changed the mode and made the arm ready again."""
+        """Emulate another client that changes the mode and makes the arm ready again."""
         self._halt(MODE_CHANGED)
         self.mode = mode
         self.set_state(0)
 
     def freeze_report(self, frozen: bool = True) -> None:
-        """Report the present joints from now on, or those measured again."""
+        """Report the present joints from now on; or report measurements again."""
         self._frozen = self.reported() if frozen else None
 
     def hand(self, target: np.ndarray) -> bool:
-        """A person leads the arm towards `target` (7,); only manual mode lets them."""
+        """Emulate an operator who guides the arm towards `target` (7,); return False unless in manual mode."""
         if not self.ready or self.mode != MANUAL or self.limit_flags(target):
             return False
         self.motion.hand(target)
         return True
 
     def tick(self, dt: float) -> None:
-        """Let `dt` seconds pass; raise the error of whatever has gone wrong."""
+        """Advance by `dt` seconds and raise an error if a check fails."""
         plant, before = self.plant, self._flange[:3, 3]
         plant.step(self.motion.advance(dt), self.gripper.advance(dt), dt)
-        self._look()
+        self._measure()
         speed = float(np.linalg.norm(self._flange[:3, 3] - before)) / dt
         self.tcp_speed += (speed - self.tcp_speed) * min(1.0, dt / 0.012)
         self.journal.moved(plant.joints, plant.velocities)
@@ -349,13 +349,13 @@ class Controller:
             self._watch(dt)
 
     def place(self, joints: np.ndarray) -> None:
-        """The arm stands at `joints` (7,) at once, as when a scene is set up; its state is kept."""
+        """Put the arm at `joints` (7,) at once, as when a scene is set up; mode and state stay unchanged."""
         self.plant.place(joints)
         self.motion.place(joints)
-        self._look()
+        self._measure()
         self.tcp_speed = 0.0
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         self._flange = kin.frames(self.plant.joints)[-1]
         self.gripper.measured = self.plant.opening * Gripper.STROKE
 

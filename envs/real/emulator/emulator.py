@@ -1,7 +1,7 @@
-"""All parts of the emulator put together: `s2robot emulate`, to rehearse `s2robot deploy` without an arm.
+"""The complete emulator: `s2robot emulate`, for rehearsing `s2robot deploy` without an arm.
 
-s2robot emulate                         # in one terminal; prints the ports and the command for the other
-s2robot emulate emulator.ports=free     # beside another one
+s2robot emulate                         # prints the ports and the command for a second terminal
+s2robot emulate emulator.ports=free     # while another emulator is running
 """
 
 import asyncio
@@ -33,9 +33,9 @@ Joints = Annotated[tuple[Small, ...], Field(min_length=7, max_length=7)]
 
 
 class EmulatorConfig(Settings, at="emulator", file="emulate"):
-    """What is simulated around the control box; configs/emulate.yaml documents the other settings."""
+    """Settings of the emulator; configs/emulate.yaml documents those not described here."""
 
-    # CubePick's scene with cameras; joints alone, which starts at once
+    # "mujoco": CubePick's scene with cameras; "kinematic": joints only, starts at once
     plant: Literal["mujoco", "kinematic"] = "mujoco"
     seed: int = from_yaml(ge=0)
     fps: float = from_yaml(gt=0, le=240)
@@ -44,7 +44,7 @@ class EmulatorConfig(Settings, at="emulator", file="emulate"):
 
 
 class Emulator:
-    """One emulated box on `ports`; to be made inside a running event loop."""
+    """One emulated control box on `ports`; create it inside a running event loop."""
 
     def __init__(self, config: EmulatorConfig, ports: Ports):
         self.scene: Any = None
@@ -82,40 +82,40 @@ class Emulator:
         }  # fmt: skip
 
     def _commands(self, since: float = 0.0) -> dict:
-        """What has reached the box since a time, s, see `Journal.command`."""
+        """Return the commands that have reached the box since a time, s; see `Journal.command`."""
         return {"commands": [c for c in self.journal.commands if c["time"] >= since]}
 
     def _drop(self, clients: list[int] | None = None) -> None:
         self.server.drop(clients)
 
     def _hand(self, joints: Joints) -> dict:
-        """A person leads the arm, which only manual mode (2) lets them."""
+        """Emulate an operator who guides the arm; possible only in manual mode (2)."""
         return {"led": self.controller.hand(np.array(joints))}
 
     def _place_arm(self, joints: Joints) -> None:
-        """The arm stands at `joints` at once: for setting up, not for a running deployment."""
+        """Put the arm at `joints` at once: for setup, not for use during a deployment."""
         self.controller.place(np.array(joints))
 
     def _reset_scene(
         self, seed: Annotated[int, Field(ge=0)] | None = None, cube_xy: tuple[Small, Small] | None = None,
         cube_yaw: Small | None = None,
     ) -> dict:  # fmt: skip
-        """A new cube position, as CubePick's reset samples or as given, m and rad; see `ScenePlant.reset`."""
-        given = {"cube_xy": cube_xy, "cube_yaw": cube_yaw}
-        start = self.scene.reset(seed, **{name: value for name, value in given.items() if value is not None})
+        """Place the cube as given (m and rad) or as CubePick's reset samples it; see `ScenePlant.reset`."""
+        cube = {"cube_xy": cube_xy, "cube_yaw": cube_yaw}
+        start = self.scene.reset(seed, **{name: value for name, value in cube.items() if value is not None})
         return {"start_joints": start.tolist()} | self.scene.describe()
 
 
 async def serve(
     config: EmulatorConfig, ports: Ports, started: Callable[[], None], guarded: bool = False
 ) -> None:
-    """Serve an emulator until SIGINT or SIGTERM, or `guarded` until stdin closes; see `Server.run`."""
+    """Serve an emulator until SIGINT or SIGTERM or, if `guarded`, until stdin closes; see `Server.run`."""
     loop, emulator = asyncio.get_running_loop(), Emulator(config, ports)
     server = emulator.server
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, server.stop)
     if guarded:
-        # not sys.stdin: its lock, held at exit, would abort the interpreter. Nothing is ever written to it
+        # descriptor 0, not sys.stdin, whose lock would abort the interpreter at exit; nothing is ever written to it
         loop.add_reader(0, server.stop)
     try:
         await server.run(started)
@@ -125,7 +125,7 @@ async def serve(
 
 
 def run_emulate(cfg: DictConfig) -> None:
-    """Serve until Ctrl-C or SIGTERM. UserError, EnvError: a wrong setting, no simulator, or a port that is taken."""
+    """Serve until Ctrl-C or SIGTERM. Raises UserError or EnvError: a wrong setting, no simulator, or a port in use."""
     one_of("robot", cfg.robot.name, ["xarm7"], ", the arm of the emulated control box")
     config = read(EmulatorConfig, {**plain(cfg.emulator), "env": {"robot": cfg.robot.name, **plain(cfg.env)}})
     require_simulator()
@@ -134,9 +134,9 @@ def run_emulate(cfg: DictConfig) -> None:
     numbers = ", ".join(f"{name} {number}" for name, number in asdict(ports).items())
     greeting = (
         f"emulated xArm7 on {HOST}: {numbers}\n"
-        "In another terminal, a dry run; add --live and the arm moves:\n"
+        "In another terminal, start a dry run; with --live, the emulated arm moves:\n"
         f"    s2robot deploy checkpoint=<folder> robot=xarm7 robot.ip={HOST} bridge=emulator{port}\n"
-        "Ctrl-C ends it."
+        "Press Ctrl-C to stop the emulator."
     )
     asyncio.run(serve(config, ports, lambda: print(greeting, flush=True)))
     print("emulator: stopped")
@@ -151,8 +151,8 @@ class Launched:
 
 @contextmanager
 def launch(plant: str = "mujoco", **settings: Any) -> Iterator[Launched]:
-    """A running emulator on free ports; it ends with the context, or with this process. `settings`: see `EmulatorConfig`."""
-    root = str(Path(__file__).parents[4])  # not resolved: a link in a clone
+    """Run an emulator on free ports until the context or this process ends. `settings`: see `EmulatorConfig`."""
+    root = str(Path(__file__).parents[4])  # not resolved: the package may be a symbolic link
     paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     with subprocess.Popen(
         [sys.executable, "-m", __name__, json.dumps({"plant": plant, **settings})],
@@ -160,7 +160,7 @@ def launch(plant: str = "mujoco", **settings: Any) -> Iterator[Launched]:
     ) as process:  # fmt: skip
         assert process.stdin is not None and process.stdout is not None
         try:
-            ports = Ports.from_json(process.stdout.readline())  # nothing after a traceback
+            ports = Ports.from_json(process.stdout.readline())  # empty if the emulator failed to start
             with SideChannel(ports.side) as side:
                 yield Launched(process, ports, side)
         finally:
@@ -172,5 +172,5 @@ def launch(plant: str = "mujoco", **settings: Any) -> Iterator[Launched]:
 
 
 if __name__ == "__main__":
-    chosen, wanted = free_ports(), EmulatorConfig(**json.loads(sys.argv[1]))
-    asyncio.run(serve(wanted, chosen, lambda: print(chosen.to_json(), flush=True), guarded=True))
+    chosen, config = free_ports(), EmulatorConfig(**json.loads(sys.argv[1]))
+    asyncio.run(serve(config, chosen, lambda: print(chosen.to_json(), flush=True), guarded=True))

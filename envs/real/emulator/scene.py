@@ -1,4 +1,4 @@
-"""CubePick's scene as the emulated arm's body: the same physics and cameras, driven at 250 Hz in real time."""
+"""CubePick's scene as the emulated arm: the same physics and cameras, advanced at 250 Hz in real time."""
 
 import asyncio
 import copy
@@ -15,15 +15,15 @@ from s2robot.envs.real.emulator.controller import KinematicPlant
 from s2robot.envs.real.emulator.server import Faults
 from s2robot.envs.renderer import OffscreenRenderer
 
-_WANTED_S = 2.0  # s without a question, after which nothing is drawn
-_POLL_S = 0.002  # s between two looks for a newer frame
+_IDLE_S = 2.0  # s without a request, after which rendering pauses
+_POLL_S = 0.002  # s between two checks for a newer frame
 
 
 class ScenePlant:
     """A `Plant` in the CubePick scene of an xArm7.
 
-    Joints follow their set point as in CubePick (inverse dynamics, critically damped), only stiffer: the bridge's
-    interpolation adds half a period of lag that the simulated env does not have.
+    Joints follow their set point as in CubePick (inverse dynamics, critically damped), but stiffer: the bridge's
+    interpolation adds half a period of lag that the simulated environment does not have.
     """
 
     stiffness = KinematicPlant.stiffness
@@ -85,11 +85,11 @@ class ScenePlant:
         self.torques = data.qfrc_actuator[self._dof].copy()
         self.opening = self.env.opening
         self.contact = self._contact()
-        self.positions = data.qpos.copy()  # what a camera sees; a new array each time, for other threads
-        self.clutter = self.model.geom_pos[self.env._clutter]  # likewise: it is laid anew with each scene
+        self.positions = data.qpos.copy()  # for the cameras; a new array, since other threads read it
+        self.clutter = self.model.geom_pos[self.env._clutter]  # likewise; it changes with each scene
 
     def _contact(self) -> float:
-        """The strongest normal force, N, between the robot and anything but the cube and itself."""
+        """Return the strongest normal force, N, between the robot and anything but the cube and itself."""
         strongest, force = 0.0, np.zeros(6)
         for i, (a, b) in enumerate(self.data.contact.geom[: self.data.ncon]):
             if self._robot_geom[a] != self._robot_geom[b] and not (self._cube_geom[a] or self._cube_geom[b]):
@@ -98,7 +98,7 @@ class ScenePlant:
         return strongest
 
     def reset(self, seed: int | None = None, **options) -> np.ndarray:
-        """Put the cube where `CubePick.reset` puts it; the arm stays. Return the joints (7,) where that episode starts."""
+        """Place the cube as `CubePick.reset` does; the arm stays. Return the joints (7,) at which that episode starts."""
         data = self.data
         q, v, control = data.qpos[self._robot_q], data.qvel[self._robot_v], data.ctrl.copy()
         self.env.reset(seed=seed, options=options)
@@ -109,14 +109,14 @@ class ScenePlant:
         return start
 
     def describe(self) -> dict:
-        """Cube, progress and success, as JSON types."""
+        """Return cube pose, progress and success, as JSON types."""
         info = self.env.info()
-        told = {name: info[name] for name in ("is_success", "stage", "distance")}
-        return {"cube_pose": info["cube_pose"].tolist(), **told, "env": self.env.describe()}
+        progress = {name: info[name] for name in ("is_success", "stage", "distance")}
+        return {"cube_pose": info["cube_pose"].tolist(), **progress, "env": self.env.describe()}
 
 
 class SceneRenderer:
-    """Draws the scene's cameras, from copies of the joint positions; made and used in one thread, as OpenGL wants."""
+    """Renders the scene's cameras from copies of the joint positions; OpenGL requires one thread for all calls."""
 
     def __init__(self, plant: ScenePlant):
         self._plant, self._model = plant, copy.deepcopy(plant.model)  # culling writes to it
@@ -125,7 +125,7 @@ class SceneRenderer:
         self._renderer = OffscreenRenderer(self._model, *self._sizes.values())
 
     def draw(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """One frame per camera of the scene at `positions` (nq,).  # {camera: uint8 (H, W, 3)}"""
+        """Render one frame per camera of the scene at `positions` (nq,).  # {camera: uint8 (H, W, 3)}"""
         self._data.qpos[:] = positions
         self._model.geom_pos[self._plant.env._clutter] = self._plant.clutter
         refresh_poses(self._model, self._data)
@@ -137,50 +137,50 @@ class SceneRenderer:
 
 
 class FrameServer:
-    """Draws `fps` frames a second of each camera, in a thread and while somebody asks for them."""
+    """Renders `fps` frames per second of each camera, in a thread, while clients request them."""
 
     def __init__(self, plant: ScenePlant, fps: float, faults: Faults):
         self._plant, self._period, self._faults = plant, 1 / fps, faults
-        # camera -> number, from 1; s, monotonic, when it was taken; uint8 (H, W, 3) RGB, upright
+        # camera -> number, from 1; capture time, s, monotonic; uint8 (H, W, 3) RGB, upright
         self._newest = dict.fromkeys(faults.cameras, (0, 0.0, np.zeros((0, 0, 3), np.uint8)))
-        self._wanted, self._ended, self._asked = threading.Event(), threading.Event(), 0.0
+        self._active, self._ended, self._requested = threading.Event(), threading.Event(), 0.0
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._draw_forever, name="frames", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         self._ended.set()
-        self._wanted.set()
+        self._active.set()
         self._thread.join(10)
 
     async def frame(self, camera: str, after: int = 0) -> dict:
-        """The newest frame of a camera (KeyError for another), as soon as one is newer than number `after`."""
+        """Return a camera's newest frame once its number exceeds `after`. Raises KeyError for an unknown camera."""
         while True:
-            self._asked = time.monotonic()
-            self._wanted.set()
+            self._requested = time.monotonic()
+            self._active.set()
             if self._failure:
                 raise self._failure
-            seq, taken, image = self._newest[camera]
+            seq, captured, image = self._newest[camera]
             if seq > after:
-                return {"seq": seq, "time": taken, "shape": image.shape, "data": image.tobytes()}
+                return {"seq": seq, "time": captured, "shape": image.shape, "data": image.tobytes()}
             await asyncio.sleep(_POLL_S)
 
     def _draw_forever(self) -> None:
         try:
-            self._wanted.wait()
+            self._active.wait()
             if self._ended.is_set():
                 return
             renderer = SceneRenderer(self._plant)
             due = time.monotonic()
             while True:
-                self._wanted.wait()
+                self._active.wait()
                 if self._ended.wait(max(0.0, due - time.monotonic())):
                     break
                 now = time.monotonic()
                 due = max(due + self._period, now)
                 self._publish(now, renderer.draw(self._plant.positions))
-                if now - self._asked > _WANTED_S:
-                    self._wanted.clear()
+                if now - self._requested > _IDLE_S:
+                    self._active.clear()
             renderer.close()
         except Exception as error:
             self._failure = error  # sent to every client instead of a frame

@@ -1,6 +1,6 @@
-"""The emulator's sockets and clock in one asyncio loop, the answers to requests, and the faults to inject.
+"""The emulator's sockets and clock in one asyncio loop, the answers to requests, and injected faults.
 
-Nothing that a client sends may end it: a frame that cannot be one closes its connection, all else is answered.
+No client can crash it: an invalid frame closes its connection, and every other request is answered.
 """
 
 import asyncio
@@ -23,24 +23,24 @@ from s2robot.envs.real.emulator.side import HOST, Handler, Ports
 from s2robot.envs.real.emulator.wire import Fn
 
 TICK, REPORT_S = 0.004, 0.2  # s
-MAX_BEHIND = 0.2  # s; a computer that falls further behind real time loses the rest
-MAX_UNSENT = 1 << 16  # bytes; reports to a client that does not read are left out
+MAX_BEHIND = 0.2  # s; if emulated time falls further behind real time, it skips ahead
+MAX_UNSENT = 1 << 16  # bytes; reports to a client that does not read are dropped
 VERSION = b"7,7,XI130000000001,AC130000000001,v2.5.5\0"
 TOOL_HOST = 9  # address of the tool's RS485 bus
 BAUD_REGISTER, BAUD_2M = b"\x0a\x0b", 11
 JUMP = 0.15  # rad from the last target: more than full speed covers in two periods at 50 Hz
 _MODES = {Fn.MOVE_JOINT: ONLINE_JOINT, Fn.SERVO_J: SERVO}
-# settings by the controller's name for them: numbers, and switches
+# settings by their attribute of the controller: numbers, and switches
 _NUMBERS = {Fn.REDUCED_TCP_SPEED: "reduced_tcp_speed", Fn.REDUCED_JOINT_SPEED: "reduced_joint_speed"}
 _SWITCHES = {Fn.SET_REDUCED: "reduced", Fn.FENCE: "fence", Fn.SELF_COLLISION: "self_collision"}
 
-Answer = tuple[bool, bytes]  # understood and valid; data
+Answer = tuple[bool, bytes]  # whether the request is valid; data
 
 
 class Faults:
-    """The active faults; the method of a name in `NAMES` injects one, with arguments as pydantic checks them.
+    """The active faults; each method listed in `NAMES` injects one, with arguments validated by pydantic.
 
-    Every fault lasts until `clear`, but `error`, which happens once, and `stall`. `Server.drop` is one more.
+    Every fault lasts until `clear`, except `error`, which happens once, and `stall`. `Server.drop` is another fault.
     """
 
     NAMES = (
@@ -53,7 +53,7 @@ class Faults:
         self.clear()
 
     def clear(self) -> None:
-        """End all faults; an error of the controller stays until a client cleans it."""
+        """End all faults; an error of the controller stays until a client clears it."""
         self._hung_until = -math.inf  # s, monotonic
         self.answers_new = self.reports = True
         self.delay_s = 0.0
@@ -62,48 +62,48 @@ class Faults:
         self._controller.freeze_report(False)
 
     def hang(self) -> None:
-        """The box stops answering, reporting and obeying; what arrives waits in the sockets until the fault ends."""
+        """Stop answering, reporting and executing; requests wait in the sockets until the fault ends."""
         self.stall(math.inf)
 
     def stall(self, seconds: Annotated[float, Field(ge=0)]) -> None:
-        """As `hang`, and it goes on by itself after so long."""
+        """Hang for this time, then resume."""
         self._hung_until = time.monotonic() + seconds
 
     @property
     def hung(self) -> bool:
-        """Whether the box answers, reports and obeys nothing now."""
+        """Whether the box now neither answers, reports nor executes anything."""
         return time.monotonic() < self._hung_until
 
     def half_open(self) -> None:
-        """New connections are accepted and never answered."""
+        """Accept new connections and never answer on them."""
         self.answers_new = False
 
     def silent_reports(self) -> None:
-        """The report sockets stay open and carry nothing."""
+        """Send no reports; their sockets stay open."""
         self.reports = False
 
     def delay(self, seconds: Annotated[float, Field(ge=0)]) -> None:
-        """Each reply comes so much later."""
+        """Delay each reply by this time."""
         self.delay_s = seconds
 
     def error(self, code: Annotated[StrictInt, Field(ge=1, le=255)]) -> None:
-        """The controller raises an error now: 1 emergency stop, 23 joint limit, 24 overspeed, 31 collision, ..."""
+        """Raise a controller error now: 1 emergency stop, 23 joint limit, 24 overspeed, 31 collision, ..."""
         self._controller.raise_error(code)
 
     def mode(self, mode: Literal[0, 1, 2, 6] = 0) -> None:
-        """Another client changed the mode behind our back, and made the arm ready again."""
+        """Emulate another client that changes the mode unnoticed and makes the arm ready again."""
         self._controller.force_mode(mode)
 
     def freeze_joints(self) -> None:
-        """The reported joint angles, velocities and poses stay as they are; the arm moves."""
+        """Freeze the reported joint angles, velocities and poses while the arm moves."""
         self._controller.freeze_report()
 
     def camera_freeze(self, camera: str | None = None) -> None:
-        """Frames keep coming with new numbers and times and the same picture. `camera`: one, or all (None)."""
+        """Send the same image with new frame numbers and times. `camera`: one, or None for all."""
         self.frozen = self._cameras("camera_freeze", camera)
 
     def camera_stale(self, camera: str | None = None) -> None:
-        """No new frames."""
+        """Send no new frames."""
         self.stale = self._cameras("camera_stale", camera)
 
     def _cameras(self, fault: str, camera: str | None) -> tuple[str, ...]:
@@ -116,17 +116,17 @@ class Faults:
 class Commands:
     def __init__(self, controller: Controller):
         self.box = controller
-        self.unsupported: dict[int, int] = {}  # function -> requests; none is rejected in silence
+        self.unsupported: dict[int, int] = {}  # function -> requests; none is rejected silently
 
     def answer(self, request: wire.Request, client: int) -> bytes | None:
-        """The reply frame to the connection number `client`; None where the protocol expects none."""
+        """Return the reply frame for connection number `client`; None if the protocol expects none."""
         if request.protocol == wire.HEARTBEAT:
             return None
         if request.protocol == wire.MODBUS_TCP:
             return wire.modbus_exception(request)
         box, function, valid, data = self.box, request.function, False, b""
         if function in list(Fn):
-            with contextlib.suppress(wire.WireError, struct.error, IndexError):  # a payload that is too short
+            with contextlib.suppress(wire.WireError, struct.error, IndexError):  # a short payload
                 valid, data = self._do(Fn(function), request.payload, client)
         else:
             self.unsupported[function] = self.unsupported.get(function, 0) + 1
@@ -147,7 +147,7 @@ class Commands:
         return done, b""
 
     def _configure(self, fn: Fn, p: bytes) -> bool:
-        """Obey a setting. False: invalid."""
+        """Apply a setting. Return False if it is invalid."""
         box = self.box
         if fn in _NUMBERS or fn == Fn.REDUCED_RANGES:
             values = wire.floats(p, 1 if fn in _NUMBERS else 14)
@@ -181,25 +181,25 @@ class Commands:
         return True
 
     def _read(self, fn: Fn, p: bytes, client: int) -> Answer | None:
-        """Answer a question; None if `fn` is a setting."""
+        """Answer a query; return None if `fn` is a setting."""
         if fn == Fn.RS485:
             return self._rs485(p, client)
-        box, told = self.box, self.box.reported()
+        box, motion = self.box, self.box.reported()
         kinds = ("joints", "velocities", "torques")[: min(max(p[0] & 0x0F, 1), 3) if p else 1]
         answers = {
             Fn.VERSION: VERSION,
             Fn.GET_STATE: bytes([box.state]),
             Fn.COMMAND_COUNT: bytes([0, box.queued]),
             Fn.ERROR: bytes([box.error, box.warning]),
-            Fn.TCP_POSE: wire.pack_floats(wire.pose_of(told["joints"])),
-            Fn.JOINTS: wire.pack_floats(np.concatenate([told[kind] for kind in kinds])),
+            Fn.TCP_POSE: wire.pack_floats(wire.pose_of(motion["joints"])),
+            Fn.JOINTS: wire.pack_floats(np.concatenate([motion[kind] for kind in kinds])),
             Fn.REDUCED_STATES: bytes([box.reduced]) + wire.reduced_states(box),
             Fn.TOOL_READ16: struct.pack(">i", BAUD_2M if p[1:3] == BAUD_REGISTER else 0),
         }
         return (True, answers[fn]) if fn in answers else None
 
     def _rs485(self, p: bytes, client: int) -> Answer:
-        """Pass a frame on to the tool's bus; the answer holds the bus it came from."""
+        """Forward a frame to the tool's bus; the answer starts with the address of that bus."""
         gripper = self.box.gripper
         if p[0] != TOOL_HOST or (reply := gripper.answer(p[1:])) is None:
             return False, b""
@@ -210,18 +210,18 @@ class Commands:
         return True, bytes([TOOL_HOST]) + reply
 
     def _move(self, fn: Fn, p: bytes, client: int) -> bool:
-        """Take a motion command down, then obey it if mode, state and numbers allow. False: invalid."""
+        """Record a motion command, then execute it if mode, state and values allow. Return False if it is invalid."""
         box, values = self.box, wire.floats(p, 10)
         planned, joints = fn == Fn.MOVE_JOINT, values[:7]
         flags = [] if np.isfinite(values[7:] if planned else values).all() else ["nonfinite"]
-        if planned:  # positive infinity: leave that joint where the last motion put it
+        if planned:  # positive infinity: keep that joint's last target
             joints = np.where(np.isposinf(joints), box.motion.goal, joints)
         flags += [f for f in box.limit_flags(joints) if f not in flags]
         if not planned and "nonfinite" not in flags:
             flags += ["jump"] if np.abs(joints - box.motion.goal).max() > JUMP else []
-        found = {"error": box.error, "not_ready": not box.ready, "mode": box.mode != _MODES[fn]}
-        flags += [flag for flag, wrong in found.items() if wrong]
-        # NaN and infinity never move the arm [assumed]; targets out of limits raise the box's own error
+        checks = {"error": box.error, "not_ready": not box.ready, "mode": box.mode != _MODES[fn]}
+        flags += [flag for flag, failed in checks.items() if failed]
+        # NaN and infinity never move the arm [assumed]; targets outside the limits raise an error of the box
         blocked = {"nonfinite", "error", "not_ready", "mode"} & set(flags)
         accepted = not blocked and "limit" not in flags
         box.journal.command("motion", fn.name, values, client, accepted, flags)
@@ -238,18 +238,18 @@ class Commands:
 
 
 class Server:
-    """Serves one controller, and its side channel, on `ports` of loopback until `stop`."""
+    """Serves one controller and its side channel on the loopback `ports` until `stop`."""
 
     def __init__(self, controller: Controller, faults: Faults, ports: Ports, side: Handler):
         self.controller, self.faults, self.ports, self._side = controller, faults, ports, side
         self.commands = Commands(controller)
         self._writers: dict[int, set[asyncio.StreamWriter]] = {}
-        self._half_open: set[asyncio.StreamWriter] = set()  # of those, who gets neither answers nor reports
+        self._half_open: set[asyncio.StreamWriter] = set()  # connections without answers or reports
         self._clients = 0
         self._stop = asyncio.Event()
 
     async def run(self, started: Callable[[], None]) -> None:
-        """Serve until `stop`; `started` is called once all ports listen. EnvError: a port is taken."""
+        """Serve until `stop`; call `started` once all ports listen. Raises EnvError if a port is in use."""
         p, control = self.ports, self._control
         handlers = {p.control: control, p.gripper: control, p.report: self._ignore, p.side: self._side}
         servers = []
@@ -259,14 +259,14 @@ class Server:
                     servers.append(await asyncio.start_server(self._accept(port, handler), HOST, port))
                 except OSError as error:
                     why = error.strerror or error
-                    raise EnvError(f"port {port}: expected a free one, got {why}") from None
+                    raise EnvError(f"port {port}: expected a free port, got {why}") from None
             tasks = [asyncio.ensure_future(loop) for loop in (self._tick_forever(), self._report_forever())]
             stopped = asyncio.ensure_future(self._stop.wait())
             started()
             await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 if task.done():
-                    task.result()  # a fault of the emulator itself is not hidden
+                    task.result()  # raise a failure of the emulator itself
                 task.cancel()
         finally:
             self._stop.set()
@@ -282,7 +282,7 @@ class Server:
         return {port: len(writers) for port, writers in self._writers.items()}
 
     def drop(self, clients: list[int] | None = None) -> None:
-        """Close every connection of the box itself, or those that clients have made from the ports `clients`."""
+        """Close all connections to the box, or only those from the clients' local ports `clients`."""
         linger = struct.pack("ii", 1, 0)  # a reset, as when a cable is pulled
         for port in self._writers.keys() - {self.ports.side}:
             for writer in list(self._writers[port]):
@@ -300,12 +300,12 @@ class Server:
             try:
                 if port != self.ports.side and not self.faults.answers_new:
                     self._half_open.add(writer)
-                    await self._unanswered(reader)  # and then closed: its handshake is long over
+                    await self._unanswered(reader)  # closed afterwards: its handshake has timed out
                 else:
                     await handler(reader, writer)
             except (OSError, ValueError):
-                pass  # the peer went away or does not speak the protocol: this connection ends
-            except asyncio.CancelledError:  # the loop ends; asyncio would print one traceback per connection
+                pass  # the peer disconnected or does not follow the protocol: close this connection
+            except asyncio.CancelledError:  # at shutdown, asyncio would print one traceback per connection
                 if not self._stop.is_set():
                     raise
             finally:
@@ -316,7 +316,7 @@ class Server:
         return serve
 
     async def _unanswered(self, reader: asyncio.StreamReader) -> None:
-        while not self.faults.answers_new:  # reading, or the connection's end would never be seen
+        while not self.faults.answers_new:  # read, to notice when the connection closes
             with contextlib.suppress(TimeoutError):
                 if not await asyncio.wait_for(reader.read(4096), 0.02):
                     return
@@ -332,7 +332,7 @@ class Server:
                 if self.faults.delay_s:
                     await asyncio.sleep(self.faults.delay_s)
                 if writer.is_closing():
-                    return  # dropped meanwhile, and what it had sent with it
+                    return  # dropped meanwhile, with its pending requests
                 if answer := self.commands.answer(request, client):
                     writer.write(answer)
                     await writer.drain()
@@ -343,7 +343,7 @@ class Server:
 
     async def _ignore(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(4096):
-            pass  # on the report port
+            pass  # clients send nothing of interest on the report port
 
     async def _report_forever(self) -> None:
         while True:
@@ -361,7 +361,7 @@ class Server:
             behind = time.monotonic() - emulated
             if behind > MAX_BEHIND:
                 emulated, behind = time.monotonic() - TICK, TICK
-            for _ in range(min(int(behind / TICK), 5)):  # others get their turn in between
+            for _ in range(min(int(behind / TICK), 5)):  # other tasks run in between
                 self.controller.tick(TICK)
                 emulated += TICK
             await asyncio.sleep(max(0.0, emulated + TICK - time.monotonic()))

@@ -1,10 +1,10 @@
 """Emulated Feetech STS3215 servos on a pseudo-terminal: the bus of an SO-101 without the arm.
 
-    python -m s2robot.envs.real.emulator.servos emulated.json   # prints settings of `deploy`; Ctrl-C ends it
+    python -m s2robot.envs.real.emulator.servos emulated.json   # prints settings for `deploy`; Ctrl-C stops it
 
-LeRobot's `SOFollower` and `feetech-servo-sdk` speak to it unchanged. Behind each servo is no model of an arm: its joint
-follows the goal with a lag and a limited speed, sags a little by its weight, and falls back to where it began while the
-torque is off. Packets are those of the maker's manual: FF FF, id, length, instruction or status bits, data, inverted sum.
+LeRobot's `SOFollower` and `feetech-servo-sdk` work with it unchanged. There is no model of an arm: each joint follows its
+goal with a lag and a limited speed, sags slightly under its weight, and falls back to its start while the torque is off.
+Packets follow the manufacturer's manual: FF FF, id, length, instruction or status bits, data, inverted sum.
 """
 
 import json
@@ -28,26 +28,26 @@ MODEL, ID, LOWEST, HIGHEST, HOTTEST, OFFSET = (3, 2), (5, 1), (9, 2), (11, 2), (
 TORQUE, GOAL, POSITION, SPEED, LOAD = (40, 1), (42, 2), (56, 2), (58, 2), (60, 2)
 VOLTAGE, TEMPERATURE, STATUS = (62, 1), (63, 1), (65, 1)
 SIGN = {OFFSET: 11, GOAL: 15, POSITION: 15, SPEED: 15, LOAD: 10}  # register -> the bit that holds the sign
-MEASURED = range(56, 71)  # addresses that no packet writes
-OVERHEAT, OVERLOAD = 4, 32  # status bits, upon which a servo switches its torque off
-TICKS = 4096  # in a turn
-FASTEST, FALL = 3000.0, 1500.0  # ticks/s with torque, and falling without
-SAG = 12.0  # ticks from the goal, by the weight
-LAG_S, OVERLOAD_S = 0.03, 1.0  # time constant; how long a jammed servo pushes until it reports an overload
-STEP_S = 0.005  # s of a step of the simulation
+MEASURED = range(56, 71)  # read-only addresses
+OVERHEAT, OVERLOAD = 4, 32  # status bits; on either, a servo switches its torque off
+TICKS = 4096  # per turn
+FASTEST, FALL = 3000.0, 1500.0  # ticks/s with torque, and falling without it
+SAG = 12.0  # ticks from the goal, under its weight
+LAG_S, OVERLOAD_S = 0.03, 1.0  # time constant; time after which a jammed servo reports an overload
+STEP_S = 0.005  # s, time step of the simulation
 SO101 = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
-REST = (2048, 1266, 2830, 2634, 2048, 1400)  # ticks, folded half-way
+REST = (2048, 1266, 2830, 2634, 2048, 1400)  # ticks, arm folded half-way
 
 
-def clipped(value: float, most: float) -> float:
-    return min(max(value, -most), most)
+def clipped(value: float, limit: float) -> float:
+    return min(max(value, -limit), limit)
 
 
 class Servo:
-    """One servo: its registers, and the joint behind it.
+    """One servo: its registers and its joint.
 
-    Attributes: `place` (ticks, before the offset), `rest` (where it falls to; None: it stays), `written` (all goals that it
-    got), `silent` (it dropped off the bus), `jammed`.
+    Attributes: `place` (ticks, before the offset), `rest` (ticks to which it falls; None: it does not fall), `written` (all
+    goals received), `silent` (it dropped off the bus), `jammed`.
     """
 
     def __init__(self, number: int, place: float, falls: bool):
@@ -82,12 +82,12 @@ class Servo:
         before = self.place
         if self.rest is not None:
             goal += clipped(self.rest - goal, SAG)
-        step, most = 0.0, FASTEST
+        step, limit = 0.0, FASTEST
         if self[TORQUE]:
             step = 0.0 if self.jammed else (goal - before) * (1 - math.exp(-seconds / LAG_S))
         elif self.rest is not None:
-            step, most = self.rest - before, FALL
-        self.place += clipped(step, most * seconds)
+            step, limit = self.rest - before, FALL
+        self.place += clipped(step, limit * seconds)
         pushes = self.jammed and self[TORQUE] and abs(goal - before) > 50
         self._pushed = self._pushed + seconds if pushes else 0.0
         hot, overload = self[TEMPERATURE] >= self[HOTTEST], self._pushed > OVERLOAD_S
@@ -98,23 +98,23 @@ class Servo:
 
 
 class ServoBus:
-    """Servos with the numbers 1, 2, ... on a pseudo-terminal: `with ServoBus() as bus` serves `bus.port`.
+    """Servos numbered 1, 2, ... on a pseudo-terminal: `with ServoBus() as bus` serves `bus.port`.
 
     Args:
-        places: where they begin, ticks; those in `falls`, by number, fall back to there without torque.
+        places: initial positions, ticks; servos whose numbers are in `falls` fall back there without torque.
 
-    Attributes: `servos`; `noise`, the share of answers that are corrupted; `mute`, nothing answers; `packets`, how many came.
+    Attributes: `servos`; `noise`, the fraction of corrupted answers; `mute`, no servo answers; `packets`, number received.
     """
 
     def __init__(self, places: Sequence[float] = REST, falls: Sequence[int] = (2, 3, 4)):
         self.servos = {i: Servo(i, place, i in falls) for i, place in enumerate(places, 1)}
         self.noise, self.mute, self.packets = 0.0, False, 0
         self._random, self._ended = random.Random(0), threading.Event()
-        self._ours, theirs = os.openpty()
-        tty.setraw(theirs)
-        self.port = os.ttyname(theirs)
-        os.close(theirs)  # the port is in use only while a client has it open
-        os.set_blocking(self._ours, False)
+        self._terminal, client_end = os.openpty()
+        tty.setraw(client_end)
+        self.port = os.ttyname(client_end)
+        os.close(client_end)  # so that the port is in use only while a client has it open
+        os.set_blocking(self._terminal, False)
         self._thread = threading.Thread(target=self._serve, daemon=True, name="servos")
 
     def __enter__(self) -> Self:
@@ -122,12 +122,12 @@ class ServoBus:
         return self
 
     def unplug(self, *_: object) -> None:
-        """Take the port away; may be repeated."""
+        """Remove the port; may be called repeatedly."""
         self._ended.set()
         self._thread.join(5.0)
-        if self._ours >= 0:
-            os.close(self._ours)
-        self._ours = -1
+        if self._terminal >= 0:
+            os.close(self._terminal)
+        self._terminal = -1
 
     __exit__ = unplug
 
@@ -135,22 +135,22 @@ class ServoBus:
         return [servo[register] for servo in self.servos.values()]
 
     def calibrate(self, file: Path, margin: int = 700) -> None:
-        """Write LeRobot's calibration file of an SO-101, each range `margin` ticks from both ends of a turn, and set it."""
-        found = {}
+        """Write LeRobot's calibration file for an SO-101, with ranges `margin` ticks from both ends of a turn, and apply it."""
+        motors = {}
         for name, (i, servo) in zip(SO101, self.servos.items(), strict=True):
             low = 0 if name == "wrist_roll" else margin
             servo[LOWEST], servo[HIGHEST] = low, TICKS - 1 - low
             ranges = {"range_min": low, "range_max": TICKS - 1 - low}
-            found[name] = {"id": i, "drive_mode": 0, "homing_offset": servo[OFFSET], **ranges}
-        file.write_text(json.dumps(found, indent=4))
+            motors[name] = {"id": i, "drive_mode": 0, "homing_offset": servo[OFFSET], **ranges}
+        file.write_text(json.dumps(motors, indent=4))
 
     def _serve(self) -> None:
         waiting, last = b"", time.monotonic()
         while not self._ended.is_set():
             try:
-                if select.select([self._ours], [], [], STEP_S)[0]:
-                    waiting += os.read(self._ours, 4096)
-            except OSError:  # nobody has opened the port
+                if select.select([self._terminal], [], [], STEP_S)[0]:
+                    waiting += os.read(self._terminal, 4096)
+            except OSError:  # no client has the port open
                 self._ended.wait(STEP_S)
             last = max(last, time.monotonic() - 1)
             while time.monotonic() - last >= STEP_S:
@@ -159,10 +159,10 @@ class ServoBus:
                     servo.advance(STEP_S)
             answer, waiting = self.take(waiting)
             with suppress(OSError):
-                os.write(self._ours, answer)
+                os.write(self._terminal, answer)
 
     def take(self, received: bytes) -> tuple[bytes, bytes]:
-        """Return the answers to the whole packets in `received`, and the bytes of one that is not whole yet."""
+        """Return the answers to the complete packets in `received`, and the bytes of an incomplete one."""
         answers = b""
         while (begin := received.find(b"\xff\xff")) >= 0 and len(received) >= begin + 4:
             end = begin + 4 + received[begin + 3]
@@ -175,26 +175,26 @@ class ServoBus:
         return answers, received
 
     def _answer(self, number: int, instruction: int, data: bytes) -> bytes:
-        here = {i: s for i, s in self.servos.items() if number in (i, ALL) and not (s.silent or self.mute)}
+        servos = {i: s for i, s in self.servos.items() if number in (i, ALL) and not (s.silent or self.mute)}
         if instruction == SYNC_READ:
-            return b"".join(self._status(here[i], *data[:2]) for i in data[2:] if i in here)
+            return b"".join(self._status(servos[i], *data[:2]) for i in data[2:] if i in servos)
         if instruction == SYNC_WRITE:
             for at in range(2, len(data), data[1] + 1):
-                if (servo := here.get(data[at])) is not None:
+                if (servo := servos.get(data[at])) is not None:
                     servo.write(data[0], data[at + 1 : at + 1 + data[1]])
             return b""
-        for servo in here.values():
+        for servo in servos.values():
             if instruction == WRITE:
                 servo.write(data[0], data[1:])
         if number == ALL and instruction != PING:
             return b""
-        asked = data[:2] if instruction == READ else (0, 0)
-        return b"".join(self._status(servo, *asked) for servo in here.values())
+        requested = data[:2] if instruction == READ else (0, 0)
+        return b"".join(self._status(servo, *requested) for servo in servos.values())
 
     def _status(self, servo: Servo, address: int, size: int) -> bytes:
         body = bytes([servo[ID], size + 2, servo[STATUS], *servo.memory[address : address + size]])
-        wrong = 0x55 if self._random.random() < self.noise else 0
-        return b"\xff\xff" + body + bytes([~sum(body) & 0xFF ^ wrong])
+        corruption = 0x55 if self._random.random() < self.noise else 0
+        return b"\xff\xff" + body + bytes([~sum(body) & 0xFF ^ corruption])
 
 
 if __name__ == "__main__":

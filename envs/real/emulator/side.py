@@ -1,6 +1,6 @@
 """The emulator's ports, and its side channel: faults, journal, scene and camera frames, as JSON lines on loopback.
 
-`SideChannel` is the client, for tests and for deployments that rehearse against the emulator.
+`SideChannel` is its client, for tests and for rehearsed deployments.
 """
 
 import asyncio
@@ -21,17 +21,17 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.sdk import EMULATED_IP as HOST
 from s2robot.envs.real.arms.sdk import BoxPorts
 
-Operation = Callable[..., Any]  # returns a dict, None, or what to await for one
+Operation = Callable[..., Any]  # returns a dict, None, or an awaitable of either
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class Ports(BoxPorts):
-    """Where the emulator listens on loopback; the defaults need no privilege. The gripper's is `control` + 1."""
+    """The emulator's loopback ports; the defaults need no privileges. The gripper's port is `control` + 1."""
 
-    control: int = 15502  # the box's 502
-    report: int = 15302  # its 30002, 5 Hz
-    side: int = 15800  # see the module
+    control: int = 15502  # 502 on a control box
+    report: int = 15302  # 30002 on a control box, at 5 Hz
+    side: int = 15800  # the side channel
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -57,10 +57,10 @@ def free_ports() -> Ports:
 
 
 def side_handler(operations: dict[str, Operation]) -> Handler:
-    """A connection handler that calls `operations[op](**rest)` per line and answers with a line.
+    """Return a connection handler that calls `operations[op](**arguments)` for each line and answers with a line.
 
-    An answer holds `ok`, the monotonic `time` before it, and what the operation returned (`data`: so many bytes follow the
-    line); or `error`, one line, for anything that is no such request.
+    An answer contains `ok`, the monotonic `time` before the call, and the operation's result (`data`: number of bytes that
+    follow the line); or, for an invalid request or a failed operation, `error`, one line.
     """
     checked = {name: validate_call(operation) for name, operation in operations.items()}
 
@@ -69,7 +69,7 @@ def side_handler(operations: dict[str, Operation]) -> Handler:
             answer = await _answer(checked, line)
             data = answer.pop("data", b"")
             answer |= {"data": len(data)} if data else {}
-            # in a thread: minutes of motion are seconds of work, in which the box has to go on
+            # in a thread: encoding minutes of motion takes seconds, and must not block the box
             text = await asyncio.to_thread(json.dumps, answer, default=np.ndarray.tolist)
             writer.write(text.encode() + b"\n" + data)
             await writer.drain()
@@ -81,30 +81,30 @@ async def _answer(operations: dict[str, Operation], line: bytes) -> dict:
     now = time.monotonic()
     try:
         request = json.loads(line)
-        found = operations[request.pop("op")](**request)
-        found = await found if inspect.isawaitable(found) else found
-        return {"ok": True, "time": now} | (found or {})
-    except Exception as error:  # the client gets it, whatever the request is
+        result = operations[request.pop("op")](**request)
+        result = await result if inspect.isawaitable(result) else result
+        return {"ok": True, "time": now} | (result or {})
+    except Exception as error:  # sent to the client
         return {"ok": False, "error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
 
 
 class SideChannel:
-    """A client of the side channel at `port`, connected from its first question on; several threads may share it.
+    """A client of the side channel at `port`; it connects at the first request. Several threads may share it.
 
-    After an answer that did not come within `timeout_s`, the next question has a new connection.
+    After an answer that did not arrive within `timeout_s`, the next request opens a new connection.
     """
 
     def __init__(self, port: int, timeout_s: float = 10.0):
         self._port, self._timeout_s = port, timeout_s
-        self._turn = threading.Lock()  # a question and its answer
+        self._lock = threading.Lock()  # held for one request and its answer
         self._stream: Any = None
 
     def __call__(self, op: str, **settings) -> dict:
-        """Do `op` and return its answer; EnvError if the emulator rejects it, is gone, or is something else."""
-        question = json.dumps({"op": op, **settings}).encode() + b"\n"
+        """Run `op` and return its answer. Raises EnvError if the emulator rejects it, or no emulator answers."""
+        request = json.dumps({"op": op, **settings}).encode() + b"\n"
         try:
-            with self._turn:
-                answer = self._ask(question)
+            with self._lock:
+                answer = self._send(request)
         except (OSError, ValueError, KeyError) as error:
             why = f"expected a running `s2robot emulate`, got no answer to '{op}' ({error})"
             answer = {"ok": False, "error": why}
@@ -113,7 +113,7 @@ class SideChannel:
         return answer
 
     def fault(self, name: str, **settings) -> float:
-        """Inject a fault, see `emulator.faults`; its monotonic time, s."""
+        """Inject a fault of `server.Faults`; return its monotonic time, s."""
         return self(f"fault {name}", **settings)["time"]
 
     def close(self) -> None:
@@ -121,24 +121,24 @@ class SideChannel:
             self._stream.close()
             self._stream = None
 
-    def _ask(self, question: bytes) -> dict:
+    def _send(self, request: bytes) -> dict:
         try:
             if self._stream is None:
                 with socket.create_connection((HOST, self._port), self._timeout_s) as connection:
                     self._stream = connection.makefile("rwb")
-            self._stream.write(question)
+            self._stream.write(request)
             self._stream.flush()
-            first = self._stream.read(1)  # the box's reports never end
+            first = self._stream.read(1)  # on a report port, a whole line might never arrive
             answer = json.loads(first + self._stream.readline() if first == b"{" else b"no answer")
             answer["ok"]
             if "data" in answer:
                 size, answer["data"] = answer["data"], self._stream.read(answer["data"])
                 if len(answer["data"]) < size:
-                    raise ValueError("it ended early")
+                    raise ValueError("the answer is incomplete")
             return answer
         except BaseException:
-            with suppress(OSError):  # of what could not be sent
-                self.close()  # the answer may come yet, and is not the next one's
+            with suppress(OSError):  # unsent bytes may fail again
+                self.close()  # a late answer must not be mistaken for the next one
             self._stream = None
             raise
 

@@ -1,4 +1,4 @@
-"""A running emulator in the place of arm, cameras, table and operator, to rehearse a deployment with."""
+"""A running emulator that replaces arm, cameras, table and operator, for rehearsing a deployment."""
 
 import time
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from s2robot.envs.real.emulator.side import Ports, SideChannel
 from s2robot.envs.real.operator.prompts import Operator, Placing
 from s2robot.envs.robots import robot_spec
 
-_FRAME_S = 2.0  # s until the next frame of a camera
-_HEARD_S = 1.0  # s; a cleared error reaches a driver with the next report, five a second
+_FRAME_S = 2.0  # s, timeout for a camera's next frame
+_REPORTED_S = 1.0  # s until a report, five per second, has informed a driver of a cleared error
 
 
 class EmulatedOperator(Operator):
-    """Answers yes, lays the cube where it is asked for, and judges by the emulated scene."""
+    """Answers yes, places the cube as requested, and judges success by the emulated scene."""
 
     def __init__(self, side: SideChannel):
         self._side = side
@@ -28,10 +28,10 @@ class EmulatedOperator(Operator):
         return np.array(self._side("reset_scene", seed=seed)["start_joints"])
 
     def free(self, fault: tuple[str, ...]) -> bool:
-        if fault:  # the arm is led away from what it may press on and its error cleared, as a person would
+        if fault:  # move the arm away from any contact and clear its error, as an operator would
             self._side("place_arm", joints=list(robot_spec("xarm7").home))
             self._side("clear_error")
-            time.sleep(_HEARD_S)
+            time.sleep(_REPORTED_S)
         return True
 
     def place(self, placing: Placing) -> bool:
@@ -41,7 +41,7 @@ class EmulatedOperator(Operator):
         return True
 
     def ended(self) -> bool:
-        """When the cube has been lifted."""
+        """Return whether the cube has been lifted."""
         scene = self._side("scene")
         self.closest = min(scene["distance"], np.inf if self.closest is None else self.closest)
         return bool(scene["is_success"])
@@ -54,9 +54,9 @@ class EmulatedOperator(Operator):
 
 
 class EmulatedCamera:
-    """A camera of the emulator at a side port, whose times are on this machine's clock.
+    """A camera of the emulator at a side port; its times are on this machine's clock.
 
-    `start_s`, for the first frame: as long as building a renderer takes. EnvError: no such camera, or no first frame.
+    `start_s`: timeout of the first frame, which includes creating a renderer. Raises EnvError without such a camera or frame.
     """
 
     def __init__(self, port: int, camera: str, start_s: float = 30.0):
@@ -66,7 +66,7 @@ class EmulatedCamera:
         self._side = SideChannel(port, _FRAME_S)
 
     def read(self) -> tuple[float, np.ndarray]:
-        """The next frame: time, s, and image. EnvError if none comes within 2 s."""
+        """Return the next frame's time, s, and image. Raises EnvError if none arrives within 2 s."""
         frame = self._side("frame", camera=self._camera, after=self._seq)
         self._seq = frame["seq"]
         return from_monotonic(frame["time"]), np.frombuffer(frame["data"], np.uint8).reshape(frame["shape"])
@@ -76,7 +76,7 @@ class EmulatedCamera:
 
 
 class StandIn:
-    """The emulator at a side port of this machine. EnvError: nothing listens there, or something else."""
+    """The emulator at a side port of this machine. Raises EnvError if no emulator answers there."""
 
     def __init__(self, port: int):
         self.side = SideChannel(port)
@@ -90,13 +90,13 @@ class StandIn:
         return partial(EmulatedCamera, self.ports.side, name)
 
     def cameras(self) -> tuple[float, dict[str, dict]]:
-        """Frames a second; camera -> size and field of view."""
+        """Return the frames per second, and each camera's size and field of view."""
         return self.side("cameras")["fps"], self.side("scene")["env"]["camera_geometry"]
 
     def world(self) -> dict[str, Any]:
-        """Settings of the emulated scene, as `CubePickConfig` has them."""
+        """Return the settings of the emulated scene, in the form of `CubePickConfig`."""
         return self.side("scene")["env"]["env_config"]
 
     def close(self) -> None:
-        """Let go of the emulator, which goes on."""
+        """Disconnect from the emulator, which keeps running."""
         self.side.close()

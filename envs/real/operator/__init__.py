@@ -1,1 +1,1 @@
-"""The person at the arm: questions, stop, hand guiding, teleoperation."""
+"""The operator at the arm: questions, stop, hand guiding, teleoperation."""

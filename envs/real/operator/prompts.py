@@ -1,7 +1,7 @@
-"""Who stands beside the arm: says when it may move, where the cube lies, whether an episode succeeded, and stops it.
+"""The operator beside the arm, who permits motion, places the cube, judges episodes and stops the arm.
 
-A program never clears a fault and never decides that the bench is free: it asks. `TerminalOperator` asks a person;
-`s2robot.envs.real.emulator.stand_in.EmulatedOperator` answers for the emulator, which has nobody beside it.
+The program never clears a fault and never assumes that the workspace is clear: it asks. `TerminalOperator` asks a person;
+`s2robot.envs.real.emulator.stand_in.EmulatedOperator` answers for the emulator, which needs no person.
 """
 
 import os
@@ -23,21 +23,21 @@ from s2robot.envs.real.arms.driver import Array
 from s2robot.envs.robots import robot_spec
 
 _YES_NO = {"y": True, "yes": True, "n": False, "no": False}
-_LISTEN_S = 0.2  # s that a Ctrl-C may wait while a question stands
+_LISTEN_S = 0.2  # s, longest delay of a Ctrl-C during a question
 
 
 @dataclass(frozen=True)
 class Placing:
-    """Where an episode wants its cube, so that the same seed means the same place for every policy."""
+    """Cube pose and start joints of an episode; the same seed gives the same pose for every policy."""
 
     seed: int | None
-    cube_xy: tuple[float, float]  # m, table frame: x away from the robot, y to its left
+    cube_xy: tuple[float, float]  # m, table frame: x away from the robot, y to the robot's left
     cube_yaw: float  # rad
     start_joints: Array  # (7,) rad, where the arm starts
 
     @classmethod
     def draw(cls, config: CubePickConfig, seed: int) -> "Placing":
-        """Draw the cube and the start of the simulated episode `seed`, in the order of `CubePick.begin`."""
+        """Sample cube pose and start of the simulated episode `seed`, in the order of `CubePick.begin`."""
         rng, _ = np_random(seed)
         xy = (rng.uniform(*config.box_x), rng.uniform(*config.box_y))
         yaw = rng.uniform(*config.yaw)
@@ -48,18 +48,19 @@ class Placing:
     def instruction(self) -> str:
         x, y = (100 * v for v in self.cube_xy)
         turn = np.degrees(self.cube_yaw) % 90  # a cube looks the same every quarter turn
-        return f"Place the cube at x {x:+.1f} cm (away from the robot), y {y:+.1f} cm (to its left), turned {turn:.0f} degrees."
+        where = f"x {x:+.1f} cm (away from the robot), y {y:+.1f} cm (to the robot's left)"
+        return f"Place the cube at {where}, rotated {turn:.0f} degrees counterclockwise."
 
 
 class Void(Exception):
-    """An attempt that does not count: it is repeated."""
+    """Raised when an attempt does not count and must be repeated."""
 
 
 class Operator(Protocol):
-    """What the bridge asks between two motions. Every `no` ends the matter: nothing moves.
+    """The questions that the bridge asks between two motions. After any `no`, nothing moves.
 
-    Attributes: `person`, whether somebody may press keys while the arm moves; `voids`, whether an attempt may be `Void`;
-    `closest`, m, the least distance of grip and cube since the cube was placed, where it is measured.
+    Attributes: `person`, whether a person may press keys while the arm moves; `voids`, whether an attempt may be `Void`;
+    `closest`, m, the least distance between grip and cube since the cube was placed, or None if it is not measured.
     """
 
     person: bool = False
@@ -67,42 +68,42 @@ class Operator(Protocol):
     closest: float | None = None
 
     def wait_to_start(self, episode: int, episodes: int) -> bool:
-        """Before episode `episode` (from 0) of a session, the arm stopped: may it begin? A no ends the session."""
+        """Return whether episode `episode` (from 0) may begin; the arm is stopped. False ends the session."""
         return True
 
     def lay(self, seed: int) -> Array | None:
-        """The cube laid where the scene of `seed` has it: joints (7,) at which that starts; None: a person lays it."""
+        """Place the cube as in the scene of `seed` and return that scene's start joints (7,); None: a person must place it."""
         return None
 
     def free(self, fault: tuple[str, ...]) -> bool:
-        """May the arm open its gripper and go to its start? With `fault`: and is that fault looked at and cleared?"""
+        """Return whether the arm may open its gripper and move to its start, and whether `fault`, if any, is cleared."""
 
     def place(self, placing: Placing) -> bool:
-        """Is the cube placed, and everybody clear of the arm, which is stopped meanwhile?"""
+        """Return whether the cube is placed and everyone is clear of the arm, which is stopped meanwhile."""
 
     def ended(self) -> bool:
-        """Asked once a step: is the episode over? Must not wait."""
+        """Return whether the episode is over; called once per step, must not block."""
         return False
 
     def success(self) -> bool:
-        """Asked after an episode that ended without a fault: did it succeed? Void: it does not count."""
+        """Return whether an episode that ended without a fault succeeded. Raises Void if it does not count."""
 
     def failed(self, fault: str) -> None:
-        """Called when a fault has ended an episode, which counts as failed. Raises Void if it is to be repeated."""
+        """Accept that an episode ended by a fault counts as failed. Raises Void if it is to be repeated."""
         return None
 
     def stage(self) -> str:
-        """The furthest stage of a failed episode, as the simulated world names them."""
+        """Return the furthest stage of a failed episode, named as in the simulated world."""
 
     def keep(self) -> bool:
-        """Asked after a demonstration: is it to be kept?"""
+        """Return whether to keep the demonstration just recorded."""
         return True
 
 
 def ask(question: str) -> str | None:
-    """Return what a person types, stripped, in small letters; None after Ctrl-D or without a terminal.
+    """Return the line that a person types, stripped and lower-case; None after Ctrl-D or without a terminal.
 
-    What was typed before the question is dropped: it answers something else, and an arm may move upon it.
+    Drop anything typed before the question: it was not meant as an answer, and the arm might move because of it.
     """
     terminal: int | None = None
     with suppress(Exception):  # no terminal
@@ -112,16 +113,16 @@ def ask(question: str) -> str | None:
         terminal = sys.stdin.fileno()
     print(question, end="", flush=True)
     while terminal is not None and not select.select([terminal], [], [], _LISTEN_S)[0]:
-        pass  # a Ctrl-C that came just before the call is heard here; `input` would keep it for after the next line
+        pass  # a Ctrl-C just before the call takes effect here; `input` would delay it until the next line
     try:
         return input().strip().lower()
     except EOFError:
-        print(flush=True)  # the next line is not to stand behind the question
+        print(flush=True)  # end the question's line
         return None
 
 
 class TerminalOperator(Operator):
-    """Asks on the terminal. Before a motion anything but `y` is a no; a question about an outcome is repeated."""
+    """Asks on the terminal. Before a motion, any answer but yes means no; a question about an outcome is repeated."""
 
     person = True
     stages: Sequence[str] = ("approach", "grasp", "lift", "held")
@@ -140,16 +141,17 @@ class TerminalOperator(Operator):
         raise EnvError(f"operator: expected an answer to '{question}', got the end of standard input")
 
     def wait_to_start(self, episode: int, episodes: int) -> bool:
-        text = "Lay the cube. The arm then moves slowly to its start. Enter: go on, q: end. "
+        text = "Place the cube. The arm will then move slowly to its start pose. Enter: continue, q: quit. "
         return self._ask(f"episode {episode + 1} of {episodes}. {text}") not in ("q", "Q", None)
 
     def free(self, fault: tuple[str, ...]) -> bool:
-        if fault and not self._yes(f"FAULT: {'; '.join(fault)}. Look at the arm and the bench. Cleared?"):
+        question = "Inspect the arm and its surroundings. Is the fault cleared?"
+        if fault and not self._yes(f"FAULT: {'; '.join(fault)}. {question}"):
             return False
-        return self._yes("The arm opens its gripper and moves to its start pose. Is everybody clear of it?")
+        return self._yes("The arm will open its gripper and move to its start pose. Is everyone clear of it?")
 
     def place(self, placing: Placing) -> bool:
-        return self._yes(f"{placing.instruction} Is it there, and everybody clear of the arm?")
+        return self._yes(f"{placing.instruction} Is the cube in place, and is everyone clear of the arm?")
 
     def success(self) -> bool:
         return self._one_of("Did the episode succeed? [y/n]", _YES_NO)
@@ -157,15 +159,15 @@ class TerminalOperator(Operator):
     def stage(self) -> str:
         numbered = {str(i): name for i, name in enumerate(self.stages[:-1])}
         names = ", ".join(f"{i}: {name}" for i, name in numbered.items())
-        return self._one_of(f"How far did it come? {names} [{'/'.join(numbered)}]", numbered)
+        return self._one_of(f"How far did it get? {names} [{'/'.join(numbered)}]", numbered)
 
-    def keep(self) -> bool:  # a no throws the demonstration away
-        return self._one_of("Keep it? [y/n]", _YES_NO)
+    def keep(self) -> bool:
+        return self._one_of("Keep this demonstration? y: keep, n: discard [y/n]", _YES_NO)
 
 
 class TrialOperator(TerminalOperator):
-    """Judges attempts of a trial, which may be void. `scene`: the operator of an emulated arm, who places what the person says
-    is there."""
+    """Judges attempts of a trial, which may be void. `scene`: for an emulated arm, the operator that places the cube in the
+    emulated scene."""
 
     voids = True
     scene: Operator | None = None
@@ -177,10 +179,10 @@ class TrialOperator(TerminalOperator):
         return (self.scene is None or self.scene.place(placing)) and super().place(placing)
 
     def success(self) -> bool:
-        return self._judge("Did it succeed? y: success, n: failure, v: void, repeat it [y/n/v]", _YES_NO)
+        return self._judge("Did it succeed? y: success, n: failure, v: void (repeat it) [y/n/v]", _YES_NO)
 
     def failed(self, fault: str) -> None:
-        self._judge(f"FAULT: {fault}. n: it counts as a failure, v: void, repeat it [n/v]", {"n": False})
+        self._judge(f"FAULT: {fault}. n: count it as a failure, v: void (repeat it) [n/v]", {"n": False})
 
     def _judge(self, question: str, answers: dict[str, bool]) -> bool:
         if (answer := self._one_of(question, {**answers, "v": None})) is None:
@@ -189,16 +191,16 @@ class TrialOperator(TerminalOperator):
 
 
 class Stop:
-    """A stop that a key or a signal requests. A request is never withdrawn."""
+    """A stop requested by a key or a signal. A request is never withdrawn."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
         self.interrupted = False  # by a signal
-        self.moving = False  # whether a stop is a matter of braking, not of ending at once
-        self.stop: Callable[[], None] = lambda: None  # called when it is asked for
+        self.moving = False  # whether a stop must brake the arm before the program ends
+        self.stop: Callable[[], None] = lambda: None  # called on request
 
     def ask(self) -> None:
-        """Brake and stop; from any thread."""
+        """Request a stop: the arm brakes. May be called from any thread."""
         self._asked.set()
         self.stop()
 
@@ -206,22 +208,22 @@ class Stop:
         return self._asked.is_set()
 
     def check(self) -> None:
-        """Raise a signal's KeyboardInterrupt anew if it was lost: the vendor's SDK swallows what is raised in its calls."""
+        """Raise a signal's KeyboardInterrupt again if it was lost: the vendor's SDK swallows exceptions raised in its calls."""
         lost = self.interrupted and not self.asked()
         if lost and threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Ctrl-C, SIGTERM, SIGHUP: the first brakes the arm, the second one, or one while it stands, ends at once."""
+        """Handle Ctrl-C, SIGTERM, SIGHUP: the first brakes the arm; a second one, or one while the arm is at rest, ends at once."""
         shown = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
         def handle(number: int, frame: object) -> None:
-            if number == signal.SIGHUP:  # printing to a terminal that has gone would raise
+            if number == signal.SIGHUP:  # printing to a closed terminal would raise
                 for descriptor in shown:
                     with open(os.devnull, "w") as nowhere:
                         os.dup2(nowhere.fileno(), descriptor)
-            again = self.interrupted and number != signal.SIGHUP  # a terminal that closes may send two
+            again = self.interrupted and number != signal.SIGHUP  # a closing terminal may send two
             self.interrupted = True
             if again or not self.moving:
                 raise KeyboardInterrupt

@@ -1,10 +1,10 @@
-"""Teleoperation with keys or a SpaceMouse, in place of a policy or beside one, and teaching by hand (`teach`).
+"""Teleoperation with keys or a SpaceMouse, alone or shared with a policy, and teaching by hand (`teach`).
 
-Its actions go through loop, interpolator and safety filter as a policy's do.
+Its actions pass through loop, interpolator and safety filter like a policy's.
 
-Velocities are those of the point between the finger tips in the base's frame: x forward, y to the left, z up, and the
-turn about the vertical; the gripper stays as upright as at the start. Nothing jumps at a handover: the person's motion
-starts at the commanded joints, and the gripper keeps its last command.
+Velocities are those of the point between the fingertips in the base's frame: x forward, y left, z up, and rotation
+about the vertical; the gripper keeps its initial tilt. Nothing jumps at a handover: the person's motion starts at the
+commanded joints, and the gripper keeps its last command.
 """
 
 import threading
@@ -26,14 +26,14 @@ from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import State, Watchdog
 from s2robot.envs.real.runtime import ArmRuntime
 
-HELP = "w s: forward, back   a d: left, right   r f: up, down   q e: turn"
+HELP = "w s: forward, back   a d: left, right   r f: up, down   q e: rotate"
 CONTROLS_HELP = "space: gripper   Enter: end   x: end and discard"
 HANDOVER_HELP = "space: take over, give back   g: gripper   Enter: end   x: end and discard"
-_AHEAD = (0.04, 0.3)  # m and rad that the wish may be ahead of the arm; the rest is forgotten
-_EDGE = 0.005  # m kept from where the safety filter would stop the gripper
-_HOLD_S = 0.15  # s for which a key moves: a held one repeats sooner, after the terminal's first pause
-_DEAD = 0.1  # readings of a cap up to this count as 0
-_STALE_S = 0.2  # s without a report, after which a cap counts as released; a moved one reports at 100 Hz
+_AHEAD = (0.04, 0.3)  # m and rad that the target may be ahead of the arm; any excess is dropped
+_EDGE = 0.005  # m, distance kept from where the safety filter would stop the gripper
+_HOLD_S = 0.15  # s of motion per key press: a held key repeats sooner, after the terminal's initial delay
+_DEAD = 0.1  # dead zone: readings of the cap up to this count as 0
+_STALE_S = 0.2  # s without a report after which the cap counts as released; while moved, it reports at 100 Hz
 _KEYS = {
     "w": (1, 0, 0, 0), "s": (-1, 0, 0, 0), "a": (0, 1, 0, 0), "d": (0, -1, 0, 0),
     "r": (0, 0, 1, 0), "f": (0, 0, -1, 0), "q": (0, 0, 0, 1), "e": (0, 0, 0, -1),
@@ -41,9 +41,9 @@ _KEYS = {
 
 
 class Controls:
-    """What a demonstrator says besides motion, from any thread.
+    """A demonstrator's commands other than motion, from any thread.
 
-    Attributes: `closed`, the gripper; `ended`, the episode; `discarded`, it is not kept; `person`, whether the person
+    Attributes: `closed`, the gripper; `ended`, the episode; `discarded`, the episode; `person`, whether the person
     acts: always, unless the controls are `shared` with a policy.
     """
 
@@ -52,12 +52,12 @@ class Controls:
         self.reset()
 
     def reset(self) -> None:
-        """Prepare the next episode: the gripper open, nothing ended, the policy acts."""
+        """Prepare the next episode: gripper open, not ended; with shared controls, the policy acts."""
         self.closed = self.ended = self.discarded = False
         self.person = not self._shared
 
     def on_key(self, key: str) -> None:
-        """Take a key as in `CONTROLS_HELP`, or `HANDOVER_HELP` where a policy shares the controls."""
+        """Handle a key of `CONTROLS_HELP`, or of `HANDOVER_HELP` if a policy shares the controls."""
         if key == self._gripper:
             self.closed ^= self.person
         elif key == " ":
@@ -66,12 +66,12 @@ class Controls:
             self.discarded, self.ended = self.discarded or key == "x", True
 
     def on_button(self, button: int) -> None:
-        """Take a SpaceMouse's button: 0 is the gripper, 1 the end."""
+        """Handle a SpaceMouse button: 0 for the gripper, 1 for the end."""
         self.on_key((self._gripper, "\n")[button])
 
 
 class Keyboard:
-    """Motion by keys (`HELP`): a terminal reports presses only, so each one moves for a while. Others go to `controls`."""
+    """Motion by keys (`HELP`): a terminal reports presses only, so each one moves for a short time. `controls` gets other keys."""
 
     def __init__(self, controls: Controls, clock: Callable[[], float] = time.monotonic):
         self._controls, self._clock = controls, clock
@@ -90,10 +90,10 @@ class Keyboard:
 
 
 class SpaceMouse:
-    """A 3Dconnexion SpaceMouse through `pyspacemouse`: cap moves, first button gripper, second button end.
+    """A 3Dconnexion SpaceMouse through `pyspacemouse`: the cap moves, button 1 is the gripper, button 2 the end.
 
-    By default the first one on USB (EnvError: no library, or no device). `device.read()` returns the newest state: x, y,
-    z, yaw (-1 to 1), buttons, and `t`, another number with each report.
+    Default: the first device on USB (EnvError without the library or a device). `device.read()` returns the newest state:
+    x, y, z, yaw (-1 to 1), buttons, and `t`, which changes with each report.
     """
 
     def __init__(self, controls: Controls, device: Any = None):
@@ -101,13 +101,13 @@ class SpaceMouse:
         self._device = device or _open_spacemouse()
         self._buttons: tuple[int, ...] = (0, 0)
         self._velocity = np.zeros(4)
-        self._report, self._heard = None, -np.inf  # the last report's `t`, and when it came, s
+        self._report, self._heard = None, -np.inf  # the last report's `t`, and its arrival, s
         self._error, self._ended = "", threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="spacemouse")
         self._thread.start()
 
     def velocity(self) -> Array:
-        """Return the deflection. Raises EnvError when the device has gone: a cap that is stuck must not go on moving."""
+        """Return the deflection. Raises EnvError if the device is lost: its last reading must not keep the arm moving."""
         if self._error:
             raise EnvError(f"spacemouse: {self._error}")
         return self._velocity if time.monotonic() - self._heard <= _STALE_S else np.zeros(4)
@@ -119,12 +119,12 @@ class SpaceMouse:
 
     def _run(self) -> None:
         try:
-            while not self._ended.wait(0.001):  # one call takes one report, and hundreds come a second
-                self._take(self._device.read())
-        except Exception as error:  # of whatever library is beneath
+            while not self._ended.wait(0.001):  # each call reads one report, and hundreds arrive per second
+                self._update(self._device.read())
+        except Exception as error:  # of any underlying library
             self._error = str(error) or type(error).__name__
 
-    def _take(self, state: Any) -> None:
+    def _update(self, state: Any) -> None:
         if state.t != self._report:
             self._report, self._heard = state.t, time.monotonic()
         axes = np.clip([state.x, state.y, state.z, state.yaw], -1, 1).astype(float)
@@ -144,12 +144,12 @@ def _open_spacemouse() -> Any:
 
 
 class Teleoperator:
-    """Turns a person's motion into `rate_hz` actions a second; it ends before the filter would stop the gripper.
+    """Converts a person's motion to `rate_hz` actions per second; motion ends before the filter would stop the gripper.
 
     Args:
-        mover: its `velocity()` is x, y, z and the turn about z, each -1 to 1 of the full speed.  # (4,)
+        mover: its `velocity()` is x, y, z and rotation about z, each a fraction -1 to 1 of full speed.  # (4,)
         speed, turn_speed: m/s and rad/s at full deflection.
-        max_delta: rad a joint may move in an action.
+        max_delta: rad that a joint may move per action.
     """
 
     def __init__(
@@ -157,26 +157,26 @@ class Teleoperator:
         speed: float = 0.1, turn_speed: float = 0.6, max_delta: float = 0.25,
     ):  # fmt: skip
         self._mover, self._controls, self._ik = mover, controls, ik
-        self._full = np.array([speed, speed, speed, turn_speed]) / rate_hz  # m and rad an action
+        self._full = np.array([speed, speed, speed, turn_speed]) / rate_hz  # m and rad per action
         self._max_delta, self._limits, self._points = max_delta, limits, XArm7Points()
         self._safety = SafetyFilter(limits, self._points)
         self._position: Array | None = None
 
     def reset(self) -> None:
-        """Start anew at the joints of the next action."""
+        """Restart at the joints of the next action."""
         self._position = None
 
     def act(self, q: Array) -> Array:
         """Return the next action, to be added to commanded joints (7,) rad: `CommandStream.commanded`.  # float32 (8,)"""
-        if np.isnan(q).any():  # the loop warms up: nothing is commanded yet, and nothing will be executed
+        if np.isnan(q).any():  # the loop's warm-up: no command yet, and this action will not be executed
             return np.zeros(8, np.float32)
         if self._position is None:
             self._position, self._upright = self._ik.pose(q)
-            self._turn = 0.0  # rad about the vertical, since the start
+            self._turn = 0.0  # rad about the vertical, from the start
             self._low, self._high = self._room(q, self._position)
         step = self._mover.velocity() * self._full
         here, rotation = self._ik.pose(q)
-        # the arm was held, or could not follow: what it is behind by is not owed
+        # if the arm was held or could not follow, drop the excess lag
         ahead = self._position - here
         self._position = here + ahead * min(1.0, _AHEAD[0] / max(float(np.linalg.norm(ahead)), 1e-9))
         turn = rotation @ self._upright.T
@@ -186,19 +186,19 @@ class Teleoperator:
         behind = (self._turn - turned + np.pi) % (2 * np.pi) - np.pi
         self._turn = turned + np.clip(behind, -_AHEAD[1], _AHEAD[1])
         low, high = np.minimum(self._low, self._position), np.maximum(self._high, self._position)
-        self._position = np.clip(self._position + step[:3], low, high)  # from outside, back in only
+        self._position = np.clip(self._position + step[:3], low, high)  # from outside, only inwards
         self._turn += step[3]
         cos, sin = np.cos(self._turn), np.sin(self._turn)
         goal = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ self._upright
         delta = self._ik.solve(q, self._position, goal) - q
         delta = delta / max(1.0, float(np.abs(delta).max()) / self._max_delta)
-        # a pose may only be reached with a point outside: no step goes there, and one from outside goes back in
+        # a pose may be reachable only with a point outside: allow no such step, and from outside only steps inwards
         if self._safety.beyond(q + delta) > max(-_EDGE / 2, self._safety.beyond(q)):
             delta, self._position, self._turn = np.zeros(7), here, turned
         return np.append(delta, float(self._controls.closed)).astype(np.float32)
 
     def _room(self, q: Array, position: Array) -> tuple[Array, Array]:
-        """Where the tool may be with the gripper as it points at `q`, whatever its turn about the vertical.  # 2 x (3,)"""
+        """Return the tool's lower and upper bounds for the gripper's tilt at `q` and any turn about the vertical.  # 2 x (3,)"""
         p, limits = self._points, self._limits
         away = (p.at(q) - position)[p.in_box]  # (P, 3)
         radius = p.radius[p.in_box]
@@ -210,33 +210,33 @@ class Teleoperator:
 
 
 class SharedControl(Subscriber):
-    """The policy of a loop in which a person may take over; it is a subscriber, too. `persons`: who acted in each step.
+    """The policy of a loop in which a person may take over; also a subscriber. `persons`: whether the person acted, per step.
 
     Args:
-        forget: makes the policy start anew; called before it acts again, since it planned from another state.
-        teleoperator: the person's actions; None where the person leads the arm by hand, outside the loop.
-        commanded: returns the joints (7,) rad that the next action is added to.
+        reset_policy: called before the policy acts again, since it planned from another state.
+        teleoperator: the person's actions; None if the person guides the arm by hand, outside the loop.
+        commanded: returns the joints (7,) rad to which the next action is added.
     """
 
     def __init__(
-        self, policy: Callable[[Mapping[str, Any]], Array], forget: Callable[[], None], controls: Controls,
+        self, policy: Callable[[Mapping[str, Any]], Array], reset_policy: Callable[[], None], controls: Controls,
         teleoperator: Teleoperator | None, commanded: Callable[[], Array],
     ):  # fmt: skip
-        self._policy, self._forget, self._controls = policy, forget, controls
+        self._policy, self._reset_policy, self._controls = policy, reset_policy, controls
         self._teleoperator, self._commanded = teleoperator, commanded
         self.begin()
 
     def begin(self) -> None:
         self._person = self._closed = False
-        self.persons: list[bool] = []  # of each executed step
-        self._acts: deque[tuple[Any, bool]] = deque(maxlen=8)  # proprio of an observation, who acted upon it
+        self.persons: list[bool] = []  # per executed step
+        self._acts: deque[tuple[Any, bool]] = deque(maxlen=8)  # proprio, whether the person acted
 
     def act(self, observation: Mapping[str, Any]) -> Array:
-        """Return the next action (8,) of whoever acts; the other one's part ends here."""
+        """Return the next action (8,) of the person or the policy, and hand over between them if necessary."""
         person = self._teleoperator if self._controls.person else None
         if (person is not None) != self._person:
             self._person = person is not None
-            (self.take if self._person else self._forget)()
+            (self.take if self._person else self._reset_policy)()
         if person is not None:
             action = person.act(self._commanded())
         else:
@@ -247,37 +247,37 @@ class SharedControl(Subscriber):
         return action
 
     def on_begin(self) -> None:
-        self._forget()
+        self._reset_policy()
         self._person = False
 
     def on_step(self, step: dict) -> None:
-        """Note who acted: answers that came while the arm was held were not executed."""
+        """Record who acted, per executed step: answers that arrived while the arm was held were not executed."""
         self.persons.append(next(person for seen, person in self._acts if seen is step["proprio"]))
 
     def take(self) -> None:
-        """Begin the person's part where the policy's ended."""
+        """Start the person's part from where the policy's ended."""
         self._controls.closed = self._closed
         if self._teleoperator is not None:
             self._teleoperator.reset()
 
     def led(self, steps: int) -> None:
-        """Note steps in which the person led the arm by hand; the policy acts next."""
+        """Record steps in which the person guided the arm by hand; the policy acts next."""
         self.persons += [True] * steps
         self._closed = self._controls.closed
 
 
 def teach(runtime: ArmRuntime, controls: Controls, max_steps: int, subscriber: Subscriber) -> str:
-    """Record one episode in which a person leads the arm by hand; return why it broke off, empty after a regular end.
+    """Record one episode in which a person guides the arm by hand; return why it was aborted, empty after a regular end.
 
-    The action of a step leads the *commanded* joints, which start where the arm is, to the joints of the next reading; if
-    the hand is faster than an action may be, the next steps catch up. The gripper command is the one at the step's end.
+    A step's action moves the *commanded* joints, which start at the arm's joints, to the joints of the next reading; if
+    the hand is faster than an action may be, the next steps catch up. The gripper command is that of the step's end.
 
     Args:
         runtime: its driver has `lead` and `grip`; the arm is stopped afterwards.
         controls: the gripper and the end of the person's part.
         subscriber: receives each step: images, proprio, action, time, time_action, camera_age.
 
-    Raises EnvError: the arm refuses, or images or joints are not fresh.
+    Raises EnvError if the arm rejects a call, or images or joints are not fresh.
     """
     driver: Any = runtime.driver
     try:
@@ -297,7 +297,7 @@ def _record(
 
     def watch() -> State:
         runtime.on_beat()
-        sensors.forget()  # a reading that fails leaves no joints
+        sensors.clear()  # so that a failed reading leaves no joints
         return sensors.watch()
 
     def observe(state: ArmState) -> dict:
@@ -318,14 +318,14 @@ def _record(
                 driver.grip(0.0 if closed else 1.0)
             clock.sleep(min(0.01, due - now))
         due = max(due + period, now + period / 2)
-        running, found = watch() == State.RUNNING, sensors.state
-        if found is None or not running:
+        running, reading = watch() == State.RUNNING, sensors.state
+        if reading is None or not running:
             return "; ".join(watchdog.reasons) or "no joints"
-        delta = np.clip(found.q - commanded, -config.max_delta, config.max_delta)
+        delta = np.clip(reading.q - commanded, -config.max_delta, config.max_delta)
         commanded = commanded + delta
         action = np.append(delta, float(closed)).astype(np.float32)
         subscriber.on_step({**before, "action": action, "time_action": clock.now()})
         if controls.ended or not controls.person:
             return ""
-        before = observe(found)
+        before = observe(reading)
     return ""

@@ -70,7 +70,7 @@ def test_a_urdf_needs_no_meshes_for_its_points(urdf):
             "expected 6 joints as in robot.q_min, got 7: joint1, ",
         ),
         ({"joints": ("a",) * 6}, "expected a joint 'a' as in robot.joints, got shoulder_pan_joint"),
-        ({"q_max": (6.28, 6.28, 3.3, 6.28, 6.28, 6.28)}, "within -3.142 to 3.142 at joint 3, got -3.14 to 3.3"),
+        ({"q_max": (6.28, 6.28, 3.3, 6.28, 6.28, 6.28)}, "within -3.142 to 3.142 for joint 3, got -3.14 to 3.3"),
         ({"points": (POINT,)}, "expected a body 'tool' as in robot.points"),
     ],
 )  # fmt: skip

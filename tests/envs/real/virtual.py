@@ -188,7 +188,7 @@ class Watch:
 
     def beat(self):
         if self.gone:
-            raise EnvError("supervisor: expected it to watch, got it gone")
+            raise EnvError("supervisor: expected it to run, got a closed connection")
         self.heard.append("beat")
 
     def rest(self):

@@ -123,15 +123,15 @@ def arrived(box, begin):
     return [c for c in box.side("commands", since=begin)["commands"] if c["kind"] == "motion"]
 
 
-ASKED, JUDGED = "Enter: go on, q: end. ", "Did the episode succeed? [y/n] "
+ASKED, JUDGED = "Enter: continue, q: quit. ", "Did the episode succeed? [y/n] "
 
 
 def test_the_operator_is_asked_and_heard(terminal, box, tmp_path):
     begin = time.monotonic()
     deploy = terminal("--episodes", "5", "--record", "my demos.zarr", "bridge.loop.max_steps=8")
-    deploy.until("to go on: ")
+    deploy.until("to continue: ")
     assert not arrived(box, begin)
-    deploy.answer("to go on: ", "move\n")
+    deploy.answer("to continue: ", "move\n")
     deploy.until(ASKED)
     assert not arrived(box, begin) and box.side("status")["state"] >= 4  # hands are near: stopped
     for words, keys in (
@@ -155,7 +155,7 @@ def test_the_operator_is_asked_and_heard(terminal, box, tmp_path):
 def test_the_box_plans_where_it_is_asked_to_and_ctrl_c_at_a_question_loses_nothing(terminal, box, tmp_path):
     begin = time.monotonic()
     deploy = terminal("bridge.arm.mode=online", "bridge.loop.max_steps=2", "bridge.home.speed=0.7")
-    deploy.answer("to go on: ", "move\n")
+    deploy.answer("to continue: ", "move\n")
     deploy.answer(ASKED, "\n")
     deploy.until(JUDGED)
     assert box.side("status")["mode"] == 6
@@ -172,7 +172,7 @@ def test_the_box_plans_where_it_is_asked_to_and_ctrl_c_at_a_question_loses_nothi
 def test_a_terminal_that_closes_in_mid_episode_stops_the_arm(terminal, box, tmp_path):
     """A dropped connection to the machine, a closed pane: long before a beat is missed (9 s)."""
     deploy = terminal("bridge.loop.max_steps=1000")
-    deploy.answer("to go on: ", "move\n")
+    deploy.answer("to continue: ", "move\n")
     deploy.answer(ASKED, "\n")
     deploy.until("step 3 of 1000")
     assert box.side("status")["ready"]

@@ -101,8 +101,8 @@ def test_the_preflight_refuses_with_a_line_for_each_finding(
         (["bridge.emulator.port=null"], "robot.ip: expected"), (["robot.ip=192.168.1.7"], "robot.ip: expected 127.0.0.1"),
         (["bridge.emulator.port=1"], "bridge.emulator.port=1: expected a running `s2robot emulate`, got no answer to 'ports'"),
         (["record=demos.zarr"], "record: expected null"), (["check=true", "live=true"], "check: expected false"),
-        (["policy.url=ws://127.0.0.1:1"], "checkpoint: expected either it or policy.url, got both"),
-        (["checkpoint=null"], "checkpoint: expected either it or policy.url, got neither"),
+        (["policy.url=ws://127.0.0.1:1"], "checkpoint: expected either checkpoint or policy.url, got both"),
+        (["checkpoint=null"], "checkpoint: expected either checkpoint or policy.url, got neither"),
         (["checkpoint=nope", "bridge.emulator.port=1"], "checkpoint nope: no such folder"),  # before the arm is sought
         (["+bridge.watchdog.camera_holt=1"], "bridge.watchdog.camera_holt: unknown key, expected camera_hold"),
         (["bridge.limits.box=[[0,1],[0,1],[0]]"], "bridge.limits.box"),
@@ -171,7 +171,7 @@ def test_a_fault_of_the_arm_ends_all_and_keeps_the_episode(config, emulator, at_
     fault = summary["records"][0]["fault"]  # a busy machine may add a reason of its own
     assert "arm error 31" in fault
     assert len(EpisodeStore.open(path)) == 1
-    assert f"FAULT: {fault}\nThe arm is stopped. Look at it" in capsys.readouterr().out
+    assert f"FAULT: {fault}\nThe arm is stopped. Inspect the arm" in capsys.readouterr().out
     assert max(np.abs(emulator("status")["velocities"])) < 0.01
 
 

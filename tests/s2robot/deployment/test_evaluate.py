@@ -204,7 +204,7 @@ def test_a_person_evaluates(config, emulator, tmp_path, capsys):
     assert r["success"] and 3 <= r["steps"] <= 5 and r["time_to_success_s"] > 0.4 and r["closest_m"] is None
     assert r["stage"] == "held" and r["video"] is None and not (tmp_path / "videos").exists()
     assert len(np.load(tmp_path / "actions/episode_0000.npy")) == r["steps"]
-    assert "Place the cube at" in asked[-1] and "opens its gripper and moves" in asked[-2]
+    assert "Place the cube at" in asked[-1] and "open its gripper and move" in asked[-2]
     assert "1 of 2 episodes are done; hydra.run.dir=" in capsys.readouterr().out
     assert emulator("status")["state"] >= 4
 

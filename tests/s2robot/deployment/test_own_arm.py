@@ -111,9 +111,9 @@ def test_a_panda_is_simulated_and_its_driver_is_reached(config, monkeypatch):
         (["bridge=emulator"], "bridge.emulator.port: expected null with robot=ur5e"),
         (["robot.ip=x", "robot.driver=null"], "robot.driver: expected module:Class, got 'None'"),
         (["robot.ip=x", "robot.driver=json:JSONDecoder"], "robot.driver: expected a subclass of ArmDriver, got 'json:JSONDecoder'"),
-        (["robot.ip=x", "bridge.limits.dq_max=[1,1,1,1,1,1,1]"], "bridge.limits.dq_max: expected 6 values, one a joint"),
+        (["robot.ip=x", "bridge.limits.dq_max=[1,1,1,1,1,1,1]"], "bridge.limits.dq_max: expected 6 values, one per joint"),
         (["robot.home=[0,0,0]"], "robot.home: expected 6 values"), (["robot.home=null"], "robot.home: expected 6 values"), ([], "robot.ip: expected the arm's address"),
-        (["bridge=simulated", "robot.gripper=null"], "policy: actions: the policy's are joints (6 delta), gripper"),
+        (["bridge=simulated", "robot.gripper=null"], "policy: actions: expected the arm's joints (6 delta), got joints (6 delta), gripper"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_arm_is_one_line(config, overrides, text):

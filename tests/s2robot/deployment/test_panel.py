@@ -50,7 +50,7 @@ def text_of(board):
 
 def test_the_panel_shows_state_and_verdicts_with_their_age(clock):
     board, why = board_of(), "table: [left] finger tip"
-    assert board.rows()["loop"] == "pauses"
+    assert board.rows()["loop"] == "paused"
     run_loop(board, clock, 0.5, State.HOLD, Verdict.CLAMP, why)
     found = board.rows()
     assert (found["state"], found["verdict"], found["frames"]) == ("hold", f"CLAMP: {why}", "hand 31 ms")
@@ -71,8 +71,8 @@ def test_the_rate_is_that_of_the_last_second(clock):
         clock.now += pause
         shown.append(board.rows()["loop"])
     assert shown == [
-        "pauses",
-        "pauses",
+        "paused",
+        "paused",
         "100 of 100 Hz",
     ]  # five periods say nothing yet; a pause is no part of it
 
@@ -119,7 +119,7 @@ def test_a_question_is_not_answered_by_what_was_typed_before_it(monkeypatch):
         for typed, answer in ((b" Yes\n", "yes"), (b"\n", ""), (b"\x04", None)):
             timer = threading.Timer(0.3, os.write, (ours, typed))
             timer.start()
-            assert ask("Enter: go on, q: end. ") == answer
+            assert ask("Enter: continue, q: quit. ") == answer
             timer.join()
     os.close(ours)
     monkeypatch.setattr("sys.stdin", open(os.devnull))

@@ -174,7 +174,7 @@ def test_plans_are_made_ahead_by_a_policy_of_a_checkpoint(save_untrained, tmp_pa
     (_, _, first), (left, fixed, second) = plans[:2]
     np.testing.assert_array_equal(actions, [*first[:6], *second[2:5]])
     np.testing.assert_allclose(second[:fixed], left[:2], atol=1e-6)
-    policy.forget()
+    policy.reset()
     assert not len(ahead.remaining)
 
 
@@ -221,7 +221,7 @@ def test_a_policy_of_other_actions_is_refused_before_the_arm_is_looked_for(save_
     gripper = {"name": "gripper", "size": 1, "kind": "binary"}
     parts = [{"name": "joints", "size": 7, "kind": "absolute"}, gripper]
     checkpoint = save_untrained(tmp_path / "c", {"action_parts": parts}, action_parts=parts)
-    words = r"^policy: actions: the policy's are joints \(7 absolute\), gripper \(1 binary\), the arm's joints \(7 delta\)"
+    words = r"^policy: actions: expected the arm's joints \(7 delta\), gripper \(1 binary\), got joints \(7 absolute\)"
     with pytest.raises(UserError, match=words):
         made(checkpoint)
 

@@ -64,12 +64,12 @@ def test_a_trial_is_blind_survives_a_fault_and_a_crash_and_counts_voids(
     ]
     assert not record["success"] and "31" in record["fault"] + "command code 31"
     counts, cleared = (
-        next(i for i, q in enumerate(asked) if text in q) for text in ("n: it counts", "Cleared?")
+        next(i for i, q in enumerate(asked) if text in q) for text in ("n: count it", "Is the fault cleared?")
     )
     # the other policy moves the arm only after the operator has cleared the fault of the first
     assert (
         counts < cleared
-        and "moves to its start" in asked[cleared + 1]
+        and "move to its start" in asked[cleared + 1]
         and "Place the cube" in asked[cleared + 2]
     )
 

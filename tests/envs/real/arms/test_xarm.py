@@ -108,8 +108,8 @@ def test_the_gripper_moves_on_change_and_after_a_stop_only(arm, emulator):
 
 def test_a_box_that_is_set_to_another_tool_is_not_armed(driver, emulator):
     for tool, text in (
-        ({"payload": 0.2}, "bridge.arm.payload: expected the box's 0.82 kg, got 0.2"),
-        ({"tcp_offset": (0, 0, 0.172, 0, 0, 0)}, r"bridge.arm.tcp_offset: expected the box's \[0.0, 0.0, 0"),
+        ({"payload": 0.2}, "bridge.arm.payload: expected 0.82 kg as in the control box, got 0.2"),
+        ({"tcp_offset": (0, 0, 0.172, 0, 0, 0)}, r"bridge.arm.tcp_offset: expected \[0.0, 0.0, 0"),
     ):
         driver.settings = ArmSettings(**tool)
         for arm in (driver.arm, driver.lead):
@@ -220,7 +220,7 @@ def test_what_fails_half_way_is_stopped_and_a_stop_meanwhile_is_not_lost(driver,
         getattr(driver, way)()
     assert emulator.side("status")["state"] >= 4
     assert driver.stopped and driver.command(HOME, None).code == REFUSED
-    with pytest.raises(EnvError, match="of an arm that is led"):
+    with pytest.raises(EnvError, match="expected an opening of 0 to 1"):
         driver.grip(1.0)
 
 

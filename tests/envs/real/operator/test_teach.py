@@ -115,7 +115,7 @@ def test_the_supervisor_hears_of_a_led_arm_as_often_as_of_one_that_is_driven(led
     assert max(np.diff([begin, *beats, led.clock.now()])) < 0.05 and watch.heard[-1] == "rest"
     led.clock.at(0.5, lambda: setattr(watch, "gone", True))
     controls.reset()
-    with pytest.raises(EnvError, match="got it gone"):
+    with pytest.raises(EnvError, match="got a closed connection"):
         taught(led, controls, lambda step: None, supervisor=watch)
     assert led.stopped and watch.heard[-1] == "rest"
 
@@ -147,5 +147,5 @@ def test_an_error_or_a_silent_camera_breaks_the_episode_off(led):
     )
     assert stale == "camera hand is stale"
     led.silent = lambda arm: True
-    with pytest.raises(EnvError, match=r"teaching: expected state ready, got idle \(joint state is stale\)"):
+    with pytest.raises(EnvError, match=r"teaching: expected ready, got idle \(joint state is stale\)"):
         taught(led, Controls(), lambda step: None)
