@@ -33,9 +33,9 @@ _BOTH = np.array([[1.0], [-1.0]])  # directions
 _PARTS = (1.0, 0.5, 0.25)  # of the way from braking to the target, tried in this order
 _RISE = 1e-5  # m
 _DIFFERENCE = 1e-5  # rad, of a slope
-_ABOVE = (
-    1e-3  # m that `above_table` leaves to the table: a straight way in joints between two such targets sags
-)
+_ABOVE = 1e-3  # m left by `above_table`: a straight way in joints between two such targets sags
+_BLOCKED_S = 1.0  # s without motion of a joint that is `stall_lag` behind its command
+_STANDS = 0.01  # rad that it may move in that time
 
 
 class Verdict(IntEnum):
@@ -92,6 +92,8 @@ class SafetyFilter:
         self._target_last = self.q_last
         self._stopped: tuple[str, ...] = ("not started",)
         self._clamps = 0.0
+        self._held = np.zeros(limits.joints)  # periods for which each joint has stood behind its command
+        self._held_at = self.q_last  # rad, where
 
     def reset(self, q_measured: Any) -> None:
         """Start, at rest, from where the arm is.
@@ -113,7 +115,7 @@ class SafetyFilter:
             raise EnvError(f"safety: the arm starts outside its limits ({problem}); move it by hand first")
         self.q_last, self.dq_last, self._places_last = q, np.zeros(n), places[0]
         self._target_last = q
-        self._stopped, self._clamps = (), 0.0
+        self._stopped, self._clamps, self._held, self._held_at = (), 0.0, np.zeros(n), q
 
     def __call__(self, q_target: Any, gripper: Any, q_measured: Any, state_age: float) -> Safe:
         """Filter one target.
@@ -211,6 +213,11 @@ class SafetyFilter:
         lag = np.abs(self.q_last - measured)
         if lag.max() > self.limits.lag_max:
             return f"joint {int(lag.argmax()) + 1} lags {lag.max():.2f} rad behind its command"
+        held = (lag > self.limits.stall_lag) & (np.abs(measured - self._held_at) < _STANDS)
+        self._held, self._held_at = held * (self._held + 1), np.where(held, self._held_at, measured)
+        if self._held.max() > _BLOCKED_S / self.dt:
+            joint = int(self._held.argmax())
+            return f"joint {joint + 1} lags {lag[joint]:.2f} rad behind its command and does not move"
         behind = np.linalg.norm(places - self._places_last, axis=1)
         if behind.max(initial=0.0) > self.limits.point_lag_max:
             return f"{self._name(behind == behind.max())} lags {behind.max():.3f} m behind its command"
