@@ -19,6 +19,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from http import HTTPStatus
@@ -69,8 +70,9 @@ class ServeSettings(Settings, at="serve", file="serve"):
 class Gate(socket.socket):
     """A listening socket for websockets' server, which calls `accept`.
 
-    A connection is pending from `accept` until `admit`. If there are too many, the oldest is closed: a genuine client needs
-    milliseconds, a flood never finishes. The TLS handshake takes place in the connection's thread, at its first read.
+    A connection is pending from `accept` until `admit`. If there are too many, the oldest one of the address that has most
+    is closed: a flood never finishes, and on a busy machine a genuine client alone at its address may need a second. The
+    TLS handshake takes place in the connection's thread, at its first read.
     """
 
     def __init__(self, family: int, tls: ssl.SSLContext | None = None) -> None:
@@ -82,7 +84,7 @@ class Gate(socket.socket):
             self.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
     def accept(self) -> tuple[socket.socket, tuple]:
-        """Return the next connection. If the process cannot open more files, close the pending connections first."""
+        """Return the next connection. If the process cannot open more files, close half of the pending connections first."""
         while True:
             try:
                 connection, address = super().accept()
@@ -95,15 +97,16 @@ class Gate(socket.socket):
                 if self.fileno() < 0:
                     raise
                 if error.errno in _NO_RESOURCES:
-                    self.expire(0)
+                    with self._lock:
+                        for _ in range((len(self.pending) + 1) // 2):
+                            self._end_oldest()
                     time.sleep(0.01)  # their threads close them
         with self._lock:
             self.pending = {at: one for at, one in self.pending.items() if one[0].fileno() >= 0}
-            same = [at for at in self.pending if at[0] == address[0]]
-            if len(same) >= PER_ADDRESS:
-                self._end(same[0])
+            if sum(at[0] == address[0] for at in self.pending) >= PER_ADDRESS:
+                self._end_oldest(address[0])
             if len(self.pending) >= ALL:
-                self._end(next(iter(self.pending)))
+                self._end_oldest()
             self.pending[address] = connection, time.monotonic()
         return connection, address
 
@@ -117,6 +120,12 @@ class Gate(socket.socket):
         with self._lock:
             for at in [at for at, (_, since) in self.pending.items() if time.monotonic() >= since + seconds]:
                 self._end(at)
+
+    def _end_oldest(self, host: str | None = None) -> None:
+        """Close the oldest pending connection of a host; None: of the host that has most."""
+        hosts = Counter(at[0] for at in self.pending)
+        host = host or max(hosts, key=lambda name: hosts[name])
+        self._end(next(at for at in self.pending if at[0] == host))
 
     def _end(self, address: tuple) -> None:
         _cut_off(self.pending.pop(address)[0])  # then its thread closes it

@@ -54,6 +54,7 @@ class ArmLimits(Settings, at="bridge.limits", file="bridge/default"):
     point_speed: float = from_yaml(gt=0)
     step_max: float = from_yaml(gt=0)
     lag_max: float = from_yaml(gt=0)
+    stall_lag: float = from_yaml(gt=0)
     point_lag_max: float = from_yaml(gt=0)
     rate_hz: float = from_yaml(gt=0)
 

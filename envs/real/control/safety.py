@@ -34,6 +34,8 @@ _PARTS = (1.0, 0.5, 0.25)  # fractions of the way from braking to the target, tr
 _RISE = 1e-5  # m
 _DIFFERENCE = 1e-5  # rad, step of numerical derivatives
 _ABOVE = 1e-3  # m, `above_table`'s clearance: a straight line in joint space sags between two such targets
+_BLOCKED_S = 1.0  # s without motion of a joint that is `stall_lag` behind its command
+_STANDS = 0.01  # rad that it may move in that time
 
 
 class Verdict(IntEnum):
@@ -88,6 +90,8 @@ class SafetyFilter:
         self._target_last = self.q_last
         self._stopped: tuple[str, ...] = ("not started",)
         self._clamps = 0.0
+        self._held = np.zeros(limits.joints)  # periods for which each joint has stood behind its command
+        self._held_at = self.q_last  # rad, where
 
     def reset(self, q_measured: Any) -> None:
         """Start at rest at the measured joints.
@@ -109,7 +113,7 @@ class SafetyFilter:
             raise EnvError(f"safety: the arm starts outside its limits ({problem}); move it by hand first")
         self.q_last, self.dq_last, self._places_last = q, np.zeros(n), places[0]
         self._target_last = q
-        self._stopped, self._clamps = (), 0.0
+        self._stopped, self._clamps, self._held, self._held_at = (), 0.0, np.zeros(n), q
 
     def __call__(self, q_target: Any, gripper: Any, q_measured: Any, state_age: float) -> Safe:
         """Filter one target.
@@ -209,6 +213,11 @@ class SafetyFilter:
         lag = np.abs(self.q_last - measured)
         if lag.max() > self.limits.lag_max:
             return f"joint {int(lag.argmax()) + 1} lags {lag.max():.2f} rad behind its command"
+        held = (lag > self.limits.stall_lag) & (np.abs(measured - self._held_at) < _STANDS)
+        self._held, self._held_at = held * (self._held + 1), np.where(held, self._held_at, measured)
+        if self._held.max() > _BLOCKED_S / self.dt:
+            joint = int(self._held.argmax())
+            return f"joint {joint + 1} lags {lag[joint]:.2f} rad behind its command and does not move"
         behind = np.linalg.norm(places - self._places_last, axis=1)
         if behind.max(initial=0.0) > self.limits.point_lag_max:
             return f"{self._name(behind == behind.max())} lags {behind.max():.3f} m behind its command"

@@ -18,7 +18,7 @@ from tests.envs.real.patience import wait_for
 PYTHON = os.environ.get("S2ROBOT_LEROBOT_PYTHON")
 pytestmark = [pytest.mark.realtime, pytest.mark.skipif(not PYTHON, reason="no LeRobot")]
 ROOT = str(Path(__file__).resolve().parents[4])
-MOVES = """
+MAKES = """
 import json, sys, time
 from functools import partial
 from s2robot.core.settings import yaml_defaults
@@ -28,6 +28,8 @@ from s2robot.envs.real.arms.lerobot import LeRobotArm
 from s2robot.envs.real.control.supervisor import Supervisor
 about = ArmDescription(**{**yaml_defaults("robot/lerobot"), **json.loads(sys.argv[1])})
 make = partial(LeRobotArm, about, about.limits())
+"""
+MOVES = """
 with make() as arm:
     arm.connect(60.0)
     with Supervisor(partial(make, gripper=False), 2.0) as supervisor:
@@ -45,6 +47,19 @@ with make() as arm:
         begin = time.monotonic()
         done = arm.stop("fault")
         print(f"error {arm.status().error} acknowledged {done} after {1000 * (time.monotonic() - begin):.0f} ms", flush=True)
+"""
+FOLLOWS = """
+from s2robot.envs.real.arms.geometry import ArmPoints
+from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
+from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
+from tests.envs.real.patience import CALM
+with make() as arm:
+    arm.connect(60.0)
+    arm.arm()
+    safety = SafetyFilter(arm.limits, ArmPoints(), SafetyConfig(state_age_max=3.0))
+    config = LoopConfig(live=True, absolute=True, gripper="continuous", policy_hz=2.0)
+    loop = ControlLoop(arm, {}, lambda seen: seen["proprio"] + [0.07, 0, 0, 0, 0, 0], safety, config, CALM)
+    print(*loop.run(200).reasons, "after some ms", flush=True)
 """
 
 
@@ -82,7 +97,7 @@ def moving(bus, tmp_path):
     """Starts the program in a terminal of its own, and waits until the arm moves; its process and the terminal."""
     started = []
 
-    def start(stop):
+    def start(stop, program=MOVES):
         options = {"calibration_dir": str(tmp_path), "num_read_retries": 3}
         about = {
             "type": "so101_follower",
@@ -94,7 +109,9 @@ def moving(bus, tmp_path):
         }
         pid, terminal = pty.fork()
         if not pid:
-            os.execve(PYTHON, [PYTHON, "-c", MOVES, json.dumps(about)], os.environ | {"PYTHONPATH": ROOT})
+            os.execve(
+                PYTHON, [PYTHON, "-c", MAKES + program, json.dumps(about)], os.environ | {"PYTHONPATH": ROOT}
+            )
         started.append(pid)
         wait_for(lambda: bus("=bus.servos[1].place") > servos.REST[0] + 100, "motion")
         assert bus("=bus.values(TORQUE)") == [1] * 6
@@ -129,12 +146,22 @@ def test_a_terminal_that_closes_stops_the_arm_where_it_is(bus, moving):
     assert bus("=bus.packets") == count and bus("=bus.values(TORQUE)") == [1] * 6
 
 
-def test_a_servo_that_drops_off_the_bus_is_a_fault_and_the_others_are_stopped(bus, moving):
-    _, terminal = moving("hold")
-    bus("bus.servos[3].silent = True")
+@pytest.mark.parametrize(
+    ("fault", "program", "line"),
+    [
+        ("silent", MOVES, f"error {LOST} acknowledged False"),
+        ("jammed", FOLLOWS, "safety stop: joint 1 lags 0.07 rad behind its command and does not move"),
+    ],
+)
+def test_a_servo_that_drops_off_the_bus_or_does_not_follow_is_a_fault_and_the_others_are_stopped(
+    bus, moving, fault, program, line
+):
+    """The policy asks for a little more than where the arm is: what the joint lacks never grows."""
+    _, terminal = moving("hold", program)
+    bus(f"bus.servos[{3 if fault == 'silent' else 1}].{fault} = True")
     said = b""
     with suppress(OSError):  # the end of the program
         while b"ms" not in said:
             said += os.read(terminal, 4096)
-    assert f"error {LOST} acknowledged False".encode() in said, said
+    assert line.encode() in said, said
     assert held(bus)

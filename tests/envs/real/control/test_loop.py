@@ -398,3 +398,11 @@ def test_what_is_broken_before_the_start_moves_nothing(arm, cameras, act, ends, 
     with pytest.raises(EnvError, match=reason):
         made(arm, cameras, lambda o: act(), CALM.replace(camera_hold=0.05), config=config).run(1)
     assert arm.sent == []
+
+
+def test_a_joint_that_is_held_is_a_fault_although_the_policy_asks_for_little_more_than_it_sees(arm, cameras):
+    arm.stuck = True
+    more = np.append(0.07 * np.eye(7)[6], 0)
+    result = made(arm, cameras, lambda o: o["proprio"] + more, config={"absolute": True}).run(100)
+    assert result.cause == "fault" and "joint 7 lags 0.07 rad" in result.reasons[0]
+    arm.lawful()

@@ -262,6 +262,20 @@ def test_an_arm_that_lags_is_stopped_from_either_limit_on(sign, joint):
     assert ("m behind its command" in safe.reasons[0]) == (limit < XARM7_LIMITS.lag_max)
 
 
+@pytest.mark.parametrize(
+    ("lag", "speed", "stops"),
+    [(0.065, 0.0, True), (-0.065, 0.0, True), (0.055, 0.0, False), (0.1, 0.05, False)],
+)
+def test_a_joint_that_stays_behind_its_command_without_moving_is_stopped_after_a_second(lag, speed, stops):
+    safety, joint = started(), np.eye(7)[6]
+    sent = [
+        send(safety, HOME + i * speed / 100 * joint, measured=safety.q_last - lag * joint) for i in range(150)
+    ]
+    assert [safe.verdict for safe in sent[:100]] == [Verdict.PASS] * 100
+    assert sent[-1].verdict == (Verdict.STOP if stops else Verdict.PASS)
+    assert not stops or sent[-1].reasons[0].startswith("joint 7 lags 0.07 rad")
+
+
 def pushed(safety):
     """A target that is clamped: faster than the arm may be."""
     return send(safety, safety.q_last + 0.09 * np.eye(7)[6])
