@@ -182,13 +182,18 @@ def plain(node: Any) -> Any:
 
 
 @cache
-def yaml_defaults(file: str, at: str = "") -> Mapping[str, Any]:
-    """The values of `configs/<file>.yaml`, or of its node ``at``; without values to be given or interpolated."""
+def _stored(file: str) -> Any:
     from omegaconf import OmegaConf
 
+    return OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{file}.yaml"))
+
+
+@cache
+def yaml_defaults(file: str, at: str = "") -> Mapping[str, Any]:
+    """The values of `configs/<file>.yaml`, or of its node ``at``; without values to be given or interpolated."""
     if not file:
         return {}
-    node: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{file}.yaml"))
+    node = _stored(file)
     parts = at.split(".") if at else []
     if parts and "/" in file and parts[0] not in node:
         # the file of a group: `train/default` is the node `train`, `policy/head/flow` is `policy.head`
