@@ -39,7 +39,6 @@ from s2robot.encoders.tuning import FullEncoder, Tail, build_early_blocks
 from s2robot.envs.gl import require_simulator
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
-from s2robot.evaluation.report import by_task, write_report
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes
 from s2robot.golden import write_trace
 from s2robot.loading import image_size_of, load_networks
@@ -49,7 +48,6 @@ from s2robot.policies.checkpoint import write_card
 from s2robot.policies.spec import PolicySettings
 from s2robot.policies.task_vectors import read_vectors
 from s2robot.training.settings import TrainSettings
-from s2robot.training.train import train
 
 _OF_THE_DATASET = ("camera_geometry", "robot", "joint_names", "action_frame", "rate_hz", "env_config")
 
@@ -181,6 +179,8 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     sizes = {"cameras": list(task.cameras), "dim": encoder.dim, "tokens": max(map(math.prod, maps))}
     if any(rows != columns for rows, columns in maps) or len(set(maps)) > 1:
         sizes["grids"] = [list(shape) for shape in maps]
+    from s2robot.training.train import train  # imports lightning, which takes as long as torch
+
     assert task.policy is not None
     tune, tail = task.train.tune, None
     if tune.blocks:
@@ -323,6 +323,8 @@ def run(cfg: DictConfig) -> None:
 
 
 def finish(summary: dict[str, Any], out: Path, timed: Stages | None = None) -> None:
+    from s2robot.evaluation.report import by_task, write_report  # imports matplotlib
+
     report = write_report(out)
     table = f"\n{timed.table()}\n" if timed else ""
     tasks = "".join("\n" + "  ".join(by_task(*each)) for each in summary.get("by_task", {}).items())

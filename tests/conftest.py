@@ -41,9 +41,11 @@ LONG = (
 
 
 def pytest_configure(config):
-    """Processes that are copies of one (`forks.py`): of one for all workers."""
+    """Processes that are copies of one (`forks.py`): of one for all workers, which are copies of it themselves."""
     if not hasattr(config, "workerinput"):
         os.environ[forks.SESSION] = str(os.getpid())
+    if config.getoption("numprocesses", None):
+        forks.copy_all()
     forks.copy_fork_server()
 
 

@@ -32,7 +32,7 @@ class Popen(subprocess.Popen):
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *more):
         words = [] if isinstance(args, str | bytes | os.PathLike) else list(map(os.fspath, args))
-        if words[:1] != [sys.executable] or (words[1][0] == "-" and words[1] not in ("-m", "-c")):
+        if words[:1] != [sys.executable] or (words[1][0] == "-" and words[1] not in ("-m", "-c", "-u")):
             return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *more)
         assert preexec_fn is None and not pass_fds, "no copy of a process begins like this"
         pipes, session = more[3:9], more[-2]

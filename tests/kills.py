@@ -32,12 +32,12 @@ Job = Callable[[Path], None]
 
 
 def kill_at_every_write(
-    job: Job, folder: Path, every: int = 1, seconds: float = 600, **environment: str
+    job: Job, folder: Path, every: int = 1, first: int = 0, seconds: float = 600, **environment: str
 ) -> dict[str, Path]:
     """Run `job`, a function at the top of a file, whole in ``folder/whole``, then killed and again in ``folder/<n>``.
 
     Args:
-        every: kill at each how many-th write only, for jobs with many.
+        every: kill at each how many-th write only, for jobs with many; from write `first` on.
         seconds: for all of it.
         environment: variables of the process.
 
@@ -45,7 +45,7 @@ def kill_at_every_write(
         The writes, numbered, and the folder of the run that was killed there.
     """
     file, name = inspect.getsourcefile(job), job.__name__
-    command = [sys.executable, __file__, str(file), name, str(folder), str(every)]
+    command = [sys.executable, __file__, str(file), name, str(folder), str(every), str(first)]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     log = folder / "kills.log"
     with log.open("w") as stream:
@@ -53,14 +53,14 @@ def kill_at_every_write(
     assert not status, log.read_text()[-4000:]
     writes = json.loads((folder / "writes.json").read_text())
     assert writes, "the job writes nothing"
-    return {f"{n} {writes[n]}": folder / str(n) for n in range(0, len(writes), every)}
+    return {f"{n} {writes[n]}": folder / str(n) for n in range(first, len(writes), every)}
 
 
 # ---------------------------------------------------------------- in the process of its own
 
 
-def _watch(folder: Path, every: int, log: int) -> None:
-    """List the writes below `folder` in the file `log`, with how half a line gets there; stop in each `every`-th."""
+def _watch(folder: Path, chosen: range, log: int) -> None:
+    """List the writes below `folder` in the file `log`, with how half a line gets there; stop in the `chosen` ones."""
     count, last, busy = 0, "", False
 
     def hook(event: str, args: tuple) -> None:
@@ -80,7 +80,7 @@ def _watch(folder: Path, every: int, log: int) -> None:
             last = write
             torn = _torn(args) if event == "open" else ""
             os.write(log, f"{json.dumps([write, os.path.relpath(full, folder), torn])}\n".encode())
-            if count % every == 0:
+            if count in chosen:
                 signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # of all threads
             count += 1
         busy = False
@@ -103,7 +103,7 @@ def _torn(args: tuple) -> str:
     return "ab" if flags & os.O_APPEND else "wb" if flags & (os.O_TRUNC | os.O_EXCL) else ""
 
 
-def _run(job: Job, folder: Path, log: Path | None = None, every: int = 1) -> int:
+def _run(job: Job, folder: Path, log: Path | None = None, chosen: range = range(0)) -> int:
     """The job in a fork that is the first of its own group; the exit status. With a `log`, it is watched and copied."""
     child = os.fork()
     if not child:
@@ -111,7 +111,7 @@ def _run(job: Job, folder: Path, log: Path | None = None, every: int = 1) -> int
         try:
             os.setpgid(0, 0)
             if log:
-                _watch(folder, every, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+                _watch(folder, chosen, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
             job(folder)
             status = 0
         except BaseException:
@@ -149,7 +149,7 @@ def _copy(folder: Path, writes: list[str]) -> None:
             stream.write(b'{"half a li')
 
 
-def _main(file: str, name: str, folder: str, every: str) -> int:
+def _main(file: str, name: str, folder: str, every: str, first: str) -> int:
     spec = importlib.util.spec_from_file_location("job_to_kill", file)
     assert spec is not None and spec.loader is not None
     module = sys.modules["job_to_kill"] = importlib.util.module_from_spec(spec)
@@ -158,11 +158,11 @@ def _main(file: str, name: str, folder: str, every: str) -> int:
     listed, place = root / "writes.log", root / "run"  # of all runs, which may write down where they are
     _warm(job, root / "warm")
     place.mkdir()
-    if _run(job, place, listed, int(every)):
+    if _run(job, place, listed, range(int(first), sys.maxsize, int(every))):
         return 1
     place.rename(root / "whole")
     writes = [json.loads(line)[0] for line in listed.read_text().splitlines()] if listed.exists() else []
-    for n in range(0, len(writes), int(every)):
+    for n in range(int(first), len(writes), int(every)):
         print(f"--- killed at {n} {writes[n]}", flush=True)
         (root / str(n)).rename(place)
         if _run(job, place):

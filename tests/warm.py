@@ -112,6 +112,7 @@ def _live(order: dict, fds: list[int], path: list[str]) -> NoReturn:
 
 def _prepare(order: dict, fds: list[int], path: list[str]) -> None:
     words, env = order["words"], order["env"]
+    unbuffered = words.pop(0) if words[0] == "-u" else env.get("PYTHONUNBUFFERED")
     above = max(order["fds"]) + 1  # where none of them is in the way of another
     moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, above) for fd in fds]
     for fd, own in zip(moved, order["fds"], strict=True):
@@ -128,7 +129,7 @@ def _prepare(order: dict, fds: list[int], path: list[str]) -> None:
     os.environ.update(env)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, order["mask"])
-    sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=bool(env.get("PYTHONUNBUFFERED")))
+    sys.stdout.reconfigure(line_buffering=os.isatty(1), write_through=bool(unbuffered))
     if env.get("PYTHONFAULTHANDLER"):
         faulthandler.enable()
     if env.get(forks.ALL):

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from s2robot.backbones.device import channels_first, tensor_of
 from s2robot.backbones.libraries import IMAGENET
-from s2robot.backbones.vit import MVPViT, ViTSpec, load_strict, read_state
+from s2robot.backbones.vit import MVPViT, ViTSpec
+from s2robot.backbones.weights import load_strict, read_state
 from s2robot.core.errors import UserError, one_of, reported
 from s2robot.core.files import cache_dir, replacing
 from s2robot.core.progress import bar

@@ -11,7 +11,6 @@ the specs are explicit here.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,11 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from s2robot.core.errors import UserError, reported
+from s2robot.backbones.weights import load_strict, weights_sha256
+from s2robot.core.errors import reported
 from s2robot.core.files import replacing
 from s2robot.core.settings import invalid
 
@@ -102,43 +102,6 @@ class MVPViT(VisionTransformer):
         for layer in self.blocks[:block]:
             x = layer(x)
         return self.norm(x)
-
-
-def weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """Hash the names, dtypes, shapes and values of a state dict."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load weights; a missing, unexpected or differently shaped tensor is a UserError that names it."""
-    own, found = ({k: tuple(v.shape) for k, v in tensors.items()} for tensors in (model.state_dict(), state))
-    problems = [f"missing {key}" for key in sorted(own.keys() - found)]
-    problems += [f"unexpected {key}" for key in sorted(found.keys() - own)]
-    wrong = [key for key in own if own[key] != found.get(key, own[key])]
-    problems += [f"shape of {key} {found[key]}, expected {own[key]}" for key in wrong]
-    if problems:
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        listed = "; ".join(problems[:4]) + more
-        raise UserError(f"{source}: weights do not fit {type(model).__name__}: {listed}")
-    model.load_state_dict(state)
-
-
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict in a .safetensors or .pth file, bare or under "model"; no pickled code runs."""
-    path = Path(path)
-    with reported(f"{path}: not a readable weights file"):
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state = content.get("model", content)
-        if not state or not all(isinstance(v, Tensor) for v in state.values()):
-            raise ValueError('expected a state dict, bare or under "model"')
-        return dict(state)
 
 
 def save_encoder(

@@ -15,9 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from s2robot.backbones import mvp
 from s2robot.backbones.backbone import Backbone, find_backbone
-from s2robot.backbones.vit import load_encoder, load_strict, read_state
+from s2robot.backbones.weights import load_strict, read_state
 from s2robot.core.errors import UserError, one_of, reported, require
 from s2robot.core.files import weights_dir
 from s2robot.core.settings import Settings, read
@@ -102,6 +101,8 @@ def arguments(settings: EncoderSettings, backbone: Backbone) -> dict[str, Any]:
 
 def backbone_of(settings: EncoderSettings, seed: int = 0) -> Backbone:
     """Return only the model, with the weights of its file; seed: of the initial weights if it is trained."""
+    from s2robot.backbones import mvp  # imports timm, which takes longer than torch
+
     name, checkpoint = settings.name, settings.checkpoint
     model: nn.Module
     if name.startswith("timm:"):
@@ -120,7 +121,7 @@ def backbone_of(settings: EncoderSettings, seed: int = 0) -> Backbone:
 
 def _timm(name: str, checkpoint: Path | None, seed: int | None = None) -> nn.Module:
     """Load a timm model with weights from a local .safetensors or .pth file, else from timm's hub or, with a seed, random."""
-    import timm  # slower to import than torch
+    import timm
 
     one_of("encoder.name", name.partition(".")[0], timm.list_models())
     if checkpoint is None and seed is not None:
@@ -158,6 +159,8 @@ def _installed(name: str) -> Path:
 
 def _own(name: str, checkpoint: Path | None) -> nn.Module:
     """Load an encoder written by `s2robot pretrain`, from a file or from the package."""
+    from s2robot.backbones.vit import load_encoder
+
     shipped = weights_dir() / f"{name}.safetensors"
     if checkpoint is None and not shipped.is_file():
         raise UserError(

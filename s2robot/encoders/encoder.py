@@ -31,7 +31,7 @@ from s2robot.backbones.backbone import find_backbone
 from s2robot.backbones.device import channels_first, fitting, moved, tensor_of
 from s2robot.backbones.inference import prepare
 from s2robot.backbones.libraries import Overrides, check_tile, structure
-from s2robot.backbones.vit import weights_sha256
+from s2robot.backbones.weights import weights_sha256
 from s2robot.core.errors import UserError, one_of
 from s2robot.s2.engine import Model, encode, pyramid
 from s2robot.s2.tiling import Layout, plan_levels, square

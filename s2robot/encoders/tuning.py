@@ -20,10 +20,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -35,6 +34,9 @@ from s2robot.encoders.encoder import DTYPES, S2Encoder, stack_padded
 from s2robot.encoders.trained import TrainedEncoder, center_crop, random_crop
 from s2robot.s2.engine import Model, assemble
 from s2robot.s2.tiling import Layout, Size
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 _TILES = 128  # per call of the blocks, so that their activations stay in the processor's cache
 
@@ -73,6 +75,8 @@ def build_early_blocks(cfg: Mapping[str, Any], blocks: int) -> EarlyBlocks:
 
 
 def _read(cfg: Mapping[str, Any], blocks: int) -> tuple[EncoderSettings, Backbone]:
+    from timm.models.vision_transformer import VisionTransformer  # takes longer than torch
+
     settings = read(EncoderSettings, cfg)
     backbone = backbone_of(settings)
     model = backbone.model
