@@ -18,7 +18,6 @@ import socket
 import ssl
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from http import HTTPStatus
@@ -71,9 +70,8 @@ class ServeSettings(Settings, at="serve", file="serve"):
 class Gate(socket.socket):
     """A listening socket for websockets' server, which calls `accept`.
 
-    A connection is pending from then until `admit`. If there are too many, the oldest of the address with most of them ends:
-    a flood never finishes, and on a busy machine a client that is alone at its address may need a second. The TLS handshake
-    takes place in the connection's thread, as it first reads.
+    A connection is pending from then until `admit`. If there are too many, the oldest of the address that has most ends: a
+    flood never finishes. The TLS handshake takes place in the connection's thread, as it first reads.
     """
 
     def __init__(self, family: int, tls: ssl.SSLContext | None = None) -> None:
@@ -118,16 +116,15 @@ class Gate(socket.socket):
         """End connections that are pending for so long."""
         with self._lock:
             for at in [at for at, (_, since) in self.pending.items() if time.monotonic() >= since + seconds]:
-                self._end(at)
+                _cut_off(self.pending.pop(at)[0])
 
     def _end_oldest(self, host: str | None = None) -> None:
         """End the oldest pending connection of a host; None: of the one that has most."""
-        hosts = Counter(at[0] for at in self.pending)
-        host = host or max(hosts, key=lambda name: hosts[name])
-        self._end(next(at for at in self.pending if at[0] == host))
-
-    def _end(self, address: tuple) -> None:
-        _cut_off(self.pending.pop(address)[0])  # its thread closes it then
+        hosts = [at[0] for at in self.pending]
+        host = host or max(hosts, key=hosts.count)
+        _cut_off(
+            self.pending.pop(next(at for at in self.pending if at[0] == host))[0]
+        )  # its thread closes it
 
 
 def _cut_off(connection: socket.socket) -> None:
@@ -208,9 +205,7 @@ class PolicyServer:
                 if client := self.client:  # do not wait for its plan
                     end = time.monotonic() + _LAST_ANSWER_S
                     while self._send_until < math.inf and time.monotonic() < end:
-                        time.sleep(
-                            0.01
-                        )  # an answer that has just left: the client is to read why it is the last one
+                        time.sleep(0.01)  # the client is to read why this answer is the last
                     if self._send_until < math.inf:
                         _cut_off(client[0].socket)
                     client[0].close(code, reason)

@@ -59,7 +59,8 @@ with make() as arm:
     arm.arm()
     safety = SafetyFilter(arm.limits, ArmPoints(), SafetyConfig(state_age_max=3.0))
     config = LoopConfig(live=True, absolute=True, gripper="continuous", policy_hz=2.0)
-    loop = ControlLoop(arm, {}, lambda seen: seen["proprio"] + [0.07, 0, 0, 0, 0, 0], safety, config, WatchdogLimits(**dict.fromkeys(names, 30.0)))
+    act = lambda seen: seen["proprio"] + [0.07, 0, 0, 0, 0, 0]
+    loop = ControlLoop(arm, {}, act, safety, config, WatchdogLimits(**dict.fromkeys(names, 30.0)))
     print(*loop.run(200).reasons, "after some ms", flush=True)
 """
 
