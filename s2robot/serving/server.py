@@ -19,7 +19,6 @@ import socket
 import ssl
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from http import HTTPStatus
@@ -71,8 +70,7 @@ class Gate(socket.socket):
     """A listening socket for websockets' server, which calls `accept`.
 
     A connection is pending from `accept` until `admit`. If there are too many, the oldest one of the address that has most
-    is closed: a flood never finishes, and on a busy machine a genuine client alone at its address may need a second. The
-    TLS handshake takes place in the connection's thread, at its first read.
+    is closed: a flood never finishes. The TLS handshake takes place in the connection's thread, at its first read.
     """
 
     def __init__(self, family: int, tls: ssl.SSLContext | None = None) -> None:
@@ -119,16 +117,14 @@ class Gate(socket.socket):
         """Close connections that have been pending for at least this time."""
         with self._lock:
             for at in [at for at, (_, since) in self.pending.items() if time.monotonic() >= since + seconds]:
-                self._end(at)
+                _cut_off(self.pending.pop(at)[0])
 
     def _end_oldest(self, host: str | None = None) -> None:
         """Close the oldest pending connection of a host; None: of the host that has most."""
-        hosts = Counter(at[0] for at in self.pending)
-        host = host or max(hosts, key=lambda name: hosts[name])
-        self._end(next(at for at in self.pending if at[0] == host))
-
-    def _end(self, address: tuple) -> None:
-        _cut_off(self.pending.pop(address)[0])  # then its thread closes it
+        hosts = [at[0] for at in self.pending]
+        host = host or max(hosts, key=hosts.count)
+        oldest = next(at for at in self.pending if at[0] == host)
+        _cut_off(self.pending.pop(oldest)[0])  # then its thread closes it
 
 
 def _cut_off(connection: socket.socket) -> None:

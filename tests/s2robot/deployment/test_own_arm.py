@@ -20,7 +20,6 @@ from s2robot.envs.real.arms.description import ArmDescription
 from tests.envs.real.home import OWN, described
 from tests.envs.real.test_own_driver import box  # noqa: F401
 from tests.inline import do_inline
-from tests.s2robot.conftest import CALM
 
 
 @pytest.fixture
@@ -122,7 +121,7 @@ def test_what_does_not_fit_the_arm_is_one_line(config, overrides, text):
     assert caught.value.user_error and "\n" not in str(caught.value)
 
 
-def test_the_page_runs_as_it_is_written(tiny_encoder, tmp_path, monkeypatch, capsys):
+def test_the_page_runs_as_it_is_written(tiny_encoder, calm, tmp_path, monkeypatch, capsys):
     """Commands of docs/own-arm.md, with smaller frames and encoder; a busy machine is no fault."""
     page = (OWN.parents[1] / "docs" / "own-arm.md").read_text(encoding="utf-8")
     enter, demos, train, live = (shlex.split(line) for line in re.findall("^    (.*)$", page, re.MULTILINE))
@@ -135,6 +134,6 @@ def test_the_page_runs_as_it_is_written(tiny_encoder, tmp_path, monkeypatch, cap
     small = ["features.cache=cache", "features.workers=1", f"encoder.checkpoint='{tiny_encoder}'"]
     assert main([*train[1:], *small]) == 0
     own = [word.replace("$PWD", str(tmp_path)) for word in live[1:]]
-    assert main([*own, "hydra.run.dir=deployed", "bridge.loop.max_steps=4", *CALM]) == 0
+    assert main([*own, "hydra.run.dir=deployed", "bridge.loop.max_steps=4", *calm]) == 0
     (episode,) = json.loads((tmp_path / "deployed/summary.json").read_text())["records"]
     assert (episode["cause"], episode["steps"]) == ("steps", 4), capsys.readouterr().out

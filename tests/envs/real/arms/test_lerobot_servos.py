@@ -52,13 +52,15 @@ FOLLOWS = """
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
-from tests.envs.real.patience import CALM
+from s2robot.envs.real.control.watchdog import WatchdogLimits
+names = 'state_hold', 'state_fault', 'policy_hold', 'policy_fault', 'hold_fault', 'report_fault'
 with make() as arm:
     arm.connect(60.0)
     arm.arm()
     safety = SafetyFilter(arm.limits, ArmPoints(), SafetyConfig(state_age_max=3.0))
     config = LoopConfig(live=True, absolute=True, gripper="continuous", policy_hz=2.0)
-    loop = ControlLoop(arm, {}, lambda seen: seen["proprio"] + [0.07, 0, 0, 0, 0, 0], safety, config, CALM)
+    act = lambda seen: seen["proprio"] + [0.07, 0, 0, 0, 0, 0]
+    loop = ControlLoop(arm, {}, act, safety, config, WatchdogLimits(**dict.fromkeys(names, 30.0)))
     print(*loop.run(200).reasons, "after some ms", flush=True)
 """
 

@@ -21,7 +21,7 @@ from s2robot.envs.real.emulator.server import TICK
 from s2robot.envs.real.emulator.stand_in import EmulatedCamera, EmulatedOperator
 from s2robot.envs.real.operator.prompts import Placing
 from s2robot.envs.real.runtime import ArmRuntime
-from tests.envs.real.patience import CALM, PATIENCE
+from tests.envs.real.patience import CALM, PATIENCE, wait_for
 from tests.envs.real.virtual import episode
 
 pytest.importorskip("xarm")
@@ -76,8 +76,22 @@ def test_actions_that_lift_the_cube_in_simulation_lift_it_over_the_bridge(monkey
         driver = stack.enter_context(make())
         driver.connect(PATIENCE)
 
+        told = [None]
+
+        def fingers():
+            return [c["values"][0] for c in emulator.side("commands")["commands"] if c["kind"] == "gripper"]
+
+        def follows():
+            """The arm is where the last action has sent it, which takes longer from rest after each gap in the stream."""
+            return np.abs(runtime.loop.sensors.state.q - runtime.loop.stream.commanded).max() < 0.02
+
         def act(observation):
-            """The actions of the simulation, and what a hold has given up."""
+            """The actions of the simulation, and what a hold has given up, each after arm and fingers have done the one before."""
+            if runtime.loop.steps:
+                wait_for(follows, "the arm's motion")
+            if (wanted := driver._gripper._wanted) not in told[-1:]:
+                wait_for(lambda: fingers()[-1:] == [wanted], "the fingers' command")
+                told.append(wanted)
             target = targets[min(runtime.loop.steps, len(targets) - 1)]
             return np.append(np.nan_to_num(target[:7] - runtime.loop.stream.commanded), target[7])
 
