@@ -32,11 +32,13 @@ REALTIME = (
 )  # fmt: skip
 # The longest modules first, so that no worker is left alone with one at the end; what waits beside what computes.
 LONG = (
-    "s2robot/deployment/test_deploy.py", "s2robot/deployment/test_evaluate.py", "s2robot/test_kills_run.py",
-    "s2robot/test_pipeline.py", "s2robot/evaluation/test_rollouts.py", "s2robot/training/test_processes.py",
-    "test_package.py", "s2robot/deployment/test_bench.py", "s2robot/deployment/test_record.py",
-    "s2robot/training/test_train.py", "s2robot/test_rounds.py",
-    "s2robot/pretraining/test_pretrain.py", "s2robot/test_examples.py", "s2robot/test_own_task.py",
+    "s2robot/deployment/test_deploy.py", "s2robot/test_pipeline.py", "s2robot/deployment/test_evaluate.py",
+    "s2robot/test_kills_run.py", "s2robot/deployment/test_own_arm.py", "test_package.py",
+    "s2robot/deployment/test_trial.py", "s2robot/comparison/test_plan.py", "s2robot/deployment/test_record.py",
+    "s2robot/dagger/test_record.py", "s2robot/evaluation/test_rollouts.py", "s2robot/deployment/test_bench.py",
+    "s2robot/test_trained.py", "s2robot/test_lineage.py", "s2robot/pretraining/test_frames.py",
+    "s2robot/probing/test_readout.py", "s2robot/probing/test_scaling.py", "s2robot/test_tuned.py",
+    "s2robot/training/test_processes.py", "s2robot/test_rounds.py", "s2robot/test_examples.py",
 )  # fmt: skip
 
 

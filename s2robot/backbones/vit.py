@@ -81,17 +81,9 @@ class MVPViT(VisionTransformer):
 
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__(
-            img_size=spec.img_size,
-            patch_size=spec.patch_size,
-            embed_dim=spec.dim,
-            depth=spec.depth,
-            num_heads=spec.heads,
-            mlp_ratio=4,
-            qkv_bias=True,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            num_classes=0,
-            global_pool="",
-        )
+            img_size=spec.img_size, patch_size=spec.patch_size, embed_dim=spec.dim, depth=spec.depth, num_heads=spec.heads,
+            mlp_ratio=4, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6), num_classes=0, global_pool="",
+        )  # fmt: skip
         self.spec = spec
         self.pos_embed.data.copy_(sincos_2d(spec.dim, spec.grid))
         self.pos_embed.requires_grad_(False)

@@ -8,8 +8,9 @@ evaluation(plan, plan.main, policies, 128)        # evaluation jobs, which depen
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -103,11 +104,16 @@ def read_by(verb: str, overrides: Sequence[str]) -> list[str]:
 def settings_of(verb: str, overrides: Sequence[str]) -> DictConfig:
     """Return the composed config of the verb; Hydra raises its own errors for an unknown key or option."""
     checkpoint = ["checkpoint=unused"] if verb == "evaluate" else []
-    words = ["run_dir=unused", *checkpoint, *read_by(verb, overrides)]
-    if GlobalHydra.instance().is_initialized():
-        return compose(verb, words)
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        return compose(verb, words)
+    app = GlobalHydra.instance()
+    where = str(app.config_loader().get_search_path()) if app.is_initialized() else ""
+    return _composed(verb, ("run_dir=unused", *checkpoint, *read_by(verb, overrides)), where)
+
+
+@cache
+def _composed(verb: str, words: tuple[str, ...], where: str) -> DictConfig:
+    """Compose once what arms and axes ask for again and again; ``where``: the folders of a running app, or nothing."""
+    with nullcontext() if where else initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        return compose(verb, list(words))
 
 
 def _resolve(arm: Arm, common: Sequence[str]) -> Known:

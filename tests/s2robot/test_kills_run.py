@@ -25,6 +25,7 @@ FILES = (
     "episodes.jsonl", "actions/*.npy", "videos/[!.]*", "checkpoint/*.safetensors", "demos.zarr/data/*/c.*",
     "../cache/features/*/features.bin",
 )  # fmt: skip
+STAGES = ["start", "record", "encode", "train", "evaluate"]
 
 
 def command(folder: Path, verb: str, *words: str) -> None:
@@ -58,14 +59,8 @@ def what_is_left(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize(
-    "which",  # every how many-th write from which on
-    [
-        [
-            (54, 206),
-            (9, 0),
-        ],  # some of recording, encoding, training and evaluation; all of them take ten minutes
-        pytest.param([(1, 0), (1, 0)], marks=pytest.mark.slow),
-    ],
+    "which",  # each how many-th write, and from which on; all of them take ten minutes
+    [[(54, 206), (9, 0)], pytest.param([(1, 0), (1, 0)], marks=pytest.mark.slow)],
 )
 def test_a_kill_at_any_write_changes_nothing(tiny_encoder, tmp_path, which):
     (tmp_path / "tiny.safetensors").symlink_to(tiny_encoder)
@@ -73,9 +68,7 @@ def test_a_kill_at_any_write_changes_nothing(tiny_encoder, tmp_path, which):
         (root := tmp_path / job.__name__).mkdir()
         killed = kill_at_every_write(job, root, every, first, seconds=3600)
         whole = what_is_left(root / "whole")
-        assert whole["stages"] == (
-            ["start", "record", "encode", "train", "evaluate"] if job is running else []
-        )
+        assert whole["stages"] == STAGES * (job is running)
         assert {"actions", "videos", "episodes.jsonl", "episodes.settings.json"} <= whole["names"]
         assert whole["summary"]["episodes"] == 3 and len(whole["bytes"]) >= 1 + 3 + 2
         for write, folder in killed.items():
