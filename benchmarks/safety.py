@@ -2,9 +2,8 @@
 
     python benchmarks/safety.py
 
-Every output is judged against the declared limits without any tolerance: joint range less the margin, speed and
-acceleration against the two outputs before, watched points against box, table and speed. After every stop the
-braking is followed to rest, and judged too. The exit code is 1 if one output is outside.
+Every output is judged without tolerance: joint range less the margin, speed and acceleration against the two outputs
+before, watched points against box, table and speed, also while it brakes after a stop. Exit code 1 if one is outside.
 """
 
 import argparse
