@@ -182,7 +182,7 @@ def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
         (UserError, settings, blind, world, f"s2robot convert data={blind.path} .*expert="),
         (DatasetError, settings, scored, world, "meta/score: expected"),
         (UserError, settings, real, world, "env_version: expected CubePick-v0, got RealCubePick-v0"),
-        (UserError, settings, demos, lift, "env: found a world .* demos' .success_height 0.1 -> 0.04."),
+        (UserError, settings, demos, lift, "env: expected the demos' world, .* .success_height 0.1 -> 0.04."),
         (UserError, settings.replace(checkpoint=None), demos, world, "checkpoint: expected a string"),
         (PolicyError, settings.replace(checkpoint=str(tmp_path / "no")), demos, world, "no such folder"),
         (DatasetError, settings, unknown, world, "expected simulated demos of a scripted expert"),
