@@ -351,12 +351,12 @@ def _lines(rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], powe
         points = [f"{100 * pair[key]:+.1f}".replace("-", MINUS) for key in ("difference", "low", "high")]
         name = f"{pair['a']} {MINUS} {pair['b']}"
         yield f"{name}: {points[0]} points [{points[1]}, {points[2]}], {p_text(pair['p_holm'])}: {VERDICTS[verdict(pair)]}"
-        detectable = ""
+        power_text = ""
         if "detectable" in pair:
             gap = pair["detectable"]
             gaps = "no gap" if gap is None else f"a gap of {100 * gap:.1f} points or more"
-            detectable = f"; {gaps} would be detected with {100 * power:g} % power"
-        yield f"    {'paired, ' * pair['paired']}{pair['method']}; holds for {pair['scope']}{detectable}"
+            power_text = f"; {gaps} would be detected with {100 * power:g} % power"
+        yield f"    {'paired, ' * pair['paired']}{pair['method']}; holds for {pair['scope']}{power_text}"
         if "plan" in pair:
             yield from plan_lines(pair["plan"])
     if len(pairs) > 1:
