@@ -76,10 +76,12 @@ def main() -> None:
     parser.add_argument("--python", required=True, help="of an environment with both packages")
     parser.add_argument("--replays", type=int, default=300)
     args = parser.parse_args()
-    from s2robot.comparison.replay import stops
+    from s2robot.comparison.replay import stopping_pairs
 
     outcomes = drawn(args.replays)
-    ours = {f"{name}/ours": stops(a.astype(np.int8) - b, 2 * SIDE) for name, (a, b) in outcomes.items()}
+    ours = {
+        f"{name}/ours": stopping_pairs(a.astype(np.int8) - b, 2 * SIDE) for name, (a, b) in outcomes.items()
+    }
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/pairs.npz"
         np.savez(file, **outcomes)

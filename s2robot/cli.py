@@ -167,7 +167,7 @@ def _usage() -> str:
 def _help(verb: str, requested: Sequence[str]) -> str:
     """Return the help of a verb: flags, settings with comments, config groups, and the `requested` groups in full."""
     root, read_text = configs_dir(), partial(Path.read_text, encoding="utf-8")
-    flags = [f"[{flag}{' VALUE' if '{}' in over else ''}]" for flag, over in VERBS[verb].flags.items()]
+    flags = [f"[{flag}{' VALUE' if '{}' in word else ''}]" for flag, word in VERBS[verb].flags.items()]
     words = [f"{VERBS[verb].words} ..."] if VERBS[verb].words else []
     lines = [" ".join(["usage: s2robot", verb, *words, "[key=value ...]", *flags]), summary_of(verb)]
     text = read_text(root / f"{verb}.yaml")

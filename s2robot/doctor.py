@@ -72,10 +72,10 @@ def machine() -> Iterator[Check]:
     )
     demos = shipped_demos("any").parent
     yield Check("demos", any(demos.glob("*.zarr")), f"shipped in {demos}")
-    yield attempt("drawing", drawn, needed=find_spec(SIMULATOR[0]) is not None)
+    yield attempt("drawing", check_opengl, needed=find_spec(SIMULATOR[0]) is not None)
 
 
-def drawn() -> str:
+def check_opengl() -> str:
     """Create an OpenGL context and return its backend and version."""
     name = choose_gl()
     from s2robot.envs.renderer import opengl  # imports MuJoCo

@@ -71,12 +71,12 @@ def check_trace(folder: Path, policy: ChunkPolicy, encoder: S2Encoder, contract:
     device = next(policy.parameters()).device.type
     of_encoder = _CPU if encoder.dtype == "float32" else _HALF
     for (stage, (found, expected)), on_cpu in zip(stages.items(), (of_encoder, _CPU), strict=True):
-        drift, tolerance = _relative_error(found, expected), on_cpu if device == "cpu" else _GPU
-        if not drift <= tolerance:
+        deviation, tolerance = _relative_error(found, expected), on_cpu if device == "cpu" else _GPU
+        if not deviation <= tolerance:
             trained_with = (contract.get("versions") or {}).get("torch", "?")
             raise UserError(
                 f"{path}: {stage}: expected the output after training within {tolerance:g}, got a difference of "
-                f"{drift:.2g} (torch {torch.__version__} on {device} here, {trained_with} in training)"
+                f"{deviation:.2g} (torch {torch.__version__} on {device} here, {trained_with} in training)"
             )
 
 

@@ -62,7 +62,7 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     power, lines = figures.power_figures(experiment.power, len(plan.seeds), len(plan.positions))
     print("\n".join(lines))
     for arm in plan.arms:  # the files at a path may change between two runs
-        inputs = {"encoder": plan.known[arm.name].encoder, "demos": plan.demos}
+        inputs = {"encoder": plan.facts[arm.name].encoder, "demos": plan.demos}
         claim(plan.out / "arms" / arm.name / "inputs.json", inputs, REMEDY)
     chosen = experiment.along if settings.axes is None else settings.axes
     axes = {name: planning.worlds_of(plan, name, experiment.axes[name]) for name in chosen}
@@ -83,7 +83,7 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
         folders = [plan.folder(plan.main, arm, seed).relative_to(plan.out).as_posix() for seed in plan.seeds]
         found = figures.arm_figures(outcomes[arm.name], plan.seeds, folders, seq_alpha)
         near = figures.mean_progress(runs[arm.name]) if experiment.measure else {}
-        arms.append({**plan.known[arm.name].about, **found, **near, "ms_per_action": cost[arm.name]})
+        arms.append({**plan.facts[arm.name].about, **found, **near, "ms_per_action": cost[arm.name]})
     entries, rows = [], figures.csv_rows(runs)
     for name, (default, worlds) in axes.items():
         alpha = seq_alpha if episodes == tried else None
@@ -158,7 +158,7 @@ def _curves(
 def _cost(plan: Plan) -> dict[str, float]:
     path = plan.out / "cost.json"
     cost: dict[str, float] = read_json(path) if path.exists() else {}
-    if not cost.keys() >= plan.known.keys():
+    if not cost.keys() >= plan.facts.keys():
         cost = ms_per_action(plan)
         write_json(path, cost)
     return cost
@@ -166,7 +166,7 @@ def _cost(plan: Plan) -> dict[str, float]:
 
 def ms_per_action(plan: Plan) -> dict[str, float]:
     """Return the median time from frames to the next action by arm. Arms alternate, so slow phases affect all of them."""
-    store, settings = demos_of(plan), plan.known[plan.arms[0].name].evaluate
+    store, settings = demos_of(plan), plan.facts[plan.arms[0].name].evaluate
     threads, planners, observations = torch.get_num_threads(), {}, {}
     torch.set_num_threads(settings.threads)
     for arm in plan.arms:
@@ -207,7 +207,7 @@ def film_disagreements(plan: Plan, runs: Runs, pair: Mapping[str, Any], count: i
         videos.append({"path": f"videos/{path.name}", "position": position, "arm": name, "seed": seed})
         if not path.exists():  # videos are written atomically
             actions = read_actions(plan.folder(plan.main, arms[name], seed), record["episode"])
-            tasks.append((plan.known[name].world, record, actions, path))
+            tasks.append((plan.facts[name].world, record, actions, path))
     with worker_pool(plan.parallel) as pool:
         list(pool.in_order(film, tasks))
     return videos

@@ -40,7 +40,7 @@ _NOTHING = object()
 
 
 @dataclass(frozen=True)
-class Known:
+class ArmFacts:
     """Facts about an arm before it runs, from the settings of its stages."""
 
     about: Mapping[str, Any]  # for compare.json
@@ -70,7 +70,7 @@ class Plan:
     seeds: tuple[int, ...]  # of training
     pairs: tuple[tuple[str, str], ...]  # arms compared: the first minus the second
     common: tuple[str, ...]  # overrides shared by all arms
-    known: Mapping[str, Known]  # by arm
+    facts: Mapping[str, ArmFacts]  # by arm
     main: World
     positions: range
     parallel: int  # concurrent processes
@@ -92,7 +92,7 @@ def _errors_about(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {' '.join(lines[:2])}") from None
 
 
-def read_by(verb: str, overrides: Sequence[str]) -> list[str]:
+def overrides_for(verb: str, overrides: Sequence[str]) -> list[str]:
     """Return the overrides that apply to the verb, in the verb's syntax; the last override of a key wins."""
     last = {key_of(override): override for override in overrides}
     found = [o for o in overrides if last[key_of(o)] is o and group_of(o) in READS[verb]]
@@ -106,17 +106,17 @@ def settings_of(verb: str, overrides: Sequence[str]) -> DictConfig:
     checkpoint = ["checkpoint=unused"] if verb == "evaluate" else []
     app = GlobalHydra.instance()
     where = str(app.config_loader().get_search_path()) if app.is_initialized() else ""
-    return _composed(verb, ("run_dir=unused", *checkpoint, *read_by(verb, overrides)), where)
+    return _composed(verb, ("run_dir=unused", *checkpoint, *overrides_for(verb, overrides)), where)
 
 
 @cache
 def _composed(verb: str, words: tuple[str, ...], where: str) -> DictConfig:
-    """Compose once what arms and axes ask for again and again; ``where``: the folders of a running app, or nothing."""
+    """Compose each request of arms and axes once; ``where``: the search path of a running Hydra app, or empty."""
     with nullcontext() if where else initialize_config_dir(str(configs_dir()), version_base="1.3"):
         return compose(verb, list(words))
 
 
-def _resolve(arm: Arm, common: Sequence[str]) -> Known:
+def _resolve(arm: Arm, common: Sequence[str]) -> ArmFacts:
     with _errors_about(f"arm '{arm.name}'"):
         words = [*common, *arm.overrides]
         train, e = settings_of("train", words), settings_of("evaluate", words)
@@ -130,7 +130,7 @@ def _resolve(arm: Arm, common: Sequence[str]) -> Known:
         "parameters": encoder.num_parameters,
         "gflops_per_frame": round(encoder.gflops_per_image, 3),
     }
-    return Known(facts, encoder.fingerprint, world, e.evaluate)
+    return ArmFacts(facts, encoder.fingerprint, world, e.evaluate)
 
 
 def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
@@ -149,11 +149,11 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     every_two = [(b, a) for a, b in combinations(names, 2)]
     chosen = every_two if experiment.pairs is None else experiment.pairs
     pairs = tuple(pair for pair in chosen if {*pair} <= {*names}) or tuple(every_two)
-    known = {arm.name: _resolve(arm, common) for arm in arms}
+    facts = {arm.name: _resolve(arm, common) for arm in arms}
     cores = os.cpu_count() or 1
     parallel = settings.jobs or min(cores, 8, len(arms) * len(experiment.seeds))
     plan = Plan(
-        out=out, arms=arms, seeds=experiment.seeds, pairs=pairs, common=tuple(common), known=known, main=World(out),
+        out=out, arms=arms, seeds=experiment.seeds, pairs=pairs, common=tuple(common), facts=facts, main=World(out),
         positions=range(positions.seed, positions.seed + positions.episodes),
         parallel=parallel, threads=settings.threads or max(1, cores // parallel),
     )  # fmt: skip
@@ -197,7 +197,7 @@ def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
 
 
 def _recording(root: Path, label: str, words: Sequence[str]) -> Job:
-    own = (*read_by("record", words), f"out={word(root / 'demos.zarr')}", *_hydra(root, "record"))
+    own = (*overrides_for("record", words), f"out={word(root / 'demos.zarr')}", *_hydra(root, "record"))
     return Job(f"{label}demos: record", "record", own, root / "record")
 
 
@@ -209,12 +209,12 @@ def training(plan: Plan, world: World) -> Policies:
         words = (*plan.common, *arm.overrides, *world.words)
         needs = () if world.recording is None else (world.recording,)
         if not settings_of("train", words).train.tune.blocks:  # tuned arms compute their own features
-            reads = tuple(read_by("encode", words))
+            reads = tuple(overrides_for("encode", words))
             name, stamp = f"{world.label}{arm.name}: encode", world.root / "encode" / arm.name / "encode"
             encoded.setdefault(reads, _job(name, "encode", reads, stamp, needs))
             needs = (encoded[reads],)
         for seed in plan.seeds:
-            own = read_by("train", [*words, f"train.seed={seed}"])
+            own = overrides_for("train", [*words, f"train.seed={seed}"])
             stamp = plan.folder(world, arm, seed) / "train"
             name = f"{world.label}{arm.name} seed {seed}: train"
             jobs[arm.name, seed] = _job(name, "train", own, stamp, needs)
@@ -227,7 +227,7 @@ def evaluation(plan: Plan, world: World, policies: Policies, episodes: int) -> l
     for arm, seed in product(plan.arms, plan.seeds):
         folder, policy = plan.folder(world, arm, seed), policies[arm.name, seed]
         own = ["evaluate.videos=0", *plan.common, *arm.overrides, *world.words]
-        own = read_by("evaluate", [*own, f"evaluate.episodes={episodes}"])
+        own = overrides_for("evaluate", [*own, f"evaluate.episodes={episodes}"])
         words = (f"checkpoint={word(policy.stamp.parent / 'checkpoint')}", *own)
         name = f"{world.label}{arm.name} seed {seed}: evaluate {episodes} positions"
         job = _job(name, "evaluate", words, folder / f"evaluate-{episodes}", (policy,))

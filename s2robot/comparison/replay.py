@@ -18,20 +18,20 @@ from s2robot.comparison.statistics import LEVEL, needed
 MAX_PAIRS = 2000  # per replay
 
 
-def planned(a: np.ndarray, b: np.ndarray, replays: int, gap: float, design: Power) -> dict[str, Any]:
+def plan_pairs(a: np.ndarray, b: np.ndarray, replays: int, gap: float, design: Power) -> dict[str, Any]:
     """Return the pairs that sequential and fixed tests need to distinguish arms (seeds, positions) with the power of ``design``,
     and the false positive rate. None: not within `MAX_PAIRS`, or base + gap exceeds 1."""
     rng = np.random.default_rng(0)
     d = draw(a, b, replays, rng)
-    stopped = stops(d)
+    stopped = stopping_pairs(d)
     enough = int(np.quantile(stopped, design.power, method="higher"))
     mean = float(np.minimum(stopped, enough).mean())
     null = d * rng.choice(np.array([-1, 1], np.int8), d.shape)
     return {
         "replays": replays, "power": design.power, "gap": gap, "median": int(np.median(stopped)),
-        "enough": enough if enough <= MAX_PAIRS else None, "mean": mean, "known": fixed(d, design.power),
+        "enough": enough if enough <= MAX_PAIRS else None, "mean": mean, "known": fixed_pairs(d, design.power),
         "planned": needed(gap, design) if design.base + gap <= 1 else None,
-        "false": float((stops(null) <= MAX_PAIRS).mean()),
+        "false": float((stopping_pairs(null) <= MAX_PAIRS).mean()),
     }  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def draw(a: np.ndarray, b: np.ndarray, replays: int, rng: np.random.Generator) -
     return x - y
 
 
-def stops(d: np.ndarray, level: float = LEVEL) -> np.ndarray:
+def stopping_pairs(d: np.ndarray, level: float = LEVEL) -> np.ndarray:
     """Return the pairs (replays,) after which the sequential test of differences -1, 0, 1 (replays, pairs) stops.
 
     pairs + 1 means never. This uses the closed form of `log_evidence` at 0: 2^(w+l) B(w+1, l+1).
@@ -53,7 +53,7 @@ def stops(d: np.ndarray, level: float = LEVEL) -> np.ndarray:
     return np.where(decided.any(1), decided.argmax(1) + 1, d.shape[1] + 1)
 
 
-def fixed(d: np.ndarray, power: float) -> int | None:
+def fixed_pairs(d: np.ndarray, power: float) -> int | None:
     """Return the smallest number of pairs at which McNemar's exact test reaches ``power`` over the replays; None: never."""
     wins, losses = _counts(d)
     m = np.arange((wins + losses).max() + 1)

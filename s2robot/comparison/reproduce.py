@@ -53,13 +53,13 @@ def reproduce(cfg: DictConfig) -> int:
     evaluate_checkpoint(checkpoint, out, evaluate, world)
     rerun = read_records(out / "episodes.jsonl")
     both = {"there": summary.get("versions") or {}, "here": versions()}
-    result = compared(records, rerun, settings.margin) | {"versions": both}
+    result = compare_runs(records, rerun, settings.margin) | {"versions": both}
     write_json(out / "reproduce.json", result)
     print("\n".join(lines(result, str(world.task))))
     return VERDICTS[result["verdict"]]
 
 
-def compared(
+def compare_runs(
     original: Sequence[Mapping[str, Any]], rerun: Sequence[Mapping[str, Any]], margin: float
 ) -> dict[str, Any]:
     """Return the starts that differ, the paired difference (rerun minus original) with its intervals, and the verdict."""

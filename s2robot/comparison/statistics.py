@@ -17,7 +17,7 @@ from s2robot.comparison import paired
 from s2robot.comparison.paired import POSITIONS, SEEDS_AND_POSITIONS, sequential, tally
 from s2robot.comparison.settings import Power
 from s2robot.core.errors import UserError
-from s2robot.evaluation.records import where_of
+from s2robot.evaluation.records import task_fields
 
 Runs = Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]  # arm -> training seed -> episode records
 Outcomes = Mapping[str, np.ndarray]  # arm -> bool (seeds, positions)
@@ -180,7 +180,7 @@ def interim(outcomes: Outcomes, pairs: Sequence[tuple[str, str]], alpha: float) 
 
 def csv_rows(runs: Runs, axis: str = "", value: Any = "") -> list[list[Any]]:
     return [
-        [arm, seed, axis, value, e["seed"], json.dumps(where_of(e)), int(e["success"]), e["stage"], e["steps"], e["time_to_success_s"]]
+        [arm, seed, axis, value, e["seed"], json.dumps(task_fields(e)), int(e["success"]), e["stage"], e["steps"], e["time_to_success_s"]]
         for arm, by_seed in runs.items()
         for seed, episodes in by_seed.items()
         for e in sorted(episodes, key=lambda e: e["seed"])

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from s2robot.comparison.statistics import LEVEL, verdict
-from s2robot.comparison.trials import Arm, StatsSettings, compared, report
+from s2robot.comparison.trials import Arm, StatsSettings, compare_arms, report
 from s2robot.core.files import claim, read_json, read_text, write_csv, write_json
 from s2robot.core.settings import Different, Settings, from_yaml, read
 
@@ -72,7 +72,7 @@ def run_trial(settings: TrialSettings, out: Path, connect: Callable[[Sequence[Pa
                             lines.write(json.dumps({"pair": done, "folder": folders[index].name}) + "\n")
             done += 1
             a, b = _arms(settings, policies, done)
-            pair = compared(a, b, judging, LEVEL)
+            pair = compare_arms(a, b, judging, LEVEL)
             if verdict(pair | {"p_holm": pair["p"]}):
                 break
     except BaseException:

@@ -26,7 +26,7 @@ from scipy.optimize import brentq
 
 from s2robot.comparison import paired
 from s2robot.comparison import statistics as figures
-from s2robot.comparison.replay import plan_lines, planned
+from s2robot.comparison.replay import plan_lines, plan_pairs
 from s2robot.comparison.settings import Power
 from s2robot.comparison.statistics import MINUS, VERDICTS, p_text, pair_figures, power_at, verdict
 from s2robot.core.errors import UserError, one_of
@@ -120,7 +120,7 @@ def report(arms: Sequence[Arm], settings: StatsSettings, out: Path) -> int:
     pairs = [(a, b) for a, b in combinations(real, 2) if settings.against in (None, a.label, b.label)]
     pairs = [(b, a) if a.label == settings.against else (a, b) for a, b in pairs]
     seq_alpha = figures.LEVEL / max(1, len(pairs)) if settings.sequential else None
-    found = [compared(a, b, settings, seq_alpha) for a, b in pairs]
+    found = [compare_arms(a, b, settings, seq_alpha) for a, b in pairs]
     for pair, p in zip(found, paired.holm([pair["p"] for pair in found]), strict=True):
         pair["p_holm"] = p
     rows = [_arm_row(arm, seq_alpha and figures.LEVEL / len(arms)) for arm in arms]
@@ -218,15 +218,16 @@ def _read_json(path: Path) -> list[_Row]:
 # ---------------------------------------------------------------- figures
 
 
-def compared(a: Arm, b: Arm, settings: StatsSettings, seq_alpha: float | None = None) -> dict[str, Any]:
+def compare_arms(a: Arm, b: Arm, settings: StatsSettings, seq_alpha: float | None = None) -> dict[str, Any]:
     """Return the difference in success of a and b, as in compare.json, and the gap detectable with ``settings.power``. With
     ``settings.stages``, an arm wins a position by reaching a later stage. ``seq_alpha``: see `pair_figures`."""
     if matched := a.positions is not None and a.positions == b.positions:
-        x, y = further(a, b, settings.stages) if settings.stages else (a.outcomes, b.outcomes)
+        x, y = stage_wins(a, b, settings.stages) if settings.stages else (a.outcomes, b.outcomes)
         found = pair_figures({a.label: x, b.label: y}, range(x.shape[1]), a.label, b.label, seq_alpha)
         found = {key: found[key] for key in ("a", "b", "difference", "low", "high", "p", "scope", "method")}
         if settings.replays:
-            found["plan"] = planned(x, y, settings.replays, settings.gap, _design(x, y, power=settings.power))
+            design = _design(x, y, power=settings.power)
+            found["plan"] = plan_pairs(x, y, settings.replays, settings.gap, design)
     else:
         for key in ("sequential", "stages", "replays"):
             if value := getattr(settings, key):
@@ -242,7 +243,7 @@ def compared(a: Arm, b: Arm, settings: StatsSettings, seq_alpha: float | None = 
     return found
 
 
-def further(a: Arm, b: Arm, stages: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def stage_wins(a: Arm, b: Arm, stages: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return two bool arrays (1, trials): where a reached a later stage than b, and b than a, in the order of ``stages``."""
     ranks = []
     for arm in (a, b):
@@ -350,12 +351,12 @@ def _lines(rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], powe
         points = [f"{100 * pair[key]:+.1f}".replace("-", MINUS) for key in ("difference", "low", "high")]
         name = f"{pair['a']} {MINUS} {pair['b']}"
         yield f"{name}: {points[0]} points [{points[1]}, {points[2]}], {p_text(pair['p_holm'])}: {VERDICTS[verdict(pair)]}"
-        detectable = ""
+        power_text = ""
         if "detectable" in pair:
             gap = pair["detectable"]
             gaps = "no gap" if gap is None else f"a gap of {100 * gap:.1f} points or more"
-            detectable = f"; {gaps} would be detected with {100 * power:g} % power"
-        yield f"    {'paired, ' * pair['paired']}{pair['method']}; holds for {pair['scope']}{detectable}"
+            power_text = f"; {gaps} would be detected with {100 * power:g} % power"
+        yield f"    {'paired, ' * pair['paired']}{pair['method']}; holds for {pair['scope']}{power_text}"
         if "plan" in pair:
             yield from plan_lines(pair["plan"])
     if len(pairs) > 1:

@@ -1,1 +1,1 @@
-"""A policy acts, the scripted picker puts right what goes wrong, and the corrections are demos (DAgger)."""
+"""DAgger: a policy acts, the scripted picker corrects its mistakes, and the corrections become demos."""

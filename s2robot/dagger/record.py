@@ -1,9 +1,9 @@
-"""Corrections of a policy, appended to a copy of its demos.
+"""Record corrections of a policy and append them to a copy of its demos.
 
     s2robot record recording=dagger checkpoint=runs/run/<date>/checkpoint out=corrected.zarr
 
-The policy acts from new seeds; where it stalls, plainly fails or is unsure of itself, the expert takes over and
-ends the episode, which is appended. Where the policy succeeds by itself there is nothing to correct.
+The policy acts from new seeds. If it stalls, clearly fails or is uncertain, the expert takes over and completes the
+episode, which is appended. Episodes in which the policy succeeds are not appended.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ from s2robot.evaluation.evaluate import world_changes
 from s2robot.loading import image_size_of, load_networks, load_policy
 from s2robot.policies import Actor, check_contract
 
-REASONS = ("missed", "stalled", "late", "unsure")  # why the expert takes over
+REASONS = ("missed", "stalled", "late", "unsure")  # reasons for a takeover
 _OPEN: dict[str, tuple[Task, Actor]] = {}
 
 
@@ -49,12 +49,12 @@ class DaggerSettings(Positions, at="recording", file="recording/dagger"):
 
 @dataclass(frozen=True)
 class Course:
-    """All that decides an episode besides its seed."""
+    """Everything that determines an episode, except its seed."""
 
     settings: DaggerSettings
     world: TaskSettings  # with the policy's cameras, at its encoder's image size
     picker: Any
-    expert: int  # steps of the expert's chunks
+    expert: int  # length of the expert's chunks
 
 
 def record_corrections(
@@ -65,27 +65,27 @@ def record_corrections(
     first: int | None = None,
     progress: Callable[[int, Mapping[str, int]], None] = lambda done, counts: None,
 ) -> tuple[EpisodeStore, dict[str, int]]:
-    """Let the policy try `settings.episodes` positions and append what had to be corrected to `out`.
+    """Run the policy from `settings.episodes` positions and append the corrected episodes to `out`.
 
     Args:
-        settings: `checkpoint` among them.
-        demos: what `out` begins with, of which only the `first` episodes if that is given; never written to.
-        world: as the demos', but for cameras, image size and the steps after which each gives up.
-        out: made where it is not there. Positions up to the last that it holds are not tried again.
-        progress: called after each position with how many are done, and `counts`.
+        settings: `checkpoint` is required.
+        demos: the initial content of `out`, or only the `first` episodes if given; never written to.
+        world: the demos' world; cameras, image size and max_steps may differ.
+        out: created if missing. Positions up to the last one that it holds are not tried again.
+        progress: called after each position with the number of finished positions, and `counts`.
 
     Returns:
-        The dataset, and counts of positions: `alone` (the policy succeeded), `corrected`, `failed` (both did), and
-        takeovers for each of REASONS. A resumed recording counts only what was `corrected` before.
+        The dataset, and counts of positions: `alone` (the policy succeeded), `corrected`, `failed` (both failed), and
+        takeovers for each of REASONS. Of earlier runs, a resumed recording counts only the `corrected` positions.
 
-    PolicyError, UserError, DatasetError: a policy of another robot, action frame, rate or cameras; demos without an
-    expert's chunks, of a task without an expert, or that no correction could be appended to; an `out` that does not begin
-    with the demos, or in which positions of these were begun with another policy or other settings.
+    PolicyError, UserError or DatasetError if the policy has another robot, action frame, rate or cameras; if the demos have
+    no expert chunks, a task without an expert, or a layout that corrections do not fit; if `out` does not start with the
+    demos; or if it holds some of these positions with another policy or other settings.
     """
     course = _course(settings, demos, world)
     count = began_with(demos, first)
     store = open_copy(out, demos, count, lambda copy: copy.append_all(demos, count))
-    _same_as_before(out, settings)
+    _check_and_note_round(out, settings)
     todo, known = left_to_try(store, count, settings.positions)
     counts = {"alone": 0, "corrected": known, "failed": 0, **dict.fromkeys(REASONS, 0)}
     with store, worker_pool(settings.workers) as pool:
@@ -101,7 +101,7 @@ def record_corrections(
 
 
 def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course:
-    """Check that policy, demos and world fit together; return what decides an episode."""
+    """Check that policy, demos and world fit together; return the episodes' common settings."""
     checkpoint = read(str, settings.checkpoint, "checkpoint")
     task = {"env_version": demos.attrs["env_version"]}
     check_same(demos.path, {"env_version": world.version}, task)
@@ -109,25 +109,24 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
     keys = ("robot", "action_frame", "rate_hz", "action_parts", "proprio_parts")
     check_contract(contract, cameras=list(demos.cameras), **{key: demos.attrs.get(key) for key in keys})
     if (limit := settings.takeover.disagreement) is not None and policy.spec.members == 1:
-        whose = f"for the policy of {settings.checkpoint}, which has one member"
-        raise UserError(f"recording.takeover.disagreement: expected null {whose}, got {limit}")
+        why = f"because the policy of {settings.checkpoint} has one member"
+        raise UserError(f"recording.takeover.disagreement: expected null, {why}, got {limit}")
     picker = picker_of(demos)
     if not {"expert", "imitate"} <= set(demos.keys):
-        hint = f"a copy with them: s2robot convert data={demos.path} out=<copy> expert=<steps>"
-        raise UserError(
-            f"{demos.path}: expected arrays expert and imitate, got {', '.join(sorted(demos.keys))}; {hint}"
-        )
+        hint = f"add them with s2robot convert data={demos.path} out=<copy> expert=<steps>"
+        got = ", ".join(demos.keys)
+        raise UserError(f"{demos.path}: expected arrays 'expert' and 'imitate', got {got}; {hint}")
     changes = world_changes(demos.attrs["env_config"], world)
     if other := [text for text in changes if not text.startswith("max_steps ")]:
-        raise UserError(f"env: expected the demos' world, got another ({'; '.join(other)})")
-    own = world.replace(cameras=tuple(contract["cameras"]), image_size=image_size_of(contract, encoder))
-    course = Course(settings, own, picker, demos.read("expert", 0, 1).shape[1])
+        raise UserError(f"env: expected the demos' world, got another one ({'; '.join(other)})")
+    seen = world.replace(cameras=tuple(contract["cameras"]), image_size=image_size_of(contract, encoder))
+    course = Course(settings, seen, picker, demos.read("expert", 0, 1).shape[1])
     _check_fits(demos, course)
     return course
 
 
 def _check_fits(demos: EpisodeStore, course: Course) -> None:
-    """Refuse demos with arrays or values that a correction does not have: none could be appended."""
+    """Reject demos with arrays or values that a correction does not have, because it could not be appended."""
     env, action = make(course.world, draw=False), demos.read("action", 0, 1)[0].astype(np.float32)
     _, info = env.reset(seed=course.settings.seed)
     step: dict[str, Any] = {"state": env.get_state(), "proprio": env.proprio, **env.demo_fields()}
@@ -138,8 +137,8 @@ def _check_fits(demos: EpisodeStore, course: Course) -> None:
     demos.check_fits({key: np.array([value]) for key, value in step.items()}, meta)
 
 
-def _same_as_before(out: Path, settings: DaggerSettings) -> None:
-    """Store beside the episodes how these positions are tried; UserError if some were begun with other settings."""
+def _check_and_note_round(out: Path, settings: DaggerSettings) -> None:
+    """Store the settings of these positions with the dataset; UserError if some were tried with other settings."""
     now: dict[str, Any] = {
         "positions": [settings.positions.start, settings.positions.stop],
         "policy": policy_sha256(Path(str(settings.checkpoint))),
@@ -149,7 +148,7 @@ def _same_as_before(out: Path, settings: DaggerSettings) -> None:
     for noted in rounds_of(out):
         if set(range(*noted["positions"])) & set(settings.positions):
             remedy = "choose another out or recording.seed"
-            check_same(out, noted, now, " as they were tried before", remedy, free=("positions",))
+            check_same(out, noted, now, " as in the earlier round", remedy, free=("positions",))
     note_round(out, now)
 
 
@@ -157,22 +156,22 @@ def _same_as_before(out: Path, settings: DaggerSettings) -> None:
 
 
 def corrected_episode(course: Course, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Run an episode of a policy under the eyes of the expert.
+    """Run an episode of a policy, with takeover by the expert.
 
     Returns:
-        Arrays over time if the expert ended the episode in success, else {}.
-        `seed`, `reason` of the takeover ("" if there was none), its `step`, final `success`, and `layout` if demos of the
-        task have it.
+        Arrays over time if the expert took over and succeeded, else {}.
+        `seed`, `reason` for the takeover ("" if there was none), its `step`, final `success`, and `layout` if the task's
+        demos have it.
     """
-    env, actor = _opened(course)
+    env, actor = _world_and_actor(course)
     _, info = env.reset(seed=seed)
     expert: Any = env.expert(np.random.default_rng([seed, 7]), course.picker)
     actor.reset(seed)
     steps: dict[str, list] = {}
 
     def execute(action: np.ndarray) -> None:
-        seen = {"state": env.get_state(), "proprio": env.proprio, **env.demo_fields(), "action": action}
-        for name, value in seen.items():
+        step = {"state": env.get_state(), "proprio": env.proprio, **env.demo_fields(), "action": action}
+        for name, value in step.items():
             steps.setdefault(name, []).append(value)
         env.step_physics(action)
 
@@ -196,22 +195,22 @@ def corrected_episode(course: Course, seed: int) -> tuple[dict[str, np.ndarray],
 
 
 def _act(env: Task, actor: Actor, settings: TakeoverSettings, execute: Callable) -> str:
-    """Let the policy act until it has succeeded, "", or until there is a reason to take over."""
-    most, limit = env.settings.max_steps, settings.disagreement
+    """Run the policy until it succeeds; return "", or the reason for a takeover."""
+    max_steps, limit = env.settings.max_steps, settings.disagreement
     best, waited = float("inf"), 0
-    while env._steps < most:
+    while env._steps < max_steps:
         actions = actor.plan({"images": env.render_cameras(), "proprio": env.proprio})  # (k, 8)
         if limit is not None and actor.disagreement > limit:
             return "unsure"
-        for action in actions[: most - env._steps]:
+        for action in actions[: max_steps - env._steps]:
             execute(action)
             if env.is_success:
                 return ""
             if env.grasp_missed:
                 return "missed"
-            left, waited = env.remaining, waited + 1
-            if left < best - settings.progress:
-                best, waited = left, 0
+            remaining, waited = env.remaining, waited + 1
+            if remaining < best - settings.progress:
+                best, waited = remaining, 0
             if waited >= settings.patience:
                 return "stalled"
     return "late"
@@ -220,21 +219,21 @@ def _act(env: Task, actor: Actor, settings: TakeoverSettings, execute: Callable)
 def _labels(
     env: Task, expert: Any, course: Course, arrays: dict[str, np.ndarray], switch: int
 ) -> dict[str, np.ndarray]:
-    """`expert` and `imitate` of an episode in which the expert acts from step `switch` on and has just acted last."""
+    """Return `expert` and `imitate` of an episode whose steps from `switch` on are the expert's; call it right after them."""
     actions, k, visited = arrays["action"], course.expert, course.settings.imitate_visited
-    asked = {len(actions): expert.ask(k)}
+    chunks = {len(actions): expert.ask(k)}
     imitate = np.arange(len(actions)) >= switch
     for t in range(switch):
         if visited == "none" or (visited == "open" and _closed(env, actions[:t])):
             continue
         env.set_state(arrays["state"][t])
         expert.take_over(actions[:t])
-        asked[t], imitate[t] = expert.ask(k), True
-    return {"expert": expert_chunks(actions, asked), "imitate": imitate.astype(np.uint8)}
+        chunks[t], imitate[t] = expert.ask(k), True
+    return {"expert": expert_chunks(actions, chunks), "imitate": imitate.astype(np.uint8)}
 
 
 def _closed(env: Task, actions: Any) -> bool:
-    """Whether the last action closes a gripper: a binary part, else the last number."""
+    """Return whether the last action closes the gripper, which is the last binary part, or else the last dimension."""
     binary, at = [-1], 0
     for part in env.action_parts:
         binary += [at] if part["kind"] == "binary" else []
@@ -242,12 +241,12 @@ def _closed(env: Task, actions: Any) -> bool:
     return len(actions) > 0 and bool(actions[-1][binary[-1]] >= 0.5)
 
 
-def _opened(course: Course) -> tuple[Task, Actor]:
-    """A worker's world and policy, which its next episodes share."""
+def _world_and_actor(course: Course) -> tuple[Task, Actor]:
+    """Return a worker's world and policy, shared by its next episodes."""
     key, settings = repr(course), course.settings
     if key not in _OPEN:
         _OPEN.clear()
         actor, _, _ = load_policy(str(settings.checkpoint), settings.device, settings.weights)
-        actor.sizes = {}  # frames are drawn as the encoder needs them, whatever the demos say
+        actor.sizes = {}  # frames are rendered at the encoder's size, regardless of the demos' sizes
         _OPEN[key] = make(course.world, draw=False), actor
     return _OPEN[key]

@@ -32,7 +32,7 @@ from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT, make, settings_of
 from s2robot.evaluation.records import summarise, write_records
 from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, Planner, Rollouts, run_episodes
-from s2robot.evaluation.video import film_some
+from s2robot.evaluation.video import film_episodes
 from s2robot.loading import image_size_of, load_networks
 from s2robot.policies import check_contract
 
@@ -154,7 +154,7 @@ def _roll_out(
         )  # fmt: skip
     if e.videos:
         with bar("filming") as update:
-            names = film_some(config, found, e.videos, e.video_size, out, workers, update)
+            names = film_episodes(config, found, e.videos, e.video_size, out, workers, update)
         found = replace(found, records=[{**r, "video": names.get(r["episode"])} for r in found.records])
     write_records(found.records, journal)
     return found

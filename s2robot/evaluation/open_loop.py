@@ -193,30 +193,28 @@ def _figures(measured: Measured, name: str) -> dict[str, Any]:
     """Return each method's value with its interval; for errors, also the ratio of the policy's error to each baseline's."""
     values = {method: measured.values(method, name) for method in METHODS}  # (E,) each
     if name.endswith("_accuracy"):
-        return {method: interval(each, maximum=1.0) for method, each in values.items()}
+        return {method: interval(each, upper=1.0) for method, each in values.items()}
     found = {method: interval(each) for method, each in values.items()}
     return found | {f"of_{m}": interval(values["policy"], values[m]) for m in METHODS[1:]}
 
 
-def interval(
-    values: np.ndarray, baseline: np.ndarray | None = None, maximum: float = math.inf
-) -> dict[str, Any]:
-    """Return the mean of values (E,), or its ratio to the mean of a baseline, with the 95 % interval for new episodes: jackknife
-    with Student's quantile, on the log scale for a ratio. None if undefined; `maximum`: upper bound."""
+def interval(values: np.ndarray, base: np.ndarray | None = None, upper: float = math.inf) -> dict[str, Any]:
+    """Return the mean of values (E,), or its ratio to the mean of a base, with the 95 % interval for new episodes: jackknife
+    with Student's quantile, on the log scale for a ratio. None if undefined; `upper`: bound."""
     from scipy.stats import t  # takes half a second to import
 
     n = len(values)
-    if baseline is not None and not (values.any() and baseline.any()):  # one of the two errors is 0
-        return {"value": 0.0 if baseline.any() else None, "low": None, "high": None}
+    if base is not None and not (values.any() and base.any()):  # one of the two errors is 0
+        return {"value": 0.0 if base.any() else None, "low": None, "high": None}
     with np.errstate(divide="ignore", invalid="ignore"):
-        inverse: Callable[[float], float] = float if baseline is None else math.exp
-        if baseline is None:
+        inverse: Callable[[float], float] = float if base is None else math.exp
+        if base is None:
             mean, left_out = values.mean(), (values.sum() - values) / (n - 1)
         else:
-            mean = np.log(values.sum() / baseline.sum())
-            left_out = np.log((values.sum() - values) / (baseline.sum() - baseline))
+            mean = np.log(values.sum() / base.sum())
+            left_out = np.log((values.sum() - values) / (base.sum() - base))
         half = t.ppf(0.975, n - 1) * np.sqrt((n - 1) * left_out.var())
     if not math.isfinite(half):
         return {"value": inverse(mean), "low": None, "high": None}
-    low, high = max(0.0, inverse(mean - half)), min(maximum, inverse(mean + half))
+    low, high = max(0.0, inverse(mean - half)), min(upper, inverse(mean + half))
     return {"value": inverse(mean), "low": low, "high": high}

@@ -196,7 +196,7 @@ def rate(outcomes: Sequence[bool] | np.ndarray) -> dict[str, Any]:
     return {"success": successes / episodes, "low": low, "high": high, **counts}
 
 
-def where_of(record: Record) -> dict[str, Any]:
+def task_fields(record: Record) -> dict[str, Any]:
     """Return the task-specific fields of a record, which describe the start of the episode."""
     return {key: value for key, value in record.items() if key not in _COMMON}
 

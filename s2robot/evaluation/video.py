@@ -32,7 +32,7 @@ _MIN_WIDTH = 24  # in font heights; narrower images get a margin so that the cap
 _GAP = 4  # px between cameras
 
 
-def film_some(
+def film_episodes(
     world: TaskSettings,
     rollouts: "Rollouts",
     count: int,

@@ -1,4 +1,4 @@
-"""Images as H.264 that every browser plays, through imageio's ffmpeg.
+"""Encode images as H.264 that every browser plays, with imageio's ffmpeg.
 
 encode(path, images, (256, 256), rate=10.0)
 """
@@ -21,13 +21,13 @@ def encode(
     crf: int = 24,
     key_every: int | None = None,
 ) -> None:
-    """Write images of ``shape``, uint8 RGB and even in both sizes, as yuv420p with the index in front, whole or not at all.
+    """Write uint8 RGB images of ``shape`` (even height and width) as yuv420p, with the index in front, atomically.
 
-    ``crf``: x264's constant quality, 0 to 51; ``key_every``: distance of key frames, for players that seek. UserError: ffmpeg did
-    not finish (a full disk, a killed process), or there is none.
+    ``crf``: x264's constant quality, 0 to 51. ``key_every``: distance of key frames, for seeking. UserError if ffmpeg is missing
+    or did not finish (a full disk, a killed process).
     """
     seekable = [] if key_every is None else ["-g", str(key_every), "-bf", "0"]
-    # one thread: the other cores are simulating
+    # one thread, because the other cores are simulating
     options = ["-crf", str(crf), "-preset", "veryfast", "-threads", "1", *seekable, "-movflags", "+faststart"]
     kind = {"codec": "libx264", "macro_block_size": 2, "ffmpeg_log_level": "error"}
     size = (shape[1], shape[0])
@@ -39,6 +39,6 @@ def encode(
                 writer.send(np.ascontiguousarray(image))
         finally:
             writer.close()
-        # ffmpeg's exit status is not handed on, but the index (moov) is only there if it got to the end
+        # imageio hides ffmpeg's exit status, but the index (moov) exists only if ffmpeg finished
         if not part.exists() or b"moov" not in part.read_bytes():
             raise OSError("ffmpeg left an incomplete file")

@@ -1,9 +1,9 @@
-"""report.html out of a template: one file, light, dark and print, nothing from elsewhere.
+"""Write report.html from a template: one self-contained file, with styles for light, dark and print.
 
     write_report_page(run / "report.html", "16 of 16", [("headline", "16 of 16")], [Section("Time", [("bars", ...)])])
 
-The templates and their stylesheet lie in `templates/`. All text that they show is escaped; only SVG of our own plots
-(:func:`drawing`), stylesheets and scripts go in as they are.
+The templates and their stylesheet are in `templates/`. All text is escaped, except the SVG of our own plots
+(:func:`drawing`), stylesheets and scripts.
 """
 
 import base64
@@ -22,17 +22,17 @@ from s2robot.core.files import write_text
 from s2robot.reporting.style import figure_svg
 
 TEMPLATES = Path(__file__).parent / "templates"
-VIDEO_BYTES = 15_000_000  # of base64 in a page: opens at once and can be sent by mail
-Block = tuple[Any, ...]  # a macro of macros.html.j2 and its arguments
+VIDEO_BYTES = 15_000_000  # limit of base64 in a page, so that it opens quickly and can be sent by email
+Block = tuple[Any, ...]  # a macro in macros.html.j2 and its arguments
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report; blocks that are empty are left out, and so is a section without any."""
+    """A section of a report. Empty blocks are dropped, and so are sections without blocks."""
 
     title: str
     blocks: Sequence[Block | None]
-    look: str = ""  # class in style.css
+    look: str = ""  # CSS class in style.css
 
 
 def write_report_page(path: Path, title: str, head: Sequence[Block], sections: Sequence[Section]) -> Path:
@@ -41,7 +41,7 @@ def write_report_page(path: Path, title: str, head: Sequence[Block], sections: S
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Write a page of `templates/`, whole or not at all."""
+    """Render a template from `templates/` and write the page atomically."""
     write_text(path, _environment().get_template(template).render(values))
     return path
 
@@ -51,41 +51,41 @@ def _environment() -> Environment:
     options: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, **options)
     environment.filters |= {"duration": duration, "text": as_text, "described": _described}
-    environment.globals |= {"style": _as_it_is("style.css"), "as_it_is": _as_it_is}
+    environment.globals |= {"style": _unescaped("style.css"), "unescaped": _unescaped}
     return environment
 
 
-def _as_it_is(name: str) -> Markup:
+def _unescaped(name: str) -> Markup:
     return Markup((TEMPLATES / name).read_text(encoding="utf-8").strip())
 
 
 def drawing(figure: Figure, name: str) -> Markup:
-    """Return a plot for a page; `name` keeps its ids apart from other plots'."""
+    """Return a plot for a page; `name` makes its element ids unique."""
     return Markup(figure_svg(figure, name))
 
 
 def figure(plot: Figure, name: str, about: str, title: str = "") -> Block:
-    """Return a plot as a block of a report; `about` describes it for those who cannot see it."""
+    """Return a plot as a block of a report; `about`: description for screen readers."""
     return "figure", drawing(plot, name), title, about
 
 
 def _described(svg: Markup, about: str) -> Markup:
     label = f'<svg role="img" aria-label="{escape(about)}" '
-    return Markup(str(svg).replace("<svg ", label, 1))  # str: Markup's own replace would escape the tag
+    return Markup(str(svg).replace("<svg ", label, 1))  # on str, because Markup.replace escapes the tag
 
 
 def videos(
     run_dir: Path, films: Iterable[tuple[str, str, str]], limit: int
 ) -> tuple[Block | None, list[str]]:
-    """Return the films (name, path, caption) as a block, up to about `limit` bytes of text, and the names of those shown;
-    UserError for a path that leads out of the run directory."""
+    """Return the films (name, path, caption) as a block of up to about `limit` bytes of text, and the names of those included.
+    UserError for a path outside the run directory."""
     shown, omitted, used = [], [], 0
     for name, path, caption in films:
         file = run_dir / path
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise UserError(f"{run_dir}: {name}: expected a path inside the run folder, got {path!r}")
         if not file.is_file():
-            omitted.append((path, "the file is not there"))
+            omitted.append((path, "the file is missing"))
         elif used + file.stat().st_size * 4 / 3 > limit:
             omitted.append((path, "too large for this page"))
         else:
@@ -99,12 +99,12 @@ def duration(seconds: float) -> str:
     """3.24 -> "3.2 s", 200 -> "3 min 20 s", 7300 -> "2 h 1 min"."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    minutes, remainder = divmod(round(seconds), 60)
+    return f"{minutes} min {remainder} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def as_text(value: Any) -> str:
-    """Return a setting as people read it: lists with commas, true as yes, null as none."""
+    """Return a setting as readable text: lists with commas, true as yes, null as none."""
     if isinstance(value, (list, tuple)):
         return ", ".join(as_text(item) for item in value)
     if isinstance(value, float):
@@ -115,7 +115,7 @@ def as_text(value: Any) -> str:
 
 
 def flatten(name: str, value: Any) -> list[tuple[str, Any]]:
-    """{"a": {"b": 1}} under the name "x" -> [("x.a.b", 1)]."""
+    """Flatten nested settings: the value {"a": {"b": 1}} with the name "x" -> [("x.a.b", 1)]."""
     if isinstance(value, Mapping):
         return [row for key, inner in value.items() for row in flatten(f"{name}.{key}", inner)]
     return [(name, value)]

@@ -1,4 +1,4 @@
-"""The plots of all reports: intervals, curves and layouts. Each takes numbers and returns a figure.
+"""The plots of all reports: intervals, curves and layouts. Each function returns a figure.
 
 intervals([Row("base", 52.0, 44.1, 60.3)], "success (%)")
 curves([Panel("Loss", [Line(steps, losses, "trained on")], log="y")])
@@ -26,14 +26,14 @@ Values = Sequence[float] | np.ndarray
 
 
 def look(number: int) -> tuple[str, str, str, Any]:
-    """Return colour, marker, the marker as a letter for tables, and dashes of a series by its number."""
+    """Return colour, marker, the marker as a character for tables, and dashes of the series with this number."""
     colour, dashes = _COLOURS[number % len(_COLOURS)], _DASHES[number % len(_DASHES)]
     return colour, *_MARKERS[number % len(_MARKERS)], dashes
 
 
 @dataclass(frozen=True)
 class Row:
-    """A value with its interval, and open marks for its parts, such as training seeds."""
+    """A value with its interval. `parts` are drawn as open marks, such as one per training seed."""
 
     label: str
     value: float
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Line:
-    """Points of a curve; with `low` and `high` an interval at each. `style`: further keywords of `Axes.plot`."""
+    """Points of a curve, optionally with an interval at each (`low`, `high`). `style`: more keywords for `Axes.plot`."""
 
     x: Values
     y: Values
@@ -60,7 +60,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves that share their axes. `log` names the logarithmic axes; `ticks` names positions along x."""
+    """Curves in one pair of axes. `log`: names of the logarithmic axes; `ticks`: labels by position along x."""
 
     title: str
     lines: Sequence[Line]
@@ -74,7 +74,7 @@ class Panel:
 
 @styled
 def intervals(rows: Sequence[Row], xlabel: str, centre: float | None = None) -> Figure:
-    """Draw a value with its interval a row; `centre` is marked by a vertical line."""
+    """Draw one value with its interval per row; a vertical line marks `centre`."""
     figure = Figure(figsize=(6.4, 0.72 * len(rows) + 0.9), layout="constrained")
     axes, sign = figure.add_subplot(), "" if centre is None else "+"
     for y, row in enumerate(rows):
@@ -96,14 +96,14 @@ def intervals(rows: Sequence[Row], xlabel: str, centre: float | None = None) -> 
 @styled
 def curves(panels: Sequence[Panel], columns: int = 3, size: tuple[float, float] = (3.45, 2.3)) -> Figure:
     """Draw panels side by side, with one legend for all of their labels."""
-    figure, places = _grid(len(panels), columns, size)
+    figure, grid = _grid(len(panels), columns, size)
     handles: dict[str, Any] = {}
-    for axes, panel in zip(places, panels, strict=True):
+    for axes, panel in zip(grid, panels, strict=True):
         for line in panel.lines:
             _draw(axes, line)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-        _dress(axes, panel)
+        _format(axes, panel)
     if handles:
         style: dict[str, Any] = {"loc": "outside lower center", "ncols": min(4, len(handles)), "fontsize": 9}
         figure.legend(handles.values(), handles.keys(), **style)
@@ -115,12 +115,12 @@ def _draw(axes: Axes, line: Line) -> None:
         axes.vlines(line.x, line.low, line.high, color=line.colour, lw=3, alpha=0.4)
     elif len(line.low):
         axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.14, lw=0)
-    few = {"marker": "o", "ms": 4} if len(line.x) < 3 else {}
-    style: dict[str, Any] = {"lw": 1.6, **few, **line.style}
+    markers = {"marker": "o", "ms": 4} if len(line.x) < 3 else {}
+    style: dict[str, Any] = {"lw": 1.6, **markers, **line.style}
     axes.plot(line.x, line.y, color=line.colour, label=line.label or None, **style)
 
 
-def _dress(axes: Axes, panel: Panel) -> None:
+def _format(axes: Axes, panel: Panel) -> None:
     if panel.shaded:
         axes.axvspan(*panel.shaded, color=INK, alpha=0.06, lw=0)
     for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
@@ -149,15 +149,15 @@ def layouts(
     about: Mapping[str, Any],
     legend: Sequence[tuple[str, str, str]] = (),
 ) -> Figure:
-    """Draw where episodes began, by title and groups, in panels that may share a legend of labels, markers and colours."""
+    """Draw the starts of episodes in panels of (title, groups); `legend`: (label, marker, colour) shared by all panels."""
     small = len(panels) > 1
-    figure, places = _grid(len(panels), 3, (3.5, 3.4) if small else (6.4, 6.2))
-    for axes, (title, groups) in zip(places, panels, strict=True):
+    figure, grid = _grid(len(panels), 3, (3.5, 3.4) if small else (6.4, 6.2))
+    for axes, (title, groups) in zip(grid, panels, strict=True):
         task.draw_layout(axes, groups, about, small)
         axes.set_title(title, fontsize=9.5, fontweight="normal")
     style: dict[str, Any] = {"ls": "none", "ms": 7}
-    own = [Line2D([], [], color=c, marker=marker, label=label, **style) for label, marker, c in legend]
-    handles: list[Any] = own or places[0].get_legend_handles_labels()[0]
+    shared = [Line2D([], [], color=c, marker=marker, label=label, **style) for label, marker, c in legend]
+    handles: list[Any] = shared or grid[0].get_legend_handles_labels()[0]
     figure.legend(handles=handles, loc="outside lower center", ncols=3 if small else 2, fontsize=9)
     return figure
 
@@ -170,7 +170,7 @@ def _grid(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure, 
     columns = min(columns, max(1, count))
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.5), layout="constrained")
-    places = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for spare in places[count:]:
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for spare in grid[count:]:
         spare.set_axis_off()
-    return figure, places[:count]
+    return figure, grid[:count]

@@ -1,5 +1,5 @@
-// The list of episodes and the viewer. Each episode's curves lie in a script of their own, which calls `episode`: a page
-// opened as a file may not fetch. A link to #7:12 shows step 12 of episode 7.
+// The list of episodes and the viewer. Each episode's curves are in a separate script that calls `episode`, because a page
+// opened as a file cannot fetch data. A link to #7:12 shows step 12 of episode 7.
 "use strict";
 (() => {
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -21,7 +21,7 @@ const svg = (name, parent, attributes) => {
   parent.append(made);
   return made;
 };
-// As many decimals as tell apart what is within a plot's span, so that digits keep their places.
+// Use enough decimals for the plot's span, so that digits keep their positions.
 const number = (x, span) => x === null || x === undefined ? "NaN"
   : x.toFixed(span > 0 ? Math.min(Math.max(3 - Math.floor(Math.log10(span)), 0), 12) : 3).replace(/^-(?=[0.]+$)/, "");
 const seconds = (steps) => (steps / data.rate).toFixed(1);
@@ -73,8 +73,8 @@ document.querySelectorAll("[data-sort]").forEach((button) => button.addEventList
 
 // ---- an episode
 
-// What a key that is held repeats many times a second waits until it rests: browsers throttle addresses, disks read.
-const rested = (work, wait) => {
+// Wait until a held key stops repeating, because browsers throttle address changes, and loading reads from disk.
+const debounced = (work, wait) => {
   let timer = 0;
   return () => { clearTimeout(timer); timer = setTimeout(work, wait); };
 };
@@ -82,7 +82,7 @@ const go = (n, step = 0) => {
   if (n !== now.n) select(n);
   show(step);
 };
-const address = rested(() => { if (!now.playing) history.replaceState(null, "", `#${now.n}:${now.step}`); }, 300);
+const address = debounced(() => { if (!now.playing) history.replaceState(null, "", `#${now.n}:${now.step}`); }, 300);
 const neighbour = (by) => {
   const shown = order.filter((e) => !e.row.hidden);
   const next = shown[Math.min(Math.max(shown.findIndex((e) => e.n === now.n) + by, 0), shown.length - 1)];
@@ -95,9 +95,9 @@ const select = (n) => {
   const e = data.episodes[n];
   Object.assign(now, { n, step: 0, steps: e.steps, curves: null });
   e.row.setAttribute("aria-selected", "true");
-  const box = $("rows"), head = 30, over = e.row.offsetTop - head - box.scrollTop; // the list alone: not the whole page
-  const under = e.row.offsetTop + e.row.offsetHeight - box.clientHeight - box.scrollTop;
-  box.scrollTop += over < 0 ? over : Math.max(under, 0);
+  const box = $("rows"), head = 30, above = e.row.offsetTop - head - box.scrollTop; // scrolls the list, not the page
+  const below = e.row.offsetTop + e.row.offsetHeight - box.clientHeight - box.scrollTop;
+  box.scrollTop += above < 0 ? above : Math.max(below, 0);
   const facts = [`Episode ${n}`, e.source === undefined ? "" : `source ${e.source}`, `${e.steps} steps, ${seconds(e.steps)} s`,
     e.success === undefined ? "" : e.success ? "✓ success" : "✗ failure", e.task ?? ""];
   $("title").textContent = facts.filter(Boolean).join(" · ");
@@ -113,19 +113,19 @@ const select = (n) => {
   charts.forEach((c) => c.draw());
   load();
 };
-const load = rested(() => {
+const load = debounced(() => {
   const n = now.n;
   if (data.videos) video.src = `${file(n)}.mp4`;
-  if (now.playing) run(); // play was asked for while the video before was still there
+  if (now.playing) run(); // play was pressed before the video changed
   const script = element("script", null, "", { src: `${file(n)}.js` });
   script.onload = () => script.remove();
-  script.onerror = () => { $("title").textContent = `${file(n)}.js is missing: the folder ${data.folder} belongs beside this page`; };
+  script.onerror = () => { $("title").textContent = `${file(n)}.js is missing: the folder ${data.folder} must be next to this page`; };
   document.head.append(script);
 }, 60);
 
-// Called by an episode's script: steps from point to point, and the points of each column.
+// Called by an episode's script with the number of steps between points, and the points of each column.
 window.episode = (n, [each, columns]) => {
-  if (n !== now.n) return; // another one was chosen meanwhile
+  if (n !== now.n) return; // another episode has been selected
   now.curves = { each, columns };
   charts.forEach((c) => c.draw());
   show(now.step, false);
@@ -198,22 +198,22 @@ const show = (step, seek = true) => {
   address();
 };
 const seekVideo = () => {
-  const wanted = (now.step + 0.5) / data.rate; // the middle of the frame: no rounding leads to its neighbour
-  if (Math.abs(video.currentTime - wanted) > 0.1 / data.rate) video.currentTime = wanted;
+  const target = (now.step + 0.5) / data.rate; // the middle of the frame, so rounding cannot select a neighbour
+  if (Math.abs(video.currentTime - target) > 0.1 / data.rate) video.currentTime = target;
 };
 if (data.videos) {
   video.addEventListener("loadedmetadata", seekVideo);
-  video.addEventListener("seeked", () => { if (!now.playing) seekVideo(); }); // the slider may have gone on meanwhile
+  video.addEventListener("seeked", () => { if (!now.playing) seekVideo(); }); // the slider may have moved in the meantime
   video.addEventListener("ended", pause);
 }
 
-let clock = 0, begun = 0; // without videos: when playing began, and from which step
+let clock = 0, firstStep = 0; // without videos: time and step at which playing began
 function play() {
   if (now.step >= now.steps - 1) show(0);
   now.playing = true;
   $("play").textContent = "❚❚";
   clock = performance.now();
-  begun = now.step;
+  firstStep = now.step;
   run();
   requestAnimationFrame(tick);
 }
@@ -230,7 +230,7 @@ function pause() {
 function tick() {
   if (!now.playing) return;
   const passed = (performance.now() - clock) / 1000 * Number($("speed").value);
-  show(data.videos ? Math.floor(video.currentTime * data.rate + 1e-3) : begun + Math.floor(passed * data.rate), false);
+  show(data.videos ? Math.floor(video.currentTime * data.rate + 1e-3) : firstStep + Math.floor(passed * data.rate), false);
   if (!data.videos && now.step >= now.steps - 1) pause();
   requestAnimationFrame(tick);
 }

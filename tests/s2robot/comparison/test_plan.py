@@ -7,7 +7,7 @@ import pytest
 
 from s2robot.comparison.compare import compare
 from s2robot.comparison.jobs import with_needs
-from s2robot.comparison.plan import evaluation, make_plan, read_by, settings_of, training, worlds_of
+from s2robot.comparison.plan import evaluation, make_plan, overrides_for, settings_of, training, worlds_of
 from s2robot.comparison.settings import Axis, Compare
 from s2robot.core.errors import UserError
 from s2robot.core.settings import read_some
@@ -116,14 +116,17 @@ def test_an_axis_reaches_a_key_that_only_the_world_has():
         plan, "world", Axis(label="", key="++task.kwargs.name", values=("press", "open"), record=True)
     )
     assert default == "press" and [world.trains for world in worlds] == [False, True]
-    assert settings_of("record", read_by("record", worlds[1].recording.overrides)).task.kwargs.name == "open"
+    assert (
+        settings_of("record", overrides_for("record", worlds[1].recording.overrides)).task.kwargs.name
+        == "open"
+    )
 
 
 def test_each_verb_gets_its_own_words_and_of_a_key_the_last():
     words = ["env.cube_size=0.03", "train.steps=2", "encoder=mvp-tiny", "evaluate.videos=1", "recording.episodes=5", "train.steps=3"]  # fmt: skip
-    assert read_by("train", words) == ["env.cube_size=0.03", "encoder=mvp-tiny", "train.steps=3"]
-    assert read_by("evaluate", words) == ["env.cube_size=0.03", "evaluate.videos=1"]
-    assert read_by("record", words) == ["env.cube_size=0.03", "episodes=5"]
+    assert overrides_for("train", words) == ["env.cube_size=0.03", "encoder=mvp-tiny", "train.steps=3"]
+    assert overrides_for("evaluate", words) == ["env.cube_size=0.03", "evaluate.videos=1"]
+    assert overrides_for("record", words) == ["env.cube_size=0.03", "episodes=5"]
     assert settings_of("train", words).train.steps == 3
 
 
@@ -138,8 +141,8 @@ def test_stages_encode_once_for_each_frozen_encoder_and_the_scales_reach_it():
     assert [job.name for job in jobs if job.verb == "encode"] == ["base: encode", "base-s2: encode"]
     job = policies["heads", 4]
     assert job.needs == (jobs[0],) and {"policy=rpt", "train.seed=4"} <= {*job.overrides}
-    assert plan.known["base"].about["scales"] == [1] and plan.known["base-s2"].about["scales"] == [1, 2]
-    cost = [plan.known[name].about["gflops_per_frame"] for name in ("base", "base-s2")]
+    assert plan.facts["base"].about["scales"] == [1] and plan.facts["base-s2"].about["scales"] == [1, 2]
+    cost = [plan.facts[name].about["gflops_per_frame"] for name in ("base", "base-s2")]
     assert cost[1] == pytest.approx(5 * cost[0], rel=0.01)  # five tiles
     assert plan.pairs[:3] == (("heads", "base"), ("base-s2", "base"), ("tuned", "base"))
     evaluations = evaluation(plan, plan.main, policies, 16)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from s2robot.comparison.paired import mcnemar, sequential
-from s2robot.comparison.replay import MAX_PAIRS, draw, fixed, planned, stops
+from s2robot.comparison.replay import MAX_PAIRS, draw, fixed_pairs, plan_pairs, stopping_pairs
 from s2robot.comparison.settings import Power
-from s2robot.comparison.trials import StatsSettings, further, read_arms
+from s2robot.comparison.trials import StatsSettings, read_arms, stage_wins
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
@@ -20,10 +20,10 @@ def recorded(name):
 def test_it_stops_where_the_sequential_test_of_a_comparison_does():
     a, b = np.random.default_rng(0).random((2, 1, 60)) < [[[0.8]], [[0.4]]]
     d = draw(a, b, 5, np.random.default_rng(1))
-    for row, end in zip(d, stops(d), strict=True):
+    for row, end in zip(d, stopping_pairs(d), strict=True):
         p = [sequential(*np.unique(row[:n], return_counts=True))[0] for n in (end - 1, end)]
         assert p[1] <= 0.05 < p[0]
-    assert stops(draw(a, a, 3, np.random.default_rng(1))).min() == MAX_PAIRS + 1  # never
+    assert stopping_pairs(draw(a, a, 3, np.random.default_rng(1))).min() == MAX_PAIRS + 1  # never
 
 
 def test_a_fixed_number_is_the_first_at_which_the_exact_test_has_the_power():
@@ -32,7 +32,7 @@ def test_a_fixed_number_is_the_first_at_which_the_exact_test_has_the_power():
         np.mean([mcnemar(int((row[:n] > 0).sum()), int((row[:n] < 0).sum())) <= 0.05 for row in d])
         for n in range(1, 41)
     ]
-    assert fixed(d, 0.8) == 1 + next(n for n, found in enumerate(power) if found >= 0.8)
+    assert fixed_pairs(d, 0.8) == 1 + next(n for n, found in enumerate(power) if found >= 0.8)
 
 
 @pytest.mark.parametrize("stages", [None, ("approach", "grasp", "lift", "held")])
@@ -47,8 +47,8 @@ def test_it_errs_at_most_as_often_as_it_says_and_saves_trials_on_our_own_differe
             arm._replace(outcomes=arm.outcomes[:1], stages=np.where(arm.outcomes[:1], stages[-1], failed))
             for arm in (a, b)
         ]
-        x, y = further(*one, StatsSettings(trials=("a",), stages=stages).stages)
-    found = planned(x, y, 1000, 0.1, Power(base=float(y.mean()), correlation=0.3))
+        x, y = stage_wins(*one, StatsSettings(trials=("a",), stages=stages).stages)
+    found = plan_pairs(x, y, 1000, 0.1, Power(base=float(y.mean()), correlation=0.3))
     assert 0.005 < found["false"] <= 0.05
     assert found["mean"] < 0.6 * found["planned"]  # planned for 10 points
     assert found["mean"] < found["known"] < found["enough"]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from s2robot.comparison.reproduce import VERDICTS, compared
+from s2robot.comparison.reproduce import VERDICTS, compare_runs
 from s2robot.envs.cube_config import CubePickConfig
 
 
@@ -17,21 +17,21 @@ def records(successes, frames="a", state="s"):
 def test_verdicts_follow_the_difference_and_the_number_of_positions():
     rng = np.random.default_rng(0)
     done = rng.random(256) < 0.9
-    same = compared(records(done), records(done), 0.05)
+    same = compare_runs(records(done), records(done), 0.05)
     assert (
         same["verdict"] == "reproduced"
         and same["changed"] == []
         and same["other_starts"] == {"state": [], "frames": []}
     )
     lost = done & (rng.random(256) < 0.85)
-    worse = compared(records(done), records(lost), 0.05)
+    worse = compare_runs(records(done), records(lost), 0.05)
     assert worse["verdict"] == "differs" and worse["difference"] == pytest.approx(lost.mean() - done.mean())
     assert worse["changed"] == [100 + int(i) for i in np.flatnonzero(done != lost)]
-    few = compared(
+    few = compare_runs(
         records(done[:20]), records(done[:20]), 0.05
     )  # no difference, and too few positions to say so
     assert few["verdict"] == "cannot tell"
-    assert compared(records(done[:20]), records(done[:20]), 0.3)["verdict"] == "reproduced"
+    assert compare_runs(records(done[:20]), records(done[:20]), 0.3)["verdict"] == "reproduced"
     assert set(VERDICTS) == {"reproduced", "differs", "cannot tell"}
 
 
@@ -40,7 +40,7 @@ def test_equal_machines_are_called_different_as_rarely_as_the_test_says():
     for _ in range(400):
         hard = rng.random(64)
         a, b = (records(rng.random(64) < np.where(hard < 0.2, 0.5, 0.95)) for _ in range(2))
-        verdicts.append(compared(a, b, 0.05)["verdict"])
+        verdicts.append(compare_runs(a, b, 0.05)["verdict"])
     assert verdicts.count("differs") / 400 < 0.07
 
 
@@ -48,7 +48,7 @@ def test_other_images_and_other_physics_are_told_apart():
     a, b = records([1, 1, 1]), records([1, 1, 1])
     b[1]["start"] = {"state": "s", "frames": "b"}
     b[2]["start"] = {"state": "t", "frames": "b"}
-    assert compared(a, b, 0.05)["other_starts"] == {"state": [102], "frames": [101, 102]}
+    assert compare_runs(a, b, 0.05)["other_starts"] == {"state": [102], "frames": [101, 102]}
 
 
 def test_a_run_is_reproduced_where_it_was_made_and_not_by_another_policy(here, save_untrained, tmp_path):

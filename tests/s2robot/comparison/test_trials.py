@@ -12,7 +12,7 @@ from s2robot.comparison.trials import (
     Arm,
     StatsSettings,
     barnard,
-    compared,
+    compare_arms,
     detectable,
     independent,
     read_arms,
@@ -55,10 +55,10 @@ def test_the_same_positions_are_paired_and_the_gap_is_what_so_many_trials_see():
     hard = rng.random(200) < 0.4
     a, b = (Arm(name, (hard ^ (rng.random((1, 200)) < 0.05)), tuple(range(200))) for name in "ab")
     settings = StatsSettings(trials=("a", "b"))
-    found = compared(a, b, settings)
+    found = compare_arms(a, b, settings)
     expected = difference(a.outcomes, b.outcomes)
     assert found["paired"] and (found["low"], found["p"]) == (expected.low, expected.p)
-    apart = compared(a._replace(positions=None), b, settings)
+    apart = compare_arms(a._replace(positions=None), b, settings)
     assert not apart["paired"] and apart["high"] - apart["low"] > 1.5 * (found["high"] - found["low"])
     assert found["detectable"] < 0.7 * apart["detectable"]
     gap = detectable(
@@ -78,13 +78,13 @@ def test_who_came_further_decides_in_place_of_success():
     none = np.zeros((1, 40), bool)
     arms = [Arm(name, none, tuple(range(40)), stages) for name, stages in (("a", a), ("b", b))]
     settings = StatsSettings(trials=("a",), stages=("approach", "grasp", "lift", "held"))
-    found = compared(*arms, settings)
+    found = compare_arms(*arms, settings)
     assert found["p"] == pytest.approx(stats.binomtest(2, 14).pvalue)
     assert found["difference"] == pytest.approx(10 / 40) and "detectable" not in found
-    looked = compared(*arms, settings, 0.05)
+    looked = compare_arms(*arms, settings, 0.05)
     assert looked["p"] == pytest.approx(1 / (2**14 / 15 / 91)) and looked["low"] < found["low"]
     with pytest.raises(UserError, match="stages: a stage of a: expected one of approach, grasp, got 'lift'"):
-        compared(*arms, settings.replace(stages=("approach", "grasp")))
+        compare_arms(*arms, settings.replace(stages=("approach", "grasp")))
 
 
 def test_every_kind_of_file_is_read(tmp_path):

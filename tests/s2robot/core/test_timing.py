@@ -38,7 +38,7 @@ def test_steps_and_the_rest_add_up_with_the_children(tmp_path, monkeypatch):
     for row in (own, child):
         assert row["unused_s"] == pytest.approx(3 * row["seconds"] - row["processor_s"], abs=0.21)
     names, seconds, _, processor, *_ = zip(*(s.split() for s in timed.table().splitlines()[1:]), strict=True)
-    assert names == ("start", "own", "child", "rest", "together") and float(processor[3]) >= 0.1
+    assert names == ("start", "own", "child", "other", "total") and float(processor[3]) >= 0.1
     for column in (seconds, processor):
         *parts, whole = map(float, column)
         assert sum(parts) == pytest.approx(whole, abs=0.3)

@@ -110,7 +110,7 @@ def test_the_interval_of_a_mean_is_the_t_interval_and_of_what_has_none():
     x = np.random.default_rng(0).normal(3, 1, 7)
     low, high = stats.t.interval(0.95, 6, x.mean(), stats.sem(x))
     assert list(interval(x).values()) == pytest.approx([x.mean(), low, high])
-    found = interval(np.array([0.9, 1, 1]), maximum=1.0)
+    found = interval(np.array([0.9, 1, 1]), upper=1.0)
     assert found["low"] < 0.9 and found["high"] == 1.0
     assert interval(np.array([2.0]), np.array([4.0])) == {"value": 0.5, "low": None, "high": None}
     assert interval(np.array([2.0, 0]), np.ones(2)) == {"value": 1.0, "low": None, "high": None}

@@ -100,7 +100,7 @@ def test_videos_beyond_the_limit_are_named(tmp_path):
     assert re.findall(r'id="(video-\d)"', page.source) == ["video-0", "video-1"]
     left_out = [address for address in page.addresses if address.startswith("videos/")]
     assert left_out == ["videos/episode_002.mp4", "videos/episode_003.mp4"]
-    assert "the file is not there" in page.text and page.tags.count("video") == 2
+    assert "the file is missing" in page.text and page.tags.count("video") == 2
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.evaluation.evaluate import camera_changes, evaluate_policy, world_changes, world_for
 from s2robot.evaluation.records import read_records
 from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, run_episodes
-from s2robot.evaluation.video import film, film_some
+from s2robot.evaluation.video import film, film_episodes
 from s2robot.policies import BatchActor, ChunkPolicy, PolicyError
 from tests.configs import composed
 from tests.inline import do_inline
@@ -166,7 +166,7 @@ def test_demos_of_the_very_positions_succeed_and_films_show_it(recorded, tmp_pat
 
     with pytest.raises(UserError, match="short.mp4: seed 500: expected stage held .*, got lift"):
         film(config, done.records[0], done.actions[0][:-1], tmp_path / "short.mp4")  # one step short
-    assert film_some(config, done, 1, 24, tmp_path, 1, print) == {0: "videos/episode_0000.mp4"}
+    assert film_episodes(config, done, 1, 24, tmp_path, 1, print) == {0: "videos/episode_0000.mp4"}
     assert (tmp_path / "videos/episode_0000.mp4").stat().st_size > 1000
 
 

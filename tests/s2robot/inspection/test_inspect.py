@@ -137,7 +137,7 @@ def test_the_first_episodes_alone_and_without_videos_no_picture_is_read(cups, tm
     settings = InspectSettings(videos=FilmSettings(write=False))
     page = inspect_demos(DemosSettings(path=str(cups), episodes=3), settings, tmp_path / "a")
     text = page.read_text()
-    assert "cups: 3 episodes, 33 steps" in text and "Not looked for: frozen, blank (" in text
+    assert "cups: 3 episodes, 33 steps" in text and "Not checked: frozen, blank (" in text
     assert "<video" not in text and len(list((tmp_path / "a/episodes").iterdir())) == 3
     script = (page.parent / "episodes/0000.js").read_text()
     each, lines = json.loads(script.removeprefix("episode(0,").removesuffix(")\n"))

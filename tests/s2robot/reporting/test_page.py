@@ -21,7 +21,7 @@ def test_every_template_extends_the_frame_or_is_it():
 
 def test_all_that_a_report_shows_is_escaped_and_nothing_empty_is_shown(tmp_path):
     films, shown = videos(tmp_path, [("video-0", EVIL.replace("/", ""), EVIL)], 1000)
-    assert not shown and films[2][0][1] == "the file is not there"
+    assert not shown and films[2][0][1] == "the file is missing"
     blocks = [
         ("facts", [(EVIL, EVIL)]), ("text", EVIL), ("note", EVIL), ("bullets", [EVIL]), ("code", EVIL), ("commands", EVIL, [EVIL]),
         ("table", [EVIL], [[EVIL], [[EVIL, EVIL]]], 1), ("settings", EVIL, [(EVIL, [EVIL])]), ("bars", EVIL, [(EVIL, 1.0)], 1.0, True),
