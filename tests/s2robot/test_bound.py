@@ -109,7 +109,7 @@ def test_a_dataset_that_names_no_world_is_trained_and_evaluated_in_the_typed_one
     other = refused(
         here("evaluate", "checkpoint=run", *TYPED[:3], *EVALUATION), "evaluate"
     )  # of its render()
-    assert "the policy needs cameras cam, given are render" in other
+    assert "the policy requires cameras cam, got render" in other
     result = here("evaluate", "evaluate=recorded", "checkpoint=run", "features.workers=1")
     assert result.returncode == 0, result.stderr
 
