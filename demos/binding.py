@@ -47,11 +47,11 @@ def bind(about: Mapping[str, Any], world: Any, where: object) -> tuple[dict[str,
     world_about = env.describe()
     if {*about["cameras"]} - {*world.cameras}:
         both = (", ".join(x["cameras"]) for x in (world_about, about))
-        wrong.append("cameras: expected {}, found {}".format(*both))
+        wrong.append("cameras: expected {}, got {}".format(*both))
     for name, (height, width) in env.native_sizes().items():
         size = sizes.get(name, (height, width))
         if abs(size[0] * width / (size[1] * height) - 1) > ASPECT:
-            wrong.append(f"camera {name}: expected the shape {height} x {width}, found {size[0]} x {size[1]}")
+            wrong.append(f"camera {name}: expected the shape {height} x {width}, got {size[0]} x {size[1]}")
     return filled(about, world_about, f"{where} in {world_about['env_version']}", wrong), world
 
 
@@ -61,9 +61,9 @@ def filled(
     """Fill attributes in from a world, or a contract bound to it; UserError lists all differences and ``wrong``."""
     attributes, wrong = {"source": {"format": "s2robot", "name": "unknown"}, **about}, list(wrong)
 
-    def check(key: str, same: bool, expected: object, found: object) -> None:
+    def check(key: str, same: bool, expected: object, actual: object) -> None:
         if not same:
-            wrong.append(f"{key}: expected {expected}, found {found}")
+            wrong.append(f"{key}: expected {expected}, got {actual}")
 
     for key in ("robot", "action_frame"):
         own, other = about[key], world_about[key]
@@ -124,7 +124,7 @@ def bound(store: EpisodeStore, world: Any, clip: bool = False, path: object = No
     if not clip:
         limits = f"{low[column]:g} to {high[column]:g} in {attributes['env_version']}"
         hint = "clip=true clips them; for task=gym, task.bounded=false ignores the limits"
-        raise DatasetError(f"{where}: action {column + 1}: expected {limits}, found {got}; {hint}")
+        raise DatasetError(f"{where}: action {column + 1}: expected {limits}, got {got}; {hint}")
     print(f"note: {where}: actions are clipped to the world's limits: {got}", flush=True)
     return BoundStore(store.path, attributes, (low, high))
 

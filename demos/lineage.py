@@ -37,7 +37,7 @@ def episode_keys(store: EpisodeStore) -> list[Keys]:
     """Return the keys of each episode; constant arrays have none, because they do not identify an episode."""
     names = [name for name in ("action", "proprio") if name in store.keys]
     arrays = [np.asarray(store[name], np.float32).reshape(store.num_steps, -1) for name in names]
-    found = []
+    keys = []
     for i in range(len(store)):
         own = [array[store.episode_slice(i)] + 0.0 for array in arrays]  # + 0.0 turns -0 into 0
         changing = [array for array in own if (array != array[0]).any()]
@@ -45,8 +45,8 @@ def episode_keys(store: EpisodeStore) -> list[Keys]:
             sorted(hashlib.sha256(column.tobytes()).digest() for column in array.T)
             for array in changing or [np.concatenate(own, 1)]
         ]
-        found.append(tuple(hashlib.sha256(b"".join(each)).hexdigest()[:16] for each in columns))
-    return found
+        keys.append(tuple(hashlib.sha256(b"".join(each)).hexdigest()[:16] for each in columns))
+    return keys
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,16 @@ class Lineage:
         rounds = [each for part in parts for each in rounds_of(part.path)]
         # including positions that needed no correction
         tried = [seed for each in rounds for seed in range(*each["positions"])]
-        found = self._with_positions("recorded", recorded)._with_positions("corrected", tried)
-        return replace(found, hashes=self.hashes.union(*(keys[i] for i in episodes)))
+        lineage = self._with_positions("recorded", recorded)._with_positions("corrected", tried)
+        return replace(lineage, hashes=self.hashes.union(*(keys[i] for i in episodes)))
 
     def selected_by(self, positions: Collection[int]) -> "Lineage":
         """Add positions whose results selected a checkpoint."""
         return self._with_positions("selected", positions)
 
     def _with_positions(self, use: str, seeds: Collection[int]) -> "Lineage":
-        together = self.positions.get(use, frozenset()) | frozenset(seeds)
-        return replace(self, positions={**self.positions, use: together})
+        combined = self.positions.get(use, frozenset()) | frozenset(seeds)
+        return replace(self, positions={**self.positions, use: combined})
 
     def seen(self, store: EpisodeStore) -> list[int]:
         """Return the numbers of the episodes that were trained on."""
@@ -105,20 +105,20 @@ class Lineage:
         keys = episode_keys(store) if len(held_out) else []
         copies = {keys[i]: i for i in train} if len(held_out) else {}
         for i in held_out:
-            why = f"is also episode {copies[keys[i]]}, which is trained on" if keys[i] in copies else ""
+            reason = f"is also episode {copies[keys[i]]}, which is trained on" if keys[i] in copies else ""
             if self.hashes.intersection(keys[i]):
-                why = "train.from's policy was trained on"
-            if why:
-                raise mismatch(store.path, "unseen episodes to hold out", f"{i}, which {why}")
+                reason = "train.from's policy was trained on"
+            if reason:
+                raise mismatch(store.path, "unseen episodes to hold out", f"{i}, which {reason}")
 
     def refuse(
         self, positions: range, policy: str | Path, key: str, uses: Collection[str] = tuple(USES)
     ) -> None:
         """Reject positions (seeds) from the setting `key` that a policy or an ancestor has used (DatasetError)."""
         for use in uses:
-            if met := self.positions.get(use, frozenset()).intersection(positions):
-                found = f"{len(met)} that {USES[use].format(policy)} (first {min(met)}); choose another {key}"
-                raise DatasetError(f"{key}: positions {positions.start} to {positions.stop - 1} hold {found}")
+            if used := self.positions.get(use, frozenset()).intersection(positions):
+                got = f"{len(used)} that {USES[use].format(policy)} (first {min(used)}); choose another {key}"
+                raise DatasetError(f"{key}: positions {positions.start} to {positions.stop - 1} hold {got}")
 
     @property
     def note(self) -> str:
@@ -133,10 +133,10 @@ def rounds_of(folder: Path) -> list[dict[str, Any]]:
     return read_json(file) if file.is_file() else []
 
 
-def note_round(folder: Path, now: dict[str, Any]) -> None:
+def note_round(folder: Path, current: dict[str, Any]) -> None:
     """Store the `positions` and settings of a correction round once, whether or not they need corrections."""
-    if now not in (before := rounds_of(folder)):
-        write_json(folder / CORRECTIONS, [*before, now])
+    if current not in (earlier := rounds_of(folder)):
+        write_json(folder / CORRECTIONS, [*earlier, current])
 
 
 def open_copy(

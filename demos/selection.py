@@ -57,29 +57,29 @@ def select(
     if fraction:
         raise mismatch("train.validation", "0 with demos.split", fraction)
     where = f"demos.split: {split}: "
-    found = read(_SplitFile, json_file(Path(split)), where)
-    train = numbers(found.train, len(store), f"{where}train")
-    held = numbers(found.validation, len(store), f"{where}validation") if found.validation else []
-    _check_once([*train, *held], f"{where}train and validation")
-    return np.sort(train), np.sort(np.array(held, dtype=int))
+    lists = read(_SplitFile, json_file(Path(split)), where)
+    train = numbers(lists.train, len(store), f"{where}train")
+    held_out = numbers(lists.validation, len(store), f"{where}validation") if lists.validation else []
+    _check_once([*train, *held_out], f"{where}train and validation")
+    return np.sort(train), np.sort(np.array(held_out, dtype=int))
 
 
 def numbers(ranges: Any, total: int, where: str, what: str = "episodes") -> list[int]:
     """Expand numbers and ranges of episodes (or ``what``): "0:40" is 0 to 39, "40:" all from 40 on (DatasetError)."""
-    found: list[int] = []
+    selected: list[int] = []
     is_list = isinstance(ranges, Sequence) and not isinstance(ranges, str)
     for item in ranges if is_list else str(ranges).split(","):
         text = str(item).strip()
         first, colon, last = text.partition(":")
-        ok = re.fullmatch(r"\d+|\d*:\d*", text)
-        begin = int(first or 0) if ok else 0
-        end = (int(last or total) if colon else begin + 1) if ok else 0
+        is_valid = re.fullmatch(r"\d+|\d*:\d*", text)
+        begin = int(first or 0) if is_valid else 0
+        end = (int(last or total) if colon else begin + 1) if is_valid else 0
         if not begin < end <= total:
             expected = f"{what} of 0 to {total - 1} and ranges such as 20:40, which is 20 to 39"
             raise mismatch(where, expected, repr(item))
-        found += range(begin, end)
-    _check_once(found, where, what)
-    return found
+        selected += range(begin, end)
+    _check_once(selected, where, what)
+    return selected
 
 
 def _check_once(episodes: list[int], where: str, what: str = "episodes") -> None:

@@ -40,14 +40,14 @@ def make_windows(
 ) -> Windows:
     """Return all windows of the given episodes, in the order of a mix's datasets (DatasetError: none)."""
     if isinstance(store, Mix):
-        found = []
+        windows = []
         for member, first, row in zip(store.members, store.firsts, store.rows, strict=False):
             own = episodes[(episodes >= first) & (episodes < first + len(member))] - first
             if len(own):
-                windows = make_windows(member, own, context, chunk, labels)
-                found.append(replace(windows, context=windows.context + row))
+                part = make_windows(member, own, context, chunk, labels)
+                windows.append(replace(part, context=part.context + row))
         names = [field.name for field in fields(Windows)]
-        return Windows(*(np.concatenate([getattr(w, name) for w in found]) for name in names))
+        return Windows(*(np.concatenate([getattr(w, name) for w in windows]) for name in names))
     by_expert = labels == "expert" and "expert" in store.keys
     chunks = _expert_chunks if by_expert else _executed_chunks
     keys = ("expert" if by_expert else "action", "perturbed", "imitate")

@@ -1,9 +1,9 @@
-"""A policy on disk: one folder with `policy.safetensors` and `policy.json`, all that deployment needs.
+"""Save and load a policy: one folder with `policy.safetensors` and `policy.json` is all that deployment needs.
 
 policy.json holds the schema, spec (PolicySpec), contract (encoder, cameras, camera geometry, robot, joint names, action
 frame, rate, dataset, versions, training summary) and the sha256 of the tensors. The normalisation is among the tensors.
-No pickle anywhere. encoder.safetensors holds what of the encoder was trained too: all of it, or blocks. README.md is the model
-card: it follows from the rest and an evaluation's summary, and nothing reads it.
+There is no pickle. encoder.safetensors holds the trained weights of the encoder, if any: all, or some blocks.
+README.md is the model card, generated from the other files and an evaluation's summary; nothing reads it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from s2robot.policies.policy import ChunkPolicy, PolicySpec
 RECORD, CARD, TENSORS = "policy.json", "README.md", "policy.safetensors"
 ENCODER = "encoder.safetensors"
 Weights = Mapping[str, torch.Tensor]
-PARTS = {"action_parts": "action", "proprio_parts": "proprio"}  # of a contract: what numbers are
+PARTS = {"action_parts": "action", "proprio_parts": "proprio"}  # contract key -> array that it describes
 
 _TEXT = """---
 library_name: s2robot
@@ -45,7 +45,7 @@ tags: {tags}
 
 # {contract[robot]} policy, trained on {demos}
 
-A policy of s2robot. It needs no simulator to act:
+An s2robot policy. It runs without a simulator:
 
 ```python
 from s2robot import load_policy
@@ -56,13 +56,13 @@ action = policy.act(observation)
 ```
 
 `observation` is `{{"images": {{camera: uint8 (H, W, 3) RGB, upright}}, "proprio": float32 ({spec.proprio_dim},)}}`, the \
-action float32 ({spec.action_dim},) as `{contract[action_frame]}`, {contract[rate_hz]:g} times a second.
+action float32 ({spec.action_dim},) as `{contract[action_frame]}`, at {contract[rate_hz]:g} Hz.
 
 | | |
 |---|---|
 {facts}
 
-The licence in the head is s2robot's own: change it where demos or encoder have another.
+The licence in the metadata is that of s2robot; change it if the demos or the encoder have another.
 """
 
 
@@ -93,29 +93,29 @@ class _Record(Stored):
 def save_checkpoint(
     folder: str | Path, policy: ChunkPolicy, contract: Mapping[str, Any], tuned: Weights | None = None
 ) -> Path:
-    """Write the checkpoint `folder`, replacing an older one; a kill at any moment leaves the old or the new.
+    """Write the checkpoint `folder`, replacing an older one; a kill at any time leaves the old or the new one.
 
     Args:
-        contract: see :class:`Contract`, and what else is worth keeping: camera_geometry, versions, training, and
-            action_parts and proprio_parts where they are not the usual. Plain JSON without NaN.
-        tuned: the weights of the encoder that were trained, by the model's names; the contract's fingerprint is that
-            with them.
+        contract: see :class:`Contract`; it can also hold camera_geometry, versions, training, and, unless they are the
+            default, action_parts and proprio_parts. Plain JSON without NaN.
+        tuned: the trained weights of the encoder, with the model's names; the contract's fingerprint includes
+            them.
 
     Raises:
-        UserError: a missing key, parts or cameras that are not the policy's, or a folder that is something else.
+        UserError: a missing key, parts or cameras that differ from the policy's, or a folder with other contents.
     """
     folder, contract = Path(folder), dict(contract)
     _check(contract, policy.spec, "contract")
     if folder.exists() and not (folder / RECORD).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is no checkpoint (it has no {RECORD}); nothing was written")
+        raise UserError(f"{folder}: expected a new folder or a checkpoint, got one without {RECORD}")
     contract.setdefault(
         "versions", {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     )
     files = {TENSORS: _bytes_of(policy.state_dict())} | ({ENCODER: _bytes_of(tuned)} if tuned else {})
-    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     record = {"schema": 2, "spec": policy.spec.to_dict(), "contract": contract}
-    record |= {"encoder_sha256": sums[ENCODER]} if tuned else {}
-    record["tensors_sha256"] = sums[TENSORS]
+    record |= {"encoder_sha256": hashes[ENCODER]} if tuned else {}
+    record["tensors_sha256"] = hashes[TENSORS]
     files[RECORD] = (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()
     files[CARD] = _card(policy.spec, contract, sum(p.numel() for p in policy.parameters())).encode()
     try:
@@ -130,30 +130,30 @@ def load_checkpoint(
 ) -> tuple[ChunkPolicy, dict[str, Any]]:
     """Return the policy, in eval mode on `device`, and its contract. Weights load strictly.
 
-    UserError for a missing folder, file, key or tensor, a truncated file, a wrong shape, or another schema.
+    UserError: a missing folder, file, key or tensor, a truncated file, a wrong shape, or another schema.
     """
-    place, record = _record_of(Path(folder))
-    state = _tensors_of(place / TENSORS, record.tensors_sha256)
-    spec = PolicySpec.from_dict(record.spec, f"{place / RECORD}: spec")
-    _check(record.contract, spec, f"{place / RECORD}: contract")
+    source, record = _record_of(Path(folder))
+    state = _tensors_of(source / TENSORS, record.tensors_sha256)
+    spec = PolicySpec.from_dict(record.spec, f"{source / RECORD}: spec")
+    _check(record.contract, spec, f"{source / RECORD}: contract")
     policy = ChunkPolicy(spec)
     expected, found = ({name: tuple(x.shape) for name, x in s.items()} for s in (policy.state_dict(), state))
-    check_same(f"{place / TENSORS}: shape of a tensor", expected, found)
+    check_same(f"{source / TENSORS}: shape of a tensor", expected, found)
     policy.load_state_dict(state, strict=True)
     return policy.to(device).eval(), record.contract
 
 
 def load_tuned(folder: str | Path) -> dict[str, torch.Tensor]:
-    """Return the weights of the encoder that were trained with a policy, by the model's names; {} if it was frozen."""
-    place, record = _record_of(Path(folder))
-    return _tensors_of(place / ENCODER, record.encoder_sha256) if record.encoder_sha256 else {}
+    """Return the encoder weights trained with a policy, by the model's names; {} if the encoder was frozen."""
+    source, record = _record_of(Path(folder))
+    return _tensors_of(source / ENCODER, record.encoder_sha256) if record.encoder_sha256 else {}
 
 
 def _record_of(folder: Path) -> tuple[Path, _Record]:
-    """Return where a checkpoint lies (a kill may have left the old one), and its policy.json."""
-    place = folder if folder.exists() or not _old(folder).exists() else _old(folder)
-    path = place / RECORD
-    return place, read(_Record, parse_json(path, _read(path)), f"{path}: ")
+    """Return the folder of a checkpoint (after a kill, that of the old one) and its policy.json."""
+    source = folder if folder.exists() or not _old(folder).exists() else _old(folder)
+    path = source / RECORD
+    return source, read(_Record, parse_json(path, _read(path)), f"{path}: ")
 
 
 def _read(path: Path) -> bytes:
@@ -171,54 +171,54 @@ def _bytes_of(tensors: Weights) -> bytes:
 
 def _tensors_of(path: Path, sha256: str) -> dict[str, torch.Tensor]:
     data = _read(path)
-    with reported(path, "; the file is truncated or of another checkpoint"):
+    with reported(path, "; the file is truncated or belongs to another checkpoint"):
         if (found := hashlib.sha256(data).hexdigest()) != sha256:
-            raise ValueError(f"sha256 is {found[:12]}…, {RECORD} says {sha256[:12]}…")
+            raise ValueError(f"expected sha256 {sha256[:12]}… as in {RECORD}, got {found[:12]}…")
         return tensors_from_bytes(data)
 
 
 def check_contract(contract: Mapping[str, Any], where: Any = "", **actual: Any) -> None:
-    """Reject the use of a policy with something it was not made for; UserError names both sides.
+    """Reject a policy that does not match the actual setup; UserError names both sides.
 
     Args:
-        where: begins the error.
-        actual: any of encoder (its fingerprint, or a dict that holds it), cameras (those at hand, of which the policy's
-            must be a part), robot, joint_names, action_frame, rate_hz, action_parts and proprio_parts (None: the usual).
-            What is not given is not checked.
+        where: prefix of the error.
+        actual: any of encoder (its fingerprint, or a dict that holds it), cameras (all available ones, including the
+            policy's), robot, joint_names, action_frame, rate_hz, action_parts and proprio_parts (None: the default).
+            Only these are checked.
     """
     for key, value in actual.items():
-        wanted: Any = contract.get(key)
+        expected: Any = contract.get(key)
         if key in PARTS:
-            trained, given = (parts_of({**contract, key: parts}, PARTS[key]) for parts in (wanted, value))
-            same = same_parts(trained, given)
-            why = f"the policy's {PARTS[key]} is {words(trained)}, given is {words(given)}"
+            trained, found = (parts_of({**contract, key: parts}, PARTS[key]) for parts in (expected, value))
+            same = same_parts(trained, found)
+            why = f"the policy's {PARTS[key]} is {words(trained)}, got {words(found)}"
         elif key == "encoder":
-            both = (wanted, value if isinstance(value, Mapping) else {"fingerprint": value})
+            both = (expected, value if isinstance(value, Mapping) else {"fingerprint": value})
             same = both[0]["fingerprint"] == both[1]["fingerprint"]
-            ours, theirs = (f"{e.get('name', '')} {e['fingerprint'][:12]}".strip() for e in both)
-            why = f"the policy was trained on encoder {ours}, the one given is {theirs}: its weights or settings differ"
+            one, other = (f"{e.get('name', '')} {e['fingerprint'][:12]}".strip() for e in both)
+            why = f"the policy was trained on encoder {one}, got {other}, whose weights or settings differ"
         elif key == "cameras":
-            missing = ", ".join(f"'{camera}'" for camera in wanted if camera not in value)
+            missing = ", ".join(f"'{camera}'" for camera in expected if camera not in value)
             same = not missing
-            why = f"the policy needs cameras {', '.join(wanted)}, given are {', '.join(value)}: {missing} is missing"
+            why = f"the policy requires cameras {', '.join(expected)}, got {', '.join(value)}: {missing} is missing"
         elif key == "rate_hz":
-            same = math.isclose(float(value), float(wanted), rel_tol=1e-6)
-            why = f"the policy acts at {wanted} Hz, given are {value} Hz"
+            same = math.isclose(float(value), float(expected), rel_tol=1e-6)
+            why = f"the policy acts at {expected} Hz, got {value} Hz"
         else:
-            same = wanted == (list(value) if key == "joint_names" else value)
-            why = f"the policy was trained for {key} '{wanted}', given is '{value}'"
+            same = expected == (list(value) if key == "joint_names" else value)
+            why = f"the policy was trained for {key} '{expected}', got '{value}'"
         if not same:
             raise UserError(f"{where}: {why}" if where else why)
 
 
 def _check(contract: Mapping[str, Any], spec: PolicySpec, where: str) -> None:
-    """Reject a contract that lacks a key, or has other cameras or parts than the policy."""
+    """Reject a contract that lacks a key, or whose cameras or parts differ from the policy's."""
     found = read(Contract, contract, f"{where}: ")
     check_same(where, {"cameras": spec.cameras}, {"cameras": found.cameras})
     for key, array in PARTS.items():
-        ours, theirs = getattr(spec, array).parts, parts_of(contract, array)
-        if not same_parts(ours, theirs):
-            raise UserError(f"{where}: {key}: expected {words(ours)}, got {words(theirs)}")
+        parts, stored = getattr(spec, array).parts, parts_of(contract, array)
+        if not same_parts(parts, stored):
+            raise UserError(f"{where}: {key}: expected {words(parts)}, got {words(stored)}")
 
 
 def _old(folder: Path) -> Path:
@@ -226,7 +226,7 @@ def _old(folder: Path) -> Path:
 
 
 def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write the files as `folder`, in place of what is there; nothing half-written is left where that fails."""
+    """Write the files to `folder`, replacing its contents; a failure leaves no partial files."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = folder.with_name(f".{folder.name}.new"), _old(folder)
     shutil.rmtree(fresh, ignore_errors=True)
@@ -236,9 +236,9 @@ def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
             with open(fresh / name, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())  # whole before it gets its name, also after a power cut
-        # A folder cannot be swapped in one call everywhere. Between the two renames the old checkpoint stands
-        # under its other name, where load_checkpoint finds it.
+                os.fsync(file.fileno())  # complete before the rename, even after a power failure
+        # Not all systems can swap folders atomically. Between the two renames, load_checkpoint finds the old checkpoint
+        # under its temporary name.
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
@@ -249,18 +249,18 @@ def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def write_card(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write a checkpoint's card again with an evaluation's summary; a folder that cannot be written to keeps its card."""
-    place, record = _record_of(folder)
-    spec = PolicySpec.from_dict(record.spec, f"{place / RECORD}: spec")
+    """Rewrite a checkpoint's card with an evaluation's summary; a read-only folder keeps its card."""
+    source, record = _record_of(folder)
+    spec = PolicySpec.from_dict(record.spec, f"{source / RECORD}: spec")
     text = _card(spec, record.contract, summary["policy"]["parameters"], summary)
     with suppress(OSError):
-        write_text(place / CARD, text)
+        write_text(source / CARD, text)
 
 
 def _card(
     spec: PolicySpec, contract: Mapping[str, Any], parameters: int, summary: Mapping[str, Any] | None = None
 ) -> str:
-    """The text of a card; parameters: without the encoder's; summary: success, low, high (shares), episodes."""
+    """Return the text of a card; parameters: without the encoder; summary: success, low, high (fractions), episodes."""
     encoder, dataset = contract["encoder"], contract["dataset"]
     weights = "frozen, not part of these weights"
     if encoder.get("settings", {}).get("trained"):
@@ -268,7 +268,7 @@ def _card(
     elif tuned := encoder.get("tuned"):
         how = f" by LoRA of rank {tuned['lora']}" if tuned["lora"] else ""
         weights = f"its last {tuned['blocks']} blocks fine-tuned{how} (encoder.safetensors)"
-    plan = f"{spec.execute} of {spec.chunk} actions a plan"
+    plan = f"executes {spec.execute} of {spec.chunk} planned actions"
     facts = {
         "cameras": ", ".join(spec.cameras),
         "encoder": f"{encoder.get('name', '')} `{encoder['fingerprint'][:12]}`, {weights}",

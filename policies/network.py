@@ -1,6 +1,6 @@
-"""The trained network: pooling, body and head; one, or several members side by side.
+"""The trained network: pooling, body and head, for one or several members.
 
-All works in normalised units; `ChunkPolicy` puts a normaliser around it.
+It works in normalised units; `ChunkPolicy` adds the normaliser.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from s2robot.policies.bodies.mlp import MlpBody, MlpSettings
 from s2robot.policies.bodies.rnn import RnnBody, RnnSettings
 from s2robot.policies.bodies.transformer import TransformerBody
 from s2robot.policies.heads import HeadLoss, HeadSizes, build_head
-from s2robot.policies.heads.head import Given
 from s2robot.policies.pooling import CameraPooling
 from s2robot.policies.spec import PolicySpec
 
-# Fused attention acts for one member after the other, which is faster than the way that torch has for all at once.
+# vmap runs fused attention one member at a time, which is still faster than the batched fallback.
 warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented")
 
 
 class Network(nn.Module):
-    """Pooling, body and head together."""
+    """Pooling, body and head."""
 
     count = 1
 
@@ -45,9 +44,9 @@ class Network(nn.Module):
         self.head = build_head(spec.head, HeadSizes(self.body.width, spec.chunk, spec.action.slots, *losses))
         self.pooling.blind = spec.zero_features
 
-    def forward(self, what: str, *arguments: Any) -> Any:
-        """Call `pool`, `loss` or `sample` by name: torch.func and DDP call nothing but `forward`."""
-        return getattr(self, what)(*arguments)
+    def forward(self, method: str, *arguments: Any) -> Any:
+        """Call `pool`, `loss` or `sample` by name, because torch.func and DDP call only `forward`."""
+        return getattr(self, method)(*arguments)
 
     def set_moments(self, mean: Tensor, std: Tensor) -> None:
         self.pooling.set_moments(mean, std)
@@ -69,37 +68,37 @@ class Network(nn.Module):
         return result.loss, result.estimate, result.scalars
 
     def sample(
-        self, pooled: Tensor, state: Tensor, past: Tensor, pad: Tensor, noise: Any, given: Given | None = None
+        self, pooled: Tensor, state: Tensor, past: Tensor, pad: Tensor, noise: Any, pending: Any = None
     ) -> Tensor:
-        """Normalised chunks (B, K, A); noise (B, *head.noise_shape)."""
-        return self.head.sample(self.body(pooled, state, past, pad), noise, given)
+        """Return normalised chunks (B, K, A); noise (B, *head.noise_shape); pending: see `Head`."""
+        return self.head.sample(self.body(pooled, state, past, pad), noise, pending)
 
 
 class Members(nn.Module):
-    """Several networks of one shape, each with weights of its own, computed as one with batched products.
+    """Several networks of equal shape with separate weights, evaluated together with batched products.
 
-    `pool` puts the members' vectors side by side, so that what a context remembers stays one tensor.
+    `pool` concatenates the members' vectors, so that the stored context remains one tensor.
     """
 
     def __init__(self, spec: PolicySpec):
         super().__init__()
         copies = [Network(spec) for _ in range(spec.members)]
         parameters, buffers = stack_module_state(copies)  # type: ignore[arg-type]
-        self.count, kept = spec.members, copies[0].state_dict()
+        self.count, persistent = spec.members, copies[0].state_dict()
         self._names = {name.replace(".", "/"): name for name in (*parameters, *buffers)}
         for own, name in self._names.items():
             if name in parameters:
                 self.register_parameter(own, nn.Parameter(parameters[name].detach()))
             else:
-                self.register_buffer(own, buffers[name], persistent=name in kept)
-        self._template = (copies[0],)  # a tuple, so that its weights are not registered a second time
+                self.register_buffer(own, buffers[name], persistent=name in persistent)
+        self._template = (copies[0],)  # in a tuple, so that its weights are not registered twice
 
     body = property(lambda self: self._template[0].body)
     head = property(lambda self: self._template[0].head)
     pooling = property(lambda self: self._template[0].pooling)
 
-    def forward(self, what: str, *arguments: Any) -> Any:
-        return getattr(self, what)(*arguments)
+    def forward(self, method: str, *arguments: Any) -> Any:
+        return getattr(self, method)(*arguments)
 
     def train(self, mode: bool = True) -> Members:
         self._template[0].train(mode)
@@ -111,30 +110,30 @@ class Members(nn.Module):
         for name, value in self.pooling.named_buffers(prefix="pooling"):
             self.get_buffer(name.replace(".", "/")).copy_(value)
 
-    def _each(self, what: str, given: tuple, dims: tuple) -> Any:
-        """The outcome of every member, stacked in front."""
+    def _each(self, method: str, inputs: tuple, dims: tuple) -> Any:
+        """Call `method` of every member, and stack the results along a new first axis."""
         values = dict(self.named_parameters()) | dict(self.named_buffers())
         state = {self._names[name]: value for name, value in values.items()}
         template = self._template[0]
 
-        def one(state: dict[str, Tensor], *arguments: Any) -> Any:
-            return functional_call(template, state, (what, *arguments), tie_weights=False)
+        def call(state: dict[str, Tensor], *arguments: Any) -> Any:
+            return functional_call(template, state, (method, *arguments), tie_weights=False)
 
-        return torch.vmap(one, in_dims=(0, *dims), randomness="different")(state, *given)
+        return torch.vmap(call, in_dims=(0, *dims), randomness="different")(state, *inputs)
 
-    def pool(self, *given: Tensor | None) -> Tensor:
+    def pool(self, *inputs: Tensor | None) -> Tensor:
         """(B, C, N, D) -> (B, C, M * E)."""
-        return self._each("pool", given, (None,) * len(given)).movedim(0, -2).flatten(-2)
+        return self._each("pool", inputs, (None,) * len(inputs)).movedim(0, -2).flatten(-2)
 
     def loss(self, *context: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The members' mean. A member learns as fast as alone: AdamW's steps do not depend on a loss's size."""
+        """Return the members' mean; it slows no member down, because AdamW's steps do not depend on the loss scale."""
         loss, estimate, scalars = self._over_members("loss", *context)
         return loss.mean(0), estimate.mean(0), {name: value.mean(0) for name, value in scalars.items()}
 
     def sample(self, *context: Any) -> Tensor:
-        """Normalised chunks of all members (M, B, K, A); all start from the same noise."""
+        """Return normalised chunks of all members (M, B, K, A), sampled from the same noise."""
         return self._over_members("sample", *context)
 
-    def _over_members(self, what: str, pooled: Any, *shared: Any) -> Any:
-        own = pooled.unflatten(-1, (self.count, -1))  # (B, T, C, M, E)
-        return self._each(what, (own, *shared), (-2, *[None] * len(shared)))
+    def _over_members(self, method: str, pooled: Any, *shared: Any) -> Any:
+        members = pooled.unflatten(-1, (self.count, -1))  # (B, T, C, M, E)
+        return self._each(method, (members, *shared), (-2, *[None] * len(shared)))

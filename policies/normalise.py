@@ -1,11 +1,11 @@
-"""Normalisation of states and actions: part of the policy's tensors, so it travels in its checkpoint.
+"""Normalise states and actions; the statistics are tensors of the policy, stored in its checkpoint.
 
     normaliser = Normaliser("standard", Parts.read(None, 8, "", "proprio"), Parts.read(None, 8, ""), chunk=8)
     normaliser.fit(proprio, actions, chunks)
     normaliser.proprio.inverse(normaliser.proprio(x))      # x
 
-Three scalers: `proprio`, `action` (a past action as input) and `target` (what the network predicts, one
-scale per step of the chunk). Binary parts are left as they are: 0 and 1.
+There are three scalers: `proprio`, `action` (past actions as input) and `target` (the network's output, with one
+scale per step of the chunk). Binary parts are not scaled: they are 0 and 1.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from s2robot.core.errors import UserError
 from s2robot.policies.parts import Parts
 
 Mode = Literal["standard", "minmax", "quantile"]
-# A dimension that hardly moves in the demos is divided by the floor instead of its own spread, so that a
-# constant one becomes 0 and sensor noise is not blown up. 0.01 rad of a joint, 0.001 rad a step of a delta.
+# A dimension that hardly moves in the demos is divided by the floor instead of its spread, so that constants become 0
+# and sensor noise is not amplified. 0.01 rad for a joint, 0.001 rad per step for a delta.
 PROPRIO_FLOOR = 1e-2
 ACTION_FLOOR = 1e-3
 FEATURE_FLOOR = 1e-3
-Weights = tuple[np.ndarray, np.ndarray, np.ndarray]  # of states, actions and chunks
+Weights = tuple[np.ndarray, np.ndarray, np.ndarray]  # sampling weights of states, actions and chunks
 
 
 class Scaler(nn.Module):
@@ -51,12 +51,12 @@ class Scaler(nn.Module):
 
 
 class Normaliser(nn.Module):
-    """The scalers of a policy, over the numbers inside (see `Parts`).
+    """The scalers of a policy, for the network's representation of numbers (see `Parts`).
 
-    mode: "standard": mean and standard deviation; "minmax": the range becomes -1..1; "quantile": that from the 1 % to
-    the 99 % quantile does, so that a few outliers do not decide it. modes: of single parts, by name. Each of the six
-    numbers of a rotation has its own scale, for a hand turns far about the vertical and must feel a tilt of a degree; what
-    is binary is 0 and 1.
+    mode: "standard": mean and standard deviation; "minmax": the range becomes -1..1; "quantile": the range from the
+    1 % to the 99 % quantile does, which ignores outliers. modes: overrides per part, by name. Each of the six numbers of
+    a rotation has its own scale, because a hand turns far about the vertical but a tilt of a degree matters. Binary
+    numbers are 0 and 1.
     """
 
     def __init__(
@@ -85,34 +85,34 @@ class Normaliser(nn.Module):
         weights: Weights | None = None,
         starts: np.ndarray | None = None,
     ) -> None:
-        """Set all scales from training data, which a dataset has checked.
+        """Set all scales from training data that has been validated.
 
         Args:
-            proprio: states to learn from (M, P).
-            actions: actions that a context may hold (N, A).
+            proprio: states (M, P).
+            actions: actions that a context can contain (N, A).
             chunks: actions to imitate (W, K, A).
             chunk_pad: True beyond the end of an episode (W, K).
-            weights: how often each state, action and chunk counts, (M,), (N,) and (W,).
-            starts: values that targets are relative to (W, width inside).
+            weights: of each state, action and chunk, (M,), (N,) and (W,).
+            starts: values that targets are relative to (W, inner width).
         """
-        often_p, often_a, often = weights or (None, None, None)
-        self.proprio.set(*self._spread(self._inner("proprio", proprio), "proprio", often_p))
-        offset, scale = self._spread(self._inner("action", actions), "action", often_a)
+        proprio_weights, action_weights, chunk_weights = weights or (None, None, None)
+        self.proprio.set(*self._spread(self._inner("proprio", proprio), "proprio", proprio_weights))
+        offset, scale = self._spread(self._inner("action", actions), "action", action_weights)
         self.action.set(offset, scale)
         targets, pad = self._targets(chunks, starts), _pad(chunks, chunk_pad)
         offsets, scales = np.tile(offset, (self.chunk, 1)), np.tile(scale, (self.chunk, 1))  # (K, W)
         for step in range(self.chunk):
             real = ~pad[:, step]
-            if real.any():  # else as the step before: no episode is that long
-                counts = None if often is None else often[real]
-                offsets[step:], scales[step:] = self._spread(targets[real, step], "action", counts)
+            if real.any():  # else no episode is that long, and the previous step's values remain
+                own = None if chunk_weights is None else chunk_weights[real]
+                offsets[step:], scales[step:] = self._spread(targets[real, step], "action", own)
         self.target.set(offsets, scales)
         self.fitted.fill_(True)
 
     def range_of(
         self, chunks: np.ndarray, chunk_pad: np.ndarray | None, starts: np.ndarray | None
     ) -> tuple[Tensor, Tensor]:
-        """Least and largest of the normalised targets of `fit` at each step, and at a step beyond all ends those before it.
+        """Return the min and max normalised target at each step; steps beyond all episodes repeat the previous one.
 
         Shapes: (K, W) each.
         """
@@ -129,21 +129,21 @@ class Normaliser(nn.Module):
         return self.parts[key].inner(torch.from_numpy(np.ascontiguousarray(values, np.float64))).numpy()
 
     def _targets(self, chunks: np.ndarray, starts: np.ndarray | None) -> np.ndarray:
-        """Convert chunks (W, K, A) to targets in real units, relative to the starts.  # (W, K, width inside)"""
+        """Convert chunks (W, K, A) to targets in real units, relative to the starts.  # (W, K, inner width)"""
         actions = torch.from_numpy(np.ascontiguousarray(chunks, np.float64))
         targets = self.parts["action"].targets(actions, self.cumulative).numpy()
         return targets if starts is None else targets - starts[:, None]
 
-    def _spread(self, x: np.ndarray, key: str, often: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Offset and scale of each number of x (N, W), whose rows are weighted by `often` (N,)."""
+    def _spread(self, x: np.ndarray, key: str, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the offset and scale of each column of x (N, W); `weights` (N,) are those of its rows."""
         floor = PROPRIO_FLOOR if key == "proprio" else ACTION_FLOOR
-        offset, scale = _moments(x, self.mode, often, floor)
+        offset, scale = _moments(x, self.mode, weights, floor)
         for part, at in self.parts[key].inside:
             if part.kind == "binary":
                 offset[at], scale[at] = 0.0, 1.0
                 continue
             if (mode := self.modes.get(part.name, self.mode)) != self.mode:
-                offset[at], scale[at] = _moments(x[:, at], mode, often, floor)
+                offset[at], scale[at] = _moments(x[:, at], mode, weights, floor)
             scale[at] = np.maximum(scale[at], floor)
         return offset, scale
 
@@ -153,30 +153,30 @@ def _pad(chunks: np.ndarray, chunk_pad: np.ndarray | None) -> np.ndarray:
 
 
 def _moments(
-    x: np.ndarray, mode: str, often: np.ndarray | None, floor: float
+    x: np.ndarray, mode: str, weights: np.ndarray | None, floor: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Middle and half width of each column of x (N, W), whose rows are weighted by `often`."""
+    """Return the centre and half width of each column of x (N, W); `weights` (N,) are those of its rows."""
     if mode == "standard":
-        if often is None:
+        if weights is None:
             return x.mean(0), x.std(0)
-        middle = np.average(x, 0, often)
-        return middle, np.sqrt(np.average((x - middle) ** 2, 0, often))
+        mean = np.average(x, 0, weights)
+        return mean, np.sqrt(np.average((x - mean) ** 2, 0, weights))
     if mode == "minmax":
         low, high = x.min(0), x.max(0)
-    elif often is None:
+    elif weights is None:
         low, high = np.quantile(x, (0.01, 0.99), axis=0)
     else:
-        low, high = _quantiles(x, (0.01, 0.99), often)
+        low, high = _quantiles(x, (0.01, 0.99), weights)
     offset, scale = (high + low) / 2, (high - low) / 2
-    if mode == "quantile" and (narrow := scale < floor).any():  # constant but for what the quantiles cut off
-        offset[narrow], scale[narrow] = _moments(x[:, narrow], "standard", often, floor)
+    if mode == "quantile" and (narrow := scale < floor).any():  # constant apart from outliers
+        offset[narrow], scale[narrow] = _moments(x[:, narrow], "standard", weights, floor)
     return offset, scale
 
 
-def _quantiles(x: np.ndarray, shares: Sequence[float], often: np.ndarray) -> list[np.ndarray]:
-    """The values (W,) below which these shares of the columns of x (N, W) lie, whose rows are weighted by `often`."""
+def _quantiles(x: np.ndarray, shares: Sequence[float], weights: np.ndarray) -> list[np.ndarray]:
+    """Return weighted quantiles (W,) of the columns of x (N, W), one array per share; weights (N,)."""
     order = np.argsort(x, axis=0, kind="stable")
-    below = np.cumsum(often[order], axis=0)  # (N, W)
+    below = np.cumsum(weights[order], axis=0)  # (N, W)
     below /= below[-1]
     rows = [(below < share - 1e-12).sum(0) for share in shares]
     return [x[order[row, np.arange(x.shape[1])], np.arange(x.shape[1])] for row in rows]
@@ -185,12 +185,12 @@ def _quantiles(x: np.ndarray, shares: Sequence[float], often: np.ndarray) -> lis
 def channel_moments(
     features: Any, frames: int = 4096, rows: np.ndarray | None = None, tokens: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and std (C, D) of every channel of every camera, over tokens and up to `frames` spread-out frames.
+    """Return the mean and std (C, D) per channel and camera, over tokens and up to `frames` evenly spaced frames.
 
-    features (M, C, N, D): an array, or what is indexed like one (memory map, zarr), of which only those frames are read.
-    rows: the frames that count, as numbers; all without it.
-    tokens: how many of each camera's N are its own, the first ones; all without it.
-    UserError for no frame, or values that are not finite, as a network in half precision may give.
+    features (M, C, N, D): an array, memory map or zarr array, from which only those frames are read.
+    rows: indices of the frames to use; by default all.
+    tokens: count of valid tokens per camera, the first of the N; by default all.
+    UserError: no frames, or values that are not finite, as half precision can produce.
     """
     count = len(features if rows is None else rows)
     total: Any = 0.0
@@ -200,12 +200,12 @@ def channel_moments(
     for begin in range(0, count, block * max(1, -(-count // max(frames, block)))):
         part = slice(begin, begin + block)
         x = np.array(features[part if rows is None else rows[part]], np.float64)
-        own = np.full(x.shape[1], x.shape[2]) if tokens is None else np.asarray(tokens)  # (C,)
-        for camera, count_of_it in enumerate(own):
-            x[:, camera, count_of_it:] = 0
+        counts = np.full(x.shape[1], x.shape[2]) if tokens is None else np.asarray(tokens)  # (C,)
+        for camera, token_count in enumerate(counts):
+            x[:, camera, token_count:] = 0
         with np.errstate(invalid="ignore"):  # infinity is reported below
             total, square = total + x.sum((0, 2)), square + (x * x).sum((0, 2))  # (C, D)
-        seen = seen + len(x) * own[:, None]  # (C, 1)
+        seen = seen + len(x) * counts[:, None]  # (C, 1)
     if not count or not np.isfinite(square).all():
         raise UserError(f"features: expected frames of finite values, got {count} frames")
     return _mean_and_std(total / seen, square / seen)
@@ -214,7 +214,7 @@ def channel_moments(
 def mixed_moments(
     moments: Sequence[tuple[np.ndarray, np.ndarray]], shares: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and std of a mix, from those of its parts and the share of each (they add up to 1)."""
+    """Return the mean and std of a mix from those of its parts and their shares, which sum to 1."""
     parts = [
         (share, m.astype(np.float64), s.astype(np.float64))
         for share, (m, s) in zip(shares, moments, strict=True)
@@ -223,6 +223,6 @@ def mixed_moments(
 
 
 def _mean_and_std(mean: Any, square: Any) -> tuple[np.ndarray, np.ndarray]:
-    """In float32, from the means of values and of their squares."""
+    """Return mean and std in float32, from the means of values and of their squares."""
     std = np.sqrt(np.maximum(square - mean**2, 0))
     return np.asarray(mean, np.float32), np.maximum(std, FEATURE_FLOOR).astype(np.float32)

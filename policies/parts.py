@@ -1,13 +1,13 @@
-"""What the numbers of an action or a state are: an ordered list of parts, each with its kind.
+"""Describe the numbers of an action or a state as an ordered list of parts, each with its kind.
 
     parts = Parts.read([{"name": "position", "size": 3, "kind": "delta"},
                         {"name": "turn", "size": 3, "kind": "rotation", "form": "axis_angle", "relative": True},
                         {"name": "gripper", "size": 1, "kind": "binary"}], 7, "action_parts")
-    parts.size, parts.width           # 7 numbers outside, 10 inside: a rotation is rot6d there
+    parts.size, parts.width           # 7 outer numbers, 10 inner ones: inside the policy, a rotation is rot6d
     parts.inner(actions)              # (..., 7) -> (..., 10)
     parts.outer(parts.inner(x))       # x
 
-`s2robot.core.parts` describes the kinds. Inside, binary numbers are 0 and 1. Two arms, or two grippers, are more parts.
+`s2robot.core.parts` documents the kinds. Inner values are those inside the policy, where binary numbers are 0 and 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Change = Callable[[Tensor], Tensor]
 
 
 class Slot(NamedTuple):
-    """Where a part lies inside, for a head."""
+    """The position of a part in inner values, for a head."""
 
     label: str
     start: int
@@ -42,85 +42,86 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class Parts:
-    """All parts of an action or a state, in their order."""
+    """All parts of an action or a state, in order."""
 
     parts: tuple[Part, ...]
 
     @classmethod
     def read(
-        cls, given: Sequence[Mapping[str, Any]] | None, size: int, where: str, default: str = "action"
+        cls, raw: Sequence[Mapping[str, Any]] | None, size: int, where: str, default: str = "action"
     ) -> Parts:
-        """Read plain JSON dicts that add up to `size` numbers (UserError names `where`, the part and what is wrong).
+        """Read plain JSON dicts that total `size` numbers (UserError names `where`, the part and the fault).
 
-        None means an arm's joints and its gripper, as `default` (action or proprio) has them.
+        None means the default of an arm's joints and gripper, for `default` action or proprio.
         """
-        usual = given is None
-        return cls(default_parts(f"{default}_parts", size - 1) if usual else read_parts(given, where, size))
+        return cls(
+            default_parts(f"{default}_parts", size - 1) if raw is None else read_parts(raw, where, size)
+        )
 
     def __str__(self) -> str:
         return words(self.parts)
 
     @cached_property
     def size(self) -> int:
-        """Numbers outside, A or P."""
+        """Count of outer numbers, A or P."""
         return size_of(self.parts)
 
     @cached_property
     def width(self) -> int:
-        """Numbers inside, where a rotation has six."""
+        """Count of inner numbers, W; a rotation has six."""
         return sum(part.width for part in self.parts)
 
     @cached_property
     def outside(self) -> tuple[tuple[Part, slice], ...]:
-        """Each part and where it lies in an action or state."""
+        """Each part and its slice of outer values."""
         return tuple(zip(self.parts, slices(self.parts), strict=True))
 
     @cached_property
     def inside(self) -> tuple[tuple[Part, slice], ...]:
-        """Each part and where it lies inside."""
+        """Each part and its slice of inner values."""
         ends = accumulate(part.width for part in self.parts)
         return tuple((p, slice(end - p.width, end)) for p, end in zip(self.parts, ends, strict=True))
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
-        """The same, as heads need it."""
+        """The inner slices in the form that heads use."""
         return tuple(Slot(p.label, at.start, p.width, p.kind == "binary") for p, at in self.inside)
 
     @cached_property
     def _plain(self) -> bool:
-        """Whether inside and outside are the same numbers."""
+        """Whether inner and outer values are equal."""
         return not any(p.kind == "rotation" or (p.kind == "binary" and p.low) for p in self.parts)
 
     def zeros(self) -> Tensor:
-        """Zeros (A,), and rotations that turn nothing."""
-        still = {"rot6d": [1.0, 0, 0, 0, 1, 0]}
-        return torch.tensor([v for part in self.parts for v in still.get(str(part.form), [0.0] * part.size)])
+        """Return zeros (A,), with identity rotations."""
+        unit = {"rot6d": [1.0, 0, 0, 0, 1, 0]}
+        return torch.tensor([v for part in self.parts for v in unit.get(str(part.form), [0.0] * part.size)])
 
     def inner(self, values: Tensor) -> Tensor:
-        """(..., A) -> (..., W): rotations as rot6d, binary numbers as 0 and 1."""
+        """Convert outer to inner values, (..., A) -> (..., W): rotations as rot6d, binary numbers as 0 and 1."""
         return self._each(values, self.outside, _inner)
 
     def outer(self, values: Tensor) -> Tensor:
-        """Invert `inner`; a binary number between its values stays between."""
+        """Invert `inner`; intermediate binary values stay intermediate."""
         return self._each(values, self.inside, _outer)
 
     def _each(
-        self, values: Tensor, places: Sequence[tuple[Part, slice]], change: Callable[[Part, Tensor], Tensor]
+        self, values: Tensor, layout: Sequence[tuple[Part, slice]], change: Callable[[Part, Tensor], Tensor]
     ) -> Tensor:
         if self._plain:
             return values
-        return torch.cat([change(part, values[..., at]) for part, at in places], -1)
+        return torch.cat([change(part, values[..., at]) for part, at in layout], -1)
 
     def targets(self, actions: Tensor, cumulative: bool) -> Tensor:
-        """Chunks (..., K, A) -> what is predicted of them, (..., K, W).
+        """Convert chunks (..., K, A) to prediction targets (..., K, W).
 
-        `cumulative`: deltas as their sums and relative rotations as their products, from the first step on.
+        `cumulative`: deltas as sums and relative rotations as products, from the first step on.
         """
         sums = lambda x: x.cumsum(-2)  # noqa: E731
         return self._over_steps(self.inner(actions), cumulative, sums, rotations.composed)
 
     def actions(self, targets: Tensor, cumulative: bool) -> Tensor:
-        """Invert `targets`, but stay inside; rotations are made proper.  # (..., K, W)"""
+        """Invert `targets` up to inner values; rotations are orthonormalised.  # (..., K, W)"""
         steps = lambda x: torch.diff(x, dim=-2, prepend=torch.zeros_like(x[..., :1, :]))  # noqa: E731
         return self._over_steps(targets, cumulative, steps, rotations.between)
 
@@ -139,7 +140,7 @@ class Parts:
         return torch.cat(pieces, -1)
 
     def clip(self, actions: Tensor, binary: bool = True) -> Tensor:
-        """Actions (..., A) within their limits; `binary`: each binary number one of its two values."""
+        """Clip actions (..., A) to their limits; `binary`: also round each binary number to one of its two values."""
         pieces = []
         for part, at in self.outside:
             x = actions[..., at]
@@ -151,15 +152,15 @@ class Parts:
             pieces.append(x)
         return torch.cat(pieces, -1)
 
-    def errors(self, found: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-        """How far actions (..., A) are from others, by part.  # (...) each
+    def errors(self, actions: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the errors of actions (..., A) against targets (..., A) by part.  # (...) each
 
-        `<part>_error`: mean absolute difference in the part's own unit, of a rotation the angle in rad;
-        `<part>_accuracy` of a binary one: 1 where it is the same (the share of them, where it has several numbers).
+        `<part>_error`: mean absolute difference in the unit of the part, or the angle between rotations in rad;
+        `<part>_accuracy` of a binary part: 1 if equal (the mean over its numbers).
         """
         errors = {}
         for part, at in self.outside:
-            a, b = found[..., at], wanted[..., at]
+            a, b = actions[..., at], targets[..., at]
             if part.kind == "binary":
                 middle = sum(_limits(part, a)) / 2
                 errors[f"{part.label}_accuracy"] = ((a > middle) == (b > middle)).float().mean(-1)
@@ -172,10 +173,10 @@ class Parts:
         return errors
 
     def reached(self, steps: Tensor) -> Tensor:
-        """Where steps (M, ..., K, A) lead, except for binary parts, to measure how far M plans are apart.
+        """Return the end points of plans (M, ..., K, A), without binary parts, to measure their spread.
 
-        The sum of deltas, the last absolute value, and of rotations the turn from the first plan's end to each, as
-        axis-angle: ends themselves would flip their axis at half a turn. Each in its unit.  # (M, ..., numbers)
+        That is the sum of deltas and the last absolute value. For rotations, it is the turn from the first plan's end to
+        each, as axis-angle, because the axis of an end flips at half a turn. In their units.  # (M, ..., numbers)
         """
         ends = [steps[..., 0, :0]]
         for part, at in self.outside:
@@ -193,11 +194,11 @@ class Parts:
 
 
 def _limits(part: Part, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Low and high (size,); 0 and 1 where a binary part has none."""
+    """Return low and high (size,); 0 and 1 for a part without limits."""
     low, high = part.low or (0.0,) * part.size, part.high or (1.0,) * part.size
-    # filled on the device: a GPU would have to be waited for to copy a list to it
-    made = [torch.stack([like.new_full((), value) for value in values]) for values in (low, high)]
-    return made[0], made[1]
+    # fill on the device, because copying a list to a GPU would synchronise
+    limits = [torch.stack([like.new_full((), value) for value in values]) for values in (low, high)]
+    return limits[0], limits[1]
 
 
 def _inner(part: Part, x: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
-"""From a camera's token map to one vector: mean, spatial softmax or attention.
+"""Pool a camera's token map into one vector: mean, spatial softmax or attention.
 
     pool = CameraPooling(PoolingSettings(kind="spatial_softmax"), cameras=2, dim=384, tokens=64, out_dim=128)
     pool(torch.randn(5, 2, 64, 384)).shape       # (5, 2, 128)
 
-"mean" is what MVP and RPT do, and it loses where a thing is. Spatial softmax (Levine et al., 2016) computes the expected
-place of each learned heat map; here every heat map also pools a small feature, and the mean stands beside it.
-"attention" reads the map with learned queries and a position embedding.
+"mean" follows MVP and RPT, and loses positions. Spatial softmax (Levine et al., 2016) computes the expected position of
+each learned heat map; here, every heat map also pools a small feature, and the mean can be appended. "attention" reads
+the map with learned queries and a position embedding.
 
-Features are mostly frozen, and then no gradient flows to the tokens: each kind touches the wide token map with one
-matrix product and works on the narrow result. The channels' normalisation is folded into that product, so the
-normalised map, which is the largest thing in a training, is never made.
+Features are usually frozen, so no gradient flows to the tokens: each kind applies one matrix product to the wide token
+map and works on the narrow result. That product includes the normalisation of the channels, so the normalised map,
+which would be the largest tensor in training, is never computed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from s2robot.core.settings import Settings, from_yaml
 from s2robot.policies.bodies.mlp import Dense
 from s2robot.policies.bodies.transformer import even_heads
 
-Tokens = int | tuple[int, int]  # how many form a square map, or its rows and columns
+Tokens = int | tuple[int, int]  # token count of a square map, or its rows and columns
 
 
 class PoolingSettings(Settings, at="policy.pooling", file="policy/common/policy"):
@@ -43,7 +43,7 @@ class PoolingSettings(Settings, at="policy.pooling", file="policy/common/policy"
 
 
 def map_places(tokens: Tokens) -> Tensor:
-    """Places (N, 2) of the tokens, row by row: x to the right and y down, both -1..1 over the image."""
+    """Return the positions (N, 2) of tokens, row by row: x to the right and y down, both -1..1 over the image."""
     shape = (math.isqrt(tokens),) * 2 if isinstance(tokens, int) else tokens
     rows, columns = (torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in shape)
     y, x = torch.meshgrid(rows, columns, indexing="ij")
@@ -51,12 +51,12 @@ def map_places(tokens: Tokens) -> Tensor:
 
 
 class FeatureNorm(nn.Module):
-    """Brings the channels of one camera to a common size by the moments of the training data."""
+    """Normalise the channels of one camera with the moments of the training data."""
 
     def __init__(self, dim: int):
         super().__init__()
-        self.blind = False  # the control: every normalised feature is zero
-        self.product = torch.float32  # number format of the product with the tokens, in a training
+        self.blind = False  # control experiment: all normalised features are zero
+        self.product = torch.float32  # dtype of the product with the tokens in training
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("inverse_std", torch.ones(dim))
 
@@ -66,8 +66,8 @@ class FeatureNorm(nn.Module):
         return torch.addcmul(-self.mean * self.inverse_std, x, self.inverse_std)
 
     def project(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The product (O, M, N) of weights (O, dim) with the normalised x (M, N, dim), and what is still to be added (O,)."""
-        x = x if x.dtype == torch.bfloat16 else x.float()  # rounded for the product already
+        """Multiply weights (O, dim) with normalised x (M, N, dim); return (O, M, N), and a shift (O,) still to be added."""
+        x = x if x.dtype == torch.bfloat16 else x.float()  # already rounded for the product
         shift: Tensor | float = 0.0
         if self.blind:
             x = torch.zeros_like(x)
@@ -75,13 +75,13 @@ class FeatureNorm(nn.Module):
             weight = weight * self.inverse_std
             shift = -(weight @ self.mean)
             x = x.to(self.product if self.training else torch.float32)
-        # In this order it is one product for the members of an ensemble (torch.vmap over the weights), and a row holds the
-        # tokens of a frame side by side, as a softmax over them reads fastest.
+        # This order gives a single product for all members of an ensemble (torch.vmap over the weights), and keeps the
+        # tokens of a frame contiguous, which is fastest for a softmax over them.
         return (weight.to(x.dtype) @ x.flatten(0, 1).T).unflatten(1, x.shape[:2]), shift
 
 
 class MeanPool(nn.Module):
-    """Mean over tokens, then norm, then Linear; N = 1 stands for features that are pooled already."""
+    """Mean over tokens, then norm, then Linear; N = 1 for features that are already pooled."""
 
     def __init__(self, settings: PoolingSettings, dim: int, tokens: Tokens, out_dim: int):
         super().__init__()
@@ -92,7 +92,7 @@ class MeanPool(nn.Module):
 
 
 class SpatialSoftmax(nn.Module):
-    """Expected place and pooled feature of k heat maps, and the mean of all tokens."""
+    """Expected position and pooled feature of k heat maps, and the mean of all tokens."""
 
     def __init__(self, settings: PoolingSettings, dim: int, tokens: Tokens, out_dim: int):
         super().__init__()
@@ -107,12 +107,12 @@ class SpatialSoftmax(nn.Module):
         hot = weight[: self.k] * torch.exp(-self.log_temperature)[:, None]
         product, shift = norm.project(tokens, torch.cat([hot, weight[self.k :]]))  # (k + f, M, N)
         maps, values = product.split([self.k, self.f])
-        # (M, k, N); a softmax does not see what is the same for all tokens
+        # (M, k, N); a softmax ignores a constant over all tokens
         heat = maps.transpose(0, 1).softmax(-1, dtype=torch.float32)
         places = self.places.T.expand(len(tokens), -1, -1)
-        what = torch.cat([places, values.transpose(0, 1).float()], 1)  # (M, 2 + f, N)
-        pooled = torch.bmm(heat, what.mT)  # (M, k, 2 + f)
-        # heat adds up to 1, so that what is the same for all tokens may as well be added now
+        pooled_values = torch.cat([places, values.transpose(0, 1).float()], 1)  # (M, 2 + f, N)
+        pooled = torch.bmm(heat, pooled_values.mT)  # (M, k, 2 + f)
+        # heat sums to 1, so constants over all tokens can be added after pooling
         pooled = (pooled + F.pad((bias + shift)[self.k :], (2, 0))).flatten(1)
         if self.settings.keep_mean:
             average = tokens.float().mean(1) if mean is None else mean
@@ -137,17 +137,17 @@ class AttentionPool(nn.Module):
         q, h, w = self.q, self.h, self.w
         key_position, value_position = self.position.split(w, -1)  # (N, w) each
         # The queries do not depend on the input, so query · key(x) is one product with their combination:
-        # h·q columns for the wide tokens instead of w.
+        # h·q columns instead of w for the wide tokens.
         query = self.query * (w // h) ** -0.5
         key = self.key.weight.view(h, w // h, -1)
         column = torch.einsum("qhe,hed->hqd", query, key).flatten(0, 1)  # (h*q, D)
         bias = torch.einsum("qhe,nhe->hqn", query, key_position.view(-1, h, w // h)).flatten(0, 1)
         product, shift = norm.project(tokens, torch.cat([column, self.value.weight]))  # (h*q + w, M, N)
         maps, values = product.split([h * q, w])
-        maps = maps.transpose(0, 1) + bias  # (M, h*q, N); a softmax does not see a shift of all
+        maps = maps.transpose(0, 1) + bias  # (M, h*q, N); a softmax ignores a common shift
         heat = maps.softmax(-1, dtype=torch.float32).unflatten(1, (h, q))  # (M, h, q, N)
         values = (values.transpose(0, 1) + value_position.T).unflatten(1, (h, w // h))  # (M, h, e, N)
-        # heat adds up to 1, so that what is the same for all tokens may as well be added now
+        # heat sums to 1, so constants over all tokens can be added after pooling
         constant = self.value.bias + (shift[h * q :] if isinstance(shift, Tensor) else shift)
         pooled = heat @ values.mT + constant.view(h, 1, -1)  # (M, h, q, e)
         return self.out(pooled.flatten(1))
@@ -157,10 +157,10 @@ POOLINGS = {"mean": MeanPool, "spatial_softmax": SpatialSoftmax, "attention": At
 
 
 class CameraPooling(nn.Module):
-    """Pools every camera of every frame: (M, C, N, D) -> (M, C, out_dim).
+    """Pool every camera of every frame: (M, C, N, D) -> (M, C, out_dim).
 
-    tokens: how many each camera's square map has, or each one's rows and columns. Of a camera with fewer than N only
-    its own are read. `blind` is the control: every normalised feature is zero.
+    tokens: token count of the square maps, or the rows and columns of each camera's map. If a camera has fewer than N,
+    the others are ignored. `blind` is the control experiment: all normalised features are zero.
     """
 
     def __init__(
@@ -175,14 +175,14 @@ class CameraPooling(nn.Module):
         self.camera = nn.Parameter(torch.randn(cameras, out_dim) * 0.02) if settings.shared else None
 
     def multiply_in(self, dtype: torch.dtype) -> torch.dtype | None:
-        """Set the number format of the product with the tokens in a training (acting: float32); return `token_dtype`."""
+        """Set the dtype of the product with the tokens in training (inference: float32); return `token_dtype`."""
         for norm in self.norms:
             norm.product = dtype  # type: ignore[assignment]
         return self.token_dtype
 
     @property
     def token_dtype(self) -> torch.dtype | None:
-        """The number format in which a training may give all tokens, with their means; None: as they are."""
+        """The dtype in which training can pass all tokens, with their means; None: their own."""
         plain = self.settings.kind != "mean" and not self.blind and len(set(self.counts)) == 1
         product = self.norms[0].product
         return product if plain and product == torch.bfloat16 else None  # type: ignore[return-value]
@@ -198,13 +198,13 @@ class CameraPooling(nn.Module):
 
     @torch.no_grad()
     def set_moments(self, mean: Tensor, std: Tensor) -> None:
-        """Training moments (C, D) of the channels."""
+        """Set the training moments (C, D) of the channels."""
         for norm, m, s in zip(self.norms, mean, std, strict=True):
             norm.mean.copy_(m)  # type: ignore[union-attr, operator]
             norm.inverse_std.copy_(1 / s)  # type: ignore[union-attr, operator]
 
     def forward(self, features: Tensor, means: Tensor | None = None) -> Tensor:
-        """means (M, C, D): of the tokens, where `token_dtype` is set."""
+        """means (M, C, D): means of the tokens if `token_dtype` is set."""
         pooled = []
         for i, norm in enumerate(self.norms):
             known = (means[:, i],) if means is not None and self.settings.kind == "spatial_softmax" else ()
@@ -214,11 +214,11 @@ class CameraPooling(nn.Module):
 
 
 def _wave_embedding(places: Tensor, width: int) -> Tensor:
-    """Sines and cosines (N, width) of the places: a first value from which a place can be read linearly."""
+    """Return sines and cosines (N, width) of positions, an initial embedding that is linear to decode."""
     count = -(-width // 4)
     rates = math.pi / 2 * 2.0 ** torch.linspace(0, 2, count)
     angles = places[..., None] * rates  # (N, 2, count)
     waves = torch.stack([angles.sin(), angles.cos()], -1).flatten(1)  # (N, 4 * count)
-    # Shuffled, so that keys, values and each head get waves of every rate in both directions.
+    # Shuffle, so that keys, values and each head get waves of every rate in both directions.
     order = torch.randperm(waves.shape[1], generator=torch.Generator().manual_seed(0))
     return waves[:, order[:width]].contiguous()

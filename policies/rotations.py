@@ -1,11 +1,11 @@
-"""Rotations as networks like them and as arms take them.
+"""Convert rotations between matrices and the forms of networks and arms.
 
     turned = matrices(vectors, "axis_angle")          # (..., 3) rad -> (..., 3, 3)
     numbers(matrix, "rot6d")                          # (..., 3, 3) -> (..., 6)
 
 `rot6d` is the first two columns of the matrix, one after the other (Zhou et al., 2019): continuous, so a network can
-learn it, and any six numbers whose two columns are not parallel mean a rotation (Gram-Schmidt). `axis_angle` is the
-axis times the angle in rad. All is in plain products and sums, which autocast leaves in float32.
+learn it, and any two columns that are not parallel define a rotation (Gram-Schmidt). `axis_angle` is the axis times
+the angle in rad. All operations are plain products and sums, which autocast leaves in float32.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 def matrices(values: Tensor, form: str) -> Tensor:
-    """(..., 3 or 6) -> (..., 3, 3); six numbers that span no frame give something finite."""
+    """(..., 3 or 6) -> (..., 3, 3); degenerate rot6d values return finite numbers."""
     if form == "axis_angle":
         half = torch.linalg.vector_norm(values, dim=-1, keepdim=True) / 2  # rad
         scaled = values * torch.sinc(half / torch.pi) / 2  # sin(angle / 2) times the axis
@@ -28,23 +28,23 @@ def matrices(values: Tensor, form: str) -> Tensor:
 
 
 def numbers(matrix: Tensor, form: str) -> Tensor:
-    """Rotation matrices (..., 3, 3) in a form; angles of axis_angle are 0 to pi.  # (..., 3 or 6)"""
+    """Convert rotation matrices (..., 3, 3) to a form; axis_angle has angles 0 to pi.  # (..., 3 or 6)"""
     if form == "rot6d":
         return matrix[..., :2].transpose(-1, -2).flatten(-2)
     w, vector = _quaternion(matrix).split([1, 3], -1)
     length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)  # sin(angle / 2)
     small = length < 1e-6
-    usual = 2 * torch.atan2(length, w) / length.masked_fill(small, 1)
-    return vector * torch.where(small, 2 / w.clamp(min=0.5), usual)
+    factor = 2 * torch.atan2(length, w) / length.masked_fill(small, 1)
+    return vector * torch.where(small, 2 / w.clamp(min=0.5), factor)
 
 
 def compose(later: Tensor, earlier: Tensor) -> Tensor:
-    """The product (..., 3, 3): first `earlier`, then `later`, both about the axes of the base."""
+    """Return the product (..., 3, 3): `earlier`, then `later`, both about the axes of the base."""
     return (later[..., :, :, None] * earlier[..., None, :, :]).sum(-2)
 
 
 def composed(steps: Tensor) -> Tensor:
-    """Multiply turns from step to step (..., K, 3, 3): each result is the turn since before the first step."""
+    """Accumulate turns per step (..., K, 3, 3) into total turns since before the first step."""
     total = [steps[..., 0, :, :]]
     for k in range(1, steps.shape[-3]):
         total.append(compose(steps[..., k, :, :], total[-1]))
@@ -52,7 +52,7 @@ def composed(steps: Tensor) -> Tensor:
 
 
 def between(total: Tensor) -> Tensor:
-    """Invert `composed`: return each step's own turn."""
+    """Invert `composed`: return the turn of each step."""
     before = total[..., :-1, :, :].transpose(-1, -2)
     return torch.cat([total[..., :1, :, :], compose(total[..., 1:, :, :], before)], -3)
 
@@ -63,7 +63,7 @@ def angle(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _of_quaternion(q: Tensor) -> Tensor:
-    """Unit quaternions (..., 4), w first -> (..., 3, 3)."""
+    """Convert unit quaternions (..., 4), w first, to matrices (..., 3, 3)."""
     w, x, y, z = q.unbind(-1)
     rows = (
         (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
@@ -74,9 +74,9 @@ def _of_quaternion(q: Tensor) -> Tensor:
 
 
 def _quaternion(m: Tensor) -> Tensor:
-    """The unit quaternion (..., 4), w first and not below 0, of (..., 3, 3); exact at half turns, too.
+    """Convert matrices (..., 3, 3) to unit quaternions (..., 4), w >= 0 first; exact at half turns, too.
 
-    Each row of the table is the quaternion times four times one of its own numbers; the row of the largest is used.
+    Each row of the table is the quaternion times four times one of its components; the largest component's row is used.
     """
     a, b, c = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
     x, y, z = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]

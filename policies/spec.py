@@ -1,4 +1,4 @@
-"""The settings of a policy, and with the shapes of its data all that is needed to build it again."""
+"""Settings of a policy, and its spec: the settings and data shapes that rebuild it."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class PolicySettings(Settings, at="policy", file="policy/mlp"):
     @model_validator(mode="before")
     @classmethod
     def _by_kind(cls, values: Any) -> Any:
-        """Read network and head with the settings of their kind."""
+        """Read the settings of the network and the head by their kind."""
         network, head = values.get("network", {}), values.get("head", {"kind": "regression"})
-        if isinstance(network, Mapping) and (found := _NETWORKS.get(values.get("kind", "mlp"))):
-            network = read(found, network)
+        if isinstance(network, Mapping) and (settings := _NETWORKS.get(values.get("kind", "mlp"))):
+            network = read(settings, network)
         return {**values, "network": network, "head": head if isinstance(head, Settings) else read_head(head)}
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
@@ -65,27 +65,27 @@ class PolicySettings(Settings, at="policy", file="policy/mlp"):
 
 
 class PolicySpec(PolicySettings):
-    """All that is needed to build the same policy again, as plain values that its checkpoint stores."""
+    """Everything required to rebuild a policy, as plain values that its checkpoint stores."""
 
     cameras: tuple[str, ...] = Field(min_length=1)  # in the order of the feature axis
-    dim: int = Field(ge=1)  # channels of a token, all S² scales together
-    tokens: int = Field(ge=1)  # of a camera, the most where they differ; 1 for features that are mean-pooled
-    action_dim: int = Field(default=8, ge=1)  # numbers of an action
-    proprio_dim: int = Field(default=8, ge=1)  # numbers of a state
-    # tasks that the policy was trained on, in words; it gets the chosen one as an input beside the state
+    dim: int = Field(ge=1)  # channels per token, over all S² scales
+    tokens: int = Field(ge=1)  # maximum per camera; 1 for mean-pooled features
+    action_dim: int = Field(default=8, ge=1)  # numbers per action
+    proprio_dim: int = Field(default=8, ge=1)  # numbers per state
+    # texts of the training tasks; the network receives the selected one with the state
     tasks: tuple[str, ...] = ()
-    # length of a task's vector; 0: the network gets a one-hot vector over `tasks`
+    # length of a task's vector; 0: a one-hot vector over `tasks`
     task_dim: int = Field(default=0, ge=0)
-    # (rows, columns) of each camera's token map, where they are not all squares of `tokens`; the largest has `tokens`
+    # (rows, columns) of each camera's token map, unless all are squares of `tokens`; the largest has `tokens`
     grids: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
-    # Plain dicts, see `Parts.read`. None: joints (action: delta; state: absolute) and the gripper, which is last.
+    # Plain dicts, see `Parts.read`. None: joints (action: delta; state: absolute), then the gripper.
     action_parts: tuple[dict[str, Any], ...] | None = None
     proprio_parts: tuple[dict[str, Any], ...] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _decide_the_target(cls, values: Any) -> Any:
-        """`auto` has deltas against the last command, which add up; see `from_dict` for the others."""
+        """Resolve `auto` for deltas relative to the last command, which accumulate; see `from_dict` for others."""
         auto = values.get("action_target", "auto") == "auto"
         return {**values, "action_target": "cumulative"} if auto else values
 
@@ -109,8 +109,8 @@ class PolicySpec(PolicySettings):
         alike = len(set(self.grids)) < 2 or not self.pooling.shared
         yield "pooling.shared", alike, "false with maps of several shapes", True
 
-    def told(self, task: str | None) -> str | None:
-        """Return the task to do, by default the only one; UserError: another task, or none of several. A policy of none takes any."""
+    def resolve_task(self, task: str | None) -> str | None:
+        """Return the task, by default the only one; UserError: unknown, or ambiguous. Without tasks, any is accepted."""
         task = self.tasks[0] if task is None and len(self.tasks) == 1 else task
         if self.tasks:
             hint = ", or a text with a vector (task_vectors)" if self.task_dim else ""
@@ -119,7 +119,7 @@ class PolicySpec(PolicySettings):
 
     @property
     def state_width(self) -> int:
-        """Numbers beside the images that the network sees of a step: the state, and the task."""
+        """Numbers per step that the network receives in addition to images: the state and the task."""
         return self.proprio.width + (self.task_dim or len(self.tasks))
 
     @cached_property
@@ -132,7 +132,7 @@ class PolicySpec(PolicySettings):
 
     @cached_property
     def measured(self) -> dict[int, int]:
-        """Numbers of an action that the state measures, by their names: place in the action -> place in the state."""
+        """Action numbers that the state also measures, matched by name: index in the action -> index in the state."""
         action, state = (
             {
                 name: at.start + i
@@ -142,28 +142,28 @@ class PolicySpec(PolicySettings):
             }
             for parts in (self.action, self.proprio)
         )
-        return {place: state[name] for name, place in action.items() if name in state}
+        return {index: state[name] for name, index in action.items() if name in state}
 
     @classmethod
     def from_dict(
         cls, values: Mapping[str, Any], where: str = "policy", action_frame: str = ""
     ) -> PolicySpec:
-        """Read plain values (a config or policy.json); UserError names the key that is wrong.
+        """Read plain values (a config or policy.json); UserError names the invalid key.
 
-        action_frame: of the demos. With an `action_target` of `auto`, robosuite's controllers have single deltas: they begin
-            each step at the pose that they measure then, so that their commands do not add up to a way.
+        action_frame: of the demos. With `action_target` `auto`, robosuite's controllers use single deltas, because they
+            start each step at the measured pose, so that commands do not accumulate.
         """
         if values.get("action_target") == "auto" and action_frame.startswith("robosuite:"):
             values = {**values, "action_target": "delta"}
         return read(cls, values, where)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` gives back an equal spec."""
+        """Return plain values for JSON; `from_dict` returns an equal spec."""
         return self.model_dump(mode="json")
 
     @property
     def maps(self) -> int | list[tuple[int, int]]:
-        """Rows and columns of each camera's token map, or `tokens` where all are squares of so many."""
+        """Rows and columns of each camera's token map, or `tokens` if all are squares."""
         return [(rows, columns) for rows, columns in self.grids] or self.tokens
 
     @property
@@ -174,10 +174,10 @@ class PolicySpec(PolicySettings):
 
     @property
     def planned(self) -> int:
-        """Actions that a plan returns: 1 where a plan is made at every step and averaged with earlier ones."""
+        """Actions that a plan returns: 1 if every step plans and averages with earlier plans."""
         return self.execute if self.ensemble is None else 1
 
     @property
     def counts(self) -> list[int]:
-        """Tokens of each camera; a feature array holds `tokens` of each, the rest of them never read."""
+        """Tokens of each camera; a feature array has `tokens` per camera, of which the others are ignored."""
         return [math.prod(grid) for grid in self.grids] if self.grids else [self.tokens] * len(self.cameras)

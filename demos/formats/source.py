@@ -275,9 +275,9 @@ def cut(part: dict[str, Any], columns: str, where: str) -> tuple[dict[str, Any],
     """Select columns of a part, such as ":2" for 0 and 1; return the smaller part and the columns (DatasetError)."""
     if part["kind"] not in ("absolute", "delta") or "low" in part:
         raise mismatch(where, "all columns, which belong together", f"[{columns}]")
-    found = numbers(columns, part["size"], where, "columns")
-    names = {"names": [part["names"][i] for i in found]} if "names" in part else {}
-    return {**part, "size": len(found), **names}, found
+    selected = numbers(columns, part["size"], where, "columns")
+    names = {"names": [part["names"][i] for i in selected]} if "names" in part else {}
+    return {**part, "size": len(selected), **names}, selected
 
 
 def chosen(keys: Sequence[str], known: Sequence[str], what: str, path: Path) -> list[str]:

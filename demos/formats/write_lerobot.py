@@ -310,7 +310,7 @@ def combined(episodes: Sequence[Mapping[str, Stats]]) -> dict[str, Stats]:
         weight = (count / count.sum()).reshape(-1, *[1] * (each["mean"].ndim - 1))
         mean = (weight * each["mean"]).sum(0)
         variance = (weight * (each["std"] ** 2 + (each["mean"] - mean) ** 2)).sum(0)
-        found = {"min": each["min"].min(0), "max": each["max"].max(0), "mean": mean, "std": np.sqrt(variance)}
+        basic = {"min": each["min"].min(0), "max": each["max"].max(0), "mean": mean, "std": np.sqrt(variance)}
         quantiles = {name: (weight * each[name]).sum(0) for name in QUANTILES}
-        result[feature] = found | quantiles | {"count": count.sum(0)}
+        result[feature] = basic | quantiles | {"count": count.sum(0)}
     return result

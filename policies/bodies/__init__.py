@@ -1,1 +1,1 @@
-"""Networks that read the context: pooled images, states and past actions in, one vector a step out."""
+"""Networks that encode the context: pooled images, states and past actions to one vector per step."""

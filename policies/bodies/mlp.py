@@ -1,6 +1,6 @@
-"""MVP's policy: each image and the state through a Linear, then an MLP (Radosavovic et al., 2022).
+"""MVP's policy: a Linear for each image and for the state, then an MLP (Radosavovic et al., 2022).
 
-configs/policy/mvp_mlp.yaml has MVP's sizes.
+configs/policy/mvp_mlp.yaml has the sizes of MVP.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ ACTIVATIONS = {"selu": nn.SELU, "gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class Dense(nn.Linear):
-    """nn.Linear of rows (B, I) that are each member's own, where members are side by side (torch.vmap).
+    """nn.Linear for separate rows (B, I) per member, when members are batched (torch.vmap).
 
-    torch's own rule for it gives the gradient of the transposed weights, which is then copied into the order of the weights:
-    more memory moved than the product itself.
+    The batching rule in torch computes the gradient of the transposed weights, and then copies it into the order of the
+    weights, which moves more memory than the product itself.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,9 +41,9 @@ class MlpSettings(Settings, at="policy.network", file="policy/mlp"):
 
 
 class MlpBody(nn.Module):
-    """The context flattened in front of an MLP; padded steps count as zeros."""
+    """An MLP on the flattened context; padded steps are zeros."""
 
-    causal = False  # it sees one window at a time
+    causal = False  # it predicts for the last step only
 
     def __init__(self, settings: MlpSettings, cameras: int, context: int, proprio_dim: int, action_dim: int):
         super().__init__()

@@ -1,5 +1,5 @@
 """robomimic's recurrent policy: an LSTM over the context (Mandlekar et al., 2021, "What Matters in Learning from Offline Human
-Demonstrations"; BC-RNN). Each step of the context predicts, in training as when acting.
+Demonstrations"; BC-RNN). Every step of the context predicts, in training and at inference.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class RnnSettings(Settings, at="policy.network", file="policy/rnn"):
 
 
 class RnnBody(nn.Module):
-    """An LSTM whose memory is empty at the first step of the context that is not padded.
+    """An LSTM whose memory is zero at the first unpadded step of the context.
 
-    Its products are plain Linear layers: `nn.LSTM` cannot hold several members side by side (torch.vmap).
+    It uses plain Linear layers, because `nn.LSTM` does not support batched members (torch.vmap).
     """
 
     causal = True
@@ -38,25 +38,25 @@ class RnnBody(nn.Module):
         self.dropout = nn.Dropout(s.dropout)
         for layer in self.memories:
             with torch.no_grad():
-                layer.bias[s.width : 2 * s.width] = 1.0  # it remembers at first (Jozefowicz et al., 2015)
+                layer.bias[s.width : 2 * s.width] = 1.0  # open forget gates (Jozefowicz et al., 2015)
 
     def forward(
         self, images: Tensor, proprio: Tensor, past_actions: Tensor, pad: Tensor, every: bool = False
     ) -> Tensor:
-        """images (B, T, C, E), proprio (B, T, P), pad (B, T) -> (B, width); `every`: of each step, (B, T, width)."""
-        seen = torch.cat([images.flatten(2), self.state(proprio)], -1)
-        x = seen.masked_fill(pad[..., None], 0)  # (B, T, I)
-        for i, (given, memory) in enumerate(zip(self.inputs, self.memories, strict=True)):
-            x = self._layer(given(self.dropout(x) if i else x), memory, pad)
+        """images (B, T, C, E), proprio (B, T, P), pad (B, T) -> (B, width); `every`: for each step, (B, T, width)."""
+        inputs = torch.cat([images.flatten(2), self.state(proprio)], -1)
+        x = inputs.masked_fill(pad[..., None], 0)  # (B, T, I)
+        for i, (project, memory) in enumerate(zip(self.inputs, self.memories, strict=True)):
+            x = self._layer(project(self.dropout(x) if i else x), memory, pad)
         return x if every else x[:, -1]
 
     def _layer(self, gates: Tensor, memory: nn.Module, pad: Tensor) -> Tensor:
-        """One layer over all steps.  # (B, T, 4 W) -> (B, T, W)"""
+        """Run one layer over all steps.  # (B, T, 4 W) -> (B, T, W)"""
         hidden = cell = torch.zeros_like(gates[:, 0, : self.width])
         out = []
         for t in range(gates.shape[1]):
-            put, keep, show, new = (gates[:, t] + memory(hidden)).chunk(4, -1)  # (B, W) each
-            cell = (keep.sigmoid() * cell + put.sigmoid() * new.tanh()).masked_fill(pad[:, t, None], 0)
-            hidden = show.sigmoid() * cell.tanh()
+            enter, keep, leave, new = (gates[:, t] + memory(hidden)).chunk(4, -1)  # (B, W) each
+            cell = (keep.sigmoid() * cell + enter.sigmoid() * new.tanh()).masked_fill(pad[:, t, None], 0)
+            hidden = leave.sigmoid() * cell.tanh()
             out.append(hidden)
         return torch.stack(out, 1)

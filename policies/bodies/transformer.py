@@ -1,11 +1,11 @@
 """RPT-style encoder-only transformer (Radosavovic et al., 2023; S² Table 10), about 1 M parameters.
 
-Each step of the context gives C image tokens, a state token and an action token. A mask token stands in the
-place of the next action; its output is what the head makes the next K actions from.
+Each step of the context has C image tokens, a state token and an action token. A mask token replaces the next action;
+the head predicts the next K actions from its output.
 
-With `causal` (the default) every step sees itself and the steps before it, with a learned bias for how long ago they are,
-and has a mask token of its own: one pass over T steps trains T targets, with contexts of 1 to T steps. Without it, as in the
-papers, all steps see each other, each has a position embedding, and a pass trains the last step alone.
+With `causal` (the default), every step attends to itself and earlier steps, with a learned bias per distance, and has its
+own mask token: one pass over T steps trains T targets, with contexts of 1 to T steps. Without it, as in the papers, all
+steps attend to each other, each has a position embedding, and a pass trains only the last step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from s2robot.core.settings import Settings, from_yaml
 
 
 def even_heads(settings: Any) -> Iterator[tuple[Any, ...]]:
-    """The rule of settings of attention: its channels are split over its heads."""
+    """Validate attention settings: the heads share the channels evenly."""
     yield "width", settings.width % settings.heads == 0, f"a multiple of {settings.heads} heads"
 
 
@@ -51,26 +51,26 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(w, hidden), nn.GELU(), nn.Linear(hidden, w))
         self.dropout = nn.Dropout(settings.dropout)
 
-    def forward(self, x: Tensor, visible: Tensor, asked: slice | Tensor = slice(None)) -> Tensor:
-        """x (B, S, W), visible (B or 1, 1 or H, 1 or S, S): True, or a bias, where a token may be seen.
+    def forward(self, x: Tensor, visible: Tensor, queries: slice | Tensor = slice(None)) -> Tensor:
+        """x (B, S, W), visible (B or 1, 1 or H, 1 or S, S): True, or a bias, for tokens to attend to.
 
-        Only the tokens `asked` are returned: (B, S', W).
+        Only the tokens `queries` are returned: (B, S', W).
         """
         y = self.norm1(x)
-        q = self.query(y[:, asked]).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, S', E)
+        q = self.query(y[:, queries]).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, S', E)
         kv = self.key_value(y).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (2, B, H, S, E)
         if visible.shape[2] > 1:
-            visible = visible[:, :, asked]
+            visible = visible[:, :, queries]
         mask = visible.to(q.dtype) if visible.is_floating_point() else visible
-        # Fused kernels have no gradient for a bias, and torch does not see that it asks for one where members share a pass.
+        # Fused kernels have no gradient for a bias, and torch does not notice that one is required when members are batched.
         with sdpa_kernel(SDPBackend.MATH) if self.training and mask.is_floating_point() else nullcontext():
             mixed = F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=mask)
-        x = x[:, asked] + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
+        x = x[:, queries] + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
 class TransformerBody(nn.Module):
-    """Tokens of the whole context in, one vector out; padded steps are not seen."""
+    """Encode the tokens of the context as one vector; padded steps are masked."""
 
     def __init__(self, settings: TransformerSettings, context: int, proprio_dim: int, action_dim: int):
         super().__init__()
@@ -100,25 +100,25 @@ class TransformerBody(nn.Module):
         b, t, c = images.shape[:3]
         tokens = [(images + self.position[:, None]).flatten(1, 2)]  # (B, T * C, W)
         hidden = [pad.repeat_interleave(c, 1)]  # (B, T * C)
-        since = 0 if self.settings.proprio_history else t - 1
-        tokens.append((self.state(proprio) + self.position)[:, since:])  # (B, T or 1, W)
-        hidden.append(pad[:, since:])
+        first = 0 if self.settings.proprio_history else t - 1
+        tokens.append((self.state(proprio) + self.position)[:, first:])  # (B, T or 1, W)
+        hidden.append(pad[:, first:])
         if self.action is not None:
             tokens.append(self.action(past_actions[:, :-1]) + self.position[:-1])  # (B, T - 1, W)
             hidden.append(pad[:, :-1])
         tokens.append((self.mask + self.position[-1]).expand(b, -1, -1))  # (B, 1, W)
         hidden.append(pad.new_zeros(b, 1))
-        seen = ~torch.cat(hidden, 1)  # (B, S)
-        # Attention weight 0 times a NaN is a NaN: what stands in padding must not even be multiplied.
-        x = torch.cat(tokens, 1).masked_fill(~seen[..., None], 0)  # (B, S, W)
-        return self._attend(x, seen[:, None, None], slice(-1, None)).flatten(1)
+        visible = ~torch.cat(hidden, 1)  # (B, S)
+        # Zero the padding: an attention weight of 0 times NaN would be NaN.
+        x = torch.cat(tokens, 1).masked_fill(~visible[..., None], 0)  # (B, S, W)
+        return self._attend(x, visible[:, None, None], slice(-1, None)).flatten(1)
 
     def _causal(self, images: Tensor, proprio: Tensor, past: Tensor, pad: Tensor, every: bool) -> Tensor:
-        """Step by step: images, state, the action before, mask tokens."""
+        """Order the tokens by step: images, state, previous action, mask token."""
         b, t, c = images.shape[:3]
         parts = [images, self.state(proprio)[:, :, None]]
         if self.action is not None:
-            parts.append(F.pad(self.action(past[:, :-1]), (0, 0, 1, 0))[:, :, None])  # of the step before
+            parts.append(F.pad(self.action(past[:, :-1]), (0, 0, 1, 0))[:, :, None])  # of the previous step
         parts.append(self.mask.expand(b, t, -1, -1))
         x = torch.cat(parts, 2)  # (B, T, S, W)
         size = x.shape[2]
@@ -128,31 +128,31 @@ class TransformerBody(nn.Module):
         ago = step[:, None] - step  # (T * S, T * S)
         unseen = self._unseen(place == size - 1, place == c, ago)
         bias = self.distance[:, ago.clamp(min=0)].masked_fill(unseen, -torch.inf)  # (H, T * S, T * S)
-        # a padded step sees itself, or its softmax would be over nothing
+        # a padded step attends to itself, because a softmax over no tokens is NaN
         padded = pad.repeat_interleave(size, 1)[:, None, None] & (ago != 0)  # (B, 1, T * S, T * S)
         visible = bias[None].masked_fill(padded, -torch.inf)
-        asked: slice | Tensor = token.view(t, size)[:, -1] if every else slice(-1, None)
-        out = self._attend(x, visible, asked)  # (B, T or 1, W)
+        queries: slice | Tensor = token.view(t, size)[:, -1] if every else slice(-1, None)
+        out = self._attend(x, visible, queries)  # (B, T or 1, W)
         return out.reshape(b, t, self.width) if every else out.flatten(1)
 
     def _unseen(self, masks: Tensor, states: Tensor, ago: Tensor) -> Tensor:
-        """Mark what a token (row) must not see: later steps, mask tokens but those of its own step, and, without a history
-        of states, any state but its own step's, which mask tokens alone read.  # (T * S, T * S)
+        """Mask what a token (row) must not attend to: later steps, mask tokens of other steps and, without a history of
+        states, all states but that of the same step, which only mask tokens read.  # (T * S, T * S)
 
-        masks, states (T * S,): which tokens are such; ago (T * S, T * S): how many steps before the row's one stands.
+        masks, states (T * S,): which tokens are of that kind; ago (T * S, T * S): steps before that of the row.
         """
         guarded = masks if self.settings.proprio_history else masks | states
         hidden = guarded & ~(masks[:, None] & (ago == 0))
         return ((ago < 0) | hidden) & ~torch.eye(len(ago), dtype=torch.bool, device=ago.device)
 
-    def _attend(self, x: Tensor, visible: Tensor, asked: slice | Tensor) -> Tensor:
-        return attend(self.blocks, self.norm, x, visible, asked)
+    def _attend(self, x: Tensor, visible: Tensor, queries: slice | Tensor) -> Tensor:
+        return attend(self.blocks, self.norm, x, visible, queries)
 
 
 def attend(
-    blocks: nn.ModuleList, norm: nn.Module, x: Tensor, visible: Tensor, asked: slice | Tensor
+    blocks: nn.ModuleList, norm: nn.Module, x: Tensor, visible: Tensor, queries: slice | Tensor
 ) -> Tensor:
-    """Run all blocks, the last one on the tokens `asked` only, then the norm."""
+    """Run all blocks, the last one only for the tokens `queries`, then the norm."""
     for block in blocks[:-1]:
         x = block(x, visible)
-    return norm(blocks[-1](x, visible, asked))
+    return norm(blocks[-1](x, visible, queries))

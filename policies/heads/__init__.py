@@ -1,4 +1,4 @@
-"""Heads turn the context into a chunk of actions, behind the signature of `head.py`."""
+"""Heads map the context vector to a chunk of actions; `head.py` defines their interface."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,11 +18,11 @@ HEADS: dict[str, tuple[type[Settings], type[Head]]] = {
 }
 
 
-def read_head(given: Any) -> Settings:
-    """The settings of a head from `{"kind": ..., its own keys}`; UserError names an unknown kind or key."""
-    kind = given.get("kind", "regression") if isinstance(given, Mapping) else given
+def read_head(values: Any) -> Settings:
+    """Read the settings of a head from `{"kind": ..., its own keys}`; UserError names an unknown kind or key."""
+    kind = values.get("kind", "regression") if isinstance(values, Mapping) else values
     one_of("policy.head.kind", kind, [*HEADS])
-    return read(HEADS[kind][0], given)
+    return read(HEADS[kind][0], values)
 
 
 def build_head(settings: Any, sizes: HeadSizes) -> Head:

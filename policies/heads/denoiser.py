@@ -1,4 +1,4 @@
-"""The networks inside heads that refine a chunk: noisy chunk (B, K, A), time (B,) in 0..1, context (B, H) -> (B, K, A)."""
+"""Denoisers of heads that refine a chunk: noisy chunk (B, K, A), time (B,) in 0..1, context (B, H) -> (B, K, A)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.policies.heads.head import Given, Head, HeadSizes, signed
+from s2robot.policies.heads.head import Head, HeadSizes, Pending, signed
 
-GUIDANCE = 5.0  # largest weight of the guidance by given actions, as in the paper
+Change = Callable[[Tensor], Tensor]
+GUIDANCE = 5.0  # maximum weight of guidance by pending actions, as in the paper
 
 
 class DenoiserSettings(Settings, at="policy.head"):
@@ -24,7 +25,7 @@ class DenoiserSettings(Settings, at="policy.head"):
 
 
 class DenoisingHead(Head):
-    """Base of the heads with a denoiser, whose chunks are (K, A)."""
+    """Base class of the heads with a denoiser; chunks are (K, A)."""
 
     continues = True
 
@@ -35,26 +36,26 @@ class DenoisingHead(Head):
         net = MlpDenoiser if settings.denoiser == "mlp" else UnetDenoiser
         self.net = net(settings, sizes.context, *self.shape)
 
-    def guided(self, clean: Callable[[Tensor], Tensor], noisy: Tensor, time: Tensor, given: Given) -> Tensor:
-        """Estimate the chunk (B, K, A) of `noisy`, time · chunk + (1 - time) · noise, by `clean`, with the given actions in it.
+    def guided(self, clean: Change, noisy: Tensor, time: Tensor, pending: Pending) -> Tensor:
+        """Estimate the chunk (B, K, A) from `noisy` = time · chunk + (1 - time) · noise with `clean`; insert `pending`.
 
-        The gradient of its distance to them moves the steps that follow along: pseudoinverse guidance, equations 2 to 4 of
-        real-time chunking (arXiv 2506.07339).
+        The gradient of the distance to the pending actions also adjusts the following steps: pseudoinverse guidance,
+        equations 2 to 4 of real-time chunking (arXiv 2506.07339).
         """
-        found, pull = torch.func.vjp(clean, noisy)
+        chunk, gradient = torch.func.vjp(clean, noisy)
         left = 1 - time
         strength = torch.minimum(GUIDANCE * left, (time.square() + left.square()) / time)
-        return self.put_in(found + strength * pull(self.put_in(found, given) - found)[0], given)
+        return self.insert(chunk + strength * gradient(self.insert(chunk, pending) - chunk)[0], pending)
 
-    def put_in(self, chunk: Tensor, given: Given | None) -> Tensor:
-        """A chunk (B, K, A) with the given actions in it."""
-        if given is None:
+    def insert(self, chunk: Tensor, pending: Pending | None) -> Tensor:
+        """Return a chunk (B, K, A) with the pending actions inserted."""
+        if pending is None:
             return chunk
-        return torch.where(given[1][:, None] > 0, signed(given[0], self.slots), chunk)
+        return torch.where(pending[1][:, None] > 0, signed(pending[0], self.slots), chunk)
 
 
 class TimeEmbedding(nn.Module):
-    """Sines and cosines of a time in 0..1, whose ends differ, then two layers."""
+    """Sines and cosines of a time in 0..1, distinct at both ends, then two layers."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -84,7 +85,7 @@ class ResidualBlock(nn.Module):
 
 
 class MlpDenoiser(nn.Module):
-    """The chunk flattened through residual blocks that the context and the time steer."""
+    """Residual blocks on the flattened chunk, conditioned on the context and the time."""
 
     def __init__(self, settings: DenoiserSettings, context: int, chunk: int, action_dim: int):
         super().__init__()
@@ -124,10 +125,10 @@ class ConvBlock(nn.Module):
 
 
 class UnetDenoiser(nn.Module):
-    """A 1-D U-Net along the chunk, as in Diffusion Policy (Chi et al., 2023), with one block where that has two.
+    """A 1-D U-Net along the chunk, as in Diffusion Policy (Chi et al., 2023), with one block per level instead of two.
 
     `layers` levels of `width`, 2 x `width`, ... channels; each but the last halves the steps, rounding up, so any
-    chunk will do.
+    chunk length works.
     """
 
     def __init__(self, settings: DenoiserSettings, context: int, chunk: int, action_dim: int):
@@ -136,24 +137,24 @@ class UnetDenoiser(nn.Module):
         sizes = [w * 2**i for i in range(settings.layers)]
         self.time = TimeEmbedding(w)
         self.context = nn.Linear(context, w)
-        ins, outs = [action_dim, *sizes[:-1]], sizes[-2::-1]  # of the way down; of the way up
+        ins, outs = [action_dim, *sizes[:-1]], sizes[-2::-1]  # down path; up path
         self.down = nn.ModuleList(ConvBlock(a, b, w, dropout) for a, b in zip(ins, sizes, strict=True))
         self.halve = nn.ModuleList(nn.Conv1d(c, c, 3, stride=2, padding=1) for c in sizes[:-1])
         self.middle = ConvBlock(sizes[-1], sizes[-1], w, dropout)
-        self.up = nn.ModuleList(ConvBlock(3 * c, c, w, dropout) for c in outs)  # 2c from below, c beside
+        self.up = nn.ModuleList(ConvBlock(3 * c, c, w, dropout) for c in outs)  # 2c from below, c skip
         self.out = nn.Conv1d(w, action_dim, 1)
 
     def forward(self, noisy: Tensor, time: Tensor, context: Tensor) -> Tensor:
         condition = F.silu(self.time(time) + self.context(context))  # (B, W)
-        x, beside = noisy.transpose(-1, -2), []  # (B, A, K)
+        x, skips = noisy.transpose(-1, -2), []  # (B, A, K)
         for i, block in enumerate(self.down):
             x = block(x, condition)
             if i < len(self.halve):
-                beside.append(x)
+                skips.append(x)
                 x = self.halve[i](x)
         x = self.middle(x, condition)
         for block in self.up:
-            skip = beside.pop()
+            skip = skips.pop()
             doubled = x.repeat_interleave(2, -1)[..., : skip.shape[-1]]
             x = block(torch.cat([doubled, skip], -2), condition)
         return self.out(x).transpose(-1, -2).float()

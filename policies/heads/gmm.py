@@ -1,10 +1,10 @@
-"""GMM: a mixture of Gaussians, whose likelihood is maximised and of which one component acts (as in robomimic).
+"""GMM: a mixture of Gaussians, trained by maximum likelihood; one component acts (as in robomimic).
 
-Robomimic's BC-RNN-GMM plans one action, and there this is the same. A chunk is one draw: a component is a whole
-chunk, with its own Gaussian at every step and joint, since components drawn anew for every step would go left in
-one and right in the next. What is binary (a gripper, open or closed) is a Bernoulli of the component; a Gaussian of
-two values has no width. The component is drawn from the noise handed in; around its mean little is drawn
-(`spread`), which robomimic calls low-noise evaluation.
+For one action, this equals robomimic's BC-RNN-GMM. A chunk is one sample: a component is a complete chunk, with its own
+Gaussian for every step and joint, because a component sampled per step could go left in one step and right in the
+next. Binary numbers (a gripper, open or closed) are Bernoulli variables of the component, because a Gaussian of two
+values has no width. The noise argument selects the component; sampling around its mean is narrow (`spread`), which
+robomimic calls low-noise evaluation.
 """
 
 import math
@@ -30,43 +30,43 @@ class GmmHead(Head):
         super().__init__()
         self.settings = settings
         self.shape, self.slots = (settings.components, sizes.chunk, sizes.action_dim), sizes.slots
-        self.moving = sum(s.width for s in sizes.slots if not s.binary)  # G, the numbers with a Gaussian
-        self.noise_shape = (1 + sizes.chunk * self.moving,)  # of the component, then around its mean
+        self.moving = sum(s.width for s in sizes.slots if not s.binary)  # G, count of numbers with a Gaussian
+        self.noise_shape = (1 + sizes.chunk * self.moving,)  # for the component, then around its mean
         self.weights = nn.Linear(sizes.context, settings.components)
         self.means = nn.Linear(sizes.context, settings.components * sizes.chunk * sizes.action_dim)
         self.widths = nn.Linear(sizes.context, settings.components * sizes.chunk * self.moving)
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
         share, means, std = self._mixture(context)
-        away = (self._of(target[..., None, :, :], False) - self._of(means, False)) / std  # (B, M, K, G)
-        joints = (-0.5 * (away.square() + math.log(2 * math.pi)) - std.log()).sum(-1)  # (B, M, K)
+        scaled = (self._of(target[..., None, :, :], False) - self._of(means, False)) / std  # (B, M, K, G)
+        joints = (-0.5 * (scaled.square() + math.log(2 * math.pi)) - std.log()).sum(-1)  # (B, M, K)
         logits = self._of(means, True)  # (B, M, K, A - G)
         closed = self._of(target[..., None, :, :], True).expand(logits.shape)
         gripper = -F.binary_cross_entropy_with_logits(logits, closed, reduction="none").sum(-1)
-        keep = weight / weight.amax(-1, keepdim=True).clamp(min=1e-12)  # (B, K) within a chunk
-        each = share + ((joints + gripper) * keep[..., None, :]).sum(-1)  # (B, M) log-likelihoods
-        chunks = weight.sum(-1) / keep.sum(-1).clamp(min=1)  # (B,) so that the loss is nats a step
-        loss = -(each.logsumexp(-1) * chunks).sum()
+        within = weight / weight.amax(-1, keepdim=True).clamp(min=1e-12)  # (B, K) within a chunk
+        likelihoods = share + ((joints + gripper) * within[..., None, :]).sum(-1)  # (B, M) logarithmic
+        chunks = weight.sum(-1) / within.sum(-1).clamp(min=1)  # (B,) so that the loss is in nats per step
+        loss = -(likelihoods.logsumexp(-1) * chunks).sum()
         return HeadLoss(loss, self._component(means.detach(), share.argmax(-1)), {"nll": loss.detach()})
 
-    def sample(self, context: Tensor, noise: Any = None, given: Any = None) -> Tensor:
+    def sample(self, context: Tensor, noise: Any = None, pending: Any = None) -> Tensor:
         share, means, std = self._mixture(context)
-        drawn = torch.special.ndtr(noise[..., :1])  # (B, 1) from 0 to 1
-        chosen = (drawn > share.exp().cumsum(-1)).sum(-1).clamp(max=self.shape[0] - 1)  # (B,)
+        uniform = torch.special.ndtr(noise[..., :1])  # (B, 1) from 0 to 1
+        chosen = (uniform > share.exp().cumsum(-1)).sum(-1).clamp(max=self.shape[0] - 1)  # (B,)
         actions = self._component(means, chosen)
         if not self.settings.spread:
             return actions
         around = noise[..., 1:].unflatten(-1, (self.shape[1], -1)) * self.settings.spread
-        moved, at, pieces = around * _pick(std, chosen), 0, []  # (B, K, G)
+        offset, at, pieces = around * _pick(std, chosen), 0, []  # (B, K, G)
         for slot in self.slots:
             x = actions[..., slot.at]
             if not slot.binary:
-                x, at = x + moved[..., at : at + slot.width], at + slot.width
+                x, at = x + offset[..., at : at + slot.width], at + slot.width
             pieces.append(x)
         return torch.cat(pieces, -1)
 
     def _mixture(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log shares (B, M), means (B, M, K, A) with what is binary as a logit, deviations (B, M, K, G)."""
+        """Return log shares (B, M), means (B, M, K, A) with logits for binary numbers, and deviations (B, M, K, G)."""
         m, k, a = self.shape
         std = F.softplus(self.widths(context).float()) + self.settings.min_std
         share = self.weights(context).float().log_softmax(-1)
@@ -74,16 +74,16 @@ class GmmHead(Head):
         return share, means.unflatten(-1, (m, k, a)), std.unflatten(-1, (m, k, self.moving))
 
     def _component(self, means: Tensor, chosen: Tensor) -> Tensor:
-        """The mean chunk (B, K, A) of these components (B,), with binary numbers 0..1."""
+        """Return the mean chunk (B, K, A) of the chosen components (B,), with binary numbers 0..1."""
         return on_binary(_pick(means, chosen), self.slots, Tensor.sigmoid)
 
     def _of(self, x: Tensor, binary: bool) -> Tensor:
-        """The numbers of x (..., A) that are binary, or the others."""
+        """Return the binary numbers of x (..., A), or the others."""
         pieces = [x[..., s.at] for s in self.slots if s.binary is binary]
         return torch.cat(pieces, -1) if pieces else x[..., :0]
 
 
 def _pick(values: Tensor, chosen: Tensor) -> Tensor:
-    """values (B, M, ...) at these places (B,) -> (B, ...)."""
-    places = chosen.reshape(-1, *[1] * (values.ndim - 1)).expand(-1, 1, *values.shape[2:])
-    return values.gather(1, places).squeeze(1)
+    """Select values (B, M, ...) by index (B,) -> (B, ...)."""
+    indices = chosen.reshape(-1, *[1] * (values.ndim - 1)).expand(-1, 1, *values.shape[2:])
+    return values.gather(1, indices).squeeze(1)

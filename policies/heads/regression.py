@@ -1,4 +1,4 @@
-"""Regression: one linear layer gives the chunk. Fast and exact where there is one right way to go."""
+"""Regression: one linear layer predicts the chunk. Fast, and exact if there is only one right way."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -13,13 +13,13 @@ from s2robot.policies.parts import Slot
 
 
 class RegressionSettings(Settings, at="policy.head", file="policy/head/regression"):
-    """None but the kind: its losses are settings of the policy."""
+    """Only the kind; the losses are settings of the policy."""
 
     kind: Literal["regression"] = from_yaml()
 
 
 class RegressionHead(Head):
-    """Huber or squared error of what is continuous, cross entropy (or Huber) of what is binary (a gripper)."""
+    """Huber or squared error for continuous numbers, cross entropy (or Huber) for binary ones (a gripper)."""
 
     def __init__(self, settings: RegressionSettings, sizes: HeadSizes):
         super().__init__()
@@ -36,22 +36,22 @@ class RegressionHead(Head):
                 total = total + share * _mean(group)
         return HeadLoss(total, self._actions(out.detach()), parts)
 
-    def sample(self, context: Tensor, noise: Any = None, given: Any = None) -> Tensor:
+    def sample(self, context: Tensor, noise: Any = None, pending: Any = None) -> Tensor:
         return self._actions(self._raw(context))
 
-    def _part(self, binary: bool, found: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-        """The loss of a part's numbers (B, K, size), weighted by (B, K)."""
+    def _part(self, binary: bool, output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """Return the loss of a part's numbers (B, K, size), weighted by (B, K)."""
         sizes, kind = self.sizes, self.sizes.gripper_loss if binary else self.sizes.joint_loss
         if kind == "mse":
-            each = F.mse_loss(found, wanted, reduction="none")
+            each = F.mse_loss(output, target, reduction="none")
         elif kind == "huber":
-            each = F.huber_loss(found, wanted, reduction="none", delta=sizes.huber_delta)
+            each = F.huber_loss(output, target, reduction="none", delta=sizes.huber_delta)
         else:
-            each = F.binary_cross_entropy_with_logits(found, wanted, reduction="none")
+            each = F.binary_cross_entropy_with_logits(output, target, reduction="none")
         return (each.mean(-1) * weight).sum()
 
     def _raw(self, context: Tensor) -> Tensor:
-        """(B, K, A); what is binary is a logit with cross entropy."""
+        """Return (B, K, A); with cross entropy, binary numbers are logits."""
         out = self.out(context[..., None, :]).float()
         return out.reshape(*context.shape[:-1], self.sizes.chunk, self.sizes.action_dim)
 
@@ -61,7 +61,7 @@ class RegressionHead(Head):
 
 
 def _mean(losses: Mapping[Slot, Tensor]) -> Tensor:
-    """Average the losses of parts, weighted by their numbers."""
+    """Average the losses of parts, weighted by their sizes."""
     if len(losses) == 1:
         return next(iter(losses.values()))
     total = sum(slot.width for slot in losses)

@@ -74,7 +74,7 @@ class LearnedPlanner:
     def reset(self, info: Mapping) -> None:
         """Begin an episode. ``info`` holds its ``seed``, ``layout``, ``number`` and ``task`` (or None)."""
         task = self.tasks[info["number"] % len(self.tasks)] if self.tasks else info.get("task")
-        self._task = self.policy.spec.told(task) if self.policy.spec.tasks else None
+        self._task = self.policy.spec.resolve_task(task) if self.policy.spec.tasks else None
         self.actor.reset([0], [info["seed"]], self._task)
         self._last = None
 

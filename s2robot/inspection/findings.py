@@ -36,19 +36,20 @@ def find(
 ) -> list[Finding]:
     """Return all anomalies, ordered by kind, episode and step; ``ends``: ends of the episodes, (episodes,)."""
     named = {table.key: table for table in tables}
-    found = [*_no_numbers(tables, ends), *_lengths(ends, limits), *_constant(tables), *_blank(frames, limits)]
+    findings = [*_no_numbers(tables, ends), *_lengths(ends, limits), *_constant(tables)]
+    findings += _blank(frames, limits)
     if (state := named.get("proprio")) is not None:
-        found += [*_jumps(state, ends, limits), *_frozen(state, ends, frames, limits)]
+        findings += [*_jumps(state, ends, limits), *_frozen(state, ends, frames, limits)]
     if (action := named.get("action")) is not None:
-        found += [*_saturated(action, ends, limits), *_grippers(action, ends, limits)]
+        findings += [*_saturated(action, ends, limits), *_grippers(action, ends, limits)]
     for key in named.keys() & set(CLOCKS):
-        found += _clock(key, named[key].values[:, 0], ends, rate, limits.clock)
-    found += deceptions(tables, ends, frames, limits)
+        findings += _clock(key, named[key].values[:, 0], ends, rate, limits.clock)
+    findings += deceptions(tables, ends, frames, limits)
     order = list(KINDS)
-    found.sort(key=lambda f: (order.index(f.kind), -1 if f.episode is None else f.episode, f.step))
+    findings.sort(key=lambda f: (order.index(f.kind), -1 if f.episode is None else f.episode, f.step))
     # merge many findings about one subject in an episode: a camera at half the rate always freezes
     groups: dict[tuple, list[Finding]] = {}
-    for one in found:
+    for one in findings:
         groups.setdefault((one.kind, one.episode, one.text.partition(":")[0]), []).append(one)
     for about, group in groups.items():
         if len(group) > MANY:

@@ -96,7 +96,7 @@ class Table:
 
 def tables(store: EpisodeStore, episodes: int) -> list[Table]:
     """Return tables of the first `episodes`: action and proprio, then other arrays with few numbers per step."""
-    steps, found = int(store.episode_ends[episodes - 1]), []
+    steps, result = int(store.episode_ends[episodes - 1]), []
     for key in sorted(store.keys, key=[*PARTS, *store.keys].index):
         shape = store.shape(key)
         hidden = key.startswith("images_") or (key == "state" and store.attrs["kind"] == "states")
@@ -105,8 +105,8 @@ def tables(store: EpisodeStore, episodes: int) -> list[Table]:
         values = store.read(key, 0, steps).reshape(steps, -1)
         # float32 would round large integers: time stamps in ns would all be equal
         values = values.astype(np.promote_types(values.dtype, np.float32), copy=False)
-        found.append(Table(key, *_named(store, key, values), values))
-    return found
+        result.append(Table(key, *_named(store, key, values), values))
+    return result
 
 
 def _named(store: EpisodeStore, key: str, values: np.ndarray) -> tuple[list[str], list[Columns]]:
@@ -142,15 +142,15 @@ def _limits(attrs: dict, part: Part, values: np.ndarray) -> np.ndarray | None:
 
 def plots(table: Table) -> list[tuple[str, list[int]]]:
     """Return (title, columns) of plots with at most `MAX_LINES` lines; the columns of a part stay together."""
-    found = []
+    result = []
     for part in table.parts:
         size = part.at.stop - part.at.start
         count = -(-size // MAX_LINES)
         title = table.key if part.name == table.key else f"{table.key}: {part.name}"
         for columns in np.array_split(np.arange(size), count):
             span = f" {columns[0] + 1}–{columns[-1] + 1}" if count > 1 else ""
-            found.append((title + span, (part.at.start + columns).tolist()))
-    return found
+            result.append((title + span, (part.at.start + columns).tolist()))
+    return result
 
 
 def curves(values: np.ndarray, max_points: int) -> tuple[float, list[list[float | None]]]:

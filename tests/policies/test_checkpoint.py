@@ -69,7 +69,7 @@ def test_saving_refuses_and_writes_nothing(tmp_path, make_policy):
             save_checkpoint(tmp_path / "p", policy, contract)
     (tmp_path / "home").mkdir()
     (tmp_path / "home/thesis.tex").write_text("precious")
-    with pytest.raises(PolicyError, match="is no checkpoint"):
+    with pytest.raises(PolicyError, match="expected a new folder or a checkpoint"):
         save_checkpoint(tmp_path / "home", policy, CONTRACT)
     assert (tmp_path / "home/thesis.tex").read_text() == "precious" and os.listdir(tmp_path) == ["home"]
 
@@ -99,7 +99,7 @@ def test_loading_refuses(tmp_path, make_policy):
     tensors.unlink()
     refuse("policy.safetensors is missing")
     tensors.write_bytes(whole[: len(whole) // 2])
-    refuse("policy.safetensors: sha256")
+    refuse("policy.safetensors: expected sha256")
     refuse("policy.safetensors: ", tensors_sha256=summed(b"no tensors"))
     save_file(make_policy().state_dict() | {"extra": torch.zeros(1)}, tensors)
     refuse("tensor: extra: expected None", tensors_sha256=summed(tensors.read_bytes()))

@@ -265,7 +265,7 @@ def test_a_plan_repeats_what_is_fixed(chunk, left, fixed, kind, members, target)
     plan = actor.plan([0, 1], *seen, pending, fixed)
     assert plan.shape == (2, chunk, 3) and plan.dtype == np.float32
     np.testing.assert_allclose(plan[:, :fixed], pending[:, :fixed], atol=2e-6)
-    share = policy._given(torch.from_numpy(pending), fixed, None)[1]
+    share = policy._blend(torch.from_numpy(pending), fixed, None)[1]
     assert (
         (share[:fixed] == 1).all()
         and (share[min(left, fixed + 3) :] == 0).all()

@@ -213,8 +213,8 @@ def test_a_policy_refuses_a_world_of_other_parts():
     contract = {"action_parts": ARM, "joint_names": []}
     limited = {**POSITION, "name": "place", "names": ["x", "y", "z"], "low": [-1] * 3, "high": [1] * 3}
     check_contract(contract, action_parts=[limited, TURN, GRIPPER])  # names and limits may differ
-    with pytest.raises(PolicyError, match=r"position \(3 delta\), .*, given is joints \(7 delta\)"):
+    with pytest.raises(PolicyError, match=r"position \(3 delta\), .*, got joints \(7 delta\)"):
         check_contract({**contract, "joint_names": ["j"] * 7}, action_parts=None)
-    with pytest.raises(PolicyError, match="given is position"):
+    with pytest.raises(PolicyError, match="got position"):
         check_contract(contract, action_parts=[POSITION, TURN, {**GRIPPER, "low": [-1.0], "high": [1.0]}])
     check_contract({"joint_names": ["j"] * 7}, action_parts=USUAL, proprio_parts=None)

@@ -109,7 +109,7 @@ def test_a_dataset_that_names_no_world_is_trained_and_evaluated_in_the_typed_one
     other = refused(
         here("evaluate", "checkpoint=run", *TYPED[:3], *EVALUATION), "evaluate"
     )  # of its render()
-    assert "the policy needs cameras cam, given are render" in other
+    assert "the policy requires cameras cam, got render" in other
     result = here("evaluate", "evaluate=recorded", "checkpoint=run", "features.workers=1")
     assert result.returncode == 0, result.stderr
 
@@ -124,7 +124,7 @@ def test_a_policy_of_no_world_is_evaluated_in_the_typed_one(here, words):
 def test_a_dataset_that_does_not_fit_is_refused_before_it_is_read(here, words, tmp_path):
     del words[2]  # all of the state
     line = refused(here("train", *words, *TYPED), "train")
-    assert "proprio: expected hand (3 absolute), found state (5 absolute)" in line
+    assert "proprio: expected hand (3 absolute), got state (5 absolute)" in line
     assert not list((tmp_path / "cache").rglob("*.zarr"))
 
 
@@ -148,19 +148,19 @@ def store(buffer):
 @pytest.mark.parametrize(
     ("about", "world", "text"),
     [
-        ({"rate_hz": 10.0}, WORLD, "rate_hz: expected 20, found 10"),
-        ({"robot": "koch"}, WORLD.replace(robot="panda"), "robot: expected panda, found koch"),
-        ({"action_frame": "mine"}, WORLD, "action_frame: expected gym:Slider-v0, found mine"),
+        ({"rate_hz": 10.0}, WORLD, "rate_hz: expected 20, got 10"),
+        ({"robot": "koch"}, WORLD.replace(robot="panda"), "robot: expected panda, got koch"),
+        ({"action_frame": "mine"}, WORLD, "action_frame: expected gym:Slider-v0, got mine"),
         (
             {"cameras": ["cam", "b"], "camera_geometry": {}},
             WORLD,
-            "cameras: expected pixels/top, found cam, b",
+            "cameras: expected pixels/top, got cam, b",
         ),
-        ({"camera_geometry": {"cam": {"size": [12, 16]}}}, WORLD, "camera cam: expected the shape 16 x 16, found 12 x 16"),
+        ({"camera_geometry": {"cam": {"size": [12, 16]}}}, WORLD, "camera cam: expected the shape 16 x 16, got 12 x 16"),
         (
             {"action_parts": [{"name": "a", "size": 2, "kind": "delta"}]},
             WORLD,
-            "action: expected action (2 absolute), found a (2 delta)",
+            "action: expected action (2 absolute), got a (2 delta)",
         ),
     ],
 )  # fmt: skip
@@ -191,7 +191,7 @@ def test_limits_come_from_the_world_and_actions_beyond_them_are_refused_or_cut(s
     assert found.fingerprint == store.fingerprint and found.attrs["action_parts"][0]["low"] == [0, 0]
     assert demos.open().attrs == store.attrs
     zarr.open_array(str(store.path / "data/action"), mode="r+")[7, 1] = 1.5
-    with pytest.raises(UserError, match="action 2: expected 0 to 1 .*found 3.3 % .*, 1.5 the farthest"):
+    with pytest.raises(UserError, match="action 2: expected 0 to 1 .*got 3.3 % .*, the farthest 1.5"):
         demos.open(WORLD)
     assert demos.replace(clip=True).open(WORLD)["action"][7, 1] == 1
     assert demos.open(WORLD.replace(bounded=False))["action"][7, 1] == 1.5

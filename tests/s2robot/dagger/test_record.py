@@ -178,7 +178,7 @@ def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
     scored = changed(demos, tmp_path / "s.zarr", more={"score": 0.5})  # no correction has it
     lift = world.replace(success_height=0.04, max_steps=9)
     for error, how, source, where, text in (
-        (PolicyError, settings, one_eye, world, "cameras hand, left, given are hand: 'left' is missing"),
+        (PolicyError, settings, one_eye, world, "cameras hand, left, got hand: 'left' is missing"),
         (UserError, settings, blind, world, f"s2robot convert data={blind.path} .*expert="),
         (DatasetError, settings, scored, world, "meta/score: expected"),
         (UserError, settings, real, world, "env_version: expected CubePick-v0, got RealCubePick-v0"),

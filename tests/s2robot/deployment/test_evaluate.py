@@ -132,7 +132,7 @@ def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_p
         (["bridge.emulator.port=null"], "standard input: expected a terminal"),
         (["evaluate.world=simulation"], "evaluate.world: expected 'arm'"),
         (["evaluate.seed=499"], "positions 499 to 500 hold 1 that the demos"),
-        (["env.rate_hz=20"], "the policy acts at 10 Hz, given are 20 Hz"),
+        (["env.rate_hz=20"], "the policy acts at 10 Hz, got 20 Hz"),
         (["env.lighting=2"], "env.lighting: expected 1.0 as the running `s2robot emulate` has it, got 2.0"),
     ],
 )  # fmt: skip

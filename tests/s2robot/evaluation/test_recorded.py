@@ -65,7 +65,7 @@ def test_figures_table_and_page_agree(home, checkpoint, capsys):
 
 def test_other_data_and_a_checkpoint_without_its_run_are_one_line(checkpoint, capsys, tmp_path):
     line = refused(capsys, f"checkpoint={checkpoint}", "demos.name=xarm7_cube")
-    assert line.endswith("the policy needs cameras top, given are hand, left, right: 'top' is missing")
+    assert line.endswith("the policy requires cameras top, got hand, left, right: 'top' is missing")
     copied = tmp_path / "copied"
     shutil.copytree(checkpoint, copied)
     (tmp_path / ".hydra").mkdir()

@@ -188,12 +188,12 @@ def config(*overrides: str):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("robot=panda", "trained for robot 'xarm7', given is 'panda'"),
-        ("env.cameras=[hand]", "the policy needs cameras hand, left, given are hand: 'left' is missing"),
-        ("env.rate_hz=20", "the policy acts at 10 Hz, given are 20 Hz"),
+        ("robot=panda", "trained for robot 'xarm7', got 'panda'"),
+        ("env.cameras=[hand]", "the policy requires cameras hand, left, got hand: 'left' is missing"),
+        ("env.rate_hz=20", "the policy acts at 10 Hz, got 20 Hz"),
         ("evaluate.control=replay", "evaluate.control: expected 'blind' or 'nearest_demo', got 'replay'"),
         ("evaluate.seed=499", "evaluate.seed: positions 499 to 500 hold 1 that the demos .* at .first 500."),
-        ("encoder.checkpoint={other}", "was trained on encoder mvp-tiny .*, the one given is"),
+        ("encoder.checkpoint={other}", "was trained on encoder mvp-tiny .*, got"),
     ],
 )
 def test_what_does_not_fit_is_refused(checkpoint, tmp_path, override, words):
@@ -212,7 +212,7 @@ def test_the_demos_own_world_is_that_of_the_contract_and_others_are_refused(chec
     assert (world.max_steps, world.image_size, world.cameras, changes) == (9, 128, CAMERAS, [])
     assert world.side_cameras == {"left": ((0.5, 0, 0.5), (0, 0, 0), 40.0)}
     contract["action_parts"] = [{"name": "position", "size": 3, "kind": "delta"}]
-    words = r"the policy's action is position \(3 delta\), given is joints \(7 delta\), gripper \(1 binary\)"
+    words = r"the policy's action is position \(3 delta\), got joints \(7 delta\), gripper \(1 binary\)"
     with pytest.raises(PolicyError, match=words):
         world_for(None, contract, 128)
     trained = contract | {"env_config": json.loads(json.dumps(RobosuiteSettings(env="Stack").model_dump()))}

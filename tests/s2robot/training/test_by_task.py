@@ -86,7 +86,7 @@ def test_a_near_vector_does_what_the_demos_did(told, tmp_path):
     text = session.answer(pack(seen | {"prompt": "lift it"}))
     assert "push it right, shove it left" in text and "got 'lift it'" in text and "\n" not in text
     for given, message in (
-        ({TASKS[0]: [3.0, 0, 0, 1]}, "'push it left': expected its vector of the training"),
+        ({TASKS[0]: [3.0, 0, 0, 1]}, "'push it left': expected the vector used in training"),
         ({"lift it": [1.0, 2]}, r"expected vectors \(4,\), as in training, got \(2,\)"),
     ):
         np.savez(tmp_path / "other.npz", **given)

@@ -218,7 +218,7 @@ def test_a_training_begins_from_weights_and_normalisation(data, tmp_path):
             r"policy.cameras: expected \['hand', 'left'\]",
         ),
         ({}, {"encoder": {"name": "other", "fingerprint": "f"}}, "encoder random e.* is other f"),
-        ({}, {"robot": "panda"}, "robot 'xarm7', given is 'panda'"),
+        ({}, {"robot": "panda"}, "robot 'xarm7', got 'panda'"),
     ):
         with pytest.raises(UserError, match=f"^train.from: {first}: .*{words}"):
             fit(data, tmp_path / "new", make_spec(**changes), CONTRACT | contract, from_=first)
