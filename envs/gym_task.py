@@ -51,7 +51,7 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
     expert: str | None = from_yaml(exclude=True)  # datasets and checkpoints cannot name code to run
     kwargs: dict[str, Any] = from_yaml()
 
-    failures = {"start": "did not get there"}
+    failures = {"start": "not solved"}
     version = action_frame = property(lambda self: f"gym:{self.id}")
     success_text = property(lambda self: f"solved {self.id}")
     success_rule = property(lambda self: self.success)
@@ -125,7 +125,7 @@ def _rate_of(spec: EnvSpec) -> float | None:
     try:
         creator = load_env_creator(creator) if isinstance(creator, str) else creator
     except (ImportError, AttributeError):
-        return None  # creating it raises the best message
+        return None  # creating it reports the error in more detail
     return (getattr(creator, "metadata", None) or {}).get("render_fps")
 
 

@@ -49,8 +49,8 @@ class RobosuiteSettings(CommonSettings, at="task", file="task/robosuite"):
 
     failures = {
         "approach": "not grasped",
-        "grasp": "grasped, not brought to its end",
-        "start": "did not get there",
+        "grasp": "grasped, not solved",
+        "start": "not solved",
     }
     version = property(lambda self: f"robosuite:{self.env}")
     action_frame = property(lambda self: f"robosuite:{self.controller}")

@@ -83,7 +83,7 @@ class RobosuiteTask(MujocoTask):
         generator = np.random.default_rng(int(rng.integers(2**63)))
         self.raw.rng.bit_generator.state = generator.bit_generator.state
         self._reset_raw()
-        self._drop_poses()  # from before the start noise; or a rehearsal would change the first step
+        self._drop_poses()  # cached before the start noise; they would make a rehearsal change the next step
         self._refresh_poses()
         self._guide = EXPERT_OF[self.settings.env](self, None) if self.settings.Expert else None
         self._furthest = 0

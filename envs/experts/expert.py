@@ -20,7 +20,7 @@ _NUDGE = 0.005  # m
 _OVER = 0.035  # m above the grasp, where the fingertips are above the object
 _ASKEW = 0.3, np.pi / 4  # rad, range of the yaw error of a misaligned grasp
 _ASKEW_NEAR = 0.015  # m, horizontal error below which it starts
-_ASKEW_STEPS = 16  # after which it closes anywhere
+_ASKEW_STEPS = 16  # after which it closes regardless
 _SLIP = 1, 5  # steps, upper end excluded: the fingers lose the object after about five
 # m and rad of an action of 1, as in robosuite
 REACH = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])
@@ -277,7 +277,7 @@ class Expert(PredictingExpert):
             self._kick = push, 0.0 if holds else self.rough * float(rng.uniform(-c.kick_yaw, c.kick_yaw))
             if self.slips and holds and rng.random() < 0.5:
                 self._kick_left, self._slip_left = 0, int(rng.integers(*_SLIP))
-        if self._slip_left:  # a policy starts to release too early, and needs demos of continuing
+        if self._slip_left:  # a policy starts to release too early: demos must show how to continue
             self._slip_left -= 1
             self.push = "slip"
             return self._action(hand.position, hand.yaw, False)

@@ -113,7 +113,7 @@ class PickPlaceCan(Expert):
 
     def _yaw(self, position: np.ndarray) -> float:
         """Return home's yaw, which needs room in y, turned gradually near a wall, up to parallel to it, or half of that
-        in a corner. A can is round, so the yaw can be continuous: without a jump, no line where a policy errs."""
+        in a corner. A can is round, so the yaw can vary continuously, without a boundary where a policy errs."""
         room = np.array(self.env.bin_size[:2]) / 2 - np.abs(position - self.env.bin1_pos)[:2]  # to the walls
         near = np.clip((_ROOM - room) / _RAMP, 0.0, 1.0)  # (2,)
         return self.home + np.pi / 2 * float(near[1] * (1.0 - near[0] / 2))

@@ -1,7 +1,7 @@
 """Encoders whose weights are all trained with a policy: for acting, and for caching frames instead of features.
 
     encoder = build_encoder({"name": "timm:resnet18", "trained": True, "crop": 0.9, "img_size": 96, "scales": [1]})
-    encoder.encode_cameras([hand, left]).shape     # the middle 96 px of frames of 107 px -> (B, 2, 9, 512)
+    encoder.encode_cameras([hand, left]).shape     # the central 96 px of frames of 107 px -> (B, 2, 9, 512)
     Pixels(encoder).encode_cameras([hand, left])   # the frames themselves, uint8 (B, 2, 107 * 107, 3)
 
 `s2robot.encoders.tuning.FullEncoder` adds gradients and random crops. Source: Chi et al., 2023 (arXiv 2303.04137).

@@ -51,7 +51,7 @@ class FrameBank:
     def __init__(self, path: str | Path, *, every: int = 1, workers: int = 2) -> None:
         self.path, self.every = Path(path), every
         self.made: dict[str, Any] | None = None
-        self._reads: list[Callable[[int], np.ndarray]] = []  # for each source: its frame at an index
+        self._reads: list[Callable[[int], np.ndarray]] = []  # for each source: index -> frame
         self._counts: list[int] = []
         array = self.path if self.path.suffix == ".npy" else self.path / "frames.npy"
         if array.is_file():

@@ -99,7 +99,7 @@ class MAE(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def draw_mask(self, batch: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Draw cells to keep (B, K) and to hide (B, N - K), sorted; every tile of the largest scale keeps as many.
+        """Draw sorted cells to keep (B, K) and to hide (B, N - K), the same number in every tile of the largest scale.
 
         Drawn on the CPU, so that every device hides the same cells.
         """

@@ -69,7 +69,7 @@ def make_scenes(settings: ScenesSettings, out: Path) -> Path:
     require_simulator()
     path, seeds = out / "frames.npy", -(-settings.frames // _FRAMES_PER_SEED)
     if path.exists():
-        read_json(out / "meta.json")  # fails for frames of another origin, which have none
+        read_json(out / "meta.json")  # fails if missing: the frames are then of another origin
     claim(out / "meta.json", settings.model_dump(mode="json", exclude={"workers"}), _REMEDY)
     if path.exists():
         return path
@@ -182,7 +182,7 @@ def make_objects(settings: ObjectsSettings, out: Path) -> Path:
 
 
 def _draw_objects(settings: ObjectsSettings, out: Path, part: str, numbers: range) -> int:
-    """Render and save the missing images of these numbers; return the count of numbers."""
+    """Render and save the missing images of these numbers; return the number of images, new and old."""
     from s2robot.envs.object_scenes import CLASSES, ObjectScene
 
     for number in numbers:

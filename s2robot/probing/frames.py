@@ -86,7 +86,7 @@ class FrameSettings(Settings, at="probe", file="probe/readout"):
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
         disjoint = not set(self.seeds("train")) & set(self.seeds("test"))
-        yield "test_seed", disjoint, "none of the training episodes"
+        yield "test_seed", disjoint, "a range without training episodes"
 
     def seeds(self, part: str) -> range:
         """Return the seeds of the "train" or "test" episodes."""

@@ -62,7 +62,7 @@ class ScalingSettings(Settings, at="probe", file="probe/scaling"):
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
         fits = all(self.all_scales[0] in chosen for chosen in self.scales)
-        yield "scales", fits, "the smallest in each set"
+        yield "scales", fits, "the smallest scale in each set"
 
     @property
     def all_scales(self) -> tuple[float, ...]:

@@ -178,7 +178,7 @@ def truth_rows(images: Images, task: str, side: int) -> Rows:
 
 
 def count_labels(images: Images, truth: Rows, ignore: int | None) -> int:
-    """Return the number of labels in the masks: that of meta.json, but more than the largest label."""
+    """Return the number of labels in the masks: that of meta.json, but at least the largest label + 1."""
     about = read_json(images.root / "meta.json") if (images.root / "meta.json").is_file() else {}
     blocks = (truth[start : start + 256] for start in range(0, len(images), 256))
     largest = max(int(block[block != ignore].max(initial=0)) for block in blocks)

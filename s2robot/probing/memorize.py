@@ -1,6 +1,6 @@
 """Train classifiers end to end, to compare capacity and S2 in pre-training: Tables 3 and 4 of the S2 paper.
 
-    s2robot probe probe=memorize                              # every image is its own class: loss by their number
+    s2robot probe probe=memorize                              # every image is its own class: loss against their number
     s2robot probe probe=memorize probe.task=classes           # class folders: accuracy on held-out images
 
 Three vision transformers are trained on the same number of images: a base model, the base model with S2 in training,

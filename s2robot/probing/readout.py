@@ -1,4 +1,4 @@
-"""Measure the information in frozen features of a scripted pick: on the cube's pose, and on another encoder's features.
+"""Measure the information in frozen features of a scripted pick: about the cube's pose, and another encoder's features.
 
     s2robot probe                                  # whole frames -> pose
     s2robot probe probe=information                # Table 2 of the S2 paper: mvp-small from mvp-tiny, with and without S2

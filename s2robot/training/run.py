@@ -104,7 +104,7 @@ class Run:
     def run(self) -> None:
         """Run the remaining steps, with the folder locked against a second training.
 
-        A single process saves its state on Ctrl-C and SIGTERM before it exits; a lost one of several is a UserError.
+        A single process saves its state on Ctrl-C and SIGTERM before it exits. UserError if one of several is lost.
         """
         first, world = self.fabric.is_global_zero, self.fabric.world_size
         with locked(self.out) if first else nullcontext(), self._signals() if world == 1 else nullcontext():

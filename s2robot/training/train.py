@@ -315,7 +315,7 @@ class _Run(Run):
             self._save_checkpoint("checkpoint_best")
         if step == self.steps or "success" in row or step - self.saved >= self.settings.checkpoint_every:
             self.save()
-            if "success" in row:  # after the state, which may resume from an earlier checkpoint
+            if "success" in row:  # after the state, so that a checkpoint to resume from is never removed
                 self._keep_best()
 
     def save(self) -> None:

@@ -113,7 +113,7 @@ def test_a_grasp_is_seen_of_every_gripper(robot):
     ("changes", "words"),
     [
         ({"env": "Lft"}, "task.env: expected one of Door, Lift.*, got 'Lft'"),
-        ({"controller": "JOINT_VELOCITY"}, "robosuite refuses Lift"),  # fails deep inside robosuite 1.5.2
+        ({"controller": "JOINT_VELOCITY"}, "robosuite rejects Lift"),  # fails deep inside robosuite 1.5.2
         ({"cameras": ("wrist",)}, "task.cameras: expected one of frontview.*, got 'wrist'"),
         ({"proprio": ("eef",)}, "task.proprio: expected one of robot0_joint_pos.*, got 'eef'"),
         ({"kwargs": {"robots": "Sawyer"}}, "^task.kwargs.robots: expected task.robot, got Sawyer$"),

@@ -71,7 +71,7 @@ def test_demos_of_a_task_that_can_be_asked_are_relabelled(tmp_path, monkeypatch)
     ("old", "new", "words"),
     [
         ("import mujoco", "import notinstalled", "cannot be imported: No module named 'notinstalled'"),
-        ("def apply(", "def applied(", "task.class: expected apply, "),
+        ("def apply(", "def applied(", "task.class: expected a class with apply, "),
         ('self.camera_sizes["top"]', "(32, 32)", "'top': expected uint8 (64, 64, 3), got uint8 (32, 32, 3)"),
         ('{"top": self._r', '{"front": self._r', "'top': expected uint8 (64, 64, 3), got none"),
     ],

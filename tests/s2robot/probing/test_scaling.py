@@ -197,7 +197,7 @@ def test_images_that_cannot_be_used_are_one_line(tmp_path):
         (FrameSettings, {"train_seed": 100_000}, "probe.train_seed: "),
         (FrameSettings, {"test_seed": 499_999_980}, "probe.test_seed: "),
         (FrameSettings, {"test_seed": 300_090}, "probe.test_seed: .*training episodes"),
-        (ScalingSettings, {"scales": [[1.0], [2.0, 3.0]]}, "probe.scales: expected the smallest in each set"),
+        (ScalingSettings, {"scales": [[1.0], [2.0, 3.0]]}, "probe.scales: expected the smallest "),
         (MemorizeSettings, {"counts": [1]}, r"probe.counts\[0\]: "),
         (MemorizeSettings, {"base": {"img_size": 7}}, "img_size: "),
     ],
