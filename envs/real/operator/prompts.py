@@ -194,22 +194,22 @@ class Stop:
     """A stop requested by a key or a signal. A request is never withdrawn."""
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        self._requested = threading.Event()
         self.interrupted = False  # by a signal
         self.moving = False  # whether a stop must brake the arm before the program ends
         self.stop: Callable[[], None] = lambda: None  # called on request
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """Request a stop: the arm brakes. May be called from any thread."""
-        self._asked.set()
+        self._requested.set()
         self.stop()
 
-    def asked(self) -> bool:
-        return self._asked.is_set()
+    def requested(self) -> bool:
+        return self._requested.is_set()
 
     def check(self) -> None:
         """Raise a signal's KeyboardInterrupt again if it was lost: the vendor's SDK swallows exceptions raised in its calls."""
-        lost = self.interrupted and not self.asked()
+        lost = self.interrupted and not self.requested()
         if lost and threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
 
@@ -227,7 +227,7 @@ class Stop:
             self.interrupted = True
             if again or not self.moving:
                 raise KeyboardInterrupt
-            self.ask()
+            self.request()
 
         if threading.current_thread() is not threading.main_thread():
             yield
