@@ -49,7 +49,7 @@ class Placing:
         x, y = (100 * v for v in self.cube_xy)
         turn = np.degrees(self.cube_yaw) % 90  # a cube looks the same every quarter turn
         where = f"x {x:+.1f} cm (away from the robot), y {y:+.1f} cm (to the robot's left)"
-        return f"Place the cube at {where}, rotated {turn:.0f} degrees counterclockwise."
+        return f"Place the cube at {where}, rotated {turn:.0f} degrees counterclockwise seen from above."
 
 
 class Void(Exception):
