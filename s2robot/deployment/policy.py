@@ -62,9 +62,9 @@ def make_policy(source: PolicySettings, bench: Bench, stack: ExitStack) -> Polic
         policy.act = lambda seen: np.stack([act(seen), *planner.remaining])  # float32 (k, A)
     contract = {"joint_names": bench.joint_names, **policy.contract}
     for key, what in (("action", "actions"), ("proprio", "proprio")):
-        parts, expected = parts_of(contract, key), bench.parts(key)
-        if not same_parts(parts, expected):
-            raise UserError(f"policy: {what}: expected the arm's {words(expected)}, got {words(parts)}")
+        parts, own = parts_of(contract, key), bench.parts(key)
+        if not same_parts(parts, own):
+            raise UserError(f"policy: {what}: expected the arm's {words(own)}, got {words(parts)}")
     return policy
 
 
