@@ -46,7 +46,7 @@ class DeploySettings(Settings, file="deploy"):
 
 
 def deploy(cfg: DictConfig) -> int:
-    """Run `s2robot deploy`; return its exit code, 1 after a fault, else 0. Raises KeyboardInterrupt after Ctrl-C stopped the arm.
+    """Run `s2robot deploy`; return its exit code, 1 after a fault, else 0. Raises KeyboardInterrupt after Ctrl-C.
 
     Raises UserError or EnvError for a wrong setting or a failed pre-flight check, before anything moves.
     """

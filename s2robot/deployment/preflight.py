@@ -143,7 +143,7 @@ def check_pace(bridge: Bridge, limits: ArmLimits, rate_hz: float) -> list[Findin
     requested, allowed = bridge.loop.max_delta * rate_hz * speed, min(limits.dq_max)
     if requested > allowed:
         enough = np.floor(100 * speed * allowed / requested) / 100
-        text = f"actions may request {requested:.2f} rad/s, the limits allow {allowed:.2f}; bridge.speed={enough:g} is slow enough"
+        text = f"actions may request {requested:.2f} rad/s, the limits allow {allowed:.2f}; bridge.speed={enough:g} suffices"
         findings.append(Finding(WARNING, "pace", text))
     return findings
 

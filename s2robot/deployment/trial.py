@@ -53,7 +53,7 @@ def on_arm(
     cfg: DictConfig, settings: Any, stack: ExitStack, folders: Sequence[Path], operator: TrialOperator | None = None,
     **options: Any,
 ) -> list[BlindEvaluation]:  # fmt: skip
-    """Connect the arm, check both policies and return the attempts of a and b; ``stack`` closes all. Raises as `evaluate_on_arm`.
+    """Connect the arm, check both policies, return the attempts of a and b; ``stack`` closes all. Raises as `evaluate_on_arm`.
 
     Args:
         settings: `comparison.trial.TrialSettings`.

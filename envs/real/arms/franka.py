@@ -142,7 +142,7 @@ class FrankaDriver(arms.ArmDriver):
         return DriverStatus(self._robot is not None and age < 1.0, self._error, self._mode, age)
 
     def command(self, q: Array, gripper: float | None) -> CommandResult:
-        """Set the controller's target, joints (7,) rad, and an opening; see `ArmDriver`. Code GONE: the controller has ended."""
+        """Set the controller's target, joints (7,) rad, and an opening; see `ArmDriver`. GONE: the controller has ended."""
         begin = now()
         with self._lock:
             if (target := self._sendable(q, gripper)) is None:

@@ -208,7 +208,7 @@ class LeRobotArm(arms.ArmDriver):
         return CommandResult(arms.OK, sent, now())
 
     def stop(self, reason: str) -> bool:
-        """See `ArmDriver`; `STOPS` describes the effect. True once each servo acknowledges, or a robot without a bus is at rest."""
+        """See `ArmDriver`, and `STOPS` for the effect. True if each servo acknowledges, or a robot without a bus is at rest."""
         self._last_stop, self.stopped = object(), reason or "stopped"
         acquired = self._lock.acquire(timeout=LOCK_S)
         try:

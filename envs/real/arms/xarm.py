@@ -5,7 +5,7 @@ may take four minutes, so the driver enforces its own deadline. Requests on one 
 and the gripper have separate connections. Before a gripper call the SDK may reboot the tool and clear errors: that check is
 off. Readings come from `get_joint_states`, because reports may contain commanded joints.
 
-The native limits that `arm` sets are a second line of defence; `close` restores the old ones. Nothing here is an emergency stop.
+The native limits set by `arm` are a second line of defence; `close` restores the old ones. Nothing here is an emergency stop.
 """
 
 import socket
@@ -118,7 +118,7 @@ class XArmDriver(arms.ArmDriver):
     def arm(self) -> None:
         """Enable the motors, set the native limits and the mode, and get ready; the arm does not move.
 
-        Raises EnvError and leaves the arm stopped if an error is pending, the box rejects a call, or `stop` was called meanwhile.
+        Raises EnvError and leaves the arm stopped: an error is pending, the box rejects a call, or `stop` was called.
         """
         with self._arming():
             self._enable(self.settings.number)

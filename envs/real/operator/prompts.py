@@ -215,7 +215,7 @@ class Stop:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Handle Ctrl-C, SIGTERM, SIGHUP: the first brakes the arm; a second one, or one while the arm is at rest, ends at once."""
+        """Handle Ctrl-C, SIGTERM, SIGHUP: the first brakes the arm; a second one, or any while it is at rest, ends at once."""
         shown = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
         def handle(number: int, frame: object) -> None:
