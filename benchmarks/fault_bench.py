@@ -174,7 +174,7 @@ class Bench:
             if rushed := bridge.driver.rushed:
                 self.notes["mismatch"] = f"{rushed} commands sooner than a period after the last"
             if case.stopped and side("status")["ready"]:
-                self.notes["mismatch"] = f"the box is not stopped; {bridge.runtime.known}"
+                self.notes["mismatch"] = f"the box is not stopped; {bridge.runtime.stop_text}"
             self._latched(out, loop)
             if cause == "raised" and bridge.driver.stopped:
                 out.state = out.state if out.state == "FAULT" else "STOPPED"

@@ -105,7 +105,7 @@ class ArmRuntime(Subscriber):
         return self._arm.confirmed
 
     @property
-    def known(self) -> str:
+    def stop_text(self) -> str:
         """The state of the arm after a stop, as a sentence for the operator."""
         return "The arm is stopped." if self.confirmed else UNCONFIRMED
 
@@ -163,7 +163,7 @@ class ArmRuntime(Subscriber):
 
         def beat() -> None:
             main.notify("on_beat")
-            if self.stop.asked() or main.stop_requested:
+            if self.stop.requested() or main.stop_requested:
                 move.request_stop()
 
         beats, limits = Subscriber(), self.driver.limits

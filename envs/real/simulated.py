@@ -57,9 +57,9 @@ class SimulatedArm(arms.ArmDriver):
 
     def read(self) -> ArmState:
         expect(self.data is not None, "simulated arm", "connect first", "no connection")
-        self._advance(asked := self._clock.now())
+        self._advance(requested := self._clock.now())
         opening = self._opening if self._has_gripper else np.nan
-        return ArmState(self.data.qpos[self._q].copy(), opening, asked, self._mode, 0)
+        return ArmState(self.data.qpos[self._q].copy(), opening, requested, self._mode, 0)
 
     def command(self, q: Array, gripper: float | None) -> CommandResult:
         sent, target = self._clock.now(), self._sendable(q, gripper)
@@ -112,8 +112,8 @@ class SimulatedArm(arms.ArmDriver):
 
     def cameras(self) -> tuple[float, dict[str, dict]]:
         """Return the frames per second, and the field of view, degrees, of each requested camera."""
-        default, own = float(self.model.vis.global_.fovy), self.model.cam_fovy
-        return FPS, {name: {"fovy": default if i < 0 else float(own[i])} for name, i in self._views.items()}
+        default, fovys = float(self.model.vis.global_.fovy), self.model.cam_fovy
+        return FPS, {name: {"fovy": default if i < 0 else float(fovys[i])} for name, i in self._views.items()}
 
     def operator(self) -> Operator:
         return Unattended()

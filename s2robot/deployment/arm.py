@@ -155,8 +155,8 @@ def start_cameras(
         frame, camera = reader.latest(), bridge.cameras[name]
         assert frame is not None  # start has waited for it
         height, width = part_seen((frame.image.shape[0], frame.image.shape[1]), size_of(image_size, name))
-        own = (rate, geometry[name]["fovy"]) if name in emulated else (float(camera.fps), camera.fovy)
-        facts[name] = Camera(width, height, *own)
+        properties = (rate, geometry[name]["fovy"]) if name in emulated else (float(camera.fps), camera.fovy)
+        facts[name] = Camera(width, height, *properties)
     return readers, facts, failed
 
 

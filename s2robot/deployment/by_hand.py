@@ -47,7 +47,7 @@ def by_hand(
 ) -> list[_ByHand]:
     """Return the attempts of a and b, whose outcomes ``operator`` enters. Raises UserError for fewer positions than pairs.
 
-    settings: `comparison.trial.TrialSettings`. env: settings of the world from which to sample positions, if no file lists them.
+    settings: `comparison.trial.TrialSettings`. env: settings of the world that samples positions, if no file lists them.
     """
     seed, operator = settings.seed, operator or TrialOperator()
     if settings.places is None:

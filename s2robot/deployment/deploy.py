@@ -44,7 +44,7 @@ class DeploySettings(Positions, file="deploy"):
 
 
 def deploy(cfg: DictConfig) -> int:
-    """Run `s2robot deploy`; return its exit code, 1 after a fault, else 0. Raises KeyboardInterrupt after Ctrl-C stopped the arm.
+    """Run `s2robot deploy`; return its exit code, 1 after a fault, else 0. Raises KeyboardInterrupt after Ctrl-C.
 
     Raises UserError or EnvError for a wrong setting or a failed pre-flight check, before anything moves.
     """
@@ -79,7 +79,7 @@ def dry_run(rig: Rig, settings: DeploySettings, out: Path) -> bool:
     board.episode, board.max_steps, board.doing = 1, steps, WAITING
     session = rig.session([board, log], live=False)
     stop = session.stop
-    with stop.on_signals(), board.shown(), keys(lambda key: stop.ask() if key in " q" else None):
+    with stop.on_signals(), board.shown(), keys(lambda key: stop.request() if key in " q" else None):
         stop.moving = True  # Ctrl-C ends the loop cleanly
         result = session.runtime.run(steps)
         stop.moving = False
@@ -124,10 +124,10 @@ class LiveSession:
             stack.enter_context(self.session.started())
             for i in range(self.settings.episodes):
                 fault = self.episode(i)
-                if fault or stop.asked():
+                if fault or stop.requested():
                     break
         if fault:
-            advice = f"{self.session.runtime.known} Inspect the arm before doing anything else."
+            advice = f"{self.session.runtime.stop_text} Inspect the arm before doing anything else."
             print(f"FAULT: {fault}\n{advice}", flush=True)
         print(f"{self.board.successes} of {len(self.records)} episodes succeeded: {summary}", flush=True)
         if stop.interrupted:
@@ -143,7 +143,7 @@ class LiveSession:
         if session.operator.person:
             session.runtime.stand("the operator is at the table")  # the operator may reach in
         if not session.operator.wait_to_start(i, self.settings.episodes):
-            session.stop.ask()
+            session.stop.request()
             return ""
         outcome = self._act(seed)
         if outcome is None:  # stopped on the way to the start

@@ -81,7 +81,7 @@ class ArmEvaluation:
         self, rig: Rig, settings: ArmEvaluationSettings, world: CubePickConfig, out: Path, **options: Any
     ):
         self.rig, self.settings, self.out = rig, settings, out
-        contract, arm, own = rig.policy.contract, rig.arm, rig.source.checkpoint
+        contract, arm, checkpoint = rig.policy.contract, rig.arm, rig.source.checkpoint
         self.config = world.replace(rate_hz=contract["rate_hz"])
         if arm.bench.name in ROBOTS:
             self.config = world_seen_by(world, contract, rig.policy.image_size, "rate_hz")
@@ -93,7 +93,7 @@ class ArmEvaluation:
         self.changes = world_changes(contract.get("env_config", {}), self.config)
         self.world = EMULATED if arm.scene else ARM
         # the policy's; None if the policy is on another machine
-        self.spec = read_json(Path(own) / "policy.json")["spec"] if own else None
+        self.spec = read_json(Path(checkpoint) / "policy.json")["spec"] if checkpoint else None
         self.log = EpisodeLog(arm.limits, settings.videos)
         self.session = rig.session([self.log], **options)
         self.journal = Journal(out / "episodes.jsonl", self._identity(), settings.resume)
@@ -146,8 +146,8 @@ class ArmEvaluation:
         ended = operator.t_end or time.monotonic()
         operator.rest()
         session.check_stop()  # a stopped episode is neither a success nor a failure
-        self.timing["reset"] += session.begun - start
-        self.timing["acting"] += ended - session.begun
+        self.timing["reset"] += session.began - start
+        self.timing["acting"] += ended - session.began
         if outcome.result is not None:
             self.timing["policy"] += float(outcome.result.latencies.sum())
         operator.trouble = outcome.fault
@@ -159,7 +159,7 @@ class ArmEvaluation:
             "cube_yaw": round(float(placing.cube_yaw), 5), "success": success,
             "stage": "held" if success else operator.stage(), "steps": len(log.actions),
             # on an arm, only an operator's key gives the time of the end
-            "time_to_success_s": round(ended - session.begun, 3) if success and operator.t_end else None,
+            "time_to_success_s": round(ended - session.began, 3) if success and operator.t_end else None,
             "closest_m": None if operator.closest is None else round(operator.closest, 5), "video": None,
             "world": self.world, "speed": self.rig.arm.bridge.speed, "fault": outcome.fault, "holds": log.holds,
             "verdicts": dict(log.verdicts), **sampled(actor),
@@ -186,11 +186,11 @@ class ArmEvaluation:
 
     def _identity(self) -> dict[str, Any]:
         """Return everything that determines an episode, except its number."""
-        own, contract, arm = self.rig.source.checkpoint, self.rig.policy.contract, self.rig.arm
+        checkpoint, contract, arm = self.rig.source.checkpoint, self.rig.policy.contract, self.rig.arm
         remote = hashlib.sha256(json.dumps(contract, sort_keys=True).encode()).hexdigest()
         return {
             "world": self.world, "robot.ip": arm.bench.ip if self.world == ARM else None,
-            "policy": policy_sha256(Path(own)) if own else remote,
+            "policy": policy_sha256(Path(checkpoint)) if checkpoint else remote,
             "policy.spec": self.spec,  # a head's execute, ensemble and steps do not change the weights
             "encoder": contract["encoder"]["fingerprint"], "evaluate.seed": self.settings.seed,
             "env": self.config.model_dump(), "bridge": arm.bridge.described(),

@@ -128,7 +128,7 @@ class WatchingOperator:
             if self.acting:
                 self._take_key(key)
         elif key in " q":
-            self._stop.ask()
+            self._stop.request()
         elif key in ("ynv" if self.voids else "yn") and self.person and self.acting and not self._verdict:
             self._verdict, self.t_end = key, time.monotonic()
             self._end()

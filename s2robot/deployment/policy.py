@@ -73,26 +73,26 @@ def by_name(policy: Policy, bench: Bench, arm: Any) -> Policy:
 
     Values in another order are reordered. Raises UserError for other names, or actions that are not absolute targets.
     """
-    orders, own = dict[str, list[int]](), list(arm.names)
+    indices, order = dict[str, list[int]](), list(arm.names)
     for key in ("proprio", "action"):
         parts = parts_of(policy.contract, key)
         names = [name.removesuffix(".pos") for name in number_names(parts)]
-        if sorted(names) != sorted(own):
-            raise UserError(f"policy: {key}: expected the robot's {', '.join(own)}, got {', '.join(names)}")
+        if sorted(names) != sorted(order):
+            raise UserError(f"policy: {key}: expected the robot's {', '.join(order)}, got {', '.join(names)}")
         if wrong := [part for part in parts if part.kind != "absolute"]:
             raise UserError(f"policy: {key}: expected absolute values, got {words(wrong)}")
-        orders[key] = [names.index(name) for name in own]
+        indices[key] = [names.index(name) for name in order]
 
     def seen(observation: Mapping) -> Mapping:
-        proprio = np.empty(len(own), np.float32)
-        proprio[orders["proprio"]] = arm.to_robot(observation["proprio"])
+        proprio = np.empty(len(order), np.float32)
+        proprio[indices["proprio"]] = arm.to_robot(observation["proprio"])
         return {**observation, "proprio": proprio}
 
     def act(observation: Mapping) -> np.ndarray:
         action = np.asarray(policy.act(seen(observation)), np.float64)
-        return arm.to_arm(action[orders["action"]])
+        return arm.to_arm(action[indices["action"]])
 
-    about: dict[str, Any] = {f"{key}_parts": plain(bench.parts(key)) for key in orders}
+    about: dict[str, Any] = {f"{key}_parts": plain(bench.parts(key)) for key in indices}
     about |= {"joint_names": list(bench.joint_names), "action_frame": ACTION_FRAME}
     return replace(policy, act=act, contract={**policy.contract, **about}, absolute=True, seen=seen)
 

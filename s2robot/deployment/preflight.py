@@ -89,14 +89,14 @@ def check_contract(
     """
     # the simulator prefixes joint names with the robot's number
     joints = [str(name).removeprefix("robot0_") for name in contract["joint_names"]]
-    own, rate = contract["encoder"]["fingerprint"], float(contract["rate_hz"])
+    fingerprint, rate = contract["encoder"]["fingerprint"], float(contract["rate_hz"])
     geometry, findings = contract.get("camera_geometry") or {}, []
     for check, expected, actual in (
         ("robot", contract["robot"], arm.name),
         ("joints", ", ".join(joints), ", ".join(arm.joint_names)),
         ("rate", f"{rate:g} Hz", f"{rate_hz:g} Hz"),
         ("action frame", contract["action_frame"], ACTION_FRAME),
-        ("encoder", own, encoder or own),
+        ("encoder", fingerprint, encoder or fingerprint),
     ):
         text = actual if expected == actual else f"the policy expects '{expected}', got '{actual}'"
         findings.append(Finding(OK if expected == actual else STOP, check, text))
@@ -110,28 +110,28 @@ def check_contract(
 def _camera(
     camera: Camera, trained: Mapping[str, Any], expected: tuple[int, int], rate_hz: float
 ) -> list[tuple[str, str]]:
-    size, found = f"{camera.width} x {camera.height}", []
+    size, results = f"{camera.width} x {camera.height}", []
     if not camera.fps >= rate_hz:
-        found.append((STOP, f"expected at least {rate_hz:g} frames per second, as steps, got {camera.fps:g}"))
+        results.append((STOP, f"expected at least {rate_hz:g} frames per second, got {camera.fps:g}"))
     if "size" in trained:
         # if the demos' frames were cropped to squares, the policy expects squares
         height, width = expected if expected[0] == expected[1] else trained["size"]
         if not math.isclose(camera.width / camera.height, width / height, rel_tol=ASPECT_TOLERANCE):
             height, width = trained["size"]
             text = f"frames of {size} differ in aspect ratio from the demos' {width} x {height}; crop them"
-            found.append((STOP, text))
+            results.append((STOP, text))
     else:
-        found.append((WARNING, "its frame size in the demos is unknown; compare the images"))
+        results.append((WARNING, "its frame size in the demos is unknown; compare the images"))
     if camera.height < expected[0] or camera.width < expected[1]:
         text = f"frames of {size} are smaller than the encoder's {expected[1]} x {expected[0]} pixels and will be enlarged"
-        found.append((WARNING, text))
+        results.append((WARNING, text))
     if camera.fovy is None or "fovy" not in trained:
         whose = "the camera's" if camera.fovy is None else "the demos'"
-        found.append((WARNING, f"{whose} field of view is unknown; compare the images"))
+        results.append((WARNING, f"{whose} field of view is unknown; compare the images"))
     elif not math.isclose(camera.fovy, trained["fovy"], rel_tol=FOVY_TOLERANCE):
         degrees = f"{trained['fovy']:g} degrees as in the demos, got {camera.fovy:g}"
-        found.append((STOP, f"expected a vertical field of view of {degrees}"))
-    return found or [(OK, f"{size} at {camera.fps:g} Hz")]
+        results.append((STOP, f"expected a vertical field of view of {degrees}"))
+    return results or [(OK, f"{size} at {camera.fps:g} Hz")]
 
 
 def check_pace(bridge: Bridge, limits: ArmLimits, rate_hz: float) -> list[Finding]:
@@ -143,24 +143,24 @@ def check_pace(bridge: Bridge, limits: ArmLimits, rate_hz: float) -> list[Findin
     requested, allowed = bridge.loop.max_delta * rate_hz * speed, min(limits.dq_max)
     if requested > allowed:
         enough = np.floor(100 * speed * allowed / requested) / 100
-        text = f"actions may request {requested:.2f} rad/s, the limits allow {allowed:.2f}; bridge.speed={enough:g} is slow enough"
+        text = f"actions may request {requested:.2f} rad/s, the limits allow {allowed:.2f}; bridge.speed={enough:g} suffices"
         findings.append(Finding(WARNING, "pace", text))
     return findings
 
 
 def _check_arm(limits: ArmLimits, points: ArmPoints, state: ArmState) -> list[Finding]:
     text = f"reports error {state.error}; inspect the arm, then clear it with the manufacturer's software"
-    found = [(STOP, text)] if state.error else []
+    results = [(STOP, text)] if state.error else []
     try:
         SafetyFilter(limits, points).reset(state.q)
         where = "joint limits and workspace, and above the table" if points.names else "joint limits"
-        found.append((OK, f"within {where}"))
+        results.append((OK, f"within {where}"))
     except EnvError as error:
-        found.append((STOP, str(error)))
+        results.append((STOP, str(error)))
     if not points.names:
         text = "no Cartesian limits: without a model of this arm, box, table and point speeds are NOT checked"
-        found.append((WARNING, text))
-    return [Finding(level, "arm", text) for level, text in found]
+        results.append((WARNING, text))
+    return [Finding(level, "arm", text) for level, text in results]
 
 
 def check_observation(observation: Mapping[str, Any], limits: ArmLimits) -> list[Finding]:

@@ -55,9 +55,9 @@ class ArmRecording:
     def __init__(self, cfg: DictConfig, operator: Operator | None = None, read_keys: Keys = keys):
         self.settings = _read_settings(cfg)
         self.bench, self.by_hand = read_bench(cfg), self.settings.device == "hand"
-        own = self.bench.model == BUILT_IN and not self.bench.bridge.simulated
+        supported = self.bench.model == BUILT_IN and not self.bench.bridge.simulated
         # `ToolIK` and manual mode work only with the xArm7
-        expect(own, "robot", "xarm7 or its emulator for recording", self.bench.name)
+        expect(supported, "robot", "xarm7 or its emulator for recording", self.bench.name)
         self.corrects = self.settings.kind == "dagger"
         self.controls = teleop.Controls(shared=self.corrects)
         self.demos = self._open_demos(cfg) if self.corrects else None

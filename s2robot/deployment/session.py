@@ -55,7 +55,7 @@ class ArmSession(Subscriber):
         read_keys, take_key: see `WatchingOperator`.
         over: called repeatedly; ends the control loop when it returns True.
 
-    Attributes: `begun`, s, monotonic, when the loop began to act; 0 before.
+    Attributes: `began`, s, monotonic, when the loop began to act; 0 before.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ArmSession(Subscriber):
         read_keys: Keys = keys, take_key: Callable[[str], None] | None = None,
         over: Callable[[], bool] | None = None,
     ):  # fmt: skip
-        self.arm, self.stop, self.begun, self._reset_policy = arm, Stop(), 0.0, reset_policy
+        self.arm, self.stop, self.began, self._reset_policy = arm, Stop(), 0.0, reset_policy
         bridge = arm.bridge
         if disagreement is None and (limit := bridge.watchdog.disagreement) is not None:
             raise UserError(f"bridge.watchdog.disagreement: expected null when a person acts, got {limit}")
@@ -92,7 +92,7 @@ class ArmSession(Subscriber):
                 self.operator.rest()
 
     def begin(self) -> None:
-        self.begun = 0.0
+        self.began = 0.0
         self.operator.begin()
 
     def go_to(self, goal: np.ndarray) -> bool:
@@ -117,14 +117,14 @@ class ArmSession(Subscriber):
 
         Raises EnvError before any motion if the arm cannot be armed, or something is not ready.
         """
-        self.begun = 0.0
+        self.began = 0.0
         self.operator.watch()
         try:
             self.runtime.arm()
             with nullcontext() if self._over is None else self.runtime.ends_when(self._over):
                 result = self.runtime.run(max_steps)
         except EnvError as error:
-            if not self.begun:
+            if not self.began:
                 raise
             return Outcome("fault", str(error))
         finally:
@@ -134,14 +134,14 @@ class ArmSession(Subscriber):
 
     def on_begin(self) -> None:
         self._reset_policy()
-        self.begun = time.monotonic()
+        self.began = time.monotonic()
         self.operator.acting = True
-        if self.stop.asked():  # arming has reset the loop's own request
+        if self.stop.requested():  # arming has reset the loop's own request
             self.runtime.loop.request_stop()
 
     def check_stop(self) -> None:
         """Raise KeyboardInterrupt if the operator has requested a stop."""
-        if self.stop.asked():
+        if self.stop.requested():
             raise KeyboardInterrupt
 
 
@@ -179,6 +179,6 @@ class Rig:
 
     def session(self, subscribers: Sequence[Subscriber], live: bool = True, **settings: Any) -> ArmSession:
         """Return a session in which the policy acts; `settings` are arguments of `ArmSession`."""
-        actor, own = self.policy.actor, dict[str, Any](act=self.policy.act, loop=self.loop_config(live))
-        own |= {"disagreement": lambda: actor.disagreement, **settings}
-        return ArmSession(self.arm, subscribers=subscribers, reset_policy=self.policy.reset, **own)
+        actor, options = self.policy.actor, dict[str, Any](act=self.policy.act, loop=self.loop_config(live))
+        options |= {"disagreement": lambda: actor.disagreement, **settings}
+        return ArmSession(self.arm, subscribers=subscribers, reset_policy=self.policy.reset, **options)

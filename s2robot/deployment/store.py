@@ -21,13 +21,13 @@ CAUSES = ("steps", "ended", "stopped", "fault")  # how an episode ended; stored 
 
 def open_store(
     path: Path, arm: ArmDescription, rate_hz: float, cameras: Mapping[str, Camera], image_size: ImageSize,
-    same: Mapping[str, Any], **own: Any,
+    same: Mapping[str, Any], **attributes: Any,
 ) -> EpisodeStore:  # fmt: skip
     """Return the store at `path`, created if it does not exist. Raises DatasetError or UserError if it does not match.
 
     Args:
         arm, rate_hz, cameras, image_size (pixels), same: attributes of a new store, which an existing one must match.
-        own: further attributes of a new store, including `seed`.
+        attributes: further attributes of a new store, including `seed`.
     """
     names, same = list(cameras), {"kind": "images", **same}
     sizes = {name: size_of(image_size, name) for name in names}
@@ -41,7 +41,7 @@ def open_store(
                 name: {"size": list(sizes[name])} | ({"fovy": camera.fovy} if camera and camera.fovy else {})
                 for name, camera in cameras.items()
             },
-            "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, **same, **own,
+            "action_frame": ACTION_FRAME, "env_version": ENV_VERSION, "env_config": {}, **same, **attributes,
         })  # fmt: skip
     store = EpisodeStore.open(path, "a")
     try:

@@ -30,7 +30,7 @@ class BlindEvaluation(ArmEvaluation):
         runtime, other = self.session.runtime, self.other.session.runtime
         if other.fault:  # the operator must clear it before the arm moves for either policy
             runtime.loop.watchdog.fault(time.monotonic(), "; ".join(other.fault))
-        self.session.begun = 0.0
+        self.session.began = 0.0
         try:
             with self.session.started():
                 runtime.stand("the operator is at the table")
@@ -39,7 +39,7 @@ class BlindEvaluation(ArmEvaluation):
             print("void: the attempt will be repeated", flush=True)
             return False
         finally:
-            if self.session.begun:  # the operator has agreed
+            if self.session.began:  # the operator has agreed
                 other.clear()
             self.other.session.operator.trouble = self.session.operator.trouble
         return True
@@ -53,16 +53,16 @@ def on_arm(
     cfg: DictConfig, settings: Any, stack: ExitStack, folders: Sequence[Path], operator: TrialOperator | None = None,
     **options: Any,
 ) -> list[BlindEvaluation]:  # fmt: skip
-    """Connect the arm, check both policies and return the attempts of a and b; ``stack`` closes all. Raises as `evaluate_on_arm`.
+    """Connect the arm, check both policies, return the attempts of a and b; ``stack`` closes all. Raises as `evaluate_on_arm`.
 
     Args:
         settings: `comparison.trial.TrialSettings`.
         operator: answers instead of a person at a terminal. options: `read_keys` of `ArmSession`.
     """
-    bridge, world, own = read_bridge(cfg), world_on_arm(cfg), ("seed", "videos", "video_size")
+    bridge, world, keys = read_bridge(cfg), world_on_arm(cfg), ("seed", "videos", "video_size")
     if not settings.live:
         raise UserError("live: expected true (`--live`), since a trial moves the arm, got false")
-    shared = {key: getattr(settings, key) for key in own}
+    shared = {key: getattr(settings, key) for key in keys}
     evaluation = ArmEvaluationSettings(episodes=settings.pairs, resume=True, **shared)
     for stage in world.stages if settings.stages else ():
         one_of("stages", stage, settings.stages)

@@ -104,13 +104,13 @@ class RemotePolicy:
         self._sender = threading.Thread(target=self._send, daemon=True)
         self._sender.start()
         try:
-            known = self._metadata(until)
+            metadata = self._metadata(until)
         except BaseException:
             self.close()
             raise
-        self.contract: dict[str, Any] = known.contract
-        self.cameras, self.image_size = tuple(known.sizes), as_image_size(known.sizes)
-        self._most, self._action_dim = known.actions, known.action_dim
+        self.contract: dict[str, Any] = metadata.contract
+        self.cameras, self.image_size = tuple(metadata.sizes), as_image_size(metadata.sizes)
+        self._max_actions, self._action_dim = metadata.actions, metadata.action_dim
 
     def __enter__(self) -> "RemotePolicy":
         return self
@@ -163,17 +163,17 @@ class RemotePolicy:
             raise UserError(f"observation: {error}") from error
         answer = self._exchange(data, until)
         actions: Any = answer.get("actions")
-        most, width = self._most, self._action_dim
+        limit, width = self._max_actions, self._action_dim
         array = isinstance(actions, np.ndarray) and actions.dtype == np.float32 and actions.ndim == 2
-        right = array and 1 <= len(actions) <= most and actions.shape[1] == width
-        if not right or not np.isfinite(actions).all():
-            found = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else "none"
-            found = "NaN or infinity" if right else found
-            expected = f"finite actions, float32 of 1 to {most} by {width}"
-            raise PolicyMalformed(f"{self._url}: expected {expected}, got {found}")
+        valid = array and 1 <= len(actions) <= limit and actions.shape[1] == width
+        if not valid or not np.isfinite(actions).all():
+            actual = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else "none"
+            actual = "NaN or infinity" if valid else actual
+            expected = f"finite actions, float32 of 1 to {limit} by {width}"
+            raise PolicyMalformed(f"{self._url}: expected {expected}, got {actual}")
         timing = answer.get("server_timing")
-        took = timing.get("infer_ms") if isinstance(timing, dict) else None
-        self.server_s = took / 1000 if isinstance(took, float) else math.nan
+        infer_ms = timing.get("infer_ms") if isinstance(timing, dict) else None
+        self.server_s = infer_ms / 1000 if isinstance(infer_ms, float) else math.nan
         self._used = self._request
         return actions
 
@@ -189,12 +189,12 @@ class RemotePolicy:
             self._requests.put(data, timeout=max(0.0, until - time.monotonic()))
         except queue.Full:
             raise PolicyLate(f"{self._url}: earlier requests could not be sent by the deadline") from None
-        found: Any = 0
-        while found != self._request:
+        number: Any = 0
+        while number != self._request:
             answer = self._receive(until, "no answer")
-            ours = answer.get("s2robot")
-            found = ours.get("id") if isinstance(ours, dict) else None
-            if type(found) is not int or not 0 < found <= self._request:
+            extra = answer.get("s2robot")
+            number = extra.get("id") if isinstance(extra, dict) else None
+            if type(number) is not int or not 0 < number <= self._request:
                 expected = f"an answer to request {self._request}"
                 raise PolicyMalformed(f"{self._url}: expected {expected}, got another answer")
         if "error" in answer:
@@ -218,9 +218,9 @@ class RemotePolicy:
 
     def _metadata(self, until: float) -> _Metadata:
         message = self._receive(until, "no metadata")
-        ours = message.get("s2robot")
-        if not isinstance(ours, dict) or ours.get("protocol") != PROTOCOL:
-            raise PolicyRefused(f"{self._url}: expected protocol {PROTOCOL} of s2robot, got {str(ours)[:80]}")
+        extra = message.get("s2robot")
+        if not isinstance(extra, dict) or extra.get("protocol") != PROTOCOL:
+            raise PolicyRefused(f"{self._url}: expected protocol {PROTOCOL} of s2robot, got {extra!s:.80}")
         try:
             return read(_Metadata, message, "metadata")
         except UserError as error:
@@ -261,28 +261,28 @@ def _connected(url: str, token: str, until: float, ca_file: Any) -> Any:
 def _failure(url: str, error: Exception) -> RemoteError:
     """Return the error for a failed connection, with its reason."""
     kind: type[RemoteError] = PolicyLost
-    words: object = ""
+    reason: object = ""
     if type(error) is ValueError and isinstance(error.__cause__, InvalidStatus):
         error = error.__cause__  # a redirect
     if isinstance(error, InvalidStatus):
         body = bytes(error.response.body or b"").decode("utf-8", "replace")
-        kind, words = PolicyRefused, f"HTTP {error.response.status_code}: {body}"
+        kind, reason = PolicyRefused, f"HTTP {error.response.status_code}: {body}"
     elif isinstance(error, ConnectionClosed):
         if error.sent and not error.rcvd_then_sent:  # websockets rejected the received bytes
-            kind, words = PolicyMalformed, f"not a message of a policy server: {error.sent.reason}"
+            kind, reason = PolicyMalformed, f"not a message of a policy server: {error.sent.reason}"
         elif error.rcvd:
             kind = PolicyRefused if error.rcvd.code == _TRY_LATER else PolicyLost
-            words = error.rcvd.reason
+            reason = error.rcvd.reason
     elif isinstance(error, OSError):
-        words = getattr(error, "verify_message", "") or error.strerror or error
+        reason = getattr(error, "verify_message", "") or error.strerror or error
     elif not isinstance(error.__cause__, EOFError | ConnectionError):
-        kind, words = PolicyMalformed, f"not the websocket of a policy server: {error}"
-    return kind(f"{url}: {_text(words) or 'the server ended the connection'}")
+        kind, reason = PolicyMalformed, f"not the websocket of a policy server: {error}"
+    return kind(f"{url}: {_text(reason) or 'the server ended the connection'}")
 
 
-def _text(words: object) -> str:
+def _text(text: object) -> str:
     """Return a server's text as one line of at most 400 printable characters."""
-    return "".join(c if c.isprintable() else " " for c in str(words)[:400]).strip()
+    return "".join(c if c.isprintable() else " " for c in str(text)[:400]).strip()
 
 
 def _until(name: str, seconds: float) -> float:

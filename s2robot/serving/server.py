@@ -182,8 +182,8 @@ class PolicyServer:
         with ExitStack() as stack:
             try:
                 flags = socket.AI_PASSIVE
-                found = socket.getaddrinfo(s.host or None, s.port, type=socket.SOCK_STREAM, flags=flags)
-                for family, _, _, _, address in dict.fromkeys(found):
+                addresses = socket.getaddrinfo(s.host or None, s.port, type=socket.SOCK_STREAM, flags=flags)
+                for family, _, _, _, address in dict.fromkeys(addresses):
                     self._gates.append(stack.enter_context(Gate(family, tls)))
                     self._gates[-1].bind(address)
                     self._gates[-1].listen(128)
@@ -235,15 +235,15 @@ class PolicyServer:
         return None
 
     def _serve_client(self, ws: ServerConnection) -> None:
-        who = "{} port {}".format(*ws.remote_address)
+        name = "{} port {}".format(*ws.remote_address)
         with self._lock:
-            before, self.client = self.client, self.client or (ws, who, time.monotonic())
+            before, self.client = self.client, self.client or (ws, name, time.monotonic())
         if before:
             text = f"busy: {before[1]} has been connected for {time.monotonic() - before[2]:.0f} s"
             return ws.close(_TRY_LATER, text)
         calls, skipped = self.session.calls, self.skipped
         code, reason = _GOING, "disconnected"
-        print(f"{who}: connected", flush=True)
+        print(f"{name}: connected", flush=True)
         try:
             self.session.begin()
             code, reason = self._converse(ws)
@@ -254,7 +254,7 @@ class PolicyServer:
             self._plan_until = self._send_until = math.inf
             self.client = None
             counts = f"{self.session.calls - calls} plans, {self.skipped - skipped} requests skipped"
-            print(f"{who}: {reason}; {counts}", flush=True)
+            print(f"{name}: {reason}; {counts}", flush=True)
             ws.close(code, reason)
 
     def _converse(self, ws: ServerConnection) -> tuple[int, str]:

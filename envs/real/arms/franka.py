@@ -51,7 +51,7 @@ class FrankaDriver(arms.ArmDriver):
         self._tracker: Any = None
         self._heard, self._mode, self._error = -np.inf, -1, 0
         self._lock = threading.Lock()  # held by a stop or a command, which may come from different threads
-        self._wanted: float | None = None  # opening
+        self._target_opening: float | None = None  # opening
         self._opening, self._hand_heard = np.nan, -np.inf
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -124,7 +124,7 @@ class FrankaDriver(arms.ArmDriver):
 
     def read(self) -> ArmState:
         """See `ArmDriver`; the hand's opening is up to 0.2 s old. Raises EnvError also if the hand is silent for 2 s."""
-        asked = now()
+        requested = now()
         try:
             state = self._robot.state
             q = np.array(state.q, float)
@@ -132,17 +132,17 @@ class FrankaDriver(arms.ArmDriver):
         except Exception as failure:
             why = f"expected connect first, and an arm that answers, got no state ({failure})"
             raise EnvError(f"franka {self.ip}: {why}") from None
-        silent = 0.0 if self._hand is None else asked - self._hand_heard
+        silent = 0.0 if self._hand is None else requested - self._hand_heard
         q = arms.measured(f"franka {self.ip}", q, silent, GRIPPER_LOST)
-        self._heard, self._mode, self._error = asked, mode, error
-        return ArmState(q, self._opening, asked, mode, error)
+        self._heard, self._mode, self._error = requested, mode, error
+        return ArmState(q, self._opening, requested, mode, error)
 
     def status(self) -> DriverStatus:
         age = now() - self._heard
         return DriverStatus(self._robot is not None and age < 1.0, self._error, self._mode, age)
 
     def command(self, q: Array, gripper: float | None) -> CommandResult:
-        """Set the controller's target, joints (7,) rad, and an opening; see `ArmDriver`. Code GONE: the controller has ended."""
+        """Set the controller's target, joints (7,) rad, and an opening; see `ArmDriver`. GONE: the controller has ended."""
         begin = now()
         with self._lock:
             if (target := self._sendable(q, gripper)) is None:
@@ -152,14 +152,14 @@ class FrankaDriver(arms.ArmDriver):
             self._tracker.set_target(target)
             self._last = target
             if gripper is not None:
-                self._wanted = float(gripper)
+                self._target_opening = float(gripper)
         return CommandResult(arms.OK, begin, now())
 
     def stop(self, reason: str) -> bool:
         """Brake and end the controller without waiting for rest; see `ArmDriver`. True also if no controller was running."""
         self._last_stop = object()
         with self._lock:
-            self.stopped, self._wanted = reason or "stopped", None
+            self.stopped, self._target_opening = reason or "stopped", None
             robot, tracker = self._robot, self._tracker
             if robot is None or tracker is None:
                 return robot is not None
@@ -183,18 +183,18 @@ class FrankaDriver(arms.ArmDriver):
         sent: float | None = None
         under_way: Any = None
         while not self._closing.wait(GRIPPER_PERIOD):
-            if self._wanted is None:  # stopped: afterwards even the same opening is a new command
+            if self._target_opening is None:  # stopped: afterwards even the same opening is a new command
                 sent = None
             with suppress(Exception):  # a failed motion prevents neither the next one nor the reading
                 # wait for a motion to end: franky-sim never answers one that was interrupted
                 free = under_way is None or under_way.wait(0.0)
-                if free and (wanted := self._wanted) is not None and wanted != sent:
-                    if wanted < 0.5:
+                if free and (target := self._target_opening) is not None and target != sent:
+                    if target < 0.5:
                         # every width counts as a grasp: the policy sees what it holds
                         under_way = self._hand.grasp_async(0.0, HAND_SPEED, GRASP_FORCE, 1.0, 1.0)
                     else:
-                        under_way = self._hand.move_async(wanted * self._hand.max_width, HAND_SPEED)
-                    sent = wanted
+                        under_way = self._hand.move_async(target * self._hand.max_width, HAND_SPEED)
+                    sent = target
             with suppress(Exception):
                 self._update_hand(self._hand.state)
         if under_way is not None:

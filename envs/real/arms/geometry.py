@@ -28,7 +28,7 @@ _ITERATIONS = 8
 
 
 def _links() -> tuple[Array, Array, Array]:
-    """Return the terms of each link's pose in the previous link: fixed + cos q · turning + sin q · crossing.  # 3 x (7, 4, 4)"""
+    """Return each link's pose in the previous one as fixed + cos q · turning + sin q · crossing.  # 3 x (7, 4, 4)"""
     fixed, turning, crossing = np.zeros((3, 7, 4, 4))
     ca, sa = np.round(np.cos(_ALPHA)), np.round(np.sin(_ALPHA))  # all twists are quarter turns
     turning[:, 0, 0], turning[:, 1, 1], turning[:, 2, 1] = 1, ca, sa

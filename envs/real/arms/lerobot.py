@@ -37,8 +37,8 @@ AGREE = 200  # greatest difference, in steps, between two consecutive readings
 REST, SETTLE_S = 0.02, 0.05  # a stopped robot without a bus may move by this many rad within this many s
 TRIES = 3  # for calls that send dozens of packets and do not retry
 STOPS = {
-    "hold": "the joints hold where they are, the gripper keeps its goal; the torque stays on, also after this command ends",
-    "torque_off": "the torque goes off, also after each episode: THE ARM FALLS unless something supports it",
+    "hold": "the joints hold their position, the gripper keeps its goal; the torque stays on, even after this command ends",
+    "torque_off": "the torque is switched off, also after each episode: THE ARM FALLS unless something supports it",
 }
 in_one_line = partial(reported, kind=EnvError)  # LeRobot's error messages have several lines
 
@@ -208,7 +208,7 @@ class LeRobotArm(arms.ArmDriver):
         return CommandResult(arms.OK, sent, now())
 
     def stop(self, reason: str) -> bool:
-        """See `ArmDriver`; `STOPS` describes the effect. True once each servo acknowledges, or a robot without a bus is at rest."""
+        """See `ArmDriver`, and `STOPS` for the effect. True if each servo acknowledges, or a robot without a bus is at rest."""
         self._last_stop, self.stopped = object(), reason or "stopped"
         acquired = self._lock.acquire(timeout=LOCK_S)
         try:

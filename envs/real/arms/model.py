@@ -30,8 +30,8 @@ def compiled(robot: ArmDescription, prepare: Callable[[Any], None]) -> tuple[muj
     or if its joints differ from the description in number, name or range.
     """
     package, _, inside = str(robot.model).rpartition(":")
-    found = find_spec(package) if package.isidentifier() else None
-    file = Path(found.origin).parent / inside if found and found.origin else robot.model
+    module = find_spec(package) if package.isidentifier() else None
+    file = Path(module.origin).parent / inside if module and module.origin else robot.model
     try:
         spec = mujoco.MjSpec.from_file(str(file))
         spec.compiler.fusestatic = False  # points may be fixed to a URDF's links without joints
@@ -44,18 +44,18 @@ def compiled(robot: ArmDescription, prepare: Callable[[Any], None]) -> tuple[muj
 
 def _joints(robot: ArmDescription, model: mujoco.MjModel) -> Array:
     moving = (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)
-    found = {model.joint(i).name: i for i in range(model.njnt) if int(model.jnt_type[i]) in moving}
-    names = robot.joints or tuple(found)
+    ids = {model.joint(i).name: i for i in range(model.njnt) if int(model.jnt_type[i]) in moving}
+    names = robot.joints or tuple(ids)
     if len(names) != (n := len(robot.q_min)):
         raise ValueError(f"expected {n} joints as in robot.q_min, got {len(names)}: {', '.join(names)}")
     for i, name in enumerate(names):
-        if name not in found:
-            raise ValueError(f"expected a joint '{name}' as in robot.joints, got {', '.join(found)}")
-        (low, high), q_min, q_max = model.jnt_range[found[name]], robot.q_min[i], robot.q_max[i]
-        if model.jnt_limited[found[name]] and (q_min < low - RANGE_SLACK or q_max > high + RANGE_SLACK):
+        if name not in ids:
+            raise ValueError(f"expected a joint '{name}' as in robot.joints, got {', '.join(ids)}")
+        (low, high), q_min, q_max = model.jnt_range[ids[name]], robot.q_min[i], robot.q_max[i]
+        if model.jnt_limited[ids[name]] and (q_min < low - RANGE_SLACK or q_max > high + RANGE_SLACK):
             expected = f"robot.q_min and q_max within {low:.4g} to {high:.4g}"
             raise ValueError(f"expected {expected} for joint {i + 1}, got {q_min:g} to {q_max:g}")
-    return np.array([found[name] for name in names])
+    return np.array([ids[name] for name in names])
 
 
 class ModelPoints(ArmPoints):

@@ -5,7 +5,7 @@ may take four minutes, so the driver enforces its own deadline. Requests on one 
 and the gripper have separate connections. Before a gripper call the SDK may reboot the tool and clear errors: that check is
 off. Readings come from `get_joint_states`, because reports may contain commanded joints.
 
-The native limits that `arm` sets are a second line of defence; `close` restores the old ones. Nothing here is an emergency stop.
+The native limits set by `arm` are a second line of defence; `close` restores the old ones. Nothing here is an emergency stop.
 """
 
 import socket
@@ -118,7 +118,7 @@ class XArmDriver(arms.ArmDriver):
     def arm(self) -> None:
         """Enable the motors, set the native limits and the mode, and get ready; the arm does not move.
 
-        Raises EnvError and leaves the arm stopped if an error is pending, the box rejects a call, or `stop` was called meanwhile.
+        Raises EnvError and leaves the arm stopped: an error is pending, the box rejects a call, or `stop` was called.
         """
         with self._arming():
             self._enable(self.settings.number)
@@ -164,8 +164,8 @@ class XArmDriver(arms.ArmDriver):
         end = time.monotonic() + 2.0  # reports, five per second, contain the mode
         while state < STOPPED and sdk.mode != mode and time.monotonic() < end:
             time.sleep(0.01)
-        ready, found = state < STOPPED and sdk.mode == mode, f"mode {sdk.mode} and state {state}"
-        expect(ready, f"xarm {self.ip}", f"mode {mode} and a state below {STOPPED} after arming", found)
+        ready, actual = state < STOPPED and sdk.mode == mode, f"mode {sdk.mode} and state {state}"
+        expect(ready, f"xarm {self.ip}", f"mode {mode} and a state below {STOPPED} after arming", actual)
 
     def _check(self, name: str, code: int) -> None:
         expect(code in (0, 2), f"xarm {self.ip}: {name}", "code 0", code)  # 2: done, and a warning is pending
@@ -176,18 +176,18 @@ class XArmDriver(arms.ArmDriver):
 
     def read(self) -> ArmState:
         """See `ArmDriver`; the gripper's opening is up to 0.2 s old. Raises EnvError also if the gripper is silent for 2 s."""
-        sdk, asked = self._connected(), now()
+        sdk, requested = self._connected(), now()
         code, states = sdk.get_joint_states(num=3)
         self._check("get_joint_states", code)
         gripper = self._gripper
-        opening, silent = (np.nan, 0.0) if gripper is None else (gripper.opening, asked - gripper.heard)
+        opening, silent = (np.nan, 0.0) if gripper is None else (gripper.opening, requested - gripper.heard)
         q = np.array(states[0][: self.limits.joints], float)  # the box sends seven numbers for any arm
         q = arms.measured(f"xarm {self.ip}", q, silent, GRIPPER_LOST)
         error = int(sdk.error_code)
         if sdk._arm.arm_cmd.has_err_warn:  # flagged in an answer; the report may come 0.2 s later
             code, (newest, _) = sdk.get_err_warn_code()
             error = int(newest) if code == 0 else error
-        return ArmState(q, opening, asked, sdk.mode, error)
+        return ArmState(q, opening, requested, sdk.mode, error)
 
     def status(self) -> DriverStatus:
         if (sdk := self._sdk) is None:

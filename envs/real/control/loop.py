@@ -71,8 +71,8 @@ class ControlLoop:
     Args:
         driver: connected and, for `live`, armed.
         cameras: name -> started reader, in the policy's order.
-        act: observation -> action: deltas (N,) from the last commanded joints, rad (joints with `config.absolute`), and one value
-            for the gripper, if any: a binary gripper closes at 0.5 and above, a continuous one moves to an opening, 0 closed to 1 open.
+        act: observation -> action: deltas (N,) from the last commanded joints, rad (joints with `config.absolute`), and for a
+            gripper one value: a binary one closes at 0.5 and above, a continuous one moves to an opening, 0 closed to 1 open.
             Or actions (k, A): the next one and those planned after it, which `check_chunks` validates.
         disagreement: between the policy's members about its last action, rad.
     """

@@ -174,9 +174,7 @@ class SafetyFilter:
         return Safe(self.q_last, opening, Verdict.PASS, ())
 
     def problem_between(self, begin: Array, end: Array, seconds: float) -> str | None:
-        """Return which limit a straight line in joint space (N,), rad, of this duration breaks, apart from its ends; None: none.
-
-        Changes no state."""
+        """Return which limit a straight line in joint space (N,), rad, breaks at this duration, or None; corners are not checked."""
         fast = np.abs(end - begin) > self._dq * seconds
         if reasons := _named("range", np.clip(end, self._low, self._high) != end) + _named("speed", fast):
             return reasons[0]

@@ -152,8 +152,8 @@ class WatchedArm:
 
 
 class EndsLoop:
-    """Replaces, in the supervisor, the driver of an arm that accepts one client: its `stop` kills the loop's process. Such an arm
-    brakes by itself when it loses its client. `stop` returns True once the process has ended; it cannot know more.
+    """Replaces, in the supervisor, the driver of an arm that accepts one client: its `stop` kills the loop's process, and the
+    arm brakes by itself when it loses its client. `stop` returns True once the process has ended, which is all it can check.
     """
 
     def __init__(self) -> None:

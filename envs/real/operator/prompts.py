@@ -49,7 +49,7 @@ class Placing:
         x, y = (100 * v for v in self.cube_xy)
         turn = np.degrees(self.cube_yaw) % 90  # a cube looks the same every quarter turn
         where = f"x {x:+.1f} cm (away from the robot), y {y:+.1f} cm (to the robot's left)"
-        return f"Place the cube at {where}, rotated {turn:.0f} degrees counterclockwise."
+        return f"Place the cube at {where}, rotated {turn:.0f} degrees counterclockwise seen from above."
 
 
 class Void(Exception):
@@ -194,28 +194,28 @@ class Stop:
     """A stop requested by a key or a signal. A request is never withdrawn."""
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        self._requested = threading.Event()
         self.interrupted = False  # by a signal
         self.moving = False  # whether a stop must brake the arm before the program ends
         self.stop: Callable[[], None] = lambda: None  # called on request
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """Request a stop: the arm brakes. May be called from any thread."""
-        self._asked.set()
+        self._requested.set()
         self.stop()
 
-    def asked(self) -> bool:
-        return self._asked.is_set()
+    def requested(self) -> bool:
+        return self._requested.is_set()
 
     def check(self) -> None:
         """Raise a signal's KeyboardInterrupt again if it was lost: the vendor's SDK swallows exceptions raised in its calls."""
-        lost = self.interrupted and not self.asked()
+        lost = self.interrupted and not self.requested()
         if lost and threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Handle Ctrl-C, SIGTERM, SIGHUP: the first brakes the arm; a second one, or one while the arm is at rest, ends at once."""
+        """Handle Ctrl-C, SIGTERM, SIGHUP: the first brakes the arm; a second one, or any while it is at rest, ends at once."""
         shown = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
         def handle(number: int, frame: object) -> None:
@@ -227,7 +227,7 @@ class Stop:
             self.interrupted = True
             if again or not self.moving:
                 raise KeyboardInterrupt
-            self.ask()
+            self.request()
 
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -71,7 +71,7 @@ class Controls:
 
 
 class Keyboard:
-    """Motion by keys (`HELP`): a terminal reports presses only, so each one moves for a short time. `controls` gets other keys."""
+    """Motion by keys (`HELP`): a terminal reports only presses, so each moves for a short time. `controls` handles others."""
 
     def __init__(self, controls: Controls, clock: Callable[[], float] = time.monotonic):
         self._controls, self._clock = controls, clock
@@ -198,7 +198,7 @@ class Teleoperator:
         return np.append(delta, float(self._controls.closed)).astype(np.float32)
 
     def _room(self, q: Array, position: Array) -> tuple[Array, Array]:
-        """Return the tool's lower and upper bounds for the gripper's tilt at `q` and any turn about the vertical.  # 2 x (3,)"""
+        """Return the tool's bounds, lower and upper, for the gripper's tilt at `q` and any rotation about z.  # 2 x (3,)"""
         p, limits = self._points, self._limits
         away = (p.at(q) - position)[p.in_box]  # (P, 3)
         radius = p.radius[p.in_box]

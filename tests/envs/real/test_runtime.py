@@ -160,7 +160,7 @@ def test_a_stop_counts_once_it_is_acknowledged(arm, capsys):
     runtime = made(arm, supervisor=watch)
     arm.acknowledges = False
     runtime.stand("hands come near")
-    assert watch.heard == ["stop"] and runtime.confirmed and runtime.known != UNCONFIRMED
+    assert watch.heard == ["stop"] and runtime.confirmed and runtime.stop_text != UNCONFIRMED
     arm.error = 31  # an arm that cannot be armed is stopped by whoever can
     with pytest.raises(EnvError, match="error 31 pending"):
         runtime.arm()
@@ -168,7 +168,8 @@ def test_a_stop_counts_once_it_is_acknowledged(arm, capsys):
     watch.gone = True
     with pytest.raises(EnvError, match="emergency stop"):
         runtime.stand("hands come near")
-    assert not runtime.confirmed and runtime.known == UNCONFIRMED and UNCONFIRMED in capsys.readouterr().err
+    assert not runtime.confirmed and UNCONFIRMED in capsys.readouterr().err
+    assert runtime.stop_text == UNCONFIRMED
     arm.acknowledges = True
     runtime.stand("hands come near")
     assert runtime.confirmed and watch.heard == ["stop"] * 3

@@ -225,7 +225,7 @@ def test_a_person_takes_over_and_gives_back_without_a_jump(arm):
 
     device = lambda hand: Teleoperator(wish, hand, IK, XARM7_LIMITS, speed=0.05)  # noqa: E731
     runtime, control, hand = shared(arm, lambda o: SLOWLY, steps, device)  # which closes the gripper
-    control._forget = lambda: forgot.append(1)
+    control._reset_policy = lambda: forgot.append(1)
     runtime.loop.subscribers.append(Calls(beat=press))
     assert episode(runtime, 12).cause == "steps"
     assert len(control.persons) == len(steps) == 12
