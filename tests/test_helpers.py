@@ -32,7 +32,7 @@ def test_words_folder_environment_and_streams(tmp_path):
     (tmp_path / "says.py").write_text(SAYS)
     env = os.environ | {"WHO": "me", "PYTHONPATH": str(tmp_path)}
     how = {"cwd": tmp_path, "env": env, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
-    for words in (["-c", SAYS], ["-m", "says"], [str(tmp_path / "says.py")]):
+    for words in (["-c", SAYS], ["-u", "-c", SAYS], ["-m", "says"], [str(tmp_path / "says.py")]):
         command = [sys.executable, *words, "a", "b c"]
         started, copy = (start(command, **how) for start in (subprocess.run, forks.run))
         assert copy.stdout == started.stdout and "at exit" in copy.stdout

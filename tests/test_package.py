@@ -19,9 +19,9 @@ SHIPPED = (
     "configs/**/*.yaml", "demos/data/**/*", "s2robot/weights/mvp-tiny*.safetensors", "s2robot/reporting/templates/*",
     "s2robot/py.typed",
 )  # fmt: skip
-# a program in a user's own project
+# a program in a user's own project, that runs a command in its process
 OWN = """
-import sys
+import runpy, sys
 import configs, demos, envs, policies, tests
 assert all(m.MINE == m.__name__ for m in (configs, demos, envs, policies, tests))
 from s2robot.core import files
@@ -31,6 +31,8 @@ assert len(EpisodeStore.open(files.shipped_demos("xarm7_cube"))) == 120
 assert build_encoder({"name": "mvp-tiny"}).dim == 384
 places = (m.__file__ for n, m in sys.modules.items() if n.split(".")[0] == "s2robot")
 print(*{p.split("/s2robot/")[0] for p in places if p}, files.configs_dir(), sep="\\n")
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -103,17 +105,17 @@ def test_wheel_holds_every_data_file_and_s2robot_alone(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"s2robot"}
 
 
-def test_the_library_works_beside_a_users_own_packages(python, project):
+def test_library_and_verbs_work_beside_a_users_own_packages(
+    python, project, recorded, tiny_encoder, tmp_path
+):
     (project / "own.py").write_text(OWN)
-    site, configs = run(python, "own.py", cwd=project, env=alone()).splitlines()
-    assert Path(site).is_relative_to(python.parents[1]) and Path(configs) == Path(site) / "s2robot/configs"
-
-
-def test_verbs_run_beside_a_users_own_packages(python, project, recorded, tiny_encoder, tmp_path):
     env = alone(S2ROBOT_CACHE=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
     words = [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "env.cameras=[hand]"]
     words += ["demos.episodes=1", "features.workers=1"]  # a worker, which imports the simulator
-    assert "features (" in run(python.with_name("s2robot"), "encode", *words, cwd=project, env=env)
+    said = run(python, "own.py", python.with_name("s2robot"), "encode", *words, cwd=project, env=env)
+    site, configs, *rest = said.splitlines()
+    assert Path(site).is_relative_to(python.parents[1]) and Path(configs) == Path(site) / "s2robot/configs"
+    assert any("features (" in line for line in rest)
 
 
 def test_the_core_asks_for_no_simulator():

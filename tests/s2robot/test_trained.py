@@ -61,7 +61,7 @@ def test_what_only_pixels_show_is_learnt_by_a_trained_encoder_alone(demos, tmp_p
     """The control has the same weights at the start and the same steps, but its encoder stays as it is."""
     network = {"image_dim": 16, "state_dim": 8, "hidden": [32], "dropout": 0.0}
     policy = {"members": 1, "proprio_noise": 0.0, "chunk": 1, "execute": 1, "network": network}
-    more, errors, first = {"steps": 90, "batch_size": 32, "log_every": 90, "ema": 0.9}, [], []
+    more, errors, first = {"steps": 60, "batch_size": 32, "log_every": 60, "ema": 0.9}, [], []
     dots = make_dots(tmp_path / "dots.zarr")
     for rate in (1.0, 0.0):
         folder = trained(whole(dots, {"rate": rate}, ("hand",), policy, **more), tmp_path / f"run{rate}")
