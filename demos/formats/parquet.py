@@ -59,9 +59,7 @@ def _column(column: pa.ChunkedArray, where: str) -> np.ndarray:
         uneven |= len(pc.unique(pc.list_value_length(array))) > 1
         array, nested = array.flatten(), True
     if array.null_count or uneven:
-        raise mismatch(
-            where, "the same count of numbers in each row", "rows without a value, or of different lengths"
-        )
+        raise mismatch(where, "the same count of numbers per row", "missing values or uneven rows")
     flat = array.to_numpy(zero_copy_only=False)
     return flat.reshape(rows, -1) if nested else flat
 
@@ -73,10 +71,8 @@ def images(root: Path, path: Path, episode: int, column: str, size: tuple[int, i
     """
     where = f"{path}: {column}"
     with readable(where):
-        is_own = ds.field("episode_index") == episode  # skips row groups without the episode
-        batches = ds.dataset(path).to_batches(
-            columns=[column], filter=is_own, batch_size=16, batch_readahead=1
-        )
+        own = ds.field("episode_index") == episode  # skips row groups without the episode
+        batches = ds.dataset(path).to_batches(columns=[column], filter=own, batch_size=16, batch_readahead=1)
         for row in (row for batch in batches for row in batch.column(0).to_pylist()):
             raw = inside(root, row["path"]).read_bytes() if row["bytes"] is None else row["bytes"]
             image = Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS)

@@ -51,11 +51,11 @@ def find(
     groups: dict[tuple, list[Finding]] = {}
     for one in findings:
         groups.setdefault((one.kind, one.episode, one.text.partition(":")[0]), []).append(one)
-    for about, group in groups.items():
+    for subject, group in groups.items():
         if len(group) > MANY:
             until = group[-1].step + group[-1].steps - 1
             text = f"{group[0].text}; {len(group) - 1} times more until step {until}"
-            groups[about] = [replace(group[0], text=text)]
+            groups[subject] = [replace(group[0], text=text)]
     return [one for group in groups.values() for one in group]
 
 

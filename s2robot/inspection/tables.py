@@ -57,9 +57,7 @@ class FrameStats:
     deviation: np.ndarray  # (T,) standard deviation of brightness over the image
 
 
-Frames = Sequence[
-    Mapping[str, FrameStats]
-]  # per episode: camera -> measurements; empty if no frames were read
+Frames = Sequence[Mapping[str, FrameStats]]  # per episode: camera -> measurements; empty without videos
 
 
 @dataclass(frozen=True)
