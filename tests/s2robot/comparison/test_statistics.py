@@ -48,12 +48,10 @@ def test_power_of_mcnemar_matches_the_sum_over_all_tables():
 def test_planned_power_matches_simulated_experiments(seeds, positions, seed_sd):
     rates = (0.6, 0.75)
     b, a = simulate(np.random.default_rng(8), 1, 40, 2000, rates, seed_sd, own=0.0)
-    alike = np.corrcoef(a[0][:20].ravel(), b[0][:20].ravel())[
-        0, 1
-    ]  # between two policies on the same positions
+    correlation = np.corrcoef(a[0][:20].ravel(), b[0][:20].ravel())[0, 1]  # between two policies
     b, a = simulate(np.random.default_rng(9), 1000, seeds, positions, rates, seed_sd, own=0.0)
     _, centre, p = estimates(a, b)
-    design = DESIGN.replace(base=0.6, correlation=float(alike), seed_sd=seed_sd)
+    design = DESIGN.replace(base=0.6, correlation=float(correlation), seed_sd=seed_sd)
     planned = statistics.power_at(0.15, positions, design, seeds)
     assert ((p < 0.05) & (centre > 0)).mean() == pytest.approx(planned, abs=0.06)
 
