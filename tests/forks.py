@@ -62,11 +62,11 @@ class Popen(subprocess.Popen):
         return self.returncode
 
 
-def run(command, *, capture_output: bool = False, timeout: float | None = None, **how):
+def run(command, *, capture_output: bool = False, timeout: float | None = None, **options):
     """The parts of `subprocess.run` that the tests use."""
     if capture_output:
-        how |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with Popen(command, **how) as process:
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with Popen(command, **options) as process:
         try:
             out, err = process.communicate(timeout=timeout)
         except BaseException:

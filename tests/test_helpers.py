@@ -31,10 +31,10 @@ STATUSES = {
 def test_copy_gets_its_arguments_folder_environment_and_streams(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     env = os.environ | {"WHO": "me", "PYTHONPATH": str(tmp_path)}
-    how = {"cwd": tmp_path, "env": env, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    kwargs = {"cwd": tmp_path, "env": env, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
     for options in (["-c", SCRIPT], ["-u", "-c", SCRIPT], ["-m", "script"], [str(tmp_path / "script.py")]):
         command = [sys.executable, *options, "a", "b c"]
-        started, copy = (start(command, **how) for start in (subprocess.run, forks.run))
+        started, copy = (start(command, **kwargs) for start in (subprocess.run, forks.run))
         assert copy.stdout == started.stdout and "at exit" in copy.stdout
         assert copy.stderr == started.stderr == "aside\n"
 

@@ -1,4 +1,4 @@
-"""The structure that docs/architecture.md describes: layers, no import cycle, a core without the simulator, limited sizes."""
+"""The structure in docs/architecture.md: layers, no import cycle, a core without the simulator, limited sizes."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def imports_where(is_wrong) -> list[str]:
     return [i.at for module in MODULES for i in internal_imports(module) if is_wrong(module, i)]
 
 
-def test_pyproject_lists_the_folders_that_hold_code():
+def test_pyproject_lists_the_folders_that_contain_code():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     folders = {n if file.name == "__init__.py" else n.rpartition(".")[0] for n, file in MODULES.items()}
     assert sorted(listed["packages"]) == sorted(folders)
@@ -100,8 +100,8 @@ def test_product_code_imports_no_emulator():
 def test_light_modules_load_no_simulator():
     loads = {module: loaded(module, imported()) for module in MODULES}
     heavy = {module: [n for n in names if n.split(".")[0] in SIMULATED] for module, names in loads.items()}
-    wrong = {import_chain(n, loads[module]) for module in set(MODULES) - SIMULATING for n in heavy[module]}
-    assert not wrong, sorted(wrong)
+    chains = {import_chain(n, loads[module]) for module in set(MODULES) - SIMULATING for n in heavy[module]}
+    assert not chains, sorted(chains)
     assert all(heavy[m] for m in SIMULATING), f"now light: {[m for m in SIMULATING if not heavy[m]]}"
 
 
@@ -116,8 +116,8 @@ def test_light_modules_import_without_any_extra():
         f"for name in {sorted(EXTRAS)!r}: sys.modules[name] = None\n"  # importing it raises ModuleNotFoundError
         f"for module in {sorted(light)!r}: importlib.import_module(module)\n"
     )
-    how = {"capture_output": True, "text": True, "timeout": 300, "cwd": ROOT}
-    done = subprocess.run([sys.executable, "-c", script], **how)
+    options = {"capture_output": True, "text": True, "timeout": 300, "cwd": ROOT}
+    done = subprocess.run([sys.executable, "-c", script], **options)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -1,4 +1,4 @@
-"""Only a task's own files refer to its objects: the word "cube" stands in no other file."""
+"""Only a task's own files refer to its objects: the word "cube" appears in no other file."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ EXCEPTIONS = {
 
 
 def test_only_the_tasks_own_files_mention_the_cube():
-    found = {}
+    reasons = {}
     for folder in ("s2robot", "envs", "demos", "policies"):
         for path in (ROOT / folder).rglob("*"):
             file = path.relative_to(ROOT).as_posix()
@@ -27,6 +27,6 @@ def test_only_the_tasks_own_files_mention_the_cube():
             if path.suffix not in (".py", ".j2") or linked or file in OWN or file.startswith("envs/experts/"):
                 continue
             if re.search("cube", path.read_text(encoding="utf-8"), re.IGNORECASE):
-                found[file] = next((e for e in EXCEPTIONS if file == e or file.startswith(f"{e}/")), "")
-    assert not [file for file, reason in found.items() if not reason]
-    assert set(found.values()) == set(EXCEPTIONS), "an exception is no longer needed"
+                reasons[file] = next((e for e in EXCEPTIONS if file == e or file.startswith(f"{e}/")), "")
+    assert not [file for file, reason in reasons.items() if not reason]
+    assert set(reasons.values()) == set(EXCEPTIONS), "an exception is no longer needed"

@@ -202,14 +202,14 @@ def test_help_loads_no_heavy_library_and_sets_openmp_to_sleep(name, tmp_path):
     env = {key: value for key, value in os.environ.items() if key not in names}
     script = f"""
 import json, os, sys, s2robot, s2robot.cli
-found = lambda: {{name: os.environ[name] for name in {names} if name in os.environ}}
-before = found()
+variables = lambda: {{name: os.environ[name] for name in {names} if name in os.environ}}
+before = variables()
 s2robot.cli.main([]); s2robot.cli.main(["run", "--cfg", "job"])
 heavy = [m for m in ("torch", "mujoco", "robosuite", "zarr", "timm") if m in sys.modules]
-print(json.dumps([before, found(), heavy]))
+print(json.dumps([before, variables(), heavy]))
 """
-    how = {"cwd": tmp_path, "env": env | {"PYTHONPATH": str(ROOT)} | own, "text": True}
-    line = subprocess.check_output([sys.executable, "-c", script], **how).splitlines()[-1]
+    options = {"cwd": tmp_path, "env": env | {"PYTHONPATH": str(ROOT)} | own, "text": True}
+    line = subprocess.check_output([sys.executable, "-c", script], **options).splitlines()[-1]
     assert json.loads(line) == [own, own or {"OMP_WAIT_POLICY": "PASSIVE"}, []]
 
 
@@ -284,11 +284,11 @@ def test_interrupted_verb_prints_its_resume_command(inspect, tmp_path, words):
 
 
 def test_job_in_a_comparison_folder_keeps_its_config_separate(inspect, tmp_path):
-    for name, who in ((".hydra", "whole"), (".hydra-job", "job")):
-        words = ("hydra.run.dir=one", f"hydra.output_subdir={name}", f"+who={who}")
+    for name, origin in ((".hydra", "comparison"), (".hydra-job", "job")):
+        words = ("hydra.run.dir=one", f"hydra.output_subdir={name}", f"+origin={origin}")
         assert inspect(lambda cfg: None, *words)[0] == 0
-    for name, who in ((".hydra", "whole"), (".hydra-job", "job")):
-        assert yaml.safe_load((tmp_path / "one" / name / "config.yaml").read_text())["who"] == who
+    for name, origin in ((".hydra", "comparison"), (".hydra-job", "job")):
+        assert yaml.safe_load((tmp_path / "one" / name / "config.yaml").read_text())["origin"] == origin
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,9 @@ def test_kill_at_any_write_changes_no_result(tiny_encoder, tmp_path, intervals):
     for job, (every, first) in zip((running, evaluating), intervals, strict=True):
         (root := tmp_path / job.__name__).mkdir()
         killed = kill_at_every_write(job, root, every, first, seconds=3600)
-        whole = results_of(root / "whole")
-        assert whole["stages"] == STAGES * (job is running)
-        assert {"actions", "videos", "episodes.jsonl", "episodes.settings.json"} <= whole["names"]
-        assert whole["summary"]["episodes"] == 3 and len(whole["bytes"]) >= 1 + 3 + 2
+        reference = results_of(root / "whole")
+        assert reference["stages"] == STAGES * (job is running)
+        assert {"actions", "videos", "episodes.jsonl", "episodes.settings.json"} <= reference["names"]
+        assert reference["summary"]["episodes"] == 3 and len(reference["bytes"]) >= 1 + 3 + 2
         for write, folder in killed.items():
-            assert results_of(folder) == whole, write
+            assert results_of(folder) == reference, write

@@ -173,10 +173,10 @@ def test_unknown_simulated_camera_is_reported_before_any_work(recorded, tmp_path
 
 
 def test_inspect_replays_demos_and_writes_a_page(here, recorded, tmp_path):
-    few = ["videos.draw=32", "demos.episodes=2", "workers=1"]
+    small = ["videos.draw=32", "demos.episodes=2", "workers=1"]
     for name, more, text in (
         ("replay", ["replay=true"], "3 of 3 episodes succeed again; proprioception differs by at most 0\n"),
-        ("inspect", few, f"page: {tmp_path / 'inspect/inspect.html'}"),
+        ("inspect", small, f"page: {tmp_path / 'inspect/inspect.html'}"),
     ):
         result = here("inspect", *more, f"data={recorded}", f"hydra.run.dir={tmp_path / name}")
         assert result.returncode == 0 and text in result.stdout, result.stderr

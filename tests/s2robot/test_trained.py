@@ -45,7 +45,7 @@ def make_dots(path: Path, episodes: int = 24, steps: int = 10) -> Path:
     return path
 
 
-def whole(demos: Path, encoder=None, cameras=CAMERAS, policy=None, **changes) -> pipeline.Task:
+def full_task(demos: Path, encoder=None, cameras=CAMERAS, policy=None, **changes) -> pipeline.Task:
     own = {"name": "timm:test_resnet", "trained": True, "img_size": TILE, "crop": 0.9, "scales": [1]}
     task = task_of(demos, Path("unused"), policy=policy, **{"tune": {"blocks": 0}, "lr": 3e-3} | changes)
     return replace(task, encoder=own | (encoder or {}), space=task.space | {"cameras": cameras})
@@ -61,20 +61,21 @@ def test_only_a_trained_encoder_learns_what_only_pixels_show(demos, tmp_path):
     """The control starts from the same weights and takes as many steps, but its encoder stays unchanged."""
     network = {"image_dim": 16, "state_dim": 8, "hidden": [32], "dropout": 0.0}
     policy = {"members": 1, "proprio_noise": 0.0, "chunk": 1, "execute": 1, "network": network}
-    more, errors, first = {"steps": 60, "batch_size": 32, "log_every": 60, "ema": 0.9}, [], []
+    training, errors, first = {"steps": 60, "batch_size": 32, "log_every": 60, "ema": 0.9}, [], []
     dots = make_dots(tmp_path / "dots.zarr")
     for rate in (1.0, 0.0):
-        folder = trained(whole(dots, {"rate": rate}, ("hand",), policy, **more), tmp_path / f"run{rate}")
+        task = full_task(dots, {"rate": rate}, ("hand",), policy, **training)
+        folder = trained(task, tmp_path / f"run{rate}")
         errors.append(json.loads((folder.parent / "metrics.json").read_text())[-1]["val_joint_error"])
         first.append(load_tuned(folder)["0.conv1.0.weight"])
     assert errors[0] < 0.5 * errors[1]
-    start = FullEncoder(whole(dots).encoder, [(36, 36)], 0).tuned()["0.conv1.0.weight"]
+    start = FullEncoder(full_task(dots).encoder, [(36, 36)], 0).tuned()["0.conv1.0.weight"]
     assert torch.equal(first[1], start) and (first[0] - start).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("per_camera", [True, False])
 def test_training_crops_are_random_and_all_layers_receive_gradients(demos, per_camera):
-    task = whole(demos, {"per_camera": per_camera, "scales": [1, 2]})
+    task = full_task(demos, {"per_camera": per_camera, "scales": [1, 2]})
     frames = [np.random.default_rng(0).integers(0, 256, (3, *size, 3), np.uint8) for size in SIZES.values()]
     encoder = build_encoder(task.encoder)
     pixels = Pixels(encoder).encode_cameras(frames)
@@ -105,7 +106,7 @@ def test_training_crops_are_random_and_all_layers_receive_gradients(demos, per_c
 
 
 def test_checkpoint_acts_as_trained_and_a_resumed_run_is_identical(demos, tmp_path, monkeypatch):
-    task = whole(demos, {"scales": [1, 2]}, steps=6, checkpoint_every=2, log_every=2)
+    task = full_task(demos, {"scales": [1, 2]}, steps=6, checkpoint_every=2, log_every=2)
     folder = trained(task, tmp_path / "run")
     loaded, store = load_policy(folder, device="cpu"), task.open_demos()
     tuned, (policy, contract) = load_tuned(folder), load_checkpoint(folder)
@@ -144,11 +145,11 @@ def test_checkpoint_acts_as_trained_and_a_resumed_run_is_identical(demos, tmp_pa
 
 
 def test_training_starts_from_the_encoder_of_another_run(demos, tmp_path):
-    parent = trained(whole(demos, steps=3), tmp_path / "parent")
-    task = whole(demos, {"rate": 0.0}, steps=1, from_=str(parent))
+    parent = trained(full_task(demos, steps=3), tmp_path / "parent")
+    task = full_task(demos, {"rate": 0.0}, steps=1, from_=str(parent))
     child, start = load_tuned(trained(task, tmp_path / "child")), load_tuned(parent)
     assert child.keys() == start.keys() and all(torch.equal(child[k], start[k]) for k in child)
-    other = whole(demos, {"crop": 0.8}, steps=1, from_=str(parent))
+    other = full_task(demos, {"crop": 0.8}, steps=1, from_=str(parent))
     with pytest.raises(UserError, match=r"^train.from: .*encoder.crop"):
         trained(other, tmp_path / "other")
 
@@ -159,7 +160,7 @@ def test_wrong_setting_is_one_error_line_before_reading(demos, tmp_path):
         ({"tune": {"blocks": 1}}, "train.tune.blocks: expected 0"),
     ):
         with pytest.raises(UserError, match=f"^{key}"):
-            whole(demos, **changes)
+            full_task(demos, **changes)
     for encoder, words in (
         ({"crop": 1.2}, "encoder.crop: expected <= 1"),
         ({"img_size": 40}, r"tile: expected a whole number of patches of 32 px, got 40 x 40 px"),
@@ -167,9 +168,9 @@ def test_wrong_setting_is_one_error_line_before_reading(demos, tmp_path):
         ({"scales": [1, 3]}, r"encoder.img_size: expected at most 64 px .*, got 96"),
     ):
         with pytest.raises(UserError, match=f"^{words}"):
-            trained(whole(demos, encoder), tmp_path / "run")
+            trained(full_task(demos, encoder), tmp_path / "run")
     with pytest.raises(UserError, match="wrist"):  # a dataset without frames of a camera
-        trained(whole(demos, cameras=("wrist",)), tmp_path / "run")
+        trained(full_task(demos, cameras=("wrist",)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

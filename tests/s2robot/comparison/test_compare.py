@@ -78,11 +78,11 @@ def results_of(folder: Path) -> dict[str, object]:
 @pytest.mark.slow
 def test_kill_at_a_write_of_compare_changes_no_figure(tmp_path):
     killed = kill_at_every_write(job, tmp_path, every=2, PLANNED="1")
-    whole = results_of(tmp_path / "whole")
-    assert len(whole["stages"]) == 1 + 2 + 4 + 2 and whole["done"] == whole["stages"]
+    reference = results_of(tmp_path / "whole")
+    assert len(reference["stages"]) == 1 + 2 + 4 + 2 and reference["done"] == reference["stages"]
     assert len(killed) > 40
     for write, folder in killed.items():
-        assert results_of(folder) == whole, write
+        assert results_of(folder) == reference, write
 
 
 def test_positions_solved_by_one_arm_are_filmed_once_for_both(recorded, tmp_path, monkeypatch):

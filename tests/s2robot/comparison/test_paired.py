@@ -88,17 +88,17 @@ def table(both, a_only, b_only, neither):
 
 
 def test_one_seed_matches_agresti_and_min_by_hand():
-    found = difference(*table(1, 1, 7, 12))
+    result = difference(*table(1, 1, 7, 12))
     centre, half = -6 / 23, 1.959964 * math.sqrt(9 - 36 / 23) / 23  # cells plus a half each: 1.5, 7.5; n = 23
-    assert (found.low, found.high) == pytest.approx((centre - half, centre + half), abs=1e-6)
-    assert found.difference == pytest.approx(-6 / 21)
-    assert found.p == pytest.approx(mcnemar(1, 7))
-    assert (found.scope, found.positions) == (POSITIONS, 21)
+    assert (result.low, result.high) == pytest.approx((centre - half, centre + half), abs=1e-6)
+    assert result.difference == pytest.approx(-6 / 21)
+    assert result.p == pytest.approx(mcnemar(1, 7))
+    assert (result.scope, result.positions) == (POSITIONS, 21)
 
 
 def test_interval_of_identical_arms_has_a_width():
-    for found in (difference(*table(5, 0, 0, 0)), difference(np.ones((3, 5)), np.ones((3, 5)))):
-        assert found.difference == 0 and found.low == -found.high < -0.1 and found.p == 1
+    for result in (difference(*table(5, 0, 0, 0)), difference(np.ones((3, 5)), np.ones((3, 5)))):
+        assert result.difference == 0 and result.low == -result.high < -0.1 and result.p == 1
     one_sided = difference(*table(0, 5, 0, 0))
     assert one_sided.difference == one_sided.high == 1 and one_sided.low < 0.9
 
@@ -139,26 +139,26 @@ SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 12))
 @given(SHAPES, st.data())
 def test_swapping_arms_flips_signs_and_order_does_not_matter(shape, data):
     a, b = (data.draw(arrays(bool, (k, shape[2]))) for k in shape[:2])
-    found, swapped = difference(a, b), difference(b, a)
-    assert found.difference == pytest.approx(-swapped.difference)
-    assert (found.low, found.high) == pytest.approx((-swapped.high, -swapped.low))
-    assert found.p == pytest.approx(swapped.p) and 0 <= found.p <= 1
-    assert -1 <= found.low <= found.difference <= found.high <= 1
+    result, swapped = difference(a, b), difference(b, a)
+    assert result.difference == pytest.approx(-swapped.difference)
+    assert (result.low, result.high) == pytest.approx((-swapped.high, -swapped.low))
+    assert result.p == pytest.approx(swapped.p) and 0 <= result.p <= 1
+    assert -1 <= result.low <= result.difference <= result.high <= 1
     order = data.draw(st.permutations(range(shape[2])))
     again = difference(a[::-1, order], b[:, order])
-    assert (again.low, again.high, again.p) == pytest.approx((found.low, found.high, found.p))
+    assert (again.low, again.high, again.p) == pytest.approx((result.low, result.high, result.p))
     look, other = sequential(*tally(a, b)), sequential(*tally(b[:, order], a[:, order]))
     p, low, high = look
     assert look == pytest.approx((other[0], -other[2], -other[1]), abs=1e-9)
-    assert low <= found.difference <= high and 0 < p <= 1 and (p <= 0.05) == (not low <= 0 <= high)
+    assert low <= result.difference <= high and 0 < p <= 1 and (p <= 0.05) == (not low <= 0 <= high)
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.95])
 @pytest.mark.parametrize(("seeds", "spread", "hard"), [(3, 0.0, 0.0), (5, 0.0, 0.8), (3, 0.1, 0.3), (5, 0.2, 0.0)])  # fmt: skip
 def test_interval_covers_new_seeds_and_positions(seeds, spread, hard, rate):
     """Independent outcomes; dominant positions; both effects; dominant seeds."""
-    found = coverage.arms(np.random.default_rng(0), 1500, seeds, rate, spread, hard)
-    assert found["covered"] > 0.93 - 0.008  # two standard errors
+    result = coverage.arms(np.random.default_rng(0), 1500, seeds, rate, spread, hard)
+    assert result["covered"] > 0.93 - 0.008  # two standard errors
 
 
 def test_clearly_differing_seeds_get_students_quantile():
@@ -253,33 +253,33 @@ def mean_squares(x):
     k, n = len(x), len(x[0])
     rows, columns = [sum(row) / n for row in x], [sum(column) / k for column in zip(*x, strict=True)]
     mean = sum(rows) / k
-    rest = sum((x[i][j] - rows[i] - columns[j] + mean) ** 2 for i in range(k) for j in range(n))
-    return sum((row - mean) ** 2 for row in rows) / (k - 1), rest / ((k - 1) * (n - 1)), columns
+    residual = sum((x[i][j] - rows[i] - columns[j] + mean) ** 2 for i in range(k) for j in range(n))
+    return sum((row - mean) ** 2 for row in rows) / (k - 1), residual / ((k - 1) * (n - 1)), columns
 
 
 A, B = [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]], [[1, 0, 0, 1, 0, 0], [0] * 6]
 
 
 def test_variance_and_degrees_of_freedom_match_a_sum_term_by_term():
-    (between_a, rest_a, mean_a), (between_b, rest_b, mean_b) = mean_squares(A), mean_squares(B)
+    (between_a, residual_a, mean_a), (between_b, residual_b, mean_b) = mean_squares(A), mean_squares(B)
     d = [x - y for x, y in zip(mean_a, mean_b, strict=True)]
     centre = sum(d) / 8  # two added positions: half a win, half a loss, one tie
-    parts = [between_a / 3, rest_a / 18, between_b / 2, rest_b / 12]
+    parts = [between_a / 3, residual_a / 18, between_b / 2, residual_b / 12]
     seeds = parts[0] - parts[1] + parts[2] - parts[3]
     variance = (sum(v * v for v in d) + 1 - 8 * centre**2) / 64 + seeds
     df = variance**2 / sum(v**2 / n for v, n in zip(parts, (2, 10, 1, 5), strict=True))
     assert seeds > 0 and df > 1
-    found, half = difference(np.array(A), np.array(B), 0.5), stats.t.ppf(0.75, df) * math.sqrt(variance)
-    assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
-    assert found.p == pytest.approx(2 * stats.t.sf(abs(centre) / math.sqrt(variance), df))
-    assert found.difference == pytest.approx(14 / 18 - 2 / 12)
+    result, half = difference(np.array(A), np.array(B), 0.5), stats.t.ppf(0.75, df) * math.sqrt(variance)
+    assert (result.low, result.high) == pytest.approx((centre - half, centre + half))
+    assert result.p == pytest.approx(2 * stats.t.sf(abs(centre) / math.sqrt(variance), df))
+    assert result.difference == pytest.approx(14 / 18 - 2 / 12)
 
 
 def test_interval_of_a_small_arm_is_wilsons_of_its_effective_episodes():
-    (between, rest, mean), p = mean_squares(A), 14 / 18
-    variance = sum((v - p) ** 2 for v in mean) / 5 / 6 + between / 3 - rest / 18
+    (between, residual, mean), p = mean_squares(A), 14 / 18
+    variance = sum((v - p) ** 2 for v in mean) / 5 / 6 + between / 3 - residual / 18
     episodes, df = p * (1 - p) / variance, 2 * (variance / (between / 3)) ** 2
-    assert between / 3 > rest / 18 and 1 < episodes < 18 and df > 2
+    assert between / 3 > residual / 18 and 1 < episodes < 18 and df > 2
     q = stats.t.ppf(0.75, df)
     middle = (p + q**2 / (2 * episodes)) / (1 + q**2 / episodes)
     half = q / (1 + q**2 / episodes) * math.sqrt(p * (1 - p) / episodes + q**2 / (4 * episodes**2))
@@ -302,10 +302,10 @@ def test_simulated_trials_add_information_and_keep_the_coverage():
 
 def test_constant_simulation_leaves_wilsons_interval():
     arm = np.arange(40) < 26
-    found = predicted(arm, np.ones(40), np.ones(100))
-    quantile, size = stats.t.ppf(0.975, 38), found[3]
+    result = predicted(arm, np.ones(40), np.ones(100))
+    quantile, size = stats.t.ppf(0.975, 38), result[3]
     low, high = wilson(26, 40, 2 * stats.norm.cdf(quantile) - 1)
-    assert found[0] == pytest.approx(0.65) and size == pytest.approx(40, rel=0.06)
-    assert found[1:3] == pytest.approx((low, high), abs=0.01)
+    assert result[0] == pytest.approx(0.65) and size == pytest.approx(40, rel=0.06)
+    assert result[1:3] == pytest.approx((low, high), abs=0.01)
     perfect = predicted(arm, arm, np.arange(1000) < 600)  # as if they had disagreed in one trial
     assert 0.6 < perfect[0] < 0.61 and 300 < perfect[3] < 1040

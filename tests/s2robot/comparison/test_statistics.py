@@ -67,8 +67,8 @@ def test_needed_positions_just_reach_the_power_of_the_design():
     rows = {row["gap"]: row["needed"] for row in figures["table"]}
     assert list(rows) == [0.03, 0.05, 0.08, 0.1, 0.15, 0.2, 0.3]
     assert rows[0.1] == 291 and rows[0.05] > 1000 and rows[0.3] < 50
-    few = DESIGN.replace(base=0.75)  # no success rate exceeds 100 %
-    assert [row["gap"] for row in statistics.power_figures(few, 1, 10_000)[0]["table"]] == [*rows][:-1]
+    good = DESIGN.replace(base=0.75)  # no success rate exceeds 100 %
+    assert [row["gap"] for row in statistics.power_figures(good, 1, 10_000)[0]["table"]] == [*rows][:-1]
     unreachable = DESIGN.replace(gap=0.03, seed_sd=0.1)
     figures, lines = statistics.power_figures(unreachable, 2, 128)
     assert figures["needed"] is None and len(lines) == 2

@@ -44,8 +44,8 @@ def test_newcombe_interval_matches_the_paper():
     """Newcombe 1998, table II, method 10, without continuity correction: 56/70 - 48/80, and 9/10 - 3/10."""
     cases = [((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090)]
     for (k, m), (j, n), low, high in cases:
-        found = independent(np.arange(m) < k, np.arange(n) < j)
-        assert (found["low"], found["high"]) == pytest.approx((low, high), abs=1e-4)
+        result = independent(np.arange(m) < k, np.arange(n) < j)
+        assert (result["low"], result["high"]) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_equal_positions_are_paired_and_the_detectable_gap_is_detected():
@@ -53,12 +53,12 @@ def test_equal_positions_are_paired_and_the_detectable_gap_is_detected():
     hard = rng.random(200) < 0.4
     a, b = (Arm(name, (hard ^ (rng.random((1, 200)) < 0.05)), tuple(range(200))) for name in "ab")
     settings = StatsSettings(trials=("a", "b"))
-    found = compare_arms(a, b, settings)
+    result = compare_arms(a, b, settings)
     expected = difference(a.outcomes, b.outcomes)
-    assert found["paired"] and (found["low"], found["p"]) == (expected.low, expected.p)
+    assert result["paired"] and (result["low"], result["p"]) == (expected.low, expected.p)
     apart = compare_arms(a._replace(positions=None), b, settings)
-    assert not apart["paired"] and apart["high"] - apart["low"] > 1.5 * (found["high"] - found["low"])
-    assert found["detectable"] < 0.7 * apart["detectable"]
+    assert not apart["paired"] and apart["high"] - apart["low"] > 1.5 * (result["high"] - result["low"])
+    assert result["detectable"] < 0.7 * apart["detectable"]
     half = np.arange(80)[None] < 40
     gap = detectable(Arm("a", half, None), Arm("b", half, None), False, 0.8)
     x, y = np.random.default_rng(1).binomial(80, [0.5, 0.5 + gap], (5000, 2)).T
@@ -74,11 +74,11 @@ def test_stages_decide_in_place_of_success():
     none = np.zeros((1, 40), bool)
     arms = [Arm(name, none, tuple(range(40)), stages) for name, stages in (("a", a), ("b", b))]
     settings = StatsSettings(trials=("a",), stages=("approach", "grasp", "lift", "held"))
-    found = compare_arms(*arms, settings)
-    assert found["p"] == pytest.approx(stats.binomtest(2, 14).pvalue)
-    assert found["difference"] == pytest.approx(10 / 40) and "detectable" not in found
+    result = compare_arms(*arms, settings)
+    assert result["p"] == pytest.approx(stats.binomtest(2, 14).pvalue)
+    assert result["difference"] == pytest.approx(10 / 40) and "detectable" not in result
     looked = compare_arms(*arms, settings, 0.05)
-    assert looked["p"] == pytest.approx(1 / (2**14 / 15 / 91)) and looked["low"] < found["low"]
+    assert looked["p"] == pytest.approx(1 / (2**14 / 15 / 91)) and looked["low"] < result["low"]
     with pytest.raises(UserError, match="stages: a stage of a: expected one of approach, grasp, got 'lift'"):
         compare_arms(*arms, settings.replace(stages=("approach", "grasp")))
 
@@ -127,8 +127,8 @@ def test_invalid_file_is_one_error_line(tmp_path, name, text, words):
 def test_exit_code_is_the_verdict(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["stats", "74/80", "b:91/120", "hydra.run.dir=clear"]) == 0
-    found = json.loads((tmp_path / "clear" / "stats.json").read_text())
-    assert [arm["label"] for arm in found["arms"]] == ["74/80", "b"] and found["pairs"][0]["p"] < 0.05
+    result = json.loads((tmp_path / "clear" / "stats.json").read_text())
+    assert [arm["label"] for arm in result["arms"]] == ["74/80", "b"] and result["pairs"][0]["p"] < 0.05
     assert main(["stats", "66/80", "b:91/120", "c:10/80", "against=b", "hydra.run.dir=open"]) == 3
     pairs = json.loads((tmp_path / "open" / "stats.json").read_text())["pairs"]
     assert [(pair["a"], pair["b"]) for pair in pairs] == [("66/80", "b"), ("c", "b")]

@@ -1,4 +1,4 @@
-"""Ray as the engine: worker deaths, its versions, store and address, and one-line errors.
+"""Ray as the engine: worker deaths, version mismatches, a full object store and wrong addresses.
 
 The module shares one Ray instance with two CPUs.
 """
@@ -49,7 +49,7 @@ def test_task_of_a_dead_worker_is_retried_and_sigterm_handling_is_kept(ray_engin
         assert os.getpid() not in {pid for _, pid in results}
         with pytest.raises(ValueError, match="^two$"):  # the original exception
             pool.submit(Made.fail).result()
-    assert log.read_text().count("begun 2\n") == 2
+    assert log.read_text().count("started 2\n") == 2
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 

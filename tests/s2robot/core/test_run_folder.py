@@ -74,18 +74,18 @@ def test_folder_is_locked_until_its_holder_is_killed(tmp_path, holder, monkeypat
         assert module.held()["S2ROBOT_HELD_FOLDERS"].split(os.pathsep).count(str(run)) == 1
 
 
-def fail(folder: Path, wrong: type[BaseException] = ValueError, writes: str = "") -> None:
-    with pytest.raises(wrong), run_folder(folder, FILES):
+def fail(folder: Path, error: type[BaseException] = ValueError, writes: str = "") -> None:
+    with pytest.raises(error), run_folder(folder, FILES):
         assert (folder / ".hydra/config.yaml").read_text() == "a: 1"
         if writes:
             (folder / writes).write_text("[]")
-        raise wrong
+        raise error
 
 
 def test_failed_run_without_output_leaves_no_folder(tmp_path):
     run = tmp_path / "run"
-    for wrong in (ValueError, KeyboardInterrupt):
-        fail(run, wrong)
+    for error in (ValueError, KeyboardInterrupt):
+        fail(run, error)
         assert not run.exists()
     for runs, left in (("runs", []), ("mine", ["verb"])):  # the user's own folder remains
         fail(tmp_path / runs / "verb" / "date")

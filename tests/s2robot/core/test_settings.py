@@ -26,8 +26,8 @@ def test_defaults_come_from_the_yaml_file_and_config_equals_python():
     stored = yaml.safe_load((configs_dir() / "train/default.yaml").read_text())
     del stored["defaults"]
     assert TrainSettings().model_dump(mode="json", by_alias=True) == stored
-    given = {"steps": 3, "from": "a", "tune": {"blocks": 2}, "strategy": "${other}"}
-    node = OmegaConf.create({"train": given, "other": "x"})
+    values = {"steps": 3, "from": "a", "tune": {"blocks": 2}, "strategy": "${other}"}
+    node = OmegaConf.create({"train": values, "other": "x"})
     made = TrainSettings(steps=3, from_="a", tune={"blocks": 2}, strategy="x")
     assert read(TrainSettings, node.train) == made and made.tune.rate == TuneSettings().rate
     with pytest.raises(UserError, match=r"^arms\.a\.blocks: expected >= 0, got -1$"):
@@ -44,7 +44,7 @@ def test_values_are_frozen_and_copies_are_validated():
 
 
 @pytest.mark.parametrize(
-    ("cls", "given", "line"),
+    ("cls", "values", "line"),
     [
         (TrainSettings, {"steps": 0}, "train.steps: expected >= 1, got 0"),
         (TrainSettings, {"steps": "many"}, "train.steps: expected an integer, got 'many'"),
@@ -62,11 +62,11 @@ def test_values_are_frozen_and_copies_are_validated():
         (Point, {"y": 1, "size": "big"}, "point.size: expected an integer or a list, got 'big'"),
     ],
 )
-def test_wrong_value_is_one_error_line(cls, given, line):
+def test_wrong_value_is_one_error_line(cls, values, line):
     with pytest.raises(UserError) as python:
-        cls(**given)
+        cls(**values)
     with pytest.raises(UserError) as config:
-        read(cls, OmegaConf.create({"node": given}).node)
+        read(cls, OmegaConf.create({"node": values}).node)
     assert str(python.value) == str(config.value) == line
 
 

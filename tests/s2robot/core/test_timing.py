@@ -40,8 +40,8 @@ def test_stages_add_up_to_the_total_including_children(tmp_path, monkeypatch):
     names, seconds, _, processor, *_ = zip(*(s.split() for s in timed.table().splitlines()[1:]), strict=True)
     assert names == ("start", "own", "child", "other", "total") and float(processor[3]) >= 0.1
     for column in (seconds, processor):
-        *parts, whole = map(float, column)
-        assert sum(parts) == pytest.approx(whole, abs=0.3)
+        *parts, total = map(float, column)
+        assert sum(parts) == pytest.approx(total, abs=0.3)
 
 
 def test_running_child_and_its_children_count_and_processes_have_ages():

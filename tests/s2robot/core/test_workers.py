@@ -26,8 +26,8 @@ class Made:
     def square(self, x: int, dies: int = 0) -> tuple[int, int]:
         """Square a number; the process dies at the first `dies` attempts."""
         with self.log.open("a") as file:
-            print("begun", x, file=file)
-        if self.log.read_text().count(f"begun {x}\n") <= dies:
+            print("started", x, file=file)
+        if self.log.read_text().count(f"started {x}\n") <= dies:
             os.kill(os.getpid(), signal.SIGKILL)
         return x * x, os.getpid()
 
@@ -81,8 +81,8 @@ def test_task_of_a_dead_worker_is_retried_by_another(tmp_path):
             pool.submit(Made.square, 7, 99).result()
         assert pool.lost == 3 + TRIES
         assert pool.submit(Made.square, 8).result()[0] == 64
-    begun = log.read_text().split("\n")
-    assert [begun.count(f"begun {x}") for x in (1, 2, 3, 4, 5, 7)] == [1, 2, 1, 1, 3, 3]
+    lines = log.read_text().split("\n")
+    assert [lines.count(f"started {x}") for x in (1, 2, 3, 4, 5, 7)] == [1, 2, 1, 1, 3, 3]
 
 
 INTERRUPTED = """

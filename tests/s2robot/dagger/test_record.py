@@ -66,7 +66,7 @@ def scripted(monkeypatch):
 
         script = types.SimpleNamespace(disagreement=0.0, plan=plan, reset=lambda seed: None)
         monkeypatch.setattr(dagger_record, "_OPEN", {})
-        monkeypatch.setattr(dagger_record, "load_policy", lambda *given: (script, None, None))
+        monkeypatch.setattr(dagger_record, "load_policy", lambda *_: (script, None, None))
 
     return use
 
@@ -103,7 +103,7 @@ def course(demos: EpisodeStore, settings: DaggerSettings, patience: int = 30, st
 def test_corrections_store_the_layout_of_their_task(settings, scripted, tmp_path, monkeypatch):
     world, expert = settings_class("lift")(image_size=24), ExpertSettings(kicks=(0, 0), misses=0.0)
     demos = record(tmp_path / "demos.zarr", world, expert, 1, 500, 1, expert=STEPS)
-    monkeypatch.setattr(dagger_record, "_course", lambda *given: Course(settings, world, expert, STEPS))
+    monkeypatch.setattr(dagger_record, "_course", lambda *_: Course(settings, world, expert, STEPS))
     scripted(np.zeros((9, 7), np.float32))
     store, counts = record_corrections(settings, demos, world, tmp_path / "out.zarr")
     assert outcome_counts(counts) == (0, 1, 0) and store.meta("seed").tolist() == [500, SEED]
@@ -227,7 +227,7 @@ def test_positions_are_tried_once_per_policy(demos, settings, save_untrained, tm
 
 
 def takeover_reason(settings, *left: float, missed=False, disagreement=0.0) -> str:
-    """Return the reason of the takeover for a policy with these distances `left` after each step."""
+    """Return the reason for the takeover from a policy with these distances `left` after each step."""
     distances = iter(left)
     env = types.SimpleNamespace(
         _steps=0, settings=types.SimpleNamespace(max_steps=len(left)), render_cameras=dict, proprio=None,

@@ -110,8 +110,8 @@ def test_interval_of_a_mean_is_the_t_interval_if_it_exists():
     x = np.random.default_rng(0).normal(3, 1, 7)
     low, high = stats.t.interval(0.95, 6, x.mean(), stats.sem(x))
     assert list(interval(x).values()) == pytest.approx([x.mean(), low, high])
-    found = interval(np.array([0.9, 1, 1]), upper=1.0)
-    assert found["low"] < 0.9 and found["high"] == 1.0
+    result = interval(np.array([0.9, 1, 1]), upper=1.0)
+    assert result["low"] < 0.9 and result["high"] == 1.0
     assert interval(np.array([2.0]), np.array([4.0])) == {"value": 0.5, "low": None, "high": None}
     assert interval(np.array([2.0, 0]), np.ones(2)) == {"value": 1.0, "low": None, "high": None}
     assert interval(np.array([2.0, 1]), np.zeros(2))["value"] is None
@@ -123,6 +123,6 @@ def test_interval_of_a_ratio_has_the_nominal_coverage():
     covered = []
     for _ in range(400):
         base = rng.gamma(8, 1, 8)
-        found = interval(base * rng.gamma(4, 0.1, 8), base)
-        covered.append(found["low"] <= 0.4 <= found["high"])
+        result = interval(base * rng.gamma(4, 0.1, 8), base)
+        covered.append(result["low"] <= 0.4 <= result["high"])
     assert 0.9 < np.mean(covered) < 0.99

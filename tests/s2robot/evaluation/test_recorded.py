@@ -49,16 +49,16 @@ def test_demos_recorded_by_a_run_are_found_in_its_folder(tmp_path):
 
 def test_file_table_and_page_show_the_same_figures(home, checkpoint, capsys):
     out = home / "out"
-    found = evaluated(checkpoint, out)
-    assert found["verdict"] in capsys.readouterr().out.splitlines()
-    assert found["dataset"]["unseen"] is True
-    (number,) = found["episodes"]
-    assert found["steps"] == made.LENGTHS[number] - 1  # no action precedes the first
-    (part,) = found["parts"]
+    result = evaluated(checkpoint, out)
+    assert result["verdict"] in capsys.readouterr().out.splitlines()
+    assert result["dataset"]["unseen"] is True
+    (number,) = result["episodes"]
+    assert result["steps"] == made.LENGTHS[number] - 1  # no action precedes the first
+    (part,) = result["parts"]
     for method in ("policy", "repeat", "mean"):
-        assert found["by_episode"]["action_error"][method] == [part[method]["value"]]
+        assert result["by_episode"]["action_error"][method] == [part[method]["value"]]
     page = Page(out / "report.html")
-    assert found["verdict"] in page.text and page.tags.count("svg") == 2
+    assert result["verdict"] in page.text and page.tags.count("svg") == 2
     assert page.row("action")[2] == f"{part['policy']['value']:.3g}"
     assert not [a for a in page.addresses if "://" in a]
 

@@ -221,7 +221,7 @@ def test_default_world_comes_from_the_contract_and_others_are_rejected(checkpoin
 
 
 def test_world_changes_compare_only_facts_known_to_both_sides():
-    world = GymSettings(id="Pendulum-v1", success="terminated", rate_hz=20)  # the first have no default
+    world = GymSettings(id="Pendulum-v1", success="terminated", rate_hz=20)  # two of them have no default
     trained = json.loads(json.dumps(world.model_dump()))
     assert world_changes(trained, world) == []
     assert world_changes(trained, world.replace(max_steps=9)) == ["max_steps 200 -> 9"]

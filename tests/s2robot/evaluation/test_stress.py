@@ -22,12 +22,12 @@ def test_score_is_the_mean_over_cells_with_an_interval_over_positions():
     cells = [Cell(axis, i, 0.1 * i) for axis in ("blur", "noise") for i in range(1, STRENGTHS + 1)]
     journals = {Cell("", 0, 0.0): Planted(np.ones(200))}
     journals |= {c: Planted(hard > c.strength / (6 if c.axis == "blur" else 12)) for c in cells}
-    found = figures(journals, ["blur", "noise"], settings)
+    result = figures(journals, ["blur", "noise"], settings)
     shares = np.array([[r["success"] for r in journals[c].records.values()] for c in cells])
-    score = found["score"]
-    assert score["success"] == pytest.approx(shares.mean()) and found["undisturbed"]["success"] == 1
-    assert [entry["axis"] for entry in found["axes"]] == ["blur", "noise"]
-    assert found["axes"][0]["success"] < found["axes"][1]["success"]
+    score = result["score"]
+    assert score["success"] == pytest.approx(shares.mean()) and result["undisturbed"]["success"] == 1
+    assert [entry["axis"] for entry in result["axes"]] == ["blur", "noise"]
+    assert result["axes"][0]["success"] < result["axes"][1]["success"]
     error = shares.mean(0).std() / np.sqrt(200)  # wider than for 2,000 trials: cells of a position correlate
     assert (score["high"] - score["low"]) / 2 == pytest.approx(1.96 * error, rel=0.1)
     assert score["low"] < score["success"] < score["high"]
@@ -48,9 +48,9 @@ def test_command_writes_its_page_and_a_repeat_adds_nothing(here, save_untrained,
         "only=[blur]", "videos=1", "hydra.run.dir=out",
     ]  # fmt: skip
     assert here(*words).returncode == 0
-    found = json.loads((tmp_path / "out" / "stress.json").read_text())
-    assert [entry["axis"] for entry in found["axes"]] == ["blur"] and found["score"]["success"] == 0
-    assert [len(entry["points"]) for entry in found["axes"]] == [STRENGTHS]
+    result = json.loads((tmp_path / "out" / "stress.json").read_text())
+    assert [entry["axis"] for entry in result["axes"]] == ["blur"] and result["score"]["success"] == 0
+    assert [len(entry["points"]) for entry in result["axes"]] == [STRENGTHS]
     assert len((tmp_path / "out" / "episodes.csv").read_text().splitlines()) == 1 + 2 * (1 + STRENGTHS)
     assert "Success by axis" in (tmp_path / "out" / "report.html").read_text()
     journal = tmp_path / "out" / "cells" / "blur-5" / "episodes.jsonl"

@@ -1,4 +1,4 @@
-"""Misleading data: each fault only_findings at three strengths is found with its size, and clean data have no findings."""
+"""Misleading data: each fault planted at three strengths is found with its size, and clean data have no findings."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ class Data:
         self.change = np.pad(change, ((0, 0), (1, 0)), constant_values=255.0)
         self.lengths = np.full(EPISODES, STEPS)
 
-    def found(self):
+    def findings(self):
         names = [f"joint {i}" for i in range(JOINTS)]
 
         def table(key, values):
@@ -43,13 +43,13 @@ class Data:
 
 
 def only_findings(data, kind):
-    found = data.found()
-    assert {f.kind for f in found} == {kind}, found
-    return found
+    findings = data.findings()
+    assert {f.kind for f in findings} == {kind}, findings
+    return findings
 
 
 def test_clean_data_have_no_findings():
-    assert [f for seed in range(20) for f in Data(seed).found()] == []
+    assert [f for seed in range(20) for f in Data(seed).findings()] == []
 
 
 @pytest.mark.parametrize("offset", [0.1, 0.3, 1.0])
@@ -86,9 +86,9 @@ def test_episode_in_other_units(factor, name):
     data = Data(3)
     data.state[5] *= factor
     data.action[5] *= factor
-    found = only_findings(data, "units")
-    assert {f.episode for f in found} == {5} and len(found) == 2
-    for one in found:
+    findings = only_findings(data, "units")
+    assert {f.episode for f in findings} == {5} and len(findings) == 2
+    for one in findings:
         measured = float(one.text.split(": ")[1].split()[0])
         assert measured == pytest.approx(factor, rel=0.6) and name in one.text
 
@@ -96,8 +96,8 @@ def test_episode_in_other_units(factor, name):
 def test_sensor_that_is_dead_in_one_episode():
     data = Data(4)
     data.state[7, :, 2] = data.state[7, 0, 2]
-    found = [f for f in data.found() if f.kind == "dead"]
-    assert [(f.episode, f.text) for f in found] == [(7, "proprio joint 2: one value for the whole episode")]
+    (one,) = [f for f in data.findings() if f.kind == "dead"]
+    assert (one.episode, one.text) == (7, "proprio joint 2: one value for the whole episode")
 
 
 @pytest.mark.parametrize("steps", [20, 30, 40])

@@ -79,10 +79,10 @@ def test_large_integers_keep_their_digits(tmp_path):
     more = {"stamp_ns": stamps, "index": index, "flag": np.arange(12) % 2 > 0}
     with EpisodeStore.create(tmp_path / "more.zarr", CUPS) as store:
         store.append(episode(0, 12) | more)
-        found = {table.key: table.values for table in tables(store, 1)}
-    assert np.array_equal(np.diff(found["stamp_ns"][:, 0]), np.full(11, 1e8))
-    assert np.array_equal(found["index"][:, 0], index)
-    assert found["flag"].dtype == found["action"].dtype == np.float32
+        values = {table.key: table.values for table in tables(store, 1)}
+    assert np.array_equal(np.diff(values["stamp_ns"][:, 0]), np.full(11, 1e8))
+    assert np.array_equal(values["index"][:, 0], index)
+    assert values["flag"].dtype == values["action"].dtype == np.float32
 
 
 def test_broken_encoder_is_one_error_line_and_leaves_no_file(cups, tmp_path, monkeypatch):
@@ -117,11 +117,11 @@ def test_frozen_images_in_a_store_are_found(cups, tmp_path, capsys):
 
 
 def test_curves_and_their_titles(cups):
-    found = tables(EpisodeStore.open(cups), 4)
-    assert [t.key for t in found] == ["action", "proprio"]
-    titles = [title for t in found for title, _ in plots(t)]
+    groups = tables(EpisodeStore.open(cups), 4)
+    assert [t.key for t in groups] == ["action", "proprio"]
+    titles = [title for t in groups for title, _ in plots(t)]
     assert titles == ["action: arm", "action: claw", "proprio: state 1–5", "proprio: state 6–9"]
-    assert found[0].names == ["shoulder", "elbow", "claw"]
+    assert groups[0].names == ["shoulder", "elbow", "claw"]
     assert {"action shoulder", "action claw", "proprio state 9"} <= lines_of(EpisodeStore.open(cups)).keys()
     each, lines = curves(np.array([[1.0, np.nan], [1 / 3, 2]]), 10)
     assert (each, lines) == (1, [[1.0, 0.33333], [None, 2.0]])
@@ -151,7 +151,7 @@ def lines_of(store) -> dict[str, str]:
     return {line[2:].partition("  ")[0].strip(): line for line in text.splitlines()[1:]}
 
 
-def test_facts_and_ranges(tmp_path):
+def test_summary_lists_facts_and_ranges(tmp_path):
     """Episodes of 4, 6 and 10 steps; only the initial cube pose counts."""
     world = {"cube_size": 0.04, "box_x": [-0.12, 0.12], "box_y": [-0.16, 0.16]}
     with EpisodeStore.create(tmp_path / "a.zarr", ATTRIBUTES | {"env_config": world}) as store:
@@ -162,15 +162,15 @@ def test_facts_and_ranges(tmp_path):
             cube[-1, :2] = 9
             arrays = {"action": action, "proprio": action + 400, "cube_pose": cube}
             store.append(arrays | {"perturbed": np.arange(length) == 1}, {"success": i != 1})
-    found = lines_of(store)
+    lines = lines_of(store)
     for name, values in (
         ("episodes", "3 (20 steps)"), ("rate", "10 Hz"), ("steps per episode", "4 to 10, median 6"),
         ("successful", "2 of 3"), ("perturbed", "15.0 %"), ("x at the start", "-0.1 to +0.1"),
     ):  # fmt: skip
-        assert values in found[name]
-    assert found["action joint 3"].split()[-3:] == ["-0.250", "+0.100", "+0.100"]
-    assert found["proprio joint 7"].split()[-3:] == ["+400.100"] * 3  # columns stay apart
-    assert "action gripper" in found
+        assert values in lines[name]
+    assert lines["action joint 3"].split()[-3:] == ["-0.250", "+0.100", "+0.100"]
+    assert lines["proprio joint 7"].split()[-3:] == ["+400.100"] * 3  # columns stay apart
+    assert "action gripper" in lines
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
@@ -253,7 +253,7 @@ class Data:
         self.state, self.action, self.times = self.state[steps], self.action[steps], self.times[steps]
         self.ends, self.images = np.array([len(self.times)]), self.images[:1]
 
-    def found(self, **changes):
+    def findings(self, **changes):
         limits = np.array([[-0.2], [0.2]])
         parts = [Columns("turn", slice(0, 1), "delta", limits), Columns("grip", slice(1, 2), "binary")]
         tables = [
@@ -286,9 +286,9 @@ class Data:
 def test_planted_fault_is_the_only_finding(plant, kind, where, text):
     data = Data()
     plant(data)
-    (found,) = data.found()
-    assert (found.kind, (found.episode, found.step, found.steps)[: len(where)]) == (kind, where)
-    assert text in found.text
+    (finding,) = data.findings()
+    assert (finding.kind, (finding.episode, finding.step, finding.steps)[: len(where)]) == (kind, where)
+    assert text in finding.text
 
 
 @pytest.mark.parametrize(
@@ -306,17 +306,17 @@ def test_planted_fault_is_the_only_finding(plant, kind, where, text):
 def test_normal_data_have_no_findings(plant, limits):
     data = Data()
     plant(data)
-    assert data.found(**limits) == []
+    assert data.findings(**limits) == []
 
 
 def test_frozen_images_count_during_motion_and_once_per_episode():
     data = Data()
     for t in range(1, 36, 5):
         data.show(3, slice(t, t + 4), change=0)
-    (found,) = data.found(frozen_motion=0.0)
-    assert (found.episode, found.step) == (3, 0) and found.text.endswith("; 6 times more until step 34")
+    (finding,) = data.findings(frozen_motion=0.0)
+    assert (finding.episode, finding.step) == (3, 0) and finding.text.endswith("; 6 times more until step 34")
     data.state[rows(3, 0)] = data.state[3 * STEPS]
-    assert not [f for f in data.found(jump_times=100) if f.kind == "frozen"]
+    assert not [f for f in data.findings(jump_times=100) if f.kind == "frozen"]
 
 
 def test_nan_neither_hides_nor_causes_other_findings():
@@ -326,15 +326,15 @@ def test_nan_neither_hides_nor_causes_other_findings():
     data.action[0, 1], data.action[2 * STEPS + 3, 1] = np.nan, np.inf  # this gripper still closes
     data.action[4 * STEPS :, 1] = 1
     data.action[4 * STEPS, 1] = np.nan
-    found = [(f.kind, f.episode, f.step) for f in data.found() if f.kind != "jump"]
-    assert found == [
+    findings = [(f.kind, f.episode, f.step) for f in data.findings() if f.kind != "jump"]
+    assert findings == [
         ("no number", 0, 0), ("no number", 2, 3), ("no number", 3, 12), ("no number", 4, 0), ("frozen", 3, 10),
         ("gripper", 4, 0),
     ]  # fmt: skip
     data.set("action", rows(1, 0), 1, np.nan)  # its motion is unknown
-    assert [(f.episode, f.steps) for f in data.found() if f.kind == "gripper"] == [(4, STEPS)]
+    assert [(f.episode, f.steps) for f in data.findings() if f.kind == "gripper"] == [(4, STEPS)]
     data.set("action", ALL, 1, np.nan)
-    assert not [f for f in data.found() if f.kind == "gripper"]
+    assert not [f for f in data.findings() if f.kind == "gripper"]
 
 
 @pytest.mark.parametrize("turn", [2 * np.pi, 360.0])
@@ -342,9 +342,9 @@ def test_wrapping_angle_is_not_a_jump(turn):
     data = Data()
     t = np.arange(EPISODES * STEPS)
     data.state[:, 0] = (0.2 + np.sin(t / 6)) * turn / 20 % turn  # around 0
-    assert np.ptp(data.state[:, 0]) > 0.9 * turn and data.found() == []
+    assert np.ptp(data.state[:, 0]) > 0.9 * turn and data.findings() == []
     data.state[3 * STEPS + 10 :, 0] = (data.state[3 * STEPS + 10 :, 0] + turn / 3) % turn
-    assert [(f.kind, f.episode) for f in data.found()] == [("jump", 3)]
+    assert [(f.kind, f.episode) for f in data.findings()] == [("jump", 3)]
 
 
 @pytest.mark.parametrize("steps", [10, 120])
@@ -353,8 +353,8 @@ def test_much_shorter_or_longer_episodes_are_found(steps):
     data.keep(np.append(np.arange(2 * STEPS), np.resize(np.arange(STEPS), steps)))  # repeated if longer
     data.ends, data.images = np.array([STEPS, 2 * STEPS, 2 * STEPS + steps]), []
     data.times[2 * STEPS :, 0], data.action[-1, 1] = np.arange(steps) / 10, 1
-    found = data.found(jump_times=100)
-    assert [(f.kind, f.episode, f.text) for f in found] == [("length", 2, f"{steps} steps, the median is 40")]
+    (one,) = data.findings(jump_times=100)
+    assert (one.kind, one.episode, one.text) == ("length", 2, f"{steps} steps, the median is 40")
 
 
 def test_unchecked_kinds_are_listed():
