@@ -106,7 +106,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory):
-    """An encoder file as written by `s2robot pretrain`: 32 px tile, patch 8, 64 channels, 2 blocks; 64 px images for S2."""
+    """An encoder file like those of `s2robot pretrain`: 32 px tile, patch 8, 64 channels, 2 blocks; S2 input 64 px."""
     import torch
 
     from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder

@@ -88,7 +88,7 @@ def start_copy(words: list[str], cwd: str, env: dict, fds: dict[int, int], sessi
 
 
 def address() -> str:
-    """Return the address of the copied process, in Linux's abstract namespace: the first process that binds it owns it."""
+    """Return the socket address of the copied process, in Linux's abstract namespace: its first user owns it."""
     return f"\0s2robot-tests-{os.environ.setdefault(SESSION, str(os.getpid()))}"
 
 

@@ -124,7 +124,7 @@ def test_core_requires_no_simulator():
 
 @pytest.mark.slow
 def test_light_core_works_with_newest_numpy_and_no_simulator(wheel, tmp_path):
-    """`pip install s2robot` in an empty environment: S2 doctests, own demos, a policy acting locally and behind a server."""
+    """`pip install s2robot` in an empty environment: S2 doctests, own demos, a policy locally and through a server."""
     venv.create(tmp_path / "v", with_pip=True)
     python = tmp_path / "v/bin/python"
     run(python, "-m", "pip", "install", "--quiet", wheel, "transformers>=4.56")  # docs/s2.md shows its models

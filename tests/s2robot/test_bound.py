@@ -60,7 +60,7 @@ COLUMNS = ("state[:3]",)
 
 @pytest.fixture
 def buffer(tmp_path):
-    """Six episodes whose state includes the goal, hidden from the policy; no timestamps or limits, another camera name."""
+    """Six episodes whose state includes the hidden goal; no timestamps, no limits, and another camera name."""
     world, rows, ends = Slider(), [], []
     for seed in range(6):
         seen, _ = world.reset(seed=seed)

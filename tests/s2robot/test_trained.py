@@ -1,4 +1,4 @@
-"""Training the full encoder with its policy: from frames with a task visible only in pixels to a checkpoint that acts."""
+"""Training the full encoder with its policy: from a task visible only in pixels to a checkpoint that acts."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Statistics of paired arms, checked by closed forms, other libraries, full enumeration and simulations of a known truth."""
+"""Statistics of paired arms against closed forms, other libraries, full enumeration and simulations of a known truth."""
 
 import math
 

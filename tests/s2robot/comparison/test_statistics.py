@@ -130,7 +130,7 @@ def test_csv_has_one_row_per_episode(tmp_path):
 
 
 def test_figures_of_a_small_pair_match_a_count_by_hand():
-    """Two training seeds: a position counts for an arm if both of its seeds solved it, but not both of the other arm's."""
+    """Two training seeds: a position counts for an arm if both of its seeds solve it, but not both of the other's."""
     x = {"a": np.array([[1, 1, 0, 1], [1, 1, 0, 0]], bool), "b": np.array([[1, 0, 1, 1], [1, 0, 1, 1]], bool)}
     pair, both = statistics.pair_figures(x, [7, 8, 9, 11], "a", "b"), difference(x["a"], x["b"])
     assert (pair["only_a"], pair["only_b"], pair["difference"]) == ([8], [9, 11], -0.125)

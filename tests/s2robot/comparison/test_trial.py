@@ -18,7 +18,7 @@ def settings(pairs=20, **changes):
 
 
 class Operator:
-    """Enters ``outcome(policy, pair)``, and Ctrl-C before attempt ``stop_at``. `tried`: (pair, policy) of each attempt."""
+    """Enters ``outcome(policy, pair)``; Ctrl-C before attempt ``stop_at``. `tried`: (pair, policy) of each attempt."""
 
     def __init__(self, capsys, outcome, stop_at=None):
         self.capsys, self.outcome, self.stop_at, self.tried, self.text = capsys, outcome, stop_at, [], ""

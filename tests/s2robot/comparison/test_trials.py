@@ -56,9 +56,10 @@ def test_equal_positions_are_paired_and_the_detectable_gap_is_detected():
     result = compare_arms(a, b, settings)
     expected = difference(a.outcomes, b.outcomes)
     assert result["paired"] and (result["low"], result["p"]) == (expected.low, expected.p)
-    apart = compare_arms(a._replace(positions=None), b, settings)
-    assert not apart["paired"] and apart["high"] - apart["low"] > 1.5 * (result["high"] - result["low"])
-    assert result["detectable"] < 0.7 * apart["detectable"]
+    unpaired = compare_arms(a._replace(positions=None), b, settings)
+    assert not unpaired["paired"]
+    assert unpaired["high"] - unpaired["low"] > 1.5 * (result["high"] - result["low"])
+    assert result["detectable"] < 0.7 * unpaired["detectable"]
     half = np.arange(80)[None] < 40
     gap = detectable(Arm("a", half, None), Arm("b", half, None), False, 0.8)
     x, y = np.random.default_rng(1).binomial(80, [0.5, 0.5 + gap], (5000, 2)).T
@@ -77,8 +78,8 @@ def test_stages_decide_in_place_of_success():
     result = compare_arms(*arms, settings)
     assert result["p"] == pytest.approx(stats.binomtest(2, 14).pvalue)
     assert result["difference"] == pytest.approx(10 / 40) and "detectable" not in result
-    looked = compare_arms(*arms, settings, 0.05)
-    assert looked["p"] == pytest.approx(1 / (2**14 / 15 / 91)) and looked["low"] < result["low"]
+    interim = compare_arms(*arms, settings, 0.05)
+    assert interim["p"] == pytest.approx(1 / (2**14 / 15 / 91)) and interim["low"] < result["low"]
     with pytest.raises(UserError, match="stages: a stage of a: expected one of approach, grasp, got 'lift'"):
         compare_arms(*arms, settings.replace(stages=("approach", "grasp")))
 

@@ -6,17 +6,17 @@ from s2robot.core.errors import UserError, check_same, reported
 
 
 def test_error_names_the_dotted_key_of_the_first_difference():
-    was = {"a": 1, "b": {"c": [1, 2], "d": 3}, "e": None}
-    check_same("run", was, {"b": {"c": (1, 2), "d": 3}, "a": 1})  # list equals tuple, missing equals None
-    check_same("run", was, {"a": 2, "b": {"c": [1, 2], "d": 4}}, free=("a", "b.d"))
-    for now, words in (
-        ({**was, "b": {"c": [1, 2], "d": 4}}, "run: b.d: expected 3 as before, got 4"),
-        ({**was, "f": 0}, "run: f: expected None as before, got 0"),
+    stored = {"a": 1, "b": {"c": [1, 2], "d": 3}, "e": None}
+    check_same("run", stored, {"b": {"c": (1, 2), "d": 3}, "a": 1})  # list equals tuple, missing equals None
+    check_same("run", stored, {"a": 2, "b": {"c": [1, 2], "d": 4}}, free=("a", "b.d"))
+    for current, words in (
+        ({**stored, "b": {"c": [1, 2], "d": 4}}, "run: b.d: expected 3 as before, got 4"),
+        ({**stored, "f": 0}, "run: f: expected None as before, got 0"),
         ({"a": 1}, "run: b: expected .* as before, got None"),
         ([], "run: expected .* as before, got \\[\\]"),
     ):
-        with pytest.raises(UserError, match=f"^{words}; begin anew$"):
-            check_same("run", was, now, " as before", "begin anew")
+        with pytest.raises(UserError, match=f"^{words}; restart$"):
+            check_same("run", stored, current, " as before", "restart")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ EPISODES, STEPS, JOINTS = 20, 80, 3
 
 
 class Data:
-    """An arm moves from its home to a goal per episode and rests there; commands lead by one step; a camera records it."""
+    """An arm moves from home to one goal per episode and rests there; commands lead by one step; one camera."""
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng(seed)

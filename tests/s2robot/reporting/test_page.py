@@ -11,7 +11,7 @@ EVIL = "<script>alert('1')</script>"
 
 
 def test_every_template_extends_the_base_template():
-    """No template uses `|safe`, which disables escaping; only page.py inserts our SVG, stylesheets and scripts as they are."""
+    """No template disables escaping with `|safe`; only page.py inserts our SVG, stylesheets and scripts unescaped."""
     pages = {path.name: path.read_text(encoding="utf-8") for path in TEMPLATES.glob("*.html.j2")}
     assert {"base.html.j2", "macros.html.j2", "report.html.j2"} <= set(pages)
     for name, text in pages.items():
