@@ -22,42 +22,42 @@ BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Page:
-    """One tab, or the browser itself. `errors`: what its console and its scripts complained of."""
+    """One tab, or the browser itself. `errors`: warnings and errors from its console and scripts."""
 
     def __init__(self, socket: ClientConnection, **session: str) -> None:
-        self._socket, self._session, self._asked = socket, session, 0
+        self._socket, self._session, self._calls = socket, session, 0
         self.errors: list[str] = []
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """A command of the protocol and its answer."""
-        self._asked += 1
-        order = {"id": self._asked, "method": method, "params": params, **self._session}
-        self._socket.send(json.dumps(order))
+        """Send a protocol command and return its result."""
+        self._calls += 1
+        request = {"id": self._calls, "method": method, "params": params, **self._session}
+        self._socket.send(json.dumps(request))
         while True:
             answer = json.loads(self._socket.recv(timeout=60))
-            told = answer.get("params", {})
-            level = told.get("entry", {}).get("level") or told.get("type")
-            if "exceptionDetails" in told or level in ("error", "warning", "assert"):
-                self.errors.append(json.dumps(told)[:500])
-            if answer.get("id") == self._asked and answer.get("sessionId") == self._session.get("sessionId"):
+            event = answer.get("params", {})
+            level = event.get("entry", {}).get("level") or event.get("type")
+            if "exceptionDetails" in event or level in ("error", "warning", "assert"):
+                self.errors.append(json.dumps(event)[:500])
+            if answer.get("id") == self._calls and answer.get("sessionId") == self._session.get("sessionId"):
                 assert "error" not in answer, answer["error"]
                 return answer["result"]
 
     def value(self, script: str) -> Any:
-        """What an expression gives, promises awaited."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        """Return the value of an expression, after awaiting promises."""
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     def wait(self, script: str, seconds: float = 30) -> None:
-        """Until an expression is true; a loaded machine takes its time."""
+        """Wait until an expression is true; the time limit suits a loaded machine."""
         end = time.monotonic() + seconds
         while not self.value(script):
             assert time.monotonic() < end, f"never true: {script}; errors: {self.errors}"
             time.sleep(0.05)
 
     def click(self, selector: str, x: float = 0.5) -> None:
-        """The mouse on the first element of a selector, at a share `x` of its width."""
+        """Click the first element that matches, at a fraction `x` of its width."""
         left, top, width, height = self.value(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'nearest'}});"
             "const r = e.getBoundingClientRect(); return [r.left, r.top, r.width, r.height]; })()"
@@ -67,23 +67,23 @@ class Page:
             self.call("Input.dispatchMouseEvent", type=kind, **at)
 
     def press(self, key: str, code: int) -> None:
-        """A key by its name and its code."""
+        """Press a key, given by name and code."""
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code)
 
     def write(self, text: str) -> None:
-        """Text where the focus is."""
+        """Type text into the focused element."""
         self.call("Input.insertText", text=text)
 
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Callable[..., Page]]:
-    """Opens pages by path; the browser writes into the folder `profile` and ends with the block."""
+    """Yield a function that opens pages by path; the browser writes into `profile` and stops with the block."""
     assert BROWSER is not None
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
     flags += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "--disable-background-networking"]
-    command, silent = [BROWSER, *flags], subprocess.DEVNULL
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=silent, text=True)
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    process = subprocess.Popen([BROWSER, *flags], stderr=pipe, stdout=null, text=True)
     try:
         assert process.stderr is not None
         address = next(line.split()[-1] for line in process.stderr if "DevTools listening on" in line)

@@ -1,4 +1,4 @@
-"""A verb's config, as a command composes it."""
+"""Compose the config of a verb, as the command line does."""
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig

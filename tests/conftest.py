@@ -1,6 +1,6 @@
-"""What several tests share: one CPU thread, a tiny encoder with random weights, three recorded episodes, a RealSense.
+"""Shared fixtures: one CPU thread, a tiny encoder with random weights, three recorded episodes, a fake RealSense.
 
-The process that hands tests to workers reads this, too, and runs none: what takes seconds is imported where it is used.
+The pytest-xdist controller loads this file too, without running tests, so slow imports are local.
 """
 
 import ctypes
@@ -13,24 +13,24 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; what the tests start takes it over
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes inherit it
 
 import pytest
 
-import s2robot.envs  # noqa: F401  chooses what draws, before a test imports mujoco
+import s2robot.envs  # noqa: F401  chooses the renderer before a test imports mujoco
 from tests import forks
 
-# A shell's job behind `&` starts with the signals of Ctrl-C and Ctrl-\ ignored, and so would all that the tests start.
+# A shell starts a background job with SIGINT and SIGQUIT ignored, and child processes would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
-# Depend on the wall clock: the emulated box and the vendor's SDK talk in real time, deadlines of a server pass. Tests that
-# give the box patience (deployment's do) run beside the others: they wait more than they compute.
+# These depend on the wall clock: the emulated arm and the vendor's SDK run in real time, a server has deadlines. Tests with
+# generous time limits (those of deployment) run beside the others: they wait more than they compute.
 REALTIME = (
     "envs/real/control/test_bridge.py", "envs/real/control/test_faults.py", "envs/real/control/test_supervisor.py",
     "s2robot/serving/test_open_network.py", "s2robot/serving/test_server.py",
 )  # fmt: skip
-# The longest modules first, so that no worker is left alone with one at the end; what waits beside what computes.
+# The longest modules first, so that no single worker finishes late; waiting ones alternate with computing ones.
 LONG = (
     "s2robot/deployment/test_deploy.py", "s2robot/test_pipeline.py", "s2robot/deployment/test_evaluate.py",
     "s2robot/test_kills_run.py", "s2robot/deployment/test_own_arm.py", "test_package.py",
@@ -43,7 +43,7 @@ LONG = (
 
 
 def pytest_configure(config):
-    """Processes that are copies of one (`forks.py`): of one for all workers, which are copies of it themselves."""
+    """Start processes as copies of one preloaded process (`forks.py`) that all test workers share."""
     if not hasattr(config, "workerinput"):
         os.environ[forks.SESSION] = str(os.getpid())
     if config.getoption("numprocesses", None):
@@ -52,27 +52,27 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """The part that lives by the wall clock imports no module without such tests: all of them take ten seconds."""
+    """Skip importing modules without realtime tests in a realtime run: importing all takes ten seconds."""
     if not config.option.markexpr.startswith("realtime") or collection_path.suffix != ".py":
         return None
-    clock = collection_path.as_posix().endswith(REALTIME) or "mark.realtime" in collection_path.read_text()
-    return None if clock else True
+    realtime = collection_path.as_posix().endswith(REALTIME) or "mark.realtime" in collection_path.read_text()
+    return None if realtime else True
 
 
 def pytest_collection_modifyitems(items):
-    """A test that does without the wall clock leaves REALTIME, or says `@pytest.mark.realtime` by itself."""
+    """Mark the tests of REALTIME and sort by LONG; single tests elsewhere use `@pytest.mark.realtime`."""
     tests = Path(__file__).parent
     assert all((tests / file).is_file() for file in REALTIME + LONG)
-    order = {file: place for place, file in enumerate(LONG)}
+    order = {file: position for position, file in enumerate(LONG)}
     name = {item: item.path.relative_to(tests).as_posix() for item in items}
     for item in items:
         if name[item] in REALTIME:
             item.add_marker(pytest.mark.realtime)
-    items.sort(key=lambda item: order.get(name[item], len(LONG)))  # stable: all else stays where it was
+    items.sort(key=lambda item: order.get(name[item], len(LONG)))  # stable: the others keep their order
 
 
 def pytest_collection_finish():
-    """Modules and tests are there to the end: the collector need not look through them each time."""
+    """Exclude modules and collected tests from garbage collection: they live until the end."""
     import torch
 
     torch.set_num_threads(1)
@@ -80,17 +80,16 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-_left = 0  # bytes in memory after the last collection
+_resident_before = 0  # bytes of resident memory after the last collection
 
 
 def pytest_runtest_logfinish():
-    """A simulated scene is 60 MB in a cycle that the collector alone frees, and would hardly ever look for by itself:
-    workers grew to 6 GB."""
-    global _left
-    if resident() > _left + 300e6:
+    """Collect garbage after growth: a simulated scene is a 60 MB reference cycle, and workers would grow to 6 GB."""
+    global _resident_before
+    if resident() > _resident_before + 300e6:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
-        _left = resident()
+        _resident_before = resident()
 
 
 def resident() -> int:
@@ -99,7 +98,7 @@ def resident() -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """A cache of this process's own: neither the user's nor that of another worker."""
+    """Use a separate cache: neither the user's nor that of another worker."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("S2ROBOT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -107,7 +106,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory):
-    """A file as `s2robot pretrain` writes it: 32 px tile, patch 8, 64 channels, 2 blocks; S2 draws 64 px."""
+    """An encoder file like those of `s2robot pretrain`: 32 px tile, patch 8, 64 channels, 2 blocks; S2 input 64 px."""
     import torch
 
     from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
@@ -121,7 +120,7 @@ def tiny_encoder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory):
-    """A dataset of 3 xArm7 episodes, seeds 500 to 502, as the recorder makes it; not to be changed."""
+    """A dataset of 3 recorded xArm7 episodes, seeds 500 to 502; read-only."""
     from s2robot.demos.record import record
     from s2robot.envs.cube_config import CubePickConfig
     from s2robot.envs.cube_picker import PickerConfig
@@ -138,8 +137,8 @@ def recorded(tmp_path_factory):
 def realsense(monkeypatch):
     """A stand-in for `pyrealsense2` with one camera, number 0042, that returns 96 x 72 at 20 Hz.
 
-    Its `pictures` uint8 (T, 72, 96, 3) come in turn, `late_s` after they were taken, until it is `gone`; without `colour` it
-    has depth alone. `running`: it was started and not stopped; `options`: what was set.
+    It returns its `pictures` uint8 (T, 72, 96, 3) in order, `late_s` after capture, until it is `gone`; without `colour` it
+    has only depth. `running`: started and not stopped; `options`: the options set.
     """
     import numpy as np
 
@@ -152,7 +151,7 @@ def realsense(monkeypatch):
     )  # fmt: skip
 
     def answers(**values):
-        """An object whose methods return these values, whatever they are given."""
+        """Return an object whose methods return these values for any arguments."""
         return SimpleNamespace(**{name: lambda *_, value=value: value for name, value in values.items()})
 
     class Config:

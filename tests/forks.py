@@ -1,9 +1,9 @@
-"""Commands as forks of one process that has imported what takes seconds: for tests whose subject is not the start.
+"""Run commands as forks of one process with all slow imports done, for tests that do not test the start.
 
-torch, timm and the rest take five seconds of a processor, more than most commands here compute. `run` and `Popen` are those of
-`subprocess`, but a Python of ours is a copy of a process that all workers of a session share (`warm.py`): with words, folder,
-environment, input and output, signals and exit status as if it had been started. With ALL in its environment, the Pythons that it
-starts and its fork server are copies, too. What a process imports, and how it starts, is tested with `subprocess`.
+Importing torch, timm and others takes five CPU seconds, more than most commands in the tests. `run` and `Popen` behave like
+those of `subprocess`, but a Python process is a copy of one that all workers of a session share (`warm.py`), with the
+arguments, folder, environment, streams, signals and exit status of a new process. With ALL in its environment, its Python
+child processes and its fork server are copies, too. Tests of the imports or the start of a process use `subprocess`.
 """
 
 import json
@@ -19,26 +19,26 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SESSION = "S2ROBOT_TEST_SESSION"  # the process of the session, with which the one that is copied ends
+SESSION = "S2ROBOT_TEST_SESSION"  # PID of the session's process; the copied process stops with it
 ALL = "S2ROBOT_TEST_FORKS_ALL"
 PATIENCE_S = 120.0
 
 
 class Popen(subprocess.Popen):
-    """`subprocess.Popen`, but that a Python of ours is a copy. Nothing runs before it (`preexec_fn`); in a session of
-    its own (`start_new_session`), the terminal that is its input is that of its Ctrl-C."""
+    """`subprocess.Popen` that starts Python as a copy, without `preexec_fn`. With `start_new_session`, a terminal as
+    its standard input becomes its controlling terminal."""
 
-    _copy: socket.socket | None = None  # on which its end is told
+    _copy: socket.socket | None = None  # reports its exit status
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *more):
         words = [] if isinstance(args, str | bytes | os.PathLike) else list(map(os.fspath, args))
         if words[:1] != [sys.executable] or (words[1][0] == "-" and words[1] not in ("-m", "-c", "-u")):
             return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *more)
-        assert preexec_fn is None and not pass_fds, "no copy of a process begins like this"
+        assert preexec_fn is None and not pass_fds, "not supported for a copy"
         pipes, session = more[3:9], more[-2]
-        given = {own: own if fd == -1 else fd for own, fd in enumerate((pipes[0], pipes[3], pipes[5]))}
+        fds = {own: own if fd == -1 else fd for own, fd in enumerate((pipes[0], pipes[3], pipes[5]))}
         env = dict(os.environ if env is None else env)
-        self._copy, self.pid = ask(words[1:], os.fspath(cwd or os.getcwd()), env, given, session)
+        self._copy, self.pid = start_copy(words[1:], os.fspath(cwd or os.getcwd()), env, fds, session)
         self._child_created = True
         self._close_pipe_fds(*pipes)
 
@@ -50,9 +50,9 @@ class Popen(subprocess.Popen):
         with self._copy:
             return self.pid, int(line(self._copy) or signal.SIGKILL)
 
-    def _internal_poll(self, *given, **more):
+    def _internal_poll(self, *args, **more):
         if self._copy is None:
-            return super()._internal_poll(*given, **more)
+            return super()._internal_poll(*args, **more)
         if self.returncode is None and self._waitpid_lock.acquire(blocking=False):
             with suppress(OSError):
                 pid, status = self._try_wait(os.WNOHANG)
@@ -62,11 +62,11 @@ class Popen(subprocess.Popen):
         return self.returncode
 
 
-def run(command, *, capture_output: bool = False, timeout: float | None = None, **how):
-    """`subprocess.run`, as far as it is needed here."""
+def run(command, *, capture_output: bool = False, timeout: float | None = None, **options):
+    """The parts of `subprocess.run` that the tests use."""
     if capture_output:
-        how |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with Popen(command, **how) as process:
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with Popen(command, **options) as process:
         try:
             out, err = process.communicate(timeout=timeout)
         except BaseException:
@@ -75,9 +75,9 @@ def run(command, *, capture_output: bool = False, timeout: float | None = None, 
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def ask(words: list[str], cwd: str, env: dict, fds: dict[int, int], session: bool = False) -> tuple:
-    """A copy with these words after `python`, and `fds` by the numbers that they have there: the connection on which
-    its status is told, and its number."""
+def start_copy(words: list[str], cwd: str, env: dict, fds: dict[int, int], session: bool = False) -> tuple:
+    """Start a copy with these arguments of `python` and the file descriptors `fds`, keyed by their numbers in the copy.
+    Return the connection that reports its status, and its PID."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     order = {"words": words, "cwd": cwd, "env": env, "fds": list(fds), "session": session, "mask": list(mask)}
     data = json.dumps(order).encode()
@@ -88,21 +88,21 @@ def ask(words: list[str], cwd: str, env: dict, fds: dict[int, int], session: boo
 
 
 def address() -> str:
-    """Of the process that is copied: in Linux's abstract space, where the first to take a name has it while it lives."""
+    """Return the socket address of the copied process, in Linux's abstract namespace: its first user owns it."""
     return f"\0s2robot-tests-{os.environ.setdefault(SESSION, str(os.getpid()))}"
 
 
 def _connection() -> socket.socket:
-    """The first who asks in a session starts it."""
-    there, end, started = address(), time.monotonic() + PATIENCE_S, False
+    """Connect to the copied process; the first request of a session starts it."""
+    target, end, started = address(), time.monotonic() + PATIENCE_S, False
     while True:
         connection = socket.socket(socket.AF_UNIX)
         with suppress(ConnectionRefusedError):
             connection.settimeout(None)  # the vendor's SDK sets a default for all sockets of a process
-            connection.connect(there)
+            connection.connect(target)
             return connection
         connection.close()
-        assert time.monotonic() < end, "the process that is to be copied does not start"
+        assert time.monotonic() < end, "the process to copy did not start"
         if not started:
             env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
             command = [sys.executable, "-c", "from tests import warm; warm.serve()"]
@@ -112,31 +112,31 @@ def _connection() -> socket.socket:
 
 
 def line(connection: socket.socket) -> bytes:
-    """Without its end; empty if nobody is there any more."""
-    said = b""
+    """Read a line, without its newline; empty if the connection is closed."""
+    received = b""
     while (more := connection.recv(1)) not in (b"", b"\n"):
-        said += more
-    return said
+        received += more
+    return received
 
 
-# ---------------------------------------------------------------- copies that the product starts
+# ---------------------------------------------------------------- copies started by the product
 
 _start, _spawn = subprocess.Popen, multiprocessing.util.spawnv_passfds
 
 
 def copy_all() -> None:
-    """From here on, what this process starts are copies."""
+    """From now on, start Python child processes of this process as copies."""
     subprocess.Popen = Popen  # type: ignore[misc]
     copy_fork_server()
 
 
 def copy_fork_server() -> None:
-    """From here on, the fork server of this process is a copy, and with it what it forks."""
+    """From now on, start the fork server of this process, and thus its forks, as a copy."""
     multiprocessing.util.spawnv_passfds = _fork_server  # type: ignore[assignment]
 
 
 def _fork_server(path, args, passfds) -> int:
-    """It has to be waited for as a child: a child of ours asks for it, and ends as it does."""
+    """Start it through a child process that exits with its status, because the caller waits for a child."""
     if "multiprocessing.forkserver" not in args[-1]:
         return _spawn(path, args, passfds)
     child = os.fork()
@@ -145,7 +145,7 @@ def _fork_server(path, args, passfds) -> int:
     status = 1
     try:
         fds = {fd: fd for fd in (0, 1, 2, *passfds)}
-        connection, _ = ask(["-c", args[-1]], os.getcwd(), dict(os.environ), fds)
+        connection, _ = start_copy(["-c", args[-1]], os.getcwd(), dict(os.environ), fds)
         os.closerange(0, connection.fileno())
         os.closerange(connection.fileno() + 1, 1 << 16)
         status = os.waitstatus_to_exitcode(int(line(connection) or signal.SIGKILL))

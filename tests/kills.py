@@ -1,12 +1,12 @@
-"""Kill a job at each of its writes, let it go on, and see what is left.
+"""Kill a job at each of its writes, resume it, and check the results.
 
-    for write, folder in kill_at_every_write(job, tmp_path).items():  # "1 open out/a.part" -> where it went on
+    for write, folder in kill_at_every_write(job, tmp_path).items():  # "1 open out/a.part" -> folder of the resumed run
         assert files(folder) == files(tmp_path / "whole"), write
 
-A process of its own imports the test file, does the job once to import all that it needs, and forks for each run. The first run
-is stopped in each of its writes below `folder` (Python's audit events), and `folder` is copied: what a SIGKILL leaves there, with
-half a line more in a file that is opened to be written or appended to. The job then runs to its end on each copy. What C++ code
-opens is not seen. Import what `job` needs at the top of the test file, and compute with one thread: a fork has no others.
+A separate process imports the test file, runs the job once to load all imports, and forks for each run. The first run is
+stopped at each of its writes below `folder` (Python's audit events), and `folder` is copied as a SIGKILL would leave it, plus
+half a line in a file opened for writing or appending. The job then runs to its end on each copy. Files opened by C++ code
+are not detected. Import all that `job` needs at the top of the test file, and use one thread: a fork has only one.
 """
 
 import contextlib
@@ -34,15 +34,15 @@ Job = Callable[[Path], None]
 def kill_at_every_write(
     job: Job, folder: Path, every: int = 1, first: int = 0, seconds: float = 600, **environment: str
 ) -> dict[str, Path]:
-    """Run `job`, a function at the top of a file, whole in ``folder/whole``, then killed and again in ``folder/<n>``.
+    """Run `job`, a module-level function, uninterrupted in ``folder/whole``, then killed and resumed in ``folder/<n>``.
 
     Args:
-        every: kill at each how many-th write only, for jobs with many; from write `first` on.
-        seconds: for all of it.
-        environment: variables of the process.
+        every: kill only at every n-th write, for jobs with many; starting at write `first`.
+        seconds: time limit for all runs.
+        environment: additional environment variables.
 
     Returns:
-        The writes, numbered, and the folder of the run that was killed there.
+        The numbered writes, each with the folder of the run that was killed there.
     """
     file, name = inspect.getsourcefile(job), job.__name__
     command = [sys.executable, __file__, str(file), name, str(folder), str(every), str(first)]
@@ -56,11 +56,11 @@ def kill_at_every_write(
     return {f"{n} {writes[n]}": folder / str(n) for n in range(first, len(writes), every)}
 
 
-# ---------------------------------------------------------------- in the process of its own
+# ---------------------------------------------------------------- in the separate process
 
 
 def _watch(folder: Path, chosen: range, log: int) -> None:
-    """List the writes below `folder` in the file `log`, with how half a line gets there; stop in the `chosen` ones."""
+    """Log the writes below `folder`, each with the mode that appends half a line; stop at the `chosen` ones."""
     count, last, busy = 0, "", False
 
     def hook(event: str, args: tuple) -> None:
@@ -70,7 +70,7 @@ def _watch(folder: Path, chosen: range, log: int) -> None:
         path = args[1] if event in ("os.rename", "os.link", "os.symlink") else args[0]
         if not isinstance(path, str | bytes | os.PathLike):
             return
-        busy = True  # what is done below is none of the job's
+        busy = True  # the calls below are not the job's
         full = os.path.abspath(os.fsdecode(path))
         if full.startswith(f"{folder}{os.sep}"):
             write = f"{event.removeprefix('os.')} {os.path.relpath(full, folder)}"
@@ -78,8 +78,8 @@ def _watch(folder: Path, chosen: range, log: int) -> None:
                 busy = False
                 return
             last = write
-            torn = _torn(args) if event == "open" else ""
-            os.write(log, f"{json.dumps([write, os.path.relpath(full, folder), torn])}\n".encode())
+            mode = _append_mode(args) if event == "open" else ""
+            os.write(log, f"{json.dumps([write, os.path.relpath(full, folder), mode])}\n".encode())
             if count in chosen:
                 signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # of all threads
             count += 1
@@ -95,8 +95,8 @@ def _writes(args: tuple) -> bool:
     return bool(flags & (os.O_WRONLY | os.O_RDWR)) and not flags & os.O_TMPFILE == os.O_TMPFILE
 
 
-def _torn(args: tuple) -> str:
-    """How half a line gets into a file opened so; nowhere if what is in it is written over in its place."""
+def _append_mode(args: tuple) -> str:
+    """Return the mode that adds half a line to a file opened with these flags; empty if it is overwritten in place."""
     mode, flags = args[1], args[2]
     if isinstance(mode, str):
         return "ab" if "a" in mode else "" if "r" in mode else "wb"
@@ -104,7 +104,7 @@ def _torn(args: tuple) -> str:
 
 
 def _run(job: Job, folder: Path, log: Path | None = None, chosen: range = range(0)) -> int:
-    """The job in a fork that is the first of its own group; the exit status. With a `log`, it is watched and copied."""
+    """Run the job in a fork with its own process group and return its exit status; with a `log`, watch and copy it."""
     child = os.fork()
     if not child:
         status = 1
@@ -125,13 +125,13 @@ def _run(job: Job, folder: Path, log: Path | None = None, chosen: range = range(
         if not os.WIFSTOPPED(status):
             return os.waitstatus_to_exitcode(status)
         assert log is not None
-        os.killpg(child, signal.SIGSTOP)  # what it has started, too
+        os.killpg(child, signal.SIGSTOP)  # and its child processes
         _copy(folder, log.read_text().splitlines())
         os.killpg(child, signal.SIGCONT)
 
 
-def _warm(job: Job, folder: Path) -> None:
-    """The job once in this process, whatever it ends with: its forks find imported what it imports on its way."""
+def _import_all(job: Job, folder: Path) -> None:
+    """Run the job once in this process, ignoring errors, so that its forks need no further imports."""
     folder.mkdir()
     with contextlib.suppress(Exception, SystemExit), contextlib.redirect_stderr(io.StringIO()):
         job(folder)
@@ -141,11 +141,11 @@ def _warm(job: Job, folder: Path) -> None:
 
 
 def _copy(folder: Path, writes: list[str]) -> None:
-    """The folder as a kill in the last of these writes leaves it, beside it under the write's number."""
-    _, file, torn = json.loads(writes[-1])
+    """Copy the folder in the state that a kill at the last write leaves, to a sibling named by the write's number."""
+    _, file, mode = json.loads(writes[-1])
     copy = shutil.copytree(folder, folder.with_name(str(len(writes) - 1)), symlinks=True)
-    if torn:
-        with contextlib.suppress(OSError), open(copy / file, torn) as stream:
+    if mode:
+        with contextlib.suppress(OSError), open(copy / file, mode) as stream:
             stream.write(b'{"half a li')
 
 
@@ -155,19 +155,19 @@ def _main(file: str, name: str, folder: str, every: str, first: str) -> int:
     module = sys.modules["job_to_kill"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     job, root = getattr(module, name), Path(folder).resolve()
-    listed, place = root / "writes.log", root / "run"  # of all runs, which may write down where they are
-    _warm(job, root / "warm")
-    place.mkdir()
-    if _run(job, place, listed, range(int(first), sys.maxsize, int(every))):
+    log, out = root / "writes.log", root / "run"  # the same for all runs, which may store their path
+    _import_all(job, root / "warm")
+    out.mkdir()
+    if _run(job, out, log, range(int(first), sys.maxsize, int(every))):
         return 1
-    place.rename(root / "whole")
-    writes = [json.loads(line)[0] for line in listed.read_text().splitlines()] if listed.exists() else []
+    out.rename(root / "whole")
+    writes = [json.loads(line)[0] for line in log.read_text().splitlines()] if log.exists() else []
     for n in range(int(first), len(writes), int(every)):
         print(f"--- killed at {n} {writes[n]}", flush=True)
-        (root / str(n)).rename(place)
-        if _run(job, place):
+        (root / str(n)).rename(out)
+        if _run(job, out):
             return 1
-        place.rename(root / str(n))
+        out.rename(root / str(n))
     (root / "writes.json").write_text(json.dumps(writes))
     return 0
 

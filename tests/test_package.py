@@ -1,5 +1,5 @@
-"""The wheel, built from the sdist and installed outside the clone: it brings configs, demos and weights along, and it
-lives beside a user's own packages of the same names."""
+"""The wheel, built from the sdist and installed outside the clone: it contains configs, demos and weights, and it
+coexists with a user's own packages of the same names."""
 
 import os
 import shutil
@@ -19,8 +19,8 @@ SHIPPED = (
     "configs/**/*.yaml", "demos/data/**/*", "s2robot/weights/mvp-tiny*.safetensors", "s2robot/reporting/templates/*",
     "s2robot/py.typed",
 )  # fmt: skip
-# a program in a user's own project, that runs a command in its process
-OWN = """
+# a program of a user's project that runs a command in its own process
+PROGRAM = """
 import runpy, sys
 import configs, demos, envs, policies, tests
 assert all(m.MINE == m.__name__ for m in (configs, demos, envs, policies, tests))
@@ -45,7 +45,7 @@ def run(*command: object, **options) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from an sdist of a copy of the clone, as a release would be: a build leaves files behind."""
+    """Build from an sdist of a copy of the clone, like a release: a build leaves files behind."""
     source = tmp_path_factory.mktemp("source") / "s2robot"
     skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("s2robot", *TOPS):
@@ -60,13 +60,13 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel, tmp_path_factory) -> Path:
-    """The interpreter of an environment that holds the wheel; what it needs is read from this one's packages.
+    """The interpreter of an environment with the wheel; its dependencies come from the current environment.
 
-    A path in a .pth file brings packages, not the editable install of the clone.
+    A path in a .pth file adds packages, but not the clone's editable install.
     """
-    place = tmp_path_factory.mktemp("venv") / "v"
-    venv.create(place, with_pip=False, symlinks=True)
-    python = place / "bin/python"
+    folder = tmp_path_factory.mktemp("venv") / "v"
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin/python"
     pip = [sys.executable, "-m", "pip", "--python", python, "install"]
     run(*pip, "--quiet", "--no-deps", "--no-index", "--no-compile", wheel)
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
@@ -76,7 +76,7 @@ def python(wheel, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A user's own project, with folders of the names that ours have at the top level."""
+    """A user's project whose packages have the same names as our top-level folders."""
     folder = tmp_path_factory.mktemp("project")
     for name in (*TOPS, "tests"):
         (folder / name).mkdir()
@@ -84,12 +84,12 @@ def project(tmp_path_factory) -> Path:
     return folder
 
 
-def alone(**extra: str) -> dict[str, str]:
-    """This process's environment without the paths that lead into the clone."""
+def isolated(**extra: str) -> dict[str, str]:
+    """Return this process's environment without the paths into the clone."""
     return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")} | extra
 
 
-def test_wheel_holds_every_data_file_and_s2robot_alone(wheel):
+def test_wheel_contains_every_data_file_and_only_the_s2robot_package(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         top_level = next(name for name in names if name.endswith(".dist-info/top_level.txt"))
@@ -105,28 +105,26 @@ def test_wheel_holds_every_data_file_and_s2robot_alone(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"s2robot"}
 
 
-def test_library_and_verbs_work_beside_a_users_own_packages(
-    python, project, recorded, tiny_encoder, tmp_path
-):
-    (project / "own.py").write_text(OWN)
-    env = alone(S2ROBOT_CACHE=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
+def test_library_and_verbs_work_beside_user_packages(python, project, recorded, tiny_encoder, tmp_path):
+    (project / "own.py").write_text(PROGRAM)
+    env = isolated(S2ROBOT_CACHE=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
     words = [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "env.cameras=[hand]"]
-    words += ["demos.episodes=1", "features.workers=1"]  # a worker, which imports the simulator
-    said = run(python, "own.py", python.with_name("s2robot"), "encode", *words, cwd=project, env=env)
-    site, configs, *rest = said.splitlines()
+    words += ["demos.episodes=1", "features.workers=1"]  # a worker imports the simulator
+    output = run(python, "own.py", python.with_name("s2robot"), "encode", *words, cwd=project, env=env)
+    site, configs, *log = output.splitlines()
     assert Path(site).is_relative_to(python.parents[1]) and Path(configs) == Path(site) / "s2robot/configs"
-    assert any("features (" in line for line in rest)
+    assert any("features (" in line for line in log)
 
 
-def test_the_core_asks_for_no_simulator():
+def test_core_requires_no_simulator():
     required = [line for line in distribution("s2robot").requires or [] if "extra ==" not in line]
     simulator = [line for line in required if line.startswith(("robosuite", "mujoco", "mink", "qpsolvers"))]
     assert required and not simulator, simulator
 
 
 @pytest.mark.slow
-def test_light_core_with_the_newest_numpy_and_no_simulator(wheel, tmp_path):
-    """`pip install s2robot` in an empty environment: S2 doctests, own demos, a policy that acts here and in a server."""
+def test_light_core_works_with_newest_numpy_and_no_simulator(wheel, tmp_path):
+    """`pip install s2robot` in an empty environment: S2 doctests, own demos, a policy locally and through a server."""
     venv.create(tmp_path / "v", with_pip=True)
     python = tmp_path / "v/bin/python"
     run(python, "-m", "pip", "install", "--quiet", wheel, "transformers>=4.56")  # docs/s2.md shows its models
@@ -141,4 +139,4 @@ def test_light_core_with_the_newest_numpy_and_no_simulator(wheel, tmp_path):
         (examples / "act.py", "run/checkpoint"),
         (examples / "serve_and_call.py", "run/checkpoint", "--deadline", 60),
     ):
-        run(python, *words, cwd=tmp_path, env=alone(S2ROBOT_CACHE=str(tmp_path / "cache")))
+        run(python, *words, cwd=tmp_path, env=isolated(S2ROBOT_CACHE=str(tmp_path / "cache")))

@@ -1,6 +1,6 @@
-"""The process that `forks.py` copies: it has imported what takes seconds, and has one thread and no simulator.
+"""The process that `forks.py` copies: it has done the slow imports, with one thread and no simulator.
 
-What is not in IMPORTS a copy imports by itself: the simulator, too, which holds an OpenGL display from its import on.
+A copy imports the remaining modules itself, including the simulator, which opens an OpenGL display at import.
 """
 
 import atexit
@@ -32,16 +32,16 @@ IMPORTS = (
 
 
 def serve() -> None:
-    """Copy this process for whoever asks, until the session ends."""
+    """Copy this process on each request, until the session ends."""
     server = socket.socket(socket.AF_UNIX)
     try:
         server.bind(forks.address())
-    except OSError:  # another one was started at the same moment
+    except OSError:  # another process was started at the same time
         return
     server.listen(128)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, _collect)
-    path = sys.path[2:]  # the first two are those of this process itself
+    path = sys.path[2:]  # the first two belong to this process
     for name in IMPORTS:
         importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1
@@ -54,7 +54,7 @@ def serve() -> None:
         if not os.fork():
             server.close()
             os.close(session)
-            _keep(connection, path)
+            _start_and_report(connection, path)
         connection.close()
 
 
@@ -64,8 +64,8 @@ def _collect(*_: object) -> None:
             pass
 
 
-def _keep(connection: socket.socket, path: list[str]) -> NoReturn:
-    """Make a copy, and tell how it ends."""
+def _start_and_report(connection: socket.socket, path: list[str]) -> NoReturn:
+    """Start a copy and report its PID and exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     size, fds, *_ = socket.recv_fds(connection, 16, 16)
     data = b""
@@ -74,7 +74,7 @@ def _keep(connection: socket.socket, path: list[str]) -> NoReturn:
     child = os.fork()
     if not child:
         connection.close()
-        _live(json.loads(data), fds, path)
+        _run_copy(json.loads(data), fds, path)
     for fd in fds:
         os.close(fd)
     with suppress(BrokenPipeError):
@@ -85,12 +85,12 @@ def _keep(connection: socket.socket, path: list[str]) -> NoReturn:
     os._exit(0)
 
 
-def _live(order: dict, fds: list[int], path: list[str]) -> NoReturn:
-    """What an interpreter does before its command line, this, and what it does at exit but for taking modules apart."""
+def _run_copy(order: dict, fds: list[int], path: list[str]) -> NoReturn:
+    """Run a command line like an interpreter: startup, execution and exit handlers, but no module teardown."""
     status = 1
     try:
         _prepare(order, fds, path)
-        _obey(order["words"])
+        _execute(order["words"])
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -113,7 +113,7 @@ def _live(order: dict, fds: list[int], path: list[str]) -> NoReturn:
 def _prepare(order: dict, fds: list[int], path: list[str]) -> None:
     words, env = order["words"], order["env"]
     unbuffered = words.pop(0) if words[0] == "-u" else env.get("PYTHONUNBUFFERED")
-    above = max(order["fds"]) + 1  # where none of them is in the way of another
+    above = max(order["fds"]) + 1  # above all target numbers, so that none collides
     moved = [fcntl.fcntl(fd, fcntl.F_DUPFD, above) for fd in fds]
     for fd, own in zip(moved, order["fds"], strict=True):
         os.dup2(fd, own)
@@ -135,11 +135,11 @@ def _prepare(order: dict, fds: list[int], path: list[str]) -> None:
     if env.get(forks.ALL):
         forks.copy_all()
     first = {"-m": os.getcwd(), "-c": ""}.get(words[0], str(Path(words[0]).resolve().parent))
-    given = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    sys.path[:] = [first, *given, *path]
+    extra = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    sys.path[:] = [first, *extra, *path]
 
 
-def _obey(words: list[str]) -> None:
+def _execute(words: list[str]) -> None:
     if words[0] == "-m":
         sys.argv = words[1:]
         runpy._run_module_as_main(words[1])  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Policies with random weights, and `s2robot emulate` beside them: what an arm's verbs are tested with."""
+"""Fixtures for testing the arm's verbs: policies with random weights, and a running `s2robot emulate`."""
 
 import os
 import re
@@ -24,7 +24,7 @@ from tests.policies.small import small_spec
 from tests.s2robot.pictures import write_pictures
 
 CAMERAS = ("hand", "left")
-# a busy machine is no fault; what a test injects is
+# lenient limits, so that only injected faults count, not a busy machine
 CALM = (
     "bridge.watchdog.camera_hold=9", "bridge.watchdog.camera_fault=20", "bridge.watchdog.state_hold=9",
     "bridge.watchdog.state_fault=20", "bridge.watchdog.policy_hold=5", "bridge.watchdog.policy_fault=20",
@@ -35,9 +35,9 @@ CALM = (
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, capsys):
-    """Run `s2robot <arguments>` in this process, in a folder of its own, and leave no trace of Hydra in it.
+    """Run `s2robot <arguments>` in this process, in a temporary folder, and restore the state of Hydra.
 
-    A process of its own imports torch and the simulator first, which costs more than most commands here.
+    A new process would import torch and the simulator first, which takes longer than most commands here.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it
@@ -57,7 +57,7 @@ def here(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def untrained():
-    """Makes a policy with random weights and a plausible normalisation for an encoder; more keys of its spec."""
+    """Make a policy with random weights and a plausible normaliser for an encoder; `changes` override its spec."""
 
     def make(encoder, deltas: float = 0.03, **changes) -> ChunkPolicy:
         values = {
@@ -81,7 +81,7 @@ def untrained():
 
 @pytest.fixture(scope="session")
 def save_untrained(tiny_encoder, untrained):
-    """Saves one as `s2robot train` would, `deltas` rad a step; `contract` changes what it says of itself."""
+    """Save an untrained policy like `s2robot train`; `deltas` rad per step, `contract` overrides its contract."""
     settings = {"name": "mvp-tiny", "checkpoint": str(tiny_encoder), "scales": [1, 2]}
 
     def save(folder, contract=None, deltas: float = 0.03, **changes):
@@ -103,28 +103,28 @@ def save_untrained(tiny_encoder, untrained):
 
 @pytest.fixture(scope="session")
 def slow_policy(save_untrained, tmp_path_factory):
-    """A checkpoint whose actions are small: about 3 mrad a joint."""
+    """A checkpoint with small actions, about 3 mrad per joint."""
     return save_untrained(tmp_path_factory.mktemp("policy") / "checkpoint", deltas=0.003)
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """A dataset of pictures: a pre-flight that compares the cameras' with them draws no demos."""
+    """A dataset of images, so that the pre-flight can compare camera images without rendering demos."""
     return write_pictures(tmp_path_factory.mktemp("pictures") / "pictures.zarr", CAMERAS)
 
 
 @pytest.fixture
 def calm(monkeypatch):
-    """Settings under which a busy machine is no fault; the pre-flight counts what a plan computes, not what it waits for others."""
+    """Settings that tolerate a busy machine; the pre-flight measures the CPU time of a plan, not its waiting time."""
     monkeypatch.setattr("s2robot.deployment.preflight.time", SimpleNamespace(monotonic=time.process_time))
     return CALM
 
 
 @pytest.fixture(scope="module")
 def emulator(request, tmp_path_factory):
-    """`s2robot emulate` as a user types it; gives its side channel, whose `port` deploy is told.
+    """Run `s2robot emulate` and yield its side channel, whose `port` is passed to deploy.
 
-    In one module it starts as a user's does, too. Two cameras, ten times a second, and it ends with the module: it moves in real time, whoever looks.
+    One module starts it as a new process. It has two cameras at 10 Hz, runs in real time and stops with the module.
     """
     folder = tmp_path_factory.mktemp("emulator")
     start = subprocess.Popen if request.path.stem == "test_deploy" else forks.Popen
@@ -151,7 +151,7 @@ def emulator(request, tmp_path_factory):
 
 @pytest.fixture
 def arm_config(emulator, calm, pictures, tmp_path, monkeypatch):
-    """`arm_config(verb, *overrides)`: a config of one of the arm's verbs, against the emulator in good order."""
+    """`arm_config(verb, *overrides)`: a config of one of the arm's verbs for a fault-free emulator."""
     monkeypatch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 5.0)
     monkeypatch.setattr("s2robot.envs.real.arms.xarm.GRIPPER_LOST", 60.0)
     emulator("clear")
@@ -166,7 +166,7 @@ def arm_config(emulator, calm, pictures, tmp_path, monkeypatch):
 
 @pytest.fixture
 def served(slow_policy, tmp_path, monkeypatch):
-    """`s2robot serve` as another machine would run it; the process, and its URL."""
+    """Run `s2robot serve` in another process; yield the process and its URL."""
     monkeypatch.setenv("S2ROBOT_TOKEN", "a-token-for-these-tests")
     server = forks.Popen(
         [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{slow_policy}'", "serve.port=0", "serve.threads=1"],

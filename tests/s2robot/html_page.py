@@ -1,11 +1,11 @@
-"""Reads a report as a browser would, as far as the tests want to know."""
+"""A minimal parser of HTML reports."""
 
 from html.parser import HTMLParser
 from pathlib import Path
 
 
 class Page(HTMLParser):
-    """A page's text, tables, tags, ids and addresses; elements must close in order."""
+    """The text, tables, tags, ids and addresses of a page; elements must close in order."""
 
     VOID = {"meta", "br", "img", "link", "hr", "path", "use"}
 
@@ -44,5 +44,5 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
     def row(self, start: str) -> list[str]:
-        """The first table row whose first cell is `start`."""
+        """Return the first table row whose first cell is `start`."""
         return next(row for row in self.rows if row[0].strip() == start)

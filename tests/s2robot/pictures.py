@@ -1,4 +1,4 @@
-"""Datasets of images that no simulator draws, and a policy that learns from them in a second."""
+"""Datasets of synthetic images without a simulator, and settings of a policy that trains in a second."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,19 +24,14 @@ TRAINING = ["train.steps=2", "train.batch_size=8", "train.threads=1", "features.
 
 
 def trained(out: Path, *words: object) -> Path:
-    """`s2robot train` into a folder; its checkpoint."""
+    """Run `s2robot train` into a folder and return its checkpoint."""
     assert main(["train", *TRAINING, *map(str, words), f"hydra.run.dir={out}"]) == 0
     return out / "checkpoint"
 
 
 def write_noise(
-    path: Path,
-    sizes: dict[str, tuple[int, int]],
-    lengths: Iterable[int],
-    action: int = 8,
-    proprio: int = 8,
-    **about: Any,
-) -> Path:
+    path: Path, sizes: dict[str, tuple[int, int]], lengths: Iterable[int], action: int = 8, proprio: int = 8, **about: Any
+) -> Path:  # fmt: skip
     """Write episodes of noise; the last number of an action is 0 or 1."""
     rng = np.random.default_rng(0)
     with EpisodeStore.create(path, ABOUT | {"cameras": list(sizes)} | about) as store:
@@ -51,13 +46,13 @@ def write_noise(
 
 
 def scene(seed: int) -> np.ndarray:
-    """Images that differ, smooth enough for JPEG.  # uint8 (6, 72, 96, 3)"""
+    """Return images that differ, smooth enough for JPEG.  # uint8 (6, 72, 96, 3)"""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 8, 3), np.uint8)
     return np.stack([cv2.resize(image, (96, 72), interpolation=cv2.INTER_LINEAR) for image in coarse])
 
 
 def attributes_of(cameras: tuple[str, ...]) -> dict:
-    """The attributes of demos of an arm."""
+    """Return the attributes of demos from an arm."""
     return ABOUT | {"cameras": list(cameras), "env_version": ENV_VERSION}
 
 

@@ -1,4 +1,4 @@
-"""A dataset and a gymnasium world that were not made for each other: bound, checked and evaluated."""
+"""A dataset and an independent gymnasium world: binding, checks and evaluation."""
 
 import json
 
@@ -24,7 +24,7 @@ GOAL = np.array([0.8, 0.2])
 
 
 class Slider(gymnasium.Env):
-    """A dot that moves half of the way to its target in each step; solved near the goal."""
+    """A dot that moves half-way to its target at each step; solved near the goal."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
 
@@ -34,11 +34,11 @@ class Slider(gymnasium.Env):
         self.observation_space, self.action_space = Dict({"hand": hand, "pixels": seen}), Box(0, 1, (2,))
 
     def observed(self):
-        picture = np.full((16, 16, 3), 40, np.uint8)
+        image = np.full((16, 16, 3), 40, np.uint8)
         row, column = (self.at * 15).round().astype(int).clip(0, 15)
-        picture[row, column] = 255, 0, 0
+        image[row, column] = 255, 0, 0
         fast = np.array([self.fast], np.float32)
-        return {"hand": {"at": self.at.astype(np.float32), "fast": fast}, "pixels": {"top": picture}}
+        return {"hand": {"at": self.at.astype(np.float32), "fast": fast}, "pixels": {"top": image}}
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -60,7 +60,7 @@ COLUMNS = ("state[:3]",)
 
 @pytest.fixture
 def buffer(tmp_path):
-    """Six episodes, whose state also holds what a policy must not see; no time stamps, no limits, another camera's name."""
+    """Six episodes whose state includes the hidden goal; no timestamps, no limits, and another camera name."""
     world, rows, ends = Slider(), [], []
     for seed in range(6):
         seen, _ = world.reset(seed=seed)
@@ -89,53 +89,51 @@ def words(buffer, tiny_encoder, tmp_path, monkeypatch):
 EVALUATION = ["evaluate.episodes=2", "evaluate.workers=1", "evaluate.threads=1", "evaluate.videos=0"]
 
 
-def test_a_dataset_that_names_no_world_is_trained_and_evaluated_in_the_typed_one(here, words, tmp_path):
+def test_dataset_without_a_world_uses_the_world_of_the_command_line(here, words, tmp_path):
     result = here("run", *words, *TYPED, *EVALUATION, "hydra.run.dir=run")
     assert result.returncode == 0, result.stderr
     contract = json.loads((tmp_path / "run/checkpoint/policy.json").read_text())["contract"]
     about = contract["env_config"]
     assert (about["id"], about["cameras"], about["names"]) == ("Slider-v0", ["cam"], {"cam": "pixels/top"})
     assert (about["rate_hz"], about["max_steps"]) == (20, 6)
-    assert contract["encoder"]["frames"] == {"cam": [16, 16]}  # drawn as large as the dataset's
+    assert contract["encoder"]["frames"] == {"cam": [16, 16]}  # rendered at the dataset's resolution
     assert (contract["action_frame"], contract["robot"]) == ("gym:Slider-v0", "none")
     assert contract["action_parts"][0]["high"] == [1, 1]
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["task"]["version"] == "gym:Slider-v0" and 0 < summary["mean_best_progress"] <= 1
-    # the checkpoint knows its world
+    # the checkpoint stores its world
     result = here("evaluate", "checkpoint=run", *EVALUATION, "hydra.run.dir=again")
     assert result.returncode == 0, result.stderr
     first, second = ((tmp_path / f / "episodes.jsonl").read_text() for f in ("run", "again"))
     assert first == second
-    other = refused(
-        here("evaluate", "checkpoint=run", *TYPED[:3], *EVALUATION), "evaluate"
-    )  # of its render()
+    other = refused(here("evaluate", "checkpoint=run", *TYPED[:3], *EVALUATION), "evaluate")
     assert "the policy requires cameras cam, got render" in other
     result = here("evaluate", "evaluate=recorded", "checkpoint=run", "features.workers=1")
     assert result.returncode == 0, result.stderr
 
 
-def test_a_policy_of_no_world_is_evaluated_in_the_typed_one(here, words):
+def test_policy_without_a_world_is_evaluated_in_that_of_the_command_line(here, words):
     assert here("train", *words, "hydra.run.dir=free").returncode == 0
     assert "task: expected" in refused(here("evaluate", "checkpoint=free", *EVALUATION), "evaluate")
     result = here("evaluate", "checkpoint=free", *TYPED, *EVALUATION)
     assert result.returncode == 0, result.stderr
 
 
-def test_a_dataset_that_does_not_fit_is_refused_before_it_is_read(here, words, tmp_path):
+def test_mismatched_dataset_is_rejected_before_it_is_read(here, words, tmp_path):
     del words[2]  # all of the state
     line = refused(here("train", *words, *TYPED), "train")
     assert "proprio: expected hand (3 absolute), got state (5 absolute)" in line
     assert not list((tmp_path / "cache").rglob("*.zarr"))
 
 
-def test_convert_stores_the_world_and_replay_tells_whether_it_is_the_right_one(here, words, buffer, tmp_path):
-    for columns, name, most in (("state[:3]", "right", 5), ("state[1,0,2]", "swapped", 100)):
-        given = [f"data={buffer}", "rate_hz=20", f"proprio={columns}", *TYPED, f"out={name}.zarr"]
-        assert here("convert", *given).returncode == 0
+def test_convert_stores_the_world_and_replay_detects_a_wrong_one(here, words, buffer, tmp_path):
+    for columns, name, limit in (("state[:3]", "right", 5), ("state[1,0,2]", "swapped", 100)):
+        args = [f"data={buffer}", "rate_hz=20", f"proprio={columns}", *TYPED, f"out={name}.zarr"]
+        assert here("convert", *args).returncode == 0
         result = here("inspect", f"data={name}.zarr", "replay=true")
         assert result.returncode == 0, result.stderr
         near = float(result.stdout.partition("hand 1: ")[2].partition(" %")[0])
-        assert near < most and (most == 5 or near > 10), result.stdout
+        assert near < limit and (limit == 5 or near > 10), result.stdout
     assert EpisodeStore.open(tmp_path / "right.zarr").attrs["env_config"]["id"] == "Slider-v0"
     assert "task: expected" in refused(here("inspect", *words[:3], "replay=true"), "inspect")
 
@@ -151,27 +149,19 @@ def store(buffer):
         ({"rate_hz": 10.0}, WORLD, "rate_hz: expected 20, got 10"),
         ({"robot": "koch"}, WORLD.replace(robot="panda"), "robot: expected panda, got koch"),
         ({"action_frame": "mine"}, WORLD, "action_frame: expected gym:Slider-v0, got mine"),
-        (
-            {"cameras": ["cam", "b"], "camera_geometry": {}},
-            WORLD,
-            "cameras: expected pixels/top, got cam, b",
-        ),
+        ({"cameras": ["cam", "b"], "camera_geometry": {}}, WORLD, "cameras: expected pixels/top, got cam, b"),
         ({"camera_geometry": {"cam": {"size": [12, 16]}}}, WORLD, "camera cam: expected the shape 16 x 16, got 12 x 16"),
-        (
-            {"action_parts": [{"name": "a", "size": 2, "kind": "delta"}]},
-            WORLD,
-            "action: expected action (2 absolute), got a (2 delta)",
-        ),
+        ({"action_parts": [{"name": "a", "size": 2, "kind": "delta"}]}, WORLD, "action: expected action (2 absolute), got a (2 delta)"),
     ],
 )  # fmt: skip
-def test_all_that_differs_is_named(store, about, world, text):
+def test_error_names_every_difference(store, about, world, text):
     wrong = {"proprio_parts": [{"name": "b", "size": 2, "kind": "absolute"}]}
     with pytest.raises(UserError, match=r"^data in gym:Slider-v0: [^\n]*proprio: expected hand") as caught:
         bind(store.attrs | about | wrong, world, "data")
     assert text in str(caught.value)
 
 
-def test_cameras_are_paired_by_name_by_ending_or_one_for_one():
+def test_cameras_match_by_name_by_suffix_or_as_the_only_one():
     two = WORLD.replace(cameras=("a", "b"), names={"a": "render", "b": "pixels/top"})
     for cameras, names in (
         (("b", "a"), {"a": "render", "b": "pixels/top"}),
@@ -181,14 +171,14 @@ def test_cameras_are_paired_by_name_by_ending_or_one_for_one():
         seen = two.seen_as(cameras)
         assert (seen.cameras, seen.names) == (cameras, names)
     assert two.seen_as(("a", "c")) is two and WORLD.seen_as(("c",)).names == {"c": "pixels/top"}
-    assert WORLD.seen_as(("c",), {}) is WORLD  # a checkpoint's names are not guessed
+    assert WORLD.seen_as(("c",), {}) is WORLD  # the names in a checkpoint are not inferred
 
 
-def test_limits_come_from_the_world_and_actions_beyond_them_are_refused_or_cut(store, buffer):
+def test_actions_beyond_the_limits_of_the_world_are_rejected_or_clipped(store, buffer):
     demos = DemosSettings(path=str(store.path))
-    found = demos.open(WORLD.replace(rate_hz=20.01))
-    assert found.attrs["rate_hz"] == 20.01  # a measured rate is nearly that of the world
-    assert found.fingerprint == store.fingerprint and found.attrs["action_parts"][0]["low"] == [0, 0]
+    opened = demos.open(WORLD.replace(rate_hz=20.01))
+    assert opened.attrs["rate_hz"] == 20.01  # a measured rate is close to that of the world
+    assert opened.fingerprint == store.fingerprint and opened.attrs["action_parts"][0]["low"] == [0, 0]
     assert demos.open().attrs == store.attrs
     zarr.open_array(str(store.path / "data/action"), mode="r+")[7, 1] = 1.5
     with pytest.raises(UserError, match="action 2: expected 0 to 1 .*got 3.3 % .*, the farthest 1.5"):
@@ -201,14 +191,13 @@ def test_limits_come_from_the_world_and_actions_beyond_them_are_refused_or_cut(s
     np.testing.assert_allclose(env.proprio[:2], (start + 1.5) / 2, rtol=1e-5)
 
 
-def test_columns_of_an_array_are_chosen(buffer):
-    whole = zarr.open_array(str(buffer / "data/state"))[:]
-    some = converted(
-        buffer, Choice(proprio=("state[4,0:2]",), action=("action[1]",), rate_hz=20), "some.zarr"
-    )
-    np.testing.assert_array_equal(some["proprio"], whole[:, [4, 0, 1]])
-    assert [part["size"] for part in (*some.attrs["proprio_parts"], *some.attrs["action_parts"])] == [3, 1]
+def test_columns_of_an_array_can_be_selected(buffer):
+    state = zarr.open_array(str(buffer / "data/state"))[:]
+    choice = Choice(proprio=("state[4,0:2]",), action=("action[1]",), rate_hz=20)
+    selected = converted(buffer, choice, "selected.zarr")
+    np.testing.assert_array_equal(selected["proprio"], state[:, [4, 0, 1]])
+    parts = (*selected.attrs["proprio_parts"], *selected.attrs["action_parts"])
+    assert [part["size"] for part in parts] == [3, 1]
     for columns in ("state[:6]", "state[2:2]", "state[x]"):
-        not_converted(
-            buffer, "proprio: state: expected columns", choice=Choice(proprio=(columns,), rate_hz=20)
-        )
+        choice = Choice(proprio=(columns,), rate_hz=20)
+        not_converted(buffer, "proprio: state: expected columns", choice=choice)

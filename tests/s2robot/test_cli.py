@@ -1,4 +1,4 @@
-"""The command line as a user meets it: composed configs, help, errors of one line, and what becomes of a verb."""
+"""The command line: composed configs, help, one-line errors, and the ways in which a verb ends."""
 
 import errno
 import json
@@ -37,7 +37,7 @@ def s2robot(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("args", [(), ("--help",)])
-def test_alone_lists_every_verb(s2robot, args):
+def test_command_without_arguments_lists_every_verb(s2robot, args):
     status, out, _ = s2robot(*args)
     lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
     assert status == 0 and all(lines[verb].endswith(summary_of(verb)) for verb in VERBS)
@@ -53,7 +53,7 @@ def test_every_verb_prints_its_config_and_explains_it(s2robot, tmp_path, verb):
     groups = [str(*each).partition("@")[0] for each in config.pop("defaults") if isinstance(each, dict)]
     for key in [*config, *groups]:
         assert re.search(rf"^ *{key}[:=]", out, re.M), key
-    assert not list(tmp_path.iterdir())  # neither leaves anything behind
+    assert not list(tmp_path.iterdir())  # neither creates a file
 
 
 def test_help_explains_a_group(s2robot):
@@ -104,7 +104,7 @@ def test_help_explains_a_group(s2robot):
         ("train --live", "write live=<value>"),
     ],
 )
-def test_wrong_input_is_one_line(s2robot, words, text):
+def test_wrong_input_is_one_error_line(s2robot, words, text):
     status, _, err = s2robot(*words.split())
     (line,) = err.strip().splitlines()
     assert status == 2 and line.startswith("s2robot") and ": error: " in line and text in line
@@ -127,8 +127,8 @@ def test_wrong_input_is_one_line(s2robot, words, text):
         ("compare", "encoder.checkpoint=a", "++encoder.checkpoint=a"),
     ],
 )
-def test_dataset_and_checkpoint_have_one_name_in_all_verbs(tmp_path, monkeypatch, verb, typed, known):
-    """A run folder stands for the checkpoint in it."""
+def test_dataset_and_checkpoint_keys_work_in_all_verbs(tmp_path, monkeypatch, verb, typed, known):
+    """A run folder is accepted in place of its checkpoint."""
     (tmp_path / "run/checkpoint").mkdir(parents=True)
     (tmp_path / "run/checkpoint/policy.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
@@ -137,34 +137,34 @@ def test_dataset_and_checkpoint_have_one_name_in_all_verbs(tmp_path, monkeypatch
 
 def test_run_with_an_experiment_is_a_comparison(s2robot):
     status, out, _ = s2robot("run", "experiment=pusht", "encoder.block=3", "--cfg", "job")
-    found = yaml.safe_load(out)
-    assert status == 0 and found["encoder"] == {"block": 3} and len(found["experiment"]["seeds"]) == 3
+    config = yaml.safe_load(out)
+    assert status == 0 and config["encoder"] == {"block": 3} and len(config["experiment"]["seeds"]) == 3
 
 
-def test_what_gymnasium_success_suggests_can_be_typed(s2robot):
+def test_suggested_gymnasium_success_is_a_valid_override(s2robot):
     (typed,) = re.findall(r"'(task\.success=[^']*)'", s2robot("train", "task=gym", "task.id=Pendulum-v1")[2])
     out = s2robot("train", "--cfg", "job", "task=gym", "task.id=Pendulum-v1", typed)[1]
     assert yaml.safe_load(out)["task"]["success"] == "reward>=1"
 
 
-def test_a_gymnasium_world_is_the_checkpoints_own(tmp_path):
+def test_gymnasium_world_comes_from_the_checkpoint(tmp_path):
     stored = {"id": "Pendulum-v1", "success": "terminated", "cameras": ["a"], "kwargs": {"g": 9.0}}
     own = {"env_config": {"task": "gym", **stored, "image_size": 8}}
     (tmp_path / "policy.json").write_text(json.dumps({"contract": own}))
 
-    def taken(*words):
+    def config_of(*words):
         config = composed("evaluate", f"checkpoint={tmp_path}", *words)
         take_stored_world(config, list(words))
         return config
 
-    world = task_settings(taken("task=gym", "task.image_size=16"))
+    world = task_settings(config_of("task=gym", "task.image_size=16"))
     assert {key: getattr(world, key) for key in stored} == stored | {"cameras": ("a",)}
-    assert world.image_size == 16  # what is typed counts
-    assert taken("task=gym", "task.id=Other-v0").task.success == ""
-    assert taken("task=stack").task.name == "stack"
+    assert world.image_size == 16  # an override wins
+    assert config_of("task=gym", "task.id=Other-v0").task.success == ""
+    assert config_of("task=stack").task.name == "stack"
 
 
-def test_the_fast_run_is_one_network_and_what_is_typed_goes_before_it():
+def test_fast_preset_trains_one_network_and_overrides_win_over_it():
     default, fast = composed("run"), composed("run", "preset=fast")
     typed = composed("run", "preset=fast", "train.steps=7")
     assert (default.policy.members, fast.policy.members, typed.policy.members) == (4, 1, 1)
@@ -179,8 +179,8 @@ def test_the_fast_run_is_one_network_and_what_is_typed_goes_before_it():
         ("run", [], 120, 2000),
         ("run", ["task=square"], 200, 10000),
         ("compare", ["task=square"], 200, 10000),
-        ("run", ["task=square", "train=mvp"], 200, 7500),  # a recipe of a paper says its own
-        ("dagger", ["task=square"], 128, 10000),  # positions a round, which are no demos
+        ("run", ["task=square", "train=mvp"], 200, 7500),  # a paper's recipe has its own number
+        ("dagger", ["task=square"], 128, 10000),  # positions per round, not demos
         ("train", ["policy=transformer"], None, 4000),
         ("train", ["policy=transformer", "task=square"], None, 10000),
         ("compare", ["policy=transformer", "train.steps=7"], 120, 7),
@@ -188,37 +188,37 @@ def test_the_fast_run_is_one_network_and_what_is_typed_goes_before_it():
         ("record", ["task=robosuite"], 120, None),
     ],
 )
-def test_a_task_or_policy_says_how_many_demos_and_steps_it_wants(verb, words, demos, steps):
+def test_default_demos_and_steps_come_from_the_task_or_policy(verb, words, demos, steps):
     config = composed(verb, *words)
     recorded = config.episodes if verb == "record" else config.get("recording", {}).get("episodes")
     assert (recorded, config.get("train", {}).get("steps")) == (demos, steps)
 
 
 @pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", None])
-def test_answers_without_the_heavy_libraries_whose_threads_will_sleep(name, tmp_path):
-    """OpenMP's settings come before torch is imported, from the command line alone, unless the user has his own."""
+def test_help_loads_no_heavy_library_and_sets_openmp_to_sleep(name, tmp_path):
+    """Only the command line sets OpenMP's variables, before importing torch, unless the user set them."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
     own = {name: "7"} if name else {}
     env = {key: value for key, value in os.environ.items() if key not in names}
     script = f"""
 import json, os, sys, s2robot, s2robot.cli
-found = lambda: {{name: os.environ[name] for name in {names} if name in os.environ}}
-before = found()
+variables = lambda: {{name: os.environ[name] for name in {names} if name in os.environ}}
+before = variables()
 s2robot.cli.main([]); s2robot.cli.main(["run", "--cfg", "job"])
 heavy = [m for m in ("torch", "mujoco", "robosuite", "zarr", "timm") if m in sys.modules]
-print(json.dumps([before, found(), heavy]))
+print(json.dumps([before, variables(), heavy]))
 """
-    how = {"cwd": tmp_path, "env": env | {"PYTHONPATH": str(ROOT)} | own, "text": True}
-    said = subprocess.check_output([sys.executable, "-c", script], **how).splitlines()[-1]
-    assert json.loads(said) == [own, own or {"OMP_WAIT_POLICY": "PASSIVE"}, []]
+    options = {"cwd": tmp_path, "env": env | {"PYTHONPATH": str(ROOT)} | own, "text": True}
+    line = subprocess.check_output([sys.executable, "-c", script], **options).splitlines()[-1]
+    assert json.loads(line) == [own, own or {"OMP_WAIT_POLICY": "PASSIVE"}, []]
 
 
-# --- what a verb raises, and what becomes of it ------------------------------------------------------------
+# --- how the command ends when a verb raises ---------------------------------------------------------------
 
 
 @pytest.fixture
 def inspect(s2robot, monkeypatch):
-    """`inspect(function, *words)`: run `s2robot inspect run=here`, which calls the function."""
+    """`inspect(function, *words)`: run `s2robot inspect run=here`, with the function as the verb."""
 
     def run(function, *words, **about):
         monkeypatch.setitem(sys.modules, "fake", SimpleNamespace(verb=function))
@@ -239,12 +239,12 @@ class Wrong(ValueError):
     user_error = True
 
 
-def test_a_verb_gets_the_config_and_the_whole_command_line(inspect, tmp_path, monkeypatch):
+def test_verb_receives_the_config_and_the_full_command_line(inspect, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", typed := ["s2robot", "inspect", "run=here", "--multirun"])
 
     def verb(cfg):
         assert cfg.run == "here" and Path(cfg.run_dir).parent == tmp_path / "runs/inspect"
-        assert sys.argv is typed  # from which DDP's ranks are started
+        assert sys.argv is typed  # the ranks of DDP are started with it
 
     assert [inspect(verb)[0] for _ in range(4)] == [0] * 4  # several within one second
     assert len(list((tmp_path / "runs/inspect").iterdir())) == 4
@@ -257,7 +257,7 @@ def test_a_verb_gets_the_config_and_the_whole_command_line(inspect, tmp_path, mo
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), "No space left on device: a/b"),
     ],
 )
-def test_a_verb_that_fails_before_it_writes_leaves_one_line_and_no_folder(inspect, tmp_path, error, text):
+def test_verb_that_fails_before_writing_leaves_one_line_and_no_folder(inspect, tmp_path, error, text):
     status, _, err = inspect(raises(error))
     assert (status, err) == (2, f"s2robot inspect: error: {text}\n")
     assert not list((tmp_path / "runs").iterdir())
@@ -269,7 +269,7 @@ def test_a_verb_that_fails_before_it_writes_leaves_one_line_and_no_folder(inspec
 
 
 @pytest.mark.parametrize("words", [(), ("hydra.run.dir=runs/mine",)])
-def test_an_interrupted_verb_shows_how_to_resume_it(inspect, tmp_path, words):
+def test_interrupted_verb_prints_its_resume_command(inspect, tmp_path, words):
     status, _, err = inspect(raises(KeyboardInterrupt()), "+a='x y'", *words)
     assert (status, err) == (130, "s2robot inspect: interrupted\n") and not [*tmp_path.glob("runs/*/*")]
 
@@ -283,18 +283,18 @@ def test_an_interrupted_verb_shows_how_to_resume_it(inspect, tmp_path, words):
     assert (status, err) == (130, f"s2robot inspect: interrupted; resume with: {command}\n")
 
 
-def test_a_job_in_the_folder_of_a_comparison_leaves_the_description_there_alone(inspect, tmp_path):
-    for name, who in ((".hydra", "whole"), (".hydra-job", "job")):
-        words = ("hydra.run.dir=one", f"hydra.output_subdir={name}", f"+who={who}")
+def test_job_in_a_comparison_folder_keeps_its_config_separate(inspect, tmp_path):
+    for name, origin in ((".hydra", "comparison"), (".hydra-job", "job")):
+        words = ("hydra.run.dir=one", f"hydra.output_subdir={name}", f"+origin={origin}")
         assert inspect(lambda cfg: None, *words)[0] == 0
-    for name, who in ((".hydra", "whole"), (".hydra-job", "job")):
-        assert yaml.safe_load((tmp_path / "one" / name / "config.yaml").read_text())["who"] == who
+    for name, origin in ((".hydra", "comparison"), (".hydra-job", "job")):
+        assert yaml.safe_load((tmp_path / "one" / name / "config.yaml").read_text())["origin"] == origin
 
 
 @pytest.mark.parametrize(
     "variables", [{"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}, {"SLURM_STEP_NUM_TASKS": "2"}]
 )
-def test_processes_of_torchrun_and_srun_need_a_folder_by_name(inspect, monkeypatch, variables):
+def test_torchrun_and_srun_require_an_explicit_folder(inspect, monkeypatch, variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     status, _, err = inspect(lambda cfg: None)
@@ -304,26 +304,26 @@ def test_processes_of_torchrun_and_srun_need_a_folder_by_name(inspect, monkeypat
 @pytest.mark.parametrize(
     "verb", [raises(RuntimeError("bug")), lambda cfg: cfg.absent, lambda cfg: cfg.run.absent]
 )
-def test_faults_of_the_program_keep_their_traceback(inspect, verb):
+def test_program_errors_keep_their_traceback(inspect, verb):
     with pytest.raises((RuntimeError, AttributeError)):
         inspect(verb)
 
 
-def test_a_sweep_with_a_failed_job_fails_and_says_which(inspect, tmp_path):
+def test_sweep_with_a_failed_job_fails_and_names_it(inspect, tmp_path):
     def verb(cfg):
         if cfg.run == "b":
             raise Wrong("no such run")
 
     status, out, err = inspect(verb, "--multirun", "run=a,b,c")
     assert status == 2 and "run=b" in out + err and err.endswith("s2robot inspect: error: no such run\n")
-    assert len(list((tmp_path / "runs/inspect").glob("*_sweep/*/"))) == 3  # the others ran
+    assert len(list((tmp_path / "runs/inspect").glob("*_sweep/*/"))) == 3  # the other jobs ran
 
 
 @pytest.mark.parametrize("users", [False, True])
-def test_a_verb_called_from_python_gives_the_log_back(s2robot, tmp_path, users):
-    """Its folder may be gone: a handler that stayed would fail at the next message of any library."""
+def test_verb_called_from_python_restores_the_logging(s2robot, tmp_path, users):
+    """Its folder may be deleted: a remaining handler would fail at the next message of any library."""
     root, folder = logging.getLogger(), tmp_path / "gone"
-    if users:  # the folder is the user's, who may be in it
+    if users:  # the user's own folder, possibly the working directory
         folder.mkdir()
     before = root.handlers[:], root.level
     assert s2robot("evaluate", "checkpoint=null", f"hydra.run.dir='{folder}'")[0] == 2

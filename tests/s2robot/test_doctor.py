@@ -1,4 +1,4 @@
-"""`s2robot doctor`: what it finds here, what it misses, and a checkpoint that acts differently."""
+"""`s2robot doctor`: its checks on this machine, missing packages, and a checkpoint whose actions changed."""
 
 import torch
 
@@ -7,26 +7,23 @@ from s2robot.golden import FILE, write_trace
 from s2robot.loading import image_size_of, load_networks
 
 
-def test_this_machine_is_well_and_what_is_missing_is_named(here, monkeypatch, save_untrained, tmp_path):
-    found = here("doctor")
-    lines = {line.split()[1]: line for line in found.stdout.splitlines()}
-    assert found.returncode == 0 and lines["sim"].startswith("ok") and "MUJOCO_GL=" in lines["drawing"]
+def test_doctor_passes_here_and_names_missing_packages(here, monkeypatch, save_untrained, tmp_path):
+    good = here("doctor")
+    lines = {line.split()[1]: line for line in good.stdout.splitlines()}
+    assert good.returncode == 0 and lines["sim"].startswith("ok") and "MUJOCO_GL=" in lines["drawing"]
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "xarm" else name)
     monkeypatch.setattr(doctor, "version", lambda name: "0.1")
-    wrong = here("doctor")
-    assert wrong.returncode == 1 and "pip install 's2robot[xarm]'" in wrong.stdout
-    assert any(
-        line.startswith("FAIL  numpy") and line.endswith("got 0.1") for line in wrong.stdout.splitlines()
-    )
+    bad = here("doctor")
+    assert bad.returncode == 1 and "pip install 's2robot[xarm]'" in bad.stdout
+    assert any(x.startswith("FAIL  numpy") and x.endswith("got 0.1") for x in bad.stdout.splitlines())
 
 
-def test_a_checkpoint_that_acts_differently_fails(here, save_untrained, tmp_path):
+def test_checkpoint_with_different_actions_fails(here, save_untrained, tmp_path):
     folder = save_untrained(tmp_path / "checkpoint")
     assert "it has no golden trace" in here("doctor", f"checkpoint={folder}").stdout
     policy, encoder, contract = load_networks(folder, torch.device("cpu"))
-    write_trace(
-        folder, policy, encoder, contract, image_size_of(contract, encoder), torch.zeros(2, 8).numpy()
-    )
+    states = torch.zeros(2, 8).numpy()
+    write_trace(folder, policy, encoder, contract, image_size_of(contract, encoder), states)
     assert "its golden trace matches" in here("doctor", f"checkpoint={folder}").stdout
     (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-9])
     bad = here("doctor", f"checkpoint={folder}")

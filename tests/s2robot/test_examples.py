@@ -1,4 +1,4 @@
-"""Every script of examples/ runs, on a tiny scale, and does what it says."""
+"""Every script of examples/ runs on a tiny scale and gives the documented results."""
 
 import importlib
 import os
@@ -15,11 +15,11 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def example(name: str, *arguments: object):
-    """What `main` of an example gives for these arguments."""
+    """Return the result of an example's `main` for these arguments."""
     return importlib.import_module(f"examples.{name}").main([str(a) for a in arguments])
 
 
-def test_every_example_is_run_here_and_named_in_its_page():
+def test_every_example_is_tested_here_and_documented():
     names = {file.stem for file in EXAMPLES.glob("*.py")}
     here = Path(__file__).read_text(encoding="utf-8")
     assert names and all(f'"{name}"' in here for name in names)
@@ -28,13 +28,13 @@ def test_every_example_is_run_here_and_named_in_its_page():
     assert all(len(f.read_text(encoding="utf-8").splitlines()) <= 75 for f in EXAMPLES.glob("*.py"))
 
 
-def test_an_example_is_a_script():
+def test_example_runs_as_a_script():
     env, file = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}, EXAMPLES / "compare_arms.py"
     done = subprocess.run([sys.executable, file, "--help"], capture_output=True, text=True, env=env)
     assert done.returncode == 0 and "--a" in done.stdout, done.stderr
 
 
-def test_s2_on_models_of_three_libraries(tmp_path):
+def test_s2_wraps_models_of_three_libraries(tmp_path):
     from PIL import Image
 
     Image.new("RGB", (96, 64)).save(tmp_path / "photo.png")
@@ -42,9 +42,9 @@ def test_s2_on_models_of_three_libraries(tmp_path):
     assert tokens.shape == (1, 14 * 21, 2 * 192)
     maps, gradient = example("s2_torchvision", "--size", 64)
     assert maps.shape[:2] == (2, 1024) and gradient > 0
-    tokens, theirs = example("s2_huggingface")
-    assert tokens.shape == (1, 196, 192) and theirs.shape == (1, 197, 192)
-    np.testing.assert_allclose(theirs[:, 1:].numpy(), tokens.numpy(), atol=1e-4)
+    tokens, reference = example("s2_huggingface")
+    assert tokens.shape == (1, 196, 192) and reference.shape == (1, 197, 192)
+    np.testing.assert_allclose(reference[:, 1:].numpy(), tokens.numpy(), atol=1e-4)
 
 
 def test_s2_in_a_llava():
@@ -66,7 +66,7 @@ def test_train_by_hand(tmp_path):
 
 
 @pytest.mark.realtime
-def test_act_here_and_through_a_server(slow_policy, monkeypatch):
+def test_act_locally_and_through_a_server(slow_policy, monkeypatch):
     monkeypatch.setenv("S2ROBOT_TOKEN", "a-token-for-these-tests")
     for action in (example("act", slow_policy), example("serve_and_call", slow_policy, "--deadline", 60)):
         assert action.shape == (8,) and np.isfinite(action).all()

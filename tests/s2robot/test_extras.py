@@ -1,4 +1,4 @@
-"""Extras: a missing package is told in one line, and the core works without the simulator."""
+"""Extras: a missing package is a one-line error, and the core works without the simulator."""
 
 import json
 import os
@@ -12,17 +12,17 @@ from s2robot.envs.gl import SIMULATOR
 from tests import forks
 from tests.s2robot.pictures import TRAINING, write_noise
 
-WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({SIMULATOR!r}))\n"  # None there: as if not installed
+WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({SIMULATOR!r}))\n"  # None: as if not installed
 
 
 def python(script: str, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script in a process of its own that finds no simulator. What it does not import itself was imported without."""
+    """Run a script in a separate process without the simulator; the preloaded modules were imported without it, too."""
     env = os.environ | {"PYTHONPATH": str(forks.ROOT), "S2ROBOT_CACHE": str(folder), forks.ALL: "1"}
     command = [sys.executable, "-c", WITHOUT + script, *map(str, arguments)]
     return forks.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
 
 
-def test_verbs_that_simulate_say_in_one_line_what_is_missing(tmp_path):
+def test_simulating_verbs_name_the_missing_extra_in_one_line(tmp_path):
     verbs = ["run", "record", "pretrain", "compare", "probe", "emulate", "inspect", "evaluate"]
     script = """
 from s2robot.cli import main
@@ -33,11 +33,11 @@ for verb in sys.argv[1:]:
     result = python(script, tmp_path, *verbs)
     assert result.returncode == 0, result.stderr
     line = "s2robot {}: error: mujoco is not installed: pip install 's2robot[sim]'"
-    # after them, at its exit on a busy machine, zarr tells of its own thread
+    # zarr may report its thread at exit on a busy machine
     assert result.stderr.splitlines()[: len(verbs)] == [line.format(verb) for verb in verbs]
 
 
-def test_own_demos_are_trained_on_and_acted_from_without_the_simulator(tmp_path, tiny_encoder):
+def test_training_and_acting_on_own_demos_need_no_simulator(tmp_path, tiny_encoder):
     write_noise(tmp_path / "own.zarr", {"hand": (64, 64)}, (6, 7))
     script = """
 from s2robot.cli import main

@@ -1,4 +1,4 @@
-"""The golden trace: the same actions after loading, and drift refused with the stage that drifts."""
+"""The golden trace: loading gives the same actions, and an error names the stage that drifts."""
 
 import shutil
 
@@ -25,19 +25,18 @@ def traced(request, save_untrained, tmp_path_factory):
 
 
 @pytest.fixture
-def copied(traced, tmp_path):
+def checkpoint(traced, tmp_path):
     shutil.copytree(traced, tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
 
-def changed(folder, **arrays):
+def change_arrays(folder, **arrays):
     trace = load_file(folder / FILE)
-    save_file(
-        {**trace, **{name: change(trace[name].copy()) for name, change in arrays.items()}}, folder / FILE
-    )
+    trace |= {name: change(trace[name].copy()) for name, change in arrays.items()}
+    save_file(trace, folder / FILE)
 
 
-def test_a_checkpoint_that_gives_what_it_gave_loads(traced):
+def test_checkpoint_with_unchanged_outputs_loads(traced):
     load_networks(traced, CPU)
     trace = load_file(traced / FILE)
     assert trace["actions"].shape == (2, 4, 8) and trace["images.hand"].dtype == np.uint8
@@ -45,29 +44,29 @@ def test_a_checkpoint_that_gives_what_it_gave_loads(traced):
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 1.0])
-def test_drift_names_its_stage(copied, share):
-    tokens = load_file(copied / FILE)["tokens"]
-    changed(copied, tokens=lambda x: (x.astype(np.float32) * (1 + share)).astype(x.dtype))
+def test_drift_error_names_its_stage(checkpoint, share):
+    tokens = load_file(checkpoint / FILE)["tokens"]
+    change_arrays(checkpoint, tokens=lambda x: (x.astype(np.float32) * (1 + share)).astype(x.dtype))
     with pytest.raises(UserError, match=r"golden.safetensors: the encoder: expected .* within 0.002, got"):
-        load_networks(copied, CPU)
-    changed(copied, tokens=lambda x: tokens, actions=lambda x: x + share * np.sqrt((x**2).mean()))
+        load_networks(checkpoint, CPU)
+    change_arrays(checkpoint, tokens=lambda x: tokens, actions=lambda x: x + share * np.sqrt((x**2).mean()))
     with pytest.raises(UserError, match="the policy, from the same tokens: expected"):
-        load_networks(copied, CPU)
+        load_networks(checkpoint, CPU)
 
 
-def test_a_flipped_normaliser_is_found(copied):
-    """As if the sign of every state were another here."""
-    changed(copied, proprio=lambda x: -x)
+def test_flipped_normaliser_is_detected(checkpoint):
+    """As if this machine had the opposite sign of every state."""
+    change_arrays(checkpoint, proprio=lambda x: -x)
     with pytest.raises(UserError, match="the policy, from the same tokens"):
-        load_networks(copied, CPU)
+        load_networks(checkpoint, CPU)
 
 
-def test_a_damaged_trace_is_one_line_and_none_is_no_error(copied):
-    changed(copied, proprio=lambda x: x[:, :3])
+def test_damaged_trace_is_one_line_and_a_missing_one_is_no_error(checkpoint):
+    change_arrays(checkpoint, proprio=lambda x: x[:, :3])
     with pytest.raises(UserError, match=r"golden.safetensors: expected a readable trace"):
-        load_networks(copied, CPU)
-    (copied / FILE).write_bytes(b"\0" * 99)
+        load_networks(checkpoint, CPU)
+    (checkpoint / FILE).write_bytes(b"\0" * 99)
     with pytest.raises(UserError, match="expected a readable trace"):
-        load_networks(copied, CPU)
-    (copied / FILE).unlink()
-    load_networks(copied, CPU)
+        load_networks(checkpoint, CPU)
+    (checkpoint / FILE).unlink()
+    load_networks(checkpoint, CPU)

@@ -1,4 +1,4 @@
-"""Datasets of other formats and other robots through the verbs: what does not fit is refused before encoding."""
+"""Datasets of other formats and robots in the verbs: a mismatch is rejected before encoding."""
 
 import json
 import re
@@ -32,11 +32,11 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small(cache, tiny_encoder):
-    """Settings of a training of seconds, in a cache of its own."""
+    """Settings of a training that takes seconds, with a separate cache."""
     return [f"encoder.checkpoint={tiny_encoder}", *TRAINING]
 
 
-def test_a_lerobot_folder_brings_its_own_world_and_splits(cache, tmp_path):
+def test_lerobot_folder_defines_its_own_world_and_splits(cache, tmp_path):
     path = lerobot_v21(tmp_path / "in")
     demos = DemosSettings(path=str(path))
     own = {"robot": "koch", "rate_hz": FPS, "action_frame": "parts", "cameras": ("top",)}
@@ -52,7 +52,7 @@ def test_a_lerobot_folder_brings_its_own_world_and_splits(cache, tmp_path):
             DemosSettings(path=str(path), mask=name).folder()
 
 
-def test_a_filter_key_that_is_not_there_is_refused(cache, tmp_path):
+def test_unknown_filter_key_is_rejected(cache, tmp_path):
     own, path = store(tmp_path / "in.zarr"), tmp_path / "in.hdf5"
     export(own, path, "robomimic", ExportSettings(action_range="data"))
     with h5py.File(path, "a") as file:
@@ -72,14 +72,14 @@ def test_a_filter_key_that_is_not_there_is_refused(cache, tmp_path):
         (["train", "train.rollouts.every=1"], CUBE_PICK, "action is joints (2 delta), gripper (1 binary)"),
     ],
 )
-def test_demos_that_the_world_cannot_evaluate_are_refused(here, words, small, cache, tmp_path, about, text):
+def test_demos_that_the_world_cannot_evaluate_are_rejected(here, words, small, cache, tmp_path, about, text):
     store(tmp_path / "own.zarr", **about)
     line = refused(here(*words, "demos.path=own.zarr", *small), words[0])
     assert text in line and "own.zarr: " in line
     assert not (cache / "features").exists()
 
 
-def test_demos_without_cameras_are_refused(here, small, tmp_path):
+def test_demos_without_cameras_are_rejected(here, small, tmp_path):
     lerobot_v21(tmp_path / "aloha")
     assert here("convert", "data=aloha", "out=blind.zarr", "cameras=[]").returncode == 0
     line = refused(here("train", "demos.path=blind.zarr", *small), "train")
@@ -87,7 +87,7 @@ def test_demos_without_cameras_are_refused(here, small, tmp_path):
 
 
 @pytest.mark.parametrize("damaged", [0, 1])
-def test_a_damaged_video_is_left_out_by_what_the_message_says(here, small, tmp_path, damaged):
+def test_error_suggests_the_setting_that_skips_a_damaged_video(here, small, tmp_path, damaged):
     lerobot_v21(tmp_path / "aloha")
     video = tmp_path / f"aloha/videos/chunk-000/observation.images.top/episode_00000{damaged}.mp4"
     if damaged:
@@ -109,19 +109,19 @@ def test_a_damaged_video_is_left_out_by_what_the_message_says(here, small, tmp_p
 
 
 @pytest.mark.parametrize("target", ["out.zarr", "out.zarr.zip"])
-def test_some_episodes_of_a_store_are_taken(here, tmp_path, target):
-    whole = store(tmp_path / "own.zarr")
+def test_convert_copies_the_selected_episodes_of_a_store(here, tmp_path, target):
+    source = store(tmp_path / "own.zarr")
     assert here("convert", "data=own.zarr", f"out={target}", "episodes=[1]").returncode == 0
     if target != "out.zarr":
         assert here("convert", f"data={target}", "out=out.zarr").returncode == 0
     part = EpisodeStore.open(tmp_path / "out.zarr")
-    assert len(part) == 1 and part.attrs == whole.attrs and part.meta("seed").tolist() == [8]
-    for key in whole.keys:
-        np.testing.assert_array_equal(part[key], whole.episode(1)[key])
+    assert len(part) == 1 and part.attrs == source.attrs and part.meta("seed").tolist() == [8]
+    for key in source.keys:
+        np.testing.assert_array_equal(part[key], source.episode(1)[key])
     assert "got 2" in refused(here("convert", "data=own.zarr", "out=no.zarr", "episodes=[2]"), "convert")
 
 
-def test_a_rate_reaches_the_reader_of_the_dataset(here, tmp_path):
+def test_rate_is_passed_to_the_dataset_reader(here, tmp_path):
     lerobot_v21(tmp_path / "aloha")
     store(tmp_path / "own.zarr")
     for data, expected in (("aloha", "rate_hz: expected 10"), ("own.zarr", "demos.rate_hz: expected null")):
@@ -138,15 +138,15 @@ def koch(path, episodes: int = 12, source: object = SOURCE["source"]):
 
 
 @pytest.mark.parametrize("verb", ["train", "encode"])
-def test_an_encoder_has_to_be_chosen_before_anything_is_encoded(here, cache, tmp_path, verb):
-    more = TRAINING if verb == "train" else ["features.workers=1"]
-    line = refused(here(verb, koch(tmp_path / "koch.zarr"), *more), verb)
+def test_missing_encoder_choice_is_rejected_before_encoding(here, cache, tmp_path, verb):
+    settings = TRAINING if verb == "train" else ["features.workers=1"]
+    line = refused(here(verb, koch(tmp_path / "koch.zarr"), *settings), verb)
     names = ("efficientnet_lite0", "dinov2_s", "vits-mae-in", "mvp-tiny")
     assert all(f"encoder={name}" in line for name in names)
     assert not cache.exists() and not list((tmp_path / "runs").glob("*/*"))
 
 
-def test_a_tenth_is_held_out_and_times_are_steps_of_the_demos(here, small, tmp_path):
+def test_a_tenth_is_held_out_and_seconds_become_steps_of_the_demos(here, small, tmp_path):
     demos = koch(tmp_path / "koch.zarr")
     times = ["train.epochs=0.5", "policy.chunk=0.4s", "policy.execute=.2s", "hydra.run.dir=run"]
     assert here("train", demos, small[0], *TRAINING[1:], *times).returncode == 0
@@ -164,16 +164,16 @@ def test_a_tenth_is_held_out_and_times_are_steps_of_the_demos(here, small, tmp_p
 
 
 @pytest.mark.parametrize("source, episodes, share", [("emulator", 12, 0), ("arm", 12, 0.1), ("arm", 9, 0)])
-def test_of_few_and_of_rehearsals_none_are_held_out(tmp_path, source, episodes, share):
+def test_small_and_emulated_datasets_hold_out_no_episodes(tmp_path, source, episodes, share):
     path = koch(tmp_path / "d.zarr", episodes, source).partition("=")[2]
     assert DemosSettings(path=path).default_validation() == share
 
 
-# ---------------------------------------------------------------- the same weights after a journey through another format
+# ---------------------------------------------------------------- the same weights after conversion to another format
 
 
-@pytest.mark.slow  # it draws simulated demos anew for each format
-def test_the_same_policy_comes_of_every_format(recorded, tiny_encoder, tmp_path):
+@pytest.mark.slow  # it renders simulated demos again for each format
+def test_every_format_trains_the_same_policy(recorded, tiny_encoder, tmp_path):
     def weights(data) -> bytes:
         words = [f"demos.path={data}", f"encoder.checkpoint={tiny_encoder}"]
         return (trained(tmp_path / f"run-{data.name}", *words) / "policy.safetensors").read_bytes()

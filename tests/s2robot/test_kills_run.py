@@ -1,4 +1,4 @@
-"""A run or an evaluation that is killed at any of its writes ends, with the same command, as one that was not."""
+"""A run or an evaluation that is killed at any write and repeated gives the results of an uninterrupted one."""
 
 import json
 from pathlib import Path
@@ -44,8 +44,8 @@ def evaluating(folder: Path) -> None:
     command(folder, "evaluate", *WORDS, f"checkpoint={folder.parents[1] / 'running/whole/out'}")
 
 
-def what_is_left(folder: Path) -> dict:
-    """Names and bytes of what a run leaves, but for times."""
+def results_of(folder: Path) -> dict:
+    """Return the file names, contents and figures of a run, without its times."""
     out = folder / "out"
     summary = json.loads((out / "summary.json").read_text())
     del summary["timing"]
@@ -59,17 +59,17 @@ def what_is_left(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize(
-    "which",  # each how many-th write, and from which on; all of them take ten minutes
+    "intervals",  # every n-th write and the first one, per job; all writes take ten minutes
     [[(54, 206), (9, 0)], pytest.param([(1, 0), (1, 0)], marks=pytest.mark.slow)],
 )
-def test_a_kill_at_any_write_changes_nothing(tiny_encoder, tmp_path, which):
+def test_kill_at_any_write_changes_no_result(tiny_encoder, tmp_path, intervals):
     (tmp_path / "tiny.safetensors").symlink_to(tiny_encoder)
-    for job, (every, first) in zip((running, evaluating), which, strict=True):
+    for job, (every, first) in zip((running, evaluating), intervals, strict=True):
         (root := tmp_path / job.__name__).mkdir()
         killed = kill_at_every_write(job, root, every, first, seconds=3600)
-        whole = what_is_left(root / "whole")
-        assert whole["stages"] == STAGES * (job is running)
-        assert {"actions", "videos", "episodes.jsonl", "episodes.settings.json"} <= whole["names"]
-        assert whole["summary"]["episodes"] == 3 and len(whole["bytes"]) >= 1 + 3 + 2
+        reference = results_of(root / "whole")
+        assert reference["stages"] == STAGES * (job is running)
+        assert {"actions", "videos", "episodes.jsonl", "episodes.settings.json"} <= reference["names"]
+        assert reference["summary"]["episodes"] == 3 and len(reference["bytes"]) >= 1 + 3 + 2
         for write, folder in killed.items():
-            assert what_is_left(folder) == whole, write
+            assert results_of(folder) == reference, write

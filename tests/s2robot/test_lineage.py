@@ -1,4 +1,4 @@
-"""What a policy or an ancestor was trained on is never held out, under whatever name and format it comes back."""
+"""Training episodes of a policy or its ancestors are never held out, even under another name or format."""
 
 import json
 import shutil
@@ -21,14 +21,14 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def demos(home):
-    """Six episodes of images that came from elsewhere."""
+    """Six imported episodes of images."""
     own = {"robot": "koch", "joint_names": [], "action_frame": "parts", "source": {"name": "koch"}}
     return write_noise(home / "koch.zarr", {"top": (16, 24)}, (7, 5, 8, 6, 8, 5), 3, 4, **own | made.PARTS)
 
 
 @pytest.fixture(scope="module")
 def train(home, tiny_encoder):
-    """`train(name, *words)`: the checkpoint of a training in a folder of that name."""
+    """`train(name, *words)`: train in a folder of that name and return the checkpoint."""
     encoder = f"encoder.checkpoint={tiny_encoder}"
     return lambda name, *words: trained(home / name, encoder, "policy.members=1", *words)
 
@@ -52,7 +52,7 @@ def validated(home, checkpoint, *words) -> dict:
     return json.loads((out / "open_loop.json").read_text())
 
 
-def test_episodes_of_an_ancestor_are_not_validated(home, demos, train, parent, capsys):
+def test_training_episodes_of_an_ancestor_are_not_validated(home, demos, train, parent, capsys):
     path = f"demos.path={demos}"
     child = train("child", path, f"train.from={parent}", split(home, [3, 4], [5]))
     assert validated(home, parent)["episodes"] == [3, 4, 5]
@@ -63,21 +63,21 @@ def test_episodes_of_an_ancestor_are_not_validated(home, demos, train, parent, c
         assert f"(5), got {seen}" in capsys.readouterr().err
 
 
-def test_none_is_held_out_that_an_ancestor_was_trained_on(home, demos, train, parent, tiny_encoder, capsys):
+def test_ancestor_training_episodes_are_never_held_out(home, demos, train, parent, tiny_encoder, capsys):
     words = [f"demos.path={demos}", f"train.from={parent}", "policy.members=1"]
-    found = train("drawn", *words, "train.validation=0.5", "train.seed=0")
-    assert validated(home, found)["episodes"] == [3, 4, 5]
-    assert json.loads((found / "policy.json").read_text())["contract"]["training"]["held_out"] == 3
+    child = train("drawn", *words, "train.validation=0.5", "train.seed=0")
+    assert validated(home, child)["episodes"] == [3, 4, 5]
+    assert json.loads((child / "policy.json").read_text())["contract"]["training"]["held_out"] == 3
     capsys.readouterr()
-    for asked, text in (
+    for overrides, text in (
         ([split(home, [3], [1])], "expected unseen episodes to hold out, got 1"),
         (["demos.episodes=3", "train.validation=0.5"], "expected unseen episodes to hold out"),
     ):
-        assert cli.main(["train", f"encoder.checkpoint={tiny_encoder}", *TRAINING, *words, *asked]) == 2
+        assert cli.main(["train", f"encoder.checkpoint={tiny_encoder}", *TRAINING, *words, *overrides]) == 2
         assert text in capsys.readouterr().err
 
 
-def test_a_converted_copy_a_member_of_a_mix_and_a_masked_dataset_are_known(home, demos, train, parent):
+def test_converted_copies_mixes_and_masked_datasets_are_recognised(home, demos, train, parent):
     store = EpisodeStore.open(demos)
     export(store, home / "koch.hdf5", "robomimic", ExportSettings(action_range="data"))
     assert validated(home, parent, f"demos.path={home / 'koch.hdf5'}")["episodes"] == [3, 4, 5]
@@ -91,7 +91,7 @@ def test_a_converted_copy_a_member_of_a_mix_and_a_masked_dataset_are_known(home,
     assert validated(home, mixed, f"demos.path={demos}")["episodes"] == [0, 3]
 
 
-def test_an_ancestor_without_a_lineage_makes_it_unknown(home, demos, train, parent, capsys):
+def test_ancestor_without_a_lineage_makes_the_lineage_unknown(home, demos, train, parent, capsys):
     older, path = home / "older/checkpoint", f"demos.path={demos}"
     shutil.copytree(parent, older)
     record = json.loads((older / "policy.json").read_text())
@@ -100,6 +100,6 @@ def test_an_ancestor_without_a_lineage_makes_it_unknown(home, demos, train, pare
     heir = train("heir", path, f"train.from={older}", split(home, [3], [4]))
     for checkpoint, episodes in ((older, [0, 1, 2, 3, 4, 5]), (heir, [0, 1, 2, 4, 5])):
         assert "unknown" in capsys.readouterr().out
-        found = validated(home, checkpoint, path)
-        assert (found["episodes"], found["dataset"]["unseen"]) == (episodes, "unknown")
+        result = validated(home, checkpoint, path)
+        assert (result["episodes"], result["dataset"]["unseen"]) == (episodes, "unknown")
     assert validated(home, parent, path)["dataset"]["unseen"] is True

@@ -1,4 +1,4 @@
-"""Loading a policy: what acts, a damaged contract, and a device that is not there."""
+"""Loading a policy: its actions, a damaged contract, and a missing device."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from s2robot.loading import device_of, load_networks
     ("key", "value"),
     [("encoder.features_dtype", "int3"), ("encoder.frames", [1]), ("camera_geometry", {"hand": None})],
 )
-def test_a_damaged_contract_is_named_by_its_key(slow_policy, tmp_path, key, value):
+def test_error_names_the_damaged_key_of_a_contract(slow_policy, tmp_path, key, value):
     folder = shutil.copytree(slow_policy, tmp_path / "checkpoint")
     record = json.loads((folder / "policy.json").read_text())
     group, _, name = key.rpartition(".")
@@ -26,7 +26,7 @@ def test_a_damaged_contract_is_named_by_its_key(slow_policy, tmp_path, key, valu
         load_networks(folder, torch.device("cpu"))
 
 
-def test_a_device_that_is_not_there_is_a_line():
+def test_missing_device_is_one_error_line():
     assert device_of("cpu") == torch.device("cpu")
     assert device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     for wrong in ("gpu", "cuda:99"):
@@ -34,8 +34,8 @@ def test_a_device_that_is_not_there_is_a_line():
             device_of(wrong)
 
 
-def test_one_line_loads_what_acts(slow_policy):
-    """As its actor, with the facts that a program of one's own needs; it unpacks into its parts."""
+def test_load_policy_returns_a_policy_that_acts(slow_policy):
+    """It has the attributes that a user's program needs, and unpacks into actor, encoder and contract."""
     policy = s2robot.load_policy(slow_policy, device="cpu")
     actor, encoder, contract = policy
     assert policy.spec.cameras == ("hand", "left") and policy.contract is contract and policy.image_size == 64

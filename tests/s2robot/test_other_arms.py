@@ -1,4 +1,4 @@
-"""A moved flange, and cameras of two shapes with their owner's names: from images on disk to a policy behind a server."""
+"""Cartesian actions, and cameras of two shapes with custom names: from images on disk to a policy behind a server."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def observation(seed: int, pose=(1, 0, 0, 0, 1, 0)) -> dict:
     return {"images": images, "proprio": np.array([0.1, 0.2, 0.3, *pose], np.float32)}
 
 
-def test_it_acts_as_its_parts_say_and_sees_all_of_each_frame(demos, checkpoint):
+def test_actions_follow_the_parts_and_depend_on_the_whole_frame(demos, checkpoint):
     assert camera_sizes(EpisodeStore.open(demos), SIZES) == SIZES
     actor, encoder, contract = load_policy(checkpoint, "cpu")
     spec = actor.batch.policy.spec
@@ -52,12 +52,12 @@ def test_it_acts_as_its_parts_say_and_sees_all_of_each_frame(demos, checkpoint):
     assert (contract["action_parts"], contract["proprio_parts"]) == (ACTION, STATE)
     assert spec.normalise_parts == {"rotation": "standard"}
     first, edge = actor.act(observation(0)), observation(0)
-    edge["images"][TOP][:, 60:] = 0  # a square from the middle of the frame would not show it
+    edge["images"][TOP][:, 60:] = 0  # outside the central square of the frame
     actor.reset()
     assert first.shape == (7,) and not np.array_equal(actor.act(edge), first)
 
 
-def test_a_frame_or_a_state_of_another_shape_is_refused(checkpoint):
+def test_frame_or_state_of_another_shape_is_rejected(checkpoint):
     actor, _, _ = load_policy(checkpoint, "cpu")
     wrong = observation(0)
     wrong["images"][TOP] = wrong["images"]["wrist/left"]
@@ -68,7 +68,7 @@ def test_a_frame_or_a_state_of_another_shape_is_refused(checkpoint):
         actor.act({**observation(0), "proprio": np.zeros(8, np.float32)})
 
 
-def test_a_server_tells_parts_and_sizes_and_returns_the_same_actions(checkpoint):
+def test_server_sends_parts_and_sizes_and_returns_the_same_actions(checkpoint):
     actor, _, _ = load_policy(checkpoint, "cpu")
     with serving(checkpoint) as (_, url, _), connect(url) as policy:
         assert policy.cameras == tuple(SIZES) and policy.image_size == SIZES

@@ -1,4 +1,4 @@
-"""docs/tasks.md: a task of one's own from demos to report, and what it may cost."""
+"""docs/tasks.md: a user's task from demos to report, and its possible faults."""
 
 import sys
 from pathlib import Path
@@ -17,8 +17,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples/own_task"
 TASK = ["--config-dir", str(FOLDER / "configs"), "task=pusher"]
 
 
-def forget(*modules: str) -> None:
-    """As in a process that has read no task of a user."""
+def clear_user_tasks(*modules: str) -> None:
+    """Reset to a process that has loaded no user task."""
     tasks._USER_TASKS.clear()
     for name in modules:
         sys.modules.pop(name, None)
@@ -26,16 +26,16 @@ def forget(*modules: str) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_encoder):
-    """`s2robot run`, as the page has it but for the numbers."""
+    """`s2robot run` as on the page, with smaller numbers."""
     folder = tmp_path_factory.mktemp("own")
-    few = "record=true recording.episodes=2 recording.workers=1 evaluate.episodes=2 evaluate.workers=1 evaluate.videos=1"
+    numbers = "record=true recording.episodes=2 recording.workers=1 evaluate.episodes=2 evaluate.workers=1 evaluate.videos=1"
     where = [f"encoder.checkpoint={tiny_encoder}", f"hydra.run.dir={folder / 'run'}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         do_inline(patch)
-        assert main(["run", *TASK, *TRAINING, *few.split(), *where]) == 0
+        assert main(["run", *TASK, *TRAINING, *numbers.split(), *where]) == 0
         yield folder / "run"
-    forget("pusher")
+    clear_user_tasks("pusher")
 
 
 def test_demos_policy_evaluation_and_report(run):
@@ -51,20 +51,20 @@ def test_demos_policy_evaluation_and_report(run):
     assert len(list((run / "videos").glob("*.mp4"))) == 1
 
 
-def test_demos_of_a_task_that_can_be_asked_are_relabelled(tmp_path, monkeypatch):
+def test_demos_of_a_task_with_a_queryable_expert_are_relabelled(tmp_path, monkeypatch):
     do_inline(monkeypatch)
     task = [*POINT, "workers=1"]
     demos, out = tmp_path / "demos.zarr", tmp_path / "relabelled.zarr"
     words = ["episodes=1", "expert=0", f"out={demos}", f"hydra.run.dir={tmp_path / 'a'}"]
     assert main(["record", *task, *words]) == 0
-    forget()
+    clear_user_tasks()
     words = [f"data={demos}", "expert=3", f"out={out}", f"hydra.run.dir={tmp_path / 'b'}"]
     assert main(["convert", *task, *words]) == 0
     relabelled = EpisodeStore.open(out)
     assert (relabelled["expert"][:, 0] == relabelled["action"]).all()
     assert relabelled["expert"].shape[1:] == (3, 2)
     assert relabelled.lengths.tolist() == EpisodeStore.open(demos).lengths.tolist()
-    forget()
+    clear_user_tasks()
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_demos_of_a_task_that_can_be_asked_are_relabelled(tmp_path, monkeypatch)
         ('{"top": self._r', '{"front": self._r', "'top': expected uint8 (64, 64, 3), got none"),
     ],
 )
-def test_a_fault_in_the_file_is_named(tmp_path, monkeypatch, capsys, old, new, words):
-    module = f"pusher_{abs(hash(new))}"  # another name each time: bytecode is cached by time and size
+def test_error_names_the_fault_in_the_task_file(tmp_path, monkeypatch, capsys, old, new, words):
+    module = f"pusher_{abs(hash(new))}"  # a new name each time, because bytecode is cached by time and size
     code = (FOLDER / "pusher.py").read_text(encoding="utf-8")
     assert old in code
     (tmp_path / f"{module}.py").write_text(code.replace(old, new), encoding="utf-8")
@@ -87,12 +87,12 @@ def test_a_fault_in_the_file_is_named(tmp_path, monkeypatch, capsys, old, new, w
     try:
         assert main(["record", *TASK, *where]) == 2
     finally:
-        forget(module)
+        clear_user_tasks(module)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert words in line
 
 
-def test_a_task_without_a_name_is_one_line(tmp_path, capsys):
+def test_task_without_a_name_is_one_error_line(tmp_path, capsys):
     (tmp_path / "task").mkdir()
     (tmp_path / "task/mine.yaml").write_text("class: pusher:Pusher\n")
     words = ["--config-dir", str(tmp_path), "task=mine", f"hydra.run.dir={tmp_path / 'run'}"]

@@ -1,4 +1,4 @@
-"""The commands as a user types them, on a tiny scale: `run`, `evaluate`, and what each says of bad input."""
+"""The commands on a tiny scale: `run`, `evaluate`, and their errors for bad input."""
 
 import json
 import os
@@ -30,7 +30,7 @@ EVALUATION = ["evaluate.episodes=2", "evaluate.workers=1", "evaluate.threads=1",
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """Run `s2robot <arguments>` in a folder of its own; the feature cache is one for all."""
+    """Run `s2robot <arguments>` in a temporary folder, with one feature cache for all commands."""
     cache = tmp_path_factory.mktemp("cache")
 
     def run(*args: object, start=("-m", "s2robot")) -> subprocess.CompletedProcess[str]:
@@ -43,16 +43,16 @@ def command(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(command, recorded, tiny_encoder, tmp_path_factory):
-    """A whole `s2robot run`: its result and its folder."""
+    """A complete `s2robot run`: its result and its folder."""
     out = tmp_path_factory.mktemp("run") / "out"
-    given = [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", f"hydra.run.dir={out}"]
-    result = command("run", *given, "evaluate.videos=0", "profile=true", *TRAINING, *EVALUATION)
+    words = [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", f"hydra.run.dir={out}"]
+    result = command("run", *words, "evaluate.videos=0", "profile=true", *TRAINING, *EVALUATION)
     assert result.returncode == 0, result.stderr
     return result, out
 
 
 def refused(result: subprocess.CompletedProcess[str], verb: str) -> str:
-    """The one line on standard error of a command that must exit with 2."""
+    """Return the single line on standard error of a command that must exit with status 2."""
     assert result.returncode == 2, result.stdout + result.stderr
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith(f"s2robot {verb}: error: "), result.stderr
@@ -83,18 +83,18 @@ def test_run_ends_with_a_report_and_a_figure(finished, recorded):
     assert [row["step"] for row in json.loads((out / "metrics.json").read_text())] == [2]
 
 
-def test_a_profile_holds_what_all_processes_did(finished):
+def test_profile_contains_the_spans_of_all_processes(finished):
     spans = spans_of(finished[1] / "trace.json")
     by_name = {name: [row for row in spans if row["name"] == name] for name in {row["name"] for row in spans}}
     (train,) = by_name["train"]
     assert [row["pid"] for row in by_name["step"]] == [train["pid"]] * 2
-    assert len(by_name["draw"]) == len(by_name["encode"]) - 1  # a step of the run is called so, too
+    assert len(by_name["draw"]) == len(by_name["encode"]) - 1  # a stage of the run has this name, too
     assert train["pid"] not in {row["pid"] for row in by_name["draw"]}
     records = [json.loads(line) for line in (finished[1] / "episodes.jsonl").read_text().splitlines()]
     assert sorted(row["args"]["episode"] for row in by_name["episode"]) == [r["episode"] for r in records]
 
 
-def test_evaluate_gives_the_same_records_again(finished, here, tmp_path):
+def test_evaluate_repeats_the_records_of_the_run(finished, here, tmp_path):
     _, out = finished
     words = [f"checkpoint={out / 'checkpoint'}", "evaluate.videos=1", "evaluate.video_size=32", *EVALUATION]
     result = here("evaluate", *words, f"hydra.run.dir={tmp_path / 'again'}")
@@ -112,14 +112,14 @@ INLINE = """
 import sys, pytest
 from s2robot.cli import main
 from tests.inline import do_inline
-do_inline(pytest.MonkeyPatch())  # the other process is the subject, no workers
+do_inline(pytest.MonkeyPatch())  # tests the second rank, without workers
 sys.exit(main())
 """
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_of_two_processes_records_and_goes_on(command, tiny_encoder, tmp_path, times):
-    """One process records, encodes, evaluates and writes; the same command again keeps what is there."""
+def test_run_of_two_processes_records_and_can_be_repeated(command, tiny_encoder, tmp_path, times):
+    """One process records, encodes, evaluates and writes; repeating the command keeps its results."""
     (tmp_path / "inline.py").write_text(INLINE)
     out = tmp_path / "out"
     words = [
@@ -142,7 +142,7 @@ def test_a_run_of_two_processes_records_and_goes_on(command, tiny_encoder, tmp_p
 # ---------------------------------------------------------------- bad input
 
 
-def test_demos_that_cannot_be_used_are_one_line(here, recorded, tiny_encoder, tmp_path):
+def test_unusable_demos_are_one_error_line(here, recorded, tiny_encoder, tmp_path):
     cut = Path(shutil.copytree(recorded, tmp_path / "cut.zarr"))
     chunk = max((cut / "data/state").glob("c.*"), key=lambda file: file.stat().st_size)
     os.truncate(chunk, chunk.stat().st_size // 2)
@@ -159,29 +159,29 @@ def test_demos_that_cannot_be_used_are_one_line(here, recorded, tiny_encoder, tm
     assert EpisodeStore.open(recorded).fingerprint == source.fingerprint
 
 
-def test_a_camera_that_the_simulation_cannot_draw_is_reported_before_any_work(recorded, tmp_path, capsys):
+def test_unknown_simulated_camera_is_reported_before_any_work(recorded, tmp_path, capsys):
     wrist = write_noise(tmp_path / "wrist.zarr", {"wrist": (32, 32)}, (5,), env_version=ENV_VERSION)
-    given = ["env.cameras=[wrist]", f"demos.path={wrist}", "run_dir=unused"]
+    overrides = ["env.cameras=[wrist]", f"demos.path={wrist}", "run_dir=unused"]
     words = r"env.cameras: expected .*, got 'wrist'; .*'\+env.side_cameras.wrist="
     with pytest.raises(UserError, match=words):
-        pipeline.run(composed("run", *given))
-    placed = composed("run", *given, "+env.side_cameras.wrist=[[0.3,0,0.5],[0,0,0.1],45]")
+        pipeline.run(composed("run", *overrides))
+    placed = composed("run", *overrides, "+env.side_cameras.wrist=[[0.3,0,0.5],[0,0,0.1],45]")
     assert task_settings(placed).camera_problem() == ""
     with pytest.raises(DatasetError, match="expected 'wrist' among them"):
-        verbs.train(composed("train", *given, f"demos.path={recorded}"))  # of other demos: for an arm
+        verbs.train(composed("train", *overrides, f"demos.path={recorded}"))  # other demos, as of an arm
     assert "note: this policy can act on an arm, but not be evaluated" in capsys.readouterr().out
 
 
-def test_replay_and_inspect(here, recorded, tmp_path):
-    few = ["videos.draw=32", "demos.episodes=2", "workers=1"]
-    for name, more, said in (
+def test_inspect_replays_demos_and_writes_a_page(here, recorded, tmp_path):
+    small = ["videos.draw=32", "demos.episodes=2", "workers=1"]
+    for name, more, text in (
         ("replay", ["replay=true"], "3 of 3 episodes succeed again; proprioception differs by at most 0\n"),
-        ("inspect", few, f"page: {tmp_path / 'inspect/inspect.html'}"),
+        ("inspect", small, f"page: {tmp_path / 'inspect/inspect.html'}"),
     ):
         result = here("inspect", *more, f"data={recorded}", f"hydra.run.dir={tmp_path / name}")
-        assert result.returncode == 0 and said in result.stdout, result.stderr
-    films = sorted(p.name for p in (tmp_path / "inspect/episodes").iterdir())
-    assert films == ["0000.js", "0000.mp4", "0001.js", "0001.mp4"]
+        assert result.returncode == 0 and text in result.stdout, result.stderr
+    files = sorted(p.name for p in (tmp_path / "inspect/episodes").iterdir())
+    assert files == ["0000.js", "0000.mp4", "0001.js", "0001.mp4"]
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def training(recorded, tiny_encoder, tmp_path):
     return [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", cache, *TRAINING]
 
 
-def test_demos_that_nobody_trains_on_are_not_encoded(here, training, tmp_path):
+def test_only_the_demos_of_the_training_are_encoded(here, training, tmp_path):
     words = [*training, "env.cameras=[hand]"]
 
     def trained(name, *more):
@@ -203,28 +203,28 @@ def test_demos_that_nobody_trains_on_are_not_encoded(here, training, tmp_path):
     done, policy = trained("two", "demos.episodes=[0,2]")
     assert done == [0, 2]
     assert here("encode", *words[:3], "features.workers=1", words[-1]).returncode == 0
-    assert trained("again", "demos.episodes=[0,2]") == ([0, 1, 2], policy)  # what others hold changes nothing
+    assert trained("again", "demos.episodes=[0,2]") == ([0, 1, 2], policy)  # more features change nothing
 
 
-def test_a_policy_is_tried_while_it_is_trained(here, tiny_encoder, tmp_path):
+def test_policy_is_evaluated_during_training(here, tiny_encoder, tmp_path):
     out = tmp_path / "out"
     assert here("record", *POINT, "episodes=3", "seed=500", "workers=1", "out=demos.zarr").returncode == 0
-    tried = ["train.rollouts.every=1", "train.rollouts.episodes=1", "train.rollouts.keep=1"]
-    words = [*POINT, "demos.path=demos.zarr", f"encoder.checkpoint={tiny_encoder}", *TRAINING, *tried]
+    rollouts = ["train.rollouts.every=1", "train.rollouts.episodes=1", "train.rollouts.keep=1"]
+    words = [*POINT, "demos.path=demos.zarr", f"encoder.checkpoint={tiny_encoder}", *TRAINING, *rollouts]
     assert here("train", *words, f"hydra.run.dir={out}").returncode == 0
     rows = json.loads((out / "metrics.json").read_text())
-    kept = json.loads((out / "checkpoints.json").read_text())
-    assert [row["success"] for row in rows] == [0, 0] and [row["step"] for row in kept] == [2]
+    checkpoints = json.loads((out / "checkpoints.json").read_text())
+    assert [row["success"] for row in rows] == [0, 0] and [row["step"] for row in checkpoints] == [2]
     assert load_checkpoint(out / "checkpoint_2")[1]["training"]["demos"] == 3
     assert read_records(out / "rollouts/checkpoint_2/episodes.jsonl")[0]["seed"] == 30000
-    anew = here("train", *words, "train.lr=0.002", "train.resume=false", f"hydra.run.dir={out}")
-    assert anew.returncode == 0, anew.stderr  # the rollouts there are those of a policy that is no more
+    restarted = here("train", *words, "train.lr=0.002", "train.resume=false", f"hydra.run.dir={out}")
+    assert restarted.returncode == 0, restarted.stderr  # in spite of the old policy's rollouts
     checkpoint, child = f"checkpoint={out / 'checkpoint'}", f"train.from={out / 'checkpoint'}"
     chose = "hold 1 that chose among the checkpoints"
-    for verb, given, line in (
+    for verb, overrides, line in (
         ("train", [*words, "train.rollouts.seed=500"], "train.rollouts.seed: positions 500 to 500 hold 1"),
         ("run", [*words, "train.rollouts.seed=10001"], f"evaluate.seed: positions 10000 to 10127 {chose}"),
         ("evaluate", [*POINT, checkpoint, "evaluate.seed=30000"], f"positions 30000 to 30127 {chose}"),
         ("run", [*words, child, "train.rollouts.seed=31000", "evaluate.seed=30000"], f"30127 {chose}"),
     ):
-        assert line in refused(here(verb, *given), verb)
+        assert line in refused(here(verb, *overrides), verb)

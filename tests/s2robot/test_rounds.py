@@ -21,40 +21,34 @@ SMALL = [
 
 @pytest.fixture
 def dagger(here, tiny_encoder):
-    """`dagger(*words)`: the command in a folder that holds one demo, of seed 503."""
+    """`dagger(*words)`: run the command in a folder with one demo, of seed 503."""
     words = [*POINT, "task.max_steps=20"]
-    assert (
-        here("record", *words, "episodes=1", "seed=503", "expert=2", "workers=1", "out=demos.zarr").returncode
-        == 0
-    )
-    given = [
-        *words,
-        *SMALL,
-        "demos.path=demos.zarr",
-        f"encoder.checkpoint={tiny_encoder}",
-        "hydra.run.dir=out",
-    ]
-    return lambda *more: here("dagger", *given, *more)
+    recording = ["episodes=1", "seed=503", "expert=2", "workers=1", "out=demos.zarr"]
+    assert here("record", *words, *recording).returncode == 0
+    words += [*SMALL, "demos.path=demos.zarr", f"encoder.checkpoint={tiny_encoder}", "hydra.run.dir=out"]
+    return lambda *more: here("dagger", *words, *more)
 
 
-def test_rounds_of_correcting_and_training_end_with_a_report(dagger, tmp_path, monkeypatch):
+def test_rounds_of_correction_and_training_end_with_a_report(dagger, tmp_path, monkeypatch):
     out = tmp_path / "out"
     result = dagger()
     assert result.returncode == 0, result.stderr
     rows = json.loads((out / "rounds.json").read_text())
-    found = [[row[key] for key in ("seed", "episodes", "corrected", "stalled")] for row in rows]
-    assert found == [[200000, 2, 1, 1], [200001, 3, 1, rows[1]["stalled"]]]
+    figures = [[row[key] for key in ("seed", "episodes", "corrected", "stalled")] for row in rows]
+    assert figures == [[200000, 2, 1, 1], [200001, 3, 1, rows[1]["stalled"]]]
     assert "round 1: 0 without help, 1 corrected, 0 failed by both" in result.stdout
     store = EpisodeStore.open(out / "demos.zarr")
     assert store.fingerprint_of_first(1) == EpisodeStore.open(tmp_path / "demos.zarr").fingerprint
     assert store.meta("seed").tolist() == [503, 200000, 200001]
-    met = [load_checkpoint(out / f"round_{i}" / "checkpoint")[1]["lineage"]["positions"] for i in range(3)]
-    assert [a["recorded"] for a in met] == [[503], [503, 200000], [503, 200000, 200001]]
-    assert [a.get("corrected") for a in met] == [None, [200000], [200000, 200001]]
+    positions = [
+        load_checkpoint(out / f"round_{i}" / "checkpoint")[1]["lineage"]["positions"] for i in range(3)
+    ]
+    assert [a["recorded"] for a in positions] == [[503], [503, 200000], [503, 200000, 200001]]
+    assert [a.get("corrected") for a in positions] == [None, [200000], [200000, 200001]]
     assert read_summary(out / "summary.json")["dataset"]["episodes"] == 3 and (out / "report.html").is_file()
     assert stages(out) == ["start", "encode", "train", *["record", "encode", "train"] * 2, "evaluate"]
 
-    monkeypatch.setattr(rounds, "record", None)  # what is done is not done again
+    monkeypatch.setattr(rounds, "record", None)  # finished stages are not repeated
     rows[1]["checkpoint"] = None
     (out / "rounds.json").write_text(json.dumps(rows))
     assert dagger().returncode == 0
@@ -82,12 +76,12 @@ def stages(out):
         ("recording.checkpoint=''", "recording.checkpoint: expected "),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_trained_or_kept(dagger, tmp_path, change, words):
+def test_wrong_setting_is_reported_before_training_or_writing(dagger, tmp_path, change, words):
     assert words in refused(dagger(change), "dagger")
     assert not (tmp_path / "out").exists()
 
 
-def test_record_asks_for_a_checkpoint(here, tmp_path):
+def test_record_requires_a_checkpoint(here, tmp_path):
     for more, words in (
         ((), "checkpoint: "),
         (("takeover.patience=0",), "recording.takeover.patience: expected >= 1"),

@@ -1,4 +1,4 @@
-"""Policies of several tasks in a world that says which is meant: from a dataset's texts and their vectors to a rate per task."""
+"""Policies of several tasks, selected by the world: from a dataset's texts and their vectors to a rate per task."""
 
 import json
 import re
@@ -25,7 +25,7 @@ UNKNOWN = "evaluate.instruction: expected one of go up, go down, got 'rise'"
 
 
 class Sides(Slider):
-    """A slider that says at each start which of two tasks is meant."""
+    """A slider that returns one of two tasks at each reset."""
 
     def reset(self, *, seed=None, options=None):
         observed, _ = super().reset(seed=seed)
@@ -37,7 +37,7 @@ gymnasium.register("Sides-v0", Sides, max_episode_steps=3)
 
 @pytest.fixture
 def demos(buffer, words, tmp_path):  # noqa: F811
-    """The words of a command that learns from demos of two tasks."""
+    """The overrides of a training on demos of two tasks."""
     source = converted(buffer, Choice(proprio=COLUMNS, rate_hz=20))
     with EpisodeStore.create(tmp_path / "two.zarr", source.attrs | {"arrays": None, "tasks": TEXTS}) as store:
         for i in range(len(source)):
@@ -45,20 +45,20 @@ def demos(buffer, words, tmp_path):  # noqa: F811
     return [f"demos.path={store.path}", *words[3:], TYPED[0], "task.id=Sides-v0", *TYPED[2:]]
 
 
-def test_a_text_that_the_demos_did_not_hold_is_evaluated_by_its_vector(here, demos, tmp_path):
+def test_text_absent_from_the_demos_is_evaluated_by_its_vector(here, demos, tmp_path):
     save_file({text: torch.tensor(v).half() for text, v in VECTORS.items()}, tmp_path / "a.safetensors")
     four = [*EVALUATION[1:], "evaluate.episodes=4"]
     result = here("run", *demos, "policy.task_vectors=a.safetensors", "hydra.run.dir=run", *four)
     assert result.returncode == 0, result.stderr
     policy, _ = load_checkpoint(tmp_path / "run/checkpoint")
-    assert policy.tasks.table.tolist() == [[-1, 0, 0], [1, 0, 0]]  # about their middle, 1 away
+    assert policy.tasks.table.tolist() == [[-1, 0, 0], [1, 0, 0]]  # centred on their mean, 1 away
     records = [json.loads(line) for line in (tmp_path / "run/episodes.jsonl").read_text().splitlines()]
     for text, rate in json.loads((tmp_path / "run/summary.json").read_text())["by_task"].items():
-        good = [record["success"] for record in records if record["task"] == text]
-        share, (low, high) = np.mean(good), wilson(sum(good), len(good))
-        assert list(rate.values()) == [share, low, high, len(good), sum(good)]
+        done = [record["success"] for record in records if record["task"] == text]
+        share, (low, high) = np.mean(done), wilson(sum(done), len(done))
+        assert list(rate.values()) == [share, low, high, len(done), sum(done)]
         assert f"{text}  {100 * share:.1f} %" in result.stdout
-    recorded = ["evaluate=recorded", "checkpoint=run", "features.workers=1"]  # each episode by its own task
+    recorded = ["evaluate=recorded", "checkpoint=run", "features.workers=1"]  # each episode with its own task
     assert here("evaluate", *recorded).returncode == 0
 
     evaluated = ["checkpoint=run", "evaluate.instruction=[go up,rise]", *four, "hydra.run.dir=more"]
@@ -80,19 +80,19 @@ def test_a_text_that_the_demos_did_not_hold_is_evaluated_by_its_vector(here, dem
         (None, "expected vectors by text, .npz or .safetensors"),
     ],
 )
-def test_vectors_that_do_not_fit_are_refused(tmp_path, vectors, text):
+def test_mismatched_vectors_are_rejected(tmp_path, vectors, text):
     file = tmp_path / "a.npz"
     file.write_bytes(b"PK") if vectors is None else np.savez(file, **vectors)
     with pytest.raises(UserError, match=re.escape(f"a.npz: {text}")):
         read_vectors(file, TEXTS)
 
 
-def test_texts_and_vectors_are_checked_before_encoding_and_a_place_takes_no_vectors(here, demos, tmp_path):
-    by_place = [*demos, "policy.by_task=true", *EVALUATION, "hydra.run.dir=run"]
-    assert UNKNOWN in refused(here("run", *by_place, "evaluate.instruction=rise"), "run")
+def test_texts_and_vectors_are_validated_before_encoding(here, demos, tmp_path):
+    by_index = [*demos, "policy.by_task=true", *EVALUATION, "hydra.run.dir=run"]
+    assert UNKNOWN in refused(here("run", *by_index, "evaluate.instruction=rise"), "run")
     np.savez(tmp_path / "a.npz", rise=np.ones(3))
     assert "'go up', 'go down'" in refused(here("train", *demos, "policy.task_vectors=a.npz"), "train")
     assert not list((tmp_path / "cache").rglob("features.bin"))
-    assert here("run", *by_place, "evaluate.instruction=go up").returncode == 0
+    assert here("run", *by_index, "evaluate.instruction=go up").returncode == 0
     line = refused(here("evaluate", "checkpoint=run", *EVALUATION, "evaluate.task_vectors=a.npz"), "evaluate")
     assert "task_vectors: expected a policy with policy.task_vectors, got one of go up, go down" in line

@@ -1,4 +1,4 @@
-"""Training an encoder whole with its policy: from frames that only pixels explain to a checkpoint that acts the same."""
+"""Training the full encoder with its policy: from a task visible only in pixels to a checkpoint that acts."""
 
 import json
 from dataclasses import replace
@@ -28,7 +28,7 @@ TILE = 32  # px, one stride of the network
 
 
 def make_dots(path: Path, episodes: int = 24, steps: int = 10) -> Path:
-    """Frames of 36 px with one bright dot, whose place is the action; the states say nothing."""
+    """Write frames of 36 px with one bright dot, whose position is the action; the states are constant."""
     rng = np.random.default_rng(0)
     with EpisodeStore.create(path, about("images") | {"cameras": ["hand"], "camera_geometry": {}}) as store:
         for i in range(episodes):
@@ -45,7 +45,7 @@ def make_dots(path: Path, episodes: int = 24, steps: int = 10) -> Path:
     return path
 
 
-def whole(demos: Path, encoder=None, cameras=CAMERAS, policy=None, **changes) -> pipeline.Task:
+def full_task(demos: Path, encoder=None, cameras=CAMERAS, policy=None, **changes) -> pipeline.Task:
     own = {"name": "timm:test_resnet", "trained": True, "img_size": TILE, "crop": 0.9, "scales": [1]}
     task = task_of(demos, Path("unused"), policy=policy, **{"tune": {"blocks": 0}, "lr": 3e-3} | changes)
     return replace(task, encoder=own | (encoder or {}), space=task.space | {"cameras": cameras})
@@ -57,24 +57,25 @@ def demos(tmp_path, monkeypatch):
     return make_demos(tmp_path / "demos.zarr")
 
 
-def test_what_only_pixels_show_is_learnt_by_a_trained_encoder_alone(demos, tmp_path):
-    """The control has the same weights at the start and the same steps, but its encoder stays as it is."""
+def test_only_a_trained_encoder_learns_what_only_pixels_show(demos, tmp_path):
+    """The control starts from the same weights and takes as many steps, but its encoder stays unchanged."""
     network = {"image_dim": 16, "state_dim": 8, "hidden": [32], "dropout": 0.0}
     policy = {"members": 1, "proprio_noise": 0.0, "chunk": 1, "execute": 1, "network": network}
-    more, errors, first = {"steps": 60, "batch_size": 32, "log_every": 60, "ema": 0.9}, [], []
+    training, errors, first = {"steps": 60, "batch_size": 32, "log_every": 60, "ema": 0.9}, [], []
     dots = make_dots(tmp_path / "dots.zarr")
     for rate in (1.0, 0.0):
-        folder = trained(whole(dots, {"rate": rate}, ("hand",), policy, **more), tmp_path / f"run{rate}")
+        task = full_task(dots, {"rate": rate}, ("hand",), policy, **training)
+        folder = trained(task, tmp_path / f"run{rate}")
         errors.append(json.loads((folder.parent / "metrics.json").read_text())[-1]["val_joint_error"])
         first.append(load_tuned(folder)["0.conv1.0.weight"])
     assert errors[0] < 0.5 * errors[1]
-    start = FullEncoder(whole(dots).encoder, [(36, 36)], 0).tuned()["0.conv1.0.weight"]
+    start = FullEncoder(full_task(dots).encoder, [(36, 36)], 0).tuned()["0.conv1.0.weight"]
     assert torch.equal(first[1], start) and (first[0] - start).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("per_camera", [True, False])
-def test_crops_are_random_in_training_and_central_otherwise_and_all_layers_get_gradients(demos, per_camera):
-    task = whole(demos, {"per_camera": per_camera, "scales": [1, 2]})
+def test_training_crops_are_random_and_all_layers_receive_gradients(demos, per_camera):
+    task = full_task(demos, {"per_camera": per_camera, "scales": [1, 2]})
     frames = [np.random.default_rng(0).integers(0, 256, (3, *size, 3), np.uint8) for size in SIZES.values()]
     encoder = build_encoder(task.encoder)
     pixels = Pixels(encoder).encode_cameras(frames)
@@ -86,7 +87,7 @@ def test_crops_are_random_in_training_and_central_otherwise_and_all_layers_get_g
     seen = model(pixels)
     assert not torch.equal(model(pixels), seen)
     torch.manual_seed(3)
-    assert torch.equal(model(pixels), seen)  # of a step's seed, so that a killed run repeats it
+    assert torch.equal(model(pixels), seen)  # from the step's seed, so that a resumed run repeats it
     seen.square().sum().backward()
     names = [name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()]
     assert len(names) == len(list(model.parameters()))
@@ -96,17 +97,16 @@ def test_crops_are_random_in_training_and_central_otherwise_and_all_layers_get_g
     assert torch.equal(central, model(pixels))
     acts = build_encoder(task.encoder, model.tuned())
     assert torch.equal(acts.encode_cameras(frames), central)
-    # 64 px of 71, from the fourth on, without a crop
+    # the central 64 px of 71, without a crop
     inner = [pixels[:, i, : h * w].unflatten(1, (h, w)) for i, (h, w) in enumerate(sizes)]
-    inner = [
-        x[:, 3:67, (x.shape[2] - w) // 2 :][:, :, :w].numpy() for x, w in zip(inner, (64, 95), strict=True)
-    ]
+    at = [(x.shape[2] - w) // 2 for x, w in zip(inner, (64, 95), strict=True)]
+    inner = [x[:, 3:67, i : i + w].numpy() for x, i, w in zip(inner, at, (64, 95), strict=True)]
     uncut = build_encoder({**task.encoder, "crop": 1.0}, model.tuned())
     torch.testing.assert_close(uncut.encode_cameras(inner), central, atol=0.05, rtol=0)
 
 
-def test_a_checkpoint_acts_as_it_was_trained_and_a_killed_run_gives_the_same(demos, tmp_path, monkeypatch):
-    task = whole(demos, {"scales": [1, 2]}, steps=6, checkpoint_every=2, log_every=2)
+def test_checkpoint_acts_as_trained_and_a_resumed_run_is_identical(demos, tmp_path, monkeypatch):
+    task = full_task(demos, {"scales": [1, 2]}, steps=6, checkpoint_every=2, log_every=2)
     folder = trained(task, tmp_path / "run")
     loaded, store = load_policy(folder, device="cpu"), task.open_demos()
     tuned, (policy, contract) = load_tuned(folder), load_checkpoint(folder)
@@ -126,14 +126,13 @@ def test_a_checkpoint_acts_as_it_was_trained_and_a_killed_run_gives_the_same(dem
         with torch.no_grad():
             features = model(torch.from_numpy(np.array(pixels[step : step + 1])))
             seen = policy.plan(features[:, None], states[step : step + 1, None])[0, : policy.spec.execute]
-        assert np.array_equal(
-            loaded.plan({"images": images, "proprio": store["proprio"][step]}), seen.numpy()
-        )
+        acted = loaded.plan({"images": images, "proprio": store["proprio"][step]})
+        assert np.array_equal(acted, seen.numpy())
 
     after = _Run.after
 
-    def dies(run, *given):
-        after(run, *given)
+    def dies(run, *args):
+        after(run, *args)
         if run.learner.step == 5:
             raise Killed
 
@@ -145,23 +144,23 @@ def test_a_checkpoint_acts_as_it_was_trained_and_a_killed_run_gives_the_same(dem
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_a_run_begins_with_the_encoder_of_another(demos, tmp_path):
-    parent = trained(whole(demos, steps=3), tmp_path / "parent")
-    task = whole(demos, {"rate": 0.0}, steps=1, from_=str(parent))
-    ours, theirs = load_tuned(trained(task, tmp_path / "child")), load_tuned(parent)
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-    other = whole(demos, {"crop": 0.8}, steps=1, from_=str(parent))
+def test_training_starts_from_the_encoder_of_another_run(demos, tmp_path):
+    parent = trained(full_task(demos, steps=3), tmp_path / "parent")
+    task = full_task(demos, {"rate": 0.0}, steps=1, from_=str(parent))
+    child, start = load_tuned(trained(task, tmp_path / "child")), load_tuned(parent)
+    assert child.keys() == start.keys() and all(torch.equal(child[k], start[k]) for k in child)
+    other = full_task(demos, {"crop": 0.8}, steps=1, from_=str(parent))
     with pytest.raises(UserError, match=r"^train.from: .*encoder.crop"):
         trained(other, tmp_path / "other")
 
 
-def test_a_wrong_setting_is_one_line_before_anything_is_read(demos, tmp_path):
+def test_wrong_setting_is_one_error_line_before_reading(demos, tmp_path):
     for changes, key in (
         ({"policy": {"zero_features": True}}, "encoder.trained: expected false"),
         ({"tune": {"blocks": 1}}, "train.tune.blocks: expected 0"),
     ):
         with pytest.raises(UserError, match=f"^{key}"):
-            whole(demos, **changes)
+            full_task(demos, **changes)
     for encoder, words in (
         ({"crop": 1.2}, "encoder.crop: expected <= 1"),
         ({"img_size": 40}, r"tile: expected a whole number of patches of 32 px, got 40 x 40 px"),
@@ -169,13 +168,13 @@ def test_a_wrong_setting_is_one_line_before_anything_is_read(demos, tmp_path):
         ({"scales": [1, 3]}, r"encoder.img_size: expected at most 64 px .*, got 96"),
     ):
         with pytest.raises(UserError, match=f"^{words}"):
-            trained(whole(demos, encoder), tmp_path / "run")
+            trained(full_task(demos, encoder), tmp_path / "run")
     with pytest.raises(UserError, match="wrist"):  # a dataset without frames of a camera
-        trained(whole(demos, cameras=("wrist",)), tmp_path / "run")
+        trained(full_task(demos, cameras=("wrist",)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_the_papers_encoder_is_an_option():
+def test_encoder_of_the_paper_is_available():
     cfg = settings_of("train", ["encoder=resnet18", "s2=single"])
     encoder = build_encoder(encoder_settings(cfg))
     assert (encoder.image_size, encoder.map_of(240, 320), encoder.dim) == (107, (3, 4), 512)

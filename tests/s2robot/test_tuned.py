@@ -1,4 +1,4 @@
-"""`train.tune`: a policy trained with blocks of its encoder, as far as a checkpoint that acts."""
+"""`train.tune`: training a policy together with blocks of its encoder, up to a checkpoint that acts."""
 
 import json
 from dataclasses import replace
@@ -33,16 +33,16 @@ POLICY = {
 
 
 def make_demos(path: Path, seed: int = 0) -> Path:
-    """Four episodes of 8 steps in pictures of a bright square; the actions say where it is."""
+    """Write four episodes of 8 steps with images of a bright square; the actions encode its position."""
     rng = np.random.default_rng(seed)
     with EpisodeStore.create(path, about("images")) as store:
         for i in range(4):
             at = rng.integers(0, 48, (8, 2))
             images = {}
             for name, size in SIZES.items():
-                images[f"images_{name}"] = pictures = rng.integers(0, 60, (8, *size, 3), dtype=np.uint8)
+                images[f"images_{name}"] = frames = rng.integers(0, 60, (8, *size, 3), dtype=np.uint8)
                 for step, (y, x) in enumerate(at):
-                    pictures[step, y : y + 16, x : x + 16] = 250
+                    frames[step, y : y + 16, x : x + 16] = 250
             action = np.repeat((at[:, :1] - 24) / 240, 8, 1).astype(np.float32)
             action[:, 7] = at[:, 1] > 24
             arrays = {"action": action, "proprio": np.zeros_like(action), **images}
@@ -51,15 +51,13 @@ def make_demos(path: Path, seed: int = 0) -> Path:
 
 
 def task_of(demos: Path, encoder: Path, dtype="float32", policy=None, tune=None, **changes) -> pipeline.Task:
-    given = {"name": "mvp-tiny", "checkpoint": str(encoder), "scales": [1, 2], "dtype": dtype}
+    own = {"name": "mvp-tiny", "checkpoint": str(encoder), "scales": [1, 2], "dtype": dtype}
     tune = TuneSettings(**{"blocks": 1, "lora": 0, "rate": 0.1} | (tune or {}))
     train = make_settings(**{"lr": 0.01, "loggers": (), "tune": tune} | changes)
     features = FeaturesSettings(workers=1, cache=str(demos.parent / "cache"), dtype="float32", device="cpu")
     space = {"robot": "xarm7", "rate_hz": 10, "action_frame": CONTRACT["action_frame"], "cameras": CAMERAS}
-    settings = PolicySettings(**POLICY | (policy or {}))
-    return pipeline.Task(
-        DemosSettings(path=str(demos)), given, features, settings, train, CubePickConfig(), space
-    )
+    settings, source = PolicySettings(**POLICY | (policy or {})), DemosSettings(path=str(demos))
+    return pipeline.Task(source, own, features, settings, train, CubePickConfig(), space)
 
 
 def trained(task: pipeline.Task, out: Path) -> Path:
@@ -75,7 +73,7 @@ def demos(tmp_path, monkeypatch):
 
 
 def planned(task: pipeline.Task, checkpoint: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The plans of a checkpoint for every step: from pictures, by what was loaded, and from what the training read."""
+    """Return a checkpoint's plans for every step: of the loaded policy from images, and from the training features."""
     loaded, store = load_policy(checkpoint, device="cpu"), task.open_demos()
     acted = []
     for step in range(store.num_steps):
@@ -93,7 +91,7 @@ def planned(task: pipeline.Task, checkpoint: Path) -> tuple[np.ndarray, np.ndarr
 
 
 @pytest.mark.parametrize(("dtype", "lora"), [("float32", 0), ("bfloat16", 2)])
-def test_a_checkpoint_acts_as_it_was_trained(demos, tiny_encoder, tmp_path, dtype, lora):
+def test_checkpoint_acts_as_trained(demos, tiny_encoder, tmp_path, dtype, lora):
     task = task_of(demos, tiny_encoder, dtype, tune={"lora": lora, "rate": 0.5})
     folder = trained(task, tmp_path / "run")
     rows = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -108,7 +106,7 @@ def test_a_checkpoint_acts_as_it_was_trained(demos, tiny_encoder, tmp_path, dtyp
     assert max((tuned[name] - before[name]).abs().max() for name in tuned) > 1e-3
 
 
-def test_with_rate_0_the_encoder_stays_as_it_is(demos, tiny_encoder, tmp_path):
+def test_rate_of_0_leaves_the_encoder_unchanged(demos, tiny_encoder, tmp_path):
     folder = trained(task_of(demos, tiny_encoder, tune={"rate": 0.0}), tmp_path / "run")
     before = load_file(tiny_encoder)
     assert all(torch.equal(value, before[name]) for name, value in load_tuned(folder).items())
@@ -117,12 +115,12 @@ def test_with_rate_0_the_encoder_stays_as_it_is(demos, tiny_encoder, tmp_path):
     other = trained(frozen, tmp_path / "frozen")
     assert not (other / "encoder.safetensors").exists() and not load_tuned(other)
     assert "tuned" not in load_checkpoint(other)[1]["encoder"]
-    # normalised by the features of before
+    # normalised with the unchanged features
     moments = [load_file(f / "policy.safetensors")["network.pooling/norms/0/mean"] for f in (folder, other)]
     torch.testing.assert_close(*moments, atol=1e-6, rtol=1e-6)
 
 
-def test_a_causal_body_on_a_mix_is_tuned_too(demos, tiny_encoder, tmp_path):
+def test_causal_policy_on_a_mix_is_tuned(demos, tiny_encoder, tmp_path):
     body = {"kind": "transformer", "context": 3, "network": {"width": 16, "blocks": 1, "heads": 2}}
     task = task_of(demos, tiny_encoder, policy=body, steps=5)
     mix = ({"path": str(demos)}, {"path": str(make_demos(tmp_path / "more.zarr", 1)), "weight": 2.0})
@@ -131,8 +129,8 @@ def test_a_causal_body_on_a_mix_is_tuned_too(demos, tiny_encoder, tmp_path):
     assert contract["encoder"]["tuned"]["blocks"] == 1
 
 
-def test_a_run_from_another_policy_and_a_lost_file(demos, tiny_encoder, tmp_path):
-    """A run starts from a frozen policy, not from a tuned one, whose features no cache has."""
+def test_start_from_a_frozen_policy_and_a_missing_encoder_file(demos, tiny_encoder, tmp_path):
+    """A run can start from a frozen policy, but not from a tuned one, whose features are not cached."""
     with pytest.raises(UserError, match=r"^train.tune.blocks: expected 0"):
         task_of(demos, tiny_encoder, policy={"zero_features": True})
     with pytest.raises(UserError, match=r"^train.tune.lora: "):

@@ -1,4 +1,4 @@
-"""Stands in for one stage of a comparison: writes what the stage would, at once and by the words alone."""
+"""A stub for one stage of a comparison: it immediately writes the stage's files, computed from the overrides."""
 
 import json
 import sys
@@ -7,16 +7,16 @@ from pathlib import Path
 
 
 def main(verb: str, words: list[str]) -> None:
-    given = dict(word.split("=", 1) for word in words)
-    folder = Path(given["hydra.run.dir"])
+    overrides = dict(word.split("=", 1) for word in words)
+    folder = Path(overrides["hydra.run.dir"])
     folder.mkdir(parents=True, exist_ok=True)
     if verb == "train":
         (folder / "checkpoint").mkdir(exist_ok=True)
         (folder / "checkpoint/policy.json").write_text("{}")
     if verb == "evaluate":
-        assert Path(given["checkpoint"], "policy.json").is_file(), "evaluated before it was trained"
+        assert Path(overrides["checkpoint"], "policy.json").is_file(), "evaluated before training"
         lines = []
-        for episode in range(int(given["evaluate.episodes"])):
+        for episode in range(int(overrides["evaluate.episodes"])):
             success = zlib.crc32(f"{folder} {episode}".encode()) % 3 > 0
             record = {
                 "episode": episode, "seed": 10000 + episode, "cube_xy": [0.01 * episode, 0.0], "cube_yaw": 0.0,

@@ -1,4 +1,4 @@
-"""Whole comparisons: killed at any of their writes and started again, their numbers are those of one that ran on."""
+"""Complete comparisons: killed at any write and restarted, they give the figures of an uninterrupted one."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ from tests.kills import ROOT, kill_at_every_write
 from tests.s2robot.pictures import TRAINING
 
 STUB = Path(__file__).with_name("stub_stage.py")
-OUT = Path("out")  # relative, so that the commands of all runs are the same
+OUT = Path("out")  # relative, so that all runs have the same commands
 WORDS = ["arms=[one,two]", "evaluate.episodes=4", "experiment.videos=0", "jobs=2", "threads=1", "axes=[lighting]",
          "experiment.axes.lighting.values=[0.5,1.0]", "experiment.stopping.enabled=true", "experiment.stopping.batch=3",
          "+experiment.arms.one='encoder=mvp-tiny s2=single'", "+experiment.arms.two='encoder=mvp-tiny s2=single policy=rpt'"]  # fmt: skip
@@ -44,7 +44,7 @@ def planned(words: list[str], typed: list[str]) -> tuple[Compare, Plan]:
     return settings, make_plan(settings, typed)
 
 
-# before the forks
+# computed before the forks
 PLANNED = planned([f"run_dir={OUT}", *WORDS], WORDS[1:2]) if os.environ.get("PLANNED") else None
 
 
@@ -53,7 +53,7 @@ def start_stub(command: list[str], **options) -> subprocess.Popen:
 
 
 def compare_stubs(settings: Compare, plan: Plan, patch: pytest.MonkeyPatch) -> dict:
-    """The whole comparison but for its stages, which a stub stands in for."""
+    """Run a complete comparison with stubs for its stages."""
     own = SimpleNamespace(Popen=start_stub, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
     patch.setattr(jobs, "subprocess", own)
     patch.setattr(comparing, "ms_per_action", lambda plan: {arm.name: 1.0 for arm in plan.arms})
@@ -64,11 +64,11 @@ def compare_stubs(settings: Compare, plan: Plan, patch: pytest.MonkeyPatch) -> d
 
 def job(folder: Path) -> None:
     os.chdir(folder)
-    figures.power_figures = lambda *_: ({}, [])  # arithmetic, which writes nothing
+    figures.power_figures = lambda *_: ({}, [])  # slow arithmetic without writes
     compare_stubs(*PLANNED, pytest.MonkeyPatch())
 
 
-def left(folder: Path) -> dict[str, object]:
+def results_of(folder: Path) -> dict[str, object]:
     names = ("episodes.csv", "summary.json", "compare.json")
     stages = sorted(path.relative_to(folder) for path in folder.rglob("*.log"))
     done = [path for path in stages if (folder / path).with_suffix(".done").exists()]
@@ -76,17 +76,17 @@ def left(folder: Path) -> dict[str, object]:
 
 
 @pytest.mark.slow
-def test_a_kill_at_a_write_of_compare_changes_no_figure(tmp_path):
+def test_kill_at_a_write_of_compare_changes_no_figure(tmp_path):
     killed = kill_at_every_write(job, tmp_path, every=2, PLANNED="1")
-    whole = left(tmp_path / "whole")
-    assert len(whole["stages"]) == 1 + 2 + 4 + 2 and whole["done"] == whole["stages"]
+    reference = results_of(tmp_path / "whole")
+    assert len(reference["stages"]) == 1 + 2 + 4 + 2 and reference["done"] == reference["stages"]
     assert len(killed) > 40
     for write, folder in killed.items():
-        assert left(folder) == whole, write
+        assert results_of(folder) == reference, write
 
 
-def test_positions_that_one_arm_solves_are_filmed_for_both_and_only_once(recorded, tmp_path, monkeypatch):
-    """Two arms and training seeds: who solves a position repeats its demo, who fails stands still for a moment."""
+def test_positions_solved_by_one_arm_are_filmed_once_for_both(recorded, tmp_path, monkeypatch):
+    """Two arms and two training seeds: a success repeats the position's demo, a failure stands still for 4 steps."""
     do_inline(monkeypatch)
     solved = {"base-s2": {0: (500,), 1: (500, 501)}, "base": {0: (), 1: (501, 502)}}
     store = EpisodeStore.open(recorded)
@@ -102,8 +102,8 @@ def test_positions_that_one_arm_solves_are_filmed_for_both_and_only_once(recorde
             records = runs.setdefault(arm.name, {})[seed] = []
             for episode, (position, actions) in enumerate(positions.items()):
                 success = position in solved[arm.name][seed]
-                shown = actions if success else np.zeros_like(actions[:4])
-                np.save(folder / f"episode_{episode:04d}.npy", shown)
+                executed = actions if success else np.zeros_like(actions[:4])
+                np.save(folder / f"episode_{episode:04d}.npy", executed)
                 stage = "held" if success else "approach"
                 records.append({"episode": episode, "seed": position, "success": success, "stage": stage})
     pair = {"a": "base-s2", "b": "base", "only_a": [500], "only_b": [502]}
@@ -111,18 +111,18 @@ def test_positions_that_one_arm_solves_are_filmed_for_both_and_only_once(recorde
     shown = [(video["position"], video["arm"], video["seed"]) for video in videos]
     assert shown == [(500, "base-s2", 0), (500, "base", 0), (502, "base-s2", 0), (502, "base", 1)]
     files = [plan.out / video["path"] for video in videos]
-    made = [file.stat().st_mtime_ns for file in files]
+    times = [file.stat().st_mtime_ns for file in files]
     files[1].unlink()
     assert comparing.film_disagreements(plan, runs, pair, 3) == videos
-    again = [file.stat().st_mtime_ns == before for file, before in zip(files, made, strict=True)]
-    assert again == [True, False, True, True]
+    unchanged = [file.stat().st_mtime_ns == before for file, before in zip(files, times, strict=True)]
+    assert unchanged == [True, False, True, True]
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_it_goes_on_to_the_end(recorded, tiny_encoder, tmp_path):
-    """Twice: while policies train, and while they are evaluated. Its jobs end with it."""
-    given = f"encoder=mvp-tiny encoder.checkpoint={tiny_encoder}"
-    arms = [f"+experiment.arms.{name}='s2={s2} {given}'" for name, s2 in (("one", "single"), ("two", "s2"))]
+def test_killed_comparison_resumes_to_the_end(recorded, tiny_encoder, tmp_path):
+    """Kill it twice: while policies train, and while they are evaluated. Its jobs stop with it."""
+    encoder = f"encoder=mvp-tiny encoder.checkpoint={tiny_encoder}"
+    arms = [f"+experiment.arms.{name}='s2={s2} {encoder}'" for name, s2 in (("one", "single"), ("two", "s2"))]
     out, env = tmp_path / "out", {"S2ROBOT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "s2robot", "compare", *SETTINGS, *arms, f"demos.path={recorded}"]
 
@@ -144,8 +144,8 @@ def test_killed_in_the_middle_it_goes_on_to_the_end(recorded, tiny_encoder, tmp_
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    said = finish()
-    assert "warning: evaluate.episodes" in said and "against one, p" in said
+    output = finish()
+    assert "warning: evaluate.episodes" in output and "against one, p" in output
     result, summary = (json.loads((out / name).read_text()) for name in ("compare.json", "summary.json"))
     assert [arm["name"] for arm in summary["arms"]] == ["one", "two"]
     assert [s["episodes"] for arm in summary["arms"] for s in arm["seeds"]] == [4] * 4
@@ -163,6 +163,6 @@ def test_killed_in_the_middle_it_goes_on_to_the_end(recorded, tiny_encoder, tmp_
     with (out / "episodes.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2 * 2 * 4 + 2 * 2 * 2
     assert len(result["commands"]) == 2 + 4 + 4 + 4 and str(ROOT) not in json.dumps(result["commands"])
-    again = finish()  # nothing is left to do
+    again = finish()  # everything is done
     assert "train:" not in again and "evaluate" not in again.replace("evaluate.episodes", "")
     assert json.loads((out / "compare.json").read_text()) == result

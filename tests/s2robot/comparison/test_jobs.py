@@ -1,4 +1,4 @@
-"""Commands side by side: what fails, what is killed, what is done already."""
+"""Jobs in parallel: failed, killed and finished ones."""
 
 import subprocess
 
@@ -16,8 +16,8 @@ from tests import forks
 from tests.kills import ROOT
 
 
-def test_a_failed_job_is_one_line_with_its_log(tmp_path):
-    """It may work in the folder that the comparison holds, as the recording of its demos does."""
+def test_failed_job_is_one_error_line_with_its_log(tmp_path):
+    """A job may use the folder that the comparison has locked, as the recording of demos does."""
     out = tmp_path / "out"
     words = [f"run={tmp_path / 'none'}", f"hydra.run.dir={out}", "hydra.output_subdir=.hydra-report"]
     job = Job("base seed 0: report", "inspect", words, tmp_path / "jobs/report")
@@ -29,7 +29,7 @@ def test_a_failed_job_is_one_line_with_its_log(tmp_path):
     assert (out / ".hydra-report/config.yaml").is_file() and not (out / ".hydra").exists()
 
 
-def test_a_job_reads_the_users_own_configs_too(tmp_path, monkeypatch):
+def test_job_reads_the_configs_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", forks.Popen)
     own = ROOT / "examples/own_task/configs"
     state = Singleton.get_state()
@@ -46,7 +46,7 @@ def test_a_job_reads_the_users_own_configs_too(tmp_path, monkeypatch):
     assert "pusher" in job.file("log").read_text().split("\n", 1)[1]
 
 
-def test_a_job_that_is_killed_says_so(tmp_path, monkeypatch):
+def test_killed_job_reports_its_signal(tmp_path, monkeypatch):
     job = Job("base: report", "inspect", ["run=none"], tmp_path / "j")
     killed = subprocess.Popen(["sh", "-c", "kill -9 $$"], stdin=subprocess.PIPE)
     monkeypatch.setattr("s2robot.comparison.jobs._start", lambda job, threads: killed)
@@ -54,16 +54,16 @@ def test_a_job_that_is_killed_says_so(tmp_path, monkeypatch):
         run_jobs([job], 1, 1)
 
 
-def test_a_finished_job_is_not_run_again_and_another_one_is_refused(tmp_path):
+def test_finished_job_is_skipped_and_a_different_one_is_rejected(tmp_path):
     lines = tmp_path / "episodes.jsonl"
     job = Job("j", "inspect", ["run=none"], tmp_path / "j", lines=(lines, 2))
     job.claim()
     assert not job.is_done()
     job.file("done").touch()
     lines.write_text("1\n")
-    assert not job.is_done()  # a shorter evaluation came after it
+    assert not job.is_done()  # as after a shorter evaluation
     lines.write_text("1\n2\n3\n")
-    run_jobs([job], 1, 1)  # would fail
+    run_jobs([job], 1, 1)  # would fail if it ran
     other = Job("j", "inspect", ["run=more"], tmp_path / "j")
     with pytest.raises(UserError, match="j.json: command: expected .*none .*, got .*more; .*hydra.run.dir"):
         run_jobs([other], 1, 1)

@@ -1,4 +1,4 @@
-"""Statistics of paired arms against closed forms, other libraries, full enumeration and simulations with a known truth."""
+"""Statistics of paired arms against closed forms, other libraries, full enumeration and simulations of a known truth."""
 
 import math
 
@@ -32,22 +32,22 @@ from s2robot.evaluation.records import wilson
 
 
 def simulate(rng, runs, seeds, positions, rates, seed_sd=0.0, shared=0.4, own=0.1):
-    """Two arms of bool (runs, seeds, positions): seeds differ by seed_sd, hard positions are hard for all.
+    """Return two arms, bool (runs, seeds, positions): seeds differ by seed_sd, a hard position is hard for all.
 
-    `shared` and `own` are the parts of a normal latent that a position gives to both arms and to one arm.
+    `shared` and `own` are a position's parts of a normal latent variable, for both arms and for one arm.
     """
     hard = math.sqrt(shared) * rng.standard_normal((runs, 1, positions))
     arms = []
     for rate in rates:
         level = np.clip(rate + seed_sd * rng.standard_normal((runs, seeds, 1)), 0.01, 0.99)
-        place = math.sqrt(own) * rng.standard_normal((runs, 1, positions))
+        position = math.sqrt(own) * rng.standard_normal((runs, 1, positions))
         noise = math.sqrt(1 - shared - own) * rng.standard_normal((runs, seeds, positions))
-        arms.append(ndtri(level) + hard + place + noise > 0)
+        arms.append(ndtri(level) + hard + position + noise > 0)
     return arms
 
 
 def estimates(a, b, seeds_random=True):
-    """Half width at 95 %, centre and p value of many runs at once, as `difference` computes them."""
+    """Return half width at 95 %, centre and p value of many runs at once, computed like `difference`."""
     a, b = a.astype(float), b.astype(float)
     centre, error, df = estimate(a.mean(-2) - b.mean(-2), [a, b] if seeds_random else [])
     return stats.t.ppf(0.975, df) * error, centre, 2 * stats.t.sf(np.abs(centre) / error, df)
@@ -57,15 +57,14 @@ def records(outcomes, order=None):
     return [{"seed": 100 + int(i), "success": bool(outcomes[i])} for i in order or range(len(outcomes))]
 
 
-def test_outcomes_come_back_whatever_the_order_and_positions_that_disagree_are_named():
+def test_outcomes_are_sorted_and_missing_positions_are_named():
     rng = np.random.default_rng(0)
     arms = {"base": rng.random((3, 7)) < 0.5, "s2": rng.random((2, 7)) < 0.5}
     order = [3, 0, 6, 1, 2, 5, 4]
-    found = outcomes_of(
-        {arm: {i: records(x[i], order) for i in range(len(x))[::-1]} for arm, x in arms.items()}
-    )
-    assert list(found) == ["base", "s2"] and all(x.dtype == bool for x in found.values())
-    assert all((found[arm] == arms[arm]).all() for arm in arms)
+    runs = {arm: {i: records(x[i], order) for i in range(len(x))[::-1]} for arm, x in arms.items()}
+    outcomes = outcomes_of(runs)
+    assert list(outcomes) == ["base", "s2"] and all(x.dtype == bool for x in outcomes.values())
+    assert all((outcomes[arm] == arms[arm]).all() for arm in arms)
     with pytest.raises(UserError, match="arm 's2' seed 4: .* got no position 101"):
         outcomes_of({"base": {0: records([1, 0])}, "s2": {4: records([1])}})
     with pytest.raises(UserError, match="arm 'base' seed 1: .* got another position 101"):
@@ -73,13 +72,13 @@ def test_outcomes_come_back_whatever_the_order_and_positions_that_disagree_are_n
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (3, 0), (7, 1), (60, 90)])
-def test_mcnemar_is_that_of_statsmodels(b, c):
+def test_mcnemar_matches_statsmodels(b, c):
     expected = contingency_tables.mcnemar([[5, b], [c, 9]], exact=True).pvalue
     assert mcnemar(b, c) == mcnemar(c, b) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("p", [[0.3], [0.5, 0.5, 0.9, 0], [0.02, 0.02, 0.001, 1, 0.03]])
-def test_holm_is_that_of_statsmodels(p):
+def test_holm_matches_statsmodels(p):
     assert holm(p) == pytest.approx(multitest.multipletests(p, method="holm")[1].tolist(), abs=1e-12)
 
 
@@ -88,23 +87,23 @@ def table(both, a_only, b_only, neither):
     return a[None], b[None]
 
 
-def test_one_seed_is_agresti_and_min_by_hand():
-    found = difference(*table(1, 1, 7, 12))
+def test_one_seed_matches_agresti_and_min_by_hand():
+    result = difference(*table(1, 1, 7, 12))
     centre, half = -6 / 23, 1.959964 * math.sqrt(9 - 36 / 23) / 23  # cells plus a half each: 1.5, 7.5; n = 23
-    assert (found.low, found.high) == pytest.approx((centre - half, centre + half), abs=1e-6)
-    assert found.difference == pytest.approx(-6 / 21)
-    assert found.p == pytest.approx(mcnemar(1, 7))
-    assert (found.scope, found.positions) == (POSITIONS, 21)
+    assert (result.low, result.high) == pytest.approx((centre - half, centre + half), abs=1e-6)
+    assert result.difference == pytest.approx(-6 / 21)
+    assert result.p == pytest.approx(mcnemar(1, 7))
+    assert (result.scope, result.positions) == (POSITIONS, 21)
 
 
-def test_arms_that_never_differ_still_have_a_width():
-    for found in (difference(*table(5, 0, 0, 0)), difference(np.ones((3, 5)), np.ones((3, 5)))):
-        assert found.difference == 0 and found.low == -found.high < -0.1 and found.p == 1
+def test_interval_of_identical_arms_has_a_width():
+    for result in (difference(*table(5, 0, 0, 0)), difference(np.ones((3, 5)), np.ones((3, 5)))):
+        assert result.difference == 0 and result.low == -result.high < -0.1 and result.p == 1
     one_sided = difference(*table(0, 5, 0, 0))
     assert one_sided.difference == one_sided.high == 1 and one_sided.low < 0.9
 
 
-def test_a_planted_difference_is_recovered():
+def test_planted_difference_is_recovered():
     rng = np.random.default_rng(1)
     a, b = simulate(rng, 1000, 3, 128, (0.7, 0.5), seed_sd=0.02)
     half, centre, p = estimates(a, b)
@@ -118,14 +117,14 @@ def test_a_planted_difference_is_recovered():
 
 @pytest.mark.parametrize("seed_sd", [0.0, 0.12])
 @pytest.mark.parametrize("seeds", [2, 5])
-def test_no_difference_is_rejected_at_the_nominal_rate(seeds, seed_sd):
+def test_equal_arms_are_rejected_at_the_nominal_rate(seeds, seed_sd):
     a, b = simulate(np.random.default_rng(2), 1000, seeds, 64, (0.6, 0.6), seed_sd)
     rejected = (estimates(a, b)[2] < 0.05).sum()
-    assert rejected <= stats.binom.ppf(0.999, 1000, 0.06)  # 5 %, one point for the approximation
-    assert rejected >= 2 if seeds == 2 else rejected >= 10  # and not by never rejecting
+    assert rejected <= stats.binom.ppf(0.999, 1000, 0.06)  # 5 %, plus one point for the approximation
+    assert rejected >= 2 if seeds == 2 else rejected >= 10  # it must reject sometimes
 
 
-def test_seeds_that_differ_a_lot_are_covered_and_the_seed_blind_interval_is_not():
+def test_interval_covers_widely_differing_seeds_unlike_a_pooled_one():
     a, b = simulate(np.random.default_rng(5), 1000, 4, 128, (0.6, 0.6), seed_sd=0.1)
     half, centre, _ = estimates(a, b)
     blind, _, _ = estimates(a, b, seeds_random=False)
@@ -138,31 +137,31 @@ SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 12))
 
 @settings(max_examples=40, deadline=None)
 @given(SHAPES, st.data())
-def test_swapping_arms_flips_signs_and_the_order_of_positions_and_seeds_is_nothing(shape, data):
+def test_swapping_arms_flips_signs_and_order_does_not_matter(shape, data):
     a, b = (data.draw(arrays(bool, (k, shape[2]))) for k in shape[:2])
-    found, swapped = difference(a, b), difference(b, a)
-    assert found.difference == pytest.approx(-swapped.difference)
-    assert (found.low, found.high) == pytest.approx((-swapped.high, -swapped.low))
-    assert found.p == pytest.approx(swapped.p) and 0 <= found.p <= 1
-    assert -1 <= found.low <= found.difference <= found.high <= 1
+    result, swapped = difference(a, b), difference(b, a)
+    assert result.difference == pytest.approx(-swapped.difference)
+    assert (result.low, result.high) == pytest.approx((-swapped.high, -swapped.low))
+    assert result.p == pytest.approx(swapped.p) and 0 <= result.p <= 1
+    assert -1 <= result.low <= result.difference <= result.high <= 1
     order = data.draw(st.permutations(range(shape[2])))
     again = difference(a[::-1, order], b[:, order])
-    assert (again.low, again.high, again.p) == pytest.approx((found.low, found.high, found.p))
+    assert (again.low, again.high, again.p) == pytest.approx((result.low, result.high, result.p))
     look, other = sequential(*tally(a, b)), sequential(*tally(b[:, order], a[:, order]))
     p, low, high = look
     assert look == pytest.approx((other[0], -other[2], -other[1]), abs=1e-9)
-    assert low <= found.difference <= high and 0 < p <= 1 and (p <= 0.05) == (not low <= 0 <= high)
+    assert low <= result.difference <= high and 0 < p <= 1 and (p <= 0.05) == (not low <= 0 <= high)
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.95])
 @pytest.mark.parametrize(("seeds", "spread", "hard"), [(3, 0.0, 0.0), (5, 0.0, 0.8), (3, 0.1, 0.3), (5, 0.2, 0.0)])  # fmt: skip
-def test_new_seeds_and_positions_are_covered(seeds, spread, hard, rate):
-    """All independent; positions dominate; both; seeds dominate."""
-    found = coverage.arms(np.random.default_rng(0), 1500, seeds, rate, spread, hard)
-    assert found["covered"] > 0.93 - 0.008  # two standard errors
+def test_interval_covers_new_seeds_and_positions(seeds, spread, hard, rate):
+    """Independent outcomes; dominant positions; both effects; dominant seeds."""
+    result = coverage.arms(np.random.default_rng(0), 1500, seeds, rate, spread, hard)
+    assert result["covered"] > 0.93 - 0.008  # two standard errors
 
 
-def test_seeds_that_plainly_differ_get_students_quantile():
+def test_clearly_differing_seeds_get_students_quantile():
     x = np.arange(128) < np.array([[125], [118], [111]])
     low, high, method = success_interval(x)
     pooled = wilson(354, 384)
@@ -170,7 +169,7 @@ def test_seeds_that_plainly_differ_get_students_quantile():
     assert low < 354 / 384 < high
 
 
-def test_one_seed_is_wilson_and_odd_shapes_and_all_or_nothing_have_an_interval():
+def test_one_seed_is_wilson_and_extreme_outcomes_have_an_interval():
     assert success_interval(np.arange(16)[None] < 11)[:2] == pytest.approx(wilson(11, 16))
     for shape in ((1, 1), (2, 1), (7, 3)):
         for x in (np.zeros(shape), np.ones(shape)):
@@ -180,7 +179,7 @@ def test_one_seed_is_wilson_and_odd_shapes_and_all_or_nothing_have_an_interval()
     assert 0 <= low < 0.5 < high <= 1
 
 
-# ---------------------------------------------------------------- looks at a running comparison
+# ---------------------------------------------------------------- interim looks at a running comparison
 
 
 def log_e(wins, losses):
@@ -195,26 +194,26 @@ def test_evidence_of_one_seed_is_the_beta_mixture(counts):
     assert p == pytest.approx(min(1, math.exp(-log_e(*counts[:2]))), rel=1e-8)
     assert low <= (counts[0] - counts[1]) / sum(counts) <= high
     assert (p <= 0.05) == (not low <= 0 <= high)
-    assert sequential(np.zeros(0), np.zeros(0)) == (1, -1, 1)  # nothing seen
-    for end in {low, high} - {-1.0, 1.0}:  # where the evidence reaches its limit
+    assert sequential(np.zeros(0), np.zeros(0)) == (1, -1, 1)  # no data
+    for end in {low, high} - {-1.0, 1.0}:  # the ends are where the evidence reaches its limit
         assert log_evidence(d, n, end) == pytest.approx(math.log(20), abs=1e-6)
 
 
 def stops(a, b):
-    """For streams bool (runs, 1, positions): the number of positions at which the test stops, 0 for never."""
+    """Return the number of positions at which the test stops, 0 for never, of streams bool (runs, 1, positions)."""
     d = a[:, 0].astype(int) - b[:, 0]
     wins, losses = np.cumsum(d == 1, 1), np.cumsum(d == -1, 1)
-    most = int(max(wins.max(), losses.max())) + 1
-    over = np.array([[log_e(w, k) >= math.log(20) for k in range(most)] for w in range(most)])[wins, losses]
-    return np.where(over.any(1), over.argmax(1) + 1, 0)
+    size = int(max(wins.max(), losses.max())) + 1
+    stop = np.array([[log_e(w, k) >= math.log(20) for k in range(size)] for w in range(size)])[wins, losses]
+    return np.where(stop.any(1), stop.argmax(1) + 1, 0)
 
 
-def test_looking_after_every_position_keeps_the_error_rate():
+def test_testing_after_every_position_keeps_the_error_rate():
     a, b = simulate(np.random.default_rng(10), 3000, 1, 256, (0.6, 0.6))
     assert 0.005 < (stops(a, b) > 0).mean() < 0.05
 
 
-def test_a_planted_gap_stops_early_and_where_sequential_says():
+def test_planted_gap_stops_early_and_where_sequential_does():
     a, b = simulate(np.random.default_rng(11), 500, 1, 256, (0.75, 0.5))
     stopped = stops(a, b)
     assert (stopped > 0).mean() > 0.95 and np.median(stopped[stopped > 0]) < 100
@@ -224,20 +223,20 @@ def test_a_planted_gap_stops_early_and_where_sequential_says():
 
 
 @pytest.mark.parametrize(("seeds", "gap"), [(1, 0.15), (3, 0.0)])
-def test_the_true_difference_stays_in_the_confidence_sequence(seeds, gap):
-    """At all of many looks together, for one seed an arm and for several whose outcomes hang together."""
+def test_confidence_sequence_contains_the_true_difference(seeds, gap):
+    """At all looks simultaneously, for one seed per arm and for several with correlated outcomes."""
     a, b = simulate(np.random.default_rng(13), 200, seeds, 96, (0.6 + gap, 0.6))
     d = (a.mean(1) - b.mean(1)).round(12)
     values = np.unique(d)
     counts = np.cumsum(d[..., None] == values, 1)[:, 7::8]  # (runs, looks, values)
-    lost = [any(log_evidence(values, n, gap) >= math.log(20) for n in run) for run in counts]
-    assert np.mean(lost) < 0.05
+    missed = [any(log_evidence(values, n, gap) >= math.log(20) for n in run) for run in counts]
+    assert np.mean(missed) < 0.05
     _, low, high = sequential(values, counts[0, -1])
     assert low < gap < high
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.98])
-def test_an_arm_stopped_early_is_inside_at_every_look_and_a_fixed_interval_is_not(rate):
+def test_success_sequence_covers_all_looks_unlike_a_fixed_interval(rate):
     sequence, fixed = coverage.looks(np.random.default_rng(4), 300, 3, rate, 0.3)
     assert sequence > 0.95 and fixed < 0.95
     x = coverage.draw(np.random.default_rng(5), 1, 3, rate, 0.0, 0.3)[0].astype(bool)
@@ -250,63 +249,63 @@ def test_an_arm_stopped_early_is_inside_at_every_look_and_a_fixed_interval_is_no
 
 
 def mean_squares(x):
-    """Between seeds, and of what neither seed nor position explains; success by position. Term by term, of lists."""
+    """Return the mean squares between seeds and of the residuals, and success by position, summed term by term."""
     k, n = len(x), len(x[0])
     rows, columns = [sum(row) / n for row in x], [sum(column) / k for column in zip(*x, strict=True)]
     mean = sum(rows) / k
-    rest = sum((x[i][j] - rows[i] - columns[j] + mean) ** 2 for i in range(k) for j in range(n))
-    return sum((row - mean) ** 2 for row in rows) / (k - 1), rest / ((k - 1) * (n - 1)), columns
+    residual = sum((x[i][j] - rows[i] - columns[j] + mean) ** 2 for i in range(k) for j in range(n))
+    return sum((row - mean) ** 2 for row in rows) / (k - 1), residual / ((k - 1) * (n - 1)), columns
 
 
 A, B = [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]], [[1, 0, 0, 1, 0, 0], [0] * 6]
 
 
-def test_variance_and_degrees_of_freedom_of_a_small_difference_are_those_term_by_term():
-    (between_a, rest_a, mean_a), (between_b, rest_b, mean_b) = mean_squares(A), mean_squares(B)
+def test_variance_and_degrees_of_freedom_match_a_sum_term_by_term():
+    (between_a, residual_a, mean_a), (between_b, residual_b, mean_b) = mean_squares(A), mean_squares(B)
     d = [x - y for x, y in zip(mean_a, mean_b, strict=True)]
-    centre = sum(d) / 8  # two positions are added: half a win, half a loss, one tie
-    parts = [between_a / 3, rest_a / 18, between_b / 2, rest_b / 12]
+    centre = sum(d) / 8  # two added positions: half a win, half a loss, one tie
+    parts = [between_a / 3, residual_a / 18, between_b / 2, residual_b / 12]
     seeds = parts[0] - parts[1] + parts[2] - parts[3]
     variance = (sum(v * v for v in d) + 1 - 8 * centre**2) / 64 + seeds
     df = variance**2 / sum(v**2 / n for v, n in zip(parts, (2, 10, 1, 5), strict=True))
     assert seeds > 0 and df > 1
-    found, half = difference(np.array(A), np.array(B), 0.5), stats.t.ppf(0.75, df) * math.sqrt(variance)
-    assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
-    assert found.p == pytest.approx(2 * stats.t.sf(abs(centre) / math.sqrt(variance), df))
-    assert found.difference == pytest.approx(14 / 18 - 2 / 12)
+    result, half = difference(np.array(A), np.array(B), 0.5), stats.t.ppf(0.75, df) * math.sqrt(variance)
+    assert (result.low, result.high) == pytest.approx((centre - half, centre + half))
+    assert result.p == pytest.approx(2 * stats.t.sf(abs(centre) / math.sqrt(variance), df))
+    assert result.difference == pytest.approx(14 / 18 - 2 / 12)
 
 
-def test_the_interval_of_a_small_arm_is_wilsons_of_its_effective_episodes():
-    (between, rest, mean), p = mean_squares(A), 14 / 18
-    variance = sum((v - p) ** 2 for v in mean) / 5 / 6 + between / 3 - rest / 18
+def test_interval_of_a_small_arm_is_wilsons_of_its_effective_episodes():
+    (between, residual, mean), p = mean_squares(A), 14 / 18
+    variance = sum((v - p) ** 2 for v in mean) / 5 / 6 + between / 3 - residual / 18
     episodes, df = p * (1 - p) / variance, 2 * (variance / (between / 3)) ** 2
-    assert between / 3 > rest / 18 and 1 < episodes < 18 and df > 2
+    assert between / 3 > residual / 18 and 1 < episodes < 18 and df > 2
     q = stats.t.ppf(0.75, df)
     middle = (p + q**2 / (2 * episodes)) / (1 + q**2 / episodes)
     half = q / (1 + q**2 / episodes) * math.sqrt(p * (1 - p) / episodes + q**2 / (4 * episodes**2))
     assert success_interval(np.array(A), 0.5)[:2] == pytest.approx((middle - half, middle + half))
 
 
-# ---------------------------------------------------------------- beside a simulation
+# ---------------------------------------------------------------- combined with a simulation
 
 
-def test_real_and_simulated_trials_together_hold_and_are_worth_more_than_the_real_ones():
-    """On synthetic truths, of a simulation that is as good or 15 points worse; one that predicts nothing costs next to nothing."""
+def test_simulated_trials_add_information_and_keep_the_coverage():
+    """Synthetic truths, with an unbiased or a 15 points worse simulation; an uninformative one costs almost nothing."""
     rng, covered = np.random.default_rng(0), []
     for rate, gap in ((0.5, 0.0), (0.85, 0.15)):
-        for alike, least in ((0.0, 0.97), (0.9, 1.2)):
-            found, worth = coverage.beside_simulation(rng, 1500, 40, rate, gap, alike)
-            assert 0.93 <= found <= 0.975 and worth > least, (rate, gap, alike)
-            covered.append(found)
+        for correlation, minimum in ((0.0, 0.97), (0.9, 1.2)):
+            share, gain = coverage.beside_simulation(rng, 1500, 40, rate, gap, correlation)
+            assert 0.93 <= share <= 0.975 and gain > minimum, (rate, gap, correlation)
+            covered.append(share)
     assert 0.94 < np.mean(covered) < 0.97
 
 
-def test_a_simulation_that_never_changes_leaves_wilsons_interval():
+def test_constant_simulation_leaves_wilsons_interval():
     arm = np.arange(40) < 26
-    found = predicted(arm, np.ones(40), np.ones(100))
-    quantile, size = stats.t.ppf(0.975, 38), found[3]
+    result = predicted(arm, np.ones(40), np.ones(100))
+    quantile, size = stats.t.ppf(0.975, 38), result[3]
     low, high = wilson(26, 40, 2 * stats.norm.cdf(quantile) - 1)
-    assert found[0] == pytest.approx(0.65) and size == pytest.approx(40, rel=0.06)
-    assert found[1:3] == pytest.approx((low, high), abs=0.01)
-    perfect = predicted(arm, arm, np.arange(1000) < 600)  # as of one trial in which they disagreed
+    assert result[0] == pytest.approx(0.65) and size == pytest.approx(40, rel=0.06)
+    assert result[1:3] == pytest.approx((low, high), abs=0.01)
+    perfect = predicted(arm, arm, np.arange(1000) < 600)  # as if they had disagreed in one trial
     assert 0.6 < perfect[0] < 0.61 and 300 < perfect[3] < 1040

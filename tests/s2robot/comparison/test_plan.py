@@ -1,4 +1,4 @@
-"""What a comparison refuses before anything runs, and which words each verb gets."""
+"""The plan of a comparison: settings rejected before anything runs, and the overrides of each verb."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,25 +27,23 @@ def refused(*words: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["pusht", "aloha_transfer", "aloha_insertion", "metaworld5"])
-def test_an_outside_experiment_is_words_that_every_verb_takes(name):
-    """The worlds are not installed here; what is typed wins over the experiment's own record and axes."""
+def test_overrides_of_external_experiments_are_valid_for_every_verb(name):
+    """The worlds are not installed here; overrides win over the experiment's own `record`."""
     settings = read(f"experiment={name}")
-    arms, axes = (
-        settings.experiment.arms.values(),
-        [settings.experiment.axes[axis] for axis in settings.experiment.along],
-    )
+    experiment = settings.experiment
+    axes = [experiment.axes[axis] for axis in experiment.along]
     own = [f"{axis.key}={axis.values[1]}" for axis in axes]
-    for words in [[*settings.experiment.overrides, *arm.overrides, *own] for arm in arms]:
-        found = {verb: settings_of(verb, words) for verb in ("record", "encode", "train", "evaluate")}
-        assert {cfg.task.name for cfg in found.values()} == {"gym"} and len(settings.experiment.published) > 0
-    assert (
-        settings.records is (name != "pusht") and read(f"experiment={name}", "record=false").records is False
-    )
+    for words in [[*experiment.overrides, *arm.overrides, *own] for arm in experiment.arms.values()]:
+        configs = {verb: settings_of(verb, words) for verb in ("record", "encode", "train", "evaluate")}
+        assert {cfg.task.name for cfg in configs.values()} == {"gym"} and len(experiment.published) > 0
+    assert settings.records is (name != "pusht")
+    assert read(f"experiment={name}", "record=false").records is False
 
 
-def test_an_arm_and_an_axis_that_were_removed_stay_away():
-    found = read("~experiment.arms.base", "~experiment.axes.cube_size").experiment
-    assert list(found.arms) == ["base-s2", "base-s2-pretrained"] and "cube_size" not in found.axes
+def test_removed_arms_and_axes_stay_removed():
+    experiment = read("~experiment.arms.base", "~experiment.axes.cube_size").experiment
+    assert list(experiment.arms) == ["base-s2", "base-s2-pretrained"]
+    assert "cube_size" not in experiment.axes
 
 
 @pytest.mark.parametrize(
@@ -64,12 +62,12 @@ def test_an_arm_and_an_axis_that_were_removed_stay_away():
         (["demos.path=none.zarr", "arms=[base,base-s2]"], "none.zarr: expected a dataset folder"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_compared_is_one_line(words, expected):
+def test_invalid_comparison_is_one_error_line(words, expected):
     assert expected in refused(*words)
 
 
-def test_an_arm_whose_weights_did_not_come_along_is_named(tmp_path, monkeypatch):
-    """As after `pip install`: the wheel leaves the largest weights out."""
+def test_error_names_the_arm_with_missing_weights(tmp_path, monkeypatch):
+    """As after `pip install`: the wheel does not contain the largest weights."""
     for name in ("mvp-tiny", "mvp-tiny-s2"):
         (tmp_path / f"{name}.safetensors").symlink_to(encoders.weights_dir() / f"{name}.safetensors")
     monkeypatch.setattr(encoders, "weights_dir", lambda: tmp_path)
@@ -78,7 +76,7 @@ def test_an_arm_whose_weights_did_not_come_along_is_named(tmp_path, monkeypatch)
     assert line.startswith(f"arm 'large': encoder mvp-small: {tmp_path / 'mvp-small.safetensors'} ")
 
 
-def test_too_few_positions_are_refused_before_anything_runs(tmp_path):
+def test_too_few_positions_are_rejected_before_anything_runs(tmp_path):
     out = tmp_path / "out"
     words = ["arms=[base,base-s2]", "evaluate.episodes=16", "experiment.power.strict=true"]
     with pytest.raises(UserError, match="^evaluate.episodes: expected >= [0-9]+ to detect a gap .*, got 16"):
@@ -86,17 +84,17 @@ def test_too_few_positions_are_refused_before_anything_runs(tmp_path):
     assert [path.name for path in out.iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize(("words", "most"), [([], 120), (["record=true", "recording.episodes=40"], 40)])
-def test_an_axis_of_demos_goes_as_far_as_there_are_some(words, most):
+@pytest.mark.parametrize(("words", "demos"), [([], 120), (["record=true", "recording.episodes=40"], 40)])
+def test_axis_of_demos_is_limited_by_the_dataset(words, demos):
     settings = read("arms=[base,base-s2]", "axes=[demos]", *words)
     plan, axis = make_plan(settings, words), settings.experiment.axes["demos"]
-    default, worlds = worlds_of(plan, "demos", axis.replace(values=(15, most)))
-    assert default == most and [world.trains for world in worlds] == [True, False]
-    with pytest.raises(UserError, match=f"demos.values: expected integers from 1 to {most}, got 121"):
+    default, worlds = worlds_of(plan, "demos", axis.replace(values=(15, demos)))
+    assert default == demos and [world.trains for world in worlds] == [True, False]
+    with pytest.raises(UserError, match=f"demos.values: expected integers from 1 to {demos}, got 121"):
         worlds_of(plan, "demos", axis.replace(values=(15, 121)))
 
 
-def test_a_value_that_an_arm_has_not_is_no_world_of_the_main_comparison():
+def test_value_that_differs_from_an_arm_needs_its_own_training():
     arm = "+experiment.arms.long={label: long, overrides: 'encoder=mvp-tiny s2=single train.steps=9'}"
     plan = make_plan(read(arm, "arms=[base,long]"), [])
     assert plan.arms[1].overrides == ("encoder=mvp-tiny", "s2=single", "train.steps=9")
@@ -109,20 +107,17 @@ def test_a_value_that_an_arm_has_not_is_no_world_of_the_main_comparison():
         worlds_of(plan, "steps", axis.replace(key="train.stepz"))
 
 
-def test_an_axis_reaches_a_key_that_only_the_world_has():
+def test_axis_can_set_a_key_that_only_the_world_has():
     words = ["task=gym", "task.id=X-v0", "++task.kwargs.name=press"]
     plan = replace(make_plan(read("arms=[base,base-s2]"), []), common=tuple(words))
-    default, worlds = worlds_of(
-        plan, "world", Axis(label="", key="++task.kwargs.name", values=("press", "open"), record=True)
-    )
+    axis = Axis(label="", key="++task.kwargs.name", values=("press", "open"), record=True)
+    default, worlds = worlds_of(plan, "world", axis)
     assert default == "press" and [world.trains for world in worlds] == [False, True]
-    assert (
-        settings_of("record", overrides_for("record", worlds[1].recording.overrides)).task.kwargs.name
-        == "open"
-    )
+    recording = overrides_for("record", worlds[1].recording.overrides)
+    assert settings_of("record", recording).task.kwargs.name == "open"
 
 
-def test_each_verb_gets_its_own_words_and_of_a_key_the_last():
+def test_each_verb_gets_its_own_overrides_and_the_last_of_a_key():
     words = ["env.cube_size=0.03", "train.steps=2", "encoder=mvp-tiny", "evaluate.videos=1", "recording.episodes=5", "train.steps=3"]  # fmt: skip
     assert overrides_for("train", words) == ["env.cube_size=0.03", "encoder=mvp-tiny", "train.steps=3"]
     assert overrides_for("evaluate", words) == ["env.cube_size=0.03", "evaluate.videos=1"]
@@ -130,7 +125,7 @@ def test_each_verb_gets_its_own_words_and_of_a_key_the_last():
     assert settings_of("train", words).train.steps == 3
 
 
-def test_stages_encode_once_for_each_frozen_encoder_and_the_scales_reach_it():
+def test_stages_encode_once_per_frozen_encoder_with_its_scales():
     heads = "+experiment.arms.heads='encoder=mvp-tiny s2=single policy=rpt'"
     tuned = "+experiment.arms.tuned='s2=single train.tune.blocks=1'"
     settings = read(heads, tuned, "arms=[base,heads,base-s2,tuned]", "experiment.seeds=[3,4]")
@@ -148,6 +143,6 @@ def test_stages_encode_once_for_each_frozen_encoder_and_the_scales_reach_it():
     evaluations = evaluation(plan, plan.main, policies, 16)
     assert len(evaluations) == 8
     assert all({"evaluate.episodes=16", "evaluate.videos=2"} <= {*job.overrides} for job in evaluations)
-    assert policies["tuned", 3].needs == ()  # a training reads what enters its blocks
+    assert policies["tuned", 3].needs == ()  # a training with tuned blocks encodes by itself
     recorded = replace(plan.main, recording=job)  # any job
     assert training(plan, recorded)["tuned", 3].needs == (job,)

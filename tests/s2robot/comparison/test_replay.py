@@ -1,4 +1,4 @@
-"""Replays of recorded comparisons through the sequential test: its error rate, and the trials that it saves."""
+"""Replays of recorded comparisons with the sequential test: its error rate, and the saved trials."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def recorded(name):
     return {arm.label: arm for arm in read_arms(str(RESULTS / f"{name}.json"))}
 
 
-def test_it_stops_where_the_sequential_test_of_a_comparison_does():
+def test_replay_stops_where_the_sequential_test_does():
     a, b = np.random.default_rng(0).random((2, 1, 60)) < [[[0.8]], [[0.4]]]
     d = draw(a, b, 5, np.random.default_rng(1))
     for row, end in zip(d, stopping_pairs(d), strict=True):
@@ -26,29 +26,28 @@ def test_it_stops_where_the_sequential_test_of_a_comparison_does():
     assert stopping_pairs(draw(a, a, 3, np.random.default_rng(1))).min() == MAX_PAIRS + 1  # never
 
 
-def test_a_fixed_number_is_the_first_at_which_the_exact_test_has_the_power():
+def test_fixed_number_is_the_smallest_with_the_power_of_the_exact_test():
     d = draw(np.arange(20)[None] < 14, np.arange(20)[None] < 4, 40, np.random.default_rng(2))
     power = [
         np.mean([mcnemar(int((row[:n] > 0).sum()), int((row[:n] < 0).sum())) <= 0.05 for row in d])
         for n in range(1, 41)
     ]
-    assert fixed_pairs(d, 0.8) == 1 + next(n for n, found in enumerate(power) if found >= 0.8)
+    assert fixed_pairs(d, 0.8) == 1 + next(n for n, share in enumerate(power) if share >= 0.8)
 
 
 @pytest.mark.parametrize("stages", [None, ("approach", "grasp", "lift", "held")])
-def test_it_errs_at_most_as_often_as_it_says_and_saves_trials_on_our_own_differences(stages):
-    """1,000 replays each: of a comparison whose arms differ by 26 points, by success and by stage, and of no difference."""
+def test_error_rate_is_nominal_and_recorded_gaps_need_fewer_trials(stages):
+    """1,000 replays each of a difference of 26 points, by success and by stage, and of no difference."""
     arms = recorded("table10/result")
     a, b = arms["base-s2"], arms["base"]
     x, y = a.outcomes, b.outcomes
     if stages:
         failed = np.random.default_rng(0).choice(stages[:-1], x.shape[1])
-        one = [
-            arm._replace(outcomes=arm.outcomes[:1], stages=np.where(arm.outcomes[:1], stages[-1], failed))
-            for arm in (a, b)
-        ]
+        done = [arm.outcomes[:1] for arm in (a, b)]
+        reached = [np.where(success, stages[-1], failed) for success in done]
+        one = [arm._replace(outcomes=d, stages=s) for arm, d, s in zip((a, b), done, reached, strict=True)]
         x, y = stage_wins(*one, StatsSettings(trials=("a",), stages=stages).stages)
-    found = plan_pairs(x, y, 1000, 0.1, Power(base=float(y.mean()), correlation=0.3))
-    assert 0.005 < found["false"] <= 0.05
-    assert found["mean"] < 0.6 * found["planned"]  # planned for 10 points
-    assert found["mean"] < found["known"] < found["enough"]
+    plan = plan_pairs(x, y, 1000, 0.1, Power(base=float(y.mean()), correlation=0.3))
+    assert 0.005 < plan["false"] <= 0.05
+    assert plan["mean"] < 0.6 * plan["planned"]  # planned for 10 points
+    assert plan["mean"] < plan["known"] < plan["enough"]

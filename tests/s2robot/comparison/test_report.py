@@ -1,4 +1,4 @@
-"""A comparison's report.html: it says what compare.json says, needs nothing else, and refuses broken folders."""
+"""A comparison's report.html: it shows the figures of compare.json, is self-contained, and rejects broken folders."""
 
 import json
 import re
@@ -27,7 +27,7 @@ WORDS = ["arms=[base,base-s2,base-s2-pretrained]", "evaluate.episodes=8", "exper
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """The folder of a comparison whose stages are stubs, with a video and an axis whose values are words."""
+    """The folder of a comparison with stub stages, a video and an axis of words."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("compared"))
         facts = compare_stubs(*planned(["run_dir=out", *WORDS], WORDS[1:2]), patch)
@@ -48,13 +48,13 @@ def run(compared, tmp_path):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Plots are made and not written as SVG, which takes most of a page's time: for tests of its text."""
+def empty_plots(monkeypatch):
+    """Make plots without writing their SVG, which takes most of a page's time: for tests of the text."""
     monkeypatch.setattr("s2robot.reporting.page.drawing", lambda figure, name: Markup("<svg></svg>"))
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_the_page_says_what_compare_json_says(run):
+@pytest.mark.usefixtures("empty_plots")
+def test_page_shows_the_figures_of_compare_json(run):
     facts, page = read_json(run / "compare.json"), Page(write_compare_report(run))
     labels = {arm["name"]: arm["label"] for arm in facts["arms"]}
     for pair in facts["pairs"]:
@@ -70,9 +70,8 @@ def test_the_page_says_what_compare_json_says(run):
         assert row[6] == " · ".join(f"{run['successes']}/8" for run in arm["seeds"])
         costs = [arm["gflops_per_frame"], arm["parameters"] / 1e6, arm["ms_per_action"]]
         assert [float(cell) for cell in row[8:]] == pytest.approx(costs, rel=0.005)
-        assert row[7] == "0.406 [0.112–0.701]" and arm["progress"][0] == pytest.approx(
-            0.40625
-        )  # of 8 positions
+        assert row[7] == "0.406 [0.112–0.701]"  # of 8 positions
+        assert arm["progress"][0] == pytest.approx(0.40625)
     assert page.row("Theirs")[1:] == ["64 %", ""]
     for axis, row in zip(facts["axes"], ("0.5", "dim"), strict=True):
         shown = [f"{100 * points[0]['success']:.1f} %" for points in axis["arms"].values()]
@@ -81,11 +80,11 @@ def test_the_page_says_what_compare_json_says(run):
     assert needed == [str(row["needed"] or "–") for row in facts["power"]["table"]]
     assert all(command in page.text for command in [facts["command"], *facts["commands"]])
     write_json(run / "compare.json", facts | {"stopping": None, "axes": [], "commands": [], "versions": {}})
-    few = Page(write_compare_report(run))
-    assert few.tags.count("svg") == 4 and few.tags.count("h2") == 7
+    short = Page(write_compare_report(run))
+    assert short.tags.count("svg") == 4 and short.tags.count("h2") == 7
 
 
-def test_the_page_that_the_verb_writes_needs_nothing_else(run, tmp_path):
+def test_page_written_by_the_verb_is_self_contained(run, tmp_path):
     inspect(OmegaConf.create({"run": str(run)}))
     page = Page(run / "report.html")
     assert page.tags.count("video") == 1 and page.tags.count("svg") == 6
@@ -100,20 +99,20 @@ def test_the_page_that_the_verb_writes_needs_nothing_else(run, tmp_path):
             inspect(OmegaConf.create({"run": str(tmp_path / name)}))
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_broken_files_are_refused_in_one_line_and_the_earlier_report_stays(run):
+@pytest.mark.usefixtures("empty_plots")
+def test_broken_files_are_one_error_line_and_the_old_report_remains(run):
     facts = read_json(run / "compare.json")
     before = write_compare_report(run).read_bytes()
     episodes = run / "arms/base-s2/seed-1/episodes.jsonl"
     lines = episodes.read_text().splitlines(keepends=True)
     beyond = {**json.loads(lines[-1]), "episode": len(lines), "seed": 99_999}
-    episodes.write_text("".join(lines) + json.dumps(beyond) + "\n")  # an axis tried more positions
+    episodes.write_text("".join(lines) + json.dumps(beyond) + "\n")  # an axis has more positions
     assert write_compare_report(run).read_bytes() == before
-    moved = [json.dumps({**json.loads(line), "seed": 77 + i}) + "\n" for i, line in enumerate(lines)]
+    renumbered = [json.dumps({**json.loads(line), "seed": 77 + i}) + "\n" for i, line in enumerate(lines)]
     outside = facts | {"videos": [facts["videos"][0] | {"path": "../videos/a.mp4"}]}
     for file, text, message in (
         (episodes, "".join(lines[:3]), "episodes: expected 8 .*, got 3"),
-        (episodes, "".join(moved), "arm 'base-s2' seed 1: expected the positions of"),
+        (episodes, "".join(renumbered), "arm 'base-s2' seed 1: expected the positions of"),
         (run / "compare.json", json.dumps(outside), "expected a path inside the run folder"),
     ):
         episodes.write_text("".join(lines))

@@ -1,4 +1,4 @@
-"""`s2robot reproduce`: planted differences and their verdicts, and an evaluation that is run again."""
+"""`s2robot reproduce`: planted differences and their verdicts, and a repeated evaluation."""
 
 import json
 
@@ -14,28 +14,23 @@ def records(successes, frames="a", state="s"):
     return [{"seed": 100 + i, "success": bool(done), "start": start} for i, done in enumerate(successes)]
 
 
-def test_verdicts_follow_the_difference_and_the_number_of_positions():
+def test_verdict_follows_the_difference_and_the_number_of_positions():
     rng = np.random.default_rng(0)
     done = rng.random(256) < 0.9
     same = compare_runs(records(done), records(done), 0.05)
-    assert (
-        same["verdict"] == "reproduced"
-        and same["changed"] == []
-        and same["other_starts"] == {"state": [], "frames": []}
-    )
+    assert (same["verdict"], same["changed"]) == ("reproduced", [])
+    assert same["other_starts"] == {"state": [], "frames": []}
     lost = done & (rng.random(256) < 0.85)
     worse = compare_runs(records(done), records(lost), 0.05)
     assert worse["verdict"] == "differs" and worse["difference"] == pytest.approx(lost.mean() - done.mean())
     assert worse["changed"] == [100 + int(i) for i in np.flatnonzero(done != lost)]
-    few = compare_runs(
-        records(done[:20]), records(done[:20]), 0.05
-    )  # no difference, and too few positions to say so
-    assert few["verdict"] == "cannot tell"
-    assert compare_runs(records(done[:20]), records(done[:20]), 0.3)["verdict"] == "reproduced"
+    few = [records(done[:20])] * 2
+    assert compare_runs(*few, 0.05)["verdict"] == "cannot tell"  # no difference, but too few positions
+    assert compare_runs(*few, 0.3)["verdict"] == "reproduced"
     assert set(VERDICTS) == {"reproduced", "differs", "cannot tell"}
 
 
-def test_equal_machines_are_called_different_as_rarely_as_the_test_says():
+def test_equal_machines_are_called_different_at_the_nominal_rate():
     rng, verdicts = np.random.default_rng(1), []
     for _ in range(400):
         hard = rng.random(64)
@@ -44,33 +39,27 @@ def test_equal_machines_are_called_different_as_rarely_as_the_test_says():
     assert verdicts.count("differs") / 400 < 0.07
 
 
-def test_other_images_and_other_physics_are_told_apart():
+def test_different_images_and_different_physics_are_distinguished():
     a, b = records([1, 1, 1]), records([1, 1, 1])
     b[1]["start"] = {"state": "s", "frames": "b"}
     b[2]["start"] = {"state": "t", "frames": "b"}
     assert compare_runs(a, b, 0.05)["other_starts"] == {"state": [102], "frames": [101, 102]}
 
 
-def test_a_run_is_reproduced_where_it_was_made_and_not_by_another_policy(here, save_untrained, tmp_path):
+def test_run_is_reproduced_on_its_machine_but_not_by_another_policy(here, save_untrained, tmp_path):
     env = CubePickConfig(cameras=("hand", "left"), max_steps=4)
     policy = save_untrained(tmp_path / "policy", {"env_config": env.model_dump(mode="json")})
-    words = [
-        "evaluate.episodes=3",
-        "evaluate.videos=0",
-        "evaluate.workers=1",
-        "env.cameras=[hand,left]",
-        "env.max_steps=4",
-    ]
-    assert here("evaluate", f"checkpoint={policy}", *words, "hydra.run.dir=first").returncode == 0
+    words = ["evaluate.episodes=3", "evaluate.videos=0", "evaluate.workers=1", "env.cameras=[hand,left]"]
+    words += ["env.max_steps=4", f"checkpoint={policy}"]
+    assert here("evaluate", *words, "hydra.run.dir=first").returncode == 0
     first = json.loads((tmp_path / "first" / "episodes.jsonl").read_text().splitlines()[0])
     assert set(first["start"]) == {"state", "frames"}
-    again = here(
-        "reproduce", "run=first", f"checkpoint={policy}", "workers=1", "margin=0.9", "hydra.run.dir=second"
-    )
+    repeat = ["reproduce", "run=first", f"checkpoint={policy}", "workers=1"]
+    again = here(*repeat, "margin=0.9", "hydra.run.dir=second")
     assert again.returncode == 0 and "3 of 3 episodes start identically" in again.stdout, again
     lines = (tmp_path / "first" / "episodes.jsonl").read_text()
     (tmp_path / "first" / "episodes.jsonl").write_text(lines.replace(first["start"]["frames"], "0" * 12))
-    other = here("reproduce", "run=first", f"checkpoint={policy}", "workers=1", "hydra.run.dir=third")
+    other = here(*repeat, "hydra.run.dir=third")
     assert other.returncode == 4 and "different initial images in 1 of 3 episodes" in other.stdout
     wrong = save_untrained(tmp_path / "wrong", {"env_config": env.model_dump(mode="json")}, deltas=0.02)
     refused = here("reproduce", "run=first", f"checkpoint={wrong}", "hydra.run.dir=fourth")

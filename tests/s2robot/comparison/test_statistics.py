@@ -1,4 +1,4 @@
-"""The figures of a comparison: what can be seen before it runs, planted differences, the null, and figures by hand."""
+"""The figures of a comparison: power before the run, planted differences, equal arms, and figures by hand."""
 
 import csv
 import math
@@ -18,7 +18,7 @@ DESIGN = Power(gap=0.10, power=0.8, base=0.5, correlation=0.3, seed_sd=0.03, alp
 
 
 def correlated(base: float, gap: float, discordant: float) -> Power:
-    """Two policies that disagree on such a share of the positions."""
+    """Return the design of two policies that disagree on a share `discordant` of the positions."""
     better = base + gap
     covariance = (base + better - discordant) / 2 - base * better
     deviations = math.sqrt(base * (1 - base) * better * (1 - better))
@@ -29,11 +29,11 @@ def correlated(base: float, gap: float, discordant: float) -> Power:
 def test_one_seed_agrees_with_connor(gap, discordant):
     z = stats.norm.ppf([0.975, 0.8])
     connor = ((z[0] * math.sqrt(discordant) + z[1] * math.sqrt(discordant - gap**2)) / gap) ** 2
-    found = statistics.needed(gap, correlated(0.5, gap, discordant))
-    assert connor <= found <= 1.1 * connor + 10  # the exact test needs a little more than its approximation
+    needed = statistics.needed(gap, correlated(0.5, gap, discordant))
+    assert connor <= needed <= 1.1 * connor + 10  # the exact test needs slightly more than its approximation
 
 
-def test_power_of_mcnemar_is_the_sum_over_all_tables():
+def test_power_of_mcnemar_matches_the_sum_over_all_tables():
     n, wins, losses = 20, 0.4, 0.1
     expected = sum(
         stats.multinomial.pmf([w, k, n - w - k], n, [wins, losses, 0.5])
@@ -45,35 +45,36 @@ def test_power_of_mcnemar_is_the_sum_over_all_tables():
 
 
 @pytest.mark.parametrize(("seeds", "positions", "seed_sd"), [(2, 96, 0.02), (5, 64, 0.08)])
-def test_planned_power_is_what_simulated_experiments_have(seeds, positions, seed_sd):
+def test_planned_power_matches_simulated_experiments(seeds, positions, seed_sd):
     rates = (0.6, 0.75)
     b, a = simulate(np.random.default_rng(8), 1, 40, 2000, rates, seed_sd, own=0.0)
-    alike = np.corrcoef(a[0][:20].ravel(), b[0][:20].ravel())[0, 1]  # of two policies on the same positions
+    correlation = np.corrcoef(a[0][:20].ravel(), b[0][:20].ravel())[0, 1]  # between two policies
     b, a = simulate(np.random.default_rng(9), 1000, seeds, positions, rates, seed_sd, own=0.0)
     _, centre, p = estimates(a, b)
-    design = DESIGN.replace(base=0.6, correlation=float(alike), seed_sd=seed_sd)
+    design = DESIGN.replace(base=0.6, correlation=float(correlation), seed_sd=seed_sd)
     planned = statistics.power_at(0.15, positions, design, seeds)
     assert ((p < 0.05) & (centre > 0)).mean() == pytest.approx(planned, abs=0.06)
 
 
-def test_power_is_said_before_the_run_and_the_needed_positions_just_reach_it():
+def test_needed_positions_just_reach_the_power_of_the_design():
     for seeds in (1, 5):
         design = DESIGN.replace(base=0.6, seed_sd=0.02)
         positions = statistics.needed(0.12, design, seeds)
-        found, below = (statistics.power_at(0.12, n, design, seeds) for n in (positions, positions - 3))
-        assert found >= 0.8 > below - 0.01
+        power, below = (statistics.power_at(0.12, n, design, seeds) for n in (positions, positions - 3))
+        assert power >= 0.8 > below - 0.01
     figures, lines = statistics.power_figures(DESIGN, 1, 64)
     assert figures["needed"] == 291 and figures["planned"] == 64 and len(lines) == 2
     rows = {row["gap"]: row["needed"] for row in figures["table"]}
     assert list(rows) == [0.03, 0.05, 0.08, 0.1, 0.15, 0.2, 0.3]
     assert rows[0.1] == 291 and rows[0.05] > 1000 and rows[0.3] < 50
-    few = DESIGN.replace(base=0.75)  # nothing is better than 100 %
-    assert [row["gap"] for row in statistics.power_figures(few, 1, 10_000)[0]["table"]] == [*rows][:-1]
-    figures, lines = statistics.power_figures(DESIGN.replace(gap=0.03, seed_sd=0.1), 2, 128)  # no N would do
+    good = DESIGN.replace(base=0.75)  # no success rate exceeds 100 %
+    assert [row["gap"] for row in statistics.power_figures(good, 1, 10_000)[0]["table"]] == [*rows][:-1]
+    unreachable = DESIGN.replace(gap=0.03, seed_sd=0.1)
+    figures, lines = statistics.power_figures(unreachable, 2, 128)
     assert figures["needed"] is None and len(lines) == 2
 
 
-def test_looks_decide_and_keep_to_all_pairs():
+def test_interim_looks_decide_each_pair_and_stop_after_all_pairs():
     x = {"a": np.arange(64) < 61, "b": np.arange(64) < 13, "c": np.arange(64)[::-1] < 13}
     outcomes = {arm: row[None] for arm, row in x.items()}
     assert statistics.interim(outcomes, [("a", "b")], 0.05)["stop"]
@@ -85,8 +86,8 @@ def test_looks_decide_and_keep_to_all_pairs():
 
 
 @pytest.mark.parametrize(("looked", "count"), [(None, 250), (0.05, 20)])
-def test_any_false_positive_among_all_pairs_is_as_rare_as_alpha(looked, count):
-    """Four arms of one success: six pairs, at the end or at every look."""
+def test_false_positives_among_all_pairs_keep_alpha(looked, count):
+    """Four arms with equal success: six pairs, tested at the end or at every look."""
     rng = np.random.default_rng(7)
     pairs = [(a, b) for i, a in enumerate("abcd") for b in "abcd"[:i]]
     plain = adjusted = 0
@@ -104,32 +105,32 @@ def test_any_false_positive_among_all_pairs_is_as_rare_as_alpha(looked, count):
     assert looked or plain > 25
 
 
-def test_a_look_decides_what_holm_does_and_bonferroni_does_not():
-    """Both pairs differ; the second needs no more than alpha once the first is decided."""
+def test_interim_look_decides_with_holm_where_bonferroni_does_not():
+    """Both pairs differ; after the first is decided, the second is tested at the full alpha."""
     rng = np.random.default_rng(3)
     x = {"a": rng.random((1, 64)) < 0.95, "b": rng.random((1, 64)) < 0.2, "c": np.zeros((1, 64), bool)}
     pairs = [("a", "b"), ("b", "c")]
-    found = [statistics.interim({k: v[:, :n] for k, v in x.items()}, pairs, 0.05) for n in range(4, 65, 2)]
-    alone = [all(row["p"] <= 0.025 for row in look["pairs"]) for look in found]
-    assert all(a <= look["stop"] for a, look in zip(alone, found, strict=True))
-    assert any(look["stop"] and not a for a, look in zip(alone, found, strict=True))
+    looks = [statistics.interim({k: v[:, :n] for k, v in x.items()}, pairs, 0.05) for n in range(4, 65, 2)]
+    bonferroni = [all(row["p"] <= 0.025 for row in look["pairs"]) for look in looks]
+    assert all(stop <= look["stop"] for stop, look in zip(bonferroni, looks, strict=True))
+    assert any(look["stop"] and not stop for stop, look in zip(bonferroni, looks, strict=True))
 
 
-def test_the_csv_holds_a_row_an_episode(tmp_path):
+def test_csv_has_one_row_per_episode(tmp_path):
     episodes = {"base": {0: [record(1), record(0, False, "grasp")]}, "s2": {3: [record(0)]}}
     table = [*statistics.csv_rows(episodes), *statistics.csv_rows(episodes, "demos", 15)]
     write_csv(tmp_path / "episodes.csv", statistics.COLUMNS, table)
     with (tmp_path / "episodes.csv").open() as file:
         rows = list(csv.DictReader(file))
-    where = '{"cube_xy": [0.01, -0.02], "cube_yaw": 0.5, "closest_m": 0.012}'
+    start = '{"cube_xy": [0.01, -0.02], "cube_yaw": 0.5, "closest_m": 0.012}'
     assert tuple(rows[1]) == tuple(statistics.COLUMNS)
-    assert tuple(rows[1].values()) == ("base", "0", "", "", "10001", where, "1", "held", "25", "2.5")
+    assert tuple(rows[1].values()) == ("base", "0", "", "", "10001", start, "1", "held", "25", "2.5")
     assert [row["success"] for row in rows] == ["0", "1", "1"] * 2 and rows[0]["time_to_success_s"] == ""
     assert rows[-1]["axis"] == "demos" and rows[-1]["value"] == "15" and rows[-1]["training_seed"] == "3"
 
 
-def test_the_figures_of_a_small_pair_are_those_counted_by_hand():
-    """Two training seeds: a position counts for an arm if both did it, and not both of the other's."""
+def test_figures_of_a_small_pair_match_a_count_by_hand():
+    """Two training seeds: a position counts for an arm if both of its seeds solve it, but not both of the other's."""
     x = {"a": np.array([[1, 1, 0, 1], [1, 1, 0, 0]], bool), "b": np.array([[1, 0, 1, 1], [1, 0, 1, 1]], bool)}
     pair, both = statistics.pair_figures(x, [7, 8, 9, 11], "a", "b"), difference(x["a"], x["b"])
     assert (pair["only_a"], pair["only_b"], pair["difference"]) == ([8], [9, 11], -0.125)

@@ -1,4 +1,4 @@
-"""`s2robot stats`: its test by full enumeration, its readers, and the command with its exit code."""
+"""`s2robot stats`: its test against full enumeration, its readers, and the exit code of the command."""
 
 import json
 
@@ -21,8 +21,8 @@ from s2robot.core.errors import UserError
 
 
 @pytest.mark.parametrize(("m", "n"), [(10, 10), (14, 31)])
-def test_barnards_test_errs_at_most_as_often_as_it_says_whatever_the_truth(m, n):
-    """Over all tables; it also rejects where Fisher's test does not, or it would not be worth having."""
+def test_barnards_test_keeps_its_error_rate_for_every_truth(m, n):
+    """Enumerate all tables; it must also reject more of them than Fisher's test."""
     tables = [[barnard(k, m, j, n) for j in range(n + 1)] for k in range(m + 1)]
     rejects = np.array(tables) <= 0.05
     rates = [
@@ -32,71 +32,67 @@ def test_barnards_test_errs_at_most_as_often_as_it_says_whatever_the_truth(m, n)
     fisher = [[stats.fisher_exact([[k, j], [m - k, n - j]])[1] for j in range(n + 1)] for k in range(m + 1)]
     assert 0.03 < max(rates) <= 0.05
     assert rejects.sum() > (np.array(fisher) <= 0.05).sum()
-    assert barnard(3, m, 5, n) == pytest.approx(barnard(5, n, 3, m))  # whichever is first
+    assert barnard(3, m, 5, n) == pytest.approx(barnard(5, n, 3, m))  # in either order
 
 
-def test_large_numbers_take_the_normal_distribution():
+def test_large_samples_use_the_normal_distribution():
     z = 0.02 / np.sqrt(0.71 * 0.29 * 2 / 10_000)
     assert barnard(7000, 10_000, 7200, 10_000) == pytest.approx(2 * stats.norm.sf(z))
 
 
-def test_newcombes_interval_is_that_of_his_paper():
+def test_newcombe_interval_matches_the_paper():
     """Newcombe 1998, table II, method 10, without continuity correction: 56/70 - 48/80, and 9/10 - 3/10."""
-    for (k, m), (j, n), low, high in [
-        ((56, 70), (48, 80), 0.0524, 0.3339),
-        ((9, 10), (3, 10), 0.1705, 0.8090),
-    ]:
-        found = independent(np.arange(m) < k, np.arange(n) < j)
-        assert (found["low"], found["high"]) == pytest.approx((low, high), abs=1e-4)
+    cases = [((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090)]
+    for (k, m), (j, n), low, high in cases:
+        result = independent(np.arange(m) < k, np.arange(n) < j)
+        assert (result["low"], result["high"]) == pytest.approx((low, high), abs=1e-4)
 
 
-def test_the_same_positions_are_paired_and_the_gap_is_what_so_many_trials_see():
+def test_equal_positions_are_paired_and_the_detectable_gap_is_detected():
     rng = np.random.default_rng(0)
     hard = rng.random(200) < 0.4
     a, b = (Arm(name, (hard ^ (rng.random((1, 200)) < 0.05)), tuple(range(200))) for name in "ab")
     settings = StatsSettings(trials=("a", "b"))
-    found = compare_arms(a, b, settings)
+    result = compare_arms(a, b, settings)
     expected = difference(a.outcomes, b.outcomes)
-    assert found["paired"] and (found["low"], found["p"]) == (expected.low, expected.p)
-    apart = compare_arms(a._replace(positions=None), b, settings)
-    assert not apart["paired"] and apart["high"] - apart["low"] > 1.5 * (found["high"] - found["low"])
-    assert found["detectable"] < 0.7 * apart["detectable"]
-    gap = detectable(
-        Arm("a", np.arange(80)[None] < 40, None), Arm("b", np.arange(80)[None] < 40, None), False, 0.8
-    )
+    assert result["paired"] and (result["low"], result["p"]) == (expected.low, expected.p)
+    unpaired = compare_arms(a._replace(positions=None), b, settings)
+    assert not unpaired["paired"]
+    assert unpaired["high"] - unpaired["low"] > 1.5 * (result["high"] - result["low"])
+    assert result["detectable"] < 0.7 * unpaired["detectable"]
+    half = np.arange(80)[None] < 40
+    gap = detectable(Arm("a", half, None), Arm("b", half, None), False, 0.8)
     x, y = np.random.default_rng(1).binomial(80, [0.5, 0.5 + gap], (5000, 2)).T
     pooled = (x + y) / 160
-    assert np.mean(np.abs(x - y) / 80 / np.sqrt(pooled * (1 - pooled) / 40) > 1.96) == pytest.approx(
-        0.8, abs=0.03
-    )
+    detected = np.abs(x - y) / 80 / np.sqrt(pooled * (1 - pooled) / 40) > 1.96
+    assert np.mean(detected) == pytest.approx(0.8, abs=0.03)
 
 
-def test_who_came_further_decides_in_place_of_success():
-    """12 wins, 2 losses by stage among 40 trials that all failed: McNemar's figures, and at every look the mixture's."""
+def test_stages_decide_in_place_of_success():
+    """40 failed trials, 12 wins and 2 losses by stage: the figures of McNemar's test, and of the mixture at a look."""
     a = np.array([["lift"] * 12 + ["approach"] * 28])
     b = np.array([["grasp"] * 12 + ["grasp"] * 2 + ["approach"] * 26])
     none = np.zeros((1, 40), bool)
     arms = [Arm(name, none, tuple(range(40)), stages) for name, stages in (("a", a), ("b", b))]
     settings = StatsSettings(trials=("a",), stages=("approach", "grasp", "lift", "held"))
-    found = compare_arms(*arms, settings)
-    assert found["p"] == pytest.approx(stats.binomtest(2, 14).pvalue)
-    assert found["difference"] == pytest.approx(10 / 40) and "detectable" not in found
-    looked = compare_arms(*arms, settings, 0.05)
-    assert looked["p"] == pytest.approx(1 / (2**14 / 15 / 91)) and looked["low"] < found["low"]
+    result = compare_arms(*arms, settings)
+    assert result["p"] == pytest.approx(stats.binomtest(2, 14).pvalue)
+    assert result["difference"] == pytest.approx(10 / 40) and "detectable" not in result
+    interim = compare_arms(*arms, settings, 0.05)
+    assert interim["p"] == pytest.approx(1 / (2**14 / 15 / 91)) and interim["low"] < result["low"]
     with pytest.raises(UserError, match="stages: a stage of a: expected one of approach, grasp, got 'lift'"):
         compare_arms(*arms, settings.replace(stages=("approach", "grasp")))
 
 
-def test_every_kind_of_file_is_read(tmp_path):
+def test_every_file_format_can_be_read(tmp_path):
     seeds = [{"episode_ix": i, "success": i % 2 == 0, "seed": 7 + i, "sum_reward": 0.1} for i in range(4)]
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "eval_info.json").write_text(json.dumps({"per_episode": seeds, "aggregated": {}}))
     (one,) = read_arms(str(tmp_path / "one"))
     assert one.label == "one" and one.positions == ("10", "7", "8", "9")
     assert one.outcomes.tolist() == [[False, True, False, True]]
-    tasks = [
-        {"task_group": "libero", "task_id": i, "metrics": {"successes": [True, False]}} for i in range(2)
-    ]
+    metrics = {"successes": [True, False]}
+    tasks = [{"task_group": "libero", "task_id": i, "metrics": metrics} for i in range(2)]
     (tmp_path / "many.json").write_text(json.dumps({"per_task": tasks, "overall": {"pc_success": 50.0}}))
     (many,) = read_arms(f"mine:{tmp_path / 'many.json'}")
     assert many.label == "mine" and many.positions is None and many.outcomes.sum() == 2
@@ -123,17 +119,17 @@ def test_every_kind_of_file_is_read(tmp_path):
         ("a.txt", "1", "expected one of .csv, .json, .jsonl"),
     ],
 )  # fmt: skip
-def test_a_file_that_says_something_else_is_one_line(tmp_path, name, text, words):
+def test_invalid_file_is_one_error_line(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=words):
         read_arms(str(tmp_path / name))
 
 
-def test_the_exit_code_is_the_verdict(tmp_path, monkeypatch, capsys):
+def test_exit_code_is_the_verdict(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["stats", "74/80", "b:91/120", "hydra.run.dir=clear"]) == 0
-    found = json.loads((tmp_path / "clear" / "stats.json").read_text())
-    assert [arm["label"] for arm in found["arms"]] == ["74/80", "b"] and found["pairs"][0]["p"] < 0.05
+    result = json.loads((tmp_path / "clear" / "stats.json").read_text())
+    assert [arm["label"] for arm in result["arms"]] == ["74/80", "b"] and result["pairs"][0]["p"] < 0.05
     assert main(["stats", "66/80", "b:91/120", "c:10/80", "against=b", "hydra.run.dir=open"]) == 3
     pairs = json.loads((tmp_path / "open" / "stats.json").read_text())["pairs"]
     assert [(pair["a"], pair["b"]) for pair in pairs] == [("66/80", "b"), ("c", "b")]
@@ -147,9 +143,8 @@ def test_the_exit_code_is_the_verdict(tmp_path, monkeypatch, capsys):
     assert "worth" in capsys.readouterr().out
     assert main(["stats", "real.csv", "sim.csv", "simulated=real"]) == 2
     assert "simulated: expected real on >= 10 positions of sim" in capsys.readouterr().err
-    assert (
-        main(["stats", "1/2", "3/4", "sequential=true"]) == 2 and "same positions" in capsys.readouterr().err
-    )
+    assert main(["stats", "1/2", "3/4", "sequential=true"]) == 2
+    assert "same positions" in capsys.readouterr().err
     for words in (["81/80"], ["nowhere.json"], ["1/2", "1/2"], ["1/2", "against=x"], []):
         assert main(["stats", *words]) == 2
         assert capsys.readouterr().err.count("\n") == 1

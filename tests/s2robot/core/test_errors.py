@@ -1,22 +1,22 @@
-"""The one line that a user reads: differences between what was and what is, and errors of libraries."""
+"""One-line errors: differences between stored and current values, and errors of libraries."""
 
 import pytest
 
 from s2robot.core.errors import UserError, check_same, reported
 
 
-def test_the_first_value_that_differs_is_named_by_its_dotted_key():
-    was = {"a": 1, "b": {"c": [1, 2], "d": 3}, "e": None}
-    check_same("run", was, {"b": {"c": (1, 2), "d": 3}, "a": 1})  # a list is a tuple, a missing value is None
-    check_same("run", was, {"a": 2, "b": {"c": [1, 2], "d": 4}}, free=("a", "b.d"))
-    for now, words in (
-        ({**was, "b": {"c": [1, 2], "d": 4}}, "run: b.d: expected 3 as before, got 4"),
-        ({**was, "f": 0}, "run: f: expected None as before, got 0"),
+def test_error_names_the_dotted_key_of_the_first_difference():
+    stored = {"a": 1, "b": {"c": [1, 2], "d": 3}, "e": None}
+    check_same("run", stored, {"b": {"c": (1, 2), "d": 3}, "a": 1})  # list equals tuple, missing equals None
+    check_same("run", stored, {"a": 2, "b": {"c": [1, 2], "d": 4}}, free=("a", "b.d"))
+    for current, words in (
+        ({**stored, "b": {"c": [1, 2], "d": 4}}, "run: b.d: expected 3 as before, got 4"),
+        ({**stored, "f": 0}, "run: f: expected None as before, got 0"),
         ({"a": 1}, "run: b: expected .* as before, got None"),
         ([], "run: expected .* as before, got \\[\\]"),
     ):
-        with pytest.raises(UserError, match=f"^{words}; begin anew$"):
-            check_same("run", was, now, " as before", "begin anew")
+        with pytest.raises(UserError, match=f"^{words}; restart$"):
+            check_same("run", stored, current, " as before", "restart")
 
 
 @pytest.mark.parametrize(
@@ -28,10 +28,10 @@ def test_the_first_value_that_differs_is_named_by_its_dotted_key():
         (UserError("key: expected 1"), "key: expected 1"),
     ],
 )
-def test_an_error_of_a_library_is_one_line(error, words):
+def test_library_error_becomes_one_line(error, words):
     with pytest.raises(UserError, match=f"^{words}$"), reported("file", "; free some"):
         raise error
-    with pytest.raises(NameError), reported("file"):  # of the program
+    with pytest.raises(NameError), reported("file"):  # a program error
         raise NameError("x")
     with pytest.raises(OSError, match="other"), reported("file", kinds=(ValueError,)):
         raise OSError("other")

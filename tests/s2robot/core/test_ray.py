@@ -1,6 +1,6 @@
-"""Ray as the engine: what comes out is what processes of this machine give, byte for byte; one line where it cannot be.
+"""Ray as the engine: worker deaths, version mismatches, a full object store and wrong addresses.
 
-One Ray of two CPUs is started here for the module.
+The module shares one Ray instance with two CPUs.
 """
 
 import os
@@ -28,7 +28,7 @@ pytest.importorskip("ray")
 
 @pytest.fixture(scope="module")
 def started():
-    """Whose store does not spill to a disk, which would have to be full for it to be full."""
+    """Its object store cannot spill to disk, so that a test can fill it."""
     with pytest.MonkeyPatch.context() as patch, closing(Ray(cpus=2, store_mb=200)) as engine:
         patch.setenv("RAY_automatic_object_spilling_enabled", "0")
         patch.setenv("RAY_local_fs_capacity_threshold", "0.01")
@@ -36,53 +36,53 @@ def started():
 
 
 @pytest.fixture
-def on_ray_too(started):
+def ray_engine(started):
     with running_on(started):
         yield
 
 
-def test_a_dead_worker_costs_its_task_and_termination_is_still_handled(on_ray_too, tmp_path):
+def test_task_of_a_dead_worker_is_retried_and_sigterm_handling_is_kept(ray_engine, tmp_path):
     log = tmp_path / "log"
     with worker_pool(9, partial(Made, log), anywhere=True) as pool:
-        found = list(pool.in_order(Made.square, [(1,), (2, 1), (3,)]))
-        assert [square for square, _ in found] == [1, 4, 9] and pool.lost == 1
-        assert os.getpid() not in {pid for _, pid in found}
-        with pytest.raises(ValueError, match="^two$"):  # as it was raised
+        results = list(pool.in_order(Made.square, [(1,), (2, 1), (3,)]))
+        assert [square for square, _ in results] == [1, 4, 9] and pool.lost == 1
+        assert os.getpid() not in {pid for _, pid in results}
+        with pytest.raises(ValueError, match="^two$"):  # the original exception
             pool.submit(Made.fail).result()
-    assert log.read_text().count("begun 2\n") == 2
+    assert log.read_text().count("started 2\n") == 2
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_what_cannot_be_is_one_line(on_ray_too, monkeypatch):
+def test_impossible_engines_are_one_error_line(ray_engine, monkeypatch):
     with pytest.raises(UserError, match="^engine.gpus_per_encoder: .* 0 GPUs$"):
         Ray(gpus_per_encoder=8).pool(1, None, encodes=True, anywhere=True)
     assert all(isinstance(w, Process) for w in worker_pool(2)._workers)
     monkeypatch.setattr(on_ray, "versions", lambda: {"python": "3.9.1", "s2robot": "0.0.7"})
-    here, ours = sys.version.split()[0], versions()["s2robot"]
-    words = f"expected python 3.9.1, got {here}; s2robot 0.0.7, got {ours}$"
+    python, own = sys.version.split()[0], versions()["s2robot"]
+    words = f"expected python 3.9.1, got {python}; s2robot 0.0.7, got {own}$"
     with worker_pool(1, anywhere=True) as pool, pytest.raises(UserError, match=words):
         pool.submit(abs, 1).result()
 
 
-def test_a_full_store_is_one_line(on_ray_too):
+def test_full_store_is_one_error_line(ray_engine):
     size = 250_000_000
-    coming, going = (np.zeros, size, np.uint8), (np.size, np.zeros(size, np.uint8))
+    large_result, large_input = (np.zeros, size, np.uint8), (np.size, np.zeros(size, np.uint8))
     with worker_pool(1, anywhere=True) as pool:
-        for task in (coming, going):
+        for task in (large_result, large_input):
             with pytest.raises(UserError, match="^engine.store_mb: "):
                 pool.submit(*task).result()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "nonsense", "http://localhost:80"])
-def test_a_wrong_address_is_one_line_at_once(address):
+def test_wrong_address_is_one_error_line_at_once(address):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]  # nobody listens
+        port = server.getsockname()[1]  # no server listens
     with pytest.raises(UserError, match="^engine.address: expected "):
         on_ray._check_answers(address.format(port))
 
 
-def test_an_engine_is_chosen_by_the_config(tmp_path, monkeypatch, capsys):
+def test_config_selects_the_engine(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("s2robot.core.errors.find_spec", lambda name: None if name == "ray" else name)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["encode", "engine=ray"]) == 2

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all; run folders hold one process at a time, and none is left where nothing was done."""
+"""Files are written atomically; a run folder admits one process at a time, and is removed if a run wrote nothing."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from s2robot.core.files import replacing, write_json, write_text
 from s2robot.core.run_folder import is_first, locked, run_folder
 from tests.kills import ROOT
 
-ABOUT = {".hydra/config.yaml": "a: 1", "about.txt": "b"}
+FILES = {".hydra/config.yaml": "a: 1", "about.txt": "b"}
 HOLD = """
 import sys
 from pathlib import Path
@@ -25,7 +25,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path):
+def test_full_disk_error_names_the_file_and_keeps_the_old_one(tmp_path):
     write_json(tmp_path / "a" / "b.json", {"x": 1})
     (tmp_path / "a" / ".b.part.json").symlink_to("/dev/full")  # its write fails as on a full disk
     with pytest.raises(OSError) as caught:
@@ -35,7 +35,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path):
     assert (tmp_path / "a" / "b.json").read_text() == '{\n "x": 1\n}'
 
 
-def test_who_writes_the_same_file_meanwhile_has_a_name_of_its_own(tmp_path):
+def test_concurrent_writers_of_a_file_use_separate_temporary_files(tmp_path):
     path = tmp_path / "a.npz"
     with replacing(path, shared=True) as own, replacing(path) as other:
         own.write_text("own"), other.write_text("other")
@@ -57,44 +57,44 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_a_folder_in_use_is_refused_until_its_holder_is_killed(tmp_path, holder, monkeypatch):
+def test_folder_is_locked_until_its_holder_is_killed(tmp_path, holder, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(UserError, match="run: expected no other process"):
         patch.setattr(module, "_WAIT_S", 0.1)
-        with run_folder(run, ABOUT):
+        with run_folder(run, FILES):
             pass
-    assert [p.name for p in run.iterdir()] == [".lock"]  # nothing of its holder is touched
-    with monkeypatch.context() as patch:  # other processes of a run work in the folder of the first
+    assert [p.name for p in run.iterdir()] == [".lock"]  # the holder's files are untouched
+    with monkeypatch.context() as patch:  # the other ranks of a run share the first one's folder
         patch.setenv("LOCAL_RANK", "1")
-        with run_folder(run, ABOUT):
+        with run_folder(run, FILES):
             pass
     assert not (run / ".hydra").exists()
     holder.kill()
-    with locked(run), locked(run):  # a second claim of one's own holds too
+    with locked(run), locked(run):  # the owner can lock it again
         assert module.held()["S2ROBOT_HELD_FOLDERS"].split(os.pathsep).count(str(run)) == 1
 
 
-def fail(folder: Path, wrong: type[BaseException] = ValueError, writes: str = "") -> None:
-    with pytest.raises(wrong), run_folder(folder, ABOUT):
+def fail(folder: Path, error: type[BaseException] = ValueError, writes: str = "") -> None:
+    with pytest.raises(error), run_folder(folder, FILES):
         assert (folder / ".hydra/config.yaml").read_text() == "a: 1"
         if writes:
             (folder / writes).write_text("[]")
-        raise wrong
+        raise error
 
 
-def test_a_failed_run_that_wrote_nothing_leaves_no_folder(tmp_path):
+def test_failed_run_without_output_leaves_no_folder(tmp_path):
     run = tmp_path / "run"
-    for wrong in (ValueError, KeyboardInterrupt):
-        fail(run, wrong)
+    for error in (ValueError, KeyboardInterrupt):
+        fail(run, error)
         assert not run.exists()
-    for runs, left in (("runs", []), ("mine", ["verb"])):  # a folder of the user's stays
+    for runs, left in (("runs", []), ("mine", ["verb"])):  # the user's own folder remains
         fail(tmp_path / runs / "verb" / "date")
         assert [path.name for path in (tmp_path / runs).iterdir()] == left
     fail(run, writes="metrics.json")
     assert (run / "metrics.json").exists() and (run / ".hydra").exists()
 
 
-def test_a_failed_run_keeps_the_folder_and_the_files_that_were_there_before(tmp_path, monkeypatch):
+def test_failed_run_keeps_existing_folders_and_files(tmp_path, monkeypatch):
     run, mine = tmp_path / "run", tmp_path / "runs/train/mine"
     for folder in (run, mine):
         folder.mkdir(parents=True)
@@ -119,7 +119,7 @@ def test_a_failed_run_keeps_the_folder_and_the_files_that_were_there_before(tmp_
         ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # started by Fabric within a Slurm job
     ],
 )
-def test_the_first_process_is_the_same_whoever_started_them(monkeypatch, variables, first):
+def test_first_process_is_found_under_every_launcher(monkeypatch, variables, first):
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

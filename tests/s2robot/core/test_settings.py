@@ -1,4 +1,4 @@
-"""Settings: defaults from one YAML file, frozen values, and errors of one line that name the key."""
+"""Settings: defaults from one YAML file, frozen values, and one-line errors that name the key."""
 
 import pickle
 from typing import Any, Literal
@@ -22,19 +22,19 @@ class Point(Settings, at="point"):
     any_: Any = Field(None, alias="any")
 
 
-def test_defaults_are_those_of_the_file_and_a_config_gives_what_python_gives():
+def test_defaults_come_from_the_yaml_file_and_config_equals_python():
     stored = yaml.safe_load((configs_dir() / "train/default.yaml").read_text())
     del stored["defaults"]
     assert TrainSettings().model_dump(mode="json", by_alias=True) == stored
-    given = {"steps": 3, "from": "a", "tune": {"blocks": 2}, "strategy": "${other}"}
-    node = OmegaConf.create({"train": given, "other": "x"})
+    values = {"steps": 3, "from": "a", "tune": {"blocks": 2}, "strategy": "${other}"}
+    node = OmegaConf.create({"train": values, "other": "x"})
     made = TrainSettings(steps=3, from_="a", tune={"blocks": 2}, strategy="x")
     assert read(TrainSettings, node.train) == made and made.tune.rate == TuneSettings().rate
     with pytest.raises(UserError, match=r"^arms\.a\.blocks: expected >= 0, got -1$"):
         read(TuneSettings, {"blocks": -1}, "arms.a")
 
 
-def test_values_are_frozen_and_a_copy_is_validated():
+def test_values_are_frozen_and_copies_are_validated():
     made = TrainSettings(steps=5)
     with pytest.raises(ValueError):
         made.steps = 6
@@ -44,7 +44,7 @@ def test_values_are_frozen_and_a_copy_is_validated():
 
 
 @pytest.mark.parametrize(
-    ("cls", "given", "line"),
+    ("cls", "values", "line"),
     [
         (TrainSettings, {"steps": 0}, "train.steps: expected >= 1, got 0"),
         (TrainSettings, {"steps": "many"}, "train.steps: expected an integer, got 'many'"),
@@ -62,15 +62,15 @@ def test_values_are_frozen_and_a_copy_is_validated():
         (Point, {"y": 1, "size": "big"}, "point.size: expected an integer or a list, got 'big'"),
     ],
 )
-def test_a_wrong_value_is_one_line(cls, given, line):
+def test_wrong_value_is_one_error_line(cls, values, line):
     with pytest.raises(UserError) as python:
-        cls(**given)
+        cls(**values)
     with pytest.raises(UserError) as config:
-        read(cls, OmegaConf.create({"node": given}).node)
+        read(cls, OmegaConf.create({"node": values}).node)
     assert str(python.value) == str(config.value) == line
 
 
-def test_settings_go_to_other_processes():
+def test_settings_can_be_pickled_and_hashed():
     assert pickle.loads(pickle.dumps(Point(x=4, y=0))) == Point(x=4, y=0) != Point(y=0)
     assert hash(Point(y=0)) == hash(Point(x=3, y=0))
 
@@ -84,7 +84,7 @@ def test_settings_go_to_other_processes():
         (dict[str, Any], [1], r"key: expected keys and values, got \[1\]"),
     ],
 )
-def test_a_single_value_is_read_like_settings(kind, value, words):
+def test_single_values_are_validated_like_settings(kind, value, words):
     with pytest.raises(UserError, match=f"^{words}$"):
         read(kind, value, "key")
     assert read(tuple[int, ...], [1, 2], "key") == (1, 2) and read(str, 7, "key") == "7"

@@ -1,4 +1,4 @@
-"""Workers: one thread each, tasks in order or as they end, a state of their own, and what a death costs."""
+"""Workers: one thread each, tasks in order or as completed, per-worker state, and retries after a death."""
 
 import os
 import signal
@@ -18,16 +18,16 @@ from tests.kills import ROOT
 
 
 class Made:
-    """A worker's state, which logs its tasks."""
+    """The state of a worker, which logs its tasks."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
 
     def square(self, x: int, dies: int = 0) -> tuple[int, int]:
-        """This process dies the first `dies` times that the task is tried."""
+        """Square a number; the process dies at the first `dies` attempts."""
         with self.log.open("a") as file:
-            print("begun", x, file=file)
-        if self.log.read_text().count(f"begun {x}\n") <= dies:
+            print("started", x, file=file)
+        if self.log.read_text().count(f"started {x}\n") <= dies:
             os.kill(os.getpid(), signal.SIGKILL)
         return x * x, os.getpid()
 
@@ -42,7 +42,7 @@ def fails(x: int) -> int:
 
 
 class Odd(Exception):
-    """Takes two arguments and has one: it does not come back from a pickle."""
+    """An exception that cannot be unpickled: it takes two arguments and stores one."""
 
     def __init__(self, a: int, b: int) -> None:
         super().__init__(f"{a} is not {b}")
@@ -52,37 +52,37 @@ def is_odd() -> None:
     raise Odd(1, 2)
 
 
-def inside() -> tuple[list[str | None], set[str], str]:
+def process_state() -> tuple[list[str | None], set[str], str]:
     threads = [os.environ.get(name) for name in ("LP_NUM_THREADS", "OMP_NUM_THREADS")]
     return threads, set(sys.modules), Path("/proc/self/maps").read_text()
 
 
-def test_workers_compute_with_one_thread_unless_the_user_set_a_number(monkeypatch):
+def test_workers_use_one_thread_unless_the_user_set_a_number(monkeypatch):
     for name in ("LP_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     with worker_pool(1) as pool:
-        threads, modules, maps = pool.submit(inside).result()
+        threads, modules, maps = pool.submit(process_state).result()
     assert dict(os.environ) == before and threads == ["1", "1"]
     assert set(SLOW_IMPORTS) <= modules and "mujoco" not in modules and "libEGL" not in maps
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    with worker_pool(1) as pool:  # the environment of now, not that of the fork server
-        assert pool.submit(inside).result()[0] == ["1", "3"]
+    with worker_pool(1) as pool:  # the current environment, not that of the fork server
+        assert pool.submit(process_state).result()[0] == ["1", "3"]
 
 
-def test_a_dead_worker_costs_its_task_and_another_takes_it(tmp_path):
+def test_task_of_a_dead_worker_is_retried_by_another(tmp_path):
     log = tmp_path / "log"
     with worker_pool(2, partial(Made, log)) as pool:
-        found = list(pool.in_order(Made.square, [(1,), (2, 1), (3,), (4,), (5, 2)]))
-        assert [square for square, _ in found] == [1, 4, 9, 16, 25]
-        assert os.getpid() not in {pid for _, pid in found}
+        results = list(pool.in_order(Made.square, [(1,), (2, 1), (3,), (4,), (5, 2)]))
+        assert [square for square, _ in results] == [1, 4, 9, 16, 25]
+        assert os.getpid() not in {pid for _, pid in results}
         assert pool.lost == 3
         with pytest.raises(UserError, match="^Made.square: 3 workers died .*-9.*$"):
             pool.submit(Made.square, 7, 99).result()
         assert pool.lost == 3 + TRIES
         assert pool.submit(Made.square, 8).result()[0] == 64
-    begun = log.read_text().split("\n")
-    assert [begun.count(f"begun {x}") for x in (1, 2, 3, 4, 5, 7)] == [1, 2, 1, 1, 3, 3]
+    lines = log.read_text().split("\n")
+    assert [lines.count(f"started {x}") for x in (1, 2, 3, 4, 5, 7)] == [1, 2, 1, 1, 3, 3]
 
 
 INTERRUPTED = """
@@ -99,8 +99,8 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("after_s", [0.1, 1.5])  # while workers start, and have something to do
-def test_ctrl_c_interrupts_the_parent_alone(after_s):
+@pytest.mark.parametrize("after_s", [0.1, 1.5])  # during startup, and while workers are busy
+def test_ctrl_c_interrupts_only_the_parent(after_s):
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         process_group=0, env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -108,31 +108,31 @@ def test_ctrl_c_interrupts_the_parent_alone(after_s):
         assert process.stdout.readline() == b"\n"
         time.sleep(after_s)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        # the pipes are open until the last process has ended
+        # the pipes stay open until the last process ends
         assert (*process.communicate(timeout=120), process.returncode) == (b"", b"", 130)
 
 
-def nothing_to_send(x: int) -> Any:
+def unpicklable(x: int) -> Any:
     return (lambda: x) if x else exec("raise SystemExit(lambda: x)")
 
 
-def test_what_cannot_be_sent_is_an_error_of_its_task():
+def test_unpicklable_task_or_result_is_an_error_of_the_task():
     with worker_pool(1) as pool:
-        for function, given, kind, words in (
+        for function, args, kind, words in (
             (lambda: 1, (), Exception, "pickle"),
-            (nothing_to_send, (1,), Exception, "pickle"),
-            (nothing_to_send, (0,), UserError, "SystemExit"),
+            (unpicklable, (1,), Exception, "pickle"),
+            (unpicklable, (0,), UserError, "SystemExit"),
             (fails, (2,), ValueError, "two"),
             (is_odd, (), UserError, "Odd: 1 is not 2"),
         ):
             with pytest.raises(kind, match=words) as caught:
-                pool.submit(function, *given).result()
+                pool.submit(function, *args).result()
         assert "in is_odd" in caught.value.__notes__[0]
         assert pool.submit(fails, 3).result() == 3 and pool.lost == 0
 
 
 class Thread:
-    """A worker without a process. It starts at the try ``tries``; before, it raises ``error``."""
+    """A worker without a process. It starts at attempt ``tries`` and raises ``error`` before."""
 
     def __init__(self, tries: int = 1, error: Exception | None = None) -> None:
         self.tries, self.error, self.killed = tries, error, threading.Event()
@@ -142,8 +142,8 @@ class Thread:
         if self.tries > 0:
             raise self.error
 
-    def call(self, function, given):
-        return function(*given)
+    def call(self, function, args):
+        return function(*args)
 
     def kill(self):
         self.killed.set()
@@ -151,7 +151,7 @@ class Thread:
     stop = kill
 
 
-def test_errors_are_those_of_the_task_and_waiting_tasks_are_dropped():
+def test_task_errors_are_raised_and_waiting_tasks_are_cancelled():
     with Pool([Thread()]) as pool:
         results = pool.in_order(fails, [(1,), (2,), (3,)])
         assert next(results) == 1
@@ -167,22 +167,22 @@ def test_errors_are_those_of_the_task_and_waiting_tasks_are_dropped():
 
 
 class Never(Thread):
-    """Waits for a node that never comes."""
+    """A worker that waits for a node that never appears."""
 
     def start(self):
         self.killed.wait()
         raise Died("killed")
 
 
-def test_a_worker_that_dies_while_it_starts_is_started_again():
+def test_worker_that_dies_at_startup_is_restarted():
     with Pool([Thread(3, Died("gone"))]) as pool:
         assert pool.submit(fails, 1).result(5) == 1
     with Pool([Thread(9, Died("gone"))]) as pool:
-        for x in (1, 3):  # not only those that waited
+        for x in (1, 3):  # new tasks fail like waiting ones
             with pytest.raises(Died, match="gone"):
                 pool.submit(fails, x).result(5)
     with Pool([Thread(2, UserError("no simulator"))]) as pool, pytest.raises(UserError, match="simulator"):
         pool.submit(fails, 1).result(5)
-    with Pool([Never(), Thread()]) as pool:  # the other takes all tasks, and leaving the pool ends both
+    with Pool([Never(), Thread()]) as pool:  # the other one runs all tasks, and leaving the pool stops both
         tasks = [pool.submit(fails, x) for x in (1, 3)]
         assert [task.result(5) for task in tasks] == [1, 3]

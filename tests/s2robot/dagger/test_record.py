@@ -1,4 +1,4 @@
-"""Corrections of a policy: what is appended, what is imitated of it, and what does not fit together."""
+"""Corrections of a policy: the appended episodes, their labels, and mismatched settings."""
 
 import types
 from pathlib import Path
@@ -33,7 +33,7 @@ def in_this_process(monkeypatch):
 
 @pytest.fixture(scope="session")
 def demos(tmp_path_factory) -> EpisodeStore:
-    """Two demos with an expert."""
+    """Two demos with expert labels."""
     path, world = tmp_path_factory.mktemp("labelled") / "demos.zarr", CubePickConfig(cameras=CAMERAS)
     with EpisodeStore.create(path, demo_attributes(world, PickerConfig(), 500)) as store:
         for seed in (500, 503):
@@ -48,45 +48,45 @@ def checkpoint(save_untrained, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def settings(checkpoint) -> DaggerSettings:
-    how = {"episodes": 1, "seed": SEED, "workers": 1, "takeover": TakeoverSettings(patience=PATIENCE)}
-    return DaggerSettings(checkpoint=str(checkpoint), device="cpu", **how)
+    own = {"episodes": 1, "seed": SEED, "workers": 1, "takeover": TakeoverSettings(patience=PATIENCE)}
+    return DaggerSettings(checkpoint=str(checkpoint), device="cpu", **own)
 
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Stands in for a trained policy: does what it is told in one episode, two actions at a time."""
+    """Replace the trained policy by one that executes the given actions in one episode, two per plan."""
 
     def use(actions: np.ndarray) -> None:
-        left = list(actions)
+        remaining = list(actions)
 
         def plan(observation: dict) -> np.ndarray:
             use.seen = observation
-            now, left[:] = left[:2], left[2:]
-            return np.stack(now)
+            plan, remaining[:] = remaining[:2], remaining[2:]
+            return np.stack(plan)
 
         script = types.SimpleNamespace(disagreement=0.0, plan=plan, reset=lambda seed: None)
         monkeypatch.setattr(dagger_record, "_OPEN", {})
-        monkeypatch.setattr(dagger_record, "load_policy", lambda *given: (script, None, None))
+        monkeypatch.setattr(dagger_record, "load_policy", lambda *_: (script, None, None))
 
     return use
 
 
-def ended(counts: dict[str, int]) -> tuple[int, ...]:
+def outcome_counts(counts: dict[str, int]) -> tuple[int, ...]:
     return tuple(counts[key] for key in ("alone", "corrected", "failed"))
 
 
-def test_a_correction_is_appended_to_a_copy(demos, settings, tmp_path):
-    before, world, told = demos.fingerprint, world_of_demos(demos), []
-    out, progress = tmp_path / "out.zarr", lambda *c: told.append(c)
+def test_correction_is_appended_to_a_copy_of_the_demos(demos, settings, tmp_path):
+    before, world, calls = demos.fingerprint, world_of_demos(demos), []
+    out, progress = tmp_path / "out.zarr", lambda *c: calls.append(c)
     store, counts = record_corrections(settings, demos, world, out, first=1, progress=progress)
-    assert ended(counts) == (0, 1, 0) and told == [(1, counts)]
+    assert outcome_counts(counts) == (0, 1, 0) and calls == [(1, counts)]
     assert sum(counts[reason] for reason in REASONS) == 1
     assert demos.fingerprint == before and store.fingerprint_of_first(1) == demos.fingerprint_of_first(1)
     assert store.meta("seed").tolist() == [500, SEED] and store.attrs == demos.attrs
     arrays = store.episode(1)
     policy = arrays["perturbed"].astype(bool)
     switch = int(policy.sum())
-    assert PATIENCE <= switch < 30 and not policy[switch:].any()  # the policy, then the picker to the end
+    assert PATIENCE <= switch < 30 and not policy[switch:].any()  # the policy, then the picker until the end
     assert np.array_equal(arrays["imitate"], 1 - policy)
     assert np.array_equal(arrays["expert"][switch:, 0], arrays["action"][switch:])
     assert replay_episode(store, CubePick(world, draw=False), 1)["success"]
@@ -96,23 +96,23 @@ def test_a_correction_is_appended_to_a_copy(demos, settings, tmp_path):
 
 def course(demos: EpisodeStore, settings: DaggerSettings, patience: int = 30, steps: int = 100, **changes):
     world = world_of_demos(demos).replace(image_size=64, max_steps=steps)
-    how = settings.replace(takeover=TakeoverSettings(patience=patience), **changes)
-    return Course(how, world, PickerConfig(), STEPS)
+    settings = settings.replace(takeover=TakeoverSettings(patience=patience), **changes)
+    return Course(settings, world, PickerConfig(), STEPS)
 
 
-def test_corrections_of_a_task_with_layouts_have_theirs(settings, scripted, tmp_path, monkeypatch):
+def test_corrections_store_the_layout_of_their_task(settings, scripted, tmp_path, monkeypatch):
     world, expert = settings_class("lift")(image_size=24), ExpertSettings(kicks=(0, 0), misses=0.0)
     demos = record(tmp_path / "demos.zarr", world, expert, 1, 500, 1, expert=STEPS)
-    monkeypatch.setattr(dagger_record, "_course", lambda *given: Course(settings, world, expert, STEPS))
+    monkeypatch.setattr(dagger_record, "_course", lambda *_: Course(settings, world, expert, STEPS))
     scripted(np.zeros((9, 7), np.float32))
     store, counts = record_corrections(settings, demos, world, tmp_path / "out.zarr")
-    assert ended(counts) == (0, 1, 0) and store.meta("seed").tolist() == [500, SEED]
+    assert outcome_counts(counts) == (0, 1, 0) and store.meta("seed").tolist() == [500, SEED]
     task = make(world, draw=False)
     _, info = task.reset(seed=SEED)
     assert store.meta("layout")[1].tolist() == [info["layout"][name] for name in store.attrs["layout_names"]]
 
 
-def test_what_a_policy_does_alone_and_what_nobody_can_save_is_no_correction(demos, settings, scripted):
+def test_unaided_successes_and_hopeless_failures_are_no_corrections(demos, settings, scripted):
     scripted(demos.episode(0)["action"])
     alone = {"seed": 500, "reason": "", "step": int(demos.lengths[0]), "success": True}
     assert dagger_record.corrected_episode(course(demos, settings), 500) == ({}, alone)
@@ -123,19 +123,18 @@ def test_what_a_policy_does_alone_and_what_nobody_can_save_is_no_correction(demo
     assert dagger_record.corrected_episode(course(demos, settings, steps=5), SEED) == ({}, late)
     scripted(still)
     _, facts = dagger_record.corrected_episode(course(demos, settings, PATIENCE), SEED)
-    assert (facts["reason"], facts["step"]) == ("stalled", PATIENCE + 1)  # the first is progress on nothing
+    assert (facts["reason"], facts["step"]) == ("stalled", PATIENCE + 1)  # step 0 counts as progress
 
 
-def test_from_which_of_its_states_the_picker_is_imitated(demos, settings, scripted):
-    """A policy that closes where it is: the picker takes over when the gripper is shut."""
+def test_imitate_visited_selects_the_labelled_policy_states(demos, settings, scripted):
+    """The policy closes the gripper at once: the picker takes over when it is shut."""
     close = np.repeat(np.append(np.zeros(7), 1.0)[None].astype(np.float32), 40, 0)
     close[0, 7] = 0
     env = CubePick(world_of_demos(demos).replace(image_size=64), draw=False)
     for visited in ("open", "all"):
         scripted(close)
-        arrays, facts = dagger_record.corrected_episode(
-            course(demos, settings, imitate_visited=visited), SEED
-        )
+        visiting = course(demos, settings, imitate_visited=visited)
+        arrays, facts = dagger_record.corrected_episode(visiting, SEED)
         switch = facts["step"]
         missed = {"seed": SEED, "reason": "missed", "step": switch, "success": True}
         assert facts == missed and 3 < switch < 12
@@ -149,37 +148,37 @@ def test_from_which_of_its_states_the_picker_is_imitated(demos, settings, script
             env.set_state(arrays["state"][t])
             picker.take_over(arrays["action"][:t])
             assert np.allclose(picker.ask(STEPS), arrays["expert"][t], atol=1e-6), (visited, t)
-        assert arrays["action"][switch, 7] == 0  # shut on nothing, it opens
+        assert arrays["action"][switch, 7] == 0  # closed on nothing, it opens again
 
 
-def test_members_that_disagree_are_not_followed(demos, settings, save_untrained, tmp_path):
+def test_expert_takes_over_when_members_disagree(demos, settings, save_untrained, tmp_path):
     two = save_untrained(tmp_path / "two", members=2)
     takeover = TakeoverSettings(patience=PATIENCE, disagreement=1e-9)
-    sure, world = settings.replace(checkpoint=str(two), takeover=takeover), world_of_demos(demos)
-    store, _ = record_corrections(sure, demos, world, tmp_path / "out.zarr", 1)
+    cautious, world = settings.replace(checkpoint=str(two), takeover=takeover), world_of_demos(demos)
+    store, _ = record_corrections(cautious, demos, world, tmp_path / "out.zarr", 1)
     assert not store.episode(1)["perturbed"].any() and store.episode(1)["imitate"].all()
     with pytest.raises(UserError, match="takeover.disagreement: expected null .* one member, got 1e-09"):
-        record_corrections(sure.replace(checkpoint=settings.checkpoint), demos, world, tmp_path / "a", 1)
+        record_corrections(cautious.replace(checkpoint=settings.checkpoint), demos, world, tmp_path / "a", 1)
 
 
-def changed(demos: EpisodeStore, path: Path, drop: tuple = (), more: dict | None = None, **about):
+def modified_copy(demos: EpisodeStore, path: Path, drop: tuple = (), more: dict | None = None, **about):
     with EpisodeStore.create(path, {**demos.attrs, **about}) as store:
         arrays = {key: value for key, value in demos.episode(0).items() if key not in drop}
         store.append(arrays, {"seed": 500, "success": True} | (more or {}))
     return store
 
 
-def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
+def test_mismatched_settings_or_demos_are_one_error_line(demos, settings, tmp_path):
     world, out = world_of_demos(demos), tmp_path / "out.zarr"
-    one_eye = changed(demos, tmp_path / "c.zarr", cameras=["hand"])
-    blind = changed(demos, tmp_path / "e.zarr", drop=("expert", "imitate"))
-    real = changed(demos, tmp_path / "r.zarr", env_version="RealCubePick-v0")
-    unknown = changed(demos, tmp_path / "p.zarr", picker=None)
-    scored = changed(demos, tmp_path / "s.zarr", more={"score": 0.5})  # no correction has it
+    one_camera = modified_copy(demos, tmp_path / "c.zarr", cameras=["hand"])
+    unlabelled = modified_copy(demos, tmp_path / "e.zarr", drop=("expert", "imitate"))
+    real = modified_copy(demos, tmp_path / "r.zarr", env_version="RealCubePick-v0")
+    unknown = modified_copy(demos, tmp_path / "p.zarr", picker=None)
+    scored = modified_copy(demos, tmp_path / "s.zarr", more={"score": 0.5})  # corrections have no score
     lift = world.replace(success_height=0.04, max_steps=9)
-    for error, how, source, where, text in (
-        (PolicyError, settings, one_eye, world, "cameras hand, left, got hand: 'left' is missing"),
-        (UserError, settings, blind, world, f"s2robot convert data={blind.path} .*expert="),
+    for error, changed_settings, source, task, text in (
+        (PolicyError, settings, one_camera, world, "cameras hand, left, got hand: 'left' is missing"),
+        (UserError, settings, unlabelled, world, f"s2robot convert data={unlabelled.path} .*expert="),
         (DatasetError, settings, scored, world, "meta/score: expected"),
         (UserError, settings, real, world, "env_version: expected CubePick-v0, got RealCubePick-v0"),
         (UserError, settings, demos, lift, "env: expected the demos' world, .* .success_height 0.1 -> 0.04."),
@@ -188,17 +187,17 @@ def test_what_does_not_fit_together_is_one_line(demos, settings, tmp_path):
         (DatasetError, settings, unknown, world, "expected simulated demos of a scripted expert"),
     ):
         with pytest.raises(error, match=text):
-            record_corrections(how, source, where, out)
+            record_corrections(changed_settings, source, task, out)
     assert not out.exists()
     with pytest.raises(UserError, match="c.zarr: expected a dataset that begins with"):
-        record_corrections(settings, demos, world, one_eye.path)
+        record_corrections(settings, demos, world, one_camera.path)
 
 
-def test_the_positions_that_are_tried(demos, settings, save_untrained, tmp_path, monkeypatch):
-    """The demos' own too, none twice, and not those of another policy; a copy that a kill left half made is made again."""
+def test_positions_are_tried_once_per_policy(demos, settings, save_untrained, tmp_path, monkeypatch):
+    """Positions of the demos included, each once per policy; a partial copy left by a kill is replaced."""
     world, out, part, tried = world_of_demos(demos), tmp_path / "out.zarr", tmp_path / ".out.zarr.partial", []
 
-    def instead(course, seed):  # of simulating: odd positions are corrected, others need not be
+    def fake_episode(course, seed):  # no simulation: odd positions are corrected, even ones succeed
         tried.append(seed)
         reason = "late" if seed % 2 else ""
         facts = {"seed": seed, "reason": reason, "step": 1, "success": True}
@@ -206,9 +205,9 @@ def test_the_positions_that_are_tried(demos, settings, save_untrained, tmp_path,
 
     def recorded(**changes):
         store, counts = record_corrections(settings.replace(**changes), demos, world, out, first=1)
-        return store.meta("seed").tolist(), ended(counts), sum(counts[reason] for reason in REASONS)
+        return store.meta("seed").tolist(), outcome_counts(counts), sum(counts[reason] for reason in REASONS)
 
-    monkeypatch.setattr(dagger_record, "corrected_episode", instead)
+    monkeypatch.setattr(dagger_record, "corrected_episode", fake_episode)
     with EpisodeStore.create(part, demos.attrs) as copy:
         copy.append_all(demos)
     assert recorded(seed=500, episodes=3) == ([500, 501], (2, 1, 0), 1)
@@ -223,38 +222,35 @@ def test_the_positions_that_are_tried(demos, settings, save_untrained, tmp_path,
         with pytest.raises(UserError, match=words):
             recorded(seed=first, **changes)
     assert recorded(checkpoint=other, seed=first + 2) == ([500, 501, first, first + 2], (0, 1, 0), 1)
-    assert recorded(seed=first, workers=2) == (
-        [500, 501, first, first + 2],
-        (0, 1, 0),
-        0,
-    )  # nothing is left to try
+    assert recorded(seed=first, workers=2) == ([500, 501, first, first + 2], (0, 1, 0), 0)  # none remain
     assert tried == [500, 501, 502, first, first + 2]
 
 
-def taken_over(settings, *left: float, missed=False, disagreement=0.0) -> str:
-    """Why the expert takes over in a world from which the policy is `left` away after each step."""
-    ways = iter(left)
+def takeover_reason(settings, *left: float, missed=False, disagreement=0.0) -> str:
+    """Return the reason for the takeover from a policy with these distances `left` after each step."""
+    distances = iter(left)
     env = types.SimpleNamespace(
         _steps=0, settings=types.SimpleNamespace(max_steps=len(left)), render_cameras=dict, proprio=None,
         is_success=False, grasp_missed=missed,
     )  # fmt: skip
 
     def execute(action):
-        env._steps, env.remaining = env._steps + 1, next(ways)
+        env._steps, env.remaining = env._steps + 1, next(distances)
 
     actor = types.SimpleNamespace(plan=lambda seen: np.zeros((2, 8)), disagreement=disagreement)
     return dagger_record._act(env, actor, settings, execute)
 
 
-def test_the_expert_waits_for_progress_and_no_longer():
+def test_expert_takes_over_when_progress_ends():
     settings = TakeoverSettings(patience=2, progress=0.01)
-    # 0.275 is too little, 0.269 is more than 1 cm below the best, 0.28; then nothing
+    # 0.275 is no progress; 0.269 is more than 1 cm below the best, 0.28; then none again
     near = (0.30, 0.28, 0.275, 0.269, 0.268)
-    assert taken_over(settings, *near) == "late" and taken_over(settings, *near, 0.30) == "stalled"
+    assert takeover_reason(settings, *near) == "late" and takeover_reason(settings, *near, 0.30) == "stalled"
     lifted = (0.01, -0.01, -0.03)
-    assert taken_over(settings, *lifted, lifted[-1]) == "late"
-    assert taken_over(settings, *lifted, lifted[1], lifted[0]) == "stalled"  # it sinks again
-    assert taken_over(settings, 0.3, missed=True) == "missed"
-    sure = TakeoverSettings(disagreement=0.1)
-    assert taken_over(settings, 0.3, disagreement=9.0) == taken_over(sure, 0.3, disagreement=0.1) == "late"
-    assert taken_over(sure, 0.3, disagreement=0.11) == "unsure"
+    assert takeover_reason(settings, *lifted, lifted[-1]) == "late"
+    assert takeover_reason(settings, *lifted, lifted[1], lifted[0]) == "stalled"  # it sinks back
+    assert takeover_reason(settings, 0.3, missed=True) == "missed"
+    cautious = TakeoverSettings(disagreement=0.1)
+    assert takeover_reason(settings, 0.3, disagreement=9.0) == "late"
+    assert takeover_reason(cautious, 0.3, disagreement=0.1) == "late"
+    assert takeover_reason(cautious, 0.3, disagreement=0.11) == "unsure"

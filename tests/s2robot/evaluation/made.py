@@ -1,4 +1,4 @@
-"""Records as an evaluation writes them."""
+"""Make records like those of an evaluation."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def record(episode: int, success: bool = True, stage: str = "held", **more: Any) -> dict[str, Any]:
-    """An episode of the cube task; a failure ends in `stage`."""
+    """Return the record of an episode of the cube task; a failure ends in `stage`."""
     return {
         "episode": episode, "seed": 10_000 + episode, "cube_xy": [0.01 * (episode % 9), -0.02], "cube_yaw": 0.5,
         "success": success, "stage": stage, "steps": 25 if success else 60,
@@ -15,6 +15,6 @@ def record(episode: int, success: bool = True, stage: str = "held", **more: Any)
 
 
 def save_records(folder: Path, records: list[dict[str, Any]]) -> None:
-    """The journal of a run directory."""
+    """Write the journal of a run directory."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "episodes.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))

@@ -1,4 +1,4 @@
-"""`s2robot evaluate evaluate=recorded` from end to end, on a small LeRobot data set: no simulator has a part in it."""
+"""`s2robot evaluate evaluate=recorded` from end to end on a small LeRobot dataset, without a simulator."""
 
 import json
 import shutil
@@ -37,33 +37,33 @@ def refused(capsys, *args) -> str:
     return line
 
 
-def test_demos_that_a_run_recorded_are_those_of_its_folder(tmp_path):
-    """`s2robot run record=true` chooses them after its config is written."""
-    noted = tmp_path / "run/.hydra"
-    noted.mkdir(parents=True)
-    (noted / "hydra.yaml").write_text(f"hydra: {{runtime: {{cwd: {tmp_path}}}}}")
+def test_demos_recorded_by_a_run_are_found_in_its_folder(tmp_path):
+    """`s2robot run record=true` sets their path after writing its config."""
+    stored = tmp_path / "run/.hydra"
+    stored.mkdir(parents=True)
+    (stored / "hydra.yaml").write_text(f"hydra: {{runtime: {{cwd: {tmp_path}}}}}")
     for record, path in (("true", tmp_path / "run/demos.zarr"), ("false", None)):
-        (noted / "config.yaml").write_text(f"record: {record}\ndemos: {{name: xarm7_cube, path: null}}")
+        (stored / "config.yaml").write_text(f"record: {record}\ndemos: {{name: xarm7_cube, path: null}}")
         assert _of_training(tmp_path / "run/checkpoint").path == (path and str(path))
 
 
-def test_figures_table_and_page_agree(home, checkpoint, capsys):
+def test_file_table_and_page_show_the_same_figures(home, checkpoint, capsys):
     out = home / "out"
-    found = evaluated(checkpoint, out)
-    assert found["verdict"] in capsys.readouterr().out.splitlines()
-    assert found["dataset"]["unseen"] is True
-    (number,) = found["episodes"]
-    assert found["steps"] == made.LENGTHS[number] - 1  # no action precedes the first
-    (part,) = found["parts"]
+    result = evaluated(checkpoint, out)
+    assert result["verdict"] in capsys.readouterr().out.splitlines()
+    assert result["dataset"]["unseen"] is True
+    (number,) = result["episodes"]
+    assert result["steps"] == made.LENGTHS[number] - 1  # no action precedes the first
+    (part,) = result["parts"]
     for method in ("policy", "repeat", "mean"):
-        assert found["by_episode"]["action_error"][method] == [part[method]["value"]]
+        assert result["by_episode"]["action_error"][method] == [part[method]["value"]]
     page = Page(out / "report.html")
-    assert found["verdict"] in page.text and page.tags.count("svg") == 2
+    assert result["verdict"] in page.text and page.tags.count("svg") == 2
     assert page.row("action")[2] == f"{part['policy']['value']:.3g}"
     assert not [a for a in page.addresses if "://" in a]
 
 
-def test_other_data_and_a_checkpoint_without_its_run_are_one_line(checkpoint, capsys, tmp_path):
+def test_mismatched_data_and_a_missing_run_are_one_error_line(checkpoint, capsys, tmp_path):
     line = refused(capsys, f"checkpoint={checkpoint}", "demos.name=xarm7_cube")
     assert line.endswith("the policy requires cameras top, got hand, left, right: 'top' is missing")
     copied = tmp_path / "copied"
@@ -77,16 +77,16 @@ def test_other_data_and_a_checkpoint_without_its_run_are_one_line(checkpoint, ca
     assert "expected demos.path=<the dataset>" in refused(capsys, f"checkpoint={copied}")
 
 
-def test_a_mix_of_datasets_by_share_and_split(home, tiny_encoder, capsys):
-    """What stands on the command line arrives, and what each of two datasets held out is validated."""
+def test_mix_of_datasets_is_validated_by_share_and_split(home, tiny_encoder, capsys):
+    """The overrides take effect, and the held-out episodes of both datasets are validated."""
     split, other = home / "split.json", made.lerobot_v30(home / "koch3")
     split.write_text(json.dumps({"train": ["0:1"], "validation": [1]}))
     mix = f"[{{path: '{made.lerobot_v21(home / 'koch2')}', episodes: [0]}}, {{path: '{other}', weight: 2, split: '{split}'}}]"
     encoder = f"encoder.checkpoint={tiny_encoder}"
     checkpoint = trained(home / "mixed", f"demos.mix={mix}", encoder, "policy.members=1")
-    made_of = json.loads((checkpoint / "policy.json").read_text())["contract"]["dataset"]
-    assert [part["share"] for part in made_of["mix"]] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
-    assert made_of["selection"] == {"train": [0, 1], "validation": [2]}
+    dataset = json.loads((checkpoint / "policy.json").read_text())["contract"]["dataset"]
+    assert [part["share"] for part in dataset["mix"]] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
+    assert dataset["selection"] == {"train": [0, 1], "validation": [2]}
     assert evaluated(checkpoint, home / "mixed_out", "evaluate.plots=0")["episodes"] == [2]
     assert Page(home / "mixed_out/report.html").tags.count("svg") == 1
     line = refused(capsys, f"checkpoint={checkpoint}", "demos.episodes=[0]")

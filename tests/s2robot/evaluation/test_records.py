@@ -12,13 +12,13 @@ from tests.s2robot.evaluation.made import record, save_records
 
 
 @pytest.mark.parametrize(("episodes", "confidence"), [(1, 0.95), (2, 0.5), (16, 0.95), (1000, 0.95)])
-def test_wilson_is_that_of_statsmodels(episodes, confidence):
+def test_wilson_matches_statsmodels(episodes, confidence):
     for successes in {0, 1, episodes // 3, episodes - 1, episodes}:
         expected = proportion_confint(successes, episodes, 1 - confidence, "wilson")
         assert wilson(successes, episodes, confidence) == pytest.approx(expected, abs=1e-12)
 
 
-def test_summarise_counts_by_hand():
+def test_summary_matches_a_count_by_hand():
     solved = [record(0, time_to_success_s=2.0), record(1, time_to_success_s=3.0)]
     summary = summarise([*solved, record(2, False, "grasp"), record(3, False, "approach")])
     assert (summary["success"], summary["successes"], summary["episodes"]) == (0.5, 2, 4)
@@ -26,12 +26,12 @@ def test_summarise_counts_by_hand():
     assert summary["median_time_to_success_s"] == 2.5
     assert (summary["low"], summary["high"]) == wilson(2, 4)
     json.dumps(summary, allow_nan=False)
-    assert summarise([record(0, False, "hover")])["by_stage"]["hover"] == 1  # a user's task may forget one
+    assert summarise([record(0, False, "hover")])["by_stage"]["hover"] == 1  # a user's task may omit a stage
 
 
-def test_records_come_back_as_written_and_in_order(tmp_path):
+def test_records_are_read_as_written_and_in_order(tmp_path):
     records = [record(n, n % 3 > 0, STAGES[n % 4]) for n in range(7)]
-    records[0] |= {"closest_m": None, "fault": "", "world": "arm"}  # as an evaluation on an arm has them
+    records[0] |= {"closest_m": None, "fault": "", "world": "arm"}  # as in an evaluation on hardware
     save_records(tmp_path, records[::-1])
     assert read_records(tmp_path / "episodes.jsonl") == records
     assert read_records(tmp_path / "episodes.jsonl", 3) == records[:3]
@@ -46,7 +46,7 @@ def test_records_come_back_as_written_and_in_order(tmp_path):
         (json.dumps({k: v for k, v in record(1).items() if k != "seed"}), "line 2: seed: expected a value"),
     ],
 )
-def test_broken_records_are_named(tmp_path, text, message):
+def test_error_names_the_broken_record(tmp_path, text, message):
     save_records(tmp_path, [record(0)])
     path = tmp_path / "episodes.jsonl"
     path.write_text(path.read_text() + text)
@@ -62,15 +62,15 @@ def test_broken_records_are_named(tmp_path, text, message):
         (json.dumps({**summarise([record(0)]), "success": 2}).encode(), "success: expected <= 1, got 2"),
     ],
 )
-def test_broken_summaries_are_named(tmp_path, content, message):
+def test_error_names_the_broken_summary(tmp_path, content, message):
     path = tmp_path / "summary.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"summary.json: {message}"):
         read_summary(path)
 
 
-def test_episodes_without_their_settings_are_kept(tmp_path):
-    """Their origin is unknown, and hours of work may be in them."""
+def test_episodes_without_their_settings_are_not_overwritten(tmp_path):
+    """Their origin is unknown, and they may represent hours of work."""
     save_records(tmp_path, [record(0)])
     path = tmp_path / "episodes.jsonl"
     before = path.read_text()

@@ -1,4 +1,4 @@
-"""report.html: it holds what the run folder holds, needs nothing else, and refuses broken folders."""
+"""report.html: it shows the contents of the run folder, is self-contained, and rejects broken folders."""
 
 import json
 import re
@@ -24,9 +24,9 @@ EXTRAS = {
 
 
 def make_run(folder: Path, episodes: int, failures: int, videos: int = 0) -> list[dict]:
-    """A run directory as an evaluation leaves it; the first `failures` episodes failed."""
+    """Write the run directory of an evaluation whose first `failures` episodes failed."""
     records = [record(i, i >= failures, "held" if i >= failures else STAGES[i % 3]) for i in range(episodes)]
-    for each in records[::-1][:videos]:  # from the last, so that the report has to sort failures first
+    for each in records[::-1][:videos]:  # in reverse order, so that the report must sort failures first
         each["video"] = f"videos/episode_{each['episode']:03d}.mp4"
         if each is not records[-1]:
             shutil.copy(folder / records[-1]["video"], folder / each["video"])
@@ -42,12 +42,10 @@ def save(folder: Path, records: list[dict], **changes) -> None:
     (folder / "summary.json").write_text(json.dumps({**summarise(records), **EXTRAS, **changes}))
 
 
-def test_report_holds_the_run_and_nothing_from_elsewhere(tmp_path):
+def test_report_shows_the_run_and_is_self_contained(tmp_path):
     records = make_run(tmp_path, 8, 5, videos=8)
-    rows = [
-        {"step": 1, "train_loss": 0.5, "val_loss": float("nan")},
-        {"step": 2, "train_loss": 0.4, "val_loss": None},
-    ]
+    losses = [(0.5, float("nan")), (0.4, None)]
+    rows = [{"step": i, "train_loss": a, "val_loss": b} for i, (a, b) in enumerate(losses, 1)]
     (tmp_path / "metrics.json").write_text(json.dumps(rows))
     (tmp_path / "stages.json").write_text(json.dumps([{"stage": "train", "seconds": 200.0}]))
     page = Page(write_report(tmp_path))
@@ -65,7 +63,7 @@ def test_report_holds_the_run_and_nothing_from_elsewhere(tmp_path):
     assert "in 3 of 8 episodes" in Page(write_report(tmp_path)).text
 
 
-def test_a_panel_for_each_quantity_of_the_training():
+def test_training_has_one_panel_per_quantity():
     rows = [
         {"step": 10 * i, "train_loss": 1 / i, "val_loss": 2 / i, "train_joint_error_rad": 0.02, "val_joint_error": 0.03,
          "lr": 1e-3, "seconds": 0.2, **({"success": 0.25 * i, "tried": 16} if i > 2 else {})}
@@ -74,15 +72,15 @@ def test_a_panel_for_each_quantity_of_the_training():
     panels = {panel.title: panel for panel in training_panels(rows)}
     assert list(panels) == ["loss", "joint error", "lr", "success"]
     assert [line.label for line in panels["joint error"].lines] == ["trained on", "held out"]
-    (tries,) = panels["success"].lines
-    assert (tries.x, tries.y) == ([30, 40], [0.75, 1.0])
-    assert list(zip(tries.low, tries.high, strict=True)) == [wilson(12, 16), wilson(16, 16)]
+    (success,) = panels["success"].lines
+    assert (success.x, success.y) == ([30, 40], [0.75, 1.0])
+    assert list(zip(success.low, success.high, strict=True)) == [wilson(12, 16), wilson(16, 16)]
 
 
-def test_every_failure_has_its_row(tmp_path):
+def test_every_failure_has_a_row(tmp_path):
     records = make_run(tmp_path, 8, 3)
     records[0] |= {"cube_xy": [-0.0512, 0.1449], "cube_yaw": -np.pi / 2}
-    # on an arm nobody measures the distance, and an episode may end with a fault
+    # on hardware the distance is unknown, and an episode may end with a fault
     records[1] |= {"closest_m": None, "fault": "arm <31>", "world": "arm"}
     arm = {"world": "arm", "bridge": {"speed": 0.7}, "faults": 1, "training": {"demos": 120, "held_out": 12}}
     save(tmp_path, records, **arm)
@@ -92,7 +90,7 @@ def test_every_failure_has_its_row(tmp_path):
     assert "share of the demos' speed 0.7 · faults 1 · fitted on 120 demos, 12 held out" in page.text
 
 
-def test_videos_beyond_the_limit_are_named(tmp_path):
+def test_videos_beyond_the_size_limit_are_linked(tmp_path):
     make_run(tmp_path, 4, 2, videos=4)
     sizes = [(tmp_path / f"videos/episode_{n:03d}.mp4").stat().st_size for n in range(2)]
     (tmp_path / "videos/episode_003.mp4").unlink()
@@ -110,7 +108,7 @@ def test_videos_beyond_the_limit_are_named(tmp_path):
         ("metrics.json", "[{", "metrics.json: cannot be read: broken JSON"),
     ],
 )
-def test_broken_folders_are_refused_and_the_earlier_report_stays(tmp_path, name, text, message):
+def test_broken_folders_are_rejected_and_the_old_report_remains(tmp_path, name, text, message):
     make_run(tmp_path, 4, 1)
     (tmp_path / "report.html").write_text("before")
     (tmp_path / name).write_text(text)

@@ -1,4 +1,4 @@
-"""Evaluations: the same seed gives the same records, good actions succeed, wrong parts are refused."""
+"""Evaluations: the same seed gives the same records, good actions succeed, mismatches are rejected."""
 
 import json
 import shutil
@@ -45,8 +45,8 @@ def rollouts(encoder, policy, folder, episodes=3, workers=1, **more):
     return run_episodes(CONFIG, planner, episodes, SEED, workers, folder / "episodes.jsonl", **more)
 
 
-def test_the_same_seed_gives_the_same_records(encoder, untrained, tmp_path, request):
-    """In worker processes, and in this one without neighbours."""
+def test_same_seed_gives_the_same_records(encoder, untrained, tmp_path, request):
+    """In worker processes, and in this process one episode at a time."""
     done, policy = [], untrained(encoder)
     first = rollouts(encoder, policy, tmp_path, workers=2, progress=lambda count, good: done.append(count))
     assert read_records(tmp_path / "episodes.jsonl") == first.records and done == [1, 2, 3]
@@ -60,7 +60,7 @@ def test_the_same_seed_gives_the_same_records(encoder, untrained, tmp_path, requ
         assert np.array_equal(actions, again.actions[i])
         assert len(actions) == first.records[i]["steps"] == CONFIG.max_steps
 
-    # the cube of that seed, and its distance in the same physics
+    # the cube pose of that seed, and its distance in the same simulation
     env, record = CubePick(CONFIG), first.records[0]
     env.render_cameras = dict
     pose = env.reset(seed=record["seed"])[1]["cube_pose"]
@@ -73,56 +73,56 @@ def test_the_same_seed_gives_the_same_records(encoder, untrained, tmp_path, requ
     assert record["closest_m"] == pytest.approx(min(distances), abs=1e-5) and record["stage"] == env.stage
 
 
-def test_worker_processes_that_film_load_no_torch():
-    """Torch and a model's library would take several times as long to load."""
+def test_workers_that_render_videos_do_not_load_torch():
+    """Importing torch and a model library would take several times longer."""
     script = "import sys, s2robot.envs.chunk, s2robot.evaluation.video; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", script], text=True, timeout=120) == "False\n"
 
 
-def test_a_record_tells_how_far_the_members_were_apart(encoder, untrained, tmp_path, in_process, monkeypatch):
-    told = []
+def test_record_stores_the_disagreement_of_the_members(encoder, untrained, tmp_path, in_process, monkeypatch):
+    values = []
 
     def disagreement(self, plans):
-        told.append(round(float(plans.std(0, correction=0).max()), 3))
-        return torch.tensor([told[-1]])
+        values.append(round(float(plans.std(0, correction=0).max()), 3))
+        return torch.tensor([values[-1]])
 
     monkeypatch.setattr(ChunkPolicy, "disagreement", disagreement)
     one = rollouts(encoder, untrained(encoder, members=2), tmp_path, episodes=2).records
-    assert len(told) == 2 * CONFIG.max_steps // 2  # plans of two actions each
-    means = np.mean(np.reshape(told, (2, -1)), 1)
+    assert len(values) == 2 * CONFIG.max_steps // 2  # plans of two actions each
+    means = np.mean(np.reshape(values, (2, -1)), 1)
     assert [record["disagreement"] for record in one] == pytest.approx(means, abs=1e-6)
     assert "disagreement" not in rollouts(encoder, untrained(encoder), tmp_path, episodes=1).records[0]
 
 
-def test_an_evaluation_goes_on_from_its_journal(encoder, untrained, tmp_path, in_process):
-    """A torn line and lost actions are run again; other settings are refused."""
+def test_evaluation_resumes_from_its_journal(encoder, untrained, tmp_path, in_process):
+    """Episodes with a torn line or lost actions are repeated; other settings are rejected."""
     settings, ran = {"policy": "p", "env": {"cube_size": 0.04}}, []
 
     def run(episodes=4, **more):
         ran.clear()
-        given = {"settings": settings, "progress": lambda done, good: ran.append(done)} | more
-        return rollouts(encoder, untrained(encoder), tmp_path, episodes, **given)
+        options = {"settings": settings, "progress": lambda done, good: ran.append(done)} | more
+        return rollouts(encoder, untrained(encoder), tmp_path, episodes, **options)
 
-    whole, journal = run(), tmp_path / "episodes.jsonl"
+    first, journal = run(), tmp_path / "episodes.jsonl"
     journal.write_text("".join(journal.read_text().splitlines(True)[:2]) + '{"episode": 4, "seed": 90')
     (tmp_path / "actions/episode_0001.npy").write_bytes(b"torn")
     again = run()
-    assert ran == [2, 3, 4] and again.records == read_records(journal) == whole.records
-    for i, actions in whole.actions.items():
+    assert ran == [2, 3, 4] and again.records == read_records(journal) == first.records
+    for i, actions in first.actions.items():
         assert np.array_equal(actions, again.actions[i])
 
-    assert run().spent["simulate_s"] == 0 and ran == [4]  # nothing is left to do
-    assert run(2).records == whole.records[:2]
-    more = run(5)  # more positions go on from there
-    assert ran[0] in (3, 5) and more.records[:4] == whole.records and more.records[4]["seed"] == SEED + 4
+    assert run().spent["simulate_s"] == 0 and ran == [4]  # everything is done
+    assert run(2).records == first.records[:2]
+    more = run(5)  # one more position
+    assert ran[0] in (3, 5) and more.records[:4] == first.records and more.records[4]["seed"] == SEED + 4
     other = {**settings, "env": {"cube_size": 0.02}}
     with pytest.raises(UserError, match="env.cube_size: expected 0.04 .*, got 0.02; .*resume=false"):
         run(settings=other)
-    assert run(1, settings=other, resume=False).records == whole.records[:1] and ran == [1]
+    assert run(1, settings=other, resume=False).records == first.records[:1] and ran == [1]
 
 
-def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, untrained, tmp_path, in_process):
-    """Chunks of two steps, as an evaluation takes them, and single steps: the same actions."""
+def test_policy_with_a_context_acts_equally_in_a_batch_and_alone(encoder, untrained, tmp_path, in_process):
+    """Chunks of two steps, as in an evaluation, and single steps give the same actions."""
     network = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0, "action_history": True}
     policy = untrained(encoder, kind="transformer", context=3, network=network)
     batched = rollouts(encoder, policy, tmp_path, episodes=1)
@@ -146,7 +146,7 @@ def test_a_policy_with_a_context_acts_as_it_does_alone(encoder, untrained, tmp_p
     assert np.allclose(batched.actions[0], np.stack(alone), atol=1e-4)
 
 
-def test_demos_of_the_very_positions_succeed_and_films_show_it(recorded, tmp_path, in_process):
+def test_demos_of_the_same_positions_succeed_and_can_be_rendered(recorded, tmp_path, in_process):
     store, config = EpisodeStore.open(recorded), CubePickConfig(cameras=("left",), image_size=16)
     done = run_episodes(config, NearestDemo(store, CubePickConfig), 2, 500, 1, tmp_path / "episodes.jsonl")
     assert [r["success"] for r in done.records] == [True] * 2
@@ -157,7 +157,7 @@ def test_demos_of_the_very_positions_succeed_and_films_show_it(recorded, tmp_pat
 
     planner = NearestDemo(store, CubePickConfig, execute=64)
     pose = store.episode(1)["cube_pose"][0].copy()
-    yaw = 2 * np.arctan2(pose[6], pose[3]) + np.pi / 2  # a cube has four like sides
+    yaw = 2 * np.arctan2(pose[6], pose[3]) + np.pi / 2  # a cube has fourfold symmetry
     pose[3:] = [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
     planner.reset({"layout": CubePickConfig.layout_of({"cube_pose": pose})})
     actions, length = planner.plan({}), store.lengths[1]
@@ -196,7 +196,7 @@ def config(*overrides: str):
         ("encoder.checkpoint={other}", "was trained on encoder mvp-tiny .*, got"),
     ],
 )
-def test_what_does_not_fit_is_refused(checkpoint, tmp_path, override, words):
+def test_mismatch_with_the_policy_is_rejected(checkpoint, tmp_path, override, words):
     other = tmp_path / "other.safetensors"
     torch.manual_seed(1)
     save_encoder(MVPViT(ViTSpec(img_size=32, patch_size=8, dim=64, depth=2, heads=2)), other, {"seed": 1})
@@ -205,7 +205,7 @@ def test_what_does_not_fit_is_refused(checkpoint, tmp_path, override, words):
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
-def test_the_demos_own_world_is_that_of_the_contract_and_others_are_refused(checkpoint):
+def test_default_world_comes_from_the_contract_and_others_are_rejected(checkpoint):
     contract = json.loads((checkpoint / "policy.json").read_text())["contract"]
     contract["env_config"] |= {"max_steps": 9, "side_cameras": {"left": [[0.5, 0, 0.5], [0, 0, 0], 40.0]}}
     world, _, changes = world_for(None, contract, 128)
@@ -220,30 +220,27 @@ def test_the_demos_own_world_is_that_of_the_contract_and_others_are_refused(chec
         world_for(RobosuiteSettings(env="Lift"), trained, 128)
 
 
-def test_changes_are_of_what_both_sides_know():
-    world = GymSettings(id="Pendulum-v1", success="terminated", rate_hz=20)  # not all of it has a default
+def test_world_changes_compare_only_facts_known_to_both_sides():
+    world = GymSettings(id="Pendulum-v1", success="terminated", rate_hz=20)  # two of them have no default
     trained = json.loads(json.dumps(world.model_dump()))
     assert world_changes(trained, world) == []
     assert world_changes(trained, world.replace(max_steps=9)) == ["max_steps 200 -> 9"]
-    del trained["bounded"]  # of a version that had no such setting
+    del trained["bounded"]  # as in a version without this setting
     assert world_changes(trained, world.replace(bounded=False)) == ["bounded True -> False"]
     here = {"left": {"body": "world", "position": [0, 0, 1], "quaternion": [1, 0, 0, 0], "fovy": 45.0}}
     turned = {"left": here["left"] | {"quaternion": [np.cos(0.05), np.sin(0.05), 0, 0]}}
     assert camera_changes(here, turned) == ["camera left moved by 0 cm and 5.73 degrees"]
     opposite = {"left": here["left"] | {"quaternion": [-1, 0, 0, 0]}}  # the same rotation
     assert camera_changes(here, opposite) == []
-    for one, other in (
-        ({"left": {"size": [64, 64]}}, here),
-        (here, {"left": {"size": [64, 64]}}),
-        ({}, here),
-    ):
+    bare = {"left": {"size": [64, 64]}}
+    for one, other in ((bare, here), (here, bare), ({}, here)):
         assert camera_changes(one, other) == []  # a fact that one side lacks is not compared
     carried = {"left": here["left"] | {"body": "robot0_right_hand", "position": [9, 9, 9]}}
     assert camera_changes(here, carried) == ["camera left on world -> robot0_right_hand"]
 
 
-def test_a_folder_goes_on_with_its_own_policy_alone(checkpoint, tmp_path, capsys, in_process):
-    """Cameras that moved have the same names, and the config says the same: only the geometry shows it."""
+def test_folder_resumes_only_with_its_own_policy(checkpoint, tmp_path, capsys, in_process):
+    """Moved cameras keep their names and config: only the geometry differs."""
     folder, out = tmp_path / "checkpoint", tmp_path / "out"
     shutil.copytree(checkpoint, folder)
     record = json.loads((folder / "policy.json").read_text())
@@ -253,16 +250,16 @@ def test_a_folder_goes_on_with_its_own_policy_alone(checkpoint, tmp_path, capsys
     (folder / "policy.json").write_text(json.dumps(record))
     cfg = config(*QUICK, "evaluate.control=blind")
     summary = evaluate_policy(cfg, folder, out)
-    told = ["camera left moved by 2 cm and 0 degrees", "camera left field of view 60 -> 45 degrees"]
-    assert summary["world_changes"] == told  # and nothing of the hand's camera, nor of the frames' size
-    assert f"note: this world differs from the demos' world: {'; '.join(told)}" in capsys.readouterr().out
+    changes = ["camera left moved by 2 cm and 0 degrees", "camera left field of view 60 -> 45 degrees"]
+    assert summary["world_changes"] == changes  # neither the hand camera nor the frame size is listed
+    assert f"note: this world differs from the demos' world: {'; '.join(changes)}" in capsys.readouterr().out
     assert json.loads((out / "summary.json").read_text()) == summary
     assert (summary["episodes"], summary["control"], summary["robot"]) == (1, "blind", "xarm7")
     assert summary["cameras"] == list(CAMERAS) and summary["seed"] == 10000
     assert {"simulate_s", "encode_s", "policy_s", "wall_s"} <= set(summary["timing"])
-    again = evaluate_policy(cfg, folder, out)  # goes on, and finds all done
+    again = evaluate_policy(cfg, folder, out)  # resumes, with everything done
     assert again["timing"]["simulate_s"] == 0 and again["successes"] == summary["successes"]
-    record["spec"]["execute"] = 1  # the same weights, executed otherwise
+    record["spec"]["execute"] = 1  # the same weights with another execution horizon
     (folder / "policy.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="policy.spec.execute: expected 2 as when the run began, got 1"):
         evaluate_policy(cfg, folder, out)

@@ -1,4 +1,4 @@
-"""`s2robot stress`: the figures of planted outcomes, and the command with a page, a second run and wrong words."""
+"""`s2robot stress`: the figures of planted outcomes, and the command with its page, a repeat and wrong settings."""
 
 import json
 
@@ -15,34 +15,32 @@ class Planted:
         self.records = {e: {"success": bool(done)} for e, done in enumerate(outcomes)}
 
 
-def test_the_score_is_the_mean_over_cells_and_its_interval_that_of_positions():
+def test_score_is_the_mean_over_cells_with_an_interval_over_positions():
     settings = StressSettings(episodes=200)
     rng = np.random.default_rng(0)
-    hard = rng.random(200)  # a position fails at all strengths above its own
+    hard = rng.random(200)  # a position fails at all strengths above its threshold
     cells = [Cell(axis, i, 0.1 * i) for axis in ("blur", "noise") for i in range(1, STRENGTHS + 1)]
     journals = {Cell("", 0, 0.0): Planted(np.ones(200))}
     journals |= {c: Planted(hard > c.strength / (6 if c.axis == "blur" else 12)) for c in cells}
-    found = figures(journals, ["blur", "noise"], settings)
+    result = figures(journals, ["blur", "noise"], settings)
     shares = np.array([[r["success"] for r in journals[c].records.values()] for c in cells])
-    score = found["score"]
-    assert score["success"] == pytest.approx(shares.mean()) and found["undisturbed"]["success"] == 1
-    assert [entry["axis"] for entry in found["axes"]] == ["blur", "noise"]
-    assert found["axes"][0]["success"] < found["axes"][1]["success"]
-    error = shares.mean(0).std() / np.sqrt(
-        200
-    )  # cells of a position fail together, so it is wider than of 2,000 trials
+    score = result["score"]
+    assert score["success"] == pytest.approx(shares.mean()) and result["undisturbed"]["success"] == 1
+    assert [entry["axis"] for entry in result["axes"]] == ["blur", "noise"]
+    assert result["axes"][0]["success"] < result["axes"][1]["success"]
+    error = shares.mean(0).std() / np.sqrt(200)  # wider than for 2,000 trials: cells of a position correlate
     assert (score["high"] - score["low"]) / 2 == pytest.approx(1.96 * error, rel=0.1)
     assert score["low"] < score["success"] < score["high"]
 
 
-def test_a_wrong_axis_is_one_line():
+def test_wrong_axis_is_one_error_line():
     with pytest.raises(UserError, match="axes: expected one of .* got 'blurr', did you mean 'blur'"):
         StressSettings(axes={"blurr": (1, 2, 3, 4, 5)})
     with pytest.raises(UserError, match="blur: expected 5 strengths"):
         StressSettings(axes={"blur": (1, 2)})
 
 
-def test_the_command_writes_its_page_and_a_second_one_adds_nothing(here, save_untrained, tmp_path):
+def test_command_writes_its_page_and_a_repeat_adds_nothing(here, save_untrained, tmp_path):
     env = CubePickConfig(cameras=("hand", "left"), max_steps=4)
     policy = save_untrained(tmp_path / "policy", {"env_config": env.model_dump(mode="json")})
     words = [
@@ -50,17 +48,14 @@ def test_the_command_writes_its_page_and_a_second_one_adds_nothing(here, save_un
         "only=[blur]", "videos=1", "hydra.run.dir=out",
     ]  # fmt: skip
     assert here(*words).returncode == 0
-    found = json.loads((tmp_path / "out" / "stress.json").read_text())
-    assert [entry["axis"] for entry in found["axes"]] == ["blur"] and found["score"]["success"] == 0
-    assert [len(entry["points"]) for entry in found["axes"]] == [STRENGTHS]
+    result = json.loads((tmp_path / "out" / "stress.json").read_text())
+    assert [entry["axis"] for entry in result["axes"]] == ["blur"] and result["score"]["success"] == 0
+    assert [len(entry["points"]) for entry in result["axes"]] == [STRENGTHS]
     assert len((tmp_path / "out" / "episodes.csv").read_text().splitlines()) == 1 + 2 * (1 + STRENGTHS)
     assert "Success by axis" in (tmp_path / "out" / "report.html").read_text()
     journal = tmp_path / "out" / "cells" / "blur-5" / "episodes.jsonl"
     before = journal.read_text(), journal.stat().st_mtime_ns
     assert here(*words).returncode == 0 and journal.read_text() == before[0]
     refused = here(*words, "only=[blurr]")
-    assert (
-        refused.returncode == 2
-        and "only: expected one of" in refused.stderr
-        and "did you mean 'blur'" in refused.stderr
-    )
+    assert refused.returncode == 2 and "only: expected one of" in refused.stderr
+    assert "did you mean 'blur'" in refused.stderr

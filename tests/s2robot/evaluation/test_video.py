@@ -1,4 +1,4 @@
-"""Videos: what a decoder gives back, how the caption lies, and an encoder that fails."""
+"""Videos: the decoded frames, the position of the caption, and a failing encoder."""
 
 import imageio_ffmpeg
 import numpy as np
@@ -23,7 +23,7 @@ def decode(path) -> tuple[dict, list[np.ndarray]]:
     return meta, [np.frombuffer(raw, np.uint8).reshape(height, width, 3) for raw in reader]
 
 
-def test_video_comes_back_with_every_frame(tmp_path):
+def test_video_contains_every_frame(tmp_path):
     frames = frames_of(8, {"hand": (224, 224), "left": (224, 224)})
     path = write_video(tmp_path / "videos" / "episode.mp4", frames, RECORD, rate=10.0, hold_s=0.5)
     meta, images = decode(path)
@@ -35,11 +35,11 @@ def test_video_comes_back_with_every_frame(tmp_path):
     assert middle == pytest.approx(frames[0]["hand"][0, 0], abs=6)
     assert images[0][:bar].max() > 200  # letters on the dark bar
     content = path.read_bytes()
-    assert content.index(b"moov") < content.index(b"mdat")  # plays before it is loaded
+    assert content.index(b"moov") < content.index(b"mdat")  # playable before it is fully loaded
     assert sorted(p.name for p in path.parent.iterdir()) == ["episode.mp4"]
 
 
-def test_cameras_of_different_sizes_stand_side_by_side_and_odd_sizes_become_even(tmp_path):
+def test_cameras_are_side_by_side_and_odd_sizes_become_even(tmp_path):
     odd = frames_of(1, {"a": (37, 53), "b": (37, 53), "c": (37, 53)})
     (image,) = decode(write_video(tmp_path / "e.mp4", odd, RECORD, hold_s=0))[1]
     assert image.shape[0] % 2 == 0 and image.shape[1] % 2 == 0
@@ -49,12 +49,12 @@ def test_cameras_of_different_sizes_stand_side_by_side_and_odd_sizes_become_even
     assert (row[60, 100] == frame["a"][0, 0]).all() and (row[60, -10] == frame["b"][0, 0]).all()
 
 
-def test_a_broken_encoder_leaves_the_earlier_video(tmp_path, monkeypatch):
+def test_broken_encoder_keeps_the_old_video(tmp_path, monkeypatch):
     frames = frames_of(3, {"hand": (64, 64)})
     path = write_video(tmp_path / "e.mp4", frames, RECORD)
     before = path.read_bytes()
     fake = tmp_path / "ffmpeg"
-    fake.write_text("#!/bin/sh\nexec cat >/dev/null\n")  # swallows the frames and writes nothing
+    fake.write_text("#!/bin/sh\nexec cat >/dev/null\n")  # reads the frames and writes nothing
     fake.chmod(0o755)
     monkeypatch.setattr(imageio_ffmpeg._io, "get_ffmpeg_exe", lambda: str(fake))
     with pytest.raises(UserError, match="e.mp4: cannot be written"):

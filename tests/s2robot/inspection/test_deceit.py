@@ -1,4 +1,4 @@
-"""Data that deceive: each fault planted at three strengths, found with its size, and nothing found in clean data."""
+"""Misleading data: each fault planted at three strengths is found with its size, and clean data have no findings."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ EPISODES, STEPS, JOINTS = 20, 80, 3
 
 
 class Data:
-    """An arm that goes from its home to a place of its own and rests there; commands lead it by a step; a camera looks on."""
+    """An arm moves from home to one goal per episode and rests there; commands lead by one step; one camera."""
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -20,16 +20,14 @@ class Data:
         goals = rng.uniform(-1, 1, (EPISODES, JOINTS))
         wave = 0.15 * np.sin(12 * rise * rng.uniform(0.8, 1.2, (EPISODES, 1, JOINTS)))
         self.state = rise * goals[:, None] + wave * rise + rng.normal(0, 1e-4, (EPISODES, STEPS, JOINTS))
-        self.action = np.concatenate([self.state[:, 1:], self.state[:, -1:]], 1) + rng.normal(
-            0, 1e-3, self.state.shape
-        )
+        lead = np.concatenate([self.state[:, 1:], self.state[:, -1:]], 1)
+        self.action = lead + rng.normal(0, 1e-3, lead.shape)
         speed = np.abs(np.diff(self.state, axis=1)).sum(2)
-        self.change = np.pad(
-            20 * speed + rng.uniform(0, 0.3, speed.shape), ((0, 0), (1, 0)), constant_values=255.0
-        )
+        change = 20 * speed + rng.uniform(0, 0.3, speed.shape)
+        self.change = np.pad(change, ((0, 0), (1, 0)), constant_values=255.0)
         self.lengths = np.full(EPISODES, STEPS)
 
-    def found(self):
+    def findings(self):
         names = [f"joint {i}" for i in range(JOINTS)]
 
         def table(key, values):
@@ -44,68 +42,67 @@ class Data:
         return list(deceptions(tables, np.cumsum(self.lengths), frames, Thresholds()))
 
 
-def planted(data, kind):
-    found = data.found()
-    assert {f.kind for f in found} == {kind}, found
-    return found
+def only_findings(data, kind):
+    findings = data.findings()
+    assert {f.kind for f in findings} == {kind}, findings
+    return findings
 
 
-def test_clean_data_are_clean():
-    assert [f for seed in range(20) for f in Data(seed).found()] == []
+def test_clean_data_have_no_findings():
+    assert [f for seed in range(20) for f in Data(seed).findings()] == []
 
 
 @pytest.mark.parametrize("offset", [0.1, 0.3, 1.0])
-def test_a_leader_that_stands_elsewhere_than_its_follower(offset):
+def test_constant_offset_between_action_and_state(offset):
     data = Data(0)
     data.action[..., 1] += offset
-    (one,) = planted(data, "offset")
+    (one,) = only_findings(data, "offset")
     assert one.text.startswith("joint 1: ") and float(one.text.split()[2]) == pytest.approx(offset, rel=0.05)
 
 
 @pytest.mark.parametrize("lag", [2, 5, -8])
-def test_a_video_that_is_late_or_early(lag):
+def test_video_that_is_late_or_early(lag):
     data = Data(1)
     data.change[:, 1:] = np.roll(data.change[:, 1:], lag, axis=1)
-    (one,) = planted(data, "late")
+    (one,) = only_findings(data, "late")
     assert one.text.startswith(f"camera hand: {abs(lag)} steps {'late' if lag > 0 else 'early'}")
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 5e-3])
-def test_an_episode_that_is_nearly_another(noise):
+def test_near_duplicate_of_an_episode(noise):
     data = Data(2)
     rng = np.random.default_rng(0)
     data.state[13] = data.state[4] + rng.normal(0, noise, data.state[4].shape)
     data.action[13] = data.action[4] + rng.normal(0, noise, data.state[4].shape)
     data.change[13] = data.change[4]
-    (one,) = planted(data, "duplicate")
+    (one,) = only_findings(data, "duplicate")
     assert one.episode == 13 and one.text.startswith("nearly episode 4: ")
 
 
 @pytest.mark.parametrize(
     ("factor", "name"), [(57.29578, "degrees for radians"), (1000.0, "mm for m"), (1 / 12, "")]
 )
-def test_an_episode_in_other_units(factor, name):
+def test_episode_in_other_units(factor, name):
     data = Data(3)
     data.state[5] *= factor
     data.action[5] *= factor
-    found = planted(data, "units")
-    assert {f.episode for f in found} == {5} and len(found) == 2
-    for one in found:
-        assert (
-            float(one.text.split(": ")[1].split()[0]) == pytest.approx(factor, rel=0.6) and name in one.text
-        )
+    findings = only_findings(data, "units")
+    assert {f.episode for f in findings} == {5} and len(findings) == 2
+    for one in findings:
+        measured = float(one.text.split(": ")[1].split()[0])
+        assert measured == pytest.approx(factor, rel=0.6) and name in one.text
 
 
-def test_a_sensor_that_is_dead_in_an_episode():
+def test_sensor_that_is_dead_in_one_episode():
     data = Data(4)
     data.state[7, :, 2] = data.state[7, 0, 2]
-    found = [f for f in data.found() if f.kind == "dead"]
-    assert [(f.episode, f.text) for f in found] == [(7, "proprio joint 2: one value for the whole episode")]
+    (one,) = [f for f in data.findings() if f.kind == "dead"]
+    assert (one.episode, one.text) == (7, "proprio joint 2: one value for the whole episode")
 
 
 @pytest.mark.parametrize("steps", [20, 30, 40])
-def test_an_episode_that_ends_before_it_comes_to_rest(steps):
+def test_episode_that_ends_before_the_arm_is_at_rest(steps):
     data = Data(5)
     data.lengths[9] = steps
-    (one,) = planted(data, "ends early")
+    (one,) = only_findings(data, "ends early")
     assert one.episode == 9 and "times its mean speed" in one.text

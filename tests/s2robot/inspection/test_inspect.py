@@ -1,4 +1,4 @@
-"""The page of a data set: what it holds, its videos, its use in a browser; and what is odd, each kind planted in a clean one."""
+"""The page of a dataset: its contents, videos and use in a browser; and findings, each kind planted in clean data."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ LENGTHS = (12, 12, 9, 12)
 
 
 def episode(i: int, length: int) -> dict[str, np.ndarray]:
-    """Its pictures grow brighter step by step, so that a frame of the video tells which step it shows."""
+    """Return an episode whose images grow brighter step by step, so that a video frame shows its step."""
     t = np.arange(length, dtype=np.float32)
     level = np.broadcast_to((40 + 10 * t)[:, None, None, None], (length, 24, 32, 3))
     speckled = level + 20 * (np.indices((24, 32)).sum(0) % 2)[None, ..., None]
@@ -47,7 +47,7 @@ def episode(i: int, length: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def cups(tmp_path, monkeypatch):
-    """Four episodes, the third a failure; films are made in this process, in a cache of the test's own."""
+    """Four episodes, the third a failure; videos are made in this process, with a separate cache."""
     do_inline(monkeypatch)
     monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
     with EpisodeStore.create(tmp_path / "cups.zarr", CUPS) as store:
@@ -60,32 +60,32 @@ def inspect(store, out, **changes):
     return inspect_demos(DemosSettings(path=str(store)), InspectSettings(**changes), out)
 
 
-def test_videos_hold_every_step_of_all_cameras(cups, tmp_path):
+def test_videos_contain_every_step_of_all_cameras(cups, tmp_path):
     inspect(cups, tmp_path / "a")
     video = tmp_path / "a/episodes/0002.mp4"
     frames = iio.imread(video)
-    # the wrist's 16 × 16 at the height of the other
+    # the wrist image, 16 × 16, is scaled to the height of the other
     assert frames.shape == (LENGTHS[2], 24, 32 + films.GAP + 24, 3)
     stored = episode(2, 9)["images_top"]
-    for t, frame in enumerate(frames):  # upright, in step: its brightness is the step's
+    for t, frame in enumerate(frames):  # the brightness identifies the step
         assert abs(frame[:, :32].mean() - stored[t].mean()) < 3
         assert abs(frame[:, 32 + films.GAP :].mean() - stored[t].mean()) < 3
     assert not [p for p in tmp_path.rglob("*.part.*")]
 
 
-def test_whole_numbers_keep_their_digits(tmp_path):
+def test_large_integers_keep_their_digits(tmp_path):
     stamps = 1_700_000_000_000_000_000 + 100_000_000 * np.arange(12)  # ns, one every control step
     index = (2**24 + np.arange(12)).astype(np.int32)
     more = {"stamp_ns": stamps, "index": index, "flag": np.arange(12) % 2 > 0}
     with EpisodeStore.create(tmp_path / "more.zarr", CUPS) as store:
         store.append(episode(0, 12) | more)
-        found = {table.key: table.values for table in tables(store, 1)}
-    assert np.array_equal(np.diff(found["stamp_ns"][:, 0]), np.full(11, 1e8))
-    assert np.array_equal(found["index"][:, 0], index)
-    assert found["flag"].dtype == found["action"].dtype == np.float32
+        values = {table.key: table.values for table in tables(store, 1)}
+    assert np.array_equal(np.diff(values["stamp_ns"][:, 0]), np.full(11, 1e8))
+    assert np.array_equal(values["index"][:, 0], index)
+    assert values["flag"].dtype == values["action"].dtype == np.float32
 
 
-def test_a_broken_encoder_is_one_line_and_leaves_nothing(cups, tmp_path, monkeypatch):
+def test_broken_encoder_is_one_error_line_and_leaves_no_file(cups, tmp_path, monkeypatch):
     def fails(path, *_, **__):
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
@@ -96,7 +96,7 @@ def test_a_broken_encoder_is_one_line_and_leaves_nothing(cups, tmp_path, monkeyp
     assert not list((tmp_path / "a/episodes").iterdir())
 
 
-def test_cameras_lie_in_rows():
+def test_cameras_are_arranged_in_rows():
     assert tiles({"a": (24, 32)}, 480).places == {"a": (0, 0, 32, 24)}
     four = tiles(dict.fromkeys("abcd", (480, 640)), 240)
     assert (four.width, four.height, four.places["d"]) == (644, 484, (324, 244, 320, 240))
@@ -104,7 +104,7 @@ def test_cameras_lie_in_rows():
     assert (odd.width, odd.height) == (34, 26)
 
 
-def test_pictures_that_freeze_in_a_store_are_found(cups, tmp_path, capsys):
+def test_frozen_images_in_a_store_are_found(cups, tmp_path, capsys):
     frozen = episode(4, 12)
     frozen["images_top"][5:9] = frozen["images_top"][4]
     frozen["images_wrist/left"][2] = 0
@@ -116,23 +116,23 @@ def test_pictures_that_freeze_in_a_store_are_found(cups, tmp_path, capsys):
     assert '<a href="#4:4">4</a>' in page
 
 
-def test_curves_of_a_page(cups):
-    found = tables(EpisodeStore.open(cups), 4)
-    assert [t.key for t in found] == ["action", "proprio"]
-    titles = [title for t in found for title, _ in plots(t)]
+def test_curves_and_their_titles(cups):
+    groups = tables(EpisodeStore.open(cups), 4)
+    assert [t.key for t in groups] == ["action", "proprio"]
+    titles = [title for t in groups for title, _ in plots(t)]
     assert titles == ["action: arm", "action: claw", "proprio: state 1–5", "proprio: state 6–9"]
-    assert found[0].names == ["shoulder", "elbow", "claw"]
+    assert groups[0].names == ["shoulder", "elbow", "claw"]
     assert {"action shoulder", "action claw", "proprio state 9"} <= lines_of(EpisodeStore.open(cups)).keys()
     each, lines = curves(np.array([[1.0, np.nan], [1 / 3, 2]]), 10)
     assert (each, lines) == (1, [[1.0, 0.33333], [None, 2.0]])
     values = np.zeros((10_001, 1))
     values[7_777], values[3] = 5, -4
-    each, (line,) = curves(values, 1000)  # a long episode keeps its peaks
+    each, (line,) = curves(values, 1000)  # decimation keeps the peaks
     assert len(line) <= 1002 and max(line) == 5 and min(line) == -4
     assert abs(line.index(5) * each - 7_777) < 2 * each
 
 
-def test_the_first_episodes_alone_and_without_videos_no_picture_is_read(cups, tmp_path, monkeypatch):
+def test_page_of_some_episodes_without_videos_reads_no_images(cups, tmp_path, monkeypatch):
     monkeypatch.setattr(films, "film", None)
     settings = InspectSettings(videos=FilmSettings(write=False))
     page = inspect_demos(DemosSettings(path=str(cups), episodes=3), settings, tmp_path / "a")
@@ -151,8 +151,8 @@ def lines_of(store) -> dict[str, str]:
     return {line[2:].partition("  ")[0].strip(): line for line in text.splitlines()[1:]}
 
 
-def test_facts_and_ranges(tmp_path):
-    """Episodes of 4, 6 and 10 steps; only the start of the cube counts."""
+def test_summary_lists_facts_and_ranges(tmp_path):
+    """Episodes of 4, 6 and 10 steps; only the initial cube pose counts."""
     world = {"cube_size": 0.04, "box_x": [-0.12, 0.12], "box_y": [-0.16, 0.16]}
     with EpisodeStore.create(tmp_path / "a.zarr", ATTRIBUTES | {"env_config": world}) as store:
         for i, length in enumerate((4, 6, 10)):
@@ -162,20 +162,20 @@ def test_facts_and_ranges(tmp_path):
             cube[-1, :2] = 9
             arrays = {"action": action, "proprio": action + 400, "cube_pose": cube}
             store.append(arrays | {"perturbed": np.arange(length) == 1}, {"success": i != 1})
-    found = lines_of(store)
+    lines = lines_of(store)
     for name, values in (
         ("episodes", "3 (20 steps)"), ("rate", "10 Hz"), ("steps per episode", "4 to 10, median 6"),
         ("successful", "2 of 3"), ("perturbed", "15.0 %"), ("x at the start", "-0.1 to +0.1"),
     ):  # fmt: skip
-        assert values in found[name]
-    assert found["action joint 3"].split()[-3:] == ["-0.250", "+0.100", "+0.100"]
-    assert found["proprio joint 7"].split()[-3:] == ["+400.100"] * 3  # columns stay apart
-    assert "action gripper" in found
+        assert values in lines[name]
+    assert lines["action joint 3"].split()[-3:] == ["-0.250", "+0.100", "+0.100"]
+    assert lines["proprio joint 7"].split()[-3:] == ["+400.100"] * 3  # columns stay apart
+    assert "action gripper" in lines
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
-def test_the_page_in_a_browser(cups, tmp_path):
-    """Another episode is chosen, the slider moved, the list filtered: video, cursor and list follow."""
+def test_page_in_a_browser(cups, tmp_path):
+    """Select an episode, move the slider, filter the list: video, cursor and list follow."""
     page_file = inspect(cups, tmp_path / "a")
     with chromium(tmp_path / "profile") as open_page:
         page = open_page(page_file, 1280, 900)
@@ -222,12 +222,12 @@ ALL = slice(None)
 
 
 def rows(episode: int, first: int, steps: int = STEPS) -> slice:
-    """So many steps of an episode, to its end by default."""
+    """Return the rows of some steps of an episode, to its end by default."""
     return slice(episode * STEPS + first, min(episode * STEPS + first + steps, (episode + 1) * STEPS))
 
 
 class Data:
-    """A clean recording: a state that swings, a gripper that closes half way, pictures that change."""
+    """A clean recording: a state that oscillates, a gripper that closes half-way, images that change."""
 
     def __init__(self) -> None:
         t = np.arange(EPISODES * STEPS)
@@ -236,7 +236,7 @@ class Data:
         self.action = np.stack([np.cos(t / 6) / 6, (t % STEPS > STEPS // 2).astype(float)], 1)
         self.times = t[:, None] % STEPS / 10
         levels = (3.0, 120.0, 40.0)
-        self.pictures = [{"hand": FrameStats(*(np.full(STEPS, x) for x in levels))} for _ in range(EPISODES)]
+        self.images = [{"hand": FrameStats(*(np.full(STEPS, x) for x in levels))} for _ in range(EPISODES)]
 
     def set(self, name: str, at: slice, column: int, value) -> None:
         getattr(self, name)[at, column] = value
@@ -246,14 +246,14 @@ class Data:
 
     def show(self, episode: int, steps: slice, **stats: float) -> None:
         for name, value in stats.items():
-            getattr(self.pictures[episode]["hand"], name)[steps] = value
+            getattr(self.images[episode]["hand"], name)[steps] = value
 
     def keep(self, steps: slice) -> None:
-        """One episode alone, of these steps."""
+        """Keep a single episode with these steps."""
         self.state, self.action, self.times = self.state[steps], self.action[steps], self.times[steps]
-        self.ends, self.pictures = np.array([len(self.times)]), self.pictures[:1]
+        self.ends, self.images = np.array([len(self.times)]), self.images[:1]
 
-    def found(self, **changes):
+    def findings(self, **changes):
         limits = np.array([[-0.2], [0.2]])
         parts = [Columns("turn", slice(0, 1), "delta", limits), Columns("grip", slice(1, 2), "binary")]
         tables = [
@@ -261,7 +261,7 @@ class Data:
             Table("proprio", ["angle", "height"], [Columns("proprio", slice(0, 2), "absolute")], self.state),
             Table("timestamp", ["timestamp"], [Columns("timestamp", slice(0, 1), "")], self.times),
         ]
-        return find(tables, self.ends, 10.0, self.pictures, Thresholds(**changes))
+        return find(tables, self.ends, 10.0, self.images, Thresholds(**changes))
 
 
 @pytest.mark.parametrize(
@@ -283,12 +283,12 @@ class Data:
         (lambda d: d.set("action", rows(3, 0), 1, 1), "gripper", (3,), "grip never opens"),
     ],
 )  # fmt: skip
-def test_what_is_planted_is_found_alone(plant, kind, where, text):
+def test_planted_fault_is_the_only_finding(plant, kind, where, text):
     data = Data()
     plant(data)
-    (found,) = data.found()
-    assert (found.kind, (found.episode, found.step, found.steps)[: len(where)]) == (kind, where)
-    assert text in found.text
+    (finding,) = data.findings()
+    assert (finding.kind, (finding.episode, finding.step, finding.steps)[: len(where)]) == (kind, where)
+    assert text in finding.text
 
 
 @pytest.mark.parametrize(
@@ -296,70 +296,68 @@ def test_what_is_planted_is_found_alone(plant, kind, where, text):
     [
         (lambda d: d.show(0, ALL, mean=252, deviation=17), {}),  # a drawing on white or black is not blank
         (lambda d: d.show(2, ALL, mean=3, deviation=17), {}),
-        # three fast steps in a row: an arm that is swung, or pushed
+        # three fast steps in a row: the arm is swung or pushed
         (lambda d: d.add("state", rows(4, 20), 1, np.minimum(np.arange(20) + 1, 3) * 0.08), {}),
-        (lambda d: d.set("state", ALL, 1, d.action[:, 1]), {}),  # what every episode does is no jump, however fast
-        (lambda d: (d.keep(rows(0, 0)), d.add("state", slice(20, 40), 1, 5)), {}),  # there is nothing to jump beside
+        (lambda d: d.set("state", ALL, 1, d.action[:, 1]), {}),  # a step in every episode is no jump
+        (lambda d: (d.keep(rows(0, 0)), d.add("state", slice(20, 40), 1, 5)), {}),  # no other episode to compare with
         (lambda d: d.set("action", rows(1, 3, 10), 0, np.float32(0.2)), {"saturated_steps": 11}),
     ],
 )  # fmt: skip
-def test_what_is_usual_is_not_odd(plant, limits):
+def test_normal_data_have_no_findings(plant, limits):
     data = Data()
     plant(data)
-    assert data.found(**limits) == []
+    assert data.findings(**limits) == []
 
 
-def test_frozen_pictures_count_only_while_the_state_moves_and_many_in_an_episode_are_one():
+def test_frozen_images_count_during_motion_and_once_per_episode():
     data = Data()
     for t in range(1, 36, 5):
         data.show(3, slice(t, t + 4), change=0)
-    (found,) = data.found(frozen_motion=0.0)
-    assert (found.episode, found.step) == (3, 0) and found.text.endswith("; 6 times more until step 34")
+    (finding,) = data.findings(frozen_motion=0.0)
+    assert (finding.episode, finding.step) == (3, 0) and finding.text.endswith("; 6 times more until step 34")
     data.state[rows(3, 0)] = data.state[3 * STEPS]
-    assert not [f for f in data.found(jump_times=100) if f.kind == "frozen"]
+    assert not [f for f in data.findings(jump_times=100) if f.kind == "frozen"]
 
 
-def test_a_number_that_is_none_neither_hides_nor_makes_a_finding():
+def test_nan_neither_hides_nor_causes_other_findings():
     data = Data()
     data.show(3, slice(11, 15), change=0)
     data.state[3 * STEPS + 12, 1] = np.nan
-    data.action[0, 1], data.action[2 * STEPS + 3, 1] = np.nan, np.inf  # this gripper closes all the same
+    data.action[0, 1], data.action[2 * STEPS + 3, 1] = np.nan, np.inf  # this gripper still closes
     data.action[4 * STEPS :, 1] = 1
     data.action[4 * STEPS, 1] = np.nan
-    found = [(f.kind, f.episode, f.step) for f in data.found() if f.kind != "jump"]
-    assert found == [
+    findings = [(f.kind, f.episode, f.step) for f in data.findings() if f.kind != "jump"]
+    assert findings == [
         ("no number", 0, 0), ("no number", 2, 3), ("no number", 3, 12), ("no number", 4, 0), ("frozen", 3, 10),
         ("gripper", 4, 0),
     ]  # fmt: skip
-    data.set("action", rows(1, 0), 1, np.nan)  # what it did is not known
-    assert [(f.episode, f.steps) for f in data.found() if f.kind == "gripper"] == [(4, STEPS)]
+    data.set("action", rows(1, 0), 1, np.nan)  # its motion is unknown
+    assert [(f.episode, f.steps) for f in data.findings() if f.kind == "gripper"] == [(4, STEPS)]
     data.set("action", ALL, 1, np.nan)
-    assert not [f for f in data.found() if f.kind == "gripper"]
+    assert not [f for f in data.findings() if f.kind == "gripper"]
 
 
 @pytest.mark.parametrize("turn", [2 * np.pi, 360.0])
-def test_an_angle_that_wraps_is_not_a_jump(turn):
+def test_wrapping_angle_is_not_a_jump(turn):
     data = Data()
     t = np.arange(EPISODES * STEPS)
-    data.state[:, 0] = (0.2 + np.sin(t / 6)) * turn / 20 % turn  # a little to both sides of 0
-    assert np.ptp(data.state[:, 0]) > 0.9 * turn and data.found() == []
+    data.state[:, 0] = (0.2 + np.sin(t / 6)) * turn / 20 % turn  # around 0
+    assert np.ptp(data.state[:, 0]) > 0.9 * turn and data.findings() == []
     data.state[3 * STEPS + 10 :, 0] = (data.state[3 * STEPS + 10 :, 0] + turn / 3) % turn
-    assert [(f.kind, f.episode) for f in data.found()] == [("jump", 3)]
+    assert [(f.kind, f.episode) for f in data.findings()] == [("jump", 3)]
 
 
 @pytest.mark.parametrize("steps", [10, 120])
-def test_far_shorter_or_longer_episodes(steps):
+def test_much_shorter_or_longer_episodes_are_found(steps):
     data = Data()
-    data.keep(
-        np.append(np.arange(2 * STEPS), np.resize(np.arange(STEPS), steps))
-    )  # repeated where it is longer
-    data.ends, data.pictures = np.array([STEPS, 2 * STEPS, 2 * STEPS + steps]), []
+    data.keep(np.append(np.arange(2 * STEPS), np.resize(np.arange(STEPS), steps)))  # repeated if longer
+    data.ends, data.images = np.array([STEPS, 2 * STEPS, 2 * STEPS + steps]), []
     data.times[2 * STEPS :, 0], data.action[-1, 1] = np.arange(steps) / 10, 1
-    found = data.found(jump_times=100)
-    assert [(f.kind, f.episode, f.text) for f in found] == [("length", 2, f"{steps} steps, the median is 40")]
+    (one,) = data.findings(jump_times=100)
+    assert (one.kind, one.episode, one.text) == ("length", 2, f"{steps} steps, the median is 40")
 
 
-def test_what_cannot_be_looked_for_is_told():
+def test_unchecked_kinds_are_listed():
     targets = Table("action", ["turn"], [Columns("turn", slice(0, 1), "absolute")], np.zeros((8, 1)))
     kinds = {"frozen, blank", "clock", "jump", "saturated", "gripper"}
     assert unchecked_kinds([targets], np.array([8]), []).keys() == kinds

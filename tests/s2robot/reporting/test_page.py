@@ -1,4 +1,4 @@
-"""The frame of the pages: text is escaped wherever it comes from, and the stylesheet travels inside."""
+"""The base of all pages: all text is escaped, and the stylesheet is embedded."""
 
 import pytest
 from jinja2 import UndefinedError
@@ -10,8 +10,8 @@ from tests.s2robot.html_page import Page
 EVIL = "<script>alert('1')</script>"
 
 
-def test_every_template_extends_the_frame_or_is_it():
-    """`|safe` would undo the escaping; only SVG, stylesheets and scripts of ours go in as they are, by page.py."""
+def test_every_template_extends_the_base_template():
+    """No template disables escaping with `|safe`; only page.py inserts our SVG, stylesheets and scripts unescaped."""
     pages = {path.name: path.read_text(encoding="utf-8") for path in TEMPLATES.glob("*.html.j2")}
     assert {"base.html.j2", "macros.html.j2", "report.html.j2"} <= set(pages)
     for name, text in pages.items():
@@ -19,7 +19,7 @@ def test_every_template_extends_the_frame_or_is_it():
         assert name in ("base.html.j2", "macros.html.j2") or '{% extends "base.html.j2" %}' in text
 
 
-def test_all_that_a_report_shows_is_escaped_and_nothing_empty_is_shown(tmp_path):
+def test_all_text_is_escaped_and_empty_sections_are_omitted(tmp_path):
     films, shown = videos(tmp_path, [("video-0", EVIL.replace("/", ""), EVIL)], 1000)
     assert not shown and films[2][0][1] == "the file is missing"
     blocks = [
@@ -39,7 +39,7 @@ def test_all_that_a_report_shows_is_escaped_and_nothing_empty_is_shown(tmp_path)
             videos(tmp_path, [("film", path, "")], 1000)
 
 
-def test_numbers_and_settings_as_people_read_them():
+def test_durations_numbers_and_settings_are_formatted():
     assert [duration(s) for s in (3.24, 59.94, 59.95, 200, 3599.6, 7300)] == [
         "3.2 s", "59.9 s", "1 min 0 s", "3 min 20 s", "1 h 0 min", "2 h 1 min",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Plots: marks lie where the numbers say, SVG follows the page's colours, and the caller's settings stay."""
+"""Plots: marks match the numbers, SVG uses the page's colours, and matplotlib's settings stay unchanged."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -15,7 +15,7 @@ from s2robot.reporting.style import BLUE, VERMILLION, figure_svg, save_figure
 RECORD = {"cube_xy": [-0.10, 0.15], "cube_yaw": 0.0}
 
 
-def test_curves_share_a_legend_and_zero_has_no_logarithm(tmp_path):
+def test_curves_share_a_legend_and_zeros_use_a_linear_axis(tmp_path):
     before = dict(matplotlib.rcParams)
     lines = [Line([1, 2, 3], [4.0, 2.0, 1.0], "a"), Line([1], [3.0], "b", VERMILLION, low=[2.0], high=[4.0])]
     zero = Line([1, 2], [0.0, 1.0], "a", low=[0.0, 0.5], high=[0.5, 1.0])
@@ -38,17 +38,15 @@ def test_curves_share_a_legend_and_zero_has_no_logarithm(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_layouts_show_every_record_once(count):
-    groups = [
-        Group([RECORD] * 3, "good", "o", BLUE, mark_size(3)),
-        Group([RECORD], "bad", "X", VERMILLION, 20.0),
-    ]
+def test_layouts_show_each_record_once(count):
+    good, bad = ("good", "o", BLUE, mark_size(3)), ("bad", "X", VERMILLION, 20.0)
+    groups = [Group([RECORD] * 3, *good), Group([RECORD], *bad)]
     figure = layouts([("", groups)] * count, CubePickConfig, {}, [("good", "o", BLUE)] if count > 1 else ())
     drawn = [sum(len(np.asarray(c.get_offsets())) for c in axes.collections) for axes in figure.axes]
     assert drawn[:count] == [4] * count
 
 
-def test_an_interval_a_row():
+def test_each_row_has_an_interval():
     rows = [Row("A", 50.0, 40.0, 60.0, parts=[45.0, 55.0]), Row("B", -3.0, -9.0, 2.0, filled=False)]
     axes = intervals(rows, "points", 0.0).axes[0]
     assert [text.get_text() for text in axes.texts] == ["+50.0", "\N{MINUS SIGN}3.0"]
