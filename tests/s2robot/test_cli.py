@@ -79,7 +79,7 @@ def test_help_explains_a_group(s2robot):
         ("evaluate checkpoint=x evaluate=arm bridge=emulatr", "bridge: expected one of default, emulator"),
         ("evaluate", "checkpoint: expected a value, got nothing"),
         ("train a:b", "cannot read 'a:b'"),
-        ("pretrain crop.min=1 data=a out=b", "crop.min: crop is a list, "),
+        ("pretrain crop.min=1 data=a out=b", "crop.min: expected an index into the list crop, got"),
         ("inspect =3", "expected key=value"),
         ("deploy robot=[1,2]", "robot: expected one of lerobot, panda, xarm7, got [1,2]"),
         ("train policy.kind=transformer", "policy.network."),

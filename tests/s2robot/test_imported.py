@@ -40,7 +40,7 @@ def test_lerobot_folder_defines_its_own_world_and_splits(cache, tmp_path):
     path = lerobot_v21(tmp_path / "in")
     demos = DemosSettings(path=str(path))
     own = {"robot": "koch", "rate_hz": FPS, "action_frame": "parts", "cameras": ("top",)}
-    assert demos.imported_space() == own and DemosSettings(name="xarm7_cube").own_world() == {}
+    assert demos.imported_space() == own and DemosSettings(name="xarm7_cube").imported_space() == {}
     assert demos.folder().parent == cache / "demos" and len(demos.open()) == 2
     file = path / "meta/info.json"
     info = json.loads(file.read_text())
@@ -68,7 +68,7 @@ def test_unknown_filter_key_is_rejected(cache, tmp_path):
 @pytest.mark.parametrize(
     ("words", "about", "text"),
     [
-        (["run", *EVALUATION], SOURCE, "task: expected the world of the policy's demos"),
+        (["run", *EVALUATION], SOURCE, "task: expected the task of the policy's demos"),
         (["train", "train.rollouts.every=1"], CUBE_PICK, "action is joints (2 delta), gripper (1 binary)"),
     ],
 )

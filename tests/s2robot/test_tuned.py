@@ -148,5 +148,5 @@ def test_start_from_a_frozen_policy_and_a_missing_encoder_file(demos, tiny_encod
     trained(task, tmp_path / "tuned")
     assert file.read_bytes() == content
     file.write_bytes(content[:-1])
-    with pytest.raises(PolicyError, match=r"encoder.safetensors: sha256 is .* the file is truncated"):
+    with pytest.raises(PolicyError, match=r"encoder.safetensors: expected sha256 .* the file is truncated"):
         load_policy(tuned)
