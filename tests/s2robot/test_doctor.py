@@ -27,4 +27,6 @@ def test_checkpoint_with_different_actions_fails(here, save_untrained, tmp_path)
     assert "its golden trace matches" in here("doctor", f"checkpoint={folder}").stdout
     (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-9])
     bad = here("doctor", f"checkpoint={folder}")
-    assert bad.returncode == 1 and "FAIL  checkpoint" in bad.stdout and "expected a readable trace" in bad.stdout
+    assert (
+        bad.returncode == 1 and "FAIL  checkpoint" in bad.stdout and "expected a readable trace" in bad.stdout
+    )
