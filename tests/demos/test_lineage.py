@@ -25,7 +25,7 @@ def matches(one: EpisodeStore, other: EpisodeStore) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("name", "sidecar"), zip(made.NAMES, ("meta/s2robot.json", None, ".zattrs"), strict=True)
 )
-def test_an_episode_is_known_again_in_every_format(tmp_path, name, sidecar):
+def test_episode_is_recognised_in_every_format(tmp_path, name, sidecar):
     """Without the sidecar of our writers too; with it, the store comes back as it was: see formats/."""
     store = made.store(tmp_path / "in.zarr")
     out = made.written(store, tmp_path / name, action_range="data")
@@ -45,7 +45,7 @@ def changed(store: EpisodeStore, path, change) -> EpisodeStore:
     return copy
 
 
-def test_other_actions_are_known_by_the_states_and_a_constant_array_by_nothing(tmp_path):
+def test_states_identify_episodes_but_constant_arrays_do_not(tmp_path):
     store = made.store(tmp_path / "in.zarr")
 
     def summed(arrays):
@@ -60,7 +60,7 @@ def test_other_actions_are_known_by_the_states_and_a_constant_array_by_nothing(t
     assert matches(a, a) == [[0, 1], [0, 1]] and matches(a, b) == [[], []]
 
 
-def test_what_is_stored_comes_back(tmp_path):
+def test_stored_lineage_round_trips(tmp_path):
     store = made.store(tmp_path / "in.zarr")
     (store.path / "corrections.json").write_text('[{"positions": [20, 23]}, {"positions": [22, 24]}]')
     lineage = Lineage().trained_on(store, [1]).selected_by(range(5, 7))
@@ -79,7 +79,7 @@ def test_what_is_stored_comes_back(tmp_path):
             child.refuse(range(seed, seed + 1), "child", "evaluate.seed")
 
 
-def test_no_episode_is_held_out_whose_copy_is_trained_on(tmp_path):
+def test_copies_of_training_episodes_are_never_held_out(tmp_path):
     store = made.store(tmp_path / "in.zarr")
     mix = Mix([store, made.converted(made.written(store, tmp_path / "out", pictures="png"))], [1, 1])
     assert Lineage().spent(mix) == [0, 1, 2, 3] and Lineage().spent(store) == []
@@ -112,7 +112,7 @@ def test_numbers_and_ranges():
             numbers(given, 10, "x")
 
 
-def test_drawn_splits(store):
+def test_random_splits(store):
     for episodes, fraction, seed in ((None, 0.0, 0), (None, 0.3, 5), (6, 0.5, 1), (40, 0.1, 2)):
         drawn = select(store, episodes, None, fraction, seed)
         assert lists(drawn) == lists(store.split(fraction, seed, episodes))
@@ -121,7 +121,7 @@ def test_drawn_splits(store):
     assert lists(select(store, [9, 1], None, 0.0, 0)) == ([1, 9], [])
 
 
-def test_a_split_file(store, tmp_path):
+def test_split_file(store, tmp_path):
     path = tmp_path / "split.json"
 
     def selected(text, fraction=0.0):

@@ -42,7 +42,7 @@ def recorded_here(path: Path, seed: int, **world) -> EpisodeStore:
     return store
 
 
-def test_the_contents_of_a_recording(recorded):
+def test_contents_of_a_recording(recorded):
     store = EpisodeStore.open(recorded)
     assert list(store.meta("seed")) == [500, 501, 502] and store.meta("success").all()
     assert store.robot == "xarm7" and store.cameras == CAMERAS and store.attrs["kind"] == "states"
@@ -51,7 +51,7 @@ def test_the_contents_of_a_recording(recorded):
     assert world_of_demos(store, cameras=("left",)).cameras == ("left",)
 
 
-def test_a_box_out_of_reach_is_one_line(tmp_path, monkeypatch):
+def test_unreachable_box_is_one_error_line(tmp_path, monkeypatch):
     do_inline(monkeypatch)
     far = CubePickConfig(box_x=(0.5, 0.5), max_steps=2)
     with pytest.raises(UserError, match=r"the expert failed 11 of 11 episodes; check the task"):
@@ -103,7 +103,7 @@ def recording(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_kill_at_any_write_of_a_recording_changes_nothing(tmp_path, every):
+def test_recording_resumes_identically_after_a_kill_at_any_write(tmp_path, every):
     def files(folder: Path) -> dict[str, bytes]:
         return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
@@ -114,7 +114,7 @@ def test_a_kill_at_any_write_of_a_recording_changes_nothing(tmp_path, every):
         assert files(folder) == whole, write
 
 
-def test_a_recording_resumes_in_its_own_store_only(tmp_path, monkeypatch):
+def test_recording_resumes_only_in_its_own_store(tmp_path, monkeypatch):
     instead_of_simulating(monkeypatch)
     path, args = tmp_path / "demos.zarr", (CubePickConfig(), PickerConfig())
     record(path, *args, 4, 500).close()
@@ -137,7 +137,7 @@ def test_a_recording_resumes_in_its_own_store_only(tmp_path, monkeypatch):
     assert list(EpisodeStore.open(path).meta("seed")) == [501, 502, 504, 505, 507, 508]
 
 
-def test_replay_is_exact_and_tells_wrong_actions(recorded, tmp_path):
+def test_replay_is_exact_and_detects_wrong_actions(recorded, tmp_path):
     store = EpisodeStore.open(recorded)
     env = CubePick(world_of_demos(store), draw=False)
     for i in (2, 0):  # in any order: nothing is left over from the one before
@@ -155,7 +155,7 @@ def test_replay_is_exact_and_tells_wrong_actions(recorded, tmp_path):
 
 
 @pytest.mark.parametrize("robot", ["xarm7", pytest.param("panda", marks=pytest.mark.slow)])
-def test_images_rendered_again_are_the_live_ones(tmp_path, robot):
+def test_rerendered_images_equal_the_live_ones(tmp_path, robot):
     store = recorded_here(tmp_path / "one.zarr", 31, robot=robot, max_steps=12)
     env = CubePick(CubePickConfig(robot=robot, image_size=SIZE, max_steps=12))
     observation, _ = env.reset(seed=31)
@@ -176,7 +176,7 @@ def test_images_rendered_again_are_the_live_ones(tmp_path, robot):
     assert np.array_equal(hand, drawn[0]) and wide.shape[1:3] == (SIZE, 2 * SIZE)
 
 
-def test_the_facts_that_decide_the_frames(recorded, tmp_path, monkeypatch):
+def test_renderer_facts_identify_the_frames(recorded, tmp_path, monkeypatch):
     store = EpisodeStore.open(recorded)
     here = drawn_by(store)
     assert here == drawn_by(store) and {"mujoco", "robosuite", "look", "opengl", "robot"} == set(here)
@@ -234,13 +234,13 @@ def course(world, ask: bool) -> list[tuple]:
     return rows
 
 
-def test_asking_changes_nothing_of_what_follows(world):
+def test_querying_the_expert_does_not_change_the_episode(world):
     rows = course(world, ask=True)
     assert rows == course(world, ask=False)
     assert {"kick", "miss", ""} == {row[2] for row in rows}
 
 
-def test_the_chunk_of_a_step_is_what_is_done_up_to_the_next_push_and_then_what_would_be():
+def test_chunk_follows_the_recording_until_the_next_push_then_the_expert():
     action = np.arange(5, dtype=np.float32)[:, None]  # steps 2 and 3 are pushed
     asked = {step: 10.0 * step + np.arange(3.0)[:, None] for step in (2, 3, 5)}
     chunks = expert_chunks(action, asked)
@@ -253,7 +253,7 @@ def labelled():
     return record_episode(CubePickConfig(), PickerConfig(), SEED, STEPS)
 
 
-def test_a_recording_with_an_expert_is_the_same_recording(labelled):
+def test_expert_labels_do_not_change_the_recording(labelled):
     plain, meta = record_episode(CubePickConfig(), PickerConfig(), SEED)
     arrays, same = labelled
     assert meta == same and set(arrays) - set(plain) == {"expert", "imitate"}
@@ -264,7 +264,7 @@ def test_a_recording_with_an_expert_is_the_same_recording(labelled):
     assert kicks["perturbed"].any() and kicks["imitate"].all()
 
 
-def test_the_expert_does_what_it_says(world, labelled):
+def test_expert_executes_the_chunks_it_predicts(world, labelled):
     """From the start of every push, the picker that is not pushed goes the way that the chunk says."""
     (arrays, _), (env, picker) = labelled, world
     pushed = arrays["perturbed"].astype(bool)
@@ -285,7 +285,7 @@ def test_the_expert_does_what_it_says(world, labelled):
     assert len(starts) > 1
 
 
-def test_an_expert_that_takes_over_closes_on_with_what_it_has(world):
+def test_expert_takeover_continues_from_the_gripper_state(world):
     env, picker = world
     env.reset(seed=SEED, options={"cube_xy": (0.05, 0.05)})
     picker.reset(SEED)
@@ -315,7 +315,7 @@ def one(path, attributes: dict, arrays: dict) -> EpisodeStore:
     return store
 
 
-def test_a_copy_is_labelled_as_a_recording_is(tmp_path, source, labelled):
+def test_relabelled_copy_equals_a_labelled_recording(tmp_path, source, labelled):
     settings, seen = RecordingSettings(expert=STEPS), []
     copy = relabel(source, tmp_path / "copy.zarr", settings, lambda *c: seen.append(c))
     assert seen == [(1, 1)] and copy.attrs == source.attrs and copy.meta("seed").tolist() == [SEED]
@@ -332,7 +332,7 @@ def test_a_copy_is_labelled_as_a_recording_is(tmp_path, source, labelled):
     assert np.array_equal(short["expert"], copy["expert"][:, :1])
 
 
-def test_what_the_picker_did_not_do_is_not_labelled(tmp_path, source):
+def test_relabelling_rejects_episodes_the_picker_did_not_record(tmp_path, source):
     arrays, about = source.episode(0), source.attrs
     action = arrays["action"].copy()
     action[4, 2] += 0.01
@@ -347,7 +347,7 @@ def test_what_the_picker_did_not_do_is_not_labelled(tmp_path, source):
             relabel(source, tmp_path / f"{name}.out", RecordingSettings(expert=1))
 
 
-def test_the_shipped_demos_hold_an_expert():
+def test_shipped_demos_contain_expert_chunks():
     store = EpisodeStore.open(ROOT / "demos" / "data" / "xarm7_cube.zarr")
     assert len(store) == 120 and np.array_equal(store["imitate"], 1 - store["perturbed"])
     free = store["imitate"].astype(bool)

@@ -104,7 +104,7 @@ def images_in_pieces(path: Path, patch, frames: int) -> EpisodeStore:
 
 
 @pytest.mark.parametrize("frames", [99, 3])  # the older layout, which a dataset keeps; small chunks in a file
-def test_frames_in_chunks_of_a_file(tmp_path, monkeypatch, frames):
+def test_chunked_image_frames(tmp_path, monkeypatch, frames):
     """Any range is read, in zarr's own format, with one fingerprint; a full disk leaves what the last file held."""
     store = images_in_pieces(tmp_path / "a.zarr", monkeypatch, frames)
     assert store.fingerprint[:8] == "630c6126"
@@ -216,7 +216,7 @@ def failing_put(monkeypatch, fail_at: int, code: int) -> list[int]:
 
 
 @pytest.mark.parametrize("before", [0, 2])
-def test_a_write_that_fails_anywhere_loses_one_episode_only(tmp_path, monkeypatch, before):
+def test_failed_write_loses_only_one_episode(tmp_path, monkeypatch, before):
     """The k-th write fails, for every k: the same instance and a new one both go on."""
     fail_at, done = 0, False
     while not done:
@@ -243,7 +243,7 @@ def test_a_write_that_fails_anywhere_loses_one_episode_only(tmp_path, monkeypatc
     assert calls[0] >= 10  # two writes for each of five arrays: the loop met them all
 
 
-def test_a_file_that_a_failed_write_puts_down_late_is_written_over(tmp_path, monkeypatch):
+def test_late_file_of_a_failed_write_is_overwritten(tmp_path, monkeypatch):
     """zarr's threads outlive the write that failed: an array may be there again after it was removed."""
     store = EpisodeStore.open(filled(tmp_path / "late.zarr", 0), "a")
     with monkeypatch.context() as patch:
@@ -255,7 +255,7 @@ def test_a_file_that_a_failed_write_puts_down_late_is_written_over(tmp_path, mon
     assert_holds(EpisodeStore.open(store.path), 1)
 
 
-def test_one_writer_at_a_time_overwrites_nothing(tmp_path):
+def test_single_writer_overwrites_nothing(tmp_path):
     path = filled(tmp_path / "a.zarr", 2)
     first = EpisodeStore.open(path, "a")
     assert "another writer" in error(EpisodeStore.open, path, "a")
@@ -371,7 +371,7 @@ def test_damaged_datasets(tmp_path, file, change, message):
         assert before == {f: f.read_bytes() for f in path.rglob("*") if f.is_file()}  # nothing is made worse
 
 
-def test_ends_that_do_not_increase_and_large_arrays_that_are_checked_when_read(tmp_path, monkeypatch):
+def test_decreasing_ends_and_large_arrays_verified_on_read(tmp_path, monkeypatch):
     path = filled(tmp_path / "a.zarr", 3)
     file, ends = path / "data/state/c.0.0", zarr.open_group(path, mode="r+")["meta/episode_ends"]
     ends[:] = [1, 6, 3]
@@ -391,7 +391,7 @@ POSE = [{"name": "pose", "size": 9, "kind": "absolute"}]
 PARTS = ATTRIBUTES | {"joint_names": [], "action_parts": ARM, "proprio_parts": POSE}
 
 
-def test_data_that_nothing_can_use_later_are_rejected(tmp_path):
+def test_unusable_data_is_rejected_on_append(tmp_path):
     for i, (about, arrays, text) in enumerate((
         (ATTRIBUTES, {"action": np.zeros((3, 7), "f4")}, "action: expected floats (T, 8)"),
         (ATTRIBUTES, {"expert": np.zeros((3, 2, 7), "f4")}, "expert: expected floats (T, K, 8)"),

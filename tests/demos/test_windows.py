@@ -33,7 +33,7 @@ def chunks(windows) -> list[list[int]]:
     return windows.actions[..., 0].astype(int).tolist()
 
 
-def test_where_an_expert_is_known_it_is_imitated_beyond_pushes_and_ends(tmp_path):
+def test_expert_chunks_extend_beyond_pushes_and_episode_ends(tmp_path):
     """The chunk of step t begins with 10 t; no window starts at a pushed step, or where `imitate` says not to."""
 
     def windows(path, labels="expert", **flags):
@@ -69,7 +69,7 @@ flags = st.lists(st.integers(0, 1), min_size=1, max_size=9)
     context=st.integers(1, 5),
     chunk=st.integers(1, 6),
 )
-def test_windows_are_what_a_plain_loop_makes(episodes, context, chunk):
+def test_windows_equal_a_plain_loop(episodes, context, chunk):
     with tempfile.TemporaryDirectory() as folder:
         store = store_of(Path(folder) / "d.zarr", episodes)
         windows = make_windows(store, np.arange(len(episodes)), context, chunk)
@@ -91,7 +91,7 @@ def test_windows_are_what_a_plain_loop_makes(episodes, context, chunk):
     assert windows.steps.tolist() == [context_rows[-1] for context_rows, *_ in rows]
 
 
-def test_the_windows_of_a_mix_are_those_of_its_datasets(tmp_path):
+def test_windows_of_a_mix_equal_those_of_its_datasets(tmp_path):
     stores = [
         store_of(tmp_path / f"{i}.zarr", e)
         for i, e in enumerate([[[0, 0], [0], [1, 0]], [[0, 1, 0], [0, 0]]])

@@ -35,7 +35,7 @@ def acted(actor, steps):
     return [features(obs)[None] for obs in seen], states, [actor.act(obs) for obs in seen]
 
 
-def test_executes_k_of_k_in_order(make_policy):
+def test_planned_actions_are_executed_in_order(make_policy):
     policy = make_policy(execute=3)
     actor = Actor(policy, fake_encode)
     maps, states, actions = acted(actor, 7)
@@ -47,7 +47,7 @@ def test_executes_k_of_k_in_order(make_policy):
     np.testing.assert_array_equal(acted(actor, 1)[2], actions[:1])
 
 
-def test_no_gradients_are_kept_of_what_is_encoded(make_policy):
+def test_encoding_runs_without_gradients(make_policy):
     seen = []
     actor = Actor(make_policy(), lambda frames: seen.append(torch.is_grad_enabled()) or fake_encode(frames))
     acted(actor, 1)
@@ -91,7 +91,7 @@ def test_batch_agrees_with_single(make_policy, kind, context, ensemble):
             np.testing.assert_allclose(action, expected[row], atol=1e-5)
 
 
-def test_context_is_what_training_saw(make_policy):
+def test_context_matches_training(make_policy):
     policy = make_policy(kind="transformer", context=3, execute=1)
     maps, states, actions = acted(Actor(policy, fake_encode), 4)
     for last in range(4):
@@ -119,7 +119,7 @@ def test_ensemble_weights(make_policy):
         assert actions[step][7] == (soft[7] > 0.5)
 
 
-def test_degrees_and_small_frames_are_warned_of_once(make_policy):
+def test_degrees_and_small_frames_warn_once(make_policy):
     actor = Actor(make_policy(execute=1), lambda frames: np.zeros((1, len(frames), 9, 5)), {"hand": (8, 8)})
     obs = observation(0)
     degrees, small = r"proprio\[2\] is 45", r"camera 'hand' has 4 x 6 px, .* 8 x 8"
@@ -131,7 +131,7 @@ def test_degrees_and_small_frames_are_warned_of_once(make_policy):
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "flow", "gmm", "act"])
-def test_every_episode_draws_its_own_noise_and_its_seed_repeats_it(make_policy, kind):
+def test_each_episode_draws_noise_that_its_seed_reproduces(make_policy, kind):
     more = {"draw": True} if kind == "act" else {"spread": 0.5} if kind == "gmm" else {}
     policy, plans = make_policy(head={"kind": kind, **more}), []
     for actor in (Actor(policy, fake_encode), Actor(policy, fake_encode)):
@@ -155,7 +155,7 @@ BAD = [
 
 @pytest.mark.parametrize(("key", "value"), BAD)
 @pytest.mark.parametrize("step", [0, 1])
-def test_a_bad_observation_is_refused_at_every_step(make_policy, key, value, step):
+def test_invalid_observation_is_rejected_at_every_step(make_policy, key, value, step):
     """Whether a plan is due or not; the next good observation gets the action that it would have got."""
     policy, map_of = make_policy(execute=3), lambda height, width: (height // 2, width // 2)
     actor, other = (Actor(policy, fake_encode, map_of=map_of) for _ in range(2))

@@ -40,7 +40,7 @@ def killed(*_):
     raise KeyboardInterrupt
 
 
-def test_replacing_never_leaves_none(tmp_path, make_policy, monkeypatch):
+def test_interrupted_replacement_keeps_a_checkpoint(tmp_path, make_policy, monkeypatch):
     folder = tmp_path / "last"
     old, new = make_policy(), make_policy(chunk=2)
     save_checkpoint(folder, old, CONTRACT)
@@ -57,7 +57,7 @@ def test_replacing_never_leaves_none(tmp_path, make_policy, monkeypatch):
     assert os.listdir(tmp_path) == ["last"]
 
 
-def test_saving_refuses_and_writes_nothing(tmp_path, make_policy):
+def test_rejected_save_writes_nothing(tmp_path, make_policy):
     policy = make_policy()
     for key, contract in {
         "robot": {k: v for k, v in CONTRACT.items() if k != "robot"},
@@ -74,7 +74,7 @@ def test_saving_refuses_and_writes_nothing(tmp_path, make_policy):
     assert (tmp_path / "home/thesis.tex").read_text() == "precious" and os.listdir(tmp_path) == ["home"]
 
 
-def test_loading_refuses(tmp_path, make_policy):
+def test_invalid_checkpoints_are_rejected(tmp_path, make_policy):
     fresh = save_checkpoint(tmp_path / "p", make_policy(), CONTRACT)
     tensors, record = fresh / "policy.safetensors", fresh / "policy.json"
     whole, text = tensors.read_bytes(), record.read_text()
@@ -132,7 +132,7 @@ def test_check_contract():
             check_contract(CONTRACT, **{key: other})
 
 
-def test_a_card_takes_a_summary_and_nothing_else_changes(tmp_path, make_policy):
+def test_writing_the_card_changes_only_the_card(tmp_path, make_policy):
     parts = [{"name": "arm", "size": 7, "kind": "delta"}, {"name": "gripper", "size": 1, "kind": "binary"}]
     policy = make_policy(action_parts=tuple(parts))
     folder = save_checkpoint(tmp_path / "a", policy, CONTRACT | {"action_parts": parts})

@@ -38,7 +38,7 @@ def batch(policy: ChunkPolicy, every: bool, device: torch.device) -> dict[str, t
 
 
 @pytest.mark.parametrize("head, kind, members", [*((h, "mlp", 2) for h in HEADS), ("regression", "transformer", 1)])  # fmt: skip
-def test_a_step_and_a_plan_stay_on_the_device(head, kind, members):
+def test_training_step_and_plan_stay_on_the_device(head, kind, members):
     spec = make_spec(kind, head={"kind": head}, members=members, proprio_noise=0.1)
     with FakeTensorMode(allow_non_fake_inputs=False):
         device = torch.device("meta")

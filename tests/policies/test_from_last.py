@@ -44,7 +44,7 @@ def fitted(policy: ChunkPolicy) -> ChunkPolicy:
     return policy
 
 
-def test_a_level_that_was_never_seen_makes_no_difference():
+def test_unseen_levels_make_no_difference():
     policy, a = fitted(make_policy()).eval(), torch.from_numpy(ramp(100.0, 5))
     past = torch.stack([a[1], torch.zeros(5)])[None]
     seen = {"features": torch.zeros(1, 2, 1, 1, 2), "proprio": torch.zeros(1, 2, 3), "past_actions": past}
@@ -53,7 +53,7 @@ def test_a_level_that_was_never_seen_makes_no_difference():
     assert scalars["arm_error"] < 1e-4 and scalars["lift_error"] < 1e-4
 
 
-def test_an_episode_starts_from_its_state_and_the_middle_of_the_demos():
+def test_episode_starts_from_its_state_and_the_midpoint_of_the_demos():
     policy = fitted(make_policy()).eval()
     actor = BatchActor(policy, 1)
     actor.reset([0])
@@ -66,7 +66,7 @@ def test_an_episode_starts_from_its_state_and_the_middle_of_the_demos():
     np.testing.assert_allclose(actor.plan([0], features, state)[0, 0, :4], [1.1, 2.2, 3.3, 0.5], rtol=1e-5)
 
 
-def test_a_causal_context_asks_no_step_whose_past_it_does_not_see():
+def test_causal_context_has_no_target_without_a_previous_action():
     network = {"width": 8, "blocks": 1, "heads": 2, "dropout": 0.0, "causal": True}
     policy = make_policy(kind="transformer", context=3, network=network).eval()
     batch = {

@@ -51,7 +51,7 @@ DRAW = {"draw": True}
 
 
 @pytest.mark.parametrize(("kind", "steps", "more"), [("gmm", 1000, {}), ("act", 300, DRAW)])
-def test_two_ways_round_a_post(kind, steps, more):
+def test_both_ways_around_a_post_are_sampled(kind, steps, more):
     """Left or right, at random: joint 0 is -1 or 1, never 0. A component that lies between takes long to move."""
     head, count = made(small(kind, **more), 2, 4, 2), 128
     optimizer = torch.optim.Adam(head.parameters(), 3e-3)
@@ -68,7 +68,7 @@ def test_two_ways_round_a_post(kind, steps, more):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_an_episode_plans_the_same_whatever_runs_beside_it(make_policy, make_batch, kind):
+def test_plans_do_not_depend_on_concurrent_episodes(make_policy, make_batch, kind):
     policy = make_policy(head=small(kind, **(DRAW if kind == "act" else {})))
     batch = make_batch(policy)
 
@@ -89,7 +89,7 @@ def test_an_episode_plans_the_same_whatever_runs_beside_it(make_policy, make_bat
 
 
 @pytest.mark.parametrize(("kind", "chunk"), [("mip", 1), ("flow", 5), ("diffusion", 8)])
-def test_the_unet_takes_chunks_of_any_length(chunk, kind):
+def test_unet_accepts_chunks_of_any_length(chunk, kind):
     head, context = made(small(kind, denoiser="unet", width=8, layers=3), 6, chunk, 3), torch.randn(2, 6)
     head.loss(context, torch.rand(2, chunk, 3), torch.full((2, chunk), 1 / 2 / chunk)).loss.backward()
     assert all(p.grad is not None for p in head.parameters())
@@ -101,7 +101,7 @@ def test_the_unet_takes_chunks_of_any_length(chunk, kind):
 
 
 @pytest.mark.parametrize(("kind", "predicts"), [("flow", ""), ("mip", ""), ("diffusion", "epsilon"), ("diffusion", "sample")])  # fmt: skip
-def test_a_perfect_network_has_no_loss_and_its_head_finds_the_chunk(kind, predicts):
+def test_perfect_network_has_zero_loss_and_samples_the_chunk(kind, predicts):
     wanted = torch.randn(2, 4, 3).clamp(-1, 1)
     wanted[..., -1] = wanted[..., -1].sign()  # the gripper
     target, context = unsigned(wanted, slots(3)), torch.zeros(2, 2)
@@ -158,7 +158,7 @@ def test_diffusion_can_plan_every_chunk_of_its_demos(normalise, settings):
 
 
 @pytest.mark.parametrize("steps", [3, 51, 100])
-def test_diffusion_begins_with_noise_whatever_its_steps(steps):
+def test_diffusion_starts_from_noise_at_any_number_of_steps(steps):
     """Levels are spread over the whole schedule, and the last is the one that is left without noise."""
     seen: list[int] = []
 
@@ -173,7 +173,7 @@ def test_diffusion_begins_with_noise_whatever_its_steps(steps):
     assert falls.min() >= 1 and falls.max() <= 100 / steps + 1
 
 
-def test_mip_mends_what_its_first_step_gives():
+def test_mip_refines_its_first_estimate():
     calls = []
 
     def net(noisy, time, context):
@@ -186,7 +186,7 @@ def test_mip_mends_what_its_first_step_gives():
     torch.testing.assert_close(actions[..., 0], torch.full((2, 4), 1.8))
 
 
-def test_a_mixture_draws_its_components_by_their_shares():
+def test_mixture_components_are_drawn_by_weight():
     head = made({"kind": "gmm", "components": 2, "spread": 0.5}, 2, 2, 2)
     state = {name: torch.zeros_like(value) for name, value in head.state_dict().items()}
     state["weights.bias"] = torch.tensor([0.25, 0.75]).log()
@@ -219,7 +219,7 @@ def known_field(head, together):
 
 
 @pytest.mark.parametrize("kind", ["flow", "diffusion"])
-def test_a_chunk_continues_the_actions_that_are_given(kind):
+def test_sampled_chunk_continues_the_given_actions(kind):
     """Two of six steps are fixed. What depends on them follows, what does not is drawn as without them."""
     head = made(small(kind, **({"clip": 9.0} if kind == "diffusion" else {})), 2, 6, 3)
     context, noise = torch.zeros(200, 2), noise_of(head, 200)
@@ -241,7 +241,7 @@ def test_a_chunk_continues_the_actions_that_are_given(kind):
 @settings(max_examples=40, deadline=None)
 @given(chunk=st.integers(1, 9), left=st.integers(1, 9), fixed=st.integers(1, 9), kind=st.sampled_from(["flow", "diffusion", "mip"]),
        members=st.integers(1, 2), target=st.sampled_from(["delta", "cumulative"]))  # fmt: skip
-def test_a_plan_repeats_what_is_fixed(chunk, left, fixed, kind, members, target):
+def test_plan_repeats_the_fixed_actions(chunk, left, fixed, kind, members, target):
     """For any chunk, delay and rest of the plan before, in real units."""
     left, fixed = min(left, chunk), min(fixed, left, chunk)
     spec = {
@@ -282,7 +282,7 @@ def alone(policy, member):
 
 @pytest.mark.parametrize("kind", [*HEADS, "flow, U-Net"])
 @pytest.mark.parametrize("body", ["mlp", "transformer"])
-def test_members_compute_as_each_alone(make_policy, make_batch, kind, body):
+def test_ensemble_members_match_separate_networks(make_policy, make_batch, kind, body):
     policy = make_policy(head=small(kind), kind=body, members=3, context=2)
     batch = make_batch(policy)
 
@@ -310,7 +310,7 @@ def test_members_compute_as_each_alone(make_policy, make_batch, kind, body):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_a_head_is_chosen_by_name(kind):
+def test_head_is_selected_by_name(kind):
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         config = OmegaConf.to_container(compose("train", [f"policy/head={kind}", "policy=mvp_mlp"]))["policy"]
     policy = ChunkPolicy(PolicySpec.from_dict(config | {"cameras": ("hand",), "dim": 8, "tokens": 4}))

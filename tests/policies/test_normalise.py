@@ -63,7 +63,7 @@ WEIGHTED = {  # middle and half width of both columns, whose rows are in differe
 
 
 @pytest.mark.parametrize("mode", WEIGHTED)
-def test_rows_count_as_often_as_their_weights_say(mode):
+def test_weights_equal_repeated_rows(mode):
     n, (offset, scale) = normaliser(mode, 2, 1), WEIGHTED[mode]
     n.fit(ROWS, ROWS, ROWS[:, None], None, (OFTEN, OFTEN, OFTEN))
     assert_scales(n.proprio, offset, scale)
@@ -74,7 +74,7 @@ def test_rows_count_as_often_as_their_weights_say(mode):
     assert_scales(n.proprio, [50], [49])  # from 1 to 99
 
 
-def test_scales_are_those_of_the_targets_that_count():
+def test_scales_ignore_padded_targets():
     chunks = np.zeros((5, 4, 2))
     chunks[:, :, 0] = [[1, 2, 3, 9], [2, 3, 9, 9], [3, 9, 9, 9], [10, 20, 9, 9], [20, 9, 9, 9]]
     chunks[2:, :, 1] = 1
@@ -94,7 +94,7 @@ def test_scales_are_those_of_the_targets_that_count():
         np.testing.assert_allclose(found[:, 0], [*map(pick, inside)], rtol=1e-4, atol=1e-3)
 
 
-def test_targets_are_weighted_and_count_from_their_starts():
+def test_weighted_targets_are_relative_to_their_starts():
     chunks, pad = np.array([[[1.0, 1], [3, 1]], [[2, 1], [9, 1]]]), np.array([[0, 0], [0, 1]])
     weights, n = (np.ones(2), np.ones(2), np.array([1.0, 3])), normaliser("standard", 2, 2)
     n.fit(chunks[:, 0], chunks[:, 0], chunks, pad, weights, starts=np.array([[0.0, 0], [-1, 0]]))
@@ -106,7 +106,7 @@ POSITION = {"name": "position", "size": 3, "kind": "delta"}
 TURN = {"name": "turn", "size": 3, "kind": "rotation", "form": "axis_angle", "relative": True}
 
 
-def test_each_part_may_have_a_normalisation_of_its_own():
+def test_parts_can_have_different_normalisations():
     rng = np.random.default_rng(0)
     places, turns = rng.normal(2, 3, (50, 3)), rng.normal(0, 0.2, (50, 3))
     values = np.concatenate([rng.integers(0, 2, (50, 1)), places, turns], 1)
@@ -118,7 +118,7 @@ def test_each_part_may_have_a_normalisation_of_its_own():
     assert_scales(n.action, [0, *(high + low) / 2, *six.mean(0)], scale)
 
 
-def test_what_the_quantiles_cut_off_is_not_blown_up():
+def test_rare_values_outside_the_quantiles_are_not_amplified():
     """A number that is 0 but in every 500th step gets its standard deviation; one that never moves gets the floor."""
     x = np.zeros((1000, 3))
     x[::500, 0], x[:, 1] = 0.3, np.linspace(0, 1, 1000)

@@ -73,7 +73,7 @@ def test_relative_rotations_are_composed_and_never_added(turn):
     torch.testing.assert_close(own, parts(TURN).inner(vectors))
 
 
-def test_a_plan_keeps_to_limits_and_to_two_values_and_errors_go_by_part():
+def test_plans_respect_limits_and_errors_are_reported_by_part():
     limited = parts({**POSITION, "low": [-0.1] * 3, "high": [0.1] * 3}, CLAW)
     actions = torch.tensor([[0.3, -0.3, 0.05, 0.2], [0, 0, 0, -0.2]])
     expected = torch.tensor([[0.1, -0.1, 0.05, 1], [0, 0, 0, -1]])
@@ -95,7 +95,7 @@ def test_a_plan_keeps_to_limits_and_to_two_values_and_errors_go_by_part():
         (["joints"], 7, r"action_parts\[0\]: .*'joints'"),
     ],
 )
-def test_wrong_parts_are_one_line(given, size, words):
+def test_invalid_parts_are_one_error_line(given, size, words):
     with pytest.raises(PolicyError, match=words) as error:
         Parts.read(given, size, "action_parts")
     assert "\n" not in str(error.value)
@@ -143,7 +143,7 @@ def policy_of(arm, **keys):
 
 @pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("target", ["delta", "cumulative"])
-def test_a_head_that_gives_what_it_was_taught_plans_these_actions(arm, target, monkeypatch):
+def test_sampling_the_training_target_plans_the_original_actions(arm, target, monkeypatch):
     policy, batch = policy_of(arm, action_target=target)
     head, taught = policy.eval().network.head, []
     loss = head.loss
@@ -161,7 +161,7 @@ def test_a_head_that_gives_what_it_was_taught_plans_these_actions(arm, target, m
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("arm", ["rot6d", "continuous", "binary"])
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
-def test_every_head_makes_such_actions(kind, arm):
+def test_every_head_plans_valid_actions(kind, arm):
     policy, batch = policy_of(arm, head=small(kind), members=2, action_target="cumulative")
     loss, scalars = policy.train().loss(batch)
     loss.backward()
@@ -175,7 +175,7 @@ def test_every_head_makes_such_actions(kind, arm):
     assert bool((policy.disagreement(members) > 0).all()) is (arm != "binary")
 
 
-def test_the_mean_of_members_turns_half_way_and_those_that_agree_there_do_not_disagree():
+def test_member_mean_and_disagreement_handle_half_turns():
     """A hand that points down: the axis of its turn flips at pi, and the members are a hundredth of a radian apart."""
     policy, _ = policy_of("arm")
     plans = torch.zeros(2, 1, CHUNK, 7)
@@ -209,7 +209,7 @@ def test_overlapping_plans_are_averaged_as_rotations():
     torch.testing.assert_close(action, both.clip(both.outer(mean)), atol=1e-6, rtol=1e-5)
 
 
-def test_a_policy_refuses_a_world_of_other_parts():
+def test_world_with_different_parts_is_rejected():
     contract = {"action_parts": ARM, "joint_names": []}
     limited = {**POSITION, "name": "place", "names": ["x", "y", "z"], "low": [-1] * 3, "high": [1] * 3}
     check_contract(contract, action_parts=[limited, TURN, GRIPPER])  # names and limits may differ

@@ -57,7 +57,7 @@ def test_padding_does_not_matter(make_policy, make_batch, kind, network):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("history", [True, False])
-def test_last_action_is_not_seen_and_history_can_be_shut_off(make_policy, make_batch, kind, history):
+def test_last_action_is_hidden_and_history_can_be_disabled(make_policy, make_batch, kind, history):
     policy = make_policy(kind=kind, context=3, network={"action_history": history})
     batch = make_batch(policy)
     out = [plan_of(policy, batch)]
@@ -75,7 +75,7 @@ def huber(error: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("target", ["delta", "cumulative"])
 @pytest.mark.parametrize("joint_loss", ["huber", "mse"])
 @pytest.mark.parametrize("gripper_loss", ["bce", "huber"])
-def test_loss_is_exact_and_blind_to_padding(make_policy, make_batch, target, joint_loss, gripper_loss):
+def test_loss_is_exact_and_ignores_padding(make_policy, make_batch, target, joint_loss, gripper_loss):
     losses = {"joint_loss": joint_loss, "gripper_loss": gripper_loss, "gripper_weight": 0.3}
     policy = make_policy(action_target=target, **losses)
     batch = make_batch(policy)
@@ -105,7 +105,7 @@ def test_loss_is_exact_and_blind_to_padding(make_policy, make_batch, target, joi
     assert torch.equal(policy.loss(batch)[0], loss)
 
 
-def test_a_soft_gripper_noise_in_training_and_a_policy_without_features(make_policy, make_batch):
+def test_soft_gripper_training_noise_and_zero_features(make_policy, make_batch):
     policy = make_policy(binary_gripper=False, proprio_noise=0.1)
     batch = make_batch(policy)
     gripper = plan_of(policy, batch)[..., -1]
@@ -139,7 +139,7 @@ def test_wrong_settings(key, wrong):
         ChunkPolicy(PolicySpec.from_dict({"cameras": ["hand"], "dim": 5, "tokens": 9, **wrong}))
 
 
-def test_what_steps_from_the_measured_pose_are_no_sum():
+def test_steps_from_the_measured_pose_are_not_summed():
     targets = {"robosuite:OSC_POSE": "delta", "joint_delta_commanded": "cumulative", "parts": "cumulative"}
     for frame, usual in targets.items():
         for told, expected in (("auto", usual), ("delta", "delta"), ("cumulative", "cumulative")):
@@ -147,7 +147,7 @@ def test_what_steps_from_the_measured_pose_are_no_sum():
             assert PolicySpec.from_dict(given, action_frame=frame).action_target == expected
 
 
-def test_every_step_is_asked_and_learns_as_if_it_were_the_last(make_policy, make_batch):
+def test_causal_body_trains_every_step_like_the_last(make_policy, make_batch):
     policy = make_policy(kind="transformer", context=4, network=CAUSAL)
     torch.nn.init.normal_(policy.network.body.distance)
     batch = make_batch(policy)
@@ -181,7 +181,7 @@ def outcome(kind: type[nn.Linear], members: int, rows: int, sizes: tuple[int, in
 
 @pytest.mark.parametrize("members", [1, 4])
 @pytest.mark.parametrize(("rows", "sizes"), [(1, (3, 5)), (64, (960, 128))])
-def test_dense_has_the_values_of_linear_and_gradients_in_the_order_of_the_weights(members, rows, sizes):
+def test_dense_matches_linear_with_contiguous_weight_gradients(members, rows, sizes):
     ours, torchs = (outcome(kind, members, rows, sizes) for kind in (Dense, nn.Linear))
     torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-4)
     assert ours[2].is_contiguous()

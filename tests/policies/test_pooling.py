@@ -30,13 +30,13 @@ def test_shapes_and_half_input(kind, tokens):
     torch.testing.assert_close(pool(x.half()), pool(x.half().float()))
 
 
-def test_places_run_row_by_row():
+def test_positions_are_in_row_order():
     assert map_places(4).tolist() == [[-1, -1], [1, -1], [-1, 1], [1, 1]]
     assert map_places((2, 3)).tolist() == [[-1, -1], [0, -1], [1, -1], [-1, 1], [0, 1], [1, 1]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_maps_of_two_shapes_and_nothing_is_read_of_what_fills_the_smaller_one(kind):
+def test_padding_of_the_smaller_map_is_ignored(kind):
     pool, x = cameras(kind, [(3, 3), (2, 3)]).eval(), torch.randn(5, 2, 9, 7)
     filled = x.clone()
     filled[:, 1, 6:] = torch.nan
@@ -63,7 +63,7 @@ def softmax_by_hand(pool, x, k, temperature):
 
 @torch.no_grad()
 @pytest.mark.parametrize("keep_mean", [True, False])
-def test_mean_and_spatial_softmax_are_those_by_hand(keep_mean):
+def test_mean_and_spatial_softmax_match_hand_computation(keep_mean):
     x, mean = torch.randn(5, 6, 7), pooling("mean", 7, 4, 11)
     torch.testing.assert_close(mean(x), mean.out(x.mean(1)))
     torch.testing.assert_close(mean(x), mean(x.mean(1, keepdim=True)))  # of what is pooled already
@@ -85,7 +85,7 @@ def test_attention_equals_plain_cross_attention():
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_cameras_are_told_apart(shared):
+def test_cameras_are_distinguished(shared):
     pool = cameras("spatial_softmax", shared=shared)
     assert len(pool.pools) == (1 if shared else 2)
     out = pool(torch.randn(12, 1, 9, 7).expand(-1, 2, -1, -1))
@@ -104,7 +104,7 @@ def test_channel_moments_and_blindness(kind):
 
 
 @pytest.mark.parametrize("tokens", [25, (4, 6)])
-def test_attention_begins_with_waves_of_every_rate_in_both_directions_for_keys_and_values(tokens):
+def test_attention_positions_start_as_sinusoids_along_both_axes(tokens):
     position, again = (pooling("attention", 7, tokens, 11, width=16).position.detach() for _ in range(2))
     angles = map_places(tokens)[..., None] * torch.pi / 2 * 2.0 ** torch.linspace(0, 2, 8)  # (N, 2, 8)
     waves = torch.cat([angles.sin().flatten(1), angles.cos().flatten(1)], 1)
@@ -114,7 +114,7 @@ def test_attention_begins_with_waves_of_every_rate_in_both_directions_for_keys_a
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("mean", None), *((kind, torch.bfloat16) for kind in KINDS[1:])])
-def test_a_training_may_round_the_tokens_beforehand(kind, dtype):
+def test_training_can_round_the_tokens_in_advance(kind, dtype):
     pool, x = cameras(kind), torch.randn(5, 2, 9, 7)
     exact = pool(x)
     assert pool.token_dtype is None and pool.multiply_in(torch.bfloat16) is pool.token_dtype is dtype

@@ -26,7 +26,7 @@ def context(seed=0):
     )
 
 
-def test_one_layer_is_torchs_lstm(body):
+def test_one_layer_matches_torch_lstm(body):
     one = RnnBody(RnnSettings(image_dim=E, state_dim=4, width=7, layers=1), C, T, P, A)
     lstm = torch.nn.LSTM(C * E + 4, 7, batch_first=True)
     order = torch.cat([torch.arange(7) + 7 * i for i in (0, 1, 3, 2)])  # torch: put, keep, new, show
@@ -40,7 +40,7 @@ def test_one_layer_is_torchs_lstm(body):
     torch.testing.assert_close(one(images, proprio, past, pad, True), expected)
 
 
-def test_a_step_sees_those_before_it_alone_and_padding_not_at_all(body):
+def test_steps_are_causal_and_padding_is_ignored(body):
     images, proprio, past, pad = context()
     before = body(images, proprio, past, pad, True)
     assert before.shape == (B, T, 7) and torch.equal(before[:, -1], body(images, proprio, past, pad))
@@ -56,7 +56,7 @@ def test_a_step_sees_those_before_it_alone_and_padding_not_at_all(body):
 
 
 @pytest.mark.parametrize("head", ["regression", "gmm"])
-def test_members_side_by_side_are_each_a_network_of_its_own(head):
+def test_members_match_separate_networks(head):
     network = {"image_dim": 4, "state_dim": 4, "width": 6, "layers": 2}
     data = {"cameras": ["a", "b"], "dim": 6, "tokens": 4}
     spec = small_spec(kind="rnn", network=network, context=T, members=2, head={"kind": head}, **data)

@@ -40,7 +40,7 @@ def data_of(folder):
 
 
 @pytest.mark.parametrize("form", [lambda folder: folder, zipped])
-def test_a_buffer_arrives(folder, form):
+def test_buffer_is_imported(folder, form):
     store = converted(form(folder))
     assert store.lengths.tolist() == [4, 3] and store.attrs["rate_hz"] == 12.5
     assert store.cameras == ("front", "img")
@@ -49,7 +49,7 @@ def test_a_buffer_arrives(folder, form):
     np.testing.assert_array_equal(store["images_img"], DATA["img"].astype("u1"))
 
 
-def test_a_broken_buffer_is_one_line(folder):
+def test_broken_buffer_is_one_error_line(folder):
     chunk = folder / "data/action/1.0"
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:10])
@@ -107,7 +107,7 @@ def robot(tmp_path, folder):
     return path
 
 
-def test_a_robots_videos_are_its_cameras(robot):
+def test_videos_of_a_robot_become_cameras(robot):
     store = converted(robot)
     assert store.cameras == ("camera_0", "camera_10") and store.attrs["rate_hz"] == 12.5
     assert store.attrs["camera_geometry"]["camera_0"]["size"] == [16, 32]
@@ -126,7 +126,7 @@ def test_a_robots_videos_are_its_cameras(robot):
     refused(robot, "videos/1/0.mp4: expected a video")
 
 
-def test_our_store_as_a_buffer(tmp_path):
+def test_store_exported_as_a_buffer(tmp_path):
     store = made.store(tmp_path / "own.zarr")
     path = written(store, tmp_path / "out.zarr")
     assert not list(path.rglob("zarr.json"))
@@ -156,7 +156,7 @@ def test_our_store_as_a_buffer(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["out.zarr", "out.zarr.zip"])
-def test_it_comes_back_as_it_was_and_nothing_half_written_is_left(tmp_path, name):
+def test_round_trip_is_exact_and_leaves_no_partial_output(tmp_path, name):
     store = made.store(tmp_path / "own.zarr")
     assert converted(written(store, tmp_path / name)).fingerprint == store.fingerprint
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.zarr", name, "own.zarr"]
@@ -168,7 +168,7 @@ def test_it_comes_back_as_it_was_and_nothing_half_written_is_left(tmp_path, name
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_time_stamps_are_each_episode_s_own(tmp_path):
+def test_timestamps_follow_each_episodes_rate(tmp_path):
     slowed = made.store(tmp_path / "in.zarr", values=[{"speed": 1.0}, {"speed": 0.7}])
     stamps = data_of(written(slowed, tmp_path / "out.zarr"))["timestamp"][:]
     for found, count, rate in zip(np.split(stamps, made.LENGTHS[:1]), made.LENGTHS, (10, 7), strict=True):

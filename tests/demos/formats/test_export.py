@@ -19,7 +19,7 @@ from tests.demos.test_store import IMAGES
 ABSOLUTE = {"pictures": "png", "actions": "absolute", "action_range": "data"}
 
 
-def test_the_format_follows_to_or_the_name():
+def test_format_follows_the_to_setting_or_the_file_name():
     assert format_for(Path("a.zarr"), None) is None and format_for(Path("a.zarr"), "lerobot") == "lerobot"
     assert format_for(Path("a.hdf5"), None) == "robomimic"
     assert format_for(Path("a.b.zarr.zip"), None) == "diffusion_policy"
@@ -27,7 +27,7 @@ def test_the_format_follows_to_or_the_name():
         format_for(Path("a"), "rlds")
 
 
-def test_a_size_of_rendered_images(tmp_path):
+def test_size_of_rendered_images(tmp_path):
     first = EpisodeStore.open(shipped_demos("xarm7_cube"))
     with EpisodeStore.create(tmp_path / "one.zarr", first.attrs) as one:
         one.append({key: rows[:3] for key, rows in first.episode(0).items()}, {"seed": 500})
@@ -44,7 +44,7 @@ def test_a_size_of_rendered_images(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_targets_come_back_and_the_episode_is_known(tmp_path, name):
+def test_absolute_targets_round_trip_and_identify_the_episode(tmp_path, name):
     """Of an arm, without a simulator's state."""
     rng = np.random.default_rng(0)
     with EpisodeStore.create(tmp_path / "in.zarr", IMAGES | {"source": "teleop, arm"}) as store:
@@ -64,7 +64,7 @@ def test_targets_come_back_and_the_episode_is_known(tmp_path, name):
         assert {*episode_keys(back)[i]} & {*episode_keys(store)[i]}
 
 
-def test_targets_are_the_commands_of_the_simulated_arm():
+def test_targets_equal_the_simulated_arms_commands():
     demos = EpisodeStore.open(shipped_demos("xarm7_cube"))
     targets = ModifiedStore(demos.path, None, True)["action"]
     env = make(world_of_demos(demos), draw=False)

@@ -29,7 +29,7 @@ def copy(tmp_path):
 
 
 @pytest.mark.parametrize("make", [made.lerobot_v21, made.lerobot_v30])
-def test_numbers_images_and_tasks_arrive(tmp_path, make):
+def test_numbers_images_and_tasks_are_imported(tmp_path, make):
     store = converted(make(tmp_path / "in"))
     assert store.lengths.tolist() == list(made.LENGTHS)
     assert (store.robot, store.attrs["rate_hz"], store.cameras) == ("koch", made.FPS, ("top",))
@@ -45,7 +45,7 @@ def test_numbers_images_and_tasks_arrive(tmp_path, make):
         assert min(map(psnr, episode["images_top"], made.frames(i))) > 38
 
 
-def test_a_partial_download_with_another_video_folder_arrives(tmp_path, copy):
+def test_partial_download_with_another_video_folder_is_imported(tmp_path, copy):
     (copy / "data/chunk-000/episode_000000.parquet").unlink()
     (copy / "videos").rename(copy / "video")
     source = convert(copy, tmp_path / "out.zarr")
@@ -53,7 +53,7 @@ def test_a_partial_download_with_another_video_folder_arrives(tmp_path, copy):
     assert store.meta("source_episode").tolist() == [1] and source.notes[0].startswith("1 of 2 episodes")
 
 
-def test_it_is_converted_once_and_again_when_it_changes(tmp_path, copy):
+def test_dataset_is_converted_again_only_after_a_change(tmp_path, copy):
     said: list[str] = []
     first = as_store(copy, tmp_path / "cache", show=said.append)
     assert as_store(copy, tmp_path / "cache", show=said.append) == first and len(said) == 1
@@ -113,12 +113,12 @@ def no_rows(path):
         (ragged([[[1], [2], [3]]] * 5 + [[[1], [2, 3], []], [[1], [2], [3]]]), "action: expected the same count"),
     ],
 )  # fmt: skip
-def test_a_broken_file_is_one_line_and_leaves_nothing(copy, broken, words):
+def test_broken_file_is_one_error_line_and_leaves_nothing(copy, broken, words):
     broken(copy)
     refused(copy, words)
 
 
-def test_a_table_of_episodes_without_a_column_is_one_line(tmp_path):
+def test_missing_column_of_the_episode_table_is_one_error_line(tmp_path):
     file = made.lerobot_v30(tmp_path / "in") / "meta/episodes/chunk-000/file-000.parquet"
     table = pq.read_table(file)
     for column in ("episode_index", "length"):
@@ -135,7 +135,7 @@ def test_a_choice_of_keys_and_episodes(copy):
     refused(copy, "cameras: expected some of top", "'hand'", choice=Choice(cameras=("hand",)))
 
 
-def test_no_feature_takes_the_place_of_another(tmp_path, copy):
+def test_colliding_feature_names_never_replace_each_other(tmp_path, copy):
     """The chosen action is not the one called so; names that collide, or that are ours or a camera's."""
     columns = {"proprio": 1, "images_top": 2, "x?": 3, "x*": 4}
     plain = {"dtype": "float32", "shape": [1], "names": None}
@@ -158,7 +158,7 @@ def test_no_feature_takes_the_place_of_another(tmp_path, copy):
     assert [store[name][0] for name in names] == [1, 2, 3, 4] and len(source.notes) == 4
 
 
-def test_a_full_disk_is_blamed_on_the_way_out(tmp_path, copy, monkeypatch):
+def test_full_disk_error_names_the_output(tmp_path, copy, monkeypatch):
     """The store's findings concern the source; errors of the disk do not."""
 
     def full(*_):
@@ -170,14 +170,14 @@ def test_a_full_disk_is_blamed_on_the_way_out(tmp_path, copy, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
-def test_lossless_images_make_the_same_store_again(tmp_path):
+def test_lossless_images_round_trip_to_the_same_store(tmp_path):
     store = made.store(tmp_path / "in.zarr")
     written(store, tmp_path / "out", pictures="png")
     assert convert(tmp_path / "out", tmp_path / "back.zarr").notes == []
     assert EpisodeStore.open(tmp_path / "back.zarr").fingerprint == store.fingerprint
 
 
-def test_video_keeps_numbers_exactly_and_images_nearly(tmp_path):
+def test_video_preserves_numbers_exactly_and_images_closely(tmp_path):
     """Sides of odd length too."""
     store = made.store(tmp_path / "in.zarr", sizes={"hand": (64, 96), "left/up": (97, 63)})
     back = converted(written(store, tmp_path / "out"))
@@ -189,7 +189,7 @@ def test_video_keeps_numbers_exactly_and_images_nearly(tmp_path):
             np.testing.assert_array_equal(back[key], store[key], strict=True)
 
 
-def test_full_files_are_followed_by_new_ones(tmp_path, monkeypatch):
+def test_output_is_split_into_files_of_limited_size(tmp_path, monkeypatch):
     """At most a second of video in a file: the second episode, 0.7 s after 0.5 s, starts another."""
     for name in ("MAX_SECONDS", "CHUNK", "DATA_BYTES"):
         monkeypatch.setattr(write_lerobot, name, 1)
@@ -204,7 +204,7 @@ def test_full_files_are_followed_by_new_ones(tmp_path, monkeypatch):
     np.testing.assert_array_equal(converted(out)["action"], store["action"])
 
 
-def test_metadata_and_statistics_are_those_of_the_numbers_and_images(tmp_path):
+def test_metadata_and_statistics_describe_the_data(tmp_path):
     store = made.store(tmp_path / "in.zarr")
     out = written(store, tmp_path / "out")
     info = json.loads((out / "meta/info.json").read_text())
@@ -255,7 +255,7 @@ def test_the_sidecar_of_an_edited_dataset_is_not_used(tmp_path):
     assert EpisodeStore.open(tmp_path / "back.zarr").attrs["source"]["format"] == "LeRobot v3.0"
 
 
-def test_a_dataset_that_the_format_cannot_hold_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+def test_unsupported_dataset_is_one_error_line_and_leaves_nothing(tmp_path, monkeypatch):
     def refused(name, words, pictures="h264", **about):
         store = made.store(tmp_path / name, **about)
         before = sorted(tmp_path.iterdir())

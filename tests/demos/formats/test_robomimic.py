@@ -31,7 +31,7 @@ def file(tmp_path):
     return made.robomimic(tmp_path / "in.hdf5")
 
 
-def test_a_file_arrives_and_goes_out_as_it_came(tmp_path, file):
+def test_file_round_trips_through_a_store(tmp_path, file):
     store = converted(file)
     assert store.meta("source_episode").tolist() == [2, 10] and store.lengths.tolist() == [4, 3]
     assert (store.robot, store.attrs["rate_hz"], store.cameras) == ("Panda", 20, ("agentview",))
@@ -56,7 +56,7 @@ def test_a_file_arrives_and_goes_out_as_it_came(tmp_path, file):
             np.testing.assert_array_equal(back["obs/agentview_image"], there["obs/agentview_image"])
 
 
-def test_a_file_says_its_world(file):
+def test_world_is_read_from_the_file(file):
     about = converted(file).attrs
     found, world = bind(about, world_of_file(about), file)
     assert (world.env, world.robot, world.rate_hz, world.cameras) == ("Lift", "Panda", 20, ("agentview",))
@@ -82,7 +82,7 @@ def args(**kwargs):
     return lambda raw: raw["data"].attrs.__setitem__("env_args", told)
 
 
-def test_odd_contents_are_one_line_that_names_the_file(file):
+def test_invalid_contents_are_one_error_line_naming_the_file(file):
     for change, words in (
         (replaced("data/demo_10/obs/robot0_eef_pos", np.zeros((2, 3))), "data/demo_10: obs/robot0_eef_pos: expected"),
         (replaced("data/demo_2/actions", np.ones(4)), "cannot be read (IndexError: tuple index out"),
@@ -106,7 +106,7 @@ def test_odd_contents_are_one_line_that_names_the_file(file):
         (["Baxter"], [OSC], ["right_", "left_"]),
     ],
 )
-def test_two_arms_move_by_deltas_too(tmp_path, robots, controllers, prefixes):
+def test_two_arms_use_delta_actions(tmp_path, robots, controllers, prefixes):
     path, rng = tmp_path / "two.hdf5", np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         actions = file["data/demo_0/actions"] = rng.uniform(-1, 1, (4, 14))
@@ -122,7 +122,7 @@ def test_two_arms_move_by_deltas_too(tmp_path, robots, controllers, prefixes):
     assert [p["name"] for p in store.attrs["proprio_parts"]] == ["robot0_eef_pos", "robot1_eef_pos"]
 
 
-def test_other_controllers_decide_whether_actions_are_deltas(file):
+def test_controller_decides_whether_actions_are_deltas(file):
     for i, (config, kind) in enumerate((
         ({"type": "JOINT_POSITION", "output_max": 0.05}, "delta"),
         ({"type": "OSC_POSITION", "output_max": [0.05] * 3, "input_type": "delta"}, "delta"),
@@ -141,7 +141,7 @@ def store(tmp_path):
     return made.store(tmp_path / "own.zarr", action_parts=parts)
 
 
-def test_our_store_as_a_file_and_back(tmp_path, store):
+def test_store_exported_as_a_file_round_trips(tmp_path, store):
     path = written(store, tmp_path / "out.hdf5", valid=0.5)
     with h5py.File(path) as file:
         data, masks = file["data"], {k: file["mask"][k][:].tolist() for k in file["mask"]}
@@ -174,7 +174,7 @@ def test_our_store_as_a_file_and_back(tmp_path, store):
         refused(changed(path, change), words)
 
 
-def test_actions_beyond_the_range_are_rejected_cut_or_stretched(tmp_path):
+def test_out_of_range_actions_are_rejected_clipped_or_rescaled(tmp_path):
     store = made.store(tmp_path / "own.zarr")  # joints without limits
     numbers = np.array(store["action"])
     numbers[0, 0] = 2.5
@@ -211,7 +211,7 @@ for room in map(int, sys.argv[3:]):
 """
 
 
-def test_a_disk_that_is_full(tmp_path):
+def test_full_disk_is_reported_without_a_crash(tmp_path):
     """The process lives on; hdf5 crashes at its end when it learns of a write that failed."""
     made.store(tmp_path / "in.zarr", sizes={"hand": (64, 64)})
     rooms = ["30000", "20000", "10000", "1000", "0"]
@@ -262,7 +262,7 @@ def recording(tmp_path_factory):
     return path, seen
 
 
-def test_a_recording_is_drawn_as_it_was(recording):
+def test_recording_is_rendered_identically(recording):
     path, seen = recording
     store = converted(path, CHOICE)
     assert store.lengths.tolist() == [STEPS] * 2 and store.meta("source_episode").tolist() == [1, 2]
@@ -275,7 +275,7 @@ def test_a_recording_is_drawn_as_it_was(recording):
     np.testing.assert_allclose(store["action"][:STEPS, :3], moves, rtol=1e-6)
 
 
-def test_our_states_go_out_with_their_world(tmp_path):
+def test_states_are_exported_with_their_world(tmp_path):
     """What we write, robomimic's scripts can draw: its states alone, in its scene, give the pictures again."""
     task = make(RobosuiteSettings(env="Lift", rate_hz=10, cameras=CHOICE.cameras, image_size=24))
     task.reset(seed=5)
@@ -309,7 +309,7 @@ def test_our_states_go_out_with_their_world(tmp_path):
     np.testing.assert_array_equal(again["action"], store["action"])
 
 
-def test_robomimics_file_of_states_reads_alike(recording):
+def test_robomimic_state_files_are_read(recording):
     def change(file):
         data = file["data"]
         kwargs = json.loads(data.attrs.pop("env_info"))
@@ -329,7 +329,7 @@ def test_robomimics_file_of_states_reads_alike(recording):
     np.testing.assert_array_equal(piece["proprio"], states[:, 1:8].astype("f4"))  # the arm's come first
 
 
-def test_a_file_that_does_not_fit_is_one_line(recording):
+def test_unsupported_file_is_one_error_line(recording):
     for change, words in (
         (lambda d: d.attrs.update(env_info=json.dumps({"env_name": "Kitchen"})), "env_args (of robosuite 1.5.2): task.env"),
         (lambda d: d.attrs.update(env_args=json.dumps({"env_name": "Maze", "type": 2})), "Maze, type 2"),
@@ -342,7 +342,7 @@ def test_a_file_that_does_not_fit_is_one_line(recording):
         refused(path, words, choice=CHOICE)
 
 
-def test_without_robosuite_it_says_how_to_have_it(recording, monkeypatch):
+def test_missing_robosuite_names_the_install_command(recording, monkeypatch):
     monkeypatch.setattr("s2robot.core.errors.find_spec", {"h5py": True}.get)
     with pytest.raises(UserError, match=r"^robosuite is not installed: pip install 's2robot\[sim\]'$"):
         read(recording[0], CHOICE)

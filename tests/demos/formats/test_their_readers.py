@@ -193,7 +193,7 @@ keep(a=store["images_a"], b=store["images_b"])
 """
 
 
-def test_we_read_pictures_in_their_codecs(tmp_path):
+def test_images_in_their_codecs_are_read(tmp_path):
     frames = made.frames(1)
     np.save(tmp_path / "frames.npy", frames)
     before = installed(tmp_path, "imagecodecs==2024.9.22"), Path(made.__file__).parents[3]

@@ -103,7 +103,7 @@ def in_chunks(*shape: int) -> dict:
 
 
 @pytest.mark.parametrize("codec", ["pickle", "json2", "msgpack2"])
-def test_no_codec_runs_code_in_a_store_of_ours(tmp_path, codec):
+def test_no_codec_runs_code_in_an_episode_store(tmp_path, codec):
     trap, path = tmp_path / "made-by-a-pickle", made.store(tmp_path / "in.zarr").path
     (path / "meta/task/c.0").write_bytes(pickle.dumps(Payload(trap)))
     file = path / "meta/task/zarr.json"
@@ -154,14 +154,14 @@ SMALL = {"shape": [4, 2], "chunks": [4, 2]}
         ("data/action", FLOATS, {"shape": "4", "chunks": [4, 2]}),
     ],
 )  # fmt: skip
-def test_a_replay_buffer_that_claims_more_than_it_holds(tmp_path, group2, place, chunk, about):
+def test_replay_buffer_with_false_sizes_is_rejected(tmp_path, group2, place, chunk, about):
     path = group2(tmp_path / "in.zarr")
     array2(path / place, chunk, **about)
     for form in (path, zipped(path)):
         refused(form)
 
 
-def test_a_store_that_claims_more_than_it_holds(tmp_path):
+def test_store_with_false_sizes_is_rejected(tmp_path):
     folder = made.store(tmp_path / "in.zarr").path / "data/proprio"
     whole = (folder / "zarr.json").read_text()
     tall, wide = ({"shape": shape, **in_chunks(*shape)} for shape in ([HUGE, 4], [12, HUGE]))
@@ -174,7 +174,7 @@ def test_a_store_that_claims_more_than_it_holds(tmp_path):
             EpisodeStore.open(tmp_path / "in.zarr")
 
 
-def test_constant_pictures_are_no_harm_and_a_file_of_zeros_without_end_is_no_chunk(tmp_path, group2):
+def test_constant_images_are_read_and_endless_files_are_not(tmp_path, group2):
     """64 MB of one colour in a few kilobytes, and chunks that were left out."""
     path, size = group2(tmp_path / "in.zarr"), (4, 2000, 2500, 3)
     data = zarr.open_group(str(path), mode="r+", zarr_format=2)["data"]
@@ -200,7 +200,7 @@ POSITION = "robot0_eef_pos"
     ],
 )
 @pytest.mark.parametrize("proprio", [(POSITION,), None])
-def test_an_hdf5_array_that_no_plain_numbers_explain(tmp_path, monkeypatch, name, about, proprio):
+def test_unusual_hdf5_arrays_are_rejected(tmp_path, monkeypatch, name, about, proprio):
     monkeypatch.chdir(tmp_path)
     Path("secret").write_bytes(bytes(4 * 3 * 8))
     with h5py.File(made.robomimic(tmp_path / "in.hdf5"), "a") as file:
@@ -216,7 +216,7 @@ LINKS = product(("external", "soft"), (*ARRAYS, "data/demo_10/obs", "data/demo_1
 
 
 @pytest.mark.parametrize(("kind", "place"), [*LINKS, *product(["virtual"], ARRAYS)])
-def test_an_hdf5_file_reads_itself_alone(tmp_path, kind, place):
+def test_hdf5_links_and_virtual_datasets_are_rejected(tmp_path, kind, place):
     made.robomimic(tmp_path / "other.hdf5")
     with h5py.File(made.robomimic(tmp_path / "in.hdf5"), "a") as file:
         old = file.pop(place)
@@ -231,7 +231,7 @@ def test_an_hdf5_file_reads_itself_alone(tmp_path, kind, place):
     refused(tmp_path / "in.hdf5", "everything in this file", choice=Choice(proprio=(POSITION,), mask="train"))
 
 
-def test_a_table_of_more_rows_than_its_bytes_explain(tmp_path):
+def test_table_with_more_rows_than_its_bytes_is_rejected(tmp_path):
     path = made.lerobot_v30(tmp_path / "in")
     pq.write_table(pa.table({"episode_index": np.zeros(40_000_000, "i1")}), tmp_path / "rows")
     for place in ("data", "meta/episodes"):
@@ -252,7 +252,7 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(b"")) + part(b"IEND", b"")
 
 
-def test_pictures_that_are_none(tmp_path):
+def test_invalid_images_are_rejected(tmp_path):
     """A LeRobot dataset whose camera is a column of pictures."""
     Image.new("RGB", (made.W, made.H)).save(tmp_path / "secret.png")
     path, key, features = made.lerobot_v21(tmp_path / "in"), "observation.images.top", made.features("image")
@@ -273,7 +273,7 @@ def test_pictures_that_are_none(tmp_path):
         refused(path, words)
 
 
-def test_a_video_of_larger_frames_than_the_dataset_says_and_a_playlist(tmp_path):
+def test_oversized_videos_and_playlists_are_rejected(tmp_path):
     """FFmpeg would open the files that the playlist names."""
     path = made.lerobot_v21(tmp_path / "in")
     for i, file in enumerate(sorted(path.rglob("*.mp4"))):
@@ -285,7 +285,7 @@ def test_a_video_of_larger_frames_than_the_dataset_says_and_a_playlist(tmp_path)
     refused(path, "mp4")
 
 
-def test_a_description_that_leads_elsewhere_or_has_no_end(tmp_path):
+def test_paths_outside_the_dataset_and_endless_json_are_rejected(tmp_path):
     """Names stay in the dataset, and a split of very many episodes is read."""
     path, store = made.lerobot_v21(tmp_path / "in"), made.store(tmp_path / "in.zarr")
     info = path / "meta/info.json"
@@ -311,7 +311,7 @@ def test_a_description_that_leads_elsewhere_or_has_no_end(tmp_path):
             EpisodeStore.open(store.path)
 
 
-def test_memory_that_is_not_there_is_one_line():
+def test_memory_errors_are_one_line():
     for error in (MemoryError("Unable to allocate 14.9 GiB"), Image.DecompressionBombError("x")):
         text = one_line("inspect", [], error)
         assert text and "\n" not in text

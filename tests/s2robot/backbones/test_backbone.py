@@ -219,7 +219,7 @@ def test_another_tile_resamples_a_copy():
     assert find_backbone(model_of("timm resnet"), tile=(64, 96))(torch.randn(1, 3, 64, 96)).shape[1] == 2 * 3
 
 
-def test_a_tile_is_rounded_to_whole_strides_unless_given_and_a_dry_run_leaves_no_trace():
+def test_default_tile_is_rounded_to_strides_and_dry_runs_leave_no_trace():
     overlay = {"input_size": (3, 240, 300)}
     model = timm.create_model("mobilenetv3_small_050", pretrained_cfg_overlay=overlay).train()
     model.blocks[0].eval()
@@ -263,7 +263,7 @@ def test_any_callable(grid, patch, prefix, form):
     assert torch.equal(backbone(x), Patches(patch, prefix)(x))
 
 
-def test_what_models_return():
+def test_model_outputs():
     x, y = torch.rand(2, 3), torch.rand(4)
     hf_ = {"last_hidden_state": x, "pooler_output": y}
     for out in (x, SimpleNamespace(**hf_), hf_, (x, y), [x], {"out": x, "aux": y}, {"layer4": x}):
@@ -332,5 +332,5 @@ def test_exports_with_a_dynamic_batch():
         (Patches(16), "num_prefix_tokens=0", {"tile": 32, "num_prefix_tokens": -1}),
     ],
 )  # fmt: skip
-def test_facts_that_do_not_fit_are_one_line(model, words, given_):
+def test_mismatched_facts_are_one_error_line(model, words, given_):
     rejected(model() if model is tv.squeezenet1_1 else model, words, **given_)

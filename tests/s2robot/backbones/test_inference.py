@@ -63,7 +63,7 @@ class Pieces(nn.Module):
 
 @pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_convnext", "test_efficientnet"])
 @torch.inference_mode()
-def test_timm_models_in_both_types(name):
+def test_timm_models_in_both_dtypes(name):
     torch.manual_seed(0)
     model, x = timm.create_model(name, num_classes=0).eval(), images(2, 160 if "vit" in name else 96)
     expected = model(x)
@@ -78,7 +78,7 @@ def splits(attention: nn.Module) -> bool:
     return "forward" in vars(attention)
 
 
-def test_a_packed_layer_of_another_type_is_the_plain_one_and_batch_statistics_stay_float32():
+def test_converted_packed_layer_is_plain_and_batch_norm_stays_float32():
     layer = nn.Linear(8, 6).requires_grad_(False)
     plain, x = copy.deepcopy(layer).double(), torch.ones(2, 8).double()
     PackedLinear.from_linear(layer, "none")
@@ -91,7 +91,7 @@ def test_a_packed_layer_of_another_type_is_the_plain_one_and_batch_statistics_st
 
 @pytest.mark.parametrize("packed", [True, False])
 @torch.inference_mode()
-def test_other_outputs_other_ways_of_holding_layers_and_autocast(packed, monkeypatch):
+def test_other_outputs_layer_containers_and_autocast(packed, monkeypatch):
     if not packed:
         monkeypatch.setattr(inference, "can_pack", lambda *_: False)
     for model in (Pieces().eval(), vit()):
@@ -105,7 +105,7 @@ def test_other_outputs_other_ways_of_holding_layers_and_autocast(packed, monkeyp
 
 @pytest.mark.parametrize("make", [vit, resnet, Pieces])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_neither_the_model_nor_the_copy_changes_with_the_other(make, dtype):
+def test_model_and_prepared_copy_are_independent(make, dtype):
     """Packed, reordered and converted weights would keep what they were, the others not: a model that never was."""
     model = make().train()
     before, asked = copy.deepcopy(model.state_dict()), [p.requires_grad for p in model.parameters()]
@@ -124,7 +124,7 @@ def test_neither_the_model_nor_the_copy_changes_with_the_other(make, dtype):
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 @torch.inference_mode()
-def test_large_batches_go_in_even_parts_and_give_the_same(dtype, atol, monkeypatch):
+def test_large_batches_are_split_evenly_with_equal_results(dtype, atol, monkeypatch):
     whole = prepare(vit(), dtype)(images(7))
     monkeypatch.setattr(inference, "PIXELS_PER_CALL", 3 * 32 * 32 + 5)
     fast, seen = prepare(vit(), dtype), []
@@ -138,7 +138,7 @@ def test_large_batches_go_in_even_parts_and_give_the_same(dtype, atol, monkeypat
 
 
 @torch.inference_mode()
-def test_attention_in_parts_with_a_mask_and_with_normed_queries_is_timms(monkeypatch):
+def test_chunked_masked_and_qk_norm_attention_match_timm(monkeypatch):
     fast, plain = prepare(vit(), torch.bfloat16), vit().blocks[0].attn
     x, mask = torch.randn(2, 5, 96), torch.eye(5, dtype=torch.bool)
     options = {"img_size": 32, "depth": 1, "qk_norm": True, "global_pool": "", "num_classes": 0}
@@ -164,7 +164,7 @@ def test_copies_and_pickles_compute_the_same():
         )  # not the original's
 
 
-def test_default_type(monkeypatch):
+def test_default_dtype(monkeypatch):
     for has, dtype in ((False, torch.float32), (True, torch.bfloat16)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
         assert default_dtype("cpu") == prepare(vit()).norm.weight.dtype == dtype
@@ -174,13 +174,13 @@ def test_default_type(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_the_copy_to_a_gpu_is_whole_when_it_is_used():
+def test_gpu_copy_is_complete_before_use():
     x = torch.arange(2**22)
     for _ in range(20):  # the pinned memory of one copy is that of the next
         assert torch.equal(moved(x, torch.device("cuda")).cpu(), x)
 
 
-def test_a_16_bit_encoder_runs_on_a_processor_without_avx512():
+def test_bfloat16_model_runs_on_a_cpu_without_avx512():
     """oneDNN is told so before it starts; it packs such weights on AVX-512 alone."""
     script = """
 import torch

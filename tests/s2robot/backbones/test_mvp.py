@@ -88,7 +88,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_name_against_the_independent_forward_pass(monkeypatch, tmp_path, name):
+def test_every_model_matches_an_independent_forward_pass(monkeypatch, tmp_path, name):
     spec, state = SMALL[name], published_state(SMALL[name])
     write(monkeypatch, tmp_path / "x.pth", state | DECODER, name)
     encoder = mvp.load(name, tmp_path / "x.pth")
@@ -118,7 +118,7 @@ def rejected(words: str, path: Path | None = None, **how) -> str:
     return str(error.value)
 
 
-def test_files_that_are_rejected(monkeypatch, tmp_path):
+def test_invalid_files_are_rejected(monkeypatch, tmp_path):
     path, state = tmp_path / "x.pth", published_state(SMALL[NAME])
     write(monkeypatch, path, state | {"decoy.weight": torch.zeros(1)})
     rejected("unexpected decoy.weight$", path)
@@ -188,7 +188,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("fault", "words"), FAULTS.items())
-def test_a_failed_download_is_one_line_and_leaves_nothing(source, monkeypatch, fault, words):
+def test_failed_download_is_one_error_line_and_leaves_nothing(source, monkeypatch, fault, words):
     if fault == "no server":
         set_url(monkeypatch, "http://127.0.0.1:1/x.pth")  # nothing listens there
         monkeypatch.setenv("no_proxy", "*")
@@ -212,7 +212,7 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(source, monkeypatch, f
     assert f"mvp/{FILE}" in text and "checkpoint=" in text and files(source) == {}
 
 
-def test_two_downloads_at_once_end_with_one_whole_file(source):
+def test_concurrent_downloads_leave_one_complete_file(source):
     with ThreadPoolExecutor(1) as pool, multiprocessing.get_context("fork").Pool(1) as processes:
         one = pool.submit(mvp.fetch, NAME)
         other = processes.apply_async(mvp.fetch, (NAME,))

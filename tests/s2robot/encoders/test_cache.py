@@ -79,7 +79,7 @@ def watched():
     return frames
 
 
-def test_only_what_is_wanted_is_encoded_and_the_rest_later(tmp_path, watched):
+def test_only_required_episodes_are_encoded_and_others_later(tmp_path, watched):
     told = []
     some = make_cache(tmp_path, required=np.array([2, 0]))
     found = some.build(watched, encode, lambda *n: told.append(n))
@@ -91,7 +91,7 @@ def test_only_what_is_wanted_is_encoded_and_the_rest_later(tmp_path, watched):
     assert np.array_equal(whole.build(watched, encode), expected()) and watched.asked[1:] == [[1]]
 
 
-def test_resumes_after_a_failure_and_marks_each_episode_with_a_line(tmp_path):
+def test_resumes_after_a_failure_from_the_journal(tmp_path):
     """A line that a kill has cut off is no episode."""
     calls, seen = [], []
 
@@ -118,7 +118,7 @@ def test_resumes_after_a_failure_and_marks_each_episode_with_a_line(tmp_path):
     assert cache.missing() == [1] and journal.read_text() == "0\n2\n"
 
 
-def test_another_key_is_another_cache(tmp_path):
+def test_different_keys_use_different_caches(tmp_path):
     make_cache(tmp_path).build(make_frames, encode)
     others = {"dataset": "d2", "encoder": "e2", "cameras": ("left", "hand"), "dtype": "float32"}
     for key, value in others.items():
@@ -163,13 +163,13 @@ def test_wrong_input_is_named(tmp_path, frames, factor, words):
         make_cache(tmp_path).build(frames, lambda frames: encode(frames) * factor)
 
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+def test_full_disk_is_one_error_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
     with pytest.raises(UserError, match="full"):
         make_cache(tmp_path).build(make_frames, encode)
 
 
-def test_cameras_of_two_shapes_fill_one_array_and_have_a_key_of_their_own(tmp_path):
+def test_cameras_of_two_shapes_share_an_array_under_a_separate_key(tmp_path):
     """The first camera's frames are 4 x 8 px, twice the tokens of the second's."""
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (3, 4, width, 3), np.uint8) for width in (8, 4)]
@@ -191,7 +191,7 @@ def test_cameras_of_two_shapes_fill_one_array_and_have_a_key_of_their_own(tmp_pa
 MUJOCO_3, MUJOCO_4 = ({"mujoco": v, "opengl": "llvmpipe", "robot": {"camera_pos": (0, 1)}} for v in "34")
 
 
-def test_frames_drawn_by_something_else_are_encoded_again_unless_nothing_draws_here(tmp_path):
+def test_frames_are_encoded_again_when_the_renderer_changes(tmp_path):
     assert make_cache(tmp_path, renderer=None).missing() == [0, 1, 2]
     make_cache(tmp_path, renderer=MUJOCO_3).build(make_frames, encode)
     assert all(make_cache(tmp_path, renderer=each).missing() == [] for each in (MUJOCO_3, None))
@@ -206,7 +206,7 @@ def test_frames_drawn_by_something_else_are_encoded_again_unless_nothing_draws_h
     assert make_cache(tmp_path, renderer=None, encoder="other").missing() == [0, 1, 2]
 
 
-def test_what_a_dataset_held_before_it_grew_is_not_encoded_again(tmp_path, watched):
+def test_grown_dataset_reuses_the_features_of_earlier_episodes(tmp_path, watched):
     """Exactly: frames of another encoder, renderer, or of other episodes of the same lengths are."""
     others = {"dataset": "other"}, {"encoder": "f"}, {"drawn": {"mujoco": "2"}}
     for n, changes in ((1, {}), *((2, each) for each in others)):

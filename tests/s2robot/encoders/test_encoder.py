@@ -74,7 +74,7 @@ def test_shipped_encoders_keep_their_fingerprint(name, fingerprint):
     assert build_encoder({"name": name, "scales": [1, 2]}).fingerprint == fingerprint
 
 
-def test_position_table_is_maes():
+def test_position_table_matches_mae():
     table = sincos_2d(8, 3)[0]
     assert torch.equal(table[0], torch.zeros(8))
     column, row = 2.0, 1.0  # token 1 + 1 * 3 + 2
@@ -83,7 +83,7 @@ def test_position_table_is_maes():
     np.testing.assert_allclose(table[6].numpy(), expected, rtol=1e-6)
 
 
-def test_a_frame_has_the_same_features_in_any_company(images):
+def test_features_do_not_depend_on_the_batch(images):
     encoder = S2Encoder(make_vit(), (16, 32), frames_per_call=2)
     tokens = encoder.encode(images)
     assert torch.equal(encoder.encode(torch.from_numpy(images)), tokens)
@@ -97,7 +97,9 @@ def test_a_frame_has_the_same_features_in_any_company(images):
 
 
 @pytest.mark.parametrize(("frames", "most", "sizes"), [(8, 2, [5, 4, 2, 2, 1]), (3, 1, [3, 2, 1, 1, 1, 1, 1])])  # fmt: skip
-def test_a_full_memory_halves_the_batch_and_stores_what_fitted(monkeypatch, images, frames, most, sizes):
+def test_out_of_memory_halves_the_batch_and_stores_the_size_that_fits(
+    monkeypatch, images, frames, most, sizes
+):
     encoder = S2Encoder(make_vit(), [16, 32], frames_per_call=frames)
     wanted, real, seen = encoder.encode(images), encoder._model, []
 
@@ -117,7 +119,7 @@ def test_a_full_memory_halves_the_batch_and_stores_what_fitted(monkeypatch, imag
 
 
 @pytest.mark.gpu
-def test_an_encoder_on_a_gpu_gives_the_processors_features_in_one_call():
+def test_gpu_encoder_matches_the_cpu_in_one_call():
     encoder = S2Encoder(make_vit(), [16, 32])
     images = torch.randint(0, 256, (64, 32, 32, 3), dtype=torch.uint8)
     wanted = encoder.encode(images)
@@ -126,7 +128,7 @@ def test_an_encoder_on_a_gpu_gives_the_processors_features_in_one_call():
     assert torch.allclose(gpu.encode(images).cpu(), wanted, atol=1e-3) and calls == [64 * 5]
 
 
-def test_gflops_are_the_papers():
+def test_gflops_match_the_paper():
     base = ViTSpec(224, 16, 768, 1, 12)  # one block of twelve: quick, and the rest is arithmetic
     encoder = S2Encoder(MVPViT(base), (224, 448))
     tokens, dim = 197, 768
@@ -135,7 +137,7 @@ def test_gflops_are_the_papers():
     assert 5 * (196 * dim * dim + 12 * block) / 1e9 == pytest.approx(87.9, abs=0.2)
 
 
-def test_fingerprint_changes_with_all_that_matters():
+def test_fingerprint_changes_with_every_relevant_setting():
     base = S2Encoder(make_vit(), (16, 32))
     assert S2Encoder(make_vit(), (16, 32), frames_per_call=1, name="other").fingerprint == base.fingerprint
     changes = {"pool": "mean"}, {"mean": (0.5, 0.5, 0.5)}, {"dtype": "bfloat16"}
@@ -159,7 +161,7 @@ SMALL_HF = dict(patch_size=4, image_size=16, hidden_size=24, num_hidden_layers=1
 SMALL_TIMM = dict(patch_size=4, img_size=16, embed_dim=24, depth=1, num_classes=0)
 
 
-def test_fingerprint_of_a_model_of_ones_own_changes_with_what_no_weight_tells():
+def test_fingerprint_of_a_custom_model_covers_more_than_its_weights():
     transformers = pytest.importorskip("transformers")
 
     def hugging_face(heads, **options):
@@ -181,7 +183,7 @@ def test_fingerprint_of_a_model_of_ones_own_changes_with_what_no_weight_tells():
     assert S2Encoder(of_timm(3).train(), (16,)).fingerprint == encoders[3].fingerprint
 
 
-def test_fingerprint_of_code_that_cannot_be_read_needs_a_description():
+def test_fingerprint_of_unreadable_code_requires_a_description():
     exec("class Typed(torch.nn.Module):\n    forward = Patches.forward", globals(), names := {})
     for model in (Patches().forward, torch.jit.trace(Patches(), torch.zeros(1, 3, 8, 8)), names["Typed"]()):
         with pytest.raises(UserError, match="describe: "):
@@ -190,7 +192,7 @@ def test_fingerprint_of_code_that_cannot_be_read_needs_a_description():
         assert one != two
 
 
-def test_an_encoder_from_a_file_and_one_that_ends_after_a_block(tiny_encoder):
+def test_encoder_from_a_file_whole_or_cut_after_a_block(tiny_encoder):
     loaded, recipe = load_encoder(tiny_encoder)
     assert recipe["seed"] == 0
     images, built = noise(5, 64, 64), build(tiny_encoder)
@@ -203,7 +205,7 @@ def test_an_encoder_from_a_file_and_one_that_ends_after_a_block(tiny_encoder):
     torch.testing.assert_close(block.encode(images), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_broken_files_are_one_line(tmp_path, tiny_encoder):
+def test_broken_files_are_one_error_line(tmp_path, tiny_encoder):
     whole, content = tiny_encoder.read_bytes(), {"bad.pth": b"not a checkpoint"}
     content |= {"cut.safetensors": whole[:-100], "flipped.safetensors": whole[:-1] + bytes([whole[-1] ^ 1])}
     for file, data in content.items():
@@ -260,7 +262,7 @@ def old_names(model) -> dict[str, torch.Tensor]:
     return {f"{name}.{key}": value for name, state in states for key, value in state.items()}
 
 
-def test_a_package_that_is_not_installed_and_a_hub_out_of_reach_are_one_line(monkeypatch):
+def test_missing_package_and_unreachable_hub_are_one_error_line(monkeypatch):
     build_rejected(r"pip install 's2robot\[imagenet\]'$", name="efficientnet_lite0")
 
     def unreachable(*_, pretrained, **__):
@@ -272,7 +274,7 @@ def test_a_package_that_is_not_installed_and_a_hub_out_of_reach_are_one_line(mon
     )
 
 
-def test_an_installed_package_gives_the_weights_of_timms_model(tmp_path, monkeypatch):
+def test_weights_of_an_installed_package_match_timm(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = timm.create_model("tf_efficientnet_lite0")
     for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
@@ -297,7 +299,7 @@ def test_an_installed_package_gives_the_weights_of_timms_model(tmp_path, monkeyp
     build_rejected("weights do not fit", **cfg)
 
 
-def test_a_models_own_rest_is_no_place_for_a_seam():
+def test_tiles_with_a_partial_patch_cannot_be_split():
     """SigLIP's 384 px are 27 patches of 14 and 6 px over: between tiles these would be lost."""
     sizes = {"depth": 1, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "num_classes": 0}
     model = timm.create_model("vit_so400m_patch14_siglip_384", **sizes)
@@ -307,7 +309,7 @@ def test_a_models_own_rest_is_no_place_for_a_seam():
 
 
 @pytest.mark.parametrize(("height", "width", "grid"), [(48, 64, (4, 5)), (64, 48, (5, 4)), (16, 17, (4, 4))])
-def test_a_frame_keeps_its_shape(height, width, grid):
+def test_frames_keep_their_aspect_ratio(height, width, grid):
     """Its shorter side is a size, overlapping tiles cover the longer one."""
     model, encoder, frames = make_vit(), S2Encoder(make_vit(), (16, 32)), noise(3, height, width)
     assert (encoder.dim, encoder.grid, encoder.image_size, encoder.num_tokens) == (48, 4, 32, 16)
@@ -326,7 +328,7 @@ def test_a_frame_keeps_its_shape(height, width, grid):
     assert encoder.frame_size(480, 640) == (32, 43) and encoder.frame_size(640, 480) == (43, 32)
 
 
-def test_upsampled_features_are_the_papers_and_have_a_fingerprint_of_their_own(tiny_encoder):
+def test_upsampled_features_match_the_paper_with_a_separate_fingerprint(tiny_encoder):
     frames = noise(3, 64, 64)
     native, upsampled = build(tiny_encoder), build(tiny_encoder, resolution="upsampled")
     a, b = native.encode(frames), upsampled.encode(frames)  # (3, 16, 2 * 64)
@@ -351,7 +353,7 @@ def every_pixel(tiles: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("dtype", "side"), [(torch.float32, 1), (torch.float32, 8), (torch.bfloat16, 3)])
-def test_equal_tiles_within_a_call_and_from_call_to_call_are_computed_once(dtype, side):
+def test_equal_tiles_are_computed_once_within_and_across_calls(dtype, side):
     torch.manual_seed(0)
     tiles, seen = torch.randn(5, 3, side, side).to(dtype), []
     tiles[4] = tiles[3].flip(0)  # the same sum, another tile
@@ -363,7 +365,7 @@ def test_equal_tiles_within_a_call_and_from_call_to_call_are_computed_once(dtype
         assert len(seen) == n and len(model._entries) <= 2
 
 
-def test_a_larger_scale_alone_on_the_grid_of_the_first(tiny_encoder):
+def test_single_larger_scale_on_the_base_grid(tiny_encoder):
     frames = noise(3, 64, 64)
     both, large = build(tiny_encoder), build(tiny_encoder, (2,))
     averaged = build(tiny_encoder, (2,), grid=1)
@@ -376,6 +378,6 @@ def test_a_larger_scale_alone_on_the_grid_of_the_first(tiny_encoder):
 
 
 @pytest.mark.parametrize(("key", "value"), [("pool", "avg"), ("dtype", "float16"), ("resolution", "upsample")])  # fmt: skip
-def test_a_wrong_word_is_rejected_in_python_too(key, value):
+def test_invalid_options_are_rejected_in_python(key, value):
     with pytest.raises(UserError, match=f"^encoder.{key}: "):
         S2Encoder(make_vit(), (16, 32), **{key: value})

@@ -31,7 +31,7 @@ CHANGES = (
 
 
 @pytest.mark.parametrize(("changes", "lora"), CHANGES)
-def test_before_a_step_the_features_are_the_frozen_ones(tiny_encoder, changes, lora):
+def test_features_equal_the_frozen_encoder_before_training(tiny_encoder, changes, lora):
     given = settings(tiny_encoder, **changes)
     encoder, entering = build_encoder(given), build_early_blocks(given, 1)
     tail = Tail(given, SIZES, 1, lora)
@@ -49,7 +49,7 @@ def test_before_a_step_the_features_are_the_frozen_ones(tiny_encoder, changes, l
 
 
 @pytest.mark.parametrize(("dtype", "lora"), [("float32", 0), ("float32", 3), ("bfloat16", 3)])
-def test_gradients_reach_the_tuned_blocks_alone_and_what_is_saved_gives_the_same(tiny_encoder, lora, dtype):
+def test_only_tuned_blocks_train_and_saved_weights_reproduce_them(tiny_encoder, lora, dtype):
     given = settings(tiny_encoder, dtype=dtype)
     frozen, entering, tail = build_encoder(given), build_early_blocks(given, 1), Tail(given, SIZES, 1, lora)
     assert not any(p.requires_grad for p in entering.parameters())
@@ -77,7 +77,7 @@ def test_gradients_reach_the_tuned_blocks_alone_and_what_is_saved_gives_the_same
     assert (got - old).abs().max() > 0.1
 
 
-def test_a_block_in_the_middle_is_the_last_where_the_encoder_ends_there(tmp_path):
+def test_last_block_of_a_cut_encoder_can_be_tuned(tmp_path):
     """timm's ViT with registers and a scale in each block, taken after the third of its blocks."""
     name = "vit_little_patch16_reg1_gap_256"
     save_file(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "vit.safetensors")
@@ -90,7 +90,7 @@ def test_a_block_in_the_middle_is_the_last_where_the_encoder_ends_there(tmp_path
     assert {name.split(".")[1] for name in tail.tuned() if name.startswith("blocks")} == {"1", "2"}
 
 
-def test_what_enters_has_a_fingerprint_of_its_own(tiny_encoder):
+def test_early_blocks_have_a_separate_fingerprint(tiny_encoder):
     given = settings(tiny_encoder)
     whole, cut = build_encoder(given).fingerprint, build_encoder(given | {"block": 1}).fingerprint
     changes: list[dict] = [{}, {"pool": "mean"}, {"scales": [1]}]
@@ -98,7 +98,7 @@ def test_what_enters_has_a_fingerprint_of_its_own(tiny_encoder):
     assert len({whole, cut, entering, single}) == 4 and entering == pooled
 
 
-def test_what_cannot_be_tuned_is_refused(tiny_encoder, tmp_path):
+def test_untunable_encoders_are_rejected(tiny_encoder, tmp_path):
     given = settings(tiny_encoder)
     with pytest.raises(UserError, match="^train.tune.blocks: expected 0 to 1 .* got 2"):
         build_early_blocks(given, 2)

@@ -86,7 +86,7 @@ def test_array_is_mapped_and_described_and_broken_ones_are_named(tmp_path):
         rejects(tmp_path, words)
 
 
-def test_images_of_any_sizes_in_the_order_of_their_paths(tmp_path):
+def test_images_of_any_size_are_read_in_path_order(tmp_path):
     images = [noise(*size, 3) for size in ((3, 9), (1, 1), (8, 2), (5, 5))]
     for i, image in enumerate(images):
         place = tmp_path / f"{i // 2:02d}"
@@ -97,7 +97,7 @@ def test_images_of_any_sizes_in_the_order_of_their_paths(tmp_path):
     assert bank.describe() == {"frames": len(images), "shape": [3, 9, 3], "made": None}
 
 
-def test_broken_images_are_named_and_16_bits_keep_their_greys(tmp_path):
+def test_broken_images_are_named_and_16_bit_greys_are_preserved(tmp_path):
     path = tmp_path / "b.png"
     Image.fromarray(noise(40, 40, 3)).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
@@ -149,7 +149,7 @@ def test_broken_videos_are_named(tmp_path):
     assert not parts() and not list(cache_dir("frames").glob("*.npy"))
 
 
-def test_a_video_is_known_by_its_content_and_decoded_once_by_all_processes(tmp_path, monkeypatch):
+def test_videos_are_identified_by_content_and_decoded_by_one_process(tmp_path, monkeypatch):
     """The other process finishes while this one waits for its lock."""
     frames, path = noise(4, 16, 16, 3), tmp_path / "a.mp4"
     write_video(tmp_path / "b.mp4", frames)
@@ -191,7 +191,7 @@ def test_store_of_images(tmp_path):
     assert all(map(np.array_equal, threaded, wanted * 4))
 
 
-def test_store_of_states_is_drawn_once(tmp_path, monkeypatch):
+def test_store_of_states_is_rendered_once(tmp_path, monkeypatch):
     shipped, path = EpisodeStore.open(shipped_demos("xarm7_cube")), tmp_path / "a.zarr"
     attributes = shipped.attrs | {"cameras": ["hand", "right"]}
     attributes["env_config"]["image_size"] = 32
@@ -214,7 +214,7 @@ def few(monkeypatch):
     monkeypatch.setattr(render, "_FRAMES_PER_SEED", 6)
 
 
-def test_looks_vary_as_much_as_asked(monkeypatch):
+def test_appearance_varies_as_configured(monkeypatch):
     """Between two frames of one camera, a wild look changes far more pixels than the task's own does."""
     monkeypatch.setattr(render, "_EVERY", 1)
     apart = {}
@@ -226,7 +226,7 @@ def test_looks_vary_as_much_as_asked(monkeypatch):
     assert apart[1.0] > 2 * apart[0.0]
 
 
-def test_tasks_take_turns_and_the_end_of_an_episode_is_shown(monkeypatch):
+def test_tasks_alternate_and_episode_ends_are_rendered(monkeypatch):
     monkeypatch.setattr(render, "_EVERY", 16)
     monkeypatch.setattr(render, "_FRAMES_PER_SEED", 24)
     reached, moments = [], render._moments
@@ -267,7 +267,7 @@ def world():
 
 
 @pytest.mark.parametrize("kind", [0, 9, 12, 17, 23])
-def test_an_image_holds_its_object_where_the_mask_says(kind, world):
+def test_mask_and_depth_match_the_object_in_the_image(kind, world):
     large, small, again = (world.draw(kind, 5, small) for small in (False, True, False))
     assert all(np.array_equal(getattr(large, k), getattr(again, k)) for k in ("image", "mask", "depth"))
     label = 3 + kind
@@ -279,7 +279,7 @@ def test_an_image_holds_its_object_where_the_mask_says(kind, world):
     assert large.depth[seen].mean() < large.depth[table].max()  # it is not behind the table
 
 
-def test_folders_hold_images_masks_and_depth_and_are_kept(tmp_path, monkeypatch, world):
+def test_folders_of_images_masks_and_depth_are_reused(tmp_path, monkeypatch, world):
     monkeypatch.setitem(render._worlds, 96, world)
     settings = ObjectsSettings(train=26, test=3, image_size=96)
     assert make_objects(settings, tmp_path) == tmp_path

@@ -26,7 +26,7 @@ def settings(tmp_path):
     return make_settings(tmp_path)
 
 
-def test_crops_cover_both_s2_sizes_and_colours_are_normal_or_jittered():
+def test_crops_cover_both_s2_sizes_and_colours_can_be_jittered():
     sides, settings = [], PretrainSettings(data="none", out="none")
     for u in torch.rand(500, 4, generator=torch.Generator().manual_seed(0)):
         y, x, h, w = crop_box(256, 256, u, settings)
@@ -55,7 +55,7 @@ def test_pretrain_learns_and_writes_the_recipe(settings, tmp_path):
     assert list((tmp_path / "out").glob("events.*"))
 
 
-def test_s2_in_the_pretraining_learns_and_resumes(settings, tmp_path):
+def test_pretraining_with_s2_learns_and_resumes(settings, tmp_path):
     settings = settings.replace(scales=(1, 2), batch_size=4, steps=30, store="float32")
     _, recipe = load_encoder(pretrain(settings))
     assert recipe["scales"] == [1, 2] and recipe["recipe"].endswith("with S2") and recipe["loss"] < 1.1
@@ -81,7 +81,7 @@ def test_the_state_of_another_run_is_rejected(settings, tmp_path):
         pretrain(settings)
 
 
-def test_values_that_do_not_fit_name_their_key():
+def test_invalid_values_name_their_key():
     for key, changes in (
         ("crop", {"crop": (2.0, 1.0)}),
         ("decoder_dim", {"decoder_dim": 18}),
@@ -134,7 +134,7 @@ def make_mae(seed: int = 0, scales: tuple[int, ...] = (1,)) -> MAE:
 
 
 @pytest.mark.parametrize("scales", [(1,), (1, 2), (1, 4), (1, 2, 4)])
-def test_visible_tokens_are_s2s_when_all_are_visible(scales):
+def test_visible_tokens_match_s2_when_all_are_visible(scales):
     mae, side = MAE(MVPViT(ViTSpec(32, 4, 24, 2, 3)), 16, 1, 2, scales=scales), 32 * scales[-1]
     x = torch.randn(2, 3, side, side)
     levels, layout = [resize(x, 32 * scale) for scale in scales], square([32 * s for s in scales], 32, 4)
@@ -147,7 +147,7 @@ def test_visible_tokens_are_s2s_when_all_are_visible(scales):
 
 
 @pytest.mark.parametrize("scales", [(1,), (1, 2)])
-def test_loss_is_maes_and_mask_counts(scales):
+def test_loss_and_mask_match_mae(scales):
     mae, side = make_mae(scales=scales), 16 * scales[-1]
     x = torch.randn(3, 3, side, side)
     loss, pred, mask = mae(x, drawn(mae, x, 1))
@@ -173,7 +173,7 @@ def test_loss_is_maes_and_mask_counts(scales):
     assert not torch.equal(mae(x, drawn(mae, x, 2))[2], mask)
 
 
-def test_every_tile_of_the_largest_scale_keeps_as_many_cells():
+def test_every_tile_of_the_largest_scale_keeps_equally_many_cells():
     mae = make_mae(scales=(1, 2))
     keep, hidden = mae.draw_mask(50, torch.Generator().manual_seed(0))
     assert torch.equal(torch.cat([keep, hidden], dim=1).sort(dim=1).values, torch.arange(16).expand(50, 16))
@@ -183,7 +183,7 @@ def test_every_tile_of_the_largest_scale_keeps_as_many_cells():
 
 
 @pytest.mark.parametrize("scales", [(1,), (1, 2)])
-def test_hidden_pixels_do_not_reach_the_prediction_and_visible_ones_stay(scales):
+def test_hidden_pixels_do_not_affect_predictions_and_visible_ones_stay(scales):
     mae, cell = make_mae(scales=scales), 4 * scales[-1]  # of the base grid
     x = torch.randn(2, 3, 4 * cell, 4 * cell)
     _, pred, mask = mae(x, drawn(mae, x))
@@ -198,7 +198,7 @@ def test_hidden_pixels_do_not_reach_the_prediction_and_visible_ones_stay(scales)
     assert not torch.equal(mae(unpatchify(patches, cell), drawn(mae, x))[1], pred)
 
 
-def test_every_trained_parameter_gets_a_gradient_and_tables_stay():
+def test_every_trained_parameter_gets_a_gradient_and_tables_do_not():
     mae = make_mae()
     mae(torch.randn(2, 3, 16, 16))[0].backward()
     without = [n for n, p in mae.named_parameters() if p.grad is None]

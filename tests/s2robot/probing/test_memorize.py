@@ -19,7 +19,7 @@ def noise(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
 
 
-def test_images_are_learned_by_heart_and_others_are_not_known():
+def test_training_images_are_memorised_and_others_are_not():
     torch.manual_seed(0)
     part, model = (noise(12, 0), np.arange(12)), Classifier(SMALL, (1, 2), "native", 12)
     before = tallies_of(model, part)
@@ -29,7 +29,7 @@ def test_images_are_learned_by_heart_and_others_are_not_known():
     assert tallies_of(model, (noise(12, 1), np.arange(12)))[:, 0].mean() < 0.5
 
 
-def test_s2_after_leaves_the_model_as_it_is():
+def test_adding_s2_after_training_keeps_the_model_frozen():
     torch.manual_seed(0)
     base = Classifier(SMALL, (1,), "native", 2)
     kept = {k: v.clone() for k, v in base.vit.state_dict().items()}

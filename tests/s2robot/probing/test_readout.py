@@ -43,7 +43,7 @@ def tokens(episodes: int, dim: int, seed: int) -> np.ndarray:
     return values * rng.uniform(0.1, 9, dim) + rng.normal(size=dim) * 5
 
 
-def test_the_seed_decides_the_frames_and_missing_ones_alone_are_drawn(tmp_path, monkeypatch):
+def test_seed_determines_frames_and_only_missing_ones_are_rendered(tmp_path, monkeypatch):
     monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path))
     do_inline(monkeypatch)
     encoder = build_encoder({"name": "mvp-tiny", "scales": [1]})
@@ -67,7 +67,7 @@ def test_the_seed_decides_the_frames_and_missing_ones_alone_are_drawn(tmp_path, 
         assert FrameFeatures(cfg.replace(**change), [encoder]).key != data.key
 
 
-def test_cameras_pools_and_subsets_are_read_apart():
+def test_cameras_pools_and_subsets_are_probed_separately():
     """Each camera shows one half of the pose; the mean token shows nothing."""
     cfg = config(20, 12)
     pose, n = poses(32 * FRAMES, 0), 20 * FRAMES
@@ -103,7 +103,7 @@ def test_yaw_is_the_same_every_quarter_turn(quarters, seed):
         np.testing.assert_allclose(readout.yaw_errors(apart[:, 3:] * 0.1, one[:, 3:]), 30, atol=1e-9)
 
 
-def test_scores_count_a_frame_as_often_as_its_weight():
+def test_frame_weights_equal_repeated_frames():
     rng = np.random.default_rng(11)
     true = pose_targets(poses(12, 12))
     found = true + 0.01 * rng.normal(size=true.shape)
@@ -121,7 +121,7 @@ def test_scores_count_a_frame_as_often_as_its_weight():
     assert interval(nothing) == {"value": None, "low": None, "high": None}
 
 
-def test_intervals_by_episode_cover():
+def test_episode_intervals_have_nominal_coverage():
     """Frames of an episode share most of their error: 95 % intervals must hold the truth about as often."""
     rng, hits = np.random.default_rng(13), []
     weights = resample(40, 400, 0)[:, np.repeat(np.arange(40), 6)]
@@ -140,7 +140,7 @@ def judged(target, sources, cfg, upper=None) -> tuple[dict, dict]:
     return {(row["source"], row["part"]): row for row in rows}, penalties
 
 
-def test_planted_maps_leave_no_loss_and_noise_holds_nothing_on_held_out_frames():
+def test_planted_maps_have_no_loss_and_noise_has_no_information():
     y, cfg = tokens(16, 6, 2), config()
     linear = tokens(16, 7, 0) @ np.random.default_rng(1).normal(size=(7, 6)) + np.arange(6.0)
     found, _ = judged(linear, {"planted": tokens(16, 7, 0)}, cfg)
@@ -156,7 +156,7 @@ def test_planted_maps_leave_no_loss_and_noise_holds_nothing_on_held_out_frames()
     assert found["noise", "test"]["ratio"] == {"value": None, "low": None, "high": None}
 
 
-def test_held_out_frames_change_nothing_of_the_map():
+def test_held_out_frames_do_not_affect_the_map():
     x, y = tokens(16, 5, 9), tokens(16, 4, 10)
     one, penalties = readout.reconstruct(y, {"a": x}, config())
     x[30:], y[30:] = 0.5, 7.0
@@ -189,7 +189,7 @@ def test_figures_follow_the_formulas():
         assert half["differences"][1]["info"][key] == pytest.approx(bit)
 
 
-def test_sources_lie_side_by_side_at_the_coarser_grid():
+def test_sources_are_concatenated_on_the_coarser_grid():
     a, b = tokens(16, 3, 0), tokens(16, 4, 1)
     fine = np.repeat(np.repeat(b.reshape(-1, 2, 2, 2, 4), 2, 2), 2, 3).reshape(-1, 2, 16, 4)
     np.testing.assert_allclose(readout.side_by_side([a, fine], 4), np.concatenate([a, b], -1))
@@ -279,7 +279,7 @@ def probe(kind: str, out, *changes: str) -> dict:
     return json.loads((out / f"{kind}.json").read_text())
 
 
-def test_the_command_reads_poses_of_real_encoders(tmp_path, monkeypatch, capsys):
+def test_readout_command_on_real_encoders(tmp_path, monkeypatch, capsys):
     """mvp-tiny at one scale and with S2; a second run draws and encodes nothing and gives the same."""
     do_inline(monkeypatch)
     report = probe("readout", tmp_path / "a", "~probe.encoders.s2-pretrained")
@@ -300,7 +300,7 @@ def test_the_command_reads_poses_of_real_encoders(tmp_path, monkeypatch, capsys)
     assert all(again[key] == report[key] for key in ("results", "differences"))
 
 
-def test_the_command_reconstructs_one_encoder_from_others(tmp_path, monkeypatch, capsys):
+def test_information_command_reconstructs_one_encoder_from_others(tmp_path, monkeypatch, capsys):
     do_inline(monkeypatch)
     target = ("probe.target.name=mvp-tiny-s2", "probe.target.dtype=float32", "probe.upper=base-s2")
     itself = "+probe.sources.itself={name: mvp-tiny-s2, scales: [1], dtype: float32}"

@@ -68,7 +68,7 @@ def test_a_linear_head_recovers_a_planted_linear_rule(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])
-def test_a_dense_head_finds_a_depth_that_is_linear_in_its_token(kind, tmp_path):
+def test_dense_head_learns_depth_that_is_linear_in_the_token(kind, tmp_path):
     x = np.random.default_rng(1).normal(size=(240, 64, 5)).astype(np.float32)
     logs = 0.3 * x @ np.array([1.0, -1, 0.5, 0, 0.2]) + 0.4
     truth = np.rint(1000 * np.exp(logs)).astype(np.uint16).reshape(240, 8, 8)
@@ -83,7 +83,7 @@ def test_a_dense_head_finds_a_depth_that_is_linear_in_its_token(kind, tmp_path):
         assert scores["rmse_m"][0] < 0.01 and scores["delta_1.25"][0] == 1
 
 
-def test_the_state_that_did_best_on_validation_is_used(tmp_path):
+def test_best_state_on_validation_is_used(tmp_path):
     """Noise is learned by heart: the longer, the worse on others."""
     rng = np.random.default_rng(3)
     x, labels = rng.normal(size=(120, 1, 60)).astype(np.float32), rng.integers(0, 2, 120).astype(np.int32)
@@ -95,7 +95,7 @@ def test_the_state_that_did_best_on_validation_is_used(tmp_path):
     assert tally(Classify(2), head, data, VALIDATE)[:, 1].mean() == pytest.approx(least, rel=1e-4)
 
 
-def test_figures_by_hand():
+def test_scores_match_hand_computation():
     segment = heads.Segment(3, ignore=255)
     truth = torch.tensor([[[0, 0], [1, 255]]])
     read_as = torch.tensor([[[0, 1], [1, 2]]])  # the last point is not labelled
@@ -150,7 +150,7 @@ def test_train_and_test_folders_and_splits_by_seed(tmp_path):
         assert all(sorted(roles[few.labels == label]) == [FIT, TEST] for label in range(3))
 
 
-def test_scale_one_is_the_same_whatever_other_scales_there_are(tmp_path):
+def test_scale_one_does_not_depend_on_other_scales(tmp_path):
     images = open_images(write_folder(tmp_path, truths=False))
     facts = {"name": "mvp-tiny", "dtype": "float32", "resolution": "upsampled"}
     single, double = (build_encoder({**facts, "scales": scales}) for scales in ([1], [1, 2]))
@@ -160,7 +160,7 @@ def test_scale_one_is_the_same_whatever_other_scales_there_are(tmp_path):
     assert np.array_equal(double.encode(frames).numpy().astype(np.float16).astype(np.float32), both)
 
 
-def test_images_that_cannot_be_used_are_one_line(tmp_path):
+def test_unusable_images_are_one_error_line(tmp_path):
     root = write_folder(tmp_path / "data", count=3)
 
     def rejects(words: str, *tasks) -> None:

@@ -107,7 +107,7 @@ def enlarged(images, sizes):
     scales=st.lists(st.integers(1, 3), min_size=1, max_size=3), shape=st.sampled_from(["bnc", "bchw"]),
     one_by_one=st.booleans(), data=st.data(),
 )  # fmt: skip
-def test_forward_equals_the_slow_one(batch, grid, patch, scales, prefix, shape, one_by_one, data):
+def test_forward_equals_the_slow_reference(batch, grid, patch, scales, prefix, shape, one_by_one, data):
     prefix = 0 if shape == "bchw" else prefix
     base = data.draw(st.integers(0, len(scales) - 1))
     tile, images, model = grid * patch, noise(batch, grid * patch, grid * patch), TinyModel(patch, prefix)
@@ -131,7 +131,7 @@ def test_forward_equals_the_slow_one(batch, grid, patch, scales, prefix, shape, 
     patch=st.integers(1, 3), tile=st.tuples(st.integers(1, 4), st.integers(1, 4)), prefix=st.integers(0, 5),
     sizes=st.lists(st.tuples(st.integers(4, 13), st.integers(4, 13)), min_size=1, max_size=3),
 )  # fmt: skip
-def test_levels_of_any_shape_equal_the_slow_one(patch, tile, sizes, prefix):
+def test_levels_of_any_shape_equal_the_slow_reference(patch, tile, sizes, prefix):
     model, levels = TinyModel(patch, prefix), [noise(2, h * patch, w * patch) for h, w in sizes]
     side = (tile[0] * patch, tile[1] * patch)
     plans = tuple(plan_tiles((h * patch, w * patch), side, patch) for h, w in sizes)
@@ -213,13 +213,13 @@ def test_split_then_merge_is_exact(batch, patch, tile, more, overlap):
         ),
     ],
 )
-def test_sizes_that_do_not_fit_are_rejected(call, words):
+def test_invalid_sizes_are_rejected(call, words):
     with pytest.raises(UserError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
 
 
-def test_a_tile_that_is_not_square():
+def test_non_square_tile():
     layout = plan_levels(12, 8, (6, 4), 2)
     assert (layout.cells, layout.grid, layout.tiles) == ((3, 2), (3, 2), 1 + 4)
 
@@ -240,7 +240,7 @@ def test_pyramid_averages_areas_exactly():
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2, 2), (2, 3, 6, 10), (4, 3, 128, 128)])
-def test_half_the_size_is_torchs_mean_to_the_last_bit(shape):
+def test_halving_is_bit_equal_to_torch_average_pooling(shape):
     for images in (torch.randn(shape) * 1e6, torch.randn(shape).to(memory_format=torch.channels_last)):
         wanted = F.avg_pool2d(images, 2)
         assert torch.equal(resize(images, wanted.shape[-2:]), wanted)

@@ -46,7 +46,7 @@ def batches_of(data, context: int = 1, **how) -> Batches:
     return Batches(store, features, make_windows(store, np.arange(8), context, 4), CPU, **how)
 
 
-def test_every_process_takes_its_share_and_every_window_comes_once_an_epoch(data):
+def test_processes_share_batches_and_epochs_visit_every_window_once(data):
     batches = batches_of(data)
     assert batches.count == data[0].num_steps - 4  # four steps are pushed
     for step in range(9):  # over the end of the first epoch
@@ -62,7 +62,7 @@ def test_every_process_takes_its_share_and_every_window_comes_once_an_epoch(data
     assert torch.equal(shuffled(n, 5, range(n - 3, n + 3)), torch.cat([first[-3:], other[:3]]))
 
 
-def test_a_frame_that_several_windows_show_is_read_once_and_the_present_action_is_not_shown(data):
+def test_shared_frames_are_read_once_and_current_actions_are_hidden(data):
     batches = batches_of(data, 3)
     batch = batches.take(torch.arange(10))
     assert len(batch["features"]) < 30 == batch["frames"].numel()
@@ -79,7 +79,7 @@ def test_a_frame_that_several_windows_show_is_read_once_and_the_present_action_i
 
 
 @pytest.mark.parametrize("members", [1, 2])
-def test_a_step_that_rounds_its_frames_itself_is_the_same_to_the_bit(data, members):
+def test_rounding_frames_in_the_step_is_bit_equal(data, members):
     store, features = data
     windows = make_windows(store, np.arange(8), 1, 4)
     losses = []
@@ -115,7 +115,7 @@ def test_a_causal_body_has_targets_at_every_step_of_a_window(data):
                 assert batch["action_pad"][row, place].tolist() == windows.action_pad[other].tolist()
 
 
-def test_a_mix_reads_as_its_datasets_end_to_end(data, second, mix):
+def test_mix_reads_as_its_concatenated_datasets(data, second, mix):
     (a, fa), (b, fb), (store, features) = data, second, mix
     assert (len(store), store.num_steps) == (len(a) + len(b), a.num_steps + b.num_steps)
     for key in ("action", "proprio"):
@@ -147,7 +147,7 @@ def test_shares_are_exact_in_every_epoch():
 
 
 @pytest.mark.parametrize("mode", ["standard", "minmax", "quantile"])
-def test_weighted_statistics_are_those_of_the_weighted_concatenation(mode):
+def test_weighted_statistics_match_the_weighted_concatenation(mode):
     rng, spec = np.random.default_rng(3), make_spec()
     parts = [rng.normal(size=(40, 8)), rng.normal(2, 3, size=(25, 8))]
     parts = [np.append(x[:, :7], x[:, 7:] > 0, 1) for x in parts]
@@ -161,7 +161,7 @@ def test_weighted_statistics_are_those_of_the_weighted_concatenation(mode):
             torch.testing.assert_close(weighted.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def test_moments_of_features_are_those_of_the_weighted_concatenation(data, second):
+def test_feature_moments_match_the_weighted_concatenation(data, second):
     fa, fb = data[1], second[1]
     shares = np.array([3 * len(fa), 2 * len(fb)]) / (3 * len(fa) + 2 * len(fb))
     found = mixed_moments([channel_moments(fa), channel_moments(fb)], shares.tolist())
@@ -169,7 +169,7 @@ def test_moments_of_features_are_those_of_the_weighted_concatenation(data, secon
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
 
 
-def test_a_training_on_a_mix_resumes_and_its_held_out_loss_is_by_share(mix, tmp_path):
+def test_training_on_a_mix_resumes_and_weights_validation_by_share(mix, tmp_path):
     store, features = mix
 
     def trained(store):
@@ -193,7 +193,7 @@ def test_a_training_on_a_mix_resumes_and_its_held_out_loss_is_by_share(mix, tmp_
         trained(Mix(store.members, [1, 1]))
 
 
-def test_a_config_of_a_mix(data, second, tmp_path):
+def test_mix_config(data, second, tmp_path):
     paths, split = [str(store.path) for store, _ in (data, second)], tmp_path / "split.json"
     split.write_text('{"train": [0, 1], "validation": [2]}')
     members = ({"path": paths[0], "weight": 1.0, "episodes": "1:5"}, {"path": paths[1], "split": str(split)})

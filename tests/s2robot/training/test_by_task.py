@@ -32,7 +32,7 @@ def told(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])
-def test_the_task_decides_where_nothing_else_does(told, tmp_path, kind):
+def test_task_alone_decides_the_action(told, tmp_path, kind):
     assert tasks_of(told[0]) == TASKS
     assert np.array_equal(task_of_steps(told[0], TASKS[::-1]), 1 - np.repeat(told[0].meta("task"), 12))
     spec = make_spec(kind, tasks=TASKS)
@@ -46,7 +46,7 @@ def test_the_task_decides_where_nothing_else_does(told, tmp_path, kind):
     assert left < 0 < right and right - left > 0.1
 
 
-def test_an_observation_names_the_task_and_another_is_refused(told, tmp_path):
+def test_observation_selects_the_task_and_unknown_tasks_are_rejected(told, tmp_path):
     spec = make_spec(tasks=TASKS)
     policy, _ = load_checkpoint(fit(told, tmp_path, spec, steps=60, lr=1e-2, validation=0.0))
     actor = Actor(policy, lambda frames: torch.zeros(1, len(frames), TOKENS, DIM))
@@ -69,7 +69,7 @@ def test_an_observation_names_the_task_and_another_is_refused(told, tmp_path):
 VECTORS = torch.tensor([[3.0, 0, 1, 0], [3, 0, 0, 1]])
 
 
-def test_a_near_vector_does_what_the_demos_did(told, tmp_path):
+def test_similar_task_vectors_produce_the_demonstrated_action(told, tmp_path):
     """By openpi's `prompt`, too; a known text has the vector of the training."""
     spec = make_spec(tasks=TASKS, task_dim=4)
     trained = fit(told, tmp_path / "run", spec, steps=150, lr=1e-2, validation=0.0, vectors=VECTORS)
@@ -98,7 +98,7 @@ def test_a_near_vector_does_what_the_demos_did(told, tmp_path):
         fit(told, tmp_path / "other", spec, **again, vectors=VECTORS.flip(0))
 
 
-def test_a_policy_of_one_task_or_none_needs_no_name_and_demos_without_words_are_refused(data):
+def test_one_task_needs_no_name_and_demos_without_tasks_are_rejected(data):
     plain = BatchActor(ChunkPolicy(make_spec()), 1)
     plain.reset([0], task="whatever")
     one = BatchActor(ChunkPolicy(make_spec(tasks=TASKS[:1])), 1)

@@ -19,7 +19,7 @@ def line(value: float) -> nn.Linear:
     return model
 
 
-def test_the_average_is_the_one_computed_by_hand():
+def test_average_matches_hand_computation():
     model = line(8.0)
     average = averaged(model, 0.25)
     found = []
@@ -34,7 +34,7 @@ def test_the_average_is_the_one_computed_by_hand():
     assert found == pytest.approx([a, b, c, c * 0.25 + 10 * 0.75], rel=1e-6)
 
 
-def test_rates_rise_and_fall_to_zero():
+def test_learning_rate_warms_up_and_decays_to_zero():
     rise = [0.2, 0.4, 0.6, 0.8, 1.0]
     assert [warm_up_then_cosine(step, 9, 5) for step in range(5)] == pytest.approx(rise)
     assert [cosine_with_warm_up(step, 10**9, 5) for step in range(6)] == pytest.approx([*rise, 1.0])
@@ -47,7 +47,7 @@ def test_rates_rise_and_fall_to_zero():
     assert cosine_with_warm_up(9, 5, 4) == pytest.approx(0)
 
 
-def test_a_step_is_the_one_computed_by_hand():
+def test_training_step_matches_hand_computation():
     """SGD on w * x with loss (w * x)^2: gradient 2 w x^2, clipped to 1, rate 0.5 * share."""
     model = line(2.0)
 
@@ -80,7 +80,7 @@ def test_a_model_is_fitted_to_pairs():
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])
-def test_weight_decay_is_for_the_weights_of_layers(kind):
+def test_weight_decay_applies_only_to_layer_weights(kind):
     pooling = {"kind": "attention", "queries": 2, "heads": 2, "width": 8, "shared": True}
     named = []
     for members in (1, 2):

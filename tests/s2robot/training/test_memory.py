@@ -38,7 +38,7 @@ print("trained")
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_a_cache_of_four_times_the_memory_trains(tmp_path):
+def test_training_with_a_cache_of_four_times_the_memory(tmp_path):
     words = [sys.executable, "-c", CHILD, str(tmp_path)]
     result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0 and result.stdout.endswith("trained\n"), result.stderr

@@ -84,7 +84,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
         pytest.param(4, TORCHRUN, False, marks=pytest.mark.slow),
     ],
 )
-def test_processes_have_the_losses_and_gradients_of_one(tmp_path, processes, prefix, tuned):
+def test_several_processes_match_the_losses_and_gradients_of_one(tmp_path, processes, prefix, tuned):
     two_processes.prepare(tmp_path)
     run(tmp_path, "train", prefix, devices=processes, exact=True, tuned=tuned)
     two_processes.run(tmp_path, tmp_path / "alone", "train", 1, exact=True, tuned=tuned)
@@ -97,7 +97,7 @@ def test_processes_have_the_losses_and_gradients_of_one(tmp_path, processes, pre
         assert each[0] and all(torch.allclose(v, each[1][name], atol=1e-4) for name, v in each[0].items())
 
 
-def test_a_batch_that_cannot_be_shared_evenly_is_rejected(tmp_path, monkeypatch):
+def test_indivisible_batch_size_is_rejected(tmp_path, monkeypatch):
     from lightning_fabric import Fabric
 
     monkeypatch.setattr(Fabric, "world_size", 3)
@@ -110,7 +110,7 @@ def test_a_batch_that_cannot_be_shared_evenly_is_rejected(tmp_path, monkeypatch)
     ("job", "fails"),
     [("train", "killed"), ("train", "first"), pytest.param("pretrain", "killed", marks=pytest.mark.slow)],
 )
-def test_a_process_that_ends_says_why_and_the_other_that_it_lost_it(tmp_path, job, fails):
+def test_failing_process_reports_why_and_the_other_reports_losing_it(tmp_path, job, fails):
     *why, lost = errors(run(tmp_path, job, fails=fails))
     assert why == ["error: no space left"] * (fails == "first")
     assert lost.startswith(f"error: {job}: process {1 + (fails == 'first')} of 2 lost another")

@@ -46,7 +46,7 @@ def rows_of(run) -> list[dict]:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_it_learns_and_leaves_a_complete_checkpoint(data, tmp_path, kind):
+def test_training_learns_and_writes_a_complete_checkpoint(data, tmp_path, kind):
     rows = []
     how = {"progress": lambda *row: rows.append(row), "steps": 125, "checkpoint_every": 50}
     folder = fit(data, tmp_path, make_spec(kind), **how)
@@ -121,7 +121,7 @@ def test_a_kill_at_any_write_changes_nothing(tmp_path, every):
     assert "rename run/training_state.pt" in writes and "rename run/checkpoint" in writes
 
 
-def test_a_signal_between_steps_ends_a_training_at_once(data, tmp_path):
+def test_signal_between_steps_stops_training_at_once(data, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(data, tmp_path, progress=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert torch.load(tmp_path / "training_state.pt", weights_only=True)["step"] == 5
@@ -150,7 +150,7 @@ def test_the_state_of_another_run_is_rejected(data, tmp_path):
             fit(data, tmp_path)
 
 
-def test_a_machine_that_cannot_train_is_one_line(data, tmp_path):
+def test_unsupported_hardware_settings_are_one_error_line(data, tmp_path):
     wrong = {"precision": "64-true", "strategy": "ddp_spawn", "accelerator": "tpu", "threads": 10**12}
     for key, value in wrong.items():
         where = "train.precision" if key == "precision" else "train"
@@ -158,7 +158,7 @@ def test_a_machine_that_cannot_train_is_one_line(data, tmp_path):
             fit(data, tmp_path, **{key: value})
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypatch):
+def test_non_finite_loss_keeps_the_last_state(data, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         fit(data, tmp_path, kill_at=5)
     state, before = (tmp_path / "training_state.pt").read_bytes(), weights(tmp_path / "checkpoint")
@@ -186,7 +186,7 @@ def test_a_finished_run_restores_its_checkpoint(data, tmp_path):
         shutil.rmtree(folder)
 
 
-def test_without_validation_every_episode_is_trained_on_for_so_many_passes(data, tmp_path):
+def test_without_validation_every_episode_is_used_for_the_set_epochs(data, tmp_path):
     windows = len(make_windows(data[0], np.arange(8), 1, 4))
     rows = []
     folder = fit(data, tmp_path, progress=lambda *row: rows.append(row), validation=0.0, epochs=1.5)
@@ -199,7 +199,7 @@ def test_without_validation_every_episode_is_trained_on_for_so_many_passes(data,
     assert all(set(row) == known and row["passes"] == done * 16 / windows for done, _, row in rows)
 
 
-def test_a_training_begins_from_weights_and_normalisation(data, tmp_path):
+def test_training_starts_from_given_weights_and_normalisation(data, tmp_path):
     first = str(fit(data, tmp_path / "first", seed=3, steps=5, validation=0.0))
     spec, how = make_spec(execute=1, proprio_noise=0.1), {"steps": 1, "lr": 1e-9, "weight_decay": 0.0}
     folder = fit(data, tmp_path, spec, from_=first, **how)  # no weight depends on what is other in the spec
@@ -226,7 +226,7 @@ def test_a_training_begins_from_weights_and_normalisation(data, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["auto", "bf16-mixed", "16-mixed", "32-true"])
-def test_a_gpu_trains_in_every_precision_and_resumes(data, tmp_path, precision):
+def test_gpu_trains_in_every_precision_and_resumes(data, tmp_path, precision):
     for _ in range(2):  # the second one finds the state of the first
         fit(data, tmp_path, steps=10, accelerator="cuda", precision=precision)
     rows = json.loads((tmp_path / "metrics.json").read_text())
@@ -271,7 +271,7 @@ def test_the_best_checkpoints_by_success_are_kept(whole):
 
 
 @pytest.mark.parametrize("kill_at", [4, 10, 15, 16])
-def test_a_killed_training_rolls_out_no_step_twice_and_keeps_the_same(data, whole, tmp_path, kill_at):
+def test_resumed_training_repeats_no_rollout_and_keeps_the_same_files(data, whole, tmp_path, kill_at):
     with pytest.raises(Killed):  # row 15 is logged, and the state is that of 12
         tries(data, tmp_path, kill_at=kill_at, checkpoint_every=10)
     assert tries(data, tmp_path, checkpoint_every=10) == [s for s in SUCCESS if s > kill_at]
@@ -286,7 +286,7 @@ def test_a_killed_training_rolls_out_no_step_twice_and_keeps_the_same(data, whol
     np.testing.assert_allclose(success, list(SUCCESS.values()), rtol=1e-6)
 
 
-def test_a_service_gets_no_step_twice_and_keeps_its_run(tmp_path, monkeypatch):
+def test_logging_service_receives_each_step_once_in_one_run(tmp_path, monkeypatch):
     service, runs = Mock(), []
     monkeypatch.setattr(module, "_mlflow", lambda out, run: (runs.append(run) or service, run or "r1"))
     for done, steps in ((0, (5, 10, 15)), (10, (15, 20))):  # killed after row 15, with the state of 10
@@ -300,7 +300,7 @@ def test_a_service_gets_no_step_twice_and_keeps_its_run(tmp_path, monkeypatch):
     assert runs[-1] is None
 
 
-def test_a_service_that_fails_or_is_missing_is_one_line(tmp_path, monkeypatch):
+def test_failing_or_missing_logging_service_is_one_error_line(tmp_path, monkeypatch):
     def fail(out, run):
         raise RuntimeError("no API key\nconfigured")
 

@@ -56,7 +56,7 @@ TOWERS = [("clip", 1, "default"), ("clip", 1, "full"), ("siglip", 0, "full")]  #
 @pytest.mark.parametrize(("tower", "prefix", "strategy"), TOWERS)
 @pytest.mark.parametrize(("layer", "side"), [(-2, 72), (3, 24)])
 @torch.no_grad()
-def test_features_are_the_reference_algorithms(tower, prefix, strategy, layer, side):
+def test_features_match_the_reference(tower, prefix, strategy, layer, side):
     model, x = llava(tower, layer=layer, strategy=strategy), torch.randn(2, 3, side, side)
     alone = partial(copy.deepcopy(model.model.vision_tower), output_hidden_states=True)
     features = lambda tiles: alone(tiles).hidden_states[layer]  # noqa: E731
@@ -68,7 +68,7 @@ def test_features_are_the_reference_algorithms(tower, prefix, strategy, layer, s
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_native_scales_are_the_mean_of_areas_and_pool_keeps_more_tokens():
+def test_native_scales_average_areas_and_pool_keeps_more_tokens():
     model, x = llava(), torch.randn(1, 3, 48, 48)
     small = selected(copy.deepcopy(model), torch.nn.functional.avg_pool2d(x, 2))
     found = selected(s2_llava(model, (1, 2), pool=1), x)
@@ -77,7 +77,7 @@ def test_native_scales_are_the_mean_of_areas_and_pool_keeps_more_tokens():
     torch.testing.assert_close(repeated.mean((2, 4)).flatten(1, 2), small, atol=1e-5, rtol=0)
 
 
-def test_layers_stand_one_after_the_other_and_a_rest_beside_the_patches_makes_no_token():
+def test_layers_are_concatenated_and_partial_patches_are_dropped():
     x = torch.randn(1, 3, 72, 72)
     both = selected(s2_llava(llava(layer=[-1, 1]), (1, 3)), x)
     one = [selected(s2_llava(llava(layer=layer), (1, 3)), x) for layer in (-1, 1)]
@@ -89,7 +89,7 @@ def test_layers_stand_one_after_the_other_and_a_rest_beside_the_patches_makes_no
 @pytest.mark.parametrize("layer", [-2, [-2, 1]])
 @pytest.mark.parametrize(("tower", "prefix", "strategy"), TOWERS)
 @torch.no_grad()
-def test_with_new_columns_of_zero_the_model_says_what_it_said(layer, tower, prefix, strategy):
+def test_zero_initialised_columns_leave_the_logits_unchanged(layer, tower, prefix, strategy):
     model, x = llava(tower, layer=layer, strategy=strategy), torch.randn(1, 3, 24, 24)
     tokens = 36 + (strategy == "full") * prefix
     before = model(input_ids=ids(tokens), pixel_values=x).logits
@@ -115,7 +115,7 @@ def test_processor_and_generate_at_any_scale(scales):
     assert out.shape == (1, inputs["input_ids"].shape[1] + 2)
 
 
-def test_saved_and_loaded(tmp_path):
+def test_save_and_load(tmp_path):
     model, processor = small()
     model = s2_llava(model.eval(), (1, 2), pool=4, resize="reference", tiles_at_once=4)
     processor = s2_processor(processor, model)
@@ -131,7 +131,7 @@ def test_saved_and_loaded(tmp_path):
     assert again.model.vision_tower.layout == model.model.vision_tower.layout
 
 
-def test_gradients_go_where_they_are_asked_for():
+def test_gradients_reach_only_the_requested_parts():
     for asked in (False, True):
         model = s2_llava(llava(), only_projector=asked).train()
         model(input_ids=ids(36), pixel_values=torch.randn(1, 3, 72, 72), labels=ids(36)).loss.backward()
@@ -144,7 +144,7 @@ def test_gradients_go_where_they_are_asked_for():
 
 
 @torch.no_grad()
-def test_tiles_come_at_once_or_in_turn_with_the_same_features():
+def test_tiles_per_call_do_not_change_the_features():
     results = []
     for tiles_at_once, calls in ((None, [14]), (4, [4, 4, 4, 2])):
         tower, seen = s2_llava(llava(), tiles_at_once=tiles_at_once).model.vision_tower, []
@@ -154,7 +154,7 @@ def test_tiles_come_at_once_or_in_turn_with_the_same_features():
     torch.testing.assert_close(*results)
 
 
-def test_what_does_not_fit_is_one_line_and_a_missing_layer_changes_nothing():
+def test_unsupported_models_are_one_error_line_and_stay_unchanged():
     vision, text = transformers.ViTConfig(**SMALL, image_size=24, patch_size=4), llava().config.text_config
     other = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)
     quantised = llava()
