@@ -1,4 +1,4 @@
-"""The way out: the format, image size, joint targets in place of deltas."""
+"""Export: choice of format, image size, joint targets instead of deltas."""
 
 from pathlib import Path
 
@@ -39,28 +39,28 @@ def test_size_of_rendered_images(tmp_path):
     np.testing.assert_array_equal(back["images_left"][2], task.render_cameras()["left"])
     with pytest.raises(UserError, match="image_size: expected null.* 16 x 24 px"):
         written(made.store(tmp_path / "in.zarr"), tmp_path / "none.zarr", image_size=12)
-    with pytest.raises(UserError, match="^actions: expected recorded"):  # others have no targets
+    with pytest.raises(UserError, match="^actions: expected recorded"):  # this store has no joint targets
         written(made.store(tmp_path / "odd.zarr"), tmp_path / "out", **ABSOLUTE)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_absolute_targets_round_trip_and_identify_the_episode(tmp_path, name):
-    """Of an arm, without a simulator's state."""
+    """On data of a real arm, without simulator states."""
     rng = np.random.default_rng(0)
     with EpisodeStore.create(tmp_path / "in.zarr", IMAGES | {"source": "teleop, arm"}) as store:
         for n in (5, 7):
             deltas = np.append(rng.normal(0, 0.1, (n, 7)), rng.integers(0, 2, (n, 1)), 1).astype("f4")
-            own = {"action": deltas, "action_sent": deltas, "proprio": rng.normal(size=(n, 8)).astype("f4")}
-            store.append({**own, "images_hand": np.zeros((n, 8, 8, 3), "u1")}, {"seed": n})
+            data = {"action": deltas, "action_sent": deltas, "proprio": rng.normal(size=(n, 8)).astype("f4")}
+            store.append({**data, "images_hand": np.zeros((n, 8, 8, 3), "u1")}, {"seed": n})
     back = converted(written(store, tmp_path / name, **ABSOLUTE))
     assert [part["kind"] for part in back.attrs["action_parts"]] == ["absolute", "binary"]
     assert back.attrs["action_frame"] == "parts" and "action_sent" not in back.keys
     for i in range(2):
-        was, now = store.episode(i), back.episode(i)
-        targets = was["proprio"][0, :7] + was["action"][:, :7].astype("f8").cumsum(0)
-        np.testing.assert_allclose(now["action"][:, :7], targets, atol=1e-6)
-        np.testing.assert_array_equal(now["action"][:, 7], was["action"][:, 7])
-        np.testing.assert_array_equal(now["proprio"], was["proprio"])
+        original, imported = store.episode(i), back.episode(i)
+        targets = original["proprio"][0, :7] + original["action"][:, :7].astype("f8").cumsum(0)
+        np.testing.assert_allclose(imported["action"][:, :7], targets, atol=1e-6)
+        np.testing.assert_array_equal(imported["action"][:, 7], original["action"][:, 7])
+        np.testing.assert_array_equal(imported["proprio"], original["proprio"])
         assert {*episode_keys(back)[i]} & {*episode_keys(store)[i]}
 
 
