@@ -1,4 +1,4 @@
-"""A policy's networks: shapes, padding, the loss to the last term, and settings that are refused."""
+"""Policy networks: shapes, padding, every term of the loss, and invalid settings."""
 
 import math
 
@@ -93,9 +93,9 @@ def test_loss_is_exact_and_ignores_padding(make_policy, make_batch, target, join
             total = action[:7] + (total if target == "cumulative" else 0)
             error = out[row, step, :7] - (total - offset[step, :7]) / scale[step, :7]
             joint += (error**2 if joint_loss == "mse" else huber(error)).mean()
-            p, wanted = out[row, step, 7], action[7]
-            bce = -torch.log(torch.sigmoid(p if wanted else -p))
-            gripper += bce if gripper_loss == "bce" else huber(p - wanted)
+            p, closed = out[row, step, 7], action[7]
+            bce = -torch.log(torch.sigmoid(p if closed else -p))
+            gripper += bce if gripper_loss == "bce" else huber(p - closed)
             weights += 1
     loss, scalars = policy.loss(batch)
     torch.testing.assert_close(scalars["joint_loss"], joint.detach() / weights)
@@ -142,9 +142,9 @@ def test_wrong_settings(key, wrong):
 def test_steps_from_the_measured_pose_are_not_summed():
     targets = {"robosuite:OSC_POSE": "delta", "joint_delta_commanded": "cumulative", "parts": "cumulative"}
     for frame, usual in targets.items():
-        for told, expected in (("auto", usual), ("delta", "delta"), ("cumulative", "cumulative")):
-            given = {"action_target": told, "cameras": ["hand"], "dim": 4, "tokens": 4}
-            assert PolicySpec.from_dict(given, action_frame=frame).action_target == expected
+        for setting, expected in (("auto", usual), ("delta", "delta"), ("cumulative", "cumulative")):
+            data = {"action_target": setting, "cameras": ["hand"], "dim": 4, "tokens": 4}
+            assert PolicySpec.from_dict(data, action_frame=frame).action_target == expected
 
 
 def test_causal_body_trains_every_step_like_the_last(make_policy, make_batch):
@@ -152,24 +152,24 @@ def test_causal_body_trains_every_step_like_the_last(make_policy, make_batch):
     torch.nn.init.normal_(policy.network.body.distance)
     batch = make_batch(policy)
     batch["pad"][1, :2] = True
-    given = batch["proprio"], batch["past_actions"], batch["pad"]
-    pooled, state, past, pad = policy._context(policy.pool(batch["features"]), *given)
+    inputs = batch["proprio"], batch["past_actions"], batch["pad"]
+    pooled, state, past, pad = policy._context(policy.pool(batch["features"]), *inputs)
     every = policy.network.body(pooled, state, past, pad, True)  # (B, T, W)
     assert every.shape == (3, 4, 16)
     torch.testing.assert_close(every[:, -1], policy.network.body(pooled, state, past, pad))
-    for last in range(4):  # neither what follows a step matters, nor the room before it
+    for last in range(4):  # later steps and the padding before the window do not matter
         seen, unknown = slice(0, last + 1), past[:, : last + 1].clone()
         unknown[:, -1] = 0
         alone = policy.network.body(pooled[:, seen], state[:, seen], unknown, pad[:, seen])
         rows = ~pad[:, last]
         torch.testing.assert_close(alone[rows], every[rows, last], atol=1e-5, rtol=1e-4)
     one, _ = policy.loss(batch)
-    for key, unused in (("actions", torch.nan), ("action_pad", True)):  # targets at the last step alone
+    for key, unused in (("actions", torch.nan), ("action_pad", True)):  # targets only at the last step
         batch[key] = torch.stack([torch.full_like(batch[key], unused)] * 3 + [batch[key]], 1)
     torch.testing.assert_close(policy.loss(batch)[0], one)
 
 
-def outcome(kind: type[nn.Linear], members: int, rows: int, sizes: tuple[int, int]) -> list:
+def forward_and_backward(kind: type[nn.Linear], members: int, rows: int, sizes: tuple[int, int]) -> list:
     torch.manual_seed(0)
     layers = [kind(*sizes) for _ in range(members)]
     x = torch.randn(members, rows, sizes[0], requires_grad=True)
@@ -182,6 +182,6 @@ def outcome(kind: type[nn.Linear], members: int, rows: int, sizes: tuple[int, in
 @pytest.mark.parametrize("members", [1, 4])
 @pytest.mark.parametrize(("rows", "sizes"), [(1, (3, 5)), (64, (960, 128))])
 def test_dense_matches_linear_with_contiguous_weight_gradients(members, rows, sizes):
-    ours, torchs = (outcome(kind, members, rows, sizes) for kind in (Dense, nn.Linear))
-    torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-4)
-    assert ours[2].is_contiguous()
+    dense, linear = (forward_and_backward(kind, members, rows, sizes) for kind in (Dense, nn.Linear))
+    torch.testing.assert_close(dense, linear, rtol=1e-5, atol=1e-4)
+    assert dense[2].is_contiguous()

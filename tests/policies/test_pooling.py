@@ -1,4 +1,4 @@
-"""Pooling: each kind against its definition, maps of several shapes, and what is learned of a place."""
+"""Pooling: each kind against its definition, maps of several shapes, and position encodings."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ KINDS = tuple(POOLINGS)
 
 
 def pooling(kind, dim, tokens, out_dim, **settings):
-    """A pooling of one camera, whose norm changes nothing."""
+    """Build the pooling of one camera with an identity norm."""
     pool = POOLINGS[kind](PoolingSettings(kind=kind, **settings), dim, tokens, out_dim)
     forward, norm = pool.forward, FeatureNorm(dim)
     pool.forward = lambda x: forward(x, norm)
@@ -49,15 +49,15 @@ def test_padding_of_the_smaller_map_is_ignored(kind):
 
 
 def softmax_by_hand(pool, x, k, temperature):
-    """Place and feature that each of k heat maps expects, token by token, and the mean if it is kept."""
+    """Return the expected position and features of k heat maps, token by token, and the mean if it is kept."""
     out = []
     for tokens in x:
-        logits, found = [pool.project(token) for token in tokens], []  # k of heat, then the values
+        logits, expected = [pool.project(token) for token in tokens], []  # k of heat, then the values
         for i in range(k):
             heat = [torch.exp(logit[i] / temperature) for logit in logits]
-            seen = [torch.cat([place, logit[k:]]) for place, logit in zip(pool.places, logits, strict=True)]
-            found.append(sum(h * s for h, s in zip(heat, seen, strict=True)) / sum(heat))
-        out.append(torch.cat([*found, *[tokens.mean(0)] * pool.settings.keep_mean]))
+            values = [torch.cat([place, logit[k:]]) for place, logit in zip(pool.places, logits, strict=True)]
+            expected.append(sum(h * s for h, s in zip(heat, values, strict=True)) / sum(heat))
+        out.append(torch.cat([*expected, *[tokens.mean(0)] * pool.settings.keep_mean]))
     return torch.stack(out)
 
 
@@ -66,7 +66,7 @@ def softmax_by_hand(pool, x, k, temperature):
 def test_mean_and_spatial_softmax_match_hand_computation(keep_mean):
     x, mean = torch.randn(5, 6, 7), pooling("mean", 7, 4, 11)
     torch.testing.assert_close(mean(x), mean.out(x.mean(1)))
-    torch.testing.assert_close(mean(x), mean(x.mean(1, keepdim=True)))  # of what is pooled already
+    torch.testing.assert_close(mean(x), mean(x.mean(1, keepdim=True)))  # input that is already pooled
     settings = {"keypoints": 3, "values": 2, "temperature": 0.5, "keep_mean": keep_mean}
     pool = pooling("spatial_softmax", 7, (2, 3), 11, **settings)
     torch.testing.assert_close(pool(x), pool.out(softmax_by_hand(pool, x, 3, 0.5)))
@@ -108,8 +108,8 @@ def test_attention_positions_start_as_sinusoids_along_both_axes(tokens):
     position, again = (pooling("attention", 7, tokens, 11, width=16).position.detach() for _ in range(2))
     angles = map_places(tokens)[..., None] * torch.pi / 2 * 2.0 ** torch.linspace(0, 2, 8)  # (N, 2, 8)
     waves = torch.cat([angles.sin().flatten(1), angles.cos().flatten(1)], 1)
-    found, expected = (sorted(x.round(decimals=4).T.tolist()) for x in (position, waves))
-    np.testing.assert_allclose(found, expected, atol=2e-4)
+    actual, expected = (sorted(x.round(decimals=4).T.tolist()) for x in (position, waves))
+    np.testing.assert_allclose(actual, expected, atol=2e-4)
     assert torch.equal(position, again)
 
 
