@@ -1,4 +1,4 @@
-"""Backbones: the facts found, the features against each library's own call, and what is rejected.
+"""Backbones: detected facts, features against each library's own call, and rejected models.
 
 Small models with random weights; every expected feature comes from the library's public interface or a hook.
 """
@@ -29,9 +29,7 @@ class Case(NamedTuple):
     make: Callable[[], nn.Module]
     facts: tuple  # tile, patch, prefix tokens, dim, (mean, std), depth
     any_size: bool = False
-    path: str = (
-        ""  # of the k-th block, from k - 1, k, 2 * k - 1 and k + 1; "list": the one ModuleList of that many
-    )
+    path: str = ""  # of block k, from k - 1, k, 2 * k - 1, k + 1; "list": the ModuleList of that length
     norm: str = ""  # of a transformer's last block
 
 
@@ -96,13 +94,13 @@ def model_of(name: str) -> nn.Module:
     torch.manual_seed(0)
     model = CASES[name].make().eval()
     for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.is_floating_point():  # none stays at its initial zero or one: leaving a module out shows
+        if tensor.is_floating_point():  # no initial zeros and ones: skipping a module changes the features
             tensor.data += 0.05 * torch.rand_like(tensor)
     return model
 
 
 def an_image(backbone: Backbone, any_size: bool) -> torch.Tensor:
-    """Noise of the tile's size; for CNNs, which take any size, smaller and wider, so that rows count."""
+    """Return noise of the tile's size; for CNNs, smaller and wider, so that rows and columns differ."""
     size = (64, 96) if any_size and backbone.tile[0] == 224 else backbone.tile
     return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
 
@@ -112,7 +110,7 @@ def facts_of(b: Backbone) -> tuple:
 
 
 def assert_tokens(tokens, expected, channels_last=False):
-    """Tokens are the library's output: as it is, or cell by cell if that is a map."""
+    """Assert that tokens equal the library's output, read cell by cell if it is a map."""
     if expected.ndim == 4:
         expected = expected if channels_last else expected.permute(0, 2, 3, 1)
         expected = torch.stack([cell for row in expected.unbind(1) for cell in row.unbind(1)], 1)
@@ -120,7 +118,7 @@ def assert_tokens(tokens, expected, channels_last=False):
 
 
 def hooked(model: nn.Module, block: nn.Module, x: torch.Tensor, before: bool = False) -> torch.Tensor:
-    """What enters or leaves a module when the whole model runs."""
+    """Return the input or output of a module when the whole model runs."""
     seen = []
     handle = block.register_forward_hook(lambda _, args, out: seen.append(args[0] if before else out))
     getattr(model, "forward_features", model)(x)
@@ -144,9 +142,9 @@ def size_of(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def rejected(model, words, **given):
+def rejected(model, words, **options):
     with pytest.raises(UserError, match=words) as error:
-        find_backbone(model() if isinstance(model, partial) else model, **given)
+        find_backbone(model() if isinstance(model, partial) else model, **options)
     assert "\n" not in str(error.value)
 
 
@@ -257,7 +255,7 @@ def test_any_callable(grid, patch, prefix, form):
     made = model.forward if grid[0] % 2 else model
     backbone = find_backbone(made, tile=tile, num_prefix_tokens=prefix, **facts)
     if form == "channels last" and grid == (grid[1], backbone.dim):
-        return  # reads as (B, D, rows, columns) too, which goes first
+        return  # also valid as (B, D, rows, columns), which takes precedence
     assert facts_of(backbone) == (tile, patch, prefix, 3, IMAGENET, None)
     x = torch.randn(2, 3, *tile)
     assert torch.equal(backbone(x), Patches(patch, prefix)(x))
@@ -275,7 +273,7 @@ def test_model_outputs():
 
 
 class Dino(nn.Module):
-    """DINOv2 as torch.hub returns it: its forward_features gives a mapping."""
+    """DINOv2 as torch.hub returns it: its forward_features returns a mapping."""
 
     def __init__(self, registers: int, key: str) -> None:
         super().__init__()

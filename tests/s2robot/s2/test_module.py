@@ -1,4 +1,4 @@
-"""S2 on any model: shapes, numbers against the engine, gradients, compile, frozen copies, what a new user trips over."""
+"""S2 on any model: shapes, values against the engine, gradients, compilation, frozen copies, common mistakes."""
 
 import copy
 import subprocess
@@ -25,7 +25,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
 class Tokens(nn.Module):
-    """Every token knows its patch, its place in the tile and the tile's mean; norm and dropout inside."""
+    """Tokens that depend on their patch, position in the tile and the tile's mean; with norm and dropout."""
 
     def __init__(self, prefix: int = 0) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Tokens(nn.Module):
 
 
 def local(x: torch.Tensor) -> torch.Tensor:
-    """Tokens that know their patch and nothing else."""
+    """Return tokens that depend only on their patch."""
     return F.avg_pool2d(x, 4).square().flatten(2).transpose(1, 2)
 
 
@@ -64,7 +64,7 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 4), st.integers(0, 5), st.lists(st.integers(1, 4), min_size=1, max_size=3).map(sorted))
 def test_square_frames_match_the_reference(k, prefix, scales):
-    """Upsampling from the base frame is `forward`; so is the native way, level by level."""
+    """Upsampling from the base frame equals `forward`; native resizing equals it level by level."""
     model, x = Tokens(prefix), frames(2, 16 * k, 16 * k)
     s2 = make(scales, model, resize="upsample", prefix=prefix > 0)
     expected = forward(model, resize(normalised(x), 16), scales=scales, num_prefix_token=prefix)
@@ -159,18 +159,18 @@ def test_frozen_s2_shares_weights_and_leaves_the_model_unchanged():
     model, x = Tokens().train(), frames(2, 32, 32)
     model.norm.eval()
     model.embed.bias.requires_grad_(False)
-    asked = {k: p.requires_grad for k, p in model.named_parameters()}
+    trainable = {k: p.requires_grad for k, p in model.named_parameters()}
     frozen = S2(model, tile=16)
     before = frozen(x)
     assert model.training and model.drop.training and not model.norm.training
-    assert {k: p.requires_grad for k, p in model.named_parameters()} == asked
-    held = {t.data_ptr() for t in (*frozen.parameters(), *frozen.backbone.buffers())}
-    assert held == {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
+    assert {k: p.requires_grad for k, p in model.named_parameters()} == trainable
+    pointers = {t.data_ptr() for t in (*frozen.parameters(), *frozen.backbone.buffers())}
+    assert pointers == {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
     with torch.no_grad():
-        model.embed.weight.add_(1)  # later changes of the model are seen
+        model.embed.weight.add_(1)  # later changes to the model take effect
     assert not torch.equal(frozen(x), before)
     assert torch.equal(frozen(x), copy.deepcopy(frozen)(x))
-    assert S2(model.forward, tile=16).backbone.model.function.__self__ is model  # not copied with its object
+    assert S2(model.forward, tile=16).backbone.model.function.__self__ is model  # its object is not copied
 
 
 def test_compiled_models_freeze_and_uncopyable_models_work_unfrozen():
@@ -181,7 +181,7 @@ def test_compiled_models_freeze_and_uncopyable_models_work_unfrozen():
         assert not any(p.requires_grad for p in frozen.parameters())
         torch.testing.assert_close(frozen(x), S2(made, tile=16, frozen=False)(x).detach())
     model = Tokens()
-    model.scaled = model.embed.weight * 2  # no leaf: torch refuses to copy it
+    model.scaled = model.embed.weight * 2  # not a leaf: torch cannot copy it
     with pytest.raises(RuntimeError) as error:
         S2(model, tile=16)
     assert "frozen=False" in error.value.__notes__[0]
@@ -191,7 +191,7 @@ def test_compiled_models_freeze_and_uncopyable_models_work_unfrozen():
 def test_numpy_images_work_and_floats_in_0_to_255_warn_once():
     model, x = make(), frames(2, 30, 44)
     assert torch.equal(model(x.numpy()), model(x))
-    assert torch.equal(model(x.numpy()[:, :, ::-1]), model(x.flip(2)))  # a view that torch does not take
+    assert torch.equal(model(x.numpy()[:, :, ::-1]), model(x.flip(2)))  # a view that torch does not accept
     planes = x.numpy().transpose(0, 3, 1, 2).astype(np.float32)
     with warnings.catch_warnings(action="error"):
         assert torch.equal(model(planes / 255), model(torch.from_numpy(planes / 255)))
