@@ -1,4 +1,4 @@
-"""Frames of a pre-training: read from arrays, images, videos and demos, every broken file named; and rendered by a seed."""
+"""Pre-training frames: read from arrays, images, videos and demos, with broken files named; rendered from a seed."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ def ffmpeg(words: str, path: Path, data: bytes | None = None) -> None:
 
 
 def write_video(path, frames: np.ndarray, codec: str = "-c:v libx264rgb -qp 0") -> None:
-    """By default exact in RGB, so that frames can be compared bit by bit."""
+    """Write a video, by default in lossless RGB, so that frames can be compared exactly."""
     size = f"{frames.shape[2]}x{frames.shape[1]}"
     ffmpeg(f"-f rawvideo -pix_fmt rgb24 -s {size} -r 10 -i pipe:0 {codec}", path, frames.tobytes())
 
@@ -58,7 +58,7 @@ def rejects(path, words: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def parts() -> list[str]:
+def partial_files() -> list[str]:
     return [p.name for p in cache_dir("frames").iterdir() if "part" in p.name]
 
 
@@ -89,9 +89,9 @@ def test_array_is_mapped_and_described_and_broken_ones_are_named(tmp_path):
 def test_images_of_any_size_are_read_in_path_order(tmp_path):
     images = [noise(*size, 3) for size in ((3, 9), (1, 1), (8, 2), (5, 5))]
     for i, image in enumerate(images):
-        place = tmp_path / f"{i // 2:02d}"
-        place.mkdir(exist_ok=True)
-        Image.fromarray(image).save(place / f"{i:02d}.{('png', 'PNG')[i % 2]}")
+        folder = tmp_path / f"{i // 2:02d}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i:02d}.{('png', 'PNG')[i % 2]}")
     bank = FrameBank(tmp_path)
     assert len(bank) == len(images) and all(map(np.array_equal, bank, images))
     assert bank.describe() == {"frames": len(images), "shape": [3, 9, 3], "made": None}
@@ -100,8 +100,8 @@ def test_images_of_any_size_are_read_in_path_order(tmp_path):
 def test_broken_images_are_named_and_16_bit_greys_are_preserved(tmp_path):
     path = tmp_path / "b.png"
     Image.fromarray(noise(40, 40, 3)).save(tmp_path / "a.png")
-    whole = (tmp_path / "a.png").read_bytes()
-    for content in (b"", b"not an image", whole[:2000], whole[:50] + b"\0" * 400 + whole[450:]):
+    valid = (tmp_path / "a.png").read_bytes()
+    for content in (b"", b"not an image", valid[:2000], valid[:50] + b"\0" * 400 + valid[450:]):
         path.write_bytes(content)
         rejects(tmp_path, f"^{path}: not a readable image: ")
     path.unlink()
@@ -129,8 +129,8 @@ def test_ordinary_video_in_order_and_upright(tmp_path):
     path, source = tmp_path / "a.mp4", np.zeros((20, 48, 64, 3), np.uint8)
     source[:, :, 32:] = 10 * np.arange(20, dtype=np.uint8)[:, None, None, None]
     write_video(path, source, "-c:v libx264 -pix_fmt yuv420p -bf 2")
-    got = np.stack(list(FrameBank(path)))
-    assert got.shape == source.shape and np.abs(got.astype(int) - source).mean() < 3
+    decoded = np.stack(list(FrameBank(path)))
+    assert decoded.shape == source.shape and np.abs(decoded.astype(int) - source).mean() < 3
     ffmpeg(f"-display_rotation 90 -i {path} -c copy", tmp_path / "turned.mp4")
     assert FrameBank(tmp_path / "turned.mp4")[5].shape == (64, 48, 3)
 
@@ -146,7 +146,7 @@ def test_broken_videos_are_named(tmp_path):
         rejects(path, f"^{path}: not a readable video: ")
     ffmpeg("-f lavfi -i sine -t 1", path)
     rejects(path, f"^{path}: not a readable video: ")
-    assert not parts() and not list(cache_dir("frames").glob("*.npy"))
+    assert not partial_files() and not list(cache_dir("frames").glob("*.npy"))
 
 
 def test_videos_are_identified_by_content_and_decoded_by_one_process(tmp_path, monkeypatch):
@@ -167,13 +167,13 @@ def test_videos_are_identified_by_content_and_decoded_by_one_process(tmp_path, m
         patched.setattr(module, "_write_array", None)
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         assert np.array_equal(np.stack(list(FrameBank(path))), frames)
-    assert parts() == [".0123.part.npy"]
+    assert partial_files() == [".0123.part.npy"]
     write_video(path, noise(3, 16, 16, 3, seed=1))
     assert np.array_equal(FrameBank(path)[2], noise(3, 16, 16, 3, seed=1)[2])
 
 
 def test_store_of_images(tmp_path):
-    """Cameras of two sizes; all of a step come one after the other, also from threads."""
+    """Cameras of two sizes; the frames of a step are consecutive, also when threads read them."""
     images = {"hand": noise(5, 8, 12, 3), "left": noise(5, 6, 6, 3, seed=1)}
     with EpisodeStore.create(tmp_path / "a.zarr", IMAGES | {"cameras": [*images]}) as store:
         for rows in (slice(0, 3), slice(3, 5)):
@@ -187,8 +187,8 @@ def test_store_of_images(tmp_path):
     assert bank.describe() == {"frames": 10, "shape": [8, 12, 3], "made": made}
     with ThreadPoolExecutor(4) as pool:
         threaded = list(pool.map(bank.__getitem__, [i % 10 for i in range(40)]))
-    wanted = [frame for step in zip(*images.values(), strict=True) for frame in step]
-    assert all(map(np.array_equal, threaded, wanted * 4))
+    expected = [frame for step in zip(*images.values(), strict=True) for frame in step]
+    assert all(map(np.array_equal, threaded, expected * 4))
 
 
 def test_store_of_states_is_rendered_once(tmp_path, monkeypatch):
@@ -200,30 +200,30 @@ def test_store_of_states_is_rendered_once(tmp_path, monkeypatch):
             store.append({key: array[:length] for key, array in shipped.episode(i).items()}, {"seed": i})
     bank = FrameBank(path, workers=1)
     assert len(bank) == 10 and bank.describe()["made"]["kind"] == "states"
-    drawn = [episode_frames(path, i, ("hand", "right"), 32) for i in (0, 1)]
-    expected = np.concatenate([np.stack(seen, 1) for seen in drawn]).reshape(10, 32, 32, 3)
+    rendered = [episode_frames(path, i, ("hand", "right"), 32) for i in (0, 1)]
+    expected = np.concatenate([np.stack(seen, 1) for seen in rendered]).reshape(10, 32, 32, 3)
     assert np.array_equal(np.stack(list(bank)), expected) and len(np.unique(expected)) > 20
-    monkeypatch.setattr("s2robot.demos.replay.render_episodes", None)  # a second bank draws nothing
+    monkeypatch.setattr("s2robot.demos.replay.render_episodes", None)  # a second bank renders nothing
     assert np.array_equal(FrameBank(path)[9], expected[9])
 
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    """Six frames a seed: two moments of an episode, of three cameras."""
+    """Six frames per seed: two moments of an episode from three cameras."""
     do_inline(monkeypatch)
     monkeypatch.setattr(render, "_FRAMES_PER_SEED", 6)
 
 
 def test_appearance_varies_as_configured(monkeypatch):
-    """Between two frames of one camera, a wild look changes far more pixels than the task's own does."""
+    """Between two frames of one camera, randomised appearance changes pixels far more than motion alone."""
     monkeypatch.setattr(render, "_EVERY", 1)
-    apart = {}
+    differences = {}
     for vary in (0.0, 1.0):
         frames = render_scenes(2, ("cube_pick",), ("xarm7",), 32, vary)
         assert frames.shape == (6, 32, 32, 3) and len({frame.tobytes() for frame in frames}) == 6
         assert frames.reshape(6, -1).std(1).min() > 5  # no empty image
-        apart[vary] = np.abs(np.diff(frames[1::3].astype(float), axis=0)).mean()  # of the left camera
-    assert apart[1.0] > 2 * apart[0.0]
+        differences[vary] = np.abs(np.diff(frames[1::3].astype(float), axis=0)).mean()  # of the left camera
+    assert differences[1.0] > 2 * differences[0.0]
 
 
 def test_tasks_alternate_and_episode_ends_are_rendered(monkeypatch):
@@ -255,7 +255,7 @@ def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="meta.json: seed: "):
         make_scenes(settings.replace(seed=1), tmp_path)
     (tmp_path / "meta.json").unlink()
-    with pytest.raises(UserError, match="meta.json: cannot be read"):  # somebody else's frames
+    with pytest.raises(UserError, match="meta.json: cannot be read"):  # frames of unknown origin
         make_scenes(settings, tmp_path)
 
 
@@ -273,10 +273,10 @@ def test_mask_and_depth_match_the_object_in_the_image(kind, world):
     label = 3 + kind
     shares = [(p.mask == label).mean() for p in (large, small)]
     assert shares[0] > 4 * shares[1] > 0 and shares[1] < 0.15**2
-    assert set(np.unique(large.mask)) <= {0, 1, 2, label}  # clutter is of no class
+    assert set(np.unique(large.mask)) <= {0, 1, 2, label}  # clutter has no class
     seen, table = large.mask == label, large.mask == 1
     assert large.image[seen].std(0).max() > 0 and large.image.dtype == np.uint8
-    assert large.depth[seen].mean() < large.depth[table].max()  # it is not behind the table
+    assert large.depth[seen].mean() < large.depth[table].max()  # the object is not behind the table
 
 
 def test_folders_of_images_masks_and_depth_are_reused(tmp_path, monkeypatch, world):
