@@ -114,8 +114,8 @@ def test_numbers_and_ranges():
 
 def test_random_splits(store):
     for episodes, fraction, seed in ((None, 0.0, 0), (None, 0.3, 5), (6, 0.5, 1), (40, 0.1, 2)):
-        drawn = select(store, episodes, None, fraction, seed)
-        assert as_lists(drawn) == as_lists(store.split(fraction, seed, episodes))
+        split = select(store, episodes, None, fraction, seed)
+        assert as_lists(split) == as_lists(store.split(fraction, seed, episodes))
     train, held = as_lists(select(store, ["1:4", 8, 9], None, 0.4, 3))
     assert sorted(train + held) == [1, 2, 3, 8, 9] and len(held) == 2
     assert as_lists(select(store, [9, 1], None, 0.0, 0)) == ([1, 9], [])

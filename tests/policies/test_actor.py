@@ -39,9 +39,9 @@ def test_planned_actions_are_executed_in_order(make_policy):
     policy = make_policy(execute=3)
     actor = Actor(policy, fake_encode)
     maps, states, actions = run_episode(actor, 7)
-    for begin in (0, 3, 6):
-        plan = policy.plan(maps[begin], states[begin])[0].numpy()
-        for step, action in enumerate(actions[begin : begin + 3]):
+    for start in (0, 3, 6):
+        plan = policy.plan(maps[start], states[start])[0].numpy()
+        for step, action in enumerate(actions[start : start + 3]):
             np.testing.assert_allclose(action, plan[step], atol=1e-6)
             assert action.shape == (8,) and action.dtype == np.float32
     np.testing.assert_array_equal(run_episode(actor, 1)[2], actions[:1])
@@ -112,7 +112,7 @@ def test_ensemble_weights(make_policy):
     maps, states, actions = run_episode(Actor(policy, fake_encode), 5)
     plans = [policy.plan_members(policy.pool(f), s)[0, 0] for f, s in zip(maps, states, strict=True)]
     for step in range(5):
-        votes = [plans[begin][step - begin] for begin in range(max(0, step - 2), step + 1)]  # oldest first
+        votes = [plans[start][step - start] for start in range(max(0, step - 2), step + 1)]  # oldest first
         weights = np.exp(-0.5 * np.arange(len(votes)))
         soft = sum(w * v.numpy() for w, v in zip(weights, votes, strict=True)) / weights.sum()
         np.testing.assert_allclose(actions[step][:7], soft[:7], atol=1e-5)

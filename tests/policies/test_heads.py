@@ -195,7 +195,7 @@ def test_mixture_components_are_drawn_by_weight():
     actions = head.sample(torch.zeros(4000, 2), noise_of(head, 4000))
     right = actions[:, 0, 0] > 0
     assert 0.72 < right.float().mean() < 0.78
-    assert torch.equal(right, actions[:, 1, 0] > 0)  # one component a chunk
+    assert torch.equal(right, actions[:, 1, 0] > 0)  # one component per chunk
     assert torch.equal(actions[..., 1] < 0.5, right[:, None].expand(-1, 2))  # which sets the gripper too
     spread = (actions[..., 0].abs() - 3).std()
     torch.testing.assert_close(spread, torch.tensor(0.5 * (math.log(2) + 0.01)), atol=0.02, rtol=0)

@@ -106,12 +106,12 @@ TURN = {"name": "turn", "size": 3, "kind": "rotation", "form": "axis_angle", "re
 
 def test_parts_can_have_different_normalisations():
     rng = np.random.default_rng(0)
-    places, turns = rng.normal(2, 3, (50, 3)), rng.normal(0, 0.2, (50, 3))
-    values = np.concatenate([rng.integers(0, 2, (50, 1)), places, turns], 1)
+    positions, turns = rng.normal(2, 3, (50, 3)), rng.normal(0, 0.2, (50, 3))
+    values = np.concatenate([rng.integers(0, 2, (50, 1)), positions, turns], 1)
     n = normaliser("standard", 2, 2, [GRIPPER, POSITION, TURN], modes={"position": "minmax"})
     n.fit(np.zeros((50, 2)), values, np.stack([values, values], 1))
     six = Parts.read([TURN], 3, "").inner(torch.from_numpy(turns)).numpy()
-    low, high = places.min(0), places.max(0)
+    low, high = positions.min(0), positions.max(0)
     scale = [1, *(high - low) / 2, *six.std(0)]  # one for each of the six numbers
     assert_scales(n.action, [0, *(high + low) / 2, *six.mean(0)], scale)
 

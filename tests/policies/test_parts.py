@@ -85,7 +85,7 @@ def test_plans_respect_limits_and_errors_are_reported_by_part():
 
 
 @pytest.mark.parametrize(
-    "given, size, words",
+    "specs, size, words",
     [
         (ARM, 8, r"action_parts: expected 8 numbers in total, got 7"),
         ([GRIPPER, GRIPPER], 2, "two parts named 'gripper'"),
@@ -95,9 +95,9 @@ def test_plans_respect_limits_and_errors_are_reported_by_part():
         (["joints"], 7, r"action_parts\[0\]: .*'joints'"),
     ],
 )
-def test_invalid_parts_are_one_error_line(given, size, words):
+def test_invalid_parts_are_one_error_line(specs, size, words):
     with pytest.raises(PolicyError, match=words) as error:
-        Parts.read(given, size, "action_parts")
+        Parts.read(specs, size, "action_parts")
     assert "\n" not in str(error.value)
 
 

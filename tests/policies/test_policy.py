@@ -23,7 +23,7 @@ def test_shapes(make_policy, make_batch, kind, context, network):
     batch = make_batch(policy)
     loss, scalars = policy(batch)
     loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.parameters())  # DDP needs all
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.parameters())  # for DDP
     assert set(scalars) == {"loss", "joint_loss", "gripper_loss", "joint_error", "gripper_accuracy"}
     actions = plan_of(policy, batch)
     assert actions.shape == (3, 4, 8) and set(actions[..., -1].unique().tolist()) <= {0.0, 1.0}
@@ -154,15 +154,15 @@ def test_causal_body_trains_every_step_like_the_last(make_policy, make_batch):
     batch["pad"][1, :2] = True
     inputs = batch["proprio"], batch["past_actions"], batch["pad"]
     pooled, state, past, pad = policy._context(policy.pool(batch["features"]), *inputs)
-    every = policy.network.body(pooled, state, past, pad, True)  # (B, T, W)
-    assert every.shape == (3, 4, 16)
-    torch.testing.assert_close(every[:, -1], policy.network.body(pooled, state, past, pad))
+    all_steps = policy.network.body(pooled, state, past, pad, True)  # (B, T, W)
+    assert all_steps.shape == (3, 4, 16)
+    torch.testing.assert_close(all_steps[:, -1], policy.network.body(pooled, state, past, pad))
     for last in range(4):  # later steps and the padding before the window do not matter
-        seen, unknown = slice(0, last + 1), past[:, : last + 1].clone()
+        visible, unknown = slice(0, last + 1), past[:, : last + 1].clone()
         unknown[:, -1] = 0
-        alone = policy.network.body(pooled[:, seen], state[:, seen], unknown, pad[:, seen])
+        alone = policy.network.body(pooled[:, visible], state[:, visible], unknown, pad[:, visible])
         rows = ~pad[:, last]
-        torch.testing.assert_close(alone[rows], every[rows, last], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(alone[rows], all_steps[rows, last], atol=1e-5, rtol=1e-4)
     one, _ = policy.loss(batch)
     for key, unused in (("actions", torch.nan), ("action_pad", True)):  # targets only at the last step
         batch[key] = torch.stack([torch.full_like(batch[key], unused)] * 3 + [batch[key]], 1)

@@ -52,7 +52,7 @@ def softmax_by_hand(pool, x, k, temperature):
     """Return the expected position and features of k heat maps, token by token, and the mean if it is kept."""
     out = []
     for tokens in x:
-        logits, expected = [pool.project(token) for token in tokens], []  # k of heat, then the values
+        logits, expected = [pool.project(token) for token in tokens], []  # k heat logits, then the values
         for i in range(k):
             heat = [torch.exp(logit[i] / temperature) for logit in logits]
             values = [torch.cat([place, logit[k:]]) for place, logit in zip(pool.places, logits, strict=True)]

@@ -113,8 +113,8 @@ def test_two_arms_use_delta_actions(tmp_path, robots, controllers, prefixes):
             file[f"data/demo_0/obs/robot{i}_eef_pos"] = rng.normal(size=(4, 3))
     store = converted(path)
     kinds = {"position": "delta", "rotation": "rotation", "gripper": "binary"}
-    found = [(part["name"], part["kind"]) for part in store.attrs["action_parts"]]
-    assert found == [(prefix + name, kind) for prefix in prefixes for name, kind in kinds.items()]
+    actual = [(part["name"], part["kind"]) for part in store.attrs["action_parts"]]
+    assert actual == [(prefix + name, kind) for prefix in prefixes for name, kind in kinds.items()]
     scale, offset = np.tile([0.05] * 3 + [0.5] * 4, 2), np.tile([0.0] * 6 + [0.5], 2)
     np.testing.assert_allclose(store["action"], actions * scale + offset, rtol=1e-6, atol=1e-8)
     assert [p["name"] for p in store.attrs["proprio_parts"]] == ["robot0_eef_pos", "robot1_eef_pos"]
@@ -159,10 +159,10 @@ def test_store_exported_as_a_file_round_trips(tmp_path, store):
             assert demo[f"obs/{camera}_image"].chunks[0] == 1
         number = int(masks["valid"][0].decode().removeprefix("demo_"))
     assert converted(path).fingerprint == store.fingerprint
-    some = converted(path, Choice(cameras=("left.up",), mask="valid"), "some.zarr")
-    assert some.cameras == ("left.up",) and "images_hand" not in some.keys and len(some) == 1
-    for key in some.keys:
-        np.testing.assert_array_equal(some[key], store.episode(number)[key])
+    subset = converted(path, Choice(cameras=("left.up",), mask="valid"), "some.zarr")
+    assert subset.cameras == ("left.up",) and "images_hand" not in subset.keys and len(subset) == 1
+    for key in subset.keys:
+        np.testing.assert_array_equal(subset[key], store.episode(number)[key])
     refused(path, "rate_hz: expected 10", choice=Choice(rate_hz=5))
     for change, words in (  # changed by other tools
         (lambda f: f["data/demo_1"].__delitem__("s2robot/grid"), "data/demo_1: s2robot/grid: expected"),

@@ -80,12 +80,12 @@ def test_no_codec_runs_code(tmp_path, group2, codec):
     """As compressor and as filter, alone and with pickle, in read and unread arrays, in a folder, a zip and .zmetadata."""
     trap, entry, pickled = tmp_path / "made-by-a-pickle", {"id": codec}, {"id": "pickle", "protocol": 5}
     chunk = pickle.dumps(Payload(trap))
-    beside = [{"compressor": pickled, "filters": [entry]}, {"compressor": entry, "filters": [pickled]}]
-    codecs = [*beside, {"compressor": entry}, {"filters": [entry]}]
+    with_pickle = [{"compressor": pickled, "filters": [entry]}, {"compressor": entry, "filters": [pickled]}]
+    codecs = [*with_pickle, {"compressor": entry}, {"filters": [entry]}]
     cases = product(codecs, ("|O", "<f4"), ("data/action", "meta/note"))
-    for number, (about, dtype, place) in enumerate(cases):
+    for number, (about, dtype, key) in enumerate(cases):
         path = group2(tmp_path / str(number))
-        array2(path / place, chunk, dtype=dtype, fill_value="" if dtype == "|O" else 0, **about)
+        array2(path / key, chunk, dtype=dtype, fill_value="" if dtype == "|O" else 0, **about)
         files = {f.relative_to(path).as_posix(): json.loads(f.read_text()) for f in path.rglob(".z[ag]*")}
         (path / ".zmetadata").write_text(json.dumps({"zarr_consolidated_format": 1, "metadata": files}))
         for form in (path, zipped(path)):
@@ -94,7 +94,7 @@ def test_no_codec_runs_code(tmp_path, group2, codec):
             except UserError as error:
                 assert "\n" not in str(error)
             else:  # unused arrays are not read
-                assert place == "meta/note"
+                assert key == "meta/note"
     assert not trap.exists()
 
 
@@ -136,7 +136,7 @@ SMALL = {"shape": [4, 2], "chunks": [4, 2]}
 
 
 @pytest.mark.parametrize(
-    ("place", "chunk", "about"),
+    ("key", "chunk", "about"),
     [
         ("data/action", None, {"shape": [HUGE, 2], "chunks": [HUGE, 2]}),
         ("meta/episode_ends", None, {"shape": [HUGE], "chunks": [1], "dtype": "<i8", "fill_value": 1}),
@@ -154,9 +154,9 @@ SMALL = {"shape": [4, 2], "chunks": [4, 2]}
         ("data/action", FLOATS, {"shape": "4", "chunks": [4, 2]}),
     ],
 )  # fmt: skip
-def test_replay_buffer_with_false_sizes_is_rejected(tmp_path, group2, place, chunk, about):
+def test_replay_buffer_with_false_sizes_is_rejected(tmp_path, group2, key, chunk, about):
     path = group2(tmp_path / "in.zarr")
-    array2(path / place, chunk, **about)
+    array2(path / key, chunk, **about)
     for form in (path, zipped(path)):
         refused(form)
 
@@ -215,27 +215,27 @@ ARRAYS = (f"data/demo_10/obs/{POSITION}", "data/demo_10/actions", "mask/train")
 LINKS = product(("external", "soft"), (*ARRAYS, "data/demo_10/obs", "data/demo_10"))
 
 
-@pytest.mark.parametrize(("kind", "place"), [*LINKS, *product(["virtual"], ARRAYS)])
-def test_hdf5_links_and_virtual_datasets_are_rejected(tmp_path, kind, place):
+@pytest.mark.parametrize(("kind", "key"), [*LINKS, *product(["virtual"], ARRAYS)])
+def test_hdf5_links_and_virtual_datasets_are_rejected(tmp_path, kind, key):
     made.robomimic(tmp_path / "other.hdf5")
     with h5py.File(made.robomimic(tmp_path / "in.hdf5"), "a") as file:
-        old = file.pop(place)
+        old = file.pop(key)
         if kind == "virtual":
             layout = h5py.VirtualLayout(old.shape, old.dtype)
-            layout[:] = h5py.VirtualSource("other.hdf5", place, old.shape)
-            file.create_virtual_dataset(place, layout)
+            layout[:] = h5py.VirtualSource("other.hdf5", key, old.shape)
+            file.create_virtual_dataset(key, layout)
         else:
-            file["out" if kind == "soft" else place] = h5py.ExternalLink("other.hdf5", place)
+            file["out" if kind == "soft" else key] = h5py.ExternalLink("other.hdf5", key)
         if kind == "soft":
-            file[place] = h5py.SoftLink("/out")
+            file[key] = h5py.SoftLink("/out")
     refused(tmp_path / "in.hdf5", "everything in this file", choice=Choice(proprio=(POSITION,), mask="train"))
 
 
 def test_table_with_more_rows_than_its_bytes_is_rejected(tmp_path):
     path = made.lerobot_v30(tmp_path / "in")
     pq.write_table(pa.table({"episode_index": np.zeros(40_000_000, "i1")}), tmp_path / "rows")
-    for place in ("data", "meta/episodes"):
-        file = path / place / "chunk-000/file-000.parquet"
+    for folder in ("data", "meta/episodes"):
+        file = path / folder / "chunk-000/file-000.parquet"
         before = file.read_bytes()
         shutil.copy(tmp_path / "rows", file)
         refused(path, "file-000.parquet", "bytes")

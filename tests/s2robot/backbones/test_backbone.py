@@ -119,11 +119,11 @@ def assert_tokens(tokens, expected, channels_last=False):
 
 def hooked(model: nn.Module, block: nn.Module, x: torch.Tensor, before: bool = False) -> torch.Tensor:
     """Return the input or output of a module when the whole model runs."""
-    seen = []
-    handle = block.register_forward_hook(lambda _, args, out: seen.append(args[0] if before else out))
+    captured = []
+    handle = block.register_forward_hook(lambda _, args, out: captured.append(args[0] if before else out))
     getattr(model, "forward_features", model)(x)
     handle.remove()
-    return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    return captured[0][0] if isinstance(captured[0], tuple) else captured[0]
 
 
 def features_by_hand(name: str, model: Any, x: torch.Tensor) -> torch.Tensor:
@@ -193,8 +193,8 @@ def test_hugging_face_beyond_the_vision_model():
     assert wide.tile == (32, 64) and wide(x).shape[1] == 1 + 4 * 8  # the position table is interpolated
     assert torch.equal(wide(x), classifier.vit(x, interpolate_pos_encoding=True).last_hidden_state)
     processor = SimpleNamespace(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
-    for given_ in (processor, SimpleNamespace(image_processor=processor)):
-        backbone = find_backbone(classifier, processor=given_, std=(1, 1, 1))
+    for source in (processor, SimpleNamespace(image_processor=processor)):
+        backbone = find_backbone(classifier, processor=source, std=(1, 1, 1))
         assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (1, 1, 1))
     config = transformers.ViTConfig(**HF_VIT, name_or_path="facebook/dino-vits16")
     assert find_backbone(transformers.ViTModel(config)).mean == IMAGENET[0]
@@ -313,7 +313,7 @@ def test_exports_with_a_dynamic_batch():
 
 
 @pytest.mark.parametrize(
-    ("model", "words", "given_"),
+    ("model", "words", "options"),
     [
         (Patches(16, 1), r"197 tokens are 196 \+ 1: num_prefix_tokens=1\?", {"tile": 224}),
         (Patches(16), r"32 x 48 px.* patches of 8 pixels, got \(1, 6, 3\)", {"tile": (32, 48), "patch": 8}),
@@ -330,5 +330,5 @@ def test_exports_with_a_dynamic_batch():
         (Patches(16), "num_prefix_tokens=0", {"tile": 32, "num_prefix_tokens": -1}),
     ],
 )  # fmt: skip
-def test_mismatched_facts_are_one_error_line(model, words, given_):
-    rejected(model() if model is tv.squeezenet1_1 else model, words, **given_)
+def test_mismatched_facts_are_one_error_line(model, words, options):
+    rejected(model() if model is tv.squeezenet1_1 else model, words, **options)

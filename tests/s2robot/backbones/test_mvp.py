@@ -142,7 +142,7 @@ def test_pickled_code_does_not_run(monkeypatch, tmp_path):
     write(monkeypatch, path, {"cls_token": Bomb()})
     rejected("bomb.pth: not a readable weights file", path)
     assert not trace.exists()
-    torch.load(path, weights_only=False)  # unprotected, the code does run
+    torch.load(path, weights_only=False)  # without protection, the code runs
     assert trace.exists()
 
 

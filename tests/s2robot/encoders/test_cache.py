@@ -32,7 +32,7 @@ encode = partial(encode_cameras, tokens_of)
 
 
 def by_camera(frames: np.ndarray) -> list[np.ndarray]:
-    return list(frames.swapaxes(0, 1))  # (T, C, H, W, 3) -> one (T, H, W, 3) a camera
+    return list(frames.swapaxes(0, 1))  # (T, C, H, W, 3) -> one (T, H, W, 3) per camera
 
 
 def make_frames(missing):
@@ -46,8 +46,8 @@ def make_cache(root, **changes) -> FeatureCache:
 
 
 def expected(dtype=np.float16) -> np.ndarray:
-    every = np.concatenate([frames_of(i).reshape(-1, 4, 4, 3) for i in range(len(LENGTHS))])
-    return tokens_of(every).numpy().reshape(-1, len(CAMERAS), TOKENS, DIM).astype(dtype)
+    all_frames = np.concatenate([frames_of(i).reshape(-1, 4, 4, 3) for i in range(len(LENGTHS))])
+    return tokens_of(all_frames).numpy().reshape(-1, len(CAMERAS), TOKENS, DIM).astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

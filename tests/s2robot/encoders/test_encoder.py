@@ -97,7 +97,7 @@ def test_out_of_memory_halves_the_batch_for_later_calls_too(monkeypatch, images,
     expected, real, seen = encoder.encode(images), encoder._model, []
 
     def limited(x: torch.Tensor) -> torch.Tensor:
-        seen.append(len(x) // 5)  # tiles of a frame
+        seen.append(len(x) // 5)  # tiles per frame
         if seen[-1] > limit:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return real(x)

@@ -136,9 +136,9 @@ def test_ordinary_video_in_order_and_upright(tmp_path):
 
 
 def test_broken_videos_are_named(tmp_path):
-    path, whole = tmp_path / "a.mp4", tmp_path / "whole.mp4"
-    ffmpeg("-f lavfi -i testsrc2=size=160x120:rate=10:duration=4 -movflags +faststart", whole)
-    content = whole.read_bytes()
+    path, intact = tmp_path / "a.mp4", tmp_path / "whole.mp4"
+    ffmpeg("-f lavfi -i testsrc2=size=160x120:rate=10:duration=4 -movflags +faststart", intact)
+    content = intact.read_bytes()
     middle = len(content) // 2
     damaged = content[:middle] + b"\x55" * 300 + content[middle + 300 :]
     for broken in (b"", b"not a video", content[: len(content) * 6 // 10], damaged):
@@ -208,7 +208,7 @@ def test_store_of_states_is_rendered_once(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch):
+def six_frames(monkeypatch):
     """Six frames per seed: two moments of an episode from three cameras."""
     do_inline(monkeypatch)
     monkeypatch.setattr(render, "_FRAMES_PER_SEED", 6)
@@ -231,12 +231,12 @@ def test_tasks_alternate_and_episode_ends_are_rendered(monkeypatch):
     monkeypatch.setattr(render, "_FRAMES_PER_SEED", 24)
     reached, moments = [], render._moments
 
-    def watched(env, seed):
+    def record_moments(env, seed):
         for _ in moments(env, seed):
             reached.append((env.settings.task, env.is_success))
             yield
 
-    monkeypatch.setattr(render, "_moments", watched)
+    monkeypatch.setattr(render, "_moments", record_moments)
     frames = render_scenes(1, ("cube_pick", "stack"), ("xarm7",), 32, 0.0)
     assert len({frame.tobytes() for frame in frames}) == 24
     assert any(success for _, success in reached) and all("stack" in task.lower() for task, _ in reached)

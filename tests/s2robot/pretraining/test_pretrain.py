@@ -34,8 +34,8 @@ def test_crops_cover_both_s2_sizes_and_colours_can_be_jittered():
         sides.append(math.sqrt(h * w))
     assert min(sides) < 130 and max(sides) > 240
     assert 0.3 < np.mean(np.array(sides) < 165) < 0.7
-    whole = crop_box(256, 256, torch.tensor([1.0, 0.5, 0.3, 0.3]), settings.replace(ratio=(1, 1)))
-    assert whole == (0, 0, 256, 256)
+    full_crop = crop_box(256, 256, torch.tensor([1.0, 0.5, 0.3, 0.3]), settings.replace(ratio=(1, 1)))
+    assert full_crop == (0, 0, 256, 256)
     x = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
     plain = normalise(x, 0.0, torch.Generator())

@@ -31,9 +31,9 @@ def poses(count: int, seed: int, turned: float = 0.0) -> np.ndarray:
     """Return poses of upright cubes on and above the table.  # (count, 7)"""
     rng = np.random.default_rng(seed)
     yaw = rng.uniform(-np.pi, np.pi, count) + turned
-    place = rng.uniform([-0.12, -0.16, 0.02], [0.12, 0.16, 0.15], (count, 3))
+    position = rng.uniform([-0.12, -0.16, 0.02], [0.12, 0.16, 0.15], (count, 3))
     zero = np.zeros(count)
-    return np.column_stack([place, np.cos(yaw / 2), zero, zero, np.sin(yaw / 2)])
+    return np.column_stack([position, np.cos(yaw / 2), zero, zero, np.sin(yaw / 2)])
 
 
 def tokens(episodes: int, dim: int, seed: int) -> np.ndarray:
@@ -51,17 +51,17 @@ def test_seed_determines_frames_and_only_missing_ones_are_rendered(tmp_path, mon
     data = FrameFeatures(cfg, [encoder])
     train, test = (data.labels(part) for part in ("train", "test"))
     assert train["episode"].tolist() == [0, 0, 1, 1] and len(set(train["step"][:2])) == 2
-    drawn = draw_episode(WORLD, 400_001, 2)
-    assert all(np.array_equal(test[name][2:], drawn[name]) for name in ("cube_pose", "gripper"))
+    rendered = draw_episode(WORLD, 400_001, 2)
+    assert all(np.array_equal(test[name][2:], rendered[name]) for name in ("cube_pose", "gripper"))
     assert not np.array_equal(train["cube_pose"], test["cube_pose"])
-    assert drawn["images"].shape == (2, 3, 64, 64, 3) and drawn["images"].dtype == np.uint8
+    assert rendered["images"].shape == (2, 3, 64, 64, 3) and rendered["images"].dtype == np.uint8
     files = sorted(data.file(seed) for seed in data.seeds)
     assert sorted(files[0].parent.iterdir()) == files
     files[0].unlink()
-    again, draw = [], module._draw_to
-    monkeypatch.setattr(module, "_draw_to", lambda path, *rest: again.append(path) or draw(path, *rest))
+    rerendered, draw = [], module._draw_to
+    monkeypatch.setattr(module, "_draw_to", lambda path, *rest: rerendered.append(path) or draw(path, *rest))
     assert np.array_equal(FrameFeatures(cfg, [encoder]).labels("train")["cube_pose"], train["cube_pose"])
-    assert again == files[:1]
+    assert rerendered == files[:1]
     monkeypatch.setattr(module, "_draw_to", lambda *_: None)
     for change in ({"frames": 3}, {"world": WORLD.replace(robot="panda")}, {"image_size": 32}):
         assert FrameFeatures(cfg.replace(**change), [encoder]).key != data.key
@@ -99,8 +99,8 @@ def test_yaw_is_the_same_every_quarter_turn(quarters, seed):
     one, other = (pose_targets(poses(20, seed, turned)) for turned in (0.0, quarters * np.pi / 2))
     np.testing.assert_allclose(one, other, atol=1e-12)
     for turned in (90 * quarters + 30, 60):  # 60 in one direction equals 30 in the other
-        apart = pose_targets(poses(20, seed, np.radians(turned)))
-        np.testing.assert_allclose(readout.yaw_errors(apart[:, 3:] * 0.1, one[:, 3:]), 30, atol=1e-9)
+        rotated = pose_targets(poses(20, seed, np.radians(turned)))
+        np.testing.assert_allclose(readout.yaw_errors(rotated[:, 3:] * 0.1, one[:, 3:]), 30, atol=1e-9)
 
 
 def test_frame_weights_equal_repeated_frames():
@@ -127,11 +127,11 @@ def test_episode_intervals_have_nominal_coverage():
     weights = resample(40, 400, 0)[:, np.repeat(np.arange(40), 6)]
     for _ in range(300):
         error = np.repeat(rng.gamma(2.0, 0.5, 40), 6) * rng.uniform(0.8, 1.2, 240)  # its mean is 1
-        found = interval(weights @ error / weights.sum(1))
-        hits.append(found["low"] <= 1 <= found["high"])
+        bounds = interval(weights @ error / weights.sum(1))
+        hits.append(bounds["low"] <= 1 <= bounds["high"])
     assert 0.90 <= np.mean(hits) <= 0.98
-    drawn = resample(9, 50, 4)
-    assert (drawn[0] == 1).all() and (drawn.sum(1) == 9).all()
+    draws = resample(9, 50, 4)
+    assert (draws[0] == 1).all() and (draws.sum(1) == 9).all()
 
 
 def judge(target, sources, cfg, upper=None) -> tuple[dict, dict]:
@@ -143,17 +143,17 @@ def judge(target, sources, cfg, upper=None) -> tuple[dict, dict]:
 def test_planted_maps_have_no_loss_and_noise_has_no_information():
     y, cfg = tokens(16, 6, 2), config()
     linear = tokens(16, 7, 0) @ np.random.default_rng(1).normal(size=(7, 6)) + np.arange(6.0)
-    found, _ = judge(linear, {"planted": tokens(16, 7, 0)}, cfg)
-    assert found["planted", "test"]["info"]["value"] == pytest.approx(-math.log(1e-12))
-    found, penalties = judge(y, {"same": y, "half": y[..., :3]}, cfg)
+    results, _ = judge(linear, {"planted": tokens(16, 7, 0)}, cfg)
+    assert results["planted", "test"]["info"]["value"] == pytest.approx(-math.log(1e-12))
+    results, penalties = judge(y, {"same": y, "half": y[..., :3]}, cfg)
     spread = y.reshape(-1, 6).var(0)
-    assert found["same", "test"]["loss"]["value"] < 1e-12 * spread.mean() and penalties["same"] < 1e-6
-    assert found["half", "train"]["loss"]["value"] == pytest.approx(spread[3:].sum() / 6, rel=0.2)
-    found, penalties = judge(tokens(80, 5, 3), {"noise": tokens(80, 30, 4)}, config(40, 40), "noise")
-    assert abs(found["noise", "test"]["info"]["value"]) < 0.01 and penalties["noise"] > 0.1
-    assert -0.05 < found[PLACE, "test"]["info"]["value"] < 0.01
+    assert results["same", "test"]["loss"]["value"] < 1e-12 * spread.mean() and penalties["same"] < 1e-6
+    assert results["half", "train"]["loss"]["value"] == pytest.approx(spread[3:].sum() / 6, rel=0.2)
+    results, penalties = judge(tokens(80, 5, 3), {"noise": tokens(80, 30, 4)}, config(40, 40), "noise")
+    assert abs(results["noise", "test"]["info"]["value"]) < 0.01 and penalties["noise"] > 0.1
+    assert -0.05 < results[PLACE, "test"]["info"]["value"] < 0.01
     # there is no ratio to zero information
-    assert found["noise", "test"]["ratio"] == {"value": None, "low": None, "high": None}
+    assert results["noise", "test"]["ratio"] == {"value": None, "low": None, "high": None}
 
 
 def test_held_out_frames_do_not_affect_the_map():
@@ -173,14 +173,14 @@ def test_figures_follow_the_formulas():
         "base": {"train": np.array([1.0, 1.0]), "test": np.array([2.0, 1.0, 3.0])},
         "big": {"train": np.array([0.5, 0.5]), "test": np.array([0.5, 1.0, 1.5])},
     }
-    found = readout.judge_information(losses, "big", cfg)
-    rows = {(row["source"], row["part"]): row for row in found["results"]}
+    report = readout.judge_information(losses, "big", cfg)
+    rows = {(row["source"], row["part"]): row for row in report["results"]}
     train, test = (rows["base", part] for part in ("train", "test"))
-    assert found["l0"]["train"]["value"] == 2 and train["info"]["value"] == pytest.approx(bit)
+    assert report["l0"]["train"]["value"] == 2 and train["info"]["value"] == pytest.approx(bit)
     assert train["ratio"]["value"] == pytest.approx(0.5) and train["info"]["low"] is None
     assert test["info"]["value"] == pytest.approx(bit) and rows["big", "test"]["ratio"]["low"] == 1
     assert test["info"]["low"] == pytest.approx(math.log(4 / 3))  # every draw is the worst episode
-    difference = {row["part"]: row for row in found["differences"]}["test"]
+    difference = {row["part"]: row for row in report["differences"]}["test"]
     assert (difference["source"], difference["minus"]) == ("big", "base")
     assert difference["info"]["value"] == pytest.approx(bit)
     halves = {part: loss / 2 for part, loss in losses["base"].items()}
@@ -224,32 +224,32 @@ def test_left_out_episodes_and_predictions_of_frames_match_plain_ridge(width, mo
     np.testing.assert_allclose(left_out, expected, rtol=1e-8)
     assert chosen == penalties[expected.argmin(0)].tolist()
     for column, p in enumerate(expected.argmin(0)):
-        whole = ridge(z, y, np.ones(30, bool), absolute[p])(z_test)
-        np.testing.assert_allclose(predictions[:, column], whole[:, column], rtol=1e-9)
+        plain = ridge(z, y, np.ones(30, bool), absolute[p])(z_test)
+        np.testing.assert_allclose(predictions[:, column], plain[:, column], rtol=1e-9)
 
 
 def test_token_maps_match_plain_ridge_and_cross_validation():
     x, y = tokens(9, 6, 5), tokens(9, 3, 6)
     y += x @ np.random.default_rng(7).normal(size=(6, 3)) * 0.1
     x[..., 2] = 0.1  # a constant channel has no information
-    flat, wanted = x.reshape(-1, 6), y.reshape(-1, 3)
+    flat, targets = x.reshape(-1, 6), y.reshape(-1, 3)
     z = (flat - flat.mean(0)) * np.where(flat.std(0) > 1e-9, 1 / np.maximum(flat.std(0), 1e-9), 0)
     episodes = np.repeat(np.arange(9), FRAMES * 8)
 
     def relative(keep, penalty):
         spread = ((z[keep] - z[keep].mean(0)) ** 2).sum(0).mean()
-        return ridge(z, wanted, keep, penalty * spread)
+        return ridge(z, targets, keep, penalty * spread)
 
     penalties, expected = np.array([1e-3, 0.3, 10.0]), np.zeros((3, 3))
     for p, penalty in enumerate(penalties):
         for fold in range(4):
             out = episodes % 4 == fold
-            expected[p] += ((relative(~out, penalty)(z[out]) - wanted[out]) ** 2).sum(0)
+            expected[p] += ((relative(~out, penalty)(z[out]) - targets[out]) ** 2).sum(0)
     predict, chosen, left_out = readout.fit_tokens(x, y, FRAMES, range(9), 4, penalties)
     np.testing.assert_allclose(left_out, expected, rtol=1e-9)
     assert chosen == penalties[expected.sum(1).argmin()]
-    whole = relative(np.ones(len(z), bool), chosen)(z)
-    np.testing.assert_allclose(predict(flat), whole, rtol=1e-9, atol=1e-9)
+    plain = relative(np.ones(len(z), bool), chosen)(z)
+    np.testing.assert_allclose(predict(flat), plain, rtol=1e-9, atol=1e-9)
 
 
 def test_an_episode_does_not_choose_its_own_penalty():
@@ -306,15 +306,15 @@ def test_information_command_reconstructs_one_encoder_from_others(tmp_path, monk
     target = ("probe.target.name=mvp-tiny-s2", "probe.target.dtype=float32", "probe.upper=base-s2")
     itself = "+probe.sources.itself={name: mvp-tiny-s2, scales: [1], dtype: float32}"
     report = probe("information", tmp_path, *target, "~probe.sources.base-s2-pretrained", itself)
-    found = {(row["source"], row["part"]): row for row in report["results"]}
-    assert [*found] == [(s, p) for s in ("no image", "base", "base-s2", "itself") for p in ("train", "test")]
-    for (source, part), row in found.items():
+    table = {(row["source"], row["part"]): row for row in report["results"]}
+    assert [*table] == [(s, p) for s in ("no image", "base", "base-s2", "itself") for p in ("train", "test")]
+    for (source, part), row in table.items():
         value = {metric: row[metric]["value"] for metric in ("loss", "info", "ratio")}
-        l0, best = report["l0"][part]["value"], found["base-s2", part]["info"]["value"]
+        l0, best = report["l0"][part]["value"], table["base-s2", part]["info"]["value"]
         assert value["info"] == pytest.approx(-math.log(max(value["loss"] / l0, 1e-12)))
         assert value["ratio"] == pytest.approx(value["info"] / best)
         assert value["loss"] < 1e-9 * l0 or source != "itself"
-    held_out = found["base", "test"]["info"]
+    held_out = table["base", "test"]["info"]
     assert 0 < held_out["low"] <= held_out["value"] <= held_out["high"] < 5
     assert len([*csv.DictReader((tmp_path / "information.csv").open())]) == (4 + 6) * 2 * 3
     assert main(["probe", "probe=information", "probe.upper=nobody", f"hydra.run.dir={tmp_path / 'x'}"]) == 2

@@ -58,9 +58,9 @@ def test_a_linear_head_recovers_a_planted_linear_rule(tmp_path):
 
     def accuracy(data: Data) -> float:
         head, _ = fit_head(task, "linear", data, settings, 0)
-        found = tally(task, head, data)
-        assert found.shape == ((data.roles == TEST).sum(), 3)
-        return found[:, 0].mean()
+        tallies = tally(task, head, data)
+        assert tallies.shape == ((data.roles == TEST).sum(), 3)
+        return tallies[:, 0].mean()
 
     assert accuracy(data_of(x, labels, tmp_path)) > 0.99
     assert accuracy(data_of(x, rng.permutation(labels), tmp_path)) < 0.6
@@ -76,9 +76,9 @@ def test_dense_head_learns_depth_that_is_linear_in_the_token(kind, tmp_path):
     task, data, steps = Depth(0.001), data_of(x, truth, tmp_path), 250 if kind == "linear" else 80
     settings = ScalingSettings(steps=steps, lr=0.03, lr_deep=0.03, weight_decay=0)
     head, _ = fit_head(task, kind, data, settings, 0)
-    found = tally(task, head, data)
-    scores = task.scores(found.sum(0)[None].astype(float))
-    assert (found[:, 3] == 63).all() and scores["loss"][0] < 0.4 * logs.var()
+    tallies = tally(task, head, data)
+    scores = task.scores(tallies.sum(0)[None].astype(float))
+    assert (tallies[:, 3] == 63).all() and scores["loss"][0] < 0.4 * logs.var()
     if kind == "linear":
         assert scores["rmse_m"][0] < 0.01 and scores["delta_1.25"][0] == 1
 

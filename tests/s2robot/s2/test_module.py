@@ -82,8 +82,8 @@ def test_patch_local_model_has_no_seams(frame, overlap):
     s2 = S2(local, (1, 1.5, 2), tile=16, patch=4, output="map", mean=MEAN, std=STD, overlap=overlap)
     x = frames(1, *frame)
     for index, level in enumerate(s2.layout(*frame).levels):
-        whole = local(resize(normalised(x), level.frame)).mT.unflatten(2, [n // 4 for n in level.frame])
-        pooled = F.adaptive_avg_pool2d(whole, s2.layout(*frame).grid)
+        untiled = local(resize(normalised(x), level.frame)).mT.unflatten(2, [n // 4 for n in level.frame])
+        pooled = F.adaptive_avg_pool2d(untiled, s2.layout(*frame).grid)
         torch.testing.assert_close(s2(x)[:, 3 * index : 3 * index + 3], pooled, rtol=1e-4, atol=1e-4)
 
 

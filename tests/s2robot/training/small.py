@@ -70,13 +70,13 @@ def make_data(path: Path, times: int = 1) -> tuple[EpisodeStore, np.ndarray]:
     with EpisodeStore.create(path, about("states")) as store:
         for i in range(8):
             length = times * (10 + i)
-            seen = rng.normal(size=(length, len(CAMERAS), TOKENS, DIM)).astype(np.float16)
-            action = np.tanh(seen[:, 0].mean(1, dtype=np.float32) @ rng.normal(size=(DIM, 8)) / 4) * 0.1
+            values = rng.normal(size=(length, len(CAMERAS), TOKENS, DIM)).astype(np.float16)
+            action = np.tanh(values[:, 0].mean(1, dtype=np.float32) @ rng.normal(size=(DIM, 8)) / 4) * 0.1
             action[:, 7] = np.arange(length) > length / 2
             proprio = np.append(np.cumsum(action[:, :7], 0), action[:, 7:], 1)
             perturbed = np.zeros(length, np.uint8)
             perturbed[3] = i % 2
             arrays = {"action": action.astype("f4"), "proprio": proprio.astype("f4"), "perturbed": perturbed}
             store.append(arrays, {"seed": i, "success": True})
-            features.append(seen)
+            features.append(values)
     return EpisodeStore.open(path), np.concatenate(features)

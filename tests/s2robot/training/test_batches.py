@@ -155,7 +155,7 @@ def test_weighted_statistics_match_the_weighted_concatenation(mode):
     weighted, plain = (Normaliser(mode, spec.proprio, spec.action, 4, cumulative=True) for _ in range(2))
     weighted.fit(both, both, np.stack([both] * 4, 1), None, (counts, counts, counts))
     rows = np.concatenate([parts[0]] * 3 + [parts[1]] * 2)
-    for weights in [(np.ones(len(rows)),) * 3] + [None] * (mode != "quantile"):  # which would interpolate
+    for weights in [(np.ones(len(rows)),) * 3] + [None] * (mode != "quantile"):  # unweighted: interpolates
         plain.fit(rows, rows, np.stack([rows] * 4, 1), None, weights)
         for name, tensor in plain.state_dict().items():
             torch.testing.assert_close(weighted.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)

@@ -19,7 +19,7 @@ SEEN = np.zeros((1, len(CAMERAS), TOKENS, DIM), np.float32)
 @pytest.fixture(scope="module")
 def task_data(tmp_path_factory):
     """Episodes whose first joint turns to the side that the task names; nothing else indicates the side."""
-    rng, path, features = np.random.default_rng(0), tmp_path_factory.mktemp("told") / "a.zarr", []
+    rng, path, features = np.random.default_rng(0), tmp_path_factory.mktemp("tasks") / "a.zarr", []
     with EpisodeStore.create(path, about("states") | {"tasks": list(TASKS)}) as store:
         for i in range(8):
             features.append(rng.normal(size=(12, len(CAMERAS), TOKENS, DIM)).astype(np.float16))
@@ -51,20 +51,20 @@ def test_observation_selects_the_task_and_unknown_tasks_are_rejected(task_data, 
     spec = make_spec(tasks=TASKS)
     policy, _ = load_checkpoint(fit(task_data, tmp_path, spec, steps=60, lr=1e-2, validation=0.0))
     actor = Actor(policy, lambda frames: torch.zeros(1, len(frames), TOKENS, DIM))
-    seen = {"images": {name: np.zeros((8, 8, 3), np.uint8) for name in CAMERAS}, "proprio": np.zeros(8)}
+    obs = {"images": {name: np.zeros((8, 8, 3), np.uint8) for name in CAMERAS}, "proprio": np.zeros(8)}
     with pytest.raises(UserError, match="task: expected one of push it left, push it right, got None"):
-        actor.act(seen)
+        actor.act(obs)
     with pytest.raises(UserError, match="task: .* got 'push it rihgt', did you mean 'push it right'"):
-        actor.act(seen | {"task": "push it rihgt"})
+        actor.act(obs | {"task": "push it rihgt"})
     actor.reset(0)
-    left = actor.act(seen | {"task": TASKS[0]})
+    left = actor.act(obs | {"task": TASKS[0]})
     actor.reset(0, TASKS[1])
-    assert actor.act(seen)[0] > left[0]
+    assert actor.act(obs)[0] > left[0]
     memory = actor.remember()
-    again = actor.act(seen)
+    again = actor.act(obs)
     actor.reset(0, TASKS[0])
     actor.restore(memory)
-    assert np.array_equal(actor.act(seen), again)
+    assert np.array_equal(actor.act(obs), again)
 
 
 VECTORS = torch.tensor([[3.0, 0, 1, 0], [3, 0, 0, 1]])

@@ -33,7 +33,7 @@ def run(folder, job: str = "train", prefix: tuple[str, ...] = (), start=forks.ru
     return result
 
 
-def seen(folder) -> list[dict]:
+def logs_of(folder) -> list[dict]:
     return [json.loads((folder / f"process{n}.json").read_text()) for n in range(2)]
 
 
@@ -46,7 +46,7 @@ def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
 @pytest.mark.parametrize("start", [forks.run, pytest.param(subprocess.run, marks=pytest.mark.slow)])
 def test_train(tmp_path, start):
     run(tmp_path, start=start)
-    first, second = seen(tmp_path)
+    first, second = logs_of(tmp_path)
     assert first["first"] and not second["first"] and len(first["losses"]) == len(second["losses"]) == 15
     assert not set(first["seeds"]) & set(second["seeds"]) and first["losses"] != second["losses"]
     rows = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -58,7 +58,7 @@ def test_train(tmp_path, start):
 
 def test_pretrain(tmp_path):
     run(tmp_path, "pretrain")
-    first, second = seen(tmp_path)
+    first, second = logs_of(tmp_path)
     assert len(first["losses"]) == len(second["losses"]) == 8 and first["losses"] != second["losses"]
     assert len(list((tmp_path / "run").glob("events.*"))) == 1
     recipe = load_encoder(tmp_path / "run" / "encoder.safetensors")[1]
