@@ -135,11 +135,9 @@ def test_gradients_reach_only_the_requested_parts():
     for frozen in (False, True):
         model = s2_llava(llava(), only_projector=frozen).train()
         model(input_ids=ids(36), pixel_values=torch.randn(1, 3, 72, 72), labels=ids(36)).loss.backward()
-        tuned = {
-            name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
-        }
+        trained = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         projector = {name for name, _ in model.named_parameters() if "multi_modal_projector" in name}
-        assert projector <= tuned and (tuned == projector) == frozen
+        assert projector <= trained and (trained == projector) == frozen
         columns = model.model.multi_modal_projector.linear_1.weight.grad.view(32, 3, 16)
         assert (columns.abs().amax(dim=(0, 2)) > 0).all()  # columns initialised to zero train too
         assert not frozen or not any(p.requires_grad for p in model.model.vision_tower.parameters())
