@@ -1,4 +1,4 @@
-"""Which episodes are trained on and held out; they are known again whatever format they went through."""
+"""Training and held-out episodes, which are recognised after conversion to any dataset format."""
 
 import json
 from functools import partial
@@ -17,16 +17,16 @@ from tests.demos.test_store import filled
 
 
 def matches(one: EpisodeStore, other: EpisodeStore) -> list[list[int]]:
-    """By episode of `one`, those of `other` that share a key."""
-    theirs = episode_keys(other)
-    return [[i for i, keys in enumerate(theirs) if {*keys} & {*own}] for own in episode_keys(one)]
+    """Return, for every episode of `one`, the episodes of `other` that share a key."""
+    others = [{*keys} for keys in episode_keys(other)]
+    return [[i for i, keys in enumerate(others) if keys & {*own}] for own in episode_keys(one)]
 
 
 @pytest.mark.parametrize(
     ("name", "sidecar"), zip(made.NAMES, ("meta/s2robot.json", None, ".zattrs"), strict=True)
 )
-def test_an_episode_is_known_again_in_every_format(tmp_path, name, sidecar):
-    """Without the sidecar of our writers too; with it, the store comes back as it was: see formats/."""
+def test_episode_is_recognised_in_every_format(tmp_path, name, sidecar):
+    """Without the sidecar that our exporters add; formats/ tests the exact round trip with it."""
     store = made.store(tmp_path / "in.zarr")
     out = made.written(store, tmp_path / name, action_range="data")
     if sidecar:
@@ -38,29 +38,29 @@ def test_an_episode_is_known_again_in_every_format(tmp_path, name, sidecar):
 
 
 def changed(store: EpisodeStore, path, change) -> EpisodeStore:
-    """A copy with other arrays."""
+    """Return a copy of a store with `change` applied to the arrays of every episode."""
     with EpisodeStore.create(path, store.attrs) as copy:
         for i in range(len(store)):
             copy.append(change(store.episode(i)), {"seed": i})
     return copy
 
 
-def test_other_actions_are_known_by_the_states_and_a_constant_array_by_nothing(tmp_path):
+def test_states_identify_episodes_but_constant_arrays_do_not(tmp_path):
     store = made.store(tmp_path / "in.zarr")
 
     def summed(arrays):
         return arrays | {"action": arrays["action"].cumsum(0).astype("f4").clip(-9, 1)}
 
-    def still(arrays, value):
-        rest = {k: v[:4] for k, v in arrays.items()}
-        return rest | {"action": np.zeros((4, 3), "f4"), "proprio": np.full((4, 4), value, "f4")}
+    def constant(arrays, value):
+        short = {k: v[:4] for k, v in arrays.items()}
+        return short | {"action": np.zeros((4, 3), "f4"), "proprio": np.full((4, 4), value, "f4")}
 
     assert matches(store, changed(store, tmp_path / "summed.zarr", summed)) == [[0], [1]]
-    a, b = (changed(store, tmp_path / f"{x}.zarr", partial(still, value=x)) for x in (0, 1))
+    a, b = (changed(store, tmp_path / f"{x}.zarr", partial(constant, value=x)) for x in (0, 1))
     assert matches(a, a) == [[0, 1], [0, 1]] and matches(a, b) == [[], []]
 
 
-def test_what_is_stored_comes_back(tmp_path):
+def test_stored_lineage_round_trips(tmp_path):
     store = made.store(tmp_path / "in.zarr")
     (store.path / "corrections.json").write_text('[{"positions": [20, 23]}, {"positions": [22, 24]}]')
     lineage = Lineage().trained_on(store, [1]).selected_by(range(5, 7))
@@ -74,21 +74,21 @@ def test_what_is_stored_comes_back(tmp_path):
     lineage.refuse(range(5, 7), "this", "train.rollouts.seed", ("recorded", "corrected"))
     more = changed(store, tmp_path / "more.zarr", dict)
     child = Lineage.of({"lineage": json.loads(text)}).trained_on(more, [0])
-    for seed in (1, 7, 23, 6):  # its own, and its parent's
+    for seed in (1, 7, 23, 6):  # the child's own and its parent's
         with pytest.raises(UserError, match=f"first {seed}"):
             child.refuse(range(seed, seed + 1), "child", "evaluate.seed")
 
 
-def test_no_episode_is_held_out_whose_copy_is_trained_on(tmp_path):
+def test_copies_of_training_episodes_are_never_held_out(tmp_path):
     store = made.store(tmp_path / "in.zarr")
     mix = Mix([store, made.converted(made.written(store, tmp_path / "out", pictures="png"))], [1, 1])
     assert Lineage().spent(mix) == [0, 1, 2, 3] and Lineage().spent(store) == []
     with pytest.raises(UserError, match="got 2, which is also episode 0, which is trained on"):
         Lineage().check_held_out(mix, np.array([0, 3]), np.array([2]))
     Lineage().check_held_out(mix, np.array([0, 2]), np.array([1]))
-    met = Lineage().trained_on(store, [0])
+    lineage = Lineage().trained_on(store, [0])
     with pytest.raises(UserError, match="got 0, which train.from's policy was trained on"):
-        met.check_held_out(store, np.array([1]), np.array([0]))
+        lineage.check_held_out(store, np.array([1]), np.array([0]))
 
 
 @pytest.fixture(scope="module")
@@ -96,37 +96,37 @@ def store(tmp_path_factory):
     return EpisodeStore.open(filled(tmp_path_factory.mktemp("store") / "ten.zarr", 10))
 
 
-def lists(split):
+def as_lists(split):
     return tuple(part.tolist() for part in split)
 
 
 def test_numbers_and_ranges():
-    for given, found in (
+    for spec, expected in (
         (["0:3", 5], [0, 1, 2, 5]), ("0:3,5", [0, 1, 2, 5]), (["8:"], [8, 9]), ([":2", "9"], [0, 1, 9]), ([7, 2], [7, 2]),
     ):  # fmt: skip
-        assert numbers(given, 10, "x") == found
-    for given, got in (
+        assert numbers(spec, 10, "x") == expected
+    for spec, got in (
         ([10], "10"), ([3, "2:5"], "3 twice"), ([-1], "-1"), ([], "none"), ([1, "7:4"], "'7:4'"), ([True], "True"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"^x: expected .*, got {got}$"):
-            numbers(given, 10, "x")
+            numbers(spec, 10, "x")
 
 
-def test_drawn_splits(store):
+def test_random_splits(store):
     for episodes, fraction, seed in ((None, 0.0, 0), (None, 0.3, 5), (6, 0.5, 1), (40, 0.1, 2)):
-        drawn = select(store, episodes, None, fraction, seed)
-        assert lists(drawn) == lists(store.split(fraction, seed, episodes))
-    train, held = lists(select(store, ["1:4", 8, 9], None, 0.4, 3))
+        split = select(store, episodes, None, fraction, seed)
+        assert as_lists(split) == as_lists(store.split(fraction, seed, episodes))
+    train, held = as_lists(select(store, ["1:4", 8, 9], None, 0.4, 3))
     assert sorted(train + held) == [1, 2, 3, 8, 9] and len(held) == 2
-    assert lists(select(store, [9, 1], None, 0.0, 0)) == ([1, 9], [])
+    assert as_lists(select(store, [9, 1], None, 0.0, 0)) == ([1, 9], [])
 
 
-def test_a_split_file(store, tmp_path):
+def test_split_file(store, tmp_path):
     path = tmp_path / "split.json"
 
     def selected(text, fraction=0.0):
         path.write_text(text if isinstance(text, str) else json.dumps(text))
-        return lists(select(store, None, path, fraction, 0))
+        return as_lists(select(store, None, path, fraction, 0))
 
     both = {"train": ["0:3", 7], "validation": [4, 3]}
     assert selected(both) == ([0, 1, 2, 7], [3, 4]) and selected({"train": [5]}) == ([5], [])

@@ -1,4 +1,4 @@
-"""Recording, rendering again and replaying: the same bytes and motion, after kills too; what the picker would do."""
+"""Recording, re-rendering and replaying give the same bytes and motion, also after kills; expert labels."""
 
 import os
 import signal
@@ -34,15 +34,15 @@ from tests.kills import ROOT, kill_at_every_write
 CAMERAS, SIZE = ("hand", "left", "right"), 64
 
 
-def recorded_here(path: Path, seed: int, **world) -> EpisodeStore:
-    """One episode, recorded by this process."""
+def record_here(path: Path, seed: int, **world) -> EpisodeStore:
+    """Record one episode in this process."""
     config = CubePickConfig(**world)
     with EpisodeStore.create(path, {**CubePick(config).describe(), "seed": seed, "kind": "states"}) as store:
         store.append(*record_episode(config, PickerConfig(), seed))
     return store
 
 
-def test_the_contents_of_a_recording(recorded):
+def test_contents_of_a_recording(recorded):
     store = EpisodeStore.open(recorded)
     assert list(store.meta("seed")) == [500, 501, 502] and store.meta("success").all()
     assert store.robot == "xarm7" and store.cameras == CAMERAS and store.attrs["kind"] == "states"
@@ -51,7 +51,7 @@ def test_the_contents_of_a_recording(recorded):
     assert world_of_demos(store, cameras=("left",)).cameras == ("left",)
 
 
-def test_a_box_out_of_reach_is_one_line(tmp_path, monkeypatch):
+def test_unreachable_box_is_one_error_line(tmp_path, monkeypatch):
     do_inline(monkeypatch)
     far = CubePickConfig(box_x=(0.5, 0.5), max_steps=2)
     with pytest.raises(UserError, match=r"the expert failed 11 of 11 episodes; check the task"):
@@ -73,15 +73,15 @@ def test_a_killed_recording_keeps_its_episodes_and_leaves_no_worker(tmp_path):
     file, path = tmp_path / "killed.py", tmp_path / "demos.zarr"
     file.write_text(KILLED)
     env = os.environ | {"PYTHONPATH": str(ROOT), forks.ALL: "1"}
-    # the reader of this pipe sees its end only when the workers are gone, too
+    # the pipe closes only after all workers have exited
     done = forks.run([sys.executable, str(file), str(path)], env=env, stdout=subprocess.PIPE, timeout=60)
     assert done.returncode == -signal.SIGKILL
     with EpisodeStore.open(path, mode="a") as store:
         assert list(store.meta("seed")) == [500] and not list(tmp_path.glob(".*"))
 
 
-def instead_of_simulating(monkeypatch) -> None:
-    """Episodes of a few made-up numbers; every third seed fails."""
+def skip_simulation(monkeypatch) -> None:
+    """Replace simulated episodes with a few random numbers; every third seed fails."""
 
     def episode(world: CubePickConfig, picker: PickerConfig, seed: int, *how) -> tuple[dict, dict]:
         rng = np.random.default_rng(seed)
@@ -96,26 +96,26 @@ def instead_of_simulating(monkeypatch) -> None:
     monkeypatch.setattr(recorder, "record_episode", episode)
 
 
-def recording(folder: Path) -> None:
+def record_two_episodes(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        instead_of_simulating(patch)
+        skip_simulation(patch)
         record(folder / "demos.zarr", CubePickConfig(), PickerConfig(), 2, 500, 1).close()
 
 
 @pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_kill_at_any_write_of_a_recording_changes_nothing(tmp_path, every):
+def test_recording_resumes_identically_after_a_kill_at_any_write(tmp_path, every):
     def files(folder: Path) -> dict[str, bytes]:
         return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
-    killed = kill_at_every_write(recording, tmp_path, every)
-    whole = files(tmp_path / "whole")
+    killed = kill_at_every_write(record_two_episodes, tmp_path, every)
+    expected = files(tmp_path / "whole")
     assert len(killed) > 20 / every and len(EpisodeStore.open(tmp_path / "whole/demos.zarr")) == 2
     for write, folder in killed.items():
-        assert files(folder) == whole, write
+        assert files(folder) == expected, write
 
 
-def test_a_recording_resumes_in_its_own_store_only(tmp_path, monkeypatch):
-    instead_of_simulating(monkeypatch)
+def test_recording_resumes_only_in_its_own_store(tmp_path, monkeypatch):
+    skip_simulation(monkeypatch)
     path, args = tmp_path / "demos.zarr", (CubePickConfig(), PickerConfig())
     record(path, *args, 4, 500).close()
     before = EpisodeStore.open(path).fingerprint
@@ -131,32 +131,32 @@ def test_a_recording_resumes_in_its_own_store_only(tmp_path, monkeypatch):
     (tmp_path / "file.zarr").write_text("mine")
     with pytest.raises(UserError, match="file.zarr: expected a new path"):
         record(tmp_path / "file.zarr", *args, 4, 500)
-    record(path, *args, 6, 500).close()  # more episodes are those of a longer recording
+    record(path, *args, 6, 500).close()  # a recording can be extended
     record(tmp_path / "long.zarr", *args, 6, 500).close()
     assert EpisodeStore.open(path).fingerprint == EpisodeStore.open(tmp_path / "long.zarr").fingerprint
     assert list(EpisodeStore.open(path).meta("seed")) == [501, 502, 504, 505, 507, 508]
 
 
-def test_replay_is_exact_and_tells_wrong_actions(recorded, tmp_path):
+def test_replay_is_exact_and_detects_wrong_actions(recorded, tmp_path):
     store = EpisodeStore.open(recorded)
     env = CubePick(world_of_demos(store), draw=False)
-    for i in (2, 0):  # in any order: nothing is left over from the one before
-        found = replay_episode(store, env, i)
-        assert found == {"success": True, "stage": "held", "steps": store.lengths[i], "max_error": 0.0}
+    for i in (2, 0):  # in any order: a replay does not depend on earlier ones
+        replayed = replay_episode(store, env, i)
+        assert replayed == {"success": True, "stage": "held", "steps": store.lengths[i], "max_error": 0.0}
     with EpisodeStore.create(tmp_path / "wrong.zarr", store.attrs) as wrong:
         arrays = store.episode(0)
         arrays["action"][:, 1] *= -1  # another sign convention
         wrong.append(arrays, {"seed": 500, "success": True})
     result = replay_episode(wrong, env, 0)
     assert not result["success"] and result["max_error"] > 0.01
-    panda = recorded_here(tmp_path / "panda.zarr", 31, robot="panda")
+    panda = record_here(tmp_path / "panda.zarr", 31, robot="panda")
     result = replay_episode(panda, CubePick(world_of_demos(panda), draw=False), 0)
     assert result["success"] and result["max_error"] == 0.0
 
 
 @pytest.mark.parametrize("robot", ["xarm7", pytest.param("panda", marks=pytest.mark.slow)])
-def test_images_rendered_again_are_the_live_ones(tmp_path, robot):
-    store = recorded_here(tmp_path / "one.zarr", 31, robot=robot, max_steps=12)
+def test_rerendered_images_equal_the_live_ones(tmp_path, robot):
+    store = record_here(tmp_path / "one.zarr", 31, robot=robot, max_steps=12)
     env = CubePick(CubePickConfig(robot=robot, image_size=SIZE, max_steps=12))
     observation, _ = env.reset(seed=31)
     picker = Picker(env, PickerConfig())
@@ -166,37 +166,37 @@ def test_images_rendered_again_are_the_live_ones(tmp_path, robot):
         live.append(np.stack(list(observation["images"].values())))
         observation, *_ = env.step(picker.act()[0])
     env.close()
-    drawn = episode_frames(store.path, 0, CAMERAS, SIZE)
-    assert all(seen.shape == (12, SIZE, SIZE, 3) and seen.dtype == np.uint8 for seen in drawn)
-    assert np.array_equal(np.stack(drawn, 1), np.stack(live))
+    rendered = episode_frames(store.path, 0, CAMERAS, SIZE)
+    assert all(frames.shape == (12, SIZE, SIZE, 3) and frames.dtype == np.uint8 for frames in rendered)
+    assert np.array_equal(np.stack(rendered, 1), np.stack(live))
     (left,) = episode_frames(store.path, 0, ("left",), SIZE)
-    assert np.array_equal(left, drawn[1])
+    assert np.array_equal(left, rendered[1])
     tall = {"hand": SIZE, "left": (SIZE, 2 * SIZE), "right": SIZE}
     hand, wide, _ = episode_frames(store.path, 0, CAMERAS, tall)
-    assert np.array_equal(hand, drawn[0]) and wide.shape[1:3] == (SIZE, 2 * SIZE)
+    assert np.array_equal(hand, rendered[0]) and wide.shape[1:3] == (SIZE, 2 * SIZE)
 
 
-def test_the_facts_that_decide_the_frames(recorded, tmp_path, monkeypatch):
+def test_renderer_facts_identify_the_frames(recorded, tmp_path, monkeypatch):
     store = EpisodeStore.open(recorded)
-    here = drawn_by(store)
-    assert here == drawn_by(store) and {"mujoco", "robosuite", "look", "opengl", "robot"} == set(here)
+    current = drawn_by(store)
+    assert current == drawn_by(store) and {"mujoco", "robosuite", "look", "opengl", "robot"} == set(current)
     monkeypatch.setattr(replay, "version", lambda name: "another")
-    assert drawn_by(store) != here
-    monkeypatch.setitem(sys.modules, "s2robot.envs.renderer", None)  # as without the simulator
+    assert drawn_by(store) != current
+    monkeypatch.setitem(sys.modules, "s2robot.envs.renderer", None)  # as if the simulator were not installed
     assert drawn_by(store) is None
 
 
 def test_recorded_images_keep_the_size_of_each_camera(recorded, tmp_path):
     rng = np.random.default_rng(0)
     sizes = {"a": (6, 8), "b": (9, 6), "c": (4, 4)}
-    seen = {name: rng.integers(0, 256, (2, *size, 3), np.uint8) for name, size in sizes.items()}
+    images = {name: rng.integers(0, 256, (2, *size, 3), np.uint8) for name, size in sizes.items()}
     attributes = {**EpisodeStore.open(recorded).attrs, "kind": "images", "cameras": ["a", "b", "c"]}
     path = tmp_path / "images.zarr"
     with EpisodeStore.create(path, attributes) as store:
-        arrays = {f"images_{name}": frames for name, frames in seen.items()}
+        arrays = {f"images_{name}": frames for name, frames in images.items()}
         store.append({**arrays, "action": np.zeros((2, 8), np.float32)}, {"seed": 0})
-    for found, name in zip(episode_frames(path, 0, ("c", "a"), 6), "ca", strict=True):
-        assert np.array_equal(found, seen[name])
+    for rendered, name in zip(episode_frames(path, 0, ("c", "a"), 6), "ca", strict=True):
+        assert np.array_equal(rendered, images[name])
     store = EpisodeStore.open(path)
     assert camera_sizes(store, ("c", "a")) == {"c": (4, 4), "a": (6, 8)} and drawn_by(store) == {}
     assert camera_sizes(EpisodeStore.open(recorded), ("hand",)) == {"hand": (256, 256)}
@@ -216,8 +216,8 @@ def world():
     return env, Picker(env, PickerConfig())
 
 
-def course(world, ask: bool) -> list[tuple]:
-    """All that decides each step of the episode, and what was done; asked before and after each action if `ask`."""
+def trace_episode(world, ask: bool) -> list[tuple]:
+    """Return the full state and action of every step; query the expert before and after each action if `ask`."""
     env, picker = world
     env.reset(seed=SEED)
     picker.reset(SEED)
@@ -234,16 +234,16 @@ def course(world, ask: bool) -> list[tuple]:
     return rows
 
 
-def test_asking_changes_nothing_of_what_follows(world):
-    rows = course(world, ask=True)
-    assert rows == course(world, ask=False)
+def test_querying_the_expert_does_not_change_the_episode(world):
+    rows = trace_episode(world, ask=True)
+    assert rows == trace_episode(world, ask=False)
     assert {"kick", "miss", ""} == {row[2] for row in rows}
 
 
-def test_the_chunk_of_a_step_is_what_is_done_up_to_the_next_push_and_then_what_would_be():
+def test_chunk_follows_the_recording_until_the_next_push_then_the_expert():
     action = np.arange(5, dtype=np.float32)[:, None]  # steps 2 and 3 are pushed
-    asked = {step: 10.0 * step + np.arange(3.0)[:, None] for step in (2, 3, 5)}
-    chunks = expert_chunks(action, asked)
+    expert = {step: 10.0 * step + np.arange(3.0)[:, None] for step in (2, 3, 5)}
+    chunks = expert_chunks(action, expert)
     assert chunks.dtype == np.float32
     assert chunks[:, :, 0].tolist() == [[0, 1, 20], [1, 20, 21], [20, 21, 22], [30, 31, 32], [4, 50, 51]]
 
@@ -253,7 +253,7 @@ def labelled():
     return record_episode(CubePickConfig(), PickerConfig(), SEED, STEPS)
 
 
-def test_a_recording_with_an_expert_is_the_same_recording(labelled):
+def test_expert_labels_do_not_change_the_recording(labelled):
     plain, meta = record_episode(CubePickConfig(), PickerConfig(), SEED)
     arrays, same = labelled
     assert meta == same and set(arrays) - set(plain) == {"expert", "imitate"}
@@ -264,8 +264,8 @@ def test_a_recording_with_an_expert_is_the_same_recording(labelled):
     assert kicks["perturbed"].any() and kicks["imitate"].all()
 
 
-def test_the_expert_does_what_it_says(world, labelled):
-    """From the start of every push, the picker that is not pushed goes the way that the chunk says."""
+def test_expert_executes_the_chunks_it_predicts(world, labelled):
+    """From the start of every push, an unperturbed picker executes the predicted chunk."""
     (arrays, _), (env, picker) = labelled, world
     pushed = arrays["perturbed"].astype(bool)
     starts = np.flatnonzero(pushed & ~np.roll(pushed, 1))
@@ -285,13 +285,13 @@ def test_the_expert_does_what_it_says(world, labelled):
     assert len(starts) > 1
 
 
-def test_an_expert_that_takes_over_closes_on_with_what_it_has(world):
+def test_expert_takeover_continues_from_the_gripper_state(world):
     env, picker = world
     env.reset(seed=SEED, options={"cube_xy": (0.05, 0.05)})
     picker.reset(SEED)
     picker.take_over([])
     assert picker.act()[0][7] == 0
-    for steps, closed in ((2, 1.0), (8, 0.0)):  # still closing: to its end; shut on nothing: open again
+    for steps, closed in ((2, 1.0), (8, 0.0)):  # half closed: finish closing; closed on nothing: reopen
         for _ in range(steps):
             env.step_physics(np.array([0, 0, 0, 0, 0, 0, 0, 1.0]))
         picker.take_over([[1.0] * 8])
@@ -303,36 +303,33 @@ def test_an_expert_that_takes_over_closes_on_with_what_it_has(world):
 
 @pytest.fixture
 def source(tmp_path, labelled, monkeypatch):
-    """A dataset of one episode without an expert."""
+    """A dataset of one episode without expert labels."""
     do_inline(monkeypatch)
     plain = {key: array for key, array in labelled[0].items() if key not in ("expert", "imitate")}
-    return one(tmp_path / "source.zarr", demo_attributes(CubePickConfig(), PickerConfig(), SEED), plain)
+    return as_store(tmp_path / "source.zarr", demo_attributes(CubePickConfig(), PickerConfig(), SEED), plain)
 
 
-def one(path, attributes: dict, arrays: dict) -> EpisodeStore:
+def as_store(path, attributes: dict, arrays: dict) -> EpisodeStore:
     with EpisodeStore.create(path, attributes) as store:
         store.append(arrays, {"seed": SEED, "success": True})
     return store
 
 
-def test_a_copy_is_labelled_as_a_recording_is(tmp_path, source, labelled):
-    settings, seen = RecordingSettings(expert=STEPS), []
-    copy = relabel(source, tmp_path / "copy.zarr", settings, lambda *c: seen.append(c))
-    assert seen == [(1, 1)] and copy.attrs == source.attrs and copy.meta("seed").tolist() == [SEED]
+def test_relabelled_copy_equals_a_labelled_recording(tmp_path, source, labelled):
+    settings, progress = RecordingSettings(expert=STEPS), []
+    copy = relabel(source, tmp_path / "copy.zarr", settings, lambda *c: progress.append(c))
+    assert progress == [(1, 1)] and copy.attrs == source.attrs and copy.meta("seed").tolist() == [SEED]
     assert set(copy.keys) == {*source.keys, "expert", "imitate"}
     assert all(np.array_equal(copy[key], labelled[0][key]) for key in copy.keys)
-    assert (
-        relabel(source, tmp_path / "copy.zarr", settings, lambda *c: seen.append(c)).fingerprint
-        == copy.fingerprint
-    )
-    assert len(seen) == 1  # nothing was left to do
+    again = relabel(source, tmp_path / "copy.zarr", settings, lambda *c: progress.append(c))
+    assert again.fingerprint == copy.fingerprint and len(progress) == 1  # nothing was left to do
     with pytest.raises(UserError, match="expert: expected 1, .* got 3"):
         relabel(source, tmp_path / "copy.zarr", settings.replace(expert=1))
     short = relabel(copy, tmp_path / "short.zarr", RecordingSettings(expert=1))
     assert np.array_equal(short["expert"], copy["expert"][:, :1])
 
 
-def test_what_the_picker_did_not_do_is_not_labelled(tmp_path, source):
+def test_relabelling_rejects_episodes_the_picker_did_not_record(tmp_path, source):
     arrays, about = source.episode(0), source.attrs
     action = arrays["action"].copy()
     action[4, 2] += 0.01
@@ -342,15 +339,15 @@ def test_what_the_picker_did_not_do_is_not_labelled(tmp_path, source):
         ("c", None, {}, "expected simulated demos of a scripted expert"),
         ("d", {"speeed": 1}, {}, "picker.speeed: unknown key"),
     ):
-        source = one(tmp_path / name, about | {"picker": picker}, arrays | changes)
+        source = as_store(tmp_path / name, about | {"picker": picker}, arrays | changes)
         with pytest.raises(UserError, match=text):
             relabel(source, tmp_path / f"{name}.out", RecordingSettings(expert=1))
 
 
-def test_the_shipped_demos_hold_an_expert():
+def test_shipped_demos_contain_expert_chunks():
     store = EpisodeStore.open(ROOT / "demos" / "data" / "xarm7_cube.zarr")
     assert len(store) == 120 and np.array_equal(store["imitate"], 1 - store["perturbed"])
-    free = store["imitate"].astype(bool)
-    assert np.array_equal(store["expert"][free, 0], store["action"][free])  # it does what it says
+    imitated = store["imitate"].astype(bool)
+    assert np.array_equal(store["expert"][imitated, 0], store["action"][imitated])  # as recorded
     windows = make_windows(store, np.arange(120), 1, 16)
-    assert len(windows) == free.sum() and not windows.action_pad.any()
+    assert len(windows) == imitated.sum() and not windows.action_pad.any()

@@ -1,4 +1,4 @@
-"""The episode store: round trips, a write that fails anywhere, and its errors. Kills: test_record.py."""
+"""The episode store: round trips, failed writes and errors. test_record.py covers kills."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ IMAGES = ATTRIBUTES | {"kind": "images", "cameras": ["hand"]}
 
 
 def episode(i: int, length: int | None = None) -> dict[str, np.ndarray]:
-    """Episode i, always the same."""
+    """Return the arrays of episode i, the same on every call."""
     rng = np.random.default_rng(i)
     length = length or 1 + i % 7
     return {"action": rng.normal(size=(length, 8)).astype("f4"), "state": rng.normal(size=(length, 5))}
@@ -76,7 +76,7 @@ def test_round_trip(tmp_path):
 
 
 def test_images_and_zero_arrays(tmp_path, monkeypatch):
-    """All-zero chunks are written: a lost chunk must never pass for zeros."""
+    """All-zero chunks are written, so that a lost chunk is never read as zeros."""
     monkeypatch.setattr(stored_arrays, "CHUNK_BYTES", 100)
     frames, folder = np.zeros((9, 16, 8, 3), np.uint8), tmp_path / "a.zarr/data/images_hand"
     frames[5] = 7
@@ -93,7 +93,7 @@ SHARD = "data/images_hand/c.1.0.0.0"
 
 
 def images_in_pieces(path: Path, patch, frames: int) -> EpisodeStore:
-    """FRAMES as three episodes, in chunks of so many of them and files of twelve."""
+    """Store FRAMES as three episodes, in chunks of `frames` images and files of twelve."""
     patch.setattr(stored_arrays, "CHUNK_BYTES", 12 * FRAMES[0].nbytes)
     patch.setattr(stored_arrays, "FRAMES", frames)
     EpisodeStore.create(path, IMAGES).close()
@@ -103,9 +103,9 @@ def images_in_pieces(path: Path, patch, frames: int) -> EpisodeStore:
     return EpisodeStore.open(path, "a")
 
 
-@pytest.mark.parametrize("frames", [99, 3])  # the older layout, which a dataset keeps; small chunks in a file
-def test_frames_in_chunks_of_a_file(tmp_path, monkeypatch, frames):
-    """Any range is read, in zarr's own format, with one fingerprint; a full disk leaves what the last file held."""
+@pytest.mark.parametrize("frames", [99, 3])  # the older layout, which existing datasets keep; small chunks
+def test_chunked_image_frames(tmp_path, monkeypatch, frames):
+    """Any range can be read, zarr reads the files, the fingerprint is fixed, and a full disk loses no earlier frame."""
     store = images_in_pieces(tmp_path / "a.zarr", monkeypatch, frames)
     assert store.fingerprint[:8] == "630c6126"
     monkeypatch.setattr(stored_arrays, "FRAMES", 4)
@@ -117,8 +117,8 @@ def test_frames_in_chunks_of_a_file(tmp_path, monkeypatch, frames):
     assert (array.chunks[0], (array.shards or array.chunks)[0]) == (min(frames, 12), 12)
     np.testing.assert_array_equal(array[:], expected)
     for start, stop in [*((i, i + 1) for i in range(31)), (0, 29), (2, 13), (11, 12), (7, 7), (28, 99)]:
-        found = EpisodeStore.open(store.path).read("images_hand", start, stop)
-        np.testing.assert_array_equal(found, expected[start:stop])
+        frames_read = EpisodeStore.open(store.path).read("images_hand", start, stop)
+        np.testing.assert_array_equal(frames_read, expected[start:stop])
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_frames_in_chunks_of_a_file(tmp_path, monkeypatch, frames):
         (SHARD, lambda content: content[:-52] + (1 << 40).to_bytes(8, "little") + content[-44:]),
         (SHARD, lambda content: content[:40]),
         (SHARD, lambda content: flip(content)),
-        (SHARD, None),  # a pipe, which would never open
+        (SHARD, None),  # a named pipe would block on open
         ("data/images_hand/zarr.json", lambda content: content.replace(b'"end"', b'"start"')),
         ("data/images_hand/zarr.json", lambda content: content.replace(b'"zstd"', b'"blosc"')),
     ],
@@ -144,7 +144,7 @@ def test_damaged_shards(tmp_path, monkeypatch, file, change):
 @settings(max_examples=6, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 11), st.booleans()), min_size=1, max_size=8))
 def test_append_and_reopen(steps):
-    """Any lengths, reopened at any point, over many chunk borders."""
+    """Episodes of any length across many chunk boundaries; the store is reopened at any point."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(stored_arrays, "CHUNK_BYTES", 160)  # 5 rows of action, 4 of state
         patch.setattr(stored_arrays, "ENDS_CHUNK", 3)
@@ -168,19 +168,19 @@ def test_append_and_reopen(steps):
 
 
 def test_fingerprint(tmp_path, monkeypatch):
-    whole = EpisodeStore.open(filled(tmp_path / "a.zarr", 4))
-    first = whole.fingerprint_of_first(3)
+    full = EpisodeStore.open(filled(tmp_path / "a.zarr", 4))
+    first = full.fingerprint_of_first(3)
     assert first != EpisodeStore.open(filled(tmp_path / "b.zarr", 3, seed=4)).fingerprint
     with EpisodeStore.create(tmp_path / "other.zarr", ATTRIBUTES) as store:
-        for i in (0, 1, 9):  # as long as 2, with other contents
+        for i in (0, 1, 9):  # as long as episode 2, with different contents
             store.append(episode(i), {"seed": i % 7, "success": i != 1})
         assert store.fingerprint != first
     monkeypatch.setattr(stored_arrays, "CHUNK_BYTES", 64)  # another layout of files
     with EpisodeStore.open(filled(tmp_path / "c.zarr", 0), "a") as store:
-        for i in range(5):  # of the first episodes, it is what it was then
-            assert store.fingerprint == whole.fingerprint_of_first(i), i
+        for i in range(5):  # equals the fingerprint that the store had then
+            assert store.fingerprint == full.fingerprint_of_first(i), i
             add(store, i)
-        assert store.fingerprint != whole.fingerprint == whole.fingerprint_of_first(9)
+        assert store.fingerprint != full.fingerprint == full.fingerprint_of_first(9)
 
 
 def test_split(tmp_path):
@@ -189,7 +189,7 @@ def test_split(tmp_path):
     for fraction, held_out in ((0.0, 0), (0.01, 1), (0.2, 2), (1.0, 9)):
         train, validation = store.split(fraction, seed=1)
         assert len(validation) == held_out and sorted([*train, *validation]) == list(range(10))
-    for fraction, seed in product((0.2, 0.5), range(5)):  # none is held out that is spent
+    for fraction, seed in product((0.2, 0.5), range(5)):  # spent episodes are never held out
         train, validation = store.split(fraction, seed, None, [0, 2, 3, 7])
         assert {*validation} <= {1, 4, 5, 6, 8, 9} and len(validation) == round(10 * fraction)
         assert sorted([*train, *validation]) == list(range(10))
@@ -200,7 +200,7 @@ def test_split(tmp_path):
 
 
 def failing_put(monkeypatch, fail_at: int, code: int) -> list[int]:
-    """From write number ``fail_at`` on, every write of zarr leaves half a temporary file and fails."""
+    """Make every zarr write after the first `fail_at` leave half a temporary file and fail."""
     calls, put = [0], _local._put
 
     def write(path, value, exclusive=False):
@@ -216,8 +216,8 @@ def failing_put(monkeypatch, fail_at: int, code: int) -> list[int]:
 
 
 @pytest.mark.parametrize("before", [0, 2])
-def test_a_write_that_fails_anywhere_loses_one_episode_only(tmp_path, monkeypatch, before):
-    """The k-th write fails, for every k: the same instance and a new one both go on."""
+def test_failed_write_loses_only_one_episode(tmp_path, monkeypatch, before):
+    """The k-th write fails, for every k; the same store and a reopened one can both continue."""
     fail_at, done = 0, False
     while not done:
         path = filled(tmp_path / f"{fail_at}.zarr", before)
@@ -240,11 +240,11 @@ def test_a_write_that_fails_anywhere_loses_one_episode_only(tmp_path, monkeypatc
             add(store, i)
         assert_holds(EpisodeStore.open(path), before + 3)
         fail_at += 1
-    assert calls[0] >= 10  # two writes for each of five arrays: the loop met them all
+    assert calls[0] >= 10  # two writes for each of five arrays: all have failed once
 
 
-def test_a_file_that_a_failed_write_puts_down_late_is_written_over(tmp_path, monkeypatch):
-    """zarr's threads outlive the write that failed: an array may be there again after it was removed."""
+def test_late_file_of_a_failed_write_is_overwritten(tmp_path, monkeypatch):
+    """zarr's threads outlive a failed write and may recreate an array after its removal."""
     store = EpisodeStore.open(filled(tmp_path / "late.zarr", 0), "a")
     with monkeypatch.context() as patch:
         failing_put(patch, 11, errno.ENOSPC)
@@ -255,7 +255,7 @@ def test_a_file_that_a_failed_write_puts_down_late_is_written_over(tmp_path, mon
     assert_holds(EpisodeStore.open(store.path), 1)
 
 
-def test_one_writer_at_a_time_overwrites_nothing(tmp_path):
+def test_single_writer_overwrites_nothing(tmp_path):
     path = filled(tmp_path / "a.zarr", 2)
     first = EpisodeStore.open(path, "a")
     assert "another writer" in error(EpisodeStore.open, path, "a")
@@ -320,13 +320,13 @@ def test_check_and_merge(tmp_path):
 
 
 def as_json(change):
-    """A change of a file's bytes, by one of what they hold as JSON."""
+    """Return a function that applies `change` to the JSON in a file's bytes."""
 
-    def changed(content: bytes) -> bytes:
+    def edit(content: bytes) -> bytes:
         change(about := json.loads(content))
         return json.dumps(about).encode()
 
-    return changed
+    return edit
 
 
 def attributes(change):
@@ -368,10 +368,10 @@ def test_damaged_datasets(tmp_path, file, change, message):
     before = {f: f.read_bytes() for f in path.rglob("*") if f.is_file()}
     for mode in "ra":
         assert message in error(EpisodeStore.open, path, mode)
-        assert before == {f: f.read_bytes() for f in path.rglob("*") if f.is_file()}  # nothing is made worse
+        assert before == {f: f.read_bytes() for f in path.rglob("*") if f.is_file()}  # no file changes
 
 
-def test_ends_that_do_not_increase_and_large_arrays_that_are_checked_when_read(tmp_path, monkeypatch):
+def test_decreasing_ends_and_large_arrays_verified_on_read(tmp_path, monkeypatch):
     path = filled(tmp_path / "a.zarr", 3)
     file, ends = path / "data/state/c.0.0", zarr.open_group(path, mode="r+")["meta/episode_ends"]
     ends[:] = [1, 6, 3]
@@ -391,7 +391,7 @@ POSE = [{"name": "pose", "size": 9, "kind": "absolute"}]
 PARTS = ATTRIBUTES | {"joint_names": [], "action_parts": ARM, "proprio_parts": POSE}
 
 
-def test_data_that_nothing_can_use_later_are_rejected(tmp_path):
+def test_unusable_data_is_rejected_on_append(tmp_path):
     for i, (about, arrays, text) in enumerate((
         (ATTRIBUTES, {"action": np.zeros((3, 7), "f4")}, "action: expected floats (T, 8)"),
         (ATTRIBUTES, {"expert": np.zeros((3, 2, 7), "f4")}, "expert: expected floats (T, K, 8)"),

@@ -1,4 +1,4 @@
-"""Training windows by hand, and against a plain loop for anything hypothesis can think of."""
+"""Training windows, checked by hand and against a plain loop on random episodes."""
 
 import tempfile
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.demos.test_store import ATTRIBUTES
 
 
 def store_of(path: Path, episodes: list[list[int]]) -> EpisodeStore:
-    """Episodes of flags of pushed steps; each step's action is the number of its row."""
+    """Store episodes given as perturbation flags by step; each action is its row number."""
     first = 0
     with EpisodeStore.create(path, ATTRIBUTES) as store:
         for pushed in episodes:
@@ -28,13 +28,13 @@ def store_of(path: Path, episodes: list[list[int]]) -> EpisodeStore:
 
 
 def chunks(windows) -> list[list[int]]:
-    """The rows whose actions are imitated."""
+    """Return the rows of the imitated actions."""
     assert windows.actions.shape[-1] == 8 and (windows.actions == windows.actions[..., :1]).all()
     return windows.actions[..., 0].astype(int).tolist()
 
 
-def test_where_an_expert_is_known_it_is_imitated_beyond_pushes_and_ends(tmp_path):
-    """The chunk of step t begins with 10 t; no window starts at a pushed step, or where `imitate` says not to."""
+def test_expert_chunks_extend_beyond_pushes_and_episode_ends(tmp_path):
+    """The chunk of step t starts with 10 t; no window starts at a perturbed step or where `imitate` is 0."""
 
     def windows(path, labels="expert", **flags):
         expert = 10.0 * np.arange(4)[:, None] + np.arange(2)  # (T, K) of steps 0 to 3
@@ -49,15 +49,15 @@ def test_where_an_expert_is_known_it_is_imitated_beyond_pushes_and_ends(tmp_path
         return made.context.tolist(), chunks(made)
 
     assert windows("a") == ([[0, 0], [2, 3]], [[0, 1, 1], [30, 31, 31]])
-    asked = {"imitate": np.array([0, 0, 1, 1], np.uint8)}
-    assert windows("b", **asked) == ([[1, 2], [2, 3]], [[20, 21, 21], [30, 31, 31]])
-    end = [False, True, True]  # what was executed ends before the push, and with the episode
-    assert windows("c", "recorded", **asked) == ([[0, 0], [2, 3]], [end, end])
-    for chosen in ([0], []):
+    imitated = {"imitate": np.array([0, 0, 1, 1], np.uint8)}
+    assert windows("b", **imitated) == ([[1, 2], [2, 3]], [[20, 21, 21], [30, 31, 31]])
+    end = [False, True, True]  # recorded chunks end before a push and at the end of the episode
+    assert windows("c", "recorded", **imitated) == ([[0, 0], [2, 3]], [end, end])
+    for episodes in ([0], []):
         with pytest.raises(
-            UserError, match=f"expected a step to imitate, got none in {len(chosen)} episodes"
+            UserError, match=f"expected a step to imitate, got none in {len(episodes)} episodes"
         ):
-            make_windows(store_of(tmp_path / f"{chosen}", [[1, 1], [0]]), np.array(chosen, int), 1, 1)
+            make_windows(store_of(tmp_path / f"{episodes}", [[1, 1], [0]]), np.array(episodes, int), 1, 1)
 
 
 flags = st.lists(st.integers(0, 1), min_size=1, max_size=9)
@@ -69,7 +69,7 @@ flags = st.lists(st.integers(0, 1), min_size=1, max_size=9)
     context=st.integers(1, 5),
     chunk=st.integers(1, 6),
 )
-def test_windows_are_what_a_plain_loop_makes(episodes, context, chunk):
+def test_windows_equal_a_plain_loop(episodes, context, chunk):
     with tempfile.TemporaryDirectory() as folder:
         store = store_of(Path(folder) / "d.zarr", episodes)
         windows = make_windows(store, np.arange(len(episodes)), context, chunk)
@@ -86,24 +86,19 @@ def test_windows_are_what_a_plain_loop_makes(episodes, context, chunk):
             context_rows, pad = [first + max(b, 0) for b in back], [b < 0 for b in back]
             rows.append((context_rows, pad, [first + min(a, last) for a in ahead], [a > last for a in ahead]))
         first += len(pushed)
-    made = (windows.context.tolist(), windows.pad.tolist(), chunks(windows), windows.action_pad.tolist())
-    assert [*zip(*made, strict=True)] == rows and len(windows) == len(rows)
+    actual = (windows.context.tolist(), windows.pad.tolist(), chunks(windows), windows.action_pad.tolist())
+    assert [*zip(*actual, strict=True)] == rows and len(windows) == len(rows)
     assert windows.steps.tolist() == [context_rows[-1] for context_rows, *_ in rows]
 
 
-def test_the_windows_of_a_mix_are_those_of_its_datasets(tmp_path):
-    stores = [
-        store_of(tmp_path / f"{i}.zarr", e)
-        for i, e in enumerate([[[0, 0], [0], [1, 0]], [[0, 1, 0], [0, 0]]])
-    ]
-    mixed = make_windows(
-        Mix(stores, [1, 1]), np.array([0, 2, 3]), 2, 2
-    )  # the first two are of the first dataset
+def test_windows_of_a_mix_equal_those_of_its_datasets(tmp_path):
+    datasets = [[[0, 0], [0], [1, 0]], [[0, 1, 0], [0, 0]]]
+    stores = [store_of(tmp_path / f"{i}.zarr", episodes) for i, episodes in enumerate(datasets)]
+    mixed = make_windows(Mix(stores, [1, 1]), np.array([0, 2, 3]), 2, 2)  # 0 and 2: of the first dataset
     parts = [
         make_windows(store, np.array(own), 2, 2) for store, own in zip(stores, ([0, 2], [0]), strict=True)
     ]
-    contexts = [
-        part.context + row for part, row in zip(parts, (0, 5), strict=True)
-    ]  # the first dataset has 5 steps
+    rows = (0, 5)  # the first dataset has 5 steps
+    contexts = [part.context + row for part, row in zip(parts, rows, strict=True)]
     np.testing.assert_array_equal(mixed.context, np.concatenate(contexts))
     assert chunks(mixed) == chunks(parts[0]) + chunks(parts[1])

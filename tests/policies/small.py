@@ -1,4 +1,4 @@
-"""Settings of small policies: one network, its own deltas, nothing that is drawn in training."""
+"""Settings of small policies: one network, delta targets, no randomness in training."""
 
 from s2robot.policies import PolicySpec
 
@@ -19,5 +19,5 @@ def small_spec(**keys) -> PolicySpec:
 
 
 def plan_of(policy, batch):
-    """What a policy plans for a batch, as far as the batch says what went before."""
+    """Return a policy's plan for a batch, with the past actions and padding if the batch has them."""
     return policy.plan(batch["features"], batch["proprio"], batch.get("past_actions"), batch.get("pad"))

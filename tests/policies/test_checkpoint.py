@@ -1,4 +1,4 @@
-"""A policy on disk: bit-exact, whole after a kill, refused where it is damaged or does not fit; and its model card."""
+"""Policies on disk: bit-exact, complete after a kill, rejected if damaged or mismatched; and the model card."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ def killed(*_):
     raise KeyboardInterrupt
 
 
-def test_replacing_never_leaves_none(tmp_path, make_policy, monkeypatch):
+def test_interrupted_replacement_keeps_a_checkpoint(tmp_path, make_policy, monkeypatch):
     folder = tmp_path / "last"
     old, new = make_policy(), make_policy(chunk=2)
     save_checkpoint(folder, old, CONTRACT)
@@ -57,7 +57,7 @@ def test_replacing_never_leaves_none(tmp_path, make_policy, monkeypatch):
     assert os.listdir(tmp_path) == ["last"]
 
 
-def test_saving_refuses_and_writes_nothing(tmp_path, make_policy):
+def test_rejected_save_writes_nothing(tmp_path, make_policy):
     policy = make_policy()
     for key, contract in {
         "robot": {k: v for k, v in CONTRACT.items() if k != "robot"},
@@ -74,13 +74,13 @@ def test_saving_refuses_and_writes_nothing(tmp_path, make_policy):
     assert (tmp_path / "home/thesis.tex").read_text() == "precious" and os.listdir(tmp_path) == ["home"]
 
 
-def test_loading_refuses(tmp_path, make_policy):
+def test_invalid_checkpoints_are_rejected(tmp_path, make_policy):
     fresh = save_checkpoint(tmp_path / "p", make_policy(), CONTRACT)
     tensors, record = fresh / "policy.safetensors", fresh / "policy.json"
-    whole, text = tensors.read_bytes(), record.read_text()
+    content, text = tensors.read_bytes(), record.read_text()
     about = json.loads(text)
 
-    def refuse(words, **changes):
+    def assert_rejected(words, **changes):
         if changes:
             changed = {k: v for k, v in (about | changes).items() if v is not None}
             record.write_text(json.dumps(changed))
@@ -89,7 +89,7 @@ def test_loading_refuses(tmp_path, make_policy):
         assert "\n" not in str(caught.value)
         record.write_text(text)
 
-    def summed(data):
+    def replace_tensors(data):
         tensors.write_bytes(data)
         return hashlib.sha256(data).hexdigest()
 
@@ -97,25 +97,25 @@ def test_loading_refuses(tmp_path, make_policy):
         with pytest.raises(PolicyError, match="folder"):
             load_checkpoint(path)
     tensors.unlink()
-    refuse("policy.safetensors is missing")
-    tensors.write_bytes(whole[: len(whole) // 2])
-    refuse("policy.safetensors: expected sha256")
-    refuse("policy.safetensors: ", tensors_sha256=summed(b"no tensors"))
+    assert_rejected("policy.safetensors is missing")
+    tensors.write_bytes(content[: len(content) // 2])
+    assert_rejected("policy.safetensors: expected sha256")
+    assert_rejected("policy.safetensors: ", tensors_sha256=replace_tensors(b"no tensors"))
     save_file(make_policy().state_dict() | {"extra": torch.zeros(1)}, tensors)
-    refuse("tensor: extra: expected None", tensors_sha256=summed(tensors.read_bytes()))
-    tensors.write_bytes(whole)
+    assert_rejected("tensor: extra: expected None", tensors_sha256=replace_tensors(tensors.read_bytes()))
+    tensors.write_bytes(content)
     record.write_text(text[: len(text) // 2])
-    refuse("policy.json: ")
-    refuse("schema: expected 2, got 99", schema=99)
-    refuse("policy.json: spec: ", spec=None)
+    assert_rejected("policy.json: ")
+    assert_rejected("schema: expected 2, got 99", schema=99)
+    assert_rejected("policy.json: spec: ", spec=None)
     for key, wrong in {"rate_hz": "ten", "cameras": 3, "dataset": [], "encoder": {"fingerprint": 0}}.items():
-        refuse(f"contract: {key}.*: expected", contract=CONTRACT | {key: wrong})
-    refuse("action_parts: expected .*, got 7", contract=CONTRACT | {"action_parts": 7})
-    refuse("contract: cameras: expected", contract=CONTRACT | {"cameras": CONTRACT["cameras"][::-1]})
+        assert_rejected(f"contract: {key}.*: expected", contract=CONTRACT | {key: wrong})
+    assert_rejected("action_parts: expected .*, got 7", contract=CONTRACT | {"action_parts": 7})
+    assert_rejected("contract: cameras: expected", contract=CONTRACT | {"cameras": CONTRACT["cameras"][::-1]})
     shorter = make_policy(chunk=2).spec.to_dict()
-    refuse(r"tensor: .*: expected \[(16|2)[,\]].*, got \[(32|4)[,\]]", spec=shorter)
-    refuse("tensor: .*: expected .*, got ", spec=make_policy(kind="transformer").spec.to_dict())
-    refuse("policy.json: spec.chunks: unknown key", spec=about["spec"] | {"chunks": 3})
+    assert_rejected(r"tensor: .*: expected \[(16|2)[,\]].*, got \[(32|4)[,\]]", spec=shorter)
+    assert_rejected("tensor: .*: expected .*, got ", spec=make_policy(kind="transformer").spec.to_dict())
+    assert_rejected("policy.json: spec.chunks: unknown key", spec=about["spec"] | {"chunks": 3})
     assert load_checkpoint(fresh)
 
 
@@ -124,15 +124,13 @@ def test_check_contract():
     check_contract(CONTRACT, encoder="abc123", action_frame="joint_delta_commanded", **same)
     check_contract(CONTRACT, encoder=CONTRACT["encoder"], joint_names=tuple(CONTRACT["joint_names"]))
     others = {"robot": "panda", "rate_hz": 20, "joint_names": ["a"], "cameras": ["hand"], "encoder": "fff"}
+    patterns = {"cameras": "'left'", "joint_names": "joint_names", "encoder": "abc123.*fff"}
     for key, other in [*others.items(), ("encoder", {"name": "base", "fingerprint": "fff"})]:
-        shown = {"cameras": "'left'", "joint_names": "joint_names", "encoder": "abc123.*fff"}.get(
-            key, str(other)
-        )
-        with pytest.raises(PolicyError, match=shown):
+        with pytest.raises(PolicyError, match=patterns.get(key, str(other))):
             check_contract(CONTRACT, **{key: other})
 
 
-def test_a_card_takes_a_summary_and_nothing_else_changes(tmp_path, make_policy):
+def test_writing_the_card_changes_only_the_card(tmp_path, make_policy):
     parts = [{"name": "arm", "size": 7, "kind": "delta"}, {"name": "gripper", "size": 1, "kind": "binary"}]
     policy = make_policy(action_parts=tuple(parts))
     folder = save_checkpoint(tmp_path / "a", policy, CONTRACT | {"action_parts": parts})
@@ -141,8 +139,8 @@ def test_a_card_takes_a_summary_and_nothing_else_changes(tmp_path, make_policy):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     text = before["README.md"].decode()
     assert "float32 (8,)" in text and "arm (7 delta), gripper (1 binary)" in text
-    own = {"success": 0.992, "low": 0.957, "high": 0.999, "episodes": 128}
-    write_card(folder, own | {"policy": {"parameters": 1_250_000}})
+    summary = {"success": 0.992, "low": 0.957, "high": 0.999, "episodes": 128}
+    write_card(folder, summary | {"policy": {"parameters": 1_250_000}})
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     text = after["README.md"].decode()
     head = yaml.safe_load(text.split("---\n", 2)[1])

@@ -1,4 +1,4 @@
-"""Absolute parts predicted as their change since the action before: where they start, and that levels do not matter."""
+"""Absolute parts predicted as changes from the previous action: where they start, and that levels do not matter."""
 
 import numpy as np
 import torch
@@ -26,13 +26,13 @@ def make_policy(**changes) -> ChunkPolicy:
 
 
 def ramp(level: float, steps: int = 20) -> np.ndarray:
-    """Actions of which `arm` and `lift` rise by 0.1, 0.2 and 0.3 a step from a level on; the others hold still."""
+    """Return actions whose `arm` and `lift` rise by 0.1, 0.2 and 0.3 a step from `level`; the others are constant."""
     moving = level + np.arange(steps)[:, None] * np.array([0.1, 0.2, 0.3])
     return np.concatenate([moving, np.full((steps, 1), 0.5), np.ones((steps, 1))], 1).astype(np.float32)
 
 
 def fitted(policy: ChunkPolicy) -> ChunkPolicy:
-    """On ramps of two levels, with a network that gives zero: the middle of what it was fitted on."""
+    """Fit a policy on ramps of two levels and zero its network, which then predicts the midpoint."""
     ramps = [ramp(level) for level in (0.0, 5.0)]
     chunks = np.stack([a[t : t + K] for a in ramps for t in range(1, 20 - K)])
     last = np.stack([a[t - 1] for a in ramps for t in range(1, 20 - K)])
@@ -44,7 +44,7 @@ def fitted(policy: ChunkPolicy) -> ChunkPolicy:
     return policy
 
 
-def test_a_level_that_was_never_seen_makes_no_difference():
+def test_unseen_levels_make_no_difference():
     policy, a = fitted(make_policy()).eval(), torch.from_numpy(ramp(100.0, 5))
     past = torch.stack([a[1], torch.zeros(5)])[None]
     seen = {"features": torch.zeros(1, 2, 1, 1, 2), "proprio": torch.zeros(1, 2, 3), "past_actions": past}
@@ -53,7 +53,7 @@ def test_a_level_that_was_never_seen_makes_no_difference():
     assert scalars["arm_error"] < 1e-4 and scalars["lift_error"] < 1e-4
 
 
-def test_an_episode_starts_from_its_state_and_the_middle_of_the_demos():
+def test_episode_starts_from_its_state_and_the_midpoint_of_the_demos():
     policy = fitted(make_policy()).eval()
     actor = BatchActor(policy, 1)
     actor.reset([0])
@@ -61,12 +61,12 @@ def test_an_episode_starts_from_its_state_and_the_middle_of_the_demos():
     features, state = np.zeros((1, 1, 1, 2), np.float32), np.array([[7.0, 8.0, 9.0]], np.float32)  # b, c, a
     first = actor.plan([0], features, state)[0, 0]
     np.testing.assert_allclose(first[:3], [9.1, 7.2, middle + 0.3], rtol=1e-5)
-    taken = np.array([[1.0, 2, 3, 0.5, 1]], np.float32)
-    actor.record_actions([0], taken)
+    executed = np.array([[1.0, 2, 3, 0.5, 1]], np.float32)
+    actor.record_actions([0], executed)
     np.testing.assert_allclose(actor.plan([0], features, state)[0, 0, :4], [1.1, 2.2, 3.3, 0.5], rtol=1e-5)
 
 
-def test_a_causal_context_asks_no_step_whose_past_it_does_not_see():
+def test_causal_context_has_no_target_without_a_previous_action():
     network = {"width": 8, "blocks": 1, "heads": 2, "dropout": 0.0, "causal": True}
     policy = make_policy(kind="transformer", context=3, network=network).eval()
     batch = {

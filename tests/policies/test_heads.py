@@ -1,4 +1,4 @@
-"""Heads behind one signature: shapes, noise, learning, and what they do where there are two right ways."""
+"""Heads: shapes, noise, learning, and behaviour where two actions are equally right."""
 
 import math
 
@@ -28,8 +28,8 @@ def slots(size: int):
     return Parts.read(None, size, "").slots
 
 
-def made(settings: dict, context: int, chunk: int, size: int, net=None):
-    """A head for actions of so many numbers; `net` in place of its network."""
+def make_head(settings: dict, context: int, chunk: int, size: int, net=None):
+    """Build a head for actions of `size` numbers, with `net` instead of its own network."""
     head = build_head(read_head(settings), HeadSizes(context, chunk, slots(size)))
     if net is not None:
         head.net = torch.nn.Module()
@@ -51,9 +51,9 @@ DRAW = {"draw": True}
 
 
 @pytest.mark.parametrize(("kind", "steps", "more"), [("gmm", 1000, {}), ("act", 300, DRAW)])
-def test_two_ways_round_a_post(kind, steps, more):
-    """Left or right, at random: joint 0 is -1 or 1, never 0. A component that lies between takes long to move."""
-    head, count = made(small(kind, **more), 2, 4, 2), 128
+def test_both_ways_around_a_post_are_sampled(kind, steps, more):
+    """Left or right at random: joint 0 is -1 or 1, never 0. A component in between moves slowly."""
+    head, count = make_head(small(kind, **more), 2, 4, 2), 128
     optimizer = torch.optim.Adam(head.parameters(), 3e-3)
     for _ in range(steps):
         way = torch.randint(0, 2, (count, 1, 1)) * 2.0 - 1 + 0.05 * torch.randn(count, 4, 1)
@@ -62,35 +62,35 @@ def test_two_ways_round_a_post(kind, steps, more):
         head.loss(torch.zeros(count, 2), target, weight).loss.backward()
         optimizer.step()
     with torch.no_grad():
-        went = head.eval().sample(torch.zeros(200, 2), noise_of(head, 200))[..., 0].mean(1)  # (200,)
-    assert (went.abs() > 0.5).float().mean() > 0.9  # round the post, not into it
-    assert 0.2 < (went > 0).float().mean() < 0.8  # both ways
+        direction = head.eval().sample(torch.zeros(200, 2), noise_of(head, 200))[..., 0].mean(1)  # (200,)
+    assert (direction.abs() > 0.5).float().mean() > 0.9  # around the post, not into it
+    assert 0.2 < (direction > 0).float().mean() < 0.8  # both ways
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_an_episode_plans_the_same_whatever_runs_beside_it(make_policy, make_batch, kind):
+def test_plans_do_not_depend_on_concurrent_episodes(make_policy, make_batch, kind):
     policy = make_policy(head=small(kind, **(DRAW if kind == "act" else {})))
     batch = make_batch(policy)
 
     def plans(order, actor):
-        """The third episode's plans, one after the other, in turns with others'."""
-        given = (([i], batch["features"][[i], 0], batch["proprio"][[i], 0]) for i in order)
-        found = [(rows, actor.plan(rows, *seen).tolist()) for rows, *seen in given]
-        return [plan for rows, plan in found if rows == [2]]
+        """Return the third episode's plans in order; those of other episodes come in between."""
+        inputs = (([i], batch["features"][[i], 0], batch["proprio"][[i], 0]) for i in order)
+        all_plans = [(rows, actor.plan(rows, *seen).tolist()) for rows, *seen in inputs]
+        return [plan for rows, plan in all_plans if rows == [2]]
 
-    beside, single = BatchActor(policy, 3), BatchActor(policy, 3)
-    for actor in (beside, single):
+    concurrent, single = BatchActor(policy, 3), BatchActor(policy, 3)
+    for actor in (concurrent, single):
         actor.reset(range(3), seeds=(5, 6, 7))
-    whole, first = plans([0, 1, 2, 2, 0, 1, 2], beside), plans([2], single)
-    resumed = BatchActor(policy, 3)  # as of another process, with what was remembered
+    interleaved, first = plans([0, 1, 2, 2, 0, 1, 2], concurrent), plans([2], single)
+    resumed = BatchActor(policy, 3)  # as in a new process with the restored noise
     resumed.noise = single.noise
-    assert whole == first + plans([2, 2], resumed)
-    assert (whole[0] == whole[1]) is (not policy.noise_shape)
+    assert interleaved == first + plans([2, 2], resumed)
+    assert (interleaved[0] == interleaved[1]) is (not policy.noise_shape)
 
 
 @pytest.mark.parametrize(("kind", "chunk"), [("mip", 1), ("flow", 5), ("diffusion", 8)])
-def test_the_unet_takes_chunks_of_any_length(chunk, kind):
-    head, context = made(small(kind, denoiser="unet", width=8, layers=3), 6, chunk, 3), torch.randn(2, 6)
+def test_unet_accepts_chunks_of_any_length(chunk, kind):
+    head, context = make_head(small(kind, denoiser="unet", width=8, layers=3), 6, chunk, 3), torch.randn(2, 6)
     head.loss(context, torch.rand(2, chunk, 3), torch.full((2, chunk), 1 / 2 / chunk)).loss.backward()
     assert all(p.grad is not None for p in head.parameters())
     actions = head.sample(context, noise_of(head, 2))
@@ -101,24 +101,24 @@ def test_the_unet_takes_chunks_of_any_length(chunk, kind):
 
 
 @pytest.mark.parametrize(("kind", "predicts"), [("flow", ""), ("mip", ""), ("diffusion", "epsilon"), ("diffusion", "sample")])  # fmt: skip
-def test_a_perfect_network_has_no_loss_and_its_head_finds_the_chunk(kind, predicts):
-    wanted = torch.randn(2, 4, 3).clamp(-1, 1)
-    wanted[..., -1] = wanted[..., -1].sign()  # the gripper
-    target, context = unsigned(wanted, slots(3)), torch.zeros(2, 2)
+def test_perfect_network_has_zero_loss_and_samples_the_chunk(kind, predicts):
+    chunk = torch.randn(2, 4, 3).clamp(-1, 1)
+    chunk[..., -1] = chunk[..., -1].sign()  # the gripper
+    target, context = unsigned(chunk, slots(3)), torch.zeros(2, 2)
 
     def perfect(noisy, time, context):
         if kind == "flow":
-            return (wanted - noisy) / (1 - time[:, None, None])
+            return (chunk - noisy) / (1 - time[:, None, None])
         if predicts != "epsilon":
-            return wanted.repeat(len(noisy) // 2, 1, 1)
-        kept = head.signal[(time * 100).round().long()][:, None, None]
-        return (noisy - kept.sqrt() * wanted) / (1 - kept).sqrt()
+            return chunk.repeat(len(noisy) // 2, 1, 1)
+        signal = head.signal[(time * 100).round().long()][:, None, None]
+        return (noisy - signal.sqrt() * chunk) / (1 - signal).sqrt()
 
-    head = made(small(kind, **{"predicts": predicts} if predicts else {}), 2, 4, 3, perfect)
+    head = make_head(small(kind, **{"predicts": predicts} if predicts else {}), 2, 4, 3, perfect)
     torch.testing.assert_close(head.sample(context, noise_of(head, 2)), target)
-    found = head.loss(context, target, torch.full((2, 4), 1 / 8))
-    torch.testing.assert_close(found.estimate, target)
-    assert found.loss < 1e-6
+    result = head.loss(context, target, torch.full((2, 4), 1 / 8))
+    torch.testing.assert_close(result.estimate, target)
+    assert result.loss < 1e-6
 
 
 FROM_LAST = {"kind": "transformer", "context": 3, "from_last": True}
@@ -127,7 +127,7 @@ NORMALISED = {"standard": {"members": 2}, "quantile": FROM_LAST, "minmax": {}}
 
 @pytest.mark.parametrize(("normalise", "settings"), NORMALISED.items())
 def test_diffusion_can_plan_every_chunk_of_its_demos(normalise, settings):
-    """An action that is rare in the demos lies many deviations from their mean: it is not cut, and nothing beyond it is planned."""
+    """A rare action lies many deviations from the mean: it is not clipped, and nothing beyond it is planned."""
     spec = {"cameras": ("hand",), "dim": 2, "tokens": 1, "chunk": 4, "action_dim": 3, "proprio_dim": 2}
     head = {"kind": "diffusion", "width": 8, "layers": 1}
     policy = ChunkPolicy(small_spec(**spec, normalise=normalise, head=head, **settings))
@@ -140,54 +140,54 @@ def test_diffusion_can_plan_every_chunk_of_its_demos(normalise, settings):
     policy.fit_normaliser(states, chunks[:, 0], chunks, None, moments, before=before)
     start = policy._starts_of(states, before)
     targets = policy._to_target(torch.from_numpy(chunks), None if start is None else torch.from_numpy(start))
-    wanted = signed(policy.normaliser.target(targets.float()), policy.spec.action.slots)
+    expected = signed(policy.normaliser.target(targets.float()), policy.spec.action.slots)
     bounds = {name.replace("/", "."): x for name, x in policy.network.named_buffers()}
     head, low, high = policy.network.head, bounds["head.low"], bounds["head.high"]
     if policy.spec.members > 1:
         assert torch.equal(low[0], low[1])
         low, high = low[0], high[0]
     head.low, head.high = low, high
-    kept = head.signal[0]
-    assert torch.equal(head._split(wanted, wanted, kept)[0], wanted)
-    assert torch.equal(head._split(wanted, wanted + 100, kept)[0], high.expand_as(wanted))
+    signal = head.signal[0]
+    assert torch.equal(head._split(expected, expected, signal)[0], expected)
+    assert torch.equal(head._split(expected, expected + 100, signal)[0], high.expand_as(expected))
     far = np.full((1, 4, 3), 0.9), None, (chunks[:1, 0], np.zeros(1, bool))
-    narrow, wide = low.clone(), high.clone()
+    old_low, old_high = low.clone(), high.clone()
     policy.fit_range(states[:1], *far)
-    assert torch.equal(bounds["head.low"].reshape(-1, 4, 3)[0], narrow)
-    assert bool((bounds["head.high"].reshape(-1, 4, 3)[0, :, :-1] > wide[:, :-1]).all())
+    assert torch.equal(bounds["head.low"].reshape(-1, 4, 3)[0], old_low)
+    assert bool((bounds["head.high"].reshape(-1, 4, 3)[0, :, :-1] > old_high[:, :-1]).all())
 
 
 @pytest.mark.parametrize("steps", [3, 51, 100])
-def test_diffusion_begins_with_noise_whatever_its_steps(steps):
-    """Levels are spread over the whole schedule, and the last is the one that is left without noise."""
-    seen: list[int] = []
+def test_diffusion_starts_from_noise_at_any_number_of_steps(steps):
+    """Noise levels are spread over the whole schedule, and the last step leaves no noise."""
+    levels: list[int] = []
 
-    def notes(noisy, time, context):
-        seen.append(round(float(time[0]) * 100))
+    def record(noisy, time, context):
+        levels.append(round(float(time[0]) * 100))
         return torch.zeros_like(noisy)
 
-    head = made(small("diffusion", steps=steps), 2, 4, 3, notes)
+    head = make_head(small("diffusion", steps=steps), 2, 4, 3, record)
     head.sample(torch.zeros(2, 2), noise_of(head, 2))
-    assert len(seen) == steps and seen[0] == (steps - 1) * 100 // steps and seen[-1] == 0
-    falls = -np.diff(seen)
-    assert falls.min() >= 1 and falls.max() <= 100 / steps + 1
+    assert len(levels) == steps and levels[0] == (steps - 1) * 100 // steps and levels[-1] == 0
+    decreases = -np.diff(levels)
+    assert decreases.min() >= 1 and decreases.max() <= 100 / steps + 1
 
 
-def test_mip_mends_what_its_first_step_gives():
+def test_mip_refines_its_first_estimate():
     calls = []
 
     def net(noisy, time, context):
         calls.append((noisy.clone(), time.tolist()))
         return noisy + 1
 
-    actions = made(small("mip", time=0.8), 2, 4, 3, net).sample(torch.zeros(2, 2))
+    actions = make_head(small("mip", time=0.8), 2, 4, 3, net).sample(torch.zeros(2, 2))
     assert [time for _, time in calls] == [[0.0, 0.0], pytest.approx([0.8, 0.8])]
     assert not calls[0][0].any() and (calls[1][0] == 0.8).all()
     torch.testing.assert_close(actions[..., 0], torch.full((2, 4), 1.8))
 
 
-def test_a_mixture_draws_its_components_by_their_shares():
-    head = made({"kind": "gmm", "components": 2, "spread": 0.5}, 2, 2, 2)
+def test_mixture_components_are_drawn_by_weight():
+    head = make_head({"kind": "gmm", "components": 2, "spread": 0.5}, 2, 2, 2)
     state = {name: torch.zeros_like(value) for name, value in head.state_dict().items()}
     state["weights.bias"] = torch.tensor([0.25, 0.75]).log()
     state["means.bias"] = torch.tensor([-3.0, 9, -3, 9, 3, -9, 3, -9])  # (components, steps, dims)
@@ -195,23 +195,23 @@ def test_a_mixture_draws_its_components_by_their_shares():
     actions = head.sample(torch.zeros(4000, 2), noise_of(head, 4000))
     right = actions[:, 0, 0] > 0
     assert 0.72 < right.float().mean() < 0.78
-    assert torch.equal(right, actions[:, 1, 0] > 0)  # one component a chunk
-    assert torch.equal(actions[..., 1] < 0.5, right[:, None].expand(-1, 2))  # the gripper is the component's
+    assert torch.equal(right, actions[:, 1, 0] > 0)  # one component per chunk
+    assert torch.equal(actions[..., 1] < 0.5, right[:, None].expand(-1, 2))  # which sets the gripper too
     spread = (actions[..., 0].abs() - 3).std()
     torch.testing.assert_close(spread, torch.tensor(0.5 * (math.log(2) + 0.01)), atol=0.02, rtol=0)
 
 
 def known_field(head, together):
-    """A network that is exact for chunks whose steps are one normal number (`together`), or one each."""
+    """Return the exact network for chunks whose steps share one normal number (`together`) or have one each."""
 
     def net(noisy, time, context):
-        kept = None if head.settings.kind == "flow" else head.signal[(time * 100).round().long()]
-        size = 1 if kept is None else (kept.sqrt() + (1 - kept).sqrt())[:, None, None]
-        time = time[:, None, None] if kept is None else kept.sqrt()[:, None, None] / size
+        signal = None if head.settings.kind == "flow" else head.signal[(time * 100).round().long()]
+        size = 1 if signal is None else (signal.sqrt() + (1 - signal).sqrt())[:, None, None]
+        time = time[:, None, None] if signal is None else signal.sqrt()[:, None, None] / size
         seen, count = noisy / size, noisy.shape[1] if together else 1
         total = seen.sum(1, keepdim=True).expand_as(seen) if together else seen
         chunk = time * total / (count * time**2 + (1 - time) ** 2)
-        if kept is None:
+        if signal is None:
             return (chunk - seen) / (1 - time)
         return chunk
 
@@ -219,46 +219,37 @@ def known_field(head, together):
 
 
 @pytest.mark.parametrize("kind", ["flow", "diffusion"])
-def test_a_chunk_continues_the_actions_that_are_given(kind):
-    """Two of six steps are fixed. What depends on them follows, what does not is drawn as without them."""
-    head = made(small(kind, **({"clip": 9.0} if kind == "diffusion" else {})), 2, 6, 3)
+def test_sampled_chunk_continues_the_given_actions(kind):
+    """Two of six steps are fixed: dependent steps follow them, independent ones are sampled as before."""
+    head = make_head(small(kind, **({"clip": 9.0} if kind == "diffusion" else {})), 2, 6, 3)
     context, noise = torch.zeros(200, 2), noise_of(head, 200)
-    wanted = torch.full((200, 6, 3), 0.7).index_fill(2, torch.tensor([2]), 1.0)  # with the gripper closed
+    known = torch.full((200, 6, 3), 0.7).index_fill(2, torch.tensor([2]), 1.0)  # with the gripper closed
     for together in (True, False):
         head.net = torch.nn.Module()
         head.net.forward = known_field(head, together)
         with torch.no_grad():
             free = head.sample(context, noise)
-            found = head.sample(context, noise, (wanted, torch.tensor([1.0, 1, 0, 0, 0, 0])))
-        assert torch.equal(found[:, :2], wanted[:, :2])
+            continued = head.sample(context, noise, (known, torch.tensor([1.0, 1, 0, 0, 0, 0])))
+        assert torch.equal(continued[:, :2], known[:, :2])
         if together:
-            off, usual = ((x[:, 2:, 0] - 0.7).abs().mean(0) for x in (found, free))  # (4,)
-            assert (off < 0.15 * usual).all()
+            error, baseline = ((x[:, 2:, 0] - 0.7).abs().mean(0) for x in (continued, free))  # (4,)
+            assert (error < 0.15 * baseline).all()
         else:
-            torch.testing.assert_close(found[:, 2:], free[:, 2:])
+            torch.testing.assert_close(continued[:, 2:], free[:, 2:])
 
 
 @settings(max_examples=40, deadline=None)
 @given(chunk=st.integers(1, 9), left=st.integers(1, 9), fixed=st.integers(1, 9), kind=st.sampled_from(["flow", "diffusion", "mip"]),
        members=st.integers(1, 2), target=st.sampled_from(["delta", "cumulative"]))  # fmt: skip
-def test_a_plan_repeats_what_is_fixed(chunk, left, fixed, kind, members, target):
-    """For any chunk, delay and rest of the plan before, in real units."""
+def test_plan_repeats_the_fixed_actions(chunk, left, fixed, kind, members, target):
+    """For any chunk, delay and remainder of the previous plan, in physical units."""
     left, fixed = min(left, chunk), min(fixed, left, chunk)
-    spec = {
-        "cameras": ("hand",),
-        "dim": 2,
-        "tokens": 1,
-        "chunk": chunk,
-        "action_dim": 3,
-        "proprio_dim": 2,
-        "execute": 1,
-    }
+    spec = dict(cameras=("hand",), dim=2, tokens=1, chunk=chunk, action_dim=3, proprio_dim=2, execute=1)
     policy = ChunkPolicy(small_spec(**spec, head=small(kind), members=members, action_target=target)).eval()
     rng = np.random.default_rng(chunk)
     demos = np.append(rng.normal(0, 0.05, (60, chunk, 2)), rng.integers(0, 2, (60, chunk, 1)), -1)
-    policy.fit_normaliser(
-        rng.normal(size=(60, 2)), demos[:, 0], demos, None, (np.zeros((1, 2)), np.ones((1, 2)))
-    )
+    moments = np.zeros((1, 2)), np.ones((1, 2))
+    policy.fit_normaliser(rng.normal(size=(60, 2)), demos[:, 0], demos, None, moments)
     actor, seen = BatchActor(policy, 2), (torch.zeros(2, 1, 1, 2), torch.zeros(2, 2))
     actor.reset([0, 1])
     pending = demos[:2, :left].astype(np.float32)
@@ -266,14 +257,11 @@ def test_a_plan_repeats_what_is_fixed(chunk, left, fixed, kind, members, target)
     assert plan.shape == (2, chunk, 3) and plan.dtype == np.float32
     np.testing.assert_allclose(plan[:, :fixed], pending[:, :fixed], atol=2e-6)
     share = policy._blend(torch.from_numpy(pending), fixed, None)[1]
-    assert (
-        (share[:fixed] == 1).all()
-        and (share[min(left, fixed + 3) :] == 0).all()
-        and (share.diff() <= 0).all()
-    )
+    assert (share[:fixed] == 1).all() and (share.diff() <= 0).all()
+    assert (share[min(left, fixed + 3) :] == 0).all()
 
 
-def alone(policy, member):
+def single_member(policy, member):
     single, state = ChunkPolicy(policy.spec.replace(members=1)).train(policy.training), policy.state_dict()
     own = {k.replace("/", "."): v[member] if k.startswith("network.") else v for k, v in state.items()}
     single.load_state_dict(own)
@@ -282,7 +270,7 @@ def alone(policy, member):
 
 @pytest.mark.parametrize("kind", [*HEADS, "flow, U-Net"])
 @pytest.mark.parametrize("body", ["mlp", "transformer"])
-def test_members_compute_as_each_alone(make_policy, make_batch, kind, body):
+def test_ensemble_members_match_separate_networks(make_policy, make_batch, kind, body):
     policy = make_policy(head=small(kind), kind=body, members=3, context=2)
     batch = make_batch(policy)
 
@@ -292,10 +280,10 @@ def test_members_compute_as_each_alone(make_policy, make_batch, kind, body):
     plans = plans_of(policy)
     assert plans.shape == (3, 3, 4, 8)
     for member in range(3):
-        own = plans_of(alone(policy, member))
+        own = plans_of(single_member(policy, member))
         torch.testing.assert_close(own[0], plans[member], atol=1e-5, rtol=1e-4)
     combined = policy.combine(plans)
-    if policy.noise_shape:  # one member's own plan
+    if policy.noise_shape:  # each is the plan of one member
         assert all(any(torch.equal(combined[i], plans[m, i]) for m in range(3)) for i in range(3))
     else:
         torch.testing.assert_close(combined, plans.mean(0))
@@ -310,7 +298,7 @@ def test_members_compute_as_each_alone(make_policy, make_batch, kind, body):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_a_head_is_chosen_by_name(kind):
+def test_head_is_selected_by_name(kind):
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         config = OmegaConf.to_container(compose("train", [f"policy/head={kind}", "policy=mvp_mlp"]))["policy"]
     policy = ChunkPolicy(PolicySpec.from_dict(config | {"cameras": ("hand",), "dim": 8, "tokens": 4}))

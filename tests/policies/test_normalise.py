@@ -1,4 +1,4 @@
-"""Scales of states, actions and targets, and moments of features: each by hand, and there and back."""
+"""Scales of states, actions and targets, and moments of features: computed by hand, and inverted."""
 
 import numpy as np
 import pytest
@@ -12,16 +12,15 @@ from s2robot.policies.parts import Parts
 
 
 def normaliser(mode, size, chunk, action=None, **more):
-    """Of states and actions of so many numbers, or of actions in these parts."""
+    """Build a normaliser of states and actions of `size` numbers, or of actions with the given parts."""
     width = sum(part["size"] for part in action) if action else size
-    return Normaliser(
-        mode, Parts.read(None, size, "", "proprio"), Parts.read(action, width, ""), chunk, **more
-    )
+    proprio = Parts.read(None, size, "", "proprio")
+    return Normaliser(mode, proprio, Parts.read(action, width, ""), chunk, **more)
 
 
 def assert_scales(scaler, *expected):
-    for found, values in zip((scaler.offset, scaler.scale), expected, strict=True):
-        np.testing.assert_allclose(found, np.broadcast_to(values, found.shape), rtol=1e-5, atol=1e-6)
+    for actual, values in zip((scaler.offset, scaler.scale), expected, strict=True):
+        np.testing.assert_allclose(actual, np.broadcast_to(values, actual.shape), rtol=1e-5, atol=1e-6)
 
 
 TABLE = arrays(np.float32, st.tuples(st.integers(2, 12), st.just(3)), elements=st.floats(-4, 4, width=32))
@@ -53,9 +52,9 @@ def test_statistics_and_floor_of_a_constant_dimension():
     assert torch.equal(n.proprio(torch.tensor([[5.0, 1.0]])), torch.zeros(1, 2))
 
 
-ROWS, OFTEN = np.array([[2.0, 5], [0, 6], [3, 5], [1, 9]]), np.array([49.0, 1, 1, 49])
-LONG = np.repeat(ROWS, OFTEN.astype(int), 0)
-WEIGHTED = {  # middle and half width of both columns, whose rows are in different orders
+ROWS, WEIGHTS = np.array([[2.0, 5], [0, 6], [3, 5], [1, 9]]), np.array([49.0, 1, 1, 49])
+LONG = np.repeat(ROWS, WEIGHTS.astype(int), 0)
+WEIGHTED = {  # centre and half-width of both columns, whose rows are in different orders
     "standard": (LONG.mean(0), LONG.std(0)),
     "minmax": ([1.5, 7], [1.5, 2]),
     "quantile": ([1, 7], [1, 2]),  # from 0 to 2, and from 5 to 9
@@ -63,9 +62,9 @@ WEIGHTED = {  # middle and half width of both columns, whose rows are in differe
 
 
 @pytest.mark.parametrize("mode", WEIGHTED)
-def test_rows_count_as_often_as_their_weights_say(mode):
+def test_weights_equal_repeated_rows(mode):
     n, (offset, scale) = normaliser(mode, 2, 1), WEIGHTED[mode]
-    n.fit(ROWS, ROWS, ROWS[:, None], None, (OFTEN, OFTEN, OFTEN))
+    n.fit(ROWS, ROWS, ROWS[:, None], None, (WEIGHTS, WEIGHTS, WEIGHTS))
     assert_scales(n.proprio, offset, scale)
     for scaler in (n.action, n.target):
         assert_scales(scaler, [offset[0], 0], [scale[0], 1])
@@ -74,7 +73,7 @@ def test_rows_count_as_often_as_their_weights_say(mode):
     assert_scales(n.proprio, [50], [49])  # from 1 to 99
 
 
-def test_scales_are_those_of_the_targets_that_count():
+def test_scales_ignore_padded_targets():
     chunks = np.zeros((5, 4, 2))
     chunks[:, :, 0] = [[1, 2, 3, 9], [2, 3, 9, 9], [3, 9, 9, 9], [10, 20, 9, 9], [20, 9, 9, 9]]
     chunks[2:, :, 1] = 1
@@ -86,15 +85,14 @@ def test_scales_are_those_of_the_targets_that_count():
     half = [max((max(s) - min(s)) / 2, 1e-3) for s in sums]
     assert_scales(n.target, [[m, 0] for m in (*middle, middle[-1])], [[h, 1] for h in (*half, half[-1])])
     few = zip(([1, 2], [3, 5]), middle, half, strict=False)
-    inside = [[(s - m) / h for s in some] for some, m, h in few]  # of two steps of the first two chunks
-    inside += [inside[-1]] * 2  # beyond all ends: as the step before
-    for found, pick in zip(
-        n.range_of(chunks[:2], pad[:2] | (np.arange(4) > 1), None), (min, max), strict=True
-    ):
-        np.testing.assert_allclose(found[:, 0], [*map(pick, inside)], rtol=1e-4, atol=1e-3)
+    inside = [[(s - m) / h for s in some] for some, m, h in few]  # two steps of the first two chunks
+    inside += [inside[-1]] * 2  # beyond every end: as the step before
+    ranges = n.range_of(chunks[:2], pad[:2] | (np.arange(4) > 1), None)
+    for actual, pick in zip(ranges, (min, max), strict=True):
+        np.testing.assert_allclose(actual[:, 0], [*map(pick, inside)], rtol=1e-4, atol=1e-3)
 
 
-def test_targets_are_weighted_and_count_from_their_starts():
+def test_weighted_targets_are_relative_to_their_starts():
     chunks, pad = np.array([[[1.0, 1], [3, 1]], [[2, 1], [9, 1]]]), np.array([[0, 0], [0, 1]])
     weights, n = (np.ones(2), np.ones(2), np.array([1.0, 3])), normaliser("standard", 2, 2)
     n.fit(chunks[:, 0], chunks[:, 0], chunks, pad, weights, starts=np.array([[0.0, 0], [-1, 0]]))
@@ -106,20 +104,20 @@ POSITION = {"name": "position", "size": 3, "kind": "delta"}
 TURN = {"name": "turn", "size": 3, "kind": "rotation", "form": "axis_angle", "relative": True}
 
 
-def test_each_part_may_have_a_normalisation_of_its_own():
+def test_parts_can_have_different_normalisations():
     rng = np.random.default_rng(0)
-    places, turns = rng.normal(2, 3, (50, 3)), rng.normal(0, 0.2, (50, 3))
-    values = np.concatenate([rng.integers(0, 2, (50, 1)), places, turns], 1)
+    positions, turns = rng.normal(2, 3, (50, 3)), rng.normal(0, 0.2, (50, 3))
+    values = np.concatenate([rng.integers(0, 2, (50, 1)), positions, turns], 1)
     n = normaliser("standard", 2, 2, [GRIPPER, POSITION, TURN], modes={"position": "minmax"})
     n.fit(np.zeros((50, 2)), values, np.stack([values, values], 1))
     six = Parts.read([TURN], 3, "").inner(torch.from_numpy(turns)).numpy()
-    low, high = places.min(0), places.max(0)
-    scale = [1, *(high - low) / 2, *six.std(0)]  # each of the six its own
+    low, high = positions.min(0), positions.max(0)
+    scale = [1, *(high - low) / 2, *six.std(0)]  # one for each of the six numbers
     assert_scales(n.action, [0, *(high + low) / 2, *six.mean(0)], scale)
 
 
-def test_what_the_quantiles_cut_off_is_not_blown_up():
-    """A number that is 0 but in every 500th step gets its standard deviation; one that never moves gets the floor."""
+def test_rare_values_outside_the_quantiles_are_not_amplified():
+    """A number that is nonzero every 500th step gets its standard deviation; a constant one gets the floor."""
     x = np.zeros((1000, 3))
     x[::500, 0], x[:, 1] = 0.3, np.linspace(0, 1, 1000)
     n = normaliser("quantile", 3, 2)
@@ -132,13 +130,13 @@ def test_what_the_quantiles_cut_off_is_not_blown_up():
 def test_channel_moments(count):
     x = np.random.default_rng(0).normal(3, 2, (count, 2, 4, 5)).astype(np.float16)
     few = x[np.r_[0:64, 128:192]] if count == 200 else x  # two blocks of 64, spread out
-    rows, wide = np.array([0, count - 1]), np.float64
+    rows, double = np.array([0, count - 1]), np.float64
     plain, spread = (x[:, 0], x[:, 1]), (few[:, 0], few[:, 1])
     chosen = {"rows": rows, "tokens": [4, 1]}, (x[rows, 0], x[rows, 1, :1])
     for how, cameras in (({}, plain), ({"frames": 128}, spread), chosen):
         mean, std = channel_moments(x, **how)
-        np.testing.assert_allclose(mean, [c.astype(wide).mean((0, 1)) for c in cameras], rtol=1e-5)
-        expected = np.maximum([c.astype(wide).std((0, 1)) for c in cameras], 1e-3)
+        np.testing.assert_allclose(mean, [c.astype(double).mean((0, 1)) for c in cameras], rtol=1e-5)
+        expected = np.maximum([c.astype(double).std((0, 1)) for c in cameras], 1e-3)
         np.testing.assert_allclose(std, expected, rtol=1e-5)
     for bad in (x * np.inf, x[:0]):
         with pytest.raises(PolicyError, match="^features: "):
@@ -146,7 +144,7 @@ def test_channel_moments(count):
 
 
 def test_moments_of_a_mix_by_hand():
-    """A quarter with mean 0 and deviation 1, the rest with 4 and 3: the squares' mean is 1 / 4 + 3 * 25 / 4 = 19."""
+    """One quarter has mean 0 and deviation 1, the rest 4 and 3: the mean square is 1 / 4 + 3 * 25 / 4 = 19."""
     parts = [(np.array([[0.0, 7]]), np.array([[1.0, 0]])), (np.array([[4.0, 7]]), np.array([[3.0, 0]]))]
     mean, std = mixed_moments(parts, [0.25, 0.75])
     assert mean.tolist() == [[3, 7]] and mean.dtype == std.dtype == np.float32

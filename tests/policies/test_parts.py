@@ -1,4 +1,4 @@
-"""Actions and states in parts: what they mean, inside and outside a policy, and what is refused."""
+"""Actions and states in parts: their values inside and outside a policy, and invalid parts."""
 
 import json
 
@@ -24,16 +24,16 @@ ARM = [POSITION, TURN, GRIPPER]
 USUAL = [{"name": "joints", "size": 7, "kind": "delta"}, GRIPPER]
 
 
-def parts(*given):
-    return Parts.read(given, sum(part["size"] for part in given), "action_parts")
+def parts(*specs):
+    return Parts.read(specs, sum(part["size"] for part in specs), "action_parts")
 
 
-def random_turns(count, seed=0, most=0.5):
-    """Axis-angles of up to so many rad.  # (count, 3)"""
+def random_turns(count, seed=0, limit=0.5):
+    """Return axis-angle rotations of up to `limit` rad.  # (count, 3)"""
     rng = np.random.default_rng(seed)
     axes = rng.normal(size=(count, 3))
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
-    return torch.from_numpy(axes * rng.uniform(0, most, (count, 1)))
+    return torch.from_numpy(axes * rng.uniform(0, limit, (count, 1)))
 
 
 def test_a_spec_stores_its_parts():
@@ -46,9 +46,9 @@ def test_a_spec_stores_its_parts():
 
 
 @pytest.mark.parametrize("form", ["axis_angle", "rot6d"])
-@pytest.mark.parametrize("most", [1e-7, 0.5, np.pi])
-def test_rotations_agree_with_scipy(form, most):
-    vectors = torch.cat([random_turns(50, most=most), torch.zeros(1, 3), torch.tensor([[0, np.pi, 0]])])
+@pytest.mark.parametrize("limit", [1e-7, 0.5, np.pi])
+def test_rotations_agree_with_scipy(form, limit):
+    vectors = torch.cat([random_turns(50, limit=limit), torch.zeros(1, 3), torch.tensor([[0, np.pi, 0]])])
     matrix = rotations.matrices(vectors, "axis_angle")
     np.testing.assert_allclose(matrix, Rotation.from_rotvec(vectors.numpy()).as_matrix(), atol=1e-12)
     again = rotations.matrices(rotations.numbers(matrix, form), form)
@@ -73,7 +73,7 @@ def test_relative_rotations_are_composed_and_never_added(turn):
     torch.testing.assert_close(own, parts(TURN).inner(vectors))
 
 
-def test_a_plan_keeps_to_limits_and_to_two_values_and_errors_go_by_part():
+def test_plans_respect_limits_and_errors_are_reported_by_part():
     limited = parts({**POSITION, "low": [-0.1] * 3, "high": [0.1] * 3}, CLAW)
     actions = torch.tensor([[0.3, -0.3, 0.05, 0.2], [0, 0, 0, -0.2]])
     expected = torch.tensor([[0.1, -0.1, 0.05, 1], [0, 0, 0, -1]])
@@ -85,7 +85,7 @@ def test_a_plan_keeps_to_limits_and_to_two_values_and_errors_go_by_part():
 
 
 @pytest.mark.parametrize(
-    "given, size, words",
+    "specs, size, words",
     [
         (ARM, 8, r"action_parts: expected 8 numbers in total, got 7"),
         ([GRIPPER, GRIPPER], 2, "two parts named 'gripper'"),
@@ -95,9 +95,9 @@ def test_a_plan_keeps_to_limits_and_to_two_values_and_errors_go_by_part():
         (["joints"], 7, r"action_parts\[0\]: .*'joints'"),
     ],
 )
-def test_wrong_parts_are_one_line(given, size, words):
+def test_invalid_parts_are_one_error_line(specs, size, words):
     with pytest.raises(PolicyError, match=words) as error:
-        Parts.read(given, size, "action_parts")
+        Parts.read(specs, size, "action_parts")
     assert "\n" not in str(error.value)
 
 
@@ -111,7 +111,7 @@ ARMS = {
 
 
 def chunks_of(both, count):
-    """Chunks of actions that such parts may take.  # (count, CHUNK, A)"""
+    """Return random valid chunks of actions.  # (count, CHUNK, A)"""
     g = torch.Generator().manual_seed(0)
     pieces = []
     for i, part in enumerate(both.parts):
@@ -120,13 +120,13 @@ def chunks_of(both, count):
             x = random_turns(count * CHUNK, i).view(count, CHUNK, 3).float()
             x = parts(TURN).inner(x) if part.form == "rot6d" else x
         elif part.kind == "binary":
-            x = torch.where(x > 0, *ends(part))
+            x = torch.where(x > 0, *binary_values(part))
         pieces.append(x)
     return torch.cat(pieces, -1)
 
 
-def ends(part):
-    """The two values of a binary part, the high one first."""
+def binary_values(part):
+    """Return the two values of a binary part, the high one first."""
     return (part.high or (1.0,))[0], (part.low or (0.0,))[0]
 
 
@@ -143,17 +143,17 @@ def policy_of(arm, **keys):
 
 @pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("target", ["delta", "cumulative"])
-def test_a_head_that_gives_what_it_was_taught_plans_these_actions(arm, target, monkeypatch):
+def test_sampling_the_training_target_plans_the_original_actions(arm, target, monkeypatch):
     policy, batch = policy_of(arm, action_target=target)
-    head, taught = policy.eval().network.head, []
+    head, targets = policy.eval().network.head, []
     loss = head.loss
-    monkeypatch.setattr(head, "loss", lambda context, *goal: taught.append(goal[0]) or loss(context, *goal))
+    monkeypatch.setattr(head, "loss", lambda context, *goal: targets.append(goal[0]) or loss(context, *goal))
     _, scalars = policy(batch)
-    monkeypatch.setattr(head, "sample", lambda *_: taught[0])
+    monkeypatch.setattr(head, "sample", lambda *_: targets[0])
     plan = plan_of(policy, batch)
     torch.testing.assert_close(plan, batch["actions"], atol=1e-4, rtol=0)
     binary = [at for part, at in policy.spec.action.inside if part.kind == "binary"]
-    assert all(set(taught[0][..., at].unique().tolist()) <= {0.0, 1.0} for at in binary)
+    assert all(set(targets[0][..., at].unique().tolist()) <= {0.0, 1.0} for at in binary)
     losses = {f"{part['name']}_loss" for part in ARMS[arm]}
     assert losses | {"loss", *policy.spec.action.errors(plan, plan)} == set(scalars)
 
@@ -161,7 +161,7 @@ def test_a_head_that_gives_what_it_was_taught_plans_these_actions(arm, target, m
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("arm", ["rot6d", "continuous", "binary"])
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
-def test_every_head_makes_such_actions(kind, arm):
+def test_every_head_plans_valid_actions(kind, arm):
     policy, batch = policy_of(arm, head=small(kind), members=2, action_target="cumulative")
     loss, scalars = policy.train().loss(batch)
     loss.backward()
@@ -170,29 +170,29 @@ def test_every_head_makes_such_actions(kind, arm):
     assert plan.shape == batch["actions"].shape
     check_values(policy.spec.action.parts, plan.flatten(0, 1).numpy(), "plan")
     binary = [(part, at) for part, at in policy.spec.action.outside if part.kind == "binary"]
-    assert all(set(plan[..., at].unique().tolist()) <= {*ends(part)} for part, at in binary)
+    assert all(set(plan[..., at].unique().tolist()) <= {*binary_values(part)} for part, at in binary)
     members = policy.plan_members(policy.pool(batch["features"]), batch["proprio"])
     assert bool((policy.disagreement(members) > 0).all()) is (arm != "binary")
 
 
-def test_the_mean_of_members_turns_half_way_and_those_that_agree_there_do_not_disagree():
-    """A hand that points down: the axis of its turn flips at pi, and the members are a hundredth of a radian apart."""
+def test_member_mean_and_disagreement_handle_half_turns():
+    """With the hand pointing down, the rotation axis flips at pi while the members differ by 0.01 rad."""
     policy, _ = policy_of("arm")
     plans = torch.zeros(2, 1, CHUNK, 7)
     plans[0, ..., 5], plans[1, ..., 5] = 3.0, -3.0  # 0.28 rad apart, beyond half a turn
     middle = policy.combine(plans)[0, 0, 3:6]
     torch.testing.assert_close(middle.abs(), torch.tensor([0, 0, torch.pi]), atol=1e-3, rtol=0)
     policy, _ = policy_of("rot6d", execute=1)
-    arm, found = policy.spec.action, []
+    arm, disagreements = policy.spec.action, []
     (at,) = [at for part, at in arm.outside if part.kind == "rotation"]
     for middle in (2.0, torch.pi):
         turns = torch.zeros(3, 2, CHUNK, 3)
         turns[..., 0] = torch.tensor([-0.01, 0.0, 0.01])[:, None, None] + middle
         plans = arm.zeros().expand(3, 2, CHUNK, -1).clone()
         plans[..., at] = rotations.numbers(rotations.matrices(turns, "axis_angle"), "rot6d")
-        found.append(policy.disagreement(plans))
-    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
-    torch.testing.assert_close(found[0], torch.full((2,), 0.01 * (2 / 3) ** 0.5), atol=1e-4, rtol=0)
+        disagreements.append(policy.disagreement(plans))
+    torch.testing.assert_close(disagreements[0], disagreements[1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(disagreements[0], torch.full((2,), 0.01 * (2 / 3) ** 0.5), atol=1e-4, rtol=0)
 
 
 def test_overlapping_plans_are_averaged_as_rotations():
@@ -203,13 +203,13 @@ def test_overlapping_plans_are_averaged_as_rotations():
         seen = batch["features"][step]
         plans.append(policy.combine(policy.plan_members(policy.pool(seen[None]), batch["proprio"][:1]))[0])
         action = torch.from_numpy(actor.plan([0], seen, batch["proprio"][0]))[0, 0]
-    weights = torch.exp(-0.1 * torch.arange(2))[:, None]  # the older plan counts most
+    weights = torch.exp(-0.1 * torch.arange(2))[:, None]  # the older plan has the larger weight
     inner = both.inner(torch.stack([plans[0][1], plans[1][0]]))
     mean = (weights * inner).sum(0) / weights.sum()
     torch.testing.assert_close(action, both.clip(both.outer(mean)), atol=1e-6, rtol=1e-5)
 
 
-def test_a_policy_refuses_a_world_of_other_parts():
+def test_world_with_different_parts_is_rejected():
     contract = {"action_parts": ARM, "joint_names": []}
     limited = {**POSITION, "name": "place", "names": ["x", "y", "z"], "low": [-1] * 3, "high": [1] * 3}
     check_contract(contract, action_parts=[limited, TURN, GRIPPER])  # names and limits may differ

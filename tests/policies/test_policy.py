@@ -1,4 +1,4 @@
-"""A policy's networks: shapes, padding, the loss to the last term, and settings that are refused."""
+"""Policy networks: shapes, padding, every term of the loss, and invalid settings."""
 
 import math
 
@@ -23,7 +23,7 @@ def test_shapes(make_policy, make_batch, kind, context, network):
     batch = make_batch(policy)
     loss, scalars = policy(batch)
     loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.parameters())  # DDP needs all
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.parameters())  # for DDP
     assert set(scalars) == {"loss", "joint_loss", "gripper_loss", "joint_error", "gripper_accuracy"}
     actions = plan_of(policy, batch)
     assert actions.shape == (3, 4, 8) and set(actions[..., -1].unique().tolist()) <= {0.0, 1.0}
@@ -57,7 +57,7 @@ def test_padding_does_not_matter(make_policy, make_batch, kind, network):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("history", [True, False])
-def test_last_action_is_not_seen_and_history_can_be_shut_off(make_policy, make_batch, kind, history):
+def test_last_action_is_hidden_and_history_can_be_disabled(make_policy, make_batch, kind, history):
     policy = make_policy(kind=kind, context=3, network={"action_history": history})
     batch = make_batch(policy)
     out = [plan_of(policy, batch)]
@@ -75,7 +75,7 @@ def huber(error: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("target", ["delta", "cumulative"])
 @pytest.mark.parametrize("joint_loss", ["huber", "mse"])
 @pytest.mark.parametrize("gripper_loss", ["bce", "huber"])
-def test_loss_is_exact_and_blind_to_padding(make_policy, make_batch, target, joint_loss, gripper_loss):
+def test_loss_is_exact_and_ignores_padding(make_policy, make_batch, target, joint_loss, gripper_loss):
     losses = {"joint_loss": joint_loss, "gripper_loss": gripper_loss, "gripper_weight": 0.3}
     policy = make_policy(action_target=target, **losses)
     batch = make_batch(policy)
@@ -93,9 +93,9 @@ def test_loss_is_exact_and_blind_to_padding(make_policy, make_batch, target, joi
             total = action[:7] + (total if target == "cumulative" else 0)
             error = out[row, step, :7] - (total - offset[step, :7]) / scale[step, :7]
             joint += (error**2 if joint_loss == "mse" else huber(error)).mean()
-            p, wanted = out[row, step, 7], action[7]
-            bce = -torch.log(torch.sigmoid(p if wanted else -p))
-            gripper += bce if gripper_loss == "bce" else huber(p - wanted)
+            p, closed = out[row, step, 7], action[7]
+            bce = -torch.log(torch.sigmoid(p if closed else -p))
+            gripper += bce if gripper_loss == "bce" else huber(p - closed)
             weights += 1
     loss, scalars = policy.loss(batch)
     torch.testing.assert_close(scalars["joint_loss"], joint.detach() / weights)
@@ -105,7 +105,7 @@ def test_loss_is_exact_and_blind_to_padding(make_policy, make_batch, target, joi
     assert torch.equal(policy.loss(batch)[0], loss)
 
 
-def test_a_soft_gripper_noise_in_training_and_a_policy_without_features(make_policy, make_batch):
+def test_soft_gripper_training_noise_and_zero_features(make_policy, make_batch):
     policy = make_policy(binary_gripper=False, proprio_noise=0.1)
     batch = make_batch(policy)
     gripper = plan_of(policy, batch)[..., -1]
@@ -139,37 +139,37 @@ def test_wrong_settings(key, wrong):
         ChunkPolicy(PolicySpec.from_dict({"cameras": ["hand"], "dim": 5, "tokens": 9, **wrong}))
 
 
-def test_what_steps_from_the_measured_pose_are_no_sum():
+def test_steps_from_the_measured_pose_are_not_summed():
     targets = {"robosuite:OSC_POSE": "delta", "joint_delta_commanded": "cumulative", "parts": "cumulative"}
     for frame, usual in targets.items():
-        for told, expected in (("auto", usual), ("delta", "delta"), ("cumulative", "cumulative")):
-            given = {"action_target": told, "cameras": ["hand"], "dim": 4, "tokens": 4}
-            assert PolicySpec.from_dict(given, action_frame=frame).action_target == expected
+        for setting, expected in (("auto", usual), ("delta", "delta"), ("cumulative", "cumulative")):
+            data = {"action_target": setting, "cameras": ["hand"], "dim": 4, "tokens": 4}
+            assert PolicySpec.from_dict(data, action_frame=frame).action_target == expected
 
 
-def test_every_step_is_asked_and_learns_as_if_it_were_the_last(make_policy, make_batch):
+def test_causal_body_trains_every_step_like_the_last(make_policy, make_batch):
     policy = make_policy(kind="transformer", context=4, network=CAUSAL)
     torch.nn.init.normal_(policy.network.body.distance)
     batch = make_batch(policy)
     batch["pad"][1, :2] = True
-    given = batch["proprio"], batch["past_actions"], batch["pad"]
-    pooled, state, past, pad = policy._context(policy.pool(batch["features"]), *given)
-    every = policy.network.body(pooled, state, past, pad, True)  # (B, T, W)
-    assert every.shape == (3, 4, 16)
-    torch.testing.assert_close(every[:, -1], policy.network.body(pooled, state, past, pad))
-    for last in range(4):  # neither what follows a step matters, nor the room before it
-        seen, unknown = slice(0, last + 1), past[:, : last + 1].clone()
+    inputs = batch["proprio"], batch["past_actions"], batch["pad"]
+    pooled, state, past, pad = policy._context(policy.pool(batch["features"]), *inputs)
+    all_steps = policy.network.body(pooled, state, past, pad, True)  # (B, T, W)
+    assert all_steps.shape == (3, 4, 16)
+    torch.testing.assert_close(all_steps[:, -1], policy.network.body(pooled, state, past, pad))
+    for last in range(4):  # later steps and the padding before the window do not matter
+        visible, unknown = slice(0, last + 1), past[:, : last + 1].clone()
         unknown[:, -1] = 0
-        alone = policy.network.body(pooled[:, seen], state[:, seen], unknown, pad[:, seen])
+        alone = policy.network.body(pooled[:, visible], state[:, visible], unknown, pad[:, visible])
         rows = ~pad[:, last]
-        torch.testing.assert_close(alone[rows], every[rows, last], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(alone[rows], all_steps[rows, last], atol=1e-5, rtol=1e-4)
     one, _ = policy.loss(batch)
-    for key, unused in (("actions", torch.nan), ("action_pad", True)):  # targets at the last step alone
+    for key, unused in (("actions", torch.nan), ("action_pad", True)):  # targets only at the last step
         batch[key] = torch.stack([torch.full_like(batch[key], unused)] * 3 + [batch[key]], 1)
     torch.testing.assert_close(policy.loss(batch)[0], one)
 
 
-def outcome(kind: type[nn.Linear], members: int, rows: int, sizes: tuple[int, int]) -> list:
+def forward_and_backward(kind: type[nn.Linear], members: int, rows: int, sizes: tuple[int, int]) -> list:
     torch.manual_seed(0)
     layers = [kind(*sizes) for _ in range(members)]
     x = torch.randn(members, rows, sizes[0], requires_grad=True)
@@ -181,7 +181,7 @@ def outcome(kind: type[nn.Linear], members: int, rows: int, sizes: tuple[int, in
 
 @pytest.mark.parametrize("members", [1, 4])
 @pytest.mark.parametrize(("rows", "sizes"), [(1, (3, 5)), (64, (960, 128))])
-def test_dense_has_the_values_of_linear_and_gradients_in_the_order_of_the_weights(members, rows, sizes):
-    ours, torchs = (outcome(kind, members, rows, sizes) for kind in (Dense, nn.Linear))
-    torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-4)
-    assert ours[2].is_contiguous()
+def test_dense_matches_linear_with_contiguous_weight_gradients(members, rows, sizes):
+    dense, linear = (forward_and_backward(kind, members, rows, sizes) for kind in (Dense, nn.Linear))
+    torch.testing.assert_close(dense, linear, rtol=1e-5, atol=1e-4)
+    assert dense[2].is_contiguous()

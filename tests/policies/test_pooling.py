@@ -1,4 +1,4 @@
-"""Pooling: each kind against its definition, maps of several shapes, and what is learned of a place."""
+"""Pooling: each kind against its definition, maps of several shapes, and position encodings."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ KINDS = tuple(POOLINGS)
 
 
 def pooling(kind, dim, tokens, out_dim, **settings):
-    """A pooling of one camera, whose norm changes nothing."""
+    """Build the pooling of one camera with an identity norm."""
     pool = POOLINGS[kind](PoolingSettings(kind=kind, **settings), dim, tokens, out_dim)
     forward, norm = pool.forward, FeatureNorm(dim)
     pool.forward = lambda x: forward(x, norm)
@@ -30,13 +30,13 @@ def test_shapes_and_half_input(kind, tokens):
     torch.testing.assert_close(pool(x.half()), pool(x.half().float()))
 
 
-def test_places_run_row_by_row():
+def test_positions_are_in_row_order():
     assert map_places(4).tolist() == [[-1, -1], [1, -1], [-1, 1], [1, 1]]
     assert map_places((2, 3)).tolist() == [[-1, -1], [0, -1], [1, -1], [-1, 1], [0, 1], [1, 1]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_maps_of_two_shapes_and_nothing_is_read_of_what_fills_the_smaller_one(kind):
+def test_padding_of_the_smaller_map_is_ignored(kind):
     pool, x = cameras(kind, [(3, 3), (2, 3)]).eval(), torch.randn(5, 2, 9, 7)
     filled = x.clone()
     filled[:, 1, 6:] = torch.nan
@@ -49,24 +49,24 @@ def test_maps_of_two_shapes_and_nothing_is_read_of_what_fills_the_smaller_one(ki
 
 
 def softmax_by_hand(pool, x, k, temperature):
-    """Place and feature that each of k heat maps expects, token by token, and the mean if it is kept."""
+    """Return the expected position and features of k heat maps, token by token, and the mean if it is kept."""
     out = []
     for tokens in x:
-        logits, found = [pool.project(token) for token in tokens], []  # k of heat, then the values
+        logits, expected = [pool.project(token) for token in tokens], []  # k heat logits, then the values
         for i in range(k):
             heat = [torch.exp(logit[i] / temperature) for logit in logits]
-            seen = [torch.cat([place, logit[k:]]) for place, logit in zip(pool.places, logits, strict=True)]
-            found.append(sum(h * s for h, s in zip(heat, seen, strict=True)) / sum(heat))
-        out.append(torch.cat([*found, *[tokens.mean(0)] * pool.settings.keep_mean]))
+            values = [torch.cat([place, logit[k:]]) for place, logit in zip(pool.places, logits, strict=True)]
+            expected.append(sum(h * s for h, s in zip(heat, values, strict=True)) / sum(heat))
+        out.append(torch.cat([*expected, *[tokens.mean(0)] * pool.settings.keep_mean]))
     return torch.stack(out)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("keep_mean", [True, False])
-def test_mean_and_spatial_softmax_are_those_by_hand(keep_mean):
+def test_mean_and_spatial_softmax_match_hand_computation(keep_mean):
     x, mean = torch.randn(5, 6, 7), pooling("mean", 7, 4, 11)
     torch.testing.assert_close(mean(x), mean.out(x.mean(1)))
-    torch.testing.assert_close(mean(x), mean(x.mean(1, keepdim=True)))  # of what is pooled already
+    torch.testing.assert_close(mean(x), mean(x.mean(1, keepdim=True)))  # input that is already pooled
     settings = {"keypoints": 3, "values": 2, "temperature": 0.5, "keep_mean": keep_mean}
     pool = pooling("spatial_softmax", 7, (2, 3), 11, **settings)
     torch.testing.assert_close(pool(x), pool.out(softmax_by_hand(pool, x, 3, 0.5)))
@@ -85,7 +85,7 @@ def test_attention_equals_plain_cross_attention():
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_cameras_are_told_apart(shared):
+def test_cameras_are_distinguished(shared):
     pool = cameras("spatial_softmax", shared=shared)
     assert len(pool.pools) == (1 if shared else 2)
     out = pool(torch.randn(12, 1, 9, 7).expand(-1, 2, -1, -1))
@@ -104,17 +104,17 @@ def test_channel_moments_and_blindness(kind):
 
 
 @pytest.mark.parametrize("tokens", [25, (4, 6)])
-def test_attention_begins_with_waves_of_every_rate_in_both_directions_for_keys_and_values(tokens):
+def test_attention_positions_start_as_sinusoids_along_both_axes(tokens):
     position, again = (pooling("attention", 7, tokens, 11, width=16).position.detach() for _ in range(2))
     angles = map_places(tokens)[..., None] * torch.pi / 2 * 2.0 ** torch.linspace(0, 2, 8)  # (N, 2, 8)
     waves = torch.cat([angles.sin().flatten(1), angles.cos().flatten(1)], 1)
-    found, expected = (sorted(x.round(decimals=4).T.tolist()) for x in (position, waves))
-    np.testing.assert_allclose(found, expected, atol=2e-4)
+    actual, expected = (sorted(x.round(decimals=4).T.tolist()) for x in (position, waves))
+    np.testing.assert_allclose(actual, expected, atol=2e-4)
     assert torch.equal(position, again)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("mean", None), *((kind, torch.bfloat16) for kind in KINDS[1:])])
-def test_a_training_may_round_the_tokens_beforehand(kind, dtype):
+def test_training_can_round_the_tokens_in_advance(kind, dtype):
     pool, x = cameras(kind), torch.randn(5, 2, 9, 7)
     exact = pool(x)
     assert pool.token_dtype is None and pool.multiply_in(torch.bfloat16) is pool.token_dtype is dtype

@@ -1,4 +1,4 @@
-"""The recurrent body: causal, blind to padding, and the same for members side by side."""
+"""The recurrent body: causal, independent of padding, and equal for members in parallel."""
 
 import pytest
 import torch
@@ -18,18 +18,14 @@ def body():
 
 def context(seed=0):
     torch.manual_seed(seed)
-    return (
-        torch.randn(B, T, C, E),
-        torch.randn(B, T, P),
-        torch.randn(B, T, A),
-        torch.zeros(B, T, dtype=torch.bool),
-    )
+    pad = torch.zeros(B, T, dtype=torch.bool)
+    return torch.randn(B, T, C, E), torch.randn(B, T, P), torch.randn(B, T, A), pad
 
 
-def test_one_layer_is_torchs_lstm(body):
+def test_one_layer_matches_torch_lstm(body):
     one = RnnBody(RnnSettings(image_dim=E, state_dim=4, width=7, layers=1), C, T, P, A)
     lstm = torch.nn.LSTM(C * E + 4, 7, batch_first=True)
-    order = torch.cat([torch.arange(7) + 7 * i for i in (0, 1, 3, 2)])  # torch: put, keep, new, show
+    order = torch.cat([torch.arange(7) + 7 * i for i in (0, 1, 3, 2)])  # input, forget, cell, output
     with torch.no_grad():
         lstm.weight_ih_l0.copy_(one.inputs[0].weight[order])
         lstm.weight_hh_l0.copy_(one.memories[0].weight[order])
@@ -40,7 +36,7 @@ def test_one_layer_is_torchs_lstm(body):
     torch.testing.assert_close(one(images, proprio, past, pad, True), expected)
 
 
-def test_a_step_sees_those_before_it_alone_and_padding_not_at_all(body):
+def test_steps_are_causal_and_padding_is_ignored(body):
     images, proprio, past, pad = context()
     before = body(images, proprio, past, pad, True)
     assert before.shape == (B, T, 7) and torch.equal(before[:, -1], body(images, proprio, past, pad))
@@ -52,11 +48,11 @@ def test_a_step_sees_those_before_it_alone_and_padding_not_at_all(body):
     images[:, :2], proprio[:, :2] = torch.nan, torch.nan
     assert torch.equal(body(images, proprio, past, pad), padded)
     short = body(*(x[:, 2:] for x in (images, proprio, past, pad)))
-    torch.testing.assert_close(padded, short)  # as if the episode had begun there
+    torch.testing.assert_close(padded, short)  # as if the episode started there
 
 
 @pytest.mark.parametrize("head", ["regression", "gmm"])
-def test_members_side_by_side_are_each_a_network_of_its_own(head):
+def test_members_match_separate_networks(head):
     network = {"image_dim": 4, "state_dim": 4, "width": 6, "layers": 2}
     data = {"cameras": ["a", "b"], "dim": 6, "tokens": 4}
     spec = small_spec(kind="rnn", network=network, context=T, members=2, head={"kind": head}, **data)
@@ -67,9 +63,8 @@ def test_members_side_by_side_are_each_a_network_of_its_own(head):
     past, pad = torch.randn(B, T, spec.action.width), torch.zeros(B, T, dtype=torch.bool)
     noise = torch.zeros(B, *members.head.noise_shape)
     both = members.sample(images, state, past, pad, noise)
+    stacked = members.state_dict()
     for i in range(2):
-        alone.load_state_dict(
-            {name: members.state_dict()[name.replace(".", "/")][i] for name in alone.state_dict()}
-        )
+        alone.load_state_dict({name: stacked[name.replace(".", "/")][i] for name in alone.state_dict()})
         own = images.unflatten(-1, (2, -1))[..., i, :]
         torch.testing.assert_close(both[i], alone.sample(own, state, past, pad, noise))

@@ -1,4 +1,4 @@
-"""Small datasets, written by the formats' own libraries as their documents say, and how they are converted."""
+"""Small datasets written with each format's own libraries, and helpers that convert and export them."""
 
 import json
 import shutil
@@ -21,24 +21,24 @@ from s2robot.demos.store import EpisodeStore
 
 FPS, LENGTHS, H, W = 10, (5, 7), 16, 24
 TASKS = ("put the cup down", "lift the cup")
-NAMES = ("out", "out.hdf5", "out.zarr")  # of a dataset in the format of LeRobot, robomimic, diffusion_policy
+NAMES = ("out", "out.hdf5", "out.zarr")  # datasets of LeRobot, robomimic, diffusion_policy
 
 
 def written(store: EpisodeStore, path: Path, **settings: object) -> Path:
-    """A store in the format that the path's name tells, as in NAMES."""
+    """Export a store in the format that the path's suffix selects, as in NAMES."""
     to = {"": "lerobot", ".hdf5": "robomimic"}.get(path.suffix, "diffusion_policy")
     export(store, path, to, ExportSettings(**settings))
     return path
 
 
 def converted(path: Path, choice: Choice | None = None, name: str = "back.zarr") -> EpisodeStore:
-    """A dataset as a store beside it."""
+    """Convert a dataset to a store in the same folder."""
     convert(path, path.with_name(name), choice)
     return EpisodeStore.open(path.with_name(name))
 
 
 def refused(path: Path, *words: str, choice: Choice | None = None) -> str:
-    """The one line, with all `words`, in which a conversion ends that leaves nothing."""
+    """Return the one-line error, with all `words`, of a conversion that leaves nothing behind."""
     before = sorted(path.parent.iterdir())
     with pytest.raises(UserError) as caught:
         convert(path, path.with_name("refused.zarr"), choice)
@@ -48,33 +48,33 @@ def refused(path: Path, *words: str, choice: Choice | None = None) -> str:
     return text
 
 
-def psnr(found: np.ndarray, wanted: np.ndarray) -> float:
-    error = np.square(found.astype(float) - wanted.astype(float)).mean()
+def psnr(actual: np.ndarray, expected: np.ndarray) -> float:
+    error = np.square(actual.astype(float) - expected.astype(float)).mean()
     return 10 * np.log10(255**2 / max(error, 1e-9))
 
 
 def numbers(i: int) -> dict[str, np.ndarray]:
-    """Action and state of episode i."""
+    """Return the action and state of episode i."""
     rng = np.random.default_rng(i)
     return {k: rng.normal(size=(LENGTHS[i], n)).astype("f4") for k, n in (("action", 3), ("state", 4))}
 
 
 def frames(i: int, size: tuple[int, int] = (H, W)) -> np.ndarray:
-    """Smooth pictures of episode i, each another.  # uint8 (T, H, W, 3)"""
+    """Return smooth, distinct images of episode i.  # uint8 (T, H, W, 3)"""
     y, x = np.mgrid[: size[0], : size[1]] / max(size)
     t = np.arange(LENGTHS[i])[:, None, None]
     grey = np.stack([0.3 + 0.05 * t + 0 * x, 0.5 * x + 0.02 * t, 0.2 * i + 0.5 * y + 0 * t], -1)
     return np.clip(grey * 255, 0, 255).round().astype(np.uint8)
 
 
-def video(path: Path, pictures: np.ndarray, fps: int = FPS, gop: int = 2) -> None:
+def video(path: Path, images: np.ndarray, fps: int = FPS, gop: int = 2) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=fps)
-        stream.height, stream.width = pictures.shape[1:3]
+        stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "1", "g": str(gop)}
-        for picture in pictures:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for image in images:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         file.mux(stream.encode())
 
 
@@ -90,7 +90,7 @@ def features(kind: str = "video") -> dict:
 
 
 def table(i: int, first: int, **changes: list) -> pa.Table:
-    """The rows of episode i; `first`: its first row in the data set."""
+    """Return the rows of episode i; `first` is its first row in the dataset."""
     n, data = LENGTHS[i], numbers(i)
     columns = {
         "observation.state": pa.array(data["state"].tolist(), pa.list_(pa.float32(), 4)),
@@ -103,7 +103,7 @@ def table(i: int, first: int, **changes: list) -> pa.Table:
 
 
 def describe(path: Path, version: str, data: str, videos: str) -> None:
-    """Make the folders, and meta/info.json: `data` and `videos` are where the files of an episode are."""
+    """Create the folders and meta/info.json; `data` and `videos` are the paths of an episode's files."""
     for folder in ("meta/episodes/chunk-000" if version == "v3.0" else "meta", "data/chunk-000"):
         (path / folder).mkdir(parents=True)
     about = {
@@ -158,7 +158,7 @@ ARGS = {
 
 
 def robomimic(path: Path) -> Path:
-    """Demos 2 and 10, whose images hold their numbers; demo 2 turns a quarter about z."""
+    """Write demos 2 and 10, whose pixels equal the demo number; demo 2 is turned by 90 degrees about z."""
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         file.create_group("data").attrs["env_args"] = json.dumps(ARGS)
@@ -174,7 +174,7 @@ def robomimic(path: Path) -> Path:
     return path
 
 
-CAMERAS = {"hand": (H, W), "left.up": (20, 18)}  # one of another size, and a name with a dot
+CAMERAS = {"hand": (H, W), "left.up": (20, 18)}  # different sizes, and a name with a dot
 PARTS = {
     "action_parts": [
         {"name": "joints", "size": 2, "kind": "delta", "names": ["elbow", "wrist"]},
@@ -185,17 +185,17 @@ PARTS = {
 
 
 def episode(i: int, cameras: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
-    """Arrays of episode i of a store of our own."""
+    """Return the arrays of episode i of an episode store."""
     data, n = numbers(i), LENGTHS[i]
     data["action"][:, 2] = np.arange(n) % 2
-    pictures = {f"images_{name}": frames(i, size) for name, size in cameras.items()}
+    images = {f"images_{name}": frames(i, size) for name, size in cameras.items()}
     extra = {"force/left": np.arange(n, dtype="f8") / 7, "imitate": np.arange(n, dtype="u1") % 2}
     extra["grid"] = np.arange(n * 6, dtype="f4").reshape(n, 2, 3)
-    return {"action": data["action"], "proprio": data["state"], **extra, **pictures}
+    return {"action": data["action"], "proprio": data["state"], **extra, **images}
 
 
 def store(path: Path, **about: object) -> EpisodeStore:
-    """Two episodes of our own: parts, cameras of two `sizes`, other arrays, a task and `values` each."""
+    """Create a store of two episodes: parts, cameras of two `sizes`, extra arrays, a task and `values` each."""
     cameras, values = dict(about.pop("sizes", CAMERAS)), about.pop("values", ({}, {}))  # type: ignore[call-overload]
     attributes = {
         "robot": "xarm7", "joint_names": ["elbow", "wrist"], "rate_hz": FPS, "seed": 3, "cameras": list(cameras),
@@ -214,7 +214,7 @@ def edited(file: Path, **about: object) -> None:
 
 
 def changed(file: Path, change: Callable[[h5py.File], object]) -> Path:
-    """A copy of an hdf5 file, with a change; the file itself may still be open where an error was caught."""
+    """Return a changed copy of an HDF5 file; the file itself may still be open after a caught error."""
     copy = file.with_name(f"{len([*file.parent.iterdir()])}.hdf5")
     shutil.copy(file, copy)
     with h5py.File(copy, "a") as opened:
@@ -223,10 +223,10 @@ def changed(file: Path, change: Callable[[h5py.File], object]) -> Path:
 
 
 def zipped(path: Path) -> Path:
-    """A folder as a zip beside it."""
+    """Zip a folder into the same parent folder."""
     return Path(shutil.make_archive(str(path), "zip", path))
 
 
 def overwrite(path: Path, key: str, values: np.ndarray) -> None:
-    """Put numbers into a store behind its back."""
+    """Overwrite an array of a store directly in zarr."""
     zarr.open_array(str(path / "data" / key), mode="r+")[:] = values

@@ -1,4 +1,4 @@
-"""diffusion_policy's replay buffers in and out: folder and zip, time stamps, a robot's videos, broken ones."""
+"""Import and export of diffusion_policy replay buffers: folders, zips, timestamps, robot videos, broken files."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ DATA = {
     "action": RNG.normal(size=(7, 2)).astype("f4"),
     "agent_pos": RNG.normal(size=(7, 3)).astype("f4"),
     "front_image": RNG.integers(0, 256, (7, 6, 8, 3), np.uint8),
-    "img": RNG.integers(0, 256, (7, 5, 5, 3)).astype("f4"),  # as pusht has them
+    "img": RNG.integers(0, 256, (7, 5, 5, 3)).astype("f4"),  # as in PushT
     "timestamp": np.arange(7) / 12.5,
 }
 
@@ -40,7 +40,7 @@ def data_of(folder):
 
 
 @pytest.mark.parametrize("form", [lambda folder: folder, zipped])
-def test_a_buffer_arrives(folder, form):
+def test_buffer_is_imported(folder, form):
     store = converted(form(folder))
     assert store.lengths.tolist() == [4, 3] and store.attrs["rate_hz"] == 12.5
     assert store.cameras == ("front", "img")
@@ -49,12 +49,12 @@ def test_a_buffer_arrives(folder, form):
     np.testing.assert_array_equal(store["images_img"], DATA["img"].astype("u1"))
 
 
-def test_a_broken_buffer_is_one_line(folder):
+def test_broken_buffer_is_one_error_line(folder):
     chunk = folder / "data/action/1.0"
-    whole = chunk.read_bytes()
-    chunk.write_bytes(whole[:10])
+    content = chunk.read_bytes()
+    chunk.write_bytes(content[:10])
     refused(folder, "in.zarr: data/action/1.0: ")
-    chunk.write_bytes(whole)
+    chunk.write_bytes(content)
     refused(folder, "proprio: expected some of action, agent_pos", choice=Choice(proprio=("hand",)))
     data = data_of(folder)
     data["img"][:] = DATA["img"] / 255  # would become black
@@ -73,7 +73,7 @@ def test_a_broken_buffer_is_one_line(folder):
 
 
 def test_a_missing_chunk_is_noted(tmp_path, folder):
-    """It may be one of zeros that was left out, if there is a fill value for it."""
+    """A chunk of zeros may have been omitted if the array has a fill value."""
     (folder / "data/front_image/1.0.0.0").unlink()
     source = convert(folder, tmp_path / "out.zarr")
     assert source.notes == ["data/front_image: 3 of 4 chunks exist; the others are read as 0"]
@@ -82,18 +82,18 @@ def test_a_missing_chunk_is_noted(tmp_path, folder):
         refused(form, "data/front_image: expected all chunks, got 3 of 4")
 
 
-SHADES = 7  # of grey, from one frame to the next
+SHADES = 7  # grey levels from one frame to the next
 
 
 def film(path, count, fps=30):
-    """Frames of one shade each."""
+    """Write a video whose frames each have one shade."""
     greys = 20 + SHADES * np.arange(count, dtype=np.uint8)
     made.video(path, np.tile(greys[:, None, None, None], (1, 16, 32, 3)), fps, gop=250)
 
 
 @pytest.fixture
 def robot(tmp_path, folder):
-    """4 and 3 steps at 12.5 Hz, two cameras at 30 Hz, the clock of a computer."""
+    """Episodes of 4 and 3 steps at 12.5 Hz, two cameras at 30 Hz, timestamps of a system clock."""
     path = tmp_path / "robot"
     path.mkdir()
     folder.rename(path / "replay_buffer.zarr")
@@ -107,26 +107,26 @@ def robot(tmp_path, folder):
     return path
 
 
-def test_a_robots_videos_are_its_cameras(robot):
+def test_videos_of_a_robot_become_cameras(robot):
     store = converted(robot)
     assert store.cameras == ("camera_0", "camera_10") and store.attrs["rate_hz"] == 12.5
     assert store.attrs["camera_geometry"]["camera_0"]["size"] == [16, 32]
     np.testing.assert_array_equal(store["action"], DATA["action"])
-    shown = (store["images_camera_10"].mean((1, 2, 3)) - 20) / SHADES
-    # the first frame from 0, 0.08, 0.16 and 0.24 s on, of those each 1/30 s
-    np.testing.assert_allclose(shown, [0, 3, 5, 8, 0, 3, 5], atol=0.3)
+    shades = (store["images_camera_10"].mean((1, 2, 3)) - 20) / SHADES
+    # the first 30 Hz frames at or after 0, 0.08, 0.16 and 0.24 s
+    np.testing.assert_allclose(shades, [0, 3, 5, 8, 0, 3, 5], atol=0.3)
     assert converted(robot, Choice(cameras=("camera_10",)), "one.zarr").cameras == ("camera_10",)
     video = robot / "videos/1/0.mp4"
     film(video, 3)  # its last frame is repeated, as in diffusion_policy
-    shown = converted(robot, name="early.zarr")["images_camera_0"][4:].mean((1, 2, 3))
-    np.testing.assert_allclose((shown - 20) / SHADES, [0, 2, 2], atol=0.3)
+    shades = converted(robot, name="early.zarr")["images_camera_0"][4:].mean((1, 2, 3))
+    np.testing.assert_allclose((shades - 20) / SHADES, [0, 2, 2], atol=0.3)
     video.write_bytes(video.read_bytes()[:300])
     refused(robot, "videos/1/0.mp4: cannot be read")
     video.unlink()
     refused(robot, "videos/1/0.mp4: expected a video")
 
 
-def test_our_store_as_a_buffer(tmp_path):
+def test_store_exported_as_a_buffer(tmp_path):
     store = made.store(tmp_path / "own.zarr")
     path = written(store, tmp_path / "out.zarr")
     assert not list(path.rglob("zarr.json"))
@@ -140,14 +140,14 @@ def test_our_store_as_a_buffer(tmp_path):
         np.testing.assert_array_equal(root[f"data/{name}"], store[key])
     np.testing.assert_array_equal(root["data/timestamp"][5:], np.arange(7) / made.FPS)
     assert {array.shape[0] for _, array in root["data"].arrays()} == {12}
-    for lost, words in (
+    for missing, words in (
         ("data/grid/.zarray", "out.zarr: cannot be read (KeyError: 'grid')"),
         ("data/hand_image/0.0.0.0", "out.zarr: data/hand_image: expected all chunks, got 11 of 12"),
     ):
-        content = (path / lost).read_bytes()
-        (path / lost).unlink()
+        content = (path / missing).read_bytes()
+        (path / missing).unlink()
         refused(path, words)
-        (path / lost).write_bytes(content)
+        (path / missing).write_bytes(content)
     (path / ".zattrs").unlink()  # the sidecar
     back = converted(path, Choice(cameras=("left.up",)))
     assert back.attrs["rate_hz"] == made.FPS and back.keys == ("action", "proprio", "images_left.up")
@@ -156,7 +156,7 @@ def test_our_store_as_a_buffer(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["out.zarr", "out.zarr.zip"])
-def test_it_comes_back_as_it_was_and_nothing_half_written_is_left(tmp_path, name):
+def test_round_trip_is_exact_and_leaves_no_partial_output(tmp_path, name):
     store = made.store(tmp_path / "own.zarr")
     assert converted(written(store, tmp_path / name)).fingerprint == store.fingerprint
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.zarr", name, "own.zarr"]
@@ -168,8 +168,8 @@ def test_it_comes_back_as_it_was_and_nothing_half_written_is_left(tmp_path, name
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_time_stamps_are_each_episode_s_own(tmp_path):
+def test_timestamps_follow_each_episodes_rate(tmp_path):
     slowed = made.store(tmp_path / "in.zarr", values=[{"speed": 1.0}, {"speed": 0.7}])
     stamps = data_of(written(slowed, tmp_path / "out.zarr"))["timestamp"][:]
-    for found, count, rate in zip(np.split(stamps, made.LENGTHS[:1]), made.LENGTHS, (10, 7), strict=True):
-        np.testing.assert_allclose(found, np.arange(count) / rate)
+    for actual, count, rate in zip(np.split(stamps, made.LENGTHS[:1]), made.LENGTHS, (10, 7), strict=True):
+        np.testing.assert_allclose(actual, np.arange(count) / rate)

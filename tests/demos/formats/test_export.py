@@ -1,4 +1,4 @@
-"""The way out: the format, image size, joint targets in place of deltas."""
+"""Export: choice of format, image size, joint targets instead of deltas."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tests.demos.test_store import IMAGES
 ABSOLUTE = {"pictures": "png", "actions": "absolute", "action_range": "data"}
 
 
-def test_the_format_follows_to_or_the_name():
+def test_format_follows_the_to_setting_or_the_file_name():
     assert format_for(Path("a.zarr"), None) is None and format_for(Path("a.zarr"), "lerobot") == "lerobot"
     assert format_for(Path("a.hdf5"), None) == "robomimic"
     assert format_for(Path("a.b.zarr.zip"), None) == "diffusion_policy"
@@ -27,7 +27,7 @@ def test_the_format_follows_to_or_the_name():
         format_for(Path("a"), "rlds")
 
 
-def test_a_size_of_rendered_images(tmp_path):
+def test_size_of_rendered_images(tmp_path):
     first = EpisodeStore.open(shipped_demos("xarm7_cube"))
     with EpisodeStore.create(tmp_path / "one.zarr", first.attrs) as one:
         one.append({key: rows[:3] for key, rows in first.episode(0).items()}, {"seed": 500})
@@ -39,32 +39,32 @@ def test_a_size_of_rendered_images(tmp_path):
     np.testing.assert_array_equal(back["images_left"][2], task.render_cameras()["left"])
     with pytest.raises(UserError, match="image_size: expected null.* 16 x 24 px"):
         written(made.store(tmp_path / "in.zarr"), tmp_path / "none.zarr", image_size=12)
-    with pytest.raises(UserError, match="^actions: expected recorded"):  # others have no targets
+    with pytest.raises(UserError, match="^actions: expected recorded"):  # this store has no joint targets
         written(made.store(tmp_path / "odd.zarr"), tmp_path / "out", **ABSOLUTE)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_targets_come_back_and_the_episode_is_known(tmp_path, name):
-    """Of an arm, without a simulator's state."""
+def test_absolute_targets_round_trip_and_identify_the_episode(tmp_path, name):
+    """On data of a real arm, without simulator states."""
     rng = np.random.default_rng(0)
     with EpisodeStore.create(tmp_path / "in.zarr", IMAGES | {"source": "teleop, arm"}) as store:
         for n in (5, 7):
             deltas = np.append(rng.normal(0, 0.1, (n, 7)), rng.integers(0, 2, (n, 1)), 1).astype("f4")
-            own = {"action": deltas, "action_sent": deltas, "proprio": rng.normal(size=(n, 8)).astype("f4")}
-            store.append({**own, "images_hand": np.zeros((n, 8, 8, 3), "u1")}, {"seed": n})
+            data = {"action": deltas, "action_sent": deltas, "proprio": rng.normal(size=(n, 8)).astype("f4")}
+            store.append({**data, "images_hand": np.zeros((n, 8, 8, 3), "u1")}, {"seed": n})
     back = converted(written(store, tmp_path / name, **ABSOLUTE))
     assert [part["kind"] for part in back.attrs["action_parts"]] == ["absolute", "binary"]
     assert back.attrs["action_frame"] == "parts" and "action_sent" not in back.keys
     for i in range(2):
-        was, now = store.episode(i), back.episode(i)
-        targets = was["proprio"][0, :7] + was["action"][:, :7].astype("f8").cumsum(0)
-        np.testing.assert_allclose(now["action"][:, :7], targets, atol=1e-6)
-        np.testing.assert_array_equal(now["action"][:, 7], was["action"][:, 7])
-        np.testing.assert_array_equal(now["proprio"], was["proprio"])
+        original, imported = store.episode(i), back.episode(i)
+        targets = original["proprio"][0, :7] + original["action"][:, :7].astype("f8").cumsum(0)
+        np.testing.assert_allclose(imported["action"][:, :7], targets, atol=1e-6)
+        np.testing.assert_array_equal(imported["action"][:, 7], original["action"][:, 7])
+        np.testing.assert_array_equal(imported["proprio"], original["proprio"])
         assert {*episode_keys(back)[i]} & {*episode_keys(store)[i]}
 
 
-def test_targets_are_the_commands_of_the_simulated_arm():
+def test_targets_equal_the_simulated_arms_commands():
     demos = EpisodeStore.open(shipped_demos("xarm7_cube"))
     targets = ModifiedStore(demos.path, None, True)["action"]
     env = make(world_of_demos(demos), draw=False)

@@ -1,4 +1,4 @@
-"""LeRobot datasets in, both versions, partial and broken ones; and out, back by our own reader."""
+"""Import of LeRobot datasets of both versions, partial and broken ones; export, read back by our importer."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ def copy(tmp_path):
 
 
 @pytest.mark.parametrize("make", [made.lerobot_v21, made.lerobot_v30])
-def test_numbers_images_and_tasks_arrive(tmp_path, make):
+def test_numbers_images_and_tasks_are_imported(tmp_path, make):
     store = converted(make(tmp_path / "in"))
     assert store.lengths.tolist() == list(made.LENGTHS)
     assert (store.robot, store.attrs["rate_hz"], store.cameras) == ("koch", made.FPS, ("top",))
@@ -41,11 +41,11 @@ def test_numbers_images_and_tasks_arrive(tmp_path, make):
         np.testing.assert_array_equal(episode["action"], made.numbers(i)["action"])
         np.testing.assert_array_equal(episode["proprio"], made.numbers(i)["state"])
         np.testing.assert_array_equal(episode["next.reward"], np.arange(made.LENGTHS[i]))
-        # the next image is below 33: no frame is taken for its neighbour
+        # a neighbouring frame is below 33: no frame is mistaken for another
         assert min(map(psnr, episode["images_top"], made.frames(i))) > 38
 
 
-def test_a_partial_download_with_another_video_folder_arrives(tmp_path, copy):
+def test_partial_download_with_another_video_folder_is_imported(tmp_path, copy):
     (copy / "data/chunk-000/episode_000000.parquet").unlink()
     (copy / "videos").rename(copy / "video")
     source = convert(copy, tmp_path / "out.zarr")
@@ -53,13 +53,13 @@ def test_a_partial_download_with_another_video_folder_arrives(tmp_path, copy):
     assert store.meta("source_episode").tolist() == [1] and source.notes[0].startswith("1 of 2 episodes")
 
 
-def test_it_is_converted_once_and_again_when_it_changes(tmp_path, copy):
-    said: list[str] = []
-    first = as_store(copy, tmp_path / "cache", show=said.append)
-    assert as_store(copy, tmp_path / "cache", show=said.append) == first and len(said) == 1
+def test_dataset_is_converted_again_only_after_a_change(tmp_path, copy):
+    messages: list[str] = []
+    first = as_store(copy, tmp_path / "cache", show=messages.append)
+    assert as_store(copy, tmp_path / "cache", show=messages.append) == first and len(messages) == 1
     assert as_store(first, tmp_path / "cache") == first
     (copy / "README.md").write_text("changed")
-    assert as_store(copy, tmp_path / "cache", show=said.append) != first
+    assert as_store(copy, tmp_path / "cache", show=messages.append) != first
 
 
 def replaced(file, old, new):
@@ -75,7 +75,7 @@ def columns(**changes):
 
 
 def ragged(rows):
-    """Actions that are not as many numbers in each row."""
+    """Replace the actions with rows of unequal length."""
     table = made.table(1, made.LENGTHS[0])
     other = table.set_column(table.column_names.index("action"), "action", pa.array(rows))
     return lambda path: pq.write_table(other, path / EPISODE)
@@ -113,12 +113,12 @@ def no_rows(path):
         (ragged([[[1], [2], [3]]] * 5 + [[[1], [2, 3], []], [[1], [2], [3]]]), "action: expected the same count"),
     ],
 )  # fmt: skip
-def test_a_broken_file_is_one_line_and_leaves_nothing(copy, broken, words):
+def test_broken_file_is_one_error_line_and_leaves_nothing(copy, broken, words):
     broken(copy)
     refused(copy, words)
 
 
-def test_a_table_of_episodes_without_a_column_is_one_line(tmp_path):
+def test_missing_column_of_the_episode_table_is_one_error_line(tmp_path):
     file = made.lerobot_v30(tmp_path / "in") / "meta/episodes/chunk-000/file-000.parquet"
     table = pq.read_table(file)
     for column in ("episode_index", "length"):
@@ -135,8 +135,8 @@ def test_a_choice_of_keys_and_episodes(copy):
     refused(copy, "cameras: expected some of top", "'hand'", choice=Choice(cameras=("hand",)))
 
 
-def test_no_feature_takes_the_place_of_another(tmp_path, copy):
-    """The chosen action is not the one called so; names that collide, or that are ours or a camera's."""
+def test_colliding_feature_names_never_replace_each_other(tmp_path, copy):
+    """The chosen action is not the feature of that name; other names collide with each other or with the store's."""
     columns = {"proprio": 1, "images_top": 2, "x?": 3, "x*": 4}
     plain = {"dtype": "float32", "shape": [1], "names": None}
     info(features=made.features() | dict.fromkeys(columns, plain))(copy)
@@ -149,17 +149,17 @@ def test_no_feature_takes_the_place_of_another(tmp_path, copy):
     source = convert(copy, tmp_path / "out.zarr", choice)
     store = EpisodeStore.open(tmp_path / "out.zarr")
     for i in range(2):
-        found, wanted = store.episode(i), made.numbers(i)
-        np.testing.assert_array_equal(found["action"], wanted["state"])
-        np.testing.assert_array_equal(found["proprio"], wanted["state"])
-        np.testing.assert_array_equal(found["recorded_action"], wanted["action"])
-        assert found["images_top"].shape == (made.LENGTHS[i], made.H, made.W, 3)
+        episode, expected = store.episode(i), made.numbers(i)
+        np.testing.assert_array_equal(episode["action"], expected["state"])
+        np.testing.assert_array_equal(episode["proprio"], expected["state"])
+        np.testing.assert_array_equal(episode["recorded_action"], expected["action"])
+        assert episode["images_top"].shape == (made.LENGTHS[i], made.H, made.W, 3)
     names = ("recorded_proprio", "recorded_images_top", "xx_x", "recorded_xx_x")
     assert [store[name][0] for name in names] == [1, 2, 3, 4] and len(source.notes) == 4
 
 
-def test_a_full_disk_is_blamed_on_the_way_out(tmp_path, copy, monkeypatch):
-    """The store's findings concern the source; errors of the disk do not."""
+def test_full_disk_error_names_the_output(tmp_path, copy, monkeypatch):
+    """Invalid data is an error of the source; a disk error concerns the output."""
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -170,15 +170,15 @@ def test_a_full_disk_is_blamed_on_the_way_out(tmp_path, copy, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
-def test_lossless_images_make_the_same_store_again(tmp_path):
+def test_lossless_images_round_trip_to_the_same_store(tmp_path):
     store = made.store(tmp_path / "in.zarr")
     written(store, tmp_path / "out", pictures="png")
     assert convert(tmp_path / "out", tmp_path / "back.zarr").notes == []
     assert EpisodeStore.open(tmp_path / "back.zarr").fingerprint == store.fingerprint
 
 
-def test_video_keeps_numbers_exactly_and_images_nearly(tmp_path):
-    """Sides of odd length too."""
+def test_video_preserves_numbers_exactly_and_images_closely(tmp_path):
+    """Includes images with odd side lengths."""
     store = made.store(tmp_path / "in.zarr", sizes={"hand": (64, 96), "left/up": (97, 63)})
     back = converted(written(store, tmp_path / "out"))
     assert back.attrs == store.attrs and back.episode_ends.tolist() == store.episode_ends.tolist()
@@ -189,8 +189,8 @@ def test_video_keeps_numbers_exactly_and_images_nearly(tmp_path):
             np.testing.assert_array_equal(back[key], store[key], strict=True)
 
 
-def test_full_files_are_followed_by_new_ones(tmp_path, monkeypatch):
-    """At most a second of video in a file: the second episode, 0.7 s after 0.5 s, starts another."""
+def test_output_is_split_into_files_of_limited_size(tmp_path, monkeypatch):
+    """A file holds at most one second of video: the second episode, 0.7 s after 0.5 s, starts a new one."""
     for name in ("MAX_SECONDS", "CHUNK", "DATA_BYTES"):
         monkeypatch.setattr(write_lerobot, name, 1)
     store = made.store(tmp_path / "in.zarr")
@@ -204,7 +204,7 @@ def test_full_files_are_followed_by_new_ones(tmp_path, monkeypatch):
     np.testing.assert_array_equal(converted(out)["action"], store["action"])
 
 
-def test_metadata_and_statistics_are_those_of_the_numbers_and_images(tmp_path):
+def test_metadata_and_statistics_describe_the_data(tmp_path):
     store = made.store(tmp_path / "in.zarr")
     out = written(store, tmp_path / "out")
     info = json.loads((out / "meta/info.json").read_text())
@@ -223,31 +223,31 @@ def test_metadata_and_statistics_are_those_of_the_numbers_and_images(tmp_path):
     assert (hand["shape"], hand["info"]["video.codec"]) == ([made.H, made.W, 3], "h264")
     head = yaml.safe_load((out / "README.md").read_text().split("---")[1])
     assert head["configs"] == [{"config_name": "default", "data_files": "data/*/*.parquet"}]
-    tasks = pd.read_parquet(out / "meta/tasks.parquet")  # as LeRobot looks them up
+    tasks = pd.read_parquet(out / "meta/tasks.parquet")  # as LeRobot reads them
     assert [tasks.iloc[i].name for i in range(2)] == list(made.TASKS) and tasks.task_index.tolist() == [0, 1]
     table = pq.read_table(out / "data/chunk-000/file-000.parquet")
     assert table["task_index"].to_pylist() == [1] * 5 + [0] * 7
     rows = pq.read_table(out / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
-    every = json.loads((out / "meta/stats.json").read_text())
-    second, whole = store.episode(1), store["action"].astype("f8")
-    own = second["action"].astype("f8")
-    ninth = np.quantile(own, 0.9, axis=0)
-    for name, wanted in {"min": own.min(0), "std": own.std(0), "q90": ninth, "count": [7]}.items():
-        np.testing.assert_allclose(rows[1][f"stats/action/{name}"], wanted, rtol=1e-12)
-    all_steps = {"max": whole.max(0), "mean": whole.mean(0), "std": whole.std(0), "count": [12]}
-    for name, wanted in all_steps.items():
-        np.testing.assert_allclose(every["action"][name], wanted, rtol=1e-12)
+    totals = json.loads((out / "meta/stats.json").read_text())
+    second, steps = store.episode(1), store["action"].astype("f8")
+    actions = second["action"].astype("f8")
+    ninth = np.quantile(actions, 0.9, axis=0)
+    for name, expected in {"min": actions.min(0), "std": actions.std(0), "q90": ninth, "count": [7]}.items():
+        np.testing.assert_allclose(rows[1][f"stats/action/{name}"], expected, rtol=1e-12)
+    all_steps = {"max": steps.max(0), "mean": steps.mean(0), "std": steps.std(0), "count": [12]}
+    for name, expected in all_steps.items():
+        np.testing.assert_allclose(totals["action"][name], expected, rtol=1e-12)
     pixels = second["images_hand"].transpose(3, 0, 1, 2).reshape(3, -1) / 255
     median = np.quantile(pixels, 0.5, axis=1, method="inverted_cdf")
-    for name, wanted in (("max", pixels.max(1)), ("mean", pixels.mean(1)), ("std", pixels.std(1)), ("q50", median)):  # fmt: skip
-        found = np.array(rows[1][f"stats/observation.images.hand/{name}"])
-        assert found.shape == (3, 1, 1)
-        np.testing.assert_allclose(found.ravel(), wanted, atol=1e-12)
-    assert np.shape(every["grid"]["q10"]) == (2, 3) and every["observation.images.hand"]["count"] == [12]
+    for name, expected in (("max", pixels.max(1)), ("mean", pixels.mean(1)), ("std", pixels.std(1)), ("q50", median)):  # fmt: skip
+        actual = np.array(rows[1][f"stats/observation.images.hand/{name}"])
+        assert actual.shape == (3, 1, 1)
+        np.testing.assert_allclose(actual.ravel(), expected, atol=1e-12)
+    assert np.shape(totals["grid"]["q10"]) == (2, 3) and totals["observation.images.hand"]["count"] == [12]
 
 
 def test_the_sidecar_of_an_edited_dataset_is_not_used(tmp_path):
-    """LeRobot's tools drop episodes: the sidecar would then describe others."""
+    """LeRobot's tools can remove episodes, which makes the sidecar outdated."""
     out = written(made.store(tmp_path / "in.zarr"), tmp_path / "out")
     info = out / "meta/info.json"
     info.write_text(info.read_text().replace('"total_frames": 12', '"total_frames": 11'))
@@ -255,16 +255,16 @@ def test_the_sidecar_of_an_edited_dataset_is_not_used(tmp_path):
     assert EpisodeStore.open(tmp_path / "back.zarr").attrs["source"]["format"] == "LeRobot v3.0"
 
 
-def test_a_dataset_that_the_format_cannot_hold_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
-    def refused(name, words, pictures="h264", **about):
+def test_unsupported_dataset_is_one_error_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def assert_rejected(name, words, pictures="h264", **about):
         store = made.store(tmp_path / name, **about)
         before = sorted(tmp_path.iterdir())
         with pytest.raises(UserError, match=rf"{words}[^\n]*\Z"):
             written(store, tmp_path / "out", pictures=pictures)
         assert sorted(tmp_path.iterdir()) == before
 
-    refused("a.zarr", "rate_hz: expected a whole number.*12.5", rate_hz=12.5)
-    refused("b.zarr", "up/left and up_left", sizes={"up/left": (16, 16), "up_left": (16, 16)})
-    refused("c.zarr", "expected finite values", pictures="png", values=[{"grade": math.nan}] * 2)
+    assert_rejected("a.zarr", "rate_hz: expected a whole number.*12.5", rate_hz=12.5)
+    assert_rejected("b.zarr", "up/left and up_left", sizes={"up/left": (16, 16), "up_left": (16, 16)})
+    assert_rejected("c.zarr", "expected finite values", pictures="png", values=[{"grade": math.nan}] * 2)
     monkeypatch.setattr("s2robot.demos.formats.video.ENCODER", "libnone")
-    refused("d.zarr", "libnone.*pictures=png")
+    assert_rejected("d.zarr", "libnone.*pictures=png")

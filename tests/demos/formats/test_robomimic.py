@@ -1,4 +1,4 @@
-"""robomimic files in and out: units, cameras, masks, broken files; and robosuite's own recordings, drawn from their states."""
+"""Import and export of robomimic files: units, cameras, masks, broken files; robosuite recordings rendered from states."""
 
 import contextlib
 import io
@@ -31,18 +31,18 @@ def file(tmp_path):
     return made.robomimic(tmp_path / "in.hdf5")
 
 
-def test_a_file_arrives_and_goes_out_as_it_came(tmp_path, file):
+def test_file_round_trips_through_a_store(tmp_path, file):
     store = converted(file)
     assert store.meta("source_episode").tolist() == [2, 10] and store.lengths.tolist() == [4, 3]
     assert (store.robot, store.attrs["rate_hz"], store.cameras) == ("Panda", 20, ("agentview",))
     assert store["images_agentview"][:, 0, 0, 0].tolist() == [2] * 4 + [10] * 3
     with h5py.File(file) as raw:
         actions, position = raw["data/demo_2/actions"][:], raw["data/demo_2/obs/robot0_eef_pos"][:]
-    found, scale = store.episode(0), np.array([0.05] * 3 + [0.5] * 4)
-    wanted = actions * scale + [0, 0, 0, 0, 0, 0, 0.5]
-    np.testing.assert_allclose(found["action"], wanted, rtol=1e-6, atol=1e-8)
-    np.testing.assert_array_equal(found["proprio"][:, :3], position.astype("f4"))
-    np.testing.assert_allclose(found["proprio"][0, 3:9], [0, 1, 0, -1, 0, 0], atol=1e-6)  # x to y, y to -x
+    episode, scale = store.episode(0), np.array([0.05] * 3 + [0.5] * 4)
+    expected = actions * scale + [0, 0, 0, 0, 0, 0, 0.5]
+    np.testing.assert_allclose(episode["action"], expected, rtol=1e-6, atol=1e-8)
+    np.testing.assert_array_equal(episode["proprio"][:, :3], position.astype("f4"))
+    np.testing.assert_allclose(episode["proprio"][0, 3:9], [0, 1, 0, -1, 0, 0], atol=1e-6)  # x to y, y to -x
     assert [p["kind"] for p in store.attrs["action_parts"]] == ["delta", "rotation", "binary"]
     assert converted(file, Choice(mask="train"), "some.zarr").meta("source_episode").tolist() == [10]
 
@@ -51,20 +51,18 @@ def test_a_file_arrives_and_goes_out_as_it_came(tmp_path, file):
     with h5py.File(file) as first, h5py.File(out) as second:
         assert json.loads(second["data"].attrs["env_args"]) == ARGS
         for before, after in (("demo_2", "demo_0"), ("demo_10", "demo_1")):
-            there, back = first["data"][before], second["data"][after]
-            np.testing.assert_allclose(back["actions"], there["actions"], atol=1e-7)
-            np.testing.assert_array_equal(back["obs/agentview_image"], there["obs/agentview_image"])
+            original, exported = first["data"][before], second["data"][after]
+            np.testing.assert_allclose(exported["actions"], original["actions"], atol=1e-7)
+            np.testing.assert_array_equal(exported["obs/agentview_image"], original["obs/agentview_image"])
 
 
-def test_a_file_says_its_world(file):
+def test_world_is_read_from_the_file(file):
     about = converted(file).attrs
-    found, world = bind(about, world_of_file(about), file)
+    bound, world = bind(about, world_of_file(about), file)
     assert (world.env, world.robot, world.rate_hz, world.cameras) == ("Lift", "Panda", 20, ("agentview",))
-    assert found["env_config"]["proprio"] == ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]
-    assert (
-        found["action_parts"][0]["high"] == [0.05] * 3
-        and found["camera_geometry"] == about["camera_geometry"]
-    )
+    assert bound["env_config"]["proprio"] == ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]
+    assert bound["action_parts"][0]["high"] == [0.05] * 3
+    assert bound["camera_geometry"] == about["camera_geometry"]
     assert world_of_file(about | {"env_args": {}}) is None
 
 
@@ -78,11 +76,11 @@ def replaced(name, values):
 
 
 def args(**kwargs):
-    told = json.dumps(ARGS | {"env_kwargs": kwargs})
-    return lambda raw: raw["data"].attrs.__setitem__("env_args", told)
+    env_args = json.dumps(ARGS | {"env_kwargs": kwargs})
+    return lambda raw: raw["data"].attrs.__setitem__("env_args", env_args)
 
 
-def test_odd_contents_are_one_line_that_names_the_file(file):
+def test_invalid_contents_are_one_error_line_naming_the_file(file):
     for change, words in (
         (replaced("data/demo_10/obs/robot0_eef_pos", np.zeros((2, 3))), "data/demo_10: obs/robot0_eef_pos: expected"),
         (replaced("data/demo_2/actions", np.ones(4)), "cannot be read (IndexError: tuple index out"),
@@ -106,7 +104,7 @@ def test_odd_contents_are_one_line_that_names_the_file(file):
         (["Baxter"], [OSC], ["right_", "left_"]),
     ],
 )
-def test_two_arms_move_by_deltas_too(tmp_path, robots, controllers, prefixes):
+def test_two_arms_use_delta_actions(tmp_path, robots, controllers, prefixes):
     path, rng = tmp_path / "two.hdf5", np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         actions = file["data/demo_0/actions"] = rng.uniform(-1, 1, (4, 14))
@@ -115,14 +113,14 @@ def test_two_arms_move_by_deltas_too(tmp_path, robots, controllers, prefixes):
             file[f"data/demo_0/obs/robot{i}_eef_pos"] = rng.normal(size=(4, 3))
     store = converted(path)
     kinds = {"position": "delta", "rotation": "rotation", "gripper": "binary"}
-    found = [(part["name"], part["kind"]) for part in store.attrs["action_parts"]]
-    assert found == [(prefix + name, kind) for prefix in prefixes for name, kind in kinds.items()]
+    actual = [(part["name"], part["kind"]) for part in store.attrs["action_parts"]]
+    assert actual == [(prefix + name, kind) for prefix in prefixes for name, kind in kinds.items()]
     scale, offset = np.tile([0.05] * 3 + [0.5] * 4, 2), np.tile([0.0] * 6 + [0.5], 2)
     np.testing.assert_allclose(store["action"], actions * scale + offset, rtol=1e-6, atol=1e-8)
     assert [p["name"] for p in store.attrs["proprio_parts"]] == ["robot0_eef_pos", "robot1_eef_pos"]
 
 
-def test_other_controllers_decide_whether_actions_are_deltas(file):
+def test_controller_decides_whether_actions_are_deltas(file):
     for i, (config, kind) in enumerate((
         ({"type": "JOINT_POSITION", "output_max": 0.05}, "delta"),
         ({"type": "OSC_POSITION", "output_max": [0.05] * 3, "input_type": "delta"}, "delta"),
@@ -135,13 +133,13 @@ def test_other_controllers_decide_whether_actions_are_deltas(file):
 
 @pytest.fixture
 def store(tmp_path):
-    """Ours, with limits of the joints."""
+    """An episode store with joint limits."""
     joints, gripper = made.PARTS["action_parts"]
     parts = [{**joints, "low": [-4] * 2, "high": [6] * 2}, gripper]
     return made.store(tmp_path / "own.zarr", action_parts=parts)
 
 
-def test_our_store_as_a_file_and_back(tmp_path, store):
+def test_store_exported_as_a_file_round_trips(tmp_path, store):
     path = written(store, tmp_path / "out.hdf5", valid=0.5)
     with h5py.File(path) as file:
         data, masks = file["data"], {k: file["mask"][k][:].tolist() for k in file["mask"]}
@@ -151,7 +149,7 @@ def test_our_store_as_a_file_and_back(tmp_path, store):
         demo, episode = data["demo_1"], store.episode(1)
         assert demo.attrs["num_samples"] == made.LENGTHS[1]
         assert demo["dones"][:].tolist() == [0] * 6 + [1] and demo["rewards"][:].tolist() == [0] * 6 + [1]
-        assert data["demo_0/rewards"][:].sum() == 0  # it did not succeed
+        assert data["demo_0/rewards"][:].sum() == 0  # episode 0 failed
         joints = demo["actions"][:, :2] * 5 + 1  # -4 to 6
         np.testing.assert_allclose(joints, episode["action"][:, :2], rtol=1e-6)
         np.testing.assert_array_equal(demo["actions"][:, 2], episode["action"][:, 2] * 2 - 1)
@@ -161,12 +159,12 @@ def test_our_store_as_a_file_and_back(tmp_path, store):
             assert demo[f"obs/{camera}_image"].chunks[0] == 1
         number = int(masks["valid"][0].decode().removeprefix("demo_"))
     assert converted(path).fingerprint == store.fingerprint
-    some = converted(path, Choice(cameras=("left.up",), mask="valid"), "some.zarr")
-    assert some.cameras == ("left.up",) and "images_hand" not in some.keys and len(some) == 1
-    for key in some.keys:
-        np.testing.assert_array_equal(some[key], store.episode(number)[key])
+    subset = converted(path, Choice(cameras=("left.up",), mask="valid"), "some.zarr")
+    assert subset.cameras == ("left.up",) and "images_hand" not in subset.keys and len(subset) == 1
+    for key in subset.keys:
+        np.testing.assert_array_equal(subset[key], store.episode(number)[key])
     refused(path, "rate_hz: expected 10", choice=Choice(rate_hz=5))
-    for change, words in (  # by others
+    for change, words in (  # changed by other tools
         (lambda f: f["data/demo_1"].__delitem__("s2robot/grid"), "data/demo_1: s2robot/grid: expected"),
         (lambda f: f["data/demo_0"].attrs.__delitem__("s2robot:seed"), "data/demo_0: cannot be read (KeyError: 'seed')"),
         (lambda f: f["data"].attrs.__setitem__("s2robot", "{"), "data: s2robot: cannot be read"),
@@ -174,7 +172,7 @@ def test_our_store_as_a_file_and_back(tmp_path, store):
         refused(changed(path, change), words)
 
 
-def test_actions_beyond_the_range_are_rejected_cut_or_stretched(tmp_path):
+def test_out_of_range_actions_are_rejected_clipped_or_rescaled(tmp_path):
     store = made.store(tmp_path / "own.zarr")  # joints without limits
     numbers = np.array(store["action"])
     numbers[0, 0] = 2.5
@@ -184,9 +182,9 @@ def test_actions_beyond_the_range_are_rejected_cut_or_stretched(tmp_path):
         written(store, tmp_path / "none.hdf5")
     path = written(store, tmp_path / "cut.hdf5", action_range="clip")
     with h5py.File(path) as file:
-        cut = np.clip(numbers[: made.LENGTHS[0], :2], -1, 1)
-        np.testing.assert_array_equal(file["data/demo_0/actions"][:, :2], cut)
-    assert converted(path, name="cut.zarr")["action"].max() == 1  # cut for us as for all
+        clipped = np.clip(numbers[: made.LENGTHS[0], :2], -1, 1)
+        np.testing.assert_array_equal(file["data/demo_0/actions"][:, :2], clipped)
+    assert converted(path, name="cut.zarr")["action"].max() == 1  # our importer reads the clipped values too
     path = written(store, tmp_path / "stretched.hdf5", action_range="data")
     with h5py.File(path) as file:
         both = np.concatenate([file[f"data/demo_{i}/actions"] for i in range(2)])
@@ -202,8 +200,8 @@ from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.store import EpisodeStore
 
 store = EpisodeStore.open(sys.argv[1])
-for room in map(int, sys.argv[3:]):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+for limit in map(int, sys.argv[3:]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
         export(store, Path(sys.argv[2]), "robomimic", ExportSettings(action_range="data"))
     except DiskError:
@@ -211,11 +209,11 @@ for room in map(int, sys.argv[3:]):
 """
 
 
-def test_a_disk_that_is_full(tmp_path):
-    """The process lives on; hdf5 crashes at its end when it learns of a write that failed."""
+def test_full_disk_is_reported_without_a_crash(tmp_path):
+    """The process survives; HDF5 would crash at exit after a failed write."""
     made.store(tmp_path / "in.zarr", sizes={"hand": (64, 64)})
-    rooms = ["30000", "20000", "10000", "1000", "0"]
-    words = [sys.executable, "-c", FULL, str(tmp_path / "in.zarr"), str(tmp_path / "out.hdf5"), *rooms]
+    limits = ["30000", "20000", "10000", "1000", "0"]
+    words = [sys.executable, "-c", FULL, str(tmp_path / "in.zarr"), str(tmp_path / "out.hdf5"), *limits]
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout, done.stderr) == (0, "refused\n" * 5, "")
     assert [path.name for path in tmp_path.iterdir()] == ["in.zarr"]
@@ -227,7 +225,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory):
-    """(demo.hdf5 as robosuite's script makes it of what its own wrapper recorded, pictures and poses as they were)."""
+    """Return (demo.hdf5 as robosuite's script writes it, the images and poses seen while its wrapper recorded)."""
     from robosuite.wrappers import DataCollectionWrapper
 
     folder = tmp_path_factory.mktemp("raw")
@@ -239,7 +237,7 @@ def recording(tmp_path_factory):
             wrapper.reset()
             task._bind_scene()
             for _ in range(STEPS):
-                task._refresh_poses()  # a step leaves them half a step old
+                task._refresh_poses()  # after a step, poses lag by half a step
                 seen.append((task.proprio, task.render_cameras()["agentview"]))
                 wrapper.step(rng.uniform(-1, 1, 7))
             task.close()
@@ -247,36 +245,34 @@ def recording(tmp_path_factory):
     kwargs = task.arguments()["env_kwargs"]
     info = {"env_name": "Lift", "robots": ["Panda"], "controller_configs": kwargs["controller_configs"]}
     path = folder / "demo.hdf5"
-    with h5py.File(
-        path, "w"
-    ) as file:  # as gather_demonstrations_as_hdf5 of collect_human_demonstrations.py does
+    with h5py.File(path, "w") as file:  # as in collect_human_demonstrations.py of robosuite
         data = file.create_group("data")
         about = {"date": "1-1-2026", "time": "0:0:0", "repository_version": "1.5.2", "env": "Lift"}
         data.attrs.update(about | {"env_info": json.dumps(info)})
         for number, episode in enumerate(sorted((folder / "tmp").iterdir()), 1):
-            found = [np.load(name, allow_pickle=True) for name in sorted(glob(f"{episode}/state_*.npz"))]
+            parts = [np.load(name, allow_pickle=True) for name in sorted(glob(f"{episode}/state_*.npz"))]
             demo = data.create_group(f"demo_{number}")
             demo.attrs["model_file"] = (episode / "model.xml").read_text()
-            demo["states"] = np.concatenate([f["states"] for f in found])[:-1]
-            demo["actions"] = np.stack([a["actions"] for f in found for a in f["action_infos"]])
+            demo["states"] = np.concatenate([f["states"] for f in parts])[:-1]
+            demo["actions"] = np.stack([a["actions"] for f in parts for a in f["action_infos"]])
     return path, seen
 
 
-def test_a_recording_is_drawn_as_it_was(recording):
+def test_recording_is_rendered_identically(recording):
     path, seen = recording
     store = converted(path, CHOICE)
     assert store.lengths.tolist() == [STEPS] * 2 and store.meta("source_episode").tolist() == [1, 2]
     assert (store.robot, store.attrs["rate_hz"]) == ("Panda", 20)
     assert store.attrs["action_frame"] == "robosuite:OSC_POSE"
-    np.testing.assert_array_equal(store["images_agentview"], [picture for _, picture in seen])
+    np.testing.assert_array_equal(store["images_agentview"], [image for _, image in seen])
     np.testing.assert_allclose(store["proprio"], [proprio for proprio, _ in seen], atol=1e-6)
     with h5py.File(path) as file:
         moves = file["data/demo_1/actions"][:, :3] * 0.05
     np.testing.assert_allclose(store["action"][:STEPS, :3], moves, rtol=1e-6)
 
 
-def test_our_states_go_out_with_their_world(tmp_path):
-    """What we write, robomimic's scripts can draw: its states alone, in its scene, give the pictures again."""
+def test_states_are_exported_with_their_world(tmp_path):
+    """robomimic's scripts can render the export: its states and scene alone reproduce the images."""
     task = make(RobosuiteSettings(env="Lift", rate_hz=10, cameras=CHOICE.cameras, image_size=24))
     task.reset(seed=5)
     task.action_space.seed(2)
@@ -288,10 +284,10 @@ def test_our_states_go_out_with_their_world(tmp_path):
             task.step_physics(action)
         store.append({key: np.stack([row[key] for row in rows]) for key in rows[0]}, {"seed": 5})
     path = written(store, tmp_path / "out.hdf5")
-    back, (drawn,) = converted(path), pieces(store, 0)
+    back, (rendered,) = converted(path), pieces(store, 0)
     assert {**back.attrs, "kind": "states"} == store.attrs and back.cameras == store.cameras
     assert set(back.keys) == {*store.keys, "images_agentview"}
-    for key, array in drawn.items():
+    for key, array in rendered.items():
         assert back[key].dtype == array.dtype
         np.testing.assert_array_equal(back[key], array)
 
@@ -301,15 +297,15 @@ def test_our_states_go_out_with_their_world(tmp_path):
         for name in ("obs", "s2robot"):
             del file[f"data/demo_0/{name}"]
     again = converted(path, CHOICE, "again.zarr")
-    # a scene's text has fewer digits than its numbers: a pixel may fall on the other side of a grey level
-    apart = again["images_agentview"].astype(int) - drawn["images_agentview"]
-    assert np.abs(apart).max() <= 1 and (apart != 0).mean() < 0.01
+    # the scene's XML has fewer digits than its numbers: a pixel may differ by one grey level
+    difference = again["images_agentview"].astype(int) - rendered["images_agentview"]
+    assert np.abs(difference).max() <= 1 and (difference != 0).mean() < 0.01
     np.testing.assert_allclose(again["proprio"], store["proprio"], atol=1e-6)
     assert again.attrs["action_parts"] == store.attrs["action_parts"]
     np.testing.assert_array_equal(again["action"], store["action"])
 
 
-def test_robomimics_file_of_states_reads_alike(recording):
+def test_robomimic_state_files_are_read(recording):
     def change(file):
         data = file["data"]
         kwargs = json.loads(data.attrs.pop("env_info"))
@@ -326,10 +322,10 @@ def test_robomimics_file_of_states_reads_alike(recording):
     with h5py.File(path) as file:
         states = file["data/demo_2/states"][:]
     assert len(source) == 1 and piece["images_agentview"].shape == (STEPS, 20, 30, 3)
-    np.testing.assert_array_equal(piece["proprio"], states[:, 1:8].astype("f4"))  # the arm's come first
+    np.testing.assert_array_equal(piece["proprio"], states[:, 1:8].astype("f4"))  # the arm's joints
 
 
-def test_a_file_that_does_not_fit_is_one_line(recording):
+def test_unsupported_file_is_one_error_line(recording):
     for change, words in (
         (lambda d: d.attrs.update(env_info=json.dumps({"env_name": "Kitchen"})), "env_args (of robosuite 1.5.2): task.env"),
         (lambda d: d.attrs.update(env_args=json.dumps({"env_name": "Maze", "type": 2})), "Maze, type 2"),
@@ -342,7 +338,7 @@ def test_a_file_that_does_not_fit_is_one_line(recording):
         refused(path, words, choice=CHOICE)
 
 
-def test_without_robosuite_it_says_how_to_have_it(recording, monkeypatch):
+def test_missing_robosuite_names_the_install_command(recording, monkeypatch):
     monkeypatch.setattr("s2robot.core.errors.find_spec", {"h5py": True}.get)
     with pytest.raises(UserError, match=r"^robosuite is not installed: pip install 's2robot\[sim\]'$"):
         read(recording[0], CHOICE)

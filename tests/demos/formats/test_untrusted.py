@@ -1,4 +1,4 @@
-"""Datasets made to harm: code that would run, more memory than there is, files outside them. Each is one line or is read."""
+"""Malicious datasets: code execution, excessive memory, files outside the dataset. Each is a one-line error or is read."""
 
 import json
 import os
@@ -33,7 +33,7 @@ HUGE = 1 << 34
 
 @pytest.fixture(autouse=True)
 def little_memory():
-    """A read may take 2 GiB more than there is now, so that a limit that fails is an error and no killed machine."""
+    """Allow 2 GiB more than now, so that a missing check raises an error instead of exhausting the machine."""
     limits = resource.getrlimit(resource.RLIMIT_AS)
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + (2 << 30), limits[1]))
@@ -42,7 +42,7 @@ def little_memory():
 
 
 class Payload:
-    """Makes a folder where it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -53,7 +53,7 @@ class Payload:
 
 @pytest.fixture(scope="module")
 def group2(tmp_path_factory):
-    """Makes a replay buffer of four steps."""
+    """Return a function that copies a replay buffer of four steps."""
     path = tmp_path_factory.mktemp("buffer") / "in.zarr"
     root = zarr.open_group(str(path), mode="w", zarr_format=2)
     for key, values in {
@@ -65,7 +65,7 @@ def group2(tmp_path_factory):
 
 
 def array2(path: Path, chunk: bytes | None, **about) -> None:
-    """Put an array into a replay buffer by hand; without a chunk it holds none."""
+    """Write the files of an array of a replay buffer by hand; without `chunk`, its metadata only."""
     plain = {"zarr_format": 2, "shape": [4], "chunks": [4], "dtype": "<f4", "fill_value": 0, "order": "C"}
     about = plain | {"compressor": None, "filters": None} | about
     shutil.rmtree(path, ignore_errors=True)
@@ -77,15 +77,15 @@ def array2(path: Path, chunk: bytes | None, **about) -> None:
 
 @pytest.mark.parametrize("codec", sorted(codec_registry))
 def test_no_codec_runs_code(tmp_path, group2, codec):
-    """As compressor and as filter, alone and beside pickle, of wanted and other arrays, in a folder, a zip, by .zmetadata."""
+    """As compressor and as filter, alone and with pickle, in read and unread arrays, in a folder, a zip and .zmetadata."""
     trap, entry, pickled = tmp_path / "made-by-a-pickle", {"id": codec}, {"id": "pickle", "protocol": 5}
     chunk = pickle.dumps(Payload(trap))
-    beside = [{"compressor": pickled, "filters": [entry]}, {"compressor": entry, "filters": [pickled]}]
-    codecs = [*beside, {"compressor": entry}, {"filters": [entry]}]
+    with_pickle = [{"compressor": pickled, "filters": [entry]}, {"compressor": entry, "filters": [pickled]}]
+    codecs = [*with_pickle, {"compressor": entry}, {"filters": [entry]}]
     cases = product(codecs, ("|O", "<f4"), ("data/action", "meta/note"))
-    for number, (about, dtype, place) in enumerate(cases):
+    for number, (about, dtype, key) in enumerate(cases):
         path = group2(tmp_path / str(number))
-        array2(path / place, chunk, dtype=dtype, fill_value="" if dtype == "|O" else 0, **about)
+        array2(path / key, chunk, dtype=dtype, fill_value="" if dtype == "|O" else 0, **about)
         files = {f.relative_to(path).as_posix(): json.loads(f.read_text()) for f in path.rglob(".z[ag]*")}
         (path / ".zmetadata").write_text(json.dumps({"zarr_consolidated_format": 1, "metadata": files}))
         for form in (path, zipped(path)):
@@ -93,8 +93,8 @@ def test_no_codec_runs_code(tmp_path, group2, codec):
                 list(read(form, Choice()).pieces(0))
             except UserError as error:
                 assert "\n" not in str(error)
-            else:  # only the wanted arrays are read
-                assert place == "meta/note"
+            else:  # unused arrays are not read
+                assert key == "meta/note"
     assert not trap.exists()
 
 
@@ -103,7 +103,7 @@ def in_chunks(*shape: int) -> dict:
 
 
 @pytest.mark.parametrize("codec", ["pickle", "json2", "msgpack2"])
-def test_no_codec_runs_code_in_a_store_of_ours(tmp_path, codec):
+def test_no_codec_runs_code_in_an_episode_store(tmp_path, codec):
     trap, path = tmp_path / "made-by-a-pickle", made.store(tmp_path / "in.zarr").path
     (path / "meta/task/c.0").write_bytes(pickle.dumps(Payload(trap)))
     file = path / "meta/task/zarr.json"
@@ -122,10 +122,10 @@ def test_no_codec_runs_code_in_a_store_of_ours(tmp_path, codec):
 
 
 def zstd_of_zeros(size: int) -> bytes:
-    """A frame that says its size and holds so many zeros, 4 bytes for each 128 KiB."""
+    """Return a zstd frame that declares its size and holds that many zeros, 4 bytes for each 128 KiB."""
     head = b"\x28\xb5\x2f\xfd" + bytes([0b11000000, 0x58]) + struct.pack("<Q", size)
-    blocks, rest = divmod(size, 1 << 17)
-    sizes = [1 << 17] * blocks + [rest] * bool(rest)
+    blocks, remainder = divmod(size, 1 << 17)
+    sizes = [1 << 17] * blocks + [remainder] * bool(remainder)
     heads = (n << 3 | 2 | (i == len(sizes) - 1) for i, n in enumerate(sizes))
     return head + b"".join(struct.pack("<I", n)[:3] + b"\0" for n in heads)
 
@@ -136,7 +136,7 @@ SMALL = {"shape": [4, 2], "chunks": [4, 2]}
 
 
 @pytest.mark.parametrize(
-    ("place", "chunk", "about"),
+    ("key", "chunk", "about"),
     [
         ("data/action", None, {"shape": [HUGE, 2], "chunks": [HUGE, 2]}),
         ("meta/episode_ends", None, {"shape": [HUGE], "chunks": [1], "dtype": "<i8", "fill_value": 1}),
@@ -145,37 +145,37 @@ SMALL = {"shape": [4, 2], "chunks": [4, 2]}
         ("data/action", FLOATS * 9, SMALL),
         ("data/action", FLOATS[:9], SMALL),
         ("data/action", zstd_of_zeros(HUGE), SMALL | {"compressor": ZSTD}),
-        ("data/action", zstd_of_zeros(32) + zstd_of_zeros(1 << 32), SMALL | {"compressor": ZSTD}),  # a second frame behind a right one
+        ("data/action", zstd_of_zeros(32) + zstd_of_zeros(1 << 32), SMALL | {"compressor": ZSTD}),  # a second frame after a valid one
         ("data/action", zlib.compress(bytes(1 << 28)), SMALL | {"compressor": {"id": "zlib", "level": 1}}),
-        # blosc and lz4, whose head says more than the chunk holds
+        # blosc and lz4 with a header that claims more than the chunk holds
         ("data/action", BLOSC.encode(bytes(32))[:4] + b"\xff\xff\xff\x7f" + BLOSC.encode(bytes(32))[8:], SMALL | {"compressor": {"id": "blosc", "cname": "lz4"}}),
         ("data/action", b"\xff\xff\xff\x7f" + numcodecs.LZ4().encode(bytes(32))[4:], SMALL | {"compressor": {"id": "lz4"}}),
         ("data/action", FLOATS, {"shape": [4, 2], "chunks": [0, 2]}),
         ("data/action", FLOATS, {"shape": "4", "chunks": [4, 2]}),
     ],
 )  # fmt: skip
-def test_a_replay_buffer_that_claims_more_than_it_holds(tmp_path, group2, place, chunk, about):
+def test_replay_buffer_with_false_sizes_is_rejected(tmp_path, group2, key, chunk, about):
     path = group2(tmp_path / "in.zarr")
-    array2(path / place, chunk, **about)
+    array2(path / key, chunk, **about)
     for form in (path, zipped(path)):
         refused(form)
 
 
-def test_a_store_that_claims_more_than_it_holds(tmp_path):
+def test_store_with_false_sizes_is_rejected(tmp_path):
     folder = made.store(tmp_path / "in.zarr").path / "data/proprio"
-    whole = (folder / "zarr.json").read_text()
+    content = (folder / "zarr.json").read_text()
     tall, wide = ({"shape": shape, **in_chunks(*shape)} for shape in ([HUGE, 4], [12, HUGE]))
     for about in (tall, wide, in_chunks(12, 1), {}):
-        (folder / "zarr.json").write_text(whole)
+        (folder / "zarr.json").write_text(content)
         edited(folder / "zarr.json", **about)
-        if not about:  # a chunk that says it holds 16 GiB of zeros, in half a megabyte
+        if not about:  # half a megabyte that claims to hold 16 GiB of zeros
             (folder / "c.0.0").write_bytes(zstd_of_zeros(HUGE))
         with pytest.raises(UserError, match="proprio"):
             EpisodeStore.open(tmp_path / "in.zarr")
 
 
-def test_constant_pictures_are_no_harm_and_a_file_of_zeros_without_end_is_no_chunk(tmp_path, group2):
-    """64 MB of one colour in a few kilobytes, and chunks that were left out."""
+def test_constant_images_are_read_and_endless_files_are_not(tmp_path, group2):
+    """64 MB of one colour in a few kilobytes, omitted chunks, and a chunk that links to /dev/zero."""
     path, size = group2(tmp_path / "in.zarr"), (4, 2000, 2500, 3)
     data = zarr.open_group(str(path), mode="r+", zarr_format=2)["data"]
     data.create_array("top_image", shape=size, dtype="u1", chunks=(1, *size[1:]))[:2] = 9
@@ -192,7 +192,7 @@ POSITION = "robot0_eef_pos"
     ("name", "about"),
     [
         (POSITION, {"data": np.ones((4, 3)), "scaleoffset": 3}),
-        (POSITION, {"shape": (4, HUGE), "dtype": "f8", "chunks": (1, 1024)}),  # of which nothing is stored
+        (POSITION, {"shape": (4, HUGE), "dtype": "f8", "chunks": (1, 1024)}),  # no data is stored
         (POSITION, {"shape": (4, 3), "dtype": "f8", "chunks": (4, 1 << 26), "maxshape": (None, None)}),
         (POSITION, {"shape": (4, 3), "dtype": h5py.vlen_dtype(np.float64)}),
         (POSITION, {"shape": (4, 3), "dtype": "f8", "external": [("secret", 0, 96)]}),
@@ -200,7 +200,7 @@ POSITION = "robot0_eef_pos"
     ],
 )
 @pytest.mark.parametrize("proprio", [(POSITION,), None])
-def test_an_hdf5_array_that_no_plain_numbers_explain(tmp_path, monkeypatch, name, about, proprio):
+def test_unusual_hdf5_arrays_are_rejected(tmp_path, monkeypatch, name, about, proprio):
     monkeypatch.chdir(tmp_path)
     Path("secret").write_bytes(bytes(4 * 3 * 8))
     with h5py.File(made.robomimic(tmp_path / "in.hdf5"), "a") as file:
@@ -215,27 +215,27 @@ ARRAYS = (f"data/demo_10/obs/{POSITION}", "data/demo_10/actions", "mask/train")
 LINKS = product(("external", "soft"), (*ARRAYS, "data/demo_10/obs", "data/demo_10"))
 
 
-@pytest.mark.parametrize(("kind", "place"), [*LINKS, *product(["virtual"], ARRAYS)])
-def test_an_hdf5_file_reads_itself_alone(tmp_path, kind, place):
+@pytest.mark.parametrize(("kind", "key"), [*LINKS, *product(["virtual"], ARRAYS)])
+def test_hdf5_links_and_virtual_datasets_are_rejected(tmp_path, kind, key):
     made.robomimic(tmp_path / "other.hdf5")
     with h5py.File(made.robomimic(tmp_path / "in.hdf5"), "a") as file:
-        old = file.pop(place)
+        old = file.pop(key)
         if kind == "virtual":
             layout = h5py.VirtualLayout(old.shape, old.dtype)
-            layout[:] = h5py.VirtualSource("other.hdf5", place, old.shape)
-            file.create_virtual_dataset(place, layout)
+            layout[:] = h5py.VirtualSource("other.hdf5", key, old.shape)
+            file.create_virtual_dataset(key, layout)
         else:
-            file["out" if kind == "soft" else place] = h5py.ExternalLink("other.hdf5", place)
+            file["out" if kind == "soft" else key] = h5py.ExternalLink("other.hdf5", key)
         if kind == "soft":
-            file[place] = h5py.SoftLink("/out")
+            file[key] = h5py.SoftLink("/out")
     refused(tmp_path / "in.hdf5", "everything in this file", choice=Choice(proprio=(POSITION,), mask="train"))
 
 
-def test_a_table_of_more_rows_than_its_bytes_explain(tmp_path):
+def test_table_with_more_rows_than_its_bytes_is_rejected(tmp_path):
     path = made.lerobot_v30(tmp_path / "in")
     pq.write_table(pa.table({"episode_index": np.zeros(40_000_000, "i1")}), tmp_path / "rows")
-    for place in ("data", "meta/episodes"):
-        file = path / place / "chunk-000/file-000.parquet"
+    for folder in ("data", "meta/episodes"):
+        file = path / folder / "chunk-000/file-000.parquet"
         before = file.read_bytes()
         shutil.copy(tmp_path / "rows", file)
         refused(path, "file-000.parquet", "bytes")
@@ -243,7 +243,7 @@ def test_a_table_of_more_rows_than_its_bytes_explain(tmp_path):
 
 
 def png(width: int, height: int) -> bytes:
-    """A grey picture of that size by its head; it holds none of it."""
+    """Return a grey PNG whose header declares that size but which has no pixels."""
 
     def part(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -252,8 +252,8 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(b"")) + part(b"IEND", b"")
 
 
-def test_pictures_that_are_none(tmp_path):
-    """A LeRobot dataset whose camera is a column of pictures."""
+def test_invalid_images_are_rejected(tmp_path):
+    """In a LeRobot dataset whose camera is a column of images."""
     Image.new("RGB", (made.W, made.H)).save(tmp_path / "secret.png")
     path, key, features = made.lerobot_v21(tmp_path / "in"), "observation.images.top", made.features("image")
     (path / "zeros.png").symlink_to("/dev/zero")
@@ -273,7 +273,7 @@ def test_pictures_that_are_none(tmp_path):
         refused(path, words)
 
 
-def test_a_video_of_larger_frames_than_the_dataset_says_and_a_playlist(tmp_path):
+def test_oversized_videos_and_playlists_are_rejected(tmp_path):
     """FFmpeg would open the files that the playlist names."""
     path = made.lerobot_v21(tmp_path / "in")
     for i, file in enumerate(sorted(path.rglob("*.mp4"))):
@@ -285,13 +285,13 @@ def test_a_video_of_larger_frames_than_the_dataset_says_and_a_playlist(tmp_path)
     refused(path, "mp4")
 
 
-def test_a_description_that_leads_elsewhere_or_has_no_end(tmp_path):
-    """Names stay in the dataset, and a split of very many episodes is read."""
+def test_paths_outside_the_dataset_and_endless_json_are_rejected(tmp_path):
+    """Paths stay inside the dataset, and a split with a huge range is still read."""
     path, store = made.lerobot_v21(tmp_path / "in"), made.store(tmp_path / "in.zarr")
     info = path / "meta/info.json"
     edited(info, splits={"train": "1:99999999999"})
     assert converted(path, Choice(mask="train")).meta("source_episode").tolist() == [1]
-    whole = info.read_text()
+    content = info.read_text()
     for about in (
         {"data_path": "../out/{episode_index}"},
         {"data_path": "/dev/zero"},
@@ -300,7 +300,7 @@ def test_a_description_that_leads_elsewhere_or_has_no_end(tmp_path):
         {"data_path": "data/{episode_index.real.__class__.__mro__}"},
         {"video_path": "../{video_key}.mp4"},
     ):
-        info.write_text(whole)
+        info.write_text(content)
         edited(info, **about)
         refused(path)
     for text in ("[" * 100_000, '{"a":' * 100_000):
@@ -311,7 +311,7 @@ def test_a_description_that_leads_elsewhere_or_has_no_end(tmp_path):
             EpisodeStore.open(store.path)
 
 
-def test_memory_that_is_not_there_is_one_line():
+def test_memory_errors_are_one_line():
     for error in (MemoryError("Unable to allocate 14.9 GiB"), Image.DecompressionBombError("x")):
         text = one_line("inspect", [], error)
         assert text and "\n" not in text

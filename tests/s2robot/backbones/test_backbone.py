@@ -1,4 +1,4 @@
-"""Backbones: the facts found, the features against each library's own call, and what is rejected.
+"""Backbones: detected facts, features against each library's own call, and rejected models.
 
 Small models with random weights; every expected feature comes from the library's public interface or a hook.
 """
@@ -29,9 +29,7 @@ class Case(NamedTuple):
     make: Callable[[], nn.Module]
     facts: tuple  # tile, patch, prefix tokens, dim, (mean, std), depth
     any_size: bool = False
-    path: str = (
-        ""  # of the k-th block, from k - 1, k, 2 * k - 1 and k + 1; "list": the one ModuleList of that many
-    )
+    path: str = ""  # of block k, from k - 1, k, 2 * k - 1, k + 1; "list": the ModuleList of that length
     norm: str = ""  # of a transformer's last block
 
 
@@ -96,13 +94,13 @@ def model_of(name: str) -> nn.Module:
     torch.manual_seed(0)
     model = CASES[name].make().eval()
     for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.is_floating_point():  # none stays at its initial zero or one: leaving a module out shows
+        if tensor.is_floating_point():  # no initial zeros and ones: skipping a module changes the features
             tensor.data += 0.05 * torch.rand_like(tensor)
     return model
 
 
 def an_image(backbone: Backbone, any_size: bool) -> torch.Tensor:
-    """Noise of the tile's size; for CNNs, which take any size, smaller and wider, so that rows count."""
+    """Return noise of the tile's size; for CNNs, smaller and wider, so that rows and columns differ."""
     size = (64, 96) if any_size and backbone.tile[0] == 224 else backbone.tile
     return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
 
@@ -112,7 +110,7 @@ def facts_of(b: Backbone) -> tuple:
 
 
 def assert_tokens(tokens, expected, channels_last=False):
-    """Tokens are the library's output: as it is, or cell by cell if that is a map."""
+    """Assert that tokens equal the library's output, read cell by cell if it is a map."""
     if expected.ndim == 4:
         expected = expected if channels_last else expected.permute(0, 2, 3, 1)
         expected = torch.stack([cell for row in expected.unbind(1) for cell in row.unbind(1)], 1)
@@ -120,12 +118,12 @@ def assert_tokens(tokens, expected, channels_last=False):
 
 
 def hooked(model: nn.Module, block: nn.Module, x: torch.Tensor, before: bool = False) -> torch.Tensor:
-    """What enters or leaves a module when the whole model runs."""
-    seen = []
-    handle = block.register_forward_hook(lambda _, args, out: seen.append(args[0] if before else out))
+    """Return the input or output of a module when the whole model runs."""
+    captured = []
+    handle = block.register_forward_hook(lambda _, args, out: captured.append(args[0] if before else out))
     getattr(model, "forward_features", model)(x)
     handle.remove()
-    return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    return captured[0][0] if isinstance(captured[0], tuple) else captured[0]
 
 
 def features_by_hand(name: str, model: Any, x: torch.Tensor) -> torch.Tensor:
@@ -144,9 +142,9 @@ def size_of(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def rejected(model, words, **given):
+def rejected(model, words, **options):
     with pytest.raises(UserError, match=words) as error:
-        find_backbone(model() if isinstance(model, partial) else model, **given)
+        find_backbone(model() if isinstance(model, partial) else model, **options)
     assert "\n" not in str(error.value)
 
 
@@ -195,8 +193,8 @@ def test_hugging_face_beyond_the_vision_model():
     assert wide.tile == (32, 64) and wide(x).shape[1] == 1 + 4 * 8  # the position table is interpolated
     assert torch.equal(wide(x), classifier.vit(x, interpolate_pos_encoding=True).last_hidden_state)
     processor = SimpleNamespace(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
-    for given_ in (processor, SimpleNamespace(image_processor=processor)):
-        backbone = find_backbone(classifier, processor=given_, std=(1, 1, 1))
+    for source in (processor, SimpleNamespace(image_processor=processor)):
+        backbone = find_backbone(classifier, processor=source, std=(1, 1, 1))
         assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (1, 1, 1))
     config = transformers.ViTConfig(**HF_VIT, name_or_path="facebook/dino-vits16")
     assert find_backbone(transformers.ViTModel(config)).mean == IMAGENET[0]
@@ -219,7 +217,7 @@ def test_another_tile_resamples_a_copy():
     assert find_backbone(model_of("timm resnet"), tile=(64, 96))(torch.randn(1, 3, 64, 96)).shape[1] == 2 * 3
 
 
-def test_a_tile_is_rounded_to_whole_strides_unless_given_and_a_dry_run_leaves_no_trace():
+def test_default_tile_is_rounded_to_strides_and_dry_runs_leave_no_trace():
     overlay = {"input_size": (3, 240, 300)}
     model = timm.create_model("mobilenetv3_small_050", pretrained_cfg_overlay=overlay).train()
     model.blocks[0].eval()
@@ -257,13 +255,13 @@ def test_any_callable(grid, patch, prefix, form):
     made = model.forward if grid[0] % 2 else model
     backbone = find_backbone(made, tile=tile, num_prefix_tokens=prefix, **facts)
     if form == "channels last" and grid == (grid[1], backbone.dim):
-        return  # reads as (B, D, rows, columns) too, which goes first
+        return  # also valid as (B, D, rows, columns), which takes precedence
     assert facts_of(backbone) == (tile, patch, prefix, 3, IMAGENET, None)
     x = torch.randn(2, 3, *tile)
     assert torch.equal(backbone(x), Patches(patch, prefix)(x))
 
 
-def test_what_models_return():
+def test_model_outputs():
     x, y = torch.rand(2, 3), torch.rand(4)
     hf_ = {"last_hidden_state": x, "pooler_output": y}
     for out in (x, SimpleNamespace(**hf_), hf_, (x, y), [x], {"out": x, "aux": y}, {"layer4": x}):
@@ -275,7 +273,7 @@ def test_what_models_return():
 
 
 class Dino(nn.Module):
-    """DINOv2 as torch.hub returns it: its forward_features gives a mapping."""
+    """DINOv2 as torch.hub returns it: its forward_features returns a mapping."""
 
     def __init__(self, registers: int, key: str) -> None:
         super().__init__()
@@ -315,7 +313,7 @@ def test_exports_with_a_dynamic_batch():
 
 
 @pytest.mark.parametrize(
-    ("model", "words", "given_"),
+    ("model", "words", "options"),
     [
         (Patches(16, 1), r"197 tokens are 196 \+ 1: num_prefix_tokens=1\?", {"tile": 224}),
         (Patches(16), r"32 x 48 px.* patches of 8 pixels, got \(1, 6, 3\)", {"tile": (32, 48), "patch": 8}),
@@ -332,5 +330,5 @@ def test_exports_with_a_dynamic_batch():
         (Patches(16), "num_prefix_tokens=0", {"tile": 32, "num_prefix_tokens": -1}),
     ],
 )  # fmt: skip
-def test_facts_that_do_not_fit_are_one_line(model, words, given_):
-    rejected(model() if model is tv.squeezenet1_1 else model, words, **given_)
+def test_mismatched_facts_are_one_error_line(model, words, options):
+    rejected(model() if model is tv.squeezenet1_1 else model, words, **options)

@@ -1,4 +1,4 @@
-"""Prepared models against the models they were made of."""
+"""Prepared models against the original models."""
 
 import copy
 import os
@@ -25,7 +25,7 @@ SPEC = ViTSpec(img_size=32, patch_size=8, dim=96, depth=3, heads=3)
 def vit() -> MVPViT:
     torch.manual_seed(0)
     model = MVPViT(SPEC).eval()
-    for parameter in model.parameters():  # larger than at the start, so that every part changes the features
+    for parameter in model.parameters():  # larger than initially, so that every part affects the features
         if parameter.requires_grad and parameter.ndim == 2:
             nn.init.normal_(parameter, std=0.1)
     return model
@@ -44,7 +44,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 class Pieces(nn.Module):
-    """Linear layers as other libraries hold them: in a Sequential with both kinds of GELU, bare, read by hand."""
+    """Linear layers in other arrangements: in a Sequential with both kinds of GELU, alone, applied by hand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Pieces(nn.Module):
 
 @pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_convnext", "test_efficientnet"])
 @torch.inference_mode()
-def test_timm_models_in_both_types(name):
+def test_timm_models_in_both_dtypes(name):
     torch.manual_seed(0)
     model, x = timm.create_model(name, num_classes=0).eval(), images(2, 160 if "vit" in name else 96)
     expected = model(x)
@@ -78,7 +78,7 @@ def splits(attention: nn.Module) -> bool:
     return "forward" in vars(attention)
 
 
-def test_a_packed_layer_of_another_type_is_the_plain_one_and_batch_statistics_stay_float32():
+def test_converted_packed_layer_is_plain_and_batch_norm_stays_float32():
     layer = nn.Linear(8, 6).requires_grad_(False)
     plain, x = copy.deepcopy(layer).double(), torch.ones(2, 8).double()
     PackedLinear.from_linear(layer, "none")
@@ -91,7 +91,7 @@ def test_a_packed_layer_of_another_type_is_the_plain_one_and_batch_statistics_st
 
 @pytest.mark.parametrize("packed", [True, False])
 @torch.inference_mode()
-def test_other_outputs_other_ways_of_holding_layers_and_autocast(packed, monkeypatch):
+def test_other_outputs_layer_containers_and_autocast(packed, monkeypatch):
     if not packed:
         monkeypatch.setattr(inference, "can_pack", lambda *_: False)
     for model in (Pieces().eval(), vit()):
@@ -105,14 +105,14 @@ def test_other_outputs_other_ways_of_holding_layers_and_autocast(packed, monkeyp
 
 @pytest.mark.parametrize("make", [vit, resnet, Pieces])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_neither_the_model_nor_the_copy_changes_with_the_other(make, dtype):
-    """Packed, reordered and converted weights would keep what they were, the others not: a model that never was."""
+def test_model_and_prepared_copy_are_independent(make, dtype):
+    """Packed or converted weights would otherwise keep old values while the others change."""
     model = make().train()
-    before, asked = copy.deepcopy(model.state_dict()), [p.requires_grad for p in model.parameters()]
+    before, trainable = copy.deepcopy(model.state_dict()), [p.requires_grad for p in model.parameters()]
     fast = prepare(model, dtype)
     assert model.training and not fast.training and "forward" not in vars(model)
     assert type(fast) is type(model) and list(fast.state_dict()) == list(before)
-    assert asked == [p.requires_grad for p in model.parameters()]
+    assert trainable == [p.requires_grad for p in model.parameters()]
     assert not any(p.requires_grad for p in fast.parameters())
     torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
     copied = {k: v.clone() for k, v in fast.state_dict().items()}
@@ -124,21 +124,21 @@ def test_neither_the_model_nor_the_copy_changes_with_the_other(make, dtype):
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 @torch.inference_mode()
-def test_large_batches_go_in_even_parts_and_give_the_same(dtype, atol, monkeypatch):
-    whole = prepare(vit(), dtype)(images(7))
+def test_large_batches_are_split_evenly_with_equal_results(dtype, atol, monkeypatch):
+    expected = prepare(vit(), dtype)(images(7))
     monkeypatch.setattr(inference, "PIXELS_PER_CALL", 3 * 32 * 32 + 5)
-    fast, seen = prepare(vit(), dtype), []
-    fast.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    torch.testing.assert_close(fast(images(7)), whole, rtol=0, atol=atol)
+    fast, sizes = prepare(vit(), dtype), []
+    fast.blocks[0].register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    torch.testing.assert_close(fast(images(7)), expected, rtol=0, atol=atol)
     fast(images(4))
-    assert seen == [3, 3, 1, 2, 2]
+    assert sizes == [3, 3, 1, 2, 2]
     assert fast(images(0)).shape == (0, 17, 96)
     pieces = prepare(Pieces().eval(), torch.float32)(images(7))
     torch.testing.assert_close(pieces, Pieces()(images(7)), rtol=0, atol=1e-5)
 
 
 @torch.inference_mode()
-def test_attention_in_parts_with_a_mask_and_with_normed_queries_is_timms(monkeypatch):
+def test_chunked_masked_and_qk_norm_attention_match_timm(monkeypatch):
     fast, plain = prepare(vit(), torch.bfloat16), vit().blocks[0].attn
     x, mask = torch.randn(2, 5, 96), torch.eye(5, dtype=torch.bool)
     options = {"img_size": 32, "depth": 1, "qk_norm": True, "global_pool": "", "num_classes": 0}
@@ -146,9 +146,9 @@ def test_attention_in_parts_with_a_mask_and_with_normed_queries_is_timms(monkeyp
     with sdpa_kernel(SDPBackend.MATH):
         out = fast.blocks[0].attn(x.bfloat16(), attn_mask=mask)
         assert cosine(out, plain(x, attn_mask=mask)) > 0.999 and cosine(out, plain(x)) < 0.99
-        whole = fast(images(5))
+        expected = fast(images(5))
         monkeypatch.setattr(inference, "SCORES_PER_CALL", 2 * 3 * 17 * 17)
-        torch.testing.assert_close(fast(images(5)), whole, rtol=0, atol=0.02)
+        torch.testing.assert_close(fast(images(5)), expected, rtol=0, atol=0.02)
         other = prepare(normed, torch.bfloat16)
         assert not splits(other.blocks[0].attn) and cosine(other(images()), normed(images())) > 0.999
 
@@ -159,12 +159,11 @@ def test_copies_and_pickles_compute_the_same():
     expected = fast(images())
     for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), prepare(fast, torch.bfloat16)):
         assert torch.equal(other(images()), expected)
-        assert (
-            not can_pack() or other.blocks[0].attn.forward.args[0] is other.blocks[0].attn
-        )  # not the original's
+        attention = other.blocks[0].attn
+        assert not can_pack() or attention.forward.args[0] is attention  # not the original's
 
 
-def test_default_type(monkeypatch):
+def test_default_dtype(monkeypatch):
     for has, dtype in ((False, torch.float32), (True, torch.bfloat16)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
         assert default_dtype("cpu") == prepare(vit()).norm.weight.dtype == dtype
@@ -174,14 +173,14 @@ def test_default_type(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_the_copy_to_a_gpu_is_whole_when_it_is_used():
+def test_gpu_copy_is_complete_before_use():
     x = torch.arange(2**22)
-    for _ in range(20):  # the pinned memory of one copy is that of the next
+    for _ in range(20):  # the next copy reuses the pinned memory
         assert torch.equal(moved(x, torch.device("cuda")).cpu(), x)
 
 
-def test_a_16_bit_encoder_runs_on_a_processor_without_avx512():
-    """oneDNN is told so before it starts; it packs such weights on AVX-512 alone."""
+def test_bfloat16_model_runs_on_a_cpu_without_avx512():
+    """oneDNN reads the limit when it starts; it packs 16-bit weights only with AVX-512."""
     script = """
 import torch
 from s2robot.backbones.inference import prepare

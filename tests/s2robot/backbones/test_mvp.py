@@ -20,7 +20,7 @@ from s2robot.backbones.mvp import PUBLISHED
 from s2robot.backbones.vit import ViTSpec
 from s2robot.core.errors import UserError
 
-# stand-ins of the same form for names whose true size would take long
+# small stand-ins for models that would be slow at full size
 SMALL = dict.fromkeys(("vits-mae-hoi", "vits-mae-in", "vits-sup-in"), ViTSpec(16, 4, 24, 2, 6))
 SMALL |= {"vitb-mae-egosoup": ViTSpec(24, 8, 32, 3, 4), "vitl-256-mae-egosoup": ViTSpec(32, 8, 48, 4, 4)}
 NAME = "vits-mae-hoi"
@@ -28,7 +28,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def published_state(spec: ViTSpec, seed: int = 0) -> dict[str, torch.Tensor]:
-    """The keys and shapes of MVP's files, spelled out, with random values."""
+    """Return the keys and shapes of MVP's files, written out, with random values."""
     rng, d, p = torch.Generator().manual_seed(seed), spec.dim, spec.patch_size
     shapes = {"cls_token": (1, 1, d), "pos_embed": (1, 1 + (spec.img_size // p) ** 2, d),
               "patch_embed.proj.weight": (d, 3, p, p), "patch_embed.proj.bias": (d,),
@@ -47,7 +47,7 @@ DECODER = dict.fromkeys(UNUSED, torch.zeros(8))
 
 
 def write(monkeypatch, path, state: dict, name: str = NAME) -> bytes:
-    """Save a state as published and make its md5 and spec those of `name`."""
+    """Save a state in the published format and register its md5 and spec under `name`."""
     torch.save({"model": state}, path)
     content = path.read_bytes()
     md5 = hashlib.md5(content).hexdigest()
@@ -56,7 +56,7 @@ def write(monkeypatch, path, state: dict, name: str = NAME) -> bytes:
 
 
 def slow_forward(state: dict, images: np.ndarray, spec: ViTSpec) -> np.ndarray:
-    """The vision transformer in float64, from the paper, head by head; uint8 (B, S, S, 3) -> (B, 1 + N, D)."""
+    """Compute the paper's vision transformer in float64, head by head; uint8 (B, S, S, 3) -> (B, 1 + N, D)."""
     w = {k: v.double() for k, v in state.items()}
 
     def linear(t: torch.Tensor, key: str) -> torch.Tensor:
@@ -88,7 +88,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_name_against_the_independent_forward_pass(monkeypatch, tmp_path, name):
+def test_every_model_matches_an_independent_forward_pass(monkeypatch, tmp_path, name):
     spec, state = SMALL[name], published_state(SMALL[name])
     write(monkeypatch, tmp_path / "x.pth", state | DECODER, name)
     encoder = mvp.load(name, tmp_path / "x.pth")
@@ -97,8 +97,8 @@ def test_every_name_against_the_independent_forward_pass(monkeypatch, tmp_path, 
     expected = slow_forward(state, images, spec)
     assert expected.shape == (3, 1 + encoder.grid**2, encoder.dim) and expected.std() > 0.3
     pools = {"tokens": expected, "mean": expected[:, 1:].mean(1), "cls": expected[:, 0]}
-    for pool, wanted in pools.items():
-        np.testing.assert_allclose(encoder.encode(images, pool), wanted, rtol=1e-4, atol=1e-4)
+    for pool, pooled in pools.items():
+        np.testing.assert_allclose(encoder.encode(images, pool), pooled, rtol=1e-4, atol=1e-4)
 
 
 @settings(deadline=None, max_examples=10)
@@ -118,13 +118,13 @@ def rejected(words: str, path: Path | None = None, **how) -> str:
     return str(error.value)
 
 
-def test_files_that_are_rejected(monkeypatch, tmp_path):
+def test_invalid_files_are_rejected(monkeypatch, tmp_path):
     path, state = tmp_path / "x.pth", published_state(SMALL[NAME])
     write(monkeypatch, path, state | {"decoy.weight": torch.zeros(1)})
     rejected("unexpected decoy.weight$", path)
     write(monkeypatch, path, {k: v for k, v in state.items() if k != "norm.bias"} | DECODER)
     rejected("missing norm.bias$", path)
-    torch.save({"model": state}, path)  # the md5 is still that of the last write
+    torch.save({"model": state}, path)  # the registered md5 is still that of the last write
     rejected(f"expected md5 [0-9a-f]{{32}} of {NAME} .*, got [0-9a-f]{{32}}", path)
     encoder = mvp.load(NAME, path, check_md5=False)
     assert encoder.dropped == []
@@ -142,7 +142,7 @@ def test_pickled_code_does_not_run(monkeypatch, tmp_path):
     write(monkeypatch, path, {"cls_token": Bomb()})
     rejected("bomb.pth: not a readable weights file", path)
     assert not trace.exists()
-    torch.load(path, weights_only=False)  # the bomb is a real one
+    torch.load(path, weights_only=False)  # without protection, the code runs
     assert trace.exists()
 
 
@@ -164,7 +164,7 @@ def source(monkeypatch, tmp_path):
 
 
 def files(source) -> dict[str, bytes]:
-    """What was downloaded."""
+    """Return the downloaded files."""
     return {p.name: p.read_bytes() for p in source.with_name("mvp").iterdir()}
 
 
@@ -172,7 +172,7 @@ def test_downloads_once_and_shows_progress(source, capsys):
     right, content = source.read_bytes(), source.read_bytes() + b"?"
     encoder = mvp.load(NAME)
     assert encoder.encode(noise(1, 16, 16, 3)).shape == (1, 17, 24) and files(source) == {FILE: right}
-    source.write_bytes(content)  # another file, which is not fetched without need
+    source.write_bytes(content)  # a different file, which is not downloaded again
     mvp.load(NAME)
     assert capsys.readouterr().err == ""
     (source.with_name("mvp") / FILE).unlink()
@@ -188,7 +188,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("fault", "words"), FAULTS.items())
-def test_a_failed_download_is_one_line_and_leaves_nothing(source, monkeypatch, fault, words):
+def test_failed_download_is_one_error_line_and_leaves_nothing(source, monkeypatch, fault, words):
     if fault == "no server":
         set_url(monkeypatch, "http://127.0.0.1:1/x.pth")  # nothing listens there
         monkeypatch.setenv("no_proxy", "*")
@@ -212,7 +212,7 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(source, monkeypatch, f
     assert f"mvp/{FILE}" in text and "checkpoint=" in text and files(source) == {}
 
 
-def test_two_downloads_at_once_end_with_one_whole_file(source):
+def test_concurrent_downloads_leave_one_complete_file(source):
     with ThreadPoolExecutor(1) as pool, multiprocessing.get_context("fork").Pool(1) as processes:
         one = pool.submit(mvp.fetch, NAME)
         other = processes.apply_async(mvp.fetch, (NAME,))

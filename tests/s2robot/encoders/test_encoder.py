@@ -1,4 +1,4 @@
-"""Encoders: what they return, what changes their fingerprint, and every file and setting they reject."""
+"""Encoders: their features, their fingerprints, and every file and setting they reject."""
 
 import json
 import sys
@@ -45,13 +45,8 @@ def images() -> np.ndarray:
 
 
 def build(file, scales=(1, 2), resolution="native", **more) -> S2Encoder:
-    cfg = {
-        "name": "mvp-tiny",
-        "checkpoint": file,
-        "scales": scales and list(scales),
-        "resolution": resolution,
-    }
-    return build_encoder(cfg | more)
+    cfg = {"name": "mvp-tiny", "checkpoint": file, "scales": scales and list(scales)}
+    return build_encoder(cfg | {"resolution": resolution} | more)
 
 
 def build_rejected(words: str, **cfg) -> str:
@@ -74,7 +69,7 @@ def test_shipped_encoders_keep_their_fingerprint(name, fingerprint):
     assert build_encoder({"name": name, "scales": [1, 2]}).fingerprint == fingerprint
 
 
-def test_position_table_is_maes():
+def test_position_table_matches_mae():
     table = sincos_2d(8, 3)[0]
     assert torch.equal(table[0], torch.zeros(8))
     column, row = 2.0, 1.0  # token 1 + 1 * 3 + 2
@@ -83,7 +78,7 @@ def test_position_table_is_maes():
     np.testing.assert_allclose(table[6].numpy(), expected, rtol=1e-6)
 
 
-def test_a_frame_has_the_same_features_in_any_company(images):
+def test_features_do_not_depend_on_the_batch(images):
     encoder = S2Encoder(make_vit(), (16, 32), frames_per_call=2)
     tokens = encoder.encode(images)
     assert torch.equal(encoder.encode(torch.from_numpy(images)), tokens)
@@ -96,38 +91,38 @@ def test_a_frame_has_the_same_features_in_any_company(images):
     torch.testing.assert_close(encoder.encode(twice), tokens, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("frames", "most", "sizes"), [(8, 2, [5, 4, 2, 2, 1]), (3, 1, [3, 2, 1, 1, 1, 1, 1])])  # fmt: skip
-def test_a_full_memory_halves_the_batch_and_stores_what_fitted(monkeypatch, images, frames, most, sizes):
+@pytest.mark.parametrize(("frames", "limit", "sizes"), [(8, 2, [5, 4, 2, 2, 1]), (3, 1, [3, 2, 1, 1, 1, 1, 1])])  # fmt: skip
+def test_out_of_memory_halves_the_batch_for_later_calls_too(monkeypatch, images, frames, limit, sizes):
     encoder = S2Encoder(make_vit(), [16, 32], frames_per_call=frames)
-    wanted, real, seen = encoder.encode(images), encoder._model, []
+    expected, real, seen = encoder.encode(images), encoder._model, []
 
-    def small(x: torch.Tensor) -> torch.Tensor:
-        seen.append(len(x) // 5)  # tiles of a frame
-        if seen[-1] > most:
+    def limited(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x) // 5)  # tiles per frame
+        if seen[-1] > limit:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return real(x)
 
-    monkeypatch.setattr(encoder, "_model", small)
-    assert torch.allclose(encoder.encode(images), wanted, atol=1e-5) and encoder.frames_per_call == most
+    monkeypatch.setattr(encoder, "_model", limited)
+    assert torch.allclose(encoder.encode(images), expected, atol=1e-5) and encoder.frames_per_call == limit
     encoder.encode(images)
-    assert seen[: len(sizes)] == sizes and max(seen[len(sizes) :]) == most  # no retry
-    most = 0
+    assert seen[: len(sizes)] == sizes and max(seen[len(sizes) :]) == limit  # no retry
+    limit = 0
     with pytest.raises(UserError, match=r"one frame of \(32, 32, 3\)"):
         encoder.encode(images)
 
 
 @pytest.mark.gpu
-def test_an_encoder_on_a_gpu_gives_the_processors_features_in_one_call():
+def test_gpu_encoder_matches_the_cpu_in_one_call():
     encoder = S2Encoder(make_vit(), [16, 32])
     images = torch.randint(0, 256, (64, 32, 32, 3), dtype=torch.uint8)
-    wanted = encoder.encode(images)
+    expected = encoder.encode(images)
     calls, gpu = [], encoder.to("cuda")
     gpu.model.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
-    assert torch.allclose(gpu.encode(images).cpu(), wanted, atol=1e-3) and calls == [64 * 5]
+    assert torch.allclose(gpu.encode(images).cpu(), expected, atol=1e-3) and calls == [64 * 5]
 
 
-def test_gflops_are_the_papers():
-    base = ViTSpec(224, 16, 768, 1, 12)  # one block of twelve: quick, and the rest is arithmetic
+def test_gflops_match_the_paper():
+    base = ViTSpec(224, 16, 768, 1, 12)  # one of twelve blocks: fast; the others follow by arithmetic
     encoder = S2Encoder(MVPViT(base), (224, 448))
     tokens, dim = 197, 768
     block = tokens * 12 * dim**2 + 2 * tokens**2 * dim
@@ -135,11 +130,11 @@ def test_gflops_are_the_papers():
     assert 5 * (196 * dim * dim + 12 * block) / 1e9 == pytest.approx(87.9, abs=0.2)
 
 
-def test_fingerprint_changes_with_all_that_matters():
+def test_fingerprint_changes_with_every_relevant_setting():
     base = S2Encoder(make_vit(), (16, 32))
     assert S2Encoder(make_vit(), (16, 32), frames_per_call=1, name="other").fingerprint == base.fingerprint
     changes = {"pool": "mean"}, {"mean": (0.5, 0.5, 0.5)}, {"dtype": "bfloat16"}
-    heads = make_vit(spec=ViTSpec(16, 4, 24, 2, 4))  # as many weights
+    heads = make_vit(spec=ViTSpec(16, 4, 24, 2, 4))  # equally many weights
     others = [S2Encoder(make_vit(1), (16, 32)), S2Encoder(make_vit(), (16,)), S2Encoder(heads, (16, 32))]
     others += [S2Encoder(make_vit(), (16, 32), **change) for change in changes]
     assert len({e.fingerprint for e in [base, *others]}) == 7
@@ -159,7 +154,7 @@ SMALL_HF = dict(patch_size=4, image_size=16, hidden_size=24, num_hidden_layers=1
 SMALL_TIMM = dict(patch_size=4, img_size=16, embed_dim=24, depth=1, num_classes=0)
 
 
-def test_fingerprint_of_a_model_of_ones_own_changes_with_what_no_weight_tells():
+def test_fingerprint_of_a_custom_model_covers_more_than_its_weights():
     transformers = pytest.importorskip("transformers")
 
     def hugging_face(heads, **options):
@@ -167,21 +162,21 @@ def test_fingerprint_of_a_model_of_ones_own_changes_with_what_no_weight_tells():
         config = transformers.ViTConfig(num_attention_heads=heads, **SMALL_HF, **options)
         return transformers.ViTModel(config, add_pooling_layer=False)
 
-    def of_timm(heads, **options):
+    def timm_vit(heads, **options):
         torch.manual_seed(0)
         return timm.models.VisionTransformer(num_heads=heads, **SMALL_TIMM, **options)
 
-    models = [hugging_face(3), hugging_face(6), hugging_face(3, hidden_act="relu"), of_timm(3), of_timm(6)]
-    models.append(of_timm(3, act_layer=torch.nn.ReLU))
+    models = [hugging_face(3), hugging_face(6), hugging_face(3, hidden_act="relu"), timm_vit(3), timm_vit(6)]
+    models.append(timm_vit(3, act_layer=torch.nn.ReLU))
     encoders = [S2Encoder(model, (16,)) for model in models]
     encoders += [S2Encoder(model, (16,), tile=16) for model in (Patches(), Coarsest())]
     assert len({encoder.fingerprint for encoder in encoders}) == len(encoders)
     again = hugging_face(3, name_or_path="a/folder/of/this/machine")
     assert S2Encoder(again, (16,)).fingerprint == encoders[0].fingerprint
-    assert S2Encoder(of_timm(3).train(), (16,)).fingerprint == encoders[3].fingerprint
+    assert S2Encoder(timm_vit(3).train(), (16,)).fingerprint == encoders[3].fingerprint
 
 
-def test_fingerprint_of_code_that_cannot_be_read_needs_a_description():
+def test_fingerprint_of_unreadable_code_requires_a_description():
     exec("class Typed(torch.nn.Module):\n    forward = Patches.forward", globals(), names := {})
     for model in (Patches().forward, torch.jit.trace(Patches(), torch.zeros(1, 3, 8, 8)), names["Typed"]()):
         with pytest.raises(UserError, match="describe: "):
@@ -190,7 +185,7 @@ def test_fingerprint_of_code_that_cannot_be_read_needs_a_description():
         assert one != two
 
 
-def test_an_encoder_from_a_file_and_one_that_ends_after_a_block(tiny_encoder):
+def test_encoder_from_a_file_whole_or_cut_after_a_block(tiny_encoder):
     loaded, recipe = load_encoder(tiny_encoder)
     assert recipe["seed"] == 0
     images, built = noise(5, 64, 64), build(tiny_encoder)
@@ -203,9 +198,9 @@ def test_an_encoder_from_a_file_and_one_that_ends_after_a_block(tiny_encoder):
     torch.testing.assert_close(block.encode(images), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_broken_files_are_one_line(tmp_path, tiny_encoder):
-    whole, content = tiny_encoder.read_bytes(), {"bad.pth": b"not a checkpoint"}
-    content |= {"cut.safetensors": whole[:-100], "flipped.safetensors": whole[:-1] + bytes([whole[-1] ^ 1])}
+def test_broken_files_are_one_error_line(tmp_path, tiny_encoder):
+    valid, content = tiny_encoder.read_bytes(), {"bad.pth": b"not a checkpoint"}
+    content |= {"cut.safetensors": valid[:-100], "flipped.safetensors": valid[:-1] + bytes([valid[-1] ^ 1])}
     for file, data in content.items():
         (tmp_path / file).write_bytes(data)
     for name, file, words in [
@@ -244,12 +239,12 @@ def test_timm_model_from_a_file(tmp_path):
     for save, path in ((save_file, tmp_path / "w.safetensors"), (torch.save, tmp_path / "w.pth")):
         save(model.state_dict(), path)
         cfg = {"checkpoint": path, "sizes": [64], "block": 3, "img_size": 64}
-        found = build_encoder({"name": "timm:vit_tiny_patch16_224"} | cfg)
-        assert found.grid == 4 and torch.equal(found.encode(image), expected.encode(image))
+        built = build_encoder({"name": "timm:vit_tiny_patch16_224"} | cfg)
+        assert built.grid == 4 and torch.equal(built.encode(image), expected.encode(image))
 
 
 def old_names(model) -> dict[str, torch.Tensor]:
-    """The state of timm's EfficientNet-Lite0 by the package's names, block after block and layer after layer."""
+    """Return the state of timm's EfficientNet-Lite0 under the package's names, in the order of its layers."""
     layers = {"_conv_stem": model.conv_stem, "_bn0": model.bn1}
     for i, block in enumerate(block for stage in model.blocks for block in stage):
         names = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"][2 * (i == 0) :]
@@ -260,7 +255,7 @@ def old_names(model) -> dict[str, torch.Tensor]:
     return {f"{name}.{key}": value for name, state in states for key, value in state.items()}
 
 
-def test_a_package_that_is_not_installed_and_a_hub_out_of_reach_are_one_line(monkeypatch):
+def test_missing_package_and_unreachable_hub_are_one_error_line(monkeypatch):
     build_rejected(r"pip install 's2robot\[imagenet\]'$", name="efficientnet_lite0")
 
     def unreachable(*_, pretrained, **__):
@@ -272,33 +267,33 @@ def test_a_package_that_is_not_installed_and_a_hub_out_of_reach_are_one_line(mon
     )
 
 
-def test_an_installed_package_gives_the_weights_of_timms_model(tmp_path, monkeypatch):
+def test_weights_of_an_installed_package_match_timm(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = timm.create_model("tf_efficientnet_lite0")
     for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2)
     name, package, file = WHEELS["efficientnet_lite0"]
-    path, own = tmp_path / package / file, tmp_path / "timm.safetensors"
+    path, weights = tmp_path / package / file, tmp_path / "timm.safetensors"
     path.parent.mkdir(parents=True)
-    (tmp_path / package / "__init__.py").write_text("raise ImportError('nothing of it is run')")
+    (tmp_path / package / "__init__.py").write_text("raise ImportError('the package must not be imported')")
     monkeypatch.syspath_prepend(tmp_path)
     cfg = {"name": "efficientnet_lite0", "block": 5, "sizes": [224]}
-    save_file(model.state_dict(), own)
-    wanted = build_encoder(cfg | {"name": f"timm:{name}", "checkpoint": own})
-    for counters in (True, False):  # of batches; older files have none
+    save_file(model.state_dict(), weights)
+    expected = build_encoder(cfg | {"name": f"timm:{name}", "checkpoint": weights})
+    for counters in (True, False):  # of batches, which older files lack
         old = {k: v for k, v in old_names(model).items() if counters or "num_batches" not in k}
         torch.save(old, path)
-        found = build_encoder(cfg)
-        assert found.fingerprint == wanted.fingerprint and (found.dim, found.num_tokens) == (112, 196)
+        built = build_encoder(cfg)
+        assert built.fingerprint == expected.fingerprint and (built.dim, built.num_tokens) == (112, 196)
     assert package not in sys.modules
     old["_blocks.16._expand_conv.weight"] = old.pop("_blocks.15._expand_conv.weight")
     torch.save(old, path)
     build_rejected("weights do not fit", **cfg)
 
 
-def test_a_models_own_rest_is_no_place_for_a_seam():
-    """SigLIP's 384 px are 27 patches of 14 and 6 px over: between tiles these would be lost."""
+def test_tiles_with_a_partial_patch_cannot_be_split():
+    """SigLIP's 384 px are 27 patches of 14 px plus 6 px, which would be lost between tiles."""
     sizes = {"depth": 1, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "num_classes": 0}
     model = timm.create_model("vit_so400m_patch14_siglip_384", **sizes)
     assert S2Encoder(model, (384,)).grid == S2Encoder(model, (378, 756), tile=378).grid == 27
@@ -307,8 +302,8 @@ def test_a_models_own_rest_is_no_place_for_a_seam():
 
 
 @pytest.mark.parametrize(("height", "width", "grid"), [(48, 64, (4, 5)), (64, 48, (5, 4)), (16, 17, (4, 4))])
-def test_a_frame_keeps_its_shape(height, width, grid):
-    """Its shorter side is a size, overlapping tiles cover the longer one."""
+def test_frames_keep_their_aspect_ratio(height, width, grid):
+    """The shorter side gets the configured size; overlapping tiles cover the longer one."""
     model, encoder, frames = make_vit(), S2Encoder(make_vit(), (16, 32)), noise(3, height, width)
     assert (encoder.dim, encoder.grid, encoder.image_size, encoder.num_tokens) == (48, 4, 32, 16)
     assert encoder.map_of(height, width) == grid
@@ -326,7 +321,7 @@ def test_a_frame_keeps_its_shape(height, width, grid):
     assert encoder.frame_size(480, 640) == (32, 43) and encoder.frame_size(640, 480) == (43, 32)
 
 
-def test_upsampled_features_are_the_papers_and_have_a_fingerprint_of_their_own(tiny_encoder):
+def test_upsampled_features_match_the_paper_with_a_separate_fingerprint(tiny_encoder):
     frames = noise(3, 64, 64)
     native, upsampled = build(tiny_encoder), build(tiny_encoder, resolution="upsampled")
     a, b = native.encode(frames), upsampled.encode(frames)  # (3, 16, 2 * 64)
@@ -351,19 +346,17 @@ def every_pixel(tiles: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("dtype", "side"), [(torch.float32, 1), (torch.float32, 8), (torch.bfloat16, 3)])
-def test_equal_tiles_within_a_call_and_from_call_to_call_are_computed_once(dtype, side):
+def test_equal_tiles_are_computed_once_within_and_across_calls(dtype, side):
     torch.manual_seed(0)
     tiles, seen = torch.randn(5, 3, side, side).to(dtype), []
-    tiles[4] = tiles[3].flip(0)  # the same sum, another tile
-    model = TileCache(
-        lambda x: seen.extend(x) or every_pixel(x), size=2
-    )  # tiles; the least recently used one goes
+    tiles[4] = tiles[3].flip(0)  # the same sum, but a different tile
+    model = TileCache(lambda x: seen.extend(x) or every_pixel(x), size=2)  # evicts the least recently used
     for rows, n in (([0, 1, 0], 2), ([0], 2), ([2], 3), ([0], 3), ([1], 4), ([0], 4), ([3, 4, 3, 4], 8)):
         assert torch.equal(model(tiles[rows]), every_pixel(tiles[rows]))
         assert len(seen) == n and len(model._entries) <= 2
 
 
-def test_a_larger_scale_alone_on_the_grid_of_the_first(tiny_encoder):
+def test_single_larger_scale_on_the_base_grid(tiny_encoder):
     frames = noise(3, 64, 64)
     both, large = build(tiny_encoder), build(tiny_encoder, (2,))
     averaged = build(tiny_encoder, (2,), grid=1)
@@ -376,6 +369,6 @@ def test_a_larger_scale_alone_on_the_grid_of_the_first(tiny_encoder):
 
 
 @pytest.mark.parametrize(("key", "value"), [("pool", "avg"), ("dtype", "float16"), ("resolution", "upsample")])  # fmt: skip
-def test_a_wrong_word_is_rejected_in_python_too(key, value):
+def test_invalid_options_are_rejected_in_python(key, value):
     with pytest.raises(UserError, match=f"^encoder.{key}: "):
         S2Encoder(make_vit(), (16, 32), **{key: value})

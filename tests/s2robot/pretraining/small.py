@@ -1,4 +1,4 @@
-"""A pre-training of a second: gradients of random colours, a tiny encoder."""
+"""A pre-training run of one second: gradients of random colours, a tiny encoder."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from s2robot.pretraining.pretrain import PretrainSettings
 
 
 def make_frames(n: int, side: int) -> np.ndarray:
-    """Pictures with something to predict: gradients of random colours."""
+    """Return images that can be predicted: gradients of random colours."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 1, side)
     a, b, c = rng.random((3, n, 1, 1, 3))
@@ -20,7 +20,7 @@ def make_frames(n: int, side: int) -> np.ndarray:
 
 
 def make_settings(folder: Path, **changes) -> PretrainSettings:
-    """Those of the shipped config, small, on a bank in `folder` that is made here; the run goes to folder/out."""
+    """Return small settings from the shipped config; creates a frame bank in `folder` and trains in folder/out."""
     if not (folder / "frames.npy").exists():
         np.save(folder / "frames.npy", make_frames(12, 32))
         (folder / "meta.json").write_text('{"seed": 3}')

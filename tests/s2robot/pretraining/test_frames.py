@@ -1,4 +1,4 @@
-"""Frames of a pre-training: read from arrays, images, videos and demos, every broken file named; and rendered by a seed."""
+"""Pre-training frames: read from arrays, images, videos and demos, with broken files named; rendered from a seed."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ def ffmpeg(words: str, path: Path, data: bytes | None = None) -> None:
 
 
 def write_video(path, frames: np.ndarray, codec: str = "-c:v libx264rgb -qp 0") -> None:
-    """By default exact in RGB, so that frames can be compared bit by bit."""
+    """Write a video, by default in lossless RGB, so that frames can be compared exactly."""
     size = f"{frames.shape[2]}x{frames.shape[1]}"
     ffmpeg(f"-f rawvideo -pix_fmt rgb24 -s {size} -r 10 -i pipe:0 {codec}", path, frames.tobytes())
 
@@ -58,7 +58,7 @@ def rejects(path, words: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def parts() -> list[str]:
+def partial_files() -> list[str]:
     return [p.name for p in cache_dir("frames").iterdir() if "part" in p.name]
 
 
@@ -86,22 +86,22 @@ def test_array_is_mapped_and_described_and_broken_ones_are_named(tmp_path):
         rejects(tmp_path, words)
 
 
-def test_images_of_any_sizes_in_the_order_of_their_paths(tmp_path):
+def test_images_of_any_size_are_read_in_path_order(tmp_path):
     images = [noise(*size, 3) for size in ((3, 9), (1, 1), (8, 2), (5, 5))]
     for i, image in enumerate(images):
-        place = tmp_path / f"{i // 2:02d}"
-        place.mkdir(exist_ok=True)
-        Image.fromarray(image).save(place / f"{i:02d}.{('png', 'PNG')[i % 2]}")
+        folder = tmp_path / f"{i // 2:02d}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i:02d}.{('png', 'PNG')[i % 2]}")
     bank = FrameBank(tmp_path)
     assert len(bank) == len(images) and all(map(np.array_equal, bank, images))
     assert bank.describe() == {"frames": len(images), "shape": [3, 9, 3], "made": None}
 
 
-def test_broken_images_are_named_and_16_bits_keep_their_greys(tmp_path):
+def test_broken_images_are_named_and_16_bit_greys_are_preserved(tmp_path):
     path = tmp_path / "b.png"
     Image.fromarray(noise(40, 40, 3)).save(tmp_path / "a.png")
-    whole = (tmp_path / "a.png").read_bytes()
-    for content in (b"", b"not an image", whole[:2000], whole[:50] + b"\0" * 400 + whole[450:]):
+    valid = (tmp_path / "a.png").read_bytes()
+    for content in (b"", b"not an image", valid[:2000], valid[:50] + b"\0" * 400 + valid[450:]):
         path.write_bytes(content)
         rejects(tmp_path, f"^{path}: not a readable image: ")
     path.unlink()
@@ -129,16 +129,16 @@ def test_ordinary_video_in_order_and_upright(tmp_path):
     path, source = tmp_path / "a.mp4", np.zeros((20, 48, 64, 3), np.uint8)
     source[:, :, 32:] = 10 * np.arange(20, dtype=np.uint8)[:, None, None, None]
     write_video(path, source, "-c:v libx264 -pix_fmt yuv420p -bf 2")
-    got = np.stack(list(FrameBank(path)))
-    assert got.shape == source.shape and np.abs(got.astype(int) - source).mean() < 3
+    decoded = np.stack(list(FrameBank(path)))
+    assert decoded.shape == source.shape and np.abs(decoded.astype(int) - source).mean() < 3
     ffmpeg(f"-display_rotation 90 -i {path} -c copy", tmp_path / "turned.mp4")
     assert FrameBank(tmp_path / "turned.mp4")[5].shape == (64, 48, 3)
 
 
 def test_broken_videos_are_named(tmp_path):
-    path, whole = tmp_path / "a.mp4", tmp_path / "whole.mp4"
-    ffmpeg("-f lavfi -i testsrc2=size=160x120:rate=10:duration=4 -movflags +faststart", whole)
-    content = whole.read_bytes()
+    path, intact = tmp_path / "a.mp4", tmp_path / "whole.mp4"
+    ffmpeg("-f lavfi -i testsrc2=size=160x120:rate=10:duration=4 -movflags +faststart", intact)
+    content = intact.read_bytes()
     middle = len(content) // 2
     damaged = content[:middle] + b"\x55" * 300 + content[middle + 300 :]
     for broken in (b"", b"not a video", content[: len(content) * 6 // 10], damaged):
@@ -146,10 +146,10 @@ def test_broken_videos_are_named(tmp_path):
         rejects(path, f"^{path}: not a readable video: ")
     ffmpeg("-f lavfi -i sine -t 1", path)
     rejects(path, f"^{path}: not a readable video: ")
-    assert not parts() and not list(cache_dir("frames").glob("*.npy"))
+    assert not partial_files() and not list(cache_dir("frames").glob("*.npy"))
 
 
-def test_a_video_is_known_by_its_content_and_decoded_once_by_all_processes(tmp_path, monkeypatch):
+def test_videos_are_identified_by_content_and_decoded_by_one_process(tmp_path, monkeypatch):
     """The other process finishes while this one waits for its lock."""
     frames, path = noise(4, 16, 16, 3), tmp_path / "a.mp4"
     write_video(tmp_path / "b.mp4", frames)
@@ -167,13 +167,13 @@ def test_a_video_is_known_by_its_content_and_decoded_once_by_all_processes(tmp_p
         patched.setattr(module, "_write_array", None)
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         assert np.array_equal(np.stack(list(FrameBank(path))), frames)
-    assert parts() == [".0123.part.npy"]
+    assert partial_files() == [".0123.part.npy"]
     write_video(path, noise(3, 16, 16, 3, seed=1))
     assert np.array_equal(FrameBank(path)[2], noise(3, 16, 16, 3, seed=1)[2])
 
 
 def test_store_of_images(tmp_path):
-    """Cameras of two sizes; all of a step come one after the other, also from threads."""
+    """Cameras of two sizes; the frames of a step are consecutive, also when threads read them."""
     images = {"hand": noise(5, 8, 12, 3), "left": noise(5, 6, 6, 3, seed=1)}
     with EpisodeStore.create(tmp_path / "a.zarr", IMAGES | {"cameras": [*images]}) as store:
         for rows in (slice(0, 3), slice(3, 5)):
@@ -187,11 +187,11 @@ def test_store_of_images(tmp_path):
     assert bank.describe() == {"frames": 10, "shape": [8, 12, 3], "made": made}
     with ThreadPoolExecutor(4) as pool:
         threaded = list(pool.map(bank.__getitem__, [i % 10 for i in range(40)]))
-    wanted = [frame for step in zip(*images.values(), strict=True) for frame in step]
-    assert all(map(np.array_equal, threaded, wanted * 4))
+    expected = [frame for step in zip(*images.values(), strict=True) for frame in step]
+    assert all(map(np.array_equal, threaded, expected * 4))
 
 
-def test_store_of_states_is_drawn_once(tmp_path, monkeypatch):
+def test_store_of_states_is_rendered_once(tmp_path, monkeypatch):
     shipped, path = EpisodeStore.open(shipped_demos("xarm7_cube")), tmp_path / "a.zarr"
     attributes = shipped.attrs | {"cameras": ["hand", "right"]}
     attributes["env_config"]["image_size"] = 32
@@ -200,43 +200,43 @@ def test_store_of_states_is_drawn_once(tmp_path, monkeypatch):
             store.append({key: array[:length] for key, array in shipped.episode(i).items()}, {"seed": i})
     bank = FrameBank(path, workers=1)
     assert len(bank) == 10 and bank.describe()["made"]["kind"] == "states"
-    drawn = [episode_frames(path, i, ("hand", "right"), 32) for i in (0, 1)]
-    expected = np.concatenate([np.stack(seen, 1) for seen in drawn]).reshape(10, 32, 32, 3)
+    rendered = [episode_frames(path, i, ("hand", "right"), 32) for i in (0, 1)]
+    expected = np.concatenate([np.stack(seen, 1) for seen in rendered]).reshape(10, 32, 32, 3)
     assert np.array_equal(np.stack(list(bank)), expected) and len(np.unique(expected)) > 20
-    monkeypatch.setattr("s2robot.demos.replay.render_episodes", None)  # a second bank draws nothing
+    monkeypatch.setattr("s2robot.demos.replay.render_episodes", None)  # a second bank renders nothing
     assert np.array_equal(FrameBank(path)[9], expected[9])
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch):
-    """Six frames a seed: two moments of an episode, of three cameras."""
+def six_frames(monkeypatch):
+    """Six frames per seed: two moments of an episode from three cameras."""
     do_inline(monkeypatch)
     monkeypatch.setattr(render, "_FRAMES_PER_SEED", 6)
 
 
-def test_looks_vary_as_much_as_asked(monkeypatch):
-    """Between two frames of one camera, a wild look changes far more pixels than the task's own does."""
+def test_appearance_varies_as_configured(monkeypatch):
+    """Between two frames of one camera, randomised appearance changes pixels far more than motion alone."""
     monkeypatch.setattr(render, "_EVERY", 1)
-    apart = {}
+    differences = {}
     for vary in (0.0, 1.0):
         frames = render_scenes(2, ("cube_pick",), ("xarm7",), 32, vary)
         assert frames.shape == (6, 32, 32, 3) and len({frame.tobytes() for frame in frames}) == 6
         assert frames.reshape(6, -1).std(1).min() > 5  # no empty image
-        apart[vary] = np.abs(np.diff(frames[1::3].astype(float), axis=0)).mean()  # of the left camera
-    assert apart[1.0] > 2 * apart[0.0]
+        differences[vary] = np.abs(np.diff(frames[1::3].astype(float), axis=0)).mean()  # of the left camera
+    assert differences[1.0] > 2 * differences[0.0]
 
 
-def test_tasks_take_turns_and_the_end_of_an_episode_is_shown(monkeypatch):
+def test_tasks_alternate_and_episode_ends_are_rendered(monkeypatch):
     monkeypatch.setattr(render, "_EVERY", 16)
     monkeypatch.setattr(render, "_FRAMES_PER_SEED", 24)
     reached, moments = [], render._moments
 
-    def watched(env, seed):
+    def record_moments(env, seed):
         for _ in moments(env, seed):
             reached.append((env.settings.task, env.is_success))
             yield
 
-    monkeypatch.setattr(render, "_moments", watched)
+    monkeypatch.setattr(render, "_moments", record_moments)
     frames = render_scenes(1, ("cube_pick", "stack"), ("xarm7",), 32, 0.0)
     assert len({frame.tobytes() for frame in frames}) == 24
     assert any(success for _, success in reached) and all("stack" in task.lower() for task, _ in reached)
@@ -255,7 +255,7 @@ def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="meta.json: seed: "):
         make_scenes(settings.replace(seed=1), tmp_path)
     (tmp_path / "meta.json").unlink()
-    with pytest.raises(UserError, match="meta.json: cannot be read"):  # somebody else's frames
+    with pytest.raises(UserError, match="meta.json: cannot be read"):  # frames of unknown origin
         make_scenes(settings, tmp_path)
 
 
@@ -267,19 +267,19 @@ def world():
 
 
 @pytest.mark.parametrize("kind", [0, 9, 12, 17, 23])
-def test_an_image_holds_its_object_where_the_mask_says(kind, world):
+def test_mask_and_depth_match_the_object_in_the_image(kind, world):
     large, small, again = (world.draw(kind, 5, small) for small in (False, True, False))
     assert all(np.array_equal(getattr(large, k), getattr(again, k)) for k in ("image", "mask", "depth"))
     label = 3 + kind
     shares = [(p.mask == label).mean() for p in (large, small)]
     assert shares[0] > 4 * shares[1] > 0 and shares[1] < 0.15**2
-    assert set(np.unique(large.mask)) <= {0, 1, 2, label}  # clutter is of no class
+    assert set(np.unique(large.mask)) <= {0, 1, 2, label}  # clutter has no class
     seen, table = large.mask == label, large.mask == 1
     assert large.image[seen].std(0).max() > 0 and large.image.dtype == np.uint8
-    assert large.depth[seen].mean() < large.depth[table].max()  # it is not behind the table
+    assert large.depth[seen].mean() < large.depth[table].max()  # the object is not behind the table
 
 
-def test_folders_hold_images_masks_and_depth_and_are_kept(tmp_path, monkeypatch, world):
+def test_folders_of_images_masks_and_depth_are_reused(tmp_path, monkeypatch, world):
     monkeypatch.setitem(render._worlds, 96, world)
     settings = ObjectsSettings(train=26, test=3, image_size=96)
     assert make_objects(settings, tmp_path) == tmp_path

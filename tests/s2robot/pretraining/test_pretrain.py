@@ -1,4 +1,4 @@
-"""Masked pre-training: its loss is MAE's and falls, and a killed run resumes as if nothing had happened."""
+"""Masked pre-training: the loss matches MAE and falls, and a killed run resumes exactly."""
 
 import math
 from pathlib import Path
@@ -26,7 +26,7 @@ def settings(tmp_path):
     return make_settings(tmp_path)
 
 
-def test_crops_cover_both_s2_sizes_and_colours_are_normal_or_jittered():
+def test_crops_cover_both_s2_sizes_and_colours_can_be_jittered():
     sides, settings = [], PretrainSettings(data="none", out="none")
     for u in torch.rand(500, 4, generator=torch.Generator().manual_seed(0)):
         y, x, h, w = crop_box(256, 256, u, settings)
@@ -34,8 +34,8 @@ def test_crops_cover_both_s2_sizes_and_colours_are_normal_or_jittered():
         sides.append(math.sqrt(h * w))
     assert min(sides) < 130 and max(sides) > 240
     assert 0.3 < np.mean(np.array(sides) < 165) < 0.7
-    whole = crop_box(256, 256, torch.tensor([1.0, 0.5, 0.3, 0.3]), settings.replace(ratio=(1, 1)))
-    assert whole == (0, 0, 256, 256)
+    full_crop = crop_box(256, 256, torch.tensor([1.0, 0.5, 0.3, 0.3]), settings.replace(ratio=(1, 1)))
+    assert full_crop == (0, 0, 256, 256)
     x = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
     plain = normalise(x, 0.0, torch.Generator())
@@ -55,13 +55,13 @@ def test_pretrain_learns_and_writes_the_recipe(settings, tmp_path):
     assert list((tmp_path / "out").glob("events.*"))
 
 
-def test_s2_in_the_pretraining_learns_and_resumes(settings, tmp_path):
+def test_pretraining_with_s2_learns_and_resumes(settings, tmp_path):
     settings = settings.replace(scales=(1, 2), batch_size=4, steps=30, store="float32")
     _, recipe = load_encoder(pretrain(settings))
     assert recipe["scales"] == [1, 2] and recipe["recipe"].endswith("with S2") and recipe["loss"] < 1.1
     with Image.open(tmp_path / "out" / "reconstruction.png") as image:
         assert image.size == (3 * 32, 4 * 32)
-    # the rate depends on the steps, so the runs differ, but the state must load
+    # the learning rate depends on the steps, so the runs differ, but the state must load
     assert load_encoder(pretrain(settings.replace(steps=33)))[1]["steps"] == 33
     assert load_encoder(pretrain(settings.replace(scales=(1,), steps=1, resume=False)))[1]["steps"] == 1
 
@@ -81,7 +81,7 @@ def test_the_state_of_another_run_is_rejected(settings, tmp_path):
         pretrain(settings)
 
 
-def test_values_that_do_not_fit_name_their_key():
+def test_invalid_values_name_their_key():
     for key, changes in (
         ("crop", {"crop": (2.0, 1.0)}),
         ("decoder_dim", {"decoder_dim": 18}),
@@ -94,12 +94,12 @@ def test_values_that_do_not_fit_name_their_key():
             PretrainSettings(data="none", out="none", **changes)
 
 
-def pretraining(folder: Path) -> None:
-    often = {"steps": 4, "checkpoint_every": 2, "picture_every": 2, "log_every": 1}
-    pretrain(make_settings(folder.parent, out=str(folder / "out"), **often))
+def pretrain_four_steps(folder: Path) -> None:
+    short = {"steps": 4, "checkpoint_every": 2, "picture_every": 2, "log_every": 1}
+    pretrain(make_settings(folder.parent, out=str(folder / "out"), **short))
 
 
-def what_is_left(folder: Path) -> dict:
+def results_of(folder: Path) -> dict:
     _, recipe = load_encoder(folder / "out" / "encoder.safetensors")
     state = torch.load(folder / "out" / "checkpoint.pt", weights_only=True)
     return {
@@ -112,19 +112,19 @@ def what_is_left(folder: Path) -> dict:
 
 @pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_at_any_write_changes_nothing(tmp_path, every):
-    killed = kill_at_every_write(pretraining, tmp_path, every)
-    whole = what_is_left(tmp_path / "whole")
-    assert whole["recipe"]["steps"] == 4 and len(whole["images"]) == 3 and ".lock" in whole["files"]
+    killed = kill_at_every_write(pretrain_four_steps, tmp_path, every)
+    expected = results_of(tmp_path / "whole")
+    assert expected["recipe"]["steps"] == 4 and len(expected["images"]) == 3 and ".lock" in expected["files"]
     for write, folder in killed.items():
-        assert what_is_left(folder) == whole, write
+        assert results_of(folder) == expected, write
     assert "rename out/checkpoint.pt" in (tmp_path / "writes.json").read_text()
 
 
 SPEC = ViTSpec(img_size=16, patch_size=4, dim=24, depth=2, heads=3)
 
 
-def drawn(mae: MAE, images: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cells to keep and to hide."""
+def draw_cells(mae: MAE, images: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw the cells to keep and to hide."""
     return mae.draw_mask(len(images), torch.Generator().manual_seed(seed))
 
 
@@ -134,7 +134,7 @@ def make_mae(seed: int = 0, scales: tuple[int, ...] = (1,)) -> MAE:
 
 
 @pytest.mark.parametrize("scales", [(1,), (1, 2), (1, 4), (1, 2, 4)])
-def test_visible_tokens_are_s2s_when_all_are_visible(scales):
+def test_visible_tokens_match_s2_when_all_are_visible(scales):
     mae, side = MAE(MVPViT(ViTSpec(32, 4, 24, 2, 3)), 16, 1, 2, scales=scales), 32 * scales[-1]
     x = torch.randn(2, 3, side, side)
     levels, layout = [resize(x, 32 * scale) for scale in scales], square([32 * s for s in scales], 32, 4)
@@ -147,13 +147,13 @@ def test_visible_tokens_are_s2s_when_all_are_visible(scales):
 
 
 @pytest.mark.parametrize("scales", [(1,), (1, 2)])
-def test_loss_is_maes_and_mask_counts(scales):
+def test_loss_and_mask_match_mae(scales):
     mae, side = make_mae(scales=scales), 16 * scales[-1]
     x = torch.randn(3, 3, side, side)
-    loss, pred, mask = mae(x, drawn(mae, x, 1))
+    loss, pred, mask = mae(x, draw_cells(mae, x, 1))
     assert pred.shape == (3, 12, sum(s * s for s in scales), 48)
     assert mask.shape == (3, 16) and mask.sum(dim=1).tolist() == [12, 12, 12]
-    # slowly: the reference takes all patches, normalises, and keeps the hidden ones' mean
+    # slow reference: normalise every patch and average the errors of the hidden ones
     losses = {scale: [] for scale in scales}
     for i in range(3):
         for j, n in enumerate(mask[i].nonzero().flatten().tolist()):
@@ -168,12 +168,12 @@ def test_loss_is_maes_and_mask_counts(scales):
                         at += 1
     slow = torch.stack([torch.stack(v).mean() for v in losses.values()]).mean()
     torch.testing.assert_close(loss, slow, rtol=1e-5, atol=1e-6)
-    again = mae(x, drawn(mae, x, 1))[0]
+    again = mae(x, draw_cells(mae, x, 1))[0]
     assert torch.equal(loss, again)
-    assert not torch.equal(mae(x, drawn(mae, x, 2))[2], mask)
+    assert not torch.equal(mae(x, draw_cells(mae, x, 2))[2], mask)
 
 
-def test_every_tile_of_the_largest_scale_keeps_as_many_cells():
+def test_every_tile_of_the_largest_scale_keeps_equally_many_cells():
     mae = make_mae(scales=(1, 2))
     keep, hidden = mae.draw_mask(50, torch.Generator().manual_seed(0))
     assert torch.equal(torch.cat([keep, hidden], dim=1).sort(dim=1).values, torch.arange(16).expand(50, 16))
@@ -183,22 +183,22 @@ def test_every_tile_of_the_largest_scale_keeps_as_many_cells():
 
 
 @pytest.mark.parametrize("scales", [(1,), (1, 2)])
-def test_hidden_pixels_do_not_reach_the_prediction_and_visible_ones_stay(scales):
+def test_hidden_pixels_do_not_affect_predictions_and_visible_ones_stay(scales):
     mae, cell = make_mae(scales=scales), 4 * scales[-1]  # of the base grid
     x = torch.randn(2, 3, 4 * cell, 4 * cell)
-    _, pred, mask = mae(x, drawn(mae, x))
+    _, pred, mask = mae(x, draw_cells(mae, x))
     patches = patchify(x, cell)
     images = mae.reconstruct(x, torch.Generator().manual_seed(0))
-    for picture, hidden in zip(images, (True, False), strict=True):
-        shown = patchify(picture, cell)
+    for image, hidden in zip(images, (True, False), strict=True):
+        shown = patchify(image, cell)
         assert torch.equal(shown[~mask], patches[~mask]) and (shown[mask].abs().max() == 0) == hidden
     patches[mask] = torch.randn_like(patches[mask])
-    assert torch.equal(mae(unpatchify(patches, cell), drawn(mae, x))[1], pred)
+    assert torch.equal(mae(unpatchify(patches, cell), draw_cells(mae, x))[1], pred)
     patches[~mask] += 1 + torch.randn_like(patches[~mask])
-    assert not torch.equal(mae(unpatchify(patches, cell), drawn(mae, x))[1], pred)
+    assert not torch.equal(mae(unpatchify(patches, cell), draw_cells(mae, x))[1], pred)
 
 
-def test_every_trained_parameter_gets_a_gradient_and_tables_stay():
+def test_every_trained_parameter_gets_a_gradient_and_tables_do_not():
     mae = make_mae()
     mae(torch.randn(2, 3, 16, 16))[0].backward()
     without = [n for n, p in mae.named_parameters() if p.grad is None]

@@ -1,4 +1,4 @@
-"""Heads on images: planted rules are found, figures are those by hand, files are read in pieces, runs resume."""
+"""Heads on images: planted rules are learned, scores match hand computation, files are streamed, runs resume."""
 
 import csv
 import json
@@ -29,16 +29,16 @@ def data_of(x: np.ndarray, truth: np.ndarray, folder) -> Data:
 
 
 def write_folder(root, classes=("ant", "bee", "cat"), count=6, truths=True):
-    """Images of one colour a class, a square in them, with the square as mask and depth."""
+    """Write images with a square in the colour of their class, and the square as mask and depth."""
     rng = np.random.default_rng(0)
-    for place, name in enumerate(classes):
+    for channel, name in enumerate(classes):
         for i in range(count):
             image = rng.integers(0, 80, (SIDE, SIDE, 3)).astype(np.uint8)
             top, left = rng.integers(0, SIDE // 2, 2)
             square = slice(top, top + 48), slice(left, left + 48)
-            image[(*square, place)] = 220
+            image[(*square, channel)] = 220
             mask, depth = np.zeros((SIDE, SIDE), np.uint8), np.full((SIDE, SIDE), 2000, np.uint16)
-            mask[square], depth[square] = place + 1, 500
+            mask[square], depth[square] = channel + 1, 500
             for part, pixels in {"images": image, "masks": mask, "depth": depth}.items():
                 if truths or part == "images":
                     path = root / part / name / f"{i:03d}.png"
@@ -52,15 +52,15 @@ def test_a_linear_head_recovers_a_planted_linear_rule(tmp_path):
     x = rng.normal(size=(800, 4, 12)).astype(np.float32) * 3 + 5
     scores = (x.mean(1) - 5) @ rng.normal(size=(12, 3))
     order = np.sort(scores, 1)
-    keep = order[:, 2] - order[:, 1] > 1.5  # a margin, so that the rule is learned to the last image
+    keep = order[:, 2] - order[:, 1] > 1.5  # a margin, so that every image can be classified
     x, labels = x[keep], scores[keep].argmax(1).astype(np.int32)
     task, settings = Classify(3), ScalingSettings(steps=600, batch=64, lr=0.02, weight_decay=0)
 
     def accuracy(data: Data) -> float:
         head, _ = fit_head(task, "linear", data, settings, 0)
-        found = tally(task, head, data)
-        assert found.shape == ((data.roles == TEST).sum(), 3)
-        return found[:, 0].mean()
+        tallies = tally(task, head, data)
+        assert tallies.shape == ((data.roles == TEST).sum(), 3)
+        return tallies[:, 0].mean()
 
     assert accuracy(data_of(x, labels, tmp_path)) > 0.99
     assert accuracy(data_of(x, rng.permutation(labels), tmp_path)) < 0.6
@@ -68,50 +68,50 @@ def test_a_linear_head_recovers_a_planted_linear_rule(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])
-def test_a_dense_head_finds_a_depth_that_is_linear_in_its_token(kind, tmp_path):
+def test_dense_head_learns_depth_that_is_linear_in_the_token(kind, tmp_path):
     x = np.random.default_rng(1).normal(size=(240, 64, 5)).astype(np.float32)
     logs = 0.3 * x @ np.array([1.0, -1, 0.5, 0, 0.2]) + 0.4
     truth = np.rint(1000 * np.exp(logs)).astype(np.uint16).reshape(240, 8, 8)
-    truth[:, 0, 0] = 0  # not known: counts nowhere
+    truth[:, 0, 0] = 0  # unknown: ignored everywhere
     task, data, steps = Depth(0.001), data_of(x, truth, tmp_path), 250 if kind == "linear" else 80
     settings = ScalingSettings(steps=steps, lr=0.03, lr_deep=0.03, weight_decay=0)
     head, _ = fit_head(task, kind, data, settings, 0)
-    found = tally(task, head, data)
-    scores = task.scores(found.sum(0)[None].astype(float))
-    assert (found[:, 3] == 63).all() and scores["loss"][0] < 0.4 * logs.var()
+    tallies = tally(task, head, data)
+    scores = task.scores(tallies.sum(0)[None].astype(float))
+    assert (tallies[:, 3] == 63).all() and scores["loss"][0] < 0.4 * logs.var()
     if kind == "linear":
         assert scores["rmse_m"][0] < 0.01 and scores["delta_1.25"][0] == 1
 
 
-def test_the_state_that_did_best_on_validation_is_used(tmp_path):
-    """Noise is learned by heart: the longer, the worse on others."""
+def test_best_state_on_validation_is_used(tmp_path):
+    """Noise is memorised: longer training is worse on other images."""
     rng = np.random.default_rng(3)
     x, labels = rng.normal(size=(120, 1, 60)).astype(np.float32), rng.integers(0, 2, 120).astype(np.int32)
     data = data_of(x, labels, tmp_path)
     settings = ScalingSettings(steps=300, batch=32, lr=0.02, weight_decay=0, checks=30)
     head, curve = fit_head(Classify(2), "linear", data, settings, 0)
-    step, _, least = min(curve, key=lambda check: check[2])
+    step, _, best = min(curve, key=lambda check: check[2])
     assert step < 150
-    assert tally(Classify(2), head, data, VALIDATE)[:, 1].mean() == pytest.approx(least, rel=1e-4)
+    assert tally(Classify(2), head, data, VALIDATE)[:, 1].mean() == pytest.approx(best, rel=1e-4)
 
 
-def test_figures_by_hand():
+def test_scores_match_hand_computation():
     segment = heads.Segment(3, ignore=255)
     truth = torch.tensor([[[0, 0], [1, 255]]])
     read_as = torch.tensor([[[0, 1], [1, 2]]])  # the last point is not labelled
     out = torch.nn.functional.one_hot(read_as, 3).permute(0, 3, 1, 2).float() * 9
-    found = segment.tally(out, truth).numpy()
-    assert found[0, :6].tolist() == [1, 1, 0, 2, 2, 0] and found[0, 7] == 3
-    assert segment.scores(found.astype(float))["miou"][0] == pytest.approx(0.5)  # label 2 does not occur
+    tallies = segment.tally(out, truth).numpy()
+    assert tallies[0, :6].tolist() == [1, 1, 0, 2, 2, 0] and tallies[0, 7] == 3
+    assert segment.scores(tallies.astype(float))["miou"][0] == pytest.approx(0.5)  # label 2 does not occur
     depth, truth = Depth(0.001), torch.tensor([[[1000, 2000], [4000, 0]]])
-    found = depth.tally(torch.log(torch.tensor([[[[1.2, 2.6], [4.0, 7.0]]]])), truth).numpy()
-    scores = depth.scores(found.astype(float))
+    tallies = depth.tally(torch.log(torch.tensor([[[[1.2, 2.6], [4.0, 7.0]]]])), truth).numpy()
+    scores = depth.scores(tallies.astype(float))
     assert scores["rmse_m"][0] == pytest.approx(np.sqrt((0.04 + 0.36) / 3), rel=1e-5)
     assert scores["delta_1.25"][0] == pytest.approx(2 / 3)  # 1.2 and 1 are within, 1.3 is not
     out = torch.tensor([[0.0, 0.0], [np.log(3), 0.0]]).float()
-    found = Classify(2).tally(out, torch.tensor([1, 0])).numpy()
-    scores = Classify(2).scores(found.sum(0)[None])
-    assert found[:, 0].tolist() == [0, 1] and scores["loss"][0] == pytest.approx(np.log(8 / 3) / 2)
+    tallies = Classify(2).tally(out, torch.tensor([1, 0])).numpy()
+    scores = Classify(2).scores(tallies.sum(0)[None])
+    assert tallies[:, 0].tolist() == [0, 1] and scores["loss"][0] == pytest.approx(np.log(8 / 3) / 2)
 
 
 def test_images_masks_and_depth_of_a_folder(tmp_path):
@@ -129,7 +129,7 @@ def test_images_masks_and_depth_of_a_folder(tmp_path):
     wide[:, 10:50] = 200
     Image.fromarray(wide).save(images.path(0))
     frame = images.frame(0, 20)
-    assert frame.shape == (20, 20, 3) and frame[:, 2:-2].min() == 200 and frame.min() > 180  # the middle
+    assert frame.shape == (20, 20, 3) and frame[:, 2:-2].min() == 200 and frame.min() > 180  # the centre crop
 
 
 def test_train_and_test_folders_and_splits_by_seed(tmp_path):
@@ -141,16 +141,16 @@ def test_train_and_test_folders_and_splits_by_seed(tmp_path):
         assert np.array_equal(roles == TEST, images.parts == 1)
         assert [(roles == role).sum() for role in (FIT, VALIDATE)] == [12, 3]
     assert not np.array_equal(roles, roles_of(images, settings, 0))
-    whole = open_images(write_folder(tmp_path / "one", count=10, truths=False))
-    roles = roles_of(whole, settings, 0)
-    assert all(np.bincount(roles[whole.labels == label]).tolist() == [6, 1, 3] for label in range(3))
+    single = open_images(write_folder(tmp_path / "one", count=10, truths=False))
+    roles = roles_of(single, settings, 0)
+    assert all(np.bincount(roles[single.labels == label]).tolist() == [6, 1, 3] for label in range(3))
     few = open_images(write_folder(tmp_path / "few", count=2, truths=False))
-    for share in (0.5, 0.75, 0.99):  # something of each class is learned, however much is held out
+    for share in (0.5, 0.75, 0.99):  # each class keeps a training image, however much is held out
         roles = roles_of(few, ScalingSettings(held_out=share), 0)
         assert all(sorted(roles[few.labels == label]) == [FIT, TEST] for label in range(3))
 
 
-def test_scale_one_is_the_same_whatever_other_scales_there_are(tmp_path):
+def test_scale_one_does_not_depend_on_other_scales(tmp_path):
     images = open_images(write_folder(tmp_path, truths=False))
     facts = {"name": "mvp-tiny", "dtype": "float32", "resolution": "upsampled"}
     single, double = (build_encoder({**facts, "scales": scales}) for scales in ([1], [1, 2]))
@@ -160,7 +160,7 @@ def test_scale_one_is_the_same_whatever_other_scales_there_are(tmp_path):
     assert np.array_equal(double.encode(frames).numpy().astype(np.float16).astype(np.float32), both)
 
 
-def test_images_that_cannot_be_used_are_one_line(tmp_path):
+def test_unusable_images_are_one_error_line(tmp_path):
     root = write_folder(tmp_path / "data", count=3)
 
     def rejects(words: str, *tasks) -> None:
@@ -180,8 +180,8 @@ def test_images_that_cannot_be_used_are_one_line(tmp_path):
     rejects("depth/bee/002.png: expected one channel of 16 bits", "depth")
     image.write_bytes(image.read_bytes()[:500])
     rejects("images/bee/002.png")
-    for place in root.glob("images/ant/00[12].png"):
-        place.unlink()
+    for path in root.glob("images/ant/00[12].png"):
+        path.unlink()
     rejects("data: expected class folders")
     for part in ("train", "val"):
         write_folder(tmp_path / "parts" / part, count=4)
@@ -221,7 +221,7 @@ def test_the_command_compares_arms_and_resumes(tmp_path, capsys, monkeypatch):
     assert [row["arm"] for row in rows] == ["tiny 1", "tiny 1+2"] * 3 + ["twin 1", "twin 1+2"] * 3
     assert rows[1]["gflops"] == pytest.approx(5 * rows[0]["gflops"], rel=1e-3)
     assert rows[1]["loss"]["low"] <= rows[1]["loss"]["value"] <= rows[1]["loss"]["high"]
-    assert all(rows[i]["loss"] == rows[i + 6]["loss"] for i in range(6))  # a twin has the same numbers
+    assert all(rows[i]["loss"] == rows[i + 6]["loss"] for i in range(6))  # the twin has equal results
     table = list(csv.DictReader((tmp_path / "run/scaling.csv").open()))
     assert len(table) == (2 + 2 + 3) * (4 + 6)  # four arms and their pairs
     page = (tmp_path / "run/scaling.html").read_text()

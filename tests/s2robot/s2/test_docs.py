@@ -1,4 +1,4 @@
-"""The code in the docs is run, block by block, and its output compared; the commands' settings exist."""
+"""Code blocks of the docs run and print the documented output; settings of documented commands exist."""
 
 import doctest
 import re
@@ -29,10 +29,10 @@ def test_code_blocks_run():
 
 
 def test_settings_of_commands_exist():
-    """Commands of one verb that do not clash are composed together, which takes a fraction of the time."""
+    """Commands of one verb without conflicting settings are composed together, which is much faster."""
     together: dict[str, list[list[str]]] = {}
     for page in PAGES:
-        text = re.sub(r"\\\n +", "", page.read_text())  # a command over two lines
+        text = re.sub(r"\\\n +", "", page.read_text())  # a command on two lines
         lines = re.findall(r"^(?: {4})?(s2robot \w+ .*=.*)$", text, re.MULTILINE)
         lines += re.findall(r"`(s2robot \w+ [^`]*=[^`]*)`", text)
         assert lines or page.name not in ("README.md", "encoders.md", "policies.md")
@@ -41,7 +41,7 @@ def test_settings_of_commands_exist():
             assert verb in VERBS, f"{page.name}: {line}"
             verb = verb_of(verb, words)
             if any(word.startswith("--config-dir") for word in words):
-                continue  # of a task of one's own: its page is run as it stands
+                continue  # custom tasks: test_own_task.py runs that page
             words = [word.split(",")[0] if "--multirun" in words else word for word in words if "=" in word]
             placeholders = ("hydra.", "hydra/", "task=x")  # launchers come with an extra
             settings = [as_known(verb, word) for word in words if not word.startswith(placeholders)]
@@ -57,7 +57,7 @@ def test_settings_of_commands_exist():
 
 
 def clash(a: str, b: str) -> bool:
-    """Whether two settings give one key two values, or one of them chooses the group of the other."""
+    """Return whether two settings assign one key two values, or one selects the config group of the other."""
     keys = [word.lstrip("+~").split("=")[0] for word in (a, b)]
     tops = [key.split(".")[0] for key in keys]
     return a != b and (keys[0] == keys[1] or keys[0] == tops[1] or keys[1] == tops[0])

@@ -1,4 +1,4 @@
-"""S2 on any model: shapes, numbers against the engine, gradients, compile, frozen copies, what a new user trips over."""
+"""S2 on any model: shapes, values against the engine, gradients, compilation, frozen copies, common mistakes."""
 
 import copy
 import subprocess
@@ -25,7 +25,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
 class Tokens(nn.Module):
-    """Every token knows its patch, its place in the tile and the tile's mean; norm and dropout inside."""
+    """Tokens that depend on their patch, position in the tile and the tile's mean; with norm and dropout."""
 
     def __init__(self, prefix: int = 0) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Tokens(nn.Module):
 
 
 def local(x: torch.Tensor) -> torch.Tensor:
-    """Tokens that know their patch and nothing else."""
+    """Return tokens that depend only on their patch."""
     return F.avg_pool2d(x, 4).square().flatten(2).transpose(1, 2)
 
 
@@ -63,8 +63,8 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 4), st.integers(0, 5), st.lists(st.integers(1, 4), min_size=1, max_size=3).map(sorted))
-def test_square_frames_are_what_the_reference_gives(k, prefix, scales):
-    """Upsampling from the base frame is `forward`; so is the native way, level by level."""
+def test_square_frames_match_the_reference(k, prefix, scales):
+    """Upsampling from the base frame equals `forward`; native resizing equals it level by level."""
     model, x = Tokens(prefix), frames(2, 16 * k, 16 * k)
     s2 = make(scales, model, resize="upsample", prefix=prefix > 0)
     expected = forward(model, resize(normalised(x), 16), scales=scales, num_prefix_token=prefix)
@@ -78,16 +78,16 @@ def test_square_frames_are_what_the_reference_gives(k, prefix, scales):
 
 @pytest.mark.parametrize("frame", [(480, 640), (37, 61)])
 @pytest.mark.parametrize("overlap", [0, 8])
-def test_a_patch_local_model_shows_no_seam_at_all(frame, overlap):
+def test_patch_local_model_has_no_seams(frame, overlap):
     s2 = S2(local, (1, 1.5, 2), tile=16, patch=4, output="map", mean=MEAN, std=STD, overlap=overlap)
     x = frames(1, *frame)
     for index, level in enumerate(s2.layout(*frame).levels):
-        whole = local(resize(normalised(x), level.frame)).mT.unflatten(2, [n // 4 for n in level.frame])
-        pooled = F.adaptive_avg_pool2d(whole, s2.layout(*frame).grid)
+        untiled = local(resize(normalised(x), level.frame)).mT.unflatten(2, [n // 4 for n in level.frame])
+        pooled = F.adaptive_avg_pool2d(untiled, s2.layout(*frame).grid)
         torch.testing.assert_close(s2(x)[:, 3 * index : 3 * index + 3], pooled, rtol=1e-4, atol=1e-4)
 
 
-def test_sizes_by_hand_and_all_tiles_in_one_call():
+def test_explicit_sizes_and_one_call_for_all_tiles():
     x, s2, calls = frames(1, 48, 64), make(sizes=((16, 24), (32, 48))), []
     s2.backbone.model.register_forward_pre_hook(lambda m, args: calls.append(tuple(args[0].shape)))
     assert s2(x).shape == (1, s2.num_tokens, s2.dim) == (1, 24, 12)
@@ -128,7 +128,7 @@ def test_autocast_and_half_models():
     assert other.dtype == torch.bfloat16
 
 
-def test_prepared_has_the_features_and_leaves_the_original_alone():
+def test_prepared_copy_matches_and_leaves_the_original_unchanged():
     torch.manual_seed(0)
     s2 = S2(timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3), frozen=False).train()
     exact, x = s2.prepared(torch.float32), frames(2, 128, 128)
@@ -142,7 +142,7 @@ def test_prepared_has_the_features_and_leaves_the_original_alone():
     assert torch.equal(s2.scale, scale) and s2._non_persistent_buffers_set == {"scale", "shift"}
 
 
-def test_a_backbone_can_be_given_and_the_name_is_exported():
+def test_backbone_argument_and_exported_names():
     facts = {"tile": 16, "patch": 4, "num_prefix_tokens": 1, "mean": np.full(3, 0.5), "std": np.ones(3)}
     backbone = find_backbone(Tokens(prefix=1).eval(), **facts)
     s2 = s2robot.S2(backbone, frozen=False, block=None)
@@ -155,25 +155,25 @@ def test_a_backbone_can_be_given_and_the_name_is_exported():
         _ = s2robot.S3
 
 
-def test_a_frozen_s2_leaves_the_callers_model_as_it_was_and_shares_its_weights():
+def test_frozen_s2_shares_weights_and_leaves_the_model_unchanged():
     model, x = Tokens().train(), frames(2, 32, 32)
     model.norm.eval()
     model.embed.bias.requires_grad_(False)
-    asked = {k: p.requires_grad for k, p in model.named_parameters()}
+    trainable = {k: p.requires_grad for k, p in model.named_parameters()}
     frozen = S2(model, tile=16)
     before = frozen(x)
     assert model.training and model.drop.training and not model.norm.training
-    assert {k: p.requires_grad for k, p in model.named_parameters()} == asked
-    held = {t.data_ptr() for t in (*frozen.parameters(), *frozen.backbone.buffers())}
-    assert held == {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
+    assert {k: p.requires_grad for k, p in model.named_parameters()} == trainable
+    pointers = {t.data_ptr() for t in (*frozen.parameters(), *frozen.backbone.buffers())}
+    assert pointers == {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
     with torch.no_grad():
-        model.embed.weight.add_(1)  # later changes of the model are seen
+        model.embed.weight.add_(1)  # later changes to the model take effect
     assert not torch.equal(frozen(x), before)
     assert torch.equal(frozen(x), copy.deepcopy(frozen)(x))
-    assert S2(model.forward, tile=16).backbone.model.function.__self__ is model  # not copied with its object
+    assert S2(model.forward, tile=16).backbone.model.function.__self__ is model  # its object is not copied
 
 
-def test_models_of_other_makes_are_frozen_and_one_that_cannot_be_copied_can_be_used_unfrozen():
+def test_compiled_models_freeze_and_uncopyable_models_work_unfrozen():
     x, weight_norm = frames(1, 32, 32), nn.utils.parametrizations.weight_norm
     for change in (lambda m: torch.compile(m, backend="eager"), torch.jit.script, weight_norm):
         made = change(nn.Conv2d(3, 4, 4, 4))
@@ -181,17 +181,17 @@ def test_models_of_other_makes_are_frozen_and_one_that_cannot_be_copied_can_be_u
         assert not any(p.requires_grad for p in frozen.parameters())
         torch.testing.assert_close(frozen(x), S2(made, tile=16, frozen=False)(x).detach())
     model = Tokens()
-    model.scaled = model.embed.weight * 2  # no leaf: torch refuses to copy it
+    model.scaled = model.embed.weight * 2  # not a leaf: torch cannot copy it
     with pytest.raises(RuntimeError) as error:
         S2(model, tile=16)
     assert "frozen=False" in error.value.__notes__[0]
     assert S2(model, tile=16, frozen=False).dim == 12
 
 
-def test_numpy_arrays_are_images_too_and_floats_in_0_to_255_warn_once():
+def test_numpy_images_work_and_floats_in_0_to_255_warn_once():
     model, x = make(), frames(2, 30, 44)
     assert torch.equal(model(x.numpy()), model(x))
-    assert torch.equal(model(x.numpy()[:, :, ::-1]), model(x.flip(2)))  # a view that torch does not take
+    assert torch.equal(model(x.numpy()[:, :, ::-1]), model(x.flip(2)))  # a view that torch does not accept
     planes = x.numpy().transpose(0, 3, 1, 2).astype(np.float32)
     with warnings.catch_warnings(action="error"):
         assert torch.equal(model(planes / 255), model(torch.from_numpy(planes / 255)))
@@ -217,7 +217,7 @@ def test_errors_name_the_argument_and_the_values():
         assert "\n" not in str(error.value)
 
 
-def test_importing_s2_imports_no_library_of_models():
+def test_importing_s2_imports_no_model_library():
     code = "import sys; from s2robot import S2; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"timm", "torchvision", "transformers", "omegaconf", "zarr", "robosuite"} & set(loaded.split())

@@ -27,25 +27,25 @@ class TinyModel:
             tokens = [image.amax(dim=(1, 2)) * (i + 1) for i in range(self.prefix)]
             for r in range(patches.shape[1]):
                 for c in range(patches.shape[2]):
-                    # squared, so that the order of averaging matters, and unlike at every place of the tile
+                    # squared, so that averaging order matters, and different at every position in the tile
                     tokens.append(patches[:, r, c] ** 2 + 0.1 * r - 0.2 * c)
             rows.append(torch.stack(tokens))
         return torch.stack(rows)
 
 
 def as_map(model):
-    """The same model with maps (B, D, rows, columns) instead of tokens."""
+    """Return the model with maps (B, D, rows, columns) instead of tokens."""
     return lambda x: model(x).mT.unflatten(2, [side // model.patch for side in x.shape[2:]])
 
 
 def offsets(size, tile):
-    """The fewest tiles over `size` cells, evenly spread to the nearest cell."""
+    """Return the starts of the fewest tiles that cover `size` cells, evenly spread to the nearest cell."""
     count = -(-size // tile)
     return [int(i * (size - tile) / (count - 1) + 0.5) if count > 1 else 0 for i in range(count)]
 
 
 def shares(starts, tile, cell):
-    """How much each tile along an axis counts at a cell: linear across what neighbours share."""
+    """Return the weight of each tile along an axis at a cell: linear across overlaps."""
     out, end = [], 0
     for start in starts:
         share = 0.0
@@ -58,7 +58,7 @@ def shares(starts, tile, cell):
 
 
 def slow_map(model, image, tile, patch, prefix):
-    """Tile by tile: the map (rows, columns, D) of an image, and the mean of the prefix tokens."""
+    """Return the map (rows, columns, D) of an image, tile by tile, and the mean of the prefix tokens."""
     rows, columns, (gh, gw) = image.shape[1] // patch, image.shape[2] // patch, (n // patch for n in tile)
     ys, xs = offsets(rows, gh), offsets(columns, gw)
     total, front = torch.zeros(rows, columns, 3), []
@@ -75,7 +75,7 @@ def slow_map(model, image, tile, patch, prefix):
 
 
 def slow_s2(model, levels, tile, patch, prefix, base=0):
-    """Image by image and cell by cell; tile is (height, width) in whole patches, a level (B, 3, H, W)."""
+    """Compute S2 cell by cell; `tile` is (height, width) in whole patches, each level is (B, 3, H, W)."""
     out = []
     for images in zip(*levels, strict=True):
         maps, fronts = zip(*(slow_map(model, x, tile, patch, prefix) for x in images), strict=True)
@@ -107,7 +107,7 @@ def enlarged(images, sizes):
     scales=st.lists(st.integers(1, 3), min_size=1, max_size=3), shape=st.sampled_from(["bnc", "bchw"]),
     one_by_one=st.booleans(), data=st.data(),
 )  # fmt: skip
-def test_forward_equals_the_slow_one(batch, grid, patch, scales, prefix, shape, one_by_one, data):
+def test_forward_equals_the_slow_reference(batch, grid, patch, scales, prefix, shape, one_by_one, data):
     prefix = 0 if shape == "bchw" else prefix
     base = data.draw(st.integers(0, len(scales) - 1))
     tile, images, model = grid * patch, noise(batch, grid * patch, grid * patch), TinyModel(patch, prefix)
@@ -131,7 +131,7 @@ def test_forward_equals_the_slow_one(batch, grid, patch, scales, prefix, shape, 
     patch=st.integers(1, 3), tile=st.tuples(st.integers(1, 4), st.integers(1, 4)), prefix=st.integers(0, 5),
     sizes=st.lists(st.tuples(st.integers(4, 13), st.integers(4, 13)), min_size=1, max_size=3),
 )  # fmt: skip
-def test_levels_of_any_shape_equal_the_slow_one(patch, tile, sizes, prefix):
+def test_levels_of_any_shape_equal_the_slow_reference(patch, tile, sizes, prefix):
     model, levels = TinyModel(patch, prefix), [noise(2, h * patch, w * patch) for h, w in sizes]
     side = (tile[0] * patch, tile[1] * patch)
     plans = tuple(plan_tiles((h * patch, w * patch), side, patch) for h, w in sizes)
@@ -150,14 +150,8 @@ def test_fractional_scales_are_cut_into_equal_tiles():
     assert model.calls == [(2, 3, 16, 16), (8, 3, 12, 12)]
     fine = slow_s2(model, enlarged(images, [(16, 16), (24, 24)]), (12, 12), 4, 0)
     torch.testing.assert_close(out[..., 3:], fine[..., 3:])
-    wrong = (
-        ((2, 3, 16, 12), [1]),
-        ((2, 3, 12, 16), [1]),
-        ((2, 3, 15, 15), [1, 1.4]),
-        ((3, 16, 16), [1]),
-        ((2, 3, 16, 16), []),
-    )
-    for shape, scales in wrong:
+    shapes = (2, 3, 16, 12), (2, 3, 12, 16), (2, 3, 15, 15), (3, 16, 16), (2, 3, 16, 16)
+    for shape, scales in zip(shapes, ([1], [1], [1, 1.4], [1], []), strict=True):
         with pytest.raises(UserError, match="input, scales: expected"):
             forward(model, torch.zeros(shape), scales=scales)
 
@@ -168,7 +162,7 @@ def test_integer_images_saturate_instead_of_wrapping():
     seen = []
     forward(lambda x: seen.append(x) or F.avg_pool2d(x.float(), 2), image, scales=[1, 2], output_shape="bchw")
     assert seen[1].dtype == torch.uint8
-    row = plan_tiles((8, 8), (4, 4)).merge(seen[1])[0, 0, 0].int()  # bicubic overshoots beside the edge
+    row = plan_tiles((8, 8), (4, 4)).merge(seen[1])[0, 0, 0].int()  # bicubic overshoots near the edge
     assert torch.all(row[1:] >= row[:-1]) and (row[0], row[-1]) == (0, 255)
 
 
@@ -190,8 +184,8 @@ def test_split_then_merge_is_exact(batch, patch, tile, more, overlap):
         assert all(move % patch == 0 and 0 < move <= side - overlap for move in moves)
         assert (starts[0], starts[-1] + side) == (0, length)
         assert max(moves, default=0) - min(moves, default=0) <= patch
-        least = (side - overlap) // patch * patch  # one tile fewer would not reach
-        assert side + (len(starts) - 2) * least < length
+        stride = (side - overlap) // patch * patch  # one tile fewer would not cover it
+        assert side + (len(starts) - 2) * stride < length
 
 
 @pytest.mark.parametrize(
@@ -203,23 +197,17 @@ def test_split_then_merge_is_exact(batch, patch, tile, more, overlap):
         (lambda: plan_levels(8, 8, (4, 4), 2, sizes=(7,)), "whole patches of 2 px .* a level of 7 x 7 px"),
         (lambda: plan_levels(8, 8, (4, 4), 2, overlap=4), "overlap: expected 0 to 2 px, got 4"),
         (lambda: plan_levels(8, 8, (4, 4), 2, overlap=-1), "overlap: expected 0 to 2 px, got -1"),
-        (
-            lambda: plan_levels(8, 8, (6, 4), 2, sizes=((4, 8),)),
-            "at least the tile of 6 x 4 px, got a level of 4 x 8 px",
-        ),
-        (
-            lambda: plan_levels(8, 8, (4, 6), 2, sizes=((8, 4),)),
-            "at least the tile of 4 x 6 px, got a level of 8 x 4 px",
-        ),
+        (lambda: plan_levels(8, 8, (6, 4), 2, sizes=((4, 8),)), "at least the tile of 6 x 4 px, got a level of 4 x 8 px"),
+        (lambda: plan_levels(8, 8, (4, 6), 2, sizes=((8, 4),)), "at least the tile of 4 x 6 px, got a level of 8 x 4 px"),
     ],
-)
-def test_sizes_that_do_not_fit_are_rejected(call, words):
+)  # fmt: skip
+def test_invalid_sizes_are_rejected(call, words):
     with pytest.raises(UserError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
 
 
-def test_a_tile_that_is_not_square():
+def test_non_square_tile():
     layout = plan_levels(12, 8, (6, 4), 2)
     assert (layout.cells, layout.grid, layout.tiles) == ((3, 2), (3, 2), 1 + 4)
 
@@ -240,8 +228,8 @@ def test_pyramid_averages_areas_exactly():
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2, 2), (2, 3, 6, 10), (4, 3, 128, 128)])
-def test_half_the_size_is_torchs_mean_to_the_last_bit(shape):
+def test_halving_is_bit_equal_to_torch_average_pooling(shape):
     for images in (torch.randn(shape) * 1e6, torch.randn(shape).to(memory_format=torch.channels_last)):
-        wanted = F.avg_pool2d(images, 2)
-        assert torch.equal(resize(images, wanted.shape[-2:]), wanted)
-        assert torch.equal(resize(images.requires_grad_(), wanted.shape[-2:]), wanted)
+        expected = F.avg_pool2d(images, 2)
+        assert torch.equal(resize(images, expected.shape[-2:]), expected)
+        assert torch.equal(resize(images.requires_grad_(), expected.shape[-2:]), expected)

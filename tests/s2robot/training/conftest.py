@@ -1,4 +1,4 @@
-"""The episodes of the trainings."""
+"""Episodes shared by the training tests."""
 
 import pytest
 

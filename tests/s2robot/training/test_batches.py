@@ -1,4 +1,4 @@
-"""Batches, of one dataset and of a mix: every window once an epoch, exact shares, weighted statistics, targets."""
+"""Batches of one dataset and of a mix: every window once per epoch, exact shares, weighted statistics, targets."""
 
 import json
 from collections import Counter
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def second(data, tmp_path_factory):
-    """Another dataset: the first's episodes 2 to 4 changed, with their features."""
+    """A second dataset: changed copies of episodes 2 to 4 of the first, with their features."""
     store, features = data
     rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.episode_slice, (2, 3, 4))])
     path = tmp_path_factory.mktemp("mix") / "b.zarr"
@@ -46,13 +46,13 @@ def batches_of(data, context: int = 1, **how) -> Batches:
     return Batches(store, features, make_windows(store, np.arange(8), context, 4), CPU, **how)
 
 
-def test_every_process_takes_its_share_and_every_window_comes_once_an_epoch(data):
+def test_processes_share_batches_and_epochs_visit_every_window_once(data):
     batches = batches_of(data)
-    assert batches.count == data[0].num_steps - 4  # four steps are pushed
-    for step in range(9):  # over the end of the first epoch
-        whole = batches.step(step, 16, seed=5)["actions"]
+    assert batches.count == data[0].num_steps - 4  # four steps are perturbed
+    for step in range(9):  # beyond the end of the first epoch
+        full_batch = batches.step(step, 16, seed=5)["actions"]
         shares = [batches.step(step, 16, seed=5, rank=r, world=2) for r in range(2)]
-        assert torch.equal(whole, torch.cat([share["actions"] for share in shares]))
+        assert torch.equal(full_batch, torch.cat([share["actions"] for share in shares]))
         targets = torch.cat([~share["action_pad"] for share in shares]).sum(0)  # (K,)
         assert all(torch.equal(share["target_counts"], targets / 2) for share in shares)
     n = batches.count
@@ -62,7 +62,7 @@ def test_every_process_takes_its_share_and_every_window_comes_once_an_epoch(data
     assert torch.equal(shuffled(n, 5, range(n - 3, n + 3)), torch.cat([first[-3:], other[:3]]))
 
 
-def test_a_frame_that_several_windows_show_is_read_once_and_the_present_action_is_not_shown(data):
+def test_shared_frames_are_read_once_and_current_actions_are_hidden(data):
     batches = batches_of(data, 3)
     batch = batches.take(torch.arange(10))
     assert len(batch["features"]) < 30 == batch["frames"].numel()
@@ -79,7 +79,7 @@ def test_a_frame_that_several_windows_show_is_read_once_and_the_present_action_i
 
 
 @pytest.mark.parametrize("members", [1, 2])
-def test_a_step_that_rounds_its_frames_itself_is_the_same_to_the_bit(data, members):
+def test_rounding_frames_in_the_step_is_bit_equal(data, members):
     store, features = data
     windows = make_windows(store, np.arange(8), 1, 4)
     losses = []
@@ -106,16 +106,16 @@ def test_a_causal_body_has_targets_at_every_step_of_a_window(data):
     assert batch["actions"].shape == (5, 3, 4, 8)  # 16 // 3 windows of three targets each
     start_of = {int(row): i for i, row in enumerate(windows.steps)}
     for row, window in enumerate(shuffled(len(windows), 0, range(5)).tolist()):
-        for place, step in enumerate(windows.context[window].tolist()):
+        for position, step in enumerate(windows.context[window].tolist()):
             other = start_of.get(step)
-            if other is None or windows.pad[window, place]:  # pushed, or before the episode
-                assert batch["action_pad"][row, place].all()
+            if other is None or windows.pad[window, position]:  # perturbed or before the episode
+                assert batch["action_pad"][row, position].all()
             else:
-                assert torch.equal(batch["actions"][row, place], torch.from_numpy(windows.actions[other]))
-                assert batch["action_pad"][row, place].tolist() == windows.action_pad[other].tolist()
+                assert torch.equal(batch["actions"][row, position], torch.from_numpy(windows.actions[other]))
+                assert batch["action_pad"][row, position].tolist() == windows.action_pad[other].tolist()
 
 
-def test_a_mix_reads_as_its_datasets_end_to_end(data, second, mix):
+def test_mix_reads_as_its_concatenated_datasets(data, second, mix):
     (a, fa), (b, fb), (store, features) = data, second, mix
     assert (len(store), store.num_steps) == (len(a) + len(b), a.num_steps + b.num_steps)
     for key in ("action", "proprio"):
@@ -138,38 +138,38 @@ def test_shares_are_exact_in_every_epoch():
     groups, seed = [(0.25, torch.arange(30)), (0.75, torch.arange(30, 50))], 7  # an epoch of 50: 12 and 38
     for epoch in range(3):
         assert (mixed(groups, seed, range(epoch * 50, (epoch + 1) * 50)) < 30).sum() == 12
-    # of each group every window as often as the others, to one: 36 of 30, 114 of 20
+    # within a group, counts of windows differ by at most one: 36 of 30, 114 of 20
     counts = Counter(mixed(groups, seed, range(150)).tolist())
     assert {counts[i] for i in range(30)} == {1, 2} and {counts[i] for i in range(30, 50)} == {5, 6}
     pieces = torch.cat([mixed(groups, seed, range(i, i + 16)) for i in range(0, 144, 16)])
-    assert torch.equal(pieces, mixed(groups, seed, range(144)))  # wherever a training resumes
+    assert torch.equal(pieces, mixed(groups, seed, range(144)))  # at whichever step a run resumes
     assert not torch.equal(pieces, mixed(groups, seed + 1, range(144)))
 
 
 @pytest.mark.parametrize("mode", ["standard", "minmax", "quantile"])
-def test_weighted_statistics_are_those_of_the_weighted_concatenation(mode):
+def test_weighted_statistics_match_the_weighted_concatenation(mode):
     rng, spec = np.random.default_rng(3), make_spec()
     parts = [rng.normal(size=(40, 8)), rng.normal(2, 3, size=(25, 8))]
     parts = [np.append(x[:, :7], x[:, 7:] > 0, 1) for x in parts]
-    often, both = np.repeat([3.0, 2.0], [40, 25]), np.concatenate(parts)
+    counts, both = np.repeat([3.0, 2.0], [40, 25]), np.concatenate(parts)
     weighted, plain = (Normaliser(mode, spec.proprio, spec.action, 4, cumulative=True) for _ in range(2))
-    weighted.fit(both, both, np.stack([both] * 4, 1), None, (often, often, often))
-    long = np.concatenate([parts[0]] * 3 + [parts[1]] * 2)
-    for weights in [(np.ones(len(long)),) * 3] + [None] * (mode != "quantile"):  # unweighted ones interpolate
-        plain.fit(long, long, np.stack([long] * 4, 1), None, weights)
+    weighted.fit(both, both, np.stack([both] * 4, 1), None, (counts, counts, counts))
+    rows = np.concatenate([parts[0]] * 3 + [parts[1]] * 2)
+    for weights in [(np.ones(len(rows)),) * 3] + [None] * (mode != "quantile"):  # unweighted: interpolates
+        plain.fit(rows, rows, np.stack([rows] * 4, 1), None, weights)
         for name, tensor in plain.state_dict().items():
             torch.testing.assert_close(weighted.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def test_moments_of_features_are_those_of_the_weighted_concatenation(data, second):
+def test_feature_moments_match_the_weighted_concatenation(data, second):
     fa, fb = data[1], second[1]
     shares = np.array([3 * len(fa), 2 * len(fb)]) / (3 * len(fa) + 2 * len(fb))
-    found = mixed_moments([channel_moments(fa), channel_moments(fb)], shares.tolist())
-    for x, y in zip(found, channel_moments(np.concatenate([fa] * 3 + [fb] * 2)), strict=True):
+    mixed_pair = mixed_moments([channel_moments(fa), channel_moments(fb)], shares.tolist())
+    for x, y in zip(mixed_pair, channel_moments(np.concatenate([fa] * 3 + [fb] * 2)), strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
 
 
-def test_a_training_on_a_mix_resumes_and_its_held_out_loss_is_by_share(mix, tmp_path):
+def test_training_on_a_mix_resumes_and_weights_validation_by_share(mix, tmp_path):
     store, features = mix
 
     def trained(store):
@@ -193,7 +193,7 @@ def test_a_training_on_a_mix_resumes_and_its_held_out_loss_is_by_share(mix, tmp_
         trained(Mix(store.members, [1, 1]))
 
 
-def test_a_config_of_a_mix(data, second, tmp_path):
+def test_mix_config(data, second, tmp_path):
     paths, split = [str(store.path) for store, _ in (data, second)], tmp_path / "split.json"
     split.write_text('{"train": [0, 1], "validation": [2]}')
     members = ({"path": paths[0], "weight": 1.0, "episodes": "1:5"}, {"path": paths[1], "split": str(split)})

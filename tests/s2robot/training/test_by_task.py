@@ -1,4 +1,4 @@
-"""A policy that is told its task: learnt from a dataset's words, acted on by name, and refused for what it never saw."""
+"""Task-conditioned policies: trained on a dataset's task texts, selected by name, unknown tasks rejected."""
 
 import numpy as np
 import pytest
@@ -17,9 +17,9 @@ SEEN = np.zeros((1, len(CAMERAS), TOKENS, DIM), np.float32)
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """Episodes whose first joint turns to the side that their task names; nothing else tells which."""
-    rng, path, features = np.random.default_rng(0), tmp_path_factory.mktemp("told") / "a.zarr", []
+def task_data(tmp_path_factory):
+    """Episodes whose first joint turns to the side that the task names; nothing else indicates the side."""
+    rng, path, features = np.random.default_rng(0), tmp_path_factory.mktemp("tasks") / "a.zarr", []
     with EpisodeStore.create(path, about("states") | {"tasks": list(TASKS)}) as store:
         for i in range(8):
             features.append(rng.normal(size=(12, len(CAMERAS), TOKENS, DIM)).astype(np.float16))
@@ -32,11 +32,12 @@ def told(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["mlp", "transformer"])
-def test_the_task_decides_where_nothing_else_does(told, tmp_path, kind):
-    assert tasks_of(told[0]) == TASKS
-    assert np.array_equal(task_of_steps(told[0], TASKS[::-1]), 1 - np.repeat(told[0].meta("task"), 12))
+def test_task_alone_decides_the_action(task_data, tmp_path, kind):
+    store = task_data[0]
+    assert tasks_of(store) == TASKS
+    assert np.array_equal(task_of_steps(store, TASKS[::-1]), 1 - np.repeat(store.meta("task"), 12))
     spec = make_spec(kind, tasks=TASKS)
-    policy, _ = load_checkpoint(fit(told, tmp_path, spec, steps=150, lr=1e-2, validation=0.0))
+    policy, _ = load_checkpoint(fit(task_data, tmp_path, spec, steps=150, lr=1e-2, validation=0.0))
     turns = {}
     for task in TASKS:
         actor = BatchActor(policy, 1)
@@ -46,33 +47,33 @@ def test_the_task_decides_where_nothing_else_does(told, tmp_path, kind):
     assert left < 0 < right and right - left > 0.1
 
 
-def test_an_observation_names_the_task_and_another_is_refused(told, tmp_path):
+def test_observation_selects_the_task_and_unknown_tasks_are_rejected(task_data, tmp_path):
     spec = make_spec(tasks=TASKS)
-    policy, _ = load_checkpoint(fit(told, tmp_path, spec, steps=60, lr=1e-2, validation=0.0))
+    policy, _ = load_checkpoint(fit(task_data, tmp_path, spec, steps=60, lr=1e-2, validation=0.0))
     actor = Actor(policy, lambda frames: torch.zeros(1, len(frames), TOKENS, DIM))
-    seen = {"images": {name: np.zeros((8, 8, 3), np.uint8) for name in CAMERAS}, "proprio": np.zeros(8)}
+    obs = {"images": {name: np.zeros((8, 8, 3), np.uint8) for name in CAMERAS}, "proprio": np.zeros(8)}
     with pytest.raises(UserError, match="task: expected one of push it left, push it right, got None"):
-        actor.act(seen)
+        actor.act(obs)
     with pytest.raises(UserError, match="task: .* got 'push it rihgt', did you mean 'push it right'"):
-        actor.act(seen | {"task": "push it rihgt"})
+        actor.act(obs | {"task": "push it rihgt"})
     actor.reset(0)
-    left = actor.act(seen | {"task": TASKS[0]})
+    left = actor.act(obs | {"task": TASKS[0]})
     actor.reset(0, TASKS[1])
-    assert actor.act(seen)[0] > left[0]
+    assert actor.act(obs)[0] > left[0]
     memory = actor.remember()
-    again = actor.act(seen)
+    again = actor.act(obs)
     actor.reset(0, TASKS[0])
     actor.restore(memory)
-    assert np.array_equal(actor.act(seen), again)
+    assert np.array_equal(actor.act(obs), again)
 
 
 VECTORS = torch.tensor([[3.0, 0, 1, 0], [3, 0, 0, 1]])
 
 
-def test_a_near_vector_does_what_the_demos_did(told, tmp_path):
-    """By openpi's `prompt`, too; a known text has the vector of the training."""
+def test_similar_task_vectors_produce_the_demonstrated_action(task_data, tmp_path):
+    """Includes openpi's `prompt`; a known text keeps its vector from training."""
     spec = make_spec(tasks=TASKS, task_dim=4)
-    trained = fit(told, tmp_path / "run", spec, steps=150, lr=1e-2, validation=0.0, vectors=VECTORS)
+    trained = fit(task_data, tmp_path / "run", spec, steps=150, lr=1e-2, validation=0.0, vectors=VECTORS)
     policy, _ = load_checkpoint(trained)
     torch.testing.assert_close(policy.tasks.table, torch.tensor([[0, 0, 1, -1], [0, 0, -1, 1]]) / 2**0.5)
     np.savez(tmp_path / "near.npz", **{TASKS[1]: VECTORS[1].numpy(), "shove it left": [3.0, 0, 0.9, 0.2]})
@@ -85,20 +86,20 @@ def test_a_near_vector_does_what_the_demos_did(told, tmp_path):
         assert turn * (1 if "right" in text else -1) > 0, text
     text = session.answer(pack(seen | {"prompt": "lift it"}))
     assert "push it right, shove it left" in text and "got 'lift it'" in text and "\n" not in text
-    for given, message in (
+    for vectors, message in (
         ({TASKS[0]: [3.0, 0, 0, 1]}, "'push it left': expected the vector used in training"),
         ({"lift it": [1.0, 2]}, r"expected vectors \(4,\), as in training, got \(2,\)"),
     ):
-        np.savez(tmp_path / "other.npz", **given)
+        np.savez(tmp_path / "other.npz", **vectors)
         with pytest.raises(UserError, match=message):
             policy.add_tasks(tmp_path / "other.npz")
     again = {"steps": 1, "validation": 0.0, "from": str(trained)}
-    fit(told, tmp_path / "same", spec, **again, vectors=VECTORS)
+    fit(task_data, tmp_path / "same", spec, **again, vectors=VECTORS)
     with pytest.raises(UserError, match="policy.task_vectors: expected those of train.from"):
-        fit(told, tmp_path / "other", spec, **again, vectors=VECTORS.flip(0))
+        fit(task_data, tmp_path / "other", spec, **again, vectors=VECTORS.flip(0))
 
 
-def test_a_policy_of_one_task_or_none_needs_no_name_and_demos_without_words_are_refused(data):
+def test_one_task_needs_no_name_and_demos_without_tasks_are_rejected(data):
     plain = BatchActor(ChunkPolicy(make_spec()), 1)
     plain.reset([0], task="whatever")
     one = BatchActor(ChunkPolicy(make_spec(tasks=TASKS[:1])), 1)

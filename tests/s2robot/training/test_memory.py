@@ -1,4 +1,4 @@
-"""Features are read from the mapped file batch by batch: a cache larger than the memory trains."""
+"""Features are read batch by batch from a mapped file, so that a cache may exceed the memory."""
 
 import subprocess
 import sys
@@ -7,8 +7,8 @@ import pytest
 
 from tests.kills import ROOT
 
-# RLIMIT_DATA bounds what a process has of its own (heap and private maps): features that were read as a whole would be
-# there, the pages of a mapped file are not, for the system takes those back when it needs them. RLIMIT_AS would count the map.
+# RLIMIT_DATA bounds the private memory of a process (heap and private maps). Features read all at once would count; the
+# pages of a mapped file do not, since the system can reclaim them. RLIMIT_AS would count the map.
 LIMIT_MB, CACHE_MB = 64, 256
 CHILD = f"""
 import resource, sys
@@ -24,21 +24,21 @@ def fit(features, name, dim):
     contract = CONTRACT | {{"dataset": {{"fingerprint": name}}}}
     train(make_settings(steps=6, log_every=3, loggers=()), make_spec(dim=dim), store, features, contract, out / name)
 
-fit(small, "warm", small.shape[-1])  # libraries take what they need
+fit(small, "warm", small.shape[-1])  # libraries allocate what they need
 dim = {CACHE_MB} * 2**20 // (2 * small[..., 0].size)
 features = np.memmap(out / "features", np.float16, "w+", shape=(*small.shape[:-1], dim))
-features[::7, :, :, :64] = 1  # the rest of the file are holes
+features[::7, :, :, :64] = 1  # the rest of the file is sparse
 features = np.memmap(out / "features", np.float16, "r", shape=features.shape)
-have = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
-resource.setrlimit(resource.RLIMIT_DATA, (have * 1024 + {LIMIT_MB} * 2**20,) * 2)
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, (used * 1024 + {LIMIT_MB} * 2**20,) * 2)
 fit(features, "large", dim)
 print("trained")
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-def test_a_cache_of_four_times_the_memory_trains(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="requires Linux memory limits")
+def test_training_with_a_cache_of_four_times_the_memory(tmp_path):
     words = [sys.executable, "-c", CHILD, str(tmp_path)]
     result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0 and result.stdout.endswith("trained\n"), result.stderr

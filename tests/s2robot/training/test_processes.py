@@ -1,4 +1,4 @@
-"""Several processes (gloo): one writes, noise is each one's own, their loss is that of one process, an end is one line."""
+"""Several processes (gloo): one writes, each draws its own noise, losses match one process, failures are one line."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.kills import ROOT
 from tests.s2robot.pretraining.small import make_settings
 from tests.s2robot.training import two_processes
 
-# of a session that Lightning started before
+# set by an earlier Lightning session
 NAMES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
 MODULE = ("-m", "tests.s2robot.training.two_processes")
 
@@ -33,7 +33,7 @@ def run(folder, job: str = "train", prefix: tuple[str, ...] = (), start=forks.ru
     return result
 
 
-def seen(folder) -> list[dict]:
+def logs_of(folder) -> list[dict]:
     return [json.loads((folder / f"process{n}.json").read_text()) for n in range(2)]
 
 
@@ -42,11 +42,11 @@ def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
 
 
-# once as a user's processes start, which takes ten seconds
+# once with regular process starts, which takes ten seconds
 @pytest.mark.parametrize("start", [forks.run, pytest.param(subprocess.run, marks=pytest.mark.slow)])
 def test_train(tmp_path, start):
     run(tmp_path, start=start)
-    first, second = seen(tmp_path)
+    first, second = logs_of(tmp_path)
     assert first["first"] and not second["first"] and len(first["losses"]) == len(second["losses"]) == 15
     assert not set(first["seeds"]) & set(second["seeds"]) and first["losses"] != second["losses"]
     rows = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -58,7 +58,7 @@ def test_train(tmp_path, start):
 
 def test_pretrain(tmp_path):
     run(tmp_path, "pretrain")
-    first, second = seen(tmp_path)
+    first, second = logs_of(tmp_path)
     assert len(first["losses"]) == len(second["losses"]) == 8 and first["losses"] != second["losses"]
     assert len(list((tmp_path / "run").glob("events.*"))) == 1
     recipe = load_encoder(tmp_path / "run" / "encoder.safetensors")[1]
@@ -84,20 +84,20 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
         pytest.param(4, TORCHRUN, False, marks=pytest.mark.slow),
     ],
 )
-def test_processes_have_the_losses_and_gradients_of_one(tmp_path, processes, prefix, tuned):
+def test_several_processes_match_the_losses_and_gradients_of_one(tmp_path, processes, prefix, tuned):
     two_processes.prepare(tmp_path)
     run(tmp_path, "train", prefix, devices=processes, exact=True, tuned=tuned)
     two_processes.run(tmp_path, tmp_path / "alone", "train", 1, exact=True, tuned=tuned)
-    rows, wanted = (json.loads((tmp_path / f / "metrics.json").read_text()) for f in ("run", "alone"))
+    rows, expected = (json.loads((tmp_path / f / "metrics.json").read_text()) for f in ("run", "alone"))
     for key in ("train_loss", "train_joint_error_rad", "grad_norm"):
-        assert [row[key] for row in rows] == pytest.approx([row[key] for row in wanted], rel=1e-5), key
+        assert [row[key] for row in rows] == pytest.approx([row[key] for row in expected], rel=1e-5), key
     assert len(rows) == 15
     if tuned:
         each = [load_tuned(tmp_path / f / "checkpoint") for f in ("run", "alone")]
         assert each[0] and all(torch.allclose(v, each[1][name], atol=1e-4) for name, v in each[0].items())
 
 
-def test_a_batch_that_cannot_be_shared_evenly_is_rejected(tmp_path, monkeypatch):
+def test_indivisible_batch_size_is_rejected(tmp_path, monkeypatch):
     from lightning_fabric import Fabric
 
     monkeypatch.setattr(Fabric, "world_size", 3)
@@ -105,12 +105,12 @@ def test_a_batch_that_cannot_be_shared_evenly_is_rejected(tmp_path, monkeypatch)
         pretrain(make_settings(tmp_path))
 
 
-# pretrain shares train's loop and its exits: one of the two is enough, but for `make slow`
+# pretrain shares train's loop and its error handling, so it runs in `make slow` only
 @pytest.mark.parametrize(
     ("job", "fails"),
     [("train", "killed"), ("train", "first"), pytest.param("pretrain", "killed", marks=pytest.mark.slow)],
 )
-def test_a_process_that_ends_says_why_and_the_other_that_it_lost_it(tmp_path, job, fails):
-    *why, lost = errors(run(tmp_path, job, fails=fails))
-    assert why == ["error: no space left"] * (fails == "first")
+def test_failing_process_reports_why_and_the_other_reports_losing_it(tmp_path, job, fails):
+    *reasons, lost = errors(run(tmp_path, job, fails=fails))
+    assert reasons == ["error: no space left"] * (fails == "first")
     assert lost.startswith(f"error: {job}: process {1 + (fails == 'first')} of 2 lost another")

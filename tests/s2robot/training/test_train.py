@@ -1,4 +1,4 @@
-"""Training: it learns, resumes exactly after a stop, begins from other weights, and says what is wrong; what it reports."""
+"""Training: learning, exact resumption after a stop, starting from other weights, errors, and logging."""
 
 import json
 import math
@@ -40,13 +40,13 @@ def weights(folder) -> bytes:
 
 
 def rows_of(run) -> list[dict]:
-    """The metrics of a run, without those of which no two are alike."""
+    """Return the metrics of a run without those that differ between equal runs."""
     rows = json.loads((run / "metrics.json").read_text())
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_it_learns_and_leaves_a_complete_checkpoint(data, tmp_path, kind):
+def test_training_learns_and_writes_a_complete_checkpoint(data, tmp_path, kind):
     rows = []
     how = {"progress": lambda *row: rows.append(row), "steps": 125, "checkpoint_every": 50}
     folder = fit(data, tmp_path, make_spec(kind), **how)
@@ -70,8 +70,8 @@ def test_it_learns_and_leaves_a_complete_checkpoint(data, tmp_path, kind):
     [(signal.SIGINT, 2, "transformer"), (signal.SIGTERM, 7, "mlp"), (signal.SIGINT, 9, "mlp")],
 )
 def test_a_stopped_run_resumes_exactly(data, tmp_path, monkeypatch, number, at, kind):
-    """Before any state is due, between two rows, and at a row; the signal comes in the middle of a step."""
-    spec = make_spec(kind, proprio_noise=0.1)  # dropout and noise have to come again, too
+    """Before any state is due, between two rows, and at a row; the signal arrives in the middle of a step."""
+    spec = make_spec(kind, proprio_noise=0.1)  # dropout and noise must repeat too
     fit(data, tmp_path / "whole", spec)
     usual, step = signal.getsignal(number), Batches.step
 
@@ -86,42 +86,43 @@ def test_a_stopped_run_resumes_exactly(data, tmp_path, monkeypatch, number, at, 
     assert signal.getsignal(number) is usual
     assert torch.load(tmp_path / "cut/training_state.pt", weights_only=True)["step"] == at + 1
     load_checkpoint(tmp_path / "cut/checkpoint")
-    torch.manual_seed(99)  # the random state of a new process is another one
+    torch.manual_seed(99)  # a new process has a different random state
     fit(data, tmp_path / "cut", spec)
     for name in ("checkpoint", "checkpoint_best"):
         assert weights(tmp_path / "whole" / name) == weights(tmp_path / "cut" / name)
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "cut")
 
 
-def training(folder: Path) -> None:
-    data = folder.parent / "data.zarr"  # made by the whole run, beside what is killed
+def train_ten_steps(folder: Path) -> None:
+    data = folder.parent / "data.zarr"  # created by the uninterrupted run, for all runs
     if not data.exists():
         np.save(folder.parent / "features.npy", make_data(data)[1])
     made = EpisodeStore.open(data), np.load(folder.parent / "features.npy")
     fit(made, folder / "run", make_spec(proprio_noise=0.1), steps=10)
 
 
-def what_is_left(folder: Path) -> dict:
+def results_of(folder: Path) -> dict:
     run = folder / "run"
-    left = {"rows": rows_of(run), "files": {p.name for p in run.iterdir() if not p.name.startswith("events")}}
+    files = {p.name for p in run.iterdir() if not p.name.startswith("events")}
+    results = {"rows": rows_of(run), "files": files}
     for name in ("checkpoint", "checkpoint_best"):
-        left[name] = weights(run / name), (run / name / "policy.json").read_text()
-    return left
+        results[name] = weights(run / name), (run / name / "policy.json").read_text()
+    return results
 
 
 @pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_at_any_write_changes_nothing(tmp_path, every):
-    killed = kill_at_every_write(training, tmp_path, every)
-    whole = what_is_left(tmp_path / "whole")
-    assert whole["files"] == {".lock", "checkpoint", "checkpoint_best", "metrics.json", "training_state.pt"}
-    assert whole["rows"][-1]["step"] == 10
+    killed = kill_at_every_write(train_ten_steps, tmp_path, every)
+    final = results_of(tmp_path / "whole")
+    assert final["files"] == {".lock", "checkpoint", "checkpoint_best", "metrics.json", "training_state.pt"}
+    assert final["rows"][-1]["step"] == 10
     for write, folder in killed.items():
-        assert what_is_left(folder) == whole, write
+        assert results_of(folder) == final, write
     writes = (tmp_path / "writes.json").read_text()
     assert "rename run/training_state.pt" in writes and "rename run/checkpoint" in writes
 
 
-def test_a_signal_between_steps_ends_a_training_at_once(data, tmp_path):
+def test_signal_between_steps_stops_training_at_once(data, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(data, tmp_path, progress=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert torch.load(tmp_path / "training_state.pt", weights_only=True)["step"] == 5
@@ -143,14 +144,14 @@ def test_the_state_of_another_run_is_rejected(data, tmp_path):
             fit(data, tmp_path, *other, **change)
     assert path.read_bytes() == state
     fit(data, tmp_path, *other, resume=False, validation=0.0)
-    assert not (tmp_path / "checkpoint_best").exists()  # of the run before
+    assert not (tmp_path / "checkpoint_best").exists()  # from the previous run
     for content in (b"", b"no state", {"policy": {}}):
         torch.save(content, path) if isinstance(content, dict) else path.write_bytes(content)
         with pytest.raises(UserError, match=r"training_state.pt: not a readable training state"):
             fit(data, tmp_path)
 
 
-def test_a_machine_that_cannot_train_is_one_line(data, tmp_path):
+def test_unsupported_hardware_settings_are_one_error_line(data, tmp_path):
     wrong = {"precision": "64-true", "strategy": "ddp_spawn", "accelerator": "tpu", "threads": 10**12}
     for key, value in wrong.items():
         where = "train.precision" if key == "precision" else "train"
@@ -158,17 +159,17 @@ def test_a_machine_that_cannot_train_is_one_line(data, tmp_path):
             fit(data, tmp_path, **{key: value})
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypatch):
+def test_non_finite_loss_keeps_the_last_state(data, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         fit(data, tmp_path, kill_at=5)
     state, before = (tmp_path / "training_state.pt").read_bytes(), weights(tmp_path / "checkpoint")
-    sound = ChunkPolicy.loss
+    original = ChunkPolicy.loss
 
-    def broken(self, batch):
-        loss, scalars = sound(self, batch)
+    def with_nan(self, batch):
+        loss, scalars = original(self, batch)
         return loss, {name: value * float("nan") for name, value in scalars.items()}
 
-    monkeypatch.setattr(ChunkPolicy, "loss", broken)
+    monkeypatch.setattr(ChunkPolicy, "loss", with_nan)
     with pytest.raises(UserError, match="the loss is nan at step 10"):
         fit(data, tmp_path)
     assert (tmp_path / "training_state.pt").read_bytes() == state
@@ -176,17 +177,17 @@ def test_a_loss_that_is_not_finite_keeps_the_last_state(data, tmp_path, monkeypa
 
 
 def test_a_finished_run_restores_its_checkpoint(data, tmp_path):
-    """The checkpoint was damaged or removed, and the last state is left."""
+    """The checkpoint was damaged or removed, but the last training state is left."""
     folder = fit(data, tmp_path)
-    want = weights(folder)
+    expected = weights(folder)
     (folder / "policy.safetensors").write_bytes(b"half")
     for _ in range(2):
         fit(data, tmp_path)
-        assert weights(folder) == want and load_checkpoint(folder)[1]["training"]["step"] == 20
+        assert weights(folder) == expected and load_checkpoint(folder)[1]["training"]["step"] == 20
         shutil.rmtree(folder)
 
 
-def test_without_validation_every_episode_is_trained_on_for_so_many_passes(data, tmp_path):
+def test_without_validation_every_episode_is_used_for_the_set_epochs(data, tmp_path):
     windows = len(make_windows(data[0], np.arange(8), 1, 4))
     rows = []
     folder = fit(data, tmp_path, progress=lambda *row: rows.append(row), validation=0.0, epochs=1.5)
@@ -195,28 +196,25 @@ def test_without_validation_every_episode_is_trained_on_for_so_many_passes(data,
     assert training["demos"] == 8 and "val_loss" not in training
     assert not (tmp_path / "checkpoint_best").exists()
     trained = {"loss", "joint_loss", "gripper_loss", "gripper_accuracy", "joint_error_rad"}
-    known = {"step", "passes", "lr", "grad_norm", *TIMES} | {f"train_{name}" for name in trained}
-    assert all(set(row) == known and row["passes"] == done * 16 / windows for done, _, row in rows)
+    expected = {"step", "passes", "lr", "grad_norm", *TIMES} | {f"train_{name}" for name in trained}
+    assert all(set(row) == expected and row["passes"] == done * 16 / windows for done, _, row in rows)
 
 
-def test_a_training_begins_from_weights_and_normalisation(data, tmp_path):
+def test_training_starts_from_given_weights_and_normalisation(data, tmp_path):
     first = str(fit(data, tmp_path / "first", seed=3, steps=5, validation=0.0))
     spec, how = make_spec(execute=1, proprio_noise=0.1), {"steps": 1, "lr": 1e-9, "weight_decay": 0.0}
-    folder = fit(data, tmp_path, spec, from_=first, **how)  # no weight depends on what is other in the spec
+    folder = fit(data, tmp_path, spec, from_=first, **how)  # no weight depends on the changed settings
     before, after = (load_checkpoint(f)[0] for f in (first, folder))
     for name, value in after.state_dict().items():
         torch.testing.assert_close(value, before.state_dict()[name], rtol=0, atol=1e-6)
     assert torch.equal(before.normaliser.target.scale, after.normaliser.target.scale)
     assert after.spec.execute == 1
-    with pytest.raises(UserError, match="another run.*train.from"):  # its state belongs to what it began from
+    with pytest.raises(UserError, match="another run.*train.from"):  # a state belongs to its initial weights
         fit(data, tmp_path, spec, **how)
+    swapped = {"cameras": ["left", "hand"]}
     for changes, contract, words in (
         ({"chunk": 5}, {}, "policy.chunk: expected 4, got 5"),
-        (
-            {"cameras": ["left", "hand"]},
-            {"cameras": ["left", "hand"]},
-            r"policy.cameras: expected \['hand', 'left'\]",
-        ),
+        (swapped, swapped, r"policy.cameras: expected \['hand', 'left'\]"),
         ({}, {"encoder": {"name": "other", "fingerprint": "f"}}, "encoder random e.* is other f"),
         ({}, {"robot": "panda"}, "robot 'xarm7', got 'panda'"),
     ):
@@ -226,8 +224,8 @@ def test_a_training_begins_from_weights_and_normalisation(data, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["auto", "bf16-mixed", "16-mixed", "32-true"])
-def test_a_gpu_trains_in_every_precision_and_resumes(data, tmp_path, precision):
-    for _ in range(2):  # the second one finds the state of the first
+def test_gpu_trains_in_every_precision_and_resumes(data, tmp_path, precision):
+    for _ in range(2):  # the second run finds the state of the first
         fit(data, tmp_path, steps=10, accelerator="cuda", precision=precision)
     rows = json.loads((tmp_path / "metrics.json").read_text())
     state = torch.load(tmp_path / "training_state.pt", weights_only=True)
@@ -236,48 +234,48 @@ def test_a_gpu_trains_in_every_precision_and_resumes(data, tmp_path, precision):
 
 
 SUCCESS = {4: 0.5, 8: 0.25, 12: 0.5, 16: 0.1, 20: 0.4}
-STEPS = [4, 5, 8, 10, 12, 15, 16, 20]  # of the rows
+STEPS = [4, 5, 8, 10, 12, 15, 16, 20]  # of the logged rows
 
 
-def tries(data, out, **changes):
-    """A training of 20 steps with a rollout after every fourth; returns the steps of the checkpoints it got."""
-    tried = []
+def train_with_rollouts(data, out, **changes):
+    """Train 20 steps with a rollout after every fourth; return the steps of the evaluated checkpoints."""
+    evaluated = []
 
     def rollout(folder):
-        tried.append(load_checkpoint(folder)[1]["training"]["step"])
-        return SUCCESS[tried[-1]]
+        evaluated.append(load_checkpoint(folder)[1]["training"]["step"])
+        return SUCCESS[evaluated[-1]]
 
     fit(data, out, rollout=rollout, rollouts=RolloutSettings(every=4, keep=2), **changes)
-    return tried
+    return evaluated
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def reference_run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    assert tries(data, folder) == [4, 8, 12, 16, 20]
+    assert train_with_rollouts(data, folder) == [4, 8, 12, 16, 20]
     return folder
 
 
-def test_the_best_checkpoints_by_success_are_kept(whole):
-    rows = json.loads((whole / "metrics.json").read_text())
+def test_the_best_checkpoints_by_success_are_kept(reference_run):
+    rows = json.loads((reference_run / "metrics.json").read_text())
     assert {row["step"]: row["success"] for row in rows if "success" in row} == SUCCESS
     assert [row["step"] for row in rows] == STEPS
-    index = json.loads((whole / "checkpoints.json").read_text())
+    index = json.loads((reference_run / "checkpoints.json").read_text())
     assert index == [{"checkpoint": f"checkpoint_{s}", "step": s, "success": 0.5} for s in (12, 4)]
-    assert {p.name for p in whole.glob("checkpoint*")} == {
+    assert {p.name for p in reference_run.glob("checkpoint*")} == {
         "checkpoint", "checkpoint_best", "checkpoint_4", "checkpoint_12", "checkpoints.json",
     }  # fmt: skip
-    assert load_checkpoint(whole / "checkpoint_12")[1]["training"]["step"] == 12
+    assert load_checkpoint(reference_run / "checkpoint_12")[1]["training"]["step"] == 12
 
 
 @pytest.mark.parametrize("kill_at", [4, 10, 15, 16])
-def test_a_killed_training_rolls_out_no_step_twice_and_keeps_the_same(data, whole, tmp_path, kill_at):
-    with pytest.raises(Killed):  # row 15 is logged, and the state is that of 12
-        tries(data, tmp_path, kill_at=kill_at, checkpoint_every=10)
-    assert tries(data, tmp_path, checkpoint_every=10) == [s for s in SUCCESS if s > kill_at]
+def test_resumed_training_repeats_no_rollout_and_keeps_the_same_files(data, reference_run, tmp_path, kill_at):
+    with pytest.raises(Killed):  # row 15 is logged, but the state is that of step 12
+        train_with_rollouts(data, tmp_path, kill_at=kill_at, checkpoint_every=10)
+    assert train_with_rollouts(data, tmp_path, checkpoint_every=10) == [s for s in SUCCESS if s > kill_at]
     weights = [f"{name}/policy.safetensors" for name in ("checkpoint_4", "checkpoint_12", "checkpoint")]
     for file in [*weights, "checkpoints.json"]:
-        assert (whole / file).read_bytes() == (tmp_path / file).read_bytes()
+        assert (reference_run / file).read_bytes() == (tmp_path / file).read_bytes()
     assert [row["step"] for row in json.loads((tmp_path / "metrics.json").read_text())] == STEPS
     events = EventAccumulator(str(tmp_path))
     events.Reload()
@@ -286,7 +284,7 @@ def test_a_killed_training_rolls_out_no_step_twice_and_keeps_the_same(data, whol
     np.testing.assert_allclose(success, list(SUCCESS.values()), rtol=1e-6)
 
 
-def test_a_service_gets_no_step_twice_and_keeps_its_run(tmp_path, monkeypatch):
+def test_logging_service_receives_each_step_once_in_one_run(tmp_path, monkeypatch):
     service, runs = Mock(), []
     monkeypatch.setattr(module, "_mlflow", lambda out, run: (runs.append(run) or service, run or "r1"))
     for done, steps in ((0, (5, 10, 15)), (10, (15, 20))):  # killed after row 15, with the state of 10
@@ -296,11 +294,11 @@ def test_a_service_gets_no_step_twice_and_keeps_its_run(tmp_path, monkeypatch):
         loggers.close()
     assert [call.args[1] for call in service.log_metrics.call_args_list] == [5, 10, 15, 20]
     assert runs == [None, "r1"]
-    Loggers(("mlflow",), tmp_path)  # a training from the start
+    Loggers(("mlflow",), tmp_path)  # a run from the start
     assert runs[-1] is None
 
 
-def test_a_service_that_fails_or_is_missing_is_one_line(tmp_path, monkeypatch):
+def test_failing_or_missing_logging_service_is_one_error_line(tmp_path, monkeypatch):
     def fail(out, run):
         raise RuntimeError("no API key\nconfigured")
 

@@ -1,7 +1,7 @@
-"""A training by processes: `python -m tests.s2robot.training.two_processes <folder> <train|pretrain> <JSON>`.
+"""Train in several processes: `python -m tests.s2robot.training.two_processes <folder> <train|pretrain> <JSON>`.
 
-The JSON holds the number of `devices`, what `fails` ("killed": process 1 in its sixth step, "first": process 0), or `exact`: a run
-whose loss does not depend on the number of processes. Each process writes what it saw to <folder>/process<n>.json.
+The JSON sets the number of `devices`, which process `fails` in its sixth step ("killed": process 1, "first": process 0), or
+`exact`: a run whose loss does not depend on the number of processes. Process n logs to <folder>/process<n>.json.
 """
 
 import json
@@ -26,17 +26,17 @@ from s2robot.training.train import train
 from tests.s2robot.pretraining import small as pretraining
 from tests.s2robot.training.small import CONTRACT, NETWORKS, make_data, make_settings, make_spec
 
-FAILS = {"killed": 1, "first": 0}  # the process that does
+FAILS = {"killed": 1, "first": 0}  # the process that fails
 
 
 def watch(seen: dict, number: int, fails: str) -> None:
-    """Note the seed and loss of every step; let a process fail in the sixth where that is wanted."""
+    """Record the seed and loss of every step; make the process in FAILS fail in the sixth."""
 
-    def watched(kind: type, name: str) -> None:
+    def wrap(kind: type, name: str) -> None:
         method = getattr(kind, name)
 
-        def call(self, *given):
-            result = method(self, *given)
+        def call(self, *args):
+            result = method(self, *args)
             if self.training and torch.is_grad_enabled():
                 step(result[0])
             return result
@@ -51,8 +51,8 @@ def watch(seen: dict, number: int, fails: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise UserError("no space left")
 
-    watched(ChunkPolicy, "loss")
-    watched(MAE, "forward")
+    wrap(ChunkPolicy, "loss")
+    wrap(MAE, "forward")
 
 
 def prepare(folder: Path) -> None:
@@ -62,7 +62,7 @@ def prepare(folder: Path) -> None:
 
 
 def run(folder: Path, out: Path, job: str, devices: int, exact: bool = False, tuned: bool = False) -> Path:
-    """Train or pre-train in `out`; tuned: with a block of an encoder of two, from noise in place of what enters it."""
+    """Train or pre-train in `out`; tuned: fine-tune one of two encoder blocks, on noise instead of its input."""
     if job == "pretrain":
         return pretrain(pretraining.make_settings(folder, out=str(out), devices=devices))
     features = np.load(folder / "features.npy", mmap_mode="r")
@@ -77,11 +77,11 @@ def run(folder: Path, out: Path, job: str, devices: int, exact: bool = False, tu
             torch.manual_seed(0)
             vit = MVPViT(ViTSpec(img_size=16, patch_size=8, dim=8, depth=2, heads=2))
             save_encoder(vit, file, {"seed": 0})
-        given = {"name": "mvp-tiny", "checkpoint": str(file), "scales": [1]}
+        encoder = {"name": "mvp-tiny", "checkpoint": str(file), "scales": [1]}
         features = np.random.default_rng(0).standard_normal((store.num_steps, 2, 1 + 4, 8), np.float32)
         settings, spec["dim"] = settings.replace(tune=TuneSettings(blocks=1)), 8
-        contract = CONTRACT | {"encoder": CONTRACT["encoder"] | {"settings": given}}
-        tail = Tail(given, [(16, 16)] * 2, 1)
+        contract = CONTRACT | {"encoder": CONTRACT["encoder"] | {"settings": encoder}}
+        tail = Tail(encoder, [(16, 16)] * 2, 1)
     return train(settings, make_spec(**spec), store, features, contract, out, tail=tail)
 
 

@@ -1,4 +1,4 @@
-"""S2 in a Llava with small random towers: features against the reference algorithm, tokens, pictures, weights, errors."""
+"""S2 in a Llava with small random towers: features against the reference algorithm, tokens, images, weights, errors."""
 
 import copy
 from functools import partial
@@ -19,7 +19,7 @@ SMALL = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_atte
 
 
 def llava(tower="clip", tile=24, patch=4, layer=-2, strategy="default"):
-    """A Llava with random weights: 6 x 6 tokens of 16 channels a tile."""
+    """Build a Llava with random weights: 6 x 6 tokens of 16 channels per tile."""
     torch.manual_seed(0)
     kind = {"clip": transformers.CLIPVisionConfig, "siglip": transformers.SiglipVisionConfig}[tower]
     text = transformers.LlamaConfig(
@@ -30,8 +30,8 @@ def llava(tower="clip", tile=24, patch=4, layer=-2, strategy="default"):
     how = {"vision_feature_layer": layer, "vision_feature_select_strategy": strategy}
     config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE, **how)
     model = transformers.LlavaForConditionalGeneration(config).eval()
-    torch.manual_seed(1)  # the tower's parameters come first: they are alike, however wide the projector is
-    for p in model.parameters():  # layers of such a small model as it is initialised hardly differ
+    torch.manual_seed(1)  # the tower's parameters come first, so they do not depend on the projector's width
+    for p in model.parameters():  # the layers of a freshly initialised small model hardly differ
         p.data.add_(0.1 * torch.randn_like(p))
     return model
 
@@ -41,7 +41,7 @@ def ids(tokens):
 
 
 def selected(model, pixels, **kwargs):
-    """What the model's own code hands to the projector."""
+    """Return the features that the model passes to its projector."""
     seen = []
     hook = model.model.multi_modal_projector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
@@ -56,28 +56,28 @@ TOWERS = [("clip", 1, "default"), ("clip", 1, "full"), ("siglip", 0, "full")]  #
 @pytest.mark.parametrize(("tower", "prefix", "strategy"), TOWERS)
 @pytest.mark.parametrize(("layer", "side"), [(-2, 72), (3, 24)])
 @torch.no_grad()
-def test_features_are_the_reference_algorithms(tower, prefix, strategy, layer, side):
+def test_features_match_the_reference(tower, prefix, strategy, layer, side):
     model, x = llava(tower, layer=layer, strategy=strategy), torch.randn(2, 3, side, side)
-    alone = partial(copy.deepcopy(model.model.vision_tower), output_hidden_states=True)
-    features = lambda tiles: alone(tiles).hidden_states[layer]  # noqa: E731
+    tower_alone = partial(copy.deepcopy(model.model.vision_tower), output_hidden_states=True)
+    features = lambda tiles: tower_alone(tiles).hidden_states[layer]  # noqa: E731
     expected = forward(features, x, img_sizes=[24, 48, 72], max_split_size=24, num_prefix_token=prefix)
     if strategy == "default":
         expected = expected[:, prefix:]
-    found = selected(s2_llava(model, resize="reference"), x)
-    assert found.shape == (2, 36 + (strategy == "full") * prefix, 3 * 16) and expected.std() > 0.3
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    actual = selected(s2_llava(model, resize="reference"), x)
+    assert actual.shape == (2, 36 + (strategy == "full") * prefix, 3 * 16) and expected.std() > 0.3
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
-def test_native_scales_are_the_mean_of_areas_and_pool_keeps_more_tokens():
+def test_native_scales_average_areas_and_pool_keeps_more_tokens():
     model, x = llava(), torch.randn(1, 3, 48, 48)
     small = selected(copy.deepcopy(model), torch.nn.functional.avg_pool2d(x, 2))
-    found = selected(s2_llava(model, (1, 2), pool=1), x)
-    assert found.shape == (1, 144, 32)
-    repeated = found[..., :16].unflatten(1, (6, 2, 6, 2))
+    features = selected(s2_llava(model, (1, 2), pool=1), x)
+    assert features.shape == (1, 144, 32)
+    repeated = features[..., :16].unflatten(1, (6, 2, 6, 2))
     torch.testing.assert_close(repeated.mean((2, 4)).flatten(1, 2), small, atol=1e-5, rtol=0)
 
 
-def test_layers_stand_one_after_the_other_and_a_rest_beside_the_patches_makes_no_token():
+def test_layers_are_concatenated_and_partial_patches_are_dropped():
     x = torch.randn(1, 3, 72, 72)
     both = selected(s2_llava(llava(layer=[-1, 1]), (1, 3)), x)
     one = [selected(s2_llava(llava(layer=layer), (1, 3)), x) for layer in (-1, 1)]
@@ -89,11 +89,11 @@ def test_layers_stand_one_after_the_other_and_a_rest_beside_the_patches_makes_no
 @pytest.mark.parametrize("layer", [-2, [-2, 1]])
 @pytest.mark.parametrize(("tower", "prefix", "strategy"), TOWERS)
 @torch.no_grad()
-def test_with_new_columns_of_zero_the_model_says_what_it_said(layer, tower, prefix, strategy):
+def test_zero_initialised_columns_leave_the_logits_unchanged(layer, tower, prefix, strategy):
     model, x = llava(tower, layer=layer, strategy=strategy), torch.randn(1, 3, 24, 24)
     tokens = 36 + (strategy == "full") * prefix
     before = model(input_ids=ids(tokens), pixel_values=x).logits
-    large = x.repeat_interleave(3, -1).repeat_interleave(3, -2)  # the mean of whose areas is x
+    large = x.repeat_interleave(3, -1).repeat_interleave(3, -2)  # whose area averages equal x
     after = s2_llava(model)(input_ids=ids(tokens), pixel_values=large).logits
     torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
 
@@ -105,7 +105,7 @@ def prompt(processor, height, width):
 
 @pytest.mark.parametrize("scales", [(1,), (1, 2, 3)])
 def test_processor_and_generate_at_any_scale(scales):
-    """At the paper's sizes: 336, 672 and 1008 px give 576 image tokens, with a tower of few channels."""
+    """At the paper's sizes, 336, 672 and 1008 px produce 576 image tokens; the tower has few channels."""
     model, processor = small()
     model = s2_llava(model.eval(), scales)
     inputs = prompt(s2_processor(processor, model), 700, 500)
@@ -115,7 +115,7 @@ def test_processor_and_generate_at_any_scale(scales):
     assert out.shape == (1, inputs["input_ids"].shape[1] + 2)
 
 
-def test_saved_and_loaded(tmp_path):
+def test_save_and_load(tmp_path):
     model, processor = small()
     model = s2_llava(model.eval(), (1, 2), pool=4, resize="reference", tiles_at_once=4)
     processor = s2_processor(processor, model)
@@ -131,20 +131,20 @@ def test_saved_and_loaded(tmp_path):
     assert again.model.vision_tower.layout == model.model.vision_tower.layout
 
 
-def test_gradients_go_where_they_are_asked_for():
-    for asked in (False, True):
-        model = s2_llava(llava(), only_projector=asked).train()
+def test_gradients_reach_only_the_requested_parts():
+    for frozen in (False, True):
+        model = s2_llava(llava(), only_projector=frozen).train()
         model(input_ids=ids(36), pixel_values=torch.randn(1, 3, 72, 72), labels=ids(36)).loss.backward()
-        have = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        trained = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         projector = {name for name, _ in model.named_parameters() if "multi_modal_projector" in name}
-        assert projector <= have and (have == projector) == asked
+        assert projector <= trained and (trained == projector) == frozen
         columns = model.model.multi_modal_projector.linear_1.weight.grad.view(32, 3, 16)
-        assert (columns.abs().amax(dim=(0, 2)) > 0).all()  # those that began as zero learn too
-        assert not asked or not any(p.requires_grad for p in model.model.vision_tower.parameters())
+        assert (columns.abs().amax(dim=(0, 2)) > 0).all()  # columns initialised to zero train too
+        assert not frozen or not any(p.requires_grad for p in model.model.vision_tower.parameters())
 
 
 @torch.no_grad()
-def test_tiles_come_at_once_or_in_turn_with_the_same_features():
+def test_tiles_per_call_do_not_change_the_features():
     results = []
     for tiles_at_once, calls in ((None, [14]), (4, [4, 4, 4, 2])):
         tower, seen = s2_llava(llava(), tiles_at_once=tiles_at_once).model.vision_tower, []
@@ -154,7 +154,7 @@ def test_tiles_come_at_once_or_in_turn_with_the_same_features():
     torch.testing.assert_close(*results)
 
 
-def test_what_does_not_fit_is_one_line_and_a_missing_layer_changes_nothing():
+def test_unsupported_models_are_one_error_line_and_stay_unchanged():
     vision, text = transformers.ViTConfig(**SMALL, image_size=24, patch_size=4), llava().config.text_config
     other = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)
     quantised = llava()
