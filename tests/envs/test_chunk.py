@@ -26,9 +26,7 @@ def some_actions(count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("k", "every_step"), [(1, False), (3, False), (3, True)])
-def test_k_actions_in_one_call_are_k_steps_and_only_what_is_asked_for_is_drawn(
-    world, monkeypatch, k, every_step
-):
+def test_chunk_equals_single_steps_and_draws_only_requested_frames(world, monkeypatch, k, every_step):
     actions, drawn, draw = some_actions(k), [], world.render_cameras
     world.reset(seed=2)
     single = [world.step(a) for a in actions]

@@ -62,7 +62,7 @@ def picked(env, seed: int, config=CALM) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("robot", ROBOTS)
-def test_check_env(robot):
+def test_env_passes_the_gymnasium_checker(robot):
     env = gymnasium.make("s2robot/CubePick-v0", robot=robot, image_size=32, render_mode="rgb_array")
     observation, info = env.reset(seed=0)
     assert observation["proprio"].shape == (8,) and observation["proprio"].dtype == np.float32
@@ -72,7 +72,7 @@ def test_check_env(robot):
     check_env(env.unwrapped, skip_render_check=True)
 
 
-def test_cameras_of_other_shapes_see_the_same_and_more_at_the_sides():
+def test_wide_cameras_see_the_square_view_plus_the_sides():
     """The field of view is vertical: the middle of a wide frame is the square one, up to the edges of shapes."""
     sizes = {"hand": 48, "left": [48, 64], "right": [64, 48]}
     wide, plain = CubePick(image_size=sizes, render_mode="rgb_array"), CubePick(image_size=48)
@@ -89,7 +89,7 @@ def test_cameras_of_other_shapes_see_the_same_and_more_at_the_sides():
     wide.close(), plain.close()
 
 
-def test_the_seed_alone_decides_an_episode(blind):
+def test_seed_alone_determines_an_episode(blind):
     blind.reset(seed=3)
     first = states_of(blind, some_actions(12))
     picked(blind, seed=8)  # ends with a closed gripper and a lifted cube
@@ -102,7 +102,7 @@ def test_the_seed_alone_decides_an_episode(blind):
     assert not np.array_equal(first[0], fresh.get_state())
 
 
-def test_places_and_starts_fill_their_ranges(blind):
+def test_cube_poses_and_start_joints_fill_their_ranges(blind):
     poses, starts = [], []
     for seed in range(40):
         poses.append(blind.reset(seed=seed)[1]["cube_pose"])
@@ -125,7 +125,7 @@ def red(image: np.ndarray) -> np.ndarray:
     return (found.mean(0) + 0.5) / SIZE
 
 
-def test_points_are_projected_into_every_picture(env):
+def test_points_are_projected_into_every_camera(env):
     for place in ((0, 0), (0.08, 0.1), (0.08, -0.1)):
         seen, info = env.reset(seed=0, options={"cube_xy": place, "start_joints": env.spec_robot.home})
         for name, point in env.project(info["cube_pose"][:3]).items():
@@ -141,7 +141,7 @@ def test_points_are_projected_into_every_picture(env):
     assert env.project(target + [0, 0, 0.5])["right"][1] == 0  # above
 
 
-def test_deltas_are_clipped_and_add_up_joints_follow_and_the_gripper_closes(blind):
+def test_deltas_are_clipped_and_accumulated_and_the_robot_follows(blind):
     away = {"cube_xy": (0.12, 0.16)}
     blind.reset(seed=0, options=away)
     start = blind.commanded.copy()
@@ -158,7 +158,7 @@ def test_deltas_are_clipped_and_add_up_joints_follow_and_the_gripper_closes(blin
 
 
 @pytest.mark.parametrize("bad", [np.full(8, np.nan), np.zeros(7), [0] * 7 + [np.inf]])
-def test_bad_actions_and_states_are_refused_and_change_nothing(blind, bad):
+def test_bad_actions_and_states_are_rejected_and_change_nothing(blind, bad):
     blind.reset(seed=0)
     before = blind.get_state()
     with pytest.raises(EnvError, match=r"^action: expected finite numbers of shape \(8,\), got [^\n]*$"):
@@ -182,7 +182,7 @@ def test_stages_come_in_order_and_success_needs_half_a_second(blind):
     assert raised[stages.index("lift")] >= 0.02
 
 
-def test_a_cube_in_the_air_without_the_gripper_is_no_success(blind):
+def test_cube_in_the_air_without_the_gripper_is_not_a_success(blind):
     blind.reset(seed=0)
     for _ in range(8):
         blind.data.qpos[blind._cube_index + 2] = TABLE_HEIGHT + 0.3
@@ -192,7 +192,7 @@ def test_a_cube_in_the_air_without_the_gripper_is_no_success(blind):
     assert blind.cube_pose[2] > 0.15 and blind.stage == "approach" and not blind.is_success
 
 
-def test_a_state_returns_exactly_and_goes_on_identically(blind):
+def test_restored_state_is_exact_and_continues_identically(blind):
     actions = picked(blind, seed=6, config=PickerConfig())
     other = another(blind)
     other.reset(seed=99)
@@ -220,13 +220,13 @@ ABOVE, BELOW = (0.1, 0, 0.8), (0, 0, 0)
         ({"side_cameras": {"agentview": (ABOVE, BELOW, 45)}}, "env.side_cameras: .*'agentview'"),
     ],
 )
-def test_wrong_settings_are_one_line(settings, words):
+def test_wrong_settings_are_one_error_line(settings, words):
     with pytest.raises(UserError, match=f"^{words}") as caught:
         CubePick(**settings)
     assert "\n" not in str(caught.value)
 
 
-def test_a_rehearsal_brings_the_judge_back(blind):
+def test_rehearsal_restores_the_missed_grasp_flag(blind):
     blind.reset(seed=0, options={"cube_xy": (0.12, 0.16)})
     while not blind.grasp_missed:
         blind.step_physics([0] * 7 + [1])
@@ -236,7 +236,7 @@ def test_a_rehearsal_brings_the_judge_back(blind):
     assert blind.grasp_missed
 
 
-def test_a_control_step_is_robosuites_to_the_last_bit(env):
+def test_control_step_is_bit_equal_to_robosuite(env):
     """From a reset on, when its controllers still hold what they saw then, and from states along a pick, fingers closing."""
 
     def after(step, state, action):
@@ -256,7 +256,7 @@ def test_a_control_step_is_robosuites_to_the_last_bit(env):
 
 
 @pytest.mark.parametrize("position", [(0.3, -0.2, -1), (0.4, 0.1, 0.5)])
-def test_a_camera_looks_at_its_target_also_from_straight_above(position):
+def test_camera_looks_at_its_target_even_from_straight_above(position):
     slanted = position[2] == 0.5
     target = np.zeros(3) if slanted else np.array([*position[:2], 0])
     axes = look_at(position, target).reshape(2, 3)

@@ -15,7 +15,7 @@ SEEDS = {"xarm7": range(700, 708), "panda": range(700, 706)}
 
 
 @pytest.mark.parametrize("robot", SEEDS)
-def test_every_seed_succeeds_and_perturbations_are_flagged_and_end_before_the_lift(robot):
+def test_every_seed_succeeds_and_flagged_perturbations_end_before_the_lift(robot):
     config, picker = CubePickConfig(robot=robot), PickerConfig()
     recordings, metas = zip(*(record_episode(config, picker, seed) for seed in SEEDS[robot]), strict=True)
     assert [meta["seed"] for meta in metas if not meta["success"]] == []
@@ -38,7 +38,7 @@ def env():
     return env
 
 
-def test_the_action_depends_on_what_is_seen_not_on_the_clock(env):
+def test_action_depends_on_the_state_and_not_on_the_step_count(env):
     env.reset(seed=1)
     late, early = (Picker(env, CALM) for _ in range(2))
     late.reset(1)
@@ -57,7 +57,7 @@ def turned(env: CubePick, habit: str, seed: int) -> float:
     return float((picker._grip_yaw() - home + np.pi) % (2 * np.pi) - np.pi)
 
 
-def test_a_picker_has_the_habit_that_is_asked_for(env):
+def test_picker_follows_the_configured_habit(env):
     """To the left and to the right a quarter apart, the same cube; one of both where either is asked for."""
     slack, ways = 0.3, []  # it closes when turned as well as 0.25 rad
     for seed in (701, 702):
@@ -71,7 +71,7 @@ def test_a_picker_has_the_habit_that_is_asked_for(env):
     assert any(ways) and not all(ways)
 
 
-def test_fewer_kicks_than_the_fewest_are_refused():
+def test_reversed_range_of_kicks_is_rejected():
     for kind in (PickerConfig, ExpertSettings):
         with pytest.raises(UserError, match="^recording.picker.kicks: "):
             kind(kicks=(3, 1))

@@ -31,7 +31,7 @@ def change(a: np.ndarray, b: np.ndarray) -> float:
     return float((np.abs(a.astype(int) - b).max(-1) > 20).mean())
 
 
-def test_brightness_scales_the_picture(usual):
+def test_lighting_scales_the_image_brightness(usual):
     dark, dark_env = frames(lighting=0.5)
     pictures = (dark, usual[0], frames(lighting=1.4)[0])
     for camera in ("hand", *SIDES):
@@ -52,7 +52,7 @@ def test_a_shifted_camera_sees_the_cube_further_left(usual):
     assert env.camera_geometry()["left"] != usual[1].camera_geometry()["left"]
 
 
-def test_clutter_is_seen_placed_by_the_seed_and_touches_nothing(usual):
+def test_clutter_is_visible_seeded_and_touches_nothing(usual):
     images, env = frames(clutter=8)
     assert all(change(images[camera], usual[0][camera]) > 0.01 for camera in SIDES)
     places = env.model.geom_pos[env._clutter].copy()
@@ -71,6 +71,6 @@ def test_clutter_is_seen_placed_by_the_seed_and_touches_nothing(usual):
     assert np.array_equal(env.joints, usual[1].joints) and np.array_equal(env.cube_pose, usual[1].cube_pose)
 
 
-def test_demos_with_clutter_are_refused(tmp_path):
+def test_recording_demos_with_clutter_is_rejected(tmp_path):
     with pytest.raises(DatasetError, match=r"env\.clutter: expected 0"):
         record(tmp_path / "d.zarr", CubePickConfig(clutter=2), PickerConfig(), episodes=1, seed=1)

@@ -33,7 +33,7 @@ def moments(env):
     return states_of(env, actions)[::8]
 
 
-def test_pictures_of_less_geometry_are_the_same_bytes(env, moments):
+def test_skipping_hidden_geometry_changes_no_pixel(env, moments):
     whole, left_out = OffscreenRenderer(env.model, (SIZE, SIZE), skip_hidden=False), 0
     groups = env.model.geom_group.copy()
     for state in moments:
@@ -46,7 +46,7 @@ def test_pictures_of_less_geometry_are_the_same_bytes(env, moments):
     whole.close()
 
 
-def test_fewer_triangles_give_nearly_the_same_picture(env, moments):
+def test_coarse_meshes_give_nearly_the_same_image(env, moments):
     """An arm whose surface moves by less than a pixel, and normals that face its way: within what light makes of them."""
     fine, coarse = (OffscreenRenderer(env.model, (SIZE, SIZE), coarse=few) for few in (False, True))
     for state in moments:
@@ -62,7 +62,7 @@ def test_fewer_triangles_give_nearly_the_same_picture(env, moments):
     coarse.close()
 
 
-def test_what_moves_is_coarse_in_a_copy_alone(env):
+def test_only_moving_meshes_are_coarsened_and_only_in_a_copy(env):
     model = env.model
     before, drawn = model.mesh_facenum.copy(), coarse_meshes(model)
     moves = model.body_weldid[model.geom_bodyid] > 0
@@ -88,7 +88,7 @@ SCENE = """
 </mujoco>"""
 
 
-def test_what_stands_still_is_drawn_once_and_again_when_anything_of_it_changes():
+def test_static_geometry_is_redrawn_only_when_it_changes():
     model = mujoco.MjModel.from_xml_string(SCENE)
     data = mujoco.MjData(model)
     size, whole = (48, 64), OffscreenRenderer(model, (48, 64), skip_hidden=False)
@@ -118,7 +118,7 @@ def test_what_stands_still_is_drawn_once_and_again_when_anything_of_it_changes()
     renderer.close()
 
 
-def test_truth_is_what_rays_meet(env, moments):
+def test_truth_matches_ray_casting(env, moments):
     renderer = OffscreenRenderer(env.model, (SIZE, SIZE), coarse=False)
     rng = np.random.default_rng(0)
     groups, geom = np.array([0, 1, 0, 0, 0, 0], np.uint8), np.zeros(1, np.int32)
@@ -146,7 +146,7 @@ def test_truth_is_what_rays_meet(env, moments):
     renderer.close()
 
 
-def test_a_world_that_is_dropped_leaves_the_others_pictures_alone(env, moments):
+def test_freeing_one_world_leaves_the_images_of_others_alone(env, moments):
     env.set_state(moments[0])
     before = env.render_cameras()
     other = CubePick(robot="xarm7", cameras=("left",), image_size=32)
@@ -170,7 +170,7 @@ BOTH, NEEDS = {"EGL", "OSMesa"}, "^no offscreen OpenGL: "
         (set(), "foo", "^MUJOCO_GL: expected one of egl, osmesa, .*, got 'foo'$"),
     ],
 )  # fmt: skip
-def test_egl_comes_before_osmesa_and_a_missing_library_is_named(monkeypatch, present, asked, found):
+def test_egl_is_preferred_to_osmesa_and_a_missing_library_is_named(monkeypatch, present, asked, found):
     monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
     monkeypatch.setenv("MUJOCO_GL", asked)
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: name if name in present else None)
@@ -182,7 +182,7 @@ def test_egl_comes_before_osmesa_and_a_missing_library_is_named(monkeypatch, pre
 
 
 @linux
-def test_a_wrong_choice_is_one_line_where_a_world_is_made_and_nowhere_before(monkeypatch):
+def test_wrong_mujoco_gl_fails_in_one_line_only_when_a_world_is_made(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "foo")
     monkeypatch.delitem(sys.modules, "mujoco")  # as in a process that has not imported it yet
     with pytest.warns(UserWarning, match="Overriding environment"):

@@ -26,7 +26,7 @@ def play(worlds, count, seed=0):
             world.step_physics(action.astype(np.float32))
 
 
-def test_the_seed_alone_decides_an_episode_and_a_state_brings_back_pictures_and_future(pair):
+def test_seed_fixes_the_episode_and_state_restores_images_and_dynamics(pair):
     one, other = pair
     other.reset(seed=9)
     play([other], 1)
@@ -71,7 +71,7 @@ def test_actions_are_in_metres_radians_and_0_to_1(pair):
     assert world.proprio[2] - before[2] > 0.05  # up
 
 
-def test_a_policy_may_feel_where_the_gripper_was_told_to_go():
+def test_proprioception_can_include_the_gripper_command():
     """A cube between the fingers hides it: they do not part until some steps after they were told to."""
     task = make(RobosuiteSettings(env="Lift", proprio=("robot0_gripper_command",), image_size=24), draw=False)
     assert list(task.proprio_parts) == [{"name": "robot0_gripper_command", "size": 2, "kind": "absolute"}]
@@ -88,7 +88,7 @@ def test_a_policy_may_feel_where_the_gripper_was_told_to_go():
 
 
 @pytest.mark.parametrize("robot", ["Panda", "XArm7"])
-def test_a_grasp_is_seen_of_every_gripper(robot):
+def test_grasps_are_detected_for_every_gripper(robot):
     """robosuite's own check names pads that XArm7's gripper has not."""
     world = make(RobosuiteSettings(robot=robot, cameras=("agentview",), image_size=24), draw=False)
     world.reset(seed=0)
@@ -119,7 +119,7 @@ def test_a_grasp_is_seen_of_every_gripper(robot):
         ({"kwargs": {"robots": "Sawyer"}}, "^task.kwargs.robots: expected task.robot, got Sawyer$"),
     ],
 )
-def test_what_robosuite_lacks_is_one_line(changes, words):
+def test_unsupported_robosuite_settings_are_one_error_line(changes, words):
     with pytest.raises(UserError, match=words) as error:
         RobosuiteTask(RobosuiteSettings(**changes))
     assert "\n" not in str(error.value)

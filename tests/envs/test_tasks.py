@@ -52,7 +52,7 @@ gymnasium.register("Dial-v0", Dial, max_episode_steps=7)
 DIAL = GymSettings(id="Dial-v0", success="is_success", image_size=16, cameras=("render", "eye"))
 
 
-def test_a_process_keeps_the_last_few_worlds():
+def test_process_caches_the_most_recent_worlds():
     sizes = [DIAL.replace(image_size=size) for size in (8, 12, 16)]
     first, second = make_cached(sizes[0], draw=False), make_cached(sizes[1], draw=False)
     assert make_cached(sizes[0].replace(), draw=False) is first and make_cached(sizes[0]) is not first
@@ -82,7 +82,7 @@ def test_any_gymnasium_environment_is_a_task():
     assert settings_of(json.loads(json.dumps(DIAL.model_dump()))) == DIAL
 
 
-def test_success_is_what_one_says():
+def test_success_follows_the_configured_rule():
     for rule, action, expected in (("reward>=-0.3", 0.5, True), ("terminated", 0.5, False)):
         env = make(GymSettings(id="Dial-v0", success=rule, image_size=8))
         env.reset(seed=5)
@@ -103,7 +103,7 @@ class Turner:
         return np.clip([self.env.goal - self.env.angle], -0.5, 0.5).astype(np.float32)
 
 
-def test_an_expert_by_name_records_a_gymnasium_world_and_is_stored_nowhere(tmp_path, monkeypatch):
+def test_named_expert_records_a_gymnasium_task_and_is_not_stored(tmp_path, monkeypatch):
     do_inline(monkeypatch)  # other processes have no Dial
     world = DIAL.replace(expert="tests.envs.test_tasks:Turner", measure="is_success")
     with record(tmp_path / "demos.zarr", world, {}, episodes=2, seed=3, workers=1) as store:
@@ -119,7 +119,7 @@ def test_an_expert_by_name_records_a_gymnasium_world_and_is_stored_nowhere(tmp_p
         started(make(DIAL.replace(measure="coverage"))).step([0.0])
 
 
-def test_an_id_with_a_namespace_finds_its_package(tmp_path, monkeypatch):
+def test_namespaced_id_imports_its_package(tmp_path, monkeypatch):
     code = "import gymnasium\ngymnasium.register('dial_room/Dial-v0', 'tests.envs.test_tasks:Dial', max_episode_steps=7)"
     (tmp_path / "dial_room.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -144,7 +144,7 @@ class Crash(Dial):
 gymnasium.register("Crash-v0", Crash, max_episode_steps=7)
 
 
-def test_an_episode_that_has_ended_goes_on_without_a_step():
+def test_ended_episode_is_not_stepped_again():
     env = ActionChunk(make(GymSettings(id="Crash-v0", success="reward>=1", image_size=8)), 7)
     env.reset(seed=5)
     *_, success, truncated, info = env.step(np.zeros((7, 1)))
@@ -156,7 +156,7 @@ def test_an_episode_that_has_ended_goes_on_without_a_step():
     ("low", "high", "shape", "dtype"),
     [(0, 1, (12, 20, 3), np.float32), (0, 255, (12, 20, 4), np.uint8), (0, 255, (3, 12, 20), np.uint8)],
 )
-def test_pictures_of_another_kind_are_refused(low, high, shape, dtype, monkeypatch):
+def test_images_of_other_shapes_or_types_are_rejected(low, high, shape, dtype, monkeypatch):
     dial = Dial()
     dial.observation_space["eye"] = gymnasium.spaces.Box(low, high, shape, dtype)
     monkeypatch.setattr("s2robot.envs.gym_task._create", lambda settings: dial)
@@ -191,13 +191,13 @@ def started(env):
         (lambda: settings_of({"cube": 1}), "env_config.cube: unknown key"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_one_line(call, words):
+def test_wrong_settings_are_one_error_line(call, words):
     with pytest.raises(UserError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
 
 
-def test_a_dataset_names_no_code_to_run():
+def test_dataset_settings_import_no_code():
     """Settings come from a dataset by their names alone; a class that it names is not imported."""
     with pytest.raises(UserError, match="task: expected .*, got 'mine'"):
         settings_of({"task": "mine", "target": "antigravity:Fly"})

@@ -29,7 +29,7 @@ def finish(task, expert):
 
 
 @pytest.mark.parametrize("name", ["lift", "stack", *SLOW])
-def test_it_succeeds_pushed_or_not(name):
+def test_expert_succeeds_with_and_without_perturbations(name):
     task = world(name)
     task.reset(seed=0)
     far = task.remaining
@@ -46,7 +46,7 @@ def test_it_succeeds_pushed_or_not(name):
 
 
 @pytest.mark.parametrize("name", ["stack", SLOW[1]])
-def test_it_goes_on_with_what_it_grasped_askew_and_nearly_dropped(name):
+def test_expert_recovers_from_skewed_grasps_and_slips(name):
     task, seen, wanted = world(name), set(), {"askew", "slip", "kick"}
     for seed in range(8):
         task.reset(seed=seed)
@@ -65,7 +65,7 @@ def test_it_goes_on_with_what_it_grasped_askew_and_nearly_dropped(name):
     raise AssertionError(f"no {wanted - seen}")
 
 
-def test_to_ask_changes_nothing_and_tells_what_it_will_do():
+def test_ask_predicts_the_next_actions_without_side_effects():
     task, seen = world("stack"), []
     for asks in (False, True):
         task.reset(seed=2)
@@ -85,7 +85,7 @@ def test_to_ask_changes_nothing_and_tells_what_it_will_do():
         task.step_physics(action)
 
 
-def test_it_takes_over_from_anybody():
+def test_expert_takes_over_from_random_actions():
     task = world("lift")
     task.reset(seed=4)
     rng, box = np.random.default_rng(0), task.action_space
@@ -98,7 +98,7 @@ def test_it_takes_over_from_anybody():
     assert task.is_success and not any(pushes)
 
 
-def test_a_state_brings_the_expert_back_to_the_bit():
+def test_restored_state_gives_bit_equal_expert_actions():
     task = world("stack")
     task.reset(seed=5)
     expert, actions = task.expert(np.random.default_rng(0), None), []
@@ -116,7 +116,7 @@ def test_a_state_brings_the_expert_back_to_the_bit():
     np.testing.assert_array_equal(*told)
 
 
-def test_the_fingers_do_not_come_down_on_the_other_cube():
+def test_grasp_avoids_the_other_cube():
     """Faces that are free are taken, those nearest to how the fingers are turned where they are."""
     task, turned = world("stack"), 0
     for seed in range(30):
@@ -130,7 +130,7 @@ def test_the_fingers_do_not_come_down_on_the_other_cube():
     assert turned > 0
 
 
-def test_the_fingers_turn_little_by_little_along_a_wall():
+def test_grasp_angle_changes_smoothly_along_a_wall():
     """From one place of the can to the next, 2 mm away, at most 6 degrees; at home in the middle, along a near wall."""
     task = world("can")
     task.reset(seed=0)

@@ -74,7 +74,7 @@ def arm(box, driver):
     arm.close()
 
 
-def test_the_example_runs_an_episode(arm, box):
+def test_example_driver_runs_an_episode(arm, box):
     camera = CameraReader("hand", lambda: ReplayCamera(NOISE.__getitem__, len(NOISE), 30))
     camera.start(60.0)
     arm.arm()
@@ -87,7 +87,7 @@ def test_the_example_runs_an_episode(arm, box):
     np.testing.assert_allclose(arm.read().q, HOME + 0.03, atol=5e-3)
 
 
-def test_the_example_refuses_what_is_no_target_stops_and_never_clears(arm, box, driver):
+def test_example_driver_rejects_bad_targets_stops_and_never_clears(arm, box, driver):
     assert arm.command(HOME, None).code == REFUSED  # not armed
     arm.arm()
     nan = np.full(7, np.nan)

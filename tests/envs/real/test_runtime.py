@@ -60,7 +60,7 @@ def moving(arm, speed=0.5):
     return made(arm, safety=SafetyConfig(state_age_max=0.2), home_speed=speed)
 
 
-def test_it_arrives_slowly_and_opens_the_gripper(far):
+def test_go_to_moves_slowly_and_opens_the_gripper(far):
     runtime = moving(far)
     assert runtime.go_to(HOME)
     np.testing.assert_allclose(far.q, HOME, atol=2e-3)
@@ -76,7 +76,7 @@ def test_it_arrives_slowly_and_opens_the_gripper(far):
     ("name", "value", "text"),
     [("error", 31, "arm error 31"), ("code", 9, "command code 9"), ("stuck", True, "safety stop: .* lags")],
 )
-def test_what_goes_wrong_stops_the_arm(far, name, value, text):
+def test_faults_on_the_way_stop_the_arm(far, name, value, text):
     far.limits = XARM7_LIMITS.replace(lag_max=0.05)
     setattr(far, name, value)
     with pytest.raises(EnvError, match=text):
@@ -84,7 +84,7 @@ def test_what_goes_wrong_stops_the_arm(far, name, value, text):
     assert len(far.stops) == 1
 
 
-def test_an_answer_that_fails_to_come_is_waited_for(far):
+def test_go_to_waits_for_missing_joint_states(far):
     far.silent = lambda arm: 10 <= arm.reads < 18
     assert moving(far).go_to(HOME) and far.stops == []
     far.q, far.reads, far.silent = HOME + 0.15, 0, lambda arm: arm.reads >= 10
@@ -101,7 +101,7 @@ def test_a_target_below_the_table_is_not_reached(far):
     assert (XArm7Points().along(np.array(far.sent))[..., 2] >= low).all() and far.stopped
 
 
-def test_an_episode_ends_as_soon_as_it_is_over(arm):
+def test_episode_ends_as_soon_as_the_end_condition_holds(arm):
     begin = arm.clock.now()
     runtime = made(arm)
     with runtime.ends_when(lambda: arm.clock.now() > begin + 1.0):
@@ -110,7 +110,7 @@ def test_an_episode_ends_as_soon_as_it_is_over(arm):
     assert not arm.stopped and runtime.fault == ()
 
 
-def test_a_check_of_the_end_that_fails_shows_no_traceback(arm, monkeypatch, capsys):
+def test_failing_end_condition_shows_no_traceback(arm, monkeypatch, capsys):
     """As when the emulator is killed in an episode: the arm's own fault is shown."""
     broken = []
     monkeypatch.setattr(threading, "excepthook", broken.append)
@@ -124,7 +124,7 @@ def test_a_check_of_the_end_that_fails_shows_no_traceback(arm, monkeypatch, caps
     assert broken == [] and capsys.readouterr() == ("", "")
 
 
-def test_the_start_of_an_episode_is_that_of_the_simulated_one():
+def test_episode_start_matches_the_simulated_episode():
     simulated = CubePick(WORLD, draw=False)
     for seed in (0, 7):
         simulated.reset(seed=seed)
@@ -134,7 +134,7 @@ def test_the_start_of_an_episode_is_that_of_the_simulated_one():
         assert abs(np.cos(placing.cube_yaw / 2)) == pytest.approx(abs(simulated.cube_pose[3]), abs=1e-3)
 
 
-def test_without_a_supervisor_that_watches_nothing_moves(arm):
+def test_nothing_moves_without_a_running_supervisor(arm):
     watch = Watch()
     runtime = made(arm, supervisor=watch)
     arm.clock.at(0.5, lambda: setattr(watch, "gone", True))
@@ -155,7 +155,7 @@ def test_without_a_supervisor_that_watches_nothing_moves(arm):
     made(arm, loop=LoopConfig(image_size=16), supervisor=None).run(1)  # a dry run needs none
 
 
-def test_a_stop_counts_once_it_is_acknowledged(arm, capsys):
+def test_stop_is_confirmed_once_acknowledged(arm, capsys):
     watch = Watch()
     runtime = made(arm, supervisor=watch)
     arm.acknowledges = False
@@ -175,7 +175,7 @@ def test_a_stop_counts_once_it_is_acknowledged(arm, capsys):
     assert runtime.confirmed and watch.heard == ["stop"] * 3
 
 
-def test_a_signal_that_the_sdk_swallows_ends_the_session_at_the_next_beat(arm):
+def test_signal_swallowed_by_the_sdk_ends_the_session_at_the_next_beat(arm):
     stop = Stop()
     runtime = made(arm, stop=stop)
     read = arm.read
@@ -192,7 +192,7 @@ def test_a_signal_that_the_sdk_swallows_ends_the_session_at_the_next_beat(arm):
     assert arm.stopped and len(arm.sent) <= 21
 
 
-def test_a_requested_stop_counts_until_the_arm_is_armed_again(arm):
+def test_requested_stop_holds_until_the_arm_is_armed_again(arm):
     runtime = made(arm)
     runtime.loop.request_stop()
     assert not runtime.go_to(HOME + 0.1) and runtime.run(5).cause == runtime.run(5).cause == "stopped"
@@ -203,7 +203,7 @@ def test_a_requested_stop_counts_until_the_arm_is_armed_again(arm):
     assert runtime.run(5).cause == "stopped"
 
 
-def test_the_operator_is_asked_before_the_arm_moves_and_while_it_is_stopped(arm):
+def test_operator_is_prompted_before_motion_while_the_arm_is_stopped(arm):
     runtime, operator, placing = made(arm), Nodding(), Placing.draw(WORLD, 3)
     runtime.ready(operator, placing)
     assert operator.asked == [("free", ()), ("place", placing)]
@@ -218,7 +218,7 @@ def test_the_operator_is_asked_before_the_arm_moves_and_while_it_is_stopped(arm)
     arm.lawful()
 
 
-def test_a_fault_stays_until_the_operator_says_that_it_is_cleared(arm):
+def test_fault_stays_until_the_operator_confirms_it_is_cleared(arm):
     runtime, operator = made(arm, act=lambda o: np.full(8, np.nan) if arm.sent else SLOWLY), Nodding()
     assert episode(runtime, 5).cause == "fault"
     arm.acknowledges, runtime._supervisor.gone = False, True
@@ -236,7 +236,7 @@ def test_a_fault_stays_until_the_operator_says_that_it_is_cleared(arm):
     assert runtime.fault == () and arm.stopped
 
 
-def test_a_stop_on_the_way_to_the_start_brakes_and_ends_the_session(arm):
+def test_stop_on_the_way_to_the_start_brakes_and_ends_the_session(arm):
     runtime, operator = made(arm), Nodding()
     arm.clock.at(0.2, runtime.stop.ask)
     with pytest.raises(EnvError, match="stopped on the way"):
@@ -246,7 +246,7 @@ def test_a_stop_on_the_way_to_the_start_brakes_and_ends_the_session(arm):
     arm.lawful()
 
 
-def test_the_terminal_asks_and_takes_only_yes():
+def test_terminal_operator_accepts_only_yes():
     said, answers = [], ["y"]
     operator = TerminalOperator(lambda question: (said.append(question), answers.pop(0))[1])
     assert operator.place(Placing(3, (0.051, -0.032), np.pi / 2 + 0.5, HOME))

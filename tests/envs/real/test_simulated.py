@@ -40,7 +40,7 @@ def urdf(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ur5e", "panda"])
-def test_points_are_where_the_whole_model_has_them(name):
+def test_watched_points_match_the_full_mujoco_model(name):
     robot = described(name)
     points, file = ModelPoints(robot), ROBOSUITE / robot.model.partition(":")[2]
     data = mujoco.MjData(model := mujoco.MjModel.from_xml_path(str(file)))
@@ -55,7 +55,7 @@ def test_points_are_where_the_whole_model_has_them(name):
     np.testing.assert_array_equal(points.along(way)[7], points.at(way[7]))  # whatever else is asked for
 
 
-def test_a_urdf_needs_no_meshes_for_its_points(urdf):
+def test_urdf_points_need_no_mesh_files(urdf):
     # straight up it is 60 cm to the last joint, and 5 cm from there
     np.testing.assert_allclose(ModelPoints(urdf).at(np.zeros(6)), [[0.0, 0.0, 0.65]], atol=1e-9)
     np.testing.assert_allclose(ModelPoints(urdf).at(np.eye(6)[1] * np.pi / 2), [[0.45, 0.0, 0.2]], atol=1e-9)
@@ -74,7 +74,7 @@ def test_a_urdf_needs_no_meshes_for_its_points(urdf):
         ({"points": (POINT,)}, "expected a body 'tool' as in robot.points"),
     ],
 )  # fmt: skip
-def test_a_model_of_another_arm_is_one_line(change, text):
+def test_mismatched_model_is_one_error_line(change, text):
     with pytest.raises(EnvError, match=text) as caught:
         ModelPoints(described("ur5e", **change))
     assert "\n" not in str(caught.value)
@@ -90,12 +90,12 @@ def test_a_model_of_another_arm_is_one_line(change, text):
         ({"gripper": "soft"}, "gripper"),
     ],
 )  # fmt: skip
-def test_a_description_that_contradicts_itself_names_the_key(change, key):
+def test_inconsistent_description_names_the_key(change, key):
     with pytest.raises(UserError, match=f"^robot.{key}: expected "):
         described("ur5e", **change)
 
 
-def test_an_arm_is_no_faster_than_its_description_and_the_bridge_allow():
+def test_speed_limits_are_the_lower_of_description_and_bridge():
     limits = described("panda").limits({"dq_max": [1.0, 2, 2, 2, 2, 2, 2], "ddq_max": 5.0})
     assert limits.dq_max == (1.0, *(1.7,) * 6) and limits.ddq_max == (5.0,) * 7
     assert described("ur5e").limits().dq_max == (1.8,) * 6  # the bridge's
@@ -121,7 +121,7 @@ def run(robot, act, steps=30):
 
 
 @pytest.mark.parametrize("gripper", ["binary", "continuous", None])
-def test_an_episode_moves_six_joints_and_each_kind_of_gripper(urdf, tmp_path, gripper):
+def test_episode_moves_six_joints_and_each_kind_of_gripper(urdf, tmp_path, gripper):
     seen, size = [], 6 + (gripper is not None)
     (tmp_path / "nowhere.stl").write_bytes(_tetrahedron())
     robot = urdf.replace(gripper=gripper)
@@ -142,7 +142,7 @@ def test_an_episode_moves_six_joints_and_each_kind_of_gripper(urdf, tmp_path, gr
         assert np.isnan(arm.read().gripper)
 
 
-def test_the_same_episode_comes_twice_and_a_wrong_action_ends_it():
+def test_episodes_repeat_exactly_and_a_wrong_action_is_a_fault():
     robot, count = described("ur5e"), []
 
     def wander():
@@ -159,7 +159,7 @@ def test_the_same_episode_comes_twice_and_a_wrong_action_ends_it():
     assert result.cause == "fault" and "expected 7 numbers" in result.reasons[0] and arm.stopped
 
 
-def test_the_simulated_driver_refuses_and_stops_as_an_arm_does():
+def test_simulated_driver_rejects_and_stops_like_a_real_arm():
     clock, robot = VirtualClock(), described("ur5e")
     arm = SimulatedArm(robot, robot.limits(), clock=clock)
     with pytest.raises(EnvError, match="connect first"):

@@ -42,7 +42,7 @@ def acted(ahead, clock, steps):
 
 @settings(max_examples=30, deadline=None)
 @given(sizes=st.tuples(st.integers(1, 6), st.integers(1, 4)).filter(lambda x: x[1] <= x[0] <= CHUNK - x[1]))
-def test_every_plan_continues_the_one_before_without_a_wait(sizes):
+def test_each_plan_continues_the_previous_one_without_a_wait(sizes):
     execute, delay = sizes
     clock, ahead, asked = made(lambda n: delay * STEP_S - 0.01, execute, delay, 0.2)
     actions, late = acted(ahead, clock, 30)
@@ -63,7 +63,7 @@ def test_a_late_plan_is_waited_for_when_the_chunk_ends():
     assert np.flatnonzero(late > 1e-9).tolist() == [0, 8] and late[8] == pytest.approx(0.3)
 
 
-def test_a_failure_a_pause_and_a_reset_begin_anew():
+def test_planning_restarts_after_a_failure_a_pause_or_a_reset():
     def takes(number):
         if number == 2:
             raise EnvError("no camera")
@@ -82,7 +82,7 @@ def test_a_failure_a_pause_and_a_reset_begin_anew():
     assert acted(ahead, clock, 1)[0].tolist() == [[7, 0]]
 
 
-def test_the_stream_to_the_arm_does_not_stop_at_a_seam():
+def test_arm_stream_does_not_stop_between_plans():
     """The whole loop with plans that take 0.2 s: with a plan ahead it keeps its speed, without it stands each time."""
     slowest = []
     for is_ahead in (True, False):

@@ -126,7 +126,7 @@ def arrived(box, begin):
 ASKED, JUDGED = "Enter: continue, q: quit. ", "Did the episode succeed? [y/n] "
 
 
-def test_the_operator_is_asked_and_heard(terminal, box, tmp_path):
+def test_operator_prompts_and_answers_at_the_terminal(terminal, box, tmp_path):
     begin = time.monotonic()
     deploy = terminal("--episodes", "5", "--record", "my demos.zarr", "bridge.loop.max_steps=8")
     deploy.until("to continue: ")
@@ -152,7 +152,7 @@ def test_the_operator_is_asked_and_heard(terminal, box, tmp_path):
     assert not any(c["unsafe"] for c in arrived(box, begin)) and box.side("status")["state"] >= 4
 
 
-def test_the_box_plans_where_it_is_asked_to_and_ctrl_c_at_a_question_loses_nothing(terminal, box, tmp_path):
+def test_box_plans_in_online_mode_and_ctrl_c_at_a_prompt_loses_nothing(terminal, box, tmp_path):
     begin = time.monotonic()
     deploy = terminal("bridge.arm.mode=online", "bridge.loop.max_steps=2", "bridge.home.speed=0.7")
     deploy.answer("to continue: ", "move\n")
@@ -169,7 +169,7 @@ def test_the_box_plans_where_it_is_asked_to_and_ctrl_c_at_a_question_loses_nothi
     assert {c["name"] for c in found} == {"MOVE_JOINT"} and not any(c["unsafe"] for c in found)
 
 
-def test_a_terminal_that_closes_in_mid_episode_stops_the_arm(terminal, box, tmp_path):
+def test_closing_the_terminal_in_an_episode_stops_the_arm(terminal, box, tmp_path):
     """A dropped connection to the machine, a closed pane: long before a beat is missed (9 s)."""
     deploy = terminal("bridge.loop.max_steps=1000")
     deploy.answer("to continue: ", "move\n")
@@ -196,7 +196,7 @@ while True:
 """
 
 
-def test_ctrl_c_is_heard_however_soon_it_is_pressed(tmp_path):
+def test_early_ctrl_c_at_a_prompt_is_not_lost(tmp_path):
     """One in a hundred came while `input` had asked and not yet begun to read, and waited for the next line."""
     asking = Terminal([sys.executable, "-c", ASK], tmp_path)
     try:

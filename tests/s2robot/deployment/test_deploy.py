@@ -56,7 +56,7 @@ def commands(emulator, begin):
 # ---------------------------------------------------------------- without motion
 
 
-def test_a_dry_run_sends_nothing_and_draws_what_it_would(config, emulator, tmp_path, capsys):
+def test_dry_run_sends_nothing_and_plots_the_commands(config, emulator, tmp_path, capsys):
     before = emulator("status")
     begin = time.monotonic()
     assert deploy.deploy(config("check=true")) == 0 and "this policy fits" in capsys.readouterr().out
@@ -76,9 +76,7 @@ def test_a_dry_run_sends_nothing_and_draws_what_it_would(config, emulator, tmp_p
     assert "ROBOT_IP" in (tmp_path / "xarm_sdk.log").read_text()
 
 
-def test_the_preflight_refuses_with_a_line_for_each_finding(
-    config, save_untrained, emulator, tmp_path, capsys
-):
+def test_preflight_stops_with_one_line_per_finding(config, save_untrained, emulator, tmp_path, capsys):
     begin = time.monotonic()
     geometry = {"hand": {"fovy": 60.0, "size": [64, 64]}}
     names = [f"robot0_joint{i}" for i in (2, 1, 3, 4, 5, 6, 7)]
@@ -110,14 +108,14 @@ def test_the_preflight_refuses_with_a_line_for_each_finding(
         (["robot=panda"], "bridge.emulator.port: expected null with robot=panda"),
     ],
 )  # fmt: skip
-def test_wrong_settings_are_one_line(config, monkeypatch, overrides, text):
+def test_wrong_settings_are_one_error_line(config, monkeypatch, overrides, text):
     monkeypatch.setattr("sys.stdin", open(os.devnull))
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
         deploy.deploy(config(*overrides))
     assert caught.value.user_error
 
 
-def test_without_the_operators_word_nothing_moves(config, emulator, monkeypatch):
+def test_nothing_moves_without_the_operators_confirmation(config, emulator, monkeypatch):
     begin = time.monotonic()
     typist = io.StringIO()
     typist.isatty = lambda: True
@@ -160,7 +158,7 @@ def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys)
     assert len(EpisodeStore.open(path)) == 3
 
 
-def test_a_fault_of_the_arm_ends_all_and_keeps_the_episode(config, emulator, at_step, tmp_path, capsys):
+def test_arm_fault_ends_the_session_and_keeps_the_episode(config, emulator, at_step, tmp_path, capsys):
     path = tmp_path / "real.zarr"
 
     at_step(3, lambda: emulator.fault("error", code=31))
@@ -208,7 +206,7 @@ def test_ctrl_c_brakes_and_stops_the_arm(emulator, slow_policy, pictures, calm, 
     assert max(c["time"] for c in found if c["kind"] in ("stop", "state")) >= last - 0.01
 
 
-def test_a_remote_policy_acts_and_its_loss_holds_before_it_is_a_fault(config, served, at_step, tmp_path):
+def test_losing_a_remote_policy_holds_before_it_is_a_fault(config, served, at_step, tmp_path):
     server, url = served
     words = (
         "live=true", f"policy.url={url}", "policy.deadline_s=30", "policy.connect_s=60",

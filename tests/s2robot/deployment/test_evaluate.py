@@ -56,7 +56,7 @@ def evaluation(stack, cfg, **asked):
 # ---------------------------------------------------------------- end to end
 
 
-def test_an_evaluation_writes_what_a_simulated_one_writes_and_resumes(config, emulator, tmp_path, capsys):
+def test_evaluation_writes_the_same_files_as_in_simulation_and_resumes(config, emulator, tmp_path, capsys):
     begin = time.monotonic()
     verbs.evaluate(config())
     found = commands(emulator, begin)
@@ -97,7 +97,7 @@ def test_an_evaluation_writes_what_a_simulated_one_writes_and_resumes(config, em
 # ---------------------------------------------------------------- what goes wrong
 
 
-def test_it_holds_where_members_disagree_as_deploy_does(config, emulator, save_untrained, tmp_path):
+def test_evaluation_holds_while_members_disagree(config, emulator, save_untrained, tmp_path):
     pair = save_untrained(tmp_path / "pair", members=2)
     limit = ["bridge.watchdog.disagreement=1e-9", "bridge.watchdog.hold_fault=2"]
     cfg = config(f"checkpoint='{pair}'", "evaluate.episodes=1", "evaluate.videos=false", *limit)
@@ -136,7 +136,7 @@ def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_p
         (["env.lighting=2"], "env.lighting: expected 1.0 as the running `s2robot emulate` has it, got 2.0"),
     ],
 )  # fmt: skip
-def test_wrong_settings_are_one_line_and_nothing_moves(config, emulator, monkeypatch, overrides, text):
+def test_wrong_settings_are_one_error_line_and_nothing_moves(config, emulator, monkeypatch, overrides, text):
     monkeypatch.setattr("sys.stdin", open(os.devnull))
     begin = time.monotonic()
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
@@ -156,7 +156,7 @@ def test_wrong_settings_are_one_line_and_nothing_moves(config, emulator, monkeyp
           for words in (["--episodes"], ["--record", "--live"], ["--live=yes"])),
     ],
 )  # fmt: skip
-def test_wrong_words_are_one_line(tmp_path, capsys, words, text):
+def test_wrong_command_lines_are_one_error_line(tmp_path, capsys, words, text):
     assert main([words[0], f"hydra.run.dir='{tmp_path}'", *words[1:]]) == 2
     assert text in capsys.readouterr().err
 
@@ -164,7 +164,7 @@ def test_wrong_words_are_one_line(tmp_path, capsys, words, text):
 # ---------------------------------------------------------------- a person beside the arm
 
 
-def test_what_a_person_is_asked_about_an_episode_and_which_keys_judge_it():
+def test_operator_prompts_and_the_keys_that_judge_an_episode():
     """Keys and questions at a terminal are test_bench.py's."""
     asked, answers, stop = [], ["", "x", "2", "y", "y"], Stop()
     person = TerminalOperator(lambda question: (asked.append(question), answers.pop(0))[1])
@@ -180,7 +180,7 @@ def test_what_a_person_is_asked_about_an_episode_and_which_keys_judge_it():
     assert not operator.success() and not stop.moving
 
 
-def test_a_person_evaluates(config, emulator, tmp_path, capsys):
+def test_operator_evaluates_at_the_terminal(config, emulator, tmp_path, capsys):
     """Questions on the terminal; the key y in the middle of the first episode, and a no to the second."""
     asked, scene = [], EmulatedOperator(emulator)
 
@@ -209,7 +209,7 @@ def test_a_person_evaluates(config, emulator, tmp_path, capsys):
     assert emulator("status")["state"] >= 4
 
 
-def test_a_real_arm_has_no_scene_to_change():
+def test_scene_changes_are_rejected_on_a_real_arm():
     check_world(CubePickConfig(cube_size=0.03), None)
     with pytest.raises(UserError, match="env.clutter: expected 0 on an arm"):
         check_world(CubePickConfig(clutter=3), None)

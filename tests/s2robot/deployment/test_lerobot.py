@@ -24,7 +24,7 @@ def contract(names=THEIRS, kind="absolute"):
     return {"proprio_parts": parts, "action_parts": parts, **joints}
 
 
-def test_numbers_are_translated_by_name_and_unit():
+def test_values_are_translated_by_name_and_unit():
     arm = LeRobotArm(about(), about().limits())
     given = []
     policy = Policy(
@@ -44,15 +44,13 @@ def test_numbers_are_translated_by_name_and_unit():
         (contract(kind="delta"), "expected absolute numbers, got numbers"),
     ],
 )  # fmt: skip
-def test_other_names_and_steps_are_refused(wrong, text):
+def test_other_joint_names_and_delta_actions_are_rejected(wrong, text):
     arm = LeRobotArm(about(), about().limits())
     with pytest.raises(UserError, match=text):
         by_name(Policy(np.zeros, None, wrong, 256, None, list, None), about(), arm)
 
 
-def test_a_dry_run_with_the_cameras_of_the_robot(
-    save_untrained, pictures, calm, tmp_path, monkeypatch, capsys
-):
+def test_dry_run_with_the_robot_cameras(save_untrained, pictures, calm, tmp_path, monkeypatch, capsys):
     home = dict(zip(KEYS, [*np.degrees(about().start), 50.0], strict=True))
     rng = np.random.default_rng(0)
     frames = {name: rng.integers(0, 256, (72, 96, 3), np.uint8) for name in ("hand", "left")}

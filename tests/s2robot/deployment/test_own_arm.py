@@ -58,7 +58,7 @@ def config(policy, calm, pictures, tmp_path, monkeypatch):
     return make
 
 
-def test_a_dry_run_of_six_joints(config, tmp_path, capsys):
+def test_dry_run_of_a_six_joint_arm(config, tmp_path, capsys):
     assert deploy.deploy(config(described("ur5e"), "bridge=simulated", "dry_run_steps=2")) == 0
     out = capsys.readouterr().out
     assert not re.search("^stop ", out, re.MULTILINE) and "no Cartesian limits" not in out
@@ -67,7 +67,7 @@ def test_a_dry_run_of_six_joints(config, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("gripper", ["continuous", None])
-def test_an_episode_of_six_joints_is_recorded_with_the_gripper_that_there_is(config, tmp_path, gripper):
+def test_six_joint_episode_is_recorded_with_or_without_a_gripper(config, tmp_path, gripper):
     arm, size = described("ur5e", gripper=gripper), 6 + (gripper is not None)
     record = f"record='{tmp_path}/mine.zarr'"
     words = [f"robot.gripper={gripper or 'null'}", "bridge.loop.max_steps=3", record]
@@ -83,7 +83,7 @@ def test_an_episode_of_six_joints_is_recorded_with_the_gripper_that_there_is(con
     np.testing.assert_allclose(moved, store["action"][:2, :6].sum(0), atol=5e-3)
 
 
-def test_a_driver_of_ones_own_without_a_model_is_told_what_is_not_checked(config, box, pictures, capsys):  # noqa: F811
+def test_custom_driver_without_a_model_warns_about_skipped_checks(config, box, pictures, capsys):  # noqa: F811
     arm = described("ur5e", model=None, points=())
     box.state["q_deg"] = np.degrees(arm.start).tolist()
     films = "kind=replay", f"device='{pictures}'"
@@ -96,7 +96,7 @@ def test_a_driver_of_ones_own_without_a_model_is_told_what_is_not_checked(config
     assert set(box.asked) <= {"state", "stop"}  # nothing was sent
 
 
-def test_a_panda_is_simulated_and_its_driver_is_reached(config, monkeypatch):
+def test_panda_is_simulated_and_its_driver_is_loaded(config, monkeypatch):
     arm = described("panda")
     assert deploy.deploy(config(arm, "bridge=simulated", "check=true")) == 0
     monkeypatch.setitem(sys.modules, "franky", None)
@@ -115,13 +115,13 @@ def test_a_panda_is_simulated_and_its_driver_is_reached(config, monkeypatch):
         (["bridge=simulated", "robot.gripper=null"], "policy: actions: expected the arm's joints (6 delta), got joints (6 delta), gripper"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_the_arm_is_one_line(config, overrides, text):
+def test_mismatch_with_the_arm_is_one_error_line(config, overrides, text):
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
         deploy.deploy(config(described("ur5e"), *overrides))
     assert caught.value.user_error and "\n" not in str(caught.value)
 
 
-def test_the_page_runs_as_it_is_written(tiny_encoder, calm, tmp_path, monkeypatch, capsys):
+def test_documented_commands_run_as_written(tiny_encoder, calm, tmp_path, monkeypatch, capsys):
     """Commands of docs/own-arm.md, with smaller frames and encoder; a busy machine is no fault."""
     page = (OWN.parents[1] / "docs" / "own-arm.md").read_text(encoding="utf-8")
     enter, demos, train, live = (shlex.split(line) for line in re.findall("^    (.*)$", page, re.MULTILINE))

@@ -64,7 +64,7 @@ def test_the_panel_shows_state_and_verdicts_with_their_age(clock):
     assert "successes" in board.rows() and "successes" not in board_of(live=False).rows()
 
 
-def test_the_rate_is_that_of_the_last_second(clock):
+def test_rate_covers_the_last_second(clock):
     board, shown = board_of(), []
     for seconds, pause in ((0.3, 7), (0.05, 0), (0.05, 0)):
         run_loop(board, clock, seconds)
@@ -77,7 +77,7 @@ def test_the_rate_is_that_of_the_last_second(clock):
     ]  # five periods say nothing yet; a pause is no part of it
 
 
-def test_without_a_terminal_there_are_plain_lines(capsys, monkeypatch):
+def test_plain_lines_are_printed_without_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr("s2robot.deployment.panel._LINE_S", 0.05)
     board = Board({}, live=False, episodes=1, rate_hz=100)
     with board.shown(Console(force_terminal=False)):
@@ -86,7 +86,7 @@ def test_without_a_terminal_there_are_plain_lines(capsys, monkeypatch):
     assert lines and all("episode 0 of 1" in line for line in lines)
 
 
-def test_keys_are_heard_and_the_terminal_is_as_before(monkeypatch):
+def test_keys_are_read_and_the_terminal_is_restored(monkeypatch):
     ours, theirs = pty.openpty()
     heard = []
     with os.fdopen(theirs, "r") as stdin:
@@ -102,7 +102,7 @@ def test_keys_are_heard_and_the_terminal_is_as_before(monkeypatch):
     os.close(ours)
 
 
-def test_arrows_and_function_keys_are_no_letters():
+def test_arrow_and_function_keys_are_not_letters():
     up, left, f3, f4, end, delete = "\x1b[A", "\x1b[D", "\x1bOR", "\x1bOS", "\x1b[F", "\x1b[3~"
     assert typed(f"w{up}{left} {f3}q{f4}{end}{delete}a") == ("w qa", "")
     assert typed("\x1b q") == (" q", "")  # what stops the arm is heard behind a bare escape
@@ -111,7 +111,7 @@ def test_arrows_and_function_keys_are_no_letters():
     assert typed("\x1b[1;5" + "D ") == (" ", "")
 
 
-def test_a_question_is_not_answered_by_what_was_typed_before_it(monkeypatch):
+def test_prompt_ignores_input_typed_before_it(monkeypatch):
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "r") as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
@@ -126,7 +126,7 @@ def test_a_question_is_not_answered_by_what_was_typed_before_it(monkeypatch):
     assert ask("And without a terminal? ") is None
 
 
-def test_a_log_counts_speeds_and_room(tmp_path):
+def test_log_summarises_verdicts_speeds_and_joint_margins(tmp_path):
     log = EpisodeLog(XARM7_LIMITS)
     log.write(tmp_path / "none", "nothing")
     assert not list(tmp_path.iterdir())

@@ -119,7 +119,7 @@ def wave(side, end="\r"):
 
 
 @pytest.mark.slow
-def test_taught_by_hand_and_trained_on(config, emulator, tmp_path, tiny_encoder, monkeypatch):
+def test_hand_taught_demo_is_recorded_and_trained_on(config, emulator, tmp_path, tiny_encoder, monkeypatch):
     monkeypatch.setattr(EmulatedOperator, "success", lambda self: True)
     grip = lambda on_key: wave(emulator)(lambda key: (on_key(" "), time.sleep(0.5), on_key(key)))  # noqa: E731
     store = ArmRecording(config("teach"), None, person(grip)).run()
@@ -135,14 +135,14 @@ def test_taught_by_hand_and_trained_on(config, emulator, tmp_path, tiny_encoder,
     assert main(["train", *training]) == 0 and (tmp_path / "train" / "checkpoint").is_dir()
 
 
-def test_sessions_go_on_with_the_next_place_and_what_is_discarded_is_not_written(config, emulator):
+def test_sessions_resume_at_the_next_position_without_discarded_episodes(config, emulator):
     store = ArmRecording(config("teach"), None, person(wave(emulator, "x"), wave(emulator))).run()
     assert len(store) == 1 and list(store.meta("seed")) == [SEED + 1] and not store.meta("success").any()
     again = ArmRecording(config("teach"), None, person(wave(emulator))).run()
     assert list(again.meta("seed")) == [SEED + 1, SEED + 2]
 
 
-def test_teleoperated_with_keys(config, emulator):
+def test_demo_is_teleoperated_with_keys(config, emulator):
     def lift(on_key):
         further(recording, 1)
         on_key(" ")
@@ -159,7 +159,7 @@ def test_teleoperated_with_keys(config, emulator):
     assert store["action"][0, 7] == 0 and store["action"][-1, 7] == 1
 
 
-def test_a_recording_that_hangs_while_a_hand_leads_the_arm_is_stopped(emulator, calm, tmp_path):
+def test_hung_recording_is_stopped_while_the_arm_is_led_by_hand(emulator, calm, tmp_path):
     """Nothing holds the arm up then but the box."""
     words = ["recording=teach", "bridge=emulator", f"bridge.emulator.port={emulator.port}", "episodes=1"]
     process = forks.Popen(
@@ -194,7 +194,7 @@ def test_a_recording_that_hangs_while_a_hand_leads_the_arm_is_stopped(emulator, 
         (["recording=dagger", "robot.ip=1.2.3.4", "checkpoint=x"], "kind: expected images, "),
     ],
 )  # fmt: skip
-def test_wrong_settings_are_one_line(words, message, tmp_path, capsys):
+def test_wrong_settings_are_one_error_line(words, message, tmp_path, capsys):
     assert main(["record", *words, f"hydra.run.dir={tmp_path}"]) == 2
     assert message in capsys.readouterr().err
 
@@ -202,7 +202,7 @@ def test_wrong_settings_are_one_line(words, message, tmp_path, capsys):
 # ---------------------------------------------------------------- corrections
 
 
-def test_the_corrected_part_is_appended_to_a_copy(config, emulator, demos, slow_policy):
+def test_corrected_episode_is_appended_to_a_copy(config, emulator, demos, slow_policy):
     source = demos()
     words = f"checkpoint='{slow_policy}'", f"demos.path='{source}'", f"seed={CORRECTED}", "episodes=2"
     cfg = config("dagger", *words)
@@ -240,7 +240,7 @@ def test_the_corrected_part_is_appended_to_a_copy(config, emulator, demos, slow_
 
 
 @pytest.mark.slow
-def test_the_arm_is_led_by_hand(config, emulator, demos, slow_policy):
+def test_correction_led_by_hand_is_recorded(config, emulator, demos, slow_policy):
     words = f"checkpoint='{slow_policy}'", f"demos.path='{demos(led=True)}'", "arm.device=hand"
     cfg = config("dagger", f"seed={CORRECTED}", *words)
 
@@ -272,7 +272,7 @@ def test_the_arm_is_led_by_hand(config, emulator, demos, slow_policy):
     assert episode["proprio"][after, 6] - begun == pytest.approx(0.2, abs=0.03)
 
 
-def test_steps_led_by_hand_go_into_demos_of_any_arm(demos, tmp_path):
+def test_hand_guided_steps_are_appended_to_teleoperated_demos(demos, tmp_path):
     """A led step has nothing that was sent; teleoperated demos hold it. Each episode stores how fast it was."""
     source, out = EpisodeStore.open(demos()), tmp_path / "made.zarr"
     recorder = CorrectionRecorder(open_corrections(out, source), 0.7)
@@ -304,7 +304,7 @@ def test_steps_led_by_hand_go_into_demos_of_any_arm(demos, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["data/depth", "data/verdict", "meta/score", "images_left"])
-def test_demos_that_no_correction_could_be_appended_to_are_refused_before_an_episode(demos, tmp_path, where):
+def test_demos_that_cannot_take_corrections_are_rejected_before_an_episode(demos, tmp_path, where):
     source, other, out = EpisodeStore.open(demos()), tmp_path / "other.zarr", tmp_path / "out.zarr"
     arrays, meta = source.episode(0), {"seed": 1, "success": True}
     if where in ("data/depth", "data/verdict"):
@@ -319,7 +319,7 @@ def test_demos_that_no_correction_could_be_appended_to_are_refused_before_an_epi
     assert not out.exists()
 
 
-def test_another_dataset_is_rejected_before_an_episode(demos, tmp_path):
+def test_incompatible_dataset_is_rejected_before_an_episode(demos, tmp_path):
     path, same, out = demos(), {"source": "teleop, emulator"}, tmp_path / "out.zarr"
     cameras = dict.fromkeys(("hand", "left"))  # what is known of them is for a new one
     arm = described("xarm7")

@@ -43,7 +43,7 @@ def run(cfg, outcomes, asked, prepare=lambda arms: None):
         return run_trial(settings, Path(cfg.run_dir), connect)
 
 
-def test_a_trial_is_blind_survives_a_fault_and_a_crash_and_counts_voids(
+def test_trial_is_blind_survives_fault_and_crash_and_counts_voids(
     arm_config, emulator, save_untrained, slow_policy, tmp_path, capsys
 ):
     """The first attempt ends by an error of the arm, the second is void, and its repetition is interrupted. Two cameras, and one."""
@@ -86,7 +86,7 @@ def test_a_trial_is_blind_survives_a_fault_and_a_crash_and_counts_voids(
     assert sum(c["kind"] == "motion" for c in commands) > 40 and not any(c["unsafe"] for c in commands)
 
 
-def test_a_simulated_arm_of_ones_own_is_judged_by_a_person(calm, pictures, save_untrained, tmp_path):
+def test_operator_judges_a_simulated_custom_arm(calm, pictures, save_untrained, tmp_path):
     """Six joints, which no simulated task has: its start is its own."""
     arm = described("ur5e")
     parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}

@@ -50,7 +50,9 @@ def checkpoint(save_untrained, tmp_path_factory):
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_a_flood_of_unfinished_connections(checkpoint, certificate, tmp_path, encrypted):
+def test_clients_are_served_during_a_flood_of_unfinished_connections(
+    checkpoint, certificate, tmp_path, encrypted
+):
     """A client that is connected gets its answers meanwhile, and a new one is let in, during the flood and after it."""
     files = [f"serve.{name}={file}" for name, file in keys(certificate).items()] if encrypted else []
     more = {"ca_file": certificate} if encrypted else {}
@@ -87,7 +89,7 @@ def admitted(url, token, **more):
             time.sleep(0.05)
 
 
-def test_who_is_alone_at_an_address_is_the_last_to_make_room(monkeypatch):
+def test_crowded_addresses_are_evicted_first(monkeypatch):
     """Where too many are pending, and where no file is left for a connection."""
     monkeypatch.setattr("s2robot.serving.server.ALL", 6)
     with Gate(socket.AF_INET) as gate, contextlib.ExitStack() as stack:
@@ -144,7 +146,7 @@ def keys(certificate):
     return {"certificate": str(certificate), "key": str(certificate.with_name("key.pem"))}
 
 
-def test_the_same_actions_with_tls(checkpoint, certificate, tmp_path):
+def test_actions_are_the_same_with_tls(checkpoint, certificate, tmp_path):
     both = tmp_path / "both.pem"
     both.write_text(certificate.read_text() + certificate.with_name("key.pem").read_text())
     seen = observations(3)
@@ -158,7 +160,7 @@ def test_the_same_actions_with_tls(checkpoint, certificate, tmp_path):
             assert np.isfinite(client.plan({"images": big, "proprio": seen[0]["proprio"]})).all()
 
 
-def test_what_a_client_only_begins_to_say_ends_with_its_thread(checkpoint, certificate):
+def test_incomplete_requests_end_their_thread(checkpoint, certificate):
     """The TLS handshake, a record after it, a request."""
     trust = ssl.create_default_context(cafile=certificate)
     for encrypted in (keys(certificate), {}):
@@ -175,7 +177,7 @@ def test_what_a_client_only_begins_to_say_ends_with_its_thread(checkpoint, certi
             wait_for(lambda most=before: threading.active_count() <= most)
 
 
-def test_who_is_not_trusted_is_not_talked_to(checkpoint, certificate, tmp_path):
+def test_untrusted_peers_are_rejected(checkpoint, certificate, tmp_path):
     other = made_certificate(tmp_path, "DNS:somebody.example")
     with serving(checkpoint, **keys(certificate)) as (server, url, errors):
         for ca_file in (None, other):
@@ -192,7 +194,7 @@ def test_who_is_not_trusted_is_not_talked_to(checkpoint, certificate, tmp_path):
         RemotePolicy(secure(url), TOKEN, ca_file=other)
 
 
-def test_files_that_are_no_certificate(certificate, tmp_path):
+def test_invalid_certificate_files_are_one_error_line(certificate, tmp_path):
     text, locked = tmp_path / "text.pem", tmp_path / "locked.pem"
     text.write_text("no certificate")
     key = certificate.with_name("key.pem")

@@ -145,7 +145,7 @@ def ask(ws, message) -> dict:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_actions_as_the_local_policy_bit_for_bit(checkpoints, kind):
+def test_actions_are_bit_equal_to_the_local_policy(checkpoints, kind):
     local, encoder, contract = load_policy(checkpoints[kind], "cpu")
     with serving(checkpoints[kind]) as (server, url, _), connect(url) as policy:
         assert policy.contract == contract and policy.cameras == CAMERAS
@@ -167,7 +167,7 @@ def test_the_same_actions_as_the_local_policy_bit_for_bit(checkpoints, kind):
         assert np.array_equal(policy.plan(second), local.plan(second))  # the rest
 
 
-def test_each_episode_has_its_own_noise_and_a_seed_that_repeats_it(save_untrained, tmp_path):
+def test_each_episode_has_its_own_noise_repeatable_by_seed(save_untrained, tmp_path):
     folder = save_untrained(tmp_path / "policy", head={"kind": "flow", "width": 8, "layers": 1})
     local, _, _ = load_policy(folder, "cpu")
     (first, second), actor, seeds = observations(2), Stubborn(folder), set()
@@ -185,7 +185,7 @@ def test_each_episode_has_its_own_noise_and_a_seed_that_repeats_it(save_untraine
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_call_that_failed_leaves_no_trace(checkpoints, kind, capsys):
+def test_failed_call_leaves_no_trace(checkpoints, kind, capsys):
     """Neither an answer that came late, nor a policy that failed after it had seen the observation."""
     (local, _, _), actor = load_policy(checkpoints[kind], "cpu"), Stubborn(checkpoints[kind])
     first, unseen, *later = observations(6)
@@ -204,7 +204,7 @@ def test_a_call_that_failed_leaves_no_trace(checkpoints, kind, capsys):
     assert "ZeroDivisionError" in capsys.readouterr().err  # the operator of the server sees where
 
 
-def test_of_waiting_requests_only_the_newest_is_answered(checkpoint):
+def test_only_the_newest_waiting_request_is_answered(checkpoint):
     *old, last = observations(5)
     actor = Stubborn(checkpoint)
     with serving(checkpoint, actor) as (server, url, _), connect(url) as policy:
@@ -244,7 +244,7 @@ def test_openpis_client_gets_the_same_chunks(checkpoint):
         assert server.session.calls == 3
 
 
-def test_openpis_client_begins_an_episode_with_reset_and_a_failure_leaves_no_trace(checkpoints):
+def test_openpis_client_starts_episodes_with_reset_and_survives_failures(checkpoints):
     (local, _, _), actor = load_policy(checkpoints["context"], "cpu"), Stubborn(checkpoints["context"])
     seen = observations(1)[0]
     local.reset()
@@ -265,7 +265,7 @@ def test_openpis_client_begins_an_episode_with_reset_and_a_failure_leaves_no_tra
 # ---------------------------------------------------------------- who may connect
 
 
-def test_a_wrong_token_is_refused(checkpoint):
+def test_wrong_token_is_rejected(checkpoint):
     with serving(checkpoint) as (_, url, _):
         for token in ("x" * 23, TOKEN + "x", TOKEN[:-1], "Api-Key"):
             with pytest.raises(PolicyRefused, match="HTTP 401") as caught:
@@ -280,7 +280,7 @@ def test_a_wrong_token_is_refused(checkpoint):
         connect(url).close()
 
 
-def test_one_client_at_a_time_and_an_idle_one_makes_way(checkpoint):
+def test_one_client_at_a_time_and_an_idle_one_is_dropped(checkpoint):
     observation = observations(1)[0]
     with serving(checkpoint) as (server, url, _), connect(url) as first:
         with pytest.raises(PolicyRefused, match="busy: 127.0.0.1 port [0-9]+ has been connected"):
@@ -336,7 +336,7 @@ def test_bad_observations_are_answered_with_the_reason(checkpoint):
         assert ask(ws, request(3, reset=False, s2robot={"id": 3, "used": 2}))["s2robot"] == {"id": 3}
 
 
-def test_what_is_no_request_ends_the_session_and_not_the_server(checkpoint):
+def test_malformed_request_ends_the_session_but_not_the_server(checkpoint):
     numbers = 1, {"id": 0}, {"id": True}, {"id": 1.5}, {"id": 1, "used": -1}, {"used": 1}
     wrong = [b"", b"garbage", "text", b"\x90", *(pack({"s2robot": n}) for n in numbers), b"\0" * 1_200_000]
     with serving(checkpoint, max_message_mb=1) as (server, url, _):
@@ -350,7 +350,7 @@ def test_what_is_no_request_ends_the_session_and_not_the_server(checkpoint):
             assert policy.act(observations(1)[0]).shape == (8,)
 
 
-def test_a_client_checks_its_own_observations(checkpoint):
+def test_client_validates_its_own_observations(checkpoint):
     with serving(checkpoint, max_message_mb=0.1) as (server, url, _), connect(url) as policy:
         observation = observations(1)[0]
         hand = {"hand": observation["images"]["hand"]}
@@ -431,7 +431,7 @@ def answering(*messages, read: bool = True):
     ],
     ids=range(11),
 )  # fmt: skip
-def test_malformed_answers(data, words):
+def test_malformed_answers_are_one_error_line(data, words):
     with answering(pack(HELLO), data) as url, connect(url) as policy:
         with pytest.raises(PolicyMalformed, match=words) as caught:
             policy.act(observations(1)[0])
@@ -445,12 +445,12 @@ def test_malformed_answers(data, words):
      ({"s2robot": None}, PolicyRefused, "got None")],
     ids=range(len(HELLO) + 2),
 )  # fmt: skip
-def test_metadata_of_another_protocol_or_none(change, kind, words):
+def test_metadata_without_a_known_protocol_is_rejected(change, kind, words):
     with answering(pack(HELLO | change)) as url, pytest.raises(kind, match=words):
         connect(url)
 
 
-def test_the_contract_of_a_policy_of_many_demos_fits_into_a_message():
+def test_contract_of_a_policy_of_many_demos_fits_into_a_message():
     lineage = {"positions": {"recorded": list(range(130_000))}, "unknown": []}
     contract = {"robot": "xarm7", "lineage": lineage | {"episode_hashes": ["0" * 64] * 130_000}}
     text = contract_text(contract)
@@ -492,7 +492,7 @@ def greeting(words: bytes):
         yield url_of(port)
 
 
-def test_no_server_a_silent_one_and_one_of_another_kind():
+def test_missing_silent_and_foreign_servers_give_typed_errors():
     with listener() as closed:
         url = url_of(closed)
     with pytest.raises(PolicyLost, match="Connect"):
@@ -533,7 +533,7 @@ def test_a_server_that_does_not_read_delays_no_call_beyond_its_deadline():
 # ---------------------------------------------------------------- the token
 
 
-def test_a_token_file_is_made_once_and_is_its_owner_s(tmp_path, monkeypatch):
+def test_token_file_is_created_once_and_private_to_its_owner(tmp_path, monkeypatch):
     monkeypatch.delenv("S2ROBOT_TOKEN", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert shared_secret.read_token() is None
@@ -554,7 +554,7 @@ def test_a_token_file_is_made_once_and_is_its_owner_s(tmp_path, monkeypatch):
     assert token_for("127.0.0.1", None) == ("x" * 20, "$S2ROBOT_TOKEN")
 
 
-def test_no_token_is_made_for_an_address_that_others_reach(tmp_path, monkeypatch):
+def test_no_token_is_created_for_a_reachable_address(tmp_path, monkeypatch):
     monkeypatch.delenv("S2ROBOT_TOKEN", raising=False)
     for host in ("0.0.0.0", "", "::"):
         assert not is_loopback(host)
@@ -601,7 +601,7 @@ def command(checkpoint: Path, folder: Path, *overrides: str, background: bool = 
         process.stderr.close()
 
 
-def test_a_hung_server_process_and_ctrl_c(checkpoint, tmp_path):
+def test_server_process_survives_a_pause_and_ends_on_ctrl_c(checkpoint, tmp_path):
     local, _, _ = load_policy(checkpoint, "cpu")
     with command(checkpoint, tmp_path, background=True) as (process, url, token):
         with RemotePolicy(url, token, PATIENT, PATIENT) as policy:

@@ -25,7 +25,7 @@ from tests.envs.real.patience import wait_for
 HOME, LIMITS = described("panda").start, described("panda").limits()
 
 
-def test_without_franky_it_is_one_line(monkeypatch):
+def test_missing_franky_is_one_error_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "franky", None)
     driver = FrankaDriver("192.0.2.1", LIMITS)
     with pytest.raises(EnvError, match=r"^franky: expected .*pip install 's2robot\[franka\]'"):
@@ -66,7 +66,7 @@ def arm(server):
 
 
 @pytest.mark.slow
-def test_a_stream_and_an_opening_are_followed_and_a_stop_ends_them(arm):
+def test_arm_follows_joint_stream_and_gripper_until_a_stop(arm):
     state = arm.read()
     assert state.q.shape == (7,) and state.error == 0
     assert arm.command(state.q, None).code == REFUSED and arm.stopped == "not armed"
@@ -90,7 +90,7 @@ def test_a_stream_and_an_opening_are_followed_and_a_stop_ends_them(arm):
 
 
 @pytest.mark.slow
-def test_a_controller_or_a_hand_that_is_lost_is_told(arm, monkeypatch):
+def test_lost_controller_or_gripper_is_reported(arm, monkeypatch):
     arm.arm()
     q = arm.read().q
     arm._robot.stop()  # as an error or the user stop ends it
@@ -103,7 +103,7 @@ def test_a_controller_or_a_hand_that_is_lost_is_told(arm, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_stop_while_it_is_armed_is_not_lost(arm, monkeypatch):
+def test_stop_during_arming_is_not_lost(arm, monkeypatch):
     start = arm._start
     monkeypatch.setattr(arm, "_start", lambda: (start(), arm.stop("operator")))
     with pytest.raises(EnvError, match="expected no stop while it was armed"):

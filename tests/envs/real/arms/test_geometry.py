@@ -46,13 +46,13 @@ def anywhere(n):
     return np.random.default_rng(0).uniform(XARM7_LIMITS.q_min, XARM7_LIMITS.q_max, (n, 7))
 
 
-def test_every_watched_point_is_where_mujoco_has_it(model):
+def test_watched_points_match_mujoco(model):
     way = anywhere(500)
     np.testing.assert_allclose(POINTS.along(way), [model.at(q) for q in way], atol=1e-6)
     np.testing.assert_allclose(POINTS.along(way)[0], POINTS.at(way[0]), atol=1e-12)
 
 
-def test_the_tool_moves_with_the_joints_as_in_mujoco(model):
+def test_tool_pose_and_jacobian_match_mujoco(model):
     ik, found = ToolIK(), np.zeros((6, 7))
     for q in anywhere(50):
         model.at(q)
@@ -85,7 +85,7 @@ def test_finger_tips_are_at_the_ends_of_the_pads(world, angle):
         np.testing.assert_allclose(hand.xpos + rotation @ [0, sign * y, z], pad, atol=2e-5)
 
 
-def test_no_opening_brings_a_finger_lower_than_its_points():
+def test_fingers_never_reach_below_their_watched_points():
     lowest = max(p.position[2] for p in POINTS.points if "tip" in p.name)
     assert all(finger_tip(angle)[1] <= lowest + 1e-9 for angle in np.linspace(0, 0.85, 50))
 
@@ -97,12 +97,12 @@ def test_no_opening_brings_a_finger_lower_than_its_points():
         {"arm_box": (0.0, 1.0)}, {"table_z": np.inf}, {"step_max": 0.017},  # a stream at full speed would be stopped
     ],
 )  # fmt: skip
-def test_senseless_limits_are_refused_by_name(wrong):
+def test_invalid_limits_are_rejected_by_name(wrong):
     with pytest.raises(UserError, match=f"^bridge.limits.{next(iter(wrong))}"):
         XARM7_LIMITS.replace(**wrong)
 
 
-def test_the_simulators_xarm7_agrees(world):
+def test_limits_match_the_simulated_xarm7(world):
     np.testing.assert_allclose(XARM7_LIMITS.q_min, world.joint_low, atol=2e-5)
     np.testing.assert_allclose(XARM7_LIMITS.q_max, world.joint_high, atol=2e-5)
     world.reset(seed=0)

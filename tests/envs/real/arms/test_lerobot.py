@@ -70,7 +70,7 @@ def made(monkeypatch):
 
 
 @pytest.mark.parametrize(("units", "scale"), [("degrees", 180 / np.pi), ("radians", 1.0)])
-def test_it_reads_and_commands_by_name_in_the_declared_units(made, units, scale):
+def test_joints_are_read_and_commanded_by_name_in_the_declared_units(made, units, scale):
     arm = made(robot := Robot(**{"elbow_flex.pos": 0.5 * scale, "gripper.pos": 25.0}), units=units)
     state = arm.read()
     np.testing.assert_allclose([*state.q, state.gripper], [0, 0, 0.5, 0, 0, 0.25])
@@ -85,7 +85,7 @@ def test_it_reads_and_commands_by_name_in_the_declared_units(made, units, scale)
     assert len(robot.sent) == 2
 
 
-def test_a_stop_is_acknowledged_only_by_a_robot_at_rest(made):
+def test_stop_is_acknowledged_only_by_a_robot_at_rest(made):
     arm = made(robot := Robot(**{"elbow_flex.pos": 30.0}))
     arm.arm()
     assert arm.stop("test") and robot.sent[-1]["elbow_flex.pos"] == 30 and robot.is_connected
@@ -96,7 +96,7 @@ def test_a_stop_is_acknowledged_only_by_a_robot_at_rest(made):
     assert "FALLS" in STOPS["torque_off"] and "FALLS" not in arm.stop_means
 
 
-def test_a_robot_that_falls_silent_is_lost_after_two_observations(made):
+def test_silent_robot_is_lost_after_two_failed_reads(made):
     arm = made(robot := Robot())
     arm.arm()
     q, robot.silent = arm.read().q, True
@@ -107,7 +107,7 @@ def test_a_robot_that_falls_silent_is_lost_after_two_observations(made):
     assert arm.command(q, None).code == GONE and not arm.stop("test")
 
 
-def test_an_episode_of_absolute_targets_with_the_camera_of_the_robot(made):
+def test_episode_of_absolute_targets_with_the_robot_camera(made):
     arm = made(robot := Robot())
     rng, camera = np.random.default_rng(0), CameraReader("front", arm.camera("front"))
     robot.get_observation = lambda: robot.seen | {"front": rng.integers(0, 256, FRAME.shape, np.uint8)}
@@ -136,7 +136,7 @@ def test_an_episode_of_absolute_targets_with_the_camera_of_the_robot(made):
         ({"id": "uncalibrated"}, "^robot.id: expected servos calibrated as in"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_the_robot_is_one_line_before_it_moves(made, changes, line):
+def test_mismatch_with_the_robot_is_one_error_line_before_it_moves(made, changes, line):
     robot = Robot()
     robot.is_calibrated = changes.get("id") is None
     with pytest.raises(ValueError, match=line) as caught:
@@ -144,7 +144,7 @@ def test_what_does_not_fit_the_robot_is_one_line_before_it_moves(made, changes, 
     assert caught.value.user_error and "\n" not in str(caught.value) and not robot.sent
 
 
-def test_a_port_in_use_or_without_permission_is_one_line(monkeypatch):
+def test_port_in_use_or_without_permission_is_one_error_line(monkeypatch):
     ours, theirs = os.openpty()
     port = os.ttyname(theirs)
     check_port(port)
@@ -207,7 +207,7 @@ def servos(tmp_path):
     return robot
 
 
-def test_normalised_numbers_follow_the_calibration_and_ranges_have_to_fit_it(made, servos):
+def test_normalised_units_follow_the_calibration_and_ranges_must_match(made, servos):
     arm = made(servos, units="normalised")
     assert arm.read().q[2] == pytest.approx(np.pi / 4, rel=1e-3)
     for wrong, line in (
@@ -221,7 +221,7 @@ def test_normalised_numbers_follow_the_calibration_and_ranges_have_to_fit_it(mad
         made(servos, units="normalised")
 
 
-def test_a_stop_never_makes_a_late_answer_a_goal_and_stops_servos_beside_a_silent_one(made, servos):
+def test_stop_ignores_late_answers_and_stops_the_responsive_servos(made, servos):
     arm, bus = made(servos, units="normalised"), servos.bus
     arm.arm()
     bus.goals, bus.late = {}, True
@@ -243,7 +243,7 @@ def test_a_stop_never_makes_a_late_answer_a_goal_and_stops_servos_beside_a_silen
 
 
 @pytest.mark.skipif(find_spec("lerobot") is not None, reason="LeRobot is installed")
-def test_without_lerobot_there_is_one_line():
+def test_missing_lerobot_is_one_error_line():
     with pytest.raises(EnvError, match="^robot.type: expected LeRobot") as caught:
         LeRobotArm(about(), about().limits()).connect(1.0)
     assert "\n" not in str(caught.value)

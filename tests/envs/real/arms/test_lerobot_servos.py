@@ -127,7 +127,7 @@ def moving(bus, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["killed", "suspended"])
-def test_a_program_that_dies_or_hangs_leaves_no_arm_with_torque(bus, moving, how):
+def test_torque_is_off_after_the_program_dies_or_hangs(bus, moving, how):
     pid, _ = moving("torque_off")
     os.kill(pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
     wait_for(lambda: bus("=bus.values(TORQUE)") == [0] * 6, "a stop")
@@ -137,7 +137,7 @@ def held(bus):
     return all(abs(bus(f"=bus.servos[{i}][GOAL] - bus.servos[{i}][POSITION]")) < 20 for i in (1, 2, 4, 5))
 
 
-def test_a_terminal_that_closes_stops_the_arm_where_it_is(bus, moving):
+def test_closed_terminal_stops_the_arm_in_place(bus, moving):
     _, terminal = moving("hold")
     before = bus("=len(bus.servos[5].written)")
     os.close(terminal)
@@ -155,9 +155,7 @@ def test_a_terminal_that_closes_stops_the_arm_where_it_is(bus, moving):
         ("jammed", FOLLOWS, "safety stop: joint 1 lags 0.07 rad behind its command and does not move"),
     ],
 )
-def test_a_servo_that_drops_off_the_bus_or_does_not_follow_is_a_fault_and_the_others_are_stopped(
-    bus, moving, fault, program, line
-):
+def test_lost_or_jammed_servo_is_a_fault_that_stops_the_others(bus, moving, fault, program, line):
     """The policy asks for a little more than where the arm is: what the joint lacks never grows."""
     _, terminal = moving("hold", program)
     bus(f"bus.servos[{3 if fault == 'silent' else 1}].{fault} = True")

@@ -47,7 +47,7 @@ def test_connecting_moves_and_enables_nothing(driver, emulator):
 
 
 @pytest.mark.parametrize("mode", ["servo", "online"])
-def test_a_stream_of_small_steps_is_followed(driver, mode):
+def test_arm_follows_a_stream_of_small_steps(driver, mode):
     driver.settings = ArmSettings(mode=mode)
     driver.arm()
     goal = HOME + 0.1
@@ -65,7 +65,7 @@ def opened(arm, holds, what):
 
 
 @pytest.mark.parametrize("end", ["stop", "close"])
-def test_a_stop_and_closing_halt_fingers_under_way(driver, emulator, end):
+def test_stop_and_close_halt_moving_fingers(driver, emulator, end):
     for _ in range(5):  # a busy machine may come too late
         driver.close()
         driver.connect(PATIENCE)
@@ -87,7 +87,7 @@ def test_a_stop_and_closing_halt_fingers_under_way(driver, emulator, end):
         driver.read()
 
 
-def test_the_gripper_moves_on_change_and_after_a_stop_only(arm, emulator):
+def test_gripper_command_is_sent_on_change_and_after_a_stop_only(arm, emulator):
     for opening in (1.0, 0.0):
         arm.command(HOME, opening)
         opened(arm, lambda o, wanted=opening: abs(o - wanted) < 0.02, "the opening")
@@ -106,7 +106,7 @@ def test_the_gripper_moves_on_change_and_after_a_stop_only(arm, emulator):
     assert len(arrived(emulator, "gripper")) == count
 
 
-def test_a_box_that_is_set_to_another_tool_is_not_armed(driver, emulator):
+def test_arming_fails_if_the_box_is_set_to_another_tool(driver, emulator):
     for tool, text in (
         ({"payload": 0.2}, "bridge.arm.payload: expected 0.82 kg as in the control box, got 0.2"),
         ({"tcp_offset": (0, 0, 0.172, 0, 0, 0)}, r"bridge.arm.tcp_offset: expected \[0.0, 0.0, 0"),
@@ -122,7 +122,7 @@ def test_a_box_that_is_set_to_another_tool_is_not_armed(driver, emulator):
 
 
 @pytest.mark.parametrize("on", [False, True])
-def test_native_limits_are_set_and_the_box_s_own_put_back(driver, on):
+def test_native_limits_are_set_and_the_previous_ones_restored(driver, on):
     def told(collision, itself):
         sdk = driver._sdk
         wait_for(lambda: sdk.collision_sensitivity == collision, "a report of the sensitivity")
@@ -155,7 +155,7 @@ def test_native_limits_are_set_and_the_box_s_own_put_back(driver, on):
     driver._sdk.set_reduced_mode(False), driver._sdk.set_fence_mode(False)
 
 
-def test_one_that_only_stops_leaves_the_gripper_alone(arm, emulator):
+def test_stop_only_driver_leaves_the_gripper_alone(arm, emulator):
     arm.command(HOME, None)
     with XArmDriver("127.0.0.1", ports=None, gripper=False) as other:  # this process is redirected already
         other.connect(PATIENCE)
@@ -165,7 +165,7 @@ def test_one_that_only_stops_leaves_the_gripper_alone(arm, emulator):
     assert arm.command(HOME, None).code not in (OK, REFUSED)
 
 
-def test_a_bad_target_or_opening_is_not_sent(arm, emulator):
+def test_invalid_targets_and_openings_are_not_sent(arm, emulator):
     count, third = len(arrived(emulator)), np.arange(7) == 2
     for q in (
         np.full(7, np.nan), *(np.where(third, bad, HOME) for bad in (np.nan, np.inf, -np.inf)), HOME[:6], HOME[None],
@@ -177,7 +177,7 @@ def test_a_bad_target_or_opening_is_not_sent(arm, emulator):
     assert len(arrived(emulator)) == count
 
 
-def test_stop_is_at_once_repeatable_and_from_any_thread(arm, emulator):
+def test_stop_is_immediate_repeatable_and_thread_safe(arm, emulator):
     """Also while a command blocks the streaming connection: the stop has its own."""
     assert arm.command(HOME, None).code == OK
     threads = [threading.Thread(target=arm.stop, args=("test",)) for _ in range(4)]
@@ -193,7 +193,7 @@ def test_stop_is_at_once_repeatable_and_from_any_thread(arm, emulator):
 
 
 @pytest.mark.parametrize("way", ["arm", "lead"])
-def test_what_fails_half_way_is_stopped_and_a_stop_meanwhile_is_not_lost(driver, emulator, monkeypatch, way):
+def test_failed_arming_stops_the_arm_and_a_concurrent_stop_is_not_lost(driver, emulator, monkeypatch, way):
     """The box is ready and in its mode when the report of the mode does not come."""
     driver._sdk.set_mode(0)
     late = time.monotonic() + 0.3  # reports come five times a second
@@ -224,7 +224,7 @@ def test_what_fails_half_way_is_stopped_and_a_stop_meanwhile_is_not_lost(driver,
         driver.grip(1.0)
 
 
-def test_an_error_of_the_arm_is_seen_and_never_cleared(arm, emulator):
+def test_arm_error_is_reported_and_never_cleared(arm, emulator):
     arm.command(HOME, None)
     emulator.side.fault("error", code=31)
     assert arm.command(HOME + 0.001, None).code not in (OK, REFUSED)
@@ -235,7 +235,7 @@ def test_an_error_of_the_arm_is_seen_and_never_cleared(arm, emulator):
     assert emulator.side("status")["error"] == 31
 
 
-def test_a_hung_box_costs_the_timeout_and_no_more(arm, emulator):
+def test_hung_box_delays_calls_by_the_timeout_only(arm, emulator):
     for sdk in (arm._sdk, arm._stopper):
         sdk.set_timeout(0.1)
     emulator.side.fault("hang")
@@ -247,7 +247,7 @@ def test_a_hung_box_costs_the_timeout_and_no_more(arm, emulator):
     assert time.monotonic() - begin < 30.0
 
 
-def test_a_box_that_accepts_and_never_answers_is_given_up_in_time():
+def test_connect_times_out_on_a_silent_box():
     begin = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as mute:
         ports = replace(free_ports(), control=mute.getsockname()[1])
@@ -257,7 +257,7 @@ def test_a_box_that_accepts_and_never_answers_is_given_up_in_time():
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "192.168..1.200", "x" * 70])
-def test_no_box_or_no_address_is_one_line(ip):
+def test_missing_box_or_bad_address_is_one_error_line(ip):
     with pytest.raises(EnvError, match=f"^xarm {ip}:[0-9]+: expected an answer, got no control box "):
         XArmDriver(ip, ports=free_ports()).connect(2.0)
 
@@ -293,7 +293,7 @@ def alone(code, folder):
 
 
 @pytest.mark.parametrize("before", ["", "import xarm.wrapper"])
-def test_the_sdk_speaks_into_the_file_and_we_onto_the_screen(tmp_path, before):
+def test_sdk_output_goes_to_the_log_file_and_ours_to_stdout(tmp_path, before):
     done = alone(SPEAK.format(before=before), tmp_path)
     shown = done.stdout.splitlines()
     assert shown[-2:] == ["ours before", "ours after"] and done.stderr == ""
@@ -324,5 +324,5 @@ assert Path.home().joinpath(".UFACTORY").is_dir()
 """
 
 
-def test_two_processes_on_a_fresh_machine_do_not_race_for_the_sdk_s_folder(tmp_path):
+def test_processes_on_a_fresh_machine_do_not_race_for_the_sdk_folder(tmp_path):
     alone(RIVAL, tmp_path)

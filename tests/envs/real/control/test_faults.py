@@ -56,7 +56,7 @@ def test_the_arm_stops_as_designed(request, case):
     assert outcomes[-1].speed > 0.2  # it was moving
 
 
-def test_what_is_unsafe_or_not_as_designed_stands_in_the_table(bench):
+def test_unsafe_or_unexpected_outcomes_appear_in_the_table(bench):
     case = Case("harmless", "nothing", "FAULT", "policy")
     outcome, bench.notes = Outcome(case.name, unsafe=3, state="IDLE", standstill=0.1), {"history": []}
     bench._judge(outcome, case)
@@ -83,7 +83,7 @@ def test_unsafe_commands_are_counted(change, count):
     assert unfiltered([good], [START]) == 0 and unfiltered([good, changed], [START]) == 1
 
 
-def test_a_changed_or_lost_record_is_noticed(bench, tmp_path):
+def test_changed_or_lost_record_is_detected(bench, tmp_path):
     path = tmp_path / "copy.zarr"
     shutil.copytree(bench.path, path)
     before = digest(path)

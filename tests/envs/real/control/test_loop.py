@@ -65,7 +65,7 @@ def test_actions_move_the_arm_and_are_recorded(arm, cameras, tmp_path):
     assert not episode["verdict"].any() and not episode["code"].any()
 
 
-def test_a_gripper_command_stands_for_a_while(arm, cameras):
+def test_gripper_command_is_held_for_a_minimum_number_of_actions(arm, cameras):
     """A policy that changes its mind with each action: the third one after a turn at the earliest is heard."""
     steps, answers = [], []
 
@@ -81,7 +81,7 @@ def test_a_gripper_command_stands_for_a_while(arm, cameras):
     assert arm.gripper == 1.0
 
 
-def test_a_first_answer_that_stopped_the_cameras_is_waited_out(arm, cameras):
+def test_camera_stall_during_warm_up_is_waited_out(arm, cameras):
     """What the policy's warm-up takes from the computer is no fault: the loop waits for fresh frames again."""
     limits, calls = CALM.replace(camera_hold=0.2), []
 
@@ -96,7 +96,7 @@ def test_a_first_answer_that_stopped_the_cameras_is_waited_out(arm, cameras):
     assert (result.cause, result.steps) == ("steps", 3) and calls[1] > calls[0] + 0.5
 
 
-def test_a_stop_while_an_episode_comes_to_rest_counts(arm, cameras):
+def test_stop_while_an_episode_comes_to_rest_is_not_lost(arm, cameras):
     """At the end of an episode the loop waits for the arm's answers: a stop that comes then is no earlier one's."""
     loop = made(arm, cameras, lambda o: SLOWLY)
     release = loop._release
@@ -108,7 +108,7 @@ def test_a_stop_while_an_episode_comes_to_rest_counts(arm, cameras):
 
 
 @pytest.mark.parametrize("when", ["between two periods", "before the command", "in the command"])
-def test_after_a_gap_the_loop_does_not_move_again(arm, cameras, clock, when):
+def test_loop_does_not_move_the_arm_after_a_gap(arm, cameras, clock, when):
     """A process that was suspended, or whose machine slept, wakes anywhere in its period."""
     gone, gap = [], 1.0
 
@@ -141,7 +141,7 @@ class Blocked(FakeArm):
         return replace(state, q=np.append(state.q[:6], min(state.q[6], self.wall)))
 
 
-def test_an_arm_that_presses_on_something_at_the_end_is_led_back_within_limits(clock, cameras):
+def test_arm_pressing_on_an_obstacle_is_led_back_within_limits(clock, cameras):
     arm = Blocked(clock)
     result = made(arm, cameras, lambda o: np.eye(8)[6] * 0.04).run(max_steps=3)
     assert (result.state, result.cause) == (State.IDLE, "steps") and arm.stops == []
@@ -170,7 +170,7 @@ def test_nothing_is_sent_at_the_end_after_a_gap(clock, cameras, blocked):
     assert result.state == State.FAULT and "did not run for 3" in result.reasons[0] and len(arm.stops) == 1
 
 
-def test_a_large_action_is_cut_to_what_the_simulated_world_takes(arm, cameras):
+def test_large_action_is_clipped_to_the_simulated_range(arm, cameras):
     steps = []
     made(arm, cameras, lambda o: np.eye(8)[6] * 9, subscribers=[Calls(step=steps.append)]).run(1)
     assert steps[0]["action"][6] == pytest.approx(0.25) and steps[0]["action_raw"][6] == 9.0
@@ -188,7 +188,7 @@ STOPPED = [
 
 
 @pytest.mark.parametrize(("chunk", "reason"), STOPPED)
-def test_a_chunk_that_will_break_a_limit_stops_the_arm_before_it_moves(clock, cameras, chunk, reason):
+def test_chunk_that_would_break_a_limit_stops_the_arm_before_motion(clock, cameras, chunk, reason):
     start = HOME.copy()
     start[6] = XARM7_LIMITS.q_max[6] - XARM7_LIMITS.margin - 0.25 if "range" in reason else HOME[6]
     for checks in (True, False):
@@ -229,7 +229,7 @@ def put(**change):
         (answers(lambda: np.eye(8)[0] * 0.25), {}, "safety stop: clamped"),  # out of the workspace, to the left
     ],
 )  # fmt: skip
-def test_what_breaks_in_motion_is_a_fault_at_once_or_after_a_hold(arm, cameras, breaks, limits, reason):
+def test_failures_in_motion_are_faults_at_once_or_after_a_hold(arm, cameras, breaks, limits, reason):
     sent_at, answer = [], [lambda: SLOWLY]
 
     def act(observation):
@@ -270,7 +270,7 @@ def unsure(arm, cameras, apart, takes=0.0, config=None):
     return loop, executed, asked
 
 
-def test_the_arm_holds_where_members_disagree_and_goes_on_when_they_agree(arm, cameras):
+def test_arm_holds_while_members_disagree_and_resumes_when_they_agree(arm, cameras):
     loop, _, asked = unsure(arm, cameras, [0.0, 0.0, 0.0, 0.3, 0.2, 0.1])  # the first warms up
     result = loop.run(max_steps=4)
     assert (result.state, result.cause, result.steps) == (State.IDLE, "steps", 4)
@@ -284,14 +284,14 @@ def test_the_arm_holds_where_members_disagree_and_goes_on_when_they_agree(arm, c
     assert len(asked) == 1 + 4 + 3 and arm.stops == []
 
 
-def test_the_plan_that_ends_a_hold_is_executed_from_its_first_action(arm, cameras):
+def test_plan_that_ends_a_hold_is_executed_from_its_first_action(arm, cameras):
     """However long it takes: an answer to what was seen in the hold is what the hold waits for."""
     loop, executed, _ = unsure(arm, cameras, [0.0, 0.0, 0.3, 0.3], 0.03, {"policy_hz": 10.0})
     loop.run(max_steps=3)
     assert executed == [2, 5, 6]
 
 
-def test_a_policy_that_is_always_late_gets_nowhere_and_is_a_fault(arm, cameras):
+def test_policy_that_is_always_late_makes_no_progress_and_is_a_fault(arm, cameras):
     limits = CALM.replace(policy_hold=0.05, policy_fault=20.0, hold_fault=1.5)
     act = lambda o: (arm.clock.sleep(0.3 * bool(warm)), warm.append(1), SLOWLY)[2]  # noqa: E731
     warm, loop = [], made(arm, cameras, act, limits)
@@ -302,7 +302,7 @@ def test_a_policy_that_is_always_late_gets_nowhere_and_is_a_fault(arm, cameras):
     assert len(arm.stops) == 1
 
 
-def test_a_late_policy_holds_and_one_that_hangs_is_a_fault_and_begins_no_second_episode(arm, cameras, clock):
+def test_late_policy_holds_and_hung_policy_is_a_fault_blocking_new_episodes(arm, cameras, clock):
     come_back, inside, calls = [], [], []
 
     def act(observation):
@@ -336,7 +336,7 @@ def test_a_late_policy_holds_and_one_that_hangs_is_a_fault_and_begins_no_second_
 
 @pytest.mark.parametrize("where", ["read", "command"])
 @pytest.mark.parametrize("state_hold", [0.1, 1.0])
-def test_a_stall_of_the_wire_is_not_caught_up_with(arm, clock, cameras, where, state_hold):
+def test_loop_does_not_catch_up_after_a_wire_stall(arm, clock, cameras, where, state_hold):
     """Once, in a fast motion, a call takes 190 ms."""
     read, command, stalled, heard = arm.read, arm.command, [], []
 
@@ -374,7 +374,7 @@ def test_a_stall_of_the_wire_is_not_caught_up_with(arm, clock, cameras, where, s
         assert np.abs(arm.sent[k - 1] - arm.sent[k - 2]).max() > 2 * first  # it was under way
 
 
-def test_a_frozen_camera_is_seen_while_the_arm_moves(arm, clock):
+def test_frozen_camera_is_detected_while_the_arm_moves(arm, clock):
     reader = Film(clock, NOISE[:1])
     config = {"frozen_s": 0.3, "frozen_motion": 0.02}
     still = made(arm, {"hand": reader}, lambda o: np.zeros(8), config=config).run(max_steps=20)
@@ -390,7 +390,7 @@ def test_a_frozen_camera_is_seen_while_the_arm_moves(arm, clock):
         (None, False, "no answer within 0.1 s; nothing has moved"),
     ],
 )  # fmt: skip
-def test_what_is_broken_before_the_start_moves_nothing(arm, cameras, act, ends, reason):
+def test_failures_before_the_start_move_nothing(arm, cameras, act, ends, reason):
     if ends:
         cameras["hand"].end()
         arm.clock.sleep(0.1)
@@ -400,7 +400,7 @@ def test_what_is_broken_before_the_start_moves_nothing(arm, cameras, act, ends, 
     assert arm.sent == []
 
 
-def test_a_joint_that_is_held_is_a_fault_although_the_policy_asks_for_little_more_than_it_sees(arm, cameras):
+def test_blocked_joint_is_a_fault_even_with_small_policy_steps(arm, cameras):
     arm.stuck = True
     more = np.append(0.07 * np.eye(7)[6], 0)
     result = made(arm, cameras, lambda o: o["proprio"] + more, config={"absolute": True}).run(100)

@@ -42,7 +42,7 @@ def bounded(q):
     assert (np.abs(ddq) <= np.array(XARM7_LIMITS.ddq_max) + 1e-6).all()
 
 
-def test_a_steady_motion_is_followed_with_no_lag_once_under_way():
+def test_steady_motion_is_followed_without_lag_once_under_way():
     q, late = stream(at_rest(), 1.0, a_push=0.05)
     bounded(q)
     assert not any(late)
@@ -50,7 +50,7 @@ def test_a_steady_motion_is_followed_with_no_lag_once_under_way():
     np.testing.assert_allclose(q[50:, 0], 0.5 * now, atol=1e-9)
 
 
-def test_a_waypoint_is_reached_in_time_and_held_without_overshoot():
+def test_waypoint_is_reached_in_time_and_held_without_overshoot():
     path = at_rest()
     path.push(0.0, 0.1, HOME + 0.05)
     q, late = stream(path, 0.6)
@@ -60,7 +60,7 @@ def test_a_waypoint_is_reached_in_time_and_held_without_overshoot():
     assert late == [i * DT > 0.12 for i in range(60)]
 
 
-def test_after_the_last_waypoint_the_arm_holds_there_however_late_the_next():
+def test_arm_holds_at_the_last_waypoint_until_the_next_one_arrives():
     path = at_rest()
     stream(path, 0.5, a_push=0.1)
     q, late = stream(path, 1.0, start=0.5)
@@ -85,7 +85,7 @@ def test_the_stream_is_bounded_for_any_waypoints_at_any_times(waypoints):
     bounded(np.array(out))
 
 
-def test_it_goes_on_from_what_was_sent_instead():
+def test_interpolation_resumes_from_the_targets_actually_sent():
     path = at_rest()
     path.push(0.0, 0.1, HOME + 0.05)
     stream(path, 0.05)
@@ -95,7 +95,7 @@ def test_it_goes_on_from_what_was_sent_instead():
     np.testing.assert_allclose(q[-1], HOME + 0.05, atol=1e-9)
 
 
-def test_waypoints_behind_one_that_takes_longer_are_taken():
+def test_waypoints_after_a_slow_one_are_still_reached():
     path = at_rest()
     path.push(0.0, 0.1, HOME + np.eye(7)[0])  # takes 0.4 s
     path.push(0.1, 0.2, HOME + 1.1 * np.eye(7)[0])
@@ -114,7 +114,7 @@ def way_of(speed: float, acceleration: float) -> float:
 
 
 @given(st.floats(0, 10), st.floats(0.5, 50))
-def test_a_joint_at_stopping_speed_stops_at_the_distance(distance, acceleration):
+def test_joint_at_stopping_speed_stops_exactly_at_the_distance(distance, acceleration):
     speed = float(stopping_speed(distance, acceleration, DT))
     assert way_of(speed, acceleration) == pytest.approx(distance, rel=1e-9, abs=1e-12)
     assert not stopping_speed([0.0, -1e-9, -distance], acceleration, DT).any()  # no way left

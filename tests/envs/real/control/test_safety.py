@@ -53,7 +53,7 @@ def send(safety, target, gripper=0.5, measured=None, age=0.0):
 @pytest.mark.parametrize("arm", ["xarm7", "ur5e"])
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-0.1, 0.1), min_size=7, max_size=7), st.floats(0.2, 0.6))
-def test_a_target_below_the_table_is_raised_and_neither_turned_nor_shifted(arm, offset, down):
+def test_target_below_the_table_is_raised_without_turning_or_shifting(arm, offset, down):
     """`down` bends the shoulder forward, until the hand is up to 10 cm below the table."""
     home, limits, points = ARMS[arm]
     safety, hand = started(home, limits, points), points.in_box
@@ -126,7 +126,7 @@ def test_the_interpolator_never_jumps(arm, seed, faults, period):
             clamped = True
 
 
-def test_a_lawful_stream_passes_unchanged():
+def test_stream_within_limits_passes_unchanged():
     safety = started()
     for t in np.arange(1, 60) * safety.dt:
         target = HOME + 0.05 * (1 - np.cos(4 * t)) * np.array([1, 1, -1, 1, -1, 1, 1])
@@ -137,7 +137,7 @@ def test_a_lawful_stream_passes_unchanged():
 
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("joint", range(7))
-def test_a_jump_is_one_from_its_limit_on(sign, joint):
+def test_steps_above_the_limit_are_jumps(sign, joint):
     step = sign * XARM7_LIMITS.step_max * np.eye(7)[joint]
     safety = started()
     assert send(safety, HOME + 0.999 * step).verdict == Verdict.CLAMP
@@ -149,7 +149,7 @@ def test_a_jump_is_one_from_its_limit_on(sign, joint):
 @given(
     SEEDS, st.sampled_from(MOODS), st.integers(0, 40), st.lists(st.floats(-1e9, 1e9), min_size=7, max_size=7)
 )
-def test_no_part_of_a_jump_is_gone_along(seed, mood, count, offset):
+def test_arm_never_follows_any_part_of_a_jump(seed, mood, count, offset):
     """Whatever the arm does: a jump is a stop at once, the arm only brakes, and no later target moves it."""
     assume(max(map(abs, offset)) > XARM7_LIMITS.step_max)
     safety = started()
@@ -171,7 +171,7 @@ def test_no_part_of_a_jump_is_gone_along(seed, mood, count, offset):
 
 
 @pytest.mark.parametrize("axis, sign, word", [(0, -1, "box"), (1, 1, "box"), (2, -1, "table")])
-def test_a_way_out_of_the_workspace_ends_at_its_border(axis, sign, word):
+def test_motion_out_of_the_workspace_ends_at_its_border(axis, sign, word):
     table = 0.10 if word == "table" else XARM7_LIMITS.table_z  # apart, so that neither hides the other
     tight = XARM7_LIMITS.replace(box=((0.37, 0.50), (-0.15, 0.15), (-0.13, 0.50)), table_z=table)
     safety, seen = started(limits=tight, clamps_max=10_000), set()
@@ -199,14 +199,14 @@ def moving() -> SafetyFilter:
 
 
 @pytest.mark.parametrize("age", [0.051, np.inf, np.nan, -0.1])
-def test_a_stale_state_brakes_and_goes_on_when_fresh(age):
+def test_stale_state_brakes_and_a_fresh_one_resumes(age):
     safety = moving()
     verdicts = {send(safety, HOME, age=age).verdict for _ in range(20)}
     assert verdicts == {Verdict.HOLD} and not safety.dq_last.any()
     assert send(safety, safety.q_last).verdict == Verdict.PASS
 
 
-def test_without_a_target_it_brakes_and_a_stop_stays_a_stop():
+def test_hold_brakes_and_a_stop_stays_a_stop():
     safety = moving()
     held = [safety.hold("policy is late") for _ in range(20)]
     assert {(s.verdict, s.reasons, s.gripper) for s in held} == {(Verdict.HOLD, ("policy is late",), None)}
@@ -217,7 +217,7 @@ def test_without_a_target_it_brakes_and_a_stop_stays_a_stop():
 
 @settings(max_examples=40, deadline=None)
 @given(SEEDS, MOVES)
-def test_from_rest_after_a_gap_everything_holds_as_before(seed, moods):
+def test_limits_hold_from_rest_after_a_gap(seed, moods):
     """The arm stands at the last command: no speed to go on with, and every limit from there."""
     safety = started(clamps_max=10_000)
     attacker = Attacker(safety, np.random.default_rng(seed))
@@ -235,7 +235,7 @@ def test_from_rest_after_a_gap_everything_holds_as_before(seed, moods):
     + [{"measured": x} for x in (np.full(7, np.nan), HOME - 1e300, HOME + 0.1)]
     + [{"gripper": np.nan}, {"gripper": "open"}],
 )
-def test_what_is_no_input_stops_for_good(change):
+def test_invalid_input_stops_until_reset(change):
     safety = moving()
     arguments = {"target": safety.q_last, "gripper": 0.5, "measured": safety.q_last, **change}
     safe = send(safety, **arguments)
@@ -250,7 +250,7 @@ def test_what_is_no_input_stops_for_good(change):
 
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("joint", range(7))
-def test_an_arm_that_lags_is_stopped_from_either_limit_on(sign, joint):
+def test_arm_that_lags_beyond_either_limit_is_stopped(sign, joint):
     """A radian of the shoulder is half a metre at the hand, one of the last joint next to nothing."""
     step = sign * np.eye(7)[joint]
     reach = np.linalg.norm(POINTS.at(HOME + 1e-4 * step) - POINTS.at(HOME), axis=1).max() / 1e-4  # m/rad
@@ -266,7 +266,7 @@ def test_an_arm_that_lags_is_stopped_from_either_limit_on(sign, joint):
     ("lag", "speed", "stops"),
     [(0.065, 0.0, True), (-0.065, 0.0, True), (0.055, 0.0, False), (0.1, 0.05, False)],
 )
-def test_a_joint_that_stays_behind_its_command_without_moving_is_stopped_after_a_second(lag, speed, stops):
+def test_stationary_joint_behind_its_command_is_stopped_after_a_second(lag, speed, stops):
     safety, joint = started(), np.eye(7)[6]
     sent = [
         send(safety, HOME + i * speed / 100 * joint, measured=safety.q_last - lag * joint) for i in range(150)
@@ -317,7 +317,7 @@ def streamed(safety, limits, act, periods, every=14):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_an_arm_that_touches_the_table_is_not_stuck(seed):
+def test_arm_touching_the_table_is_not_stuck(seed):
     """Random targets just above the table, a turned hand among them: joints do not speed up alike, so that the straight
     way up begins with a fingertip a little lower. It stood for up to 4 s, with the target above it."""
     limits = SLOW.replace(table_clearance=0.0, box=((-1.0, 1.0),) * 3)
@@ -334,7 +334,7 @@ def test_an_arm_that_touches_the_table_is_not_stuck(seed):
 
 
 @pytest.mark.parametrize("limits", [XARM7_LIMITS, SLOW])
-def test_a_policy_that_slides_along_the_table_is_not_stopped(limits):
+def test_policy_sliding_along_the_table_is_not_stopped(limits):
     """6 s of pushing the hand 2 cm down with every action, to and fro."""
     hand, swings = POINTS.in_box, itertools.cycle([-0.03] * 10 + [0.03] * 10)
 

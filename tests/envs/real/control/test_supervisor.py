@@ -68,7 +68,7 @@ def beat_on(supervisor, seconds=PATIENCE):
         time.sleep(0.01)
 
 
-def test_a_loop_that_hangs_is_stopped_whatever_everybody_is_sent(moving, watch):
+def test_hung_loop_is_stopped_even_if_the_supervisor_is_signalled(moving, watch):
     """Also by a supervisor that has been asked to end, as all that share a terminal are."""
     supervisor = watch(2.0)
     assert ready(moving)  # nothing is watched before the first beat
@@ -83,7 +83,7 @@ def test_a_loop_that_hangs_is_stopped_whatever_everybody_is_sent(moving, watch):
         beat_on(supervisor)
 
 
-def test_one_that_has_lost_the_arm_is_no_watch(moving, watch):
+def test_beat_fails_when_the_supervisor_has_lost_the_arm(moving, watch):
     supervisor = watch(9.0)
     supervisor.beat()
     moving.side.fault("drop")
@@ -91,7 +91,7 @@ def test_one_that_has_lost_the_arm_is_no_watch(moving, watch):
         beat_on(supervisor)
 
 
-def test_one_that_hangs_is_no_watch_and_pauses_are_no_lack_of_answers(watch, monkeypatch):
+def test_beat_fails_on_a_hung_supervisor_but_not_after_pauses(watch, monkeypatch):
     monkeypatch.setattr("s2robot.envs.real.control.supervisor.ANSWER_S", -8.5)
     supervisor = watch(9.0)  # an answer may take 0.5 s
     for _ in range(2):  # later beats count from the first that has no answer
@@ -106,7 +106,7 @@ def test_one_that_hangs_is_no_watch_and_pauses_are_no_lack_of_answers(watch, mon
         supervisor.process.kill()
 
 
-def test_a_regular_end_stops_nothing_and_one_without_a_confirmed_stop_does(moving, watch):
+def test_close_stops_the_arm_only_without_a_confirmed_stop(moving, watch):
     supervisor = watch(9.0)
     supervisor.beat()
     supervisor.close()
@@ -116,7 +116,7 @@ def test_a_regular_end_stops_nothing_and_one_without_a_confirmed_stop_does(movin
     assert not ready(moving)
 
 
-def test_a_loop_that_is_killed_while_it_rests_leaves_no_arm_enabled(moving):
+def test_killing_a_resting_loop_leaves_no_arm_enabled(moving):
     words = [sys.executable, "-c", VICTIM, moving.ports.to_json()]
     environment, pipe = os.environ | {"PYTHONPATH": ROOT}, subprocess.PIPE
     with subprocess.Popen(
@@ -132,7 +132,7 @@ def test_a_loop_that_is_killed_while_it_rests_leaves_no_arm_enabled(moving):
         wait_for(lambda: not ready(moving), "a stop")
 
 
-def test_a_stop_that_nobody_acknowledges_is_told_once(driver, moving, watch, capsys):
+def test_unacknowledged_stop_is_reported_once(driver, moving, watch, capsys):
     supervisor = watch(9.0)
     arm = WatchedArm(driver, lambda: supervisor)
     moving.side.fault("drop")
@@ -160,7 +160,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("loop, code", [("hangs", -signal.SIGKILL), ("asks", -signal.SIGKILL), ("rests", 0)])
-def test_the_loop_of_an_arm_that_takes_one_client_is_ended(loop, code):
+def test_supervisor_kills_the_loop_of_a_single_client_arm(loop, code):
     done = subprocess.run(
         [sys.executable, "-c", ALONE, loop], env=os.environ | {"PYTHONPATH": ROOT}, cwd=ROOT,
         capture_output=True, text=True, timeout=PATIENCE + 30,
@@ -168,12 +168,12 @@ def test_the_loop_of_an_arm_that_takes_one_client_is_ended(loop, code):
     assert done.returncode == code and (UNCONFIRMED in done.stderr) == (code != 0)
 
 
-def test_no_arm_is_one_line():
+def test_missing_arm_is_one_error_line():
     with pytest.raises(EnvError, match="got xarm 127.0.0.1:.*no control box"):
         Supervisor(partial(XArmDriver, "127.0.0.1", ports=free_ports(), gripper=False))
 
 
-def test_its_process_loads_no_more_than_the_arm_needs():
+def test_supervisor_process_loads_only_what_the_arm_needs():
     """It watches from the first moment on; torch alone would take seconds."""
     code = "import sys, s2robot.envs.real.arms.xarm, s2robot.envs.real.control.supervisor as s; " \
         "print(*sorted({'torch', 'zarr', 'cv2', 'hydra', 'mujoco'} & set(sys.modules)))"  # fmt: skip

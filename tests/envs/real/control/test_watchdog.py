@@ -47,7 +47,7 @@ def test_each_limit(change, state, reason):
     assert watchdog.reasons == (() if reason is None else (reason,))
 
 
-def test_members_that_disagree_hold_where_that_is_asked_for():
+def test_disagreeing_members_hold_when_the_limit_is_set():
     assert running().update(0.02, replace(GOOD, disagreement=9.0)) == State.RUNNING  # off by default
     watchdog = Watchdog(WatchdogLimits(disagreement=0.05))
     assert watchdog.update(0.0, replace(GOOD, disagreement=9.0)) == State.READY  # of an earlier episode
@@ -109,7 +109,7 @@ inputs = st.builds(
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), inputs), max_size=20))
-def test_nothing_but_clear_leads_out_of_a_fault_and_nothing_but_start_into_motion(steps):
+def test_only_clear_leaves_fault_and_only_start_leads_to_motion(steps):
     watchdog = Watchdog()
     for now, given_inputs in steps:
         assert watchdog.update(now, given_inputs) not in (State.RUNNING, State.HOLD)
@@ -122,6 +122,6 @@ def test_nothing_but_clear_leads_out_of_a_fault_and_nothing_but_start_into_motio
 
 
 @pytest.mark.parametrize("wrong", [{"camera_hold": 0.0}, {"state_fault": np.nan}, {"policy_hold": 2.0}])
-def test_senseless_limits_are_refused_by_name(wrong):
+def test_invalid_limits_are_rejected_by_name(wrong):
     with pytest.raises(UserError, match=f"^bridge.watchdog.{next(iter(wrong))}"):
         WatchdogLimits(**wrong)

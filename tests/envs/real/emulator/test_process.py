@@ -31,7 +31,7 @@ def ask(port: int, data: bytes, size: int) -> bytes:
     return b""
 
 
-def test_client_ports_change_the_sdk_and_put_it_back():
+def test_client_ports_patch_and_restore_the_sdk():
     conf = pytest.importorskip("xarm.core.config.x_config").XCONF.SocketConf
     report = pytest.importorskip("xarm.x3.report").ReportDataStructure
     create = vars(report)["create"]
@@ -45,13 +45,13 @@ def test_client_ports_change_the_sdk_and_put_it_back():
     assert vars(report)["create"] is create
 
 
-def test_a_taken_port_is_one_clear_line(emulator):
+def test_port_in_use_is_one_error_line(emulator):
     with pytest.raises(EnvError, match=f"^port {emulator.ports.control}: "):
         asyncio.run(serve(EmulatorConfig(plant="kinematic"), emulator.ports, lambda: None))
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "stdin"])
-def test_ends_cleanly(how):
+def test_emulator_ends_cleanly(how):
     with launch("kinematic") as emulator:
         assert Ports.from_json(emulator.ports.to_json()) == emulator.ports != free_ports()
         with socket.create_connection((HOST, emulator.ports.control)) as s:
@@ -66,7 +66,7 @@ def test_ends_cleanly(how):
         socket.create_connection((HOST, emulator.ports.control))
 
 
-def test_a_side_channel_goes_on_after_an_answer_that_came_late(emulator):
+def test_side_channel_recovers_after_a_late_answer(emulator):
     with SideChannel(emulator.ports.side, 0.5) as side:
         emulator.process.send_signal(signal.SIGSTOP)
         try:
@@ -78,20 +78,20 @@ def test_a_side_channel_goes_on_after_an_answer_that_came_late(emulator):
         assert side("status")["mode"] == 0 and side("ports")["side"] == emulator.ports.side
 
 
-def test_another_port_of_the_emulator_is_one_clear_line(emulator):
+def test_wrong_emulator_port_is_one_error_line(emulator):
     for port in (emulator.ports.control, emulator.ports.report):
         with pytest.raises(EnvError, match="^[^\n]*expected a running .*, got no [^\n]*$"):
             StandIn(port)
 
 
-def test_impossible_headers_close_the_connection_only_and_modbus_is_answered(emulator):
+def test_bad_headers_close_only_their_connection_and_modbus_is_answered(emulator):
     for data in ("00010009000101", "0001000200000d", "0001 0002 ffff 0d", "ff" * 64):
         assert ask(emulator.ports.control, bytes.fromhex(data), 1) == b""
     data = bytes.fromhex("0000 0001 0002 00 00  0009 0000 0006 01 03 0000 0001")  # behind a heartbeat
     assert ask(emulator.ports.control, data, 9) == bytes.fromhex("0009 0000 0003 01 83 01")
 
 
-def test_side_channel_answers_anything(emulator):
+def test_side_channel_answers_any_input(emulator):
     with socket.create_connection((HOST, emulator.ports.side), timeout=ANSWER_S) as s:
         lines = s.makefile("rb")
         for line in (b"{", b"[]", b'{"op": []}', b"\xff\xfe", b'{"op": "motion"}', b"[" * 9000):
@@ -131,7 +131,7 @@ def arrived(emulator, since=0.0):
     return [c for c in emulator.side("commands", since=since)["commands"] if c["kind"] == "motion"]
 
 
-def test_what_the_sdk_lets_through(arm, emulator):
+def test_commands_that_the_sdk_lets_through(arm, emulator):
     began, targets = time.monotonic(), [np.array(HOME) + 0.001 * k for k in range(1, 11)]
     for target in targets:
         assert arm.set_servo_angle_j(list(target)) == 0
@@ -157,13 +157,13 @@ def test_what_the_sdk_lets_through(arm, emulator):
         ("camera_stale", {"camera": "hand"}, "camera_stale: expected"), ("drop", {"clients": 1}, "clients"),
     ],
 )  # fmt: skip
-def test_unknown_faults_and_settings_are_one_clear_line(emulator, name, settings, said):
+def test_unknown_faults_and_settings_are_one_error_line(emulator, name, settings, said):
     with pytest.raises(EnvError, match=said) as caught:
         emulator.side.fault(name, **settings)
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_dropped_connection_sent_to_a_hung_box_is_never_obeyed(arm, emulator):
+def test_commands_of_a_dropped_connection_to_a_hung_box_never_execute(arm, emulator):
     arm.set_timeout(0.3)
     when = emulator.side.fault("hang")
     assert arm.set_servo_angle_j([0.01, *HOME[1:]]) == 3
@@ -173,7 +173,7 @@ def test_what_a_dropped_connection_sent_to_a_hung_box_is_never_obeyed(arm, emula
     assert not arrived(emulator, when)
 
 
-def test_frozen_joints_are_told_while_the_arm_moves(arm, emulator):
+def test_frozen_joints_are_reported_while_the_arm_moves(arm, emulator):
     emulator.side.fault("freeze_joints")
     assert arm.set_servo_angle_j([0.05, *HOME[1:]]) == 0
     wait_for(lambda: abs(emulator.side("status")["joints"][0] - 0.05) < 1e-3, "the motion")

@@ -28,7 +28,7 @@ def cameras():
     reader.close()
 
 
-def test_what_a_hand_does_with_the_emulated_arm_becomes_actions(emulator, driver, cameras):
+def test_hand_guided_motion_of_the_emulated_arm_becomes_actions(emulator, driver, cameras):
     steps, controls = [], Controls()
     goals = [HOME + np.linspace(0.1, -0.1, 7), HOME + np.linspace(0.15, 0.05, 7)]
 
@@ -93,7 +93,7 @@ def taught(arm, controls, heard, loop=LED, watchdog=CALM, **settings):
     return teach(driven(arm, None, loop, watchdog=watchdog, **settings), controls, 300, Calls(step=heard))
 
 
-def test_the_gripper_closes_at_once_and_the_end_is_the_end_of_the_step(led):
+def test_gripper_closes_at_once_and_teaching_ends_with_the_step(led):
     steps, controls = [], Controls()
     led.clock.at(0.35, lambda: controls.on_key(" "))
     led.clock.at(0.85, lambda: controls.on_key("\n"))
@@ -106,7 +106,7 @@ def test_the_gripper_closes_at_once_and_the_end_is_the_end_of_the_step(led):
     assert led.stops == ["teaching has ended"]
 
 
-def test_the_supervisor_hears_of_a_led_arm_as_often_as_of_one_that_is_driven(led):
+def test_supervisor_gets_heartbeats_while_the_arm_is_led_by_hand(led):
     watch, beats, controls = Watch(), [], Controls()
     beat, begin = watch.beat, led.clock.now()
     watch.beat = lambda: (beat(), beats.append(led.clock.now()))
@@ -120,7 +120,7 @@ def test_the_supervisor_hears_of_a_led_arm_as_often_as_of_one_that_is_driven(led
     assert led.stopped and watch.heard[-1] == "rest"
 
 
-def test_a_hand_too_fast_for_an_action_is_caught_up_with(led):
+def test_later_actions_catch_up_with_a_fast_hand(led):
     steps, controls = [], Controls()
 
     def add(step):
@@ -135,7 +135,7 @@ def test_a_hand_too_fast_for_an_action_is_caught_up_with(led):
     np.testing.assert_allclose(actions[:, :7].sum(0), np.full(7, 0.2), atol=2e-3)
 
 
-def test_an_error_or_a_silent_camera_breaks_the_episode_off(led):
+def test_arm_error_or_silent_camera_aborts_teaching(led):
     reason = taught(led, Controls(), lambda step: setattr(led, "error", 31))
     assert "arm error 31" in reason and led.stopped
     with pytest.raises(EnvError, match="error 31 pending"):

@@ -46,7 +46,7 @@ def made(mover, **settings):
 
 @settings(max_examples=60, deadline=None)
 @given(arrays(float, 3, elements=st.floats(-0.05, 0.05)), st.floats(-0.3, 0.3))
-def test_a_pose_nearby_is_reached(move, turn):
+def test_inverse_kinematics_reaches_nearby_poses(move, turn):
     position, rotation = IK.pose(HOME)
     c, s = np.cos(turn), np.sin(turn)
     position, rotation = position + move, np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ rotation
@@ -59,7 +59,7 @@ def test_a_pose_nearby_is_reached(move, turn):
 @example([np.zeros(4), np.ones(4), np.array([0, 0.75, 1, 1]), -np.ones(4)], 15)  # the end of joint 4's range
 @example(list(map(np.array, UNREACHED)), 24)
 @given(st.lists(arrays(float, 4, elements=st.floats(-1, 1)), min_size=1, max_size=8), st.integers(1, 25))
-def test_whatever_is_wished_the_filter_has_nothing_to_stop(wishes, repeats):
+def test_filter_accepts_every_teleoperated_target(wishes, repeats):
     wish = Wish()
     teleoperator, q = made(wish), HOME
     safety = SafetyFilter(XARM7_LIMITS, POINTS)
@@ -72,7 +72,7 @@ def test_whatever_is_wished_the_filter_has_nothing_to_stop(wishes, repeats):
     safety.reset(q)  # raises where a point is outside box or table
 
 
-def test_a_long_wish_ends_at_the_edge_and_comes_back():
+def test_sustained_motion_stops_at_the_table_and_reverses_at_once():
     wish = Wish((0, 0, -1, 0))
     teleoperator, q = made(wish), HOME
     for _ in range(60):
@@ -86,7 +86,7 @@ def test_a_long_wish_ends_at_the_edge_and_comes_back():
     assert IK.pose(q)[0][2] - before == pytest.approx(0.05, abs=5e-3)  # at once: nothing was piled up
 
 
-def test_what_the_arm_could_not_follow_is_forgotten():
+def test_motion_that_the_arm_could_not_follow_is_discarded():
     wish = Wish((1, 0, 0, 0))
     teleoperator = made(wish)
     for _ in range(50):
@@ -96,7 +96,7 @@ def test_what_the_arm_could_not_follow_is_forgotten():
     assert np.linalg.norm(step) < 0.06
 
 
-def test_a_way_a_turn_and_the_gripper():
+def test_translation_rotation_and_gripper():
     wish = Wish((0, 0, 0, 1))
     teleoperator, q = made(wish), HOME
     teleoperator._controls.on_key(" ")
@@ -114,7 +114,7 @@ def test_a_way_a_turn_and_the_gripper():
     np.testing.assert_allclose(IK.pose(q)[0] - position, [0.1, 0.05, -0.05], atol=6e-3)
 
 
-def test_keys():
+def test_keyboard_velocity_gripper_and_end_keys():
     clock, controls = [0.0], Controls()
     keyboard = Keyboard(controls, lambda: clock[0])
     assert not keyboard.velocity().any()
@@ -156,7 +156,7 @@ class Cap:
         self.closed = True
 
 
-def test_a_spacemouse():
+def test_spacemouse_motion_buttons_and_loss():
     cap, controls = Cap(), Controls()
     mouse = SpaceMouse(controls, cap)
     wish = [1, 0, 0, -0.5]  # below `dead` is nothing
@@ -178,7 +178,7 @@ def test_a_spacemouse():
     assert cap.closed
 
 
-def test_no_spacemouse_is_one_line(monkeypatch):
+def test_missing_spacemouse_is_one_error_line(monkeypatch):
     def nothing(axis_convention):
         raise RuntimeError("No connected or supported devices found.")
 
@@ -189,7 +189,7 @@ def test_no_spacemouse_is_one_line(monkeypatch):
             SpaceMouse(Controls())
 
 
-def test_keys_say_who_acts():
+def test_keys_switch_between_operator_and_policy():
     hand = Controls(shared=True)
     said = [(hand.on_key(key), hand.person, hand.closed)[1:] for key in "g gg"]
     assert said == [(False, False), (True, False), (True, True), (True, False)] and not hand.ended
@@ -214,7 +214,7 @@ def shared(arm, policy, steps, device=None):
     return runtime, control, hand
 
 
-def test_a_person_takes_over_and_gives_back_without_a_jump(arm):
+def test_operator_takes_over_and_hands_back_without_a_jump(arm):
     steps, wish, pressed, forgot = [], Wish(), [], []
 
     def press():
@@ -244,7 +244,7 @@ def test_a_person_takes_over_and_gives_back_without_a_jump(arm):
     assert np.abs(np.diff(arm.sent, axis=0)).max() < 0.01  # rad a period: no jump in the stream
 
 
-def test_an_episode_goes_on_where_the_arm_was_led_to(arm):
+def test_episode_resumes_where_the_arm_was_led_by_hand(arm):
     """Led by hand outside the loop: the policy's step is the policy's until the loop has ended."""
     steps = []
     runtime, control, hand = shared(arm, lambda o: SLOWLY, steps)
@@ -265,7 +265,7 @@ def test_an_episode_goes_on_where_the_arm_was_led_to(arm):
     arm.start = arm.sent[0]
 
 
-def test_the_end_key_counts_while_the_arm_is_being_armed(arm):
+def test_end_key_works_while_the_arm_is_being_armed(arm):
     runtime, control, hand = shared(arm, lambda o: SLOWLY, [])
     hand.on_key("\n")
     with runtime.ends_when(lambda: hand.ended):
