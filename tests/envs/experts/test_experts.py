@@ -1,4 +1,4 @@
-"""The scripted experts of robosuite's worlds: they succeed, can be asked, and go on where somebody else acted."""
+"""The scripted experts of robosuite tasks: success, side-effect-free queries, and taking over from other actions."""
 
 from functools import cache
 
@@ -40,29 +40,29 @@ def test_expert_succeeds_with_and_without_perturbations(name):
     expert = task.expert(np.random.default_rng(1), PUSHY.replace(kicks=(0, 0), misses=0.0))
     actions, pushes = finish(task, expert)
     assert task.is_success and not any(pushes) and len(actions) < 0.7 * task.settings.max_steps
-    if name == "stack":  # the hand lets go and stays
-        told = expert.ask(6)
-        assert (told[:, 6] == 0).all() and np.abs(told[:, :3]).max() < 0.002  # m
+    if name == "stack":  # the hand opens and stays in place
+        predicted = expert.ask(6)
+        assert (predicted[:, 6] == 0).all() and np.abs(predicted[:, :3]).max() < 0.002  # m
 
 
 @pytest.mark.parametrize("name", ["stack", SLOW[1]])
 def test_expert_recovers_from_skewed_grasps_and_slips(name):
-    task, seen, wanted = world(name), set(), {"askew", "slip", "kick"}
+    task, seen, expected = world(name), set(), {"askew", "slip", "kick"}
     for seed in range(8):
         task.reset(seed=seed)
-        expert, held = task.expert(np.random.default_rng(seed), None), 0.0
+        expert, skew = task.expert(np.random.default_rng(seed), None), 0.0
         while not task.is_success and task._steps < task.settings.max_steps:
             action = expert.act()
             seen.add(expert.push)
             if expert.push == "askew":
                 faces = angle_of(expert.hand.pose(expert.body)[1][:, 0])
-                held = abs(nearest(faces, expert.hand.yaw, np.pi / 2) - expert.hand.yaw)
+                skew = abs(nearest(faces, expert.hand.yaw, np.pi / 2) - expert.hand.yaw)
             assert expert.push != "slip" or (expert.closed and action[6] == 0)
             task.step_physics(action)
-        assert task.is_success and (held == 0.0 or held > 0.15)  # rad, as it closed
-        if wanted <= seen:
+        assert task.is_success and (skew == 0.0 or skew > 0.15)  # rad, when it closed
+        if expected <= seen:
             return
-    raise AssertionError(f"no {wanted - seen}")
+    raise AssertionError(f"no {expected - seen}")
 
 
 def test_ask_predicts_the_next_actions_without_side_effects():
@@ -78,9 +78,9 @@ def test_ask_predicts_the_next_actions_without_side_effects():
         seen.append((np.stack(actions), task.get_state()))
     for quiet, asked in zip(*seen, strict=True):
         np.testing.assert_array_equal(quiet, asked)
-    told = expert.ask(3)
+    predicted = expert.ask(3)
     expert.calm()
-    for action in told:
+    for action in predicted:
         np.testing.assert_array_equal(expert.act(), action)
         task.step_physics(action)
 
@@ -89,11 +89,13 @@ def test_expert_takes_over_from_random_actions():
     task = world("lift")
     task.reset(seed=4)
     rng, box = np.random.default_rng(0), task.action_space
-    astray = np.concatenate([rng.uniform(box.low, box.high, (12, 7)), [[0] * 6 + [1]] * 3]).astype(np.float32)
-    for action in astray:
+    erratic = np.concatenate([rng.uniform(box.low, box.high, (12, 7)), [[0] * 6 + [1]] * 3]).astype(
+        np.float32
+    )
+    for action in erratic:
         task.step_physics(action)
     expert = task.expert(rng, PUSHY)
-    expert.take_over(astray)
+    expert.take_over(erratic)
     _, pushes = finish(task, expert)
     assert task.is_success and not any(pushes)
 
@@ -105,19 +107,19 @@ def test_restored_state_gives_bit_equal_expert_actions():
     for _ in range(25):  # the cube is in the gripper by then
         actions.append(expert.act())
         task.step_physics(actions[-1])
-    state, told = task.get_state(), []
-    fresh = make(settings_class("stack")(image_size=24), draw=False)  # as where frames are drawn: never reset
-    for place in (task, fresh):
-        place.set_state(state)
-        np.testing.assert_array_equal(place.get_state(), state)
-        own = expert if place is task else place.expert(np.random.default_rng(9), None)
+    state, predicted = task.get_state(), []
+    fresh = make(settings_class("stack")(image_size=24), draw=False)  # never reset, as in a rendering process
+    for each in (task, fresh):
+        each.set_state(state)
+        np.testing.assert_array_equal(each.get_state(), state)
+        own = expert if each is task else each.expert(np.random.default_rng(9), None)
         own.take_over(actions)
-        told.append(own.ask(6))
-    np.testing.assert_array_equal(*told)
+        predicted.append(own.ask(6))
+    np.testing.assert_array_equal(*predicted)
 
 
 def test_grasp_avoids_the_other_cube():
-    """Faces that are free are taken, those nearest to how the fingers are turned where they are."""
+    """The expert grasps free faces, and prefers those nearest to the current angle of the fingers."""
     task, turned = world("stack"), 0
     for seed in range(30):
         task.reset(seed=seed)
@@ -131,7 +133,7 @@ def test_grasp_avoids_the_other_cube():
 
 
 def test_grasp_angle_changes_smoothly_along_a_wall():
-    """From one place of the can to the next, 2 mm away, at most 6 degrees; at home in the middle, along a near wall."""
+    """At most 6 degrees per 2 mm of can position; the home angle in the middle, parallel to a nearby wall."""
     task = world("can")
     task.reset(seed=0)
     expert = task.expert(None)

@@ -1,4 +1,4 @@
-"""The driver on the vendor's SDK against the emulated control box, over loopback."""
+"""The driver with the vendor's SDK against the emulated control box, over loopback."""
 
 import os
 import socket
@@ -30,7 +30,7 @@ def arm(driver):
 
 
 def arrived(emulator, kind="motion"):
-    """All that has reached the box, of all tests so far."""
+    """Return all commands that have reached the box, including those of earlier tests."""
     return [c for c in emulator.side("commands")["commands"] if c["kind"] == kind]
 
 
@@ -60,22 +60,22 @@ def test_arm_follows_a_stream_of_small_steps(driver, mode):
     assert 0 <= now() - state.t_mono < PATIENCE
 
 
-def opened(arm, holds, what):
-    wait_for(lambda: holds(arm.read().gripper), what)
+def wait_for_opening(arm, condition, what):
+    wait_for(lambda: condition(arm.read().gripper), what)
 
 
 @pytest.mark.parametrize("end", ["stop", "close"])
 def test_stop_and_close_halt_moving_fingers(driver, emulator, end):
-    for _ in range(5):  # a busy machine may come too late
+    for _ in range(5):  # a busy machine may be too late
         driver.close()
         driver.connect(PATIENCE)
         driver.arm()
         driver.command(HOME, 1.0)
-        opened(driver, lambda o: o > 0.95, "opening")
+        wait_for_opening(driver, lambda o: o > 0.95, "opening")
         driver.command(HOME, 0.0)
-        opened(driver, lambda o: o < 0.9, "closing")
+        wait_for_opening(driver, lambda o: o < 0.9, "closing")
         driver.stop("test") if end == "stop" else driver.close()
-        time.sleep(0.7)  # the whole way takes 0.5 s
+        time.sleep(0.7)  # closing fully takes 0.5 s
         box = emulator.side("status")
         assert box["state"] >= 4
         if box["opening"] > 0.02:
@@ -90,18 +90,18 @@ def test_stop_and_close_halt_moving_fingers(driver, emulator, end):
 def test_gripper_command_is_sent_on_change_and_after_a_stop_only(arm, emulator):
     for opening in (1.0, 0.0):
         arm.command(HOME, opening)
-        opened(arm, lambda o, wanted=opening: abs(o - wanted) < 0.02, "the opening")
+        wait_for_opening(arm, lambda o, target=opening: abs(o - target) < 0.02, "the opening")
     arm.stop("test")
     arm.arm()
     count = len(arrived(emulator, "gripper"))
-    arm.command(HOME, 0.0)  # the same opening is a new wish
+    arm.command(HOME, 0.0)  # the same opening counts as a new command
     wait_for(lambda: len(arrived(emulator, "gripper")) > count, "a command")
     time.sleep(0.5)
     count = len(arrived(emulator, "gripper"))
     for _ in range(3):
         arm.command(HOME, 0.0)
         time.sleep(0.1)
-    arm.stop("test")  # what it may hold stays held
+    arm.stop("test")  # a held object stays held
     time.sleep(0.4)
     assert len(arrived(emulator, "gripper")) == count
 
@@ -123,7 +123,7 @@ def test_arming_fails_if_the_box_is_set_to_another_tool(driver, emulator):
 
 @pytest.mark.parametrize("on", [False, True])
 def test_native_limits_are_set_and_the_previous_ones_restored(driver, on):
-    def told(collision, itself):
+    def reported(collision, itself):
         sdk = driver._sdk
         wait_for(lambda: sdk.collision_sensitivity == collision, "a report of the sensitivity")
         wait_for(lambda: bool(sdk.self_collision_params[0]) == itself, "a report of the check")
@@ -139,17 +139,17 @@ def test_native_limits_are_set_and_the_previous_ones_restored(driver, on):
     sdk.set_reduced_max_tcp_speed(321), sdk.set_reduced_max_joint_speed(1.25)
     sdk.set_reduced_tcp_boundary([700, -700, 600, -600, 500, -500])
     sdk.set_reduced_mode(on), sdk.set_fence_mode(on), sdk.set_collision_sensitivity(4)
-    assert sdk.set_self_collision_detection(False) == 0  # as somebody may have left it
-    before = told(4, False)
+    assert sdk.set_self_collision_detection(False) == 0  # as an earlier user may have left it
+    before = reported(4, False)
     reconnect()
     driver.arm()
-    ours = told(3, True)  # the filter has no check of its own
-    assert ours[0] == 1 and ours[1] != before[1]
-    assert ours[2:4] == pytest.approx([1000 * XARM7_LIMITS.point_speed, max(XARM7_LIMITS.dq_max)], abs=1e-3)
+    active = reported(3, True)  # the filter does not check self-collision
+    assert active[0] == 1 and active[1] != before[1]
+    assert active[2:4] == pytest.approx([1000 * XARM7_LIMITS.point_speed, max(XARM7_LIMITS.dq_max)], abs=1e-3)
     driver.stop("test")
-    driver.arm()  # what is put back is what was there before the first
+    driver.arm()  # closing restores the values from before the first arming
     reconnect()
-    after = told(4, False)
+    after = reported(4, False)
     assert after[:2] == before[:2] and after[2:4] == pytest.approx(before[2:4])
     assert after[4] == pytest.approx(before[4]) and bool(after[5]) == on
     driver._sdk.set_reduced_mode(False), driver._sdk.set_fence_mode(False)
@@ -178,7 +178,7 @@ def test_invalid_targets_and_openings_are_not_sent(arm, emulator):
 
 
 def test_stop_is_immediate_repeatable_and_thread_safe(arm, emulator):
-    """Also while a command blocks the streaming connection: the stop has its own."""
+    """A stop works even while a command blocks the streaming connection, because it has its own."""
     assert arm.command(HOME, None).code == OK
     threads = [threading.Thread(target=arm.stop, args=("test",)) for _ in range(4)]
     with arm._sdk._arm.arm_cmd.lock:
@@ -192,15 +192,15 @@ def test_stop_is_immediate_repeatable_and_thread_safe(arm, emulator):
     assert arm.command(HOME, None).code == OK
 
 
-@pytest.mark.parametrize("way", ["arm", "lead"])
-def test_failed_arming_stops_the_arm_and_a_concurrent_stop_is_not_lost(driver, emulator, monkeypatch, way):
-    """The box is ready and in its mode when the report of the mode does not come."""
+@pytest.mark.parametrize("method", ["arm", "lead"])
+def test_failed_arming_stops_the_arm_and_a_concurrent_stop_is_not_lost(driver, emulator, monkeypatch, method):
+    """The box is ready and in the requested mode, but its report of the mode never arrives."""
     driver._sdk.set_mode(0)
-    late = time.monotonic() + 0.3  # reports come five times a second
-    wait_for(lambda: driver._sdk._arm._last_report_time > late and driver._sdk.mode == 0)
+    settled = time.monotonic() + 0.3  # reports come five times a second
+    wait_for(lambda: driver._sdk._arm._last_report_time > settled and driver._sdk.mode == 0)
     emulator.side.fault("silent_reports")
     with pytest.raises(EnvError, match="after arming, got mode 0"):
-        getattr(driver, way)()
+        getattr(driver, method)()
     box = emulator.side("status")
     assert box["mode"] != 0 and box["state"] >= 4 and not box["ready"]
     assert driver.stopped == "could not be armed"
@@ -217,7 +217,7 @@ def test_failed_arming_stops_the_arm_and_a_concurrent_stop_is_not_lost(driver, e
 
     monkeypatch.setattr(driver._sdk, "get_state", stopped_meanwhile)
     with pytest.raises(EnvError, match="expected no stop while it was armed"):
-        getattr(driver, way)()
+        getattr(driver, method)()
     assert emulator.side("status")["state"] >= 4
     assert driver.stopped and driver.command(HOME, None).code == REFUSED
     with pytest.raises(EnvError, match="expected an opening of 0 to 1"):
@@ -262,7 +262,7 @@ def test_missing_box_or_bad_address_is_one_error_line(ip):
         XArmDriver(ip, ports=free_ports()).connect(2.0)
 
 
-# ---------------------------------------------------------------- what the SDK says, and its folder
+# ---------------------------------------------------------------- the SDK's output and its folder
 
 SPEAK = """
 import sys
@@ -283,11 +283,11 @@ print("ours after")
 
 
 def alone(code, folder):
-    """Runs it in a process and a home of its own."""
+    """Run the code in its own process and home folder."""
     root = Path(__file__).resolve().parents[4]
     environment = os.environ | {"HOME": str(folder), "PYTHONPATH": str(root)}
-    words, how = [sys.executable, "-c", code, str(folder)], {"capture_output": True, "text": True}
-    done = subprocess.run(words, cwd=root, timeout=120, env=environment, **how)
+    command, options = [sys.executable, "-c", code, str(folder)], {"capture_output": True, "text": True}
+    done = subprocess.run(command, cwd=root, timeout=120, env=environment, **options)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -297,7 +297,7 @@ def test_sdk_output_goes_to_the_log_file_and_ours_to_stdout(tmp_path, before):
     done = alone(SPEAK.format(before=before), tmp_path)
     shown = done.stdout.splitlines()
     assert shown[-2:] == ["ours before", "ours after"] and done.stderr == ""
-    assert len(shown) == (3 if before else 2)  # imported before us, it has said its version on the screen
+    assert len(shown) == (3 if before else 2)  # an earlier import has printed the version
     log = (tmp_path / "run" / "second.log").read_text()
     own = "MainProcess ERROR failed [a call]", "MainProcess WARNING ControllerWarning, code: 7"
     for text in (*own, "ROBOT_IP:=1", "two\nlines\n"):
@@ -309,7 +309,7 @@ RIVAL = """
 import os, sys
 from pathlib import Path
 makedirs = os.makedirs
-def rival(name, mode=0o777, exist_ok=False):  # another process makes the folder between the look for it and this
+def rival(name, mode=0o777, exist_ok=False):  # another process creates the folder between the check and this call
     makedirs(name, mode, exist_ok=True)
     makedirs(name, mode, exist_ok=exist_ok)
 os.makedirs = rival

@@ -1,4 +1,4 @@
-"""Every fault of benchmarks/faults.py once: vendor's SDK, emulated box, loop, supervisor, recorder, policy server."""
+"""Each fault of benchmarks/faults.py once, with the vendor's SDK, emulated box, loop, supervisor, recorder and server."""
 
 import shutil
 
@@ -15,14 +15,14 @@ from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.emulator.emulator import launch
 
-# Those that need the wire, the box or a process, one of a kind. The others are run in virtual time (test_loop.py,
-# test_runtime.py), by `s2robot deploy` (signals, a closed terminal, an error of the arm), or are their twins.
+# One case of each kind that needs the wire, the box or a process. The others run in virtual time (test_loop.py,
+# test_runtime.py), in `s2robot deploy` (signals, a closed terminal, an arm error), or are variants of these.
 RUN = ("jump_wire", "stall", "stall_long", "half_open", "mode", "cut", "sigkill", "suspended")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def calm():
-    """A busy machine is no hung box."""
+    """Do not take a busy machine for a hung box."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 0.5)
         yield
@@ -61,8 +61,8 @@ def test_unsafe_or_unexpected_outcomes_appear_in_the_table(bench):
     outcome, bench.notes = Outcome(case.name, unsafe=3, state="IDLE", standstill=0.1), {"history": []}
     bench._judge(outcome, case)
     assert outcome.valid and not outcome.as_designed
-    found = row(case, [outcome])
-    assert cells(found)[2] == "3" and "**mismatch**" in markdown([found]) and not found["good"]
+    result = row(case, [outcome])
+    assert cells(result)[2] == "3" and "**mismatch**" in markdown([result]) and not result["good"]
 
 
 @pytest.mark.parametrize(
