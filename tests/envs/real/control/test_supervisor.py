@@ -1,4 +1,4 @@
-"""A loop that hangs or is killed, against the emulated box."""
+"""The supervisor stops the emulated box after a loop that hangs or is killed."""
 
 import os
 import signal
@@ -36,20 +36,19 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def moving(driver, emulator):
-    """The emulator with an arm that the loop's own driver has made ready to move."""
+    """Return the emulator with an arm that the loop's driver has armed."""
     driver.arm()
     return emulator
 
 
 @pytest.fixture
 def watch(moving):
-    """`watch(limit_s)`: a supervisor of that arm."""
+    """`watch(limit_s)` returns a supervisor of that arm."""
     made = []
 
     def start(limit_s):
-        made.append(
-            Supervisor(partial(XArmDriver, "127.0.0.1", ports=moving.ports, gripper=False), limit_s=limit_s)
-        )
+        driver = partial(XArmDriver, "127.0.0.1", ports=moving.ports, gripper=False)
+        made.append(Supervisor(driver, limit_s=limit_s))
         return made[-1]
 
     yield start
@@ -69,7 +68,7 @@ def beat_on(supervisor, seconds=PATIENCE):
 
 
 def test_hung_loop_is_stopped_even_if_the_supervisor_is_signalled(moving, watch):
-    """Also by a supervisor that has been asked to end, as all that share a terminal are."""
+    """The supervisor ignores the signals that all processes of a terminal receive."""
     supervisor = watch(2.0)
     assert ready(moving)  # nothing is watched before the first beat
     beat_on(supervisor, 0.2)
@@ -94,7 +93,7 @@ def test_beat_fails_when_the_supervisor_has_lost_the_arm(moving, watch):
 def test_beat_fails_on_a_hung_supervisor_but_not_after_pauses(watch, monkeypatch):
     monkeypatch.setattr("s2robot.envs.real.control.supervisor.ANSWER_S", -8.5)
     supervisor = watch(9.0)  # an answer may take 0.5 s
-    for _ in range(2):  # later beats count from the first that has no answer
+    for _ in range(2):  # the timeout counts from the first unanswered beat
         time.sleep(0.6)
         supervisor.beat()
         wait_for(supervisor._pipe.poll, "an answer")
@@ -117,11 +116,10 @@ def test_close_stops_the_arm_only_without_a_confirmed_stop(moving, watch):
 
 
 def test_killing_a_resting_loop_leaves_no_arm_enabled(moving):
-    words = [sys.executable, "-c", VICTIM, moving.ports.to_json()]
+    command = [sys.executable, "-c", VICTIM, moving.ports.to_json()]
     environment, pipe = os.environ | {"PYTHONPATH": ROOT}, subprocess.PIPE
-    with subprocess.Popen(
-        words, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, process_group=0
-    ) as process:
+    options = {"cwd": ROOT, "env": environment, "stdin": pipe, "stdout": pipe}
+    with subprocess.Popen(command, process_group=0, **options) as process:
         try:
             lines = iter(process.stdout.readline, b"")
             wait_for(lambda: next(lines).strip().isdigit(), "the victim")
@@ -174,7 +172,7 @@ def test_missing_arm_is_one_error_line():
 
 
 def test_supervisor_process_loads_only_what_the_arm_needs():
-    """It watches from the first moment on; torch alone would take seconds."""
+    """The supervisor must watch at once, and importing torch alone takes seconds."""
     code = "import sys, s2robot.envs.real.arms.xarm, s2robot.envs.real.control.supervisor as s; " \
         "print(*sorted({'torch', 'zarr', 'cv2', 'hydra', 'mujoco'} & set(sys.modules)))"  # fmt: skip
     environment = os.environ | {"PYTHONPATH": ROOT}

@@ -1,4 +1,4 @@
-"""Every limit from both sides, latched faults, and that no sequence of inputs leads out of FAULT."""
+"""Both sides of every limit, latched faults, and that no sequence of inputs leads out of FAULT."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def test_each_limit(change, state, reason):
 def test_disagreeing_members_hold_when_the_limit_is_set():
     assert running().update(0.02, replace(GOOD, disagreement=9.0)) == State.RUNNING  # off by default
     watchdog = Watchdog(WatchdogLimits(disagreement=0.05))
-    assert watchdog.update(0.0, replace(GOOD, disagreement=9.0)) == State.READY  # of an earlier episode
+    assert watchdog.update(0.0, replace(GOOD, disagreement=9.0)) == State.READY  # from an earlier episode
     watchdog.start(0.0)
     assert watchdog.update(0.01, replace(GOOD, disagreement=0.05)) == State.RUNNING
     for unsure in (0.051, np.nan):
@@ -69,16 +69,10 @@ def test_hold_ends_by_itself_and_fault_does_not():
     watchdog.fault(11.0, "another")
     watchdog.pause(11.0)
     assert watchdog.reasons == ("arm error 1",)
-    history = [
-        (0.0, "ready"),
-        (0.0, "running"),
-        (0.02, "hold"),
-        (0.03, "running"),
-        (0.04, "fault"),
-    ]  # once each
+    history = [(0.0, "ready"), (0.0, "running"), (0.02, "hold"), (0.03, "running"), (0.04, "fault")]
     assert [(t, state.value) for t, state, _ in watchdog.history] == history
     watchdog.clear(12.0)
-    assert watchdog.state == State.IDLE  # and not at once running again
+    assert watchdog.state == State.IDLE  # it does not resume at once
     assert watchdog.update(12.1, GOOD) == State.READY
 
 

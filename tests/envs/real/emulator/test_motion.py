@@ -1,4 +1,4 @@
-"""Frames, kinematics, set points and the state machine, in emulated time: no sockets, no waiting."""
+"""Frames, kinematics, set points and the state machine in emulated time, without sockets or waiting."""
 
 import struct
 
@@ -19,7 +19,7 @@ DT = 0.004
 
 
 class Bench:
-    """A controller in emulated time, spoken to in frames."""
+    """A controller in emulated time, driven by frames."""
 
     def __init__(self, mode=None):
         self.now = 0.0
@@ -32,7 +32,7 @@ class Bench:
             assert self(Fn.SET_STATE, b"\0") == 0
 
     def __call__(self, function, payload=b"", data=False):
-        """The status byte, or the data, of the answer."""
+        """Return the status byte of the answer, or its data."""
         answer = self.commands.answer(wire.Request(7, 2, function, payload), 1)
         assert answer[:4] == bytes([0, 7, 0, 2]) and answer[6] == function
         return answer[8:] if data else answer[7]
@@ -77,7 +77,7 @@ def test_nothing_moves_before_the_arm_is_ready():
     assert b.servo(HOME + 0.05) & wire.STATUS_NOT_READY
     b(Fn.ENABLE, bytes([8, 1]))
     b(Fn.SET_STATE, b"\0")
-    b(Fn.SET_MODE, b"\x01\x00")  # a change of mode takes readiness away again
+    b(Fn.SET_MODE, b"\x01\x00")  # a change of mode ends readiness
     assert b(Fn.GET_STATE, data=True) == b"\x05"
     assert b.servo(HOME + 0.05) & wire.STATUS_NOT_READY
     b.run(0.1)
@@ -105,7 +105,7 @@ def test_jump_of_one_radian_runs_at_full_speed_until_error_24():
     assert b.box.error == box.OVERSPEED and b.box.state == box.STOPPED
     assert 0.05 < b.box.plant.joints[0] < 1.0
     assert b.journal.commands[-1]["unsafe"]
-    b.box.raise_error(box.EMERGENCY_STOP)  # which takes power
+    b.box.raise_error(box.EMERGENCY_STOP)  # which cuts the power
     assert b(Fn.ENABLE, bytes([8, 1])) & wire.STATUS_ERROR and b.box.enabled == 0
     b(Fn.CLEAN_ERROR)
     assert b.box.error == 0 and b.box.enabled == 0
@@ -174,7 +174,7 @@ def test_gripper_answers_or_is_silent(frame):
     assert 0 <= g.target <= 850 and 1 <= g.speed <= 5000
 
 
-# ---------------------------------------------------------------- frames, however the stream is cut
+# ---------------------------------------------------------------- frames, however the stream is split
 
 requests = st.builds(
     wire.Request, transaction=st.integers(0, 65535), protocol=st.sampled_from([0, 1, 2, 3]), function=st.integers(0, 255),

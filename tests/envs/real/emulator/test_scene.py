@@ -1,4 +1,4 @@
-"""The MuJoCo scene behind the emulator: kinematics agree, the cube lies where CubePick puts it, cameras see it."""
+"""The MuJoCo scene behind the emulator: its arm, cube and cameras match those of CubePick."""
 
 import numpy as np
 import pytest
@@ -57,15 +57,15 @@ def test_pushing_into_the_table_reports_contact_force(plant):
 
 def test_frames_match_cube_pick_and_each_scene_has_its_own_clutter():
     plant = ScenePlant(CubePickConfig(image_size=64, clutter=5), seed=3)
-    renderer, pictures = SceneRenderer(plant), []
+    renderer, clutter = SceneRenderer(plant), []
     for seed in (3, 7):
         plant.reset(seed)
         frames = renderer.draw(plant.positions)
         plant.env._refresh_poses()
         for name, image in plant.env.render_cameras().items():
             assert np.abs(image.astype(int) - frames[name]).max() <= 1
-        pictures.append(plant.clutter)
-    assert not np.allclose(*pictures)
+        clutter.append(plant.clutter)
+    assert not np.allclose(*clutter)
     renderer.close()
     plant.env.close()
 

@@ -1,4 +1,4 @@
-"""The packets of the emulated servos, and what is behind them."""
+"""The packets and the simulated motion of the emulated servos."""
 
 import os
 import select
@@ -41,11 +41,11 @@ def test_packets_match_the_manual(bus):
 
 
 def test_split_packets_are_joined_and_broken_ones_dropped(bus):
-    whole, waiting, got = packet(1, s.PING), b"", b""
-    for byte in b"\x07" + packet(2, s.PING)[:-1] + b"\0" + whole + whole:
-        answer, waiting = bus.take(waiting + bytes([byte]))
-        got += answer
-    assert got == packet(1, 0) * 2 and bus.packets == 2
+    valid, pending, answers = packet(1, s.PING), b"", b""
+    for byte in b"\x07" + packet(2, s.PING)[:-1] + b"\0" + valid + valid:
+        answer, pending = bus.take(pending + bytes([byte]))
+        answers += answer
+    assert answers == packet(1, 0) * 2 and bus.packets == 2
 
 
 def test_servo_tracks_sags_falls_without_torque_and_protects_itself():
