@@ -1,4 +1,4 @@
-"""Chunks of actions: the same physics as single steps, only fewer pictures and calls."""
+"""Chunks of actions: the same physics as single steps, with fewer images and calls."""
 
 import json
 
@@ -53,7 +53,7 @@ def test_nothing_is_simulated_after_success(world):
     padded = np.concatenate([actions, np.ones((-len(actions) % 8 + 8, 8), np.float32)]).reshape(-1, 8, 8)
     for part in padded[:last]:
         assert chunk.step(part)[2:4] == (False, False)
-    for part in padded[last:]:  # the one that succeeds, and one more
+    for part in padded[last:]:  # the successful chunk and one more
         _, reward, success, over, info = chunk.step(part)
         assert (reward, success, over) == (1.0, True, False)
         assert info["steps"] == len(actions) and info["stage"] == "held" and info["is_success"]

@@ -1,4 +1,4 @@
-"""The task as a policy meets it: seeds, pictures, actions, success, states, and what it refuses."""
+"""The cube-picking task: seeds, images, actions, success, states, and rejected input."""
 
 import gymnasium
 import mujoco
@@ -53,7 +53,7 @@ def started(env, seed: int, config=CALM) -> Picker:
 
 
 def picked(env, seed: int, config=CALM) -> list[np.ndarray]:
-    """Actions of the scripted picker from the seed to success."""
+    """Return the scripted picker's actions from the seed to success."""
     picker, actions = started(env, seed, config), []
     while not env.is_success and len(actions) < env.config.max_steps:
         actions.append(picker.act()[0])
@@ -73,7 +73,7 @@ def test_env_passes_the_gymnasium_checker(robot):
 
 
 def test_wide_cameras_see_the_square_view_plus_the_sides():
-    """The field of view is vertical: the middle of a wide frame is the square one, up to the edges of shapes."""
+    """The field of view is vertical: the centre of a wide frame equals the square one, except at object edges."""
     sizes = {"hand": 48, "left": [48, 64], "right": [64, 48]}
     wide, plain = CubePick(image_size=sizes, render_mode="rgb_array"), CubePick(image_size=48)
     (seen, info), (square, expected) = wide.reset(seed=5), plain.reset(seed=5)
@@ -118,16 +118,16 @@ def test_cube_poses_and_start_joints_fill_their_ranges(blind):
 
 
 def red(image: np.ndarray) -> np.ndarray:
-    """The middle of the cube's pixels, x and y in 0..1.  # (2,)"""
+    """Return the centroid (2,) of the cube's pixels, x and y in 0..1."""
     r, g, b = image.astype(int).transpose(2, 0, 1)
-    found = np.argwhere((r > 60) & (r > 2.2 * g) & (r > 2 * b))[:, ::-1]
-    assert len(found) > 15
-    return (found.mean(0) + 0.5) / SIZE
+    pixels = np.argwhere((r > 60) & (r > 2.2 * g) & (r > 2 * b))[:, ::-1]
+    assert len(pixels) > 15
+    return (pixels.mean(0) + 0.5) / SIZE
 
 
 def test_points_are_projected_into_every_camera(env):
-    for place in ((0, 0), (0.08, 0.1), (0.08, -0.1)):
-        seen, info = env.reset(seed=0, options={"cube_xy": place, "start_joints": env.spec_robot.home})
+    for xy in ((0, 0), (0.08, 0.1), (0.08, -0.1)):
+        seen, info = env.reset(seed=0, options={"cube_xy": xy, "start_joints": env.spec_robot.home})
         for name, point in env.project(info["cube_pose"][:3]).items():
             expected = pytest.approx(red(seen["images"][name]), abs=2.5 / SIZE)
             assert point.dtype == np.float32 and point == expected
@@ -137,7 +137,7 @@ def test_points_are_projected_into_every_camera(env):
     eye, target = np.array(env.config.side_cameras["left"][:2])
     assert env.project(target)["left"] == pytest.approx([0.5, 0.5], abs=1e-5)
     assert np.isnan(env.project(2 * eye - target)["left"]).all()  # behind the camera
-    assert env.project(target - [0, 0, 5])["left"][1] == 1  # below the picture
+    assert env.project(target - [0, 0, 5])["left"][1] == 1  # below the image
     assert env.project(target + [0, 0, 0.5])["right"][1] == 0  # above
 
 
@@ -146,8 +146,8 @@ def test_deltas_are_clipped_and_accumulated_and_the_robot_follows(blind):
     blind.reset(seed=0, options=away)
     start = blind.commanded.copy()
     blind.step_physics([1, -1, 0.1, 0, 0, 0, 0, 0])
-    wanted = np.clip(start + [MAX_DELTA, -MAX_DELTA, 0.1, 0, 0, 0, 0], blind.joint_low, blind.joint_high)
-    assert MAX_DELTA == 0.25 and np.array_equal(blind.commanded, wanted)
+    expected = np.clip(start + [MAX_DELTA, -MAX_DELTA, 0.1, 0, 0, 0, 0], blind.joint_low, blind.joint_high)
+    assert MAX_DELTA == 0.25 and np.array_equal(blind.commanded, expected)
     states_of(blind, [[0, 0, 0, 0, 0, 0, 1, 0]] * 40)
     assert blind.commanded[6] == blind.joint_high[6]
     blind.reset(seed=0, options=away)
@@ -237,7 +237,7 @@ def test_rehearsal_restores_the_missed_grasp_flag(blind):
 
 
 def test_control_step_is_bit_equal_to_robosuite(env):
-    """From a reset on, when its controllers still hold what they saw then, and from states along a pick, fingers closing."""
+    """From a reset, when the controllers still hold their initial state, and from states along a pick with closing fingers."""
 
     def after(step, state, action):
         env.reset(seed=3)
@@ -250,9 +250,9 @@ def test_control_step_is_bit_equal_to_robosuite(env):
     for state in [None, *states_of(env, some_actions(20))[5::5]]:
         for grip in (-1.0, 1.0):
             action = np.append(env.commanded + rng.uniform(-0.2, 0.2, 7), grip)
-            ours, theirs = (after(step, state, action) for step in (env.world.advance, env.world.step))
-            assert np.array_equal(ours, theirs)
-            assert not np.array_equal(ours, state)
+            advanced, stepped = (after(step, state, action) for step in (env.world.advance, env.world.step))
+            assert np.array_equal(advanced, stepped)
+            assert not np.array_equal(advanced, state)
 
 
 @pytest.mark.parametrize("position", [(0.3, -0.2, -1), (0.4, 0.1, 0.5)])
@@ -261,6 +261,6 @@ def test_camera_looks_at_its_target_even_from_straight_above(position):
     target = np.zeros(3) if slanted else np.array([*position[:2], 0])
     axes = look_at(position, target).reshape(2, 3)
     assert np.allclose(axes @ axes.T, np.eye(2))
-    wanted = target - position
-    assert np.allclose(-np.cross(*axes), wanted / np.linalg.norm(wanted))
-    assert axes[1] @ ((0, 0, 1) if slanted else (1, 0, 0)) > 0.5  # which way is up
+    direction = target - position
+    assert np.allclose(-np.cross(*axes), direction / np.linalg.norm(direction))
+    assert axes[1] @ ((0, 0, 1) if slanted else (1, 0, 0)) > 0.5  # the camera is upright

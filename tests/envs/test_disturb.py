@@ -1,4 +1,4 @@
-"""Disturbances: each changes what it names, the same way for a seed, and nothing stays behind."""
+"""Disturbances: each one changes its quantity, depends only on the seed, and leaves nothing behind."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from s2robot.envs.disturb import AXES, IMAGES, MODELS, SETTINGS, Disturbed, avai
 from s2robot.evaluation.stress import StressSettings
 
 STILL = np.array([0, 0, 0, 0, 0, 0, 0, 0.0])
-PHYSICS = ("object_mass", "friction")  # what is seen stays the same
+PHYSICS = ("object_mass", "friction")  # the images stay the same
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def world():
 
 
 def seen(world, axis="", value=0.0, seed=3, steps=2):
-    """Images (steps + 1, 2, H, W, 3) and states of an episode without motion."""
+    """Return the images (steps + 1, 2, H, W, 3) and the final state of an episode without motion."""
     world.axis, world.value = axis, value
     observations = [world.reset(seed=seed)[0]]
     for _ in range(steps):
@@ -39,7 +39,7 @@ def test_every_axis_scales_with_its_strength_and_leaves_nothing_behind(world):
             arrays = {"object_mass": "body_mass", "friction": "geom_friction"}
             before = {id(h): v for h, n, v in world._before if n == arrays[axis]}[id(world.model)]
             assert (getattr(world.model, arrays[axis]) != before).any()
-        elif axis != "light_direction":  # which no table of one colour shows
+        elif axis != "light_direction":  # invisible on a table of a single colour
             small = seen(world, axis, weak)[0].astype(float)
             assert np.abs(images - plain.astype(float)).mean() > np.abs(small - plain).mean(), axis
         again, _ = seen(world, axis, strong)
@@ -55,9 +55,8 @@ def test_undisturbed_world_equals_the_task(world):
     assert (images[0] == np.array(list(observation["images"].values()))).all()
     for _ in range(2):
         observation, *_ = world.world.step(STILL)
-    assert (images[2] == np.array(list(observation["images"].values()))).all() and (
-        state == world.get_state()
-    ).all()
+    assert (images[2] == np.array(list(observation["images"].values()))).all()
+    assert (state == world.get_state()).all()
 
 
 @pytest.mark.parametrize(("axis", "value"), [("noise", 10.0), ("delay", 1)])
@@ -77,7 +76,7 @@ def test_object_colour_replaces_the_texture(world):
     assert red.model.geom_matid[cube] == -1 and flat[:3].max() == 1
     seen(world, "object_colour", 0.0)
     wood = red.model.geom_rgba[cube].copy()
-    assert wood[0] > 1.5 * wood[1] > 0 and not np.allclose(wood, flat)  # the mean of its texture: red
+    assert wood[0] > 1.5 * wood[1] > 0 and not np.allclose(wood, flat)  # the mean colour of its texture, red
 
 
 def test_delayed_actions_run_in_order_after_a_standstill(world):

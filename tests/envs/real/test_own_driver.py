@@ -1,4 +1,4 @@
-"""The driver of examples/own_arm against an arm that speaks its protocol."""
+"""The driver of examples/own_arm against a server with its protocol."""
 
 import json
 import socketserver
@@ -21,7 +21,7 @@ from tests.envs.real.virtual import NOISE
 
 
 class Box(socketserver.ThreadingTCPServer):
-    """The other side of the example's protocol: stands where it was told last."""
+    """The server side of the example's protocol: an arm that stays at its last target."""
 
     daemon_threads = allow_reuse_address = True
 
@@ -34,9 +34,7 @@ class Box(socketserver.ThreadingTCPServer):
 
 class Line(socketserver.StreamRequestHandler):
     def handle(self):
-        self.request.settimeout(
-            None
-        )  # the xArm's SDK leaves a default of 1 s in a process whose thread it reconnects in
+        self.request.settimeout(None)  # the xArm SDK may leave a default of 1 s in the process
         box = self.server
         for line in self.rfile:
             request = json.loads(line)

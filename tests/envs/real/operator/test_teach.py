@@ -1,4 +1,4 @@
-"""A hand leads the arm, emulated or in virtual time, and what it does becomes actions."""
+"""An operator leads the arm by hand, emulated or in virtual time, and the motion becomes actions."""
 
 import threading
 
@@ -38,7 +38,7 @@ def test_hand_guided_motion_of_the_emulated_arm_becomes_actions(emulator, driver
             assert emulator.side("hand", joints=goal.tolist())["led"]
             wait_for(lambda goal=goal: np.abs(emulator.side("status")["joints"] - goal).max() < 1e-3)
             controls.on_key(" ")
-            # until a step has seen it, however slow the machine
+            # until a step has recorded it, however slow the machine
             wait_for(lambda opens=goal is goals[1]: (steps[-1]["proprio"][7] > 0.4) == opens)
         wait_for(lambda: steps[-1]["proprio"][7] > 0.95)
         controls.on_key("\n")
@@ -62,7 +62,7 @@ def test_hand_guided_motion_of_the_emulated_arm_becomes_actions(emulator, driver
 
 
 class LedArm(FakeArm):
-    """An arm that a hand leads at 0.8 rad/s."""
+    """An arm that is led by hand at 0.8 rad/s."""
 
     led, goal = False, None
 
@@ -79,8 +79,8 @@ class LedArm(FakeArm):
 
     def read(self):
         if self.led and self.goal is not None:
-            room = 0.8 * (self.clock.now() - self._then)
-            self.q, self._then = self.q + np.clip(self.goal - self.q, -room, room), self.clock.now()
+            reach = 0.8 * (self.clock.now() - self._then)
+            self.q, self._then = self.q + np.clip(self.goal - self.q, -reach, reach), self.clock.now()
         return super().read()
 
 
@@ -89,8 +89,8 @@ def led():
     return LedArm(VirtualClock())
 
 
-def taught(arm, controls, heard, loop=LED, watchdog=CALM, **settings):
-    return teach(driven(arm, None, loop, watchdog=watchdog, **settings), controls, 300, Calls(step=heard))
+def taught(arm, controls, on_step, loop=LED, watchdog=CALM, **settings):
+    return teach(driven(arm, None, loop, watchdog=watchdog, **settings), controls, 300, Calls(step=on_step))
 
 
 def test_gripper_closes_at_once_and_teaching_ends_with_the_step(led):
@@ -142,10 +142,9 @@ def test_arm_error_or_silent_camera_aborts_teaching(led):
         taught(led, Controls(), lambda step: None)
     led.error = 0
     film = Film(led.clock, NOISE, 30)
-    stale = taught(
-        led, Controls(), lambda step: film.end(), camera=film, watchdog=CALM.replace(camera_hold=0.4)
-    )
-    assert stale == "camera hand is stale"
+    limits = CALM.replace(camera_hold=0.4)
+    reason = taught(led, Controls(), lambda step: film.end(), camera=film, watchdog=limits)
+    assert reason == "camera hand is stale"
     led.silent = lambda arm: True
     with pytest.raises(EnvError, match=r"teaching: expected ready, got idle \(joint state is stale\)"):
         taught(led, Controls(), lambda step: None)
