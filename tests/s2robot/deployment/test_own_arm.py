@@ -1,4 +1,4 @@
-"""Arms other than the xArm7 through `s2robot deploy`: simulated ones, and a driver of one's own (docs/own-arm.md)."""
+"""Arms other than the xArm7 with `s2robot deploy`: simulated ones, and a custom driver (docs/own-arm.md)."""
 
 import importlib
 import json
@@ -24,7 +24,7 @@ from tests.inline import do_inline
 
 @pytest.fixture
 def policy(save_untrained, tmp_path):
-    """Makes a checkpoint for an arm; its actions are small."""
+    """Make a checkpoint for an arm, with small actions."""
 
     def make(arm: ArmDescription):
         parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}
@@ -38,22 +38,16 @@ def policy(save_untrained, tmp_path):
 
 @pytest.fixture
 def config(policy, calm, pictures, tmp_path, monkeypatch):
-    """Makes a config of `s2robot deploy` for an arm; a dot of `changes` is written as __."""
+    """Make a config of `s2robot deploy` for an arm."""
 
     def make(arm: ArmDescription, *overrides):
         monkeypatch.syspath_prepend(OWN)
         monkeypatch.setattr("line_arm.LineArm.answer_s", 20.0)  # a busy machine is no fault
         monkeypatch.setattr("line_arm.LineArm.gone_s", 20.0)
         words = [f"checkpoint='{policy(arm)}'", f"demos.path='{pictures}'", f"run_dir='{tmp_path}'"]
-        words += [
-            "confirm=false",
-            f"robot={arm.name}",
-            f"hydra.searchpath=[file://{OWN}/configs]",
-            *calm,
-            *overrides,
-        ]
+        words += ["confirm=false", f"robot={arm.name}", f"hydra.searchpath=[file://{OWN}/configs]", *calm]
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            return compose("deploy", words)
+            return compose("deploy", [*words, *overrides])
 
     return make
 
@@ -78,7 +72,7 @@ def test_six_joint_episode_is_recorded_with_or_without_a_gripper(config, tmp_pat
     assert store["action"].shape == store["proprio"].shape == (3, size) and store.robot == "ur5e"
     assert store.attrs["joint_names"] == list(arm.joint_names)
     np.testing.assert_allclose(store["proprio"][0, :6], arm.start, atol=0.02)
-    assert np.ptp(store["images_hand"], axis=(1, 2)).max() > 10  # something is seen
+    assert np.ptp(store["images_hand"], axis=(1, 2)).max() > 10  # not a blank image
     moved = store["proprio"][2, :6] - store["proprio"][0, :6]
     np.testing.assert_allclose(moved, store["action"][:2, :6].sum(0), atol=5e-3)
 
@@ -122,7 +116,7 @@ def test_mismatch_with_the_arm_is_one_error_line(config, overrides, text):
 
 
 def test_documented_commands_run_as_written(tiny_encoder, calm, tmp_path, monkeypatch, capsys):
-    """Commands of docs/own-arm.md, with smaller frames and encoder; a busy machine is no fault."""
+    """Run the commands of docs/own-arm.md with smaller frames, a smaller encoder and generous time limits."""
     page = (OWN.parents[1] / "docs" / "own-arm.md").read_text(encoding="utf-8")
     enter, demos, train, live = (shlex.split(line) for line in re.findall("^    (.*)$", page, re.MULTILINE))
     assert enter == ["cd", "examples/own_arm"] and demos[1] == "../own_demos.py"

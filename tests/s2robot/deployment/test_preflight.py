@@ -1,4 +1,4 @@
-"""Pre-flight: what fits gives only `ok`, and each thing that does not gives one line that stops."""
+"""Pre-flight: a matching setup yields only `ok`, and each mismatch yields one line that stops or warns."""
 
 import itertools
 import types
@@ -20,7 +20,7 @@ from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from tests.envs.real.home import described
 
 VIEWS = ("hand", "left", "right")
-NAMES = [f"robot0_{name}" for name in described("xarm7").joint_names]  # as the simulator calls them
+NAMES = [f"robot0_{name}" for name in described("xarm7").joint_names]  # the simulator's names
 CAMERAS = {"hand": Camera(256, 256, 30, fovy=75.0), "left": Camera(480, 480, 30, fovy=45.0)}
 GEOMETRY = {"hand": {"size": [256, 256], "fovy": 75.0}, "left": {"size": [256, 256], "fovy": 45.0}}
 CONTRACT = {
@@ -34,7 +34,7 @@ def check(cameras=CAMERAS, image_size=256, rate_hz=10, encoder="f00d", **contrac
 
 
 def bad(findings) -> list[tuple[str, str]]:
-    """Level and check of all but those that are in order."""
+    """Return the level and check of each finding that is not ok."""
     return [(finding.level, finding.check) for finding in findings if finding.level != OK]
 
 
@@ -44,7 +44,7 @@ def test_matching_setup_gives_one_ok_line_per_check():
     checks = ["robot", "joints", "rate", "action frame", "encoder", "camera hand", "camera left"]
     assert [finding.check for finding in findings] == checks
     assert str(findings[-1]) == "ok      camera left: 480 x 480 at 30 Hz"
-    assert not bad(check(cameras=CAMERAS | {"top": Camera(1, 1, 1)}))  # of no concern to this policy
+    assert not bad(check(cameras=CAMERAS | {"top": Camera(1, 1, 1)}))  # not used by this policy
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_camera_mismatches_stop_or_warn(change, level):
 
 
 def test_camera_shapes_that_differ_or_that_the_demos_omit():
-    """What counts is the shape that the policy knows: its demos', or squares where they were cut out of wide frames."""
+    """The reference is the shape in the policy's contract: that of its demos, or squares cropped from wide frames."""
     wide = GEOMETRY | {"hand": {"size": [480, 640], "fovy": 75.0}}
     sizes = {"hand": (480, 640), "left": 256}
-    given = CAMERAS | {"hand": Camera(640, 480, 30, fovy=75.0)}
-    assert not bad(check(cameras=given, image_size=sizes, camera_geometry=wide))
+    cameras = CAMERAS | {"hand": Camera(640, 480, 30, fovy=75.0)}
+    assert not bad(check(cameras=cameras, image_size=sizes, camera_geometry=wide))
     found = check(image_size=sizes, camera_geometry=wide)
     assert bad(found) == [(STOP, "camera hand"), (WARNING, "camera hand")]
     assert not bad(check(camera_geometry=wide))  # squares
@@ -88,7 +88,6 @@ def test_camera_shapes_that_differ_or_that_the_demos_omit():
 
 
 # ---------------------------------------------------------------- an observation
-
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
 IMAGES = dict(zip(("hand", "left"), FRAMES, strict=True))
@@ -132,7 +131,7 @@ def demos():
 
 def test_views_of_the_demos_are_recognised(demos):
     assert {name: images.shape for name, images in demos.items()} == dict.fromkeys(VIEWS, (6, 64, 64, 3))
-    for i in range(6):  # other cubes and start poses than the mean's
+    for i in range(6):  # cubes and start poses differ from the mean
         assert not bad(compare_views({name: demos[name][i] for name in VIEWS}, demos))
 
 
@@ -145,7 +144,7 @@ def test_wrongly_mounted_camera_is_reported(demos, change, word):
     for camera, i in itertools.product(VIEWS, range(6)):
         (found,) = compare_views({camera: np.ascontiguousarray(change(demos[camera][i]))}, demos)
         assert found.level == WARNING and found.check == f"view {camera}"
-        # a symmetric view, as the hand's, may be told as another turn: a warning it is
+        # a symmetric view such as the hand's may be reported with another rotation, but always as a warning
         assert word in found.text or camera == "hand" and "looks" in found.text, found.text
 
 
@@ -156,7 +155,7 @@ def test_swapped_cameras_are_reported(demos):
         assert compare_views({a: demos[b][0]}, demos, live=True)[0].level == STOP
     noise = np.random.default_rng(0).integers(0, 256, demos["left"][0].shape, np.uint8)
     turned = np.ascontiguousarray(demos["left"][0][::-1, ::-1])
-    for image in (noise, turned):  # like nothing, and for the operator's eye
+    for image in (noise, turned):  # unlike any view, so the operator decides
         assert compare_views({"left": image}, demos, live=True)[0].level == WARNING
 
 
