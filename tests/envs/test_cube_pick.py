@@ -237,7 +237,7 @@ def test_rehearsal_restores_the_missed_grasp_flag(blind):
 
 
 def test_control_step_is_bit_equal_to_robosuite(env):
-    """From a reset, when the controllers still hold their initial state, and from states along a pick with closing fingers."""
+    """From a reset, with the controllers still in their initial state, and from states along a pick."""
 
     def after(step, state, action):
         env.reset(seed=3)

@@ -16,7 +16,7 @@ CHUNK, STEP_S = 8, 0.1
 
 
 def made(takes, *settings):
-    """Return a clock, a `PlanAhead` and its planner's requests; chunks hold (plan number, step) and repeat fixed actions."""
+    """Return a clock, a `PlanAhead` and its requests; chunks hold (plan number, step) and repeat fixed actions."""
     clock, requests = VirtualClock(), []
 
     def plan(step, left, fixed):

@@ -1,4 +1,4 @@
-"""`s2robot deploy` as on a real bench: an operator at a terminal, replayed cameras, and a box that plans motion itself.
+"""`s2robot deploy` as on a real bench: an operator at a terminal, replayed cameras, a box that plans motion.
 
 The box is the emulated one, but `deploy` treats it like a real one.
 """

@@ -1,4 +1,4 @@
-"""Policies of LeRobot datasets on LeRobot robots: `s2robot deploy robot=lerobot` with a fake that has LeRobot's interface."""
+"""Policies of LeRobot datasets on LeRobot robots: `s2robot deploy robot=lerobot` with a fake robot."""
 
 import json
 

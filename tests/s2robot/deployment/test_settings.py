@@ -1,4 +1,4 @@
-"""What a deployment is told: limits, cameras, pace; and its policy."""
+"""Settings of a deployment (limits, cameras, pace) and its policy."""
 
 import inspect
 import itertools
@@ -48,7 +48,7 @@ def test_code_defaults_match_the_default_config():
 
 
 class Film:
-    """Pictures of 96 x 72 at 20 Hz as a V4L2 device."""
+    """A V4L2 device with images of 96 x 72 at 20 Hz."""
 
     def __init__(self, device, backend):
         assert (device, backend) == ("/dev/v4l/by-id/hand", cv2.CAP_V4L2)
@@ -71,9 +71,9 @@ def test_each_camera_kind_and_the_reasons_for_missing_frames(realsense, pictures
         "wrist": ("opencv", "null"), "top": ("emulator", "null"),
     }, []  # fmt: skip
     for name, (kind, device) in cameras.items():
-        begin = f"{'+' * (name in ('wrist', 'top'))}bridge.cameras.{name}"
+        key = f"{'+' * (name in ('wrist', 'top'))}bridge.cameras.{name}"
         settings = f"kind={kind}", f"device={device}", "width=96", "height=72", "fps=20"
-        words += [f"{begin}.{setting}" for setting in settings]
+        words += [f"{key}.{setting}" for setting in settings]
     bridge = configured(*words)
     assert bridge.cameras["wrist"] == CameraSettings(width=96, height=72, fps=20)
     with ExitStack() as stack:
@@ -87,14 +87,14 @@ def test_each_camera_kind_and_the_reasons_for_missing_frames(realsense, pictures
 
 
 def test_policy_pace_above_the_speed_limit_is_a_warning():
-    def found(*overrides):
+    def findings(*overrides):
         bridge = configured(*overrides)
         return [f for f in check_pace(bridge, bridge.arm_limits(), 10) if f.check == "pace"]
 
-    assert found() == found("bridge.arm.mode=online", "bridge.speed=0.32") == []
-    (finding,) = found("bridge.arm.mode=online")
+    assert findings() == findings("bridge.arm.mode=online", "bridge.speed=0.32") == []
+    (finding,) = findings("bridge.arm.mode=online")
     assert finding.level == WARNING and "bridge.speed=0.32 " in finding.text
-    assert found("bridge.limits.dq_max=[2,2,2,2,2,2,1]")
+    assert findings("bridge.limits.dq_max=[2,2,2,2,2,2,1]")
 
 
 def test_online_mode_lowers_the_stream_limits():
@@ -128,7 +128,7 @@ def pair(save_untrained, tmp_path_factory):
 
 
 @pytest.fixture
-def look():
+def observe():
     rng = np.random.default_rng(0)
     return lambda: {
         "images": {name: rng.integers(0, 256, (64, 64, 3), np.uint8) for name in ("hand", "left")},
@@ -136,14 +136,14 @@ def look():
     }
 
 
-def test_uncertain_plan_is_replaced_by_a_new_one(pair, look):
-    first, second = look(), look()
+def test_uncertain_plan_is_replaced_by_a_new_one(pair, observe):
+    first, second = observe(), observe()
     sure, unsure = made(pair), made(pair, "bridge.watchdog.disagreement=1e-9")
     for policy in (sure, unsure):
         policy.act(first)
     assert sure.actor.disagreement == unsure.actor.disagreement > 1e-9
     plan = made(pair)
-    np.testing.assert_array_equal(unsure.act(second), plan.act(second))  # a plan of what is seen now
+    np.testing.assert_array_equal(unsure.act(second), plan.act(second))  # a plan for the current observation
     assert not np.array_equal(sure.act(second), plan.act(second))
     assert sure.actor.mean_disagreement == pytest.approx(sure.actor.disagreement)  # one plan so far
     sure.actor.reset()
@@ -163,14 +163,17 @@ def test_disagreement_limit_requires_a_local_ensemble(slow_policy, pair):
 FLOW = {"head": {"kind": "flow", "width": 8, "layers": 1}, "chunk": 8, "execute": 4}
 
 
-def test_checkpoint_policy_plans_ahead(save_untrained, tmp_path, look):
+def test_checkpoint_policy_plans_ahead(save_untrained, tmp_path, observe):
     policy = made(save_untrained(tmp_path / "c", **FLOW), "bridge.plan_s=0.2", "bridge.speed=1")
     ahead, plans = policy.planner, []
-    plan, ahead._stale_s = ahead._plan, np.inf  # of a busy machine
-    ahead._plan = lambda seen, left, fixed: (
-        plans.append((left, fixed, plan(seen, left, fixed))) or plans[-1][2]
-    )
-    actions = [ahead._idle(60) and policy.act(look()) for _ in range(9)]
+    plan, ahead._stale_s = ahead._plan, np.inf  # tolerate a busy machine
+
+    def record_plan(seen, left, fixed):
+        plans.append((left, fixed, plan(seen, left, fixed)))
+        return plans[-1][2]
+
+    ahead._plan = record_plan
+    actions = [ahead._idle(60) and policy.act(observe()) for _ in range(9)]
     (_, _, first), (left, fixed, second) = plans[:2]
     np.testing.assert_array_equal(actions, [*first[:6], *second[2:5]])
     np.testing.assert_allclose(second[:fixed], left[:2], atol=1e-6)
@@ -178,9 +181,9 @@ def test_checkpoint_policy_plans_ahead(save_untrained, tmp_path, look):
     assert not len(ahead.remaining)
 
 
-def test_chunk_check_returns_the_planned_actions(slow_policy, look):
-    """What its first action was with two more, each then moves up; the same actions as without the check."""
-    checked, seen = made(slow_policy, "bridge.loop.check_chunks=true"), look()
+def test_chunk_check_returns_the_planned_actions(slow_policy, observe):
+    """Each call returns the remaining actions of the plan, which equal those without the check."""
+    checked, seen = made(slow_policy, "bridge.loop.check_chunks=true"), observe()
     rows = [checked.act(seen) for _ in range(3)]
     assert [len(r) for r in rows] == [3, 2, 1]
     np.testing.assert_array_equal(rows[0][1:], rows[1])
@@ -188,20 +191,19 @@ def test_chunk_check_returns_the_planned_actions(slow_policy, look):
     np.testing.assert_array_equal([plain.act(seen) for _ in range(3)], rows[0])
 
 
-def test_a_rehearsal_delays_plans_and_cameras(slow_policy, look, monkeypatch):
+def test_a_rehearsal_delays_plans_and_cameras(slow_policy, observe, monkeypatch):
     waits, cameras = [], []
     policy = made(slow_policy, "bridge.rehearse.inference_delay=0.2")
     monkeypatch.setattr(time, "sleep", waits.append)
     for _ in range(4):  # a plan lasts three actions
-        policy.act(look())
+        policy.act(observe())
     assert waits == [0.2, 0.2]
     reader = lambda name, source, rotate, delay_s: cameras.append((name, delay_s))  # noqa: E731
     monkeypatch.setattr("s2robot.deployment.arm.CameraReader", reader)
     with pytest.raises(AttributeError), ExitStack() as stack:
         scene = inspect.types.SimpleNamespace(camera=lambda name: None)
-        start_cameras(
-            configured("bridge=emulator", "bridge.rehearse.camera_delay=0.05"), ["left"], scene, stack
-        )
+        bridge = configured("bridge=emulator", "bridge.rehearse.camera_delay=0.05")
+        start_cameras(bridge, ["left"], scene, stack)
     assert cameras == [("left", 0.05)]
     with pytest.raises(UserError, match=r"^bridge.rehearse.camera_delay: expected 0 on a real arm, got 0.05"):
         configured("bridge.rehearse.camera_delay=0.05")
@@ -244,6 +246,5 @@ def test_lost_policy_is_raised_only_after_the_loop_has_held(monkeypatch):
         monkeypatch.setattr(time, "sleep", waits.append)
         with pytest.raises(PolicyLost):
             policy.act({})
-    assert (
-        sum(waits) > 1 / (2 * bench.bridge.speed) + bench.bridge.watchdog.policy_hold
-    )  # a period, and the limit
+    period = 1 / (2 * bench.bridge.speed)
+    assert sum(waits) > period + bench.bridge.watchdog.policy_hold

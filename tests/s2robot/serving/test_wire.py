@@ -1,4 +1,4 @@
-"""The codec and the observations in it: a round trip with openpi's packer, or a one-line error, whatever bytes come in."""
+"""The codec and its observations: round trips with openpi's packer, and one-line errors for any other bytes."""
 
 import msgpack
 import numpy as np
@@ -34,7 +34,7 @@ def same(a, b) -> bool:
 
 
 def array(dtype, shape, data: bytes) -> bytes:
-    """A message with an array, true or not."""
+    """Return a message with an array header that may contradict its data."""
     return msgpack.packb({"x": {b"__ndarray__": True, b"data": data, b"dtype": dtype, b"shape": shape}})
 
 
@@ -77,8 +77,8 @@ def test_malformed_bytes_are_one_error_line(data):
 def test_any_bytes_decode_to_a_message_or_an_error(noise, value, data):
     damaged = bytearray(pack(value))
     for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(0, len(damaged) - 1)) if damaged else 0
-        damaged[place : place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+        start = data.draw(st.integers(0, len(damaged) - 1)) if damaged else 0
+        damaged[start : start + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
     for received in (noise, bytes(damaged)):
         try:
             assert isinstance(unpack(received), dict)

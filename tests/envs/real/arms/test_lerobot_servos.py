@@ -66,7 +66,7 @@ with make() as arm:
 
 
 def serve(pipe, calibration):
-    """Serve servos in a separate process, as LeRobot busy-waits. The pipe carries statements; `=value` returns a value."""
+    """Run servos in a process, as LeRobot busy-waits. The pipe carries statements; `=value` returns a value."""
     with servos.ServoBus() as bus:
         bus.calibrate(calibration)
         pipe.send(bus.port)
@@ -95,7 +95,7 @@ def bus(tmp_path):
 
 @pytest.fixture
 def moving(bus, tmp_path):
-    """Start the program in its own terminal and wait until the arm moves; return its process ID and the terminal."""
+    """Start the program in its own terminal and wait for motion; return its process ID and the terminal."""
     started = []
 
     def start(stop, program=MOVES):

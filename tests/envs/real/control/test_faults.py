@@ -1,4 +1,4 @@
-"""Each fault of benchmarks/faults.py once, with the vendor's SDK, emulated box, loop, supervisor, recorder and server."""
+"""Each fault of benchmarks/faults.py once: vendor's SDK, emulated box, loop, supervisor, recorder, policy server."""
 
 import shutil
 
