@@ -1,4 +1,4 @@
-"""Chunks of actions: the same physics as single steps, only fewer pictures and calls."""
+"""Chunks of actions: the same physics as single steps, with fewer images and calls."""
 
 import json
 
@@ -26,9 +26,7 @@ def some_actions(count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("k", "every_step"), [(1, False), (3, False), (3, True)])
-def test_k_actions_in_one_call_are_k_steps_and_only_what_is_asked_for_is_drawn(
-    world, monkeypatch, k, every_step
-):
+def test_chunk_equals_single_steps_and_draws_only_requested_frames(world, monkeypatch, k, every_step):
     actions, drawn, draw = some_actions(k), [], world.render_cameras
     world.reset(seed=2)
     single = [world.step(a) for a in actions]
@@ -55,7 +53,7 @@ def test_nothing_is_simulated_after_success(world):
     padded = np.concatenate([actions, np.ones((-len(actions) % 8 + 8, 8), np.float32)]).reshape(-1, 8, 8)
     for part in padded[:last]:
         assert chunk.step(part)[2:4] == (False, False)
-    for part in padded[last:]:  # the one that succeeds, and one more
+    for part in padded[last:]:  # the successful chunk and one more
         _, reward, success, over, info = chunk.step(part)
         assert (reward, success, over) == (1.0, True, False)
         assert info["steps"] == len(actions) and info["stage"] == "held" and info["is_success"]

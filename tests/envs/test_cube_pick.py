@@ -1,4 +1,4 @@
-"""The task as a policy meets it: seeds, pictures, actions, success, states, and what it refuses."""
+"""The cube-picking task: seeds, images, actions, success, states, and rejected input."""
 
 import gymnasium
 import mujoco
@@ -53,7 +53,7 @@ def started(env, seed: int, config=CALM) -> Picker:
 
 
 def picked(env, seed: int, config=CALM) -> list[np.ndarray]:
-    """Actions of the scripted picker from the seed to success."""
+    """Return the scripted picker's actions from the seed to success."""
     picker, actions = started(env, seed, config), []
     while not env.is_success and len(actions) < env.config.max_steps:
         actions.append(picker.act()[0])
@@ -62,7 +62,7 @@ def picked(env, seed: int, config=CALM) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("robot", ROBOTS)
-def test_check_env(robot):
+def test_env_passes_the_gymnasium_checker(robot):
     env = gymnasium.make("s2robot/CubePick-v0", robot=robot, image_size=32, render_mode="rgb_array")
     observation, info = env.reset(seed=0)
     assert observation["proprio"].shape == (8,) and observation["proprio"].dtype == np.float32
@@ -72,8 +72,8 @@ def test_check_env(robot):
     check_env(env.unwrapped, skip_render_check=True)
 
 
-def test_cameras_of_other_shapes_see_the_same_and_more_at_the_sides():
-    """The field of view is vertical: the middle of a wide frame is the square one, up to the edges of shapes."""
+def test_wide_cameras_see_the_square_view_plus_the_sides():
+    """The field of view is vertical: the centre of a wide frame equals the square one, except at object edges."""
     sizes = {"hand": 48, "left": [48, 64], "right": [64, 48]}
     wide, plain = CubePick(image_size=sizes, render_mode="rgb_array"), CubePick(image_size=48)
     (seen, info), (square, expected) = wide.reset(seed=5), plain.reset(seed=5)
@@ -89,7 +89,7 @@ def test_cameras_of_other_shapes_see_the_same_and_more_at_the_sides():
     wide.close(), plain.close()
 
 
-def test_the_seed_alone_decides_an_episode(blind):
+def test_seed_alone_determines_an_episode(blind):
     blind.reset(seed=3)
     first = states_of(blind, some_actions(12))
     picked(blind, seed=8)  # ends with a closed gripper and a lifted cube
@@ -102,7 +102,7 @@ def test_the_seed_alone_decides_an_episode(blind):
     assert not np.array_equal(first[0], fresh.get_state())
 
 
-def test_places_and_starts_fill_their_ranges(blind):
+def test_cube_poses_and_start_joints_fill_their_ranges(blind):
     poses, starts = [], []
     for seed in range(40):
         poses.append(blind.reset(seed=seed)[1]["cube_pose"])
@@ -118,16 +118,16 @@ def test_places_and_starts_fill_their_ranges(blind):
 
 
 def red(image: np.ndarray) -> np.ndarray:
-    """The middle of the cube's pixels, x and y in 0..1.  # (2,)"""
+    """Return the centroid (2,) of the cube's pixels, x and y in 0..1."""
     r, g, b = image.astype(int).transpose(2, 0, 1)
-    found = np.argwhere((r > 60) & (r > 2.2 * g) & (r > 2 * b))[:, ::-1]
-    assert len(found) > 15
-    return (found.mean(0) + 0.5) / SIZE
+    pixels = np.argwhere((r > 60) & (r > 2.2 * g) & (r > 2 * b))[:, ::-1]
+    assert len(pixels) > 15
+    return (pixels.mean(0) + 0.5) / SIZE
 
 
-def test_points_are_projected_into_every_picture(env):
-    for place in ((0, 0), (0.08, 0.1), (0.08, -0.1)):
-        seen, info = env.reset(seed=0, options={"cube_xy": place, "start_joints": env.spec_robot.home})
+def test_points_are_projected_into_every_camera(env):
+    for xy in ((0, 0), (0.08, 0.1), (0.08, -0.1)):
+        seen, info = env.reset(seed=0, options={"cube_xy": xy, "start_joints": env.spec_robot.home})
         for name, point in env.project(info["cube_pose"][:3]).items():
             expected = pytest.approx(red(seen["images"][name]), abs=2.5 / SIZE)
             assert point.dtype == np.float32 and point == expected
@@ -137,17 +137,17 @@ def test_points_are_projected_into_every_picture(env):
     eye, target = np.array(env.config.side_cameras["left"][:2])
     assert env.project(target)["left"] == pytest.approx([0.5, 0.5], abs=1e-5)
     assert np.isnan(env.project(2 * eye - target)["left"]).all()  # behind the camera
-    assert env.project(target - [0, 0, 5])["left"][1] == 1  # below the picture
+    assert env.project(target - [0, 0, 5])["left"][1] == 1  # below the image
     assert env.project(target + [0, 0, 0.5])["right"][1] == 0  # above
 
 
-def test_deltas_are_clipped_and_add_up_joints_follow_and_the_gripper_closes(blind):
+def test_deltas_are_clipped_and_accumulated_and_the_robot_follows(blind):
     away = {"cube_xy": (0.12, 0.16)}
     blind.reset(seed=0, options=away)
     start = blind.commanded.copy()
     blind.step_physics([1, -1, 0.1, 0, 0, 0, 0, 0])
-    wanted = np.clip(start + [MAX_DELTA, -MAX_DELTA, 0.1, 0, 0, 0, 0], blind.joint_low, blind.joint_high)
-    assert MAX_DELTA == 0.25 and np.array_equal(blind.commanded, wanted)
+    expected = np.clip(start + [MAX_DELTA, -MAX_DELTA, 0.1, 0, 0, 0, 0], blind.joint_low, blind.joint_high)
+    assert MAX_DELTA == 0.25 and np.array_equal(blind.commanded, expected)
     states_of(blind, [[0, 0, 0, 0, 0, 0, 1, 0]] * 40)
     assert blind.commanded[6] == blind.joint_high[6]
     blind.reset(seed=0, options=away)
@@ -158,7 +158,7 @@ def test_deltas_are_clipped_and_add_up_joints_follow_and_the_gripper_closes(blin
 
 
 @pytest.mark.parametrize("bad", [np.full(8, np.nan), np.zeros(7), [0] * 7 + [np.inf]])
-def test_bad_actions_and_states_are_refused_and_change_nothing(blind, bad):
+def test_bad_actions_and_states_are_rejected_and_change_nothing(blind, bad):
     blind.reset(seed=0)
     before = blind.get_state()
     with pytest.raises(EnvError, match=r"^action: expected finite numbers of shape \(8,\), got [^\n]*$"):
@@ -182,7 +182,7 @@ def test_stages_come_in_order_and_success_needs_half_a_second(blind):
     assert raised[stages.index("lift")] >= 0.02
 
 
-def test_a_cube_in_the_air_without_the_gripper_is_no_success(blind):
+def test_cube_in_the_air_without_the_gripper_is_not_a_success(blind):
     blind.reset(seed=0)
     for _ in range(8):
         blind.data.qpos[blind._cube_index + 2] = TABLE_HEIGHT + 0.3
@@ -192,7 +192,7 @@ def test_a_cube_in_the_air_without_the_gripper_is_no_success(blind):
     assert blind.cube_pose[2] > 0.15 and blind.stage == "approach" and not blind.is_success
 
 
-def test_a_state_returns_exactly_and_goes_on_identically(blind):
+def test_restored_state_is_exact_and_continues_identically(blind):
     actions = picked(blind, seed=6, config=PickerConfig())
     other = another(blind)
     other.reset(seed=99)
@@ -220,13 +220,13 @@ ABOVE, BELOW = (0.1, 0, 0.8), (0, 0, 0)
         ({"side_cameras": {"agentview": (ABOVE, BELOW, 45)}}, "env.side_cameras: .*'agentview'"),
     ],
 )
-def test_wrong_settings_are_one_line(settings, words):
+def test_wrong_settings_are_one_error_line(settings, words):
     with pytest.raises(UserError, match=f"^{words}") as caught:
         CubePick(**settings)
     assert "\n" not in str(caught.value)
 
 
-def test_a_rehearsal_brings_the_judge_back(blind):
+def test_rehearsal_restores_the_missed_grasp_flag(blind):
     blind.reset(seed=0, options={"cube_xy": (0.12, 0.16)})
     while not blind.grasp_missed:
         blind.step_physics([0] * 7 + [1])
@@ -236,8 +236,8 @@ def test_a_rehearsal_brings_the_judge_back(blind):
     assert blind.grasp_missed
 
 
-def test_a_control_step_is_robosuites_to_the_last_bit(env):
-    """From a reset on, when its controllers still hold what they saw then, and from states along a pick, fingers closing."""
+def test_control_step_is_bit_equal_to_robosuite(env):
+    """From a reset, with the controllers still in their initial state, and from states along a pick."""
 
     def after(step, state, action):
         env.reset(seed=3)
@@ -250,17 +250,17 @@ def test_a_control_step_is_robosuites_to_the_last_bit(env):
     for state in [None, *states_of(env, some_actions(20))[5::5]]:
         for grip in (-1.0, 1.0):
             action = np.append(env.commanded + rng.uniform(-0.2, 0.2, 7), grip)
-            ours, theirs = (after(step, state, action) for step in (env.world.advance, env.world.step))
-            assert np.array_equal(ours, theirs)
-            assert not np.array_equal(ours, state)
+            advanced, stepped = (after(step, state, action) for step in (env.world.advance, env.world.step))
+            assert np.array_equal(advanced, stepped)
+            assert not np.array_equal(advanced, state)
 
 
 @pytest.mark.parametrize("position", [(0.3, -0.2, -1), (0.4, 0.1, 0.5)])
-def test_a_camera_looks_at_its_target_also_from_straight_above(position):
+def test_camera_looks_at_its_target_even_from_straight_above(position):
     slanted = position[2] == 0.5
     target = np.zeros(3) if slanted else np.array([*position[:2], 0])
     axes = look_at(position, target).reshape(2, 3)
     assert np.allclose(axes @ axes.T, np.eye(2))
-    wanted = target - position
-    assert np.allclose(-np.cross(*axes), wanted / np.linalg.norm(wanted))
-    assert axes[1] @ ((0, 0, 1) if slanted else (1, 0, 0)) > 0.5  # which way is up
+    direction = target - position
+    assert np.allclose(-np.cross(*axes), direction / np.linalg.norm(direction))
+    assert axes[1] @ ((0, 0, 1) if slanted else (1, 0, 0)) > 0.5  # the camera is upright

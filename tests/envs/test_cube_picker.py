@@ -1,4 +1,4 @@
-"""The scripted picker: it succeeds on both arms with its kicks, and what it records can be executed."""
+"""The scripted picker: it succeeds on both arms despite its perturbations, and flags them in the recording."""
 
 import numpy as np
 import pytest
@@ -15,18 +15,18 @@ SEEDS = {"xarm7": range(700, 708), "panda": range(700, 706)}
 
 
 @pytest.mark.parametrize("robot", SEEDS)
-def test_every_seed_succeeds_and_perturbations_are_flagged_and_end_before_the_lift(robot):
+def test_every_seed_succeeds_and_flagged_perturbations_end_before_the_lift(robot):
     config, picker = CubePickConfig(robot=robot), PickerConfig()
     recordings, metas = zip(*(record_episode(config, picker, seed) for seed in SEEDS[robot]), strict=True)
     assert [meta["seed"] for meta in metas if not meta["success"]] == []
     assert max(len(arrays["action"]) for arrays in recordings) < config.max_steps
-    most = picker.kicks[1] * picker.kick_steps[1] + picker.miss_steps[1]
+    limit = picker.kicks[1] * picker.kick_steps[1] + picker.miss_steps[1]
     flagged = [arrays["perturbed"] for arrays in recordings]
-    for pushed in flagged:
-        assert pushed.dtype == np.uint8 and pushed.sum() <= most
-        assert not pushed[0] and not pushed[-5:].any()
-    # a kick that is due after the gripper has begun to close is left out, so some episodes have none
-    assert sum(pushed.any() for pushed in flagged) >= len(flagged) / 2
+    for perturbed in flagged:
+        assert perturbed.dtype == np.uint8 and perturbed.sum() <= limit
+        assert not perturbed[0] and not perturbed[-5:].any()
+    # a kick due after the gripper starts to close is skipped, so some episodes have none
+    assert sum(perturbed.any() for perturbed in flagged) >= len(flagged) / 2
     missed = [(a["action"][:, 7] * a["perturbed"]).any() for a in recordings]  # closed beside the cube
     assert 0.2 < np.mean(missed) < 0.8
 
@@ -38,7 +38,7 @@ def env():
     return env
 
 
-def test_the_action_depends_on_what_is_seen_not_on_the_clock(env):
+def test_action_depends_on_the_state_and_not_on_the_step_count(env):
     env.reset(seed=1)
     late, early = (Picker(env, CALM) for _ in range(2))
     late.reset(1)
@@ -49,7 +49,7 @@ def test_the_action_depends_on_what_is_seen_not_on_the_clock(env):
 
 
 def turned(env: CubePick, habit: str, seed: int) -> float:
-    """How far from home the hand has turned when the cube is held, rad."""
+    """Return the angle between the hand's home and the grasp, rad."""
     picker = started(env, seed, CALM.replace(habit=habit))
     home = picker._yaw_home
     while not env.is_success:
@@ -57,9 +57,9 @@ def turned(env: CubePick, habit: str, seed: int) -> float:
     return float((picker._grip_yaw() - home + np.pi) % (2 * np.pi) - np.pi)
 
 
-def test_a_picker_has_the_habit_that_is_asked_for(env):
-    """To the left and to the right a quarter apart, the same cube; one of both where either is asked for."""
-    slack, ways = 0.3, []  # it closes when turned as well as 0.25 rad
+def test_picker_follows_the_configured_habit(env):
+    """Left and right differ by a quarter turn for the same cube; `either` equals one of the two."""
+    slack, ways = 0.3, []  # the gripper closes within 0.25 rad of its target angle
     for seed in (701, 702):
         habits = "left", "right", "either", "nearest"
         left, right, either, nearest = (turned(env, habit, seed) for habit in habits)
@@ -71,7 +71,7 @@ def test_a_picker_has_the_habit_that_is_asked_for(env):
     assert any(ways) and not all(ways)
 
 
-def test_fewer_kicks_than_the_fewest_are_refused():
+def test_reversed_range_of_kicks_is_rejected():
     for kind in (PickerConfig, ExpertSettings):
         with pytest.raises(UserError, match="^recording.picker.kicks: "):
             kind(kicks=(3, 1))

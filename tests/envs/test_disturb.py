@@ -1,4 +1,4 @@
-"""Disturbances: each changes what it names, the same way for a seed, and nothing stays behind."""
+"""Disturbances: each one changes its quantity, depends only on the seed, and leaves nothing behind."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from s2robot.envs.disturb import AXES, IMAGES, MODELS, SETTINGS, Disturbed, avai
 from s2robot.evaluation.stress import StressSettings
 
 STILL = np.array([0, 0, 0, 0, 0, 0, 0, 0.0])
-PHYSICS = ("object_mass", "friction")  # what is seen stays the same
+PHYSICS = ("object_mass", "friction")  # the images stay the same
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def world():
 
 
 def seen(world, axis="", value=0.0, seed=3, steps=2):
-    """Images (steps + 1, 2, H, W, 3) and states of an episode without motion."""
+    """Return the images (steps + 1, 2, H, W, 3) and the final state of an episode without motion."""
     world.axis, world.value = axis, value
     observations = [world.reset(seed=seed)[0]]
     for _ in range(steps):
@@ -29,7 +29,7 @@ def seen(world, axis="", value=0.0, seed=3, steps=2):
     return np.array([list(o["images"].values()) for o in observations]), world.get_state()
 
 
-def test_every_axis_disturbs_by_its_strength_and_leaves_nothing_behind(world):
+def test_every_axis_scales_with_its_strength_and_leaves_nothing_behind(world):
     plain, state = seen(world)
     assert set(available(world.world)) == set(AXES)
     for axis in [*IMAGES, "white_balance", "dead_camera", *MODELS]:
@@ -39,7 +39,7 @@ def test_every_axis_disturbs_by_its_strength_and_leaves_nothing_behind(world):
             arrays = {"object_mass": "body_mass", "friction": "geom_friction"}
             before = {id(h): v for h, n, v in world._before if n == arrays[axis]}[id(world.model)]
             assert (getattr(world.model, arrays[axis]) != before).any()
-        elif axis != "light_direction":  # which no table of one colour shows
+        elif axis != "light_direction":  # invisible on a table of a single colour
             small = seen(world, axis, weak)[0].astype(float)
             assert np.abs(images - plain.astype(float)).mean() > np.abs(small - plain).mean(), axis
         again, _ = seen(world, axis, strong)
@@ -49,19 +49,18 @@ def test_every_axis_disturbs_by_its_strength_and_leaves_nothing_behind(world):
     assert (images == plain).all() and (after == state).all()
 
 
-def test_the_undisturbed_world_is_the_task_itself(world):
+def test_undisturbed_world_equals_the_task(world):
     images, state = seen(world)
     observation, _ = world.world.reset(seed=3)
     assert (images[0] == np.array(list(observation["images"].values()))).all()
     for _ in range(2):
         observation, *_ = world.world.step(STILL)
-    assert (images[2] == np.array(list(observation["images"].values()))).all() and (
-        state == world.get_state()
-    ).all()
+    assert (images[2] == np.array(list(observation["images"].values()))).all()
+    assert (state == world.get_state()).all()
 
 
 @pytest.mark.parametrize(("axis", "value"), [("noise", 10.0), ("delay", 1)])
-def test_a_step_is_disturbed_as_its_two_halves_are(world, axis, value):
+def test_step_is_disturbed_like_physics_and_observation_separately(world, axis, value):
     images, state = seen(world, axis, value, steps=1)
     world.reset(seed=3)
     observation, *_ = world.step(STILL)
@@ -69,7 +68,7 @@ def test_a_step_is_disturbed_as_its_two_halves_are(world, axis, value):
     assert (state == world.get_state()).all() and len(world._queue) == (axis == "delay")
 
 
-def test_an_object_takes_another_colour_and_keeps_its_place(world):
+def test_object_colour_replaces_the_texture(world):
     red = world.world
     cube = sorted(red._cube_geoms)[-1]
     seen(world, "object_colour", 1.0)
@@ -77,10 +76,10 @@ def test_an_object_takes_another_colour_and_keeps_its_place(world):
     assert red.model.geom_matid[cube] == -1 and flat[:3].max() == 1
     seen(world, "object_colour", 0.0)
     wood = red.model.geom_rgba[cube].copy()
-    assert wood[0] > 1.5 * wood[1] > 0 and not np.allclose(wood, flat)  # the mean of its texture: red
+    assert wood[0] > 1.5 * wood[1] > 0 and not np.allclose(wood, flat)  # the mean colour of its texture, red
 
 
-def test_late_actions_come_in_order_and_nothing_moves_before(world):
+def test_delayed_actions_run_in_order_after_a_standstill(world):
     moves = [np.array([0.01 * (i + 1), 0, 0, 0, 0, 0, 0, 0.0]) for i in range(5)]
     world.axis, world.value = "delay", 2
     world.reset(seed=3)
@@ -92,7 +91,7 @@ def test_late_actions_come_in_order_and_nothing_moves_before(world):
     assert turned == [0, 0, 0.01, 0.03, 0.06]
 
 
-def test_frames_that_repeat_are_those_before(world):
+def test_dropped_frames_repeat_the_previous_frame(world):
     still, _ = seen(world)
     world.axis, world.value = "dropped_frames", 1.0
     first = world.reset(seed=3)[0]["images"]
@@ -104,7 +103,7 @@ def test_frames_that_repeat_are_those_before(world):
     assert sorted(images[:, i].max() > 0 for i in range(2)) == [False, True]
 
 
-def test_a_world_of_another_kind_takes_image_axes_and_delay_alone():
+def test_tasks_without_a_model_support_only_image_axes_and_delay():
     class Other:
         settings = CubePickConfig()
 

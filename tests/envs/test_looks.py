@@ -1,4 +1,4 @@
-"""What an evaluation changes that demos never showed: pictures change, physics and seeds do not."""
+"""Appearance changes of an evaluation that demos never contain: images change, physics and seeds do not."""
 
 import numpy as np
 import pytest
@@ -27,15 +27,15 @@ def usual():
 
 
 def change(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of pixels that differ by more than 20 grey levels in any channel."""
+    """Return the share of pixels that differ by more than 20 grey levels in any channel."""
     return float((np.abs(a.astype(int) - b).max(-1) > 20).mean())
 
 
-def test_brightness_scales_the_picture(usual):
+def test_lighting_scales_the_image_brightness(usual):
     dark, dark_env = frames(lighting=0.5)
-    pictures = (dark, usual[0], frames(lighting=1.4)[0])
+    views = (dark, usual[0], frames(lighting=1.4)[0])
     for camera in ("hand", *SIDES):
-        means = [image[camera].mean() for image in pictures]
+        means = [image[camera].mean() for image in views]
         assert means[0] < 0.8 * means[1] < 0.8 * means[2] / 1.02
     assert np.array_equal(dark_env.get_state(), usual[1].get_state())
 
@@ -52,14 +52,14 @@ def test_a_shifted_camera_sees_the_cube_further_left(usual):
     assert env.camera_geometry()["left"] != usual[1].camera_geometry()["left"]
 
 
-def test_clutter_is_seen_placed_by_the_seed_and_touches_nothing(usual):
+def test_clutter_is_visible_seeded_and_touches_nothing(usual):
     images, env = frames(clutter=8)
     assert all(change(images[camera], usual[0][camera]) > 0.01 for camera in SIDES)
     places = env.model.geom_pos[env._clutter].copy()
     assert len(places) == len(CLUTTER)
     cube = env.cube_pose[:2]
     assert np.linalg.norm(places[:, :2] - cube, axis=1).min() > 0.085
-    assert cube == pytest.approx(usual[1].cube_pose[:2], abs=1e-9)  # the cube lies where it lay without it
+    assert cube == pytest.approx(usual[1].cube_pose[:2], abs=1e-9)  # clutter does not move the cube
     env.reset(seed=4)
     assert not np.allclose(env.model.geom_pos[env._clutter], places)
     again = env.reset(seed=3)[0]["images"]
@@ -71,6 +71,6 @@ def test_clutter_is_seen_placed_by_the_seed_and_touches_nothing(usual):
     assert np.array_equal(env.joints, usual[1].joints) and np.array_equal(env.cube_pose, usual[1].cube_pose)
 
 
-def test_demos_with_clutter_are_refused(tmp_path):
+def test_recording_demos_with_clutter_is_rejected(tmp_path):
     with pytest.raises(DatasetError, match=r"env\.clutter: expected 0"):
         record(tmp_path / "d.zarr", CubePickConfig(clutter=2), PickerConfig(), episodes=1, seed=1)

@@ -1,4 +1,4 @@
-"""The renderer: leaving geometry out changes no pixel, renderers don't disturb each other, missing libraries."""
+"""The renderer: skipped and coarse geometry, cached backgrounds, independent contexts, and missing libraries."""
 
 import ctypes.util
 import importlib
@@ -27,42 +27,43 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system
 
 @pytest.fixture(scope="module")
 def moments(env):
-    """States along a pick, from above the table to the lifted cube."""
+    """Return states along a pick, from above the table to the lifted cube."""
     actions = picked(env, 0, PickerConfig())
     env.reset(seed=0)
     return states_of(env, actions)[::8]
 
 
-def test_pictures_of_less_geometry_are_the_same_bytes(env, moments):
-    whole, left_out = OffscreenRenderer(env.model, (SIZE, SIZE), skip_hidden=False), 0
+def test_skipping_hidden_geometry_changes_no_pixel(env, moments):
+    complete, left_out = OffscreenRenderer(env.model, (SIZE, SIZE), skip_hidden=False), 0
     groups = env.model.geom_group.copy()
     for state in moments:
         env.set_state(state)
         for name, frame in env.render_cameras().items():
             camera = env.camera_ids[name]
-            assert np.array_equal(frame, whole.render(env.data, camera)), name
+            assert np.array_equal(frame, complete.render(env.data, camera)), name
             left_out += outside_view(env.model, env.data, camera).sum()
     assert left_out > 0 and np.array_equal(groups, env.model.geom_group)
-    whole.close()
+    complete.close()
 
 
-def test_fewer_triangles_give_nearly_the_same_picture(env, moments):
-    """An arm whose surface moves by less than a pixel, and normals that face its way: within what light makes of them."""
+def test_coarse_meshes_give_nearly_the_same_image(env, moments):
+    """Coarse surfaces stay within a pixel, and their normals keep the shading nearly the same."""
     fine, coarse = (OffscreenRenderer(env.model, (SIZE, SIZE), coarse=few) for few in (False, True))
     for state in moments:
         env.set_state(state)
         for name, camera in env.camera_ids.items():
             depth, geoms = fine.truth(env.data, camera)
-            there, same = coarse.truth(env.data, camera)
-            assert (geoms == same).mean() > 0.97, name
-            assert np.median(np.abs(depth - there)[geoms == same]) < 1e-4, name
-            shade = [r.render(env.data, camera).astype(int)[geoms == same] for r in (fine, coarse)]
+            coarse_depth, coarse_geoms = coarse.truth(env.data, camera)
+            same = geoms == coarse_geoms
+            assert same.mean() > 0.97, name
+            assert np.median(np.abs(depth - coarse_depth)[same]) < 1e-4, name
+            shade = [r.render(env.data, camera).astype(int)[same] for r in (fine, coarse)]
             assert np.abs(shade[0] - shade[1]).mean() < 2, name
     fine.close()
     coarse.close()
 
 
-def test_what_moves_is_coarse_in_a_copy_alone(env):
+def test_only_moving_meshes_are_coarsened_and_only_in_a_copy(env):
     model = env.model
     before, drawn = model.mesh_facenum.copy(), coarse_meshes(model)
     moves = model.body_weldid[model.geom_bodyid] > 0
@@ -88,37 +89,41 @@ SCENE = """
 </mujoco>"""
 
 
-def test_what_stands_still_is_drawn_once_and_again_when_anything_of_it_changes():
+def test_static_geometry_is_redrawn_only_when_it_changes():
     model = mujoco.MjModel.from_xml_string(SCENE)
     data = mujoco.MjData(model)
-    size, whole = (48, 64), OffscreenRenderer(model, (48, 64), skip_hidden=False)
+    size, complete = (48, 64), OffscreenRenderer(model, (48, 64), skip_hidden=False)
     renderer, rng = OffscreenRenderer(model, size), np.random.default_rng(0)
 
     def still():
-        """Whether the frames of some moments are those of all that is there; what is kept after them."""
-        for place in (*rng.uniform(-0.6, 0.6, (6, 2)), (0.2, 0.1), (9.0, 9.0)):  # in the post, out of sight
-            data.qpos[:] = place
+        """Assert that frames equal those of the complete scene; return the cached background."""
+        for position in (
+            *rng.uniform(-0.6, 0.6, (6, 2)),
+            (0.2, 0.1),
+            (9.0, 9.0),
+        ):  # in the post, out of sight
+            data.qpos[:] = position
             mujoco.mj_forward(model, data)
-            assert np.array_equal(renderer.render(data, 0), whole.render(data, 0)), place
+            assert np.array_equal(renderer.render(data, 0), complete.render(data, 0)), position
         return renderer._stills[0, 48, 64]
 
-    found = [still(), still()]
-    assert found[0] is found[1]
+    caches = [still(), still()]
+    assert caches[0] is caches[1]
     for array in (
         model.geom("board").rgba, model.light("lamp").diffuse, model.vis.headlight.ambient, model.cam("eye").pos,
         model.body("post").pos, model.geom("post").size,
     ):  # fmt: skip
         array[:2] *= 0.7
-        found.append(still())
-        assert found[-1] is not found[-2]
-    assert all(one.pixels is not None for one in found)
-    model.geom("block").rgba[3] = 0.5  # seen through: what is behind it cannot be kept apart
+        caches.append(still())
+        assert caches[-1] is not caches[-2]
+    assert all(cache.pixels is not None for cache in caches)
+    model.geom("block").rgba[3] = 0.5  # transparent: the background behind it cannot be cached
     assert still().mixed and still().pixels is None
-    whole.close()
+    complete.close()
     renderer.close()
 
 
-def test_truth_is_what_rays_meet(env, moments):
+def test_truth_matches_ray_casting(env, moments):
     renderer = OffscreenRenderer(env.model, (SIZE, SIZE), coarse=False)
     rng = np.random.default_rng(0)
     groups, geom = np.array([0, 1, 0, 0, 0, 0], np.uint8), np.zeros(1, np.int32)
@@ -141,12 +146,12 @@ def test_truth_is_what_rays_meet(env, moments):
                     met.add(env.model.geom(geom[0]).name)
                 else:
                     wrong += 1
-            assert wrong <= 3, name  # where an edge goes through the pixel
+            assert wrong <= 3, name  # pixels that an edge crosses
     assert "table_visual" in met and any(name.startswith("gripper0_right") for name in met)
     renderer.close()
 
 
-def test_a_world_that_is_dropped_leaves_the_others_pictures_alone(env, moments):
+def test_freeing_one_world_leaves_the_images_of_others_alone(env, moments):
     env.set_state(moments[0])
     before = env.render_cameras()
     other = CubePick(robot="xarm7", cameras=("left",), image_size=32)
@@ -163,26 +168,26 @@ BOTH, NEEDS = {"EGL", "OSMesa"}, "^no offscreen OpenGL: "
 
 @linux
 @pytest.mark.parametrize(
-    ("present", "asked", "found"),
+    ("present", "requested", "expected"),
     [
         (BOTH, "", "egl"), ({"OSMesa"}, "", "osmesa"), (BOTH, "osmesa", "osmesa"), (set(), "glfw", "glfw"),
         (set(), "", "MUJOCO_GL=egl: expected EGL, .*libegl1"), (set(), "osmesa", "MUJOCO_GL=osmesa: expected OSMesa, .*libosmesa6"),
         (set(), "foo", "^MUJOCO_GL: expected one of egl, osmesa, .*, got 'foo'$"),
     ],
 )  # fmt: skip
-def test_egl_comes_before_osmesa_and_a_missing_library_is_named(monkeypatch, present, asked, found):
+def test_egl_is_preferred_to_osmesa_and_a_missing_library_is_named(monkeypatch, present, requested, expected):
     monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
-    monkeypatch.setenv("MUJOCO_GL", asked)
+    monkeypatch.setenv("MUJOCO_GL", requested)
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: name if name in present else None)
-    if ":" in found:
-        with pytest.raises(EnvError, match=found):
+    if ":" in expected:
+        with pytest.raises(EnvError, match=expected):
             choose_gl()
     else:
-        assert choose_gl() == found == os.environ["MUJOCO_GL"]
+        assert choose_gl() == expected == os.environ["MUJOCO_GL"]
 
 
 @linux
-def test_a_wrong_choice_is_one_line_where_a_world_is_made_and_nowhere_before(monkeypatch):
+def test_wrong_mujoco_gl_fails_in_one_line_only_when_a_world_is_made(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "foo")
     monkeypatch.delitem(sys.modules, "mujoco")  # as in a process that has not imported it yet
     with pytest.warns(UserWarning, match="Overriding environment"):

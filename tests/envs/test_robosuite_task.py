@@ -1,4 +1,4 @@
-"""Any robosuite environment as a task: seeds, states, units, and what is refused."""
+"""Any robosuite environment as a task: seeds, states, units, and rejected settings."""
 
 import numpy as np
 import pytest
@@ -26,18 +26,18 @@ def play(worlds, count, seed=0):
             world.step_physics(action.astype(np.float32))
 
 
-def test_the_seed_alone_decides_an_episode_and_a_state_brings_back_pictures_and_future(pair):
+def test_seed_fixes_the_episode_and_state_restores_images_and_dynamics(pair):
     one, other = pair
     other.reset(seed=9)
     play([other], 1)
-    (seen, info), (again, told) = one.reset(seed=3), other.reset(seed=3)
-    assert info["layout"] == told["layout"] and len(info["layout"]) == 6  # x, y, yaw of two objects
+    (seen, info), (again, other_info) = one.reset(seed=3), other.reset(seed=3)
+    assert info["layout"] == other_info["layout"] and len(info["layout"]) == 6  # x, y, yaw of two objects
     assert one.reset(seed=4)[1]["layout"] != info["layout"]
     one.reset(seed=3)
     np.testing.assert_array_equal(seen["proprio"], again["proprio"])
     for camera, frame in seen["images"].items():
         np.testing.assert_array_equal(frame, again["images"][camera])
-        assert camera in SETTINGS.cameras and frame.std() > 5  # it shows something
+        assert camera in SETTINGS.cameras and frame.std() > 5  # not a blank image
     play(pair, 2)
     state = one.get_state()
     np.testing.assert_array_equal(state, other.get_state())
@@ -60,8 +60,8 @@ def test_actions_are_in_metres_radians_and_0_to_1(pair):
     assert [(p["name"], p["size"], p["kind"]) for p in world.action_parts] == [
         ("position", 3, "delta"), ("rotation", 3, "rotation"), ("gripper", 1, "binary"),
     ]  # fmt: skip
-    ours = world.from_raw(np.array([1, -1, 0, 0, 0, 1, -1]))
-    np.testing.assert_allclose(ours, [0.05, -0.05, 0, 0, 0, 0.5, 0])
+    action = world.from_raw(np.array([1, -1, 0, 0, 0, 1, -1]))
+    np.testing.assert_allclose(action, [0.05, -0.05, 0, 0, 0, 0.5, 0])
     raw = np.random.default_rng(0).uniform(-1, 1, 7)
     np.testing.assert_allclose(world.to_raw(world.from_raw(raw)), raw, atol=1e-6)
     world.reset(seed=0)
@@ -71,25 +71,25 @@ def test_actions_are_in_metres_radians_and_0_to_1(pair):
     assert world.proprio[2] - before[2] > 0.05  # up
 
 
-def test_a_policy_may_feel_where_the_gripper_was_told_to_go():
-    """A cube between the fingers hides it: they do not part until some steps after they were told to."""
+def test_proprioception_can_include_the_gripper_command():
+    """A cube between the fingers hides the command, as they open only some steps after it."""
     task = make(RobosuiteSettings(env="Lift", proprio=("robot0_gripper_command",), image_size=24), draw=False)
     assert list(task.proprio_parts) == [{"name": "robot0_gripper_command", "size": 2, "kind": "absolute"}]
     task.reset(seed=0)
     np.testing.assert_array_equal(task.proprio, [0, 0])
-    told, states = [], []
+    commands, states = [], []
     for closed in (1, 1, 1, 0, 0):
         task.step_physics([0, 0, 0, 0, 0, 0, closed])
-        told.append(task.proprio[1])
+        commands.append(task.proprio[1])
         states.append(task.get_state())
-    assert told[0] < told[1] < told[2] > told[3] > told[4]
+    assert commands[0] < commands[1] < commands[2] > commands[3] > commands[4]
     task.set_state(states[2])
-    assert task.proprio[1] == told[2]
+    assert task.proprio[1] == commands[2]
 
 
 @pytest.mark.parametrize("robot", ["Panda", "XArm7"])
-def test_a_grasp_is_seen_of_every_gripper(robot):
-    """robosuite's own check names pads that XArm7's gripper has not."""
+def test_grasps_are_detected_for_every_gripper(robot):
+    """robosuite's own check requires finger pads that the XArm7 gripper lacks."""
     world = make(RobosuiteSettings(robot=robot, cameras=("agentview",), image_size=24), draw=False)
     world.reset(seed=0)
     assert bool(world._fingers) == (robot == "XArm7")
@@ -119,7 +119,7 @@ def test_a_grasp_is_seen_of_every_gripper(robot):
         ({"kwargs": {"robots": "Sawyer"}}, "^task.kwargs.robots: expected task.robot, got Sawyer$"),
     ],
 )
-def test_what_robosuite_lacks_is_one_line(changes, words):
+def test_unsupported_robosuite_settings_are_one_error_line(changes, words):
     with pytest.raises(UserError, match=words) as error:
         RobosuiteTask(RobosuiteSettings(**changes))
     assert "\n" not in str(error.value)

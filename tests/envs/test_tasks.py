@@ -1,4 +1,4 @@
-"""The registry of tasks, gymnasium environments as tasks, and what is refused in one line."""
+"""The registry of tasks, gymnasium environments as tasks, and one-line errors."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ from tests.inline import do_inline
 
 
 class Dial(gymnasium.Env):
-    """Turn a dial to a goal; the picture is as bright as the dial is near."""
+    """Turn a dial to a goal; the image brightens as the dial approaches it."""
 
     metadata = {"render_modes": ["rgb_array"]}
 
@@ -30,9 +30,9 @@ class Dial(gymnasium.Env):
         self.observation_space, self.action_space = gymnasium.spaces.Dict(seen), box(-0.5, 0.5, (1,))
 
     def _seen(self):
-        picture = np.full((12, 20, 3), 200 * np.exp(-abs(self.angle - self.goal)), np.uint8)
+        image = np.full((12, 20, 3), 200 * np.exp(-abs(self.angle - self.goal)), np.uint8)
         angle, goal = np.array([[self.angle], [self.goal]], np.float32)
-        return {"angle": angle, "desired_goal": goal, "eye": picture}
+        return {"angle": angle, "desired_goal": goal, "eye": image}
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -52,11 +52,11 @@ gymnasium.register("Dial-v0", Dial, max_episode_steps=7)
 DIAL = GymSettings(id="Dial-v0", success="is_success", image_size=16, cameras=("render", "eye"))
 
 
-def test_a_process_keeps_the_last_few_worlds():
+def test_process_caches_the_most_recent_worlds():
     sizes = [DIAL.replace(image_size=size) for size in (8, 12, 16)]
     first, second = make_cached(sizes[0], draw=False), make_cached(sizes[1], draw=False)
     assert make_cached(sizes[0].replace(), draw=False) is first and make_cached(sizes[0]) is not first
-    make_cached(sizes[2])  # the fourth: the second was not asked for again
+    make_cached(sizes[2])  # the fourth world evicts the second, the least recently used
     assert make_cached(sizes[0], draw=False) is first and make_cached(sizes[1], draw=False) is not second
 
 
@@ -67,8 +67,8 @@ def test_any_gymnasium_environment_is_a_task():
     turn = {"name": "action", "size": 1, "kind": "absolute", "low": [-0.5], "high": [0.5]}
     assert env.action_parts == [turn]
     assert [part["name"] for part in env.proprio_parts] == ["angle", "desired_goal"]
-    (seen, info), (again, told) = env.reset(seed=5), make(DIAL).reset(seed=5)
-    assert info["layout"] == told["layout"] != env.reset(seed=6)[1]["layout"]
+    (seen, info), (again, other) = env.reset(seed=5), make(DIAL).reset(seed=5)
+    assert info["layout"] == other["layout"] != env.reset(seed=6)[1]["layout"]
     np.testing.assert_array_equal(seen["proprio"], again["proprio"])
     env.reset(seed=5)
     stages, over = [], False
@@ -82,7 +82,7 @@ def test_any_gymnasium_environment_is_a_task():
     assert settings_of(json.loads(json.dumps(DIAL.model_dump()))) == DIAL
 
 
-def test_success_is_what_one_says():
+def test_success_follows_the_configured_rule():
     for rule, action, expected in (("reward>=-0.3", 0.5, True), ("terminated", 0.5, False)):
         env = make(GymSettings(id="Dial-v0", success=rule, image_size=8))
         env.reset(seed=5)
@@ -92,7 +92,7 @@ def test_success_is_what_one_says():
 
 
 class Turner:
-    """What `s2robot record` records of Dial: turns to the goal, which the world alone knows."""
+    """An expert of Dial for `s2robot record`: it turns to the goal, which only the environment stores."""
 
     failed = False
 
@@ -103,8 +103,8 @@ class Turner:
         return np.clip([self.env.goal - self.env.angle], -0.5, 0.5).astype(np.float32)
 
 
-def test_an_expert_by_name_records_a_gymnasium_world_and_is_stored_nowhere(tmp_path, monkeypatch):
-    do_inline(monkeypatch)  # other processes have no Dial
+def test_named_expert_records_a_gymnasium_task_and_is_not_stored(tmp_path, monkeypatch):
+    do_inline(monkeypatch)  # Dial is not registered in other processes
     world = DIAL.replace(expert="tests.envs.test_tasks:Turner", measure="is_success")
     with record(tmp_path / "demos.zarr", world, {}, episodes=2, seed=3, workers=1) as store:
         assert store.meta("success").all() and "images_eye" in store.keys
@@ -114,12 +114,12 @@ def test_an_expert_by_name_records_a_gymnasium_world_and_is_stored_nowhere(tmp_p
     env.reset(seed=5)
     assert np.isnan(env.progress)
     env.step([0.0])
-    assert env.progress == 0.0  # of its info; the reward is below zero
+    assert env.progress == 0.0  # from its info; the reward is below zero
     with pytest.raises(UserError, match="^task.measure: expected is_success, got 'coverage'"):
         started(make(DIAL.replace(measure="coverage"))).step([0.0])
 
 
-def test_an_id_with_a_namespace_finds_its_package(tmp_path, monkeypatch):
+def test_namespaced_id_imports_its_package(tmp_path, monkeypatch):
     code = "import gymnasium\ngymnasium.register('dial_room/Dial-v0', 'tests.envs.test_tasks:Dial', max_episode_steps=7)"
     (tmp_path / "dial_room.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -133,7 +133,7 @@ def test_an_id_with_a_namespace_finds_its_package(tmp_path, monkeypatch):
 
 
 class Crash(Dial):
-    """Ends at its third step, cannot be stepped after it, and would be rewarded for lying still; only a loss before."""
+    """Ends at its third step and rejects further steps; every reward is negative, the last one by far the lowest."""
 
     def step(self, action):
         self.steps = getattr(self, "steps", 0) + 1
@@ -144,19 +144,19 @@ class Crash(Dial):
 gymnasium.register("Crash-v0", Crash, max_episode_steps=7)
 
 
-def test_an_episode_that_has_ended_goes_on_without_a_step():
+def test_ended_episode_is_not_stepped_again():
     env = ActionChunk(make(GymSettings(id="Crash-v0", success="reward>=1", image_size=8)), 7)
     env.reset(seed=5)
     *_, success, truncated, info = env.step(np.zeros((7, 1)))
     assert (success, truncated, info["steps"]) == (False, True, 7)
-    assert json.loads(info["best"])["progress"] == -1  # the best of rewards that were all below zero
+    assert json.loads(info["best"])["progress"] == -1  # the best of negative rewards
 
 
 @pytest.mark.parametrize(
     ("low", "high", "shape", "dtype"),
     [(0, 1, (12, 20, 3), np.float32), (0, 255, (12, 20, 4), np.uint8), (0, 255, (3, 12, 20), np.uint8)],
 )
-def test_pictures_of_another_kind_are_refused(low, high, shape, dtype, monkeypatch):
+def test_images_of_other_shapes_or_types_are_rejected(low, high, shape, dtype, monkeypatch):
     dial = Dial()
     dial.observation_space["eye"] = gymnasium.spaces.Box(low, high, shape, dtype)
     monkeypatch.setattr("s2robot.envs.gym_task._create", lambda settings: dial)
@@ -191,14 +191,14 @@ def started(env):
         (lambda: settings_of({"cube": 1}), "env_config.cube: unknown key"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_one_line(call, words):
+def test_wrong_settings_are_one_error_line(call, words):
     with pytest.raises(UserError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
 
 
-def test_a_dataset_names_no_code_to_run():
-    """Settings come from a dataset by their names alone; a class that it names is not imported."""
+def test_dataset_settings_import_no_code():
+    """Settings of a dataset are looked up by task name; a class named in the dataset is not imported."""
     with pytest.raises(UserError, match="task: expected .*, got 'mine'"):
         settings_of({"task": "mine", "target": "antigravity:Fly"})
     assert "antigravity" not in sys.modules

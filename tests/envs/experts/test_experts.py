@@ -1,4 +1,4 @@
-"""The scripted experts of robosuite's worlds: they succeed, can be asked, and go on where somebody else acted."""
+"""The scripted experts of robosuite tasks: success, side-effect-free queries, and taking over from other actions."""
 
 from functools import cache
 
@@ -29,7 +29,7 @@ def finish(task, expert):
 
 
 @pytest.mark.parametrize("name", ["lift", "stack", *SLOW])
-def test_it_succeeds_pushed_or_not(name):
+def test_expert_succeeds_with_and_without_perturbations(name):
     task = world(name)
     task.reset(seed=0)
     far = task.remaining
@@ -40,32 +40,32 @@ def test_it_succeeds_pushed_or_not(name):
     expert = task.expert(np.random.default_rng(1), PUSHY.replace(kicks=(0, 0), misses=0.0))
     actions, pushes = finish(task, expert)
     assert task.is_success and not any(pushes) and len(actions) < 0.7 * task.settings.max_steps
-    if name == "stack":  # the hand lets go and stays
-        told = expert.ask(6)
-        assert (told[:, 6] == 0).all() and np.abs(told[:, :3]).max() < 0.002  # m
+    if name == "stack":  # the hand opens and stays in place
+        predicted = expert.ask(6)
+        assert (predicted[:, 6] == 0).all() and np.abs(predicted[:, :3]).max() < 0.002  # m
 
 
 @pytest.mark.parametrize("name", ["stack", SLOW[1]])
-def test_it_goes_on_with_what_it_grasped_askew_and_nearly_dropped(name):
-    task, seen, wanted = world(name), set(), {"askew", "slip", "kick"}
+def test_expert_recovers_from_skewed_grasps_and_slips(name):
+    task, seen, expected = world(name), set(), {"askew", "slip", "kick"}
     for seed in range(8):
         task.reset(seed=seed)
-        expert, held = task.expert(np.random.default_rng(seed), None), 0.0
+        expert, skew = task.expert(np.random.default_rng(seed), None), 0.0
         while not task.is_success and task._steps < task.settings.max_steps:
             action = expert.act()
             seen.add(expert.push)
             if expert.push == "askew":
                 faces = angle_of(expert.hand.pose(expert.body)[1][:, 0])
-                held = abs(nearest(faces, expert.hand.yaw, np.pi / 2) - expert.hand.yaw)
+                skew = abs(nearest(faces, expert.hand.yaw, np.pi / 2) - expert.hand.yaw)
             assert expert.push != "slip" or (expert.closed and action[6] == 0)
             task.step_physics(action)
-        assert task.is_success and (held == 0.0 or held > 0.15)  # rad, as it closed
-        if wanted <= seen:
+        assert task.is_success and (skew == 0.0 or skew > 0.15)  # rad, when it closed
+        if expected <= seen:
             return
-    raise AssertionError(f"no {wanted - seen}")
+    raise AssertionError(f"no {expected - seen}")
 
 
-def test_to_ask_changes_nothing_and_tells_what_it_will_do():
+def test_ask_predicts_the_next_actions_without_side_effects():
     task, seen = world("stack"), []
     for asks in (False, True):
         task.reset(seed=2)
@@ -78,46 +78,48 @@ def test_to_ask_changes_nothing_and_tells_what_it_will_do():
         seen.append((np.stack(actions), task.get_state()))
     for quiet, asked in zip(*seen, strict=True):
         np.testing.assert_array_equal(quiet, asked)
-    told = expert.ask(3)
+    predicted = expert.ask(3)
     expert.calm()
-    for action in told:
+    for action in predicted:
         np.testing.assert_array_equal(expert.act(), action)
         task.step_physics(action)
 
 
-def test_it_takes_over_from_anybody():
+def test_expert_takes_over_from_random_actions():
     task = world("lift")
     task.reset(seed=4)
     rng, box = np.random.default_rng(0), task.action_space
-    astray = np.concatenate([rng.uniform(box.low, box.high, (12, 7)), [[0] * 6 + [1]] * 3]).astype(np.float32)
-    for action in astray:
+    erratic = np.concatenate([rng.uniform(box.low, box.high, (12, 7)), [[0] * 6 + [1]] * 3]).astype(
+        np.float32
+    )
+    for action in erratic:
         task.step_physics(action)
     expert = task.expert(rng, PUSHY)
-    expert.take_over(astray)
+    expert.take_over(erratic)
     _, pushes = finish(task, expert)
     assert task.is_success and not any(pushes)
 
 
-def test_a_state_brings_the_expert_back_to_the_bit():
+def test_restored_state_gives_bit_equal_expert_actions():
     task = world("stack")
     task.reset(seed=5)
     expert, actions = task.expert(np.random.default_rng(0), None), []
     for _ in range(25):  # the cube is in the gripper by then
         actions.append(expert.act())
         task.step_physics(actions[-1])
-    state, told = task.get_state(), []
-    fresh = make(settings_class("stack")(image_size=24), draw=False)  # as where frames are drawn: never reset
-    for place in (task, fresh):
-        place.set_state(state)
-        np.testing.assert_array_equal(place.get_state(), state)
-        own = expert if place is task else place.expert(np.random.default_rng(9), None)
+    state, predicted = task.get_state(), []
+    fresh = make(settings_class("stack")(image_size=24), draw=False)  # never reset, as in a rendering process
+    for each in (task, fresh):
+        each.set_state(state)
+        np.testing.assert_array_equal(each.get_state(), state)
+        own = expert if each is task else each.expert(np.random.default_rng(9), None)
         own.take_over(actions)
-        told.append(own.ask(6))
-    np.testing.assert_array_equal(*told)
+        predicted.append(own.ask(6))
+    np.testing.assert_array_equal(*predicted)
 
 
-def test_the_fingers_do_not_come_down_on_the_other_cube():
-    """Faces that are free are taken, those nearest to how the fingers are turned where they are."""
+def test_grasp_avoids_the_other_cube():
+    """The expert grasps free faces, and prefers those nearest to the current angle of the fingers."""
     task, turned = world("stack"), 0
     for seed in range(30):
         task.reset(seed=seed)
@@ -130,8 +132,8 @@ def test_the_fingers_do_not_come_down_on_the_other_cube():
     assert turned > 0
 
 
-def test_the_fingers_turn_little_by_little_along_a_wall():
-    """From one place of the can to the next, 2 mm away, at most 6 degrees; at home in the middle, along a near wall."""
+def test_grasp_angle_changes_smoothly_along_a_wall():
+    """At most 6 degrees per 2 mm of can position; the home angle in the middle, parallel to a nearby wall."""
     task = world("can")
     task.reset(seed=0)
     expert = task.expert(None)

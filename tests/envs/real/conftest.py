@@ -1,4 +1,4 @@
-"""The emulated control box, and the vendor's SDK connected to it; an arm in virtual time."""
+"""Fixtures: the emulated control box with the vendor's SDK connected to it, and an arm in virtual time."""
 
 import time
 
@@ -25,9 +25,9 @@ def driver(emulator, monkeypatch):
     emulator.side("place_arm", joints=HOME.tolist())
     with XArmDriver("127.0.0.1", ports=emulator.ports) as driver:
         driver.connect(PATIENCE)
-        driver._sdk.clean_error()  # an earlier test's; the driver never does
+        driver._sdk.clean_error()  # left by an earlier test; the driver never clears errors
         end = time.monotonic() + PATIENCE
-        while driver.read().error and time.monotonic() < end:  # a report from before may come yet
+        while driver.read().error and time.monotonic() < end:  # an old report may still arrive
             time.sleep(0.05)
         yield driver
     emulator.side("clear")

@@ -1,4 +1,4 @@
-"""For tests that live by the wall clock: a busy machine is no fault."""
+"""Generous time limits, so that tests in real time pass on a busy machine."""
 
 import time
 
@@ -12,7 +12,7 @@ CALM = WatchdogLimits(
 
 
 def wait_for(condition, what="it"):
-    """Fails if `condition()` does not come true."""
+    """Wait until `condition()` is true; fail after PATIENCE seconds."""
     end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, f"{what} did not come true"

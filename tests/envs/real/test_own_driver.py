@@ -1,4 +1,4 @@
-"""The driver of examples/own_arm against an arm that speaks its protocol."""
+"""The driver of examples/own_arm against a server with its protocol."""
 
 import json
 import socketserver
@@ -21,7 +21,7 @@ from tests.envs.real.virtual import NOISE
 
 
 class Box(socketserver.ThreadingTCPServer):
-    """The other side of the example's protocol: stands where it was told last."""
+    """The server side of the example's protocol: an arm that stays at its last target."""
 
     daemon_threads = allow_reuse_address = True
 
@@ -34,9 +34,7 @@ class Box(socketserver.ThreadingTCPServer):
 
 class Line(socketserver.StreamRequestHandler):
     def handle(self):
-        self.request.settimeout(
-            None
-        )  # the xArm's SDK leaves a default of 1 s in a process whose thread it reconnects in
+        self.request.settimeout(None)  # the xArm SDK may leave a default of 1 s in the process
         box = self.server
         for line in self.rfile:
             request = json.loads(line)
@@ -74,7 +72,7 @@ def arm(box, driver):
     arm.close()
 
 
-def test_the_example_runs_an_episode(arm, box):
+def test_example_driver_runs_an_episode(arm, box):
     camera = CameraReader("hand", lambda: ReplayCamera(NOISE.__getitem__, len(NOISE), 30))
     camera.start(60.0)
     arm.arm()
@@ -87,7 +85,7 @@ def test_the_example_runs_an_episode(arm, box):
     np.testing.assert_allclose(arm.read().q, HOME + 0.03, atol=5e-3)
 
 
-def test_the_example_refuses_what_is_no_target_stops_and_never_clears(arm, box, driver):
+def test_example_driver_rejects_bad_targets_stops_and_never_clears(arm, box, driver):
     assert arm.command(HOME, None).code == REFUSED  # not armed
     arm.arm()
     nan = np.full(7, np.nan)

@@ -1,4 +1,4 @@
-"""What drives an arm, in virtual time: to the start, an episode, its early end, a stop, a fault."""
+"""The arm runtime in virtual time: motion to the start, an episode, its early end, a stop, a fault."""
 
 import signal
 import threading
@@ -23,8 +23,8 @@ from tests.envs.real.virtual import SLOWLY, FakeArm, VirtualClock, Watch, driven
 WORLD = CubePickConfig(cameras=("hand",))
 
 
-class Nodding(EmulatedOperator):
-    """Says yes, or not, and notes each question."""
+class PromptedOperator(EmulatedOperator):
+    """An operator that records each prompt and answers `willing`."""
 
     def __init__(self):
         super().__init__(None)
@@ -41,7 +41,7 @@ class Nodding(EmulatedOperator):
 
 def made(arm, act=None, **settings):
     def slowly(observation):
-        arm.clock.sleep(0.03)  # what an answer takes
+        arm.clock.sleep(0.03)  # inference time
         return SLOWLY
 
     settings = {"safety": SafetyConfig(state_age_max=0.1), "home_speed": 0.5} | settings
@@ -60,7 +60,7 @@ def moving(arm, speed=0.5):
     return made(arm, safety=SafetyConfig(state_age_max=0.2), home_speed=speed)
 
 
-def test_it_arrives_slowly_and_opens_the_gripper(far):
+def test_go_to_moves_slowly_and_opens_the_gripper(far):
     runtime = moving(far)
     assert runtime.go_to(HOME)
     np.testing.assert_allclose(far.q, HOME, atol=2e-3)
@@ -76,7 +76,7 @@ def test_it_arrives_slowly_and_opens_the_gripper(far):
     ("name", "value", "text"),
     [("error", 31, "arm error 31"), ("code", 9, "command code 9"), ("stuck", True, "safety stop: .* lags")],
 )
-def test_what_goes_wrong_stops_the_arm(far, name, value, text):
+def test_faults_on_the_way_stop_the_arm(far, name, value, text):
     far.limits = XARM7_LIMITS.replace(lag_max=0.05)
     setattr(far, name, value)
     with pytest.raises(EnvError, match=text):
@@ -84,13 +84,15 @@ def test_what_goes_wrong_stops_the_arm(far, name, value, text):
     assert len(far.stops) == 1
 
 
-def test_an_answer_that_fails_to_come_is_waited_for(far):
+def test_go_to_waits_for_missing_joint_states(far):
     far.silent = lambda arm: 10 <= arm.reads < 18
     assert moving(far).go_to(HOME) and far.stops == []
     far.q, far.reads, far.silent = HOME + 0.15, 0, lambda arm: arm.reads >= 10
     with pytest.raises(EnvError, match="joint state is gone"):
         moving(far, speed=0.2).go_to(HOME)
-    assert len(far.stops) == 1 and np.abs(np.diff(far.sent[-3:], axis=0)).max() < 1e-9  # it stood before
+    assert (
+        len(far.stops) == 1 and np.abs(np.diff(far.sent[-3:], axis=0)).max() < 1e-9
+    )  # it stood still before
 
 
 def test_a_target_below_the_table_is_not_reached(far):
@@ -101,7 +103,7 @@ def test_a_target_below_the_table_is_not_reached(far):
     assert (XArm7Points().along(np.array(far.sent))[..., 2] >= low).all() and far.stopped
 
 
-def test_an_episode_ends_as_soon_as_it_is_over(arm):
+def test_episode_ends_as_soon_as_the_end_condition_holds(arm):
     begin = arm.clock.now()
     runtime = made(arm)
     with runtime.ends_when(lambda: arm.clock.now() > begin + 1.0):
@@ -110,21 +112,21 @@ def test_an_episode_ends_as_soon_as_it_is_over(arm):
     assert not arm.stopped and runtime.fault == ()
 
 
-def test_a_check_of_the_end_that_fails_shows_no_traceback(arm, monkeypatch, capsys):
-    """As when the emulator is killed in an episode: the arm's own fault is shown."""
-    broken = []
-    monkeypatch.setattr(threading, "excepthook", broken.append)
+def test_failing_end_condition_shows_no_traceback(arm, monkeypatch, capsys):
+    """For example after the emulator is killed in an episode: only the arm's fault is shown."""
+    tracebacks = []
+    monkeypatch.setattr(threading, "excepthook", tracebacks.append)
 
-    def over():
+    def has_ended():
         raise EnvError("emulator: found the side channel closed during 'scene', expected an answer")
 
     runtime = made(arm)
-    with runtime.ends_when(over):
+    with runtime.ends_when(has_ended):
         assert runtime.run(5).cause == "steps"
-    assert broken == [] and capsys.readouterr() == ("", "")
+    assert tracebacks == [] and capsys.readouterr() == ("", "")
 
 
-def test_the_start_of_an_episode_is_that_of_the_simulated_one():
+def test_episode_start_matches_the_simulated_episode():
     simulated = CubePick(WORLD, draw=False)
     for seed in (0, 7):
         simulated.reset(seed=seed)
@@ -134,20 +136,20 @@ def test_the_start_of_an_episode_is_that_of_the_simulated_one():
         assert abs(np.cos(placing.cube_yaw / 2)) == pytest.approx(abs(simulated.cube_pose[3]), abs=1e-3)
 
 
-def test_without_a_supervisor_that_watches_nothing_moves(arm):
+def test_nothing_moves_without_a_running_supervisor(arm):
     watch = Watch()
     runtime = made(arm, supervisor=watch)
     arm.clock.at(0.5, lambda: setattr(watch, "gone", True))
     with pytest.raises(EnvError, match="got a closed connection"):
         runtime.run(1000)
-    assert arm.stopped and "got a closed connection" in runtime.fault[0]  # which stays
+    assert arm.stopped and "got a closed connection" in runtime.fault[0]  # the fault stays
     arm.stopped, before = False, len(arm.sent)
-    for runtime, why in (
+    for runtime, reason in (
         (made(arm, supervisor=watch), "expected it to run, got a closed connection"),
         (made(arm, supervisor=None), "expected one"),
     ):
         for move in (lambda: runtime.go_to(HOME + 0.1), lambda: runtime.run(1)):  # noqa: B023
-            with pytest.raises(EnvError, match=f"^supervisor: {why}"):
+            with pytest.raises(EnvError, match=f"^supervisor: {reason}"):
                 move()
     with pytest.raises(EnvError, match="^supervisor: expected one"):
         runtime.arm()
@@ -155,13 +157,13 @@ def test_without_a_supervisor_that_watches_nothing_moves(arm):
     made(arm, loop=LoopConfig(image_size=16), supervisor=None).run(1)  # a dry run needs none
 
 
-def test_a_stop_counts_once_it_is_acknowledged(arm, capsys):
+def test_stop_is_confirmed_once_acknowledged(arm, capsys):
     watch = Watch()
     runtime = made(arm, supervisor=watch)
     arm.acknowledges = False
     runtime.stand("hands come near")
     assert watch.heard == ["stop"] and runtime.confirmed and runtime.stop_text != UNCONFIRMED
-    arm.error = 31  # an arm that cannot be armed is stopped by whoever can
+    arm.error = 31  # the supervisor stops an arm that cannot be armed
     with pytest.raises(EnvError, match="error 31 pending"):
         runtime.arm()
     assert watch.heard == ["stop", "stop"] and runtime.confirmed
@@ -175,40 +177,40 @@ def test_a_stop_counts_once_it_is_acknowledged(arm, capsys):
     assert runtime.confirmed and watch.heard == ["stop"] * 3
 
 
-def test_a_signal_that_the_sdk_swallows_ends_the_session_at_the_next_beat(arm):
+def test_signal_swallowed_by_the_sdk_ends_the_session_at_the_next_beat(arm):
     stop = Stop()
     runtime = made(arm, stop=stop)
     read = arm.read
 
-    def swallowed():
+    def read_swallowing_signal():
         if len(arm.sent) == 20 and not stop.interrupted:
             with suppress(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGTERM)
         return read()
 
-    arm.read = swallowed
+    arm.read = read_swallowing_signal
     with stop.on_signals(), pytest.raises(KeyboardInterrupt):
         runtime.go_to(HOME + 0.1)
     assert arm.stopped and len(arm.sent) <= 21
 
 
-def test_a_requested_stop_counts_until_the_arm_is_armed_again(arm):
+def test_requested_stop_holds_until_the_arm_is_armed_again(arm):
     runtime = made(arm)
     runtime.loop.request_stop()
     assert not runtime.go_to(HOME + 0.1) and runtime.run(5).cause == runtime.run(5).cause == "stopped"
     assert arm.sent == []
     runtime.arm()
     assert runtime.run(1).cause == "steps"
-    runtime.loop.request_stop()  # between two episodes, too
+    runtime.loop.request_stop()  # also between two episodes
     assert runtime.run(5).cause == "stopped"
 
 
-def test_the_operator_is_asked_before_the_arm_moves_and_while_it_is_stopped(arm):
-    runtime, operator, placing = made(arm), Nodding(), Placing.draw(WORLD, 3)
+def test_operator_is_prompted_before_motion_while_the_arm_is_stopped(arm):
+    runtime, operator, placing = made(arm), PromptedOperator(), Placing.draw(WORLD, 3)
     runtime.ready(operator, placing)
     assert operator.asked == [("free", ()), ("place", placing)]
     assert runtime.at(placing.start_joints) and arm.stopped
-    runtime.ready(operator, placing)  # it is there already
+    runtime.ready(operator, placing)  # the arm is already there
     assert operator.asked[2:] == [("place", placing)]
     assert episode(runtime, 3).steps == 3 and arm.stopped
     operator.willing = False
@@ -218,12 +220,15 @@ def test_the_operator_is_asked_before_the_arm_moves_and_while_it_is_stopped(arm)
     arm.lawful()
 
 
-def test_a_fault_stays_until_the_operator_says_that_it_is_cleared(arm):
-    runtime, operator = made(arm, act=lambda o: np.full(8, np.nan) if arm.sent else SLOWLY), Nodding()
+def test_fault_stays_until_the_operator_confirms_it_is_cleared(arm):
+    runtime, operator = (
+        made(arm, act=lambda o: np.full(8, np.nan) if arm.sent else SLOWLY),
+        PromptedOperator(),
+    )
     assert episode(runtime, 5).cause == "fault"
     arm.acknowledges, runtime._supervisor.gone = False, True
     runtime.driver.stop("test")
-    with pytest.raises(EnvError, match="emergency stop"):  # nobody is asked near an arm that has not stopped
+    with pytest.raises(EnvError, match="emergency stop"):  # no prompt near an arm that has not stopped
         runtime.ready(operator, Placing.draw(WORLD, 3))
     assert operator.asked == []
     arm.acknowledges, runtime._supervisor.gone = True, False
@@ -236,8 +241,8 @@ def test_a_fault_stays_until_the_operator_says_that_it_is_cleared(arm):
     assert runtime.fault == () and arm.stopped
 
 
-def test_a_stop_on_the_way_to_the_start_brakes_and_ends_the_session(arm):
-    runtime, operator = made(arm), Nodding()
+def test_stop_on_the_way_to_the_start_brakes_and_ends_the_session(arm):
+    runtime, operator = made(arm), PromptedOperator()
     arm.clock.at(0.2, runtime.stop.ask)
     with pytest.raises(EnvError, match="stopped on the way"):
         runtime.ready(operator, Placing(3, (0, 0), 0, HOME + 0.3))
@@ -246,16 +251,16 @@ def test_a_stop_on_the_way_to_the_start_brakes_and_ends_the_session(arm):
     arm.lawful()
 
 
-def test_the_terminal_asks_and_takes_only_yes():
-    said, answers = [], ["y"]
-    operator = TerminalOperator(lambda question: (said.append(question), answers.pop(0))[1])
+def test_terminal_operator_accepts_only_yes():
+    prompts, answers = [], ["y"]
+    operator = TerminalOperator(lambda question: (prompts.append(question), answers.pop(0))[1])
     assert operator.place(Placing(3, (0.051, -0.032), np.pi / 2 + 0.5, HOME))
-    assert all(words in said[-1] for words in ("x +5.1 cm", "y -3.2 cm", "29 deg"))
+    assert all(words in prompts[-1] for words in ("x +5.1 cm", "y -3.2 cm", "29 deg"))
     answers[:] = ["n"]
-    assert not operator.free(("arm error 31",)) and "arm error 31" in said[-1]
+    assert not operator.free(("arm error 31",)) and "arm error 31" in prompts[-1]
     answers[:] = ["y", ""]
     assert not operator.free(("arm error 31",))
     answers[:] = ["Yes"]
     assert operator.success() and not operator.ended()
-    answers[:] = ["", "maybe", "y", "", "n"]  # asked until it is answered: a no throws the demonstration away
+    answers[:] = ["", "maybe", "y", "", "n"]  # repeated until answered: a no discards the demonstration
     assert operator.keep() and not operator.keep() and not answers

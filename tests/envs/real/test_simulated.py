@@ -1,4 +1,4 @@
-"""Arms in MuJoCo models: their points for the safety filter, and a simulated driver through the control loop."""
+"""Arms from MuJoCo models: their points for the safety filter, and a simulated driver in the control loop."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +29,7 @@ POINT = {"name": "TCP", "body": "tool", "position": (0.0, 0.0, 0.05), "radius": 
 
 @pytest.fixture
 def urdf(tmp_path):
-    """Six joints and a tool fixed to the last, without the meshes that it names."""
+    """Describe an arm with six joints and a fixed tool, whose mesh files are missing."""
     axes = "0 0 1", "0 1 0", "0 1 0", "0 0 1", "0 1 0", "0 0 1"
     links = "".join(LINK.format(i=i + 1, before=i, axis=axis) for i, axis in enumerate(axes))
     tool = '<link name="tool"/><joint name="fixed" type="fixed"><parent link="link6"/><child link="tool"/></joint>'
@@ -40,23 +40,23 @@ def urdf(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ur5e", "panda"])
-def test_points_are_where_the_whole_model_has_them(name):
+def test_watched_points_match_the_full_mujoco_model(name):
     robot = described(name)
     points, file = ModelPoints(robot), ROBOSUITE / robot.model.partition(":")[2]
     data = mujoco.MjData(model := mujoco.MjModel.from_xml_path(str(file)))
-    way = np.random.default_rng(0).uniform(robot.q_min, robot.q_max, (50, len(robot.q_min)))
-    for q, places in zip(way, points.along(way), strict=True):
+    joints = np.random.default_rng(0).uniform(robot.q_min, robot.q_max, (50, len(robot.q_min)))
+    for q, positions in zip(joints, points.along(joints), strict=True):
         data.qpos[:] = q
         mujoco.mj_kinematics(model, data)
-        for point, place in zip(robot.points, places, strict=True):
+        for point, position in zip(robot.points, positions, strict=True):
             body = data.body(point.body)
-            there = body.xpos + body.xmat.reshape(3, 3) @ point.position
-            np.testing.assert_allclose(place, there, atol=1e-9)
-    np.testing.assert_array_equal(points.along(way)[7], points.at(way[7]))  # whatever else is asked for
+            expected = body.xpos + body.xmat.reshape(3, 3) @ point.position
+            np.testing.assert_allclose(position, expected, atol=1e-9)
+    np.testing.assert_array_equal(points.along(joints)[7], points.at(joints[7]))  # independent of the batch
 
 
-def test_a_urdf_needs_no_meshes_for_its_points(urdf):
-    # straight up it is 60 cm to the last joint, and 5 cm from there
+def test_urdf_points_need_no_mesh_files(urdf):
+    # straight up, the last joint is at 60 cm and the tool 5 cm above it
     np.testing.assert_allclose(ModelPoints(urdf).at(np.zeros(6)), [[0.0, 0.0, 0.65]], atol=1e-9)
     np.testing.assert_allclose(ModelPoints(urdf).at(np.eye(6)[1] * np.pi / 2), [[0.45, 0.0, 0.2]], atol=1e-9)
 
@@ -74,7 +74,7 @@ def test_a_urdf_needs_no_meshes_for_its_points(urdf):
         ({"points": (POINT,)}, "expected a body 'tool' as in robot.points"),
     ],
 )  # fmt: skip
-def test_a_model_of_another_arm_is_one_line(change, text):
+def test_mismatched_model_is_one_error_line(change, text):
     with pytest.raises(EnvError, match=text) as caught:
         ModelPoints(described("ur5e", **change))
     assert "\n" not in str(caught.value)
@@ -90,19 +90,19 @@ def test_a_model_of_another_arm_is_one_line(change, text):
         ({"gripper": "soft"}, "gripper"),
     ],
 )  # fmt: skip
-def test_a_description_that_contradicts_itself_names_the_key(change, key):
+def test_inconsistent_description_names_the_key(change, key):
     with pytest.raises(UserError, match=f"^robot.{key}: expected "):
         described("ur5e", **change)
 
 
-def test_an_arm_is_no_faster_than_its_description_and_the_bridge_allow():
+def test_speed_limits_are_the_lower_of_description_and_bridge():
     limits = described("panda").limits({"dq_max": [1.0, 2, 2, 2, 2, 2, 2], "ddq_max": 5.0})
     assert limits.dq_max == (1.0, *(1.7,) * 6) and limits.ddq_max == (5.0,) * 7
     assert described("ur5e").limits().dq_max == (1.8,) * 6  # the bridge's
 
 
 def run(robot, act, steps=30):
-    """An episode of a simulated arm in virtual time; the arm, the loop's result, and how far the arm lagged, rad."""
+    """Run an episode of a simulated arm in virtual time; return the arm, the loop's result and the arm's lags, rad."""
     clock, limits, lags = VirtualClock(), robot.limits(), []
     arm = SimulatedArm(robot, limits, clock=clock)
     arm.connect(1.0)
@@ -114,14 +114,12 @@ def run(robot, act, steps=30):
 
     config = LoopConfig(live=True, image_size=16, policy_hz=7.0, gripper=robot.gripper)
     film, safety = {"hand": Film(clock, NOISE)}, SafetyFilter(limits, ModelPoints(robot))
-    result = ControlLoop(arm, film, act, safety, config, subscribers=[Calls(period=note)], clock=clock).run(
-        steps
-    )
-    return arm, result, np.array(lags)
+    loop = ControlLoop(arm, film, act, safety, config, subscribers=[Calls(period=note)], clock=clock)
+    return arm, loop.run(steps), np.array(lags)
 
 
 @pytest.mark.parametrize("gripper", ["binary", "continuous", None])
-def test_an_episode_moves_six_joints_and_each_kind_of_gripper(urdf, tmp_path, gripper):
+def test_episode_moves_six_joints_and_each_kind_of_gripper(urdf, tmp_path, gripper):
     seen, size = [], 6 + (gripper is not None)
     (tmp_path / "nowhere.stl").write_bytes(_tetrahedron())
     robot = urdf.replace(gripper=gripper)
@@ -136,13 +134,13 @@ def test_an_episode_moves_six_joints_and_each_kind_of_gripper(urdf, tmp_path, gr
     moved = arm.read().q - robot.start
     np.testing.assert_allclose(moved, 30 * np.array([0.02, 0, -0.02, 0.02, 0, 0.01]), atol=5e-3)
     assert 0 < lags.max() < 0.03
-    if gripper:  # below 0.5 a binary one stays open
+    if gripper:  # a binary gripper stays open below 0.5
         assert arm.read().gripper == pytest.approx(1.0 if gripper == "binary" else 0.4)
     else:
         assert np.isnan(arm.read().gripper)
 
 
-def test_the_same_episode_comes_twice_and_a_wrong_action_ends_it():
+def test_episodes_repeat_exactly_and_a_wrong_action_is_a_fault():
     robot, count = described("ur5e"), []
 
     def wander():
@@ -159,7 +157,7 @@ def test_the_same_episode_comes_twice_and_a_wrong_action_ends_it():
     assert result.cause == "fault" and "expected 7 numbers" in result.reasons[0] and arm.stopped
 
 
-def test_the_simulated_driver_refuses_and_stops_as_an_arm_does():
+def test_simulated_driver_rejects_and_stops_like_a_real_arm():
     clock, robot = VirtualClock(), described("ur5e")
     arm = SimulatedArm(robot, robot.limits(), clock=clock)
     with pytest.raises(EnvError, match="connect first"):
@@ -186,7 +184,7 @@ def test_the_simulated_driver_refuses_and_stops_as_an_arm_does():
 
 
 def _tetrahedron() -> bytes:
-    """A binary STL."""
+    """Return a binary STL file."""
     corners = np.vstack([np.zeros(3), 0.05 * np.eye(3)])
     faces = [(0, 2, 1), (0, 1, 3), (0, 3, 2), (1, 2, 3)]
     rows = [np.float32([0, 0, 0, *corners[list(face)].ravel()]).tobytes() + bytes(2) for face in faces]

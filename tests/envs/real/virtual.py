@@ -1,4 +1,4 @@
-"""An arm and cameras in virtual time: seconds of motion in milliseconds, and the same every time."""
+"""An arm and cameras in virtual time: seconds of motion take milliseconds and repeat exactly."""
 
 import threading
 from types import SimpleNamespace
@@ -14,17 +14,17 @@ from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
 
-NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)  # pictures
+NOISE = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)  # images
 LIVE = LoopConfig(live=True, image_size=16)
 SLOWLY = np.append(np.full(7, 0.01), 1.0)  # an action
 
 
 class VirtualClock:
-    """A `Clock` whose time passes only while everybody waits, and its own `Condition`.
+    """A `Clock` whose time advances only while all threads wait; it is also its own `Condition`.
 
-    One thread runs at a time: the one that made the clock, or one that `spawn` has started. When it waits, the first of
-    the others that may go on does; when none may, time jumps to the next deadline. Threads that do not wait through
-    this clock must not take part.
+    One thread runs at a time: the creator of the clock, or one started by `spawn`. When it waits, the first other
+    thread that is ready runs; if none is, time jumps to the next deadline. Threads that wait by other means must not
+    take part.
     """
 
     def __init__(self, start: float = 1000.0):
@@ -52,9 +52,9 @@ class VirtualClock:
         threading.Thread(target=run, daemon=True, name=name).start()
         return SimpleNamespace(join=lambda timeout=None: self.wait_for(lambda: done, timeout))
 
-    def at(self, time, what):
-        """Do it at a time, s from now."""
-        return self.spawn(lambda: (self.sleep(time), what()), "timer")
+    def at(self, delay, function):
+        """Call the function after a delay, s."""
+        return self.spawn(lambda: (self.sleep(delay), function()), "timer")
 
     def wait_for(self, predicate, timeout=None):
         wait = _Wait(predicate, np.inf if timeout is None else self._time + timeout)
@@ -66,14 +66,14 @@ class VirtualClock:
     def condition(self):
         return self
 
-    def __enter__(self):  # needs no lock: nobody else runs meanwhile
+    def __enter__(self):  # needs no lock: no other thread runs meanwhile
         return self
 
     def __exit__(self, *_): ...
     def notify_all(self): ...
 
     def _next(self):
-        """Give the turn away."""
+        """Let the next ready thread run."""
         while True:
             for wait in self._waits:
                 if wait.predicate() or wait.deadline <= self._time:
@@ -94,12 +94,12 @@ class _Wait:
         self.predicate, self.deadline, self.ready, self.stuck = predicate, deadline, threading.Event(), False
 
     def turn(self):
-        assert self.ready.wait(300), "somebody does not wait through the clock"
-        assert not self.stuck, "everybody waits for somebody else"
+        assert self.ready.wait(300), "a thread does not wait through the clock"
+        assert not self.stuck, "deadlock: every thread waits for another"
 
 
 class FakeArm:
-    """Stands where it was told last; everything that it was told is kept. A call takes 0.4 ms, as on loopback."""
+    """An arm that stays at its last target and stores all targets. A call takes 0.4 ms, as on loopback."""
 
     def __init__(self, clock, q=HOME, limits=XARM7_LIMITS):
         self.clock, self.limits, self.start = clock, limits, np.array(q)
@@ -120,11 +120,11 @@ class FakeArm:
 
     def read(self):
         self.reads += 1
-        asked = self.clock.now()
+        requested = self.clock.now()
         self.clock.sleep(0.0004)
         if self.silent(self):
             raise EnvError("no answer")
-        return ArmState(self.q.copy(), self.gripper, asked, self.mode, self.error)
+        return ArmState(self.q.copy(), self.gripper, requested, self.mode, self.error)
 
     def command(self, q, gripper):
         now = self.clock.now()
@@ -146,12 +146,12 @@ class FakeArm:
         return DriverStatus(True, self.error, self.mode, 0.0)
 
     def lawful(self):
-        """Asserts that no joint was ever told to go faster, or to speed up more, than it may."""
+        """Assert that no command exceeded the speed or acceleration limit of a joint."""
         q, rate = np.array([self.start, *self.sent]), self.limits.rate_hz
         dq = np.diff(q, axis=0) * rate
         ddq = np.abs(np.diff(dq, axis=0, prepend=0 * dq[:1])) * rate
         gap = np.diff(self.times, prepend=-np.inf)[:, None] > STOOD_S
-        # goes on, or begins from rest
+        # the motion continues, or starts from rest
         ddq = np.where(gap, np.minimum(ddq, np.abs(dq) * rate), ddq)
         assert (np.abs(dq) <= np.array(self.limits.dq_max)).all()
         assert (ddq <= np.array(self.limits.ddq_max) + 1e-6).all()
@@ -159,29 +159,29 @@ class FakeArm:
 
 
 class Film:
-    """A camera that shows pictures (T, H, W, 3) in turn, each 20 ms old before it is there."""
+    """A camera that cycles through images (T, H, W, 3), each 20 ms old on arrival."""
 
-    def __init__(self, clock, pictures, fps=50, late_s=0.02):
-        self._clock, self._pictures, self._fps, self._late = clock, pictures, fps, late_s
+    def __init__(self, clock, images, fps=50, late_s=0.02):
+        self._clock, self._images, self._fps, self._late = clock, images, fps, late_s
         self._begin, self._ended = clock.now(), np.inf
 
     def end(self):
-        """No picture comes any more."""
+        """Deliver no further images."""
         self._ended = min(self._ended, self._clock.now())
 
     def latest(self):
         now = min(self._clock.now(), self._ended)
         seq = 1 + max(0, int((now - self._begin - self._late) * self._fps))
         captured = self._begin + (seq - 1) / self._fps
-        changed = captured if len(self._pictures) > 1 else self._begin
-        return Frame(seq, captured, self._pictures[seq % len(self._pictures)], changed)
+        changed = captured if len(self._images) > 1 else self._begin
+        return Frame(seq, captured, self._images[seq % len(self._images)], changed)
 
     def age(self, now):
         return now - self.latest().t_capture
 
 
 class Watch:
-    """A supervisor that only listens."""
+    """A supervisor that only records calls."""
 
     def __init__(self):
         self.heard, self.gone = [], False
@@ -207,14 +207,14 @@ class Calls(Subscriber):
 
 
 def driven(arm, act, loop=LIVE, camera=None, **settings):
-    """An `ArmRuntime` of an arm in virtual time with one camera, beside a supervisor that only listens."""
+    """Return an `ArmRuntime` of an arm in virtual time, with one camera and a supervisor that only records calls."""
     cameras = {"hand": camera or Film(arm.clock, NOISE, 30)}
     settings = {"supervisor": Watch(), "clock": arm.clock} | settings
     return ArmRuntime(arm, cameras, act, XArm7Points(), loop, **settings)
 
 
 def episode(runtime, steps):
-    """An episode that ends with the arm stopped."""
+    """Run an episode and stop the arm."""
     runtime.arm()
     try:
         return runtime.run(steps)

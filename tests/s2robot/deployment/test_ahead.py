@@ -1,4 +1,4 @@
-"""Plans made while the plan before is executed, in virtual time: a plan takes so long, an action 0.1 s."""
+"""Planning while the previous plan is executed, in virtual time, with actions of 0.1 s."""
 
 import numpy as np
 import pytest
@@ -16,21 +16,21 @@ CHUNK, STEP_S = 8, 0.1
 
 
 def made(takes, *settings):
-    """A clock, what acts, and what it asked of the planner, whose chunks (number of the plan, step) repeat what is fixed."""
-    clock, asked = VirtualClock(), []
+    """Return a clock, a `PlanAhead` and its requests; chunks hold (plan number, step) and repeat fixed actions."""
+    clock, requests = VirtualClock(), []
 
     def plan(step, left, fixed):
-        asked.append((step, left, fixed))
-        number = len(asked)
+        requests.append((step, left, fixed))
+        number = len(requests)
         clock.sleep(takes(number))
         own = np.stack([np.full(CHUNK, number), step + np.arange(CHUNK)], 1)
         return np.concatenate([left[:fixed], own[fixed:]]) if fixed else own
 
-    return clock, PlanAhead(plan, *settings, clock), asked
+    return clock, PlanAhead(plan, *settings, clock), requests
 
 
 def acted(ahead, clock, steps):
-    """Actions (steps, 2), and how late each came, s."""
+    """Return the actions (steps, 2) and the delay of each, s."""
     actions, late = [], []
     for step in range(steps):
         begin = clock.now()
@@ -42,18 +42,18 @@ def acted(ahead, clock, steps):
 
 @settings(max_examples=30, deadline=None)
 @given(sizes=st.tuples(st.integers(1, 6), st.integers(1, 4)).filter(lambda x: x[1] <= x[0] <= CHUNK - x[1]))
-def test_every_plan_continues_the_one_before_without_a_wait(sizes):
+def test_each_plan_continues_the_previous_one_without_a_wait(sizes):
     execute, delay = sizes
-    clock, ahead, asked = made(lambda n: delay * STEP_S - 0.01, execute, delay, 0.2)
+    clock, ahead, requests = made(lambda n: delay * STEP_S - 0.01, execute, delay, 0.2)
     actions, late = acted(ahead, clock, 30)
     assert (late[1:] < 1e-9).all() and (
         actions[:, 1] == np.arange(30)
-    ).all()  # the first plan alone is waited for
+    ).all()  # only the first plan is awaited
     seams = np.flatnonzero(np.diff(actions[:, 0])) + 1
     assert seams.tolist() == list(range(execute + delay, 30, execute))
-    for (step, left, fixed), seam in zip(asked[1:], seams, strict=False):
+    for (step, left, fixed), seam in zip(requests[1:], seams, strict=False):
         assert (step, fixed, len(left)) == (seam - delay, delay, CHUNK - execute)
-        np.testing.assert_array_equal(left[:delay], actions[step:seam])  # what was fixed was executed
+        np.testing.assert_array_equal(left[:delay], actions[step:seam])  # fixed actions were executed
 
 
 def test_a_late_plan_is_waited_for_when_the_chunk_ends():
@@ -63,18 +63,18 @@ def test_a_late_plan_is_waited_for_when_the_chunk_ends():
     assert np.flatnonzero(late > 1e-9).tolist() == [0, 8] and late[8] == pytest.approx(0.3)
 
 
-def test_a_failure_a_pause_and_a_reset_begin_anew():
+def test_planning_restarts_after_a_failure_a_pause_or_a_reset():
     def takes(number):
         if number == 2:
             raise EnvError("no camera")
         return 9.0 if number == 6 else 0.15
 
-    clock, ahead, asked = made(takes, 4, 2, 0.25)
+    clock, ahead, requests = made(takes, 4, 2, 0.25)
     with pytest.raises(EnvError, match="no camera"):
         acted(ahead, clock, 7)
-    assert acted(ahead, clock, 5)[0][:, 0].tolist() == [3] * 5  # the fourth is under way
+    assert acted(ahead, clock, 5)[0][:, 0].tolist() == [3] * 5  # the fourth plan is in progress
     clock.sleep(1.0)
-    assert acted(ahead, clock, 5)[0][:, 0].tolist() == [5] * 5 and asked[4][2] == 0
+    assert acted(ahead, clock, 5)[0][:, 0].tolist() == [5] * 5 and requests[4][2] == 0
     with pytest.raises(EnvError, match="^policy: expected the last plan to end"):
         ahead.reset()
     clock.sleep(5.0)
@@ -82,8 +82,8 @@ def test_a_failure_a_pause_and_a_reset_begin_anew():
     assert acted(ahead, clock, 1)[0].tolist() == [[7, 0]]
 
 
-def test_the_stream_to_the_arm_does_not_stop_at_a_seam():
-    """The whole loop with plans that take 0.2 s: with a plan ahead it keeps its speed, without it stands each time."""
+def test_arm_stream_does_not_stop_between_plans():
+    """With plans that take 0.2 s, the loop keeps its speed if it plans ahead, and otherwise stops for each plan."""
     slowest = []
     for is_ahead in (True, False):
         clock, queue = VirtualClock(), []

@@ -1,6 +1,6 @@
-"""`s2robot deploy` as on a bench: a person at a terminal, cameras that are no emulator's, a box that plans the way.
+"""`s2robot deploy` as on a real bench: an operator at a terminal, replayed cameras, a box that plans motion.
 
-The box is the emulated one, of which deploy knows no more than it would of a real one.
+The box is the emulated one, but `deploy` treats it like a real one.
 """
 
 import json
@@ -26,7 +26,7 @@ pytest.importorskip("xarm")
 
 ROOT = Path(__file__).resolve().parents[3]
 CAMERAS = ("hand", "left")
-# the vendor's own port numbers are not ours to take: the box listens elsewhere
+# the emulated box listens on other ports than the vendor's, which may be in use
 DEPLOY = """
 import sys
 from functools import partial
@@ -40,56 +40,58 @@ sys.exit(main(["deploy", *sys.argv[2:]]))
 
 
 class Terminal:
-    """A program on a terminal, and who sits there."""
+    """A program on a pseudo-terminal and its user."""
 
     def __init__(self, command, folder):
-        self._ours, theirs = pty.openpty()
+        self._controller, terminal = pty.openpty()
         self.process = forks.Popen(
-            command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            command, cwd=folder, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm", "PYTHONFAULTHANDLER": "1"},
         )  # fmt: skip
-        os.close(theirs)
-        self.said = ""  # since the last answer
+        os.close(terminal)
+        self.output = ""  # since the last answer
 
     def until(self, words):
         end = time.monotonic() + PATIENCE
-        while words not in self.said:
-            assert time.monotonic() < end and self._read(), f"found {self.said[-2000:]!r}, expected {words!r}"
+        while words not in self.output:
+            assert time.monotonic() < end and self._read(), (
+                f"found {self.output[-2000:]!r}, expected {words!r}"
+            )
 
     def answer(self, words, keys):
-        """Wait until it says so, then type."""
+        """Wait for the words, then type the keys."""
         self.until(words)
-        self.said = ""
-        os.write(self._ours, keys.encode())
+        self.output = ""
+        os.write(self._controller, keys.encode())
 
     def end(self):
-        """All that it says until it ends, and its exit code."""
+        """Wait for the end of the program; return its remaining output and exit code."""
         end = time.monotonic() + PATIENCE
         while self._read():
             if time.monotonic() > end:
-                self.process.send_signal(signal.SIGABRT)  # it says where each of its threads is
+                self.process.send_signal(signal.SIGABRT)  # prints a traceback of each thread
                 end += PATIENCE
-        return self.said, self.process.wait(PATIENCE)
+        return self.output, self.process.wait(PATIENCE)
 
     def hang_up(self):
-        """The terminal goes, as a window that is closed."""
-        os.close(self._ours)
-        self._ours = None
+        """Close the terminal, as by closing its window."""
+        os.close(self._controller)
+        self._controller = None
 
     def close(self):
         self.process.kill()
         self.process.wait()
-        if self._ours is not None:
-            os.close(self._ours)
+        if self._controller is not None:
+            os.close(self._controller)
 
     def _read(self):
-        """False once nobody can say anything any more."""
-        if select.select([self._ours], [], [], 1.0)[0]:
+        """Read available output; return False once the program's side is closed."""
+        if select.select([self._controller], [], [], 1.0)[0]:
             try:
-                data = os.read(self._ours, 1 << 16).decode(errors="replace")
-            except OSError:  # its end of the terminal is closed
+                data = os.read(self._controller, 1 << 16).decode(errors="replace")
+            except OSError:  # the program's side of the terminal is closed
                 return False
-            self.said += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", data)
+            self.output += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", data)
         return True
 
 
@@ -101,7 +103,7 @@ def box():
 
 @pytest.fixture
 def terminal(box, slow_policy, calm, pictures, tmp_path):
-    """Starts `s2robot deploy --live` on a terminal, before the arm, with replayed pictures."""
+    """Start `s2robot deploy --live` on a terminal with replayed images."""
     opened = []
     box.side("clear")
     box.side("place_arm", joints=(HOME + 0.1).tolist())
@@ -123,26 +125,26 @@ def arrived(box, begin):
     return [c for c in box.side("commands", since=begin)["commands"] if c["kind"] == "motion"]
 
 
-ASKED, JUDGED = "Enter: continue, q: quit. ", "Did the episode succeed? [y/n] "
+CONTINUE, JUDGE = "Enter: continue, q: quit. ", "Did the episode succeed? [y/n] "
 
 
-def test_the_operator_is_asked_and_heard(terminal, box, tmp_path):
+def test_operator_prompts_and_answers_at_the_terminal(terminal, box, tmp_path):
     begin = time.monotonic()
     deploy = terminal("--episodes", "5", "--record", "my demos.zarr", "bridge.loop.max_steps=8")
     deploy.until("to continue: ")
     assert not arrived(box, begin)
     deploy.answer("to continue: ", "move\n")
-    deploy.until(ASKED)
-    assert not arrived(box, begin) and box.side("status")["state"] >= 4  # hands are near: stopped
+    deploy.until(CONTINUE)
+    assert not arrived(box, begin) and box.side("status")["state"] >= 4  # stopped while hands are near
     for words, keys in (
-        (ASKED, "\n"), ("moving to the start", "y"),  # of what has not begun there is no outcome
-        (JUDGED, "maybe\n"), (JUDGED, "\x04"), (JUDGED, "n\n"),
-        (ASKED, "\n"), ("step 1 of 8", "y"),  # ends it, and is the answer
-        (ASKED, "\n"), ("step 1 of 8", " "),
+        (CONTINUE, "\n"), ("moving to the start", "y"),  # an episode that has not started cannot be judged
+        (JUDGE, "maybe\n"), (JUDGE, "\x04"), (JUDGE, "n\n"),
+        (CONTINUE, "\n"), ("step 1 of 8", "y"),  # ends the episode and judges it
+        (CONTINUE, "\n"), ("step 1 of 8", " "),
     ):  # fmt: skip
         deploy.answer(words, keys)
-    said, status = deploy.end()
-    assert status == 0 and "1 of 3 episodes succeeded" in said, said
+    output, status = deploy.end()
+    assert status == 0 and "1 of 3 episodes succeeded" in output, output
     records = json.loads((tmp_path / "run" / "summary.json").read_text())["records"]
     outcomes = [(False, "steps"), (True, "ended"), (False, "stopped")]
     assert [(r["success"], r["cause"]) for r in records] == outcomes
@@ -152,28 +154,28 @@ def test_the_operator_is_asked_and_heard(terminal, box, tmp_path):
     assert not any(c["unsafe"] for c in arrived(box, begin)) and box.side("status")["state"] >= 4
 
 
-def test_the_box_plans_where_it_is_asked_to_and_ctrl_c_at_a_question_loses_nothing(terminal, box, tmp_path):
+def test_box_plans_in_online_mode_and_ctrl_c_at_a_prompt_loses_nothing(terminal, box, tmp_path):
     begin = time.monotonic()
     deploy = terminal("bridge.arm.mode=online", "bridge.loop.max_steps=2", "bridge.home.speed=0.7")
     deploy.answer("to continue: ", "move\n")
-    deploy.answer(ASKED, "\n")
-    deploy.until(JUDGED)
+    deploy.answer(CONTINUE, "\n")
+    deploy.until(JUDGE)
     assert box.side("status")["mode"] == 6
-    np.testing.assert_allclose(box.side("status")["joints"], HOME, atol=0.05)  # it has come there
-    deploy.answer(JUDGED, "\x03")
-    said, status = deploy.end()
-    assert status == 130, said
+    np.testing.assert_allclose(box.side("status")["joints"], HOME, atol=0.05)  # it has arrived there
+    deploy.answer(JUDGE, "\x03")
+    output, status = deploy.end()
+    assert status == 130, output
     (record,) = json.loads((tmp_path / "run" / "summary.json").read_text())["records"]
     assert (record["cause"], record["steps"], record["success"]) == ("steps", 2, False)
     found = arrived(box, begin)
     assert {c["name"] for c in found} == {"MOVE_JOINT"} and not any(c["unsafe"] for c in found)
 
 
-def test_a_terminal_that_closes_in_mid_episode_stops_the_arm(terminal, box, tmp_path):
-    """A dropped connection to the machine, a closed pane: long before a beat is missed (9 s)."""
+def test_closing_the_terminal_in_an_episode_stops_the_arm(terminal, box, tmp_path):
+    """As on a dropped connection or a closed pane: the arm stops long before the heartbeat limit (9 s)."""
     deploy = terminal("bridge.loop.max_steps=1000")
     deploy.answer("to continue: ", "move\n")
-    deploy.answer(ASKED, "\n")
+    deploy.answer(CONTINUE, "\n")
     deploy.until("step 3 of 1000")
     assert box.side("status")["ready"]
     begin = time.monotonic()
@@ -196,8 +198,8 @@ while True:
 """
 
 
-def test_ctrl_c_is_heard_however_soon_it_is_pressed(tmp_path):
-    """One in a hundred came while `input` had asked and not yet begun to read, and waited for the next line."""
+def test_early_ctrl_c_at_a_prompt_is_not_lost(tmp_path):
+    """One in a hundred used to arrive after the prompt but before `input` read, and waited for the next line."""
     asking = Terminal([sys.executable, "-c", ASK], tmp_path)
     try:
         for _ in range(300):

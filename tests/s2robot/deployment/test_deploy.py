@@ -1,4 +1,4 @@
-"""`s2robot deploy` against `s2robot emulate`: what reaches the emulated box is asked of its journal."""
+"""`s2robot deploy` against `s2robot emulate`; the journal of the emulated box lists the commands that reached it."""
 
 import io
 import itertools
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def config(slow_policy, arm_config):
-    """Makes a config of `s2robot deploy` against the emulator."""
+    """Make a config of `s2robot deploy` against the emulator."""
 
     def make(*overrides, policy=slow_policy):
         own = [f"checkpoint='{policy}'"] if policy else []
@@ -39,11 +39,11 @@ def config(slow_policy, arm_config):
 
 @pytest.fixture
 def at_step(monkeypatch):
-    """`at_step(count, what)`: does it when the policy has acted so often."""
+    """`at_step(count, function)` calls the function after `count` actions of the policy."""
     on_step, steps = deploy.Board.on_step, itertools.count(1)
 
-    def make(count, what):
-        acted = lambda self, step: (on_step(self, step), next(steps) == count and what())  # noqa: E731
+    def make(count, function):
+        acted = lambda self, step: (on_step(self, step), next(steps) == count and function())  # noqa: E731
         monkeypatch.setattr(deploy.Board, "on_step", acted)
 
     return make
@@ -56,7 +56,7 @@ def commands(emulator, begin):
 # ---------------------------------------------------------------- without motion
 
 
-def test_a_dry_run_sends_nothing_and_draws_what_it_would(config, emulator, tmp_path, capsys):
+def test_dry_run_sends_nothing_and_plots_the_commands(config, emulator, tmp_path, capsys):
     before = emulator("status")
     begin = time.monotonic()
     assert deploy.deploy(config("check=true")) == 0 and "this policy fits" in capsys.readouterr().out
@@ -76,9 +76,7 @@ def test_a_dry_run_sends_nothing_and_draws_what_it_would(config, emulator, tmp_p
     assert "ROBOT_IP" in (tmp_path / "xarm_sdk.log").read_text()
 
 
-def test_the_preflight_refuses_with_a_line_for_each_finding(
-    config, save_untrained, emulator, tmp_path, capsys
-):
+def test_preflight_stops_with_one_line_per_finding(config, save_untrained, emulator, tmp_path, capsys):
     begin = time.monotonic()
     geometry = {"hand": {"fovy": 60.0, "size": [64, 64]}}
     names = [f"robot0_joint{i}" for i in (2, 1, 3, 4, 5, 6, 7)]
@@ -103,29 +101,29 @@ def test_the_preflight_refuses_with_a_line_for_each_finding(
         (["record=demos.zarr"], "record: expected null"), (["check=true", "live=true"], "check: expected false"),
         (["policy.url=ws://127.0.0.1:1"], "checkpoint: expected either checkpoint or policy.url, got both"),
         (["checkpoint=null"], "checkpoint: expected either checkpoint or policy.url, got neither"),
-        (["checkpoint=nope", "bridge.emulator.port=1"], "checkpoint nope: no such folder"),  # before the arm is sought
+        (["checkpoint=nope", "bridge.emulator.port=1"], "checkpoint nope: no such folder"),  # before connecting to the arm
         (["+bridge.watchdog.camera_holt=1"], "bridge.watchdog.camera_holt: unknown key, expected camera_hold"),
         (["bridge.limits.box=[[0,1],[0,1],[0]]"], "bridge.limits.box"),
         (["bridge.home.speed=inf"], "bridge.home.speed: expected a finite number, got inf"),
         (["robot=panda"], "bridge.emulator.port: expected null with robot=panda"),
     ],
 )  # fmt: skip
-def test_wrong_settings_are_one_line(config, monkeypatch, overrides, text):
+def test_wrong_settings_are_one_error_line(config, monkeypatch, overrides, text):
     monkeypatch.setattr("sys.stdin", open(os.devnull))
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
         deploy.deploy(config(*overrides))
     assert caught.value.user_error
 
 
-def test_without_the_operators_word_nothing_moves(config, emulator, monkeypatch):
+def test_nothing_moves_without_the_operators_confirmation(config, emulator, monkeypatch):
     begin = time.monotonic()
-    typist = io.StringIO()
-    typist.isatty = lambda: True
-    monkeypatch.setattr("sys.stdin", typist)
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", terminal)
     monkeypatch.setattr("builtins.input", lambda: "yes")
     with pytest.raises(UserError, match="^confirmation: expected 'move', got 'yes'"):
         deploy.deploy(config("live=true", "confirm=true"))
-    # `echo move | s2robot deploy --live`, emulated or not, is nobody's consent
+    # `echo move | s2robot deploy --live` is not a confirmation, emulated or not
     for box in ((), ("bridge.emulator.port=null", "robot.ip=127.0.0.1")):
         monkeypatch.setattr("sys.stdin", io.StringIO("move\nmove\n"))
         with pytest.raises(UserError, match="standard input: expected a terminal"):
@@ -149,26 +147,25 @@ def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys)
     assert store.attrs["speed"] == 0.2
     assert store.meta("seed").tolist() == [10000, 10001] and not store.meta("success").any()
     images = store["images_hand"]
-    assert images.std() > 5  # pictures, not a blank
+    assert images.std() > 5  # real images, not blank ones
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["episodes"] == 2 and summary["records"][0]["cause"] == "steps"
     assert summary["records"][0]["period_deviation_ms"]["p50"] >= 0
     assert (tmp_path / "episodes" / "episode_0001.png").exists()
     assert "0 of 2 episodes succeeded" in capsys.readouterr().out
-    # the same command goes on with the same dataset
+    # the same command appends to the same dataset
     assert deploy.deploy(config("live=true", f"record='{path}'", "bridge.loop.max_steps=2")) == 0
     assert len(EpisodeStore.open(path)) == 3
 
 
-def test_a_fault_of_the_arm_ends_all_and_keeps_the_episode(config, emulator, at_step, tmp_path, capsys):
+def test_arm_fault_ends_the_session_and_keeps_the_episode(config, emulator, at_step, tmp_path, capsys):
     path = tmp_path / "real.zarr"
-
     at_step(3, lambda: emulator.fault("error", code=31))
     words = "live=true", "episodes=3", f"record='{path}'", "bridge.loop.max_steps=300"
     assert deploy.deploy(config(*words)) == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["episodes"] == 1 and summary["records"][0]["cause"] == "fault"
-    fault = summary["records"][0]["fault"]  # a busy machine may add a reason of its own
+    fault = summary["records"][0]["fault"]  # a busy machine may add another reason
     assert "arm error 31" in fault
     assert len(EpisodeStore.open(path)) == 1
     assert f"FAULT: {fault}\nThe arm is stopped. Inspect the arm" in capsys.readouterr().out
@@ -187,18 +184,20 @@ def test_ctrl_c_brakes_and_stops_the_arm(emulator, slow_policy, pictures, calm, 
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    seen = []
-    while not any(re.search(r"state running, .*step [1-9]\d* of 1000", line) for line in seen[-1:]):
-        seen.append(process.stdout.readline())
-        assert seen[-1], seen
+    lines = []
+    while not any(re.search(r"state running, .*step [1-9]\d* of 1000", line) for line in lines[-1:]):
+        lines.append(process.stdout.readline())
+        assert lines[-1], lines
     process.send_signal(signal.SIGINT)
-    rest = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 130, rest
-    said = "".join(seen) + rest
+    remainder = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 130, remainder
+    output = "".join(lines) + remainder
     (log,) = tmp_path.glob("runs/deploy/*/xarm_sdk.log")
-    assert log.read_text().count("ROBOT_IP") >= 2  # the supervisor has a connection of its own
-    assert not re.search("SDK_VERSION|ROBOT_IP|protocol identifier|ready to move", said), said
-    assert "1 (seed 10000)" in rest.replace("episode ", "").replace(" of 3", "") and "stopped" in rest
+    assert log.read_text().count("ROBOT_IP") >= 2  # the supervisor has its own connection
+    assert not re.search("SDK_VERSION|ROBOT_IP|protocol identifier|ready to move", output), output
+    assert (
+        "1 (seed 10000)" in remainder.replace("episode ", "").replace(" of 3", "") and "stopped" in remainder
+    )
     status = emulator("status")
     assert status["state"] >= 4 and max(np.abs(status["velocities"])) < 0.01
     found = commands(emulator, begin)
@@ -208,7 +207,7 @@ def test_ctrl_c_brakes_and_stops_the_arm(emulator, slow_policy, pictures, calm, 
     assert max(c["time"] for c in found if c["kind"] in ("stop", "state")) >= last - 0.01
 
 
-def test_a_remote_policy_acts_and_its_loss_holds_before_it_is_a_fault(config, served, at_step, tmp_path):
+def test_losing_a_remote_policy_holds_before_it_is_a_fault(config, served, at_step, tmp_path):
     server, url = served
     words = (
         "live=true", f"policy.url={url}", "policy.deadline_s=30", "policy.connect_s=60",

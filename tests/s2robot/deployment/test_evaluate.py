@@ -1,4 +1,4 @@
-"""`s2robot evaluate evaluate=arm` against `s2robot emulate`, with the vendor's SDK and a policy that nobody trained."""
+"""`s2robot evaluate evaluate=arm` against `s2robot emulate`, with the vendor's SDK and an untrained policy."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ SEED = 10000
 
 @pytest.fixture
 def config(slow_policy, arm_config):
-    """Makes a config of `s2robot evaluate --live` against the emulator: two episodes of three steps."""
+    """Make a config of `s2robot evaluate --live` against the emulator: two episodes of three steps."""
     short = ("live=true", "env.max_steps=3", "evaluate.episodes=2")
     return partial(arm_config, "evaluate", "evaluate=arm", f"checkpoint='{slow_policy}'", *short)
 
@@ -47,16 +47,16 @@ def records(folder):
     return read_records(folder / "episodes.jsonl")
 
 
-def evaluation(stack, cfg, **asked):
-    """An evaluation on a connected arm, past the pre-flight."""
+def evaluation(stack, cfg, **options):
+    """Return an evaluation on a connected arm, after the pre-flight."""
     settings = read(ArmEvaluationSettings, cfg.evaluate)
-    return ArmEvaluation(Rig(cfg, stack), settings, task_settings(cfg), Path(cfg.run_dir), **asked)
+    return ArmEvaluation(Rig(cfg, stack), settings, task_settings(cfg), Path(cfg.run_dir), **options)
 
 
 # ---------------------------------------------------------------- end to end
 
 
-def test_an_evaluation_writes_what_a_simulated_one_writes_and_resumes(config, emulator, tmp_path, capsys):
+def test_evaluation_writes_the_same_files_as_in_simulation_and_resumes(config, emulator, tmp_path, capsys):
     begin = time.monotonic()
     verbs.evaluate(config())
     found = commands(emulator, begin)
@@ -70,7 +70,7 @@ def test_an_evaluation_writes_what_a_simulated_one_writes_and_resumes(config, em
         assert r["video"] == f"videos/episode_000{i}.mp4" and (tmp_path / r["video"]).stat().st_size > 1000
         actions = np.load(tmp_path / f"actions/episode_000{i}.npy")
         assert actions.shape == (3, 8) and actions.dtype == np.float32
-    # the cube lies where the simulated episode of that seed has it
+    # the cube lies where the simulated episode with that seed places it
     scene = emulator("reset_scene", seed=SEED + 1)
     assert r["cube_xy"] == pytest.approx(scene["cube_pose"][:2], abs=2e-3)
 
@@ -84,7 +84,7 @@ def test_an_evaluation_writes_what_a_simulated_one_writes_and_resumes(config, em
     assert "emulated arm" in page and page.count("<video") == 2
     assert "episode 2 of 2 (seed 10001): no success, 3 steps" in capsys.readouterr().out
 
-    # one more position is all that a longer one runs
+    # a longer evaluation runs only the one additional position
     before = (tmp_path / "actions/episode_0000.npy").stat().st_mtime_ns
     verbs.evaluate(config("evaluate.episodes=3"))
     assert [r["seed"] for r in records(tmp_path)] == [SEED, SEED + 1, SEED + 2]
@@ -94,10 +94,10 @@ def test_an_evaluation_writes_what_a_simulated_one_writes_and_resumes(config, em
         verbs.evaluate(config("bridge.speed=0.3"))
 
 
-# ---------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------- faults
 
 
-def test_it_holds_where_members_disagree_as_deploy_does(config, emulator, save_untrained, tmp_path):
+def test_evaluation_holds_while_members_disagree(config, emulator, save_untrained, tmp_path):
     pair = save_untrained(tmp_path / "pair", members=2)
     limit = ["bridge.watchdog.disagreement=1e-9", "bridge.watchdog.hold_fault=2"]
     cfg = config(f"checkpoint='{pair}'", "evaluate.episodes=1", "evaluate.videos=false", *limit)
@@ -107,9 +107,11 @@ def test_it_holds_where_members_disagree_as_deploy_does(config, emulator, save_u
 
 
 def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_path, monkeypatch):
-    asked, free, steps = [], EmulatedOperator.free, itertools.count(1)
+    faults, free, steps = [], EmulatedOperator.free, itertools.count(1)
     breaks = Calls(step=lambda step: next(steps) == 3 and emulator.fault("error", code=31))
-    monkeypatch.setattr(EmulatedOperator, "free", lambda self, why: asked.append(why) or free(self, why))
+    monkeypatch.setattr(
+        EmulatedOperator, "free", lambda self, fault: faults.append(fault) or free(self, fault)
+    )
     with ExitStack() as stack:
         found = evaluation(stack, config("env.max_steps=6", "evaluate.videos=false"))
         found.session.runtime.loop.subscribers.append(breaks)
@@ -119,10 +121,10 @@ def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_p
     assert 1 < first["steps"] < 6
     assert second["fault"] == "" and second["steps"] == 6
     assert summary["faults"] == 1 and summary["episodes"] == 2
-    assert asked[-1] == tuple(first["fault"].split("; "))  # told before the arm moved again
+    assert faults[-1] == tuple(first["fault"].split("; "))  # reported before the arm moved again
 
 
-# ---------------------------------------------------------------- refusals
+# ---------------------------------------------------------------- rejected settings
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_p
         (["env.lighting=2"], "env.lighting: expected 1.0 as the running `s2robot emulate` has it, got 2.0"),
     ],
 )  # fmt: skip
-def test_wrong_settings_are_one_line_and_nothing_moves(config, emulator, monkeypatch, overrides, text):
+def test_wrong_settings_are_one_error_line_and_nothing_moves(config, emulator, monkeypatch, overrides, text):
     monkeypatch.setattr("sys.stdin", open(os.devnull))
     begin = time.monotonic()
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
@@ -156,37 +158,37 @@ def test_wrong_settings_are_one_line_and_nothing_moves(config, emulator, monkeyp
           for words in (["--episodes"], ["--record", "--live"], ["--live=yes"])),
     ],
 )  # fmt: skip
-def test_wrong_words_are_one_line(tmp_path, capsys, words, text):
+def test_wrong_command_lines_are_one_error_line(tmp_path, capsys, words, text):
     assert main([words[0], f"hydra.run.dir='{tmp_path}'", *words[1:]]) == 2
     assert text in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------- a person beside the arm
+# ---------------------------------------------------------------- an operator at the arm
 
 
-def test_what_a_person_is_asked_about_an_episode_and_which_keys_judge_it():
-    """Keys and questions at a terminal are test_bench.py's."""
-    asked, answers, stop = [], ["", "x", "2", "y", "y"], Stop()
-    person = TerminalOperator(lambda question: (asked.append(question), answers.pop(0))[1])
+def test_operator_prompts_and_the_keys_that_judge_an_episode():
+    """test_bench.py covers keys and prompts at a terminal."""
+    prompts, answers, stop = [], ["", "x", "2", "y", "y"], Stop()
+    person = TerminalOperator(lambda question: (prompts.append(question), answers.pop(0))[1])
     operator = WatchingOperator(person, stop, read_keys=lambda on_key: nullcontext())
-    assert operator.stage() == "lift" and len(asked) == 3  # until it is answered
-    operator.trouble = "move: found arm error 31"  # of the attempt before
-    assert operator.free(()) and operator.trouble in asked[3] and stop.moving and not answers
-    operator.on_key("y")  # on the way to the start: no judgement
+    assert operator.stage() == "lift" and len(prompts) == 3  # repeated until answered
+    operator.trouble = "move: found arm error 31"  # from the previous attempt
+    assert operator.free(()) and operator.trouble in prompts[3] and stop.moving and not answers
+    operator.on_key("y")  # ignored on the way to the start
     assert not operator.ended()
-    operator.acting = True  # the loop has begun
+    operator.acting = True  # the loop has started
     operator.on_key("n")
     assert operator.ended() and operator.t_end is not None
     assert not operator.success() and not stop.moving
 
 
-def test_a_person_evaluates(config, emulator, tmp_path, capsys):
-    """Questions on the terminal; the key y in the middle of the first episode, and a no to the second."""
-    asked, scene = [], EmulatedOperator(emulator)
+def test_operator_evaluates_at_the_terminal(config, emulator, tmp_path, capsys):
+    """The operator presses y during the first episode and declines the second."""
+    prompts, scene = [], EmulatedOperator(emulator)
 
     def ask(question):
-        asked.append(question)
-        return "n" if sum("Place the cube" in q for q in asked) == 2 else "y"
+        prompts.append(question)
+        return "n" if sum("Place the cube" in q for q in prompts) == 2 else "y"
 
     class Person(TerminalOperator):
         def place(self, placing):
@@ -204,12 +206,12 @@ def test_a_person_evaluates(config, emulator, tmp_path, capsys):
     assert r["success"] and 3 <= r["steps"] <= 5 and r["time_to_success_s"] > 0.4 and r["closest_m"] is None
     assert r["stage"] == "held" and r["video"] is None and not (tmp_path / "videos").exists()
     assert len(np.load(tmp_path / "actions/episode_0000.npy")) == r["steps"]
-    assert "Place the cube at" in asked[-1] and "open its gripper and move" in asked[-2]
+    assert "Place the cube at" in prompts[-1] and "open its gripper and move" in prompts[-2]
     assert "1 of 2 episodes are done; hydra.run.dir=" in capsys.readouterr().out
     assert emulator("status")["state"] >= 4
 
 
-def test_a_real_arm_has_no_scene_to_change():
+def test_scene_changes_are_rejected_on_a_real_arm():
     check_world(CubePickConfig(cube_size=0.03), None)
     with pytest.raises(UserError, match="env.clutter: expected 0 on an arm"):
         check_world(CubePickConfig(clutter=3), None)

@@ -1,4 +1,4 @@
-"""Policies of LeRobot datasets on LeRobot's robots: `s2robot deploy robot=lerobot`, with a robot that has LeRobot's interface."""
+"""Policies of LeRobot datasets on LeRobot robots: `s2robot deploy robot=lerobot` with a fake robot."""
 
 import json
 
@@ -15,24 +15,23 @@ from s2robot.envs.real.arms import lerobot
 from s2robot.envs.real.arms.lerobot import LeRobotArm
 from tests.envs.real.arms.test_lerobot import KEYS, Robot, about
 
-THEIRS = KEYS[::-1]  # a dataset's order
+DATASET_KEYS = KEYS[::-1]  # in the dataset's order
 
 
-def contract(names=THEIRS, kind="absolute"):
+def contract(names=DATASET_KEYS, kind="absolute"):
     parts = [{"name": "numbers", "size": len(names), "kind": kind, "names": list(names)}]
     joints = {"action_frame": "parts", "joint_names": list(names), "robot": "so101_follower"}
     return {"proprio_parts": parts, "action_parts": parts, **joints}
 
 
-def test_numbers_are_translated_by_name_and_unit():
+def test_values_are_translated_by_name_and_unit():
     arm = LeRobotArm(about(), about().limits())
-    given = []
-    policy = Policy(
-        lambda o: given.append(o["proprio"]) or np.arange(6.0), None, contract(), 256, None, list, None
-    )
+    inputs = []
+    act = lambda o: inputs.append(o["proprio"]) or np.arange(6.0)  # noqa: E731
+    policy = Policy(act, None, contract(), 256, None, list, None)
     translated = by_name(policy, about(), arm)
     action = translated.act({"proprio": np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.25], np.float32)})
-    np.testing.assert_allclose(given[0], [25, *np.degrees([0.5, 0.4, 0.3, 0.2, 0.1])], rtol=1e-6)
+    np.testing.assert_allclose(inputs[0], [25, *np.degrees([0.5, 0.4, 0.3, 0.2, 0.1])], rtol=1e-6)
     np.testing.assert_allclose(action, [*np.radians([5, 4, 3, 2, 1]), 0.0])
     assert translated.absolute and translated.contract["action_frame"] == ACTION_FRAME
 
@@ -40,19 +39,17 @@ def test_numbers_are_translated_by_name_and_unit():
 @pytest.mark.parametrize(
     ("wrong", "text"),
     [
-        (contract([*THEIRS[:-1], "pan.pos"]), "proprio: expected the robot's shoulder_pan.*, got gripper.*, pan"),
+        (contract([*DATASET_KEYS[:-1], "pan.pos"]), "proprio: expected the robot's shoulder_pan.*, got gripper.*, pan"),
         (contract(kind="delta"), "expected absolute numbers, got numbers"),
     ],
 )  # fmt: skip
-def test_other_names_and_steps_are_refused(wrong, text):
+def test_other_joint_names_and_delta_actions_are_rejected(wrong, text):
     arm = LeRobotArm(about(), about().limits())
     with pytest.raises(UserError, match=text):
         by_name(Policy(np.zeros, None, wrong, 256, None, list, None), about(), arm)
 
 
-def test_a_dry_run_with_the_cameras_of_the_robot(
-    save_untrained, pictures, calm, tmp_path, monkeypatch, capsys
-):
+def test_dry_run_with_the_robot_cameras(save_untrained, pictures, calm, tmp_path, monkeypatch, capsys):
     home = dict(zip(KEYS, [*np.degrees(about().start), 50.0], strict=True))
     rng = np.random.default_rng(0)
     frames = {name: rng.integers(0, 256, (72, 96, 3), np.uint8) for name in ("hand", "left")}

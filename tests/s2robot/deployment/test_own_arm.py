@@ -1,4 +1,4 @@
-"""Arms other than the xArm7 through `s2robot deploy`: simulated ones, and a driver of one's own (docs/own-arm.md)."""
+"""Arms other than the xArm7 with `s2robot deploy`: simulated ones, and a custom driver (docs/own-arm.md)."""
 
 import importlib
 import json
@@ -24,7 +24,7 @@ from tests.inline import do_inline
 
 @pytest.fixture
 def policy(save_untrained, tmp_path):
-    """Makes a checkpoint for an arm; its actions are small."""
+    """Make a checkpoint for an arm, with small actions."""
 
     def make(arm: ArmDescription):
         parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}
@@ -38,27 +38,21 @@ def policy(save_untrained, tmp_path):
 
 @pytest.fixture
 def config(policy, calm, pictures, tmp_path, monkeypatch):
-    """Makes a config of `s2robot deploy` for an arm; a dot of `changes` is written as __."""
+    """Make a config of `s2robot deploy` for an arm."""
 
     def make(arm: ArmDescription, *overrides):
         monkeypatch.syspath_prepend(OWN)
         monkeypatch.setattr("line_arm.LineArm.answer_s", 20.0)  # a busy machine is no fault
         monkeypatch.setattr("line_arm.LineArm.gone_s", 20.0)
         words = [f"checkpoint='{policy(arm)}'", f"demos.path='{pictures}'", f"run_dir='{tmp_path}'"]
-        words += [
-            "confirm=false",
-            f"robot={arm.name}",
-            f"hydra.searchpath=[file://{OWN}/configs]",
-            *calm,
-            *overrides,
-        ]
+        words += ["confirm=false", f"robot={arm.name}", f"hydra.searchpath=[file://{OWN}/configs]", *calm]
         with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            return compose("deploy", words)
+            return compose("deploy", [*words, *overrides])
 
     return make
 
 
-def test_a_dry_run_of_six_joints(config, tmp_path, capsys):
+def test_dry_run_of_a_six_joint_arm(config, tmp_path, capsys):
     assert deploy.deploy(config(described("ur5e"), "bridge=simulated", "dry_run_steps=2")) == 0
     out = capsys.readouterr().out
     assert not re.search("^stop ", out, re.MULTILINE) and "no Cartesian limits" not in out
@@ -67,7 +61,7 @@ def test_a_dry_run_of_six_joints(config, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("gripper", ["continuous", None])
-def test_an_episode_of_six_joints_is_recorded_with_the_gripper_that_there_is(config, tmp_path, gripper):
+def test_six_joint_episode_is_recorded_with_or_without_a_gripper(config, tmp_path, gripper):
     arm, size = described("ur5e", gripper=gripper), 6 + (gripper is not None)
     record = f"record='{tmp_path}/mine.zarr'"
     words = [f"robot.gripper={gripper or 'null'}", "bridge.loop.max_steps=3", record]
@@ -78,12 +72,12 @@ def test_an_episode_of_six_joints_is_recorded_with_the_gripper_that_there_is(con
     assert store["action"].shape == store["proprio"].shape == (3, size) and store.robot == "ur5e"
     assert store.attrs["joint_names"] == list(arm.joint_names)
     np.testing.assert_allclose(store["proprio"][0, :6], arm.start, atol=0.02)
-    assert np.ptp(store["images_hand"], axis=(1, 2)).max() > 10  # something is seen
+    assert np.ptp(store["images_hand"], axis=(1, 2)).max() > 10  # not a blank image
     moved = store["proprio"][2, :6] - store["proprio"][0, :6]
     np.testing.assert_allclose(moved, store["action"][:2, :6].sum(0), atol=5e-3)
 
 
-def test_a_driver_of_ones_own_without_a_model_is_told_what_is_not_checked(config, box, pictures, capsys):  # noqa: F811
+def test_custom_driver_without_a_model_warns_about_skipped_checks(config, box, pictures, capsys):  # noqa: F811
     arm = described("ur5e", model=None, points=())
     box.state["q_deg"] = np.degrees(arm.start).tolist()
     films = "kind=replay", f"device='{pictures}'"
@@ -96,7 +90,7 @@ def test_a_driver_of_ones_own_without_a_model_is_told_what_is_not_checked(config
     assert set(box.asked) <= {"state", "stop"}  # nothing was sent
 
 
-def test_a_panda_is_simulated_and_its_driver_is_reached(config, monkeypatch):
+def test_panda_is_simulated_and_its_driver_is_loaded(config, monkeypatch):
     arm = described("panda")
     assert deploy.deploy(config(arm, "bridge=simulated", "check=true")) == 0
     monkeypatch.setitem(sys.modules, "franky", None)
@@ -115,14 +109,14 @@ def test_a_panda_is_simulated_and_its_driver_is_reached(config, monkeypatch):
         (["bridge=simulated", "robot.gripper=null"], "policy: actions: expected the arm's joints (6 delta), got joints (6 delta), gripper"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_the_arm_is_one_line(config, overrides, text):
+def test_mismatch_with_the_arm_is_one_error_line(config, overrides, text):
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
         deploy.deploy(config(described("ur5e"), *overrides))
     assert caught.value.user_error and "\n" not in str(caught.value)
 
 
-def test_the_page_runs_as_it_is_written(tiny_encoder, calm, tmp_path, monkeypatch, capsys):
-    """Commands of docs/own-arm.md, with smaller frames and encoder; a busy machine is no fault."""
+def test_documented_commands_run_as_written(tiny_encoder, calm, tmp_path, monkeypatch, capsys):
+    """Run the commands of docs/own-arm.md with smaller frames, a smaller encoder and generous time limits."""
     page = (OWN.parents[1] / "docs" / "own-arm.md").read_text(encoding="utf-8")
     enter, demos, train, live = (shlex.split(line) for line in re.findall("^    (.*)$", page, re.MULTILINE))
     assert enter == ["cd", "examples/own_arm"] and demos[1] == "../own_demos.py"

@@ -1,4 +1,4 @@
-"""Pre-flight: what fits gives only `ok`, and each thing that does not gives one line that stops."""
+"""Pre-flight: a matching setup yields only `ok`, and each mismatch yields one line that stops or warns."""
 
 import itertools
 import types
@@ -20,7 +20,7 @@ from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from tests.envs.real.home import described
 
 VIEWS = ("hand", "left", "right")
-NAMES = [f"robot0_{name}" for name in described("xarm7").joint_names]  # as the simulator calls them
+NAMES = [f"robot0_{name}" for name in described("xarm7").joint_names]  # the simulator's names
 CAMERAS = {"hand": Camera(256, 256, 30, fovy=75.0), "left": Camera(480, 480, 30, fovy=45.0)}
 GEOMETRY = {"hand": {"size": [256, 256], "fovy": 75.0}, "left": {"size": [256, 256], "fovy": 45.0}}
 CONTRACT = {
@@ -34,17 +34,17 @@ def check(cameras=CAMERAS, image_size=256, rate_hz=10, encoder="f00d", **contrac
 
 
 def bad(findings) -> list[tuple[str, str]]:
-    """Level and check of all but those that are in order."""
+    """Return the level and check of each finding that is not ok."""
     return [(finding.level, finding.check) for finding in findings if finding.level != OK]
 
 
-def test_what_fits_gives_a_line_for_each_check_and_stops_nothing():
+def test_matching_setup_gives_one_ok_line_per_check():
     findings = check()
     assert not bad(findings)
     checks = ["robot", "joints", "rate", "action frame", "encoder", "camera hand", "camera left"]
     assert [finding.check for finding in findings] == checks
     assert str(findings[-1]) == "ok      camera left: 480 x 480 at 30 Hz"
-    assert not bad(check(cameras=CAMERAS | {"top": Camera(1, 1, 1)}))  # of no concern to this policy
+    assert not bad(check(cameras=CAMERAS | {"top": Camera(1, 1, 1)}))  # not used by this policy
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_what_fits_gives_a_line_for_each_check_and_stops_nothing():
         ({"encoder": "beef"}, "encoder"), ({"action_frame": "joint_absolute"}, "action frame"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_stops(change, about):
+def test_each_mismatch_stops(change, about):
     assert bad(check(**change)) == [(STOP, about)]
 
 
@@ -68,17 +68,17 @@ def test_only_the_right_order_of_joints_passes(names):
     [({"fps": 5}, STOP), ({"fps": float("nan")}, STOP), ({"width": 640}, STOP), ({"fovy": 60.0}, STOP),
      ({"fovy": None}, WARNING), ({"width": 128, "height": 128}, WARNING)],
 )  # fmt: skip
-def test_cameras_that_do_not_fit(change, level):
+def test_camera_mismatches_stop_or_warn(change, level):
     found = check(cameras=CAMERAS | {"hand": replace(CAMERAS["hand"], **change)})
     assert bad(found) == [(level, "camera hand")]
 
 
-def test_a_camera_of_another_shape_and_one_that_the_demos_do_not_describe():
-    """What counts is the shape that the policy knows: its demos', or squares where they were cut out of wide frames."""
+def test_camera_shapes_that_differ_or_that_the_demos_omit():
+    """The reference is the shape in the policy's contract: that of its demos, or squares cropped from wide frames."""
     wide = GEOMETRY | {"hand": {"size": [480, 640], "fovy": 75.0}}
     sizes = {"hand": (480, 640), "left": 256}
-    given = CAMERAS | {"hand": Camera(640, 480, 30, fovy=75.0)}
-    assert not bad(check(cameras=given, image_size=sizes, camera_geometry=wide))
+    cameras = CAMERAS | {"hand": Camera(640, 480, 30, fovy=75.0)}
+    assert not bad(check(cameras=cameras, image_size=sizes, camera_geometry=wide))
     found = check(image_size=sizes, camera_geometry=wide)
     assert bad(found) == [(STOP, "camera hand"), (WARNING, "camera hand")]
     assert not bad(check(camera_geometry=wide))  # squares
@@ -88,7 +88,6 @@ def test_a_camera_of_another_shape_and_one_that_the_demos_do_not_describe():
 
 
 # ---------------------------------------------------------------- an observation
-
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
 IMAGES = dict(zip(("hand", "left"), FRAMES, strict=True))
@@ -108,7 +107,7 @@ def seen(proprio=HOME, **images):
      ({"proprio": np.full(8, np.nan)}, "proprio"), ({"proprio": [*HOME[:7], 850.0]}, "proprio"),
      ({"proprio": [0.0, 45.0, *HOME[2:]]}, "proprio")],
 )  # fmt: skip
-def test_observations_that_cannot_be(change, about):
+def test_implausible_observations_stop(change, about):
     assert bad(seen(**change)) == [(STOP, about)]
     assert not bad(seen()) and [f.check for f in seen()] == ["frame hand", "frame left", "proprio"]
 
@@ -118,7 +117,7 @@ def test_observations_that_cannot_be(change, about):
     [([0.03] * 50, OK), ([0.06] * 50, WARNING), ([0.03] * 40 + [0.2] * 10, STOP), ([0.1] * 50, STOP),
      ([0.03] * 49 + [float("nan")], STOP)],
 )  # fmt: skip
-def test_latency_against_the_period(seconds, level):
+def test_latency_is_checked_against_the_period(seconds, level):
     assert check_latency(seconds, 10).level == level
 
 
@@ -130,9 +129,9 @@ def demos():
     return preflight.demo_images(EpisodeStore.open(shipped_demos("xarm7_cube")), VIEWS, 64, episodes=6)
 
 
-def test_what_the_demos_saw_is_recognised(demos):
+def test_views_of_the_demos_are_recognised(demos):
     assert {name: images.shape for name, images in demos.items()} == dict.fromkeys(VIEWS, (6, 64, 64, 3))
-    for i in range(6):  # other cubes and start poses than the mean's
+    for i in range(6):  # cubes and start poses differ from the mean
         assert not bad(compare_views({name: demos[name][i] for name in VIEWS}, demos))
 
 
@@ -141,26 +140,26 @@ def test_what_the_demos_saw_is_recognised(demos):
     [(lambda x: x[::-1, ::-1], "set rotate: 2"), (lambda x: x[::-1], "flipped"),
      (lambda x: np.rot90(x), "set rotate: 3"), (lambda x: np.full_like(x, 128), "unlike")],
 )  # fmt: skip
-def test_a_camera_that_is_mounted_wrongly_is_told(demos, change, word):
+def test_wrongly_mounted_camera_is_reported(demos, change, word):
     for camera, i in itertools.product(VIEWS, range(6)):
         (found,) = compare_views({camera: np.ascontiguousarray(change(demos[camera][i]))}, demos)
         assert found.level == WARNING and found.check == f"view {camera}"
-        # a symmetric view, as the hand's, may be told as another turn: a warning it is
+        # a symmetric view such as the hand's may be reported with another rotation, but always as a warning
         assert word in found.text or camera == "hand" and "looks" in found.text, found.text
 
 
-def test_exchanged_cameras_are_told(demos):
+def test_swapped_cameras_are_reported(demos):
     for a, b in (("left", "right"), ("right", "left"), ("hand", "left")):
         (found,) = compare_views({a: demos[b][0]}, demos)
         assert found.level == WARNING and f"looks like what '{b}' saw" in found.text
         assert compare_views({a: demos[b][0]}, demos, live=True)[0].level == STOP
     noise = np.random.default_rng(0).integers(0, 256, demos["left"][0].shape, np.uint8)
     turned = np.ascontiguousarray(demos["left"][0][::-1, ::-1])
-    for image in (noise, turned):  # like nothing, and for the operator's eye
+    for image in (noise, turned):  # unlike any view, so the operator decides
         assert compare_views({"left": image}, demos, live=True)[0].level == WARNING
 
 
-def test_demos_that_have_to_be_drawn_are_a_warning_without_the_simulator(demos, tmp_path, monkeypatch):
+def test_demos_that_need_rendering_only_warn_without_the_simulator(demos, tmp_path, monkeypatch):
     def missing():
         raise UserError("mujoco is not installed: pip install 's2robot[sim]'")
 

@@ -1,4 +1,4 @@
-"""`s2robot record` on the emulated arm with its cameras: by hand, by teleoperation, and as corrections of a policy."""
+"""`s2robot record` on the emulated arm with its cameras: hand guiding, teleoperation, and corrections of a policy."""
 
 import os
 import signal
@@ -37,12 +37,12 @@ CORRECTED = 700  # the first position of a correction
 
 @pytest.fixture
 def config(arm_config, tmp_path):
-    """`config(kind, *words)` of `s2robot record` into `out.zarr`."""
+    """`config(kind, *words)` makes a config of `s2robot record` into `out.zarr`."""
 
     def make(kind, *words):
-        looks = () if kind == "dagger" else (f"env.image_size={SIZE}", "env.cameras=[hand,left]")
+        views = () if kind == "dagger" else (f"env.image_size={SIZE}", "env.cameras=[hand,left]")
         out = f"out='{tmp_path / 'out.zarr'}'"
-        words = f"seed={SEED}", "episodes=1", *looks, *words
+        words = f"seed={SEED}", "episodes=1", *views, *words
         return arm_config("record", f"recording={kind}", out, *words)
 
     return make
@@ -50,7 +50,7 @@ def config(arm_config, tmp_path):
 
 @pytest.fixture
 def demos(tmp_path):
-    """Two short demos as an arm's recorder writes them; `demos(led=True)` as they are led by hand."""
+    """Make two short demos as recorded on an arm; `demos(led=True)` makes hand-guided ones."""
 
     def make(led=False):
         path, blank = tmp_path / "demos.zarr", np.zeros((6, 8), np.float32)
@@ -72,39 +72,39 @@ def demos(tmp_path):
 
 
 def person(*plays):
-    """Reads keys: each play, `play(on_key)`, runs beside an episode, in turn; the last one beside all that follow."""
-    left = list(plays)
+    """Return a key reader that runs one `play(on_key)` per episode, in order; the last one repeats."""
+    remaining = list(plays)
 
     @contextmanager
     def keys(on_key):
         def run():
             try:
-                (left.pop(0) if len(left) > 1 else left[0])(on_key)
-            except BaseException:  # the test's to raise; the episode ends
+                (remaining.pop(0) if len(remaining) > 1 else remaining[0])(on_key)
+            except BaseException:  # end the episode; the test re-raises
                 on_key("x")
                 raise
 
         with ThreadPoolExecutor(1) as pool:
-            played = pool.submit(run)
+            play = pool.submit(run)
             yield
-            played.result(PATIENCE)
+            play.result(PATIENCE)
 
     return keys
 
 
 def further(recording, steps, meanwhile=lambda: None):
-    """Waits until the episode under way has so many steps more."""
+    """Wait until the current episode has `steps` more steps."""
     end = len(recording.recorder) + steps
     wait_for(lambda: meanwhile() or len(recording.recorder) >= end)
 
 
 def led(side):
-    """Waits until the box lets a person lead the arm."""
+    """Wait until the box lets an operator lead the arm."""
     wait_for(lambda: side("status")["mode"] == 2 and side("status")["ready"])
 
 
 def wave(side, end="\r"):
-    """A short motion by hand that lifts nothing."""
+    """Return a play with a short motion by hand that lifts nothing."""
 
     def act(on_key):
         led(side)
@@ -119,7 +119,7 @@ def wave(side, end="\r"):
 
 
 @pytest.mark.slow
-def test_taught_by_hand_and_trained_on(config, emulator, tmp_path, tiny_encoder, monkeypatch):
+def test_hand_taught_demo_is_recorded_and_trained_on(config, emulator, tmp_path, tiny_encoder, monkeypatch):
     monkeypatch.setattr(EmulatedOperator, "success", lambda self: True)
     grip = lambda on_key: wave(emulator)(lambda key: (on_key(" "), time.sleep(0.5), on_key(key)))  # noqa: E731
     store = ArmRecording(config("teach"), None, person(grip)).run()
@@ -135,14 +135,14 @@ def test_taught_by_hand_and_trained_on(config, emulator, tmp_path, tiny_encoder,
     assert main(["train", *training]) == 0 and (tmp_path / "train" / "checkpoint").is_dir()
 
 
-def test_sessions_go_on_with_the_next_place_and_what_is_discarded_is_not_written(config, emulator):
+def test_sessions_resume_at_the_next_position_without_discarded_episodes(config, emulator):
     store = ArmRecording(config("teach"), None, person(wave(emulator, "x"), wave(emulator))).run()
     assert len(store) == 1 and list(store.meta("seed")) == [SEED + 1] and not store.meta("success").any()
     again = ArmRecording(config("teach"), None, person(wave(emulator))).run()
     assert list(again.meta("seed")) == [SEED + 1, SEED + 2]
 
 
-def test_teleoperated_with_keys(config, emulator):
+def test_demo_is_teleoperated_with_keys(config, emulator):
     def lift(on_key):
         further(recording, 1)
         on_key(" ")
@@ -152,15 +152,15 @@ def test_teleoperated_with_keys(config, emulator):
     recording = ArmRecording(config("teleop"), None, person(lift))
     store = recording.run()
     assert len(store) == 1 and store.attrs["source"] == "teleop, emulator" and 6 <= store.num_steps <= 60
-    wanted = {"action", "action_raw", "action_sent", "proprio", "images_hand", "images_left", "verdict"}
-    assert wanted <= set(store.keys) and not store["code"].any() and store["verdict"].max() <= 1
+    expected = {"action", "action_raw", "action_sent", "proprio", "images_hand", "images_left", "verdict"}
+    assert expected <= set(store.keys) and not store["code"].any() and store["verdict"].max() <= 1
     first, last = (ToolIK().pose(store["proprio"][i, :7].astype(float))[0] for i in (0, -1))
     assert last[2] - first[2] > 0.01 and np.abs(last - first)[:2].max() < 0.01
     assert store["action"][0, 7] == 0 and store["action"][-1, 7] == 1
 
 
-def test_a_recording_that_hangs_while_a_hand_leads_the_arm_is_stopped(emulator, calm, tmp_path):
-    """Nothing holds the arm up then but the box."""
+def test_hung_recording_is_stopped_while_the_arm_is_led_by_hand(emulator, calm, tmp_path):
+    """Only the box holds the arm up in that mode."""
     words = ["recording=teach", "bridge=emulator", f"bridge.emulator.port={emulator.port}", "episodes=1"]
     process = forks.Popen(
         [sys.executable, "-m", "s2robot", "record", *words, f"env.image_size={SIZE}",
@@ -168,10 +168,10 @@ def test_a_recording_that_hangs_while_a_hand_leads_the_arm_is_stopped(emulator, 
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    said = ""
-    while "Enter: end" not in said:
-        said += (line := process.stdout.readline())
-        assert line, said
+    output = ""
+    while "Enter: end" not in output:
+        output += (line := process.stdout.readline())
+        assert line, output
     led(emulator)
     try:
         time.sleep(1.0)  # until the first beat
@@ -194,7 +194,7 @@ def test_a_recording_that_hangs_while_a_hand_leads_the_arm_is_stopped(emulator, 
         (["recording=dagger", "robot.ip=1.2.3.4", "checkpoint=x"], "kind: expected images, "),
     ],
 )  # fmt: skip
-def test_wrong_settings_are_one_line(words, message, tmp_path, capsys):
+def test_wrong_settings_are_one_error_line(words, message, tmp_path, capsys):
     assert main(["record", *words, f"hydra.run.dir={tmp_path}"]) == 2
     assert message in capsys.readouterr().err
 
@@ -202,12 +202,12 @@ def test_wrong_settings_are_one_line(words, message, tmp_path, capsys):
 # ---------------------------------------------------------------- corrections
 
 
-def test_the_corrected_part_is_appended_to_a_copy(config, emulator, demos, slow_policy):
+def test_corrected_episode_is_appended_to_a_copy(config, emulator, demos, slow_policy):
     source = demos()
     words = f"checkpoint='{slow_policy}'", f"demos.path='{source}'", f"seed={CORRECTED}", "episodes=2"
     cfg = config("dagger", *words)
 
-    def help_it(on_key):
+    def correct(on_key):
         further(correction, 2)
         on_key(" ")
         further(correction, 4, lambda: on_key("r"))
@@ -215,32 +215,36 @@ def test_the_corrected_part_is_appended_to_a_copy(config, emulator, demos, slow_
         further(correction, 2)
         on_key("\r")
 
-    def leave_it(on_key):
+    def only_end(on_key):
         further(correction, 1)
         on_key("\r")
 
-    correction = ArmRecording(cfg, None, person(leave_it, help_it))
+    correction = ArmRecording(cfg, None, person(only_end, correct))
     store = correction.run()
-    assert len(store) == 3 and list(store.meta("seed")) == [1, 2, CORRECTED + 1]  # the first needed no help
+    assert len(store) == 3 and list(store.meta("seed")) == [
+        1,
+        2,
+        CORRECTED + 1,
+    ]  # the first needed no correction
     assert Lineage().trained_on(store, [0]).positions["corrected"] == {CORRECTED, CORRECTED + 1}
     assert store.meta("speed").tolist() == [1, 1, correction.bench.bridge.speed]
     assert len(EpisodeStore.open(source)) == 2 and "perturbed" not in EpisodeStore.open(source).keys
     episode = store.episode(2)
     policy = episode["perturbed"].astype(bool)
     assert policy[:2].all() and policy[-1] and 3 <= (~policy).sum() <= 60 and np.diff(policy).sum() == 2
-    # up: the person's part lifts the tool, and no step is larger than an action may be
+    # the operator's part lifts the tool
     assert np.abs(episode["action"][~policy, :7]).max() > 0.005 and not episode["code"].any()
     assert not store.read("perturbed", 0, 12).any()
     windows = make_windows(store, np.arange(3), 1, 4)
     steps = np.flatnonzero(~policy) + 12
-    assert list(windows.steps) == [*range(12), *steps]  # the policy's own steps are never imitated
+    assert list(windows.steps) == [*range(12), *steps]  # the policy's own steps are never training targets
     assert not any(c["unsafe"] for c in emulator("commands", since=0)["commands"])
-    # the same command goes on: all positions up to the last that was corrected are done
+    # the same command resumes: all positions up to the last corrected one are done
     assert len(ArmRecording(cfg).run()) == 3
 
 
 @pytest.mark.slow
-def test_the_arm_is_led_by_hand(config, emulator, demos, slow_policy):
+def test_correction_led_by_hand_is_recorded(config, emulator, demos, slow_policy):
     words = f"checkpoint='{slow_policy}'", f"demos.path='{demos(led=True)}'", "arm.device=hand"
     cfg = config("dagger", f"seed={CORRECTED}", *words)
 
@@ -248,7 +252,7 @@ def test_the_arm_is_led_by_hand(config, emulator, demos, slow_policy):
         further(correction, 2)
         on_key(" ")
         led(emulator)
-        # an action is from one led step to the next: what is moved before the first belongs to none
+        # an action spans two led steps: motion before the first one belongs to none
         further(correction, 2)
         joints = np.array(emulator("status")["joints"])
         for _ in range(4):
@@ -262,18 +266,17 @@ def test_the_arm_is_led_by_hand(config, emulator, demos, slow_policy):
     correction = ArmRecording(cfg, None, person(lead))
     store = correction.run()
     episode = store.episode(2)
-    person_s = ~episode["perturbed"].astype(bool)
-    assert not person_s[:2].any() and not person_s[-1] and person_s.sum() >= 6
-    by_hand = episode["action"][person_s]
-    assert by_hand[:, 6].sum() == pytest.approx(0.2, abs=0.03)
-    # what the policy did next begins where the hand left the arm
-    after = int(np.flatnonzero(person_s)[-1]) + 1
-    begun = episode["proprio"][np.flatnonzero(person_s)[0], 6]
-    assert episode["proprio"][after, 6] - begun == pytest.approx(0.2, abs=0.03)
+    by_hand = ~episode["perturbed"].astype(bool)
+    assert not by_hand[:2].any() and not by_hand[-1] and by_hand.sum() >= 6
+    assert episode["action"][by_hand][:, 6].sum() == pytest.approx(0.2, abs=0.03)
+    # the policy resumes where the operator left the arm
+    after = int(np.flatnonzero(by_hand)[-1]) + 1
+    start = episode["proprio"][np.flatnonzero(by_hand)[0], 6]
+    assert episode["proprio"][after, 6] - start == pytest.approx(0.2, abs=0.03)
 
 
-def test_steps_led_by_hand_go_into_demos_of_any_arm(demos, tmp_path):
-    """A led step has nothing that was sent; teleoperated demos hold it. Each episode stores how fast it was."""
+def test_hand_guided_steps_are_appended_to_teleoperated_demos(demos, tmp_path):
+    """A hand-guided step lacks the sent action that teleoperated demos store. Each episode stores its speed."""
     source, out = EpisodeStore.open(demos()), tmp_path / "made.zarr"
     recorder = CorrectionRecorder(open_corrections(out, source), 0.7)
     first = {key: value[0] for key, value in source.episode(0).items()}
@@ -290,7 +293,7 @@ def test_steps_led_by_hand_go_into_demos_of_any_arm(demos, tmp_path):
     assert rates_of(store).tolist() == [10, 10, 7]
     with pytest.raises(DatasetError, match="speed: expected one rate .* got 7 and 10 Hz"):
         rate_of(store)
-    slow = tmp_path / "slow.zarr"  # as a deployment records it: slowly, and with the cause of each end
+    slow = tmp_path / "slow.zarr"  # as recorded by a deployment: slowly, and with the cause of each end
     with EpisodeStore.create(slow, {**source.attrs, "speed": 0.5}) as store:
         store.append(source.episode(0), {"seed": 3, "success": True, "cause": 1})
     assert rate_of(EpisodeStore.open(slow)) == 5
@@ -304,7 +307,7 @@ def test_steps_led_by_hand_go_into_demos_of_any_arm(demos, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["data/depth", "data/verdict", "meta/score", "images_left"])
-def test_demos_that_no_correction_could_be_appended_to_are_refused_before_an_episode(demos, tmp_path, where):
+def test_demos_that_cannot_take_corrections_are_rejected_before_an_episode(demos, tmp_path, where):
     source, other, out = EpisodeStore.open(demos()), tmp_path / "other.zarr", tmp_path / "out.zarr"
     arrays, meta = source.episode(0), {"seed": 1, "success": True}
     if where in ("data/depth", "data/verdict"):
@@ -319,9 +322,9 @@ def test_demos_that_no_correction_could_be_appended_to_are_refused_before_an_epi
     assert not out.exists()
 
 
-def test_another_dataset_is_rejected_before_an_episode(demos, tmp_path):
+def test_incompatible_dataset_is_rejected_before_an_episode(demos, tmp_path):
     path, same, out = demos(), {"source": "teleop, emulator"}, tmp_path / "out.zarr"
-    cameras = dict.fromkeys(("hand", "left"))  # what is known of them is for a new one
+    cameras = dict.fromkeys(("hand", "left"))  # their details matter only for a new dataset
     arm = described("xarm7")
     open_store(path, arm, 10, cameras, SIZE, same).close()
     for names, size, attributes, key in (

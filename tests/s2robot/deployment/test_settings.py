@@ -1,4 +1,4 @@
-"""What a deployment is told: limits, cameras, pace; and its policy."""
+"""Settings of a deployment (limits, cameras, pace) and its policy."""
 
 import inspect
 import itertools
@@ -39,7 +39,7 @@ def acting(checkpoint, *overrides):
     return read_policy(cfg), read_bench(cfg)
 
 
-def test_who_builds_a_loop_without_a_config_gets_the_rehearsed_values():
+def test_code_defaults_match_the_default_config():
     bridge = configured()
     assert bridge.arm_limits() == XARM7_LIMITS and bridge == Bridge()
     assert bridge.safety == SafetyConfig() and bridge.loop == LoopConfig()
@@ -48,7 +48,7 @@ def test_who_builds_a_loop_without_a_config_gets_the_rehearsed_values():
 
 
 class Film:
-    """Pictures of 96 x 72 at 20 Hz as a V4L2 device."""
+    """A V4L2 device with images of 96 x 72 at 20 Hz."""
 
     def __init__(self, device, backend):
         assert (device, backend) == ("/dev/v4l/by-id/hand", cv2.CAP_V4L2)
@@ -62,7 +62,7 @@ class Film:
         return True, next(self._images)[..., ::-1]
 
 
-def test_cameras_of_each_kind_and_why_others_give_no_frames(realsense, pictures, monkeypatch):
+def test_each_camera_kind_and_the_reasons_for_missing_frames(realsense, pictures, monkeypatch):
     monkeypatch.setattr(cv2, "VideoCapture", Film)
     monkeypatch.setattr("s2robot.deployment.arm.EXPOSURE_S", 0.1)
     realsense.pictures = scene(3)
@@ -71,9 +71,9 @@ def test_cameras_of_each_kind_and_why_others_give_no_frames(realsense, pictures,
         "wrist": ("opencv", "null"), "top": ("emulator", "null"),
     }, []  # fmt: skip
     for name, (kind, device) in cameras.items():
-        begin = f"{'+' * (name in ('wrist', 'top'))}bridge.cameras.{name}"
+        key = f"{'+' * (name in ('wrist', 'top'))}bridge.cameras.{name}"
         settings = f"kind={kind}", f"device={device}", "width=96", "height=72", "fps=20"
-        words += [f"{begin}.{setting}" for setting in settings]
+        words += [f"{key}.{setting}" for setting in settings]
     bridge = configured(*words)
     assert bridge.cameras["wrist"] == CameraSettings(width=96, height=72, fps=20)
     with ExitStack() as stack:
@@ -86,18 +86,18 @@ def test_cameras_of_each_kind_and_why_others_give_no_frames(realsense, pictures,
     assert all(text in finding.text and finding.stops for finding, text in zip(failed, texts, strict=True))
 
 
-def test_a_policy_that_asks_for_more_speed_than_is_allowed_is_told():
-    def found(*overrides):
+def test_policy_pace_above_the_speed_limit_is_a_warning():
+    def findings(*overrides):
         bridge = configured(*overrides)
         return [f for f in check_pace(bridge, bridge.arm_limits(), 10) if f.check == "pace"]
 
-    assert found() == found("bridge.arm.mode=online", "bridge.speed=0.32") == []
-    (finding,) = found("bridge.arm.mode=online")
+    assert findings() == findings("bridge.arm.mode=online", "bridge.speed=0.32") == []
+    (finding,) = findings("bridge.arm.mode=online")
     assert finding.level == WARNING and "bridge.speed=0.32 " in finding.text
-    assert found("bridge.limits.dq_max=[2,2,2,2,2,2,1]")
+    assert findings("bridge.limits.dq_max=[2,2,2,2,2,2,1]")
 
 
-def test_the_stream_never_runs_away_from_a_box_that_plans():
+def test_online_mode_lowers_the_stream_limits():
     assert set(configured().arm_limits().dq_max) == {1.8}
     for words, dq, ddq in (
         ((), (0.8,) * 7, (4.0,) * 7),
@@ -108,7 +108,7 @@ def test_the_stream_never_runs_away_from_a_box_that_plans():
         assert (limits.dq_max, limits.ddq_max) == (dq, ddq)
 
 
-def test_a_stall_that_the_driver_waits_for_is_no_missing_heartbeat():
+def test_driver_timeout_is_within_the_state_and_heartbeat_limits():
     bridge = configured()
     assert 0.19 < WIRE_TIMEOUT <= bridge.watchdog.state_fault
     assert WIRE_TIMEOUT + 3 / bridge.arm_limits().rate_hz <= bridge.supervisor_s
@@ -128,7 +128,7 @@ def pair(save_untrained, tmp_path_factory):
 
 
 @pytest.fixture
-def look():
+def observe():
     rng = np.random.default_rng(0)
     return lambda: {
         "images": {name: rng.integers(0, 256, (64, 64, 3), np.uint8) for name in ("hand", "left")},
@@ -136,21 +136,21 @@ def look():
     }
 
 
-def test_an_unsure_plan_is_not_gone_on_with(pair, look):
-    first, second = look(), look()
+def test_uncertain_plan_is_replaced_by_a_new_one(pair, observe):
+    first, second = observe(), observe()
     sure, unsure = made(pair), made(pair, "bridge.watchdog.disagreement=1e-9")
     for policy in (sure, unsure):
         policy.act(first)
     assert sure.actor.disagreement == unsure.actor.disagreement > 1e-9
     plan = made(pair)
-    np.testing.assert_array_equal(unsure.act(second), plan.act(second))  # a plan of what is seen now
+    np.testing.assert_array_equal(unsure.act(second), plan.act(second))  # a plan for the current observation
     assert not np.array_equal(sure.act(second), plan.act(second))
     assert sure.actor.mean_disagreement == pytest.approx(sure.actor.disagreement)  # one plan so far
     sure.actor.reset()
     assert sure.actor.mean_disagreement is None and sure.actor.disagreement == 0
 
 
-def test_a_limit_needs_members_in_this_process(slow_policy, pair):
+def test_disagreement_limit_requires_a_local_ensemble(slow_policy, pair):
     limit = "bridge.watchdog.disagreement=0.05"
     with pytest.raises(UserError, match="^bridge.watchdog.disagreement: expected null for a policy of one"):
         made(slow_policy, limit)
@@ -163,14 +163,17 @@ def test_a_limit_needs_members_in_this_process(slow_policy, pair):
 FLOW = {"head": {"kind": "flow", "width": 8, "layers": 1}, "chunk": 8, "execute": 4}
 
 
-def test_plans_are_made_ahead_by_a_policy_of_a_checkpoint(save_untrained, tmp_path, look):
+def test_checkpoint_policy_plans_ahead(save_untrained, tmp_path, observe):
     policy = made(save_untrained(tmp_path / "c", **FLOW), "bridge.plan_s=0.2", "bridge.speed=1")
     ahead, plans = policy.planner, []
-    plan, ahead._stale_s = ahead._plan, np.inf  # of a busy machine
-    ahead._plan = lambda seen, left, fixed: (
-        plans.append((left, fixed, plan(seen, left, fixed))) or plans[-1][2]
-    )
-    actions = [ahead._idle(60) and policy.act(look()) for _ in range(9)]
+    plan, ahead._stale_s = ahead._plan, np.inf  # tolerate a busy machine
+
+    def record_plan(seen, left, fixed):
+        plans.append((left, fixed, plan(seen, left, fixed)))
+        return plans[-1][2]
+
+    ahead._plan = record_plan
+    actions = [ahead._idle(60) and policy.act(observe()) for _ in range(9)]
     (_, _, first), (left, fixed, second) = plans[:2]
     np.testing.assert_array_equal(actions, [*first[:6], *second[2:5]])
     np.testing.assert_allclose(second[:fixed], left[:2], atol=1e-6)
@@ -178,9 +181,9 @@ def test_plans_are_made_ahead_by_a_policy_of_a_checkpoint(save_untrained, tmp_pa
     assert not len(ahead.remaining)
 
 
-def test_a_checked_policy_says_what_it_has_planned(slow_policy, look):
-    """What its first action was with two more, each then moves up; the same actions as without the check."""
-    checked, seen = made(slow_policy, "bridge.loop.check_chunks=true"), look()
+def test_chunk_check_returns_the_planned_actions(slow_policy, observe):
+    """Each call returns the remaining actions of the plan, which equal those without the check."""
+    checked, seen = made(slow_policy, "bridge.loop.check_chunks=true"), observe()
     rows = [checked.act(seen) for _ in range(3)]
     assert [len(r) for r in rows] == [3, 2, 1]
     np.testing.assert_array_equal(rows[0][1:], rows[1])
@@ -188,20 +191,19 @@ def test_a_checked_policy_says_what_it_has_planned(slow_policy, look):
     np.testing.assert_array_equal([plain.act(seen) for _ in range(3)], rows[0])
 
 
-def test_a_rehearsal_delays_plans_and_cameras(slow_policy, look, monkeypatch):
+def test_a_rehearsal_delays_plans_and_cameras(slow_policy, observe, monkeypatch):
     waits, cameras = [], []
     policy = made(slow_policy, "bridge.rehearse.inference_delay=0.2")
     monkeypatch.setattr(time, "sleep", waits.append)
     for _ in range(4):  # a plan lasts three actions
-        policy.act(look())
+        policy.act(observe())
     assert waits == [0.2, 0.2]
     reader = lambda name, source, rotate, delay_s: cameras.append((name, delay_s))  # noqa: E731
     monkeypatch.setattr("s2robot.deployment.arm.CameraReader", reader)
     with pytest.raises(AttributeError), ExitStack() as stack:
         scene = inspect.types.SimpleNamespace(camera=lambda name: None)
-        start_cameras(
-            configured("bridge=emulator", "bridge.rehearse.camera_delay=0.05"), ["left"], scene, stack
-        )
+        bridge = configured("bridge=emulator", "bridge.rehearse.camera_delay=0.05")
+        start_cameras(bridge, ["left"], scene, stack)
     assert cameras == [("left", 0.05)]
     with pytest.raises(UserError, match=r"^bridge.rehearse.camera_delay: expected 0 on a real arm, got 0.05"):
         configured("bridge.rehearse.camera_delay=0.05")
@@ -212,12 +214,12 @@ def test_a_rehearsal_delays_plans_and_cameras(slow_policy, look, monkeypatch):
     [({}, 0.2, "null with policy.head regression"), (FLOW | {"ensemble": 0.1}, 0.2, "null for a policy that sees"),
      (FLOW, 0.6, "<= 0.571 with policy.chunk=8 and policy.execute=4")],
 )  # fmt: skip
-def test_a_policy_that_cannot_plan_ahead_is_refused(save_untrained, tmp_path, changes, plan_s, expected):
+def test_policy_that_cannot_plan_ahead_is_rejected(save_untrained, tmp_path, changes, plan_s, expected):
     with pytest.raises(UserError, match=f"^bridge.plan_s: expected {expected}"):
         made(save_untrained(tmp_path / "c", **changes), f"bridge.plan_s={plan_s}")
 
 
-def test_a_policy_of_other_actions_is_refused_before_the_arm_is_looked_for(save_untrained, tmp_path):
+def test_policy_with_other_actions_is_rejected_before_connecting(save_untrained, tmp_path):
     gripper = {"name": "gripper", "size": 1, "kind": "binary"}
     parts = [{"name": "joints", "size": 7, "kind": "absolute"}, gripper]
     checkpoint = save_untrained(tmp_path / "c", {"action_parts": parts}, action_parts=parts)
@@ -226,7 +228,7 @@ def test_a_policy_of_other_actions_is_refused_before_the_arm_is_looked_for(save_
         made(checkpoint)
 
 
-def test_a_lost_answer_comes_after_the_loop_has_held_whatever_the_rate(monkeypatch):
+def test_lost_policy_is_raised_only_after_the_loop_has_held(monkeypatch):
     class Remote:
         contract, image_size = {"rate_hz": 2}, 64
 
@@ -244,6 +246,5 @@ def test_a_lost_answer_comes_after_the_loop_has_held_whatever_the_rate(monkeypat
         monkeypatch.setattr(time, "sleep", waits.append)
         with pytest.raises(PolicyLost):
             policy.act({})
-    assert (
-        sum(waits) > 1 / (2 * bench.bridge.speed) + bench.bridge.watchdog.policy_hold
-    )  # a period, and the limit
+    period = 1 / (2 * bench.bridge.speed)
+    assert sum(waits) > period + bench.bridge.watchdog.policy_hold

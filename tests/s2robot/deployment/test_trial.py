@@ -1,4 +1,4 @@
-"""`s2robot trial` against `s2robot emulate` and a simulated arm, with scripted answers and policies that nobody trained."""
+"""`s2robot trial` against `s2robot emulate` and a simulated arm, with scripted answers and untrained policies."""
 
 import json
 from contextlib import ExitStack, nullcontext
@@ -23,55 +23,51 @@ def words(a, b):
     return [f"a='{a}'", f"b='{b}'", "live=true", "env.max_steps=3", "videos=false", "pairs=1"]
 
 
-def run(cfg, outcomes, asked, prepare=lambda arms: None):
-    """A trial with a person who says yes to every motion, and judges by ``outcomes`` until there are none: Ctrl-C."""
-    settings, left = read_some(TrialSettings, cfg), iter(outcomes)
+def run(cfg, outcomes, prompts, prepare=lambda arms: None):
+    """Run a trial whose operator confirms every motion, judges by `outcomes`, and presses Ctrl-C after the last one."""
+    settings, remaining = read_some(TrialSettings, cfg), iter(outcomes)
 
     def ask(question):
-        asked.append(question)
-        if "v: void" in question and (answer := next(left, None)) is None:
+        prompts.append(question)
+        if "v: void" in question and (answer := next(remaining, None)) is None:
             raise KeyboardInterrupt
         return answer if "v: void" in question else "0" if "How far" in question else "y"
 
     with ExitStack() as stack:
 
         def connect(folders):
-            quiet = {"read_keys": lambda on_key: nullcontext()}
-            prepare(arms := on_arm(cfg, settings, stack, folders, TrialOperator(ask), **quiet))
+            no_keys = {"read_keys": lambda on_key: nullcontext()}
+            prepare(arms := on_arm(cfg, settings, stack, folders, TrialOperator(ask), **no_keys))
             return arms
 
         return run_trial(settings, Path(cfg.run_dir), connect)
 
 
-def test_a_trial_is_blind_survives_a_fault_and_a_crash_and_counts_voids(
+def test_trial_is_blind_survives_fault_and_crash_and_counts_voids(
     arm_config, emulator, save_untrained, slow_policy, tmp_path, capsys
 ):
-    """The first attempt ends by an error of the arm, the second is void, and its repetition is interrupted. Two cameras, and one."""
+    """An arm error ends the first attempt; the second is void and its repetition interrupted. Two cameras, then one."""
     other = save_untrained(tmp_path / "other", {"cameras": ["left"]}, 0.002, cameras=["left"])
-    cfg, broken, asked = arm_config("trial", *words(slow_policy, other)), [], []
+    cfg, faults, prompts = arm_config("trial", *words(slow_policy, other)), [], []
 
-    def breaks(arms):
+    def break_arm(arms):
         for arm in arms:
-            step = lambda step: broken or broken.append(emulator.fault("error", code=31))  # noqa: E731
+            step = lambda step: faults or faults.append(emulator.fault("error", code=31))  # noqa: E731
             arm.session.runtime.loop.subscribers.append(Calls(step=step))
 
     with pytest.raises(KeyboardInterrupt):
-        run(cfg, "nv", asked, breaks)
+        run(cfg, "nv", prompts, break_arm)
     shown = capsys.readouterr().out
     assert "0 of at most 1 pairs are done" in shown and emulator("status")["state"] >= 4
     (record,) = [
         json.loads(file.read_text()) for file in tmp_path.glob("[12]/episodes.jsonl") if file.stat().st_size
     ]
     assert not record["success"] and "31" in record["fault"] + "command code 31"
-    counts, cleared = (
-        next(i for i, q in enumerate(asked) if text in q) for text in ("n: count it", "Is the fault cleared?")
-    )
+    texts = "n: count it", "Is the fault cleared?"
+    judged, cleared = (next(i for i, q in enumerate(prompts) if text in q) for text in texts)
     # the other policy moves the arm only after the operator has cleared the fault of the first
-    assert (
-        counts < cleared
-        and "move to its start" in asked[cleared + 1]
-        and "Place the cube" in asked[cleared + 2]
-    )
+    assert judged < cleared and "move to its start" in prompts[cleared + 1]
+    assert "Place the cube" in prompts[cleared + 2]
 
     assert run(cfg, "n", []) == 3
     found = json.loads((tmp_path / "stats.json").read_text())
@@ -86,8 +82,8 @@ def test_a_trial_is_blind_survives_a_fault_and_a_crash_and_counts_voids(
     assert sum(c["kind"] == "motion" for c in commands) > 40 and not any(c["unsafe"] for c in commands)
 
 
-def test_a_simulated_arm_of_ones_own_is_judged_by_a_person(calm, pictures, save_untrained, tmp_path):
-    """Six joints, which no simulated task has: its start is its own."""
+def test_operator_judges_a_simulated_custom_arm(calm, pictures, save_untrained, tmp_path):
+    """An arm with six joints, unlike any simulated task, starts at its own home."""
     arm = described("ur5e")
     parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}
     contract = {"robot": arm.name, "joint_names": list(arm.joint_names), "camera_geometry": {}, **parts}

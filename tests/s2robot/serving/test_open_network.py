@@ -1,4 +1,4 @@
-"""A policy server on a network that others are on: floods of unfinished connections, and TLS."""
+"""A policy server on an open network: floods of unfinished connections, and TLS."""
 
 import contextlib
 import errno
@@ -21,8 +21,8 @@ from s2robot.serving.server import ALL, Gate, tls_of
 from tests.envs.real.patience import wait_for
 from tests.s2robot.serving.test_server import PATIENT, TOKEN, command, connect, observations, serving, url_of
 
-# Opens connections from several addresses, says half of a request or nothing, and replaces those that end; says when it
-# has made more than the server may have files, and ends with its input.
+# Opens connections from several addresses, sends half a request or nothing, and replaces closed ones. Prints a line once
+# it has opened more connections than the server may have files, and exits at the end of its input.
 FLOOD = """
 import resource, select, socket, sys, time
 port, count = map(int, sys.argv[1:])
@@ -50,33 +50,35 @@ def checkpoint(save_untrained, tmp_path_factory):
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_a_flood_of_unfinished_connections(checkpoint, certificate, tmp_path, encrypted):
-    """A client that is connected gets its answers meanwhile, and a new one is let in, during the flood and after it."""
+def test_clients_are_served_during_a_flood_of_unfinished_connections(
+    checkpoint, certificate, tmp_path, encrypted
+):
+    """A connected client gets its answers, and a new one is admitted, during the flood and after it."""
     files = [f"serve.{name}={file}" for name, file in keys(certificate).items()] if encrypted else []
     more = {"ca_file": certificate} if encrypted else {}
     seen = observations(1)[0]
     with command(checkpoint, tmp_path, "serve.open_s=2", *files) as (server, url, token):
-        most = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)[1]
-        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (5 * ALL + 160, most))
+        hard_limit = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)[1]
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (5 * ALL + 160, hard_limit))
         with RemotePolicy(url, token, PATIENT, PATIENT, **more) as client:
-            wanted = client.plan(seen)
+            expected = client.plan(seen)
             attack, pipe = [sys.executable, "-c", FLOOD, url.rpartition(":")[2], "600"], subprocess.PIPE
             with subprocess.Popen(attack, stdin=pipe, stdout=pipe, text=True) as process:
                 assert process.stdout.readline() == "flooded\n"
                 for _ in range(10):
                     client.reset()
-                    np.testing.assert_array_equal(client.plan(seen), wanted)
+                    np.testing.assert_array_equal(client.plan(seen), expected)
                 client.close()
                 with admitted(url, token, **more) as other:
-                    np.testing.assert_array_equal(other.plan(seen), wanted)
+                    np.testing.assert_array_equal(other.plan(seen), expected)
                 process.communicate(timeout=PATIENT)
         with admitted(url, token, **more) as other:
-            np.testing.assert_array_equal(other.plan(seen), wanted)
+            np.testing.assert_array_equal(other.plan(seen), expected)
         assert server.poll() is None
 
 
 def admitted(url, token, **more):
-    """A client, once the one before it has gone. A few tries are no fault: the flood fills the system's queue, too."""
+    """Return a client, after the previous one has gone. It retries, because the flood also fills the system's queue."""
     end = time.monotonic() + PATIENT
     while True:
         try:
@@ -87,8 +89,8 @@ def admitted(url, token, **more):
             time.sleep(0.05)
 
 
-def test_who_is_alone_at_an_address_is_the_last_to_make_room(monkeypatch):
-    """Where too many are pending, and where no file is left for a connection."""
+def test_crowded_addresses_are_evicted_first(monkeypatch):
+    """When too many connections are pending, or no file descriptor is left, an address with a single one keeps it."""
     monkeypatch.setattr("s2robot.serving.server.ALL", 6)
     with Gate(socket.AF_INET) as gate, contextlib.ExitStack() as stack:
         gate.bind(("127.0.0.1", 0))
@@ -123,7 +125,7 @@ def test_who_is_alone_at_an_address_is_the_last_to_make_room(monkeypatch):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """Of 127.0.0.1, made here, with its key beside it."""
+    """A new certificate of 127.0.0.1, with its key in the same folder."""
     if not shutil.which("openssl"):
         pytest.skip("no openssl")
     return made_certificate(tmp_path_factory.mktemp("tls"), "IP:127.0.0.1")
@@ -144,38 +146,38 @@ def keys(certificate):
     return {"certificate": str(certificate), "key": str(certificate.with_name("key.pem"))}
 
 
-def test_the_same_actions_with_tls(checkpoint, certificate, tmp_path):
+def test_actions_are_the_same_with_tls(checkpoint, certificate, tmp_path):
     both = tmp_path / "both.pem"
     both.write_text(certificate.read_text() + certificate.with_name("key.pem").read_text())
     seen = observations(3)
     with serving(checkpoint) as (_, url, _), connect(url) as plain:
-        wanted = [plain.plan(one) for one in seen]
+        expected = [plain.plan(one) for one in seen]
     with serving(checkpoint, certificate=str(both)) as (_, url, _):
         with connect(secure(url), ca_file=certificate) as client:
-            for one, plan in zip(seen, wanted, strict=True):
+            for one, plan in zip(seen, expected, strict=True):
                 np.testing.assert_array_equal(client.plan(one), plan)
             big = {"hand": np.zeros((1000, 1000, 3), np.uint8), "left": np.zeros((64, 64, 3), np.uint8)}
             assert np.isfinite(client.plan({"images": big, "proprio": seen[0]["proprio"]})).all()
 
 
-def test_what_a_client_only_begins_to_say_ends_with_its_thread(checkpoint, certificate):
-    """The TLS handshake, a record after it, a request."""
+def test_incomplete_requests_end_their_thread(checkpoint, certificate):
+    """Incomplete TLS handshakes, TLS records and requests."""
     trust = ssl.create_default_context(cafile=certificate)
     for encrypted in (keys(certificate), {}):
         with serving(checkpoint, open_s=0.5, **encrypted) as (_, url, _):
             before = threading.active_count()
-            for begins in (b"\x16\x03\x01\x02", b"\x17\x03\x03\x40\x00ab", b"GET / HTTP/1.1\r\n"):
+            for start in (b"\x16\x03\x01\x02", b"\x17\x03\x03\x40\x00ab", b"GET / HTTP/1.1\r\n"):
                 with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), PATIENT) as made:
-                    if encrypted and begins[0] == 0x17:
+                    if encrypted and start[0] == 0x17:
                         made = trust.wrap_socket(made, server_hostname="127.0.0.1")
-                    os.write(made.fileno(), begins)
+                    os.write(made.fileno(), start)
                     with contextlib.closing(made), contextlib.suppress(OSError):
                         while made.recv(100):
                             pass
-            wait_for(lambda most=before: threading.active_count() <= most)
+            wait_for(lambda limit=before: threading.active_count() <= limit)
 
 
-def test_who_is_not_trusted_is_not_talked_to(checkpoint, certificate, tmp_path):
+def test_untrusted_peers_are_rejected(checkpoint, certificate, tmp_path):
     other = made_certificate(tmp_path, "DNS:somebody.example")
     with serving(checkpoint, **keys(certificate)) as (server, url, errors):
         for ca_file in (None, other):
@@ -192,14 +194,19 @@ def test_who_is_not_trusted_is_not_talked_to(checkpoint, certificate, tmp_path):
         RemotePolicy(secure(url), TOKEN, ca_file=other)
 
 
-def test_files_that_are_no_certificate(certificate, tmp_path):
+def test_invalid_certificate_files_are_one_error_line(certificate, tmp_path):
     text, locked = tmp_path / "text.pem", tmp_path / "locked.pem"
     text.write_text("no certificate")
     key = certificate.with_name("key.pem")
     command = ["openssl", "rsa", "-aes128", "-passout", "pass:secret", "-in", str(key), "-out", str(locked)]
     subprocess.run(command, check=True, capture_output=True)
-    none = ("no-such.pem", None), (str(text), None), (str(certificate), None), (str(certificate), str(locked))
-    for files in none:
+    invalid = (
+        ("no-such.pem", None),
+        (str(text), None),
+        (str(certificate), None),
+        (str(certificate), str(locked)),
+    )
+    for files in invalid:
         with pytest.raises(UserError, match=r"^serve\.certificate: ") as caught:
             tls_of(*files)
         assert "\n" not in str(caught.value)

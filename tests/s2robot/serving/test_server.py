@@ -1,4 +1,4 @@
-"""A policy behind a real websocket: the local policy's actions, and after any fault a typed error by the deadline."""
+"""A policy behind a real websocket: the same actions as locally, and a typed error by the deadline after any fault."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ from tests.envs.real.patience import wait_for
 
 ROOT = Path(__file__).resolve().parents[3]
 CAMERAS, TOKEN = ("hand", "left"), "a-token-for-these-tests"
-PATIENT, SOON = 30.0, 5.0  # s; deadlines that only a fault can pass, on a busy machine too
+PATIENT, SOON = 30.0, 5.0  # s; deadlines that only a fault exceeds, even on a busy machine
 TRANSFORMER = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0, "action_history": True}
 KINDS = {
     "chunks": {},
@@ -55,7 +55,7 @@ def checkpoint(checkpoints):
 
 
 def observations(count: int, seed: int = 0):
-    """Noise for every camera, and joints."""
+    """Return observations with noise in every camera and random joints."""
     rng = np.random.default_rng(seed)
     return [
         {
@@ -67,7 +67,7 @@ def observations(count: int, seed: int = 0):
 
 
 class Stubborn:
-    """An actor that waits while it `waits`, and fails after a plan when it `fails`."""
+    """An actor that blocks inside `waits()`, and raises after a plan if `fails` is set."""
 
     def __init__(self, checkpoint: Path):
         self.actor, self.go, self.fails = load_policy(checkpoint, "cpu")[0], threading.Event(), False
@@ -95,7 +95,7 @@ def late(policy, observation):
 
 @contextlib.contextmanager
 def serving(checkpoint: Path, actor=None, **settings):
-    """A server in a thread of this process: the server, its URL, and the list of errors that ended it."""
+    """Run a server in a thread; yield the server, its URL, and the list of errors that ended it."""
     own, encoder, contract = load_policy(checkpoint, "cpu")
     size, settings = image_size_of(contract, encoder), ServeSettings(port=0, **settings)
     server = PolicyServer(actor or own, contract, size, TOKEN, settings)
@@ -123,7 +123,7 @@ def connect(url: str, deadline_s: float = PATIENT, **more) -> RemotePolicy:
 
 @contextlib.contextmanager
 def plain(url: str, **more):
-    """A bare websocket of an admitted client that has read the metadata."""
+    """Yield the websocket of an admitted client that has read the metadata."""
     headers = {"Authorization": f"Api-Key {TOKEN}"}
     with plain_connect(url, additional_headers=headers, proxy=None, **more) as ws:
         unpack(ws.recv(timeout=PATIENT))
@@ -145,7 +145,7 @@ def ask(ws, message) -> dict:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_actions_as_the_local_policy_bit_for_bit(checkpoints, kind):
+def test_actions_are_bit_equal_to_the_local_policy(checkpoints, kind):
     local, encoder, contract = load_policy(checkpoints[kind], "cpu")
     with serving(checkpoints[kind]) as (server, url, _), connect(url) as policy:
         assert policy.contract == contract and policy.cameras == CAMERAS
@@ -154,8 +154,8 @@ def test_the_same_actions_as_the_local_policy_bit_for_bit(checkpoints, kind):
             local.reset()
             policy.reset()
             for observation in observations(8, seed=episode):
-                expected, found = local.act(observation), policy.act(observation)
-                assert found.dtype == np.float32 and found.tobytes() == expected.tobytes()
+                expected, action = local.act(observation), policy.act(observation)
+                assert action.dtype == np.float32 and action.tobytes() == expected.tobytes()
             assert policy.server_s > 0
         calls = {"chunks": 3, "ensemble": 8, "context": 8}[kind]  # 3 of 4 actions a plan
         assert server.session.calls == 2 * calls
@@ -164,17 +164,17 @@ def test_the_same_actions_as_the_local_policy_bit_for_bit(checkpoints, kind):
         first, second = observations(2)
         assert np.array_equal(policy.plan(first), local.plan(first))
         assert np.array_equal(policy.act(second), local.act(second))
-        assert np.array_equal(policy.plan(second), local.plan(second))  # the rest
+        assert np.array_equal(policy.plan(second), local.plan(second))  # the remaining actions
 
 
-def test_each_episode_has_its_own_noise_and_a_seed_that_repeats_it(save_untrained, tmp_path):
+def test_each_episode_has_its_own_noise_repeatable_by_seed(save_untrained, tmp_path):
     folder = save_untrained(tmp_path / "policy", head={"kind": "flow", "width": 8, "layers": 1})
     local, _, _ = load_policy(folder, "cpu")
     (first, second), actor, seeds = observations(2), Stubborn(folder), set()
     with serving(folder, actor) as (_, url, _), connect(url) as policy:
-        for twice in (False, True, False):
+        for retry in (False, True, False):
             policy.reset()
-            if twice:  # the first request of an episode again: the same noise
+            if retry:  # a repeated first request of an episode has the same noise
                 with actor.waits():
                     late(policy, first)
             local.reset(policy.seed)
@@ -185,8 +185,8 @@ def test_each_episode_has_its_own_noise_and_a_seed_that_repeats_it(save_untraine
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_call_that_failed_leaves_no_trace(checkpoints, kind, capsys):
-    """Neither an answer that came late, nor a policy that failed after it had seen the observation."""
+def test_failed_call_leaves_no_trace(checkpoints, kind, capsys):
+    """Neither a late answer nor a policy that fails after an observation affects later actions."""
     (local, _, _), actor = load_policy(checkpoints[kind], "cpu"), Stubborn(checkpoints[kind])
     first, unseen, *later = observations(6)
     with serving(checkpoints[kind], actor) as (server, url, _), connect(url) as policy:
@@ -201,10 +201,10 @@ def test_a_call_that_failed_leaves_no_trace(checkpoints, kind, capsys):
         for observation in later[1:]:
             assert np.array_equal(policy.plan(observation), local.plan(observation))
         assert server.session.calls == 6  # the late one was computed
-    assert "ZeroDivisionError" in capsys.readouterr().err  # the operator of the server sees where
+    assert "ZeroDivisionError" in capsys.readouterr().err  # the server's operator gets the traceback
 
 
-def test_of_waiting_requests_only_the_newest_is_answered(checkpoint):
+def test_only_the_newest_waiting_request_is_answered(checkpoint):
     *old, last = observations(5)
     actor = Stubborn(checkpoint)
     with serving(checkpoint, actor) as (server, url, _), connect(url) as policy:
@@ -229,9 +229,9 @@ def test_openpis_client_gets_the_same_chunks(checkpoint):
     local, _, _ = load_policy(checkpoint, "cpu")
     with serving(checkpoint) as (server, url, _):
         client = WebsocketClientPolicy(url, api_key=TOKEN)
-        known = client.get_server_metadata()
-        assert known["sizes"] == {name: [64, 64] for name in CAMERAS}
-        assert (known["actions"], known["action_dim"], known["rate_hz"]) == (3, 8, 10)
+        metadata = client.get_server_metadata()
+        assert metadata["sizes"] == {name: [64, 64] for name in CAMERAS}
+        assert (metadata["actions"], metadata["action_dim"], metadata["rate_hz"]) == (3, 8, 10)
         good = observations(1)[0]
         answer = client.infer(as_openpi(good))
         assert answer["actions"].dtype == np.float32 and np.array_equal(answer["actions"], local.plan(good))
@@ -244,7 +244,7 @@ def test_openpis_client_gets_the_same_chunks(checkpoint):
         assert server.session.calls == 3
 
 
-def test_openpis_client_begins_an_episode_with_reset_and_a_failure_leaves_no_trace(checkpoints):
+def test_openpis_client_starts_episodes_with_reset_and_survives_failures(checkpoints):
     (local, _, _), actor = load_policy(checkpoints["context"], "cpu"), Stubborn(checkpoints["context"])
     seen = observations(1)[0]
     local.reset()
@@ -265,7 +265,7 @@ def test_openpis_client_begins_an_episode_with_reset_and_a_failure_leaves_no_tra
 # ---------------------------------------------------------------- who may connect
 
 
-def test_a_wrong_token_is_refused(checkpoint):
+def test_wrong_token_is_rejected(checkpoint):
     with serving(checkpoint) as (_, url, _):
         for token in ("x" * 23, TOKEN + "x", TOKEN[:-1], "Api-Key"):
             with pytest.raises(PolicyRefused, match="HTTP 401") as caught:
@@ -274,13 +274,13 @@ def test_a_wrong_token_is_refused(checkpoint):
         for token in (None, ""):
             with pytest.raises(UserError, match="S2ROBOT_TOKEN"):
                 RemotePolicy(url, token)
-        with pytest.raises(InvalidStatus, match="403"):  # a web page, whatever its token
+        with pytest.raises(InvalidStatus, match="403"):  # a web page, even with a valid token
             with plain(url, origin="http://evil.example"):
                 pass
         connect(url).close()
 
 
-def test_one_client_at_a_time_and_an_idle_one_makes_way(checkpoint):
+def test_one_client_at_a_time_and_an_idle_one_is_dropped(checkpoint):
     observation = observations(1)[0]
     with serving(checkpoint) as (server, url, _), connect(url) as first:
         with pytest.raises(PolicyRefused, match="busy: 127.0.0.1 port [0-9]+ has been connected"):
@@ -300,10 +300,10 @@ def test_one_client_at_a_time_and_an_idle_one_makes_way(checkpoint):
 
 
 def test_a_client_that_does_not_read_is_dropped(checkpoint):
-    """Its answers fill the buffers; the server waits `open_s`, not for ever."""
+    """Its answers fill the buffers, and the server waits only `open_s`."""
     with serving(checkpoint, open_s=1.0) as (server, url, _):
-        ours = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
-        with plain(url, sock=ours, max_queue=1) as ws:
+        connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+        with plain(url, sock=connection, max_queue=1) as ws:
             wait_for(lambda: server.client is not None)
             server.actor.plan = lambda observation: np.zeros((1_000_000, 8), np.float32)
             for number in range(1, 9):
@@ -332,11 +332,11 @@ def test_bad_observations_are_answered_with_the_reason(checkpoint):
             assert re.search(words, answer["error"]), answer["error"]
             assert answer["s2robot"] == {"id": 1} and "\n" not in answer["error"]
         assert server.session.calls == 0
-        assert ask(ws, request(2))["actions"].shape == (3, 8)  # none of them did harm
+        assert ask(ws, request(2))["actions"].shape == (3, 8)  # the session still works
         assert ask(ws, request(3, reset=False, s2robot={"id": 3, "used": 2}))["s2robot"] == {"id": 3}
 
 
-def test_what_is_no_request_ends_the_session_and_not_the_server(checkpoint):
+def test_malformed_request_ends_the_session_but_not_the_server(checkpoint):
     numbers = 1, {"id": 0}, {"id": True}, {"id": 1.5}, {"id": 1, "used": -1}, {"used": 1}
     wrong = [b"", b"garbage", "text", b"\x90", *(pack({"s2robot": n}) for n in numbers), b"\0" * 1_200_000]
     with serving(checkpoint, max_message_mb=1) as (server, url, _):
@@ -350,7 +350,7 @@ def test_what_is_no_request_ends_the_session_and_not_the_server(checkpoint):
             assert policy.act(observations(1)[0]).shape == (8,)
 
 
-def test_a_client_checks_its_own_observations(checkpoint):
+def test_client_validates_its_own_observations(checkpoint):
     with serving(checkpoint, max_message_mb=0.1) as (server, url, _), connect(url) as policy:
         observation = observations(1)[0]
         hand = {"hand": observation["images"]["hand"]}
@@ -361,11 +361,11 @@ def test_a_client_checks_its_own_observations(checkpoint):
         with pytest.raises(PolicyRefused, match="proprio: expected finite numbers"):
             policy.act(observation | {"proprio": np.full(8, np.nan)})
         assert policy.act(observation).shape == (8,) and server.session.calls == 1
-        for gone, words in (({"proprio": None}, ""), ({"images": hand}, ".*camera 'left', got hand")):
-            with pytest.raises(UserError, match=f"^observation: expected{words}"):  # a plan lasts
-                policy.act(observation | gone)
+        for wrong, words in (({"proprio": None}, ""), ({"images": hand}, ".*camera 'left', got hand")):
+            with pytest.raises(UserError, match=f"^observation: expected{words}"):  # even while a plan lasts
+                policy.act(observation | wrong)
         policy.reset()
-        with pytest.raises(PolicyLost, match="exceeds limit"):  # of the server
+        with pytest.raises(PolicyLost, match="exceeds limit"):  # the server's limit
             policy.act(observation | {"images": dict.fromkeys(CAMERAS, np.zeros((200, 200, 3), np.uint8))})
 
 
@@ -396,9 +396,8 @@ def answer(actions=ACTIONS, number=1, **more) -> bytes:
 
 @contextlib.contextmanager
 def answering(*messages, read: bool = True):
-    """A server that greets with the first message and then answers each request with the next, then ends."""
-
-    over = threading.Event()
+    """Run a server that sends the first message on connection, then one message per request; yield its URL."""
+    finished = threading.Event()
 
     def handle(ws):
         with contextlib.suppress(Exception):
@@ -409,14 +408,14 @@ def answering(*messages, read: bool = True):
                     ws.send(part)
             while read:
                 ws.recv()
-            over.wait(20)
+            finished.wait(20)
 
     settings = {"compression": None, "max_size": None, "max_queue": 1, "close_timeout": 0.1}
     with plain_serve(handle, "127.0.0.1", 0, **settings) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield url_of(server.socket)
-        over.set()
+        finished.set()
         server.shutdown()
         thread.join(10)
 
@@ -431,7 +430,7 @@ def answering(*messages, read: bool = True):
     ],
     ids=range(11),
 )  # fmt: skip
-def test_malformed_answers(data, words):
+def test_malformed_answers_are_one_error_line(data, words):
     with answering(pack(HELLO), data) as url, connect(url) as policy:
         with pytest.raises(PolicyMalformed, match=words) as caught:
             policy.act(observations(1)[0])
@@ -445,12 +444,12 @@ def test_malformed_answers(data, words):
      ({"s2robot": None}, PolicyRefused, "got None")],
     ids=range(len(HELLO) + 2),
 )  # fmt: skip
-def test_metadata_of_another_protocol_or_none(change, kind, words):
+def test_metadata_without_a_known_protocol_is_rejected(change, kind, words):
     with answering(pack(HELLO | change)) as url, pytest.raises(kind, match=words):
         connect(url)
 
 
-def test_the_contract_of_a_policy_of_many_demos_fits_into_a_message():
+def test_contract_of_a_policy_of_many_demos_fits_into_a_message():
     lineage = {"positions": {"recorded": list(range(130_000))}, "unknown": []}
     contract = {"robot": "xarm7", "lineage": lineage | {"episode_hashes": ["0" * 64] * 130_000}}
     text = contract_text(contract)
@@ -460,7 +459,7 @@ def test_the_contract_of_a_policy_of_many_demos_fits_into_a_message():
 def test_a_flood_of_old_answers_does_not_delay_a_call():
     old = [answer()] * 400_000
     with answering(pack(HELLO), "an error", [*old, answer(ACTIONS + 1, 2)]) as url, connect(url) as policy:
-        with pytest.raises(PolicyRefused, match="an error"):  # as openpi's servers say it
+        with pytest.raises(PolicyRefused, match="an error"):  # the form of openpi's servers
             policy.act(observations(1)[0])
         begin = time.monotonic()
         with contextlib.suppress(PolicyLate):
@@ -469,7 +468,7 @@ def test_a_flood_of_old_answers_does_not_delay_a_call():
 
 
 def listener() -> socket.socket:
-    """A port that accepts and says nothing."""
+    """Return a port that accepts connections and sends nothing."""
     return socket.create_server(("127.0.0.1", 0))
 
 
@@ -479,7 +478,7 @@ def url_of(port: socket.socket) -> str:
 
 @contextlib.contextmanager
 def greeting(words: bytes):
-    """The URL of a port that answers the first message of its first client with some bytes, then closes."""
+    """Yield the URL of a port that answers its first client's first message with `words`, then closes."""
 
     def greet():
         connection, _ = port.accept()
@@ -492,7 +491,7 @@ def greeting(words: bytes):
         yield url_of(port)
 
 
-def test_no_server_a_silent_one_and_one_of_another_kind():
+def test_missing_silent_and_foreign_servers_give_typed_errors():
     with listener() as closed:
         url = url_of(closed)
     with pytest.raises(PolicyLost, match="Connect"):
@@ -502,7 +501,7 @@ def test_no_server_a_silent_one_and_one_of_another_kind():
     for words, kind in ((b"SSH-2.0-OpenSSH_9.2\r\n", PolicyMalformed), (b"", PolicyLost)):
         with greeting(words) as url, pytest.raises(kind):
             connect(url)
-    # a redirect would show the token to another host
+    # following a redirect would reveal the token to another host
     moved = "HTTP/1.1 302 Found\r\nLocation: {}\r\nContent-Length: 0\r\n\r\n"
     with listener() as elsewhere, greeting(moved.format(url_of(elsewhere)).encode()) as url:
         with pytest.raises(PolicyRefused, match="HTTP 302"):
@@ -533,16 +532,16 @@ def test_a_server_that_does_not_read_delays_no_call_beyond_its_deadline():
 # ---------------------------------------------------------------- the token
 
 
-def test_a_token_file_is_made_once_and_is_its_owner_s(tmp_path, monkeypatch):
+def test_token_file_is_created_once_and_private_to_its_owner(tmp_path, monkeypatch):
     monkeypatch.delenv("S2ROBOT_TOKEN", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert shared_secret.read_token() is None
-    token, place = token_for("127.0.0.1", None)
-    assert place == str(tmp_path / "s2robot/token") and len(token) >= 32
-    assert os.stat(place).st_mode & 0o777 == 0o600 and os.listdir(Path(place).parent) == ["token"]
-    shared_secret.make_token(Path(place))
+    token, path = token_for("127.0.0.1", None)
+    assert path == str(tmp_path / "s2robot/token") and len(token) >= 32
+    assert os.stat(path).st_mode & 0o777 == 0o600 and os.listdir(Path(path).parent) == ["token"]
+    shared_secret.make_token(Path(path))
     assert token_for("localhost", None)[0] == token == shared_secret.read_token()
-    os.chmod(place, 0o644)
+    os.chmod(path, 0o644)
     with pytest.raises(UserError, match="0644"):
         shared_secret.read_token()
     for wrong in ("short", "a token with spaces in it"):
@@ -554,7 +553,7 @@ def test_a_token_file_is_made_once_and_is_its_owner_s(tmp_path, monkeypatch):
     assert token_for("127.0.0.1", None) == ("x" * 20, "$S2ROBOT_TOKEN")
 
 
-def test_no_token_is_made_for_an_address_that_others_reach(tmp_path, monkeypatch):
+def test_no_token_is_created_for_a_reachable_address(tmp_path, monkeypatch):
     monkeypatch.delenv("S2ROBOT_TOKEN", raising=False)
     for host in ("0.0.0.0", "", "::"):
         assert not is_loopback(host)
@@ -570,7 +569,7 @@ def test_no_token_is_made_for_an_address_that_others_reach(tmp_path, monkeypatch
 
 # ---------------------------------------------------------------- the command
 
-# as a shell starts a job behind `&`
+# as a shell starts a job with `&`
 BACKGROUND = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -581,7 +580,7 @@ sys.exit(main(sys.argv[1:]))
 
 @contextlib.contextmanager
 def command(checkpoint: Path, folder: Path, *overrides: str, background: bool = False):
-    """`s2robot serve` in a process of its own: the process, its URL, its token."""
+    """Run `s2robot serve` in a separate process; yield the process, its URL and its token."""
     env = {k: v for k, v in os.environ.items() if k != "S2ROBOT_TOKEN"}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(folder)}
     process = forks.Popen(
@@ -601,7 +600,7 @@ def command(checkpoint: Path, folder: Path, *overrides: str, background: bool = 
         process.stderr.close()
 
 
-def test_a_hung_server_process_and_ctrl_c(checkpoint, tmp_path):
+def test_server_process_survives_a_pause_and_ends_on_ctrl_c(checkpoint, tmp_path):
     local, _, _ = load_policy(checkpoint, "cpu")
     with command(checkpoint, tmp_path, background=True) as (process, url, token):
         with RemotePolicy(url, token, PATIENT, PATIENT) as policy:
@@ -617,8 +616,8 @@ def test_a_hung_server_process_and_ctrl_c(checkpoint, tmp_path):
                 policy.plan(third)
         assert process.stderr.read().strip() == "s2robot serve: interrupted"
         assert token not in process.stdout.read()
-        kept = [p for p in tmp_path.rglob("*") if p.is_file() and token in p.read_text(errors="replace")]
-        assert kept == [tmp_path / "s2robot/token"]  # no log and no config holds it
+        files = [p for p in tmp_path.rglob("*") if p.is_file() and token in p.read_text(errors="replace")]
+        assert files == [tmp_path / "s2robot/token"]  # no log or config contains it
 
 
 def test_a_fuzzed_server_neither_crashes_nor_hangs(checkpoint):

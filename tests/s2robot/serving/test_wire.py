@@ -1,4 +1,4 @@
-"""The codec and the observations in it: a round trip with openpi's packer, or a one-line error, whatever bytes come in."""
+"""The codec and its observations: round trips with openpi's packer, and one-line errors for any other bytes."""
 
 import msgpack
 import numpy as np
@@ -34,13 +34,13 @@ def same(a, b) -> bool:
 
 
 def array(dtype, shape, data: bytes) -> bytes:
-    """A message with an array, true or not."""
+    """Return a message with an array header that may contradict its data."""
     return msgpack.packb({"x": {b"__ndarray__": True, b"data": data, b"dtype": dtype, b"shape": shape}})
 
 
 @quick
 @given(message)
-def test_round_trips_also_with_openpis_packer(value):
+def test_messages_round_trip_also_with_openpis_packer(value):
     assert same(unpack(pack(value)), value)
     assert same(unpack(msgpack_numpy.packb(value)), value) and same(msgpack_numpy.unpackb(pack(value)), value)
 
@@ -50,7 +50,7 @@ def test_round_trips_also_with_openpis_packer(value):
     [np.array([object()]), np.array(["text"]), np.zeros(3, [("x", "f4")]), np.zeros(3, "M8[s]"), np.zeros(3, "c8"),
      object(), 2**70],
 )  # fmt: skip
-def test_what_cannot_be_sent(value):
+def test_unsupported_values_are_rejected(value):
     with pytest.raises(WireError, match="^cannot be sent: [^\n]*$"):
         pack({"value": value})
 
@@ -66,7 +66,7 @@ def test_what_cannot_be_sent(value):
     ],
     ids=range(19),
 )  # fmt: skip
-def test_bytes_that_are_no_message(data):
+def test_malformed_bytes_are_one_error_line(data):
     with pytest.raises(WireError) as caught:
         unpack(data)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
@@ -74,11 +74,11 @@ def test_bytes_that_are_no_message(data):
 
 @quick
 @given(st.binary(max_size=300), message, st.data())
-def test_any_bytes_are_a_message_or_an_error(noise, value, data):
+def test_any_bytes_decode_to_a_message_or_an_error(noise, value, data):
     damaged = bytearray(pack(value))
     for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(0, len(damaged) - 1)) if damaged else 0
-        damaged[place : place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+        start = data.draw(st.integers(0, len(damaged) - 1)) if damaged else 0
+        damaged[start : start + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
     for received in (noise, bytes(damaged)):
         try:
             assert isinstance(unpack(received), dict)
@@ -91,7 +91,7 @@ sides = st.integers(-1, 4) | st.integers(-(2**63), 2**63 - 1)
 
 @quick
 @given(st.sampled_from(list(_DTYPES)), st.lists(sides, max_size=9), st.binary(max_size=64))
-def test_no_shape_takes_memory_that_was_not_sent(name, shape, values):
+def test_declared_shapes_never_allocate_more_than_was_sent(name, shape, values):
     try:
         found = unpack(array(name, shape, values))["x"]
     except WireError:
@@ -112,14 +112,14 @@ def test_no_shape_takes_memory_that_was_not_sent(name, shape, values):
         {"cam": HAND, "left": LEFT, "hand": LEFT, "state": STATE},
     ],
 )
-def test_what_a_camera_may_be_called(sent):
+def test_accepted_camera_keys(sent):
     keys = {"cam": "hand"} if "cam" in sent else {}
     found = observation_of(unpack(msgpack_numpy.packb(sent)), CAMERAS, keys)
     assert np.array_equal(found["images"]["hand"], HAND) and np.array_equal(found["images"]["left"], LEFT)
     assert found["proprio"].dtype == np.float32 and np.array_equal(found["proprio"], STATE)
 
 
-def test_the_only_camera_is_the_image_and_renamed_ones_keep_their_own_name_in_images():
+def test_single_camera_is_the_image_and_images_keep_original_names():
     found = observation_of({"observation/image": HAND, "state": STATE}, ("observation.images.top",), {})
     assert np.array_equal(found["images"]["observation.images.top"], HAND)
     found = observation_of({"images": {"hand": HAND}, "state": STATE}, ("hand",), {"cam": "hand"})
@@ -135,7 +135,7 @@ def test_the_only_camera_is_the_image_and_renamed_ones_keep_their_own_name_in_im
         ({"state": "words"}, "^state: "), ({}, "^state: .*proprio"),
     ],
 )  # fmt: skip
-def test_observations_that_are_rejected(change, words):
+def test_invalid_observations_are_rejected(change, words):
     sent = {"hand": HAND, "left": LEFT} | ({"state": STATE} if change else {}) | change
     with pytest.raises(WireError, match=words):
         observation_of(unpack(msgpack_numpy.packb(sent)), CAMERAS, {})

@@ -1,10 +1,10 @@
-"""The Franka driver against franky-sim, in an environment of its own (its pinocchio asks for numpy 2):
+"""The Franka driver against franky-sim, in a separate environment (its pinocchio requires numpy 2):
 
 python3 -m venv franka-venv
 franka-venv/bin/pip install franky-control franky-sim gymnasium omegaconf pydantic pytest scipy
 franka-venv/bin/python -m pytest --noconftest -m slow tests/envs/real/arms/test_franka.py
 
-franky-sim accepts what an arm refuses and has no error model: nothing here is a claim about safety.
+franky-sim accepts commands that an arm rejects and has no error model: these tests prove nothing about safety.
 """
 
 import re
@@ -25,7 +25,7 @@ from tests.envs.real.patience import wait_for
 HOME, LIMITS = described("panda").start, described("panda").limits()
 
 
-def test_without_franky_it_is_one_line(monkeypatch):
+def test_missing_franky_is_one_error_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "franky", None)
     driver = FrankaDriver("192.0.2.1", LIMITS)
     with pytest.raises(EnvError, match=r"^franky: expected .*pip install 's2robot\[franka\]'"):
@@ -39,21 +39,21 @@ def test_without_franky_it_is_one_line(monkeypatch):
 
 @pytest.fixture(scope="module")
 def server():
-    why = "needs franky-control and franky-sim in an environment of their own; see the head of this file"
+    why = "requires franky-control and franky-sim in a separate environment; see the module docstring"
     pytest.importorskip("franky", reason=why)
     pytest.importorskip("franky_sim", reason=why)
-    # in a process of its own, as an arm is: franky waits for it while it holds the interpreter
+    # a separate process, like a real arm: franky holds the interpreter lock while it waits
     command = [sys.executable, "-u", "-m", "franky_sim.run_server", "-s", "mujoco"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    late = threading.Timer(120.0, process.kill)
-    late.start()
+    timeout = threading.Timer(120.0, process.kill)
+    timeout.start()
     try:
-        found = next((f for line in process.stdout if (f := re.search(r"using '([\d.]+)'", line))), None)
-        late.cancel()
-        assert found, "franky-sim did not start"
-        yield found[1]
+        address = next((m for line in process.stdout if (m := re.search(r"using '([\d.]+)'", line))), None)
+        timeout.cancel()
+        assert address, "franky-sim did not start"
+        yield address[1]
     finally:
-        late.cancel()
+        timeout.cancel()
         process.terminate()
         process.wait(30.0)
 
@@ -66,7 +66,7 @@ def arm(server):
 
 
 @pytest.mark.slow
-def test_a_stream_and_an_opening_are_followed_and_a_stop_ends_them(arm):
+def test_arm_follows_joint_stream_and_gripper_until_a_stop(arm):
     state = arm.read()
     assert state.q.shape == (7,) and state.error == 0
     assert arm.command(state.q, None).code == REFUSED and arm.stopped == "not armed"
@@ -82,7 +82,7 @@ def test_a_stream_and_an_opening_are_followed_and_a_stop_ends_them(arm):
     assert arm.stop("again")
     assert arm.command(goal, None).code == REFUSED and arm.stopped == "again"
     wait_for(lambda: np.abs(arm._robot.state.dq).max() < 0.02, "rest")
-    wait_for(lambda: not arm._robot.is_in_control, "the controller's end")
+    wait_for(lambda: not arm._robot.is_in_control, "the end of the controller")
     arm.arm()
     for opening, near in ((0.0, lambda o: o < 0.1), (1.0, lambda o: o > 0.9)):
         assert arm.command(arm.read().q, opening).code == OK
@@ -90,12 +90,12 @@ def test_a_stream_and_an_opening_are_followed_and_a_stop_ends_them(arm):
 
 
 @pytest.mark.slow
-def test_a_controller_or_a_hand_that_is_lost_is_told(arm, monkeypatch):
+def test_lost_controller_or_gripper_is_reported(arm, monkeypatch):
     arm.arm()
     q = arm.read().q
-    arm._robot.stop()  # as an error or the user stop ends it
+    arm._robot.stop()  # ends the controller as an error or the user stop does
     wait_for(lambda: arm.command(q, None).code == GONE, "the end of the controller")
-    monkeypatch.setattr(arm, "_hand", object())  # each of its readings fails
+    monkeypatch.setattr(arm, "_hand", object())  # every reading fails
     monkeypatch.setattr("s2robot.envs.real.arms.franka.GRIPPER_LOST", 0.3)
     time.sleep(0.5)
     with pytest.raises(EnvError, match="expected an answer from the gripper within 0.3 s"):
@@ -103,7 +103,7 @@ def test_a_controller_or_a_hand_that_is_lost_is_told(arm, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_stop_while_it_is_armed_is_not_lost(arm, monkeypatch):
+def test_stop_during_arming_is_not_lost(arm, monkeypatch):
     start = arm._start
     monkeypatch.setattr(arm, "_start", lambda: (start(), arm.stop("operator")))
     with pytest.raises(EnvError, match="expected no stop while it was armed"):

@@ -1,4 +1,4 @@
-"""The arm's limits, kinematics and watched points against MuJoCo on robosuite's own model of arm and gripper."""
+"""The arm's limits, kinematics and watched points against MuJoCo with robosuite's model of the arm and gripper."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,14 +16,14 @@ POINTS = XArm7Points()
 
 
 class Model:
-    """robosuite's arm, stripped to its joints, with a site at each watched point."""
+    """robosuite's arm, reduced to its joints, with a site at each watched point."""
 
     def __init__(self):
         spec = mujoco.MjSpec.from_file(
             str(Path(find_spec("robosuite").origin).parent / "models/assets/robots/xarm7/robot.xml")
         )
-        for thing in [*spec.geoms, *spec.meshes, *spec.sites, *spec.cameras, *spec.actuators]:
-            spec.delete(thing)
+        for element in [*spec.geoms, *spec.meshes, *spec.sites, *spec.cameras, *spec.actuators]:
+            spec.delete(element)
         for point in POINTS.points:
             spec.body(point.body).add_site(name=f"{point.name} {point.position}", pos=point.position)
         self.model = spec.compile()
@@ -41,27 +41,27 @@ def model():
     return Model()
 
 
-def anywhere(n):
-    """Joints (n, 7) within their range."""
+def random_joints(n):
+    """Return joint positions (n, 7) within their range."""
     return np.random.default_rng(0).uniform(XARM7_LIMITS.q_min, XARM7_LIMITS.q_max, (n, 7))
 
 
-def test_every_watched_point_is_where_mujoco_has_it(model):
-    way = anywhere(500)
-    np.testing.assert_allclose(POINTS.along(way), [model.at(q) for q in way], atol=1e-6)
-    np.testing.assert_allclose(POINTS.along(way)[0], POINTS.at(way[0]), atol=1e-12)
+def test_watched_points_match_mujoco(model):
+    joints = random_joints(500)
+    np.testing.assert_allclose(POINTS.along(joints), [model.at(q) for q in joints], atol=1e-6)
+    np.testing.assert_allclose(POINTS.along(joints)[0], POINTS.at(joints[0]), atol=1e-12)
 
 
-def test_the_tool_moves_with_the_joints_as_in_mujoco(model):
-    ik, found = ToolIK(), np.zeros((6, 7))
-    for q in anywhere(50):
+def test_tool_pose_and_jacobian_match_mujoco(model):
+    ik, expected = ToolIK(), np.zeros((6, 7))
+    for q in random_joints(50):
         model.at(q)
         mujoco.mj_comPos(model.model, model.data)
-        mujoco.mj_jacSite(model.model, model.data, found[:3], found[3:], model.sites[0])
+        mujoco.mj_jacSite(model.model, model.data, expected[:3], expected[3:], model.sites[0])
         position, rotation = ik.pose(q)
         np.testing.assert_allclose(position, model.data.site_xpos[model.sites[0]], atol=1e-6)
         np.testing.assert_allclose(rotation, model.data.site_xmat[model.sites[0]].reshape(3, 3), atol=1e-6)
-        np.testing.assert_allclose(jacobian(frames(q), position), found, atol=1e-6)
+        np.testing.assert_allclose(jacobian(frames(q), position), expected, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_finger_tips_are_at_the_ends_of_the_pads(world, angle):
         np.testing.assert_allclose(hand.xpos + rotation @ [0, sign * y, z], pad, atol=2e-5)
 
 
-def test_no_opening_brings_a_finger_lower_than_its_points():
+def test_fingers_never_reach_below_their_watched_points():
     lowest = max(p.position[2] for p in POINTS.points if "tip" in p.name)
     assert all(finger_tip(angle)[1] <= lowest + 1e-9 for angle in np.linspace(0, 0.85, 50))
 
@@ -94,15 +94,15 @@ def test_no_opening_brings_a_finger_lower_than_its_points():
     "wrong",
     [
         {"q_max": (0.0,) * 6}, {"dq_max": (0.0,) * 7}, {"ddq_max": (1.0,) * 6}, {"margin": 4.0}, {"box": ((0.0, 1.0), (1.0, 0.0), (0.0, 1.0))},
-        {"arm_box": (0.0, 1.0)}, {"table_z": np.inf}, {"step_max": 0.017},  # a stream at full speed would be stopped
+        {"arm_box": (0.0, 1.0)}, {"table_z": np.inf}, {"step_max": 0.017},  # would stop a stream at full speed
     ],
 )  # fmt: skip
-def test_senseless_limits_are_refused_by_name(wrong):
+def test_invalid_limits_are_rejected_by_name(wrong):
     with pytest.raises(UserError, match=f"^bridge.limits.{next(iter(wrong))}"):
         XARM7_LIMITS.replace(**wrong)
 
 
-def test_the_simulators_xarm7_agrees(world):
+def test_limits_match_the_simulated_xarm7(world):
     np.testing.assert_allclose(XARM7_LIMITS.q_min, world.joint_low, atol=2e-5)
     np.testing.assert_allclose(XARM7_LIMITS.q_max, world.joint_high, atol=2e-5)
     world.reset(seed=0)

@@ -1,4 +1,4 @@
-"""The driver of LeRobot's robots, on one with LeRobot's documented interface; LeRobot itself is not needed."""
+"""The driver of LeRobot robots, against a fake with LeRobot's documented interface; LeRobot itself is not required."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ FRAME = np.zeros((4, 6, 3), np.uint8)
 
 
 class Robot:
-    """LeRobot's `Robot`: stands where it was sent. Its dicts have another order than ours."""
+    """LeRobot's `Robot`: stays at its last target. Its dicts have a different order from controller."""
 
     is_connected, is_calibrated, silent = False, True, False
 
@@ -36,7 +36,7 @@ class Robot:
         self.sent = []
 
     def connect(self, calibrate=True):
-        assert not calibrate  # it would ask on the terminal
+        assert not calibrate  # calibration would prompt on the terminal
         self.is_connected = True
 
     def get_observation(self):
@@ -58,7 +58,7 @@ def about(**changes):
 
 @pytest.fixture
 def made(monkeypatch):
-    """Makes a driver of a `Robot`, connected; keys are those of `robot`."""
+    """Make a connected driver of a `Robot`; keyword arguments are keys of `robot`."""
 
     def make(robot, **changes):
         monkeypatch.setattr(lerobot, "make_robot", lambda description: robot)
@@ -70,7 +70,7 @@ def made(monkeypatch):
 
 
 @pytest.mark.parametrize(("units", "scale"), [("degrees", 180 / np.pi), ("radians", 1.0)])
-def test_it_reads_and_commands_by_name_in_the_declared_units(made, units, scale):
+def test_joints_are_read_and_commanded_by_name_in_the_declared_units(made, units, scale):
     arm = made(robot := Robot(**{"elbow_flex.pos": 0.5 * scale, "gripper.pos": 25.0}), units=units)
     state = arm.read()
     np.testing.assert_allclose([*state.q, state.gripper], [0, 0, 0.5, 0, 0, 0.25])
@@ -85,18 +85,18 @@ def test_it_reads_and_commands_by_name_in_the_declared_units(made, units, scale)
     assert len(robot.sent) == 2
 
 
-def test_a_stop_is_acknowledged_only_by_a_robot_at_rest(made):
+def test_stop_is_acknowledged_only_by_a_robot_at_rest(made):
     arm = made(robot := Robot(**{"elbow_flex.pos": 30.0}))
     arm.arm()
     assert arm.stop("test") and robot.sent[-1]["elbow_flex.pos"] == 30 and robot.is_connected
     assert arm.command(arm.read().q, None).code == REFUSED
-    places = iter(range(100))
-    robot.get_observation = lambda: robot.seen | {"wrist_roll.pos": 2.0 * next(places)}  # moves on
+    steps = iter(range(100))
+    robot.get_observation = lambda: robot.seen | {"wrist_roll.pos": 2.0 * next(steps)}  # keeps moving
     assert not arm.stop("test")
     assert "FALLS" in STOPS["torque_off"] and "FALLS" not in arm.stop_means
 
 
-def test_a_robot_that_falls_silent_is_lost_after_two_observations(made):
+def test_silent_robot_is_lost_after_two_failed_reads(made):
     arm = made(robot := Robot())
     arm.arm()
     q, robot.silent = arm.read().q, True
@@ -107,7 +107,7 @@ def test_a_robot_that_falls_silent_is_lost_after_two_observations(made):
     assert arm.command(q, None).code == GONE and not arm.stop("test")
 
 
-def test_an_episode_of_absolute_targets_with_the_camera_of_the_robot(made):
+def test_episode_of_absolute_targets_with_the_robot_camera(made):
     arm = made(robot := Robot())
     rng, camera = np.random.default_rng(0), CameraReader("front", arm.camera("front"))
     robot.get_observation = lambda: robot.seen | {"front": rng.integers(0, 256, FRAME.shape, np.uint8)}
@@ -115,11 +115,11 @@ def test_an_episode_of_absolute_targets_with_the_camera_of_the_robot(made):
     arm.arm()
     safety = SafetyFilter(arm.limits, ArmPoints(), SafetyConfig(state_age_max=3.0))
     config = LoopConfig(live=True, image_size=4, absolute=True, max_delta=0.05, gripper="continuous")
-    target = np.array([0.08, 0, 0, 0, -1.0, 0.75])  # the last joint has further to go than three actions
+    target = np.array([0.08, 0, 0, 0, -1.0, 0.75])  # the last joint needs more than three actions
     result = ControlLoop(arm, {"front": camera}, lambda o: target, safety, config, CALM).run(3)
     camera.close()
     assert result.cause == "steps" and arm.views == {"front": (4, 6)}
-    # a busy machine makes up for lost time, and brakes from there
+    # a busy machine catches up on lost time, and brakes from there
     np.testing.assert_allclose(arm.read().q, [0.08, 0, 0, 0, -0.15], atol=0.13)
     assert robot.seen["gripper.pos"] == 75
 
@@ -136,7 +136,7 @@ def test_an_episode_of_absolute_targets_with_the_camera_of_the_robot(made):
         ({"id": "uncalibrated"}, "^robot.id: expected servos calibrated as in"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_the_robot_is_one_line_before_it_moves(made, changes, line):
+def test_mismatch_with_the_robot_is_one_error_line_before_it_moves(made, changes, line):
     robot = Robot()
     robot.is_calibrated = changes.get("id") is None
     with pytest.raises(ValueError, match=line) as caught:
@@ -144,11 +144,11 @@ def test_what_does_not_fit_the_robot_is_one_line_before_it_moves(made, changes, 
     assert caught.value.user_error and "\n" not in str(caught.value) and not robot.sent
 
 
-def test_a_port_in_use_or_without_permission_is_one_line(monkeypatch):
-    ours, theirs = os.openpty()
-    port = os.ttyname(theirs)
+def test_port_in_use_or_without_permission_is_one_error_line(monkeypatch):
+    controller, terminal = os.openpty()
+    port = os.ttyname(terminal)
     check_port(port)
-    with subprocess.Popen(["sleep", "60"], stdin=theirs) as other:
+    with subprocess.Popen(["sleep", "60"], stdin=terminal) as other:
         with pytest.raises(
             EnvError, match=f"^robot.port: expected {port} free, got it in use by process {other.pid}$"
         ):
@@ -157,12 +157,12 @@ def test_a_port_in_use_or_without_permission_is_one_line(monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(EnvError, match="^robot.port: expected permission"):
         check_port(port)
-    os.close(ours)
-    os.close(theirs)
+    os.close(controller)
+    os.close(terminal)
 
 
 class Bus:
-    """LeRobot's bus of servos whose ranges are -180 to 180 degrees. `late`: an answer to another read comes first."""
+    """LeRobot's bus of servos with ranges of -180 to 180 degrees. `late`: the answer to another read arrives first."""
 
     model_resolution_table, model_ctrl_table = {"sts": 4096}, {"sts": {"Status": (65, 1)}}
     is_connected, silent, late = False, "", False
@@ -185,8 +185,8 @@ class Bus:
     def sync_read(self, register, motors=None, *, normalize):
         if self.silent and motors in (None, self.silent):
             raise ConnectionError("There is no status packet!")
-        place, self.late = 64001 if self.late else 2000, False
-        value = {"Present_Position": place, "Torque_Enable": 1, "Status": self.status}[register]
+        position, self.late = 64001 if self.late else 2000, False
+        value = {"Present_Position": position, "Torque_Enable": 1, "Status": self.status}[register]
         return dict.fromkeys([motors] if motors else self.motors, value)
 
     def sync_write(self, register, goals, normalize):
@@ -207,7 +207,7 @@ def servos(tmp_path):
     return robot
 
 
-def test_normalised_numbers_follow_the_calibration_and_ranges_have_to_fit_it(made, servos):
+def test_normalised_units_follow_the_calibration_and_ranges_must_match(made, servos):
     arm = made(servos, units="normalised")
     assert arm.read().q[2] == pytest.approx(np.pi / 4, rel=1e-3)
     for wrong, line in (
@@ -221,11 +221,11 @@ def test_normalised_numbers_follow_the_calibration_and_ranges_have_to_fit_it(mad
         made(servos, units="normalised")
 
 
-def test_a_stop_never_makes_a_late_answer_a_goal_and_stops_servos_beside_a_silent_one(made, servos):
+def test_stop_ignores_late_answers_and_stops_the_responsive_servos(made, servos):
     arm, bus = made(servos, units="normalised"), servos.bus
     arm.arm()
     bus.goals, bus.late = {}, True
-    assert arm.stop("test") and bus.goals == dict.fromkeys(JOINTS, 2000)  # the gripper keeps what it holds
+    assert arm.stop("test") and bus.goals == dict.fromkeys(JOINTS, 2000)  # the gripper holds its object
     bus.goals, bus.silent = {}, "elbow_flex"
     assert not arm.stop("test") and {*bus.goals} == {*JOINTS} - {"elbow_flex"}
     bus.goals, bus.silent, bus.status = {}, "", 32
@@ -243,7 +243,7 @@ def test_a_stop_never_makes_a_late_answer_a_goal_and_stops_servos_beside_a_silen
 
 
 @pytest.mark.skipif(find_spec("lerobot") is not None, reason="LeRobot is installed")
-def test_without_lerobot_there_is_one_line():
+def test_missing_lerobot_is_one_error_line():
     with pytest.raises(EnvError, match="^robot.type: expected LeRobot") as caught:
         LeRobotArm(about(), about().limits()).connect(1.0)
     assert "\n" not in str(caught.value)

@@ -66,7 +66,7 @@ with make() as arm:
 
 
 def serve(pipe, calibration):
-    """Servos in a process of their own: LeRobot waits busily. Statements come through the pipe, `=value` returns one."""
+    """Run servos in a process, as LeRobot busy-waits. The pipe carries statements; `=value` returns a value."""
     with servos.ServoBus() as bus:
         bus.calibrate(calibration)
         pipe.send(bus.port)
@@ -78,10 +78,9 @@ def serve(pipe, calibration):
 
 @pytest.fixture
 def bus(tmp_path):
-    pipe, theirs = get_context("spawn").Pipe()
-    process = get_context("spawn").Process(
-        target=serve, args=(theirs, tmp_path / "emulated.json"), daemon=True
-    )
+    pipe, remote = get_context("spawn").Pipe()
+    arguments = remote, tmp_path / "emulated.json"
+    process = get_context("spawn").Process(target=serve, args=arguments, daemon=True)
     process.start()
 
     def ask(code):
@@ -96,24 +95,17 @@ def bus(tmp_path):
 
 @pytest.fixture
 def moving(bus, tmp_path):
-    """Starts the program in a terminal of its own, and waits until the arm moves; its process and the terminal."""
+    """Start the program in its own terminal and wait for motion; return its process ID and the terminal."""
     started = []
 
     def start(stop, program=MOVES):
         options = {"calibration_dir": str(tmp_path), "num_read_retries": 3}
-        about = {
-            "type": "so101_follower",
-            "port": bus.port,
-            "id": "emulated",
-            "units": "degrees",
-            "stop": stop,
-            "options": options,
-        }
+        about = {"type": "so101_follower", "port": bus.port, "id": "emulated", "units": "degrees"}
+        about |= {"stop": stop, "options": options}
         pid, terminal = pty.fork()
         if not pid:
-            os.execve(
-                PYTHON, [PYTHON, "-c", MAKES + program, json.dumps(about)], os.environ | {"PYTHONPATH": ROOT}
-            )
+            command = [PYTHON, "-c", MAKES + program, json.dumps(about)]
+            os.execve(PYTHON, command, os.environ | {"PYTHONPATH": ROOT})
         started.append(pid)
         wait_for(lambda: bus("=bus.servos[1].place") > servos.REST[0] + 100, "motion")
         assert bus("=bus.values(TORQUE)") == [1] * 6
@@ -127,7 +119,7 @@ def moving(bus, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["killed", "suspended"])
-def test_a_program_that_dies_or_hangs_leaves_no_arm_with_torque(bus, moving, how):
+def test_torque_is_off_after_the_program_dies_or_hangs(bus, moving, how):
     pid, _ = moving("torque_off")
     os.kill(pid, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
     wait_for(lambda: bus("=bus.values(TORQUE)") == [0] * 6, "a stop")
@@ -137,7 +129,7 @@ def held(bus):
     return all(abs(bus(f"=bus.servos[{i}][GOAL] - bus.servos[{i}][POSITION]")) < 20 for i in (1, 2, 4, 5))
 
 
-def test_a_terminal_that_closes_stops_the_arm_where_it_is(bus, moving):
+def test_closed_terminal_stops_the_arm_in_place(bus, moving):
     _, terminal = moving("hold")
     before = bus("=len(bus.servos[5].written)")
     os.close(terminal)
@@ -155,15 +147,13 @@ def test_a_terminal_that_closes_stops_the_arm_where_it_is(bus, moving):
         ("jammed", FOLLOWS, "safety stop: joint 1 lags 0.07 rad behind its command and does not move"),
     ],
 )
-def test_a_servo_that_drops_off_the_bus_or_does_not_follow_is_a_fault_and_the_others_are_stopped(
-    bus, moving, fault, program, line
-):
-    """The policy asks for a little more than where the arm is: what the joint lacks never grows."""
+def test_lost_or_jammed_servo_is_a_fault_that_stops_the_others(bus, moving, fault, program, line):
+    """The policy's target stays just ahead of the arm, so the joint's lag never grows."""
     _, terminal = moving("hold", program)
     bus(f"bus.servos[{3 if fault == 'silent' else 1}].{fault} = True")
-    said = b""
+    output = b""
     with suppress(OSError):  # the end of the program
-        while b"ms" not in said:
-            said += os.read(terminal, 4096)
-    assert line.encode() in said, said
+        while b"ms" not in output:
+            output += os.read(terminal, 4096)
+    assert line.encode() in output, output
     assert held(bus)

@@ -1,4 +1,4 @@
-"""The driver on the vendor's SDK against the emulated control box, over loopback."""
+"""The driver with the vendor's SDK against the emulated control box, over loopback."""
 
 import os
 import socket
@@ -30,7 +30,7 @@ def arm(driver):
 
 
 def arrived(emulator, kind="motion"):
-    """All that has reached the box, of all tests so far."""
+    """Return all commands that have reached the box, including those of earlier tests."""
     return [c for c in emulator.side("commands")["commands"] if c["kind"] == kind]
 
 
@@ -47,7 +47,7 @@ def test_connecting_moves_and_enables_nothing(driver, emulator):
 
 
 @pytest.mark.parametrize("mode", ["servo", "online"])
-def test_a_stream_of_small_steps_is_followed(driver, mode):
+def test_arm_follows_a_stream_of_small_steps(driver, mode):
     driver.settings = ArmSettings(mode=mode)
     driver.arm()
     goal = HOME + 0.1
@@ -60,22 +60,22 @@ def test_a_stream_of_small_steps_is_followed(driver, mode):
     assert 0 <= now() - state.t_mono < PATIENCE
 
 
-def opened(arm, holds, what):
-    wait_for(lambda: holds(arm.read().gripper), what)
+def wait_for_opening(arm, condition, what):
+    wait_for(lambda: condition(arm.read().gripper), what)
 
 
 @pytest.mark.parametrize("end", ["stop", "close"])
-def test_a_stop_and_closing_halt_fingers_under_way(driver, emulator, end):
-    for _ in range(5):  # a busy machine may come too late
+def test_stop_and_close_halt_moving_fingers(driver, emulator, end):
+    for _ in range(5):  # a busy machine may be too late
         driver.close()
         driver.connect(PATIENCE)
         driver.arm()
         driver.command(HOME, 1.0)
-        opened(driver, lambda o: o > 0.95, "opening")
+        wait_for_opening(driver, lambda o: o > 0.95, "opening")
         driver.command(HOME, 0.0)
-        opened(driver, lambda o: o < 0.9, "closing")
+        wait_for_opening(driver, lambda o: o < 0.9, "closing")
         driver.stop("test") if end == "stop" else driver.close()
-        time.sleep(0.7)  # the whole way takes 0.5 s
+        time.sleep(0.7)  # closing fully takes 0.5 s
         box = emulator.side("status")
         assert box["state"] >= 4
         if box["opening"] > 0.02:
@@ -87,26 +87,26 @@ def test_a_stop_and_closing_halt_fingers_under_way(driver, emulator, end):
         driver.read()
 
 
-def test_the_gripper_moves_on_change_and_after_a_stop_only(arm, emulator):
+def test_gripper_command_is_sent_on_change_and_after_a_stop_only(arm, emulator):
     for opening in (1.0, 0.0):
         arm.command(HOME, opening)
-        opened(arm, lambda o, wanted=opening: abs(o - wanted) < 0.02, "the opening")
+        wait_for_opening(arm, lambda o, target=opening: abs(o - target) < 0.02, "the opening")
     arm.stop("test")
     arm.arm()
     count = len(arrived(emulator, "gripper"))
-    arm.command(HOME, 0.0)  # the same opening is a new wish
+    arm.command(HOME, 0.0)  # the same opening counts as a new command
     wait_for(lambda: len(arrived(emulator, "gripper")) > count, "a command")
     time.sleep(0.5)
     count = len(arrived(emulator, "gripper"))
     for _ in range(3):
         arm.command(HOME, 0.0)
         time.sleep(0.1)
-    arm.stop("test")  # what it may hold stays held
+    arm.stop("test")  # a held object stays held
     time.sleep(0.4)
     assert len(arrived(emulator, "gripper")) == count
 
 
-def test_a_box_that_is_set_to_another_tool_is_not_armed(driver, emulator):
+def test_arming_fails_if_the_box_is_set_to_another_tool(driver, emulator):
     for tool, text in (
         ({"payload": 0.2}, "bridge.arm.payload: expected 0.82 kg as in the control box, got 0.2"),
         ({"tcp_offset": (0, 0, 0.172, 0, 0, 0)}, r"bridge.arm.tcp_offset: expected \[0.0, 0.0, 0"),
@@ -122,8 +122,8 @@ def test_a_box_that_is_set_to_another_tool_is_not_armed(driver, emulator):
 
 
 @pytest.mark.parametrize("on", [False, True])
-def test_native_limits_are_set_and_the_box_s_own_put_back(driver, on):
-    def told(collision, itself):
+def test_native_limits_are_set_and_the_previous_ones_restored(driver, on):
+    def reported(collision, itself):
         sdk = driver._sdk
         wait_for(lambda: sdk.collision_sensitivity == collision, "a report of the sensitivity")
         wait_for(lambda: bool(sdk.self_collision_params[0]) == itself, "a report of the check")
@@ -139,23 +139,23 @@ def test_native_limits_are_set_and_the_box_s_own_put_back(driver, on):
     sdk.set_reduced_max_tcp_speed(321), sdk.set_reduced_max_joint_speed(1.25)
     sdk.set_reduced_tcp_boundary([700, -700, 600, -600, 500, -500])
     sdk.set_reduced_mode(on), sdk.set_fence_mode(on), sdk.set_collision_sensitivity(4)
-    assert sdk.set_self_collision_detection(False) == 0  # as somebody may have left it
-    before = told(4, False)
+    assert sdk.set_self_collision_detection(False) == 0  # as an earlier user may have left it
+    before = reported(4, False)
     reconnect()
     driver.arm()
-    ours = told(3, True)  # the filter has no check of its own
-    assert ours[0] == 1 and ours[1] != before[1]
-    assert ours[2:4] == pytest.approx([1000 * XARM7_LIMITS.point_speed, max(XARM7_LIMITS.dq_max)], abs=1e-3)
+    active = reported(3, True)  # the filter does not check self-collision
+    assert active[0] == 1 and active[1] != before[1]
+    assert active[2:4] == pytest.approx([1000 * XARM7_LIMITS.point_speed, max(XARM7_LIMITS.dq_max)], abs=1e-3)
     driver.stop("test")
-    driver.arm()  # what is put back is what was there before the first
+    driver.arm()  # closing restores the values from before the first arming
     reconnect()
-    after = told(4, False)
+    after = reported(4, False)
     assert after[:2] == before[:2] and after[2:4] == pytest.approx(before[2:4])
     assert after[4] == pytest.approx(before[4]) and bool(after[5]) == on
     driver._sdk.set_reduced_mode(False), driver._sdk.set_fence_mode(False)
 
 
-def test_one_that_only_stops_leaves_the_gripper_alone(arm, emulator):
+def test_stop_only_driver_leaves_the_gripper_alone(arm, emulator):
     arm.command(HOME, None)
     with XArmDriver("127.0.0.1", ports=None, gripper=False) as other:  # this process is redirected already
         other.connect(PATIENCE)
@@ -165,7 +165,7 @@ def test_one_that_only_stops_leaves_the_gripper_alone(arm, emulator):
     assert arm.command(HOME, None).code not in (OK, REFUSED)
 
 
-def test_a_bad_target_or_opening_is_not_sent(arm, emulator):
+def test_invalid_targets_and_openings_are_not_sent(arm, emulator):
     count, third = len(arrived(emulator)), np.arange(7) == 2
     for q in (
         np.full(7, np.nan), *(np.where(third, bad, HOME) for bad in (np.nan, np.inf, -np.inf)), HOME[:6], HOME[None],
@@ -177,8 +177,8 @@ def test_a_bad_target_or_opening_is_not_sent(arm, emulator):
     assert len(arrived(emulator)) == count
 
 
-def test_stop_is_at_once_repeatable_and_from_any_thread(arm, emulator):
-    """Also while a command blocks the streaming connection: the stop has its own."""
+def test_stop_is_immediate_repeatable_and_thread_safe(arm, emulator):
+    """A stop works even while a command blocks the streaming connection, because it has its own."""
     assert arm.command(HOME, None).code == OK
     threads = [threading.Thread(target=arm.stop, args=("test",)) for _ in range(4)]
     with arm._sdk._arm.arm_cmd.lock:
@@ -192,15 +192,15 @@ def test_stop_is_at_once_repeatable_and_from_any_thread(arm, emulator):
     assert arm.command(HOME, None).code == OK
 
 
-@pytest.mark.parametrize("way", ["arm", "lead"])
-def test_what_fails_half_way_is_stopped_and_a_stop_meanwhile_is_not_lost(driver, emulator, monkeypatch, way):
-    """The box is ready and in its mode when the report of the mode does not come."""
+@pytest.mark.parametrize("method", ["arm", "lead"])
+def test_failed_arming_stops_the_arm_and_a_concurrent_stop_is_not_lost(driver, emulator, monkeypatch, method):
+    """The box is ready and in the requested mode, but its report of the mode never arrives."""
     driver._sdk.set_mode(0)
-    late = time.monotonic() + 0.3  # reports come five times a second
-    wait_for(lambda: driver._sdk._arm._last_report_time > late and driver._sdk.mode == 0)
+    settled = time.monotonic() + 0.3  # reports come five times a second
+    wait_for(lambda: driver._sdk._arm._last_report_time > settled and driver._sdk.mode == 0)
     emulator.side.fault("silent_reports")
     with pytest.raises(EnvError, match="after arming, got mode 0"):
-        getattr(driver, way)()
+        getattr(driver, method)()
     box = emulator.side("status")
     assert box["mode"] != 0 and box["state"] >= 4 and not box["ready"]
     assert driver.stopped == "could not be armed"
@@ -217,14 +217,14 @@ def test_what_fails_half_way_is_stopped_and_a_stop_meanwhile_is_not_lost(driver,
 
     monkeypatch.setattr(driver._sdk, "get_state", stopped_meanwhile)
     with pytest.raises(EnvError, match="expected no stop while it was armed"):
-        getattr(driver, way)()
+        getattr(driver, method)()
     assert emulator.side("status")["state"] >= 4
     assert driver.stopped and driver.command(HOME, None).code == REFUSED
     with pytest.raises(EnvError, match="expected an opening of 0 to 1"):
         driver.grip(1.0)
 
 
-def test_an_error_of_the_arm_is_seen_and_never_cleared(arm, emulator):
+def test_arm_error_is_reported_and_never_cleared(arm, emulator):
     arm.command(HOME, None)
     emulator.side.fault("error", code=31)
     assert arm.command(HOME + 0.001, None).code not in (OK, REFUSED)
@@ -235,7 +235,7 @@ def test_an_error_of_the_arm_is_seen_and_never_cleared(arm, emulator):
     assert emulator.side("status")["error"] == 31
 
 
-def test_a_hung_box_costs_the_timeout_and_no_more(arm, emulator):
+def test_hung_box_delays_calls_by_the_timeout_only(arm, emulator):
     for sdk in (arm._sdk, arm._stopper):
         sdk.set_timeout(0.1)
     emulator.side.fault("hang")
@@ -247,7 +247,7 @@ def test_a_hung_box_costs_the_timeout_and_no_more(arm, emulator):
     assert time.monotonic() - begin < 30.0
 
 
-def test_a_box_that_accepts_and_never_answers_is_given_up_in_time():
+def test_connect_times_out_on_a_silent_box():
     begin = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as mute:
         ports = replace(free_ports(), control=mute.getsockname()[1])
@@ -257,12 +257,12 @@ def test_a_box_that_accepts_and_never_answers_is_given_up_in_time():
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "192.168..1.200", "x" * 70])
-def test_no_box_or_no_address_is_one_line(ip):
+def test_missing_box_or_bad_address_is_one_error_line(ip):
     with pytest.raises(EnvError, match=f"^xarm {ip}:[0-9]+: expected an answer, got no control box "):
         XArmDriver(ip, ports=free_ports()).connect(2.0)
 
 
-# ---------------------------------------------------------------- what the SDK says, and its folder
+# ---------------------------------------------------------------- the SDK's output and its folder
 
 SPEAK = """
 import sys
@@ -283,21 +283,21 @@ print("ours after")
 
 
 def alone(code, folder):
-    """Runs it in a process and a home of its own."""
+    """Run the code in its own process and home folder."""
     root = Path(__file__).resolve().parents[4]
     environment = os.environ | {"HOME": str(folder), "PYTHONPATH": str(root)}
-    words, how = [sys.executable, "-c", code, str(folder)], {"capture_output": True, "text": True}
-    done = subprocess.run(words, cwd=root, timeout=120, env=environment, **how)
+    command, options = [sys.executable, "-c", code, str(folder)], {"capture_output": True, "text": True}
+    done = subprocess.run(command, cwd=root, timeout=120, env=environment, **options)
     assert done.returncode == 0, done.stderr
     return done
 
 
 @pytest.mark.parametrize("before", ["", "import xarm.wrapper"])
-def test_the_sdk_speaks_into_the_file_and_we_onto_the_screen(tmp_path, before):
+def test_sdk_output_goes_to_the_log_file_and_ours_to_stdout(tmp_path, before):
     done = alone(SPEAK.format(before=before), tmp_path)
     shown = done.stdout.splitlines()
     assert shown[-2:] == ["ours before", "ours after"] and done.stderr == ""
-    assert len(shown) == (3 if before else 2)  # imported before us, it has said its version on the screen
+    assert len(shown) == (3 if before else 2)  # an earlier import has printed the version
     log = (tmp_path / "run" / "second.log").read_text()
     own = "MainProcess ERROR failed [a call]", "MainProcess WARNING ControllerWarning, code: 7"
     for text in (*own, "ROBOT_IP:=1", "two\nlines\n"):
@@ -309,7 +309,7 @@ RIVAL = """
 import os, sys
 from pathlib import Path
 makedirs = os.makedirs
-def rival(name, mode=0o777, exist_ok=False):  # another process makes the folder between the look for it and this
+def rival(name, mode=0o777, exist_ok=False):  # another process creates the folder between the check and this call
     makedirs(name, mode, exist_ok=True)
     makedirs(name, mode, exist_ok=exist_ok)
 os.makedirs = rival
@@ -324,5 +324,5 @@ assert Path.home().joinpath(".UFACTORY").is_dir()
 """
 
 
-def test_two_processes_on_a_fresh_machine_do_not_race_for_the_sdk_s_folder(tmp_path):
+def test_processes_on_a_fresh_machine_do_not_race_for_the_sdk_folder(tmp_path):
     alone(RIVAL, tmp_path)

@@ -1,4 +1,4 @@
-"""Readers, the age and the sameness of frames, and formats that are checked after they were set."""
+"""Camera readers, the age and equality of frames, and formats that are verified after they are set."""
 
 import sys
 import threading
@@ -18,7 +18,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), np.uint8)
 
 @pytest.fixture
 def read():
-    """`read(*frames, **settings)`: a reader, and its `Scripted` source, which has given the first frame."""
+    """`read(*frames, **settings)` returns a reader and its `Scripted` source, which has delivered the first frame."""
     made = []
 
     def make(*frames, **settings):
@@ -35,7 +35,7 @@ def read():
 
 
 class Scripted:
-    """Gives what it is told to, each when it may, and is unplugged then."""
+    """Deliver the given frames, one per release of `go`, then raise as if unplugged."""
 
     def __init__(self, frames):
         self.frames, self.go, self.closed = list(frames), threading.Semaphore(0), False
@@ -51,7 +51,7 @@ class Scripted:
         self.closed = True
 
 
-def test_frames_are_counted_and_aged():
+def test_frames_are_numbered_and_timestamped():
     reader = CameraReader("hand", lambda: ReplayCamera(NOISE.__getitem__, len(NOISE), 200))
     reader.start(PATIENCE)
     first = reader.latest()
@@ -60,14 +60,14 @@ def test_frames_are_counted_and_aged():
     reader.close()
     assert any(np.array_equal(frame.image, image) for image in NOISE) and not frame.image.flags.writeable
     assert first.t_capture < frame.t_capture <= now()
-    assert frame.t_change == frame.t_capture  # every picture differs from the one before
+    assert frame.t_change == frame.t_capture  # every image differs from the previous one
 
 
-def test_equal_pictures_keep_the_time_of_the_first(read):
+def test_equal_images_keep_the_time_of_the_first(read):
     almost = NOISE[0].copy()
-    almost[1, 1, 0] ^= 1  # a pixel that the quick look leaves out
-    pictures = NOISE[0], NOISE[0].copy(), NOISE[0], NOISE[1], almost
-    reader, source = read(*zip((1.0, 2.0, 3.0, 4.0, 5.0), pictures, strict=True))
+    almost[1, 1, 0] ^= 1  # a pixel that the quick comparison skips
+    images = NOISE[0], NOISE[0].copy(), NOISE[0], NOISE[1], almost
+    reader, source = read(*zip((1.0, 2.0, 3.0, 4.0, 5.0), images, strict=True))
     seen = []
     for seq in (2, 3, 4, 5):
         seen.append(reader.latest().t_change)
@@ -76,18 +76,18 @@ def test_equal_pictures_keep_the_time_of_the_first(read):
     assert [*seen, reader.latest().t_change] == [1.0, 1.0, 1.0, 4.0, 5.0]
 
 
-def test_ages(read, monkeypatch):
-    """A frame that came since the clock was read is new, one of the future is none; a machine's sleep counts."""
+def test_ages_of_new_and_future_frames_include_suspend_time(read, monkeypatch):
+    """A frame newer than the clock reading has age 0, one from the far future a negative age; suspend time counts."""
     reader, _ = read((5.0, NOISE[0]))
     assert (reader.age(4.99), reader.age(5.25), reader.age(1.0)) == (0.0, 0.25, -4.0)
     clock = time.clock_gettime
-    slept = {time.CLOCK_BOOTTIME: 100.0}  # and the monotonic clock has not
-    monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + slept.get(which, 0.0))
+    suspended = {time.CLOCK_BOOTTIME: 100.0}  # the monotonic clock does not advance
+    monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + suspended.get(which, 0.0))
     assert abs(REAL.now() - clock(time.CLOCK_BOOTTIME) - 100) < 1.0
     assert abs(from_monotonic(time.monotonic()) - now()) < 1.0
 
 
-def test_a_delayed_camera_shows_the_newest_frame_that_is_old_enough(read, monkeypatch):
+def test_delayed_camera_returns_the_newest_frame_older_than_the_delay(read, monkeypatch):
     time_now = [10.0]
     monkeypatch.setattr("s2robot.envs.real.cameras.camera.now", lambda: time_now[0])
     captured = 9.0, 10.0, 10.05, 10.1
@@ -100,7 +100,7 @@ def test_a_delayed_camera_shows_the_newest_frame_that_is_old_enough(read, monkey
     assert len(reader._late) == 1
 
 
-def test_a_source_that_fails_leaves_an_ageing_frame_and_its_reason(read):
+def test_failed_source_leaves_an_ageing_frame_and_its_error(read):
     reader, source = read((time.monotonic(), NOISE[0]), RuntimeError("unplugged"))
     source.go.release()
     wait_for(lambda: reader.error)
@@ -108,8 +108,8 @@ def test_a_source_that_fails_leaves_an_ageing_frame_and_its_reason(read):
     assert reader.age(reader.latest().t_capture + 9) == pytest.approx(9)
 
 
-def test_no_frame_in_time_is_one_clear_line():
-    source = Scripted([RuntimeError("never told")])
+def test_missing_first_frame_is_one_error_line():
+    source = Scripted([RuntimeError("never raised")])
     reader = CameraReader("hand", lambda: source)
     assert reader.latest() is None and reader.age(0.0) == np.inf
     threading.Timer(0.2, source.go.release).start()
@@ -118,44 +118,44 @@ def test_no_frame_in_time_is_one_clear_line():
 
 
 @pytest.mark.parametrize("image", [NOISE[0].astype(float), NOISE[0][..., 0], NOISE[0][..., :2], None])
-def test_what_is_no_picture_is_refused(read, image):
+def test_invalid_images_are_rejected(read, image):
     with pytest.raises(EnvError, match="not uint8"):
         read((0.0, image))
 
 
 @pytest.mark.parametrize("quarters", [0, 1, 2, 3])
-def test_a_turned_camera_is_turned_back(read, quarters):
+def test_rotated_camera_images_are_rotated_back(read, quarters):
     reader, _ = read((1.0, np.rot90(NOISE[0], -quarters)), rotate=quarters)
     np.testing.assert_array_equal(reader.latest().image, NOISE[0])
 
 
 @pytest.mark.parametrize(
-    "picture, size, part",
+    "shape, size, crop",
     [
         ((48, 64), (48, 48), (48, 48)), ((64, 48), (16, 16), (48, 48)), ((20, 20), (40, 40), (20, 20)),
         ((48, 64), (32, 24), (48, 36)), ((31, 47), (30, 60), (24, 47)), ((4, 3), (4, 3), (4, 3)),
     ],
 )  # fmt: skip
-def test_the_middle_of_a_picture(picture, size, part):
-    image = np.zeros((*picture, 3), np.uint8)
-    top, left = (picture[0] - part[0]) // 2, (picture[1] - part[1]) // 2
-    image[top : top + part[0], left : left + part[1]] = 200
+def test_images_are_cropped_to_the_center_and_resized(shape, size, crop):
+    image = np.zeros((*shape, 3), np.uint8)
+    top, left = (shape[0] - crop[0]) // 2, (shape[1] - crop[1]) // 2
+    image[top : top + crop[0], left : left + crop[1]] = 200
     out = fitted(image, size)
     assert out.shape == (*size, 3) and (out == 200).all()
-    assert np.shares_memory(out, image) == (part == size)
+    assert np.shares_memory(out, image) == (crop == size)
 
 
 class FakeCapture:
-    """A camera that keeps what is set, but for the properties that it insists on."""
+    """A camera that stores each property that is set, except those in `fixed`."""
 
-    def __init__(self, insists=None, opened=True, stamp=None):
-        self.values, self.insists, self.stamp, self.released = {}, insists or {}, stamp, False
+    def __init__(self, fixed=None, opened=True, stamp=None):
+        self.values, self.fixed, self.stamp, self.released = {}, fixed or {}, stamp, False
         self.isOpened = lambda: opened
         self.read = lambda: (True, NOISE[0][..., ::-1])
 
     def set(self, prop, value):
-        self.values[prop] = self.insists.get(prop, value)
-        return True  # V4L2 says so whatever comes of it
+        self.values[prop] = self.fixed.get(prop, value)
+        return True  # V4L2 reports success in any case
 
     def get(self, prop):
         if prop == cv2.CAP_PROP_POS_MSEC:
@@ -168,7 +168,7 @@ class FakeCapture:
 
 @pytest.fixture
 def opened(monkeypatch):
-    """Opens a camera on a fake capture."""
+    """Open a camera on a fake capture."""
 
     def open_camera(fake, **settings):
         monkeypatch.setattr(cv2, "VideoCapture", lambda device, api: fake)
@@ -177,8 +177,8 @@ def opened(monkeypatch):
     return open_camera
 
 
-def test_opencv_frames_are_rgb_and_as_old_as_their_stamp_says(opened):
-    """However long ago: after a stall or a machine's sleep a queue gives what was taken before it."""
+def test_opencv_frames_are_rgb_and_use_the_driver_timestamp(opened):
+    """At any age: after a stall or suspend the queue returns frames captured before it."""
     fake = FakeCapture()
     camera = opened(fake)
     captured, image = camera.read()
@@ -187,23 +187,23 @@ def test_opencv_frames_are_rgb_and_as_old_as_their_stamp_says(opened):
     for age in (0.9, 60.0):
         fake.stamp = time.monotonic() - age
         assert now() - camera.read()[0] >= age - 1e-3
-    fake.stamp = time.monotonic() + 5  # a clock that jumps ahead is not this one
+    fake.stamp = time.monotonic() + 5  # a timestamp in the future is from another clock
     assert not 0 <= now() - camera.read()[0]
 
 
-def test_a_frame_from_before_the_machine_slept_is_old(opened, monkeypatch):
-    """The monotonic clock stands still while a machine sleeps; the one that ages are counted on does not."""
-    slept = [0.0]
-    monkeypatch.setattr("s2robot.envs.real.cameras.camera.now", lambda: time.monotonic() + slept[0])
+def test_frame_from_before_a_suspend_is_old(opened, monkeypatch):
+    """The monotonic clock stops while a machine is suspended; the clock used for ages does not."""
+    suspended = [0.0]
+    monkeypatch.setattr("s2robot.envs.real.cameras.camera.now", lambda: time.monotonic() + suspended[0])
     camera = opened(FakeCapture())
     camera.read()
-    slept[0] = 30.0
+    suspended[0] = 30.0
     ages = [time.monotonic() + 30 - camera.read()[0] for _ in range(2)]
-    assert ages[0] > 29 > ages[1]  # stamped 0.02 s ago: before the sleep, for all we know
+    assert ages[0] > 29 > ages[1]  # stamped 0.02 s ago, possibly before the suspend
 
 
 @pytest.mark.parametrize("stamp", [1.0e9, 0.001])
-def test_a_frame_stamped_by_another_clock_is_as_old_as_the_receipt_of_the_one_before(opened, stamp):
+def test_frame_stamped_by_another_clock_dates_from_the_previous_receipt(opened, stamp):
     before = now()
     camera = opened(FakeCapture(stamp=stamp))
     assert camera.read()[0] >= before - 0.1
@@ -221,14 +221,14 @@ def test_a_frame_stamped_by_another_clock_is_as_old_as_the_receipt_of_the_one_be
         (cv2.CAP_PROP_EXPOSURE, 77.0, "exposure: expected 100.0, got 77 "),
     ],
 )
-def test_a_format_that_was_not_taken_is_refused(opened, prop, value, words):
+def test_format_that_the_camera_did_not_apply_is_rejected(opened, prop, value, words):
     fake = FakeCapture({prop: value})
     with pytest.raises(EnvError, match=words):
         opened(fake, exposure=100.0, white_balance=4600.0)
     assert fake.released
 
 
-def test_a_camera_or_library_that_is_missing_is_one_line(opened, monkeypatch):
+def test_missing_camera_or_library_is_one_error_line(opened, monkeypatch):
     with pytest.raises(EnvError, match="camera /dev/video9: expected a V4L2 device"):
         opened(FakeCapture(opened=False))
     monkeypatch.setitem(sys.modules, "pyrealsense2", None)
@@ -236,7 +236,7 @@ def test_a_camera_or_library_that_is_missing_is_one_line(opened, monkeypatch):
         RealSenseCamera("123", 640, 480, 30)
 
 
-def test_realsense_frames_are_rgb_with_their_time_of_capture(realsense):
+def test_realsense_frames_are_rgb_with_their_capture_time(realsense):
     realsense.pictures = np.tile(NOISE, (1, 3, 3, 1))
     camera = RealSenseCamera("0042", 96, 72, 20)
     for i in range(3):
@@ -247,7 +247,7 @@ def test_realsense_frames_are_rgb_with_their_time_of_capture(realsense):
     realsense.late_s = 2.5
     captured = camera.read()[0]
     assert now() - captured >= 2.4
-    realsense.domain, before = "hardware", now()  # a clock of its own says nothing
+    realsense.domain, before = "hardware", now()  # the device's own clock is ignored
     assert camera.read()[0] <= before <= camera.read()[0]
     realsense.gone = True
     with pytest.raises(RuntimeError):
@@ -257,7 +257,7 @@ def test_realsense_frames_are_rgb_with_their_time_of_capture(realsense):
     assert not realsense.running
 
 
-def test_a_realsense_of_another_number_or_without_colour_is_one_clear_line(realsense):
+def test_realsense_with_a_wrong_serial_or_no_colour_is_one_error_line(realsense):
     with pytest.raises(EnvError, match=r"camera 0043: cannot start 96 x 72 at 20 Hz \(No device connected\)"):
         RealSenseCamera("0043", 96, 72, 20)
     realsense.colour = False

@@ -1,4 +1,4 @@
-"""Every fault of benchmarks/faults.py once: vendor's SDK, emulated box, loop, supervisor, recorder, policy server."""
+"""Each fault of benchmarks/faults.py once: vendor's SDK, emulated box, loop, supervisor, recorder, policy server."""
 
 import shutil
 
@@ -15,14 +15,14 @@ from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.emulator.emulator import launch
 
-# Those that need the wire, the box or a process, one of a kind. The others are run in virtual time (test_loop.py,
-# test_runtime.py), by `s2robot deploy` (signals, a closed terminal, an error of the arm), or are their twins.
+# One case of each kind that needs the wire, the box or a process. The others run in virtual time (test_loop.py,
+# test_runtime.py), in `s2robot deploy` (signals, a closed terminal, an arm error), or are variants of these.
 RUN = ("jump_wire", "stall", "stall_long", "half_open", "mode", "cut", "sigkill", "suspended")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def calm():
-    """A busy machine is no hung box."""
+    """Do not take a busy machine for a hung box."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("s2robot.envs.real.arms.xarm.WIRE_TIMEOUT", 0.5)
         yield
@@ -56,13 +56,13 @@ def test_the_arm_stops_as_designed(request, case):
     assert outcomes[-1].speed > 0.2  # it was moving
 
 
-def test_what_is_unsafe_or_not_as_designed_stands_in_the_table(bench):
+def test_unsafe_or_unexpected_outcomes_appear_in_the_table(bench):
     case = Case("harmless", "nothing", "FAULT", "policy")
     outcome, bench.notes = Outcome(case.name, unsafe=3, state="IDLE", standstill=0.1), {"history": []}
     bench._judge(outcome, case)
     assert outcome.valid and not outcome.as_designed
-    found = row(case, [outcome])
-    assert cells(found)[2] == "3" and "**mismatch**" in markdown([found]) and not found["good"]
+    result = row(case, [outcome])
+    assert cells(result)[2] == "3" and "**mismatch**" in markdown([result]) and not result["good"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_unsafe_commands_are_counted(change, count):
     assert unfiltered([good], [START]) == 0 and unfiltered([good, changed], [START]) == 1
 
 
-def test_a_changed_or_lost_record_is_noticed(bench, tmp_path):
+def test_changed_or_lost_record_is_detected(bench, tmp_path):
     path = tmp_path / "copy.zarr"
     shutil.copytree(bench.path, path)
     before = digest(path)

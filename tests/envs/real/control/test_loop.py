@@ -1,4 +1,4 @@
-"""The loop with an arm that does what it is told, and one thing going wrong at a time; in virtual time."""
+"""The control loop with an arm that follows its commands, and one fault at a time, in virtual time."""
 
 from dataclasses import replace
 
@@ -65,8 +65,8 @@ def test_actions_move_the_arm_and_are_recorded(arm, cameras, tmp_path):
     assert not episode["verdict"].any() and not episode["code"].any()
 
 
-def test_a_gripper_command_stands_for_a_while(arm, cameras):
-    """A policy that changes its mind with each action: the third one after a turn at the earliest is heard."""
+def test_gripper_command_is_held_for_a_minimum_number_of_actions(arm, cameras):
+    """A policy that flips its gripper command with each action takes effect from the third action after a change."""
     steps, answers = [], []
 
     def act(observation):
@@ -81,49 +81,49 @@ def test_a_gripper_command_stands_for_a_while(arm, cameras):
     assert arm.gripper == 1.0
 
 
-def test_a_first_answer_that_stopped_the_cameras_is_waited_out(arm, cameras):
-    """What the policy's warm-up takes from the computer is no fault: the loop waits for fresh frames again."""
+def test_camera_stall_during_warm_up_is_waited_out(arm, cameras):
+    """A warm-up that starves the cameras is not a fault: the loop waits for fresh frames again."""
     limits, calls = CALM.replace(camera_hold=0.2), []
 
     def act(observation):
         calls.append(arm.clock.now())
         if len(calls) == 1:
-            held = cameras["hand"].age
-            cameras["hand"].age = lambda now: held(now) + (9.0 if now < calls[0] + 0.5 else 0.0)
+            age = cameras["hand"].age
+            cameras["hand"].age = lambda now: age(now) + (9.0 if now < calls[0] + 0.5 else 0.0)
         return SLOWLY
 
     result = made(arm, cameras, act, limits).run(max_steps=3)
     assert (result.cause, result.steps) == ("steps", 3) and calls[1] > calls[0] + 0.5
 
 
-def test_a_stop_while_an_episode_comes_to_rest_counts(arm, cameras):
-    """At the end of an episode the loop waits for the arm's answers: a stop that comes then is no earlier one's."""
+def test_stop_while_an_episode_comes_to_rest_is_not_lost(arm, cameras):
+    """The loop waits for the arm's answers at the end of an episode; a stop in that time is a new one."""
     loop = made(arm, cameras, lambda o: SLOWLY)
     release = loop._release
     loop._release = lambda episode: (loop.request_stop(), release(episode))
     assert loop.run(max_steps=1).cause == "stopped" and arm.stops == ["operator"]
     sent = len(arm.sent)
-    arm.arm()  # whoever arms the driver alone has not cleared the stop
+    arm.arm()  # arming only the driver does not clear the stop
     assert loop.run(max_steps=80).cause == "stopped" and len(arm.sent) == sent
 
 
 @pytest.mark.parametrize("when", ["between two periods", "before the command", "in the command"])
-def test_after_a_gap_the_loop_does_not_move_again(arm, cameras, clock, when):
-    """A process that was suspended, or whose machine slept, wakes anywhere in its period."""
+def test_loop_does_not_move_the_arm_after_a_gap(arm, cameras, clock, when):
+    """A suspended process or machine may wake at any point of its period."""
     gone, gap = [], 1.0
 
-    def away(here):
+    def suspend(here):
         if here == when and len(arm.sent) > 30 and not gone:
             gone.append(len(arm.sent))
             clock.sleep(gap)
 
     command = arm.command
-    arm.command = lambda q, gripper: (command(q, gripper), away("in the command"))[0]
-    heard = Calls(beat=lambda: away("between two periods"))
+    arm.command = lambda q, gripper: (command(q, gripper), suspend("in the command"))[0]
+    subscriber = Calls(beat=lambda: suspend("between two periods"))
     limits = CALM.replace(state_hold=0.2, state_fault=0.25)
-    loop = made(arm, cameras, lambda o: SLOWLY, limits=limits, subscribers=[heard])
+    loop = made(arm, cameras, lambda o: SLOWLY, limits=limits, subscribers=[subscriber])
     follow = loop.stream.next
-    loop.stream.next = lambda *what: (follow(*what), away("before the command"))[0]
+    loop.stream.next = lambda *inputs: (follow(*inputs), suspend("before the command"))[0]
     result = loop.run(max_steps=80)
     assert (result.cause, result.state) == ("fault", State.FAULT)
     assert len(arm.sent) == gone[0] and len(arm.stops) == 1
@@ -132,7 +132,7 @@ def test_after_a_gap_the_loop_does_not_move_again(arm, cameras, clock, when):
 
 
 class Blocked(FakeArm):
-    """Something is in the way of joint 7: it stays where it is then."""
+    """An obstacle blocks joint 7 at `wall`."""
 
     wall = HOME[6] + 0.03
 
@@ -141,7 +141,7 @@ class Blocked(FakeArm):
         return replace(state, q=np.append(state.q[:6], min(state.q[6], self.wall)))
 
 
-def test_an_arm_that_presses_on_something_at_the_end_is_led_back_within_limits(clock, cameras):
+def test_arm_pressing_on_an_obstacle_is_led_back_within_limits(clock, cameras):
     arm = Blocked(clock)
     result = made(arm, cameras, lambda o: np.eye(8)[6] * 0.04).run(max_steps=3)
     assert (result.state, result.cause) == (State.IDLE, "steps") and arm.stops == []
@@ -152,7 +152,7 @@ def test_an_arm_that_presses_on_something_at_the_end_is_led_back_within_limits(c
 
 @pytest.mark.parametrize("blocked", [False, True])
 def test_nothing_is_sent_at_the_end_after_a_gap(clock, cameras, blocked):
-    """A process that was suspended while it braked, or led the arm back, does not move it when it goes on."""
+    """A process that was suspended while braking or leading the arm back does not move it after resuming."""
     arm, at = Blocked(clock) if blocked else FakeArm(clock), []
 
     def beat():
@@ -162,22 +162,21 @@ def test_nothing_is_sent_at_the_end_after_a_gap(clock, cameras, blocked):
             clock.sleep(30.0)
 
     act = lambda o: (loop.steps < 4 or loop.request_end(), np.eye(8)[6] * 0.04)[1]  # noqa: E731
-    loop = made(
-        arm, cameras, act, CALM.replace(state_hold=1.0, state_fault=1.0), subscribers=[Calls(beat=beat)]
-    )
+    limits = CALM.replace(state_hold=1.0, state_fault=1.0)
+    loop = made(arm, cameras, act, limits, subscribers=[Calls(beat=beat)])
     result = loop.run(max_steps=100)
     assert at and len(arm.sent) == at[0] > 10
     assert result.state == State.FAULT and "did not run for 3" in result.reasons[0] and len(arm.stops) == 1
 
 
-def test_a_large_action_is_cut_to_what_the_simulated_world_takes(arm, cameras):
+def test_large_action_is_clipped_to_the_simulated_range(arm, cameras):
     steps = []
     made(arm, cameras, lambda o: np.eye(8)[6] * 9, subscribers=[Calls(step=steps.append)]).run(1)
     assert steps[0]["action"][6] == pytest.approx(0.25) and steps[0]["action_raw"][6] == 9.0
     arm.lawful()
 
 
-FAR = np.eye(8)[6] * 0.3  # more than an action may be
+FAR = np.eye(8)[6] * 0.3  # beyond the limit of an action
 OUT = np.eye(8)[0] * 0.15  # to the left, out of the workspace
 STOPPED = [
     ([SLOWLY, FAR], "action 2 of the 2 planned breaks a limit (bridge.loop.max_delta)"),
@@ -188,7 +187,7 @@ STOPPED = [
 
 
 @pytest.mark.parametrize(("chunk", "reason"), STOPPED)
-def test_a_chunk_that_will_break_a_limit_stops_the_arm_before_it_moves(clock, cameras, chunk, reason):
+def test_chunk_that_would_break_a_limit_stops_the_arm_before_motion(clock, cameras, chunk, reason):
     start = HOME.copy()
     start[6] = XARM7_LIMITS.q_max[6] - XARM7_LIMITS.margin - 0.25 if "range" in reason else HOME[6]
     for checks in (True, False):
@@ -207,13 +206,13 @@ def crash():
     raise RuntimeError("cuda is gone")
 
 
-def answers(what):
-    """From now on the policy does that."""
-    return lambda arm, film: what
+def answers(act):
+    """Replace the policy's answers with `act`."""
+    return lambda arm, film: act
 
 
 def put(**change):
-    """Something goes wrong with the arm."""
+    """Set attributes of the arm that make it faulty."""
     return lambda arm, film: vars(arm).update(change)
 
 
@@ -229,7 +228,7 @@ def put(**change):
         (answers(lambda: np.eye(8)[0] * 0.25), {}, "safety stop: clamped"),  # out of the workspace, to the left
     ],
 )  # fmt: skip
-def test_what_breaks_in_motion_is_a_fault_at_once_or_after_a_hold(arm, cameras, breaks, limits, reason):
+def test_failures_in_motion_are_faults_at_once_or_after_a_hold(arm, cameras, breaks, limits, reason):
     sent_at, answer = [], [lambda: SLOWLY]
 
     def act(observation):
@@ -255,71 +254,72 @@ def test_what_breaks_in_motion_is_a_fault_at_once_or_after_a_hold(arm, cameras, 
 
 
 def unsure(arm, cameras, apart, takes=0.0, config=None):
-    """A loop whose policy's members are so far apart about each of its answers, the numbers of the actions that were
-    executed, and how often it was asked."""
-    apart, asked, executed = iter(apart), [], []
+    """Return a loop, the numbers of its executed actions, and the disagreement of each policy call so far.
+
+    The calls disagree by `apart`, in order, and then by 0."""
+    apart, calls, executed = iter(apart), [], []
 
     def act(observation):
         arm.clock.sleep(takes)
-        asked.append(next(apart, 0.0))
-        return np.append(np.full(7, 0.01 + 1e-6 * len(asked)), 1.0)
+        calls.append(next(apart, 0.0))
+        return np.append(np.full(7, 0.01 + 1e-6 * len(calls)), 1.0)
 
-    hears = Calls(step=lambda step: executed.append(int(round((step["action_raw"][0] - 0.01) / 1e-6))))
-    limits, told = CALM.replace(disagreement=0.05, hold_fault=20.0), lambda: asked[-1] if asked else 0.0
-    loop = made(arm, cameras, act, limits, subscribers=[hears], config=config, disagreement=told)
-    return loop, executed, asked
+    counter = Calls(step=lambda step: executed.append(int(round((step["action_raw"][0] - 0.01) / 1e-6))))
+    limits, latest = CALM.replace(disagreement=0.05, hold_fault=20.0), lambda: calls[-1] if calls else 0.0
+    loop = made(arm, cameras, act, limits, subscribers=[counter], config=config, disagreement=latest)
+    return loop, executed, calls
 
 
-def test_the_arm_holds_where_members_disagree_and_goes_on_when_they_agree(arm, cameras):
-    loop, _, asked = unsure(arm, cameras, [0.0, 0.0, 0.0, 0.3, 0.2, 0.1])  # the first warms up
+def test_arm_holds_while_members_disagree_and_resumes_when_they_agree(arm, cameras):
+    loop, _, calls = unsure(arm, cameras, [0.0, 0.0, 0.0, 0.3, 0.2, 0.1])  # the first warms up
     result = loop.run(max_steps=4)
     assert (result.state, result.cause, result.steps) == (State.IDLE, "steps", 4)
     states = [(state, reasons) for _, state, reasons in loop.watchdog.history]
     hold = (State.HOLD, (UNSURE,))
     assert states.count(hold) == 1 and states[states.index(hold) + 1] == (State.RUNNING, ())
     arm.lawful()
-    # what was unsure was not executed, and the arm braked on its way to the target before
+    # uncertain actions were not executed, and the arm braked on the way to the previous target
     moved = arm.q - HOME
     assert (0.03 < moved).all() and (moved <= 0.04 + 1e-4).all()
-    assert len(asked) == 1 + 4 + 3 and arm.stops == []
+    assert len(calls) == 1 + 4 + 3 and arm.stops == []
 
 
-def test_the_plan_that_ends_a_hold_is_executed_from_its_first_action(arm, cameras):
-    """However long it takes: an answer to what was seen in the hold is what the hold waits for."""
+def test_plan_that_ends_a_hold_is_executed_from_its_first_action(arm, cameras):
+    """However long it takes, the hold waits for an answer to an observation made during the hold."""
     loop, executed, _ = unsure(arm, cameras, [0.0, 0.0, 0.3, 0.3], 0.03, {"policy_hz": 10.0})
     loop.run(max_steps=3)
     assert executed == [2, 5, 6]
 
 
-def test_a_policy_that_is_always_late_gets_nowhere_and_is_a_fault(arm, cameras):
+def test_policy_that_is_always_late_makes_no_progress_and_is_a_fault(arm, cameras):
     limits = CALM.replace(policy_hold=0.05, policy_fault=20.0, hold_fault=1.5)
     act = lambda o: (arm.clock.sleep(0.3 * bool(warm)), warm.append(1), SLOWLY)[2]  # noqa: E731
     warm, loop = [], made(arm, cameras, act, limits)
     result = loop.run(max_steps=100)
     states = [state for _, state, _ in loop.watchdog.history]
-    assert states.count(State.HOLD) >= 2 and result.steps == 0  # it came out of HOLD again and again
+    assert states.count(State.HOLD) >= 2 and result.steps == 0  # it left HOLD repeatedly
     assert result.state == State.FAULT and result.reasons == ("no action for 1.5 s",)
     assert len(arm.stops) == 1
 
 
-def test_a_late_policy_holds_and_one_that_hangs_is_a_fault_and_begins_no_second_episode(arm, cameras, clock):
-    come_back, inside, calls = [], [], []
+def test_late_policy_holds_and_hung_policy_is_a_fault_blocking_new_episodes(arm, cameras, clock):
+    released, active, calls = [], [], []
 
     def act(observation):
-        inside.append(1)
-        calls.append(len(inside))
+        active.append(1)
+        calls.append(len(active))
         if len(calls) == 4:
             clock.sleep(0.4)
         if len(calls) == 7:
-            clock.wait_for(lambda: come_back, 60.0)
-        inside.pop()
+            clock.wait_for(lambda: released, 60.0)
+        active.pop()
         return SLOWLY
 
     limits = CALM.replace(policy_hold=0.15, policy_fault=0.6)
     loop = made(arm, cameras, act, limits, config={"warm_up_s": 0.3})
     assert loop.run(max_steps=100).reasons == ("policy is gone",) and len(arm.stops) == 1
     states = [state for _, state, _ in loop.watchdog.history]
-    assert State.RUNNING in states[states.index(State.HOLD) :]  # it went on after the first delay
+    assert State.RUNNING in states[states.index(State.HOLD) :]  # it resumed after the first delay
     arm.lawful()
     loop.watchdog.clear(clock.now())
     arm.arm(), arm.stops.clear()
@@ -327,18 +327,18 @@ def test_a_late_policy_holds_and_one_that_hangs_is_a_fault_and_begins_no_second_
     with pytest.raises(EnvError, match="no answer within 0.3 s; nothing has moved"):
         loop.run(max_steps=1)
     assert len(arm.sent) == sent
-    come_back.append(True)
+    released.append(True)
     arm.arm(), arm.stops.clear()
     clock.sleep(0.1)
     assert loop.run(max_steps=1).cause == "steps"
-    assert max(calls) == 1  # one at a time, always
+    assert max(calls) == 1  # never more than one at a time
 
 
 @pytest.mark.parametrize("where", ["read", "command"])
 @pytest.mark.parametrize("state_hold", [0.1, 1.0])
-def test_a_stall_of_the_wire_is_not_caught_up_with(arm, clock, cameras, where, state_hold):
-    """Once, in a fast motion, a call takes 190 ms."""
-    read, command, stalled, heard = arm.read, arm.command, [], []
+def test_loop_does_not_catch_up_after_a_wire_stall(arm, clock, cameras, where, state_hold):
+    """One call in a fast motion takes 190 ms."""
+    read, command, stalled, received = arm.read, arm.command, [], []
 
     def stall(here):
         moving = len(arm.sent) > 30 and np.abs(arm.sent[-1] - arm.sent[-2]).max() > 0.005
@@ -347,15 +347,15 @@ def test_a_stall_of_the_wire_is_not_caught_up_with(arm, clock, cameras, where, s
             clock.sleep(0.19)
 
     def slow_read():
-        asked = clock.now()
+        requested = clock.now()
         stall("read")
-        return replace(read(), t_mono=asked)
+        return replace(read(), t_mono=requested)
 
     def slow_command(q, gripper):
         done = command(q, gripper)
         stall("command")
-        heard.append(clock.now())
-        return replace(done, t_ack=heard[-1])
+        received.append(clock.now())
+        return replace(done, t_ack=received[-1])
 
     arm.read, arm.command = slow_read, slow_command
     fast = np.append(np.full(7, 0.03), 0.0)  # 0.6 rad/s
@@ -366,19 +366,19 @@ def test_a_stall_of_the_wire_is_not_caught_up_with(arm, clock, cameras, where, s
     assert held or not (where == "read" and state_hold == 0.1)
     arm.lawful()
     (k,) = stalled
-    if where == "command":  # the box may have heard the stalled one only at its end
-        assert arm.times[k] - heard[k - 1] >= 1 / XARM7_LIMITS.rate_hz - 1e-4
-    else:  # it stood: the stream begins from rest
+    if where == "command":  # the box may have received the stalled command only at its end
+        assert arm.times[k] - received[k - 1] >= 1 / XARM7_LIMITS.rate_hz - 1e-4
+    else:  # the arm stood still: the stream starts from rest
         first = np.abs(arm.sent[k] - arm.sent[k - 1]).max()
         assert first <= max(XARM7_LIMITS.ddq_max) / XARM7_LIMITS.rate_hz**2 + 1e-9
-        assert np.abs(arm.sent[k - 1] - arm.sent[k - 2]).max() > 2 * first  # it was under way
+        assert np.abs(arm.sent[k - 1] - arm.sent[k - 2]).max() > 2 * first  # it was in motion
 
 
-def test_a_frozen_camera_is_seen_while_the_arm_moves(arm, clock):
+def test_frozen_camera_is_detected_while_the_arm_moves(arm, clock):
     reader = Film(clock, NOISE[:1])
     config = {"frozen_s": 0.3, "frozen_motion": 0.02}
     still = made(arm, {"hand": reader}, lambda o: np.zeros(8), config=config).run(max_steps=20)
-    assert still.cause == "steps"  # a still picture of a still arm is no fault
+    assert still.cause == "steps"  # a static image of an arm at rest is no fault
     result = made(arm, {"hand": reader}, lambda o: SLOWLY, config=config).run(max_steps=200)
     assert result.reasons == ("camera hand is frozen",) and result.state == State.FAULT
 
@@ -390,7 +390,7 @@ def test_a_frozen_camera_is_seen_while_the_arm_moves(arm, clock):
         (None, False, "no answer within 0.1 s; nothing has moved"),
     ],
 )  # fmt: skip
-def test_what_is_broken_before_the_start_moves_nothing(arm, cameras, act, ends, reason):
+def test_failures_before_the_start_move_nothing(arm, cameras, act, ends, reason):
     if ends:
         cameras["hand"].end()
         arm.clock.sleep(0.1)
@@ -400,7 +400,7 @@ def test_what_is_broken_before_the_start_moves_nothing(arm, cameras, act, ends, 
     assert arm.sent == []
 
 
-def test_a_joint_that_is_held_is_a_fault_although_the_policy_asks_for_little_more_than_it_sees(arm, cameras):
+def test_blocked_joint_is_a_fault_even_with_small_policy_steps(arm, cameras):
     arm.stuck = True
     more = np.append(0.07 * np.eye(7)[6], 0)
     result = made(arm, cameras, lambda o: o["proprio"] + more, config={"absolute": True}).run(100)

@@ -1,4 +1,4 @@
-"""Waypoints in, a bounded stream out; and the law of braking, against stepping it through."""
+"""The interpolator's bounded stream between waypoints, and the braking formula against a step-by-step simulation."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from tests.envs.real.home import HOME
 DT = 0.01
 
 
-def seven(most):
-    return st.lists(st.floats(-most, most), min_size=7, max_size=7)
+def seven(limit):
+    return st.lists(st.floats(-limit, limit), min_size=7, max_size=7)
 
 
 def at_rest() -> Interpolator:
@@ -23,7 +23,7 @@ def at_rest() -> Interpolator:
 
 
 def stream(path, seconds, start=0.0, a_push=0.0):
-    """Joints (N, 7) and lateness of each step; with `a_push`, each joint is to go so far, rad, in every 0.1 s."""
+    """Return joints (N, 7) and lateness of each step; each waypoint moves all joints by `a_push` rad in 0.1 s."""
     out, late = [], []
     for i in range(round(seconds / DT)):
         now = start + i * DT
@@ -42,7 +42,7 @@ def bounded(q):
     assert (np.abs(ddq) <= np.array(XARM7_LIMITS.ddq_max) + 1e-6).all()
 
 
-def test_a_steady_motion_is_followed_with_no_lag_once_under_way():
+def test_steady_motion_is_followed_without_lag_once_under_way():
     q, late = stream(at_rest(), 1.0, a_push=0.05)
     bounded(q)
     assert not any(late)
@@ -50,7 +50,7 @@ def test_a_steady_motion_is_followed_with_no_lag_once_under_way():
     np.testing.assert_allclose(q[50:, 0], 0.5 * now, atol=1e-9)
 
 
-def test_a_waypoint_is_reached_in_time_and_held_without_overshoot():
+def test_waypoint_is_reached_in_time_and_held_without_overshoot():
     path = at_rest()
     path.push(0.0, 0.1, HOME + 0.05)
     q, late = stream(path, 0.6)
@@ -60,14 +60,14 @@ def test_a_waypoint_is_reached_in_time_and_held_without_overshoot():
     assert late == [i * DT > 0.12 for i in range(60)]
 
 
-def test_after_the_last_waypoint_the_arm_holds_there_however_late_the_next():
+def test_arm_holds_at_the_last_waypoint_until_the_next_one_arrives():
     path = at_rest()
     stream(path, 0.5, a_push=0.1)
     q, late = stream(path, 1.0, start=0.5)
     np.testing.assert_allclose(q[-1], HOME + 0.5, atol=1e-9)
-    assert (q - (HOME + 0.5)).max() <= 1.0**2 / (2 * 0.95 * 20) + 0.011  # the way of braking from 1 rad/s
+    assert (q - (HOME + 0.5)).max() <= 1.0**2 / (2 * 0.95 * 20) + 0.011  # the braking distance from 1 rad/s
     assert late[-1] and not late[0]
-    path.push(1.5, 1.6, HOME + 0.55)  # it goes on from there
+    path.push(1.5, 1.6, HOME + 0.55)  # it resumes from there
     onward, late = stream(path, 0.5, start=1.5)
     assert np.abs(np.diff(onward, axis=0)).max() <= 2.6 * DT and not late[0]
     np.testing.assert_allclose(onward[-1], HOME + 0.55, atol=1e-9)
@@ -85,7 +85,7 @@ def test_the_stream_is_bounded_for_any_waypoints_at_any_times(waypoints):
     bounded(np.array(out))
 
 
-def test_it_goes_on_from_what_was_sent_instead():
+def test_interpolation_resumes_from_the_targets_actually_sent():
     path = at_rest()
     path.push(0.0, 0.1, HOME + 0.05)
     stream(path, 0.05)
@@ -95,7 +95,7 @@ def test_it_goes_on_from_what_was_sent_instead():
     np.testing.assert_allclose(q[-1], HOME + 0.05, atol=1e-9)
 
 
-def test_waypoints_behind_one_that_takes_longer_are_taken():
+def test_waypoints_after_a_slow_one_are_still_reached():
     path = at_rest()
     path.push(0.0, 0.1, HOME + np.eye(7)[0])  # takes 0.4 s
     path.push(0.1, 0.2, HOME + 1.1 * np.eye(7)[0])
@@ -104,20 +104,20 @@ def test_waypoints_behind_one_that_takes_longer_are_taken():
     assert q[-1, 0] == pytest.approx(HOME[0] + 1.1, abs=1e-9)
 
 
-def way_of(speed: float, acceleration: float) -> float:
-    """What a step at `speed` and the braking after it cover."""
-    way = 0.0
+def stopping_distance(speed: float, acceleration: float) -> float:
+    """Return the distance of one step at `speed` and the braking after it."""
+    distance = 0.0
     while speed > 0:
-        way += speed * DT
+        distance += speed * DT
         speed -= acceleration * DT
-    return way
+    return distance
 
 
 @given(st.floats(0, 10), st.floats(0.5, 50))
-def test_a_joint_at_stopping_speed_stops_at_the_distance(distance, acceleration):
+def test_joint_at_stopping_speed_stops_exactly_at_the_distance(distance, acceleration):
     speed = float(stopping_speed(distance, acceleration, DT))
-    assert way_of(speed, acceleration) == pytest.approx(distance, rel=1e-9, abs=1e-12)
-    assert not stopping_speed([0.0, -1e-9, -distance], acceleration, DT).any()  # no way left
+    assert stopping_distance(speed, acceleration) == pytest.approx(distance, rel=1e-9, abs=1e-12)
+    assert not stopping_speed([0.0, -1e-9, -distance], acceleration, DT).any()  # no distance left
 
 
 @given(seven(3))

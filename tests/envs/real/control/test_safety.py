@@ -1,4 +1,4 @@
-"""Whatever goes into the filter, what comes out stays within limits."""
+"""The safety filter keeps its output within limits for every input."""
 
 import itertools
 
@@ -38,7 +38,7 @@ def started(q=HOME, limits=XARM7_LIMITS, points=POINTS, **settings) -> SafetyFil
 
 
 def attack(safety, attacker, judge, mood, count):
-    """Every output is within limits."""
+    """Assert that every output is within limits."""
     attacker.new_mood()
     attacker.mood = mood
     for _ in range(count):
@@ -53,8 +53,8 @@ def send(safety, target, gripper=0.5, measured=None, age=0.0):
 @pytest.mark.parametrize("arm", ["xarm7", "ur5e"])
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-0.1, 0.1), min_size=7, max_size=7), st.floats(0.2, 0.6))
-def test_a_target_below_the_table_is_raised_and_neither_turned_nor_shifted(arm, offset, down):
-    """`down` bends the shoulder forward, until the hand is up to 10 cm below the table."""
+def test_target_below_the_table_is_raised_without_turning_or_shifting(arm, offset, down):
+    """`down` bends the shoulder forward until the hand is up to 10 cm below the table."""
     home, limits, points = ARMS[arm]
     safety, hand = started(home, limits, points), points.in_box
     table = limits.table_z + limits.table_clearance
@@ -67,7 +67,7 @@ def test_a_target_below_the_table_is_raised_and_neither_turned_nor_shifted(arm, 
         return
     assert (after[:, 2] - points.radius).min() > table
     moved = (after - before)[hand]  # (P, 3)
-    assert np.ptp(moved, axis=0).max() < 5e-3  # all points of the hand alike
+    assert np.ptp(moved, axis=0).max() < 5e-3  # all points of the hand move equally
     assert np.abs(moved[:, :2]).max() < 5e-3 and moved[:, 2].min() > 0
 
 
@@ -75,7 +75,7 @@ def test_a_target_below_the_table_is_raised_and_neither_turned_nor_shifted(arm, 
 @settings(max_examples=15, deadline=None)
 @given(SEEDS, MOVES, st.lists(st.sampled_from(NASTY), max_size=3))
 def test_no_output_is_outside_limits(arm, seed, moods, nasty):
-    """Moods one after the other; then hostile inputs; then braking to rest."""
+    """A sequence of moods, then hostile inputs, then braking to rest."""
     home, limits, points = ARMS[arm]
     safety = started(home, limits, points, clamps_max=10_000)
     judge = Judge(limits, points, home)
@@ -95,7 +95,7 @@ def test_no_output_is_outside_limits(arm, seed, moods, nasty):
 @settings(max_examples=15, deadline=None)
 @given(SEEDS, st.sampled_from([0.0, 0.02, 0.25]), st.integers(4, 30))
 def test_the_interpolator_never_jumps(arm, seed, faults, period):
-    """As the loop has it: wild actions raised above the table, clamps that are followed, holds, late periods."""
+    """As in the loop: wild actions raised above the table, clamps that are followed, holds, late periods."""
     rng, (home, limits, points) = np.random.default_rng(seed), ARMS[arm]
     safety, path = started(home, limits, points, clamps_max=10_000), Interpolator(limits)
     path.reset(home)
@@ -118,7 +118,7 @@ def test_the_interpolator_never_jumps(arm, seed, faults, period):
             clamped = False
         target, _ = path.step(now)
         reach = np.array(limits.dq_max) * safety.dt
-        assert (np.abs(target - safety.q_last) <= reach).all()  # a fourth of what is called a jump
+        assert (np.abs(target - safety.q_last) <= reach).all()  # a quarter of the jump limit
         safe = send(safety, target, age=1.0 if rng.random() < faults else 0.0)
         assert safe.verdict != Verdict.STOP
         if safe.verdict != Verdict.PASS:
@@ -126,7 +126,7 @@ def test_the_interpolator_never_jumps(arm, seed, faults, period):
             clamped = True
 
 
-def test_a_lawful_stream_passes_unchanged():
+def test_stream_within_limits_passes_unchanged():
     safety = started()
     for t in np.arange(1, 60) * safety.dt:
         target = HOME + 0.05 * (1 - np.cos(4 * t)) * np.array([1, 1, -1, 1, -1, 1, 1])
@@ -137,7 +137,7 @@ def test_a_lawful_stream_passes_unchanged():
 
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("joint", range(7))
-def test_a_jump_is_one_from_its_limit_on(sign, joint):
+def test_steps_above_the_limit_are_jumps(sign, joint):
     step = sign * XARM7_LIMITS.step_max * np.eye(7)[joint]
     safety = started()
     assert send(safety, HOME + 0.999 * step).verdict == Verdict.CLAMP
@@ -149,8 +149,8 @@ def test_a_jump_is_one_from_its_limit_on(sign, joint):
 @given(
     SEEDS, st.sampled_from(MOODS), st.integers(0, 40), st.lists(st.floats(-1e9, 1e9), min_size=7, max_size=7)
 )
-def test_no_part_of_a_jump_is_gone_along(seed, mood, count, offset):
-    """Whatever the arm does: a jump is a stop at once, the arm only brakes, and no later target moves it."""
+def test_arm_never_follows_any_part_of_a_jump(seed, mood, count, offset):
+    """In any state, a jump stops at once, the arm only brakes, and no later target moves it."""
     assume(max(map(abs, offset)) > XARM7_LIMITS.step_max)
     safety = started()
     attacker = Attacker(safety, np.random.default_rng(seed))
@@ -171,8 +171,10 @@ def test_no_part_of_a_jump_is_gone_along(seed, mood, count, offset):
 
 
 @pytest.mark.parametrize("axis, sign, word", [(0, -1, "box"), (1, 1, "box"), (2, -1, "table")])
-def test_a_way_out_of_the_workspace_ends_at_its_border(axis, sign, word):
-    table = 0.10 if word == "table" else XARM7_LIMITS.table_z  # apart, so that neither hides the other
+def test_motion_out_of_the_workspace_ends_at_its_border(axis, sign, word):
+    table = (
+        0.10 if word == "table" else XARM7_LIMITS.table_z
+    )  # separated, so that neither limit hides the other
     tight = XARM7_LIMITS.replace(box=((0.37, 0.50), (-0.15, 0.15), (-0.13, 0.50)), table_z=table)
     safety, seen = started(limits=tight, clamps_max=10_000), set()
     for _ in range(120):
@@ -180,14 +182,14 @@ def test_a_way_out_of_the_workspace_ends_at_its_border(axis, sign, word):
         seen.update(send(safety, safety.q_last + sign * 0.05 * slope / np.linalg.norm(slope)).reasons)
     assert any(reason.startswith(word) for reason in seen)
     moved = POINTS.at(safety.q_last)[0, axis] - POINTS.at(HOME)[0, axis]
-    assert np.sign(moved) == sign  # it went there, and not beyond
+    assert np.sign(moved) == sign  # it moved there, and not beyond
     assert Judge(tight, POINTS, safety.q_last).faults(safety.q_last, None) == []
 
 
-@pytest.mark.parametrize("given, sent", [(2.0, 1.0), (-0.5, 0.0), (None, None)])
-def test_the_gripper_is_clipped(given, sent):
-    safe = send(started(), HOME, given)
-    assert (safe.gripper, safe.verdict == Verdict.CLAMP) == (sent, given is not None)
+@pytest.mark.parametrize("requested, sent", [(2.0, 1.0), (-0.5, 0.0), (None, None)])
+def test_the_gripper_is_clipped(requested, sent):
+    safe = send(started(), HOME, requested)
+    assert (safe.gripper, safe.verdict == Verdict.CLAMP) == (sent, requested is not None)
 
 
 def moving() -> SafetyFilter:
@@ -199,14 +201,14 @@ def moving() -> SafetyFilter:
 
 
 @pytest.mark.parametrize("age", [0.051, np.inf, np.nan, -0.1])
-def test_a_stale_state_brakes_and_goes_on_when_fresh(age):
+def test_stale_state_brakes_and_a_fresh_one_resumes(age):
     safety = moving()
     verdicts = {send(safety, HOME, age=age).verdict for _ in range(20)}
     assert verdicts == {Verdict.HOLD} and not safety.dq_last.any()
     assert send(safety, safety.q_last).verdict == Verdict.PASS
 
 
-def test_without_a_target_it_brakes_and_a_stop_stays_a_stop():
+def test_hold_brakes_and_a_stop_stays_a_stop():
     safety = moving()
     held = [safety.hold("policy is late") for _ in range(20)]
     assert {(s.verdict, s.reasons, s.gripper) for s in held} == {(Verdict.HOLD, ("policy is late",), None)}
@@ -217,8 +219,8 @@ def test_without_a_target_it_brakes_and_a_stop_stays_a_stop():
 
 @settings(max_examples=40, deadline=None)
 @given(SEEDS, MOVES)
-def test_from_rest_after_a_gap_everything_holds_as_before(seed, moods):
-    """The arm stands at the last command: no speed to go on with, and every limit from there."""
+def test_limits_hold_from_rest_after_a_gap(seed, moods):
+    """The arm rests at the last command: speed restarts from zero, and every limit applies from there."""
     safety = started(clamps_max=10_000)
     attacker = Attacker(safety, np.random.default_rng(seed))
     for mood, count in moods:
@@ -235,7 +237,7 @@ def test_from_rest_after_a_gap_everything_holds_as_before(seed, moods):
     + [{"measured": x} for x in (np.full(7, np.nan), HOME - 1e300, HOME + 0.1)]
     + [{"gripper": np.nan}, {"gripper": "open"}],
 )
-def test_what_is_no_input_stops_for_good(change):
+def test_invalid_input_stops_until_reset(change):
     safety = moving()
     arguments = {"target": safety.q_last, "gripper": 0.5, "measured": safety.q_last, **change}
     safe = send(safety, **arguments)
@@ -250,8 +252,8 @@ def test_what_is_no_input_stops_for_good(change):
 
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("joint", range(7))
-def test_an_arm_that_lags_is_stopped_from_either_limit_on(sign, joint):
-    """A radian of the shoulder is half a metre at the hand, one of the last joint next to nothing."""
+def test_arm_that_lags_beyond_either_limit_is_stopped(sign, joint):
+    """A radian of the shoulder moves the hand by half a metre, one of the last joint hardly at all."""
     step = sign * np.eye(7)[joint]
     reach = np.linalg.norm(POINTS.at(HOME + 1e-4 * step) - POINTS.at(HOME), axis=1).max() / 1e-4  # m/rad
     limit = min(XARM7_LIMITS.lag_max, XARM7_LIMITS.point_lag_max / reach)
@@ -266,7 +268,7 @@ def test_an_arm_that_lags_is_stopped_from_either_limit_on(sign, joint):
     ("lag", "speed", "stops"),
     [(0.065, 0.0, True), (-0.065, 0.0, True), (0.055, 0.0, False), (0.1, 0.05, False)],
 )
-def test_a_joint_that_stays_behind_its_command_without_moving_is_stopped_after_a_second(lag, speed, stops):
+def test_stationary_joint_behind_its_command_is_stopped_after_a_second(lag, speed, stops):
     safety, joint = started(), np.eye(7)[6]
     sent = [
         send(safety, HOME + i * speed / 100 * joint, measured=safety.q_last - lag * joint) for i in range(150)
@@ -277,12 +279,12 @@ def test_a_joint_that_stays_behind_its_command_without_moving_is_stopped_after_a
 
 
 def pushed(safety):
-    """A target that is clamped: faster than the arm may be."""
+    """Send a target that is clamped because it is too fast for the arm."""
     return send(safety, safety.q_last + 0.09 * np.eye(7)[6])
 
 
 def rested(safety):
-    """A target that passes, once the arm has braked."""
+    """Send a target that passes, after braking to rest."""
     while safety.dq_last.any():
         safety.hold("to rest")
     return send(safety, safety.q_last)
@@ -291,21 +293,21 @@ def rested(safety):
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.booleans(), max_size=120), st.integers(2, 20), st.sampled_from([0.05, 0.25, 1.0, 3.0]))
 @example([True] * 6, 5, 1.0)
-def test_the_count_of_clamped_targets_leaks(clamped, most, leak):
-    safety, count = started(clamps_max=most, clamps_leak=leak), 0.0
+def test_the_count_of_clamped_targets_leaks(clamped, limit, leak):
+    safety, count = started(clamps_max=limit, clamps_leak=leak), 0.0
     for clamp in clamped:
         count = count + 1 if clamp else max(count - leak, 0.0)
         safe = (pushed if clamp else rested)(safety)
-        if count >= most:
+        if count >= limit:
             assert safe.verdict == Verdict.STOP and safe.reasons[0].startswith("clamped too often")
             safety.reset(safety.q_last)
-            assert pushed(safety).verdict == Verdict.CLAMP  # and the count begins anew
+            assert pushed(safety).verdict == Verdict.CLAMP  # the count restarts
             return
         assert safe.verdict == (Verdict.CLAMP if clamp else Verdict.PASS)
 
 
 def streamed(safety, limits, act, periods, every=14):
-    """What is sent of the stream of `act(commanded joints)`, as the loop makes it."""
+    """Yield the filtered stream of `act(commanded joints)`, generated as in the loop."""
     stream = CommandStream(limits, safety, LoopConfig(live=True, policy_hz=1 / (every * safety.dt)))
     stream.start(HOME)
     for k in range(periods):
@@ -317,11 +319,11 @@ def streamed(safety, limits, act, periods, every=14):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_an_arm_that_touches_the_table_is_not_stuck(seed):
-    """Random targets just above the table, a turned hand among them: joints do not speed up alike, so that the straight
-    way up begins with a fingertip a little lower. It stood for up to 4 s, with the target above it."""
+def test_arm_touching_the_table_is_not_stuck(seed):
+    """Random targets just above the table, some with a turned hand. Joints accelerate unequally, so a straight rise
+    starts with a fingertip slightly lower. The arm once stood still for up to 4 s below its target."""
     limits = SLOW.replace(table_clearance=0.0, box=((-1.0, 1.0),) * 3)
-    safety, rng, stood = started(limits=limits, clamps_max=10_000), np.random.default_rng(seed), 0
+    safety, rng, idle = started(limits=limits, clamps_max=10_000), np.random.default_rng(seed), 0
 
     def act(commanded):
         low = HOME + rng.uniform(-0.08, 0.08, 7)
@@ -329,13 +331,13 @@ def test_an_arm_that_touches_the_table_is_not_stuck(seed):
         return np.clip(low - commanded, -0.12, 0.12)
 
     for safe in streamed(safety, limits, act, 60 * 14):
-        stood = 0 if safety.dq_last.any() else stood + 1
-        assert stood < 20, safe.reasons  # 0.2 s; targets come every 0.14 s
+        idle = 0 if safety.dq_last.any() else idle + 1
+        assert idle < 20, safe.reasons  # 0.2 s; targets come every 0.14 s
 
 
 @pytest.mark.parametrize("limits", [XARM7_LIMITS, SLOW])
-def test_a_policy_that_slides_along_the_table_is_not_stopped(limits):
-    """6 s of pushing the hand 2 cm down with every action, to and fro."""
+def test_policy_sliding_along_the_table_is_not_stopped(limits):
+    """The policy pushes the hand 2 cm down with every action for 6 s, swinging to and fro."""
     hand, swings = POINTS.in_box, itertools.cycle([-0.03] * 10 + [0.03] * 10)
 
     def act(commanded):

@@ -1,4 +1,4 @@
-"""A loop that hangs or is killed, against the emulated box."""
+"""The supervisor stops the emulated box after a loop that hangs or is killed."""
 
 import os
 import signal
@@ -36,20 +36,19 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def moving(driver, emulator):
-    """The emulator with an arm that the loop's own driver has made ready to move."""
+    """Return the emulator with an arm that the loop's driver has armed."""
     driver.arm()
     return emulator
 
 
 @pytest.fixture
 def watch(moving):
-    """`watch(limit_s)`: a supervisor of that arm."""
+    """`watch(limit_s)` returns a supervisor of that arm."""
     made = []
 
     def start(limit_s):
-        made.append(
-            Supervisor(partial(XArmDriver, "127.0.0.1", ports=moving.ports, gripper=False), limit_s=limit_s)
-        )
+        driver = partial(XArmDriver, "127.0.0.1", ports=moving.ports, gripper=False)
+        made.append(Supervisor(driver, limit_s=limit_s))
         return made[-1]
 
     yield start
@@ -68,8 +67,8 @@ def beat_on(supervisor, seconds=PATIENCE):
         time.sleep(0.01)
 
 
-def test_a_loop_that_hangs_is_stopped_whatever_everybody_is_sent(moving, watch):
-    """Also by a supervisor that has been asked to end, as all that share a terminal are."""
+def test_hung_loop_is_stopped_even_if_the_supervisor_is_signalled(moving, watch):
+    """The supervisor ignores the signals that all processes of a terminal receive."""
     supervisor = watch(2.0)
     assert ready(moving)  # nothing is watched before the first beat
     beat_on(supervisor, 0.2)
@@ -83,7 +82,7 @@ def test_a_loop_that_hangs_is_stopped_whatever_everybody_is_sent(moving, watch):
         beat_on(supervisor)
 
 
-def test_one_that_has_lost_the_arm_is_no_watch(moving, watch):
+def test_beat_fails_when_the_supervisor_has_lost_the_arm(moving, watch):
     supervisor = watch(9.0)
     supervisor.beat()
     moving.side.fault("drop")
@@ -91,10 +90,10 @@ def test_one_that_has_lost_the_arm_is_no_watch(moving, watch):
         beat_on(supervisor)
 
 
-def test_one_that_hangs_is_no_watch_and_pauses_are_no_lack_of_answers(watch, monkeypatch):
+def test_beat_fails_on_a_hung_supervisor_but_not_after_pauses(watch, monkeypatch):
     monkeypatch.setattr("s2robot.envs.real.control.supervisor.ANSWER_S", -8.5)
     supervisor = watch(9.0)  # an answer may take 0.5 s
-    for _ in range(2):  # later beats count from the first that has no answer
+    for _ in range(2):  # the timeout counts from the first unanswered beat
         time.sleep(0.6)
         supervisor.beat()
         wait_for(supervisor._pipe.poll, "an answer")
@@ -106,7 +105,7 @@ def test_one_that_hangs_is_no_watch_and_pauses_are_no_lack_of_answers(watch, mon
         supervisor.process.kill()
 
 
-def test_a_regular_end_stops_nothing_and_one_without_a_confirmed_stop_does(moving, watch):
+def test_close_stops_the_arm_only_without_a_confirmed_stop(moving, watch):
     supervisor = watch(9.0)
     supervisor.beat()
     supervisor.close()
@@ -116,12 +115,11 @@ def test_a_regular_end_stops_nothing_and_one_without_a_confirmed_stop_does(movin
     assert not ready(moving)
 
 
-def test_a_loop_that_is_killed_while_it_rests_leaves_no_arm_enabled(moving):
-    words = [sys.executable, "-c", VICTIM, moving.ports.to_json()]
+def test_killing_a_resting_loop_leaves_no_arm_enabled(moving):
+    command = [sys.executable, "-c", VICTIM, moving.ports.to_json()]
     environment, pipe = os.environ | {"PYTHONPATH": ROOT}, subprocess.PIPE
-    with subprocess.Popen(
-        words, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, process_group=0
-    ) as process:
+    options = {"cwd": ROOT, "env": environment, "stdin": pipe, "stdout": pipe}
+    with subprocess.Popen(command, process_group=0, **options) as process:
         try:
             lines = iter(process.stdout.readline, b"")
             wait_for(lambda: next(lines).strip().isdigit(), "the victim")
@@ -132,7 +130,7 @@ def test_a_loop_that_is_killed_while_it_rests_leaves_no_arm_enabled(moving):
         wait_for(lambda: not ready(moving), "a stop")
 
 
-def test_a_stop_that_nobody_acknowledges_is_told_once(driver, moving, watch, capsys):
+def test_unacknowledged_stop_is_reported_once(driver, moving, watch, capsys):
     supervisor = watch(9.0)
     arm = WatchedArm(driver, lambda: supervisor)
     moving.side.fault("drop")
@@ -160,7 +158,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("loop, code", [("hangs", -signal.SIGKILL), ("asks", -signal.SIGKILL), ("rests", 0)])
-def test_the_loop_of_an_arm_that_takes_one_client_is_ended(loop, code):
+def test_supervisor_kills_the_loop_of_a_single_client_arm(loop, code):
     done = subprocess.run(
         [sys.executable, "-c", ALONE, loop], env=os.environ | {"PYTHONPATH": ROOT}, cwd=ROOT,
         capture_output=True, text=True, timeout=PATIENCE + 30,
@@ -168,13 +166,13 @@ def test_the_loop_of_an_arm_that_takes_one_client_is_ended(loop, code):
     assert done.returncode == code and (UNCONFIRMED in done.stderr) == (code != 0)
 
 
-def test_no_arm_is_one_line():
+def test_missing_arm_is_one_error_line():
     with pytest.raises(EnvError, match="got xarm 127.0.0.1:.*no control box"):
         Supervisor(partial(XArmDriver, "127.0.0.1", ports=free_ports(), gripper=False))
 
 
-def test_its_process_loads_no_more_than_the_arm_needs():
-    """It watches from the first moment on; torch alone would take seconds."""
+def test_supervisor_process_loads_only_what_the_arm_needs():
+    """The supervisor must watch at once, and importing torch alone takes seconds."""
     code = "import sys, s2robot.envs.real.arms.xarm, s2robot.envs.real.control.supervisor as s; " \
         "print(*sorted({'torch', 'zarr', 'cv2', 'hydra', 'mujoco'} & set(sys.modules)))"  # fmt: skip
     environment = os.environ | {"PYTHONPATH": ROOT}

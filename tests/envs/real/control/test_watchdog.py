@@ -1,4 +1,4 @@
-"""Every limit from both sides, latched faults, and that no sequence of inputs leads out of FAULT."""
+"""Both sides of every limit, latched faults, and that no sequence of inputs leads out of FAULT."""
 
 from dataclasses import replace
 
@@ -47,10 +47,10 @@ def test_each_limit(change, state, reason):
     assert watchdog.reasons == (() if reason is None else (reason,))
 
 
-def test_members_that_disagree_hold_where_that_is_asked_for():
+def test_disagreeing_members_hold_when_the_limit_is_set():
     assert running().update(0.02, replace(GOOD, disagreement=9.0)) == State.RUNNING  # off by default
     watchdog = Watchdog(WatchdogLimits(disagreement=0.05))
-    assert watchdog.update(0.0, replace(GOOD, disagreement=9.0)) == State.READY  # of an earlier episode
+    assert watchdog.update(0.0, replace(GOOD, disagreement=9.0)) == State.READY  # from an earlier episode
     watchdog.start(0.0)
     assert watchdog.update(0.01, replace(GOOD, disagreement=0.05)) == State.RUNNING
     for unsure in (0.051, np.nan):
@@ -69,16 +69,10 @@ def test_hold_ends_by_itself_and_fault_does_not():
     watchdog.fault(11.0, "another")
     watchdog.pause(11.0)
     assert watchdog.reasons == ("arm error 1",)
-    history = [
-        (0.0, "ready"),
-        (0.0, "running"),
-        (0.02, "hold"),
-        (0.03, "running"),
-        (0.04, "fault"),
-    ]  # once each
+    history = [(0.0, "ready"), (0.0, "running"), (0.02, "hold"), (0.03, "running"), (0.04, "fault")]
     assert [(t, state.value) for t, state, _ in watchdog.history] == history
     watchdog.clear(12.0)
-    assert watchdog.state == State.IDLE  # and not at once running again
+    assert watchdog.state == State.IDLE  # it does not resume at once
     assert watchdog.update(12.1, GOOD) == State.READY
 
 
@@ -109,7 +103,7 @@ inputs = st.builds(
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), inputs), max_size=20))
-def test_nothing_but_clear_leads_out_of_a_fault_and_nothing_but_start_into_motion(steps):
+def test_only_clear_leaves_fault_and_only_start_leads_to_motion(steps):
     watchdog = Watchdog()
     for now, given_inputs in steps:
         assert watchdog.update(now, given_inputs) not in (State.RUNNING, State.HOLD)
@@ -122,6 +116,6 @@ def test_nothing_but_clear_leads_out_of_a_fault_and_nothing_but_start_into_motio
 
 
 @pytest.mark.parametrize("wrong", [{"camera_hold": 0.0}, {"state_fault": np.nan}, {"policy_hold": 2.0}])
-def test_senseless_limits_are_refused_by_name(wrong):
+def test_invalid_limits_are_rejected_by_name(wrong):
     with pytest.raises(UserError, match=f"^bridge.watchdog.{next(iter(wrong))}"):
         WatchdogLimits(**wrong)

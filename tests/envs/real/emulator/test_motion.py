@@ -1,4 +1,4 @@
-"""Frames, kinematics, set points and the state machine, in emulated time: no sockets, no waiting."""
+"""Frames, kinematics, set points and the state machine in emulated time, without sockets or waiting."""
 
 import struct
 
@@ -19,7 +19,7 @@ DT = 0.004
 
 
 class Bench:
-    """A controller in emulated time, spoken to in frames."""
+    """A controller in emulated time, driven by frames."""
 
     def __init__(self, mode=None):
         self.now = 0.0
@@ -32,7 +32,7 @@ class Bench:
             assert self(Fn.SET_STATE, b"\0") == 0
 
     def __call__(self, function, payload=b"", data=False):
-        """The status byte, or the data, of the answer."""
+        """Return the status byte of the answer, or its data."""
         answer = self.commands.answer(wire.Request(7, 2, function, payload), 1)
         assert answer[:4] == bytes([0, 7, 0, 2]) and answer[6] == function
         return answer[8:] if data else answer[7]
@@ -49,13 +49,13 @@ class Bench:
             self.box.tick(DT)
 
 
-def test_forward_at_zero_is_the_published_pose():
+def test_forward_kinematics_at_zero_matches_the_published_pose():
     np.testing.assert_allclose(kin.forward(np.zeros(7)), [0.206, 0, 0.1205, np.pi, 0, 0], atol=1e-9)
 
 
 @patient
 @given(st.lists(st.floats(-1, 1), min_size=7, max_size=7), st.floats(0.5, box.MAX_SPEED), st.floats(1, 20))
-def test_plans_keep_speed_and_acceleration_and_arrive(offset, speed, acceleration):
+def test_plans_respect_speed_and_acceleration_and_arrive(offset, speed, acceleration):
     target = HOME + offset
     motion, before = Motion(HOME), np.zeros(7)
     motion.plan(target, speed, acceleration)
@@ -71,13 +71,13 @@ def test_plans_keep_speed_and_acceleration_and_arrive(offset, speed, acceleratio
     np.testing.assert_allclose(motion.joints, target)
 
 
-def test_nothing_moves_before_the_arm_is_made_ready():
+def test_nothing_moves_before_the_arm_is_ready():
     b = Bench()
     assert b(Fn.GET_STATE, data=True) == b"\x04"
     assert b.servo(HOME + 0.05) & wire.STATUS_NOT_READY
     b(Fn.ENABLE, bytes([8, 1]))
     b(Fn.SET_STATE, b"\0")
-    b(Fn.SET_MODE, b"\x01\x00")  # a change of mode takes readiness away again
+    b(Fn.SET_MODE, b"\x01\x00")  # a change of mode ends readiness
     assert b(Fn.GET_STATE, data=True) == b"\x05"
     assert b.servo(HOME + 0.05) & wire.STATUS_NOT_READY
     b.run(0.1)
@@ -98,20 +98,20 @@ def test_servo_in_another_mode_or_out_of_limits_moves_nothing():
     assert [c["flags"] for c in b.journal.commands if c["kind"] == "motion"][0] == ("limit", "jump")
 
 
-def test_a_jump_of_one_radian_is_obeyed_at_full_speed_until_error_24():
+def test_jump_of_one_radian_runs_at_full_speed_until_error_24():
     b = Bench(mode=1)
     assert b.servo(HOME + [1, 0, 0, 0, 0, 0, 0]) == 0
     b.run(1.0)
     assert b.box.error == box.OVERSPEED and b.box.state == box.STOPPED
     assert 0.05 < b.box.plant.joints[0] < 1.0
     assert b.journal.commands[-1]["unsafe"]
-    b.box.raise_error(box.EMERGENCY_STOP)  # which takes power
+    b.box.raise_error(box.EMERGENCY_STOP)  # which cuts the power
     assert b(Fn.ENABLE, bytes([8, 1])) & wire.STATUS_ERROR and b.box.enabled == 0
     b(Fn.CLEAN_ERROR)
     assert b.box.error == 0 and b.box.enabled == 0
 
 
-def test_the_fence_is_watched():
+def test_fence_is_enforced():
     b = Bench(mode=6)
     b(Fn.BOUNDARY, struct.pack("<6i", 600, -600, 50, -50, 600, 0))
     b(Fn.FENCE, b"\x01")
@@ -149,7 +149,7 @@ floats = st.lists(st.floats(width=32), min_size=10, max_size=10).map(wire.pack_f
     st.tuples(st.integers(0, 255), st.binary(max_size=120))
     | st.tuples(st.sampled_from([Fn.SERVO_J, Fn.MOVE_JOINT]), floats)
 )
-def test_any_request_gets_an_answer_and_none_takes_the_arm_out_of_its_limits(request):
+def test_every_request_is_answered_and_none_moves_beyond_joint_limits(request):
     b = Bench(mode=6 if request[0] == Fn.MOVE_JOINT else 1)
     assert b(*request) & ~(0x40 | 0x20 | 0x10 | 0x08) == 0
     b.run(0.5)
@@ -158,7 +158,7 @@ def test_any_request_gets_an_answer_and_none_takes_the_arm_out_of_its_limits(req
     assert len(wire.report_rich(b.box)) == 587
 
 
-def test_motion_is_told_from_the_moment_asked_for():
+def test_motion_is_reported_from_the_requested_time():
     b = Bench(mode=1)
     b.run(1.0)
     times = [round(row["time"] / DT) for row in b.journal.motion_since(0.9)]
@@ -174,7 +174,7 @@ def test_gripper_answers_or_is_silent(frame):
     assert 0 <= g.target <= 850 and 1 <= g.speed <= 5000
 
 
-# ---------------------------------------------------------------- frames, however the stream is cut
+# ---------------------------------------------------------------- frames, however the stream is split
 
 requests = st.builds(
     wire.Request, transaction=st.integers(0, 65535), protocol=st.sampled_from([0, 1, 2, 3]), function=st.integers(0, 255),
@@ -188,7 +188,7 @@ def pack(r: wire.Request) -> bytes:
 
 @patient
 @given(st.lists(requests, max_size=5), st.lists(st.integers(1, 40), min_size=1, max_size=30))
-def test_requests_survive_any_cut_of_the_stream(sent, sizes):
+def test_requests_survive_any_split_of_the_stream(sent, sizes):
     stream, buffer, received, i = b"".join(map(pack, sent)), bytearray(), [], 0
     while stream:
         size = sizes[i % len(sizes)]

@@ -1,4 +1,4 @@
-"""The emulator as a process: ports, its end, bytes that are no frames; its faults, seen by the vendor's SDK."""
+"""The emulator as a process: ports, shutdown, malformed bytes; and its faults, observed through the vendor's SDK."""
 
 import asyncio
 import json
@@ -20,18 +20,18 @@ from tests.envs.real import home
 from tests.envs.real.patience import wait_for
 
 ANSWER_S = 30.0
-HOME = home.HOME.tolist()  # JSON and the SDK want lists
+HOME = home.HOME.tolist()  # JSON and the SDK require lists
 
 
 def ask(port: int, data: bytes, size: int) -> bytes:
-    """What the emulator answers to `data`, up to `size` bytes; b"" if it closes the connection."""
+    """Return the emulator's answer to `data`, up to `size` bytes; b"" if it closes the connection."""
     with socket.create_connection((HOST, port), timeout=ANSWER_S) as s, suppress(ConnectionResetError):
         s.sendall(data)
         return s.recv(size, socket.MSG_WAITALL)
     return b""
 
 
-def test_client_ports_change_the_sdk_and_put_it_back():
+def test_client_ports_patch_and_restore_the_sdk():
     conf = pytest.importorskip("xarm.core.config.x_config").XCONF.SocketConf
     report = pytest.importorskip("xarm.x3.report").ReportDataStructure
     create = vars(report)["create"]
@@ -45,13 +45,13 @@ def test_client_ports_change_the_sdk_and_put_it_back():
     assert vars(report)["create"] is create
 
 
-def test_a_taken_port_is_one_clear_line(emulator):
+def test_port_in_use_is_one_error_line(emulator):
     with pytest.raises(EnvError, match=f"^port {emulator.ports.control}: "):
         asyncio.run(serve(EmulatorConfig(plant="kinematic"), emulator.ports, lambda: None))
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "stdin"])
-def test_ends_cleanly(how):
+def test_emulator_ends_cleanly(how):
     with launch("kinematic") as emulator:
         assert Ports.from_json(emulator.ports.to_json()) == emulator.ports != free_ports()
         with socket.create_connection((HOST, emulator.ports.control)) as s:
@@ -66,7 +66,7 @@ def test_ends_cleanly(how):
         socket.create_connection((HOST, emulator.ports.control))
 
 
-def test_a_side_channel_goes_on_after_an_answer_that_came_late(emulator):
+def test_side_channel_recovers_after_a_late_answer(emulator):
     with SideChannel(emulator.ports.side, 0.5) as side:
         emulator.process.send_signal(signal.SIGSTOP)
         try:
@@ -78,20 +78,20 @@ def test_a_side_channel_goes_on_after_an_answer_that_came_late(emulator):
         assert side("status")["mode"] == 0 and side("ports")["side"] == emulator.ports.side
 
 
-def test_another_port_of_the_emulator_is_one_clear_line(emulator):
+def test_wrong_emulator_port_is_one_error_line(emulator):
     for port in (emulator.ports.control, emulator.ports.report):
         with pytest.raises(EnvError, match="^[^\n]*expected a running .*, got no [^\n]*$"):
             StandIn(port)
 
 
-def test_impossible_headers_close_the_connection_only_and_modbus_is_answered(emulator):
+def test_bad_headers_close_only_their_connection_and_modbus_is_answered(emulator):
     for data in ("00010009000101", "0001000200000d", "0001 0002 ffff 0d", "ff" * 64):
         assert ask(emulator.ports.control, bytes.fromhex(data), 1) == b""
-    data = bytes.fromhex("0000 0001 0002 00 00  0009 0000 0006 01 03 0000 0001")  # behind a heartbeat
+    data = bytes.fromhex("0000 0001 0002 00 00  0009 0000 0006 01 03 0000 0001")  # after a heartbeat
     assert ask(emulator.ports.control, data, 9) == bytes.fromhex("0009 0000 0003 01 83 01")
 
 
-def test_side_channel_answers_anything(emulator):
+def test_side_channel_answers_any_input(emulator):
     with socket.create_connection((HOST, emulator.ports.side), timeout=ANSWER_S) as s:
         lines = s.makefile("rb")
         for line in (b"{", b"[]", b'{"op": []}', b"\xff\xfe", b'{"op": "motion"}', b"[" * 9000):
@@ -105,7 +105,7 @@ def test_side_channel_answers_anything(emulator):
 
 @pytest.fixture
 def arm(emulator):
-    """Ready for a stream of joints."""
+    """Return the SDK's arm, ready for a stream of joints."""
     wrapper = pytest.importorskip("xarm.wrapper")
     logging.getLogger("xarm.core.utils.log").setLevel(logging.CRITICAL)
     emulator.side("clear")
@@ -127,43 +127,43 @@ def joints(arm):
 
 
 def arrived(emulator, since=0.0):
-    """Motion commands that have reached the box."""
+    """Return the motion commands that have reached the box."""
     return [c for c in emulator.side("commands", since=since)["commands"] if c["kind"] == "motion"]
 
 
-def test_what_the_sdk_lets_through(arm, emulator):
-    began, targets = time.monotonic(), [np.array(HOME) + 0.001 * k for k in range(1, 11)]
+def test_commands_that_the_sdk_lets_through(arm, emulator):
+    begin, targets = time.monotonic(), [np.array(HOME) + 0.001 * k for k in range(1, 11)]
     for target in targets:
         assert arm.set_servo_angle_j(list(target)) == 0
         time.sleep(0.01)
     wait_for(lambda: np.abs(joints(arm) - targets[-1]).max() < 1e-3, "the motion")
-    sent = arrived(emulator, began)
+    sent = arrived(emulator, begin)
     assert [c["name"] for c in sent] == ["SERVO_J"] * 10
     np.testing.assert_allclose([c["values"][:7] for c in sent], targets, atol=1e-6)
     assert all(c["accepted"] and not c["unsafe"] for c in sent)
-    began = time.monotonic()
-    assert arm.set_servo_angle_j([0, 0, 0, -0.5, 0, 0, 0]) == -8  # its own range check
-    assert arrived(emulator, began) == []
-    for value in (float("nan"), float("inf")):  # it compares with neither
+    begin = time.monotonic()
+    assert arm.set_servo_angle_j([0, 0, 0, -0.5, 0, 0, 0]) == -8  # the SDK's range check
+    assert arrived(emulator, begin) == []
+    for value in (float("nan"), float("inf")):  # the SDK's check misses both
         assert arm.set_servo_angle_j([value, *HOME[1:]]) == 10
-    assert [c["flags"] for c in arrived(emulator, began)] == [["nonfinite"]] * 2
+    assert [c["flags"] for c in arrived(emulator, begin)] == [["nonfinite"]] * 2
     np.testing.assert_allclose(joints(arm), targets[-1], atol=1e-3)
 
 
 @pytest.mark.parametrize(
-    "name, settings, said",
+    "name, settings, message",
     [
         ("no", {}, "KeyError: 'fault no'"), ("delay", {"seconds": -1}, "seconds"), ("mode", {"mode": 9}, "mode"),
         ("camera_stale", {"camera": "hand"}, "camera_stale: expected"), ("drop", {"clients": 1}, "clients"),
     ],
 )  # fmt: skip
-def test_unknown_faults_and_settings_are_one_clear_line(emulator, name, settings, said):
-    with pytest.raises(EnvError, match=said) as caught:
+def test_unknown_faults_and_settings_are_one_error_line(emulator, name, settings, message):
+    with pytest.raises(EnvError, match=message) as caught:
         emulator.side.fault(name, **settings)
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_dropped_connection_sent_to_a_hung_box_is_never_obeyed(arm, emulator):
+def test_commands_of_a_dropped_connection_to_a_hung_box_never_execute(arm, emulator):
     arm.set_timeout(0.3)
     when = emulator.side.fault("hang")
     assert arm.set_servo_angle_j([0.01, *HOME[1:]]) == 3
@@ -173,7 +173,7 @@ def test_what_a_dropped_connection_sent_to_a_hung_box_is_never_obeyed(arm, emula
     assert not arrived(emulator, when)
 
 
-def test_frozen_joints_are_told_while_the_arm_moves(arm, emulator):
+def test_frozen_joints_are_reported_while_the_arm_moves(arm, emulator):
     emulator.side.fault("freeze_joints")
     assert arm.set_servo_angle_j([0.05, *HOME[1:]]) == 0
     wait_for(lambda: abs(emulator.side("status")["joints"][0] - 0.05) < 1e-3, "the motion")

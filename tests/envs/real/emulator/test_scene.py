@@ -1,4 +1,4 @@
-"""The MuJoCo scene behind the emulator: kinematics agree, the cube lies where CubePick puts it, cameras see it."""
+"""The MuJoCo scene behind the emulator: its arm, cube and cameras match those of CubePick."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def emulator():
         yield emulator
 
 
-def test_reset_puts_the_cube_where_cube_pick_does_and_leaves_the_arm(plant):
+def test_reset_places_the_cube_like_cube_pick_and_leaves_the_arm(plant):
     env = CubePick(CubePickConfig(image_size=64), draw=False)
     env.reset(seed=11)
     away = HOME + 0.05
@@ -40,7 +40,7 @@ def test_reset_puts_the_cube_where_cube_pick_does_and_leaves_the_arm(plant):
     np.testing.assert_array_equal(plant.joints, away)
 
 
-def test_pushing_into_the_table_is_felt(plant):
+def test_pushing_into_the_table_reports_contact_force(plant):
     plant.reset(seed=0, cube_xy=[-0.1, 0.15])
     plant.place(HOME)
     depth = plant.env.grip_position[2] + 0.03
@@ -55,22 +55,22 @@ def test_pushing_into_the_table_is_felt(plant):
     assert strongest > 80
 
 
-def test_frames_are_cube_picks_and_each_scene_has_its_clutter():
+def test_frames_match_cube_pick_and_each_scene_has_its_own_clutter():
     plant = ScenePlant(CubePickConfig(image_size=64, clutter=5), seed=3)
-    renderer, pictures = SceneRenderer(plant), []
+    renderer, clutter = SceneRenderer(plant), []
     for seed in (3, 7):
         plant.reset(seed)
         frames = renderer.draw(plant.positions)
         plant.env._refresh_poses()
         for name, image in plant.env.render_cameras().items():
             assert np.abs(image.astype(int) - frames[name]).max() <= 1
-        pictures.append(plant.clutter)
-    assert not np.allclose(*pictures)
+        clutter.append(plant.clutter)
+    assert not np.allclose(*clutter)
     renderer.close()
     plant.env.close()
 
 
-def test_frames_come_over_loopback_and_go_wrong_on_demand(emulator, monkeypatch):
+def test_frames_arrive_over_loopback_with_faults_on_demand(emulator, monkeypatch):
     monkeypatch.setattr(stand_in, "_FRAME_S", PATIENCE)
     side, camera = emulator.side, EmulatedCamera(emulator.ports.side, "hand", PATIENCE)
     (first, image), (second, _) = camera.read(), camera.read()

@@ -1,4 +1,4 @@
-"""The packets of the emulated servos, and what is behind them."""
+"""The packets and the simulated motion of the emulated servos."""
 
 import os
 import select
@@ -21,7 +21,7 @@ def packet(number, instruction, *data):
     return b"\xff\xff" + body + bytes([~sum(body) & 0xFF])
 
 
-def test_packets_are_those_of_the_manual(bus):
+def test_packets_match_the_manual(bus):
     ask = lambda *words: bus.take(packet(*words))[0]  # noqa: E731
     assert packet(1, s.PING) == bytes.fromhex("ff ff 01 02 01 fb")
     assert ask(1, s.PING) == bytes.fromhex("ff ff 01 02 00 fc")
@@ -40,15 +40,15 @@ def test_packets_are_those_of_the_manual(bus):
     assert not ask(1, s.PING)
 
 
-def test_bytes_may_come_in_pieces_and_broken_packets_are_dropped(bus):
-    whole, waiting, got = packet(1, s.PING), b"", b""
-    for byte in b"\x07" + packet(2, s.PING)[:-1] + b"\0" + whole + whole:
-        answer, waiting = bus.take(waiting + bytes([byte]))
-        got += answer
-    assert got == packet(1, 0) * 2 and bus.packets == 2
+def test_split_packets_are_joined_and_broken_ones_dropped(bus):
+    valid, pending, answers = packet(1, s.PING), b"", b""
+    for byte in b"\x07" + packet(2, s.PING)[:-1] + b"\0" + valid + valid:
+        answer, pending = bus.take(pending + bytes([byte]))
+        answers += answer
+    assert answers == packet(1, 0) * 2 and bus.packets == 2
 
 
-def test_a_servo_follows_its_goal_sags_falls_without_torque_and_protects_itself():
+def test_servo_tracks_sags_falls_without_torque_and_protects_itself():
     servo, pan = s.Servo(1, 1266, True), s.Servo(2, 2048, False)
 
     def run(seconds):
@@ -74,7 +74,7 @@ def test_a_servo_follows_its_goal_sags_falls_without_torque_and_protects_itself(
     assert not servo[s.TORQUE] and not pan[s.TORQUE]
 
 
-def test_a_terminal_serves_them_until_it_is_unplugged(bus):
+def test_pseudo_terminal_serves_the_bus_until_unplugged(bus):
     client = os.open(bus.port, os.O_RDWR)
     tty.setraw(client)
     os.write(client, packet(1, s.PING))

@@ -1,4 +1,4 @@
-"""A hand leads the arm, emulated or in virtual time, and what it does becomes actions."""
+"""An operator leads the arm by hand, emulated or in virtual time, and the motion becomes actions."""
 
 import threading
 
@@ -28,7 +28,7 @@ def cameras():
     reader.close()
 
 
-def test_what_a_hand_does_with_the_emulated_arm_becomes_actions(emulator, driver, cameras):
+def test_hand_guided_motion_of_the_emulated_arm_becomes_actions(emulator, driver, cameras):
     steps, controls = [], Controls()
     goals = [HOME + np.linspace(0.1, -0.1, 7), HOME + np.linspace(0.15, 0.05, 7)]
 
@@ -38,7 +38,7 @@ def test_what_a_hand_does_with_the_emulated_arm_becomes_actions(emulator, driver
             assert emulator.side("hand", joints=goal.tolist())["led"]
             wait_for(lambda goal=goal: np.abs(emulator.side("status")["joints"] - goal).max() < 1e-3)
             controls.on_key(" ")
-            # until a step has seen it, however slow the machine
+            # until a step has recorded it, however slow the machine
             wait_for(lambda opens=goal is goals[1]: (steps[-1]["proprio"][7] > 0.4) == opens)
         wait_for(lambda: steps[-1]["proprio"][7] > 0.95)
         controls.on_key("\n")
@@ -62,7 +62,7 @@ def test_what_a_hand_does_with_the_emulated_arm_becomes_actions(emulator, driver
 
 
 class LedArm(FakeArm):
-    """An arm that a hand leads at 0.8 rad/s."""
+    """An arm that is led by hand at 0.8 rad/s."""
 
     led, goal = False, None
 
@@ -79,8 +79,8 @@ class LedArm(FakeArm):
 
     def read(self):
         if self.led and self.goal is not None:
-            room = 0.8 * (self.clock.now() - self._then)
-            self.q, self._then = self.q + np.clip(self.goal - self.q, -room, room), self.clock.now()
+            reach = 0.8 * (self.clock.now() - self._then)
+            self.q, self._then = self.q + np.clip(self.goal - self.q, -reach, reach), self.clock.now()
         return super().read()
 
 
@@ -89,11 +89,11 @@ def led():
     return LedArm(VirtualClock())
 
 
-def taught(arm, controls, heard, loop=LED, watchdog=CALM, **settings):
-    return teach(driven(arm, None, loop, watchdog=watchdog, **settings), controls, 300, Calls(step=heard))
+def taught(arm, controls, on_step, loop=LED, watchdog=CALM, **settings):
+    return teach(driven(arm, None, loop, watchdog=watchdog, **settings), controls, 300, Calls(step=on_step))
 
 
-def test_the_gripper_closes_at_once_and_the_end_is_the_end_of_the_step(led):
+def test_gripper_closes_at_once_and_teaching_ends_with_the_step(led):
     steps, controls = [], Controls()
     led.clock.at(0.35, lambda: controls.on_key(" "))
     led.clock.at(0.85, lambda: controls.on_key("\n"))
@@ -106,7 +106,7 @@ def test_the_gripper_closes_at_once_and_the_end_is_the_end_of_the_step(led):
     assert led.stops == ["teaching has ended"]
 
 
-def test_the_supervisor_hears_of_a_led_arm_as_often_as_of_one_that_is_driven(led):
+def test_supervisor_gets_heartbeats_while_the_arm_is_led_by_hand(led):
     watch, beats, controls = Watch(), [], Controls()
     beat, begin = watch.beat, led.clock.now()
     watch.beat = lambda: (beat(), beats.append(led.clock.now()))
@@ -120,7 +120,7 @@ def test_the_supervisor_hears_of_a_led_arm_as_often_as_of_one_that_is_driven(led
     assert led.stopped and watch.heard[-1] == "rest"
 
 
-def test_a_hand_too_fast_for_an_action_is_caught_up_with(led):
+def test_later_actions_catch_up_with_a_fast_hand(led):
     steps, controls = [], Controls()
 
     def add(step):
@@ -135,17 +135,16 @@ def test_a_hand_too_fast_for_an_action_is_caught_up_with(led):
     np.testing.assert_allclose(actions[:, :7].sum(0), np.full(7, 0.2), atol=2e-3)
 
 
-def test_an_error_or_a_silent_camera_breaks_the_episode_off(led):
+def test_arm_error_or_silent_camera_aborts_teaching(led):
     reason = taught(led, Controls(), lambda step: setattr(led, "error", 31))
     assert "arm error 31" in reason and led.stopped
     with pytest.raises(EnvError, match="error 31 pending"):
         taught(led, Controls(), lambda step: None)
     led.error = 0
     film = Film(led.clock, NOISE, 30)
-    stale = taught(
-        led, Controls(), lambda step: film.end(), camera=film, watchdog=CALM.replace(camera_hold=0.4)
-    )
-    assert stale == "camera hand is stale"
+    limits = CALM.replace(camera_hold=0.4)
+    reason = taught(led, Controls(), lambda step: film.end(), camera=film, watchdog=limits)
+    assert reason == "camera hand is stale"
     led.silent = lambda arm: True
     with pytest.raises(EnvError, match=r"teaching: expected ready, got idle \(joint state is stale\)"):
         taught(led, Controls(), lambda step: None)
