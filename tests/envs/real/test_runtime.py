@@ -243,7 +243,7 @@ def test_fault_stays_until_the_operator_confirms_it_is_cleared(arm):
 
 def test_stop_on_the_way_to_the_start_brakes_and_ends_the_session(arm):
     runtime, operator = made(arm), PromptedOperator()
-    arm.clock.at(0.2, runtime.stop.ask)
+    arm.clock.at(0.2, runtime.stop.request)
     with pytest.raises(EnvError, match="stopped on the way"):
         runtime.ready(operator, Placing(3, (0, 0), 0, HOME + 0.3))
     assert arm.stopped and [name for name, _ in operator.asked] == ["free"]

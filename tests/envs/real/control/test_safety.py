@@ -360,7 +360,7 @@ def test_nothing_moves_before_a_reset():
     "q, words",
     [
         (np.full(7, np.nan), "7 finite"),
-        (np.where(np.arange(7) == 1, 2.09, HOME), "joint 2 is at 2.090"),
+        (np.where(np.arange(7) == 1, 2.09, HOME), "joint 2: expected .* got 2.090"),
         (np.where(np.arange(7) == 1, 1.2, HOME), "outside its limits"),
     ],
 )
