@@ -339,7 +339,7 @@ def make_robot(about: ArmDescription) -> Any:
         raise EnvError(f"robot.type: expected LeRobot 0.6 or later, got {error}; {hint}") from None
     known = robots.RobotConfig.get_known_choices  # of the modules that were imported
     modules = [f"lerobot.robots.{module.name}" for module in pkgutil.iter_modules(robots.__path__)]
-    for module in ("lerobot.cameras.opencv", "lerobot.cameras.realsense", *modules):
+    for module in ("lerobot.cameras.opencv", "lerobot.cameras.realsense", "lerobot.cameras.zmq", *modules):
         if about.type not in known():
             with suppress(Exception):  # a package that this robot does not need may be missing
                 importlib.import_module(module)
