@@ -139,23 +139,28 @@ class Operator:
         return ""
 
 
-def run_deploy(words: list[str], operator: Operator) -> int:
-    """Run `s2robot deploy --live` in a terminal of its own, which is shown here; its exit code."""
+def run_deploy(words: list[str], operator: Operator, out: Path | None) -> int:
+    """Run `s2robot deploy --live` in a terminal of its own, which is shown here; its exit code. `out`: its verdicts, as CSV."""
     pid, terminal = pty.fork()
     if not pid:
         os.execv(sys.executable, [sys.executable, "-m", "s2robot", "deploy", "--live", *words])
-    said = ""
+    said = shown = ""
     while True:
         if select.select([terminal], [], [], 0.02)[0]:
             try:
                 text = os.read(terminal, 65536).decode(errors="replace")
             except OSError:  # it has ended
-                return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                break
             print(text, end="", flush=True)
-            said = (said + re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text))[-2000:]
+            plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+            said, shown = (said + plain)[-2000:], shown + plain
         if typed := operator.answer(said):
             said = ""
             os.write(terminal, typed.encode())
+    if out is not None:
+        found = re.findall(r"\(seed (\d+)\): (no )?success", shown)
+        out.write_text("position,success\n" + "".join(f"{seed},{int(not no)}\n" for seed, no in found))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def main() -> int:
@@ -165,7 +170,9 @@ def main() -> int:
         "--seed", type=int, default=20000, help="of the first episode's cube, as of `s2robot evaluate`"
     )
     parser.add_argument("--deploy", help="words of `s2robot deploy`; without, the bus is served until Ctrl-C")
+    parser.add_argument("--out", type=Path, help="CSV of the episodes' outcomes, for `s2robot stats`")
     args = parser.parse_args()
+    sys.setswitchinterval(5e-4)  # the bus has to answer while the cameras draw
     scene, ended = Scene(), threading.Event()
     scene.reset(args.seed)
     with ArmBus(scene) as bus, TemporaryDirectory() as folder:
@@ -177,7 +184,7 @@ def main() -> int:
         print("s2robot deploy", *words, flush=True)
         try:
             if args.deploy:
-                return run_deploy([*words, *shlex.split(args.deploy)], Operator(bus, args.seed))
+                return run_deploy([*words, *shlex.split(args.deploy)], Operator(bus, args.seed), args.out)
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()
         finally:

@@ -35,7 +35,7 @@ TURN = 0.5  # rad, most between a cube's side and the direction to the arm
 WIDEST = 0.032  # m of each finger
 HALF = 0.0125  # m of the cube
 LIFTED, HELD_S = 0.04, 0.5  # success: so high above its start, m, for so long
-RATE_HZ, SIZE, MOST = 10, 256, 100  # control steps a second; pixels; steps of an episode
+RATE_HZ, SIZE, MOST = 10, 256, 80  # control steps a second; pixels; steps of an episode
 
 
 class Scene:

@@ -183,13 +183,14 @@ class LeRobotArm(arms.ArmDriver):
         return ArmState(arms.measured(self._what, values[:n]), opening, asked, self._mode, self._error)
 
     def _check_servos(self) -> None:
-        """Read whether the torque is on, or all servos' status bits, in turn."""
+        """Read whether the torque is on, or all servos' status bits, in turn; bad news twice, since an answer may be another's."""
         bus = self._bus
         if self._seen % (2 * CHECK_EVERY) == 0:
-            self._torque = all(bus.sync_read("Torque_Enable", normalize=False).values())
+            on = lambda: all(bus.sync_read("Torque_Enable", normalize=False).values())  # noqa: E731
+            self._torque = on() or on()
         elif all("Status" in bus.model_ctrl_table[motor.model] for motor in bus.motors.values()):
-            bits = bus.sync_read("Status", normalize=False).values()
-            self._error = int(np.bitwise_or.reduce([int(value) for value in bits]))
+            bits = lambda: int(np.bitwise_or.reduce([*bus.sync_read("Status", normalize=False).values()]))  # noqa: E731
+            self._error = bits() and bits()
 
     def command(self, q: Array, gripper: float | None) -> CommandResult:
         sent = now()
