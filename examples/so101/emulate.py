@@ -18,10 +18,12 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from so101 import CAMERAS, HALF, HOME, SIZE, WIDEST, Scene  # before mujoco: it chooses OpenGL
+from so101 import HALF, HOME, SIZE, WIDEST, Scene, frames  # before mujoco: it chooses OpenGL
 
 # isort: split
 import mujoco
@@ -34,6 +36,7 @@ from s2robot.envs.renderer import OffscreenRenderer
 MARGIN = 700  # ticks from both ends of a turn: the calibrated range, with its middle and width
 MIDDLE, FULL = (TICKS - 1) / 2, TICKS - 1 - 2 * MARGIN
 CONFIGS = Path(__file__).with_name("configs")
+SPAWN = get_context("spawn")
 FPS, QUALITY = 20, 95  # of the cameras: frames a second, and JPEG's
 
 
@@ -62,51 +65,45 @@ class ArmBus(ServoBus):
 
     def __init__(self, scene: Scene):
         super().__init__()
-        self.scene, self.lock = scene, threading.Lock()
+        self.scene, self.lock, self.qpos = scene, threading.Lock(), SPAWN.Array("d", scene.data.qpos.copy())
         places = to_ticks(scene.measured)
         self.servos = {i: ModelServo(i, float(place)) for i, place in enumerate(places, 1)}
 
     def advance(self, seconds: float) -> None:
         servos = self.servos.values()
         with self.lock:
+            goals, now = from_ticks(np.array([servo.goal for servo in servos])), self.scene.measured
+            on = [bool(servo[TORQUE]) and not servo.jammed for servo in servos]
+            target = np.where(on, goals, now)  # a servo at its goal does not push
+            self.scene.data.ctrl[:] = target * ([1] * 5 + [WIDEST])
             for _ in range(round(seconds / self.scene.model.opt.timestep)):
-                goals, now = from_ticks(np.array([servo.goal for servo in servos])), self.scene.measured
-                on = [bool(servo[TORQUE]) and not servo.jammed for servo in servos]
-                target = np.where(on, goals, now)  # a servo at its goal does not push
-                self.scene.data.ctrl[:] = target * ([1] * 5 + [WIDEST])
                 self.scene.step()
+            self.qpos[:] = self.scene.data.qpos
             for servo, place in zip(servos, to_ticks(self.scene.measured), strict=True):
                 servo.joint = float(place)
         super().advance(seconds)
 
 
-def film(bus: ArmBus, port: int, ended: threading.Event) -> None:
-    """Publish both cameras, as LeRobot's `ZMQCamera` reads them."""
+def film(qpos: Any, port: int) -> None:
+    """Publish both cameras of a model at `qpos`, as LeRobot's `ZMQCamera` reads them; in a process of its own, for the bus."""
     import cv2
     import zmq
 
-    model, data = bus.scene.model, mujoco.MjData(bus.scene.model)
-    renderer, socket = OffscreenRenderer(model, (SIZE, SIZE)), zmq.Context.instance().socket(zmq.PUB)
+    model = Scene().model
+    data, renderer = mujoco.MjData(model), OffscreenRenderer(model, (SIZE, SIZE))
+    socket = zmq.Context.instance().socket(zmq.PUB)
     socket.setsockopt(zmq.SNDHWM, 1)
     socket.bind(f"tcp://127.0.0.1:{port}")
-    due = time.monotonic()
-    while not ended.wait(max(0.0, due - time.monotonic())):
-        due = max(due + 1 / FPS, time.monotonic())
-        with bus.lock:
-            data.qpos[:] = bus.scene.data.qpos
-        mujoco.mj_kinematics(model, data)
-        mujoco.mj_comPos(model, data)
-        mujoco.mj_camlight(model, data)
-        images, taken = {}, time.time()
-        for name in CAMERAS:
-            frame = renderer.render(data, model.camera(name).id)
+    while True:
+        due, taken, images = time.monotonic() + 1 / FPS, time.time(), {}
+        data.qpos[:] = qpos[:]
+        for name, frame in frames(model, data, renderer).items():
             jpeg = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[
                 1
             ]  # LeRobot exchanges no colours either
             images[name] = base64.b64encode(jpeg).decode()
         socket.send_json({"timestamps": dict.fromkeys(images, taken), "images": images})
-    socket.close(0)
-    renderer.close()
+        time.sleep(max(0.0, due - time.monotonic()))
 
 
 class Operator:
@@ -172,24 +169,18 @@ def main() -> int:
     parser.add_argument("--deploy", help="words of `s2robot deploy`; without, the bus is served until Ctrl-C")
     parser.add_argument("--out", type=Path, help="CSV of the episodes' outcomes, for `s2robot stats`")
     args = parser.parse_args()
-    sys.setswitchinterval(5e-4)  # the bus has to answer while the cameras draw
-    scene, ended = Scene(), threading.Event()
+    scene = Scene()
     scene.reset(args.seed)
     with ArmBus(scene) as bus, TemporaryDirectory() as folder:
         bus.calibrate(Path(folder) / "emulated.json", MARGIN)
-        camera = threading.Thread(target=film, args=(bus, args.camera_port, ended), daemon=True)
-        camera.start()
+        SPAWN.Process(target=film, args=(bus.qpos, args.camera_port), daemon=True).start()
         words = [f"--config-dir={CONFIGS}", "robot=so101", f"robot.port={bus.port}", f"seed={args.seed}"]
         words += [f"robot.options.calibration_dir={folder}"]
         print("s2robot deploy", *words, flush=True)
-        try:
-            if args.deploy:
-                return run_deploy([*words, *shlex.split(args.deploy)], Operator(bus, args.seed), args.out)
-            with suppress(KeyboardInterrupt):
-                threading.Event().wait()
-        finally:
-            ended.set()
-            camera.join(5)
+        if args.deploy:
+            return run_deploy([*words, *shlex.split(args.deploy)], Operator(bus, args.seed), args.out)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
     return 0
 
 

@@ -125,19 +125,22 @@ class So101Pick(gymnasium.Env):
         )
 
     def _observe(self):
-        return {**frames(self), "state": to_lerobot(self.scene.measured).astype(np.float32)}
+        return {**self._frames(), "state": to_lerobot(self.scene.measured).astype(np.float32)}
+
+    def _frames(self):
+        self._renderer = self._renderer or OffscreenRenderer(self.scene.model, (SIZE, SIZE))
+        return frames(self.scene.model, self.scene.data, self._renderer)
 
     def render(self):
-        return np.concatenate(list(frames(self).values()), 1)
+        return np.concatenate([*self._frames().values()], 1)
 
 
-def frames(env) -> dict[str, np.ndarray]:
-    env._renderer = env._renderer or OffscreenRenderer(env.scene.model, (SIZE, SIZE))
-    data = env.scene.data
-    mujoco.mj_kinematics(env.scene.model, data)
-    mujoco.mj_comPos(env.scene.model, data)
-    mujoco.mj_camlight(env.scene.model, data)
-    return {name: env._renderer.render(data, env.scene.model.camera(name).id) for name in CAMERAS}
+def frames(model: mujoco.MjModel, data: mujoco.MjData, renderer: OffscreenRenderer) -> dict[str, np.ndarray]:
+    """What the cameras see at `data.qpos`.  # {camera: uint8 (SIZE, SIZE, 3)}"""
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_comPos(model, data)
+    mujoco.mj_camlight(model, data)
+    return {name: renderer.render(data, model.camera(name).id) for name in CAMERAS}
 
 
 def reach(place: np.ndarray, yaw: float) -> np.ndarray:
