@@ -65,7 +65,7 @@ class ArmBus(ServoBus):
 
     def __init__(self, scene: Scene):
         super().__init__()
-        self.scene, self.lock, self.qpos = scene, threading.Lock(), SPAWN.Array("d", scene.data.qpos.copy())
+        self.scene, self.lock, self.qpos = scene, threading.Lock(), SPAWN.RawArray("d", [*scene.data.qpos])
         places = to_ticks(scene.measured)
         self.servos = {i: ModelServo(i, float(place)) for i, place in enumerate(places, 1)}
 
@@ -89,6 +89,7 @@ def film(qpos: Any, port: int) -> None:
     import cv2
     import zmq
 
+    os.nice(10)  # the bus has to answer in time
     model = Scene().model
     data, renderer = mujoco.MjData(model), OffscreenRenderer(model, (SIZE, SIZE))
     socket = zmq.Context.instance().socket(zmq.PUB)
