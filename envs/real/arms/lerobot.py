@@ -33,7 +33,7 @@ GONE = 1  # CommandResult.code: LeRobot raised an error instead of sending
 LOCK_S = 0.2  # s that a stop waits for a transaction under way
 CAMERA_S = 0.1  # s by which a new frame may be older than its observation
 CHECK_EVERY = 4  # observations between two checks of torque or status
-AGREE = 200  # steps between two readings in a row
+AGREE, TURN = 200, 7.0  # steps between two readings in a row; rad, a little more than that
 REST, SETTLE_S = 0.02, 0.05  # rad that a robot without a bus may move in this time after a stop
 TRIES = 3  # of what sends dozens of packets without a retry of its own
 STOPS = {
@@ -165,6 +165,7 @@ class LeRobotArm(arms.ArmDriver):
                         self._drain()
                     seen = self._robot.get_observation()
                     values = self.to_arm(np.array([seen[f"{name}.pos"] for name in self.names], float))
+                    expect(np.abs(values).max() < TURN, "places", "all within a turn", values)  # else late
                     self._seen += 1
                 if self._bus is not None and self._seen % CHECK_EVERY == 0:
                     with suppress(ConnectionError):  # a bus that is dead fails the next observation

@@ -2,9 +2,9 @@
 
     python -m s2robot.envs.real.emulator.servos emulated.json   # prints settings of `deploy`; Ctrl-C ends it
 
-LeRobot's `SOFollower` and `feetech-servo-sdk` speak to it unchanged. Behind each servo is no model of an arm: its joint
-follows the goal with a lag and a limited speed, sags a little by its weight, and falls back to where it began while the
-torque is off. Packets are those of the maker's manual: FF FF, id, length, instruction or status bits, data, inverted sum.
+LeRobot's `SOFollower` and `feetech-servo-sdk` speak to it unchanged. No arm is behind it (examples/so101 has one): a joint
+follows its goal with a lag and a limited speed, sags a little, and falls back to where it began while the torque is off.
+Packets are those of the maker's manual: FF FF, id, length, instruction or status bits, data, inverted sum.
 """
 
 import json
@@ -75,10 +75,8 @@ class Servo:
         if address <= GOAL[0] < address + len(data):
             self.written.append(self[GOAL])
 
-    @property
-    def goal(self) -> float:
-        """Where it is sent, ticks, before the offset."""
-        return min(max(self[GOAL], self[LOWEST]), self[HIGHEST]) + self[OFFSET]
+    # where it is sent, ticks, before the offset
+    goal = property(lambda self: min(max(self[GOAL], self[LOWEST]), self[HIGHEST]) + self[OFFSET])
 
     def moved(self, goal: float, seconds: float) -> float:
         """Return how far its joint gets, ticks; a subclass may have a model of it."""

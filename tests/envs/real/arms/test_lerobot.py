@@ -107,6 +107,15 @@ def test_a_robot_that_falls_silent_is_lost_after_two_observations(made):
     assert arm.command(q, None).code == GONE and not arm.stop("test")
 
 
+def test_places_beyond_a_turn_are_the_answer_to_another_read(made):
+    arm = made(robot := Robot())
+    robot.seen["elbow_flex.pos"] = 2900.0
+    with pytest.raises(EnvError, match="within a turn"):
+        arm.read()
+    robot.seen["elbow_flex.pos"] = 29.0
+    assert arm.read().error == 0
+
+
 def test_an_episode_of_absolute_targets_with_the_camera_of_the_robot(made):
     arm = made(robot := Robot())
     rng, camera = np.random.default_rng(0), CameraReader("front", arm.camera("front"))
