@@ -142,7 +142,7 @@ def run_deploy(words: list[str], operator: Operator, out: Path | None) -> int:
     pid, terminal = pty.fork()
     if not pid:
         os.execv(sys.executable, [sys.executable, "-m", "s2robot", "deploy", "--live", *words])
-    said = shown = ""
+    said, found = "", dict[str, bool]()
     while True:
         if select.select([terminal], [], [], 0.02)[0]:
             try:
@@ -151,13 +151,15 @@ def run_deploy(words: list[str], operator: Operator, out: Path | None) -> int:
                 break
             print(text, end="", flush=True)
             plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-            said, shown = (said + plain)[-2000:], shown + plain
+            said = (said + plain)[-2000:]
+            found |= {seed: not no for seed, no in re.findall(r"\(seed (\d+)\): (no )?success", said)}
         if typed := operator.answer(said):
             said = ""
             os.write(terminal, typed.encode())
     if out is not None:
-        found = re.findall(r"\(seed (\d+)\): (no )?success", shown)
-        out.write_text("position,success\n" + "".join(f"{seed},{int(not no)}\n" for seed, no in found))
+        out.write_text(
+            "position,success\n" + "".join(f"{seed},{int(good)}\n" for seed, good in found.items())
+        )
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 

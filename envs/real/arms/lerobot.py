@@ -185,7 +185,7 @@ class LeRobotArm(arms.ArmDriver):
 
     def _check_servos(self) -> None:
         """Read whether the torque is on, or all servos' status bits, in turn; bad news twice, since an answer may be another's."""
-        bus = self._bus
+        bus = self._drain()
         if self._seen % (2 * CHECK_EVERY) == 0:
             on = lambda: all(bus.sync_read("Torque_Enable", normalize=False).values())  # noqa: E731
             self._torque = on() or on()
@@ -229,8 +229,7 @@ class LeRobotArm(arms.ArmDriver):
     def _halted(self, name: str) -> bool:
         try:
             if self._about.stop == "torque_off":
-                self._drain()
-                self._bus.disable_torque(name)
+                self._drain().disable_torque(name)
             elif name != self._about.gripper_joint:
                 self._bus.write("Goal_Position", name, self._places(name)[name], normalize=False)
         except RuntimeError:  # it did, with status bits
@@ -251,10 +250,11 @@ class LeRobotArm(arms.ArmDriver):
             raise ConnectionError(f"positions {first} and {second} disagree")
         return second
 
-    def _drain(self) -> None:
-        """Drop late answers, and a transaction that was interrupted."""
+    def _drain(self) -> Any:
+        """Drop late answers, and a transaction that was interrupted; return the bus."""
         self._bus.port_handler.ser.reset_input_buffer()
         self._bus.port_handler.is_using = False
+        return self._bus
 
     def _rest(self) -> bool:
         """Stop a robot without a bus; whether it is measured to stand then."""
