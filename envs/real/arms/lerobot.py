@@ -33,7 +33,10 @@ GONE = 1  # CommandResult.code: LeRobot raised an error instead of sending
 LOCK_S = 0.2  # s that a stop waits for an unfinished transaction
 CAMERA_S = 0.1  # s by which a new frame may be older than its observation
 CHECK_EVERY = 4  # observations between two checks of torque or status
-AGREE = 200  # greatest difference, in steps, between two consecutive readings
+AGREE, TURN = (
+    200,
+    7.0,
+)  # greatest difference, in steps, between two consecutive readings; rad, just over one turn
 REST, SETTLE_S = 0.02, 0.05  # a stopped robot without a bus may move by this many rad within this many s
 TRIES = 3  # for calls that send dozens of packets and do not retry
 STOPS = {
@@ -165,6 +168,9 @@ class LeRobotArm(arms.ArmDriver):
                         self._drain()
                     seen = self._robot.get_observation()
                     values = self.to_arm(np.array([seen[f"{name}.pos"] for name in self.names], float))
+                    expect(
+                        np.abs(values).max() < TURN, "places", "all within a turn", values
+                    )  # else the answer is late
                     self._seen += 1
                 if self._bus is not None and self._seen % CHECK_EVERY == 0:
                     with suppress(ConnectionError):  # if the bus is dead, the next observation fails too
@@ -183,13 +189,14 @@ class LeRobotArm(arms.ArmDriver):
         return ArmState(arms.measured(self._what, values[:n]), opening, asked, self._mode, self._error)
 
     def _check_servos(self) -> None:
-        """Read, alternately, whether the torque is on and the status bits of all servos."""
-        bus = self._bus
+        """Read, alternately, the torque and the status bits of all servos; a fault is read twice, as an answer may be a late one."""
+        bus = self._drain()
         if self._seen % (2 * CHECK_EVERY) == 0:
-            self._torque = all(bus.sync_read("Torque_Enable", normalize=False).values())
+            on = lambda: all(bus.sync_read("Torque_Enable", normalize=False).values())  # noqa: E731
+            self._torque = on() or on()
         elif all("Status" in bus.model_ctrl_table[motor.model] for motor in bus.motors.values()):
-            bits = bus.sync_read("Status", normalize=False).values()
-            self._error = int(np.bitwise_or.reduce([int(value) for value in bits]))
+            bits = lambda: int(np.bitwise_or.reduce([*bus.sync_read("Status", normalize=False).values()]))  # noqa: E731
+            self._error = bits() and bits()
 
     def command(self, q: Array, gripper: float | None) -> CommandResult:
         sent = now()
@@ -227,8 +234,7 @@ class LeRobotArm(arms.ArmDriver):
     def _halted(self, name: str) -> bool:
         try:
             if self._about.stop == "torque_off":
-                self._drain()
-                self._bus.disable_torque(name)
+                self._drain().disable_torque(name)
             elif name != self._about.gripper_joint:
                 self._bus.write("Goal_Position", name, self._places(name)[name], normalize=False)
         except RuntimeError:  # it acknowledged, with status bits set
@@ -249,10 +255,11 @@ class LeRobotArm(arms.ArmDriver):
             raise ConnectionError(f"positions {first} and {second} disagree")
         return second
 
-    def _drain(self) -> None:
-        """Drop late answers and an interrupted transaction."""
+    def _drain(self) -> Any:
+        """Drop late answers and an interrupted transaction; return the bus."""
         self._bus.port_handler.ser.reset_input_buffer()
         self._bus.port_handler.is_using = False
+        return self._bus
 
     def _rest(self) -> bool:
         """Stop a robot without a bus; return whether its measured joints are then at rest."""
@@ -339,7 +346,7 @@ def make_robot(about: ArmDescription) -> Any:
         raise EnvError(f"robot.type: expected LeRobot 0.6 or later, got {error}; {hint}") from None
     known = robots.RobotConfig.get_known_choices  # covers only modules already imported
     modules = [f"lerobot.robots.{module.name}" for module in pkgutil.iter_modules(robots.__path__)]
-    for module in ("lerobot.cameras.opencv", "lerobot.cameras.realsense", *modules):
+    for module in ("lerobot.cameras.opencv", "lerobot.cameras.realsense", "lerobot.cameras.zmq", *modules):
         if about.type not in known():
             with suppress(Exception):  # a package that this robot does not need may be missing
                 importlib.import_module(module)

@@ -2,8 +2,9 @@
 
     python -m s2robot.envs.real.emulator.servos emulated.json   # prints settings for `deploy`; Ctrl-C stops it
 
-LeRobot's `SOFollower` and `feetech-servo-sdk` work with it unchanged. There is no model of an arm: each joint follows its
-goal with a lag and a limited speed, sags slightly under its weight, and falls back to its start while the torque is off.
+LeRobot's `SOFollower` and `feetech-servo-sdk` work with it unchanged. There is no arm behind it, unlike in
+examples/so101: each joint follows its goal with a lag and a limited speed, sags slightly, and falls back to its start without
+torque.
 Packets follow the manufacturer's manual: FF FF, id, length, instruction or status bits, data, inverted sum.
 """
 
@@ -75,25 +76,29 @@ class Servo:
         if address <= GOAL[0] < address + len(data):
             self.written.append(self[GOAL])
 
+    # the commanded position, ticks, before the offset
+    goal = property(lambda self: min(max(self[GOAL], self[LOWEST]), self[HIGHEST]) + self[OFFSET])
+
+    def moved(self, goal: float, seconds: float) -> float:
+        """Return how far the joint moves, ticks; a subclass may simulate it."""
+        if not self[TORQUE]:
+            return 0.0 if self.rest is None else clipped(self.rest - self.place, FALL * seconds)
+        if self.rest is not None:
+            goal += clipped(self.rest - goal, SAG)
+        step = 0.0 if self.jammed else (goal - self.place) * (1 - math.exp(-seconds / LAG_S))
+        return clipped(step, FASTEST * seconds)
+
     def advance(self, seconds: float) -> None:
         if self[STATUS]:
             self[TORQUE] = 0
-        goal: float = min(max(self[GOAL], self[LOWEST]), self[HIGHEST]) + self[OFFSET]
-        before = self.place
-        if self.rest is not None:
-            goal += clipped(self.rest - goal, SAG)
-        step, limit = 0.0, FASTEST
-        if self[TORQUE]:
-            step = 0.0 if self.jammed else (goal - before) * (1 - math.exp(-seconds / LAG_S))
-        elif self.rest is not None:
-            step, limit = self.rest - before, FALL
-        self.place += clipped(step, limit * seconds)
+        goal, before = self.goal, self.place
+        self.place += self.moved(goal, seconds)
         pushes = self.jammed and self[TORQUE] and abs(goal - before) > 50
         self._pushed = self._pushed + seconds if pushes else 0.0
         hot, overload = self[TEMPERATURE] >= self[HOTTEST], self._pushed > OVERLOAD_S
         self[STATUS] = OVERHEAT * hot | OVERLOAD * overload | self[STATUS] & OVERLOAD
         self[POSITION] = round(self.place) - self[OFFSET]
-        self[SPEED] = (self.place - before) / (seconds or 1.0)
+        self[SPEED] = clipped((self.place - before) / (seconds or 1.0), 32767)
         self[LOAD] = clipped(goal - self.place, 1000) if self[TORQUE] else 0
 
 
@@ -155,11 +160,14 @@ class ServoBus:
             last = max(last, time.monotonic() - 1)
             while time.monotonic() - last >= STEP_S:
                 last += STEP_S
-                for servo in self.servos.values():
-                    servo.advance(STEP_S)
+                self.advance(STEP_S)
             answer, waiting = self.take(waiting)
             with suppress(OSError):
                 os.write(self._terminal, answer)
+
+    def advance(self, seconds: float) -> None:
+        for servo in self.servos.values():
+            servo.advance(seconds)
 
     def take(self, received: bytes) -> tuple[bytes, bytes]:
         """Return the answers to the complete packets in `received`, and the bytes of an incomplete one."""

@@ -107,6 +107,15 @@ def test_silent_robot_is_lost_after_two_failed_reads(made):
     assert arm.command(q, None).code == GONE and not arm.stop("test")
 
 
+def test_positions_beyond_a_turn_are_late_answers(made):
+    arm = made(robot := Robot())
+    robot.seen["elbow_flex.pos"] = 2900.0
+    with pytest.raises(EnvError, match="within a turn"):
+        arm.read()
+    robot.seen["elbow_flex.pos"] = 29.0
+    assert arm.read().error == 0
+
+
 def test_episode_of_absolute_targets_with_the_robot_camera(made):
     arm = made(robot := Robot())
     rng, camera = np.random.default_rng(0), CameraReader("front", arm.camera("front"))
@@ -185,8 +194,8 @@ class Bus:
     def sync_read(self, register, motors=None, *, normalize):
         if self.silent and motors in (None, self.silent):
             raise ConnectionError("There is no status packet!")
-        position, self.late = 64001 if self.late else 2000, False
-        value = {"Present_Position": position, "Torque_Enable": 1, "Status": self.status}[register]
+        value = {"Present_Position": 2000, "Torque_Enable": 1, "Status": self.status}[register]
+        value, self.late = 64001 if self.late else value, False
         return dict.fromkeys([motors] if motors else self.motors, value)
 
     def sync_write(self, register, goals, normalize):
@@ -235,8 +244,9 @@ def test_stop_ignores_late_answers_and_stops_the_responsive_servos(made, servos)
     assert state.error == 32
     bus.status = 0
     for _ in range(7):
+        bus.late = True  # no servo's status, whatever it says
         arm.read()
-    bus.late = True
+    assert arm.status().error == 0
     with pytest.raises(EnvError, match="disagree"):
         arm.arm()
     assert arm.stopped
