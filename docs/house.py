@@ -267,7 +267,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "serving": (("serving",), 930),  # 600
     "core": (("",), 3170),  # 2700: core, config, the command line and the pipeline
 }
-MAX_TEST_LINES = 24900
+MAX_TEST_LINES = 24950
 MAX_BENCHMARK_LINES = 3110
 MAX_DOC_WORDS, MAX_README_WORDS = 24000, 900  # README included and the changelog not
 
