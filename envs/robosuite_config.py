@@ -34,7 +34,7 @@ class ExpertSettings(PushSettings):
     mouth: float = 0.008  # horizontal error below which the gripper moves all the way down
     close_xy: Lengths = (0.006, 0.012)  # the gripper closes if its horizontal error is below this
     close_yaw: Lengths = (0.08, 0.2)  # and its yaw error below this; both are sampled per episode
-    habit: Literal["nearest"] = from_yaml()  # only CubePick has other habits
+    habit: Literal["nearest"] = from_yaml()  # other habits are not implemented here
 
 
 class RobosuiteSettings(CommonSettings, at="task", file="task/robosuite"):

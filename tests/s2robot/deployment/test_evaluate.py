@@ -135,7 +135,7 @@ def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_p
         (["evaluate.world=simulation"], "evaluate.world: expected 'arm'"),
         (["evaluate.seed=499"], "positions 499 to 500 hold 1 that the demos"),
         (["env.rate_hz=20"], "the policy acts at 10 Hz, got 20 Hz"),
-        (["env.lighting=2"], "env.lighting: expected 1.0 as the running `s2robot emulate` has it, got 2.0"),
+        (["env.lighting=2"], "env.lighting: expected 1.0 as in the running `s2robot emulate`, got 2.0"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_error_line_and_nothing_moves(config, emulator, monkeypatch, overrides, text):

@@ -40,7 +40,7 @@ def test_values_are_translated_by_name_and_unit():
     ("wrong", "text"),
     [
         (contract([*DATASET_KEYS[:-1], "pan.pos"]), "proprio: expected the robot's shoulder_pan.*, got gripper.*, pan"),
-        (contract(kind="delta"), "expected absolute numbers, got numbers"),
+        (contract(kind="delta"), "expected absolute values, got numbers"),
     ],
 )  # fmt: skip
 def test_other_joint_names_and_delta_actions_are_rejected(wrong, text):

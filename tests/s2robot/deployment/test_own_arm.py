@@ -86,7 +86,7 @@ def test_custom_driver_without_a_model_warns_about_skipped_checks(config, box, p
     words = ["robot.model=null", "robot.points=[]", f"robot.ip='{address}'", *cameras]
     assert deploy.deploy(config(arm, *words, "dry_run_steps=2")) == 0
     out = capsys.readouterr().out
-    assert re.search("^warning +arm: no Cartesian limits: no model of this arm", out, re.MULTILINE)
+    assert re.search("^warning +arm: no Cartesian limits: without a model", out, re.MULTILINE)
     assert set(box.asked) <= {"state", "stop"}  # nothing was sent
 
 

@@ -191,7 +191,7 @@ def test_hung_recording_is_stopped_while_the_arm_is_led_by_hand(emulator, calm, 
         (["recording=teach"], "robot.ip: expected"),
         (["recording=teleop", "speed=0"], "speed: expected > 0, got 0"),
         (["recording=dagger", "robot.ip=1.2.3.4", "checkpoint=x", "arm.device=mouse"], "arm.device: expected"),
-        (["recording=dagger", "robot.ip=1.2.3.4", "checkpoint=x"], "kind: expected images, "),
+        (["recording=dagger", "robot.ip=1.2.3.4", "checkpoint=x"], "kind: expected images "),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_error_line(words, message, tmp_path, capsys):

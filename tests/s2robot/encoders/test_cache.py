@@ -204,9 +204,9 @@ def test_frames_are_encoded_again_when_the_renderer_changes(tmp_path):
 
 def test_grown_dataset_reuses_the_features_of_earlier_episodes(tmp_path, watched):
     """Features of another encoder or renderer, or of different episodes of equal length, are not reused."""
-    others = {"dataset": "other"}, {"encoder": "f"}, {"drawn": {"mujoco": "2"}}
+    others = {"dataset": "other"}, {"encoder": "f"}, {"renderer": {"mujoco": "2"}}
     for n, changes in ((1, {}), *((2, each) for each in others)):
-        cut = {"dataset": f"d{n}", "episode_lengths": LENGTHS[:n], "drawn": MUJOCO_3}
+        cut = {"dataset": f"d{n}", "episode_lengths": LENGTHS[:n], "renderer": MUJOCO_3}
         make_cache(tmp_path, **cut | changes).build(make_frames, lambda frames: 1 + encode(frames))
     for path in tmp_path.glob("*/features.bin"):
         path.write_bytes(bytes(path.stat().st_size))  # reused features are 0, new ones are not

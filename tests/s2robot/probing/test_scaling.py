@@ -187,7 +187,7 @@ def test_unusable_images_are_one_error_line(tmp_path):
         write_folder(tmp_path / "parts" / part, count=4)
     for image in (tmp_path / "parts/val/images").rglob("*.png"):
         image.unlink()
-    with pytest.raises(UserError, match="parts: expected images to be judged on"):
+    with pytest.raises(UserError, match="parts: expected images to test on"):
         roles_of(open_images(tmp_path / "parts", classify=False), ScalingSettings(), 0)
 
 

@@ -89,7 +89,7 @@ def test_actions_that_lift_the_cube_in_simulation_lift_it_over_the_bridge(monkey
             """The actions of the simulation, and what a hold has given up, each after arm and fingers have done the one before."""
             if runtime.loop.steps:
                 wait_for(follows, "the arm's motion")
-            if (wanted := driver._gripper._wanted) not in told[-1:]:
+            if (wanted := driver._gripper._target) not in told[-1:]:
                 wait_for(lambda: fingers()[-1:] == [wanted], "the fingers' command")
                 told.append(wanted)
             target = targets[min(runtime.loop.steps, len(targets) - 1)]
