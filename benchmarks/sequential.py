@@ -1,12 +1,12 @@
-"""How many pairs our sequential test needs, beside those of nscore and sequentialized-barnard-tests, on recorded outcomes.
+"""Compare the pairs that our sequential test, nscore and sequentialized-barnard-tests need on recorded outcomes.
 
     python3 -m venv /tmp/theirs && /tmp/theirs/bin/pip install nscore sequentialized-barnard-tests
     python benchmarks/sequential.py --python /tmp/theirs/bin/python
 
-Each replay draws a training seed of both arms and positions with replacement; all tests see the same pairs. Theirs are two
-one-sided tests, so all are compared at 10 % for both sides together (5 % a side is what STEP's stored rule was made for).
-Theirs take the arms to be independent and do not use that a position is shared. Their packages want an environment of
-their own; sequentialized-barnard-tests may be used for other than commercial purposes only.
+Each replay draws a training seed of each arm, and positions with replacement; all tests see the same pairs. The other
+packages run two one-sided tests, so all tests have an error of 10 % over both sides: STEP's stored rule has 5 % per side.
+They assume independent arms and ignore that both arms share a position. They need a separate environment, and
+sequentialized-barnard-tests is licensed for non-commercial use only.
 """
 
 import argparse
@@ -18,34 +18,27 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-MOST, SIDE = 500, 0.05  # pairs of a replay; error a side
+MOST, SIDE = 500, 0.05  # pairs per replay; error per side
 RESULTS = ROOT / "docs/results/s2/cube4-15-expert.json"
 PAIRS = [("two", "one"), ("s2", "large"), ("large", "one")]
 
 
 def drawn(replays: int) -> dict[str, np.ndarray]:
-    """Return the outcomes bool (2, replays, MOST) of each pair of arms."""
+    """Return the outcomes int8 (2, replays, MOST) of each pair of arms."""
+    from s2robot.comparison.replay import draw_outcomes
     from s2robot.comparison.trials import read_arms
 
-    arms, rng, found = (
-        {arm.label: arm.outcomes for arm in read_arms(str(RESULTS))},
-        np.random.default_rng(0),
-        {},
-    )
-    for a, b in PAIRS:
-        at = rng.integers(0, arms[a].shape[1], (replays, MOST))
-        found[f"{a} - {b}"] = np.stack(
-            [arms[x][rng.integers(0, len(arms[x]), (replays, 1)), at] for x in (a, b)]
-        )
+    arms, rng = {arm.label: arm.outcomes for arm in read_arms(str(RESULTS))}, np.random.default_rng(0)
+    found = {f"{a} - {b}": np.stack(draw_outcomes(arms[a], arms[b], replays, rng, MOST)) for a, b in PAIRS}
     a, b = found["two - one"]
     swap = rng.random(a.shape) < 0.5
     found["two - one, swapped at random"] = np.stack([np.where(swap, b, a), np.where(swap, a, b)])
-    found["75 % both, independent"] = rng.random((2, replays, MOST)) < 0.75
+    found["75 % both, independent"] = (rng.random((2, replays, MOST)) < 0.75).astype(np.int8)
     return found
 
 
 def theirs(file: str) -> None:
-    """Runs in their environment: write after how many pairs each of their tests ends (tests, replays); MOST + 1: never."""
+    """Run their tests, in their environment, and write the pairs (replays,) after which each one stops; MOST + 1: never."""
     from nscore.nsm import MirroredPartialCreditNsmTest
     from nscore.savi import MirroredSaviTest
     from sequentialized_barnard_tests.step import MirroredStepTest
@@ -79,9 +72,7 @@ def main() -> None:
     from s2robot.comparison.replay import stopping_pairs
 
     outcomes = drawn(args.replays)
-    ours = {
-        f"{name}/ours": stopping_pairs(a.astype(np.int8) - b, 2 * SIDE) for name, (a, b) in outcomes.items()
-    }
+    ours = {f"{name}/ours": stopping_pairs(a - b, 2 * SIDE) for name, (a, b) in outcomes.items()}
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/pairs.npz"
         np.savez(file, **outcomes)
@@ -91,10 +82,8 @@ def main() -> None:
     for name in sorted(ends, key=lambda n: list(outcomes).index(n.partition("/")[0])):
         n = ends[name]
         half, most = (int(np.quantile(n, q, method="higher")) for q in (0.5, 0.8))
-        shown = [str(x) if x <= MOST else f"> {MOST}" for x in (half, most)]
-        print(
-            f"| {name} | {(n <= MOST).mean():.1%} | {' | '.join(shown)} | {np.minimum(n, MOST).mean():.0f} |"
-        )
+        shown = [" | ".join(str(x) if x <= MOST else f"> {MOST}" for x in (half, most))]
+        print("|", name, f"| {(n <= MOST).mean():.1%} |", *shown, f"| {np.minimum(n, MOST).mean():.0f} |")
 
 
 if __name__ == "__main__":

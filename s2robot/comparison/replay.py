@@ -36,10 +36,17 @@ def plan_pairs(a: np.ndarray, b: np.ndarray, replays: int, gap: float, design: P
 
 
 def draw(a: np.ndarray, b: np.ndarray, replays: int, rng: np.random.Generator) -> np.ndarray:
-    """Return int8 (replays, MAX_PAIRS): a's outcome minus b's at drawn positions, with one training seed per arm and replay."""
-    at = rng.integers(0, a.shape[1], (replays, MAX_PAIRS))
-    x, y = (np.asarray(arm, np.int8)[rng.integers(0, len(arm), (replays, 1)), at] for arm in (a, b))
+    """Return a's outcome minus b's, from `draw_outcomes`.  # int8 (replays, MAX_PAIRS)"""
+    x, y = draw_outcomes(a, b, replays, rng)
     return x - y
+
+
+def draw_outcomes(
+    a: np.ndarray, b: np.ndarray, replays: int, rng: np.random.Generator, pairs: int = MAX_PAIRS
+) -> list[np.ndarray]:
+    """Return both arms' outcomes at drawn positions, with one training seed per arm and replay.  # int8 (replays, pairs) each"""
+    at = rng.integers(0, a.shape[1], (replays, pairs))
+    return [np.asarray(arm, np.int8)[rng.integers(0, len(arm), (replays, 1)), at] for arm in (a, b)]
 
 
 def stopping_pairs(d: np.ndarray, level: float = LEVEL) -> np.ndarray:
