@@ -33,10 +33,8 @@ GONE = 1  # CommandResult.code: LeRobot raised an error instead of sending
 LOCK_S = 0.2  # s that a stop waits for an unfinished transaction
 CAMERA_S = 0.1  # s by which a new frame may be older than its observation
 CHECK_EVERY = 4  # observations between two checks of torque or status
-AGREE, TURN = (
-    200,
-    7.0,
-)  # greatest difference, in steps, between two consecutive readings; rad, just over one turn
+AGREE = 200  # greatest difference, in steps, between two consecutive readings
+TURN = 7.0  # rad, just over one turn
 REST, SETTLE_S = 0.02, 0.05  # a stopped robot without a bus may move by this many rad within this many s
 TRIES = 3  # for calls that send dozens of packets and do not retry
 STOPS = {
@@ -168,9 +166,8 @@ class LeRobotArm(arms.ArmDriver):
                         self._drain()
                     seen = self._robot.get_observation()
                     values = self.to_arm(np.array([seen[f"{name}.pos"] for name in self.names], float))
-                    expect(
-                        np.abs(values).max() < TURN, "places", "all within a turn", values
-                    )  # else the answer is late
+                    # a late answer to another read looks like a position
+                    expect(np.abs(values).max() < TURN, "places", "all within a turn", values)
                     self._seen += 1
                 if self._bus is not None and self._seen % CHECK_EVERY == 0:
                     with suppress(ConnectionError):  # if the bus is dead, the next observation fails too
@@ -191,12 +188,12 @@ class LeRobotArm(arms.ArmDriver):
     def _check_servos(self) -> None:
         """Read, alternately, the torque and the status bits of all servos; a fault is read twice, as an answer may be a late one."""
         bus = self._drain()
+        read = partial(bus.sync_read, normalize=False)
         if self._seen % (2 * CHECK_EVERY) == 0:
-            on = lambda: all(bus.sync_read("Torque_Enable", normalize=False).values())  # noqa: E731
-            self._torque = on() or on()
+            self._torque = any(all(read("Torque_Enable").values()) for _ in range(2))
         elif all("Status" in bus.model_ctrl_table[motor.model] for motor in bus.motors.values()):
-            bits = lambda: int(np.bitwise_or.reduce([*bus.sync_read("Status", normalize=False).values()]))  # noqa: E731
-            self._error = bits() and bits()
+            bits = (int(np.bitwise_or.reduce([*read("Status").values()])) for _ in range(2))
+            self._error = next(bits) and next(bits)
 
     def command(self, q: Array, gripper: float | None) -> CommandResult:
         sent = now()
