@@ -88,6 +88,11 @@ class Stubborn:
         return 1 / 0 if self.fails else plan
 
 
+def is_stopped(thread: Path) -> bool:
+    """A thread that is stopped takes no more requests; on a busy machine, that may be after the signal was sent."""
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def late(policy, observation):
     with pytest.raises(PolicyLate, match="by the deadline"):
         policy.plan(observation, deadline_s=0.2)
@@ -607,6 +612,7 @@ def test_server_process_survives_a_pause_and_ends_on_ctrl_c(checkpoint, tmp_path
             first, second, third = observations(3)
             assert np.array_equal(policy.plan(first), local.plan(first))
             process.send_signal(signal.SIGSTOP)
+            wait_for(lambda: all(map(is_stopped, Path(f"/proc/{process.pid}/task").iterdir())))
             late(policy, second)
             process.send_signal(signal.SIGCONT)
             assert np.array_equal(policy.plan(third), local.plan(third))
