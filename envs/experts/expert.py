@@ -138,7 +138,7 @@ class Expert(PredictingExpert):
         self._kick, self._slip_left = (np.zeros(3), 0.0), 0
         self._will_miss, self._miss_at = False, 0.0
         self._wrong: float | None = None  # yaw error of an upcoming misaligned grasp, rad
-        # of a misaligned grasp in progress: the fingers' yaw, rad, and the remaining steps
+        # while a grasp is misaligned: the fingers' yaw, rad, and the remaining steps
         self._askew: tuple[float, int] | None = None
         self._rng = rng
         if rng is not None:

@@ -99,9 +99,8 @@ def film(qpos: Any, port: int) -> None:
         due, taken, images = time.monotonic() + 1 / FPS, time.time(), {}
         data.qpos[:] = qpos[:]
         for name, frame in frames(model, data, renderer).items():
-            jpeg = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[
-                1
-            ]  # LeRobot exchanges no colours either
+            # RGB is encoded as if it were BGR, since LeRobot does not swap the colours either
+            _, jpeg = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
             images[name] = base64.b64encode(jpeg).decode()
         socket.send_json({"timestamps": dict.fromkeys(images, taken), "images": images})
         time.sleep(max(0.0, due - time.monotonic()))

@@ -23,12 +23,7 @@ MODEL = Path(__file__).with_name("so101.xml")
 NAMES = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
 CAMERAS = ("front", "hand")
 HOME = np.array([0.0, -0.3, 0.2, 1.3, 0.0])  # rad, the gripper above the table
-SHOULDER, UPPER, FORE, HAND = (
-    0.12,
-    0.116,
-    0.135,
-    0.13,
-)  # m: its height, and lengths; HAND from the wrist's axis to the grip
+SHOULDER, UPPER, FORE, HAND = 0.12, 0.116, 0.135, 0.13  # m: shoulder height; lengths, HAND from wrist to grip
 MOST_FLEX = 1.4  # rad
 BOX = ((0.14, 0.20), (-0.08, 0.08))  # m, x and y of the cube
 TURN = 0.5  # rad, most between a cube's side and the direction to the arm
@@ -47,7 +42,7 @@ class Scene:
         self.success, self._held = False, 0.0
 
     def reset(self, seed: int, noise: float = 0.0, arm: bool = True) -> np.ndarray:
-        """Lay the cube of an episode, and put the arm at home, offset by up to `noise` rad, if asked; return its joints."""
+        """Place the cube of an episode and, if `arm`, move the arm home with up to `noise` rad; return its joints."""
         rng = np.random.default_rng(seed)
         x, y = rng.uniform(*BOX[0]), rng.uniform(*BOX[1])
         half = (np.arctan2(y, x) + rng.uniform(-TURN, TURN)) / 2
@@ -69,11 +64,11 @@ class Scene:
 
     @property
     def height(self) -> float:
-        """Of the cube above where it lay, m."""
+        """Height of the cube above its start, m."""
         return float(self.data.qpos[9] - HALF)
 
     def step(self) -> None:
-        """One step of the physics, and the judge's."""
+        """Advance the physics and the success rule by one step."""
         mujoco.mj_step(self.model, self.data)
         self._held = self._held + self.model.opt.timestep if self.height > LIFTED else 0.0
         self.success |= self._held >= HELD_S
@@ -136,7 +131,7 @@ class So101Pick(gymnasium.Env):
 
 
 def frames(model: mujoco.MjModel, data: mujoco.MjData, renderer: OffscreenRenderer) -> dict[str, np.ndarray]:
-    """What the cameras see at `data.qpos`.  # {camera: uint8 (SIZE, SIZE, 3)}"""
+    """Render all cameras at `data.qpos`.  # {camera: uint8 (SIZE, SIZE, 3)}"""
     mujoco.mj_kinematics(model, data)
     mujoco.mj_comPos(model, data)
     mujoco.mj_camlight(model, data)
@@ -187,7 +182,7 @@ class Expert:
         return np.append(target + self._sag(target), opening)
 
     def _sag(self, joints: np.ndarray) -> np.ndarray:
-        """By how much the servos give way to the arm's weight at joints, rad."""
+        """Return how far the servos sag under the arm's weight at these joints, rad."""
         self.data.qpos[:] = self.scene.data.qpos
         self.data.qpos[:5], self.data.qvel[:] = joints, 0
         mujoco.mj_forward(self.scene.model, self.data)

@@ -99,7 +99,7 @@ class ControlLoop:
         self.stop_requested = False  # reset only by the caller that arms the arm again
         self._end = False
         self.period = 1 / config.policy_hz
-        # of the current episode
+        # state of the current episode
         self.steps = 0
         self._observed: dict = {}  # the policy's last observation
         self._code, self._policy_error = OK, ""
