@@ -26,7 +26,7 @@ run: $(STAMP)
 test: $(STAMP)
 	@log=$$(mktemp); \
 	$(PYTEST) $(LIMIT) -m "realtime and not slow and not gpu" $(ARGS) > $$log 2>&1 & clock=$$!; \
-	nice $(PYTEST) $(LIMIT) -n 5 --dist loadscope --no-loadscope-reorder \
+	nice $(PYTEST) $(LIMIT) -n 3 --dist loadscope --no-loadscope-reorder \
 	    -W "ignore:Module already imported" -m "not slow and not gpu and not realtime" $(ARGS); others=$$?; \
 	wait $$clock; timed=$$?; cat $$log; rm $$log; \
 	for code in $$others $$timed; do [ $$code = 0 ] || [ $$code = 5 ] || exit $$code; done

@@ -14,7 +14,7 @@ from s2robot.envs.real.emulator.side import Ports, SideChannel
 from s2robot.envs.real.operator.prompts import Operator, Placing
 from s2robot.envs.robots import robot_spec
 
-_FRAME_S = 2.0  # s, timeout for a camera's next frame
+_FRAME_S = 30.0  # s, timeout for a camera's next frame; on a starved machine the watchdog is to stop the arm, not this
 _REPORTED_S = 1.0  # s until a report, five per second, has informed a driver of a cleared error
 
 
@@ -66,7 +66,7 @@ class EmulatedCamera:
         self._side = SideChannel(port, _FRAME_S)
 
     def read(self) -> tuple[float, np.ndarray]:
-        """Return the next frame's time, s, and image. Raises EnvError if none arrives within 2 s."""
+        """Return the next frame's time, s, and image. Raises EnvError if none arrives within 30 s."""
         frame = self._side("frame", camera=self._camera, after=self._seq)
         self._seq = frame["seq"]
         return from_monotonic(frame["time"]), np.frombuffer(frame["data"], np.uint8).reshape(frame["shape"])

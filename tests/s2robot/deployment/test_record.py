@@ -146,8 +146,12 @@ def test_demo_is_teleoperated_with_keys(config, emulator):
     def lift(on_key):
         further(recording, 1)
         on_key(" ")
-        further(recording, 5, lambda: on_key("r"))
+        start, end = height(), len(recording.recorder) + 5
+        wait_for(lambda: on_key("r") or (height() > start + 0.012 and len(recording.recorder) >= end))
         on_key("\r")
+
+    def height():
+        return ToolIK().pose(np.array(emulator("status")["joints"]))[0][2]
 
     recording = ArmRecording(config("teleop"), None, person(lift))
     store = recording.run()
