@@ -147,7 +147,7 @@ class LeRobotArm(arms.ArmDriver):
         with self._arming():
             with self._lock, in_one_line(self._what):
                 if (bus := self._bus) is not None:
-                    bus.sync_write("Goal_Position", self._places(), normalize=False)
+                    bus.sync_write("Goal_Position", _tried(self._places), normalize=False)
                     if not self._configured:
                         _tried(self._robot.configure)
                     bus.enable_torque(num_retry=TRIES)

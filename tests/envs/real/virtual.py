@@ -163,11 +163,11 @@ class Film:
 
     def __init__(self, clock, images, fps=50, late_s=0.02):
         self._clock, self._images, self._fps, self._late = clock, images, fps, late_s
-        self._begin, self._ended = clock.now(), np.inf
+        self._begin, self._ended, self.error = clock.now(), np.inf, ""
 
     def end(self):
         """Deliver no further images."""
-        self._ended = min(self._ended, self._clock.now())
+        self._ended, self.error = min(self._ended, self._clock.now()), "unplugged"
 
     def latest(self):
         now = min(self._clock.now(), self._ended)
