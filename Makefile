@@ -21,7 +21,7 @@ run: $(STAMP)
 	$(BIN)/s2robot run $(ARGS)
 
 # What lives by the wall clock runs one test at a time, before all others (`nice`); what it has said follows theirs.
-# Five workers on two cores: a test that waits for the emulated box leaves its core to another.
+# Three workers on two cores: a test that waits for the emulated box leaves its core to another.
 # Exit code 5 is "no test was selected": with ARGS=<file>, one of the two parts may hold none.
 test: $(STAMP)
 	@log=$$(mktemp); \

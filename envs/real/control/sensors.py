@@ -68,15 +68,10 @@ class Sensors:
         return self.watchdog.update(now, inputs)
 
     def wait_ready(self, watch: Callable[[], State], seconds: float, who: str) -> ArmState:
-        """Return the arm's state once `watch` returns READY.
-
-        Raises EnvError, prefixed with `who`, on a fault, after the end of a camera's frames, or on a timeout.
-        """
+        """Return the arm's state once READY. Raises EnvError, prefixed with `who`, on a fault, a failed camera or a timeout."""
         end = self.clock.now() + seconds
         while watch() != State.READY or self.state is None:
-            ended = [
-                f"camera {name}: {reader.error}" for name, reader in self.cameras.items() if reader.error
-            ]
+            ended = [f"camera {n}: {camera.error}" for n, camera in self.cameras.items() if camera.error]
             if self.watchdog.state == State.FAULT or ended or self.clock.now() > end:
                 why = "; ".join((*self.watchdog.reasons, *ended)) or "no joints"
                 raise EnvError(f"{who}: expected ready, got {self.watchdog.state.value} ({why})")
