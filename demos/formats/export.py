@@ -27,7 +27,7 @@ WRITERS = {"lerobot": "write_lerobot", "robomimic": "write_robomimic", "diffusio
 ENDINGS = {".hdf5": "robomimic", ".h5": "robomimic", ".zarr.zip": "diffusion_policy"}
 Pictures = Literal["h264", "png"]
 PICTURES = get_args(Pictures)
-DELTAS = ("action_raw", "action_sent")  # recorded on an arm; dropped when actions become absolute targets
+DELTAS = ("action_raw", "action_sent", "expert", "imitate")  # dropped when actions become absolute targets
 
 
 class ExportSettings(Settings, file="convert"):

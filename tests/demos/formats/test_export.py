@@ -51,10 +51,11 @@ def test_absolute_targets_round_trip_and_identify_the_episode(tmp_path, name):
         for n in (5, 7):
             deltas = np.append(rng.normal(0, 0.1, (n, 7)), rng.integers(0, 2, (n, 1)), 1).astype("f4")
             data = {"action": deltas, "action_sent": deltas, "proprio": rng.normal(size=(n, 8)).astype("f4")}
+            data |= {"expert": np.stack([deltas] * 3, 1), "imitate": np.ones(n, "u1")}
             store.append({**data, "images_hand": np.zeros((n, 8, 8, 3), "u1")}, {"seed": n})
     back = converted(written(store, tmp_path / name, **ABSOLUTE))
     assert [part["kind"] for part in back.attrs["action_parts"]] == ["absolute", "binary"]
-    assert back.attrs["action_frame"] == "parts" and "action_sent" not in back.keys
+    assert back.attrs["action_frame"] == "parts" and {*back.keys} == {"action", "proprio", "images_hand"}
     for i in range(2):
         original, imported = store.episode(i), back.episode(i)
         targets = original["proprio"][0, :7] + original["action"][:, :7].astype("f8").cumsum(0)
