@@ -173,7 +173,7 @@ class ReplayBuffer(Source):
         used = {key for keys in self.keys.values() for key in keys}.union(images, ["timestamp"])
         self.notes += [f"data/{key} is left out" for key in arrays if key not in used]
         self._videos = {name: file for file, name in cameras.items() if file in videos}
-        self._use_timestamps = choice.rate_hz is None and "timestamp" in arrays
+        self._use_timestamps = "timestamp" in arrays
         sizes = {}
         for key, name in cameras.items():
             if key in videos:
@@ -186,15 +186,21 @@ class ReplayBuffer(Source):
             [part_of(k, arrays[k].shape[1], kind) for k in self.keys[array]]
             for array, kind in (("action", choice.action_kind), ("proprio", "absolute"))
         ]
-        self.describe("diffusion_policy", None, choice.rate_hz or self._rate(), sizes, *parts)
+        self.describe("diffusion_policy", None, self._rate(), sizes, *parts)
         self.keys |= {f"images_{name}": [key] for key, name in cameras.items() if key not in videos}
 
     def _rate(self) -> float:
-        """Return the rate in Hz from the time stamps of the first episode."""
-        stamps = self._arrays.get("timestamp")
+        """Return `rate_hz`, which must match time stamps, or else the rate of those of the first episode."""
+        stamps, selected = self._arrays.get("timestamp"), self.choice.rate_hz
+        where = f"{self.path}: data/timestamp"
         if stamps is None or self._ends[0] < 2:
-            raise mismatch(f"{self.path}: data/timestamp", "time stamps, or rate_hz=10", "none")
-        return round(1 / float(np.median(np.diff(np.asarray(stamps[: int(self._ends[0])]).ravel()))), 2)
+            if selected is None:
+                raise mismatch(where, "time stamps, or rate_hz=10", "none")
+            return selected
+        rate = round(1 / float(np.median(np.diff(np.asarray(stamps[: int(self._ends[0])]).ravel()))), 2)
+        if selected and abs(selected - rate) > 0.01 * rate:  # the clock of a real robot jitters
+            raise mismatch("rate_hz", f"{rate:g} as in {where}, or null", f"{selected:g}")
+        return selected or rate
 
     def values_of(self, number: int) -> dict[str, Any]:
         if self.sidecar is None:

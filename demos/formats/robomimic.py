@@ -45,7 +45,8 @@ class DemoFile(Source):
         with open_file(path) as file:
             self._demos = demo_names(file, path, choice)
             self.lengths = [len(array_of(file["data"][d], "actions", path)) for d in self._demos]
-            self._prepare(file["data"], file["data"][self._demos[0]], env_args(file["data"], path))
+            args = env_args(file["data"], path, choice.rate_hz or 20)
+            self._prepare(file["data"], file["data"][self._demos[0]], args)
 
     @abstractmethod
     def _prepare(self, data: Any, first: Any, args: dict[str, Any]) -> None:
@@ -60,7 +61,9 @@ class DemoFile(Source):
     def describe_world(self, first: Any, args: dict[str, Any], *facts: Any) -> None:
         """Like `describe`, and choose the action parts; ``facts``: name, robot, rate, cameras and proprio_parts."""
         name, robot, rate, cameras, proprio = facts
-        parts, frame = action_parts(args.get("env_kwargs", {}), first, self.keys["action"], self.choice)
+        if stored := (kwargs := args.get("env_kwargs", {})).get("control_freq"):
+            self.check_rate(float(stored), f"{self.path}: data: env_args")
+        parts, frame = action_parts(kwargs, first, self.keys["action"], self.choice)
         self.describe(name, robot, rate, cameras, parts, proprio, env_args=args)
         self.attributes |= {"action_frame": frame} if frame else {}
         self._scale: Scale | None = None
@@ -322,7 +325,7 @@ def check_inside(node: Any, path: Path) -> Any:
     return node
 
 
-def env_args(data: Any, path: Path) -> dict[str, Any]:
+def env_args(data: Any, path: Path, rate: float) -> dict[str, Any]:
     """Read the world's arguments from robomimic's `env_args` or robosuite's `env_info`; {} without either."""
     attrs, where = data.attrs, f"{path}: data: env"
     if "env_args" in attrs:
@@ -334,7 +337,7 @@ def env_args(data: Any, path: Path) -> dict[str, Any]:
         "env_name": args.pop("env_name", None) or str(attrs.get("env")),
         "env_version": str(attrs.get("repository_version", "")),
         "type": 1,
-        "env_kwargs": {"control_freq": 20, **args},  # robosuite's script does not store the rate
+        "env_kwargs": {"control_freq": rate, **args},  # robosuite's script does not store the rate
     }
 
 

@@ -116,6 +116,7 @@ def test_videos_of_a_robot_become_cameras(robot):
     # the first 30 Hz frames at or after 0, 0.08, 0.16 and 0.24 s
     np.testing.assert_allclose(shades, [0, 3, 5, 8, 0, 3, 5], atol=0.3)
     assert converted(robot, Choice(cameras=("camera_10",)), "one.zarr").cameras == ("camera_10",)
+    refused(robot, "rate_hz: expected 12.5", choice=Choice(rate_hz=10))  # it would select other frames
     video = robot / "videos/1/0.mp4"
     film(video, 3)  # its last frame is repeated, as in diffusion_policy
     shades = converted(robot, name="early.zarr")["images_camera_0"][4:].mean((1, 2, 3))

@@ -64,6 +64,7 @@ def test_world_is_read_from_the_file(file):
     assert bound["action_parts"][0]["high"] == [0.05] * 3
     assert bound["camera_geometry"] == about["camera_geometry"]
     assert world_of_file(about | {"env_args": {}}) is None
+    refused(file, "rate_hz: expected 20", choice=Choice(rate_hz=10))
 
 
 def replaced(name, values):
