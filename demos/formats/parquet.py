@@ -118,8 +118,8 @@ class ParquetWriter:
 
 def column_of(values: np.ndarray) -> Any:
     """Convert values to a LeRobot column: numbers (T,), lists of equal length (T, n), nested lists (T, ...)."""
-    column = pa.array(values.reshape(-1))
-    for size in reversed(values.shape[1:]):
+    column, row = pa.array(values.reshape(-1)), values.shape[1:]
+    for size in () if row == (1,) else reversed(row):  # LeRobot: the shape (1,) is a number
         if values.ndim == 2:
             column = pa.FixedSizeListArray.from_arrays(column, size)
         else:

@@ -191,6 +191,7 @@ def episode(i: int, cameras: dict[str, tuple[int, int]]) -> dict[str, np.ndarray
     images = {f"images_{name}": frames(i, size) for name, size in cameras.items()}
     extra = {"force/left": np.arange(n, dtype="f8") / 7, "imitate": np.arange(n, dtype="u1") % 2}
     extra["grid"] = np.arange(n * 6, dtype="f4").reshape(n, 2, 3)
+    extra["width"] = np.arange(n, dtype="f4")[:, None]
     return {"action": data["action"], "proprio": data["state"], **extra, **images}
 
 
