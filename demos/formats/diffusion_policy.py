@@ -98,7 +98,9 @@ def _files(path: Path) -> tuple[dict[str, int], ReadFile]:
         files = (f for f in path.rglob("*") if f.is_file())
         sizes = {f.relative_to(path).as_posix(): f.stat().st_size for f in files}
         return sizes, lambda name: (path / name).read_bytes()
-    archive = zipfile.ZipFile(path)
+    archive, stored = zipfile.ZipFile(path), path.stat().st_size
+    if (claimed := sum(info.compress_size for info in archive.infolist())) > stored:
+        raise mismatch(path, f"entries of at most {stored} bytes", claimed)
 
     def read_zipped(name: str) -> bytes:
         info = archive.getinfo(name)

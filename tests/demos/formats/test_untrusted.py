@@ -161,6 +161,14 @@ def test_replay_buffer_with_false_sizes_is_rejected(tmp_path, group2, key, chunk
         refused(form)
 
 
+def test_zip_with_false_sizes_is_rejected(tmp_path, group2):
+    path = group2(tmp_path / "in.zarr")
+    array2(path / "data/action", FLOATS, shape=[4, 1 << 28], chunks=[4, 2])
+    parts = (file := zipped(path)).read_bytes().split(b"PK\x01\x02")  # entries of the directory
+    file.write_bytes(b"PK\x01\x02".join([parts[0], *(p[:16] + b"\0\0\0\xf0" + p[20:] for p in parts[1:])]))
+    refused(file, "bytes, got")
+
+
 def test_store_with_false_sizes_is_rejected(tmp_path):
     folder = made.store(tmp_path / "in.zarr").path / "data/proprio"
     content = (folder / "zarr.json").read_text()
