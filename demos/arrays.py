@@ -182,9 +182,9 @@ def _read_shard(file: Path, count: int, chunks: range) -> list[bytes]:
             begin = os.fstat(descriptor).st_size - 4 - 16 * count  # a checksum follows the index
             index = np.frombuffer(os.pread(descriptor, 16 * count, begin), "<u8").reshape(count, 2)
             spans = index[chunks.start : chunks.stop].tolist()
-            # also true of a chunk that was never written
-            if any(offset + length > begin for offset, length in spans):
-                raise mismatch(file, f"chunks in its first {begin} bytes", spans)
+            # also true of a chunk that was never written, and of chunks that share their bytes
+            if any(offset + length > begin for offset, length in spans) or sum(n for _, n in spans) > begin:
+                raise mismatch(file, f"chunks in its first {begin} bytes", spans[:4])
             return [os.pread(descriptor, length, offset) for offset, length in spans]
         finally:
             os.close(descriptor)
@@ -193,9 +193,9 @@ def _read_shard(file: Path, count: int, chunks: range) -> list[bytes]:
 def committed_ends(stored: StoredArray) -> np.ndarray:
     """Return the ends of the committed episodes, those before the first zero (DatasetError).  # (episodes,)"""
     size = stored.array.shape[0]
-    files = [file for _, file in stored.chunk_files(size)]
+    last = stored.chunk_files(size, size // stored.file_rows)  # listing all would allow `size` to exhaust memory
     # a commit that starts a chunk adds one episode, so only that chunk may be unwritten
-    if size % stored.array.chunks[0] == 1 and not files[-1].is_file():
+    if size % stored.chunks[0] == 1 and not all(file.is_file() for _, file in last):
         size -= 1
     ends = stored.read(0, size)
     if not ends.all():
