@@ -193,7 +193,7 @@ def _read_shard(file: Path, count: int, chunks: range) -> list[bytes]:
 def committed_ends(stored: StoredArray) -> np.ndarray:
     """Return the ends of the committed episodes, those before the first zero (DatasetError).  # (episodes,)"""
     size = stored.array.shape[0]
-    last = stored.chunk_files(size, size // stored.file_rows)  # listing all would allow `size` to exhaust memory
+    last = stored.chunk_files(size, size // stored.file_rows)  # listing all could exhaust memory
     # a commit that starts a chunk adds one episode, so only that chunk may be unwritten
     if size % stored.chunks[0] == 1 and not all(file.is_file() for _, file in last):
         size -= 1

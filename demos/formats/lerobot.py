@@ -23,6 +23,7 @@ from s2robot.demos.formats.parquet import images, inside, read_columns, read_tab
 from s2robot.demos.formats.source import Choice, Piece, Source, as_ranges, chosen, part_of, piece_slices
 from s2robot.demos.formats.video import frames_at
 
+OBJECT_BYTES = 200  # of a Python object in a dict
 NEAR = 0.4  # tolerance of a frame's time, as a fraction of a step
 MARKER = "meta/s2robot.json"  # the sidecar and the values of each episode
 AUTOMATIC = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # LeRobot's own columns
@@ -200,7 +201,7 @@ class LeRobot(Source):
         table = path / ("meta/episodes" if info.is_v3 else "meta/episodes.jsonl")
         if info.is_v3:
             files = sorted(table.rglob("*.parquet"))
-            tables = (read_table(file, lambda name: not name.startswith("stats/")) for file in files)
+            tables = (read_table(f, lambda name: not name.startswith("stats/"), OBJECT_BYTES) for f in files)
             records: list[dict[str, Any]] = [row for each in tables for row in each.to_pylist()]
         else:
             records = [json_object(table, line) for line in read_text(table).splitlines() if line.strip()]

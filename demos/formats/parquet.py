@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from s2robot.demos.bounds import check_frame, check_size
+from s2robot.demos.bounds import check_frame, check_size, most_bytes
 from s2robot.demos.errors import mismatch, readable
 
 with suppress(ImportError):  # in the extra `data`, which readers and writers require
@@ -26,15 +26,25 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")  # excludes PostScript, for which Pillow
 PNG_LEVEL = 1  # higher levels cost much time and save little
 
 
-def read_table(path: Path, is_wanted: Callable[[str], bool]) -> pa.Table:
-    """Read the columns that `is_wanted` selects; DatasetError: broken file, or too many rows for its size."""
+def read_table(path: Path, is_wanted: Callable[[str], bool], value_bytes: int = 8) -> pa.Table:
+    """Read the columns that `is_wanted` selects; DatasetError: broken file, or too large in memory for its size.
+
+    value_bytes: memory of a value, as the caller uses it."""
     with readable(path), pq.ParquetFile(path) as file:
         metadata = file.metadata
         groups = (metadata.row_group(g) for g in range(metadata.num_row_groups))
         columns = [group.column(c) for group in groups for c in range(group.num_columns)]
-        claimed = sum(max(8 * c.num_values, c.total_uncompressed_size) for c in columns)
-        check_size(path, max(claimed, 8 * metadata.num_rows), path.stat().st_size)
-        return file.read([name for name in file.schema_arrow.names if is_wanted(name)])
+        claimed = sum(max(value_bytes * c.num_values, c.total_uncompressed_size) for c in columns)
+        check_size(path, max(claimed, value_bytes * metadata.num_rows), stored := path.stat().st_size)
+        # a text that many rows share is stored once, so the rows of a batch could each hold the longest one
+        texts = (c.total_uncompressed_size for c in columns if c.physical_type == "BYTE_ARRAY")
+        schema = pa.schema([field for field in file.schema_arrow if is_wanted(field.name)])
+        batches, size = list[pa.RecordBatch](), 0
+        rows = int(np.clip(most_bytes(stored) // (8 * max(texts, default=1) + 1), 1, 1 << 16))
+        for batch in file.iter_batches(rows, columns=schema.names):
+            batches.append(batch)
+            check_size(path, size := size + batch.nbytes, stored)
+        return pa.Table.from_batches(batches, schema)
 
 
 def read_columns(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -127,7 +127,7 @@ def test_chunked_image_frames(tmp_path, monkeypatch, frames):
         (SHARD, lambda content: content[:-68] + b"\xff" * 68),  # chunks that were never written
         (SHARD, lambda content: content[:-52] + (1 << 40).to_bytes(8, "little") + content[-44:]),
         (SHARD, lambda content: content[:40]),
-        (SHARD, lambda content: content[:1166] + content[-68:-52] * 4 + content[-4:]),  # four times the first chunk
+        (SHARD, lambda content: content[:1166] + content[-68:-52] * 4 + content[-4:]),  # shared bytes
         (SHARD, lambda content: flip(content)),
         (SHARD, None),  # a named pipe would block on open
         ("data/images_hand/zarr.json", lambda content: content.replace(b'"end"', b'"start"')),

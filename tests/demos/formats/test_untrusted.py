@@ -251,6 +251,11 @@ def test_table_with_more_rows_than_its_bytes_is_rejected(tmp_path):
         shutil.copy(tmp_path / "rows", file)
         refused(path, "file-000.parquet", "bytes")
         file.write_bytes(before)
+    for text in (os.urandom(1 << 17).hex(), "0" * (1 << 26)):  # stored once
+        tasks = pa.DictionaryArray.from_arrays(np.zeros(16_000, "i4"), [text])
+        table = pa.table({"episode_index": range(16_000), "length": range(16_000), "tasks": tasks})
+        pq.write_table(table, file, compression="zstd", store_schema=False, dictionary_pagesize_limit=1 << 28)
+        refused(path, "file-000.parquet", "2000 times")
 
 
 def png(width: int, height: int) -> bytes:
