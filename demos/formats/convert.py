@@ -13,9 +13,10 @@ from s2robot.demos.arrays import new_path
 from s2robot.demos.binding import bind, is_open
 from s2robot.demos.errors import DatasetError, DiskError, mismatch, readable
 from s2robot.demos.formats.source import NEEDS, Choice, Piece, Progress, Source, piece_slices, silent
+from s2robot.demos.lineage import note_round, rounds_of
 from s2robot.demos.store import EpisodeStore
 
-READER = 4  # increase it when readers change, so that cached stores are converted again
+READER = 5  # increase it when readers change, so that cached stores are converted again
 COMMON = {"action", "proprio", "cameras", "action_kind", "rate_hz"}
 # format -> its module, reader, and supported keys of Choice besides `episodes`
 READERS = {
@@ -114,6 +115,8 @@ def write_store(source: Source, out: Path, progress: Progress = silent) -> None:
             with EpisodeStore.create(part, source.attributes) as store:
                 for i in range(len(source)):
                     store.append_pieces(source.pieces(i), source.values(i))
+            for each in rounds_of(source.path) if isinstance(source, StoreSource) else ():
+                note_round(part, each)
         except UserError as error:  # the store rejects the source's contents
             path, kind = (out, DiskError) if isinstance(error, DiskError) else (source.path, DatasetError)
             raise kind(str(error).replace(str(part), str(path))) from error
