@@ -203,9 +203,10 @@ def relabel(
     after each episode. UserError: the demos are not the scripted picker's, or `out` holds something else.
     """
     picker, world = picker_of(source), world_of_demos(source)
-    chosen = {"imitate_kicks": True} if settings.imitate_kicks else {}
+    attributes = {k: v for k, v in source.attrs.items() if k != "imitate_kicks"}
+    attributes |= {"imitate_kicks": True} if settings.imitate_kicks else {}
     options = (world, picker, settings.expert, settings.imitate_kicks)
-    with create_or_resume(out, {**source.attrs, **chosen}, len(source), settings.expert) as store:
+    with create_or_resume(out, attributes, len(source), settings.expert) as store:
         with worker_pool(settings.workers) as pool:
             remaining = range(len(store), len(source))
             labelled = pool.in_order(labelled_episode, [(source.path, i, *options) for i in remaining])
