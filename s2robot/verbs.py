@@ -43,11 +43,16 @@ def convert(cfg: DictConfig) -> None:
     from s2robot.demos.formats.source import Choice
 
     world = chosen_world(cfg)  # also registers a user's own task
-    if cfg.expert:
-        return _relabel(cfg)
     choice, data, out = read_some(Choice, cfg), path_of(cfg, "data"), path_of(cfg, "out")
-    settings = read_some(ExportSettings, cfg)
-    if (to := format_for(out, cfg.to)) or world:
+    settings, to = read_some(ExportSettings, cfg), format_for(out, cfg.to)
+    if cfg.expert:
+        others = [k for own in (choice, settings) for k, value in own if value != getattr(type(own)(), k)]
+        if others or to:
+            got = ", ".join(others) or f"to={to}"
+            raise UserError(f"expert: expected no other option, got {got}; use it in a second convert")
+        return _relabel(cfg)
+    one_of("imitate_kicks", cfg.imitate_kicks, (False,), " without expert")
+    if to or world:
         with bar("reading") as update:
             steps = lambda *n: update(*n, "steps")  # noqa: E731
             path = as_store(data, cache_dir("demos"), choice, steps, world=world)
