@@ -205,11 +205,16 @@ def committed_ends(stored: StoredArray) -> np.ndarray:
     return ends
 
 
+def check_new(out: Path) -> None:
+    """Reject a path that exists already (DatasetError)."""
+    if os.path.lexists(out):
+        raise DatasetError(f"{out}: exists already, expected a new path; nothing was overwritten")
+
+
 @contextmanager
 def new_path(out: Path) -> Iterator[Path]:
     """Yield a temporary path, renamed to `out` on success and removed on failure (DatasetError)."""
-    if os.path.lexists(out):
-        raise DatasetError(f"{out}: exists already, expected a new path; nothing was overwritten")
+    check_new(out)
     part = out.with_name(f".{uuid.uuid4().hex}.partial.{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,7 @@ def record(cfg: DictConfig) -> None:
 
 def convert(cfg: DictConfig) -> None:
     """`s2robot convert`: convert a dataset to an episode store or another format, or copy it with an expert's action chunks."""
+    from s2robot.demos.arrays import check_new
     from s2robot.demos.binding import bound
     from s2robot.demos.formats.convert import as_store, copy_store
     from s2robot.demos.formats.convert import convert as read_in
@@ -52,6 +53,9 @@ def convert(cfg: DictConfig) -> None:
             raise UserError(f"expert: expected no other option, got {got}; use it in a second convert")
         return _relabel(cfg)
     one_of("imitate_kicks", cfg.imitate_kicks, (False,), " without expert")
+    if not to:
+        one_of("actions", settings.actions, ("recorded",), " when converting to an episode store")
+    check_new(out)
     if to or world:
         with bar("reading") as update:
             steps = lambda *n: update(*n, "steps")  # noqa: E731
@@ -64,7 +68,6 @@ def convert(cfg: DictConfig) -> None:
             export(store, out, to, settings, lambda *n: update(*n, "steps"))
         counts = len(store), store.num_steps
     else:
-        one_of("actions", settings.actions, ("recorded",), " when converting to an episode store")
         with bar("converting") as update:
             steps = lambda *n: update(*n, "steps")  # noqa: E731
             source = copy_store(store, out, steps) if world else read_in(data, out, choice, steps)

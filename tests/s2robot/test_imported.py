@@ -79,9 +79,11 @@ def test_demos_that_the_world_cannot_evaluate_are_rejected(here, words, small, c
     assert not (cache / "features").exists()
 
 
-def test_demos_without_cameras_are_rejected(here, small, tmp_path):
+def test_demos_without_cameras_are_rejected(here, small, cache, tmp_path):
     lerobot_v21(tmp_path / "aloha")
     assert here("convert", "data=aloha", "out=blind.zarr", "cameras=[]").returncode == 0
+    line = refused(here("convert", "data=aloha", "out=blind.zarr", "to=diffusion_policy"), "convert")
+    assert "exists already" in line and not (cache / "demos").exists()  # found before anything is converted
     line = refused(here("train", "demos.path=blind.zarr", *small), "train")
     assert "blind.zarr: expected at least one camera" in line
 
