@@ -14,8 +14,8 @@ _UNITS = {57.29578: "degrees for radians", 1000.0: "mm for m", 100.0: "cm for m"
 _LAGS = range(-12, 13)  # lags to try, in steps; positive: the video is late
 _ALIKE, _SLOPES = 0.95, (0.8, 1.25)  # minimum correlation, and range of slopes, of a command and its state
 _POINTS = 32  # points per episode when two are compared
-_MAX_EPISODES = 3000  # more are not compared pairwise
-_MIN_EPISODES = 4  # fewer do not define a usual value
+MAX_EPISODES = 3000  # more are not compared pairwise
+MIN_EPISODES = 4  # fewer do not define a usual value
 _NEAR = 0.15  # relative tolerance for naming a known factor
 _SAME = 2.0  # maximum ratio of the factors of columns that count as equal
 
@@ -109,7 +109,7 @@ def _agreement(pairs: Sequence[tuple[np.ndarray, np.ndarray]], lag: int) -> floa
 
 def _duplicates(state: Table, action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
     """Yield episodes much closer to another one, in state and commands, than neighbours usually are."""
-    if not _MIN_EPISODES <= len(ends) <= _MAX_EPISODES:
+    if not MIN_EPISODES <= len(ends) <= MAX_EPISODES:
         return
     values = _finite(np.concatenate([state.values, action.values], 1))
     spread = np.concatenate([state.spread(), action.spread()])
@@ -135,7 +135,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 def _units(table: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
     """Yield episodes in which a number is many times larger or smaller than in the others."""
-    if len(ends) < _MIN_EPISODES:
+    if len(ends) < MIN_EPISODES:
         return
     episodes = episodes_of(np.abs(_finite(table.values)), ends)
     sizes = np.array([np.quantile(rows, 0.9, axis=0) for rows in episodes])  # (E, C)
@@ -165,7 +165,7 @@ def _dead(state: Table, ends: np.ndarray) -> Iterator[Finding]:
 
 def _early(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
     """Yield episodes that end in motion in a dataset whose episodes usually end at rest."""
-    if len(ends) < _MIN_EPISODES:
+    if len(ends) < MIN_EPISODES:
         return
     speeds = _speeds(state, ends)
     pairs = [(s[-3:].mean(), s.mean()) if len(s) > 3 else (np.nan, np.nan) for s in speeds]

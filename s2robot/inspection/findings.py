@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from s2robot.inspection.deceit import deceptions
+from s2robot.inspection.deceit import MAX_EPISODES, MIN_EPISODES, deceptions
 from s2robot.inspection.tables import Columns, Finding, Frames, Table, Thresholds, episodes_of
 
 # kind -> its description on the page
@@ -63,13 +63,16 @@ def unchecked_kinds(tables: Sequence[Table], ends: np.ndarray, frames: Frames) -
     """Return the kinds (joined by commas) that `find` cannot check, with the reason."""
     keys, actions = {table.key for table in tables}, [table for table in tables if table.key == "action"]
     jump = "a single episode, with none to compare" if "proprio" in keys else "no key proprio"
-    limited = any(part.limits is not None for table in actions for part in table.parts)
+    parts, count = [part for table in actions for part in table.parts], len(ends)
     checks = {
-        "frozen, blank": (frames, "no videos were made"),
+        "frozen, blank, late": (frames, "no videos were made"),
         "clock": (keys.intersection(CLOCKS), f"no key {' or '.join(CLOCKS)}"),
         "jump": ("proprio" in keys and len(ends) > 1, jump),
-        "saturated": (limited, "the limits of the action are unknown"),
+        "saturated": (any(part.limits is not None for part in parts), "the limits of the action are unknown"),
         "gripper": (any(map(_gripper_columns, actions)), "no part is binary or named as a gripper"),
+        "offset": (any(part.kind in ("absolute", "") for part in parts), "actions are steps, not targets"),
+        "units, duplicate, ends early": (count >= MIN_EPISODES, f"fewer than {MIN_EPISODES} episodes"),
+        "duplicate": (count <= MAX_EPISODES, f"more than {MAX_EPISODES} episodes"),
     }
     return {kind: why for kind, (known, why) in checks.items() if not known}
 

@@ -137,7 +137,7 @@ def test_page_of_some_episodes_without_videos_reads_no_images(cups, tmp_path, mo
     settings = InspectSettings(videos=FilmSettings(write=False))
     page = inspect_demos(DemosSettings(path=str(cups), episodes=3), settings, tmp_path / "a")
     text = page.read_text()
-    assert "cups: 3 episodes, 33 steps" in text and "Not checked: frozen, blank (" in text
+    assert "cups: 3 episodes, 33 steps" in text and "Not checked: frozen, blank, late (" in text
     assert "<video" not in text and len(list((tmp_path / "a/episodes").iterdir())) == 3
     script = (page.parent / "episodes/0000.js").read_text()
     each, lines = json.loads(script.removeprefix("episode(0,").removesuffix(")\n"))
@@ -358,6 +358,7 @@ def test_much_shorter_or_longer_episodes_are_found(steps):
 
 
 def test_unchecked_kinds_are_listed():
-    targets = Table("action", ["turn"], [Columns("turn", slice(0, 1), "absolute")], np.zeros((8, 1)))
-    kinds = {"frozen, blank", "clock", "jump", "saturated", "gripper"}
-    assert unchecked_kinds([targets], np.array([8]), []).keys() == kinds
+    steps = Table("action", ["turn"], [Columns("turn", slice(0, 1), "delta")], np.zeros((8, 1)))
+    kinds = "frozen, blank, late, clock, jump, saturated, gripper, offset, units, duplicate, ends early"
+    assert ", ".join(unchecked_kinds([steps], np.array([8]), [])) == kinds
+    assert "duplicate" in unchecked_kinds([steps], np.arange(1, 3002), [])
