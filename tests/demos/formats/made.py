@@ -190,8 +190,7 @@ def episode(i: int, cameras: dict[str, tuple[int, int]]) -> dict[str, np.ndarray
     data["action"][:, 2] = np.arange(n) % 2
     images = {f"images_{name}": frames(i, size) for name, size in cameras.items()}
     extra = {"force/left": np.arange(n, dtype="f8") / 7, "imitate": np.arange(n, dtype="u1") % 2}
-    extra["grid"] = np.arange(n * 6, dtype="f4").reshape(n, 2, 3)
-    extra["width"] = np.arange(n, dtype="f4")[:, None]
+    extra |= {"grid": np.arange(n * 6.0).reshape(n, 2, 3).astype("f4"), "width": np.ones((n, 1), "f4")}
     return {"action": data["action"], "proprio": data["state"], **extra, **images}
 
 
