@@ -94,21 +94,18 @@ class StoreSource(Source):
 
 def convert(path: Path, out: Path, choice: Choice | None = None, progress: Progress = silent) -> Source:
     """Write the dataset at `path` as a store (UserError); return its reader, whose `notes` list omitted contents."""
-    source = read(path, choice or Choice())
-    write_store(source, out, progress)
-    return source
+    return write_store(read(path, choice or Choice()), out, progress)
 
 
 def copy_store(store: EpisodeStore, out: Path, progress: Progress = silent) -> Source:
     """Copy an open store, with its attributes as modified in memory (UserError)."""
     source = StoreSource(store.path, Choice(), store)
     source.select()
-    write_store(source, out, progress)
-    return source
+    return write_store(source, out, progress)
 
 
-def write_store(source: Source, out: Path, progress: Progress = silent) -> None:
-    """Write an open dataset as a store (UserError)."""
+def write_store(source: Source, out: Path, progress: Progress = silent) -> Source:
+    """Write an open dataset as a store (UserError); return it."""
     source.progress = progress
     with new_path(out) as part:
         try:
@@ -120,6 +117,7 @@ def write_store(source: Source, out: Path, progress: Progress = silent) -> None:
         except UserError as error:  # the store rejects the source's contents
             path, kind = (out, DiskError) if isinstance(error, DiskError) else (source.path, DatasetError)
             raise kind(str(error).replace(str(part), str(path))) from error
+    return source
 
 
 def as_store(

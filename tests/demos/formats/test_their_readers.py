@@ -152,9 +152,8 @@ def test_lerobot_reads_our_folder(tmp_path):
     read = run(LEROBOT, tmp_path, python=python, paths=paths)
     texts = [made.TASKS[i] for i in store.meta("task").repeat(store.lengths)]
     for name in paths:
-        for feature in ("observation.state", "imitate", "grid", "width"):
-            expected = store[feature.replace("observation.state", "proprio")].squeeze()
-            np.testing.assert_array_equal(read[f"{name}/{feature}"], expected)
+        for key, feature in {"proprio": "observation.state", "imitate": "imitate", "grid": "grid"}.items():
+            np.testing.assert_array_equal(read[f"{name}/{feature}"], store[key])
         # it reads all numbers as float32
         np.testing.assert_array_equal(read[f"{name}/force_left"], store["force/left"].astype("f4"))
         current, following = read[f"{name}/action"].swapaxes(0, 1)
