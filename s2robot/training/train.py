@@ -71,7 +71,7 @@ def train(
         vectors: (tasks, D) vectors of the spec's tasks, if it has a `task_dim`.
 
     Raises:
-        UserError: `train.from` does not match; a state file of another run, another training in `out`, a non-finite
+        UserError: steps to execute have no target; `train.from` does not match; a state file of another run, another training in `out`, a non-finite
             loss, a full disk, or the loss of one of several processes.
     """
     assert rollout or not settings.rollouts.every
@@ -82,6 +82,12 @@ def train(
     if policy.tasks is not None and vectors is not None:
         policy.tasks.fit(vectors)
     windows = make_windows(store, training, spec.context, spec.chunk, settings.labels)
+    known = int((~windows.action_pad).any(0).sum())  # steps of a chunk for which a window has a target
+    key, used = ("execute", spec.execute) if spec.ensemble is None else ("chunk", spec.chunk)
+    if used > known:
+        more = settings.labels == "expert" and "expert" in store.keys
+        hint = "; train.labels=recorded may have longer ones" if more else ""
+        raise UserError(f"policy.{key}: expected <= {known} steps, the longest target of the demos, got {used}{hint}")
     if settings.epochs:
         steps = math.ceil(settings.epochs * len(windows) / settings.batch_size)
         settings = settings.replace(steps=steps, epochs=None)

@@ -200,6 +200,13 @@ def test_without_validation_every_episode_is_used_for_the_set_epochs(data, tmp_p
     assert all(set(row) == expected and row["passes"] == done * 16 / windows for done, _, row in rows)
 
 
+def test_steps_without_a_target_are_not_executed(data, tmp_path):
+    for key, changes in (("execute", {"execute": 17}), ("chunk", {"execute": 1, "ensemble": 0.01})):
+        with pytest.raises(UserError, match=rf"^policy.{key}: expected <= 16 steps.*, got 17$"):
+            fit(data, tmp_path, make_spec(chunk=17, **changes), validation=0.0)
+    fit(data, tmp_path, make_spec(chunk=17, execute=16), validation=0.0, steps=1)
+
+
 def test_training_starts_from_given_weights_and_normalisation(data, tmp_path):
     first = str(fit(data, tmp_path / "first", seed=3, steps=5, validation=0.0))
     spec, how = make_spec(execute=1, proprio_noise=0.1), {"steps": 1, "lr": 1e-9, "weight_decay": 0.0}
