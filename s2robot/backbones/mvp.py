@@ -114,7 +114,9 @@ def load(name: str, checkpoint: str | Path | None = None, *, check_md5: bool = T
     one_of("MVP checkpoint", name, PUBLISHED)
     path = fetch(name, check_md5=check_md5) if checkpoint is None else Path(checkpoint)
     published = PUBLISHED[name]
-    if check_md5 and (found := _md5(path)) != published.md5:
+    with reported(f"{path}: not a readable weights file"):
+        found = _md5(path) if check_md5 else published.md5
+    if found != published.md5:
         raise UserError(
             f"{path}: expected md5 {published.md5} of {name} ({published.file}), got {found}; remove the file to "
             "download it again, or set encoder.check_md5=false"
