@@ -173,6 +173,11 @@ def test_fast_preset_trains_one_network_and_overrides_win_over_it():
     assert OmegaConf.to_container(fast) == OmegaConf.to_container(default)
 
 
+def test_presets_match_their_papers():
+    gmm = composed("run", "preset=bc_rnn_gmm")
+    assert gmm.train.batch_size == 16 * gmm.policy.context  # sequences
+
+
 @pytest.mark.parametrize(
     ("verb", "words", "demos", "steps"),
     [
