@@ -48,10 +48,6 @@ PANDA = {
     "record": "robot=panda out=runs/policies/panda.zarr",
 }
 ATTENTION = "policy.pooling.kind=attention"
-EIGHT = (
-    "policy=rpt policy.execute=8 policy.network.action_history=false policy.network.proprio_history=false "
-    "policy.pooling.kind=spatial_softmax policy.action_target=cumulative policy.joint_loss=huber train.steps=8000"
-)
 ROWS = {
     "policies": {
         "default": Row(),
@@ -64,8 +60,6 @@ ROWS = {
         "15 demos, attention, one scale": Row(f"demos.episodes=15 {ATTENTION} s2=single"),
         "DAgger": Row(dagger_rounds=1, base="default"),
         "transformer": Row("policy=transformer"),
-        "rpt, eight of sixteen executed": Row(EIGHT),
-        "rpt, four networks": Row(f"{EIGHT} policy.members=4"),
         "panda": Row(**PANDA),
         "panda, DAgger": Row(dagger_rounds=1, base="panda", **PANDA),
         "panda, DAgger, 4000 steps": Row("train.steps=4000", dagger_rounds=1, base="panda", **PANDA),

@@ -174,8 +174,9 @@ def test_fast_preset_trains_one_network_and_overrides_win_over_it():
 
 
 def test_presets_match_their_papers():
-    gmm = composed("run", "preset=bc_rnn_gmm")
+    gmm, rpt = composed("run", "preset=bc_rnn_gmm"), composed("run", "policy=rpt")
     assert gmm.train.batch_size == 16 * gmm.policy.context  # sequences
+    assert not rpt.policy.network.causal
 
 
 @pytest.mark.parametrize(
