@@ -48,6 +48,7 @@ _MEAN, _STD = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
 class PretrainSettings(Fitting, at="pretrain", file="pretrain/default"):
     data: str
     out: str
+    seed: int = from_yaml(ge=0, le=2**32 - 1)  # NumPy's limit
     encoder: ViTSpec = from_yaml()
     decoder_dim: int = from_yaml(ge=1)
     decoder_depth: int = from_yaml(ge=1)
