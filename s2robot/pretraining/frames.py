@@ -85,6 +85,8 @@ class FrameBank:
                 continue
             if file.suffix.lower() in IMAGES:
                 self._add(1, partial(_read_rgb, file))
+                with reported(f"{file}: not a readable image"):
+                    digest.update(os.fsencode(f"{file.relative_to(self.path)} {file.stat().st_size}\n"))
             elif file.suffix.lower() in VIDEOS:
                 with file.open("rb") as content:
                     sha256 = hashlib.file_digest(content, "sha256").hexdigest()
@@ -92,7 +94,7 @@ class FrameBank:
                 self._add_array(_cached({"video": sha256, "every": self.every}, frames, file.name))
                 digest.update(sha256.encode())
                 videos += 1
-        if videos:
+        if self._counts:
             self.made = {"videos": videos, "sha256": digest.hexdigest(), "every": self.every}
 
     def _add_store(self, store: EpisodeStore, workers: int) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -94,7 +95,12 @@ def test_images_of_any_size_are_read_in_path_order(tmp_path):
         Image.fromarray(image).save(folder / f"{i:02d}.{('png', 'PNG')[i % 2]}")
     bank = FrameBank(tmp_path)
     assert len(bank) == len(images) and all(map(np.array_equal, bank, images))
-    assert bank.describe() == {"frames": len(images), "shape": [3, 9, 3], "made": None}
+    described = bank.describe()
+    assert described["frames"] == len(images) and described["shape"] == [3, 9, 3]
+    shutil.copytree(tmp_path, tmp_path.with_name("copy"))
+    assert FrameBank(tmp_path.with_name("copy")).describe() == described
+    Image.fromarray(noise(4, 4, 3)).save(tmp_path / "01/03.PNG")
+    assert FrameBank(tmp_path).describe() != described
 
 
 def test_broken_images_are_named_and_16_bit_greys_are_preserved(tmp_path):
