@@ -184,13 +184,15 @@ def _quantiles(x: np.ndarray, shares: Sequence[float], weights: np.ndarray) -> l
 
 
 def channel_moments(
-    features: Any, frames: int = 4096, rows: np.ndarray | None = None, tokens: Sequence[int] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+    features: Any, frames: int = 4096, rows: np.ndarray | None = None, tokens: Sequence[int] | None = None,
+    pooled: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Return the mean and std (C, D) per channel and camera, over tokens and up to `frames` evenly spaced frames.
 
     features (M, C, N, D): an array, memory map or zarr array, from which only those frames are read.
     rows: indices of the frames to use; by default all.
     tokens: count of valid tokens per camera, the first of the N; by default all.
+    pooled: of each frame's mean over its tokens, which varies less than the tokens.
     UserError: no frames, or values that are not finite, as half precision can produce.
     """
     count = len(features if rows is None else rows)
@@ -205,6 +207,8 @@ def channel_moments(
         for camera, token_count in enumerate(counts):
             x[:, camera, token_count:] = 0
         with np.errstate(invalid="ignore"):  # infinity is reported below
+            if pooled:
+                x, counts = x.sum(2, keepdims=True) / counts[:, None, None], np.ones_like(counts)
             total, square = total + x.sum((0, 2)), square + (x * x).sum((0, 2))  # (C, D)
         seen = seen + len(x) * counts[:, None]  # (C, 1)
     if not count or not np.isfinite(square).all():

@@ -13,6 +13,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,9 @@ def train(
     known = int((~windows.action_pad).any(0).sum())  # steps of a chunk for which a window has a target
     key, used = ("execute", spec.execute) if spec.ensemble is None else ("chunk", spec.chunk)
     if used > known:
-        more = settings.labels == "expert" and "expert" in store.keys
-        hint = "; train.labels=recorded may have longer ones" if more else ""
-        raise UserError(f"policy.{key}: expected <= {known} steps, the longest target of the demos, got {used}{hint}")
+        by_expert = settings.labels == "expert" and "expert" in store.keys
+        hint = "; train.labels=recorded may have longer ones" if by_expert else ""
+        raise UserError(f"policy.{key}: expected <= {known}, the demos' longest target, got {used}{hint}")
     if settings.epochs:
         steps = math.ceil(settings.epochs * len(windows) / settings.batch_size)
         settings = settings.replace(steps=steps, epochs=None)
@@ -124,7 +125,8 @@ def _fit(
     Without features (the whole encoder is trained), channels are not normalised.
     """
     rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.episode_slice, training)])
-    weights, counts = None, policy.spec.counts
+    weights, pooled = None, policy.spec.pooling.kind == "mean"
+    moments_of = partial(channel_moments, features, tokens=policy.spec.counts, pooled=pooled)
     if isinstance(store, Mix):
         members_of_rows, window_weights = store.member_of(rows), store.weights_of(windows.steps)
         weights = (window_weights, store.weights_of(rows), window_weights)
@@ -133,11 +135,9 @@ def _fit(
         moments = np.zeros(channels, np.float32), np.ones(channels, np.float32)
     elif isinstance(store, Mix):
         members = [rows[members_of_rows == i] for i in range(len(store.members))]
-        moments = mixed_moments(
-            [channel_moments(features, rows=own, tokens=counts) for own in members], store.shares
-        )
+        moments = mixed_moments([moments_of(rows=own) for own in members], store.shares)
     else:
-        moments = channel_moments(features, rows=rows, tokens=counts)
+        moments = moments_of(rows=rows)
     states, chunks, pad, before = _chunks(policy, store, windows)
     policy.fit_normaliser(states, store["action"][rows], chunks, pad, moments, weights, before)
 

@@ -139,6 +139,9 @@ def test_channel_moments(count):
         np.testing.assert_allclose(mean, [c.astype(double).mean((0, 1)) for c in cameras], rtol=1e-5)
         expected = np.maximum([c.astype(double).std((0, 1)) for c in cameras], 1e-3)
         np.testing.assert_allclose(std, expected, rtol=1e-5)
+    means = np.stack([x[:, 0].mean(1, double), x[:, 1, 0]], 1)[:, :, None]  # of four tokens, and of one
+    pooled = channel_moments(x, tokens=[4, 1], pooled=True)
+    np.testing.assert_allclose(pooled, channel_moments(means), rtol=1e-5)
     for bad in (x * np.inf, x[:0]):
         with pytest.raises(PolicyError, match="^features: "):
             channel_moments(bad)

@@ -164,19 +164,15 @@ def test_gymnasium_world_comes_from_the_checkpoint(tmp_path):
     assert config_of("task=stack").task.name == "stack"
 
 
-def test_fast_preset_trains_one_network_and_overrides_win_over_it():
+def test_presets_set_their_values_and_overrides_win_over_them():
     default, fast = composed("run"), composed("run", "preset=fast")
     typed = composed("run", "preset=fast", "train.steps=7")
     assert (default.policy.members, fast.policy.members, typed.policy.members) == (4, 1, 1)
     assert (default.train.steps, fast.train.steps, typed.train.steps) == (2000, 3000, 7)
     fast.policy.members, fast.train.steps = default.policy.members, default.train.steps
     assert OmegaConf.to_container(fast) == OmegaConf.to_container(default)
-
-
-def test_presets_match_their_papers():
-    gmm, rpt = composed("run", "preset=bc_rnn_gmm"), composed("run", "policy=rpt")
-    assert gmm.train.batch_size == 16 * gmm.policy.context  # sequences
-    assert not rpt.policy.network.causal
+    gmm, rpt = composed("run", "preset=bc_rnn_gmm"), composed("run", "policy=rpt")  # as in their papers
+    assert gmm.train.batch_size == 16 * gmm.policy.context and not rpt.policy.network.causal
 
 
 @pytest.mark.parametrize(
