@@ -60,14 +60,9 @@ class Normaliser(nn.Module):
     """
 
     def __init__(
-        self,
-        mode: str,
-        proprio: Parts,
-        action: Parts,
-        chunk: int,
-        cumulative: bool = False,
+        self, mode: str, proprio: Parts, action: Parts, chunk: int, cumulative: bool = False,
         modes: Mapping[str, str] | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.mode, self.modes, self.chunk, self.cumulative = mode, dict(modes or {}), chunk, cumulative
         self.parts = {"proprio": proprio, "action": action}
@@ -77,14 +72,9 @@ class Normaliser(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def fit(
-        self,
-        proprio: np.ndarray,
-        actions: np.ndarray,
-        chunks: np.ndarray,
-        chunk_pad: np.ndarray | None = None,
-        weights: Weights | None = None,
-        starts: np.ndarray | None = None,
-    ) -> None:
+        self, proprio: np.ndarray, actions: np.ndarray, chunks: np.ndarray, chunk_pad: np.ndarray | None = None,
+        weights: Weights | None = None, starts: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
         """Set all scales from training data that has been validated.
 
         Args:

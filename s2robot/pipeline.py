@@ -161,6 +161,11 @@ def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> Episod
 
 def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, list[FeatureCache]]:
     """Encode the training and held-out demos, or compute the inputs of the encoder's trained part; see :func:`encode_demos`."""
+    if task.policy:  # reject settings that do not fit before encoding
+        from s2robot.training.train import begin  # imports lightning, which takes as long as torch
+
+        about = contract_of(task, store, encoder), task.vectors(store)
+        begin(task.train, spec_of(task, store, encoder), store, task.split(store)[0], *about)
     if blocks := task.train.tune.blocks:
         encoder = build_early_blocks(task.encoder, blocks)
     elif isinstance(encoder, TrainedEncoder):
@@ -170,25 +175,12 @@ def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, li
     return encode_demos(store, encoder, task.cameras, task.features, chosen)
 
 
-def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
-    contract = contract_of(task, store, encoder)
-    if is_first() and (note := Lineage.of(contract).note):
-        print(f"note: train.from: {note}", flush=True)
-    frames = frame_sizes(store, encoder, task.cameras)
-    maps = token_maps(encoder, frames)
+def spec_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> PolicySpec:
+    assert task.policy is not None
+    maps = token_maps(encoder, frame_sizes(store, encoder, task.cameras))
     sizes = {"cameras": list(task.cameras), "dim": encoder.dim, "tokens": max(map(math.prod, maps))}
     if any(rows != columns for rows, columns in maps) or len(set(maps)) > 1:
         sizes["grids"] = [list(shape) for shape in maps]
-    from s2robot.training.train import train  # imports lightning, which takes as long as torch
-
-    assert task.policy is not None
-    tune, tail = task.train.tune, None
-    if tune.blocks:
-        tail = Tail(task.encoder, list(frames.values()), tune.blocks, tune.lora, task.train.seed)
-    elif task.trains_encoder:
-        tail = FullEncoder(
-            task.encoder, [encoder.frame_size(*size) for size in frames.values()], task.train.seed
-        )
     values = task.policy.model_dump() | sizes
     for array, attribute in PARTS.items():
         if found := store.attrs.get(attribute):
@@ -196,7 +188,22 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
     vectors = task.vectors(store)
     values |= {"tasks": task.tasks(store), "task_vectors": None}
     values |= {} if vectors is None else {"task_dim": vectors.shape[1], "by_task": True}
-    spec = PolicySpec.from_dict(values, action_frame=store.attrs["action_frame"])
+    return PolicySpec.from_dict(values, action_frame=store.attrs["action_frame"])
+
+
+def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: Any, out: Path) -> Path:
+    contract = contract_of(task, store, encoder)
+    if is_first() and (note := Lineage.of(contract).note):
+        print(f"note: train.from: {note}", flush=True)
+    from s2robot.training.train import train
+
+    tune, tail = task.train.tune, None
+    sizes = frame_sizes(store, encoder, task.cameras).values()
+    if tune.blocks:
+        tail = Tail(task.encoder, list(sizes), tune.blocks, tune.lora, task.train.seed)
+    elif task.trains_encoder:
+        tail = FullEncoder(task.encoder, [encoder.frame_size(*size) for size in sizes], task.train.seed)
+    spec, vectors = spec_of(task, store, encoder), task.vectors(store)
     rollout = rollout_of(task, contract, out)
     with bar("training the policy") as update:
 

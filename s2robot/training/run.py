@@ -70,6 +70,12 @@ def mean_of_all(fabric: Fabric, value: Tensor) -> Tensor:
     return value if fabric.world_size == 1 else fabric.all_reduce(value, reduce_op="mean")  # type: ignore[return-value]
 
 
+def check_share(verb: str, size: int, processes: int) -> None:
+    if size % processes:
+        expected = f"a multiple of {processes} (the number of processes)"
+        raise UserError(f"{verb}.batch_size: expected {expected}, got {size} per step")
+
+
 class Run:
     """The steps of a training; subclasses define batches, logging and saving.
 
@@ -90,11 +96,7 @@ class Run:
         out: Path,
         identity: dict[str, Any],
     ) -> None:
-        if size % fabric.world_size:
-            raise UserError(
-                f"{self.verb}.batch_size: expected a multiple of {fabric.world_size} (the number of processes), "
-                f"got {size} per step"
-            )
+        check_share(self.verb, size, fabric.world_size)
         self.fabric, self.learner, self.settings, self.out = fabric, learner, settings, out
         self.steps: int = settings.steps
         self.identity, self.state_path = identity, out / self.state_file

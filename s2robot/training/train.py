@@ -34,7 +34,7 @@ from s2robot.policies import ChunkPolicy, PolicySpec, check_contract, load_check
 from s2robot.policies.normalise import channel_moments, mixed_moments
 from s2robot.training.batches import Batches
 from s2robot.training.loop import Learner, warm_up_then_cosine
-from s2robot.training.run import Loggers, Run, launch, mean_of_all, precision_of, product_of
+from s2robot.training.run import Loggers, Run, check_share, launch, mean_of_all, precision_of, product_of
 from s2robot.training.settings import TrainSettings
 from s2robot.training.tuned import TunedFeatures, TunedPolicy, groups_of, save
 
@@ -78,22 +78,11 @@ def train(
     assert rollout or not settings.rollouts.every
     fabric = launch(settings, "train")
     training, held_out = episodes or store.split(settings.validation or 0.0, settings.seed)
-    torch.manual_seed(settings.seed)
-    policy = ChunkPolicy(spec)
-    if policy.tasks is not None and vectors is not None:
-        policy.tasks.fit(vectors)
-    windows = make_windows(store, training, spec.context, spec.chunk, settings.labels)
-    known = int((~windows.action_pad).any(0).sum())  # steps of a chunk for which a window has a target
-    key, used = ("execute", spec.execute) if spec.ensemble is None else ("chunk", spec.chunk)
-    if used > known:
-        by_expert = settings.labels == "expert" and "expert" in store.keys
-        hint = "; train.labels=recorded may have longer ones" if by_expert else ""
-        raise UserError(f"policy.{key}: expected <= {known}, the demos' longest target, got {used}{hint}")
+    policy, windows = begin(settings, spec, store, training, contract, vectors, tail)
     if settings.epochs:
         steps = math.ceil(settings.epochs * len(windows) / settings.batch_size)
         settings = settings.replace(steps=steps, epochs=None)
     if settings.from_:
-        _begin_from(policy, settings.from_, contract, tail)
         policy.fit_range(*_chunks(policy, store, windows))
     elif fabric.is_global_zero:  # a pass over all features; DDP copies the result to the others
         inputs = TunedFeatures(features, tail.to(fabric.device)) if isinstance(tail, Tail) else features
@@ -113,13 +102,33 @@ def train(
     return out / "checkpoint"
 
 
+def begin(
+    settings: TrainSettings, spec: PolicySpec, store: EpisodeStore, training: np.ndarray, contract: Mapping[str, Any],
+    vectors: Tensor | None = None, tail: Tail | FullEncoder | None = None,
+) -> tuple[ChunkPolicy, Windows]:  # fmt: skip
+    """Return the policy before its first step, and its windows; UserError: settings do not fit demos or `train.from`."""
+    torch.manual_seed(settings.seed)
+    policy = ChunkPolicy(spec)
+    if policy.tasks is not None and vectors is not None:
+        policy.tasks.fit(vectors)
+    windows = make_windows(store, training, spec.context, spec.chunk, settings.labels)
+    known = int((~windows.action_pad).any(0).sum())  # steps of a chunk for which a window has a target
+    key, used = ("execute", spec.execute) if spec.ensemble is None else ("chunk", spec.chunk)
+    if used > known:
+        by_expert = settings.labels == "expert" and "expert" in store.keys
+        hint = "; train.labels=recorded may have longer ones" if by_expert else ""
+        raise UserError(f"policy.{key}: expected <= {known}, the demos' longest target, got {used}{hint}")
+    targets = spec.context if policy.network.body.causal else 1  # of a window
+    check_share("train", max(1, settings.batch_size // targets), settings.devices * settings.num_nodes)
+    if settings.from_:
+        _begin_from(policy, settings.from_, contract, tail)
+    return policy, windows
+
+
 def _fit(
-    policy: ChunkPolicy,
-    store: EpisodeStore,
-    training: np.ndarray,
-    windows: Windows,
+    policy: ChunkPolicy, store: EpisodeStore, training: np.ndarray, windows: Windows,
     features: np.ndarray | Joined | TunedFeatures | None,
-) -> None:
+) -> None:  # fmt: skip
     """Fit the policy's normalisation to the training episodes, weighting each dataset of a mix by its share.
 
     Without features (the whole encoder is trained), channels are not normalised.
@@ -170,16 +179,17 @@ def _begin_from(
     specs = {"policy": other.spec.to_dict()}, {"policy": policy.spec.to_dict()}
     check_same(f"train.from: {checkpoint}", *specs, free=_FREE)
     keys = {"encoder", "robot", "joint_names", "action_frame", "rate_hz"}
-    if isinstance(tail, FullEncoder):
+    if contract["encoder"].get("settings", {}).get("trained"):
         both = (other_contract["encoder"]["settings"], contract["encoder"]["settings"])
         stored, current = ({f"encoder.{key}": value for key, value in each.items()} for each in both)
         check_same(f"train.from: {checkpoint}", stored, current, free={"encoder.checkpoint", "encoder.rate"})
-        tail.load(load_tuned(checkpoint))
         keys.remove("encoder")
     check_contract(other_contract, f"train.from: {checkpoint}", **{key: contract[key] for key in keys})
     if policy.tasks and other.tasks and not torch.allclose(policy.tasks.table, other.tasks.table, atol=1e-3):
         raise UserError(f"policy.task_vectors: expected those of train.from={checkpoint}, got others")
     policy.load_state_dict(other.state_dict())
+    if isinstance(tail, FullEncoder):
+        tail.load(load_tuned(checkpoint))
 
 
 class _Run(Run):
@@ -189,18 +199,10 @@ class _Run(Run):
     settings: TrainSettings
 
     def __init__(
-        self,
-        settings: TrainSettings,
-        policy: ChunkPolicy,
-        model: ChunkPolicy | TunedPolicy,
-        batches: Batches,
-        validation: Batches | None,
-        contract: Mapping[str, Any],
-        out: Path,
-        fabric: Fabric,
-        progress: Callable[[int, int, Row], None],
-        rollout: Callable[[Path], float] | None,
-    ) -> None:
+        self, settings: TrainSettings, policy: ChunkPolicy, model: ChunkPolicy | TunedPolicy, batches: Batches,
+        validation: Batches | None, contract: Mapping[str, Any], out: Path, fabric: Fabric,
+        progress: Callable[[int, int, Row], None], rollout: Callable[[Path], float] | None,
+    ) -> None:  # fmt: skip
         self.batches, self.validation, self.contract = batches, validation, contract
         self.progress, self.rollout = progress, rollout
         precision, product = precision_of(settings), product_of(settings)
@@ -212,14 +214,9 @@ class _Run(Run):
         )
         warmup = round(settings.warmup * settings.steps)
         learner = Learner(
-            fabric,
-            model,
-            optimizer,
-            lambda step: warm_up_then_cosine(step, settings.steps, warmup),
-            settings.ema,
-            settings.grad_clip,
-            product if fabric.device.type == "cpu" else torch.float32,
-        )
+            fabric, model, optimizer, lambda step: warm_up_then_cosine(step, settings.steps, warmup),
+            settings.ema, settings.grad_clip, product if fabric.device.type == "cpu" else torch.float32,
+        )  # fmt: skip
         identity = {
             "policy": policy.spec.to_dict(),
             "dataset": contract["dataset"],

@@ -129,7 +129,7 @@ def test_causal_policy_on_a_mix_is_tuned(demos, tiny_encoder, tmp_path):
     assert contract["encoder"]["tuned"]["blocks"] == 1
 
 
-def test_start_from_a_frozen_policy_and_a_missing_encoder_file(demos, tiny_encoder, tmp_path):
+def test_start_from_a_frozen_policy_and_a_missing_encoder_file(demos, tiny_encoder, tmp_path, monkeypatch):
     """A run can start from a frozen policy, but not from a tuned one, whose features are not cached."""
     with pytest.raises(UserError, match=r"^train.tune.blocks: expected 0"):
         task_of(demos, tiny_encoder, policy={"zero_features": True})
@@ -138,8 +138,14 @@ def test_start_from_a_frozen_policy_and_a_missing_encoder_file(demos, tiny_encod
     frozen = trained(task_of(demos, tiny_encoder, tune=FROZEN, steps=5), tmp_path / "frozen")
     task = task_of(demos, tiny_encoder, from_=str(frozen), steps=5)
     tuned = trained(task, tmp_path / "tuned")
-    with pytest.raises(UserError, match=r"^train.from: .*trained on encoder mvp-tiny .* settings differ$"):
-        trained(task_of(demos, tiny_encoder, from_=str(tuned), steps=5), tmp_path / "again")
+    for changes, words in (
+        ({"from_": str(tuned)}, r"train.from: .*trained on encoder mvp-tiny .* settings differ$"),
+        ({"from_": str(frozen), "policy": {"chunk": 3}}, r"train.from: .*policy.chunk: "),
+        ({"devices": 3}, "train.batch_size: expected a multiple of 3 "),
+    ):
+        with pytest.raises(UserError, match=f"^{words}"), monkeypatch.context() as patched:
+            patched.setattr(pipeline, "encode_demos", None)  # before encoding
+            trained(task_of(demos, tiny_encoder, steps=5, **changes), tmp_path / "again")
     file = tuned / "encoder.safetensors"
     content = file.read_bytes()
     file.unlink()
