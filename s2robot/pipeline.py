@@ -185,9 +185,8 @@ def spec_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> PolicySpec:
     for array, attribute in PARTS.items():
         if found := store.attrs.get(attribute):
             values |= {attribute: found, f"{array}_dim": sum(part["size"] for part in found)}
-    vectors = task.vectors(store)
     values |= {"tasks": task.tasks(store), "task_vectors": None}
-    values |= {} if vectors is None else {"task_dim": vectors.shape[1], "by_task": True}
+    values |= {} if (table := task.vectors(store)) is None else {"task_dim": table.shape[1], "by_task": True}
     return PolicySpec.from_dict(values, action_frame=store.attrs["action_frame"])
 
 
@@ -212,10 +211,8 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
             held_out = f"  held-out {row['val_loss']:.4f}" if "val_loss" in row else ""
             update(step, steps, f"{passes}  loss {row['train_loss']:.4f}{held_out}")
 
-        split = task.split(store)
-        checkpoint = train(
-            task.train, spec, store, features, contract, out, split, progress, rollout, tail, vectors
-        )
+        rest = task.split(store), progress, rollout, tail, vectors
+        checkpoint = train(task.train, spec, store, features, contract, out, *rest)
     for folder in out.glob("checkpoint*/") if is_first() else ():
         policy, own, about = load_networks(folder, torch.device("cpu"))
         states = store.episode(0)["proprio"]

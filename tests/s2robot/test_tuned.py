@@ -138,11 +138,8 @@ def test_start_from_a_frozen_policy_and_a_missing_encoder_file(demos, tiny_encod
     frozen = trained(task_of(demos, tiny_encoder, tune=FROZEN, steps=5), tmp_path / "frozen")
     task = task_of(demos, tiny_encoder, from_=str(frozen), steps=5)
     tuned = trained(task, tmp_path / "tuned")
-    for changes, words in (
-        ({"from_": str(tuned)}, r"train.from: .*trained on encoder mvp-tiny .* settings differ$"),
-        ({"from_": str(frozen), "policy": {"chunk": 3}}, r"train.from: .*policy.chunk: "),
-        ({"devices": 3}, "train.batch_size: expected a multiple of 3 "),
-    ):
+    wrong = {"train.from: .* settings differ$": {"from_": str(tuned)}, "train.batch_size: ": {"devices": 3}}
+    for words, changes in wrong.items():
         with pytest.raises(UserError, match=f"^{words}"), monkeypatch.context() as patched:
             patched.setattr(pipeline, "encode_demos", None)  # before encoding
             trained(task_of(demos, tiny_encoder, steps=5, **changes), tmp_path / "again")

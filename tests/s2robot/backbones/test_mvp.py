@@ -126,8 +126,7 @@ def test_invalid_files_are_rejected(monkeypatch, tmp_path):
     rejected("missing norm.bias$", path)
     torch.save({"model": state}, path)  # the registered md5 is still that of the last write
     rejected(f"expected md5 [0-9a-f]{{32}} of {NAME} .*, got [0-9a-f]{{32}}", path)
-    for unreadable in (tmp_path / "missing.pth", tmp_path):
-        rejected(f"^{unreadable}: not a readable weights file: ", unreadable)
+    rejected(f"^{tmp_path}: not a readable weights file: ", tmp_path)
     encoder = mvp.load(NAME, path, check_md5=False)
     assert encoder.dropped == []
     with pytest.raises(UserError, match="pool: expected .* got 'max'"):

@@ -85,8 +85,7 @@ def test_invalid_values_name_their_key():
     for key, changes in (
         ("crop", {"crop": (2.0, 1.0)}),
         ("seed", {"seed": 2**32}),
-        ("decoder_dim", {"decoder_dim": 18}),
-        ("decoder_dim", {"decoder_dim": 20, "decoder_heads": 3}),
+        *(("decoder_dim", each) for each in ({"decoder_dim": 18}, {"decoder_dim": 20, "decoder_heads": 3})),
         *(("scales", {"scales": scales}) for scales in ((2,), (1, 3), (1, 2, 3), (), (1, 1))),
         ("mask_ratio", {"mask_ratio": 0.59, "scales": (1, 2)}),
         ("mask_ratio", {"mask_ratio": 0.99}),
