@@ -215,8 +215,8 @@ def _crossing(d: Array, n: Array, mean: float, end: float, limit: float) -> floa
 
 
 def success_sequence(outcomes: Array, alpha: float = 0.05) -> tuple[float, float, str]:
-    """Return low and high of an arm's success that hold at all looks, and the name of the method, for a comparison that stopped
-    early: `sequential` on each position's mean over training seeds, rescaled to -1..1."""
+    """Return low and high of an arm's success that hold at all looks, and the name of the method, for a comparison with early
+    stopping: `sequential` on each position's mean over training seeds, rescaled to -1..1."""
     _, low, high = sequential(*tally(2 * np.asarray(outcomes, float), np.ones((1, 1))), alpha)
     return (1 + low) / 2, (1 + high) / 2, "confidence sequence (sequential), for these trained policies"
 

@@ -102,7 +102,7 @@ def power_figures(design: Power, seeds: int, planned: int) -> tuple[dict[str, An
 
 
 def arm_interval(outcomes: np.ndarray, seq_alpha: float | None = None) -> dict[str, Any]:
-    """Return an arm's success and its interval; ``seq_alpha``: alpha of a comparison that stopped early, else None."""
+    """Return an arm's success and its interval; ``seq_alpha``: alpha of a comparison with early stopping, else None."""
     found = paired.success_interval(outcomes)
     if seq_alpha is not None:
         found = paired.success_sequence(outcomes, seq_alpha)
@@ -163,7 +163,8 @@ def all_pairs(
     """Return `pair_figures` of each pair with `p_holm`, which decides it; ``seq_alpha``: the common alpha of all pairs."""
     share = None if seq_alpha is None else seq_alpha / len(pairs)  # so that all intervals hold simultaneously
     rows = [pair_figures(outcomes, positions, a, b, share) for a, b in pairs]
-    return [row | {"p_holm": p} for row, p in zip(rows, paired.holm([row["p"] for row in rows]), strict=True)]
+    more = [{"p_holm": p, "alpha": seq_alpha or LEVEL} for p in paired.holm([row["p"] for row in rows])]
+    return [row | figures for row, figures in zip(rows, more, strict=True)]
 
 
 def interim(outcomes: Outcomes, pairs: Sequence[tuple[str, str]], alpha: float) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def csv_rows(runs: Runs, axis: str = "", value: Any = "") -> list[list[Any]]:
 def verdict(pair: Pair) -> bool | None:
     """Return whether the arms differ: True if both interval and test say so, False if neither does, else None."""
     outside = pair["low"] > 0 or pair["high"] < 0
-    return outside if outside == (pair["p_holm"] < LEVEL) else None
+    return outside if outside == (pair["p_holm"] < pair.get("alpha", LEVEL)) else None
 
 
 def headline(pair: Pair, labels: Mapping[str, str]) -> str:

@@ -57,7 +57,9 @@ def empty_plots(monkeypatch):
 def test_page_shows_the_figures_of_compare_json(run):
     facts, page = read_json(run / "compare.json"), Page(write_compare_report(run))
     labels = {arm["name"]: arm["label"] for arm in facts["arms"]}
+    assert facts["stopping"]["stopped_at"] is None  # its intervals are those of the looks
     for pair in facts["pairs"]:
+        assert pair["method"] == "confidence sequence (sequential)" and "confidence sequence" in page.text
         assert headline(pair, labels) in page.text
         row = page.row(f"{labels[pair['a']]} {MINUS} {labels[pair['b']]}")
         assert row[2] == f"{100 * pair['difference']:+.1f}".replace("-", MINUS)

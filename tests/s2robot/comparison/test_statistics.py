@@ -83,6 +83,9 @@ def test_interim_looks_decide_each_pair_and_stop_after_all_pairs():
     assert both["positions"] == 64
     pair, row = statistics.pair_figures(outcomes, range(64), "a", "b", seq_alpha=0.025), both["pairs"][0]
     assert (pair["low"], pair["high"], pair["p"]) == (row["low"], row["high"], row["p"])
+    few = {arm: x[:, :4] for arm, x in (("a", np.ones((1, 64), bool)), ("b", np.zeros((1, 64), bool)))}
+    (pair,) = statistics.all_pairs(few, range(4), [("a", "b")], 0.5)
+    assert pair["p_holm"] > 0.05 and statistics.verdict(pair)  # decided at the chosen alpha
 
 
 @pytest.mark.parametrize(("looked", "count"), [(None, 250), (0.05, 20)])
