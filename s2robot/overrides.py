@@ -144,7 +144,8 @@ def groups_of(verb: str) -> dict[str, str | None]:
 
 
 def take_stored_world(cfg: "DictConfig", overrides: list[str]) -> None:
-    """Fill in the world from the checkpoint's contract: all of it if no task was typed, or untyped keys without `task.id`."""
+    """Fill in the world from the checkpoint's contract: all untyped keys if no task was typed, or those of the
+    typed task without `task.id`."""
     from omegaconf import OmegaConf
 
     from s2robot.envs.tasks import OTHERS
@@ -159,7 +160,10 @@ def take_stored_world(cfg: "DictConfig", overrides: list[str]) -> None:
         stored = json.loads(text)["contract"]["env_config"]
         if is_default and stored.get("task") in OTHERS:
             own = {key: value for key, value in stored.items() if key not in ("task", "target")}
-            OmegaConf.update(cfg, "task", {"name": stored["task"], **own}, merge=False, force_add=True)
+            mine = [key_of(o) for o in overrides if o[0] != "~" and key_of(o).startswith("task.")]
+            values = {key: OmegaConf.select(cfg, key) for key in mine}
+            for key, value in [("task", {"name": stored["task"], **own}), *values.items()]:
+                OmegaConf.update(cfg, key, value, merge=False, force_add=True)
             return
         keys = [key for key in cfg.task if key in stored] if stored["task"] == cfg.task.name else []
     except (OSError, ValueError, KeyError, TypeError):
@@ -170,7 +174,7 @@ def take_stored_world(cfg: "DictConfig", overrides: list[str]) -> None:
 
 
 def check_config(cfg: "DictConfig", overrides: list[str]) -> None:
-    """Raise UserError for a missing value (`???`), and for `env` settings that the chosen task ignores, before slow work."""
+    """Raise UserError for a missing value (`???`), and for settings that the chosen task ignores, before slow work."""
     from omegaconf import OmegaConf
 
     from s2robot.envs.tasks import DEFAULT
@@ -180,6 +184,7 @@ def check_config(cfg: "DictConfig", overrides: list[str]) -> None:
     if "task" in cfg and not cfg.task.get("name"):
         raise UserError("task.name: expected a name, got nothing; demos and checkpoints store it")
     if "task" in cfg and cfg.task.name != DEFAULT:
-        for key in (key for key in map(key_of, overrides) if key.startswith("env.")):
-            expected = f"task.<key>, because task={cfg.task.name} ignores env"
-            raise UserError(f"{key}: expected {expected}")
+        simulates = "bridge" not in cfg or cfg.get("kind") == "scripted"  # otherwise `robot` is the arm's
+        for key in map(key_of, overrides):
+            if (group := key.partition(".")[0]) == "env" or (key == "robot" and simulates):
+                raise UserError(f"{key}: expected task.<key>, because task={cfg.task.name} ignores {group}")

@@ -74,6 +74,8 @@ def test_help_explains_a_group(s2robot):
         ("train encoder=mvp-tny", "encoder: expected one of dinov2_s, efficientnet_lite0, mvp-small"),
         ("run record=3", "record: expected true or false, got 3"),
         ("train task=stack env.cube_size=0.02", "env.cube_size: expected task.<key>"),
+        ("evaluate checkpoint=x task=lift env=lift", "env: expected task.<key>, because task=lift ignores env"),
+        ("record task=lift robot=panda episodes=0", "robot: expected task.<key>, because task=lift ignores robot"),
         ("evaluate checkpoint=x encoder=mvp-tiny", "encoder: expected no value, because `s2robot evaluate`"),
         ("evaluate checkpoint=x policy.members=1", "policy.members: expected no value, because"),
         ("evaluate checkpoint=x evaluate=arm bridge=emulatr", "bridge: expected one of default, emulator"),
@@ -162,6 +164,8 @@ def test_gymnasium_world_comes_from_the_checkpoint(tmp_path):
     assert world.image_size == 16  # an override wins
     assert config_of("task=gym", "task.id=Other-v0").task.success == ""
     assert config_of("task=stack").task.name == "stack"
+    typed = config_of("++task.kwargs.h=1", "++task.kwargs.g=0.5", "+task.max_steps=7").task
+    assert (typed.name, typed.kwargs, typed.max_steps) == ("gym", {"g": 0.5, "h": 1}, 7)
 
 
 def test_presets_set_their_values_and_overrides_win_over_them():
