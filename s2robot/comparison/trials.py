@@ -180,7 +180,7 @@ def _arm(path: Path, label: str, rows: Sequence[_Row]) -> Arm:
 
 
 def _read_csv(path: Path) -> list[_Row]:
-    rows = list(csv.DictReader(read_text(path).splitlines()))
+    rows = list(csv.DictReader(read_text(path).removeprefix("\ufeff").splitlines()))  # Excel's mark
     if not rows or "success" not in rows[0]:
         got = ", ".join(rows[0]) if rows else "no rows"
         raise UserError(f"{path}: expected a header with a column 'success', got {got}")

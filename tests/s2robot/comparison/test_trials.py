@@ -99,7 +99,7 @@ def test_every_file_format_can_be_read(tmp_path):
     lines = ["arm,training_seed,axis,position,success"]
     lines += [f"{arm},{seed},,{at},{int(arm == 'x')}" for arm in "xy" for seed in (1, 0) for at in (3, 1, 2)]
     lines += ["x,0,lighting,1,0"]
-    (tmp_path / "episodes.csv").write_text("\n".join(lines))
+    (tmp_path / "episodes.csv").write_text("\n".join(lines), encoding="utf-8-sig")  # as Excel saves it
     x, y = read_arms(str(tmp_path))
     assert (x.label, y.label) == ("x", "y") and x.positions == y.positions == ("1", "2", "3")
     assert x.outcomes.all() and x.outcomes.shape == (2, 3) and not y.outcomes.any()
