@@ -184,7 +184,7 @@ def ms_per_action(plan: Plan) -> dict[str, float]:
         ]
     times: dict[str, list[float]] = {name: [] for name in planners}
     for iteration, (name, planner) in product(range(_ROUNDS + 1), planners.items()):
-        planner.reset({"seed": 0})
+        planner.reset({"seed": 0, "task": next(iter(planner.policy.spec.tasks), None)})
         for observation in observations[name]:
             start = time.perf_counter()
             planner.plan(observation)

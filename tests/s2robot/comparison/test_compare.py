@@ -85,19 +85,21 @@ def test_kill_at_a_write_of_compare_changes_no_figure(tmp_path):
         assert results_of(folder) == reference, write
 
 
-def test_positions_solved_by_one_arm_are_filmed_once_for_both(recorded, tmp_path, monkeypatch):
-    """Two arms and two training seeds: a success repeats the position's demo, a failure stands still for 4 steps."""
+def test_positions_solved_by_one_arm_are_filmed_once_for_both(recorded, save_untrained, tmp_path, monkeypatch):
+    """Two arms and two training seeds: a success repeats the position's demo, a failure stands still for 4 steps.
+    The cost of an action is measured for policies with several tasks too."""
     do_inline(monkeypatch)
     solved = {"base-s2": {0: (500,), 1: (500, 501)}, "base": {0: (), 1: (501, 502)}}
     store = EpisodeStore.open(recorded)
     positions = {int(seed): store.episode(i)["action"] for i, seed in enumerate(store.meta("seed"))}
-    typed = ["evaluate.video_size=32", "env.cameras=[hand]"]
+    typed = ["evaluate.video_size=32", "env.cameras=[hand]", f"demos.path={recorded}"]
     words = [f"run_dir={tmp_path}", "arms=[base-s2,base]", "experiment.seeds=[0,1]", "jobs=1", *typed]
     _, plan = planned(words, typed)
     runs: dict = {}
     for arm in plan.arms:
         for seed in plan.seeds:
             folder = plan.folder(plan.main, arm, seed) / "actions"
+            save_untrained(folder.with_name("checkpoint"), tasks=("push", "pull"))
             folder.mkdir(parents=True)
             records = runs.setdefault(arm.name, {})[seed] = []
             for episode, (position, actions) in enumerate(positions.items()):
@@ -106,6 +108,7 @@ def test_positions_solved_by_one_arm_are_filmed_once_for_both(recorded, tmp_path
                 np.save(folder / f"episode_{episode:04d}.npy", executed)
                 stage = "held" if success else "approach"
                 records.append({"episode": episode, "seed": position, "success": success, "stage": stage})
+    assert min(comparing.ms_per_action(plan).values()) > 0
     pair = {"a": "base-s2", "b": "base", "only_a": [500], "only_b": [502]}
     videos = comparing.film_disagreements(plan, runs, pair, 3)
     shown = [(video["position"], video["arm"], video["seed"]) for video in videos]
