@@ -133,7 +133,7 @@ class RemotePolicy:
         self.remaining: list[np.ndarray] = []
 
     def act(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:
-        """Return the next action, float32 (A,), for {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}.
+        """Return the next action, float32 (A,), for {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,), "task": text or absent}.
 
         Raises RemoteError (see its subclasses), or UserError if the observation lacks a camera or cannot be sent.
         """
@@ -144,7 +144,8 @@ class RemotePolicy:
             raise UserError(f"observation: expected {[*missing, 'proprio'][0]}, got {keys}")
         if not self.remaining:
             seen = {"images": {name: np.asarray(images[name]) for name in self.cameras}}
-            self.remaining = list(self._ask(seen | {"state": np.asarray(proprio, np.float32)}, deadline_s))
+            task = {} if observation.get("task") is None else {"prompt": observation["task"]}
+            self.remaining = list(self._ask(seen | {"state": np.asarray(proprio, np.float32)} | task, deadline_s))
         return self.remaining.pop(0)
 
     def plan(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:

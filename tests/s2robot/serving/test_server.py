@@ -38,7 +38,7 @@ PATIENT, SOON = 30.0, 5.0  # s; deadlines that only a fault exceeds, even on a b
 TRANSFORMER = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0, "action_history": True}
 KINDS = {
     "chunks": {},
-    "ensemble": {"ensemble": 0.1},
+    "ensemble": {"ensemble": 0.1, "tasks": ("push", "pull")},
     "context": {"kind": "transformer", "context": 3, "network": TRANSFORMER},
 }
 
@@ -61,6 +61,7 @@ def observations(count: int, seed: int = 0):
         {
             "images": {name: rng.integers(0, 256, (64, 64, 3), np.uint8) for name in CAMERAS},
             "proprio": rng.normal(size=8).astype(np.float32),
+            "task": "pull",
         }
         for _ in range(count)
     ]
