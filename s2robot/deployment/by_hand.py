@@ -34,7 +34,7 @@ class _ByHand:
         stages = self.operator.stages
         reached = (stages[-1] if success else self.operator.stage()) if stages else ""
         record = {"episode": pair, "seed": self.seed + pair, "success": success, "stage": reached}
-        unknown = {"steps": 0, "time_to_success_s": None, "video": None}
+        unknown = {"steps": 0, "time_to_success_s": None, "video": None, "place": self.places[pair]}
         self.journal.append(record | unknown, np.zeros((0, 1), np.float32))
         return True
 
@@ -45,7 +45,8 @@ class _ByHand:
 def by_hand(
     settings: Any, env: Any, folders: Sequence[Path], operator: TrialOperator | None = None
 ) -> list[_ByHand]:
-    """Return the attempts of a and b, whose outcomes ``operator`` enters. Raises UserError for fewer positions than pairs.
+    """Return the attempts of a and b, whose outcomes ``operator`` enters. Raises UserError for fewer positions than
+    pairs, or others than when the trial began.
 
     settings: `comparison.trial.TrialSettings`. env: settings of the world that samples positions, if no file lists them.
     """
@@ -60,5 +61,9 @@ def by_hand(
     operator.stages, attempts = settings.stages or (), []
     for name, folder in zip((settings.a, settings.b), folders, strict=True):
         journal = Journal(folder / "episodes.jsonl", {"policy": name, "seed": seed})
+        for pair, place in enumerate(places):
+            if (began := journal.records.get(pair, {}).get("place", place)) != place:
+                got = f"expected pair {pair + 1} at {began!r}, as when the trial began, got {place!r}"
+                raise UserError(f"{settings.places or 'env'}: {got}")
         attempts.append(_ByHand(name, places, seed, operator, journal))
     return attempts

@@ -72,7 +72,7 @@ def on_arm(
         check_operator(bridge, required=settings.judge == "person")
     rigs = list[Rig]()
     for letter, name in (("a", settings.a), ("b", settings.b)):
-        where = "url" if name.startswith(("http://", "https://")) else "checkpoint"
+        where = "url" if name.startswith(("ws://", "wss://")) else "checkpoint"
         source = HostSettings(**{**plain(cfg.policy), "url": None, where: name})
         rigs.append(Rig(cfg, stack, source, *rigs))
         print(f"policy {letter}: {name}")

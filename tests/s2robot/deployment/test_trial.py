@@ -13,6 +13,7 @@ from s2robot.core.parts import plain
 from s2robot.core.settings import read_some
 from s2robot.deployment.trial import on_arm
 from s2robot.envs.real.operator.prompts import TrialOperator
+from s2robot.serving.remote import PolicyLost
 from tests.envs.real.home import OWN, described
 from tests.envs.real.virtual import Calls
 
@@ -82,7 +83,7 @@ def test_trial_is_blind_survives_fault_and_crash_and_counts_voids(
     assert sum(c["kind"] == "motion" for c in commands) > 40 and not any(c["unsafe"] for c in commands)
 
 
-def test_operator_judges_a_simulated_custom_arm(calm, pictures, save_untrained, tmp_path):
+def test_operator_judges_a_simulated_custom_arm(calm, pictures, save_untrained, tmp_path, monkeypatch):
     """An arm with six joints, unlike any simulated task, starts at its own home."""
     arm = described("ur5e")
     parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}
@@ -92,6 +93,9 @@ def test_operator_judges_a_simulated_custom_arm(calm, pictures, save_untrained, 
     box += ["robot=ur5e", f"hydra.searchpath=[file://{OWN}/configs]"]
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         cfg = compose("trial", [*box, *words(*own)])
+    monkeypatch.setenv("S2ROBOT_TOKEN", "secret" * 3)
+    with pytest.raises(PolicyLost, match="^ws://127.0.0.1:9: "), ExitStack() as stack:
+        on_arm(cfg, read_some(TrialSettings, cfg).replace(a="ws://127.0.0.1:9"), stack, [], TrialOperator())
     assert run(cfg, "yn", []) == 3
     found = json.loads((tmp_path / "stats.json").read_text())
     assert sorted(arm["successes"] for arm in found["arms"]) == [0, 1]
