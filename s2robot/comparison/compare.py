@@ -68,9 +68,7 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     axes = {name: planning.worlds_of(plan, name, experiment.axes[name]) for name in chosen}
     policies = planning.training(plan, plan.main)
     jobs, tried, stopping = _evaluate(experiment.stopping, plan, policies)
-    seq_alpha = (
-        experiment.stopping.alpha if stopping is not None else None
-    )  # also at the planned end: looks spend alpha
+    seq_alpha = experiment.stopping.alpha if stopping else None  # at the planned end too: looks spend it
     runs, episodes = read_runs(plan, plan.main, tried), experiment.axis_episodes or tried
     for _, worlds in axes.values():
         stages = list[Job]()

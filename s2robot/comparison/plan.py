@@ -27,6 +27,7 @@ from s2robot.config import encoder_settings, open_demos, task_settings
 from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
 from s2robot.demos.errors import DatasetError
+from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.frames import at_height
@@ -160,7 +161,9 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     if settings.records:
         return replace(plan, main=World(out, recording=_recording(out, "", common)))
     with _errors_about("all arms"):
-        return replace(plan, demos=demos_of(plan).fingerprint)
+        demos = demos_of(plan)
+        Lineage().trained_on(demos, ()).refuse(plan.positions, demos.path, "evaluate.seed")
+        return replace(plan, demos=demos.fingerprint)
 
 
 def demos_of(plan: Plan) -> EpisodeStore:
