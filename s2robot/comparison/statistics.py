@@ -38,7 +38,7 @@ def power_at(gap: float, positions: int, design: Power, seeds: int = 1) -> float
     squares of a few seeds. Sources: Miettinen 1968, Connor 1987 (paired table).
     """
     p, q = design.base, min(design.base + gap, 1.0)
-    v, w = p * (1 - p), max(q * (1 - q), 1e-9)
+    v, w = (max(x * (1 - x), 1e-9) for x in (p, q))
     lowest, highest = max(0.0, p + q - 1) - p * q, min(p, q) - p * q  # limits of a 2 × 2 table
     covariance = min(max(design.correlation * math.sqrt(v * w), lowest), highest)
     if seeds == 1:

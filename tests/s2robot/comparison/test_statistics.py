@@ -62,6 +62,8 @@ def test_needed_positions_just_reach_the_power_of_the_design():
         positions = statistics.needed(0.12, design, seeds)
         power, below = (statistics.power_at(0.12, n, design, seeds) for n in (positions, positions - 3))
         assert power >= 0.8 > below - 0.01
+        low, high = (statistics.power_at(gap, 64, design.replace(base=0.0), seeds) for gap in (0.1, 0.3))
+        assert 0 < low < high <= 1
     figures, lines = statistics.power_figures(DESIGN, 1, 64)
     assert figures["needed"] == 291 and figures["planned"] == 64 and len(lines) == 2
     rows = {row["gap"]: row["needed"] for row in figures["table"]}
