@@ -26,6 +26,7 @@ from s2robot.comparison.settings import GROUPS, READS, Arm, Axis, Compare, group
 from s2robot.config import encoder_settings, open_demos, task_settings
 from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
+from s2robot.core.settings import plain
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
@@ -177,7 +178,7 @@ def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
     values = [OmegaConf.select(each, key_of(axis.key), default=_NOTHING) for each in settings]
     if _NOTHING in values:
         raise UserError(f"axes: expected a key that training or evaluation has, got {axis.key}")
-    default = values[0] if values.count(values[0]) == len(values) else None  # None: the arms differ
+    default = plain(values[0]) if values.count(values[0]) == len(values) else None  # None: the arms differ
     if axis.key == "demos.episodes":
         exists = plan.main.recording is None
         total = len(demos_of(plan)) if exists else int(settings_of("record", plan.common).episodes)

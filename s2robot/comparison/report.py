@@ -5,6 +5,7 @@
 Reads compare.json, the arms' episodes.jsonl and the videos that compare.json names.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -170,18 +171,19 @@ def _position_maps(run_dir: Path, facts: _Facts, labels: Mapping[str, str]) -> B
 def _axis(axis: _Facts, labels: Mapping[str, str], number: int) -> Section:
     values, arms, lines = axis["values"], axis["arms"], []
     numeric = all(isinstance(value, int | float) for value in values)
-    place = {value: value if numeric else i for i, value in enumerate(values)}
+    key = lambda value: json.dumps(value) if isinstance(value, list | dict) else value  # noqa: E731
+    place = {key(value): value if numeric else i for i, value in enumerate(values)}
     for i, (name, label) in enumerate(labels.items()):
-        points = sorted(arms[name], key=lambda point: place[point["value"]])
-        lines.append(_line(i, [place[point["value"]] for point in points], points, label))
-    if (default := axis["default"]) in place:
+        points = sorted(arms[name], key=lambda point: place[key(point["value"])])
+        lines.append(_line(i, [place[key(point["value"])] for point in points], points, label))
+    if (default := key(axis["default"])) in place:
         ends = [min(y for line in lines for y in line.low), max(y for line in lines for y in line.high)]
         style = {"lw": 1, "ls": (0, (1, 2)), "marker": None}
         lines.append(plots.Line([place[default]] * 2, ends, "default", INK, style=style))
-    results = {(name, point["value"]): _result(point) for name in labels for point in arms[name]}
-    rows = [[as_text(value), *(results[name, value] for name in labels)] for value in values]
+    results = {(name, key(point["value"])): _result(point) for name in labels for point in arms[name]}
+    rows = [[as_text(value), *(results[name, key(value)] for name in labels)] for value in values]
     name = axis["label"] + (f" ({axis['unit']})" if axis["unit"] else "")
-    ticks = {place[value]: as_text(value) for value in values}
+    ticks = {place[key(value)]: as_text(value) for value in values}
     panel = plots.Panel("", lines, name, "success (%)", _log(values), ticks)
     figure = page.figure(plots.curves([panel], 1, (6, 4)), f"axis{number}", f"Success by {axis['label']}")
     return Section(f"Axis: {axis['label']}", [figure, ("table", (name, *labels.values()), rows, 1)])

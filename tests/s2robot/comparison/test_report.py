@@ -34,9 +34,9 @@ def compared(tmp_path_factory):
         run = Path("out").resolve()
     frames = [{"hand": np.full((64, 64, 3), 90, np.uint8)}]
     write_video(run / "videos/0.mp4", frames, record(0), height=64, hold_s=0)
-    (axis,), names = facts["axes"], {0.5: "dim", 1.0: "bright"}
+    (axis,), names = facts["axes"], {0.5: "dim", 1.0: ["bright", 2]}
     arms = {a: [p | {"value": names[p["value"]]} for p in points] for a, points in axis["arms"].items()}
-    words = axis | {"label": "words", "default": None, "values": ["dim", "bright"], "arms": arms}
+    words = axis | {"label": "words", "default": ["bright", 2], "values": ["dim", ["bright", 2]], "arms": arms}
     videos = [{"path": "videos/0.mp4", "arm": "base", "seed": 0, "position": 10_000}]
     write_json(run / "compare.json", facts | {"videos": videos, "axes": [axis, words]})
     return run
