@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, require
 from s2robot.core.files import cache_dir, shipped_demos
 from s2robot.core.provenance import versions
 from s2robot.core.settings import read
@@ -45,7 +45,8 @@ def doctor(cfg: DictConfig) -> int:
     checkpoint = read(str | None, cfg.checkpoint, "checkpoint")  # type: ignore[arg-type]
     checks = [*machine(), *extras()]
     if checkpoint:
-        checks.append(attempt("checkpoint", lambda: acts(Path(checkpoint), read(str, cfg.device, "device"))))
+        device, weights = read(str, cfg.device, "device"), cfg.encoder.checkpoint
+        checks.append(attempt("checkpoint", lambda: acts(Path(checkpoint), device, weights)))
     for check in checks:
         mark = "ok  " if check.good else "FAIL" if check.needed else "-   "
         print(f"{mark}  {check.name:<14}{check.text}")
@@ -55,8 +56,9 @@ def doctor(cfg: DictConfig) -> int:
 def attempt(name: str, check: Callable[[], str], needed: bool = True) -> Check:
     try:
         return Check(name, True, check(), needed)
-    except (UserError, EnvError, OSError) as error:
-        return Check(name, False, str(error), needed)
+    except Exception as error:  # also those of OpenGL: the other checks still count
+        kind = "" if isinstance(error, UserError | EnvError | OSError) else f"{type(error).__name__}: "
+        return Check(name, False, kind + " ".join(str(error).split()), needed)
 
 
 def machine() -> Iterator[Check]:
@@ -77,6 +79,7 @@ def machine() -> Iterator[Check]:
 
 def check_opengl() -> str:
     """Create an OpenGL context and return its backend and version."""
+    require(SIMULATOR[0], extra="sim")
     name = choose_gl()
     from s2robot.envs.renderer import opengl  # imports MuJoCo
 
@@ -105,9 +108,9 @@ def extras() -> Iterator[Check]:
         yield Check(extra, installed, text, needed=False)
 
 
-def acts(checkpoint: Path, device: str) -> str:
+def acts(checkpoint: Path, device: str, weights: str | None) -> str:
     """Load a checkpoint, which checks its golden trace, and describe it."""
-    _, encoder, contract = load_networks(checkpoint, device_of(device))
+    _, encoder, contract = load_networks(checkpoint, device_of(device), weights)
     traced = (checkpoint / "golden.safetensors").is_file()
     trace: Any = "its golden trace matches" if traced else "it has no golden trace"
     return f"{checkpoint}: {contract['robot']}, {encoder.name}; {trace}"

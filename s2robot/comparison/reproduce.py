@@ -50,7 +50,7 @@ def reproduce(cfg: DictConfig) -> int:
         workers=settings.workers, instruction=identity.get("evaluate.instruction"),
     )  # fmt: skip
     world = settings_of(identity["env"], f"{settings.run}: env")
-    evaluate_checkpoint(checkpoint, out, evaluate, world)
+    evaluate_checkpoint(checkpoint, out, evaluate, world, cfg.encoder.checkpoint)
     rerun = read_records(out / "episodes.jsonl")
     both = {"there": summary.get("versions") or {}, "here": versions()}
     result = compare_runs(records, rerun, settings.margin) | {"versions": both}
