@@ -220,7 +220,7 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
             with run_folder(folder, _about(cfg), keep=sweep, began=began):
                 typed.check_config(cfg, words)
                 result = _call(verb, cfg)
-            status = result if isinstance(result, int) else 0
+            status = max(status, result if isinstance(result, int) else 0)  # the jobs of a sweep
             return result
         except KeyboardInterrupt as stop:
             stop.folder = folder  # type: ignore[attr-defined]

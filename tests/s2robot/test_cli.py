@@ -323,6 +323,7 @@ def test_sweep_with_a_failed_job_fails_and_names_it(inspect, tmp_path):
     status, out, err = inspect(verb, "--multirun", "run=a,b,c")
     assert status == 2 and "run=b" in out + err and err.endswith("s2robot inspect: error: no such run\n")
     assert len(list((tmp_path / "runs/inspect").glob("*_sweep/*/"))) == 3  # the other jobs ran
+    assert inspect(lambda cfg: 3 * (cfg.run == "a"), "--multirun", "run=a,b")[0] == 3
 
 
 @pytest.mark.parametrize("users", [False, True])
