@@ -170,12 +170,9 @@ class PolicyServer:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
         images = {name: np.zeros((*size, 3), np.uint8) for name, size in self._sizes.items()}
-        spec = self.actor.batch.policy.spec
-        seen = {
-            "images": images,
-            "proprio": spec.proprio.zeros().numpy(),
-            "task": next(iter(spec.tasks), None),
-        }
+        policy = self.actor.batch.policy
+        mean = policy.spec.proprio.outer(policy.normaliser.proprio.offset.cpu())  # zeros may be far from the demos
+        seen = {"images": images, "proprio": mean.numpy(), "task": next(iter(policy.spec.tasks), None)}
         self.actor.plan(seen)  # warm up, so that the first client does not wait longer
         tls = tls_of(s.certificate, s.key)
         code, reason = _GOING, "the server was stopped"

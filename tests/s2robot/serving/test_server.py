@@ -331,7 +331,10 @@ def test_bad_observations_are_answered_with_the_reason(checkpoint):
         ({"state": np.full(8, np.nan, np.float32)}, "proprio: expected finite numbers"),
         ({"reset": False, "s2robot": {"id": 1, "used": 77}}, "used: .*, got 77"),
     ]
-    with serving(checkpoint) as (server, url, _), plain(url) as ws:
+    actor = load_policy(checkpoint, "cpu").actor
+    actor.batch.policy.normaliser.proprio.offset.fill_(100)
+    with pytest.warns(match="but 100 ") as shown, serving(checkpoint, actor) as (server, url, _), plain(url) as ws:
+        assert not len(shown)  # the warm-up leaves the warning of wrong units to clients
         for change, words in changes:
             assert ask(ws, request() | {"images": {}})["s2robot"] == {"id": 1}
             answer = ask(ws, request() | change)
