@@ -92,11 +92,6 @@ class Parts:
         """Whether inner and outer values are equal."""
         return not any(p.kind == "rotation" or (p.kind == "binary" and p.low) for p in self.parts)
 
-    def zeros(self) -> Tensor:
-        """Return zeros (A,), with identity rotations."""
-        unit = {"rot6d": [1.0, 0, 0, 0, 1, 0]}
-        return torch.tensor([v for part in self.parts for v in unit.get(str(part.form), [0.0] * part.size)])
-
     def inner(self, values: Tensor) -> Tensor:
         """Convert outer to inner values, (..., A) -> (..., W): rotations as rot6d, binary numbers as 0 and 1."""
         return self._each(values, self.outside, _inner)

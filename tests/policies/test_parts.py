@@ -188,7 +188,7 @@ def test_member_mean_and_disagreement_handle_half_turns():
     for middle in (2.0, torch.pi):
         turns = torch.zeros(3, 2, CHUNK, 3)
         turns[..., 0] = torch.tensor([-0.01, 0.0, 0.01])[:, None, None] + middle
-        plans = arm.zeros().expand(3, 2, CHUNK, -1).clone()
+        plans = torch.zeros(3, 2, CHUNK, arm.size)
         plans[..., at] = rotations.numbers(rotations.matrices(turns, "axis_angle"), "rot6d")
         disagreements.append(policy.disagreement(plans))
     torch.testing.assert_close(disagreements[0], disagreements[1], atol=1e-4, rtol=0)
