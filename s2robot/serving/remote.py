@@ -144,8 +144,8 @@ class RemotePolicy:
             raise UserError(f"observation: expected {[*missing, 'proprio'][0]}, got {keys}")
         if not self.remaining:
             seen = {"images": {name: np.asarray(images[name]) for name in self.cameras}}
-            task = {} if observation.get("task") is None else {"prompt": observation["task"]}
-            self.remaining = list(self._ask(seen | {"state": np.asarray(proprio, np.float32)} | task, deadline_s))
+            more = {"state": np.asarray(proprio, np.float32), "prompt": observation.get("task")}
+            self.remaining = list(self._ask(seen | more, deadline_s))
         return self.remaining.pop(0)
 
     def plan(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:

@@ -171,9 +171,10 @@ class PolicyServer:
             signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
         images = {name: np.zeros((*size, 3), np.uint8) for name, size in self._sizes.items()}
         policy = self.actor.batch.policy
-        mean = policy.spec.proprio.outer(policy.normaliser.proprio.offset.cpu())  # zeros may be far from the demos
+        mean = policy.spec.proprio.outer(policy.normaliser.proprio.offset.cpu())
         seen = {"images": images, "proprio": mean.numpy(), "task": next(iter(policy.spec.tasks), None)}
-        self.actor.plan(seen)  # warm up, so that the first client does not wait longer
+        # warm up, so that the first client does not wait longer; zeros could warn of wrong units
+        self.actor.plan(seen)
         tls = tls_of(s.certificate, s.key)
         code, reason = _GOING, "the server was stopped"
         with ExitStack() as stack:

@@ -74,8 +74,8 @@ def test_help_explains_a_group(s2robot):
         ("train encoder=mvp-tny", "encoder: expected one of dinov2_s, efficientnet_lite0, mvp-small"),
         ("run record=3", "record: expected true or false, got 3"),
         ("train task=stack env.cube_size=0.02", "env.cube_size: expected task.<key>"),
-        ("evaluate checkpoint=x task=lift env=lift", "env: expected task.<key>, because task=lift ignores env"),
-        ("record task=lift robot=panda episodes=0", "robot: expected task.<key>, because task=lift ignores robot"),
+        ("evaluate checkpoint=x task=lift env=lift", "env: expected task.<key>, because task=lift"),
+        ("record task=lift robot=panda episodes=0", "robot: expected task.<key>, because task=lift"),
         ("evaluate checkpoint=x encoder=mvp-tiny", "encoder: expected no value, because `s2robot evaluate`"),
         ("evaluate checkpoint=x policy.members=1", "policy.members: expected no value, because"),
         ("evaluate checkpoint=x evaluate=arm bridge=emulatr", "bridge: expected one of default, emulator"),
@@ -307,9 +307,7 @@ def test_torchrun_and_srun_require_an_explicit_folder(inspect, monkeypatch, vari
     assert status == 2 and "hydra.run.dir: expected a folder for all processes" in err
 
 
-@pytest.mark.parametrize(
-    "verb", [raises(RuntimeError("bug")), lambda cfg: cfg.absent, lambda cfg: cfg.run.absent]
-)
+@pytest.mark.parametrize("verb", [raises(RuntimeError()), lambda cfg: cfg.absent, lambda cfg: cfg.run.absent])
 def test_program_errors_keep_their_traceback(inspect, verb):
     with pytest.raises((RuntimeError, AttributeError)):
         inspect(verb)

@@ -85,9 +85,8 @@ def test_kill_at_a_write_of_compare_changes_no_figure(tmp_path):
         assert results_of(folder) == reference, write
 
 
-def test_positions_solved_by_one_arm_are_filmed_once_for_both(recorded, save_untrained, tmp_path, monkeypatch):
-    """Two arms and two training seeds: a success repeats the position's demo, a failure stands still for 4 steps.
-    The cost of an action is measured for policies with several tasks too."""
+def test_positions_solved_by_one_arm_are_filmed_for_both(recorded, save_untrained, tmp_path, monkeypatch):
+    """Two seeds: a success repeats the position's demo, a failure stands still. Also measure the arms' cost."""
     do_inline(monkeypatch)
     solved = {"base-s2": {0: (500,), 1: (500, 501)}, "base": {0: (), 1: (501, 502)}}
     store = EpisodeStore.open(recorded)

@@ -34,9 +34,9 @@ def compared(tmp_path_factory):
         run = Path("out").resolve()
     frames = [{"hand": np.full((64, 64, 3), 90, np.uint8)}]
     write_video(run / "videos/0.mp4", frames, record(0), height=64, hold_s=0)
-    (axis,), names = facts["axes"], {0.5: "dim", 1.0: ["bright", 2]}
+    (axis,), names = facts["axes"], {0.5: "dim", 1.0: ["lit"]}
     arms = {a: [p | {"value": names[p["value"]]} for p in points] for a, points in axis["arms"].items()}
-    words = axis | {"label": "words", "default": ["bright", 2], "values": ["dim", ["bright", 2]], "arms": arms}
+    words = axis | {"label": "words", "default": ["lit"], "values": ["dim", ["lit"]], "arms": arms}
     videos = [{"path": "videos/0.mp4", "arm": "base", "seed": 0, "position": 10_000}]
     write_json(run / "compare.json", facts | {"videos": videos, "axes": [axis, words]})
     return run
@@ -57,9 +57,8 @@ def empty_plots(monkeypatch):
 def test_page_shows_the_figures_of_compare_json(run):
     facts, page = read_json(run / "compare.json"), Page(write_compare_report(run))
     labels = {arm["name"]: arm["label"] for arm in facts["arms"]}
-    assert facts["stopping"]["stopped_at"] is None  # its intervals are those of the looks
     for pair in facts["pairs"]:
-        assert pair["method"] == "confidence sequence (sequential)" and "confidence sequence" in page.text
+        assert pair["method"].startswith("confidence sequence")  # of the looks, although none of them decided
         assert headline(pair, labels) in page.text
         row = page.row(f"{labels[pair['a']]} {MINUS} {labels[pair['b']]}")
         assert row[2] == f"{100 * pair['difference']:+.1f}".replace("-", MINUS)

@@ -46,7 +46,7 @@ def test_different_images_and_different_physics_are_distinguished():
     assert compare_runs(a, b, 0.05)["other_starts"] == {"state": [102], "frames": [101, 102]}
 
 
-def test_run_is_reproduced_on_its_machine_but_not_by_another_policy(here, save_untrained, tiny_encoder, tmp_path):
+def test_run_is_reproduced_here_but_not_by_another_policy(here, save_untrained, tiny_encoder, tmp_path):
     env = CubePickConfig(cameras=("hand", "left"), max_steps=4)
     policy = save_untrained(tmp_path / "policy", {"env_config": env.model_dump(mode="json")})
     words = ["evaluate.episodes=3", "evaluate.videos=0", "evaluate.workers=1", "env.cameras=[hand,left]"]
@@ -55,7 +55,7 @@ def test_run_is_reproduced_on_its_machine_but_not_by_another_policy(here, save_u
     first = json.loads((tmp_path / "first" / "episodes.jsonl").read_text().splitlines()[0])
     assert set(first["start"]) == {"state", "frames"}
     (facts := policy / "policy.json").write_text(facts.read_text().replace(str(tiny_encoder), "moved"))
-    repeat = ["reproduce", "run=first", f"checkpoint={policy}", "workers=1", f"encoder.checkpoint={tiny_encoder}"]
+    repeat = "reproduce", "run=first", "checkpoint=policy", "workers=1", f"encoder.checkpoint={tiny_encoder}"
     again = here(*repeat, "margin=0.9", "hydra.run.dir=second")
     assert again.returncode == 0 and "3 of 3 episodes start identically" in again.stdout, again
     lines = (tmp_path / "first" / "episodes.jsonl").read_text()

@@ -93,7 +93,7 @@ def test_custom_placements_and_wrong_settings(tmp_path, monkeypatch, capsys):
     assert operator.run(tmp_path / "out", settings(2, places="places.txt")) == 3
     assert operator.text.count("spoon left") == 2
     (tmp_path / "places.txt").write_text("New\nBowl left, spoon right\n")
-    with pytest.raises(UserError, match="^places.txt: expected pair 1 at 'Bowl left, spoon right', .* got 'New'"):
+    with pytest.raises(UserError, match="^places.txt: expected pair 1 at 'Bowl left, .*, got 'New'"):
         operator.run(tmp_path / "out", settings(2, places="places.txt"))
     with pytest.raises(UserError, match="pairs: expected <= 2, the lines of places.txt, got 3"):
         operator.run(tmp_path / "more", settings(3, places="places.txt"))

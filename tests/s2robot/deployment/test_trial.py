@@ -13,7 +13,6 @@ from s2robot.core.parts import plain
 from s2robot.core.settings import read_some
 from s2robot.deployment.trial import on_arm
 from s2robot.envs.real.operator.prompts import TrialOperator
-from s2robot.serving.remote import PolicyLost
 from tests.envs.real.home import OWN, described
 from tests.envs.real.virtual import Calls
 
@@ -60,9 +59,7 @@ def test_trial_is_blind_survives_fault_and_crash_and_counts_voids(
         run(cfg, "nv", prompts, break_arm)
     shown = capsys.readouterr().out
     assert "0 of at most 1 pairs are done" in shown and emulator("status")["state"] >= 4
-    (record,) = [
-        json.loads(file.read_text()) for file in tmp_path.glob("[12]/episodes.jsonl") if file.stat().st_size
-    ]
+    (record,) = [json.loads(f.read_text()) for f in tmp_path.glob("[12]/episodes.jsonl") if f.stat().st_size]
     assert not record["success"] and "31" in record["fault"] + "command code 31"
     texts = "n: count it", "Is the fault cleared?"
     judged, cleared = (next(i for i, q in enumerate(prompts) if text in q) for text in texts)
@@ -94,7 +91,7 @@ def test_operator_judges_a_simulated_custom_arm(calm, pictures, save_untrained, 
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         cfg = compose("trial", [*box, *words(*own)])
     monkeypatch.setenv("S2ROBOT_TOKEN", "secret" * 3)
-    with pytest.raises(PolicyLost, match="^ws://127.0.0.1:9: "), ExitStack() as stack:
+    with pytest.raises(RuntimeError, match="^ws://127.0.0.1:9: "), ExitStack() as stack:
         on_arm(cfg, read_some(TrialSettings, cfg).replace(a="ws://127.0.0.1:9"), stack, [], TrialOperator())
     assert run(cfg, "yn", []) == 3
     found = json.loads((tmp_path / "stats.json").read_text())

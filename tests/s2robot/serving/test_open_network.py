@@ -50,9 +50,7 @@ def checkpoint(save_untrained, tmp_path_factory):
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_clients_are_served_during_a_flood_of_unfinished_connections(
-    checkpoint, certificate, tmp_path, encrypted
-):
+def test_clients_are_served_during_a_flood_of_connections(checkpoint, certificate, tmp_path, encrypted):
     """A connected client gets its answers, and a new one is admitted, during the flood and after it."""
     files = [f"serve.{name}={file}" for name, file in keys(certificate).items()] if encrypted else []
     more = {"ca_file": certificate} if encrypted else {}
@@ -200,12 +198,7 @@ def test_invalid_certificate_files_are_one_error_line(certificate, tmp_path):
     key = certificate.with_name("key.pem")
     command = ["openssl", "rsa", "-aes128", "-passout", "pass:secret", "-in", str(key), "-out", str(locked)]
     subprocess.run(command, check=True, capture_output=True)
-    invalid = (
-        ("no-such.pem", None),
-        (str(text), None),
-        (str(certificate), None),
-        (str(certificate), str(locked)),
-    )
+    invalid = ("none.pem", None), (str(text), None), (str(certificate), None), (str(certificate), str(locked))
     for files in invalid:
         with pytest.raises(UserError, match=r"^serve\.certificate: ") as caught:
             tls_of(*files)
