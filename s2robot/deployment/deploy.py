@@ -18,7 +18,7 @@ from s2robot.core.settings import Positions, from_yaml, read_some
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.operator import check_operator, keys
 from s2robot.deployment.panel import WAITING, Board
-from s2robot.deployment.session import Outcome, Rig
+from s2robot.deployment.session import UNACKNOWLEDGED, Outcome, Rig
 from s2robot.deployment.settings import read_bridge
 from s2robot.deployment.store import CAUSES, open_store
 from s2robot.deployment.trace import EpisodeLog, sampled
@@ -126,6 +126,8 @@ class LiveSession:
                 fault = self.episode(i)
                 if fault or stop.requested():
                     break
+        if not (fault or self.session.runtime.confirmed):
+            fault = UNACKNOWLEDGED
         if fault:
             advice = f"{self.session.runtime.stop_text} Inspect the arm before doing anything else."
             print(f"FAULT: {fault}\n{advice}", flush=True)

@@ -24,7 +24,7 @@ from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import ConnectedArm
 from s2robot.deployment.operator import Keys, check_operator, keys
-from s2robot.deployment.session import ArmSession, Rig
+from s2robot.deployment.session import UNACKNOWLEDGED, ArmSession, Rig
 from s2robot.deployment.settings import HostSettings, read_bench
 from s2robot.deployment.store import CAUSES, open_corrections, open_store
 from s2robot.envs.cube_config import ACTION_FRAME
@@ -218,7 +218,7 @@ class ArmRecording:
         aborted = teleop.teach(session.runtime, self.controls, steps, recorder)
         if self.corrects:
             self.shared.led(len(recorder) - before)
-        return aborted
+        return aborted or ("" if session.runtime.confirmed else UNACKNOWLEDGED)
 
 
 class CorrectionRecorder(EpisodeRecorder):

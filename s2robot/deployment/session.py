@@ -32,10 +32,11 @@ from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.control.loop import LoopConfig, Result
 from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.supervisor import EndsLoop
-from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.operator.prompts import Operator, Placing, Stop, TerminalOperator
 from s2robot.envs.real.runtime import ArmRuntime
 from s2robot.envs.robots import ROBOTS
+
+UNACKNOWLEDGED = "stop: expected the arm's acknowledgement, got none"  # a fault
 
 
 @dataclass
@@ -128,8 +129,10 @@ class ArmSession(Subscriber):
                 raise
             return Outcome("fault", str(error))
         finally:
-            self.runtime.driver.stop("end of the episode")
-        fault = "; ".join(result.reasons) if result.state == State.FAULT else ""
+            confirmed = self.runtime.driver.stop("end of the episode")
+        if not confirmed:  # latched: an operator must clear it
+            self.runtime.loop.watchdog.fault(self.runtime.clock.now(), UNACKNOWLEDGED)
+        fault = "; ".join(self.runtime.fault)
         return Outcome("fault" if fault else result.cause, fault, result)
 
     def on_begin(self) -> None:

@@ -17,6 +17,8 @@ import pytest
 from s2robot.core.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
+from s2robot.envs.real.arms.xarm import XArmDriver
+from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State
 from tests import forks
 from tests.envs.real.patience import PATIENCE
@@ -170,6 +172,15 @@ def test_arm_fault_ends_the_session_and_keeps_the_episode(config, emulator, at_s
     assert len(EpisodeStore.open(path)) == 1
     assert f"FAULT: {fault}\nThe arm is stopped. Inspect the arm" in capsys.readouterr().out
     assert max(np.abs(emulator("status")["velocities"])) < 0.01
+
+
+def test_stop_without_acknowledgement_is_a_fault(config, emulator, monkeypatch, capsys):
+    stop = XArmDriver.stop
+    monkeypatch.setattr(XArmDriver, "stop", lambda self, why: stop(self, why) and why != unheard)
+    monkeypatch.setattr(Supervisor, "stop", lambda self: False)
+    for unheard in ("end of the episode", "end of the session"):  # noqa: B007
+        assert deploy.deploy(config("live=true", "bridge.loop.max_steps=1")) == 1
+        assert "FAULT: stop: expected the arm's acknowledgement" in capsys.readouterr().out
 
 
 def test_ctrl_c_brakes_and_stops_the_arm(emulator, slow_policy, pictures, calm, tmp_path):
