@@ -143,7 +143,7 @@ class XArmDriver(arms.ArmDriver):
     def _enable(self, mode: int) -> None:
         self._led = False
         sdk = self._connected()
-        code, (error, _) = sdk.get_err_warn_code()
+        code, error = self._pending_error()
         self._check("get_err_warn_code", code)
         hint = "inspect the arm, then clear the error in UFACTORY Studio"
         expect(not error, f"xarm {self.ip}", "no error", f"error {error} pending; {hint}")
@@ -170,6 +170,11 @@ class XArmDriver(arms.ArmDriver):
     def _check(self, name: str, code: int) -> None:
         expect(code in (0, 2), f"xarm {self.ip}: {name}", "code 0", code)  # 2: done, and a warning is pending
 
+    def _pending_error(self) -> tuple[int, int]:
+        """Return the code of the call, and the box's error."""
+        code, codes = self._connected().get_err_warn_code()  # without a connection, `codes` is a text
+        return code, 0 if isinstance(codes, str) else int(codes[0])
+
     def _connected(self) -> Any:
         expect(self._sdk is not None, f"xarm {self.ip}", "connect first", "no connection")
         return self._sdk
@@ -185,8 +190,8 @@ class XArmDriver(arms.ArmDriver):
         q = arms.measured(f"xarm {self.ip}", q, silent, GRIPPER_LOST)
         error = int(sdk.error_code)
         if sdk._arm.arm_cmd.has_err_warn:  # flagged in an answer; the report may come 0.2 s later
-            code, (newest, _) = sdk.get_err_warn_code()
-            error = int(newest) if code == 0 else error
+            code, newest = self._pending_error()
+            error = newest if code == 0 else error
         return ArmState(q, opening, requested, sdk.mode, error)
 
     def status(self) -> DriverStatus:
