@@ -115,12 +115,14 @@ class ArmRuntime(Subscriber):
             raise EnvError(f"stop ({reason}): {UNCONFIRMED}")
 
     def arm(self) -> None:
-        """Enable motion (only with `live`) and reset an earlier stop request.
+        """Enable motion (only with `live`) and reset the loop's earlier stop request, unless it was the operator's.
 
         Raises EnvError if an error is pending, or there is no supervisor.
         """
         self._check_watched()
         self.loop.stop_requested = False
+        if self.stop.requested():
+            self.loop.request_stop()
         if self.live:
             try:
                 self.driver.arm()

@@ -139,8 +139,6 @@ class ArmSession(Subscriber):
         self._reset_policy()
         self.began = time.monotonic()
         self.operator.acting = True
-        if self.stop.requested():  # arming has reset the loop's own request
-            self.runtime.loop.request_stop()
 
     def check_stop(self) -> None:
         """Raise KeyboardInterrupt if the operator has requested a stop."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError
+from s2robot.envs.errors import EnvError, expect
 from s2robot.envs.real.arms.driver import OK, ArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.clock import REAL, Clock
@@ -121,7 +121,15 @@ class ControlLoop:
         self.steps = 0
         worker = self._worker = PolicyWorker(self._act, self._size, self.clock, self._worker)
         try:
-            self._prepare(worker)
+            try:
+                self._prepare(worker)
+            except EnvError:
+                if not self.stop_requested:
+                    raise
+                self.watchdog.pause(self.clock.now())
+                if self.config.live:
+                    self.driver.stop("operator")
+                return Result(self.watchdog.state, self.watchdog.reasons, "stopped", 0)
             now = self.clock.now()
             episode = _Episode(max_steps, now, now, now, now)
             self.watchdog.start(now)
@@ -144,19 +152,28 @@ class ControlLoop:
             worker.close()
 
     def _prepare(self, worker: PolicyWorker) -> None:
-        """Wait for fresh readings, warm up the policy, and reset filter and path to the arm's joints."""
-        config, watch = self.config, lambda: self._watch(worker)
+        """Wait for fresh readings, warm up the policy, and reset filter and path to the arm's joints.
+
+        Raises EnvError if something is missing, or a stop is requested meanwhile.
+        """
+        config, watch = self.config, lambda: (self._check_stop(), self._watch(worker))[1]
         self._code, self._policy_error = OK, ""
         self.sensors.clear()
         self.sensors.wait_ready(watch, config.ready_s, "loop")
         worker.submit(self.clock.now(), self.sensors.observe(config.image_size))
-        answer = worker.take(config.warm_up_s)
+        end, answer = self.clock.now() + config.warm_up_s, None
+        while answer is None and (left := end - self.clock.now()) > 0:
+            self._check_stop()
+            answer = worker.take(min(left, 0.1))
         if answer is None or answer.error:
             why = answer.error if answer else f"no answer within {config.warm_up_s:g} s"
             raise EnvError(f"policy: {why}; nothing has moved")
         self.notify("on_begin")
         # again: frames may have become stale during the policy's first, slow answer
         self.stream.start(self.sensors.wait_ready(watch, config.ready_s, "loop").q)
+
+    def _check_stop(self) -> None:
+        expect(not self.stop_requested, "loop", "no stop before the first action", "one")
 
     def _period(self, episode: _Episode, worker: PolicyWorker) -> None:
         """Wait for the period to begin, then read, decide and send; or set the cause of the episode's end."""

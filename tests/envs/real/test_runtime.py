@@ -205,6 +205,13 @@ def test_requested_stop_holds_until_the_arm_is_armed_again(arm):
     assert runtime.run(5).cause == "stopped"
 
 
+def test_stop_takes_effect_while_the_policy_warms_up(arm):
+    runtime, begin = made(arm, lambda o: arm.clock.sleep(25) or SLOWLY), arm.clock.now()
+    arm.clock.at(2.0, runtime.stop.request)
+    assert episode(runtime, 3).cause == episode(runtime, 3).cause == "stopped"  # a request is never withdrawn
+    assert arm.clock.now() - begin < 3 and arm.stops[0] == "operator" and arm.sent == []
+
+
 def test_operator_is_prompted_before_motion_while_the_arm_is_stopped(arm):
     runtime, operator, placing = made(arm), PromptedOperator(), Placing.draw(WORLD, 3)
     runtime.ready(operator, placing)
