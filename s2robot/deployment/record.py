@@ -178,7 +178,6 @@ class ArmRecording:
     def _episode(self, seed: int) -> str:
         """Record one position; return why it was not kept."""
         controls, recorder, session = self.controls, self.recorder, self.session
-        controls.reset()
         recorder.discard()
         if self.corrects:
             self.shared.begin()
@@ -186,6 +185,7 @@ class ArmRecording:
             self.teleoperator.reset()
         session.begin()
         session.ready(self.world, seed)
+        controls.reset()  # a SpaceMouse's buttons are read all the time
         motion = "Guide the arm by hand." if self.by_hand else teleop.HELP
         print(f"{motion}   {teleop.HANDOVER_HELP if self.corrects else teleop.CONTROLS_HELP}", flush=True)
         session.operator.watch()

@@ -142,7 +142,11 @@ def test_sessions_resume_at_the_next_position_without_discarded_episodes(config,
     assert list(again.meta("seed")) == [SEED + 1, SEED + 2]
 
 
-def test_demo_is_teleoperated_with_keys(config, emulator):
+def test_demo_is_teleoperated_with_keys(config, emulator, monkeypatch):
+    place = EmulatedOperator.place  # meanwhile, somebody bumps the buttons of a SpaceMouse
+    bumped = lambda *inputs: (place(*inputs), *map(recording.controls.on_button, (0, 1)))[0]  # noqa: E731
+    monkeypatch.setattr(EmulatedOperator, "place", bumped)
+
     def lift(on_key):
         further(recording, 1)
         on_key(" ")
