@@ -18,7 +18,7 @@ from s2robot.deployment.preflight import check_pace
 from s2robot.deployment.settings import Bridge, CameraSettings, read_bench, read_bridge, read_policy
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT
-from s2robot.envs.real.control.loop import LoopConfig
+from s2robot.envs.real.control.loop import STOOD_S, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.serving.remote import PolicyLost
@@ -108,9 +108,12 @@ def test_online_mode_lowers_the_stream_limits():
         assert (limits.dq_max, limits.ddq_max) == (dq, ddq)
 
 
-def test_driver_timeout_is_within_the_state_and_heartbeat_limits():
+def test_driver_timeout_and_slowest_rate_are_within_the_loops_limits():
     bridge = configured()
     assert 0.19 < WIRE_TIMEOUT <= bridge.watchdog.state_fault
+    with pytest.raises(UserError, match="limits.rate_hz: expected >= 25, got 20"):  # each gap would be rest
+        configured("bridge.limits.rate_hz=20")
+    assert 1 / 25 < STOOD_S
     assert WIRE_TIMEOUT + 3 / bridge.arm_limits().rate_hz <= bridge.supervisor_s
 
 
