@@ -301,6 +301,7 @@ class ControlLoop:
     def _release(self, episode: _Episode) -> None:
         """Move the command, still filtered, to the measured joints if they differ: the arm is pressing on something."""
         self.clock.sleep(SETTLE_S)
+        self.notify("on_beat")
         try:
             state = self.driver.read()
         except EnvError:  # the next start reports an arm that does not answer
@@ -309,12 +310,12 @@ class ControlLoop:
         arrived = bool(np.abs(state.q - self.safety.q_last).max() < PRESSES + self.driver.slack)
         self.stream.release(begin, state.q)
         while not (arrived or self.stop_requested or self.clock.now() - begin > RELEASE_S):
-            with suppress(EnvError):  # the filter holds when the last state is old
-                state = self.driver.read()
             safe, arrived = self.stream.next(self.clock.now(), state)
             self._send_at_end(episode, safe)
             if self.watchdog.state == State.FAULT:
                 return
+            with suppress(EnvError):  # the filter holds when the last state is old
+                state = self.driver.read()
         self._brake(episode)
 
     def _send_at_end(self, episode: _Episode, safe: Safe) -> None:

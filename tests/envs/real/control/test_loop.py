@@ -142,8 +142,12 @@ class Blocked(FakeArm):
 
 
 def test_arm_pressing_on_an_obstacle_is_led_back_within_limits(clock, cameras):
-    arm = Blocked(clock)
-    result = made(arm, cameras, lambda o: np.eye(8)[6] * 0.04).run(max_steps=3)
+    arm, beats, slow = Blocked(clock), [], []
+    loop = made(arm, cameras, lambda o: np.eye(8)[6] * 0.04, subscribers=[Calls(beat=lambda: beats.append(clock.now()))])
+    release, stall = loop._release, lambda arm: len(slow) < 2 and slow.append(clock.sleep(0.24))
+    loop._release = lambda episode: (setattr(arm, "silent", stall), release(episode))
+    result = loop.run(max_steps=3)
+    assert np.diff(beats).max() < 0.3  # the supervisor stops the arm after that
     assert (result.state, result.cause) == (State.IDLE, "steps") and arm.stops == []
     assert max(q[6] for q in arm.sent) > arm.wall + 0.05
     np.testing.assert_allclose(arm.sent[-1], np.append(HOME[:6], arm.wall), atol=1e-3)
