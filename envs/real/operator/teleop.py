@@ -229,7 +229,7 @@ class SharedControl(Subscriber):
     def begin(self) -> None:
         self._person = self._closed = False
         self.persons: list[bool] = []  # per executed step
-        self._acts: deque[tuple[Any, bool]] = deque(maxlen=8)  # proprio, whether the person acted
+        self._acts: deque[tuple[Any, bool]] = deque()  # proprio, whether the person acted; from the current step on
 
     def act(self, observation: Mapping[str, Any]) -> Array:
         """Return the next action (8,) of the person or the policy, and hand over between them if necessary."""
@@ -252,7 +252,9 @@ class SharedControl(Subscriber):
 
     def on_step(self, step: dict) -> None:
         """Record who acted, per executed step: answers that arrived while the arm was held were not executed."""
-        self.persons.append(next(person for seen, person in self._acts if seen is step["proprio"]))
+        while (act := self._acts.popleft())[0] is not step["proprio"]:
+            pass  # not executed
+        self.persons.append(act[1])
 
     def take(self) -> None:
         """Start the person's part from where the policy's ended."""

@@ -14,6 +14,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ToolIK, XArm7Points
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
+from s2robot.envs.real.control.watchdog import WatchdogLimits
 from s2robot.envs.real.operator.teleop import Controls, Keyboard, SharedControl, SpaceMouse, Teleoperator
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, wait_for
@@ -260,6 +261,13 @@ def test_episode_resumes_where_the_arm_was_led_by_hand(arm):
     np.testing.assert_allclose(steps[before]["proprio"][:7], arm.sent[0], atol=2e-3)
     assert control.persons == [False] * before + [True] * 3 + [False] * 2 and arm.gripper == 0.0
     arm.start = arm.sent[0]
+
+
+def test_late_policy_is_a_fault_with_shared_control_too(arm):
+    late = lambda o: arm.clock.sleep(0.03 if len(steps) < 5 else 0.45) or SLOWLY  # noqa: E731
+    runtime, control, _ = shared(arm, late, steps := [])
+    runtime.loop.watchdog.limits = WatchdogLimits()
+    assert episode(runtime, 60).reasons == ("no action for 5 s",) and len(control.persons) == len(steps) > 4
 
 
 def test_end_key_works_while_the_arm_is_being_armed(arm):
