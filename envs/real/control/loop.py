@@ -332,7 +332,8 @@ class ControlLoop:
             why = f"command code {done.code}" if done.code != OK else ""
         if why or safe.verdict == Verdict.STOP:
             self.watchdog.fault(now, why or f"safety stop: {safe.reasons[0]}")
-            self.driver.stop("; ".join(self.watchdog.reasons))
+            if self.config.live:
+                self.driver.stop("; ".join(self.watchdog.reasons))
 
     def _finish_step(self) -> None:
         step = self.stream.finish()
