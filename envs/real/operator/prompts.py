@@ -194,18 +194,18 @@ class Stop:
     """A stop requested by a key or a signal. A request is never withdrawn."""
 
     def __init__(self) -> None:
-        self._requested = threading.Event()
+        self._requested = False  # no Event: a signal could interrupt code that holds its lock
         self.interrupted = False  # by a signal
         self.moving = False  # whether a stop must brake the arm before the program ends
         self.stop: Callable[[], None] = lambda: None  # called on request
 
     def request(self) -> None:
         """Request a stop: the arm brakes. May be called from any thread."""
-        self._requested.set()
+        self._requested = True
         self.stop()
 
     def requested(self) -> bool:
-        return self._requested.is_set()
+        return self._requested
 
     def check(self) -> None:
         """Raise a signal's KeyboardInterrupt again if it was lost: the vendor's SDK swallows exceptions raised in its calls."""

@@ -192,6 +192,7 @@ def test_signal_swallowed_by_the_sdk_ends_the_session_at_the_next_beat(arm):
     with stop.on_signals(), pytest.raises(KeyboardInterrupt):
         runtime.go_to(HOME + 0.1)
     assert arm.stopped and len(arm.sent) <= 21
+    assert stop._requested is False  # not an Event, whose lock a second signal within `request` would wait for
 
 
 def test_requested_stop_holds_until_the_arm_is_armed_again(arm):
