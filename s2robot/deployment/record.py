@@ -102,7 +102,7 @@ class ArmRecording:
 
     def _connect_rig(self, stack: ExitStack, demos: EpisodeStore) -> Rig:
         own = {key: self._cfg[key] for key in ("checkpoint", "weights", "device")}
-        rig = Rig(self._cfg, stack, HostSettings(**own, url=None, threads=None))
+        rig = Rig(self._cfg, stack, HostSettings(**own, url=None))
         check_contract(
             rig.policy.contract, robot=demos.robot, action_frame=ACTION_FRAME, cameras=list(demos.cameras),
             rate_hz=demos.attrs["rate_hz"],

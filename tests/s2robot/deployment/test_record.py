@@ -210,7 +210,7 @@ def test_wrong_settings_are_one_error_line(words, message, tmp_path, capsys):
 # ---------------------------------------------------------------- corrections
 
 
-def test_corrected_episode_is_appended_to_a_copy(config, emulator, demos, slow_policy):
+def test_corrected_episode_is_appended_to_a_copy(config, emulator, demos, slow_policy, monkeypatch):
     source = demos()
     words = f"checkpoint='{slow_policy}'", f"demos.path='{source}'", f"seed={CORRECTED}", "episodes=2"
     cfg = config("dagger", *words)
@@ -228,12 +228,12 @@ def test_corrected_episode_is_appended_to_a_copy(config, emulator, demos, slow_p
         on_key("\r")
 
     correction = ArmRecording(cfg, None, person(only_end, correct))
+    threads = []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
     store = correction.run()
-    assert len(store) == 3 and list(store.meta("seed")) == [
-        1,
-        2,
-        CORRECTED + 1,
-    ]  # the first needed no correction
+    assert threads == [1]  # the stream to the arm needs its own core
+    # the first needed no correction
+    assert len(store) == 3 and list(store.meta("seed")) == [1, 2, CORRECTED + 1]
     assert Lineage().trained_on(store, [0]).positions["corrected"] == {CORRECTED, CORRECTED + 1}
     assert store.meta("speed").tolist() == [1, 1, correction.bench.bridge.speed]
     assert len(EpisodeStore.open(source)) == 2 and "perturbed" not in EpisodeStore.open(source).keys
