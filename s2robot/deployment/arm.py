@@ -12,6 +12,7 @@ from typing import Any
 from s2robot.core.errors import require
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.settings import Bench, Bridge, CameraSettings
+from s2robot.envs.errors import expect
 from s2robot.envs.frames import ImageSize, size_of
 from s2robot.envs.real.arms.description import BUILT_IN, ArmDescription
 from s2robot.envs.real.arms.driver import ArmDriver, ArmLimits
@@ -80,7 +81,7 @@ class ConnectedArm:
         # use the robot's own cameras unless the settings name another device
         chosen, views = dict(bench.bridge.cameras), self.driver.views
         for name in [name for name in views if name not in chosen or chosen[name].device is None]:
-            chosen[name] = CameraSettings(kind="lerobot", device=name)
+            chosen[name] = chosen.get(name, CameraSettings()).replace(kind="lerobot", device=name)
         bridge, scene = bench.bridge.replace(cameras=chosen), self.driver if views else self.scene
         self._start = partial(start_cameras, bridge, scene=scene)
         self.readers, self.cameras, self.failed = self._start(cameras, stack=stack, image_size=image_size)
@@ -173,8 +174,12 @@ def _problem(bridge: Bridge, name: str) -> str:
 
 def _source(name: str, camera: CameraSettings, scene: Scene | None) -> Callable[[], sources.Source]:
     kind, device = camera.kind, str(camera.device)
+    if kind == "lerobot":
+        views = getattr(scene, "views", {})
+        expected = f"a camera of the robot: {', '.join(views) or 'none'}"
+        expect(device in views, f"bridge.cameras.{name}.device", expected, device)
     if scene is not None and kind in ("emulator", "lerobot"):
-        return scene.camera(name)
+        return scene.camera(name if kind == "emulator" else device)
     size = camera.width, camera.height, camera.fps
     if kind == "opencv":
         own = camera.fourcc, camera.exposure, camera.white_balance

@@ -35,6 +35,11 @@ class CameraSettings(Settings, at="bridge.cameras.hand", file="bridge/default"):
     rotate: int = from_yaml(ge=0, le=3)
     fovy: float | None = from_yaml(ge=1, le=179)
 
+    def rules(self) -> Iterable[tuple[Any, ...]]:
+        for key in ("exposure", "white_balance"):
+            ignored = self.kind in ("realsense", "lerobot") and getattr(self, key) is not None
+            yield key, not ignored, f"null with kind={self.kind}"
+
 
 class Bridge(Settings, at="bridge", file="bridge/default"):
     """`bridge`: settings of everything between a policy and an arm."""

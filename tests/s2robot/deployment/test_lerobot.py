@@ -8,11 +8,12 @@ from hydra import compose, initialize_config_dir
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
-from s2robot.deployment import deploy
+from s2robot.deployment import deploy, preflight
 from s2robot.deployment.policy import Policy, by_name
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.real.arms import lerobot
 from s2robot.envs.real.arms.lerobot import LeRobotArm
+from s2robot.envs.real.cameras.camera import fitted
 from tests.envs.real.arms.test_lerobot import KEYS, Robot, about
 
 DATASET_KEYS = KEYS[::-1]  # in the dataset's order
@@ -52,15 +53,24 @@ def test_other_joint_names_and_delta_actions_are_rejected(wrong, text):
 def test_dry_run_with_the_robot_cameras(save_untrained, pictures, calm, tmp_path, monkeypatch, capsys):
     home = dict(zip(KEYS, [*np.degrees(about().start), 50.0], strict=True))
     rng = np.random.default_rng(0)
-    frames = {name: rng.integers(0, 256, (72, 96, 3), np.uint8) for name in ("hand", "left")}
+    frames = {name: rng.integers(0, 256, (72, 96, 3), np.uint8) for name in ("hand", "front")}
     monkeypatch.setattr(lerobot, "make_robot", lambda about: Robot(**home, **frames))
     own = contract()
     parts = {key: own[key] for key in ("action_parts", "proprio_parts")}
     checkpoint = save_untrained(tmp_path / "checkpoint", own, 10.0, action_dim=6, proprio_dim=6, **parts)
     words = ["robot=lerobot", "robot.type=fake", "robot.units=degrees", "robot.stop=hold", "dry_run_steps=2"]
     words += [f"checkpoint='{checkpoint}'", f"demos.path='{pictures}'", f"run_dir='{tmp_path}'", *calm]
+    words += ["bridge.cameras.hand.rotate=2", "bridge.cameras.left.kind=lerobot", "bridge.cameras.left.device=front"]
+    seen = []
+    monkeypatch.setattr(preflight, "draw_views", lambda views, *_: seen.append(views))
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         assert deploy.deploy(compose("deploy", words)) == 0, capsys.readouterr().out
-    assert "warning stop: the joints hold" in capsys.readouterr().out
+        with pytest.raises(UserError, match="pre-flight: 1 of"):
+            deploy.deploy(compose("deploy", [*words, "bridge.cameras.left.device=left"]))
+    for name, image in (("hand", np.rot90(frames["hand"], 2)), ("left", frames["front"])):
+        np.testing.assert_array_equal(seen[0][name], fitted(image, (64, 64)))
+    shown = capsys.readouterr().out
+    assert "left.device: expected a camera of the robot: front, hand, got left" in shown
+    assert "warning stop: the joints hold" in shown
     found = json.loads((tmp_path / "dry_run.json").read_text())
     assert len(found["joints"][0]) == 5

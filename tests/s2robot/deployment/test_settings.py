@@ -75,6 +75,8 @@ def test_each_camera_kind_and_the_reasons_for_missing_frames(realsense, pictures
         settings = f"kind={kind}", f"device={device}", "width=96", "height=72", "fps=20"
         words += [f"{key}.{setting}" for setting in settings]
     bridge = configured(*words)
+    with pytest.raises(UserError, match="exposure: expected null with kind=realsense, got 9"):
+        configured(*words, "bridge.cameras.left.exposure=9")
     assert bridge.cameras["wrist"] == CameraSettings(width=96, height=72, fps=20)
     with ExitStack() as stack:
         readers, facts, failed = start_cameras(bridge, [*cameras, "front"], None, stack, 64)
