@@ -52,10 +52,9 @@ def make_policy(source: HostSettings, bench: Bench, stack: ExitStack) -> Policy:
         raise UserError(f"bridge.watchdog.disagreement: expected {expected}, got {limit}")
     policy = local or _remote(source, bridge, stack)
     if bench.type is not None and policy.contract["action_frame"] == "parts":
-        if bridge.loop.check_chunks:
-            raise UserError(
-                "bridge.loop.check_chunks: expected false with a policy of absolute actions, got true"
-            )
+        for key, given in (("simulated", bridge.simulated), ("loop.check_chunks", bridge.loop.check_chunks)):
+            if given:
+                raise UserError(f"bridge.{key}: expected false with a policy of a LeRobot dataset, got true")
         return policy  # `by_name` checks it once the robot is connected
     if bridge.loop.check_chunks:
         act, planner = policy.act, policy.planner

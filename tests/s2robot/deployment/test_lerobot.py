@@ -67,6 +67,8 @@ def test_dry_run_with_the_robot_cameras(save_untrained, pictures, calm, tmp_path
         assert deploy.deploy(compose("deploy", words)) == 0, capsys.readouterr().out
         with pytest.raises(UserError, match="pre-flight: 1 of"):
             deploy.deploy(compose("deploy", [*words, "bridge.cameras.left.device=left"]))
+        with pytest.raises(UserError, match="bridge.simulated: expected false with a policy of a LeRobot dataset"):
+            deploy.deploy(compose("deploy", [*words, "bridge=simulated"]))
     for name, image in (("hand", np.rot90(frames["hand"], 2)), ("left", frames["front"])):
         np.testing.assert_array_equal(seen[0][name], fitted(image, (64, 64)))
     shown = capsys.readouterr().out
