@@ -43,9 +43,9 @@ SIDE = 24  # pixels, of the images to correlate: blurred enough to ignore cube a
 MARGIN = 0.1  # by which the correlation of a changed image must be better
 LOW = 0.5  # images with a lower correlation do not resemble each other
 _TURNS = {  # how an image looks, and what corrects it
-    "upside down (set rotate: 2)": lambda x: np.rot90(x, 2),
-    "rotated by 90 degrees (set rotate: 1)": lambda x: np.rot90(x, 1),
-    "rotated by 90 degrees (set rotate: 3)": lambda x: np.rot90(x, 3),
+    "upside down (add 2 to rotate, modulo 4)": lambda x: np.rot90(x, 2),
+    "rotated by 90 degrees (add 1 to rotate, modulo 4)": lambda x: np.rot90(x, 1),
+    "rotated by 90 degrees (add 3 to rotate, modulo 4)": lambda x: np.rot90(x, 3),
     "flipped top to bottom": lambda x: x[::-1],
     "mirrored left to right": lambda x: x[:, ::-1],
     "as if red and blue were swapped": lambda x: x[..., ::-1],

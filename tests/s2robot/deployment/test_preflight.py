@@ -137,8 +137,8 @@ def test_views_of_the_demos_are_recognised(demos):
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [(lambda x: x[::-1, ::-1], "set rotate: 2"), (lambda x: x[::-1], "flipped"),
-     (lambda x: np.rot90(x), "set rotate: 3"), (lambda x: np.full_like(x, 128), "unlike")],
+    [(lambda x: x[::-1, ::-1], "add 2 to rotate"), (lambda x: x[::-1], "flipped"),
+     (lambda x: np.rot90(x), "add 3 to rotate"), (lambda x: np.full_like(x, 128), "unlike")],
 )  # fmt: skip
 def test_wrongly_mounted_camera_is_reported(demos, change, word):
     for camera, i in itertools.product(VIEWS, range(6)):
