@@ -156,14 +156,17 @@ class ControlLoop:
 
         Raises EnvError if something is missing, or a stop is requested meanwhile.
         """
-        config, watch = self.config, lambda: (self._check_stop(), self._watch(worker))[1]
-        self._code, self._policy_error = OK, ""
+        config, self._code, self._policy_error = self.config, OK, ""
+
+        def watch() -> State:
+            expect(not self.stop_requested, "loop", "no stop before the first action", "one")
+            return self._watch(worker)
+
         self.sensors.clear()
         self.sensors.wait_ready(watch, config.ready_s, "loop")
         worker.submit(self.clock.now(), self.sensors.observe(config.image_size))
         end, answer = self.clock.now() + config.warm_up_s, None
-        while answer is None and (left := end - self.clock.now()) > 0:
-            self._check_stop()
+        while answer is None and not self.stop_requested and (left := end - self.clock.now()) > 0:
             answer = worker.take(min(left, 0.1))
         if answer is None or answer.error:
             why = answer.error if answer else f"no answer within {config.warm_up_s:g} s"
@@ -171,9 +174,6 @@ class ControlLoop:
         self.notify("on_begin")
         # again: frames may have become stale during the policy's first, slow answer
         self.stream.start(self.sensors.wait_ready(watch, config.ready_s, "loop").q)
-
-    def _check_stop(self) -> None:
-        expect(not self.stop_requested, "loop", "no stop before the first action", "one")
 
     def _period(self, episode: _Episode, worker: PolicyWorker) -> None:
         """Wait for the period to begin, then read, decide and send; or set the cause of the episode's end."""

@@ -104,10 +104,8 @@ class SafetyFilter:
             raise EnvError(f"safety: expected {n} finite measured joints, got {q_measured!r}")
         if (q < self._low).any() or (q > self._high).any():
             i = int(np.argmax(np.maximum(self._low - q, q - self._high)))
-            raise EnvError(
-                f"safety: joint {i + 1}: expected {self._low[i]:.3f} to {self._high[i]:.3f} rad, got {q[i]:.3f}; "
-                "move the arm by hand first"
-            )
+            wrong = f"expected {self._low[i]:.3f} to {self._high[i]:.3f} rad, got {q[i]:.3f}"
+            raise EnvError(f"safety: joint {i + 1}: {wrong}; move the arm by hand first")
         places = self.points.along(q[None])
         if problem := self._problem(places, places[0]):
             raise EnvError(f"safety: the arm starts outside its limits ({problem}); move it by hand first")
@@ -198,9 +196,8 @@ class SafetyFilter:
 
     def hold(self, reason: str) -> Safe:
         """Filter a period without a target: brake to rest, or stay at rest."""
-        return (
-            self._brake(Verdict.STOP, *self._stopped) if self._stopped else self._brake(Verdict.HOLD, reason)
-        )
+        verdict = Verdict.STOP if self._stopped else Verdict.HOLD
+        return self._brake(verdict, *(self._stopped or (reason,)))
 
     def rest(self) -> None:
         """Resume at rest from the last command: nothing was sent for so long that the arm has come to rest there."""
@@ -223,9 +220,8 @@ class SafetyFilter:
 
     def _limited_speed(self, target: Array) -> Array:
         """Return the speed (N,) towards a target (N,), limited to what every joint may have now."""
-        return self._within(
-            pursuit_speed(self.q_last, self._target_last, target, self._dq, self._ddq, self.dt)
-        )
+        speed = pursuit_speed(self.q_last, self._target_last, target, self._dq, self._ddq, self.dt)
+        return self._within(speed)
 
     def _within(self, speed: Array) -> Array:
         """Clip a speed (N,) to what every joint may have now."""

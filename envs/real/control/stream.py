@@ -83,14 +83,8 @@ class CommandStream:
         return None
 
     def take(
-        self,
-        now: float,
-        action: Array,
-        state: ArmState,
-        observation: dict,
-        t_observed: float,
-        ages: np.ndarray,
-    ) -> None:
+        self, now: float, action: Array, state: ArmState, observation: dict, t_observed: float, ages: np.ndarray
+    ) -> None:  # fmt: skip
         """Turn an action (A,) into the next waypoint, due one period later, and begin a step.
 
         The action answers `observation`, made at `t_observed`; `state` and the camera frames' `ages` are current.

@@ -180,9 +180,8 @@ class Teleoperator:
         ahead = self._position - here
         self._position = here + ahead * min(1.0, _AHEAD[0] / max(float(np.linalg.norm(ahead)), 1e-9))
         turn = rotation @ self._upright.T
-        turned = float(
-            np.arctan2(turn[1, 0] - turn[0, 1], turn[0, 0] + turn[1, 1])
-        )  # about the vertical, rad
+        # about the vertical, rad
+        turned = float(np.arctan2(turn[1, 0] - turn[0, 1], turn[0, 0] + turn[1, 1]))
         behind = (self._turn - turned + np.pi) % (2 * np.pi) - np.pi
         self._turn = turned + np.clip(behind, -_AHEAD[1], _AHEAD[1])
         low, high = np.minimum(self._low, self._position), np.maximum(self._high, self._position)
@@ -229,7 +228,8 @@ class SharedControl(Subscriber):
     def begin(self) -> None:
         self._person = self._closed = False
         self.persons: list[bool] = []  # per executed step
-        self._acts: deque[tuple[Any, bool]] = deque()  # proprio, whether the person acted; from the current step on
+        # from the present step on: proprio, whether the person acted
+        self._acts: deque[tuple[Any, bool]] = deque()
 
     def act(self, observation: Mapping[str, Any]) -> Array:
         """Return the next action (8,) of the person or the policy, and hand over between them if necessary."""

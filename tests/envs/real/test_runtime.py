@@ -90,9 +90,8 @@ def test_go_to_waits_for_missing_joint_states(far):
     far.q, far.reads, far.silent = HOME + 0.15, 0, lambda arm: arm.reads >= 10
     with pytest.raises(EnvError, match="joint state is gone"):
         moving(far, speed=0.2).go_to(HOME)
-    assert (
-        len(far.stops) == 1 and np.abs(np.diff(far.sent[-3:], axis=0)).max() < 1e-9
-    )  # it stood still before
+    # it stood still before
+    assert len(far.stops) == 1 and np.abs(np.diff(far.sent[-3:], axis=0)).max() < 1e-9
 
 
 def test_a_target_below_the_table_is_not_reached(far):
@@ -192,7 +191,7 @@ def test_signal_swallowed_by_the_sdk_ends_the_session_at_the_next_beat(arm):
     with stop.on_signals(), pytest.raises(KeyboardInterrupt):
         runtime.go_to(HOME + 0.1)
     assert arm.stopped and len(arm.sent) <= 21
-    assert stop._requested is False  # not an Event, whose lock a second signal within `request` would wait for
+    assert stop._requested is False  # no Event: a second signal within `request` would wait for its lock
 
 
 def test_requested_stop_holds_until_the_arm_is_armed_again(arm):
@@ -229,10 +228,8 @@ def test_operator_is_prompted_before_motion_while_the_arm_is_stopped(arm):
 
 
 def test_fault_stays_until_the_operator_confirms_it_is_cleared(arm):
-    runtime, operator = (
-        made(arm, act=lambda o: np.full(8, np.nan) if arm.sent else SLOWLY),
-        PromptedOperator(),
-    )
+    runtime = made(arm, act=lambda o: np.full(8, np.nan) if arm.sent else SLOWLY)
+    operator = PromptedOperator()
     assert episode(runtime, 5).cause == "fault"
     arm.acknowledges, runtime._supervisor.gone = False, True
     runtime.driver.stop("test")

@@ -46,9 +46,8 @@ def test_each_plan_continues_the_previous_one_without_a_wait(sizes):
     execute, delay = sizes
     clock, ahead, requests = made(lambda n: delay * STEP_S - 0.01, execute, delay, 0.2)
     actions, late = acted(ahead, clock, 30)
-    assert (late[1:] < 1e-9).all() and (
-        actions[:, 1] == np.arange(30)
-    ).all()  # only the first plan is awaited
+    # only the first plan is awaited
+    assert (late[1:] < 1e-9).all() and (actions[:, 1] == np.arange(30)).all()
     seams = np.flatnonzero(np.diff(actions[:, 0])) + 1
     assert seams.tolist() == list(range(execute + delay, 30, execute))
     for (step, left, fixed), seam in zip(requests[1:], seams, strict=False):

@@ -54,9 +54,7 @@ class Terminal:
     def until(self, words):
         end = time.monotonic() + PATIENCE
         while words not in self.output:
-            assert time.monotonic() < end and self._read(), (
-                f"found {self.output[-2000:]!r}, expected {words!r}"
-            )
+            assert time.monotonic() < end and self._read(), f"{self.output[-2000:]!r} lacks {words!r}"
 
     def answer(self, words, keys):
         """Wait for the words, then type the keys."""

@@ -109,9 +109,8 @@ def test_evaluation_holds_while_members_disagree(config, emulator, save_untraine
 def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_path, monkeypatch):
     faults, free, steps = [], EmulatedOperator.free, itertools.count(1)
     breaks = Calls(step=lambda step: next(steps) == 3 and emulator.fault("error", code=31))
-    monkeypatch.setattr(
-        EmulatedOperator, "free", lambda self, fault: faults.append(fault) or free(self, fault)
-    )
+    noted = lambda self, fault: faults.append(fault) or free(self, fault)  # noqa: E731
+    monkeypatch.setattr(EmulatedOperator, "free", noted)
     with ExitStack() as stack:
         found = evaluation(stack, config("env.max_steps=6", "evaluate.videos=false"))
         found.session.runtime.loop.subscribers.append(breaks)

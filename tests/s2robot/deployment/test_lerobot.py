@@ -39,10 +39,8 @@ def test_values_are_translated_by_name_and_unit():
 
 @pytest.mark.parametrize(
     ("wrong", "text"),
-    [
-        (contract([*DATASET_KEYS[:-1], "pan.pos"]), "proprio: expected the robot's shoulder_pan.*, got gripper.*, pan"),
-        (contract(kind="delta"), "expected absolute values, got numbers"),
-    ],
+    [(contract([*DATASET_KEYS[:-1], "pan.pos"]), "proprio: expected the robot's shoulder_pan.*, got gripper.*, pan"),
+     (contract(kind="delta"), "expected absolute values, got numbers")],
 )  # fmt: skip
 def test_other_joint_names_and_delta_actions_are_rejected(wrong, text):
     arm = LeRobotArm(about(), about().limits())
@@ -60,14 +58,15 @@ def test_dry_run_with_the_robot_cameras(save_untrained, pictures, calm, tmp_path
     checkpoint = save_untrained(tmp_path / "checkpoint", own, 10.0, action_dim=6, proprio_dim=6, **parts)
     words = ["robot=lerobot", "robot.type=fake", "robot.units=degrees", "robot.stop=hold", "dry_run_steps=2"]
     words += [f"checkpoint='{checkpoint}'", f"demos.path='{pictures}'", f"run_dir='{tmp_path}'", *calm]
-    words += ["bridge.cameras.hand.rotate=2", "bridge.cameras.left.kind=lerobot", "bridge.cameras.left.device=front"]
+    own = "hand.rotate=2", "left.kind=lerobot", "left.device=front"
+    words += [f"bridge.cameras.{setting}" for setting in own]
     seen = []
     monkeypatch.setattr(preflight, "draw_views", lambda views, *_: seen.append(views))
     with initialize_config_dir(str(configs_dir()), version_base="1.3"):
         assert deploy.deploy(compose("deploy", words)) == 0, capsys.readouterr().out
         with pytest.raises(UserError, match="pre-flight: 1 of"):
             deploy.deploy(compose("deploy", [*words, "bridge.cameras.left.device=left"]))
-        with pytest.raises(UserError, match="bridge.simulated: expected false with a policy of a LeRobot dataset"):
+        with pytest.raises(UserError, match="bridge.simulated: expected false with a policy of a LeRobot"):
             deploy.deploy(compose("deploy", [*words, "bridge=simulated"]))
     for name, image in (("hand", np.rot90(frames["hand"], 2)), ("left", frames["front"])):
         np.testing.assert_array_equal(seen[0][name], fitted(image, (64, 64)))

@@ -19,9 +19,8 @@ class Model:
     """robosuite's arm, reduced to its joints, with a site at each watched point."""
 
     def __init__(self):
-        spec = mujoco.MjSpec.from_file(
-            str(Path(find_spec("robosuite").origin).parent / "models/assets/robots/xarm7/robot.xml")
-        )
+        robots = Path(find_spec("robosuite").origin).parent / "models/assets/robots"
+        spec = mujoco.MjSpec.from_file(str(robots / "xarm7/robot.xml"))
         for element in [*spec.geoms, *spec.meshes, *spec.sites, *spec.cameras, *spec.actuators]:
             spec.delete(element)
         for point in POINTS.points:

@@ -158,9 +158,8 @@ def test_port_in_use_or_without_permission_is_one_error_line(monkeypatch):
     port = os.ttyname(terminal)
     check_port(port)
     with subprocess.Popen(["sleep", "60"], stdin=terminal) as other:
-        with pytest.raises(
-            EnvError, match=f"^robot.port: expected {port} free, got it in use by process {other.pid}$"
-        ):
+        text = f"^robot.port: expected {port} free, got it in use by process {other.pid}$"
+        with pytest.raises(EnvError, match=text):
             check_port(port)
         other.kill()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -219,12 +218,9 @@ def servos(tmp_path):
 def test_normalised_units_follow_the_calibration_and_ranges_must_match(made, servos):
     arm = made(servos, units="normalised")
     assert arm.read().q[2] == pytest.approx(np.pi / 4, rel=1e-3)
-    for wrong, line in (
-        ({"units": "degrees"}, "robot.units: expected normalised"),
-        ({"q_max": [3.3] * 5}, "q_max"),
-    ):
+    for units, ends, line in (("degrees", 1.5, "units: expected norm"), ("normalised", 3.3, "q_max")):
         with pytest.raises(EnvError, match=line):
-            made(servos, **{"units": "normalised", **wrong})
+            made(servos, units=units, q_max=[ends] * 5)
     servos.calibration_fpath.unlink()
     with pytest.raises(EnvError, match="robot.id: expected a calibration file"):
         made(servos, units="normalised")

@@ -233,9 +233,13 @@ def test_arm_error_is_reported_and_never_cleared(arm, emulator):
     with pytest.raises(EnvError, match="error 31 pending"):
         arm.arm()
     assert emulator.side("status")["error"] == 31
-    states = arm._sdk.get_joint_states  # the connection is lost between two requests of `read`
-    cut = lambda num: (states(num=num), emulator.side("fault drop"), wait_for(lambda: not arm._sdk.connected))[0]  # noqa: E731
-    arm._sdk.get_joint_states = cut
+    states = arm._sdk.get_joint_states
+
+    def lost_after(num):  # the connection breaks between the two requests of `read`
+        answer = states(num=num), emulator.side("fault drop"), wait_for(lambda: not arm._sdk.connected)
+        return answer[0]
+
+    arm._sdk.get_joint_states = lost_after
     assert arm.read().error == 31
     with pytest.raises(EnvError, match="get_err_warn_code: expected code 0, got -1"):
         arm.arm()

@@ -172,9 +172,8 @@ def test_arm_never_follows_any_part_of_a_jump(seed, mood, count, offset):
 
 @pytest.mark.parametrize("axis, sign, word", [(0, -1, "box"), (1, 1, "box"), (2, -1, "table")])
 def test_motion_out_of_the_workspace_ends_at_its_border(axis, sign, word):
-    table = (
-        0.10 if word == "table" else XARM7_LIMITS.table_z
-    )  # separated, so that neither limit hides the other
+    # separated, so that neither limit hides the other
+    table = 0.10 if word == "table" else XARM7_LIMITS.table_z
     tight = XARM7_LIMITS.replace(box=((0.37, 0.50), (-0.15, 0.15), (-0.13, 0.50)), table_z=table)
     safety, seen = started(limits=tight, clamps_max=10_000), set()
     for _ in range(120):
@@ -270,9 +269,8 @@ def test_arm_that_lags_beyond_either_limit_is_stopped(sign, joint):
 )
 def test_stationary_joint_behind_its_command_is_stopped_after_a_second(lag, speed, stops):
     safety, joint = started(), np.eye(7)[6]
-    sent = [
-        send(safety, HOME + i * speed / 100 * joint, measured=safety.q_last - lag * joint) for i in range(150)
-    ]
+    targets = [HOME + i * speed / 100 * joint for i in range(150)]
+    sent = [send(safety, target, measured=safety.q_last - lag * joint) for target in targets]
     assert [safe.verdict for safe in sent[:100]] == [Verdict.PASS] * 100
     assert sent[-1].verdict == (Verdict.STOP if stops else Verdict.PASS)
     assert not stops or sent[-1].reasons[0].startswith("joint 7 lags 0.07 rad")

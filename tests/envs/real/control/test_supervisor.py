@@ -175,8 +175,6 @@ def test_supervisor_process_loads_only_what_the_arm_needs():
     """The supervisor must watch at once, and importing torch alone takes seconds."""
     code = "import sys, s2robot.envs.real.arms.xarm, s2robot.envs.real.control.supervisor as s; " \
         "print(*sorted({'torch', 'zarr', 'cv2', 'hydra', 'mujoco'} & set(sys.modules)))"  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": ROOT}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
-    )
+    options = {"env": os.environ | {"PYTHONPATH": ROOT}, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, **options)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
