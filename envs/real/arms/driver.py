@@ -56,7 +56,7 @@ class ArmLimits(Settings, at="bridge.limits", file="bridge/default"):
     lag_max: float = from_yaml(gt=0)
     stall_lag: float = from_yaml(gt=0)
     point_lag_max: float = from_yaml(gt=0)
-    rate_hz: float = from_yaml(ge=25)  # a gap of 0.05 s, `loop.STOOD_S`, counts as rest
+    rate_hz: float = from_yaml(ge=25)  # a shorter gap than `loop.STOOD_S`, which counts as rest
 
     @field_validator("dq_max", "ddq_max", mode="before")
     @classmethod

@@ -6,7 +6,7 @@ due one period later. Without `live`, the loop does all of this except sending.
 
 A period begins when the last command was sent or, if the connection stalled, when it was answered. The loop never catches
 up after a delay: two commands less than a period apart would move the arm faster than the filter allows. After a gap of
-0.05 s the stream starts from rest, as the arm does. If a gap is longer than the arm's answers can explain, this process
+0.05 s, or two periods if longer, the stream starts from rest, as the arm does. If a gap is longer than the arm's answers can explain, this process
 was suspended or the machine slept: the loop raises a fault before the next command.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from s2robot.envs.errors import EnvError, expect
+from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, ArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader
 from s2robot.envs.real.control.clock import REAL, Clock
@@ -159,7 +159,8 @@ class ControlLoop:
         config, self._code, self._policy_error = self.config, OK, ""
 
         def watch() -> State:
-            expect(not self.stop_requested, "loop", "no stop before the first action", "one")
+            if self.stop_requested:
+                raise EnvError("stopped")
             return self._watch(worker)
 
         self.sensors.clear()
@@ -189,7 +190,7 @@ class ControlLoop:
             self._policy_error = answer.error
         state = self._watch(worker)
         now = clock.now()
-        if now - episode.sent_last > STOOD_S:
+        if now - episode.sent_last > max(STOOD_S, 2 * dt):  # one late period is no rest
             self.stream.resume_from_rest()
         limit = self.watchdog.limits.hold_fault
         if self.steps < episode.max_steps and now - episode.acted > limit:

@@ -228,7 +228,7 @@ class SharedControl(Subscriber):
     def begin(self) -> None:
         self._person = self._closed = False
         self.persons: list[bool] = []  # per executed step
-        # from the present step on: proprio, whether the person acted
+        # (proprio, whether the person acted) of each answer since the last step
         self._acts: deque[tuple[Any, bool]] = deque()
 
     def act(self, observation: Mapping[str, Any]) -> Array:

@@ -150,7 +150,7 @@ class FakeArm:
         q, rate = np.array([self.start, *self.sent]), self.limits.rate_hz
         dq = np.diff(q, axis=0) * rate
         ddq = np.abs(np.diff(dq, axis=0, prepend=0 * dq[:1])) * rate
-        gap = np.diff(self.times, prepend=-np.inf)[:, None] > STOOD_S
+        gap = np.diff(self.times, prepend=-np.inf)[:, None] > max(STOOD_S, 2 / rate)
         # the motion continues, or starts from rest
         ddq = np.where(gap, np.minimum(ddq, np.abs(dq) * rate), ddq)
         assert (np.abs(dq) <= np.array(self.limits.dq_max)).all()

@@ -1,6 +1,7 @@
 """The control loop with an arm that follows its commands, and one fault at a time, in virtual time."""
 
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -364,6 +365,14 @@ def test_loop_does_not_catch_up_after_a_wire_stall(arm, clock, cameras, where, s
         first = np.abs(arm.sent[k] - arm.sent[k - 1]).max()
         assert first <= max(XARM7_LIMITS.ddq_max) / XARM7_LIMITS.rate_hz**2 + 1e-9
         assert np.abs(arm.sent[k - 1] - arm.sent[k - 2]).max() > 2 * first  # it was in motion
+
+
+def test_one_late_period_at_a_low_rate_is_no_rest(clock, cameras):
+    arm, n = FakeArm(clock, limits=XARM7_LIMITS.replace(rate_hz=25, step_max=0.4)), count()
+    arm.silent = lambda arm: next(n) % 4 == 0 and clock.sleep(0.012)
+    turn = lambda o: np.append(np.zeros(6), [0.2 if len(arm.sent) // 12 % 2 else -0.2, 1.0])  # noqa: E731
+    made(arm, cameras, turn, config={"policy_hz": 10.0}).run(24)
+    arm.lawful()
 
 
 def test_frozen_camera_is_detected_while_the_arm_moves(arm, clock):
