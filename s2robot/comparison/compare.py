@@ -61,6 +61,8 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     experiment = settings.experiment
     power, lines = figures.power_figures(experiment.power, len(plan.seeds), len(plan.positions))
     print("\n".join(lines))
+    if experiment.stopping.enabled:
+        print("note: that holds without early stopping, whose test detects less with the same positions")
     for arm in plan.arms:  # the files at a path may change between two runs
         inputs = {"encoder": plan.facts[arm.name].encoder, "demos": plan.demos}
         claim(plan.out / "arms" / arm.name / "inputs.json", inputs, REMEDY)
@@ -68,7 +70,9 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     axes = {name: planning.worlds_of(plan, name, experiment.axes[name]) for name in chosen}
     policies = planning.training(plan, plan.main)
     jobs, tried, stopping = _evaluate(experiment.stopping, plan, policies)
-    seq_alpha = experiment.stopping.alpha if stopping else None  # at the planned end too: looks spend it
+    seq_alpha = (
+        experiment.stopping.alpha if stopping else None
+    )  # also at the planned end: the looks have spent part of alpha
     runs, episodes = read_runs(plan, plan.main, tried), experiment.axis_episodes or tried
     for _, worlds in axes.values():
         stages = list[Job]()

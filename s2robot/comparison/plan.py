@@ -146,7 +146,8 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     with _errors_about("all arms"):
         positions = settings_of("evaluate", common).evaluate
         if settings.records:
-            settings_of("record", common)
+            recording = settings_of("record", common)
+            recorded = frozenset(range(recording.seed, recording.seed + recording.episodes))
     names = [arm.name for arm in arms]
     every_two = [(b, a) for a, b in combinations(names, 2)]
     chosen = every_two if experiment.pairs is None else experiment.pairs
@@ -159,9 +160,12 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
         positions=range(positions.seed, positions.seed + positions.episodes),
         parallel=parallel, threads=settings.threads or max(1, cores // parallel),
     )  # fmt: skip
-    if settings.records:
-        return replace(plan, main=World(out, recording=_recording(out, "", common)))
     with _errors_about("all arms"):
+        if settings.records:
+            Lineage(positions={"recorded": recorded}).refuse(
+                plan.positions, out / "demos.zarr", "evaluate.seed"
+            )
+            return replace(plan, main=World(out, recording=_recording(out, "", common)))
         demos = demos_of(plan)
         Lineage().trained_on(demos, ()).refuse(plan.positions, demos.path, "evaluate.seed")
         return replace(plan, demos=demos.fingerprint)

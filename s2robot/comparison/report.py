@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.comparison.paired import outcomes_of
-from s2robot.comparison.statistics import MINUS, VERDICTS, headline, p_text, verdict
+from s2robot.comparison.statistics import LEVEL, MINUS, VERDICTS, headline, p_text, verdict
 from s2robot.core.files import read_json
 from s2robot.envs.task import Group
 from s2robot.evaluation.records import read_records, task_of
@@ -111,11 +111,13 @@ def _pairs(pairs: Sequence[_Facts], labels: Mapping[str, str]) -> list[Block]:
         clear = pair["low"] > 0 or pair["high"] < 0
         value, low, high = points
         plotted.append(plots.Row(name, value, low, high, BLUE if clear else INK, filled=clear))
-    heads = ("first arm − second", "verdict", "points", "95 % interval", "test", "episodes")
+    level, joint = 100 * (1 - pairs[0].get("alpha", LEVEL)), "sequence" in pairs[0]["method"]
+    heads = ("first arm − second", "verdict", "points", f"{level:g} % interval", "test", "episodes")
     about = dict.fromkeys(f"They hold for {pair['scope']}. Method: {pair['method']}." for pair in pairs)
+    others = "the intervals hold together; McNemar's" if joint else "the intervals and McNemar's"
     note = (
         f"Interval and test: {' '.join(about)} McNemar's test counts the positions that only one arm solved. The p values "
-        f"of the test are adjusted for {len(pairs)} pairs (Holm); the intervals and McNemar's p values are not."
+        f"of the test are adjusted for {len(pairs)} pairs (Holm); {others} p values are not."
     )
     figure = plots.intervals(plotted, "difference in success (points); filled: the interval excludes 0", 0.0)
     return [

@@ -61,6 +61,7 @@ def test_removed_arms_and_axes_stay_removed():
         (["experiment.power.gap=0.3"], "experiment.power.gap: expected <= 0.25 with base=0.75, got 0.3"),
         (["demos.path=none.zarr", "arms=[base,base-s2]"], "none.zarr: expected a dataset folder"),
         (["evaluate.seed=100000", "arms=[base,base-s2]"], "all arms: evaluate.seed: positions 100000 to 100127 hold 120"),
+        (["record=true", "evaluate.seed=100000", "arms=[base,base-s2]"], "all arms: evaluate.seed: positions 100000"),
     ],
 )  # fmt: skip
 def test_invalid_comparison_is_one_error_line(words, expected):
