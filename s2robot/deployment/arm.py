@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from s2robot.core.errors import require
+from s2robot.core.settings import read
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.settings import Bench, Bridge, CameraSettings
 from s2robot.envs.errors import expect
@@ -81,7 +82,9 @@ class ConnectedArm:
         # use the robot's own cameras unless the settings name another device
         chosen, views = dict(bench.bridge.cameras), self.driver.views
         for name in [name for name in views if name not in chosen or chosen[name].device is None]:
-            chosen[name] = chosen.get(name, CameraSettings()).replace(kind="lerobot", device=name)
+            values = chosen[name].model_dump() if name in chosen else {}
+            own = values | {"kind": "lerobot", "device": name}
+            chosen[name] = read(CameraSettings, own, f"bridge.cameras.{name}")
         bridge, scene = bench.bridge.replace(cameras=chosen), self.driver if views else self.scene
         self._start = partial(start_cameras, bridge, scene=scene)
         self.readers, self.cameras, self.failed = self._start(cameras, stack=stack, image_size=image_size)

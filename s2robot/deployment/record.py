@@ -185,7 +185,7 @@ class ArmRecording:
             self.teleoperator.reset()
         session.begin()
         session.ready(self.world, seed)
-        controls.reset()  # a SpaceMouse's buttons are read all the time
+        controls.reset()  # drop SpaceMouse buttons pressed while the cube was placed
         motion = "Guide the arm by hand." if self.by_hand else teleop.HELP
         print(f"{motion}   {teleop.HANDOVER_HELP if self.corrects else teleop.CONTROLS_HELP}", flush=True)
         session.operator.watch()

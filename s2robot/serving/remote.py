@@ -133,8 +133,9 @@ class RemotePolicy:
         self.remaining: list[np.ndarray] = []
 
     def act(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:
-        """Return the next action, float32 (A,), for {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,), "task": text or absent}.
+        """Return the next action, float32 (A,), for {"images": {camera: uint8 (H, W, 3)}, "proprio": (P,)}.
 
+        "task" may be the text of the task, for a policy with several.
         Raises RemoteError (see its subclasses), or UserError if the observation lacks a camera or cannot be sent.
         """
         images, proprio = observation.get("images") or {}, observation.get("proprio")

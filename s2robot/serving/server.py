@@ -173,7 +173,7 @@ class PolicyServer:
         policy = self.actor.batch.policy
         mean = policy.spec.proprio.outer(policy.normaliser.proprio.offset.cpu())
         seen = {"images": images, "proprio": mean.numpy(), "task": next(iter(policy.spec.tasks), None)}
-        # warm up, so that the first client does not wait longer; zeros could warn of wrong units
+        # warm up for the first client, at the mean: zeros could use up the warning of wrong units
         self.actor.plan(seen)
         tls = tls_of(s.certificate, s.key)
         code, reason = _GOING, "the server was stopped"
