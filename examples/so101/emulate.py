@@ -31,6 +31,7 @@ import numpy as np
 from gymnasium.utils.seeding import np_random
 
 from s2robot.envs.real.emulator.servos import TICKS, TORQUE, Servo, ServoBus
+from s2robot.envs.real.operator.prompts import CONFIRM, PLACE, SUCCEEDED, WORD
 from s2robot.envs.renderer import OffscreenRenderer
 
 MARGIN = 700  # ticks from both ends of a turn: the calibrated range, with its middle and width
@@ -115,14 +116,14 @@ class Operator:
     def answer(self, said: str) -> str:
         """What to type after what was printed since the last answer, or nothing."""
         scene = self.bus.scene
-        if "Type 'move' to go on:" in said:
-            return "move\n"
-        if "Lay the cube." in said:
+        if CONFIRM in said:
+            return f"{WORD}\n"
+        if PLACE in said:
             with self.bus.lock:
                 scene.data.qpos[7:10] = [-0.3, -0.3, HALF]
                 scene.success, self.waiting, self.pressed = False, True, False
             return "\n"
-        if "Did the episode succeed?" in said:
+        if SUCCEEDED in said:
             self.pressed = True
             return f"{'y' if scene.success else 'n'}\n"
         with self.bus.lock:

@@ -25,9 +25,7 @@ from s2robot.deployment.trace import EpisodeLog, sampled
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.subscriber import EpisodeRecorder
 from s2robot.envs.real.control.watchdog import State
-from s2robot.envs.real.operator.prompts import ask
-
-WORD = "move"  # the operator must type it before the arm moves
+from s2robot.envs.real.operator.prompts import CONFIRM, WORD, ask
 
 
 class DeploySettings(Positions, file="deploy"):
@@ -66,7 +64,7 @@ def deploy(cfg: DictConfig) -> int:
             Console().print(f"{where} Is its workspace clear, and is the emergency stop within reach?")
             if rig.arm.driver.stop_means:
                 print(f"At each stop, {rig.arm.driver.stop_means}.")
-            if (answer := ask(f"Type '{WORD}' to continue: ") or "") != WORD:
+            if (answer := ask(CONFIRM) or "") != WORD:
                 raise UserError(f"confirmation: expected '{WORD}', got '{answer}'; nothing has moved")
         good = LiveSession(rig, settings, out).run() if settings.live else dry_run(rig, settings, out)
         return int(not good)

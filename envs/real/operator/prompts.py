@@ -24,6 +24,8 @@ from s2robot.envs.robots import robot_spec
 
 _YES_NO = {"y": True, "yes": True, "n": False, "no": False}
 _LISTEN_S = 0.2  # s, longest delay of a Ctrl-C during a question
+WORD = "move"  # the operator must type it before the arm moves
+CONFIRM, PLACE, SUCCEEDED = f"Type '{WORD}' to continue: ", "Place the cube.", "Did the episode succeed?"
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class TerminalOperator(Operator):
         raise EnvError(f"operator: expected an answer to '{question}', got the end of standard input")
 
     def wait_to_start(self, episode: int, episodes: int) -> bool:
-        text = "Place the cube. The arm will then move slowly to its start pose. Enter: continue, q: quit. "
+        text = f"{PLACE} The arm will then move slowly to its start pose. Enter: continue, q: quit. "
         return self._ask(f"episode {episode + 1} of {episodes}. {text}") not in ("q", "Q", None)
 
     def free(self, fault: tuple[str, ...]) -> bool:
@@ -154,7 +156,7 @@ class TerminalOperator(Operator):
         return self._yes(f"{placing.instruction} Is the cube in place, and is everyone clear of the arm?")
 
     def success(self) -> bool:
-        return self._one_of("Did the episode succeed? [y/n]", _YES_NO)
+        return self._one_of(f"{SUCCEEDED} [y/n]", _YES_NO)
 
     def stage(self) -> str:
         numbered = {str(i): name for i, name in enumerate(self.stages[:-1])}
