@@ -89,10 +89,8 @@ def test_expert_takes_over_from_random_actions():
     task = world("lift")
     task.reset(seed=4)
     rng, box = np.random.default_rng(0), task.action_space
-    erratic = np.concatenate([rng.uniform(box.low, box.high, (12, 7)), [[0] * 6 + [1]] * 3]).astype(
-        np.float32
-    )
-    for action in erratic:
+    erratic = np.concatenate([rng.uniform(box.low, box.high, (12, 7)), [[0] * 6 + [1]] * 3])
+    for action in erratic.astype(np.float32):
         task.step_physics(action)
     expert = task.expert(rng, PUSHY)
     expert.take_over(erratic)

@@ -188,7 +188,6 @@ model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Lin
 print(tuple(prepare(model, torch.bfloat16)(torch.ones(2, 8, dtype=torch.bfloat16)).shape))
 """
     env = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=300
-    )
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=300)
     assert done.stdout.strip() == "(2, 3)", done.stderr[-500:]

@@ -266,9 +266,7 @@ def test_policy_that_is_always_late_is_a_fault_with_shared_control_too(arm):
     runtime.loop.watchdog.limits = WatchdogLimits()
     assert episode(runtime, 60).reasons == ("no action for 5 s",) and len(control.persons) == len(steps) > 4
     states = [state for _, state, _ in runtime.loop.watchdog.history]
-    assert (
-        states.count(State.HOLD) >= 2 and len(arm.stops) == 2
-    )  # it left HOLD repeatedly; `episode` stops too
+    assert states.count(State.HOLD) >= 2 and len(arm.stops) == 2  # left HOLD repeatedly; `episode` stops too
 
 
 def test_end_key_works_while_the_arm_is_being_armed(arm):
