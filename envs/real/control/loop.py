@@ -124,7 +124,7 @@ class ControlLoop:
             try:
                 self._prepare(worker)
             except EnvError:
-                if not self.stop_requested:
+                if not self.stop_requested or self.watchdog.state == State.FAULT:  # a fault stays one
                     raise
                 self.watchdog.pause(self.clock.now())
                 if self.config.live:
@@ -160,7 +160,7 @@ class ControlLoop:
 
         def watch() -> State:
             if self.stop_requested:
-                raise EnvError("stopped")
+                raise EnvError("loop: stopped before the policy's first action; nothing has moved")
             return self._watch(worker)
 
         self.sensors.clear()
