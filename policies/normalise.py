@@ -93,8 +93,9 @@ class Normaliser(nn.Module):
         offsets, scales = np.tile(offset, (self.chunk, 1)), np.tile(scale, (self.chunk, 1))  # (K, W)
         for step in range(self.chunk):
             real = ~pad[:, step]
+            share = np.average(real, weights=chunk_weights)  # of the drawn windows
             # else too few episodes are that long for a scale, and the previous step's values remain
-            if real.sum() >= max(2, len(real) // 100) or (step == 0 and real.any()):
+            if (real.sum() >= 2 and share >= 0.01) or (step == 0 and real.any()):
                 own = None if chunk_weights is None else chunk_weights[real]
                 offsets[step:], scales[step:] = self._spread(targets[real, step], "action", own)
         self.target.set(offsets, scales)

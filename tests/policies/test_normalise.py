@@ -93,9 +93,9 @@ def test_scales_ignore_padded_targets():
 
 
 def test_weighted_targets_are_relative_to_their_starts():
-    chunks, pad = np.array([[[1.0, 1], [3, 1]]] * 2 + [[[2, 1], [9, 1]]]), np.array([[0, 0], [0, 0], [0, 1]])
-    weights, n = (np.ones(3), np.ones(3), np.array([0.5, 0.5, 3])), normaliser("standard", 2, 2)
-    n.fit(chunks[:, 0], chunks[:, 0], chunks, pad, weights, starts=np.array([[0.0, 0], [0, 0], [-1, 0]]))
+    n, rows = normaliser("standard", 2, 2), np.repeat([0, 1], (2, 1000))  # only two windows have a step 1
+    chunks, shares = np.array([[[1.0, 1], [3, 1]], [[2, 1], [9, 1]]])[rows], np.where(rows, 0.003, 0.5)
+    n.fit(*[chunks[:, 0]] * 2, chunks, np.outer(rows, [0, 1]), (shares,) * 3, np.outer(rows, [-1.0, 0]))
     assert_scales(n.target, [[2.5, 0], [3, 0]], [[0.75**0.5, 1], [1e-3, 1]])  # 1 once, 3 three times
 
 
