@@ -33,17 +33,19 @@ def read_table(path: Path, is_wanted: Callable[[str], bool], value_bytes: int = 
     with readable(path), pq.ParquetFile(path) as file:
         metadata = file.metadata
         groups = (metadata.row_group(g) for g in range(metadata.num_row_groups))
-        columns = [group.column(c) for group in groups for c in range(group.num_columns)]
-        claimed = sum(max(value_bytes * c.num_values, c.total_uncompressed_size) for c in columns)
+        chunks = [(group.num_rows, group.column(c)) for group in groups for c in range(group.num_columns)]
+        claimed = sum(max(value_bytes * c.num_values, c.total_uncompressed_size) for _, c in chunks)
         check_size(path, max(claimed, value_bytes * metadata.num_rows), stored := path.stat().st_size)
-        # a text that many rows share is stored once, so the rows of a batch could each hold the longest one
-        texts = (c.total_uncompressed_size for c in columns if c.physical_type == "BYTE_ARRAY")
+        # a text that many values share is stored once: all rows of a batch, or all n values of a row, could hold it
+        columns = [(rows, c) for rows, c in chunks if c.physical_type == "BYTE_ARRAY"]
+        texts = [(c.total_uncompressed_size, c.num_values - rows + 1) for rows, c in columns]
+        check_size(path, max((size * n for size, n in texts), default=0), stored)
         schema = pa.schema([field for field in file.schema_arrow if is_wanted(field.name)])
         batches, size = list[pa.RecordBatch](), 0
-        rows = int(np.clip(most_bytes(stored) // (8 * max(texts, default=1) + 1), 1, 1 << 16))
+        rows = int(np.clip(most_bytes(stored) // (8 * max(texts, default=(1,))[0] + 1), 1, 1 << 16))
         for batch in file.iter_batches(rows, columns=schema.names):
             batches.append(batch)
-            check_size(path, size := size + batch.nbytes, stored)
+            check_size(path, size := size + batch.get_total_buffer_size(), stored)
         return pa.Table.from_batches(batches, schema)
 
 

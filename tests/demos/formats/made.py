@@ -134,12 +134,12 @@ def lerobot_v30(path: Path) -> Path:
     describe(path, "v3.0", name, f"{{video_key}}/{name}")
     both = pa.concat_tables([table(i, i * LENGTHS[0]) for i in range(2)])
     pq.write_table(both, path / "data/chunk-000/file-000.parquet")
-    key, ends = "observation.images.top", np.cumsum(LENGTHS)
+    key, ends, texts = "observation.images.top", np.cumsum(LENGTHS), pa.list_(pa.string_view())
     rows = [
         {
-            "episode_index": i, "tasks": [TASKS[i]], "length": n, "data/chunk_index": 0, "data/file_index": 0,
+            "episode_index": i, "tasks": pa.scalar([TASKS[i]], texts), "data/chunk_index": 0, "data/file_index": 0,
             "dataset_from_index": int(ends[i]) - n, "dataset_to_index": int(ends[i]),
-            f"videos/{key}/chunk_index": 0, f"videos/{key}/file_index": 0,
+            "length": n, f"videos/{key}/chunk_index": 0, f"videos/{key}/file_index": 0,
             f"videos/{key}/from_timestamp": (int(ends[i]) - n) / FPS,
             f"videos/{key}/to_timestamp": int(ends[i]) / FPS, "stats/action/min": [0.0] * 3,
         }

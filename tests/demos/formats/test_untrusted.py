@@ -242,14 +242,14 @@ def test_table_with_more_rows_than_its_bytes_is_rejected(tmp_path):
     path = made.lerobot_v30(tmp_path / "in")
     pq.write_table(pa.table({"episode_index": np.zeros(40_000_000, "i1")}), tmp_path / "rows")
     for folder in ("data", "meta/episodes"):
-        file = path / folder / "chunk-000/file-000.parquet"
-        before = file.read_bytes()
+        before = (file := path / folder / "chunk-000/file-000.parquet").read_bytes()
         shutil.copy(tmp_path / "rows", file)
         refused(path, "file-000.parquet", "bytes")
         file.write_bytes(before)
-    for text in (os.urandom(1 << 17).hex(), "0" * (1 << 26)):  # stored once
-        tasks = pa.DictionaryArray.from_arrays(np.zeros(16_000, "i4"), [text])
-        table = pa.table({"episode_index": range(16_000), "length": range(16_000), "tasks": tasks})
+    for text, n in product((os.urandom(1 << 17).hex(), "0" * (1 << 26)), (1, 16_000)):  # stored once
+        shared, rows = pa.DictionaryArray.from_arrays(np.zeros(16_000, "i4"), [text]), range(16_000 // n)
+        tasks = pa.ListArray.from_arrays(np.arange(0, 16_001, n, dtype="i4"), shared)
+        table = pa.table({"episode_index": rows, "length": rows, "tasks": tasks})
         pq.write_table(table, file, compression="zstd", store_schema=False, dictionary_pagesize_limit=1 << 28)
         refused(path, "file-000.parquet", "2000 times")
 
