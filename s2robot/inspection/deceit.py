@@ -12,6 +12,7 @@ from s2robot.inspection.tables import Finding, Frames, Table, Thresholds, episod
 
 _UNITS = {57.29578: "degrees for radians", 1000.0: "mm for m", 100.0: "cm for m", 25.4: "inches"}
 _LAGS = range(-12, 13)  # lags to try, in steps; positive: the video is late
+LATE_STEPS = 4 * max(_LAGS) + 2  # a shorter episode does not show a lag
 _ALIKE, _SLOPES = 0.95, (0.8, 1.25)  # minimum correlation, and range of slopes, of a command and its state
 _POINTS = 32  # points per episode when two are compared
 MAX_EPISODES = 3000  # more are not compared pairwise
@@ -87,7 +88,7 @@ def _late(state: Table, ends: np.ndarray, frames: Frames, limits: Thresholds) ->
         pairs = [
             (s, np.minimum(seen[camera].change[1:], 100.0))
             for s, seen in zip(speeds, frames, strict=False)
-            if camera in seen and len(s) > 4 * max(_LAGS)
+            if camera in seen and len(s) + 1 >= LATE_STEPS
         ]
         scores = {lag: _agreement(pairs, lag) for lag in _LAGS} if pairs else {0: 0.0}
         lag = max(scores, key=lambda lag: (scores[lag], -abs(lag)))
@@ -158,9 +159,8 @@ def _units(table: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
 def _dead(state: Table, ends: np.ndarray) -> Iterator[Finding]:
     """Yield numbers that are exactly constant in an episode, but move in nearly all others."""
     still = np.array([(own == own[:1]).all(0) for own in episodes_of(state.values, ends)])  # (E, C)
-    for column in np.flatnonzero((still.mean(0) <= 0.1) & still.any(0)):
-        for i in np.flatnonzero(still[:, column]).tolist():
-            yield Finding("dead", f"proprio {state.names[column]}: one value for the whole episode", i)
+    for i, column in np.argwhere(still & (still.mean(0) <= 0.1)).tolist():
+        yield Finding("dead", f"proprio {state.names[column]}: one value for the whole episode", i)
 
 
 def _early(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:

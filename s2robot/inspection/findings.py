@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from s2robot.inspection.deceit import MAX_EPISODES, MIN_EPISODES, deceptions
+from s2robot.inspection.deceit import LATE_STEPS, MAX_EPISODES, MIN_EPISODES, deceptions
 from s2robot.inspection.tables import Columns, Finding, Frames, Table, Thresholds, episodes_of
 
 # kind -> its description on the page
@@ -45,8 +45,7 @@ def find(
     for key in named.keys() & set(CLOCKS):
         findings += _clock(key, named[key].values[:, 0], ends, rate, limits.clock)
     findings += deceptions(tables, ends, frames, limits)
-    order = list(KINDS)
-    findings.sort(key=lambda f: (order.index(f.kind), -1 if f.episode is None else f.episode, f.step))
+    findings.sort(key=lambda f: (list(KINDS).index(f.kind), -1 if f.episode is None else f.episode, f.step))
     # merge many findings about one subject in an episode: a camera at half the rate always freezes
     groups: dict[tuple, list[Finding]] = {}
     for one in findings:
@@ -62,14 +61,15 @@ def find(
 def unchecked_kinds(tables: Sequence[Table], ends: np.ndarray, frames: Frames) -> dict[str, str]:
     """Return the kinds (joined by commas) that `find` cannot check, with the reason."""
     keys, actions = {table.key for table in tables}, [table for table in tables if table.key == "action"]
-    jump = "a single episode, with none to compare" if "proprio" in keys else "no key proprio"
     parts, count = [part for table in actions for part in table.parts], len(ends)
     checks = {
         "frozen, blank, late": (frames, "no videos were made"),
         "clock": (keys.intersection(CLOCKS), f"no key {' or '.join(CLOCKS)}"),
-        "jump": ("proprio" in keys and len(ends) > 1, jump),
+        "frozen, jump, offset, late, duplicate, dead, ends early": ("proprio" in keys, "no key proprio"),
+        "jump": (count > 1, "a single episode, with none to compare"),
         "saturated": (any(part.limits is not None for part in parts), "the limits of the action are unknown"),
         "gripper": (any(map(_gripper_columns, actions)), "no part is binary or named as a gripper"),
+        "late": (not frames or max(np.diff([0, *ends])) >= LATE_STEPS, f"no episode has {LATE_STEPS} steps"),
         "offset": (any(part.kind in ("absolute", "") for part in parts), "actions are steps, not targets"),
         "units, duplicate, ends early": (count >= MIN_EPISODES, f"fewer than {MIN_EPISODES} episodes"),
         "duplicate": (count <= MAX_EPISODES, f"more than {MAX_EPISODES} episodes"),
