@@ -95,8 +95,7 @@ def _files(path: Path) -> tuple[dict[str, int], ReadFile]:
     """Return the sizes of the files in a folder or zip, and a function that reads one."""
     if path.is_dir():
         # is_file() skips links to devices and pipes
-        files = (f for f in path.rglob("*") if f.is_file())
-        sizes = {f.relative_to(path).as_posix(): f.stat().st_size for f in files}
+        sizes = {f.relative_to(path).as_posix(): f.stat().st_size for f in path.rglob("*") if f.is_file()}
         return sizes, lambda name: (path / name).read_bytes()
     archive, stored = zipfile.ZipFile(path), path.stat().st_size
     if (claimed := sum(info.compress_size for info in archive.infolist())) > stored:
@@ -115,8 +114,7 @@ def arrays_of(path: Path, sizes: dict[str, int], read_file: ReadFile) -> tuple[d
     arrays, others, chunks = dict[str, Array2](), list[str](), dict[str, list[Chunk]]()
     for name, size in sizes.items():
         if found := re.fullmatch(r"((?:data|meta)/[^/]+)/(\d+(?:[./]\d+)*)", name):
-            at = tuple(map(int, re.split("[./]", found[2])))
-            chunks.setdefault(found[1], []).append((at, name, size))
+            chunks.setdefault(found[1], []).append((tuple(map(int, re.split("[./]", found[2]))), name, size))
     for name in sorted(n for n in sizes if re.fullmatch(r"(data|meta)/[^/]+/\.zarray", n)):
         key, stored = name.removesuffix("/.zarray"), json_object(f"{path}: {name}", read_file(name))
         try:
@@ -175,7 +173,6 @@ class ReplayBuffer(Source):
         used = {key for keys in self.keys.values() for key in keys}.union(images, ["timestamp"])
         self.notes += [f"data/{key} is left out" for key in arrays if key not in used]
         self._videos = {name: file for file, name in cameras.items() if file in videos}
-        self._use_timestamps = "timestamp" in arrays
         sizes = {}
         for key, name in cameras.items():
             if key in videos:
@@ -192,14 +189,19 @@ class ReplayBuffer(Source):
         self.keys |= {f"images_{name}": [key] for key, name in cameras.items() if key not in videos}
 
     def _rate(self) -> float:
-        """Return `rate_hz`, which must match time stamps, or else the rate of those of the first episode."""
-        stamps, selected = self._arrays.get("timestamp"), self.choice.rate_hz
+        """Return `rate_hz`, which must match usable time stamps, or else the rate of those of the first episode."""
+        stamps, selected, step = self._arrays.get("timestamp"), self.choice.rate_hz, 0.0
         where = f"{self.path}: data/timestamp"
-        if stamps is None or self._ends[0] < 2:
+        if stamps is not None and self._ends[0] > 1:
+            step = float(np.median(np.diff(np.asarray(stamps[: int(self._ends[0])], np.float64).ravel())))
+        self._use_timestamps = 1e-3 <= step <= 2  # else they do not increase, or are not in s
+        if not self._use_timestamps:
             if selected is None:
-                raise mismatch(where, "time stamps, or rate_hz=10", "none")
+                got = "none" if stamps is None else f"a step of {step:g} s"
+                raise mismatch(where, "increasing time stamps in s, or rate_hz=10", got)
+            self.notes += ["data/timestamp is left out"] * (stamps is not None)
             return selected
-        rate = round(1 / float(np.median(np.diff(np.asarray(stamps[: int(self._ends[0])]).ravel()))), 2)
+        rate = round(1 / step, 2)
         if selected and abs(selected - rate) > 0.01 * rate:  # the clock of a real robot jitters
             raise mismatch("rate_hz", f"{rate:g} as in {where}, or null", f"{selected:g}")
         return selected or rate
