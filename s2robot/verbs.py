@@ -48,9 +48,10 @@ def convert(cfg: DictConfig) -> None:
     settings, to = read_some(ExportSettings, cfg), format_for(out, cfg.to)
     if cfg.expert:
         others = [k for own in (choice, settings) for k, value in own if value != getattr(type(own)(), k)]
-        if others or to:
-            got = ", ".join(others) or f"to={to}"
-            raise UserError(f"expert: expected no other option, got {got}; use it in a second convert")
+        others += ["clip"] * bool(cfg.clip) + [f"to={to}"] * bool(to)
+        if others:
+            text = f"expected no other options, got {', '.join(dict.fromkeys(others))}"
+            raise UserError(f"expert: {text}; apply them in a second `s2robot convert`")
         return _relabel(cfg)
     one_of("imitate_kicks", cfg.imitate_kicks, (False,), " without expert")
     if not to:
