@@ -126,7 +126,7 @@ class Members(nn.Module):
         return self._each("pool", inputs, (None,) * len(inputs)).movedim(0, -2).flatten(-2)
 
     def loss(self, *context: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return the members' mean: AdamW's steps do not depend on the loss scale, but `grad_clip` clips members less."""
+        """Return the members' mean loss. AdamW's steps do not depend on its scale, but `grad_clip` clips members less."""
         loss, estimate, scalars = self._over_members("loss", *context)
         return loss.mean(0), estimate.mean(0), {name: value.mean(0) for name, value in scalars.items()}
 

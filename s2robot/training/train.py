@@ -72,8 +72,8 @@ def train(
         vectors: (tasks, D) vectors of the spec's tasks, if it has a `task_dim`.
 
     Raises:
-        UserError: steps to execute have no target; `train.from` does not match; a state file of another run, another training in `out`, a non-finite
-            loss, a full disk, or the loss of one of several processes.
+        UserError: a step to execute has no target; `train.from` does not match; a state file of another run; another
+            training in `out`; a non-finite loss; a full disk; or the loss of one of several processes.
     """
     assert rollout or not settings.rollouts.every
     fabric = launch(settings, "train")
@@ -117,7 +117,8 @@ def begin(
     if used > known:
         by_expert = settings.labels == "expert" and "expert" in store.keys
         hint = "; train.labels=recorded may have longer ones" if by_expert else ""
-        raise UserError(f"policy.{key}: expected <= {known}, the demos' longest target, got {used}{hint}")
+        most = f"{known} steps, the longest target in the demos"
+        raise UserError(f"policy.{key}: expected <= {most}, got {used}{hint}")
     targets = spec.context if policy.network.body.causal else 1  # of a window
     check_share("train", max(1, settings.batch_size // targets), settings.devices * settings.num_nodes)
     if settings.from_:

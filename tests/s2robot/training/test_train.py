@@ -196,7 +196,7 @@ def test_without_validation_every_episode_is_used_for_the_set_epochs(data, tmp_p
 
 def test_steps_without_a_target_are_not_executed(data, tmp_path):
     for key, changes in (("execute", {"execute": 17}), ("chunk", {"execute": 1, "ensemble": 0.01})):
-        with pytest.raises(UserError, match=rf"^policy.{key}: expected <= 16, .* got 17$"):
+        with pytest.raises(UserError, match=rf"^policy.{key}: expected <= 16 steps, .* got 17$"):
             fit(data, tmp_path, make_spec(chunk=17, **changes), validation=0.0)
     fit(data, tmp_path, make_spec(chunk=17, execute=16), validation=0.0, steps=1)
 
