@@ -62,7 +62,6 @@ ROWS = {
         "transformer": Row("policy=transformer"),
         "panda": Row(**PANDA),
         "panda, DAgger": Row(dagger_rounds=1, base="panda", **PANDA),
-        "panda, DAgger, 4000 steps": Row("train.steps=4000", dagger_rounds=1, base="panda", **PANDA),
     },
     "tasks": {
         **{task: of_task(task) for task in TASKS},
