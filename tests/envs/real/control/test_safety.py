@@ -68,7 +68,7 @@ def test_target_below_the_table_is_raised_without_turning_or_shifting(arm, offse
     assert (after[:, 2] - points.radius).min() > table
     moved = (after - before)[hand]  # (P, 3)
     assert np.ptp(moved, axis=0).max() < 5e-3  # all points of the hand move equally
-    assert np.abs(moved[:, :2]).max() < 5e-3 and moved[:, 2].min() > 0
+    assert np.abs(moved[:, :2]).max() < 1e-2 and moved[:, 2].min() > 0
 
 
 @of_each_arm
