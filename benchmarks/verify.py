@@ -190,12 +190,12 @@ def differing() -> Iterator[str]:
 
 def picture(file: Path) -> None:
     """Draw success against the cost of a frame, a panel for each world."""
-    panels = []
+    panels, looks = [], dict[str, Any]()
     for name in studies():
         facts, outcomes = comparison(name)
         lines = []
-        for i, arm in enumerate(facts["arms"]):
-            colour, marker, *_ = plots.look(i)
+        for arm in facts["arms"]:
+            colour, marker, *_ = looks.setdefault(arm["name"], plots.look(len(looks)))
             low, high, _ = success_interval(outcomes[arm["name"]])
             y, style = 100 * outcomes[arm["name"]].mean(), {"ls": "none", "marker": marker, "ms": 7}
             span = ([100 * low], [100 * high])
