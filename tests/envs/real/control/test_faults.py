@@ -37,13 +37,13 @@ def bench(tmp_path_factory):
         return served(path if path.exists() else make_checkpoint(folder))
 
     with launch("kinematic") as emulator:
-        yield Bench(emulator, folder, patience=2.0, server=server)
+        yield Bench(emulator, folder, patience=3.0, server=server)
 
 
 @pytest.fixture(scope="module")
 def scene_bench(tmp_path_factory):
     with launch(fps=30, env=SCENE) as emulator:
-        yield Bench(emulator, tmp_path_factory.mktemp("scene"), patience=2.0, scene=True)
+        yield Bench(emulator, tmp_path_factory.mktemp("scene"), patience=3.0, scene=True)
 
 
 @pytest.mark.parametrize(
